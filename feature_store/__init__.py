@@ -1,0 +1,1 @@
+"""The bytes: schemas, commits, cells, activations, codes, associations and the queries over them."""

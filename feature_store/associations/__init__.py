@@ -1,0 +1,1 @@
+"""Feature associations: one file per statistic, one job that assembles the tables."""

@@ -1,0 +1,40 @@
+"""Errors of the store.
+
+StoreError
+├── InputError          what the user gave is wrong: file, matrix, column, value (nothing was written)
+├── QueryError          a query names what does not exist
+├── NotFoundError       a run or a table is not in the store
+├── PlanMismatchError   a run folder holds another plan than the one asked for
+├── IncompleteRunError  a run has no MANIFEST yet
+└── IntegrityError      bytes on disk differ from what was committed
+
+A message says what was wrong, the value received, what is allowed and what to type next.
+"""
+
+
+class StoreError(Exception):
+    """Base of every error that `feature_store` raises on purpose."""
+
+
+class InputError(StoreError, ValueError):
+    """What the user gave is wrong; nothing was written."""
+
+
+class QueryError(StoreError, ValueError):
+    """A query names what does not exist."""
+
+
+class NotFoundError(StoreError, LookupError):
+    """A run or a table is not in the store."""
+
+
+class PlanMismatchError(StoreError):
+    """A run folder holds another plan than the one asked for."""
+
+
+class IncompleteRunError(StoreError):
+    """A run has no MANIFEST yet: it was interrupted or is still running."""
+
+
+class IntegrityError(StoreError):
+    """Bytes on disk differ from what was committed."""

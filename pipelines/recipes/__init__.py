@@ -1,0 +1,1 @@
+"""Whole jobs: sequences of stages with their defaults."""
