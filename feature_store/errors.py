@@ -6,7 +6,8 @@ StoreError
 ├── NotFoundError       a run or a table is not in the store
 ├── PlanMismatchError   a run folder holds another plan than the one asked for
 ├── IncompleteRunError  a run has no MANIFEST yet
-└── IntegrityError      bytes on disk differ from what was committed
+├── IntegrityError      bytes on disk differ from what was committed
+└── StoreWriteError     the folder cannot be written: permission denied, read-only, disk full
 
 A message says what was wrong, the value received, what is allowed and what to type next.
 """
@@ -38,3 +39,7 @@ class IncompleteRunError(StoreError):
 
 class IntegrityError(StoreError):
     """Bytes on disk differ from what was committed."""
+
+
+class StoreWriteError(StoreError):
+    """The folder cannot be written; what was committed stays, and the run resumes once this is repaired."""
