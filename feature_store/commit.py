@@ -13,7 +13,7 @@ of publishing, so that a part and its marker always come from the same writer. O
 removed and publishing relies on the determinism alone.
 
 Cost: one sha256 over each part when it is written (about 1.5 GB/s a core with SHA extensions, .4 without) and one more
-for every part that `pending` or `verify` re-reads. Durability is POSIX fsync: a part with a marker survives a power cut.
+for every part that `pending` or `verify` re-reads. Durability is POSIX fsync: committed parts outlive a power cut.
 """
 
 import contextlib
@@ -132,6 +132,8 @@ class Run:
         n_shards = wanted.get("n_shards")
         if not isinstance(n_shards, int) or isinstance(n_shards, bool) or n_shards < 1:
             raise InputError(f"a plan needs n_shards, an int of at least 1; got {n_shards!r}")
+        if "files" in wanted and len(set(wanted["files"])) != n_shards:
+            raise InputError(f"a plan's files are n_shards = {n_shards} different names; got {wanted['files']!r}")
         with _clear_write_errors(path):
             path.mkdir(parents=True, exist_ok=True)
             if not (path / PLAN).exists():
@@ -402,6 +404,8 @@ def _temporary(folder: Path, label: str) -> Iterator[Path]:
 
 def _remove_abandoned(folder: Path) -> None:
     for path in folder.glob(f"{TEMPORARY}*"):
+        if path.is_dir():
+            continue
         try:
             descriptor = os.open(path, os.O_RDWR)
         except FileNotFoundError:
@@ -455,5 +459,5 @@ def _clear_write_errors(folder: Path) -> Iterator[None]:
             raise
         raise StoreWriteError(
             f"cannot write in {folder}: {error.strerror or error} ({error.filename or folder}); free the disk or fix "
-            "the permissions, or choose another folder with --store, then run the command again: what is committed stays"
+            "the permissions, or choose another --store, then run the command again: what is committed stays"
         ) from error

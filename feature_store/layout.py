@@ -2,7 +2,7 @@
 
     <root>/cells/<dataset>/        the cell table (one part), with genes/ beside it
     <root>/activations/<run>/      plan.json  part-00012.parquet  part-00012.json  MANIFEST.json
-    <root>/saes/<run>/             ray_train/  sae.safetensors  config.json
+    <root>/saes/<run>/             ray_train/  sae.safetensors  config.json  MANIFEST.json
     <root>/codes/<run>/            by_cell/  by_feature/  stats/{feature_gene,gene,feature_token}/
     <root>/associations/<run>/     features/  feature_label/  feature_gene/  feature_geneset/  feature_token/
     <root>/steering/<run>/         results/  per_cell/
