@@ -1,0 +1,38 @@
+"""Sparse autoencoders: from activations of a foundation model to sparse, readable features, and back.
+
+`Normaliser.fit` -> `Trainer.step` ... -> `Trainer.finish` -> `SparseAutoencoder.encode` / `decode` -> `save_sae` /
+`load_sae`. Knows activations as tensors [token d_model] and nothing of cells, genes, files of data or clusters.
+"""
+
+from sae_core.sae.architectures import ARCHITECTURES
+from sae_core.sae.autoencoder import SparseAutoencoder
+from sae_core.sae.calibration import Calibration, calibrate_threshold
+from sae_core.sae.checkpoint import SAEInfo, load_sae, load_training, read_info, save_sae, save_training
+from sae_core.sae.codes import SparseCodes
+from sae_core.sae.config import SAEConfig, TrainConfig
+from sae_core.sae.metrics import MetricAccumulator, Metrics, evaluate
+from sae_core.sae.normaliser import Normaliser
+from sae_core.sae.trainer import StepMetrics, Trainer, TrainerState
+
+__all__ = [
+    "ARCHITECTURES",
+    "Calibration",
+    "MetricAccumulator",
+    "Metrics",
+    "Normaliser",
+    "SAEConfig",
+    "SAEInfo",
+    "SparseAutoencoder",
+    "SparseCodes",
+    "StepMetrics",
+    "TrainConfig",
+    "Trainer",
+    "TrainerState",
+    "calibrate_threshold",
+    "evaluate",
+    "load_sae",
+    "load_training",
+    "read_info",
+    "save_sae",
+    "save_training",
+]

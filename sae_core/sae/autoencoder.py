@@ -1,0 +1,120 @@
+"""`SparseAutoencoder`: raw activations in, sparse codes in raw units, raw reconstructions out.
+
+The equations, with x_n = (x - mu) / scale the normalised activation:
+    pre = W_enc x_n + b_enc      z = scale * select(pre)      x_hat = z W_dec + scale * b_dec + mu
+A code's value is thus the length, in the activation's own units, that a feature adds along its unit direction
+W_dec[f], and it is the same number before and after the normaliser is folded in. Folding uses that a rectifier and
+every selector commute with a positive factor: scale * (W_enc (x - mu) / scale + b_enc) = W_enc x + (scale * b_enc -
+W_enc mu). So
+    W_enc, W_dec stay     b_enc' = scale * b_enc - W_enc mu     b_dec' = scale * b_dec + mu     theta' = scale * theta
+    mu' = 0, scale' = 1
+and folding a folded autoencoder changes nothing, bit for bit. Training needs the unfolded form (unit variance, where
+learning rates and the AuxK coefficient have a meaning); a saved autoencoder is always folded.
+"""
+
+from typing import Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sae_core.errors import ConfigError
+from sae_core.sae.architectures import architecture
+from sae_core.sae.codes import SparseCodes
+from sae_core.sae.config import SAEConfig
+from sae_core.sae.kernels import kernel_for
+from sae_core.sae.objectives import Weights
+
+MAX_DENSE = 2**24  # entries of the pre-activations held at once while encoding: 64 MB in float32
+
+
+class SparseAutoencoder(nn.Module):
+    """A dictionary of `n_features` unit directions and the encoder that says which of them an activation is made of."""
+
+    W_enc: Tensor
+    W_dec: Tensor
+    b_enc: Tensor
+    b_dec: Tensor
+    theta: Tensor
+    mu: Tensor
+    scale: Tensor
+
+    def __init__(self, config: SAEConfig, *, generator: torch.Generator | None = None) -> None:
+        """Random unit directions, the encoder their copy, no bias, no threshold, no normaliser; None: seed 0."""
+        super().__init__()
+        self.config = config
+        self.architecture = architecture(config.arch)
+        if generator is None:
+            generator = torch.Generator().manual_seed(0)
+        directions = functional.normalize(torch.randn(config.n_features, config.d_model, generator=generator), dim=1)
+        self.W_dec = nn.Parameter(directions)
+        self.W_enc = nn.Parameter(directions.clone())
+        self.b_enc = nn.Parameter(torch.zeros(config.n_features))
+        self.b_dec = nn.Parameter(torch.zeros(config.d_model))
+        self.register_buffer("theta", torch.zeros(()))
+        self.register_buffer("mu", torch.zeros(config.d_model))
+        self.register_buffer("scale", torch.ones(()))
+
+    @property
+    def weights(self) -> Weights:
+        """The four parameters."""
+        return Weights(self.W_enc, self.W_dec, self.b_enc, self.b_dec)
+
+    def normalise(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
+        """(x - mu) / scale; `ConfigError` if the width is not the autoencoder's."""
+        if x.shape[1] != self.config.d_model:
+            raise ConfigError(
+                f"activations have d_model = {x.shape[1]}, the autoencoder was made for {self.config.d_model}: "
+                "give it activations of the model and site that it was trained on."
+            )
+        return (x - self.mu) / self.scale
+
+    def pre_activations(self, x_n: Float[Tensor, "token d_model"]) -> Float[Tensor, "token feature"]:
+        """W_enc x_n + b_enc of normalised activations, all features, before any selection."""
+        return functional.linear(x_n, self.W_enc, self.b_enc)
+
+    @torch.no_grad()
+    def encode(self, x: Float[Tensor, "token d_model"]) -> SparseCodes:
+        """Codes of raw activations, each token by itself (threshold, or the token's own k largest for topk).
+
+        Values are in raw units. The dense pre-activations exist for 64 MB worth of tokens at a time.
+        """
+        theta, chunk = float(self.theta), max(1, MAX_DENSE // self.config.n_features)
+        x_n = self.normalise(x)
+        parts = [
+            self.architecture.infer(self.pre_activations(x_n[start : start + chunk]), self.config.k, theta)
+            for start in range(0, max(1, len(x_n)), chunk)
+        ]
+        codes = parts[0] if len(parts) == 1 else SparseCodes.concatenate(parts)
+        return codes.with_value(codes.value * self.scale)
+
+    def decode(self, codes: SparseCodes) -> Float[Tensor, "token d_model"]:
+        """Reconstruction of raw activations: codes W_dec + scale * b_dec + mu."""
+        return self.decode_directions(codes) + (self.scale * self.b_dec + self.mu)
+
+    def decode_directions(self, codes: SparseCodes) -> Float[Tensor, "token d_model"]:
+        """Product codes W_dec without the bias: what a difference of two codes adds to an activation."""
+        if codes.n_features != self.config.n_features:
+            raise ConfigError(
+                f"codes have n_features = {codes.n_features}, the autoencoder has {self.config.n_features}: "
+                "decode them with the autoencoder that wrote them."
+            )
+        return kernel_for(self.W_dec.device).decode(codes, self.W_dec)
+
+    def forward(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
+        """Reconstruction of raw activations through the inference code."""
+        return self.decode(self.encode(x))
+
+    @torch.no_grad()
+    def folded(self) -> Self:
+        """A copy without gradients that computes the same with the normaliser inside its weights (mu 0, scale 1)."""
+        copy = type(self)(self.config).to(device=self.W_enc.device, dtype=self.W_enc.dtype)
+        W_enc, W_dec, b_enc, b_dec = (weight.double() for weight in self.weights)
+        mu, scale = self.mu.double(), self.scale.double()
+        copy.W_enc.copy_(W_enc)
+        copy.W_dec.copy_(W_dec)
+        copy.b_enc.copy_(scale * b_enc - W_enc @ mu)
+        copy.b_dec.copy_(scale * b_dec + mu)
+        copy.theta.copy_(scale * self.theta.double())
+        return copy.requires_grad_(False)

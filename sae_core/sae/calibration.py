@@ -1,0 +1,67 @@
+"""The inference threshold of BatchTopK: theta such that held-out tokens have k active features on average.
+
+In training the cutoff follows the batch; a running mean of it is biased (METHODS.md: L0 106 where k = 100 was asked)
+and so is only shown. E[L0] as a function of theta is a count of pre-activations above theta, so the theta asked for
+is an order statistic: the (k * n_tokens)-th largest. It is read off a histogram of the numbers' own bit patterns:
+positive float32 patterns ascend with their value, and their upper 19 bits are bins of relative width 2^-11 (0.05 %)
+over the whole range of floats. One pass over any number of tokens in 4 MB, and the histograms of two workers add up.
+The bin is found by bisection of the cumulative counts.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from sae_core.errors import ConfigError
+from sae_core.sae.autoencoder import SparseAutoencoder
+
+SHIFT = 12  # bits of the mantissa that a bin ignores
+N_BINS = 2 ** (31 - SHIFT)
+
+
+class Calibration(NamedTuple):
+    """A threshold and what it achieves on the held-out tokens."""
+
+    theta: float
+    """In the units of the autoencoder's pre-activations."""
+    l0: float
+    """Mean number of pre-activations above theta; below k only if fewer are positive at all."""
+    n_tokens: int
+
+
+def calibrate_threshold(sae: SparseAutoencoder, batches: Iterable[Float[Tensor, "_ _"]]) -> Calibration:
+    """Theta with E[L0] = k on raw activations that training has not seen; the autoencoder is left as it is."""
+    histogram, n_tokens = torch.zeros(N_BINS, dtype=torch.int64), 0
+    for x in batches:
+        histogram += _histogram(sae, x)
+        n_tokens += x.shape[0]
+    if n_tokens == 0:
+        raise ConfigError("the threshold was given no token to be calibrated on: hold out some activations.")
+    above = histogram.flip(0).cumsum(0).flip(0)  # above[i]: entries in bin i or higher
+    wanted = sae.config.k * n_tokens
+    if int(above[0]) <= wanted:
+        return Calibration(0.0, int(above[0]) / n_tokens, n_tokens)
+    # careful: `above` descends, and searchsorted bisects what ascends
+    upper = N_BINS - int(torch.searchsorted(above.flip(0), wanted, right=True))
+    lower = max(upper - 1, 0)
+    best = min((lower, upper), key=lambda i: abs(_count(above, i) - wanted))
+    return Calibration(_below(best), _count(above, best) / n_tokens, n_tokens)
+
+
+@torch.no_grad()
+def _histogram(sae: SparseAutoencoder, x: Float[Tensor, "token d_model"]) -> Int64[Tensor, " bins"]:
+    pre = sae.pre_activations(sae.normalise(x)).float()
+    bits = pre[pre > 0].view(torch.int32) >> SHIFT
+    return torch.bincount(bits, minlength=N_BINS).cpu()
+
+
+def _count(above: Int64[Tensor, " bins"], index: int) -> int:
+    return int(above[index]) if index < N_BINS else 0
+
+
+def _below(index: int) -> float:
+    """The largest float32 below bin `index`, so that `pre > theta` holds for exactly that bin and those above."""
+    return float(torch.tensor(max((index << SHIFT) - 1, 0), dtype=torch.int32).view(torch.float32))

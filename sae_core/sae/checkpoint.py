@@ -1,0 +1,146 @@
+"""Autoencoders and training states on disk: safetensors for tensors, JSON for the rest, no pickle.
+
+A folder holds `sae.safetensors` and `config.json` (a training state: `trainer.safetensors` and `trainer.json`). Each
+file is written under a temporary name, flushed and renamed; the JSON comes last and carries the tensors' sha256, so a
+folder is either the old state, the new one, or recognised as torn. Weights are saved with the normaliser folded in.
+"""
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from sae_core.errors import CheckpointError, ConfigError
+from sae_core.sae.autoencoder import SparseAutoencoder
+from sae_core.sae.config import SAEConfig
+from sae_core.sae.trainer import TrainerState
+
+SAE_FORMAT, TRAINER_FORMAT, VERSION = "scsae.sae", "scsae.trainer", 1
+_WEIGHTS = ("W_enc", "W_dec", "b_enc", "b_dec", "theta")
+
+
+class SAEInfo(NamedTuple):
+    """What `config.json` says beside the weights."""
+
+    config: SAEConfig
+    extra: dict[str, Any]
+    weights_sha256: str
+
+
+def save_sae(sae: SparseAutoencoder, folder: str | Path, extra: Mapping[str, Any] | None = None) -> None:
+    """Write an autoencoder, folded, with `extra` JSON values (where its activations came from, its metrics)."""
+    state = sae.folded().state_dict()
+    header = {"config": sae.config.to_dict(), "extra": dict(extra or {})}
+    _write(Path(folder), "sae.safetensors", "config.json", SAE_FORMAT, {name: state[name] for name in _WEIGHTS}, header)
+
+
+def load_sae(folder: str | Path, *, device: str = "cpu") -> SparseAutoencoder:
+    """Read an autoencoder, without gradients; `CheckpointError` if the folder does not hold a whole one."""
+    info = read_info(folder)
+    tensors = _read_tensors(Path(folder) / "sae.safetensors", info.weights_sha256)
+    sae = SparseAutoencoder(info.config)
+    expected = sae.state_dict()
+    wrong = sorted(set(_WEIGHTS) ^ set(tensors)) or [n for n in _WEIGHTS if tensors[n].shape != expected[n].shape]
+    if wrong:
+        raise CheckpointError(
+            f"{folder}: missing, unexpected or misshapen tensors {', '.join(wrong)} for {info.config}. "
+            "Save it again with save_sae."
+        )
+    sae.load_state_dict(expected | tensors)
+    return sae.requires_grad_(False).to(device)
+
+
+def read_info(folder: str | Path) -> SAEInfo:
+    """Configuration and extra values of a saved autoencoder, without its weights."""
+    header = _read_header(Path(folder) / "config.json", SAE_FORMAT)
+    try:
+        config = SAEConfig.from_dict(header["config"])
+    except ConfigError as error:
+        raise CheckpointError(f"{folder}/config.json holds no valid configuration: {error}") from error
+    return SAEInfo(config, header["extra"], header["weights_sha256"])
+
+
+def save_training(state: TrainerState, folder: str | Path, extra: Mapping[str, Any] | None = None) -> None:
+    """Write a trainer's state with `extra` JSON values (the data stream's position, say)."""
+    header = {"meta": state.meta, "extra": dict(extra or {})}
+    _write(Path(folder), "trainer.safetensors", "trainer.json", TRAINER_FORMAT, state.tensors, header)
+
+
+def load_training(folder: str | Path) -> tuple[TrainerState, dict[str, Any]]:
+    """A trainer's state and the extra values saved with it; `CheckpointError` if they are not whole."""
+    header = _read_header(Path(folder) / "trainer.json", TRAINER_FORMAT)
+    tensors = _read_tensors(Path(folder) / "trainer.safetensors", header["weights_sha256"])
+    return TrainerState(tensors, header["meta"]), header["extra"]
+
+
+def _write(
+    folder: Path, weights: str, header: str, kind: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+) -> None:
+    data = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    body = {"format": kind, "version": VERSION, "weights_sha256": hashlib.sha256(data).hexdigest(), **values}
+    try:
+        text = json.dumps(body, indent=1, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the extra values of {folder / header} are not plain JSON: {error}.") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / weights, data)
+    _replace(folder / header, text.encode())
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".tmp-{path.name}-{uuid.uuid4().hex}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _read_header(path: Path, kind: str) -> dict[str, Any]:
+    try:
+        header = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path} does not exist: give the folder of a saved one (`scsae train` writes it)."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}. Save it again.") from error
+    found = (header.get("format"), header.get("version")) if isinstance(header, dict) else (None, None)
+    if found != (kind, VERSION):
+        raise CheckpointError(f"{path} is of format {found}, and this version reads {(kind, VERSION)}. Save it again.")
+    missing = {"weights_sha256", "extra"} - set(header)
+    if missing:
+        raise CheckpointError(f"{path} lacks {', '.join(sorted(missing))}. Save it again.")
+    return dict(header)
+
+
+def _read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}. Save it again.") from error
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise CheckpointError(
+            f"{path} does not belong to the JSON beside it (sha256 {found[:12]}..., expected {sha256[:12]}...): "
+            "it was damaged, or a save was interrupted between the two files. Save it again."
+        )
+    try:
+        return safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path} is no safetensors file: {error}. Save it again.") from error

@@ -1,0 +1,125 @@
+"""What an autoencoder is (`SAEConfig`) and how it is trained (`TrainConfig`).
+
+The two are apart because the first travels with the weights for ever and the second matters only until training ends.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+from sae_core.errors import ConfigError
+
+MAX_DEAD_WINDOW = 10_000_000  # tokens; the fixed window of arXiv 2406.04093, here only an upper bound
+
+
+def _require(ok: bool, rule: str, name: str, value: object) -> None:
+    if not ok:
+        raise ConfigError(f"{name} = {value!r} is not allowed: {rule}. Set {name} accordingly and run again.")
+
+
+class _FromMapping:
+    """Reading a config back from JSON, where an unknown key is an error."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Config from a mapping of its fields; `ConfigError` names unknown and missing keys."""
+        known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ConfigError(f"{cls.__name__} has no field {', '.join(unknown)}; its fields are {', '.join(known)}.")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ConfigError(f"{cls.__name__} cannot be built from the keys {sorted(values)}: {error}.") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAEConfig(_FromMapping):
+    """One sparse autoencoder: its size, its sparsity and its architecture."""
+
+    d_model: int
+    """Width of the activations."""
+    n_features: int
+    """Number of features F; a usual choice is 8 * d_model."""
+    k: int
+    """Active features per token: exactly (topk) or on average (batchtopk)."""
+    arch: str = "batchtopk"
+    """A key of `architectures.ARCHITECTURES`; an unknown one is refused when the autoencoder is built."""
+    k_aux: int | None = None
+    """Dead features that reconstruct the residual of one token; None: d_model // 2 (arXiv 2406.04093)."""
+    aux_coefficient: float = 1 / 32
+    """Weight of the AuxK loss; 0 turns it off."""
+
+    def __post_init__(self) -> None:
+        _require(self.d_model >= 1, "d_model >= 1", "d_model", self.d_model)
+        _require(self.n_features >= 1, "n_features >= 1", "n_features", self.n_features)
+        _require(
+            1 <= self.k <= self.n_features, f"1 <= k <= n_features, and n_features is {self.n_features}", "k", self.k
+        )
+        _require(self.k_aux is None or self.k_aux >= 1, "k_aux >= 1, or None for d_model // 2", "k_aux", self.k_aux)
+        finite = math.isfinite(self.aux_coefficient) and self.aux_coefficient >= 0
+        _require(finite, "a finite number >= 0", "aux_coefficient", self.aux_coefficient)
+
+    @property
+    def n_aux(self) -> int:
+        """Most dead features that may take part in AuxK for one token."""
+        return max(1, self.d_model // 2) if self.k_aux is None else self.k_aux
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(_FromMapping):
+    """One training run: its length, its step size over time, and when a feature counts as dead."""
+
+    n_steps: int
+    """Optimizer steps in all."""
+    batch_size: int = 4096
+    """Tokens a step; the stream is asked for this many, and a shorter last batch is accepted."""
+    lr: float | None = None
+    """Peak learning rate; None: `peak_lr` of the autoencoder's width."""
+    warmup_fraction: float = 0.05
+    """Share of the steps over which the rate rises linearly from 0."""
+    decay_fraction: float = 0.3
+    """Share of the steps, at the end, over which the rate falls linearly to 0."""
+    dead_window_tokens: int | None = None
+    """Tokens without firing after which a feature is dead; None: a 20th of all tokens of the run, at most 10 M."""
+    theta_decay: float = 0.99
+    """Decay of the running threshold that is shown during training and replaced by calibration at its end."""
+    seed: int = 0
+    """Seed of the initial weights."""
+
+    def __post_init__(self) -> None:
+        _require(self.n_steps >= 1, "n_steps >= 1", "n_steps", self.n_steps)
+        _require(self.batch_size >= 1, "batch_size >= 1", "batch_size", self.batch_size)
+        _require(
+            self.lr is None or (math.isfinite(self.lr) and self.lr > 0), "a finite number > 0, or None", "lr", self.lr
+        )
+        for name in ("warmup_fraction", "decay_fraction"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, "a share between 0 and 1", name, value)
+        total = self.warmup_fraction + self.decay_fraction
+        _require(total <= 1, "warm-up and decay together take at most the whole run", "warmup + decay", total)
+        window = self.dead_window_tokens
+        _require(window is None or window >= 1, "dead_window_tokens >= 1, or None", "dead_window_tokens", window)
+        _require(0 <= self.theta_decay < 1, "a number in [0, 1)", "theta_decay", self.theta_decay)
+
+    @property
+    def dead_window(self) -> int:
+        """Tokens without firing after which a feature counts as dead; it scales with the run."""
+        if self.dead_window_tokens is not None:
+            return self.dead_window_tokens
+        return min(MAX_DEAD_WINDOW, max(self.batch_size, self.n_steps * self.batch_size // 20))
+
+    def peak_lr(self, n_features: int) -> float:
+        """The peak rate: `lr`, or 2e-4 / sqrt(n_features / 16384), the scaling found by arXiv 2406.04093."""
+        return 2e-4 / math.sqrt(n_features / 2**14) if self.lr is None else self.lr
+
+    def lr_at(self, step: int, n_features: int) -> float:
+        """Learning rate of step 0 .. `n_steps` - 1: linear rise, plateau, linear fall; a function of the step alone."""
+        rise = min(1.0, (step + 1) / max(1, round(self.warmup_fraction * self.n_steps)))
+        fall = min(1.0, (self.n_steps - step) / max(1, round(self.decay_fraction * self.n_steps)))
+        return self.peak_lr(n_features) * min(rise, fall)

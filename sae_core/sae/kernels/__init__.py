@@ -1,0 +1,40 @@
+"""The two products of a sparse autoencoder that a dense implementation wastes its time on, by device.
+
+`encode` attaches gradients to chosen pre-activations, `decode` multiplies a sparse code with the decoder. A `Kernel`
+is a record of the two; every one equals `REFERENCE` (dense, plain autograd) in values and gradients, which the tests
+check. A new device is a new record in `KERNELS`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sae_core.sae.codes import SparseCodes
+from sae_core.sae.kernels import cpu, reference
+
+__all__ = ["CPU", "KERNELS", "REFERENCE", "Kernel", "kernel_for"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """One implementation of the two products."""
+
+    name: str
+    encode: Callable[[Tensor, Tensor, Tensor, SparseCodes], Tensor]
+    """(x [token d_model], W_enc [feature d_model], b_enc [feature], codes) -> values [nnz] of x W_enc^T + b_enc at the
+    places of `codes`, differentiable in x, W_enc and b_enc. `codes.value` holds those values already."""
+    decode: Callable[[SparseCodes, Tensor], Tensor]
+    """(codes, W_dec [feature d_model]) -> codes W_dec [token d_model], differentiable in `codes.value` and W_dec."""
+
+
+REFERENCE = Kernel(name="reference", encode=reference.encode, decode=reference.decode)
+CPU = Kernel(name="cpu", encode=cpu.encode, decode=cpu.decode)
+
+KERNELS = {kernel.name: kernel for kernel in (REFERENCE, CPU)}
+
+
+def kernel_for(device: torch.device) -> Kernel:
+    """The kernel written for a device's type, or the dense reference, which runs on all of them."""
+    return KERNELS.get(device.type, REFERENCE)
