@@ -1,0 +1,149 @@
+"""Which cells train the SAE, which choose thresholds and features, and which are reported: three splits of whole units.
+
+Cells of one donor resemble each other, so a unit (a donor; without donors a batch; without batches a cell) goes to
+one split whole, and nothing is selected and reported on the same cells. Units are dealt out largest first, each to the
+split that lacks the most cells; units within a factor of two in size are ordered by a hash of (seed, name), so the seed
+decides without spoiling the balance. Costs microseconds per unit.
+
+Method: grouped hold-out; why whole donors: Squair et al. 2021, doi:10.1038/s41467-021-25960-2.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from feature_store.errors import InputError
+from feature_store.schemas import SPLITS
+
+MIN_UNITS = len(SPLITS)
+Labels = npt.NDArray[np.str_]
+Units = Sequence[str | None] | npt.NDArray[np.object_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """How cells are split: a seed and the wanted shares of cells in train, select and test."""
+
+    seed: int = 0
+    fractions: tuple[float, float, float] = (0.5, 0.25, 0.25)
+
+    def __post_init__(self) -> None:
+        if len(self.fractions) != len(SPLITS) or min(self.fractions) <= 0 or abs(sum(self.fractions) - 1) > 1e-9:
+            raise InputError(
+                f"split fractions are {len(SPLITS)} positive numbers that sum to 1 ({', '.join(SPLITS)}); "
+                f"got {self.fractions}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitRecord:
+    """What was split: the kind of unit, units and cells per split, and why the kind is not the one asked for."""
+
+    unit: str
+    n_units: int
+    cells: Mapping[str, int] = field(default_factory=dict)
+    units: Mapping[str, int] = field(default_factory=dict)
+    fallback: str | None = None
+
+
+def make(
+    n_cells: int, *, donor: Units | None = None, batch: Units | None = None, config: SplitConfig | None = None
+) -> tuple[Labels, SplitRecord]:
+    """Split by donor, else by batch, else by cell; with fewer than 3 units by cell, which the record's `fallback` says.
+
+    Returns the split of each cell [n_cells] and the record. InputError for fewer than 3 cells or units of another
+    length.
+    """
+    config = config or SplitConfig()
+    kind, units = ("donor", donor) if donor is not None else ("batch", batch) if batch is not None else ("cell", None)
+    fallback = None
+    if units is not None and (n_units := len(set(units))) < MIN_UNITS:
+        fallback = (
+            f"{n_units} {kind}{'' if n_units == 1 else 's'} cannot fill {MIN_UNITS} splits: split by cell, so cells of "
+            f"one {kind} are on both sides and held-out figures are optimistic"
+        )
+        kind, units = "cell", None
+    labels = assign(units, n_cells, seed=config.seed, fractions=config.fractions)
+    cells = {split: int((labels == split).sum()) for split in SPLITS}
+    per_split = cells
+    if units is not None:
+        names = _names(units)
+        per_split = {split: len(np.unique(names[labels == split])) for split in SPLITS}
+    return labels, SplitRecord(
+        unit=kind, n_units=sum(per_split.values()), cells=cells, units=per_split, fallback=fallback
+    )
+
+
+def assign(
+    units: Units | None,
+    n_cells: int,
+    *,
+    seed: int = 0,
+    fractions: tuple[float, float, float] = SplitConfig.fractions,
+) -> Labels:
+    """The split of each cell, "train", "select" or "test" [n_cells]; by whole units, or by cell where `units` is None.
+
+    A function of (seed, unit names and sizes): the order of the cells does not matter. Cells without a unit (None) form
+    one unit together. InputError for fewer than 3 units or cells, or `units` of another length.
+    """
+    SplitConfig(seed=seed, fractions=fractions)
+    if units is None:
+        return _assign_cells(n_cells, seed, fractions)
+    if len(units) != n_cells:
+        raise InputError(f"units has {len(units)} entries for {n_cells} cells")
+    names, unit_of_cell, sizes = np.unique(_names(units), return_inverse=True, return_counts=True)
+    if len(names) < MIN_UNITS:
+        raise InputError(
+            f"{MIN_UNITS} splits need at least {MIN_UNITS} units; got {list(names)}; split by cell instead"
+        )
+    return _deal(names, sizes, seed, fractions)[unit_of_cell]
+
+
+def check_whole_units(labels: Labels, units: Units) -> None:
+    """Raise InputError naming the first unit whose cells lie in more than one split."""
+    names, unit_of_cell = np.unique(_names(units), return_inverse=True)
+    present = np.stack([np.bincount(unit_of_cell[labels == split], minlength=len(names)) > 0 for split in SPLITS])
+    torn = np.flatnonzero(present.sum(axis=0) > 1)
+    if len(torn):
+        where = [split for split, has in zip(SPLITS, present[:, torn[0]], strict=True) if has]
+        raise InputError(
+            f"unit {str(names[torn[0]])!r} has cells in {' and '.join(where)} ({len(torn)} such units); "
+            "a unit belongs to one split whole: make the cell table again with `scsae extract`"
+        )
+
+
+def _assign_cells(n_cells: int, seed: int, fractions: Sequence[float]) -> Labels:
+    if n_cells < MIN_UNITS:
+        raise InputError(f"{MIN_UNITS} splits need at least {MIN_UNITS} cells; got {n_cells}")
+    bounds = np.round(np.cumsum(fractions) * n_cells).astype(int)
+    # every split gets a cell however few there are
+    bounds = np.clip(bounds, np.arange(1, 4), n_cells - np.arange(2, -1, -1))
+    ranks = np.random.default_rng(seed).permutation(n_cells)
+    return np.array(SPLITS)[np.searchsorted(bounds, ranks, side="right")]
+
+
+def _deal(names: Labels, sizes: npt.NDArray[np.int64], seed: int, fractions: Sequence[float]) -> Labels:
+    """Split of each unit: largest first, each to the split lacking the most cells, none left empty."""
+    lacking = np.array(fractions) * sizes.sum()
+    n_units = np.zeros(len(SPLITS), dtype=int)
+    split_of = np.zeros(len(names), dtype=int)
+    order = sorted(range(len(names)), key=lambda unit: (-int(sizes[unit]).bit_length(), _hash(seed, str(names[unit]))))
+    for position, unit in enumerate(order):
+        empty = n_units == 0
+        must_fill = len(order) - position <= empty.sum()
+        split = int(np.argmax(np.where(empty, lacking, -np.inf) if must_fill else lacking))
+        split_of[unit] = split
+        lacking[split] -= sizes[unit]
+        n_units[split] += 1
+    return np.array(SPLITS)[split_of]
+
+
+def _names(units: Units) -> Labels:
+    return np.array(["\0missing" if unit is None else str(unit) for unit in units], dtype=np.str_)
+
+
+def _hash(seed: int, name: str) -> str:
+    return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
