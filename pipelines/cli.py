@@ -1,0 +1,292 @@
+"""The command line. `scsae --help` answers in under a second: a command imports its stage when it is called.
+
+The options of a stage's command are the fields of its options class: their docstrings are the help. Exit codes: 0 done,
+1 a run failed or was interrupted and can be resumed, 2 the input or the options are wrong and nothing was written.
+"""
+
+import inspect
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipelines.config import (
+    AssociateOptions,
+    DataOptions,
+    EncodeOptions,
+    ExtractOptions,
+    Options,
+    SteerOptions,
+    TrainOptions,
+    check,
+    load_recipe,
+)
+from pipelines.errors import exit_code, root_cause
+from pipelines.progress import stderr_console
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Sparse autoencoders for single-cell foundation models: extract, train, encode, associate, steer, query.",
+)
+models_app = typer.Typer(invoke_without_command=True, help="Registry look-ups: versions, aliases, metrics, lineage.")
+app.add_typer(models_app, name="models")
+
+Store = Annotated[Path, typer.Option("--store", envvar="SCSAE_STORE", help="Folder of the store.")]
+Address = Annotated[
+    str | None, typer.Option("--address", help="Ray cluster to use, e.g. ray://HEAD:10001; default: this machine.")
+]
+DEFAULT_STORE = Path("scsae-store")
+
+
+class Format(StrEnum):
+    """How rows are written to stdout."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+    parquet = "parquet"
+
+
+Output = Annotated[Format, typer.Option("--format", help="Form of the answer on stdout.")]
+
+
+def main() -> None:
+    """Run the command line; turn errors raised on purpose into one message and an exit code."""
+    try:
+        app(standalone_mode=True)
+    except KeyboardInterrupt:
+        stderr_console().print("interrupted; the same command resumes", style="yellow")
+        sys.exit(1)
+    except Exception as error:  # noqa: BLE001  every error ends as a message and an exit code
+        cause = root_cause(error)
+        code = exit_code(cause)
+        console = stderr_console()
+        if cause is error and not isinstance(error, OSError) and code == 1:
+            console.print_exception(max_frames=8)
+        console.print(f"error: {cause}", style="red", markup=False, soft_wrap=True)
+        sys.exit(code)
+
+
+def stage_command(cls: type[Options], *, argument: str | None = None) -> Callable[[Callable[..., None]], None]:
+    """Register `body(options, store, address)` as a command whose options are the fields of `cls`.
+
+    The field `argument` becomes the positional argument.
+    """
+
+    def register(body: Callable[..., None]) -> None:
+        name = body.__name__.removesuffix("_command")
+
+        def command(**given: Any) -> None:
+            store, address = given.pop("store"), given.pop("address")
+            values = {key: value for key, value in given.items() if value is not None and value != []}
+            body(check(cls, values, f"scsae {name}"), store, address)
+
+        parameters = [_parameter(cls, field, positional=field == argument) for field in cls.model_fields]
+        parameters.append(_keyword("store", Store, DEFAULT_STORE))
+        parameters.append(_keyword("address", Address, None))
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        app.command(name, help=cls.__doc__)(command)
+
+    return register
+
+
+def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _parameter(cls: type[Options], field: str, *, positional: bool) -> inspect.Parameter:
+    """The command-line parameter of one field."""
+    info = cls.model_fields[field]
+    if positional:
+        return _keyword(field, Annotated[Path, typer.Argument(help=info.description)], inspect.Parameter.empty)
+    kind = _cli_type(info.annotation)
+    default = None if info.is_required() else info.get_default(call_default_factory=True)
+    if isinstance(default, tuple):
+        default = [str(item) for item in default]
+    flag = f"--{field.replace('_', '-')}"
+    return _keyword(field, Annotated[kind, typer.Option(flag, help=info.description)], default)
+
+
+def _cli_type(annotation: Any) -> Any:
+    """What typer is told: choices as text (the options class checks them), tuples as repeated options."""
+    text = str(annotation)
+    if text.startswith("tuple["):
+        return list[str]
+    for kind in (bool, float, int):
+        if annotation is kind or text.startswith(f"{kind.__name__} |"):
+            return kind | None
+    return str | None
+
+
+@stage_command(ExtractOptions, argument="data")
+def extract_command(options: ExtractOptions, store: Path, address: str | None) -> None:
+    """See ExtractOptions."""
+    from pipelines.extract import extract
+    from pipelines.report import print_results
+
+    print_results(extract(options, store, address=address), store)
+
+
+@stage_command(TrainOptions)
+def train_command(options: TrainOptions, store: Path, address: str | None) -> None:
+    """See TrainOptions."""
+    from pipelines.report import print_results
+    from pipelines.train import train
+
+    print_results([train(options, store, address=address)], store)
+
+
+@stage_command(EncodeOptions)
+def encode_command(options: EncodeOptions, store: Path, address: str | None) -> None:
+    """See EncodeOptions."""
+    from pipelines.encode import encode
+    from pipelines.report import print_results
+
+    print_results([encode(options, store, address=address)], store)
+
+
+@stage_command(AssociateOptions)
+def associate_command(options: AssociateOptions, store: Path, address: str | None) -> None:
+    """See AssociateOptions."""
+    from pipelines.associate import associate
+    from pipelines.report import print_results
+
+    print_results([associate(options, store)], store)
+
+
+@stage_command(SteerOptions)
+def steer_command(options: SteerOptions, store: Path, address: str | None) -> None:
+    """See SteerOptions."""
+    from pipelines.report import print_results, print_steering
+    from pipelines.steer import steer
+
+    result = steer(options, store, address=address)
+    print_results([result], store)
+    print_steering(store, result.run)
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="YAML file: stages and their options.")],
+    store: Annotated[Path | None, typer.Option("--store", envvar="SCSAE_STORE", help="Folder of the store.")] = None,
+    address: Address = None,
+) -> None:
+    """Run the stages of a recipe in order; resumed by running it again."""
+    from pipelines.recipes.run import run_recipe
+    from pipelines.report import print_results
+
+    checked = load_recipe(recipe)
+    target = store or checked.store or DEFAULT_STORE
+    print_results(run_recipe(checked, target, address=address), target)
+
+
+@app.command()
+def submit(
+    recipe: Annotated[Path, typer.Argument(help="YAML file: stages and their options.")],
+    address: Annotated[str, typer.Option("--address", help="Ray dashboard of the cluster, e.g. http://HEAD:8265.")],
+    store: Store = DEFAULT_STORE,
+) -> None:
+    """Run a recipe as a Ray job: the log is followed and the job's outcome is the exit code."""
+    from pipelines.submit import submit_recipe
+
+    raise typer.Exit(submit_recipe(recipe, store=store, address=address))
+
+
+@app.command()
+def demo(
+    store: Store = DEFAULT_STORE,
+    data: Annotated[Path | None, typer.Option("--data", help="Cells to use instead of the embedded PBMC.")] = None,
+    donor: Annotated[str | None, typer.Option("--donor", help="With --data: obs column of the donor.")] = None,
+    batch: Annotated[str | None, typer.Option("--batch", help="With --data: obs column of the batch.")] = None,
+    cell_type: Annotated[str | None, typer.Option("--cell-type", help="With --data: obs column of the type.")] = None,
+) -> None:
+    """The whole job on real cells with the mini model, a summary and where to look next."""
+    from pipelines.recipes.demo import run_demo
+
+    run_demo(store, data=data, donor=donor, batch=batch, cell_type=cell_type)
+
+
+@app.command("inspect")
+def inspect_command(
+    data: Annotated[Path, typer.Argument(help=DataOptions.model_fields["data"].description)],
+    model: Annotated[str, typer.Option("--model", help=DataOptions.model_fields["model"].description)] = "mini",
+    matrix: Annotated[str | None, typer.Option("--matrix", help=DataOptions.model_fields["matrix"].description)] = None,
+) -> None:
+    """Genes matched, counts or not, tokens per cell, bytes and time expected; writes nothing."""
+    from pipelines.report import inspect_data, print_facts
+
+    values = {"data": data, "model": model, "matrix": matrix}
+    print_facts(inspect_data(check(DataOptions, values, "scsae inspect")))
+
+
+@app.command()
+def sql(
+    query: Annotated[str, typer.Argument(help="SQL over the tables of the store.")],
+    store: Store = DEFAULT_STORE,
+    output: Output = Format.table,
+) -> None:
+    """Ask the store in SQL: cells, codes, features, feature_label, feature_gene, feature_geneset, ..."""
+    from feature_store import FeatureStore
+    from pipelines.report import write_frame
+
+    write_frame(FeatureStore.open(store).sql(query), output)
+
+
+@app.command()
+def features(
+    gene: Annotated[str | None, typer.Option("--gene", help="Features that read this gene.")] = None,
+    label: Annotated[str | None, typer.Option("--label", help="Features that mean this label.")] = None,
+    gene_set: Annotated[str | None, typer.Option("--gene-set", help="Features that match this gene set.")] = None,
+    cell: Annotated[int | None, typer.Option("--cell", help="Features active in the cell of this cell_idx.")] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Rows at most.")] = 20,
+    store: Store = DEFAULT_STORE,
+    output: Output = Format.table,
+) -> None:
+    """The everyday look-ups without SQL."""
+    from pipelines.report import lookup, write_frame
+
+    write_frame(lookup(store, gene=gene, label=label, gene_set=gene_set, cell=cell, n=n), output)
+
+
+@app.command()
+def verify(
+    run: Annotated[str, typer.Argument(help="Run id, or the beginning of one.")], store: Store = DEFAULT_STORE
+) -> None:
+    """Check every hash of a run; exit code 1 names what is damaged."""
+    from pipelines.verify import verify_run
+
+    raise typer.Exit(verify_run(run, store))
+
+
+@models_app.callback()
+def models(ctx: typer.Context, store: Store = DEFAULT_STORE, output: Output = Format.table) -> None:
+    """Registered SAEs: versions, aliases, metrics, lineage."""
+    if ctx.invoked_subcommand is None:
+        from pipelines.report import registered_models, write_frame
+
+        write_frame(registered_models(store), output)
+
+
+@models_app.command()
+def promote(
+    name: Annotated[str, typer.Argument(help="Registered name.")],
+    version: Annotated[int, typer.Argument(help="Version to make the champion.")],
+    store: Store = DEFAULT_STORE,
+) -> None:
+    """Give the alias champion to a version, unless its held-out FVU is worse than the champion's."""
+    from feature_store.layout import Layout
+    from pipelines.report import print_facts
+    from pipelines.tracking import Tracking
+
+    found = Tracking(Layout(store)).promote(name, version)
+    print_facts({"name": found.name, "version": found.version, "aliases": ", ".join(found.aliases), **found.metrics})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""Options of every stage, and the recipe that strings stages together.
+
+One fact, one home: the docstring under a field is its help on the command line. pydantic lives here
+alone, at the edge: a stage receives a checked, frozen object. Unknown keys are errors and name the nearest.
+"""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import pydantic
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipelines.errors import UsageError
+
+T = TypeVar("T", bound="Options")
+SIZE_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of a size such as `256MB` (decimal units); raise UsageError for anything else."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?B)\s*", text, flags=re.IGNORECASE)
+    if not found:
+        raise UsageError(f"a size was given as {text!r}; write a number and one of {', '.join(SIZE_UNITS)}, e.g. 256MB")
+    return int(float(found[1]) * SIZE_UNITS[found[2].upper()])
+
+
+class Options(BaseModel):
+    """Base of every stage's options: frozen, strict about names, documented field by field."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class DataOptions(Options):
+    """Which cells, and how they are read."""
+
+    data: Path
+    """The .h5ad file (or AnnData .zarr folder) that holds the cells."""
+    matrix: str | None = None
+    """Matrix to read: X, raw or layers/NAME. Default: the one that holds counts, else log-normalised values."""
+    model: str = "mini"
+    """Foundation model: a checkpoint folder, or `mini`, the one the project ships."""
+    random_init: bool = False
+    """Draw the model's weights at random instead of loading them: the control."""
+
+
+class ExtractOptions(DataOptions):
+    """Run the foundation model over the cells and keep the activations of its tokens."""
+
+    layer: tuple[str, ...] = Field(default=(), min_length=0)
+    """Where to read: a layer index (0 is the first block's output) or a site such as attention.2; may be repeated."""
+    donor: str | None = None
+    """obs column of the donor: the unit of splits and of statistics."""
+    batch: str | None = None
+    """obs column of the batch."""
+    cell_type: str | None = None
+    """obs column of the cell type."""
+    label: tuple[str, ...] = ()
+    """Further obs column to associate features with, e.g. condition; may be repeated."""
+    tokens_per_cell: int | None = Field(default=None, ge=1)
+    """Keep a seeded sample of this many tokens of each cell; default: all of them."""
+    dtype: Literal["f16", "bf16", "f32"] = "f16"
+    """Storage type of the activations."""
+    shard_cells: int | None = Field(default=None, ge=1)
+    """Cells per shard."""
+    shard_size: str | None = None
+    """Size of a shard's file, e.g. 256MB (the default), turned into cells per shard."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of splits, token samples and ties."""
+    num_actors: int | None = Field(default=None, ge=1)
+    """Ray actors; default: as many as the cluster has room for."""
+    num_cpus: int = Field(default=1, ge=1)
+    """CPU cores of each actor."""
+    num_gpus: float = Field(default=0.0, ge=0)
+    """GPUs of each actor; 0 computes on the CPU."""
+
+    @pydantic.model_validator(mode="after")
+    def _one_shard_rule(self) -> "ExtractOptions":
+        if self.shard_cells is not None and self.shard_size is not None:
+            raise ValueError("shard_cells and shard_size were both given; give one of them")
+        return self
+
+
+class TrainOptions(Options):
+    """Fit a sparse autoencoder to stored activations, as a Ray Train job."""
+
+    run: str | None = None
+    """Activations run to train on; default: the newest."""
+    arch: Literal["batchtopk", "topk"] = "batchtopk"
+    """Architecture of the autoencoder."""
+    n_features: int | None = Field(default=None, ge=1)
+    """Number of features F; default: 8 times the model's width."""
+    k: int = Field(default=16, ge=1)
+    """Active features per token."""
+    n_steps: int = Field(default=3000, ge=1)
+    """Optimizer steps."""
+    batch_size: int = Field(default=2048, ge=1)
+    """Tokens per step."""
+    lr: float = Field(default=1e-3, gt=0)
+    """Peak learning rate."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the weights and of the shuffle."""
+    checkpoint_steps: int = Field(default=500, ge=1)
+    """Steps between two checkpoints."""
+    num_workers: int = Field(default=1, ge=0, le=1)
+    """Ray Train workers: 1, or 0 to run the same loop in the driver's process (starts 20 s sooner)."""
+    num_cpus: int = Field(default=2, ge=1)
+    """CPU cores of the worker, fewer if the cluster has fewer."""
+    num_gpus: float = Field(default=0.0, ge=0)
+    """GPUs of the worker."""
+    name: str | None = None
+    """Name in the model registry; default: sae-MODEL-SITE."""
+
+
+class EncodeOptions(Options):
+    """Turn stored activations into sparse codes and token statistics."""
+
+    run: str | None = None
+    """SAE run to encode with; default: the newest."""
+    pooling: Literal["max", "mean"] = "max"
+    """How the codes of a cell's tokens become the cell's code."""
+    num_actors: int | None = Field(default=None, ge=1)
+    """Ray actors; default: as many as the cluster has room for."""
+    num_cpus: int = Field(default=1, ge=1)
+    """CPU cores of each actor."""
+    num_gpus: float = Field(default=0.0, ge=0)
+    """GPUs of each actor."""
+
+
+class AssociateOptions(Options):
+    """Associate features with labels, batches, genes and gene sets."""
+
+    run: str | None = None
+    """Codes run to associate; default: the newest."""
+    gmt: tuple[Path, ...] = ()
+    """Gene sets as GMT files; may be repeated. Default: the small file of canonical immune programs."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the bootstrap."""
+
+
+class SteerOptions(Options):
+    """Edit the features of one target in the running model and measure what changes, beside its nulls."""
+
+    run: str | None = None
+    """Associations run that names the features; default: the newest."""
+    kind: str = "cell_type"
+    """Kind of the target label: cell_type, batch or another label column."""
+    target: str | None = None
+    """The label whose features are edited; default: the one with the best feature on `select` cells."""
+    n_features: int = Field(default=10, ge=1)
+    """How many features are edited: those with the highest `select` score."""
+    intervention: Literal["ablate", "clamp", "add", "scale"] = "ablate"
+    """What is done to them."""
+    dose: float = Field(default=1.0, ge=0)
+    """Dose: clamp and add in units of a feature's 99th percentile; scale as the factor; ablate takes none."""
+    n_nulls: int = Field(default=10, ge=1)
+    """Random feature sets of matched density, and random directions, drawn as nulls."""
+    readout: Literal["mean", "cls"] = "mean"
+    """Which embedding of the cell is judged."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the nulls."""
+    num_actors: int | None = Field(default=None, ge=1)
+    """Ray actors; default: as many as the cluster has room for."""
+    num_cpus: int = Field(default=1, ge=1)
+    """CPU cores of each actor."""
+    num_gpus: float = Field(default=0.0, ge=0)
+    """GPUs of each actor."""
+
+
+class Recipe(Options):
+    """Stages in their order; a stage left out is not run. `run` keys are filled from the stage before."""
+
+    store: Path | None = None
+    """Folder of the store; the command line's --store comes first."""
+    extract: ExtractOptions | None = None
+    """Options of the extraction."""
+    train: TrainOptions | None = None
+    """Options of the training."""
+    encode: EncodeOptions | None = None
+    """Options of the encoding."""
+    associate: AssociateOptions | None = None
+    """Options of the associations."""
+    steer: tuple[SteerOptions, ...] = ()
+    """Steering runs, one after the other."""
+
+
+def check(cls: type[T], values: dict[str, Any], where: str) -> T:
+    """Build `cls` from `values`; raise UsageError that names the option, the value and what is allowed."""
+    try:
+        return cls(**values)
+    except pydantic.ValidationError as error:
+        raise UsageError("\n".join(_explain(cls, dict(e), where) for e in error.errors())) from None
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a YAML recipe; raise UsageError for a missing file, broken YAML or a key that does not exist."""
+    if not path.exists():
+        raise UsageError(f"the recipe {path} does not exist; give the path of a YAML file")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UsageError(f"the recipe {path} is not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"the recipe {path} holds {values!r}; it has to map stages to options")
+    return check(Recipe, values, f"recipe {path}")
+
+
+def _explain(cls: type[Options], error: dict[str, Any], where: str) -> str:
+    """One line for one pydantic error."""
+    location = [str(part) for part in error["loc"]]
+    name = ".".join(location) or "options"
+    if error["type"] == "extra_forbidden":
+        allowed = sorted(_fields_at(cls, location[:-1]))
+        near = difflib.get_close_matches(location[-1], allowed, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"{where}: the key {name!r} is unknown; {hint}allowed here: {', '.join(allowed)}"
+    return f"{where}: {name} was {error.get('input')!r}: {error['msg']}"
+
+
+def _fields_at(cls: type[Options], path: list[str]) -> set[str]:
+    """Names of the fields below `path` (a stage's name, perhaps followed by a position in a list)."""
+    stages: dict[str, type[Options]] = {
+        "extract": ExtractOptions,
+        "train": TrainOptions,
+        "encode": EncodeOptions,
+        "associate": AssociateOptions,
+        "steer": SteerOptions,
+    }
+    below = stages[path[0]] if cls is Recipe and path and path[0] in stages else cls
+    return set(below.model_fields)

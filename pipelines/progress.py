@@ -1,0 +1,55 @@
+"""Progress of a stage on stderr: a live bar on a terminal, a line every few seconds elsewhere.
+
+Results go to stdout as tables; what is said here can be thrown away.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+LINE_EVERY_S = 5.0
+
+
+class Ticker(Protocol):
+    """What a stage reports to."""
+
+    def __call__(self, completed: int, note: str = "") -> None:
+        """Say that `completed` units are done in all; `note` is a short text such as a rate."""
+
+
+def stderr_console() -> Console:
+    """Return the console for progress and errors."""
+    return Console(stderr=True, highlight=False)
+
+
+@contextlib.contextmanager
+def ticking(title: str, total: int, unit: str) -> Iterator[Ticker]:
+    """Show `title` with `total` units of work while the block runs."""
+    console = stderr_console()
+    if console.is_terminal:
+        columns = (
+            TextColumn("{task.description:<12}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(f"{unit} {{task.fields[note]}}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task(title, total=total, note="")
+            yield lambda completed, note="": bar.update(task, completed=completed, note=note)
+        return
+    started = last = time.monotonic()
+
+    def line(completed: int, note: str = "") -> None:
+        nonlocal last
+        now = time.monotonic()
+        if completed >= total or now - last >= LINE_EVERY_S:
+            last = now
+            console.print(f"{title:<12} {completed}/{total} {unit} {note} {now - started:.0f} s", soft_wrap=True)
+
+    yield line

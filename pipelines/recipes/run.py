@@ -1,0 +1,44 @@
+"""A recipe's stages in their order, on one Ray session. Each stage starts from the run that the one before it made."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipelines.cluster import ray_session
+from pipelines.config import Recipe
+from pipelines.errors import UsageError
+from pipelines.stage import StageResult
+
+
+def run_recipe(recipe: Recipe, store: Path, *, address: str | None = None) -> list[StageResult]:
+    """Run the stages that the recipe names; call again to resume. Every option is checked before the first stage.
+
+    With several sites, training and all that follows is done for each. A stage whose predecessor is not in the recipe
+    takes the run that its `run` names, else the newest in the store.
+    """
+    if recipe == Recipe(store=recipe.store):
+        raise UsageError("the recipe names no stage; name at least one of extract, train, encode, associate, steer")
+    with ray_session(address=address):
+        return list(_stages(recipe, store))
+
+
+def _stages(recipe: Recipe, store: Path) -> Iterator[StageResult]:
+    from pipelines.associate import associate
+    from pipelines.encode import encode
+    from pipelines.extract import extract
+    from pipelines.steer import steer
+    from pipelines.train import train
+
+    heads: list[str | None] = [None]
+    if recipe.extract is not None:
+        extracted = extract(recipe.extract, store)
+        yield from extracted
+        heads = [result.run for result in extracted]
+    for head in heads:
+        run = head
+        for options, stage in ((recipe.train, train), (recipe.encode, encode), (recipe.associate, associate)):
+            if options is not None:
+                result = stage(options if run is None else options.model_copy(update={"run": run}), store)  # type: ignore[operator]
+                yield result
+                run = result.run
+        for steering in recipe.steer:
+            yield steer(steering if run is None else steering.model_copy(update={"run": run}), store)

@@ -1,0 +1,160 @@
+"""What a command shows: results as tables on stdout, in the form asked for."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+
+from feature_store import FeatureStore
+from feature_store.errors import NotFoundError
+from feature_store.layout import Layout
+from pipelines.config import DataOptions
+from pipelines.errors import UsageError
+from pipelines.stage import StageResult
+
+ROWS_SHOWN = 50
+NEXT = {
+    "activations": "scsae train",
+    "saes": "scsae encode",
+    "codes": "scsae associate",
+    "associations": "scsae features --label LABEL",
+    "steering": "scsae sql 'SELECT * FROM steering'",
+}
+"""What to type after a stage."""
+
+
+def print_results(results: Sequence[StageResult], store: Path) -> None:
+    """Print what each stage made, and the command that goes on from there."""
+    console = Console(highlight=False)
+    for result in results:
+        facts = {"run": f"{result.kind}/{result.run}", "done now": result.done, "reused": result.reused, **result.facts}
+        print_facts({**facts, "seconds": round(result.seconds, 1)})
+    if results:
+        console.print(f"next: {NEXT[results[-1].kind]} --store {store}", markup=False, soft_wrap=True)
+
+
+def print_facts(facts: Mapping[str, Any]) -> None:
+    """Print names and values in two columns."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for key, value in facts.items():
+        table.add_row(key, _text(value))
+    Console(highlight=False).print(table)
+
+
+def print_frame(frame: pl.DataFrame, *, title: str | None = None, limit: int = ROWS_SHOWN) -> None:
+    """Print a frame as a table; a line says how many rows were left out."""
+    console = Console(highlight=False)
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for name, dtype in frame.schema.items():
+        table.add_column(name, justify="right" if dtype.is_numeric() else "left", overflow="fold")
+    for row in frame.head(limit).iter_rows():
+        table.add_row(*(_text(value) for value in row))
+    console.print(table)
+    if frame.height > limit:
+        console.print(f"{frame.height - limit} more rows; add LIMIT, or --format csv for all of them")
+
+
+def write_frame(frame: pl.DataFrame, output: str) -> None:
+    """Write a frame to stdout as table, csv, json (one array of objects) or parquet (bytes)."""
+    if output == "table":
+        print_frame(frame)
+        return
+    flat = frame if output in ("json", "parquet") else _flat(frame)
+    match output:
+        case "csv":
+            sys.stdout.write(flat.write_csv())
+        case "json":
+            sys.stdout.write(flat.write_json() + "\n")
+        case "parquet":
+            flat.write_parquet(sys.stdout.buffer)
+        case _:
+            raise UsageError(f"--format was {output!r}; allowed: table, csv, json, parquet")
+
+
+def _flat(frame: pl.DataFrame) -> pl.DataFrame:
+    """Lists as text, for forms that have no lists."""
+    lists = [name for name, dtype in frame.schema.items() if isinstance(dtype, pl.List)]
+    return frame.with_columns(pl.col(name).cast(pl.List(pl.String)).list.join(",") for name in lists)
+
+
+def _text(value: Any) -> str:
+    """A value for a person: floats at three significant digits, lists comma-separated."""
+    match value:
+        case None:
+            return ""
+        case bool() | int() | str():
+            return str(value)
+        case float():
+            return f"{value:.3g}"
+        case list() | tuple() | pl.Series():
+            return ", ".join(_text(item) for item in value)
+    return str(value)
+
+
+def inspect_data(options: DataOptions) -> dict[str, Any]:
+    """Facts about data and model together: what matches, what it costs. Nothing is written."""
+    from pipelines.extract import open_inputs
+
+    opened = open_inputs(options)
+    source, model, match = opened.source, opened.model, opened.match
+    n_tokens = opened.mean_tokens * source.n_cells
+    return {
+        "data": str(source.path),
+        "matrix": f"{source.matrix} ({source.value_kind})",
+        "cells": source.n_cells,
+        "genes": source.n_genes,
+        "obs columns": ", ".join(source.obs().columns) or "none",
+        "model": f"{model.name} ({model.family}, {model.n_layers} layers, d_model {model.d_model})",
+        "genes matched": f"{match.n_matched} of {source.n_genes} ({match.n_matched / source.n_genes:.0%})",
+        "share of values matched": f"{opened.matched_share:.0%} (first {opened.n_probed} cells)",
+        "cells without a matched gene": f"{opened.n_empty} of the first {opened.n_probed}",
+        "tokens per cell": round(opened.mean_tokens, 1),
+        "activations, f16": f"{n_tokens * model.d_model * 2 / 1e9:.2f} GB per site",
+        "time, one core": f"{opened.probe_seconds * source.n_cells:,.0f} s, through all layers",
+    }
+
+
+def lookup(
+    store: Path, *, gene: str | None, label: str | None, gene_set: str | None, cell: int | None, n: int
+) -> pl.DataFrame:
+    """Answer `scsae features`: exactly one of gene, label, gene_set and cell, or none for all features by density."""
+    given = {"--gene": gene, "--label": label, "--gene-set": gene_set, "--cell": cell}
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) > 1:
+        raise UsageError(f"{' and '.join(named)} were given together; ask for one at a time")
+    found = FeatureStore.open(store)
+    if cell is not None:
+        return found.features_of(cell, n)
+    if named:
+        return found.features_for(gene=gene, label=label, gene_set=gene_set).head(n)
+    return found.frame("features").sort("density", "feature_id", descending=[True, False]).head(n).collect()
+
+
+def registered_models(store: Path) -> pl.DataFrame:
+    """Registered SAEs, one row a version."""
+    from pipelines.tracking import Tracking
+
+    layout = Layout(store)
+    if not layout.mlflow_dir.exists():
+        raise NotFoundError(f"{store} has no model registry yet; type `scsae train --store {store}` first")
+    versions = Tracking(layout).versions()
+    rows = [
+        {
+            "name": v.name,
+            "version": v.version,
+            "alias": ", ".join(v.aliases),
+            **{key: v.metrics.get(key) for key in ("select_fvu", "select_l0", "select_dead_fraction")},
+            "sae run": v.tags.get("scsae.run"),
+            "activations": v.tags.get("scsae.activations"),
+            "data set": v.tags.get("scsae.dataset"),
+            "model digest": v.tags.get("scsae.model_digest", "")[:12],
+        }
+        for v in versions
+    ]
+    return pl.DataFrame(rows)
