@@ -311,16 +311,21 @@ class Run:
             os.close(descriptor)
 
 
-def write_table(path: str | Path, frame: pl.DataFrame, plan: Mapping[str, Any]) -> Manifest:
+def write_table(
+    path: str | Path, frame: pl.DataFrame | Callable[[], pl.DataFrame], plan: Mapping[str, Any]
+) -> Manifest:
     """Write a whole table as a run of one shard; the plan gets `n_shards` = 1.
 
-    Calling it again with the same plan writes nothing and returns the manifest that is there. The frame's row order is
+    Calling it again with the same plan writes nothing and returns the manifest that is there; a frame that is costly to
+    make can be given as a function, called only when it is needed and before anything is written. The row order is
     part of the content, so sort it. zstd-1, row groups of 65,536 rows, with statistics, page index and page checksums.
     Raises what `Run.create` and `Run.commit_shard` raise.
     """
+    if (Path(path) / MANIFEST).is_file():
+        return Run.create(path, {**plan, "n_shards": 1}).manifest()
+    table = frame if isinstance(frame, pl.DataFrame) else frame()
     run = Run.create(path, {**plan, "n_shards": 1})
-    if not run.is_complete:
-        run.commit_shard(0, lambda part: _write_frame(part, frame), start=0, stop=frame.height)
+    run.commit_shard(0, lambda part: _write_frame(part, table), start=0, stop=table.height)
     return run.finalize()
 
 
