@@ -1,1 +1,54 @@
-"""Feature associations: one file per statistic, one job that assembles the tables."""
+"""Feature associations: one file per statistic, one job that assembles the tables.
+
+inputs       labels and replicate units as checked arrays
+tokens       token counts by feature and gene
+ranks        midranks that stay sparse
+moments      additive sums -> correlations and permutation moments
+pvalues      donor-aware tests, Benjamini-Hochberg
+labels       feature x label: AUROC, rank-biserial;  thresholds: F1, MCC;  ami: adjusted mutual information
+batch        feature x batch within cell type
+genes        feature x gene: identity by tokens, correlation with expression
+classes      gene-identity / cell-context / batch / mixed / dead
+assemble     the five tables
+"""
+
+from feature_store.associations.ami import adjusted_mutual_information, ami_by_threshold
+from feature_store.associations.assemble import AssociationConfig, AssociationInputs, assemble
+from feature_store.associations.batch import associate_batch
+from feature_store.associations.classes import CLASSES, ClassConfig, classify
+from feature_store.associations.genes import associate_expression, identity
+from feature_store.associations.inputs import Labels, Strata, as_csr
+from feature_store.associations.labels import associate_labels, auroc
+from feature_store.associations.moments import BlockMoments
+from feature_store.associations.pvalues import benjamini_hochberg, blocked_rank_test, unit_test
+from feature_store.associations.ranks import rank_scores
+from feature_store.associations.thresholds import apply_thresholds, choose_thresholds
+from feature_store.associations.tokens import TokenStatistics, token_statistics
+
+__all__ = [
+    "CLASSES",
+    "AssociationConfig",
+    "AssociationInputs",
+    "BlockMoments",
+    "ClassConfig",
+    "Labels",
+    "Strata",
+    "TokenStatistics",
+    "adjusted_mutual_information",
+    "ami_by_threshold",
+    "apply_thresholds",
+    "as_csr",
+    "assemble",
+    "associate_batch",
+    "associate_expression",
+    "associate_labels",
+    "auroc",
+    "benjamini_hochberg",
+    "blocked_rank_test",
+    "choose_thresholds",
+    "classify",
+    "identity",
+    "rank_scores",
+    "token_statistics",
+    "unit_test",
+]

@@ -1,0 +1,31 @@
+"""Feature x batch, conditional on cell type: does a feature tell the batch among cells of one type?
+
+Pooled over types, a feature of B cells "finds" every batch that holds more B cells. Here U is summed over cell types
+and batch labels are permuted inside them only, so composition cannot count. Without cell types the comparison is
+unconditional, and the method column says so (blocks=none). The p treats cells of one type as exchangeable between
+batches under the null, conditional on the batches at hand. Source: van Elteren (1960); the weights of the effect are
+n_batch n_rest of each type.
+"""
+
+import polars as pl
+
+from feature_store.associations.inputs import Bools, Labels, Sparse, Strata
+from feature_store.associations.labels import associate_labels
+
+
+def associate_batch(
+    codes: Sparse, batch: Labels, splits: dict[str, Bools], cell_type: Labels | None, *, units: Labels | None = None
+) -> pl.DataFrame:
+    """Rows of `feature_label` of kind batch (shapes and errors as `associate_labels`).
+
+    Where a batch shares no cell type with any other, nothing can be compared: auroc is null and p is 1.
+    """
+    everywhere = Labels.from_values("none", ["all"] * batch.n_cells)
+    return associate_labels(codes, batch, splits, units or batch, within=cell_type or everywhere)
+
+
+def batch_strata(n_cells: int, cell_type: Labels | None, *aliased: Labels) -> Strata:
+    """Cells between which only the batch differs: same cell type and same value of every label that batches carry as
+    a whole.
+    """
+    return Strata.of(n_cells, cell_type, *aliased)

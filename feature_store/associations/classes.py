@@ -1,0 +1,204 @@
+"""What a feature is about: gene-identity, cell-context, batch, mixed or dead, with a bootstrap confidence.
+
+Three effects, each a share of variance explained, adjusted for the number of groups as adjusted R^2 is (0 by chance,
+1 at most):
+- gene_effect: of token firing (0 / 1) by the token's gene: 1 for a feature that is a function of the gene alone;
+- context_effect: of the cell code's ranks by cell type or another label, within batches, so that a batch cannot pass
+  for a type;
+- batch_effect: of the ranks by batch, within cell types (and within labels that whole batches carry, such as disease
+  by donor). Rule, in this order: dead = never fires; gene-identity = gene_effect >= 0.5; cell-context =
+  context_effect >= 0.1 and at least twice batch_effect; batch = the mirror image; mixed = all the rest: both, or
+  neither, or design-aliased (one batch per type cannot be told apart). Confidence = share of bootstrap resamples with
+  the same class. Units are resampled where there are at least 5, else cells; genes for gene_effect. Cost: 1024
+  features, 500 cells, 30 resamples 0.5 s; linear in nnz x resamples.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+from scipy import sparse
+
+from feature_store.associations.batch import batch_strata
+from feature_store.associations.inputs import Bools, Floats, Labels, Sparse, Strata
+from feature_store.associations.pvalues import varies_within
+from feature_store.associations.ranks import rank_scores, scale_rows
+from feature_store.associations.tokens import TokenStatistics
+from feature_store.errors import InputError
+
+CLASSES = ("gene-identity", "cell-context", "batch", "mixed", "dead")
+MIN_UNITS_RESAMPLED = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassConfig:
+    """Thresholds of the class rule."""
+
+    gene_effect: float = 0.5
+    """Share of token firing explained by the gene from which on a feature is gene-identity."""
+    cell_effect: float = 0.1
+    """Share of the cell code's rank variance from which on a context or a batch counts."""
+    ratio: float = 2.0
+    """How many times larger the winner of context and batch has to be."""
+    n_bootstrap: int = 30
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.gene_effect <= 1 and 0 < self.cell_effect <= 1 and self.ratio >= 1 and self.n_bootstrap >= 1):
+            raise InputError(f"class rule {self}: effects are in (0, 1], ratio >= 1, n_bootstrap >= 1")
+
+
+class _Contrast(NamedTuple):
+    """One effect made ready for weighted sums: rank scores, their squares, and indicators of groups and strata."""
+
+    kind: str
+    scores: Sparse
+    squares: Sparse
+    group: Sparse
+    stratum: Sparse
+    cells: Bools
+
+    def effect(self, weight: Floats) -> Floats:
+        """Adjusted share of rank variance [n_features] between groups within strata, cells weighted [n_cells]."""
+        w = weight[self.cells]
+        n_group, n_stratum = self.group @ w, self.stratum @ w
+        in_group, in_stratum = (self.group * w) @ self.scores, (self.stratum * w) @ self.scores
+        means = _square_over(in_stratum, n_stratum)
+        total = np.asarray(w @ self.squares) - means
+        between = _square_over(in_group, n_group) - means
+        residual_df = w.sum() - (n_group > 0).sum()
+        if residual_df <= 0:
+            return np.zeros(total.shape)
+        share = np.divide(between, total, out=np.zeros_like(total), where=total > 1e-12)
+        adjusted = 1 - (1 - share) * (w.sum() - (n_stratum > 0).sum()) / residual_df
+        return np.where(total > 1e-12, np.maximum(adjusted, 0.0), 0.0)
+
+
+def classify(
+    codes: Sparse,
+    contexts: Sequence[Labels],
+    batch: Labels | None,
+    tokens: TokenStatistics | None,
+    *,
+    units: Labels | None,
+    dead: Bools,
+    config: ClassConfig,
+) -> pl.DataFrame:
+    """feature_id, class, class_confidence, gene_effect, context_effect, context_kind, batch_effect; one row per
+    feature.
+
+    codes: CSR [n_cells n_features] of cells that are not test cells; contexts: labels of the cell's state, kind
+    cell_type among them where known; tokens: None leaves gene_effect null; dead: bool [n_features].
+    """
+    n_cells, n_features = codes.shape
+    rng = np.random.default_rng(config.seed)
+    context, by_batch = _contrasts(codes, contexts, batch)
+    resampled: list[Floats] = []
+    for weight in [np.ones(n_cells), *_cell_weights(n_cells, units, config.n_bootstrap, rng)]:
+        c = [contrast.effect(weight) for contrast in context] or [np.zeros(n_features)]
+        b = by_batch.effect(weight) if by_batch else np.zeros(n_features)
+        resampled.append(np.stack([np.max(c, axis=0), b, np.argmax(c, axis=0).astype(np.float64)]))
+    context_effect, batch_effect, winner = np.stack(resampled, axis=1)
+    gene_effect = np.zeros_like(context_effect)
+    if tokens is not None:
+        gene_effect = _gene_effect(tokens, config.n_bootstrap, rng)
+    classes = _rule(gene_effect, context_effect, batch_effect, dead, config)
+    kinds = np.array([contrast.kind for contrast in context] or [""], dtype=object)
+    return pl.DataFrame(
+        {
+            "feature_id": pl.Series(np.arange(n_features), dtype=pl.Int32),
+            "class": pl.Series(np.array(CLASSES, dtype=object)[classes[0]].tolist(), dtype=pl.String),
+            "class_confidence": (classes[1:] == classes[0]).mean(axis=0),
+            "gene_effect": pl.Series(gene_effect[0] if tokens is not None else [None] * n_features, dtype=pl.Float64),
+            "context_effect": context_effect[0],
+            "context_kind": pl.Series(kinds[winner[0].astype(np.int64)].tolist(), dtype=pl.String),
+            "batch_effect": batch_effect[0],
+        }
+    )
+
+
+def _rule(gene: Floats, context: Floats, batch: Floats, dead: Bools, config: ClassConfig) -> Sparse:
+    """Index into CLASSES [n_resamples n_features]."""
+    conditions = [
+        np.broadcast_to(dead, gene.shape),
+        gene >= config.gene_effect,
+        (context >= config.cell_effect) & (context >= config.ratio * batch),
+        (batch >= config.cell_effect) & (batch >= config.ratio * context),
+    ]
+    chosen = [CLASSES.index(name) for name in ("dead", "gene-identity", "cell-context", "batch")]
+    return np.select(conditions, chosen, CLASSES.index("mixed"))
+
+
+def _contrasts(
+    codes: Sparse, contexts: Sequence[Labels], batch: Labels | None
+) -> tuple[list[_Contrast], _Contrast | None]:
+    """The context contrasts and the batch contrast, each within what could pass for it."""
+    n_cells = codes.shape[0]
+    cell_type = next((labels for labels in contexts if labels.kind == "cell_type"), None)
+    if batch is None:
+        return [_contrast(codes, labels, None) for labels in contexts], None
+    in_batches = Strata.of(n_cells, batch)
+    aliased = [labels for labels in contexts if not varies_within(labels.one_hot(), in_batches).any()]
+    contrasts = []
+    for labels in contexts:
+        other = batch if all(labels is not a for a in aliased) else cell_type
+        contrasts.append(
+            _contrast(codes, labels, None if other is None or other is labels else Strata.of(n_cells, other))
+        )
+    return contrasts, _contrast(codes, batch, batch_strata(n_cells, cell_type, *aliased))
+
+
+def _contrast(codes: Sparse, labels: Labels, strata: Strata | None) -> _Contrast:
+    """Ranks within strata that hold at least two values of the label; all cells as one where there is no such
+    stratum.
+    """
+    strata = strata or Strata.single(labels.n_cells)
+    present = (strata.indicator() @ labels.one_hot()).toarray() > 0
+    cells = (present.sum(axis=1) >= 2)[strata.codes] & labels.known
+    if not cells.any():
+        strata, cells = Strata.single(labels.n_cells), labels.known
+    kept, n = labels.take(cells), int(cells.sum())
+    inside = Strata(
+        codes=np.unique(strata.codes[cells], return_inverse=True)[1], n_strata=np.unique(strata.codes[cells]).size
+    )
+    group = np.unique(inside.codes * len(kept.names) + kept.codes, return_inverse=True)[1]
+    groups = Strata(codes=group, n_strata=int(group.max()) + 1 if n else 0)
+    scores = rank_scores(codes[np.flatnonzero(cells)], inside).scores
+    scores = scale_rows(scores, (1.0 / (inside.sizes() + 1.0))[inside.codes])
+    return _Contrast(labels.kind, scores, scores.power(2), groups.indicator(), inside.indicator(), cells)
+
+
+def _cell_weights(n_cells: int, units: Labels | None, n: int, rng: np.random.Generator) -> list[Floats]:
+    """Bootstrap weights [n_cells] by unit where there are enough units, else by cell."""
+    cluster = np.arange(n_cells)
+    by_unit = Strata.of(n_cells, units)
+    if by_unit.n_strata >= MIN_UNITS_RESAMPLED:
+        cluster = by_unit.codes
+    size = int(cluster.max()) + 1
+    return [np.bincount(rng.integers(0, size, size), minlength=size).astype(np.float64)[cluster] for _ in range(n)]
+
+
+def _gene_effect(tokens: TokenStatistics, n: int, rng: np.random.Generator) -> Floats:
+    """Adjusted share of firing explained by the gene [1 + n, n_features]: as counted, then with genes resampled."""
+    present = np.flatnonzero(tokens.gene_tokens > 0)
+    count = tokens.gene_tokens[present].astype(np.float64)
+    fired = sparse.csr_array(tokens.fired)[:, present].astype(np.float64)
+    draws = [np.bincount(rng.integers(0, present.size, present.size), minlength=present.size) for _ in range(n)]
+    weight = np.stack([np.ones(present.size), *draws]).astype(np.float64)
+    n_tokens, n_genes = weight @ count, (weight > 0).sum(axis=1)
+    total_fired = fired @ weight.T
+    mean = total_fired**2 / n_tokens
+    total = total_fired - mean
+    between = sparse.csr_array(fired.power(2) / count[None, :]) @ weight.T - mean
+    share = np.divide(between, total, out=np.zeros_like(total), where=total > 1e-12)
+    effect = 1 - (1 - share) * (n_tokens - 1) / np.maximum(n_tokens - n_genes, 1)
+    out: Floats = np.where(total > 1e-12, np.maximum(effect, 0.0), 0.0).T
+    return out
+
+
+def _square_over(sums: Sparse, n: Floats) -> Floats:
+    """Sum over rows of sums^2 / n [n_features]."""
+    out: Floats = (sums.toarray() ** 2 / np.maximum(n, 1)[:, None]).sum(axis=0)
+    return out

@@ -1,0 +1,165 @@
+"""Feature x label: how well each feature's cell code tells one label from the rest, signed, with p that respects
+donors.
+
+Effects are computed on all cells of a split whose label is known; p by the test that fits the label (`pvalues`).
+Thresholds are chosen on `select` and only applied to `test`. AUROC from sparse codes by midranks (`ranks`): AUROC = U
+/ (n_label (n - n_label)); rank-biserial = 2 AUROC - 1, negative for a "not this type" feature. Given `within` (the
+cell type, for batches), AUROC is the mean over its strata weighted by n_label n_rest and p permutes inside them, so
+that a batch with other cells in it is no batch effect. Cost: 1024 features x 10 labels, 700 cells, two splits: 0.3 s.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from feature_store.associations.ami import THRESHOLDS, ami_by_threshold
+from feature_store.associations.inputs import Bools, Floats, Ints, Labels, Sparse, Strata
+from feature_store.associations.pvalues import blocked_rank_test, unit_test, varies_within
+from feature_store.associations.ranks import rank_scores
+from feature_store.associations.thresholds import ThresholdRule, apply_thresholds, choose_thresholds
+
+BLOCKED = "van-elteren/1"
+BY_UNIT = "unit-rank-permutation/1"
+
+
+def auroc(codes: Sparse, indicator: Sparse, strata: Strata | None = None) -> Floats:
+    """AUROC [n_features n_labels] of codes CSR [n_cells n_features] for the labels of a CSR indicator; NaN where a
+    side is empty.
+
+    With strata: sum of U over strata / sum of n_label n_rest, the weighted mean of the strata's AUROCs.
+    """
+    strata = strata or Strata.single(codes.shape[0])
+    scores, zero_rank = rank_scores(codes, strata)
+    n_label = np.asarray((strata.indicator() @ indicator).toarray())
+    pairs = (n_label * (strata.sizes()[:, None] - n_label)).sum(axis=0)
+    rank_sum = (scores.T @ indicator).toarray() + zero_rank.T @ n_label
+    u = rank_sum - (n_label * (n_label + 1) / 2).sum(axis=0)
+    area: Floats = np.divide(u, pairs, out=np.full_like(u, np.nan), where=pairs > 0)
+    return area
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cells:
+    """The cells of one split whose label is known."""
+
+    codes: Sparse
+    indicator: Sparse
+    mask: Bools
+    tested: Ints
+
+    @classmethod
+    def of(cls, codes: Sparse, labels: Labels, mask: Bools) -> "_Cells":
+        mask = mask & labels.known
+        indicator = labels.take(mask).one_hot()
+        n_label = np.asarray(indicator.sum(axis=0)).ravel()
+        tested = np.flatnonzero((n_label > 0) & (n_label < mask.sum()))
+        return cls(codes=codes[np.flatnonzero(mask)], indicator=indicator, mask=mask, tested=tested)
+
+
+def associate_labels(
+    codes: Sparse,
+    labels: Labels,
+    splits: dict[str, Bools],
+    units: Labels | None,
+    *,
+    within: Labels | None = None,
+) -> pl.DataFrame:
+    """Rows of `feature_label` without q: every feature x every label that a split can test.
+
+    codes: CSR [n_cells n_features] (`as_csr`); splits: masks [n_cells], "select" among them; units: donor or batch of
+    every cell, None if there is none; within: compare only inside its values (batches: the cell type). A label all or
+    none of a split's cells carry has no row.
+    """
+    cells = {name: _Cells.of(codes, labels, mask) for name, mask in splits.items()}
+    chosen = cells["select"]
+    rule = choose_thresholds(chosen.codes, chosen.indicator)
+    maximum = chosen.codes.max(axis=0).toarray().ravel().astype(np.float64)
+    # a cut on the share of the maximum, picked on select, is kept on test
+    cut = ami_by_threshold(chosen.codes, chosen.indicator, maximum).argmax(axis=0)
+    frames = []
+    for split, part in cells.items():
+        if part.tested.size:
+            known = np.isin(np.arange(len(labels.names)), chosen.tested)
+            columns = _effects(part, rule, maximum, cut, known, labels, units, within)
+            frames.append(_rows(columns, labels, part, split))
+    return pl.concat(frames) if frames else pl.DataFrame()
+
+
+def _effects(
+    part: _Cells,
+    rule: ThresholdRule,
+    maximum: Floats,
+    cut: Ints,
+    known: Bools,
+    labels: Labels,
+    units: Labels | None,
+    within: Labels | None,
+) -> dict[str, Floats | list[str]]:
+    """Arrays [n_features n_tested], or [n_tested] for what depends on the label alone."""
+    n_cells = part.codes.shape[0]
+    tested = part.indicator[:, part.tested]
+    blocks = None if within is None else Strata.of(n_cells, within.take(part.mask))
+    area = auroc(part.codes, tested, blocks)
+    z, p, n_units, method = _tests(part.codes, tested, blocks, within, None if units is None else units.take(part.mask))
+    scores = apply_thresholds(part.codes, part.indicator, rule)
+    ami = np.take_along_axis(ami_by_threshold(part.codes, part.indicator, maximum), cut[None], axis=0)[0]
+    unknown = np.where(known, 0.0, np.nan)[None, :]
+    rated = {"f1": scores.f1, "mcc": scores.mcc, "ami": ami, "threshold": rule.threshold}
+    return {
+        "auroc": area,
+        "rank_biserial": 2 * area - 1,
+        **{name: (values + unknown)[:, part.tested] for name, values in rated.items()},
+        "z": z,
+        "p": p,
+        "n_label": np.asarray(tested.sum(axis=0)).ravel(),
+        "n_donors": n_units,
+        "method": method,
+    }
+
+
+def _tests(
+    codes: Sparse, indicator: Sparse, blocks: Strata | None, within: Labels | None, units: Labels | None
+) -> tuple[Floats, Floats, Floats, list[str]]:
+    """Z and p [n_features n_labels], units behind each label [n_labels] (NaN: none given) and the method of each
+    label.
+    """
+    n_cells, n_labels = indicator.shape
+    by_unit = Strata.of(n_cells, units)
+    n_units = np.full(n_labels, by_unit.n_strata if units is not None else np.nan)
+    if blocks is not None:
+        z, p = blocked_rank_test(codes, indicator, blocks)
+        return z, p, n_units, [f"{BLOCKED} blocks={within.kind if within else 'none'}"] * n_labels
+    z, p = blocked_rank_test(codes, indicator, by_unit)
+    if units is None:
+        return z, p, n_units, [f"{BLOCKED} blocks=none"] * n_labels
+    inside = varies_within(indicator, by_unit)
+    if not inside.all():
+        outside = np.flatnonzero(~inside)
+        z[:, outside], p[:, outside] = unit_test(codes, indicator[:, outside], by_unit)
+    return z, p, n_units, [f"{BLOCKED} blocks={units.kind}" if i else f"{BY_UNIT} units={units.kind}" for i in inside]
+
+
+def _rows(columns: dict[str, Floats | list[str]], labels: Labels, part: _Cells, split: str) -> pl.DataFrame:
+    n_features, n_tested = part.codes.shape[1], part.tested.size
+    names = pl.Series("label", [labels.names[i] for i in part.tested], dtype=pl.String)
+    which = np.tile(np.arange(n_tested), n_features)
+    data: dict[str, pl.Series] = {}
+    for name, values in columns.items():
+        if isinstance(values, list):
+            data[name] = pl.Series(values).gather(which)
+        else:
+            data[name] = pl.Series(np.broadcast_to(values, (n_features, n_tested)).ravel()).fill_nan(None)
+    return pl.DataFrame(data).select(
+        pl.Series("feature_id", np.repeat(np.arange(n_features), n_tested), dtype=pl.Int32),
+        pl.lit(labels.kind).alias("label_kind"),
+        names.gather(which).alias("label"),
+        pl.lit(split).alias("split"),
+        pl.exclude("n_label", "n_donors", "method"),
+        pl.lit(part.codes.shape[0], dtype=pl.Int64).alias("n"),
+        pl.col("n_label", "n_donors").cast(pl.Int64),
+        pl.col("method"),
+    )
+
+
+__all__ = ["BLOCKED", "BY_UNIT", "THRESHOLDS", "associate_labels", "auroc"]
