@@ -30,7 +30,7 @@ def parse_size(text: str) -> int:
 class Options(BaseModel):
     """Base of every stage's options: frozen, strict about names, documented field by field."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True)
 
 
 class DataOptions(Options):

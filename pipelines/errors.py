@@ -30,6 +30,7 @@ _RUN_FAILED = (
     RunFailedError,
     store_errors.IntegrityError,
     store_errors.IncompleteRunError,
+    store_errors.StoreWriteError,
     core_errors.TrainingError,
 )
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from feature_store import activations as activation_store
 from feature_store import commit, ingest
 from feature_store.layout import Layout, run_id
+from feature_store.splits import SplitConfig
 from pipelines.cluster import actors_that_fit, ray_session
 from pipelines.config import DataOptions, ExtractOptions, parse_size
 from pipelines.errors import UsageError
@@ -75,7 +76,9 @@ class Extractor:
             metadata = {"site": str(site), "plan_sha": run.plan_sha, "dtype": self.work.dtype}
 
             def write(path: Path, act: npt.NDArray[Any] = acts[site], meta: dict[str, str] = metadata) -> int:
-                return activation_store.write_part(path, **keys, act=act, metadata=meta)
+                return activation_store.write_part(
+                    path, keys["cell_idx"], keys["token_pos"], keys["gene_id"], act, meta
+                )
 
             size_bytes += run.commit_shard(number, write, start=start, stop=stop).bytes
         return {"cells": stop - start, "tokens": len(keys["cell_idx"]), "bytes": size_bytes}
@@ -194,15 +197,16 @@ def extract(options: ExtractOptions, store: Path, *, address: str | None = None)
     opened = open_inputs(options)
     sites = parse_sites(options.layer, opened.model)
     layout = Layout(store)
-    dataset = ingest.write_cells(
+    cells = ingest.write_cells(
         layout,
         opened.source,
         donor=options.donor,
         batch=options.batch,
         cell_type=options.cell_type,
         labels=options.label,
-        seed=options.seed,
+        split=SplitConfig(seed=options.seed),
     )
+    dataset = str(cells["dataset"][0])
     remember_source(layout, dataset, opened.source)
     shard_cells = cells_per_shard(options, opened)
     runs = [

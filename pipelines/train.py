@@ -271,9 +271,11 @@ def _finish(
     job: TrainJob, trainer: "Trainer", tokens: "torch.Tensor", history: list[dict[str, float]], *, gamma: float
 ) -> None:
     """Calibrate and evaluate on held-out tokens, then commit weights, configuration, curve and figures."""
+    import torch
+
     from sae_core.sae import evaluate, save_sae
 
-    batches = tokens.split(4096)
+    batches = torch.split(tokens, 4096)
     sae = trainer.finish(batches)
     figures = evaluate(sae, batches)
     run = commit.Run.open(Path(job.folder))

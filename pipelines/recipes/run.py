@@ -1,12 +1,15 @@
 """A recipe's stages in their order, on one Ray session. Each stage starts from the run that the one before it made."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 from pipelines.cluster import ray_session
-from pipelines.config import Recipe
+from pipelines.config import Options, Recipe
 from pipelines.errors import UsageError
 from pipelines.stage import StageResult
+
+T = TypeVar("T", bound=Options)
 
 
 def run_recipe(recipe: Recipe, store: Path, *, address: str | None = None) -> list[StageResult]:
@@ -33,12 +36,22 @@ def _stages(recipe: Recipe, store: Path) -> Iterator[StageResult]:
         extracted = extract(recipe.extract, store)
         yield from extracted
         heads = [result.run for result in extracted]
+    middle: tuple[tuple[Options | None, Callable[[Any, Path], StageResult]], ...] = (
+        (recipe.train, train),
+        (recipe.encode, encode),
+        (recipe.associate, associate),
+    )
     for head in heads:
         run = head
-        for options, stage in ((recipe.train, train), (recipe.encode, encode), (recipe.associate, associate)):
+        for options, stage in middle:
             if options is not None:
-                result = stage(options if run is None else options.model_copy(update={"run": run}), store)  # type: ignore[operator]
+                result = stage(_from_run(options, run), store)
                 yield result
                 run = result.run
         for steering in recipe.steer:
-            yield steer(steering if run is None else steering.model_copy(update={"run": run}), store)
+            yield steer(_from_run(steering, run), store)
+
+
+def _from_run(options: T, run: str | None) -> T:
+    """The options with `run` filled in, unless there is no run yet."""
+    return options if run is None else options.model_copy(update={"run": run})

@@ -1,0 +1,73 @@
+"""Options and recipes: what is refused, and with which words."""
+
+import pytest
+
+from pipelines.config import ExtractOptions, Recipe, TrainOptions, check, load_recipe, parse_size
+from pipelines.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"), [("256MB", 256_000_000), ("1 gb", 10**9), ("1.5KB", 1500), ("12B", 12)]
+)
+def test_a_size_is_read_in_decimal_units(text, size_bytes):
+    assert parse_size(text) == size_bytes
+
+
+@pytest.mark.parametrize("text", ["256", "MB", "-1MB", "1MiB", "1e3MB"])
+def test_a_size_without_number_or_unit_is_refused_with_an_example(text):
+    with pytest.raises(UsageError, match="256MB"):
+        parse_size(text)
+
+
+def test_unknown_option_names_the_nearest_allowed_one():
+    with pytest.raises(UsageError, match="did you mean 'n_features'"):
+        check(TrainOptions, {"n_feature": 3}, "scsae train")
+
+
+def test_a_value_out_of_range_is_named_with_its_rule():
+    with pytest.raises(UsageError, match=r"k was 0: .*greater than or equal to 1"):
+        check(TrainOptions, {"k": 0}, "scsae train")
+
+
+def test_two_ways_to_say_the_shard_size_are_refused_together():
+    with pytest.raises(UsageError, match="shard_cells and shard_size were both given"):
+        check(ExtractOptions, {"data": "x.h5ad", "shard_cells": 5, "shard_size": "1MB"}, "scsae extract")
+
+
+def test_options_cannot_be_changed_after_the_check():
+    with pytest.raises(ValueError, match="frozen"):
+        TrainOptions().k = 3
+
+
+def test_every_option_says_what_it_is():
+    for stage in (*Recipe.model_fields.values(), *ExtractOptions.model_fields.values()):
+        assert stage.description
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("train: {kk: 16}", "the key 'train.kk' is unknown"),
+        ("trian: {k: 16}", "did you mean 'train'"),
+        ("steer: [{doze: 2}]", "did you mean 'dose'"),
+        ("train: {k: many}", r"train.k was 'many'"),
+        ("- train", "it has to map stages to options"),
+        ("train: {k: 16", "not valid YAML"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_with_what_is_wrong(tmp_path, text, words):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=words):
+        load_recipe(file)
+
+
+def test_a_missing_recipe_is_named(tmp_path):
+    with pytest.raises(UsageError, match=r"nothing\.yaml does not exist"):
+        load_recipe(tmp_path / "nothing.yaml")
+
+
+def test_the_example_recipe_is_valid(pytestconfig):
+    recipe = load_recipe(pytestconfig.rootpath / "infra" / "recipe.yaml")
+    assert recipe.extract is not None
+    assert recipe.extract.layer == ("6",)

@@ -1,0 +1,47 @@
+"""Exit codes follow the error trees, whatever wraps the error."""
+
+import pytest
+
+from feature_store import errors as store_errors
+from pipelines.errors import RunFailedError, UsageError, exit_code, root_cause
+from sae_core import errors as core_errors
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UsageError("x"), 2),
+        (store_errors.InputError("x"), 2),
+        (store_errors.NotFoundError("x"), 2),
+        (store_errors.QueryError("x"), 2),
+        (store_errors.PlanMismatchError("x"), 2),
+        (core_errors.ConfigError("x"), 2),
+        (core_errors.VocabularyError("x"), 2),
+        (core_errors.CheckpointError("x"), 2),
+        (RunFailedError("x"), 1),
+        (core_errors.TrainingError("x"), 1),
+        (store_errors.IntegrityError("x"), 1),
+        (store_errors.IncompleteRunError("x"), 1),
+        (store_errors.StoreWriteError("x"), 1),
+        (ZeroDivisionError("x"), 1),
+    ],
+)
+def test_input_errors_exit_2_and_run_errors_exit_1(error, code):
+    assert exit_code(error) == code
+
+
+def test_the_error_raised_on_purpose_is_found_behind_its_wrappers():
+    inner = core_errors.TrainingError("the loss is nan")
+
+    class WorkerGroupError(Exception):
+        def __init__(self):
+            self.worker_failures = {0: inner}
+
+    outer = RuntimeError("outer")
+    outer.__cause__ = WorkerGroupError()
+    assert root_cause(outer) is inner
+
+
+def test_an_error_without_a_known_cause_is_itself():
+    error = ZeroDivisionError()
+    assert root_cause(error) is error
