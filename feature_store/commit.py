@@ -325,7 +325,7 @@ def write_table(
         return Run.create(path, {**plan, "n_shards": 1}).manifest()
     table = frame if isinstance(frame, pl.DataFrame) else frame()
     run = Run.create(path, {**plan, "n_shards": 1})
-    run.commit_shard(0, lambda part: _write_frame(part, table), start=0, stop=table.height)
+    run.commit_shard(0, lambda part: write_frame(part, table), start=0, stop=table.height)
     return run.finalize()
 
 
@@ -334,7 +334,8 @@ def read_table(path: str | Path) -> pl.DataFrame:
     return pl.concat([pl.read_parquet(part) for part in Run.open(path).parts()])
 
 
-def _write_frame(path: Path, frame: pl.DataFrame) -> int:
+def write_frame(path: Path, frame: pl.DataFrame) -> int:
+    """Write a frame as Parquet, reproducibly, and return its rows: what `Run.commit_shard` wants written."""
     pq.write_table(
         frame.to_arrow(compat_level=pl.CompatLevel.oldest()),
         path,
