@@ -1,0 +1,342 @@
+"""Pretraining of the mini model with scGPT's masked-value objectives.
+
+    python -m pipelines.recipes.pretrain_mini --data $SCSAE_DATA --out DIR [--steps N]
+
+A cell's nonzero genes are split into visible genes and queries; queries also hold genes with zero counts, drawn among
+those the cohort measured in proportion to how often they are detected (a rarely seen gene is a trivial zero). Queries ask
+but are never keys, so the visible part of a training input looks exactly like an input at inference. Two losses on the
+binned values of the queries, as scGPT's generative pretraining has: from the query's own token, and from `<cls>`
+(masked value prediction for cell modelling, MVC). The number of visible genes varies from step to step because inference
+shows all nonzero genes of a cell, 200 to 1,000 of them.
+
+Deterministic on one machine: step i draws from (seed, i) only, so a resumed run equals an undisturbed one.
+Cui et al. 2024, scGPT, 10.1038/s41592-024-02201-0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipelines.recipes.mini_data import (
+    balance_weights,
+    choose_vocabulary,
+    gene_vectors,
+    on_vocabulary,
+    training_cohorts,
+)
+from sae_core.scfm import ScGPT, ScGPTConfig, Vocabulary
+from sae_core.scfm.scgpt import init_weights
+from sae_core.scfm.scgpt_tokenizer import ScGPTTokenizer
+from sae_core.scfm.vocabulary import GeneMatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Size of the network and course of the training."""
+
+    n_genes: int = 6000
+    n_layers: int = 4
+    n_heads: int = 4
+    d_model: int = 128
+    d_hidden: int = 256
+    steps: int = 5000
+    positions_per_step: int = 10000
+    """Visible genes and queries of one batch together; the number of cells follows from it."""
+    min_visible: int = 64
+    max_visible: int = 640
+    n_queries: int = 128
+    lr: float = 1e-3
+    warmup: int = 200
+    weight_decay: float = 0.01
+    mvc_weight: float = 1.0
+    value_scale: float = 25.0
+    """Losses are in units of this many bins; the heads are rescaled on saving, so a checkpoint predicts bins."""
+    held_out_share: float = 0.05
+    checkpoint_every: int = 250
+    bf16: bool = True
+    seed: int = 0
+
+
+class Corpus(NamedTuple):
+    """Binned training cells over the vocabulary, [cell gene], and how they are drawn."""
+
+    digits: sp.csr_matrix
+    """Bin of each nonzero gene (half bins occur: ties take the midpoint)."""
+    dense: np.ndarray
+    """True where the gene is nonzero."""
+    cohort: np.ndarray
+    zero_cdf: np.ndarray
+    """[cohort gene] cumulative probability of drawing a gene as a zero query; flat where it was not measured."""
+    weight: np.ndarray
+    """Sampling weight; 0 for held-out cells."""
+    held_out: np.ndarray
+
+
+class Batch(NamedTuple):
+    """Inputs [row position]: `<cls>` and visible genes first (`n_keys` positions, `is_key` marks the real), then queries."""
+
+    gene_id: Tensor
+    value: Tensor
+    is_key: Tensor
+    n_keys: int
+    target: Tensor
+    """Bin of each query, 0 for a gene with zero counts."""
+
+
+class Losses(NamedTuple):
+    """Mean squared errors over the queries, in units of value_scale bins."""
+
+    gene: Tensor
+    cell: Tensor
+
+
+def build_corpus(data: Path, config: PretrainConfig) -> tuple[Corpus, Vocabulary, np.ndarray]:
+    """Corpus, vocabulary and the start of the gene vectors, from the control cells in the folder `data`."""
+    cohorts = training_cohorts(data)
+    vocabulary = choose_vocabulary(cohorts, config.n_genes)
+    tokenizer = ScGPTTokenizer(
+        cls_id=vocabulary.id_of("<cls>"), cls_value=-2.0, n_bins=51, max_seq_len=2**31, tie_break="midpoint"
+    )
+    identity = GeneMatch(token_id=np.arange(len(vocabulary)), matched=np.ones(len(vocabulary), dtype=bool))
+    blocks, cdfs = [], []
+    for cohort in cohorts:
+        counts, measured = on_vocabulary(cohort, vocabulary)
+        tokens = tokenizer(counts.indptr, counts.indices, counts.data, identity, seed=config.seed)
+        gene = ~tokens.is_special
+        shape = (tokens.n_cells, len(vocabulary))
+        blocks.append(
+            sp.csr_matrix((tokens.value[gene], (tokens.cell_of_token()[gene], tokens.gene_id[gene])), shape=shape)
+        )
+        detection = np.diff(sp.csc_matrix(counts).indptr) / counts.shape[0]
+        p = np.where(measured, np.sqrt(detection * (1 - detection)), 0.0)
+        cdfs.append(np.cumsum(p / p.sum()))
+    digits = sp.csr_matrix(sp.vstack(blocks))
+    held_out = np.random.default_rng(config.seed).random(digits.shape[0]) < config.held_out_share
+    weight = balance_weights(cohorts) * ~held_out * (np.diff(digits.indptr) > 2)
+    corpus = Corpus(
+        digits=digits,
+        dense=(digits > 0).toarray(),
+        cohort=np.repeat(np.arange(len(cohorts)), [b.shape[0] for b in blocks]),
+        zero_cdf=np.stack(cdfs),
+        weight=weight / weight.sum(),
+        held_out=np.flatnonzero(held_out & (np.diff(digits.indptr) > 2)),
+    )
+    return corpus, vocabulary, gene_vectors(cohorts, vocabulary, config.d_model, seed=config.seed)
+
+
+def make_batch(
+    corpus: Corpus, cells: np.ndarray, n_visible: int, config: PretrainConfig, model: ScGPT, rng: np.random.Generator
+) -> Batch:
+    """Visible genes and queries of `cells`; a third of a cell's nonzero genes at most are asked for."""
+    n_rows, n_queries, args = len(cells), config.n_queries, model.config
+    cls_id, pad_id = model.vocabulary.id_of("<cls>"), model.vocabulary.id_of("<pad>")
+    gene_id = np.full((n_rows, 1 + n_visible + n_queries), pad_id, dtype=np.int64)
+    value = np.full(gene_id.shape, args.pad_value, dtype=np.float32)
+    target = np.zeros((n_rows, n_queries), dtype=np.float32)
+    gene_id[:, 0], value[:, 0], value[:, 1 + n_visible :] = cls_id, args.cls_value, args.mask_value
+    draws = rng.random((n_rows, 4 * n_queries))
+    for row, cell in enumerate(cells):
+        start, stop = corpus.digits.indptr[cell : cell + 2]
+        order = start + rng.permutation(stop - start)
+        n_asked = min(n_queries // 2, len(order) // 3)
+        asked, shown = order[:n_asked], order[n_asked : n_asked + n_visible]
+        gene_id[row, 1 : 1 + len(shown)], value[row, 1 : 1 + len(shown)] = _pairs(corpus, shown)
+        queries = gene_id[row, 1 + n_visible :]
+        queries[:n_asked], target[row, :n_asked] = _pairs(corpus, asked)
+        drawn = np.searchsorted(corpus.zero_cdf[corpus.cohort[cell]], draws[row], side="right")
+        drawn = np.unique(drawn[~corpus.dense[cell, drawn]])
+        zeros = rng.permutation(drawn)[: n_queries - n_asked]
+        # a short supply of zero genes repeats some of them rather than leaving holes
+        queries[n_asked:] = np.resize(zeros, n_queries - n_asked)
+    used = 1 + n_visible - int((gene_id[:, 1 : 1 + n_visible] == pad_id).sum(1).min())
+    keep = np.r_[0:used, 1 + n_visible : gene_id.shape[1]]
+    gene_id, value = gene_id[:, keep], value[:, keep]
+    return Batch(
+        gene_id=torch.from_numpy(gene_id),
+        value=torch.from_numpy(value),
+        is_key=torch.from_numpy(gene_id[:, :used] != pad_id),
+        n_keys=used,
+        target=torch.from_numpy(target),
+    )
+
+
+def _pairs(corpus: Corpus, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return corpus.digits.indices[at], corpus.digits.data[at]
+
+
+def losses(model: ScGPT, batch: Batch, config: PretrainConfig) -> Losses:
+    """Both masked-value losses of a batch."""
+    assert model.decoder is not None
+    assert model.mvc_decoder is not None
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.bf16):
+        x = model.input_embedding(batch.gene_id, batch.value)
+        key_mask = None if bool(batch.is_key.all()) else batch.is_key
+        for i, block in enumerate(model.blocks):
+            x = block(x, index=i, key_mask=key_mask, n_keys=batch.n_keys)
+        by_gene = model.decoder(x[:, batch.n_keys :])
+        by_cell = model.mvc_decoder(x[:, 0], model.encoder(batch.gene_id[:, batch.n_keys :]))
+    target = batch.target / config.value_scale
+    return Losses(F.mse_loss(by_gene.float(), target), F.mse_loss(by_cell.float(), target))
+
+
+def training_batch(corpus: Corpus, step: int, config: PretrainConfig, model: ScGPT) -> Batch:
+    """Batch of a step: number of visible genes log-uniform, cells drawn by weight; a function of (seed, step)."""
+    rng = np.random.default_rng((config.seed, step))
+    n_visible = int(np.exp(rng.uniform(np.log(config.min_visible), np.log(config.max_visible))))
+    n_rows = max(config.positions_per_step // (n_visible + config.n_queries), 8)
+    cells = rng.choice(len(corpus.weight), size=n_rows, p=corpus.weight)
+    return make_batch(corpus, cells, n_visible, config, model, rng)
+
+
+class HeldOut(NamedTuple):
+    """Held-out losses beside what predicting the gene's mean, or the overall mean, would give."""
+
+    gene: float
+    cell: float
+    gene_mean: float
+    variance: float
+
+
+@torch.no_grad()
+def evaluate(model: ScGPT, corpus: Corpus, config: PretrainConfig, *, n_visible: int = 256) -> HeldOut:
+    """Losses on the held-out control cells with fixed queries; gene means come from training batches."""
+    size = len(model.vocabulary)
+    total, count = np.zeros(size), np.zeros(size)
+    for step in range(200):
+        batch = training_batch(corpus, 10**6 + step, config, model)
+        genes, values = batch.gene_id[:, batch.n_keys :].numpy().ravel(), batch.target.numpy().ravel()
+        np.add.at(total, genes, values)
+        np.add.at(count, genes, 1)
+    mean = np.divide(total, count, out=np.full(size, total.sum() / count.sum()), where=count > 0)
+    rng = np.random.default_rng(config.seed)
+    sums, n, targets = np.zeros(3), 0, []
+    for cells in np.array_split(corpus.held_out, max(len(corpus.held_out) // 32, 1)):
+        batch = make_batch(corpus, cells, n_visible, config, model, rng)
+        gene, cell = losses(model, batch, config)
+        error = (mean[batch.gene_id[:, batch.n_keys :].numpy()] - batch.target.numpy()) / config.value_scale
+        sums += len(cells) * np.array([float(gene), float(cell), (error**2).mean()])
+        n += len(cells)
+        targets.append(batch.target.numpy() / config.value_scale)
+    gene_loss, cell_loss, mean_loss = (float(s) for s in sums / n)
+    return HeldOut(gene_loss, cell_loss, mean_loss, float(np.concatenate(targets).var()))
+
+
+def pretrain(data: Path, out: Path, config: PretrainConfig) -> ScGPT:
+    """Train, with a log and a resumable state in `out`, and write the checkpoint folder `out/checkpoint`.
+
+    Raises:
+        ForbiddenCellsError: the data would show the model cells that have to stay unseen.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    corpus, vocabulary, start = build_corpus(data, config)
+    model = new_model(vocabulary, start, config)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98), fused=True
+    )
+    state_path, log_path = out / "state.pt", out / "log.json"
+    step, log = 0, []
+    if state_path.is_file():
+        state = torch.load(state_path, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, log = int(state["step"]), json.loads(log_path.read_text())
+    recent, began = [], time.monotonic()
+    while step < config.steps:
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * _schedule(step, config)
+        gene, cell = losses(model, training_batch(corpus, step, config, model), config)
+        torch.autograd.backward(gene + config.mvc_weight * cell)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        recent.append((float(gene.detach()), float(cell.detach())))
+        step += 1
+        if step % config.checkpoint_every == 0 or step == config.steps:
+            held_out = evaluate(model, corpus, config)
+            means = np.mean(recent, axis=0)
+            entry = {"step": step, "seconds": time.monotonic() - began, "train_gene": means[0], "train_cell": means[1]}
+            log.append({**entry, **{f"held_out_{k}": v for k, v in held_out._asdict().items()}})
+            print(json.dumps(log[-1]), flush=True)
+            recent = []
+            log_path.write_text(json.dumps(log, indent=1))
+            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, state_path)
+            save_checkpoint(model, out / "checkpoint", config)
+    return model.eval()
+
+
+def new_model(vocabulary: Vocabulary, start: np.ndarray, config: PretrainConfig) -> ScGPT:
+    """Network at step 0: fresh weights, gene vectors from `start`."""
+    args = ScGPTConfig(
+        n_layers=config.n_layers,
+        n_heads=config.n_heads,
+        d_model=config.d_model,
+        d_hidden=config.d_hidden,
+        tie_break="midpoint",
+    )
+    model = ScGPT.empty(args, vocabulary, n_tokens=len(vocabulary))
+    init_weights(model, seed=config.seed)
+    with torch.no_grad():
+        model.encoder.embedding.weight.copy_(torch.from_numpy(start))
+    return model
+
+
+def _schedule(step: int, config: PretrainConfig) -> float:
+    """Linear warm-up, then a cosine to 2 %."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    progress = (step - config.warmup) / max(config.steps - config.warmup, 1)
+    return 0.02 + 0.98 * 0.5 * (1 + float(np.cos(np.pi * progress)))
+
+
+def save_checkpoint(model: ScGPT, folder: Path, config: PretrainConfig) -> None:
+    """ScGPT checkpoint folder: args.json, vocab.json, vocab_ensembl.json, model.safetensors (float16)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    c, vocabulary = model.config, model.vocabulary
+    args: dict[str, Any] = {
+        "nlayers": c.n_layers,
+        "nheads": c.n_heads,
+        "embsize": c.d_model,
+        "d_hid": c.d_hidden,
+        "n_bins": c.n_bins,
+    }
+    args |= {"max_seq_len": c.max_seq_len, "pad_value": c.pad_value, "mask_value": c.mask_value}
+    args |= {"cls_value": c.cls_value, "tie_break": c.tie_break, "input_emb_style": "continuous"}
+    args |= {"pretraining": asdict(config)}
+    weights = {key: value.detach().clone() for key, value in model.state_dict().items()}
+    for key in ("decoder.fc.4.weight", "decoder.fc.4.bias", "mvc_decoder.W.weight"):
+        weights[key] *= config.value_scale
+    ids = {token: i for i, token in enumerate(vocabulary.tokens)}
+    (folder / "args.json").write_text(json.dumps(args, indent=1) + "\n")
+    (folder / "vocab.json").write_text(json.dumps(ids, indent=0) + "\n")
+    (folder / "vocab_ensembl.json").write_text(json.dumps(dict(vocabulary.ensembl), indent=0) + "\n")
+    save_file({key: value.half().contiguous() for key, value in weights.items()}, folder / "model.safetensors")
+
+
+def main() -> None:
+    """Command line of this recipe."""
+    parser = argparse.ArgumentParser(description="Pretrain the mini model on the control cells of a data folder.")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the .h5ad files ($SCSAE_DATA)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for log, state and checkpoint")
+    defaults = PretrainConfig()
+    for name in ("steps", "lr", "seed", "n_genes", "n_heads", "d_hidden", "positions_per_step", "mvc_weight"):
+        value = getattr(defaults, name)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    options = vars(parser.parse_args())
+    data, out = options.pop("data"), options.pop("out")
+    pretrain(data, out, PretrainConfig(**options))
+
+
+if __name__ == "__main__":
+    main()

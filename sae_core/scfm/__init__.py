@@ -1,0 +1,27 @@
+"""Single-cell foundation models as plain torch modules, with their tokenizers, vocabularies and checkpoint readers.
+
+model = load_model("mini")                       # or a checkpoint folder
+match = model.match_genes(symbols)
+tokens = model.tokenize(indptr, indices, data, match, seed=0)
+layer_2 = model.activations(tokens, ["layer.2"])[Site.parse("layer.2")]
+"""
+
+from sae_core.scfm.checkpoint import load_model
+from sae_core.scfm.foundation import FoundationModel
+from sae_core.scfm.scgpt import ScGPT, ScGPTConfig
+from sae_core.scfm.sites import Patch, Site, TokenInfo
+from sae_core.scfm.tokens import Tokens
+from sae_core.scfm.vocabulary import GeneMatch, Vocabulary
+
+__all__ = [
+    "FoundationModel",
+    "GeneMatch",
+    "Patch",
+    "ScGPT",
+    "ScGPTConfig",
+    "Site",
+    "TokenInfo",
+    "Tokens",
+    "Vocabulary",
+    "load_model",
+]

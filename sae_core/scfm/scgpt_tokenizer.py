@@ -1,0 +1,134 @@
+"""scGPT's tokenizer: `<cls>` and the nonzero genes of a cell with binned values.
+
+Works on whole CSR blocks: only random tie breaks and truncation visit cells one by one. The random numbers of a cell
+come from the seed and from what the cell holds (gene ids and value ranks), so they depend neither on its batch nor on
+whether the values are counts or log-normalised. Genes are in vocabulary order; the network has no positions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int64, Integer
+
+from sae_core.errors import ConfigError, TokenizationError
+from sae_core.scfm.binning import DigitRange, TieBreak, digit_ranges
+from sae_core.scfm.tokens import Tokens
+from sae_core.scfm.vocabulary import GeneMatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScGPTTokenizer:
+    """Settings of the checkpoint (see `ScGPTConfig`) and the way from CSR rows to tokens."""
+
+    cls_id: int
+    cls_value: float
+    n_bins: int
+    max_seq_len: int
+    tie_break: TieBreak
+
+    def __call__(
+        self,
+        indptr: Integer[np.ndarray, " row_plus_1"],
+        indices: Integer[np.ndarray, " stored"],
+        data: Float[np.ndarray, " stored"] | Integer[np.ndarray, " stored"],
+        match: GeneMatch,
+        *,
+        seed: int,
+        max_tokens: int | None = None,
+    ) -> Tokens:
+        """Tokens of CSR rows: matched nonzero genes, columns of one gene added up, then binned per cell.
+
+        A cell with more genes than fit keeps a sample drawn from (seed, its content), `<cls>` always. A cell without a
+        matched gene has no token. Bins are made before the sample is drawn, as upstream does.
+
+        Raises:
+            TokenizationError: negative or non-finite values, or columns that `match` does not have.
+            ConfigError: `max_tokens` leaves no room for a gene.
+        """
+        limit = self.max_seq_len if max_tokens is None else min(max_tokens, self.max_seq_len)
+        if limit < 2:
+            raise ConfigError(f"max_tokens must be at least 2 (<cls> and one gene), got {max_tokens}")
+        n_cells = len(indptr) - 1
+        gene_id, value, cell = _matched_values(indptr, indices, data, match)
+        digits = digit_ranges(value, cell, n_cells=n_cells, n_bins=self.n_bins)
+        digit, kept = self._draw(gene_id, digits, np.bincount(cell, minlength=n_cells), limit=limit, seed=seed)
+        return self._with_cls(gene_id[kept], digit[kept], cell[kept], n_cells)
+
+    def _draw(
+        self,
+        gene_id: Int64[np.ndarray, " value"],
+        digits: DigitRange,
+        n_of_cell: Int64[np.ndarray, " cell"],
+        *,
+        limit: int,
+        seed: int,
+    ) -> tuple[Float[np.ndarray, " value"], Int64[np.ndarray, " kept"]]:
+        """Digit of each value, and the values that stay after truncation."""
+        digit = (digits.low + digits.high) / 2
+        keep = np.ones(len(gene_id), dtype=bool)
+        stop_of_cell = np.cumsum(n_of_cell)
+        random_ties = self.tie_break == "random"
+        for cell in np.flatnonzero(n_of_cell > (0 if random_ties else limit - 1)):
+            here = slice(stop_of_cell[cell] - n_of_cell[cell], stop_of_cell[cell])
+            low, high = digits.low[here], digits.high[here]
+            rng = _cell_generator(seed, gene_id[here], low, high)
+            if random_ties:
+                digit[here] = rng.integers(low, high, endpoint=True)
+            if n_of_cell[cell] > limit - 1:
+                dropped = rng.permutation(n_of_cell[cell])[limit - 1 :]
+                keep[here.start + dropped] = False
+        return digit, np.flatnonzero(keep)
+
+    def _with_cls(
+        self,
+        gene_id: Int64[np.ndarray, " value"],
+        digit: Float[np.ndarray, " value"],
+        cell: Int64[np.ndarray, " value"],
+        n_cells: int,
+    ) -> Tokens:
+        n_of_cell = np.bincount(cell, minlength=n_cells)
+        length = np.where(n_of_cell > 0, n_of_cell + 1, 0)
+        offsets = np.concatenate([[0], np.cumsum(length)])
+        is_special = np.zeros(offsets[-1], dtype=bool)
+        is_special[offsets[:-1][length > 0]] = True
+        ids = np.full(offsets[-1], self.cls_id, dtype=np.int64)
+        values = np.full(offsets[-1], self.cls_value, dtype=np.float32)
+        ids[~is_special], values[~is_special] = gene_id, digit
+        return Tokens(offsets=offsets.astype(np.int64), gene_id=ids, value=values, is_special=is_special)
+
+
+def _matched_values(
+    indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, match: GeneMatch
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gene id, value and cell of every nonzero matched gene, sorted by (cell, gene id), columns of a gene added."""
+    if len(data) and (not np.isfinite(data).all() or data.min() < 0):
+        n_bad = int((~np.isfinite(data)).sum())
+        raise TokenizationError(
+            f"values from {np.nanmin(data):g} to {np.nanmax(data):g}, {n_bad} of them not finite; "
+            "tokens need counts or log-normalised values, not scaled ones: choose that matrix (`raw`, or a layer such "
+            "as `layers/counts`)"
+        )
+    if len(indices) and indices.max() >= match.n_genes:
+        raise TokenizationError(
+            f"column {indices.max()} but only {match.n_genes} genes were matched; match the same data"
+        )
+    cell = np.repeat(np.arange(len(indptr) - 1, dtype=np.int64), np.diff(indptr))
+    use = match.matched[indices] & (data > 0)
+    cell, gene_id, value = cell[use], match.token_id[indices[use]], data[use].astype(np.float64)
+    order = np.lexsort((gene_id, cell))
+    cell, gene_id, value = cell[order], gene_id[order], value[order]
+    new = np.ones(len(cell), dtype=bool)
+    new[1:] = (cell[1:] != cell[:-1]) | (gene_id[1:] != gene_id[:-1])
+    start = np.flatnonzero(new)
+    total = np.add.reduceat(value, start) if len(start) else value
+    return gene_id[start], total.astype(np.float32), cell[start]
+
+
+def _cell_generator(seed: int, *content: np.ndarray) -> np.random.Generator:
+    digest = hashlib.blake2b(seed.to_bytes(8, "little", signed=True), digest_size=16)
+    for array in content:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return np.random.default_rng(int.from_bytes(digest.digest(), "little"))

@@ -1,0 +1,57 @@
+"""Ragged tokens: the input of a model for many cells, without padding.
+
+Token t of cell c is row offsets[c] + t of every flat array here and of every activation matrix made from them. Flat
+because cells differ ten-fold in the number of genes: padding to the longest would store and compute mostly nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64
+
+from sae_core.errors import TokenizationError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """Tokens of `n_cells` cells; `offsets` [n_cells + 1] cuts the flat arrays; a cell without genes has no token."""
+
+    offsets: Int64[np.ndarray, " cell_plus_1"]
+    gene_id: Int64[np.ndarray, " token"]
+    value: Float32[np.ndarray, " token"]
+    is_special: Bool[np.ndarray, " token"]
+
+    def __post_init__(self) -> None:
+        """Check that the offsets cut the arrays.
+
+        Raises:
+            TokenizationError: they do not.
+        """
+        n = len(self.gene_id)
+        rising = len(self.offsets) > 0 and self.offsets[0] == 0 and (np.diff(self.offsets) >= 0).all()
+        if not rising or self.offsets[-1] != n or len(self.value) != n or len(self.is_special) != n:
+            raise TokenizationError(
+                f"offsets must rise from 0 to the number of tokens: {len(self.offsets)} offsets, {n} gene ids, "
+                f"{len(self.value)} values, {len(self.is_special)} flags"
+            )
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells, those without a token included."""
+        return len(self.offsets) - 1
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens of all cells, special ones included."""
+        return len(self.gene_id)
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, " cell"]:
+        """Tokens per cell."""
+        return np.diff(self.offsets)
+
+    def cell_of_token(self) -> Int64[np.ndarray, " token"]:
+        """Index of the cell of each token."""
+        return np.repeat(np.arange(self.n_cells, dtype=np.int64), self.lengths)

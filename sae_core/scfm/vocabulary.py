@@ -1,0 +1,140 @@
+"""Gene vocabularies: symbols (and Ensembl ids, where a checkpoint knows them) to embedding rows.
+
+Matching reports what it did: `GeneMatch` says per column of the data whether and where it was found, so that nothing is
+dropped without a word. Several columns may match one token (duplicated symbols, a symbol and an Ensembl id): their
+values are added when tokens are made.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int64
+
+from sae_core.errors import CheckpointError, VocabularyError
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneMatch:
+    """Where each column of the data is in the vocabulary: `token_id` is meaningful where `matched` (else 0)."""
+
+    token_id: Int64[np.ndarray, " gene"]
+    matched: Bool[np.ndarray, " gene"]
+
+    @property
+    def n_genes(self) -> int:
+        """Number of columns of the data."""
+        return len(self.matched)
+
+    @property
+    def n_matched(self) -> int:
+        """Number of columns found in the vocabulary."""
+        return int(self.matched.sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """Tokens by id; no gene matches a `special` token; `ensembl` maps Ensembl ids (without version) to symbols."""
+
+    tokens: tuple[str, ...]
+    special: frozenset[str] = frozenset({"<pad>", "<cls>", "<eoc>"})
+    ensembl: Mapping[str, str] = field(default_factory=dict)
+    _ids: dict[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Index the tokens.
+
+        Raises:
+            CheckpointError: a token appears twice, or an Ensembl id points at an unknown symbol.
+        """
+        ids = {token: i for i, token in enumerate(self.tokens)}
+        if len(ids) != len(self.tokens):
+            raise CheckpointError(f"a vocabulary of {len(self.tokens)} tokens has only {len(ids)} different ones")
+        if unknown := [symbol for symbol in self.ensembl.values() if symbol not in ids]:
+            raise CheckpointError(f"Ensembl ids point at symbols outside the vocabulary: {', '.join(unknown[:5])}")
+        object.__setattr__(self, "_ids", ids)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def n_genes(self) -> int:
+        """Number of tokens that are genes."""
+        return len(self.tokens) - sum(token in self._ids for token in self.special)
+
+    def id_of(self, token: str) -> int:
+        """Id of a symbol or special token.
+
+        Raises:
+            VocabularyError: it is not in the vocabulary.
+        """
+        if token not in self._ids:
+            raise VocabularyError(f"{token!r} is not among the {len(self)} tokens of this vocabulary")
+        return self._ids[token]
+
+    def __contains__(self, token: object) -> bool:
+        return token in self._ids
+
+    def match(self, symbols: Sequence[str], ensembl_ids: Sequence[str] | None = None) -> GeneMatch:
+        """Find each gene by its symbol, else by its Ensembl id (a symbol that is one counts; versions are cut).
+
+        Raises:
+            VocabularyError: the two sequences differ in length, or nothing matches.
+        """
+        if ensembl_ids is not None and len(ensembl_ids) != len(symbols):
+            raise VocabularyError(f"{len(symbols)} symbols but {len(ensembl_ids)} Ensembl ids; give one per gene")
+        ids = [""] * len(symbols) if ensembl_ids is None else ensembl_ids
+        found = [self._find(str(symbol), str(ensembl_id)) for symbol, ensembl_id in zip(symbols, ids, strict=True)]
+        matched = np.array([i is not None for i in found], dtype=bool)
+        if not matched.any():
+            own = [t for t in self.tokens if t not in self.special][:3]
+            raise VocabularyError(
+                f"none of the {len(symbols)} genes of the data is in the vocabulary of {self.n_genes} genes; the data "
+                f"has {', '.join(map(str, symbols[:3]))}, the vocabulary has {', '.join(own)}"
+                + (f" and Ensembl ids such as {next(iter(self.ensembl))}" if self.ensembl else " and no Ensembl ids")
+                + "; give the data human gene symbols of the vocabulary's kind as var names"
+            )
+        return GeneMatch(token_id=np.array([i or 0 for i in found], dtype=np.int64), matched=matched)
+
+    def _find(self, symbol: str, ensembl_id: str) -> int | None:
+        if symbol in self._ids and symbol not in self.special:
+            return self._ids[symbol]
+        for candidate in (ensembl_id, symbol):
+            known = self.ensembl.get(candidate.partition(".")[0])
+            if known is not None:
+                return self._ids[known]
+        return None
+
+
+def read_vocabulary(path: Path, *, ensembl_path: Path | None = None) -> Vocabulary:
+    """Vocabulary of a `vocab.json` {token: id} and, if given, a JSON file {Ensembl id: token}.
+
+    Raises:
+        CheckpointError: unreadable, or the ids are not 0, 1, ..., n - 1.
+    """
+    ids = read_json(path)
+    tokens = sorted(ids, key=lambda token: ids[token])
+    if [ids[token] for token in tokens] != list(range(len(tokens))):
+        raise CheckpointError(f"{path}: the ids of {len(tokens)} tokens are not the numbers 0 to {len(tokens) - 1}")
+    ensembl = {} if ensembl_path is None else read_json(ensembl_path)
+    return Vocabulary(tokens=tuple(tokens), ensembl=ensembl)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Object in a JSON file.
+
+    Raises:
+        CheckpointError: the file is missing, is no JSON or holds no object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a {type(value).__name__}; allowed: a JSON object")
+    return value
