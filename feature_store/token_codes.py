@@ -168,12 +168,13 @@ def top_tokens(tokens: TokenCodes, n: int) -> pl.DataFrame:
 def merge_feature_gene(parts: list[pl.DataFrame]) -> pl.DataFrame:
     """One `token_feature_gene` of several, added up in the order given (sums are float64 and reproducible)."""
     keys = ["split", "gene_id", "feature_id"]
-    return (
+    merged = (
         pl.concat([schemas.empty("token_feature_gene"), *parts])
         .sort(keys, maintain_order=True)
         .group_by(keys, maintain_order=True)
         .agg(pl.col("n_tokens", "sum", "sum_sq").sum(), pl.col("max").max())
     )
+    return schemas.conform("token_feature_gene", merged)
 
 
 def merge_gene(parts: list[pl.DataFrame]) -> pl.DataFrame:
