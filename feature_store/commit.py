@@ -17,12 +17,10 @@ for every part that `pending` or `verify` re-reads. Durability is POSIX fsync: c
 """
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -31,28 +29,23 @@ from typing import Any
 import polars as pl
 import pyarrow.parquet as pq
 
-from feature_store.errors import (
-    IncompleteRunError,
-    InputError,
-    IntegrityError,
-    NotFoundError,
-    PlanMismatchError,
-    StoreWriteError,
+from feature_store.errors import IncompleteRunError, InputError, IntegrityError, NotFoundError, PlanMismatchError
+from feature_store.files import (
+    clear_write_errors,
+    create_exclusively,
+    fsync,
+    read_json,
+    remove_abandoned,
+    replace_text,
+    sha256,
+    temporary_file,
 )
-from feature_store.layout import MANIFEST, PLAN, TEMPORARY, canonical_json, content_sha, marker_name, part_name
+from feature_store.layout import MANIFEST, PLAN, canonical_json, content_sha, marker_name, part_name
+
+__all__ = ["Manifest", "Run", "ShardMarker", "read_table", "replace_text", "write_frame", "write_table"]
 
 FORMAT_VERSION = 1
 TABLE_ROW_GROUP_ROWS = 65_536
-_UNWRITABLE = {
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.ENOTDIR,
-    errno.EEXIST,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,10 +127,10 @@ class Run:
             raise InputError(f"a plan needs n_shards, an int of at least 1; got {n_shards!r}")
         if "files" in wanted and len(set(wanted["files"])) != n_shards:
             raise InputError(f"a plan's files are n_shards = {n_shards} different names; got {wanted['files']!r}")
-        with _clear_write_errors(path):
+        with clear_write_errors(path):
             path.mkdir(parents=True, exist_ok=True)
             if not (path / PLAN).exists():
-                _create_exclusively(path / PLAN, canonical_json(wanted))
+                create_exclusively(path / PLAN, canonical_json(wanted))
         run = cls.open(path)
         if run.plan_sha != content_sha(wanted):
             raise PlanMismatchError(_explain_difference(path, run.plan, wanted))
@@ -151,7 +144,7 @@ class Run:
             raise NotFoundError(
                 f"no run in {path}: it has no {PLAN}; list what there is with `scsae sql 'SHOW TABLES'`"
             )
-        plan = _read_json(path / PLAN)
+        plan = read_json(path / PLAN)
         if plan.get("format_version") != FORMAT_VERSION:
             raise IntegrityError(
                 f"{path / PLAN} has format_version {plan.get('format_version')!r}; this scsae reads {FORMAT_VERSION}"
@@ -181,8 +174,8 @@ class Run:
         Every committed part is read and hashed again, so a truncated file or a flipped byte is written anew. Ask
         `is_complete` first where a full read of a finished run is not wanted.
         """
-        with _clear_write_errors(self.path):
-            _remove_abandoned(self.path)
+        with clear_write_errors(self.path):
+            remove_abandoned(self.path)
         return [shard for shard in range(self.n_shards) if self.committed(shard) is None]
 
     def commit_shard(self, shard: int, write: Callable[[Path], int], *, start: int, stop: int) -> ShardMarker:
@@ -196,16 +189,16 @@ class Run:
         found = self.committed(shard)
         if found is not None:
             return found
-        with _clear_write_errors(self.path), _temporary(self.path, f"{shard:05d}") as temporary:
+        with clear_write_errors(self.path), temporary_file(self.path, f"{shard:05d}") as temporary:
             rows = write(temporary)
-            _fsync(temporary)
+            fsync(temporary)
             marker = ShardMarker(
                 shard=shard,
                 start=start,
                 stop=stop,
                 rows=rows,
                 bytes=temporary.stat().st_size,
-                sha256=_sha256(temporary),
+                sha256=sha256(temporary),
                 plan_sha=self.plan_sha,
             )
             with self._publishing():
@@ -214,7 +207,7 @@ class Run:
                     return found
                 self._refuse_other_bytes(marker)
                 temporary.replace(self.part(shard))
-                _fsync(self.path)
+                fsync(self.path)
                 replace_text(self.path / marker_name(shard), canonical_json(asdict(marker)))
         return marker
 
@@ -235,9 +228,9 @@ class Run:
                 "run the same command again to resume"
             )
         manifest = Manifest(plan_sha=self.plan_sha, shards=tuple(done))
-        with _clear_write_errors(self.path), self._publishing():
+        with clear_write_errors(self.path), self._publishing():
             if not self.is_complete:
-                _create_exclusively(self.path / MANIFEST, manifest.to_json())
+                create_exclusively(self.path / MANIFEST, manifest.to_json())
         return self.manifest()
 
     def manifest(self) -> Manifest:
@@ -247,7 +240,7 @@ class Run:
                 f"{self.path} has no {MANIFEST}: it was interrupted or is still being written; "
                 "run the same command again to resume"
             )
-        content = _read_json(self.path / MANIFEST)
+        content = read_json(self.path / MANIFEST)
         try:
             shards = tuple(ShardMarker(**marker) for marker in content["shards"])
             manifest = Manifest(plan_sha=content["plan_sha"], shards=shards)
@@ -368,102 +361,7 @@ def _part_problem(path: Path, marker: ShardMarker) -> str | None:
     size = path.stat().st_size
     if size != marker.bytes:
         return f"{path}: {size} bytes where {marker.bytes} were committed (truncated or overwritten)"
-    digest = _sha256(path)
+    digest = sha256(path)
     if digest != marker.sha256:
         return f"{path}: sha256 {digest[:12]} where {marker.sha256[:12]} was committed (its bytes changed)"
     return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise IntegrityError(f"{path} is not JSON ({error}); delete its folder and run the command again") from error
-    if not isinstance(content, dict):
-        raise IntegrityError(f"{path} holds {type(content).__name__} where an object was expected")
-    return content
-
-
-@contextlib.contextmanager
-def _temporary(folder: Path, label: str) -> Iterator[Path]:
-    """A locked empty temporary file, removed on leaving unless it was renamed."""
-    while True:
-        path = folder / f"{TEMPORARY}{label}-{uuid.uuid4().hex}"
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        # careful: another driver's `pending` may have removed the file between its creation and the lock
-        if path.exists():
-            break
-        os.close(descriptor)
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
-
-
-def _remove_abandoned(folder: Path) -> None:
-    for path in folder.glob(f"{TEMPORARY}*"):
-        if path.is_dir():
-            continue
-        try:
-            descriptor = os.open(path, os.O_RDWR)
-        except FileNotFoundError:
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink(missing_ok=True)
-        except OSError:
-            # a living writer holds the lock, or the file system has none: not ours to remove
-            continue
-        finally:
-            os.close(descriptor)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-    _fsync(path)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a small text file atomically; the file it replaces stays whole until then."""
-    with _temporary(path.parent, path.stem) as temporary:
-        _write_text(temporary, text)
-        temporary.replace(path)
-        _fsync(path.parent)
-
-
-def _create_exclusively(path: Path, text: str) -> None:
-    """Create `path` whole, or leave the file that another process created first."""
-    with _temporary(path.parent, path.stem) as temporary:
-        _write_text(temporary, text)
-        with contextlib.suppress(FileExistsError):
-            path.hardlink_to(temporary)
-        _fsync(path.parent)
-
-
-@contextlib.contextmanager
-def _clear_write_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _UNWRITABLE:
-            raise
-        raise StoreWriteError(
-            f"cannot write in {folder}: {error.strerror or error} ({error.filename or folder}); free the disk or fix "
-            "the permissions, or choose another --store, then run the command again: what is committed stays"
-        ) from error

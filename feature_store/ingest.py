@@ -9,7 +9,7 @@ specification 0.1.0 and 0.2.0. Opening costs tens of ms; the digest one pass ove
 import difflib
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -20,15 +20,12 @@ import numpy as np
 import polars as pl
 
 from feature_store import commit, schemas, splits
+from feature_store.annotations import gene_names, obs_series, without_clashes
 from feature_store.errors import InputError
 from feature_store.layout import Layout, run_id
 from feature_store.matrices import KINDS, USABLE, CSRRows, RowMatrix, check_rows, open_matrix, value_kind
 
-SYMBOL_COLUMNS = ("gene_symbol", "gene_symbols", "gene_name", "gene_names", "feature_name", "symbol", "hgnc_symbol")
-ENSEMBL_COLUMNS = ("ensembl_id", "ensembl", "gene_id", "gene_ids", "feature_id", "ensembl_gene_id")
 BLOCK_ROWS = 4096
-_ENSEMBL = re.compile(r"ENS[A-Z]*G\d{6,}")
-_VERSION = re.compile(r"\.\d+$")
 
 
 class Source:
@@ -50,7 +47,7 @@ class Source:
         self._file = file
         self._rows: RowMatrix = _matrix(file, matrix, path)
         self.n_cells, self.n_genes = self._rows.shape
-        self.gene_symbols, self.ensembl_ids = _gene_names(_read(file["raw/var" if matrix == "raw" else "var"], path))
+        self.gene_symbols, self.ensembl_ids = gene_names(_read(file["raw/var" if matrix == "raw" else "var"], path))
 
     def __repr__(self) -> str:
         return f"Source({str(self.path)!r}, {self.matrix}: {self.value_kind}, {self.n_cells} x {self.n_genes})"
@@ -82,7 +79,7 @@ class Source:
     def obs(self) -> pl.DataFrame:
         """Every obs column, in order: categories as strings, numbers, booleans and dates kept, NaN as null."""
         frame = self._obs
-        return pl.DataFrame([_series(str(name), frame[name]) for name in frame.columns])
+        return pl.DataFrame([obs_series(str(name), frame[name]) for name in frame.columns])
 
     def obs_names(self) -> list[str]:
         """Names of the cells as the file has them; they may repeat, so `cell_idx` is the key."""
@@ -171,7 +168,7 @@ def write_cells(
         **{key: pl.Series([None], dtype=pl.String).new_from_index(0, source.n_cells) if column is None else column
            for key, column in named.items()},
     }  # fmt: skip
-    cells = schemas.conform("cells", pl.DataFrame(own).hstack(_without_clashes(obs, asked, tuple(own))))
+    cells = schemas.conform("cells", pl.DataFrame(own).hstack(without_clashes(obs, asked, tuple(own))))
     genes_plan = {"table": "genes", "dataset": dataset, "digest": source.digest, "matrix": source.matrix}
     commit.write_table(layout.genes_dir(dataset), lambda: gene_table(source), genes_plan)
     commit.write_table(layout.cells_dir(dataset), cells, {"table": "cells", "dataset": dataset, **plan})
@@ -297,54 +294,8 @@ def _digest(path: Path) -> str:
     return total.hexdigest()
 
 
-def _gene_names(var: Any) -> tuple[list[str], list[str] | None]:
-    names = [str(name) for name in var.index]
-    columns = {str(name).lower(): _strings(var[name]) for name in reversed(list(var.columns))}
-    ensembl = next((columns[key] for key in ENSEMBL_COLUMNS if key in columns and _are_ensembl(columns[key])), None)
-    if ensembl is None and _are_ensembl(names):
-        ensembl = names
-    symbols = next((columns[key] for key in SYMBOL_COLUMNS if key in columns and not _are_ensembl(columns[key])), names)
-    return (
-        [_VERSION.sub("", name) if _ENSEMBL.match(name) else name for name in map(_first, symbols, names)],
-        None if ensembl is None else [_VERSION.sub("", name) for name in ensembl],
-    )
-
-
-def _first(symbol: str, name: str) -> str:
-    return symbol or name
-
-
-def _are_ensembl(names: Sequence[str]) -> bool:
-    return 2 * sum(_ENSEMBL.match(name) is not None for name in names) > len(names)
-
-
-def _strings(column: Any) -> list[str]:
-    return ["" if missing else str(value) for value, missing in zip(column, column.isna(), strict=True)]
-
-
-def _series(name: str, column: Any) -> pl.Series:
-    """One obs column; pandas is not imported here, only read through its attributes."""
-    if getattr(column.dtype, "kind", "O") in "biufmM" and column.dtype.name != "category":
-        kept: pl.Series = pl.from_pandas(column, nan_to_null=True).rename(name)
-        return kept
-    values = [None if missing else str(value) for value, missing in zip(column, column.isna(), strict=True)]
-    return pl.Series(name, values, dtype=pl.String)
-
-
 def _units(column: pl.Series | None) -> list[str | None] | None:
     return None if column is None else column.to_list()
-
-
-def _without_clashes(obs: pl.DataFrame, asked: Mapping[str, str | None], own: Sequence[str]) -> pl.DataFrame:
-    obs = obs.drop([key for key, column in asked.items() if column == key])
-    taken = {*own, *obs.columns}
-    for name in [name for name in obs.columns if name in own]:
-        new = f"{name}_obs"
-        while new in taken:
-            new += "_obs"
-        taken.add(new)
-        obs = obs.rename({name: new})
-    return obs
 
 
 def _slug(name: str) -> str:

@@ -8,10 +8,10 @@
     <root>/steering/<run>/         results/  per_cell/
     <root>/mlflow/                 mlflow.db  artifacts/
 
-All path arithmetic of the store is here and all writing is in `feature_store.commit`, so that another kind of root (an
-object store behind a URI) means other versions of these two files and of nothing else. A run's name is a short hash of
-what determines its content, so asking twice for the same thing finds the same folder. Listing a kind reads one folder
-and stats a few files per run.
+All path arithmetic of the store is here and all writing is in `feature_store.commit` (with `.files`), so that another
+kind of root (an object store behind a URI) means other versions of these two files and of nothing else. A run's name
+is a short hash of what determines its content, so asking twice for the same thing finds the same folder. Listing a
+kind reads one folder and stats a few files per run.
 """
 
 import hashlib

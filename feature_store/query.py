@@ -1,0 +1,300 @@
+"""Questions to a store: lazy Polars frames under the tables' names, SQL over them, and the everyday look-ups.
+
+`FeatureStore.open` settles once what is read (its `runs`): an associations run, the codes run and the data set that
+it came from, and every part of theirs from the manifests, so a writer beside it changes nothing. Nothing is ever
+written. A look-up by feature or by cell opens only the part of the right sort order that the manifest names (about 2
+ms).
+
+In SQL the tables are `cells`, `genes`, `codes`, `features`, `feature_label`, `feature_gene`, `feature_geneset`,
+`feature_token` and `steering`: those of them that the store has.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from feature_store.commit import Run, ShardMarker
+from feature_store.errors import NotFoundError, QueryError
+from feature_store.layout import ASSOCIATION_TABLES, KINDS, Layout, RunInfo
+
+_READS_ONLY = re.compile(r"\s*(?:SELECT|WITH|SHOW|EXPLAIN|FROM|\()", re.IGNORECASE)
+_READS_FILES = re.compile(r"\bread_(?:csv|ipc|json|ndjson|parquet)\s*\(", re.IGNORECASE)
+_NO_COLUMN = re.compile(r"(?:unable to find column|no column named) [\"']([^\"']+)[\"']")
+_NO_TABLE = re.compile(r"relation '([^']+)' was not found")
+_SPLIT_ORDER = {"test": 0, "select": 1, "train": 2}
+_ABOUT_FEATURE = ("feature_id", "class", "density", "top_genes", "top_label")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lineage:
+    """The runs that a FeatureStore reads; None where the store has none yet."""
+
+    dataset: str | None
+    codes: str | None
+    associations: str | None
+    steering: tuple[str, ...]
+
+
+class FeatureStore:
+    """A read-only view of one store; make one with `FeatureStore.open(root)`.
+
+    >>> store = FeatureStore.open("scsae-store")
+    >>> store.sql("SELECT feature_id, auroc FROM feature_label WHERE label = 'CD19+ B' ORDER BY auroc DESC LIMIT 5")
+    >>> store.features_for(gene="MS4A1"), store.top_cells(17), store.features_of(0)
+    >>> store.frame("features").filter(~pl.col("dead")).collect()
+    """
+
+    def __init__(self, layout: Layout, lineage: Lineage) -> None:
+        self.layout = layout
+        self.lineage = lineage
+
+    def __repr__(self) -> str:
+        return f"FeatureStore({str(self.layout.root)!r}, {', '.join(self.tables())})"
+
+    @classmethod
+    def open(
+        cls,
+        root: str | Path,
+        *,
+        associations: str | None = None,
+        codes: str | None = None,
+        dataset: str | None = None,
+    ) -> "FeatureStore":
+        """Open a store at its newest complete associations run, or at the runs named (ids, or their beginnings).
+
+        The codes run is the one in that run's plan (key `codes`), else the newest; the data set the one in the codes'
+        plan (key `dataset`), else the only one. Kinds that the store does not have yet simply give no tables.
+        NotFoundError for a root without any run, an unknown run, or several data sets of which none is named.
+        """
+        layout = Layout(root)
+        if not any(layout.runs(kind) for kind in KINDS):
+            raise NotFoundError(f"{layout.root} holds no runs; make some with `scsae demo --store {layout.root}`")
+        chosen = _choose(layout, "associations", associations)
+        plan = _plan_of(chosen)
+        chosen_codes = _choose(layout, "codes", codes or plan.get("codes"))
+        plan = {**_plan_of(chosen_codes), **plan}
+        steering = tuple(info.run for info in layout.runs("steering") if info.complete)
+        lineage = Lineage(
+            dataset=_choose_dataset(layout, dataset or plan.get("dataset")),
+            codes=chosen_codes.run if chosen_codes else None,
+            associations=chosen.run if chosen else None,
+            steering=steering,
+        )
+        return cls(layout, lineage)
+
+    def tables(self) -> list[str]:
+        """Names of the tables that this store has."""
+        return list(self._frames)
+
+    def frame(self, table: str) -> pl.LazyFrame:
+        """A table as a lazy frame; nothing is read until it is collected. QueryError with the nearest name."""
+        if table not in self._frames:
+            raise QueryError(
+                f"no table {table!r}{_did_you_mean(table, self.tables())}; tables: {', '.join(self.tables())}"
+            )
+        return self._frames[table]
+
+    def sql(self, query: str) -> pl.DataFrame:
+        """Answer a SELECT over the tables (Polars SQL).
+
+        QueryError for an unknown table or column, with the nearest names, for a syntax error, and for a statement that
+        does anything but read these tables.
+        """
+        if not _READS_ONLY.match(query) or _READS_FILES.search(query):
+            raise QueryError(
+                f"only queries over the store's tables are answered (SELECT, WITH, SHOW TABLES, EXPLAIN); got {query!r}"
+            )
+        try:
+            return pl.SQLContext(self._frames, eager=True).execute(query)
+        except pl.exceptions.PolarsError as error:
+            raise QueryError(self._explain(str(error))) from error
+
+    def features_for(
+        self, *, gene: str | None = None, label: str | None = None, gene_set: str | None = None
+    ) -> pl.DataFrame:
+        """Features that go with one gene, label or gene set, strongest first, each with its class and genes.
+
+        A label: by AUROC of the split (`test` before `select`). A gene: by the correlation of the cell code with its
+        expression. A gene set: by p. QueryError if not exactly one is given, or the name is not in the table.
+        """
+        given = {"gene": gene, "label": label, "gene_set": gene_set}
+        asked = {column: name for column, name in given.items() if name is not None}
+        if len(asked) != 1:
+            raise QueryError(f"ask for one of gene, label and gene_set; got {', '.join(asked) or 'none'}")
+        column, name = next(iter(asked.items()))
+        table, key, descending = _ASKED[column]
+        found = self.frame(table).filter(pl.col(column) == name).collect()
+        if found.is_empty():
+            known = self.frame(table).select(pl.col(column).unique()).collect()[column].to_list()
+            raise QueryError(f"no {column} {name!r} in {table}{_did_you_mean(name, known)}; it has {_some(known)}")
+        split = pl.col("split") if "split" in found.columns else pl.lit("")
+        rank = split.replace_strict(_SPLIT_ORDER, default=len(_SPLIT_ORDER), return_dtype=pl.Int8)
+        order = [False, descending, False]
+        return self._describe(found.sort(rank, key, "feature_id", descending=order, nulls_last=True))
+
+    def top_cells(self, feature: int, n: int = 20) -> pl.DataFrame:
+        """The n cells with the largest code of a feature, with their columns of the cell table.
+
+        Reads the one part of codes/by_feature that holds the feature. QueryError for a feature that the codes do not
+        have.
+        """
+        run = self._codes_run("by_feature")
+        self._check_feature(feature, run)
+        found = _read_where(run, "feature_id", feature)
+        if "token_pos" in found.columns:
+            found = found.group_by("cell_idx", maintain_order=True).agg(pl.col("value").max())
+        top = found.select("cell_idx", "value").sort("value", "cell_idx", descending=[True, False]).head(n)
+        if "cells" not in self._frames:
+            return top
+        cells = self.frame("cells").filter(pl.col("cell_idx").is_in(top["cell_idx"].implode())).collect()
+        return top.join(cells, on="cell_idx", how="left", maintain_order="left")
+
+    def features_of(self, cell: int | str, n: int = 20) -> pl.DataFrame:
+        """The n features with the largest code in a cell (its cell_idx, or its cell_id), each with class and genes.
+
+        Reads the one part of codes/by_cell that holds the cell. QueryError for a cell that is not in the cell table.
+        """
+        run = self._codes_run("by_cell")
+        found = _read_where(run, "cell_idx", self._cell_idx(cell))
+        if "token_pos" in found.columns:
+            found = found.group_by("feature_id", maintain_order=True).agg(pl.col("value").max())
+        found = found.select(pl.col("feature_id").cast(pl.Int32), "value")
+        return self._describe(found.sort("value", "feature_id", descending=[True, False]).head(n))
+
+    @cached_property
+    def _frames(self) -> dict[str, pl.LazyFrame]:
+        layout, lineage = self.layout, self.lineage
+        frames: dict[str, pl.LazyFrame] = {}
+        if lineage.dataset is not None:
+            frames["cells"] = _scan(layout.cells_dir(lineage.dataset))
+            if (layout.genes_dir(lineage.dataset)).exists():
+                frames["genes"] = _scan(layout.genes_dir(lineage.dataset))
+        if lineage.codes is not None:
+            frames["codes"] = _scan(layout.codes_dir(lineage.codes) / "by_cell", feature_id=pl.Int32)
+        if lineage.associations is not None:
+            folder = layout.associations_dir(lineage.associations)
+            frames |= {table: _scan(folder / table) for table in ASSOCIATION_TABLES}
+        if lineage.steering:
+            results = [
+                _scan(layout.steering_dir(run) / "results").with_columns(pl.lit(run).alias("run"))
+                for run in lineage.steering
+            ]
+            frames["steering"] = pl.concat(results, how="diagonal_relaxed")
+        return frames
+
+    def _codes_run(self, order: str) -> Run:
+        if self.lineage.codes is None:
+            raise NotFoundError(
+                f"{self.layout.root} has no codes; make them with `scsae encode --store {self.layout.root}`"
+            )
+        return Run.open(self.layout.codes_dir(self.lineage.codes) / order)
+
+    def _check_feature(self, feature: int, run: Run) -> None:
+        n_features = run.plan["n_features"]
+        if not 0 <= feature < n_features:
+            raise QueryError(f"no feature {feature}; the codes have features 0 to {n_features - 1}")
+
+    def _cell_idx(self, cell: int | str) -> int:
+        cells = self.frame("cells")
+        column = "cell_idx" if isinstance(cell, int) else "cell_id"
+        found = cells.filter(pl.col(column) == cell).select("cell_idx").collect()["cell_idx"].to_list()
+        if len(found) == 1:
+            return int(found[0])
+        if found:
+            raise QueryError(f"cell_id {cell!r} is of {len(found)} cells; ask by cell_idx: {_some(found)}")
+        n_cells = cells.select(pl.len()).collect().item()
+        raise QueryError(f"no cell {cell!r}; data set {self.lineage.dataset} has cell_idx 0 to {n_cells - 1}")
+
+    def _describe(self, found: pl.DataFrame) -> pl.DataFrame:
+        if "features" not in self._frames:
+            return found
+        about = self.frame("features").select(_ABOUT_FEATURE).collect()
+        about = about.select("feature_id", *(name for name in _ABOUT_FEATURE[1:] if name not in found.columns))
+        return found.join(about, on="feature_id", how="left", maintain_order="left")
+
+    def _explain(self, message: str) -> str:
+        message = message.split("\n\n")[0].strip()
+        if no_table := _NO_TABLE.search(message):
+            name = no_table[1]
+            return f"no table {name!r}{_did_you_mean(name, self.tables())}; tables: {', '.join(self.tables())}"
+        if no_column := _NO_COLUMN.search(message):
+            name = no_column[1]
+            columns = {table: frame.collect_schema().names() for table, frame in self._frames.items()}
+            near = difflib.get_close_matches(name, {c for names in columns.values() for c in names}, n=3, cutoff=0.5)
+            places = [f"{c} ({', '.join(t for t, names in columns.items() if c in names)})" for c in near]
+            hint = f"; near ones: {', '.join(places)}" if places else ""
+            return f"no column {name!r}{hint}; `SELECT * FROM features LIMIT 1` shows what a table has"
+        return f"the query cannot be answered: {message}"
+
+
+_ASKED: Mapping[str, tuple[str, str, bool]] = {
+    "gene": ("feature_gene", "pearson", True),
+    "label": ("feature_label", "auroc", True),
+    "gene_set": ("feature_geneset", "p", False),
+}
+
+
+def _choose(layout: Layout, kind: str, run: str | None) -> RunInfo | None:
+    complete = [info for info in layout.runs(kind) if info.complete]
+    if run is None:
+        return complete[0] if complete else None
+    matches = [info for info in complete if info.run.startswith(run)]
+    if len(matches) != 1:
+        known = ", ".join(info.run for info in complete) or "none"
+        raise NotFoundError(
+            f"{run!r} names {len(matches) or 'none'} of the complete {kind} runs in {layout.root}: {known}"
+        )
+    return matches[0]
+
+
+def _choose_dataset(layout: Layout, dataset: str | None) -> str | None:
+    known = [info.run for info in layout.runs("cells") if info.complete]
+    if dataset is None and len(known) > 1:
+        raise NotFoundError(f"{layout.root} has several data sets ({', '.join(known)}); name one: dataset=")
+    if dataset is not None and dataset not in known:
+        raise NotFoundError(f"no data set {dataset!r} in {layout.root}; there are {', '.join(known) or 'none'}")
+    return dataset or (known[0] if known else None)
+
+
+def _plan_of(info: RunInfo | None) -> dict[str, Any]:
+    if info is None:
+        return {}
+    table = {"associations": "features", "codes": "by_cell"}[info.kind]
+    return Run.open(info.path / table).plan
+
+
+def _scan(folder: Path, **widened: type[pl.DataType]) -> pl.LazyFrame:
+    """The parts of a complete run as one lazy frame; `widened` integer columns are read as the wider dtype given."""
+    parts = Run.open(folder).parts()
+    schema = {**pl.read_parquet_schema(parts[0]), **{name: dtype() for name, dtype in widened.items()}}
+    return pl.scan_parquet(parts, schema=schema, cast_options=pl.ScanCastOptions(integer_cast="upcast"), glob=False)
+
+
+def _read_where(run: Run, column: str, value: int) -> pl.DataFrame:
+    """Rows with this value from the parts whose range on the run's axis covers it."""
+
+    def covers(marker: ShardMarker) -> bool:
+        return marker.start <= value < marker.stop
+
+    manifest = run.manifest()
+    parts = [run.part(marker.shard) for marker in manifest.shards if covers(marker)]
+    if not parts:
+        return pl.scan_parquet(run.part(0)).head(0).collect()
+    return pl.scan_parquet(parts, glob=False).filter(pl.col(column) == value).collect()
+
+
+def _did_you_mean(name: str, names: Iterable[str]) -> str:
+    known = {other.lower(): other for other in names}
+    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+    return f"; did you mean {known[near[0]]!r}?" if near else ""
+
+
+def _some(names: Sequence[Any], n: int = 10) -> str:
+    shown = ", ".join(str(name) for name in sorted(names)[:n])
+    return shown if len(names) <= n else f"{shown}, ... ({len(names)})"
