@@ -4,10 +4,12 @@ Two tests, both against the DETECTED genes only (a gene that no cell expresses c
 - over-representation: hypergeometric upper tail of the overlap between a feature's genes and a set; odds ratio with
   1/2 added to every cell of the 2 x 2 table, above 1 for enrichment and below for depletion;
 - ranks: does the association score of the set's genes lie above that of the others (Mann-Whitney, same permutation
-  moments as `pvalues`)? Both ask whether THESE genes are special among genes (competitive null: random gene lists).
-  Genes of a set are correlated, so real programs look significant more easily than that null says (Wu & Smyth 2012,
-  doi:10.1093/nar/gks461). The GMT shipped, `canonical_immune.gmt`, holds textbook markers; any other GMT (MSigDB,
-  Enrichr) is read the same way. Cost: 1024 features x 16 sets x 765 genes 0.5 s.
+  moments as `pvalues`)?
+
+Both ask whether THESE genes are special among genes (competitive null: random gene lists). Genes of a set are
+correlated, so real programs look significant more easily than that null says (Wu & Smyth 2012,
+doi:10.1093/nar/gks461). The GMT shipped, `canonical_immune.gmt`, holds textbook markers; any other GMT (MSigDB,
+Enrichr) is read the same way. Cost: 1024 features x 20 sets x 765 genes 0.7 s on one core.
 """
 
 from collections.abc import Sequence

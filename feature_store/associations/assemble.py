@@ -2,10 +2,11 @@
 
 Everything is chosen on `select` and reported on `select` and `test`: thresholds, the genes of a feature (for its text
 and its gene sets), its top label. Classes and scales use the cells that are not test cells (`train` cells were seen
-by the SAE, without labels). q is Benjamini-Hochberg over ALL tests of a table and split, also of pairs that are not
+by the SAE, without labels).
+q is Benjamini-Hochberg over ALL tests of a table and split, also of pairs that are not
 stored: of features x genes and features x sets only pairs that somebody could ask for are kept (`AssociationConfig`),
-or the table of an atlas would be gigabytes of noise. Cost: 1024 features, 765 genes, 700 cells, 20 gene sets, two
-splits: see tests/benchmarks; seconds, and linear in the cells.
+or the table of an atlas would be gigabytes of noise.
+Cost: 1024 features, 765 genes, 700 cells, 14 labels, 20 gene sets, two splits: 4.5 s on one core.
 """
 
 from collections.abc import Mapping, Sequence

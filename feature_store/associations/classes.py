@@ -6,11 +6,16 @@ Three effects, each a share of variance explained, adjusted for the number of gr
 - context_effect: of the cell code's ranks by cell type or another label, within batches, so that a batch cannot pass
   for a type;
 - batch_effect: of the ranks by batch, within cell types (and within labels that whole batches carry, such as disease
-  by donor). Rule, in this order: dead = never fires; gene-identity = gene_effect >= 0.5; cell-context =
-  context_effect >= 0.1 and at least twice batch_effect; batch = the mirror image; mixed = all the rest: both, or
-  neither, or design-aliased (one batch per type cannot be told apart). Confidence = share of bootstrap resamples with
-  the same class. Units are resampled where there are at least 5, else cells; genes for gene_effect. Cost: 1024
-  features, 500 cells, 30 resamples 0.5 s; linear in nnz x resamples.
+  by donor).
+
+Rule, in this order: dead = never fires; gene-identity = gene_effect >= 0.5; cell-context = context_effect >= 0.1 and at
+least twice batch_effect; batch = the mirror image; mixed = all the rest: both, or neither, or aliased by design (one
+batch per type cannot be told apart).
+
+Confidence = share of resamples with the same class: Bayesian bootstrap (exponential weights, Rubin 1981,
+doi:10.1214/aos/1176345338), which drops no batch, over units where there are at least 5, else over cells; for
+gene_effect, firing is redrawn token by token.
+Cost: 50k cells, 4096 features (1.6 million values), 30 resamples 7 s on one core; linear in values x resamples.
 """
 
 from collections.abc import Sequence
@@ -171,29 +176,33 @@ def _contrast(codes: Sparse, labels: Labels, strata: Strata | None) -> _Contrast
 
 
 def _cell_weights(n_cells: int, units: Labels | None, n: int, rng: np.random.Generator) -> list[Floats]:
-    """Bootstrap weights [n_cells] by unit where there are enough units, else by cell."""
+    """Bayesian bootstrap weights [n_cells] of sum n_cells, by unit where there are enough units, else by cell."""
     cluster = np.arange(n_cells)
     by_unit = Strata.of(n_cells, units)
     if by_unit.n_strata >= MIN_UNITS_RESAMPLED:
         cluster = by_unit.codes
-    size = int(cluster.max()) + 1
-    return [np.bincount(rng.integers(0, size, size), minlength=size).astype(np.float64)[cluster] for _ in range(n)]
+    drawn = [rng.standard_exponential(int(cluster.max()) + 1)[cluster] for _ in range(n)]
+    return [weight * (n_cells / weight.sum()) for weight in drawn]
 
 
 def _gene_effect(tokens: TokenStatistics, n: int, rng: np.random.Generator) -> Floats:
-    """Adjusted share of firing explained by the gene [1 + n, n_features]: as counted, then with genes resampled."""
-    present = np.flatnonzero(tokens.gene_tokens > 0)
-    count = tokens.gene_tokens[present].astype(np.float64)
-    fired = sparse.csr_array(tokens.fired)[:, present].astype(np.float64)
-    draws = [np.bincount(rng.integers(0, present.size, present.size), minlength=present.size) for _ in range(n)]
-    weight = np.stack([np.ones(present.size), *draws]).astype(np.float64)
-    n_tokens, n_genes = weight @ count, (weight > 0).sum(axis=1)
-    total_fired = fired @ weight.T
-    mean = total_fired**2 / n_tokens
-    total = total_fired - mean
-    between = sparse.csr_array(fired.power(2) / count[None, :]) @ weight.T - mean
+    """Adjusted share of firing explained by the gene [1 + n, n_features]: as counted, then with firing redrawn per
+    gene.
+    """
+    fired = sparse.csr_array(tokens.fired)
+    count = tokens.gene_tokens[fired.indices]
+    feature_of = sparse.csr_array((np.ones(fired.nnz), np.arange(fired.nnz), fired.indptr), (fired.shape[0], fired.nnz))
+    # a token fires once: counts above the tokens of the gene would be another gene axis, which the shapes cannot show
+    if (fired.data > count).any():
+        raise InputError("token counts: a feature fired on more tokens of a gene than there are; check the gene axis")
+    rate = fired.data / count
+    draws = np.stack([fired.data, *(rng.binomial(count, rate) for _ in range(n))], axis=1).astype(np.float64)
+    mean = (feature_of @ draws) ** 2 / max(tokens.n_tokens, 1)
+    total = feature_of @ draws - mean
+    between = feature_of @ (draws**2 / count[:, None]) - mean
     share = np.divide(between, total, out=np.zeros_like(total), where=total > 1e-12)
-    effect = 1 - (1 - share) * (n_tokens - 1) / np.maximum(n_tokens - n_genes, 1)
+    n_genes = int((tokens.gene_tokens > 0).sum())
+    effect = 1 - (1 - share) * (tokens.n_tokens - 1) / max(tokens.n_tokens - n_genes, 1)
     out: Floats = np.where(total > 1e-12, np.maximum(effect, 0.0), 0.0).T
     return out
 

@@ -2,12 +2,15 @@
 follow?
 
 Identity, from token counts: precision = fired tokens of g / fired tokens of f; recall = fired tokens of g / tokens of
-g; lift = precision over g's share of all tokens. Expression: Pearson and Spearman of the cell code with log1p(CP10k)
+g; lift = precision over g's share of all tokens.
+
+Expression: Pearson and Spearman of the cell code with log1p(CP10k)
 over the cells of a split, from additive sums (`moments`), zeros of both sides as one block of ties. p is never that
 of n cells: ranks within each replicate unit are permuted among the unit's cells, whose moments are exact, so
 differences BETWEEN donors count for nothing. It tests the (within-unit) Spearman, whatever column one sorts by; it is
-conditional on the donors seen, with cells exchangeable inside a donor. Cost: 1024 features x 765 genes x 175 cells
-0.9 s; linear in the nonzero products of a cell; memory is a few [chunk n_genes] arrays.
+conditional on the donors seen, with cells exchangeable inside a donor.
+Cost on one core: 1024 features x 765 genes x 175 cells 0.6 s; 4096 x 2000 x 50k (32 and 200 values a cell) 29 s and
+1.6 GB; linear in the products of a cell's values.
 """
 
 from typing import NamedTuple

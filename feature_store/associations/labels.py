@@ -3,9 +3,11 @@ donors.
 
 Effects are computed on all cells of a split whose label is known; p by the test that fits the label (`pvalues`).
 Thresholds are chosen on `select` and only applied to `test`. AUROC from sparse codes by midranks (`ranks`): AUROC = U
-/ (n_label (n - n_label)); rank-biserial = 2 AUROC - 1, negative for a "not this type" feature. Given `within` (the
+/ (n_label (n - n_label)); rank-biserial = 2 AUROC - 1, negative for a "not this type" feature.
+Given `within` (the
 cell type, for batches), AUROC is the mean over its strata weighted by n_label n_rest and p permutes inside them, so
-that a batch with other cells in it is no batch effect. Cost: 1024 features x 10 labels, 700 cells, two splits: 0.3 s.
+that a batch with other cells in it is no batch effect.
+Cost on one core: 1024 features x 10 labels x 175 cells 0.1 s; 4096 x 40 x 50k (32 values a cell) 8.4 s.
 """
 
 from dataclasses import dataclass

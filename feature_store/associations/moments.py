@@ -6,9 +6,9 @@ by stratum and the cross product A'B: additive over shards of cells, in float64.
     var T  = sum_s m2_s(a) m2_s(b) / (n_s - 1)
     mu3 T  = sum_s n_s m3_s(a) m3_s(b) / ((n_s - 1)(n_s - 2))
 are the exact moments of the linear statistic when B is permuted within strata (m_k: centred sums of k-th powers;
-Hoeffding 1951, doi:10.1214/aoms/1177729391; Mielke & Berry, Permutation Methods, 2007). With rank scores for A and a
-label's indicator for B this is the van Elteren test; with rank scores for both, the blocked Spearman test. Cost: one
-sparse product; the strata add products of rank n_strata only.
+Hoeffding 1951, Ann. Math. Stat. 22:558; Mielke & Berry, Permutation Methods, 2007). With rank scores for A and a
+label's indicator for B this is the van Elteren test; with rank scores for both, the blocked Spearman test.
+Cost: one sparse product; the strata add dense products of rank n_strata only.
 """
 
 from dataclasses import dataclass

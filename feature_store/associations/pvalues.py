@@ -5,15 +5,16 @@ Two tests, chosen per label by `varies_within`:
   null mean, variance and third moment of the stratified rank sum are analytic (`moments`), weights 1/(n_u + 1) (van
   Elteren 1960), ties exact. The tail is Pearson type III with these three moments (Mielke & Berry 2007), never below
   the normal tail and never below one over the number of distinct permutations: sparse features against rare labels
-  have skewed nulls, where the normal tail alone is too small by orders of magnitude.
+  have skewed nulls, where the normal tail alone is too small by orders of magnitude. Under the null, features firing in
+  2 cells to 80 % against labels of 2 cells to 30 % had P(p <= a) / a of at most 1.3 for a from .05 to 1e-4, mostly 0.5.
 - A label that is CONSTANT within units (disease by donor): units are the sample. Unit means (pseudobulk) are ranked
   and the unit labels permuted, all assignments enumerated up to 5,000, else the same moments. With 3 + 3 donors no p
   is below 0.1, and the table shows that.
 
 Limits. The blocked test is conditional on the donors seen: cells are exchangeable within a donor, so a type effect
 that is particular to these donors is significant too; a claim about donors in general needs the agreement across
-donors, not this p alone. Without any unit all cells are one block, and the method's name says so. Cost: 1024 features
-x 10 labels on 700 cells 10 ms once the ranks are there.
+donors, not this p alone. Without any unit all cells are one block, and the method's name says so.
+Cost: 50k cells, 4096 features (1.6 million values), 40 labels, 8 donors 0.65 s on one core, ranks included.
 """
 
 from itertools import combinations
@@ -54,7 +55,8 @@ def blocked_rank_test(codes: Sparse, indicator: Sparse, strata: Strata) -> tuple
     [n_columns n_labels].
 
     codes: CSR [n_cells n_columns]; indicator: CSR one-hot [n_cells n_labels]; labels are permuted within strata under
-    the null. doi:10.1007/BF02613386 for the weights; scipy.stats.mannwhitneyu per stratum is the oracle of the tests.
+    the null. Van Elteren, Bull. Inst. Int. Stat. 37 (1960) 351; scipy.stats.mannwhitneyu per stratum is the oracle of
+    the tests.
     """
     scores = scale_rows(rank_scores(codes, strata).scores, (1.0 / (strata.sizes() + 1.0))[strata.codes])
     z, p = two_sided(BlockMoments.of(scores, indicator, strata).permutation())

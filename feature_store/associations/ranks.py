@@ -3,8 +3,8 @@
 For a column and a stratum with n cells, n_neg values below zero and n_zero zeros, every zero has midrank r0 = n_neg +
 (n_zero + 1)/2. The score stored is (midrank - r0), so a zero stays a zero and rank statistics become sparse products:
 a rank sum is the sum of scores plus n_label * r0, a Spearman correlation is the Pearson correlation of the scores.
-Exact with ties everywhere. Cost: one sort of the stored values, O(nnz log nnz): 0.5 s for 2.5 million values on one
-core.
+Exact with ties everywhere.
+Cost: one sort of the stored values: 0.6 s for 1.6 million of them on one core.
 """
 
 from typing import NamedTuple

@@ -4,7 +4,8 @@ correlation (MCC).
 The rule is (code > t); t runs over zero and every value seen, the one with the largest |MCC| wins (the larger t among
 equals). MCC keeps its sign. Where it is negative on `select` the rule is turned round (code <= t predicts the label),
 so a "not a T cell" feature gets the F1 of the rule one would use. Codes are non-negative; of a signed baseline only
-the positive side is searched. Cost: O(nnz x labels) after one sort: 1024 features x 10 labels on 700 cells 0.05 s.
+the positive side is searched.
+Cost: values x labels after one sort: 50k cells, 4096 features (1.6 million values), 40 labels 3.6 s on one core.
 """
 
 from typing import NamedTuple

@@ -1,0 +1,204 @@
+import anndata
+import numpy as np
+import polars as pl
+import pytest
+from scipy import sparse
+
+from feature_store import schemas
+from feature_store.associations import (
+    AssociationConfig,
+    AssociationInputs,
+    ClassConfig,
+    Labels,
+    assemble,
+    benjamini_hochberg,
+)
+from feature_store.errors import InputError
+from feature_store.genesets import GeneSets, canonical_immune
+
+SETS = GeneSets(
+    collection="mine",
+    names=("OF_TYPE_A", "EMPTY"),
+    descriptions=("", ""),
+    genes=(("G0", "G3", "G6", "G9"), ("NOT_HERE",)),
+)
+CONFIG = AssociationConfig(classes=ClassConfig(n_bootstrap=5))
+
+
+def inputs_of(planted, **changes):
+    tokens = dict.fromkeys(("train", "select", "test"), planted.tokens)
+    top = pl.DataFrame(
+        {"feature_id": [1, 0, 0], "cell_idx": [5, 7, 2], "token_pos": [0, 3, 1], "gene": ["G1", "G2", "G0"]}
+    )
+    arguments = {
+        "codes": planted.codes,
+        "split": planted.split,
+        "expression": planted.expression,
+        "genes": planted.genes,
+        "labels": [planted.cell_type, planted.batch],
+        "units": planted.donor,
+        "tokens": tokens,
+        "top_tokens": top.with_columns(value=pl.Series([1.0, 2.0, 3.0])),
+        "gene_sets": [SETS],
+        **changes,
+    }
+    return AssociationInputs(**arguments)
+
+
+@pytest.fixture(scope="module")
+def tables(planted):
+    return assemble(inputs_of(planted), CONFIG)
+
+
+def test_tables_hold_their_schemas_and_no_nan(tables):
+    assert set(tables) == {"features", "feature_label", "feature_gene", "feature_geneset", "feature_token"}
+    for name, frame in tables.items():
+        schemas.check(name, frame)
+        assert frame.height > 0
+        for column in frame.select(pl.col(pl.Float64, pl.Float32)).iter_columns():
+            assert not column.is_nan().any(), (name, column.name)
+
+
+def test_every_association_row_carries_what_makes_it_believable(tables):
+    for name in ("feature_label", "feature_gene", "feature_geneset"):
+        frame = tables[name]
+        for column in ("feature_id", "split", "n", "n_donors", "p", "q", "method"):
+            assert frame[column].null_count() == 0, (name, column)
+        assert set(frame["split"]) == {"select", "test"}
+        assert (frame["q"] >= frame["p"] - 1e-15).all()
+
+
+def test_q_of_labels_is_over_all_tests_of_the_split_dead_features_included(tables, planted):
+    test = tables["feature_label"].filter(pl.col("split") == "test")
+    assert test["feature_id"].n_unique() == len(planted.meaning)
+    assert set(test["label_kind"]) == {"batch", "cell_type"}
+    np.testing.assert_allclose(test["q"], benjamini_hochberg(test["p"].to_numpy()))
+    dead = test.filter(pl.col("feature_id") == planted.meaning.index("dead"))
+    assert (dead["p"] == 1).all()
+
+
+def test_features_name_their_genes_label_and_class(tables, planted):
+    features = tables["features"]
+    row = features.row(0, named=True)
+    assert (row["top_label"], row["top_label_kind"], row["class"]) == ("A", "cell_type", "cell-context")
+    assert set(row["top_genes"].split()) <= {"G0", "G3", "G6", "G9"}
+    assert row["top_label_auroc"] > 0.7
+    gene = features.row(4, named=True)
+    assert gene["top_identity_genes"].split()[0] == gene["top_genes"].split()[0] == f"G{planted.target[4]}"
+    dead = features.row(6, named=True)
+    assert (dead["dead"], dead["class"], dead["top_label"], dead["max"]) == (True, "dead", None, None)
+
+
+def test_scales_are_those_of_the_train_cells(tables, planted):
+    train = planted.codes.toarray()[np.array(planted.split) == "train"]
+    row = tables["features"].row(2, named=True)
+    fires = train[:, 2][train[:, 2] > 0]
+    assert row["p99"] == pytest.approx(np.percentile(fires, 99))
+    assert row["mean"] == pytest.approx(train[:, 2].mean(), rel=1e-6)
+    assert row["max"] == pytest.approx(fires.max())
+
+
+def test_the_gene_set_of_a_type_is_found_on_both_splits(tables):
+    rows = tables["feature_geneset"].filter((pl.col("feature_id") == 0) & (pl.col("gene_set") == "OF_TYPE_A"))
+    assert rows["split"].to_list() == ["select", "test"]
+    assert (rows["overlap"] >= 3).all()
+    assert (rows["odds_ratio"] > 10).all()
+    assert (rows["q"] < 0.01).all()
+    assert (rows["rank_biserial"] > 0.9).all()
+
+
+def test_top_tokens_are_ranked_by_value(tables):
+    assert tables["feature_token"].select("feature_id", "cell_idx").rows() == [(0, 2), (0, 7), (1, 5)]
+
+
+def test_nothing_that_select_decides_looks_at_test_cells(tables, planted):
+    test_cells = np.flatnonzero(np.array(planted.split) == "test")
+    shuffled = np.random.default_rng(0).permutation(test_cells)
+    order = np.arange(planted.codes.shape[0])
+    order[test_cells] = shuffled
+    other = assemble(inputs_of(planted, codes=planted.codes[order]), CONFIG)
+    for name in ("feature_label", "feature_gene", "feature_geneset"):
+        mine, theirs = (t[name].filter(pl.col("split") == "select") for t in (tables, other))
+        keys = ["feature_id", *[c for c in ("label_kind", "label", "gene", "gene_set") if c in mine.columns]]
+        # a pair without a discovery on select may be kept for the sake of test, its select numbers stay
+        assert mine.join(theirs, on=keys, how="inner").height > 0
+        joined = mine.join(theirs, on=keys, suffix="_other")
+        assert (joined["p"] == joined["p_other"]).all()
+    for column in ("class", "top_genes", "top_label", "p99"):
+        assert tables["features"][column].equals(other["features"][column])
+    thresholds = [
+        t["feature_label"].sort("feature_id", "label_kind", "label", "split")["threshold"] for t in (tables, other)
+    ]
+    assert thresholds[0].equals(thresholds[1])
+
+
+def test_the_tables_are_deterministic(tables, planted):
+    again = assemble(inputs_of(planted), CONFIG)
+    assert all(frame.equals(again[name]) for name, frame in tables.items())
+
+
+def test_without_labels_units_tokens_or_sets_the_tables_are_still_there(planted):
+    out = assemble(inputs_of(planted, labels=[], units=None, tokens={}, top_tokens=None, gene_sets=[]), CONFIG)
+    assert out["feature_label"].height == out["feature_geneset"].height == out["feature_token"].height == 0
+    assert out["features"]["top_label"].null_count() == out["features"].height
+    assert out["feature_gene"]["identity_precision"].null_count() == out["feature_gene"].height
+    assert out["feature_gene"]["n_donors"].null_count() == out["feature_gene"].height
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"split": ["train"] * 600}, "some cells have to be `select`"),
+        ({"split": ["select", "valid"] * 300}, r"splits are \['select', 'valid'\]"),
+        ({"genes": ["G0"]}, "cells and genes have to agree"),
+        ({"units": Labels.from_values("donor", ["a"])}, "labels 'donor': 1 cells, the codes have 600"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(planted, changes, message):
+    with pytest.raises(InputError, match=message):
+        inputs_of(planted, **changes)
+
+
+def test_real_cells_sums_of_marker_genes_find_their_type_state_and_programme(scsae_data):
+    cells = anndata.read_h5ad(scsae_data / "kang18_ifnb_2000x9015_counts.h5ad")
+    symbols = cells.var["gene_name"].astype(str).to_numpy()
+    counts = sparse.csr_array(cells.X).astype(np.float64)
+    scaled = sparse.csr_array(counts.multiply(1e4 / counts.sum(axis=1)[:, None]))
+    scaled.data = np.log1p(scaled.data)
+    wanted = np.unique(
+        np.r_[
+            np.argsort(-np.asarray(counts.sum(axis=0)).ravel())[:500],
+            np.flatnonzero(np.isin(symbols, list(sum(canonical_immune().genes, ())))),
+        ]
+    )
+    expression, genes = scaled[:, wanted], symbols[wanted].tolist()
+    programmes = {"B": ["CD79A", "MS4A1", "CD74"], "NK": ["GNLY", "NKG7"], "IFN": ["ISG15", "IFI6", "IFIT3"]}
+    codes = np.stack([expression[:, [genes.index(g) for g in p]].sum(axis=1) for p in programmes.values()], axis=1)
+    donors = cells.obs["donor"].astype(str).to_numpy()
+    order = {d: i for i, d in enumerate(sorted(set(donors)))}
+    split = [("train", "select", "test")[min(order[d] // 3, 2)] for d in donors]
+    out = assemble(
+        AssociationInputs(
+            codes=sparse.csr_array(codes),
+            split=split,
+            expression=expression,
+            genes=genes,
+            labels=[Labels.from_values(k, cells.obs[k].astype(str).to_numpy()) for k in ("cell_type", "condition")],
+            units=Labels.from_values("donor", donors),
+            gene_sets=[canonical_immune()],
+        ),
+        CONFIG,
+    )
+    labels = out["features"]["top_label"].to_list()
+    assert labels[0].startswith("B")
+    assert "NK" in labels[1]
+    assert labels[2] == "stim"
+    assert (out["features"]["top_label_auroc"] > 0.9).all()
+    best = (
+        out["feature_geneset"]
+        .filter(pl.col("split") == "test")
+        .sort("feature_id", "p")
+        .unique("feature_id", keep="first", maintain_order=True)
+    )
+    assert best["gene_set"].to_list()[1:] == ["NK_CELL", "INTERFERON_RESPONSE"]
+    assert best["gene_set"][0] in ("B_CELL", "MHC_CLASS_II_PRESENTATION")

@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+from scipy import sparse
+from scipy.stats import pearsonr, rankdata, spearmanr
+
+from feature_store.associations import TokenStatistics, associate_expression, identity
+
+
+def test_identity_equals_counts_by_hand():
+    tokens = TokenStatistics(
+        fired=sparse.csr_array(np.array([[8, 2, 0], [0, 0, 0]])), gene_tokens=np.array([10, 40, 50])
+    )
+    found = identity(tokens)
+    np.testing.assert_allclose(found.precision, [[0.8, 0.2, 0], [0, 0, 0]])
+    np.testing.assert_allclose(found.recall, [[0.8, 0.05, 0], [0, 0, 0]])
+    np.testing.assert_allclose(found.lift, [[8.0, 0.5, 0], [0, 0, 0]])
+
+
+def test_correlations_equal_scipys_and_chunks_do_not_matter(planted, monkeypatch):
+    whole = associate_expression(planted.codes, planted.expression, planted.donor, within=planted.cell_type)
+    monkeypatch.setattr("feature_store.associations.genes._CHUNK_VALUES", 100)
+    parts = associate_expression(planted.codes, planted.expression, planted.donor, within=planted.cell_type)
+    for name in whole._fields:
+        np.testing.assert_allclose(getattr(whole, name), getattr(parts, name), atol=1e-12)
+    codes, genes = planted.codes.toarray(), planted.expression.toarray()
+    for f, g in ((0, 0), (1, 3), (4, 20), (5, 30)):
+        assert whole.pearson[f, g] == pytest.approx(pearsonr(codes[:, f], genes[:, g])[0], abs=1e-6)
+        assert whole.spearman[f, g] == pytest.approx(spearmanr(codes[:, f], genes[:, g])[0], abs=1e-12)
+        assert whole.n_both[f, g] == ((codes[:, f] > 0) & (genes[:, g] > 0)).sum()
+
+
+def test_p_is_that_of_expression_permuted_within_donors(planted):
+    rng = np.random.default_rng(0)
+    codes, genes = planted.codes[:, [5, 19]].toarray(), planted.expression[:, 25:35].toarray()
+    donor = planted.donor.codes
+    p = associate_expression(sparse.csr_array(codes), sparse.csr_array(genes), planted.donor).p
+    blocks = [np.flatnonzero(donor == d) for d in range(8)]
+    a, b = (np.vstack([rankdata(x[rows], axis=0) / (rows.size + 1) for rows in blocks]) for x in (codes, genes))
+    observed = a.T @ b
+    above = np.zeros_like(observed)
+    for _ in range(4000):
+        order = np.concatenate([rng.permutation(rows) for rows in blocks])
+        above += a.T @ b[order] >= observed
+    exact = 2 * np.minimum(above, 4000 - above) / 4000
+    np.testing.assert_allclose(p, exact, atol=0.05)
+
+
+def test_a_difference_between_donors_alone_is_no_correlation(planted):
+    rng = np.random.default_rng(0)
+    level = planted.donor.codes * 1.0
+    codes = sparse.csr_array((level + rng.random(600))[:, None])
+    gene = sparse.csr_array((level + rng.random(600))[:, None])
+    found = associate_expression(codes, gene, planted.donor)
+    assert found.pearson[0, 0] > 0.9
+    assert found.p[0, 0] > 0.01
+
+
+def test_correlation_within_types_forgets_what_the_type_explains(planted):
+    found = associate_expression(planted.codes, planted.expression, planted.donor, within=planted.cell_type)
+    assert found.pearson[0, 0] > 0.3
+    assert abs(found.within[0, 0]) < 0.15
+    assert found.within[4, planted.target[4]] > 0.4
