@@ -2,10 +2,10 @@
 
     python -m pipelines.recipes.evaluate_mini [--model mini] [--random-seeds 3] [--out figures.json]
 
-Data: `scanpy.datasets.pbmc68k_reduced()` (700 PBMC of 10 types; another study, chemistry and laboratory than the training
-cells; `.raw`, log-normalised). Judge: k nearest neighbours (k = 5, Euclidean) of `bulk_labels`, five stratified folds;
-accuracy and macro-F1 over all held-out predictions, mean over `--repeats` shufflings of the folds. Beside it 30 principal
-components of the same cells, from the genes the model knows and from all genes, and random weights.
+Data: `scanpy.datasets.pbmc68k_reduced()` (700 PBMC of 10 types; another study and laboratory than the training cells;
+`.raw`, log-normalised). Judge: k nearest neighbours (k = 5, Euclidean) of `bulk_labels`, five stratified folds;
+accuracy and macro-F1 over all held-out predictions, mean over `--repeats` shufflings of the folds. Beside it 30
+principal components of the same cells, from the genes the model knows and from all genes, and random weights.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import normalize
 
 from sae_core.scfm import FoundationModel, load_model
 
@@ -72,15 +73,20 @@ def knn_score(name: str, x: np.ndarray, labels: np.ndarray, *, repeats: int = 5)
     return Score(representation=name, accuracy=float(np.mean(accuracy)), macro_f1=float(np.mean(f1)))
 
 
-def model_scores(model: FoundationModel, cells: Cells, *, prefix: str = "", repeats: int = 5) -> list[Score]:
+def model_scores(model: FoundationModel, cells: Cells, *, repeats: int = 5) -> list[Score]:
     """Scores at the embedding and at every layer: mean over gene tokens everywhere, `<cls>` at the layers."""
     match = model.match_genes(cells.symbols)
     tokens = model.tokenize(cells.values.indptr, cells.values.indices, cells.values.data, match, seed=0)
+    gene = ~tokens.is_special
+    cell = tokens.cell_of_token()[gene]
+    average = sp.csr_matrix((np.ones(len(cell)) / np.bincount(cell)[cell], (cell, np.arange(len(cell)))))
     scores = []
-    for site in ("embedding", *(f"layer.{i}" for i in range(model.n_layers))):
-        for readout in ("mean", "cls") if site != "embedding" else ("mean",):
-            x = model.embed(tokens, readout=readout, site=site).numpy()
-            scores.append(knn_score(f"{prefix}{site} {readout}", x, cells.cell_type, repeats=repeats))
+    # all layers from one run; `embed` would run the network once for each of them
+    for site, x in model.activations(tokens, ["embedding", *(f"layer.{i}" for i in range(model.n_layers))]).items():
+        scores.append(knn_score(f"{site} mean", average @ x[gene].numpy(), cells.cell_type, repeats=repeats))
+        if site.kind == "layer":
+            cls = normalize(x[tokens.is_special].numpy())
+            scores.append(knn_score(f"{site} cls", cls, cells.cell_type, repeats=repeats))
     return scores
 
 

@@ -1,15 +1,14 @@
 """What the mini model may see: the healthy / control cells, its vocabulary and the start of its gene vectors.
 
 Everything that has to stay unseen is refused here: `check_allowed` raises on a stimulated cell, a CTCL patient, a
-held-out Kang donor or a barcode that appears twice. A cell present in both Kang files is kept in the one with more genes.
+held-out Kang donor or a barcode that appears twice. A cell that is in both Kang files is kept in the one with more
+genes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anndata
 import numpy as np
@@ -17,6 +16,10 @@ import scipy.sparse as sp
 from scipy.sparse.linalg import eigsh
 
 from sae_core.scfm import Vocabulary
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
 
 HELD_OUT_DONORS = frozenset({"101", "107", "1039"})
 MARKERS = frozenset(
@@ -73,9 +76,7 @@ def check_allowed(cohorts: Sequence[Cohort]) -> None:
     """
     for cohort in cohorts:
         if found := set(cohort.condition) - _ALLOWED_CONDITIONS:
-            raise ForbiddenCellsError(
-                f"{cohort.name}: conditions {sorted(found)}; allowed: {sorted(_ALLOWED_CONDITIONS)}"
-            )
+            raise ForbiddenCellsError(f"{cohort.name}: conditions {sorted(found)}; allowed: ctrl, healthy")
         unseen = {donor for donor in cohort.donor if donor in HELD_OUT_DONORS or donor.startswith("CTCL")}
         if unseen:
             raise ForbiddenCellsError(f"{cohort.name}: cells of donors {sorted(unseen)}, which have to stay unseen")
@@ -136,7 +137,9 @@ def choose_vocabulary(cohorts: Sequence[Cohort], n_genes: int, *, min_cells: int
     ensembl: dict[str, str] = {}
     weights = np.split(balance_weights(cohorts), np.cumsum([c.counts.shape[0] for c in cohorts])[:-1])
     for cohort, weight in zip(cohorts, weights, strict=True):
-        x = sp.csr_matrix(sp.diags(1e4 / np.asarray(cohort.counts.sum(1)).ravel()) @ cohort.counts).log1p()
+        x = sp.csr_matrix(
+            sp.diags(1e4 / np.maximum(np.asarray(cohort.counts.sum(1)).ravel(), 1)) @ cohort.counts
+        ).log1p()
         w = weight / weight.sum()
         spread = x.power(2).T @ w - (x.T @ w) ** 2
         detected = np.asarray((cohort.counts > 0).sum(0)).ravel()
@@ -169,7 +172,7 @@ def on_vocabulary(cohort: Cohort, vocabulary: Vocabulary) -> tuple[sp.csr_matrix
 def gene_vectors(cohorts: Sequence[Cohort], vocabulary: Vocabulary, d_model: int, *, seed: int) -> np.ndarray:
     """Start of the gene embedding [vocabulary d_model]: G with G G' close to the genes' correlations.
 
-    Correlations of log-normalised values within each cohort, weighted by `balance_weights` and averaged over the cohorts
+    Correlations of log-normalised values within each cohort, weighted by `balance_weights`, averaged over the cohorts
     that measured both genes; then the top eigenvectors, scaled by the root of their eigenvalues. As scBERT starts from
     gene2vec (10.1038/s42256-022-00534-z); without such a start 1,200 steps stayed at a random network's level.
     """

@@ -3,10 +3,10 @@
     python -m pipelines.recipes.pretrain_mini --data $SCSAE_DATA --out DIR [--steps N]
 
 A cell's nonzero genes are split into visible genes and queries; queries also hold genes with zero counts, drawn among
-those the cohort measured in proportion to how often they are detected (a rarely seen gene is a trivial zero). Queries ask
-but are never keys, so the visible part of a training input looks exactly like an input at inference. Two losses on the
-binned values of the queries, as scGPT's generative pretraining has: from the query's own token, and from `<cls>`
-(masked value prediction for cell modelling, MVC). The number of visible genes varies from step to step because inference
+those the cohort measured by how much their detection varies (a rarely seen gene is a trivial zero). Queries ask but are
+never keys, so the visible part of a training input looks exactly like an input at inference. Two losses on the binned
+values of the queries, as in scGPT's generative pretraining: from the query's own token, and from `<cls>` (masked value
+prediction for cell modelling, MVC). The number of visible genes varies from step to step because inference
 shows all nonzero genes of a cell, 200 to 1,000 of them.
 
 Deterministic on one machine: step i draws from (seed, i) only, so a resumed run equals an undisturbed one.
@@ -20,7 +20,7 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -41,6 +41,9 @@ from sae_core.scfm.scgpt import init_weights
 from sae_core.scfm.scgpt_tokenizer import ScGPTTokenizer
 from sae_core.scfm.vocabulary import GeneMatch
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
@@ -51,21 +54,22 @@ class PretrainConfig:
     n_heads: int = 4
     d_model: int = 128
     d_hidden: int = 256
-    steps: int = 5000
-    positions_per_step: int = 10000
+    steps: int = 3000
+    positions_per_step: int = 8000
     """Visible genes and queries of one batch together; the number of cells follows from it."""
-    min_visible: int = 64
-    max_visible: int = 640
-    n_queries: int = 128
+    min_visible: int = 48
+    max_visible: int = 512
+    n_queries: int = 96
     lr: float = 1e-3
-    warmup: int = 200
+    warmup: int = 150
+    decay_share: float = 0.3
+    """Share of the steps, at the end, over which the rate falls; before it the course does not depend on `steps`."""
     weight_decay: float = 0.01
     mvc_weight: float = 1.0
     value_scale: float = 25.0
     """Losses are in units of this many bins; the heads are rescaled on saving, so a checkpoint predicts bins."""
     held_out_share: float = 0.05
     checkpoint_every: int = 250
-    bf16: bool = True
     seed: int = 0
 
 
@@ -80,12 +84,13 @@ class Corpus(NamedTuple):
     zero_cdf: np.ndarray
     """[cohort gene] cumulative probability of drawing a gene as a zero query; flat where it was not measured."""
     weight: np.ndarray
-    """Sampling weight; 0 for held-out cells."""
-    held_out: np.ndarray
+    """Probability of drawing a cell for training; 0 for held-out cells."""
+    held_out_weight: np.ndarray
+    """The same for the held-out control cells."""
 
 
 class Batch(NamedTuple):
-    """Inputs [row position]: `<cls>` and visible genes first (`n_keys` positions, `is_key` marks the real), then queries."""
+    """Inputs [row position]: `<cls>`, visible genes (`n_keys` positions; `is_key` marks the real), then queries."""
 
     gene_id: Tensor
     value: Tensor
@@ -124,14 +129,14 @@ def build_corpus(data: Path, config: PretrainConfig) -> tuple[Corpus, Vocabulary
         cdfs.append(np.cumsum(p / p.sum()))
     digits = sp.csr_matrix(sp.vstack(blocks))
     held_out = np.random.default_rng(config.seed).random(digits.shape[0]) < config.held_out_share
-    weight = balance_weights(cohorts) * ~held_out * (np.diff(digits.indptr) > 2)
+    weight = balance_weights(cohorts) * (np.diff(digits.indptr) > 2)
     corpus = Corpus(
         digits=digits,
         dense=(digits > 0).toarray(),
         cohort=np.repeat(np.arange(len(cohorts)), [b.shape[0] for b in blocks]),
         zero_cdf=np.stack(cdfs),
-        weight=weight / weight.sum(),
-        held_out=np.flatnonzero(held_out & (np.diff(digits.indptr) > 2)),
+        weight=weight * ~held_out / weight[~held_out].sum(),
+        held_out_weight=weight * held_out / weight[held_out].sum(),
     )
     return corpus, vocabulary, gene_vectors(cohorts, vocabulary, config.d_model, seed=config.seed)
 
@@ -180,15 +185,14 @@ def losses(model: ScGPT, batch: Batch, config: PretrainConfig) -> Losses:
     """Both masked-value losses of a batch."""
     assert model.decoder is not None
     assert model.mvc_decoder is not None
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.bf16):
-        x = model.input_embedding(batch.gene_id, batch.value)
-        key_mask = None if bool(batch.is_key.all()) else batch.is_key
-        for i, block in enumerate(model.blocks):
-            x = block(x, index=i, key_mask=key_mask, n_keys=batch.n_keys)
-        by_gene = model.decoder(x[:, batch.n_keys :])
-        by_cell = model.mvc_decoder(x[:, 0], model.encoder(batch.gene_id[:, batch.n_keys :]))
+    x = model.input_embedding(batch.gene_id, batch.value)
+    key_mask = None if bool(batch.is_key.all()) else batch.is_key
+    for i, block in enumerate(model.blocks):
+        x = block(x, index=i, key_mask=key_mask, n_keys=batch.n_keys)
+    by_gene = model.decoder(x[:, batch.n_keys :])
+    by_cell = model.mvc_decoder(x[:, 0], model.encoder(batch.gene_id[:, batch.n_keys :]))
     target = batch.target / config.value_scale
-    return Losses(F.mse_loss(by_gene.float(), target), F.mse_loss(by_cell.float(), target))
+    return Losses(F.mse_loss(by_gene, target), F.mse_loss(by_cell, target))
 
 
 def training_batch(corpus: Corpus, step: int, config: PretrainConfig, model: ScGPT) -> Batch:
@@ -209,28 +213,36 @@ class HeldOut(NamedTuple):
     variance: float
 
 
-@torch.no_grad()
-def evaluate(model: ScGPT, corpus: Corpus, config: PretrainConfig, *, n_visible: int = 256) -> HeldOut:
-    """Losses on the held-out control cells with fixed queries; gene means come from training batches."""
-    size = len(model.vocabulary)
-    total, count = np.zeros(size), np.zeros(size)
-    for step in range(200):
-        batch = training_batch(corpus, 10**6 + step, config, model)
-        genes, values = batch.gene_id[:, batch.n_keys :].numpy().ravel(), batch.target.numpy().ravel()
-        np.add.at(total, genes, values)
+def mean_values(corpus: Corpus, config: PretrainConfig, model: ScGPT, *, n_batches: int = 300) -> np.ndarray:
+    """Mean target of each gene over queries of training cells [vocabulary]; the overall mean for a gene never asked."""
+    total, count = np.zeros(len(model.vocabulary)), np.zeros(len(model.vocabulary))
+    for step in range(n_batches):
+        batch = training_batch(corpus, 10**9 + step, config, model)
+        genes = batch.gene_id[:, batch.n_keys :].numpy().ravel()
+        np.add.at(total, genes, batch.target.numpy().ravel())
         np.add.at(count, genes, 1)
-    mean = np.divide(total, count, out=np.full(size, total.sum() / count.sum()), where=count > 0)
+    overall = total.sum() / count.sum()
+    return np.where(count > 0, total / np.maximum(count, 1), overall)
+
+
+@torch.no_grad()
+def evaluate(
+    model: ScGPT, corpus: Corpus, means: np.ndarray, config: PretrainConfig, *, n_cells: int = 256, n_visible: int = 256
+) -> HeldOut:
+    """Losses on held-out control cells, drawn once with `seed` by the balance of the training; `means` by gene."""
     rng = np.random.default_rng(config.seed)
-    sums, n, targets = np.zeros(3), 0, []
-    for cells in np.array_split(corpus.held_out, max(len(corpus.held_out) // 32, 1)):
+    weight = corpus.held_out_weight
+    drawn = rng.choice(len(weight), size=min(n_cells, int((weight > 0).sum())), p=weight, replace=False)
+    squares: list[list[np.ndarray]] = [[], [], [], []]
+    for cells in np.array_split(drawn, max(len(drawn) // 32, 1)):
         batch = make_batch(corpus, cells, n_visible, config, model, rng)
         gene, cell = losses(model, batch, config)
-        error = (mean[batch.gene_id[:, batch.n_keys :].numpy()] - batch.target.numpy()) / config.value_scale
-        sums += len(cells) * np.array([float(gene), float(cell), (error**2).mean()])
-        n += len(cells)
-        targets.append(batch.target.numpy() / config.value_scale)
-    gene_loss, cell_loss, mean_loss = (float(s) for s in sums / n)
-    return HeldOut(gene_loss, cell_loss, mean_loss, float(np.concatenate(targets).var()))
+        target = batch.target.numpy() / config.value_scale
+        mean = means[batch.gene_id[:, batch.n_keys :].numpy()] / config.value_scale
+        for kept, value in zip(squares, (float(gene), float(cell), ((mean - target) ** 2).mean(), target), strict=True):
+            kept.append(np.broadcast_to(value, target.shape))
+    gene_loss, cell_loss, mean_loss, target = (np.concatenate(kept) for kept in squares)
+    return HeldOut(*(float(v) for v in (gene_loss.mean(), cell_loss.mean(), mean_loss.mean(), target.var())))
 
 
 def pretrain(data: Path, out: Path, config: PretrainConfig) -> ScGPT:
@@ -246,12 +258,15 @@ def pretrain(data: Path, out: Path, config: PretrainConfig) -> ScGPT:
         model.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98), fused=True
     )
     state_path, log_path = out / "state.pt", out / "log.json"
-    step, log = 0, []
+    step, log, before = 0, [], 0.0
     if state_path.is_file():
         state = torch.load(state_path, weights_only=True)
+        check_same_course(state["config"], config)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         step, log = int(state["step"]), json.loads(log_path.read_text())
+        before = log[-1]["seconds"]
+    means = mean_values(corpus, config, model)
     recent, began = [], time.monotonic()
     while step < config.steps:
         for group in optimizer.param_groups:
@@ -264,16 +279,34 @@ def pretrain(data: Path, out: Path, config: PretrainConfig) -> ScGPT:
         recent.append((float(gene.detach()), float(cell.detach())))
         step += 1
         if step % config.checkpoint_every == 0 or step == config.steps:
-            held_out = evaluate(model, corpus, config)
-            means = np.mean(recent, axis=0)
-            entry = {"step": step, "seconds": time.monotonic() - began, "train_gene": means[0], "train_cell": means[1]}
+            held_out = evaluate(model, corpus, means, config)
+            train = np.mean(recent, axis=0)
+            entry = {
+                "step": step,
+                "seconds": before + time.monotonic() - began,
+                "train_gene": train[0],
+                "train_cell": train[1],
+            }
             log.append({**entry, **{f"held_out_{k}": v for k, v in held_out._asdict().items()}})
             print(json.dumps(log[-1]), flush=True)
             recent = []
             log_path.write_text(json.dumps(log, indent=1))
-            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, state_path)
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+            torch.save(state | {"config": asdict(config)}, state_path)
             save_checkpoint(model, out / "checkpoint", config)
     return model.eval()
+
+
+def check_same_course(before: Mapping[str, Any], config: PretrainConfig) -> None:
+    """Nothing if a run of config `before` may go on under `config`: only the number of steps may differ.
+
+    Raises:
+        ValueError: another setting differs.
+    """
+    now = asdict(config)
+    if differing := sorted(key for key in now if key != "steps" and before.get(key) != now[key]):
+        changes = ", ".join(f"{key} {before.get(key)} -> {now[key]}" for key in differing)
+        raise ValueError(f"the run in --out was started with other settings: {changes}; choose another --out")
 
 
 def new_model(vocabulary: Vocabulary, start: np.ndarray, config: PretrainConfig) -> ScGPT:
@@ -293,11 +326,9 @@ def new_model(vocabulary: Vocabulary, start: np.ndarray, config: PretrainConfig)
 
 
 def _schedule(step: int, config: PretrainConfig) -> float:
-    """Linear warm-up, then a cosine to 2 %."""
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    progress = (step - config.warmup) / max(config.steps - config.warmup, 1)
-    return 0.02 + 0.98 * 0.5 * (1 + float(np.cos(np.pi * progress)))
+    """Linear warm-up, constant, linear fall to 2 % at the end."""
+    left = (config.steps - step) / max(config.decay_share * config.steps, 1.0)
+    return min((step + 1) / config.warmup, 1.0, 0.02 + 0.98 * left)
 
 
 def save_checkpoint(model: ScGPT, folder: Path, config: PretrainConfig) -> None:

@@ -1,9 +1,7 @@
 """Single-cell foundation models as plain torch modules, with their tokenizers, vocabularies and checkpoint readers.
 
-model = load_model("mini")                       # or a checkpoint folder
-match = model.match_genes(symbols)
-tokens = model.tokenize(indptr, indices, data, match, seed=0)
-layer_2 = model.activations(tokens, ["layer.2"])[Site.parse("layer.2")]
+Usage: `model = load_model("mini")` (or a checkpoint folder), `match = model.match_genes(symbols)`,
+`tokens = model.tokenize(indptr, indices, data, match, seed=0)`, `model.activations(tokens, ["layer.2"])`.
 """
 
 from sae_core.scfm.checkpoint import load_model

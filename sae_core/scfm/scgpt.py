@@ -8,8 +8,8 @@ Heads of its pretraining, kept because the checkpoint has them and because train
     mvc_decoder  v_hat = (W sigmoid(W_q Emb(gene))) . x_cls       masked-value prediction from the cell token
 
 Module names are those of the official checkpoints (flash-attention naming), so a state dict loads without a table;
-torch's `in_proj_` naming and an `_impl.` level are renamed. Weights of an unused part (`cls_decoder.`, `flag_encoder.`) are
-listed in `ignored_weights`; any other surplus or missing weight is an error.
+torch's `in_proj_` naming and an `_impl.` level are renamed. Weights of an unused part (`cls_decoder.`, `flag_encoder.`)
+are listed in `ignored_weights`; any other surplus or missing weight is an error.
 
 Cui et al. 2024, scGPT, 10.1038/s41592-024-02201-0.
 """
@@ -199,7 +199,7 @@ class ScGPT(FoundationModel):
     @property
     def blocks(self) -> Sequence[EncoderBlock]:
         """Encoder blocks, first to last."""
-        return cast("Sequence[EncoderBlock]", self.transformer_encoder.layers)
+        return cast("tuple[EncoderBlock, ...]", tuple(self.transformer_encoder.layers))
 
     def input_embedding(
         self, gene_id: Int64[Tensor, "row position"], value: Float[Tensor, "row position"]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
 from safetensors.torch import save_file
+
 from sae_core.scfm import ScGPT, ScGPTConfig, Vocabulary, load_model
 from sae_core.scfm.scgpt import init_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 N_GENES = 40
 SYMBOLS = [f"GENE{i}" for i in range(N_GENES)]

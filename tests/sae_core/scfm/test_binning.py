@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from sae_core.scfm.binning import digit_ranges
 
 

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+
 from sae_core.errors import ConfigError
 from sae_core.scfm.encoder import EncoderBlock, SelfAttention
-from torch import nn
 
 
 def block_and_oracle() -> tuple[EncoderBlock, nn.TransformerEncoderLayer]:

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import scipy.sparse as sp
 import torch
+
 from sae_core.errors import ConfigError
 from sae_core.scfm import ScGPT, Site, TokenInfo, Tokens
 from sae_core.scfm.foundation import plan_batches
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
 
 Tokenize = Callable[..., Tokens]
 
@@ -122,7 +126,7 @@ def test_blocks_after_the_deepest_site_are_not_run(
 def test_a_site_the_model_lacks_is_refused_with_those_it_has(tiny: ScGPT, tokenize: Tokenize) -> None:
     with pytest.raises(ConfigError, match=r"3 layers.*layer\.2"):
         tiny.activations(tokenize(tiny), ["layer.3"])
-    with pytest.raises(ConfigError, match="not at 'mlp.0'"):
+    with pytest.raises(ConfigError, match=r"not at 'mlp\.0'"):
         tiny.embed(tokenize(tiny), site="mlp.0")
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from sae_core.errors import ConfigError
 from sae_core.scfm import Site
 

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
+
 from sae_core.errors import ConfigError, TokenizationError
 from sae_core.scfm import GeneMatch, ScGPT, Tokens, load_model
 from sae_core.scfm.scgpt_tokenizer import ScGPTTokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CLS = 7
 

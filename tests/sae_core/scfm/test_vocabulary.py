@@ -1,12 +1,16 @@
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+
 from sae_core.errors import CheckpointError, VocabularyError
 from sae_core.scfm import Vocabulary
 from sae_core.scfm.vocabulary import read_vocabulary
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 VOCABULARY = Vocabulary(
     tokens=("CD3D", "MS4A1", "LYZ", "<pad>", "<cls>"), ensembl={"ENSG00000167286": "CD3D", "ENSG00000156738": "MS4A1"}
