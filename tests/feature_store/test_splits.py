@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from feature_store import splits
+from feature_store.errors import InputError
+from feature_store.schemas import SPLITS
+
+
+def donors(rng: np.random.Generator, n_cells: int, n_donors: int) -> np.ndarray:
+    share = rng.dirichlet(np.full(n_donors, 5.0))
+    return rng.choice([f"donor-{i}" for i in range(n_donors)], n_cells, p=share).astype(object)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("n_donors", [3, 4, 8, 30])
+def test_no_unit_spans_two_splits_and_no_split_is_empty(rng: np.random.Generator, n_donors: int, seed: int) -> None:
+    units = donors(rng, 500, n_donors)
+    labels = splits.assign(units, 500, seed=seed)
+    splits.check_whole_units(labels, units)
+    assert set(labels) == set(SPLITS)
+
+
+def test_shares_of_cells_are_near_the_fractions_when_units_are_many(rng: np.random.Generator) -> None:
+    labels = splits.assign(donors(rng, 10_000, 40), 10_000, fractions=(0.6, 0.1, 0.3))
+    shares = [(labels == split).mean() for split in SPLITS]
+    assert np.allclose(shares, (0.6, 0.1, 0.3), atol=0.03)
+
+
+def test_the_split_of_a_unit_does_not_depend_on_the_order_of_the_cells(rng: np.random.Generator) -> None:
+    units = donors(rng, 300, 9)
+    order = rng.permutation(300)
+    assert (splits.assign(units, 300, seed=3)[order] == splits.assign(units[order], 300, seed=3)).all()
+
+
+def test_the_seed_decides_which_units_go_where(rng: np.random.Generator) -> None:
+    units = donors(rng, 400, 8)
+    results = {tuple(splits.assign(units, 400, seed=seed)) for seed in range(6)}
+    assert len(results) > 1
+    assert tuple(splits.assign(units, 400, seed=0)) in results
+
+
+def test_a_unit_that_outweighs_all_others_trains() -> None:
+    units = np.array(["big"] * 98 + ["a", "b"], dtype=object)
+    labels = splits.assign(units, 100)
+    assert set(labels[:98]) == {"train"}
+    assert set(labels[98:]) == {"select", "test"}
+
+
+def test_cells_without_a_unit_stay_together() -> None:
+    units = ["a", None, "b", None, "c", None]
+    labels = splits.assign(units, 6)
+    assert len(set(labels[[1, 3, 5]])) == 1
+
+
+def test_by_cell_gives_the_fractions_exactly_and_a_cell_to_each() -> None:
+    labels = splits.assign(None, 1000, seed=1)
+    assert [int((labels == split).sum()) for split in SPLITS] == [500, 250, 250]
+    assert sorted(splits.assign(None, 3)) == ["select", "test", "train"]
+
+
+def test_batch_is_the_unit_where_there_is_no_donor() -> None:
+    batch = ["x", "y", "z"] * 10
+    labels, record = splits.make(30, batch=batch)
+    assert (record.unit, record.n_units, record.fallback) == ("batch", 3, None)
+    assert record.cells == {split: int((labels == split).sum()) for split in SPLITS}
+    assert record.units == {"train": 1, "select": 1, "test": 1}
+
+
+def test_donor_goes_before_batch() -> None:
+    _, record = splits.make(12, donor=list("abcd") * 3, batch=list("xyz") * 4)
+    assert (record.unit, record.n_units) == ("donor", 4)
+
+
+def test_fewer_than_three_units_fall_back_to_cells_and_say_so() -> None:
+    labels, record = splits.make(20, donor=["a", "b"] * 10)
+    assert record.unit == "cell"
+    assert record.n_units == 20
+    assert record.fallback is not None
+    assert "2 donors" in record.fallback
+    with pytest.raises(InputError, match="has cells in"):
+        splits.check_whole_units(labels, ["a", "b"] * 10)
+
+
+@pytest.mark.parametrize("fractions", [(0.5, 0.5, 0.5), (1.0, 0.0, 0.0), (0.7, 0.4, -0.1)])
+def test_fractions_that_are_no_shares_are_refused(fractions: tuple[float, float, float]) -> None:
+    with pytest.raises(InputError, match="sum to 1"):
+        splits.SplitConfig(fractions=fractions)
+
+
+def test_too_few_cells_or_units_of_another_length_are_refused() -> None:
+    with pytest.raises(InputError, match="at least 3 cells; got 2"):
+        splits.assign(None, 2)
+    with pytest.raises(InputError, match="2 entries for 5 cells"):
+        splits.assign(["a", "b"], 5)
+    with pytest.raises(InputError, match="at least 3 units"):
+        splits.assign(["a", "b", "a"], 3)
