@@ -12,8 +12,6 @@ and folding a folded autoencoder changes nothing, bit for bit. Training needs th
 learning rates and the AuxK coefficient have a meaning); a saved autoencoder is always folded.
 """
 
-from typing import Self
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -107,9 +105,9 @@ class SparseAutoencoder(nn.Module):
         return self.decode(self.encode(x))
 
     @torch.no_grad()
-    def folded(self) -> Self:
+    def folded(self) -> "SparseAutoencoder":
         """A copy without gradients that computes the same with the normaliser inside its weights (mu 0, scale 1)."""
-        copy = type(self)(self.config).to(device=self.W_enc.device, dtype=self.W_enc.dtype)
+        copy = SparseAutoencoder(self.config).to(device=self.W_enc.device, dtype=self.W_enc.dtype)
         W_enc, W_dec, b_enc, b_dec = (weight.double() for weight in self.weights)
         mu, scale = self.mu.double(), self.scale.double()
         copy.W_enc.copy_(W_enc)

@@ -8,7 +8,7 @@ nonzeros. Not `torch.sparse_csr_tensor`, which is in beta: it warns, and autogra
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, Int64
@@ -41,17 +41,17 @@ class SparseCodes:
     n_features: int
 
     @classmethod
-    def from_dense(cls, dense: Float[Tensor, "token feature"]) -> Self:
+    def from_dense(cls, dense: Float[Tensor, "token feature"]) -> "SparseCodes":
         """Codes that hold the nonzero entries of a matrix."""
         return cls.from_mask(dense, dense != 0)
 
     @classmethod
-    def from_mask(cls, dense: Float[Tensor, "token feature"], mask: Bool[Tensor, "token feature"]) -> Self:
+    def from_mask(cls, dense: Float[Tensor, "token feature"], mask: Bool[Tensor, "token feature"]) -> "SparseCodes":
         """Codes that hold the entries of `dense` where `mask` is true."""
         return cls.from_flat(mask.flatten().nonzero().squeeze(1), dense)
 
     @classmethod
-    def from_flat(cls, flat: Int64[Tensor, " nnz"], dense: Float[Tensor, "token feature"]) -> Self:
+    def from_flat(cls, flat: Int64[Tensor, " nnz"], dense: Float[Tensor, "token feature"]) -> "SparseCodes":
         """Codes that hold the entries of `dense` at ascending row-major positions `flat`."""
         n_tokens, n_features = dense.shape
         row = torch.div(flat, n_features, rounding_mode="floor")
@@ -59,7 +59,7 @@ class SparseCodes:
         return cls(crow=offsets_of(row, n_tokens), col=col, value=dense.flatten()[flat], n_features=n_features)
 
     @classmethod
-    def concatenate(cls, parts: Sequence[Self]) -> Self:
+    def concatenate(cls, parts: "Sequence[SparseCodes]") -> "SparseCodes":
         """The tokens of several codes one after another."""
         if not parts or len({part.n_features for part in parts}) != 1:
             sizes = sorted({part.n_features for part in parts})
@@ -112,6 +112,16 @@ class SparseCodes:
         start = torch.repeat_interleave(self.crow[index] - crow[:-1], length)
         at = start + torch.arange(start.numel(), device=start.device)
         return SparseCodes(crow=crow, col=self.col[at], value=self.value[at], n_features=self.n_features)
+
+    def columns(self, features: Int64[Tensor, " chosen"]) -> Float[Tensor, "token chosen"]:
+        """The dense values of some features, ascending and each named once."""
+        wanted = torch.zeros(self.n_features, dtype=torch.bool, device=self.col.device)
+        wanted[features] = True
+        col = self.col.long()
+        kept = wanted[col]
+        dense = self.value.new_zeros(self.n_tokens, features.numel())
+        dense[self.row[kept], (wanted.cumsum(0) - 1)[col[kept]]] = self.value[kept]
+        return dense
 
     def to_dense(self) -> Float[Tensor, "token feature"]:
         """The matrix of all values."""

@@ -5,8 +5,8 @@ The two are apart because the first travels with the weights for ever and the se
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any
 
 from sae_core.errors import ConfigError
 
@@ -18,28 +18,20 @@ def _require(ok: bool, rule: str, name: str, value: object) -> None:
         raise ConfigError(f"{name} = {value!r} is not allowed: {rule}. Set {name} accordingly and run again.")
 
 
-class _FromMapping:
-    """Reading a config back from JSON, where an unknown key is an error."""
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Config from a mapping of its fields; `ConfigError` names unknown and missing keys."""
-        known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
-        unknown = sorted(set(values) - set(known))
-        if unknown:
-            raise ConfigError(f"{cls.__name__} has no field {', '.join(unknown)}; its fields are {', '.join(known)}.")
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise ConfigError(f"{cls.__name__} cannot be built from the keys {sorted(values)}: {error}.") from error
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON values."""
-        return asdict(self)  # type: ignore[call-overload, no-any-return]
+def _checked_keys(cls: type, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    known = {field.name: field.default is MISSING for field in fields(cls)}
+    unknown = sorted(set(values) - set(known))
+    missing = [name for name, needed in known.items() if needed and name not in values]
+    if unknown or missing:
+        raise ConfigError(
+            f"{cls.__name__} cannot be made of the keys {sorted(values)}: unknown {unknown}, missing {missing}; "
+            f"its fields are {', '.join(known)}."
+        )
+    return values
 
 
 @dataclass(frozen=True, kw_only=True)
-class SAEConfig(_FromMapping):
+class SAEConfig:
     """One sparse autoencoder: its size, its sparsity and its architecture."""
 
     d_model: int
@@ -65,6 +57,15 @@ class SAEConfig(_FromMapping):
         finite = math.isfinite(self.aux_coefficient) and self.aux_coefficient >= 0
         _require(finite, "a finite number >= 0", "aux_coefficient", self.aux_coefficient)
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "SAEConfig":
+        """Config from a mapping of its fields; `ConfigError` names unknown and missing keys."""
+        return cls(**_checked_keys(cls, values))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return asdict(self)
+
     @property
     def n_aux(self) -> int:
         """Most dead features that may take part in AuxK for one token."""
@@ -72,7 +73,7 @@ class SAEConfig(_FromMapping):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(_FromMapping):
+class TrainConfig:
     """One training run: its length, its step size over time, and when a feature counts as dead."""
 
     n_steps: int
@@ -106,6 +107,15 @@ class TrainConfig(_FromMapping):
         window = self.dead_window_tokens
         _require(window is None or window >= 1, "dead_window_tokens >= 1, or None", "dead_window_tokens", window)
         _require(0 <= self.theta_decay < 1, "a number in [0, 1)", "theta_decay", self.theta_decay)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
+        """Config from a mapping of its fields; `ConfigError` names unknown and missing keys."""
+        return cls(**_checked_keys(cls, values))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return asdict(self)
 
     @property
     def dead_window(self) -> int:

@@ -11,7 +11,7 @@ changes the time, never the result: too few candidates, and the selection starts
 Papers: BatchTopK arXiv 2412.06410, TopK arXiv 2406.04093.
 """
 
-from typing import Protocol
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -19,16 +19,11 @@ from torch import Tensor
 
 from sae_core.sae.codes import SparseCodes
 
-
-class Selector(Protocol):
-    """Chooses the entries of a code. `floor` is a guess of the smallest value that will be kept: speed, not result."""
-
-    def __call__(self, pre: Float[Tensor, "token feature"], k: int, *, floor: float = 0.0) -> SparseCodes:
-        """Codes of the chosen entries of `pre`."""
-        ...
+Selector = Callable[[Tensor, int, float], SparseCodes]
+"""(pre [token feature], k, floor) -> codes; `floor` is a guess of the smallest value that will be kept."""
 
 
-def batch_topk(pre: Float[Tensor, "token feature"], k: int, *, floor: float = 0.0) -> SparseCodes:
+def batch_topk(pre: Float[Tensor, "token feature"], k: int, floor: float = 0.0) -> SparseCodes:
     """The k * n_tokens largest positive entries of the whole batch; of equal ones at the cutoff the first in order."""
     wanted = k * pre.shape[0]
     flat = pre.flatten()
@@ -43,7 +38,7 @@ def batch_topk(pre: Float[Tensor, "token feature"], k: int, *, floor: float = 0.
     return SparseCodes.from_flat(place, pre)
 
 
-def token_topk(pre: Float[Tensor, "token feature"], k: int, *, floor: float = 0.0) -> SparseCodes:
+def token_topk(pre: Float[Tensor, "token feature"], k: int, floor: float = 0.0) -> SparseCodes:
     """The k largest positive entries of each token (`floor` is of no use here)."""
     n_tokens, n_features = pre.shape
     col = pre.topk(k, dim=1, sorted=False).indices.sort(dim=1).values

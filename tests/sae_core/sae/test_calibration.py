@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sae_core.errors import ConfigError
+from sae_core.sae import Normaliser, SAEConfig, SparseAutoencoder, calibrate_threshold
+
+
+def random_sae(k: int, *, scale: float = 1.0) -> SparseAutoencoder:
+    sae = SparseAutoencoder(SAEConfig(d_model=8, n_features=40, k=k))
+    sae.scale.fill_(scale)
+    return sae
+
+
+def activations(n_tokens: int, seed: int) -> torch.Tensor:
+    return torch.randn(n_tokens, 8, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("k", [1, 3, 10])
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_held_out_tokens_have_k_active_features_on_average(k, scale):
+    sae, x = random_sae(k, scale=scale), scale * activations(3000, 0)
+    found = calibrate_threshold(sae, x.split(700))
+    sae.theta.fill_(found.theta)
+    l0 = sae.encode(x).nnz / 3000
+    assert l0 == pytest.approx(k, rel=0.02)
+    assert found.l0 == l0
+    assert found.n_tokens == 3000
+
+
+def test_theta_is_the_order_statistic_to_the_width_of_a_bin():
+    sae, x = random_sae(3), activations(500, 0)
+    exact = sae.pre_activations(x).flatten().topk(3 * 500).values[-1].item()
+    assert calibrate_threshold(sae, [x]).theta == pytest.approx(exact, rel=2**-10)
+
+
+def test_theta_does_not_depend_on_the_batches():
+    sae, x = random_sae(3), activations(500, 0)
+    assert calibrate_threshold(sae, [x]) == calibrate_threshold(sae, x.split(11))
+
+
+def test_too_few_positive_pre_activations_give_a_threshold_of_zero_and_say_the_l0_reached():
+    sae, x = random_sae(40), activations(500, 0)
+    found = calibrate_threshold(sae, [x])
+    assert found.theta == 0.0
+    assert found.l0 == int((sae.pre_activations(x) > 0).sum()) / 500
+    assert found.l0 < 40
+
+
+def test_calibration_leaves_the_autoencoder_as_it_is_and_folding_keeps_its_l0():
+    sae, x = random_sae(3), 5 + 2 * activations(2000, 0)
+    fitted = Normaliser.fit([x])
+    sae.mu.copy_(fitted.mu)
+    sae.scale.fill_(fitted.scale)
+    found = calibrate_threshold(sae, [x])
+    assert sae.theta == 0.0
+    sae.theta.fill_(found.theta)
+    assert sae.folded().encode(x).nnz / 2000 == pytest.approx(3, rel=0.02)
+
+
+def test_no_held_out_token_is_refused():
+    with pytest.raises(ConfigError, match="no token"):
+        calibrate_threshold(random_sae(3), [])

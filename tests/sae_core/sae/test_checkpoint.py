@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from sae_core.errors import CheckpointError, ConfigError
+from sae_core.sae import (
+    Normaliser,
+    SAEConfig,
+    SparseAutoencoder,
+    TrainConfig,
+    Trainer,
+    load_sae,
+    load_training,
+    read_info,
+    save_sae,
+    save_training,
+)
+
+
+@pytest.fixture
+def sae() -> SparseAutoencoder:
+    made = SparseAutoencoder(SAEConfig(d_model=6, n_features=20, k=3))
+    made.theta.fill_(0.2)
+    made.mu.fill_(4.0)
+    made.scale.fill_(3.0)
+    return made
+
+
+def test_a_loaded_autoencoder_gives_the_same_codes_of_raw_activations_bit_for_bit(sae, tmp_path):
+    folded = sae.folded()
+    save_sae(folded, tmp_path)
+    loaded = load_sae(tmp_path)
+    x = torch.randn(30, 6, generator=torch.Generator().manual_seed(0)) + 4
+    a, b = folded.encode(x), loaded.encode(x)
+    assert all(torch.equal(*pair) for pair in [(a.crow, b.crow), (a.col, b.col), (a.value, b.value)])
+    assert torch.equal(folded.decode(a), loaded.decode(b))
+    assert loaded.config == sae.config
+
+
+def test_saving_folds_and_saving_what_was_loaded_writes_the_same_bytes(sae, tmp_path):
+    save_sae(sae, tmp_path / "a", {"site": "layer.2"})
+    save_sae(load_sae(tmp_path / "a"), tmp_path / "b", {"site": "layer.2"})
+    for name in ("sae.safetensors", "config.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_extra_values_come_back_and_are_read_without_the_weights(sae, tmp_path):
+    save_sae(sae, tmp_path, {"site": "layer.2", "fvu": 0.25})
+    (tmp_path / "sae.safetensors").unlink()
+    info = read_info(tmp_path)
+    assert info.extra == {"site": "layer.2", "fvu": 0.25}
+    assert info.config == sae.config
+
+
+def test_a_save_leaves_no_temporary_file_and_replaces_the_one_before(sae, tmp_path):
+    save_sae(sae, tmp_path, {"n": 1})
+    save_sae(sae, tmp_path, {"n": 2})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "sae.safetensors"]
+    assert read_info(tmp_path).extra == {"n": 2}
+
+
+def test_extra_values_that_are_no_json_are_refused_and_nothing_is_written(sae, tmp_path):
+    for value in (float("nan"), torch.zeros(1)):
+        with pytest.raises(ConfigError, match="not plain JSON"):
+            save_sae(sae, tmp_path / "new", {"bad": value})
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_damaged_or_foreign_weights_file_is_refused(sae, tmp_path):
+    save_sae(sae, tmp_path)
+    path = tmp_path / "sae.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(CheckpointError, match="does not belong to the JSON beside it"):
+        load_sae(tmp_path)
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"sae\.safetensors cannot be read"):
+        load_sae(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "sae_lens"}, "is of format"),
+        ({"version": 2}, "is of format"),
+        ({"config": {"d_model": 6, "n_features": 20, "k": 30}}, "k = 30"),
+        ({"config": {"d_model": 6, "n_features": 20, "k": 3, "what": 1}}, r"unknown \['what'\]"),
+        ({"config": {"d_model": 6, "n_features": 21, "k": 3}}, "misshapen tensors W_enc"),
+    ],
+)
+def test_a_config_that_is_not_ours_is_refused(sae, tmp_path, change, message):
+    save_sae(sae, tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CheckpointError, match=message):
+        load_sae(tmp_path)
+
+
+def test_a_folder_without_an_autoencoder_says_where_one_comes_from(tmp_path):
+    with pytest.raises(CheckpointError, match=r"does not exist: give the folder of a saved one \(`scsae train`"):
+        load_sae(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="is of format"):
+        load_sae(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_sae(tmp_path)
+
+
+def test_training_resumes_from_disk_bit_for_bit(planted, tmp_path):
+    def new() -> Trainer:
+        config = SAEConfig(d_model=32, n_features=64, k=3)
+        return Trainer(config, TrainConfig(n_steps=9, batch_size=64), Normaliser.fit([planted.sample(500, 0)]))
+
+    batches = [planted.sample(64, seed) for seed in range(8)]
+    undisturbed, first = new(), new()
+    expected = [undisturbed.step(x) for x in batches]
+    for x in batches[:3]:
+        first.step(x)
+    save_training(first.state_dict(), tmp_path, {"stream": {"epoch": 1, "position": 3}})
+    state, extra = load_training(tmp_path)
+    assert extra == {"stream": {"epoch": 1, "position": 3}}
+    resumed = Trainer.from_state(state)
+    assert [resumed.step(x) for x in batches[3:]] == expected[3:]
+    a, b = resumed.state_dict().tensors, undisturbed.state_dict().tensors
+    assert all(torch.equal(a[name], b[name]) for name in b)
+
+
+def test_a_training_state_is_no_autoencoder(sae, tmp_path):
+    save_sae(sae, tmp_path)
+    with pytest.raises(CheckpointError, match=r"trainer\.json does not exist"):
+        load_training(tmp_path)
+
+
+def test_nothing_is_pickled(sae, tmp_path):
+    save_sae(sae, tmp_path)
+    header_size = int.from_bytes((tmp_path / "sae.safetensors").read_bytes()[:8], "little")
+    header = json.loads((tmp_path / "sae.safetensors").read_bytes()[8 : 8 + header_size])
+    assert sorted(header) == ["W_dec", "W_enc", "b_dec", "b_enc", "theta"]
+    assert header["W_dec"] == {"dtype": "F32", "shape": [20, 6], "data_offsets": header["W_dec"]["data_offsets"]}

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sae_core.errors import ConfigError
+from sae_core.sae import SparseCodes
+
+
+def test_dense_to_sparse_to_dense_is_the_identity_also_with_empty_rows():
+    dense = torch.tensor([[0.0, 2.0, 0.0], [0.0, 0.0, 0.0], [1.0, 0.0, -3.0]])
+    codes = SparseCodes.from_dense(dense)
+    assert codes.crow.tolist() == [0, 1, 1, 3]
+    assert codes.col.tolist() == [1, 0, 2]
+    assert codes.value.tolist() == [2.0, 1.0, -3.0]
+    assert codes.row.tolist() == [0, 2, 2]
+    assert (codes.n_tokens, codes.nnz) == (3, 3)
+    assert torch.equal(codes.to_dense(), dense)
+
+
+def test_codes_of_no_token_and_of_no_entry_are_whole():
+    assert SparseCodes.from_dense(torch.zeros(0, 4)).to_dense().shape == (0, 4)
+    assert torch.equal(SparseCodes.from_dense(torch.zeros(2, 4)).to_dense(), torch.zeros(2, 4))
+
+
+def test_rows_equal_those_of_scipy_and_so_does_the_order_by_feature(random_codes):
+    sparse = pytest.importorskip("scipy.sparse")
+    codes = random_codes(23, 11, density=0.2)
+    csr = sparse.csr_array(codes.to_dense().numpy())
+    assert csr.indptr.tolist() == codes.crow.tolist()
+    assert csr.indices.tolist() == codes.col.tolist()
+    csc = csr.tocsc()
+    order, offsets = codes.by_feature
+    assert csc.indptr.tolist() == offsets.tolist()
+    assert csc.indices.tolist() == codes.row[order].tolist()
+    assert csc.data.tolist() == codes.value[order].tolist()
+
+
+def test_chosen_tokens_and_concatenation_equal_their_dense_counterparts(random_codes):
+    codes = random_codes(9, 5, density=0.3)
+    index = torch.tensor([8, 0, 3, 3])
+    assert torch.equal(codes.tokens(index).to_dense(), codes.to_dense()[index])
+    assert codes.tokens(index[:0]).n_tokens == 0
+    parts = [codes.tokens(torch.arange(a, b)) for a, b in [(0, 4), (4, 4), (4, 9)]]
+    joined = SparseCodes.concatenate(parts)
+    assert torch.equal(joined.to_dense(), codes.to_dense())
+    assert torch.equal(joined.crow, codes.crow)
+
+
+def test_columns_equal_those_of_the_dense_matrix(random_codes):
+    codes = random_codes(9, 7, density=0.3)
+    for features in ([0, 2, 6], [3], list(range(7)), []):
+        index = torch.tensor(features, dtype=torch.int64)
+        assert torch.equal(codes.columns(index), codes.to_dense()[:, index])
+
+
+def test_codes_of_different_widths_cannot_be_concatenated(random_codes):
+    with pytest.raises(ConfigError, match=r"n_features \[5, 6\]"):
+        SparseCodes.concatenate([random_codes(2, 5, density=0.5), random_codes(2, 6, density=0.5)])

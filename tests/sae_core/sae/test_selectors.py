@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sae_core.sae.selectors import above_threshold, batch_topk, token_topk
+
+
+def pre_activations(n_tokens: int = 17, n_features: int = 29, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n_tokens, n_features, generator=torch.Generator().manual_seed(seed))
+
+
+def test_batch_topk_keeps_the_k_times_n_largest_of_the_whole_batch():
+    pre = pre_activations()
+    kept = batch_topk(pre, 3).to_dense()
+    assert int((kept != 0).sum()) == 3 * 17
+    assert sorted(kept[kept != 0].tolist()) == sorted(pre.flatten().tolist())[-51:]
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.3, 1.0, 1.2, 5.0])
+def test_the_floor_of_batch_topk_changes_no_result(floor):
+    pre = pre_activations()
+    exact, hinted = batch_topk(pre, 3), batch_topk(pre, 3, floor=floor)
+    assert torch.equal(exact.crow, hinted.crow)
+    assert torch.equal(exact.col, hinted.col)
+    assert torch.equal(exact.value, hinted.value)
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.5])
+def test_ties_at_the_cutoff_are_broken_by_order_and_the_count_stays_exact(floor):
+    pre = torch.tensor([[1.0, 2.0, 1.0], [1.0, 1.0, 3.0]])
+    kept = batch_topk(pre, 2, floor=floor)
+    assert kept.to_dense().tolist() == [[1.0, 2.0, 1.0], [0.0, 0.0, 3.0]]
+
+
+@pytest.mark.parametrize("select", [batch_topk, token_topk])
+def test_picks_of_zero_or_less_are_never_kept(select):
+    pre = torch.tensor([[0.0, -1.0, 2.0], [-1.0, -2.0, 0.0]])
+    codes = select(pre, 2)
+    assert codes.to_dense().tolist() == [[0.0, 0.0, 2.0], [0.0, 0.0, 0.0]]
+    assert codes.nnz == 1
+
+
+def test_token_topk_keeps_the_k_largest_of_each_token():
+    pre = pre_activations().abs()
+    codes = token_topk(pre, 4)
+    value, col = pre.topk(4, dim=1)
+    assert torch.equal(codes.to_dense(), torch.zeros_like(pre).scatter(1, col, value))
+    assert codes.crow.diff().tolist() == [4] * 17
+    assert all(codes.col[4 * t : 4 * t + 4].tolist() == sorted(col[t].tolist()) for t in range(17))
+
+
+@pytest.mark.parametrize("theta", [-1.0, 0.0, 0.7])
+def test_threshold_keeps_what_is_above_it_and_positive(theta):
+    pre = pre_activations()
+    expected = torch.where((pre > theta) & (pre > 0), pre, 0.0)
+    assert torch.equal(above_threshold(pre, theta).to_dense(), expected)
+
+
+def test_k_equal_to_the_width_keeps_every_positive_entry():
+    pre = pre_activations()
+    for select in (batch_topk, token_topk):
+        assert torch.equal(select(pre, 29).to_dense(), pre.relu())
+
+
+def test_one_token_is_a_batch():
+    pre = pre_activations(n_tokens=1)
+    assert torch.equal(batch_topk(pre, 5).to_dense(), token_topk(pre, 5).to_dense())
