@@ -7,14 +7,15 @@ genes.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import anndata
 import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.linalg import eigsh
 
+from feature_store.ingest import open_source
 from sae_core.scfm import Vocabulary
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def training_cohorts(folder: Path) -> tuple[Cohort, ...]:
     """The three cohorts of control cells in `folder` (`$SCSAE_DATA`), checked by `check_allowed`.
 
     Raises:
-        FileNotFoundError: one of the three files is missing.
+        InputError: one of the three files is missing.
         ForbiddenCellsError: the selection is wrong.
     """
     rich = _read(folder / "kang18_ifnb_2000x9015_counts.h5ad", "kang18_ifnb")
@@ -86,19 +87,24 @@ def check_allowed(cohorts: Sequence[Cohort]) -> None:
 
 
 def _read(path: Path, name: str, *, condition: str | None = None) -> Cohort:
-    data = anndata.read_h5ad(path)
-    obs = data.obs.astype(str)
-    names = obs["barcode"] if "barcode" in obs else obs.index.to_series()
+    with open_source(path) as source:
+        rows, obs, names = source.read_rows(0, source.n_cells), source.obs(), source.obs_names()
+    counts = sp.csr_matrix((rows.data, rows.indices, rows.indptr), shape=(source.n_cells, source.n_genes))
+    barcodes = obs["barcode"].to_list() if "barcode" in obs.columns else names
     return Cohort(
         name=name,
-        counts=sp.csr_matrix(data.X, dtype=np.float32),
-        symbols=tuple(data.var["gene_name"].astype(str)),
-        ensembl_ids=tuple(data.var["ensembl_id"].astype(str)),
-        condition=obs["condition"].to_numpy(str) if condition is None else np.full(data.n_obs, condition),
-        donor=obs["donor"].to_numpy(str),
-        cell_type=obs["cell_type"].to_numpy(str),
-        barcode=names.str.replace(r"-\d+$", "", regex=True).to_numpy(str),
+        counts=counts.astype(np.float32),
+        symbols=tuple(source.gene_symbols),
+        ensembl_ids=tuple(source.ensembl_ids or [""] * source.n_genes),
+        condition=_text(obs["condition"].to_list() if condition is None else [condition] * source.n_cells),
+        donor=_text(obs["donor"].to_list()),
+        cell_type=_text(obs["cell_type"].to_list()),
+        barcode=_text([re.sub(r"-\d+$", "", str(barcode)) for barcode in barcodes]),
     )
+
+
+def _text(values: Sequence[object]) -> np.ndarray:
+    return np.array([str(value) for value in values])
 
 
 def _take(cohort: Cohort, keep: np.ndarray) -> Cohort:
