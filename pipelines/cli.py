@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.config import (
+    DEFAULT_STORE,
     AssociateOptions,
     DataOptions,
     EncodeOptions,
@@ -40,7 +41,6 @@ Store = Annotated[Path, typer.Option("--store", envvar="SCSAE_STORE", help="Fold
 Address = Annotated[
     str | None, typer.Option("--address", help="Ray cluster to use, e.g. ray://HEAD:10001; default: this machine.")
 ]
-DEFAULT_STORE = Path("scsae-store")
 
 
 class Format(StrEnum):

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.errors import UsageError
 
+DEFAULT_STORE = Path("scsae-store")
 T = TypeVar("T", bound="Options")
 SIZE_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -33,6 +34,17 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True)
 
 
+class ActorOptions(Options):
+    """How many actors share the shards, and what each of them gets."""
+
+    num_actors: int | None = Field(default=None, ge=1)
+    """Ray actors; default: as many as the cluster has room for."""
+    num_cpus: int = Field(default=1, ge=1)
+    """CPU cores of each actor."""
+    num_gpus: float = Field(default=0.0, ge=0)
+    """GPUs of each actor; 0 computes on the CPU."""
+
+
 class DataOptions(Options):
     """Which cells, and how they are read."""
 
@@ -46,7 +58,7 @@ class DataOptions(Options):
     """Draw the model's weights at random instead of loading them: the control."""
 
 
-class ExtractOptions(DataOptions):
+class ExtractOptions(DataOptions, ActorOptions):
     """Run the foundation model over the cells and keep the activations of its tokens."""
 
     layer: tuple[str, ...] = Field(default=(), min_length=0)
@@ -69,12 +81,6 @@ class ExtractOptions(DataOptions):
     """Size of a shard's file, e.g. 256MB (the default), turned into cells per shard."""
     seed: int = Field(default=0, ge=0)
     """Seed of splits, token samples and ties."""
-    num_actors: int | None = Field(default=None, ge=1)
-    """Ray actors; default: as many as the cluster has room for."""
-    num_cpus: int = Field(default=1, ge=1)
-    """CPU cores of each actor."""
-    num_gpus: float = Field(default=0.0, ge=0)
-    """GPUs of each actor; 0 computes on the CPU."""
 
     @pydantic.model_validator(mode="after")
     def _one_shard_rule(self) -> "ExtractOptions":
@@ -114,19 +120,13 @@ class TrainOptions(Options):
     """Name in the model registry; default: sae-MODEL-SITE."""
 
 
-class EncodeOptions(Options):
+class EncodeOptions(ActorOptions):
     """Turn stored activations into sparse codes and token statistics."""
 
     run: str | None = None
     """SAE run to encode with; default: the newest."""
     pooling: Literal["max", "mean"] = "max"
     """How the codes of a cell's tokens become the cell's code."""
-    num_actors: int | None = Field(default=None, ge=1)
-    """Ray actors; default: as many as the cluster has room for."""
-    num_cpus: int = Field(default=1, ge=1)
-    """CPU cores of each actor."""
-    num_gpus: float = Field(default=0.0, ge=0)
-    """GPUs of each actor."""
 
 
 class AssociateOptions(Options):
@@ -140,7 +140,7 @@ class AssociateOptions(Options):
     """Seed of the bootstrap."""
 
 
-class SteerOptions(Options):
+class SteerOptions(ActorOptions):
     """Edit the features of one target in the running model and measure what changes, beside its nulls."""
 
     run: str | None = None
@@ -150,23 +150,17 @@ class SteerOptions(Options):
     target: str | None = None
     """The label whose features are edited; default: the one with the best feature on `select` cells."""
     n_features: int = Field(default=10, ge=1)
-    """How many features are edited: those with the highest `select` score."""
+    """How many features are edited: those with the smallest p on `select` cells."""
     intervention: Literal["ablate", "clamp", "add", "scale"] = "ablate"
     """What is done to them."""
     dose: float = Field(default=1.0, ge=0)
     """Dose: clamp and add in units of a feature's 99th percentile; scale as the factor; ablate takes none."""
-    n_nulls: int = Field(default=10, ge=1)
+    n_nulls: int = Field(default=20, ge=2)
     """Random feature sets of matched density, and random directions, drawn as nulls."""
     readout: Literal["mean", "cls"] = "mean"
     """Which embedding of the cell is judged."""
     seed: int = Field(default=0, ge=0)
     """Seed of the nulls."""
-    num_actors: int | None = Field(default=None, ge=1)
-    """Ray actors; default: as many as the cluster has room for."""
-    num_cpus: int = Field(default=1, ge=1)
-    """CPU cores of each actor."""
-    num_gpus: float = Field(default=0.0, ge=0)
-    """GPUs of each actor."""
 
 
 class Recipe(Options):

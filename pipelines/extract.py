@@ -4,7 +4,7 @@ One shard is a range of cells. An actor reads its rows, tokenizes them, runs the
 for and commits one Parquet file per site. Gene tokens are kept; special tokens (`<cls>`) are context, not data.
 """
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,19 +16,15 @@ from feature_store import activations as activation_store
 from feature_store import commit, ingest
 from feature_store.layout import Layout, run_id
 from feature_store.splits import SplitConfig
-from pipelines.cluster import actors_that_fit, ray_session
-from pipelines.config import DataOptions, ExtractOptions, parse_size
-from pipelines.errors import UsageError
-from pipelines.progress import ticking
-from pipelines.shards import run_over_actors
+from pipelines.config import ExtractOptions, parse_size
+from pipelines.inputs import Opened, open_inputs, parse_sites, remember_model, remember_source
+from pipelines.shards import do_shards
 from pipelines.stage import FORMAT_VERSION, Clock, StageResult
 
 if TYPE_CHECKING:
     from sae_core.scfm import FoundationModel, GeneMatch, Site, Tokens
 
 DEFAULT_SHARD = "256MB"
-PROBE_CELLS = 512
-TIMED_CELLS = 16
 BLOCK_CELLS = 256
 ITEMSIZE = {"f16": 2, "bf16": 2, "f32": 4}
 
@@ -119,65 +115,6 @@ def choose_tokens(tokens: "Tokens", per_cell: int | None, *, first_cell: int, se
     return np.concatenate(kept) if kept else genes
 
 
-def parse_sites(layers: tuple[str, ...], model: "FoundationModel") -> tuple["Site", ...]:
-    """Return the sites that `--layer` names (a bare number is that layer's output), checked against the model."""
-    from sae_core.scfm import Site
-
-    if not layers:
-        raise UsageError(f"no --layer was given; {model.name} has layers 0 to {model.n_layers - 1}, e.g. --layer 2")
-    sites = []
-    for text in layers:
-        site = Site.parse(f"layer.{text}" if text.isdigit() else text)
-        if site.index is not None and not 0 <= site.index < model.n_layers:
-            raise UsageError(f"--layer was {text!r}; {model.name} has layers 0 to {model.n_layers - 1}")
-        sites.append(site)
-    return tuple(dict.fromkeys(sites))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Opened:
-    """A data set and a model that fit each other."""
-
-    source: ingest.Source
-    model: "FoundationModel"
-    match: "GeneMatch"
-    n_probed: int
-    """Cells of the probe: the first of the data set."""
-    n_empty: int
-    """Cells of the probe in which no gene of the model is expressed."""
-    matched_share: float
-    """Share of the probe's values (counts, where the data are counts) that lies in matched genes."""
-    mean_tokens: float
-    """Gene tokens a cell of the probe."""
-    probe_seconds: float
-    """Seconds that tokenizing and embedding one cell took."""
-
-
-def open_inputs(options: DataOptions) -> Opened:
-    """Open data and model and match their genes; nothing is written. Raises the input errors of both."""
-    from sae_core.scfm import load_model
-
-    source = ingest.open_source(options.data, matrix=options.matrix)
-    model = load_model(options.model, random_init=options.random_init)
-    match = model.match_genes(source.gene_symbols, source.ensembl_ids)
-    rows = source.read_rows(0, min(PROBE_CELLS, source.n_cells))
-    tokens = model.tokenize(rows.indptr, rows.indices, rows.data, match, seed=0)
-    genes_of_cell = np.bincount(tokens.cell_of_token()[~tokens.is_special], minlength=tokens.n_cells)
-    clock = Clock()
-    few = source.read_rows(0, min(TIMED_CELLS, source.n_cells))
-    model.embed(model.tokenize(few.indptr, few.indices, few.data, match, seed=0))
-    return Opened(
-        source=source,
-        model=model,
-        match=match,
-        n_probed=tokens.n_cells,
-        n_empty=int((genes_of_cell == 0).sum()),
-        matched_share=float(rows.data[match.matched[rows.indices]].sum() / max(rows.data.sum(), 1e-12)),
-        mean_tokens=float(genes_of_cell.mean()),
-        probe_seconds=clock.seconds / min(TIMED_CELLS, source.n_cells),
-    )
-
-
 def cells_per_shard(options: ExtractOptions, opened: Opened) -> int:
     """Return the cells of one shard: as given, or as many as make a file of `shard_size`."""
     if options.shard_cells is not None:
@@ -208,11 +145,7 @@ def extract(options: ExtractOptions, store: Path, *, address: str | None = None)
     )
     dataset = str(cells["dataset"][0])
     remember_source(layout, dataset, opened.source)
-    shard_cells = cells_per_shard(options, opened)
-    runs = [
-        _create_run(layout, _plan(options, opened, dataset=dataset, site=site, shard_cells=shard_cells))
-        for site in sites
-    ]
+    runs = [_create_run(layout, options, opened, dataset=dataset, site=site) for site in sites]
     pending = sorted({shard for run in runs for shard in run.pending()})
     if pending:
         work = Workload(
@@ -226,10 +159,10 @@ def extract(options: ExtractOptions, store: Path, *, address: str | None = None)
             dtype=options.dtype,
             tokens_per_cell=options.tokens_per_cell,
             seed=options.seed,
-            shard_cells=shard_cells,
+            shard_cells=runs[0].plan["shard_cells"],
             n_cells=opened.source.n_cells,
         )
-        _run_actors(work, options, pending, address=address)
+        do_shards(Extractor, work, pending, options, title="extract", note=_rate, address=address)
     for run in runs:
         run.finalize()
     facts = {
@@ -251,9 +184,13 @@ def extract(options: ExtractOptions, store: Path, *, address: str | None = None)
     ]
 
 
-def _plan(options: ExtractOptions, opened: Opened, *, dataset: str, site: "Site", shard_cells: int) -> dict[str, Any]:
-    """What determines the content of an activations run, and nothing else."""
-    return {
+def _create_run(layout: Layout, options: ExtractOptions, opened: Opened, *, dataset: str, site: "Site") -> commit.Run:
+    """Make or reopen the activations run of one site, its plan being what determines its content and nothing else.
+
+    Beside it: which token each gene of the data set is, and where the model lies now.
+    """
+    shard_cells = cells_per_shard(options, opened)
+    plan = {
         "format": FORMAT_VERSION,
         "dataset": dataset,
         "model": opened.model.name,
@@ -267,49 +204,11 @@ def _plan(options: ExtractOptions, opened: Opened, *, dataset: str, site: "Site"
         "shard_cells": shard_cells,
         "n_shards": -(-opened.source.n_cells // shard_cells),
     }
+    run = commit.Run.create(layout.activations_dir(run_id(plan)), plan)
+    remember_model(run, options, opened)
+    return run
 
 
-def _create_run(layout: Layout, plan: dict[str, Any]) -> commit.Run:
-    return commit.Run.create(layout.activations_dir(run_id(plan)), plan)
-
-
-def _run_actors(work: Workload, options: ExtractOptions, pending: list[int], *, address: str | None) -> None:
-    """Do the pending shards on Ray actors, with progress."""
-    import ray
-
-    with ray_session(address=address), ticking("extract", len(pending), "shards") as tick:
-        n_actors = actors_that_fit(
-            options.num_actors, num_cpus=options.num_cpus, num_gpus=options.num_gpus, n_tasks=len(pending)
-        )
-        actor_class = ray.remote(Extractor).options(
-            num_cpus=options.num_cpus, num_gpus=options.num_gpus, max_restarts=-1, max_task_retries=-1
-        )
-        actors = [actor_class.remote(work) for _ in range(n_actors)]
-        clock = Clock()
-        total = {"cells": 0, "tokens": 0, "bytes": 0, "shards": 0}
-
-        def on_done(_shard: int, report: dict[str, int]) -> None:
-            for key, value in report.items():
-                total[key] += value
-            total["shards"] += 1
-            tick(total["shards"], f"{total['cells'] / clock.seconds:,.0f} cells/s {total['bytes'] / 1e6:,.0f} MB")
-
-        run_over_actors(actors, pending, submit=lambda actor, shard: actor.shard.remote(shard), on_done=on_done)
-
-
-def remember_source(layout: Layout, dataset: str, source: ingest.Source) -> None:
-    """Note where the data set lies now, beside its cells: a later stage reads expression from there."""
-    where = {"path": str(source.path.resolve()), "matrix": source.matrix, "digest": source.digest}
-    commit.replace_text(layout.cells_dir(dataset) / "source.json", json.dumps(where, indent=1))
-
-
-def recalled_source(layout: Layout, dataset: str) -> ingest.Source:
-    """Open the data set where `remember_source` noted it; raise InputError where the file moved or changed."""
-    where = json.loads((layout.cells_dir(dataset) / "source.json").read_text())
-    source = ingest.open_source(Path(where["path"]), matrix=where["matrix"])
-    if source.digest != where["digest"]:
-        raise UsageError(
-            f"{where['path']} changed since its extraction (sha256 {source.digest[:12]}, was {where['digest'][:12]}); "
-            "extract it again with `scsae extract`"
-        )
-    return source
+def _rate(total: Mapping[str, int], seconds: float) -> str:
+    per_second = f"{total['cells'] / seconds:,.0f} cells/s {total['tokens'] / seconds:,.0f} tokens/s"
+    return f"{per_second} {total['bytes'] / 1e6:,.0f} MB"

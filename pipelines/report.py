@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from rich.console import Console
+from rich.console import Console as RichConsole
 from rich.table import Table
 
 from feature_store import FeatureStore
+from feature_store.commit import read_table
 from feature_store.errors import NotFoundError
 from feature_store.layout import Layout
 from pipelines.config import DataOptions
@@ -17,6 +18,7 @@ from pipelines.errors import UsageError
 from pipelines.stage import StageResult
 
 ROWS_SHOWN = 50
+PLAIN_WIDTH = 160
 NEXT = {
     "activations": "scsae train",
     "saes": "scsae encode",
@@ -27,14 +29,20 @@ NEXT = {
 """What to type after a stage."""
 
 
+def console() -> RichConsole:
+    """Return the console for results: as wide as the terminal, or wide enough for a table where there is none."""
+    found = RichConsole(highlight=False)
+    return found if found.is_terminal else RichConsole(highlight=False, width=PLAIN_WIDTH)
+
+
 def print_results(results: Sequence[StageResult], store: Path) -> None:
     """Print what each stage made, and the command that goes on from there."""
-    console = Console(highlight=False)
+    out = console()
     for result in results:
         facts = {"run": f"{result.kind}/{result.run}", "done now": result.done, "reused": result.reused, **result.facts}
         print_facts({**facts, "seconds": round(result.seconds, 1)})
     if results:
-        console.print(f"next: {NEXT[results[-1].kind]} --store {store}", markup=False, soft_wrap=True)
+        out.print(f"next: {NEXT[results[-1].kind]} --store {store}", markup=False, soft_wrap=True)
 
 
 def print_facts(facts: Mapping[str, Any]) -> None:
@@ -44,20 +52,20 @@ def print_facts(facts: Mapping[str, Any]) -> None:
     table.add_column(overflow="fold")
     for key, value in facts.items():
         table.add_row(key, _text(value))
-    Console(highlight=False).print(table)
+    console().print(table)
 
 
 def print_frame(frame: pl.DataFrame, *, title: str | None = None, limit: int = ROWS_SHOWN) -> None:
     """Print a frame as a table; a line says how many rows were left out."""
-    console = Console(highlight=False)
+    out = console()
     table = Table(title=title, title_justify="left", header_style="bold")
     for name, dtype in frame.schema.items():
         table.add_column(name, justify="right" if dtype.is_numeric() else "left", overflow="fold")
     for row in frame.head(limit).iter_rows():
         table.add_row(*(_text(value) for value in row))
-    console.print(table)
+    out.print(table)
     if frame.height > limit:
-        console.print(f"{frame.height - limit} more rows; add LIMIT, or --format csv for all of them")
+        out.print(f"{frame.height - limit} more rows; add LIMIT, or --format csv for all of them")
 
 
 def write_frame(frame: pl.DataFrame, output: str) -> None:
@@ -97,9 +105,18 @@ def _text(value: Any) -> str:
     return str(value)
 
 
+def print_steering(store: Path, run: str) -> None:
+    """Print the effects of one steering run, the intervention first and its nulls below."""
+    results = read_table(Layout(store).steering_dir(run) / "results")
+    columns = ["condition", "n_draws", "value", "effect", "low", "high", *(c for c in results.columns if c[:2] == "p_")]
+    shown = results.filter(pl.col("metric").is_in(["target_votes", "other_accuracy"]))
+    for (metric,), frame in shown.group_by("metric", maintain_order=True):
+        print_frame(frame.select(columns), title=f"{metric} (effect: minus unsteered)")
+
+
 def inspect_data(options: DataOptions) -> dict[str, Any]:
     """Facts about data and model together: what matches, what it costs. Nothing is written."""
-    from pipelines.extract import open_inputs
+    from pipelines.inputs import open_inputs
 
     opened = open_inputs(options)
     source, model, match = opened.source, opened.model, opened.match

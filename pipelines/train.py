@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from feature_store import commit, ingest
+from feature_store import commit, files, ingest
 from feature_store.activations import ActivationReader
 from feature_store.layout import TEMPORARY, Layout, run_id
 from feature_store.stream import TokenStream
@@ -198,7 +198,7 @@ def fit(job: TrainJob, *, report: Callable[[dict[str, float]], None] = lambda _:
         if step % REPORT_STEPS == 0 or step == train_config.n_steps:
             row = {key: float(value) for key, value in metrics._asdict().items()}
             history.append(row)
-            commit.replace_text(folder / "progress.json", json.dumps(row))
+            files.replace_text(folder / "progress.json", json.dumps(row))
             report(row)
         if step % job.checkpoint_steps == 0 and step < train_config.n_steps:
             _save(folder, trainer, stream, history)

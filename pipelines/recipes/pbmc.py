@@ -13,7 +13,7 @@ FILE_NAME = "pbmc68k_reduced.h5ad"
 
 
 def write_pbmc68k(folder: Path) -> Path:
-    """Write the cells to `folder`, unless they are there, and return the file: X log-normalised, obs type and channel."""
+    """Write the cells to `folder` unless they are there; return the file (X log-normalised; obs: type, channel)."""
     target = folder / FILE_NAME
     if target.exists():
         return target

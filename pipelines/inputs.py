@@ -1,0 +1,144 @@
+"""Data and model together: opened and matched before anything is written, and found again by later stages.
+
+A run's id says nothing of where files lie, so that a moved file does not make another run. Where they are now is noted
+beside the runs (`source.json` by the cells, `model.json` by the activations) and checked by digest when it is recalled.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+
+from feature_store import commit, files, ingest
+from feature_store.layout import Layout
+from pipelines.config import DataOptions
+from pipelines.errors import UsageError
+from pipelines.stage import Clock
+
+if TYPE_CHECKING:
+    from sae_core.scfm import FoundationModel, GeneMatch, Site
+
+PROBE_CELLS = 512
+TIMED_CELLS = 16
+GENES_TABLE = "genes"
+MODEL_FILE = "model.json"
+SOURCE_FILE = "source.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A data set and a model that fit each other."""
+
+    source: ingest.Source
+    model: "FoundationModel"
+    match: "GeneMatch"
+    n_probed: int
+    """Cells of the probe: the first of the data set."""
+    n_empty: int
+    """Cells of the probe in which no gene of the model is expressed."""
+    matched_share: float
+    """Share of the probe's values (counts, where the data are counts) that lies in matched genes."""
+    mean_tokens: float
+    """Gene tokens a cell of the probe."""
+    probe_seconds: float
+    """Seconds that tokenizing and embedding one cell took."""
+
+
+def open_inputs(options: DataOptions) -> Opened:
+    """Open data and model and match their genes; nothing is written. Raises the input errors of both."""
+    from sae_core.scfm import load_model
+
+    source = ingest.open_source(options.data, matrix=options.matrix)
+    model = load_model(options.model, random_init=options.random_init)
+    match = model.match_genes(source.gene_symbols, source.ensembl_ids)
+    rows = source.read_rows(0, min(PROBE_CELLS, source.n_cells))
+    tokens = model.tokenize(rows.indptr, rows.indices, rows.data, match, seed=0)
+    genes_of_cell = np.bincount(tokens.cell_of_token()[~tokens.is_special], minlength=tokens.n_cells)
+    clock = Clock()
+    few = source.read_rows(0, min(TIMED_CELLS, source.n_cells))
+    model.embed(model.tokenize(few.indptr, few.indices, few.data, match, seed=0))
+    return Opened(
+        source=source,
+        model=model,
+        match=match,
+        n_probed=tokens.n_cells,
+        n_empty=int((genes_of_cell == 0).sum()),
+        matched_share=float(rows.data[match.matched[rows.indices]].sum() / max(rows.data.sum(), 1e-12)),
+        mean_tokens=float(genes_of_cell.mean()),
+        probe_seconds=clock.seconds / min(TIMED_CELLS, source.n_cells),
+    )
+
+
+def parse_sites(layers: tuple[str, ...], model: "FoundationModel") -> tuple["Site", ...]:
+    """Return the sites that `--layer` names (a bare number is that layer's output), checked against the model."""
+    from sae_core.scfm import Site
+
+    if not layers:
+        raise UsageError(f"no --layer was given; {model.name} has layers 0 to {model.n_layers - 1}, e.g. --layer 2")
+    sites = []
+    for text in layers:
+        site = Site.parse(f"layer.{text}" if text.isdigit() else text)
+        if site.index is not None and not 0 <= site.index < model.n_layers:
+            raise UsageError(f"--layer was {text!r}; {model.name} has layers 0 to {model.n_layers - 1}")
+        sites.append(site)
+    return tuple(dict.fromkeys(sites))
+
+
+def remember_model(run: commit.Run, options: DataOptions, opened: Opened) -> None:
+    """Note beside an activations run where the model lies now, and which token each gene of the data set is."""
+    folder = Path(options.model)
+    where = {
+        "model": str(folder.resolve()) if folder.exists() else options.model,
+        "random_init": options.random_init,
+        "digest": opened.model.digest,
+    }
+    files.replace_text(run.path / MODEL_FILE, json.dumps(where, indent=1))
+    commit.write_table(run.path / GENES_TABLE, token_of_gene(opened), {"table": "token_of_gene", "of": run.plan_sha})
+
+
+def token_of_gene(opened: Opened) -> pl.DataFrame:
+    """gene_idx, symbol and the model's token id (null where it does not know the gene) of each gene of the data."""
+    matched = opened.match.matched
+    frame = pl.DataFrame(
+        {
+            "gene_idx": np.arange(opened.source.n_genes, dtype=np.int32),
+            "symbol": opened.source.gene_symbols,
+            "gene_id": opened.match.token_id.astype(np.int32),
+        }
+    )
+    return frame.with_columns(gene_id=pl.when(pl.Series(matched)).then("gene_id"))
+
+
+def remember_source(layout: Layout, dataset: str, source: ingest.Source) -> None:
+    """Note where the data set lies now, beside its cells: a later stage reads expression from there."""
+    where = {"path": str(source.path.resolve()), "matrix": source.matrix, "digest": source.digest}
+    files.replace_text(layout.cells_dir(dataset) / SOURCE_FILE, json.dumps(where, indent=1))
+
+
+def recalled_model(run: commit.Run, *, device: str = "cpu") -> "FoundationModel":
+    """Load the model that made an activations run, from where it was then; UsageError where it changed."""
+    from sae_core.scfm import load_model
+
+    where = json.loads((run.path / MODEL_FILE).read_text())
+    model = load_model(where["model"], device=device, random_init=where["random_init"])
+    if model.digest != where["digest"]:
+        raise UsageError(
+            f"the checkpoint in {where['model']} changed since {run.path.name} was extracted "
+            f"(digest {model.digest[:12]}, was {where['digest'][:12]}); extract again with `scsae extract`"
+        )
+    return model
+
+
+def recalled_source(layout: Layout, dataset: str) -> ingest.Source:
+    """Open the data set where `remember_source` noted it; raise InputError where the file moved or changed."""
+    where = json.loads((layout.cells_dir(dataset) / SOURCE_FILE).read_text())
+    source = ingest.open_source(Path(where["path"]), matrix=where["matrix"])
+    if source.digest != where["digest"]:
+        raise UsageError(
+            f"{where['path']} changed since its extraction (sha256 {source.digest[:12]}, was {where['digest'][:12]}); "
+            "extract it again with `scsae extract`"
+        )
+    return source

@@ -1,0 +1,230 @@
+"""`scsae demo`: the whole job on real cells, and what to look at and type next.
+
+The embedded data are 700 PBMC (see `pipelines.recipes.pbmc`); `--data` takes any other .h5ad. Every stage is the one
+that its own command runs; asked again, all of them find their work done.
+"""
+
+from pathlib import Path
+
+import polars as pl
+
+from feature_store import FeatureStore, Layout
+from feature_store.commit import read_table
+from pipelines.config import (
+    DEFAULT_STORE,
+    AssociateOptions,
+    EncodeOptions,
+    ExtractOptions,
+    Recipe,
+    SteerOptions,
+    TrainOptions,
+)
+from pipelines.recipes.pbmc import BATCH, CELL_TYPE, write_pbmc68k
+from pipelines.recipes.run import run_recipe
+from pipelines.report import console, print_frame, print_steering, registered_models
+from pipelines.stage import Clock, StageResult
+
+LAYER = "2"
+SHARD_CELLS = 100
+TRAIN = TrainOptions(n_features=1024, k=16, n_steps=1500, batch_size=2048, checkpoint_steps=300)
+P_LEVEL = 0.05
+EMBEDDED_TARGET = "CD19+ B"
+EMBEDDED_LABELS = (EMBEDDED_TARGET, "CD56+ NK")
+
+MEANING = """\
+SELECT test.feature_id, chosen.auroc AS select_auroc, test.auroc AS test_auroc, test.q AS test_q, features.top_genes
+FROM feature_label AS chosen
+JOIN feature_label AS test
+  ON test.feature_id = chosen.feature_id AND test.label_kind = chosen.label_kind AND test.label = chosen.label
+JOIN features ON features.feature_id = chosen.feature_id
+WHERE chosen.split = 'select' AND test.split = 'test' AND chosen.label_kind = 'cell_type' AND chosen.label = '{label}'
+  AND chosen.auroc > 0.5
+ORDER BY chosen.p
+LIMIT 3"""
+GENE_SETS = """\
+SELECT feature_id, gene_set, overlap, n_set, odds_ratio, q
+FROM feature_geneset
+WHERE split = 'test' AND overlap > 0 AND feature_id IN ({features})
+ORDER BY q
+LIMIT 5"""
+BATCHES = """\
+SELECT feature_id, label, auroc, q, method
+FROM feature_label
+WHERE split = 'test' AND label_kind = 'batch' AND auroc > 0.5
+ORDER BY p
+LIMIT 3"""
+
+
+def demo_recipe(
+    store: Path,
+    *,
+    data: Path | None = None,
+    donor: str | None = None,
+    batch: str | None = None,
+    cell_type: str | None = None,
+) -> Recipe:
+    """The demo's stages with their options; without `data` the embedded cells are written to the store first."""
+    target = None
+    if data is None:
+        data, batch, cell_type, target = write_pbmc68k(store / "data"), BATCH, CELL_TYPE, EMBEDDED_TARGET
+    return Recipe(
+        extract=ExtractOptions(
+            data=data, layer=(LAYER,), donor=donor, batch=batch, cell_type=cell_type, shard_cells=SHARD_CELLS
+        ),
+        train=TRAIN,
+        encode=EncodeOptions(),
+        associate=AssociateOptions(),
+        steer=() if cell_type is None else (SteerOptions(target=target),),
+    )
+
+
+def run_demo(
+    store: Path,
+    *,
+    data: Path | None = None,
+    donor: str | None = None,
+    batch: str | None = None,
+    cell_type: str | None = None,
+) -> None:
+    """Run the demo, print its answers and draw its plots."""
+    clock = Clock()
+    results = run_recipe(demo_recipe(store, data=data, donor=donor, batch=batch, cell_type=cell_type), store)
+    by_kind = {result.kind: result for result in results}
+    found = FeatureStore.open(store, associations=by_kind["associations"].run)
+    for label in labels_to_ask(found, embedded=data is None):
+        ask(found, label)
+    if batch is not None or data is None:
+        _answer(found, BATCHES, "Which features tell batches apart among cells of one type?")
+    if "steering" in by_kind:
+        print_steering(store, by_kind["steering"].run)
+        console().print(verdict(by_kind["steering"]), soft_wrap=True)
+    print_frame(summary(results), title="What was made")
+    print_frame(registered_models(store), title="Registered SAEs")
+    plots = draw(found, by_kind, store)
+    _next(store, plots, clock.seconds)
+
+
+def labels_to_ask(found: FeatureStore, *, embedded: bool) -> list[str]:
+    """Two cell types to ask about: B and NK in the embedded cells, else the two best found on select cells."""
+    if embedded:
+        return list(EMBEDDED_LABELS)
+    best = found.frame("features").filter(pl.col("top_label").is_not_null())
+    ranked = best.sort("top_label_auroc_select", descending=True).select("top_label").collect()
+    return list(dict.fromkeys(ranked["top_label"].to_list()))[:2]
+
+
+def ask(found: FeatureStore, label: str) -> None:
+    """Print the query and the answer for one cell type: its features, their genes and gene sets."""
+    features = _answer(found, MEANING.format(label=label.replace("'", "''")), f"Which features mean {label}?")
+    if features.height:
+        ids = ", ".join(str(i) for i in features["feature_id"])
+        _answer(found, GENE_SETS.format(features=ids), f"Which gene sets do these match ({label})?")
+
+
+def _answer(found: FeatureStore, query: str, question: str) -> pl.DataFrame:
+    out = console()
+    out.print(f"\n{question}", style="bold")
+    out.print(query, style="dim", markup=False, soft_wrap=True)
+    answer = found.sql(query)
+    print_frame(answer)
+    return answer
+
+
+def verdict(steering: StageResult) -> str:
+    """One sentence: does the intervention differ from its random controls?"""
+    facts = steering.facts
+    p = {name: value for name, value in facts.items() if name.startswith("p against")}
+    differs = all(value <= P_LEVEL for value in p.values())
+    said = ", ".join(f"{name} {value:.2g}" for name, value in p.items())
+    verb = "differs" if differs else "does NOT differ"
+    return f"Steering {facts['target']}: the effect {verb} from its random controls at p <= {P_LEVEL} ({said})."
+
+
+def summary(results: list[StageResult]) -> pl.DataFrame:
+    """One row a stage: what it made, what was done now and what was there already."""
+    rows = [
+        {"stage": r.kind, "run": r.run, "done now": r.done, "reused": r.reused, "seconds": round(r.seconds, 1)}
+        for r in results
+    ]
+    return pl.DataFrame(rows)
+
+
+def draw(found: FeatureStore, by_kind: dict[str, StageResult], store: Path) -> list[Path]:
+    """Draw what was found: features by cell type, the genes of the best feature, steering beside its nulls."""
+    from feature_store import plots
+    from feature_store.associations import Labels
+    from feature_store.codes import CodesRun, load_cell_codes
+
+    folder = store / "plots"
+    folder.mkdir(exist_ok=True)
+    codes_run = CodesRun.open(by_kind["codes"].path)
+    cells = found.frame("cells").collect()
+    best = best_per_label(found)
+    drawn = []
+    if best.height:
+        held_out = (cells["split"] == "test").to_numpy()
+        codes = load_cell_codes(codes_run.by_cell, cells.height)[held_out.nonzero()[0]]
+        labels = Labels.from_values("cell_type", cells.filter(pl.col("split") == "test")["cell_type"].to_list())
+        drawn.append(folder / "features_by_cell_type.png")
+        plots.dotplot(
+            codes,
+            labels,
+            best["feature_id"].to_list(),
+            names=[f"{row['feature_id']}: {row['genes']}" for row in best.iter_rows(named=True)],
+            title="The best feature of each cell type (chosen on select cells), on test cells",
+            show=False,
+            save=drawn[-1],
+        )
+        feature = best.sort("p")["feature_id"][0]
+        drawn.append(folder / f"genes_of_feature_{feature}.png")
+        plots.gene_bars(found.frame("feature_gene").collect(), feature, show=False, save=drawn[-1])
+    if "steering" in by_kind:
+        results = read_table(by_kind["steering"].path / "results")
+        drawn.append(folder / "steering.png")
+        plots.steering_bars(
+            bars_of(results),
+            title=f"Steering: {by_kind['steering'].facts['target']}, test cells",
+            xlabel="change in the share of target-type neighbours",
+            show=False,
+            save=drawn[-1],
+        )
+    return drawn
+
+
+def best_per_label(found: FeatureStore) -> pl.DataFrame:
+    """The feature with the smallest select p of each cell type, with its first three genes; each feature once."""
+    known = found.frame("feature_label").filter(
+        (pl.col("label_kind") == "cell_type") & (pl.col("split") == "select") & (pl.col("auroc") > 0.5)
+    )
+    ranked = known.sort("p", "feature_id").unique("label", keep="first", maintain_order=True)
+    genes = pl.col("top_genes").str.split(" ").list.head(3).list.join(" ").fill_null("")
+    features = found.frame("features").select("feature_id", genes=genes)
+    named = ranked.join(features, on="feature_id").sort("label").unique("feature_id", keep="first", maintain_order=True)
+    return named.select("feature_id", "label", "genes", "p").collect()
+
+
+def bars_of(results: pl.DataFrame) -> pl.DataFrame:
+    """Rows of the steering plot: name, effect on target_votes, interval, and whether the row is a null."""
+    from pipelines.steer import NULLS, UNSTEERED
+
+    chosen = results.filter((pl.col("metric") == "target_votes") & (pl.col("condition") != UNSTEERED))
+    return chosen.select("effect", "low", "high", name=pl.col("condition"), is_null=pl.col("condition").is_in(NULLS))
+
+
+def _next(store: Path, plots: list[Path], seconds: float) -> None:
+    """Say where things are and what to type next."""
+    layout = Layout(store)
+    option = "" if store == DEFAULT_STORE else f" --store {store}"
+    lines = [
+        *(f"plot      {path}" for path in plots),
+        f"tracking  mlflow ui --backend-store-uri sqlite:///{layout.mlflow_dir / 'mlflow.db'}",
+        "",
+        "Next:",
+        f"  scsae features --gene CD79A{option}",
+        f"  scsae features --cell 0{option}",
+        f'  scsae sql "SELECT class, COUNT(*) AS n FROM features GROUP BY class"{option}',
+        f"  scsae models{option}",
+        "  scsae inspect YOUR.h5ad",
+        f"done in {seconds:.0f} s",
+    ]
+    console().print("\n".join(lines), markup=False, soft_wrap=True)
