@@ -1,0 +1,132 @@
+"""What is done to a code: five interventions, each the change that it adds to the values of its features.
+
+With z the value of a feature on a token, and dose * unit the amount in the code's own units:
+    Ablate   z' = 0
+    Clamp    z' = dose * unit           also where the feature was inactive
+    Add      z' = z + dose * unit       also where the feature was inactive
+    Scale    z' = factor * z
+    Toward   z' = z + amount * (reference - z)
+`unit` holds one scale a feature (its 99th percentile on `train`, say), so that a dose means the same for a faint
+feature and a loud one; without it a dose is in the activation's own units. An intervention returns the change z' - z
+and not z', so that doing nothing is exactly zero and `Add` adds exactly what it says.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from sae_core.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Intervention(ABC):
+    """A change to the values of some features; subclasses say which change."""
+
+    features: Sequence[int]
+    """Feature ids; kept ascending, each once."""
+
+    def __post_init__(self) -> None:
+        chosen = tuple(sorted({int(feature) for feature in self.features}))
+        if not chosen or chosen[0] < 0:
+            raise ConfigError(
+                f"features = {list(self.features)} select nothing that exists: give one or more ids, from 0 on."
+            )
+        object.__setattr__(self, "features", chosen)
+        for name, value in vars(self).items():
+            if isinstance(value, float | Tensor) and not bool(torch.as_tensor(value).isfinite().all()):
+                raise ConfigError(f"{name} = {value} is not finite: a code cannot be moved by it.")
+
+    @abstractmethod
+    def change(self, z: Float[Tensor, "token chosen"]) -> Float[Tensor, "token chosen"]:
+        """What is added to the values z of `features`, in their order."""
+
+    def vectors(self) -> dict[str, Float[Tensor, " feature"]]:
+        """Vectors over all features that the intervention was given, by field name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    def check(self, n_features: int) -> None:
+        """`ConfigError` if a feature, or a vector over features, does not fit an autoencoder of `n_features`."""
+        if self.features[-1] >= n_features:
+            raise ConfigError(
+                f"feature {self.features[-1]} does not exist: the autoencoder has features 0 to {n_features - 1}. "
+                "`scsae features` lists them."
+            )
+        for name, vector in self.vectors().items():
+            if vector.shape != (n_features,):
+                raise ConfigError(
+                    f"{name} has shape {tuple(vector.shape)}: it needs one value for each of the {n_features} features."
+                )
+
+    def index(self, device: torch.device) -> Int64[Tensor, " chosen"]:
+        """The features as an index."""
+        return torch.tensor(self.features, device=device)
+
+    def _of_chosen(self, vector: Tensor, z: Tensor) -> Tensor:
+        return vector.to(device=z.device, dtype=z.dtype)[self.index(z.device)]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ablate(Intervention):
+    """z' = 0."""
+
+    def change(self, z: Float[Tensor, "token chosen"]) -> Float[Tensor, "token chosen"]:
+        """-z."""
+        return -z
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Dosed(Intervention):
+    dose: float
+    unit: Float[Tensor, " feature"] | None = None
+    """One scale for each feature of the autoencoder; None: the code's own units."""
+
+    def _amount(self, z: Float[Tensor, "token chosen"]) -> Float[Tensor, "token chosen"]:
+        if self.unit is None:
+            return torch.full_like(z, self.dose)
+        return (self.dose * self._of_chosen(self.unit, z)).expand_as(z)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Clamp(_Dosed):
+    """z' = dose * unit, whatever z was."""
+
+    def change(self, z: Float[Tensor, "token chosen"]) -> Float[Tensor, "token chosen"]:
+        """Difference dose * unit - z."""
+        return self._amount(z) - z
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Add(_Dosed):
+    """z' = z + dose * unit."""
+
+    def change(self, z: Float[Tensor, "token chosen"]) -> Float[Tensor, "token chosen"]:
+        """The amount dose * unit."""
+        return self._amount(z)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scale(Intervention):
+    """z' = factor * z: an inactive feature stays inactive."""
+
+    factor: float
+
+    def change(self, z: Float[Tensor, "token chosen"]) -> Float[Tensor, "token chosen"]:
+        """(factor - 1) z."""
+        return (self.factor - 1) * z
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Toward(Intervention):
+    """z' = z + amount * (reference - z): part of the way (0 to 1) to a group's mean code."""
+
+    reference: Float[Tensor, " feature"]
+    """Mean code of the group's tokens, one value for each feature of the autoencoder."""
+    amount: float = 1.0
+
+    def change(self, z: Float[Tensor, "token chosen"]) -> Float[Tensor, "token chosen"]:
+        """Share amount * (reference - z) of the way."""
+        return self.amount * (self._of_chosen(self.reference, z) - z)

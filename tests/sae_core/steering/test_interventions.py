@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sae_core.errors import ConfigError
+from sae_core.steering import Ablate, Add, Clamp, Scale, Toward
+
+Z = torch.tensor([[0.0, 2.0], [4.0, 1.0]])
+UNIT = torch.tensor([9.0, 10.0, 9.0, 100.0])  # of features 0 to 3; the chosen ones are 1 and 3
+
+
+@pytest.mark.parametrize(
+    ("intervention", "steered"),
+    [
+        (Ablate(features=[1, 3]), [[0, 0], [0, 0]]),
+        (Clamp(features=[1, 3], dose=3.0), [[3, 3], [3, 3]]),
+        (Clamp(features=[1, 3], dose=0.5, unit=UNIT), [[5, 50], [5, 50]]),
+        (Add(features=[1, 3], dose=-1.0), [[-1, 1], [3, 0]]),
+        (Add(features=[1, 3], dose=0.5, unit=UNIT), [[5, 52], [9, 51]]),
+        (Scale(features=[1, 3], factor=3.0), [[0, 6], [12, 3]]),
+        (Toward(features=[1, 3], reference=UNIT), [[10, 100], [10, 100]]),
+        (Toward(features=[1, 3], reference=UNIT, amount=0.5), [[5, 51], [7, 50.5]]),
+    ],
+)
+def test_steered_values_are_those_worked_out_by_hand(intervention, steered):
+    torch.testing.assert_close(Z + intervention.change(Z), torch.tensor(steered, dtype=torch.float32))
+
+
+@pytest.mark.parametrize(
+    "intervention",
+    [
+        Add(features=[1, 3], dose=0.0),
+        Add(features=[1, 3], dose=0.0, unit=UNIT),
+        Scale(features=[1, 3], factor=1.0),
+        Toward(features=[1, 3], reference=UNIT, amount=0.0),
+    ],
+)
+def test_an_intervention_of_no_size_changes_by_exactly_zero(intervention):
+    z = torch.rand(50, 2, generator=torch.Generator().manual_seed(0))
+    assert not intervention.change(z).any()
+
+
+def test_clamp_at_dose_zero_equals_ablate():
+    assert torch.equal(Clamp(features=[1, 3], dose=0.0, unit=UNIT).change(Z), Ablate(features=[1, 3]).change(Z))
+
+
+def test_features_are_kept_ascending_and_once_so_that_their_order_cannot_matter():
+    assert Ablate(features=[3, 1, 3]).features == (1, 3)
+    shuffled = Clamp(features=[3, 1], dose=0.5, unit=UNIT)
+    assert torch.equal(shuffled.change(Z), Clamp(features=[1, 3], dose=0.5, unit=UNIT).change(Z))
+
+
+def test_no_feature_or_a_negative_one_is_refused():
+    for features in ([], [-1, 2]):
+        with pytest.raises(ConfigError, match="select nothing that exists"):
+            Ablate(features=features)
+
+
+def test_a_dose_or_a_unit_that_is_not_finite_is_refused():
+    with pytest.raises(ConfigError, match="dose = nan is not finite"):
+        Add(features=[1], dose=float("nan"))
+    with pytest.raises(ConfigError, match="unit = tensor"):
+        Add(features=[1], dose=1.0, unit=torch.tensor([1.0, float("inf")]))
+
+
+def test_a_feature_out_of_range_and_a_vector_of_another_width_are_refused():
+    with pytest.raises(ConfigError, match="feature 8 does not exist: the autoencoder has features 0 to 7"):
+        Ablate(features=[1, 8]).check(8)
+    with pytest.raises(ConfigError, match=r"unit has shape \(4,\): it needs one value for each of the 8 features"):
+        Clamp(features=[1], dose=1.0, unit=UNIT).check(8)
+    with pytest.raises(ConfigError, match=r"reference has shape \(4,\)"):
+        Toward(features=[1], reference=UNIT).check(8)
+    Clamp(features=[1, 3], dose=1.0, unit=UNIT).check(4)
