@@ -178,9 +178,7 @@ def test_masks_that_select_nothing_are_refused(sae, info):
     for options in ({"genes": []}, {"cells": []}):
         with pytest.raises(ConfigError, match="selects nothing"):
             Steering(sae=sae, intervention=ablate, **options)
-    with pytest.raises(
-        ConfigError, match=r"select none of 5 tokens \(genes \[99\], cells all, special tokens excl"
-    ):
+    with pytest.raises(ConfigError, match=r"select none of 5 tokens \(genes \[99\], cells all, special tokens excl"):
         Steering(sae=sae, intervention=ablate, genes=[99]).check(info)
     Steering(sae=sae, intervention=ablate, genes=[10]).check(info)
 
