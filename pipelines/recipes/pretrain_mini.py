@@ -125,8 +125,8 @@ def build_corpus(data: Path, config: PretrainConfig) -> tuple[Corpus, Vocabulary
             sp.csr_matrix((tokens.value[gene], (tokens.cell_of_token()[gene], tokens.gene_id[gene])), shape=shape)
         )
         detection = np.diff(sp.csc_matrix(counts).indptr) / counts.shape[0]
-        p = np.where(measured, np.sqrt(detection * (1 - detection)), 0.0)
-        cdfs.append(np.cumsum(p / p.sum()))
+        cumulative = np.cumsum(np.where(measured, np.sqrt(detection * (1 - detection)), 0.0))
+        cdfs.append(cumulative / cumulative[-1])
     digits = sp.csr_matrix(sp.vstack(blocks))
     held_out = np.random.default_rng(config.seed).random(digits.shape[0]) < config.held_out_share
     weight = balance_weights(cohorts) * (np.diff(digits.indptr) > 2)

@@ -105,7 +105,7 @@ class ScGPTConfig:
 class _GeneEncoder(nn.Module):
     def __init__(self, *, n_tokens: int, d_model: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(n_tokens, d_model)
+        self.embedding = nn.Embedding(n_tokens, d_model, _weight=torch.empty(n_tokens, d_model))
         self.enc_norm = nn.LayerNorm(d_model)
 
     def forward(self, gene_id: Tensor) -> Tensor:
@@ -191,10 +191,13 @@ class ScGPT(FoundationModel):
     def empty(
         cls, config: ScGPTConfig, vocabulary: Vocabulary, *, n_tokens: int, heads: Sequence[str] = _HEADS
     ) -> ScGPT:
-        """A network whose weights are not set yet: no time and no global random number is spent on them."""
-        with torch.device("meta"):
-            model = cls(config, vocabulary, n_tokens=n_tokens, heads=heads)
-        return model.to_empty(device="cpu").eval()
+        """A network whose weights are still to be set.
+
+        torch's modules draw their own first weights; the global generator is put back. (The meta device would draw
+        none, but its first use imports sympy and dynamo: 1 to 2 s.)
+        """
+        with torch.random.fork_rng(devices=[]):
+            return cls(config, vocabulary, n_tokens=n_tokens, heads=heads).eval()
 
     @property
     def blocks(self) -> Sequence[EncoderBlock]:
