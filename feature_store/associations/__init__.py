@@ -23,7 +23,7 @@ from feature_store.associations.moments import BlockMoments
 from feature_store.associations.pvalues import benjamini_hochberg, blocked_rank_test, unit_test
 from feature_store.associations.ranks import rank_scores
 from feature_store.associations.thresholds import apply_thresholds, choose_thresholds
-from feature_store.associations.tokens import TokenStatistics, name_tokens, token_statistics
+from feature_store.associations.tokens import TokenStatistics, token_statistics
 
 __all__ = [
     "CLASSES",
@@ -48,7 +48,6 @@ __all__ = [
     "choose_thresholds",
     "classify",
     "identity",
-    "name_tokens",
     "rank_scores",
     "token_statistics",
     "unit_test",

@@ -265,7 +265,8 @@ def _token_table(top: pl.DataFrame | None, config: AssociationConfig) -> pl.Data
     if top is None:
         return pl.DataFrame()
     by = ["feature_id", "value", "cell_idx", "token_pos"]
-    ranked = top.sort(by, descending=[False, True, False, False])
+    # special tokens are no gene's
+    ranked = top.drop_nulls("gene").sort(by, descending=[False, True, False, False])
     return ranked.group_by("feature_id", maintain_order=True).head(config.n_tokens)
 
 

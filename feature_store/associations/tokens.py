@@ -73,14 +73,3 @@ def token_statistics(
         matrix = sparse.coo_array((part["n_tokens"].to_numpy(), place), shape=(n_features, len(gene_id))).tocsr()
         out[split] = TokenStatistics(fired=matrix, gene_tokens=counts)
     return out
-
-
-def name_tokens(top: pl.DataFrame, *, gene_id: Sequence[int | None], genes: Sequence[str]) -> pl.DataFrame:
-    """The table `token_top` with the gene's name in place of its vocabulary id; tokens of no column are dropped.
-
-    gene_id and genes: id (None: unknown to the model) and name of every column of the expression matrix.
-    """
-    names = pl.DataFrame({"gene_id": gene_id, "gene": genes}, schema={"gene_id": pl.Int32, "gene": pl.String})
-    names = names.drop_nulls().unique("gene_id", keep="first", maintain_order=True)
-    named = top.join(names, on="gene_id", how="inner", maintain_order="left")
-    return named.select("feature_id", "cell_idx", "token_pos", "gene", "value")

@@ -28,7 +28,13 @@ CONFIG = AssociationConfig(classes=ClassConfig(n_bootstrap=5))
 def inputs_of(planted, **changes):
     tokens = dict.fromkeys(("train", "select", "test"), planted.tokens)
     top = pl.DataFrame(
-        {"feature_id": [1, 0, 0], "cell_idx": [5, 7, 2], "token_pos": [0, 3, 1], "gene": ["G1", "G2", "G0"]}
+        {
+            "feature_id": [1, 0, 0, 0],
+            "cell_idx": [5, 7, 2, 3],
+            "token_pos": [0, 3, 1, 0],
+            "gene": ["G1", "G2", "G0", None],
+            "value": [1.0, 2.0, 3.0, 9.0],
+        }
     )
     arguments = {
         "codes": planted.codes,
@@ -38,7 +44,7 @@ def inputs_of(planted, **changes):
         "labels": [planted.cell_type, planted.batch],
         "units": planted.donor,
         "tokens": tokens,
-        "top_tokens": top.with_columns(value=pl.Series([1.0, 2.0, 3.0])),
+        "top_tokens": top,
         "gene_sets": [SETS],
         **changes,
     }
@@ -107,7 +113,7 @@ def test_the_gene_set_of_a_type_is_found_on_both_splits(tables):
     assert (rows["rank_biserial"] > 0.9).all()
 
 
-def test_top_tokens_are_ranked_by_value(tables):
+def test_top_tokens_are_ranked_by_value_without_special_tokens(tables):
     assert tables["feature_token"].select("feature_id", "cell_idx").rows() == [(0, 2), (0, 7), (1, 5)]
 
 

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
+from scipy import sparse
 
-from feature_store.associations import ClassConfig, Labels, as_csr, classify
+from feature_store.associations import ClassConfig, Labels, TokenStatistics, as_csr, classify
 from feature_store.errors import InputError
 
 EXPECTED = {
@@ -65,6 +66,40 @@ def test_one_batch_per_type_cannot_be_told_apart_and_is_mixed():
     assert table["gene_effect"].item() is None
 
 
+def test_one_gene_outranks_the_type_it_marks_and_a_family_of_its_genes_does_not(planted):
+    n_genes = len(planted.genes)
+    of_type, of_none = np.arange(n_genes) % 3 == 0, np.arange(n_genes) >= 24
+    of_type[12:] = False
+    expression = planted.expression
+    fired = np.zeros((3, n_genes), dtype=np.int64)
+    fired[0, 0] = planted.tokens.gene_tokens[0]
+    fired[1, of_type] = planted.tokens.gene_tokens[of_type]
+    fired[2, of_none] = planted.tokens.gene_tokens[of_none]
+    codes = np.stack([expression[:, rows].max(axis=1).toarray().ravel() for rows in ([0], of_type, of_none)], axis=1)
+    table = classify(
+        as_csr(codes, "codes"),
+        [planted.cell_type],
+        planted.batch,
+        TokenStatistics(fired=sparse.csr_array(fired), gene_tokens=planted.tokens.gene_tokens),
+        units=planted.donor,
+        dead=np.zeros(3, bool),
+        config=ClassConfig(),
+    )
+    assert table["class"].to_list() == ["gene-identity", "cell-context", "gene-identity"]
+    assert (table["gene_effect"] > 0.9).all()
+    assert table["gene_precision"].to_list() == [
+        1.0,
+        pytest.approx(fired[1].max() / fired[1].sum()),
+        pytest.approx(fired[2].max() / fired[2].sum()),
+    ]
+
+
+def test_counts_on_more_tokens_than_a_gene_has_are_refused(planted):
+    fired = sparse.csr_array(np.full((len(planted.meaning), len(planted.genes)), 10_000))
+    with pytest.raises(InputError, match="more tokens of a gene than there are"):
+        run(planted, tokens=TokenStatistics(fired=fired, gene_tokens=planted.tokens.gene_tokens))
+
+
 def test_disease_carried_by_whole_batches_is_context_and_not_batch():
     rng = np.random.default_rng(0)
     donor = np.repeat(np.arange(8), 60)
@@ -88,5 +123,5 @@ def test_without_labels_only_genes_and_death_are_called(planted):
 
 
 def test_thresholds_out_of_range_are_refused():
-    with pytest.raises(InputError, match=r"effects are in \(0, 1\]"):
+    with pytest.raises(InputError, match=r"precision and effects are in \(0, 1\]"):
         ClassConfig(cell_effect=0.0)

@@ -3,7 +3,7 @@ import polars as pl
 import pytest
 from scipy import sparse
 
-from feature_store.associations import TokenStatistics, name_tokens, token_statistics
+from feature_store.associations import TokenStatistics, token_statistics
 from feature_store.errors import InputError
 
 
@@ -36,18 +36,3 @@ def test_a_feature_that_the_codes_do_not_have_is_refused():
 def test_counts_on_different_gene_axes_are_refused():
     with pytest.raises(InputError, match="fired has 3 genes and gene_tokens 2"):
         TokenStatistics(fired=sparse.csr_array((1, 3), dtype=np.int64), gene_tokens=np.array([1, 2]))
-
-
-def test_top_tokens_get_the_names_of_their_genes_and_special_tokens_go():
-    top = pl.DataFrame(
-        {
-            "feature_id": [0, 0, 1],
-            "cell_idx": [4, 5, 6],
-            "token_pos": [0, 1, 2],
-            "gene_id": [9, 99, 7],
-            "value": [1.0, 2.0, 3.0],
-        },
-        schema_overrides={"gene_id": pl.Int32},
-    )
-    named = name_tokens(top, gene_id=[7, None, 9], genes=["CD3D", "X", "MS4A1"])
-    assert named.select("feature_id", "gene", "value").rows() == [(0, "MS4A1", 1.0), (1, "CD3D", 3.0)]
