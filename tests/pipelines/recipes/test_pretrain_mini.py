@@ -12,6 +12,7 @@ import scipy.sparse as sp
 import torch
 
 from pipelines.recipes import pretrain_mini
+from pipelines.recipes.mini_corpus import Batch, Corpus, PretrainConfig, build_corpus, training_batch
 from pipelines.recipes.mini_data import (
     HELD_OUT_DONORS,
     Cohort,
@@ -22,16 +23,7 @@ from pipelines.recipes.mini_data import (
     gene_vectors,
     training_cohorts,
 )
-from pipelines.recipes.pretrain_mini import (
-    Batch,
-    Corpus,
-    PretrainConfig,
-    build_corpus,
-    losses,
-    new_model,
-    pretrain,
-    training_batch,
-)
+from pipelines.recipes.pretrain_mini import losses, new_model, pretrain
 from sae_core.scfm import load_model
 
 if TYPE_CHECKING:
