@@ -47,8 +47,8 @@ def dotplot(
     save: str | Path | None = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Features x labels: colour is the mean code (as a share of the feature's largest mean), size the share of cells
-    in which it fires.
+    """Features x labels: colour is the mean code, scaled from the lowest to the highest label of each feature; size is
+    the share of cells in which it fires.
 
     codes: CSR [n_cells n_features]; features: ids, one column each; names: what to write under them (default: the id).
     """
@@ -57,7 +57,9 @@ def dotplot(
     n_label = np.maximum(np.asarray(indicator.sum(axis=0)).ravel(), 1)[:, None]
     mean = (indicator.T @ columns).toarray() / n_label
     firing = (indicator.T @ (columns > 0).astype(np.float64)).toarray() / n_label
-    shade = mean / np.maximum(mean.max(axis=0, keepdims=True), 1e-12)
+    # codes pooled by max over hundreds of tokens are rarely near zero: the range between labels is what differs
+    lowest = mean.min(axis=0, keepdims=True)
+    shade = (mean - lowest) / np.maximum(mean.max(axis=0, keepdims=True) - lowest, 1e-12)
     n_rows, n_columns = mean.shape
     canvas = _canvas(ax, (2.8 + 0.42 * n_columns + 0.08 * max(map(len, labels.names)), 1.6 + 0.36 * n_rows))
     x, y = np.meshgrid(np.arange(n_columns), np.arange(n_rows))
@@ -81,7 +83,7 @@ def dotplot(
     # both keys sit right of the axes, in inches, so that a wide plot does not stretch them
     width = canvas.ax.get_position().width * canvas.figure.get_figwidth()
     bar = canvas.figure.colorbar(dots, cax=canvas.ax.inset_axes((1 + 0.15 / width, 0.55, 0.14 / width, 0.4)))
-    bar.set_label("mean code / largest", fontsize=8)
+    bar.set_label("mean code, 0 to 1 per feature", fontsize=8)
     sizes = [canvas.ax.scatter([], [], s=8 + 210 * f, c="#CCCCCC", ec="#444444", lw=0.5) for f in (0.1, 0.5, 1.0)]
     canvas.ax.legend(
         sizes,

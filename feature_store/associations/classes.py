@@ -109,7 +109,7 @@ def classify(
     dead: Bools,
     config: ClassConfig,
 ) -> pl.DataFrame:
-    """One row per feature: its class, class_confidence, the four measures, and context_kind, the label behind the context.
+    """One row per feature: class, class_confidence, the four measures, and context_kind, the label behind the context.
 
     codes: CSR [n_cells n_features] of cells that are not test cells; contexts: labels of the cell's state, kind
     cell_type among them where known; tokens: None leaves what genes explain null; dead: bool [n_features].

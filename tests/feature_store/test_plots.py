@@ -127,7 +127,7 @@ def test_dots_are_means_and_shares_of_firing_by_label(codes, labels):
     dense = codes.toarray()
     means = np.stack([dense[:30, :2].mean(axis=0), dense[30:55, :2].mean(axis=0)])
     shares = np.stack([(dense[:30, :2] > 0).mean(axis=0), (dense[30:55, :2] > 0).mean(axis=0)])
-    np.testing.assert_allclose(dots.get_array().reshape(2, 2), means / means.max(axis=0))
+    np.testing.assert_allclose(dots.get_array().reshape(2, 2), (means - means.min(axis=0)) / np.ptp(means, axis=0))
     np.testing.assert_allclose(dots.get_sizes().reshape(2, 2), 8 + 210 * shares)
     assert [t.get_text() for t in ax.get_yticklabels()] == ["B cell", "NK"]
     assert [t.get_text() for t in ax.get_xticklabels()] == ["B", "other"]
