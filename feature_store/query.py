@@ -53,6 +53,7 @@ class FeatureStore:
     def __init__(self, layout: Layout, lineage: Lineage) -> None:
         self.layout = layout
         self.lineage = lineage
+        self._frames: dict[str, pl.LazyFrame] = {}
 
     def __repr__(self) -> str:
         return f"FeatureStore({str(self.layout.root)!r}, {', '.join(self.tables())})"
@@ -90,14 +91,14 @@ class FeatureStore:
 
     def tables(self) -> list[str]:
         """Names of the tables that this store has."""
-        return list(self._frames)
+        return list(self._folders)
 
     def frame(self, table: str) -> pl.LazyFrame:
         """A table as a lazy frame; nothing is read until it is collected. QueryError with the nearest name."""
+        if table not in self._folders:
+            raise QueryError(self._no_table(table))
         if table not in self._frames:
-            raise QueryError(
-                f"no table {table!r}{_did_you_mean(table, self.tables())}; tables: {', '.join(self.tables())}"
-            )
+            self._frames[table] = self._scan(table)
         return self._frames[table]
 
     def sql(self, query: str) -> pl.DataFrame:
@@ -111,7 +112,7 @@ class FeatureStore:
                 f"only queries over the store's tables are answered (SELECT, WITH, SHOW TABLES, EXPLAIN); got {query!r}"
             )
         try:
-            return pl.SQLContext(self._frames, eager=True).execute(query)
+            return pl.SQLContext({table: self.frame(table) for table in self.tables()}, eager=True).execute(query)
         except pl.exceptions.PolarsError as error:
             raise QueryError(self._explain(str(error))) from error
 
@@ -133,10 +134,11 @@ class FeatureStore:
         if found.is_empty():
             known = self.frame(table).select(pl.col(column).unique()).collect()[column].to_list()
             raise QueryError(f"no {column} {name!r} in {table}{_did_you_mean(name, known)}; it has {_some(known)}")
-        split = pl.col("split") if "split" in found.columns else pl.lit("")
-        rank = split.replace_strict(_SPLIT_ORDER, default=len(_SPLIT_ORDER), return_dtype=pl.Int8)
-        order = [False, descending, False]
-        return self._describe(found.sort(rank, key, "feature_id", descending=order, nulls_last=True))
+        found = found.sort(key, "feature_id", descending=[descending, False], nulls_last=True)
+        if "split" in found.columns:
+            rank = pl.col("split").replace_strict(_SPLIT_ORDER, default=len(_SPLIT_ORDER), return_dtype=pl.Int8)
+            found = found.sort(rank, maintain_order=True)
+        return self._describe(found)
 
     def top_cells(self, feature: int, n: int = 20) -> pl.DataFrame:
         """The n cells with the largest code of a feature, with their columns of the cell table.
@@ -150,7 +152,7 @@ class FeatureStore:
         if "token_pos" in found.columns:
             found = found.group_by("cell_idx", maintain_order=True).agg(pl.col("value").max())
         top = found.select("cell_idx", "value").sort("value", "cell_idx", descending=[True, False]).head(n)
-        if "cells" not in self._frames:
+        if "cells" not in self._folders:
             return top
         cells = self.frame("cells").filter(pl.col("cell_idx").is_in(top["cell_idx"].implode())).collect()
         return top.join(cells, on="cell_idx", how="left", maintain_order="left")
@@ -168,25 +170,37 @@ class FeatureStore:
         return self._describe(found.sort("value", "feature_id", descending=[True, False]).head(n))
 
     @cached_property
-    def _frames(self) -> dict[str, pl.LazyFrame]:
+    def _folders(self) -> dict[str, list[Path]]:
+        """The run folders of each table; several for steering alone."""
         layout, lineage = self.layout, self.lineage
-        frames: dict[str, pl.LazyFrame] = {}
+        folders: dict[str, list[Path]] = {}
         if lineage.dataset is not None:
-            frames["cells"] = _scan(layout.cells_dir(lineage.dataset))
-            if (layout.genes_dir(lineage.dataset)).exists():
-                frames["genes"] = _scan(layout.genes_dir(lineage.dataset))
+            folders["cells"] = [layout.cells_dir(lineage.dataset)]
+            if layout.genes_dir(lineage.dataset).exists():
+                folders["genes"] = [layout.genes_dir(lineage.dataset)]
         if lineage.codes is not None:
-            frames["codes"] = _scan(layout.codes_dir(lineage.codes) / "by_cell", feature_id=pl.Int32)
+            folders["codes"] = [layout.codes_dir(lineage.codes) / "by_cell"]
         if lineage.associations is not None:
             folder = layout.associations_dir(lineage.associations)
-            frames |= {table: _scan(folder / table) for table in ASSOCIATION_TABLES}
+            folders |= {table: [folder / table] for table in ASSOCIATION_TABLES}
         if lineage.steering:
-            results = [
-                _scan(layout.steering_dir(run) / "results").with_columns(pl.lit(run).alias("run"))
-                for run in lineage.steering
-            ]
-            frames["steering"] = pl.concat(results, how="diagonal_relaxed")
-        return frames
+            folders["steering"] = [layout.steering_dir(run) / "results" for run in lineage.steering]
+        return folders
+
+    def _scan(self, table: str) -> pl.LazyFrame:
+        folders = self._folders[table]
+        if table == "codes":
+            return _scan(folders[0], feature_id=pl.Int32)
+        if table == "steering":
+            frames = [_scan(folder).with_columns(pl.lit(folder.parent.name).alias("run")) for folder in folders]
+            return pl.concat(frames, how="diagonal_relaxed")
+        return _scan(folders[0])
+
+    def _no_table(self, name: str) -> str:
+        known = ", ".join(self.tables())
+        if name in _MADE_BY:
+            return f"no table {name!r} yet: `{_MADE_BY[name]} --store {self.layout.root}` makes it; tables: {known}"
+        return f"no table {name!r}{_did_you_mean(name, self.tables())}; tables: {known}"
 
     def _codes_run(self, order: str) -> Run:
         if self.lineage.codes is None:
@@ -212,7 +226,7 @@ class FeatureStore:
         raise QueryError(f"no cell {cell!r}; data set {self.lineage.dataset} has cell_idx 0 to {n_cells - 1}")
 
     def _describe(self, found: pl.DataFrame) -> pl.DataFrame:
-        if "features" not in self._frames:
+        if "features" not in self._folders:
             return found
         about = self.frame("features").select(_ABOUT_FEATURE).collect()
         about = about.select("feature_id", *(name for name in _ABOUT_FEATURE[1:] if name not in found.columns))
@@ -222,10 +236,10 @@ class FeatureStore:
         message = message.split("\n\n")[0].strip()
         if no_table := _NO_TABLE.search(message):
             name = no_table[1]
-            return f"no table {name!r}{_did_you_mean(name, self.tables())}; tables: {', '.join(self.tables())}"
+            return self._no_table(name)
         if no_column := _NO_COLUMN.search(message):
             name = no_column[1]
-            columns = {table: frame.collect_schema().names() for table, frame in self._frames.items()}
+            columns = {table: self.frame(table).collect_schema().names() for table in self.tables()}
             near = difflib.get_close_matches(name, {c for names in columns.values() for c in names}, n=3, cutoff=0.5)
             places = [f"{c} ({', '.join(t for t, names in columns.items() if c in names)})" for c in near]
             hint = f"; near ones: {', '.join(places)}" if places else ""
@@ -233,6 +247,12 @@ class FeatureStore:
         return f"the query cannot be answered: {message}"
 
 
+_MADE_BY: Mapping[str, str] = {
+    **dict.fromkeys(("cells", "genes"), "scsae extract DATA"),
+    "codes": "scsae encode",
+    **dict.fromkeys(ASSOCIATION_TABLES, "scsae associate"),
+    "steering": "scsae steer",
+}
 _ASKED: Mapping[str, tuple[str, str, bool]] = {
     "gene": ("feature_gene", "pearson", True),
     "label": ("feature_label", "auroc", True),

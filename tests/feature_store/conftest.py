@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,10 +85,7 @@ def store_activations(tmp_path: Path) -> Callable[..., StoredActivations]:
     return store
 
 
-@pytest.fixture
-def random_tokens(rng: np.random.Generator) -> Callable[..., TokenCodes]:
-    """Token codes of cells [start, stop): a ragged number of tokens a cell, codes with the given density."""
-
+def token_maker(rng: np.random.Generator) -> Callable[..., TokenCodes]:
     def make(start: int, stop: int, *, n_features: int = 12, density: float = 0.3) -> TokenCodes:
         lengths = rng.integers(1, 6, stop - start)
         n_tokens = int(lengths.sum())
@@ -104,6 +102,12 @@ def random_tokens(rng: np.random.Generator) -> Callable[..., TokenCodes]:
     return make
 
 
+@pytest.fixture
+def random_tokens(rng: np.random.Generator) -> Callable[..., TokenCodes]:
+    """Token codes of cells [start, stop): a ragged number of tokens a cell, codes with the given density."""
+    return token_maker(rng)
+
+
 SPLIT_OF_CELL = np.array(["train", "train", "select", "test"] * 10)
 
 
@@ -118,8 +122,16 @@ class SmallStore:
 
 
 @pytest.fixture
-def small_store(tmp_path: Path, random_tokens: Callable[..., TokenCodes]) -> SmallStore:
+def small_store(tmp_path: Path, small_store_template: SmallStore) -> SmallStore:
     layout = Layout(tmp_path / "store")
+    shutil.copytree(small_store_template.layout.root, layout.root)
+    return replace(small_store_template, layout=layout, codes=CodesRun.open(layout.codes_dir("c0de")))
+
+
+@pytest.fixture(scope="session")
+def small_store_template(tmp_path_factory: pytest.TempPathFactory) -> SmallStore:
+    layout = Layout(tmp_path_factory.mktemp("small") / "store")
+    random_tokens = token_maker(np.random.default_rng(0))
     cells = schemas.conform(
         "cells",
         pl.DataFrame(

@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+from scipy import sparse
+
+from feature_store import codes, token_codes
+from feature_store.commit import Run
+from feature_store.errors import IncompleteRunError, InputError, PlanMismatchError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from feature_store.token_codes import TokenCodes
+
+N_CELLS, N_FEATURES = 40, 12
+PLAN = {"n_shards": 4, "n_features": N_FEATURES, "dataset": "toy"}
+SPLIT = np.array(["train", "select", "test", "train"] * 10)
+
+
+@pytest.fixture
+def parts(random_tokens: Callable[..., TokenCodes]) -> list[TokenCodes]:
+    return [random_tokens(10 * shard, 10 * shard + 10) for shard in range(4)]
+
+
+def write(
+    folder: Path, parts: list[TokenCodes], plan: dict[str, Any] | None = None, shards: Any = None
+) -> codes.CodesRun:
+    run = codes.CodesRun.create(folder, plan or PLAN)
+    for shard in run.pending() if shards is None else shards:
+        run.commit_shard(shard, parts[shard], start=10 * shard, stop=10 * shard + 10, split_of_cell=SPLIT)
+    return run
+
+
+@pytest.fixture
+def finished(tmp_path: Path, parts: list[TokenCodes]) -> codes.CodesRun:
+    run = write(tmp_path / "codes", parts)
+    run.finalize(n_buckets=5)
+    return run
+
+
+def dense_max(parts: list[TokenCodes]) -> np.ndarray:
+    dense = np.zeros((N_CELLS, N_FEATURES), np.float32)
+    for tokens in parts:
+        np.maximum.at(dense, tokens.cell_idx, tokens.codes.toarray())
+    return dense
+
+
+@pytest.fixture
+def expected(parts: list[TokenCodes]) -> np.ndarray:
+    return dense_max(parts)
+
+
+def test_cell_codes_come_back_as_the_maximum_over_tokens(finished: codes.CodesRun, expected: np.ndarray) -> None:
+    loaded = codes.load_cell_codes(finished.by_cell, N_CELLS)
+    assert loaded.shape == (N_CELLS, N_FEATURES)
+    assert loaded.dtype == np.float32
+    assert loaded.has_sorted_indices
+    assert (loaded.toarray() == expected).all()
+
+
+def test_mean_pooling_is_stored_when_the_plan_says_so(tmp_path: Path, parts: list[TokenCodes]) -> None:
+    run = write(tmp_path / "codes", parts, {**PLAN, "pooling": "mean"})
+    run.finalize()
+    tokens = parts[1]
+    rows = tokens.codes.toarray()[tokens.cell_idx == 13]
+    assert np.allclose(codes.load_cell_codes(run.by_cell, N_CELLS)[[13]].toarray(), rows.mean(axis=0), rtol=1e-6)
+
+
+def test_codes_of_some_cells_read_only_the_parts_that_hold_them(finished: codes.CodesRun, expected: np.ndarray) -> None:
+    finished.by_cell.part(3).unlink()
+    cells = np.array([25, 3, 3, 11])
+    assert (codes.load_cell_codes(finished.by_cell, N_CELLS, cells).toarray() == expected[cells]).all()
+    mask = np.arange(N_CELLS) % 2 == 0
+    mask[30:] = False
+    assert (codes.load_cell_codes(finished.by_cell, N_CELLS, mask).toarray() == expected[mask]).all()
+
+
+def test_more_cells_than_the_data_set_has_are_refused(finished: codes.CodesRun) -> None:
+    with pytest.raises(InputError, match="the data set has 20 cells"):
+        codes.load_cell_codes(finished.by_cell, 20)
+
+
+def test_by_feature_holds_the_same_nonzeros_sorted_by_feature_and_falling_value(
+    finished: codes.CodesRun, expected: np.ndarray
+) -> None:
+    run = Run.open(finished.folder / "by_feature")
+    assert [(m.start, m.stop) for m in run.manifest().shards] == [(0, 2), (2, 4), (4, 7), (7, 9), (9, 12)]
+    frame = pl.concat([pl.read_parquet(path) for path in run.parts()])
+    cells, features = np.nonzero(expected)
+    rows = sorted(zip(features, -expected[cells, features], cells, strict=True))
+    assert frame.columns == ["feature_id", "value", "cell_idx"]
+    assert frame.rows() == [(feature, -value, cell) for feature, value, cell in rows]
+
+
+@pytest.mark.parametrize("max_rows", [1, 50, 10**9])
+def test_by_feature_does_not_depend_on_how_many_buckets_are_gathered_at_once(
+    finished: codes.CodesRun, folder_hashes: Callable[[Path], dict[str, str]], max_rows: int
+) -> None:
+    before = folder_hashes(finished.folder / "by_feature")
+    shutil.rmtree(finished.folder / "by_feature")
+    codes.build_by_feature(finished.folder, n_buckets=5, max_rows=max_rows)
+    assert folder_hashes(finished.folder / "by_feature") == before
+
+
+def test_by_feature_resumes_and_a_finished_one_is_left_alone(
+    finished: codes.CodesRun, folder_hashes: Callable[[Path], dict[str, str]]
+) -> None:
+    folder = finished.folder / "by_feature"
+    before = folder_hashes(folder)
+    (folder / "MANIFEST.json").unlink()
+    (folder / "part-00002.json").unlink()
+    (folder / "part-00004.parquet").write_bytes(b"truncated")
+    assert codes.build_by_feature(finished.folder, n_buckets=5) == Run.open(folder).manifest()
+    assert folder_hashes(folder) == before
+
+
+def test_by_feature_waits_for_by_cell(tmp_path: Path, parts: list[TokenCodes]) -> None:
+    run = write(tmp_path / "codes", parts, shards=[0, 1, 3])
+    with pytest.raises(IncompleteRunError):
+        codes.build_by_feature(run.folder)
+    with pytest.raises(IncompleteRunError, match=r"\[2\]"):
+        run.finalize()
+
+
+def test_a_run_resumed_after_losing_any_of_its_tables_equals_an_undisturbed_one(
+    tmp_path: Path, parts: list[TokenCodes], folder_hashes: Callable[[Path], dict[str, str]]
+) -> None:
+    write(tmp_path / "undisturbed", parts).finalize(n_buckets=5)
+    run = write(tmp_path / "resumed", parts, shards=[3, 1])
+    (run.statistics["gene"].path / "part-00001.json").unlink()
+    (run.statistics["feature_token"].path / "part-00003.parquet").write_bytes(b"")
+    assert run.pending() == [0, 1, 2, 3]
+    write(tmp_path / "resumed", parts).finalize(n_buckets=5)
+    assert folder_hashes(tmp_path / "resumed") == folder_hashes(tmp_path / "undisturbed")
+
+
+def test_statistics_over_all_shards_equal_those_of_all_tokens_at_once(
+    finished: codes.CodesRun, parts: list[TokenCodes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(codes, "MERGE_PARTS", 2)
+    statistics = codes.load_statistics(finished.folder)
+    whole = token_codes.TokenCodes(
+        cell_idx=np.concatenate([part.cell_idx for part in parts]),
+        token_pos=np.concatenate([part.token_pos for part in parts]),
+        gene_id=np.concatenate([part.gene_id for part in parts]),
+        codes=sparse.vstack([part.codes for part in parts]).tocsr(),
+    )
+    split = SPLIT[whole.cell_idx]
+    direct = token_codes.feature_gene_statistics(whole, split)
+    assert statistics.feature_gene.drop("sum", "sum_sq").equals(direct.drop("sum", "sum_sq"))
+    assert np.allclose(statistics.feature_gene["sum"].to_numpy(), direct["sum"].to_numpy(), rtol=1e-13)
+    assert statistics.gene.equals(token_codes.gene_statistics(whole, split))
+    assert statistics.feature_token.equals(token_codes.top_tokens(whole, 20))
+
+
+def test_codes_of_tokens_are_stored_with_place_and_gene_and_pool_to_the_same_cells(
+    tmp_path: Path, parts: list[TokenCodes], expected: np.ndarray
+) -> None:
+    run = write(tmp_path / "codes", parts, {**PLAN, "level": "token"})
+    run.finalize(n_buckets=3)
+    frame = pl.concat([pl.read_parquet(path) for path in run.by_cell.parts()])
+    assert frame.columns == ["cell_idx", "token_pos", "gene_id", "feature_id", "value"]
+    assert frame.height == sum(part.codes.nnz for part in parts)
+    assert frame.equals(frame.sort("cell_idx", "token_pos", "feature_id"))
+    assert (codes.load_cell_codes(run.by_cell, N_CELLS).toarray() == expected).all()
+    by_feature = pl.concat([pl.read_parquet(path) for path in Run.open(run.folder / "by_feature").parts()])
+    assert by_feature.columns == ["feature_id", "value", "cell_idx", "token_pos", "gene_id"]
+    assert by_feature.height == frame.height
+
+
+@pytest.mark.parametrize(("n_features", "dtype"), [(12, "uint16"), (65_536, "uint16"), (65_537, "uint32")])
+def test_feature_ids_take_two_bytes_where_they_fit(tmp_path: Path, n_features: int, dtype: str) -> None:
+    last = np.array([0, n_features - 1])
+    codes.write_by_cell(tmp_path / "p", np.zeros(2, int), last, np.ones(2), n_features=n_features)
+    schema = pq.read_schema(tmp_path / "p")
+    assert [(field.name, str(field.type), field.nullable) for field in schema] == [
+        ("cell_idx", "int64", False),
+        ("feature_id", dtype, False),
+        ("value", "float", False),
+    ]
+    assert pl.read_parquet(tmp_path / "p")["feature_id"].to_list() == last.tolist()
+
+
+def test_codes_take_less_than_six_bytes_a_nonzero(tmp_path: Path, rng: np.random.Generator) -> None:
+    n_cells, per_cell, n_features = 400, 300, 4096
+    feature_id = np.concatenate([np.sort(rng.choice(n_features, per_cell, replace=False)) for _ in range(n_cells)])
+    cell_idx = np.repeat(np.arange(n_cells), per_cell)
+    value = rng.exponential(size=len(cell_idx)).astype(np.float32)
+    rows = codes.write_by_cell(tmp_path / "p", cell_idx, feature_id, value, n_features=n_features)
+    assert (tmp_path / "p").stat().st_size < 6 * rows
+
+
+def test_bad_codes_are_refused(tmp_path: Path, parts: list[TokenCodes]) -> None:
+    with pytest.raises(InputError, match="sorted by cell_idx"):
+        codes.write_by_cell(tmp_path / "p", np.array([1, 0]), np.zeros(2, int), np.ones(2), n_features=3)
+    with pytest.raises(InputError, match="allowed: 0 to 2"):
+        codes.write_by_cell(tmp_path / "p", np.array([0, 0]), np.array([0, 3]), np.ones(2), n_features=3)
+    run = codes.CodesRun.create(tmp_path / "codes", PLAN)
+    with pytest.raises(InputError, match=r"shard 0 has cells \[0, 10\); got 10 to 19"):
+        run.commit_shard(0, parts[1], start=0, stop=10, split_of_cell=SPLIT)
+    with pytest.raises(InputError, match="12 features; the plan says 13"):
+        codes.CodesRun.create(tmp_path / "other", {**PLAN, "n_features": 13}).commit_shard(
+            0, parts[0], start=0, stop=10, split_of_cell=SPLIT
+        )
+
+
+def test_bad_plans_are_refused(tmp_path: Path, finished: codes.CodesRun) -> None:
+    with pytest.raises(PlanMismatchError, match="pooling"):
+        codes.CodesRun.create(finished.folder, {**PLAN, "pooling": "mean"})
+    for plan, message in (
+        ({"n_shards": 1}, "n_features"),
+        ({**PLAN, "level": "gene"}, "'cell' or 'token'"),
+        ({**PLAN, "level": "token", "pooling": "mean"}, "max-pooled"),
+    ):
+        with pytest.raises(InputError, match=message):
+            codes.CodesRun.create(tmp_path / "new", plan)
+
+
+def test_a_run_whose_cells_have_no_codes_can_be_read(tmp_path: Path) -> None:
+    none = np.empty(0, np.int64)
+    tokens = token_codes.TokenCodes(cell_idx=none, token_pos=none, gene_id=none, codes=sparse.csr_array((0, 12)))
+    run = codes.CodesRun.create(tmp_path / "codes", {**PLAN, "n_shards": 1})
+    run.commit_shard(0, tokens, start=0, stop=10, split_of_cell=SPLIT)
+    run.finalize()
+    assert codes.load_cell_codes(run.by_cell, 10).nnz == 0
+    assert codes.load_statistics(run.folder).gene.height == 0

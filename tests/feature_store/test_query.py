@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+import feature_store
+from feature_store import FeatureStore, commit, schemas
+from feature_store.codes import load_cell_codes
+from feature_store.errors import NotFoundError, QueryError
+from feature_store.layout import Layout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+TABLES = [
+    *("cells", "codes", "features", "feature_label", "feature_gene", "feature_geneset", "feature_token", "steering")
+]
+
+
+@pytest.fixture
+def store(small_store: Any) -> FeatureStore:
+    return FeatureStore.open(small_store.layout.root)
+
+
+@pytest.fixture
+def dense(small_store: Any) -> np.ndarray:
+    return load_cell_codes(small_store.codes.by_cell, 40).toarray()
+
+
+def test_the_package_exports_what_it_says() -> None:
+    assert feature_store.__all__ == ["FeatureStore", "Layout", "Lineage"]
+    assert all(getattr(feature_store, name) for name in feature_store.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Feature'"):
+        feature_store.Feature  # noqa: B018
+
+
+def test_every_table_of_the_store_has_its_design_name(store: FeatureStore) -> None:
+    assert store.tables() == TABLES
+    for table in TABLES:
+        assert isinstance(store.frame(table), pl.LazyFrame)
+    for table in ("cells", "codes", "features", "feature_label", "feature_gene", "feature_geneset", "feature_token"):
+        schemas.check(table, store.frame(table).collect())
+
+
+def test_codes_and_features_join_in_sql(store: FeatureStore, dense: np.ndarray) -> None:
+    result = store.sql(
+        "SELECT c.feature_id, COUNT(*) AS n, MAX(c.value) AS top FROM codes c "
+        "JOIN features f ON c.feature_id = f.feature_id WHERE NOT f.dead GROUP BY c.feature_id ORDER BY c.feature_id"
+    )
+    assert result["feature_id"].to_list() == list(range(1, 12))
+    assert result["n"].to_list() == (dense[:, 1:] > 0).sum(axis=0).tolist()
+    assert np.allclose(result["top"].to_numpy(), dense[:, 1:].max(axis=0))
+
+
+def test_sql_sees_every_steering_run_with_its_id(store: FeatureStore) -> None:
+    result = store.sql("SELECT run, control FROM steering WHERE effect > 0.2")
+    assert result.rows() == [("57ee4", "edited")]
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("SELECT * FROM feature", "no table 'feature'; did you mean 'features'\\?; tables: cells, codes"),
+        ("SELECT aurok FROM feature_label", r"no column 'aurok'; near ones: auroc \(feature_label\)"),
+        ("SELECT l.aurok FROM feature_label l", r"no column 'aurok'; near ones: auroc \(feature_label\)"),
+        ("SELECT xyzzy FROM cells", "no column 'xyzzy'; `SELECT"),
+        ("SELECT feature_id FROM codes WHERE", "cannot be answered: sql parser error"),
+        ("SELECT nonsense(value) FROM codes", "unsupported function"),
+    ],
+)
+def test_a_wrong_query_is_answered_with_what_is_near(store: FeatureStore, query: str, message: str) -> None:
+    with pytest.raises(QueryError, match=message):
+        store.sql(query)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "DROP TABLE cells",
+        "DELETE FROM cells",
+        "CREATE TABLE x AS SELECT * FROM cells",
+        "selec 1",
+        "SELECT * FROM read_csv('/etc/passwd')",
+        "SELECT * FROM READ_PARQUET ('x.parquet')",
+    ],
+)
+def test_only_queries_over_the_tables_are_answered(store: FeatureStore, query: str) -> None:
+    with pytest.raises(QueryError, match="only queries"):
+        store.sql(query)
+
+
+def test_features_of_a_label_come_by_auroc_of_the_test_split_first(store: FeatureStore) -> None:
+    found = store.features_for(label="B")
+    assert found.select("split", "feature_id", "auroc").rows() == [
+        ("test", 5, 0.9),
+        ("test", 3, 0.7),
+        ("select", 3, 0.99),
+        ("select", 5, 0.6),
+    ]
+    assert {"class", "density", "top_genes"} <= set(found.columns)
+
+
+def test_features_of_a_gene_come_by_correlation_and_of_a_gene_set_by_p(store: FeatureStore) -> None:
+    assert store.features_for(gene="MS4A1")["feature_id"].to_list() == [5, 3]
+    assert store.features_for(gene_set="B cell receptor")["feature_id"].to_list() == [5, 3]
+
+
+def test_an_unknown_label_gene_or_set_is_answered_with_the_nearest(store: FeatureStore) -> None:
+    with pytest.raises(
+        QueryError, match=r"no gene 'ms4a2' in feature_gene; did you mean 'MS4A1'\?; it has CD79A, MS4A1"
+    ):
+        store.features_for(gene="ms4a2")
+    with pytest.raises(QueryError, match="no label 'NK' in feature_label; it has B"):
+        store.features_for(label="NK")
+    with pytest.raises(QueryError, match="ask for one of gene, label and gene_set; got gene, label"):
+        store.features_for(gene="MS4A1", label="B")
+    with pytest.raises(QueryError, match="got none"):
+        store.features_for()
+
+
+@pytest.mark.parametrize("feature", [0, 4, 11])
+def test_top_cells_are_those_with_the_largest_code(store: FeatureStore, dense: np.ndarray, feature: int) -> None:
+    column = dense[:, feature]
+    order = [int(cell) for cell in np.lexsort((np.arange(40), -column)) if column[cell] > 0]
+    found = store.top_cells(feature, 7)
+    assert found["cell_idx"].to_list() == order[:7]
+    assert np.allclose(found["value"].to_numpy(), column[order[:7]])
+    assert found["cell_type"].to_list() == [["B", "T"][cell % 2] for cell in order[:7]]
+    assert store.top_cells(feature, 1000).height == len(order)
+
+
+@pytest.mark.parametrize("cell", [0, 17, 39])
+def test_features_of_a_cell_are_those_with_the_largest_code(store: FeatureStore, dense: np.ndarray, cell: int) -> None:
+    order = [int(f) for f in np.lexsort((np.arange(12), -dense[cell])) if dense[cell, f] > 0]
+    found = store.features_of(cell, 3)
+    assert found["feature_id"].to_list() == order[:3]
+    assert np.allclose(found["value"].to_numpy(), dense[cell, order[:3]])
+    assert "top_genes" in found.columns
+
+
+def test_a_cell_is_found_by_its_name_if_the_name_is_one_cells(store: FeatureStore) -> None:
+    assert store.features_of("cell-17").equals(store.features_of(17))
+    with pytest.raises(QueryError, match="cell_id 'cell-0' is of 2 cells; ask by cell_idx: 0, 1"):
+        store.features_of("cell-0")
+    for cell in ("cell-99", 40, -1):
+        with pytest.raises(QueryError, match=f"no cell {cell!r}; data set toy has cell_idx 0 to 39"):
+            store.features_of(cell)
+
+
+def test_a_feature_that_the_codes_do_not_have_is_refused(store: FeatureStore) -> None:
+    with pytest.raises(QueryError, match="no feature 12; the codes have features 0 to 11"):
+        store.top_cells(12)
+
+
+def test_a_lookup_opens_only_the_part_that_the_manifest_names(
+    store: FeatureStore, small_store: Any, dense: np.ndarray
+) -> None:
+    folder = small_store.codes.folder
+    for shard in (0, 1, 2, 4):
+        (folder / "by_feature" / f"part-0000{shard}.parquet").write_bytes(b"not Parquet")
+    for shard in (0, 2, 3):
+        (folder / "by_cell" / f"part-0000{shard}.parquet").write_bytes(b"not Parquet")
+    assert store.top_cells(7)["value"][0] == dense[:, 7].max()
+    assert store.features_of(15)["value"][0] == dense[15].max()
+
+
+def test_codes_of_tokens_answer_the_same_questions(
+    small_store: Any, tmp_path: Path, dense: np.ndarray, store: FeatureStore
+) -> None:
+    from feature_store.codes import CodesRun
+
+    layout = Layout(tmp_path / "tokens")
+    shutil.copytree(small_store.layout.cells_dir("toy"), layout.cells_dir("toy"))
+    plan = {"n_shards": 1, "n_features": 12, "dataset": "toy", "level": "token"}
+    run = CodesRun.create(layout.codes_dir("70ce"), plan)
+    run.commit_shard(0, small_store.tokens, start=0, stop=40, split_of_cell=small_store.cells["split"].to_numpy())
+    run.finalize()
+    other = FeatureStore.open(layout.root)
+    assert other.tables() == ["cells", "codes"]
+    assert other.top_cells(4, 7).equals(store.top_cells(4, 7))
+    assert other.features_of(17, 5).equals(store.features_of(17, 5).select("feature_id", "value"))
+
+
+def test_the_lineage_follows_the_plans_and_not_the_newest_runs(store: FeatureStore, small_store: Any) -> None:
+    layout = small_store.layout
+    commit.write_table(layout.cells_dir("newer"), small_store.cells, {"dataset": "newer"})
+    shutil.copytree(layout.codes_dir("c0de"), layout.codes_dir("f00d"))
+    reopened = FeatureStore.open(layout.root)
+    assert reopened.lineage == store.lineage
+    assert (reopened.lineage.dataset, reopened.lineage.codes, reopened.lineage.associations) == ("toy", "c0de", "a550c")
+
+
+def test_a_run_can_be_named_by_its_beginning(small_store: Any) -> None:
+    assert FeatureStore.open(small_store.layout.root, associations="a55").lineage.associations == "a550c"
+    with pytest.raises(NotFoundError, match=r"'zz' names none of the complete codes runs .*: c0de"):
+        FeatureStore.open(small_store.layout.root, codes="zz")
+    with pytest.raises(NotFoundError, match="no data set 'x'"):
+        FeatureStore.open(small_store.layout.root, dataset="x")
+
+
+def test_an_unfinished_run_is_not_seen_and_a_writer_beside_changes_nothing(
+    store: FeatureStore, small_store: Any, folder_hashes: Callable[[Path], dict[str, str]]
+) -> None:
+    layout = small_store.layout
+    before = store.frame("features").collect()
+    commit.write_table(layout.associations_dir("zzz") / "features", before.with_columns(dead=True), {"codes": "c0de"})
+    assert FeatureStore.open(layout.root).lineage.associations == "a550c"
+    assert store.sql("SELECT COUNT(*) AS n FROM features WHERE dead")["n"].to_list() == [1]
+    hashes = folder_hashes(layout.root)
+    store.top_cells(3)
+    store.sql("SELECT * FROM feature_label")
+    assert folder_hashes(layout.root) == hashes
+
+
+def test_a_store_with_cells_alone_answers_about_cells(tmp_path: Path, small_store: Any) -> None:
+    layout = Layout(tmp_path / "half")
+    shutil.copytree(small_store.layout.cells_dir("toy"), layout.cells_dir("toy"))
+    store = FeatureStore.open(layout.root)
+    assert store.tables() == ["cells"]
+    assert store.sql("SELECT COUNT(*) AS n FROM cells")["n"].item() == 40
+    with pytest.raises(QueryError, match=r"no table 'feature_label' yet: `scsae associate --store .*; tables: cells"):
+        store.features_for(label="B")
+    with pytest.raises(NotFoundError, match="scsae encode"):
+        store.top_cells(0)
+
+
+def test_an_empty_root_says_what_to_type(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="scsae demo --store"):
+        FeatureStore.open(tmp_path / "nothing")
+
+
+def test_several_data_sets_without_codes_have_to_be_named(tmp_path: Path, small_store: Any) -> None:
+    layout = Layout(tmp_path / "two")
+    for name in ("one", "two"):
+        commit.write_table(layout.cells_dir(name), small_store.cells, {"dataset": name})
+    with pytest.raises(NotFoundError, match=r"several data sets \(.*\); name one"):
+        FeatureStore.open(layout.root)
+    assert FeatureStore.open(layout.root, dataset="two").lineage.dataset == "two"
