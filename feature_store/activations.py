@@ -48,8 +48,8 @@ class ActivationBlock:
     act: npt.NDArray[Any]
 
     def act_f32(self) -> npt.NDArray[np.float32]:
-        """Activations as float32 [n_tokens d_model]."""
-        return to_float32(self.act)
+        """Activations as float32 [n_tokens d_model], writable (torch takes no other without a warning)."""
+        return np.require(to_float32(self.act), requirements="W")
 
 
 def to_float32(act: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

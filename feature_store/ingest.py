@@ -3,7 +3,7 @@
 The file is opened, never loaded: obs and var are read whole, the matrix in ranges of rows (`feature_store.matrices`),
 so memory does not grow with the cells. Raw counts are preferred, log-normalised values accepted, scaled ones refused;
 which one a matrix is, is found by sampling rows and checked again on every row that is read. Format: anndata on-disk
-specification 0.1.0 and 0.2.0. Opening costs tens of ms; the digest one pass over the file (about 1.5 GB/s).
+specification 0.1.0 and 0.2.0. Opening costs .05-.4 s, the digest one pass over the file (about 1.5 GB/s).
 """
 
 import difflib

@@ -37,6 +37,7 @@ def test_a_run_comes_back_row_group_by_row_group_as_it_was_written(
         assert (np.concatenate([getattr(block, name) for block in blocks]) == getattr(stored, name)).all()
     act = np.concatenate([block.act_f32() for block in blocks])
     assert act.dtype == np.float32
+    assert all(block.act_f32().flags.writeable for block in blocks)
     tolerance = {"f16": 2**-11, "f32": 0.0, "bf16": 2**-8}[dtype]
     assert np.allclose(act, stored.act, rtol=tolerance, atol=0 if dtype == "f32" else 1e-7)
 

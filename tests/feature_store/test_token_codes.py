@@ -178,7 +178,7 @@ def test_statistics_of_shards_merge_to_those_of_the_whole(random_tokens: Callabl
 
 
 def test_merging_gives_the_same_bits_every_time(rng: np.random.Generator) -> None:
-    n = 200_000
+    n = 50_000
     parts = [
         schemas.conform(
             "token_feature_gene",
