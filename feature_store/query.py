@@ -1,9 +1,9 @@
 """Questions to a store: lazy Polars frames under the tables' names, SQL over them, and the everyday look-ups.
 
-`FeatureStore.open` settles once what is read (its `runs`): an associations run, the codes run and the data set that
-it came from, and every part of theirs from the manifests, so a writer beside it changes nothing. Nothing is ever
-written. A look-up by feature or by cell opens only the part of the right sort order that the manifest names (about 2
-ms).
+`FeatureStore.open` settles once what is read (its `lineage`): an associations run, the codes run and the data set that
+it came from; their parts are those of finished manifests, so a writer beside it changes nothing. Nothing is ever
+written. A look-up by feature or by cell opens only the part of the right sort order that the manifest names: 9 ms warm
+at 6M nonzeros on a busy machine; SQL over `codes` by feature reads them all (170 ms), as `codes` is sorted by cell.
 
 In SQL the tables are `cells`, `genes`, `codes`, `features`, `feature_label`, `feature_gene`, `feature_geneset`,
 `feature_token` and `steering`: those of them that the store has.
