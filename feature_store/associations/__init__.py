@@ -8,6 +8,7 @@ pvalues      donor-aware tests, Benjamini-Hochberg
 labels       feature x label: AUROC, rank-biserial;  thresholds: F1, MCC;  ami: adjusted mutual information
 batch        feature x batch within cell type
 genes        feature x gene: identity by tokens, correlation with expression
+enrichment   feature x gene set: over-representation and ranks
 classes      gene-identity / cell-context / batch / mixed / dead
 assemble     the five tables
 """
@@ -16,6 +17,7 @@ from feature_store.associations.ami import adjusted_mutual_information, ami_by_t
 from feature_store.associations.assemble import AssociationConfig, AssociationInputs, assemble
 from feature_store.associations.batch import associate_batch
 from feature_store.associations.classes import CLASSES, ClassConfig, classify
+from feature_store.associations.enrichment import over_representation, rank_enrichment
 from feature_store.associations.genes import associate_expression, identity
 from feature_store.associations.inputs import Labels, Strata, as_csr
 from feature_store.associations.labels import associate_labels, auroc
@@ -48,6 +50,8 @@ __all__ = [
     "choose_thresholds",
     "classify",
     "identity",
+    "over_representation",
+    "rank_enrichment",
     "rank_scores",
     "token_statistics",
     "unit_test",

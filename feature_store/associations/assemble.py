@@ -18,6 +18,8 @@ import polars as pl
 from feature_store import schemas
 from feature_store.associations.batch import associate_batch
 from feature_store.associations.classes import ClassConfig, classify
+from feature_store.associations.enrichment import METHOD as SET_METHOD
+from feature_store.associations.enrichment import over_representation, rank_enrichment
 from feature_store.associations.genes import METHOD as GENE_METHOD
 from feature_store.associations.genes import Expression, Identity, associate_expression, identity
 from feature_store.associations.inputs import Bools, Floats, Labels, Sparse, Strata, as_csr
@@ -25,8 +27,7 @@ from feature_store.associations.labels import associate_labels
 from feature_store.associations.pvalues import benjamini_hochberg
 from feature_store.associations.tokens import TokenStatistics
 from feature_store.errors import InputError
-from feature_store.genesets import METHOD as SET_METHOD
-from feature_store.genesets import GeneSets, over_representation, rank_enrichment
+from feature_store.genesets import GeneSets
 
 REPORTED = ("select", "test")
 MIN_LABEL_CELLS = 5

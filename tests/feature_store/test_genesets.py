@@ -3,8 +3,9 @@ import pytest
 from scipy import sparse
 from scipy.stats import fisher_exact, mannwhitneyu
 
+from feature_store.associations.enrichment import over_representation, rank_enrichment
 from feature_store.errors import InputError, NotFoundError
-from feature_store.genesets import canonical_immune, over_representation, rank_enrichment, read_gmt
+from feature_store.genesets import canonical_immune, read_gmt
 
 
 def write(tmp_path, text):
@@ -77,7 +78,7 @@ def test_rank_enrichment_is_the_mann_whitney_test_of_scores_and_signed(rng, monk
     score[0, members[:, 0]] += 1
     score[1, members[:, 0]] -= 1
     detected = rng.random(200) < 0.9
-    monkeypatch.setattr("feature_store.genesets._CHUNK_VALUES", 200)
+    monkeypatch.setattr("feature_store.associations.enrichment._CHUNK_VALUES", 200)
     found = rank_enrichment(score, sparse.csr_array(members.astype(float)), detected)
     assert found.rank_biserial[0, 0] > 0.3
     assert found.rank_biserial[1, 0] < -0.3

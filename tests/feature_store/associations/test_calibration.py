@@ -18,7 +18,7 @@ from feature_store.associations import (
     benjamini_hochberg,
     blocked_rank_test,
 )
-from feature_store.genesets import over_representation, rank_enrichment
+from feature_store.associations.enrichment import over_representation, rank_enrichment
 
 ALPHA = 0.05
 REPLICATES = [pytest.param(20, id="20"), pytest.param(200, id="200", marks=pytest.mark.slow)]
