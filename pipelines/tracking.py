@@ -44,7 +44,8 @@ class Tracking:
     def __init__(self, layout: Layout) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        import mlflow
+        with _quiet():
+            import mlflow.pyfunc
 
         logging.getLogger("mlflow").setLevel(logging.ERROR)
         logging.getLogger("alembic").setLevel(logging.ERROR)
@@ -191,6 +192,5 @@ class Tracking:
 def _quiet() -> Iterator[None]:
     """Keep mlflow's advice about type hints and input examples off the screen: the signature is given."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*type hints.*")
-        warnings.filterwarnings("ignore", message=".*input example.*")
+        warnings.filterwarnings("ignore", message="(?is).*(type hint|input example)")
         yield

@@ -1,0 +1,167 @@
+"""Extraction: what is stored equals what the model computes, whatever the shards, and a killed run loses nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from feature_store import commit
+from feature_store.activations import ActivationReader
+from feature_store.errors import InputError
+from feature_store.layout import Layout
+from pipelines.errors import UsageError
+from pipelines.extract import Extractor, extract
+from sae_core.errors import ConfigError
+from sae_core.scfm import load_model
+
+pytestmark = pytest.mark.ray
+
+
+def stored(run):
+    """Keys and activations of a run, in its order."""
+    reader = ActivationReader(commit.Run.open(run))
+    blocks = [reader.read(group.shard, group.group) for group in reader.row_groups]
+    keys = [np.concatenate([getattr(b, name) for b in blocks]) for name in ("cell_idx", "token_pos", "gene_id")]
+    return *keys, np.concatenate([b.act_f32() for b in blocks])
+
+
+def expected(options, source, site="layer.1"):
+    """Gene tokens of all cells and their activations, straight from the model."""
+    model = load_model(options.model)
+    rows = source.X.tocsr()
+    tokens = model.tokenize(rows.indptr, rows.indices, rows.data, model.match_genes(list(source.var_names)), seed=0)
+    act = next(iter(model.activations(tokens, [site]).values())).numpy()
+    genes = ~tokens.is_special
+    return tokens.cell_of_token()[genes], tokens.gene_id[genes], act[genes]
+
+
+def test_stored_activations_are_those_of_the_model_on_every_gene_token(chain, tiny_cells):
+    run = Layout(chain.store).latest("activations").path
+    cell_idx, token_pos, gene_id, act = stored(run)
+    cells, genes, wanted = expected(chain.extract, tiny_cells)
+    np.testing.assert_array_equal(cell_idx, cells)
+    np.testing.assert_array_equal(gene_id, genes)
+    np.testing.assert_allclose(act, wanted, atol=1e-5)
+    assert (token_pos >= 1).all()
+
+
+def test_shard_size_changes_the_files_and_not_the_activations(ray_local, chain, tmp_path):
+    other = extract(chain.extract.model_copy(update={"shard_cells": 7}), tmp_path)[0]
+    assert commit.Run.open(other.path).n_shards == 11
+    for mine, theirs in zip(stored(other.path), stored(Layout(chain.store).latest("activations").path), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5)
+
+
+def test_running_again_does_nothing_and_finds_the_same_run(ray_local, chain):
+    before = commit.Run.open(Layout(chain.store).latest("activations").path).manifest()
+    again = extract(chain.extract, chain.store)[0]
+    assert (again.done, again.reused) == (0, 5)
+    assert commit.Run.open(again.path).manifest() == before
+
+
+def test_several_sites_come_from_one_call_as_one_run_each(ray_local, chain, tiny_cells, tmp_path):
+    results = extract(chain.extract.model_copy(update={"layer": ("0", "attention.2", "embedding")}), tmp_path)
+    assert [result.facts["site"] for result in results] == ["layer.0", "attention.2", "embedding"]
+    for result in results:
+        *_, wanted = expected(chain.extract, tiny_cells, site=result.facts["site"])
+        np.testing.assert_allclose(stored(result.path)[-1], wanted, atol=1e-5)
+
+
+def test_a_token_sample_is_a_subset_that_does_not_depend_on_the_shards(ray_local, chain, tmp_path):
+    sampled = chain.extract.model_copy(update={"tokens_per_cell": 4})
+    one = stored(extract(sampled, tmp_path / "a")[0].path)
+    two = stored(extract(sampled.model_copy(update={"shard_cells": 5}), tmp_path / "b")[0].path)
+    everything = set(
+        zip(*(column.tolist() for column in stored(Layout(chain.store).latest("activations").path)[:2]), strict=True)
+    )
+    for mine, theirs in zip(one[:3], two[:3], strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert np.bincount(one[0]).max() == 4
+    assert set(zip(one[0].tolist(), one[1].tolist(), strict=True)) < everything
+
+
+def test_half_precision_stores_the_rounded_values(ray_local, chain, tmp_path):
+    exact = stored(Layout(chain.store).latest("activations").path)[-1]
+    half = extract(chain.extract.model_copy(update={"dtype": "f16"}), tmp_path)[0]
+    np.testing.assert_allclose(stored(half.path)[-1], exact, rtol=1e-3, atol=1e-3)
+    assert (
+        commit.Run.open(half.path).manifest().bytes
+        < commit.Run.open(Layout(chain.store).latest("activations").path).manifest().bytes
+    )
+
+
+def test_an_actor_leaves_a_committed_shard_alone(chain, ray_local):
+    run = commit.Run.open(Layout(chain.store).latest("activations").path)
+    from pipelines.extract import Workload
+
+    work = Workload(
+        data=str(chain.extract.data),
+        matrix="X",
+        model=chain.extract.model,
+        random_init=False,
+        device="cpu",
+        sites=("layer.1",),
+        folders=(str(run.path),),
+        dtype="f32",
+        tokens_per_cell=None,
+        seed=0,
+        shard_cells=16,
+        n_cells=72,
+    )
+    before = run.part(0).stat().st_mtime_ns
+    assert Extractor(work).shard(0) == {"cells": 16, "tokens": 0, "bytes": 0}
+    assert run.part(0).stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"layer": ()}, UsageError, "no --layer was given; tiny has layers 0 to 2"),
+        ({"layer": ("3",)}, UsageError, "--layer was '3'; tiny has layers 0 to 2"),
+        ({"layer": ("second",)}, ConfigError, "names no site"),
+        ({"donor": "doner"}, InputError, "'donor'"),
+        ({"matrix": "layers/counts"}, InputError, "has no matrix 'layers/counts'"),
+    ],
+)
+def test_wrong_input_is_refused_before_anything_is_written(chain, tmp_path, change, error, words):
+    store = tmp_path / "store"
+    with pytest.raises(error, match=words):
+        extract(chain.extract.model_copy(update=change), store)
+    assert not store.exists()
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from pipelines.config import ExtractOptions
+from pipelines.extract import extract
+extract(ExtractOptions.model_validate_json(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def test_a_driver_killed_mid_run_resumes_to_the_same_bytes(ray_local, chain, tmp_path):
+    options = chain.extract.model_copy(update={"shard_cells": 2, "num_actors": 1})
+    calm = extract(options, tmp_path / "calm")[0]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    driver = subprocess.Popen(
+        [sys.executable, "-c", KILLED, options.model_dump_json(), str(tmp_path / "killed")],
+        env=environment,
+        stderr=subprocess.DEVNULL,
+    )
+    folder = tmp_path / "killed" / "activations" / calm.run
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("part-*.json"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    assert not (folder / "MANIFEST.json").exists(), "the run was over before the kill: the test shows nothing"
+    n_before = len(list(folder.glob("part-*.json")))
+    resumed = extract(options, tmp_path / "killed")[0]
+    assert resumed.run == calm.run
+    assert resumed.reused >= min(n_before, 3)
+    assert commit.Run.open(resumed.path).manifest() == commit.Run.open(calm.path).manifest()
+    assert commit.Run.open(resumed.path).verify() == []
