@@ -27,7 +27,6 @@ _READS_ONLY = re.compile(r"\s*(?:SELECT|WITH|SHOW|EXPLAIN|FROM|\()", re.IGNORECA
 _READS_FILES = re.compile(r"\bread_(?:csv|ipc|json|ndjson|parquet)\s*\(", re.IGNORECASE)
 _NO_COLUMN = re.compile(r"(?:unable to find column|no column named) [\"']([^\"']+)[\"']")
 _NO_TABLE = re.compile(r"relation '([^']+)' was not found")
-_SPLIT_ORDER = {"test": 0, "select": 1, "train": 2}
 _ABOUT_FEATURE = ("feature_id", "class", "density", "top_genes", "top_label")
 
 
@@ -121,8 +120,10 @@ class FeatureStore:
     ) -> pl.DataFrame:
         """Features that go with one gene, label or gene set, strongest first, each with its class and genes.
 
-        A label: by AUROC of the split (`test` before `select`). A gene: by the correlation of the cell code with its
-        expression. A gene set: by p. QueryError if not exactly one is given, or the name is not in the table.
+        A label: by AUROC. A gene: by the correlation of the cell code with its expression. A gene set: by p. They are
+        ranked on `select` cells (column `select_auroc`, ...) and the figures shown are those of `test` cells: the best
+        of many on the cells it is reported on would be flattered. QueryError if not exactly one is given, or the name
+        is not in the table.
         """
         given = {"gene": gene, "label": label, "gene_set": gene_set}
         asked = {column: name for column, name in given.items() if name is not None}
@@ -134,11 +135,12 @@ class FeatureStore:
         if found.is_empty():
             known = self.frame(table).select(pl.col(column).unique()).collect()[column].to_list()
             raise QueryError(f"no {column} {name!r} in {table}{_did_you_mean(name, known)}; it has {_some(known)}")
-        found = found.sort(key, "feature_id", descending=[descending, False], nulls_last=True)
         if "split" in found.columns:
-            rank = pl.col("split").replace_strict(_SPLIT_ORDER, default=len(_SPLIT_ORDER), return_dtype=pl.Int8)
-            found = found.sort(rank, maintain_order=True)
-        return self._describe(found)
+            names = [n for n in ("feature_id", "label_kind", "label", "gene", "collection", "gene_set") if n in found]
+            chosen = found.filter(pl.col("split") == "select").select(*names, pl.col(key).alias(f"select_{key}"))
+            found = found.filter(pl.col("split") == "test").join(chosen, on=names, how="left")
+            key = f"select_{key}"
+        return self._describe(found.sort(key, "feature_id", descending=[descending, False], nulls_last=True))
 
     def top_cells(self, feature: int, n: int = 20) -> pl.DataFrame:
         """The n cells with the largest code of a feature, with their columns of the cell table.

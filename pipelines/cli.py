@@ -251,7 +251,7 @@ def features(
     """The everyday look-ups without SQL."""
     from pipelines.report import lookup, write_frame
 
-    write_frame(lookup(store, gene=gene, label=label, gene_set=gene_set, cell=cell, n=n), output)
+    write_frame(lookup(store, gene=gene, label=label, gene_set=gene_set, cell=cell, n=n, output=output), output)
 
 
 @app.command()

@@ -28,6 +28,12 @@ NEXT = {
 }
 """What to type after a stage."""
 
+LOOKUP_COLUMNS = (
+    "feature_id gene label gene_set value select_auroc auroc select_pearson pearson identity_precision lift overlap n_set "
+    "odds_ratio q class top_label top_genes"
+).split()
+"""What a look-up shows as a table; the other forms have every column."""
+
 
 def console() -> RichConsole:
     """Return the console for results: as wide as the terminal, or wide enough for a table where there is none."""
@@ -138,9 +144,19 @@ def inspect_data(options: DataOptions) -> dict[str, Any]:
 
 
 def lookup(
+    store: Path, *, gene: str | None, label: str | None, gene_set: str | None, cell: int | None, n: int, output: str
+) -> pl.DataFrame:
+    """Answer `scsae features`: one of gene, label, gene_set and cell, or none for all features by density.
+
+    As a table the answer has the columns that matter; in any other form it has all.
+    """
+    answer = _lookup(store, gene=gene, label=label, gene_set=gene_set, cell=cell, n=n)
+    return answer.select(name for name in LOOKUP_COLUMNS if name in answer.columns) if output == "table" else answer
+
+
+def _lookup(
     store: Path, *, gene: str | None, label: str | None, gene_set: str | None, cell: int | None, n: int
 ) -> pl.DataFrame:
-    """Answer `scsae features`: exactly one of gene, label, gene_set and cell, or none for all features by density."""
     given = {"--gene": gene, "--label": label, "--gene-set": gene_set, "--cell": cell}
     named = [name for name, value in given.items() if value is not None]
     if len(named) > 1:

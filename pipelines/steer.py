@@ -29,7 +29,9 @@ from pipelines.stage import FORMAT_VERSION, Clock, StageResult, parent_run
 from pipelines.tracking import Tracking
 
 if TYPE_CHECKING:
-    from sae_core.scfm import Patch, Site
+    import torch
+
+    from sae_core.scfm import Patch, Prefix, Site, Tokens
     from sae_core.steering import Intervention
 
 SHARD_CELLS = 256
@@ -99,29 +101,49 @@ class Steerer:
         return {"shards": 1, "cells": stop - start, "conditions": n_conditions}
 
     def _embed(self, start: int, stop: int) -> pl.DataFrame:
-        """Rows cell_idx, condition, draw, embedding of the shard's cells."""
+        """Rows cell_idx, condition, draw, embedding of the shard's cells; blocks before the site run once."""
+        split = self.split[start:stop]
+        train, test = (np.flatnonzero(split == name) for name in ("train", "test"))
+        tokens = self._tokens(start, stop, train)
+        parts = [
+            self._rows(train + start, Condition(name=UNSTEERED), self.model.embed(tokens, readout=self.job.readout))
+        ]
+        tokens = self._tokens(start, stop, test)
+        prefix = self._prefix(tokens)
+        for condition in self.job.conditions:
+            embedded = self.model.embed(
+                tokens, readout=self.job.readout, patches=self._patches(condition), prefix=prefix
+            )
+            parts.append(self._rows(test + start, condition, embedded))
+        return pl.concat(parts)
+
+    def _tokens(self, start: int, stop: int, chosen: npt.NDArray[np.int64]) -> "Tokens":
+        """Tokens of the cells `chosen` among [start, stop)."""
         rows = self.source.read_rows(start, stop)
         shape = (stop - start, self.source.n_genes)
-        matrix = sparse.csr_array((rows.data, rows.indices, rows.indptr), shape=shape)
-        split = self.split[start:stop]
-        parts = []
-        for condition in self.job.conditions:
-            wanted = np.flatnonzero(np.isin(split, ("train", "test") if condition.name == UNSTEERED else ("test",)))
-            own = matrix[wanted]
-            tokens = self.model.tokenize(own.indptr, own.indices, own.data, self.match, seed=self.job.seed)
-            embedded = self.model.embed(tokens, readout=self.job.readout, patches=self._patches(condition))
-            parts.append(
-                pl.DataFrame(
-                    {
-                        "cell_idx": wanted + start,
-                        "condition": [condition.name] * len(wanted),
-                        "draw": np.full(len(wanted), condition.draw, dtype=np.int32),
-                        "embedding": embedded.float().numpy(),
-                    },
-                    schema_overrides={"embedding": pl.Array(pl.Float32, self.model.d_model)},
-                )
-            )
-        return pl.concat(parts)
+        own = sparse.csr_array((rows.data, rows.indices, rows.indptr), shape=shape)[chosen]
+        return self.model.tokenize(own.indptr, own.indices, own.data, self.match, seed=self.job.seed)
+
+    def _prefix(self, tokens: "Tokens") -> "Prefix | None":
+        """Activations at the SAE's site, shared by all conditions; None for a site inside a block."""
+        from sae_core.scfm import Prefix, Site
+
+        site = Site.parse(self.job.site)
+        if site.kind not in ("embedding", "layer"):
+            return None
+        return Prefix(site, self.model.activations(tokens, [site])[site])
+
+    def _rows(self, cells: npt.NDArray[np.int64], condition: Condition, embedded: "torch.Tensor") -> pl.DataFrame:
+        """Table rows of some cells under one condition."""
+        return pl.DataFrame(
+            {
+                "cell_idx": cells,
+                "condition": [condition.name] * len(cells),
+                "draw": np.full(len(cells), condition.draw, dtype=np.int32),
+                "embedding": embedded.float().numpy(),
+            },
+            schema_overrides={"embedding": pl.Array(pl.Float32, self.model.d_model)},
+        )
 
     def _patches(self, condition: Condition) -> "dict[Site | str, Patch]":
         """The patch of one condition at the SAE's site; none for the unsteered run."""

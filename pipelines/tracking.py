@@ -118,8 +118,8 @@ class Tracking:
         from mlflow.types import Schema, TensorSpec
 
         signature = ModelSignature(
-            inputs=Schema([TensorSpec(np.dtype("float32"), (-1, d_model), name="activations")]),
-            outputs=Schema([TensorSpec(np.dtype("float32"), (-1, n_features), name="codes")]),
+            inputs=Schema([TensorSpec(np.dtype("float32"), (-1, d_model))]),
+            outputs=Schema([TensorSpec(np.dtype("float32"), (-1, n_features))]),
         )
         logged = self._mlflow.pyfunc.log_model(
             name="sae",
@@ -193,4 +193,12 @@ def _quiet() -> Iterator[None]:
     """Keep mlflow's advice about type hints and input examples off the screen: the signature is given."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="(?is).*(type hint|input example)")
+        shown = warnings.showwarning
+
+        def show(message: Warning | str, *rest: Any, **more: Any) -> None:
+            # mlflow resets the filters before it gives this advice
+            if "type hint" not in str(message).lower():
+                shown(message, *rest, **more)
+
+        warnings.showwarning = show
         yield

@@ -5,7 +5,7 @@ Usage: `model = load_model("mini")` (or a checkpoint folder), `match = model.mat
 """
 
 from sae_core.scfm.checkpoint import load_model
-from sae_core.scfm.foundation import FoundationModel
+from sae_core.scfm.foundation import FoundationModel, Prefix
 from sae_core.scfm.scgpt import ScGPT, ScGPTConfig
 from sae_core.scfm.sites import Patch, Site, TokenInfo
 from sae_core.scfm.tokens import Tokens
@@ -15,6 +15,7 @@ __all__ = [
     "FoundationModel",
     "GeneMatch",
     "Patch",
+    "Prefix",
     "ScGPT",
     "ScGPTConfig",
     "Site",

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,13 @@ from sae_core.scfm.vocabulary import GeneMatch, Vocabulary
 
 Readout = Literal["mean", "cls"]
 _MAX_BATCH_TOKENS = 16384
+
+
+class Prefix(NamedTuple):
+    """Activations of all tokens at one site, from `FoundationModel.activations`, to start a forward from."""
+
+    site: Site | str
+    x: Float[Tensor, "token d_model"]
 
 
 class FoundationModel(nn.Module, ABC):
@@ -116,33 +123,56 @@ class FoundationModel(nn.Module, ABC):
         readout: Readout = "mean",
         site: Site | str | None = None,
         patches: Mapping[Site | str, Patch] | None = None,
+        prefix: Prefix | None = None,
         max_batch_tokens: int = _MAX_BATCH_TOKENS,
     ) -> Float[Tensor, "cell d_model"]:
         """One vector a cell, in host memory; NaN for a cell without tokens.
 
         "mean": masked mean over the gene tokens. "cls": the family's own cell token. `site`: where to read, by default
-        the output of the last block; it has to be an embedding or a layer site.
+        the output of the last block; it has to be an embedding or a layer site. `prefix`: what `activations` gave for
+        all these tokens at a site, to go on from there; many interventions at one site then share the blocks before it.
 
         Raises:
-            ConfigError: no such site or readout.
+            ConfigError: no such site or readout, or a prefix that is not of these tokens or lies after a patch.
         """
         at = self._site(site) if site is not None else Site(kind="layer", index=self.n_layers - 1)
         if at.kind not in ("embedding", "layer"):
             raise ConfigError(f"a cell is read at 'embedding' or 'layer.I', not at {str(at)!r}")
         patch_of = self._patches(patches)
+        self._check_prefix(prefix, tokens, patch_of)
         first = next(self.parameters())
         out = torch.full((tokens.n_cells, self.d_model), torch.nan, dtype=first.dtype)
         for batch in self._batches(tokens, max_batch_tokens):
-            x = self._run(batch, at.n_blocks, partial(_tap, batch=batch, out={}, patches=patch_of))
+            x = self._run(batch, at.n_blocks, partial(_tap, batch=batch, out={}, patches=patch_of), prefix)
             out[batch.cells] = self.pool(x, batch.is_gene, readout).cpu()
         return out
 
-    def _run(self, batch: _Batch, n_blocks: int, tap: Tap) -> Tensor:
-        x = tap(Site(kind="embedding"), self.input_embedding(batch.gene_id, batch.value))
+    def _run(self, batch: _Batch, n_blocks: int, tap: Tap, prefix: Prefix | None = None) -> Tensor:
+        if prefix is None:
+            n_done, x = 0, tap(Site(kind="embedding"), self.input_embedding(batch.gene_id, batch.value))
+        else:
+            start = self._site(prefix.site)
+            x = prefix.x.new_zeros(*batch.is_real.shape, self.d_model).to(batch.is_real.device)
+            x[batch.is_real] = prefix.x[batch.rows].to(x.device)
+            n_done, x = start.n_blocks, tap(start, x)
         key_mask = batch.is_real if batch.padded else None
-        for i, block in enumerate(self.blocks[:n_blocks]):
+        for i, block in enumerate(self.blocks[n_done:n_blocks], start=n_done):
             x = block(x, index=i, tap=tap, key_mask=key_mask)
         return x
+
+    def _check_prefix(self, prefix: Prefix | None, tokens: Tokens, patches: Mapping[Site, Patch]) -> None:
+        if prefix is None:
+            return
+        start = self._site(prefix.site)
+        if start.kind not in ("embedding", "layer") or prefix.x.shape != (tokens.n_tokens, self.d_model):
+            raise ConfigError(
+                f"the prefix is of site {str(start)!r} and shape {tuple(prefix.x.shape)}; it has to be what "
+                f"`activations` gives for these tokens at 'embedding' or 'layer.I': {(tokens.n_tokens, self.d_model)}"
+            )
+        # inside a block, attention and mlp come before the layer's own output
+        early = [str(p) for p in patches if p != start and p.n_blocks <= start.n_blocks]
+        if early:
+            raise ConfigError(f"patches at {', '.join(early)} come before the prefix at {start}; leave out the prefix")
 
     def _site(self, site: Site | str) -> Site:
         parsed = Site.parse(site)

@@ -94,13 +94,11 @@ def test_only_queries_over_the_tables_are_answered(store: FeatureStore, query: s
         store.sql(query)
 
 
-def test_features_of_a_label_come_by_auroc_of_the_test_split_first(store: FeatureStore) -> None:
+def test_features_are_ranked_on_select_cells_and_reported_on_test_cells(store: FeatureStore) -> None:
     found = store.features_for(label="B")
-    assert found.select("split", "feature_id", "auroc").rows() == [
-        ("test", 5, 0.9),
-        ("test", 3, 0.7),
-        ("select", 3, 0.99),
-        ("select", 5, 0.6),
+    assert found.select("split", "feature_id", "select_auroc", "auroc").rows() == [
+        ("test", 3, 0.99, 0.7),
+        ("test", 5, 0.6, 0.9),
     ]
     assert {"class", "density", "top_genes"} <= set(found.columns)
 
