@@ -193,8 +193,6 @@ def build_by_feature(folder: str | Path, *, n_buckets: int = N_BUCKETS, max_rows
         "n_shards": n_buckets,
     }
     run = Run.create(folder / "by_feature", plan)
-    if run.is_complete:
-        return run.manifest()
     pending = run.pending()
     rows = _rows_of_features(by_cell, n_features) if pending else np.zeros(n_features, dtype=np.int64)
     while pending:

@@ -309,13 +309,15 @@ def write_table(
 ) -> Manifest:
     """Write a whole table as a run of one shard; the plan gets `n_shards` = 1.
 
-    Calling it again with the same plan writes nothing and returns the manifest that is there; a frame that is costly to
-    make can be given as a function, called only when it is needed and before anything is written. The row order is
-    part of the content, so sort it. zstd-1, row groups of 65,536 rows, with statistics, page index and page checksums.
-    Raises what `Run.create` and `Run.commit_shard` raise.
+    Calling it again with the same plan writes nothing and returns the manifest that is there, unless the part was
+    damaged since; a frame that is costly to make can be given as a function, called only when it is needed and before
+    anything is written. The row order is part of the content, so sort it. zstd-1, row groups of 65,536 rows, with
+    statistics, page index and page checksums. Raises what `Run.create` and `Run.commit_shard` raise.
     """
     if (Path(path) / MANIFEST).is_file():
-        return Run.create(path, {**plan, "n_shards": 1}).manifest()
+        run = Run.create(path, {**plan, "n_shards": 1})
+        if not run.pending():
+            return run.manifest()
     table = frame if isinstance(frame, pl.DataFrame) else frame()
     run = Run.create(path, {**plan, "n_shards": 1})
     run.commit_shard(0, lambda part: write_frame(part, table), start=0, stop=table.height)

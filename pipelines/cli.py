@@ -28,6 +28,9 @@ from pipelines.config import (
 from pipelines.errors import exit_code, root_cause
 from pipelines.progress import stderr_console
 
+INTERRUPTED = 130
+"""What typer makes of Ctrl-C."""
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -59,7 +62,9 @@ def main() -> None:
     """Run the command line; turn errors raised on purpose into one message and an exit code."""
     try:
         app(standalone_mode=True)
-    except KeyboardInterrupt:
+    except SystemExit as ended:
+        if ended.code != INTERRUPTED:
+            raise
         stderr_console().print("interrupted; the same command resumes", style="yellow")
         sys.exit(1)
     except Exception as error:  # noqa: BLE001  every error ends as a message and an exit code

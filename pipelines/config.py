@@ -86,6 +86,8 @@ class ExtractOptions(DataOptions, ActorOptions):
     def _one_shard_rule(self) -> "ExtractOptions":
         if self.shard_cells is not None and self.shard_size is not None:
             raise ValueError("shard_cells and shard_size were both given; give one of them")
+        if self.shard_size is not None:
+            parse_size(self.shard_size)
         return self
 
 
@@ -179,6 +181,23 @@ class Recipe(Options):
     steer: tuple[SteerOptions, ...] = ()
     """Steering runs, one after the other."""
 
+    @pydantic.model_validator(mode="after")
+    def _one_origin(self) -> "Recipe":
+        """A stage gets its run from the stage before it or from its own `run`, not from both."""
+        pairs = (
+            ("extract", self.extract, "train", (self.train,)),
+            ("train", self.train, "encode", (self.encode,)),
+            ("encode", self.encode, "associate", (self.associate,)),
+            ("associate", self.associate, "steer", self.steer),
+        )
+        for maker, made, follower, options in pairs:
+            named = [stage.run for stage in options if stage is not None and stage.run is not None]
+            if made is not None and named:
+                raise ValueError(
+                    f"{follower}.run was {named[0]!r}, but {maker} is there too and makes one; leave one out"
+                )
+        return self
+
 
 def check(cls: type[T], values: dict[str, Any], where: str) -> T:
     """Build `cls` from `values`; raise UsageError that names the option, the value and what is allowed."""
@@ -210,7 +229,8 @@ def _explain(cls: type[Options], error: dict[str, Any], where: str) -> str:
         near = difflib.get_close_matches(location[-1], allowed, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         return f"{where}: the key {name!r} is unknown; {hint}allowed here: {', '.join(allowed)}"
-    return f"{where}: {name} was {error.get('input')!r}: {error['msg']}"
+    reason = error["msg"].removeprefix("Value error, ")
+    return f"{where}: {name} was {error.get('input')!r}: {reason}" if location else f"{where}: {reason}"
 
 
 def _fields_at(cls: type[Options], path: list[str]) -> set[str]:

@@ -1,12 +1,18 @@
-"""Shape checks for the mathematics, and the folder of real data."""
+"""Shape checks for the mathematics, the folder of real data, a tiny data set and checkpoint, a small Ray session."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from jaxtyping import install_import_hook
+
+if TYPE_CHECKING:
+    import anndata
 
 # has to run before anything imports sae_core: its signatures are then checked at every call
 install_import_hook("sae_core", "beartype.beartype")
@@ -21,3 +27,72 @@ def scsae_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"SCSAE_DATA={folder} is no folder")
     return path.resolve()
+
+
+N_CELLS, N_GENES = 72, 30
+SYMBOLS = [f"GENE{i}" for i in range(N_GENES)]
+ARGS = {"nlayers": 3, "nheads": 2, "embsize": 16, "d_hid": 24, "n_bins": 51, "max_seq_len": 64, "tie_break": "midpoint"}
+ARGS |= {"pad_value": -2, "mask_value": -1, "input_emb_style": "continuous", "dropout": 0.2, "n_layers_cls": 3}
+
+
+@pytest.fixture(scope="session")
+def ray_local(tmp_path_factory):
+    """Two cores of Ray on this machine, for the whole session."""
+    from pipelines.cluster import ray_session
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        patch.delenv("RAY_ADDRESS", raising=False)
+        with ray_session(num_cpus=2):
+            yield
+
+
+@pytest.fixture(scope="session")
+def tiny_cells() -> anndata.AnnData:
+    """Counts of 72 cells of 6 donors, 2 batches and 2 types, all crossed; genes 0-9 are high in type A, 10-19 in B."""
+    import anndata
+    import pandas as pd
+    import scipy.sparse as sp
+
+    rng = np.random.default_rng(0)
+    kind = np.tile(["A", "B"], N_CELLS // 2)
+    rate = np.full((N_CELLS, N_GENES), 0.6)
+    rate[kind == "A", :10] = 4.0
+    rate[kind == "B", 10:20] = 4.0
+    obs = pd.DataFrame(
+        {
+            "type": kind,
+            "donor": [f"D{i // 2 % 6}" for i in range(N_CELLS)],
+            "batch": [f"b{i // 12 % 2}" for i in range(N_CELLS)],
+        },
+        index=[f"cell{i}" for i in range(N_CELLS)],
+    )
+    counts = sp.csr_matrix(rng.poisson(rate).astype(np.float32))
+    return anndata.AnnData(X=counts, obs=obs, var=pd.DataFrame(index=SYMBOLS))
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory, tiny_cells) -> Path:
+    """The tiny cells as an .h5ad file."""
+    file = tmp_path_factory.mktemp("data") / "tiny.h5ad"
+    tiny_cells.write_h5ad(file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """A scGPT checkpoint folder with random weights, which knows the tiny genes but two."""
+    from safetensors.torch import save_file
+
+    from sae_core.scfm import ScGPT, ScGPTConfig, Vocabulary
+    from sae_core.scfm.scgpt import init_weights
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    folder.mkdir()
+    tokens = (*SYMBOLS[2:], "<pad>", "<cls>", "<eoc>")
+    model = ScGPT.empty(ScGPTConfig.from_args(ARGS), Vocabulary(tokens=tokens), n_tokens=len(tokens))
+    init_weights(model, seed=3)
+    save_file({key: value.clone() for key, value in model.state_dict().items()}, folder / "model.safetensors")
+    (folder / "args.json").write_text(json.dumps(ARGS))
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    return folder

@@ -41,13 +41,15 @@ def _stages(recipe: Recipe, store: Path) -> Iterator[StageResult]:
         (recipe.encode, encode),
         (recipe.associate, associate),
     )
-    for head in heads:
+    for head in heads if recipe.train is not None else [None]:
         run = head
         for options, stage in middle:
-            if options is not None:
-                result = stage(_from_run(options, run), store)
-                yield result
-                run = result.run
+            if options is None:
+                run = None
+                continue
+            result = stage(_from_run(options, run), store)
+            yield result
+            run = result.run
         for steering in recipe.steer:
             yield steer(_from_run(steering, run), store)
 
