@@ -13,7 +13,7 @@ import numpy.typing as npt
 import polars as pl
 from scipy import sparse
 
-from feature_store import commit, ingest
+from feature_store import commit, ingest, schemas
 from feature_store.associations import AssociationInputs, Labels, assemble, token_statistics
 from feature_store.codes import CodesRun, load_cell_codes, load_statistics
 from feature_store.genesets import GeneSets, canonical_immune, read_gmt
@@ -102,8 +102,13 @@ def gather(layout: Layout, codes: CodesRun, sets: Sequence[GeneSets]) -> Associa
 
 
 def label_kinds(layout: Layout, dataset: str, cells: pl.DataFrame) -> list[str]:
-    """Columns of the cell table that features are associated with: cell_type, batch, and those named by --label."""
-    named = commit.Run.open(layout.cells_dir(dataset)).plan["labels"]
+    """Columns of the cell table that features are associated with: cell_type, batch, and those named by --label.
+
+    An obs column whose name is taken by the table's own column (`donor`, say, without --donor) is there as `donor_obs`.
+    """
+    plan = commit.Run.open(layout.cells_dir(dataset)).plan
+    own = schemas.schema("cells").columns
+    named = [f"{label}_obs" if label in own and plan.get(label) != label else label for label in plan["labels"]]
     return [kind for kind in dict.fromkeys(("cell_type", "batch", *named)) if cells[kind].null_count() < cells.height]
 
 

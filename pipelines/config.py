@@ -138,8 +138,6 @@ class AssociateOptions(Options):
     """Codes run to associate; default: the newest."""
     gmt: tuple[Path, ...] = ()
     """Gene sets as GMT files; may be repeated. Default: the small file of canonical immune programs."""
-    seed: int = Field(default=0, ge=0)
-    """Seed of the bootstrap."""
 
 
 class SteerOptions(ActorOptions):

@@ -1,5 +1,6 @@
 """A store with every stage run on the tiny data."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,3 +53,23 @@ def chain(tmp_path_factory, ray_local, extract_options, train_options) -> Chain:
     encode(EncodeOptions(), store)
     associate(AssociateOptions(), store)
     return Chain(store=store, extract=extract_options, train=train_options)
+
+
+@pytest.fixture
+def own_store(chain, tmp_path) -> Path:
+    """A copy of the chain's store, to write to."""
+    return Path(shutil.copytree(chain.store, tmp_path / "own"))
+
+
+@pytest.fixture
+def without_actors(monkeypatch):
+    """Do every shard in this process, in order: what an actor does, without starting one."""
+    for stage in ("extract", "encode", "steer"):
+        monkeypatch.setattr(f"pipelines.{stage}.do_shards", shards_in_process)
+
+
+def shards_in_process(worker, work, shards, *_args, **_options):
+    """`do_shards` without Ray."""
+    body = worker(work)
+    for shard in shards:
+        body.shard(shard)

@@ -1,0 +1,211 @@
+"""Encoding: stored codes are the SAE's on the stored tokens, and damage or a kill costs only the shards it hit."""
+
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from feature_store import commit
+from feature_store.errors import NotFoundError
+from feature_store.layout import STATISTICS_TABLES, Layout
+from pipelines.config import EncodeOptions
+from pipelines.encode import Encoder, encode
+from pipelines.verify import verify_run
+from sae_core.sae import load_sae
+
+pytestmark = pytest.mark.ray
+
+N_SHARDS, N_CELLS, N_FEATURES = 5, 72, 48
+TABLES = ("by_cell", "by_feature", *(f"stats/{name}" for name in STATISTICS_TABLES))
+
+
+@pytest.fixture(scope="module")
+def tokens(chain):
+    """Every stored token with its dense code: the Parquet parts read by Polars, the SAE applied token by token."""
+    layout = Layout(chain.store)
+    parts = sorted(layout.latest("activations").path.glob("part-*.parquet"))
+    frame = pl.concat([pl.read_parquet(part) for part in parts])
+    x = np.frombuffer(b"".join(frame["act"].to_list()), dtype=np.float32).reshape(frame.height, 16).copy()
+    sae = load_sae(layout.latest("saes").path)
+    dense = torch.cat([sae.encode(row[None]).to_dense() for row in torch.from_numpy(x)]).numpy()
+    split = commit.read_table(layout.cells_dir(commit.Run.open(layout.latest("saes").path).plan["dataset"]))["split"]
+    return frame.drop("act").with_columns(split=split.gather(frame["cell_idx"]), code=pl.Series(dense))
+
+
+def stored_codes(folder):
+    """Dense [n_cells n_features] of a codes run, from its Parquet parts."""
+    dense = np.zeros((N_CELLS, N_FEATURES), dtype=np.float32)
+    for part in sorted((folder / "by_cell").glob("part-*.parquet")):
+        for cell, feature, value in pl.read_parquet(part).select("cell_idx", "feature_id", "value").iter_rows():
+            assert dense[cell, feature] == 0, "a nonzero is stored twice"
+            dense[cell, feature] = value
+    return dense
+
+
+def pooled(tokens, how):
+    """Codes of the cells, a plain loop over cells."""
+    cells = [tokens.filter(cell_idx=cell)["code"].to_numpy() for cell in range(N_CELLS)]
+    return np.stack([how(codes.astype(np.float64), axis=0) if len(codes) else np.zeros(N_FEATURES) for codes in cells])
+
+
+def manifests(folder):
+    return {table: commit.Run.open(folder / table).manifest() for table in TABLES}
+
+
+def times(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_stored_cell_codes_are_the_maximum_over_the_cells_gene_tokens(chain, tokens):
+    stored = stored_codes(Layout(chain.store).latest("codes").path)
+    assert (stored > 0).any(axis=1).all()
+    np.testing.assert_allclose(stored, pooled(tokens, np.max), rtol=1e-5, atol=1e-6)
+
+
+def test_mean_pooling_averages_over_all_tokens_of_the_cell_with_zeros(chain, own_store, tokens, without_actors):
+    found = encode(EncodeOptions(pooling="mean"), own_store)
+    assert found.run != Layout(chain.store).latest("codes").run
+    np.testing.assert_allclose(stored_codes(found.path), pooled(tokens, np.mean), rtol=1e-5, atol=1e-6)
+
+
+def test_token_statistics_are_those_of_a_brute_force_count(chain, tokens):
+    from feature_store.codes import load_statistics
+
+    stored = load_statistics(Layout(chain.store).latest("codes").path)
+    counted, fired = {}, {}
+    for split, gene, code in tokens.select("split", "gene_id", "code").iter_rows():
+        counted[split, gene] = counted.get((split, gene), 0) + 1
+        for feature in np.flatnonzero(np.asarray(code)):
+            fired.setdefault((split, gene, int(feature)), []).append(code[feature])
+    assert {(split, gene): n for split, gene, n in stored.gene.iter_rows()} == counted
+    rows = {(row["split"], row["gene_id"], row["feature_id"]): row for row in stored.feature_gene.iter_rows(named=True)}
+    assert rows.keys() == fired.keys()
+    for key, values in fired.items():
+        own = np.array(values, dtype=np.float64)
+        assert rows[key]["n_tokens"] == len(own)
+        expected = [own.sum(), (own**2).sum(), own.max()]
+        np.testing.assert_allclose([rows[key][name] for name in ("sum", "sum_sq", "max")], expected, rtol=1e-5)
+
+
+def test_top_tokens_are_the_largest_codes_of_each_feature(chain, tokens):
+    from feature_store.codes import load_statistics
+
+    top = load_statistics(Layout(chain.store).latest("codes").path).feature_token
+    codes = tokens["code"].to_numpy()
+    place = {key: i for i, key in enumerate(tokens.select("cell_idx", "token_pos", "gene_id").iter_rows())}
+    for feature in range(N_FEATURES):
+        own = top.filter(feature_id=feature)
+        expected = np.sort(codes[:, feature])[::-1][: min(20, int((codes[:, feature] > 0).sum()))]
+        np.testing.assert_allclose(own["value"].to_numpy(), expected, rtol=1e-5)
+        at = [place[key] for key in own.select("cell_idx", "token_pos", "gene_id").iter_rows()]
+        np.testing.assert_allclose(codes[at, feature], own["value"].to_numpy(), rtol=1e-5)
+
+
+def test_encoding_again_does_nothing(chain):
+    folder = Layout(chain.store).latest("codes").path
+    before = times(folder)
+    again = encode(EncodeOptions(), chain.store)
+    assert (again.path, again.done, again.reused) == (folder, 0, N_SHARDS)
+    assert times(folder) == before
+
+
+def flip(part):
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+
+
+def truncate(part):
+    part.write_bytes(part.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("damage", [flip, truncate, lambda part: part.unlink()], ids=["flip", "truncate", "delete"])
+def test_a_damaged_part_is_named_by_verify_and_repaired_by_encoding_again(
+    own_store, without_actors, capsys, table, damage
+):
+    folder = Layout(own_store).latest("codes").path
+    before = manifests(folder)
+    assert verify_run(folder.name, own_store) == 0
+    part = commit.Run.open(folder / table).part(2)
+    damage(part)
+    capsys.readouterr()
+    assert verify_run(folder.name[:6], own_store) == 1
+    assert str(part) in capsys.readouterr().err
+    again = encode(EncodeOptions(), own_store)
+    assert (again.done, again.reused) == ((0, N_SHARDS) if table == "by_feature" else (1, N_SHARDS - 1))
+    assert verify_run(folder.name, own_store) == 0
+    assert manifests(folder) == before
+
+
+def test_an_interrupted_encoding_resumes_to_the_same_bytes(chain, own_store, without_actors, monkeypatch):
+    folder = Layout(own_store).latest("codes").path
+    calm = manifests(folder)
+    shutil.rmtree(folder)
+    original = Encoder.shard
+
+    def dies_at_3(self, number):
+        if number == 3:
+            raise KeyboardInterrupt
+        return original(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Encoder, "shard", dies_at_3)
+        with pytest.raises(KeyboardInterrupt):
+            encode(EncodeOptions(), own_store)
+    assert not any(info.complete for info in Layout(own_store).runs("codes"))
+    resumed = encode(EncodeOptions(), own_store)
+    assert (resumed.path, resumed.done, resumed.reused) == (folder, 2, 3)
+    assert manifests(folder) == calm
+
+
+KILLED_WHILE_WRITING = """
+import os, signal, sys
+from pathlib import Path
+import pipelines.encode
+from feature_store.codes import CodesRun
+from pipelines.config import EncodeOptions
+
+def in_process(worker, work, shards, *args, **options):
+    body = worker(work)
+    for shard in shards:
+        body.shard(shard)
+
+write = CodesRun._write_codes
+written = 0
+
+def dies_on_the_third(self, path, tokens):
+    global written
+    write(self, path, tokens)
+    written += 1
+    if written == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return write(self, path, tokens)
+
+pipelines.encode.do_shards, CodesRun._write_codes = in_process, dies_on_the_third
+pipelines.encode.encode(EncodeOptions(), Path(sys.argv[1]))
+"""
+
+
+def test_a_kill_while_a_part_is_written_leaves_a_run_that_resumes_to_the_same_bytes(own_store, without_actors):
+    folder = Layout(own_store).latest("codes").path
+    calm = manifests(folder)
+    shutil.rmtree(folder)
+    killed = subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, str(own_store)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert list((folder / "by_cell").glob(".tmp-*")), "the kill left nothing half written: the test shows nothing"
+    resumed = encode(EncodeOptions(), own_store)
+    assert (resumed.path, resumed.done, resumed.reused) == (folder, 3, 2)
+    assert manifests(folder) == calm
+    assert not list(folder.rglob(".tmp-*"))
+
+
+def test_encoding_without_an_sae_says_what_to_run_first(tmp_path):
+    with pytest.raises(NotFoundError, match="scsae train"):
+        encode(EncodeOptions(), tmp_path)
+    assert not list(tmp_path.iterdir())
