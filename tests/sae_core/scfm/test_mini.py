@@ -9,7 +9,7 @@ import torch
 from sae_core.scfm import FoundationModel, ScGPT, Site, Tokens, load_model
 from sae_core.scfm.checkpoint import MINI
 
-DIGEST = "8bd7b14f9b78e0c3b8774d4e2f1bfff3f47b695f39a1e061a7796421ed4df943"
+DIGEST = "664a5afe08aeb6bc205d12f4b33459277f00f3fa9859b4cbb39ea5c308ed26e5"
 B_CELL = {"CD74": 30, "HLA-DRA": 22, "MS4A1": 3, "CD79A": 4, "ACTB": 12, "RPLP0": 9, "B2M": 17}
 MONOCYTE = {"LYZ": 30, "S100A8": 22, "CD14": 3, "CST3": 4, "ACTB": 12, "RPLP0": 9, "B2M": 17}
 
