@@ -181,7 +181,7 @@ def steer(options: SteerOptions, store: Path, *, address: str | None = None) -> 
     """Steer towards or away from one target, evaluate on `test` cells, log to MLflow; resumed by calling again.
 
     Raises:
-        UsageError: no such kind or target, or no feature of the target was found on `select` cells.
+        UsageError: no such kind or target, no feature of the target on `select` cells, or no `test` cell that has it.
     """
     clock = Clock()
     layout = Layout(store)
@@ -197,6 +197,8 @@ def steer(options: SteerOptions, store: Path, *, address: str | None = None) -> 
         options,
         kinds=label_kinds(layout, dataset, cells),
     )
+    if not cells.filter(pl.col(options.kind).cast(pl.String) == target, split="test").height:
+        raise UsageError(f"no test cell has {options.kind} {target!r}; choose another --target or another data split")
     conditions = make_conditions(options, chosen, features)
     plan = {
         "format": FORMAT_VERSION,
@@ -306,7 +308,7 @@ def make_conditions(options: SteerOptions, chosen: tuple[int, ...], features: pl
         Condition(name=UNSTEERED),
         Condition(name=options.intervention, features=chosen),
         Condition(name=f"{options.intervention}, replace", features=chosen, mode="replace"),
-        Condition(name=RECONSTRUCTION),
+        Condition(name=RECONSTRUCTION, mode="replace"),
         *(Condition(name=RANDOM_FEATURES, draw=draw, features=tuple(matched[draw])) for draw in draws),
         *(Condition(name=RANDOM_DIRECTION, draw=draw, features=chosen, seed=options.seed + draw) for draw in draws),
     )
@@ -321,8 +323,6 @@ def evaluate(per_cell: commit.Run, cells: pl.DataFrame, options: SteerOptions, t
     known = known.sort("condition", "draw", "cell_idx")
     base = known.filter(pl.col("condition") == UNSTEERED)
     train, test = (base.filter(pl.col("split") == split) for split in ("train", "test"))
-    if not test.filter(pl.col("label") == target).height:
-        raise UsageError(f"no test cell has {options.kind} {target!r}; choose another --target or another data split")
     judge = Judge(
         train["embedding"].to_numpy(),
         train["label"].to_list(),

@@ -61,15 +61,20 @@ def own_store(chain, tmp_path) -> Path:
     return Path(shutil.copytree(chain.store, tmp_path / "own"))
 
 
+@pytest.fixture(scope="session")
+def shards_here():
+    """`do_shards` without Ray: every shard in this process, in order, as an actor would do it."""
+
+    def do_shards(worker, work, shards, *_args, **_options):
+        body = worker(work)
+        for shard in shards:
+            body.shard(shard)
+
+    return do_shards
+
+
 @pytest.fixture
-def without_actors(monkeypatch):
-    """Do every shard in this process, in order: what an actor does, without starting one."""
+def without_actors(monkeypatch, shards_here):
+    """Start no actor in any stage."""
     for stage in ("extract", "encode", "steer"):
-        monkeypatch.setattr(f"pipelines.{stage}.do_shards", shards_in_process)
-
-
-def shards_in_process(worker, work, shards, *_args, **_options):
-    """`do_shards` without Ray."""
-    body = worker(work)
-    for shard in shards:
-        body.shard(shard)
+        monkeypatch.setattr(f"pipelines.{stage}.do_shards", shards_here)
