@@ -1,8 +1,8 @@
 """What a step may not do to the decoder: a direction has no length.
 
-Without it the L1-free losses let decoder rows grow while codes shrink, and a code's value would mean nothing across
-features. A constraint acts twice: on the gradient, so that Adam's moments hold no component that is projected away
-afterwards, and on the weights after the step.
+Without it decoder rows can grow while codes shrink, and a code's value would mean nothing across features. A
+constraint acts twice: on the gradient, so that Adam's moments hold no component that is projected away afterwards,
+and on the weights after the step.
 """
 
 from collections.abc import Callable

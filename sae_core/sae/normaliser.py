@@ -90,5 +90,5 @@ class Normaliser:
 
     @property
     def gamma(self) -> float:
-        """||mu|| / ||sigma||: the mean's length against the spread; above about 1, dead features are to be feared."""
+        """||mu|| / ||sigma||: the longer the mean against the spread, the more features die without centring."""
         return float(torch.linalg.vector_norm(self.mean)) / self.scale

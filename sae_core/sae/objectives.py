@@ -2,8 +2,9 @@
 
 A feature that never fires gets no gradient from the reconstruction. AuxK lets the dead ones reconstruct what the
 living ones left over, e = x - x_hat, so that they move to where something is missing. Only the columns of the dead
-features are computed: 139 ms against 620 for all of them at B 4096, d 512, F 8192 with a tenth dead. Seen elsewhere:
-AuxK on values cut off from the graph, so that the decoder learned and the encoder did not.
+features are computed. Seen elsewhere: AuxK on values cut off from the graph, so that the decoder learned and the
+encoder did not. What AuxK cannot do: a feature whose pre-activation is negative on every token gets no gradient from it
+either, and a learning rate that is too high makes such features (mini model, F 2048: 5 at 5e-3, 413 at 1.5e-2).
 """
 
 from collections.abc import Callable

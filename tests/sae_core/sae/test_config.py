@@ -63,10 +63,10 @@ def test_the_rate_rises_to_its_peak_stays_and_falls_towards_zero():
     assert all(b < a for a, b in pairwise(rates[80:]))
 
 
-def test_the_default_rate_follows_the_square_root_of_the_width():
+def test_the_default_rate_follows_the_square_root_of_the_width_from_1024_features_on():
     config = TrainConfig(n_steps=1)
-    assert config.peak_lr(2**14) == pytest.approx(2e-4)
-    assert config.peak_lr(2**10) == pytest.approx(8e-4)
+    assert [config.peak_lr(n) for n in (64, 1024, 4096, 2**14)] == pytest.approx([5e-3, 5e-3, 2.5e-3, 1.25e-3])
+    assert TrainConfig(n_steps=1, lr=0.1).peak_lr(4096) == 0.1
 
 
 def test_the_dead_window_scales_with_the_run_and_is_bounded():

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sae_core.sae import selectors
 from sae_core.sae.selectors import above_threshold, batch_topk, token_topk
 
 
@@ -17,20 +18,24 @@ def test_batch_topk_keeps_the_k_times_n_largest_of_the_whole_batch():
     assert sorted(kept[kept != 0].tolist()) == sorted(pre.flatten().tolist())[-51:]
 
 
-@pytest.mark.parametrize("floor", [0.0, 0.3, 1.0, 1.2, 5.0])
-def test_the_floor_of_batch_topk_changes_no_result(floor):
-    pre = pre_activations()
-    exact, hinted = batch_topk(pre, 3), batch_topk(pre, 3, floor=floor)
-    assert torch.equal(exact.crow, hinted.crow)
-    assert torch.equal(exact.col, hinted.col)
-    assert torch.equal(exact.value, hinted.value)
+@pytest.mark.parametrize("n_tokens", [16, 100, 1001])
+@pytest.mark.parametrize("order", ["as drawn", "loud tokens sampled", "quiet tokens sampled"])
+def test_the_guess_of_the_cutoff_changes_no_result(monkeypatch, n_tokens, order):
+    pre = pre_activations(n_tokens)
+    if order != "as drawn":
+        pre[:: selectors.SAMPLE] *= 100.0 if order.startswith("loud") else 0.01
+    plain = batch_topk(pre, 3)
+    monkeypatch.setattr(selectors, "SMALL", 50)
+    guessed = batch_topk(pre, 3)
+    assert torch.equal(plain.crow, guessed.crow)
+    assert torch.equal(plain.col, guessed.col)
+    assert torch.equal(plain.value, guessed.value)
+    assert sorted(plain.value.tolist()) == sorted(pre.flatten().tolist())[-3 * n_tokens :]
 
 
-@pytest.mark.parametrize("floor", [0.0, 0.5])
-def test_ties_at_the_cutoff_are_broken_by_order_and_the_count_stays_exact(floor):
+def test_ties_at_the_cutoff_are_broken_by_order_and_the_count_stays_exact():
     pre = torch.tensor([[1.0, 2.0, 1.0], [1.0, 1.0, 3.0]])
-    kept = batch_topk(pre, 2, floor=floor)
-    assert kept.to_dense().tolist() == [[1.0, 2.0, 1.0], [0.0, 0.0, 3.0]]
+    assert batch_topk(pre, 2).to_dense().tolist() == [[1.0, 2.0, 1.0], [0.0, 0.0, 3.0]]
 
 
 @pytest.mark.parametrize("select", [batch_topk, token_topk])

@@ -1,0 +1,110 @@
+"""Time of one BatchTopK training step against a dense one, both in this run on this machine.
+
+    python tests/benchmarks/bench_sae_step.py [--threads 2] [--cpu-time] [--repeats 7] [--shape 4096 512 4096 32]
+
+The dense baseline is the common way to write a step: dense encoder, top-k over the flattened batch, dense decoder,
+dense gradients by autograd, Adam, projection of the decoder's gradient, renormalisation of its rows. The two take
+turns, so that another program on the machine slows both; a figure is the fastest of the repeats. `product` is
+x W_enc^T alone, which both need.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+from sae_core.sae import Normaliser, SAEConfig, TrainConfig, Trainer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SHAPES = [(4096, 128, 1024, 16), (4096, 512, 4096, 32), (4096, 512, 8192, 32), (4096, 512, 16384, 32)]
+WARM_UP = 12  # steps before the clock: the sparse step learns where the cutoff lies
+
+
+def planted(n_tokens: int, d_model: int, n_features: int, k: int) -> torch.Tensor:
+    """Normalised sums of about k random unit directions."""
+    generator = torch.Generator().manual_seed(0)
+    directions = functional.normalize(torch.randn(n_features, d_model, generator=generator), dim=1)
+    index = torch.randint(n_features, (n_tokens, k), generator=generator)
+    x = functional.embedding_bag(index, directions, mode="sum")
+    return (x - x.mean(0)) / x.var(0).sum().sqrt()
+
+
+def dense_step(x: torch.Tensor, n_features: int, k: int) -> Callable[[], None]:
+    """The baseline, in normalised units."""
+    generator = torch.Generator().manual_seed(0)
+    start = functional.normalize(torch.randn(n_features, x.shape[1], generator=generator), dim=1)
+    W_dec, W_enc = start.clone().requires_grad_(), start.clone().requires_grad_()
+    b_enc, b_dec = torch.zeros(n_features, requires_grad=True), torch.zeros(x.shape[1], requires_grad=True)
+    adam = torch.optim.Adam([W_dec, W_enc, b_enc, b_dec], lr=1e-3)
+
+    def step() -> None:
+        acts = functional.linear(x, W_enc, b_enc).relu()
+        top = acts.flatten().topk(k * x.shape[0], sorted=False)
+        z = torch.zeros_like(acts).flatten().scatter(0, top.indices, top.values).view_as(acts)
+        loss = (x - (z @ W_dec + b_dec)).square().sum(dim=1).mean()
+        adam.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            W_dec.grad.sub_((W_dec.grad * W_dec).sum(dim=1, keepdim=True) * W_dec)
+            adam.step()
+            W_dec.div_(W_dec.norm(dim=1, keepdim=True))
+
+    return step
+
+
+def sparse_step(x: torch.Tensor, n_features: int, k: int) -> Callable[[], None]:
+    """The trainer's step, as `scsae train` runs it."""
+    config = SAEConfig(d_model=x.shape[1], n_features=n_features, k=k)
+    normaliser = Normaliser.fit([x])
+    trainer = Trainer(config, TrainConfig(n_steps=10**6, batch_size=x.shape[0], lr=1e-3), normaliser)
+    for _ in range(WARM_UP):
+        trainer.step(x)
+    return lambda: trainer.step(x) and None
+
+
+def fastest(functions: list[Callable[[], object]], repeats: int, clock: Callable[[], float]) -> list[float]:
+    """Fastest time of each in milliseconds, taking turns."""
+    best = [float("inf")] * len(functions)
+    for _ in range(repeats):
+        for i, function in enumerate(functions):
+            start = clock()
+            function()
+            best[i] = min(best[i], 1e3 * (clock() - start))
+    return best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--cpu-time", action="store_true", help="on a busy machine, with --threads 1")
+    parser.add_argument("--shape", type=int, nargs=4, action="append", metavar=("B", "D", "F", "K"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    clock, kind = (time.process_time, "CPU") if options.cpu_time else (time.perf_counter, "wall")
+    print(f"torch {torch.__version__}, {options.threads} threads, fastest of {options.repeats}, {kind} ms a step")
+    print(f"{'B':>6} {'d':>5} {'F':>6} {'k':>3} {'dense':>9} {'scsae':>9} {'product':>9} {'ratio':>6}")
+    for n_tokens, d_model, n_features, k in options.shape or SHAPES:
+        x = planted(n_tokens, d_model, n_features, k)
+        weight, out = torch.randn(n_features, d_model), torch.empty(n_tokens, n_features)
+        steps = [
+            dense_step(x, n_features, k),
+            sparse_step(x, n_features, k),
+            lambda x=x, weight=weight, out=out: torch.mm(x, weight.T, out=out),
+        ]
+        dense, sparse, product = fastest(steps, options.repeats, clock)
+        print(
+            f"{n_tokens:>6} {d_model:>5} {n_features:>6} {k:>3} {dense:>9.1f} {sparse:>9.1f} {product:>9.1f} "
+            f"{dense / sparse:>6.1f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
