@@ -1,8 +1,8 @@
 """The inference threshold of BatchTopK: theta such that held-out tokens have k active features on average.
 
-In training the cutoff follows the batch; a running mean of it is biased (it lies 6 % off on the mini model) and so is
-only shown. E[L0] as a function of theta is a count of pre-activations above theta, so the theta asked for is an order
-statistic: the (k * n_tokens)-th largest. It is read off a histogram of the numbers' own bit patterns: positive
+In training the cutoff follows the batch; a running mean of it is biased (it lies up to 6 % off on the mini model) and
+so is only shown. E[L0] as a function of theta is a count of pre-activations above theta, so the theta asked for is an
+order statistic: the (k * n_tokens)-th largest. It is read off a histogram of the numbers' own bit patterns: positive
 float32 patterns ascend with their value, and their upper 19 bits are bins of relative width 2^-11 (0.05 %) over the
 whole range of floats. One pass over any number of tokens in 4 MB, and the histograms of two workers add up. The bin
 is found by bisection of the cumulative counts.
