@@ -106,16 +106,16 @@ class TrainOptions(Options):
     """Optimizer steps."""
     batch_size: int = Field(default=2048, ge=1)
     """Tokens per step."""
-    lr: float = Field(default=1e-3, gt=0)
-    """Peak learning rate."""
+    lr: float | None = Field(default=None, gt=0)
+    """Peak learning rate; default: 5e-3, less for more than 1,024 features."""
     seed: int = Field(default=0, ge=0)
     """Seed of the weights and of the shuffle."""
     checkpoint_steps: int = Field(default=500, ge=1)
     """Steps between two checkpoints."""
     num_workers: int = Field(default=1, ge=0, le=1)
     """Ray Train workers: 1, or 0 to run the same loop in the driver's process (starts 20 s sooner)."""
-    num_cpus: int = Field(default=2, ge=1)
-    """CPU cores of the worker, fewer if the cluster has fewer."""
+    num_cpus: int = Field(default=1, ge=1)
+    """CPU cores of the worker; more than one pays on cores that nothing else uses."""
     num_gpus: float = Field(default=0.0, ge=0)
     """GPUs of the worker."""
     name: str | None = None

@@ -23,7 +23,7 @@ from feature_store import commit, files, ingest
 from feature_store.activations import ActivationReader
 from feature_store.layout import TEMPORARY, Layout, run_id
 from feature_store.stream import TokenStream
-from pipelines.cluster import available_cpus, ray_session
+from pipelines.cluster import ray_session
 from pipelines.config import TrainOptions
 from pipelines.errors import RunFailedError, UsageError, root_cause
 from pipelines.progress import ticking
@@ -122,7 +122,7 @@ def _run_job(job: TrainJob, options: TrainOptions, *, address: str | None) -> No
         import ray.train
         from ray.train.torch import TorchTrainer
 
-        resources: dict[str, float] = {"CPU": min(options.num_cpus, available_cpus())}
+        resources: dict[str, float] = {"CPU": options.num_cpus}
         if options.num_gpus > 0:
             resources["GPU"] = options.num_gpus
         trainer = TorchTrainer(

@@ -19,6 +19,7 @@ from pipelines.config import (
     SteerOptions,
     TrainOptions,
 )
+from pipelines.errors import UsageError
 from pipelines.recipes.pbmc import BATCH, CELL_TYPE, write_pbmc68k
 from pipelines.recipes.run import run_recipe
 from pipelines.report import console, print_frame, print_steering, registered_models
@@ -26,7 +27,7 @@ from pipelines.stage import Clock, StageResult
 
 LAYER = "2"
 SHARD_CELLS = 100
-TRAIN = TrainOptions(n_features=1024, k=16, n_steps=1500, batch_size=2048, checkpoint_steps=300)
+TRAIN = TrainOptions(n_features=1024, k=16, n_steps=800, batch_size=2048, checkpoint_steps=200)
 P_LEVEL = 0.05
 EMBEDDED_TARGET = "CD19+ B"
 EMBEDDED_LABELS = (EMBEDDED_TARGET, "CD56+ NK")
@@ -66,6 +67,11 @@ def demo_recipe(
     """The demo's stages with their options; without `data` the embedded cells are written to the store first."""
     target = None
     if data is None:
+        if donor or batch or cell_type:
+            raise UsageError(
+                f"obs columns were named without --data (donor {donor!r}, batch {batch!r}, cell type {cell_type!r}); "
+                "the embedded cells have theirs: give --data FILE.h5ad, or leave the columns out"
+            )
         data, batch, cell_type, target = write_pbmc68k(store / "data"), BATCH, CELL_TYPE, EMBEDDED_TARGET
     return Recipe(
         extract=ExtractOptions(
