@@ -5,17 +5,28 @@ Usage: `model = load_model("mini")` (or a checkpoint folder), `match = model.mat
 """
 
 from sae_core.scfm.checkpoint import load_model
+from sae_core.scfm.coverage import Coverage
 from sae_core.scfm.foundation import FoundationModel, Prefix
+from sae_core.scfm.geneformer import Geneformer, GeneformerConfig
+from sae_core.scfm.precision import precision_error
+from sae_core.scfm.pretraining import PretrainingLoss
+from sae_core.scfm.scfoundation import ScFoundation, ScFoundationConfig
 from sae_core.scfm.scgpt import ScGPT, ScGPTConfig
 from sae_core.scfm.sites import Patch, Site, TokenInfo
 from sae_core.scfm.tokens import Tokens
 from sae_core.scfm.vocabulary import GeneMatch, Vocabulary
 
 __all__ = [
+    "Coverage",
     "FoundationModel",
     "GeneMatch",
+    "Geneformer",
+    "GeneformerConfig",
     "Patch",
     "Prefix",
+    "PretrainingLoss",
+    "ScFoundation",
+    "ScFoundationConfig",
     "ScGPT",
     "ScGPTConfig",
     "Site",
@@ -23,4 +34,5 @@ __all__ = [
     "Tokens",
     "Vocabulary",
     "load_model",
+    "precision_error",
 ]

@@ -44,10 +44,12 @@ class SelfAttention(nn.Module):
         `n_keys`: only the first positions are keys (all others only ask), as the queries of masked-value training do.
         """
         n_rows, n_positions, d_model = x.shape
-        keys = x if n_keys is None else x[:, :n_keys]
         w, b = self.Wqkv.weight, self.Wqkv.bias
-        q = F.linear(x, w[:d_model], b[:d_model])
-        k, v = F.linear(keys, w[d_model:], b[d_model:]).chunk(2, dim=-1)
+        if n_keys is None:
+            q, k, v = self.Wqkv(x).chunk(3, dim=-1)
+        else:
+            q = F.linear(x, w[:d_model], b[:d_model])
+            k, v = F.linear(x[:, :n_keys], w[d_model:], b[d_model:]).chunk(2, dim=-1)
         q, k, v = (t.view(n_rows, t.shape[1], self.n_heads, -1).transpose(1, 2) for t in (q, k, v))
         mask = None if key_mask is None else key_mask[:, None, None, :]
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)

@@ -1,18 +1,17 @@
 """What every foundation model does alike: run ragged tokens in length buckets, read sites, apply patches, pool cells.
 
-Cells are sorted by length and batched so that a batch holds at most `max_batch_tokens` positions, padding included, and
-no cell is padded by more than a quarter. Results come back in the order of the tokens, so batching is invisible: a cell
-gives the same numbers to 1e-5 whatever its neighbours are. Only real tokens are ever read or patched. Blocks after the
-deepest site asked for are not run.
+Results come back in the order of the tokens, so batching (`sae_core.scfm.batches`) is invisible: a cell gives the same
+numbers to 1e-5 whatever its neighbours are. Only real tokens are ever read or patched. Blocks after the deepest site
+asked for are not run. A family adds its network, its tokenizer, its readouts and its pretraining task; docs/
+how-to-add-a-model.md says how.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -20,13 +19,16 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from sae_core.errors import ConfigError
+from sae_core.scfm.batches import Batch, plan_batches
+from sae_core.scfm.coverage import Coverage, coverage_of
 from sae_core.scfm.encoder import EncoderBlock
-from sae_core.scfm.sites import Patch, Site, Tap, TokenInfo
+from sae_core.scfm.pretraining import Asked, PretrainingLoss, Question
+from sae_core.scfm.sites import Patch, Site, Tap
 from sae_core.scfm.tokens import Tokens
 from sae_core.scfm.vocabulary import GeneMatch, Vocabulary
 
-Readout = Literal["mean", "cls"]
-_MAX_BATCH_TOKENS = 16384
+_MAX_BATCH_TOKENS = 8192
+FINAL = Site(kind="final")
 
 
 class Prefix(NamedTuple):
@@ -37,14 +39,30 @@ class Prefix(NamedTuple):
 
 
 class FoundationModel(nn.Module, ABC):
-    """A single-cell foundation model: a vocabulary, a tokenizer, an input embedding and a stack of encoder blocks."""
+    """A single-cell foundation model: a vocabulary, a tokenizer, an input embedding and a stack of encoder blocks.
 
-    family: str
+    Attributes:
+        family, name, digest: kind of model, its folder's name, sha256 of everything that determines its numbers.
+        d_model, n_layers: sizes.
+        vocabulary: its genes.
+        readouts: ways to make one vector of a cell, the family's own (`readout="official"`) first.
+        mask_fraction: share of a cell's genes that its pretraining hides.
+        max_genes: gene tokens that a cell can have; None for no limit.
+        ignored_weights: weights of the checkpoint that no activation and no loss needs.
+        autocast: dtype of the matrix products, None for that of the weights.
+    """
+
+    family: ClassVar[str]
     name: str
     digest: str
     d_model: int
     n_layers: int
     vocabulary: Vocabulary
+    readouts: tuple[str, ...]
+    mask_fraction: float
+    max_genes: int | None = None
+    ignored_weights: tuple[str, ...] = ()
+    autocast: torch.dtype | None = None
 
     @property
     @abstractmethod
@@ -72,9 +90,35 @@ class FoundationModel(nn.Module, ABC):
 
     @abstractmethod
     def pool(
-        self, x: Float[Tensor, "row position d_model"], is_gene: Bool[Tensor, "row position"], readout: Readout
-    ) -> Float[Tensor, "row d_model"]:
-        """One vector a cell from one site's activations; `is_gene` is false for padding and special tokens."""
+        self, x: Float[Tensor, "row position d_model"], is_gene: Bool[Tensor, "row position"], readout: str
+    ) -> Float[Tensor, "row width"]:
+        """One vector a cell by one of `readouts`; `is_gene` is false for padding and special tokens."""
+
+    @abstractmethod
+    def ask(self, tokens: Tokens, *, seed: int, fraction: float) -> Question:
+        """The pretraining task on these cells: what is hidden, drawn from (seed, cell)."""
+
+    @abstractmethod
+    def errors(self, x: Float[Tensor, "row position d_model"], batch: Batch, asked: Asked) -> Float[Tensor, " asked"]:
+        """Error of each answer, from the encoder's output. ConfigError if the checkpoint lacks the head."""
+
+    @abstractmethod
+    def reset_weights(self, *, seed: int) -> None:
+        """Draw every weight anew from `seed`: the control for whatever the pretrained ones are said to show."""
+
+    @property
+    def final_norm(self) -> nn.Module | None:
+        """The norm after the last block, if there is one; its output is the site "final"."""
+        return None
+
+    @property
+    def default_site(self) -> Site:
+        """Where the family reads its cell embedding."""
+        return self.sites[-1]
+
+    def width(self, readout: str) -> int:
+        """Length of the vector that a readout gives."""
+        return self.d_model
 
     def match_genes(self, symbols: Sequence[str], ensembl_ids: Sequence[str] | None = None) -> GeneMatch:
         """Find the genes of a data set in the vocabulary.
@@ -84,11 +128,15 @@ class FoundationModel(nn.Module, ABC):
         """
         return self.vocabulary.match(symbols, ensembl_ids)
 
+    def coverage(self, indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, match: GeneMatch) -> Coverage:
+        """How much of the cells in CSR rows this model sees."""
+        return coverage_of(indptr, indices, data, match, n_vocabulary=self.vocabulary.n_genes)
+
     @property
     def sites(self) -> tuple[Site, ...]:
         """All sites, in the order in which they are computed."""
         inner = (Site(kind=kind, index=i) for i in range(self.n_layers) for kind in ("attention", "mlp", "layer"))
-        return (Site(kind="embedding"), *inner)
+        return (Site(kind="embedding"), *inner, *(() if self.final_norm is None else (FINAL,)))
 
     @torch.no_grad()
     def activations(
@@ -110,7 +158,7 @@ class FoundationModel(nn.Module, ABC):
         patch_of = self._patches(patches)
         first = next(self.parameters())
         out = {site: torch.empty(tokens.n_tokens, self.d_model, dtype=first.dtype) for site in wanted}
-        depth = max((site.n_blocks for site in wanted), default=0)
+        depth = max((self._depth(site) for site in wanted), default=0)
         for batch in self._batches(tokens, max_batch_tokens):
             self._run(batch, depth, partial(_tap, batch=batch, out=out, patches=patch_of))
         return out
@@ -120,44 +168,86 @@ class FoundationModel(nn.Module, ABC):
         self,
         tokens: Tokens,
         *,
-        readout: Readout = "mean",
+        readout: str = "mean",
         site: Site | str | None = None,
         patches: Mapping[Site | str, Patch] | None = None,
         prefix: Prefix | None = None,
         max_batch_tokens: int = _MAX_BATCH_TOKENS,
-    ) -> Float[Tensor, "cell d_model"]:
+    ) -> Float[Tensor, "cell width"]:
         """One vector a cell, in host memory; NaN for a cell without tokens.
 
-        "mean": masked mean over the gene tokens. "cls": the family's own cell token. `site`: where to read, by default
-        the output of the last block; it has to be an embedding or a layer site. `prefix`: what `activations` gave for
-        all these tokens at a site, to go on from there; many interventions at one site then share the blocks before it.
+        `readout`: one of `readouts`, or "official" for the family's own. "mean" is the masked mean over the gene tokens
+        in every family. `site`: where to read, by default where the family does (`default_site`). `prefix`: what
+        `activations` gave for all these tokens at a site, to go on from there; many interventions at one site then
+        share the blocks before it.
 
         Raises:
-            ConfigError: no such site or readout, or a prefix that is not of these tokens or lies after a patch.
+            ConfigError: no such site or readout, a patch after the place of reading, or a prefix that is not of these
+                tokens or lies after a patch.
         """
-        at = self._site(site) if site is not None else Site(kind="layer", index=self.n_layers - 1)
-        if at.kind not in ("embedding", "layer"):
-            raise ConfigError(f"a cell is read at 'embedding' or 'layer.I', not at {str(at)!r}")
+        readout = self._readout(readout)
+        at = self._site(site) if site is not None else self.default_site
+        if at.kind in ("attention", "mlp"):
+            raise ConfigError(f"a cell is read at 'embedding', 'layer.I' or 'final', not at {str(at)!r}")
         patch_of = self._patches(patches)
         self._check_prefix(prefix, tokens, patch_of)
-        first = next(self.parameters())
-        out = torch.full((tokens.n_cells, self.d_model), torch.nan, dtype=first.dtype)
+        starts = [*patch_of, *([] if prefix is None else [self._site(prefix.site)])]
+        if late := [str(start) for start in starts if self._depth(start) > self._depth(at)]:
+            raise ConfigError(
+                f"{', '.join(late)} lies after {at}, where the cell is read, so it would change nothing; "
+                f"give `site`, e.g. {str(self.sites[-1])!r}"
+            )
+        out = torch.full((tokens.n_cells, self.width(readout)), torch.nan, dtype=next(self.parameters()).dtype)
         for batch in self._batches(tokens, max_batch_tokens):
-            x = self._run(batch, at.n_blocks, partial(_tap, batch=batch, out={}, patches=patch_of), prefix)
-            out[batch.cells] = self.pool(x, batch.is_gene, readout).cpu()
+            x = self._run(batch, self._depth(at), partial(_tap, batch=batch, out={}, patches=patch_of), prefix)
+            out[batch.cells] = self.pool(x.to(out.dtype), batch.is_gene, readout).cpu()
         return out
 
-    def _run(self, batch: _Batch, n_blocks: int, tap: Tap, prefix: Prefix | None = None) -> Tensor:
-        if prefix is None:
-            n_done, x = 0, tap(Site(kind="embedding"), self.input_embedding(batch.gene_id, batch.value))
-        else:
-            start = self._site(prefix.site)
-            x = prefix.x.new_zeros(*batch.is_real.shape, self.d_model).to(batch.is_real.device)
-            x[batch.is_real] = prefix.x[batch.rows].to(x.device)
-            n_done, x = start.n_blocks, tap(start, x)
-        key_mask = batch.is_real if batch.padded else None
-        for i, block in enumerate(self.blocks[n_done:n_blocks], start=n_done):
-            x = block(x, index=i, tap=tap, key_mask=key_mask)
+    @torch.no_grad()
+    def pretraining_loss(
+        self,
+        tokens: Tokens,
+        *,
+        seed: int = 0,
+        mask_fraction: float | None = None,
+        patches: Mapping[Site | str, Patch] | None = None,
+        max_batch_tokens: int = _MAX_BATCH_TOKENS,
+    ) -> PretrainingLoss:
+        """The model's own pretraining loss on these cells, with `patches` in place (`sae_core.scfm.pretraining`).
+
+        One seed hides the same genes whatever the patches are. A cell with fewer than two genes is asked nothing.
+
+        Raises:
+            ConfigError: the checkpoint lacks the head that answers.
+        """
+        fraction = self.mask_fraction if mask_fraction is None else mask_fraction
+        question = self.ask(tokens, seed=seed, fraction=fraction)
+        patch_of = self._patches(patches)
+        total = torch.full((tokens.n_cells,), torch.nan, dtype=torch.float64)
+        n_asked = torch.from_numpy(np.bincount(question.cell, minlength=tokens.n_cells))
+        for batch in self._batches(question.tokens, max_batch_tokens, is_query=question.is_query):
+            asked = Asked.of(question, batch)
+            x = self._run(batch, self._depth(self.sites[-1]), partial(_tap, batch=batch, out={}, patches=patch_of))
+            error = self.errors(x, batch, asked).double()
+            of_row = torch.zeros(len(batch.cells), dtype=torch.float64, device=error.device)
+            total[batch.cells] = of_row.index_add_(0, asked.row, error).cpu()
+        return PretrainingLoss(
+            per_cell=torch.where(n_asked > 0, total / n_asked.clamp(min=1), torch.nan), n_asked=n_asked
+        )
+
+    def _run(self, batch: Batch, depth: int, tap: Tap, prefix: Prefix | None = None) -> Tensor:
+        device = batch.gene_id.device.type
+        with torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None):
+            if prefix is None:
+                n_done, x = 0, tap(Site(kind="embedding"), self.input_embedding(batch.gene_id, batch.value))
+            else:
+                start = self._site(prefix.site)
+                x = batch.padded(prefix.x[batch.rows].to(batch.gene_id.device))
+                n_done, x = self._depth(start), tap(start, x)
+            for i, block in enumerate(self.blocks[n_done:depth], start=n_done):
+                x = block(x, index=i, tap=tap, key_mask=batch.key_mask)
+            if self.final_norm is not None and n_done <= self.n_layers < depth:
+                x = tap(FINAL, self.final_norm(x))
         return x
 
     def _check_prefix(self, prefix: Prefix | None, tokens: Tokens, patches: Mapping[Site, Patch]) -> None:
@@ -170,103 +260,55 @@ class FoundationModel(nn.Module, ABC):
                 f"`activations` gives for these tokens at 'embedding' or 'layer.I': {(tokens.n_tokens, self.d_model)}"
             )
         # inside a block, attention and mlp come before the layer's own output
-        early = [str(p) for p in patches if p != start and p.n_blocks <= start.n_blocks]
+        early = [str(p) for p in patches if p != start and self._depth(p) <= self._depth(start)]
         if early:
             raise ConfigError(f"patches at {', '.join(early)} come before the prefix at {start}; leave out the prefix")
 
     def _site(self, site: Site | str) -> Site:
         parsed = Site.parse(site)
-        if parsed.n_blocks > self.n_layers:
+        lacks_final = parsed.kind == "final" and self.final_norm is None
+        if lacks_final or (parsed.index is not None and parsed.index >= self.n_layers):
             raise ConfigError(
                 f"{self.name} has no site {str(parsed)!r}; it has {self.n_layers} layers, so allowed are embedding, "
                 f"layer.0 to layer.{self.n_layers - 1} and the same of attention and mlp"
+                + ("" if self.final_norm is None else ", and final")
             )
         return parsed
+
+    def _depth(self, site: Site) -> int:
+        return self.n_layers + 1 if site.n_blocks is None else site.n_blocks
+
+    def _readout(self, readout: str) -> str:
+        if readout != "official" and readout not in self.readouts:
+            raise ConfigError(
+                f"unknown readout {readout!r}; allowed for {self.name}: {', '.join(self.readouts)}, official"
+            )
+        return self.readouts[0] if readout == "official" else readout
 
     def _patches(self, patches: Mapping[Site | str, Patch] | None) -> dict[Site, Patch]:
         return {self._site(site): patch for site, patch in (patches or {}).items()}
 
-    def _batches(self, tokens: Tokens, max_batch_tokens: int) -> Iterator[_Batch]:
+    def _batches(
+        self, tokens: Tokens, max_batch_tokens: int, is_query: Bool[np.ndarray, " token"] | None = None
+    ) -> Iterator[Batch]:
         parameter = next(self.parameters())
         for cells in plan_batches(tokens.lengths, max_batch_tokens):
-            yield _Batch.of(tokens, cells, device=parameter.device, dtype=parameter.dtype)
+            yield Batch.of(tokens, cells, device=parameter.device, dtype=parameter.dtype, is_query=is_query)
 
 
-def plan_batches(lengths: Int64[np.ndarray, " cell"], max_batch_tokens: int) -> list[Int64[np.ndarray, " batch"]]:
-    """Cells that have tokens, by rising length, cut into batches; a cell longer than the limit is alone in its batch.
-
-    Raises:
-        ConfigError: `max_batch_tokens` is not positive.
-    """
-    if max_batch_tokens < 1:
-        raise ConfigError(f"max_batch_tokens must be at least 1, got {max_batch_tokens}")
-    order = np.argsort(lengths, kind="stable")
-    order = order[lengths[order] > 0]
-    batches, start = [], 0
-    for stop in range(1, len(order) + 1):
-        if stop < len(order):
-            longest, shortest = int(lengths[order[stop]]), int(lengths[order[start]])
-            if (stop + 1 - start) * longest <= max_batch_tokens and longest <= 1.25 * shortest + 4:
-                continue
-        batches.append(order[start:stop])
-        start = stop
-    return batches
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Batch:
-    """Padded tokens of a few cells; `rows` are the rows of its real tokens in the ragged tokens."""
-
-    cells: Tensor
-    rows: Tensor
-    gene_id: Tensor
-    value: Tensor
-    is_real: Tensor
-    is_gene: Tensor
-    info: TokenInfo
-    padded: bool
-
-    @classmethod
-    def of(
-        cls, tokens: Tokens, cells: Int64[np.ndarray, " batch"], *, device: torch.device, dtype: torch.dtype
-    ) -> _Batch:
-        lengths = tokens.lengths[cells]
-        position = np.arange(lengths.max())
-        is_real = position < lengths[:, None]
-        row_of = np.where(is_real, tokens.offsets[cells][:, None] + position, tokens.offsets[cells][:, None])
-        rows = row_of[is_real]
-
-        def put(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(array).to(device)
-
-        return cls(
-            cells=torch.from_numpy(cells),
-            rows=torch.from_numpy(rows),
-            gene_id=put(tokens.gene_id[row_of]),
-            value=put(tokens.value[row_of]).to(dtype),
-            is_real=put(is_real),
-            is_gene=put(is_real & ~tokens.is_special[row_of]),
-            info=TokenInfo(
-                gene_id=put(tokens.gene_id[rows]),
-                cell=put(np.repeat(cells, lengths)),
-                is_special=put(tokens.is_special[rows]),
-            ),
-            padded=not is_real.all(),
-        )
-
-
-def _tap(site: Site, x: Tensor, *, batch: _Batch, out: dict[Site, Tensor], patches: dict[Site, Patch]) -> Tensor:
+def _tap(site: Site, x: Tensor, *, batch: Batch, out: dict[Site, Tensor], patches: dict[Site, Patch]) -> Tensor:
     if site not in out and site not in patches:
         return x
-    real = x[batch.is_real]
+    real = batch.real(x)
     if site in patches:
-        patched = patches[site](real, batch.info)
+        with torch.autocast(x.device.type, enabled=False):
+            patched = patches[site](real, batch.info)
         if patched.shape != real.shape:
             raise ConfigError(f"a patch at {site} made {tuple(patched.shape)} of {tuple(real.shape)}; keep the shape")
-        x = x.clone()
-        x[batch.is_real] = real = patched.to(x.dtype)
+        real = patched.to(x.dtype)
+        x = batch.padded(real, like=x)
     if site in out:
-        out[site][batch.rows] = real.to("cpu")
+        out[site][batch.rows] = real.to("cpu", out[site].dtype)
     return x
 
 

@@ -7,9 +7,13 @@ Heads of its pretraining, kept because the checkpoint has them and because train
     decoder      v_hat = MLP(x_gene)                              masked-value prediction from a gene's own token
     mvc_decoder  v_hat = (W sigmoid(W_q Emb(gene))) . x_cls       masked-value prediction from the cell token
 
+A fine-tuned checkpoint may add batch labels, which only the heads read (`batch_encoder`), and a batch norm of the
+input, common (`bn`) or one per batch (`dsbn`); which batch is asked for is `batch_label` in args.json.
+
 Module names are those of the official checkpoints (flash-attention naming), so a state dict loads without a table;
-torch's `in_proj_` naming and an `_impl.` level are renamed. Weights of an unused part (`cls_decoder.`, `flag_encoder.`)
-are listed in `ignored_weights`; any other surplus or missing weight is an error.
+torch's `in_proj_` naming and an `_impl.` or `module.` level are renamed. Weights of an unused part (`cls_decoder.`,
+`flag_encoder.`, adversarial and zero-inflation heads) are listed in `ignored_weights`; any other surplus or missing
+weight is an error.
 
 Cui et al. 2024, scGPT, 10.1038/s41592-024-02201-0.
 """
@@ -18,8 +22,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import numpy as np
 import torch
@@ -28,16 +32,32 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from sae_core.errors import CheckpointError, ConfigError
+from sae_core.scfm.batches import Batch
 from sae_core.scfm.binning import TieBreak
 from sae_core.scfm.encoder import EncoderBlock
-from sae_core.scfm.foundation import FoundationModel, Readout, masked_mean
+from sae_core.scfm.foundation import FoundationModel, masked_mean
+from sae_core.scfm.pretraining import Asked, Question, hidden_genes
+from sae_core.scfm.readers import fit_weights
 from sae_core.scfm.scgpt_tokenizer import ScGPTTokenizer
 from sae_core.scfm.tokens import Tokens
 from sae_core.scfm.vocabulary import GeneMatch, Vocabulary
 
-_RENAMES = ((re.compile(r"self_attn\._impl\."), "self_attn."), (re.compile(r"self_attn\.in_proj_"), "self_attn.Wqkv."))
-_UNUSED = ("cls_decoder.", "flag_encoder.")
+_RENAMES = (
+    (re.compile(r"^module\."), ""),
+    (re.compile(r"self_attn\._impl\."), "self_attn."),
+    (re.compile(r"self_attn\.in_proj_"), "self_attn.Wqkv."),
+)
+_UNUSED = (
+    "cls_decoder.",
+    "flag_encoder.",
+    "grad_reverse_discriminator.",
+    "decoder.zero_logit.",
+    "mvc_decoder.W_zero_logit.",
+)
 _HEADS = ("decoder.", "mvc_decoder.")
+_BATCH_NORM_EPS = 6.1e-5
+
+Objective = Literal["masked", "query"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +78,10 @@ class ScGPTConfig:
     """Value of the `<cls>` token: upstream's embedding code gives it pad_value, its tokenizer code 0."""
     tie_break: TieBreak = "random"
     """A tied count gets a random digit among those it spans (upstream), or their midpoint (deterministic)."""
+    objective: Objective = "masked"
+    """Pretraining: "masked" values are seen as such by all tokens, a "query" asks without being seen."""
+    batch_label: int | None = None
+    """Which batch of a fine-tuned checkpoint the cells are taken for, where it has batches."""
 
     def __post_init__(self) -> None:
         """Check the sizes.
@@ -73,8 +97,10 @@ class ScGPTConfig:
                 f"n_heads {self.n_heads} must divide d_model {self.d_model}, n_bins {self.n_bins} must be at least 3, "
                 f"max_seq_len {self.max_seq_len} at least 2"
             )
-        if self.tie_break not in get_args(TieBreak):
-            raise ConfigError(f"tie_break {self.tie_break!r}; allowed: {', '.join(get_args(TieBreak))}")
+        choices = (("tie_break", self.tie_break, TieBreak), ("objective", self.objective, Objective))
+        for name, value, allowed in choices:
+            if value not in get_args(allowed):
+                raise ConfigError(f"{name} {value!r}; allowed: {', '.join(get_args(allowed))}")
 
     @classmethod
     def from_args(cls, args: Mapping[str, Any]) -> ScGPTConfig:
@@ -99,6 +125,9 @@ class ScGPTConfig:
             mask_value=float(args.get("mask_value", -1)),
             cls_value=float(args.get("cls_value", pad_value)),
             tie_break=args.get("tie_break", "random"),
+            # the mini model's record of its own training says that it was asked by queries
+            objective=args.get("objective", "query" if "n_queries" in args.get("pretraining", {}) else "masked"),
+            batch_label=None if (label := args.get("batch_label")) is None else int(label),
         )
 
 
@@ -110,6 +139,19 @@ class _GeneEncoder(nn.Module):
 
     def forward(self, gene_id: Tensor) -> Tensor:
         return cast("Tensor", self.enc_norm(self.embedding(gene_id)))
+
+
+class _BatchNorm(nn.BatchNorm1d):
+    """Batch norm of the input's channels by the statistics of the fine-tuning data."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
+class _DomainNorm(nn.Module):
+    def __init__(self, n_batches: int, *, d_model: int, affine: bool) -> None:
+        super().__init__()
+        self.bns = nn.ModuleList(_BatchNorm(d_model, eps=_BATCH_NORM_EPS, affine=affine) for _ in range(n_batches))
 
 
 class _ValueEncoder(nn.Module):
@@ -133,11 +175,16 @@ class _TransformerEncoder(nn.Module):
 
 
 class ExpressionDecoder(nn.Module):
-    """Head `decoder`: binned value of a gene from its own output token."""
+    """Head `decoder`: binned value of a gene from its own output token (and the batch's vector, where there is one)."""
 
-    def __init__(self, *, d_model: int) -> None:
+    def __init__(self, *, d_model: int, with_batch: bool = False) -> None:
         super().__init__()
-        linear = [nn.Linear(d_model, d_model), nn.LeakyReLU(), nn.Linear(d_model, d_model), nn.LeakyReLU()]
+        linear = [
+            nn.Linear(d_model * (1 + with_batch), d_model),
+            nn.LeakyReLU(),
+            nn.Linear(d_model, d_model),
+            nn.LeakyReLU(),
+        ]
         self.fc = nn.Sequential(*linear, nn.Linear(d_model, 1))
 
     def forward(self, x: Float[Tensor, "row position d_model"]) -> Float[Tensor, "row position"]:
@@ -148,37 +195,60 @@ class ExpressionDecoder(nn.Module):
 class CellValueDecoder(nn.Module):
     """Head `mvc_decoder`: binned value of a gene from the cell token and the gene's vector ("inner product" style)."""
 
-    def __init__(self, *, d_model: int) -> None:
+    def __init__(self, *, d_model: int, with_batch: bool = False) -> None:
         super().__init__()
         self.gene2query = nn.Linear(d_model, d_model)
-        self.W = nn.Linear(d_model, d_model, bias=False)
+        self.W = nn.Linear(d_model, d_model * (1 + with_batch), bias=False)
 
     def forward(
-        self, cell: Float[Tensor, "row d_model"], gene: Float[Tensor, "row position d_model"]
+        self, cell: Float[Tensor, "row d_cell"], gene: Float[Tensor, "row position d_model"]
     ) -> Float[Tensor, "row position"]:
         """Predicted value per gene of the row."""
         query = self.W(torch.sigmoid(self.gene2query(gene)))
         return torch.einsum("rpd,rd->rp", query, cell)
 
 
+class InputNorm(NamedTuple):
+    """Batch norm of the input: one for all cells (`n_batches` None) or one per batch."""
+
+    n_batches: int | None
+    affine: bool
+
+
 class ScGPT(FoundationModel):
     """The network with its tokenizer; made by `load_model` or, without weights, by `ScGPT.empty`."""
 
     family = "scgpt"
+    readouts = ("cls", "mean")
+    mask_fraction = 0.4
 
     def __init__(
-        self, config: ScGPTConfig, vocabulary: Vocabulary, *, n_tokens: int, heads: Sequence[str] = _HEADS
+        self,
+        config: ScGPTConfig,
+        vocabulary: Vocabulary,
+        *,
+        n_tokens: int,
+        heads: Sequence[str] = _HEADS,
+        norm: InputNorm | None = None,
+        n_batches: int = 0,
     ) -> None:
         super().__init__()
         self.config, self.vocabulary = config, vocabulary
+        self.max_genes = config.max_seq_len - 1
         self.name, self.digest = "scgpt", ""
         self.d_model, self.n_layers = config.d_model, config.n_layers
-        self.ignored_weights: tuple[str, ...] = ()
         self.encoder = _GeneEncoder(n_tokens=n_tokens, d_model=config.d_model)
         self.value_encoder = _ValueEncoder(d_model=config.d_model, clamp=config.value_clamp)
         self.transformer_encoder = _TransformerEncoder(config)
-        self.decoder = ExpressionDecoder(d_model=config.d_model) if "decoder." in heads else None
-        self.mvc_decoder = CellValueDecoder(d_model=config.d_model) if "mvc_decoder." in heads else None
+        d_model, with_batch = config.d_model, n_batches > 0
+        self.decoder = ExpressionDecoder(d_model=d_model, with_batch=with_batch) if "decoder." in heads else None
+        self.mvc_decoder = CellValueDecoder(d_model=d_model, with_batch=with_batch) if "mvc_decoder." in heads else None
+        self.batch_encoder = _GeneEncoder(n_tokens=n_batches, d_model=config.d_model) if n_batches else None
+        self.bn = self.dsbn = None
+        if norm is not None and norm.n_batches is None:
+            self.bn = _BatchNorm(config.d_model, eps=_BATCH_NORM_EPS, affine=norm.affine)
+        elif norm is not None:
+            self.dsbn = _DomainNorm(norm.n_batches or 0, d_model=config.d_model, affine=norm.affine)
         self.tokenizer = ScGPTTokenizer(
             cls_id=vocabulary.id_of("<cls>"),
             cls_value=config.cls_value,
@@ -189,7 +259,14 @@ class ScGPT(FoundationModel):
 
     @classmethod
     def empty(
-        cls, config: ScGPTConfig, vocabulary: Vocabulary, *, n_tokens: int, heads: Sequence[str] = _HEADS
+        cls,
+        config: ScGPTConfig,
+        vocabulary: Vocabulary,
+        *,
+        n_tokens: int,
+        heads: Sequence[str] = _HEADS,
+        norm: InputNorm | None = None,
+        n_batches: int = 0,
     ) -> ScGPT:
         """A network whose weights are still to be set.
 
@@ -197,7 +274,7 @@ class ScGPT(FoundationModel):
         none, but its first use imports sympy and dynamo: 1 to 2 s.)
         """
         with torch.random.fork_rng(devices=[]):
-            return cls(config, vocabulary, n_tokens=n_tokens, heads=heads).eval()
+            return cls(config, vocabulary, n_tokens=n_tokens, heads=heads, norm=norm, n_batches=n_batches).eval()
 
     @property
     def blocks(self) -> Sequence[EncoderBlock]:
@@ -207,8 +284,11 @@ class ScGPT(FoundationModel):
     def input_embedding(
         self, gene_id: Int64[Tensor, "row position"], value: Float[Tensor, "row position"]
     ) -> Float[Tensor, "row position d_model"]:
-        """LN(Emb(gene)) + LN(W2 relu(W1 min(v, 512)))."""
-        return cast("Tensor", self.encoder(gene_id) + self.value_encoder(value))
+        """LN(Emb(gene)) + LN(W2 relu(W1 min(v, 512))), batch-normed where the checkpoint does so."""
+        x: Tensor = self.encoder(gene_id) + self.value_encoder(value)
+        if self.dsbn is not None:
+            x = self.dsbn.bns[cast("int", self.config.batch_label)](x)
+        return x if self.bn is None else self.bn(x)
 
     def tokenize(
         self,
@@ -224,16 +304,43 @@ class ScGPT(FoundationModel):
         return self.tokenizer(indptr, indices, data, match, seed=seed, max_tokens=max_tokens)
 
     def pool(
-        self, x: Float[Tensor, "row position d_model"], is_gene: Bool[Tensor, "row position"], readout: Readout
+        self, x: Float[Tensor, "row position d_model"], is_gene: Bool[Tensor, "row position"], readout: str
     ) -> Float[Tensor, "row d_model"]:
-        """Mean over gene tokens (upstream's avg-pool also averages padding; this does not), or `<cls>`, L2-normalised.
-
-        Raises:
-            ConfigError: another readout.
-        """
-        if readout not in get_args(Readout):
-            raise ConfigError(f"unknown readout {readout!r}; allowed: {', '.join(get_args(Readout))}")
+        """`<cls>`, L2-normalised; or the mean over gene tokens (upstream's avg-pool also averages padding)."""
         return masked_mean(x, is_gene) if readout == "mean" else F.normalize(x[:, 0], dim=-1)
+
+    def ask(self, tokens: Tokens, *, seed: int, fraction: float) -> Question:
+        """Bins of hidden genes: their value is `mask_value`, and queries are seen by no other token."""
+        hidden = hidden_genes(tokens, seed=seed, fraction=fraction)
+        value = np.where(hidden, np.float32(self.config.mask_value), tokens.value)
+        return Question(
+            tokens=replace(tokens, value=value),
+            cell=tokens.cell_of_token()[hidden],
+            gene_id=tokens.gene_id[hidden],
+            target=tokens.value[hidden],
+            position=np.flatnonzero(hidden),
+            is_query=hidden if self.config.objective == "query" else None,
+        )
+
+    def errors(self, x: Float[Tensor, "row position d_model"], batch: Batch, asked: Asked) -> Float[Tensor, " asked"]:
+        """Squared error in bins of `decoder`, plus that of `mvc_decoder` where the checkpoint has one."""
+        if self.decoder is None:
+            raise ConfigError(f"{self.name} has no decoder weights, so it has no pretraining loss")
+        token, cell = x[asked.row, asked.column], x[asked.row, 0]
+        if self.batch_encoder is not None:
+            if self.config.batch_label is None:
+                raise ConfigError(_which_batch(self.name, self.batch_encoder.embedding.num_embeddings))
+            label = torch.full_like(asked.gene_id, self.config.batch_label)
+            token, cell = (torch.cat([part, self.batch_encoder(label)], dim=-1) for part in (token, cell))
+        error: Tensor = (self.decoder(token[None])[0] - asked.target) ** 2
+        if self.mvc_decoder is not None:
+            by_cell = self.mvc_decoder(cell, self.encoder(asked.gene_id)[:, None])[:, 0]
+            error = error + (by_cell - asked.target) ** 2
+        return error
+
+    def reset_weights(self, *, seed: int) -> None:
+        """Fresh weights (`init_weights`)."""
+        init_weights(self, seed=seed)
 
 
 def scgpt_from_weights(config: ScGPTConfig, vocabulary: Vocabulary, weights: Mapping[str, Tensor]) -> ScGPT:
@@ -252,21 +359,35 @@ def scgpt_from_weights(config: ScGPTConfig, vocabulary: Vocabulary, weights: Map
     if len(rows) < len(vocabulary):
         raise CheckpointError(f"the weights embed {len(rows)} tokens but vocab.json names {len(vocabulary)}")
     heads = [head for head in _HEADS if any(key.startswith(head) for key in used)]
-    model = ScGPT.empty(config, vocabulary, n_tokens=len(rows), heads=heads)
-    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    problems = [f"missing {key}" for key in expected if key not in used]
-    problems += [f"unexpected {key}" for key in used if key not in expected]
-    problems += [
-        f"{key} is {tuple(value.shape)} instead of {expected[key]}"
-        for key, value in used.items()
-        if key in expected and tuple(value.shape) != expected[key]
-    ]
-    if problems:
-        more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise CheckpointError(f"the weights do not fit args.json: {'; '.join(problems[:8])}{more}")
-    model.load_state_dict(used)
+    batches = used.get("batch_encoder.embedding.weight")
+    norm = _input_norm(used)
+    if norm is not None and norm.n_batches is not None and config.batch_label not in range(norm.n_batches):
+        raise CheckpointError(_which_batch("the checkpoint", norm.n_batches))
+    model = ScGPT.empty(
+        config,
+        vocabulary,
+        n_tokens=len(rows),
+        heads=heads,
+        norm=norm,
+        n_batches=0 if batches is None else len(batches),
+    )
+    fit_weights(model, used, what="args.json")
     model.ignored_weights = tuple(sorted(key for key in named if key.startswith(_UNUSED)))
     return model
+
+
+def _input_norm(weights: Mapping[str, Tensor]) -> InputNorm | None:
+    n_batches = sum(bool(re.fullmatch(r"dsbn\.bns\.\d+\.running_mean", key)) for key in weights)
+    if n_batches:
+        return InputNorm(n_batches, affine="dsbn.bns.0.weight" in weights)
+    return InputNorm(None, affine="bn.weight" in weights) if "bn.running_mean" in weights else None
+
+
+def _which_batch(name: str, n_batches: int) -> str:
+    return (
+        f"{name} was fine-tuned with {n_batches} batches and does not say which one to take: add "
+        f'"batch_label": I to args.json, with I from 0 to {n_batches - 1}'
+    )
 
 
 def _canonical(key: str) -> str:
@@ -283,8 +404,11 @@ def init_weights(model: ScGPT, *, seed: int) -> None:
     With a plain init all kinks sit near zero and the norm behind it removes the size of the value.
     """
     generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.reset_running_stats()
     for name, parameter in model.named_parameters():
-        if "norm" in name:
+        if "norm" in name or ".bns." in name or name.startswith("bn."):
             parameter.fill_(1.0 if name.endswith("weight") else 0.0)
         elif name == "encoder.embedding.weight":
             parameter.normal_(generator=generator)

@@ -7,15 +7,15 @@ whether the values are counts or log-normalised. Genes are in vocabulary order; 
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int64, Integer
 
-from sae_core.errors import ConfigError, TokenizationError
+from sae_core.errors import ConfigError
 from sae_core.scfm.binning import DigitRange, TieBreak, digit_ranges
 from sae_core.scfm.tokens import Tokens
+from sae_core.scfm.values import cell_generator, matched_values
 from sae_core.scfm.vocabulary import GeneMatch
 
 
@@ -52,7 +52,7 @@ class ScGPTTokenizer:
         if limit < 2:
             raise ConfigError(f"max_tokens must be at least 2 (<cls> and one gene), got {max_tokens}")
         n_cells = len(indptr) - 1
-        gene_id, value, cell = _matched_values(indptr, indices, data, match)
+        gene_id, value, cell = matched_values(indptr, indices, data, match)
         digits = digit_ranges(value, cell, n_cells=n_cells, n_bins=self.n_bins)
         digit, kept = self._draw(gene_id, digits, np.bincount(cell, minlength=n_cells), limit=limit, seed=seed)
         return self._with_cls(gene_id[kept], digit[kept], cell[kept], n_cells)
@@ -74,7 +74,7 @@ class ScGPTTokenizer:
         for cell in np.flatnonzero(n_of_cell > (0 if random_ties else limit - 1)):
             here = slice(stop_of_cell[cell] - n_of_cell[cell], stop_of_cell[cell])
             low, high = digits.low[here], digits.high[here]
-            rng = _cell_generator(seed, gene_id[here], low, high)
+            rng = cell_generator(seed, gene_id[here], low, high)
             if random_ties:
                 digit[here] = rng.integers(low, high, endpoint=True)
             if n_of_cell[cell] > limit - 1:
@@ -98,37 +98,3 @@ class ScGPTTokenizer:
         values = np.full(offsets[-1], self.cls_value, dtype=np.float32)
         ids[~is_special], values[~is_special] = gene_id, digit
         return Tokens(offsets=offsets.astype(np.int64), gene_id=ids, value=values, is_special=is_special)
-
-
-def _matched_values(
-    indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, match: GeneMatch
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gene id, value and cell of every nonzero matched gene, sorted by (cell, gene id), columns of a gene added."""
-    if len(data) and (not np.isfinite(data).all() or data.min() < 0):
-        n_bad = int((~np.isfinite(data)).sum())
-        raise TokenizationError(
-            f"values from {np.nanmin(data):g} to {np.nanmax(data):g}, {n_bad} of them not finite; "
-            "tokens need counts or log-normalised values, not scaled ones: choose that matrix (`raw`, or a layer such "
-            "as `layers/counts`)"
-        )
-    if len(indices) and indices.max() >= match.n_genes:
-        raise TokenizationError(
-            f"column {indices.max()} but only {match.n_genes} genes were matched; match the same data"
-        )
-    cell = np.repeat(np.arange(len(indptr) - 1, dtype=np.int64), np.diff(indptr))
-    use = match.matched[indices] & (data > 0)
-    cell, gene_id, value = cell[use], match.token_id[indices[use]], data[use].astype(np.float64)
-    order = np.lexsort((gene_id, cell))
-    cell, gene_id, value = cell[order], gene_id[order], value[order]
-    new = np.ones(len(cell), dtype=bool)
-    new[1:] = (cell[1:] != cell[:-1]) | (gene_id[1:] != gene_id[:-1])
-    start = np.flatnonzero(new)
-    total = np.add.reduceat(value, start) if len(start) else value
-    return gene_id[start], total.astype(np.float32), cell[start]
-
-
-def _cell_generator(seed: int, *content: np.ndarray) -> np.random.Generator:
-    digest = hashlib.blake2b(seed.to_bytes(8, "little", signed=True), digest_size=16)
-    for array in content:
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return np.random.default_rng(int.from_bytes(digest.digest(), "little"))

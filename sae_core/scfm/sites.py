@@ -4,6 +4,7 @@
     attention.i    what the attention of block i adds            (before the residual sum)
     mlp.i          what the feed-forward part of block i adds    (before the residual sum)
     layer.i        output of block i, after its second norm      (Geneformer's hidden_states[i + 1])
+    final          output of the norm after the last block, in models that have one (scFoundation)
 
 Names instead of module paths: a path such as `transformer_encoder.layers.3.norm2` differs from family to family and
 hooks on it would see padding. `i` is 0-based.
@@ -20,7 +21,8 @@ from torch import Tensor
 
 from sae_core.errors import ConfigError
 
-SiteKind = Literal["embedding", "attention", "mlp", "layer"]
+SiteKind = Literal["embedding", "attention", "mlp", "layer", "final"]
+_WITHOUT_INDEX = ("embedding", "final")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +40,9 @@ class Site:
         """
         if self.kind not in get_args(SiteKind):
             raise ConfigError(f"unknown site kind {self.kind!r}; allowed: {', '.join(get_args(SiteKind))}")
-        if (self.kind == "embedding") != (self.index is None) or (self.index is not None and self.index < 0):
+        if (self.kind in _WITHOUT_INDEX) != (self.index is None) or (self.index is not None and self.index < 0):
             raise ConfigError(
-                f"site {self.kind!r} with index {self.index!r}; allowed: 'embedding' without an index, "
+                f"site {self.kind!r} with index {self.index!r}; allowed: 'embedding' and 'final' without an index, "
                 "'layer.I', 'attention.I', 'mlp.I' with I >= 0"
             )
 
@@ -55,16 +57,18 @@ class Site:
             return text
         kind, _, index = text.partition(".")
         if kind not in get_args(SiteKind) or (index and not index.isdecimal()) or text.endswith("."):
-            raise ConfigError(f"{text!r} names no site; allowed: embedding, layer.I, attention.I, mlp.I (I from 0)")
+            raise ConfigError(
+                f"{text!r} names no site; allowed: embedding, layer.I, attention.I, mlp.I (I from 0), final"
+            )
         return cls(kind=kind, index=int(index) if index else None)  # type: ignore[arg-type]  # checked above
 
     def __str__(self) -> str:
         return self.kind if self.index is None else f"{self.kind}.{self.index}"
 
     @property
-    def n_blocks(self) -> int:
-        """Number of blocks that must run before this site is known."""
-        return 0 if self.index is None else self.index + 1
+    def n_blocks(self) -> int | None:
+        """Number of blocks that must run before this site is known; None for "final", where the model decides."""
+        return None if self.kind == "final" else 0 if self.index is None else self.index + 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -39,11 +39,19 @@ class GeneMatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """Tokens by id; no gene matches a `special` token; `ensembl` maps Ensembl ids (without version) to symbols."""
+    """Tokens by id; no gene matches a `special` token.
+
+    `ensembl` maps Ensembl ids (without version) to tokens, `aliases` other names (looked up as they are, then in upper
+    case). `prefer` "symbol": a gene's symbol is tried before its Ensembl id, and a token's own name before the maps;
+    "ensembl" (Geneformer): the Ensembl id is tried first, and the maps before the token's own name, because they
+    collapse outdated ids.
+    """
 
     tokens: tuple[str, ...]
     special: frozenset[str] = frozenset({"<pad>", "<cls>", "<eoc>"})
     ensembl: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    prefer: Literal["symbol", "ensembl"] = "symbol"
     _ids: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -55,8 +63,9 @@ class Vocabulary:
         ids = {token: i for i, token in enumerate(self.tokens)}
         if len(ids) != len(self.tokens):
             raise CheckpointError(f"a vocabulary of {len(self.tokens)} tokens has only {len(ids)} different ones")
-        if unknown := [symbol for symbol in self.ensembl.values() if symbol not in ids]:
-            raise CheckpointError(f"Ensembl ids point at symbols outside the vocabulary: {', '.join(unknown[:5])}")
+        for names, of in ((self.ensembl, "Ensembl ids"), (self.aliases, "aliases")):
+            if unknown := [symbol for symbol in names.values() if symbol not in ids]:
+                raise CheckpointError(f"{of} point at symbols outside the vocabulary: {', '.join(unknown[:5])}")
         object.__setattr__(self, "_ids", ids)
 
     def __len__(self) -> int:
@@ -95,19 +104,37 @@ class Vocabulary:
             own = [t for t in self.tokens if t not in self.special][:3]
             raise VocabularyError(
                 f"none of the {len(symbols)} genes of the data is in the vocabulary of {self.n_genes} genes; the data "
-                f"has {', '.join(map(str, symbols[:3]))}, the vocabulary has {', '.join(own)}"
-                + (f" and Ensembl ids such as {next(iter(self.ensembl))}" if self.ensembl else " and no Ensembl ids")
-                + "; give the data human gene symbols of the vocabulary's kind as var names"
+                f"has {', '.join(map(str, symbols[:3]))}, the vocabulary has {', '.join(own)}" + self._other_names()
             )
         return GeneMatch(token_id=np.array([i or 0 for i in found], dtype=np.int64), matched=matched)
 
+    def _other_names(self) -> str:
+        if self.prefer == "ensembl":
+            named = f", and knows symbols such as {next(iter(self.aliases))}" if self.aliases else " and no symbols"
+            return named + "; give the data human Ensembl ids (ENSG...) as var names or in a var column"
+        known = f" and Ensembl ids such as {next(iter(self.ensembl))}" if self.ensembl else " and no Ensembl ids"
+        return known + "; give the data human gene symbols of the vocabulary's kind as var names"
+
     def _find(self, symbol: str, ensembl_id: str) -> int | None:
+        if self.prefer == "ensembl":
+            return next((i for name in (ensembl_id, symbol) if (i := self._find_ensembl(name)) is not None), None)
         if symbol in self._ids and symbol not in self.special:
             return self._ids[symbol]
         for candidate in (ensembl_id, symbol):
             known = self.ensembl.get(candidate.partition(".")[0])
             if known is not None:
                 return self._ids[known]
+        known = self.aliases.get(symbol)
+        return None if known is None else self._ids[known]
+
+    def _find_ensembl(self, name: str) -> int | None:
+        stem = name.partition(".")[0] if name.upper().startswith("ENS") else name
+        for candidate in (stem, stem.upper()):
+            known = self.ensembl.get(candidate) or self.aliases.get(candidate)
+            if known is not None:
+                return self._ids[known]
+            if candidate in self._ids and candidate not in self.special:
+                return self._ids[candidate]
         return None
 
 

@@ -1,0 +1,110 @@
+"""Ragged tokens as padded batches: cells of like length together, what is real and what is not, and back.
+
+Cells are sorted by length and cut into batches of at most `max_batch_tokens` positions in which no cell is padded by
+more than an eighth, so nearly all work is on real tokens: 4 % of the positions are padding on PBMC, 60 % if all cells
+were padded to the longest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from sae_core.errors import ConfigError
+from sae_core.scfm.sites import TokenInfo
+from sae_core.scfm.tokens import Tokens
+
+
+def plan_batches(lengths: Int64[np.ndarray, " cell"], max_batch_tokens: int) -> list[Int64[np.ndarray, " batch"]]:
+    """Cells that have tokens, by rising length, cut into batches; a cell longer than the limit is alone in its batch.
+
+    Raises:
+        ConfigError: `max_batch_tokens` is not positive.
+    """
+    if max_batch_tokens < 1:
+        raise ConfigError(f"max_batch_tokens must be at least 1, got {max_batch_tokens}")
+    order = np.argsort(lengths, kind="stable")
+    order = order[lengths[order] > 0]
+    batches, start = [], 0
+    for stop in range(1, len(order) + 1):
+        if stop < len(order):
+            longest, shortest = int(lengths[order[stop]]), int(lengths[order[start]])
+            if (stop + 1 - start) * longest <= max_batch_tokens and longest <= 1.125 * shortest + 4:
+                continue
+        batches.append(order[start:stop])
+        start = stop
+    return batches
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Padded tokens of a few cells; `rows` are the rows of its real tokens in the ragged tokens."""
+
+    cells: Int64[Tensor, " row"]
+    rows: Int64[Tensor, " token"]
+    gene_id: Int64[Tensor, "row position"]
+    value: Float[Tensor, "row position"]
+    is_real: Bool[Tensor, "row position"]
+    is_gene: Bool[Tensor, "row position"]
+    key_mask: Bool[Tensor, "row position"] | None
+    """Tokens that others may attend to; None where all positions are."""
+    place: Int64[Tensor, " token"] | None
+    """Flat positions of the real tokens; None where every position is real."""
+    info: TokenInfo
+
+    @classmethod
+    def of(
+        cls,
+        tokens: Tokens,
+        cells: Int64[np.ndarray, " batch"],
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        is_query: Bool[np.ndarray, " token"] | None = None,
+    ) -> Batch:
+        """Batch of the given cells; tokens that `is_query` marks ask but are never keys."""
+        lengths = tokens.lengths[cells]
+        position = np.arange(lengths.max())
+        is_real = position < lengths[:, None]
+        row_of = np.where(is_real, tokens.offsets[cells][:, None] + position, tokens.offsets[cells][:, None])
+        rows = row_of[is_real]
+        is_key = is_real if is_query is None else is_real & ~is_query[row_of]
+
+        def put(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(array).to(device)
+
+        return cls(
+            cells=torch.from_numpy(cells),
+            rows=torch.from_numpy(rows),
+            gene_id=put(tokens.gene_id[row_of]),
+            value=put(tokens.value[row_of]).to(dtype),
+            is_real=put(is_real),
+            is_gene=put(is_real & ~tokens.is_special[row_of]),
+            key_mask=None if is_key.all() else put(is_key),
+            place=None if is_real.all() else put(np.flatnonzero(is_real)),
+            info=TokenInfo(
+                gene_id=put(tokens.gene_id[rows]),
+                cell=put(np.repeat(cells, lengths)),
+                is_special=put(tokens.is_special[rows]),
+            ),
+        )
+
+    def real(self, x: Float[Tensor, "row position d_model"]) -> Float[Tensor, "token d_model"]:
+        """The real tokens of padded activations."""
+        flat = x.reshape(-1, x.shape[-1])
+        return flat if self.place is None else flat[self.place]
+
+    def padded(
+        self, real: Float[Tensor, "token d_model"], like: Float[Tensor, "row position d_model"] | None = None
+    ) -> Float[Tensor, "row position d_model"]:
+        """Padded activations of real tokens; padding as in `like`, else zero."""
+        shape = (*self.is_real.shape, real.shape[-1])
+        if self.place is None:
+            return real.reshape(shape)
+        flat = real.new_zeros(self.is_real.numel(), real.shape[-1]) if like is None else like.flatten(0, 1).clone()
+        flat[self.place] = real
+        return flat.view(shape)

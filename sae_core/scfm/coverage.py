@@ -1,0 +1,73 @@
+"""How much of a data set a model sees: genes and counts matched, cells left without a gene."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+
+from sae_core.errors import TokenizationError
+from sae_core.scfm.values import matched_values, recover_counts
+from sae_core.scfm.vocabulary import GeneMatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """Coverage of some cells of a data set by a model's vocabulary."""
+
+    n_genes: int
+    n_matched: int
+    """Columns of the data that the model knows."""
+    n_tokens_matched: int
+    """Different genes of the model among them: fewer where several columns are one gene and are added up."""
+    n_vocabulary: int
+    """Genes that the model knows at all."""
+    share_of_counts: float
+    """Share of the cells' counts that lies in matched columns (of their values, where `value_kind` is "other")."""
+    value_kind: str
+    """"counts", "log-normalised" (turned back into counts) or "other"."""
+    genes_per_cell: Int64[np.ndarray, " cell"]
+    """Expressed genes that the model knows, before any truncation."""
+    unmatched: Float64[np.ndarray, " gene"]
+    """Share of the counts in each column that did not match; 0 for those that did."""
+
+    @property
+    def is_empty(self) -> Bool[np.ndarray, " cell"]:
+        """Cells in which the model knows no expressed gene: kept, without tokens, with NaN as their embedding."""
+        empty: Bool[np.ndarray, " cell"] = self.genes_per_cell == 0
+        return empty
+
+    def n_cut(self, room: int | None) -> int:
+        """Cells with more genes than a model of `room` gene tokens takes."""
+        return 0 if room is None else int((self.genes_per_cell > room).sum())
+
+    def heaviest_unmatched(self, names: Sequence[str], n: int = 5) -> dict[str, float]:
+        """The unmatched genes with the largest shares of the counts."""
+        top = np.argsort(-self.unmatched, kind="stable")[:n]
+        return {str(names[i]): float(self.unmatched[i]) for i in top if self.unmatched[i] > 0}
+
+
+def coverage_of(
+    indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, match: GeneMatch, *, n_vocabulary: int
+) -> Coverage:
+    """Coverage of CSR rows. Log-normalised values are turned back into counts where that is exact."""
+    n_cells = len(indptr) - 1
+    matched = matched_values(indptr, indices, data, match)
+    whole = bool((data == np.rint(data)).all())
+    try:
+        counts, kind = recover_counts(indptr, data), "counts" if whole else "log-normalised"
+    except TokenizationError:
+        counts, kind = data.astype(np.float64), "other"
+    of_gene = np.bincount(indices, counts, minlength=match.n_genes) / max(counts.sum(), 1e-300)
+    return Coverage(
+        n_genes=match.n_genes,
+        n_matched=match.n_matched,
+        n_tokens_matched=len(np.unique(match.token_id[match.matched])),
+        n_vocabulary=n_vocabulary,
+        share_of_counts=float(of_gene[match.matched].sum()),
+        value_kind=kind,
+        genes_per_cell=np.bincount(matched.cell, minlength=n_cells).astype(np.int64),
+        unmatched=np.where(match.matched, 0.0, of_gene),
+    )

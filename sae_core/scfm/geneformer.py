@@ -1,0 +1,298 @@
+"""Geneformer: genes ranked by expression relative to their median, a BERT encoder, masked-gene prediction.
+
+    x_p = LN(Emb(gene_p) + Pos_p + Type_0);    n_layers post-norm ReLU blocks, eps 1e-12;    no final norm
+    logits = Emb . LN(relu(W x)) + b           head of the masked-gene prediction, tied to the embedding
+
+Equal to `transformers.BertForMaskedLM` to 1e-5 (tested), which is what the official checkpoints were saved from. Only
+the rank of a gene enters: its expression chooses its position, not its vector. V1 (10M, 12L-30M) has neither cell nor
+end token; V2 (104M, 316M) has `<cls>` and `<eos>`, which its token dictionary names.
+
+Theodoris et al. 2023, Geneformer, 10.1038/s41586-023-06139-9; V2: Chen et al. 2024, 10.1101/2024.08.16.608180.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from sae_core.errors import CheckpointError, ConfigError
+from sae_core.scfm.batches import Batch
+from sae_core.scfm.encoder import EncoderBlock
+from sae_core.scfm.foundation import FoundationModel, masked_mean
+from sae_core.scfm.geneformer_tokenizer import GeneformerTokenizer
+from sae_core.scfm.pretraining import Asked, Question, hidden_genes
+from sae_core.scfm.readers import fit_weights
+from sae_core.scfm.sites import Site
+from sae_core.scfm.tokens import Tokens
+from sae_core.scfm.values import cell_generator
+from sae_core.scfm.vocabulary import GeneMatch, Vocabulary
+
+_NEEDED = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "vocab_size",
+    "max_position_embeddings",
+)
+_UNUSED = ("embeddings.position_ids", "pooler.", "classifier.")
+_RENAMES = tuple(
+    (re.compile(pattern), name)
+    for pattern, name in (
+        (r"LayerNorm\.gamma$", "LayerNorm.weight"),
+        (r"LayerNorm\.beta$", "LayerNorm.bias"),
+        (r"^bert\.", ""),
+        (r"^embeddings\.word_embeddings\.", "embedding.word."),
+        (r"^embeddings\.position_embeddings\.", "embedding.position."),
+        (r"^embeddings\.token_type_embeddings\.", "embedding.token_type."),
+        (r"^embeddings\.LayerNorm\.", "embedding.norm."),
+        (r"^encoder\.layer\.", "layers."),
+        (r"\.attention\.self\.", ".self_attn."),
+        (r"\.attention\.output\.dense\.", ".self_attn.out_proj."),
+        (r"\.attention\.output\.LayerNorm\.", ".norm1."),
+        (r"\.intermediate\.dense\.", ".linear1."),
+        (r"^(layers\.\d+)\.output\.dense\.", r"\1.linear2."),
+        (r"^(layers\.\d+)\.output\.LayerNorm\.", r"\1.norm2."),
+        (r"^cls\.predictions\.transform\.dense\.", "head.dense."),
+        (r"^cls\.predictions\.transform\.LayerNorm\.", "head.norm."),
+        (r"^cls\.predictions\.(decoder\.)?bias$", "head.bias"),
+        (r"^cls\.predictions\.decoder\.weight$", "head.tied"),
+    )
+)
+
+_OFFICIAL = (
+    (r"^embedding\.(word|position|token_type)\.", r"bert.embeddings.\1_embeddings."),
+    (r"^embedding\.norm\.", "bert.embeddings.LayerNorm."),
+    (r"^layers\.", "bert.encoder.layer."),
+    (r"\.self_attn\.out_proj\.", ".attention.output.dense."),
+    (r"\.self_attn\.Wqkv\.(.*)", r".attention.self.query.\1 (or its key or value)"),
+    (r"\.self_attn\.", ".attention.self."),
+    (r"\.norm1\.", ".attention.output.LayerNorm."),
+    (r"\.linear1\.", ".intermediate.dense."),
+    (r"\.linear2\.", ".output.dense."),
+    (r"\.norm2\.", ".output.LayerNorm."),
+    (r"^head\.dense\.", "cls.predictions.transform.dense."),
+    (r"^head\.norm\.", "cls.predictions.transform.LayerNorm."),
+    (r"^head\.bias$", "cls.predictions.bias"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneformerConfig:
+    """What network and tokenizer take from a Hugging Face `config.json`."""
+
+    n_layers: int
+    n_heads: int
+    d_model: int
+    d_hidden: int
+    n_tokens: int
+    max_positions: int
+    n_types: int = 2
+    eps: float = 1e-12
+    init_std: float = 0.02
+
+    @classmethod
+    def from_json(cls, config: Mapping[str, Any]) -> GeneformerConfig:
+        """Config of a `config.json`.
+
+        Raises:
+            CheckpointError: a key is missing, or activation or positions are others than Geneformer's.
+        """
+        if missing := [key for key in _NEEDED if key not in config]:
+            raise CheckpointError(f"config.json lacks {', '.join(missing)}; allowed: a Geneformer config.json")
+        fixed = {"hidden_act": "relu", "position_embedding_type": "absolute"}
+        for key, value in fixed.items():
+            if config.get(key, value) != value:
+                raise CheckpointError(f"config.json has {key} {config[key]!r}; supported: {value!r}")
+        return cls(
+            n_layers=int(config["num_hidden_layers"]),
+            n_heads=int(config["num_attention_heads"]),
+            d_model=int(config["hidden_size"]),
+            d_hidden=int(config["intermediate_size"]),
+            n_tokens=int(config["vocab_size"]),
+            max_positions=int(config["max_position_embeddings"]),
+            n_types=int(config.get("type_vocab_size", 2)),
+            eps=float(config.get("layer_norm_eps", 1e-12)),
+            init_std=float(config.get("initializer_range", 0.02)),
+        )
+
+
+class _Embedding(nn.Module):
+    def __init__(self, c: GeneformerConfig) -> None:
+        super().__init__()
+        self.word = nn.Embedding(c.n_tokens, c.d_model, _weight=torch.empty(c.n_tokens, c.d_model))
+        self.position = nn.Embedding(c.max_positions, c.d_model)
+        self.token_type = nn.Embedding(c.n_types, c.d_model)
+        self.norm = nn.LayerNorm(c.d_model, eps=c.eps)
+
+    def forward(self, gene_id: Tensor) -> Tensor:
+        places = self.position.weight[: gene_id.shape[1]] + self.token_type.weight[0]
+        return cast("Tensor", self.norm(self.word(gene_id) + places))
+
+
+class MaskedGeneHead(nn.Module):
+    """Head of the pretraining: logits over the vocabulary, through the transposed embedding."""
+
+    def __init__(self, c: GeneformerConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(c.d_model, c.d_model)
+        self.norm = nn.LayerNorm(c.d_model, eps=c.eps)
+        self.bias = nn.Parameter(torch.zeros(c.n_tokens))
+
+    def forward(
+        self, x: Float[Tensor, "token d_model"], word: Float[Tensor, "vocabulary d_model"]
+    ) -> Float[Tensor, "token vocabulary"]:
+        """Logits per token."""
+        return F.linear(self.norm(F.relu(self.dense(x))), word, self.bias)
+
+
+class Geneformer(FoundationModel):
+    """The network with its tokenizer; made by `load_model`."""
+
+    family = "geneformer"
+    mask_fraction = 0.15
+
+    def __init__(
+        self, config: GeneformerConfig, vocabulary: Vocabulary, medians: Mapping[str, float], *, head: bool = True
+    ) -> None:
+        super().__init__()
+        self.config, self.vocabulary = config, vocabulary
+        self.name, self.digest = "geneformer", ""
+        self.d_model, self.n_layers = config.d_model, config.n_layers
+        self.embedding = _Embedding(config)
+        sizes = {"d_model": config.d_model, "n_heads": config.n_heads, "d_hidden": config.d_hidden}
+        self.layers = nn.ModuleList(EncoderBlock(**sizes, eps=config.eps) for _ in range(config.n_layers))
+        self.head = MaskedGeneHead(config) if head else None
+        with_ends = "<cls>" in vocabulary and "<eos>" in vocabulary
+        self.tokenizer = GeneformerTokenizer.of(
+            vocabulary, medians, max_positions=config.max_positions, with_ends=with_ends
+        )
+        self.max_genes = self.tokenizer.room(None)
+        self.readouts = ("mean", "cls") if with_ends else ("mean",)
+
+    @property
+    def blocks(self) -> Sequence[EncoderBlock]:
+        """Encoder blocks, first to last."""
+        return cast("tuple[EncoderBlock, ...]", tuple(self.layers))
+
+    @property
+    def default_site(self) -> Site:
+        """Output of the second-to-last block, as in the official embedding extractor."""
+        return Site(kind="layer", index=self.n_layers - 2) if self.n_layers > 1 else Site(kind="embedding")
+
+    def input_embedding(
+        self, gene_id: Int64[Tensor, "row position"], value: Float[Tensor, "row position"]
+    ) -> Float[Tensor, "row position d_model"]:
+        """LN(Emb(gene) + Pos + Type_0); the value is not used, the position is the rank."""
+        return cast("Tensor", self.embedding(gene_id))
+
+    def tokenize(
+        self,
+        indptr: np.ndarray,
+        indices: np.ndarray,
+        data: np.ndarray,
+        match: GeneMatch,
+        *,
+        seed: int,
+        max_tokens: int | None = None,
+    ) -> Tokens:
+        """Genes by falling expression relative to their median (`GeneformerTokenizer`); nothing is drawn."""
+        return self.tokenizer(indptr, indices, data, match, max_tokens=max_tokens)
+
+    def pool(
+        self, x: Float[Tensor, "row position d_model"], is_gene: Bool[Tensor, "row position"], readout: str
+    ) -> Float[Tensor, "row d_model"]:
+        """Mean over the genes, without `<cls>` and `<eos>`; or, in V2, `<cls>`."""
+        return masked_mean(x, is_gene) if readout == "mean" else x[:, 0]
+
+    def ask(self, tokens: Tokens, *, seed: int, fraction: float) -> Question:
+        """Which gene is at a hidden rank: 80 % of them are `<mask>`, 10 % another gene, 10 % left (BERT)."""
+        hidden = np.flatnonzero(hidden_genes(tokens, seed=seed, fraction=fraction))
+        gene_id, cell = tokens.gene_id.copy(), tokens.cell_of_token()[hidden]
+        genes, mask_id = self.tokenizer.gene_ids, self.vocabulary.id_of("<mask>")
+        bounds = np.searchsorted(cell, np.arange(tokens.n_cells + 1))
+        for here in (hidden[a:b] for a, b in pairwise(bounds) if a < b):
+            rng = cell_generator(seed, tokens.gene_id[here], here - here[0])
+            fate = rng.random(len(here))
+            other = genes[rng.integers(len(genes), size=len(here))]
+            gene_id[here] = np.where(fate < 0.8, mask_id, np.where(fate < 0.9, other, gene_id[here]))
+        return Question(
+            tokens=replace(tokens, gene_id=gene_id),
+            cell=cell,
+            gene_id=tokens.gene_id[hidden],
+            target=np.zeros(len(hidden), dtype=np.float32),
+            position=hidden,
+        )
+
+    def errors(self, x: Float[Tensor, "row position d_model"], batch: Batch, asked: Asked) -> Float[Tensor, " asked"]:
+        """Cross-entropy of the hidden gene, in nats."""
+        if self.head is None:
+            raise ConfigError(f"{self.name} has no weights of the masked-gene head, so it has no pretraining loss")
+        hidden = torch.split(x[asked.row, asked.column], 1024)
+        parts = zip(hidden, torch.split(asked.gene_id, 1024), strict=True)
+        word = self.embedding.word.weight
+        return torch.cat([F.cross_entropy(self.head(t, word), g, reduction="none") for t, g in parts])
+
+    @torch.no_grad()
+    def reset_weights(self, *, seed: int) -> None:
+        """BERT's initialisation: normal weights of `initializer_range`, zero biases, unit norms."""
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif "norm" in name:
+                parameter.fill_(1.0)
+            else:
+                parameter.normal_(std=self.config.init_std, generator=generator)
+
+
+def geneformer_from_weights(
+    config: GeneformerConfig, vocabulary: Vocabulary, medians: Mapping[str, float], weights: Mapping[str, Tensor]
+) -> Geneformer:
+    """Network with the weights of a `BertForMaskedLM` (or `BertModel`, or a classifier: then without the head).
+
+    Raises:
+        CheckpointError: a weight is missing, unexpected or of another shape, or the head is not tied to the embedding.
+    """
+    named: dict[str, Tensor] = {}
+    for key, value in weights.items():
+        name = key
+        for pattern, replacement in _RENAMES:
+            name = pattern.sub(replacement, name)
+        named[name] = value.float()
+    ignored = tuple(sorted(key for key in named if key.startswith(_UNUSED)))
+    used = _stacked({key: value for key, value in named.items() if key not in ignored})
+    tied, word = used.pop("head.tied", None), used.get("embedding.word.weight")
+    if tied is not None and word is not None and not torch.equal(tied, word):
+        raise CheckpointError("cls.predictions.decoder.weight differs from word_embeddings; supported: a tied decoder")
+    with torch.random.fork_rng(devices=[]):
+        model = Geneformer(config, vocabulary, medians, head=any(key.startswith("head.") for key in used)).eval()
+    fit_weights(model, used, what="config.json", official=_official)
+    model.ignored_weights = ignored
+    return model
+
+
+def _official(name: str) -> str:
+    """Name of a weight in the official files, for messages."""
+    for ours, theirs in _OFFICIAL:
+        name = re.sub(ours, theirs, name)
+    return name
+
+
+def _stacked(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Query, key and value of each block in one matrix; an incomplete triple is left for the account of weights."""
+    parts = ("query", "key", "value")
+    for key in [key for key in weights if ".self_attn.query." in key]:
+        names = [key.replace(".query.", f".{part}.") for part in parts]
+        if all(name in weights for name in names):
+            weights[key.replace(".query.", ".Wqkv.")] = torch.cat([weights.pop(name) for name in names])
+    return weights

@@ -1,0 +1,281 @@
+"""scFoundation: values in soft bins, gene vectors, a post-norm encoder over the expressed genes, a final norm.
+
+    v = leaky_relu(w x + b);  bins = softmax(alpha v + W v + c);  input = bins @ E + Pos(gene)
+    n_layers post-norm ReLU blocks, then the final norm (site "final")
+
+The cell embedding is [S, T, max over genes, mean over genes] of the final norm's output, 4 d_model numbers; the genes
+exclude T and S. Names of modules are those of the checkpoint behind `model.`. The Performer decoder
+(`scfoundation_decoder`) is read as well, because the pretraining loss needs it; activations do not.
+
+Hao et al. 2024, scFoundation, 10.1038/s41592-024-02305-7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from sae_core.errors import CheckpointError, ConfigError
+from sae_core.scfm.batches import Batch
+from sae_core.scfm.encoder import EncoderBlock
+from sae_core.scfm.foundation import FoundationModel, masked_mean
+from sae_core.scfm.pretraining import Asked, Question, hidden_genes
+from sae_core.scfm.readers import fit_weights
+from sae_core.scfm.scfoundation_decoder import Performer
+from sae_core.scfm.scfoundation_tokenizer import ScFoundationTokenizer
+from sae_core.scfm.tokens import Tokens
+from sae_core.scfm.vocabulary import GeneMatch, Vocabulary
+
+TARGET, SOURCE = "<T>", "<S>"
+_DECODER = ("decoder.", "decoder_embed.", "norm.", "to_final.")
+_SIZES = ("hidden_dim", "depth", "heads")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """Sizes of the Performer decoder."""
+
+    n_layers: int
+    n_heads: int
+    d_model: int
+    d_head: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScFoundationConfig:
+    """What the network takes from the checkpoint's config."""
+
+    n_layers: int
+    n_heads: int
+    d_model: int
+    n_genes: int
+    n_bins: int
+    bin_alpha: float
+    pad_value: float
+    mask_value: float
+    decoder: DecoderConfig | None
+
+    @classmethod
+    def from_checkpoint(cls, config: Mapping[str, Any]) -> ScFoundationConfig:
+        """Config of one part of `models.ckpt`: its model's config, over which the data set's is laid.
+
+        Raises:
+            CheckpointError: another model, or a key is missing.
+        """
+        try:
+            name = config["model"]
+            if name != "mae_autobin":
+                raise CheckpointError(f"the checkpoint's config has model {name!r}; supported: 'mae_autobin'")
+            merged = {**config["model_config"][name], **config["dataset_config"]["rnaseq"]}
+            encoder, decoder = merged["encoder"], merged.get("decoder")
+            if encoder.get("module_type", "transformer") != "transformer":
+                raise CheckpointError(f"the encoder is a {encoder['module_type']!r}; supported: 'transformer'")
+            return cls(
+                **dict(zip(("d_model", "n_layers", "n_heads"), (int(encoder[key]) for key in _SIZES), strict=True)),
+                n_genes=int(merged["seq_len"]) - 2,
+                n_bins=int(merged["bin_num"]),
+                bin_alpha=float(merged["bin_alpha"]),
+                pad_value=float(merged["pad_token_id"]),
+                mask_value=float(merged["mask_token_id"]),
+                decoder=None if decoder is None else _decoder_config(decoder),
+            )
+        except KeyError as error:
+            raise CheckpointError(
+                f"the checkpoint's config lacks {error}; allowed: that of scFoundation's models.ckpt"
+            ) from error
+
+
+def _decoder_config(config: Mapping[str, Any]) -> DecoderConfig | None:
+    if config.get("module_type", "performer") != "performer":
+        return None
+    d_model, n_layers, n_heads = (int(config[key]) for key in _SIZES)
+    return DecoderConfig(d_model=d_model, n_layers=n_layers, n_heads=n_heads, d_head=int(config.get("dim_head", 64)))
+
+
+class SoftBins(nn.Module):
+    """Embedding of a value: soft assignment to bins, then their mean; own vectors for padding and hidden values."""
+
+    def __init__(self, c: ScFoundationConfig) -> None:
+        super().__init__()
+        self.alpha, self.pad_value, self.mask_value = c.bin_alpha, c.pad_value, c.mask_value
+        self.mlp, self.mlp2 = nn.Linear(1, c.n_bins), nn.Linear(c.n_bins, c.n_bins)
+        self.emb = nn.Embedding(c.n_bins, c.d_model)
+        self.emb_mask, self.emb_pad = nn.Embedding(1, c.d_model), nn.Embedding(1, c.d_model)
+
+    def forward(self, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape d_model"]:
+        """Bins @ E; the mask's or padding's vector where the value is theirs."""
+        v = F.leaky_relu(self.mlp(value[..., None]), 0.1)
+        x = torch.softmax(self.alpha * v + self.mlp2(v), dim=-1) @ self.emb.weight
+        for special, vector in ((self.mask_value, self.emb_mask.weight), (self.pad_value, self.emb_pad.weight)):
+            x = torch.where((value == special)[..., None], vector[0].to(x.dtype), x)
+        return x
+
+
+class _Encoder(nn.Module):
+    def __init__(self, c: ScFoundationConfig) -> None:
+        super().__init__()
+        block = {"d_model": c.d_model, "n_heads": c.n_heads, "d_hidden": 4 * c.d_model}
+        self.transformer_encoder = nn.ModuleList(EncoderBlock(**block) for _ in range(c.n_layers))
+        self.norm = nn.LayerNorm(c.d_model)
+
+
+class ScFoundation(FoundationModel):
+    """The network with its tokenizer; made by `load_model`."""
+
+    family = "scfoundation"
+    readouts = ("all", "mean", "max", "source", "target")
+    mask_fraction = 0.3
+
+    def __init__(self, config: ScFoundationConfig, vocabulary: Vocabulary, *, with_decoder: bool = True) -> None:
+        super().__init__()
+        self.config, self.vocabulary = config, vocabulary
+        self.name, self.digest = "scfoundation", ""
+        self.d_model, self.n_layers = config.d_model, config.n_layers
+        self.token_emb = SoftBins(config)
+        self.pos_emb = nn.Embedding(config.n_genes + 3, config.d_model)
+        self.encoder = _Encoder(config)
+        self.decoder: Performer | None = None
+        if with_decoder and (c := config.decoder) is not None:
+            self.decoder = Performer(n_layers=c.n_layers, d_model=c.d_model, n_heads=c.n_heads, d_head=c.d_head)
+            self.decoder_embed = nn.Linear(config.d_model, c.d_model)
+            self.norm, self.to_final = nn.LayerNorm(c.d_model), nn.Linear(c.d_model, 1)
+        self.tokenizer = ScFoundationTokenizer(target_id=vocabulary.id_of(TARGET), source_id=vocabulary.id_of(SOURCE))
+
+    @property
+    def blocks(self) -> Sequence[EncoderBlock]:
+        """Encoder blocks, first to last."""
+        return cast("tuple[EncoderBlock, ...]", tuple(self.encoder.transformer_encoder))
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """The encoder's norm after the last block."""
+        return self.encoder.norm
+
+    def input_embedding(
+        self, gene_id: Int64[Tensor, "row position"], value: Float[Tensor, "row position"]
+    ) -> Float[Tensor, "row position d_model"]:
+        """Soft bins of the value plus the gene's vector."""
+        return cast("Tensor", self.token_emb(value) + self.pos_emb(gene_id))
+
+    def tokenize(
+        self,
+        indptr: np.ndarray,
+        indices: np.ndarray,
+        data: np.ndarray,
+        match: GeneMatch,
+        *,
+        seed: int,
+        max_tokens: int | None = None,
+    ) -> Tokens:
+        """Expressed genes, then T and S (`ScFoundationTokenizer`)."""
+        return self.tokenizer(indptr, indices, data, match, seed=seed, max_tokens=max_tokens)
+
+    def width(self, readout: str) -> int:
+        """4 d_model for "all", else d_model."""
+        return self.d_model * (4 if readout == "all" else 1)
+
+    def pool(
+        self, x: Float[Tensor, "row position d_model"], is_gene: Bool[Tensor, "row position"], readout: str
+    ) -> Float[Tensor, "row width"]:
+        """Readout "all": [S, T, max over genes, mean over genes], the official embedding; or one of the four."""
+        row, n_genes = torch.arange(len(x), device=x.device), is_gene.sum(1)
+        # genes come first, then T, then S
+        part = {
+            "source": x[row, n_genes + 1],
+            "target": x[row, n_genes],
+            "max": x.masked_fill(~is_gene[:, :, None], -torch.inf).amax(1),
+            "mean": masked_mean(x, is_gene),
+        }
+        return torch.cat([part[name] for name in part], dim=1) if readout == "all" else part[readout]
+
+    def ask(self, tokens: Tokens, *, seed: int, fraction: float) -> Question:
+        """Values of hidden expressed genes, which the encoder does not get at all."""
+        hidden = hidden_genes(tokens, seed=seed, fraction=fraction)
+        n_hidden = np.bincount(tokens.cell_of_token()[hidden], minlength=tokens.n_cells)
+        offsets = np.concatenate([[0], np.cumsum(tokens.lengths - n_hidden)]).astype(np.int64)
+        seen = Tokens(
+            offsets=offsets,
+            gene_id=tokens.gene_id[~hidden],
+            value=tokens.value[~hidden],
+            is_special=tokens.is_special[~hidden],
+        )
+        return Question(
+            tokens=seen,
+            cell=tokens.cell_of_token()[hidden],
+            gene_id=tokens.gene_id[hidden],
+            target=tokens.value[hidden],
+        )
+
+    def errors(self, x: Float[Tensor, "row position d_model"], batch: Batch, asked: Asked) -> Float[Tensor, " asked"]:
+        """Squared error of the decoder's log1p CP10k; genes that are not expressed are given to it as zeros."""
+        if self.decoder is None:
+            raise ConfigError(f"{self.name} has no decoder weights, so it has no pretraining loss")
+        n_genes = self.config.n_genes + 2
+        silent = self.token_emb(x.new_zeros(1)) + self.pos_emb.weight[:n_genes]
+        hidden = self.token_emb(x.new_full((1,), self.config.mask_value))[0]
+        found = torch.zeros_like(asked.target)
+        for row in range(len(x)):
+            here, real = asked.row == row, batch.is_real[row]
+            full = silent.clone()
+            full[asked.gene_id[here]] = hidden + self.pos_emb(asked.gene_id[here])
+            full[batch.gene_id[row][real]] = x[row][real].to(full.dtype) + self.pos_emb(batch.gene_id[row][real])
+            answers = self.norm(self.decoder(self.decoder_embed(full)))[asked.gene_id[here]]
+            found[here] = self.to_final(answers)[:, 0]
+        return (found - asked.target) ** 2
+
+    @torch.no_grad()
+    def reset_weights(self, *, seed: int) -> None:
+        """Torch's first weights of linear and embedding modules, drawn from `seed`; fresh random features."""
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if "norm" in name:
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+            elif parameter.ndim == 1:
+                parameter.zero_()
+            elif "emb" in name.partition(".")[0] and "mlp" not in name and "decoder" not in name:
+                parameter.normal_(generator=generator)
+            else:
+                bound = parameter.shape[1] ** -0.5
+                parameter.uniform_(-bound, bound, generator=generator)
+        for name, buffer in self.named_buffers():
+            if name.endswith("projection_matrix"):
+                buffer.normal_(generator=generator)
+
+
+def scfoundation_from_weights(
+    config: ScFoundationConfig, vocabulary: Vocabulary, weights: Mapping[str, Tensor]
+) -> ScFoundation:
+    """Network with the weights of one part of `models.ckpt`, named with or without `model.`.
+
+    Raises:
+        CheckpointError: a weight is missing, unexpected or of another shape.
+    """
+    named = {_canonical(key): value.float() for key, value in weights.items()}
+    has_decoder = any(key.startswith(_DECODER) for key in named)
+    ignored: tuple[str, ...] = ()
+    if config.decoder is None:
+        ignored = tuple(sorted(key for key in named if key.startswith(_DECODER)))
+    with torch.random.fork_rng(devices=[]):
+        model = ScFoundation(config, vocabulary, with_decoder=has_decoder).eval()
+    fit_weights(
+        model, {key: value for key, value in named.items() if key not in ignored}, what="the config", official=_official
+    )
+    model.ignored_weights = ignored
+    return model
+
+
+def _official(name: str) -> str:
+    """Name of a weight in the official files, for messages."""
+    return "model." + name.replace(".self_attn.Wqkv.", ".self_attn.in_proj_")
+
+
+def _canonical(key: str) -> str:
+    name = key.split("model.")[1] if "model." in key else key
+    return name.replace(".self_attn.in_proj_", ".self_attn.Wqkv.")

@@ -1,0 +1,168 @@
+"""Values of an expression matrix as tokenizers need them: checked, matched to genes, and as counts.
+
+Counts are taken as they are. Log-normalised values y = log1p(c u) with one unit u a cell (u = 10,000 / total, in
+scanpy's and Seurat's default) are inverted: expm1(y) / u must be integers, which is verified value by value against
+the rounding of float32. What fails is refused: a tokenizer that ranks or adds counts must not guess. The unit is the
+largest one that fits, so a cell all of whose counts share a factor is recovered without it; ranks do not change by it.
+Recovering costs .2 us a value.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+
+from sae_core.errors import TokenizationError
+from sae_core.scfm.vocabulary import GeneMatch
+
+_LARGEST_SMALLEST_COUNT = 24
+_ROUNDING = 1.5e-7
+"""Relative rounding of a float32 logarithm and of the float32 normalisation before it."""
+_TOO_BLURRED = 0.25
+_ADVICE = "give raw counts: choose the matrix that holds them (`raw`, or a layer such as `layers/counts`)"
+
+
+class GeneValues(NamedTuple):
+    """Matched values above zero, sorted by (cell, gene), columns of one gene added up."""
+
+    gene_id: Int64[np.ndarray, " value"]
+    value: Float64[np.ndarray, " value"]
+    cell: Int64[np.ndarray, " value"]
+
+
+def check_values(indices: np.ndarray, data: np.ndarray, match: GeneMatch) -> None:
+    """Refuse what no tokenizer can use.
+
+    Raises:
+        TokenizationError: negative or non-finite values, or columns that `match` does not have.
+    """
+    if len(data) and (not np.isfinite(data).all() or data.min() < 0):
+        n_bad = int((~np.isfinite(data)).sum())
+        raise TokenizationError(
+            f"values from {np.nanmin(data):g} to {np.nanmax(data):g}, {n_bad} of them not finite; "
+            "tokens need counts or log-normalised values, not scaled ones: choose that matrix (`raw`, or a layer such "
+            "as `layers/counts`)"
+        )
+    if len(indices) and indices.max() >= match.n_genes:
+        raise TokenizationError(
+            f"column {indices.max()} but only {match.n_genes} genes were matched; match the same data"
+        )
+
+
+def matched_values(indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, match: GeneMatch) -> GeneValues:
+    """Gene id, value and cell of every nonzero matched gene, sorted by (cell, gene id), columns of a gene added.
+
+    Raises:
+        TokenizationError: see `check_values`.
+    """
+    check_values(indices, data, match)
+    cell = np.repeat(np.arange(len(indptr) - 1, dtype=np.int64), np.diff(indptr))
+    use = match.matched[indices] & (data > 0)
+    cell, gene_id, value = cell[use], match.token_id[indices[use]], data[use].astype(np.float64)
+    key = cell * (int(match.token_id.max(initial=0)) + 1) + gene_id
+    if (key[1:] < key[:-1]).any():
+        order = np.argsort(key, kind="stable")
+        cell, gene_id, value, key = cell[order], gene_id[order], value[order], key[order]
+    new = np.ones(len(cell), dtype=bool)
+    new[1:] = key[1:] != key[:-1]
+    start = np.flatnonzero(new)
+    total = np.add.reduceat(value, start) if len(start) else value
+    return GeneValues(gene_id[start], total, cell[start])
+
+
+def recover_counts(indptr: np.ndarray, data: np.ndarray, *, need_total: bool = False) -> Float64[np.ndarray, " stored"]:
+    """Counts of CSR rows: integers as they are, log-normalised rows inverted (module docstring), each row on its own.
+
+    `need_total`: a row of one value is refused as well, since any number is a multiple of itself.
+
+    Raises:
+        TokenizationError: a row is neither; the message names it and says why.
+    """
+    value = data.astype(np.float64)
+    cell = np.repeat(np.arange(len(indptr) - 1, dtype=np.int64), np.diff(indptr))
+    whole = np.bincount(cell, value != np.rint(value), minlength=len(indptr) - 1) == 0
+    logged = ~whole[cell] & (value > 0)
+    if not logged.any():
+        return value
+    if value[logged].max() > 700:
+        row = int(cell[logged][value[logged].argmax()])
+        raise TokenizationError(f"row {row} is not integers and not logged (up to {value[logged].max():g}); {_ADVICE}")
+    value[logged] = _invert(value[logged], cell[logged], need_total=need_total)
+    return value
+
+
+def _invert(y: np.ndarray, cell: np.ndarray, *, need_total: bool) -> np.ndarray:
+    """Integer counts of log1p(counts * unit); `cell` is sorted."""
+    rate = np.expm1(y)
+    blur = _ROUNDING * (1 + rate) * (1 + y)
+    rows, owner, n_of_row = np.unique(cell, return_inverse=True, return_counts=True)
+    start = np.concatenate([[0], np.cumsum(n_of_row)[:-1]])
+    smallest = np.minimum.reduceat(rate, start)
+    counts: Float64[np.ndarray, " value"] = np.zeros_like(rate)
+    open_rows = np.ones(len(rows), dtype=bool) if not need_total else n_of_row > 1
+    for divisor in range(1, _LARGEST_SMALLEST_COUNT + 1):
+        here = open_rows[owner]
+        if not here.any():
+            break
+        found, worst = _fit(rate[here], blur[here], owner[here], smallest / divisor)
+        done = open_rows & (worst <= 1)
+        counts[here] = np.where(done[owner[here]], found, counts[here])
+        open_rows &= ~done
+    refused = open_rows if not need_total else open_rows | (n_of_row == 1)
+    if refused.any():
+        raise TokenizationError(_refusal(rows, refused, n_of_row, y, cell))
+    return counts
+
+
+def _fit(rate: np.ndarray, blur: np.ndarray, owner: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Nearest integer multiples, and per row the largest misfit in units of what rounding explains (<= 1: exact)."""
+    n_rows = len(unit)
+    for reach in (30.0, 3000.0, np.inf):
+        # small counts first: their rounding is sure, and they sharpen the unit for the large ones
+        near = rate <= reach * unit[owner]
+        weight = np.rint(rate[near] / unit[owner[near]]) / blur[near] ** 2
+        top = np.bincount(owner[near], rate[near] * weight, minlength=n_rows)
+        bottom = np.bincount(owner[near], np.rint(rate[near] / unit[owner[near]]) * weight, minlength=n_rows)
+        unit = np.where(bottom > 0, top / np.maximum(bottom, 1e-300), unit)
+    multiple = rate / unit[owner]
+    allowed = 3 * blur / unit[owner] + 1e-6
+    misfit = np.where(allowed > _TOO_BLURRED, np.inf, np.abs(multiple - np.rint(multiple)) / allowed)
+    worst = np.zeros(n_rows)
+    np.maximum.at(worst, owner, misfit)
+    return np.rint(multiple), worst
+
+
+def _refusal(rows: np.ndarray, refused: np.ndarray, n_of_row: np.ndarray, y: np.ndarray, cell: np.ndarray) -> str:
+    first = int(np.flatnonzero(refused)[0])
+    example = ", ".join(f"{v:.4g}" for v in y[cell == rows[first]][:4])
+    reason = (
+        "it holds one value, whose count cannot be told from its logarithm"
+        if n_of_row[first] == 1
+        else "expm1 of its values are no integer multiples of one unit, so they are not log1p of scaled counts"
+    )
+    where = f"row {rows[first]} ({example})"
+    return f"{int(refused.sum())} rows cannot be turned back into counts; {where}: {reason}; {_ADVICE}"
+
+
+def cell_generator(seed: int, *content: np.ndarray) -> np.random.Generator:
+    """Generator of one cell, from the seed and what the cell holds: the same in whatever batch the cell is."""
+    digest = hashlib.blake2b(seed.to_bytes(8, "little", signed=True), digest_size=16)
+    for array in content:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return np.random.default_rng(int.from_bytes(digest.digest(), "little"))
+
+
+def sample_per_cell(
+    gene_id: Int64[np.ndarray, " value"], n_of_cell: Int64[np.ndarray, " cell"], *, limit: int, seed: int
+) -> Bool[np.ndarray, " value"]:
+    """Which values stay where a cell may keep `limit`: a sample drawn from (seed, the cell's genes)."""
+    keep = np.ones(len(gene_id), dtype=bool)
+    stop = np.cumsum(n_of_cell)
+    for cell in np.flatnonzero(n_of_cell > limit):
+        start = stop[cell] - n_of_cell[cell]
+        rng = cell_generator(seed, gene_id[start : stop[cell]])
+        keep[start + rng.permutation(n_of_cell[cell])[limit:]] = False
+    return keep
