@@ -40,7 +40,8 @@ app = typer.Typer(
 models_app = typer.Typer(invoke_without_command=True, help="Registry look-ups: versions, aliases, metrics, lineage.")
 app.add_typer(models_app, name="models")
 
-Store = Annotated[Path, typer.Option("--store", envvar="SCSAE_STORE", help="Folder of the store.")]
+StoreOption = typer.Option("--store", envvar="SCSAE_STORE", help="Folder of the store.")
+Store = Annotated[Path, StoreOption]
 Address = Annotated[
     str | None, typer.Option("--address", help="Ray cluster to use, e.g. ray://HEAD:10001; default: this machine.")
 ]
@@ -78,7 +79,7 @@ def main() -> None:
 
 
 def stage_command(cls: type[Options], *, argument: str | None = None) -> Callable[[Callable[..., None]], None]:
-    """Register `body(options, store, address)` as a command whose options are the fields of `cls`.
+    """Register `body(options, store[, address])` as a command whose options are the fields of `cls`.
 
     The field `argument` becomes the positional argument.
     """
@@ -87,13 +88,14 @@ def stage_command(cls: type[Options], *, argument: str | None = None) -> Callabl
         name = body.__name__.removesuffix("_command")
 
         def command(**given: Any) -> None:
-            store, address = given.pop("store"), given.pop("address")
+            where = {key: given.pop(key) for key in ("store", "address") if key in given}
             values = {key: value for key, value in given.items() if value is not None and value != []}
-            body(check(cls, values, f"scsae {name}"), store, address)
+            body(check(cls, values, f"scsae {name}"), **where)
 
         parameters = [_parameter(cls, field, positional=field == argument) for field in cls.model_fields]
         parameters.append(_keyword("store", Store, DEFAULT_STORE))
-        parameters.append(_keyword("address", Address, None))
+        if "address" in inspect.signature(body).parameters:
+            parameters.append(_keyword("address", Address, None))
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in parameters}
         app.command(name, help=cls.__doc__)(command)
@@ -157,7 +159,7 @@ def encode_command(options: EncodeOptions, store: Path, address: str | None) -> 
 
 
 @stage_command(AssociateOptions)
-def associate_command(options: AssociateOptions, store: Path, address: str | None) -> None:
+def associate_command(options: AssociateOptions, store: Path) -> None:
     """See AssociateOptions."""
     from pipelines.associate import associate
     from pipelines.report import print_results
@@ -179,7 +181,7 @@ def steer_command(options: SteerOptions, store: Path, address: str | None) -> No
 @app.command()
 def run(
     recipe: Annotated[Path, typer.Argument(help="YAML file: stages and their options.")],
-    store: Annotated[Path | None, typer.Option("--store", envvar="SCSAE_STORE", help="Folder of the store.")] = None,
+    store: Annotated[Path | None, StoreOption] = None,
     address: Address = None,
 ) -> None:
     """Run the stages of a recipe in order; resumed by running it again."""
@@ -195,7 +197,7 @@ def run(
 def submit(
     recipe: Annotated[Path, typer.Argument(help="YAML file: stages and their options.")],
     address: Annotated[str, typer.Option("--address", help="Ray dashboard of the cluster, e.g. http://HEAD:8265.")],
-    store: Store = DEFAULT_STORE,
+    store: Annotated[Path | None, StoreOption] = None,
 ) -> None:
     """Run a recipe as a Ray job: the log is followed and the job's outcome is the exit code."""
     from pipelines.submit import submit_recipe
@@ -289,7 +291,7 @@ def promote(
     from pipelines.report import print_facts
     from pipelines.tracking import Tracking
 
-    found = Tracking(Layout(store)).promote(name, version)
+    found = Tracking.existing(Layout(store)).promote(name, version)
     print_facts({"name": found.name, "version": found.version, "aliases": ", ".join(found.aliases), **found.metrics})
 
 

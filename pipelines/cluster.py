@@ -38,7 +38,9 @@ def ray_session(*, address: str | None = None, num_cpus: int | None = None) -> I
     if known:
         ray.init(address=known, **quiet)
     else:
-        ray.init(num_cpus=num_cpus, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+        # careful: without "local", Ray joins any head that was started on this machine with `ray start`
+        local = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+        ray.init(address="local", num_cpus=num_cpus, **local, **quiet)
     try:
         yield
     finally:

@@ -11,7 +11,6 @@ from rich.table import Table
 
 from feature_store import FeatureStore
 from feature_store.commit import read_table
-from feature_store.errors import NotFoundError
 from feature_store.layout import Layout
 from pipelines.config import DataOptions
 from pipelines.errors import UsageError
@@ -29,8 +28,8 @@ NEXT = {
 """What to type after a stage."""
 
 LOOKUP_COLUMNS = (
-    "feature_id gene label gene_set value select_auroc auroc select_pearson pearson identity_precision lift overlap n_set "
-    "odds_ratio q class top_label top_genes"
+    "feature_id gene label gene_set value select_auroc auroc select_pearson pearson identity_precision lift overlap "
+    "n_set odds_ratio q class top_label top_genes"
 ).split()
 """What a look-up shows as a table; the other forms have every column."""
 
@@ -173,10 +172,7 @@ def registered_models(store: Path) -> pl.DataFrame:
     """Registered SAEs, one row a version."""
     from pipelines.tracking import Tracking
 
-    layout = Layout(store)
-    if not layout.mlflow_dir.exists():
-        raise NotFoundError(f"{store} has no model registry yet; type `scsae train --store {store}` first")
-    versions = Tracking(layout).versions()
+    versions = Tracking.existing(Layout(store)).versions()
     rows = [
         {
             "name": v.name,

@@ -12,13 +12,13 @@ import time
 from pathlib import Path
 
 from feature_store.layout import run_id
-from pipelines.config import load_recipe
+from pipelines.config import DEFAULT_STORE, load_recipe
 from pipelines.errors import RunFailedError, UsageError
 
 POLL_S = 1.0
 
 
-def submit_recipe(recipe: Path, *, store: Path, address: str) -> int:
+def submit_recipe(recipe: Path, *, store: Path | None, address: str) -> int:
     """Submit, follow the log to stdout, and return the job's exit code (0 succeeded, 1 anything else).
 
     Raises:
@@ -29,12 +29,12 @@ def submit_recipe(recipe: Path, *, store: Path, address: str) -> int:
 
     try:
         client = JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError) as error:
+    except (ConnectionError, RuntimeError, ValueError) as error:
         raise UsageError(
             f"no Ray dashboard answers at {address} ({error}); give the head's, e.g. http://HEAD:8265"
         ) from None
     text = recipe.read_text()
-    target = (checked.store or store).resolve()
+    target = (store or checked.store or DEFAULT_STORE).resolve()
     job = f"scsae-{run_id({'recipe': hashlib.sha256(text.encode()).hexdigest(), 'store': str(target)})}"
     job = _start(client, job, text, target)
     followed = 0

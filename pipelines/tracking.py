@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from feature_store.errors import NotFoundError
 from feature_store.layout import Layout
 from pipelines.errors import UsageError
 
@@ -63,6 +64,15 @@ class Tracking:
         else:
             artifacts = (folder / "artifacts").as_uri() if self.uri.startswith("sqlite") else None
             self.experiment_id = str(self.client.create_experiment(EXPERIMENT, artifact_location=artifacts))
+
+    @classmethod
+    def existing(cls, layout: Layout) -> "Tracking":
+        """Open the registry to read from it; raise NotFoundError, and make nothing, where there is none yet."""
+        if not (os.environ.get("MLFLOW_TRACKING_URI") or (layout.mlflow_dir / "mlflow.db").is_file()):
+            raise NotFoundError(
+                f"{layout.root} has no model registry yet; type `scsae train --store {layout.root}` first"
+            )
+        return cls(layout)
 
     def find(self, run: str) -> str | None:
         """Return the finished MLflow run that logged store run `run`, if there is one."""

@@ -1,0 +1,311 @@
+"""The command line as a user meets it: a process, its exit code, and one clear message on stderr."""
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import polars as pl
+import pytest
+import typer
+
+from feature_store import FeatureStore, commit
+from feature_store.layout import Layout
+from pipelines.cli import app
+from pipelines.extract import extract
+
+pytestmark = pytest.mark.ray
+
+COMMANDS = "demo inspect extract train encode associate steer run submit sql features models verify".split()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A home and an environment of its own; the folder is returned with the environment."""
+    folder = tmp_path_factory.mktemp("home")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "SCSAE_", "MLFLOW_"))}
+    return {**kept, "HOME": str(folder), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def scsae(tmp_path, home):
+    """Run a command in an empty folder; text unless `text=False`."""
+    here = tmp_path / "here"
+    here.mkdir()
+
+    def run(*arguments, text=True, env=None, **options):
+        command = [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
+        environment = {**home, **(env or {})}
+        return subprocess.run(
+            command, cwd=here, env=environment, capture_output=True, text=text, check=False, timeout=120, **options
+        )
+
+    run.here = here
+    return run
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory, tiny_cells):
+    """A folder of files that a user may give by mistake."""
+    folder = tmp_path_factory.mktemp("bad")
+    scaled = tiny_cells.copy()
+    dense = scaled.X.toarray()
+    scaled.X = ((dense - dense.mean(axis=0)) / dense.std(axis=0)).astype(np.float32)
+    scaled.write_h5ad(folder / "scaled.h5ad")
+    mouse = tiny_cells.copy()
+    mouse.var_names = [f"Mouse{i}" for i in range(mouse.n_vars)]
+    mouse.write_h5ad(folder / "mouse.h5ad")
+    (folder / "notes.h5ad").write_text("not HDF5")
+    (folder / "wrong_key.yaml").write_text("train: {n_feature: 64}\n")
+    (folder / "empty.yaml").write_text("store: somewhere\n")
+    (folder / "two_origins.yaml").write_text("train: {k: 4}\nencode: {run: abc}\n")
+    (folder / "absent_data.yaml").write_text("extract: {data: absent.h5ad, layer: [1]}\n")
+    (folder / "good.yaml").write_text("train: {k: 4}\n")
+    (folder / "broken.gmt").write_text("one field only\n")
+    return folder
+
+
+EXTRACT = "extract {data} --model {model} --layer 1 --store new"
+BAD_INPUT = {
+    "missing file": (
+        "extract {bad}/scale.h5ad --layer 1 --store new",
+        ["no file .*scale.h5ad", "did you mean 'scaled.h5ad'"],
+    ),
+    "no h5ad": ("extract {bad}/notes.h5ad --layer 1 --store new", ["notes.h5ad is no HDF5 file", "give an .h5ad file"]),
+    "scaled values only": (
+        "extract {bad}/scaled.h5ad --layer 1 --store new",
+        ["scaled.h5ad holds", "negative values: scaled", "store the raw counts"],
+    ),
+    "no gene in common": (
+        "extract {bad}/mouse.h5ad --model {model} --layer 1 --store new",
+        ["none of the 30 genes", "Mouse0, Mouse1, Mouse2", "the vocabulary has GENE2, GENE3", "human gene symbols"],
+    ),
+    "no such obs column": (
+        f"{EXTRACT} --donor doner",
+        ["--donor was 'doner'", "type, donor, batch", "did you mean 'donor'"],
+    ),
+    "no such label": (f"{EXTRACT} --label typ", ["--label was 'typ'", "did you mean 'type'"]),
+    "no such matrix": (f"{EXTRACT} --matrix layers/raw", ["no matrix 'layers/raw'", "it has X"]),
+    "no layer": ("extract {data} --model {model} --store new", ["no --layer was given", "layers 0 to 2", "--layer 2"]),
+    "layer too deep": (f"{EXTRACT} --layer 3", ["--layer was '3'", "layers 0 to 2"]),
+    "no such site": (f"{EXTRACT} --layer neuron.1", ["'neuron.1' names no site", "attention"]),
+    "no model folder": ("extract {data} --model nowhere --layer 1 --store new", ["nowhere is no folder", "'mini'"]),
+    "folder without a model": ("extract {data} --model {bad} --layer 1 --store new", ["no known family", "args.json"]),
+    "no such option": (f"{EXTRACT} --layr 2", ["No such option: --layr", "--layer", "--help"]),
+    "no number": (f"{EXTRACT} --shard-cells two", ["--shard-cells", "integer"]),
+    "out of range": (f"{EXTRACT} --shard-cells 0", ["shard_cells was 0", "greater than or equal to 1"]),
+    "no such choice": (f"{EXTRACT} --dtype f8", ["dtype was 'f8'", "'f16', 'bf16' or 'f32'"]),
+    "no size": (f"{EXTRACT} --shard-size 12", ["a size was given as '12'", "256MB"]),
+    "two sizes": (f"{EXTRACT} --shard-size 1MB --shard-cells 5", ["both given", "give one of them"]),
+    "no such command": ("extrac", ["No such command 'extrac'", "--help"]),
+    "nothing to train on": (
+        "train --store new",
+        ["no complete run of kind 'activations' in new", "scsae extract DATA --store new"],
+    ),
+    "k too large": ("train --k 49 --n-features 48 --store {store}", ["k", "49", "48"]),
+    "no such parent run": (
+        "train --run zzz --store {store}",
+        ["--run was 'zzz'", "names none of the complete activations"],
+    ),
+    "malformed gene sets": (
+        "associate --gmt {bad}/broken.gmt --store {store}",
+        ["broken.gmt, line 1", "tab-separated"],
+    ),
+    "no such target": ("steer --target C --store {store}", ["--target was 'C'", "A, B"]),
+    "no such kind": ("steer --kind celltype --store {store}", ["--kind was 'celltype'", "cell_type, batch"]),
+    "missing recipe": ("run {bad}/none.yaml --store new", ["none.yaml does not exist", "YAML"]),
+    "unknown recipe key": (
+        "run {bad}/wrong_key.yaml --store new",
+        ["'train.n_feature' is unknown", "did you mean 'n_features'"],
+    ),
+    "empty recipe": (
+        "run {bad}/empty.yaml --store new",
+        ["names no stage", "extract, train, encode, associate, steer"],
+    ),
+    "two origins": ("run {bad}/two_origins.yaml --store new", ["encode.run was 'abc'", "leave one out"]),
+    "recipe without data": ("run {bad}/absent_data.yaml --store new", ["no file absent.h5ad"]),
+    "nobody to submit to": (
+        "submit {bad}/good.yaml --address http://127.0.0.1:9 --store new",
+        ["no Ray dashboard answers at http://127.0.0.1:9", "http://HEAD:8265"],
+    ),
+    "no address at all": ("submit {bad}/good.yaml --address somewhere --store new", ["somewhere", "http://HEAD:8265"]),
+    "misspelt column": (
+        "sql|SELECT densty FROM features|--store|{store}",
+        ["no column 'densty'", "density \\(features"],
+    ),
+    "misspelt table": ("sql|SELECT * FROM featurs|--store|{store}", ["no table 'featurs'", "did you mean 'features'"]),
+    "no SELECT": ("sql|DROP TABLE features|--store|{store}", ["only queries", "SELECT", "DROP TABLE"]),
+    "table not made yet": ("sql|SELECT * FROM steering|--store|{store}", ["no table 'steering' yet", "scsae steer"]),
+    "empty store": ("sql|SELECT 1|--store|new", ["new holds no runs", "scsae demo --store new"]),
+    "no such format": ("sql|SELECT 1|--format|xml|--store|{store}", ["--format", "xml", "table.*csv.*json.*parquet"]),
+    "two questions": ("features --gene GENE3 --label A --store {store}", ["--gene and --label", "one at a time"]),
+    "no such gene": ("features --gene GEN33 --store {store}", ["no gene 'GEN33'", "did you mean 'GENE"]),
+    "no such cell": ("features --cell 72 --store {store}", ["no cell 72", "0 to 71"]),
+    "no such run": ("verify zzz --store {store}", ["'zzz' names none of the runs", "activations/", "codes/"]),
+    "no registry": ("models --store new", ["no model registry yet", "scsae train --store new"]),
+    "nothing to promote": ("models promote sae-tiny-layer.1 1 --store new", ["no model registry yet", "scsae train"]),
+    "no such version": (
+        "models promote sae-tiny-layer.1 9 --store {store}",
+        ["sae-tiny-layer.1 version 9 is not registered", "registered: sae-tiny-layer.1 1"],
+    ),
+    "columns without data": ("demo --cell-type type --store new", ["without --data", "'type'", "give --data"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_gives_one_clear_message_and_exit_code_2_and_writes_nothing(
+    scsae, chain, bad, tiny_data, tiny_model, case
+):
+    line, words = BAD_INPUT[case]
+    values = {"data": tiny_data, "model": tiny_model, "bad": bad, "store": chain.store}
+    arguments = [part.format(**values) for part in line.split("|" if "|" in line else None)]
+    before = content(chain.store)
+    done = scsae(*arguments)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert len(re.findall(r"(?i)^error: ", done.stderr, flags=re.MULTILINE)) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    # a message of ours stands alone; typer's has its usage lines above
+    assert done.stderr.startswith(("error: ", "Usage: ")), done.stderr
+    for word in words:
+        assert re.search(word, done.stderr), f"{word!r} is not in: {done.stderr}"
+    assert not list(scsae.here.iterdir())
+    assert content(chain.store) == before
+
+
+def content(store):
+    """Every file of a store with its time; sqlite's scratch files apart."""
+    return {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file()}
+
+
+def test_help_lists_every_command(scsae):
+    done = scsae("--help")
+    assert done.returncode == 0
+    listed = re.findall(r"^  ([a-z]+)  +\S", done.stdout, flags=re.MULTILINE)
+    assert set(listed) == set(COMMANDS)
+
+
+def parameters(command, name="scsae"):
+    for parameter in command.params:
+        yield name, parameter
+    for below, inner in getattr(command, "commands", {}).items():
+        yield from parameters(inner, f"{name} {below}")
+
+
+def test_every_option_and_argument_of_every_command_has_a_help_text():
+    found = list(parameters(typer.main.get_command(app)))
+    assert len(found) > 60
+    silent = [f"{name}: {parameter.name}" for name, parameter in found if not (parameter.help or "").strip()]
+    assert silent == []
+
+
+def test_the_options_of_a_stage_are_listed_with_their_defaults(scsae):
+    text = " ".join(scsae("steer", "--help").stdout.split())
+    assert "--n-nulls" in text
+    assert "Random feature sets of matched density" in text
+    assert "default: 20" in text
+
+
+QUERY = 'SELECT feature_id, density, dead, top_genes, "class" FROM features ORDER BY feature_id'
+READERS = {"csv": pl.read_csv, "json": pl.read_json, "parquet": pl.read_parquet}
+
+
+@pytest.mark.parametrize("form", READERS)
+def test_an_answer_in_csv_json_or_parquet_is_the_answer_again_when_read(scsae, chain, form):
+    done = scsae("sql", QUERY, "--format", form, "--store", chain.store, text=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    answer = FeatureStore.open(chain.store).sql(QUERY)
+    read = READERS[form](io.BytesIO(done.stdout))
+    if form == "parquet":
+        assert read.schema == answer.schema
+    assert read.columns == answer.columns
+    assert read.rows() == answer.rows()
+
+
+def test_an_answer_as_a_table_holds_every_row(scsae, chain):
+    done = scsae(
+        "sql", "SELECT feature_id, class FROM features WHERE feature_id < 3 ORDER BY feature_id", "--store", chain.store
+    )
+    assert done.returncode == 0
+    assert re.findall(r"│\s+(\d+)\s+│", done.stdout) == ["0", "1", "2"]
+
+
+def test_the_store_may_be_named_by_the_environment(scsae, chain):
+    done = scsae("sql", "SELECT COUNT(*) AS n FROM cells", "--format", "csv", env={"SCSAE_STORE": str(chain.store)})
+    assert (done.returncode, done.stdout) == (0, "n\n72\n")
+
+
+def test_features_of_a_cell_are_its_largest_codes(scsae, chain):
+    done = scsae("features", "--cell", 5, "--n", 4, "--format", "json", "--store", chain.store)
+    assert done.returncode == 0
+    frame = pl.concat(
+        [pl.read_parquet(part) for part in (Layout(chain.store).latest("codes").path / "by_cell").glob("*.parquet")]
+    )
+    largest = frame.filter(cell_idx=5).sort("value", "feature_id", descending=[True, False]).head(4)
+    answer = [(row["feature_id"], row["value"]) for row in json.loads(done.stdout)]
+    assert [feature for feature, _ in answer] == largest["feature_id"].to_list()
+    np.testing.assert_allclose([value for _, value in answer], largest["value"].to_numpy(), rtol=1e-6)
+
+
+def test_inspect_reports_coverage_and_writes_nothing(scsae, tiny_cells, tiny_data, tiny_model, home):
+    done = scsae("inspect", tiny_data, "--model", tiny_model)
+    assert (done.returncode, done.stderr) == (0, "")
+    facts = dict(re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in done.stdout.splitlines() if line.strip())
+    counts = tiny_cells.X.toarray()
+    known = counts[:, 2:]
+    assert facts["cells"] == "72"
+    assert facts["matrix"] == "X (counts)"
+    assert facts["genes matched"] == "28 of 30 (93%)"
+    assert facts["share of values matched"].startswith(f"{known.sum() / counts.sum():.0%} ")
+    assert facts["tokens per cell"] == str(round((known > 0).sum(axis=1).mean(), 1))
+    assert facts["obs columns"] == "type, donor, batch"
+    assert not list(scsae.here.iterdir())
+
+
+def test_verify_passes_an_intact_run_and_names_the_part_that_is_not(scsae, own_store):
+    run = Layout(own_store).latest("activations")
+    good = scsae("verify", run.run, "--store", own_store)
+    assert good.returncode == 0
+    assert "intact" in good.stderr
+    part = commit.Run.open(run.path).part(1)
+    part.write_bytes(part.read_bytes()[:-10])
+    damaged = scsae("verify", run.run[:5], "--store", own_store)
+    assert damaged.returncode == 1
+    assert str(part) in damaged.stderr
+    assert "run its stage again" in damaged.stderr
+    assert "Traceback" not in damaged.stderr
+
+
+def test_ctrl_c_exits_1_says_that_the_same_command_resumes_and_it_does(
+    scsae, chain, home, tmp_path, without_actors, tiny_data, tiny_model
+):
+    calm = extract(chain.extract.model_copy(update={"shard_cells": 1}), tmp_path / "calm")[0]
+    stage = f"extract {tiny_data} --model {tiny_model} --layer 1 --donor donor --batch batch --cell-type type"
+    stage += f" --dtype f32 --shard-cells 1 --num-actors 1 --store {tmp_path / 'broken'}"
+    command = [sys.executable, "-m", "pipelines.cli", *stage.split()]
+    # a group of its own, as a shell gives each command: Ctrl-C reaches Ray's processes too
+    running = subprocess.Popen(
+        command, cwd=scsae.here, env=home, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, process_group=0
+    )
+    folder = tmp_path / "broken" / "activations" / calm.run
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("part-*.json"))) < 3 and time.monotonic() < deadline and running.poll() is None:
+        time.sleep(0.01)
+    os.killpg(running.pid, signal.SIGINT)
+    out, err = running.communicate(timeout=60)
+    assert not (folder / "MANIFEST.json").exists(), "the run was over before Ctrl-C: the test shows nothing"
+    assert running.returncode == 1, err
+    assert "the same command resumes" in err
+    assert "Traceback" not in err
+    assert out == ""
+    n_before = len(list(folder.glob("part-*.json")))
+    resumed = scsae(*stage.split())
+    assert resumed.returncode == 0, resumed.stderr
+    assert re.search(rf"reused\s+{n_before}\b", resumed.stdout)
+    assert commit.Run.open(folder).manifest() == commit.Run.open(calm.path).manifest()
+    assert commit.Run.open(folder).verify() == []
