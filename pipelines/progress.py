@@ -44,12 +44,13 @@ def ticking(title: str, total: int, unit: str) -> Iterator[Ticker]:
             yield lambda completed, note="": bar.update(task, completed=completed, note=note)
         return
     started = last = time.monotonic()
+    shown = 0
 
     def line(completed: int, note: str = "") -> None:
-        nonlocal last
+        nonlocal last, shown
         now = time.monotonic()
-        if completed >= total or now - last >= LINE_EVERY_S:
-            last = now
+        if completed > shown and (completed >= total or now - last >= LINE_EVERY_S):
+            last, shown = now, completed
             console.print(f"{title:<12} {completed}/{total} {unit} {note} {now - started:.0f} s", soft_wrap=True)
 
     yield line

@@ -139,7 +139,11 @@ class Tracking:
             pip_requirements=["scsae"],
         )
         self._mlflow.log_metrics(dict(metrics), model_id=logged.model_id)
-        version = self._mlflow.register_model(logged.model_uri, name, tags=dict(tags))
+        if not self.client.search_registered_models(f"name = '{name}'"):
+            self.client.create_registered_model(name)
+        version = self.client.create_model_version(
+            name, logged.model_uri, run_id=self._mlflow.active_run().info.run_id, tags=dict(tags)
+        )
         if self.champion(name) is None:
             self.client.set_registered_model_alias(name, CHAMPION, version.version)
         return self.version(name, int(version.version))

@@ -97,7 +97,8 @@ def run_demo(
     results = run_recipe(demo_recipe(store, data=data, donor=donor, batch=batch, cell_type=cell_type), store)
     by_kind = {result.kind: result for result in results}
     found = FeatureStore.open(store, associations=by_kind["associations"].run)
-    for label in labels_to_ask(found, embedded=data is None):
+    labels = labels_to_ask(found, embedded=data is None)
+    for label in labels:
         ask(found, label)
     if batch is not None or data is None:
         _answer(found, BATCHES, "Which features tell batches apart among cells of one type?")
@@ -106,7 +107,7 @@ def run_demo(
         console().print(verdict(by_kind["steering"]), soft_wrap=True)
     print_frame(summary(results), title="What was made")
     print_frame(registered_models(store), title="Registered SAEs")
-    plots = draw(found, by_kind, store)
+    plots = draw(found, by_kind, store, labels)
     _next(store, plots, clock.seconds)
 
 
@@ -155,8 +156,8 @@ def summary(results: list[StageResult]) -> pl.DataFrame:
     return pl.DataFrame(rows)
 
 
-def draw(found: FeatureStore, by_kind: dict[str, StageResult], store: Path) -> list[Path]:
-    """Draw what was found: features by cell type, the genes of the best feature, steering beside its nulls."""
+def draw(found: FeatureStore, by_kind: dict[str, StageResult], store: Path, asked: list[str]) -> list[Path]:
+    """Draw what was found: features by cell type, the genes of the first label's feature, steering and its nulls."""
     from feature_store import plots
     from feature_store.associations import Labels
     from feature_store.codes import CodesRun, load_cell_codes
@@ -181,7 +182,7 @@ def draw(found: FeatureStore, by_kind: dict[str, StageResult], store: Path) -> l
             show=False,
             save=drawn[-1],
         )
-        feature = best.sort("p")["feature_id"][0]
+        feature = best.sort(~pl.col("label").is_in(asked[:1]), "p")["feature_id"][0]
         drawn.append(folder / f"genes_of_feature_{feature}.png")
         plots.gene_bars(found.frame("feature_gene").collect(), feature, show=False, save=drawn[-1])
     if "steering" in by_kind:
