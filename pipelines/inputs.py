@@ -19,7 +19,7 @@ from pipelines.errors import UsageError
 from pipelines.stage import Clock
 
 if TYPE_CHECKING:
-    from sae_core.scfm import FoundationModel, GeneMatch, Site
+    from sae_core.scfm import Coverage, FoundationModel, GeneMatch, Site
 
 PROBE_CELLS = 512
 TIMED_CELLS = 16
@@ -35,12 +35,8 @@ class Opened:
     source: ingest.Source
     model: "FoundationModel"
     match: "GeneMatch"
-    n_probed: int
-    """Cells of the probe: the first of the data set."""
-    n_empty: int
-    """Cells of the probe in which no gene of the model is expressed."""
-    matched_share: float
-    """Share of the probe's values (counts, where the data are counts) that lies in matched genes."""
+    coverage: "Coverage"
+    """What the model sees of the probe: the first cells of the data set."""
     mean_tokens: float
     """Gene tokens a cell of the probe."""
     probe_seconds: float
@@ -64,9 +60,7 @@ def open_inputs(options: DataOptions) -> Opened:
         source=source,
         model=model,
         match=match,
-        n_probed=tokens.n_cells,
-        n_empty=int((genes_of_cell == 0).sum()),
-        matched_share=float(rows.data[match.matched[rows.indices]].sum() / max(rows.data.sum(), 1e-12)),
+        coverage=model.coverage(rows.indptr, rows.indices, rows.data, match),
         mean_tokens=float(genes_of_cell.mean()),
         probe_seconds=clock.seconds / min(TIMED_CELLS, source.n_cells),
     )
@@ -89,9 +83,9 @@ def parse_sites(layers: tuple[str, ...], model: "FoundationModel") -> tuple["Sit
 
 def remember_model(run: commit.Run, options: DataOptions, opened: Opened) -> None:
     """Note beside an activations run where the model lies now, and which token each gene of the data set is."""
-    folder = Path(options.model)
     where = {
-        "model": str(folder.resolve()) if folder.exists() else options.model,
+        # a path may name a part of a checkpoint folder, so it need not exist itself
+        "model": options.model if options.model == "mini" else str(Path(options.model).resolve()),
         "random_init": options.random_init,
         "digest": opened.model.digest,
     }

@@ -124,8 +124,11 @@ def inspect_data(options: DataOptions) -> dict[str, Any]:
     from pipelines.inputs import open_inputs
 
     opened = open_inputs(options)
-    source, model, match = opened.source, opened.model, opened.match
+    source, model, seen = opened.source, opened.model, opened.coverage
     n_tokens = opened.mean_tokens * source.n_cells
+    probe = f"of the first {len(seen.genes_per_cell)} cells"
+    unmatched = seen.heaviest_unmatched(source.gene_symbols)
+    n_cut = seen.n_cut(model.max_genes)
     return {
         "data": str(source.path),
         "matrix": f"{source.matrix} ({source.value_kind})",
@@ -133,9 +136,12 @@ def inspect_data(options: DataOptions) -> dict[str, Any]:
         "genes": source.n_genes,
         "obs columns": ", ".join(source.obs().columns) or "none",
         "model": f"{model.name} ({model.family}, {model.n_layers} layers, d_model {model.d_model})",
-        "genes matched": f"{match.n_matched} of {source.n_genes} ({match.n_matched / source.n_genes:.0%})",
-        "share of values matched": f"{opened.matched_share:.0%} (first {opened.n_probed} cells)",
-        "cells without a matched gene": f"{opened.n_empty} of the first {opened.n_probed}",
+        "genes matched": f"{seen.n_matched} of {seen.n_genes} ({seen.n_matched / seen.n_genes:.0%})",
+        "genes of the model": f"{seen.n_tokens_matched} of {seen.n_vocabulary} found",
+        "share of values matched": f"{seen.share_of_counts:.0%} {probe} ({seen.value_kind})",
+        "largest unmatched": ", ".join(f"{name} {share:.2%}" for name, share in unmatched.items()) or "none",
+        "cells without a matched gene": f"{int(seen.is_empty.sum())} {probe}: kept, without tokens",
+        "cells cut to the model's input": f"{n_cut} {probe}" + (f", to {model.max_genes} genes" if n_cut else ""),
         "tokens per cell": round(opened.mean_tokens, 1),
         "activations, f16": f"{n_tokens * model.d_model * 2 / 1e9:.2f} GB per site",
         "time, one core": f"{opened.probe_seconds * source.n_cells:,.0f} s, through all layers",
