@@ -25,7 +25,7 @@ from pipelines.config import (
     check,
     load_recipe,
 )
-from pipelines.errors import exit_code, root_cause
+from pipelines.errors import ON_PURPOSE, exit_code, root_cause
 from pipelines.progress import stderr_console
 
 INTERRUPTED = 130
@@ -70,12 +70,11 @@ def main() -> None:
         sys.exit(1)
     except Exception as error:  # noqa: BLE001  every error ends as a message and an exit code
         cause = root_cause(error)
-        code = exit_code(cause)
         console = stderr_console()
-        if cause is error and not isinstance(error, OSError) and code == 1:
+        if not isinstance(cause, (*ON_PURPOSE, OSError)):
             console.print_exception(max_frames=8)
         console.print(f"error: {cause}", style="red", markup=False, soft_wrap=True)
-        sys.exit(code)
+        sys.exit(exit_code(cause))
 
 
 def stage_command(cls: type[Options], *, argument: str | None = None) -> Callable[[Callable[..., None]], None]:

@@ -67,8 +67,8 @@ def _start(client: "object", job: str, recipe: str, store: Path) -> str:
     command = f"scsae run /dev/stdin --store {shlex.quote(str(store))} <<'RECIPE'\n{recipe}\nRECIPE"
     try:
         return str(client.submit_job(entrypoint=command, submission_id=name))
-    except RuntimeError:
+    except RuntimeError as error:
         # careful: another submission of the same content won the race; a duplicate id is refused with HTTP 500
         if name in {info.submission_id for info in client.list_jobs()}:
             return name
-        raise
+        raise RunFailedError(f"the cluster did not take the job ({error}); submit it again") from error
