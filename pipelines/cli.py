@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
@@ -116,7 +116,9 @@ def _parameter(cls: type[Options], field: str, *, positional: bool) -> inspect.P
     if isinstance(default, tuple):
         default = [str(item) for item in default]
     flag = f"--{field.replace('_', '-')}"
-    return _keyword(field, Annotated[kind, typer.Option(flag, help=info.description)], default)
+    choices = get_args(info.annotation) if get_origin(info.annotation) is Literal else ()
+    text = f"{info.description} One of: {', '.join(choices)}." if choices else info.description
+    return _keyword(field, Annotated[kind, typer.Option(flag, help=text)], default)
 
 
 def _cli_type(annotation: Any) -> Any:

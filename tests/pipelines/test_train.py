@@ -47,16 +47,21 @@ def files_of(job):
     return {marker.shard: marker.sha256 for marker in commit.Run.open(job.folder).manifest().shards}
 
 
-def test_an_interrupted_run_ends_in_the_same_bytes_as_an_undisturbed_one(job_in):
-    calm, broken = job_in("calm"), job_in("broken")
-    fit(calm)
+def interrupt(job):
+    """Fit until step 50 and stop there as Ctrl-C does."""
 
     def stop_at_50(metrics):
         if metrics["step"] >= 50:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit(broken, report=stop_at_50)
+        fit(job, report=stop_at_50)
+
+
+def test_an_interrupted_run_ends_in_the_same_bytes_as_an_undisturbed_one(job_in):
+    calm, broken = job_in("calm"), job_in("broken")
+    fit(calm)
+    interrupt(broken)
     fit(broken)
     assert files_of(broken) == files_of(calm)
 
@@ -64,13 +69,7 @@ def test_an_interrupted_run_ends_in_the_same_bytes_as_an_undisturbed_one(job_in)
 def test_a_torn_newest_checkpoint_is_passed_over_for_the_one_before(job_in):
     calm, broken = job_in("calm"), job_in("broken")
     fit(calm)
-
-    def stop_at_50(metrics):
-        if metrics["step"] >= 50:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fit(broken, report=stop_at_50)
+    interrupt(broken)
     newest = sorted((commit.Path(broken.folder) / "checkpoints").iterdir())[-1]
     (newest / "trainer.json").write_text("{")
     fit(broken)
