@@ -4,11 +4,14 @@ A local session starts in about 4 s on 2 cores. Its object store is small on pur
 """
 
 import contextlib
+import contextvars
 import logging
 import os
+import sys
 from collections.abc import Iterator
 
 OBJECT_STORE_BYTES = 100_000_000
+_KEPT: contextvars.ContextVar[bool] = contextvars.ContextVar("kept", default=False)
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -23,7 +26,8 @@ _QUIET = {
 def ray_session(*, address: str | None = None, num_cpus: int | None = None) -> Iterator[None]:
     """Connect to `address` (or $RAY_ADDRESS), else start Ray here with `num_cpus` cores (default: all).
 
-    A session that is already open is used and left open; one opened here is shut down on the way out.
+    A session that is already open is used and left open; one opened here is shut down on the way out, unless it is
+    opened inside `one_ray_session`.
     """
     for key, value in _QUIET.items():
         os.environ.setdefault(key, value)
@@ -44,7 +48,24 @@ def ray_session(*, address: str | None = None, num_cpus: int | None = None) -> I
     try:
         yield
     finally:
-        ray.shutdown()
+        if not _KEPT.get():
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def one_ray_session() -> Iterator[None]:
+    """Make all sessions opened inside the block one: the first starts Ray, the end of the block stops it.
+
+    Ray is not started at all if no stage has anything to do.
+    """
+    before = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    token = _KEPT.set(True)
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
+        if "ray" in sys.modules and not before:
+            sys.modules["ray"].shutdown()
 
 
 def actors_that_fit(wanted: int | None, *, num_cpus: int, num_gpus: float, n_tasks: int) -> int:
@@ -56,10 +77,3 @@ def actors_that_fit(wanted: int | None, *, num_cpus: int, num_gpus: float, n_tas
     if num_gpus > 0:
         room = min(room, int(resources.get("GPU", 0) // num_gpus))
     return max(1, min(wanted or room, n_tasks))
-
-
-def available_cpus() -> int:
-    """CPU cores of the cluster in use."""
-    import ray
-
-    return int(ray.cluster_resources().get("CPU", 1))

@@ -4,6 +4,8 @@ The embedded data are 700 PBMC (see `pipelines.recipes.pbmc`); `--data` takes an
 that its own command runs; asked again, all of them find their work done.
 """
 
+import shutil
+import sys
 from pathlib import Path
 
 import polars as pl
@@ -222,16 +224,18 @@ def _next(store: Path, plots: list[Path], seconds: float) -> None:
     """Say where things are and what to type next."""
     layout = Layout(store)
     option = "" if store == DEFAULT_STORE else f" --store {store}"
+    # what was typed is what works: the virtual environment may not be on the PATH
+    scsae = "scsae" if shutil.which("scsae") else sys.argv[0]
     lines = [
         *(f"plot      {path}" for path in plots),
         f"tracking  mlflow ui --backend-store-uri sqlite:///{layout.mlflow_dir / 'mlflow.db'}",
         "",
         "Next:",
-        f"  scsae features --gene CD79A{option}",
-        f"  scsae features --cell 0{option}",
-        f'  scsae sql "SELECT class, COUNT(*) AS n FROM features GROUP BY class"{option}',
-        f"  scsae models{option}",
-        "  scsae inspect YOUR.h5ad",
+        f"  {scsae} features --gene CD79A{option}",
+        f"  {scsae} features --cell 0{option}",
+        f'  {scsae} sql "SELECT class, COUNT(*) AS n FROM features GROUP BY class"{option}',
+        f"  {scsae} models{option}",
+        f"  {scsae} inspect YOUR.h5ad",
         f"done in {seconds:.0f} s",
     ]
     console().print("\n".join(lines), markup=False, soft_wrap=True)

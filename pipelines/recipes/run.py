@@ -1,10 +1,11 @@
 """A recipe's stages in their order, on one Ray session. Each stage starts from the run that the one before it made."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipelines.cluster import ray_session
+from pipelines.cluster import one_ray_session
 from pipelines.config import Options, Recipe
 from pipelines.errors import UsageError
 from pipelines.stage import StageResult
@@ -20,11 +21,11 @@ def run_recipe(recipe: Recipe, store: Path, *, address: str | None = None) -> li
     """
     if recipe == Recipe(store=recipe.store):
         raise UsageError("the recipe names no stage; name at least one of extract, train, encode, associate, steer")
-    with ray_session(address=address):
-        return list(_stages(recipe, store))
+    with one_ray_session():
+        return list(_stages(recipe, store, address))
 
 
-def _stages(recipe: Recipe, store: Path) -> Iterator[StageResult]:
+def _stages(recipe: Recipe, store: Path, address: str | None) -> Iterator[StageResult]:
     from pipelines.associate import associate
     from pipelines.encode import encode
     from pipelines.extract import extract
@@ -33,12 +34,12 @@ def _stages(recipe: Recipe, store: Path) -> Iterator[StageResult]:
 
     heads: list[str | None] = [None]
     if recipe.extract is not None:
-        extracted = extract(recipe.extract, store)
+        extracted = extract(recipe.extract, store, address=address)
         yield from extracted
         heads = [result.run for result in extracted]
     middle: tuple[tuple[Options | None, Callable[[Any, Path], StageResult]], ...] = (
-        (recipe.train, train),
-        (recipe.encode, encode),
+        (recipe.train, partial(train, address=address)),
+        (recipe.encode, partial(encode, address=address)),
         (recipe.associate, associate),
     )
     for head in heads if recipe.train is not None else [None]:
@@ -51,7 +52,7 @@ def _stages(recipe: Recipe, store: Path) -> Iterator[StageResult]:
             yield result
             run = result.run
         for steering in recipe.steer:
-            yield steer(_from_run(steering, run), store)
+            yield steer(_from_run(steering, run), store, address=address)
 
 
 def _from_run(options: T, run: str | None) -> T:
