@@ -193,7 +193,7 @@ def fit(job: TrainJob, *, report: Callable[[dict[str, float]], None] = lambda _:
     history = _resume(folder, trainer, stream)
     batches = iter(stream)
     while trainer.n_steps_done < train_config.n_steps:
-        metrics = trainer.step(torch.from_numpy(next(batches)))
+        metrics = trainer.step(torch.from_numpy(next(batches)).to(job.device))
         step = trainer.n_steps_done
         if step % REPORT_STEPS == 0 or step == train_config.n_steps:
             row = {key: float(value) for key, value in metrics._asdict().items()}
@@ -275,7 +275,7 @@ def _finish(
 
     from sae_core.sae import evaluate, save_sae
 
-    batches = torch.split(tokens, 4096)
+    batches = torch.split(tokens.to(job.device), 4096)
     sae = trainer.finish(batches)
     figures = evaluate(sae, batches)
     run = commit.Run.open(Path(job.folder))
