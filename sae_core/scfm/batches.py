@@ -1,8 +1,8 @@
 """Ragged tokens as padded batches: cells of like length together, what is real and what is not, and back.
 
 Cells are sorted by length and cut into batches of at most `max_batch_tokens` positions in which no cell is padded by
-more than an eighth, so nearly all work is on real tokens: 4 % of the positions are padding on PBMC, 60 % if all cells
-were padded to the longest.
+more than an eighth, so nearly all work is on real tokens: of 256 cells of kang18_ifnb 3 % of the positions are padding;
+padded to the longest, as is common, 53 %.
 """
 
 from __future__ import annotations

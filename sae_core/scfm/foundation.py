@@ -1,9 +1,9 @@
 """What every foundation model does alike: run ragged tokens in length buckets, read sites, apply patches, pool cells.
 
 Results come back in the order of the tokens, so batching (`sae_core.scfm.batches`) is invisible: a cell gives the same
-numbers to 1e-5 whatever its neighbours are. Only real tokens are ever read or patched. Blocks after the deepest site
-asked for are not run. A family adds its network, its tokenizer, its readouts and its pretraining task; docs/
-how-to-add-a-model.md says how.
+numbers to 1e-5 whatever its neighbours are (3e-6 at full size). Only real tokens are ever read or patched. Blocks after
+the deepest site asked for are not run. A family adds its network, its tokenizer, its readouts and its pretraining task;
+docs/how-to-add-a-model.md says how.
 """
 
 from __future__ import annotations
@@ -115,6 +115,11 @@ class FoundationModel(nn.Module, ABC):
     def default_site(self) -> Site:
         """Where the family reads its cell embedding."""
         return self.sites[-1]
+
+    def reading_site(self, patched: Site | str) -> Site:
+        """Where to read cells to see what a patch does: `default_site`, or the last site if the patch is behind it."""
+        behind = self._depth(self._site(patched)) > self._depth(self.default_site)
+        return self.sites[-1] if behind else self.default_site
 
     def width(self, readout: str) -> int:
         """Length of the vector that a readout gives."""

@@ -4,7 +4,7 @@ Counts are taken as they are. Log-normalised values y = log1p(c u) with one unit
 scanpy's and Seurat's default) are inverted: expm1(y) / u must be integers, which is verified value by value against
 the rounding of float32. What fails is refused: a tokenizer that ranks or adds counts must not guess. The unit is the
 largest one that fits, so a cell all of whose counts share a factor is recovered without it; ranks do not change by it.
-Recovering costs .2 us a value.
+Recovering costs .2 to .6 us a value.
 """
 
 from __future__ import annotations

@@ -213,6 +213,25 @@ def test_a_site_that_the_model_lacks_and_a_patch_behind_the_reading_are_refused(
         model.embed(tokens, site="layer.0", patches={"layer.1": lambda x, info: x})
 
 
+def test_a_patch_at_any_site_is_felt_where_its_reading_site_is(model: FoundationModel, tokens: Tokens) -> None:
+    for site in model.sites:
+        at = model.reading_site(site)
+        assert at in (model.default_site, model.sites[-1])
+        patched = model.embed(tokens, site=at, patches={site: lambda x, info: x * 1.5 + 0.3})
+        assert not same(model.embed(tokens, site=at), patched), str(site)
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_numbers_of_the_cpu(kind: str, checkpoint_of: Checkpoint, counts: sp.csr_matrix) -> None:
+    folder = checkpoint_of(kind)
+    cpu, gpu = (load_model(folder, device=device) for device in ("cpu", "cuda"))
+    tokens = tokens_of(cpu, counts)
+    a, b = (model.activations(tokens, model.sites) for model in (cpu, gpu))
+    for site in cpu.sites:
+        torch.testing.assert_close(a[site], b[site], atol=1e-4, rtol=0)
+    assert precision_error(gpu, tokens, [gpu.default_site])[gpu.default_site] < 0.05
+
+
 def test_a_prefix_gives_what_the_whole_run_gives(model: FoundationModel, tokens: Tokens) -> None:
     site = Site.parse("layer.0")
     x = model.activations(tokens, [site])[site]
