@@ -23,7 +23,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -38,6 +38,15 @@ from sae_core.scfm.encoder import EncoderBlock
 from sae_core.scfm.foundation import FoundationModel, masked_mean
 from sae_core.scfm.pretraining import Asked, Question, hidden_genes
 from sae_core.scfm.readers import fit_weights
+from sae_core.scfm.scgpt_parts import (
+    BatchNorm,
+    CellValueDecoder,
+    DomainNorm,
+    ExpressionDecoder,
+    GeneEncoder,
+    InputNorm,
+    ValueEncoder,
+)
 from sae_core.scfm.scgpt_tokenizer import ScGPTTokenizer
 from sae_core.scfm.tokens import Tokens
 from sae_core.scfm.vocabulary import GeneMatch, Vocabulary
@@ -55,7 +64,6 @@ _UNUSED = (
     "mvc_decoder.W_zero_logit.",
 )
 _HEADS = ("decoder.", "mvc_decoder.")
-_BATCH_NORM_EPS = 6.1e-5
 
 Objective = Literal["masked", "query"]
 
@@ -131,88 +139,11 @@ class ScGPTConfig:
         )
 
 
-class _GeneEncoder(nn.Module):
-    def __init__(self, *, n_tokens: int, d_model: int) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(n_tokens, d_model, _weight=torch.empty(n_tokens, d_model))
-        self.enc_norm = nn.LayerNorm(d_model)
-
-    def forward(self, gene_id: Tensor) -> Tensor:
-        return cast("Tensor", self.enc_norm(self.embedding(gene_id)))
-
-
-class _BatchNorm(nn.BatchNorm1d):
-    """Batch norm of the input's channels by the statistics of the fine-tuning data."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.transpose(1, 2)).transpose(1, 2)
-
-
-class _DomainNorm(nn.Module):
-    def __init__(self, n_batches: int, *, d_model: int, affine: bool) -> None:
-        super().__init__()
-        self.bns = nn.ModuleList(_BatchNorm(d_model, eps=_BATCH_NORM_EPS, affine=affine) for _ in range(n_batches))
-
-
-class _ValueEncoder(nn.Module):
-    def __init__(self, *, d_model: int, clamp: float) -> None:
-        super().__init__()
-        self.linear1 = nn.Linear(1, d_model)
-        self.linear2 = nn.Linear(d_model, d_model)
-        self.norm = nn.LayerNorm(d_model)
-        self.clamp = clamp
-
-    def forward(self, value: Tensor) -> Tensor:
-        hidden = F.relu(self.linear1(value.clamp(max=self.clamp)[..., None]))
-        return cast("Tensor", self.norm(self.linear2(hidden)))
-
-
 class _TransformerEncoder(nn.Module):
     def __init__(self, config: ScGPTConfig) -> None:
         super().__init__()
         block = {"d_model": config.d_model, "n_heads": config.n_heads, "d_hidden": config.d_hidden}
         self.layers = nn.ModuleList(EncoderBlock(**block) for _ in range(config.n_layers))
-
-
-class ExpressionDecoder(nn.Module):
-    """Head `decoder`: binned value of a gene from its own output token (and the batch's vector, where there is one)."""
-
-    def __init__(self, *, d_model: int, with_batch: bool = False) -> None:
-        super().__init__()
-        linear = [
-            nn.Linear(d_model * (1 + with_batch), d_model),
-            nn.LeakyReLU(),
-            nn.Linear(d_model, d_model),
-            nn.LeakyReLU(),
-        ]
-        self.fc = nn.Sequential(*linear, nn.Linear(d_model, 1))
-
-    def forward(self, x: Float[Tensor, "row position d_model"]) -> Float[Tensor, "row position"]:
-        """Predicted value per position."""
-        return cast("Tensor", self.fc(x)).squeeze(-1)
-
-
-class CellValueDecoder(nn.Module):
-    """Head `mvc_decoder`: binned value of a gene from the cell token and the gene's vector ("inner product" style)."""
-
-    def __init__(self, *, d_model: int, with_batch: bool = False) -> None:
-        super().__init__()
-        self.gene2query = nn.Linear(d_model, d_model)
-        self.W = nn.Linear(d_model, d_model * (1 + with_batch), bias=False)
-
-    def forward(
-        self, cell: Float[Tensor, "row d_cell"], gene: Float[Tensor, "row position d_model"]
-    ) -> Float[Tensor, "row position"]:
-        """Predicted value per gene of the row."""
-        query = self.W(torch.sigmoid(self.gene2query(gene)))
-        return torch.einsum("rpd,rd->rp", query, cell)
-
-
-class InputNorm(NamedTuple):
-    """Batch norm of the input: one for all cells (`n_batches` None) or one per batch."""
-
-    n_batches: int | None
-    affine: bool
 
 
 class ScGPT(FoundationModel):
@@ -237,18 +168,18 @@ class ScGPT(FoundationModel):
         self.max_genes = config.max_seq_len - 1
         self.name, self.digest = "scgpt", ""
         self.d_model, self.n_layers = config.d_model, config.n_layers
-        self.encoder = _GeneEncoder(n_tokens=n_tokens, d_model=config.d_model)
-        self.value_encoder = _ValueEncoder(d_model=config.d_model, clamp=config.value_clamp)
+        self.encoder = GeneEncoder(n_tokens=n_tokens, d_model=config.d_model)
+        self.value_encoder = ValueEncoder(d_model=config.d_model, clamp=config.value_clamp)
         self.transformer_encoder = _TransformerEncoder(config)
         d_model, with_batch = config.d_model, n_batches > 0
         self.decoder = ExpressionDecoder(d_model=d_model, with_batch=with_batch) if "decoder." in heads else None
         self.mvc_decoder = CellValueDecoder(d_model=d_model, with_batch=with_batch) if "mvc_decoder." in heads else None
-        self.batch_encoder = _GeneEncoder(n_tokens=n_batches, d_model=config.d_model) if n_batches else None
+        self.batch_encoder = GeneEncoder(n_tokens=n_batches, d_model=config.d_model) if n_batches else None
         self.bn = self.dsbn = None
         if norm is not None and norm.n_batches is None:
-            self.bn = _BatchNorm(config.d_model, eps=_BATCH_NORM_EPS, affine=norm.affine)
+            self.bn = BatchNorm(config.d_model, affine=norm.affine)
         elif norm is not None:
-            self.dsbn = _DomainNorm(norm.n_batches or 0, d_model=config.d_model, affine=norm.affine)
+            self.dsbn = DomainNorm(norm.n_batches or 0, d_model=config.d_model, affine=norm.affine)
         self.tokenizer = ScGPTTokenizer(
             cls_id=vocabulary.id_of("<cls>"),
             cls_value=config.cls_value,
