@@ -55,8 +55,7 @@ class Tracking:
         self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / 'mlflow.db'}"
         if self.uri.startswith("sqlite"):
             folder.mkdir(parents=True, exist_ok=True)
-        mlflow.set_tracking_uri(self.uri)
-        mlflow.set_registry_uri(self.uri)
+        self._select()
         self.client = mlflow.MlflowClient(self.uri, self.uri)
         experiment = self.client.get_experiment_by_name(EXPERIMENT)
         if experiment is not None:
@@ -64,6 +63,16 @@ class Tracking:
         else:
             artifacts = (folder / "artifacts").as_uri() if self.uri.startswith("sqlite") else None
             self.experiment_id = str(self.client.create_experiment(EXPERIMENT, artifact_location=artifacts))
+
+    def _select(self) -> None:
+        """Point mlflow's global calls at this store, without leaving it in the environment for the next one."""
+        kept = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
+        self._mlflow.set_tracking_uri(self.uri)
+        self._mlflow.set_registry_uri(self.uri)
+        for name, value in kept.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
     @classmethod
     def existing(cls, layout: Layout) -> "Tracking":
@@ -84,6 +93,7 @@ class Tracking:
     @contextlib.contextmanager
     def run(self, run: str, *, params: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[str]:
         """Open an MLflow run for store run `run`, with its parameters; yield the MLflow run id."""
+        self._select()
         with _quiet(), self._mlflow.start_run(experiment_id=self.experiment_id, run_name=run) as active:
             self._mlflow.set_tags({**tags, RUN_TAG: run})
             self._mlflow.log_params({key: str(value)[:500] for key, value in params.items()})
