@@ -157,8 +157,8 @@ class SteerOptions(ActorOptions):
     """Dose: clamp and add in units of a feature's 99th percentile; scale as the factor; ablate takes none."""
     n_nulls: int = Field(default=20, ge=2)
     """Random feature sets of matched density, and random directions, drawn as nulls."""
-    readout: Literal["mean", "cls"] = "mean"
-    """Which embedding of the cell is judged."""
+    readout: str = "mean"
+    """Which embedding of the cell is judged: mean over the gene tokens, or another readout of the model (cls, all)."""
     seed: int = Field(default=0, ge=0)
     """Seed of the nulls."""
 

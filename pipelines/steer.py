@@ -70,7 +70,7 @@ class SteerJob:
     dose: float
     scale: tuple[float, ...]
     conditions: tuple[Condition, ...]
-    readout: Literal["mean", "cls"]
+    readout: str
     seed: int
     device: str
 
@@ -105,17 +105,20 @@ class Steerer:
         split = self.split[start:stop]
         train, test = (np.flatnonzero(split == name) for name in ("train", "test"))
         tokens = self._tokens(start, stop, train)
-        parts = [
-            self._rows(train + start, Condition(name=UNSTEERED), self.model.embed(tokens, readout=self.job.readout))
-        ]
+        parts = [self._rows(train + start, Condition(name=UNSTEERED), self._read(tokens))]
         tokens = self._tokens(start, stop, test)
         prefix = self._prefix(tokens)
         for condition in self.job.conditions:
-            embedded = self.model.embed(
-                tokens, readout=self.job.readout, patches=self._patches(condition), prefix=prefix
-            )
+            embedded = self._read(tokens, patches=self._patches(condition), prefix=prefix)
             parts.append(self._rows(test + start, condition, embedded))
         return pl.concat(parts)
+
+    def _read(
+        self, tokens: "Tokens", *, patches: "dict[Site | str, Patch] | None" = None, prefix: "Prefix | None" = None
+    ) -> "torch.Tensor":
+        """Embeddings [cell width] where a patch at the SAE's site shows."""
+        site = self.model.reading_site(self.job.site)
+        return self.model.embed(tokens, readout=self.job.readout, site=site, patches=patches, prefix=prefix)
 
     def _tokens(self, start: int, stop: int, chosen: npt.NDArray[np.int64]) -> "Tokens":
         """Tokens of the cells `chosen` among [start, stop)."""
@@ -142,7 +145,7 @@ class Steerer:
                 "draw": np.full(len(cells), condition.draw, dtype=np.int32),
                 "embedding": embedded.float().numpy(),
             },
-            schema_overrides={"embedding": pl.Array(pl.Float32, self.model.d_model)},
+            schema_overrides={"embedding": pl.Array(pl.Float32, embedded.shape[1])},
         )
 
     def _patches(self, condition: Condition) -> "dict[Site | str, Patch]":
