@@ -85,7 +85,7 @@ def gather(layout: Layout, codes: CodesRun, sets: Sequence[GeneSets]) -> Associa
         codes=load_cell_codes(codes.by_cell, cells.height),
         split=cells["split"].to_list(),
         expression=expression_of(source),
-        genes=source.gene_symbols,
+        genes=genes["symbol"].to_list(),
         labels=[Labels.from_values(kind, cells[kind].to_list()) for kind in kinds],
         units=None if units is None else Labels.from_values(units, cells[units].to_list()),
         tokens=token_statistics(

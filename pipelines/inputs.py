@@ -94,12 +94,22 @@ def remember_model(run: commit.Run, options: DataOptions, opened: Opened) -> Non
 
 
 def token_of_gene(opened: Opened) -> pl.DataFrame:
-    """gene_idx, symbol and the model's token id (null where it does not know the gene) of each gene of the data."""
-    matched = opened.match.matched
+    """gene_idx, symbol and the model's token id (null where it does not know the gene) of each gene of the data.
+
+    Data that name their genes by Ensembl id alone get the model's own name of the gene, so that gene sets match.
+    """
+    matched, tokens = opened.match.matched, opened.model.vocabulary.tokens
+    ensembl = opened.source.ensembl_ids or [""] * opened.source.n_genes
+    symbols = [
+        tokens[token] if known and own.partition(".")[0] == identifier else own
+        for own, identifier, token, known in zip(
+            opened.source.gene_symbols, ensembl, opened.match.token_id.tolist(), matched.tolist(), strict=True
+        )
+    ]
     frame = pl.DataFrame(
         {
             "gene_idx": np.arange(opened.source.n_genes, dtype=np.int32),
-            "symbol": opened.source.gene_symbols,
+            "symbol": symbols,
             "gene_id": opened.match.token_id.astype(np.int32),
         }
     )

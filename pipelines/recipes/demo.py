@@ -10,7 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
-from feature_store import FeatureStore, Layout
+from feature_store import FeatureStore, Layout, schemas
 from feature_store.commit import read_table
 from pipelines.config import (
     DEFAULT_STORE,
@@ -48,6 +48,12 @@ GENE_SETS = """\
 SELECT feature_id, gene_set, overlap, n_set, odds_ratio, q
 FROM feature_geneset
 WHERE split = 'test' AND overlap > 0 AND feature_id IN ({features})
+ORDER BY q
+LIMIT 5"""
+ANY_GENE_SETS = """\
+SELECT feature_id, gene_set, overlap, n_set, odds_ratio, q
+FROM feature_geneset
+WHERE split = 'test' AND overlap > 0
 ORDER BY q
 LIMIT 5"""
 BATCHES = """\
@@ -102,6 +108,12 @@ def run_demo(
     labels = labels_to_ask(found, embedded=data is None)
     for label in labels:
         ask(found, label)
+    if not labels:
+        _answer(found, ANY_GENE_SETS, "Which gene sets do features match?")
+        own = set(schemas.schema("cells").columns)
+        columns = [name for name in found.frame("cells").collect_schema().names() if name not in own]
+        known = f"of {', '.join(columns)}" if columns else "but this data set has no obs column"
+        console().print(f"to ask what features mean, name the cell types: --cell-type COLUMN, {known}", markup=False)
     if batch is not None or data is None:
         _answer(found, BATCHES, "Which features tell batches apart among cells of one type?")
     if "steering" in by_kind:
