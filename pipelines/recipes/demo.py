@@ -237,7 +237,8 @@ def _next(store: Path, plots: list[Path], seconds: float) -> None:
     layout = Layout(store)
     option = "" if store == DEFAULT_STORE else f" --store {store}"
     # what was typed is what works: the virtual environment may not be on the PATH
-    scsae = "scsae" if shutil.which("scsae") else sys.argv[0]
+    typed = Path(sys.argv[0])
+    scsae = str(typed) if typed.name == "scsae" and not shutil.which("scsae") else "scsae"
     lines = [
         *(f"plot      {path}" for path in plots),
         f"tracking  mlflow ui --backend-store-uri sqlite:///{layout.mlflow_dir / 'mlflow.db'}",
