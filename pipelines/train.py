@@ -9,6 +9,7 @@ import contextlib
 import importlib.metadata
 import json
 import shutil
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -133,11 +134,9 @@ def _run_job(job: TrainJob, options: TrainOptions, *, address: str | None) -> No
             ),
             run_config=ray.train.RunConfig(name="ray_train", storage_path=job.folder),
         )
-        with _watching(Path(job.folder) / "progress.json", tick):
+        with _watching(Path(job.folder) / "progress.json", tick), _ctrl_c_interrupts():
             try:
                 trainer.fit()
-            except KeyboardInterrupt:
-                raise
             except Exception as error:
                 cause = root_cause(error)
                 if cause is error:
@@ -145,6 +144,19 @@ def _run_job(job: TrainJob, options: TrainOptions, *, address: str | None) -> No
                         f"the training job failed: {error}; run the command again to resume"
                     ) from error
                 raise cause from None
+
+
+@contextlib.contextmanager
+def _ctrl_c_interrupts() -> Iterator[None]:
+    """Undo what Ray Train makes of Ctrl-C: it ends the process, and its handler outlives the training."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread() and handler is not None:
+            signal.signal(signal.SIGINT, handler)
 
 
 @contextlib.contextmanager
@@ -289,9 +301,9 @@ def _finish(
             "theta": float(sae.theta),
             "gamma": gamma,
         }
-        texts = {"history.json": json.dumps(history), "summary.json": json.dumps(metrics)}
-        for name, text in texts.items():
-            (Path(made) / name).write_text(text)
+        for name, content in {"history.json": history, "summary.json": metrics}.items():
+            # careful: rows that came back from a checkpoint have their keys in another order
+            (Path(made) / name).write_text(json.dumps(content, sort_keys=True))
         for shard, name in enumerate(SAE_FILES):
             run.commit_shard(shard, _copy_from(Path(made) / name), start=shard, stop=shard + 1)
     run.finalize()

@@ -4,10 +4,12 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -18,6 +20,7 @@ from feature_store import FeatureStore, commit
 from feature_store.layout import Layout
 from pipelines.cli import app
 from pipelines.extract import extract
+from pipelines.train import train
 
 pytestmark = pytest.mark.ray
 
@@ -281,31 +284,66 @@ def test_verify_passes_an_intact_run_and_names_the_part_that_is_not(scsae, own_s
     assert "Traceback" not in damaged.stderr
 
 
-def test_ctrl_c_exits_1_says_that_the_same_command_resumes_and_it_does(
+def interrupted(scsae, home, stage, ready):
+    """Start a command, press Ctrl-C once `ready()`, and return the exit code and what it said."""
+    # a group of its own, as a shell gives each command: Ctrl-C reaches Ray's processes too
+    running = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli", *stage.split()],
+        cwd=scsae.here,
+        env=home,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    )
+    deadline = time.monotonic() + 120
+    while not ready() and time.monotonic() < deadline and running.poll() is None:
+        time.sleep(0.01)
+    os.killpg(running.pid, signal.SIGINT)
+    out, err = running.communicate(timeout=60)
+    return running.returncode, out, err
+
+
+def test_ctrl_c_in_an_extraction_says_that_the_same_command_resumes_and_it_does(
     scsae, chain, home, tmp_path, without_actors, tiny_data, tiny_model
 ):
     calm = extract(chain.extract.model_copy(update={"shard_cells": 1}), tmp_path / "calm")[0]
     stage = f"extract {tiny_data} --model {tiny_model} --layer 1 --donor donor --batch batch --cell-type type"
     stage += f" --dtype f32 --shard-cells 1 --num-actors 1 --store {tmp_path / 'broken'}"
-    command = [sys.executable, "-m", "pipelines.cli", *stage.split()]
-    # a group of its own, as a shell gives each command: Ctrl-C reaches Ray's processes too
-    running = subprocess.Popen(
-        command, cwd=scsae.here, env=home, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, process_group=0
-    )
     folder = tmp_path / "broken" / "activations" / calm.run
-    deadline = time.monotonic() + 120
-    while len(list(folder.glob("part-*.json"))) < 3 and time.monotonic() < deadline and running.poll() is None:
-        time.sleep(0.01)
-    os.killpg(running.pid, signal.SIGINT)
-    out, err = running.communicate(timeout=60)
+    code, out, err = interrupted(scsae, home, stage, lambda: len(list(folder.glob("part-*.json"))) >= 3)
     assert not (folder / "MANIFEST.json").exists(), "the run was over before Ctrl-C: the test shows nothing"
-    assert running.returncode == 1, err
+    assert (code, out) == (1, ""), err
     assert "the same command resumes" in err
     assert "Traceback" not in err
-    assert out == ""
     n_before = len(list(folder.glob("part-*.json")))
     resumed = scsae(*stage.split())
     assert resumed.returncode == 0, resumed.stderr
     assert re.search(rf"reused\s+{n_before}\b", resumed.stdout)
     assert commit.Run.open(folder).manifest() == commit.Run.open(calm.path).manifest()
     assert commit.Run.open(folder).verify() == []
+
+
+def test_ctrl_c_in_a_training_says_the_same_and_the_sae_is_that_of_an_undisturbed_one(
+    scsae, home, chain, own_store, tmp_path
+):
+    options = chain.train.model_copy(update={"n_steps": 4000, "checkpoint_steps": 50})
+    before = {info.run for info in Layout(own_store).runs("saes")}
+    stage = f"train --n-features 48 --k 4 --n-steps 4000 --batch-size 128 --checkpoint-steps 50 --store {own_store}"
+
+    def checkpointed():
+        (folder,) = [info.path for info in Layout(own_store).runs("saes") if info.run not in before] or [own_store]
+        return len(list(folder.glob("checkpoints/step-*/trainer.json"))) > 1
+
+    code, out, err = interrupted(scsae, home, stage, checkpointed)
+    (broken,) = (info.path for info in Layout(own_store).runs("saes") if info.run not in before)
+    assert not (broken / "MANIFEST.json").exists(), "the run was over before Ctrl-C: the test shows nothing"
+    assert (code, out) == (1, ""), err
+    assert "the same command resumes" in err
+    assert "Traceback" not in err
+    newest = max(int(path.name.removeprefix("step-")) for path in (broken / "checkpoints").iterdir())
+    assert 0 < newest < 4000
+    calm = train(options, Path(shutil.copytree(chain.store, tmp_path / "calm")))
+    resumed = train(options, own_store)
+    assert resumed.path == broken
+    assert commit.Run.open(resumed.path).manifest() == commit.Run.open(calm.path).manifest()

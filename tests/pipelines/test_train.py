@@ -1,6 +1,7 @@
 """Training: the loop resumes bit for bit, under Ray Train or without, and what is registered gives the same codes."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -152,13 +153,15 @@ def test_the_champion_loaded_in_a_fresh_process_gives_the_same_codes_bit_for_bit
     np.testing.assert_array_equal(np.load(tmp_path / "z.npy"), expected)
 
 
-def test_ray_train_with_a_worker_gives_the_bytes_of_the_plain_loop(ray_local, chain, tmp_path):
+def test_ray_train_with_a_worker_gives_the_bytes_of_the_plain_loop_and_gives_ctrl_c_back(ray_local, chain, tmp_path):
     from pipelines.extract import extract
 
     extract(chain.extract, tmp_path)
+    handler = signal.getsignal(signal.SIGINT)
     run = train(chain.train.model_copy(update={"num_workers": 1}), tmp_path)
     mine = commit.Run.open(run.path).manifest()
     assert mine == commit.Run.open(Layout(chain.store).latest("saes").path).manifest()
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_a_value_that_is_not_finite_stops_the_run_by_name_and_keeps_the_checkpoint(
