@@ -190,22 +190,55 @@ class FoundationModel(nn.Module, ABC):
             ConfigError: no such site or readout, a patch after the place of reading, or a prefix that is not of these
                 tokens or lies after a patch.
         """
-        readout = self._readout(readout)
         at = self._site(site) if site is not None else self.default_site
-        if at.kind in ("attention", "mlp"):
-            raise ConfigError(f"a cell is read at 'embedding', 'layer.I' or 'final', not at {str(at)!r}")
+        pooled = self.embeddings(
+            tokens, [at], readout=readout, patches=patches, prefix=prefix, max_batch_tokens=max_batch_tokens
+        )
+        return pooled[at]
+
+    @torch.no_grad()
+    def embeddings(
+        self,
+        tokens: Tokens,
+        sites: Sequence[Site | str],
+        *,
+        readout: str = "mean",
+        patches: Mapping[Site | str, Patch] | None = None,
+        prefix: Prefix | None = None,
+        max_batch_tokens: int = _MAX_BATCH_TOKENS,
+    ) -> dict[Site, Float[Tensor, "cell width"]]:
+        """What `embed` gives at each of several sites, in one pass of the model.
+
+        Raises:
+            ConfigError: as `embed`; a patch or prefix may lie after none of the sites.
+        """
+        readout = self._readout(readout)
+        wanted = [self._site(site) for site in sites]
+        for at in wanted:
+            if at.kind in ("attention", "mlp"):
+                raise ConfigError(f"a cell is read at 'embedding', 'layer.I' or 'final', not at {str(at)!r}")
         patch_of = self._patches(patches)
         self._check_prefix(prefix, tokens, patch_of)
         starts = [*patch_of, *([] if prefix is None else [self._site(prefix.site)])]
-        if late := [str(start) for start in starts if self._depth(start) > self._depth(at)]:
-            raise ConfigError(
-                f"{', '.join(late)} lies after {at}, where the cell is read, so it would change nothing; "
-                f"give `site`, e.g. {str(self.sites[-1])!r}"
-            )
-        out = torch.full((tokens.n_cells, self.width(readout)), torch.nan, dtype=next(self.parameters()).dtype)
+        for at in wanted:
+            if late := [str(start) for start in starts if self._depth(start) > self._depth(at)]:
+                raise ConfigError(
+                    f"{', '.join(late)} lies after {at}, where the cell is read, so it would change nothing; "
+                    f"give `site`, e.g. {str(self.sites[-1])!r}"
+                )
+        dtype = next(self.parameters()).dtype
+        out = {at: torch.full((tokens.n_cells, self.width(readout)), torch.nan, dtype=dtype) for at in wanted}
+        depth = max((self._depth(at) for at in wanted), default=0)
         for batch in self._batches(tokens, max_batch_tokens):
-            x = self._run(batch, self._depth(at), partial(_tap, batch=batch, out={}, patches=patch_of), prefix)
-            out[batch.cells] = self.pool(x.to(out.dtype), batch.is_gene, readout).cpu()
+            patched = partial(_tap, batch=batch, out={}, patches=patch_of)
+
+            def pooling(site: Site, x: Tensor, batch: Batch = batch, patched: Tap = patched) -> Tensor:
+                x = patched(site, x)
+                if site in out:
+                    out[site][batch.cells] = self.pool(x.to(dtype), batch.is_gene, readout).cpu()
+                return x
+
+            self._run(batch, depth, pooling, prefix)
         return out
 
     @torch.no_grad()

@@ -55,3 +55,13 @@ class Tokens:
     def cell_of_token(self) -> Int64[np.ndarray, " token"]:
         """Index of the cell of each token."""
         return np.repeat(np.arange(self.n_cells, dtype=np.int64), self.lengths)
+
+    def cells(self, start: int, stop: int) -> Tokens:
+        """Tokens of cells [start, stop), as views."""
+        low, high = int(self.offsets[start]), int(self.offsets[stop])
+        return Tokens(
+            offsets=self.offsets[start : stop + 1] - low,
+            gene_id=self.gene_id[low:high],
+            value=self.value[low:high],
+            is_special=self.is_special[low:high],
+        )
