@@ -82,6 +82,98 @@ def to_stored(act: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
     return stored
 
 
+class ActivationWriter:
+    """Writes one part row group by row group, so that memory holds one of them and not the part; a context manager
+    that leaves no file behind when it is left by an error.
+
+    `metadata` has `dtype` (f16, f32 or bf16), `site` and `plan_sha`; `d_model` is added. However the tokens arrive, the
+    row groups have `row_group_rows` each and the bytes are the same.
+    """
+
+    def __init__(
+        self, path: str | Path, d_model: int, metadata: Mapping[str, str], *, row_group_rows: int = ROW_GROUP_ROWS
+    ) -> None:
+        missing = {"dtype", "site", "plan_sha"} - set(metadata)
+        if missing:
+            raise InputError(f"activation metadata lacks {', '.join(sorted(missing))}; got {dict(metadata)}")
+        if metadata["dtype"] not in _STORED:
+            raise InputError(f"unknown activation dtype {metadata['dtype']!r}; it is one of {', '.join(DTYPES)}")
+        self.n_tokens = 0
+        self._path = Path(path)
+        self._dtype = metadata["dtype"]
+        self._d_model = d_model
+        self._width = d_model * _STORED[self._dtype].itemsize
+        self._row_group_rows = row_group_rows
+        self._waiting: list[tuple[npt.NDArray[Any], ...]] = []
+        self._n_waiting = 0
+        schema = pa.schema(
+            [
+                pa.field("cell_idx", pa.int64(), nullable=False),
+                pa.field("token_pos", pa.int32(), nullable=False),
+                pa.field("gene_id", pa.int32(), nullable=False),
+                pa.field("act", pa.binary(self._width), nullable=False),
+            ],
+            metadata={**metadata, "d_model": str(d_model)},
+        )
+        self._file = pq.ParquetWriter(
+            path,
+            schema,
+            compression="none",
+            use_dictionary=False,
+            write_statistics=list(KEYS),
+            write_page_checksum=True,
+        )
+
+    def __enter__(self) -> "ActivationWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._flush()
+        finally:
+            self._file.close()
+            if kind is not None:
+                self._path.unlink(missing_ok=True)
+
+    def write(
+        self,
+        cell_idx: npt.NDArray[np.integer[Any]],
+        token_pos: npt.NDArray[np.integer[Any]],
+        gene_id: npt.NDArray[np.integer[Any]],
+        act: npt.NDArray[Any],
+    ) -> None:
+        """Add tokens: keys [n_tokens] each, `act` [n_tokens d_model], float or the uint16 bits of bf16.
+
+        Raises InputError as `to_stored` does, and for arrays of another length or width.
+        """
+        if act.shape != (len(cell_idx), self._d_model) or {len(token_pos), len(gene_id)} != {len(act)}:
+            raise InputError(
+                f"activations are [n_tokens {self._d_model}] with one key a token; got act {act.shape}, cell_idx "
+                f"{len(cell_idx)}, token_pos {len(token_pos)}, gene_id {len(gene_id)}"
+            )
+        self._waiting.append((cell_idx, token_pos, gene_id, to_stored(act, self._dtype)))
+        self._n_waiting += len(act)
+        self.n_tokens += len(act)
+        if self._n_waiting >= self._row_group_rows:
+            self._flush(whole_groups=True)
+
+    def _flush(self, *, whole_groups: bool = False) -> None:
+        """Write what waits; with `whole_groups`, keep the tokens that do not fill a row group."""
+        columns = [np.concatenate(parts) for parts in zip(*self._waiting, strict=True)]
+        n_rows = self._n_waiting - self._n_waiting % self._row_group_rows if whole_groups else self._n_waiting
+        if n_rows:
+            schema = self._file.schema
+            *keys, act = (np.ascontiguousarray(column[:n_rows]) for column in columns)
+            values = pa.FixedSizeBinaryArray.from_buffers(pa.binary(self._width), n_rows, [None, pa.py_buffer(act)])
+            arrays = [pa.array(column, field.type) for column, field in zip(keys, schema, strict=False)]
+            table = pa.Table.from_arrays([*arrays, values], schema=schema)
+            self._file.write_table(table, row_group_size=self._row_group_rows)
+        # careful: a copy, or the view would keep the block alive
+        self._waiting = [tuple(column[n_rows:].copy() for column in columns)] if n_rows < self._n_waiting else []
+        self._n_waiting -= n_rows
+
+
 def write_part(
     path: str | Path,
     cell_idx: npt.NDArray[np.integer[Any]],
@@ -92,43 +184,15 @@ def write_part(
     *,
     row_group_rows: int = ROW_GROUP_ROWS,
 ) -> int:
-    """Write one part and return its rows: what `Run.commit_shard` wants written.
+    """Write one part that is in memory and return its rows: what `Run.commit_shard` wants written.
 
-    `act` is [n_tokens d_model], float or the uint16 bits of bf16; the keys are [n_tokens] each. `metadata` has `dtype`
-    (f16, f32 or bf16), `site` and `plan_sha`; `d_model` is added. Raises InputError as `to_stored` does, and for arrays
-    of different length.
+    Arguments and errors as those of `ActivationWriter` and its `write`.
     """
-    missing = {"dtype", "site", "plan_sha"} - set(metadata)
-    if missing:
-        raise InputError(f"activation metadata lacks {', '.join(sorted(missing))}; got {dict(metadata)}")
-    if act.ndim != 2 or {len(cell_idx), len(token_pos), len(gene_id)} != {len(act)}:
-        raise InputError(
-            f"activations are [n_tokens d_model] with one key a token; got act {act.shape}, cell_idx {len(cell_idx)}, "
-            f"token_pos {len(token_pos)}, gene_id {len(gene_id)}"
-        )
-    stored = to_stored(act, metadata["dtype"])
-    width = stored.shape[1] * stored.dtype.itemsize
-    schema = pa.schema(
-        [
-            pa.field("cell_idx", pa.int64(), nullable=False),
-            pa.field("token_pos", pa.int32(), nullable=False),
-            pa.field("gene_id", pa.int32(), nullable=False),
-            pa.field("act", pa.binary(width), nullable=False),
-        ],
-        metadata={**metadata, "d_model": str(stored.shape[1])},
-    )
-    values = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(stored), [None, pa.py_buffer(stored)])
-    keys = [pa.array(column, field.type) for column, field in zip((cell_idx, token_pos, gene_id), schema, strict=False)]
-    pq.write_table(
-        pa.Table.from_arrays([*keys, values], schema=schema),
-        path,
-        row_group_size=row_group_rows,
-        compression="none",
-        use_dictionary=False,
-        write_statistics=list(KEYS),
-        write_page_checksum=True,
-    )
-    return len(stored)
+    if act.ndim != 2:
+        raise InputError(f"activations are [n_tokens d_model]; got act {act.shape}")
+    with ActivationWriter(path, act.shape[1], metadata, row_group_rows=row_group_rows) as writer:
+        writer.write(cell_idx, token_pos, gene_id, act)
+    return writer.n_tokens
 
 
 class ActivationReader:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -174,3 +175,16 @@ def test_a_truncated_part_is_named(store_activations: Callable[..., Any]) -> Non
     stored.run.part(2).write_bytes(stored.run.part(2).read_bytes()[:-40])
     with pytest.raises(IntegrityError, match=r"part-00002\.parquet is no whole Parquet file"):
         activations.ActivationReader(stored.run)
+
+
+def test_a_part_written_in_pieces_has_the_bytes_of_one_written_at_once(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    act = rng.normal(size=(1000, 8)).astype(np.float32)
+    keys = [np.arange(1000) // 7, np.arange(1000) % 7, np.arange(1000) % 31]
+    activations.write_part(tmp_path / "whole", *keys, act, METADATA, row_group_rows=64)
+    for cuts in ([1, 2, 63, 64, 65, 700], [], [0, 0, 1000], list(range(0, 1000, 3))):
+        with activations.ActivationWriter(tmp_path / "pieces", 8, METADATA, row_group_rows=64) as writer:
+            for low, high in pairwise([0, *cuts, 1000]):
+                writer.write(*(key[low:high] for key in keys), act[low:high])
+        assert writer.n_tokens == 1000
+        assert (tmp_path / "pieces").read_bytes() == (tmp_path / "whole").read_bytes()
