@@ -45,6 +45,40 @@ class ActorOptions(Options):
     """GPUs of each actor; 0 computes on the CPU."""
 
 
+class ForwardOptions(ActorOptions):
+    """How much of each cell the foundation model's forward pass gives, and how it is cut into shards."""
+
+    tokens_per_cell: int | None = Field(default=None, ge=1)
+    """Keep a seeded sample of this many tokens of each cell; default: all of them."""
+    shard_cells: int | None = Field(default=None, ge=1)
+    """Cells per shard."""
+    shard_size: str | None = None
+    """Size of a shard, e.g. 256MB (the default), turned into cells per shard."""
+    batch_tokens: int = Field(default=8192, ge=1)
+    """Most tokens of one forward pass; halved by itself where memory runs out."""
+
+    @pydantic.model_validator(mode="after")
+    def _one_shard_rule(self) -> "ForwardOptions":
+        if self.shard_cells is not None and self.shard_size is not None:
+            raise ValueError("shard_cells and shard_size were both given; give one of them")
+        if self.shard_size is not None:
+            parse_size(self.shard_size)
+        return self
+
+
+class CellOptions(Options):
+    """What the columns of obs mean."""
+
+    donor: str | None = None
+    """obs column of the donor: the unit of splits and of statistics."""
+    batch: str | None = None
+    """obs column of the batch."""
+    cell_type: str | None = None
+    """obs column of the cell type."""
+    label: tuple[str, ...] = ()
+    """Further obs column to associate features with, e.g. condition; may be repeated."""
+
+
 class DataOptions(Options):
     """Which cells, and how they are read."""
 
@@ -56,38 +90,26 @@ class DataOptions(Options):
     """Foundation model: a checkpoint folder, or `mini`, the one the project ships."""
     random_init: bool = False
     """Draw the model's weights at random instead of loading them: the control."""
+    precision: Literal["f32", "bf16"] = "f32"
+    """Matrix products of the model: f32, or bf16 (autocast), which is several times faster where there is hardware."""
 
 
-class ExtractOptions(DataOptions, ActorOptions):
+class ExtractOptions(DataOptions, CellOptions, ForwardOptions):
     """Run the foundation model over the cells and keep the activations of its tokens."""
 
     layer: tuple[str, ...] = Field(default=(), min_length=0)
     """Where to read: a layer index (0 is the first block's output) or a site such as attention.2; may be repeated."""
-    donor: str | None = None
-    """obs column of the donor: the unit of splits and of statistics."""
-    batch: str | None = None
-    """obs column of the batch."""
-    cell_type: str | None = None
-    """obs column of the cell type."""
-    label: tuple[str, ...] = ()
-    """Further obs column to associate features with, e.g. condition; may be repeated."""
-    tokens_per_cell: int | None = Field(default=None, ge=1)
-    """Keep a seeded sample of this many tokens of each cell; default: all of them."""
+    readout: str | None = None
+    """Keep one vector a cell instead of its tokens: a readout of the model, such as mean or cls."""
     dtype: Literal["f16", "bf16", "f32"] = "f16"
     """Storage type of the activations."""
-    shard_cells: int | None = Field(default=None, ge=1)
-    """Cells per shard."""
-    shard_size: str | None = None
-    """Size of a shard's file, e.g. 256MB (the default), turned into cells per shard."""
     seed: int = Field(default=0, ge=0)
     """Seed of splits, token samples and ties."""
 
     @pydantic.model_validator(mode="after")
-    def _one_shard_rule(self) -> "ExtractOptions":
-        if self.shard_cells is not None and self.shard_size is not None:
-            raise ValueError("shard_cells and shard_size were both given; give one of them")
-        if self.shard_size is not None:
-            parse_size(self.shard_size)
+    def _tokens_or_cells(self) -> "ExtractOptions":
+        if self.readout is not None and self.tokens_per_cell is not None:
+            raise ValueError("readout keeps one vector a cell and tokens_per_cell some of its tokens; give one of them")
         return self
 
 
@@ -122,13 +144,34 @@ class TrainOptions(Options):
     """Name in the model registry; default: sae-MODEL-SITE."""
 
 
-class EncodeOptions(ActorOptions):
-    """Turn stored activations into sparse codes and token statistics."""
+class EncodeOptions(CellOptions, ForwardOptions):
+    """Turn activations into sparse codes and token statistics: stored ones, or fused with the forward pass."""
 
     run: str | None = None
     """SAE run to encode with; default: the newest."""
     pooling: Literal["max", "mean"] = "max"
     """How the codes of a cell's tokens become the cell's code."""
+    level: Literal["cell", "token"] = "cell"
+    """Store the codes of cells, or of every token (as many times larger as a cell has tokens)."""
+    fused: bool = False
+    """Run the foundation model again over all cells and encode at once; nothing but codes is stored."""
+    data: tuple[Path, ...] = ()
+    """Encode the cells of another .h5ad or .zarr instead (fused); may be repeated."""
+    matrix: str | None = None
+    """Matrix of `data` to read: X, raw or layers/NAME; default as in extract."""
+
+    @pydantic.model_validator(mode="after")
+    def _fused_options(self) -> "EncodeOptions":
+        """Options that only a forward pass, or only other data, can follow."""
+        fields = type(self).model_fields
+        given = {name for name, field in fields.items() if getattr(self, name) != field.default}
+        of_data = sorted(given & {"matrix", *CellOptions.model_fields})
+        if of_data and not self.data:
+            raise ValueError(f"{', '.join(of_data)} describe other data; give data, or leave them out")
+        of_forward = sorted(given & (set(ForwardOptions.model_fields) - set(ActorOptions.model_fields)))
+        if of_forward and not (self.fused or self.data):
+            raise ValueError(f"{', '.join(of_forward)} need a forward pass; give fused, or leave them out")
+        return self
 
 
 class AssociateOptions(Options):

@@ -1,31 +1,32 @@
 """Extraction: foundation-model activations of every token, by Ray actors, into Parquet shards.
 
-One shard is a range of cells. An actor reads its rows, tokenizes them, runs the model up to the deepest site asked
-for and commits one Parquet file per site. Gene tokens are kept; special tokens (`<cls>`) are context, not data.
+One shard is a range of cells. An actor runs the model over it block by block (`pipelines.forward`) up to the deepest
+site asked for, and writes one Parquet file per site as it goes: its memory does not depend on the shard's size. Gene
+tokens are kept; special tokens (`<cls>`) are context, not data. With `--readout`, one vector a cell is kept instead.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
-from feature_store import activations as activation_store
 from feature_store import commit, ingest
+from feature_store.activations import ActivationWriter
 from feature_store.layout import Layout, run_id
 from feature_store.splits import SplitConfig
-from pipelines.config import ExtractOptions, parse_size
+from pipelines.config import ExtractOptions, ForwardOptions, parse_size
+from pipelines.errors import UsageError
+from pipelines.forward import Forward, ForwardJob
 from pipelines.inputs import Opened, open_inputs, parse_sites, remember_model, remember_source
 from pipelines.shards import do_shards
 from pipelines.stage import FORMAT_VERSION, Clock, StageResult
 
 if TYPE_CHECKING:
-    from sae_core.scfm import FoundationModel, GeneMatch, Site, Tokens
+    from sae_core.scfm import Site
 
 DEFAULT_SHARD = "256MB"
-BLOCK_CELLS = 256
 ITEMSIZE = {"f16": 2, "bf16": 2, "f32": 4}
 
 
@@ -33,16 +34,10 @@ ITEMSIZE = {"f16": 2, "bf16": 2, "f32": 4}
 class Workload:
     """Everything an actor needs to do any shard of an extraction; plain values, so that it travels."""
 
-    data: str
-    matrix: str
-    model: str
-    random_init: bool
-    device: str
+    forward: ForwardJob
     sites: tuple[str, ...]
     folders: tuple[str, ...]
     dtype: str
-    tokens_per_cell: int | None
-    seed: int
     shard_cells: int
     n_cells: int
 
@@ -51,77 +46,79 @@ class Extractor:
     """Does shards of a `Workload`: the body of an actor, callable without Ray."""
 
     def __init__(self, work: Workload) -> None:
-        from sae_core.scfm import Site, load_model
+        from sae_core.scfm import Site
 
         self.work = work
-        self.sites: tuple[Site, ...] = tuple(Site.parse(name) for name in work.sites)
-        self.model: FoundationModel = load_model(work.model, device=work.device, random_init=work.random_init)
-        self.source = ingest.open_source(Path(work.data), matrix=work.matrix)
-        self.match: GeneMatch = self.model.match_genes(self.source.gene_symbols, self.source.ensembl_ids)
-        self.runs = [commit.Run.open(Path(folder)) for folder in work.folders]
+        self.forward = Forward(work.forward)
+        self.runs: dict[Site, commit.Run] = {
+            Site.parse(name): commit.Run.open(folder) for name, folder in zip(work.sites, work.folders, strict=True)
+        }
 
     def shard(self, number: int) -> dict[str, int]:
-        """Compute and commit shard `number` at every site that lacks it; return cells, tokens and bytes."""
+        """Compute and commit shard `number` at every site that lacks it; return cells, tokens, bytes and halvings."""
         start = number * self.work.shard_cells
         stop = min(start + self.work.shard_cells, self.work.n_cells)
-        if all(run.committed(number) for run in self.runs):
-            return {"cells": stop - start, "tokens": 0, "bytes": 0}
-        keys, acts = self._compute(start, stop)
-        size_bytes = 0
-        for site, run in zip(self.sites, self.runs, strict=True):
-            metadata = {"site": str(site), "plan_sha": run.plan_sha, "dtype": self.work.dtype}
+        missing = [site for site, run in self.runs.items() if run.committed(number) is None]
+        before = self.forward.halvings
+        markers: dict[Site, commit.ShardMarker] = {}
+        # careful: where a writer believed dead commits one site meanwhile, the others are still ours to do
+        while left := [site for site in missing if site not in markers]:
+            self._commit(number, left, {}, markers, start, stop)
+        return {
+            "cells": stop - start,
+            "tokens": max((marker.rows for marker in markers.values()), default=0),
+            "bytes": sum(marker.bytes for marker in markers.values()),
+            "halvings": self.forward.halvings - before,
+        }
 
-            def write(path: Path, act: npt.NDArray[Any] = acts[site], meta: dict[str, str] = metadata) -> int:
-                return activation_store.write_part(
-                    path, keys["cell_idx"], keys["token_pos"], keys["gene_id"], act, meta
-                )
+    def _commit(
+        self,
+        number: int,
+        sites: "Sequence[Site]",
+        parts: "dict[Site, Path]",
+        markers: "dict[Site, commit.ShardMarker]",
+        start: int,
+        stop: int,
+    ) -> int:
+        """Open a part of each of `sites`, one inside the other, then fill them all in one pass; return the tokens."""
+        if not sites:
+            return self._fill(parts, start, stop)
+        n_tokens = 0
 
-            size_bytes += run.commit_shard(number, write, start=start, stop=stop).bytes
-        return {"cells": stop - start, "tokens": len(keys["cell_idx"]), "bytes": size_bytes}
+        def write(path: Path) -> int:
+            nonlocal n_tokens
+            n_tokens = self._commit(number, sites[1:], {**parts, sites[0]: path}, markers, start, stop)
+            return n_tokens
 
-    def _compute(self, start: int, stop: int) -> tuple[dict[str, npt.NDArray[Any]], dict["Site", npt.NDArray[Any]]]:
-        """Activations of the gene tokens of cells [start, stop), and the columns that name them."""
-        names: dict[str, list[npt.NDArray[Any]]] = {"cell_idx": [], "token_pos": [], "gene_id": []}
-        parts: dict[Site, list[npt.NDArray[Any]]] = {site: [] for site in self.sites}
-        for low in range(start, stop, BLOCK_CELLS):
-            rows = self.source.read_rows(low, min(low + BLOCK_CELLS, stop))
-            tokens = self.model.tokenize(rows.indptr, rows.indices, rows.data, self.match, seed=self.work.seed)
-            chosen = choose_tokens(tokens, self.work.tokens_per_cell, first_cell=low, seed=self.work.seed)
-            cell = tokens.cell_of_token()
-            names["cell_idx"].append((cell[chosen] + low).astype(np.int64))
-            names["token_pos"].append((chosen - tokens.offsets[cell[chosen]]).astype(np.int32))
-            names["gene_id"].append(tokens.gene_id[chosen].astype(np.int32))
-            for site, act in self.model.activations(tokens, self.sites).items():
-                parts[site].append(activation_store.to_stored(act[chosen].float().numpy(), self.work.dtype))
-        return (
-            {name: np.concatenate(part) for name, part in names.items()},
-            {site: np.concatenate(part) for site, part in parts.items()},
-        )
+        markers[sites[0]] = self.runs[sites[0]].commit_shard(number, write, start=start, stop=stop)
+        return n_tokens
 
-
-def choose_tokens(tokens: "Tokens", per_cell: int | None, *, first_cell: int, seed: int) -> npt.NDArray[np.int64]:
-    """Return the positions of the gene tokens to keep, ascending: all, or `per_cell` drawn from (seed, cell index)."""
-    genes = np.flatnonzero(~tokens.is_special)
-    if per_cell is None:
-        return genes
-    kept = []
-    cell = tokens.cell_of_token()[genes]
-    bounds = np.searchsorted(cell, np.arange(tokens.n_cells + 1))
-    for i in range(tokens.n_cells):
-        own = genes[bounds[i] : bounds[i + 1]]
-        if len(own) > per_cell:
-            own = np.sort(np.random.default_rng([seed, first_cell + i]).choice(own, per_cell, replace=False))
-        kept.append(own)
-    return np.concatenate(kept) if kept else genes
+    def _fill(self, parts: "dict[Site, Path]", start: int, stop: int) -> int:
+        """Write the activations of cells [start, stop) to one file a site; return the tokens."""
+        job, model = self.work.forward, self.forward.model
+        width = model.d_model if job.readout is None else model.width(job.readout)
+        n_tokens = 0
+        with ExitStack() as stack:
+            writers = {}
+            for site, path in parts.items():
+                metadata = {"site": str(site), "plan_sha": self.runs[site].plan_sha, "dtype": self.work.dtype}
+                writers[site] = stack.enter_context(ActivationWriter(path, width, metadata))
+            for block in self.forward.blocks(start, stop, tuple(parts)):
+                for site, writer in writers.items():
+                    writer.write(block.cell_idx, block.token_pos, block.gene_id, block.act[site])
+                n_tokens += block.n_tokens
+        return n_tokens
 
 
-def cells_per_shard(options: ExtractOptions, opened: Opened) -> int:
-    """Return the cells of one shard: as given, or as many as make a file of `shard_size`."""
+def cells_per_shard(options: ForwardOptions, opened: Opened, *, token_bytes: float, rows_per_cell: int | None) -> int:
+    """Return the cells of one shard: as given, or as many as make `shard_size` bytes.
+
+    `token_bytes` is what one row takes; `rows_per_cell` the most rows of a cell, None for all its tokens.
+    """
     if options.shard_cells is not None:
         return options.shard_cells
-    tokens = min(opened.mean_tokens, options.tokens_per_cell or opened.mean_tokens)
-    per_cell_bytes = max(tokens, 1.0) * opened.model.d_model * ITEMSIZE[options.dtype]
-    return max(1, int(parse_size(options.shard_size or DEFAULT_SHARD) // per_cell_bytes))
+    rows = min(opened.mean_tokens, rows_per_cell or opened.mean_tokens)
+    return max(1, int(parse_size(options.shard_size or DEFAULT_SHARD) // (max(rows, 1.0) * token_bytes)))
 
 
 def extract(options: ExtractOptions, store: Path, *, address: str | None = None) -> list[StageResult]:
@@ -133,6 +130,7 @@ def extract(options: ExtractOptions, store: Path, *, address: str | None = None)
     clock = Clock()
     opened = open_inputs(options)
     sites = parse_sites(options.layer, opened.model)
+    _check_readout(options, opened, sites)
     layout = Layout(store)
     cells = ingest.write_cells(
         layout,
@@ -147,28 +145,24 @@ def extract(options: ExtractOptions, store: Path, *, address: str | None = None)
     remember_source(layout, dataset, opened.source)
     runs = [_create_run(layout, options, opened, dataset=dataset, site=site) for site in sites]
     pending = sorted({shard for run in runs for shard in run.pending()})
+    total: Counter[str] = Counter()
     if pending:
         work = Workload(
-            data=str(options.data.resolve()),
-            matrix=opened.source.matrix,
-            model=options.model,
-            random_init=options.random_init,
-            device="cuda" if options.num_gpus > 0 else "cpu",
+            forward=forward_job(options, opened),
             sites=tuple(str(site) for site in sites),
             folders=tuple(str(run.path.resolve()) for run in runs),
             dtype=options.dtype,
-            tokens_per_cell=options.tokens_per_cell,
-            seed=options.seed,
             shard_cells=runs[0].plan["shard_cells"],
             n_cells=opened.source.n_cells,
         )
-        do_shards(Extractor, work, pending, options, title="extract", note=_rate, address=address)
+        total = do_shards(Extractor, work, pending, options, title="extract", note=rate, address=address)
     for run in runs:
         run.finalize()
     facts = {
         "dataset": dataset,
         "cells": opened.source.n_cells,
         "genes matched": f"{opened.match.n_matched} of {opened.source.n_genes}",
+        **out_of_memory_fact(total),
     }
     return [
         StageResult(
@@ -184,21 +178,58 @@ def extract(options: ExtractOptions, store: Path, *, address: str | None = None)
     ]
 
 
+def forward_job(options: ExtractOptions, opened: Opened) -> ForwardJob:
+    """Return the forward pass that an extraction asks for."""
+    return ForwardJob(
+        data=(str(opened.source.path.resolve()),),
+        matrix=opened.source.matrix,
+        model=options.model,
+        random_init=options.random_init,
+        precision=options.precision,
+        device="cuda" if options.num_gpus > 0 else "cpu",
+        tokens_per_cell=options.tokens_per_cell,
+        readout=options.readout,
+        seed=options.seed,
+        batch_tokens=options.batch_tokens,
+    )
+
+
+def rate(total: Mapping[str, int], seconds: float) -> str:
+    """Return cells/s, tokens/s and what was written, and whether memory ran out: the text beside the progress."""
+    per_second = f"{total['cells'] / seconds:,.0f} cells/s {total['tokens'] / seconds:,.0f} tokens/s"
+    halved = f" (out of memory: batch halved {total['halvings']} times)" if total["halvings"] else ""
+    return f"{per_second} {total['bytes'] / 1e9:,.2f} GB{halved}"
+
+
+def out_of_memory_fact(total: Mapping[str, int]) -> dict[str, str]:
+    """Return the line of the result that says so if memory ran out."""
+    n = total.get("halvings", 0)
+    return {"out of memory": f"the batch was halved {n} times; --batch-tokens starts lower"} if n else {}
+
+
 def _create_run(layout: Layout, options: ExtractOptions, opened: Opened, *, dataset: str, site: "Site") -> commit.Run:
     """Make or reopen the activations run of one site, its plan being what determines its content and nothing else.
 
     Beside it: which token each gene of the data set is, and where the model lies now.
     """
-    shard_cells = cells_per_shard(options, opened)
+    width = opened.model.d_model if options.readout is None else opened.model.width(options.readout)
+    shard_cells = cells_per_shard(
+        options,
+        opened,
+        token_bytes=width * ITEMSIZE[options.dtype],
+        rows_per_cell=options.tokens_per_cell if options.readout is None else 1,
+    )
     plan = {
         "format": FORMAT_VERSION,
         "dataset": dataset,
         "model": opened.model.name,
         "model_digest": opened.model.digest,
         "site": str(site),
-        "d_model": opened.model.d_model,
+        "d_model": width,
         "dtype": options.dtype,
+        "precision": options.precision,
         "tokens_per_cell": options.tokens_per_cell,
+        "readout": options.readout,
         "seed": options.seed,
         "n_cells": opened.source.n_cells,
         "shard_cells": shard_cells,
@@ -209,6 +240,13 @@ def _create_run(layout: Layout, options: ExtractOptions, opened: Opened, *, data
     return run
 
 
-def _rate(total: Mapping[str, int], seconds: float) -> str:
-    per_second = f"{total['cells'] / seconds:,.0f} cells/s {total['tokens'] / seconds:,.0f} tokens/s"
-    return f"{per_second} {total['bytes'] / 1e6:,.0f} MB"
+def _check_readout(options: ExtractOptions, opened: Opened, sites: "Sequence[Site]") -> None:
+    """Raise UsageError where the model cannot give one vector a cell as asked."""
+    if options.readout is None:
+        return
+    model = opened.model
+    if options.readout not in model.readouts:
+        raise UsageError(f"--readout was {options.readout!r}; {model.name} has {', '.join(model.readouts)}")
+    inner = [str(site) for site in sites if site.kind in ("attention", "mlp")]
+    if inner:
+        raise UsageError(f"--layer was {inner[0]!r}; a cell's vector (--readout) is read at a layer, e.g. --layer 2")

@@ -16,6 +16,7 @@ from feature_store import commit, files, ingest
 from feature_store.layout import Layout
 from pipelines.config import DataOptions
 from pipelines.errors import UsageError
+from pipelines.forward import autocast_of
 from pipelines.stage import Clock
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def open_inputs(options: DataOptions) -> Opened:
     from sae_core.scfm import load_model
 
     source = ingest.open_source(options.data, matrix=options.matrix)
-    model = load_model(options.model, random_init=options.random_init)
+    model = load_model(options.model, autocast=autocast_of(options.precision), random_init=options.random_init)
     match = model.match_genes(source.gene_symbols, source.ensembl_ids)
     rows = source.read_rows(0, min(PROBE_CELLS, source.n_cells))
     tokens = model.tokenize(rows.indptr, rows.indices, rows.data, match, seed=0)
@@ -87,6 +88,7 @@ def remember_model(run: commit.Run, options: DataOptions, opened: Opened) -> Non
         # a path may name a part of a checkpoint folder, so it need not exist itself
         "model": options.model if options.model == "mini" else str(Path(options.model).resolve()),
         "random_init": options.random_init,
+        "precision": options.precision,
         "digest": opened.model.digest,
     }
     files.replace_text(run.path / MODEL_FILE, json.dumps(where, indent=1))
@@ -127,7 +129,8 @@ def recalled_model(run: commit.Run, *, device: str = "cpu") -> "FoundationModel"
     from sae_core.scfm import load_model
 
     where = json.loads((run.path / MODEL_FILE).read_text())
-    model = load_model(where["model"], device=device, random_init=where["random_init"])
+    precision = autocast_of(where["precision"])
+    model = load_model(where["model"], device=device, autocast=precision, random_init=where["random_init"])
     if model.digest != where["digest"]:
         raise UsageError(
             f"the checkpoint in {where['model']} changed since {run.path.name} was extracted "

@@ -26,8 +26,8 @@ def do_shards(
     title: str,
     note: Callable[[Mapping[str, int], float], str],
     address: str | None = None,
-) -> None:
-    """Start actors of `worker(work)`, give them the shards and show progress.
+) -> Counter[str]:
+    """Start actors of `worker(work)`, give them the shards and show progress; return the summed counts.
 
     Args:
         worker: class whose method `shard(number)` commits one shard and returns counts by name.
@@ -39,7 +39,7 @@ def do_shards(
         address: Ray cluster; None uses an open session or starts one here.
     """
     if not shards:
-        return
+        return Counter()
     import ray
 
     with ray_session(address=address), ticking(title, len(shards), "shards") as tick:
@@ -59,6 +59,7 @@ def do_shards(
             tick(n_done, note(total, clock.seconds))
 
         run_over_actors(actors, shards, submit=lambda actor, shard: actor.shard.remote(shard), on_done=on_done)
+    return total
 
 
 def run_over_actors(

@@ -8,7 +8,7 @@ from typing import Any
 from feature_store.errors import NotFoundError
 from feature_store.layout import Layout, RunInfo
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Part of every run id: raised when the content of a run changes for the same options."""
 
 

@@ -1,6 +1,7 @@
 """A store with every stage run on the tiny data."""
 
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,9 +67,10 @@ def shards_here():
     """`do_shards` without Ray: every shard in this process, in order, as an actor would do it."""
 
     def do_shards(worker, work, shards, *_args, **_options):
-        body = worker(work)
+        body, total = worker(work), Counter()
         for shard in shards:
-            body.shard(shard)
+            total.update(body.shard(shard))
+        return total
 
     return do_shards
 

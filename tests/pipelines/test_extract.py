@@ -14,7 +14,8 @@ from feature_store.activations import ActivationReader
 from feature_store.errors import InputError
 from feature_store.layout import Layout
 from pipelines.errors import UsageError
-from pipelines.extract import Extractor, extract
+from pipelines.extract import Extractor, Workload, extract, forward_job
+from pipelines.inputs import open_inputs
 from sae_core.errors import ConfigError
 from sae_core.scfm import load_model
 
@@ -96,24 +97,16 @@ def test_half_precision_stores_the_rounded_values(ray_local, chain, tmp_path):
 
 def test_an_actor_leaves_a_committed_shard_alone(chain, ray_local):
     run = commit.Run.open(Layout(chain.store).latest("activations").path)
-    from pipelines.extract import Workload
-
     work = Workload(
-        data=str(chain.extract.data),
-        matrix="X",
-        model=chain.extract.model,
-        random_init=False,
-        device="cpu",
+        forward=forward_job(chain.extract, open_inputs(chain.extract)),
         sites=("layer.1",),
         folders=(str(run.path),),
         dtype="f32",
-        tokens_per_cell=None,
-        seed=0,
         shard_cells=16,
         n_cells=72,
     )
     before = run.part(0).stat().st_mtime_ns
-    assert Extractor(work).shard(0) == {"cells": 16, "tokens": 0, "bytes": 0}
+    assert Extractor(work).shard(0) == {"cells": 16, "tokens": 0, "bytes": 0, "halvings": 0}
     assert run.part(0).stat().st_mtime_ns == before
 
 

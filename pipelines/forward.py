@@ -1,0 +1,187 @@
+"""The foundation model over a range of cells, in blocks of bounded memory: what extraction stores and fusion encodes.
+
+A block is whole cells that follow each other, of at most BLOCK_TOKENS tokens together (or one cell), so an actor holds
+one block of activations a site however large its shard is: 67 MB at d_model 512. Where blocks begin follows from the
+cells of the shard alone, so a resumed shard runs the same batches as an undisturbed one and gives the same bits. Where
+memory runs out, the batch is halved and the count of halvings is reported.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from feature_store import ingest
+from pipelines.errors import RunFailedError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sae_core.scfm import FoundationModel, Site, Tokens
+
+READ_CELLS = 256
+BLOCK_TOKENS = 32_768
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardJob:
+    """Which cells, which model and what of it; plain values, so that it travels to an actor.
+
+    Attributes:
+        data, matrix: files of the data set and the matrix in them.
+        model, random_init, precision, device: the model, the dtype of its matrix products and where it runs.
+        tokens_per_cell: gene tokens kept of each cell, drawn from (seed, cell); None keeps all.
+        readout: None keeps tokens; else one vector a cell, by this readout of the model.
+        batch_tokens: most tokens of one forward pass.
+    """
+
+    data: tuple[str, ...]
+    matrix: str
+    model: str
+    random_init: bool
+    precision: str
+    device: str
+    tokens_per_cell: int | None
+    readout: str | None
+    seed: int
+    batch_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Activations of some cells: a row a token (or a cell), float32 `act[site]` [n_tokens d_model] in host memory."""
+
+    cell_idx: npt.NDArray[np.int64]
+    token_pos: npt.NDArray[np.int32]
+    gene_id: npt.NDArray[np.int32]
+    act: dict["Site", npt.NDArray[np.float32]] = field(repr=False)
+
+    @property
+    def n_tokens(self) -> int:
+        """Rows."""
+        return len(self.cell_idx)
+
+
+class Forward:
+    """Data and model opened once, to be run over any ranges of cells.
+
+    Attributes:
+        halvings: how often memory ran out and the batch was halved, so far.
+    """
+
+    def __init__(self, job: ForwardJob) -> None:
+        from sae_core.scfm import load_model
+
+        self.job = job
+        self.model: FoundationModel = load_model(
+            job.model, device=job.device, autocast=autocast_of(job.precision), random_init=job.random_init
+        )
+        self.source = ingest.open_source(Path(job.data[0]), matrix=job.matrix)
+        self.match = self.model.match_genes(self.source.gene_symbols, self.source.ensembl_ids)
+        self.batch_tokens = job.batch_tokens
+        self.halvings = 0
+
+    def blocks(self, start: int, stop: int, sites: "tuple[Site, ...]") -> Iterator[Block]:
+        """Yield the activations of cells [start, stop) in order; cells without a gene that the model knows have none.
+
+        Raises:
+            RunFailedError: one cell alone does not fit into memory.
+        """
+        for low in range(start, stop, READ_CELLS):
+            rows = self.source.read_rows(low, min(low + READ_CELLS, stop))
+            tokens = self.model.tokenize(rows.indptr, rows.indices, rows.data, self.match, seed=self.job.seed)
+            for first, last in cut_cells(tokens.lengths, BLOCK_TOKENS):
+                yield self._block(tokens.cells(first, last), low + first, sites)
+
+    def _block(self, tokens: "Tokens", first_cell: int, sites: "tuple[Site, ...]") -> Block:
+        if self.job.readout is not None:
+            return self._pooled_block(tokens, first_cell, sites, self.job.readout)
+        chosen = choose_tokens(tokens, self.job.tokens_per_cell, first_cell=first_cell, seed=self.job.seed)
+        cell = tokens.cell_of_token()[chosen]
+        found = self._within_memory(
+            tokens, lambda: self.model.activations(tokens, sites, max_batch_tokens=self.batch_tokens)
+        )
+        return Block(
+            cell_idx=cell + first_cell,
+            token_pos=(chosen - tokens.offsets[cell]).astype(np.int32),
+            gene_id=tokens.gene_id[chosen].astype(np.int32),
+            act={site: act[chosen].float().numpy() for site, act in found.items()},
+        )
+
+    def _pooled_block(self, tokens: "Tokens", first_cell: int, sites: "tuple[Site, ...]", readout: str) -> Block:
+        found = self._within_memory(
+            tokens,
+            lambda: self.model.embeddings(tokens, sites, readout=readout, max_batch_tokens=self.batch_tokens),
+        )
+        cell = np.flatnonzero(np.bincount(tokens.cell_of_token()[~tokens.is_special], minlength=tokens.n_cells))
+        return Block(
+            cell_idx=cell + first_cell,
+            token_pos=np.zeros(len(cell), np.int32),
+            # careful: a whole cell is no gene; an id past the vocabulary's end matches none
+            gene_id=np.full(len(cell), len(self.model.vocabulary.tokens), np.int32),
+            act={site: act[cell].float().numpy() for site, act in found.items()},
+        )
+
+    def _within_memory(self, tokens: "Tokens", run: Any) -> "dict[Site, Tensor]":
+        """Call `run`, with half the batch as often as memory runs out."""
+        while True:
+            try:
+                found: dict[Site, Tensor] = run()
+                return found
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                longest = int(tokens.lengths.max())
+                if self.batch_tokens <= longest:
+                    raise RunFailedError(
+                        f"memory ran out on a batch of one cell ({longest} tokens, on {self.job.device}): {error}; "
+                        "give the actors more memory, fewer --num-actors on a node, or --precision bf16, and run again"
+                    ) from error
+            self.batch_tokens = max(self.batch_tokens // 2, longest)
+            self.halvings += 1
+
+
+def cut_cells(lengths: npt.NDArray[np.int64], max_tokens: int) -> list[tuple[int, int]]:
+    """Cut cells that follow each other into ranges [first, last) of at most `max_tokens` tokens, or of one cell."""
+    ranges, first, total = [], 0, 0
+    for cell, length in enumerate(lengths.tolist()):
+        if cell > first and total + length > max_tokens:
+            ranges.append((first, cell))
+            first, total = cell, 0
+        total += length
+    return [*ranges, (first, len(lengths))] if len(lengths) else []
+
+
+def choose_tokens(tokens: "Tokens", per_cell: int | None, *, first_cell: int, seed: int) -> npt.NDArray[np.int64]:
+    """Return the positions of the gene tokens to keep, ascending: all, or `per_cell` drawn from (seed, cell index)."""
+    genes = np.flatnonzero(~tokens.is_special)
+    if per_cell is None:
+        return genes
+    kept = []
+    cell = tokens.cell_of_token()[genes]
+    bounds = np.searchsorted(cell, np.arange(tokens.n_cells + 1))
+    for i in range(tokens.n_cells):
+        own = genes[bounds[i] : bounds[i + 1]]
+        if len(own) > per_cell:
+            own = np.sort(np.random.default_rng([seed, first_cell + i]).choice(own, per_cell, replace=False))
+        kept.append(own)
+    return np.concatenate(kept) if kept else genes
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or in host memory."""
+    import torch
+
+    # careful: torch has a class for GPU memory alone; the host allocator raises a bare RuntimeError
+    text = str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text
+
+
+def autocast_of(precision: str) -> Any:
+    """The torch dtype of `--precision`, None for that of the weights."""
+    import torch
+
+    return {"f32": None, "bf16": torch.bfloat16}[precision]
