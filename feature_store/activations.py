@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from feature_store import files
 from feature_store.commit import Run
 from feature_store.errors import InputError, IntegrityError
 
@@ -236,7 +237,10 @@ class ActivationReader:
     def _table(self, shard: int, group: int, columns: list[str]) -> Any:
         path = self._paths[shard]
         try:
-            with pq.ParquetFile(path, metadata=self._footers[shard], page_checksum_verification=True) as file:
+            with (
+                files.parquet_source(path) as source,
+                pq.ParquetFile(source, metadata=self._footers[shard], page_checksum_verification=True) as file,
+            ):
                 return file.read_row_group(group, columns=columns, use_threads=False)
         except (OSError, pa.ArrowException) as error:
             raise IntegrityError(
@@ -258,7 +262,8 @@ class ActivationReader:
 
 def _footer(path: Path) -> Any:
     try:
-        return pq.read_metadata(path)
+        with files.parquet_source(path) as source:
+            return pq.read_metadata(source)
     except (OSError, pa.ArrowException) as error:
         raise IntegrityError(f"{path} is no whole Parquet file ({error}); run `scsae extract` again") from error
 

@@ -24,9 +24,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy import sparse
 
-from feature_store.commit import Manifest, Run, ShardMarker, write_frame
-from feature_store.errors import InputError
-from feature_store.layout import STATISTICS_TABLES
+from feature_store.commit import Manifest, Run, ShardMarker, read_part, write_frame
+from feature_store.errors import InputError, IntegrityError
+from feature_store.files import REPAIR, parquet_source, scan_source
+from feature_store.layout import STATISTICS_TABLES, as_path
 from feature_store.token_codes import (
     TokenCodes,
     feature_gene_statistics,
@@ -71,7 +72,7 @@ class CodesRun:
     @classmethod
     def create(cls, folder: str | Path, plan: Mapping[str, Any]) -> "CodesRun":
         """Make or reopen the runs. PlanMismatchError, InputError as `Run.create`."""
-        folder = Path(folder)
+        folder = as_path(folder)
         plan = {**DEFAULTS, **plan}
         n_features = plan.get("n_features")
         if not isinstance(n_features, int) or not 1 <= n_features <= 2**31 - 1:
@@ -87,7 +88,7 @@ class CodesRun:
     @classmethod
     def open(cls, folder: str | Path) -> "CodesRun":
         """Open an existing codes run, complete or not. NotFoundError."""
-        folder = Path(folder)
+        folder = as_path(folder)
         statistics = {name: Run.open(folder / "stats" / name) for name in STATISTICS_TABLES}
         return cls(folder, Run.open(folder / "by_cell"), statistics)
 
@@ -180,7 +181,7 @@ def build_by_feature(folder: str | Path, *, n_buckets: int = N_BUCKETS, max_rows
     each
     time: memory stays near 40 bytes * max_rows whatever the size. IncompleteRunError if by_cell is not finished.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     by_cell = Run.open(folder / "by_cell")
     n_features: int = by_cell.plan["n_features"]
     n_buckets = min(n_buckets, n_features)
@@ -245,7 +246,7 @@ def _fold(run: Run, merge: Any) -> pl.DataFrame:
     paths = run.parts()
     merged: pl.DataFrame = merge([])
     for low in range(0, len(paths), MERGE_PARTS):
-        merged = merge([merged, *(pl.read_parquet(path) for path in paths[low : low + MERGE_PARTS])])
+        merged = merge([merged, *(read_part(path) for path in paths[low : low + MERGE_PARTS])])
     return merged
 
 
@@ -283,7 +284,7 @@ def _write_by_feature(path: Path, part: pl.DataFrame, n_features: int) -> int:
 def _rows_of_features(by_cell: Run, n_features: int) -> npt.NDArray[np.int64]:
     total = np.zeros(n_features, dtype=np.int64)
     for path in by_cell.parts():
-        total += np.bincount(pq.read_table(path, columns=["feature_id"]).column(0).to_numpy(), minlength=n_features)
+        total += np.bincount(_columns(path, ["feature_id"])[0], minlength=n_features)
     return total
 
 
@@ -301,14 +302,22 @@ def _first_that_fit(
 
 def _gather(by_cell: Run, low: int, high: int) -> pl.DataFrame:
     wanted = pl.col("feature_id").is_between(low, high, closed="left")
-    return pl.concat([pl.scan_parquet(path).filter(wanted).collect() for path in by_cell.parts()])
+    return pl.concat([pl.scan_parquet(scan_source(path)).filter(wanted).collect() for path in by_cell.parts()])
+
+
+def _columns(path: Path, names: list[str]) -> list[npt.NDArray[Any]]:
+    """Columns of one part. IntegrityError if it is missing or no whole Parquet file."""
+    try:
+        with parquet_source(path) as source:
+            return [column.to_numpy() for column in pq.read_table(source, columns=names).columns]
+    except (OSError, pa.ArrowException) as error:
+        raise IntegrityError(f"{path} cannot be read: {error}; {REPAIR}") from error
 
 
 def _cell_codes_of_part(
     run: Run, marker: ShardMarker
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    table = pq.read_table(run.part(marker.shard), columns=["cell_idx", "feature_id", "value"])
-    cell_idx, feature_id, value = (column.to_numpy() for column in table.columns)
+    cell_idx, feature_id, value = _columns(run.part(marker.shard), ["cell_idx", "feature_id", "value"])
     if run.plan["level"] == "token" and len(cell_idx):
         order = np.lexsort((feature_id, cell_idx))
         cell_idx, feature_id, value = cell_idx[order], feature_id[order], value[order]

@@ -4,24 +4,29 @@ Protocol (every table, every stage):
 1. write `.tmp-<shard>-<uuid>`, fsync, rename to the part's deterministic name, fsync the folder;
 2. write the shard's marker the same way: {shard, start, stop, rows, bytes, sha256, plan_sha};
 3. once every shard has its marker, create MANIFEST.json exclusively. Readers open what a manifest lists and never glob.
+On object storage a part is written to the local disk, hashed and put whole, then its marker; plan and manifest are
+conditional puts. There is nothing to rename, to lock or to clean up.
 
 A part's bytes are a function of (plan, shard) alone, so a killed run that is resumed equals an undisturbed one byte for
 byte, and a retry or a writer believed dead can do no harm: whoever comes second finds a valid marker and throws its own
 work away. Two kinds of advisory lock (flock) refine this, and both vanish with their process: a writer holds one on its
 temporary file, so that `pending` removes only what no living writer owns, and one on plan.json for the few milliseconds
-of publishing, so that a part and its marker always come from the same writer. On a file system without flock nothing is
-removed and publishing relies on the determinism alone.
+of publishing, so that a part and its marker always come from the same writer. On a file system without flock, and on
+object storage, nothing is removed and publishing relies on the determinism alone. Two drivers on one run are therefore
+no danger; `sole_driver` sends the second one away because its work would be for nothing.
+
+Damage is repaired by running again. plan.json, markers and manifest carry a hash of themselves: the plan is asked for
+again by its stage, a marker follows from its part, the manifest from the markers, a part from the plan.
 
 Cost: one sha256 over each part when it is written (about 1.5 GB/s a core with SHA extensions, .4 without) and one more
-for every part that `pending` or `verify` re-reads. Durability is POSIX fsync: committed parts outlive a power cut.
+for every part that `pending` or `verify` re-reads (which on object storage downloads it). Durability is POSIX fsync:
+committed parts outlive a power cut.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -29,20 +34,24 @@ from typing import Any
 import polars as pl
 import pyarrow.parquet as pq
 
+from feature_store import files
+from feature_store.driving import sole_driver
 from feature_store.errors import IncompleteRunError, InputError, IntegrityError, NotFoundError, PlanMismatchError
-from feature_store.files import (
-    clear_write_errors,
-    create_exclusively,
-    fsync,
-    read_json,
-    remove_abandoned,
-    replace_text,
-    sha256,
-    temporary_file,
-)
-from feature_store.layout import MANIFEST, PLAN, canonical_json, content_sha, marker_name, part_name
+from feature_store.files import clear_write_errors, replace_text
+from feature_store.layout import MANIFEST, PLAN, as_path, canonical_json, content_sha, marker_name, part_name
 
-__all__ = ["Manifest", "Run", "ShardMarker", "read_table", "replace_text", "write_frame", "write_table"]
+__all__ = [
+    "Manifest",
+    "Run",
+    "ShardMarker",
+    "read_part",
+    "read_table",
+    "replace_text",
+    "sole_driver",
+    "verify",
+    "write_frame",
+    "write_table",
+]
 
 FORMAT_VERSION = 1
 TABLE_ROW_GROUP_ROWS = 65_536
@@ -85,7 +94,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """The text of MANIFEST.json."""
-        return canonical_json(
+        return files.sealed(
             {
                 "format_version": FORMAT_VERSION,
                 "plan_sha": self.plan_sha,
@@ -117,10 +126,11 @@ class Run:
     def create(cls, path: str | Path, plan: Mapping[str, Any]) -> "Run":
         """Make the folder and its plan.json, or open the folder if it holds this very plan.
 
-        Raises PlanMismatchError naming each differing key with both values, InputError for a plan without `n_shards`
-        or with what JSON cannot hold, StoreWriteError if the folder cannot be written.
+        A damaged plan.json is written anew: parts of another plan do not pass for those of this one. Raises
+        PlanMismatchError naming each differing key with both values, InputError for a plan without `n_shards` or with
+        what JSON cannot hold, StoreWriteError if the folder cannot be written.
         """
-        path = Path(path)
+        path = as_path(path)
         wanted: dict[str, Any] = json.loads(canonical_json({"format_version": FORMAT_VERSION, **plan}))
         n_shards = wanted.get("n_shards")
         if not isinstance(n_shards, int) or isinstance(n_shards, bool) or n_shards < 1:
@@ -128,9 +138,13 @@ class Run:
         if "files" in wanted and len(set(wanted["files"])) != n_shards:
             raise InputError(f"a plan's files are n_shards = {n_shards} different names; got {wanted['files']!r}")
         with clear_write_errors(path):
-            path.mkdir(parents=True, exist_ok=True)
-            if not (path / PLAN).exists():
-                create_exclusively(path / PLAN, canonical_json(wanted))
+            files.make_folder(path)
+            try:
+                files.read_sealed(path / PLAN)
+            except FileNotFoundError:
+                files.create_exclusively(path / PLAN, files.sealed(wanted))
+            except IntegrityError:
+                replace_text(path / PLAN, files.sealed(wanted))
         run = cls.open(path)
         if run.plan_sha != content_sha(wanted):
             raise PlanMismatchError(_explain_difference(path, run.plan, wanted))
@@ -138,13 +152,14 @@ class Run:
 
     @classmethod
     def open(cls, path: str | Path) -> "Run":
-        """Open an existing run folder, complete or not. NotFoundError if there is none."""
-        path = Path(path)
-        if not (path / PLAN).is_file():
+        """Open an existing run folder, complete or not. NotFoundError if there is none, IntegrityError if damaged."""
+        path = as_path(path)
+        try:
+            plan = files.read_sealed(path / PLAN)
+        except (FileNotFoundError, NotADirectoryError):
             raise NotFoundError(
                 f"no run in {path}: it has no {PLAN}; list what there is with `scsae sql 'SHOW TABLES'`"
-            )
-        plan = read_json(path / PLAN)
+            ) from None
         if plan.get("format_version") != FORMAT_VERSION:
             raise IntegrityError(
                 f"{path / PLAN} has format_version {plan.get('format_version')!r}; this scsae reads {FORMAT_VERSION}"
@@ -175,7 +190,7 @@ class Run:
         `is_complete` first where a full read of a finished run is not wanted.
         """
         with clear_write_errors(self.path):
-            remove_abandoned(self.path)
+            files.remove_abandoned(self.path)
         return [shard for shard in range(self.n_shards) if self.committed(shard) is None]
 
     def commit_shard(self, shard: int, write: Callable[[Path], int], *, start: int, stop: int) -> ShardMarker:
@@ -189,36 +204,39 @@ class Run:
         found = self.committed(shard)
         if found is not None:
             return found
-        with clear_write_errors(self.path), temporary_file(self.path, f"{shard:05d}") as temporary:
+        with clear_write_errors(self.path), files.temporary_file(self.path, f"{shard:05d}") as temporary:
             rows = write(temporary)
-            fsync(temporary)
+            files.flush(temporary, self.path)
             marker = ShardMarker(
                 shard=shard,
                 start=start,
                 stop=stop,
                 rows=rows,
                 bytes=temporary.stat().st_size,
-                sha256=sha256(temporary),
+                sha256=files.sha256(temporary),
                 plan_sha=self.plan_sha,
             )
-            with self._publishing():
+            with files.locked(self.path / PLAN):
                 found = self.committed(shard)
                 if found is not None:
                     return found
                 self._refuse_other_bytes(marker)
-                temporary.replace(self.part(shard))
-                fsync(self.path)
-                replace_text(self.path / marker_name(shard), canonical_json(asdict(marker)))
+                files.put(temporary, self.part(shard))
+                replace_text(self.path / marker_name(shard), files.sealed(asdict(marker)))
         return marker
 
     def finalize(self) -> Manifest:
-        """Create MANIFEST.json from the markers, or return the one that is there.
+        """Create MANIFEST.json from the markers, or return the one that is there; a damaged one is written anew.
 
         Sizes are checked, hashes are not (`commit_shard` took them and `pending` re-takes them on resume).
         Raises IncompleteRunError naming the shards that lack a marker or a whole part.
         """
+        damaged = False
         if self.is_complete:
-            return self.manifest()
+            try:
+                return self.manifest()
+            except IntegrityError:
+                damaged = True
         markers = [self._marker(shard) for shard in range(self.n_shards)]
         done = [marker for marker in markers if marker is not None and self._has_size(marker)]
         if len(done) < self.n_shards:
@@ -227,27 +245,31 @@ class Run:
                 f"{self.path}: {len(missing)} of {self.n_shards} shards are not committed (first: {missing[:5]}); "
                 "run the same command again to resume"
             )
-        manifest = Manifest(plan_sha=self.plan_sha, shards=tuple(done))
-        with clear_write_errors(self.path), self._publishing():
-            if not self.is_complete:
-                create_exclusively(self.path / MANIFEST, manifest.to_json())
+        text = Manifest(plan_sha=self.plan_sha, shards=tuple(done)).to_json()
+        with clear_write_errors(self.path), files.locked(self.path / PLAN):
+            if damaged:
+                replace_text(self.path / MANIFEST, text)
+            else:
+                files.create_exclusively(self.path / MANIFEST, text)
         return self.manifest()
 
     def manifest(self) -> Manifest:
-        """The manifest. IncompleteRunError while there is none, IntegrityError if it is not of this plan."""
-        if not self.is_complete:
+        """The manifest. IncompleteRunError while there is none, IntegrityError if it is damaged or of another plan."""
+        path = self.path / MANIFEST
+        try:
+            content = files.read_sealed(path)
+        except FileNotFoundError:
             raise IncompleteRunError(
                 f"{self.path} has no {MANIFEST}: it was interrupted or is still being written; "
                 "run the same command again to resume"
-            )
-        content = read_json(self.path / MANIFEST)
+            ) from None
         try:
             shards = tuple(ShardMarker(**marker) for marker in content["shards"])
             manifest = Manifest(plan_sha=content["plan_sha"], shards=shards)
         except (KeyError, TypeError) as error:
-            raise IntegrityError(f"{self.path / MANIFEST} is not a manifest: {error!r}") from error
+            raise IntegrityError(f"{path} is not a manifest: {error!r}; {files.REPAIR}") from error
         if manifest.plan_sha != self.plan_sha or [marker.shard for marker in shards] != list(range(self.n_shards)):
-            raise IntegrityError(f"{self.path / MANIFEST} is not of the {PLAN} beside it; check with `scsae verify`")
+            raise IntegrityError(f"{path} is not of the {PLAN} beside it; {files.REPAIR}")
         return manifest
 
     def parts(self) -> list[Path]:
@@ -255,53 +277,81 @@ class Run:
         return [self.part(marker.shard) for marker in self.manifest().shards]
 
     def verify(self) -> list[str]:
-        """Every problem of the run by name, after reading and hashing every part; an empty list means intact."""
+        """Every problem of the run by name, after reading and hashing every part; an empty list means intact.
+
+        Without a manifest to go by, the parts are held against their markers.
+        """
+        listed: list[ShardMarker | None]
         try:
-            manifest = self.manifest()
+            listed, problems = list(self.manifest().shards), []
         except (IncompleteRunError, IntegrityError) as error:
-            return [str(error)]
-        problems = []
-        for listed in manifest.shards:
-            problem = _part_problem(self.part(listed.shard), listed)
+            listed, problems = [self._marker(shard) for shard in range(self.n_shards)], [str(error)]
+        for shard, marker in enumerate(listed):
+            problem = None if marker is None else _part_problem(self.part(shard), marker)
             if problem is not None:
                 problems.append(problem)
-            if self._marker(listed.shard) != listed:
-                problems.append(f"{self.path / marker_name(listed.shard)}: missing or not as the manifest lists it")
+            problem = self._marker_problem(shard, marker)
+            if problem is not None:
+                problems.append(problem)
         return problems
 
+    def sole_driver(self) -> AbstractContextManager[None]:
+        """Be the one driver of this run until the block ends; BusyError where another is. See `sole_driver`."""
+        return sole_driver(self.path)
+
     def _marker(self, shard: int) -> ShardMarker | None:
-        path = self.part(shard).with_name(marker_name(shard))
+        """The shard's marker, None if there is none of this plan or it is damaged."""
         try:
-            content = json.loads(path.read_bytes())
-        except (FileNotFoundError, ValueError):
+            return self._read_marker(shard)
+        except (FileNotFoundError, IntegrityError):
             return None
-        if not isinstance(content, dict) or set(content) != {field.name for field in fields(ShardMarker)}:
-            return None
+
+    def _read_marker(self, shard: int) -> ShardMarker:
+        path = self.path / marker_name(shard)
+        content = files.read_sealed(path)
+        if set(content) != {field.name for field in fields(ShardMarker)}:
+            raise IntegrityError(f"{path} is not a marker: it holds {', '.join(content) or 'nothing'}; {files.REPAIR}")
         marker = ShardMarker(**content)
-        return marker if (marker.shard, marker.plan_sha) == (shard, self.plan_sha) else None
+        if (marker.shard, marker.plan_sha) != (shard, self.plan_sha):
+            raise IntegrityError(f"{path} is the marker of another shard or plan; {files.REPAIR}")
+        return marker
+
+    def _marker_problem(self, shard: int, listed: ShardMarker | None) -> str | None:
+        path = self.path / marker_name(shard)
+        try:
+            found = self._read_marker(shard)
+        except FileNotFoundError:
+            # careful: a run that was not finished has shards that are merely still to do
+            return f"{path}: missing" if listed is not None or self.part(shard).is_file() else None
+        except IntegrityError as error:
+            return str(error)
+        return None if listed in (None, found) else f"{path}: not as the manifest lists it; {files.REPAIR}"
 
     def _has_size(self, marker: ShardMarker) -> bool:
         path = self.part(marker.shard)
         return path.is_file() and path.stat().st_size == marker.bytes
 
     def _refuse_other_bytes(self, marker: ShardMarker) -> None:
-        if self.is_complete and (listed := self.manifest().shards[marker.shard]) != marker:
+        try:
+            listed = self.manifest().shards[marker.shard]
+        except (IncompleteRunError, IntegrityError):
+            # no manifest yet, or a damaged one that `finalize` writes anew
+            return
+        if listed != marker:
             raise IntegrityError(
                 f"{self.part(marker.shard)} was damaged, and writing it again gave other bytes than the manifest lists "
                 f"(sha256 {marker.sha256[:12]} for {listed.sha256[:12]}): another version of a library or a device; "
                 f"delete {self.path} and run the command again"
             )
 
-    @contextlib.contextmanager
-    def _publishing(self) -> Iterator[None]:
-        """Exclude other writers of this run, in this process or another, for the moment of a rename and its marker."""
-        descriptor = os.open(self.path / PLAN, os.O_RDWR)
-        try:
-            with contextlib.suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+
+def verify(path: str | Path) -> list[str]:
+    """Every problem of the run in a folder, a damaged plan.json included; an empty list means intact. NotFoundError."""
+    try:
+        run = Run.open(path)
+    except IntegrityError as error:
+        return [str(error)]
+    return run.verify()
 
 
 def write_table(
@@ -314,10 +364,11 @@ def write_table(
     anything is written. The row order is part of the content, so sort it. zstd-1, row groups of 65,536 rows, with
     statistics, page index and page checksums. Raises what `Run.create` and `Run.commit_shard` raise.
     """
-    if (Path(path) / MANIFEST).is_file():
+    path = as_path(path)
+    if (path / MANIFEST).is_file():
         run = Run.create(path, {**plan, "n_shards": 1})
         if not run.pending():
-            return run.manifest()
+            return run.finalize()
     table = frame if isinstance(frame, pl.DataFrame) else frame()
     run = Run.create(path, {**plan, "n_shards": 1})
     run.commit_shard(0, lambda part: write_frame(part, table), start=0, stop=table.height)
@@ -326,7 +377,15 @@ def write_table(
 
 def read_table(path: str | Path) -> pl.DataFrame:
     """Read all parts of a complete run into one frame, in shard order. NotFoundError, IncompleteRunError."""
-    return pl.concat([pl.read_parquet(part) for part in Run.open(path).parts()])
+    return pl.concat([read_part(part) for part in Run.open(path).parts()])
+
+
+def read_part(path: Path) -> pl.DataFrame:
+    """Read one part. IntegrityError if it is missing or no whole Parquet file."""
+    try:
+        return pl.read_parquet(files.scan_source(path))
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise IntegrityError(f"{path} cannot be read: {error}; {files.REPAIR}") from error
 
 
 def write_frame(path: Path, frame: pl.DataFrame) -> int:
@@ -363,7 +422,7 @@ def _part_problem(path: Path, marker: ShardMarker) -> str | None:
     size = path.stat().st_size
     if size != marker.bytes:
         return f"{path}: {size} bytes where {marker.bytes} were committed (truncated or overwritten)"
-    digest = sha256(path)
+    digest = files.sha256(path)
     if digest != marker.sha256:
         return f"{path}: sha256 {digest[:12]} where {marker.sha256[:12]} was committed (its bytes changed)"
     return None

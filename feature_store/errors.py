@@ -7,6 +7,7 @@ StoreError
 ├── PlanMismatchError   a run folder holds another plan than the one asked for
 ├── IncompleteRunError  a run has no MANIFEST yet
 ├── IntegrityError      bytes on disk differ from what was committed
+├── BusyError           another driver is at work on the run
 └── StoreWriteError     the folder cannot be written: permission denied, read-only, disk full
 
 A message says what was wrong, the value received, what is allowed and what to type next.
@@ -39,6 +40,10 @@ class IncompleteRunError(StoreError):
 
 class IntegrityError(StoreError):
     """Bytes on disk differ from what was committed."""
+
+
+class BusyError(StoreError):
+    """Another driver is at work on the run; the same command goes on from what it committed."""
 
 
 class StoreWriteError(StoreError):

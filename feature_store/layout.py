@@ -8,10 +8,10 @@
     <root>/steering/<run>/         results/  per_cell/
     <root>/mlflow/                 mlflow.db  artifacts/
 
-All path arithmetic of the store is here and all writing is in `feature_store.commit` (with `.files`), so that another
-kind of root (an object store behind a URI) means other versions of these two files and of nothing else. A run's name
-is a short hash of what determines its content, so asking twice for the same thing finds the same folder. Listing a
-kind reads one folder and stats a few files per run.
+The root is a folder, or `s3://BUCKET/PREFIX` on object storage: `as_path` makes a path of either, with the arithmetic
+and the reading of pathlib, and only `feature_store.files` (the operations) ever asks which one it is. A run's name is a
+short hash of what determines its content, so asking twice for the same thing finds the same folder. Listing a kind
+reads one folder and stats a few files per run (on object storage a request each).
 """
 
 import hashlib
@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from feature_store import objects
 from feature_store.errors import InputError, NotFoundError
 
 PLAN = "plan.json"
@@ -54,6 +55,18 @@ _MADE_BY: Mapping[str, str] = {
     "steering": "scsae steer",
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def as_path(root: str | Path) -> Path:
+    """A folder as a pathlib Path, or `s3://BUCKET/PREFIX` as a path of the same interface on object storage.
+
+    Endpoint, region and credentials of object storage are those of the AWS_* environment ($AWS_ENDPOINT_URL for
+    anything but AWS) and of ~/.aws. InputError for another protocol or where the extra `s3` is not installed,
+    NotFoundError if the bucket does not answer (asked once a process).
+    """
+    if not isinstance(root, str):
+        return root
+    return objects.open_path(root) if "://" in root else Path(root)
 
 
 def canonical_json(content: Mapping[str, Any]) -> str:
@@ -99,7 +112,7 @@ class Layout:
     """The folders of one store, e.g. `Layout("scsae-store").activations_dir("0f3a...")`. Creates nothing."""
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+        self.root = as_path(root)
 
     def __repr__(self) -> str:
         return f"Layout({str(self.root)!r})"
@@ -145,9 +158,14 @@ class Layout:
         return self.run_dir("steering", run)
 
     @property
+    def local_root(self) -> Path:
+        """The folder of what has to be local files: the root, or `scsae-local/BUCKET-PREFIX` for object storage."""
+        return objects.stand_in(self.root)
+
+    @property
     def mlflow_dir(self) -> Path:
-        """MLflow's database and artifacts."""
-        return self.root / "mlflow"
+        """MLflow's database and artifacts, below `local_root` (unless $MLFLOW_TRACKING_URI names a server)."""
+        return self.local_root / "mlflow"
 
     def runs(self, kind: str) -> list[RunInfo]:
         """All runs of a kind, complete or not, newest first (by name where the times are equal)."""

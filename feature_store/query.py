@@ -21,6 +21,7 @@ import polars as pl
 
 from feature_store.commit import Run, ShardMarker
 from feature_store.errors import NotFoundError, QueryError
+from feature_store.files import parquet_source, scan_source
 from feature_store.layout import ASSOCIATION_TABLES, KINDS, Layout, RunInfo
 
 _READS_ONLY = re.compile(r"\s*(?:SELECT|WITH|SHOW|EXPLAIN|FROM|\()", re.IGNORECASE)
@@ -294,8 +295,10 @@ def _plan_of(info: RunInfo | None) -> dict[str, Any]:
 def _scan(folder: Path, **widened: type[pl.DataType]) -> pl.LazyFrame:
     """The parts of a complete run as one lazy frame; `widened` integer columns are read as the wider dtype given."""
     parts = Run.open(folder).parts()
-    schema = {**pl.read_parquet_schema(parts[0]), **{name: dtype() for name, dtype in widened.items()}}
-    return pl.scan_parquet(parts, schema=schema, cast_options=pl.ScanCastOptions(integer_cast="upcast"), glob=False)
+    with parquet_source(parts[0]) as source:
+        schema = {**pl.read_parquet_schema(source), **{name: dtype() for name, dtype in widened.items()}}
+    cast_options = pl.ScanCastOptions(integer_cast="upcast")
+    return pl.scan_parquet([scan_source(part) for part in parts], schema=schema, cast_options=cast_options, glob=False)
 
 
 def _read_where(run: Run, column: str, value: int) -> pl.DataFrame:
@@ -305,9 +308,9 @@ def _read_where(run: Run, column: str, value: int) -> pl.DataFrame:
         return marker.start <= value < marker.stop
 
     manifest = run.manifest()
-    parts = [run.part(marker.shard) for marker in manifest.shards if covers(marker)]
+    parts = [scan_source(run.part(marker.shard)) for marker in manifest.shards if covers(marker)]
     if not parts:
-        return pl.scan_parquet(run.part(0)).head(0).collect()
+        return pl.scan_parquet(scan_source(run.part(0))).head(0).collect()
     return pl.scan_parquet(parts, glob=False).filter(pl.col(column) == value).collect()
 
 

@@ -31,6 +31,7 @@ _RUN_FAILED = (
     store_errors.IntegrityError,
     store_errors.IncompleteRunError,
     store_errors.StoreWriteError,
+    store_errors.BusyError,
     core_errors.TrainingError,
 )
 

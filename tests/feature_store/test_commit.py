@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from feature_store import commit
+from feature_store import commit, files
 from feature_store.errors import (
     IncompleteRunError,
     InputError,
@@ -101,8 +101,8 @@ def test_a_bad_plan_is_refused_before_anything_is_written(tmp_path: Path, plan: 
 
 
 def test_a_plan_of_another_format_version_is_refused(run: commit.Run) -> None:
-    text = (run.path / "plan.json").read_text().replace('"format_version":1', '"format_version":99')
-    (run.path / "plan.json").write_text(text)
+    content = files.read_sealed(run.path / "plan.json")
+    (run.path / "plan.json").write_text(files.sealed({**content, "format_version": 99}))
     with pytest.raises(IntegrityError, match="99"):
         commit.Run.open(run.path)
 
