@@ -4,7 +4,8 @@ Two drivers on one run do no harm (whoever commits a shard second throws its wor
 folder the driver holds a lock (flock) on `driver.json`, which vanishes with its process; where there is no flock nobody
 is sent away. On object storage `driver.json` is a lease: made by a conditional put, renewed every 20 s, and taken over,
 by a put conditional on its version, once it was not renewed for 60 s by the store's own clock. A driver that slept for
-longer and lost its lease goes on: that is again the harmless case.
+longer and lost its lease goes on, and so do two that a store without atomic conditions let in at one moment: that is
+again the harmless case.
 """
 
 import contextlib
@@ -118,7 +119,7 @@ class _Lease:
             if found.age_s < LAPSE_S:
                 left = f"if that process was killed, it is free in {LAPSE_S - found.age_s:.0f} s"
                 raise BusyError(_busy(self.path, holder, left))
-            if objects.replace(self.path, self._text(), etag=found.etag) is not None:
+            if objects.replace(self.path, self._text(), etag=found.etag):
                 return
 
     def renew_until(self, stopped: threading.Event) -> None:

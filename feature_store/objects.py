@@ -2,8 +2,10 @@
 
 An object appears whole or not at all, and a reader sees the last one put: so a part needs no temporary name, no fsync
 and no lock. What a folder does by an exclusive link is a conditional put here (`If-None-Match: *`), which the store
-answers with 412 for all writers but one; a store that ignores the condition is refused. Reading goes through paths of
-universal-pathlib, requests through s3fs; neither is imported before the first URI.
+answers with 412 where there is an object; a store that ignores the condition is refused. AWS settles even puts of one
+moment; not every store does (OpenStack Swift tells both that they made it, and keeps the last). Nothing depends on it:
+plan, markers and manifest have the same bytes whoever puts them. Reading goes through paths of universal-pathlib,
+requests through s3fs; neither is imported before the first URI.
 
 Cost: a request or two for each file operation, and a part lies on the local disk ($TMPDIR) until it is up.
 """
@@ -20,7 +22,7 @@ from feature_store.errors import InputError, NotFoundError, StoreWriteError
 
 PROTOCOL = "s3"
 STAND_IN = "scsae-local"
-_CONFLICT, _EXISTS = 409, 412
+_CONFLICT, _EXISTS, _UNKNOWN = 409, 412, 501
 _TRIES = 5
 
 
@@ -79,9 +81,18 @@ def create(target: Any, text: str) -> bool:
     return made
 
 
-def replace(target: Any, text: str, *, etag: str) -> str | None:
-    """Put a small object in place of the version `etag`; the new version, or None if there is another by now."""
-    return _put_if(target, text, IfMatch=etag)
+def replace(target: Any, text: str, *, etag: str) -> bool:
+    """Put a small object in place of the version `etag`; False where there is another by now.
+
+    A store without `If-Match` (it says so: 501) puts it in any case.
+    """
+    try:
+        return _put_if(target, text, IfMatch=etag) is not None
+    except OSError as error:
+        if _status(error) != _UNKNOWN:
+            raise
+    put_text(target, text)
+    return True
 
 
 def head(target: Any) -> Head | None:
