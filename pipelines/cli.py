@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
+from feature_store.errors import StoreError
+from feature_store.layout import as_path
 from pipelines.config import (
     DEFAULT_STORE,
     AssociateOptions,
@@ -40,7 +42,18 @@ app = typer.Typer(
 models_app = typer.Typer(invoke_without_command=True, help="Registry look-ups: versions, aliases, metrics, lineage.")
 app.add_typer(models_app, name="models")
 
-StoreOption = typer.Option("--store", envvar="SCSAE_STORE", help="Folder of the store.")
+
+
+def _store(text: str) -> Path:
+    """A root of typer's, with the error as typer says it."""
+    try:
+        return as_path(text)
+    except StoreError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+WHERE = "Folder of the store, or s3://BUCKET/PREFIX."
+StoreOption = typer.Option("--store", envvar="SCSAE_STORE", help=WHERE, parser=_store, metavar="ROOT")
 Store = Annotated[Path, StoreOption]
 Address = Annotated[
     str | None, typer.Option("--address", help="Ray cluster to use, e.g. ray://HEAD:10001; default: this machine.")
@@ -190,7 +203,7 @@ def run(
     from pipelines.report import print_results
 
     checked = load_recipe(recipe)
-    target = store or checked.store or DEFAULT_STORE
+    target = store or as_path(checked.store or DEFAULT_STORE)
     print_results(run_recipe(checked, target, address=address), target)
 
 
@@ -198,7 +211,7 @@ def run(
 def submit(
     recipe: Annotated[Path, typer.Argument(help="YAML file: stages and their options.")],
     address: Annotated[str, typer.Option("--address", help="Ray dashboard of the cluster, e.g. http://HEAD:8265.")],
-    store: Annotated[Path | None, StoreOption] = None,
+    store: Annotated[str | None, typer.Option("--store", envvar="SCSAE_STORE", help=WHERE, metavar="ROOT")] = None,
 ) -> None:
     """Run a recipe as a Ray job: the log is followed and the job's outcome is the exit code."""
     from pipelines.submit import submit_recipe

@@ -209,8 +209,8 @@ class SteerOptions(ActorOptions):
 class Recipe(Options):
     """Stages in their order; a stage left out is not run. `run` keys are filled from the stage before."""
 
-    store: Path | None = None
-    """Folder of the store; the command line's --store comes first."""
+    store: str | None = None
+    """Folder of the store, or s3://BUCKET/PREFIX; the command line's --store comes first."""
     extract: ExtractOptions | None = None
     """Options of the extraction."""
     train: TrainOptions | None = None
