@@ -1,16 +1,27 @@
 """A Ray session: an existing cluster where one is named, else a quiet, private one on this machine.
 
 A local session starts in about 4 s on 2 cores. Its object store is small on purpose: activations never pass through it.
+
+A session can be lost: its head or this machine's raylet was killed. Ray notices after 16 s and 60 s, and in the second
+case ends the process. So whoever waits asks `Session.raise_if_lost`, which knocks at both ports (under a millisecond).
 """
 
 import contextlib
 import contextvars
 import logging
 import os
+import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pipelines.errors import RunFailedError, UsageError
+from pipelines.stage import Clock
 
 OBJECT_STORE_BYTES = 100_000_000
+HEAD_PATIENCE_S = 40.0
+"""How long the head of a cluster may be away (a fault-tolerant one comes back); Ray ends the process after 60."""
+KNOCK_S = 2.0
 _KEPT: contextvars.ContextVar[bool] = contextvars.ContextVar("kept", default=False)
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -22,34 +33,94 @@ _QUIET = {
 }
 
 
+class Session:
+    """The Ray session that this process is connected to, as far as its health goes."""
+
+    def __init__(self) -> None:
+        import ray
+
+        self._raylet: tuple[str, int] | None = None
+        self._head: tuple[str, int] | None = None
+        self._away: Clock | None = None
+        # careful: a Ray client (ray://) sees neither port; there a lost connection raises by itself
+        if not ray.util.client.ray.is_connected():
+            context = ray.get_runtime_context()
+            own = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+            host, _, port = context.gcs_address.rpartition(":")
+            self._raylet = own["NodeManagerAddress"], own["NodeManagerPort"]
+            self._head = host, int(port)
+
+    def raise_if_lost(self) -> None:
+        """Raise RunFailedError if this machine's raylet is gone, or the head for too long."""
+        if self._raylet is None or self._head is None:
+            return
+        if not _answers(self._raylet):
+            raise _lost("the raylet of this machine is gone")
+        if _answers(self._head):
+            self._away = None
+            return
+        self._away = self._away or Clock()
+        # a head on this machine that does not answer is a process that is gone
+        if self._head[0] == self._raylet[0] or self._away.seconds > HEAD_PATIENCE_S:
+            raise _lost(f"its head at {self._head[0]}:{self._head[1]} does not answer")
+
+
+def _answers(address: tuple[str, int]) -> bool:
+    """Whether a connection is accepted there: by the kernel, so however busy the process is."""
+    with contextlib.suppress(OSError), socket.create_connection(address, timeout=KNOCK_S):
+        return True
+    return False
+
+
+def _lost(reason: str) -> RunFailedError:
+    return RunFailedError(
+        f"the Ray session was lost: {reason}; what is committed stays, run the same command again to resume"
+    )
+
+
 @contextlib.contextmanager
-def ray_session(*, address: str | None = None, num_cpus: int | None = None) -> Iterator[None]:
+def ray_session(*, address: str | None = None, num_cpus: int | None = None) -> Iterator[Session]:
     """Connect to `address` (or $RAY_ADDRESS), else start Ray here with `num_cpus` cores (default: all).
 
     A session that is already open is used and left open; one opened here is shut down on the way out, unless it is
     opened inside `one_ray_session`.
+
+    Raises:
+        UsageError: no cluster answers at the address.
+        RunFailedError: Ray did not start here.
     """
     for key, value in _QUIET.items():
         os.environ.setdefault(key, value)
     import ray
 
     if ray.is_initialized():
-        yield
+        yield Session()
         return
     logging.getLogger("ray").setLevel(logging.ERROR)
-    known = address or os.environ.get("RAY_ADDRESS")
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
-    if known:
-        ray.init(address=known, **quiet)
-    else:
-        # careful: without "local", Ray joins any head that was started on this machine with `ray start`
-        local = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-        ray.init(address="local", num_cpus=num_cpus, **local, **quiet)
+    _connect(address or os.environ.get("RAY_ADDRESS"), num_cpus)
     try:
-        yield
+        yield Session()
     finally:
         if not _KEPT.get():
-            ray.shutdown()
+            ray.shutdown(wait_for_processes=True)
+
+
+def _connect(known: str | None, num_cpus: int | None) -> None:
+    """Join the cluster at `known`, else start one here."""
+    import ray
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
+    # careful: without "local", Ray joins any head that was started on this machine with `ray start`
+    local = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES, "num_cpus": num_cpus}
+    try:
+        ray.init(address=known or "local", **({} if known else local), **quiet)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        if known:
+            raise UsageError(
+                f"no Ray cluster answers at {known} ({error}); give --address of one that runs, e.g. "
+                "ray://HEAD:10001, or leave it out to use this machine"
+            ) from error
+        raise RunFailedError(f"Ray did not start on this machine ({error}); run the same command again") from error
 
 
 @contextlib.contextmanager
@@ -65,15 +136,37 @@ def one_ray_session() -> Iterator[None]:
     finally:
         _KEPT.reset(token)
         if "ray" in sys.modules and not before:
-            sys.modules["ray"].shutdown()
+            sys.modules["ray"].shutdown(wait_for_processes=True)
 
 
 def actors_that_fit(wanted: int | None, *, num_cpus: int, num_gpus: float, n_tasks: int) -> int:
-    """Return how many actors to start: `wanted`, else all that fit; never more than tasks, at least 1."""
+    """Return how many actors to start: `wanted`, else all that the nodes have room for; never more than tasks.
+
+    Counted node by node, since an actor cannot lie across two. More than fit may be wanted: those start when there is
+    room, and the work does not wait for them.
+
+    Raises:
+        UsageError: not one fits on any node; the message says what the nodes have.
+    """
     import ray
 
-    resources = ray.cluster_resources()
-    room = int(resources.get("CPU", 1) // num_cpus)
-    if num_gpus > 0:
-        room = min(room, int(resources.get("GPU", 0) // num_gpus))
-    return max(1, min(wanted or room, n_tasks))
+    if num_gpus > 1 and num_gpus % 1:
+        raise UsageError(f"--num-gpus was {num_gpus:g}; give a whole number, or a share of one GPU such as 0.5")
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = sum(min(_times(node, "CPU", num_cpus), _times(node, "GPU", num_gpus)) for node in nodes)
+    if room < 1:
+        have = "; ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
+        raise UsageError(
+            f"an actor was to get {num_cpus} CPUs and {num_gpus:g} GPUs (--num-cpus, --num-gpus), which no node of "
+            f"the Ray cluster has; its nodes have: {have}"
+        )
+    return min(wanted or room, n_tasks)
+
+
+def _times(node: Mapping[str, float], resource: str, share: float) -> int:
+    """How often `share` of a resource fits on a node; a share of one GPU never spans two."""
+    if share == 0:
+        return sys.maxsize
+    slack = 1e-9  # of floats: 1 // .1 is 9
+    have = node.get(resource, 0.0)
+    return int(have) * int(1 / share + slack) if share < 1 else int(have / share + slack)
