@@ -93,7 +93,7 @@ def main() -> None:
 def stage_command(cls: type[Options], *, argument: str | None = None) -> Callable[[Callable[..., None]], None]:
     """Register `body(options, store[, address])` as a command whose options are the fields of `cls`.
 
-    The field `argument` becomes the positional argument.
+    The field `argument` becomes the positional argument, which may be given several times.
     """
 
     def register(body: Callable[..., None]) -> None:
@@ -123,7 +123,7 @@ def _parameter(cls: type[Options], field: str, *, positional: bool) -> inspect.P
     """The command-line parameter of one field."""
     info = cls.model_fields[field]
     if positional:
-        return _keyword(field, Annotated[Path, typer.Argument(help=info.description)], inspect.Parameter.empty)
+        return _keyword(field, Annotated[list[Path], typer.Argument(help=info.description)], inspect.Parameter.empty)
     kind = _cli_type(info.annotation)
     default = None if info.is_required() else info.get_default(call_default_factory=True)
     if isinstance(default, tuple):
@@ -212,11 +212,15 @@ def submit(
     recipe: Annotated[Path, typer.Argument(help="YAML file: stages and their options.")],
     address: Annotated[str, typer.Option("--address", help="Ray dashboard of the cluster, e.g. http://HEAD:8265.")],
     store: Annotated[str | None, typer.Option("--store", envvar="SCSAE_STORE", help=WHERE, metavar="ROOT")] = None,
+    env: Annotated[
+        list[str] | None, typer.Option("--env", help="NAME=VALUE, or NAME, for the job; repeatable.")
+    ] = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Print the job's id instead of following it.")] = False,
 ) -> None:
     """Run a recipe as a Ray job: the log is followed and the job's outcome is the exit code."""
     from pipelines.submit import submit_recipe
 
-    raise typer.Exit(submit_recipe(recipe, store=store, address=address))
+    raise typer.Exit(submit_recipe(recipe, store=store, address=address, env=env or (), wait=not no_wait))
 
 
 @app.command()
@@ -235,7 +239,7 @@ def demo(
 
 @app.command("inspect")
 def inspect_command(
-    data: Annotated[Path, typer.Argument(help=DataOptions.model_fields["data"].description)],
+    data: Annotated[list[Path], typer.Argument(help=DataOptions.model_fields["data"].description)],
     model: Annotated[str, typer.Option("--model", help=DataOptions.model_fields["model"].description)] = "mini",
     matrix: Annotated[str | None, typer.Option("--matrix", help=DataOptions.model_fields["matrix"].description)] = None,
 ) -> None:

@@ -133,10 +133,10 @@ BAD_INPUT = {
     "two origins": ("run {bad}/two_origins.yaml --store new", ["encode.run was 'abc'", "leave one out"]),
     "recipe without data": ("run {bad}/absent_data.yaml --store new", ["no file absent.h5ad"]),
     "nobody to submit to": (
-        "submit {bad}/good.yaml --address http://127.0.0.1:9 --store new",
+        "submit {bad}/good.yaml --address http://127.0.0.1:9 --store /new",
         ["no Ray dashboard answers at http://127.0.0.1:9", "http://HEAD:8265"],
     ),
-    "no address at all": ("submit {bad}/good.yaml --address somewhere --store new", ["somewhere", "http://HEAD:8265"]),
+    "no address at all": ("submit {bad}/good.yaml --address somewhere --store /new", ["somewhere", "http://HEAD:8265"]),
     "misspelt column": (
         "sql|SELECT densty FROM features|--store|{store}",
         ["no column 'densty'", "density \\(features"],
