@@ -346,10 +346,10 @@ class Run:
 
 
 def verify(path: str | Path) -> list[str]:
-    """Every problem of the run in a folder, a damaged plan.json included; an empty list means intact. NotFoundError."""
+    """Every problem of the run in a folder, a damaged or missing plan.json included; an empty list means intact."""
     try:
         run = Run.open(path)
-    except IntegrityError as error:
+    except (IntegrityError, NotFoundError) as error:
         return [str(error)]
     return run.verify()
 

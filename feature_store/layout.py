@@ -188,6 +188,12 @@ class Layout:
         )
 
 
+def tables_of(info: RunInfo) -> list[Path]:
+    """The folders of a run that have a plan of their own, or have to."""
+    needed = {(info.path / name).parent for name in _COMPLETE_WHEN[info.kind]}
+    return sorted({*needed, *(plan.parent for plan in info.path.rglob(PLAN))})
+
+
 def _inspect(kind: str, path: Path) -> RunInfo:
     needed = [path / name for name in _COMPLETE_WHEN[kind]]
     complete = all(file.is_file() for file in needed)

@@ -10,7 +10,6 @@ import importlib.metadata
 import json
 import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ import numpy.typing as npt
 
 from feature_store import commit, files, ingest
 from feature_store.activations import ActivationReader
-from feature_store.layout import TEMPORARY, Layout, run_id
+from feature_store.layout import Layout, as_path, run_id
 from feature_store.stream import TokenStream
 from pipelines.cluster import ray_session
 from pipelines.config import TrainOptions
@@ -41,6 +40,8 @@ HELD_OUT_TOKENS = 65_536
 NORMALISER_TOKENS = 1_000_000
 POLL_S = 0.5
 CHECKPOINTS = "checkpoints"
+CHECKPOINT_HEADER = "trainer.json"
+PROGRESS = "progress.json"
 SAE_FILES = ("sae.safetensors", "config.json", "history.json", "summary.json")
 
 
@@ -103,7 +104,9 @@ def train(options: TrainOptions, store: Path, *, address: str | None = None) -> 
             device="cuda" if options.num_gpus > 0 else "cpu",
             n_threads=options.num_cpus,
         )
-        _run_job(job, options, address=address)
+        with run.sole_driver():
+            _run_job(job, options, address=address)
+    run.finalize()
     summary = json.loads((run.path / "summary.json").read_text())
     version = register(layout, run, options, activations_sha=parent.manifest().sha)
     return StageResult(
@@ -134,7 +137,7 @@ def _run_job(job: TrainJob, options: TrainOptions, *, address: str | None) -> No
             ),
             run_config=ray.train.RunConfig(name="ray_train", storage_path=job.folder),
         )
-        with _watching(Path(job.folder) / "progress.json", tick), _ctrl_c_interrupts():
+        with _watching(as_path(job.folder) / PROGRESS, tick), _ctrl_c_interrupts():
             try:
                 trainer.fit()
             except Exception as error:
@@ -193,10 +196,10 @@ def fit(job: TrainJob, *, report: Callable[[dict[str, float]], None] = lambda _:
     from sae_core.sae import SAEConfig, TrainConfig, Trainer
 
     torch.set_num_threads(job.n_threads)
-    folder = Path(job.folder)
+    folder = as_path(job.folder)
     train_config = TrainConfig(**job.train)
-    reader = ActivationReader(commit.Run.open(Path(job.activations)))
-    split = ingest.read_cells(Path(job.cells)).get_column("split").to_numpy()
+    reader = ActivationReader(commit.Run.open(job.activations))
+    split = ingest.read_cells(job.cells).get_column("split").to_numpy()
     stream = TokenStream(
         reader, keep_cells=split == "train", batch_tokens=train_config.batch_size, seed=train_config.seed
     )
@@ -210,7 +213,7 @@ def fit(job: TrainJob, *, report: Callable[[dict[str, float]], None] = lambda _:
         if step % REPORT_STEPS == 0 or step == train_config.n_steps:
             row = {key: float(value) for key, value in metrics._asdict().items()}
             history.append(row)
-            files.replace_text(folder / "progress.json", json.dumps(row))
+            files.replace_text(folder / PROGRESS, json.dumps(row))
             report(row)
         if step % job.checkpoint_steps == 0 and step < train_config.n_steps:
             _save(folder, trainer, stream, history)
@@ -258,7 +261,8 @@ def _resume(folder: Path, trainer: "Trainer", stream: TokenStream) -> list[dict[
 
     for checkpoint in sorted((folder / CHECKPOINTS).glob("step-*"), reverse=True):
         try:
-            state, extra = load_training(checkpoint)
+            with files.local_folder(checkpoint) as local:
+                state, extra = load_training(local)
         except CheckpointError:
             # careful: a kill during the write leaves a torn newest one; the one before it is whole
             continue
@@ -274,9 +278,10 @@ def _save(folder: Path, trainer: "Trainer", stream: TokenStream, history: list[d
     from sae_core.sae import save_training
 
     target = folder / CHECKPOINTS / f"step-{trainer.n_steps_done:08d}"
-    save_training(trainer.state_dict(), target, {"stream": stream.state_dict(), "history": history})
+    with files.clear_write_errors(folder), files.written_folder(target, last=CHECKPOINT_HEADER) as local:
+        save_training(trainer.state_dict(), local, {"stream": stream.state_dict(), "history": history})
     for old in sorted(target.parent.glob("step-*"))[:-2]:
-        shutil.rmtree(old)
+        files.remove_folder(old)
 
 
 def _finish(
@@ -290,9 +295,9 @@ def _finish(
     batches = torch.split(tokens.to(job.device), 4096)
     sae = trainer.finish(batches)
     figures = evaluate(sae, batches)
-    run = commit.Run.open(Path(job.folder))
-    with tempfile.TemporaryDirectory(dir=job.folder, prefix=TEMPORARY) as made:
-        save_sae(sae, Path(made), {"activations": Path(job.activations).name, "site": run.plan["site"]})
+    run = commit.Run.open(job.folder)
+    with files.clear_write_errors(run.path), files.scratch_folder(run.path) as made:
+        save_sae(sae, made, {"activations": run.plan["activations"], "site": run.plan["site"]})
         metrics = {
             "select_fvu": float(figures.fvu),
             "select_l0": float(figures.l0),
@@ -303,9 +308,9 @@ def _finish(
         }
         for name, content in {"history.json": history, "summary.json": metrics}.items():
             # careful: rows that came back from a checkpoint have their keys in another order
-            (Path(made) / name).write_text(json.dumps(content, sort_keys=True))
+            (made / name).write_text(json.dumps(content, sort_keys=True))
         for shard, name in enumerate(SAE_FILES):
-            run.commit_shard(shard, _copy_from(Path(made) / name), start=shard, stop=shard + 1)
+            run.commit_shard(shard, _copy_from(made / name), start=shard, stop=shard + 1)
     run.finalize()
 
 
@@ -338,12 +343,13 @@ def register(layout: Layout, run: commit.Run, options: TrainOptions, *, activati
         with tracking.run(run.path.name, params=params, tags=tags) as mlflow_run:
             tracking.log_curves(mlflow_run, json.loads((run.path / "history.json").read_text()))
             tracking.log_metrics(mlflow_run, metrics)
-            found = tracking.register(
-                run.path,
-                name=name,
-                d_model=plan["sae"]["d_model"],
-                n_features=plan["sae"]["n_features"],
-                metrics=metrics,
-                tags=tags,
-            )
+            with files.local_folder(run.path) as folder:
+                found = tracking.register(
+                    folder,
+                    name=name,
+                    d_model=plan["sae"]["d_model"],
+                    n_features=plan["sae"]["n_features"],
+                    metrics=metrics,
+                    tags=tags,
+                )
     return f"{found.name} {found.version}" + "".join(f" ({alias})" for alias in found.aliases)
