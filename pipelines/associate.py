@@ -50,7 +50,7 @@ def associate(options: AssociateOptions, store: Path) -> StageResult:
     runs = {name: folder / name for name in ASSOCIATION_TABLES}
     missing = [name for name, path in runs.items() if not _is_intact(path)]
     if missing:
-        with ticking("associate", len(ASSOCIATION_TABLES), "tables") as tick:
+        with commit.sole_driver(folder), ticking("associate", len(ASSOCIATION_TABLES), "tables") as tick:
             tables = assemble(gather(layout, codes, sets))
             for n_done, (name, path) in enumerate(runs.items(), start=1):
                 commit.write_table(path, tables[name], {**plan, "table": name})
@@ -134,8 +134,4 @@ def _digest(collection: GeneSets) -> dict[str, Any]:
 
 def _is_intact(path: Path) -> bool:
     """Whether a table is there, whole and unharmed."""
-    try:
-        run = commit.Run.open(path)
-    except LookupError:
-        return False
-    return run.is_complete and not run.pending()
+    return not commit.verify(path)

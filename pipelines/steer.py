@@ -17,8 +17,8 @@ import numpy.typing as npt
 import polars as pl
 from scipy import sparse
 
-from feature_store import commit, ingest
-from feature_store.layout import Layout, run_id
+from feature_store import commit, files, ingest
+from feature_store.layout import Layout, as_path, run_id
 from pipelines.associate import label_kinds
 from pipelines.config import SteerOptions
 from pipelines.effects import Judge, effects
@@ -83,12 +83,13 @@ class Steerer:
 
         self.job = job
         layout = Layout(job.store)
-        self.model = recalled_model(commit.Run.open(Path(job.activations)), device=job.device)
+        self.model = recalled_model(commit.Run.open(job.activations), device=job.device)
         self.source = recalled_source(layout, job.dataset)
         self.match = self.model.match_genes(self.source.gene_symbols, self.source.ensembl_ids)
-        self.sae = load_sae(job.sae, device=job.device)
+        with files.local_folder(as_path(job.sae)) as folder:
+            self.sae = load_sae(folder, device=job.device)
         self.split = ingest.read_cells(layout.cells_dir(job.dataset)).get_column("split").to_numpy()
-        self.run = commit.Run.open(Path(job.per_cell))
+        self.run = commit.Run.open(job.per_cell)
 
     def shard(self, number: int) -> dict[str, int]:
         """Embed shard `number`: train cells unsteered, test cells under every condition; return counts."""
@@ -239,7 +240,8 @@ def steer(options: SteerOptions, store: Path, *, address: str | None = None) -> 
             seed=activations.plan["seed"],
             device="cuda" if options.num_gpus > 0 else "cpu",
         )
-        do_shards(Steerer, job, pending, options, title="steer", note=_count, address=address)
+        with per_cell.sole_driver():
+            do_shards(Steerer, job, pending, options, title="steer", note=_count, address=address)
     per_cell.finalize()
     plan_of_results = {**plan, "table": "results", "per_cell_manifest": per_cell.manifest().sha}
     commit.write_table(folder / "results", lambda: evaluate(per_cell, cells, options, target), plan_of_results)
@@ -319,7 +321,7 @@ def make_conditions(options: SteerOptions, chosen: tuple[int, ...], features: pl
 
 def evaluate(per_cell: commit.Run, cells: pl.DataFrame, options: SteerOptions, target: str) -> pl.DataFrame:
     """Effects of every condition from the stored embeddings; cells without label or embedding are left out."""
-    stored = pl.concat([pl.read_parquet(part) for part in per_cell.parts()])
+    stored = commit.read_table(per_cell.path)
     labelled = cells.select("cell_idx", "split", label=pl.col(options.kind).cast(pl.String)).drop_nulls("label")
     empty = stored.filter(pl.col("embedding").arr.first().is_nan())["cell_idx"].unique()
     known = stored.join(labelled, on="cell_idx").filter(~pl.col("cell_idx").is_in(empty.implode()))
