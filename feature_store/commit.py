@@ -231,12 +231,12 @@ class Run:
         Sizes are checked, hashes are not (`commit_shard` took them and `pending` re-takes them on resume).
         Raises IncompleteRunError naming the shards that lack a marker or a whole part.
         """
-        damaged = False
-        if self.is_complete:
-            try:
-                return self.manifest()
-            except IntegrityError:
-                damaged = True
+        try:
+            return self.manifest()
+        except IncompleteRunError:
+            damaged = False
+        except IntegrityError:
+            damaged = True
         markers = [self._marker(shard) for shard in range(self.n_shards)]
         done = [marker for marker in markers if marker is not None and self._has_size(marker)]
         if len(done) < self.n_shards:
@@ -328,8 +328,7 @@ class Run:
         return None if listed in (None, found) else f"{path}: not as the manifest lists it; {files.REPAIR}"
 
     def _has_size(self, marker: ShardMarker) -> bool:
-        path = self.part(marker.shard)
-        return path.is_file() and path.stat().st_size == marker.bytes
+        return files.size_bytes(self.part(marker.shard)) == marker.bytes
 
     def _refuse_other_bytes(self, marker: ShardMarker) -> None:
         try:
@@ -417,9 +416,9 @@ def _explain_difference(path: Path, found: Mapping[str, Any], wanted: Mapping[st
 
 
 def _part_problem(path: Path, marker: ShardMarker) -> str | None:
-    if not path.is_file():
+    size = files.size_bytes(path)
+    if size is None:
         return f"{path}: missing"
-    size = path.stat().st_size
     if size != marker.bytes:
         return f"{path}: {size} bytes where {marker.bytes} were committed (truncated or overwritten)"
     digest = files.sha256(path)

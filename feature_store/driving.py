@@ -108,7 +108,7 @@ class _Lease:
         while not objects.create(self.path, self._text()):
             found = objects.head(self.path)
             try:
-                holder = self.path.read_bytes()
+                holder = files.read_bytes(self.path)
             except FileNotFoundError:
                 continue
             if found is None:
@@ -128,7 +128,7 @@ class _Lease:
             with contextlib.suppress(Exception):
                 # a store that does not answer now may do so the next time; a lapsed lease does no harm
                 found = objects.head(self.path)
-                if found is None or not self._is_mine(self.path.read_bytes()):
+                if found is None or not self._is_mine(files.read_bytes(self.path)):
                     return
                 self.beat += 1
                 objects.replace(self.path, self._text(), etag=found.etag)
@@ -137,7 +137,7 @@ class _Lease:
         """Give the lease back, if it still is this one's."""
         with contextlib.suppress(Exception):
             # it lapses anyway
-            if self._is_mine(self.path.read_bytes()):
+            if self._is_mine(files.read_bytes(self.path)):
                 self.path.unlink()
 
     def _text(self) -> str:

@@ -49,6 +49,19 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def size_bytes(path: Path) -> int | None:
+    """Size of a file, None if there is none."""
+    try:
+        return path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def read_bytes(path: Path) -> bytes:
+    """All of a small file, on object storage in one request."""
+    return path.read_bytes() if is_local(path) else objects.read(path)
+
+
 def sealed(content: Mapping[str, Any]) -> str:
     """JSON text of a small file of the store, with a hash of the rest under `check`."""
     return canonical_json({**content, CHECK: content_sha(content)[:16]})
@@ -57,7 +70,7 @@ def sealed(content: Mapping[str, Any]) -> str:
 def read_sealed(path: Path) -> dict[str, Any]:
     """The content of a file that `sealed` made. FileNotFoundError, IntegrityError if a byte of it changed."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_bytes(path))
     except ValueError as error:
         raise IntegrityError(f"{path} was damaged: it is not JSON any more ({error}); {REPAIR}") from error
     if not isinstance(content, dict):

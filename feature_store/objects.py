@@ -61,6 +61,12 @@ def stand_in(root: Any) -> Path:
     return Path(STAND_IN) / str(root.path).strip("/").replace("/", "-")
 
 
+def read(target: Any) -> bytes:
+    """All of an object."""
+    data: bytes = target.fs.cat_file(target.path)
+    return data
+
+
 def put(source: Path, target: Any) -> None:
     """Put a local file as one object, in place of what is there."""
     with _clear_errors(target):

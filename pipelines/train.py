@@ -170,7 +170,7 @@ def _watching(file: Path, tick: Callable[..., None]) -> Iterator[None]:
     def poll() -> None:
         while not stopped.wait(POLL_S):
             with contextlib.suppress(FileNotFoundError):
-                now = json.loads(file.read_text())
+                now = json.loads(files.read_bytes(file))
                 tick(int(now["step"]), f"mse {now['mse']:.3f} l0 {now['l0']:.1f} dead {now['n_dead']:.0f}")
 
     thread = threading.Thread(target=poll, daemon=True)
