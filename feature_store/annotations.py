@@ -1,18 +1,30 @@
-"""What the var and obs frames of an AnnData say: names of genes, columns of cells.
+"""What var and obs of AnnData files say: names of genes, columns of cells; of one file, and of several as one.
 
-The frames are pandas, and are read here through their attributes alone: pandas is not imported.
+A column of obs goes from HDF5 or zarr to Polars in blocks or by its codes: a million cells as Python strings would be
+80 MB a column.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
+
+from feature_store.errors import InputError
+
+BLOCK_CELLS = 65_536
+FILE_COLUMN = "file"
+"""The obs column that names the file of each cell, where there are several files."""
 
 SYMBOL_COLUMNS = ("gene_symbol", "gene_symbols", "gene_name", "gene_names", "feature_name", "symbol", "hgnc_symbol")
 ENSEMBL_COLUMNS = ("ensembl_id", "ensembl", "gene_id", "gene_ids", "feature_id", "ensembl_gene_id")
 _ENSEMBL = re.compile(r"ENS[A-Z]*G\d{6,}")
 _VERSION = re.compile(r"\.\d+$")
+_PLAIN = {"b1", *(f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)), "f4", "f8"}
 
 
 def gene_names(var: Any) -> tuple[list[str], list[str] | None]:
@@ -46,13 +58,131 @@ def _strings(column: Any) -> list[str]:
     return ["" if missing else str(value) for value, missing in zip(column, column.isna(), strict=True)]
 
 
+def column_of(name: str, node: Any, read: Callable[[Any], Any]) -> pl.Series:
+    """One obs column from its HDF5 / zarr node: numbers, booleans and dates as they are, NaN as null, everything else
+    (categories) as strings.
+
+    Strings, categories and plain arrays, which are nearly all, never become Python objects for all cells at once;
+    `read` makes a pandas array of any other node, and of the categories. KeyError, ValueError or PolarsError for a node
+    that is not as the format wants it.
+    """
+    encoding = node.attrs.get("encoding-type")
+    if encoding == "string-array":
+        return strings_of(name, node, read)
+    if encoding == "categorical":
+        categories = np.asarray(read(node["categories"])).tolist()
+        codes = pl.Series(np.asarray(node["codes"][:]).astype(np.int64))
+        names = pl.Series(name, [str(category) for category in categories], dtype=pl.String)
+        return names.gather(codes.set(codes < 0, None))
+    if encoding == "array" and node.dtype.isnative and node.dtype.str[1:] in _PLAIN:
+        return pl.Series(name, np.asarray(node[:]), nan_to_null=True)
+    import pandas as pd
+
+    return obs_series(name, pd.Series(read(node)))
+
+
+def strings_of(name: str, node: Any, read: Callable[[Any], Any]) -> pl.Series:
+    """The strings of a node, block by block [n]; those of `read` where it is no array of strings."""
+    if node.attrs.get("encoding-type") != "string-array":
+        return pl.Series(name, [str(value) for value in read(node)], dtype=pl.String)
+    text = node.asstr() if hasattr(node, "asstr") else node
+    starts = range(0, max(node.shape[0], 1), BLOCK_CELLS)
+    return pl.concat([pl.Series(name, text[a : a + BLOCK_CELLS].tolist(), dtype=pl.String) for a in starts])
+
+
 def obs_series(name: str, column: Any) -> pl.Series:
-    """One obs column: numbers, booleans and dates as they are, NaN as null, everything else (categories) as strings."""
+    """One obs column of a pandas frame, as `column_of` has it."""
     if getattr(column.dtype, "kind", "O") in "biufmM" and column.dtype.name != "category":
         kept: pl.Series = pl.from_pandas(column, nan_to_null=True).rename(name)
         return kept
     values = [None if missing else str(value) for value, missing in zip(column, column.isna(), strict=True)]
     return pl.Series(name, values, dtype=pl.String)
+
+
+def join_obs(frames: Sequence[pl.DataFrame], files: Sequence[str]) -> pl.DataFrame:
+    """The obs of several files, one below the other, behind a column `file` that says which one a cell is from.
+
+    Columns come in the order of their first appearance, null where a file has none of that name. Numbers become the
+    type that holds all of them; columns that are numbers in one file and text in another become strings. A column
+    that is called `file` already becomes `file_obs`.
+    """
+    names = pl.Series(FILE_COLUMN, files, dtype=pl.String)
+    sizes = np.repeat(np.arange(len(frames), dtype=np.uint32), [frame.height for frame in frames])
+    joined = pl.concat([_as_text_where_types_differ(frame, frames) for frame in frames], how="diagonal_relaxed")
+    return pl.DataFrame([names.gather(pl.Series(sizes))]).hstack(without_clashes(joined, {}, (FILE_COLUMN,)))
+
+
+def _as_text_where_types_differ(frame: pl.DataFrame, frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    def differ(name: str) -> bool:
+        types = [other.schema[name] for other in frames if name in other.columns]
+        return len(set(types)) > 1 and not all(dtype.is_numeric() for dtype in types)
+
+    return frame.with_columns(pl.col(name).cast(pl.String) for name in frame.columns if differ(name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinedGenes:
+    """The genes of several files together, in the order of their first appearance.
+
+    Attributes:
+        symbols: of each gene [n_genes].
+        ensembl: Ensembl ids [n_genes], "" where unknown; None if no file has any.
+        columns: for each file the joined gene of each of its own, int32 [n_genes of the file].
+        n_in_all: genes that every file has.
+    """
+
+    symbols: list[str]
+    ensembl: list[str] | None
+    columns: tuple[npt.NDArray[np.int32], ...]
+    n_in_all: int
+
+
+def join_genes(genes: Sequence[tuple[Sequence[str], Sequence[str] | None]], files: Sequence[str]) -> JoinedGenes:
+    """Join the genes of several files, symbols and Ensembl ids of each, by Ensembl id where every file has them, else
+    by symbol.
+
+    A name that a file has twice is two genes: its first is that of the other files' first, its second their second.
+    InputError for a file that has no gene in common with those before it.
+    """
+    by_ensembl = all(known is not None for _, known in genes)
+    position: dict[tuple[str, int], int] = {}
+    names: list[str] = []
+    ids: list[str] = []
+    columns = []
+    for file, (own, known) in zip(files, genes, strict=True):
+        n_before = len(position)
+        pairs = list(zip(own, known or [""] * len(own), strict=True))
+        keys = _numbered(found if by_ensembl and found else symbol for symbol, found in pairs)
+        for key, (symbol, found) in zip(keys, pairs, strict=True):
+            place = position.setdefault(key, len(position))
+            if place == len(names):
+                names.append(symbol)
+                ids.append(found)
+            ids[place] = ids[place] or found
+        columns.append(np.array([position[key] for key in keys], dtype=np.int32))
+        if n_before and columns[-1].min() >= n_before:
+            raise InputError(
+                f"{file} has no gene in common with {files[0]}: {', '.join(name for name, _ in keys[:3])}, ... against "
+                f"{', '.join(name for name, _ in list(position)[:3])}, ...; name the genes of all files alike (symbols "
+                "or Ensembl ids), and join files of one species only"
+            )
+    found_in = np.bincount(np.concatenate(columns), minlength=len(names))
+    return JoinedGenes(
+        symbols=names,
+        ensembl=None if all(known is None for _, known in genes) else ids,
+        columns=tuple(columns),
+        n_in_all=int((found_in == len(files)).sum()),
+    )
+
+
+def _numbered(names: Iterable[str]) -> list[tuple[str, int]]:
+    """Each name with how often it came before."""
+    seen: Counter[str] = Counter()
+    numbered = []
+    for name in names:
+        numbered.append((name, seen[name]))
+        seen[name] += 1
+    return numbered
 
 
 def without_clashes(obs: pl.DataFrame, asked: Mapping[str, str | None], own: Sequence[str]) -> pl.DataFrame:

@@ -1,56 +1,70 @@
-"""Cells and genes from AnnData files (.h5ad, .zarr): the one place that knows the format.
+"""Cells and genes of a data set: one AnnData file, or several as one.
 
-The file is opened, never loaded: obs and var are read whole, the matrix in ranges of rows (`feature_store.matrices`),
-so memory does not grow with the cells. Raw counts are preferred, log-normalised values accepted, scaled ones refused;
-which one a matrix is, is found by sampling rows and checked again on every row that is read. Format: anndata on-disk
-specification 0.1.0 and 0.2.0. Opening costs .05-.4 s, the digest one pass over the file (about 1.5 GB/s).
+Files are opened, never loaded (`feature_store.anndata_file`), so memory does not grow with the cells but by what the
+cell table itself needs. Several files are one data set whose cells follow each other in the order of the files and
+whose genes are the union. The digest is one pass over the bytes (about 1.5 GB/s), the gene table another.
 """
 
-import difflib
-import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
-import h5py
 import numpy as np
 import polars as pl
 
 from feature_store import commit, schemas, splits
-from feature_store.annotations import gene_names, obs_series, without_clashes
+from feature_store.anndata_file import AnnDataFile, digest, files_below, listing, open_file
+from feature_store.annotations import join_genes, join_obs, without_clashes
 from feature_store.errors import InputError
 from feature_store.layout import Layout, run_id
-from feature_store.matrices import KINDS, USABLE, CSRRows, RowMatrix, check_rows, open_matrix, value_kind
+from feature_store.matrices import CSRRows, concat_rows, sort_rows
 
 BLOCK_ROWS = 4096
+Watch = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
+"""Shows a pass over the data: `with watch(title, total, unit) as tick`, where `tick(n)` says that n units are done."""
+
+
+@contextmanager
+def unwatched(_title: str, _total: int, _unit: str) -> Iterator[Callable[[int], None]]:
+    """The `Watch` that shows nothing."""
+    yield lambda _done: None
 
 
 class Source:
     """An opened data set; make one with `open_source`. A context manager; not for passing between processes.
 
     Attributes:
-        path: the file or zarr folder.
-        matrix: the matrix in use, "X", "raw" or "layers/NAME".
-        value_kind: "counts" or "lognorm".
-        n_cells, n_genes: shape of that matrix.
+        paths: its files (or zarr folders); their order is part of what the data set is.
+        matrix: the matrix in use, "X", "raw" or "layers/NAME"; one for each file, comma-separated, where they differ.
+        value_kind: "counts" or "lognorm", the same in every file.
+        n_cells, n_genes: cells of all files together, and the union of their genes.
+        n_genes_in_all: genes that every file has; a cell counts 0 of those that its file has not.
         gene_symbols: symbol of each gene [n_genes]; the var name where there is no symbol.
-        ensembl_ids: Ensembl id of each gene without version, "" where unknown; None if the file has none.
+        ensembl_ids: Ensembl id of each gene without version, "" where unknown; None if no file has any.
     """
 
-    def __init__(self, path: Path, file: Any, *, matrix: str, kind: str) -> None:
-        self.path = path
-        self.matrix = matrix
-        self.value_kind = kind
-        self._file = file
-        self._rows: RowMatrix = _matrix(file, matrix, path)
-        self.n_cells, self.n_genes = self._rows.shape
-        self.gene_symbols, self.ensembl_ids = gene_names(_read(file["raw/var" if matrix == "raw" else "var"], path))
+    def __init__(self, files: Sequence[AnnDataFile], *, watch: Watch = unwatched) -> None:
+        self.paths = tuple(file.path for file in files)
+        matrices = [file.matrix for file in files]
+        self.matrix = matrices[0] if len(set(matrices)) == 1 else ",".join(matrices)
+        self.value_kind = files[0].value_kind
+        self._files = tuple(files)
+        self.watch = watch
+        # file i holds the cells [_first[i], _first[i + 1])
+        self._first = np.cumsum([0, *(file.n_cells for file in files)])
+        self.n_cells = int(self._first[-1])
+        genes = join_genes([(file.gene_symbols, file.ensembl_ids) for file in files], list(map(str, self.paths)))
+        self.gene_symbols, self.ensembl_ids, self.n_genes_in_all = genes.symbols, genes.ensembl, genes.n_in_all
+        self.n_genes = len(genes.symbols)
+        self._columns = genes.columns
 
     def __repr__(self) -> str:
-        return f"Source({str(self.path)!r}, {self.matrix}: {self.value_kind}, {self.n_cells} x {self.n_genes})"
+        files = ", ".join(repr(str(path)) for path in self.paths)
+        return f"Source({files}, {self.matrix}: {self.value_kind}, {self.n_cells} x {self.n_genes})"
 
     def __enter__(self) -> "Source":
         return self
@@ -59,62 +73,107 @@ class Source:
         self.close()
 
     def close(self) -> None:
-        """Close the file."""
-        if hasattr(self._file, "close"):
-            self._file.close()
+        """Close the files."""
+        for file in self._files:
+            file.close()
+
+    @property
+    def digest(self) -> str:
+        """Sha256 of the content, wherever it lies: the file's own, or that of all files' in their order."""
+        if len(self.digests) == 1:
+            return self.digests[0]
+        return sha256("".join(f"{one}\n" for one in self.digests).encode()).hexdigest()
 
     @cached_property
-    def digest(self) -> str:
-        """Sha256 of the content, wherever the file lies: one pass over its bytes (1.5 GB/s), on first use."""
-        return _digest(self.path)
+    def digests(self) -> tuple[str, ...]:
+        """Sha256 of each file's content: one pass over its bytes, on first use. InputError if two are the same."""
+        sizes = [sum(part.stat().st_size for part in files_below(path)) for path in self.paths]
+        read = 0
+        with self.watch("hash", sum(sizes) // 1_000_000, "MB") as tick:
+
+            def on_bytes(n: int) -> None:
+                nonlocal read
+                read += n
+                tick(read // 1_000_000)
+
+            found = tuple(digest(path, on_bytes) for path in self.paths)
+        for i, one in enumerate(found):
+            if one in found[:i]:
+                raise InputError(
+                    f"{self.paths[i]} is a copy of {self.paths[found.index(one)]}: its cells would count twice; "
+                    "leave one of them out"
+                )
+        return found
 
     def read_rows(self, start: int, stop: int) -> CSRRows:
-        """Cells [start, stop), genes as columns. InputError naming the row of a value that cannot be."""
+        """Cells [start, stop), genes as ascending columns. InputError naming the row of a value that cannot be."""
         if not 0 <= start <= stop <= self.n_cells:
-            raise InputError(f"rows [{start}, {stop}) are not in [0, {self.n_cells}) of {self.path}")
-        rows = self._rows.read(start, stop)
-        check_rows(rows, self.value_kind, start, self.matrix)
-        return rows
+            raise InputError(f"rows [{start}, {stop}) are not in [0, {self.n_cells}) of {self._named()}")
+        parts = []
+        for i, file in enumerate(self._files):
+            low, high = max(start, int(self._first[i])), min(stop, int(self._first[i + 1]))
+            if low < high:
+                rows = file.read_rows(low - int(self._first[i]), high - int(self._first[i]))
+                parts.append(self._in_joined_genes(rows, i))
+        return concat_rows(parts)
+
+    def read_first(self, n: int) -> CSRRows:
+        """About `n` cells, as many from the start of each file: a look at the data."""
+        share = -(-n // len(self._files))
+        starts = self._first[:-1].tolist()
+        return concat_rows(
+            [self.read_rows(a, a + min(share, file.n_cells)) for a, file in zip(starts, self._files, strict=True)]
+        )
 
     def obs(self) -> pl.DataFrame:
-        """Every obs column, in order: categories as strings, numbers, booleans and dates kept, NaN as null."""
-        frame = self._obs
-        return pl.DataFrame([obs_series(str(name), frame[name]) for name in frame.columns])
+        """Every obs column, in order: categories as strings, numbers, booleans and dates kept, NaN as null.
 
-    def obs_names(self) -> list[str]:
-        """Names of the cells as the file has them; they may repeat, so `cell_idx` is the key."""
-        return [str(name) for name in self._obs.index]
+        Of several files, one below the other, behind a column `file` (`annotations.join_obs`).
+        """
+        if len(self._files) == 1:
+            return self._files[0].obs()
+        return join_obs([file.obs() for file in self._files], _short_names(self.paths))
 
-    @cached_property
-    def _obs(self) -> Any:
-        return _read(self._file["obs"], self.path)
+    def obs_names(self) -> pl.Series:
+        """Names of the cells as the files have them [n_cells]; they may repeat, so `cell_idx` is the key."""
+        return pl.concat([file.obs_names() for file in self._files])
+
+    def _in_joined_genes(self, rows: CSRRows, i: int) -> CSRRows:
+        if len(self._files) == 1:
+            return rows
+        return sort_rows(rows._replace(indices=self._columns[i][rows.indices]), where=str(self.paths[i]))
+
+    def _named(self) -> str:
+        return ", ".join(map(str, self.paths))
 
 
-def open_source(path: str | Path, *, matrix: str | None = None) -> Source:
-    """Open an .h5ad file or an AnnData .zarr folder.
+def open_source(
+    paths: str | Path | Sequence[str | Path], *, matrix: str | None = None, watch: Watch = unwatched
+) -> Source:
+    """Open an .h5ad file or an AnnData .zarr folder, or several as one data set.
 
-    `matrix` is "X", "raw" or "layers/NAME"; None takes the first of: X if it holds counts, layers/counts if it does,
-    raw (counts or log-normalised), X if it is log-normalised. InputError for a missing or damaged file, one that is
-    no AnnData, an empty matrix, a matrix stored by column, NaN, and values that are neither counts nor log-normalised
-    (the message lists what every matrix of the file holds).
+    `matrix` is "X", "raw" or "layers/NAME" in every file, or one for each, comma-separated; None chooses in each file
+    (`anndata_file.open_file`). `watch` shows the long passes. InputError as from `open_file`, for the same file twice,
+    files of counts and of log-normalised values together, and files without a gene in common.
     """
-    path = Path(path)
-    file = _open(path)
-    missing = [name for name in ("obs", "var") if name not in file]
-    if missing:
+    files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    for i, path in enumerate(files):
+        if path.resolve() in {other.resolve() for other in files[:i]}:
+            raise InputError(f"{path} was given twice: its cells would count twice; give each file once")
+    if not files:
+        raise InputError("no file was given; give an .h5ad file or an AnnData .zarr folder")
+    named = [matrix] * len(files) if matrix is None or len(files) == 1 else matrix.split(",")
+    named = named * len(files) if len(named) == 1 else named
+    if len(named) != len(files):
+        raise InputError(f"--matrix was {matrix!r}, {len(named)} for {len(files)} files; name one, or one for each")
+    opened = [open_file(path, matrix=name) for path, name in zip(files, named, strict=True)]
+    if len({file.value_kind for file in opened}) > 1:
+        kinds = "; ".join(f"{file.path}: {file.matrix} holds {file.value_kind}" for file in opened)
         raise InputError(
-            f"{path} is no AnnData: it has no {' and no '.join(missing)}; it has {', '.join(file) or 'nothing'}"
+            f"counts and log-normalised values cannot be one data set ({kinds}); name the matrices that hold the same "
+            "with --matrix, one for each file: --matrix X,layers/counts"
         )
-    names = _matrix_names(file)
-    if matrix is not None and matrix not in names:
-        raise InputError(f"{path} has no matrix {matrix!r}; it has {listing(matrix, names)}")
-    kinds: dict[str, str] = {}
-    for name, wanted in _PREFERENCE if matrix is None else ((matrix, USABLE),):
-        if name in names and name not in kinds:
-            kinds[name] = value_kind(_matrix(file, name, path), name)
-        if kinds.get(name) in wanted:
-            return Source(path, file, matrix=name, kind=kinds[name])
-    raise InputError(_no_usable_matrix(file, path, names, asked=matrix))
+    return Source(opened, watch=watch)
 
 
 def write_cells(
@@ -136,6 +195,9 @@ def write_cells(
     they are checked and noted in the plan. `dataset` None takes the file's name and a hash of its content and of
     these options.
 
+    Of several files, a name of a donor (batch, cell type) is one donor in whichever file it stands: if two files call
+    different people "1", the split keeps them together, which loses some balance and leaks nothing.
+
     Calling it again with the same arguments writes nothing. The genes cost one pass over the matrix, which checks every
     value on the way. Raises InputError for an obs column that does not exist (nothing is written), PlanMismatchError if
     the data set's name is taken by other content.
@@ -146,23 +208,23 @@ def write_cells(
     for option, column in (*asked.items(), *(("label", label) for label in labels)):
         if column is not None and column not in obs.columns:
             raise InputError(
-                f"--{option.replace('_', '-')} was {column!r}, no obs column of {source.path}; "
+                f"--{option.replace('_', '-')} was {column!r}, no obs column of {', '.join(map(str, source.paths))}; "
                 f"there are {listing(column, obs.columns)}"
             )
     named = {key: None if column is None else obs[column].cast(pl.String) for key, column in asked.items()}
-    split_of_cell, record = splits.make(
-        source.n_cells, donor=_units(named["donor"]), batch=_units(named["batch"]), config=split
-    )
+    split_of_cell, record = splits.make(source.n_cells, donor=named["donor"], batch=named["batch"], config=split)
     plan = {
         "digest": source.digest,
         **asked,
         "labels": list(labels),
         "split": {**asdict(split), **asdict(record)},
     }
-    dataset = dataset or f"{_slug(source.path.stem)}-{run_id({**plan, 'matrix': source.matrix})[:6]}"
+    if len(source.paths) > 1:
+        plan["files"] = _short_names(source.paths)
+    dataset = dataset or f"{_slug(source.paths)}-{run_id({**plan, 'matrix': source.matrix})[:6]}"
     own = {
         "cell_idx": pl.int_range(source.n_cells, dtype=pl.Int64, eager=True),
-        "cell_id": pl.Series(source.obs_names(), dtype=pl.String),
+        "cell_id": source.obs_names(),
         "dataset": pl.Series([dataset], dtype=pl.String).new_from_index(0, source.n_cells),
         "split": pl.Series(split_of_cell.tolist(), dtype=pl.String),
         **{key: pl.Series([None], dtype=pl.String).new_from_index(0, source.n_cells) if column is None else column
@@ -190,10 +252,13 @@ def gene_table(source: Source) -> pl.DataFrame:
     """The table `genes`: for each gene the cells with a value above 0 and the mean over all cells, in one pass."""
     n_cells = np.zeros(source.n_genes, dtype=np.int64)
     total = np.zeros(source.n_genes)
-    for start in range(0, source.n_cells, BLOCK_ROWS):
-        rows = source.read_rows(start, min(start + BLOCK_ROWS, source.n_cells))
-        n_cells += np.bincount(rows.indices[rows.data > 0], minlength=source.n_genes)
-        total += np.bincount(rows.indices, weights=rows.data, minlength=source.n_genes)
+    with source.watch("check values", source.n_cells, "cells") as tick:
+        for start in range(0, source.n_cells, BLOCK_ROWS):
+            stop = min(start + BLOCK_ROWS, source.n_cells)
+            rows = source.read_rows(start, stop)
+            n_cells += np.bincount(rows.indices[rows.data > 0], minlength=source.n_genes)
+            total += np.bincount(rows.indices, weights=rows.data, minlength=source.n_genes)
+            tick(stop)
     ensembl = source.ensembl_ids
     frame = pl.DataFrame(
         {
@@ -207,96 +272,13 @@ def gene_table(source: Source) -> pl.DataFrame:
     return schemas.conform("genes", frame)
 
 
-def listing(asked: str, names: Iterable[str]) -> str:
-    """What there is, for an error message, with the name nearest to the one asked for."""
-    names = list(names)
-    near = difflib.get_close_matches(asked, names, n=1, cutoff=0.5)
-    return (", ".join(names) or "none") + (f"; did you mean {near[0]!r}?" if near else "")
+def _short_names(paths: Sequence[Path]) -> list[str]:
+    """The files' names, with as many folders before them as tell them apart: a run does not depend on where it lies."""
+    parts = [path.resolve().parts for path in paths]
+    depth = next(n for n in range(1, max(map(len, parts)) + 1) if len({part[-n:] for part in parts}) == len(parts))
+    return ["/".join(part[-depth:]) for part in parts]
 
 
-_PREFERENCE: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("X", ("counts",)),
-    ("layers/counts", ("counts",)),
-    ("raw", USABLE),
-    ("X", USABLE),
-)
-
-
-def _open(path: Path) -> Any:
-    if not path.exists():
-        beside = sorted(file.name for file in path.parent.glob("*.h5ad")) if path.parent.is_dir() else []
-        raise InputError(f"no file {path}; in its folder there is {listing(path.name, beside)}")
-    if path.is_dir():
-        if not any((path / name).exists() for name in ("zarr.json", ".zgroup")):
-            raise InputError(f"{path} is a folder and no zarr group; give an .h5ad file or an AnnData .zarr folder")
-        import zarr
-
-        return zarr.open_group(path, mode="r")
-    try:
-        return h5py.File(path, "r", locking="best-effort")
-    except OSError as error:
-        raise InputError(f"{path} is no HDF5 file, or a damaged one ({error}); give an .h5ad file") from error
-
-
-def _matrix_names(file: Any) -> list[str]:
-    names = ["X"] if _is_there(file, "X") else []
-    names += [f"layers/{name}" for name in file["layers"]] if "layers" in file else []
-    return names + (["raw"] if _is_there(file, "raw/X") and "raw/var" in file else [])
-
-
-def _is_there(file: Any, name: str) -> bool:
-    return name in file and file[name].attrs.get("encoding-type") != "null"
-
-
-def _matrix(file: Any, name: str, path: Path) -> RowMatrix:
-    matrix = open_matrix(file["raw/X" if name == "raw" else name], name, str(path))
-    if 0 in matrix.shape:
-        raise InputError(f"{name} of {path} is empty: {matrix.shape[0]} cells x {matrix.shape[1]} genes")
-    return matrix
-
-
-def _no_usable_matrix(file: Any, path: Path, names: Sequence[str], *, asked: str | None) -> str:
-    found, usable = [], []
-    for name in names:
-        try:
-            kind = value_kind(_matrix(file, name, path), name)
-        except InputError as error:
-            found.append(f"{name}: {error}")
-            continue
-        found.append(f"{name}: {KINDS[kind]}")
-        usable += [name] if kind in USABLE else []
-    what = f"matrix {asked} of {path} holds" if asked else f"no matrix of {path} holds"
-    advice = f"name one that does: --matrix {usable[0]}" if usable else "store the raw counts, e.g. in layers['counts']"
-    no = " neither" if asked else ""
-    return (
-        f"{what}{no} counts {'nor' if asked else 'or'} log-normalised values ({'; '.join(found) or 'none'}); {advice}"
-    )
-
-
-def _read(node: Any, path: Path) -> Any:
-    import anndata
-
-    try:
-        return anndata.io.read_elem(node)
-    except (KeyError, ValueError, OSError, TypeError) as error:
-        raise InputError(
-            f"{node.name} of {path} cannot be read ({error}); write the file again with anndata"
-        ) from error
-
-
-def _digest(path: Path) -> str:
-    if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    total = hashlib.sha256()
-    for part in sorted(file for file in path.rglob("*") if file.is_file()):
-        total.update(f"{part.relative_to(path).as_posix()}:{_digest(part)}\n".encode())
-    return total.hexdigest()
-
-
-def _units(column: pl.Series | None) -> list[str | None] | None:
-    return None if column is None else column.to_list()
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-_") or "data"
+def _slug(paths: Sequence[Path]) -> str:
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", paths[0].stem).strip("-_") or "data"
+    return name if len(paths) == 1 else f"{name}-and-{len(paths) - 1}-more"

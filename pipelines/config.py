@@ -82,16 +82,24 @@ class CellOptions(Options):
 class DataOptions(Options):
     """Which cells, and how they are read."""
 
-    data: Path
-    """The .h5ad file (or AnnData .zarr folder) that holds the cells."""
+    data: tuple[Path, ...] = Field(min_length=1)
+    """The .h5ad files (or AnnData .zarr folders) that hold the cells. Several are one data set, in the order given:
+    their genes are joined, and a donor of the same name is the same donor in all of them."""
     matrix: str | None = None
-    """Matrix to read: X, raw or layers/NAME. Default: the one that holds counts, else log-normalised values."""
+    """Matrix to read: X, raw or layers/NAME; of several files one for all, or one for each, comma-separated. Default:
+    the one that holds counts, else log-normalised values."""
     model: str = "mini"
     """Foundation model: a checkpoint folder, or `mini`, the one the project ships."""
     random_init: bool = False
     """Draw the model's weights at random instead of loading them: the control."""
     precision: Literal["f32", "bf16"] = "f32"
     """Matrix products of the model: f32, or bf16 (autocast), which is several times faster where there is hardware."""
+
+    @pydantic.field_validator("data", mode="before")
+    @classmethod
+    def _one_file(cls, value: Any) -> Any:
+        """A recipe may name one file without a list around it."""
+        return (value,) if isinstance(value, str | Path) else value
 
 
 class ExtractOptions(DataOptions, CellOptions, ForwardOptions):

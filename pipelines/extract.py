@@ -181,7 +181,7 @@ def extract(options: ExtractOptions, store: Path, *, address: str | None = None)
 def forward_job(options: ExtractOptions, opened: Opened) -> ForwardJob:
     """Return the forward pass that an extraction asks for."""
     return ForwardJob(
-        data=(str(opened.source.path.resolve()),),
+        data=tuple(str(path.resolve()) for path in opened.source.paths),
         matrix=opened.source.matrix,
         model=options.model,
         random_init=options.random_init,

@@ -5,6 +5,7 @@ beside the runs (`source.json` by the cells, `model.json` by the activations) an
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from feature_store.layout import Layout
 from pipelines.config import DataOptions
 from pipelines.errors import UsageError
 from pipelines.forward import autocast_of
+from pipelines.progress import patiently
 from pipelines.stage import Clock
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ class Opened:
     model: "FoundationModel"
     match: "GeneMatch"
     coverage: "Coverage"
-    """What the model sees of the probe: the first cells of the data set."""
+    """What the model sees of the probe: the first cells of the data set, of each file as many."""
     mean_tokens: float
     """Gene tokens a cell of the probe."""
     probe_seconds: float
@@ -48,14 +50,14 @@ def open_inputs(options: DataOptions) -> Opened:
     """Open data and model and match their genes; nothing is written. Raises the input errors of both."""
     from sae_core.scfm import load_model
 
-    source = ingest.open_source(options.data, matrix=options.matrix)
+    source = ingest.open_source(options.data, matrix=options.matrix, watch=patiently)
     model = load_model(options.model, autocast=autocast_of(options.precision), random_init=options.random_init)
     match = model.match_genes(source.gene_symbols, source.ensembl_ids)
-    rows = source.read_rows(0, min(PROBE_CELLS, source.n_cells))
+    rows = source.read_first(PROBE_CELLS)
     tokens = model.tokenize(rows.indptr, rows.indices, rows.data, match, seed=0)
     genes_of_cell = np.bincount(tokens.cell_of_token()[~tokens.is_special], minlength=tokens.n_cells)
     clock = Clock()
-    few = source.read_rows(0, min(TIMED_CELLS, source.n_cells))
+    few = source.read_first(TIMED_CELLS)
     model.embed(model.tokenize(few.indptr, few.indices, few.data, match, seed=0))
     return Opened(
         source=source,
@@ -63,7 +65,7 @@ def open_inputs(options: DataOptions) -> Opened:
         match=match,
         coverage=model.coverage(rows.indptr, rows.indices, rows.data, match),
         mean_tokens=float(genes_of_cell.mean()),
-        probe_seconds=clock.seconds / min(TIMED_CELLS, source.n_cells),
+        probe_seconds=clock.seconds / (len(few.indptr) - 1),
     )
 
 
@@ -119,8 +121,12 @@ def token_of_gene(opened: Opened) -> pl.DataFrame:
 
 
 def remember_source(layout: Layout, dataset: str, source: ingest.Source) -> None:
-    """Note where the data set lies now, beside its cells: a later stage reads expression from there."""
-    where = {"path": str(source.path.resolve()), "matrix": source.matrix, "digest": source.digest}
+    """Note where the files of the data set lie now, beside its cells: a later stage reads expression from there."""
+    where = {
+        "path": _one_or_all([str(path.resolve()) for path in source.paths]),
+        "matrix": source.matrix,
+        "digest": _one_or_all(source.digests),
+    }
     files.replace_text(layout.cells_dir(dataset) / SOURCE_FILE, json.dumps(where, indent=1))
 
 
@@ -142,10 +148,17 @@ def recalled_model(run: commit.Run, *, device: str = "cpu") -> "FoundationModel"
 def recalled_source(layout: Layout, dataset: str) -> ingest.Source:
     """Open the data set where `remember_source` noted it; raise InputError where the file moved or changed."""
     where = json.loads((layout.cells_dir(dataset) / SOURCE_FILE).read_text())
-    source = ingest.open_source(Path(where["path"]), matrix=where["matrix"])
-    if source.digest != where["digest"]:
-        raise UsageError(
-            f"{where['path']} changed since its extraction (sha256 {source.digest[:12]}, was {where['digest'][:12]}); "
-            "extract it again with `scsae extract`"
-        )
+    source = ingest.open_source(where["path"], matrix=where["matrix"], watch=patiently)
+    noted = [where["digest"]] if isinstance(where["digest"], str) else where["digest"]
+    for path, now, then in zip(source.paths, source.digests, noted, strict=True):
+        if now != then:
+            raise UsageError(
+                f"{path} changed since its extraction (sha256 {now[:12]}, was {then[:12]}); "
+                "extract it again with `scsae extract`"
+            )
     return source
+
+
+def _one_or_all(values: Sequence[str]) -> str | list[str]:
+    """The value itself where there is one, as it was noted before data sets had several files."""
+    return values[0] if len(values) == 1 else list(values)

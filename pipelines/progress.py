@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LINE_EVERY_S = 5.0
+PATIENCE_S = 2.0
+"""What takes no longer is not shown."""
 
 
 class Ticker(Protocol):
@@ -54,3 +56,20 @@ def ticking(title: str, total: int, unit: str) -> Iterator[Ticker]:
             console.print(f"{title:<12} {completed}/{total} {unit} {note} {now - started:.0f} s", soft_wrap=True)
 
     yield line
+
+
+@contextlib.contextmanager
+def patiently(title: str, total: int, unit: str) -> Iterator[Ticker]:
+    """Show progress as `ticking` does once the block has run for PATIENCE_S, and nothing of a shorter one."""
+    started = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        shown: Ticker | None = None
+
+        def late(completed: int, note: str = "") -> None:
+            nonlocal shown
+            if shown is None and time.monotonic() - started > PATIENCE_S:
+                shown = stack.enter_context(ticking(title, total, unit))
+            if shown is not None:
+                shown(completed, note)
+
+        yield late

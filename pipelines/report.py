@@ -130,10 +130,12 @@ def inspect_data(options: DataOptions) -> dict[str, Any]:
     unmatched = seen.heaviest_unmatched(source.gene_symbols)
     n_cut = seen.n_cut(model.max_genes)
     return {
-        "data": str(source.path),
+        "data": ", ".join(map(str, source.paths)),
         "matrix": f"{source.matrix} ({source.value_kind})",
         "cells": source.n_cells,
-        "genes": source.n_genes,
+        "genes": f"{source.n_genes}, {source.n_genes_in_all} of them in every file"
+        if len(source.paths) > 1
+        else source.n_genes,
         "obs columns": ", ".join(source.obs().columns) or "none",
         "model": f"{model.name} ({model.family}, {model.n_layers} layers, d_model {model.d_model})",
         "genes matched": f"{seen.n_matched} of {seen.n_genes} ({seen.n_matched / seen.n_genes:.0%})",

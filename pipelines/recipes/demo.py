@@ -83,7 +83,7 @@ def demo_recipe(
         data, batch, cell_type, target = write_pbmc68k(store / "data"), BATCH, CELL_TYPE, EMBEDDED_TARGET
     return Recipe(
         extract=ExtractOptions(
-            data=data, layer=(LAYER,), donor=donor, batch=batch, cell_type=cell_type, shard_cells=SHARD_CELLS
+            data=(data,), layer=(LAYER,), donor=donor, batch=batch, cell_type=cell_type, shard_cells=SHARD_CELLS
         ),
         train=TRAIN,
         encode=EncodeOptions(),

@@ -283,7 +283,7 @@ def test_every_obs_column_is_kept_with_its_kind(write_h5ad: Callable[..., Path],
     assert frame["label"].to_list()[:5] == ["T", "B", "T", None, "T"]
     assert frame["score"].null_count() == 1
     assert frame["doublet"].sum() == 5
-    assert source.obs_names()[:2] == ["cell-0", "cell-1"]
+    assert source.obs_names().to_list()[:2] == ["cell-0", "cell-1"]
 
 
 def test_the_digest_is_of_the_content_and_not_of_the_name(
