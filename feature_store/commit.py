@@ -251,6 +251,8 @@ class Run:
                 replace_text(self.path / MANIFEST, text)
             else:
                 files.create_exclusively(self.path / MANIFEST, text)
+            # of writers that died while others went on
+            files.remove_abandoned(self.path)
         return self.manifest()
 
     def manifest(self) -> Manifest:

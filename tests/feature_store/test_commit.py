@@ -291,6 +291,13 @@ def test_a_file_where_the_folder_should_be_is_a_clear_error(tmp_path: Path) -> N
         commit.Run.create(tmp_path / "file" / "run", PLAN)
 
 
+def test_a_finished_run_keeps_no_file_of_a_writer_that_died_while_others_went_on(run: commit.Run) -> None:
+    fill(run)
+    (run.path / ".tmp-00000-ofakilledwriter").write_bytes(b"half")
+    run.finalize()
+    assert list(run.path.glob(".tmp-*")) == []
+
+
 def test_pending_removes_what_killed_writers_left_but_not_the_file_of_a_living_one(run: commit.Run) -> None:
     (run.path / ".tmp-00000-ofakilledwriter").write_bytes(b"half")
 
