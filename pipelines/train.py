@@ -204,7 +204,7 @@ def fit(job: TrainJob, *, report: Callable[[dict[str, float]], None] = lambda _:
         reader, keep_cells=split == "train", batch_tokens=train_config.batch_size, seed=train_config.seed
     )
     normaliser = fit_normaliser(reader, split == "train")
-    trainer = Trainer(SAEConfig(**job.sae), train_config, normaliser, device=job.device)
+    trainer = Trainer(SAEConfig.from_dict(job.sae), train_config, normaliser, device=job.device)
     history = _resume(folder, trainer, stream)
     batches = iter(stream)
     while trainer.n_steps_done < train_config.n_steps:
