@@ -126,12 +126,14 @@ class TrainOptions(Options):
 
     run: str | None = None
     """Activations run to train on; default: the newest."""
-    arch: Literal["batchtopk", "topk"] = "batchtopk"
+    arch: Literal["batchtopk", "matryoshka", "topk", "jumprelu", "gated", "standard"] = "batchtopk"
     """Architecture of the autoencoder."""
     n_features: int | None = Field(default=None, ge=1)
     """Number of features F; default: 8 times the model's width."""
     k: int = Field(default=16, ge=1)
-    """Active features per token."""
+    """Active features per token; without effect on gated and standard."""
+    l1_coefficient: float | None = Field(default=None, gt=0)
+    """Weight of the L1 loss of gated and standard, which decides how many features are active; default: 0.2."""
     n_steps: int = Field(default=3000, ge=1)
     """Optimizer steps."""
     batch_size: int = Field(default=2048, ge=1)

@@ -77,6 +77,7 @@ def train(options: TrainOptions, store: Path, *, address: str | None = None) -> 
         n_features=options.n_features or 8 * source["d_model"],
         k=options.k,
         arch=options.arch,
+        **({} if options.l1_coefficient is None else {"l1_coefficient": options.l1_coefficient}),
     )
     train_config = TrainConfig(batch_size=options.batch_size, n_steps=options.n_steps, lr=options.lr, seed=options.seed)
     plan = {
@@ -303,7 +304,7 @@ def _finish(
             "select_l0": float(figures.l0),
             "select_dead_fraction": float(figures.dead_fraction),
             "select_tokens": int(figures.n_tokens),
-            "theta": float(sae.theta),
+            "theta": float(sae.theta.mean()),
             "gamma": gamma,
         }
         for name, content in {"history.json": history, "summary.json": metrics}.items():

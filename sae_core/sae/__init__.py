@@ -6,33 +6,41 @@
 
 from sae_core.sae.architectures import ARCHITECTURES
 from sae_core.sae.autoencoder import SparseAutoencoder
-from sae_core.sae.calibration import Calibration, calibrate_threshold
+from sae_core.sae.calibration import Calibration, calibrate_threshold, calibrated_theta
 from sae_core.sae.checkpoint import SAEInfo, load_sae, load_training, read_info, save_sae, save_training
 from sae_core.sae.codes import SparseCodes
 from sae_core.sae.config import SAEConfig, TrainConfig
+from sae_core.sae.diagnosis import Finding
 from sae_core.sae.metrics import MetricAccumulator, Metrics, evaluate
 from sae_core.sae.normaliser import Normaliser
+from sae_core.sae.planted import PlantedDictionary, recovery
+from sae_core.sae.sweep import Sweep
 from sae_core.sae.trainer import StepMetrics, Trainer, TrainerState
 
 __all__ = [
     "ARCHITECTURES",
     "Calibration",
+    "Finding",
     "MetricAccumulator",
     "Metrics",
     "Normaliser",
+    "PlantedDictionary",
     "SAEConfig",
     "SAEInfo",
     "SparseAutoencoder",
     "SparseCodes",
     "StepMetrics",
+    "Sweep",
     "TrainConfig",
     "Trainer",
     "TrainerState",
     "calibrate_threshold",
+    "calibrated_theta",
     "evaluate",
     "load_sae",
     "load_training",
     "read_info",
+    "recovery",
     "save_sae",
     "save_training",
 ]

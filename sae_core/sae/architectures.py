@@ -1,52 +1,104 @@
-"""An architecture is a record: what is chosen in training and at inference, what is minimised, what is forbidden.
+"""An architecture is a record: what is chosen, what a value is, what is minimised, what is forbidden, what is learned.
 
-| arch | training | inference | loss | paper |
+| arch | training | loss beside reconstruction | inference | paper (arXiv) |
 |---|---|---|---|---|
-| batchtopk | k * B largest of the batch | threshold, calibrated to E[L0] = k | mse + AuxK / 32 | arXiv 2412.06410 |
-| topk | k largest of each token | the same | mse + AuxK / 32 | arXiv 2406.04093 |
+| batchtopk | k * B largest of the batch | AuxK | theta calibrated to E[L0] = k | 2412.06410 |
+| matryoshka | the same, features in nested groups | AuxK | the same | 2503.17547 |
+| topk | k largest of each token | AuxK | the same as in training | 2406.04093 |
+| jumprelu | above a learned theta | (L0 / k - 1)^2, AuxK | learned theta times a calibrated factor | 2407.14435 |
+| gated | where a gate opens | L1 of the gate, its reconstruction, AuxK | learned theta | 2404.16014 |
+| standard | all that is positive | L1 | theta = 0 | 2309.08600 |
 
-At inference a token's code never depends on the tokens beside it.
+Every trained autoencoder is the same five tensors, whatever its architecture: z = pre where pre > theta (a vector over
+features), except for topk, which has no threshold. At inference a token's code never depends on the tokens beside it.
+
+Standard and Gated have no k: L0 is what `l1_coefficient` makes of it. To reach a target, train short runs at a few
+coefficients a factor of 2 apart in one `Sweep` and interpolate in the logarithms; L0 falls roughly as its power -1.
+
+Gated is parametrised by what is saved. The paper has W_gate, b_gate, and W_mag = exp(r_mag) W_gate with its own b_mag.
+Here W_enc = W_mag and b_enc = b_mag are learned with theta and r_mag, and the gate is
+    W_gate x + b_gate = exp(-r_mag) (W_enc x + b_enc - theta)
+which opens where pre > theta: the same functions, the same stationary points, and an inference form that needs no
+conversion. It starts where the paper's starts (r_mag = 0, biases 0).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from sae_core.errors import ConfigError
+from sae_core.sae.activation import as_chosen, jumped, rectified
 from sae_core.sae.codes import SparseCodes
-from sae_core.sae.constraints import UNIT_NORM, Constraint
-from sae_core.sae.objectives import Objective, reconstruction_with_auxk
-from sae_core.sae.selectors import Selector, above_threshold, batch_topk, token_topk
+from sae_core.sae.config import SAEConfig
+from sae_core.sae.constraints import NON_NEGATIVE_THETA, UNIT_NORM, Constraint
+from sae_core.sae.objectives import AUXK, GATE_L1, GATE_RECONSTRUCTION, L0, L1, RECONSTRUCTION, Term
+from sae_core.sae.selectors import above, above_threshold, batch_topk, token_topk
+
+Choose = Callable[[Tensor, Tensor, SAEConfig], SparseCodes]
+"""(pre [token feature], theta [feature], config) -> codes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
     """The separate pieces that make one kind of sparse autoencoder."""
 
-    select: Selector
-    """Chooses the code of a training batch."""
-    infer: Callable[[Tensor, int, float], SparseCodes]
-    """(pre [token feature], k, theta) -> codes, each token by itself."""
-    calibrated: bool
-    """Whether `infer` uses theta, which is then calibrated at the end of training."""
-    objective: Objective
-    constraint: Constraint = UNIT_NORM
+    select: Choose
+    """Chooses the places of a training batch that get a gradient."""
+    activate: Callable[[Tensor, Tensor, float], Tensor] = as_chosen
+    """(pre [nnz], theta [nnz], bandwidth) -> value of the code at each place."""
+    infer: Choose = lambda pre, theta, _: above_threshold(pre, theta)
+    """The code of each token by itself."""
+    objective: tuple[Term, ...]
+    constraints: tuple[Constraint, ...] = (UNIT_NORM,)
+    nested: bool = False
+    """Whether every group of features together with those before it has to reconstruct."""
+    learned: tuple[str, ...] = ()
+    """What is learned beside the four weights: "theta", "r_mag"."""
+    initial_theta: Callable[[SAEConfig], float] = lambda _: 0.0
+    calibrated: bool = False
+    """Whether theta is calibrated to E[L0] = k at the end of training."""
+
+
+def chance_threshold(config: SAEConfig) -> float:
+    """Threshold that k of the features pass by chance, where a pre-activation is normal of variance 1 / d_model.
+
+    That is what random unit directions make of normalised activations, so training starts near L0 = k.
+    """
+    share = torch.tensor(1 - config.k / config.n_features, dtype=torch.float64).clamp_max(1 - 1e-12)
+    return max(0.0, float(torch.special.ndtri(share))) / math.sqrt(config.d_model)
+
+
+def _batch_topk(pre: Tensor, theta: Tensor, config: SAEConfig) -> SparseCodes:
+    return batch_topk(pre, config.k)
+
+
+def _token_topk(pre: Tensor, theta: Tensor, config: SAEConfig) -> SparseCodes:
+    return token_topk(pre, config.k)
 
 
 ARCHITECTURES = {
-    "batchtopk": Architecture(
-        select=batch_topk,
-        infer=lambda pre, k, theta: above_threshold(pre, theta),
+    "batchtopk": Architecture(select=_batch_topk, objective=(RECONSTRUCTION, AUXK), calibrated=True),
+    "matryoshka": Architecture(select=_batch_topk, objective=(RECONSTRUCTION, AUXK), calibrated=True, nested=True),
+    "topk": Architecture(select=_token_topk, infer=_token_topk, objective=(RECONSTRUCTION, AUXK)),
+    "jumprelu": Architecture(
+        select=lambda pre, theta, config: above(pre, theta - config.bandwidth / 2),
+        activate=jumped,
+        objective=(RECONSTRUCTION, L0, AUXK),
+        constraints=(UNIT_NORM, NON_NEGATIVE_THETA),
+        learned=("theta",),
+        initial_theta=chance_threshold,
         calibrated=True,
-        objective=reconstruction_with_auxk,
     ),
-    "topk": Architecture(
-        select=token_topk,
-        infer=lambda pre, k, theta: token_topk(pre, k),
-        calibrated=False,
-        objective=reconstruction_with_auxk,
+    "gated": Architecture(
+        select=lambda pre, theta, _: above(pre, theta),
+        activate=rectified,
+        objective=(RECONSTRUCTION, GATE_L1, GATE_RECONSTRUCTION, AUXK),
+        learned=("theta", "r_mag"),
     ),
+    "standard": Architecture(select=lambda pre, theta, _: above_threshold(pre, theta), objective=(RECONSTRUCTION, L1)),
 }
 
 

@@ -9,7 +9,8 @@ W_enc mu). So
     W_enc, W_dec stay     b_enc' = scale * b_enc - W_enc mu     b_dec' = scale * b_dec + mu     theta' = scale * theta
     mu' = 0, scale' = 1
 and folding a folded autoencoder changes nothing, bit for bit. Training needs the unfolded form (unit variance, where
-learning rates and the AuxK coefficient have a meaning); a saved autoencoder is always folded.
+learning rates and coefficients have a meaning); a saved autoencoder is always folded. theta is a vector over features
+for every architecture, also where all its entries are one number (BatchTopK) or none is used (TopK).
 """
 
 import torch
@@ -39,7 +40,7 @@ class SparseAutoencoder(nn.Module):
     scale: Tensor
 
     def __init__(self, config: SAEConfig, *, generator: torch.Generator | None = None) -> None:
-        """Random unit directions, the encoder their copy, no bias, no threshold, no normaliser; None: seed 0."""
+        """Random unit directions, the encoder their copy, no bias, no normaliser; None: seed 0."""
         super().__init__()
         self.config = config
         self.architecture = architecture(config.arch)
@@ -50,23 +51,31 @@ class SparseAutoencoder(nn.Module):
         self.W_enc = nn.Parameter(directions.clone())
         self.b_enc = nn.Parameter(torch.zeros(config.n_features))
         self.b_dec = nn.Parameter(torch.zeros(config.d_model))
-        self.register_buffer("theta", torch.zeros(()))
+        theta = torch.full((config.n_features,), self.architecture.initial_theta(config))
+        if "theta" in self.architecture.learned:
+            self.theta = nn.Parameter(theta)
+        else:
+            self.register_buffer("theta", theta)
         self.register_buffer("mu", torch.zeros(config.d_model))
         self.register_buffer("scale", torch.ones(()))
 
     @property
     def weights(self) -> Weights:
-        """The four parameters."""
-        return Weights(self.W_enc, self.W_dec, self.b_enc, self.b_dec)
+        """The four weights and the threshold."""
+        return Weights(self.W_enc, self.W_dec, self.b_enc, self.b_dec, self.theta)
 
     def normalise(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
         """(x - mu) / scale; `ConfigError` if the width is not the autoencoder's."""
+        self.check_width(x)
+        return (x - self.mu) / self.scale
+
+    def check_width(self, x: Float[Tensor, "token _"]) -> None:
+        """`ConfigError` if activations are not of the autoencoder's width."""
         if x.shape[1] != self.config.d_model:
             raise ConfigError(
                 f"activations have d_model = {x.shape[1]}, the autoencoder was made for {self.config.d_model}: "
                 "give it activations of the model and site that it was trained on."
             )
-        return (x - self.mu) / self.scale
 
     def pre_activations(self, x_n: Float[Tensor, "token d_model"]) -> Float[Tensor, "token feature"]:
         """W_enc x_n + b_enc of normalised activations, all features, before any selection."""
@@ -78,10 +87,10 @@ class SparseAutoencoder(nn.Module):
 
         Values are in raw units. The dense pre-activations exist for 64 MB worth of tokens at a time.
         """
-        theta, chunk = float(self.theta), max(1, MAX_DENSE // self.config.n_features)
+        chunk = max(1, MAX_DENSE // self.config.n_features)
         x_n = self.normalise(x)
         parts = [
-            self.architecture.infer(self.pre_activations(x_n[start : start + chunk]), self.config.k, theta)
+            self.architecture.infer(self.pre_activations(x_n[start : start + chunk]), self.theta, self.config)
             for start in range(0, max(1, len(x_n)), chunk)
         ]
         codes = parts[0] if len(parts) == 1 else SparseCodes.concatenate(parts)
@@ -108,11 +117,11 @@ class SparseAutoencoder(nn.Module):
     def folded(self) -> "SparseAutoencoder":
         """A copy without gradients that computes the same with the normaliser inside its weights (mu 0, scale 1)."""
         copy = SparseAutoencoder(self.config).to(device=self.W_enc.device, dtype=self.W_enc.dtype)
-        W_enc, W_dec, b_enc, b_dec = (weight.double() for weight in self.weights)
+        W_enc, W_dec, b_enc, b_dec, theta = (weight.double() for weight in self.weights)
         mu, scale = self.mu.double(), self.scale.double()
         copy.W_enc.copy_(W_enc)
         copy.W_dec.copy_(W_dec)
         copy.b_enc.copy_(scale * b_enc - W_enc @ mu)
         copy.b_dec.copy_(scale * b_dec + mu)
-        copy.theta.copy_(scale * self.theta.double())
+        copy.theta.copy_(scale * theta)
         return copy.requires_grad_(False)

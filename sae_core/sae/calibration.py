@@ -1,11 +1,15 @@
-"""The inference threshold of BatchTopK: theta such that held-out tokens have k active features on average.
+"""The inference threshold: theta such that held-out tokens have k active features on average.
 
-In training the cutoff follows the batch; a running mean of it is biased (it lies up to 6 % off on the mini model) and
-so is only shown. E[L0] as a function of theta is a count of pre-activations above theta, so the theta asked for is an
-order statistic: the (k * n_tokens)-th largest. It is read off a histogram of the numbers' own bit patterns: positive
-float32 patterns ascend with their value, and their upper 19 bits are bins of relative width 2^-11 (0.05 %) over the
-whole range of floats. One pass over any number of tokens in 4 MB, and the histograms of two workers add up. The bin
-is found by bisection of the cumulative counts.
+In training of BatchTopK the cutoff follows the batch; a running mean of it is biased (it lies up to 6 % off on the mini
+model) and so is only shown. E[L0] as a function of theta is a count of pre-activations above theta, so the theta asked
+for is an order statistic: the (k * n_tokens)-th largest. Where each feature learns its threshold (JumpReLU), their
+proportions are kept and one factor on all of them is calibrated, by the same count of pre / theta: training brings L0
+only near k, and autoencoders are compared at equal L0.
+
+The order statistic is read off a histogram of the numbers' own bit patterns: positive float32 patterns ascend with
+their value, and their upper 19 bits are bins of relative width 2^-11 (0.05 %) over the whole range of floats. One pass
+over any number of tokens in 4 MB, and the histograms of two workers add up. The bin is found by bisection of the
+cumulative counts.
 """
 
 from collections.abc import Iterable
@@ -20,13 +24,15 @@ from sae_core.sae.autoencoder import SparseAutoencoder
 
 SHIFT = 12  # bits of the mantissa that a bin ignores
 N_BINS = 2 ** (31 - SHIFT)
+LEAST_THETA = 1e-6  # a learned threshold below it counts as this, so that a factor can raise it
 
 
 class Calibration(NamedTuple):
-    """A threshold and what it achieves on the held-out tokens."""
+    """A factor on the thresholds and what it achieves on the held-out tokens."""
 
-    theta: float
-    """In the units of the autoencoder's pre-activations."""
+    factor: float
+    """Theta is `factor` times the learned thresholds, or `factor` itself where thresholds are not learned; in the
+    units of the autoencoder's pre-activations."""
     l0: float
     """Mean number of pre-activations above theta; below k only if fewer are positive at all."""
     n_tokens: int
@@ -34,9 +40,10 @@ class Calibration(NamedTuple):
 
 def calibrate_threshold(sae: SparseAutoencoder, batches: Iterable[Float[Tensor, "_ _"]]) -> Calibration:
     """Theta with E[L0] = k on raw activations that training has not seen; the autoencoder is left as it is."""
+    shape = _shape(sae)
     histogram, n_tokens = torch.zeros(N_BINS, dtype=torch.int64), 0
     for x in batches:
-        histogram += _histogram(sae, x)
+        histogram += _histogram(sae, shape, x)
         n_tokens += x.shape[0]
     if n_tokens == 0:
         raise ConfigError("the threshold was given no token to be calibrated on: hold out some activations.")
@@ -51,10 +58,23 @@ def calibrate_threshold(sae: SparseAutoencoder, batches: Iterable[Float[Tensor, 
     return Calibration(_below(best), _count(above, best) / n_tokens, n_tokens)
 
 
+def calibrated_theta(sae: SparseAutoencoder, calibration: Calibration) -> Float[Tensor, " feature"]:
+    """The thresholds that were calibrated for `sae`, in its own units."""
+    return calibration.factor * _shape(sae)
+
+
+def _shape(sae: SparseAutoencoder) -> Float[Tensor, " feature"]:
+    if "theta" in sae.architecture.learned:
+        return sae.theta.detach().clamp_min(LEAST_THETA)
+    return torch.ones_like(sae.theta)
+
+
 @torch.no_grad()
-def _histogram(sae: SparseAutoencoder, x: Float[Tensor, "token d_model"]) -> Int64[Tensor, " bins"]:
+def _histogram(
+    sae: SparseAutoencoder, shape: Float[Tensor, " feature"], x: Float[Tensor, "token d_model"]
+) -> Int64[Tensor, " bins"]:
     pre = sae.pre_activations(sae.normalise(x)).float()
-    bits = pre[pre > 0].view(torch.int32) >> SHIFT
+    bits = (pre / shape)[pre > 0].view(torch.int32) >> SHIFT
     return torch.bincount(bits, minlength=N_BINS).cpu()
 
 

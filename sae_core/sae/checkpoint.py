@@ -3,6 +3,8 @@
 A folder holds `sae.safetensors` and `config.json` (a training state: `trainer.safetensors` and `trainer.json`). Each
 file is written under a temporary name, flushed and renamed; the JSON comes last and carries the tensors' sha256, so a
 folder is either the old state, the new one, or recognised as torn. Weights are saved with the normaliser folded in.
+
+Version 2 holds one threshold a feature; version 1, one for all of them and no learned threshold, is still read.
 """
 
 import hashlib
@@ -15,6 +17,7 @@ from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from sae_core.errors import CheckpointError, ConfigError
@@ -22,7 +25,7 @@ from sae_core.sae.autoencoder import SparseAutoencoder
 from sae_core.sae.config import SAEConfig
 from sae_core.sae.trainer import TrainerState
 
-SAE_FORMAT, TRAINER_FORMAT, VERSION = "scsae.sae", "scsae.trainer", 1
+SAE_FORMAT, TRAINER_FORMAT, VERSION = "scsae.sae", "scsae.trainer", 2
 _WEIGHTS = ("W_enc", "W_dec", "b_enc", "b_dec", "theta")
 
 
@@ -45,6 +48,7 @@ def load_sae(folder: str | Path, *, device: str = "cpu") -> SparseAutoencoder:
     """Read an autoencoder, without gradients; `CheckpointError` if the folder does not hold a whole one."""
     info = read_info(folder)
     tensors = _read_tensors(Path(folder) / "sae.safetensors", info.weights_sha256)
+    _widen(tensors, "theta", info.config)
     sae = SparseAutoencoder(info.config)
     expected = sae.state_dict()
     wrong = sorted(set(_WEIGHTS) ^ set(tensors)) or [n for n in _WEIGHTS if tensors[n].shape != expected[n].shape]
@@ -76,8 +80,19 @@ def save_training(state: TrainerState, folder: str | Path, extra: Mapping[str, A
 def load_training(folder: str | Path) -> tuple[TrainerState, dict[str, Any]]:
     """A trainer's state and the extra values saved with it; `CheckpointError` if they are not whole."""
     header = _read_header(Path(folder) / "trainer.json", TRAINER_FORMAT)
-    tensors = _read_tensors(Path(folder) / "trainer.safetensors", header["weights_sha256"])
-    return TrainerState(tensors, header["meta"]), header["extra"]
+    tensors, meta = _read_tensors(Path(folder) / "trainer.safetensors", header["weights_sha256"]), header["meta"]
+    if header["version"] == 1:
+        config = SAEConfig.from_dict(meta["sae_config"])
+        _widen(tensors, "sae.theta", config)
+        tensors["r_mag"] = torch.zeros(config.n_features)
+        meta = meta | {"n_dead_before": 0}
+    return TrainerState(tensors, meta), header["extra"]
+
+
+def _widen(tensors: dict[str, Tensor], name: str, config: SAEConfig) -> None:
+    """The one threshold of version 1 for every feature."""
+    if name in tensors and tensors[name].ndim == 0:
+        tensors[name] = tensors[name].repeat(config.n_features)
 
 
 def _write(
@@ -121,8 +136,10 @@ def _read_header(path: Path, kind: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}. Save it again.") from error
     found = (header.get("format"), header.get("version")) if isinstance(header, dict) else (None, None)
-    if found != (kind, VERSION):
-        raise CheckpointError(f"{path} is of format {found}, and this version reads {(kind, VERSION)}. Save it again.")
+    if found not in {(kind, version) for version in range(1, VERSION + 1)}:
+        raise CheckpointError(
+            f"{path} is of format {found}, and this version reads {kind!r} up to {VERSION}. Save it again."
+        )
     missing = {"weights_sha256", "extra"} - set(header)
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(sorted(missing))}. Save it again.")

@@ -28,8 +28,9 @@ class FeatureOrder(NamedTuple):
 class SparseCodes:
     """Codes of `n_tokens` tokens over `n_features` features; columns ascend within a token.
 
-    Values are strictly positive when they come from an autoencoder (a pick of zero is no firing and is not stored); an
-    intervention may make them negative.
+    Values are strictly positive when they come from `encode` (a pick of zero is no firing and is not stored). In
+    training some architectures keep places of value zero, as those have a gradient; an intervention may make values
+    negative.
     """
 
     crow: Int64[Tensor, " n_tokens_plus_1"]
@@ -103,6 +104,18 @@ class SparseCodes:
         for name in ("row", "by_feature"):
             if name in self.__dict__:
                 other.__dict__[name] = self.__dict__[name]
+        return other
+
+    def by_group(self, stops: Sequence[int]) -> "SparseCodes":
+        """Codes with a row for each token and group of features, row t * n_groups + g; group g ends before `stops[g]`.
+
+        The nonzeros stay where they are, as a token's columns ascend: each belongs to exactly one group.
+        """
+        group = torch.bucketize(self.col, torch.tensor(stops, device=self.col.device), right=True)
+        crow = offsets_of(self.row * len(stops) + group, self.n_tokens * len(stops))
+        other = SparseCodes(crow=crow, col=self.col, value=self.value, n_features=self.n_features)
+        if "by_feature" in self.__dict__:
+            other.__dict__["by_feature"] = self.by_feature
         return other
 
     def tokens(self, index: Int64[Tensor, " chosen"]) -> "SparseCodes":

@@ -6,6 +6,7 @@ The two are apart because the first travels with the weights for ever and the se
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
+from itertools import accumulate
 from typing import Any
 
 from sae_core.errors import ConfigError
@@ -16,6 +17,18 @@ MAX_DEAD_WINDOW = 10_000_000  # tokens; the fixed window of arXiv 2406.04093, he
 def _require(ok: bool, rule: str, name: str, value: object) -> None:
     if not ok:
         raise ConfigError(f"{name} = {value!r} is not allowed: {rule}. Set {name} accordingly and run again.")
+
+
+def _require_whole(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(type(value) is int and value >= 1, f"{name} is a whole number >= 1", name, value)
+
+
+def _require_share(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(0 <= value <= 1, "a share between 0 and 1", name, value)
 
 
 def _checked_keys(cls: type, values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -39,32 +52,51 @@ class SAEConfig:
     n_features: int
     """Number of features F; a usual choice is 8 * d_model."""
     k: int
-    """Active features per token: exactly (topk) or on average (batchtopk)."""
+    """Active features per token: exactly (topk), on average (batchtopk, matryoshka), the target of training (jumprelu);
+    without effect on standard and gated, which have `l1_coefficient`."""
     arch: str = "batchtopk"
     """A key of `architectures.ARCHITECTURES`; an unknown one is refused when the autoencoder is built."""
     k_aux: int | None = None
     """Dead features that reconstruct the residual of one token; None: d_model // 2 (arXiv 2406.04093)."""
     aux_coefficient: float = 1 / 32
     """Weight of the AuxK loss; 0 turns it off."""
+    groups: tuple[float, ...] = (1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
+    """matryoshka: sizes of the nested groups as shares of the features, which add up to 1 (arXiv 2503.17547)."""
+    l1_coefficient: float = 0.2
+    """standard, gated: weight of the L1 loss in normalised units; what L0 follows from it depends on the data."""
+    l0_coefficient: float = 1.0
+    """jumprelu: weight of (L0 / k - 1)^2."""
+    bandwidth: float = 0.05
+    """jumprelu: width of the window around a threshold that its gradient is estimated from, in normalised units."""
 
     def __post_init__(self) -> None:
-        _require(self.d_model >= 1, "d_model >= 1", "d_model", self.d_model)
-        _require(self.n_features >= 1, "n_features >= 1", "n_features", self.n_features)
-        _require(
-            1 <= self.k <= self.n_features, f"1 <= k <= n_features, and n_features is {self.n_features}", "k", self.k
-        )
-        _require(self.k_aux is None or self.k_aux >= 1, "k_aux >= 1, or None for d_model // 2", "k_aux", self.k_aux)
-        finite = math.isfinite(self.aux_coefficient) and self.aux_coefficient >= 0
-        _require(finite, "a finite number >= 0", "aux_coefficient", self.aux_coefficient)
+        _require_whole(self, "d_model", "n_features")
+        rule = f"k is a whole number, 1 <= k <= n_features, and n_features is {self.n_features}"
+        _require(type(self.k) is int and 1 <= self.k <= self.n_features, rule, "k", self.k)
+        if self.k_aux is not None:
+            _require_whole(self, "k_aux")
+        for name in ("aux_coefficient", "l1_coefficient", "l0_coefficient"):
+            value = getattr(self, name)
+            _require(math.isfinite(value) and value >= 0, "a finite number >= 0", name, value)
+        _require(math.isfinite(self.bandwidth) and self.bandwidth > 0, "a number > 0", "bandwidth", self.bandwidth)
+        fractions = all(share > 0 for share in self.groups) and math.isclose(sum(self.groups), 1.0, abs_tol=1e-6)
+        _require(fractions, f"shares > 0 whose sum is 1, and it is {sum(self.groups):g}", "groups", self.groups)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "SAEConfig":
         """Config from a mapping of its fields; `ConfigError` names unknown and missing keys."""
-        return cls(**_checked_keys(cls, values))
+        checked = dict(_checked_keys(cls, values))
+        return cls(**checked | {"groups": tuple(checked.get("groups", cls.groups))})
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
-        return asdict(self)
+        return asdict(self) | {"groups": list(self.groups)}
+
+    @property
+    def group_stops(self) -> tuple[int, ...]:
+        """First feature after each nested group, the last one `n_features`; a group that rounds to nothing is none."""
+        stops = {round(share * self.n_features) for share in accumulate(self.groups)} - {0}
+        return tuple(sorted(stops | {self.n_features}))
 
     @property
     def n_aux(self) -> int:
@@ -86,6 +118,8 @@ class TrainConfig:
     """Share of the steps over which the rate rises linearly from 0."""
     decay_fraction: float = 0.3
     """Share of the steps, at the end, over which the rate falls linearly to 0."""
+    sparsity_warmup_fraction: float = 0.1
+    """Share of the steps over which the weight of an L1 or L0 loss rises linearly to its coefficient."""
     dead_window_tokens: int | None = None
     """Tokens without firing after which a feature is dead; None: a 20th of all tokens of the run, at most 10 M."""
     theta_decay: float = 0.99
@@ -94,18 +128,15 @@ class TrainConfig:
     """Seed of the initial weights."""
 
     def __post_init__(self) -> None:
-        _require(self.n_steps >= 1, "n_steps >= 1", "n_steps", self.n_steps)
-        _require(self.batch_size >= 1, "batch_size >= 1", "batch_size", self.batch_size)
+        _require_whole(self, "n_steps", "batch_size")
         _require(
             self.lr is None or (math.isfinite(self.lr) and self.lr > 0), "a finite number > 0, or None", "lr", self.lr
         )
-        for name in ("warmup_fraction", "decay_fraction"):
-            value = getattr(self, name)
-            _require(0 <= value <= 1, "a share between 0 and 1", name, value)
+        _require_share(self, "warmup_fraction", "decay_fraction", "sparsity_warmup_fraction")
         total = self.warmup_fraction + self.decay_fraction
         _require(total <= 1, "warm-up and decay together take at most the whole run", "warmup + decay", total)
-        window = self.dead_window_tokens
-        _require(window is None or window >= 1, "dead_window_tokens >= 1, or None", "dead_window_tokens", window)
+        if self.dead_window_tokens is not None:
+            _require_whole(self, "dead_window_tokens")
         _require(0 <= self.theta_decay < 1, "a number in [0, 1)", "theta_decay", self.theta_decay)
 
     @classmethod
@@ -132,6 +163,10 @@ class TrainConfig:
         fractions 0, 0, .04.
         """
         return 5e-3 / math.sqrt(max(1.0, n_features / 1024)) if self.lr is None else self.lr
+
+    def sparsity_at(self, step: int) -> float:
+        """Factor 0 .. 1 on the sparsity losses of step 0 .. `n_steps` - 1: linear rise, then 1."""
+        return min(1.0, (step + 1) / max(1, round(self.sparsity_warmup_fraction * self.n_steps)))
 
     def lr_at(self, step: int, n_features: int) -> float:
         """Learning rate of step 0 .. `n_steps` - 1: linear rise, plateau, linear fall; a function of the step alone."""

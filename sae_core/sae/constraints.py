@@ -1,8 +1,8 @@
-"""What a step may not do to the decoder: a direction has no length.
+"""What a step may not do to the weights: a direction has no length, a threshold is not negative.
 
-Without it decoder rows can grow while codes shrink, and a code's value would mean nothing across features. A
-constraint acts twice: on the gradient, so that Adam's moments hold no component that is projected away afterwards,
-and on the weights after the step.
+Without the first, decoder rows can grow while codes shrink (which an L1 penalty would even reward), and a code's value
+would mean nothing across features. It acts twice: on the gradient, so that Adam's moments hold no component that is
+projected away afterwards, and on the weights after the step.
 """
 
 from collections.abc import Callable
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from sae_core.sae.objectives import Weights
 
 
 def remove_parallel(grad: Float[Tensor, "feature d_model"], W_dec: Float[Tensor, "feature d_model"]) -> None:
@@ -23,12 +25,22 @@ def normalise_rows(W_dec: Float[Tensor, "feature d_model"]) -> None:
     W_dec.div_(torch.linalg.vector_norm(W_dec, dim=1, keepdim=True))
 
 
+def _project(weights: Weights) -> None:
+    assert weights.W_dec.grad is not None
+    remove_parallel(weights.W_dec.grad, weights.W_dec)
+
+
+def _clamp(weights: Weights) -> None:
+    weights.theta.clamp_(min=0.0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Constraint:
-    """What is done to the decoder's gradient before a step and to the decoder after it."""
+    """What is done to the gradients before a step and to the weights after it."""
 
-    before_step: Callable[[Tensor, Tensor], None]
-    after_step: Callable[[Tensor], None]
+    before_step: Callable[[Weights], None] = lambda _: None
+    after_step: Callable[[Weights], None] = lambda _: None
 
 
-UNIT_NORM = Constraint(before_step=remove_parallel, after_step=normalise_rows)
+UNIT_NORM = Constraint(before_step=_project, after_step=lambda weights: normalise_rows(weights.W_dec))
+NON_NEGATIVE_THETA = Constraint(after_step=_clamp)

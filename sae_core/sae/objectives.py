@@ -1,14 +1,27 @@
-"""What training minimises: reconstruction, and AuxK, which brings dead features back (arXiv 2406.04093, appendix A.2).
+"""What training minimises: a sum of terms, each a function of one sparse forward pass.
+
+| term | mean over tokens of | paper (arXiv) |
+|---|---|---|
+| reconstruction | squared error; mean over the nested groups if there are any | 2406.04093, 2503.17547 |
+| auxk | squared error of e_hat, made of dead features, against the residual e, over its variance | 2406.04093, A.2 |
+| l1 | sum_f z_f | 2309.08600 |
+| gate_l1 | sum_f relu(gate_f) | 2404.16014, eq. 8 |
+| gate_reconstruction | squared error of relu(gate) through the frozen decoder | 2404.16014, eq. 8 |
+| l0 | (L0 / k - 1)^2, L0 differentiable by a straight-through estimate | 2407.14435 |
 
 A feature that never fires gets no gradient from the reconstruction. AuxK lets the dead ones reconstruct what the
 living ones left over, e = x - x_hat, so that they move to where something is missing. Only the columns of the dead
 features are computed. Seen elsewhere: AuxK on values cut off from the graph, so that the decoder learned and the
 encoder did not. What AuxK cannot do: a feature whose pre-activation is negative on every token gets no gradient from it
-either, and a learning rate that is too high makes such features (mini model, F 2048: 5 at 5e-3, 413 at 1.5e-2).
+either, and a learning rate that is too high makes such features (mini model, F 2048: 5 at 5e-3, 413 at 1.5e-2). A
+feature of Standard is dead in no other way, so AuxK does not apply to it.
+
+All terms see the chosen places only; where those are few, none of them costs a [token feature] matrix.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -16,48 +29,89 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
+from sae_core.sae.activation import active
 from sae_core.sae.codes import SparseCodes
+from sae_core.sae.config import SAEConfig
+from sae_core.sae.kernels import Kernel
 
 
 class Weights(NamedTuple):
-    """The parameters of an autoencoder, rows of both matrices being features."""
+    """The tensors that make an autoencoder, rows of both matrices being features."""
 
     W_enc: Float[Tensor, "feature d_model"]
     W_dec: Float[Tensor, "feature d_model"]
     b_enc: Float[Tensor, " feature"]
     b_dec: Float[Tensor, " d_model"]
+    theta: Float[Tensor, " feature"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forward:
-    """One forward pass of a training step, in normalised units: all that an objective may look at."""
+    """One forward pass of a training step, in normalised units: all that a term may look at."""
 
     x: Float[Tensor, "token d_model"]
-    pre: Float[Tensor, "token feature"]
-    """Pre-activations before the rectifier, without gradient."""
+    pre: Float[Tensor, " nnz"]
+    """Pre-activations at the places of `codes`; they carry gradients."""
     codes: SparseCodes
-    """Chosen entries; their values carry gradients."""
-    x_hat: Float[Tensor, "token d_model"]
+    """Places that get a gradient; their values carry gradients and may be zero."""
+    prefixes: Float[Tensor, "token group d_model"]
+    """Reconstruction by the first group of features, by the first two, and so on to all of them."""
     dead: Bool[Tensor, " feature"]
     weights: Weights
-    n_aux: int
-    aux_coefficient: float
+    r_mag: Float[Tensor, " feature"]
+    """Log of the ratio of the magnitude's encoder to the gate's: learned by Gated, else zero."""
+    config: SAEConfig
+    kernel: Kernel
+
+    @property
+    def x_hat(self) -> Float[Tensor, "token d_model"]:
+        """The reconstruction by all features."""
+        return self.prefixes[:, -1]
+
+    @cached_property
+    def errors(self) -> Float[Tensor, " group"]:
+        """mean_t ||x_t - prefix_t||^2 of each group: in normalised units predicting the mean costs 1."""
+        return (self.x.unsqueeze(1) - self.prefixes).square().sum(dim=2).mean(dim=0)
+
+    @cached_property
+    def theta_at(self) -> Float[Tensor, " nnz"]:
+        """Threshold of the feature of each place."""
+        return self.weights.theta.index_select(0, self.codes.col)
+
+    @cached_property
+    def gate(self) -> Float[Tensor, " nnz"]:
+        """The gate's pre-activation at each place, W_gate x + b_gate = exp(-r_mag) (pre - theta)."""
+        return torch.exp(-self.r_mag).index_select(0, self.codes.col) * (self.pre - self.theta_at)
 
 
 class Loss(NamedTuple):
-    """The loss that is minimised and its unweighted terms, all scalars."""
+    """The loss that is minimised, its unweighted terms by name, and the squared error per token of the whole code."""
 
     total: Float[Tensor, ""]
+    terms: dict[str, Float[Tensor, ""]]
     mse: Float[Tensor, ""]
-    aux: Float[Tensor, ""]
 
 
-Objective = Callable[[Forward], Loss]
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """One term of a loss."""
+
+    name: str
+    value: Callable[[Forward], Tensor]
+    weight: Callable[[SAEConfig], float] = lambda _: 1.0
+    is_sparsity: bool = False
+    """Whether its weight rises from zero over the sparsity warm-up."""
 
 
-def mse(x: Float[Tensor, "token d_model"], x_hat: Float[Tensor, "token d_model"]) -> Float[Tensor, ""]:
-    """mean_t ||x_t - x_hat_t||^2: the sum over dimensions, so that in normalised units predicting the mean costs 1."""
-    return (x - x_hat).square().sum(dim=1).mean()
+def loss_of(objective: tuple[Term, ...], forward: Forward, *, warm_up: float = 1.0) -> Loss:
+    """Weighted sum of the terms; `warm_up` in 0 .. 1 multiplies those of sparsity. A weight of 0 leaves a term out."""
+    total = zero = forward.x.new_zeros(())
+    terms = {}
+    for term in objective:
+        weight = term.weight(forward.config) * (warm_up if term.is_sparsity else 1.0)
+        terms[term.name] = term.value(forward) if weight > 0 else zero
+        total = total + weight * terms[term.name]
+    return Loss(total, terms, forward.errors[-1].detach())
 
 
 def auxk(forward: Forward) -> Float[Tensor, ""]:
@@ -71,18 +125,42 @@ def auxk(forward: Forward) -> Float[Tensor, ""]:
         return forward.x.new_zeros(())
     residual = (forward.x - forward.x_hat).detach()
     variance = (residual - residual.mean(dim=0)).square().sum()
-    W_enc, W_dec, b_enc, _ = forward.weights
+    W_enc, W_dec, b_enc, *_ = forward.weights
     value = functional.linear(forward.x, W_enc[dead], b_enc[dead]).relu()
-    if dead.numel() > forward.n_aux:
-        chosen = value.detach().topk(forward.n_aux, dim=1, sorted=False).indices
+    if dead.numel() > forward.config.n_aux:
+        chosen = value.detach().topk(forward.config.n_aux, dim=1, sorted=False).indices
         value = value * torch.zeros_like(value).scatter_(1, chosen, 1.0)
     error = (residual - value @ W_dec[dead]).square().sum()
     # careful: a perfect reconstruction leaves nothing to explain, and 0 / 0 must not reach the weights
     return torch.where(variance > 0, error / variance.clamp_min(torch.finfo(variance.dtype).tiny), 0.0)
 
 
-def reconstruction_with_auxk(forward: Forward) -> Loss:
-    """Sum mse + aux_coefficient * auxk: the loss of TopK and BatchTopK."""
-    main = mse(forward.x, forward.x_hat)
-    aux = auxk(forward) if forward.aux_coefficient > 0 else main.new_zeros(())
-    return Loss(main + forward.aux_coefficient * aux, main, aux)
+def l1(forward: Forward) -> Float[Tensor, ""]:
+    """mean_t sum_f z_f: directions are unit vectors, so no feature escapes it by a long decoder row."""
+    return forward.codes.value.sum() / forward.x.shape[0]
+
+
+def gate_l1(forward: Forward) -> Float[Tensor, ""]:
+    """mean_t sum_f relu(gate_f): sparsity acts on the gate alone and does not shrink magnitudes."""
+    return forward.gate.relu().sum() / forward.x.shape[0]
+
+
+def gate_reconstruction(forward: Forward) -> Float[Tensor, ""]:
+    """mean_t ||x - relu(gate) W_dec - b_dec||^2 with W_dec and b_dec frozen: what opens a gate."""
+    W_dec, b_dec = forward.weights.W_dec.detach(), forward.weights.b_dec.detach()
+    x_hat = forward.kernel.decode(forward.codes.with_value(forward.gate.relu()), W_dec) + b_dec
+    return (forward.x - x_hat).square().sum(dim=1).mean()
+
+
+def l0_to_target(forward: Forward) -> Float[Tensor, ""]:
+    """(L0 / k - 1)^2 with L0 the mean number of pre-activations above their threshold."""
+    n_active = active(forward.pre, forward.theta_at, forward.config.bandwidth).sum()
+    return (n_active / (forward.x.shape[0] * forward.config.k) - 1).square()
+
+
+RECONSTRUCTION = Term(name="reconstruction", value=lambda forward: forward.errors.mean())
+AUXK = Term(name="auxk", value=auxk, weight=lambda config: config.aux_coefficient)
+L1 = Term(name="l1", value=l1, weight=lambda config: config.l1_coefficient, is_sparsity=True)
+GATE_L1 = Term(name="gate_l1", value=gate_l1, weight=lambda config: config.l1_coefficient, is_sparsity=True)
+GATE_RECONSTRUCTION = Term(name="gate_reconstruction", value=gate_reconstruction)
+L0 = Term(name="l0", value=l0_to_target, weight=lambda config: config.l0_coefficient, is_sparsity=True)

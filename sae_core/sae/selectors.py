@@ -1,7 +1,8 @@
 """Which pre-activations become the code: the whole batch's largest, each token's largest, or those above a threshold.
 
-A selector maps pre-activations [token feature] to `SparseCodes` and never keeps an entry <= 0: a pick of zero adds
-nothing, gets no gradient and is no firing. No gradient flows here; `kernels` attach it to the chosen entries.
+A selector maps pre-activations [token feature] to `SparseCodes` and, `above` excepted, never keeps an entry <= 0: a
+pick of zero adds nothing, gets no gradient and is no firing. No gradient flows here; `kernels` attach it to the chosen
+entries.
 
 Cost: finding the k * B largest of a batch by `topk` over the flat matrix takes 409 ms at B 4096, F 8192, k 32 (2
 cores), as it moves 33 M numbers to rank 0.4 % of them. Here an eighth of the tokens (for them an eighth again, and so
@@ -12,16 +13,11 @@ entries are ranked.
 Papers: BatchTopK arXiv 2412.06410, TopK arXiv 2406.04093.
 """
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sae_core.sae.codes import SparseCodes
-
-Selector = Callable[[Tensor, int], SparseCodes]
-"""(pre [token feature], k) -> codes."""
 
 SMALL = 2**17  # entries that are ranked without a guess
 SAMPLE = 8  # one token in so many tells where the cutoff lies
@@ -59,6 +55,11 @@ def token_topk(pre: Float[Tensor, "token feature"], k: int) -> SparseCodes:
     return SparseCodes.from_flat(place[pre.flatten()[place] > 0], pre)
 
 
-def above_threshold(pre: Float[Tensor, "token feature"], theta: float) -> SparseCodes:
-    """The positive entries above `theta`: what a token's code is does not depend on the tokens beside it."""
-    return SparseCodes.from_mask(pre, pre > max(theta, 0.0))
+def above(pre: Float[Tensor, "token feature"], theta: Float[Tensor, " feature"]) -> SparseCodes:
+    """The entries above their feature's `theta`, positive or not."""
+    return SparseCodes.from_mask(pre, pre > theta)
+
+
+def above_threshold(pre: Float[Tensor, "token feature"], theta: Float[Tensor, " feature"]) -> SparseCodes:
+    """The positive entries above their feature's `theta`: a token's code does not depend on the tokens beside it."""
+    return above(pre, theta.clamp(min=0.0))

@@ -1,16 +1,16 @@
 """`Trainer`: one optimizer step at a time, no I/O, its whole state in and out as tensors and plain values.
 
 Whoever has a stream of activations calls `step` for each batch and `finish` at the end: a script, a Ray worker, a
-sweep that feeds one batch to many trainers. A run that is interrupted, saved by `state_dict` and continued by
-`from_state` equals the undisturbed one bit for bit. A step whose loss is not finite raises before anything has
-changed.
+`Sweep` that feeds one batch to many trainers. A run that is interrupted, saved by `state_dict` and continued by
+`from_state` equals the undisturbed one bit for bit. A step whose loss or gradient is not finite raises before anything
+has changed.
 
 Cost, CPU ms a step on one thread, B 4096: 34 against 185 for a dense step at d 128, F 1024, k 16; 999 against 5550 at
 d 512, F 16384, k 32, of which 771 are the product x W_enc^T (`tests/benchmarks/bench_sae_step.py`).
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -19,11 +19,12 @@ from torch import Tensor
 
 from sae_core.errors import CheckpointError, ConfigError, TrainingError
 from sae_core.sae.autoencoder import SparseAutoencoder
-from sae_core.sae.calibration import calibrate_threshold
+from sae_core.sae.calibration import calibrate_threshold, calibrated_theta
 from sae_core.sae.config import SAEConfig, TrainConfig
+from sae_core.sae.diagnosis import Finding, diagnose
 from sae_core.sae.kernels import Kernel, kernel_for
 from sae_core.sae.normaliser import Normaliser
-from sae_core.sae.objectives import Forward, Loss
+from sae_core.sae.objectives import Forward, Loss, loss_of
 
 
 class StepMetrics(NamedTuple):
@@ -33,13 +34,16 @@ class StepMetrics(NamedTuple):
     """Steps done, this one included."""
     loss: float
     mse: float
-    """Squared error per token; close to the fvu."""
+    """Squared error per token of the whole code; close to the fvu."""
     aux: float
+    """AuxK, unweighted."""
+    sparsity: float
+    """The L1 or L0 loss, unweighted; 0 where there is none."""
     l0: float
     n_dead: int
     """Features that had not fired for the dead window when the step began."""
     theta: float
-    """Running mean of the smallest value chosen; for display."""
+    """Mean over features of the threshold: the learned one, or a running mean of the smallest value chosen."""
     lr: float
 
 
@@ -86,88 +90,95 @@ class Trainer:
         self.kernel = kernel or kernel_for(device)
         self.generator = torch.Generator().manual_seed(train_config.seed)
         self.sae = SparseAutoencoder(sae_config, generator=self.generator).to(device)
-        """The autoencoder so far, normaliser unfolded, threshold the running one."""
+        """The autoencoder so far, normaliser unfolded, threshold the learned or the running one."""
+        self.r_mag = torch.zeros(sae_config.n_features, device=device)
+        self._learned = {name: getattr(self.sae, name) for name in ("W_enc", "W_dec", "b_enc", "b_dec")}
+        self._learned |= {name: self._learnable(name) for name in self.sae.architecture.learned}
         self.n_steps_done = 0
         self.tokens_since_fired = torch.zeros(sae_config.n_features, dtype=torch.int64, device=device)
+        self.n_dead_before = 0
+        """Features that were dead when the last window of `dead_window` tokens began."""
         self._workspace = torch.empty(0, sae_config.n_features, device=device)
-        self._adam = torch.optim.Adam(self.sae.weights, lr=train_config.lr_at(0, sae_config.n_features), fused=True)
+        rate = train_config.lr_at(0, sae_config.n_features)
+        self._adam = torch.optim.Adam(self._learned.values(), lr=rate, fused=True)
 
     def step(self, x: Float[Tensor, "token d_model"]) -> StepMetrics:
         """One optimizer step on raw activations.
 
-        `TrainingError`, with nothing changed, if the loss is not finite or all steps of the schedule are done.
+        `TrainingError`, with nothing changed, if the loss or its gradient is not finite or all steps are done.
         """
-        self._check(x)
+        self.check_batch(x)
+        self._check_schedule()
         sae, dead = self.sae, self.tokens_since_fired >= self.config.dead_window
         forward = self._forward(sae.normalise(x), dead)
-        loss = sae.architecture.objective(forward)
-        if not math.isfinite(loss.total.item()):
-            raise TrainingError(
-                f"the loss of step {self.n_steps_done + 1} is {loss.total.item()}: the batch holds "
-                f"{int((~x.isfinite()).sum())} values that are not finite. Check the activations (`scsae verify`), or "
-                f"lower the learning rate ({self._lr:.2g} now); the state of step {self.n_steps_done} is kept."
-            )
-        self._descend(loss)
-        self._count(forward, n_tokens=x.shape[0])
+        warm_up = self.config.sparsity_at(self.n_steps_done)
+        loss = loss_of(sae.architecture.objective, forward, warm_up=warm_up)
+        self._differentiate(loss, x)
+        self._descend()
+        n_active = self._count(forward, n_dead=int(dead.sum()))
         return StepMetrics(
             step=self.n_steps_done,
             loss=loss.total.item(),
             mse=loss.mse.item(),
-            aux=loss.aux.item(),
-            l0=forward.codes.nnz / x.shape[0],
+            aux=loss.terms["auxk"].item() if "auxk" in loss.terms else 0.0,
+            sparsity=sum((loss.terms[t.name].item() for t in sae.architecture.objective if t.is_sparsity), 0.0),
+            l0=n_active / x.shape[0],
             n_dead=int(dead.sum()),
-            theta=float(sae.theta),
+            theta=sae.theta.mean().item(),
             lr=self._adam.param_groups[0]["lr"],
         )
 
     def finish(self, held_out: Iterable[Float[Tensor, "_ _"]]) -> SparseAutoencoder:
         """The trained autoencoder: threshold calibrated on held-out raw activations, normaliser folded in."""
-        calibration = calibrate_threshold(self.sae, held_out) if self.sae.architecture.calibrated else None
+        if not self.sae.architecture.calibrated:
+            return self.sae.folded()
+        theta = calibrated_theta(self.sae, calibrate_threshold(self.sae, held_out))
         finished = self.sae.folded()
-        if calibration is not None:
-            finished.theta.fill_(calibration.theta).mul_(self.sae.scale)
+        finished.theta.copy_(theta * self.sae.scale)
         return finished
+
+    def diagnose(self) -> list[Finding]:
+        """What is likely to end in a poor dictionary, worst first; empty if nothing is. Changes nothing."""
+        n_dead = int((self.tokens_since_fired >= self.config.dead_window).sum())
+        gamma = float(torch.linalg.vector_norm(self.sae.mu) / self.sae.scale)
+        return diagnose(
+            gamma=gamma, n_dead=n_dead, n_dead_before=self.n_dead_before, n_features=self.sae.config.n_features
+        )
 
     def state_dict(self) -> TrainerState:
         """Weights, moments, counters, generator, configuration and position: copies, on the CPU."""
         tensors = {f"sae.{name}": value for name, value in self.sae.state_dict().items()}
-        for name, weight in self.sae.named_parameters():
+        for name, weight in self._learned.items():
             moments = self._adam.state.get(weight, {})
             tensors |= {f"adam.{name}.{key}": value for key, value in moments.items()}
+        tensors["r_mag"] = self.r_mag
         tensors["tokens_since_fired"] = self.tokens_since_fired
         tensors["generator"] = self.generator.get_state()
         meta = {
             "sae_config": self.sae.config.to_dict(),
             "train_config": self.config.to_dict(),
             "n_steps_done": self.n_steps_done,
+            "n_dead_before": self.n_dead_before,
         }
         return TrainerState({name: value.detach().cpu().clone() for name, value in tensors.items()}, meta)
 
     def load_state_dict(self, state: TrainerState) -> None:
         """Take over a state of the same configuration; `CheckpointError` names the fields that differ."""
-        mine, theirs = self.state_dict().meta, state.meta
-        for part in ("sae_config", "train_config"):
-            differing = {
-                key: (mine[part].get(key), theirs[part].get(key))
-                for key in sorted(set(mine[part]) | set(theirs[part]))
-                if mine[part].get(key) != theirs[part].get(key)
-            }
-            if differing:
-                told = ", ".join(f"{key} ({ours!r} here, {saved!r} saved)" for key, (ours, saved) in differing.items())
-                raise CheckpointError(
-                    f"the saved training state is of another {part}: {told}. Continue with the saved configuration, or "
-                    "start a new run."
-                )
+        _check_same("sae_config", self.sae.config.to_dict(), SAEConfig.from_dict(state.meta["sae_config"]).to_dict())
+        _check_same("train_config", self.config.to_dict(), TrainConfig.from_dict(state.meta["train_config"]).to_dict())
         tensors, device = state.tensors, self.tokens_since_fired.device
         self.sae.load_state_dict({name[4:]: value for name, value in tensors.items() if name.startswith("sae.")})
-        for name, weight in self.sae.named_parameters():
+        with torch.no_grad():
+            self.r_mag.copy_(tensors["r_mag"])
+        for name, weight in self._learned.items():
             prefix = f"adam.{name}."
             moments = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
             if moments:
                 self._adam.state[weight] = {key: value.to(device).clone() for key, value in moments.items()}
         self.tokens_since_fired = tensors["tokens_since_fired"].to(device).clone()
         self.generator.set_state(tensors["generator"])
-        self.n_steps_done = int(theirs["n_steps_done"])
+        self.n_steps_done = int(state.meta["n_steps_done"])
+        self.n_dead_before = int(state.meta["n_dead_before"])
 
     @classmethod
     def from_state(
@@ -185,14 +196,23 @@ class Trainer:
     def _lr(self) -> float:
         return self.config.lr_at(self.n_steps_done, self.sae.config.n_features)
 
-    def _check(self, x: Tensor) -> None:
+    def check_batch(self, x: Float[Tensor, "token d_model"]) -> None:
+        """`ConfigError` if a step could not take this batch: no token, or another width."""
+        if x.shape[0] == 0:
+            raise ConfigError("a step was given a batch of 0 tokens: give at least one.")
+        self.sae.check_width(x)
+
+    def _check_schedule(self) -> None:
         if self.n_steps_done >= self.config.n_steps:
             raise TrainingError(
                 f"all {self.config.n_steps} steps are done and the learning rate has fallen to 0: call finish(), or "
                 "start a trainer with more n_steps."
             )
-        if x.shape[0] == 0:
-            raise ConfigError("a step was given a batch of 0 tokens: give at least one.")
+
+    def _learnable(self, name: str) -> Tensor:
+        owner = self if name == "r_mag" else self.sae
+        tensor: Tensor = getattr(owner, name).requires_grad_()
+        return tensor
 
     def _pre_activations(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token feature"]:
         # a fresh [token feature] matrix every step costs its page faults: 420 ms against 360 at B 4096, d 512, F 8192
@@ -201,41 +221,76 @@ class Trainer:
         return torch.addmm(self.sae.b_enc, x, self.sae.W_enc.T, out=self._workspace[: x.shape[0]])
 
     def _forward(self, x: Float[Tensor, "token d_model"], dead: Tensor) -> Forward:
-        sae, config = self.sae, self.sae.config
+        sae, config, arch = self.sae, self.sae.config, self.sae.architecture
         with torch.no_grad():
-            pre = self._pre_activations(x)
-            codes = sae.architecture.select(pre, config.k)
-        codes = codes.with_value(self.kernel.encode(x, sae.W_enc, sae.b_enc, codes))
+            codes = arch.select(self._pre_activations(x), sae.theta, config)
+        pre = self.kernel.encode(x, sae.W_enc, sae.b_enc, codes)
+        codes = codes.with_value(arch.activate(pre, sae.theta.index_select(0, codes.col), config.bandwidth))
+        grouped = codes.by_group(config.group_stops) if arch.nested else codes
+        parts = self.kernel.decode(grouped, sae.W_dec).view(x.shape[0], -1, config.d_model)
         return Forward(
             x=x,
             pre=pre,
             codes=codes,
-            x_hat=self.kernel.decode(codes, sae.W_dec) + sae.b_dec,
+            prefixes=(parts.cumsum(dim=1) if arch.nested else parts) + sae.b_dec,
             dead=dead,
             weights=sae.weights,
-            n_aux=config.n_aux,
-            aux_coefficient=config.aux_coefficient,
+            r_mag=self.r_mag,
+            config=config,
+            kernel=self.kernel,
         )
 
-    def _descend(self, loss: Loss) -> None:
-        W_dec, constraint = self.sae.W_dec, self.sae.architecture.constraint
+    def _differentiate(self, loss: Loss, x: Float[Tensor, "token d_model"]) -> None:
+        """Gradients of the loss; `TrainingError` if it or they are not finite."""
         self._adam.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss.total)
-        assert W_dec.grad is not None
-        with torch.no_grad():
-            constraint.before_step(W_dec.grad, W_dec)
-            for group in self._adam.param_groups:
-                group["lr"] = self._lr
-            self._adam.step()
-            constraint.after_step(W_dec)
+        value, length = loss.total.item(), math.nan
+        if math.isfinite(value):
+            torch.autograd.backward(loss.total)
+            gradients = [weight.grad for weight in self._learned.values() if weight.grad is not None]
+            length = float(torch.nn.utils.get_total_norm(gradients))
+        if not math.isfinite(length):
+            self._adam.zero_grad(set_to_none=True)
+            what = f"the loss of step {self.n_steps_done + 1} is {value}"
+            raise TrainingError(
+                f"{what if not math.isfinite(value) else what + f', its gradient {length}'}: the batch holds "
+                f"{int((~x.isfinite()).sum())} values that are not finite. Check the activations (`scsae verify`), or "
+                f"lower the learning rate ({self._lr:.2g} now); the state of step {self.n_steps_done} is kept."
+            )
 
     @torch.no_grad()
-    def _count(self, forward: Forward, *, n_tokens: int) -> None:
-        codes, theta = forward.codes, self.sae.theta
+    def _descend(self) -> None:
+        constraints = self.sae.architecture.constraints
+        for constraint in constraints:
+            constraint.before_step(self.sae.weights)
+        for group in self._adam.param_groups:
+            group["lr"] = self._lr
+        self._adam.step()
+        for constraint in constraints:
+            constraint.after_step(self.sae.weights)
+
+    @torch.no_grad()
+    def _count(self, forward: Forward, *, n_dead: int) -> int:
+        """Keep the books of a step that was made; returns the number of active entries."""
+        codes, theta, n_tokens = forward.codes, self.sae.theta, forward.x.shape[0]
+        fired = codes.col[codes.value > 0].long()
         self.tokens_since_fired += n_tokens
-        self.tokens_since_fired[codes.col.long()] = 0
-        if codes.nnz:
+        self.tokens_since_fired[fired] = 0
+        if self.n_steps_done % max(1, self.config.dead_window // self.config.batch_size) == 0:
+            self.n_dead_before = n_dead
+        running = self.sae.architecture.calibrated and "theta" not in self._learned
+        if running and codes.nnz:
             cutoff = codes.value.detach().amin()
             first = self.n_steps_done == 0
             theta.copy_(cutoff if first else torch.lerp(cutoff, theta, self.config.theta_decay))
         self.n_steps_done += 1
+        return fired.numel()
+
+
+def _check_same(part: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    differing = {key: (mine[key], theirs[key]) for key in sorted(mine) if mine[key] != theirs[key]}
+    if differing:
+        told = ", ".join(f"{key} ({ours!r} here, {saved!r} saved)" for key, (ours, saved) in differing.items())
+        raise CheckpointError(
+            f"the saved training state is of another {part}: {told}. Continue with the saved configuration, or start a "
+            "new run."
+        )

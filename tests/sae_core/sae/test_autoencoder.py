@@ -5,7 +5,7 @@ import torch
 
 from sae_core import sae as package
 from sae_core.errors import ConfigError
-from sae_core.sae import Normaliser, SAEConfig, SparseAutoencoder, SparseCodes
+from sae_core.sae import ARCHITECTURES, Normaliser, SAEConfig, SparseAutoencoder, SparseCodes
 from sae_core.sae import autoencoder as module
 
 
@@ -17,7 +17,7 @@ def unfolded(arch: str = "batchtopk", *, d_model: int = 6, n_features: int = 20,
         sae.W_enc.add_(0.1 * torch.randn(sae.W_enc.shape, generator=generator))
         sae.b_enc.normal_(0, 0.1, generator=generator)
         sae.b_dec.normal_(0, 0.1, generator=generator)
-    sae.theta.fill_(0.3)
+        sae.theta.uniform_(0.2, 0.4, generator=generator)
     sae.mu.normal_(5, 2, generator=generator)
     sae.scale.fill_(7.0)
     return sae
@@ -45,7 +45,7 @@ def test_the_same_generator_seed_gives_the_same_weights_and_the_global_one_is_un
     assert torch.equal(before, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("arch", ["batchtopk", "topk"])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_encode_and_decode_equal_the_equations_written_densely(arch):
     sae, x = unfolded(arch), activations()
     pre = (((x - sae.mu) / sae.scale) @ sae.W_enc.T + sae.b_enc).relu()
@@ -53,14 +53,14 @@ def test_encode_and_decode_equal_the_equations_written_densely(arch):
         value, index = pre.topk(3, dim=1)
         z = 7.0 * torch.zeros_like(pre).scatter(1, index, value)
     else:
-        z = 7.0 * torch.where(pre > 0.3, pre, 0.0)
+        z = 7.0 * torch.where(pre > sae.theta, pre, 0.0)
     codes = sae.encode(x)
     torch.testing.assert_close(codes.to_dense(), z)
     torch.testing.assert_close(sae.decode(codes), z @ sae.W_dec + 7.0 * sae.b_dec + sae.mu)
     assert torch.equal(sae(x), sae.decode(codes))
 
 
-@pytest.mark.parametrize("arch", ["batchtopk", "topk"])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_folding_changes_neither_codes_nor_reconstructions_of_raw_activations(arch):
     sae, x = unfolded(arch), activations()
     folded = sae.folded()
@@ -87,6 +87,17 @@ def test_folding_twice_equals_folding_once_bit_for_bit():
     assert all(torch.equal(value, twice.state_dict()[name]) for name, value in once.state_dict().items())
 
 
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_steering_a_feature_adds_its_direction_in_raw_units_and_nothing_else(arch):
+    sae, x = unfolded(arch).folded().requires_grad_(False), activations()
+    codes = sae.encode(x)
+    dense = codes.to_dense()
+    dense[:, 4] = 2.5
+    step = sae.decode(SparseCodes.from_dense(dense)) - sae.decode(codes)
+    expected = (2.5 - codes.to_dense()[:, 4:5]) * sae.W_dec[4]
+    torch.testing.assert_close(step, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_a_code_of_one_feature_moves_the_reconstruction_by_its_value_along_its_direction():
     sae = unfolded()
     nothing = SparseCodes.from_dense(torch.zeros(1, 20))
@@ -96,8 +107,9 @@ def test_a_code_of_one_feature_moves_the_reconstruction_by_its_value_along_its_d
     torch.testing.assert_close(step[0], 2.5 * sae.W_dec[4])
 
 
-def test_a_tokens_code_does_not_depend_on_the_tokens_beside_it():
-    sae, x = unfolded(), activations()
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_a_tokens_code_does_not_depend_on_the_tokens_beside_it(arch):
+    sae, x = unfolded(arch), activations()
     together = sae.encode(x).to_dense()
     alone = torch.cat([sae.encode(x[i : i + 1]).to_dense() for i in range(len(x))])
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
@@ -127,7 +139,7 @@ def test_activations_and_codes_of_another_width_are_refused():
 
 
 def test_an_unknown_architecture_is_refused_with_the_known_ones():
-    with pytest.raises(ConfigError, match="arch = 'vanilla' is not known; choose one of batchtopk, topk"):
+    with pytest.raises(ConfigError, match="arch = 'vanilla' is not known; choose one of batchtopk, gated, jumprelu"):
         SparseAutoencoder(SAEConfig(d_model=2, n_features=4, k=1, arch="vanilla"))
 
 
@@ -135,22 +147,27 @@ def test_the_public_names_are_those_that_are_promised():
     assert sorted(package.__all__) == [
         "ARCHITECTURES",
         "Calibration",
+        "Finding",
         "MetricAccumulator",
         "Metrics",
         "Normaliser",
+        "PlantedDictionary",
         "SAEConfig",
         "SAEInfo",
         "SparseAutoencoder",
         "SparseCodes",
         "StepMetrics",
+        "Sweep",
         "TrainConfig",
         "Trainer",
         "TrainerState",
         "calibrate_threshold",
+        "calibrated_theta",
         "evaluate",
         "load_sae",
         "load_training",
         "read_info",
+        "recovery",
         "save_sae",
         "save_training",
     ]

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
+import safetensors.torch
 import torch
 
 from sae_core.errors import CheckpointError, ConfigError
 from sae_core.sae import (
+    ARCHITECTURES,
     Normaliser,
     SAEConfig,
     SparseAutoencoder,
@@ -86,7 +89,7 @@ def test_a_damaged_or_foreign_weights_file_is_refused(sae, tmp_path):
     ("change", "message"),
     [
         ({"format": "sae_lens"}, "is of format"),
-        ({"version": 2}, "is of format"),
+        ({"version": 3}, "is of format"),
         ({"config": {"d_model": 6, "n_features": 20, "k": 30}}, "k = 30"),
         ({"config": {"d_model": 6, "n_features": 20, "k": 3, "what": 1}}, r"unknown \['what'\]"),
         ({"config": {"d_model": 6, "n_features": 21, "k": 3}}, "misshapen tensors W_enc"),
@@ -128,6 +131,67 @@ def test_training_resumes_from_disk_bit_for_bit(planted, tmp_path):
     assert [resumed.step(x) for x in batches[3:]] == expected[3:]
     a, b = resumed.state_dict().tensors, undisturbed.state_dict().tensors
     assert all(torch.equal(a[name], b[name]) for name in b)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_architecture_is_saved_with_a_threshold_for_each_feature(planted, arch, tmp_path):
+    config = SAEConfig(d_model=32, n_features=64, k=3, arch=arch, groups=(0.25, 0.75))
+    trainer = Trainer(config, TrainConfig(n_steps=20), Normaliser.fit([planted.sample(500, 0)]))
+    for seed in range(20):
+        trainer.step(planted.sample(64, seed))
+    sae, x = trainer.finish([planted.sample(500, 99)]), planted.sample(50, 100)
+    save_sae(sae, tmp_path)
+    loaded = load_sae(tmp_path)
+    assert loaded.config == config
+    assert loaded.theta.shape == (64,)
+    assert torch.equal(loaded.theta, sae.theta)
+    assert torch.equal(loaded.encode(x).to_dense(), sae.encode(x).to_dense())
+    assert not any(weight.requires_grad for weight in loaded.parameters())
+
+
+def version_1(folder, weights: str, header: str, *, theta: str, drop: tuple[str, ...], edit) -> None:
+    """Rewrite a saved folder as version 1 wrote it: one threshold, fewer fields."""
+    tensors = safetensors.torch.load_file(folder / weights)
+    tensors = {name: value for name, value in tensors.items() if name not in drop}
+    tensors[theta] = tensors[theta][0]
+    data = safetensors.torch.save(tensors)
+    (folder / weights).write_bytes(data)
+    body = json.loads((folder / header).read_text())
+    body |= {"version": 1, "weights_sha256": hashlib.sha256(data).hexdigest()}
+    edit(body)
+    (folder / header).write_text(json.dumps(body))
+
+
+OLD_SAE_FIELDS = ("d_model", "n_features", "k", "arch", "k_aux", "aux_coefficient")
+
+
+def test_an_autoencoder_of_version_1_is_read_with_its_one_threshold_for_every_feature(sae, tmp_path):
+    def edit(body):
+        body["config"] = {name: body["config"][name] for name in OLD_SAE_FIELDS}
+
+    save_sae(sae, tmp_path)
+    version_1(tmp_path, "sae.safetensors", "config.json", theta="theta", drop=(), edit=edit)
+    loaded, x = load_sae(tmp_path), torch.randn(30, 6, generator=torch.Generator().manual_seed(0)) + 4
+    assert torch.equal(loaded.theta, sae.folded().theta)
+    assert torch.equal(loaded.encode(x).to_dense(), sae.folded().encode(x).to_dense())
+    assert loaded.config == sae.config
+
+
+def test_a_training_state_of_version_1_is_continued(planted, tmp_path):
+    def edit(body):
+        meta = body["meta"]
+        del meta["n_dead_before"], meta["train_config"]["sparsity_warmup_fraction"]
+        meta["sae_config"] = {name: meta["sae_config"][name] for name in OLD_SAE_FIELDS}
+
+    config = SAEConfig(d_model=32, n_features=64, k=3)
+    trainer = Trainer(config, TrainConfig(n_steps=9, batch_size=64), Normaliser.fit([planted.sample(500, 0)]))
+    trainer.step(planted.sample(64, 0))
+    save_training(trainer.state_dict(), tmp_path)
+    version_1(tmp_path, "trainer.safetensors", "trainer.json", theta="sae.theta", drop=("r_mag",), edit=edit)
+    state, _ = load_training(tmp_path)
+    resumed = Trainer.from_state(state)
+    assert resumed.step(planted.sample(64, 1)) == trainer.step(planted.sample(64, 1))
+    trainer.load_state_dict(state)
 
 
 def test_a_training_state_is_no_autoencoder(sae, tmp_path):

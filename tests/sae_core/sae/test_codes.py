@@ -57,3 +57,21 @@ def test_columns_equal_those_of_the_dense_matrix(random_codes):
 def test_codes_of_different_widths_cannot_be_concatenated(random_codes):
     with pytest.raises(ConfigError, match=r"n_features \[5, 6\]"):
         SparseCodes.concatenate([random_codes(2, 5, density=0.5), random_codes(2, 6, density=0.5)])
+
+
+def test_codes_by_group_are_the_same_nonzeros_with_a_row_for_each_group(random_codes):
+    codes = random_codes(7, 13, density=0.3)
+    codes.by_feature  # noqa: B018  known places are handed on
+    grouped = codes.by_group((1, 5, 13))
+    dense, expected = codes.to_dense(), torch.zeros(7, 3, 13, dtype=torch.float64)
+    for group, (start, stop) in enumerate([(0, 1), (1, 5), (5, 13)]):
+        expected[:, group, start:stop] = dense[:, start:stop]
+    assert torch.equal(grouped.to_dense(), expected.view(21, 13))
+    assert torch.equal(grouped.col, codes.col)
+    assert grouped.by_feature is codes.by_feature
+    assert codes.by_group((13,)).crow.tolist() == codes.crow.tolist()
+
+
+def test_codes_without_a_nonzero_or_a_token_have_groups_too(random_codes):
+    assert random_codes(4, 6, density=0.0).by_group((2, 6)).to_dense().shape == (8, 6)
+    assert random_codes(0, 6, density=0.5).by_group((2, 6)).n_tokens == 0

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import pairwise
 
 import pytest
@@ -10,13 +12,24 @@ from sae_core.sae import SAEConfig, TrainConfig
 
 @pytest.mark.parametrize("k", [0, -1, 9])
 def test_a_wrong_k_is_refused_with_the_rule_and_the_value(k):
-    with pytest.raises(ConfigError, match=f"k = {k} is not allowed: 1 <= k <= n_features, and n_features is 8"):
+    with pytest.raises(
+        ConfigError, match=f"k = {k} is not allowed: k is a whole number, 1 <= k <= n_features, and n_features is 8"
+    ):
         SAEConfig(d_model=4, n_features=8, k=k)
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("d_model", 0), ("n_features", 0), ("k_aux", 0), ("aux_coefficient", -1.0), ("aux_coefficient", float("nan"))],
+    [
+        ("d_model", 0),
+        ("n_features", 0),
+        ("k_aux", 0),
+        ("aux_coefficient", -1.0),
+        ("aux_coefficient", float("nan")),
+        ("l1_coefficient", -0.1),
+        ("l0_coefficient", float("inf")),
+        ("bandwidth", 0.0),
+    ],
 )
 def test_other_wrong_values_of_an_autoencoder_are_refused_by_name(field, value):
     with pytest.raises(ConfigError, match=f"{field} = {value}"):
@@ -31,6 +44,7 @@ def test_other_wrong_values_of_an_autoencoder_are_refused_by_name(field, value):
         ("lr", 0.0),
         ("warmup_fraction", 1.5),
         ("decay_fraction", -0.1),
+        ("sparsity_warmup_fraction", 1.1),
         ("dead_window_tokens", 0),
         ("theta_decay", 1.0),
     ],
@@ -38,6 +52,45 @@ def test_other_wrong_values_of_an_autoencoder_are_refused_by_name(field, value):
 def test_wrong_values_of_a_training_are_refused_by_name(field, value):
     with pytest.raises(ConfigError, match=f"{field} = {value}"):
         TrainConfig(**{"n_steps": 10, field: value})
+
+
+def test_a_number_that_is_not_whole_is_refused_by_name():
+    # careful: in this process the shape checker of the tests would refuse the type first
+    code = """
+from sae_core.errors import ConfigError
+from sae_core.sae.config import SAEConfig
+for options in ({"k": 2.5}, {"k": True}, {"n_features": 8.0}, {"d_model": "4"}, {"k_aux": 1.5}):
+    try:
+        SAEConfig(**{"d_model": 4, "n_features": 8, "k": 1} | options)
+    except ConfigError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    messages = done.stdout.splitlines()
+    rule = "k is a whole number, 1 <= k <= n_features, and n_features is 8"
+    assert messages[0].startswith(f"k = 2.5 is not allowed: {rule}")
+    assert messages[1].startswith(f"k = True is not allowed: {rule}")
+    assert messages[2].startswith("n_features = 8.0 is not allowed: n_features is a whole number >= 1")
+    assert messages[3].startswith("d_model = '4' is not allowed")
+    assert messages[4].startswith("k_aux = 1.5 is not allowed")
+
+
+@pytest.mark.parametrize("groups", [(0.5, 0.4), (0.5, 0.6), (1.5, -0.5), (0.0, 1.0), ()])
+def test_groups_that_are_no_shares_of_one_whole_are_refused_with_their_sum(groups):
+    with pytest.raises(
+        ConfigError, match=rf"groups = .* is not allowed: shares > 0 whose sum is 1, and it is {sum(groups):g}"
+    ):
+        SAEConfig(d_model=4, n_features=8, k=1, groups=groups)
+
+
+def test_groups_end_at_shares_of_the_features_and_those_of_no_feature_are_left_out():
+    def stops(n_features: int, **options) -> tuple[int, ...]:
+        return SAEConfig(d_model=4, n_features=n_features, k=1, **options).group_stops
+
+    assert stops(1024) == (64, 128, 256, 512, 1024)
+    assert stops(8) == (1, 2, 4, 8)
+    assert stops(1) == (1,)
+    assert stops(10, groups=(1 / 3, 1 / 3, 1 / 3)) == (3, 7, 10)
 
 
 def test_warm_up_and_decay_that_overlap_are_refused():
@@ -61,6 +114,14 @@ def test_the_rate_rises_to_its_peak_stays_and_falls_towards_zero():
     assert rates[9:81] == [1.0] * 72
     assert rates[99] == pytest.approx(0.05)
     assert all(b < a for a, b in pairwise(rates[80:]))
+
+
+def test_the_weight_of_sparsity_rises_to_one_and_stays():
+    config = TrainConfig(n_steps=100, sparsity_warmup_fraction=0.1)
+    factors = [config.sparsity_at(step) for step in range(100)]
+    assert factors[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
+    assert factors[10:] == [1.0] * 90
+    assert TrainConfig(n_steps=100, sparsity_warmup_fraction=0.0).sparsity_at(0) == 1.0
 
 
 def test_the_default_rate_follows_the_square_root_of_the_width_from_1024_features_on():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sae_core.sae import selectors
-from sae_core.sae.selectors import above_threshold, batch_topk, token_topk
+from sae_core.sae.selectors import above, above_threshold, batch_topk, token_topk
 
 
 def pre_activations(n_tokens: int = 17, n_features: int = 29, seed: int = 0) -> torch.Tensor:
@@ -59,7 +59,13 @@ def test_token_topk_keeps_the_k_largest_of_each_token():
 def test_threshold_keeps_what_is_above_it_and_positive(theta):
     pre = pre_activations()
     expected = torch.where((pre > theta) & (pre > 0), pre, 0.0)
-    assert torch.equal(above_threshold(pre, theta).to_dense(), expected)
+    assert torch.equal(above_threshold(pre, torch.full((29,), theta)).to_dense(), expected)
+
+
+def test_each_feature_has_its_own_threshold():
+    pre, theta = torch.tensor([[0.5, 0.5, -0.1], [2.0, 0.2, -0.3]]), torch.tensor([1.0, 0.1, -0.2])
+    assert above_threshold(pre, theta).to_dense().tolist() == torch.tensor([[0, 0.5, 0], [2.0, 0.2, 0]]).tolist()
+    assert above(pre, theta).to_dense().tolist() == torch.tensor([[0, 0.5, -0.1], [2.0, 0.2, 0]]).tolist()
 
 
 def test_k_equal_to_the_width_keeps_every_positive_entry():

@@ -1,0 +1,75 @@
+"""From pre-activations at the chosen places to code values: what a selector chose, rectified, or with a learned jump.
+
+A jump z = pre 1[pre > theta] has no gradient in theta that a single token could see. arXiv 2407.14435 estimates that
+of the EXPECTED loss by a kernel of width eps around the threshold, here the rectangle K(u) = 1[|u| < 1/2]:
+    d z / d theta          = -(theta / eps) K((pre - theta) / eps)        (equation 11)
+    d 1[pre > theta] / d theta = -(1 / eps) K((pre - theta) / eps)        (equation 12)
+    d z / d pre            = 1[pre > theta]
+    d 1[pre > theta] / d pre   = +(1 / eps) K((pre - theta) / eps)
+The last line is zero in the paper; here the sparsity loss reaches the encoder too, as an activation just above its
+threshold can fall as well as the threshold can rise. Both estimates act on pre-activations: half of the window lies
+below the threshold, where z is zero and would tell nothing.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def as_chosen(pre: Float[Tensor, " n"], theta: Float[Tensor, " n"], bandwidth: float) -> Float[Tensor, " n"]:
+    """Return z = pre: the selector keeps positive entries only."""
+    return pre
+
+
+def rectified(pre: Float[Tensor, " n"], theta: Float[Tensor, " n"], bandwidth: float) -> Float[Tensor, " n"]:
+    """Return z = relu(pre)."""
+    return pre.relu()
+
+
+def jumped(pre: Float[Tensor, " n"], theta: Float[Tensor, " n"], bandwidth: float) -> Float[Tensor, " n"]:
+    """Return z = pre 1[pre > theta], its gradient in theta estimated over a window of width `bandwidth`."""
+    z: Tensor = _Jump.apply(pre, theta, bandwidth)  # type: ignore[no-untyped-call]
+    return z
+
+
+def active(pre: Float[Tensor, " n"], theta: Float[Tensor, " n"], bandwidth: float) -> Float[Tensor, " n"]:
+    """1[pre > theta] as numbers, their gradients estimated over a window of width `bandwidth`."""
+    ones: Tensor = _Active.apply(pre, theta, bandwidth)  # type: ignore[no-untyped-call]
+    return ones
+
+
+def _window(pre: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
+    return ((pre - theta).abs() < bandwidth / 2).to(pre.dtype)
+
+
+class _Jump(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(pre, theta)
+        ctx.bandwidth = bandwidth
+        return pre * (pre > theta)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_z: Tensor) -> tuple[Tensor | None, ...]:
+        pre, theta = ctx.saved_tensors
+        d_theta = -theta / ctx.bandwidth * _window(pre, theta, ctx.bandwidth) * d_z
+        return d_z * (pre > theta), d_theta, None
+
+
+class _Active(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(pre, theta)
+        ctx.bandwidth = bandwidth
+        return (pre > theta).to(pre.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_active: Tensor) -> tuple[Tensor | None, ...]:
+        pre, theta = ctx.saved_tensors
+        d_pre = _window(pre, theta, ctx.bandwidth) / ctx.bandwidth * d_active
+        return d_pre, -d_pre, None
