@@ -19,7 +19,7 @@ from feature_store.codes import CodesRun, load_cell_codes, load_statistics
 from feature_store.genesets import GeneSets, canonical_immune, read_gmt
 from feature_store.layout import ASSOCIATION_TABLES, Layout, content_sha, run_id
 from pipelines.config import AssociateOptions
-from pipelines.inputs import GENES_TABLE, recalled_source
+from pipelines.inputs import recalled_genes, recalled_source
 from pipelines.progress import ticking
 from pipelines.stage import FORMAT_VERSION, Clock, StageResult, parent_run
 
@@ -73,11 +73,11 @@ def associate(options: AssociateOptions, store: Path) -> StageResult:
 
 def gather(layout: Layout, codes: CodesRun, sets: Sequence[GeneSets]) -> AssociationInputs:
     """Read everything that the statistics of one codes run need."""
-    dataset, activations = codes.plan["dataset"], codes.plan["activations"]
+    dataset = codes.plan["dataset"]
     cells = ingest.read_cells(layout.cells_dir(dataset))
     kinds = label_kinds(layout, dataset, cells)
     source = recalled_source(layout, dataset)
-    genes = commit.read_table(layout.activations_dir(activations) / GENES_TABLE)
+    genes = recalled_genes(layout, codes)
     statistics = load_statistics(codes.folder)
     symbols = dict(genes.select("gene_id", "symbol").drop_nulls().iter_rows())
     units = next((kind for kind in ("donor", "batch") if cells[kind].null_count() < cells.height), None)

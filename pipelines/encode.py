@@ -1,35 +1,148 @@
-"""Encoding: stored activations into sparse codes and token statistics, by Ray actors, shard by shard.
+"""Encoding: activations into sparse codes and token statistics, by Ray actors, shard by shard.
 
-A shard of codes is a shard of activations: its tokens are encoded by the threshold encoder (a token's code depends on
-nothing but the token), pooled to cell codes, and counted by gene. The by-feature copy is built at the end.
+The activations are stored ones, or come fresh from the foundation model in the same actor (fused): an atlas is encoded
+without its activations ever lying on a disk. Both ways give the codes run the same bytes: fresh activations are rounded
+to the type that the SAE's were stored in, and encoded in the same pieces. A token's code depends on nothing but the
+token (the threshold encoder); tokens are pooled to cell codes and counted by gene, and the by-feature copy is built at
+the end.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from scipy import sparse
 
-from feature_store import commit, ingest
-from feature_store.activations import ActivationReader
+from feature_store import commit, files, ingest
+from feature_store.activations import ROW_GROUP_ROWS, ActivationBlock, ActivationReader, to_stored
 from feature_store.codes import CodesRun
-from feature_store.layout import Layout, run_id
+from feature_store.layout import Layout, as_path, run_id
+from feature_store.splits import SplitConfig
 from feature_store.token_codes import TokenCodes
 from pipelines.config import EncodeOptions
+from pipelines.forward import Forward, ForwardJob, cells_per_shard, out_of_memory_fact, rate
+from pipelines.inputs import (
+    Opened,
+    match_inputs,
+    model_place,
+    recalled_model,
+    recalled_source,
+    remember_genes,
+    remember_source,
+)
+from pipelines.progress import patiently
 from pipelines.shards import do_shards
 from pipelines.stage import FORMAT_VERSION, Clock, StageResult, parent_run
+
+CODE_BYTES = 8
+"""Bytes of one nonzero of a token's code in memory: its value and its feature."""
+DEFAULT_SHARD = "128MB"
+KEY_DTYPES = {"cell_idx": np.int64, "token_pos": np.int32, "gene_id": np.int32}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusedJob:
+    """The forward pass of a fused encoding: where its activations are read and how they are rounded."""
+
+    forward: ForwardJob
+    site: str
+    dtype: str
+    shard_cells: int
+    n_cells: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeJob:
     """Everything an actor needs to encode any shard; plain values, so that it travels."""
 
-    activations: str
+    source: str | FusedJob
+    """Folder of the stored activations, or the forward pass that makes them."""
     sae: str
     cells: str
     codes: str
     device: str
+
+
+class Activations(Protocol):
+    """Where an encoder takes the activations of a shard from."""
+
+    @property
+    def halvings(self) -> int:
+        """How often memory ran out."""
+
+    def extent(self, shard: int) -> tuple[int, int]:
+        """Cells [start, stop) of a shard."""
+
+    def blocks(self, shard: int) -> Iterator[ActivationBlock]:
+        """The tokens of a shard, in order, in pieces of ROW_GROUP_ROWS."""
+
+
+class StoredActivations:
+    """The parts of an activations run."""
+
+    halvings = 0
+
+    def __init__(self, folder: str) -> None:
+        self.run = commit.Run.open(folder)
+        self.reader = ActivationReader(self.run)
+        self.shards = self.run.manifest().shards
+
+    def extent(self, shard: int) -> tuple[int, int]:
+        """See Activations."""
+        return self.shards[shard].start, self.shards[shard].stop
+
+    def blocks(self, shard: int) -> Iterator[ActivationBlock]:
+        """See Activations."""
+        for group in self.reader.row_groups:
+            if group.shard == shard:
+                yield self.reader.read(shard, group.group)
+
+
+class FreshActivations:
+    """The foundation model run over the shard's cells."""
+
+    def __init__(self, job: FusedJob) -> None:
+        from sae_core.scfm import Site
+
+        self.job = job
+        self.site = Site.parse(job.site)
+        self.forward = Forward(job.forward)
+
+    @property
+    def halvings(self) -> int:
+        """How often memory ran out."""
+        return self.forward.halvings
+
+    def extent(self, shard: int) -> tuple[int, int]:
+        """See Activations."""
+        start = shard * self.job.shard_cells
+        return start, min(start + self.job.shard_cells, self.job.n_cells)
+
+    def blocks(self, shard: int) -> Iterator[ActivationBlock]:
+        """See Activations."""
+        waiting: list[tuple[Any, ...]] = []
+        for block in self.forward.blocks(*self.extent(shard), (self.site,)):
+            act = to_stored(block.act[self.site], self.job.dtype)
+            waiting.append((block.cell_idx, block.token_pos, block.gene_id, act))
+            if sum(len(part[0]) for part in waiting) >= ROW_GROUP_ROWS:
+                *whole, rest = _pieces(waiting)
+                yield from whole
+                waiting = [(rest.cell_idx, rest.token_pos, rest.gene_id, rest.act)]
+        yield from (piece for piece in _pieces(waiting) if len(piece.cell_idx))
+
+
+def _pieces(parts: list[tuple[Any, ...]]) -> list[ActivationBlock]:
+    """Cut the tokens of `parts` into pieces of ROW_GROUP_ROWS, and the rest, which may be empty."""
+    if not parts:
+        return []
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    pieces = []
+    for low in range(0, len(columns[0]) + 1, ROW_GROUP_ROWS):
+        cell_idx, token_pos, gene_id, act = (column[low : low + ROW_GROUP_ROWS] for column in columns)
+        pieces.append(ActivationBlock(cell_idx=cell_idx, token_pos=token_pos, gene_id=gene_id, act=act))
+    return pieces
 
 
 class Encoder:
@@ -38,84 +151,187 @@ class Encoder:
     def __init__(self, job: EncodeJob) -> None:
         from sae_core.sae import load_sae
 
-        self.run = commit.Run.open(Path(job.activations))
-        self.reader = ActivationReader(self.run)
-        self.sae = load_sae(job.sae, device=job.device)
+        self.activations: Activations = (
+            FreshActivations(job.source) if isinstance(job.source, FusedJob) else StoredActivations(job.source)
+        )
+        with files.local_folder(as_path(job.sae)) as folder:
+            self.sae = load_sae(folder, device=job.device)
         self.device = job.device
-        self.codes = CodesRun.open(Path(job.codes))
-        self.split = ingest.read_cells(Path(job.cells)).get_column("split").to_numpy()
+        self.codes = CodesRun.open(job.codes)
+        self.split = ingest.read_cells(job.cells).get_column("split").to_numpy()
 
     def shard(self, number: int) -> dict[str, int]:
-        """Encode and commit shard `number` unless it is there; return tokens and nonzeros of the cell codes."""
+        """Encode and commit shard `number` unless it is there; return what was done, counted."""
+        start, stop = self.activations.extent(number)
+        counts = {"cells": stop - start, "tokens": 0, "bytes": 0, "halvings": 0}
         runs = (self.codes.by_cell, *self.codes.statistics.values())
         if all(run.committed(number) for run in runs):
-            return {"tokens": 0, "nonzeros": 0}
-        extent = self.run.manifest().shards[number]
+            return counts
+        before = self.activations.halvings
         tokens = self._encode(number)
-        marker = self.codes.commit_shard(number, tokens, start=extent.start, stop=extent.stop, split_of_cell=self.split)
-        return {"tokens": tokens.n_tokens, "nonzeros": marker.rows}
+        marker = self.codes.commit_shard(number, tokens, start=start, stop=stop, split_of_cell=self.split)
+        halvings = self.activations.halvings - before
+        return counts | {"tokens": tokens.n_tokens, "bytes": marker.bytes, "halvings": halvings}
 
     def _encode(self, number: int) -> TokenCodes:
-        """Token codes of one shard."""
+        """Token codes of one shard; activations are let go of piece by piece."""
         import torch
 
-        groups = [group for group in self.reader.row_groups if group.shard == number]
-        blocks = [self.reader.read(group.shard, group.group) for group in groups]
+        keys: dict[str, list[Any]] = {name: [np.empty(0, dtype)] for name, dtype in KEY_DTYPES.items()}
         parts = [sparse.csr_array((0, self.sae.config.n_features), dtype=np.float32)]
-        for block in blocks:
+        for block in self.activations.blocks(number):
             found = self.sae.encode(torch.from_numpy(np.array(block.act_f32())).to(self.device))
             arrays = (found.value.cpu().numpy(), found.col.cpu().numpy(), found.crow.cpu().numpy())
             parts.append(sparse.csr_array(arrays, shape=(found.n_tokens, found.n_features)))
+            for name in KEY_DTYPES:
+                keys[name].append(getattr(block, name))
         return TokenCodes(
-            cell_idx=np.concatenate([np.empty(0, np.int64), *(block.cell_idx for block in blocks)]),
-            token_pos=np.concatenate([np.empty(0, np.int32), *(block.token_pos for block in blocks)]),
-            gene_id=np.concatenate([np.empty(0, np.int32), *(block.gene_id for block in blocks)]),
-            codes=sparse.vstack(parts, format="csr"),
+            **{name: np.concatenate(keys[name]) for name in KEY_DTYPES}, codes=sparse.vstack(parts, format="csr")
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What is to be encoded: the part of the plan that says so, and where it comes from.
+
+    `opened`: data and model of a fused encoding, whose matched genes are not noted beside stored activations.
+    """
+
+    dataset: str
+    n_shards: int
+    source: str | FusedJob
+    fused: dict[str, Any] | None
+    opened: Opened | None
+
+
 def encode(options: EncodeOptions, store: Path, *, address: str | None = None) -> StageResult:
-    """Encode the activations that an SAE was trained on; resumed by calling again.
+    """Encode with an SAE: its stored activations, or any cells by running the foundation model; resumed by calling
+    again.
 
     Raises:
         NotFoundError: there is no SAE, or its activations are gone.
+        UsageError, InputError: the foundation model or the data set changed, or the data are wrong.
     """
     clock = Clock()
     layout = Layout(store)
     sae = commit.Run.open(parent_run(layout, "saes", options.run).path)
     activations = commit.Run.open(layout.activations_dir(sae.plan["activations"]))
+    what = (
+        _plan_fused(layout, options, sae, activations) if options.fused or options.data else _plan_stored(activations)
+    )
     plan = {
         "format": FORMAT_VERSION,
         "sae": sae.path.name,
         "sae_manifest": sae.manifest().sha,
         "activations": activations.path.name,
-        "dataset": sae.plan["dataset"],
+        "fused": what.fused,
+        "dataset": what.dataset,
         "n_features": sae.plan["sae"]["n_features"],
         "pooling": options.pooling,
-        "n_shards": activations.n_shards,
+        "level": options.level,
+        "n_shards": what.n_shards,
     }
     codes = CodesRun.create(layout.codes_dir(run_id(plan)), plan)
+    if what.opened is not None:
+        remember_genes(codes.folder, what.opened, codes.by_cell.plan_sha)
     pending = codes.pending()
+    total: Mapping[str, int] = {}
     if pending:
         job = EncodeJob(
-            activations=str(activations.path.resolve()),
+            source=what.source,
             sae=str(sae.path.resolve()),
-            cells=str(layout.cells_dir(plan["dataset"]).resolve()),
+            cells=str(layout.cells_dir(what.dataset).resolve()),
             codes=str(codes.folder.resolve()),
             device="cuda" if options.num_gpus > 0 else "cpu",
         )
-        do_shards(Encoder, job, pending, options, title="encode", note=_rate, address=address)
+        with codes.by_cell.sole_driver():
+            total = do_shards(Encoder, job, pending, options, title="encode", note=rate, address=address)
     manifest = codes.finalize()
     return StageResult(
         kind="codes",
         run=codes.folder.name,
         path=codes.folder,
         done=len(pending),
-        reused=activations.n_shards - len(pending),
+        reused=what.n_shards - len(pending),
         seconds=clock.seconds,
-        facts={"nonzeros": manifest.rows, "bytes a nonzero": round(manifest.bytes / max(manifest.rows, 1), 2)},
+        facts={
+            "dataset": what.dataset,
+            "nonzeros": manifest.rows,
+            "bytes a nonzero": round(manifest.bytes / max(manifest.rows, 1), 2),
+            **out_of_memory_fact(total),
+        },
     )
 
 
-def _rate(total: Mapping[str, int], seconds: float) -> str:
-    return f"{total['tokens'] / seconds:,.0f} tokens/s"
+def _plan_stored(activations: commit.Run) -> _Plan:
+    return _Plan(
+        dataset=activations.plan["dataset"],
+        n_shards=activations.n_shards,
+        source=str(activations.path.resolve()),
+        fused=None,
+        opened=None,
+    )
+
+
+def _plan_fused(layout: Layout, options: EncodeOptions, sae: commit.Run, activations: commit.Run) -> _Plan:
+    """Open model and data, write the cells of new data, and cut the cells into shards."""
+    trained_on = activations.plan
+    model = recalled_model(activations)
+    if options.data:
+        source = ingest.open_source(options.data, matrix=options.matrix, watch=patiently)
+    else:
+        source = recalled_source(layout, trained_on["dataset"])
+    opened = match_inputs(source, model)
+    dataset = trained_on["dataset"]
+    if options.data:
+        cells = ingest.write_cells(
+            layout,
+            source,
+            donor=options.donor,
+            batch=options.batch,
+            cell_type=options.cell_type,
+            labels=options.label,
+            split=SplitConfig(seed=trained_on["seed"]),
+        )
+        dataset = str(cells["dataset"][0])
+        remember_source(layout, dataset, source)
+    readout = trained_on["readout"]
+    shard_cells = cells_per_shard(
+        options,
+        opened.mean_tokens,
+        default=DEFAULT_SHARD,
+        token_bytes=sae.plan["sae"]["k"] * CODE_BYTES,
+        rows_per_cell=options.tokens_per_cell if readout is None else 1,
+    )
+    place = model_place(activations)
+    forward = ForwardJob(
+        data=tuple(str(path.resolve()) for path in source.paths),
+        matrix=source.matrix,
+        model=place.model,
+        random_init=place.random_init,
+        precision=place.precision,
+        device="cuda" if options.num_gpus > 0 else "cpu",
+        tokens_per_cell=options.tokens_per_cell,
+        readout=readout,
+        seed=trained_on["seed"],
+        batch_tokens=options.batch_tokens,
+    )
+    fused = {
+        "model_digest": model.digest,
+        "site": trained_on["site"],
+        "dtype": trained_on["dtype"],
+        "precision": place.precision,
+        "readout": readout,
+        "tokens_per_cell": options.tokens_per_cell,
+        "seed": trained_on["seed"],
+        "matrix": source.matrix,
+        "shard_cells": shard_cells,
+    }
+    job = FusedJob(
+        forward=forward,
+        site=trained_on["site"],
+        dtype=trained_on["dtype"],
+        shard_cells=shard_cells,
+        n_cells=source.n_cells,
+    )
+    return _Plan(dataset=dataset, n_shards=-(-source.n_cells // shard_cells), source=job, fused=fused, opened=opened)

@@ -5,8 +5,6 @@ site asked for, and writes one Parquet file per site as it goes: its memory does
 tokens are kept; special tokens (`<cls>`) are context, not data. With `--readout`, one vector a cell is kept instead.
 """
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +14,16 @@ from feature_store import commit, ingest
 from feature_store.activations import ActivationWriter
 from feature_store.layout import Layout, run_id
 from feature_store.splits import SplitConfig
-from pipelines.config import ExtractOptions, ForwardOptions, parse_size
+from pipelines.config import ExtractOptions
 from pipelines.errors import UsageError
-from pipelines.forward import Forward, ForwardJob
+from pipelines.forward import Forward, ForwardJob, cells_per_shard, out_of_memory_fact, rate
 from pipelines.inputs import Opened, open_inputs, parse_sites, remember_model, remember_source
 from pipelines.shards import do_shards
 from pipelines.stage import FORMAT_VERSION, Clock, StageResult
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from sae_core.scfm import Site
 
 DEFAULT_SHARD = "256MB"
@@ -110,17 +110,6 @@ class Extractor:
         return n_tokens
 
 
-def cells_per_shard(options: ForwardOptions, opened: Opened, *, token_bytes: float, rows_per_cell: int | None) -> int:
-    """Return the cells of one shard: as given, or as many as make `shard_size` bytes.
-
-    `token_bytes` is what one row takes; `rows_per_cell` the most rows of a cell, None for all its tokens.
-    """
-    if options.shard_cells is not None:
-        return options.shard_cells
-    rows = min(opened.mean_tokens, rows_per_cell or opened.mean_tokens)
-    return max(1, int(parse_size(options.shard_size or DEFAULT_SHARD) // (max(rows, 1.0) * token_bytes)))
-
-
 def extract(options: ExtractOptions, store: Path, *, address: str | None = None) -> list[StageResult]:
     """Extract activations at every site asked for; one run per site, resumed by calling again.
 
@@ -145,7 +134,7 @@ def extract(options: ExtractOptions, store: Path, *, address: str | None = None)
     remember_source(layout, dataset, opened.source)
     runs = [_create_run(layout, options, opened, dataset=dataset, site=site) for site in sites]
     pending = sorted({shard for run in runs for shard in run.pending()})
-    total: Counter[str] = Counter()
+    total: Mapping[str, int] = {}
     if pending:
         work = Workload(
             forward=forward_job(options, opened),
@@ -155,7 +144,10 @@ def extract(options: ExtractOptions, store: Path, *, address: str | None = None)
             shard_cells=runs[0].plan["shard_cells"],
             n_cells=opened.source.n_cells,
         )
-        total = do_shards(Extractor, work, pending, options, title="extract", note=rate, address=address)
+        with ExitStack() as driving:
+            for run in runs:
+                driving.enter_context(run.sole_driver())
+            total = do_shards(Extractor, work, pending, options, title="extract", note=rate, address=address)
     for run in runs:
         run.finalize()
     facts = {
@@ -194,19 +186,6 @@ def forward_job(options: ExtractOptions, opened: Opened) -> ForwardJob:
     )
 
 
-def rate(total: Mapping[str, int], seconds: float) -> str:
-    """Return cells/s, tokens/s and what was written, and whether memory ran out: the text beside the progress."""
-    per_second = f"{total['cells'] / seconds:,.0f} cells/s {total['tokens'] / seconds:,.0f} tokens/s"
-    halved = f" (out of memory: batch halved {total['halvings']} times)" if total["halvings"] else ""
-    return f"{per_second} {total['bytes'] / 1e9:,.2f} GB{halved}"
-
-
-def out_of_memory_fact(total: Mapping[str, int]) -> dict[str, str]:
-    """Return the line of the result that says so if memory ran out."""
-    n = total.get("halvings", 0)
-    return {"out of memory": f"the batch was halved {n} times; --batch-tokens starts lower"} if n else {}
-
-
 def _create_run(layout: Layout, options: ExtractOptions, opened: Opened, *, dataset: str, site: "Site") -> commit.Run:
     """Make or reopen the activations run of one site, its plan being what determines its content and nothing else.
 
@@ -215,7 +194,8 @@ def _create_run(layout: Layout, options: ExtractOptions, opened: Opened, *, data
     width = opened.model.d_model if options.readout is None else opened.model.width(options.readout)
     shard_cells = cells_per_shard(
         options,
-        opened,
+        opened.mean_tokens,
+        default=DEFAULT_SHARD,
         token_bytes=width * ITEMSIZE[options.dtype],
         rows_per_cell=options.tokens_per_cell if options.readout is None else 1,
     )

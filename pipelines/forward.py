@@ -6,15 +6,15 @@ cells of the shard alone, so a resumed shard runs the same batches as an undistu
 memory runs out, the batch is halved and the count of halvings is reported.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from feature_store import ingest
+from pipelines.config import ForwardOptions, parse_size
 from pipelines.errors import RunFailedError
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Forward:
         self.model: FoundationModel = load_model(
             job.model, device=job.device, autocast=autocast_of(job.precision), random_init=job.random_init
         )
-        self.source = ingest.open_source(Path(job.data[0]), matrix=job.matrix)
+        self.source = ingest.open_source(job.data, matrix=job.matrix)
         self.match = self.model.match_genes(self.source.gene_symbols, self.source.ensembl_ids)
         self.batch_tokens = job.batch_tokens
         self.halvings = 0
@@ -185,3 +185,30 @@ def autocast_of(precision: str) -> Any:
     import torch
 
     return {"f32": None, "bf16": torch.bfloat16}[precision]
+
+
+def cells_per_shard(
+    options: ForwardOptions, mean_tokens: float, *, default: str, token_bytes: float, rows_per_cell: int | None
+) -> int:
+    """Return the cells of one shard: as given, or as many as make `shard_size` bytes (None: `default`).
+
+    `mean_tokens` are the gene tokens of a cell, `rows_per_cell` the most rows kept of one (None: all its tokens) and
+    `token_bytes` what a row takes.
+    """
+    if options.shard_cells is not None:
+        return options.shard_cells
+    rows = max(min(mean_tokens, rows_per_cell or mean_tokens), 1.0)
+    return max(1, int(parse_size(options.shard_size or default) // (rows * token_bytes)))
+
+
+def rate(total: Mapping[str, int], seconds: float) -> str:
+    """Return cells/s, tokens/s and what was written, and whether memory ran out: the text beside the progress."""
+    per_second = f"{total['cells'] / seconds:,.0f} cells/s {total['tokens'] / seconds:,.0f} tokens/s"
+    halved = f" (out of memory: batch halved {total['halvings']} times)" if total["halvings"] else ""
+    return f"{per_second} {total['bytes'] / 1e9:,.2f} GB{halved}"
+
+
+def out_of_memory_fact(total: Mapping[str, int]) -> dict[str, str]:
+    """Return the line of the result that says so if memory ran out."""
+    n = total.get("halvings", 0)
+    return {"out of memory": f"the batch was halved {n} times; --batch-tokens starts lower"} if n else {}

@@ -8,12 +8,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import polars as pl
 
 from feature_store import commit, files, ingest
+from feature_store.codes import CodesRun
 from feature_store.layout import Layout
 from pipelines.config import DataOptions
 from pipelines.errors import UsageError
@@ -52,6 +53,11 @@ def open_inputs(options: DataOptions) -> Opened:
 
     source = ingest.open_source(options.data, matrix=options.matrix, watch=patiently)
     model = load_model(options.model, autocast=autocast_of(options.precision), random_init=options.random_init)
+    return match_inputs(source, model)
+
+
+def match_inputs(source: ingest.Source, model: "FoundationModel") -> Opened:
+    """Match the genes of data and model and probe the first cells; nothing is written. VocabularyError: none match."""
     match = model.match_genes(source.gene_symbols, source.ensembl_ids)
     rows = source.read_first(PROBE_CELLS)
     tokens = model.tokenize(rows.indptr, rows.indices, rows.data, match, seed=0)
@@ -86,15 +92,27 @@ def parse_sites(layers: tuple[str, ...], model: "FoundationModel") -> tuple["Sit
 
 def remember_model(run: commit.Run, options: DataOptions, opened: Opened) -> None:
     """Note beside an activations run where the model lies now, and which token each gene of the data set is."""
-    where = {
+    place = ModelPlace(
         # a path may name a part of a checkpoint folder, so it need not exist itself
-        "model": options.model if options.model == "mini" else str(Path(options.model).resolve()),
-        "random_init": options.random_init,
-        "precision": options.precision,
-        "digest": opened.model.digest,
-    }
-    files.replace_text(run.path / MODEL_FILE, json.dumps(where, indent=1))
-    commit.write_table(run.path / GENES_TABLE, token_of_gene(opened), {"table": "token_of_gene", "of": run.plan_sha})
+        model=options.model if options.model == "mini" else str(Path(options.model).resolve()),
+        random_init=options.random_init,
+        precision=options.precision,
+        digest=opened.model.digest,
+    )
+    files.replace_text(run.path / MODEL_FILE, json.dumps(place._asdict(), indent=1))
+    remember_genes(run.path, opened, run.plan_sha)
+
+
+def remember_genes(folder: Path, opened: Opened, plan_sha: str) -> None:
+    """Note in the folder of a run which token each gene of the data set is."""
+    commit.write_table(folder / GENES_TABLE, token_of_gene(opened), {"table": "token_of_gene", "of": plan_sha})
+
+
+def recalled_genes(layout: Layout, codes: CodesRun) -> pl.DataFrame:
+    """Return what `remember_genes` noted: beside the codes of a fused encoding, else beside its activations."""
+    fused = codes.plan["fused"] is not None
+    folder = codes.folder if fused else layout.activations_dir(codes.plan["activations"])
+    return commit.read_table(folder / GENES_TABLE)
 
 
 def token_of_gene(opened: Opened) -> pl.DataFrame:
@@ -130,17 +148,30 @@ def remember_source(layout: Layout, dataset: str, source: ingest.Source) -> None
     files.replace_text(layout.cells_dir(dataset) / SOURCE_FILE, json.dumps(where, indent=1))
 
 
+class ModelPlace(NamedTuple):
+    """Where a model lay when it was used, how it was used, and what it was."""
+
+    model: str
+    random_init: bool
+    precision: str
+    digest: str
+
+
+def model_place(run: commit.Run) -> ModelPlace:
+    """Return what `remember_model` noted beside an activations run."""
+    return ModelPlace(**json.loads((run.path / MODEL_FILE).read_text()))
+
+
 def recalled_model(run: commit.Run, *, device: str = "cpu") -> "FoundationModel":
     """Load the model that made an activations run, from where it was then; UsageError where it changed."""
     from sae_core.scfm import load_model
 
-    where = json.loads((run.path / MODEL_FILE).read_text())
-    precision = autocast_of(where["precision"])
-    model = load_model(where["model"], device=device, autocast=precision, random_init=where["random_init"])
-    if model.digest != where["digest"]:
+    place = model_place(run)
+    model = load_model(place.model, device=device, autocast=autocast_of(place.precision), random_init=place.random_init)
+    if model.digest != place.digest:
         raise UsageError(
-            f"the checkpoint in {where['model']} changed since {run.path.name} was extracted "
-            f"(digest {model.digest[:12]}, was {where['digest'][:12]}); extract again with `scsae extract`"
+            f"the checkpoint in {place.model} changed since {run.path.name} was extracted "
+            f"(digest {model.digest[:12]}, was {place.digest[:12]}); extract again with `scsae extract`"
         )
     return model
 

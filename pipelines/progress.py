@@ -53,7 +53,9 @@ def ticking(title: str, total: int, unit: str) -> Iterator[Ticker]:
         now = time.monotonic()
         if completed > shown and (completed >= total or now - last >= LINE_EVERY_S):
             last, shown = now, completed
-            console.print(f"{title:<12} {completed}/{total} {unit} {note} {now - started:.0f} s", soft_wrap=True)
+            left = (now - started) / completed * (total - completed)
+            times = f"{now - started:.0f} s" + (f", {left:.0f} s left" if completed < total else "")
+            console.print(f"{title:<12} {completed}/{total} {unit} {note} {times}", soft_wrap=True)
 
     yield line
 

@@ -192,6 +192,11 @@ def steer(options: SteerOptions, store: Path, *, address: str | None = None) -> 
     associations = commit.Run.open(parent_run(layout, "associations", options.run).path / "features")
     sae = commit.Run.open(layout.saes_dir(associations.plan["sae"]))
     activations = commit.Run.open(layout.activations_dir(sae.plan["activations"]))
+    if activations.plan["readout"] is not None:
+        raise UsageError(
+            f"the SAE {sae.path.name} was trained on cell vectors (--readout {activations.plan['readout']}), and the "
+            "model has tokens to steer; extract without --readout and train on that"
+        )
     features = commit.read_table(associations.path)
     dataset = associations.plan["dataset"]
     cells = ingest.read_cells(layout.cells_dir(dataset))

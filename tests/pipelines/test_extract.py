@@ -11,7 +11,7 @@ import pytest
 
 from feature_store import commit
 from feature_store.activations import ActivationReader
-from feature_store.errors import InputError
+from feature_store.errors import BusyError, InputError
 from feature_store.layout import Layout
 from pipelines.errors import UsageError
 from pipelines.extract import Extractor, Workload, extract, forward_job
@@ -125,6 +125,16 @@ def test_wrong_input_is_refused_before_anything_is_written(chain, tmp_path, chan
     with pytest.raises(error, match=words):
         extract(chain.extract.model_copy(update=change), store)
     assert not store.exists()
+
+
+def test_a_second_driver_of_the_same_run_leaves_and_says_who_is_at_work(chain, tmp_path, without_actors):
+    run = commit.Run.open(Layout(chain.store).latest("activations").path)
+    theirs = commit.Run.create(Layout(tmp_path).activations_dir(run.path.name), run.plan)
+    with theirs.sole_driver(), pytest.raises(BusyError, match=f"process {os.getpid()}"):
+        extract(chain.extract, tmp_path)
+    assert not list(theirs.path.glob("part-*"))
+    assert extract(chain.extract, tmp_path)[0].done == 5
+    assert commit.Run.open(theirs.path).manifest() == run.manifest()
 
 
 KILLED = """

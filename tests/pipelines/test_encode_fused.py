@@ -1,0 +1,140 @@
+"""Fused encoding: the same bytes as encoding stored activations, and cells that no activation was ever stored of."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from feature_store import commit
+from feature_store.activations import ActivationReader
+from feature_store.codes import load_cell_codes
+from feature_store.layout import STATISTICS_TABLES, Layout
+from feature_store.query import FeatureStore
+from pipelines import encode as stage
+from pipelines import forward
+from pipelines.associate import associate
+from pipelines.config import AssociateOptions, EncodeOptions, TrainOptions
+from pipelines.encode import FreshActivations, FusedJob, encode
+from pipelines.errors import UsageError
+from pipelines.extract import extract, forward_job
+from pipelines.inputs import open_inputs
+from pipelines.train import train
+from sae_core.sae import load_sae
+from sae_core.scfm import load_model
+
+TABLES = ("by_cell", "by_feature", *(f"stats/{name}" for name in STATISTICS_TABLES))
+
+
+def hashes(folder):
+    """Sha256 of every part of a codes run, by table."""
+    return {table: [m.sha256 for m in commit.Run.open(folder / table).manifest().shards] for table in TABLES}
+
+
+@pytest.mark.parametrize("level", ["cell", "token"])
+def test_fused_codes_are_byte_for_byte_those_of_the_stored_activations(own_store, without_actors, level):
+    stored = encode(EncodeOptions(level=level), own_store)
+    fused = encode(EncodeOptions(level=level, fused=True, shard_cells=16), own_store)
+    assert fused.run != stored.run
+    assert hashes(fused.path) == hashes(stored.path)
+
+
+def test_fused_codes_round_as_the_activations_were_stored(chain, tmp_path, without_actors, train_options):
+    half = chain.extract.model_copy(update={"dtype": "f16", "tokens_per_cell": 9})
+    extract(half, tmp_path)
+    train(train_options, tmp_path)
+    stored = encode(EncodeOptions(), tmp_path)
+    fused = encode(EncodeOptions(fused=True, shard_cells=16, tokens_per_cell=9), tmp_path)
+    assert hashes(fused.path) == hashes(stored.path)
+
+
+def test_pieces_of_a_fused_shard_are_the_row_groups_of_the_stored_one(chain, monkeypatch):
+    run = commit.Run.open(Layout(chain.store).latest("activations").path)
+    reader = ActivationReader(run)
+    whole = [reader.read(group.shard, group.group) for group in reader.row_groups if group.shard == 2]
+    monkeypatch.setattr(stage, "ROW_GROUP_ROWS", 100)
+    monkeypatch.setattr(forward, "BLOCK_TOKENS", 70)
+    job = FusedJob(
+        forward=forward_job(chain.extract, open_inputs(chain.extract)),
+        site="layer.1",
+        dtype="f32",
+        shard_cells=16,
+        n_cells=72,
+    )
+    pieces = list(FreshActivations(job).blocks(2))
+    assert [len(piece.cell_idx) for piece in pieces[:-1]] == [100] * (len(pieces) - 1)
+    assert 0 < len(pieces[-1].cell_idx) <= 100
+    for name in ("cell_idx", "token_pos", "gene_id"):
+        joined = np.concatenate([getattr(piece, name) for piece in pieces])
+        np.testing.assert_array_equal(joined, np.concatenate([getattr(block, name) for block in whole]))
+    np.testing.assert_allclose(
+        np.concatenate([piece.act for piece in pieces]), np.concatenate([block.act for block in whole]), atol=1e-5
+    )
+
+
+def test_an_sae_of_a_token_sample_encodes_all_tokens_when_fused(chain, tmp_path, without_actors, tiny_cells):
+    extract(chain.extract.model_copy(update={"tokens_per_cell": 3}), tmp_path)
+    train(TrainOptions(n_features=48, k=4, n_steps=30, batch_size=64, num_workers=0), tmp_path)
+    fused = encode(EncodeOptions(fused=True), tmp_path)
+    found = load_cell_codes(commit.Run.open(fused.path / "by_cell"), 72).toarray()
+    model, sae = load_model(chain.extract.model), load_sae(Layout(tmp_path).latest("saes").path)
+    rows = tiny_cells.X.tocsr()
+    tokens = model.tokenize(rows.indptr, rows.indices, rows.data, model.match_genes(list(tiny_cells.var_names)), seed=0)
+    dense = sae.encode(model.activations(tokens, ["layer.1"]).popitem()[1]).to_dense().numpy()
+    wanted = np.zeros_like(found)
+    np.maximum.at(wanted, tokens.cell_of_token()[~tokens.is_special], dense[~tokens.is_special])
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_damaged_shard_of_a_fused_run_alone_is_made_again(own_store, without_actors):
+    options = EncodeOptions(fused=True, shard_cells=16)
+    before = encode(options, own_store)
+    kept = hashes(before.path)
+    part = commit.Run.open(before.path / "by_cell").part(3)
+    part.write_bytes(part.read_bytes()[:-20])
+    again = encode(options, own_store)
+    assert (again.done, again.reused) == (1, 4)
+    assert hashes(again.path) == kept
+
+
+def test_another_data_set_is_encoded_and_associated_without_any_stored_activation(
+    own_store, without_actors, tiny_cells, tmp_path
+):
+    other = tiny_cells[::-1].copy()
+    other.obs["person"] = other.obs.pop("donor").to_numpy()
+    other.write_h5ad(tmp_path / "other.h5ad")
+    n_runs = len(Layout(own_store).runs("activations"))
+    done = encode(EncodeOptions(data=(tmp_path / "other.h5ad",), donor="person", cell_type="type"), own_store)
+    assert len(Layout(own_store).runs("activations")) == n_runs
+    mine = load_cell_codes(commit.Run.open(done.path / "by_cell"), 72).toarray()
+    theirs = load_cell_codes(commit.Run.open(encode(EncodeOptions(), own_store).path / "by_cell"), 72).toarray()
+    np.testing.assert_allclose(mine, theirs[::-1], rtol=1e-4, atol=1e-5)
+    associate(AssociateOptions(run=done.run), own_store)
+    labels = FeatureStore.open(own_store).sql("SELECT DISTINCT label FROM feature_label WHERE label_kind = 'cell_type'")
+    assert set(labels["label"]) == {"A", "B"}
+    cells = commit.read_table(Layout(own_store).cells_dir(done.facts["dataset"]))
+    assert cells.filter(pl.col("donor").is_null()).is_empty()
+
+
+def test_cell_vectors_are_stored_trained_on_and_encoded_as_one_token_a_cell(chain, tmp_path, without_actors):
+    taken = extract(chain.extract.model_copy(update={"readout": "mean"}), tmp_path)[0]
+    assert taken.facts["tokens"] == 72
+    train(TrainOptions(n_features=32, k=4, n_steps=30, batch_size=16, num_workers=0), tmp_path)
+    stored = encode(EncodeOptions(), tmp_path)
+    fused = encode(EncodeOptions(fused=True, shard_cells=16), tmp_path)
+    assert hashes(fused.path) == hashes(stored.path)
+    associate(AssociateOptions(run=stored.run), tmp_path)
+    genes = FeatureStore.open(tmp_path).sql("SELECT max(identity_recall) AS recall FROM feature_gene")
+    assert not genes["recall"].item(), "a whole cell identifies no gene"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"tokens_per_cell": 4}, "tokens_per_cell need a forward pass; give fused"),
+        ({"donor": "who"}, "donor describe other data; give data"),
+    ],
+)
+def test_options_that_nothing_would_follow_are_refused(given, words):
+    from pipelines.config import check
+
+    with pytest.raises(UsageError, match=words):
+        check(EncodeOptions, given, "scsae encode")
