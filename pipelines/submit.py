@@ -41,12 +41,10 @@ MAX_EARLY_ENDS = 3
 NOT_FOUND = 127
 """Exit code of a shell that does not know the command."""
 _LOCATIONS = ("data", "model", "gmt")
-_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(?=[^/])")
+_ANYWHERE = re.compile(r"/|[A-Za-z][A-Za-z0-9+.-]+://")
 
 
-def submit_recipe(
-    recipe: Path, *, store: str | Path | None, address: str, env: Sequence[str] = (), wait: bool = True
-) -> int:
+def submit_recipe(recipe: Path, *, store: str | None, address: str, env: Sequence[str] = (), wait: bool = True) -> int:
     """Submit, follow the log to stdout, and return 0 once the job succeeded.
 
     Args:
@@ -63,7 +61,7 @@ def submit_recipe(
         RunFailedError: the job failed, was stopped, or can no longer be followed; submitting again resumes it.
     """
     checked = load_recipe(recipe)
-    target = location(store or checked.store or DEFAULT_STORE)
+    target = str(store or checked.store or DEFAULT_STORE)
     refuse_relative(checked, target)
     variables = parse_env(env)
     client = _connect(address)
@@ -82,15 +80,10 @@ def submit_recipe(
     return _outcome(job, info)
 
 
-def location(store: str | Path) -> str:
-    """A store as text; a URI that went through a Path has lost a slash, which it gets back."""
-    return _URI.sub(r"\1://", str(store), count=1) if _URI.match(str(store)) else str(store)
-
-
 def refuse_relative(recipe: Recipe, store: str) -> None:
     """Raise UsageError for a path that the head would look for in a folder of its own."""
     for name, text in (("store", store), *_locations(recipe)):
-        if not text.startswith("/") and not _URI.match(text):
+        if not _ANYWHERE.match(text):
             raise UsageError(
                 f"{name} was {text!r}, a relative path, and a submitted recipe runs on another machine; give the "
                 f"absolute path or the URI that every node of the cluster sees (here: {Path(text).resolve()})"

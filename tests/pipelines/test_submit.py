@@ -57,22 +57,9 @@ def test_a_job_is_named_by_recipe_store_and_variables():
     assert submit.job_id("a", "/s", {}) in names
 
 
-@pytest.mark.parametrize(
-    ("given", "text"),
-    [
-        ("/shared/store", "/shared/store"),
-        ("s3://bucket/a//b", "s3://bucket/a//b"),
-        ("s3:/bucket/a", "s3://bucket/a"),
-        ("store", "store"),
-    ],
-)
-def test_a_store_given_as_a_uri_stays_one(given, text):
-    assert submit.location(given) == text
-
-
 ABSOLUTE = {
     "extract": {"data": "/shared/a.h5ad", "model": "mini", "layer": ["1"]},
-    "associate": {"gmt": ["s3://b/c.gmt"]},
+    "associate": {"gmt": ["/shared/c.gmt"]},
 }
 
 
