@@ -19,7 +19,7 @@ from pipelines.progress import stderr_console, ticking
 from pipelines.stage import Clock
 
 IN_FLIGHT = 2
-LOOK_S = 2.0
+LOOK_S = 0.5
 LOSSES_IN_A_ROW = 5
 """Losses, for each actor, without one shard committed in between, after which the run ends."""
 TELL_S, PATIENCE_S = 30.0, 600.0
@@ -109,7 +109,7 @@ class Crew:
         start: starts one more actor and returns its handle, whose methods are `ready` and `shard(number)`.
         n_actors: how many are kept at work.
         shards: shard numbers still to be done.
-        look: called every few seconds; raises if the session is lost.
+        look: called every LOOK_S; raises if the session is lost.
     """
 
     def __init__(

@@ -19,12 +19,9 @@ import pytest
 
 from feature_store import commit
 from feature_store.layout import Layout
-from pipelines.config import ExtractOptions
-from pipelines.extract import extract
 
 pytestmark = pytest.mark.ray
 
-N_CELLS, SHARD_CELLS = 1200, 4
 KINDS = {"actor": "ray::ShardActor", "raylet": "raylet/raylet", "head": "gcs_server", "driver": "pipelines.cli"}
 LOST = (1, "the Ray session was lost: .* what is committed stays, run the same command again to resume")
 ENDS = {
@@ -38,38 +35,15 @@ GRACE_S = 60
 MARK = "SCSAE_TEST_RUN"
 
 
-@pytest.fixture(scope="module")
-def cells(tmp_path_factory):
-    """Many cells of the tiny genes, so that there are many shards."""
-    import anndata
-    import pandas as pd
-    import scipy.sparse as sp
-
-    counts = np.random.default_rng(7).poisson(1.0, (N_CELLS, 30)).astype(np.float32)
-    obs = pd.DataFrame({"donor": [f"D{i % 6}" for i in range(N_CELLS)]}, index=[f"cell{i}" for i in range(N_CELLS)])
-    var = pd.DataFrame(index=[f"GENE{i}" for i in range(30)])
-    file = tmp_path_factory.mktemp("cells") / "many.h5ad"
-    anndata.AnnData(X=sp.csr_matrix(counts), obs=obs, var=var).write_h5ad(file)
-    return file
-
-
-@pytest.fixture(scope="module")
-def calm(ray_local, cells, tiny_model, tmp_path_factory):
-    """The store of an undisturbed run."""
-    store = tmp_path_factory.mktemp("calm") / "store"
-    options = ExtractOptions(data=cells, model=str(tiny_model), layer=("0", "1"), shard_cells=SHARD_CELLS, num_actors=2)
-    extract(options, store)
-    return store
-
-
 class Extraction:
     """`scsae extract` as a process, what it committed, and all processes that belong to it."""
 
-    def __init__(self, cells, model, store, home):
+    def __init__(self, options, store, home):
         self.store, self.mark, self.committed = store, uuid.uuid4().hex, {}
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "SCSAE_"))}
         self.environment = {**kept, "HOME": str(home), "OMP_NUM_THREADS": "1", MARK: self.mark}
-        self.command = f"extract {cells} --model {model} --layer 0 --layer 1 --shard-cells {SHARD_CELLS} --num-actors 2"
+        self.command = f"extract {options.data} --model {options.model} --layer 0 --layer 1 --num-actors 2"
+        self.command += f" --shard-cells {options.shard_cells}"
         self.driver, self.log = None, None
 
     def scsae(self, *arguments):
@@ -166,22 +140,30 @@ def tree(store):
 
 
 @pytest.fixture
-def extraction(cells, tiny_model, tmp_path):
+def disturbed(tmp_path):
+    """Make a run that is to equal `calm`."""
     (tmp_path / "home").mkdir()
-    made = Extraction(cells, tiny_model, tmp_path / "store", tmp_path / "home")
-    yield made
-    made.end()
+    made = []
+
+    def make(calm):
+        made.append(Extraction(calm.options, tmp_path / "store", tmp_path / "home"))
+        return made[-1]
+
+    yield make
+    for extraction in made:
+        extraction.end()
 
 
 def assert_done_exactly_once(extraction, calm):
-    n_parts = 2 * N_CELLS // SHARD_CELLS
-    assert extraction.look() == n_parts
+    assert extraction.look() == 2 * calm.n_shards
     now = {marker: [identity(marker), identity(marker.with_suffix(".parquet"))] for marker in extraction.committed}
     assert now == extraction.committed, "a committed shard was written again"
-    assert tree(extraction.store) == tree(calm)
+    assert tree(extraction.store) == tree(calm.store)
     assert list(extraction.store.rglob(".tmp-*")) == []
     for info in Layout(extraction.store).runs("activations"):
-        assert commit.Run.open(info.path).manifest() == commit.Run.open(calm / "activations" / info.run).manifest()
+        assert (
+            commit.Run.open(info.path).manifest() == commit.Run.open(calm.store / "activations" / info.run).manifest()
+        )
         verify = subprocess.run(extraction.scsae("verify", info.run), capture_output=True, text=True, check=False)
         assert verify.returncode == 0, verify.stderr
         assert "intact" in verify.stderr
@@ -191,9 +173,9 @@ def assert_done_exactly_once(extraction, calm):
     assert left == []
 
 
-def test_a_run_that_is_killed_and_resumed_writes_the_bytes_of_an_undisturbed_one_once(extraction, calm):
-    rng = np.random.default_rng(0)
-    for kind in ("actor", "interrupt", "raylet", "driver"):
+def test_a_run_that_is_killed_and_resumed_writes_the_bytes_of_an_undisturbed_one_once(disturbed, calm):
+    extraction, rng = disturbed(calm), np.random.default_rng(0)
+    for kind in ("actor", "interrupt", "driver", "raylet"):
         extraction.go_on_until(int(rng.integers(5, 40)))
         time.sleep(rng.uniform(0, 0.1))
         extraction.strike(kind, rng)
@@ -203,13 +185,12 @@ def test_a_run_that_is_killed_and_resumed_writes_the_bytes_of_an_undisturbed_one
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("seed", [1])
-def test_twenty_random_kills_change_nothing(extraction, calm, seed):
-    rng = np.random.default_rng(seed)
-    kinds = rng.permutation(["actor"] * 9 + ["raylet"] * 4 + ["head"] * 2 + ["driver"] * 5)
-    for kind in kinds:
+def test_twenty_random_kills_change_nothing(disturbed, extracted_calmly):
+    calm, rng = extracted_calmly(1500), np.random.default_rng(1)
+    extraction = disturbed(calm)
+    for kind in rng.permutation(["actor"] * 9 + ["raylet"] * 4 + ["head"] * 2 + ["driver"] * 5):
         # often while it starts, when nothing more is committed yet
-        extraction.go_on_until(int(rng.integers(0, 40)))
+        extraction.go_on_until(int(rng.integers(0, 20)))
         time.sleep(rng.uniform(0, 0.3))
         extraction.strike(kind, rng)
     extraction.finish()
