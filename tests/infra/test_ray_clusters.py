@@ -84,7 +84,7 @@ def test_on_aws_gpu_workers_are_spot_and_the_head_is_not(manifest):
 
 
 def test_the_aws_file_goes_through_ray_s_bootstrap_against_an_emulated_ec2(prepared, monkeypatch, tmp_path):
-    moto = pytest.importorskip("moto", reason="moto, which emulates EC2 and IAM, is not installed")
+    moto = pytest.importorskip("moto", reason="moto, which emulates EC2, is not installed")
     pytest.importorskip("boto3", reason="boto3 is not installed")
     for key in [key for key in os.environ if key.startswith("AWS_")]:
         monkeypatch.delenv(key)
@@ -94,8 +94,7 @@ def test_the_aws_file_goes_through_ray_s_bootstrap_against_an_emulated_ec2(prepa
     (tmp_path / ".ssh").mkdir()
     from ray.autoscaler._private.aws import config as aws
 
-    # the role that Ray makes for its machines takes managed policies, which the emulation has to know
-    with moto.mock_aws(config={"iam": {"load_aws_managed_policies": True}}):
+    with moto.mock_aws():
         made = aws.bootstrap_aws(copy.deepcopy(prepared("ray-cluster-aws.yaml")))
     for kind in made["available_node_types"].values():
         assert {"KeyName", "SubnetIds", "SecurityGroupIds"} <= set(kind["node_config"])
