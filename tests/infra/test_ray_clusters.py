@@ -81,6 +81,8 @@ def test_on_aws_gpu_workers_are_spot_and_the_head_is_not(manifest):
     assert kinds["gpu_worker"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
     assert "InstanceMarketOptions" not in kinds["head"]["node_config"]
     assert kinds["gpu_worker"]["resources"]["GPU"] == 1
+    # scsae refuses an actor that fits on no node, so the first one cannot wait for its machine
+    assert kinds["gpu_worker"]["min_workers"] >= 1
 
 
 def test_the_aws_file_goes_through_ray_s_bootstrap_against_an_emulated_ec2(prepared, monkeypatch, tmp_path):
