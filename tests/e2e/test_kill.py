@@ -42,7 +42,7 @@ class Extraction:
         self.store, self.mark, self.committed = store, uuid.uuid4().hex, {}
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "SCSAE_"))}
         self.environment = {**kept, "HOME": str(home), "OMP_NUM_THREADS": "1", MARK: self.mark}
-        self.command = f"extract {options.data} --model {options.model} --layer 0 --layer 1 --num-actors 2"
+        self.command = f"extract {options.data[0]} --model {options.model} --layer 0 --layer 1 --num-actors 2"
         self.command += f" --shard-cells {options.shard_cells}"
         self.driver, self.log = None, None
 
