@@ -170,7 +170,7 @@ class Run:
     @property
     def is_complete(self) -> bool:
         """Whether the run has its manifest."""
-        return (self.path / MANIFEST).is_file()
+        return files.size_bytes(self.path / MANIFEST) is not None
 
     def part(self, shard: int) -> Path:
         """Path of a shard's part, whether or not it exists."""
@@ -367,7 +367,7 @@ def write_table(
     statistics, page index and page checksums. Raises what `Run.create` and `Run.commit_shard` raise.
     """
     path = as_path(path)
-    if (path / MANIFEST).is_file():
+    if files.size_bytes(path / MANIFEST) is not None:
         run = Run.create(path, {**plan, "n_shards": 1})
         if not run.pending():
             return run.finalize()

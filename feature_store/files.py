@@ -51,6 +51,9 @@ def sha256(path: Path) -> str:
 
 def size_bytes(path: Path) -> int | None:
     """Size of a file, None if there is none."""
+    if not is_local(path):
+        found = objects.head(path)
+        return None if found is None else found.bytes
     try:
         return path.stat().st_size
     except (FileNotFoundError, NotADirectoryError):

@@ -27,8 +27,9 @@ _TRIES = 5
 
 
 class Head(NamedTuple):
-    """Of one object: its version, and the seconds since it was put, by the store's own clock."""
+    """Of one object: its size, its version, and the seconds since it was put, by the store's own clock."""
 
+    bytes: int
     etag: str
     age_s: float
 
@@ -62,8 +63,8 @@ def stand_in(root: Any) -> Path:
 
 
 def read(target: Any) -> bytes:
-    """All of an object."""
-    data: bytes = target.fs.cat_file(target.path)
+    """All of an object, in one request."""
+    data: bytes = target.fs.cat_file(target.path, max_concurrency=1)
     return data
 
 
@@ -102,14 +103,15 @@ def replace(target: Any, text: str, *, etag: str) -> bool:
 
 
 def head(target: Any) -> Head | None:
-    """Version and age of an object, None if there is none."""
+    """Size, version and age of an object, None if there is none."""
     bucket, key, _ = target.fs.split_path(target.path)
     try:
         answer = target.fs.call_s3("head_object", Bucket=bucket, Key=key)
     except FileNotFoundError:
         return None
     now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
-    return Head(etag=answer["ETag"], age_s=(now - answer["LastModified"]).total_seconds())
+    age = now - answer["LastModified"]
+    return Head(bytes=answer["ContentLength"], etag=answer["ETag"], age_s=age.total_seconds())
 
 
 def download(folder: Any, target: Path) -> None:

@@ -375,6 +375,55 @@ def test_a_store_is_queried_on_object_storage(root: Path, small_store: Any) -> N
     assert Layout(root).latest("associations").run == "a550c"
 
 
+@pytest.mark.ray
+@pytest.mark.parametrize("server", [swift], ids=["swift"], indirect=True)
+def test_every_stage_runs_on_object_storage_and_a_second_time_does_nothing(
+    root: Path,
+    tiny_data: Path,
+    tiny_model: Path,
+    ray_local: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from pipelines.config import Recipe, check
+    from pipelines.recipes.run import run_recipe
+    from pipelines.verify import verify_run
+
+    def here(worker: Any, work: Any, shards: list[int], *_: Any, **__: Any) -> dict[str, int]:
+        body = worker(work)
+        for shard in shards:
+            body.shard(shard)
+        return {}
+
+    for stage in ("extract", "encode", "steer"):
+        monkeypatch.setattr(f"pipelines.{stage}.do_shards", here)
+    monkeypatch.chdir(tmp_path)
+    stages = {
+        "extract": {
+            "data": str(tiny_data),
+            "model": str(tiny_model),
+            "layer": ["1"],
+            "cell_type": "type",
+            "donor": "donor",
+            "shard_cells": 36,
+        },
+        "train": {"n_features": 16, "k": 4, "n_steps": 6, "batch_size": 64, "checkpoint_steps": 2, "num_workers": 0},
+        "encode": {},
+        "associate": {},
+    }
+    recipe = check(Recipe, stages, "test")
+    first = run_recipe(recipe, root)
+    assert [result.kind for result in first] == ["activations", "saes", "codes", "associations"]
+    assert all(result.done for result in first)
+    answer = FeatureStore.open(root).sql("SELECT COUNT(*) AS n FROM features")
+    assert answer["n"].item() == 16
+    assert [verify_run(result.run, root) for result in first] == [0, 0, 0, 0]
+    assert names(first[1].path / "checkpoints") == ["step-00000002", "step-00000004"]
+    assert (tmp_path / "scsae-local").is_dir(), "MLflow's database lies beside"
+    assert not any(result.done for result in run_recipe(recipe, root))
+
+
 def test_the_second_driver_is_told_who_drives_and_the_third_comes_after_the_first(finished: commit.Run) -> None:
     with finished.sole_driver():
         with pytest.raises(BusyError, match=f"process {os.getpid()}, since .*what is committed is kept .*free in"):
