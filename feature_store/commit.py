@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from feature_store import files
@@ -383,11 +384,21 @@ def read_table(path: str | Path) -> pl.DataFrame:
 
 
 def read_part(path: Path) -> pl.DataFrame:
-    """Read one part. IntegrityError if it is missing or no whole Parquet file."""
+    """Read one part, every page checked. IntegrityError if it is not as written.
+
+    Polars' own reader checks no page (a flipped byte becomes a wrong number) and is 4 times faster: .03 s for .14 s a
+    core for 2 million rows of 5 columns.
+    """
     try:
-        return pl.read_parquet(files.scan_source(path))
-    except (OSError, pl.exceptions.PolarsError) as error:
+        with (
+            files.parquet_source(path) as source,
+            pq.ParquetFile(source, page_checksum_verification=True) as file,
+        ):
+            frame = pl.from_arrow(file.read())
+    except (OSError, pa.ArrowException) as error:
         raise IntegrityError(f"{path} cannot be read: {error}; {files.REPAIR}") from error
+    assert isinstance(frame, pl.DataFrame)
+    return frame
 
 
 def write_frame(path: Path, frame: pl.DataFrame) -> int:

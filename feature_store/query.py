@@ -11,17 +11,17 @@ In SQL the tables are `cells`, `genes`, `codes`, `features`, `feature_label`, `f
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 import polars as pl
 
 from feature_store.commit import Run, ShardMarker
-from feature_store.errors import NotFoundError, QueryError
-from feature_store.files import parquet_source, scan_source
+from feature_store.errors import IntegrityError, NotFoundError, QueryError
+from feature_store.files import REPAIR, parquet_source, scan_source, size_bytes
 from feature_store.layout import ASSOCIATION_TABLES, KINDS, Layout, RunInfo
 
 _READS_ONLY = re.compile(r"\s*(?:SELECT|WITH|SHOW|EXPLAIN|FROM|\()", re.IGNORECASE)
@@ -39,6 +39,24 @@ class Lineage:
     codes: str | None
     associations: str | None
     steering: tuple[str, ...]
+
+
+P = ParamSpec("P")
+_Method = Callable[Concatenate["FeatureStore", P], pl.DataFrame]
+
+
+def _naming_damage(ask: _Method[P]) -> _Method[P]:
+    """Answer, or name the damaged parts where reading failed because of them."""
+
+    @wraps(ask)
+    def asked(store: "FeatureStore", /, *args: P.args, **kwargs: P.kwargs) -> pl.DataFrame:
+        try:
+            return ask(store, *args, **kwargs)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            store._refuse_damage(error)
+            raise
+
+    return asked
 
 
 class FeatureStore:
@@ -101,11 +119,13 @@ class FeatureStore:
             self._frames[table] = self._scan(table)
         return self._frames[table]
 
+    @_naming_damage
     def sql(self, query: str) -> pl.DataFrame:
         """Answer a SELECT over the tables (Polars SQL).
 
         QueryError for an unknown table or column, with the nearest names, for a syntax error, and for a statement that
-        does anything but read these tables.
+        does anything but read these tables. IntegrityError naming a part that is missing or truncated; Polars checks no
+        page, so a flipped byte is found by `scsae verify` and by the stages that read on, not here.
         """
         if not _READS_ONLY.match(query) or _READS_FILES.search(query):
             raise QueryError(
@@ -114,8 +134,10 @@ class FeatureStore:
         try:
             return pl.SQLContext({table: self.frame(table) for table in self.tables()}, eager=True).execute(query)
         except pl.exceptions.PolarsError as error:
+            self._refuse_damage(error)
             raise QueryError(self._explain(str(error))) from error
 
+    @_naming_damage
     def features_for(
         self, *, gene: str | None = None, label: str | None = None, gene_set: str | None = None
     ) -> pl.DataFrame:
@@ -143,6 +165,7 @@ class FeatureStore:
             key = f"select_{key}"
         return self._describe(found.sort(key, "feature_id", descending=[descending, False], nulls_last=True))
 
+    @_naming_damage
     def top_cells(self, feature: int, n: int = 20) -> pl.DataFrame:
         """The n cells with the largest code of a feature, with their columns of the cell table.
 
@@ -160,6 +183,7 @@ class FeatureStore:
         cells = self.frame("cells").filter(pl.col("cell_idx").is_in(top["cell_idx"].implode())).collect()
         return top.join(cells, on="cell_idx", how="left", maintain_order="left")
 
+    @_naming_damage
     def features_of(self, cell: int | str, n: int = 20) -> pl.DataFrame:
         """The n features with the largest code in a cell (its cell_idx, or its cell_id), each with class and genes.
 
@@ -198,6 +222,17 @@ class FeatureStore:
             frames = [_scan(folder).with_columns(pl.lit(folder.parent.name).alias("run")) for folder in folders]
             return pl.concat(frames, how="diagonal_relaxed")
         return _scan(folders[0])
+
+    def _refuse_damage(self, error: Exception) -> None:
+        """IntegrityError naming the parts that are missing or not of their size, if any is."""
+        damaged = []
+        for folder in {folder for folders in self._folders.values() for folder in folders}:
+            run = Run.open(folder)
+            for marker in run.manifest().shards:
+                if size_bytes(run.part(marker.shard)) != marker.bytes:
+                    damaged.append(str(run.part(marker.shard)))
+        if damaged:
+            raise IntegrityError(f"damaged or missing: {', '.join(sorted(damaged))}; {REPAIR}") from error
 
     def _no_table(self, name: str) -> str:
         known = ", ".join(self.tables())
@@ -295,8 +330,11 @@ def _plan_of(info: RunInfo | None) -> dict[str, Any]:
 def _scan(folder: Path, **widened: type[pl.DataType]) -> pl.LazyFrame:
     """The parts of a complete run as one lazy frame; `widened` integer columns are read as the wider dtype given."""
     parts = Run.open(folder).parts()
-    with parquet_source(parts[0]) as source:
-        schema = {**pl.read_parquet_schema(source), **{name: dtype() for name, dtype in widened.items()}}
+    try:
+        with parquet_source(parts[0]) as source:
+            schema = {**pl.read_parquet_schema(source), **{name: dtype() for name, dtype in widened.items()}}
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise IntegrityError(f"{parts[0]} cannot be read: {error}; {REPAIR}") from error
     cast_options = pl.ScanCastOptions(integer_cast="upcast")
     return pl.scan_parquet([scan_source(part) for part in parts], schema=schema, cast_options=cast_options, glob=False)
 
