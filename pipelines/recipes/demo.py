@@ -80,7 +80,7 @@ def demo_recipe(
                 f"obs columns were named without --data (donor {donor!r}, batch {batch!r}, cell type {cell_type!r}); "
                 "the embedded cells have theirs: give --data FILE.h5ad, or leave the columns out"
             )
-        data, batch, cell_type, target = write_pbmc68k(store / "data"), BATCH, CELL_TYPE, EMBEDDED_TARGET
+        data, batch, cell_type, target = write_pbmc68k(Layout(store).local_root / "data"), BATCH, CELL_TYPE, EMBEDDED_TARGET
     return Recipe(
         extract=ExtractOptions(
             data=(data,), layer=(LAYER,), donor=donor, batch=batch, cell_type=cell_type, shard_cells=SHARD_CELLS
@@ -176,8 +176,8 @@ def draw(found: FeatureStore, by_kind: dict[str, StageResult], store: Path, aske
     from feature_store.associations import Labels
     from feature_store.codes import CodesRun, load_cell_codes
 
-    folder = store / "plots"
-    folder.mkdir(exist_ok=True)
+    folder = Layout(store).local_root / "plots"
+    folder.mkdir(parents=True, exist_ok=True)
     codes_run = CodesRun.open(by_kind["codes"].path)
     cells = found.frame("cells").collect()
     best = best_per_label(found)
