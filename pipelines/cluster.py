@@ -19,8 +19,8 @@ from pipelines.errors import RunFailedError, UsageError
 from pipelines.stage import Clock
 
 OBJECT_STORE_BYTES = 100_000_000
-HEAD_PATIENCE_S = 40.0
-"""How long the head of a cluster may be away (a fault-tolerant one comes back); Ray ends the process after 60."""
+PATIENCE_S = 40.0
+"""How long the head of a cluster may be silent (a fault-tolerant one comes back); Ray ends the process after 60."""
 KNOCK_S = 2.0
 _KEPT: contextvars.ContextVar[bool] = contextvars.ContextVar("kept", default=False)
 _QUIET = {
@@ -39,43 +39,39 @@ class Session:
     def __init__(self) -> None:
         import ray
 
-        self._raylet: tuple[str, int] | None = None
-        self._head: tuple[str, int] | None = None
-        self._away: Clock | None = None
+        self._ports: dict[str, tuple[str, int]] = {}
+        self._silent: dict[str, Clock] = {}
         # careful: a Ray client (ray://) sees neither port; there a lost connection raises by itself
         if not ray.util.client.ray.is_connected():
             context = ray.get_runtime_context()
             own = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
             host, _, port = context.gcs_address.rpartition(":")
-            self._raylet = own["NodeManagerAddress"], own["NodeManagerPort"]
-            self._head = host, int(port)
+            self._ports["raylet"] = own["NodeManagerAddress"], own["NodeManagerPort"]
+            self._ports["head"] = host.strip("[]"), int(port)
 
     def raise_if_lost(self) -> None:
-        """Raise RunFailedError if this machine's raylet is gone, or the head for too long."""
-        if self._raylet is None or self._head is None:
-            return
-        if not _answers(self._raylet):
-            raise _lost("the raylet of this machine is gone")
-        if _answers(self._head):
-            self._away = None
-            return
-        self._away = self._away or Clock()
-        # a head on this machine that does not answer is a process that is gone
-        if self._head[0] == self._raylet[0] or self._away.seconds > HEAD_PATIENCE_S:
-            raise _lost(f"its head at {self._head[0]}:{self._head[1]} does not answer")
+        """Raise RunFailedError if the raylet or the head is gone: at once if nobody listens on this machine."""
+        for name, address in self._ports.items():
+            trouble = _knock(address)
+            if trouble is None:
+                self._silent.pop(name, None)
+                continue
+            silent = self._silent.setdefault(name, Clock())
+            is_here = address[0] == self._ports["raylet"][0]
+            if silent.seconds > PATIENCE_S or (is_here and isinstance(trouble, ConnectionRefusedError)):
+                raise RunFailedError(
+                    f"the Ray session was lost: its {name} at {address[0]}:{address[1]} does not answer ({trouble}); "
+                    "what is committed stays, run the same command again to resume"
+                )
 
 
-def _answers(address: tuple[str, int]) -> bool:
-    """Whether a connection is accepted there: by the kernel, so however busy the process is."""
-    with contextlib.suppress(OSError), socket.create_connection(address, timeout=KNOCK_S):
-        return True
-    return False
-
-
-def _lost(reason: str) -> RunFailedError:
-    return RunFailedError(
-        f"the Ray session was lost: {reason}; what is committed stays, run the same command again to resume"
-    )
+def _knock(address: tuple[str, int]) -> OSError | None:
+    """Why nobody took a connection there; the kernel takes it, so however busy the process is."""
+    try:
+        with socket.create_connection(address, timeout=KNOCK_S):
+            return None
+    except OSError as error:
+        return error
 
 
 @contextlib.contextmanager

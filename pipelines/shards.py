@@ -130,13 +130,11 @@ class Crew:
             RunFailedError: no actor starts, they die again and again, or what `look` raises.
             ray.exceptions.RayTaskError: what a shard or the making of a worker raised.
         """
-        import ray
-
         for _ in range(self._n_actors):
             self._hire()
         looked, idle, told = Clock(), Clock(), False
         while self._waiting or self._running:
-            done, _ = ray.wait([*self._starting, *self._running], num_returns=1, timeout=LOOK_S)
+            done = self._wait()
             if looked.seconds >= LOOK_S:
                 self._look()
                 looked = Clock()
@@ -147,6 +145,17 @@ class Crew:
             for ref in done:
                 yield from self._take(ref)
             self._hand_out()
+
+    def _wait(self) -> list[Any]:
+        """The first ObjectRef that is done, none after LOOK_S."""
+        import ray
+
+        try:
+            done, _ = ray.wait([*self._starting, *self._running], num_returns=1, timeout=LOOK_S)
+        except ConnectionError as error:
+            # of a Ray client (ray://)
+            raise RunFailedError(f"the Ray session was lost: {error}; run the same command again to resume") from error
+        return list(done)
 
     def _hire(self) -> None:
         actor = self._start()

@@ -91,40 +91,39 @@ def test_an_actor_that_fits_on_no_node_is_refused_with_what_the_nodes_have(nodes
 
 
 @pytest.fixture
-def ports(ray_local):
-    """The session, and a function that makes a port of it one at which nobody listens."""
-    session = Session()
-    session.raise_if_lost()
-
-    def close(which, host="127.0.0.1"):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            setattr(session, which, (host, probe.getsockname()[1]))
-
-    return session, close
+def session(ray_local):
+    found = Session()
+    found.raise_if_lost()
+    return found
 
 
-def test_a_session_without_its_raylet_or_its_head_is_lost(ports):
-    session, close = ports
-    close("_head", session._raylet[0])
-    with pytest.raises(RunFailedError, match=r"lost: its head at .* does not answer; .*run the same command again"):
+@pytest.fixture
+def deaf_port():
+    """A port at which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize("name", ["raylet", "head"])
+def test_a_session_whose_raylet_or_head_is_gone_from_this_machine_is_lost_at_once(session, deaf_port, name):
+    session._ports[name] = session._ports["raylet"][0], deaf_port
+    words = f"lost: its {name} at .*:{deaf_port} does not answer .*what is committed stays, run the same command again"
+    with pytest.raises(RunFailedError, match=words):
         session.raise_if_lost()
-    close("_raylet")
-    with pytest.raises(RunFailedError, match=r"lost: the raylet of this machine is gone; .*run the same command again"):
-        session.raise_if_lost()
 
 
-def test_the_head_on_another_machine_may_be_away_for_a_while(ports, monkeypatch):
-    session, close = ports
-    head = session._head
-    close("_head")
+def test_the_head_on_another_machine_may_be_silent_for_a_while(session, deaf_port, monkeypatch):
+    head = session._ports["head"]
+    session._ports["head"] = "127.0.0.1", deaf_port
     session.raise_if_lost()
-    session._head = head
+    assert session._silent.keys() == {"head"}
+    session._ports["head"] = head
     session.raise_if_lost()
-    assert session._away is None
-    close("_head")
-    monkeypatch.setattr(cluster, "HEAD_PATIENCE_S", 0.0)
-    with pytest.raises(RunFailedError, match="does not answer"):
+    assert not session._silent
+    session._ports["head"] = "127.0.0.1", deaf_port
+    monkeypatch.setattr(cluster, "PATIENCE_S", 0.0)
+    with pytest.raises(RunFailedError, match=r"its head at .* does not answer"):
         session.raise_if_lost()
 
 
