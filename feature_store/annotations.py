@@ -23,6 +23,7 @@ FILE_COLUMN = "file"
 SYMBOL_COLUMNS = ("gene_symbol", "gene_symbols", "gene_name", "gene_names", "feature_name", "symbol", "hgnc_symbol")
 ENSEMBL_COLUMNS = ("ensembl_id", "ensembl", "gene_id", "gene_ids", "feature_id", "ensembl_gene_id")
 _ENSEMBL = re.compile(r"ENS[A-Z]*G\d{6,}")
+_MARK = "\0file"
 _VERSION = re.compile(r"\.\d+$")
 _PLAIN = {"b1", *(f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)), "f4", "f8"}
 
@@ -99,17 +100,22 @@ def obs_series(name: str, column: Any) -> pl.Series:
     return pl.Series(name, values, dtype=pl.String)
 
 
-def join_obs(frames: Sequence[pl.DataFrame], files: Sequence[str]) -> pl.DataFrame:
+def join_obs(parts: Sequence[tuple[str, int, pl.DataFrame]]) -> pl.DataFrame:
     """The obs of several files, one below the other, behind a column `file` that says which one a cell is from.
 
-    Columns come in the order of their first appearance, null where a file has none of that name. Numbers become the
-    type that holds all of them; columns that are numbers in one file and text in another become strings. A column
-    that is called `file` already becomes `file_obs`.
+    `parts` are the name, the number of cells and the obs of each file. Columns come in the order of their first
+    appearance, null where a file has none of that name. Numbers become the type that holds all of them; columns that
+    are numbers in one file and text in another become strings. A column that is called `file` already becomes
+    `file_obs`.
     """
-    names = pl.Series(FILE_COLUMN, files, dtype=pl.String)
-    sizes = np.repeat(np.arange(len(frames), dtype=np.uint32), [frame.height for frame in frames])
-    joined = pl.concat([_as_text_where_types_differ(frame, frames) for frame in frames], how="diagonal_relaxed")
-    return pl.DataFrame([names.gather(pl.Series(sizes))]).hstack(without_clashes(joined, {}, (FILE_COLUMN,)))
+    frames = [frame for _, _, frame in parts]
+    marked = [
+        pl.DataFrame([pl.Series(_MARK, [name]).new_from_index(0, n)]).hstack(_as_text_where_types_differ(frame, frames))
+        for name, n, frame in parts
+    ]
+    joined = pl.concat(marked, how="diagonal_relaxed")
+    own = joined.select(pl.col(_MARK).alias(FILE_COLUMN))
+    return own.hstack(without_clashes(joined.drop(_MARK), {}, (FILE_COLUMN,)))
 
 
 def _as_text_where_types_differ(frame: pl.DataFrame, frames: Sequence[pl.DataFrame]) -> pl.DataFrame:

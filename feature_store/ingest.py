@@ -132,7 +132,8 @@ class Source:
         """
         if len(self._files) == 1:
             return self._files[0].obs()
-        return join_obs([file.obs() for file in self._files], _short_names(self.paths))
+        names = _short_names(self.paths)
+        return join_obs([(name, file.n_cells, file.obs()) for name, file in zip(names, self._files, strict=True)])
 
     def obs_names(self) -> pl.Series:
         """Names of the cells as the files have them [n_cells]; they may repeat, so `cell_idx` is the key."""
@@ -220,7 +221,7 @@ def write_cells(
         "split": {**asdict(split), **asdict(record)},
     }
     if len(source.paths) > 1:
-        plan["files"] = _short_names(source.paths)
+        plan["sources"] = _short_names(source.paths)
     dataset = dataset or f"{_slug(source.paths)}-{run_id({**plan, 'matrix': source.matrix})[:6]}"
     own = {
         "cell_idx": pl.int_range(source.n_cells, dtype=pl.Int64, eager=True),

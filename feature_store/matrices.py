@@ -70,16 +70,17 @@ class _SparseRows:
             )
         _refuse_other_than_numbers(self._data, where)
         _refuse_missing_chunks(self._data, where)
+        with _reading(where, 0, n_rows):
+            end = int(self._indptr[n_rows])
+        if end != self._data.shape[0]:
+            raise self._no_ascent(0, n_rows)
 
     def read(self, start: int, stop: int) -> CSRRows:
         with _reading(self._where, start, stop):
             indptr = np.asarray(self._indptr[start : stop + 1]).astype(np.int64)
         low, high = int(indptr[0]), int(indptr[-1])
         if low < 0 or high > self._data.shape[0] or (np.diff(indptr) < 0).any():
-            raise InputError(
-                f"{self._where}, rows [{start}, {stop}): indptr does not ascend from 0 to {self._data.shape[0]}, the "
-                f"number of values; {_COPY_AGAIN}"
-            )
+            raise self._no_ascent(start, stop)
         with _reading(self._where, start, stop):
             indices, data = np.asarray(self._indices[low:high]), np.asarray(self._data[low:high])
         if high > low and not 0 <= int(indices.min()) <= int(indices.max()) < self.shape[1]:
@@ -90,6 +91,12 @@ class _SparseRows:
             )
         rows = CSRRows(indptr=indptr - low, indices=indices.astype(np.int32, copy=False), data=_float32(data))
         return sort_rows(rows, where=self._where, start=start)
+
+    def _no_ascent(self, start: int, stop: int) -> InputError:
+        return InputError(
+            f"{self._where}, rows [{start}, {stop}): indptr does not ascend from 0 to {self._data.shape[0]}, the "
+            f"number of values; {_COPY_AGAIN}"
+        )
 
 
 class _DenseRows:
