@@ -80,7 +80,8 @@ def demo_recipe(
                 f"obs columns were named without --data (donor {donor!r}, batch {batch!r}, cell type {cell_type!r}); "
                 "the embedded cells have theirs: give --data FILE.h5ad, or leave the columns out"
             )
-        data, batch, cell_type, target = write_pbmc68k(Layout(store).local_root / "data"), BATCH, CELL_TYPE, EMBEDDED_TARGET
+        data = write_pbmc68k(Layout(store).local_root / "data")
+        batch, cell_type, target = BATCH, CELL_TYPE, EMBEDDED_TARGET
     return Recipe(
         extract=ExtractOptions(
             data=(data,), layer=(LAYER,), donor=donor, batch=batch, cell_type=cell_type, shard_cells=SHARD_CELLS
