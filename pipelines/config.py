@@ -170,12 +170,6 @@ class EncodeOptions(CellOptions, ForwardOptions):
     matrix: str | None = None
     """Matrix of `data` to read: X, raw or layers/NAME; default as in extract."""
 
-    @pydantic.field_validator("data", mode="before")
-    @classmethod
-    def _one_file(cls, value: Any) -> Any:
-        """A recipe may name one file without a list around it."""
-        return (value,) if isinstance(value, str | Path) else value
-
     @pydantic.model_validator(mode="after")
     def _fused_options(self) -> "EncodeOptions":
         """Options that only a forward pass, or only other data, can follow."""
