@@ -7,7 +7,7 @@ alone, at the edge: a stage receives a checked, frozen object. Unknown keys are 
 import difflib
 import re
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 import yaml
@@ -26,6 +26,14 @@ def parse_size(text: str) -> int:
     if not found:
         raise UsageError(f"a size was given as {text!r}; write a number and one of {', '.join(SIZE_UNITS)}, e.g. 256MB")
     return int(float(found[1]) * SIZE_UNITS[found[2].upper()])
+
+
+def _one_or_many(value: Any) -> Any:
+    return (value,) if isinstance(value, str | Path) else value
+
+
+Files = Annotated[tuple[Path, ...], pydantic.BeforeValidator(_one_or_many)]
+"""Paths; a recipe may name one without a list around it."""
 
 
 class Options(BaseModel):
@@ -82,7 +90,7 @@ class CellOptions(Options):
 class DataOptions(Options):
     """Which cells, and how they are read."""
 
-    data: tuple[Path, ...] = Field(min_length=1)
+    data: Files = Field(min_length=1)
     """The .h5ad files (or AnnData .zarr folders) that hold the cells. Several are one data set, in the order given:
     their genes are joined, and a donor of the same name is the same donor in all of them."""
     matrix: str | None = None
@@ -94,12 +102,6 @@ class DataOptions(Options):
     """Draw the model's weights at random instead of loading them: the control."""
     precision: Literal["f32", "bf16"] = "f32"
     """Matrix products of the model: f32, or bf16 (autocast), which is several times faster where there is hardware."""
-
-    @pydantic.field_validator("data", mode="before")
-    @classmethod
-    def _one_file(cls, value: Any) -> Any:
-        """A recipe may name one file without a list around it."""
-        return (value,) if isinstance(value, str | Path) else value
 
 
 class ExtractOptions(DataOptions, CellOptions, ForwardOptions):
@@ -165,7 +167,7 @@ class EncodeOptions(CellOptions, ForwardOptions):
     """Store the codes of cells, or of every token (as many times larger as a cell has tokens)."""
     fused: bool = False
     """Run the foundation model again over all cells and encode at once; nothing but codes is stored."""
-    data: tuple[Path, ...] = ()
+    data: Files = ()
     """Encode the cells of another .h5ad or .zarr instead (fused); may be repeated."""
     matrix: str | None = None
     """Matrix of `data` to read: X, raw or layers/NAME; default as in extract."""
