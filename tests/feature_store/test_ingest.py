@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import warnings
@@ -454,6 +455,15 @@ def test_kang_is_split_by_donor(scsae_data: Path, tmp_path: Path) -> None:
     assert (record.unit, record.n_units) == ("donor", 8)
     assert 0.4 < record.cells["train"] / 2000 < 0.6
     assert Run.open(layout.cells_dir(cells["dataset"][0])).verify() == []
+
+
+def test_memory_does_not_grow_with_the_cells(pytestconfig: pytest.Config, tmp_path: Path) -> None:
+    bench = pytestconfig.rootpath / "tests" / "benchmarks" / "bench_ingest.py"
+    command = [sys.executable, bench, "--cells", "5000", "200000", "--folder", tmp_path]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=pytestconfig.rootpath)
+    few, many = (json.loads(line)["peak_mb"] for line in done.stdout.splitlines())
+    # the cell table itself is 160 bytes a cell; a Python string for each cell and column would be ten times that
+    assert many - few < 250 * 195_000 / 1e6 + 30
 
 
 def test_importing_the_query_layer_does_not_import_anndata() -> None:

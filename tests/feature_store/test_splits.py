@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import hashlib
+from typing import TYPE_CHECKING
+
 import numpy as np
+import polars as pl
 import pytest
 
-from feature_store import splits
+from feature_store import ingest, splits
 from feature_store.errors import InputError
 from feature_store.schemas import SPLITS
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def donors(rng: np.random.Generator, n_cells: int, n_donors: int) -> np.ndarray:
@@ -96,3 +103,46 @@ def test_too_few_cells_or_units_of_another_length_are_refused() -> None:
         splits.assign(["a", "b"], 5)
     with pytest.raises(InputError, match="at least 3 units"):
         splits.assign(["a", "b", "a"], 3)
+
+
+FROZEN = {
+    0: ("ettttesettetsseetttseetttessetettss", "tettsetssttstteestte"),
+    1: ("teetsttseetsttstetsttseettttsettstt", "tseetsseetttttttsste"),
+}
+"""Splits of 35 cells by unit and of 20 by cell, as the first version made them: t(rain), s(elect), (t)e(st)."""
+FROZEN_REAL = {
+    "kang18_ifnb_2000x9015_counts": ("donor", "ddef036c36202287"),
+    "kang18_ctrl_8684x2511_counts": ("donor", "8743064a0fd77dfb"),
+    "scmixology_5lines_5batches_counts": ("batch", "108925249124e29d"),
+    "ctcl_skin_GSE128531_1800x33694_counts": ("donor", "d03c0f2d65ab58ef"),
+}
+
+
+def letters(labels: splits.Labels) -> str:
+    return "".join({"train": "t", "select": "s", "test": "e"}[label] for label in labels)
+
+
+@pytest.mark.parametrize("seed", FROZEN)
+def test_a_split_is_for_good(seed: int) -> None:
+    units = [f"donor-{i % 7}" if i % 5 else None for i in range(35)]
+    by_unit, by_cell = FROZEN[seed]
+    assert letters(splits.assign(units, 35, seed=seed)) == by_unit
+    assert letters(splits.assign(None, 20, seed=seed)) == by_cell
+
+
+@pytest.mark.parametrize("name", FROZEN_REAL)
+def test_the_split_of_real_data_is_for_good(scsae_data: Path, name: str) -> None:
+    column, digest = FROZEN_REAL[name]
+    source = ingest.open_source(scsae_data / f"{name}.h5ad")
+    labels, _ = splits.make(source.n_cells, donor=source.obs()[column])
+    assert hashlib.sha256(letters(labels).encode()).hexdigest()[:16] == digest
+
+
+def test_units_may_be_a_list_an_array_or_a_series(rng: np.random.Generator) -> None:
+    units = donors(rng, 200, 6)
+    units[7] = None
+    wanted = splits.assign(units, 200).tolist()
+    for other in (units.tolist(), pl.Series(units.tolist()), pl.Series(units.tolist(), dtype=pl.Categorical)):
+        assert splits.assign(other, 200).tolist() == wanted
+    numbers = rng.integers(0, 9, 200)
+    assert (splits.assign(pl.Series(numbers), 200) == splits.assign([str(i) for i in numbers], 200)).all()
