@@ -2,13 +2,12 @@
 
 A jump z = pre 1[pre > theta] has no gradient in theta that a single token could see. arXiv 2407.14435 estimates that
 of the EXPECTED loss by a kernel of width eps around the threshold, here the rectangle K(u) = 1[|u| < 1/2]:
-    d z / d theta          = -(theta / eps) K((pre - theta) / eps)        (equation 11)
-    d 1[pre > theta] / d theta = -(1 / eps) K((pre - theta) / eps)        (equation 12)
-    d z / d pre            = 1[pre > theta]
-    d 1[pre > theta] / d pre   = +(1 / eps) K((pre - theta) / eps)
-The last line is zero in the paper; here the sparsity loss reaches the encoder too, as an activation just above its
-threshold can fall as well as the threshold can rise. Both estimates act on pre-activations: half of the window lies
-below the threshold, where z is zero and would tell nothing.
+    d z / d theta = -(theta / eps) K((pre - theta) / eps)        d z / d pre = 1[pre > theta]
+    d 1[pre > theta] / d theta = -(1 / eps) K((pre - theta) / eps)        d 1[pre > theta] / d pre = 0
+Both estimates act on pre-activations: half of the window lies below the threshold, where z is zero and would tell
+nothing. The count of active features moves thresholds alone, as in the paper: with the opposite estimate for pre, the
+sparsity loss pushes the biases of all features at once, by steps that Adam makes as large as its rate, and 32 % of the
+features ended dead instead of 10 % (mini model, F 1024, k 16, 600 and 400 steps).
 """
 
 from typing import Any
@@ -36,7 +35,7 @@ def jumped(pre: Float[Tensor, " n"], theta: Float[Tensor, " n"], bandwidth: floa
 
 
 def active(pre: Float[Tensor, " n"], theta: Float[Tensor, " n"], bandwidth: float) -> Float[Tensor, " n"]:
-    """1[pre > theta] as numbers, their gradients estimated over a window of width `bandwidth`."""
+    """1[pre > theta] as numbers, their gradient in theta estimated over a window of width `bandwidth`."""
     ones: Tensor = _Active.apply(pre, theta, bandwidth)  # type: ignore[no-untyped-call]
     return ones
 
@@ -71,5 +70,4 @@ class _Active(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_active: Tensor) -> tuple[Tensor | None, ...]:
         pre, theta = ctx.saved_tensors
-        d_pre = _window(pre, theta, ctx.bandwidth) / ctx.bandwidth * d_active
-        return d_pre, -d_pre, None
+        return None, -_window(pre, theta, ctx.bandwidth) / ctx.bandwidth * d_active, None

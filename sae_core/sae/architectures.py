@@ -33,7 +33,7 @@ from sae_core.errors import ConfigError
 from sae_core.sae.activation import as_chosen, jumped, rectified
 from sae_core.sae.codes import SparseCodes
 from sae_core.sae.config import SAEConfig
-from sae_core.sae.constraints import NON_NEGATIVE_THETA, UNIT_NORM, Constraint
+from sae_core.sae.constraints import LIVING_THETA, UNIT_NORM, Constraint
 from sae_core.sae.objectives import AUXK, GATE_L1, GATE_RECONSTRUCTION, L0, L1, RECONSTRUCTION, Term
 from sae_core.sae.selectors import above, above_threshold, batch_topk, token_topk
 
@@ -87,7 +87,7 @@ ARCHITECTURES = {
         select=lambda pre, theta, config: above(pre, theta - config.bandwidth / 2),
         activate=jumped,
         objective=(RECONSTRUCTION, L0, AUXK),
-        constraints=(UNIT_NORM, NON_NEGATIVE_THETA),
+        constraints=(UNIT_NORM, LIVING_THETA),
         learned=("theta",),
         initial_theta=chance_threshold,
         calibrated=True,

@@ -54,7 +54,7 @@ class Forward:
     """Pre-activations at the places of `codes`; they carry gradients."""
     codes: SparseCodes
     """Places that get a gradient; their values carry gradients and may be zero."""
-    prefixes: Float[Tensor, "token group d_model"]
+    prefixes: tuple[Float[Tensor, "token d_model"], ...]
     """Reconstruction by the first group of features, by the first two, and so on to all of them."""
     dead: Bool[Tensor, " feature"]
     weights: Weights
@@ -66,12 +66,13 @@ class Forward:
     @property
     def x_hat(self) -> Float[Tensor, "token d_model"]:
         """The reconstruction by all features."""
-        return self.prefixes[:, -1]
+        return self.prefixes[-1]
 
     @cached_property
     def errors(self) -> Float[Tensor, " group"]:
         """mean_t ||x_t - prefix_t||^2 of each group: in normalised units predicting the mean costs 1."""
-        return (self.x.unsqueeze(1) - self.prefixes).square().sum(dim=2).mean(dim=0)
+        errors = [functional.mse_loss(x_hat, self.x, reduction="sum") for x_hat in self.prefixes]
+        return torch.stack(errors) / self.x.shape[0]
 
     @cached_property
     def theta_at(self) -> Float[Tensor, " nnz"]:
@@ -149,7 +150,7 @@ def gate_reconstruction(forward: Forward) -> Float[Tensor, ""]:
     """mean_t ||x - relu(gate) W_dec - b_dec||^2 with W_dec and b_dec frozen: what opens a gate."""
     W_dec, b_dec = forward.weights.W_dec.detach(), forward.weights.b_dec.detach()
     x_hat = forward.kernel.decode(forward.codes.with_value(forward.gate.relu()), W_dec) + b_dec
-    return (forward.x - x_hat).square().sum(dim=1).mean()
+    return functional.mse_loss(x_hat, forward.x, reduction="sum") / forward.x.shape[0]
 
 
 def l0_to_target(forward: Forward) -> Float[Tensor, ""]:

@@ -11,10 +11,11 @@ d 512, F 16384, k 32, of which 771 are the product x W_enc^T (`tests/benchmarks/
 
 import math
 from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_core.errors import CheckpointError, ConfigError, TrainingError
@@ -114,7 +115,7 @@ class Trainer:
         warm_up = self.config.sparsity_at(self.n_steps_done)
         loss = loss_of(sae.architecture.objective, forward, warm_up=warm_up)
         self._differentiate(loss, x)
-        self._descend()
+        self._descend(dead)
         n_active = self._count(forward, n_dead=int(dead.sum()))
         return StepMetrics(
             step=self.n_steps_done,
@@ -220,19 +221,19 @@ class Trainer:
             self._workspace = x.new_empty(x.shape[0], self.sae.config.n_features)
         return torch.addmm(self.sae.b_enc, x, self.sae.W_enc.T, out=self._workspace[: x.shape[0]])
 
-    def _forward(self, x: Float[Tensor, "token d_model"], dead: Tensor) -> Forward:
+    def _forward(self, x: Float[Tensor, "token d_model"], dead: Bool[Tensor, " feature"]) -> Forward:
         sae, config, arch = self.sae, self.sae.config, self.sae.architecture
         with torch.no_grad():
             codes = arch.select(self._pre_activations(x), sae.theta, config)
         pre = self.kernel.encode(x, sae.W_enc, sae.b_enc, codes)
         codes = codes.with_value(arch.activate(pre, sae.theta.index_select(0, codes.col), config.bandwidth))
         grouped = codes.by_group(config.group_stops) if arch.nested else codes
-        parts = self.kernel.decode(grouped, sae.W_dec).view(x.shape[0], -1, config.d_model)
+        parts = self.kernel.decode(grouped, sae.W_dec).view(x.shape[0], -1, config.d_model).unbind(dim=1)
         return Forward(
             x=x,
             pre=pre,
             codes=codes,
-            prefixes=(parts.cumsum(dim=1) if arch.nested else parts) + sae.b_dec,
+            prefixes=tuple(accumulate(parts, initial=sae.b_dec))[1:],
             dead=dead,
             weights=sae.weights,
             r_mag=self.r_mag,
@@ -258,7 +259,7 @@ class Trainer:
             )
 
     @torch.no_grad()
-    def _descend(self) -> None:
+    def _descend(self, dead: Bool[Tensor, " feature"]) -> None:
         constraints = self.sae.architecture.constraints
         for constraint in constraints:
             constraint.before_step(self.sae.weights)
@@ -266,7 +267,7 @@ class Trainer:
             group["lr"] = self._lr
         self._adam.step()
         for constraint in constraints:
-            constraint.after_step(self.sae.weights)
+            constraint.after_step(self.sae.weights, dead)
 
     @torch.no_grad()
     def _count(self, forward: Forward, *, n_dead: int) -> int:

@@ -1,9 +1,11 @@
 """Training: the loop resumes bit for bit, under Ray Train or without, and what is registered gives the same codes."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from pipelines.config import TrainOptions
 from pipelines.tracking import Tracking
 from pipelines.train import TrainJob, fit, held_out, train
 from sae_core.errors import ConfigError, TrainingError
-from sae_core.sae import evaluate, load_sae
+from sae_core.sae import ARCHITECTURES, evaluate, load_sae
 
 pytestmark = pytest.mark.ray
 
@@ -188,6 +190,31 @@ def test_a_k_that_does_not_fit_is_refused_and_nothing_is_written(ray_local, chai
     with pytest.raises(ConfigError, match="k"):
         train(chain.train.model_copy(update=change), chain.store)
     assert Layout(chain.store).runs("saes") == before
+
+
+@pytest.fixture(scope="module")
+def all_architectures(chain, tmp_path_factory):
+    """A copy of the chain's store, to train each architecture in."""
+    store = tmp_path_factory.mktemp("architectures") / "store"
+    shutil.copytree(chain.store, store)
+    return store
+
+
+@pytest.mark.parametrize("arch", get_args(TrainOptions.model_fields["arch"].annotation))
+def test_each_architecture_is_trained_saved_and_registered(ray_local, chain, all_architectures, arch):
+    options = chain.train.model_copy(update={"arch": arch, "l1_coefficient": 0.3})
+    result = train(options, all_architectures)
+    sae, plan = load_sae(result.path), commit.Run.open(result.path).plan
+    assert plan["sae"]["arch"] == sae.config.arch == arch
+    assert plan["sae"]["l1_coefficient"] == 0.3
+    assert (result.path.name, result.facts["select_tokens"] > 0) == (result.run, True)
+    assert 0 < result.facts["select_fvu"] < 1
+    assert result.facts["registered"].startswith("sae-tiny-layer.1 ")
+    assert train(options, all_architectures).done == 0
+
+
+def test_the_architectures_of_the_command_line_are_those_of_the_package():
+    assert set(get_args(TrainOptions.model_fields["arch"].annotation)) == set(ARCHITECTURES)
 
 
 def test_training_without_activations_says_what_to_run_first(tmp_path):

@@ -40,12 +40,23 @@ def test_recovery_is_the_mean_of_the_largest_cosines():
     assert recovery(planted, learned) == pytest.approx((1 + 0.5**0.5) / 2)
 
 
-def recovered(arch: str, *, n_features: int, d_model: int, l0: float, width: int, n_steps: int, **groups) -> float:
+def recovered(arch: str, *, n_features: int, d_model: int, l0: float, width: int, n_steps: int) -> float:
     planted = PlantedDictionary(n_features=n_features, d_model=d_model, l0=l0)
-    config = SAEConfig(d_model=d_model, n_features=width, k=round(l0), arch=arch, **groups)
+    config = SAEConfig(d_model=d_model, n_features=width, k=round(l0), arch=arch)
     pool = planted.sample(2**16, 1)
     trainer = Trainer(config, TrainConfig(n_steps=n_steps, batch_size=1024), Normaliser.fit([pool[:8192]]))
     for step in range(n_steps):
         start = 1024 * step % len(pool)
         trainer.step(pool[start : start + 1024])
     return recovery(planted.directions, trainer.finish([planted.sample(4096, 2)]).W_dec)
+
+
+@pytest.mark.parametrize("arch", ["batchtopk", "matryoshka"])
+def test_directions_superposed_twice_are_recovered(arch):
+    assert recovered(arch, n_features=128, d_model=64, l0=6.0, width=256, n_steps=800) >= 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["batchtopk", "matryoshka"])
+def test_512_directions_in_256_dimensions_are_recovered(arch):
+    assert recovered(arch, n_features=512, d_model=256, l0=16.0, width=1024, n_steps=1500) >= 0.95

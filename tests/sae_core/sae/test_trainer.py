@@ -138,6 +138,22 @@ def test_a_larger_l1_coefficient_makes_a_sparser_code(planted, arch):
     assert l0[0] > 1.3 * l0[1] > 1.69 * l0[2]
 
 
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_a_batch_with_fewer_positive_entries_than_k_or_none_at_all_is_a_step(planted, arch):
+    learner = trainer(planted, config=of(arch))
+    with torch.no_grad():
+        learner.sae.b_enc[1:] = -100.0
+    assert learner.step(planted.sample(128, 0)).l0 <= 1
+    with torch.no_grad():
+        learner.sae.b_enc.fill_(-100.0)
+    before = learner.sae.b_dec.detach().clone()
+    metrics = learner.step(planted.sample(128, 1))
+    assert metrics.l0 == 0
+    assert metrics.mse == pytest.approx(1.0, rel=0.2)
+    assert not torch.equal(before, learner.sae.b_dec)
+    assert learner.finish([planted.sample(128, 2)]).encode(planted.sample(128, 3)).nnz == 0
+
+
 def test_places_of_value_zero_are_neither_firings_nor_counted_in_l0(planted):
     learner = trainer(planted, config=of("gated"), dead_window_tokens=100)
     with torch.no_grad():
