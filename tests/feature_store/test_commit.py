@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 
 from feature_store import commit, files
@@ -198,6 +199,59 @@ def test_a_damaged_part_cannot_be_replaced_by_other_bytes(finished: commit.Run) 
 
     with pytest.raises(IntegrityError, match="other bytes than the manifest"):
         finished.commit_shard(1, other, start=10, stop=20)
+
+
+def test_a_flipped_bit_is_found_wherever_it_is(tmp_path: Path) -> None:
+    run = commit.Run.create(tmp_path / "run", {"n_shards": 1, "seed": 7})
+    run.commit_shard(0, lambda path: path.write_bytes(b"a few bytes"), start=0, stop=10)
+    run.finalize()
+    assert commit.verify(run.path) == []
+    for path in run.path.iterdir():
+        whole = path.read_bytes()
+        for place in range(len(whole)):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+            assert any(path.name in problem for problem in commit.verify(run.path)), (path.name, place)
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("damage", [damage_truncate, damage_flip, damage_remove])
+@pytest.mark.parametrize("name", ["plan.json", "MANIFEST.json"])
+def test_a_damaged_plan_or_manifest_is_named_and_written_again_without_redoing_a_shard(
+    finished: commit.Run,
+    folder_hashes: Callable[[Path], dict[str, str]],
+    damage: Callable[[Path], None],
+    name: str,
+) -> None:
+    before = folder_hashes(finished.path)
+    damage(finished.path / name)
+    assert any(name in problem for problem in commit.verify(finished.path))
+    run = commit.Run.create(finished.path, PLAN)
+    assert run.pending() == []
+    run.finalize()
+    assert folder_hashes(finished.path) == before
+
+
+def test_a_part_and_the_manifest_damaged_together_are_both_made_again(
+    finished: commit.Run, folder_hashes: Callable[[Path], dict[str, str]]
+) -> None:
+    before = folder_hashes(finished.path)
+    damage_flip(finished.part(1))
+    damage_flip(finished.path / "MANIFEST.json")
+    assert len(finished.verify()) == 2
+    fill(finished)
+    finished.finalize()
+    assert folder_hashes(finished.path) == before
+
+
+def test_a_damaged_table_is_refused_when_it_is_read(tmp_path: Path) -> None:
+    commit.write_table(tmp_path / "t", FRAME, {})
+    part = tmp_path / "t" / "part-00000.parquet"
+    column = pq.read_metadata(part).row_group(0).column(0)
+    whole = bytearray(part.read_bytes())
+    whole[column.data_page_offset + column.total_compressed_size - 1] ^= 1
+    part.write_bytes(whole)
+    with pytest.raises(IntegrityError, match=r"part-00000\.parquet cannot be read: .*scsae verify"):
+        commit.read_table(tmp_path / "t")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"shard": 1}'])

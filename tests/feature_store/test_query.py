@@ -10,7 +10,7 @@ import pytest
 import feature_store
 from feature_store import FeatureStore, commit, schemas
 from feature_store.codes import load_cell_codes
-from feature_store.errors import NotFoundError, QueryError
+from feature_store.errors import IntegrityError, NotFoundError, QueryError
 from feature_store.layout import Layout
 
 if TYPE_CHECKING:
@@ -165,6 +165,21 @@ def test_a_lookup_opens_only_the_part_that_the_manifest_names(
         (folder / "by_cell" / f"part-0000{shard}.parquet").write_bytes(b"not Parquet")
     assert store.top_cells(7)["value"][0] == dense[:, 7].max()
     assert store.features_of(15)["value"][0] == dense[15].max()
+
+
+@pytest.mark.parametrize("data", [b"", b"PAR1 truncated", None])
+def test_a_damaged_part_behind_a_query_is_named_with_what_to_type(
+    store: FeatureStore, small_store: Any, data: bytes | None
+) -> None:
+    folder = small_store.layout.codes_dir("c0de")
+    part = folder / "by_cell" / "part-00002.parquet"
+    part.write_bytes(data) if data is not None else part.unlink()
+    with pytest.raises(IntegrityError, match=r"by_cell/part-00002\.parquet; run its stage again .*scsae verify"):
+        store.sql("SELECT SUM(value) AS total FROM codes")
+    with pytest.raises(IntegrityError, match=r"part-00002\.parquet"):
+        store.features_of(25)
+    with pytest.raises(IntegrityError, match=r"part-00002\.parquet cannot be read"):
+        load_cell_codes(small_store.codes.by_cell, 40)
 
 
 def test_codes_of_tokens_answer_the_same_questions(

@@ -23,6 +23,7 @@ from sae_core import errors as core_errors
         (store_errors.IntegrityError("x"), 1),
         (store_errors.IncompleteRunError("x"), 1),
         (store_errors.StoreWriteError("x"), 1),
+        (store_errors.BusyError("x"), 1),
         (ZeroDivisionError("x"), 1),
     ],
 )
