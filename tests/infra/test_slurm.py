@@ -235,6 +235,8 @@ def wait_until(condition, seconds):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_on_a_real_slurm_it_requeues_itself_when_told_of_its_time_limit_and_then_ends_the_recipe(
     slurm, script, short, tmp_path, tiny_data, tiny_model
 ):
