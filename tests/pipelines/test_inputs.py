@@ -1,12 +1,22 @@
-"""Data and model together: which gene is which token, and under which name it is reported."""
+"""Data and model together: which gene is which token, and where several files of one data set lie."""
+
+import json
 
 import anndata
 import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines.config import DataOptions
-from pipelines.inputs import open_inputs, token_of_gene
+from feature_store import commit, ingest
+from feature_store.activations import ActivationReader
+from feature_store.errors import InputError
+from feature_store.layout import Layout
+from pipelines import progress
+from pipelines.config import DataOptions, check
+from pipelines.errors import UsageError
+from pipelines.extract import extract
+from pipelines.inputs import SOURCE_FILE, open_inputs, recalled_source, remember_source, token_of_gene
+from pipelines.report import inspect_data
 from sae_core.scfm import load_model
 
 
@@ -35,3 +45,111 @@ def test_genes_named_by_symbol_keep_their_names(table_of):
     table = table_of(["CD79A", "not a gene"])
     assert table["symbol"].to_list() == ["CD79A", "not a gene"]
     assert table["gene_id"].is_null().to_list() == [False, True]
+
+
+@pytest.fixture
+def two_files(tmp_path, tiny_cells):
+    """The tiny cells in two files: the first 40 with all genes but the last, the others with all but the first."""
+    paths = tmp_path / "first.h5ad", tmp_path / "second.h5ad"
+    for path, part in zip(paths, (tiny_cells[:40, :-1], tiny_cells[40:, 1:]), strict=True):
+        part.copy().write_h5ad(path)
+    return paths
+
+
+def test_data_is_one_path_or_several(two_files):
+    for data, wanted in (
+        (two_files[0], two_files[:1]),
+        (str(two_files[0]), two_files[:1]),
+        ([str(path) for path in two_files], two_files),
+    ):
+        assert check(DataOptions, {"data": data}, "a recipe").data == wanted
+    with pytest.raises(UsageError, match=r"a recipe: data was \(\)|a recipe: data was \[\]"):
+        check(DataOptions, {"data": []}, "a recipe")
+    with pytest.raises(UsageError, match="a recipe: data was 3: Input should be a valid tuple"):
+        check(DataOptions, {"data": 3}, "a recipe")
+
+
+def test_the_probe_of_several_files_looks_into_each(two_files, tiny_model):
+    opened = open_inputs(DataOptions(data=two_files, model=str(tiny_model)))
+    assert (opened.source.n_cells, opened.source.n_genes, opened.source.n_genes_in_all) == (72, 30, 28)
+    assert len(opened.coverage.genes_per_cell) == 72
+    assert opened.match.n_matched == 28
+
+
+@pytest.fixture
+def remembered(two_files, tmp_path):
+    """Both files as data sets of a store: the first alone, and both."""
+    layout = Layout(tmp_path / "store")
+    for name, paths in (("one", two_files[0]), ("both", two_files)):
+        source = ingest.open_source(paths)
+        ingest.write_cells(layout, source, dataset=name)
+        remember_source(layout, name, source)
+    return layout
+
+
+def test_the_files_of_a_data_set_are_found_again_in_their_order(remembered, two_files):
+    assert recalled_source(remembered, "one").paths == two_files[:1]
+    both = recalled_source(remembered, "both")
+    assert both.paths == two_files
+    assert both.digest == ingest.open_source(two_files).digest
+    noted = json.loads((remembered.cells_dir("one") / SOURCE_FILE).read_text())
+    assert noted == {"path": str(two_files[0]), "matrix": "X", "digest": ingest.open_source(two_files[0]).digest}
+
+
+def test_the_file_that_changed_is_named(remembered, two_files, tiny_cells):
+    tiny_cells[40:, 2:].copy().write_h5ad(two_files[1])
+    with pytest.raises(UsageError, match=r"second\.h5ad changed since its extraction .*scsae extract"):
+        recalled_source(remembered, "both")
+    assert recalled_source(remembered, "one").n_cells == 40
+    two_files[1].unlink()
+    with pytest.raises(InputError, match=r"no file .*second\.h5ad"):
+        recalled_source(remembered, "both")
+
+
+def test_activations_of_two_files_are_those_of_the_model_on_each(
+    two_files, tiny_model, tmp_path, without_actors, extract_options
+):
+    """The last gene of one file and the first two are unknown to the model or absent, and change nothing."""
+    options = extract_options.model_copy(update={"data": two_files, "shard_cells": 16})
+    both = stored(extract(options, tmp_path / "both")[0].path)
+    for path, start, stop in ((two_files[0], 0, 40), (two_files[1], 40, 72)):
+        alone = stored(extract(options.model_copy(update={"data": (path,)}), tmp_path / path.stem)[0].path)
+        own = (both["cell_idx"] >= start) & (both["cell_idx"] < stop)
+        np.testing.assert_array_equal(both["cell_idx"][own] - start, alone["cell_idx"])
+        np.testing.assert_array_equal(both["gene_id"][own], alone["gene_id"])
+        np.testing.assert_allclose(both["act"][own], alone["act"], atol=1e-5)
+
+
+def stored(folder):
+    """Every row of an activations run, by column."""
+    reader = ActivationReader(commit.Run.open(folder))
+    blocks = [reader.read(group.shard, group.group) for group in reader.row_groups]
+    names = {"cell_idx": lambda b: b.cell_idx, "gene_id": lambda b: b.gene_id, "act": lambda b: b.act_f32()}
+    return {name: np.concatenate([read(block) for block in blocks]) for name, read in names.items()}
+
+
+def test_one_file_given_alone_or_in_a_list_is_the_same_run(two_files, tmp_path, without_actors, extract_options):
+    runs = [
+        extract(check(type(extract_options), {**extract_options.model_dump(), "data": data}, "x"), tmp_path / name)[0]
+        for name, data in (("alone", two_files[0]), ("listed", [two_files[0]]))
+    ]
+    assert runs[0].run == runs[1].run
+    assert commit.Run.open(runs[0].path).manifest() == commit.Run.open(runs[1].path).manifest()
+
+
+def test_inspect_says_what_several_files_have_in_common(two_files, tiny_model):
+    facts = inspect_data(DataOptions(data=two_files, model=str(tiny_model)))
+    assert facts["data"] == f"{two_files[0]}, {two_files[1]}"
+    assert (facts["cells"], facts["genes"]) == (72, "30, 28 of them in every file")
+    assert facts["obs columns"] == "file, type, donor, batch"
+
+
+def test_only_what_takes_long_is_shown(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "PATIENCE_S", 60.0)
+    with progress.patiently("hash", 3, "MB") as tick:
+        tick(3)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(progress, "PATIENCE_S", 0.0)
+    with progress.patiently("hash", 3, "MB") as tick:
+        tick(3)
+    assert capsys.readouterr().err.startswith("hash         3/3 MB")
