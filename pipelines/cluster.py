@@ -10,8 +10,10 @@ import contextlib
 import contextvars
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -90,15 +92,34 @@ def ray_session(*, address: str | None = None, num_cpus: int | None = None) -> I
     import ray
 
     if ray.is_initialized():
-        yield Session()
+        with _sigterm_interrupts():
+            yield Session()
         return
     logging.getLogger("ray").setLevel(logging.ERROR)
     _connect(address or os.environ.get("RAY_ADDRESS"), num_cpus)
     try:
-        yield Session()
+        with _sigterm_interrupts():
+            yield Session()
     finally:
         if not _KEPT.get():
             ray.shutdown(wait_for_processes=True)
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM (Slurm, Kubernetes, a Ray job that is stopped) do what Ctrl-C does; Ray's own handler aborts."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_signal: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _connect(known: str | None, num_cpus: int | None) -> None:

@@ -29,6 +29,7 @@ ENDS = {
     "head": LOST,
     "driver": (-signal.SIGKILL, None),
     "interrupt": (1, "interrupted; the same command resumes"),
+    "terminate": (1, "interrupted; the same command resumes"),
 }
 """Exit code and last words of a run by what was done to it; the death of an actor does not end it."""
 GRACE_S = 60
@@ -92,6 +93,8 @@ class Extraction:
         """Kill a process of the kind; the run goes on, or ends as it should."""
         if kind == "interrupt":
             os.killpg(self.driver.pid, signal.SIGINT)
+        elif kind == "terminate":
+            self.driver.terminate()
         else:
             deadline = time.monotonic() + GRACE_S
             while not (victims := self.processes(kind)):
@@ -188,7 +191,7 @@ def test_a_run_that_is_killed_and_resumed_writes_the_bytes_of_an_undisturbed_one
 def test_twenty_random_kills_change_nothing(disturbed, extracted_calmly):
     calm, rng = extracted_calmly(1500), np.random.default_rng(1)
     extraction = disturbed(calm)
-    for kind in rng.permutation(["actor"] * 9 + ["raylet"] * 4 + ["head"] * 2 + ["driver"] * 5):
+    for kind in rng.permutation(["actor"] * 9 + ["raylet"] * 3 + ["head"] * 3 + ["driver"] * 5):
         # often while it starts, when nothing more is committed yet
         extraction.go_on_until(int(rng.integers(0, 20)))
         time.sleep(rng.uniform(0, 0.3))

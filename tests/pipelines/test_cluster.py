@@ -1,6 +1,7 @@
 """Ray is started when something needs it, once, and stopped; what does not fit, answer or live on is said."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -151,3 +152,10 @@ def test_an_open_session_is_used_and_left_open(ray_local):
     with ray_session() as session:
         session.raise_if_lost()
     assert ray.is_initialized()
+
+
+def test_sigterm_interrupts_like_ctrl_c_while_a_session_is_used(ray_local):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), ray_session():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before
