@@ -84,6 +84,15 @@ BAD_INPUT = {
         "extract {bad}/scaled.h5ad --layer 1 --store new",
         ["scaled.h5ad holds", "negative values: scaled", "store the raw counts"],
     ),
+    "one file twice": (
+        "extract {data} {data} --model {model} --layer 1 --store new",
+        ["tiny.h5ad was given twice", "give each file once"],
+    ),
+    "files with no gene in common": (
+        "extract {data} {bad}/mouse.h5ad --model {model} --layer 1 --store new",
+        ["mouse.h5ad has no gene in common with .*tiny.h5ad", "name the genes of all files alike"],
+    ),
+    "no data": ("extract --layer 1 --store new", ["Missing argument", "--help"]),
     "no gene in common": (
         "extract {bad}/mouse.h5ad --model {model} --layer 1 --store new",
         ["none of the 30 genes", "Mouse0, Mouse1, Mouse2", "the vocabulary has GENE2, GENE3", "human gene symbols"],
