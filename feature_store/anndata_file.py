@@ -162,7 +162,10 @@ def _open(path: Path) -> Any:
             raise InputError(f"{path} is a folder and no zarr group; give an .h5ad file or an AnnData .zarr folder")
         import zarr
 
-        return zarr.open_group(path, mode="r")
+        try:
+            return zarr.open_group(path, mode="r")
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise InputError(f"{path} is no zarr group, or a damaged one ({error}); copy the folder again") from error
     try:
         return h5py.File(path, "r", locking="best-effort")
     except OSError as error:

@@ -1,8 +1,12 @@
 """Cells and genes of a data set: one AnnData file, or several as one.
 
 Files are opened, never loaded (`feature_store.anndata_file`), so memory does not grow with the cells but by what the
-cell table itself needs. Several files are one data set whose cells follow each other in the order of the files and
-whose genes are the union. The digest is one pass over the bytes (about 1.5 GB/s), the gene table another.
+cell table itself needs: 16 bytes a cell and column, and the cells' names. Several files are one data set whose cells
+follow each other in the order of the files and whose genes are the union. The digest is one pass over the bytes (about
+1.5 GB/s), the gene table another.
+
+Measured (`tests/benchmarks/bench_ingest.py`, 2 cores of an AMD EPYC, 2,000 genes, 20 values a cell, 5 obs columns):
+opening and writing 10 thousand cells takes .7 CPU seconds and 225 MB at its peak, a million 2.2 s and 435 MB.
 """
 
 import re
@@ -45,6 +49,7 @@ class Source:
         n_genes_in_all: genes that every file has; a cell counts 0 of those that its file has not.
         gene_symbols: symbol of each gene [n_genes]; the var name where there is no symbol.
         ensembl_ids: Ensembl id of each gene without version, "" where unknown; None if no file has any.
+        watch: shows the passes over the data.
     """
 
     def __init__(self, files: Sequence[AnnDataFile], *, watch: Watch = unwatched) -> None:
@@ -52,8 +57,8 @@ class Source:
         matrices = [file.matrix for file in files]
         self.matrix = matrices[0] if len(set(matrices)) == 1 else ",".join(matrices)
         self.value_kind = files[0].value_kind
-        self._files = tuple(files)
         self.watch = watch
+        self._files = tuple(files)
         # file i holds the cells [_first[i], _first[i + 1])
         self._first = np.cumsum([0, *(file.n_cells for file in files)])
         self.n_cells = int(self._first[-1])
@@ -108,7 +113,9 @@ class Source:
     def read_rows(self, start: int, stop: int) -> CSRRows:
         """Cells [start, stop), genes as ascending columns. InputError naming the row of a value that cannot be."""
         if not 0 <= start <= stop <= self.n_cells:
-            raise InputError(f"rows [{start}, {stop}) are not in [0, {self.n_cells}) of {self._named()}")
+            raise InputError(
+                f"rows [{start}, {stop}) are not in [0, {self.n_cells}) of {', '.join(map(str, self.paths))}"
+            )
         parts = []
         for i, file in enumerate(self._files):
             low, high = max(start, int(self._first[i])), min(stop, int(self._first[i + 1]))
@@ -143,9 +150,6 @@ class Source:
         if len(self._files) == 1:
             return rows
         return sort_rows(rows._replace(indices=self._columns[i][rows.indices]), where=str(self.paths[i]))
-
-    def _named(self) -> str:
-        return ", ".join(map(str, self.paths))
 
 
 def open_source(
@@ -275,7 +279,7 @@ def gene_table(source: Source) -> pl.DataFrame:
 
 def _short_names(paths: Sequence[Path]) -> list[str]:
     """The files' names, with as many folders before them as tell them apart: a run does not depend on where it lies."""
-    parts = [path.resolve().parts for path in paths]
+    parts = [path.absolute().parts for path in paths]
     depth = next(n for n in range(1, max(map(len, parts)) + 1) if len({part[-n:] for part in parts}) == len(parts))
     return ["/".join(part[-depth:]) for part in parts]
 

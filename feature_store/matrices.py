@@ -57,6 +57,7 @@ class RowMatrix(Protocol):
 class _SparseRows:
     def __init__(self, group: Any, where: str) -> None:
         missing = [name for name in ("indptr", "indices", "data") if name not in group]
+        missing += [] if "shape" in group.attrs else ["shape"]
         if missing:
             raise InputError(f"{where} has no {' and no '.join(missing)}: {_COPY_AGAIN}")
         n_rows, n_columns = (int(n) for n in group.attrs["shape"])

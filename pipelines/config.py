@@ -92,7 +92,7 @@ class DataOptions(Options):
 
     data: Files = Field(min_length=1)
     """The .h5ad files (or AnnData .zarr folders) that hold the cells. Several are one data set, in the order given:
-    their genes are joined, and a donor of the same name is the same donor in all of them."""
+    their genes are joined, obs gets a column `file`, and a donor of the same name is one donor in all of them."""
     matrix: str | None = None
     """Matrix to read: X, raw or layers/NAME; of several files one for all, or one for each, comma-separated. Default:
     the one that holds counts, else log-normalised values."""

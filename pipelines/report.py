@@ -126,7 +126,7 @@ def inspect_data(options: DataOptions) -> dict[str, Any]:
     opened = open_inputs(options)
     source, model, seen = opened.source, opened.model, opened.coverage
     n_tokens = opened.mean_tokens * source.n_cells
-    probe = f"of the first {len(seen.genes_per_cell)} cells"
+    probe = f"of the first {len(seen.genes_per_cell)} cells" + (", some of each file" if len(source.paths) > 1 else "")
     unmatched = seen.heaviest_unmatched(source.gene_symbols)
     n_cut = seen.n_cut(model.max_genes)
     return {

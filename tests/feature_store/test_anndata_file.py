@@ -384,6 +384,12 @@ def test_a_half_copied_zarr_folder_is_refused(zarr_folder: Path, tmp_path: Path,
     assert not (tmp_path / "store").exists()
 
 
+def test_a_zarr_folder_whose_description_was_cut_off_is_refused(zarr_folder: Path) -> None:
+    (zarr_folder / "zarr.json").write_text((zarr_folder / "zarr.json").read_text()[:100])
+    with pytest.raises(InputError, match="is no zarr group, or a damaged one"):
+        ingest.open_source(zarr_folder)
+
+
 def without_consolidated_metadata(folder: Path) -> None:
     """Let what is on disk say what there is, as in a folder that was copied file by file."""
     metadata = json.loads((folder / "zarr.json").read_text())
