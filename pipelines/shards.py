@@ -23,7 +23,7 @@ LOOK_S = 0.5
 LOSSES_IN_A_ROW = 5
 """Losses, for each actor, without one shard committed in between, after which the run ends."""
 TELL_S, PATIENCE_S = 30.0, 600.0
-"""Seconds in which no actor starts after which this is said, and after which the run ends."""
+"""Seconds without an actor that is ready after which this is said, and after which the run ends."""
 
 
 class ShardActor:
@@ -141,7 +141,7 @@ class Crew:
             if self._ready or done:
                 idle, told = Clock(), False
             elif idle.seconds > TELL_S:
-                told = self._nobody_starts(idle.seconds, told=told)
+                told = self._nobody_ready(idle.seconds, told=told)
             for ref in done:
                 yield from self._take(ref)
             self._hand_out()
@@ -209,19 +209,19 @@ class Crew:
         if self._losses >= LOSSES_IN_A_ROW * self._n_actors:
             raise RunFailedError(
                 f"{self._losses} actors died one after the other, the last one {where}, and no shard was committed in "
-                f"between: {_in_short(error)}. If memory ran out, give each actor more of it (--num-actors fewer, "
-                "smaller shards), then run the same command again"
+                f"between: {_in_short(error)}. If memory ran out, start fewer --num-actors on a "
+                "node, then run the same command again"
             ) from error
         text = f"an actor was lost {where}; another one is started and its shards are done again"
         stderr_console().print(text, style="yellow", soft_wrap=True)
         self._hire()
 
-    def _nobody_starts(self, seconds: float, *, told: bool) -> bool:
-        """Say once that there is no room for an actor, and give up in the end."""
+    def _nobody_ready(self, seconds: float, *, told: bool) -> bool:
+        """Say once that no actor is ready, and give up in the end."""
         import ray
 
         free = {key: value for key, value in ray.available_resources().items() if key in ("CPU", "GPU")}
-        text = f"no actor could start for {seconds:.0f} s: the cluster has no room, or their process dies; free: {free}"
+        text = f"no actor is ready after {seconds:.0f} s: no room, or its model is still being loaded; free are {free}"
         if seconds > PATIENCE_S:
             raise RunFailedError(f"{text}; run the same command again when there is room")
         if not told:

@@ -110,7 +110,7 @@ def test_a_shard_that_kills_every_actor_ends_the_run_by_name(ray_local, tmp_path
 def test_a_run_for_which_no_actor_starts_says_so_and_ends(ray_local, tmp_path, monkeypatch, capsys):
     for name, seconds in (("LOOK_S", 0.1), ("TELL_S", 0.3), ("PATIENCE_S", 1.0)):
         monkeypatch.setattr(loop, name, seconds)
-    with pytest.raises(RunFailedError, match=r"no actor could start .*no room.*'CPU'.*run the same command again"):
+    with pytest.raises(RunFailedError, match=r"no actor is ready .*no room.*'CPU'.*run the same command again"):
         run(starter(tmp_path, num_cpus=64), n_shards=1, n_actors=1)
     assert capsys.readouterr().err.count("waiting") == 1
 
