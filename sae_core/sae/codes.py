@@ -98,6 +98,11 @@ class SparseCodes:
         sorted_col, order = torch.sort(self.col, stable=True)
         return FeatureOrder(order, offsets_of(sorted_col.long(), self.n_features))
 
+    def indexed(self) -> "SparseCodes":
+        """These codes, once `row` and `by_feature` are known, so that all codes derived from them share both."""
+        assert self.row.numel() == self.by_feature.order.numel()
+        return self
+
     def with_value(self, value: Float[Tensor, " nnz"]) -> "SparseCodes":
         """The same places with other values; what is known about the places is kept."""
         other = SparseCodes(crow=self.crow, col=self.col, value=value, n_features=self.n_features)

