@@ -72,13 +72,11 @@ def train(options: TrainOptions, store: Path, *, address: str | None = None) -> 
     layout = Layout(store)
     parent = commit.Run.open(parent_run(layout, "activations", options.run).path)
     source = parent.plan
-    sae_config = SAEConfig(
-        d_model=source["d_model"],
-        n_features=options.n_features or 8 * source["d_model"],
-        k=options.k,
-        arch=options.arch,
-        **({} if options.l1_coefficient is None else {"l1_coefficient": options.l1_coefficient}),
-    )
+    sae = {"d_model": source["d_model"], "n_features": options.n_features or 8 * source["d_model"]}
+    sae |= {"k": options.k, "arch": options.arch}
+    if options.l1_coefficient is not None:
+        sae["l1_coefficient"] = options.l1_coefficient
+    sae_config = SAEConfig.from_dict(sae)
     train_config = TrainConfig(batch_size=options.batch_size, n_steps=options.n_steps, lr=options.lr, seed=options.seed)
     plan = {
         "format": FORMAT_VERSION,
