@@ -13,7 +13,6 @@ and 4.2 by feature (1000 cells of 3,200 nonzeros over 4096 features, exponential
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,10 +91,6 @@ class CodesRun:
         folder = as_path(folder)
         statistics = {name: Run.open(folder / "stats" / name) for name in STATISTICS_TABLES}
         return cls(folder, Run.open(folder / "by_cell"), statistics)
-
-    def sole_driver(self) -> AbstractContextManager[None]:
-        """Be the one driver of these runs until the block ends; BusyError where another is."""
-        return self.by_cell.sole_driver()
 
     def pending(self) -> list[int]:
         """Shards that any of the runs still lacks, ascending; see `Run.pending`."""

@@ -172,7 +172,6 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     name = request.param.__name__
     with request.param(tmp_path_factory.mktemp(name)) as found, pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{found['port']}")
-        patch.setenv("AWS_ALLOW_HTTP", "true")
         patch.setenv("AWS_ACCESS_KEY_ID", found["id"])
         patch.setenv("AWS_SECRET_ACCESS_KEY", found["key"])
         patch.setenv("AWS_REGION", "us-east-1")
