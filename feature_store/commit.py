@@ -25,7 +25,7 @@ committed parts outlive a power cut.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
 from itertools import chain
@@ -378,12 +378,15 @@ def write_table(
     return run.finalize()
 
 
-def read_table(path: str | Path) -> pl.DataFrame:
-    """Read all parts of a complete run into one frame, in shard order. NotFoundError, IncompleteRunError."""
-    return pl.concat([read_part(part) for part in Run.open(path).parts()])
+def read_table(path: str | Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
+    """Read all parts of a complete run into one frame, in shard order; all columns, or those named.
+
+    NotFoundError, IncompleteRunError, IntegrityError.
+    """
+    return pl.concat([read_part(part, columns) for part in Run.open(path).parts()])
 
 
-def read_part(path: Path) -> pl.DataFrame:
+def read_part(path: Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
     """Read one part, every page checked. IntegrityError if it is not as written.
 
     Polars' own reader checks no page (a flipped byte becomes a wrong number) and is 4 times faster: .03 s for .14 s a
@@ -394,7 +397,7 @@ def read_part(path: Path) -> pl.DataFrame:
             files.parquet_source(path) as source,
             pq.ParquetFile(source, page_checksum_verification=True) as file,
         ):
-            frame = pl.from_arrow(file.read())
+            frame = pl.from_arrow(file.read(None if columns is None else list(columns)))
     except (OSError, pa.ArrowException) as error:
         raise IntegrityError(f"{path} cannot be read: {error}; {files.REPAIR}") from error
     assert isinstance(frame, pl.DataFrame)

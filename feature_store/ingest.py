@@ -247,6 +247,11 @@ def read_cells(folder: str | Path) -> pl.DataFrame:
     return commit.read_table(folder)
 
 
+def read_splits(folder: str | Path) -> splits.Labels:
+    """The split of each cell in `Layout.cells_dir(dataset)`, indexed by cell_idx: 8 bytes a cell, no other column."""
+    return splits.labels_of(commit.read_table(folder, ["split"])["split"])
+
+
 def read_split_record(folder: str | Path) -> splits.SplitRecord:
     """How the cells in `Layout.cells_dir(dataset)` were split, and whether donors could be kept whole."""
     content = commit.Run.open(folder).plan["split"]

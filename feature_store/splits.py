@@ -121,6 +121,13 @@ def check_whole_units(labels: Labels, units: Units) -> None:
         )
 
 
+def labels_of(column: pl.Series) -> Labels:
+    """A column of the names of splits as such an array: all cells of a split share one string."""
+    numbers = column.replace_strict(list(SPLITS), list(range(len(SPLITS))), return_dtype=pl.UInt8)
+    labels: Labels = _NAMES[numbers.to_numpy()]
+    return labels
+
+
 _NAMES: Labels = np.array(SPLITS, dtype=object)
 _MISSING = "\0missing"
 

@@ -158,7 +158,7 @@ class Encoder:
             self.sae = load_sae(folder, device=job.device)
         self.device = job.device
         self.codes = CodesRun.open(job.codes)
-        self.split = ingest.read_cells(job.cells).get_column("split").to_numpy()
+        self.split = ingest.read_splits(job.cells)
 
     def shard(self, number: int) -> dict[str, int]:
         """Encode and commit shard `number` unless it is there; return what was done, counted."""

@@ -88,7 +88,7 @@ class Steerer:
         self.match = self.model.match_genes(self.source.gene_symbols, self.source.ensembl_ids)
         with files.local_folder(as_path(job.sae)) as folder:
             self.sae = load_sae(folder, device=job.device)
-        self.split = ingest.read_cells(layout.cells_dir(job.dataset)).get_column("split").to_numpy()
+        self.split = ingest.read_splits(layout.cells_dir(job.dataset))
         self.run = commit.Run.open(job.per_cell)
 
     def shard(self, number: int) -> dict[str, int]:

@@ -198,7 +198,7 @@ def fit(job: TrainJob, *, report: Callable[[dict[str, float]], None] = lambda _:
     folder = as_path(job.folder)
     train_config = TrainConfig(**job.train)
     reader = ActivationReader(commit.Run.open(job.activations))
-    split = ingest.read_cells(job.cells).get_column("split").to_numpy()
+    split = ingest.read_splits(job.cells)
     stream = TokenStream(
         reader, keep_cells=split == "train", batch_tokens=train_config.batch_size, seed=train_config.seed
     )

@@ -146,3 +146,10 @@ def test_units_may_be_a_list_an_array_or_a_series(rng: np.random.Generator) -> N
         assert splits.assign(other, 200).tolist() == wanted
     numbers = rng.integers(0, 9, 200)
     assert (splits.assign(pl.Series(numbers), 200) == splits.assign([str(i) for i in numbers], 200)).all()
+
+
+def test_a_column_of_splits_becomes_an_array_that_shares_its_strings():
+    column = pl.Series(["train", "test", "select", "train", "test"])
+    labels = splits.labels_of(column)
+    assert labels.tolist() == column.to_list()
+    assert len({id(label) for label in labels}) == 3
