@@ -3,8 +3,8 @@
 sqlite below the store unless $MLFLOW_TRACKING_URI names a server. Object storage holds no database: for a store there
 it is below ./scsae-local, in the folder and on the machine of the driver, and whoever works from several names a
 server. Only the driver logs; it makes the database before anything else runs (processes that open a fresh one together
-crash in its migrations). mlflow is imported on first use: it takes 1.3 s. Runs are found again by the tag `scsae.run`, so that a
-repeated stage logs nothing twice.
+crash in its migrations). mlflow is imported on first use: it takes 1.3 s. Runs are found again by the tag `scsae.run`,
+so that a repeated stage logs nothing twice.
 """
 
 import contextlib
