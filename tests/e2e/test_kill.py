@@ -172,9 +172,10 @@ def assert_done_exactly_once(extraction, calm):
         assert (
             commit.Run.open(info.path).manifest() == commit.Run.open(calm.store / "activations" / info.run).manifest()
         )
-        verify = subprocess.run(extraction.scsae("verify", info.run), capture_output=True, text=True, check=False)
-        assert verify.returncode == 0, verify.stderr
-        assert "intact" in verify.stderr
+        assert commit.Run.open(info.path).verify() == []
+    verify = subprocess.run(extraction.scsae("verify", info.run), capture_output=True, text=True, check=False)
+    assert verify.returncode == 0, verify.stderr
+    assert "intact" in verify.stderr
     deadline = time.monotonic() + GRACE_S
     while (left := extraction.processes()) and time.monotonic() < deadline:
         time.sleep(0.2)
