@@ -11,6 +11,16 @@ from sae_core.sae.checkpoint import SAEInfo, load_sae, load_training, read_info,
 from sae_core.sae.codes import SparseCodes
 from sae_core.sae.config import SAEConfig, TrainConfig
 from sae_core.sae.diagnosis import Finding
+from sae_core.sae.interop import (
+    FOREIGN_FORMATS,
+    read_dictionary_learning,
+    read_foreign,
+    read_saelens,
+    read_sparsify,
+    write_dictionary_learning,
+    write_saelens,
+    write_sparsify,
+)
 from sae_core.sae.metrics import MetricAccumulator, Metrics, evaluate
 from sae_core.sae.normaliser import Normaliser
 from sae_core.sae.planted import PlantedDictionary, recovery
@@ -19,6 +29,7 @@ from sae_core.sae.trainer import StepMetrics, Trainer, TrainerState
 
 __all__ = [
     "ARCHITECTURES",
+    "FOREIGN_FORMATS",
     "Calibration",
     "Finding",
     "MetricAccumulator",
@@ -39,8 +50,15 @@ __all__ = [
     "evaluate",
     "load_sae",
     "load_training",
+    "read_dictionary_learning",
+    "read_foreign",
     "read_info",
+    "read_saelens",
+    "read_sparsify",
     "recovery",
     "save_sae",
     "save_training",
+    "write_dictionary_learning",
+    "write_saelens",
+    "write_sparsify",
 ]

@@ -105,11 +105,12 @@ def _write(
     except (TypeError, ValueError) as error:
         raise ConfigError(f"the extra values of {folder / header} are not plain JSON: {error}.") from error
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / weights, data)
-    _replace(folder / header, text.encode())
+    write_atomically(folder / weights, data)
+    write_atomically(folder / header, text.encode())
 
 
-def _replace(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name beside it, flush it and rename it, so that it is never half of one."""
     temporary = path.with_name(f".tmp-{path.name}-{uuid.uuid4().hex}")
     try:
         with temporary.open("wb") as file:

@@ -147,6 +147,7 @@ def test_the_public_names_are_those_that_are_promised():
     assert sorted(package.__all__) == [
         "ARCHITECTURES",
         "Calibration",
+        "FOREIGN_FORMATS",
         "Finding",
         "MetricAccumulator",
         "Metrics",
@@ -166,10 +167,17 @@ def test_the_public_names_are_those_that_are_promised():
         "evaluate",
         "load_sae",
         "load_training",
+        "read_dictionary_learning",
+        "read_foreign",
         "read_info",
+        "read_saelens",
+        "read_sparsify",
         "recovery",
         "save_sae",
         "save_training",
+        "write_dictionary_learning",
+        "write_saelens",
+        "write_sparsify",
     ]
     assert all(hasattr(package, name) for name in package.__all__)
     assert Normaliser is package.Normaliser

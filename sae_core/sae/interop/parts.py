@@ -1,0 +1,242 @@
+"""What the foreign formats share: tensors checked against a layout, decoder lengths folded in, files written.
+
+Ours is x_hat = z W_dec + b_dec with z = pre where pre > max(theta, 0), pre = W_enc x + b_enc, rows of W_dec of length 1
+(or the k largest positive pre). Theirs differ by maps that are affine per feature, so what is read is the same function
+up to rounding; all of it is computed in float64 and stored in float32:
+    input centred, pre = W_enc (x - b_dec) + b_enc    b_enc' = b_enc - W_enc b_dec
+    decoder row of length n                           W_dec / n, and W_enc, b_enc, theta, z times n
+    gate W_gate x + b_gate > 0, magnitude exp(r_mag) W_gate x + b_mag
+                                                      W_enc = exp(r_mag) W_gate, theta = b_mag - exp(r_mag) b_gate
+The k largest of a token are others once features are stretched differently, so a topk autoencoder has to have decoder
+rows of one length, or to rank what its decoder adds. Whatever has no exact counterpart here is refused.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple, TypeGuard
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_core.errors import CheckpointError, ConfigError
+from sae_core.sae.architectures import architecture
+from sae_core.sae.autoencoder import SparseAutoencoder
+from sae_core.sae.checkpoint import write_atomically
+from sae_core.sae.config import SAEConfig
+from sae_core.sae.objectives import Weights
+
+UNIT = 1e-5  # a length this close to 1 is 1: what float32 leaves of it
+STAMP = "scsae"  # key of the JSON that holds our own configuration
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """One architecture of one format: its tensors, and how they are made of `Weights` and make them.
+
+    `ours` and `theirs` know nothing of centring and of lengths; `theirs` is None where the format keeps a form for
+    training only, which is read and not written.
+    """
+
+    arch: str
+    shapes: Mapping[str, str]
+    """Axes of each tensor, "feature d_model"."""
+    optional: Mapping[str, str] = field(default_factory=dict)
+    """Tensors that may be absent."""
+    ours: Callable[[Tensors], Weights]
+    theirs: Callable[[Weights, SAEConfig], Tensors] | None = None
+    centred: bool = False
+    """Whether b_dec is subtracted from the input, where the format's JSON does not say."""
+    counted: bool = False
+    """Whether the format's JSON says k."""
+    fits: Callable[[Weights], bool] = lambda _: True
+    """Whether it can say these weights, where it is the counterpart of their architecture."""
+
+
+class Stated(NamedTuple):
+    """What a folder says of the configuration; None: nothing."""
+
+    k: int | None = None
+    group_stops: Sequence[int] | None = None
+    own: Any = None
+    """Our own configuration, if the folder was written here."""
+
+
+def shaped(folder: Path, tensors: Tensors, layout: Layout) -> dict[str, Tensor]:
+    """The tensors in float64; `CheckpointError` names those that are missing, unexpected or of another shape."""
+    known = {**layout.shapes, **layout.optional}
+    problems = [f"{name} is missing" for name in layout.shapes if name not in tensors]
+    problems += [f"{name} is unexpected" for name in tensors if name not in known]
+    sizes: dict[str, int] = {}
+    for name in known:
+        axes, shape = known[name].split(), tuple(tensors[name].shape) if name in tensors else None
+        if shape is None:
+            continue
+        if len(axes) != len(shape) or any(sizes.setdefault(axis, n) != n for axis, n in zip(axes, shape, strict=True)):
+            problems.append(f"{name} is {shape} and should be [{known[name]}] with {sizes}")
+        elif not bool(torch.isfinite(tensors[name]).all()):
+            problems.append(f"{name} holds values that are not finite")
+    if problems:
+        wanted = ", ".join(f"{name} [{axes}]" for name, axes in layout.shapes.items())
+        raise CheckpointError(f"{folder}: {'; '.join(problems)}. Allowed for this architecture: {wanted}.")
+    return {name: tensor.double() for name, tensor in tensors.items()}
+
+
+def refuse(folder: Path, what: str, found: object, allowed: str) -> CheckpointError:
+    """The error for something that has no exact counterpart here."""
+    return CheckpointError(f"{folder}: {what} is {found!r}, which cannot be taken over exactly; allowed: {allowed}.")
+
+
+def section(folder: Path, values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """An object inside the JSON, empty where there is none; else `CheckpointError`."""
+    found = values.get(name) or {}
+    if not isinstance(found, dict):
+        raise refuse(folder, name, found, "a JSON object")
+    return found
+
+
+def layout_of(folder: Path, layouts: Mapping[str, Layout], what: str, found: object) -> Layout:
+    """The record of an architecture; `CheckpointError` lists those that are known."""
+    if not isinstance(found, str) or found not in layouts:
+        raise refuse(folder, what, found, ", ".join(layouts))
+    return layouts[found]
+
+
+def layout_for(layouts: Mapping[str, Layout], arch: str, weights: Weights) -> str:
+    """Name of the layout that an architecture is written in: its counterpart, or jumprelu if that cannot hold it."""
+    written = [name for name, layout in layouts.items() if layout.theirs is not None]
+    native = [name for name in written if layouts[name].arch == arch and layouts[name].fits(weights)]
+    return native[0] if native else next(name for name in written if layouts[name].arch == "jumprelu")
+
+
+def no_threshold(weights: Weights) -> bool:
+    """Whether every positive pre-activation counts."""
+    return bool((weights.theta <= 0).all())
+
+
+def one_threshold(weights: Weights) -> bool:
+    """Whether all features have one threshold, and none that says it was never fitted."""
+    return bool((weights.theta == weights.theta[0]).all()) and bool(weights.theta[0] >= 0)
+
+
+def is_whole(found: object) -> TypeGuard[float]:
+    """Whether it is a whole number >= 1, also one that JSON holds as 32.0."""
+    return isinstance(found, int | float) and not isinstance(found, bool) and found >= 1 and found % 1 == 0
+
+
+def whole(folder: Path, what: str, found: object) -> int:
+    """A whole number >= 1; else `CheckpointError`."""
+    if not is_whole(found):
+        raise refuse(folder, what, found, "a whole number >= 1")
+    return int(found)
+
+
+def agree(folder: Path, **values: tuple[object, object]) -> None:
+    """`CheckpointError` if the JSON says (first; None: nothing) another value than the tensors do (second)."""
+    for name, (said, held) in values.items():
+        if said is not None and said != held:
+            raise CheckpointError(f"{folder}: the JSON says {name} = {said!r}, the tensors {held!r}: they do not fit.")
+
+
+def gated(t: Tensors, W_gate: Tensor, b_gate: Tensor, b_mag: Tensor, W_dec: Tensor, b_dec: Tensor) -> Weights:
+    """The one encoder and the threshold that a gate with a tied magnitude is."""
+    stretch = t["r_mag"].exp()
+    return Weights(stretch.unsqueeze(1) * W_gate, W_dec, b_mag, b_dec, b_mag - stretch * b_gate)
+
+
+def shifted(weights: Weights, sign: int) -> Weights:
+    """The encoder's bias when b_dec is no longer (-1) or from now on (+1) subtracted from the input."""
+    return weights._replace(b_enc=weights.b_enc + sign * (weights.W_enc @ weights.b_dec))
+
+
+def autoencoder(
+    folder: Path,
+    weights: Weights,
+    *,
+    arch: str,
+    stated: Stated,
+    precision: torch.dtype = torch.float32,
+    ranks_lengths: bool = False,
+) -> SparseAutoencoder:
+    """The autoencoder of weights whose input is not centred, its decoder rows made unit, without gradients.
+
+    `precision` is that of the stored decoder. `ranks_lengths`: pre-activations are ranked, or compared with theta,
+    times the length of their decoder row.
+    """
+    config = _config(folder, arch, weights.W_dec, stated)
+    per_token = architecture(arch).infer is architecture("topk").infer
+    length = _lengths(folder, weights.W_dec, precision, one=per_token and not ranks_lengths)
+    column = length.unsqueeze(1)
+    theta = weights.theta if ranks_lengths else length * weights.theta
+    folded = Weights(column * weights.W_enc, weights.W_dec / column, length * weights.b_enc, weights.b_dec, theta)
+    sae = SparseAutoencoder(config)
+    sae.load_state_dict(sae.state_dict() | {name: value.float() for name, value in folded._asdict().items()})
+    return sae.requires_grad_(False)
+
+
+def _lengths(
+    folder: Path, W_dec: Float[Tensor, "feature d_model"], precision: torch.dtype, *, one: bool
+) -> Float[Tensor, " feature"]:
+    """Length of each decoder row, or the `one` of all; 1 where that is what rounding left of 1."""
+    length, tolerance = torch.linalg.vector_norm(W_dec, dim=1), UNIT
+    low, high = float(length.min()), float(length.max())
+    if low == 0:
+        raise refuse(folder, "the length of the shortest decoder row", 0.0, "a direction for each feature")
+    if one:
+        tolerance = max(UNIT, torch.finfo(precision).eps)
+        if high / low - 1 > tolerance:
+            raise refuse(
+                folder,
+                "the lengths of the decoder's rows",
+                (low, high),
+                "one length for all, as the k largest of a token are chosen before the decoder stretches them",
+            )
+        length = length.mean().expand_as(length)
+    return torch.where((length - 1).abs() <= tolerance, 1.0, length)
+
+
+def _config(folder: Path, arch: str, W_dec: Tensor, stated: Stated) -> SAEConfig:
+    n_features, d_model = W_dec.shape
+    groups = SAEConfig.groups
+    try:
+        if stated.group_stops is not None:
+            groups = tuple((b - a) / n_features for a, b in pairwise([0, *stated.group_stops]))
+        config = SAEConfig(d_model=d_model, n_features=n_features, k=stated.k or 1, arch=arch, groups=groups)
+        if stated.own is None:
+            return config
+        own = SAEConfig.from_dict(stated.own)
+        same = architecture(own.arch).infer is architecture(arch).infer
+    except (ConfigError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder} holds no valid configuration: {error}") from error
+    k = own.k if stated.k is None else stated.k
+    if not same or (own.d_model, own.n_features, own.k) != (d_model, n_features, k):
+        raise refuse(folder, f"the entry {STAMP!r} of the JSON", own, f"what the folder holds, {config}; or no entry")
+    return own
+
+
+def weights_of(sae: SparseAutoencoder) -> Weights:
+    """The folded weights in float64 on the CPU."""
+    return Weights(*(weight.detach().double().cpu() for weight in sae.folded().weights))
+
+
+def stored(tensors: Tensors) -> dict[str, Tensor]:
+    """What is written: float32 (whole numbers as they are), contiguous, no two sharing memory."""
+    return {
+        name: (tensor.float() if tensor.is_floating_point() else tensor).clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+
+
+def write_files(folder: Path, weights: str, data: bytes, header: str, values: Mapping[str, Any]) -> None:
+    """Write both files of a folder, the JSON last; `ConfigError`, and nothing written, if it is not plain JSON."""
+    try:
+        text = json.dumps(values, indent=1, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the values of {folder / header} are not plain JSON: {error}.") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / weights, data)
+    write_atomically(folder / header, text.encode())

@@ -1,0 +1,193 @@
+"""Folders of SAELens: `cfg.json` and `sae_weights.safetensors`, versions 2 to 6.
+
+| architecture | here | what is particular |
+|---|---|---|
+| standard | standard | |
+| jumprelu | jumprelu | a `threshold` a feature (older: `log_threshold`); what SAELens saves of BatchTopK, too |
+| topk | topk | may rank pre-activations times the decoder's lengths (`rescale_acts_by_decoder_norm`) |
+| gated | gated | |
+| batchtopk, matryoshka_batchtopk | the same | checkpoints of a training, with one `topk_threshold`; not written |
+
+W_enc is [d_model feature]. `apply_b_dec_to_input`, true where the JSON does not say, subtracts b_dec from the input.
+Activations that a token's own norm rescales have no counterpart here, nor has a factor of the data set that is not in
+the folder: only `normalize_activations = none` is read (SAELens folds the factor in at the end of a training). Before
+version 6 topk was an activation function of the standard architecture. `hook_z` folders take the heads side by side.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from sae_core.sae.autoencoder import SparseAutoencoder
+from sae_core.sae.config import SAEConfig
+from sae_core.sae.interop.parts import (
+    STAMP,
+    Layout,
+    Stated,
+    Tensors,
+    agree,
+    autoencoder,
+    gated,
+    is_whole,
+    layout_for,
+    layout_of,
+    no_threshold,
+    refuse,
+    section,
+    shaped,
+    shifted,
+    stored,
+    weights_of,
+    whole,
+    write_files,
+)
+from sae_core.sae.objectives import Weights
+from sae_core.scfm.readers import read_weights
+from sae_core.scfm.vocabulary import read_json
+
+HEADER, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+WRITTEN_LAYOUT = "6.0.0"  # the version whose layout is written; SAELens takes a folder without one for an older
+_LINEAR = {"W_enc": "d_model feature", "W_dec": "feature d_model", "b_enc": "feature", "b_dec": "d_model"}
+
+
+def _ours(t: Tensors) -> Weights:
+    threshold = t.get("threshold", t.get("topk_threshold", torch.zeros((), dtype=torch.float64)))
+    return Weights(t["W_enc"].T, t["W_dec"], t["b_enc"], t["b_dec"], threshold.expand_as(t["b_enc"]))
+
+
+def _theirs(w: Weights, config: SAEConfig) -> Tensors:
+    return {"W_enc": w.W_enc.T, "W_dec": w.W_dec, "b_enc": w.b_enc, "b_dec": w.b_dec}
+
+
+def _gate_ours(t: Tensors) -> Weights:
+    return gated(t, t["W_enc"].T, t["b_gate"], t["b_mag"], t["W_dec"], t["b_dec"])
+
+
+def _gate_theirs(w: Weights, config: SAEConfig) -> Tensors:
+    shared = {"W_enc": w.W_enc.T, "W_dec": w.W_dec, "b_dec": w.b_dec, "r_mag": torch.zeros_like(w.b_enc)}
+    return shared | {"b_mag": w.b_enc, "b_gate": w.b_enc - w.theta}
+
+
+_GATE = {name: axes for name, axes in _LINEAR.items() if name != "b_enc"}
+_TRAINED = _LINEAR | {"topk_threshold": ""}
+LAYOUTS = {
+    "standard": Layout(arch="standard", shapes=_LINEAR, ours=_ours, theirs=_theirs, fits=no_threshold),
+    "jumprelu": Layout(
+        arch="jumprelu",
+        shapes=_LINEAR | {"threshold": "feature"},
+        ours=_ours,
+        theirs=lambda w, config: {**_theirs(w, config), "threshold": w.theta},
+    ),
+    "topk": Layout(arch="topk", shapes=_LINEAR, ours=_ours, theirs=_theirs, counted=True),
+    "gated": Layout(
+        arch="gated",
+        shapes=_GATE | {"b_gate": "feature", "b_mag": "feature", "r_mag": "feature"},
+        ours=_gate_ours,
+        theirs=_gate_theirs,
+    ),
+    "batchtopk": Layout(arch="batchtopk", shapes=_TRAINED, ours=_ours, counted=True),
+    "matryoshka_batchtopk": Layout(arch="matryoshka", shapes=_TRAINED, ours=_ours, counted=True),
+}
+
+
+def read_saelens(folder: str | Path) -> SparseAutoencoder:
+    """The autoencoder in a folder of SAELens; k of the configuration is 1 where the folder does not say it.
+
+    Raises:
+        CheckpointError: unreadable, or something in it has no exact counterpart here.
+    """
+    folder = Path(folder)
+    cfg = _renamed(read_json(folder / HEADER))
+    tensors = _current(folder, read_weights(folder / WEIGHTS))
+    layout = layout_of(folder, LAYOUTS, "architecture", cfg["architecture"])
+    _check_input(folder, cfg)
+    found = shaped(folder, tensors, layout)
+    if "topk_threshold" in found and not found["topk_threshold"] > 0:
+        raise refuse(folder, "topk_threshold", float(found["topk_threshold"]), "one that training has moved from 0")
+    weights = layout.ours(found)
+    agree(folder, d_in=(cfg.get("d_in"), len(weights.b_dec)), d_sae=(cfg.get("d_sae"), len(weights.b_enc)))
+    return autoencoder(
+        folder,
+        shifted(weights, -1) if cfg.get("apply_b_dec_to_input", True) else weights,
+        arch=layout.arch,
+        stated=_stated(folder, cfg, layout, len(weights.b_enc)),
+        precision=tensors["W_dec"].dtype,
+        ranks_lengths=layout.counted and bool(cfg.get("rescale_acts_by_decoder_norm", False)),
+    )
+
+
+def write_saelens(sae: SparseAutoencoder, folder: str | Path, *, metadata: Mapping[str, Any] | None = None) -> None:
+    """Write `sae`, folded, so that SAELens 6 computes the same codes and reconstructions from raw activations.
+
+    topk and gated keep their architecture, as does standard without thresholds; all others become jumprelu, the form in
+    which SAELens itself saves BatchTopK. `metadata`: what SAELens knows of an autoencoder's place (`model_name`,
+    `hook_name`). Our own configuration travels with it, so that `read_saelens` gives it back.
+    """
+    weights = weights_of(sae)
+    name = layout_for(LAYOUTS, sae.config.arch, weights)
+    theirs = LAYOUTS[name].theirs
+    assert theirs is not None
+    cfg: dict[str, Any] = {
+        "architecture": name,
+        "d_in": sae.config.d_model,
+        "d_sae": sae.config.n_features,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+    }
+    if name == "topk":
+        cfg |= {"k": sae.config.k, "rescale_acts_by_decoder_norm": False}
+    versions = {"sae_lens_version": WRITTEN_LAYOUT, "sae_lens_training_version": None}
+    cfg["metadata"] = {**(metadata or {}), **versions, STAMP: sae.config.to_dict()}
+    data = safetensors.torch.save(stored(theirs(weights, sae.config)))
+    write_files(Path(folder), WEIGHTS, data, HEADER, cfg)
+
+
+def _renamed(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with an `architecture`, and a `k` where topk was an activation function."""
+    activation = cfg.get("activation_fn", cfg.get("activation_fn_str", "relu"))
+    named = {"architecture": "standard"} | dict(cfg) | {"activation_fn": activation}
+    if activation == "topk" and named["architecture"] in ("standard", "topk"):
+        k = (cfg.get("activation_fn_kwargs") or {}).get("k", cfg.get("k"))
+        return named | {"architecture": "topk", "k": k, "activation_fn": "relu"}
+    return named
+
+
+def _current(folder: Path, tensors: Tensors) -> dict[str, torch.Tensor]:
+    """The tensors as version 6 has them: thresholds themselves, no factors of 1."""
+    current = dict(tensors)
+    if "log_threshold" in current:
+        current["threshold"] = current.pop("log_threshold").double().exp()
+    factor = current.pop("scaling_factor", torch.ones(()))
+    if not bool((factor == 1).all()):
+        raise refuse(folder, "scaling_factor", factor.tolist()[:4], "1 (codes not rescaled after training)")
+    return current
+
+
+def _check_input(folder: Path, cfg: Mapping[str, Any]) -> None:
+    """Refuse what is done to activations or to codes besides the five tensors."""
+    allowed: dict[str, tuple[object, ...]] = {
+        "normalize_activations": ("none", None, False),
+        "reshape_activations": ("none", "hook_z", None),
+        "activation_fn": ("relu",),
+    }
+    for name, values in allowed.items():
+        if cfg.get(name) not in values:
+            raise refuse(folder, name, cfg[name], ", ".join(repr(value) for value in values))
+
+
+def _stated(folder: Path, cfg: Mapping[str, Any], layout: Layout, n_features: int) -> Stated:
+    metadata = section(folder, cfg, "metadata")
+    own, stops = metadata.get(STAMP), None
+    if layout.arch == "matryoshka":
+        stops = [stop for stop in cfg.get("matryoshka_widths", []) if stop != n_features] + [n_features]
+    if layout.counted:
+        return Stated(k=whole(folder, "k", cfg.get("k")), group_stops=stops, own=own)
+    details = section(folder, metadata, "training_architecture_details")
+    target = details.get("k", details.get("target_l0"))
+    return Stated(k=int(target) if own is None and is_whole(target) else None, own=own)

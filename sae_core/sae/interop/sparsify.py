@@ -1,0 +1,107 @@
+"""Folders of sparsify (EleutherAI): `cfg.json` and `sae.safetensors`, versions 0 (as `sae`) and 1.
+
+One architecture, TopK over each token: encoder.weight and W_dec are [feature d_model], b_dec is subtracted from the
+input, the k largest of relu(pre) are kept. There is no threshold, so no other architecture can be written. Transcoders,
+skip connections, groupmax, signed codes and whatever else a version adds to an autoencoder are refused: each is a field
+of the JSON that is set, or a tensor more.
+"""
+
+from pathlib import Path
+
+import safetensors.torch
+
+from sae_core.sae.architectures import architecture
+from sae_core.sae.autoencoder import SparseAutoencoder
+from sae_core.sae.interop.parts import (
+    STAMP,
+    Layout,
+    Stated,
+    agree,
+    autoencoder,
+    refuse,
+    shaped,
+    shifted,
+    stored,
+    weights_of,
+    whole,
+    write_files,
+)
+from sae_core.sae.objectives import Weights
+from sae_core.scfm.readers import read_weights
+from sae_core.scfm.vocabulary import read_json
+
+HEADER, WEIGHTS = "cfg.json", "sae.safetensors"
+LAYOUT = Layout(
+    arch="topk",
+    shapes={
+        "encoder.weight": "feature d_model",
+        "encoder.bias": "feature",
+        "W_dec": "feature d_model",
+        "b_dec": "d_model",
+    },
+    ours=lambda t: Weights(
+        t["encoder.weight"], t["W_dec"], t["encoder.bias"], t["b_dec"], t["encoder.bias"].new_zeros(len(t["W_dec"]))
+    ),
+    theirs=lambda w, _: {
+        "encoder.weight": w.W_enc,
+        "encoder.bias": w.b_enc,
+        "W_dec": w.W_dec,
+        "b_dec": w.b_dec,
+    },
+    centred=True,
+)
+_DESCRIBED = {"activation", "d_in", "expansion_factor", "k", "num_latents", STAMP}  # what is read or says nothing more
+_OF_TRAINING = {"multi_topk", "normalize_decoder"}  # without effect on a code
+
+
+def read_sparsify(folder: str | Path) -> SparseAutoencoder:
+    """The autoencoder in a folder of sparsify.
+
+    Raises:
+        CheckpointError: unreadable, or something in it has no exact counterpart here.
+    """
+    folder = Path(folder)
+    cfg = read_json(folder / HEADER)
+    if cfg.get("activation", "topk") != "topk":
+        raise refuse(folder, "activation", cfg["activation"], "topk")
+    for name in sorted(set(cfg) - _DESCRIBED - _OF_TRAINING):
+        if cfg[name]:
+            raise refuse(folder, name, cfg[name], "a plain autoencoder, in which it is false or absent")
+    tensors = read_weights(folder / WEIGHTS)
+    weights = LAYOUT.ours(shaped(folder, tensors, LAYOUT))
+    n_features, d_model = weights.W_dec.shape
+    expected = cfg.get("num_latents") or d_model * cfg.get("expansion_factor", n_features / d_model)
+    agree(folder, d_in=(cfg.get("d_in"), d_model), num_latents=(expected, n_features))
+    return autoencoder(
+        folder,
+        shifted(weights, -1),
+        arch=LAYOUT.arch,
+        stated=Stated(k=whole(folder, "k", cfg.get("k")), own=cfg.get(STAMP)),
+        precision=tensors["W_dec"].dtype,
+    )
+
+
+def write_sparsify(sae: SparseAutoencoder, folder: str | Path) -> None:
+    """Write `sae`, folded, so that sparsify computes the same codes and reconstructions from raw activations.
+
+    Raises:
+        CheckpointError: any architecture but topk, as the format has no threshold.
+    """
+    config, folder = sae.config, Path(folder)
+    if sae.architecture.infer is not architecture("topk").infer:
+        raise refuse(folder, "arch", config.arch, "topk, as sparsify has no thresholds; write it for SAELens instead")
+    assert LAYOUT.theirs is not None
+    cfg = {
+        "activation": "topk",
+        "expansion_factor": max(1, config.n_features // config.d_model),
+        "normalize_decoder": True,
+        "num_latents": config.n_features,
+        "k": config.k,
+        "multi_topk": False,
+        "skip_connection": False,
+        "transcode": False,
+        "d_in": config.d_model,
+        STAMP: config.to_dict(),
+    }
+    data = safetensors.torch.save(stored(LAYOUT.theirs(shifted(weights_of(sae), +1), config)))
+    write_files(folder, WEIGHTS, data, HEADER, cfg)
