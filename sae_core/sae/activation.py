@@ -19,8 +19,8 @@ from torch.autograd.function import once_differentiable
 
 
 def as_chosen(pre: Float[Tensor, " n"], theta: Float[Tensor, " n"], bandwidth: float) -> Float[Tensor, " n"]:
-    """Return z = pre: the selector keeps positive entries only."""
-    return pre
+    """Return z = pre: the selector keeps positive entries only, but for what a coarser precision takes for one."""
+    return pre.relu()
 
 
 def rectified(pre: Float[Tensor, " n"], theta: Float[Tensor, " n"], bandwidth: float) -> Float[Tensor, " n"]:

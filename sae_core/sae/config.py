@@ -11,6 +11,7 @@ from typing import Any
 
 from sae_core.errors import ConfigError
 
+PRECISIONS = ("f32", "bf16")
 MAX_DEAD_WINDOW = 10_000_000  # tokens; the fixed window of arXiv 2406.04093, here only an upper bound
 
 
@@ -124,11 +125,20 @@ class TrainConfig:
     """Tokens without firing after which a feature is dead; None: a 20th of all tokens of the run, at most 10 M."""
     theta_decay: float = 0.99
     """Decay of the running threshold that is shown during training and replaced by calibration at its end."""
+    encoder_precision: str = "f32"
+    """Precision in which the pre-activations of all features are ranked, "f32" or "bf16"; the values of those that are
+    chosen, and all gradients, are float32 either way."""
     seed: int = 0
     """Seed of the initial weights."""
 
     def __post_init__(self) -> None:
         _require_whole(self, "n_steps", "batch_size")
+        _require(
+            self.encoder_precision in PRECISIONS,
+            f"one of {', '.join(PRECISIONS)}",
+            "encoder_precision",
+            self.encoder_precision,
+        )
         _require(
             self.lr is None or (math.isfinite(self.lr) and self.lr > 0), "a finite number > 0, or None", "lr", self.lr
         )

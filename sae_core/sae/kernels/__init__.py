@@ -24,7 +24,8 @@ class Kernel:
     name: str
     encode: Callable[[Tensor, Tensor, Tensor, SparseCodes], Tensor]
     """(x [token d_model], W_enc [feature d_model], b_enc [feature], codes) -> values [nnz] of x W_enc^T + b_enc at the
-    places of `codes`, differentiable in x, W_enc and b_enc. `codes.value` holds those values already."""
+    places of `codes`, differentiable in x, W_enc and b_enc. `codes.value` holds those values already, unless it is of a
+    coarser type than x."""
     decode: Callable[[SparseCodes, Tensor], Tensor]
     """(codes, W_dec [feature d_model]) -> codes W_dec [token d_model], differentiable in `codes.value` and W_dec."""
 

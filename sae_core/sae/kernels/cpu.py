@@ -30,7 +30,7 @@ def encode(
     b_enc: Float[Tensor, " feature"],
     codes: SparseCodes,
 ) -> Float[Tensor, " nnz"]:
-    """`codes.value`, with the gradients of x W_enc^T + b_enc at the code's places."""
+    """`codes.value`, made anew where it is coarser than x, with the gradients of x W_enc^T + b_enc at its places."""
     values: Tensor = _Encode.apply(x, W_enc, b_enc, codes)  # type: ignore[no-untyped-call]
     return values
 
@@ -48,7 +48,9 @@ class _Encode(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, W_enc: Tensor, b_enc: Tensor, codes: SparseCodes) -> Tensor:
         ctx.codes = codes.with_value(codes.value.detach())
         ctx.save_for_backward(x, W_enc)
-        return codes.value.detach().clone()
+        if codes.value.dtype == x.dtype:
+            return codes.value.detach().clone()
+        return sddmm(x, W_enc, codes) + b_enc[codes.col]
 
     @staticmethod
     @once_differentiable

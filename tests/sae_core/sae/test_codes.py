@@ -5,6 +5,7 @@ import torch
 
 from sae_core.errors import ConfigError
 from sae_core.sae import SparseCodes
+from sae_core.sae.codes import places_above
 
 
 def test_dense_to_sparse_to_dense_is_the_identity_also_with_empty_rows():
@@ -81,3 +82,18 @@ def test_indexed_codes_share_what_is_known_about_their_places_with_all_that_is_d
     derived = codes.with_value(2 * codes.value).with_value(codes.value)
     assert derived.row is codes.row
     assert derived.by_feature is codes.by_feature
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("n", [0, 1, 1000, 2**18, 2**18 + 7])
+def test_places_above_a_floor_are_found_wherever_they_lie(dtype, n):
+    flat = torch.randn(n, generator=torch.Generator().manual_seed(n)).to(dtype)
+    for floor in (0.0, 0.125, 1.0, 3.0, float(flat.float().abs().max()) if n else 7.0):
+        assert torch.equal(places_above(flat, floor), (flat.double() > floor).nonzero().squeeze(1))
+    assert torch.equal(places_above(flat > 1, 0.0), (flat > 1).nonzero().squeeze(1))
+
+
+def test_a_floor_between_two_bfloat16_is_not_rounded():
+    values = torch.tensor([0.0, -0.0, -1.0, 1.0, 1.0078125, torch.inf, -torch.inf], dtype=torch.bfloat16)
+    for floor in (0.0, 0.999, 1.0, 1.0001, 1.0078, 1.0078125):
+        assert torch.equal(places_above(values, floor), (values.double() > floor).nonzero().squeeze(1))

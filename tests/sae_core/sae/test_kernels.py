@@ -37,6 +37,15 @@ def test_cpu_kernel_equals_the_dense_one_in_values_and_gradients(
         torch.testing.assert_close(fast / scale, dense / scale, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
+def test_values_of_a_coarser_type_are_computed_anew(random_codes, kernel):
+    codes = random_codes(9, 21, density=0.3, dtype=torch.float32)
+    x, W_enc, b_enc, _ = weights(7, 9, 21, torch.float32)
+    exact = (x @ W_enc.T + b_enc)[codes.row, codes.col.long()].detach()
+    found = kernel.encode(x, W_enc, b_enc, codes.with_value(exact.bfloat16()))
+    torch.testing.assert_close(found.detach(), exact, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize(("n_tokens", "d_model", "n_features", "density"), SHAPES[1:4])
 def test_gradients_of_the_cpu_kernel_equal_finite_differences(random_codes, n_tokens, d_model, n_features, density):
     codes = random_codes(n_tokens, n_features, density=density)

@@ -316,3 +316,24 @@ def test_training_uses_no_global_randomness(planted):
     assert torch.equal(before, torch.get_rng_state())
     torch.manual_seed(1)
     assert trainer(planted).step(planted.sample(128, 0)) == a
+
+
+@pytest.mark.parametrize(
+    "arch",
+    ["batchtopk", *(pytest.param(arch, marks=pytest.mark.slow) for arch in ARCHITECTURES if arch != "batchtopk")],
+)
+def test_ranking_in_bfloat16_changes_the_loss_of_a_whole_training_by_less_than_half_a_percent(planted, arch):
+    data = planted.sample(20_000, 2)
+    losses = {}
+    for precision in ("f32", "bf16"):
+        config = SAEConfig(d_model=32, n_features=64, k=3, arch=arch)
+        learner = trainer(planted, config=config, n_steps=500, encoder_precision=precision)
+        mse = [learner.step(data[128 * step % 19_000 :][:512]).mse for step in range(500)]
+        losses[precision] = sum(mse[-50:]) / 50
+    assert losses["bf16"] == pytest.approx(losses["f32"], rel=0.005)
+    assert learner.sae.W_enc.dtype == torch.float32
+
+
+def test_a_precision_that_is_not_known_is_refused():
+    with pytest.raises(ConfigError, match="encoder_precision = 'f16' is not allowed: one of f32, bf16"):
+        TrainConfig(n_steps=1, encoder_precision="f16")
