@@ -5,7 +5,8 @@
 The dense baseline is the common way to write a step: dense encoder, top-k over the flattened batch, dense decoder,
 dense gradients by autograd, Adam, projection of the decoder's gradient, renormalisation of its rows. The two take
 turns, so that another program on the machine slows both; a figure is the fastest of the repeats. `product` is
-x W_enc^T alone, which both need.
+x W_enc^T alone, which both need; `bf16` ranks the pre-activations in bfloat16 (values and gradients stay float32).
+`--loss-steps N` trains both precisions for N steps on fresh planted batches and prints their losses.
 """
 
 from __future__ import annotations
@@ -58,14 +59,36 @@ def dense_step(x: torch.Tensor, n_features: int, k: int) -> Callable[[], None]:
     return step
 
 
-def sparse_step(x: torch.Tensor, n_features: int, k: int) -> Callable[[], None]:
-    """The trainer's step, as `scsae train` runs it."""
+def make_trainer(x: torch.Tensor, n_features: int, k: int, precision: str, n_steps: int = 10**6) -> Trainer:
+    """A BatchTopK trainer, as `scsae train` makes it."""
     config = SAEConfig(d_model=x.shape[1], n_features=n_features, k=k)
-    normaliser = Normaliser.fit([x])
-    trainer = Trainer(config, TrainConfig(n_steps=10**6, batch_size=x.shape[0], lr=1e-3), normaliser)
+    train = TrainConfig(n_steps=n_steps, batch_size=x.shape[0], lr=1e-3, encoder_precision=precision)
+    return Trainer(config, train, Normaliser.fit([x]))
+
+
+def sparse_step(x: torch.Tensor, n_features: int, k: int, precision: str) -> Callable[[], None]:
+    """The trainer's step, as `scsae train` runs it."""
+    trainer = make_trainer(x, n_features, k, precision)
     for _ in range(WARM_UP):
         trainer.step(x)
     return lambda: trainer.step(x) and None
+
+
+def compare_losses(shape: tuple[int, int, int, int], n_steps: int) -> None:
+    """Train in both precisions on the same fresh batches and print the mean squared error of the last 20 steps."""
+    n_tokens, d_model, n_features, k = shape
+    data = planted(n_tokens * 32, d_model, n_features, k)
+    trainers = {p: make_trainer(data[:n_tokens], n_features, k, p, n_steps) for p in ("f32", "bf16")}
+    errors: dict[str, list[float]] = {p: [] for p in trainers}
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(n_steps):
+        x = data[torch.randint(len(data), (n_tokens,), generator=generator)]
+        for precision, trainer in trainers.items():
+            errors[precision].append(trainer.step(x).mse)
+    f32, bf16 = (sum(errors[p][-20:]) / 20 for p in ("f32", "bf16"))
+    print(
+        f"F {n_features}: loss after {n_steps} steps: f32 {f32:.5f}, bf16 {bf16:.5f}, difference {bf16 / f32 - 1:+.3%}"
+    )
 
 
 def fastest(functions: list[Callable[[], object]], repeats: int, clock: Callable[[], float]) -> list[float]:
@@ -85,23 +108,29 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--cpu-time", action="store_true", help="on a busy machine, with --threads 1")
     parser.add_argument("--shape", type=int, nargs=4, action="append", metavar=("B", "D", "F", "K"))
+    parser.add_argument("--loss-steps", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     clock, kind = (time.process_time, "CPU") if options.cpu_time else (time.perf_counter, "wall")
     print(f"torch {torch.__version__}, {options.threads} threads, fastest of {options.repeats}, {kind} ms a step")
-    print(f"{'B':>6} {'d':>5} {'F':>6} {'k':>3} {'dense':>9} {'scsae':>9} {'product':>9} {'ratio':>6}")
+    head = f"{'B':>6} {'d':>5} {'F':>6} {'k':>3} {'dense':>9} {'f32':>9} {'bf16':>9} {'product':>9}"
+    print(f"{head} {'ratio f32':>9} {'ratio bf16':>10}")
     for n_tokens, d_model, n_features, k in options.shape or SHAPES:
+        if options.loss_steps:
+            compare_losses((n_tokens, d_model, n_features, k), options.loss_steps)
+            continue
         x = planted(n_tokens, d_model, n_features, k)
         weight, out = torch.randn(n_features, d_model), torch.empty(n_tokens, n_features)
         steps = [
             dense_step(x, n_features, k),
-            sparse_step(x, n_features, k),
+            sparse_step(x, n_features, k, "f32"),
+            sparse_step(x, n_features, k, "bf16"),
             lambda x=x, weight=weight, out=out: torch.mm(x, weight.T, out=out),
         ]
-        dense, sparse, product = fastest(steps, options.repeats, clock)
+        dense, f32, bf16, product = fastest(steps, options.repeats, clock)
         print(
-            f"{n_tokens:>6} {d_model:>5} {n_features:>6} {k:>3} {dense:>9.1f} {sparse:>9.1f} {product:>9.1f} "
-            f"{dense / sparse:>6.1f}",
+            f"{n_tokens:>6} {d_model:>5} {n_features:>6} {k:>3} {dense:>9.1f} {f32:>9.1f} {bf16:>9.1f} "
+            f"{product:>9.1f} {dense / f32:>9.1f} {dense / bf16:>10.1f}",
             flush=True,
         )
 
