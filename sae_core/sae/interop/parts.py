@@ -9,6 +9,10 @@ up to rounding; all of it is computed in float64 and stored in float32:
                                                       W_enc = exp(r_mag) W_gate, theta = b_mag - exp(r_mag) b_gate
 The k largest of a token are others once features are stretched differently, so a topk autoencoder has to have decoder
 rows of one length, or to rank what its decoder adds. Whatever has no exact counterpart here is refused.
+
+Measured with sae-lens 6.54.12, eai-sparsify 1.3.3 and dictionary-learning 0.1.0, every architecture written here and
+read there and the reverse, random weights and activations: of 559,266 active codes none was active on one side only;
+values of up to 65 and reconstructions agree to 2e-5 (float32), those written without centring to the last bit.
 """
 
 import json

@@ -1,17 +1,18 @@
-"""Folders of SAELens: `cfg.json` and `sae_weights.safetensors`, versions 2 to 6.
+"""Folders of SAELens: `cfg.json` and `sae_weights.safetensors`, versions 3 to 6.
 
 | architecture | here | what is particular |
 |---|---|---|
 | standard | standard | |
-| jumprelu | jumprelu | a `threshold` a feature (older: `log_threshold`); what SAELens saves of BatchTopK, too |
+| jumprelu | jumprelu | a `threshold` a feature; older training checkpoints have `log_threshold` |
 | topk | topk | may rank pre-activations times the decoder's lengths (`rescale_acts_by_decoder_norm`) |
 | gated | gated | |
 | batchtopk, matryoshka_batchtopk | the same | checkpoints of a training, with one `topk_threshold`; not written |
 
-W_enc is [d_model feature]. `apply_b_dec_to_input`, true where the JSON does not say, subtracts b_dec from the input.
-Activations that a token's own norm rescales have no counterpart here, nor has a factor of the data set that is not in
-the folder: only `normalize_activations = none` is read (SAELens folds the factor in at the end of a training). Before
-version 6 topk was an activation function of the standard architecture. `hook_z` folders take the heads side by side.
+A finished BatchTopK is saved by SAELens as jumprelu. W_enc is [d_model feature]. `apply_b_dec_to_input`, true where the
+JSON does not say, subtracts b_dec from the input. Activations that a token's own norm rescales have no counterpart
+here, nor has a factor of the data set that is not in the folder: only `normalize_activations = none` is read (SAELens
+folds the factor in at the end of a training). Before version 6 topk was an activation function of the standard
+architecture. `hook_z` folders take the heads side by side, [token n_heads * d_head].
 """
 
 from collections.abc import Mapping
@@ -163,9 +164,10 @@ def _current(folder: Path, tensors: Tensors) -> dict[str, torch.Tensor]:
     current = dict(tensors)
     if "log_threshold" in current:
         current["threshold"] = current.pop("log_threshold").double().exp()
-    factor = current.pop("scaling_factor", torch.ones(()))
-    if not bool((factor == 1).all()):
-        raise refuse(folder, "scaling_factor", factor.tolist()[:4], "1 (codes not rescaled after training)")
+    for name in ("scaling_factor", "finetuning_scaling_factor"):
+        factor = current.pop(name, torch.ones(1))
+        if not bool((factor == 1).all()):
+            raise refuse(folder, name, factor.flatten()[:4].tolist(), "1 (codes not rescaled after training)")
     return current
 
 

@@ -232,6 +232,7 @@ def test_what_saelens_says_beyond_ours_is_refused(tmp_path, cfg, message):
     [
         ({"W_skip": [[0, 0], [0, 0]]}, "W_skip is unexpected"),
         ({"scaling_factor": [1, 2]}, "scaling_factor is"),
+        ({"finetuning_scaling_factor": [1, 2]}, "finetuning_scaling_factor is"),
         ({"W_dec": [[2, 0], [0, 0]]}, "shortest decoder row is 0"),
         ({"b_enc": [0, float("nan")]}, "b_enc holds values that are not finite"),
         ({"b_dec": [1, 1, 1]}, r"b_dec is \(3,\) and should be \[d_model\]"),
