@@ -1,7 +1,8 @@
 """Sparse autoencoders: from activations of a foundation model to sparse, readable features, and back.
 
 `Normaliser.fit` -> `Trainer.step` ... -> `Trainer.finish` -> `SparseAutoencoder.encode` / `decode` -> `save_sae` /
-`load_sae`. Knows activations as tensors [token d_model] and nothing of cells, genes, files of data or clusters.
+`load_sae`; `read_foreign` for those of other libraries. Knows activations as tensors [token d_model] and nothing of
+cells, genes, files of data or clusters.
 """
 
 from sae_core.sae.architectures import ARCHITECTURES

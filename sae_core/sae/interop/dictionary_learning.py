@@ -50,9 +50,8 @@ from sae_core.scfm.vocabulary import read_json
 HEADER, WEIGHTS = "config.json", "ae.pt"
 _LINEAR = {"encoder.weight": "feature d_model", "encoder.bias": "feature", "decoder.weight": "d_model feature"}
 _OWN = {"W_enc": "d_model feature", "W_dec": "feature d_model", "b_enc": "feature", "b_dec": "d_model"}
-
-
-_COUNT, _UNFITTED = {"k": ""}, -1.0
+_COUNT = {"k": ""}
+_UNFITTED = -1.0  # the threshold that was never fitted
 
 
 def _linear(t: Tensors, b_dec: str) -> Weights:
