@@ -43,7 +43,6 @@ models_app = typer.Typer(invoke_without_command=True, help="Registry look-ups: v
 app.add_typer(models_app, name="models")
 
 
-
 def _store(text: str) -> Path:
     """A root of typer's, with the error as typer says it."""
     try:
