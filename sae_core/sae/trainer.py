@@ -15,7 +15,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from sae_core.errors import CheckpointError, ConfigError, TrainingError
@@ -26,10 +26,11 @@ from sae_core.sae.diagnosis import Finding, diagnose
 from sae_core.sae.kernels import Kernel, kernel_for
 from sae_core.sae.normaliser import Normaliser
 from sae_core.sae.objectives import Forward, Loss, loss_of
+from sae_core.sae.parallel import Communicator
 
 
 class StepMetrics(NamedTuple):
-    """What one step saw, in normalised units (mean squared length of an activation: 1)."""
+    """What one step saw on all ranks, in normalised units (mean squared length of an activation: 1)."""
 
     step: int
     """Steps done, this one included."""
@@ -46,6 +47,19 @@ class StepMetrics(NamedTuple):
     theta: float
     """Mean over features of the threshold: the learned one, or a running mean of the smallest value chosen."""
     lr: float
+
+
+class _Seen(NamedTuple):
+    """What the forward passes of one step showed on all ranks together: sums over tokens, means over ranks."""
+
+    n_tokens: int
+    firings: Int64[Tensor, " feature"]
+    loss: float
+    mse: float
+    aux: float
+    sparsity: float
+    cutoff: float | None
+    """Smallest value chosen, None if nothing was."""
 
 
 class TrainerState(NamedTuple):
@@ -73,22 +87,29 @@ class Trainer:
         *,
         device: torch.device | str = "cpu",
         kernel: Kernel | None = None,
+        communicator: Communicator | None = None,
     ) -> None:
-        """A trainer at step 0; `kernel` None takes the one written for the device."""
+        """A trainer at step 0; `kernel` None takes the one written for the device, `communicator` None trains alone."""
         if normaliser.mean.numel() != sae_config.d_model:
             raise ConfigError(
                 f"the normaliser was fitted on d_model = {normaliser.mean.numel()}, the autoencoder has "
                 f"d_model = {sae_config.d_model}: fit it on the activations that the autoencoder is trained on."
             )
-        self._set_up(sae_config, train_config, torch.device(device), kernel)
+        self._set_up(sae_config, train_config, torch.device(device), kernel, communicator)
         self.sae.mu.copy_(normaliser.mu)
         self.sae.scale.fill_(normaliser.scale)
 
     def _set_up(
-        self, sae_config: SAEConfig, train_config: TrainConfig, device: torch.device, kernel: Kernel | None
+        self,
+        sae_config: SAEConfig,
+        train_config: TrainConfig,
+        device: torch.device,
+        kernel: Kernel | None,
+        communicator: Communicator | None,
     ) -> None:
         self.config = train_config
         self.kernel = kernel or kernel_for(device)
+        self.communicator = communicator or Communicator()
         self.generator = torch.Generator().manual_seed(train_config.seed)
         self.sae = SparseAutoencoder(sae_config, generator=self.generator).to(device)
         """The autoencoder so far, normaliser unfolded, threshold the learned or the running one."""
@@ -105,7 +126,7 @@ class Trainer:
         self._adam = torch.optim.Adam(self._learned.values(), lr=rate, fused=True)
 
     def step(self, x: Float[Tensor, "token d_model"]) -> StepMetrics:
-        """One optimizer step on raw activations.
+        """One optimizer step on raw activations; with several ranks, each its own batch of the same size.
 
         `TrainingError`, with nothing changed, if the loss or its gradient is not finite or all steps are done.
         """
@@ -115,17 +136,18 @@ class Trainer:
         forward = self._forward(sae.normalise(x), dead)
         warm_up = self.config.sparsity_at(self.n_steps_done)
         loss = loss_of(sae.architecture.objective, forward, warm_up=warm_up)
-        self._differentiate(loss, x)
+        seen, n_dead = self._see(forward, loss), int(dead.sum())
+        self._differentiate(loss, x, value=seen.loss)
         self._descend(dead)
-        n_active = self._count(forward, n_dead=int(dead.sum()))
+        self._count(seen, n_dead=n_dead)
         return StepMetrics(
             step=self.n_steps_done,
-            loss=loss.total.item(),
-            mse=loss.mse.item(),
-            aux=loss.terms["auxk"].item() if "auxk" in loss.terms else 0.0,
-            sparsity=sum((loss.terms[t.name].item() for t in sae.architecture.objective if t.is_sparsity), 0.0),
-            l0=n_active / x.shape[0],
-            n_dead=int(dead.sum()),
+            loss=seen.loss,
+            mse=seen.mse,
+            aux=seen.aux,
+            sparsity=seen.sparsity,
+            l0=int(seen.firings.sum()) / seen.n_tokens,
+            n_dead=n_dead,
             theta=sae.theta.mean().item(),
             lr=self._adam.param_groups[0]["lr"],
         )
@@ -187,13 +209,18 @@ class Trainer:
 
     @classmethod
     def from_state(
-        cls, state: TrainerState, *, device: torch.device | str = "cpu", kernel: Kernel | None = None
+        cls,
+        state: TrainerState,
+        *,
+        device: torch.device | str = "cpu",
+        kernel: Kernel | None = None,
+        communicator: Communicator | None = None,
     ) -> "Trainer":
         """A trainer that continues where `state` was taken; the normaliser is part of it."""
         trainer = cls.__new__(cls)
         sae_config = SAEConfig.from_dict(state.meta["sae_config"])
         train_config = TrainConfig.from_dict(state.meta["train_config"])
-        trainer._set_up(sae_config, train_config, torch.device(device), kernel)
+        trainer._set_up(sae_config, train_config, torch.device(device), kernel, communicator)
         trainer.load_state_dict(state)
         return trainer
 
@@ -247,20 +274,44 @@ class Trainer:
             kernel=self.kernel,
         )
 
-    def _differentiate(self, loss: Loss, x: Float[Tensor, "token d_model"]) -> None:
-        """Gradients of the loss; `TrainingError` if it or they are not finite."""
+    @torch.no_grad()
+    def _see(self, forward: Forward, loss: Loss) -> _Seen:
+        codes, zero = forward.codes, torch.zeros_like(loss.mse)
+        firings = torch.bincount(codes.col[codes.value > 0], minlength=self.sae.config.n_features)
+        sparsity = [loss.terms[term.name] for term in self.sae.architecture.objective if term.is_sparsity]
+        means = [loss.total, loss.mse, loss.terms.get("auxk", zero), sum(sparsity, zero)]
+        chosen = [codes.value.amin(), zero + 1] if codes.nnz else [zero, zero]
+        seen = torch.stack([*means, *chosen, zero + forward.x.shape[0]]).double()
+        self.communicator.sum_(seen, firings)
+        total, mse, aux, sparse, cutoff, n_chosen, n_tokens = seen.tolist()
+        size = self.communicator.size
+        return _Seen(
+            n_tokens=int(n_tokens),
+            firings=firings,
+            loss=total / size,
+            mse=mse / size,
+            aux=aux / size,
+            sparsity=sparse / size,
+            cutoff=cutoff / n_chosen if n_chosen else None,
+        )
+
+    def _differentiate(self, loss: Loss, x: Float[Tensor, "token d_model"], *, value: float) -> None:
+        """Gradients of the loss, which is `value` over all ranks; `TrainingError` if it or they are not finite."""
         self._adam.zero_grad(set_to_none=True)
-        value, length = loss.total.item(), math.nan
+        length = math.nan
         if math.isfinite(value):
             torch.autograd.backward(loss.total)
+            self.communicator.average_gradients(self._learned.values())
             gradients = [weight.grad for weight in self._learned.values() if weight.grad is not None]
             length = float(torch.nn.utils.get_total_norm(gradients))
         if not math.isfinite(length):
             self._adam.zero_grad(set_to_none=True)
+            n_bad = (~x.isfinite()).sum()
+            self.communicator.sum_(n_bad)
             what = f"the loss of step {self.n_steps_done + 1} is {value}"
             raise TrainingError(
                 f"{what if not math.isfinite(value) else what + f', its gradient {length}'}: the batch holds "
-                f"{int((~x.isfinite()).sum())} values that are not finite. Check the activations (`scsae verify`), or "
+                f"{int(n_bad)} values that are not finite. Check the activations (`scsae verify`), or "
                 f"lower the learning rate ({self._lr:.2g} now); the state of step {self.n_steps_done} is kept."
             )
 
@@ -276,21 +327,19 @@ class Trainer:
             constraint.after_step(self.sae.weights, dead)
 
     @torch.no_grad()
-    def _count(self, forward: Forward, *, n_dead: int) -> int:
-        """Keep the books of a step that was made; returns the number of active entries."""
-        codes, theta, n_tokens = forward.codes, self.sae.theta, forward.x.shape[0]
-        fired = codes.col[codes.value > 0].long()
-        self.tokens_since_fired += n_tokens
-        self.tokens_since_fired[fired] = 0
+    def _count(self, seen: _Seen, *, n_dead: int) -> None:
+        """Keep the books of a step that was made."""
+        theta = self.sae.theta
+        self.tokens_since_fired += seen.n_tokens
+        self.tokens_since_fired[seen.firings > 0] = 0
         if self.n_steps_done % max(1, self.config.dead_window // self.config.batch_size) == 0:
             self.n_dead_before = n_dead
         running = self.sae.architecture.calibrated and "theta" not in self._learned
-        if running and codes.nnz:
-            cutoff = codes.value.detach().amin()
+        if running and seen.cutoff is not None:
+            cutoff = torch.tensor(seen.cutoff, dtype=theta.dtype, device=theta.device)
             first = self.n_steps_done == 0
             theta.copy_(cutoff if first else torch.lerp(cutoff, theta, self.config.theta_decay))
         self.n_steps_done += 1
-        return fired.numel()
 
 
 def _check_same(part: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:

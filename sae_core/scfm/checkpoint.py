@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 from sae_core.errors import CheckpointError, ConfigError
+from sae_core.readers import digest_files, read_json, read_weights
 from sae_core.scfm import geneformer_files, scfoundation_files
 from sae_core.scfm.foundation import FoundationModel
-from sae_core.scfm.readers import digest_files, read_weights
 from sae_core.scfm.scgpt import ScGPT, ScGPTConfig, scgpt_from_weights
-from sae_core.scfm.vocabulary import Vocabulary, read_json, read_vocabulary
+from sae_core.scfm.vocabulary import Vocabulary, read_vocabulary
 
 MINI = Path(__file__).parent / "mini"
 _SCGPT_WEIGHTS = ("model.safetensors", "best_model.pt")

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sae_core.errors import CheckpointError
+from sae_core.readers import digest_files, read_dictionary, read_json, read_weights
 from sae_core.scfm.geneformer import Geneformer, GeneformerConfig, geneformer_from_weights
-from sae_core.scfm.readers import digest_files, read_dictionary, read_weights
-from sae_core.scfm.vocabulary import Vocabulary, read_json
+from sae_core.scfm.vocabulary import Vocabulary
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 FILES = "config.json (model_type bert), model.safetensors (or pytorch_model.bin), and Geneformer's dictionaries"

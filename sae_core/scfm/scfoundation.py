@@ -23,11 +23,11 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from sae_core.errors import CheckpointError, ConfigError
+from sae_core.readers import fit_weights
 from sae_core.scfm.batches import Batch
 from sae_core.scfm.encoder import EncoderBlock
 from sae_core.scfm.foundation import FoundationModel, masked_mean
 from sae_core.scfm.pretraining import Asked, Question, hidden_genes
-from sae_core.scfm.readers import fit_weights
 from sae_core.scfm.scfoundation_decoder import Performer
 from sae_core.scfm.scfoundation_tokenizer import ScFoundationTokenizer
 from sae_core.scfm.tokens import Tokens

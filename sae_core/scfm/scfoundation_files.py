@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from sae_core.errors import CheckpointError
-from sae_core.scfm.readers import digest_files, read_torch
+from sae_core.readers import digest_files, read_json, read_torch
 from sae_core.scfm.scfoundation import (
     SOURCE,
     TARGET,
@@ -23,7 +23,7 @@ from sae_core.scfm.scfoundation import (
     ScFoundationConfig,
     scfoundation_from_weights,
 )
-from sae_core.scfm.vocabulary import Vocabulary, read_json
+from sae_core.scfm.vocabulary import Vocabulary
 
 FILES = "models.ckpt and OS_scRNA_gene_index.19264.tsv"
 PARTS = ("cell", "rde", "gene")

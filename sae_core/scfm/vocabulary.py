@@ -7,16 +7,16 @@ values are added when tokens are made.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Int64
 
 from sae_core.errors import CheckpointError, VocabularyError
+from sae_core.readers import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,18 +150,3 @@ def read_vocabulary(path: Path, *, ensembl_path: Path | None = None) -> Vocabula
         raise CheckpointError(f"{path}: the ids of {len(tokens)} tokens are not the numbers 0 to {len(tokens) - 1}")
     ensembl = {} if ensembl_path is None else read_json(ensembl_path)
     return Vocabulary(tokens=tuple(tokens), ensembl=ensembl)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Object in a JSON file.
-
-    Raises:
-        CheckpointError: the file is missing, is no JSON or holds no object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a {type(value).__name__}; allowed: a JSON object")
-    return value

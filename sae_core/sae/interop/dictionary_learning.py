@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from sae_core.readers import read_json, read_weights
 from sae_core.sae.autoencoder import SparseAutoencoder
 from sae_core.sae.config import SAEConfig
 from sae_core.sae.interop.parts import (
@@ -44,8 +45,6 @@ from sae_core.sae.interop.parts import (
     write_files,
 )
 from sae_core.sae.objectives import Weights
-from sae_core.scfm.readers import read_weights
-from sae_core.scfm.vocabulary import read_json
 
 HEADER, WEIGHTS = "config.json", "ae.pt"
 _LINEAR = {"encoder.weight": "feature d_model", "encoder.bias": "feature", "decoder.weight": "d_model feature"}

@@ -22,6 +22,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from sae_core.readers import read_json, read_weights
 from sae_core.sae.autoencoder import SparseAutoencoder
 from sae_core.sae.config import SAEConfig
 from sae_core.sae.interop.parts import (
@@ -46,8 +47,6 @@ from sae_core.sae.interop.parts import (
     write_files,
 )
 from sae_core.sae.objectives import Weights
-from sae_core.scfm.readers import read_weights
-from sae_core.scfm.vocabulary import read_json
 
 HEADER, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 WRITTEN_LAYOUT = "6.0.0"  # the version whose layout is written; SAELens takes a folder without one for an older

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import safetensors.torch
 
+from sae_core.readers import read_json, read_weights
 from sae_core.sae.architectures import architecture
 from sae_core.sae.autoencoder import SparseAutoencoder
 from sae_core.sae.interop.parts import (
@@ -27,8 +28,6 @@ from sae_core.sae.interop.parts import (
     write_files,
 )
 from sae_core.sae.objectives import Weights
-from sae_core.scfm.readers import read_weights
-from sae_core.scfm.vocabulary import read_json
 
 HEADER, WEIGHTS = "cfg.json", "sae.safetensors"
 LAYOUT = Layout(

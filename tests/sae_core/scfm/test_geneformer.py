@@ -14,10 +14,10 @@ import scipy.sparse as sp
 import torch
 
 from sae_core.errors import CheckpointError, ConfigError, TokenizationError
+from sae_core.readers import read_dictionary
 from sae_core.scfm import Geneformer, GeneMatch, Site, Tokens, load_model
 from sae_core.scfm.geneformer_files import find_dictionaries
 from sae_core.scfm.geneformer_tokenizer import GeneformerTokenizer
-from sae_core.scfm.readers import read_dictionary
 
 Write = Callable[..., Path]
 PAD, MASK, CLS, EOS = range(4)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import pickle
 import warnings
 from collections import OrderedDict
@@ -23,9 +24,23 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sae_core.errors import CheckpointError
-from sae_core.scfm.vocabulary import read_json
 
 _SHOWN = 8
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Object in a JSON file.
+
+    Raises:
+        CheckpointError: the file is missing, is no JSON or holds no object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a {type(value).__name__}; allowed: a JSON object")
+    return value
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
