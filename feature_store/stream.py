@@ -7,7 +7,8 @@ three integers: a buffer is rebuilt by reading its row groups again. A thread re
 Memory: two buffers, in the stored dtype: 2 * K * 8192 * d_model * itemsize (K 16, d_model 512, f16: 270 MB).
 
 An epoch gives every kept token exactly once. Batches have one size: they run on over the end of a buffer and of an
-epoch; only the last batch of the last epoch is shorter.
+epoch; only the last batch of the last epoch is shorter. Several readers (`n_ranks`) deal out the permuted row groups of
+an epoch among themselves, so that together they give every token once; each goes through the epochs at its own pace.
 """
 
 import hashlib
@@ -20,6 +21,9 @@ import numpy.typing as npt
 
 from feature_store.activations import ActivationReader, RowGroup, to_float32
 from feature_store.errors import InputError
+
+SAMPLE_GROUPS = 128
+"""A sample comes from at least so many row groups, where there are as many."""
 
 
 class _Window(NamedTuple):
@@ -46,10 +50,11 @@ class TokenStream:
         seed: of the order.
         buffer_groups: row groups mixed at a time (K).
         n_epochs: None streams without end.
+        rank, n_ranks: which share of the row groups is read here, of how many.
 
     The constructor reads the cell_idx column to count the kept tokens of each row group (8 bytes a token, under 1 % of
-    the run at d_model 512 f16). InputError if no token is kept, a cell_idx has no entry in the mask, or an option is
-    less than 1.
+    the run at d_model 512 f16). InputError if no token is kept, there are more ranks than row groups, a cell_idx has no
+    entry in the mask, or an option is less than 1.
     """
 
     def __init__(
@@ -61,23 +66,35 @@ class TokenStream:
         seed: int = 0,
         buffer_groups: int = 16,
         n_epochs: int | None = None,
+        rank: int = 0,
+        n_ranks: int = 1,
     ) -> None:
         if batch_tokens < 1 or buffer_groups < 1 or (n_epochs is not None and n_epochs < 1):
             got = f"{batch_tokens}, {buffer_groups}, {n_epochs}"
             raise InputError(f"batch_tokens, buffer_groups and n_epochs are at least 1; got {got}")
+        if not 0 <= rank < n_ranks:
+            raise InputError(f"rank was {rank} of {n_ranks} ranks; it is 0 to n_ranks - 1")
         self.reader = reader
         self.batch_tokens = batch_tokens
         self.n_epochs = n_epochs
         self._keep = keep_cells
         self._seed = seed
         self._buffer_groups = buffer_groups
-        counts = [group.n_tokens if keep_cells is None else self._count(group) for group in reader.row_groups]
+        self._rank, self._n_ranks = rank, n_ranks
+        counts = [
+            group.n_tokens if keep_cells is None else _count(reader, keep_cells, group) for group in reader.row_groups
+        ]
         self._groups = [group for group, n in zip(reader.row_groups, counts, strict=True) if n]
         self._counts = np.array([n for n in counts if n], dtype=np.int64)
         self.n_tokens = int(self._counts.sum())
-        """Kept tokens: those of one epoch."""
+        """Kept tokens: those of one epoch, of all ranks together."""
         if not self.n_tokens:
             raise InputError(f"no token of {reader.run.path} is of a cell to keep; keep other cells or extract more")
+        if len(self._groups) < n_ranks:
+            raise InputError(
+                f"{reader.run.path} has {len(self._groups)} row groups with tokens to keep, which {n_ranks} ranks "
+                "cannot share; take fewer (--num-workers), or extract in smaller shards"
+            )
         self._epoch = 0
         self._position = 0
 
@@ -132,6 +149,7 @@ class TokenStream:
         """Every buffer from the one that holds `position` of `epoch` on."""
         while self.n_epochs is None or epoch < self.n_epochs:
             order = np.random.default_rng([self._seed, epoch]).permutation(len(self._groups))
+            order = order[self._rank :: self._n_ranks]
             first_token = 0
             for number, low in enumerate(range(0, len(order), self._buffer_groups)):
                 groups = tuple(int(group) for group in order[low : low + self._buffer_groups])
@@ -145,26 +163,13 @@ class TokenStream:
         blocks = [self._kept(self._groups[group]) for group in window.groups]
         buffer = np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
         # careful: SeedSequence pads with zeros, so [seed, epoch, 0] would repeat the generator of the epoch's groups
-        generator = np.random.default_rng([self._seed, window.epoch, window.number + 1])
+        number = window.number * self._n_ranks + self._rank + 1
+        generator = np.random.default_rng([self._seed, window.epoch, number])
         return buffer, generator.permutation(len(buffer))
 
     def _kept(self, group: RowGroup) -> npt.NDArray[Any]:
         block = self.reader.read(group.shard, group.group)
-        return block.act if self._keep is None else block.act[self._mask(block.cell_idx)]
-
-    def _count(self, group: RowGroup) -> int:
-        return int(self._mask(self.reader.cells(group.shard, group.group)).sum())
-
-    def _mask(self, cell_idx: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        keep = self._keep
-        assert keep is not None
-        if len(cell_idx) and int(cell_idx.max()) >= len(keep):
-            raise InputError(
-                f"keep_cells has {len(keep)} entries, but {self.reader.run.path} holds cell {int(cell_idx.max())}: "
-                "it is the mask of another data set"
-            )
-        kept: npt.NDArray[np.bool_] = keep[cell_idx]
-        return kept
+        return block.act if self._keep is None else block.act[_mask(self.reader, self._keep, block.cell_idx)]
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -173,4 +178,51 @@ class TokenStream:
             "buffer_groups": self._buffer_groups,
             "keep_cells": None if self._keep is None else hashlib.sha256(self._keep.tobytes()).hexdigest()[:12],
             "n_tokens": self.n_tokens,
+            "n_ranks": self._n_ranks,
         }
+
+
+def sample_tokens(
+    reader: ActivationReader, keep_cells: npt.NDArray[np.bool_], *, n_tokens: int, seed: int
+) -> Iterator[npt.NDArray[np.float32]]:
+    """A seeded sample of `n_tokens` tokens of the kept cells (all, if there are not more), a block a row group.
+
+    Row groups are drawn from the whole run until they hold `n_tokens` and are at least SAMPLE_GROUPS; the tokens are
+    drawn from them without replacement. So an atlas sorted by study is not known by its first study, and no more is
+    read than that. Errors as those of `TokenStream` for the mask; no block if no token is kept.
+    """
+    generator = np.random.default_rng(seed)
+    drawn: list[tuple[RowGroup, int]] = []
+    held = 0
+    for place in generator.permutation(len(reader.row_groups)):
+        if held >= n_tokens and len(drawn) >= SAMPLE_GROUPS:
+            break
+        group = reader.row_groups[place]
+        if n := _count(reader, keep_cells, group):
+            drawn.append((group, n))
+            held += n
+    chosen = np.sort(generator.choice(held, min(n_tokens, held), replace=False))
+    stops = np.cumsum([n for _, n in drawn])
+    cuts = np.searchsorted(chosen, stops)
+    for (group, n), stop, low, high in zip(drawn, stops, [0, *cuts], cuts, strict=False):
+        if low < high:
+            block = reader.read(group.shard, group.group)
+            kept = np.flatnonzero(_mask(reader, keep_cells, block.cell_idx))
+            yield block.act_f32()[kept[chosen[low:high] - (stop - n)]]
+
+
+def _count(reader: ActivationReader, keep: npt.NDArray[np.bool_], group: RowGroup) -> int:
+    return int(_mask(reader, keep, reader.cells(group.shard, group.group)).sum())
+
+
+def _mask(
+    reader: ActivationReader, keep: npt.NDArray[np.bool_], cell_idx: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
+    """Which tokens are of a kept cell."""
+    if len(cell_idx) and int(cell_idx.max()) >= len(keep):
+        raise InputError(
+            f"keep_cells has {len(keep)} entries, but {reader.run.path} holds cell {int(cell_idx.max())}: "
+            "it is the mask of another data set"
+        )
+    kept: npt.NDArray[np.bool_] = keep[cell_idx]
+    return kept

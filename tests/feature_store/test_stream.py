@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import json
 import threading
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from feature_store.errors import InputError
-from feature_store.stream import TokenStream
+from feature_store.stream import TokenStream, sample_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -154,3 +154,78 @@ def test_bad_options_and_masks_are_refused(store_activations: Callable[..., Any]
         TokenStream(reader, keep_cells=np.ones(10, dtype=bool))
     with pytest.raises(InputError, match="no token"):
         TokenStream(reader, keep_cells=np.zeros(60, dtype=bool))
+
+
+@pytest.mark.parametrize("n_ranks", [2, 3])
+def test_ranks_share_an_epoch_and_give_every_token_once(store_activations: Callable[..., Any], n_ranks: int) -> None:
+    stored = store_activations()
+    shares = [
+        ids(TokenStream(stored.reader, n_epochs=1, rank=rank, n_ranks=n_ranks, **OPTIONS)) for rank in range(n_ranks)
+    ]
+    assert all(shares)
+    assert sorted(chain.from_iterable(shares)) == list(range(300))
+
+
+def test_each_rank_resumes_with_exactly_its_next_batch(store_activations: Callable[..., Any]) -> None:
+    reader = store_activations().reader
+    for rank in range(2):
+        options = {**OPTIONS, "rank": rank, "n_ranks": 2}
+        calm = ids(islice(TokenStream(reader, **options), 60))
+        broken = TokenStream(reader, **options)
+        start = ids(islice(broken, 23))
+        later = TokenStream(reader, **options)
+        later.load_state_dict(json.loads(json.dumps(broken.state_dict())))
+        assert start + ids(islice(later, 37)) == calm
+
+
+def test_more_ranks_than_row_groups_and_a_rank_that_is_none_are_refused(store_activations: Callable[..., Any]) -> None:
+    reader = store_activations(n_shards=1, cells_per_shard=3).reader
+    with pytest.raises(InputError, match=r"1 row groups .* 2 ranks cannot share"):
+        TokenStream(reader, rank=0, n_ranks=2)
+    with pytest.raises(InputError, match="rank was 2 of 2"):
+        TokenStream(reader, rank=2, n_ranks=2)
+
+
+def test_a_sample_is_of_kept_cells_from_all_over_the_run_and_repeats_with_the_seed(
+    store_activations: Callable[..., Any],
+) -> None:
+    stored = store_activations()
+    keep = np.arange(60) % 3 == 0
+    kept = set(np.flatnonzero(keep[stored.cell_idx]).tolist())
+
+    def sample(seed: int) -> list[int]:
+        return ids(sample_tokens(stored.reader, keep, n_tokens=40, seed=seed))
+
+    given = sample(0)
+    assert len(given) == len(set(given)) == 40
+    assert set(given) <= kept
+    assert {number // 100 for number in given} == {0, 1, 2}
+    assert given == sample(0) != sample(1)
+
+
+def test_a_sample_larger_than_the_run_is_every_kept_token_once(store_activations: Callable[..., Any]) -> None:
+    stored = store_activations()
+    keep = np.arange(60) % 2 == 0
+    given = ids(sample_tokens(stored.reader, keep, n_tokens=10_000, seed=0))
+    assert sorted(given) == np.flatnonzero(keep[stored.cell_idx]).tolist()
+    assert ids(sample_tokens(stored.reader, ~(keep | ~keep), n_tokens=10, seed=0)) == []
+
+
+def test_a_sample_reads_no_more_row_groups_than_it_needs(
+    store_activations: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("feature_store.stream.SAMPLE_GROUPS", 3)
+    stored = store_activations()
+    everything = np.ones(60, dtype=bool)
+    given = ids(sample_tokens(stored.reader, everything, n_tokens=20, seed=0))
+    groups, opened = stored.reader.row_groups, {(number // 100, number % 100 // 16) for number in given}
+    assert len(given) == 20
+    assert len(opened) <= 3 < len(groups)
+
+
+def test_every_token_is_as_likely_in_a_sample(store_activations: Callable[..., Any]) -> None:
+    stored = store_activations()
+    everything = np.ones(60, dtype=bool)
+    samples = (sample_tokens(stored.reader, everything, n_tokens=60, seed=seed) for seed in range(200))
+    drawn = np.bincount(list(chain.from_iterable(map(ids, samples))), minlength=300)
+    assert abs(drawn - 40).max() < 6 * np.sqrt(200 * 0.2 * 0.8)
