@@ -46,6 +46,8 @@ class Sweep:
             try:
                 metrics[place] = trainer.step(x)
             except TrainingError as error:
+                if len(self.trainers) == 1:
+                    raise
                 self.stopped[place] = error
         if len(self.stopped) == len(self.trainers):
             told = "; ".join(f"trainer {place}: {error}" for place, error in sorted(self.stopped.items()))
