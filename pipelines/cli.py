@@ -157,9 +157,9 @@ def extract_command(options: ExtractOptions, store: Path, address: str | None) -
 def train_command(options: TrainOptions, store: Path, address: str | None) -> None:
     """See TrainOptions."""
     from pipelines.report import print_results
-    from pipelines.train import train
+    from pipelines.train import train_all
 
-    print_results([train(options, store, address=address)], store)
+    print_results(train_all(options, store, address=address), store)
 
 
 @stage_command(EncodeOptions)

@@ -1,127 +1,197 @@
-"""Training: a Ray Train job that fits a sparse autoencoder to stored activations.
+"""Training: a Ray Train job that fits sparse autoencoders to stored activations.
 
-The loop is a plain function, `fit`; Ray Train gives it a worker, restarts and a place in the cluster. Checkpoints are
-the loop's own (atomic, safetensors + JSON, two kept), so a run resumes bit for bit with or without a worker process.
-Tokens of `train` cells are fitted; tokens of `select` cells calibrate the threshold and give the reported figures.
+The loop is a plain function, `pipelines.fitting.fit`; Ray Train gives it workers, restarts and a place in the cluster.
+Each autoencoder is a run of its own, found by what determines it: one that is trained alone, again, or in a sweep with
+others is the same run with the same bytes.
 """
 
 import contextlib
 import importlib.metadata
 import json
-import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
-from feature_store import commit, files, ingest
+from feature_store import commit, files
 from feature_store.activations import ActivationReader
 from feature_store.layout import Layout, as_path, run_id
-from feature_store.stream import TokenStream
 from pipelines.cluster import ray_session
 from pipelines.config import TrainOptions
 from pipelines.errors import RunFailedError, UsageError, root_cause
-from pipelines.progress import ticking
+from pipelines.fitting import PROGRESS, SAE_FILES, SUMMARY, SAEJob, TrainJob, fit
+from pipelines.progress import stderr_console, ticking
 from pipelines.stage import FORMAT_VERSION, Clock, StageResult, parent_run
 from pipelines.tracking import Tracking
 
 if TYPE_CHECKING:
-    import torch
+    from sae_core.sae import SAEConfig, TrainConfig
 
-    from sae_core.sae import Normaliser, Trainer
-
-REPORT_STEPS = 50
-HELD_OUT_TOKENS = 65_536
-NORMALISER_TOKENS = 1_000_000
 POLL_S = 0.5
-CHECKPOINTS = "checkpoints"
-CHECKPOINT_HEADER = "trainer.json"
-PROGRESS = "progress.json"
-SAE_FILES = ("sae.safetensors", "config.json", "history.json", "summary.json")
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainJob:
-    """Everything the training loop needs; plain values, so that it travels to a worker."""
+class Warner:
+    """Says early warnings on stderr, each kind of each run once."""
 
-    activations: str
-    cells: str
-    folder: str
-    sae: dict[str, Any]
-    train: dict[str, Any]
-    checkpoint_steps: int
-    device: str
-    n_threads: int
+    def __init__(self) -> None:
+        self._said: set[tuple[str, str]] = set()
+
+    def say(self, run: str, findings: Sequence[dict[str, Any]]) -> None:
+        """Print those that were not said yet."""
+        for found in findings:
+            if (run, found["kind"]) not in self._said:
+                self._said.add((run, found["kind"]))
+                text = f"warning: saes/{run}, step {found['step']}: {found['message']}"
+                stderr_console().print(text, style="yellow", markup=False, soft_wrap=True)
 
 
 def train(options: TrainOptions, store: Path, *, address: str | None = None) -> StageResult:
-    """Fit an SAE to an activations run, save it and register it; resumed by calling again.
+    """Fit one SAE to an activations run, save it and register it; resumed by calling again. See `train_all`."""
+    asked = {"arch": options.arch, "k": options.k, "l1_coefficient": options.l1_coefficient}
+    if several := {name: values for name, values in asked.items() if len(values) > 1}:
+        raise UsageError(f"one SAE is trained here, but there are several of {several}; give one of each")
+    (result,) = train_all(options, store, address=address)
+    return result
+
+
+def train_all(options: TrainOptions, store: Path, *, address: str | None = None) -> list[StageResult]:
+    """Fit an SAE for each combination of arch, k and l1_coefficient, all on one read of the activations.
 
     Raises:
-        NotFoundError, ConfigError: there are no activations, or an option is not allowed; nothing is written.
-        TrainingError: the loss is not finite; the last good checkpoint is kept.
+        NotFoundError, ConfigError, UsageError: there are no activations, or an option is not allowed; nothing is
+            written.
+        TrainingError: a loss is not finite; the last good checkpoint is kept, and the other SAEs are finished.
+        IntegrityError: a part of the activations is missing or damaged; the last checkpoint is kept.
     """
-    from sae_core.sae import SAEConfig, TrainConfig
+    from sae_core.errors import TrainingError
 
     clock = Clock()
     layout = Layout(store)
     parent = commit.Run.open(parent_run(layout, "activations", options.run).path)
     source = parent.plan
-    sae = {"d_model": source["d_model"], "n_features": options.n_features or 8 * source["d_model"]}
-    sae |= {"k": options.k, "arch": options.arch}
-    if options.l1_coefficient is not None:
-        sae["l1_coefficient"] = options.l1_coefficient
-    sae_config = SAEConfig.from_dict(sae)
-    train_config = TrainConfig(batch_size=options.batch_size, n_steps=options.n_steps, lr=options.lr, seed=options.seed)
-    plan = {
-        "format": FORMAT_VERSION,
-        "activations": parent.path.name,
-        "dataset": source["dataset"],
-        "model": source["model"],
-        "model_digest": source["model_digest"],
-        "site": source["site"],
-        "sae": sae_config.to_dict(),
-        "train": train_config.to_dict(),
-        "files": list(SAE_FILES),
-        "n_shards": len(SAE_FILES),
-    }
-    run = commit.Run.create(layout.saes_dir(run_id(plan)), plan)
-    pending = bool(run.pending())
+    train_config = train_config_of(options)
+    plans = [
+        {
+            "format": FORMAT_VERSION,
+            "activations": parent.path.name,
+            "dataset": source["dataset"],
+            "model": source["model"],
+            "model_digest": source["model_digest"],
+            "site": source["site"],
+            "sae": sae_config.to_dict(),
+            "train": train_config.to_dict(),
+            "n_ranks": max(1, options.num_workers),
+            "recovery_cells": options.recovery_cells,
+            "files": list(SAE_FILES),
+            "n_shards": len(SAE_FILES),
+        }
+        for sae_config in sae_configs_of(options, source["d_model"])
+    ]
+    _check_shares(options, parent)
+    runs = [commit.Run.create(layout.saes_dir(run_id(plan)), plan) for plan in plans]
+    pending = [run for run in runs if run.pending()]
+    warner, failed = Warner(), None
     if pending:
         job = TrainJob(
             activations=str(parent.path.resolve()),
-            cells=str(layout.cells_dir(source["dataset"]).resolve()),
-            folder=str(run.path.resolve()),
-            sae=plan["sae"],
-            train=plan["train"],
+            store=str(layout.root.resolve()),
+            dataset=source["dataset"],
+            saes=tuple(
+                SAEJob(folder=str(run.path.resolve()), sae=run.plan["sae"], train=run.plan["train"]) for run in pending
+            ),
             checkpoint_steps=options.checkpoint_steps,
+            recovery_cells=options.recovery_cells,
             device="cuda" if options.num_gpus > 0 else "cpu",
             n_threads=options.num_cpus,
         )
-        with run.sole_driver():
-            _run_job(job, options, address=address)
-    run.finalize()
-    summary = json.loads((run.path / "summary.json").read_text())
-    version = register(layout, run, options, activations_sha=parent.manifest().sha)
-    return StageResult(
-        kind="saes",
-        run=run.path.name,
-        path=run.path,
-        done=options.n_steps if pending else 0,
-        reused=0 if pending else options.n_steps,
-        seconds=clock.seconds,
-        facts={**summary, "registered": version},
+        with contextlib.ExitStack() as drivers:
+            for run in pending:
+                drivers.enter_context(run.sole_driver())
+            try:
+                _run_job(job, options, warner, address=address)
+            except TrainingError as error:
+                failed = error
+    results = []
+    for run in runs:
+        if failed is not None and run.pending():
+            continue
+        run.finalize()
+        summary = json.loads((run.path / SUMMARY).read_text())
+        findings = summary.pop("findings")
+        if run in pending:
+            warner.say(run.path.name, findings)
+        summary |= {found["kind"]: f"step {found['step']}: {found['message']}" for found in findings}
+        version = register(layout, run, options, activations_sha=parent.manifest().sha)
+        results.append(
+            StageResult(
+                kind="saes",
+                run=run.path.name,
+                path=run.path,
+                done=options.n_steps if run in pending else 0,
+                reused=0 if run in pending else options.n_steps,
+                seconds=clock.seconds,
+                facts={**summary, "registered": version},
+            )
+        )
+    if failed is not None:
+        raise failed
+    return results
+
+
+def sae_configs_of(options: TrainOptions, d_model: int) -> "list[SAEConfig]":
+    """The SAEs that the options ask for, each once; ConfigError if one is not allowed."""
+    from sae_core.sae import SAEConfig
+    from sae_core.sae.architectures import architecture
+
+    shared: dict[str, Any] = {"d_model": d_model, "n_features": options.n_features or 8 * d_model}
+    if options.groups:
+        shared["groups"] = options.groups
+    configs = []
+    for arch, k, l1 in product(options.arch, options.k, options.l1_coefficient or (None,)):
+        architecture(arch)
+        own = {"arch": arch, "k": k} if l1 is None else {"arch": arch, "k": k, "l1_coefficient": l1}
+        configs.append(SAEConfig.from_dict({**shared, **own}))
+    return list(dict.fromkeys(configs))
+
+
+def train_config_of(options: TrainOptions) -> "TrainConfig":
+    """How they are trained; ConfigError if it is not allowed."""
+    from sae_core.sae import TrainConfig
+
+    given = {
+        name: getattr(options, name)
+        for name in ("warmup_fraction", "decay_fraction", "sparsity_warmup_fraction", "dead_window_tokens")
+        if getattr(options, name) is not None
+    }
+    return TrainConfig(
+        n_steps=options.n_steps,
+        batch_size=options.batch_size,
+        lr=options.lr,
+        encoder_precision=options.encoder_precision,
+        seed=options.seed,
+        **given,
     )
 
 
-def _run_job(job: TrainJob, options: TrainOptions, *, address: str | None) -> None:
+def _check_shares(options: TrainOptions, parent: commit.Run) -> None:
+    """UsageError if the workers cannot share a step's tokens, or the row groups, evenly."""
+    n = max(1, options.num_workers)
+    if options.batch_size % n:
+        raise UsageError(
+            f"--batch-size was {options.batch_size}, which {n} workers cannot share evenly; give a multiple of {n}"
+        )
+    if n > 1 and (n_groups := len(ActivationReader(parent).row_groups)) < n:
+        raise UsageError(
+            f"--num-workers was {n}, but activations/{parent.path.name} has {n_groups} row groups to share; give at "
+            f"most {n_groups}, or extract in smaller shards (--shard-cells)"
+        )
+
+
+def _run_job(job: TrainJob, options: TrainOptions, warner: Warner, *, address: str | None) -> None:
     """Run the loop under Ray Train and show its progress; raise the loop's own error when it failed on purpose."""
-    with ray_session(address=address), ticking("train", job.train["n_steps"], "steps") as tick:
+    with ray_session(address=address), ticking("train", options.n_steps, "steps") as tick:
         import ray.train
         from ray.train.torch import TorchTrainer
 
@@ -130,13 +200,13 @@ def _run_job(job: TrainJob, options: TrainOptions, *, address: str | None) -> No
             resources["GPU"] = options.num_gpus
         trainer = TorchTrainer(
             train_loop,
-            train_loop_config=asdict(job),
+            train_loop_config={"job": job},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=options.num_workers, use_gpu=options.num_gpus > 0, resources_per_worker=resources
             ),
-            run_config=ray.train.RunConfig(name="ray_train", storage_path=job.folder),
+            run_config=ray.train.RunConfig(name="ray_train", storage_path=job.saes[0].folder),
         )
-        with _watching(as_path(job.folder) / PROGRESS, tick), _ctrl_c_interrupts():
+        with _watching([as_path(one.folder) for one in job.saes], tick, warner), _ctrl_c_interrupts():
             try:
                 trainer.fit()
             except Exception as error:
@@ -162,15 +232,23 @@ def _ctrl_c_interrupts() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _watching(file: Path, tick: Callable[..., None]) -> Iterator[None]:
-    """Show the progress that the worker writes to `file`, until the block ends."""
+def _watching(folders: Sequence[Path], tick: Callable[..., None], warner: Warner) -> Iterator[None]:
+    """Show what the first worker writes into the runs' folders, progress and warnings, until the block ends."""
     stopped = threading.Event()
+
+    def look() -> None:
+        rows = []
+        for folder in folders:
+            with contextlib.suppress(FileNotFoundError):
+                rows.append(json.loads(files.read_bytes(folder / PROGRESS)))
+                warner.say(folder.name, rows[-1]["findings"])
+        if rows:
+            now = max(rows, key=lambda row: row["step"])
+            tick(int(now["step"]), f"mse {now['mse']:.3f} l0 {now['l0']:.1f} dead {now['n_dead']:.0f}")
 
     def poll() -> None:
         while not stopped.wait(POLL_S):
-            with contextlib.suppress(FileNotFoundError):
-                now = json.loads(files.read_bytes(file))
-                tick(int(now["step"]), f"mse {now['mse']:.3f} l0 {now['l0']:.1f} dead {now['n_dead']:.0f}")
+            look()
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()
@@ -185,140 +263,12 @@ def train_loop(config: dict[str, Any]) -> None:
     """What a Ray Train worker runs: `fit`, reporting to Ray Train."""
     import ray.train
 
-    fit(TrainJob(**config), report=lambda metrics: ray.train.report(dict(metrics)))
+    from sae_core.sae.parallel import TorchCommunicator
 
-
-def fit(job: TrainJob, *, report: Callable[[dict[str, float]], None] = lambda _: None) -> None:
-    """Fit, checkpoint, calibrate, evaluate and commit the SAE of `job`; resumes from its newest checkpoint."""
-    import torch
-
-    from sae_core.sae import SAEConfig, TrainConfig, Trainer
-
-    torch.set_num_threads(job.n_threads)
-    folder = as_path(job.folder)
-    train_config = TrainConfig(**job.train)
-    reader = ActivationReader(commit.Run.open(job.activations))
-    split = ingest.read_splits(job.cells)
-    stream = TokenStream(
-        reader, keep_cells=split == "train", batch_tokens=train_config.batch_size, seed=train_config.seed
-    )
-    normaliser = fit_normaliser(reader, split == "train")
-    trainer = Trainer(SAEConfig.from_dict(job.sae), train_config, normaliser, device=job.device)
-    history = _resume(folder, trainer, stream)
-    batches = iter(stream)
-    while trainer.n_steps_done < train_config.n_steps:
-        metrics = trainer.step(torch.from_numpy(next(batches)).to(job.device))
-        step = trainer.n_steps_done
-        if step % REPORT_STEPS == 0 or step == train_config.n_steps:
-            row = {key: float(value) for key, value in metrics._asdict().items()}
-            history.append(row)
-            files.replace_text(folder / PROGRESS, json.dumps(row))
-            report(row)
-        if step % job.checkpoint_steps == 0 and step < train_config.n_steps:
-            _save(folder, trainer, stream, history)
-    _finish(job, trainer, held_out(reader, split == "select"), history, gamma=normaliser.gamma)
-
-
-def fit_normaliser(reader: ActivationReader, keep_cells: npt.NDArray[np.bool_]) -> "Normaliser":
-    """Fit mean and scale to the first million tokens of the kept cells, in shard order; one pass."""
-    import torch
-
-    from sae_core.sae import Normaliser
-
-    return Normaliser.fit(torch.from_numpy(act) for act in _blocks(reader, keep_cells, NORMALISER_TOKENS))
-
-
-def held_out(reader: ActivationReader, keep_cells: npt.NDArray[np.bool_]) -> "torch.Tensor":
-    """Return up to 65,536 tokens of the kept cells, float32 [n_tokens d_model]."""
-    import torch
-
-    blocks = list(_blocks(reader, keep_cells, HELD_OUT_TOKENS))
-    if not blocks:
-        raise UsageError("no token of a `select` cell is stored; extract more cells or more tokens per cell")
-    return torch.from_numpy(np.concatenate(blocks))
-
-
-def _blocks(
-    reader: ActivationReader, keep_cells: npt.NDArray[np.bool_], n_tokens: int
-) -> Iterator[npt.NDArray[np.float32]]:
-    """Kept tokens, float32 [n d_model] a row group, until `n_tokens` have gone by."""
-    left = n_tokens
-    for group in reader.row_groups:
-        part = reader.read(group.shard, group.group)
-        act = part.act_f32()[keep_cells[part.cell_idx]][:left]
-        left -= len(act)
-        if len(act):
-            yield act
-        if left <= 0:
-            return
-
-
-def _resume(folder: Path, trainer: "Trainer", stream: TokenStream) -> list[dict[str, float]]:
-    """Put trainer and stream where the newest checkpoint left them; return the history up to there."""
-    from sae_core.errors import CheckpointError
-    from sae_core.sae import load_training
-
-    for checkpoint in sorted((folder / CHECKPOINTS).glob("step-*"), reverse=True):
-        try:
-            with files.local_folder(checkpoint) as local:
-                state, extra = load_training(local)
-        except CheckpointError:
-            # careful: a kill during the write leaves a torn newest one; the one before it is whole
-            continue
-        trainer.load_state_dict(state)
-        stream.load_state_dict(extra["stream"])
-        history: list[dict[str, float]] = extra["history"]
-        return history
-    return []
-
-
-def _save(folder: Path, trainer: "Trainer", stream: TokenStream, history: list[dict[str, float]]) -> None:
-    """Write a checkpoint and keep the newest two: a crash during the write leaves the one before."""
-    from sae_core.sae import save_training
-
-    target = folder / CHECKPOINTS / f"step-{trainer.n_steps_done:08d}"
-    with files.clear_write_errors(folder), files.written_folder(target, last=CHECKPOINT_HEADER) as local:
-        save_training(trainer.state_dict(), local, {"stream": stream.state_dict(), "history": history})
-    for old in sorted(target.parent.glob("step-*"))[:-2]:
-        files.remove_folder(old)
-
-
-def _finish(
-    job: TrainJob, trainer: "Trainer", tokens: "torch.Tensor", history: list[dict[str, float]], *, gamma: float
-) -> None:
-    """Calibrate and evaluate on held-out tokens, then commit weights, configuration, curve and figures."""
-    import torch
-
-    from sae_core.sae import evaluate, save_sae
-
-    batches = torch.split(tokens.to(job.device), 4096)
-    sae = trainer.finish(batches)
-    figures = evaluate(sae, batches)
-    run = commit.Run.open(job.folder)
-    with files.clear_write_errors(run.path), files.scratch_folder(run.path) as made:
-        save_sae(sae, made, {"activations": run.plan["activations"], "site": run.plan["site"]})
-        metrics = {
-            "select_fvu": float(figures.fvu),
-            "select_l0": float(figures.l0),
-            "select_dead_fraction": float(figures.dead_fraction),
-            "select_tokens": int(figures.n_tokens),
-            "theta": float(sae.theta.mean()),
-            "gamma": gamma,
-        }
-        for name, content in {"history.json": history, "summary.json": metrics}.items():
-            # careful: rows that came back from a checkpoint have their keys in another order
-            (made / name).write_text(json.dumps(content, sort_keys=True))
-        for shard, name in enumerate(SAE_FILES):
-            run.commit_shard(shard, _copy_from(made / name), start=shard, stop=shard + 1)
-    run.finalize()
-
-
-def _copy_from(source: Path) -> Callable[[Path], int]:
-    def write(target: Path) -> int:
-        shutil.copyfile(source, target)
-        return 1
-
-    return write
+    job: TrainJob = config["job"]
+    alone = ray.train.get_context().get_world_size() == 1
+    communicator = None if alone else TorchCommunicator(job.device)
+    fit(job, report=lambda metrics: ray.train.report(dict(metrics)), communicator=communicator)
 
 
 def register(layout: Layout, run: commit.Run, options: TrainOptions, *, activations_sha: str) -> str:
@@ -326,7 +276,8 @@ def register(layout: Layout, run: commit.Run, options: TrainOptions, *, activati
     tracking = Tracking(layout)
     found = tracking.of_run(run.path.name)
     if found is None:
-        plan, metrics = run.plan, json.loads((run.path / "summary.json").read_text())
+        plan, summary = run.plan, json.loads((run.path / SUMMARY).read_text())
+        metrics = {name: value for name, value in summary.items() if isinstance(value, int | float)}
         name = options.name or f"sae-{plan['model']}-{plan['site']}"
         tags = {
             "scsae.run": run.path.name,
@@ -337,8 +288,10 @@ def register(layout: Layout, run: commit.Run, options: TrainOptions, *, activati
             "scsae.model_digest": plan["model_digest"],
             "scsae.site": plan["site"],
             "scsae.version": importlib.metadata.version("scsae"),
+            "scsae.findings": ", ".join(found["kind"] for found in summary["findings"]) or "none",
         }
-        params = {**plan["sae"], **plan["train"], "model": plan["model"], "site": plan["site"]}
+        params = {**plan["sae"], **plan["train"]}
+        params |= {name: plan[name] for name in ("model", "site", "n_ranks", "recovery_cells")}
         with tracking.run(run.path.name, params=params, tags=tags) as mlflow_run:
             tracking.log_curves(mlflow_run, json.loads((run.path / "history.json").read_text()))
             tracking.log_metrics(mlflow_run, metrics)

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from typing import get_args
 
 import numpy as np
@@ -13,12 +14,14 @@ import torch
 
 from feature_store import commit
 from feature_store.activations import ActivationReader
-from feature_store.errors import NotFoundError
+from feature_store.errors import IntegrityError, NotFoundError
 from feature_store.layout import Layout
-from pipelines.config import TrainOptions
+from pipelines.config import Arch, TrainOptions
+from pipelines.errors import UsageError
+from pipelines.fitting import SAEJob, TrainJob, fit, held_out
 from pipelines.tracking import Tracking
-from pipelines.train import TrainJob, fit, held_out, train
-from sae_core.errors import ConfigError, TrainingError
+from pipelines.train import train, train_all
+from sae_core.errors import CheckpointError, ConfigError, TrainingError
 from sae_core.sae import ARCHITECTURES, evaluate, load_sae
 
 pytestmark = pytest.mark.ray
@@ -30,15 +33,16 @@ def job_in(chain, tmp_path):
     layout = Layout(chain.store)
     plan = commit.Run.open(layout.latest("saes").path).plan
 
-    def make(name):
-        run = commit.Run.create(tmp_path / name, {key: plan[key] for key in plan if key != "format_version"})
+    def make(name, **sae):
+        mine = {**plan, "sae": {**plan["sae"], **sae}}
+        run = commit.Run.create(tmp_path / name, {key: mine[key] for key in mine if key != "format_version"})
         return TrainJob(
             activations=str(layout.latest("activations").path),
-            cells=str(layout.cells_dir(plan["dataset"])),
-            folder=str(run.path),
-            sae=plan["sae"],
-            train=plan["train"],
+            store=str(chain.store),
+            dataset=plan["dataset"],
+            saes=(SAEJob(folder=str(run.path), sae=mine["sae"], train=mine["train"]),),
             checkpoint_steps=20,
+            recovery_cells=4,
             device="cpu",
             n_threads=1,
         )
@@ -46,8 +50,17 @@ def job_in(chain, tmp_path):
     return make
 
 
+def folder_of(job):
+    (sae,) = job.saes
+    return commit.Path(sae.folder)
+
+
+def checkpoints_of(job):
+    return sorted(path.name for path in (folder_of(job) / "checkpoints").iterdir())
+
+
 def files_of(job):
-    return {marker.shard: marker.sha256 for marker in commit.Run.open(job.folder).manifest().shards}
+    return {marker.shard: marker.sha256 for marker in commit.Run.open(folder_of(job)).manifest().shards}
 
 
 def interrupt(job):
@@ -73,7 +86,7 @@ def test_a_torn_newest_checkpoint_is_passed_over_for_the_one_before(job_in):
     calm, broken = job_in("calm"), job_in("broken")
     fit(calm)
     interrupt(broken)
-    newest = sorted((commit.Path(broken.folder) / "checkpoints").iterdir())[-1]
+    newest = sorted((folder_of(broken) / "checkpoints").iterdir())[-1]
     (newest / "trainer.json").write_text("{")
     fit(broken)
     assert files_of(broken) == files_of(calm)
@@ -82,7 +95,7 @@ def test_a_torn_newest_checkpoint_is_passed_over_for_the_one_before(job_in):
 def test_two_checkpoints_are_kept(job_in):
     job = job_in("run")
     fit(job)
-    assert len(list((commit.Path(job.folder) / "checkpoints").iterdir())) == 2
+    assert len(checkpoints_of(job)) == 2
 
 
 def test_reported_figures_are_those_of_the_saved_sae_on_select_tokens(chain):
@@ -92,7 +105,7 @@ def test_reported_figures_are_those_of_the_saved_sae_on_select_tokens(chain):
     reader = ActivationReader(commit.Run.open(layout.latest("activations").path))
     dataset = commit.Run.open(run).plan["dataset"]
     split = commit.read_table(layout.cells_dir(dataset))["split"].to_numpy()
-    tokens = held_out(reader, split == "select")
+    tokens = held_out(reader, split == "select", seed=0)
     again = evaluate(load_sae(run), tokens.split(100))
     assert figures["select_fvu"] == pytest.approx(again.fvu)
     assert figures["select_l0"] == pytest.approx(again.l0)
@@ -181,10 +194,10 @@ def test_a_value_that_is_not_finite_stops_the_run_by_name_and_keeps_the_checkpoi
     job = job_in("run")
     with pytest.raises(TrainingError, match="step 46"):
         fit(job)
-    assert sorted(path.name for path in (commit.Path(job.folder) / "checkpoints").iterdir())[-1] == "step-00000040"
+    assert checkpoints_of(job)[-1] == "step-00000040"
 
 
-@pytest.mark.parametrize("change", [{"k": 500}, {"n_features": 3}])
+@pytest.mark.parametrize("change", [{"k": (500,)}, {"n_features": 3}])
 def test_a_k_that_does_not_fit_is_refused_and_nothing_is_written(ray_local, chain, change):
     before = Layout(chain.store).runs("saes")
     with pytest.raises(ConfigError, match="k"):
@@ -200,9 +213,9 @@ def all_architectures(chain, tmp_path_factory):
     return store
 
 
-@pytest.mark.parametrize("arch", get_args(TrainOptions.model_fields["arch"].annotation))
+@pytest.mark.parametrize("arch", get_args(Arch))
 def test_each_architecture_is_trained_saved_and_registered(ray_local, chain, all_architectures, arch):
-    options = chain.train.model_copy(update={"arch": arch, "l1_coefficient": 0.3})
+    options = chain.train.model_copy(update={"arch": (arch,), "l1_coefficient": (0.3,)})
     result = train(options, all_architectures)
     sae, plan = load_sae(result.path), commit.Run.open(result.path).plan
     assert plan["sae"]["arch"] == sae.config.arch == arch
@@ -214,7 +227,7 @@ def test_each_architecture_is_trained_saved_and_registered(ray_local, chain, all
 
 
 def test_the_architectures_of_the_command_line_are_those_of_the_package():
-    assert set(get_args(TrainOptions.model_fields["arch"].annotation)) == set(ARCHITECTURES)
+    assert set(get_args(Arch)) == set(ARCHITECTURES)
 
 
 def test_training_without_activations_says_what_to_run_first(tmp_path):
@@ -228,7 +241,6 @@ def test_an_unknown_run_lists_those_that_there_are(chain):
 
 
 def test_promotion_is_refused_to_a_worse_version(ray_local, chain, tmp_path):
-    from pipelines.errors import UsageError
     from pipelines.extract import extract
 
     extract(chain.extract, tmp_path)
@@ -239,3 +251,202 @@ def test_promotion_is_refused_to_a_worse_version(ray_local, chain, tmp_path):
         tracking.promote("sae-tiny-layer.1", 2)
     assert tracking.champion("sae-tiny-layer.1").version == 1
     assert tracking.promote("sae-tiny-layer.1", 1).aliases == ("champion",)
+
+
+def test_options_of_the_core_reach_it_and_are_logged(chain, own_store):
+    options = chain.train.model_copy(
+        update={
+            "arch": ("matryoshka",),
+            "groups": (0.25, 0.75),
+            "encoder_precision": "bf16",
+            "warmup_fraction": 0.2,
+            "decay_fraction": 0.5,
+            "dead_window_tokens": 500,
+            "n_steps": 10,
+        }
+    )
+    plan = commit.Run.open(train(options, own_store).path).plan
+    assert plan["sae"]["groups"] == [0.25, 0.75]
+    schedule = {"encoder_precision": "bf16", "warmup_fraction": 0.2, "decay_fraction": 0.5, "dead_window_tokens": 500}
+    assert schedule.items() <= plan["train"].items()
+    tracking = Tracking(Layout(own_store))
+    version = max(tracking.versions(), key=lambda found: found.version)
+    logged = tracking.client.get_run(version.mlflow_run).data.params
+    assert (logged["encoder_precision"], logged["groups"], logged["warmup_fraction"]) == ("bf16", "[0.25, 0.75]", "0.2")
+
+
+def test_what_the_trainer_finds_is_said_once_and_kept_with_the_figures(chain, own_store, monkeypatch, capsys):
+    from sae_core.sae import Finding, Trainer
+
+    monkeypatch.setattr(Trainer, "diagnose", lambda self: [Finding("high_gamma", 12.5, "the mean is long")])
+    result = train(chain.train.model_copy(update={"seed": 3, "n_steps": 110}), own_store)
+    said = capsys.readouterr().err
+    assert said.count("the mean is long") == 1
+    assert result.facts["high_gamma"] == "step 50: the mean is long"
+    summary = json.loads((result.path / "summary.json").read_text())
+    assert summary["findings"] == [
+        {"kind": "high_gamma", "step": 50, "value": 12.5, "message": "the mean is long"},
+    ]
+    assert Tracking(Layout(own_store)).of_run(result.run).tags["scsae.findings"] == "high_gamma"
+
+
+def test_findings_survive_an_interruption(job_in, monkeypatch):
+    from sae_core.sae import Finding, Trainer
+
+    def diagnose(self):
+        return [Finding("dead_growth", 0.5, "dead")] if self.n_steps_done <= 50 else []
+
+    monkeypatch.setattr("pipelines.fitting.REPORT_STEPS", 10)
+    monkeypatch.setattr(Trainer, "diagnose", diagnose)
+    job = job_in("run")
+    interrupt(job)
+    fit(job)
+    assert json.loads((folder_of(job) / "summary.json").read_text())["findings"][0]["step"] == 10
+
+
+def test_a_checkpoint_of_another_configuration_is_refused_by_its_fields_and_left_alone(job_in):
+    mine, other = job_in("mine"), job_in("other", k=3)
+    interrupt(other)
+    shutil.copytree(folder_of(other) / "checkpoints", folder_of(mine) / "checkpoints")
+    with pytest.raises(CheckpointError, match=r"k \(4 here, 3 saved\)"):
+        fit(mine)
+    assert checkpoints_of(mine) == checkpoints_of(other)
+
+
+def test_a_part_that_goes_missing_stops_the_run_by_name_and_keeps_the_checkpoint(job_in, own_store):
+    job = job_in("run")
+    interrupt(job)
+    kept = checkpoints_of(job)
+    activations = Layout(own_store).latest("activations").path
+    part = sorted(activations.glob("part-*.parquet"))[1]
+    moved = part.rename(part.with_suffix(".away"))
+    elsewhere = replace(job, activations=str(activations), store=str(own_store))
+    with pytest.raises(IntegrityError, match=part.name):
+        fit(elsewhere)
+    assert checkpoints_of(job) == kept
+    moved.rename(part)
+    fit(elsewhere)
+    assert commit.Run.open(folder_of(job)).is_complete
+
+
+def test_held_out_values_that_are_not_finite_are_told_before_anything_is_committed(job_in, monkeypatch):
+    from pipelines import fitting
+
+    original = fitting.sample_tokens
+
+    def spoiled(*args, n_tokens, **options):
+        for block in original(*args, n_tokens=n_tokens, **options):
+            yield block * np.nan if n_tokens == fitting.HELD_OUT_TOKENS else block
+
+    monkeypatch.setattr(fitting, "sample_tokens", spoiled)
+    job = job_in("run")
+    with pytest.raises(TrainingError, match="`select` cells are not finite"):
+        fit(job)
+    assert not (folder_of(job) / "sae.safetensors").exists()
+    assert checkpoints_of(job)[-1] == "step-00000040"
+
+
+def test_two_ranks_resume_to_the_bytes_of_an_undisturbed_run(job_in, tmp_path):
+    calm, broken = job_in("calm"), job_in("broken")
+    together(calm, tmp_path / "a")
+    together(broken, tmp_path / "b", stop_at=50)
+    assert checkpoints_of(broken)[-1] == "step-00000040"
+    together(broken, tmp_path / "c")
+    assert files_of(broken) == files_of(calm)
+
+
+RANK = """
+import json, sys
+from torch import distributed
+from pipelines.fitting import SAEJob, TrainJob, fit
+from sae_core.sae.parallel import TorchCommunicator
+rank, meet, stop_at, job = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4])
+def report(metrics):
+    if metrics["step"] == stop_at: raise SystemExit(3)
+distributed.init_process_group("gloo", init_method="file://" + meet, rank=rank, world_size=2)
+job["saes"] = tuple(SAEJob(**sae) for sae in job["saes"])
+fit(TrainJob(**job), report=report, communicator=TorchCommunicator())
+distributed.barrier()
+distributed.destroy_process_group()
+"""
+
+
+def together(job, meet, stop_at=0):
+    """Fit in two processes that meet over a file; both leave at step `stop_at`."""
+    text = json.dumps(asdict(job))
+    commands = [[sys.executable, "-c", RANK, str(rank), str(meet), str(stop_at), text] for rank in range(2)]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+    errors = [process.communicate(timeout=100)[1] for process in processes]
+    assert [process.returncode for process in processes] == [3 if stop_at else 0] * 2, errors
+
+
+def test_two_workers_of_ray_train_give_one_sae_that_is_another_run_than_one_workers(ray_local, chain, own_store):
+    alone = Layout(own_store).latest("saes").run
+    result = train(chain.train.model_copy(update={"num_workers": 2}), own_store)
+    assert result.run != alone
+    assert 0 < result.facts["select_fvu"] < 1
+    assert result.facts["select_l0"] == pytest.approx(4, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"num_workers": 3}, "3 workers cannot share evenly"), ({"num_workers": 64}, "row groups to share")],
+)
+def test_workers_that_cannot_share_are_refused_and_nothing_is_written(chain, change, words):
+    before = Layout(chain.store).runs("saes")
+    with pytest.raises(UsageError, match=words):
+        train(chain.train.model_copy(update=change), chain.store)
+    assert Layout(chain.store).runs("saes") == before
+
+
+def test_a_sweep_gives_each_sae_the_bytes_that_it_has_alone_and_does_only_what_is_missing(chain, own_store):
+    options = chain.train.model_copy(update={"seed": 5, "n_steps": 20, "checkpoint_steps": 7})
+    swept = {"arch": ("batchtopk", "gated"), "k": (3, 4)}
+    results = train_all(options.model_copy(update=swept), own_store)
+    made = {result.run: commit.Run.open(result.path).manifest() for result in results}
+    assert (len(made), [result.done for result in results]) == (4, [20] * 4)
+    shutil.rmtree(results[2].path)
+    alone = train(options.model_copy(update={"arch": ("gated",), "k": (3,)}), own_store)
+    assert (alone.run, alone.done) == (results[2].run, 20)
+    assert commit.Run.open(alone.path).manifest() == made[alone.run]
+    shutil.rmtree(results[3].path)
+    again = train_all(options.model_copy(update=swept), own_store)
+    assert [result.done for result in again] == [0, 0, 0, 20]
+    assert {result.run: commit.Run.open(result.path).manifest() for result in again} == made
+
+
+def test_a_sweep_resumes_from_the_newest_checkpoint_that_all_have(job_in):
+    calm = [job_in("a"), job_in("b", k=3)]
+    for job in calm:
+        fit(job)
+    both = [job_in("c"), job_in("d", k=3)]
+    job = replace(both[0], saes=both[0].saes + both[1].saes)
+    interrupt(job)
+    shutil.rmtree(folder_of(both[1]) / "checkpoints" / "step-00000040")
+    fit(job)
+    assert [files_of(each)[0] for each in both] == [files_of(each)[0] for each in calm]
+    assert [files_of(each)[3] for each in both] == [files_of(each)[3] for each in calm]
+
+
+def test_an_sae_that_diverges_leaves_the_others_of_a_sweep_to_finish(job_in, monkeypatch):
+    from sae_core.sae import Trainer
+
+    original = Trainer.step
+
+    def step(self, x):
+        if self.sae.config.k == 3 and self.n_steps_done == 45:
+            raise TrainingError("the loss of step 46 is nan")
+        return original(self, x)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    both = [job_in("good"), job_in("bad", k=3)]
+    with pytest.raises(TrainingError, match=r"1 of 2 autoencoders stopped\. bad: the loss of step 46"):
+        fit(replace(both[0], saes=both[0].saes + both[1].saes))
+    assert commit.Run.open(folder_of(both[0])).is_complete
+    assert not commit.Run.open(folder_of(both[1])).is_complete
+    assert checkpoints_of(both[1])[-1] == "step-00000040"
+
+
+def test_one_sae_cannot_be_several(chain):
+    with pytest.raises(UsageError, match="several of"):
+        train(chain.train.model_copy(update={"k": (3, 4)}), chain.store)

@@ -1,0 +1,96 @@
+"""Recovery: 1 for a perfect reconstruction, 0 for an ablation, and a reason where it cannot be measured."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from feature_store import commit, ingest
+from feature_store.layout import Layout
+from pipelines.inputs import SOURCE_FILE, recalled_model
+from pipelines.recovery import Probe, probe
+from sae_core.sae import load_sae
+
+pytestmark = pytest.mark.ray
+
+
+class Scaled:
+    """In the place of an autoencoder: activations times a number."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def encode(self, x):
+        return x
+
+    def decode(self, z):
+        return self.factor * z
+
+
+@pytest.fixture
+def activations(chain):
+    return commit.Run.open(Layout(chain.store).latest("activations").path)
+
+
+@pytest.fixture
+def measured(chain, activations):
+    cells = np.flatnonzero(ingest.read_splits(Layout(chain.store).cells_dir(activations.plan["dataset"])) == "select")
+    found = probe(activations, str(chain.store), cells, device="cpu")
+    assert isinstance(found, Probe)
+    return found
+
+
+def test_a_perfect_copy_recovers_all_and_zeros_nothing(measured):
+    assert measured.of(Scaled(1.0)).embedding == 1.0
+    assert measured.of(Scaled(0.0)).embedding == 0.0
+
+
+def test_recovery_is_one_minus_a_ratio_of_mean_squared_errors(chain, activations, measured):
+    sae = load_sae(Layout(chain.store).latest("saes").path)
+    model, tokens = recalled_model(activations), measured.tokens
+
+    def embedded(change):
+        def patch(x, info):
+            return torch.where(info.is_special[:, None], x, change(x))
+
+        return model.embed(tokens, site="layer.2", patches={"layer.1": patch}).double()
+
+    whole = embedded(lambda x: x)
+    hat, zero = embedded(lambda x: sae.decode(sae.encode(x))), embedded(torch.zeros_like)
+    expected = 1 - float((hat - whole).square().mean() / (zero - whole).square().mean())
+    assert measured.of(sae).embedding == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_loss_recovers_alike(monkeypatch, chain, activations, measured):
+    model, tokens = recalled_model(activations), measured.tokens
+
+    def loss(factor):
+        def patch(x, info):
+            return torch.where(info.is_special[:, None], x, factor * x)
+
+        return float(model.pretraining_loss(tokens, patches={"layer.1": patch}).per_cell.nanmean())
+
+    whole, half, zero = loss(1.0), loss(0.5), loss(0.0)
+    found = measured.of(Scaled(0.5)).loss
+    if zero > whole:
+        assert found == pytest.approx(1 - (half - whole) / (zero - whole), rel=1e-6)
+    else:
+        # a model of random weights may lose nothing by an ablation
+        assert found is None
+
+
+def test_the_summary_of_a_training_has_it(chain):
+    summary = json.loads((Layout(chain.store).latest("saes").path / "summary.json").read_text())
+    assert 0 < summary["select_recovery"] <= 1
+    assert summary["recovery_cells"] > 0
+
+
+def test_a_source_that_is_gone_or_vectors_of_cells_are_a_reason_and_no_error(chain, activations, own_store):
+    layout = Layout(own_store)
+    file = layout.cells_dir(activations.plan["dataset"]) / SOURCE_FILE
+    file.write_text(json.dumps({**json.loads(file.read_text()), "path": str(own_store / "away.h5ad")}))
+    said = probe(activations, str(own_store), np.arange(3), device="cpu")
+    assert isinstance(said, str)
+    assert "away.h5ad" in said
+    assert probe(activations, str(own_store), np.arange(0), device="cpu") == "there is no `select` cell"
