@@ -298,9 +298,9 @@ def _plan_fused(layout: Layout, options: EncodeOptions, sae: commit.Run, activat
     readout = trained_on["readout"]
     shard_cells = cells_per_shard(
         options,
-        opened.mean_tokens,
+        opened,
         default=DEFAULT_SHARD,
-        token_bytes=sae.plan["sae"]["k"] * CODE_BYTES,
+        row_bytes=sae.plan["sae"]["k"] * CODE_BYTES,
         rows_per_cell=options.tokens_per_cell if readout is None else 1,
     )
     place = model_place(activations)

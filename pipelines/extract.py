@@ -194,9 +194,9 @@ def _create_run(layout: Layout, options: ExtractOptions, opened: Opened, *, data
     width = opened.model.d_model if options.readout is None else opened.model.width(options.readout)
     shard_cells = cells_per_shard(
         options,
-        opened.mean_tokens,
+        opened,
         default=DEFAULT_SHARD,
-        token_bytes=width * ITEMSIZE[options.dtype],
+        row_bytes=width * ITEMSIZE[options.dtype],
         rows_per_cell=options.tokens_per_cell if options.readout is None else 1,
     )
     plan = {

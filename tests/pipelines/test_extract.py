@@ -1,10 +1,6 @@
 """Extraction: what is stored equals what the model computes, whatever the shards, and a killed run loses nothing."""
 
 import os
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -135,36 +131,3 @@ def test_a_second_driver_of_the_same_run_leaves_and_says_who_is_at_work(chain, t
     assert not list(theirs.path.glob("part-*"))
     assert extract(chain.extract, tmp_path)[0].done == 5
     assert commit.Run.open(theirs.path).manifest() == run.manifest()
-
-
-KILLED = """
-import sys
-from pathlib import Path
-from pipelines.config import ExtractOptions
-from pipelines.extract import extract
-extract(ExtractOptions.model_validate_json(sys.argv[1]), Path(sys.argv[2]))
-"""
-
-
-def test_a_driver_killed_mid_run_resumes_to_the_same_bytes(ray_local, chain, tmp_path):
-    options = chain.extract.model_copy(update={"shard_cells": 2, "num_actors": 1})
-    calm = extract(options, tmp_path / "calm")[0]
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    driver = subprocess.Popen(
-        [sys.executable, "-c", KILLED, options.model_dump_json(), str(tmp_path / "killed")],
-        env=environment,
-        stderr=subprocess.DEVNULL,
-    )
-    folder = tmp_path / "killed" / "activations" / calm.run
-    deadline = time.monotonic() + 120
-    while len(list(folder.glob("part-*.json"))) < 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
-    assert not (folder / "MANIFEST.json").exists(), "the run was over before the kill: the test shows nothing"
-    n_before = len(list(folder.glob("part-*.json")))
-    resumed = extract(options, tmp_path / "killed")[0]
-    assert resumed.run == calm.run
-    assert resumed.reused >= min(n_before, 3)
-    assert commit.Run.open(resumed.path).manifest() == commit.Run.open(calm.path).manifest()
-    assert commit.Run.open(resumed.path).verify() == []

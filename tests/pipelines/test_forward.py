@@ -1,5 +1,8 @@
 """The forward pass in blocks: bounded by tokens, the same numbers whatever the cuts, smaller where memory runs out."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -48,8 +51,6 @@ def test_no_block_holds_more_tokens_than_its_bound_and_all_cells_come_once_in_or
 
 
 def test_a_cell_vector_is_the_models_own_readout_of_the_cell(job, tiny_cells):
-    import dataclasses
-
     forward_pass = Forward(dataclasses.replace(job, readout="mean"))
     keys, acts = everything(forward_pass.blocks(0, 72, SITES))
     rows = tiny_cells.X.tocsr()
@@ -101,3 +102,24 @@ def test_a_cell_that_does_not_fit_alone_ends_the_run_with_what_to_do(job, monkey
 
 def test_other_failures_are_not_taken_for_lack_of_memory():
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_a_shard_is_as_large_as_asked_else_a_sixteenth_of_the_cells_or_what_fits(extract_options):
+    options = extract_options.model_copy(update={"shard_cells": None})
+    opened = open_inputs(options)
+
+    def cells(n_cells, **update):
+        source = SimpleNamespace(n_cells=n_cells)
+        return forward.cells_per_shard(
+            options.model_copy(update=update),
+            dataclasses.replace(opened, source=source, mean_tokens=500.0),
+            default="1MB",
+            row_bytes=2.0,
+            rows_per_cell=None,
+        )
+
+    assert cells(10**6, shard_cells=7) == 7
+    assert cells(1600, shard_size="10KB") == 10
+    assert cells(1600) == 100
+    assert cells(72) == 32, "not a handful of cells"
+    assert cells(10**6) == 1000, "1 MB of cells of 1 kB"
