@@ -68,7 +68,7 @@ class ForwardOptions(ActorOptions):
     shard_cells: int | None = Field(default=None, ge=1)
     """Cells per shard."""
     shard_size: str | None = None
-    """Size of a shard, e.g. 256MB, turned into cells per shard. Default: 256MB, or a 16th of the cells if that is less."""
+    """Size of a shard, e.g. 256MB, turned into cells per shard; default: 256MB, or a 16th of the cells if less."""
     batch_tokens: int = Field(default=8192, ge=1)
     """Most tokens of one forward pass; halved by itself where memory runs out."""
 
@@ -171,7 +171,7 @@ class TrainOptions(Options):
     """Seed of the weights and of the shuffle."""
     checkpoint_steps: int = Field(default=500, ge=1)
     """Steps between two checkpoints."""
-    recovery_cells: int = Field(default=64, ge=0)
+    recovery_cells: int = Field(default=32, ge=0)
     """Cells of `select` on which to measure what the model loses when x_hat replaces its activations; 0: none."""
     num_workers: int = Field(default=1, ge=0)
     """Ray Train workers, which share each step's tokens; 0 runs the same loop in the driver's process (starts 20 s

@@ -302,6 +302,8 @@ def _recovery(sae: "SparseAutoencoder", measured: Probe | str) -> dict[str, Any]
         return {"recovery_skipped": measured}
     recovery = measured.of(sae)
     entries = {"select_recovery": recovery.embedding, "recovery_cells": measured.tokens.n_cells}
+    if recovery.losses is not None:
+        entries |= {f"select_loss_{name}": value for name, value in recovery.losses._asdict().items()}
     return entries if recovery.loss is None else {**entries, "select_recovery_loss": recovery.loss}
 
 

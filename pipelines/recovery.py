@@ -6,7 +6,11 @@
 1: nothing is lost; 0: x_hat is worth no more than an ablation. x is replaced at the gene tokens, which is what the
 autoencoder was trained on; special tokens keep theirs. The embedding is the mean over the gene tokens at the site where
 the model reads cells; the loss is the model's own pretraining loss (scGPT, Geneformer, scFoundation differ in it), on
-genes hidden by one seed.
+genes hidden by one seed. Its recovery is a ratio of small differences where the model needs these activations little
+(mini on the demo's cells: 441, 448 ablated): it is given only where the ablation costs more than chance, CLEAR standard
+errors of its mean over cells, and the losses themselves always.
+
+Cost on the mini model, d 128, one thread: 40 ms a cell of 240 genes.
 """
 
 from typing import TYPE_CHECKING, NamedTuple
@@ -30,11 +34,23 @@ if TYPE_CHECKING:
     from sae_core.scfm import FoundationModel, Patch, Prefix, Site, TokenInfo, Tokens
 
 
+CLEAR = 2.0
+
+
+class Losses(NamedTuple):
+    """Mean pretraining loss over cells: of the model as it is, with x_hat, and with 0."""
+
+    whole: float
+    x_hat: float
+    ablated: float
+
+
 class Recovery(NamedTuple):
-    """See the module; `loss` is None where the model has no such loss, or loses nothing by an ablation."""
+    """See the module; `losses` is None where the model has no such loss, `loss` also where the ablation costs none."""
 
     embedding: float
     loss: float | None
+    losses: Losses | None
 
 
 class Probe:
@@ -48,16 +64,20 @@ class Probe:
         self._damage = self._squares(_ablated)
         if not self._damage > 0:
             raise UsageError(f"an ablation at {site} changes the embedding of none of {tokens.n_cells} cells")
-        self._losses = self._loss(None), self._loss(_ablated)
+        self._loss_whole, self._loss_ablated = self._loss(None), self._loss(_ablated)
 
     def of(self, sae: "SparseAutoencoder") -> Recovery:
         """Recovery by an autoencoder that takes raw activations."""
         patch = _reconstructed(sae)
-        whole, ablated = self._losses
-        loss = None
-        if whole is not None and ablated is not None and ablated > whole:
-            loss = 1 - ((self._loss(patch) or 0.0) - whole) / (ablated - whole)
-        return Recovery(embedding=1 - self._squares(patch) / self._damage, loss=loss)
+        embedding = 1 - self._squares(patch) / self._damage
+        whole, x_hat, ablated = self._loss_whole, self._loss(patch), self._loss_ablated
+        if whole is None or x_hat is None or ablated is None:
+            return Recovery(embedding, None, None)
+        losses = Losses(float(whole.mean()), float(x_hat.mean()), float(ablated.mean()))
+        cost = ablated - whole
+        is_clear = len(cost) > 1 and cost.mean() > CLEAR * cost.std() / len(cost) ** 0.5
+        loss = 1 - (losses.x_hat - losses.whole) / (losses.ablated - losses.whole) if is_clear else None
+        return Recovery(embedding, loss, losses)
 
     def _embed(self, patch: "Patch | None") -> "torch.Tensor":
         at = self._model.reading_site(self._site)
@@ -68,16 +88,16 @@ class Probe:
         """Mean squared change of the embedding; cells without a gene have none."""
         return float((self._embed(patch) - self._whole).square().nanmean())
 
-    def _loss(self, patch: "Patch | None") -> float | None:
+    def _loss(self, patch: "Patch | None") -> "torch.Tensor | None":
+        """Loss of each cell that is asked something; None if the checkpoint has no head that answers."""
         from sae_core.errors import ConfigError
 
         patches = {} if patch is None else {self._site: patch}
         try:
             per_cell = self._model.pretraining_loss(self.tokens, patches=patches).per_cell
         except ConfigError:
-            # careful: checkpoints without the head that answers are common
             return None
-        return float(per_cell.nanmean())
+        return per_cell[~per_cell.isnan()]
 
 
 def probe(activations: commit.Run, store: str, cells: npt.NDArray[np.int64], *, device: str) -> Probe | str:

@@ -20,7 +20,7 @@ from feature_store.activations import ActivationReader
 from feature_store.layout import Layout, as_path, run_id
 from pipelines.cluster import ray_session
 from pipelines.config import TrainOptions
-from pipelines.errors import RunFailedError, UsageError, root_cause
+from pipelines.errors import ON_PURPOSE, RunFailedError, UsageError, root_cause
 from pipelines.fitting import PROGRESS, SAE_FILES, SUMMARY, SAEJob, TrainJob, fit
 from pipelines.progress import stderr_console, ticking
 from pipelines.stage import FORMAT_VERSION, Clock, StageResult, parent_run
@@ -211,7 +211,7 @@ def _run_job(job: TrainJob, options: TrainOptions, warner: Warner, *, address: s
                 trainer.fit()
             except Exception as error:
                 cause = root_cause(error)
-                if cause is error:
+                if not isinstance(cause, ON_PURPOSE):
                     raise RunFailedError(
                         f"the training job failed: {error}; run the command again to resume"
                     ) from error

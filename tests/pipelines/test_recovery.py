@@ -62,7 +62,7 @@ def test_recovery_is_one_minus_a_ratio_of_mean_squared_errors(chain, activations
     assert measured.of(sae).embedding == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_loss_recovers_alike(monkeypatch, chain, activations, measured):
+def test_the_losses_are_the_models_own_with_each_replacement(activations, measured):
     model, tokens = recalled_model(activations), measured.tokens
 
     def loss(factor):
@@ -71,13 +71,18 @@ def test_the_loss_recovers_alike(monkeypatch, chain, activations, measured):
 
         return float(model.pretraining_loss(tokens, patches={"layer.1": patch}).per_cell.nanmean())
 
-    whole, half, zero = loss(1.0), loss(0.5), loss(0.0)
-    found = measured.of(Scaled(0.5)).loss
-    if zero > whole:
-        assert found == pytest.approx(1 - (half - whole) / (zero - whole), rel=1e-6)
-    else:
-        # a model of random weights may lose nothing by an ablation
-        assert found is None
+    found = measured.of(Scaled(0.5))
+    assert found.losses == pytest.approx((loss(1.0), loss(0.5), loss(0.0)), rel=1e-6)
+
+
+@pytest.mark.parametrize(("ablated", "expected"), [([5.0, 6.0, 7.2], 0.75), ([5.0, 2.0, 3.0], None)])
+def test_the_loss_has_a_recovery_where_an_ablation_clearly_costs(measured, monkeypatch, ablated, expected):
+    whole = torch.tensor([1.0, 2.0, 3.0])
+    cost = torch.tensor(ablated) - whole
+    monkeypatch.setattr(measured, "_loss_whole", whole)
+    monkeypatch.setattr(measured, "_loss_ablated", torch.tensor(ablated))
+    monkeypatch.setattr(measured, "_loss", lambda patch: whole + 0.25 * cost)
+    assert measured.of(Scaled(1.0)).loss == (None if expected is None else pytest.approx(expected))
 
 
 def test_the_summary_of_a_training_has_it(chain):

@@ -1,6 +1,7 @@
 """Training: the loop resumes bit for bit, under Ray Train or without, and what is registered gives the same codes."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -9,6 +10,8 @@ from dataclasses import asdict, replace
 from typing import get_args
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -450,3 +453,74 @@ def test_an_sae_that_diverges_leaves_the_others_of_a_sweep_to_finish(job_in, mon
 def test_one_sae_cannot_be_several(chain):
     with pytest.raises(UsageError, match="several of"):
         train(chain.train.model_copy(update={"k": (3, 4)}), chain.store)
+
+
+COMMAND = "--n-features 48 --k 4 --n-steps 60 --batch-size 128 --checkpoint-steps 20 --num-workers 0"
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run `scsae` in this process; exit code, and what it said on stderr."""
+    from pipelines.cli import main
+
+    def run(line, store):
+        monkeypatch.setattr(sys, "argv", ["scsae", *line.split(), "--store", str(store)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        return ended.value.code, said
+
+    return run
+
+
+def test_a_value_that_is_not_finite_in_a_part_ends_with_code_1_and_what_to_do(ray_local, own_store, command):
+    run = commit.Run.open(Layout(own_store).latest("activations").path)
+    part = run.part(2)
+    table = pq.read_table(part)
+    bad = np.frombuffer(table["act"][3].as_py(), np.float32).copy()
+    bad[1] = np.nan
+    values = [*table["act"].to_pylist()]
+    values[3] = bad.tobytes()
+    column = pa.array(values, table.schema.field("act").type)
+    pq.write_table(table.set_column(3, table.schema.field("act"), column), part, compression="none")
+    code, said = command(f"train {COMMAND} --seed 9", own_store)
+    assert code == 1
+    assert "are not finite" in said
+    assert "Extract the activations again" in said or "extract the activations again" in said
+
+
+def test_a_missing_part_ends_with_code_1_and_its_name(ray_local, own_store, command):
+    part = commit.Run.open(Layout(own_store).latest("activations").path).part(2)
+    part.unlink()
+    code, said = command(f"train {COMMAND} --seed 9", own_store)
+    assert code == 1
+    assert part.name in said
+    assert "scsae extract" in said
+
+
+def test_a_checkpoint_of_another_configuration_ends_with_code_2_and_the_field(ray_local, own_store, command, job_in):
+    other = job_in("other", k=3)
+    interrupt(other)
+    trained = Layout(own_store).latest("saes").path
+    plan = (trained / "plan.json").read_text()
+    shutil.rmtree(trained)
+    trained.mkdir()
+    (trained / "plan.json").write_text(plan)
+    shutil.copytree(folder_of(other) / "checkpoints", trained / "checkpoints")
+    code, said = command(f"train {COMMAND}", own_store)
+    assert code == 2, said
+    assert "k (4 here, 3 saved)" in said
+    assert sorted(path.name for path in (trained / "checkpoints").iterdir()) == checkpoints_of(other)
+
+
+@pytest.mark.parametrize(
+    ("k", "words"),
+    [("2.5", "k was '2.5': .*integer"), ("0", "k was '?0'?: .*greater than or equal to 1"), ("49", "k = 49 is not")],
+)
+def test_a_wrong_k_ends_with_code_2_and_nothing_is_written(chain, command, k, words):
+    before = Layout(chain.store).runs("saes")
+    code, said = command(f"train --n-features 48 --k {k}", chain.store)
+    assert code == 2
+    assert re.search(words, said)
+    assert Layout(chain.store).runs("saes") == before
