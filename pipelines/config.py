@@ -263,6 +263,15 @@ class Recipe(Options):
     """Steering runs, one after the other."""
 
     @pydantic.model_validator(mode="after")
+    def _one_sae(self) -> "Recipe":
+        """A recipe goes on from one SAE; a sweep is for `scsae train`."""
+        options = self.train
+        for name in ("arch", "k", "l1_coefficient") if options is not None else ():
+            if len(values := getattr(options, name)) > 1:
+                raise ValueError(f"train.{name} was {list(values)}; a recipe trains one: sweep with `scsae train`")
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _one_origin(self) -> "Recipe":
         """A stage gets its run from the stage before it or from its own `run`, not from both."""
         pairs = (

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from feature_store import commit, files
 from feature_store.activations import ActivationReader
 from feature_store.layout import Layout, as_path, run_id
-from pipelines.cluster import ray_session
+from pipelines.cluster import actors_that_fit, ray_session
 from pipelines.config import TrainOptions
 from pipelines.errors import ON_PURPOSE, RunFailedError, UsageError, root_cause
 from pipelines.fitting import PROGRESS, SAE_FILES, SUMMARY, SAEJob, TrainJob, fit
@@ -195,6 +195,7 @@ def _run_job(job: TrainJob, options: TrainOptions, warner: Warner, *, address: s
         import ray.train
         from ray.train.torch import TorchTrainer
 
+        _say_if_waiting(options)
         resources: dict[str, float] = {"CPU": options.num_cpus}
         if options.num_gpus > 0:
             resources["GPU"] = options.num_gpus
@@ -216,6 +217,16 @@ def _run_job(job: TrainJob, options: TrainOptions, warner: Warner, *, address: s
                         f"the training job failed: {error}; run the command again to resume"
                     ) from error
                 raise cause from None
+
+
+def _say_if_waiting(options: TrainOptions) -> None:
+    """Say so if there is no room for all workers now: Ray Train waits for it without a word. UsageError: for none."""
+    n = options.num_workers
+    if n and (fit_now := actors_that_fit(None, num_cpus=options.num_cpus, num_gpus=options.num_gpus, n_tasks=n)) < n:
+        stderr_console().print(
+            f"the Ray cluster has room for {fit_now} of {n} workers (--num-workers); training starts when it has grown",
+            style="yellow",
+        )
 
 
 @contextlib.contextmanager

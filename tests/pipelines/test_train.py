@@ -19,7 +19,7 @@ from feature_store import commit
 from feature_store.activations import ActivationReader
 from feature_store.errors import IntegrityError, NotFoundError
 from feature_store.layout import Layout
-from pipelines.config import Arch, TrainOptions
+from pipelines.config import Arch, Recipe, TrainOptions, check
 from pipelines.errors import UsageError
 from pipelines.fitting import SAEJob, TrainJob, fit, held_out
 from pipelines.tracking import Tracking
@@ -349,40 +349,43 @@ def test_held_out_values_that_are_not_finite_are_told_before_anything_is_committ
     assert checkpoints_of(job)[-1] == "step-00000040"
 
 
-def test_two_ranks_resume_to_the_bytes_of_an_undisturbed_run(job_in, tmp_path):
-    calm, broken = job_in("calm"), job_in("broken")
-    together(calm, tmp_path / "a")
-    together(broken, tmp_path / "b", stop_at=50)
-    assert checkpoints_of(broken)[-1] == "step-00000040"
-    together(broken, tmp_path / "c")
-    assert files_of(broken) == files_of(calm)
-
-
-RANK = """
+TWO_RANKS = """
 import json, sys
 from torch import distributed
 from pipelines.fitting import SAEJob, TrainJob, fit
 from sae_core.sae.parallel import TorchCommunicator
-rank, meet, stop_at, job = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4])
-def report(metrics):
-    if metrics["step"] == stop_at: raise SystemExit(3)
+rank, meet = int(sys.argv[1]), sys.argv[2]
+def job_of(text):
+    job = json.loads(text)
+    return TrainJob(**{**job, "saes": tuple(SAEJob(**sae) for sae in job["saes"])})
+calm, broken = map(job_of, sys.argv[3:])
+def stop_at_50(metrics):
+    if metrics["step"] >= 50: raise KeyboardInterrupt
 distributed.init_process_group("gloo", init_method="file://" + meet, rank=rank, world_size=2)
-job["saes"] = tuple(SAEJob(**sae) for sae in job["saes"])
-fit(TrainJob(**job), report=report, communicator=TorchCommunicator())
+ranks = TorchCommunicator()
+fit(calm, communicator=ranks)
+try:
+    fit(broken, report=stop_at_50, communicator=ranks)
+except KeyboardInterrupt:
+    fit(broken, communicator=ranks)
+else:
+    raise SystemExit("it was not interrupted")
 distributed.barrier()
 distributed.destroy_process_group()
 """
 
 
-def together(job, meet, stop_at=0):
-    """Fit in two processes that meet over a file; both leave at step `stop_at`."""
-    text = json.dumps(asdict(job))
-    commands = [[sys.executable, "-c", RANK, str(rank), str(meet), str(stop_at), text] for rank in range(2)]
+def test_two_ranks_resume_to_the_bytes_of_an_undisturbed_run(job_in, tmp_path):
+    calm, broken = job_in("calm"), job_in("broken")
+    texts = [json.dumps(asdict(job)) for job in (calm, broken)]
+    commands = [[sys.executable, "-c", TWO_RANKS, str(rank), str(tmp_path / "meet"), *texts] for rank in range(2)]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
     errors = [process.communicate(timeout=100)[1] for process in processes]
-    assert [process.returncode for process in processes] == [3 if stop_at else 0] * 2, errors
+    assert [process.returncode for process in processes] == [0, 0], errors
+    assert files_of(broken) == files_of(calm)
 
 
+@pytest.mark.slow
 def test_two_workers_of_ray_train_give_one_sae_that_is_another_run_than_one_workers(ray_local, chain, own_store):
     alone = Layout(own_store).latest("saes").run
     result = train(chain.train.model_copy(update={"num_workers": 2}), own_store)
@@ -524,3 +527,27 @@ def test_a_wrong_k_ends_with_code_2_and_nothing_is_written(chain, command, k, wo
     assert code == 2
     assert re.search(words, said)
     assert Layout(chain.store).runs("saes") == before
+
+
+def test_a_worker_that_fits_on_no_node_is_refused_instead_of_waited_for(ray_local, own_store):
+    with pytest.raises(UsageError, match=r"3 CPUs .* which no node"):
+        train(TrainOptions(n_features=48, k=(4,), num_cpus=3), own_store)
+
+
+def test_workers_that_there_is_no_room_for_yet_are_told(ray_local, chain, capsys):
+    from pipelines.train import _say_if_waiting
+
+    _say_if_waiting(chain.train.model_copy(update={"num_workers": 5}))
+    assert "room for 2 of 5 workers" in capsys.readouterr().err
+    _say_if_waiting(chain.train.model_copy(update={"num_workers": 2}))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_recipe_with_a_sweep_is_refused_as_it_goes_on_from_one_sae():
+    with pytest.raises(UsageError, match=r"train.k was \[16, 32\]; a recipe trains one"):
+        check(Recipe, {"train": {"k": [16, 32]}, "encode": {}}, "recipe")
+
+
+@pytest.mark.parametrize("given", [8, "8", [8], ["8"]])
+def test_one_value_of_a_sweep_needs_no_list(given):
+    assert check(TrainOptions, {"k": given}, "scsae train").k == (8,)
