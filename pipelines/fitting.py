@@ -26,7 +26,7 @@ from feature_store.activations import ActivationReader
 from feature_store.layout import Layout, as_path
 from feature_store.stream import TokenStream, sample_tokens
 from pipelines.errors import UsageError
-from pipelines.recovery import Probe, probe
+from pipelines.recovery import Probe, or_reason, probe
 
 if TYPE_CHECKING:
     import torch
@@ -300,7 +300,9 @@ def _recovery(sae: "SparseAutoencoder", measured: Probe | str) -> dict[str, Any]
     """Entries of the summary: recovery of embedding and loss, or why there is none."""
     if isinstance(measured, str):
         return {"recovery_skipped": measured}
-    recovery = measured.of(sae)
+    recovery = or_reason(lambda: measured.of(sae))
+    if isinstance(recovery, str):
+        return {"recovery_skipped": recovery}
     entries = {"select_recovery": recovery.embedding, "recovery_cells": measured.tokens.n_cells}
     if recovery.losses is not None:
         entries |= {f"select_loss_{name}": value for name, value in recovery.losses._asdict().items()}

@@ -13,7 +13,7 @@ errors of its mean over cells, and the losses themselves always.
 Cost on the mini model, d 128, one thread: 40 ms a cell of 240 genes.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from feature_store import commit
 from feature_store.layout import Layout
 from feature_store.matrices import CSRRows, concat_rows
 from pipelines.errors import ON_PURPOSE, UsageError
+from pipelines.forward import is_out_of_memory
 from pipelines.inputs import recalled_model, recalled_source
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from sae_core.scfm import FoundationModel, Patch, Prefix, Site, TokenInfo, Tokens
 
 
+T = TypeVar("T")
 CLEAR = 2.0
 
 
@@ -106,14 +108,25 @@ def probe(activations: commit.Run, store: str, cells: npt.NDArray[np.int64], *, 
         return "the run holds vectors of cells, not activations of tokens"
     if not len(cells):
         return "there is no `select` cell"
-    try:
+
+    def made() -> Probe:
         model = recalled_model(activations, device=device)
         with recalled_source(Layout(store), activations.plan["dataset"]) as source:
             match = model.match_genes(source.gene_symbols, source.ensembl_ids)
             rows = _rows(source, cells)
         tokens = model.tokenize(rows.indptr, rows.indices, rows.data, match, seed=activations.plan["seed"])
         return Probe(model, tokens, activations.plan["site"])
-    except (*ON_PURPOSE, OSError) as error:
+
+    return or_reason(made)
+
+
+def or_reason(make: "Callable[[], T]") -> T | str:
+    """What `make` gives, or why it cannot: a figure that is beside the point must not cost a training its end."""
+    try:
+        return make()
+    except (*ON_PURPOSE, OSError, MemoryError, RuntimeError) as error:
+        if not (isinstance(error, (*ON_PURPOSE, OSError)) or is_out_of_memory(error)):
+            raise
         return str(error)
 
 

@@ -8,6 +8,7 @@ others is the same run with the same bytes.
 import contextlib
 import importlib.metadata
 import json
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from sae_core.sae import SAEConfig, TrainConfig
 
 POLL_S = 0.5
+MODEL_FILES = ("sae.safetensors", "config.json")
 
 
 class Warner:
@@ -132,7 +134,7 @@ def train_all(options: TrainOptions, store: Path, *, address: str | None = None)
                 done=options.n_steps if run in pending else 0,
                 reused=0 if run in pending else options.n_steps,
                 seconds=clock.seconds,
-                facts={**summary, "registered": version},
+                facts={**{name: run.plan["sae"][name] for name in ("arch", "k")}, **summary, "registered": version},
             )
         )
     if failed is not None:
@@ -306,9 +308,14 @@ def register(layout: Layout, run: commit.Run, options: TrainOptions, *, activati
         with tracking.run(run.path.name, params=params, tags=tags) as mlflow_run:
             tracking.log_curves(mlflow_run, json.loads((run.path / "history.json").read_text()))
             tracking.log_metrics(mlflow_run, metrics)
-            with files.local_folder(run.path) as folder:
+            with files.local_folder(run.path) as folder, files.scratch_folder(run.path) as made:
+                # the checkpoints beside them are several times as large, and nothing that a user of the model needs
+                artifact = made / "sae"
+                artifact.mkdir()
+                for file in MODEL_FILES:
+                    shutil.copyfile(folder / file, artifact / file)
                 found = tracking.register(
-                    folder,
+                    artifact,
                     name=name,
                     d_model=plan["sae"]["d_model"],
                     n_features=plan["sae"]["n_features"],

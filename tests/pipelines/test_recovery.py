@@ -9,7 +9,7 @@ import torch
 from feature_store import commit, ingest
 from feature_store.layout import Layout
 from pipelines.inputs import SOURCE_FILE, recalled_model
-from pipelines.recovery import Probe, probe
+from pipelines.recovery import Probe, or_reason, probe
 from sae_core.sae import load_sae
 
 pytestmark = pytest.mark.ray
@@ -99,3 +99,24 @@ def test_a_source_that_is_gone_or_vectors_of_cells_are_a_reason_and_no_error(cha
     assert isinstance(said, str)
     assert "away.h5ad" in said
     assert probe(activations, str(own_store), np.arange(0), device="cpu") == "there is no `select` cell"
+
+
+def test_memory_that_runs_out_is_a_reason_and_a_mistake_in_the_code_is_none():
+    def fails(error):
+        def make():
+            raise error
+
+        return make
+
+    assert or_reason(fails(torch.OutOfMemoryError("CUDA out of memory"))) == "CUDA out of memory"
+    assert or_reason(fails(FileNotFoundError("gone"))) == "gone"
+    with pytest.raises(RuntimeError, match="shapes"):
+        or_reason(fails(RuntimeError("shapes differ")))
+
+
+def test_no_cells_asked_for_is_said_in_the_summary(chain, own_store):
+    from pipelines.train import train
+
+    facts = train(chain.train.model_copy(update={"recovery_cells": 0, "n_steps": 3}), own_store).facts
+    assert "--recovery-cells 0" in facts["recovery_skipped"]
+    assert "select_recovery" not in facts

@@ -171,6 +171,18 @@ def test_the_champion_loaded_in_a_fresh_process_gives_the_same_codes_bit_for_bit
     np.testing.assert_array_equal(np.load(tmp_path / "z.npy"), expected)
 
 
+def test_what_is_registered_is_the_autoencoder_without_its_checkpoints(chain):
+    import mlflow
+
+    tracking = Tracking(Layout(chain.store))
+    version = tracking.of_run(Layout(chain.store).latest("saes").run)
+    folder = commit.Path(mlflow.artifacts.download_artifacts(f"models:/{version.model_id}", tracking_uri=tracking.uri))
+    held = {path.name for path in folder.rglob("*") if path.is_file()}
+    assert {"sae.safetensors", "config.json"} <= held
+    assert not {"trainer.safetensors", "plan.json", "history.json"} & held
+    assert not list(folder.rglob("*.pkl"))
+
+
 def test_ray_train_with_a_worker_gives_the_bytes_of_the_plain_loop_and_gives_ctrl_c_back(ray_local, chain, tmp_path):
     from pipelines.extract import extract
 
