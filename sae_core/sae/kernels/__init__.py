@@ -2,19 +2,21 @@
 
 `encode` attaches gradients to chosen pre-activations, `decode` multiplies a sparse code with the decoder. A `Kernel`
 is a record of the two; every one equals `REFERENCE` (dense, plain autograd) in values and gradients, which the tests
-check. A new device is a new record in `KERNELS`.
+check. A new device is four sparse primitives (`calculus.Products`) and a new entry in `KERNELS`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 
+from sae_core.errors import ConfigError
 from sae_core.sae.codes import SparseCodes
 from sae_core.sae.kernels import cpu, reference
 
-__all__ = ["CPU", "KERNELS", "REFERENCE", "Kernel", "kernel_for"]
+__all__ = ["CPU", "KERNELS", "REFERENCE", "Kernel", "kernel_for", "triton_kernel"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +33,28 @@ class Kernel:
 
 
 REFERENCE = Kernel(name="reference", encode=reference.encode, decode=reference.decode)
-CPU = Kernel(name="cpu", encode=cpu.encode, decode=cpu.decode)
+CPU = Kernel(name="cpu", encode=cpu.PRODUCTS.encode, decode=cpu.PRODUCTS.decode)
 
-KERNELS = {kernel.name: kernel for kernel in (REFERENCE, CPU)}
+
+@cache
+def triton_kernel() -> Kernel:
+    """The kernel of CUDA devices; `ConfigError` without the package triton, as the dense one would fill the memory."""
+    try:
+        from sae_core.sae.kernels import triton
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        raise ConfigError(
+            "a sparse autoencoder on a CUDA device needs the package triton, which is not installed (the CUDA builds "
+            "of torch for Linux bring it along). Install it: pip install triton"
+        ) from error
+    return Kernel(name="triton", encode=triton.PRODUCTS.encode, decode=triton.PRODUCTS.decode)
+
+
+KERNELS: dict[str, Callable[[], Kernel]] = {"cpu": lambda: CPU, "cuda": triton_kernel}
+"""What makes the kernel of each type of device that has one of its own."""
 
 
 def kernel_for(device: torch.device) -> Kernel:
     """The kernel written for a device's type, or the dense reference, which runs on all of them."""
-    return KERNELS.get(device.type, REFERENCE)
+    return KERNELS.get(device.type, lambda: REFERENCE)()

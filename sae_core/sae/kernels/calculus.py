@@ -1,0 +1,101 @@
+"""Both products of a sparse autoencoder, with their gradients, out of sparse primitives that all read the code once.
+
+A sparse decoder under plain autograd gains nothing, because the encoder's backward stays dense; so both products are
+autograd functions of
+    spmm    [token feature] code x [feature d] -> [token d]
+    spmm_t  transposed code x [token d] -> [feature d]
+    sddmm   a b^T at the code's places -> [nnz]
+    sum_t   sum of the code over tokens -> [feature]
+A device gives its own four as `Products`; the calculus is here, once.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import Function, once_differentiable
+
+from sae_core.sae.codes import SparseCodes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Products:
+    """The primitives of one device; none of them is differentiated, all tensors they get are contiguous."""
+
+    spmm: Callable[[SparseCodes, Tensor], Tensor]
+    """(codes, table [feature d]) -> [token d]: sum over a token's features of value times row of the table."""
+    spmm_t: Callable[[SparseCodes, Tensor], Tensor]
+    """(codes, table [token d]) -> [feature d]: sum over a feature's tokens of value times row of the table."""
+    sddmm: Callable[[Tensor, Tensor, SparseCodes], Tensor]
+    """(left [token d], right [feature d], codes) -> [nnz]: inner products of rows at the places of the codes."""
+    sum_t: Callable[[SparseCodes], Tensor]
+    """(codes) -> [feature]: sum over a feature's tokens of value."""
+
+    def encode(
+        self,
+        x: Float[Tensor, "token d_model"],
+        W_enc: Float[Tensor, "feature d_model"],
+        b_enc: Float[Tensor, " feature"],
+        codes: SparseCodes,
+    ) -> Float[Tensor, " nnz"]:
+        """`codes.value`, made anew if coarser than x, with the gradients of x W_enc^T + b_enc at its places."""
+        values: Tensor = _Encode.apply(x, W_enc, b_enc, codes, self)  # type: ignore[no-untyped-call]
+        return values
+
+    def decode(self, codes: SparseCodes, W_dec: Float[Tensor, "feature d_model"]) -> Float[Tensor, "token d_model"]:
+        """Codes times decoder."""
+        x_hat: Tensor = _Decode.apply(codes.value, W_dec, codes, self)  # type: ignore[no-untyped-call]
+        return x_hat
+
+
+class _Encode(Function):
+    """v_n = x_t . w_f + b_f at place n = (t, f); dw_f = sum_n dv_n x_t, db_f = sum_n dv_n, dx_t = sum_n dv_n w_f."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, W_enc: Tensor, b_enc: Tensor, codes: SparseCodes, products: Products) -> Tensor:
+        ctx.codes, ctx.products = codes.with_value(codes.value.detach()), products
+        x, W_enc = x.contiguous(), W_enc.contiguous()
+        ctx.save_for_backward(x, W_enc)
+        if codes.value.dtype == x.dtype:
+            return codes.value.detach().clone()
+        return products.sddmm(x, W_enc, codes) + b_enc[codes.col]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_value: Tensor) -> tuple[Tensor | None, ...]:
+        x, W_enc = ctx.saved_tensors
+        codes, products = ctx.codes.with_value(d_value.contiguous()), ctx.products
+        need_x, need_w, need_b, *_ = ctx.needs_input_grad
+        return (
+            products.spmm(codes, W_enc) if need_x else None,
+            products.spmm_t(codes, x) if need_w else None,
+            products.sum_t(codes) if need_b else None,
+            None,
+            None,
+        )
+
+
+class _Decode(Function):
+    """x_hat_t = sum_n v_n w_f over places n = (t, f); dv_n = dx_hat_t . w_f, dw_f = sum_n v_n dx_hat_t."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, W_dec: Tensor, codes: SparseCodes, products: Products) -> Tensor:
+        value, W_dec = value.contiguous(), W_dec.contiguous()
+        ctx.codes, ctx.products = codes.with_value(value.detach()), products
+        ctx.save_for_backward(value, W_dec)
+        return products.spmm(ctx.codes, W_dec)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_x_hat: Tensor) -> tuple[Tensor | None, ...]:
+        _, W_dec = ctx.saved_tensors
+        products, d_x_hat = ctx.products, d_x_hat.contiguous()
+        need_value, need_w, *_ = ctx.needs_input_grad
+        return (
+            products.sddmm(d_x_hat, W_dec, ctx.codes) if need_value else None,
+            products.spmm_t(ctx.codes, d_x_hat) if need_w else None,
+            None,
+            None,
+        )
