@@ -4,7 +4,7 @@ The primitives of `calculus`, as two Triton kernels:
     spmm, spmm_t, sum_t  weighted sums of rows, a program for each bag and block of d: a bag is a token, or a feature
                          after one stable sort
     sddmm                a program for each block of places, which walks along d
-Neither uses atomics, so a step gives the same bits each time. Sums are in float32 (float64 for float64), and each entry
+Neither uses atomics, so both give the same bits each time. Sums are in float32 (float64 for float64), and each entry
 of a tile of 32 nonzeros x 128 coordinates has its own until the end, so that no load waits for another. A bag is one
 program's work however long: a feature that fires on every token takes a turn for each 32 of them. Addresses have 64
 bits. Not yet run on a GPU, so without timings: checked in Triton's interpreter and compiled for compute capability 9.0.
