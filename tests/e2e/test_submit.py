@@ -6,6 +6,7 @@ a job that is stopped, submitted again by two at once over bad connections, and 
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -321,7 +322,8 @@ def test_after_a_dropped_connection_the_log_goes_on_where_it_stopped(crowd):
     assert "the connection to the dashboard dropped" in crowd.cut_off.stderr
     assert sum("/logs/tail" in line for line in crowd.asked["cut_off"]) == 2
     assert crowd.cut_off.stdout == crowd.no_websocket.stdout
-    assert "extract      6/6 shards" in crowd.cut_off.stdout
+    # how many shards were left to report depends on when the first job was stopped
+    assert re.search(r"next: scsae train --store \S+crowd\S*\s*$", crowd.cut_off.stdout)
 
 
 def test_a_log_that_streams_is_never_fetched_whole_and_one_that_cannot_is_fetched_seldom(crowd):

@@ -140,6 +140,7 @@ def test_cancelled_it_ends_everything_and_stays_out_of_the_queue(job, short):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_on_two_nodes_it_runs_a_recipe_to_its_end_on_real_ray_and_leaves_nothing_behind(
     job, short, tmp_path, tiny_data, tiny_model
 ):

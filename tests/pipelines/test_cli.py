@@ -313,6 +313,7 @@ def interrupted(scsae, home, stage, ready):
     return running.returncode, out, err
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_an_extraction_says_that_the_same_command_resumes_and_it_does(
     scsae, chain, home, tmp_path, without_actors, tiny_data, tiny_model
 ):
@@ -333,6 +334,7 @@ def test_ctrl_c_in_an_extraction_says_that_the_same_command_resumes_and_it_does(
     assert commit.Run.open(folder).verify() == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_training_says_the_same_and_the_sae_is_that_of_an_undisturbed_one(
     scsae, home, chain, own_store, tmp_path
 ):
