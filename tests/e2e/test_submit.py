@@ -305,12 +305,14 @@ def crowd(head, story, tmp_path_factory, tiny_data, tiny_model):
     )
 
 
+@pytest.mark.slow
 def test_a_job_that_was_stopped_gives_exit_code_1_and_how_to_resume(crowd):
     assert crowd.stopped.returncode == 1, crowd.stopped.stderr
     assert "STOPPED" in crowd.stopped.stderr
     assert "submit it again to resume" in crowd.stopped.stderr
 
 
+@pytest.mark.slow
 def test_two_who_submit_the_same_recipe_at_once_share_one_job(crowd):
     assert [job[1] for job in crowd.jobs] == ["STOPPED", "SUCCEEDED"]
     assert crowd.cut_off.returncode == crowd.no_websocket.returncode == 0, crowd.cut_off.stderr
@@ -318,6 +320,7 @@ def test_two_who_submit_the_same_recipe_at_once_share_one_job(crowd):
     assert len(took) == 1
 
 
+@pytest.mark.slow
 def test_after_a_dropped_connection_the_log_goes_on_where_it_stopped(crowd):
     assert "the connection to the dashboard dropped" in crowd.cut_off.stderr
     assert sum("/logs/tail" in line for line in crowd.asked["cut_off"]) == 2
@@ -326,11 +329,13 @@ def test_after_a_dropped_connection_the_log_goes_on_where_it_stopped(crowd):
     assert re.search(r"next: scsae train --store \S+crowd\S*\s*$", crowd.cut_off.stdout)
 
 
+@pytest.mark.slow
 def test_a_log_that_streams_is_never_fetched_whole_and_one_that_cannot_is_fetched_seldom(crowd):
     assert not [line for line in crowd.asked["cut_off"] if line.endswith("/logs")]
     assert len([line for line in crowd.asked["plain"] if line.endswith("/logs")]) <= 2
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_job_running_and_says_how_to_follow_and_how_to_stop_it(crowd):
     assert crowd.left.returncode == 1
     assert "goes on without you" in crowd.left.stderr
@@ -338,10 +343,12 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_follow_and_how_to_stop_it
     assert "Traceback" not in crowd.left.stderr
 
 
+@pytest.mark.slow
 def test_no_wait_prints_the_id_of_the_job_and_nothing_else(crowd):
     assert crowd.not_waiting.returncode == 0
     assert crowd.not_waiting.stdout.splitlines() == [crowd.jobs[-1][0]]
 
 
+@pytest.mark.slow
 def test_variables_reach_the_job(crowd):
     assert [job[2] for job in crowd.jobs] == ["noted", "noted"]

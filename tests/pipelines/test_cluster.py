@@ -34,6 +34,7 @@ assert not ray.is_initialized(), "a session outside the block ends with itself"
 """
 
 
+@pytest.mark.slow
 def test_sessions_inside_one_block_are_one_and_none_is_started_for_nothing(tmp_path):
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {"HOME": str(tmp_path)}
     done = subprocess.run(
