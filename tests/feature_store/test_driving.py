@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DRIVE = """
-import sys, time
+import sys
 from feature_store.driving import sole_driver
 with sole_driver(sys.argv[1]):
     print("driving", flush=True)
-    time.sleep(600)
+    sys.stdin.read()
 """
 
 
@@ -37,8 +37,9 @@ def run(tmp_path: Path) -> commit.Run:
 
 @pytest.fixture
 def other(run: commit.Run) -> Iterator[subprocess.Popen[str]]:
-    """A process that drives the run."""
-    with subprocess.Popen([sys.executable, "-c", DRIVE, run.path], stdout=subprocess.PIPE, text=True) as process:
+    """A process that drives the run until it is killed, or this one ends."""
+    command = [sys.executable, "-c", DRIVE, run.path]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "driving\n"
         yield process

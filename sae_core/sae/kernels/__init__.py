@@ -2,7 +2,7 @@
 
 `encode` attaches gradients to chosen pre-activations, `decode` multiplies a sparse code with the decoder. A `Kernel`
 is a record of the two; every one equals `REFERENCE` (dense, plain autograd) in values and gradients, which the tests
-check. A new device is four sparse primitives (`calculus.Products`) and a new entry in `KERNELS`.
+check. A new device is three sparse primitives (`calculus.Products`) and a new entry in `KERNELS`.
 """
 
 from collections.abc import Callable

@@ -6,7 +6,7 @@ autograd functions of
     spmm_t  transposed code x [token d] -> [feature d]
     sddmm   a b^T at the code's places -> [nnz]
     sum_t   sum of the code over tokens -> [feature]
-A device gives its own four as `Products`; the calculus is here, once.
+A device gives sums of weighted rows (of which spmm and spmm_t are made), sddmm and sum_t; the calculus is here, once.
 """
 
 from collections.abc import Callable
@@ -24,14 +24,22 @@ from sae_core.sae.codes import SparseCodes
 class Products:
     """The primitives of one device; none of them is differentiated, all tensors they get are contiguous."""
 
-    spmm: Callable[[SparseCodes, Tensor], Tensor]
-    """(codes, table [feature d]) -> [token d]: sum over a token's features of value times row of the table."""
-    spmm_t: Callable[[SparseCodes, Tensor], Tensor]
-    """(codes, table [token d]) -> [feature d]: sum over a feature's tokens of value times row of the table."""
+    weighted_bags: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    """(index [nnz], offsets [n_bags + 1], weight [nnz], table [rows d]) -> [n_bags d]: bag i is the sum over
+    offsets[i] <= n < offsets[i + 1] of weight n times row index n of the table."""
     sddmm: Callable[[Tensor, Tensor, SparseCodes], Tensor]
     """(left [token d], right [feature d], codes) -> [nnz]: inner products of rows at the places of the codes."""
     sum_t: Callable[[SparseCodes], Tensor]
     """(codes) -> [feature]: sum over a feature's tokens of value."""
+
+    def spmm(self, codes: SparseCodes, table: Float[Tensor, "feature d_model"]) -> Float[Tensor, "token d_model"]:
+        """Sum over a token's features of value times row of `table`."""
+        return self.weighted_bags(codes.col, codes.crow, codes.value, table)
+
+    def spmm_t(self, codes: SparseCodes, table: Float[Tensor, "token d_model"]) -> Float[Tensor, "feature d_model"]:
+        """Sum over a feature's tokens of value times row of `table`."""
+        order, offsets = codes.by_feature
+        return self.weighted_bags(codes.row[order], offsets, codes.value[order], table)
 
     def encode(
         self,

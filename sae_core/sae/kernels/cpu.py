@@ -23,17 +23,6 @@ from sae_core.sae.codes import SparseCodes
 from sae_core.sae.kernels.calculus import Products
 
 
-def spmm(codes: SparseCodes, table: Float[Tensor, "feature d_model"]) -> Float[Tensor, "token d_model"]:
-    """Sum over a token's features of value times row of `table`."""
-    return _weighted_bags(codes.col, codes.crow, codes.value, table)
-
-
-def spmm_t(codes: SparseCodes, table: Float[Tensor, "token d_model"]) -> Float[Tensor, "feature d_model"]:
-    """Sum over a feature's tokens of value times row of `table`."""
-    order, offsets = codes.by_feature
-    return _weighted_bags(codes.row[order], offsets, codes.value[order], table)
-
-
 def sddmm(
     left: Float[Tensor, "token d_model"], right: Float[Tensor, "feature d_model"], codes: SparseCodes
 ) -> Float[Tensor, " nnz"]:
@@ -57,15 +46,13 @@ def sum_t(codes: SparseCodes) -> Float[Tensor, " feature"]:
     return codes.value.new_zeros(codes.n_features).index_add_(0, codes.col, codes.value)
 
 
-PRODUCTS = Products(spmm=spmm, spmm_t=spmm_t, sddmm=sddmm, sum_t=sum_t)
-
-
-def _weighted_bags(
+def weighted_bags(
     index: Int[Tensor, " nnz"],
     offsets: Int64[Tensor, " n_bags_plus_1"],
     weight: Float[Tensor, " nnz"],
     table: Float[Tensor, "rows d_model"],
 ) -> Float[Tensor, "n_bags d_model"]:
+    """Sum over each bag's entries of weight times row of `table`."""
     if index.numel() == 0:
         return table.new_zeros(offsets.numel() - 1, table.shape[1])
     return functional.embedding_bag(
@@ -80,3 +67,6 @@ def _take_csr_notice() -> None:
         warnings.filterwarnings("ignore", message="Sparse", category=UserWarning)
         zero = torch.zeros(1, dtype=torch.int64)
         torch.sparse_csr_tensor(torch.tensor([0, 1]), zero, torch.zeros(1), size=(1, 1), check_invariants=False)
+
+
+PRODUCTS = Products(weighted_bags=weighted_bags, sddmm=sddmm, sum_t=sum_t)

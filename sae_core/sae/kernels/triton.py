@@ -29,17 +29,6 @@ N_BLOCK = 32  # nonzeros of a tile
 D_BLOCK = 128  # coordinates of a tile, at most
 
 
-def spmm(codes: SparseCodes, table: Float[Tensor, "feature d_model"]) -> Float[Tensor, "token d_model"]:
-    """Sum over a token's features of value times row of `table`."""
-    return _weighted_bags(codes.col, codes.crow, codes.value, table)
-
-
-def spmm_t(codes: SparseCodes, table: Float[Tensor, "token d_model"]) -> Float[Tensor, "feature d_model"]:
-    """Sum over a feature's tokens of value times row of `table`."""
-    order, offsets = codes.by_feature
-    return _weighted_bags(codes.row[order], offsets, codes.value[order], table)
-
-
 def sddmm(
     left: Float[Tensor, "token d_model"], right: Float[Tensor, "feature d_model"], codes: SparseCodes
 ) -> Float[Tensor, " nnz"]:
@@ -56,18 +45,18 @@ def sddmm(
 
 def sum_t(codes: SparseCodes) -> Float[Tensor, " feature"]:
     """Sum over a feature's tokens of value; `index_add` would add in another order each time."""
-    return spmm_t(codes, codes.value.new_ones(codes.n_tokens, 1)).squeeze(1)
+    order, offsets = codes.by_feature
+    ones = codes.value.new_ones(codes.n_tokens, 1)
+    return weighted_bags(codes.row[order], offsets, codes.value[order], ones).squeeze(1)
 
 
-PRODUCTS = Products(spmm=spmm, spmm_t=spmm_t, sddmm=sddmm, sum_t=sum_t)
-
-
-def _weighted_bags(
+def weighted_bags(
     index: Int[Tensor, " nnz"],
     offsets: Int64[Tensor, " n_bags_plus_1"],
     weight: Float[Tensor, " nnz"],
     table: Float[Tensor, "rows d_model"],
 ) -> Float[Tensor, "n_bags d_model"]:
+    """Sum over each bag's entries of weight times row of `table`."""
     n_bags, d_model = offsets.numel() - 1, table.shape[1]
     if index.numel() == 0:
         return table.new_zeros(n_bags, d_model)
@@ -114,3 +103,6 @@ def _inner_products(values, left, right, rows, cols, nnz, d_model, SUM: tl.const
         b = tl.load(right + col[:, None] * d_model + d[None, :], mask=inside, other=0.0)
         total += a.to(SUM) * b.to(SUM)
     tl.store(values + n, tl.sum(total, axis=1), mask=n < nnz)
+
+
+PRODUCTS = Products(weighted_bags=weighted_bags, sddmm=sddmm, sum_t=sum_t)
