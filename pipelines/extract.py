@@ -17,7 +17,7 @@ from feature_store.splits import SplitConfig
 from pipelines.config import ExtractOptions
 from pipelines.errors import UsageError
 from pipelines.forward import Forward, ForwardJob, cells_per_shard, out_of_memory_fact, rate
-from pipelines.inputs import Opened, open_inputs, parse_sites, remember_model, remember_source
+from pipelines.inputs import Opened, open_inputs, parse_sites, place_of_model, remember_model, remember_source
 from pipelines.shards import do_shards
 from pipelines.stage import FORMAT_VERSION, Clock, StageResult
 
@@ -175,7 +175,7 @@ def forward_job(options: ExtractOptions, opened: Opened) -> ForwardJob:
     return ForwardJob(
         data=tuple(str(path.resolve()) for path in opened.source.paths),
         matrix=opened.source.matrix,
-        model=options.model,
+        model=place_of_model(options.model),
         random_init=options.random_init,
         precision=options.precision,
         device="cuda" if options.num_gpus > 0 else "cpu",

@@ -93,8 +93,7 @@ def parse_sites(layers: tuple[str, ...], model: "FoundationModel") -> tuple["Sit
 def remember_model(run: commit.Run, options: DataOptions, opened: Opened) -> None:
     """Note beside an activations run where the model lies now, and which token each gene of the data set is."""
     place = ModelPlace(
-        # a path may name a part of a checkpoint folder, so it need not exist itself
-        model=options.model if options.model == "mini" else str(Path(options.model).resolve()),
+        model=place_of_model(options.model),
         random_init=options.random_init,
         precision=options.precision,
         digest=opened.model.digest,
@@ -146,6 +145,12 @@ def remember_source(layout: Layout, dataset: str, source: ingest.Source) -> None
         "digest": _one_or_all(source.digests),
     }
     files.replace_text(layout.cells_dir(dataset) / SOURCE_FILE, json.dumps(where, indent=1))
+
+
+def place_of_model(model: str) -> str:
+    """Return `--model` as other processes and machines find it: "mini", or an absolute path."""
+    # a path may name a part of a checkpoint folder, so it need not exist itself
+    return model if model == "mini" else str(Path(model).resolve())
 
 
 class ModelPlace(NamedTuple):
