@@ -15,6 +15,7 @@ from feature_store.associations.inputs import Floats, Sparse
 
 THRESHOLDS = (0.0, 0.2, 0.4, 0.6, 0.8)
 _WINDOW_SD = 12.0
+_WIDTH_STEP = 64
 _CHUNK = 4_000_000
 
 
@@ -74,16 +75,17 @@ def _expected_information(n: int, label: Floats, predicted: Floats) -> Floats:
     # at a small mean the tail is a Poisson one: the constant keeps it inside the window
     first = np.maximum(low, np.floor(mean - _WINDOW_SD * sd - 30))
     last = np.minimum(high, np.ceil(mean + _WINDOW_SD * sd + 30))
-    width = (last - first + 1).astype(np.int64)
+    # the rounding of a sum depends on its length, so the length may depend on the pair's own margins only
+    width = -(-(last - first + 1).astype(np.int64) // _WIDTH_STEP) * _WIDTH_STEP
     expected = np.empty(label.size)
     order = np.argsort(width, kind="stable")
     start = 0
     while start < order.size:
-        # widths ascend, so the last pair of a chunk bounds the rectangle
-        area = np.arange(1, order.size - start + 1) * width[order[start:]]
-        stop = start + max(1, int(np.searchsorted(area, _CHUNK)))
+        widest = int(width[order[start]])
+        end = int(np.searchsorted(width, widest, side="right", sorter=order))
+        stop = min(end, start + max(1, _CHUNK // widest))
         rows = order[start:stop]
-        count = first[rows, None] + np.arange(width[rows[-1]])
+        count = first[rows, None] + np.arange(widest, dtype=np.float64)
         inside = count <= last[rows, None]
         count = np.where(inside, count, last[rows, None])
         a, b = label[rows, None], predicted[rows, None]

@@ -15,14 +15,22 @@ from feature_store.associations.labels import associate_labels
 
 
 def associate_batch(
-    codes: Sparse, batch: Labels, splits: dict[str, Bools], cell_type: Labels | None, *, units: Labels | None = None
+    codes: Sparse,
+    batch: Labels,
+    splits: dict[str, Bools],
+    cell_type: Labels | None,
+    *,
+    units: Labels | None = None,
+    first_feature: int = 0,
 ) -> pl.DataFrame:
     """Rows of `feature_label` of kind batch (shapes and errors as `associate_labels`).
 
     Where a batch shares no cell type with any other, nothing can be compared: auroc is null and p is 1.
     """
     everywhere = Labels.from_values("none", ["all"] * batch.n_cells)
-    return associate_labels(codes, batch, splits, units or batch, within=cell_type or everywhere)
+    return associate_labels(
+        codes, batch, splits, units or batch, within=cell_type or everywhere, first_feature=first_feature
+    )
 
 
 def batch_strata(n_cells: int, cell_type: Labels | None, *aliased: Labels) -> Strata:

@@ -36,6 +36,7 @@ from scipy import sparse
 
 from feature_store.associations.batch import batch_strata
 from feature_store.associations.inputs import Bools, Floats, Labels, Sparse, Strata
+from feature_store.associations.moments import sum_rows
 from feature_store.associations.pvalues import varies_within
 from feature_store.associations.ranks import rank_scores, scale_rows
 from feature_store.associations.tokens import TokenStatistics
@@ -108,29 +109,30 @@ def classify(
     units: Labels | None,
     dead: Bools,
     config: ClassConfig,
+    first_feature: int = 0,
 ) -> pl.DataFrame:
     """One row per feature: class, class_confidence, the four measures, and context_kind, the label behind the context.
 
     codes: CSR [n_cells n_features] of cells that are not test cells; contexts: labels of the cell's state, kind
-    cell_type among them where known; tokens: None leaves what genes explain null; dead: bool [n_features].
+    cell_type among them where known; tokens: None leaves what genes explain null; dead: bool [n_features];
+    first_feature: the id of the first column. A feature's row is the same whatever other features are in the call.
     """
     n_cells, n_features = codes.shape
-    rng = np.random.default_rng(config.seed)
     context, by_batch = _contrasts(codes, contexts, batch)
     resampled: list[Floats] = []
-    for weight in [np.ones(n_cells), *_cell_weights(n_cells, units, config.n_bootstrap, rng)]:
+    for weight in [np.ones(n_cells), *_cell_weights(n_cells, units, config)]:
         c = [contrast.effect(weight) for contrast in context] or [np.zeros(n_features)]
         b = by_batch.effect(weight) if by_batch else np.zeros(n_features)
         resampled.append(np.stack([np.max(c, axis=0), b, np.argmax(c, axis=0).astype(np.float64)]))
     context_effect, batch_effect, winner = np.stack(resampled, axis=1)
     genes = _GeneMeasures(np.zeros_like(context_effect), np.zeros_like(context_effect))
     if tokens is not None:
-        genes = _gene_measures(tokens, config.n_bootstrap, rng)
+        genes = _gene_measures(tokens, config, first_feature)
     classes = _rule(genes, context_effect, batch_effect, dead, config)
     kinds = np.array([contrast.kind for contrast in context] or [""], dtype=object)
     return pl.DataFrame(
         {
-            "feature_id": pl.Series(np.arange(n_features), dtype=pl.Int32),
+            "feature_id": pl.Series(np.arange(first_feature, first_feature + n_features), dtype=pl.Int32),
             "class": pl.Series(np.array(CLASSES, dtype=object)[classes[0]].tolist(), dtype=pl.String),
             "class_confidence": (classes[1:] == classes[0]).mean(axis=0),
             "gene_precision": pl.Series(genes.precision[0] if tokens else [None] * n_features, dtype=pl.Float64),
@@ -197,26 +199,33 @@ def _contrast(codes: Sparse, labels: Labels, strata: Strata | None) -> _Contrast
     return _Contrast(labels.kind, scores, scores.power(2), groups.indicator(), inside.indicator(), cells)
 
 
-def _cell_weights(n_cells: int, units: Labels | None, n: int, rng: np.random.Generator) -> list[Floats]:
+def _cell_weights(n_cells: int, units: Labels | None, config: ClassConfig) -> list[Floats]:
     """Bayesian bootstrap weights [n_cells] of sum n_cells, by unit where there are enough units, else by cell."""
     cluster = np.arange(n_cells)
     by_unit = Strata.of(n_cells, units)
     if by_unit.n_strata >= MIN_UNITS_RESAMPLED:
         cluster = by_unit.codes
-    drawn = [rng.standard_exponential(int(cluster.max()) + 1)[cluster] for _ in range(n)]
+    rng = np.random.default_rng(config.seed)
+    drawn = [rng.standard_exponential(int(cluster.max()) + 1)[cluster] for _ in range(config.n_bootstrap)]
     return [weight * (n_cells / weight.sum()) for weight in drawn]
 
 
-def _gene_measures(tokens: TokenStatistics, n: int, rng: np.random.Generator) -> _GeneMeasures:
-    """What the gene explains of a feature's firing: as counted, then n times with firing redrawn."""
+def _gene_measures(tokens: TokenStatistics, config: ClassConfig, first_feature: int) -> _GeneMeasures:
+    """What the gene explains of a feature's firing: as counted, then n_bootstrap times with firing redrawn."""
     fired = sparse.csr_array(tokens.fired)
     count = tokens.gene_tokens[fired.indices]
     feature_of = sparse.csr_array((np.ones(fired.nnz), np.arange(fired.nnz), fired.indptr), (fired.shape[0], fired.nnz))
     # a token fires once: counts above the tokens of the gene would be another gene axis, which the shapes cannot show
     if (fired.data > count).any():
         raise InputError("token counts: a feature fired on more tokens of a gene than there are; check the gene axis")
-    rate = fired.data / count
-    draws = np.stack([fired.data, *(rng.binomial(count, rate) for _ in range(n))], axis=1).astype(np.float64)
+    draws = np.empty((fired.nnz, 1 + config.n_bootstrap))
+    draws[:, 0] = fired.data
+    for feature in np.flatnonzero(np.diff(fired.indptr)):
+        # seeded by the feature, so that its redraws do not depend on its neighbours
+        rng = np.random.default_rng([config.seed, 1, first_feature + int(feature)])
+        mine = slice(fired.indptr[feature], fired.indptr[feature + 1])
+        rate = fired.data[mine] / count[mine]
+        draws[mine, 1:] = rng.binomial(count[mine, None], rate[:, None], (rate.size, config.n_bootstrap))
     mean = (feature_of @ draws) ** 2 / max(tokens.n_tokens, 1)
     total = feature_of @ draws - mean
     between = feature_of @ (draws**2 / count[:, None]) - mean
@@ -233,5 +242,4 @@ def _gene_measures(tokens: TokenStatistics, n: int, rng: np.random.Generator) ->
 
 def _square_over(sums: Sparse, n: Floats) -> Floats:
     """Sum over rows of sums^2 / n [n_features]."""
-    out: Floats = (sums.toarray() ** 2 / np.maximum(n, 1)[:, None]).sum(axis=0)
-    return out
+    return sum_rows(sums.toarray() ** 2 / np.maximum(n, 1)[:, None])

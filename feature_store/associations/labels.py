@@ -66,12 +66,14 @@ def associate_labels(
     units: Labels | None,
     *,
     within: Labels | None = None,
+    first_feature: int = 0,
 ) -> pl.DataFrame:
     """Rows of `feature_label` without q: every feature x every label that a split can test.
 
     codes: CSR [n_cells n_features] (`as_csr`); splits: masks [n_cells], "select" among them; units: donor or batch of
-    every cell, None if there is none; within: compare only inside its values (batches: the cell type). A label all or
-    none of a split's cells carry has no row.
+    every cell, None if there is none; within: compare only inside its values (batches: the cell type);
+    first_feature: the id of the first column. A feature's rows are the same whatever other features are in the call. A
+    label all or none of a split's cells carry has no row.
     """
     cells = {name: _Cells.of(codes, labels, mask) for name, mask in splits.items()}
     chosen = cells["select"]
@@ -84,7 +86,7 @@ def associate_labels(
         if part.tested.size:
             known = np.isin(np.arange(len(labels.names)), chosen.tested)
             columns = _effects(part, rule, maximum, cut, known, labels, units, within)
-            frames.append(_rows(columns, labels, part, split))
+            frames.append(_rows(columns, labels, part, split, first_feature))
     return pl.concat(frames) if frames else pl.DataFrame()
 
 
@@ -142,7 +144,9 @@ def _tests(
     return z, p, n_units, [f"{BLOCKED} blocks={units.kind}" if i else f"{BY_UNIT} units={units.kind}" for i in inside]
 
 
-def _rows(columns: dict[str, Floats | list[str]], labels: Labels, part: _Cells, split: str) -> pl.DataFrame:
+def _rows(
+    columns: dict[str, Floats | list[str]], labels: Labels, part: _Cells, split: str, first_feature: int
+) -> pl.DataFrame:
     n_features, n_tested = part.codes.shape[1], part.tested.size
     names = pl.Series("label", [labels.names[i] for i in part.tested], dtype=pl.String)
     which = np.tile(np.arange(n_tested), n_features)
@@ -153,7 +157,9 @@ def _rows(columns: dict[str, Floats | list[str]], labels: Labels, part: _Cells, 
         else:
             data[name] = pl.Series(np.broadcast_to(values, (n_features, n_tested)).ravel()).fill_nan(None)
     return pl.DataFrame(data).select(
-        pl.Series("feature_id", np.repeat(np.arange(n_features), n_tested), dtype=pl.Int32),
+        pl.Series(
+            "feature_id", np.repeat(np.arange(first_feature, first_feature + n_features), n_tested), dtype=pl.Int32
+        ),
         pl.lit(labels.kind).alias("label_kind"),
         names.gather(which).alias("label"),
         pl.lit(split).alias("split"),

@@ -8,6 +8,8 @@ by stratum and the cross product A'B: additive over shards of cells, in float64.
 are the exact moments of the linear statistic when B is permuted within strata (m_k: centred sums of k-th powers;
 Hoeffding 1951, Ann. Math. Stat. 22:558; Mielke & Berry, Permutation Methods, 2007). With rank scores for A and a
 label's indicator for B this is the van Elteren test; with rank scores for both, the blocked Spearman test.
+Sums over strata are taken one stratum after the other, not by BLAS, whose rounding depends on the shapes: what is said
+of a column is bitwise the same whatever other columns are in the call.
 Cost: one sparse product; the strata add dense products of rank n_strata only.
 """
 
@@ -19,6 +21,8 @@ import numpy as np
 from feature_store.associations.inputs import Floats, Sparse, Strata
 from feature_store.errors import InputError
 
+_BLOCK = 32_768
+
 
 class PermutationMoments(NamedTuple):
     """Statistic minus its null mean, null variance and null third central moment, each [n_a n_b]."""
@@ -26,6 +30,12 @@ class PermutationMoments(NamedTuple):
     statistic: Floats
     variance: Floats
     third: Floats
+
+
+def sum_rows(matrix: Floats) -> Floats:
+    """Column sums of a dense matrix, row after row: numpy's own sum takes another order where there is one column."""
+    total: Floats = np.add.accumulate(matrix, axis=0)[-1] if len(matrix) else np.zeros(matrix.shape[1:])
+    return total
 
 
 def power_sums(matrix: Sparse, strata: Strata) -> Floats:
@@ -77,20 +87,31 @@ class BlockMoments:
         two, three = np.maximum(n - 1, 1), np.maximum((n - 1) * (n - 2), 1)
         (_, a2, a3), (_, b2, b3) = _centred(self.a, n), _centred(self.b, n)
         return PermutationMoments(
-            statistic=self.cross - self.a[0].T @ (self.b[0] / np.maximum(n, 1)),
-            variance=a2.T @ (b2 / two * (n > 1)),
-            third=a3.T @ (b3 * n / three * (n > 2)),
+            statistic=self.cross - _product(self.a[0], self.b[0] / np.maximum(n, 1)),
+            variance=_product(a2, b2 / two * (n > 1)),
+            third=_product(a3, b3 * n / three * (n > 2)),
         )
 
     def correlation(self) -> Floats:
         """Pearson correlation [n_a n_b] after centring within strata; 0 where A or B is constant."""
         n = self.n[:, None]
-        a2, b2 = _centred(self.a, n)[1].sum(axis=0), _centred(self.b, n)[1].sum(axis=0)
+        a2, b2 = sum_rows(_centred(self.a, n)[1]), sum_rows(_centred(self.b, n)[1])
         scale = np.sqrt(np.outer(a2, b2))
-        covariance = self.cross - self.a[0].T @ (self.b[0] / np.maximum(n, 1))
+        covariance = self.cross - _product(self.a[0], self.b[0] / np.maximum(n, 1))
         raw = np.divide(covariance, scale, out=np.zeros_like(scale), where=scale > 0)
         clipped: Floats = np.clip(raw, -1.0, 1.0)
         return clipped
+
+
+def _product(a: Floats, b: Floats) -> Floats:
+    """A'B [n_a n_b] of [n_strata n_a] and [n_strata n_b], a stratum at a time."""
+    out = np.zeros((a.shape[1], b.shape[1]))
+    step = max(1, _BLOCK // max(b.shape[1], 1))
+    for start in range(0, a.shape[1], step):
+        block = out[start : start + step]
+        for left, right in zip(a[:, start : start + step], b, strict=True):
+            block += left[:, None] * right
+    return out
 
 
 def _centred(sums: Floats, n: Floats) -> tuple[Floats, Floats, Floats]:
