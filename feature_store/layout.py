@@ -149,6 +149,10 @@ class Layout:
         """Codes: by_cell/, by_feature/ and stats/ are runs of their own inside."""
         return self.run_dir("codes", run)
 
+    def umap_dir(self, run: str) -> Path:
+        """The map of the cells made of their codes, beside these; absent until it was asked for."""
+        return self.codes_dir(run) / "umap"
+
     def associations_dir(self, run: str) -> Path:
         """Association tables, a run folder each."""
         return self.run_dir("associations", run)

@@ -50,6 +50,8 @@ TABLES: Mapping[str, TableSchema] = {
     ),
     # one row a nonzero of the cell codes, by cell and then feature
     "codes": _table("cell_idx feature_id value", cell_idx=pl.Int64, feature_id=pl.Int32, value=pl.Float32),
+    # one row a cell that was laid out (`feature_store.umap`); x and y have no unit
+    "umap": _table("cell_idx x y", cell_idx=pl.Int64, x=pl.Float32, y=pl.Float32),
     # token statistics of a shard or a run: sums over the tokens of (split, gene) at which the feature fires
     "token_feature_gene": _table(
         "split feature_id gene_id n_tokens sum sum_sq max",
