@@ -7,6 +7,7 @@ cells, genes, files of data or clusters.
 
 from sae_core.sae.architectures import ARCHITECTURES
 from sae_core.sae.autoencoder import SparseAutoencoder
+from sae_core.sae.baselines import BASELINES, FittedBaseline, fit_baseline
 from sae_core.sae.calibration import Calibration, calibrate_threshold, calibrated_theta
 from sae_core.sae.checkpoint import SAEInfo, load_sae, load_training, read_info, save_sae, save_training
 from sae_core.sae.codes import SparseCodes
@@ -30,9 +31,11 @@ from sae_core.sae.trainer import StepMetrics, Trainer, TrainerState
 
 __all__ = [
     "ARCHITECTURES",
+    "BASELINES",
     "FOREIGN_FORMATS",
     "Calibration",
     "Finding",
+    "FittedBaseline",
     "MetricAccumulator",
     "Metrics",
     "Normaliser",
@@ -49,6 +52,7 @@ __all__ = [
     "calibrate_threshold",
     "calibrated_theta",
     "evaluate",
+    "fit_baseline",
     "load_sae",
     "load_training",
     "read_dictionary_learning",

@@ -146,9 +146,11 @@ def test_an_unknown_architecture_is_refused_with_the_known_ones():
 def test_the_public_names_are_those_that_are_promised():
     assert sorted(package.__all__) == [
         "ARCHITECTURES",
+        "BASELINES",
         "Calibration",
         "FOREIGN_FORMATS",
         "Finding",
+        "FittedBaseline",
         "MetricAccumulator",
         "Metrics",
         "Normaliser",
@@ -165,6 +167,7 @@ def test_the_public_names_are_those_that_are_promised():
         "calibrate_threshold",
         "calibrated_theta",
         "evaluate",
+        "fit_baseline",
         "load_sae",
         "load_training",
         "read_dictionary_learning",
