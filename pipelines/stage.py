@@ -47,7 +47,7 @@ class Clock:
         return time.monotonic() - self._started
 
 
-def parent_run(layout: Layout, kind: str, run: str | None) -> RunInfo:
+def parent_run(layout: Layout, kind: str, run: str | None, *, option: str = "--run") -> RunInfo:
     """Return the run of `kind` whose id starts with `run`, or the newest complete one when it is None.
 
     Raises:
@@ -60,7 +60,7 @@ def parent_run(layout: Layout, kind: str, run: str | None) -> RunInfo:
     matches = [info for info in known if info.run.startswith(run)]
     if len(matches) != 1:
         raise NotFoundError(
-            f"--run was {run!r}, which names {len(matches) or 'none'} of the complete {kind} runs in {layout.root}: "
+            f"{option} was {run!r}, which names {len(matches) or 'none'} of the complete {kind} runs in {layout.root}: "
             f"{', '.join(info.run for info in known)}"
         )
     return matches[0]
