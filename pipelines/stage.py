@@ -7,9 +7,12 @@ from typing import Any
 
 from feature_store.errors import NotFoundError
 from feature_store.layout import Layout, RunInfo
+from feature_store.lineage import newest_run
 
 FORMAT_VERSION = 2
 """Part of every run id: raised when the content of a run changes for the same options."""
+RANDOM_MODEL = "random-model"
+"""The control that a foundation model with random weights is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +51,14 @@ class Clock:
 
 
 def parent_run(layout: Layout, kind: str, run: str | None, *, option: str = "--run") -> RunInfo:
-    """Return the run of `kind` whose id starts with `run`, or the newest complete one when it is None.
+    """Return the run of `kind` whose id starts with `run`, or the newest complete one that is no control if it is None.
 
     Raises:
         NotFoundError: there is none; the message names the command that makes one.
     """
-    newest = layout.latest(kind)
     if run is None:
-        return newest
+        return newest_run(layout, kind)
+    layout.latest(kind)
     known = [info for info in layout.runs(kind) if info.complete]
     matches = [info for info in known if info.run.startswith(run)]
     if len(matches) != 1:

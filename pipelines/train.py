@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from feature_store import commit, files
 from feature_store.activations import ActivationReader
 from feature_store.layout import Layout, as_path, run_id
+from feature_store.lineage import control_of
 from pipelines.cluster import actors_that_fit, ray_session
 from pipelines.config import TrainOptions
 from pipelines.errors import ON_PURPOSE, RunFailedError, UsageError, root_cause
@@ -291,7 +292,8 @@ def register(layout: Layout, run: commit.Run, options: TrainOptions, *, activati
     if found is None:
         plan, summary = run.plan, json.loads((run.path / SUMMARY).read_text())
         metrics = {name: value for name, value in summary.items() if isinstance(value, int | float)}
-        name = options.name or f"sae-{plan['model']}-{plan['site']}"
+        control = control_of(layout, "saes", run.path.name)
+        name = options.name or f"{control or 'sae'}-{plan['model']}-{plan['site']}"
         tags = {
             "scsae.run": run.path.name,
             "scsae.manifest_sha256": run.manifest().sha,
