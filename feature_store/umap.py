@@ -131,7 +131,7 @@ def principal_components(codes: Sparse, config: UmapConfig) -> npt.NDArray[np.fl
     if n_cells < MIN_CELLS:
         raise InputError(f"a map of {n_cells} cells says nothing; it takes {MIN_CELLS} or more")
     columns = sparse.csc_array(codes, dtype=np.float64)
-    mean = np.asarray(columns.mean(axis=0)).ravel()
+    mean: npt.NDArray[np.float64] = np.asarray(columns.mean(axis=0)).ravel()
     variance = np.asarray((columns * columns).mean(axis=0)).ravel() - mean**2
     fires = np.diff(columns.indptr) >= MIN_FIRING
     kept = np.flatnonzero(fires & (variance > 1e-9 * np.maximum(mean**2, 1e-30)))

@@ -11,7 +11,6 @@ from pathlib import Path
 import polars as pl
 
 from feature_store import FeatureStore, Layout, schemas
-from feature_store.commit import read_table
 from pipelines.config import (
     DEFAULT_STORE,
     AssociateOptions,
@@ -174,63 +173,20 @@ def summary(results: list[StageResult]) -> pl.DataFrame:
 def draw(found: FeatureStore, by_kind: dict[str, StageResult], store: Path, asked: list[str]) -> list[Path]:
     """Draw what was found: features by cell type, the genes of the first label's feature, steering and its nulls."""
     from feature_store import plots
-    from feature_store.associations import Labels
-    from feature_store.codes import CodesRun, load_cell_codes
 
     folder = Layout(store).local_root / "plots"
-    folder.mkdir(parents=True, exist_ok=True)
-    codes_run = CodesRun.open(by_kind["codes"].path)
-    cells = found.frame("cells").collect()
-    best = best_per_label(found)
+    best = plots.best_features(found)
     drawn = []
     if best.height:
-        held_out = (cells["split"] == "test").to_numpy()
-        codes = load_cell_codes(codes_run.by_cell, cells.height)[held_out.nonzero()[0]]
-        labels = Labels.from_values("cell_type", cells.filter(pl.col("split") == "test")["cell_type"].to_list())
         drawn.append(folder / "features_by_cell_type.png")
-        plots.dotplot(
-            codes,
-            labels,
-            best["feature_id"].to_list(),
-            names=[f"{row['feature_id']}: {row['genes']}" for row in best.iter_rows(named=True)],
-            title="The best feature of each cell type (chosen on select cells), on test cells",
-            show=False,
-            save=drawn[-1],
-        )
+        plots.dotplot(found, save=drawn[-1])
         feature = best.sort(~pl.col("label").is_in(asked[:1]), "p")["feature_id"][0]
         drawn.append(folder / f"genes_of_feature_{feature}.png")
-        plots.gene_bars(found.frame("feature_gene").collect(), feature, show=False, save=drawn[-1])
+        plots.gene_bars(found, feature, save=drawn[-1])
     if "steering" in by_kind:
-        results = read_table(by_kind["steering"].path / "results")
         drawn.append(folder / "steering.png")
-        plots.steering_bars(
-            bars_of(results),
-            title=f"Steering: {by_kind['steering'].facts['target']}, test cells",
-            xlabel="change in the share of target-type neighbours",
-            show=False,
-            save=drawn[-1],
-        )
+        plots.steering_bars(found, by_kind["steering"].run, save=drawn[-1])
     return drawn
-
-
-def best_per_label(found: FeatureStore) -> pl.DataFrame:
-    """The feature with the smallest select p of each cell type, with its first three genes; each feature once."""
-    known = found.frame("feature_label").filter(
-        (pl.col("label_kind") == "cell_type") & (pl.col("split") == "select") & (pl.col("auroc") > 0.5)
-    )
-    ranked = known.sort("p", "feature_id").unique("label", keep="first", maintain_order=True)
-    genes = pl.col("top_genes").str.split(" ").list.head(3).list.join(" ").fill_null("")
-    features = found.frame("features").select("feature_id", genes=genes)
-    named = ranked.join(features, on="feature_id").sort("label").unique("feature_id", keep="first", maintain_order=True)
-    return named.select("feature_id", "label", "genes", "p").collect()
-
-
-def bars_of(results: pl.DataFrame) -> pl.DataFrame:
-    """Rows of the steering plot: name, effect on target_votes, interval, and whether the row is a null."""
-    from pipelines.steer import NULLS, UNSTEERED
-
-    chosen = results.filter((pl.col("metric") == "target_votes") & (pl.col("condition") != UNSTEERED))
-    return chosen.select("effect", "low", "high", name=pl.col("condition"), is_null=pl.col("condition").is_in(NULLS))
 
 
 def _next(store: Path, plots: list[Path], seconds: float) -> None:

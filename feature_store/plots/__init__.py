@@ -1,0 +1,38 @@
+"""Pictures of a store, in the manner of scanpy: a function draws one plot of a `FeatureStore`, takes show=, save= and
+ax=, and returns the axes.
+
+>>> from feature_store import FeatureStore, plots
+>>> store = FeatureStore.open("scsae-store")
+>>> plots.dotplot(store)                                   # the best feature of each cell type
+>>> plots.umap(store, ["cell_type", 17], save="map.png")   # a label and a feature, side by side
+>>> plots.violin(store, 17)                                # by cell type, and by batch
+
+What is chosen (features, genes, gene sets) is chosen on `select` cells, and what is drawn is of `test` cells unless
+another `split` is asked for; the title says which. What is not significant (q > alpha) is marked so.
+
+matplotlib is imported at the first plot (0.5 s), never at import of the package. `save` writes .png (200 dots per
+inch), .pdf or .svg; `show=True` opens a window, None shows the picture in a notebook and nowhere else; with `ax` you
+draw into your own figure. The two plots that take several panels (`umap`, `violin`) return a list of axes. Colours are
+Okabe and Ito's, which colour-blind readers tell apart. Cost: 0.1 to 0.6 s a picture; `umap` lays the cells out at its
+first call.
+"""
+
+from feature_store.plots.canvas import CLASS_COLOURS
+from feature_store.plots.cells import umap, violin
+from feature_store.plots.dots import best_features, dotplot
+from feature_store.plots.features import batch_quadrant, density_histogram
+from feature_store.plots.genes import gene_bars, geneset_bars
+from feature_store.plots.steering import steering_bars
+
+__all__ = [
+    "CLASS_COLOURS",
+    "batch_quadrant",
+    "best_features",
+    "density_histogram",
+    "dotplot",
+    "gene_bars",
+    "geneset_bars",
+    "steering_bars",
+    "umap",
+    "violin",
+]

@@ -1,0 +1,164 @@
+"""What the plots share: axes, panels side by side, text that is drawn as it stands, and files of the same bytes.
+
+A figure is matplotlib's own object, not pyplot's, unless somebody looks at it (a notebook, or show=True): nothing has
+to be closed and no display is needed. Names go through `plain`: `$` starts no formula, and what is too long is cut in
+the middle, where names that belong together differ least. A picture is saved with what lies outside the axes and
+without its time of making, so that the same store gives the same bytes.
+"""
+
+import re
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from feature_store.associations.classes import CLASSES
+from feature_store.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREY, PALE = "#0072B2", "#D55E00", "#999999", "#E4E4E4"
+CLASS_COLOURS: Mapping[str, str] = dict(
+    zip(CLASSES, ("#009E73", BLUE, ORANGE, "#E69F00", "#BBBBBB", "#CC79A7", "#56B4E9"), strict=False)
+)
+"""Colours of the feature classes, of Okabe and Ito's eight."""
+OKABE_ITO = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+SMALL = 8.0
+"""Points of the smaller text; nothing is below 7."""
+
+_SUFFIXES: Mapping[str, Mapping[str, Any]] = {
+    ".png": {"Software": None},
+    ".pdf": {"CreationDate": None},
+    ".svg": {"Date": None},
+}
+_DOTS_PER_INCH = 200
+_LONGEST = 42
+
+
+class Canvas(NamedTuple):
+    """Axes to draw into, and whether the figure is ours to save, show and close."""
+
+    figure: "Figure"
+    axes: "list[Axes]"
+    own: bool
+
+    @property
+    def ax(self) -> "Axes":
+        """The first axes, of a plot that has one panel."""
+        return self.axes[0]
+
+
+def canvas(
+    ax: "Axes | None",
+    size: tuple[float, float],
+    *,
+    show: bool | None,
+    save: str | Path | None,
+    widths: Sequence[float] = (1.0,),
+) -> Canvas:
+    """The given axes, or a new figure of `size` inches with a panel for each of `widths`.
+
+    InputError before anything is drawn: for `ax` where several panels are needed, and for a file of unknown format.
+    """
+    check_file(save)
+    if ax is not None:
+        if len(widths) > 1:
+            raise InputError(f"{len(widths)} panels do not fit into one axes; ask for one at a time, or leave ax= out")
+        figure = ax.get_figure(root=True)
+        assert figure is not None
+        return Canvas(figure, [ax], own=False)
+    from matplotlib.figure import Figure
+
+    if show or (show is None and save is None and _is_watched()):
+        import matplotlib.pyplot as plt
+
+        new = plt.figure(figsize=size, layout="constrained")
+    else:
+        new = Figure(figsize=size, layout="constrained")
+    grid = new.add_gridspec(1, len(widths), width_ratios=widths)
+    axes = [new.add_subplot(grid[0, i]) for i in range(len(widths))]
+    for panel in axes:
+        panel.spines[["top", "right"]].set_visible(False)
+    return Canvas(new, axes, own=True)
+
+
+def finish(drawn: Canvas, show: bool | None, save: str | Path | None) -> None:
+    """Save, show and close what is ours."""
+    if save is not None:
+        import matplotlib as mpl
+
+        path = Path(save)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with mpl.rc_context({"svg.hashsalt": "scsae"}):
+            drawn.figure.savefig(
+                path, dpi=_DOTS_PER_INCH, bbox_inches="tight", metadata=dict(_SUFFIXES[path.suffix.lower()])
+            )
+    if drawn.own and show:
+        import matplotlib.pyplot as plt
+
+        plt.show()
+        plt.close(drawn.figure)
+
+
+def check_file(save: str | Path | None) -> None:
+    """Raise InputError for a file whose suffix names no format."""
+    if save is not None and Path(save).suffix.lower() not in _SUFFIXES:
+        raise InputError(f"{save} names no kind of picture; end it with {', '.join(_SUFFIXES)}")
+
+
+def plain(text: object, longest: int = _LONGEST) -> str:
+    """Text to be drawn as it stands: one line, cut in the middle to `longest` characters, no formulas."""
+    line = re.sub(r"\s+", " ", str(text)).strip()
+    if len(line) > longest:
+        kept = longest - 1
+        line = f"{line[: kept - kept // 2]}…{line[len(line) - kept // 2 :]}"
+    return line.replace("$", r"\$")
+
+
+def words(name: str) -> str:
+    """A column's name in words."""
+    return plain(name.replace("_", " "))
+
+
+def head(ax: "Axes", title: str) -> None:
+    """The title of a panel, wrapped to the panel's width."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    inches = ax.get_position().width * figure.get_figwidth()
+    ax.set_title("\n".join(textwrap.wrap(title, max(28, int(inches * 10.5)))), fontsize=11)
+
+
+def key(ax: "Axes", colours: Mapping[str, str], used: set[str]) -> None:
+    """A legend of the colours in use right of the panel, if there are two or more."""
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=colour, label=name) for name, colour in colours.items() if colour in used]
+    if len(handles) > 1:
+        beside(ax, handles, [str(handle.get_label()) for handle in handles])
+
+
+def beside(ax: "Axes", handles: Sequence[Any], names: Sequence[str], *, rows: int = 22, **options: Any) -> None:
+    """A legend right of the panel, in columns of `rows`; the names are drawn as they stand."""
+    legend = ax.legend(
+        handles,
+        [str(i) for i in range(len(names))],
+        frameon=False,
+        fontsize=SMALL,
+        loc="upper left",
+        bbox_to_anchor=(1.02, 1.0),
+        borderaxespad=0,
+        ncols=max(1, -(-len(names) // rows)),
+        **options,
+    )
+    # careful: matplotlib leaves out a name that begins with "_" if it is given as a label
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_text(name)
+
+
+def _is_watched() -> bool:
+    """Whether a figure of pyplot's is shown by itself: in a notebook, or where pyplot is interactive."""
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    return "ipykernel" in sys.modules or (pyplot is not None and bool(pyplot.isinteractive()))

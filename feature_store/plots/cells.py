@@ -1,0 +1,227 @@
+"""Cells one by one: a feature or a label on a map of the cells, and the distribution of a feature's code by label."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from feature_store.errors import InputError, NotFoundError
+from feature_store.plots.canvas import BLUE, GREY, OKABE_ITO, PALE, SMALL, beside, canvas, finish, head, plain, words
+from feature_store.plots.inputs import cells_of, code_of, name_of, read_cells, said
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from feature_store.query import FeatureStore
+
+GROUPS = ("cell_type", "batch")
+_MARKERS = "o^sDvPX*"
+_MOST_LABELS = len(_MARKERS) * len(OKABE_ITO)
+_FEW = 20
+"""Up to so many firing cells are drawn one by one: a density of fewer would be made up."""
+
+
+def umap(
+    store: "FeatureStore",
+    color: int | str | Sequence[int | str],
+    *,
+    split: str | None = "test",
+    coordinates: npt.NDArray[np.floating] | None = None,
+    show: bool | None = None,
+    save: str | Path | None = None,
+    ax: "Axes | None" = None,
+) -> "list[Axes]":
+    """Features (by id) and columns of the cell table on a map of the cells, a panel each.
+
+    A feature's colour is its cell code (the codes' own unit); cells of the split in which it is silent are grey, those
+    of other splits pale, the strongest are drawn last. `split` None draws all cells, those that the autoencoder was
+    trained on among them. The map is the store's own (`feature_store.umap`: laid out and written to the store at the
+    first call, some 10 s) unless `coordinates` [n_cells 2] are given, `adata.obsm["X_umap"]` for one, NaN for none.
+
+    Raises InputError for an unknown column and for coordinates of another shape, QueryError for an unknown feature.
+    """
+    wanted = [color] if isinstance(color, int | str) else list(color)
+    if not wanted:
+        raise InputError("nothing to colour the cells by; give a feature, 17, or a column of the cells, 'cell_type'")
+    read_cells(store, *(name for name in wanted if isinstance(name, str)))
+    points = _points(store, coordinates)
+    shown = cells_of(store, split, *(name for name in wanted if isinstance(name, str)))
+    inside = points.join(shown, on="cell_idx", maintain_order="left")
+    if inside.is_empty():
+        raise InputError(f"no cell of the split {split!r} is on the map; give another split")
+    outside = points.join(shown, on="cell_idx", how="anti")
+    values = [code_of(store, by, inside) if isinstance(by, int) else inside[by] for by in wanted]
+    drawn = canvas(ax, (4.9 * len(wanted), 3.9), show=show, save=save, widths=[1.0] * len(wanted))
+    for panel, by, value in zip(drawn.axes, wanted, values, strict=True):
+        size = float(np.clip(12_000 / inside.height, 2, 26))
+        panel.scatter(outside["x"], outside["y"], s=size / 2, color=PALE, lw=0, rasterized=True)
+        xy = inside.select("x", "y").to_numpy()
+        if isinstance(value, pl.Series) and not value.dtype.is_numeric():
+            _draw_labels(panel, xy, value, size)
+            head(panel, f"{words(str(by))}, {said(split)}")
+        else:
+            number = value.cast(pl.Float64).to_numpy() if isinstance(value, pl.Series) else value
+            n_fires = int(np.count_nonzero(np.nan_to_num(number)))
+            _draw_values(panel, xy, number, size, "cell code" if isinstance(by, int) else words(by))
+            counted = f"fires in {n_fires} of {number.size} {said(split)}"
+            head(
+                panel,
+                f"{plain(name_of(store, by))}, {counted}" if isinstance(by, int) else f"{words(by)}, {said(split)}",
+            )
+        panel.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
+        panel.set_aspect("equal", adjustable="datalim")
+        panel.spines[:].set_visible(False)
+    finish(drawn, show, save)
+    return drawn.axes
+
+
+def violin(
+    store: "FeatureStore",
+    feature: int,
+    groupby: str | Sequence[str] | None = None,
+    *,
+    split: str | None = "test",
+    show: bool | None = None,
+    save: str | Path | None = None,
+    ax: "Axes | None" = None,
+) -> "list[Axes]":
+    """A feature's cell code by columns of the cell table, a panel each: by default by cell type, and by batch.
+
+    Labels with the highest mean come first. A violin is of the cells in which the feature fires (dots where these are
+    few), its line their median; beside it stands the share of the label's cells in which it fires. Cells without a
+    label are left out.
+
+    Raises InputError for an unknown column or one without labels, QueryError for an unknown feature.
+    """
+    asked = _groups(store) if groupby is None else [groupby] if isinstance(groupby, str) else list(groupby)
+    cells = cells_of(store, split, *asked)
+    value = code_of(store, feature, cells)
+    panels = {by: _grouped(value, cells[by], by, split) for by in asked}
+    n_rows = max(map(len, panels.values()))
+    longest = max(len(plain(name)) for groups in panels.values() for name in groups)
+    width = 2.6 + 0.075 * longest
+    drawn = canvas(ax, (width * len(panels), 1.3 + 0.34 * n_rows), show=show, save=save, widths=[1.0] * len(panels))
+    bounds = (min(0.0, float(value.min())), max(float(value.max()), 1e-6))
+    for panel, (by, groups) in zip(drawn.axes, panels.items(), strict=True):
+        _draw_violins(panel, groups, bounds)
+        panel.set_ylim(n_rows - 0.4, -0.6)
+        panel.set_title(f"by {words(by)}", fontsize=10)
+        panel.set_xlabel(f"cell code where it fires, {said(split)}", fontsize=9)
+    if drawn.own:
+        drawn.figure.suptitle(f"Feature {plain(name_of(store, feature))}", fontsize=11)
+    else:
+        drawn.ax.set_title(f"{plain(name_of(store, feature))} by {words(asked[0])}", fontsize=10)
+    finish(drawn, show, save)
+    return drawn.axes
+
+
+def _points(store: "FeatureStore", coordinates: npt.NDArray[np.floating] | None) -> pl.DataFrame:
+    """cell_idx, x, y of the cells that are on the map."""
+    cells = read_cells(store)
+    if coordinates is not None:
+        if coordinates.shape != (cells.height, 2):
+            raise InputError(f"coordinates are {coordinates.shape}; a row for each cell is ({cells.height}, 2)")
+        given = cells.select("cell_idx").with_columns(x=coordinates[:, 0], y=coordinates[:, 1])
+        return given.filter(pl.col("x").is_finite() & pl.col("y").is_finite())
+    if store.lineage.codes is None:
+        raise NotFoundError(f"{store.layout.root} has no codes to map; `scsae encode --store {store.layout.root}`")
+    from feature_store.umap import cell_umap
+
+    return cell_umap(store.layout, store.lineage.codes)
+
+
+def _draw_values(ax: "Axes", xy: npt.NDArray[Any], value: npt.NDArray[np.float64], size: float, unit: str) -> None:
+    """Dots by value, the largest last; zeros of a code are grey, signed values are centred on 0."""
+    signed = bool(np.nanmin(value, initial=0.0) < 0)
+    order = np.argsort(np.abs(value) if signed else value, kind="stable")
+    grey = order[np.nan_to_num(value[order]) == 0]
+    fires = order[np.nan_to_num(value[order]) != 0]
+    ax.scatter(xy[grey, 0], xy[grey, 1], s=size, color="#BDBDBD", lw=0, rasterized=True)
+    top = float(np.abs(value[fires]).max()) if fires.size else 1.0
+    dots = ax.scatter(
+        xy[fires, 0],
+        xy[fires, 1],
+        s=size,
+        c=value[fires],
+        cmap="RdBu_r" if signed else "viridis_r",
+        vmin=-top if signed else 0,
+        vmax=top,
+        lw=0,
+        rasterized=True,
+    )
+    bar = ax.figure.colorbar(dots, ax=ax, fraction=0.05, pad=0.02, shrink=0.7)
+    bar.set_label(unit, fontsize=9)
+    bar.ax.tick_params(labelsize=SMALL)
+
+
+def _draw_labels(ax: "Axes", xy: npt.NDArray[Any], labels: pl.Series, size: float) -> None:
+    """Dots by label: eight colours by eight markers, the most frequent labels first; the rest and unknown ones are
+    grey.
+    """
+    from matplotlib.lines import Line2D
+
+    text = labels.cast(pl.String)
+    counts = text.drop_nulls().value_counts().sort("count", labels.name, descending=[True, False])
+    names = counts[labels.name].to_list()
+    named = names[: _MOST_LABELS - 1] if len(names) > _MOST_LABELS else names
+    values = text.to_numpy()
+    rest = ~np.isin(values.astype(str), named) | text.is_null().to_numpy()
+    handles, entries = [], []
+    ax.scatter(xy[rest, 0], xy[rest, 1], s=size, color=GREY, lw=0, rasterized=True)
+    for i, name in enumerate(named):
+        style = {"marker": _MARKERS[i // len(OKABE_ITO)], "color": OKABE_ITO[i % len(OKABE_ITO)]}
+        here = values == name
+        ax.scatter(xy[here, 0], xy[here, 1], s=size, lw=0, rasterized=True, **style)  # type: ignore[arg-type]
+        handles.append(Line2D([], [], ls="", ms=5, **style))  # type: ignore[arg-type]
+        entries.append(f"{plain(name, 34)} ({int(here.sum())})")
+    if rest.any():
+        handles.append(Line2D([], [], ls="", ms=5, marker="o", color=GREY))
+        entries.append(f"{'other' if len(named) < len(names) else 'unknown'} ({int(rest.sum())})")
+    beside(ax, handles, entries, handletextpad=0.1)
+
+
+def _groups(store: "FeatureStore") -> list[str]:
+    """The columns to group by where none is asked for: those of cell type and batch that have labels."""
+    cells = read_cells(store, *GROUPS)
+    found = [name for name in GROUPS if cells[name].null_count() < cells.height]
+    if not found:
+        raise InputError(
+            "the cells have neither cell types nor batches; name another column to group by, or extract them with "
+            "`scsae extract DATA --cell-type COLUMN`"
+        )
+    return found
+
+
+def _grouped(
+    value: npt.NDArray[np.float64], labels: pl.Series, by: str, split: str | None
+) -> dict[str, npt.NDArray[np.float64]]:
+    """The values of each label, highest mean first."""
+    frame = pl.DataFrame({"label": labels.cast(pl.String), "value": value}).drop_nulls("label")
+    if frame.is_empty():
+        raise InputError(f"no cell has a value in the column {by!r} ({said(split)}); name another")
+    groups = {str(name): part["value"].to_numpy() for (name,), part in frame.group_by("label", maintain_order=True)}
+    return dict(sorted(groups.items(), key=lambda item: (-float(item[1].mean()), item[0])))
+
+
+def _draw_violins(ax: "Axes", groups: dict[str, npt.NDArray[np.float64]], bounds: tuple[float, float]) -> None:
+    low, high = bounds
+    for i, values in enumerate(groups.values()):
+        fires = values[values != 0]
+        if fires.size > _FEW and np.ptp(fires) > 1e-9 * np.abs(fires).max():
+            body = ax.violinplot(
+                [fires], positions=[i], widths=0.82, showextrema=False, showmedians=True, orientation="horizontal"
+            )
+            for shape in body["bodies"]:  # type: ignore[attr-defined]
+                shape.set(facecolor=BLUE, alpha=0.55)
+            body["cmedians"].set(color="black")
+        else:
+            ax.scatter(fires, np.full(fires.size, i), s=12, color=BLUE, alpha=0.7, lw=0)
+        ax.text(
+            1.02, i, f"{fires.size / values.size:.0%}", va="center", fontsize=SMALL, transform=ax.get_yaxis_transform()
+        )
+    ax.text(1.02, -0.75, "cells\nfiring", va="bottom", fontsize=SMALL, transform=ax.get_yaxis_transform())
+    ax.set_yticks(range(len(groups)), [f"{plain(n)} ({v.size})" for n, v in groups.items()], fontsize=9)
+    ax.set_xlim(low * 1.05, high * 1.05)

@@ -1,0 +1,170 @@
+"""Features by labels: how strong each association is, how many cells fire, and what of it is significant."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from feature_store.errors import InputError
+from feature_store.plots.canvas import SMALL, canvas, finish, head, plain, words
+from feature_store.plots.inputs import cells_of, code_of, name_of, near, said
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from feature_store.query import FeatureStore
+
+_SMALLEST, _RANGE = 8.0, 190.0
+"""Area of a dot in square points: _SMALLEST + _RANGE * share of cells firing."""
+_SIGNIFICANT, _OTHER = "#000000", "#BBBBBB"
+
+
+def dotplot(
+    store: "FeatureStore",
+    features: Sequence[int] | None = None,
+    groupby: str = "cell_type",
+    *,
+    split: str = "test",
+    alpha: float = 0.05,
+    show: bool | None = None,
+    save: str | Path | None = None,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Features x labels of a kind that was tested (`feature_label`).
+
+    Colour: rank-biserial correlation with the label, -1 to 1 (for batches within cell types). Size: share of the
+    label's cells in which the feature fires. Black rim: q <= alpha on the split; grey rim: not
+    significant; no dot: not tested, as the split has no cells of the label or no others. `features` None takes
+    `best_features`.
+
+    Raises InputError for a kind of label or a split without tests, QueryError for an unknown feature.
+    """
+    tested = _tested(store, groupby)
+    chosen = best_features(store, groupby)["feature_id"].to_list() if features is None else list(features)
+    rows = tested.filter((pl.col("split") == split) & pl.col("feature_id").is_in(chosen))
+    if not chosen or rows.is_empty():
+        raise InputError(
+            f"feature_label has no row of features {chosen} by {groupby} on split {split!r}; "
+            f"see `scsae features --label LABEL --store {store.layout.root}`"
+        )
+    labels = sorted(tested["label"].unique().to_list())
+    cells = cells_of(store, split, groupby)
+    of_label = _one_hot(cells[groupby], labels)
+    firing = np.stack([of_label @ (code_of(store, f, cells) != 0) for f in chosen], axis=1).ravel()
+    firing = firing / np.maximum(of_label.sum(axis=1), 1).repeat(len(chosen))
+    grid = pl.DataFrame({"label": labels}).join(
+        pl.DataFrame({"feature_id": pl.Series(chosen, dtype=pl.Int32)}), how="cross"
+    )
+    effects = grid.join(
+        rows.select("label", "feature_id", "rank_biserial", "q"),
+        on=["label", "feature_id"],
+        how="left",
+        maintain_order="left",
+    )
+    names = [plain(name_of(store, feature), 36) for feature in chosen]
+    counts = of_label.sum(axis=1).astype(int)
+    drawn = canvas(
+        ax,
+        (2.9 + 0.34 * len(chosen) + 0.07 * max(map(len, labels)), 2.9 + 0.3 * len(labels)),
+        show=show,
+        save=save,
+    )
+    _draw(drawn.ax, effects.with_columns(firing=firing), (len(labels), len(chosen)), alpha)
+    drawn.ax.set_xticks(range(len(chosen)), names, rotation=90, fontsize=9)
+    drawn.ax.set_yticks(
+        range(len(labels)), [f"{plain(n)} ({c})" for n, c in zip(labels, counts, strict=True)], fontsize=9
+    )
+    head(
+        drawn.ax,
+        f"Features by {words(groupby)}, {said(split)}" + (" (chosen on select cells)" if features is None else ""),
+    )
+    finish(drawn, show, save)
+    return drawn.ax
+
+
+def best_features(store: "FeatureStore", groupby: str = "cell_type") -> pl.DataFrame:
+    """feature_id, label and p: for each label the positively associated feature of smallest p on `select` cells, each
+    feature once, in the order of the labels; no rows where no label of this kind was tested.
+    """
+    here = (pl.col("label_kind") == groupby) & (pl.col("split") == "select") & (pl.col("auroc") > 0.5)
+    positive = store.frame("feature_label").filter(here).select("feature_id", "label", "p").collect()
+    ranked = positive.sort("p", "feature_id", nulls_last=True).unique("label", keep="first", maintain_order=True)
+    return ranked.sort("label").unique("feature_id", keep="first", maintain_order=True)
+
+
+def _tested(store: "FeatureStore", kind: str) -> pl.DataFrame:
+    table = store.frame("feature_label")
+    found = table.filter(pl.col("label_kind") == kind).collect()
+    if found.is_empty():
+        known = table.select(pl.col("label_kind").unique().sort()).collect()["label_kind"].to_list()
+        raise InputError(
+            f"no label of kind {kind!r} was tested{near(kind, known)}; kinds are {', '.join(known) or 'none'}: name "
+            "them when extracting, `scsae extract DATA --cell-type COLUMN --label COLUMN`"
+        )
+    return found
+
+
+def _one_hot(column: pl.Series, labels: list[str]) -> npt.NDArray[np.float64]:
+    """Indicator [n_labels n_cells]."""
+    text = column.cast(pl.String).fill_null("").to_numpy()
+    return np.stack([text == label for label in labels]).astype(np.float64)
+
+
+def _draw(ax: "Axes", dots: pl.DataFrame, shape: tuple[int, int], alpha: float) -> None:
+    n_labels, n_features = shape
+    y, x = (axis.ravel() for axis in np.indices(shape))
+    effect, q = (dots[name].cast(pl.Float64).fill_null(np.nan).to_numpy() for name in ("rank_biserial", "q"))
+    tested = np.isfinite(effect)
+    firing = dots["firing"].to_numpy()[tested]
+    drawn = ax.scatter(
+        x[tested],
+        y[tested],
+        s=_SMALLEST + _RANGE * firing,
+        c=effect[tested],
+        cmap="RdBu_r",
+        vmin=-1,
+        vmax=1,
+        edgecolors=np.where(q[tested] <= alpha, _SIGNIFICANT, _OTHER).tolist(),
+        linewidths=np.where(q[tested] <= alpha, 1.3, 0.5).tolist(),
+    )
+    ax.set_xlim(-0.7, n_features - 0.3)
+    ax.set_ylim(n_labels - 0.3, -0.7)
+    _keys(ax, drawn, alpha)
+
+
+def _keys(ax: "Axes", drawn: Any, alpha: float) -> None:
+    """Both keys right of the axes, in inches, so that a large plot does not stretch them."""
+    figure = ax.figure
+    width = max(ax.get_position().width * figure.get_figwidth(), 1.0)  # type: ignore[union-attr]
+    height = max(ax.get_position().height * figure.get_figheight(), 1.0)  # type: ignore[union-attr]
+    bar = figure.colorbar(drawn, cax=ax.inset_axes((1 + 0.2 / width, 1 - 1.2 / height, 0.14 / width, 1.2 / height)))
+    bar.set_label("rank-biserial", fontsize=SMALL)
+    bar.set_ticks([-1, 0, 1])
+    bar.ax.tick_params(labelsize=SMALL)
+    entries = [(share, "#FFFFFF", _OTHER) for share in (0.1, 0.5, 1.0)] + [
+        (0.5, "#FFFFFF", _SIGNIFICANT),
+        (0.5, "#FFFFFF", _OTHER),
+    ]
+    handles = [
+        ax.scatter(
+            [],
+            [],
+            s=_SMALLEST + _RANGE * share,
+            c=[face],
+            edgecolors=rim,
+            linewidths=1.3 if rim == _SIGNIFICANT else 0.5,
+        )
+        for share, face, rim in entries
+    ]
+    ax.legend(
+        handles,
+        ["10 % of cells fire", "50 %", "100 %", f"q ≤ {alpha:g}", f"q > {alpha:g}"],
+        fontsize=SMALL,
+        loc="upper left",
+        bbox_to_anchor=(1 + 0.1 / width, 1 - 1.3 / height),
+        frameon=False,
+        labelspacing=0.7,
+    )

@@ -1,0 +1,148 @@
+"""All features at once: how often they fire, and whether batch or biology explains them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from feature_store.errors import InputError
+from feature_store.plots.canvas import CLASS_COLOURS, GREY, SMALL, beside, canvas, finish, head, plain
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from feature_store.query import FeatureStore
+
+_EFFECTS = ("context_effect", "batch_effect")
+
+
+def density_histogram(
+    store: "FeatureStore",
+    *,
+    show: bool | None = None,
+    save: str | Path | None = None,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """How often features fire: log10 of the share of tokens, stacked by class; dead features are counted in the
+    title.
+    """
+    features = store.frame("features").select("feature_id", "density", "class").collect()
+    alive = features.filter(pl.col("density") > 0)
+    drawn = canvas(ax, (5.8, 3.5), show=show, save=save)
+    parts = {name: np.log10(alive.filter(pl.col("class") == name)["density"].to_numpy()) for name in _classes(alive)}
+    if parts:
+        everything = np.concatenate(list(parts.values()))
+        edges = np.linspace(np.floor(everything.min() * 4) / 4, min(0.0, np.ceil(everything.max() * 4) / 4) + 1e-9, 31)
+        bars = drawn.ax.hist(
+            list(parts.values()),
+            bins=edges.tolist(),
+            stacked=True,
+            color=[CLASS_COLOURS.get(name, GREY) for name in parts],
+        )[2]
+        handles: list[Any] = [bars] if len(parts) == 1 else list(bars)  # type: ignore[arg-type]
+        beside(drawn.ax, handles, [f"{plain(name)} ({values.size})" for name, values in parts.items()])
+    else:
+        drawn.ax.text(0.5, 0.5, "no feature fires", ha="center", transform=drawn.ax.transAxes)
+    drawn.ax.set_xlabel("log10 density (share of tokens on which the feature fires)", fontsize=9)
+    drawn.ax.set_ylabel("features", fontsize=9)
+    head(drawn.ax, f"{features.height} features, {features.height - alive.height} dead")
+    finish(drawn, show, save)
+    return drawn.ax
+
+
+def batch_quadrant(
+    store: "FeatureStore",
+    *,
+    cell_effect: float = 0.1,
+    n_named: int = 6,
+    show: bool | None = None,
+    save: str | Path | None = None,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Batch against cell context: the share of rank variance each explains given the other, a dot per feature, by
+    class.
+
+    The dashed lines are the class rule's threshold (`ClassConfig.cell_effect`); the n_named strongest of each axis
+    carry their id. Both are measured on the cells that are not `test` cells, as the classes are. InputError for a data
+    set without batches, or without labels.
+    """
+    known = store.frame("features").collect_schema().names()
+    if missing := [name for name in _EFFECTS if name not in known]:
+        raise InputError(
+            f"the features have no column {', '.join(missing)}; run `scsae associate --store {store.layout.root}`"
+        )
+    features = store.frame("features").filter(~pl.col("dead")).collect().drop_nulls(_EFFECTS)
+    _refuse_without_groups(store)
+    limit = max(0.3, *(float(features[name].max() or 0) for name in _EFFECTS)) * 1.08  # type: ignore[arg-type]
+    drawn = canvas(ax, (6.6, 4.6), show=show, save=save)
+    handles, names = [], []
+    for name in _classes(features)[::-1]:
+        part = features.filter(pl.col("class") == name)
+        handles.append(
+            drawn.ax.scatter(
+                part["context_effect"],
+                part["batch_effect"],
+                s=14,
+                alpha=0.75,
+                color=CLASS_COLOURS.get(name, GREY),
+                lw=0,
+            )
+        )
+        names.append(f"{plain(name)} ({part.height})")
+    for line in (drawn.ax.axhline, drawn.ax.axvline):
+        line(cell_effect, color="#666666", lw=0.8, ls="--")
+    drawn.ax.set_xlabel("explained by cell context (within batches)", fontsize=9)
+    drawn.ax.set_ylabel("explained by batch (within cell types)", fontsize=9)
+    drawn.ax.set_xlim(-0.02 * limit, limit)
+    drawn.ax.set_ylim(-0.02 * limit, limit)
+    head(drawn.ax, "Batch or biology? Share of rank variance, train and select cells")
+    _name_strongest(drawn.ax, features, cell_effect, n_named, limit)
+    if handles:
+        beside(drawn.ax, handles[::-1], names[::-1], markerscale=1.6)
+    finish(drawn, show, save)
+    return drawn.ax
+
+
+def _classes(features: pl.DataFrame) -> list[str]:
+    """The classes that occur, in the order of the colours."""
+    order = {name: i for i, name in enumerate(CLASS_COLOURS)}
+    found = features["class"].drop_nulls().unique().to_list()
+    return sorted(found, key=lambda name: (order.get(name, len(order)), name))
+
+
+def _refuse_without_groups(store: "FeatureStore") -> None:
+    """InputError where one of the two axes has nothing to be explained by."""
+    cells = store.frame("cells").select(pl.col("batch", "cell_type").n_unique(), n=pl.len()).collect()
+    if cells["batch"][0] < 2:
+        raise InputError(
+            "the cells are of one batch, or their batch is unknown: there is nothing to hold against cell context; "
+            "name the column with `scsae extract DATA --batch COLUMN`"
+        )
+
+
+def _name_strongest(ax: "Axes", features: pl.DataFrame, threshold: float, n: int, limit: float) -> None:
+    """Write the id (and label) beside the n strongest features of each axis; a name that would cover another is left
+    out.
+    """
+    from matplotlib.patheffects import withStroke
+
+    placed: list[tuple[float, float, float]] = []
+    strongest = [
+        features.filter(pl.col(axis) >= threshold).top_k(n, by=axis).sort(axis, "feature_id", descending=[True, False])
+        for axis in ("batch_effect", "context_effect")
+    ]
+    for row in pl.concat(strongest).unique("feature_id", keep="first", maintain_order=True).iter_rows(named=True):
+        label = f" {plain(row['top_label'], 24)}" if row["top_label"] and row["class"] != "batch" else ""
+        text = f"{row['feature_id']}{label}"
+        x, y, width = row["context_effect"], row["batch_effect"], 0.016 * limit * len(text)
+        left = x > 0.6 * limit
+        start = x - width if left else x
+        if any(
+            abs(y - other) < 0.035 * limit and start < stop and begin < start + width for other, begin, stop in placed
+        ):
+            continue
+        placed.append((y, start, start + width))
+        note = ax.annotate(text, (x, y), xytext=(-4 if left else 4, 3), textcoords="offset points", fontsize=SMALL - 1)
+        note.set_horizontalalignment("right" if left else "left")
+        note.set_path_effects([withStroke(linewidth=2, foreground="white")])

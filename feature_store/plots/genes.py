@@ -1,0 +1,117 @@
+"""What one feature reads: its genes and its gene sets, chosen on `select` cells and shown on others."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+
+from feature_store.errors import InputError
+from feature_store.plots.canvas import BLUE, GREY, ORANGE, SMALL, canvas, finish, head, key, plain, words
+from feature_store.plots.inputs import name_of, near, said
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from feature_store.query import FeatureStore
+
+_LEAST_Q = 1e-300
+
+
+def gene_bars(
+    store: "FeatureStore",
+    feature: int,
+    *,
+    n: int = 15,
+    split: str = "test",
+    alpha: float = 0.05,
+    show: bool | None = None,
+    save: str | Path | None = None,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """The n genes of largest |Pearson| with the feature's cell code on `select` cells, with their Pearson on `split`.
+
+    Expression is log1p(CP10k); grey where q > alpha on the split. InputError for a feature without tested genes.
+    """
+    mine = _of_feature(store, "feature_gene", feature, split)
+    order = [pl.col("pearson").abs(), pl.col("gene")]
+    strongest = mine.filter((pl.col("split") == "select") & pl.col("pearson").is_not_null())
+    named = strongest.sort(order, descending=[True, False]).head(n).select("gene")
+    rows = mine.filter(pl.col("split") == split).join(named, on="gene", how="semi").drop_nulls("pearson")
+    rows = rows.sort("pearson", "gene", descending=[True, False])
+    drawn = canvas(ax, (4.8, 1.2 + 0.25 * rows.height), show=show, save=save)
+    value, q = (rows[name].cast(pl.Float64).fill_null(np.nan).to_numpy() for name in ("pearson", "q"))
+    colours = np.where(~(q <= alpha), GREY, np.where(value > 0, BLUE, ORANGE)).tolist()
+    y = np.arange(rows.height)
+    drawn.ax.barh(y, value, color=colours, height=0.75)
+    drawn.ax.set_yticks(y, [plain(gene, 24) for gene in rows["gene"]], style="italic", fontsize=9)
+    drawn.ax.set_ylim(rows.height - 0.4, -0.6)
+    drawn.ax.axvline(0, color="black", lw=0.8)
+    drawn.ax.set_xlabel(f"Pearson with expression, {said(split)}", fontsize=9)
+    head(drawn.ax, f"Genes of feature {plain(name_of(store, feature))}")
+    key(drawn.ax, {"positive": BLUE, "negative": ORANGE, f"q > {alpha:g}": GREY}, set(colours))
+    finish(drawn, show, save)
+    return drawn.ax
+
+
+def geneset_bars(
+    store: "FeatureStore",
+    feature: int,
+    *,
+    collection: str | None = None,
+    n: int = 10,
+    split: str = "test",
+    alpha: float = 0.05,
+    show: bool | None = None,
+    save: str | Path | None = None,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """The n gene sets of smallest p on `select` cells, with -log10 q of over-representation on `split`.
+
+    Beside each bar the genes of the feature that are in the set, of the set's detected genes; the line is alpha, grey
+    what does not reach it. `collection` takes the sets of one file. InputError for a feature without overlap.
+    """
+    mine = _of_feature(store, "feature_geneset", feature, split)
+    if collection is not None:
+        known = sorted(mine["collection"].unique().to_list())
+        if collection not in known:
+            raise InputError(f"no collection {collection!r}{near(collection, known)}; there are {', '.join(known)}")
+        mine = mine.filter(pl.col("collection") == collection)
+    keys = ["collection", "gene_set"]
+    chosen = mine.filter((pl.col("split") == "select") & (pl.col("overlap") > 0)).sort("p", *keys).head(n)
+    rows = chosen.select(keys).join(mine.filter(pl.col("split") == split), on=keys, maintain_order="left")
+    if rows.is_empty():
+        raise InputError(
+            f"feature {feature} shares no gene with any set on select cells; see its genes with `scsae plot gene-bars`"
+        )
+    q = rows["q"].cast(pl.Float64).fill_null(1.0).to_numpy()
+    height = -np.log10(np.clip(q, _LEAST_Q, 1.0))
+    y = np.arange(rows.height)
+    drawn = canvas(ax, (5.6, 1.3 + 0.27 * rows.height), show=show, save=save)
+    colours = np.where(q <= alpha, BLUE, GREY).tolist()
+    drawn.ax.barh(y, height, color=colours, height=0.7)
+    top = max(float(height.max()), -np.log10(alpha)) * 1.02
+    for i, (overlap, n_set) in enumerate(rows.select("overlap", "n_set").iter_rows()):
+        drawn.ax.text(height[i] + 0.015 * top, i, f"{overlap}/{n_set}", va="center", fontsize=SMALL)
+    several = rows["collection"].n_unique() > 1
+    names = [f"{name} ({file})" if several else name for file, name in rows.select(keys).iter_rows()]
+    drawn.ax.set_yticks(y, [words(name) for name in names], fontsize=9)
+    drawn.ax.set_ylim(rows.height - 0.4, -0.6)
+    drawn.ax.set_xlim(0, top * 1.12)
+    drawn.ax.axvline(-np.log10(alpha), color="black", lw=0.8, ls="--")
+    drawn.ax.set_xlabel(f"-log10 q, {said(split)} (genes shared / in the set)", fontsize=9)
+    head(drawn.ax, f"Gene sets of feature {plain(name_of(store, feature))}")
+    key(drawn.ax, {f"q ≤ {alpha:g}": BLUE, f"q > {alpha:g}": GREY}, set(colours))
+    finish(drawn, show, save)
+    return drawn.ax
+
+
+def _of_feature(store: "FeatureStore", table: str, feature: int, split: str) -> pl.DataFrame:
+    found = store.frame(table).filter(pl.col("feature_id") == feature).collect()
+    if found.filter(pl.col("split") == split).is_empty():
+        known = store.frame(table).select(pl.col("feature_id").n_unique()).collect().item()
+        raise InputError(
+            f"{table} has no row of feature {feature} on split {split!r}; {known} features have some: "
+            f"`scsae sql 'SELECT DISTINCT feature_id FROM {table}'` lists them"
+        )
+    return found

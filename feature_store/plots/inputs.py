@@ -1,0 +1,68 @@
+"""What the plots read from a store, through its public questions alone."""
+
+import difflib
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from feature_store.errors import InputError
+from feature_store.schemas import SPLITS
+
+if TYPE_CHECKING:
+    from feature_store.query import FeatureStore
+
+N_GENES = 3
+"""Genes that name a feature."""
+
+
+def read_cells(store: "FeatureStore", *columns: str) -> pl.DataFrame:
+    """cell_idx, split and the columns named, by cell_idx. InputError for an unknown column, with the near one."""
+    cells = store.frame("cells")
+    known = cells.collect_schema().names()
+    for column in columns:
+        if column not in known:
+            raise InputError(f"the cells have no column {column!r}{near(column, known)}; they have {', '.join(known)}")
+    return cells.select(*dict.fromkeys(("cell_idx", "split", *columns))).sort("cell_idx").collect()
+
+
+def cells_of(store: "FeatureStore", split: str | None, *columns: str) -> pl.DataFrame:
+    """As `read_cells`, of one split (None: of all)."""
+    if split is not None and split not in SPLITS:
+        raise InputError(f"no split {split!r}{near(split, SPLITS)}; splits are {', '.join(SPLITS)}")
+    cells = read_cells(store, *columns)
+    chosen = cells if split is None else cells.filter(pl.col("split") == split)
+    if chosen.is_empty():
+        raise InputError(f"no cell of the data set is in the split {split!r}; give another split")
+    return chosen
+
+
+def code_of(store: "FeatureStore", feature: int, cells: pl.DataFrame) -> npt.NDArray[np.float64]:
+    """The code of a feature in each of `cells`, 0 where it does not fire. QueryError for an unknown feature."""
+    n_cells = max(1, int(store.frame("cells").select(pl.len()).collect().item()))
+    fires = store.top_cells(feature, n_cells).select("cell_idx", pl.col("value").cast(pl.Float64))
+    found = cells.select("cell_idx").join(fires, on="cell_idx", how="left", maintain_order="left")
+    return found["value"].fill_null(0.0).to_numpy()
+
+
+def name_of(store: "FeatureStore", feature: int) -> str:
+    """A feature's id with the first of its genes, "17: CD79A MS4A1 BANK1", or the id alone."""
+    if "features" not in store.tables():
+        return str(feature)
+    found = store.frame("features").filter(pl.col("feature_id") == feature).select("top_genes").collect()["top_genes"]
+    genes = re.split(r"[,\s]+", found[0] or "") if len(found) else []
+    named = " ".join(gene for gene in genes[:N_GENES] if gene)
+    return f"{feature}: {named}" if named else str(feature)
+
+
+def near(name: str, known: "list[str] | tuple[str, ...]") -> str:
+    """Ask whether the nearest known name was meant: `; did you mean 'x'?`, or nothing."""
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def said(split: str | None) -> str:
+    """Which cells are shown, for a title."""
+    return "all cells" if split is None else f"{split} cells"
