@@ -11,18 +11,29 @@ Cost on one core: 1024 features x 10 labels x 175 cells 0.1 s; 4096 x 40 x 50k (
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
 from feature_store.associations.ami import THRESHOLDS, ami_by_threshold
+from feature_store.associations.familywise import Replicates, minima_table, smallest_p
 from feature_store.associations.inputs import Bools, Floats, Ints, Labels, Sparse, Strata
-from feature_store.associations.pvalues import blocked_rank_test, unit_test, varies_within
+from feature_store.associations.pvalues import RankTest, varies_within
 from feature_store.associations.ranks import rank_scores
 from feature_store.associations.thresholds import ThresholdRule, apply_thresholds, choose_thresholds
 
 BLOCKED = "van-elteren/1"
 BY_UNIT = "unit-rank-permutation/1"
+
+
+class LabelRows(NamedTuple):
+    """Rows of `feature_label` without what needs all features (q, p_max), and the smallest p of these features under
+    permuted labels, which `familywise` makes p_max of.
+    """
+
+    table: pl.DataFrame
+    minima: pl.DataFrame
 
 
 def auroc(codes: Sparse, indicator: Sparse, strata: Strata | None = None) -> Floats:
@@ -67,13 +78,14 @@ def associate_labels(
     *,
     within: Labels | None = None,
     first_feature: int = 0,
-) -> pl.DataFrame:
-    """Rows of `feature_label` without q: every feature x every label that a split can test.
+    replicates: Replicates | None = None,
+) -> LabelRows:
+    """Rows of `feature_label` without q and p_max: every feature x every label that a split can test.
 
     codes: CSR [n_cells n_features] (`as_csr`); splits: masks [n_cells], "select" among them; units: donor or batch of
     every cell, None if there is none; within: compare only inside its values (batches: the cell type);
-    first_feature: the id of the first column. A feature's rows are the same whatever other features are in the call. A
-    label all or none of a split's cells carry has no row.
+    first_feature: the id of the first column; replicates: permutations behind p_max. A feature's rows are the same
+    whatever other features are in the call. A label all or none of a split's cells carry has no row.
     """
     cells = {name: _Cells.of(codes, labels, mask) for name, mask in splits.items()}
     chosen = cells["select"]
@@ -81,31 +93,62 @@ def associate_labels(
     maximum = chosen.codes.max(axis=0).toarray().ravel().astype(np.float64)
     # a cut on the share of the maximum, picked on select, is kept on test
     cut = ami_by_threshold(chosen.codes, chosen.indicator, maximum).argmax(axis=0)
-    frames = []
+    frames, minima = [], []
+    replicates = replicates or Replicates()
     for split, part in cells.items():
         if part.tested.size:
             known = np.isin(np.arange(len(labels.names)), chosen.tested)
-            columns = _effects(part, rule, maximum, cut, known, labels, units, within)
+            tests = _tests(part, labels.kind, split, units, within, replicates)
+            columns = _effects(part, tests, rule, maximum, cut, known)
             frames.append(_rows(columns, labels, part, split, first_feature))
-    return pl.concat(frames) if frames else pl.DataFrame()
+            minima.append(minima_table(tests.smallest, labels.kind, [labels.names[i] for i in part.tested], split))
+    return LabelRows(pl.concat(frames), pl.concat(minima)) if frames else LabelRows(pl.DataFrame(), pl.DataFrame())
+
+
+class _Tests(NamedTuple):
+    """z and p [n_features n_tested], units behind each label [n_tested] (NaN: none given), the method of each label,
+    the smallest p of replicates [n_replicates n_tested] and the strata of the effect, None for all cells as one.
+    """
+
+    z: Floats
+    p: Floats
+    n_units: Floats
+    method: list[str]
+    smallest: Floats
+    strata: Strata | None
+
+
+def _tests(
+    part: _Cells, kind: str, split: str, units: Labels | None, within: Labels | None, replicates: Replicates
+) -> _Tests:
+    """The test of each label: within the given label, or within units, or by unit where it is constant in them."""
+    indicator = part.indicator[:, part.tested]
+    n_cells, n_labels = indicator.shape
+    by_unit = Strata.of(n_cells, None if units is None else units.take(part.mask))
+    blocks = by_unit if within is None else Strata.of(n_cells, within.take(part.mask))
+    blocked = RankTest.blocked(part.codes, indicator, blocks)
+    z, p = blocked.result()
+    smallest = smallest_p(blocked, replicates.n, replicates.generator(kind, split, BLOCKED))
+    kinds = [labels.kind for labels in (within, units) if labels is not None] or ["none"]
+    method = [f"{BLOCKED} blocks={kinds[0]}"] * n_labels
+    outside = np.empty(0, dtype=np.int64)
+    if units is not None and within is None:
+        outside = np.flatnonzero(~varies_within(indicator, by_unit))
+    if outside.size:
+        unit = RankTest.by_unit(part.codes, indicator[:, outside], by_unit)
+        z[:, outside], p[:, outside] = unit.result()
+        smallest[:, outside] = smallest_p(unit, replicates.n, replicates.generator(kind, split, BY_UNIT))
+        method = [f"{BY_UNIT} units={kinds[0]}" if i in outside else m for i, m in enumerate(method)]
+    n_units = np.full(n_labels, by_unit.n_strata if units is not None else np.nan)
+    return _Tests(z, p, n_units, method, smallest, None if within is None else blocks)
 
 
 def _effects(
-    part: _Cells,
-    rule: ThresholdRule,
-    maximum: Floats,
-    cut: Ints,
-    known: Bools,
-    labels: Labels,
-    units: Labels | None,
-    within: Labels | None,
+    part: _Cells, tests: _Tests, rule: ThresholdRule, maximum: Floats, cut: Ints, known: Bools
 ) -> dict[str, Floats | list[str]]:
     """Arrays [n_features n_tested], or [n_tested] for what depends on the label alone."""
-    n_cells = part.codes.shape[0]
     tested = part.indicator[:, part.tested]
-    blocks = None if within is None else Strata.of(n_cells, within.take(part.mask))
-    area = auroc(part.codes, tested, blocks)
-    z, p, n_units, method = _tests(part.codes, tested, blocks, within, None if units is None else units.take(part.mask))
+    area = auroc(part.codes, tested, tests.strata)
     scores = apply_thresholds(part.codes, part.indicator, rule)
     ami = np.take_along_axis(ami_by_threshold(part.codes, part.indicator, maximum), cut[None], axis=0)[0]
     unknown = np.where(known, 0.0, np.nan)[None, :]
@@ -114,34 +157,12 @@ def _effects(
         "auroc": area,
         "rank_biserial": 2 * area - 1,
         **{name: (values + unknown)[:, part.tested] for name, values in rated.items()},
-        "z": z,
-        "p": p,
+        "z": tests.z,
+        "p": tests.p,
         "n_label": np.asarray(tested.sum(axis=0)).ravel(),
-        "n_donors": n_units,
-        "method": method,
+        "n_donors": tests.n_units,
+        "method": tests.method,
     }
-
-
-def _tests(
-    codes: Sparse, indicator: Sparse, blocks: Strata | None, within: Labels | None, units: Labels | None
-) -> tuple[Floats, Floats, Floats, list[str]]:
-    """Z and p [n_features n_labels], units behind each label [n_labels] (NaN: none given) and the method of each
-    label.
-    """
-    n_cells, n_labels = indicator.shape
-    by_unit = Strata.of(n_cells, units)
-    n_units = np.full(n_labels, by_unit.n_strata if units is not None else np.nan)
-    if blocks is not None:
-        z, p = blocked_rank_test(codes, indicator, blocks)
-        return z, p, n_units, [f"{BLOCKED} blocks={within.kind if within else 'none'}"] * n_labels
-    z, p = blocked_rank_test(codes, indicator, by_unit)
-    if units is None:
-        return z, p, n_units, [f"{BLOCKED} blocks=none"] * n_labels
-    inside = varies_within(indicator, by_unit)
-    if not inside.all():
-        outside = np.flatnonzero(~inside)
-        z[:, outside], p[:, outside] = unit_test(codes, indicator[:, outside], by_unit)
-    return z, p, n_units, [f"{BLOCKED} blocks={units.kind}" if i else f"{BY_UNIT} units={units.kind}" for i in inside]
 
 
 def _rows(
@@ -170,4 +191,4 @@ def _rows(
     )
 
 
-__all__ = ["BLOCKED", "BY_UNIT", "THRESHOLDS", "associate_labels", "auroc"]
+__all__ = ["BLOCKED", "BY_UNIT", "THRESHOLDS", "LabelRows", "associate_labels", "auroc"]

@@ -17,8 +17,10 @@ donors, not this p alone. Without any unit all cells are one block, and the meth
 Cost: 50k cells, 4096 features (1.6 million values), 40 labels, 8 donors 0.65 s on one core, ranks included.
 """
 
+from dataclasses import dataclass
 from itertools import combinations
 from math import comb
+from typing import NamedTuple
 
 import numpy as np
 from scipy import sparse
@@ -31,23 +33,108 @@ from feature_store.associations.ranks import rank_scores, scale_rows
 MAX_ENUMERATED = 5_000
 
 
+class Spread(NamedTuple):
+    """Standard deviation (1 where it is zero), skewness and `alive`, where it is not zero, of a permutation null."""
+
+    sd: Floats
+    skew: Floats
+    alive: Bools
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankTest:
+    """A rank test of every column against every label, before its p is read off.
+
+    scores: CSR [n_rows n_columns], rows being cells or units; indicator: CSR [n_rows n_labels], at most one label a
+    row, exchangeable within strata under the null; exact: bool [n_labels], labels whose p is enumerated.
+    """
+
+    scores: Sparse
+    indicator: Sparse
+    strata: Strata
+    moments: PermutationMoments
+    exact: Bools
+
+    @classmethod
+    def blocked(cls, codes: Sparse, indicator: Sparse, strata: Strata) -> "RankTest":
+        """Van Elteren's test of the cells, see `blocked_rank_test`."""
+        scores = scale_rows(rank_scores(codes, strata).scores, (1.0 / (strata.sizes() + 1.0))[strata.codes])
+        moments = BlockMoments.of(scores, indicator, strata).permutation()
+        exact = np.zeros(indicator.shape[1], dtype=bool)
+        return cls(scores=scores, indicator=indicator, strata=strata, moments=moments, exact=exact)
+
+    @classmethod
+    def by_unit(cls, codes: Sparse, indicator: Sparse, units: Strata) -> "RankTest":
+        """The test of unit means, see `unit_test`."""
+        size, one = units.sizes()[:, None], Strata.single(units.n_strata)
+        mean = np.asarray((units.indicator() @ codes.astype(np.float64)).toarray()) / size
+        carries = np.asarray((units.indicator() @ indicator).toarray()) / size > 0.5
+        carriers = sparse.csr_array(carries.astype(np.float64))
+        scores = rank_scores(sparse.csr_array(mean), one).scores
+        moments = BlockMoments.of(scores, carriers, one).permutation()
+        exact = np.array([comb(units.n_strata, int(n)) <= MAX_ENUMERATED for n in carries.sum(axis=0)], dtype=bool)
+        return cls(scores=scores, indicator=carriers, strata=one, moments=moments, exact=exact)
+
+    def result(self) -> tuple[Floats, Floats]:
+        """Signed z and two-sided p, each [n_columns n_labels]."""
+        z, p = two_sided(self.moments)
+        p = np.maximum(p, self.fewest()[None, :] * (p < 1))
+        for label in np.flatnonzero(self.exact):
+            n_scaled, observed = self.deviations(int(label))
+            p[:, label] = (n_scaled >= n_scaled[observed]).mean(axis=0)
+        return z, p
+
+    def fewest(self) -> Floats:
+        """One over the number of distinct label assignments, per label: no permutation test can say less."""
+        n = self.strata.sizes()[:, None]
+        k = np.asarray((self.strata.indicator() @ self.indicator).toarray())
+        ways = (gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)).sum(axis=0)
+        floor: Floats = np.exp(-ways)
+        return floor
+
+    def deviations(self, label: int) -> tuple[Floats, int]:
+        """Distance of the rank sum from its mean under every assignment of an exact label [n_assignments n_columns],
+        and the row of the assignment observed.
+
+        In units in which it is a whole number, so that ties are exact.
+        """
+        scores, n_units = self.scores.toarray(), self.scores.shape[0]
+        carriers = np.flatnonzero(self.indicator[:, [label]].toarray())
+        chosen = np.array(list(combinations(range(n_units), carriers.size)), dtype=np.int64).reshape(-1, carriers.size)
+        assignments = np.zeros((chosen.shape[0], n_units))
+        np.put_along_axis(assignments, chosen, 1.0, axis=1)
+        distance = np.abs(n_units * (assignments @ scores) - carriers.size * scores.sum(axis=0))
+        return distance, int(np.flatnonzero((chosen == carriers).all(axis=1))[0])
+
+
+def spread(moments: PermutationMoments) -> Spread:
+    """Standard deviation and skewness of a permutation null."""
+    alive = moments.variance > 0
+    sd = np.sqrt(np.where(alive, moments.variance, 1.0))
+    return Spread(sd, np.where(alive, moments.third / sd**3, 0.0), alive)
+
+
 def two_sided(moments: PermutationMoments) -> tuple[Floats, Floats]:
-    """Signed z and two-sided p [same shape] of a permutation statistic; z 0 and p 1 where the null variance is zero.
+    """Signed z and two-sided p [same shape] of a permutation statistic; z 0 and p 1 where the null variance is zero."""
+    null = spread(moments)
+    z = np.where(null.alive, moments.statistic / null.sd, 0.0)
+    return z, np.where(null.alive, tail_p(z, null.skew), 1.0)
+
+
+def tail_p(z: Floats, skew: Floats) -> Floats:
+    """Two-sided p of standardised statistics whose nulls have these skewnesses, same shape.
 
     p = 2 min(upper, lower), each tail the larger of the Pearson type III tail (gamma of shape 4 / skewness^2) and the
     normal one.
     """
-    alive = moments.variance > 0
-    sd = np.sqrt(np.where(alive, moments.variance, 1.0))
-    z = np.where(alive, moments.statistic / sd, 0.0)
-    skew = np.where(alive, moments.third / sd**3, 0.0)
     # the heavy tail of the null lies on the side of its skewness: mirror so that it is the upper one
     mirrored = np.where(skew < 0, -z, z)
     shape = 4.0 / np.maximum(np.abs(skew), 1e-3) ** 2
     point = np.maximum(shape + mirrored * np.sqrt(shape), 0.0)
     upper = np.maximum(gammaincc(shape, point), ndtr(-mirrored))
     lower = np.maximum(gammainc(shape, point), ndtr(mirrored))
-    return z, np.where(alive, np.minimum(2 * np.minimum(upper, lower), 1.0), 1.0)
+    p: Floats = np.minimum(2 * np.minimum(upper, lower), 1.0)
+    return p
 
 
 def blocked_rank_test(codes: Sparse, indicator: Sparse, strata: Strata) -> tuple[Floats, Floats]:
@@ -58,9 +145,7 @@ def blocked_rank_test(codes: Sparse, indicator: Sparse, strata: Strata) -> tuple
     the null. Van Elteren, Bull. Inst. Int. Stat. 37 (1960) 351; scipy.stats.mannwhitneyu per stratum is the oracle of
     the tests.
     """
-    scores = scale_rows(rank_scores(codes, strata).scores, (1.0 / (strata.sizes() + 1.0))[strata.codes])
-    z, p = two_sided(BlockMoments.of(scores, indicator, strata).permutation())
-    return z, np.maximum(p, _fewest_permutations(indicator, strata)[None, :] * (p < 1))
+    return RankTest.blocked(codes, indicator, strata).result()
 
 
 def unit_test(codes: Sparse, indicator: Sparse, units: Strata) -> tuple[Floats, Floats]:
@@ -70,19 +155,7 @@ def unit_test(codes: Sparse, indicator: Sparse, units: Strata) -> tuple[Floats, 
     The sample is the mean code per unit; a unit carries the label of most of its cells. Exact by enumeration where
     the number of assignments is at most MAX_ENUMERATED.
     """
-    size = units.sizes()
-    mean = np.asarray((units.indicator() @ codes.astype(np.float64)).toarray()) / size[:, None]
-    carries = np.asarray((units.indicator() @ indicator).toarray()) / size[:, None] > 0.5
-    one = Strata.single(units.n_strata)
-    scores = rank_scores(sparse.csr_array(mean), one).scores
-    moments = BlockMoments.of(scores, sparse.csr_array(carries.astype(np.float64)), one).permutation()
-    z, p = two_sided(moments)
-    dense = scores.toarray()
-    for label in range(carries.shape[1]):
-        n_with = int(carries[:, label].sum())
-        if comb(units.n_strata, n_with) <= MAX_ENUMERATED:
-            p[:, label] = _enumerated(dense, carries[:, label])
-    return z, p
+    return RankTest.by_unit(codes, indicator, units).result()
 
 
 def varies_within(indicator: Sparse, units: Strata) -> Bools:
@@ -111,27 +184,3 @@ def benjamini_hochberg(p: Floats) -> Floats:
     q = np.empty(flat.size, dtype=np.float64)
     q[order] = np.minimum.accumulate(scaled[::-1])[::-1]
     return np.minimum(q, 1.0).reshape(p.shape)
-
-
-def _fewest_permutations(indicator: Sparse, strata: Strata) -> Floats:
-    """One over the number of distinct label assignments, per label: no permutation test can say less."""
-    n = strata.sizes()[:, None]
-    k = np.asarray((strata.indicator() @ indicator).toarray())
-    ways = (gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)).sum(axis=0)
-    floor: Floats = np.exp(-ways)
-    return floor
-
-
-def _enumerated(scores: Floats, carries: Bools) -> Floats:
-    """Exact two-sided p [n_columns]: the share of all assignments whose rank sum is at least as far from its mean as
-    the one observed.
-    """
-    n_units, n_with = carries.size, int(carries.sum())
-    chosen = np.array(list(combinations(range(n_units), n_with)), dtype=np.int64).reshape(-1, n_with)
-    assignments = np.zeros((chosen.shape[0], n_units))
-    np.put_along_axis(assignments, chosen, 1.0, axis=1)
-    centre = n_with * scores.mean(axis=0)
-    observed = np.abs(scores[carries].sum(axis=0) - centre)
-    extreme = np.abs(assignments @ scores - centre) >= observed - 1e-9
-    p: Floats = extreme.mean(axis=0)
-    return p

@@ -113,7 +113,7 @@ def test_ami_does_not_depend_on_the_chunks(rng, monkeypatch):
 
 
 def test_type_features_are_found_on_test_donors_with_the_right_sign(planted):
-    table = associate_labels(planted.codes, planted.cell_type, masks(planted), planted.donor)
+    table = associate_labels(planted.codes, planted.cell_type, masks(planted), planted.donor).table
     test = table.filter(pl.col("split") == "test")
     for f, (meaning, target) in enumerate(zip(planted.meaning, planted.target, strict=True)):
         if meaning in ("type", "not-type"):
@@ -128,7 +128,7 @@ def test_type_features_are_found_on_test_donors_with_the_right_sign(planted):
 
 
 def test_thresholds_of_test_rows_come_from_select(planted):
-    table = associate_labels(planted.codes, planted.cell_type, masks(planted), planted.donor)
+    table = associate_labels(planted.codes, planted.cell_type, masks(planted), planted.donor).table
     pair = table.pivot(on="split", index=["feature_id", "label"], values="threshold")
     assert pair["select"].equals(pair["test"])
 
@@ -136,7 +136,7 @@ def test_thresholds_of_test_rows_come_from_select(planted):
 def test_cells_without_a_label_leave_its_tests(planted):
     values = np.array(planted.cell_type.names, dtype=object)[planted.cell_type.codes]
     values[::5] = None
-    some = associate_labels(planted.codes, Labels.from_values("cell_type", values), masks(planted), planted.donor)
+    some = associate_labels(planted.codes, Labels.from_values("cell_type", values), masks(planted), planted.donor).table
     rows = np.array([v is not None for v in values]) & masks(planted)["test"]
     expected = roc_auc_score(values[rows] == "A", planted.codes[:, [0]].toarray()[rows, 0])
     row = some.filter((pl.col("feature_id") == 0) & (pl.col("label") == "A") & (pl.col("split") == "test"))
@@ -145,14 +145,14 @@ def test_cells_without_a_label_leave_its_tests(planted):
 
 
 def test_without_units_the_method_says_that_nothing_is_blocked(planted):
-    table = associate_labels(planted.codes, planted.cell_type, masks(planted), None)
+    table = associate_labels(planted.codes, planted.cell_type, masks(planted), None).table
     assert table["method"].unique().to_list() == ["van-elteren/1 blocks=none"]
     assert table["n_donors"].null_count() == table.height
 
 
 def test_a_label_constant_within_donors_is_tested_by_donor(planted):
     disease = Labels.from_values("disease", np.where(planted.donor.codes % 2, "ill", "well"))
-    table = associate_labels(planted.codes, disease, masks(planted), planted.donor)
+    table = associate_labels(planted.codes, disease, masks(planted), planted.donor).table
     assert table["method"].unique().to_list() == ["unit-rank-permutation/1 units=donor"]
     # three donors a split, one or two of them ill: no p can be below one third
     assert table["p"].min() >= 1 / 3 - 1e-12
@@ -160,8 +160,8 @@ def test_a_label_constant_within_donors_is_tested_by_donor(planted):
 
 def test_a_type_that_fills_one_batch_is_no_batch_effect(planted):
     rows = {"select": np.ones(planted.codes.shape[0], bool)}
-    pooled = associate_labels(planted.codes, planted.batch, rows, None)
-    within = associate_batch(planted.codes, planted.batch, rows, planted.cell_type)
+    pooled = associate_labels(planted.codes, planted.batch, rows, None).table
+    within = associate_batch(planted.codes, planted.batch, rows, planted.cell_type).table
     for table, called in ((pooled, True), (within, False)):
         confounded = [f for f, meaning in enumerate(planted.meaning) if meaning == "confounded"]
         p = table.filter(pl.col("feature_id").is_in(confounded) & (pl.col("label") == "d0"))["p"].to_numpy()
@@ -178,6 +178,6 @@ def test_a_batch_that_shares_no_type_with_others_cannot_be_compared():
     batch = Labels.from_values("batch", ["x"] * 10 + ["y"] * 10)
     cell_type = Labels.from_values("cell_type", ["A"] * 10 + ["B"] * 10)
     codes = as_csr(np.arange(20.0)[:, None], "codes")
-    table = associate_batch(codes, batch, {"select": np.ones(20, bool)}, cell_type)
+    table = associate_batch(codes, batch, {"select": np.ones(20, bool)}, cell_type).table
     assert table["auroc"].null_count() == table.height
     assert (table["p"] == 1).all()

@@ -39,9 +39,10 @@ def test_label_rows_of_ranges_are_those_of_all_features(planted, ranges, units):
     units = planted.donor if units == "donor" else None
     disease = Labels.from_values("disease", np.where(planted.donor.codes % 2, "ill", "well"))
     for labels in (planted.cell_type, disease):
-        whole = associate_labels(planted.codes, labels, masks(planted), units)
+        whole = associate_labels(planted.codes, labels, masks(planted), units).table
         parts = [
-            associate_labels(planted.codes[:, a:b], labels, masks(planted), units, first_feature=a) for a, b in ranges
+            associate_labels(planted.codes[:, a:b], labels, masks(planted), units, first_feature=a).table
+            for a, b in ranges
         ]
         keys = ["feature_id", "label", "split"]
         assert pl.concat(parts).sort(keys).equals(whole.sort(keys))
@@ -50,8 +51,8 @@ def test_label_rows_of_ranges_are_those_of_all_features(planted, ranges, units):
 def test_batch_rows_of_ranges_are_those_of_all_features(planted, ranges):
     everything = {"select": np.ones(planted.batch.n_cells, dtype=bool)}
     arguments = (planted.batch, everything, planted.cell_type)
-    parts = [associate_batch(planted.codes[:, a:b], *arguments, first_feature=a) for a, b in ranges]
-    assert pl.concat(parts).equals(associate_batch(planted.codes, *arguments))
+    parts = [associate_batch(planted.codes[:, a:b], *arguments, first_feature=a).table for a, b in ranges]
+    assert pl.concat(parts).equals(associate_batch(planted.codes, *arguments).table)
 
 
 @pytest.mark.parametrize("n_donors", [8, 40])
