@@ -26,6 +26,7 @@ CLASS_COLOURS: Mapping[str, str] = dict(
 )
 """Colours of the feature classes, of Okabe and Ito's eight."""
 OKABE_ITO = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+LEGEND_ROWS = 20
 SMALL = 8.0
 """Points of the smaller text; nothing is below 7."""
 
@@ -124,11 +125,12 @@ def words(name: str) -> str:
 
 
 def head(ax: "Axes", title: str) -> None:
-    """The title of a panel, wrapped to the panel's width."""
+    """The title of a panel, each line of it wrapped to the panel's width."""
     figure = ax.get_figure(root=True)
     assert figure is not None
     inches = ax.get_position().width * figure.get_figwidth()
-    ax.set_title("\n".join(textwrap.wrap(title, max(28, int(inches * 10.5)))), fontsize=11)
+    lines = [part for line in title.split("\n") for part in textwrap.wrap(line, max(28, int(inches * 10.5)))]
+    ax.set_title("\n".join(lines), fontsize=10)
 
 
 def key(ax: "Axes", colours: Mapping[str, str], used: set[str]) -> None:
@@ -140,8 +142,8 @@ def key(ax: "Axes", colours: Mapping[str, str], used: set[str]) -> None:
         beside(ax, handles, [str(handle.get_label()) for handle in handles])
 
 
-def beside(ax: "Axes", handles: Sequence[Any], names: Sequence[str], *, rows: int = 22, **options: Any) -> None:
-    """A legend right of the panel, in columns of `rows`; the names are drawn as they stand."""
+def beside(ax: "Axes", handles: Sequence[Any], names: Sequence[str], **options: Any) -> None:
+    """A legend right of the panel, in columns of LEGEND_ROWS; the names are drawn as they stand."""
     legend = ax.legend(
         handles,
         [str(i) for i in range(len(names))],
@@ -150,7 +152,7 @@ def beside(ax: "Axes", handles: Sequence[Any], names: Sequence[str], *, rows: in
         loc="upper left",
         bbox_to_anchor=(1.02, 1.0),
         borderaxespad=0,
-        ncols=max(1, -(-len(names) // rows)),
+        ncols=max(1, -(-len(names) // LEGEND_ROWS)),
         **options,
     )
     # careful: matplotlib leaves out a name that begins with "_" if it is given as a label

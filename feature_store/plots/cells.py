@@ -9,7 +9,20 @@ import numpy.typing as npt
 import polars as pl
 
 from feature_store.errors import InputError, NotFoundError
-from feature_store.plots.canvas import BLUE, GREY, OKABE_ITO, PALE, SMALL, beside, canvas, finish, head, plain, words
+from feature_store.plots.canvas import (
+    BLUE,
+    GREY,
+    LEGEND_ROWS,
+    OKABE_ITO,
+    PALE,
+    SMALL,
+    beside,
+    canvas,
+    finish,
+    head,
+    plain,
+    words,
+)
 from feature_store.plots.inputs import cells_of, code_of, name_of, read_cells, said
 
 if TYPE_CHECKING:
@@ -20,6 +33,8 @@ if TYPE_CHECKING:
 GROUPS = ("cell_type", "batch")
 _MARKERS = "o^sDvPX*"
 _MOST_LABELS = len(_MARKERS) * len(OKABE_ITO)
+_LEGEND = 34
+"""Characters of a name in the legend."""
 _FEW = 20
 """Up to so many firing cells are drawn one by one: a density of fewer would be made up."""
 
@@ -54,25 +69,25 @@ def umap(
         raise InputError(f"no cell of the split {split!r} is on the map; give another split")
     outside = points.join(shown, on="cell_idx", how="anti")
     values = [code_of(store, by, inside) if isinstance(by, int) else inside[by] for by in wanted]
-    drawn = canvas(ax, (4.9 * len(wanted), 3.9), show=show, save=save, widths=[1.0] * len(wanted))
+    widths = [4.4 if isinstance(value, np.ndarray) or value.dtype.is_numeric() else _width(value) for value in values]
+    drawn = canvas(ax, (sum(widths), 3.7), show=show, save=save, widths=widths)
     for panel, by, value in zip(drawn.axes, wanted, values, strict=True):
         size = float(np.clip(12_000 / inside.height, 2, 26))
         panel.scatter(outside["x"], outside["y"], s=size / 2, color=PALE, lw=0, rasterized=True)
         xy = inside.select("x", "y").to_numpy()
         if isinstance(value, pl.Series) and not value.dtype.is_numeric():
             _draw_labels(panel, xy, value, size)
-            head(panel, f"{words(str(by))}, {said(split)}")
+            head(panel, f"{words(str(by))}\n{said(split)}")
         else:
             number = value.cast(pl.Float64).to_numpy() if isinstance(value, pl.Series) else value
             n_fires = int(np.count_nonzero(np.nan_to_num(number)))
             _draw_values(panel, xy, number, size, "cell code" if isinstance(by, int) else words(by))
-            counted = f"fires in {n_fires} of {number.size} {said(split)}"
-            head(
-                panel,
-                f"{plain(name_of(store, by))}, {counted}" if isinstance(by, int) else f"{words(by)}, {said(split)}",
-            )
-        panel.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
-        panel.set_aspect("equal", adjustable="datalim")
+            counted = f"fires in {n_fires:,} of {number.size:,} {said(split)}"
+            about = (plain(name_of(store, by)), counted) if isinstance(by, int) else (words(by), said(split))
+            head(panel, "\n".join(about))
+        panel.set(xticks=[], yticks=[])
+        panel.set_xlabel("UMAP 1", fontsize=SMALL)
+        panel.set_ylabel("UMAP 2", fontsize=SMALL)
         panel.spines[:].set_visible(False)
     finish(drawn, show, save)
     return drawn.axes
@@ -102,7 +117,7 @@ def violin(
     panels = {by: _grouped(value, cells[by], by, split) for by in asked}
     n_rows = max(map(len, panels.values()))
     longest = max(len(plain(name)) for groups in panels.values() for name in groups)
-    width = 2.6 + 0.075 * longest
+    width = 3.2 + 0.075 * longest
     drawn = canvas(ax, (width * len(panels), 1.3 + 0.34 * n_rows), show=show, save=save, widths=[1.0] * len(panels))
     bounds = (min(0.0, float(value.min())), max(float(value.max()), 1e-6))
     for panel, (by, groups) in zip(drawn.axes, panels.items(), strict=True):
@@ -131,6 +146,13 @@ def _points(store: "FeatureStore", coordinates: npt.NDArray[np.floating] | None)
     from feature_store.umap import cell_umap
 
     return cell_umap(store.layout, store.lineage.codes)
+
+
+def _width(labels: pl.Series) -> float:
+    """Inches of a panel with a legend of these labels."""
+    names = labels.drop_nulls().unique().cast(pl.String).to_list()
+    longest = max((len(plain(name, _LEGEND)) for name in names), default=0)
+    return 3.6 + (0.7 + 0.07 * longest) * -(-min(len(names), _MOST_LABELS) // LEGEND_ROWS)
 
 
 def _draw_values(ax: "Axes", xy: npt.NDArray[Any], value: npt.NDArray[np.float64], size: float, unit: str) -> None:
@@ -176,7 +198,7 @@ def _draw_labels(ax: "Axes", xy: npt.NDArray[Any], labels: pl.Series, size: floa
         here = values == name
         ax.scatter(xy[here, 0], xy[here, 1], s=size, lw=0, rasterized=True, **style)  # type: ignore[arg-type]
         handles.append(Line2D([], [], ls="", ms=5, **style))  # type: ignore[arg-type]
-        entries.append(f"{plain(name, 34)} ({int(here.sum())})")
+        entries.append(f"{plain(name, _LEGEND)} ({int(here.sum())})")
     if rest.any():
         handles.append(Line2D([], [], ls="", ms=5, marker="o", color=GREY))
         entries.append(f"{'other' if len(named) < len(names) else 'unknown'} ({int(rest.sum())})")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from feature_store.query import FeatureStore
 
-_SMALLEST, _RANGE = 8.0, 190.0
+_SMALLEST, _RANGE = 16.0, 170.0
 """Area of a dot in square points: _SMALLEST + _RANGE * share of cells firing."""
 _SIGNIFICANT, _OTHER = "#000000", "#BBBBBB"
 
@@ -50,8 +50,9 @@ def dotplot(
             f"feature_label has no row of features {chosen} by {groupby} on split {split!r}; "
             f"see `scsae features --label LABEL --store {store.layout.root}`"
         )
-    labels = sorted(tested["label"].unique().to_list())
     cells = cells_of(store, split, groupby)
+    known = sorted(tested["label"].unique().to_list())
+    labels = sorted(set(known) & set(cells[groupby].cast(pl.String).drop_nulls()))
     of_label = _one_hot(cells[groupby], labels)
     firing = np.stack([of_label @ (code_of(store, f, cells) != 0) for f in chosen], axis=1).ravel()
     firing = firing / np.maximum(of_label.sum(axis=1), 1).repeat(len(chosen))
@@ -77,10 +78,8 @@ def dotplot(
     drawn.ax.set_yticks(
         range(len(labels)), [f"{plain(n)} ({c})" for n, c in zip(labels, counts, strict=True)], fontsize=9
     )
-    head(
-        drawn.ax,
-        f"Features by {words(groupby)}, {said(split)}" + (" (chosen on select cells)" if features is None else ""),
-    )
+    what = f"Best feature by p on select cells, of each {words(groupby)}" if features is None else "Features"
+    head(drawn.ax, f"{what}\n{said(split)} by {words(groupby)}{_absent(known, labels)}")
     finish(drawn, show, save)
     return drawn.ax
 
@@ -93,6 +92,13 @@ def best_features(store: "FeatureStore", groupby: str = "cell_type") -> pl.DataF
     positive = store.frame("feature_label").filter(here).select("feature_id", "label", "p").collect()
     ranked = positive.sort("p", "feature_id", nulls_last=True).unique("label", keep="first", maintain_order=True)
     return ranked.sort("label").unique("feature_id", keep="first", maintain_order=True)
+
+
+def _absent(known: list[str], shown: list[str]) -> str:
+    """The labels that the split has no cells of, for the title."""
+    absent = [plain(label, 24) for label in known if label not in shown]
+    listed = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
+    return f" (none of {listed})" if absent else ""
 
 
 def _tested(store: "FeatureStore", kind: str) -> pl.DataFrame:
@@ -128,7 +134,7 @@ def _draw(ax: "Axes", dots: pl.DataFrame, shape: tuple[int, int], alpha: float) 
         vmin=-1,
         vmax=1,
         edgecolors=np.where(q[tested] <= alpha, _SIGNIFICANT, _OTHER).tolist(),
-        linewidths=np.where(q[tested] <= alpha, 1.3, 0.5).tolist(),
+        linewidths=np.where(q[tested] <= alpha, 1.1, 0.5).tolist(),
     )
     ax.set_xlim(-0.7, n_features - 0.3)
     ax.set_ylim(n_labels - 0.3, -0.7)
@@ -155,7 +161,7 @@ def _keys(ax: "Axes", drawn: Any, alpha: float) -> None:
             s=_SMALLEST + _RANGE * share,
             c=[face],
             edgecolors=rim,
-            linewidths=1.3 if rim == _SIGNIFICANT else 0.5,
+            linewidths=1.1 if rim == _SIGNIFICANT else 0.5,
         )
         for share, face, rim in entries
     ]

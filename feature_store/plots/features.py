@@ -96,7 +96,7 @@ def batch_quadrant(
     drawn.ax.set_ylabel("explained by batch (within cell types)", fontsize=9)
     drawn.ax.set_xlim(-0.02 * limit, limit)
     drawn.ax.set_ylim(-0.02 * limit, limit)
-    head(drawn.ax, "Batch or biology? Share of rank variance, train and select cells")
+    head(drawn.ax, "Batch or biology?\nshare of rank variance explained, train and select cells")
     _name_strongest(drawn.ax, features, cell_effect, n_named, limit)
     if handles:
         beside(drawn.ax, handles[::-1], names[::-1], markerscale=1.6)

@@ -84,6 +84,8 @@ def geneset_bars(
         raise InputError(
             f"feature {feature} shares no gene with any set on select cells; see its genes with `scsae plot gene-bars`"
         )
+    from matplotlib.patheffects import withStroke
+
     q = rows["q"].cast(pl.Float64).fill_null(1.0).to_numpy()
     height = -np.log10(np.clip(q, _LEAST_Q, 1.0))
     y = np.arange(rows.height)
@@ -92,7 +94,8 @@ def geneset_bars(
     drawn.ax.barh(y, height, color=colours, height=0.7)
     top = max(float(height.max()), -np.log10(alpha)) * 1.02
     for i, (overlap, n_set) in enumerate(rows.select("overlap", "n_set").iter_rows()):
-        drawn.ax.text(height[i] + 0.015 * top, i, f"{overlap}/{n_set}", va="center", fontsize=SMALL)
+        note = drawn.ax.text(height[i] + 0.015 * top, i, f"{overlap}/{n_set}", va="center", fontsize=SMALL)
+        note.set_path_effects([withStroke(linewidth=2, foreground="white")])
     several = rows["collection"].n_unique() > 1
     names = [f"{name} ({file})" if several else name for file, name in rows.select(keys).iter_rows()]
     drawn.ax.set_yticks(y, [words(name) for name in names], fontsize=9)
