@@ -230,23 +230,60 @@ def load_cell_codes(run: Run, n_cells: int, cells: npt.NDArray[Any] | None = Non
     return codes if chosen is None else codes[chosen]
 
 
-def load_statistics(folder: str | Path) -> Statistics:
-    """The token statistics of a finished codes run, merged over its shards in their order: the same bits each time."""
+def load_feature_codes(run: Run, n_cells: int, start: int, stop: int) -> sparse.csr_array:
+    """Cell codes of the features [start, stop) of all cells as CSR float32 [n_cells stop - start], indices sorted, from
+    a finished by_feature run.
+
+    Parts without any of them are not read. Codes of tokens are max-pooled. InputError for a cell_idx of n_cells or
+    more. Memory: 24 bytes a nonzero while it is made.
+    """
+    parts = []
+    for marker in run.manifest().shards:
+        if marker.start < stop and marker.stop > start:
+            feature, cell, value = _columns(run.part(marker.shard), ["feature_id", "cell_idx", "value"])
+            # sorted by feature
+            low, high = np.searchsorted(feature, [start, stop])
+            parts.append((feature[low:high].astype(np.int32) - start, cell[low:high], value[low:high]))
+    feature = np.concatenate([np.empty(0, np.int32), *(part[0] for part in parts)])
+    cell = np.concatenate([np.empty(0, np.int64), *(part[1] for part in parts)])
+    value = np.concatenate([np.empty(0, np.float32), *(part[2] for part in parts)])
+    if len(cell) and int(cell.max()) >= n_cells:
+        raise InputError(f"{run.path} has codes of cell {int(cell.max())}; the data set has {n_cells} cells")
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(feature, minlength=stop - start))])
+    # turned into rows, which keeps the order of a feature's values within a cell: the largest is the first
+    codes = sparse.csc_array((value, cell, indptr), shape=(n_cells, stop - start)).tocsr()
+    if run.plan["level"] == "token":
+        row = np.repeat(np.arange(n_cells), np.diff(codes.indptr))
+        first = (np.diff(row, prepend=-1) != 0) | (np.diff(codes.indices, prepend=-1) != 0)
+        indptr = np.concatenate([[0], np.cumsum(np.bincount(row[first], minlength=n_cells))])
+        codes = sparse.csr_array((codes.data[first], codes.indices[first], indptr), shape=codes.shape)
+    return codes
+
+
+def load_statistics(folder: str | Path, *, features: tuple[int, int] | None = None) -> Statistics:
+    """The token statistics of a finished codes run, merged over its shards in their order: the same bits each time.
+
+    `features` (start, stop) keeps the rows of these features only.
+    """
     codes = CodesRun.open(folder)
     n_top: int = codes.plan["top_tokens"]
     return Statistics(
-        feature_gene=_fold(codes.statistics["feature_gene"], merge_feature_gene),
+        feature_gene=_fold(codes.statistics["feature_gene"], merge_feature_gene, features),
         gene=_fold(codes.statistics["gene"], merge_gene),
-        feature_token=_fold(codes.statistics["feature_token"], lambda parts: merge_top(parts, n_top)),
+        feature_token=_fold(codes.statistics["feature_token"], lambda parts: merge_top(parts, n_top), features),
     )
 
 
-def _fold(run: Run, merge: Any) -> pl.DataFrame:
+def _fold(run: Run, merge: Any, features: tuple[int, int] | None = None) -> pl.DataFrame:
     """Merge the parts of a run, a few at a time: memory of the merged table and MERGE_PARTS parts."""
     paths = run.parts()
     merged: pl.DataFrame = merge([])
     for low in range(0, len(paths), MERGE_PARTS):
-        merged = merge([merged, *(read_part(path) for path in paths[low : low + MERGE_PARTS])])
+        parts = (read_part(path) for path in paths[low : low + MERGE_PARTS])
+        if features is not None:
+            wanted = pl.col("feature_id").is_between(*features, closed="left")
+            parts = (part.filter(wanted) for part in parts)
+        merged = merge([merged, *parts])
     return merged
 
 

@@ -10,19 +10,23 @@ batch        feature x batch within cell type
 genes        feature x gene: identity by tokens, correlation with expression
 enrichment   feature x gene set: over-representation and ranks
 classes      gene-identity / cell-context / batch / mixed / dead
+measure      all of these for a range of features
+ranges       how features are cut into ranges, and what was measured of them on disk
 assemble     the five tables
 """
 
 from feature_store.associations.ami import adjusted_mutual_information, ami_by_threshold
-from feature_store.associations.assemble import AssociationConfig, AssociationInputs, assemble
+from feature_store.associations.assemble import AssociationInputs, InMemory, assemble, assemble_measured
 from feature_store.associations.batch import associate_batch
 from feature_store.associations.classes import CLASSES, ClassConfig, classify
 from feature_store.associations.enrichment import over_representation, rank_enrichment
-from feature_store.associations.genes import associate_expression, identity
+from feature_store.associations.genes import GeneTiles, associate_expression, identity
 from feature_store.associations.inputs import Labels, Strata, as_csr
 from feature_store.associations.labels import associate_labels, auroc
+from feature_store.associations.measure import AssociationConfig, CellInputs, FeatureRange, Measured, measure
 from feature_store.associations.moments import BlockMoments
 from feature_store.associations.pvalues import benjamini_hochberg, blocked_rank_test, unit_test
+from feature_store.associations.ranges import MeasuredRun, feature_ranges
 from feature_store.associations.ranks import rank_scores
 from feature_store.associations.thresholds import apply_thresholds, choose_thresholds
 from feature_store.associations.tokens import TokenStatistics, token_statistics
@@ -32,8 +36,14 @@ __all__ = [
     "AssociationConfig",
     "AssociationInputs",
     "BlockMoments",
+    "CellInputs",
     "ClassConfig",
+    "FeatureRange",
+    "GeneTiles",
+    "InMemory",
     "Labels",
+    "Measured",
+    "MeasuredRun",
     "Strata",
     "TokenStatistics",
     "adjusted_mutual_information",
@@ -41,6 +51,7 @@ __all__ = [
     "apply_thresholds",
     "as_csr",
     "assemble",
+    "assemble_measured",
     "associate_batch",
     "associate_expression",
     "associate_labels",
@@ -49,7 +60,9 @@ __all__ = [
     "blocked_rank_test",
     "choose_thresholds",
     "classify",
+    "feature_ranges",
     "identity",
+    "measure",
     "over_representation",
     "rank_enrichment",
     "rank_scores",

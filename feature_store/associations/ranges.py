@@ -1,0 +1,102 @@
+"""How the features of a codes run are cut into ranges, and what was measured of them on disk.
+
+    <root>/associations/<run>/measured/{features,labels,minima,pairs,tests,sets,tokens,splits}/   a part per range
+
+The tables of `Measured` are runs of their own, written range by range together, so an association resumes where it was
+killed. A range is as large as memory allows: what each range costs besides its own codes is one pass over the
+expression.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from feature_store.associations.measure import Measured
+from feature_store.commit import Manifest, Run, read_part, write_frame
+from feature_store.layout import as_path
+
+RANGE_NONZEROS = 8_000_000
+"""Nonzeros of the codes of a range, about."""
+RANGE_PAIRS = 2_000_000
+"""Pairs of a feature and a gene of a range, at most (unless a feature has more genes)."""
+RANGES = 16
+"""Ranges at least, so that several actors have work; of RANGE_FEATURES features at least."""
+RANGE_FEATURES = 64
+COLUMNLESS = "nothing"
+
+
+def feature_ranges(by_feature: Manifest, n_features: int, n_genes: int) -> list[int]:
+    """Where the ranges of features begin, and the number of features: from the sizes of the parts of by_feature."""
+    wanted = max(n_features // RANGES, RANGE_FEATURES)
+    most = max(1, min(wanted, RANGE_PAIRS // max(n_genes, 1)))
+    nonzeros = np.zeros(n_features)
+    for part in by_feature.shards:
+        # of the features of a part no more is known than their sum
+        nonzeros[part.start : part.stop] = part.rows / max(part.stop - part.start, 1)
+    bounds, held = [0], 0.0
+    for feature, n in enumerate(nonzeros.tolist()):
+        if feature > bounds[-1] and (held + n > RANGE_NONZEROS or feature - bounds[-1] >= most):
+            bounds.append(feature)
+            held = 0.0
+        held += n
+    return [*bounds, n_features]
+
+
+class MeasuredRun:
+    """The tables of `Measured` of every range of features; see `MeasuredRanges`.
+
+    `plan` has `bounds` and whatever determines the content.
+    """
+
+    def __init__(self, folder: Path, runs: Mapping[str, Run]) -> None:
+        self.folder = folder
+        self.runs = runs
+        self.plan = next(iter(runs.values())).plan
+        self.bounds: Sequence[int] = self.plan["bounds"]
+
+    @classmethod
+    def create(cls, folder: str | Path, plan: Mapping[str, Any]) -> "MeasuredRun":
+        """Make or reopen the runs. PlanMismatchError, InputError as `Run.create`."""
+        plan = {**plan, "n_shards": len(plan["bounds"]) - 1}
+        folder = as_path(folder)
+        return cls(folder, {name: Run.create(folder / name, {**plan, "table": name}) for name in Measured._fields})
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "MeasuredRun":
+        """Open existing runs, complete or not. NotFoundError."""
+        folder = as_path(folder)
+        return cls(folder, {name: Run.open(folder / name) for name in Measured._fields})
+
+    def pending(self) -> list[int]:
+        """Ranges that any of the runs still lacks, ascending; see `Run.pending`."""
+        return sorted({number for run in self.runs.values() for number in run.pending()})
+
+    def is_committed(self, number: int) -> bool:
+        """Whether all tables of a range are there."""
+        return all(run.committed(number) for run in self.runs.values())
+
+    def commit(self, number: int, measured: Measured) -> int:
+        """Commit what was measured of a range; returns the bytes."""
+        start, stop = self.bounds[number], self.bounds[number + 1]
+        size = 0
+        for name, run in self.runs.items():
+            # Parquet has no table without columns
+            frame: pl.DataFrame = getattr(measured, name)
+            frame = frame if frame.width else pl.DataFrame(schema={COLUMNLESS: pl.Null})
+            size += run.commit_shard(number, partial(write_frame, frame=frame), start=start, stop=stop).bytes
+        return size
+
+    def finalize(self) -> None:
+        """Finish all runs. IncompleteRunError names missing ranges."""
+        for run in self.runs.values():
+            run.finalize()
+
+    def read(self, table: str, number: int) -> pl.DataFrame:
+        """One table of one range, as it was measured. IntegrityError."""
+        run = self.runs[table]
+        frame = read_part(run.part(number))
+        return pl.DataFrame() if frame.columns == [COLUMNLESS] else frame
