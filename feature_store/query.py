@@ -2,16 +2,15 @@
 
 `FeatureStore.open` settles once what is read (its `lineage`): an associations run, the codes run and the data set that
 it came from; their parts are those of finished manifests, so a writer beside it changes nothing. Nothing is ever
-written. A look-up by feature or by cell opens only the part of the right sort order that the manifest names: 9 ms warm
-at 6M nonzeros on a busy machine; SQL over `codes` by feature reads them all (170 ms), as `codes` is sorted by cell.
+written. Codes are read along the sort order that the question needs, in SQL too (`feature_store.code_reader`).
 
 In SQL the tables are `cells`, `genes`, `codes`, `features`, `feature_label`, `feature_gene`, `feature_geneset`,
-`feature_token` and `steering`: those of them that the store has.
+`feature_token`, `steering` and `feature_match`: those of them that the store has. `feature_match` has the matches of
+the SAE that the other tables are about, so that it joins them by feature_id.
 """
 
-import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from pathlib import Path
@@ -19,15 +18,21 @@ from typing import Any, Concatenate, ParamSpec
 
 import polars as pl
 
-from feature_store.commit import Run, ShardMarker
+from feature_store.code_reader import CodeReader
+from feature_store.commit import Run
 from feature_store.errors import IntegrityError, NotFoundError, QueryError
 from feature_store.files import REPAIR, parquet_source, scan_source, size_bytes
+from feature_store.hints import did_you_mean, near, same_but_for_case, some
 from feature_store.layout import ASSOCIATION_TABLES, KINDS, Layout, RunInfo
+from feature_store.lineage import control_of
 
 _READS_ONLY = re.compile(r"\s*(?:SELECT|WITH|SHOW|EXPLAIN|FROM|\()", re.IGNORECASE)
 _READS_FILES = re.compile(r"\bread_(?:csv|ipc|json|ndjson|parquet)\s*\(", re.IGNORECASE)
 _NO_COLUMN = re.compile(r"(?:unable to find column|no column named) [\"']([^\"']+)[\"']")
 _NO_TABLE = re.compile(r"relation '([^']+)' was not found")
+CELLS_KEPT = 2_000_000
+"""A cell table of at most so many rows is kept in memory once a look-up needed it (80 MB a million, 15 columns)."""
+_TEXT_ASKED = re.compile(r"\"?\b(\w+)\"?\s*(?:=|IN\s*\()\s*'([^']*)'", re.IGNORECASE)
 _ABOUT_FEATURE = ("feature_id", "class", "density", "top_genes", "top_label")
 
 
@@ -39,6 +44,8 @@ class Lineage:
     codes: str | None
     associations: str | None
     steering: tuple[str, ...]
+    sae: str | None = None
+    matches: tuple[str, ...] = ()
 
 
 P = ParamSpec("P")
@@ -85,7 +92,8 @@ class FeatureStore:
         codes: str | None = None,
         dataset: str | None = None,
     ) -> "FeatureStore":
-        """Open a store at its newest complete associations run, or at the runs named (ids, or their beginnings).
+        """Open a store at its newest complete associations run that is no control (a baseline, a model with random
+        weights), or at the runs named (ids, or their beginnings).
 
         The codes run is the one in that run's plan (key `codes`), else the newest; the data set the one in the codes'
         plan (key `dataset`), else the only one. Kinds that the store does not have yet simply give no tables.
@@ -104,6 +112,8 @@ class FeatureStore:
             codes=chosen_codes.run if chosen_codes else None,
             associations=chosen.run if chosen else None,
             steering=steering,
+            sae=plan.get("sae"),
+            matches=_matches(layout, plan.get("sae")),
         )
         return cls(layout, lineage)
 
@@ -137,6 +147,19 @@ class FeatureStore:
             self._refuse_damage(error)
             raise QueryError(self._explain(str(error))) from error
 
+    def why_empty(self, query: str) -> str:
+        """Why a query found no rows: the first text in it that its column does not hold, with what is near.
+
+        A help for people: `column = 'text'` is looked for in the words of the query, not in its meaning.
+        """
+        for column, text in _TEXT_ASKED.findall(query):
+            tables = [table for table in self.tables() if re.search(rf"\b{table}\b", query, re.IGNORECASE)]
+            known = {table: self._values(table, column) for table in tables if self._is_text(table, column)}
+            if known and not any(text in values for values in known.values()):
+                values = sorted({value for values in known.values() for value in values})
+                return f"no {column} is {text!r} in {', '.join(known)}{did_you_mean(text, values, n=3)}"
+        return "no row meets all the conditions"
+
     @_naming_damage
     def features_for(
         self, *, gene: str | None = None, label: str | None = None, gene_set: str | None = None
@@ -145,8 +168,8 @@ class FeatureStore:
 
         A label: by AUROC. A gene: by the correlation of the cell code with its expression. A gene set: by p. They are
         ranked on `select` cells (column `select_auroc`, ...) and the figures shown are those of `test` cells: the best
-        of many on the cells it is reported on would be flattered. QueryError if not exactly one is given, or the name
-        is not in the table.
+        of many on the cells it is reported on would be flattered. A name in another case is found. QueryError if not
+        exactly one is given, the name is not in the table, or it has no figures of `test` cells.
         """
         given = {"gene": gene, "label": label, "gene_set": gene_set}
         asked = {column: name for column, name in given.items() if name is not None}
@@ -154,11 +177,10 @@ class FeatureStore:
             raise QueryError(f"ask for one of gene, label and gene_set; got {', '.join(asked) or 'none'}")
         column, name = next(iter(asked.items()))
         table, key, descending = _ASKED[column]
-        found = self.frame(table).filter(pl.col(column) == name).collect()
-        if found.is_empty():
-            known = self.frame(table).select(pl.col(column).unique()).collect()[column].to_list()
-            raise QueryError(f"no {column} {name!r} in {table}{_did_you_mean(name, known)}; it has {_some(known)}")
+        found = self._rows_about(table, column, name)
         if "split" in found.columns:
+            if "test" not in (splits := found["split"].unique().to_list()):
+                raise QueryError(f"{column} {name!r} has figures of {some(splits)} cells and none of test cells")
             names = [n for n in ("feature_id", "label_kind", "label", "gene", "collection", "gene_set") if n in found]
             chosen = found.filter(pl.col("split") == "select").select(*names, pl.col(key).alias(f"select_{key}"))
             found = found.filter(pl.col("split") == "test").join(chosen, on=names, how="left")
@@ -169,36 +191,58 @@ class FeatureStore:
     def top_cells(self, feature: int, n: int = 20) -> pl.DataFrame:
         """The n cells with the largest code of a feature, with their columns of the cell table.
 
-        Reads the one part of codes/by_feature that holds the feature. QueryError for a feature that the codes do not
-        have.
+        Reads a row group or a few of the one part of codes/by_feature that holds the feature. QueryError for a feature
+        that the codes do not have.
         """
-        run = self._codes_run("by_feature")
-        self._check_feature(feature, run)
-        found = _read_where(run, "feature_id", feature)
-        if "token_pos" in found.columns:
-            found = found.group_by("cell_idx", maintain_order=True).agg(pl.col("value").max())
-        top = found.select("cell_idx", "value").sort("value", "cell_idx", descending=[True, False]).head(n)
+        codes = self._codes
+        if not 0 <= feature < codes.n_features:
+            raise QueryError(f"no feature {feature}; the codes have features 0 to {codes.n_features - 1}")
+        top = codes.top_cells(feature, n)
         if "cells" not in self._folders:
             return top
-        cells = self.frame("cells").filter(pl.col("cell_idx").is_in(top["cell_idx"].implode())).collect()
-        return top.join(cells, on="cell_idx", how="left", maintain_order="left")
+        return top.join(self._cells_of(top["cell_idx"]), on="cell_idx", how="left", maintain_order="left")
 
     @_naming_damage
     def features_of(self, cell: int | str, n: int = 20) -> pl.DataFrame:
         """The n features with the largest code in a cell (its cell_idx, or its cell_id), each with class and genes.
 
-        Reads the one part of codes/by_cell that holds the cell. QueryError for a cell that is not in the cell table.
+        Reads a row group of the one part of codes/by_cell that holds the cell. QueryError for a cell that is not in the
+        cell table.
         """
-        run = self._codes_run("by_cell")
-        found = _read_where(run, "cell_idx", self._cell_idx(cell))
-        if "token_pos" in found.columns:
-            found = found.group_by("feature_id", maintain_order=True).agg(pl.col("value").max())
-        found = found.select(pl.col("feature_id").cast(pl.Int32), "value")
-        return self._describe(found.sort("value", "feature_id", descending=[True, False]).head(n))
+        codes = self._codes
+        return self._describe(codes.features_of(self._cell_idx(cell)).head(n))
+
+    @cached_property
+    def _codes(self) -> CodeReader:
+        if self.lineage.codes is None:
+            raise NotFoundError(
+                f"{self.layout.root} has no codes; make them with `scsae encode --store {self.layout.root}`"
+            )
+        return CodeReader(self.layout.codes_dir(self.lineage.codes))
+
+    @cached_property
+    def _n_cells(self) -> int:
+        """Cells of the data set; their cell_idx are 0 to one less."""
+        (folder,) = self._folders["cells"]
+        return Run.open(folder).manifest().rows
+
+    def _cells_of(self, cell_idx: pl.Series) -> pl.DataFrame:
+        """Rows of the cell table, in any order."""
+        if self._n_cells > CELLS_KEPT:
+            return self.frame("cells").filter(pl.col("cell_idx").is_in(cell_idx.implode())).collect()
+        return self._kept_cells[cell_idx.filter(cell_idx < self._n_cells).to_list()]
+
+    @cached_property
+    def _kept_cells(self) -> pl.DataFrame:
+        return self.frame("cells").collect()
+
+    @cached_property
+    def _about_features(self) -> pl.DataFrame:
+        return self.frame("features").select(_ABOUT_FEATURE).collect()
 
     @cached_property
     def _folders(self) -> dict[str, list[Path]]:
-        """The run folders of each table; several for steering alone."""
+        """The run folders of each table; several for steering and matches alone."""
         layout, lineage = self.layout, self.lineage
         folders: dict[str, list[Path]] = {}
         if lineage.dataset is not None:
@@ -212,16 +256,39 @@ class FeatureStore:
             folders |= {table: [folder / table] for table in ASSOCIATION_TABLES}
         if lineage.steering:
             folders["steering"] = [layout.steering_dir(run) / "results" for run in lineage.steering]
+        if lineage.matches:
+            folders["feature_match"] = [layout.matches_dir(run) / "feature_match" for run in lineage.matches]
         return folders
 
     def _scan(self, table: str) -> pl.LazyFrame:
         folders = self._folders[table]
         if table == "codes":
-            return _scan(folders[0], feature_id=pl.Int32)
+            return self._codes.scan()
         if table == "steering":
             frames = [_scan(folder).with_columns(pl.lit(folder.parent.name).alias("run")) for folder in folders]
             return pl.concat(frames, how="diagonal_relaxed")
+        if table == "feature_match":
+            every = pl.concat([_scan(folder) for folder in folders])
+            return every if self.lineage.sae is None else every.filter(pl.col("sae") == self.lineage.sae)
         return _scan(folders[0])
+
+    def _rows_about(self, table: str, column: str, name: str) -> pl.DataFrame:
+        """Rows of a table with this name in a column; of a name in another case if there is but one."""
+        rows = self.frame(table)
+        found = rows.filter(pl.col(column) == name).collect()
+        if not found.is_empty():
+            return found
+        known = self._values(table, column)
+        same = same_but_for_case(name, known)
+        if len(same) != 1:
+            raise QueryError(f"no {column} {name!r} in {table}{did_you_mean(name, known, n=3)}; it has {some(known)}")
+        return rows.filter(pl.col(column) == same[0]).collect()
+
+    def _is_text(self, table: str, column: str) -> bool:
+        return self.frame(table).collect_schema().get(column) == pl.String
+
+    def _values(self, table: str, column: str) -> list[str]:
+        return self.frame(table).select(pl.col(column).drop_nulls().unique()).collect()[column].to_list()
 
     def _refuse_damage(self, error: Exception) -> None:
         """IntegrityError naming the parts that are missing or not of their size, if any is."""
@@ -238,35 +305,31 @@ class FeatureStore:
         known = ", ".join(self.tables())
         if name in _MADE_BY:
             return f"no table {name!r} yet: `{_MADE_BY[name]} --store {self.layout.root}` makes it; tables: {known}"
-        return f"no table {name!r}{_did_you_mean(name, self.tables())}; tables: {known}"
-
-    def _codes_run(self, order: str) -> Run:
-        if self.lineage.codes is None:
-            raise NotFoundError(
-                f"{self.layout.root} has no codes; make them with `scsae encode --store {self.layout.root}`"
-            )
-        return Run.open(self.layout.codes_dir(self.lineage.codes) / order)
-
-    def _check_feature(self, feature: int, run: Run) -> None:
-        n_features = run.plan["n_features"]
-        if not 0 <= feature < n_features:
-            raise QueryError(f"no feature {feature}; the codes have features 0 to {n_features - 1}")
+        return f"no table {name!r}{did_you_mean(name, self.tables())}; tables: {known}"
 
     def _cell_idx(self, cell: int | str) -> int:
-        cells = self.frame("cells")
-        column = "cell_idx" if isinstance(cell, int) else "cell_id"
-        found = cells.filter(pl.col(column) == cell).select("cell_idx").collect()["cell_idx"].to_list()
-        if len(found) == 1:
-            return int(found[0])
-        if found:
-            raise QueryError(f"cell_id {cell!r} is of {len(found)} cells; ask by cell_idx: {_some(found)}")
-        n_cells = cells.select(pl.len()).collect().item()
-        raise QueryError(f"no cell {cell!r}; data set {self.lineage.dataset} has cell_idx 0 to {n_cells - 1}")
+        if isinstance(cell, int) and 0 <= cell < self._n_cells:
+            return cell
+        cell_id, hint = pl.col("cell_id"), ""
+        if isinstance(cell, str):
+            cells = self.frame("cells").select("cell_idx", "cell_id")
+            found = cells.filter(cell_id == cell).collect()["cell_idx"].to_list()
+            if len(found) == 1:
+                return int(found[0])
+            if found:
+                raise QueryError(f"cell_id {cell!r} is of {len(found)} cells; ask by cell_idx: {some(found)}")
+            # the same barcode with more, or less, before or after it
+            alike = cell_id.str.to_lowercase().str.contains(cell.lower(), literal=True)
+            alike |= pl.lit(cell.lower()).str.contains(cell_id.str.to_lowercase(), literal=True)
+            hint = did_you_mean(cell, cells.filter(alike).head(3).collect()["cell_id"].to_list(), n=3)
+        raise QueryError(
+            f"no cell {cell!r}{hint}; data set {self.lineage.dataset} has cell_idx 0 to {self._n_cells - 1}"
+        )
 
     def _describe(self, found: pl.DataFrame) -> pl.DataFrame:
         if "features" not in self._folders:
             return found
-        about = self.frame("features").select(_ABOUT_FEATURE).collect()
+        about = self._about_features
         about = about.select("feature_id", *(name for name in _ABOUT_FEATURE[1:] if name not in found.columns))
         return found.join(about, on="feature_id", how="left", maintain_order="left")
 
@@ -278,8 +341,8 @@ class FeatureStore:
         if no_column := _NO_COLUMN.search(message):
             name = no_column[1]
             columns = {table: self.frame(table).collect_schema().names() for table in self.tables()}
-            near = difflib.get_close_matches(name, {c for names in columns.values() for c in names}, n=3, cutoff=0.5)
-            places = [f"{c} ({', '.join(t for t, names in columns.items() if c in names)})" for c in near]
+            alike = near(name, sorted({c for names in columns.values() for c in names}))
+            places = [f"{c} ({', '.join(t for t, names in columns.items() if c in names)})" for c in alike]
             hint = f"; near ones: {', '.join(places)}" if places else ""
             return f"no column {name!r}{hint}; `SELECT * FROM features LIMIT 1` shows what a table has"
         return f"the query cannot be answered: {message}"
@@ -290,6 +353,7 @@ _MADE_BY: Mapping[str, str] = {
     "codes": "scsae encode",
     **dict.fromkeys(ASSOCIATION_TABLES, "scsae associate"),
     "steering": "scsae steer",
+    "feature_match": "scsae match --other SAE",
 }
 _ASKED: Mapping[str, tuple[str, str, bool]] = {
     "gene": ("feature_gene", "pearson", True),
@@ -301,7 +365,9 @@ _ASKED: Mapping[str, tuple[str, str, bool]] = {
 def _choose(layout: Layout, kind: str, run: str | None) -> RunInfo | None:
     complete = [info for info in layout.runs(kind) if info.complete]
     if run is None:
-        return complete[0] if complete else None
+        ordinary = (info for info in complete if control_of(layout, kind, info.run) is None)
+        # a store of nothing but controls is there to be asked about them
+        return next(ordinary, complete[0] if complete else None)
     matches = [info for info in complete if info.run.startswith(run)]
     if len(matches) != 1:
         known = ", ".join(info.run for info in complete) or "none"
@@ -309,6 +375,17 @@ def _choose(layout: Layout, kind: str, run: str | None) -> RunInfo | None:
             f"{run!r} names {len(matches) or 'none'} of the complete {kind} runs in {layout.root}: {known}"
         )
     return matches[0]
+
+
+def _matches(layout: Layout, sae: str | None) -> tuple[str, ...]:
+    """The newest complete match of each pair of SAEs and method; `sae` None: of all pairs, else of those with it."""
+    newest: dict[tuple[str, ...], str] = {}
+    for info in layout.runs("matches"):
+        if info.complete:
+            plan = Run.open(info.path / "feature_match").plan
+            if sae is None or sae in plan["saes"]:
+                newest.setdefault((*plan["saes"], plan["method"]), info.run)
+    return tuple(newest.values())
 
 
 def _choose_dataset(layout: Layout, dataset: str | None) -> str | None:
@@ -327,37 +404,12 @@ def _plan_of(info: RunInfo | None) -> dict[str, Any]:
     return Run.open(info.path / table).plan
 
 
-def _scan(folder: Path, **widened: type[pl.DataType]) -> pl.LazyFrame:
-    """The parts of a complete run as one lazy frame; `widened` integer columns are read as the wider dtype given."""
+def _scan(folder: Path) -> pl.LazyFrame:
+    """The parts of a complete run as one lazy frame."""
     parts = Run.open(folder).parts()
     try:
         with parquet_source(parts[0]) as source:
-            schema = {**pl.read_parquet_schema(source), **{name: dtype() for name, dtype in widened.items()}}
+            schema = pl.read_parquet_schema(source)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise IntegrityError(f"{parts[0]} cannot be read: {error}; {REPAIR}") from error
-    cast_options = pl.ScanCastOptions(integer_cast="upcast")
-    return pl.scan_parquet([scan_source(part) for part in parts], schema=schema, cast_options=cast_options, glob=False)
-
-
-def _read_where(run: Run, column: str, value: int) -> pl.DataFrame:
-    """Rows with this value from the parts whose range on the run's axis covers it."""
-
-    def covers(marker: ShardMarker) -> bool:
-        return marker.start <= value < marker.stop
-
-    manifest = run.manifest()
-    parts = [scan_source(run.part(marker.shard)) for marker in manifest.shards if covers(marker)]
-    if not parts:
-        return pl.scan_parquet(scan_source(run.part(0))).head(0).collect()
-    return pl.scan_parquet(parts, glob=False).filter(pl.col(column) == value).collect()
-
-
-def _did_you_mean(name: str, names: Iterable[str]) -> str:
-    known = {other.lower(): other for other in names}
-    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
-    return f"; did you mean {known[near[0]]!r}?" if near else ""
-
-
-def _some(names: Sequence[Any], n: int = 10) -> str:
-    shown = ", ".join(str(name) for name in sorted(names)[:n])
-    return shown if len(names) <= n else f"{shown}, ... ({len(names)})"
+    return pl.scan_parquet([scan_source(part) for part in parts], schema=schema, glob=False)

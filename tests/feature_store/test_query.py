@@ -57,6 +57,57 @@ def test_codes_and_features_join_in_sql(store: FeatureStore, dense: np.ndarray) 
     assert np.allclose(result["top"].to_numpy(), dense[:, 1:].max(axis=0))
 
 
+QUESTIONS_TO_CODES = [
+    "SELECT * FROM codes",
+    "SELECT * FROM codes WHERE feature_id = 4",
+    "SELECT value FROM codes WHERE feature_id = 11 LIMIT 3",
+    "SELECT cell_idx FROM codes WHERE feature_id = 4 AND value > 0.5 AND cell_idx BETWEEN 3 AND 30",
+    "SELECT cell_idx, feature_id FROM codes WHERE feature_id = 3 AND (cell_idx < 5 OR value > 0.9)",
+    "SELECT * FROM codes WHERE feature_id = 3 OR cell_idx = 7",
+    "SELECT * FROM codes WHERE feature_id IN (2, 9) OR feature_id > 10",
+    "SELECT * FROM codes WHERE feature_id BETWEEN 3 AND 3",
+    "SELECT * FROM codes WHERE feature_id = 99",
+    "SELECT * FROM codes WHERE feature_id = -1 AND cell_idx = 4",
+    "SELECT * FROM codes WHERE NOT feature_id <> 5",
+    "SELECT * FROM codes WHERE feature_id % 12 = 5",
+    "SELECT * FROM codes WHERE cell_idx = 25",
+    "SELECT * FROM codes WHERE cell_idx >= 38 AND feature_id = 2",
+    "SELECT * FROM codes WHERE cell_idx = 40",
+    "SELECT * FROM codes WHERE feature_id = 4 AND value = (SELECT MAX(value) FROM codes WHERE feature_id = 4)",
+    "SELECT * FROM (SELECT * FROM codes LIMIT 30) AS some WHERE feature_id = 4",
+    "SELECT COUNT(*) AS n FROM codes",
+    "SELECT COUNT(*) AS n FROM codes WHERE feature_id = 4",
+    "SELECT feature_id, COUNT(*) AS n FROM codes GROUP BY feature_id HAVING feature_id = 4",
+    "SELECT a.cell_idx, a.value, b.value AS other FROM codes a JOIN codes b ON a.cell_idx = b.cell_idx "
+    "WHERE a.feature_id = 4 AND b.feature_id = 5 ORDER BY a.cell_idx",
+]
+
+
+@pytest.mark.parametrize("share", [1, 8, 1000])
+def test_codes_are_the_same_rows_in_the_same_order_whichever_sort_order_answers(
+    store: FeatureStore, small_store: Any, monkeypatch: pytest.MonkeyPatch, share: int
+) -> None:
+    monkeypatch.setattr("feature_store.code_reader.SPARSE_SHARE", share)
+    by_cell = pl.concat([pl.read_parquet(part) for part in small_store.codes.by_cell.parts()])
+    plain = pl.SQLContext({"codes": by_cell.with_columns(pl.col("feature_id").cast(pl.Int32))}, eager=True)
+    for query in QUESTIONS_TO_CODES:
+        assert store.sql(query).equals(plain.execute(query)), query
+
+
+def test_sql_over_codes_reads_only_the_parts_that_the_filter_speaks_of(
+    store: FeatureStore, small_store: Any, dense: np.ndarray
+) -> None:
+    folder = small_store.codes.folder
+    for part in [*(folder / "by_feature").glob("*.parquet"), *(folder / "by_cell").glob("*.parquet")]:
+        if part.parent.name + part.name not in ("by_featurepart-00003.parquet", "by_cellpart-00001.parquet"):
+            part.write_bytes(b"not Parquet")
+    found = store.sql("SELECT cell_idx, value FROM codes WHERE feature_id = 7")
+    assert found["cell_idx"].to_list() == np.flatnonzero(dense[:, 7]).tolist()
+    found = store.sql("SELECT feature_id FROM codes WHERE cell_idx IN (12, 17) AND value > 0 ORDER BY feature_id")
+    assert found["feature_id"].to_list() == np.sort(np.nonzero(dense[[12, 17]])[1]).tolist()
+    assert store.frame("codes").filter(pl.col("feature_id") == 7).collect().height == np.count_nonzero(dense[:, 7])
+
+
 def test_sql_sees_every_steering_run_with_its_id(store: FeatureStore) -> None:
     result = store.sql("SELECT run, control FROM steering WHERE effect > 0.2")
     assert result.rows() == [("57ee4", "edited")]
@@ -68,6 +119,7 @@ def test_sql_sees_every_steering_run_with_its_id(store: FeatureStore) -> None:
         ("SELECT * FROM feature", "no table 'feature'; did you mean 'features'\\?; tables: cells, codes"),
         ("SELECT aurok FROM feature_label", r"no column 'aurok'; near ones: auroc \(feature_label\)"),
         ("SELECT l.aurok FROM feature_label l", r"no column 'aurok'; near ones: auroc \(feature_label\)"),
+        ("SELECT AUROC FROM feature_label", r"no column 'AUROC'; near ones: auroc \(feature_label\)"),
         ("SELECT xyzzy FROM cells", "no column 'xyzzy'; `SELECT"),
         ("SELECT feature_id FROM codes WHERE", "cannot be answered: sql parser error"),
         ("SELECT nonsense(value) FROM codes", "unsupported function"),
@@ -121,6 +173,46 @@ def test_an_unknown_label_gene_or_set_is_answered_with_the_nearest(store: Featur
         store.features_for()
 
 
+def test_a_name_in_another_case_is_found_unless_it_may_be_two(store: FeatureStore, small_store: Any) -> None:
+    assert store.features_for(gene="ms4a1").equals(store.features_for(gene="MS4A1"))
+    assert store.features_for(gene_set="b CELL receptor").equals(store.features_for(gene_set="B cell receptor"))
+    labels = store.frame("feature_label").collect()
+    both = pl.concat([labels.with_columns(label=pl.lit(name)) for name in ("Nk", "NK")])
+    folder = small_store.layout.associations_dir("a550c") / "feature_label"
+    shutil.rmtree(folder)
+    commit.write_table(folder, both, {"codes": "c0de", "dataset": "toy"})
+    reopened = FeatureStore.open(small_store.layout.root)
+    assert set(reopened.features_for(label="NK")["label"]) == {"NK"}
+    with pytest.raises(QueryError, match="no label 'nk' in feature_label; did you mean 'NK' or 'Nk'"):
+        reopened.features_for(label="nk")
+
+
+def test_a_label_without_figures_of_test_cells_is_said_to_have_none(store: FeatureStore, small_store: Any) -> None:
+    labels = store.frame("feature_label").filter(pl.col("split") == "select").collect()
+    folder = small_store.layout.associations_dir("a550c") / "feature_label"
+    shutil.rmtree(folder)
+    commit.write_table(folder, labels, {"codes": "c0de", "dataset": "toy"})
+    with pytest.raises(QueryError, match="label 'B' has figures of select cells and none of test cells"):
+        FeatureStore.open(small_store.layout.root).features_for(label="B")
+
+
+@pytest.mark.parametrize(
+    ("query", "why"),
+    [
+        ("SELECT * FROM feature_label WHERE label = 'b'", "no label is 'b' in feature_label; did you mean 'B'?"),
+        ("SELECT * FROM feature_gene g WHERE g.gene IN ('MS4A2')", "no gene is 'MS4A2' in feature_gene; did you mean"),
+        ("SELECT * FROM cells WHERE \"cell_type\" = 'NK'", "no cell_type is 'NK' in cells"),
+        ("SELECT * FROM feature_label WHERE label = 'B' AND auroc > 2", "no row meets all the conditions"),
+        ("SELECT * FROM cells WHERE cell_idx > 99", "no row meets all the conditions"),
+    ],
+)
+def test_a_query_without_an_answer_is_told_which_name_its_table_does_not_hold(
+    store: FeatureStore, query: str, why: str
+) -> None:
+    assert store.sql(query).is_empty()
+    assert store.why_empty(query).startswith(why)
+
+
 @pytest.mark.parametrize("feature", [0, 4, 11])
 def test_top_cells_are_those_with_the_largest_code(store: FeatureStore, dense: np.ndarray, feature: int) -> None:
     column = dense[:, feature]
@@ -145,9 +237,20 @@ def test_a_cell_is_found_by_its_name_if_the_name_is_one_cells(store: FeatureStor
     assert store.features_of("cell-17").equals(store.features_of(17))
     with pytest.raises(QueryError, match="cell_id 'cell-0' is of 2 cells; ask by cell_idx: 0, 1"):
         store.features_of("cell-0")
-    for cell in ("cell-99", 40, -1):
+    for cell in ("99", 40, -1):
         with pytest.raises(QueryError, match=f"no cell {cell!r}; data set toy has cell_idx 0 to 39"):
             store.features_of(cell)
+
+
+@pytest.mark.parametrize(
+    ("cell", "near"),
+    [("cell-39-1", "'cell-39'"), ("CELL-25", "'cell-25'"), ("sample_cell-31", "'cell-31'"), ("l-17", "'cell-17'")],
+)
+def test_a_cell_id_with_more_or_less_around_it_is_answered_with_the_cell_that_it_may_be(
+    store: FeatureStore, cell: str, near: str
+) -> None:
+    with pytest.raises(QueryError, match=f"no cell {cell!r}; did you mean {near}"):
+        store.features_of(cell)
 
 
 def test_a_feature_that_the_codes_do_not_have_is_refused(store: FeatureStore) -> None:
