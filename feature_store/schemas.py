@@ -101,7 +101,12 @@ TABLES: Mapping[str, TableSchema] = {
         threshold=pl.Float64,
         n=pl.Int64,
         n_donors=pl.Int64,
+        n_agree=pl.Int64,
+        low=pl.Float64,
+        high=pl.Float64,
         p=pl.Float64,
+        p_donor=pl.Float64,
+        p_max=pl.Float64,
         q=pl.Float64,
     ),
     "feature_gene": _table(

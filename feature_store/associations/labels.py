@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 
 from feature_store.associations.ami import THRESHOLDS, ami_by_threshold
+from feature_store.associations.donors import DonorEffects, across_donors, between_donors
 from feature_store.associations.familywise import Replicates, minima_table, smallest_p
 from feature_store.associations.inputs import Bools, Floats, Ints, Labels, Sparse, Strata
 from feature_store.associations.pvalues import RankTest, varies_within
@@ -106,15 +107,17 @@ def associate_labels(
 
 
 class _Tests(NamedTuple):
-    """z and p [n_features n_tested], units behind each label [n_tested] (NaN: none given), the method of each label,
-    the smallest p of replicates [n_replicates n_tested] and the strata of the effect, None for all cells as one.
+    """z and p [n_features n_tested], the method of each label, the smallest p of replicates [n_replicates n_tested],
+    the units, None where none were given, which labels [n_tested] are tested by unit, and the strata of the effect,
+    None for all cells as one.
     """
 
     z: Floats
     p: Floats
-    n_units: Floats
     method: list[str]
     smallest: Floats
+    units: Strata | None
+    by_unit: Bools
     strata: Strata | None
 
 
@@ -131,16 +134,35 @@ def _tests(
     smallest = smallest_p(blocked, replicates.n, replicates.generator(kind, split, BLOCKED))
     kinds = [labels.kind for labels in (within, units) if labels is not None] or ["none"]
     method = [f"{BLOCKED} blocks={kinds[0]}"] * n_labels
-    outside = np.empty(0, dtype=np.int64)
+    constant = np.zeros(n_labels, dtype=bool)
     if units is not None and within is None:
-        outside = np.flatnonzero(~varies_within(indicator, by_unit))
-    if outside.size:
+        constant = ~varies_within(indicator, by_unit)
+    if constant.any():
+        outside = np.flatnonzero(constant)
         unit = RankTest.by_unit(part.codes, indicator[:, outside], by_unit)
         z[:, outside], p[:, outside] = unit.result()
         smallest[:, outside] = smallest_p(unit, replicates.n, replicates.generator(kind, split, BY_UNIT))
-        method = [f"{BY_UNIT} units={kinds[0]}" if i in outside else m for i, m in enumerate(method)]
-    n_units = np.full(n_labels, by_unit.n_strata if units is not None else np.nan)
-    return _Tests(z, p, n_units, method, smallest, None if within is None else blocks)
+        method = [f"{BY_UNIT} units={kinds[0]}" if c else m for c, m in zip(constant, method, strict=True)]
+    strata = None if within is None else blocks
+    return _Tests(z, p, method, smallest, None if units is None else by_unit, constant, strata)
+
+
+def _donor_columns(part: _Cells, tests: _Tests, effect: Floats) -> dict[str, Floats]:
+    """The columns of `donors`, NaN where they do not apply: without units, or within the strata of a batch."""
+    indicator = part.indicator[:, part.tested]
+    columns = {name: np.full(effect.shape, np.nan) for name in DonorEffects._fields}
+    if tests.units is not None:
+        columns["n_donors"][:] = tests.units.n_strata
+    if tests.units is not None and tests.strata is None:
+        if inside := np.flatnonzero(~tests.by_unit).tolist():
+            found = across_donors(part.codes, indicator[:, inside], tests.units, effect[:, inside])
+            for name, values in found._asdict().items():
+                columns[name][:, inside] = values
+        if outside := np.flatnonzero(tests.by_unit).tolist():
+            columns["p_donor"][:, outside] = tests.p[:, outside]
+            interval = between_donors(part.codes, indicator[:, outside], tests.units)
+            columns["low"][:, outside], columns["high"][:, outside] = interval
+    return columns
 
 
 def _effects(
@@ -160,7 +182,7 @@ def _effects(
         "z": tests.z,
         "p": tests.p,
         "n_label": np.asarray(tested.sum(axis=0)).ravel(),
-        "n_donors": tests.n_units,
+        **_donor_columns(part, tests, 2 * area - 1),
         "method": tests.method,
     }
 
@@ -184,9 +206,9 @@ def _rows(
         pl.lit(labels.kind).alias("label_kind"),
         names.gather(which).alias("label"),
         pl.lit(split).alias("split"),
-        pl.exclude("n_label", "n_donors", "method"),
+        pl.exclude("n_label", "n_donors", "n_agree", "method"),
         pl.lit(part.codes.shape[0], dtype=pl.Int64).alias("n"),
-        pl.col("n_label", "n_donors").cast(pl.Int64),
+        pl.col("n_label", "n_donors", "n_agree").cast(pl.Int64),
         pl.col("method"),
     )
 
