@@ -28,6 +28,7 @@ from pipelines.config import (
     load_recipe,
 )
 from pipelines.errors import ON_PURPOSE, exit_code, root_cause
+from pipelines.plot import KINDS
 from pipelines.progress import stderr_console
 
 INTERRUPTED = 130
@@ -276,6 +277,29 @@ def features(
     from pipelines.report import lookup, write_frame
 
     write_frame(lookup(store, gene=gene, label=label, gene_set=gene_set, cell=cell, n=n, output=output), output)
+
+
+@app.command("plot")
+def plot_command(
+    kind: Annotated[
+        str, typer.Argument(help="; ".join(f"{name}: {found.about}" for name, found in KINDS.items()) + ".")
+    ],
+    save: Annotated[Path, typer.Option("--save", help="Picture to write: .png, .pdf or .svg.")],
+    feature: Annotated[list[int] | None, typer.Option("--feature", help="Feature id; repeatable.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option("--label", help="Column of the cell table, such as cell_type; repeatable.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="Cells to show: test (default), select, train; all on maps, violins.")
+    ] = None,
+    n: Annotated[int | None, typer.Option("--n", min=1, help="Bars at most.")] = None,
+    store: Store = DEFAULT_STORE,
+) -> None:
+    """Draw a plot of the store into a file."""
+    from pipelines.plot import Asked, plot
+
+    plot(kind, Asked(feature=feature or (), label=label or (), split=split, n=n, save=save), store)
+    typer.echo(save)
 
 
 @app.command()

@@ -129,7 +129,7 @@ def head(ax: "Axes", title: str) -> None:
     figure = ax.get_figure(root=True)
     assert figure is not None
     inches = ax.get_position().width * figure.get_figwidth()
-    lines = [part for line in title.split("\n") for part in textwrap.wrap(line, max(28, int(inches * 10.5)))]
+    lines = [part for line in title.split("\n") for part in textwrap.wrap(line, max(34, int(inches * 12.5)))]
     ax.set_title("\n".join(lines), fontsize=10)
 
 

@@ -59,6 +59,7 @@ def umap(
     Raises InputError for an unknown column and for coordinates of another shape, QueryError for an unknown feature.
     """
     wanted = [color] if isinstance(color, int | str) else list(color)
+    check_file(save)
     if not wanted:
         raise InputError("nothing to colour the cells by; give a feature, 17, or a column of the cells, 'cell_type'")
     read_cells(store, *(name for name in wanted if isinstance(name, str)))
@@ -82,7 +83,7 @@ def umap(
             number = value.cast(pl.Float64).to_numpy() if isinstance(value, pl.Series) else value
             n_fires = int(np.count_nonzero(np.nan_to_num(number)))
             _draw_values(panel, xy, number, size, "cell code" if isinstance(by, int) else words(by))
-            counted = f"fires in {n_fires:,} of {number.size:,} {said(split)}"
+            counted = f"fires in {n_fires:,} of {number.size:,} {said(split).removeprefix('all ')}"
             about = (plain(name_of(store, by)), counted) if isinstance(by, int) else (words(by), said(split))
             head(panel, "\n".join(about))
         panel.set(xticks=[], yticks=[])

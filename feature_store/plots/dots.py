@@ -10,7 +10,7 @@ import polars as pl
 
 from feature_store.errors import InputError
 from feature_store.plots.canvas import SMALL, canvas, finish, head, plain, words
-from feature_store.plots.inputs import cells_of, code_of, name_of, near, said
+from feature_store.plots.inputs import cells_of, check_split, code_of, name_of, near, said
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,6 +42,7 @@ def dotplot(
 
     Raises InputError for a kind of label or a split without tests, QueryError for an unknown feature.
     """
+    check_split(split)
     tested = _tested(store, groupby)
     chosen = best_features(store, groupby)["feature_id"].to_list() if features is None else list(features)
     rows = tested.filter((pl.col("split") == split) & pl.col("feature_id").is_in(chosen))

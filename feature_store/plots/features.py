@@ -64,8 +64,8 @@ def batch_quadrant(
     class.
 
     The dashed lines are the class rule's threshold (`ClassConfig.cell_effect`); the n_named strongest of each axis
-    carry their id. Both are measured on the cells that are not `test` cells, as the classes are. InputError for a data
-    set without batches, or without labels.
+    carry their id, and their label where there is room. Both are measured on the cells that are not `test` cells, as
+    the classes are. InputError for a data set without batches.
     """
     known = store.frame("features").collect_schema().names()
     if missing := [name for name in _EFFECTS if name not in known]:
@@ -122,8 +122,8 @@ def _refuse_without_groups(store: "FeatureStore") -> None:
 
 
 def _name_strongest(ax: "Axes", features: pl.DataFrame, threshold: float, n: int, limit: float) -> None:
-    """Write the id (and label) beside the n strongest features of each axis; a name that would cover another is left
-    out.
+    """Write the id, and the label where there is room, beside the n strongest features of each axis; what would cover
+    another is left out.
     """
     from matplotlib.patheffects import withStroke
 
@@ -134,15 +134,15 @@ def _name_strongest(ax: "Axes", features: pl.DataFrame, threshold: float, n: int
     ]
     for row in pl.concat(strongest).unique("feature_id", keep="first", maintain_order=True).iter_rows(named=True):
         label = f" {plain(row['top_label'], 24)}" if row["top_label"] and row["class"] != "batch" else ""
-        text = f"{row['feature_id']}{label}"
-        x, y, width = row["context_effect"], row["batch_effect"], 0.016 * limit * len(text)
+        x, y = row["context_effect"], row["batch_effect"]
         left = x > 0.6 * limit
-        start = x - width if left else x
-        if any(
-            abs(y - other) < 0.035 * limit and start < stop and begin < start + width for other, begin, stop in placed
-        ):
-            continue
-        placed.append((y, start, start + width))
-        note = ax.annotate(text, (x, y), xytext=(-4 if left else 4, 3), textcoords="offset points", fontsize=SMALL - 1)
-        note.set_horizontalalignment("right" if left else "left")
-        note.set_path_effects([withStroke(linewidth=2, foreground="white")])
+        for text in dict.fromkeys((f"{row['feature_id']}{label}", str(row["feature_id"]))):
+            width = 0.016 * limit * len(text)
+            start = x - width if left else x
+            if any(abs(y - at) < 0.035 * limit and start < b and a < start + width for at, a, b in placed):
+                continue
+            placed.append((y, start, start + width))
+            note = ax.annotate(text, (x, y), xytext=(-4 if left else 4, 3), textcoords="offset points")
+            note.set(fontsize=SMALL - 1, horizontalalignment="right" if left else "left")
+            note.set_path_effects([withStroke(linewidth=2, foreground="white")])
+            break

@@ -8,7 +8,7 @@ import polars as pl
 
 from feature_store.errors import InputError
 from feature_store.plots.canvas import BLUE, GREY, ORANGE, SMALL, canvas, finish, head, key, plain, words
-from feature_store.plots.inputs import name_of, near, said
+from feature_store.plots.inputs import check_split, name_of, near, said
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +48,7 @@ def gene_bars(
     drawn.ax.set_ylim(rows.height - 0.4, -0.6)
     drawn.ax.axvline(0, color="black", lw=0.8)
     drawn.ax.set_xlabel(f"Pearson with expression, {said(split)}", fontsize=9)
-    head(drawn.ax, f"Genes of feature {plain(name_of(store, feature))}")
+    head(drawn.ax, f"Genes of feature {feature}")
     key(drawn.ax, {"positive": BLUE, "negative": ORANGE, f"q > {alpha:g}": GREY}, set(colours))
     finish(drawn, show, save)
     return drawn.ax
@@ -110,6 +110,7 @@ def geneset_bars(
 
 
 def _of_feature(store: "FeatureStore", table: str, feature: int, split: str) -> pl.DataFrame:
+    check_split(split)
     found = store.frame(table).filter(pl.col("feature_id") == feature).collect()
     if found.filter(pl.col("split") == split).is_empty():
         known = store.frame(table).select(pl.col("feature_id").n_unique()).collect().item()

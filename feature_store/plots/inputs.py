@@ -30,13 +30,18 @@ def read_cells(store: "FeatureStore", *columns: str) -> pl.DataFrame:
 
 def cells_of(store: "FeatureStore", split: str | None, *columns: str) -> pl.DataFrame:
     """As `read_cells`, of one split (None: of all)."""
-    if split is not None and split not in SPLITS:
-        raise InputError(f"no split {split!r}{near(split, SPLITS)}; splits are {', '.join(SPLITS)}")
+    check_split(split)
     cells = read_cells(store, *columns)
     chosen = cells if split is None else cells.filter(pl.col("split") == split)
     if chosen.is_empty():
         raise InputError(f"no cell of the data set is in the split {split!r}; give another split")
     return chosen
+
+
+def check_split(split: str | None) -> None:
+    """InputError for what is no split, with the near one."""
+    if split is not None and split not in SPLITS:
+        raise InputError(f"no split {split!r}{near(split, SPLITS)}; splits are {', '.join(SPLITS)}")
 
 
 def code_of(store: "FeatureStore", feature: int, cells: pl.DataFrame) -> npt.NDArray[np.float64]:
