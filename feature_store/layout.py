@@ -6,6 +6,7 @@
     <root>/codes/<run>/            by_cell/  by_feature/  stats/{feature_gene,gene,feature_token}/
     <root>/associations/<run>/     features/  feature_label/  feature_gene/  feature_geneset/  feature_token/
     <root>/steering/<run>/         results/  per_cell/
+    <root>/matches/<run>/          feature_match/
     <root>/mlflow/                 mlflow.db  artifacts/
 
 The root is a folder, or `s3://BUCKET/PREFIX` on object storage: `as_path` makes a path of either, with the arithmetic
@@ -43,6 +44,7 @@ _COMPLETE_WHEN: Mapping[str, tuple[str, ...]] = {
     ),
     "associations": tuple(f"{table}/{MANIFEST}" for table in ASSOCIATION_TABLES),
     "steering": (f"results/{MANIFEST}",),
+    "matches": (f"feature_match/{MANIFEST}",),
 }
 KINDS = tuple(_COMPLETE_WHEN)
 
@@ -53,6 +55,7 @@ _MADE_BY: Mapping[str, str] = {
     "codes": "scsae encode",
     "associations": "scsae associate",
     "steering": "scsae steer",
+    "matches": "scsae match",
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -160,6 +163,10 @@ class Layout:
     def steering_dir(self, run: str) -> Path:
         """Steering results."""
         return self.run_dir("steering", run)
+
+    def matches_dir(self, run: str) -> Path:
+        """The features of two SAEs matched with each other."""
+        return self.run_dir("matches", run)
 
     @property
     def local_root(self) -> Path:

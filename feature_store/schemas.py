@@ -141,6 +141,25 @@ TABLES: Mapping[str, TableSchema] = {
         gene=pl.String,
         value=pl.Float32,
     ),
+    # one row a feature of `sae`, matched with its nearest in the SAE `other`, and the other way round
+    "feature_match": _table(
+        "feature_id sae other mutual dead method",
+        feature_id=pl.Int32,
+        sae=pl.String,
+        other=pl.String,
+        other_feature_id=pl.Int32,
+        similarity=pl.Float64,
+        similarity_test=pl.Float64,
+        runner_up=pl.Float64,
+        rank=pl.Int32,
+        mutual=pl.Boolean,
+        null_median=pl.Float64,
+        null_95=pl.Float64,
+        random_median=pl.Float64,
+        p=pl.Float64,
+        dead=pl.Boolean,
+        method=pl.String,
+    ),
 }
 
 

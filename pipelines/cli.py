@@ -21,6 +21,7 @@ from pipelines.config import (
     DataOptions,
     EncodeOptions,
     ExtractOptions,
+    MatchOptions,
     Options,
     SteerOptions,
     TrainOptions,
@@ -179,6 +180,15 @@ def associate_command(options: AssociateOptions, store: Path) -> None:
     from pipelines.report import print_results
 
     print_results([associate(options, store)], store)
+
+
+@stage_command(MatchOptions)
+def match_command(options: MatchOptions, store: Path) -> None:
+    """See MatchOptions."""
+    from pipelines.match import match
+    from pipelines.report import print_results
+
+    print_results(match(options, store), store)
 
 
 @stage_command(SteerOptions)

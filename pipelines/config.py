@@ -223,6 +223,28 @@ class AssociateOptions(Options):
     """Gene sets as GMT files; may be repeated. Default: the small file of canonical immune programs."""
 
 
+class MatchOptions(Options):
+    """Match the features of SAEs with each other: which are found again by another seed, layer, model or data set?
+
+    The matches join the other tables, e.g.: scsae sql "SELECT m.other, m.similarity, f.top_genes FROM feature_match m
+    JOIN features f USING (feature_id) WHERE m.mutual ORDER BY m.similarity DESC"
+    """
+
+    run: str | None = None
+    """SAE run whose features are matched; default: the newest."""
+    other: tuple[str, ...] = ()
+    """SAE run to match them with; may be repeated."""
+    method: Literal["auto", "cosine", "pearson", "spearman"] = "auto"
+    """How features are compared: by the cosine of their directions, or by the correlation of their codes of the same
+    cells; auto takes the cosine for SAEs of the same model and site, else pearson."""
+    n_null: int = Field(default=39, ge=19)
+    """Permutations of the cells, within donors, that a correlation is held against."""
+    max_cells: int = Field(default=5000, ge=3)
+    """Cells of each split that a correlation is computed over, at most: a seeded sample of more."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the random directions, the permutations and the sample."""
+
+
 class SteerOptions(ActorOptions):
     """Edit the features of one target in the running model and measure what changes, beside its nulls."""
 

@@ -24,6 +24,7 @@ NEXT = {
     "codes": "scsae associate",
     "associations": "scsae features --label LABEL",
     "steering": "scsae sql 'SELECT * FROM steering'",
+    "matches": "scsae sql 'SELECT * FROM feature_match WHERE mutual ORDER BY similarity DESC'",
 }
 """What to type after a stage."""
 

@@ -94,6 +94,15 @@ def test_directions_without_counterpart_stay_at_their_null(rng):
         assert frame["null_95"].n_unique() == 1
 
 
+def test_directions_of_few_dimensions_are_held_against_a_null_of_those_dimensions(rng):
+    few = rng.normal(size=(4, 64)) + 0.01 * rng.normal(size=(4, 64))
+    a, b = (rng.normal(size=(500, 4)) @ few + 1.0 for _ in range(2))
+    of_a, _ = match_directions(a, b)
+    assert of_a["random_median"][0] < 0.6 < 0.95 < of_a["null_median"][0]
+    assert of_a["similarity"].median() == pytest.approx(of_a["null_median"][0], abs=0.01)
+    assert (of_a["p"] <= 0.05).mean() < 0.15
+
+
 def test_dead_features_take_no_part_and_have_no_match(rows):
     a, _ = rows
     dead_a, dead_b = np.arange(N_A) == 3, np.arange(N_A) == 5
@@ -207,12 +216,14 @@ def test_a_summary_is_over_what_was_compared():
             "similarity": [0.9, 0.8, None, 0.95, 0.2],
             "similarity_test": [0.8, 0.6, None, None, 0.1],
             "null_median": [0.1, 0.3, None, 0.3, 0.3],
+            "random_median": 0.1,
             "mutual": [True, True, False, True, False],
             "p": [0.01, 0.05, None, 0.01, 0.5],
         }
     )
     assert summarise(frame) == {
         "compared": 4, "similarity": pytest.approx(0.85), "similarity_test": 0.6, "null": pytest.approx(0.3),
+        "random": 0.1,
         "mutual": 0.75, "beyond null": 0.75, "stable": 0.25,
     }  # fmt: skip
     of_directions = frame.with_columns(similarity_test=pl.lit(None, dtype=pl.Float64))
