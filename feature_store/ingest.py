@@ -10,7 +10,7 @@ opening and writing 10 thousand cells takes .7 CPU seconds and 225 MB at its pea
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from functools import cached_property
@@ -191,6 +191,8 @@ def write_cells(
     cell_type: str | None = None,
     labels: Sequence[str] = (),
     split: splits.SplitConfig | None = None,
+    split_column: str | None = None,
+    known_splits: Mapping[str, str] | None = None,
 ) -> pl.DataFrame:
     """Write the tables `cells` and `genes` of a data set, splits included, and return the cells.
 
@@ -203,6 +205,9 @@ def write_cells(
     Of several files, a name of a donor (batch, cell type) is one donor in whichever file it stands: if two files call
     different people "1", the split keeps them together, which loses some balance and leaks nothing.
 
+    Splits are dealt (`splits.make`; `known_splits` are those that units have already, `read_unit_splits`), or those of
+    the obs column `split_column` (`splits.given`).
+
     Calling it again with the same arguments writes nothing. The genes cost one pass over the matrix, which checks every
     value on the way. Raises InputError for an obs column that does not exist (nothing is written), PlanMismatchError if
     the data set's name is taken by other content.
@@ -210,20 +215,31 @@ def write_cells(
     split = split or splits.SplitConfig()
     obs = source.obs()
     asked = {"donor": donor, "batch": batch, "cell_type": cell_type}
-    for option, column in (*asked.items(), *(("label", label) for label in labels)):
+    for option, column in (*asked.items(), ("split", split_column), *(("label", label) for label in labels)):
         if column is not None and column not in obs.columns:
             raise InputError(
                 f"--{option.replace('_', '-')} was {column!r}, no obs column of {', '.join(map(str, source.paths))}; "
                 f"there are {listing(column, obs.columns)}"
             )
     named = {key: None if column is None else obs[column].cast(pl.String) for key, column in asked.items()}
-    split_of_cell, record = splits.make(source.n_cells, donor=named["donor"], batch=named["batch"], config=split)
+    if split_column is None:
+        split_of_cell, record = splits.make(
+            source.n_cells, donor=named["donor"], batch=named["batch"], known=known_splits, config=split
+        )
+    else:
+        split_of_cell, record = splits.given(
+            obs[split_column], name=split_column, donor=named["donor"], batch=named["batch"]
+        )
     plan = {
         "digest": source.digest,
         **asked,
         "labels": list(labels),
         "split": {**asdict(split), **asdict(record)},
     }
+    if split_column is not None:
+        plan["split_column"] = split_column
+    elif kept := _kept(named[record.unit] if record.unit in named else None, known_splits):
+        plan["kept_splits"] = kept
     if len(source.paths) > 1:
         plan["sources"] = _short_names(source.paths)
     dataset = dataset or f"{_slug(source.paths)}-{run_id({**plan, 'matrix': source.matrix})[:6]}"
@@ -235,7 +251,8 @@ def write_cells(
         **{key: pl.Series([None], dtype=pl.String).new_from_index(0, source.n_cells) if column is None else column
            for key, column in named.items()},
     }  # fmt: skip
-    cells = schemas.conform("cells", pl.DataFrame(own).hstack(without_clashes(obs, asked, tuple(own))))
+    taken = {**asked, "split": split_column}
+    cells = schemas.conform("cells", pl.DataFrame(own).hstack(without_clashes(obs, taken, tuple(own))))
     genes_plan = {"table": "genes", "dataset": dataset, "digest": source.digest, "matrix": source.matrix}
     commit.write_table(layout.genes_dir(dataset), lambda: gene_table(source), genes_plan)
     commit.write_table(layout.cells_dir(dataset), cells, {"table": "cells", "dataset": dataset, **plan})
@@ -256,6 +273,13 @@ def read_split_record(folder: str | Path) -> splits.SplitRecord:
     """How the cells in `Layout.cells_dir(dataset)` were split, and whether donors could be kept whole."""
     content = commit.Run.open(folder).plan["split"]
     return splits.SplitRecord(**{key: content[key] for key in ("unit", "n_units", "cells", "units", "fallback")})
+
+
+def read_unit_splits(folder: str | Path, unit: str) -> dict[str, str]:
+    """The split of each donor (`unit` "donor") or batch in `Layout.cells_dir(dataset)`; empty if they are not whole."""
+    if read_split_record(folder).unit != unit:
+        return {}
+    return dict(commit.read_table(folder, [unit, "split"]).drop_nulls().unique().iter_rows())
 
 
 def gene_table(source: Source) -> pl.DataFrame:
@@ -280,6 +304,12 @@ def gene_table(source: Source) -> pl.DataFrame:
         }
     )
     return schemas.conform("genes", frame)
+
+
+def _kept(units: pl.Series | None, known: Mapping[str, str] | None) -> dict[str, str]:
+    """Those of the known splits that are of units of these cells, in order."""
+    present = set() if units is None else set(units.unique())
+    return {name: split for name, split in sorted((known or {}).items()) if name in present}
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:

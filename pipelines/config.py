@@ -92,6 +92,9 @@ class CellOptions(Options):
     """obs column of the cell type."""
     label: tuple[str, ...] = ()
     """Further obs column to associate features with, e.g. condition; may be repeated."""
+    split: str | None = None
+    """obs column that says train, select or test of each cell. Default: whole donors, else batches, are dealt to the
+    splits; in other data than the SAE's, those that it knows keep theirs."""
 
 
 class DataOptions(Options):

@@ -292,6 +292,8 @@ def _plan_fused(layout: Layout, options: EncodeOptions, sae: commit.Run, activat
             cell_type=options.cell_type,
             labels=options.label,
             split=SplitConfig(seed=trained_on["seed"]),
+            split_column=options.split,
+            known_splits=_known_splits(layout.cells_dir(dataset), source, options),
         )
         dataset = str(cells["dataset"][0])
         remember_source(layout, dataset, source)
@@ -335,3 +337,12 @@ def _plan_fused(layout: Layout, options: EncodeOptions, sae: commit.Run, activat
         n_cells=source.n_cells,
     )
     return _Plan(dataset=dataset, n_shards=-(-source.n_cells // shard_cells), source=job, fused=fused, opened=opened)
+
+
+def _known_splits(trained_on: Path, source: ingest.Source, options: EncodeOptions) -> dict[str, str]:
+    """Splits that the units of new data have among the cells that the SAE was trained on, which `trained_on` holds."""
+    unit = "donor" if options.donor else "batch" if options.batch else None
+    plan = commit.Run.open(trained_on).plan
+    # the same file, dealt alike, is the same data set
+    same = plan["digest"] == source.digest and "split_column" not in plan
+    return {} if unit is None or same else ingest.read_unit_splits(trained_on, unit)

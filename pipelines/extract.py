@@ -19,7 +19,7 @@ from pipelines.errors import UsageError
 from pipelines.forward import Forward, ForwardJob, cells_per_shard, out_of_memory_fact, rate
 from pipelines.inputs import Opened, open_inputs, parse_sites, place_of_model, remember_model, remember_source
 from pipelines.shards import do_shards
-from pipelines.stage import FORMAT_VERSION, Clock, StageResult
+from pipelines.stage import FORMAT_VERSION, RANDOM_MODEL, Clock, StageResult
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -129,6 +129,7 @@ def extract(options: ExtractOptions, store: Path, *, address: str | None = None)
         cell_type=options.cell_type,
         labels=options.label,
         split=SplitConfig(seed=options.seed),
+        split_column=options.split,
     )
     dataset = str(cells["dataset"][0])
     remember_source(layout, dataset, opened.source)
@@ -214,6 +215,7 @@ def _create_run(layout: Layout, options: ExtractOptions, opened: Opened, *, data
         "n_cells": opened.source.n_cells,
         "shard_cells": shard_cells,
         "n_shards": -(-opened.source.n_cells // shard_cells),
+        **({"control": RANDOM_MODEL} if options.random_init else {}),
     }
     run = commit.Run.create(layout.activations_dir(run_id(plan)), plan)
     remember_model(run, options, opened)

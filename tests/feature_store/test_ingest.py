@@ -328,6 +328,29 @@ def test_cells_carry_their_split_the_named_columns_and_every_obs_column(
     assert (record.unit, record.n_units, record.fallback) == ("donor", 4, None)
 
 
+def test_splits_may_come_from_a_column_or_from_what_is_known_of_the_units(
+    write_h5ad: Callable[..., Path], counts: np.ndarray, obs: pd.DataFrame, tmp_path: Path
+) -> None:
+    patients = sorted(set(obs["patient"]))
+    known = dict(zip(patients, ("test", "train", "select", "train"), strict=True))
+    obs["split"] = obs["patient"].map(known).astype(str)
+    layout = Layout(tmp_path / "store")
+    source = ingest.open_source(write_h5ad(counts, obs=obs))
+    by_column = ingest.write_cells(layout, source, donor="patient", split_column="split")
+    assert by_column["split"].to_list() == obs["split"].tolist()
+    assert "split_obs" not in by_column.columns
+    folder = layout.cells_dir(by_column["dataset"][0])
+    assert ingest.read_unit_splits(folder, "donor") == known
+    assert ingest.read_unit_splits(folder, "batch") == {}
+    by_known = ingest.write_cells(layout, source, donor="patient", known_splits={**known, "elsewhere": "test"})
+    assert by_known["split"].to_list() == by_column["split"].to_list()
+    dealt = ingest.write_cells(layout, source, donor="patient", known_splits={"elsewhere": "test"})
+    assert dealt["dataset"][0] == ingest.write_cells(layout, source, donor="patient")["dataset"][0]
+    assert len({cells["dataset"][0] for cells in (by_column, by_known, dealt)}) == 3
+    with pytest.raises(InputError, match="--split was 'fold', no obs column"):
+        ingest.write_cells(layout, source, split_column="fold")
+
+
 def test_genes_carry_detections_and_means(
     write_h5ad: Callable[..., Path], counts: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

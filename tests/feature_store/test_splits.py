@@ -153,3 +153,63 @@ def test_a_column_of_splits_becomes_an_array_that_shares_its_strings():
     labels = splits.labels_of(column)
     assert labels.tolist() == column.to_list()
     assert len({id(label) for label in labels}) == 3
+
+
+def test_known_units_keep_their_splits_and_new_ones_are_held_out(rng: np.random.Generator) -> None:
+    units = donors(rng, 600, 9)
+    known = {"donor-0": "test", "donor-1": "train", "donor-2": "select", "elsewhere": "train"}
+    labels, record = splits.make(600, donor=units, known=known)
+    splits.check_whole_units(labels, units)
+    for name in ("donor-0", "donor-1", "donor-2"):
+        assert set(labels[units == name]) == {known[name]}
+    assert set(labels[~np.isin(units, list(known))]) == {"select", "test"}
+    assert record.units == {split: len(set(units[labels == split])) for split in SPLITS}
+    assert min(record.units.values()) > 0
+
+
+def test_units_of_which_none_is_known_are_dealt_as_ever(rng: np.random.Generator) -> None:
+    units = donors(rng, 200, 6)
+    free, record = splits.make(200, donor=units)
+    labels, again = splits.make(200, donor=units, known={"elsewhere": "test"})
+    assert (labels == free).all()
+    assert again == record
+
+
+def test_few_units_that_are_known_are_not_torn_into_cells() -> None:
+    labels, record = splits.make(20, donor=["a", "b"] * 10, known={"a": "train"})
+    assert set(labels[::2]) == {"train"}
+    assert len(set(labels[1::2]) & {"select", "test"}) == 1
+    assert (record.unit, record.fallback) == ("donor", None)
+
+
+def test_a_column_gives_the_splits_and_the_record_says_of_what() -> None:
+    column = pl.Series(["train", "train", "select", "test"] * 3)
+    whole = ["a", "b", "c", "d"] * 3
+    labels, record = splits.given(column, name="fold", donor=whole)
+    assert labels.tolist() == column.to_list()
+    assert (record.unit, record.n_units, record.units) == ("donor", 4, {"train": 2, "select": 1, "test": 1})
+    assert record.cells == {"train": 6, "select": 3, "test": 3}
+    _, by_batch = splits.given(column, name="fold", batch=whole)
+    assert (by_batch.unit, by_batch.fallback) == ("batch", None)
+    _, torn = splits.given(column, name="fold", batch=["x", "y", "y", "x", "x"] * 2 + ["x", "y"])
+    assert (torn.unit, torn.n_units) == ("cell", 12)
+    assert torn.fallback is not None
+    assert "the same batches" in torn.fallback
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (["train", "select", "held out"], "held out, test"),
+        (["train", "select", "train"], "different: test"),
+        (["train", "select", None], "None, test"),
+    ],
+)
+def test_a_column_that_holds_other_than_the_three_splits_is_refused(values: list[str | None], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        splits.given(pl.Series(values), name="fold")
+
+
+def test_a_column_that_tears_a_donor_is_refused() -> None:
+    with pytest.raises(InputError, match="unit 'a' has cells in train and select"):
+        splits.given(pl.Series(["train", "select", "test"]), name="fold", donor=["a", "a", "b"])

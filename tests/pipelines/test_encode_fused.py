@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from feature_store import commit
+from feature_store import commit, ingest
 from feature_store.activations import ActivationReader
 from feature_store.codes import load_cell_codes
 from feature_store.layout import STATISTICS_TABLES, Layout
@@ -112,6 +112,23 @@ def test_another_data_set_is_encoded_and_associated_without_any_stored_activatio
     assert set(labels["label"]) == {"A", "B"}
     cells = commit.read_table(Layout(own_store).cells_dir(done.facts["dataset"]))
     assert cells.filter(pl.col("donor").is_null()).is_empty()
+
+
+def test_a_donor_keeps_its_split_in_other_data_and_the_same_file_is_the_same_data_set(
+    own_store, without_actors, tiny_cells, tmp_path, chain
+):
+    layout = Layout(own_store)
+    (own,) = layout.runs("cells")
+    mine = ingest.read_unit_splits(own.path, "donor")
+    other = tiny_cells[tiny_cells.obs["donor"].isin(["D0", "D1", "D2", "D3"])].copy()
+    other.obs["person"] = other.obs.pop("donor").astype(str).replace({"D3": "new"}).to_numpy()
+    other.write_h5ad(tmp_path / "other.h5ad")
+    done = encode(EncodeOptions(data=(tmp_path / "other.h5ad",), donor="person"), own_store)
+    theirs = ingest.read_unit_splits(layout.cells_dir(done.facts["dataset"]), "donor")
+    assert {name: theirs[name] for name in ("D0", "D1", "D2")} == {name: mine[name] for name in ("D0", "D1", "D2")}
+    assert theirs["new"] in ("select", "test")
+    same = chain.extract.model_dump(include={"data", "donor", "batch", "cell_type"})
+    assert encode(EncodeOptions(**same), own_store).facts["dataset"] == own.run
 
 
 def test_cell_vectors_are_stored_trained_on_and_encoded_as_one_token_a_cell(chain, tmp_path, without_actors):
