@@ -28,6 +28,10 @@ class Asked:
         values = {"feature": self.feature, "label": self.label, "split": self.split, "n": self.n}
         return {name for name, value in values.items() if value not in (None, [], ())}
 
+    def shown(self) -> str | None:
+        """The split of a plot that can show all cells too."""
+        return None if self.split == "all" else self.split or "test"
+
     def options(self, *names: str) -> dict[str, object]:
         """The keyword arguments of a plot: `save`, and those of the named options that were given."""
         return {"save": self.save, **{name: getattr(self, name) for name in names if name in self.given()}}
@@ -51,15 +55,13 @@ def _umap(store: "FeatureStore", asked: Asked) -> None:
     codes = store.lineage.codes
     if codes is not None and not has_umap(store.layout, codes):
         stderr_console().print("umap         lays the cells out, once for these codes: 10 s or more")
-    split = {} if asked.split is None else {"split": None if asked.split == "all" else asked.split}
-    plots.umap(store, [*asked.label, *asked.feature] or ["cell_type"], save=asked.save, **split)
+    plots.umap(store, [*asked.label, *asked.feature] or ["cell_type"], split=asked.shown(), save=asked.save)
 
 
 def _violin(store: "FeatureStore", asked: Asked) -> None:
     from feature_store import plots
 
-    split = {} if asked.split is None else {"split": None if asked.split == "all" else asked.split}
-    plots.violin(store, asked.feature[0], list(asked.label) or None, save=asked.save, **split)
+    plots.violin(store, asked.feature[0], list(asked.label) or None, split=asked.shown(), save=asked.save)
 
 
 def _dotplot(store: "FeatureStore", asked: Asked) -> None:

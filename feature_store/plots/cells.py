@@ -18,6 +18,7 @@ from feature_store.plots.canvas import (
     SMALL,
     beside,
     canvas,
+    check_file,
     finish,
     head,
     plain,
