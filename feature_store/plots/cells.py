@@ -80,13 +80,14 @@ def umap(
         if isinstance(value, pl.Series) and not value.dtype.is_numeric():
             _draw_labels(panel, xy, value, size)
             head(panel, f"{words(str(by))}\n{said(split)}")
+        elif isinstance(value, pl.Series):
+            number = value.cast(pl.Float64).fill_null(np.nan).to_numpy()
+            _draw_values(panel, xy, number, size, words(str(by)), ~np.isfinite(number))
+            head(panel, f"{words(str(by))}\n{said(split)}")
         else:
-            number = value.cast(pl.Float64).to_numpy() if isinstance(value, pl.Series) else value
-            n_fires = int(np.count_nonzero(np.nan_to_num(number)))
-            _draw_values(panel, xy, number, size, "cell code" if isinstance(by, int) else words(by))
-            counted = f"fires in {n_fires:,} of {number.size:,} {said(split).removeprefix('all ')}"
-            about = (plain(name_of(store, by)), counted) if isinstance(by, int) else (words(by), said(split))
-            head(panel, "\n".join(about))
+            _draw_values(panel, xy, value, size, "cell code", value == 0)
+            counted = f"fires in {np.count_nonzero(value):,} of {value.size:,} {said(split).removeprefix('all ')}"
+            head(panel, f"{plain(name_of(store, int(by)))}\n{counted}")
         panel.set(xticks=[], yticks=[])
         panel.set_xlabel("UMAP 1", fontsize=SMALL)
         panel.set_ylabel("UMAP 2", fontsize=SMALL)
@@ -157,19 +158,25 @@ def _width(labels: pl.Series) -> float:
     return 3.6 + (0.7 + 0.07 * longest) * -(-min(len(names), _MOST_LABELS) // LEGEND_ROWS)
 
 
-def _draw_values(ax: "Axes", xy: npt.NDArray[Any], value: npt.NDArray[np.float64], size: float, unit: str) -> None:
-    """Dots by value, the largest last; zeros of a code are grey, signed values are centred on 0."""
-    signed = bool(np.nanmin(value, initial=0.0) < 0)
-    order = np.argsort(np.abs(value) if signed else value, kind="stable")
-    grey = order[np.nan_to_num(value[order]) == 0]
-    fires = order[np.nan_to_num(value[order]) != 0]
-    ax.scatter(xy[grey, 0], xy[grey, 1], s=size, color="#BDBDBD", lw=0, rasterized=True)
-    top = float(np.abs(value[fires]).max()) if fires.size else 1.0
+def _draw_values(
+    ax: "Axes",
+    xy: npt.NDArray[Any],
+    value: npt.NDArray[np.float64],
+    size: float,
+    unit: str,
+    grey: npt.NDArray[np.bool_],
+) -> None:
+    """Dots by value, the largest last, those of `grey` below them; signed values are coloured about 0."""
+    below, above = np.flatnonzero(grey), np.flatnonzero(~grey)
+    signed = bool((value[above] < 0).any())
+    above = above[np.argsort(np.abs(value[above]), kind="stable")]
+    top = float(np.abs(value[above]).max()) if above.size else 1.0
+    ax.scatter(xy[below, 0], xy[below, 1], s=size, color="#BDBDBD", lw=0, rasterized=True)
     dots = ax.scatter(
-        xy[fires, 0],
-        xy[fires, 1],
+        xy[above, 0],
+        xy[above, 1],
         s=size,
-        c=value[fires],
+        c=value[above],
         cmap="RdBu_r" if signed else "viridis_r",
         vmin=-top if signed else 0,
         vmax=top,
