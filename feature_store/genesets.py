@@ -15,6 +15,7 @@ import numpy as np
 from scipy import sparse
 
 from feature_store.errors import InputError, NotFoundError
+from feature_store.layout import content_sha
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,11 @@ class GeneSets:
         )
         if repeated:
             raise InputError(f"gene sets {self.collection!r}: {sorted(repeated)[0]!r} is there twice; names are unique")
+
+    @property
+    def digest(self) -> str:
+        """Sha256 of names and genes, wherever the file lies."""
+        return content_sha({name: list(genes) for name, genes in zip(self.names, self.genes, strict=True)})
 
     def membership(self, genes: Sequence[str]) -> Any:
         """CSR float64 [n_genes n_sets]: which of `genes` are in which set."""

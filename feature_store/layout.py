@@ -7,6 +7,7 @@
     <root>/associations/<run>/     features/  feature_label/  feature_gene/  feature_geneset/  feature_token/
     <root>/steering/<run>/         results/  per_cell/
     <root>/matches/<run>/          feature_match/
+    <root>/comparisons/<run>/      comparison/  representation/
     <root>/mlflow/                 mlflow.db  artifacts/
 
 The root is a folder, or `s3://BUCKET/PREFIX` on object storage: `as_path` makes a path of either, with the arithmetic
@@ -32,6 +33,7 @@ MANIFEST = "MANIFEST.json"
 TEMPORARY = ".tmp-"
 
 ASSOCIATION_TABLES = ("features", "feature_label", "feature_gene", "feature_geneset", "feature_token")
+COMPARISON_TABLES = ("comparison", "representation")
 STATISTICS_TABLES = ("feature_gene", "gene", "feature_token")
 
 # A run counts as complete once all of these exist in its folder.
@@ -45,6 +47,7 @@ _COMPLETE_WHEN: Mapping[str, tuple[str, ...]] = {
     "associations": tuple(f"{table}/{MANIFEST}" for table in ASSOCIATION_TABLES),
     "steering": (f"results/{MANIFEST}",),
     "matches": (f"feature_match/{MANIFEST}",),
+    "comparisons": tuple(f"{table}/{MANIFEST}" for table in COMPARISON_TABLES),
 }
 KINDS = tuple(_COMPLETE_WHEN)
 
@@ -56,6 +59,7 @@ _MADE_BY: Mapping[str, str] = {
     "associations": "scsae associate",
     "steering": "scsae steer",
     "matches": "scsae match",
+    "comparisons": "scsae compare",
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -167,6 +171,10 @@ class Layout:
     def matches_dir(self, run: str) -> Path:
         """The features of two SAEs matched with each other."""
         return self.run_dir("matches", run)
+
+    def comparisons_dir(self, run: str) -> Path:
+        """An SAE beside its baselines."""
+        return self.run_dir("comparisons", run)
 
     @property
     def local_root(self) -> Path:

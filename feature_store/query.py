@@ -5,8 +5,8 @@ it came from; their parts are those of finished manifests, so a writer beside it
 written. Codes are read along the sort order that the question needs, in SQL too (`feature_store.code_reader`).
 
 In SQL the tables are `cells`, `genes`, `codes`, `features`, `feature_label`, `feature_gene`, `feature_geneset`,
-`feature_token`, `steering` and `feature_match`: those of them that the store has. `feature_match` has the matches of
-the SAE that the other tables are about, so that it joins them by feature_id.
+`feature_token`, `steering`, `feature_match`, `comparison` and `representation`: those of them that the store has.
+`feature_match` has the matches of the SAE that the other tables are about, so that it joins them by feature_id.
 """
 
 import re
@@ -23,7 +23,7 @@ from feature_store.commit import Run
 from feature_store.errors import IntegrityError, NotFoundError, QueryError
 from feature_store.files import REPAIR, parquet_source, scan_source, size_bytes
 from feature_store.hints import did_you_mean, near, same_but_for_case, some
-from feature_store.layout import ASSOCIATION_TABLES, KINDS, Layout, RunInfo
+from feature_store.layout import ASSOCIATION_TABLES, COMPARISON_TABLES, KINDS, Layout, RunInfo
 from feature_store.lineage import control_of
 
 _READS_ONLY = re.compile(r"\s*(?:SELECT|WITH|SHOW|EXPLAIN|FROM|\()", re.IGNORECASE)
@@ -46,6 +46,7 @@ class Lineage:
     steering: tuple[str, ...]
     sae: str | None = None
     matches: tuple[str, ...] = ()
+    comparison: str | None = None
 
 
 P = ParamSpec("P")
@@ -114,6 +115,7 @@ class FeatureStore:
             steering=steering,
             sae=plan.get("sae"),
             matches=_matches(layout, plan.get("sae")),
+            comparison=_comparison(layout, chosen.run) if chosen else None,
         )
         return cls(layout, lineage)
 
@@ -258,6 +260,9 @@ class FeatureStore:
             folders["steering"] = [layout.steering_dir(run) / "results" for run in lineage.steering]
         if lineage.matches:
             folders["feature_match"] = [layout.matches_dir(run) / "feature_match" for run in lineage.matches]
+        if lineage.comparison is not None:
+            folder = layout.comparisons_dir(lineage.comparison)
+            folders |= {table: [folder / table] for table in COMPARISON_TABLES}
         return folders
 
     def _scan(self, table: str) -> pl.LazyFrame:
@@ -354,6 +359,7 @@ _MADE_BY: Mapping[str, str] = {
     **dict.fromkeys(ASSOCIATION_TABLES, "scsae associate"),
     "steering": "scsae steer",
     "feature_match": "scsae match --other SAE",
+    **dict.fromkeys(COMPARISON_TABLES, "scsae compare"),
 }
 _ASKED: Mapping[str, tuple[str, str, bool]] = {
     "gene": ("feature_gene", "pearson", True),
@@ -386,6 +392,13 @@ def _matches(layout: Layout, sae: str | None) -> tuple[str, ...]:
             if sae is None or sae in plan["saes"]:
                 newest.setdefault((*plan["saes"], plan["method"]), info.run)
     return tuple(newest.values())
+
+
+def _comparison(layout: Layout, associations: str) -> str | None:
+    """The newest complete comparison of these associations with their baselines."""
+    complete = (info for info in layout.runs("comparisons") if info.complete)
+    of_it = (info.run for info in complete if Run.open(info.path / "comparison").plan["associations"] == associations)
+    return next(of_it, None)
 
 
 def _choose_dataset(layout: Layout, dataset: str | None) -> str | None:

@@ -18,6 +18,7 @@ from feature_store.layout import as_path
 from pipelines.config import (
     DEFAULT_STORE,
     AssociateOptions,
+    BaselineOptions,
     DataOptions,
     EncodeOptions,
     ExtractOptions,
@@ -177,9 +178,11 @@ def encode_command(options: EncodeOptions, store: Path, address: str | None) -> 
 def associate_command(options: AssociateOptions, store: Path) -> None:
     """See AssociateOptions."""
     from pipelines.associate import associate
-    from pipelines.report import print_results
+    from pipelines.report import print_excess, print_results
 
-    print_results([associate(options, store)], store)
+    result = associate(options, store)
+    print_results([result], store)
+    print_excess(store, result.run)
 
 
 @stage_command(MatchOptions)
@@ -189,6 +192,34 @@ def match_command(options: MatchOptions, store: Path) -> None:
     from pipelines.report import print_results
 
     print_results(match(options, store), store)
+
+
+@stage_command(BaselineOptions)
+def baseline_command(options: BaselineOptions, store: Path, address: str | None) -> None:
+    """See BaselineOptions."""
+    from pipelines.baseline import baseline
+    from pipelines.compare import compare_with_baselines
+    from pipelines.report import print_comparison, print_results
+
+    print_results(baseline(options, store, address=address), store)
+    print_comparison(compare_with_baselines(store, options.run))
+
+
+@app.command()
+def compare(
+    run: Annotated[str | None, typer.Option("--run", help="Associations run of the SAE; default: the newest.")] = None,
+    store: Store = DEFAULT_STORE,
+    output: Output = Format.table,
+) -> None:
+    """What an SAE has above its baselines, target by target; needs `scsae baseline`."""
+    from pipelines.compare import compare_with_baselines
+    from pipelines.report import print_comparison, write_frame
+
+    found = compare_with_baselines(store, run)
+    if output is Format.table:
+        print_comparison(found)
+    else:
+        write_frame(found.comparison, output)
 
 
 @stage_command(SteerOptions)

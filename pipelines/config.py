@@ -39,6 +39,7 @@ def _one_or_more(value: Any) -> Any:
 Files = Annotated[tuple[Path, ...], pydantic.BeforeValidator(_one_or_many)]
 """Paths; a recipe may name one without a list around it."""
 Arch = Literal["batchtopk", "matryoshka", "topk", "jumprelu", "gated", "standard"]
+BaselineKind = Literal["neurons", "pca", "ica", "random", "random-model"]
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
@@ -217,13 +218,28 @@ class EncodeOptions(CellOptions, ForwardOptions):
         return self
 
 
-class AssociateOptions(Options):
+class AssociateOptions(CellOptions, ForwardOptions):
     """Associate features with labels, batches, genes and gene sets."""
 
     run: str | None = None
-    """Codes run to associate; default: the newest."""
+    """Codes run to associate; default: the newest. With `data`: the SAE run that encodes them."""
     gmt: tuple[Path, ...] = ()
     """Gene sets as GMT files; may be repeated. Default: the small file of canonical immune programs."""
+    data: Files = ()
+    """Encode the cells of another .h5ad or .zarr with a trained SAE first (fused) and associate its features with them;
+    may be repeated."""
+    matrix: str | None = None
+    """Matrix of `data` to read: X, raw or layers/NAME; default as in extract."""
+
+    @pydantic.model_validator(mode="after")
+    def _of_other_data(self) -> "AssociateOptions":
+        """Options that only other data can follow."""
+        fields = type(self).model_fields
+        of_data = {"matrix", *CellOptions.model_fields, *ForwardOptions.model_fields} - set(ActorOptions.model_fields)
+        given = sorted(name for name in of_data if getattr(self, name) != fields[name].default)
+        if given and not self.data:
+            raise ValueError(f"{', '.join(given)} describe how other data are encoded; give data, or leave them out")
+        return self
 
 
 class MatchOptions(Options):
@@ -246,6 +262,26 @@ class MatchOptions(Options):
     """Cells of each split that a correlation is computed over, at most: a seeded sample of more."""
     seed: int = Field(default=0, ge=0)
     """Seed of the random directions, the permutations and the sample."""
+
+
+class BaselineOptions(ActorOptions):
+    """Fit, encode and associate what an SAE has to surpass, by the same code into the same tables.
+
+    neurons: the model's own. pca, ica: components of the same activations. random: an SAE with random directions.
+    random-model: the SAE trained anew on the model with random weights, which is extracted again and takes as long.
+    None of them is ever a default of another command. `scsae compare` says what the SAE has above them.
+    """
+
+    run: str | None = None
+    """Associations run of the SAE to hold them against; default: the newest."""
+    kind: Annotated[tuple[BaselineKind, ...], pydantic.BeforeValidator(_one_or_more)] = Field(
+        default=("neurons", "pca", "ica", "random"), min_length=1
+    )
+    """Baseline: neurons, pca, ica, random or random-model; may be repeated."""
+    gmt: tuple[Path, ...] = ()
+    """The GMT files that the SAE's features were associated with; may be repeated."""
+    fit_tokens: int = Field(default=65_536, ge=2)
+    """Tokens of `train` cells, a seeded sample, that mean, components and directions are found on."""
 
 
 class SteerOptions(ActorOptions):
@@ -294,6 +330,13 @@ class Recipe(Options):
         for name in ("arch", "k", "l1_coefficient") if options is not None else ():
             if len(values := getattr(options, name)) > 1:
                 raise ValueError(f"train.{name} was {list(values)}; a recipe trains one: sweep with `scsae train`")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _other_data_are_encoded(self) -> "Recipe":
+        """A recipe's associations are of the codes before them."""
+        if self.associate is not None and self.associate.data:
+            raise ValueError("associate.data is for `scsae associate`; a recipe encodes other data by encode.data")
         return self
 
     @pydantic.model_validator(mode="after")

@@ -273,14 +273,27 @@ def _finish(
     import torch
 
     batches = torch.split(held_out(reader, split == "select", seed=seed).to(job.device), 4096)
-    measured: Probe | str = "none was asked for (--recovery-cells 0)"
-    if job.recovery_cells:
-        select = np.flatnonzero(split == "select")
-        chosen = np.random.default_rng(seed).choice(select, min(job.recovery_cells, len(select)), replace=False)
-        measured = probe(reader.run, job.store, np.sort(chosen), device=job.device)
+    measured = select_probe(reader.run, job.store, split, n_cells=job.recovery_cells, seed=seed, device=job.device)
     for member in members:
         sae = member.trainer.finish(batches)
-        _commit(member, sae, {"gamma": gamma, **_figures(sae, batches), **_recovery(sae, measured)})
+        summary = {"gamma": gamma, **judged(sae, batches, measured)}
+        commit_sae(member.folder, sae, summary, history=member.history, findings=list(member.findings.values()))
+
+
+def select_probe(
+    run: commit.Run, store: str, split: npt.NDArray[Any], *, n_cells: int, seed: int, device: str
+) -> Probe | str:
+    """A seeded draw of `n_cells` `select` cells in the model that made the activations `run`, or why there is none."""
+    if not n_cells:
+        return "none was asked for (--recovery-cells 0)"
+    select = np.flatnonzero(split == "select")
+    chosen = np.random.default_rng(seed).choice(select, min(n_cells, len(select)), replace=False)
+    return probe(run, store, np.sort(chosen), device=device)
+
+
+def judged(sae: "SparseAutoencoder", batches: "Sequence[torch.Tensor]", measured: Probe | str) -> dict[str, Any]:
+    """Figures of the summary: of the `select` tokens in `batches`, and of the cells in the probe."""
+    return {**_figures(sae, batches), **_recovery(sae, measured)}
 
 
 def _figures(sae: "SparseAutoencoder", batches: "Sequence[torch.Tensor]") -> dict[str, float]:
@@ -309,15 +322,22 @@ def _recovery(sae: "SparseAutoencoder", measured: Probe | str) -> dict[str, Any]
     return entries if recovery.loss is None else {**entries, "select_recovery_loss": recovery.loss}
 
 
-def _commit(member: Member, sae: "SparseAutoencoder", summary: dict[str, Any]) -> None:
-    """Commit weights, configuration, curve and figures."""
+def commit_sae(
+    folder: Path,
+    sae: "SparseAutoencoder",
+    summary: dict[str, Any],
+    *,
+    history: Sequence[dict[str, float]] = (),
+    findings: Sequence[Finding] = (),
+) -> None:
+    """Commit weights, configuration, curve and figures to a run of SAE_FILES."""
     from sae_core.sae import save_sae
 
-    run = commit.Run.open(member.folder)
-    summary = {**summary, "findings": list(member.findings.values())}
+    run = commit.Run.open(folder)
+    summary = {**summary, "findings": list(findings)}
     with files.clear_write_errors(run.path), files.scratch_folder(run.path) as made:
         save_sae(sae, made, {"activations": run.plan["activations"], "site": run.plan["site"]})
-        for name, content in {"history.json": member.history, SUMMARY: summary}.items():
+        for name, content in {"history.json": list(history), SUMMARY: summary}.items():
             # careful: rows that came back from a checkpoint have their keys in another order
             (made / name).write_text(json.dumps(content, sort_keys=True))
         for shard, name in enumerate(SAE_FILES):

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 from rich.console import Console as RichConsole
@@ -15,6 +15,9 @@ from feature_store.layout import Layout
 from pipelines.config import DataOptions
 from pipelines.errors import UsageError
 from pipelines.stage import StageResult
+
+if TYPE_CHECKING:
+    from pipelines.compare import Comparison
 
 ROWS_SHOWN = 50
 PLAIN_WIDTH = 160
@@ -118,6 +121,25 @@ def print_steering(store: Path, run: str) -> None:
     shown = results.filter(pl.col("metric").is_in(["target_votes", "other_accuracy"]))
     for (metric,), frame in shown.group_by("metric", maintain_order=True):
         print_frame(frame.select(columns), title=f"{metric} (effect: minus unsteered)")
+
+
+def print_comparison(found: "Comparison") -> None:
+    """Print representations, labels and headline of a comparison."""
+    from feature_store.comparison import summarise
+
+    print_frame(found.representation.drop("run"), title="Representations (n_label, n_batch, n_gene_set: features)")
+    labels = found.comparison.filter(pl.col("statistic") == "auroc")
+    columns = ["target_kind", "target", "representation", "feature_id", "select", "test", "f1", "excess", "best"]
+    shown = [*columns, "n_better", "n_units", "low", "high"]
+    print_frame(labels.select(shown), title="Best feature of each label: AUROC", limit=200)
+    print_frame(summarise(found.comparison), title="Excess over the best baseline of each target, test cells")
+
+
+def print_excess(store: Path, run: str) -> None:
+    """Print what new associations have above their baselines, or how to make these."""
+    from pipelines.compare import excess_in_words
+
+    console().print(excess_in_words(store, run), markup=False, soft_wrap=True)
 
 
 def inspect_data(options: DataOptions) -> dict[str, Any]:

@@ -1,0 +1,240 @@
+"""Baselines of an SAE: fitted, encoded and associated as it was, so that its excess over them can be read off.
+
+A baseline is a run of kind `saes` like any other (`sae_core.sae.baselines` says what its directions are), marked as a
+control in its plan: commands take it only where it is named. It is fitted to a sample of the `train` tokens that the
+SAE was trained on, its threshold and figures come from the SAE's own `select` tokens and cells, its codes are made of
+the cells that the SAE's were made of, and its tables by the same association. `random-model` is a whole chain: the
+foundation model with random weights, extracted as the model was, and an SAE trained as the SAE was.
+
+Each stage is resumable, so all of this is. Cost beside encoding and association: `baselines` has it; 65,536 tokens
+and their whitened copy are held in memory (d_model 512: .4 GB).
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from feature_store import commit, ingest
+from feature_store.activations import ActivationReader
+from feature_store.genesets import canonical_immune, read_gmt
+from feature_store.layout import PLAN, Layout, RunInfo, run_id
+from feature_store.lineage import control_of
+from feature_store.stream import sample_tokens
+from pipelines.cluster import one_ray_session
+from pipelines.config import (
+    ActorOptions,
+    AssociateOptions,
+    BaselineOptions,
+    EncodeOptions,
+    ExtractOptions,
+    TrainOptions,
+)
+from pipelines.errors import UsageError
+from pipelines.fitting import SAE_FILES, SUMMARY, commit_sae, held_out, judged, select_probe
+from pipelines.inputs import SOURCE_FILE, model_place
+from pipelines.progress import ticking
+from pipelines.stage import FORMAT_VERSION, RANDOM_MODEL, Clock, StageResult, parent_run
+
+Plan = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """The SAE that baselines are held against: the plans of its runs, from associations upwards."""
+
+    run: str
+    associations: Plan
+    codes: Plan
+    sae: Plan
+    activations: commit.Run
+
+    @classmethod
+    def of(cls, layout: Layout, info: RunInfo) -> "Reference":
+        """The chain above an associations run. UsageError if it is a baseline itself."""
+        if control := control_of(layout, "associations", info.run):
+            raise UsageError(f"--run was {info.run!r}, a control itself ({control}); name the associations of an SAE")
+        return cls.chain(layout, info.run)
+
+    @classmethod
+    def chain(cls, layout: Layout, run: str) -> "Reference":
+        """The chain above any associations run."""
+        associations = commit.Run.open(layout.associations_dir(run) / "features").plan
+        codes = commit.Run.open(layout.codes_dir(associations["codes"]) / "by_cell").plan
+        sae = commit.Run.open(layout.saes_dir(codes["sae"])).plan
+        activations = commit.Run.open(layout.activations_dir(sae["activations"]))
+        return cls(run=run, associations=associations, codes=codes, sae=sae, activations=activations)
+
+
+def baseline(options: BaselineOptions, store: Path, *, address: str | None = None) -> list[StageResult]:
+    """Make the baselines that the options name, up to their associations; resumed by calling again.
+
+    Raises:
+        NotFoundError: the SAE has no associations, or what they were made of is gone.
+        UsageError: the run is a baseline itself, or the gene sets are not those of its associations.
+        ConfigError: a baseline has fewer features than the SAE has active ones.
+    """
+    layout = Layout(store)
+    reference = Reference.of(layout, parent_run(layout, "associations", options.run))
+    _check_gene_sets(options, reference)
+    with one_ray_session():
+        return list(_stages(options, store, reference, address))
+
+
+def _stages(options: BaselineOptions, store: Path, reference: Reference, address: str | None) -> Iterator[StageResult]:
+    from pipelines.associate import associate
+    from pipelines.encode import encode
+
+    for kind in dict.fromkeys(options.kind):
+        make: Callable[..., Iterator[StageResult]] = _random_model if kind == RANDOM_MODEL else _fitted
+        sae = None
+        for made in make(kind, options, store, reference, address):
+            sae = made
+            yield made
+        assert sae is not None
+        codes = encode(encode_options(Layout(store), reference, sae.run, options), store, address=address)
+        yield codes
+        yield associate(AssociateOptions(run=codes.run, gmt=options.gmt), store)
+
+
+def _fitted(
+    kind: str, options: BaselineOptions, store: Path, reference: Reference, address: str | None
+) -> Iterator[StageResult]:
+    """Fit a baseline to the SAE's activations and commit it."""
+    import torch
+
+    from sae_core.sae import BASELINES, fit_baseline
+
+    clock, layout = Clock(), Layout(store)
+    sae, activations = reference.sae, reference.activations
+    shape = {name: sae["sae"][name] for name in ("d_model", "k")}
+    if BASELINES[kind].needs_width:
+        shape["n_features"] = sae["sae"]["n_features"]
+    seed = sae["train"]["seed"]
+    wanted = {
+        "format": FORMAT_VERSION,
+        "control": kind,
+        **{name: sae[name] for name in ("activations", "dataset", "model", "model_digest", "site")},
+        "shape": shape,
+        "fit_tokens": options.fit_tokens,
+        "recovery_cells": sae["recovery_cells"],
+        "seed": seed,
+        "files": list(SAE_FILES),
+        "n_shards": len(SAE_FILES),
+    }
+    folder = layout.saes_dir(run_id(wanted))
+    done = (folder / PLAN).is_file() and not commit.Run.open(folder).pending()
+    if not done:
+        reader = ActivationReader(activations)
+        split = ingest.read_splits(layout.cells_dir(sae["dataset"]))
+        with commit.sole_driver(folder), ticking(f"baseline {kind}", 1, "fits") as tick:
+            train = list(sample_tokens(reader, split == "train", n_tokens=options.fit_tokens, seed=seed))
+            batches = torch.split(held_out(reader, split == "select", seed=seed), 4096)
+            fitted = fit_baseline(
+                kind,
+                torch.from_numpy(np.concatenate(train)),
+                batches,
+                k=shape["k"],
+                n_features=sae["sae"]["n_features"],
+                seed=seed,
+            )
+            measured = select_probe(
+                activations, str(store), split, n_cells=sae["recovery_cells"], seed=seed, device="cpu"
+            )
+            commit.Run.create(folder, {**wanted, "sae": fitted.sae.config.to_dict()})
+            commit_sae(folder, fitted.sae, {**fitted.notes, **judged(fitted.sae, batches, measured)})
+            tick(1)
+    run = commit.Run.open(folder)
+    run.finalize()
+    summary = json.loads((folder / SUMMARY).read_text())
+    summary.pop("findings")
+    yield StageResult(
+        kind="saes",
+        run=run.path.name,
+        path=run.path,
+        done=0 if done else 1,
+        reused=1 if done else 0,
+        seconds=clock.seconds,
+        facts={"control": kind, "features": run.plan["sae"]["n_features"], **summary},
+    )
+
+
+def _random_model(
+    kind: str, options: BaselineOptions, store: Path, reference: Reference, address: str | None
+) -> Iterator[StageResult]:
+    """Extract the model with random weights as the model was extracted, and train an SAE as the SAE was."""
+    from pipelines.extract import extract
+    from pipelines.train import train
+
+    layout = Layout(store)
+    (extracted,) = extract(extract_options(layout, reference, options), store, address=address)
+    yield extracted
+    yield train(train_options(reference, extracted.run), store, address=address)
+
+
+def encode_options(layout: Layout, reference: Reference, sae: str, options: ActorOptions) -> EncodeOptions:
+    """The options that encode with `sae` the cells that the reference's codes are of, in the same way."""
+    plan, own = reference.codes, reference.activations.plan["dataset"]
+    shared = {"run": sae, "pooling": plan["pooling"], "level": plan["level"], **_actors(options)}
+    if plan["fused"] is None:
+        return EncodeOptions(**shared)
+    cut = {name: plan["fused"][name] for name in ("tokens_per_cell", "shard_cells")}
+    other = {} if plan["dataset"] == own else _data_of(layout, plan["dataset"])
+    return EncodeOptions(**shared, **cut, **other, fused=not other)
+
+
+def extract_options(layout: Layout, reference: Reference, options: ActorOptions) -> ExtractOptions:
+    """The options that extract the reference's activations again, from the model with random weights."""
+    plan, place = reference.activations.plan, model_place(reference.activations)
+    same = {name: plan[name] for name in ("dtype", "precision", "tokens_per_cell", "readout", "seed", "shard_cells")}
+    return ExtractOptions(
+        **_data_of(layout, plan["dataset"]),
+        **same,
+        **_actors(options),
+        layer=(plan["site"],),
+        model=place.model,
+        random_init=True,
+    )
+
+
+def train_options(reference: Reference, activations: str) -> TrainOptions:
+    """The options that train the reference's SAE again, on other activations."""
+    sae, train = reference.sae["sae"], reference.sae["train"]
+    n_ranks = reference.sae["n_ranks"]
+    same = {name: sae[name] for name in ("arch", "k", "l1_coefficient", "groups", "n_features")}
+    how = {name: value for name, value in train.items() if name in TrainOptions.model_fields}
+    return TrainOptions(
+        **same,
+        **how,
+        run=activations,
+        recovery_cells=reference.sae["recovery_cells"],
+        # one rank in this process gives the bytes of one worker
+        num_workers=0 if n_ranks == 1 else n_ranks,
+    )
+
+
+def _data_of(layout: Layout, dataset: str) -> dict[str, Any]:
+    """The options that name a data set and the columns of its cells."""
+    folder = layout.cells_dir(dataset)
+    where, cells = json.loads((folder / SOURCE_FILE).read_text()), commit.Run.open(folder).plan
+    columns = {name: cells[name] for name in ("donor", "batch", "cell_type")}
+    named = {"label": tuple(cells["labels"]), "split": cells.get("split_column")}
+    return {"data": where["path"], "matrix": where["matrix"], **columns, **named}
+
+
+def _actors(options: ActorOptions) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in ActorOptions.model_fields}
+
+
+def _check_gene_sets(options: BaselineOptions, reference: Reference) -> None:
+    """UsageError if the tables would not be about the gene sets that the reference's are about."""
+    wanted = reference.associations["gene_sets"]
+    sets = [read_gmt(path) for path in options.gmt] or [canonical_immune()]
+    given = [{"collection": one.collection, "sha256": one.digest} for one in sets]
+    if given != wanted:
+        names = {"--gmt": given, f"associations/{reference.run}": wanted}
+        told = "; ".join(f"{name}: {', '.join(one['collection'] for one in found)}" for name, found in names.items())
+        raise UsageError(f"the gene sets are not those of the SAE's associations ({told}); give the same --gmt files")

@@ -1,0 +1,272 @@
+"""Baselines run through every stage as the SAE did, are never a default, and stand beside it in the comparison."""
+
+import json
+import shutil
+
+import numpy as np
+import polars as pl
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from feature_store import FeatureStore, commit, ingest
+from feature_store.codes import load_cell_codes
+from feature_store.layout import Layout
+from feature_store.lineage import control_of
+from pipelines.baseline import Reference, baseline, encode_options, extract_options, train_options
+from pipelines.compare import SAE, baselines_of, compare_with_baselines, excess_in_words
+from pipelines.config import AssociateOptions, BaselineOptions, EncodeOptions, ExtractOptions
+from pipelines.errors import UsageError
+from pipelines.stage import parent_run
+from pipelines.tracking import Tracking
+from pipelines.train import train_all
+from sae_core.errors import ConfigError
+from sae_core.sae import load_sae
+
+pytestmark = pytest.mark.ray
+
+FITTED = ("neurons", "pca", "random")
+EVERY = (*FITTED, "random-model")
+K = 4
+
+
+def runs(store, kind):
+    return {info.run for info in Layout(store).runs(kind)}
+
+
+def written(store):
+    """Every file of the store's runs with its time; notes of where data lie are written anew."""
+    kinds = ("activations", "saes", "codes", "associations", "comparisons")
+    files = (path for kind in kinds for path in (store / kind).rglob("*") if path.name != "model.json")
+    return {path: path.stat().st_mtime_ns for path in files if path.is_file()}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_actors(shards_here):
+    """Every shard in this process: what actors do is the same, and the other tests have them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for stage in ("extract", "encode"):
+            patch.setattr(f"pipelines.{stage}.do_shards", shards_here)
+        yield
+
+
+@pytest.fixture(scope="module")
+def held_against(chain, tmp_path_factory):
+    """A copy of the chain's store with its baselines; read it, do not write to it."""
+    store = tmp_path_factory.mktemp("baselines") / "store"
+    shutil.copytree(chain.store, store)
+    return store, baseline(BaselineOptions(kind=EVERY, fit_tokens=1000), store)
+
+
+@pytest.fixture(scope="module")
+def reference(chain):
+    layout = Layout(chain.store)
+    return Reference.of(layout, parent_run(layout, "associations", None))
+
+
+def sae_of(results, control):
+    return next(r for r in results if r.kind == "saes" and r.facts.get("control") == control)
+
+
+def test_each_kind_ends_in_associations_of_its_own(held_against):
+    store, results = held_against
+    kinds = [result.kind for result in results]
+    assert kinds == ["saes", "codes", "associations"] * 3 + ["activations", "saes", "codes", "associations"]
+    layout = Layout(store)
+    made = [result.run for result in results if result.kind == "associations"]
+    assert [control_of(layout, "associations", run) for run in made] == list(EVERY)
+
+
+@pytest.mark.parametrize(("kind", "n_features"), [("neurons", 32), ("random", 48)])
+def test_a_baseline_has_the_saes_l0_and_the_figures_of_its_select_tokens(held_against, kind, n_features):
+    found = sae_of(held_against[1], kind)
+    assert load_sae(found.path).config.n_features == n_features
+    assert found.facts["select_l0"] == pytest.approx(K, rel=0.05)
+    assert {"select_fvu", "select_recovery", "select_dead_fraction"} <= found.facts.keys()
+    assert found.facts["select_tokens"] == json.loads((found.path / "summary.json").read_text())["select_tokens"]
+
+
+def test_codes_and_tables_of_a_baseline_are_made_as_those_of_the_sae(held_against, reference):
+    _, results = held_against
+    for result in results:
+        if result.kind == "codes":
+            plan = commit.Run.open(result.path / "by_cell").plan
+            assert {key: plan[key] for key in ("dataset", "pooling", "level", "fused")} == {
+                key: reference.codes[key] for key in ("dataset", "pooling", "level", "fused")
+            }
+        if result.kind == "associations":
+            plan = commit.Run.open(result.path / "features").plan
+            assert plan["gene_sets"] == reference.associations["gene_sets"]
+
+
+@pytest.mark.parametrize("kind", ["activations", "saes", "codes", "associations"])
+def test_a_command_that_names_no_run_still_takes_the_saes(held_against, chain, kind):
+    store, _ = held_against
+    assert parent_run(Layout(store), kind, None).run == Layout(chain.store).latest(kind).run
+    newest = Layout(store).latest(kind).run
+    assert parent_run(Layout(store), kind, newest).run == newest
+
+
+def test_the_store_opens_at_the_sae_and_has_the_comparison_only_for_it(held_against, chain):
+    store, results = held_against
+    compare_with_baselines(store)
+    found = FeatureStore.open(store)
+    assert found.lineage.associations == Layout(chain.store).latest("associations").run
+    assert found.sql("SELECT count(*) AS n FROM representation")["n"].item() == 5
+    other = FeatureStore.open(store, associations=results[2].run)
+    assert "comparison" not in other.tables()
+
+
+def test_making_them_again_does_nothing(held_against):
+    store, first = held_against
+    compare_with_baselines(store)
+    before = written(store)
+    again = baseline(BaselineOptions(kind=EVERY, fit_tokens=1000), store)
+    assert [(r.kind, r.run, r.done) for r in again] == [(r.kind, r.run, 0) for r in first]
+    compare_with_baselines(store)
+    assert written(store) == before
+
+
+def test_a_damaged_baseline_is_fitted_again_to_the_same_bytes(own_store):
+    options = BaselineOptions(kind=("pca",), fit_tokens=1000)
+    (sae, codes, _) = baseline(options, own_store)
+    weights = sae.path / "sae.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + b"x")
+    (again, same, _) = baseline(options, own_store)
+    assert (again.run, again.done) == (sae.run, 1)
+    assert weights.read_bytes() == content
+    assert (same.run, same.done) == (codes.run, 0)
+
+
+def test_a_random_models_sae_is_trained_as_the_sae_was_on_a_model_of_other_weights(held_against, reference):
+    _, results = held_against
+    activations, sae = results[-4], results[-3]
+    plan = commit.Run.open(activations.path).plan
+    differing = {key for key in plan if plan[key] != reference.activations.plan.get(key)}
+    assert differing == {"model_digest", "control"}
+    trained = commit.Run.open(sae.path).plan
+    assert {key for key in trained if trained[key] != reference.sae[key]} == {"activations", "model_digest"}
+    assert commit.Run.open(activations.path).manifest().rows == reference.activations.manifest().rows
+
+
+def test_a_random_models_sae_is_registered_under_a_name_of_its_own(held_against):
+    store, results = held_against
+    versions = Tracking.existing(Layout(store)).versions()
+    names = {version.tags["scsae.run"]: version.name for version in versions}
+    assert names[results[-3].run].startswith("random-model-")
+    assert sum(name.startswith("sae-") for name in names.values()) == 1
+
+
+def test_the_figures_of_the_comparison_are_sklearns_on_the_stored_codes(held_against):
+    store, _ = held_against
+    found = compare_with_baselines(store)
+    runs_of = dict(found.representation.select("representation", "run").iter_rows())
+    layout = Layout(store)
+    rows = found.comparison.filter((pl.col("statistic") == "auroc") & (pl.col("target_kind") == "cell_type"))
+    assert set(rows["representation"]) == {SAE, *EVERY}
+    for row in rows.iter_rows(named=True):
+        plan = commit.Run.open(layout.associations_dir(runs_of[row["representation"]]) / "features").plan
+        cells = ingest.read_cells(layout.cells_dir(plan["dataset"]))
+        codes = load_cell_codes(commit.Run.open(layout.codes_dir(plan["codes"]) / "by_cell"), cells.height)
+        code = codes[:, [row["feature_id"]]].toarray().ravel()
+        own = (cells["cell_type"] == row["target"]).to_numpy()
+        for split in ("select", "test"):
+            here = (cells["split"] == split).to_numpy()
+            assert row[split] == pytest.approx(roc_auc_score(own[here], code[here]))
+
+
+def test_the_headline_is_the_excess_over_the_baseline_that_is_best_on_select_cells(held_against):
+    found = compare_with_baselines(held_against[0]).comparison
+    for _, rows in found.group_by("target_kind", "target", "statistic"):
+        own, others = rows.filter(representation=SAE), rows.filter(pl.col("representation") != SAE)
+        if own.is_empty() or others.is_empty():
+            continue
+        (best,) = others.filter(pl.col("best")).iter_rows(named=True)
+        assert best["select"] == others["select"].max()
+        assert best["excess"] == pytest.approx(own["test"].item() - best["test"])
+
+
+def test_associations_are_followed_by_the_excess_or_by_the_command_that_makes_baselines(held_against, chain):
+    store, results = held_against
+    run = Layout(chain.store).latest("associations").run
+    assert f"scsae baseline --run {run}" in excess_in_words(chain.store, run)
+    assert "mean excess over the best baseline (neurons, pca, random, random-model)" in excess_in_words(store, run)
+    assert "this is a control (neurons)" in excess_in_words(store, results[2].run)
+
+
+def test_what_was_read_in_another_way_is_no_baseline(own_store, chain):
+    from pipelines.associate import associate
+    from pipelines.encode import encode
+
+    layout = Layout(own_store)
+    baseline(BaselineOptions(kind=("pca",), fit_tokens=1000), own_store)
+    by_mean = associate(AssociateOptions(run=encode(EncodeOptions(pooling="mean"), own_store).run), own_store)
+    assert baselines_of(layout, Reference.chain(layout, Layout(chain.store).latest("associations").run)).keys() == {
+        "pca"
+    }
+    assert not baselines_of(layout, Reference.chain(layout, by_mean.run))
+    with pytest.raises(UsageError, match=rf"scsae baseline --run {by_mean.run}"):
+        compare_with_baselines(own_store, by_mean.run)
+
+
+def test_a_control_is_not_compared_and_has_no_baselines(held_against):
+    store, results = held_against
+    for act in (compare_with_baselines, lambda s, run: baseline(BaselineOptions(run=run), s)):
+        with pytest.raises(UsageError, match="a control itself"):
+            act(store, results[2].run)
+
+
+def test_other_gene_sets_than_the_saes_are_refused_before_anything_is_written(chain, tmp_path):
+    gmt = tmp_path / "own.gmt"
+    gmt.write_text("set\t\tGENE1\n")
+    before = written(chain.store)
+    with pytest.raises(UsageError, match=r"--gmt: own; associations/.*give the same --gmt"):
+        baseline(BaselineOptions(gmt=(gmt,)), chain.store)
+    assert written(chain.store) == before
+
+
+def test_more_active_features_than_directions_are_refused_before_anything_is_written(reference, own_store):
+    from pipelines.associate import associate
+    from pipelines.encode import encode
+
+    options = train_options(reference, reference.activations.path.name).model_copy(update={"k": (40,), "n_steps": 2})
+    (wide,) = train_all(options, own_store)
+    associate(AssociateOptions(run=encode(EncodeOptions(run=wide.run), own_store).run), own_store)
+    known = runs(own_store, "saes")
+    with pytest.raises(ConfigError, match=r"n_features is 32"):
+        baseline(BaselineOptions(kind=("neurons",)), own_store)
+    assert runs(own_store, "saes") == known
+
+
+def test_options_of_the_stages_are_recalled_from_the_plans(chain, reference):
+    layout = Layout(chain.store)
+    recalled = extract_options(layout, reference, BaselineOptions(num_cpus=2))
+    assert recalled == chain.extract.model_copy(
+        update={"random_init": True, "layer": ("layer.1",), "num_cpus": 2, "matrix": "X"}
+    )
+    again = train_options(reference, "run")
+    named = ("arch", "k", "n_features", "n_steps", "batch_size", "seed", "num_workers")
+    assert [getattr(again, name) for name in named] == [getattr(chain.train, name) for name in named]
+
+
+def test_a_fused_encoding_of_other_cells_is_recalled_with_its_data(chain, reference):
+    layout, plan = Layout(chain.store), reference.codes
+    fused = {"tokens_per_cell": 5, "shard_cells": 9, "model_digest": "m"}
+    mine = Reference(**{**vars(reference), "codes": {**plan, "fused": fused, "pooling": "mean"}})
+    same = EncodeOptions(run="s", pooling="mean", fused=True, tokens_per_cell=5, shard_cells=9)
+    assert encode_options(layout, mine, "s", BaselineOptions()) == same
+    assert encode_options(layout, reference, "s", BaselineOptions()) == EncodeOptions(run="s")
+
+
+def test_extraction_of_an_ordinary_model_has_no_control_in_its_plan(reference):
+    assert "control" not in reference.activations.plan
+    assert not ExtractOptions(data="x.h5ad").random_init
+
+
+def test_recovery_and_error_are_measured_on_the_cells_and_tokens_of_the_sae(held_against, reference):
+    found = compare_with_baselines(held_against[0]).representation
+    assert found["representation"].to_list() == [SAE, *sorted(EVERY)]
+    assert found["fvu"].null_count() == found["recovery"].null_count() == 0
+    own = found.filter(representation=SAE)
+    assert own["fvu"].item() < found.filter(representation="random")["fvu"].item()
+    assert np.isfinite(found["l0"].to_numpy()).all()
