@@ -1,43 +1,146 @@
-"""Association: codes, labels and expression into the tables that say what a feature means.
+"""Association: codes, labels and expression into the tables that say what a feature means, by Ray actors.
 
-The statistics are `feature_store.associations`; here they are given their inputs: cell codes, the cell table with its
-splits, log1p(CP10k) of the data set's own counts, and the token counts of the codes run.
+The statistics are `feature_store.associations`; here they are given their inputs: the cell table with its splits, the
+expression of the data set turned by gene (once a data set), and, range by range of features, cell codes and token
+counts. What is measured of a range is committed, so an association resumes where it was killed; the tables are
+assembled from that at the end, here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import polars as pl
-from scipy import sparse
 
 from feature_store import commit, ingest, schemas
-from feature_store.associations import AssociationInputs, Labels, assemble, token_statistics
-from feature_store.codes import CodesRun, load_cell_codes, load_statistics
+from feature_store.associations import (
+    CellInputs,
+    FeatureRange,
+    GeneTiles,
+    Labels,
+    MeasuredRun,
+    assemble_measured,
+    feature_ranges,
+    measure,
+    token_statistics,
+)
+from feature_store.codes import CodesRun, load_feature_codes, load_statistics
+from feature_store.expression import ExpressionReader, plan_expression, write_part
 from feature_store.genesets import GeneSets, canonical_immune, read_gmt
-from feature_store.layout import ASSOCIATION_TABLES, Layout, content_sha, run_id
-from pipelines.config import AssociateOptions
+from feature_store.layout import ASSOCIATION_TABLES, Layout, as_path, content_sha, run_id
+from pipelines.config import ActorOptions, AssociateOptions, EncodeOptions
+from pipelines.encode import encode
 from pipelines.inputs import recalled_genes, recalled_source
-from pipelines.progress import ticking
+from pipelines.shards import do_shards
 from pipelines.stage import FORMAT_VERSION, Clock, StageResult, parent_run
 
-BLOCK_CELLS = 4096
-CP10K = 1e4
+EXPRESSION, MEASURED = "expression", "measured"
 
 
-def associate(options: AssociateOptions, store: Path) -> StageResult:
+@dataclass(frozen=True, kw_only=True)
+class ExpressionJob:
+    """The files of a data set and the run that holds its expression by gene."""
+
+    data: tuple[str, ...]
+    matrix: str
+    run: str
+
+
+class ExpressionWriter:
+    """Does shards of an `ExpressionJob`: the body of an actor, callable without Ray."""
+
+    def __init__(self, job: ExpressionJob) -> None:
+        self.source = ingest.open_source(job.data, matrix=job.matrix)
+        self.run = commit.Run.open(job.run)
+
+    def shard(self, number: int) -> dict[str, int]:
+        """Turn and commit the cells of shard `number` unless they are there; return what was done, counted."""
+        if self.run.committed(number):
+            return {"nonzeros": 0}
+        return {"nonzeros": write_part(self.run, number, self.source)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureJob:
+    """Everything an actor needs to measure any range of features; plain values, so that it travels."""
+
+    store: str
+    codes: str
+    measured: str
+    gene_sets: tuple[GeneSets, ...]
+
+
+class Measurer:
+    """Does ranges of a `MeasureJob`: the body of an actor, callable without Ray."""
+
+    def __init__(self, job: MeasureJob) -> None:
+        layout = Layout(as_path(job.store))
+        self.codes = CodesRun.open(layout.codes_dir(job.codes))
+        self.by_feature = commit.Run.open(self.codes.folder / "by_feature")
+        self.measured = MeasuredRun.open(job.measured)
+        self.genes = recalled_genes(layout, self.codes)
+        self.cells = cell_inputs(layout, self.codes, job.gene_sets)
+        expression = ExpressionReader(commit.Run.open(_expression_dir(layout, self.codes.plan["dataset"])))
+        self.tiles = GeneTiles(expression.read, expression.bounds, self.cells.blocks())
+
+    def shard(self, number: int) -> dict[str, int]:
+        """Measure and commit range `number` unless it is there; return what was done, counted."""
+        start, stop = self.measured.bounds[number], self.measured.bounds[number + 1]
+        counts = {"features": stop - start, "bytes": 0}
+        if self.measured.is_committed(number):
+            return counts
+        size = self.measured.commit(number, measure(self._features(start, stop), self.cells, self.tiles))
+        return counts | {"bytes": size}
+
+    def _features(self, start: int, stop: int) -> FeatureRange:
+        """Codes and token counts of the features [start, stop)."""
+        statistics = load_statistics(self.codes.folder, features=(start, stop))
+        symbols = dict(self.genes.select("gene_id", "symbol").drop_nulls().iter_rows())
+        return FeatureRange(
+            first=start,
+            codes=load_feature_codes(self.by_feature, self.cells.n_cells, start, stop),
+            tokens=token_statistics(
+                statistics.feature_gene.with_columns(pl.col("feature_id") - start),
+                statistics.gene,
+                gene_id=self.genes["gene_id"].to_list(),
+                n_features=stop - start,
+            ),
+            top_tokens=statistics.feature_token.with_columns(
+                gene=pl.col("gene_id").replace_strict(symbols, default=None, return_dtype=pl.String)
+            ).drop("gene_id"),
+        )
+
+
+def associate(options: AssociateOptions, store: Path, *, address: str | None = None) -> StageResult:
     """Compute the five association tables of a codes run; what is committed already is not computed again.
+
+    With `data`, the newest SAE (or `run`) encodes that data set first. Raises as `associate_all`.
+    """
+    return associate_all(options, store, address=address)[-1]
+
+
+def associate_all(options: AssociateOptions, store: Path, *, address: str | None = None) -> list[StageResult]:
+    """The associations, after the encoding of `data` where there are any.
 
     Raises:
         NotFoundError: there are no codes, or a gene-set file is missing.
-        InputError: a gene-set file is malformed, or the data set changed.
+        UsageError, InputError: a gene-set file is malformed, or the data set changed before its expression was read.
     """
+    sets = tuple([read_gmt(path) for path in options.gmt] or [canonical_immune()])
+    if not options.data:
+        return [_associate(options, options.run, sets, store, address)]
+    given = {name: getattr(options, name) for name in EncodeOptions.model_fields if hasattr(options, name)}
+    encoded = encode(EncodeOptions(**given), store, address=address)
+    return [encoded, _associate(options, encoded.run, sets, store, address)]
+
+
+def _associate(
+    options: ActorOptions, run: str | None, sets: tuple[GeneSets, ...], store: Path, address: str | None
+) -> StageResult:
     clock = Clock()
     layout = Layout(store)
-    sets = [read_gmt(path) for path in options.gmt] or [canonical_immune()]
-    codes = CodesRun.open(parent_run(layout, "codes", options.run).path)
+    codes = CodesRun.open(parent_run(layout, "codes", run).path)
     plan = {
         "format": FORMAT_VERSION,
         "codes": codes.folder.name,
@@ -47,23 +150,42 @@ def associate(options: AssociateOptions, store: Path) -> StageResult:
         "gene_sets": [_digest(collection) for collection in sets],
     }
     folder = layout.associations_dir(run_id(plan))
-    runs = {name: folder / name for name in ASSOCIATION_TABLES}
-    missing = [name for name, path in runs.items() if not _is_intact(path)]
-    if missing:
-        with commit.sole_driver(folder), ticking("associate", len(ASSOCIATION_TABLES), "tables") as tick:
-            tables = assemble(gather(layout, codes, sets))
-            for n_done, (name, path) in enumerate(runs.items(), start=1):
-                commit.write_table(path, tables[name], {**plan, "table": name})
-                tick(n_done)
-    features = commit.read_table(runs["features"])
+    genes = recalled_genes(layout, codes)["symbol"].to_list()
+    by_feature = commit.Run.open(codes.folder / "by_feature").manifest()
+    bounds = feature_ranges(by_feature, codes.n_features, len(genes))
+    missing = [name for name in ASSOCIATION_TABLES if not _is_intact(folder / name)]
+    pending: list[int] = []
+    is_measured = all(_is_intact(path) for path in MeasuredRun.folders(folder / MEASURED))
+    if not is_measured:
+        # before anything is written: the data set may have changed
+        turn_expression(layout, codes.plan["dataset"], options, address=address)
+    if missing or not is_measured:
+        with commit.sole_driver(folder):
+            measured = MeasuredRun.create(folder / MEASURED, {**plan, "bounds": bounds})
+            pending = measured.pending()
+            job = MeasureJob(
+                store=str(layout.root.resolve()),
+                codes=codes.folder.name,
+                measured=str(measured.folder.resolve()),
+                gene_sets=sets,
+            )
+            do_shards(Measurer, job, pending, options, title="associate", note=_features_done, address=address)
+            measured.finalize()
+            tables = assemble_measured(measured, genes, sets) if missing else {}
+            for name in missing:
+                commit.write_table(folder / name, tables[name], {**plan, "table": name})
+    n_units = len(bounds) - 1 + len(ASSOCIATION_TABLES)
+    features = commit.read_table(folder / "features", ["dead", "class"])
     return StageResult(
         kind="associations",
         run=folder.name,
         path=folder,
-        done=len(missing),
-        reused=len(ASSOCIATION_TABLES) - len(missing),
+        done=len(missing) + len(pending),
+        reused=n_units - len(missing) - len(pending),
         seconds=clock.seconds,
         facts={
+            "sae": codes.plan["sae"],
+            "dataset": codes.plan["dataset"],
             "features": features.height,
             "dead": int(features["dead"].sum()),
             **{f"class {name}": n for name, n in features["class"].value_counts(sort=True).iter_rows()},
@@ -71,32 +193,37 @@ def associate(options: AssociateOptions, store: Path) -> StageResult:
     )
 
 
-def gather(layout: Layout, codes: CodesRun, sets: Sequence[GeneSets]) -> AssociationInputs:
-    """Read everything that the statistics of one codes run need."""
+def turn_expression(layout: Layout, dataset: str, options: ActorOptions, *, address: str | None = None) -> commit.Run:
+    """Make the expression of a data set by gene, or find it made: then the data set's files are not asked for.
+
+    Raises:
+        UsageError, InputError: the data set changed or moved since it was extracted.
+    """
+    folder = _expression_dir(layout, dataset)
+    if _is_intact(folder):
+        return commit.Run.open(folder)
+    with recalled_source(layout, dataset) as source:
+        plan = plan_expression(layout, dataset, source, commit.read_table(layout.genes_dir(dataset)))
+        job = ExpressionJob(
+            data=tuple(str(path.resolve()) for path in source.paths), matrix=source.matrix, run=str(folder.resolve())
+        )
+    run = commit.Run.create(folder, plan)
+    do_shards(ExpressionWriter, job, run.pending(), options, title="expression", note=_nonzeros_done, address=address)
+    run.finalize()
+    return run
+
+
+def cell_inputs(layout: Layout, codes: CodesRun, sets: Sequence[GeneSets]) -> CellInputs:
+    """The cells of a codes run with their labels, its genes and the gene sets."""
     dataset = codes.plan["dataset"]
     cells = ingest.read_cells(layout.cells_dir(dataset))
     kinds = label_kinds(layout, dataset, cells)
-    source = recalled_source(layout, dataset)
-    genes = recalled_genes(layout, codes)
-    statistics = load_statistics(codes.folder)
-    symbols = dict(genes.select("gene_id", "symbol").drop_nulls().iter_rows())
     units = next((kind for kind in ("donor", "batch") if cells[kind].null_count() < cells.height), None)
-    return AssociationInputs(
-        codes=load_cell_codes(codes.by_cell, cells.height),
+    return CellInputs(
         split=cells["split"].to_list(),
-        expression=expression_of(source),
-        genes=genes["symbol"].to_list(),
+        genes=recalled_genes(layout, codes)["symbol"].to_list(),
         labels=[Labels.from_values(kind, cells[kind].to_list()) for kind in kinds],
         units=None if units is None else Labels.from_values(units, cells[units].to_list()),
-        tokens=token_statistics(
-            statistics.feature_gene,
-            statistics.gene,
-            gene_id=genes["gene_id"].to_list(),
-            n_features=codes.n_features,
-        ),
-        top_tokens=statistics.feature_token.with_columns(
-            gene=pl.col("gene_id").replace_strict(symbols, default=None, return_dtype=pl.String)
-        ).drop("gene_id"),
         gene_sets=sets,
     )
 
@@ -112,18 +239,16 @@ def label_kinds(layout: Layout, dataset: str, cells: pl.DataFrame) -> list[str]:
     return [kind for kind in dict.fromkeys(("cell_type", "batch", *named)) if cells[kind].null_count() < cells.height]
 
 
-def expression_of(source: ingest.Source) -> sparse.csr_array:
-    """CSR float32 [n_cells n_genes] of log1p of counts per 10,000; values that are log-normalised already stay."""
-    parts = []
-    for start in range(0, source.n_cells, BLOCK_CELLS):
-        rows = source.read_rows(start, min(start + BLOCK_CELLS, source.n_cells))
-        shape = (len(rows.indptr) - 1, source.n_genes)
-        block = sparse.csr_array((rows.data.astype(np.float64), rows.indices, rows.indptr), shape=shape)
-        if source.value_kind == "counts":
-            total: npt.NDArray[np.float64] = np.asarray(block.sum(axis=1)).ravel()
-            block.data = np.log1p(block.data * CP10K / np.repeat(np.maximum(total, 1.0), np.diff(block.indptr)))
-        parts.append(block.astype(np.float32))
-    return sparse.vstack(parts, format="csr")
+def _expression_dir(layout: Layout, dataset: str) -> Path:
+    return layout.cells_dir(dataset) / EXPRESSION
+
+
+def _features_done(total: Mapping[str, int], seconds: float) -> str:
+    return f"{total['features']:,} features, {total['features'] / max(seconds, 1e-9):,.1f} a second"
+
+
+def _nonzeros_done(total: Mapping[str, int], seconds: float) -> str:
+    return f"{total['nonzeros'] / 1e6:,.1f} M values"
 
 
 def _digest(collection: GeneSets) -> dict[str, Any]:

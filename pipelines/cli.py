@@ -175,14 +175,14 @@ def encode_command(options: EncodeOptions, store: Path, address: str | None) -> 
 
 
 @stage_command(AssociateOptions)
-def associate_command(options: AssociateOptions, store: Path) -> None:
+def associate_command(options: AssociateOptions, store: Path, address: str | None) -> None:
     """See AssociateOptions."""
-    from pipelines.associate import associate
+    from pipelines.associate import associate_all
     from pipelines.report import print_excess, print_results
 
-    result = associate(options, store)
-    print_results([result], store)
-    print_excess(store, result.run)
+    results = associate_all(options, store, address=address)
+    print_results(results, store)
+    print_excess(store, results[-1].run)
 
 
 @stage_command(MatchOptions)

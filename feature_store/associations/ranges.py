@@ -58,6 +58,11 @@ class MeasuredRun:
         self.plan = next(iter(runs.values())).plan
         self.bounds: Sequence[int] = self.plan["bounds"]
 
+    @staticmethod
+    def folders(folder: Path) -> list[Path]:
+        """The folders of the runs."""
+        return [folder / name for name in Measured._fields]
+
     @classmethod
     def create(cls, folder: str | Path, plan: Mapping[str, Any]) -> "MeasuredRun":
         """Make or reopen the runs. PlanMismatchError, InputError as `Run.create`."""

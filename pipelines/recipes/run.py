@@ -40,7 +40,7 @@ def _stages(recipe: Recipe, store: Path, address: str | None) -> Iterator[StageR
     middle: tuple[tuple[Options | None, Callable[[Any, Path], StageResult]], ...] = (
         (recipe.train, partial(train, address=address)),
         (recipe.encode, partial(encode, address=address)),
-        (recipe.associate, associate),
+        (recipe.associate, partial(associate, address=address)),
     )
     for head in heads if recipe.train is not None else [None]:
         run = head

@@ -1,6 +1,7 @@
 """Association: what the stage feeds its statistics, what comes back, and what it refuses."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import anndata
@@ -14,14 +15,18 @@ from sklearn.metrics import roc_auc_score
 from feature_store import commit, ingest
 from feature_store.codes import CodesRun, load_statistics
 from feature_store.errors import InputError, NotFoundError
+from feature_store.expression import expression_of
 from feature_store.layout import ASSOCIATION_TABLES, Layout
-from pipelines.associate import associate, expression_of, gather, label_kinds
+from pipelines.associate import associate, cell_inputs, label_kinds
 from pipelines.config import AssociateOptions
 from pipelines.errors import UsageError
 from pipelines.inputs import remember_source
 from pipelines.verify import verify_run
 
 pytestmark = pytest.mark.ray
+
+N_UNITS = 1 + len(ASSOCIATION_TABLES)
+"""One range of features, and the tables."""
 
 
 def written(store):
@@ -69,7 +74,7 @@ def test_log_normalised_values_are_taken_as_they_are(tmp_path):
 def test_expression_does_not_depend_on_how_many_cells_are_read_at_once(chain, monkeypatch):
     source = ingest.open_source(chain.extract.data)
     whole = expression_of(source).toarray()
-    monkeypatch.setattr("pipelines.associate.BLOCK_CELLS", 7)
+    monkeypatch.setattr("feature_store.expression.BLOCK_ROWS", 7)
     np.testing.assert_array_equal(expression_of(source).toarray(), whole)
 
 
@@ -111,7 +116,7 @@ def test_the_replicate_unit_is_the_donor_else_the_batch_else_none(chain, own_sto
     codes = CodesRun.open(layout.latest("codes").path)
     plan = {**codes.plan, "dataset": cells_with(chain, layout, **columns)}
     other = SimpleNamespace(plan=plan, folder=codes.folder, by_cell=codes.by_cell, n_features=codes.n_features)
-    units = gather(layout, other, []).units
+    units = cell_inputs(layout, other, []).units
     assert (units.kind if units else None) == unit
     if units is not None:
         values = ingest.open_source(chain.extract.data).obs()[unit].to_list()
@@ -219,6 +224,11 @@ def test_a_missing_or_malformed_gene_set_file_is_refused_before_anything_is_writ
     assert written(chain.store) == before
 
 
+def without_expression(store):
+    for folder in store.glob("cells/*/expression"):
+        shutil.rmtree(folder)
+
+
 def test_a_data_file_that_changed_since_its_extraction_is_refused_with_the_command_to_type(
     own_store, tiny_cells, tmp_path
 ):
@@ -229,6 +239,7 @@ def test_a_data_file_that_changed_since_its_extraction_is_refused_with_the_comma
     note.write_text(json.dumps({**json.loads(note.read_text()), "path": str(tmp_path / "changed.h5ad")}))
     gmt = tmp_path / "new.gmt"
     gmt.write_text("set\t\tGENE1\n")
+    without_expression(own_store)
     before = written(own_store)
     with pytest.raises(UsageError, match=r"changed\.h5ad changed since.*scsae extract"):
         associate(AssociateOptions(gmt=(gmt,)), own_store)
@@ -240,6 +251,9 @@ def test_a_data_file_that_moved_is_named(own_store, tmp_path):
     note.write_text(json.dumps({**json.loads(note.read_text()), "path": str(tmp_path / "gone.h5ad")}))
     gmt = tmp_path / "new.gmt"
     gmt.write_text("set\t\tGENE1\n")
+    assert associate(AssociateOptions(gmt=(gmt,)), own_store).done, "its expression is in the store"
+    without_expression(own_store)
+    gmt.write_text("set\t\tGENE1\tGENE2\n")
     with pytest.raises(InputError, match=r"gone\.h5ad"):
         associate(AssociateOptions(gmt=(gmt,)), own_store)
 
@@ -247,7 +261,7 @@ def test_a_data_file_that_moved_is_named(own_store, tmp_path):
 def test_associating_again_does_nothing(chain):
     before = written(chain.store)
     again = associate(AssociateOptions(), chain.store)
-    assert (again.done, again.reused) == (0, len(ASSOCIATION_TABLES))
+    assert (again.done, again.reused) == (0, N_UNITS)
     assert written(chain.store) == before
 
 
@@ -260,7 +274,7 @@ def test_a_damaged_table_is_named_by_verify_and_written_again_to_the_same_bytes(
     assert verify_run(folder.name, own_store) == 1
     assert str(part) in capsys.readouterr().err
     again = associate(AssociateOptions(), own_store)
-    assert (again.done, again.reused) == (1, len(ASSOCIATION_TABLES) - 1)
+    assert (again.done, again.reused) == (1, N_UNITS - 1)
     assert part.read_bytes() == content
     assert verify_run(folder.name, own_store) == 0
 
@@ -272,7 +286,7 @@ def test_a_kill_between_two_tables_costs_only_the_tables_that_lack(own_store):
         (folder / name / "MANIFEST.json").unlink()
         (folder / name / "part-00000.json").unlink()
     again = associate(AssociateOptions(), own_store)
-    assert (again.done, again.reused) == (3, 2)
+    assert (again.done, again.reused) == (3, N_UNITS - 3)
     assert {name: commit.Run.open(folder / name).manifest() for name in ASSOCIATION_TABLES} == calm
 
 
