@@ -8,25 +8,22 @@
 
 Two sort orders because a query needs the one that it reads along: 2 ms on the right one with the part found from the
 manifest, 677 ms on the wrong one (measured). Each is a run of its own, so each resumes; by_feature is built from
-by_cell's manifest. Sorted ids are delta-encoded, values byte-stream-split, all zstd-1: 3.6 bytes a nonzero by cell
-and 4.2 by feature (1000 cells of 3,200 nonzeros over 4096 features, exponential values).
+by_cell's manifest (`feature_store.by_feature`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 from scipy import sparse
 
+from feature_store.by_feature import build_by_feature
+from feature_store.code_parts import read_columns, write_by_cell
 from feature_store.commit import Manifest, Run, ShardMarker, read_part, write_frame
-from feature_store.errors import InputError, IntegrityError
-from feature_store.files import REPAIR, parquet_source, scan_source
+from feature_store.errors import InputError
 from feature_store.layout import STATISTICS_TABLES, as_path
 from feature_store.token_codes import (
     TokenCodes,
@@ -39,9 +36,6 @@ from feature_store.token_codes import (
     top_tokens,
 )
 
-BY_CELL_ROW_GROUP_ROWS = 131_072
-BY_FEATURE_ROW_GROUP_ROWS = 65_536
-N_BUCKETS = 64
 MERGE_PARTS = 16
 DEFAULTS: Mapping[str, Any] = {"level": "cell", "pooling": "max", "top_tokens": 20}
 
@@ -121,11 +115,15 @@ class CodesRun:
         commit(tables["feature_token"], lambda path: write_frame(path, top_tokens(tokens, self.plan["top_tokens"])))
         return commit(self.by_cell, lambda path: self._write_codes(path, tokens))
 
-    def finalize(self, *, n_buckets: int = N_BUCKETS) -> Manifest:
-        """Finish all runs and build by_feature; returns by_cell's manifest. IncompleteRunError names missing shards."""
+    def finalize_shards(self) -> Manifest:
+        """Finish all runs but by_feature; returns by_cell's manifest. IncompleteRunError names missing shards."""
         for run in self.statistics.values():
             run.finalize()
-        manifest = self.by_cell.finalize()
+        return self.by_cell.finalize()
+
+    def finalize(self, *, n_buckets: int | None = None) -> Manifest:
+        """Finish all runs and build by_feature in this process; returns by_cell's manifest. IncompleteRunError."""
+        manifest = self.finalize_shards()
         build_by_feature(self.folder, n_buckets=n_buckets)
         return manifest
 
@@ -145,68 +143,6 @@ class CodesRun:
             token_pos=tokens.token_pos[token],
             gene_id=tokens.gene_id[token],
         )
-
-
-def write_by_cell(
-    path: str | Path,
-    cell_idx: npt.NDArray[Any],
-    feature_id: npt.NDArray[Any],
-    value: npt.NDArray[Any],
-    *,
-    n_features: int,
-    token_pos: npt.NDArray[Any] | None = None,
-    gene_id: npt.NDArray[Any] | None = None,
-) -> int:
-    """Write one by_cell part, a row a nonzero, sorted by cell (then token, then feature); returns the rows.
-
-    InputError if the cells are not in ascending order or a feature is not below n_features.
-    """
-    if len(cell_idx) and (np.diff(cell_idx) < 0).any():
-        raise InputError("codes by cell are sorted by cell_idx; sort them first")
-    if len(feature_id) and not 0 <= int(feature_id.min()) <= int(feature_id.max()) < n_features:
-        raise InputError(
-            f"feature ids go from {feature_id.min()} to {feature_id.max()}; allowed: 0 to {n_features - 1}"
-        )
-    columns = {"cell_idx": pa.array(cell_idx, pa.int64())}
-    if token_pos is not None and gene_id is not None:
-        columns |= {"token_pos": pa.array(token_pos, pa.int32()), "gene_id": pa.array(gene_id, pa.int32())}
-    columns |= {"feature_id": _feature_ids(feature_id, n_features), "value": pa.array(value, pa.float32())}
-    return _write_codes(path, columns, BY_CELL_ROW_GROUP_ROWS)
-
-
-def build_by_feature(folder: str | Path, *, n_buckets: int = N_BUCKETS, max_rows: int = 20_000_000) -> Manifest:
-    """Build by_feature/ of a codes folder from its finished by_cell/: a part per range of features; resumable.
-
-    Buckets are gathered several at a time, as many as have `max_rows` nonzeros together, with one pass over by_cell
-    each
-    time: memory stays near 40 bytes * max_rows whatever the size. IncompleteRunError if by_cell is not finished.
-    """
-    folder = as_path(folder)
-    by_cell = Run.open(folder / "by_cell")
-    n_features: int = by_cell.plan["n_features"]
-    n_buckets = min(n_buckets, n_features)
-    bounds = [bucket * n_features // n_buckets for bucket in range(n_buckets + 1)]
-    plan = {
-        "table": "by_feature",
-        "by_cell": by_cell.manifest().sha,
-        "n_features": n_features,
-        "level": by_cell.plan["level"],
-        "n_shards": n_buckets,
-    }
-    run = Run.create(folder / "by_feature", plan)
-    pending = run.pending()
-    rows = _rows_of_features(by_cell, n_features) if pending else np.zeros(n_features, dtype=np.int64)
-    while pending:
-        buckets = _first_that_fit(pending, bounds, rows, max_rows)
-        pending = pending[len(buckets) :]
-        low, high = bounds[buckets[0]], bounds[buckets[-1] + 1]
-        frame = _gather(by_cell, low, high)
-        for bucket in buckets:
-            start, stop = bounds[bucket], bounds[bucket + 1]
-            part = frame.filter(pl.col("feature_id").is_between(start, stop, closed="left"))
-            write = partial(_write_by_feature, part=part, n_features=n_features)
-            run.commit_shard(bucket, write, start=start, stop=stop)
-    return run.finalize()
 
 
 def load_cell_codes(run: Run, n_cells: int, cells: npt.NDArray[Any] | None = None) -> sparse.csr_array:
@@ -240,7 +176,7 @@ def load_feature_codes(run: Run, n_cells: int, start: int, stop: int) -> sparse.
     parts = []
     for marker in run.manifest().shards:
         if marker.start < stop and marker.stop > start:
-            feature, cell, value = _columns(run.part(marker.shard), ["feature_id", "cell_idx", "value"])
+            feature, cell, value = read_columns(run.part(marker.shard), ["feature_id", "cell_idx", "value"])
             # sorted by feature
             low, high = np.searchsorted(feature, [start, stop])
             parts.append((feature[low:high].astype(np.int32) - start, cell[low:high], value[low:high]))
@@ -287,74 +223,10 @@ def _fold(run: Run, merge: Any, features: tuple[int, int] | None = None) -> pl.D
     return merged
 
 
-def _feature_ids(feature_id: npt.NDArray[Any], n_features: int) -> Any:
-    return pa.array(feature_id.astype(np.uint16 if n_features <= 1 << 16 else np.uint32))
-
-
-def _write_codes(path: str | Path, columns: Mapping[str, Any], row_group_rows: int) -> int:
-    schema = pa.schema([pa.field(name, column.type, nullable=False) for name, column in columns.items()])
-    table = pa.Table.from_arrays(list(columns.values()), schema=schema)
-    pq.write_table(
-        table,
-        path,
-        row_group_size=row_group_rows,
-        compression="zstd",
-        compression_level=1,
-        use_dictionary=False,
-        column_encoding={name: "DELTA_BINARY_PACKED" for name in columns if name != "value"}
-        | {"value": "BYTE_STREAM_SPLIT"},
-        write_page_index=True,
-        write_page_checksum=True,
-    )
-    return int(table.num_rows)
-
-
-def _write_by_feature(path: Path, part: pl.DataFrame, n_features: int) -> int:
-    keys = [name for name in ("cell_idx", "token_pos") if name in part.columns]
-    part = part.sort("feature_id", "value", *keys, descending=[False, True, *(False for _ in keys)])
-    order = ["feature_id", "value", *(name for name in part.columns if name not in ("feature_id", "value"))]
-    columns = {name: part[name].to_arrow() for name in order}
-    columns["feature_id"] = _feature_ids(part["feature_id"].to_numpy(), n_features)
-    return _write_codes(path, columns, BY_FEATURE_ROW_GROUP_ROWS)
-
-
-def _rows_of_features(by_cell: Run, n_features: int) -> npt.NDArray[np.int64]:
-    total = np.zeros(n_features, dtype=np.int64)
-    for path in by_cell.parts():
-        total += np.bincount(_columns(path, ["feature_id"])[0], minlength=n_features)
-    return total
-
-
-def _first_that_fit(
-    pending: Sequence[int], bounds: Sequence[int], rows: npt.NDArray[np.int64], max_rows: int
-) -> list[int]:
-    """The first pending buckets, at least one, that follow each other and have at most max_rows nonzeros together."""
-    chosen = [pending[0]]
-    for bucket in pending[1:]:
-        if bucket != chosen[-1] + 1 or rows[bounds[chosen[0]] : bounds[bucket + 1]].sum() > max_rows:
-            break
-        chosen.append(bucket)
-    return chosen
-
-
-def _gather(by_cell: Run, low: int, high: int) -> pl.DataFrame:
-    wanted = pl.col("feature_id").is_between(low, high, closed="left")
-    return pl.concat([pl.scan_parquet(scan_source(path)).filter(wanted).collect() for path in by_cell.parts()])
-
-
-def _columns(path: Path, names: list[str]) -> list[npt.NDArray[Any]]:
-    """Columns of one part, every page checked. IntegrityError if it is not as written."""
-    try:
-        with parquet_source(path) as source, pq.ParquetFile(source, page_checksum_verification=True) as file:
-            return [column.to_numpy() for column in file.read(columns=names).columns]
-    except (OSError, pa.ArrowException) as error:
-        raise IntegrityError(f"{path} cannot be read: {error}; {REPAIR}") from error
-
-
 def _cell_codes_of_part(
     run: Run, marker: ShardMarker
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    cell_idx, feature_id, value = _columns(run.part(marker.shard), ["cell_idx", "feature_id", "value"])
+    cell_idx, feature_id, value = read_columns(run.part(marker.shard), ["cell_idx", "feature_id", "value"])
     if run.plan["level"] == "token" and len(cell_idx):
         order = np.lexsort((feature_id, cell_idx))
         cell_idx, feature_id, value = cell_idx[order], feature_id[order], value[order]

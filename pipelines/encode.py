@@ -3,8 +3,8 @@
 The activations are stored ones, or come fresh from the foundation model in the same actor (fused): an atlas is encoded
 without its activations ever lying on a disk. Both ways give the codes run the same bytes: fresh activations are rounded
 to the type that the SAE's were stored in, and encoded in the same pieces. A token's code depends on nothing but the
-token (the threshold encoder); tokens are pooled to cell codes and counted by gene, and the by-feature copy is built at
-the end.
+token (the threshold encoder); tokens are pooled to cell codes and counted by gene. At the end the by-feature copy is
+sorted out of the cell codes, by actors too where it takes more than one pass over them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,11 +17,12 @@ from scipy import sparse
 
 from feature_store import commit, files, ingest
 from feature_store.activations import ROW_GROUP_ROWS, ActivationBlock, ActivationReader, to_stored
+from feature_store.by_feature import ByFeature
 from feature_store.codes import CodesRun
 from feature_store.layout import Layout, as_path, run_id
 from feature_store.splits import SplitConfig
 from feature_store.token_codes import TokenCodes
-from pipelines.config import EncodeOptions
+from pipelines.config import ActorOptions, EncodeOptions
 from pipelines.forward import Forward, ForwardJob, cells_per_shard, out_of_memory_fact, rate
 from pipelines.inputs import (
     Opened,
@@ -191,6 +192,26 @@ class Encoder:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SortJob:
+    """The by-feature copy: the codes folder, and the buckets [first, stop) of each shard."""
+
+    codes: str
+    groups: tuple[tuple[int, int], ...]
+
+
+class Sorter:
+    """Does shards of a `SortJob`: the body of an actor, callable without Ray."""
+
+    def __init__(self, job: SortJob) -> None:
+        self.groups = job.groups
+        self.by_feature = ByFeature(job.codes)
+
+    def shard(self, number: int) -> dict[str, int]:
+        """Sort and commit the buckets of group `number`; return the nonzeros."""
+        return {"nonzeros": self.by_feature.write(*self.groups[number])}
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Plan:
     """What is to be encoded: the part of the plan that says so, and where it comes from.
 
@@ -246,7 +267,8 @@ def encode(options: EncodeOptions, store: Path, *, address: str | None = None) -
         )
         with codes.by_cell.sole_driver():
             total = do_shards(Encoder, job, pending, options, title="encode", note=rate, address=address)
-    manifest = codes.finalize()
+    manifest = codes.finalize_shards()
+    sort_by_feature(codes.folder, options, address=address)
     return StageResult(
         kind="codes",
         run=codes.folder.name,
@@ -261,6 +283,32 @@ def encode(options: EncodeOptions, store: Path, *, address: str | None = None) -
             **out_of_memory_fact(total),
         },
     )
+
+
+def sort_by_feature(folder: Path, options: ActorOptions, *, address: str | None = None) -> None:
+    """Build by_feature/ of a codes folder: here if one pass over the codes is enough, else by actors; resumed.
+
+    Raises:
+        IncompleteRunError: by_cell is not finished.
+        BusyError, RunFailedError: see `encode`.
+    """
+    by_feature = ByFeature(folder)
+    groups = tuple(by_feature.groups())
+    if len(groups) > 1:
+        job = SortJob(codes=str(folder.resolve()), groups=groups)
+        without_gpu = options.model_copy(update={"num_gpus": 0.0})
+        with by_feature.run.sole_driver():
+            do_shards(
+                Sorter, job, range(len(groups)), without_gpu, title="by feature", note=_sorting_rate, address=address
+            )
+    else:
+        for first, stop in groups:
+            by_feature.write(first, stop)
+    by_feature.finalize()
+
+
+def _sorting_rate(total: Mapping[str, int], seconds: float) -> str:
+    return f"{total['nonzeros'] / seconds:,.0f} nonzeros/s"
 
 
 def _plan_stored(activations: commit.Run) -> _Plan:

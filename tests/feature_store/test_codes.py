@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import sparse
 
-from feature_store import codes, token_codes
+from feature_store import by_feature, code_parts, codes, token_codes
 from feature_store.commit import Run
 from feature_store.errors import IncompleteRunError, InputError, PlanMismatchError
 
@@ -105,8 +105,47 @@ def test_by_feature_does_not_depend_on_how_many_buckets_are_gathered_at_once(
 ) -> None:
     before = folder_hashes(finished.folder / "by_feature")
     shutil.rmtree(finished.folder / "by_feature")
-    codes.build_by_feature(finished.folder, n_buckets=5, max_rows=max_rows)
+    by_feature.build_by_feature(finished.folder, n_buckets=5, max_rows=max_rows)
     assert folder_hashes(finished.folder / "by_feature") == before
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype"), [(0, 12, np.uint16), (4000, 4064, np.uint16), (7, 90_000, np.uint32)]
+)
+def test_rows_fall_by_feature_and_equal_ones_stay_in_order(
+    rng: np.random.Generator, low: int, high: int, dtype: type
+) -> None:
+    feature = rng.integers(low, high, 5000).astype(dtype)
+    value = rng.integers(0, 50, 5000).astype(np.float32) / 3
+    order = by_feature.falling_by_feature(feature, value)
+    assert (order == np.lexsort((np.arange(5000), -value, feature))).all()
+    assert len(by_feature.falling_by_feature(feature[:0], value[:0])) == 0
+
+
+def test_groups_are_of_neighbours_and_of_no_more_nonzeros_than_asked_for(
+    finished: codes.CodesRun, expected: np.ndarray
+) -> None:
+    building = by_feature.ByFeature(finished.folder, n_buckets=5)
+    assert building.groups() == []
+    for bucket in (0, 1, 2, 4):
+        (finished.folder / "by_feature" / f"part-0000{bucket}.json").unlink()
+    assert building.groups() == [(0, 3), (4, 5)]
+    assert building.groups(max_rows=1) == [(0, 1), (1, 2), (2, 3), (4, 5)]
+    two = int(np.count_nonzero(expected[:, :4]))
+    assert building.groups(max_rows=two) == [(0, 2), (2, 3), (4, 5)]
+    assert building.write(4, 5) == np.count_nonzero(expected[:, 9:])
+    assert building.groups() == [(0, 3)]
+
+
+def test_buckets_are_as_many_as_leave_each_a_bounded_number_of_nonzeros(
+    finished: codes.CodesRun, monkeypatch: pytest.MonkeyPatch, expected: np.ndarray
+) -> None:
+    monkeypatch.setattr(by_feature, "N_BUCKETS", 2)
+    shutil.rmtree(finished.folder / "by_feature")
+    assert by_feature.ByFeature(finished.folder).run.n_shards == 2
+    shutil.rmtree(finished.folder / "by_feature")
+    monkeypatch.setattr(by_feature, "GROUP_ROWS", -(-int(np.count_nonzero(expected)) // 3))
+    assert by_feature.ByFeature(finished.folder).run.n_shards == 3
 
 
 def test_by_feature_resumes_and_a_finished_one_is_left_alone(
@@ -117,14 +156,14 @@ def test_by_feature_resumes_and_a_finished_one_is_left_alone(
     (folder / "MANIFEST.json").unlink()
     (folder / "part-00002.json").unlink()
     (folder / "part-00004.parquet").write_bytes(b"truncated")
-    assert codes.build_by_feature(finished.folder, n_buckets=5) == Run.open(folder).manifest()
+    assert by_feature.build_by_feature(finished.folder, n_buckets=5) == Run.open(folder).manifest()
     assert folder_hashes(folder) == before
 
 
 def test_by_feature_waits_for_by_cell(tmp_path: Path, parts: list[TokenCodes]) -> None:
     run = write(tmp_path / "codes", parts, shards=[0, 1, 3])
     with pytest.raises(IncompleteRunError):
-        codes.build_by_feature(run.folder)
+        by_feature.build_by_feature(run.folder)
     with pytest.raises(IncompleteRunError, match=r"\[2\]"):
         run.finalize()
 
@@ -170,15 +209,15 @@ def test_codes_of_tokens_are_stored_with_place_and_gene_and_pool_to_the_same_cel
     assert frame.height == sum(part.codes.nnz for part in parts)
     assert frame.equals(frame.sort("cell_idx", "token_pos", "feature_id"))
     assert (codes.load_cell_codes(run.by_cell, N_CELLS).toarray() == expected).all()
-    by_feature = pl.concat([pl.read_parquet(path) for path in Run.open(run.folder / "by_feature").parts()])
-    assert by_feature.columns == ["feature_id", "value", "cell_idx", "token_pos", "gene_id"]
-    assert by_feature.height == frame.height
+    sorted_codes = pl.concat([pl.read_parquet(path) for path in Run.open(run.folder / "by_feature").parts()])
+    assert sorted_codes.columns == ["feature_id", "value", "cell_idx", "token_pos", "gene_id"]
+    assert sorted_codes.height == frame.height
 
 
 @pytest.mark.parametrize(("n_features", "dtype"), [(12, "uint16"), (65_536, "uint16"), (65_537, "uint32")])
 def test_feature_ids_take_two_bytes_where_they_fit(tmp_path: Path, n_features: int, dtype: str) -> None:
     last = np.array([0, n_features - 1])
-    codes.write_by_cell(tmp_path / "p", np.zeros(2, int), last, np.ones(2), n_features=n_features)
+    code_parts.write_by_cell(tmp_path / "p", np.zeros(2, int), last, np.ones(2), n_features=n_features)
     schema = pq.read_schema(tmp_path / "p")
     assert [(field.name, str(field.type), field.nullable) for field in schema] == [
         ("cell_idx", "int64", False),
@@ -193,15 +232,15 @@ def test_codes_take_less_than_six_bytes_a_nonzero(tmp_path: Path, rng: np.random
     feature_id = np.concatenate([np.sort(rng.choice(n_features, per_cell, replace=False)) for _ in range(n_cells)])
     cell_idx = np.repeat(np.arange(n_cells), per_cell)
     value = rng.exponential(size=len(cell_idx)).astype(np.float32)
-    rows = codes.write_by_cell(tmp_path / "p", cell_idx, feature_id, value, n_features=n_features)
+    rows = code_parts.write_by_cell(tmp_path / "p", cell_idx, feature_id, value, n_features=n_features)
     assert (tmp_path / "p").stat().st_size < 6 * rows
 
 
 def test_bad_codes_are_refused(tmp_path: Path, parts: list[TokenCodes]) -> None:
     with pytest.raises(InputError, match="sorted by cell_idx"):
-        codes.write_by_cell(tmp_path / "p", np.array([1, 0]), np.zeros(2, int), np.ones(2), n_features=3)
+        code_parts.write_by_cell(tmp_path / "p", np.array([1, 0]), np.zeros(2, int), np.ones(2), n_features=3)
     with pytest.raises(InputError, match="allowed: 0 to 2"):
-        codes.write_by_cell(tmp_path / "p", np.array([0, 0]), np.array([0, 3]), np.ones(2), n_features=3)
+        code_parts.write_by_cell(tmp_path / "p", np.array([0, 0]), np.array([0, 3]), np.ones(2), n_features=3)
     run = codes.CodesRun.create(tmp_path / "codes", PLAN)
     with pytest.raises(InputError, match=r"shard 0 has cells \[0, 10\); got 10 to 19"):
         run.commit_shard(0, parts[1], start=0, stop=10, split_of_cell=SPLIT)

@@ -205,6 +205,26 @@ def test_a_kill_while_a_part_is_written_leaves_a_run_that_resumes_to_the_same_by
     assert not list(folder.rglob(".tmp-*"))
 
 
+@pytest.mark.parametrize("kept", [(), (0, 7, 47)])
+def test_the_copy_by_feature_has_the_same_bytes_whoever_sorts_it_and_resumes(
+    chain, own_store, monkeypatch, capsys, kept
+):
+    folder = Layout(own_store).latest("codes").path
+    calm, before = manifests(folder), times(folder / "by_cell")
+    for bucket in set(range(N_FEATURES)) - set(kept):
+        (folder / "by_feature" / f"part-{bucket:05d}.parquet").unlink()
+    monkeypatch.setattr("feature_store.by_feature.ByFeature.groups.__kwdefaults__", {"max_rows": 300})
+    reused = times(folder / "by_feature")
+    again = encode(EncodeOptions(num_actors=2), own_store)
+    assert (again.path, again.done, again.reused) == (folder, 0, N_SHARDS)
+    assert "by feature" in capsys.readouterr().err
+    assert manifests(folder) == calm
+    assert commit.Run.open(folder / "by_feature").verify() == []
+    assert times(folder / "by_cell") == before
+    parts = [folder / "by_feature" / f"part-{bucket:05d}.parquet" for bucket in kept]
+    assert all(times(folder / "by_feature")[part] == reused[part] for part in parts)
+
+
 def test_encoding_without_an_sae_says_what_to_run_first(tmp_path):
     with pytest.raises(NotFoundError, match="scsae train"):
         encode(EncodeOptions(), tmp_path)
