@@ -24,7 +24,7 @@ from pipelines.train import train
 
 pytestmark = pytest.mark.ray
 
-COMMANDS = "demo inspect extract train encode associate steer run submit sql features models verify".split()
+COMMANDS = "demo inspect extract train encode associate match steer run submit sql features models verify".split()
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +128,9 @@ BAD_INPUT = {
         "associate --gmt {bad}/broken.gmt --store {store}",
         ["broken.gmt, line 1", "tab-separated"],
     ),
+    "nothing to match with": ("match --store {store}", ["no --other was given", "train another with `scsae train`"]),
+    "no such SAE to match with": ("match --other zzz --store {store}", ["--other was 'zzz'", "complete saes runs"]),
+    "too few permutations": ("match --other zzz --n-null 5 --store {store}", ["n_null was 5", "equal to 19"]),
     "no such target": ("steer --target C --store {store}", ["--target was 'C'", "A, B"]),
     "no such kind": ("steer --kind celltype --store {store}", ["--kind was 'celltype'", "cell_type, batch"]),
     "missing recipe": ("run {bad}/none.yaml --store new", ["none.yaml does not exist", "YAML"]),
