@@ -131,7 +131,9 @@ TABLES: Mapping[str, TableSchema] = {
         overlap=pl.Int64,
         odds_ratio=pl.Float64,
         p=pl.Float64,
+        p_matched=pl.Float64,
         q=pl.Float64,
+        q_matched=pl.Float64,
     ),
     "feature_token": _table(
         "feature_id cell_idx token_pos gene value",

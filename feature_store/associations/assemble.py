@@ -152,11 +152,17 @@ class _Split(NamedTuple):
 
     n: int
     n_donors: int | None
-    detected: Bools
+    n_cells: Floats
 
     @classmethod
     def of(cls, row: Mapping[str, object]) -> "_Split":
-        return cls(row["n"], row["n_donors"], np.array(row["detected"], dtype=bool))  # type: ignore[arg-type]
+        return cls(row["n"], row["n_donors"], np.array(row["n_cells"], dtype=np.float64))  # type: ignore[arg-type]
+
+    @property
+    def detected(self) -> Bools:
+        """Genes that any cell expresses [n_genes]."""
+        answer: Bools = self.n_cells > 0
+        return answer
 
 
 class _RangeGenes(NamedTuple):
@@ -294,7 +300,7 @@ class _Sets:
             mine = chosen[split]
             n_mine = (mine & shared.detected).sum(axis=1)
             for place, membership in enumerate(self._membership):
-                over = over_representation(mine, membership, shared.detected)
+                over = over_representation(mine, membership, shared.detected, shared.n_cells)
                 n_set = np.asarray(membership[np.flatnonzero(shared.detected)].sum(axis=0)).ravel()
                 rows = ranks.filter((pl.col("split") == split) & (pl.col("collection") == place))
                 self._frames.append(
@@ -304,6 +310,7 @@ class _Sets:
                         n_genes=np.repeat(n_mine, n_set.size),
                         odds_ratio=over.odds_ratio.ravel(),
                         p=over.p.ravel(),
+                        p_matched=over.p_matched.ravel(),
                     )
                 )
 
@@ -313,6 +320,7 @@ class _Sets:
             return pl.DataFrame()
         table = pl.concat(self._frames).with_columns(
             q=pl.col("p").map_batches(_q, return_dtype=pl.Float64).over("split"),
+            q_matched=pl.col("p_matched").map_batches(_q, return_dtype=pl.Float64).over("split"),
             q_rank=pl.col("p_rank").map_batches(_q, return_dtype=pl.Float64).over("split"),
         )
         keys = ["feature_id", "collection", "gene_set"]
@@ -343,9 +351,11 @@ class _Sets:
             .alias("n"),
             _of_split(self._splits)[1],
             "p",
+            "p_matched",
             "p_rank",
             pl.lit(SET_METHOD).alias("method"),
             "q",
+            "q_matched",
             "q_rank",
         ).sort(*keys, "split")
 

@@ -1,8 +1,13 @@
 """Gene sets x features: which sets a feature's genes belong to.
 
-Two tests, both against the DETECTED genes only (a gene that no cell expresses cannot be found and is no background):
+Three tests, all against the DETECTED genes only (a gene that no cell expresses cannot be found and is no background):
 - over-representation: hypergeometric upper tail of the overlap between a feature's genes and a set; odds ratio with
   1/2 added to every cell of the 2 x 2 table, above 1 for enrichment and below for depletion;
+- matched over-representation: the same against random genes of the same detection rates. Genes are binned by the
+  number of cells that express them, the overlap in bin b is hypergeometric (N_b genes, K_b of the set, m_b of the
+  feature), bins are independent, and p_matched is the upper tail of their sum, by exact convolution (the null of
+  matched gene lists of Young et al. 2010, doi:10.1186/gb-2010-11-2-r14, without its sampling). What a feature is found
+  to follow are mostly genes that are detected often, and so are those of many sets: without matching, both look alike;
 - ranks: does the association score of the set's genes lie above that of the others (Mann-Whitney, same permutation
   moments as `pvalues`)?
 
@@ -15,22 +20,27 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import sparse
-from scipy.stats import hypergeom
+from scipy.stats import hypergeom, rankdata
 
-from feature_store.associations.inputs import Bools, Floats, Sparse, Strata
+from feature_store.associations.inputs import Bools, Floats, Ints, Sparse, Strata
 from feature_store.associations.labels import auroc
+from feature_store.associations.moments import sum_rows
 from feature_store.associations.pvalues import blocked_rank_test
 
 METHOD = "hypergeometric/1 background=detected"
+N_BINS = 40
+"""Bins of detection at most; each holds GENES_PER_BIN genes at least."""
+GENES_PER_BIN = 20
 _CHUNK_VALUES = 4_000_000
 
 
 class OverRepresentation(NamedTuple):
-    """overlap, odds_ratio (Haldane-corrected) and one-sided p, each [n_features n_sets]."""
+    """overlap, odds_ratio (Haldane-corrected), one-sided p and p_matched, each [n_features n_sets]."""
 
     overlap: Floats
     odds_ratio: Floats
     p: Floats
+    p_matched: Floats
 
 
 class RankEnrichment(NamedTuple):
@@ -40,11 +50,14 @@ class RankEnrichment(NamedTuple):
     p: Floats
 
 
-def over_representation(chosen: Bools, membership: Sparse, detected: Bools) -> OverRepresentation:
-    """Hypergeometric test of every feature's genes against every set.
+def over_representation(
+    chosen: Bools, membership: Sparse, detected: Bools, n_cells: Floats | None = None
+) -> OverRepresentation:
+    """Hypergeometric tests of every feature's genes against every set.
 
     chosen: bool [n_features n_genes], the feature's genes; membership: CSR [n_genes n_sets]; detected: bool
-    [n_genes], the background. A pair without overlap has p 1 and stays among the tests.
+    [n_genes], the background; n_cells: the cells that express each gene [n_genes]; without it p_matched is p. A pair
+    without overlap has p 1 and stays among the tests.
     """
     background = np.flatnonzero(detected)
     members, mine = membership[background], sparse.csr_array(chosen[:, background].astype(np.float64))
@@ -60,7 +73,16 @@ def over_representation(chosen: Bools, membership: Sparse, detected: Bools) -> O
     only_mine, only_set = n_mine[:, None] - overlap, n_set[None, :] - overlap
     neither = n - overlap - only_mine - only_set
     odds = (overlap + 0.5) * (neither + 0.5) / ((only_mine + 0.5) * (only_set + 0.5))
-    return OverRepresentation(overlap, odds, p)
+    matched = p if n_cells is None else _matched_p(overlap, mine, members, detection_bins(n_cells[background]))
+    return OverRepresentation(overlap, odds, p, matched)
+
+
+def detection_bins(n_cells: Floats) -> Strata:
+    """Genes [n_genes] in bins of about equal size by the cells that express them; equal genes share a bin."""
+    n_bins = int(np.clip(n_cells.size // GENES_PER_BIN, 1, N_BINS))
+    midrank = rankdata(n_cells) - 0.5
+    codes = np.unique((midrank * n_bins / max(n_cells.size, 1)).astype(np.int64), return_inverse=True)[1]
+    return Strata(codes=codes, n_strata=int(codes.max(initial=0)) + 1)
 
 
 def rank_enrichment(score: Floats, membership: Sparse, detected: Bools) -> RankEnrichment:
@@ -76,3 +98,36 @@ def rank_enrichment(score: Floats, membership: Sparse, detected: Bools) -> RankE
         effect[rows] = 2 * auroc(block, members) - 1
         p[rows] = blocked_rank_test(block, members, one)[1]
     return RankEnrichment(effect, p)
+
+
+def _matched_p(overlap: Floats, mine: Sparse, members: Sparse, bins: Strata) -> Floats:
+    """Upper tail of the overlap [n_features n_sets] as a sum of hypergeometric counts over bins; 1 without overlap."""
+    of_feature = np.asarray((mine @ bins.indicator().T).toarray()).astype(np.int64)
+    of_set = np.asarray((bins.indicator() @ members).toarray()).astype(np.int64)
+    p = np.ones_like(overlap)
+    feature, column = np.nonzero(overlap)
+    width = int(of_feature.sum(axis=1).max(initial=0)) + 1
+    step = max(1, _CHUNK_VALUES // width)
+    for start in range(0, feature.size, step):
+        f, s = feature[start : start + step], column[start : start + step]
+        mass = np.zeros((width, f.size))
+        mass[0] = 1.0
+        for size, drawn, special in zip(bins.sizes(), of_feature[f].T, of_set[:, s], strict=True):
+            pairs = np.flatnonzero((drawn > 0) & (special > 0))
+            mass[:, pairs] = _add_bin(mass[:, pairs], int(size), drawn[pairs], special[pairs])
+        mass[np.arange(width)[:, None] < overlap[f, s]] = 0.0
+        p[f, s] = np.minimum(sum_rows(mass), 1.0)
+    return p
+
+
+def _add_bin(mass: Floats, size: int, drawn: Ints, special: Ints) -> Floats:
+    """Convolve each column of `mass` [width n_pairs] with the hypergeometric of one bin: `drawn` of `size` genes, of
+    which `special` are in the set.
+    """
+    margins, where = np.unique(drawn * (size + 1) + special, return_inverse=True)
+    count = np.arange(int(drawn.max(initial=0)) + 1)[:, None]
+    table = hypergeom.pmf(count, size, margins % (size + 1), margins // (size + 1))[:, where]
+    out: Floats = mass * table[0]
+    for x in range(1, len(count)):
+        out[x:] += mass[:-x] * table[x]
+    return out

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import sparse
 
-from feature_store.associations.inputs import Bools, Floats, Labels, Sparse, Strata
+from feature_store.associations.inputs import Bools, Floats, Ints, Labels, Sparse, Strata
 from feature_store.associations.moments import BlockMoments, cross_product, power_sums
 from feature_store.associations.pvalues import two_sided
 from feature_store.associations.ranks import column_ranks
@@ -157,11 +157,11 @@ class CellBlocks:
 
 
 class Tile(NamedTuple):
-    """A range of genes: `sides` by split (CSR), and per split which of the genes any cell expresses."""
+    """A range of genes: `sides` by split (CSR), and per split how many cells express each gene."""
 
     genes: slice
     sides: Mapping[str, Side]
-    detected: Mapping[str, Bools]
+    n_cells: Mapping[str, Ints]
 
 
 class GeneTiles:
@@ -201,12 +201,12 @@ class GeneTiles:
 
     def _make(self, start: int, stop: int) -> Tile:
         matrix = self._read(start, stop)
-        sides, detected = {}, {}
+        sides, n_cells = {}, {}
         for split, blocks in self.blocks.items():
             here = matrix[np.flatnonzero(blocks.rows)]
             sides[split] = blocks.side(here).by_cell()
-            detected[split] = np.diff(here.indptr) > 0
-        return Tile(slice(start, stop), sides, detected)
+            n_cells[split] = np.diff(here.indptr).astype(np.int64)
+        return Tile(slice(start, stop), sides, n_cells)
 
 
 def associate_expression(

@@ -24,7 +24,7 @@ from feature_store.associations.classes import ClassConfig, classify
 from feature_store.associations.enrichment import rank_enrichment
 from feature_store.associations.familywise import merge_minima
 from feature_store.associations.genes import CellBlocks, Expression, GeneTiles, Identity, identity
-from feature_store.associations.inputs import Bools, Floats, Labels, Sparse
+from feature_store.associations.inputs import Bools, Floats, Ints, Labels, Sparse
 from feature_store.associations.labels import LabelRows, associate_labels
 from feature_store.associations.tokens import TokenStatistics
 from feature_store.errors import InputError
@@ -114,7 +114,7 @@ class Measured(NamedTuple):
     features: classes, densities, scales, top_identity_genes; labels: rows of `feature_label` without q and p_max;
     minima: of p under permuted labels (`familywise`); pairs: candidates of `feature_gene` (`_pair_rows`); tests: split,
     p of all features x genes, ascending; sets: feature_id, collection, gene_set (places), split, rank_biserial, p_rank;
-    tokens: `feature_token`; splits: a row a split: n, n_donors, detected (by gene), the same in all ranges.
+    tokens: `feature_token`; splits: a row a split: n, n_donors, n_cells (expressing each gene), the same in all ranges.
     """
 
     features: pl.DataFrame
@@ -128,11 +128,11 @@ class Measured(NamedTuple):
 
 
 class _GeneSplit(NamedTuple):
-    """Gene associations of one split, each [n n_genes], and the genes that any of its cells expresses."""
+    """Gene associations of one split, each [n n_genes], and how many of its cells express each gene [n_genes]."""
 
     expression: Expression
     identity: Identity | None
-    detected: Bools
+    n_cells: Ints
 
 
 def measure(
@@ -159,23 +159,23 @@ def _gene_splits(features: FeatureRange, cells: CellInputs, tiles: GeneTiles) ->
     shape = (features.codes.shape[1], tiles.n_genes)
     by_feature = features.codes.tocsc()
     sides = {name: b.side(by_feature[np.flatnonzero(b.rows)]) for name, b in tiles.blocks.items()}
-    results, detected = {}, {}
+    results, n_cells = {}, {}
     for name, blocks in tiles.blocks.items():
         within = None if blocks.inside is None else np.zeros(shape)
         results[name] = Expression(np.zeros(shape), np.zeros(shape), within, np.ones(shape), np.zeros(shape))
-        detected[name] = np.zeros(tiles.n_genes, dtype=bool)
+        n_cells[name] = np.zeros(tiles.n_genes, dtype=np.int64)
     for tile in tiles:
         for name, blocks in tiles.blocks.items():
             found = blocks.correlate(sides[name], tile.sides[name])
             for whole, part in zip(results[name], found, strict=True):
                 if whole is not None:
                     whole[:, tile.genes] = part
-            detected[name][tile.genes] = tile.detected[name]
+            n_cells[name][tile.genes] = tile.n_cells[name]
     for name, tokens in features.tokens.items():
         if tokens.fired.shape != shape:
             raise InputError(f"tokens of {name!r}: {tokens.fired.shape}, expected {shape}")
     known = {name: identity(features.tokens[name]) for name in results if name in features.tokens}
-    return {name: _GeneSplit(result, known.get(name), detected[name]) for name, result in results.items()}
+    return {name: _GeneSplit(result, known.get(name), n_cells[name]) for name, result in results.items()}
 
 
 def _pair_rows(genes: Mapping[str, _GeneSplit], first: int, config: AssociationConfig) -> pl.DataFrame:
@@ -241,7 +241,7 @@ def _set_rows(genes: Mapping[str, _GeneSplit], cells: CellInputs, first: int) ->
     frames = []
     for name, split in genes.items():
         for place, sets in enumerate(cells.gene_sets):
-            ranks = rank_enrichment(split.expression.pearson, sets.membership(cells.genes), split.detected)
+            ranks = rank_enrichment(split.expression.pearson, sets.membership(cells.genes), split.n_cells > 0)
             n_features, n_sets = ranks.p.shape
             frames.append(
                 _split_frame(
@@ -271,7 +271,7 @@ def _split_rows(genes: Mapping[str, _GeneSplit], tiles: GeneTiles) -> pl.DataFra
             name,
             n=[tiles.blocks[name].n],
             n_donors=pl.Series([tiles.blocks[name].n_units], dtype=pl.Int64),
-            detected=[split.detected.tolist()],
+            n_cells=[split.n_cells.tolist()],
         )
         for name, split in genes.items()
     ]

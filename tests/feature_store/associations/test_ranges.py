@@ -71,10 +71,11 @@ def test_class_rows_of_ranges_are_those_of_all_features(planted, ranges, n_donor
 def test_gene_set_rows_of_ranges_are_those_of_all_features(ranges, rng):
     score = rng.normal(size=(BOUNDS[-1], 90))
     chosen, members = score > 1.2, sparse.csr_array((rng.random((90, 7)) < 0.2).astype(float))
-    detected = rng.random(90) < 0.9
-    over, ranks = over_representation(chosen, members, detected), rank_enrichment(score, members, detected)
+    n_cells = np.where(rng.random(90) < 0.9, rng.integers(1, 500, 90), 0).astype(float)
+    detected = n_cells > 0
+    over, ranks = over_representation(chosen, members, detected, n_cells), rank_enrichment(score, members, detected)
     for a, b in ranges:
-        for mine, whole in zip(over_representation(chosen[a:b], members, detected), over, strict=True):
+        for mine, whole in zip(over_representation(chosen[a:b], members, detected, n_cells), over, strict=True):
             np.testing.assert_array_equal(mine, whole[a:b])
         for mine, whole in zip(rank_enrichment(score[a:b], members, detected), ranks, strict=True):
             np.testing.assert_array_equal(mine, whole[a:b])
