@@ -27,7 +27,8 @@ def test_check_names_every_problem_at_once() -> None:
 
 
 def test_conform_casts_orders_and_keeps_further_columns_behind() -> None:
-    frame = pl.DataFrame({"method": ["x"], "q": [1], "p": [0], "overlap": [3], "odds_ratio": [2]}).with_columns(
+    numbers = {"q_matched": [1], "p_matched": [0], "q": [1], "p": [0], "overlap": [3], "odds_ratio": [2]}
+    frame = pl.DataFrame({"method": ["x"], **numbers}).with_columns(
         feature_id=pl.lit(7), gene_set=pl.lit("s"), collection=pl.lit("c")
     )
     result = schemas.conform("feature_geneset", frame)
