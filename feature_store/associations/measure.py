@@ -22,7 +22,7 @@ from feature_store import schemas
 from feature_store.associations.batch import associate_batch
 from feature_store.associations.classes import ClassConfig, classify
 from feature_store.associations.enrichment import rank_enrichment
-from feature_store.associations.familywise import merge_minima
+from feature_store.associations.familywise import Replicates, merge_minima
 from feature_store.associations.genes import CellBlocks, Expression, GeneTiles, Identity, identity
 from feature_store.associations.inputs import Bools, Floats, Ints, Labels, Sparse
 from feature_store.associations.labels import LabelRows, associate_labels
@@ -46,6 +46,8 @@ class AssociationConfig:
     n_tokens: int = 20
     """Top-activating tokens kept per feature."""
     classes: ClassConfig = field(default_factory=ClassConfig)
+    replicates: Replicates = field(default_factory=Replicates)
+    """Permutations of the labels behind p_max."""
 
     def __post_init__(self) -> None:
         if not (0 < self.alpha < 1 and min(self.n_genes, self.n_kept, self.n_tokens) >= 1):
@@ -142,7 +144,7 @@ def measure(
     config = config or AssociationConfig()
     genes = _gene_splits(features, cells, tiles)
     first = features.first
-    labels = _label_rows(features, cells)
+    labels = _label_rows(features, cells, config.replicates)
     return Measured(
         features=_feature_rows(features, cells, genes["select"].identity, config),
         labels=labels.table,
@@ -221,15 +223,17 @@ def _pair_rows(genes: Mapping[str, _GeneSplit], first: int, config: AssociationC
     return pl.concat(frames)
 
 
-def _label_rows(features: FeatureRange, cells: CellInputs) -> LabelRows:
+def _label_rows(features: FeatureRange, cells: CellInputs, replicates: Replicates) -> LabelRows:
     codes, masks, first = features.codes, cells.masks(), features.first
     found = []
     for labels in cells.labels:
         if labels.kind == "batch":
             cell_type = cells.label("cell_type")
-            rows = associate_batch(codes, labels, masks, cell_type, units=cells.units, first_feature=first)
+            rows = associate_batch(
+                codes, labels, masks, cell_type, units=cells.units, first_feature=first, replicates=replicates
+            )
         else:
-            rows = associate_labels(codes, labels, masks, cells.units, first_feature=first)
+            rows = associate_labels(codes, labels, masks, cells.units, first_feature=first, replicates=replicates)
         found += [rows] if rows.table.height else []
     if not found:
         return LabelRows(pl.DataFrame(), pl.DataFrame())
