@@ -11,7 +11,7 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from feature_store.associations.classes import CLASSES
 from feature_store.errors import InputError
@@ -58,16 +58,16 @@ def canvas(
     *,
     show: bool | None,
     save: str | Path | None,
-    widths: Sequence[float] = (1.0,),
+    n_panels: int = 1,
 ) -> Canvas:
-    """The given axes, or a new figure of `size` inches with a panel for each of `widths`.
+    """The given axes, or a new figure of `size` inches with panels of equal width side by side.
 
     InputError before anything is drawn: for `ax` where several panels are needed, and for a file of unknown format.
     """
     check_file(save)
     if ax is not None:
-        if len(widths) > 1:
-            raise InputError(f"{len(widths)} panels do not fit into one axes; ask for one at a time, or leave ax= out")
+        if n_panels > 1:
+            raise InputError(f"{n_panels} panels do not fit into one axes; ask for one at a time, or leave ax= out")
         figure = ax.get_figure(root=True)
         assert figure is not None
         return Canvas(figure, [ax], own=False)
@@ -79,8 +79,7 @@ def canvas(
         new = plt.figure(figsize=size, layout="constrained")
     else:
         new = Figure(figsize=size, layout="constrained")
-    grid = new.add_gridspec(1, len(widths), width_ratios=widths)
-    axes = [new.add_subplot(grid[0, i]) for i in range(len(widths))]
+    axes = [new.add_subplot(1, n_panels, i + 1) for i in range(n_panels)]
     for panel in axes:
         panel.spines[["top", "right"]].set_visible(False)
     return Canvas(new, axes, own=True)
@@ -124,13 +123,13 @@ def words(name: str) -> str:
     return plain(name.replace("_", " "))
 
 
-def head(ax: "Axes", title: str) -> None:
-    """The title of a panel, each line of it wrapped to the panel's width."""
+def head(ax: "Axes", title: str, *, loc: Literal["left", "center"] = "center", least: int = 34) -> None:
+    """The title of a panel, each line of it wrapped to the panel's width, but not below `least` characters."""
     figure = ax.get_figure(root=True)
     assert figure is not None
     inches = ax.get_position().width * figure.get_figwidth()
-    lines = [part for line in title.split("\n") for part in textwrap.wrap(line, max(34, int(inches * 12.5)))]
-    ax.set_title("\n".join(lines), fontsize=10)
+    lines = [part for line in title.split("\n") for part in textwrap.wrap(line, max(least, int(inches * 12.5)))]
+    ax.set_title("\n".join(lines), fontsize=10, loc=loc)
 
 
 def key(ax: "Axes", colours: Mapping[str, str], used: set[str]) -> None:

@@ -71,8 +71,8 @@ def umap(
         raise InputError(f"no cell of the split {split!r} is on the map; give another split")
     outside = points.join(shown, on="cell_idx", how="anti")
     values = [code_of(store, by, inside) if isinstance(by, int) else inside[by] for by in wanted]
-    widths = [4.4 if isinstance(value, np.ndarray) or value.dtype.is_numeric() else _width(value) for value in values]
-    drawn = canvas(ax, (sum(widths), 3.7), show=show, save=save, widths=widths)
+    width = sum(4.4 if isinstance(value, np.ndarray) or value.dtype.is_numeric() else _width(value) for value in values)
+    drawn = canvas(ax, (width, 3.7), show=show, save=save, n_panels=len(values))
     for panel, by, value in zip(drawn.axes, wanted, values, strict=True):
         size = float(np.clip(12_000 / inside.height, 2, 26))
         panel.scatter(outside["x"], outside["y"], s=size / 2, color=PALE, lw=0, rasterized=True)
@@ -121,7 +121,7 @@ def violin(
     n_rows = max(map(len, panels.values()))
     longest = max(len(plain(name)) for groups in panels.values() for name in groups)
     width = 3.2 + 0.075 * longest
-    drawn = canvas(ax, (width * len(panels), 1.3 + 0.34 * n_rows), show=show, save=save, widths=[1.0] * len(panels))
+    drawn = canvas(ax, (width * len(panels), 1.4 + 0.3 * n_rows), show=show, save=save, n_panels=len(panels))
     bounds = (min(0.0, float(value.min())), max(float(value.max()), 1e-6))
     for panel, (by, groups) in zip(drawn.axes, panels.items(), strict=True):
         _draw_violins(panel, groups, bounds)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import polars as pl
 
 from feature_store.errors import InputError
-from feature_store.plots.canvas import SMALL, canvas, finish, head, plain, words
+from feature_store.plots.canvas import SMALL, Canvas, canvas, finish, head, plain, words
 from feature_store.plots.inputs import cells_of, check_split, code_of, name_of, near, said
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _SMALLEST, _RANGE = 16.0, 170.0
 """Area of a dot in square points: _SMALLEST + _RANGE * share of cells firing."""
+_PITCH = 0.34
+"""Inches from dot to dot."""
 _SIGNIFICANT, _OTHER = "#000000", "#BBBBBB"
 
 
@@ -68,19 +70,16 @@ def dotplot(
     )
     names = [plain(name_of(store, feature), 36) for feature in chosen]
     counts = of_label.sum(axis=1).astype(int)
-    drawn = canvas(
-        ax,
-        (2.9 + 0.34 * len(chosen) + 0.07 * max(map(len, labels)), 2.9 + 0.3 * len(labels)),
-        show=show,
-        save=save,
-    )
+    rows_named = [f"{plain(n)} ({c})" for n, c in zip(labels, counts, strict=True)]
+    drawn = canvas(ax, (5.0, 5.0), show=show, save=save)
+    if drawn.own:
+        _place(drawn, len(chosen), len(labels), max(map(len, names)), max(map(len, rows_named)))
     _draw(drawn.ax, effects.with_columns(firing=firing), (len(labels), len(chosen)), alpha)
     drawn.ax.set_xticks(range(len(chosen)), names, rotation=90, fontsize=9)
-    drawn.ax.set_yticks(
-        range(len(labels)), [f"{plain(n)} ({c})" for n, c in zip(labels, counts, strict=True)], fontsize=9
-    )
-    what = f"Best feature by p on select cells, of each {words(groupby)}" if features is None else "Features"
-    head(drawn.ax, f"{what}\n{said(split)} by {words(groupby)}{_absent(known, labels)}")
+    drawn.ax.set_yticks(range(len(labels)), rows_named, fontsize=9)
+    kind = words(groupby)
+    what = f"Best feature of each {kind} by p on select cells" if features is None else f"Features by {kind}"
+    head(drawn.ax, f"{what}\n{said(split)}{_absent(known, labels)}", loc="left", least=56)
     finish(drawn, show, save)
     return drawn.ax
 
@@ -120,6 +119,16 @@ def _one_hot(column: pl.Series, labels: list[str]) -> npt.NDArray[np.float64]:
     return np.stack([text == label for label in labels]).astype(np.float64)
 
 
+def _place(drawn: Canvas, n_columns: int, n_rows: int, below: int, beside: int) -> None:
+    """Size figure and axes in inches: equal room for each dot, and for names of so many characters below and beside."""
+    width, height = _PITCH * (n_columns + 0.4), _PITCH * (n_rows + 0.4)
+    left, bottom = 0.4 + 0.075 * beside, max(0.4 + 0.075 * below, 2.6 - height)
+    whole = (left + width + 1.9, bottom + height + 0.7)
+    drawn.figure.set_layout_engine("none")
+    drawn.figure.set_size_inches(*whole)
+    drawn.ax.set_position((left / whole[0], bottom / whole[1], width / whole[0], height / whole[1]))
+
+
 def _draw(ax: "Axes", dots: pl.DataFrame, shape: tuple[int, int], alpha: float) -> None:
     n_labels, n_features = shape
     y, x = (axis.ravel() for axis in np.indices(shape))
@@ -145,8 +154,8 @@ def _draw(ax: "Axes", dots: pl.DataFrame, shape: tuple[int, int], alpha: float) 
 def _keys(ax: "Axes", drawn: Any, alpha: float) -> None:
     """Both keys right of the axes, in inches, so that a large plot does not stretch them."""
     figure = ax.figure
-    width = max(ax.get_position().width * figure.get_figwidth(), 1.0)  # type: ignore[union-attr]
-    height = max(ax.get_position().height * figure.get_figheight(), 1.0)  # type: ignore[union-attr]
+    width = ax.get_position().width * figure.get_figwidth()  # type: ignore[union-attr]
+    height = ax.get_position().height * figure.get_figheight()  # type: ignore[union-attr]
     bar = figure.colorbar(drawn, cax=ax.inset_axes((1 + 0.2 / width, 1 - 1.2 / height, 0.14 / width, 1.2 / height)))
     bar.set_label("rank-biserial", fontsize=SMALL)
     bar.set_ticks([-1, 0, 1])
