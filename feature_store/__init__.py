@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from feature_store.layout import Layout
-    from feature_store.query import FeatureStore, Lineage
+    from feature_store.lineage import Lineage
+    from feature_store.query import FeatureStore
 
 __all__ = ["FeatureStore", "Layout", "Lineage"]
 
-_ROOM = {"FeatureStore": "feature_store.query", "Layout": "feature_store.layout", "Lineage": "feature_store.query"}
+_ROOM = {"FeatureStore": "feature_store.query", "Layout": "feature_store.layout", "Lineage": "feature_store.lineage"}
 
 
 def __getattr__(name: str) -> Any:

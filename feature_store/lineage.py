@@ -1,4 +1,4 @@
-"""Which run a command takes when none is named: the newest, but never a control.
+"""Which run a command takes when none is named: the newest, but never a control; which runs a FeatureStore reads.
 
 A control is what results are held against: a baseline in the form of an SAE, or a model with random weights. Its run
 says so in its plan, under `control`; what is made of it (codes, associations, an SAE trained on activations of a random
@@ -7,11 +7,12 @@ model) is one as well, which is found by following the plans upwards. Two or thr
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from feature_store.errors import NotFoundError
-from feature_store.files import read_bytes
+from feature_store.files import read_bytes, read_sealed
 from feature_store.layout import PLAN, Layout, RunInfo
 
 _PLAN_OF: Mapping[str, str] = {
@@ -64,3 +65,124 @@ def _plan(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, ValueError):
         return {}
     return plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lineage:
+    """The runs that a FeatureStore reads; None where the store has none yet."""
+
+    dataset: str | None
+    codes: str | None
+    associations: str | None
+    steering: tuple[str, ...]
+    sae: str | None = None
+    matches: tuple[str, ...] = ()
+    comparison: str | None = None
+
+
+def lineage_of(
+    layout: Layout, *, associations: str | None = None, codes: str | None = None, dataset: str | None = None
+) -> Lineage:
+    """The runs to read: those named (ids, or their beginnings), and what belongs to them, the newest where several do.
+
+    Associations bring the codes that they are of, codes the data set that they are of. NotFoundError for an unknown run
+    and for runs that do not belong together.
+    """
+    _check_dataset(layout, dataset)
+    chosen_codes = None
+    if codes is not None:
+        chosen_codes = _named(layout, "codes", codes)
+        _refuse_others(chosen_codes, {"dataset": dataset})
+    of = {"codes": _run_of(chosen_codes), "dataset": dataset}
+    if associations is None:
+        chosen = _newest(layout, "associations", of)
+    else:
+        chosen = _named(layout, "associations", associations)
+        _refuse_others(chosen, of)
+    if chosen_codes is None:
+        named = _plan_of(chosen).get("codes")
+        chosen_codes = _newest(layout, "codes", of) if named is None else _named(layout, "codes", named)
+    plan = {**_plan_of(chosen_codes), **_plan_of(chosen)}
+    cells = [info.run for info in layout.runs("cells") if info.complete]
+    dataset = dataset or plan.get("dataset")
+    _check_dataset(layout, dataset)
+    return Lineage(
+        dataset=dataset or next(iter(cells), None),
+        codes=_run_of(chosen_codes),
+        associations=_run_of(chosen),
+        steering=tuple(info.run for info in layout.runs("steering") if info.complete),
+        sae=plan.get("sae"),
+        matches=_matches(layout, plan.get("sae")),
+        comparison=_comparison(layout, chosen.run) if chosen else None,
+    )
+
+
+def _named(layout: Layout, kind: str, run: str) -> RunInfo:
+    complete = [info for info in layout.runs(kind) if info.complete]
+    exact = [info for info in complete if info.run == run]
+    matches = exact or [info for info in complete if info.run.startswith(run)]
+    if len(matches) != 1:
+        known = ", ".join(info.run for info in complete) or "none"
+        raise NotFoundError(
+            f"{run!r} names {len(matches) or 'none'} of the complete {kind} runs in {layout.root}: {known}"
+        )
+    return matches[0]
+
+
+def _newest(layout: Layout, kind: str, of: Mapping[str, str | None]) -> RunInfo | None:
+    """The newest complete run made of what is named in `of`; a control where there is no other."""
+    controls = []
+    for info in layout.runs(kind):
+        if info.complete and not _differences(info, of):
+            if control_of(layout, kind, info.run) is None:
+                return info
+            controls.append(info)
+    # a store of nothing but controls is there to be asked about them
+    return controls[0] if controls else None
+
+
+def _differences(info: RunInfo, of: Mapping[str, str | None]) -> list[str]:
+    plan = _plan_of(info) if any(of.values()) else {}
+    return [
+        f"{key} {plan[key]!r}, not of {value!r}"
+        for key, value in of.items()
+        if value is not None and key in plan and plan[key] != value
+    ]
+
+
+def _refuse_others(info: RunInfo, of: Mapping[str, str | None]) -> None:
+    if differences := _differences(info, of):
+        raise NotFoundError(f"{info.kind} {info.run!r} are of {' and of '.join(differences)}; name one of them alone")
+
+
+def _check_dataset(layout: Layout, dataset: str | None) -> None:
+    known = [info.run for info in layout.runs("cells") if info.complete]
+    if dataset is not None and dataset not in known:
+        raise NotFoundError(f"no data set {dataset!r} in {layout.root}; there are {', '.join(known) or 'none'}")
+
+
+def _matches(layout: Layout, sae: str | None) -> tuple[str, ...]:
+    """The newest complete match of each pair of SAEs and method; `sae` None: of all pairs, else of those with it."""
+    newest: dict[tuple[str, ...], str] = {}
+    for info in layout.runs("matches"):
+        if info.complete:
+            plan = read_sealed(info.path / "feature_match" / PLAN)
+            if sae is None or sae in plan["saes"]:
+                newest.setdefault((*plan["saes"], plan["method"]), info.run)
+    return tuple(newest.values())
+
+
+def _comparison(layout: Layout, associations: str) -> str | None:
+    """The newest complete comparison of these associations with their baselines."""
+    for info in layout.runs("comparisons"):
+        if info.complete and read_sealed(info.path / "comparison" / PLAN)["associations"] == associations:
+            return info.run
+    return None
+
+
+def _run_of(info: RunInfo | None) -> str | None:
+    return None if info is None else info.run
+
+
+def _plan_of(info: RunInfo | None) -> dict[str, Any]:
+    return {} if info is None else read_sealed(info.path / _PLAN_OF[info.kind])

@@ -11,10 +11,9 @@ In SQL the tables are `cells`, `genes`, `codes`, `features`, `feature_label`, `f
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec
+from typing import Concatenate, ParamSpec
 
 import polars as pl
 
@@ -23,8 +22,8 @@ from feature_store.commit import Run
 from feature_store.errors import IntegrityError, NotFoundError, QueryError
 from feature_store.files import REPAIR, parquet_source, scan_source, size_bytes
 from feature_store.hints import did_you_mean, near, same_but_for_case, some
-from feature_store.layout import ASSOCIATION_TABLES, COMPARISON_TABLES, KINDS, Layout, RunInfo
-from feature_store.lineage import control_of
+from feature_store.layout import ASSOCIATION_TABLES, COMPARISON_TABLES, KINDS, Layout
+from feature_store.lineage import Lineage, lineage_of
 
 _READS_ONLY = re.compile(r"\s*(?:SELECT|WITH|SHOW|EXPLAIN|FROM|\()", re.IGNORECASE)
 _READS_FILES = re.compile(r"\bread_(?:csv|ipc|json|ndjson|parquet)\s*\(", re.IGNORECASE)
@@ -34,19 +33,6 @@ CELLS_KEPT = 2_000_000
 """A cell table of at most so many rows is kept in memory once a look-up needed it (80 MB a million, 15 columns)."""
 _TEXT_ASKED = re.compile(r"\"?\b(\w+)\"?\s*(?:=|IN\s*\()\s*'([^']*)'", re.IGNORECASE)
 _ABOUT_FEATURE = ("feature_id", "class", "density", "top_genes", "top_label")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lineage:
-    """The runs that a FeatureStore reads; None where the store has none yet."""
-
-    dataset: str | None
-    codes: str | None
-    associations: str | None
-    steering: tuple[str, ...]
-    sae: str | None = None
-    matches: tuple[str, ...] = ()
-    comparison: str | None = None
 
 
 P = ParamSpec("P")
@@ -79,6 +65,7 @@ class FeatureStore:
     def __init__(self, layout: Layout, lineage: Lineage) -> None:
         self.layout = layout
         self.lineage = lineage
+        self._folders = _folders(layout, lineage)
         self._frames: dict[str, pl.LazyFrame] = {}
 
     def __repr__(self) -> str:
@@ -96,27 +83,14 @@ class FeatureStore:
         """Open a store at its newest complete associations run that is no control (a baseline, a model with random
         weights), or at the runs named (ids, or their beginnings).
 
-        The codes run is the one in that run's plan (key `codes`), else the newest; the data set the one in the codes'
-        plan (key `dataset`), else the only one. Kinds that the store does not have yet simply give no tables.
-        NotFoundError for a root without any run, an unknown run, or several data sets of which none is named.
+        What is not named follows from what is: the codes that associations are of, the newest associations of codes or
+        of a data set, the data set of codes, else the newest one. Kinds that the store does not have yet simply give no
+        tables. NotFoundError for a root without any run, an unknown run, and runs that do not belong together.
         """
         layout = Layout(root)
         if not any(layout.runs(kind) for kind in KINDS):
             raise NotFoundError(f"{layout.root} holds no runs; make some with `scsae demo --store {layout.root}`")
-        chosen = _choose(layout, "associations", associations)
-        plan = _plan_of(chosen)
-        chosen_codes = _choose(layout, "codes", codes or plan.get("codes"))
-        plan = {**_plan_of(chosen_codes), **plan}
-        steering = tuple(info.run for info in layout.runs("steering") if info.complete)
-        lineage = Lineage(
-            dataset=_choose_dataset(layout, dataset or plan.get("dataset")),
-            codes=chosen_codes.run if chosen_codes else None,
-            associations=chosen.run if chosen else None,
-            steering=steering,
-            sae=plan.get("sae"),
-            matches=_matches(layout, plan.get("sae")),
-            comparison=_comparison(layout, chosen.run) if chosen else None,
-        )
+        lineage = lineage_of(layout, associations=associations, codes=codes, dataset=dataset)
         return cls(layout, lineage)
 
     def tables(self) -> list[str]:
@@ -242,29 +216,6 @@ class FeatureStore:
     def _about_features(self) -> pl.DataFrame:
         return self.frame("features").select(_ABOUT_FEATURE).collect()
 
-    @cached_property
-    def _folders(self) -> dict[str, list[Path]]:
-        """The run folders of each table; several for steering and matches alone."""
-        layout, lineage = self.layout, self.lineage
-        folders: dict[str, list[Path]] = {}
-        if lineage.dataset is not None:
-            folders["cells"] = [layout.cells_dir(lineage.dataset)]
-            if layout.genes_dir(lineage.dataset).exists():
-                folders["genes"] = [layout.genes_dir(lineage.dataset)]
-        if lineage.codes is not None:
-            folders["codes"] = [layout.codes_dir(lineage.codes) / "by_cell"]
-        if lineage.associations is not None:
-            folder = layout.associations_dir(lineage.associations)
-            folders |= {table: [folder / table] for table in ASSOCIATION_TABLES}
-        if lineage.steering:
-            folders["steering"] = [layout.steering_dir(run) / "results" for run in lineage.steering]
-        if lineage.matches:
-            folders["feature_match"] = [layout.matches_dir(run) / "feature_match" for run in lineage.matches]
-        if lineage.comparison is not None:
-            folder = layout.comparisons_dir(lineage.comparison)
-            folders |= {table: [folder / table] for table in COMPARISON_TABLES}
-        return folders
-
     def _scan(self, table: str) -> pl.LazyFrame:
         folders = self._folders[table]
         if table == "codes":
@@ -368,53 +319,26 @@ _ASKED: Mapping[str, tuple[str, str, bool]] = {
 }
 
 
-def _choose(layout: Layout, kind: str, run: str | None) -> RunInfo | None:
-    complete = [info for info in layout.runs(kind) if info.complete]
-    if run is None:
-        ordinary = (info for info in complete if control_of(layout, kind, info.run) is None)
-        # a store of nothing but controls is there to be asked about them
-        return next(ordinary, complete[0] if complete else None)
-    matches = [info for info in complete if info.run.startswith(run)]
-    if len(matches) != 1:
-        known = ", ".join(info.run for info in complete) or "none"
-        raise NotFoundError(
-            f"{run!r} names {len(matches) or 'none'} of the complete {kind} runs in {layout.root}: {known}"
-        )
-    return matches[0]
-
-
-def _matches(layout: Layout, sae: str | None) -> tuple[str, ...]:
-    """The newest complete match of each pair of SAEs and method; `sae` None: of all pairs, else of those with it."""
-    newest: dict[tuple[str, ...], str] = {}
-    for info in layout.runs("matches"):
-        if info.complete:
-            plan = Run.open(info.path / "feature_match").plan
-            if sae is None or sae in plan["saes"]:
-                newest.setdefault((*plan["saes"], plan["method"]), info.run)
-    return tuple(newest.values())
-
-
-def _comparison(layout: Layout, associations: str) -> str | None:
-    """The newest complete comparison of these associations with their baselines."""
-    complete = (info for info in layout.runs("comparisons") if info.complete)
-    of_it = (info.run for info in complete if Run.open(info.path / "comparison").plan["associations"] == associations)
-    return next(of_it, None)
-
-
-def _choose_dataset(layout: Layout, dataset: str | None) -> str | None:
-    known = [info.run for info in layout.runs("cells") if info.complete]
-    if dataset is None and len(known) > 1:
-        raise NotFoundError(f"{layout.root} has several data sets ({', '.join(known)}); name one: dataset=")
-    if dataset is not None and dataset not in known:
-        raise NotFoundError(f"no data set {dataset!r} in {layout.root}; there are {', '.join(known) or 'none'}")
-    return dataset or (known[0] if known else None)
-
-
-def _plan_of(info: RunInfo | None) -> dict[str, Any]:
-    if info is None:
-        return {}
-    table = {"associations": "features", "codes": "by_cell"}[info.kind]
-    return Run.open(info.path / table).plan
+def _folders(layout: Layout, lineage: Lineage) -> dict[str, list[Path]]:
+    """The run folders of each table; several for steering and matches alone."""
+    folders: dict[str, list[Path]] = {}
+    if lineage.dataset is not None:
+        folders["cells"] = [layout.cells_dir(lineage.dataset)]
+        if layout.genes_dir(lineage.dataset).exists():
+            folders["genes"] = [layout.genes_dir(lineage.dataset)]
+    if lineage.codes is not None:
+        folders["codes"] = [layout.codes_dir(lineage.codes) / "by_cell"]
+    if lineage.associations is not None:
+        folder = layout.associations_dir(lineage.associations)
+        folders |= {table: [folder / table] for table in ASSOCIATION_TABLES}
+    if lineage.steering:
+        folders["steering"] = [layout.steering_dir(run) / "results" for run in lineage.steering]
+    if lineage.matches:
+        folders["feature_match"] = [layout.matches_dir(run) / "feature_match" for run in lineage.matches]
+    if lineage.comparison is not None:
+        folder = layout.comparisons_dir(lineage.comparison)
+        folders |= {table: [folder / table] for table in COMPARISON_TABLES}
+    return folders
 
 
 def _scan(folder: Path) -> pl.LazyFrame:

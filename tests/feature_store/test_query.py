@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,9 +12,9 @@ import pytest
 
 import feature_store
 from feature_store import FeatureStore, commit, schemas
-from feature_store.codes import load_cell_codes
+from feature_store.codes import CodesRun, load_cell_codes
 from feature_store.errors import IntegrityError, NotFoundError, QueryError
-from feature_store.layout import Layout
+from feature_store.layout import ASSOCIATION_TABLES, Layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,6 +48,11 @@ def test_every_table_of_the_store_has_its_design_name(store: FeatureStore) -> No
         assert isinstance(store.frame(table), pl.LazyFrame)
     for table in ("cells", "codes", "features", "feature_label", "feature_gene", "feature_geneset", "feature_token"):
         schemas.check(table, store.frame(table).collect())
+
+
+JOINED = (
+    "SELECT c.*, f.density FROM codes c JOIN features f ON c.feature_id = f.feature_id ORDER BY c.cell_idx, f.density"
+)
 
 
 def test_codes_and_features_join_in_sql(store: FeatureStore, dense: np.ndarray) -> None:
@@ -288,8 +296,6 @@ def test_a_damaged_part_behind_a_query_is_named_with_what_to_type(
 def test_codes_of_tokens_answer_the_same_questions(
     small_store: Any, tmp_path: Path, dense: np.ndarray, store: FeatureStore
 ) -> None:
-    from feature_store.codes import CodesRun
-
     layout = Layout(tmp_path / "tokens")
     shutil.copytree(small_store.layout.cells_dir("toy"), layout.cells_dir("toy"))
     plan = {"n_shards": 1, "n_features": 12, "dataset": "toy", "level": "token"}
@@ -350,10 +356,114 @@ def test_an_empty_root_says_what_to_type(tmp_path: Path) -> None:
         FeatureStore.open(tmp_path / "nothing")
 
 
-def test_several_data_sets_without_codes_have_to_be_named(tmp_path: Path, small_store: Any) -> None:
+def test_of_several_data_sets_without_codes_the_newest_is_read_unless_one_is_named(
+    tmp_path: Path, small_store: Any
+) -> None:
     layout = Layout(tmp_path / "two")
-    for name in ("one", "two"):
+    for age, name in enumerate(("one", "two", "three")):
         commit.write_table(layout.cells_dir(name), small_store.cells, {"dataset": name})
-    with pytest.raises(NotFoundError, match=r"several data sets \(.*\); name one"):
-        FeatureStore.open(layout.root)
+        os.utime(layout.cells_dir(name) / "MANIFEST.json", (1000 - age, 1000 - age))
+    assert FeatureStore.open(layout.root).lineage.dataset == "one"
     assert FeatureStore.open(layout.root, dataset="two").lineage.dataset == "two"
+
+
+@pytest.fixture
+def two_sets(small_store: Any) -> Layout:
+    """The small store, and newer codes `f00d` of another data set with associations `beef`."""
+    layout = small_store.layout
+    commit.write_table(layout.cells_dir("other"), small_store.cells, {"dataset": "other"})
+    run = CodesRun.create(layout.codes_dir("f00d"), {"n_shards": 1, "n_features": 12, "dataset": "other"})
+    run.commit_shard(0, small_store.tokens, start=0, stop=40, split_of_cell=small_store.cells["split"].to_numpy())
+    run.finalize()
+    for table in ASSOCIATION_TABLES:
+        frame = commit.read_table(layout.associations_dir("a550c") / table)
+        commit.write_table(layout.associations_dir("beef") / table, frame, {"codes": "f00d", "dataset": "other"})
+    return layout
+
+
+@pytest.mark.parametrize(
+    ("named", "found"),
+    [
+        ({}, ("other", "f00d", "beef")),
+        ({"codes": "c0"}, ("toy", "c0de", "a550c")),
+        ({"dataset": "toy"}, ("toy", "c0de", "a550c")),
+        ({"associations": "a5"}, ("toy", "c0de", "a550c")),
+        ({"codes": "f00d", "dataset": "other"}, ("other", "f00d", "beef")),
+    ],
+)
+def test_what_is_not_named_follows_from_what_is(
+    two_sets: Layout, named: dict[str, str], found: tuple[str, ...]
+) -> None:
+    lineage = FeatureStore.open(two_sets.root, **named).lineage
+    assert (lineage.dataset, lineage.codes, lineage.associations) == found
+
+
+def test_codes_without_associations_are_read_without_those_of_others(two_sets: Layout) -> None:
+    shutil.rmtree(two_sets.associations_dir("beef"))
+    assert FeatureStore.open(two_sets.root).lineage.associations == "a550c"
+    store = FeatureStore.open(two_sets.root, codes="f00d")
+    assert (store.lineage.dataset, store.lineage.associations) == ("other", None)
+    assert "features" not in store.tables()
+    assert store.top_cells(3).height > 0
+
+
+def test_runs_that_do_not_belong_together_are_refused(two_sets: Layout) -> None:
+    with pytest.raises(NotFoundError, match="associations 'beef' are of codes 'f00d', not of 'c0de'; name one"):
+        FeatureStore.open(two_sets.root, associations="beef", codes="c0de")
+    with pytest.raises(NotFoundError, match="are of dataset 'toy', not of 'other'"):
+        FeatureStore.open(two_sets.root, codes="c0de", dataset="other")
+
+
+WRITER = """
+import sys
+import numpy as np
+from scipy import sparse
+from feature_store import commit
+from feature_store.codes import CodesRun
+from feature_store.layout import ASSOCIATION_TABLES, Layout
+from feature_store.token_codes import TokenCodes
+
+layout = Layout(sys.argv[1])
+cells = commit.read_table(layout.cells_dir("toy"))
+for i in range(3):
+    commit.write_table(layout.cells_dir(f"new{i}"), cells, {"dataset": f"new{i}"})
+    commit.write_table(layout.genes_dir("toy"), cells, {"i": 0})
+    codes = CodesRun.create(layout.codes_dir(f"c{i}"), {"n_shards": 4, "n_features": 12, "dataset": "toy"})
+    for shard in range(4):
+        start, stop = 10 * shard, 10 * shard + 10
+        cell = np.arange(start, stop)
+        dense = sparse.csr_array(np.full((10, 12), i + 1.0, np.float32))
+        tokens = TokenCodes(cell_idx=cell, token_pos=cell * 0, gene_id=cell * 0, codes=dense)
+        codes.commit_shard(shard, tokens, start=start, stop=stop, split_of_cell=cells["split"].to_numpy())
+        print(i, shard, flush=True)
+    codes.finalize()
+    for table in ASSOCIATION_TABLES:
+        frame = commit.read_table(layout.associations_dir("a550c") / table)
+        plan = {"codes": f"c{i}", "dataset": "toy"}
+        commit.write_table(layout.associations_dir(f"a{i}") / table, frame.head(1), plan)
+    commit.write_table(layout.steering_dir(f"s{i}") / "results", cells, {"i": i})
+"""
+
+
+def test_a_store_answers_the_same_while_another_process_writes_into_it_and_a_new_one_sees_what_is_finished(
+    store: FeatureStore, small_store: Any
+) -> None:
+    root = small_store.layout.root
+
+    def answers() -> list[pl.DataFrame]:
+        counts = [store.sql(f"SELECT COUNT(*) AS n FROM {table}") for table in store.tables()]
+        return [*counts, store.sql("SELECT * FROM codes"), store.top_cells(3), store.features_of(7), store.sql(JOINED)]
+
+    before, tables = answers(), store.tables()
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(root)], stdout=subprocess.PIPE, text=True)
+    assert writer.stdout is not None
+    for _ in writer.stdout:
+        assert all(one.equals(other) for one, other in zip(answers(), before, strict=True))
+        assert FeatureStore.open(root).sql("SELECT * FROM features").height in (1, 12)
+    assert writer.wait() == 0
+    assert store.tables() == tables
+    assert all(one.equals(other) for one, other in zip(answers(), before, strict=True))
+    new = FeatureStore.open(root)
+    assert (new.lineage.codes, new.lineage.associations) == ("c2", "a2")
+    assert new.top_cells(3)["value"].unique().to_list() == [3.0]
+    assert len(new.lineage.steering) == 4
