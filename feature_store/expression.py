@@ -26,7 +26,6 @@ from feature_store import files
 from feature_store.commit import Run
 from feature_store.errors import IntegrityError
 from feature_store.ingest import BLOCK_ROWS, Source
-from feature_store.layout import Layout
 from feature_store.matrices import CSRRows
 
 CP10K = 1e4
@@ -49,7 +48,7 @@ def expression_of(source: Source) -> sparse.csr_array:
     return _log_cp10k(source, 0, source.n_cells)
 
 
-def plan_expression(layout: Layout, dataset: str, source: Source, genes: pl.DataFrame) -> dict[str, Any]:
+def plan_expression(dataset: str, source: Source, genes: pl.DataFrame) -> dict[str, Any]:
     """What determines the run: the data set's content, its matrix, and how cells and genes are cut.
 
     genes: the data set's table `genes`, whose n_cells tells how full the matrix is.

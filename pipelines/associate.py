@@ -203,7 +203,7 @@ def turn_expression(layout: Layout, dataset: str, options: ActorOptions, *, addr
     if _is_intact(folder):
         return commit.Run.open(folder)
     with recalled_source(layout, dataset) as source:
-        plan = plan_expression(layout, dataset, source, commit.read_table(layout.genes_dir(dataset)))
+        plan = plan_expression(dataset, source, commit.read_table(layout.genes_dir(dataset)))
         job = ExpressionJob(
             data=tuple(str(path.resolve()) for path in source.paths), matrix=source.matrix, run=str(folder.resolve())
         )

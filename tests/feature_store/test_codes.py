@@ -87,6 +87,30 @@ def test_more_cells_than_the_data_set_has_are_refused(finished: codes.CodesRun) 
         codes.load_cell_codes(finished.by_cell, 20)
 
 
+@pytest.mark.parametrize("bounds", [(0, 12), (3, 8), (4, 5), (11, 12)])
+@pytest.mark.parametrize("level", ["cell", "token"])
+def test_codes_of_a_range_of_features_are_those_columns_of_the_cell_codes(
+    tmp_path: Path, parts: list[TokenCodes], expected: np.ndarray, level: str, bounds: tuple[int, int]
+) -> None:
+    run = write(tmp_path / "codes", parts, {**PLAN, "level": level})
+    run.finalize(n_buckets=5)
+    loaded = codes.load_feature_codes(Run.open(run.folder / "by_feature"), N_CELLS, *bounds)
+    assert loaded.dtype == np.float32
+    assert loaded.has_sorted_indices
+    assert (loaded.toarray() == expected[:, slice(*bounds)]).all()
+    assert (loaded.data != 0).all()
+    with pytest.raises(InputError, match="the data set has 2 cells"):
+        codes.load_feature_codes(Run.open(run.folder / "by_feature"), 2, *bounds)
+
+
+def test_statistics_of_some_features_are_those_rows(finished: codes.CodesRun) -> None:
+    whole, some = codes.load_statistics(finished.folder), codes.load_statistics(finished.folder, features=(3, 8))
+    wanted = pl.col("feature_id").is_between(3, 7)
+    assert some.feature_gene.equals(whole.feature_gene.filter(wanted))
+    assert some.feature_token.equals(whole.feature_token.filter(wanted))
+    assert some.gene.equals(whole.gene)
+
+
 def test_by_feature_holds_the_same_nonzeros_sorted_by_feature_and_falling_value(
     finished: codes.CodesRun, expected: np.ndarray
 ) -> None:
