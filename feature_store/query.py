@@ -22,7 +22,7 @@ from feature_store.commit import Run
 from feature_store.errors import IntegrityError, NotFoundError, QueryError
 from feature_store.files import REPAIR, parquet_source, scan_source, size_bytes
 from feature_store.hints import did_you_mean, near, same_but_for_case, some
-from feature_store.layout import ASSOCIATION_TABLES, COMPARISON_TABLES, KINDS, Layout
+from feature_store.layout import ASSOCIATION_TABLES, COMPARISON_TABLES, KINDS, MANIFEST, Layout
 from feature_store.lineage import Lineage, lineage_of
 
 _READS_ONLY = re.compile(r"\s*(?:SELECT|WITH|SHOW|EXPLAIN|FROM|\()", re.IGNORECASE)
@@ -307,6 +307,7 @@ class FeatureStore:
 _MADE_BY: Mapping[str, str] = {
     **dict.fromkeys(("cells", "genes"), "scsae extract DATA"),
     "codes": "scsae encode",
+    "umap": "scsae plot umap --save umap.png",
     **dict.fromkeys(ASSOCIATION_TABLES, "scsae associate"),
     "steering": "scsae steer",
     "feature_match": "scsae match --other SAE",
@@ -328,6 +329,8 @@ def _folders(layout: Layout, lineage: Lineage) -> dict[str, list[Path]]:
             folders["genes"] = [layout.genes_dir(lineage.dataset)]
     if lineage.codes is not None:
         folders["codes"] = [layout.codes_dir(lineage.codes) / "by_cell"]
+        if (layout.umap_dir(lineage.codes) / MANIFEST).is_file():
+            folders["umap"] = [layout.umap_dir(lineage.codes)]
     if lineage.associations is not None:
         folder = layout.associations_dir(lineage.associations)
         folders |= {table: [folder / table] for table in ASSOCIATION_TABLES}

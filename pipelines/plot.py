@@ -1,11 +1,11 @@
 """`scsae plot KIND`: the pictures of `feature_store.plots` as files, for those who write no Python."""
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from feature_store.hints import did_you_mean
 from pipelines.errors import UsageError
 from pipelines.progress import stderr_console
 
@@ -118,9 +118,7 @@ def plot(kind: str, asked: Asked, store: Path) -> None:
     """
     chosen = KINDS.get(kind.replace("_", "-"))
     if chosen is None:
-        close = difflib.get_close_matches(kind.replace("_", "-"), KINDS, n=1, cutoff=0.4)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise UsageError(f"no plot of kind {kind!r}{hint}; kinds are {', '.join(KINDS)}")
+        raise UsageError(f"no plot of kind {kind!r}{did_you_mean(kind, list(KINDS))}; kinds are {', '.join(KINDS)}")
     if unused := sorted(asked.given() - chosen.takes):
         takes = ", ".join(f"--{name}" for name in sorted(chosen.takes)) or "no options but --save and --store"
         raise UsageError(f"{kind} takes no {' and no '.join(f'--{name}' for name in unused)}; it takes {takes}")

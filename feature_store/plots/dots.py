@@ -9,8 +9,9 @@ import numpy.typing as npt
 import polars as pl
 
 from feature_store.errors import InputError
+from feature_store.hints import did_you_mean
 from feature_store.plots.canvas import SMALL, Canvas, canvas, finish, head, plain, words
-from feature_store.plots.inputs import cells_of, check_split, code_of, name_of, near, said
+from feature_store.plots.inputs import cells_of, check_split, code_of, name_of, said
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -107,8 +108,8 @@ def _tested(store: "FeatureStore", kind: str) -> pl.DataFrame:
     if found.is_empty():
         known = table.select(pl.col("label_kind").unique().sort()).collect()["label_kind"].to_list()
         raise InputError(
-            f"no label of kind {kind!r} was tested{near(kind, known)}; kinds are {', '.join(known) or 'none'}: name "
-            "them when extracting, `scsae extract DATA --cell-type COLUMN --label COLUMN`"
+            f"no label of kind {kind!r} was tested{did_you_mean(kind, known)}; kinds are {', '.join(known) or 'none'}: "
+            "name them when extracting, `scsae extract DATA --cell-type COLUMN --label COLUMN`"
         )
     return found
 

@@ -7,8 +7,9 @@ import numpy as np
 import polars as pl
 
 from feature_store.errors import InputError
+from feature_store.hints import did_you_mean
 from feature_store.plots.canvas import BLUE, GREY, ORANGE, SMALL, canvas, finish, head, key, plain, words
-from feature_store.plots.inputs import check_split, name_of, near, said
+from feature_store.plots.inputs import check_split, name_of, said
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,7 +76,9 @@ def geneset_bars(
     if collection is not None:
         known = sorted(mine["collection"].unique().to_list())
         if collection not in known:
-            raise InputError(f"no collection {collection!r}{near(collection, known)}; there are {', '.join(known)}")
+            raise InputError(
+                f"no collection {collection!r}{did_you_mean(collection, known)}; there are {', '.join(known)}"
+            )
         mine = mine.filter(pl.col("collection") == collection)
     keys = ["collection", "gene_set"]
     chosen = mine.filter((pl.col("split") == "select") & (pl.col("overlap") > 0)).sort("p", *keys).head(n)

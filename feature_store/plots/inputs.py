@@ -1,6 +1,5 @@
 """What the plots read from a store, through its public questions alone."""
 
-import difflib
 import re
 from typing import TYPE_CHECKING
 
@@ -9,6 +8,7 @@ import numpy.typing as npt
 import polars as pl
 
 from feature_store.errors import InputError
+from feature_store.hints import did_you_mean
 from feature_store.schemas import SPLITS
 
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ def read_cells(store: "FeatureStore", *columns: str) -> pl.DataFrame:
     known = cells.collect_schema().names()
     for column in columns:
         if column not in known:
-            raise InputError(f"the cells have no column {column!r}{near(column, known)}; they have {', '.join(known)}")
+            raise InputError(
+                f"the cells have no column {column!r}{did_you_mean(column, known)}; they have {', '.join(known)}"
+            )
     return cells.select(*dict.fromkeys(("cell_idx", "split", *columns))).sort("cell_idx").collect()
 
 
@@ -41,7 +43,7 @@ def cells_of(store: "FeatureStore", split: str | None, *columns: str) -> pl.Data
 def check_split(split: str | None) -> None:
     """InputError for what is no split, with the near one."""
     if split is not None and split not in SPLITS:
-        raise InputError(f"no split {split!r}{near(split, SPLITS)}; splits are {', '.join(SPLITS)}")
+        raise InputError(f"no split {split!r}{did_you_mean(split, SPLITS)}; splits are {', '.join(SPLITS)}")
 
 
 def code_of(store: "FeatureStore", feature: int, cells: pl.DataFrame) -> npt.NDArray[np.float64]:
@@ -60,12 +62,6 @@ def name_of(store: "FeatureStore", feature: int) -> str:
     genes = re.split(r"[,\s]+", found[0] or "") if len(found) else []
     named = " ".join(gene for gene in genes[:N_GENES] if gene)
     return f"{feature}: {named}" if named else str(feature)
-
-
-def near(name: str, known: "list[str] | tuple[str, ...]") -> str:
-    """Ask whether the nearest known name was meant: `; did you mean 'x'?`, or nothing."""
-    found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def said(split: str | None) -> str:

@@ -8,8 +8,8 @@ import polars as pl
 
 from feature_store.commit import Run
 from feature_store.errors import InputError
+from feature_store.hints import did_you_mean
 from feature_store.plots.canvas import BLUE, GREY, canvas, finish, head, key, plain, words
-from feature_store.plots.inputs import near
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,7 +51,7 @@ def steering_bars(
     rows = mine.filter((pl.col("metric") == metric) & (pl.col("condition") != _UNSTEERED))
     if rows.is_empty():
         known = sorted(mine["metric"].unique().to_list())
-        raise InputError(f"no metric {metric!r}{near(metric, known)}; metrics are {', '.join(known)}")
+        raise InputError(f"no metric {metric!r}{did_you_mean(metric, known)}; metrics are {', '.join(known)}")
     nulls = [name.removeprefix(_P) for name in table.columns if name.startswith(_P)]
     value = rows["effect"].to_numpy()
     low, high = (rows[name].fill_null(rows["effect"]).to_numpy() for name in ("low", "high"))

@@ -3,7 +3,7 @@ import pytest
 from scipy import sparse
 from sklearn.decomposition import PCA
 
-from feature_store import commit
+from feature_store import FeatureStore, commit
 from feature_store.errors import InputError, PlanMismatchError
 from feature_store.umap import MIN_FIRING, UmapConfig, cell_umap, has_umap, lay_out, principal_components, sample
 
@@ -71,6 +71,8 @@ def test_a_large_data_set_has_the_map_of_its_sample(small_store, monkeypatch):
     assert has_umap(small_store.layout, "c0de")
     assert commit.verify(small_store.layout.umap_dir("c0de")) == []
     assert cell_umap(small_store.layout, "c0de", config).equals(made)
+    asked = "SELECT COUNT(*) AS n FROM umap JOIN cells USING (cell_idx)"
+    assert FeatureStore.open(small_store.layout.root).sql(asked)["n"].item() == 12
     with pytest.raises(PlanMismatchError, match="max_cells: 12 in the folder, 50000 asked for"):
         cell_umap(small_store.layout, "c0de")
 

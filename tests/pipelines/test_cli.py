@@ -24,7 +24,7 @@ from pipelines.train import train
 
 pytestmark = pytest.mark.ray
 
-COMMANDS = "demo inspect extract train encode associate match steer run submit sql features models verify".split()
+COMMANDS = "demo inspect extract train encode associate match steer run submit sql features plot models verify".split()
 
 
 @pytest.fixture(scope="module")
