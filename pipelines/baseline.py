@@ -97,7 +97,8 @@ def _stages(options: BaselineOptions, store: Path, reference: Reference, address
         assert sae is not None
         codes = encode(encode_options(Layout(store), reference, sae.run, options), store, address=address)
         yield codes
-        yield associate(AssociateOptions(run=codes.run, gmt=options.gmt), store)
+        own = {name: getattr(options, name) for name in ActorOptions.model_fields}
+        yield associate(AssociateOptions(run=codes.run, gmt=options.gmt, **own), store, address=address)
 
 
 def _fitted(

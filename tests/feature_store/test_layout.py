@@ -44,6 +44,7 @@ def test_every_kind_has_its_folder_below_the_root(tmp_path: Path) -> None:
         layout.associations_dir("x"),
         layout.steering_dir("x"),
         layout.matches_dir("x"),
+        layout.comparisons_dir("x"),
     ]
     assert made == [tmp_path / kind / "x" for kind in KINDS]
     assert layout.mlflow_dir == tmp_path / "mlflow"

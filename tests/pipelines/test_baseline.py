@@ -1,5 +1,6 @@
 """Baselines run through every stage as the SAE did, are never a default, and stand beside it in the comparison."""
 
+import io
 import json
 import shutil
 
@@ -7,14 +8,16 @@ import numpy as np
 import polars as pl
 import pytest
 from sklearn.metrics import roc_auc_score
+from typer.testing import CliRunner
 
 from feature_store import FeatureStore, commit, ingest
 from feature_store.codes import load_cell_codes
 from feature_store.layout import Layout
 from feature_store.lineage import control_of
 from pipelines.baseline import Reference, baseline, encode_options, extract_options, train_options
+from pipelines.cli import app
 from pipelines.compare import SAE, baselines_of, compare_with_baselines, excess_in_words
-from pipelines.config import AssociateOptions, BaselineOptions, EncodeOptions, ExtractOptions
+from pipelines.config import AssociateOptions, BaselineOptions, EncodeOptions, ExtractOptions, check
 from pipelines.errors import UsageError
 from pipelines.stage import parent_run
 from pipelines.tracking import Tracking
@@ -44,7 +47,7 @@ def written(store):
 def no_actors(shards_here):
     """Every shard in this process: what actors do is the same, and the other tests have them."""
     with pytest.MonkeyPatch.context() as patch:
-        for stage in ("extract", "encode"):
+        for stage in ("extract", "encode", "associate"):
             patch.setattr(f"pipelines.{stage}.do_shards", shards_here)
         yield
 
@@ -270,3 +273,19 @@ def test_recovery_and_error_are_measured_on_the_cells_and_tokens_of_the_sae(held
     own = found.filter(representation=SAE)
     assert own["fvu"].item() < found.filter(representation="random")["fvu"].item()
     assert np.isfinite(found["l0"].to_numpy()).all()
+
+
+@pytest.mark.parametrize(("form", "read"), [("csv", pl.read_csv), ("json", pl.read_json), ("parquet", pl.read_parquet)])
+def test_the_command_writes_the_whole_comparison_in_any_form_and_its_summary_as_a_table(held_against, form, read):
+    store = str(held_against[0])
+    answer = CliRunner().invoke(app, ["compare", "--store", store, "--format", form])
+    assert answer.exit_code == 0, answer.output
+    table = compare_with_baselines(held_against[0]).comparison
+    assert read(io.BytesIO(answer.stdout_bytes)).shape == table.shape
+    shown = CliRunner().invoke(app, ["compare", "--store", store]).output
+    assert all(name in shown for name in (SAE, *EVERY, "Excess over the best baseline"))
+
+
+def test_an_unknown_kind_is_refused_with_the_kinds(chain):
+    with pytest.raises(UsageError, match=r"kind was 'umap'.*'neurons', 'pca', 'ica', 'random' or 'random-model'"):
+        check(BaselineOptions, {"kind": ["umap"]}, "scsae baseline")

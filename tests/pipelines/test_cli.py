@@ -24,7 +24,9 @@ from pipelines.train import train
 
 pytestmark = pytest.mark.ray
 
-COMMANDS = "demo inspect extract train encode associate match steer run submit sql features plot models verify".split()
+COMMANDS = (
+    "demo inspect extract train encode associate match baseline compare steer run submit sql features plot models verify"
+).split()
 
 
 @pytest.fixture(scope="module")
