@@ -1,14 +1,15 @@
 """Quality of the six architectures on a planted dictionary or on stored activations, as a Markdown table.
 
     python tests/benchmarks/bench_quality.py planted [--features 512] [--d-model 256]
-    python tests/benchmarks/bench_quality.py stored --activations STORE/activations/RUN --cells STORE/cells/DATASET
+    python tests/benchmarks/bench_quality.py stored --activations STORE/activations/RUN
     python tests/benchmarks/bench_quality.py stored --arrays TRAIN.npy HELD_OUT.npy
 
 All see the same batches. Standard and Gated have no k, so their L1 coefficient is searched first: short runs at three
-coefficients in one `Sweep`, and the one that interpolates to L0 = k. Beside them stand PCA with the first k components,
-PCA with each token's k largest coefficients, and an autoencoder with random directions whose threshold is calibrated to
-k. FVU, L0 and the dead fraction are those of held-out tokens (`select` cells of a store). Recovery is the mean over
-planted directions of the largest cosine with a decoder row, to be held against that of the random directions.
+coefficients in one `Sweep`, and the one that interpolates to L0 = k. Beside them stand the baselines of
+`sae_core.sae.baselines` at L0 = k, and PCA with the first k components. FVU, L0 and the dead fraction are those of
+held-out tokens (`select` cells of a store). Recovery: of a planted dictionary the mean over its directions of the
+largest cosine with a decoder row, to be held against that of the random directions; of a store's activations that of
+the model's embedding of some `select` cells with x_hat in the place of x (`pipelines.recovery`).
 """
 
 from __future__ import annotations
@@ -24,43 +25,45 @@ import torch
 
 from sae_core.sae import (
     ARCHITECTURES,
-    MetricAccumulator,
+    BASELINES,
     Metrics,
     Normaliser,
     PlantedDictionary,
     SAEConfig,
     SparseAutoencoder,
-    SparseCodes,
     Sweep,
     TrainConfig,
     Trainer,
-    calibrate_threshold,
-    calibrated_theta,
     evaluate,
+    fit_baseline,
     recovery,
 )
 from sae_core.sae.objectives import GATE_L1, L1
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
 COEFFICIENTS = (0.1, 0.3, 0.9)
+FIT_TOKENS = 65_536
 SEARCH_SHARE = 0.2  # of the steps, for each coefficient that is tried
 
 
 class Data(NamedTuple):
-    """Tokens to train on, tokens to judge by, and the planted directions if they are known."""
+    """Tokens to train on, tokens to judge by, and what recovers: planted directions, or the embedding of cells."""
 
     train: Tensor
     held_out: Tensor
-    directions: Tensor | None
+    recovery: Callable[[SparseAutoencoder], float] | None
 
 
 def planted_data(options: argparse.Namespace) -> Data:
     planted = PlantedDictionary(n_features=options.features, d_model=options.d_model, l0=float(options.k))
-    return Data(planted.sample(options.tokens, 1), planted.sample(16_384, 2), planted.directions)
+    directions = planted.directions
+    return Data(
+        planted.sample(options.tokens, 1), planted.sample(16_384, 2), lambda sae: recovery(directions, sae.W_dec)
+    )
 
 
 def stored_data(options: argparse.Namespace) -> Data:
@@ -69,15 +72,22 @@ def stored_data(options: argparse.Namespace) -> Data:
         return Data(train, held_out[:32_768], None)
     from feature_store import commit, ingest
     from feature_store.activations import ActivationReader
+    from feature_store.layout import Layout
+    from pipelines.fitting import select_probe
 
-    reader = ActivationReader(commit.Run.open(options.activations))
-    split = ingest.read_cells(options.cells).get_column("split").to_numpy()
+    run = commit.Run.open(options.activations)
+    reader, store = ActivationReader(run), options.activations.resolve().parents[1]
+    split = ingest.read_splits(Layout(store).cells_dir(run.plan["dataset"]))
     parts: dict[str, list[Tensor]] = {"train": [], "select": []}
     for group in reader.row_groups:
         block = reader.read(group.shard, group.group)
         for name, found in parts.items():
             found.append(torch.from_numpy(block.act_f32()[split[block.cell_idx] == name]))
-    return Data(shuffled(parts["train"], options.tokens), shuffled(parts["select"], 32_768), None)
+    probe = select_probe(run, str(store), split, n_cells=options.recovery_cells, seed=0, device="cpu")
+    if isinstance(probe, str):
+        print(f"no recovery: {probe}")
+    measure = None if isinstance(probe, str) else lambda sae: probe.of(sae).embedding
+    return Data(shuffled(parts["train"], options.tokens), shuffled(parts["select"], 32_768), measure)
 
 
 def shuffled(parts: list[Tensor], n_tokens: int) -> Tensor:
@@ -108,26 +118,15 @@ def coefficient_for(config: SAEConfig, data: Data, normaliser: Normaliser, *, n_
     return float(np.exp(found))
 
 
-def pca(data: Data, k: int) -> dict[str, MetricAccumulator]:
-    """Rank-k PCA, and PCA from which each token takes the k components that it has most of."""
-    mean = data.train.mean(dim=0)
-    _, _, components = torch.linalg.svd(data.train[:65_536] - mean, full_matrices=False)
-    score = (data.held_out - mean) @ components.T
-    first = torch.zeros_like(score)
-    first[:, :k] = score[:, :k]
-    largest = torch.zeros_like(score).scatter(1, score.abs().topk(k, dim=1).indices, 1.0) * score
-    found = {}
-    for name, kept in {"PCA, first k": first, "PCA, k largest a token": largest}.items():
-        found[name] = MetricAccumulator(score.shape[1], score.shape[1])
-        found[name].update(data.held_out, kept @ components + mean, SparseCodes.from_dense(kept))
-    return found
-
-
-def random_sae(config: SAEConfig, data: Data, normaliser: Normaliser) -> SparseAutoencoder:
-    sae = SparseAutoencoder(config, generator=torch.Generator().manual_seed(1)).requires_grad_(False)
-    sae.mu.copy_(normaliser.mu)
-    sae.scale.fill_(normaliser.scale)
-    sae.theta.copy_(calibrated_theta(sae, calibrate_threshold(sae, data.held_out.split(4096))))
+def first_components(data: Data, k: int) -> SparseAutoencoder:
+    """PCA of rank k: its first components, each token has them all."""
+    whole = fit_baseline("pca", data.train[:FIT_TOKENS], [data.held_out], k=k, n_features=k).sae
+    rows = torch.cat([torch.arange(k), torch.arange(k) + whole.config.n_features // 2])
+    sae = SparseAutoencoder(SAEConfig(d_model=whole.config.d_model, n_features=2 * k, k=k)).requires_grad_(False)
+    sae.W_enc.copy_(whole.W_enc[rows])
+    sae.W_dec.copy_(whole.W_dec[rows])
+    sae.mu.copy_(whole.mu)
+    sae.scale.copy_(whole.scale)
     return sae
 
 
@@ -140,7 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", choices=["planted", "stored"])
     parser.add_argument("--activations", type=Path)
-    parser.add_argument("--cells", type=Path)
+    parser.add_argument("--recovery-cells", type=int, default=32)
     parser.add_argument("--arrays", type=Path, nargs=2, metavar=("TRAIN", "HELD_OUT"))
     parser.add_argument("--features", type=int, default=512, help="planted directions")
     parser.add_argument("--d-model", type=int, default=256)
@@ -155,21 +154,23 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     data = planted_data(options) if options.data == "planted" else stored_data(options)
     d_model = data.train.shape[1]
-    width = options.width or (2 * options.features if data.directions is not None else 8 * d_model)
+    width = options.width or (2 * options.features if options.data == "planted" else 8 * d_model)
     normaliser = Normaliser.fit(data.train[: 2**20].split(4096))
     print(f"{len(data.train)} tokens of d_model {d_model}, gamma {normaliser.gamma:.2f}; F {width}, k {options.k},")
     print(f"{options.steps} steps of {options.batch} tokens\n")
     print("| | FVU | L0 | dead | recovery | |\n|---|---|---|---|---|---|")
-    for name, accumulator in pca(data, options.k).items():
-        print(row(name, accumulator.result()))
     base = SAEConfig(d_model=d_model, n_features=width, k=options.k)
-    chance = random_sae(base, data, normaliser)
     judge = data.held_out.split(4096)
 
     def match(sae: SparseAutoencoder) -> float | None:
-        return None if data.directions is None else recovery(data.directions, sae.W_dec)
+        return None if data.recovery is None else data.recovery(sae)
 
-    print(row("random directions", evaluate(chance, judge), match(chance)), flush=True)
+    first = first_components(data, options.k)
+    print(row("PCA, first k", evaluate(first, judge), match(first)), flush=True)
+    for kind in BASELINES:
+        fitted = fit_baseline(kind, data.train[:FIT_TOKENS], judge, k=options.k, n_features=width, seed=1)
+        note = f"F {fitted.sae.config.n_features}"
+        print(row(kind, evaluate(fitted.sae, judge), match(fitted.sae), note), flush=True)
     for arch in options.arch:
         config, clock = SAEConfig.from_dict(base.to_dict() | {"arch": arch}), time.process_time()
         if not {L1, GATE_L1}.isdisjoint(ARCHITECTURES[arch].objective):

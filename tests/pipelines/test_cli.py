@@ -25,7 +25,8 @@ from pipelines.train import train
 pytestmark = pytest.mark.ray
 
 COMMANDS = (
-    "demo inspect extract train encode associate match baseline compare steer run submit sql features plot models verify"
+    "demo inspect extract train encode associate match baseline compare steer run submit sql features plot models "
+    "verify"
 ).split()
 
 
