@@ -6,6 +6,7 @@ about the same gene sets, and was fitted to the same activations at the same k; 
 configuration and training on activations that differ in nothing but the model's weights.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import polars as pl
 
 from feature_store import FeatureStore, commit
 from feature_store.comparison import Representation, compare, describe, summarise
+from feature_store.errors import NotFoundError
 from feature_store.layout import Layout, run_id
 from feature_store.lineage import control_of
 from pipelines.baseline import Reference
@@ -71,9 +73,9 @@ def compare_with_baselines(store: Path, run: str | None = None) -> Comparison:
 def baselines_of(layout: Layout, reference: Reference) -> dict[str, str]:
     """The newest associations run of each baseline of the reference in the store, by name."""
     found: dict[str, str] = {}
-    for name, run in _controls(layout):
-        if name not in found and _belongs(reference, Reference.chain(layout, run)):
-            found[name] = run
+    for name, other in _controls(layout):
+        if name not in found and _belongs(reference, other):
+            found[name] = other.run
     return dict(sorted(found.items()))
 
 
@@ -104,11 +106,12 @@ def how_to_make(store: Path, run: str) -> str:
     return f"`scsae baseline --run {run} --store {store}` makes neurons, PCA, ICA and random directions"
 
 
-def _controls(layout: Layout) -> Iterator[tuple[str, str]]:
-    """Name and run of the complete associations of controls, newest first."""
+def _controls(layout: Layout) -> Iterator[tuple[str, Reference]]:
+    """Name and chain of the complete associations of controls, newest first, unless a part of the chain is gone."""
     for info in layout.runs("associations"):
         if info.complete and (control := control_of(layout, "associations", info.run)):
-            yield control, info.run
+            with contextlib.suppress(NotFoundError):
+                yield control, Reference.chain(layout, info.run)
 
 
 def _belongs(reference: Reference, other: Reference) -> bool:
