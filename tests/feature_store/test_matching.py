@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 
 import numpy as np
 import polars as pl
@@ -8,9 +10,10 @@ import pytest
 from polars.testing import assert_frame_equal
 from scipy import sparse, stats
 
-from feature_store import matching
+from feature_store import FeatureStore, commit, matching, schemas
 from feature_store.associations import Labels
 from feature_store.errors import InputError
+from feature_store.layout import ASSOCIATION_TABLES
 from feature_store.matching import match_codes, match_directions, summarise
 
 N_A, N_B, D = 40, 50, 16
@@ -229,6 +232,51 @@ def test_a_summary_is_over_what_was_compared():
     of_directions = frame.with_columns(similarity_test=pl.lit(None, dtype=pl.Float64))
     assert summarise(of_directions)["stable"] == 0.75
     assert summarise(frame.filter(pl.col("p").is_null()))["compared"] == 0
+
+
+def stored_match(layout, run, first, second, *, method="cosine", similarity=0.5):
+    """A matches run of three features of each side, made by hand."""
+    of_a, of_b = match_directions(np.eye(3), np.eye(3))
+    sides = ((of_a, first, second), (of_b, second, first))
+    frames = [frame.with_columns(sae=pl.lit(sae), other=pl.lit(other)) for frame, sae, other in sides]
+    table = schemas.conform("feature_match", pl.concat(frames)).with_columns(similarity=pl.lit(similarity))
+    plan = {"saes": [first, second], "method": method, "similarity": similarity}
+    commit.write_table(layout.matches_dir(run) / "feature_match", table, plan)
+    return table
+
+
+def test_the_store_reads_the_newest_match_of_each_pair_and_method(small_store):
+    layout = small_store.layout
+    assert "feature_match" not in FeatureStore.open(layout.root).tables()
+    for age, (run, pair, method) in enumerate(
+        [("a", "xy", "cosine"), ("b", "xz", "cosine"), ("c", "xy", "pearson"), ("d", "xy", "cosine")]
+    ):
+        stored_match(layout, run, *pair, method=method, similarity=age / 10)
+        os.utime(layout.matches_dir(run) / "feature_match" / "MANIFEST.json", (1_000_000 + age, 1_000_000 + age))
+    commit.Run.create(layout.matches_dir("e") / "feature_match", {"n_shards": 2, "saes": ["x", "y"]})
+    store = FeatureStore.open(layout.root)
+    assert store.lineage.matches == ("d", "c", "b")
+    assert store.frame("feature_match").collect()["similarity"].unique().sort().to_list() == [0.1, 0.2, 0.3]
+
+
+def test_the_store_shows_the_matches_of_the_sae_that_its_associations_are_of(small_store):
+    layout = small_store.layout
+    for run, pair in (("a", "xy"), ("b", "zx"), ("c", "yz")):
+        table = stored_match(layout, run, *pair)
+    shutil.rmtree(layout.associations_dir("a550c"))
+    assert FeatureStore.open(layout.root).frame("feature_match").collect().height == 3 * table.height
+    for name in ASSOCIATION_TABLES:
+        plan = {"codes": "c0de", "dataset": "toy", "sae": "x"}
+        commit.write_table(layout.associations_dir("a55") / name, schemas.empty(name), plan)
+    store = FeatureStore.open(layout.root)
+    found = store.sql("SELECT sae, other, feature_id FROM feature_match ORDER BY other, feature_id")
+    assert found.rows() == [("x", other, feature) for other in "yz" for feature in range(3)]
+
+
+def test_a_table_of_matches_is_read_as_it_was_written(small_store):
+    table = stored_match(small_store.layout, "a", "x", "y")
+    read = FeatureStore.open(small_store.layout.root).frame("feature_match").collect()
+    assert_frame_equal(read, table)
 
 
 EYE = np.eye(4)
