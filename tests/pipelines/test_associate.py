@@ -1,7 +1,15 @@
 """Association: what the stage feeds its statistics, what comes back, and what it refuses."""
 
+import contextlib
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
 from types import SimpleNamespace
 
 import anndata
@@ -17,8 +25,8 @@ from feature_store.codes import CodesRun, load_statistics
 from feature_store.errors import InputError, NotFoundError
 from feature_store.expression import expression_of
 from feature_store.layout import ASSOCIATION_TABLES, Layout
-from pipelines.associate import associate, cell_inputs, label_kinds
-from pipelines.config import AssociateOptions
+from pipelines.associate import associate, associate_all, cell_inputs, label_kinds
+from pipelines.config import AssociateOptions, Recipe, check
 from pipelines.errors import UsageError
 from pipelines.inputs import remember_source
 from pipelines.verify import verify_run
@@ -288,6 +296,141 @@ def test_a_kill_between_two_tables_costs_only_the_tables_that_lack(own_store):
     again = associate(AssociateOptions(), own_store)
     assert (again.done, again.reused) == (3, N_UNITS - 3)
     assert {name: commit.Run.open(folder / name).manifest() for name in ASSOCIATION_TABLES} == calm
+
+
+@pytest.fixture
+def many_ranges(monkeypatch):
+    """Sixteen ranges of three features, as of many more."""
+    monkeypatch.setattr("feature_store.associations.ranges.RANGE_FEATURES", 1)
+
+
+def contents(folder):
+    """The bytes of every file of a run."""
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.usefixtures("without_actors", "many_ranges")
+def test_many_ranges_of_features_give_the_tables_of_one_and_resume_with_those_that_lack(own_store, chain):
+    folder = Layout(own_store).latest("associations").path
+    shutil.rmtree(folder)
+    made = associate(AssociateOptions(), own_store)
+    assert (made.path, made.done) == (folder, 16 + len(ASSOCIATION_TABLES))
+    for name in ASSOCIATION_TABLES:
+        assert commit.read_table(folder / name).equals(table(chain, name)), name
+    calm = contents(folder)
+    shutil.rmtree(folder / "features")
+    for name, lost in (("pairs", 3), ("pairs", 4), ("tokens", 4), ("splits", 15)):
+        (folder / "measured" / name / f"part-{lost:05d}.parquet").unlink()
+    again = associate(AssociateOptions(), own_store)
+    assert (again.done, again.reused) == (3 + 1, 13 + len(ASSOCIATION_TABLES) - 1)
+    assert contents(folder) == calm
+
+
+MARK = "SCSAE_TEST_RUN"
+IN_RANGES = """
+from feature_store.associations import ranges
+ranges.RANGE_FEATURES = 1
+from pipelines.cli import main
+main()
+"""
+
+
+def marked(mark, words=b""):
+    """Processes of a run under test: they carry an environment variable of their own."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            ours = folder.name.isdigit() and f"{MARK}={mark}".encode() in (folder / "environ").read_bytes()
+            if ours and words in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_actors", "many_ranges")
+def test_an_association_whose_actor_and_driver_are_killed_ends_in_the_bytes_of_an_undisturbed_one(
+    own_store, chain, tmp_path
+):
+    folder = Layout(own_store).latest("associations").path
+    shutil.rmtree(folder)
+    without_expression(own_store)
+    broken = Path(shutil.copytree(own_store, tmp_path / "broken"))
+    calm = associate(AssociateOptions(), own_store)
+    mark, log = uuid.uuid4().hex, tmp_path / "log"
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "SCSAE_"))}
+    (tmp_path / "home").mkdir()
+    with log.open("w") as out:
+        driver = subprocess.Popen(
+            [sys.executable, "-c", IN_RANGES, "associate", "--num-actors", "2", "--store", str(broken)],
+            env={**kept, "HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1", MARK: mark},
+            stdout=out,
+            stderr=out,
+        )
+    measured = broken / "associations" / calm.run / "measured" / "splits"
+
+    def wait_for(n_more):
+        goal, deadline = len(list(measured.glob("part-*.json"))) + n_more, time.monotonic() + 200
+        while len(list(measured.glob("part-*.json"))) < goal:
+            assert driver.poll() is None, f"over before the kill, which would show nothing: {log.read_text()[-2000:]}"
+            assert time.monotonic() < deadline, log.read_text()[-2000:]
+            time.sleep(0.02)
+
+    try:
+        wait_for(1)
+        os.kill(marked(mark, b"ray::ShardActor")[0], signal.SIGKILL)
+        wait_for(2)
+        driver.kill()
+        driver.wait()
+        deadline = time.monotonic() + 100
+        while marked(mark) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert marked(mark) == []
+    finally:
+        for process in marked(mark):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+    assert not (broken / "associations" / calm.run / "features").exists()
+    resumed = associate(AssociateOptions(), broken)
+    assert 0 < resumed.done < 16 + len(ASSOCIATION_TABLES)
+    assert contents(resumed.path) == contents(calm.path)
+
+
+@pytest.mark.usefixtures("without_actors")
+def test_other_data_are_encoded_by_the_sae_and_associated_in_one_call(own_store, tiny_cells, tmp_path):
+    other = tiny_cells[::-1].copy()
+    other.obs["person"] = other.obs.pop("donor").to_numpy()
+    other.obs["drug"] = np.where(np.arange(len(other)) % 3 == 0, "yes", "no")
+    other.write_h5ad(tmp_path / "other.h5ad")
+    layout = Layout(own_store)
+    sae, before = layout.latest("saes").run, layout.latest("associations").run
+    options = AssociateOptions(data=(tmp_path / "other.h5ad",), donor="person", cell_type="type", label=("drug",))
+    encoded, found = associate_all(options, own_store)
+    assert (encoded.kind, found.kind) == ("codes", "associations")
+    assert found.run != before
+    assert found.facts["sae"] == sae
+    assert found.facts["dataset"] == encoded.facts["dataset"]
+    rows = commit.read_table(found.path / "feature_label")
+    assert set(rows["label_kind"]) == {"cell_type", "drug"}
+    assert rows["n_donors"].null_count() == 0
+    again = associate_all(options.model_copy(update={"run": sae[:6]}), own_store)
+    assert [(result.run, result.done) for result in again] == [(encoded.run, 0), (found.run, 0)]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"donor": "d", "tokens_per_cell": 3}, "donor, tokens_per_cell describe how other data are encoded; give data"),
+        ({"matrix": "X"}, "matrix describe how other data are encoded; give data"),
+    ],
+)
+def test_what_describes_other_data_is_refused_without_any(given, words):
+    with pytest.raises(UsageError, match=words):
+        check(AssociateOptions, given, "scsae associate")
+
+
+def test_a_recipe_encodes_other_data_by_its_own_stage():
+    with pytest.raises(UsageError, match=r"a recipe encodes other data by encode\.data"):
+        check(Recipe, {"associate": {"data": "x.h5ad"}}, "recipe r.yaml")
 
 
 def test_associating_without_codes_says_what_to_run_first(tmp_path):
