@@ -1,0 +1,133 @@
+"""`scsae plot`: what reaches the plots, what is refused, and that every kind draws a store made by the stages."""
+
+import inspect
+import shlex
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from feature_store import FeatureStore, plots
+from feature_store.errors import InputError, QueryError
+from pipelines.cli import app
+from pipelines.errors import UsageError, exit_code
+from pipelines.plot import KINDS
+
+
+@pytest.fixture
+def scsae_plot(tmp_path, monkeypatch):
+    """Run the command in an empty folder; its error, raised on purpose, is raised here."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(line):
+        done = CliRunner().invoke(app, ["plot", *shlex.split(line)])
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return done
+
+    return run
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """The calls of plots, by name and arguments, in place of drawing."""
+    calls = []
+    store = SimpleNamespace(lineage=SimpleNamespace(codes=None))
+    monkeypatch.setattr(FeatureStore, "open", lambda root: store)
+
+    def record(name, signature, *args, **kwargs):
+        bound = signature.bind(*args, **kwargs).arguments
+        assert bound.pop("store") is store
+        calls.append((name, {key: str(value) if key == "save" else value for key, value in bound.items()}))
+
+    for name in plots.__all__:
+        function = getattr(plots, name)
+        if callable(function):
+            monkeypatch.setattr(plots, name, partial(record, name, inspect.signature(function)))
+    return calls
+
+
+PNG = {"save": "a.png"}
+REACHES = {
+    "umap": ("umap", {"color": ["cell_type"], "split": "test"}),
+    "umap --feature 3 --label batch --feature 4 --split all": ("umap", {"color": ["batch", 3, 4], "split": None}),
+    "violin --feature 3": ("violin", {"feature": 3, "groupby": None, "split": "test"}),
+    "violin --feature 3 --label donor --split select": (
+        "violin",
+        {"feature": 3, "groupby": ["donor"], "split": "select"},
+    ),
+    "dotplot": ("dotplot", {"features": None, "groupby": "cell_type"}),
+    "dotplot --feature 1 --feature 2 --label batch --split select": (
+        "dotplot",
+        {"features": [1, 2], "groupby": "batch", "split": "select"},
+    ),
+    "gene-bars --feature 7 --n 4": ("gene_bars", {"feature": 7, "n": 4}),
+    "geneset_bars --feature 7": ("geneset_bars", {"feature": 7}),
+    "density-histogram": ("density_histogram", {}),
+    "batch-quadrant": ("batch_quadrant", {}),
+    "steering-bars": ("steering_bars", {}),
+}
+
+
+@pytest.mark.parametrize("line", REACHES)
+def test_options_reach_the_plot(scsae_plot, called, line):
+    name, wanted = REACHES[line]
+    assert scsae_plot(f"{line} --save a.png --store s").stdout == "a.png\n"
+    assert called == [(name, {**wanted, **PNG})]
+
+
+def test_every_plot_has_its_kind():
+    functions = {name for name in plots.__all__ if name.islower() and name != "best_features"}
+    assert {name.replace("-", "_") for name in KINDS} == functions
+
+
+REFUSED = {
+    "violn": "no plot of kind 'violn'; did you mean 'violin'\\?; kinds are umap, violin",
+    "violin": "violin is of 1 feature; got 0: give --feature N once .*scsae features --label LABEL --store s",
+    "gene-bars --feature 1 --feature 2": "gene-bars is of 1 feature; got 2",
+    "density-histogram --feature 1 --n 3": "takes no --feature and no --n; it takes no options but --save and --store",
+    "umap --n 3": "umap takes no --n; it takes --feature, --label, --split",
+    "dotplot --label a --label b": "--label was given 2 times",
+}
+
+
+@pytest.mark.parametrize("line", REFUSED)
+def test_what_a_kind_does_not_take_is_refused_and_nothing_is_written(scsae_plot, called, tmp_path, line):
+    with pytest.raises(UsageError, match=REFUSED[line]) as refused:
+        scsae_plot(f"{line} --save new/a.png --store s")
+    assert exit_code(refused.value) == 2
+    assert called == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plot_without_a_file_is_refused(scsae_plot):
+    done = scsae_plot("umap")
+    assert done.exit_code == 2
+    assert "--save" in done.stderr
+
+
+@pytest.mark.ray
+def test_every_kind_draws_a_store_that_the_stages_made(scsae_plot, own_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "feature_store.umap.lay_out",
+        lambda codes, _: np.random.default_rng(0).normal(size=(codes.shape[0], 2)).astype(np.float32),
+    )
+    store = FeatureStore.open(own_store)
+    feature = store.sql("SELECT feature_id FROM feature_geneset WHERE split = 'select' AND overlap > 0 LIMIT 1")
+    gene = store.sql("SELECT feature_id FROM feature_gene WHERE split = 'test' LIMIT 1").item()
+    drawn = ["umap --feature 3 --label cell_type", "violin --feature 3", "dotplot", f"gene-bars --feature {gene}"]
+    drawn += ["density-histogram", "batch-quadrant"]
+    drawn += [f"geneset-bars --feature {feature.item()}"] if feature.height else []
+    for line in drawn:
+        done = scsae_plot(f"{line} --save {line.split()[0]}.svg --store {own_store}")
+        assert (tmp_path / done.stdout.strip()).stat().st_size > 5_000
+    with pytest.raises(QueryError, match="scsae steer --store"):
+        scsae_plot(f"steering-bars --save s.svg --store {own_store}")
+    with pytest.raises(QueryError, match="no feature 9999; the codes have features 0 to 47"):
+        scsae_plot(f"violin --feature 9999 --save v.svg --store {own_store}")
+    with pytest.raises(InputError, match=r"end it with \.png, \.pdf, \.svg"):
+        scsae_plot(f"batch-quadrant --save q.jpeg --store {own_store}")
+    assert {path.name for path in tmp_path.glob("*.*")} >= {"umap.svg", "dotplot.svg"}
+    assert not {"s.svg", "v.svg", "q.jpeg"} & {path.name for path in tmp_path.iterdir()}
