@@ -28,7 +28,7 @@ from feature_store.associations import (
 from feature_store.codes import CodesRun, load_feature_codes, load_statistics
 from feature_store.expression import ExpressionReader, plan_expression, write_part
 from feature_store.genesets import GeneSets, canonical_immune, read_gmt
-from feature_store.layout import ASSOCIATION_TABLES, Layout, as_path, content_sha, run_id
+from feature_store.layout import ASSOCIATION_TABLES, Layout, as_path, run_id
 from pipelines.config import ActorOptions, AssociateOptions, EncodeOptions
 from pipelines.encode import encode
 from pipelines.inputs import recalled_genes, recalled_source
@@ -253,8 +253,7 @@ def _nonzeros_done(total: Mapping[str, int], seconds: float) -> str:
 
 def _digest(collection: GeneSets) -> dict[str, Any]:
     """What identifies a collection of gene sets."""
-    content = {name: list(genes) for name, genes in zip(collection.names, collection.genes, strict=True)}
-    return {"collection": collection.collection, "sha256": content_sha(content)}
+    return {"collection": collection.collection, "sha256": collection.digest}
 
 
 def _is_intact(path: Path) -> bool:
