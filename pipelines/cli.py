@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
@@ -32,6 +32,9 @@ from pipelines.config import (
 from pipelines.errors import ON_PURPOSE, exit_code, root_cause
 from pipelines.plot import KINDS
 from pipelines.progress import stderr_console
+
+if TYPE_CHECKING:
+    from pipelines.output import Destination
 
 INTERRUPTED = 130
 """What typer makes of Ctrl-C."""
@@ -63,7 +66,7 @@ Address = Annotated[
 
 
 class Format(StrEnum):
-    """How rows are written to stdout."""
+    """How rows are written."""
 
     table = "table"
     csv = "csv"
@@ -71,7 +74,17 @@ class Format(StrEnum):
     parquet = "parquet"
 
 
-Output = Annotated[Format, typer.Option("--format", help="Form of the answer on stdout.")]
+Form = Annotated[
+    Format | None,
+    typer.Option("--format", help="Form of the answer; default: by the suffix of --output, else a table."),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", help="File to write the answer to: .csv, .json, .parquet, .txt; default: stdout."),
+]
+Run = Annotated[
+    str | None, typer.Option("--run", help="Associations run, or codes run, to ask; default: the newest associations.")
+]
 
 
 def main() -> None:
@@ -93,16 +106,19 @@ def main() -> None:
 
 
 def stage_command(cls: type[Options], *, argument: str | None = None) -> Callable[[Callable[..., None]], None]:
-    """Register `body(options, store[, address])` as a command whose options are the fields of `cls`.
+    """Register `body(options, store[, address][, to])` as a command whose options are the fields of `cls`.
 
-    The field `argument` becomes the positional argument, which may be given several times.
+    The field `argument` becomes the positional argument, which may be given several times. `to` is where the result
+    goes: --format and --output.
     """
 
     def register(body: Callable[..., None]) -> None:
         name = body.__name__.removesuffix("_command")
 
         def command(**given: Any) -> None:
-            where = {key: given.pop(key) for key in ("store", "address") if key in given}
+            where: dict[str, Any] = {key: given.pop(key) for key in ("store", "address") if key in given}
+            if "form" in given:
+                where["to"] = _destination(given.pop("form"), given.pop("output"))
             values = {key: value for key, value in given.items() if value is not None and value != []}
             body(check(cls, values, f"scsae {name}"), **where)
 
@@ -110,11 +126,19 @@ def stage_command(cls: type[Options], *, argument: str | None = None) -> Callabl
         parameters.append(_keyword("store", Store, DEFAULT_STORE))
         if "address" in inspect.signature(body).parameters:
             parameters.append(_keyword("address", Address, None))
+        if "to" in inspect.signature(body).parameters:
+            parameters += [_keyword("form", Form, None), _keyword("output", Output, None)]
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in parameters}
         app.command(name, help=cls.__doc__)(command)
 
     return register
+
+
+def _destination(form: Format | None, output: Path | None) -> "Destination":
+    from pipelines.output import Destination
+
+    return Destination.choose(form, output)
 
 
 def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
@@ -175,12 +199,15 @@ def encode_command(options: EncodeOptions, store: Path, address: str | None) -> 
 
 
 @stage_command(AssociateOptions)
-def associate_command(options: AssociateOptions, store: Path, address: str | None) -> None:
+def associate_command(options: AssociateOptions, store: Path, address: str | None, to: "Destination") -> None:
     """See AssociateOptions."""
     from pipelines.associate import associate_all
-    from pipelines.report import print_excess, print_results
+    from pipelines.report import print_excess, print_results, results_frame
 
     results = associate_all(options, store, address=address)
+    if not to.for_people:
+        to.write(results_frame(results))
+        return
     print_results(results, store)
     print_excess(store, results[-1].run)
 
@@ -199,9 +226,9 @@ def baseline_command(options: BaselineOptions, store: Path, address: str | None)
     """See BaselineOptions."""
     from pipelines.baseline import baseline
     from pipelines.compare import compare_with_baselines
-    from pipelines.report import print_comparison, print_results
+    from pipelines.report import print_comparison, print_made
 
-    print_results(baseline(options, store, address=address), store)
+    print_made(baseline(options, store, address=address))
     print_comparison(compare_with_baselines(store, options.run))
 
 
@@ -209,17 +236,19 @@ def baseline_command(options: BaselineOptions, store: Path, address: str | None)
 def compare(
     run: Annotated[str | None, typer.Option("--run", help="Associations run of the SAE; default: the newest.")] = None,
     store: Store = DEFAULT_STORE,
-    output: Output = Format.table,
+    form: Form = None,
+    output: Output = None,
 ) -> None:
     """What an SAE has above its baselines, target by target; needs `scsae baseline`."""
     from pipelines.compare import compare_with_baselines
-    from pipelines.report import print_comparison, write_frame
+    from pipelines.report import print_comparison
 
+    to = _destination(form, output)
     found = compare_with_baselines(store, run)
-    if output is Format.table:
+    if to.for_people:
         print_comparison(found)
     else:
-        write_frame(found.comparison, output)
+        to.write(found.comparison)
 
 
 @stage_command(SteerOptions)
@@ -295,13 +324,15 @@ def inspect_command(
 def sql(
     query: Annotated[str, typer.Argument(help="SQL over the tables of the store.")],
     store: Store = DEFAULT_STORE,
-    output: Output = Format.table,
+    run: Run = None,
+    form: Form = None,
+    output: Output = None,
 ) -> None:
     """Ask the store in SQL: cells, codes, features, feature_label, feature_gene, feature_geneset, ..."""
-    from feature_store import FeatureStore
-    from pipelines.report import write_frame
+    from pipelines.report import ask, open_store
 
-    write_frame(FeatureStore.open(store).sql(query), output)
+    to = _destination(form, output)
+    to.write(ask(open_store(store, run), query))
 
 
 @app.command()
@@ -309,15 +340,21 @@ def features(
     gene: Annotated[str | None, typer.Option("--gene", help="Features that read this gene.")] = None,
     label: Annotated[str | None, typer.Option("--label", help="Features that mean this label.")] = None,
     gene_set: Annotated[str | None, typer.Option("--gene-set", help="Features that match this gene set.")] = None,
-    cell: Annotated[int | None, typer.Option("--cell", help="Features active in the cell of this cell_idx.")] = None,
+    cell: Annotated[
+        str | None, typer.Option("--cell", help="Features active in the cell of this cell_idx or cell_id.")
+    ] = None,
     n: Annotated[int, typer.Option("--n", min=1, help="Rows at most.")] = 20,
     store: Store = DEFAULT_STORE,
-    output: Output = Format.table,
+    run: Run = None,
+    form: Form = None,
+    output: Output = None,
 ) -> None:
     """The everyday look-ups without SQL."""
-    from pipelines.report import lookup, write_frame
+    from pipelines.report import Lookup, open_store, write_lookup
 
-    write_frame(lookup(store, gene=gene, label=label, gene_set=gene_set, cell=cell, n=n, output=output), output)
+    asked = Lookup(gene=gene, label=label, gene_set=gene_set, cell=cell, n=n)
+    to = _destination(form, output)
+    write_lookup(asked, open_store(store, run), to)
 
 
 @app.command("plot")
@@ -354,12 +391,13 @@ def verify(
 
 
 @models_app.callback()
-def models(ctx: typer.Context, store: Store = DEFAULT_STORE, output: Output = Format.table) -> None:
+def models(ctx: typer.Context, store: Store = DEFAULT_STORE, form: Form = None, output: Output = None) -> None:
     """Registered SAEs: versions, aliases, metrics, lineage."""
     if ctx.invoked_subcommand is None:
-        from pipelines.report import registered_models, write_frame
+        from pipelines.report import registered_models
 
-        write_frame(registered_models(store), output)
+        to = _destination(form, output)
+        to.write(registered_models(store))
 
 
 @models_app.command()

@@ -1,26 +1,27 @@
 """What a command shows: results as tables on stdout, in the form asked for."""
 
-import sys
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
-from rich.console import Console as RichConsole
 from rich.table import Table
+from rich.text import Text
 
 from feature_store import FeatureStore
 from feature_store.commit import read_table
 from feature_store.layout import Layout
 from pipelines.config import DataOptions
 from pipelines.errors import UsageError
+from pipelines.output import Destination, console, print_frame, text_of
+from pipelines.progress import stderr_console
 from pipelines.stage import StageResult
 
 if TYPE_CHECKING:
     from pipelines.compare import Comparison
 
-ROWS_SHOWN = 50
-PLAIN_WIDTH = 160
 NEXT = {
     "activations": "scsae train",
     "saes": "scsae encode",
@@ -38,12 +39,6 @@ LOOKUP_COLUMNS = (
 """What a look-up shows as a table; the other forms have every column."""
 
 
-def console() -> RichConsole:
-    """Return the console for results: as wide as the terminal, or wide enough for a table where there is none."""
-    found = RichConsole(highlight=False)
-    return found if found.is_terminal else RichConsole(highlight=False, width=PLAIN_WIDTH)
-
-
 def print_results(results: Sequence[StageResult], store: Path) -> None:
     """Print what each stage made, and the command that goes on from there."""
     out = console()
@@ -54,64 +49,23 @@ def print_results(results: Sequence[StageResult], store: Path) -> None:
         out.print(f"next: {NEXT[results[-1].kind]} --store {store}", markup=False, soft_wrap=True)
 
 
+def results_frame(results: Sequence[StageResult]) -> pl.DataFrame:
+    """What each stage made, a row a run, unrounded."""
+    rows = [
+        {"kind": r.kind, "run": r.run, "done": r.done, "reused": r.reused, "seconds": r.seconds, **r.facts}
+        for r in results
+    ]
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
 def print_facts(facts: Mapping[str, Any]) -> None:
     """Print names and values in two columns."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for key, value in facts.items():
-        table.add_row(key, _text(value))
+        table.add_row(Text(key), Text(text_of(value)))
     console().print(table)
-
-
-def print_frame(frame: pl.DataFrame, *, title: str | None = None, limit: int = ROWS_SHOWN) -> None:
-    """Print a frame as a table; a line says how many rows were left out."""
-    out = console()
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for name, dtype in frame.schema.items():
-        table.add_column(name, justify="right" if dtype.is_numeric() else "left", overflow="fold")
-    for row in frame.head(limit).iter_rows():
-        table.add_row(*(_text(value) for value in row))
-    out.print(table)
-    if frame.height > limit:
-        out.print(f"{frame.height - limit} more rows; add LIMIT, or --format csv for all of them")
-
-
-def write_frame(frame: pl.DataFrame, output: str) -> None:
-    """Write a frame to stdout as table, csv, json (one array of objects) or parquet (bytes)."""
-    if output == "table":
-        print_frame(frame)
-        return
-    flat = frame if output in ("json", "parquet") else _flat(frame)
-    match output:
-        case "csv":
-            sys.stdout.write(flat.write_csv())
-        case "json":
-            sys.stdout.write(flat.write_json() + "\n")
-        case "parquet":
-            flat.write_parquet(sys.stdout.buffer)
-        case _:
-            raise UsageError(f"--format was {output!r}; allowed: table, csv, json, parquet")
-
-
-def _flat(frame: pl.DataFrame) -> pl.DataFrame:
-    """Lists as text, for forms that have no lists."""
-    lists = [name for name, dtype in frame.schema.items() if isinstance(dtype, pl.List)]
-    return frame.with_columns(pl.col(name).cast(pl.List(pl.String)).list.join(",") for name in lists)
-
-
-def _text(value: Any) -> str:
-    """A value for a person: floats at three significant digits, lists comma-separated."""
-    match value:
-        case None:
-            return ""
-        case bool() | int() | str():
-            return str(value)
-        case float():
-            return f"{value:.3g}"
-        case list() | tuple() | pl.Series():
-            return ", ".join(_text(item) for item in value)
-    return str(value)
 
 
 def print_steering(store: Path, run: str) -> None:
@@ -121,6 +75,13 @@ def print_steering(store: Path, run: str) -> None:
     shown = results.filter(pl.col("metric").is_in(["target_votes", "other_accuracy"]))
     for (metric,), frame in shown.group_by("metric", maintain_order=True):
         print_frame(frame.select(columns), title=f"{metric} (effect: minus unsteered)")
+
+
+def print_made(results: Sequence[StageResult]) -> None:
+    """Print what several chains of stages made, a row a run."""
+    columns = ["kind", "run", "control", "done", "reused", "seconds"]
+    found = results_frame(results)
+    print_frame(found.select(name for name in columns if name in found.columns), title="What was made")
 
 
 def print_comparison(found: "Comparison") -> None:
@@ -133,13 +94,15 @@ def print_comparison(found: "Comparison") -> None:
     shown = [*columns, "n_better", "n_units", "low", "high"]
     print_frame(labels.select(shown), title="Best feature of each label: AUROC", limit=200)
     print_frame(summarise(found.comparison), title="Excess over the best baseline of each target, test cells")
+    console().print("every target: scsae compare --format csv, or scsae sql 'SELECT * FROM comparison'", markup=False)
 
 
 def print_excess(store: Path, run: str) -> None:
     """Print what new associations have above their baselines, or how to make these."""
     from pipelines.compare import excess_in_words
+    from pipelines.recovery import or_reason
 
-    console().print(excess_in_words(store, run), markup=False, soft_wrap=True)
+    console().print(or_reason(lambda: excess_in_words(store, run)), markup=False, soft_wrap=True)
 
 
 def inspect_data(options: DataOptions) -> dict[str, Any]:
@@ -173,30 +136,61 @@ def inspect_data(options: DataOptions) -> dict[str, Any]:
     }
 
 
-def lookup(
-    store: Path, *, gene: str | None, label: str | None, gene_set: str | None, cell: int | None, n: int, output: str
-) -> pl.DataFrame:
-    """Answer `scsae features`: one of gene, label, gene_set and cell, or none for all features by density.
+def open_store(store: Path, run: str | None) -> FeatureStore:
+    """Open a store at its newest associations, or at the associations or the codes that `run` names."""
+    if run is None:
+        return FeatureStore.open(store)
+    codes = [info for info in Layout(store).runs("codes") if info.complete and info.run.startswith(run)]
+    associations = [info for info in Layout(store).runs("associations") if info.complete and info.run.startswith(run)]
+    if codes and not associations:
+        return FeatureStore.open(store, codes=run)
+    return FeatureStore.open(store, associations=run)
 
-    As a table the answer has the columns that matter; in any other form it has all.
-    """
-    answer = _lookup(store, gene=gene, label=label, gene_set=gene_set, cell=cell, n=n)
-    return answer.select(name for name in LOOKUP_COLUMNS if name in answer.columns) if output == "table" else answer
+
+def ask(store: FeatureStore, query: str) -> pl.DataFrame:
+    """Answer `scsae sql`; an empty answer is explained on stderr."""
+    answer = store.sql(query)
+    return answer if answer.height else _without_rows(answer, store.why_empty(query))
 
 
-def _lookup(
-    store: Path, *, gene: str | None, label: str | None, gene_set: str | None, cell: int | None, n: int
-) -> pl.DataFrame:
-    given = {"--gene": gene, "--label": label, "--gene-set": gene_set, "--cell": cell}
-    named = [name for name, value in given.items() if value is not None]
-    if len(named) > 1:
-        raise UsageError(f"{' and '.join(named)} were given together; ask for one at a time")
-    found = FeatureStore.open(store)
-    if cell is not None:
-        return found.features_of(cell, n)
-    if named:
-        return found.features_for(gene=gene, label=label, gene_set=gene_set).head(n)
-    return found.frame("features").sort("density", "feature_id", descending=[True, False]).head(n).collect()
+@dataclass(frozen=True, kw_only=True)
+class Lookup:
+    """What `scsae features` is asked: one of gene, label, gene set and cell (cell_idx or cell_id), or none of them."""
+
+    gene: str | None = None
+    label: str | None = None
+    gene_set: str | None = None
+    cell: str | None = None
+    n: int = 20
+
+    def __post_init__(self) -> None:
+        given = {"--gene": self.gene, "--label": self.label, "--gene-set": self.gene_set, "--cell": self.cell}
+        named = [name for name, value in given.items() if value is not None]
+        if len(named) > 1:
+            raise UsageError(f"{' and '.join(named)} were given together; ask for one at a time")
+
+    def answer(self, store: FeatureStore) -> pl.DataFrame:
+        """The features, strongest first; all features by density where nothing is asked for."""
+        if self.cell is not None:
+            cell = int(self.cell) if re.fullmatch(r"-?\d+", self.cell) else self.cell
+            found = store.features_of(cell, self.n)
+            return found if found.height else _without_rows(found, f"no feature is above 0 in cell {self.cell}")
+        if self.gene is not None or self.label is not None or self.gene_set is not None:
+            return store.features_for(gene=self.gene, label=self.label, gene_set=self.gene_set).head(self.n)
+        features = store.frame("features").sort("density", "feature_id", descending=[True, False])
+        return features.head(self.n).collect()
+
+
+def write_lookup(asked: Lookup, store: FeatureStore, to: Destination) -> None:
+    """Write the answer of a look-up: as a table the columns that matter, in any other form all of them."""
+    answer = asked.answer(store)
+    shown = [name for name in LOOKUP_COLUMNS if name in answer.columns]
+    to.write(answer.select(shown) if to.form == "table" else answer)
+
+
+def _without_rows(answer: pl.DataFrame, why: str) -> pl.DataFrame:
+    stderr_console().print(f"no rows: {why}", markup=False, soft_wrap=True)
+    return answer
 
 
 def registered_models(store: Path) -> pl.DataFrame:

@@ -21,9 +21,10 @@ from pipelines.config import (
     TrainOptions,
 )
 from pipelines.errors import UsageError
+from pipelines.output import console, print_frame
 from pipelines.recipes.pbmc import BATCH, CELL_TYPE, write_pbmc68k
 from pipelines.recipes.run import run_recipe
-from pipelines.report import console, print_frame, print_steering, registered_models
+from pipelines.report import print_steering, registered_models
 from pipelines.stage import Clock, StageResult
 
 LAYER = "2"

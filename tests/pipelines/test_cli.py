@@ -161,8 +161,16 @@ BAD_INPUT = {
     "table not made yet": ("sql|SELECT * FROM steering|--store|{store}", ["no table 'steering' yet", "scsae steer"]),
     "empty store": ("sql|SELECT 1|--store|new", ["new holds no runs", "scsae demo --store new"]),
     "no such format": ("sql|SELECT 1|--format|xml|--store|{store}", ["--format", "xml", "table.*csv.*json.*parquet"]),
+    "output without a form": ("sql|SELECT 1|--output|x.doc|--store|{store}", ["x.doc", "\\.csv", "--format"]),
+    "output into nowhere": ("sql|SELECT 1|--output|none/x.csv|--store|{store}", ["no folder .*none", "make it"]),
+    "run of no kind": (
+        "sql|SELECT 1 AS x|--run|zzz|--store|{store}",
+        ["'zzz' names none of the complete assoc"],
+    ),
     "two questions": ("features --gene GENE3 --label A --store {store}", ["--gene and --label", "one at a time"]),
     "no such gene": ("features --gene GEN33 --store {store}", ["no gene 'GEN33'", "did you mean 'GENE"]),
+    "no such cell id": ("features --cell ell12 --store {store}", ["no cell 'ell12'", "did you mean 'cell12'"]),
+    "no such label to look up": ("features --label Z --store {store}", ["no label 'Z' in feature_label", "it has .*A"]),
     "no such cell": ("features --cell 72 --store {store}", ["no cell 72", "0 to 71"]),
     "no such run": ("verify zzz --store {store}", ["'zzz' names none of the runs", "activations/", "codes/"]),
     "no registry": ("models --store new", ["no model registry yet", "scsae train --store new"]),
@@ -268,6 +276,46 @@ def test_features_of_a_cell_are_its_largest_codes(scsae, chain):
     answer = [(row["feature_id"], row["value"]) for row in json.loads(done.stdout)]
     assert [feature for feature, _ in answer] == largest["feature_id"].to_list()
     np.testing.assert_allclose([value for _, value in answer], largest["value"].to_numpy(), rtol=1e-6)
+
+
+def test_a_cell_is_named_by_its_place_or_by_its_id(scsae, chain):
+    asked = [scsae("features", "--cell", cell, "--format", "csv", "--store", chain.store) for cell in ("5", "cell5")]
+    assert asked[0].stdout.count("\n") > 1
+    assert asked[0].stdout == asked[1].stdout
+
+
+def test_an_answer_without_rows_says_why_and_is_written_all_the_same(scsae, chain):
+    query = "SELECT feature_id FROM feature_label WHERE label = 'a'"
+    done = scsae("sql", query, "--output", "answer.csv", "--store", chain.store)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "no rows: no label is 'a' in feature_label; did you mean 'A'" in done.stderr
+    assert "0 rows in answer.csv" in done.stderr
+    assert (scsae.here / "answer.csv").read_text() == "feature_id\n"
+
+
+def test_a_query_may_name_the_run_that_it_is_about(scsae, chain):
+    run = Layout(chain.store).latest("codes").run
+    done = scsae("sql", "SHOW TABLES", "--run", run[:8], "--format", "csv", "--store", chain.store)
+    assert done.returncode == 0, done.stderr
+    assert "feature_label" in done.stdout
+
+
+def test_the_result_of_associations_can_be_read_by_a_program(scsae, chain):
+    done = scsae("associate", "--format", "json", "--store", chain.store)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)
+    assert (row["kind"], row["run"]) == ("associations", Layout(chain.store).latest("associations").run)
+
+
+@pytest.mark.parametrize("form", ["table", "csv"])
+def test_a_reader_that_goes_away_ends_a_command_without_a_word(chain, home, form):
+    command = f"{sys.executable} -m pipelines.cli sql 'SELECT * FROM codes' --format {form} --store {chain.store}"
+    buffered = {name: value for name, value in home.items() if name != "PYTHONUNBUFFERED"}
+    # the reader is gone before the first row
+    done = subprocess.run(
+        ["bash", "-c", f"{command} | exec 0<&-"], env=buffered, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 def test_inspect_reports_coverage_and_writes_nothing(scsae, tiny_cells, tiny_data, tiny_model, home):
