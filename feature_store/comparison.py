@@ -110,7 +110,7 @@ def summarise(comparison: pl.DataFrame) -> pl.DataFrame:
     half = pl.when(pl.col("n") >= MIN_UNITS).then(quantile * pl.col("se"))
     return (
         found.with_columns(low=pl.col("mean_excess") - half, high=pl.col("mean_excess") + half)
-        .drop("se")
+        .select(*found.columns[:6], "low", "high", "share_better", "most_often")
         .sort("target_kind", "statistic")
     )
 

@@ -143,7 +143,7 @@ def _fitted(
                 seed=seed,
             )
             measured = select_probe(
-                activations, str(store), split, n_cells=sae["recovery_cells"], seed=seed, device="cpu"
+                activations, str(layout.root.resolve()), split, n_cells=sae["recovery_cells"], seed=seed, device="cpu"
             )
             commit.Run.create(folder, {**wanted, "sae": fitted.sae.config.to_dict()})
             commit_sae(folder, fitted.sae, {**fitted.notes, **judged(fitted.sae, batches, measured)})

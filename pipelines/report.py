@@ -88,12 +88,17 @@ def print_comparison(found: "Comparison") -> None:
     """Print representations, labels and headline of a comparison."""
     from feature_store.comparison import summarise
 
-    print_frame(found.representation.drop("run"), title="Representations (n_label, n_batch, n_gene_set: features)")
+    shown = found.representation.drop("run").rename(lambda name: name.removeprefix("class_"))
+    print_frame(shown, title="Representations (n_label, n_batch, n_gene_set and classes: features)")
     labels = found.comparison.filter(pl.col("statistic") == "auroc")
-    columns = ["target_kind", "target", "representation", "feature_id", "select", "test", "f1", "excess", "best"]
-    shown = [*columns, "n_better", "n_units", "low", "high"]
-    print_frame(labels.select(shown), title="Best feature of each label: AUROC", limit=200)
-    print_frame(summarise(found.comparison), title="Excess over the best baseline of each target, test cells")
+    keys = ["target_kind", "target"]
+    tests = labels.pivot(on="representation", index=keys, values="test", maintain_order=True)
+    above = labels.filter(pl.col("best")).select(
+        *keys, pl.col("representation").alias("best"), "excess", "n_better", "n_units", "low", "high"
+    )
+    title = "AUROC on test cells of the best feature on select cells, and the excess over the best baseline"
+    print_frame(tests.join(above, on=keys, how="left", maintain_order="left"), title=title, limit=200)
+    print_frame(summarise(found.comparison), title="Mean over targets, test cells")
     console().print("every target: scsae compare --format csv, or scsae sql 'SELECT * FROM comparison'", markup=False)
 
 
