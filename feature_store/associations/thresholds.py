@@ -5,7 +5,13 @@ The rule is (code > t); t runs over zero and every value seen, the one with the 
 equals). MCC keeps its sign. Where it is negative on `select` the rule is turned round (code <= t predicts the label),
 so a "not a T cell" feature gets the F1 of the rule one would use. Codes are non-negative; of a signed baseline only
 the positive side is searched.
-Cost: values x labels after one sort: 50k cells, 4096 features (1.6 million values), 40 labels 3.6 s on one core.
+
+Not every value has to be tried for every label. With n cells, L of the label, f cells above t and b of them of the
+label, MCC = (n b - L f) / sqrt(L (n - L) f (n - f)) falls in f at a fixed b: its derivative has the sign of f (2 b - L)
+- n b <= 0. So it is largest just below a cell of the label and smallest just above the next one, and a value is a
+candidate for the label of its own cell only.
+Cost: a sort of the values, whatever the number of labels: 50k cells, 4096 features (1.6 million values), 40 labels
+.9 s on one core.
 """
 
 from typing import NamedTuple
@@ -13,9 +19,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import sparse
 
-from feature_store.associations.inputs import Bools, Floats, Sparse
+from feature_store.associations.inputs import Bools, Floats, Ints, Sparse
 
-_CHUNK = 8_000_000
+_CHUNK = 500_000
 
 
 class ThresholdRule(NamedTuple):
@@ -38,45 +44,32 @@ def choose_thresholds(codes: Sparse, indicator: Sparse) -> ThresholdRule:
     """
     positive = _positive_columns(codes)
     n_cells, n_features = positive.shape
-    label = indicator.toarray()
-    n_label = label.sum(axis=0)
-    threshold = np.zeros((n_features, label.shape[1]))
-    best = np.zeros_like(threshold)
-    for start, stop in _column_chunks(positive, label.shape[1]):
-        block = positive[:, start:stop]
-        size = np.diff(block.indptr)
-        feature = np.repeat(np.arange(stop - start), size)
-        order = np.lexsort((-block.data, feature))
-        value = block.data[order].astype(np.float64)
-        first = np.repeat(block.indptr[:-1], size)
-        running = np.cumsum(label[block.indices[order]], axis=0)
-        before = np.where(first[:, None] > 0, running[np.maximum(first - 1, 0)], 0.0)
-        n_fires = (np.arange(value.size) - first + 1.0)[:, None]
-        mcc = matthews(n_cells, n_label[None, :], n_fires, running - before)
-        last = np.r_[feature[1:] != feature[:-1], True][: value.size]
-        below = np.where(last, 0.0, np.r_[value[1:], 0.0][: value.size])
-        mcc[(value == below)] = 0.0
-        _take_best(mcc, below, feature, size, threshold[start:stop], best[start:stop])
-    return ThresholdRule(threshold, best < 0)
+    label_of, n_label = _label_of(indicator)
+    threshold, best = (np.zeros((n_features, n_label.size)) for _ in range(2))
+    for start, stop in _column_chunks(positive):
+        chunk = _Sorted.of(positive[:, start:stop], label_of, n_label.size)
+        rows = chunk.feature + start
+        above = matthews(n_cells, n_label[chunk.label], chunk.n_before, chunk.both_before)
+        below = matthews(n_cells, n_label[chunk.label], chunk.n_through, chunk.both_through)
+        # of equals the larger threshold, which is the one above
+        upper = np.abs(above) >= np.abs(below)
+        mcc, at = np.where(upper, above, below), np.where(upper, chunk.value, chunk.next_value)
+        first = _first_largest(np.abs(mcc), chunk.feature * n_label.size + chunk.label)
+        threshold[rows[first], chunk.label[first]] = at[first]
+        best[rows[first], chunk.label[first]] = mcc[first]
+    # all stored values: the one candidate that belongs to no cell
+    everything = matthews(n_cells, n_label[None, :], *_counts(positive, label_of, np.zeros_like(threshold)))
+    better = np.abs(everything) > np.abs(best)
+    return ThresholdRule(np.where(better, 0.0, threshold), np.where(better, everything, best) < 0)
 
 
 def apply_thresholds(codes: Sparse, indicator: Sparse, rule: ThresholdRule) -> Scores:
     """F1 and MCC of a rule on any cells; codes CSR [n_cells n_features], indicator CSR one-hot [n_cells n_labels]."""
     positive = _positive_columns(codes)
     n_cells = positive.shape[0]
-    label = indicator.toarray()
-    n_label = label.sum(axis=0)[None, :]
-    n_fires, n_both = np.zeros_like(rule.threshold), np.zeros_like(rule.threshold)
-    for start, stop in _column_chunks(positive, label.shape[1]):
-        block = positive[:, start:stop]
-        feature = np.repeat(np.arange(start, stop), np.diff(block.indptr))
-        fires = (block.data[:, None].astype(np.float64) > rule.threshold[feature]).astype(np.float64)
-        rows = sparse.csr_array(
-            (np.ones(feature.size), np.arange(feature.size), block.indptr), (stop - start, feature.size)
-        )
-        n_fires[start:stop] = rows @ fires
-        n_both[start:stop] = rows @ (fires * label[block.indices])
-    mcc = matthews(n_cells, n_label, n_fires, n_both)
+    label_of, n_label = _label_of(indicator)
+    n_fires, n_both = _counts(positive, label_of, rule.threshold)
+    mcc = matthews(n_cells, n_label[None, :], n_fires, n_both)
     predicted = np.where(rule.inverted, n_cells - n_fires, n_fires)
     hit = np.where(rule.inverted, n_label - n_both, n_both)
     f1 = np.divide(2 * hit, predicted + n_label, out=np.zeros_like(hit), where=predicted + n_label > 0)
@@ -90,18 +83,90 @@ def matthews(n: int, n_label: Floats, n_predicted: Floats, n_both: Floats) -> Fl
     return np.where(spread > 0, (n * n_both - n_label * n_predicted) / scale, 0.0)
 
 
-def _take_best(mcc: Floats, below: Floats, feature: Sparse, size: Sparse, threshold: Floats, best: Floats) -> None:
-    """Write, for each feature of a chunk and each label, the candidate of largest |MCC| into views of the results."""
-    starts = np.r_[0, np.cumsum(size)[:-1]][size > 0]
-    alive = np.flatnonzero(size > 0)
-    if alive.size == 0:
-        return
-    largest = np.maximum.reduceat(np.abs(mcc), starts, axis=0)
-    reached = np.abs(mcc) == np.repeat(largest, size[alive], axis=0)
-    position = np.where(reached, np.arange(mcc.shape[0])[:, None], mcc.shape[0])
-    chosen = np.minimum.reduceat(position, starts, axis=0)
-    threshold[alive] = below[chosen]
-    best[alive] = np.take_along_axis(mcc, chosen, axis=0)
+class _Sorted(NamedTuple):
+    """One entry for each feature, label and value that a cell of the label has: how many cells, and how many of the
+    label, have a larger code (`before`), or one at least as large (`through`).
+    """
+
+    feature: Ints
+    label: Ints
+    value: Floats
+    next_value: Floats
+    n_before: Floats
+    n_through: Floats
+    both_before: Floats
+    both_through: Floats
+
+    @classmethod
+    def of(cls, block: Sparse, label_of: Ints, n_labels: int) -> "_Sorted":
+        """From CSC of positive values, [n_cells n_features]."""
+        size = np.diff(block.indptr).astype(np.int64)
+        feature = np.repeat(np.arange(size.size), size)
+        order = np.lexsort((-block.data, feature))
+        value = block.data[order].astype(np.float64)
+        # runs of equal values: a threshold falls between runs
+        new = np.r_[True, (np.diff(feature) > 0) | (np.diff(value) != 0)][: value.size]
+        starts = np.flatnonzero(new)
+        run = np.cumsum(new) - 1
+        of_run = feature[starts]
+        ends = np.r_[starts[1:], value.size][: starts.size]
+        lower = np.where(
+            np.r_[of_run[1:], -1][: starts.size] == of_run, np.r_[value[starts][1:], 0.0][: starts.size], 0.0
+        )
+        # cells of one label together, in the order of their values
+        key = feature * n_labels + label_of[block.indices[order]]
+        together = np.argsort(key, kind="stable")
+        key, run = key[together], run[together]
+        new_key = np.r_[True, np.diff(key) > 0][: key.size]
+        heads = np.flatnonzero(new_key | np.r_[True, np.diff(run) > 0][: run.size])
+        tails = np.r_[heads[1:], key.size][: heads.size]
+        origin = np.flatnonzero(new_key)[np.cumsum(new_key) - 1][heads]
+        mine, first = run[heads], block.indptr[:-1][key[heads] // n_labels]
+        return cls(
+            feature=key[heads] // n_labels,
+            label=key[heads] % n_labels,
+            value=value[starts][mine],
+            next_value=lower[mine],
+            n_before=(starts[mine] - first).astype(np.float64),
+            n_through=(ends[mine] - first).astype(np.float64),
+            both_before=(heads - origin).astype(np.float64),
+            both_through=(tails - origin).astype(np.float64),
+        )
+
+
+def _first_largest(values: Floats, key: Ints) -> Ints:
+    """Where the largest value of each key is, of equals the first; keys ascend."""
+    starts = np.flatnonzero(np.r_[True, np.diff(key) > 0][: key.size])
+    if starts.size == 0:
+        return starts
+    largest = np.repeat(np.maximum.reduceat(values, starts), np.diff(np.r_[starts, key.size]))
+    first: Ints = np.minimum.reduceat(np.where(values == largest, np.arange(key.size), key.size), starts)
+    return first
+
+
+def _counts(positive: Sparse, label_of: Ints, threshold: Floats) -> tuple[Floats, Floats]:
+    """Cells above each threshold [n_features n_labels], and those of the label among them."""
+    n_labels = threshold.shape[1]
+    n_fires, n_both = np.zeros_like(threshold), np.zeros_like(threshold)
+    for start, stop in _column_chunks(positive):
+        block = positive[:, start:stop]
+        feature = np.repeat(np.arange(start, stop), np.diff(block.indptr))
+        label = label_of[block.indices]
+        above = block.data > threshold[feature, label]
+        place = (feature - start)[above] * n_labels + label[above]
+        n_both[start:stop] = np.bincount(place, minlength=(stop - start) * n_labels).reshape(-1, n_labels)
+        for column in range(start, stop):
+            values = np.sort(positive.data[positive.indptr[column] : positive.indptr[column + 1]])
+            n_fires[column] = values.size - np.searchsorted(values, threshold[column], side="right")
+    return n_fires, n_both
+
+
+def _label_of(indicator: Sparse) -> tuple[Ints, Floats]:
+    """The label of each cell, and cells per label."""
+    label_of = np.zeros(indicator.shape[0], dtype=np.int64)
+    rows, columns = indicator.nonzero()
+    label_of[rows] = columns
+    return label_of, np.bincount(columns, minlength=indicator.shape[1]).astype(np.float64)
 
 
 def _positive_columns(codes: Sparse) -> Sparse:
@@ -113,12 +178,11 @@ def _positive_columns(codes: Sparse) -> Sparse:
     return out
 
 
-def _column_chunks(matrix: Sparse, n_labels: int) -> list[tuple[int, int]]:
-    """Ranges of columns whose stored values x labels stay below _CHUNK (at least one column each)."""
+def _column_chunks(matrix: Sparse) -> list[tuple[int, int]]:
+    """Ranges of columns whose stored values stay below _CHUNK (at least one column each)."""
     chunks, start = [], 0
-    limit = max(_CHUNK // max(n_labels, 1), 1)
     while start < matrix.shape[1]:
-        stop = int(np.searchsorted(matrix.indptr, matrix.indptr[start] + limit, side="right")) - 1
+        stop = int(np.searchsorted(matrix.indptr, matrix.indptr[start] + _CHUNK, side="right")) - 1
         stop = min(max(stop, start + 1), matrix.shape[1])
         chunks.append((start, stop))
         start = stop
