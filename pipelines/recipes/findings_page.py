@@ -1,0 +1,343 @@
+"""The page `docs/findings.md` and its three figures, from the stores that `pipelines.recipes.findings` made."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+from scipy import sparse
+
+from feature_store import FeatureStore, plots
+from pipelines.recipes.findings_answers import (
+    Asked,
+    Detected,
+    Told,
+    cell_type_table,
+    detect,
+    feature_of_gene_set,
+    firing_on,
+    genes_inside_types,
+    n_of_set,
+    sign_flip_p,
+    tell_batch,
+)
+from pipelines.recipes.findings_data import FOLDS, STIMULATED, T_CELLS
+
+if TYPE_CHECKING:
+    from pipelines.recipes.findings import Fold
+
+CELL_TYPES = (
+    ("cell_type", "B cells", "B_CELL"),
+    ("cell_type", "NK cells", "NK_CELL"),
+    ("cell_type", "CD14+ Monocytes", "CD14_MONOCYTE"),
+    ("lineage", T_CELLS, "T_CELL"),
+    ("cell_type", "FCGR3A+ Monocytes", "FCGR3A_MONOCYTE"),
+    ("cell_type", "CD8 T cells", "CD8_CYTOTOXIC_T"),
+    ("cell_type", "Dendritic cells", "CONVENTIONAL_DC"),
+)
+"""Label kind, label, and the set of textbook markers that its genes are held against."""
+LOOKED_AT = ("101", "1256")
+"""Donors on which layer, k and pooling were chosen."""
+PROTOCOL_BATCH = "sc_dropseq"
+STRONG = 0.9
+"""AUROC from which on a feature counts as one of a batch or a type; below 1 - STRONG it is one by its absence."""
+INTERFERON = "INTERFERON_RESPONSE"
+BY_CONDITION, BY_GENE_SET = "by condition", "by gene set"
+BEST_GENE, SCORE, COUNTS = COMPARED = ("best gene", "gene score", "total counts")
+
+
+def write_page(out: Path, types: FeatureStore, folds: "Sequence[Fold]", protocol: FeatureStore) -> Path:
+    """Write findings.md and its figures to `out`; return its path."""
+    out.mkdir(parents=True, exist_ok=True)
+    sections = [HEAD, cell_type_section(out, types), detector_section(out, folds), protocol_section(out, protocol)]
+    page = out / "findings.md"
+    page.write_text("\n".join(sections))
+    return page
+
+
+HEAD = """\
+# What the features of real cells say
+
+Written by `python -m pipelines.recipes.findings --data $SCSAE_DATA --store ROOT --out docs`: SAEs (BatchTopK, F 1024,
+k 8, 1,000 steps) of layer 1 of the mini model, mean pooling. Features are chosen on `select` cells, and every figure is
+of `test` cells unless it says `select`; splits are by donor where there are donors. Layer, k and pooling were chosen
+among layers 1 and 3, k 8 and 16, max and mean, by the second question, on donors 101 and 1256. The mini model itself
+was trained on control cells of donors 1015, 1016, 1244, 1256 and 1488, without labels of condition: of these, held out
+means that the SAE and every choice did not see the donor; 101, 107 and 1039 nothing saw.
+"""
+
+
+def markdown(frame: pl.DataFrame) -> str:
+    """A frame as a Markdown table; AUROCs with three digits, p with one."""
+
+    def text(name: str, value: object) -> str:
+        if not isinstance(value, float):
+            return "-" if value is None else str(value)
+        return f"{value:.1e}" if name.split()[-1] in ("p", "q") and value < 0.001 else f"{value:.3f}"
+
+    rows = [[text(name, row[name]) for name in frame.columns] for row in frame.iter_rows(named=True)]
+    lines = [frame.columns, ["---"] * frame.width, *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def cell_type_section(out: Path, store: FeatureStore) -> str:
+    """The first question: a feature for each cell type."""
+    asked = Asked.open(store)
+    table = cell_type_table(asked, CELL_TYPES)
+    chosen = list(dict.fromkeys(table["feature"].to_list()))
+    plots.dotplot(store, chosen, show=False, save=out / "findings_cell_types.png")
+    donors = {split: sorted(set(asked.cells.filter(split=split)["donor"].to_list())) for split in ("select", "test")}
+    return f"""
+## Cell types: Kang et al. 2018, 2,000 PBMC, {len(set(asked.cells["donor"]))} donors
+
+Chosen on donors {", ".join(donors["select"])}, by the smallest donor-blocked p; tested on {", ".join(donors["test"])}.
+q is of all tests of the table. `genes` correlate with the cell code on `select`; `markers of 10`: textbook markers
+among the first ten. `best gene`: the same choice among single genes; a feature is worth what it has above it.
+
+{markdown(table)}
+![The chosen features by cell type, test cells](findings_cell_types.png)
+"""
+
+
+def mean_expression(asked: Asked, gene_set: str) -> sparse.csr_array:
+    """The mean log1p(CP10k) of the genes of a set, as one column."""
+    genes = np.array([n_of_set([gene], gene_set) > 0 for gene in asked.genes])
+    return sparse.csr_array(np.asarray(asked.expression[:, np.flatnonzero(genes)].mean(axis=1)).reshape(-1, 1))
+
+
+def depth(asked: Asked) -> sparse.csr_array:
+    """The total counts of each cell, as one column."""
+    return sparse.csr_array(asked.cells["n_counts"].to_numpy().astype(float)[:, None])
+
+
+def detector_section(out: Path, folds: "Sequence[Fold]") -> str:
+    """The second question: stimulated cells by an SAE of control cells."""
+    found: dict[str, list[Detected]] = {name: [] for name in (BY_CONDITION, BY_GENE_SET, *COMPARED)}
+    rows, genes = [], []
+    for fold in folds:
+        asked = Asked.open(fold.both)
+        ids = [str(i) for i in range(asked.codes.shape[1])]
+        of_set = feature_of_gene_set(fold.control, INTERFERON)
+        for name, columns, names, chosen in (
+            (BY_CONDITION, asked.codes, ids, None),
+            (BY_GENE_SET, asked.codes, ids, of_set),
+            (BEST_GENE, asked.expression, asked.genes, None),
+            (SCORE, mean_expression(asked, INTERFERON), [f"mean of {INTERFERON}"], 0),
+            (COUNTS, depth(asked), ["n_counts"], 0),
+        ):
+            one = detect(asked, columns, names, kind="condition", label=STIMULATED, chosen=chosen)
+            found[name].append(one)
+            rows.append(
+                {
+                    "test donors": " ".join(FOLDS[fold.number]),
+                    "chosen": name,
+                    "what": one.name,
+                    "select AUROC": one.select,
+                    "test AUROC": one.test,
+                    "rank-biserial": 2 * one.test - 1,
+                    "types pooled": one.pooled,
+                    "permutation p": one.p_permutation,
+                    "highest permuted": one.highest_permuted,
+                }
+            )
+        for name in (BY_CONDITION, BY_GENE_SET):
+            feature = int(found[name][-1].name)
+            inside = genes_inside_types(fold.control, feature)
+            genes.append(
+                {
+                    "test donors": " ".join(FOLDS[fold.number]),
+                    "chosen": name,
+                    "feature": feature,
+                    "genes inside types": " ".join(inside[:8]),
+                    "interferon of 10": n_of_set(inside, INTERFERON),
+                    "firing on interferon genes": firing_on(fold.control, feature, INTERFERON),
+                    "genes over all types": " ".join(genes_of(fold.control, feature)[:5]),
+                }
+            )
+    by_donor = {name: _merged(values) for name, values in found.items()}
+    draw_donors(by_donor, out / "findings_interferon.png")
+    return f"""
+## Interferon: an SAE of control cells, asked of stimulated ones
+
+Trained on control cells of four donors, asked of control and IFN-beta cells of two donors that it was not trained on.
+All AUROCs but the pooled one are of stimulated against control cells inside cell types. A feature is chosen in two
+ways: {BY_CONDITION}, the highest AUROC on two other donors; and {BY_GENE_SET}, the feature with whose code the genes of
+the interferon response rank highest on CONTROL cells of these donors, so that no stimulated cell had any part in it.
+`gene score` is the mean log1p(CP10k) of the same genes, what one would use without any SAE. Permutations shuffle the
+condition inside donor and cell type.
+
+{markdown(pl.DataFrame(rows))}
+What the features are among control cells of the `select` donors:
+
+{markdown(pl.DataFrame(genes))}
+By cell type, feature chosen {BY_CONDITION} and {BY_GENE_SET}:
+
+{markdown(_by_type(folds, found))}
+By donor:
+
+{markdown(_donor_rows(by_donor))}
+{_donor_claims(by_donor)}
+
+![AUROC of each donor](findings_interferon.png)
+"""
+
+
+def genes_of(store: FeatureStore, feature: int) -> list[str]:
+    """Genes that correlate with a feature over all `select` cells of a store."""
+    found = store.frame("features").filter(pl.col("feature_id") == feature).select("top_genes").collect()
+    return (found["top_genes"][0] or "").split()
+
+
+def _by_type(folds: "Sequence[Fold]", found: Mapping[str, Sequence[Detected]]) -> pl.DataFrame:
+    """A row a cell type: AUROC by condition / by gene set in the fold of each pair of donors."""
+    types = sorted({name for one in found[BY_CONDITION] for name in one.by_type})
+    pairs = list(zip(folds, found[BY_CONDITION], found[BY_GENE_SET], strict=True))
+
+    def both(a: Detected, b: Detected, name: str) -> str | None:
+        return f"{a.by_type[name]:.3f} / {b.by_type[name]:.3f}" if name in a.by_type else None
+
+    columns = {" ".join(FOLDS[fold.number]): [both(a, b, name) for name in types] for fold, a, b in pairs}
+    return pl.DataFrame({"cell type": types, **columns})
+
+
+def _donor_rows(by_donor: Mapping[str, Mapping[str, float]]) -> pl.DataFrame:
+    donors = sorted(by_donor[BY_CONDITION])
+    return pl.DataFrame(
+        {"donor": donors, **{name: [values.get(d) for d in donors] for name, values in by_donor.items()}}
+    )
+
+
+def _merged(found: Sequence[Detected]) -> dict[str, float]:
+    """AUROC of each donor in the fold that tested it."""
+    return {donor: value for one in found for donor, value in one.by_donor.items()}
+
+
+def _donor_claims(by_donor: Mapping[str, Mapping[str, float]]) -> str:
+    """What donors as the sample say, and what they could say at most."""
+    lines = []
+    for chosen in (BY_CONDITION, BY_GENE_SET):
+        values = by_donor[chosen]
+        for name, part in (
+            (f"all {len(values)} donors", values),
+            (f"without {' and '.join(LOOKED_AT)}", {d: v for d, v in values.items() if d not in LOOKED_AT}),
+        ):
+            effects = [2 * value - 1 for value in part.values()]
+            if effects:
+                lines.append(
+                    f"Chosen {chosen}, {name}: mean rank-biserial {np.mean(effects):.3f}, lowest {min(effects):.3f}, "
+                    f"sign-flip p {sign_flip_p(effects):.4f} (the smallest that {len(part)} donors can give: "
+                    f"{2.0 ** (1 - len(part)):.4f})."
+                )
+        for other in (BEST_GENE, SCORE):
+            above = [values[donor] - by_donor[other][donor] for donor in values]
+            lines.append(
+                f"Chosen {chosen}, minus {other}: mean AUROC {np.mean(above):+.3f}, higher in "
+                f"{sum(x > 0 for x in above)} of {len(above)} donors, sign-flip p {sign_flip_p(above):.3f}."
+            )
+    lines.append(
+        "The two donors of one fold alone give no p below .5. The folds share training donors, and a donor that one "
+        "fold tests is one that another chose on, so p over all donors is approximate."
+    )
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def draw_donors(by_donor: Mapping[str, Mapping[str, float]], save: Path) -> None:
+    """A row a donor, a mark for each column of numbers that was asked."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.0), layout="constrained")
+    ax = figure.add_subplot()
+    donors = sorted(by_donor[BY_CONDITION])
+    colours = ("#0072B2", "#009E73", "#D55E00", "#E69F00", "#999999")
+    for (name, values), colour, marker in zip(by_donor.items(), colours, "o^svD", strict=True):
+        ax.scatter([values[d] for d in donors], donors, color=colour, marker=marker, label=name, s=28, alpha=0.8)
+    ax.axvline(0.5, color="#999999", linewidth=0.8, linestyle="--")
+    ax.set(xlabel="AUROC of stimulated cells inside cell types", ylabel="donor")
+    ax.spines[["top", "right"]].set_visible(False)
+    figure.legend(frameon=False, loc="outside right upper", fontsize=8)
+    figure.savefig(save, dpi=150, metadata={"Software": None})
+
+
+def protocol_section(out: Path, store: FeatureStore) -> str:
+    """The third question: protocol against cell line."""
+    asked = Asked.open(store)
+    told = tell_batch(asked, PROTOCOL_BATCH)
+    features = store.frame("features").sort("feature_id").collect()
+    plots.batch_quadrant(store, show=False, save=out / "findings_protocol.png")
+    of_batch, of_type = kinds_of(told)
+    held = (np.abs(told.batch_test - 0.5) >= STRONG - 0.5)[of_batch]
+    held_type = (told.type_test >= STRONG)[of_type]
+    at_depth = np.abs(told.at_depth - 0.5)[of_batch] >= STRONG - 0.5
+    classes = features["class"].to_numpy()
+    counts = pl.DataFrame(
+        [
+            {"class": name, "features": int((classes == name).sum()),
+             "protocol": int((of_batch & ~of_type & (classes == name)).sum()),
+             "cell line": int((of_type & ~of_batch & (classes == name)).sum()),
+             "both": int((of_batch & of_type & (classes == name)).sum())}
+            for name in sorted(set(classes))
+        ]
+    )  # fmt: skip
+    covariates = ", ".join(f"{name} {value:.3f}" for name, value in told.depth.items())
+    return f"""
+## Protocol against cell line: Tian et al. 2019, five lines, four batches of CEL-seq2 and one of Drop-seq
+
+{asked.cells.height:,} cells, the {len(asked.genes):,} genes that every batch detects. Splits are by cell: with one
+Drop-seq batch, batches cannot be held out, and nothing here tells what is particular to Drop-seq from what is
+particular to that one batch. AUROC of Drop-seq is inside cell lines, that of a line inside batches. A feature is one of
+the protocol where the former is above {STRONG} or below {1 - STRONG:.1f} on `select` cells, and one of a line where the
+latter is above {STRONG}.
+
+{markdown(counts)}
+Of {of_batch.sum()} protocol features {held.sum()} are so on test cells as well, and {at_depth.sum()} inside quartiles
+of detected genes (which leaves {told.pairs_at_depth[0]:,} of {told.pairs_at_depth[1]:,} pairs of cells to compare). Of
+{of_type.sum()} cell-line features {held_type.sum()} hold. Depth alone: {covariates}. The best single gene,
+{told.gene[0]}: {told.gene[1]:.3f}.
+
+Features of the protocol, by `select` AUROC:
+
+{markdown(_feature_rows(features, told, _strongest(told, of_batch, 8)))}
+Features of each line:
+
+{markdown(_feature_rows(features, told, _best_of_types(told)))}
+![Batch against cell context](findings_protocol.png)
+"""
+
+
+def kinds_of(told: Told) -> tuple[np.ndarray, np.ndarray]:
+    """Masks [n_features] of the features of the batch and of a cell type, by `select` cells."""
+    return np.abs(told.batch_select - 0.5) >= STRONG - 0.5, told.type_select >= STRONG
+
+
+def _strongest(told: Told, mask: np.ndarray, n: int) -> list[int]:
+    strength = np.where(mask, np.abs(told.batch_select - 0.5), -1.0)
+    return [int(i) for i in np.argsort(-strength, kind="stable")[:n] if strength[i] >= 0]
+
+
+def _best_of_types(told: Told) -> list[int]:
+    best: dict[str, int] = {}
+    for feature in np.argsort(-told.type_select, kind="stable").tolist():
+        best.setdefault(told.types[feature], feature)
+    return [best[name] for name in sorted(best)]
+
+
+def _feature_rows(features: pl.DataFrame, told: Told, chosen: Sequence[int]) -> pl.DataFrame:
+    about = features.select("feature_id", "class", "batch_effect", "context_effect", "top_genes").rows(named=True)
+    return pl.DataFrame(
+        [
+            {
+                "feature": feature,
+                "class": about[feature]["class"],
+                "Drop-seq select": float(told.batch_select[feature]),
+                "Drop-seq test": float(told.batch_test[feature]),
+                "at like depth": float(told.at_depth[feature]),
+                "best line": told.types[feature],
+                "line test": float(told.type_test[feature]),
+                "batch effect": about[feature]["batch_effect"],
+                "context effect": about[feature]["context_effect"],
+                "genes": " ".join((about[feature]["top_genes"] or "").split()[:6]),
+            }
+            for feature in chosen
+        ]
+    )

@@ -1,0 +1,75 @@
+"""The claims of docs/findings.md on real cells: cell types, stimulated cells by an SAE of control cells, protocols."""
+
+import numpy as np
+import pytest
+
+from pipelines.recipes.findings import run_cell_types, run_detector, run_protocol
+from pipelines.recipes.findings_answers import (
+    Asked,
+    cell_type_table,
+    detect,
+    feature_of_gene_set,
+    genes_inside_types,
+    n_of_set,
+    tell_batch,
+)
+from pipelines.recipes.findings_data import FOLDS, STIMULATED, prepare
+from pipelines.recipes.findings_page import CELL_TYPES, INTERFERON, PROTOCOL_BATCH, kinds_of
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return tmp_path_factory.mktemp("findings")
+
+
+@pytest.fixture(scope="module")
+def files(store, scsae_data):
+    return prepare(scsae_data, store / "data")
+
+
+@pytest.fixture(scope="module")
+def fold(ray_local, files, store):
+    """The first fold: neither its `select` nor its `test` donors are those on which the options were chosen."""
+    return run_detector(files, store, 0)
+
+
+def test_b_nk_monocyte_and_t_cell_features_hold_on_other_donors_and_read_their_markers(ray_local, files, store):
+    table = cell_type_table(Asked.open(run_cell_types(files, store)), CELL_TYPES[:4])
+    for row in table.iter_rows(named=True):
+        assert row["test AUROC"] > 0.9, row
+        assert row["test q"] < 0.05, row
+        assert row["markers of 10"] >= 1, row
+
+
+def test_no_donor_is_held_out_that_the_sae_of_control_cells_was_trained_on(fold):
+    both, control = (store.frame("cells").collect() for store in (fold.both, fold.control))
+    assert set(control["donor"]) == set(both["donor"])
+    assert set(both.filter(split="test")["donor"]) == set(FOLDS[0])
+    assert not set(control.filter(split="train")["donor"]) & set(both.filter(split="test")["donor"])
+
+
+@pytest.mark.parametrize("chosen", ["by condition", "by gene set"])
+def test_a_feature_of_control_cells_tells_stimulated_cells_of_other_donors_and_reads_interferon_genes(fold, chosen):
+    asked = Asked.open(fold.both)
+    names = [str(i) for i in range(asked.codes.shape[1])]
+    feature = feature_of_gene_set(fold.control, INTERFERON) if chosen == "by gene set" else None
+    found = detect(asked, asked.codes, names, kind="condition", label=STIMULATED, chosen=feature)
+    assert found.test >= 0.92
+    assert set(found.by_donor) == set(FOLDS[0])
+    assert min(found.by_donor.values()) > 0.9
+    assert found.p_permutation == 0.001
+    assert found.highest_permuted < 0.65
+    assert n_of_set(genes_inside_types(fold.control, int(found.name)), INTERFERON) >= 3
+
+
+def test_features_of_the_protocol_are_others_than_those_of_cell_lines(ray_local, files, store):
+    told = tell_batch(Asked.open(run_protocol(files, store)), PROTOCOL_BATCH)
+    of_batch, of_type = kinds_of(told)
+    assert of_batch.sum() >= 10
+    assert of_type.sum() >= 5
+    assert set(np.array(told.types)[of_type]) == {"A549", "H838", "H1975", "H2228", "HCC827"}
+    assert (of_batch & of_type).sum() < 0.1 * min(of_batch.sum(), of_type.sum())
+    assert (np.abs(told.batch_test - 0.5)[of_batch] > 0.3).mean() > 0.9
+    assert (told.type_test[of_type] > 0.8).mean() > 0.9
