@@ -142,13 +142,14 @@ def _codes_of_same_cells(layout: Layout, pair: Sequence[commit.Run]) -> tuple[Co
     def cells_of(codes: CodesRun) -> tuple[str, str]:
         return commit.Run.open(layout.cells_dir(codes.plan["dataset"])).plan["digest"], codes.plan["pooling"]
 
-    a, b = ({cells_of(run): run for run in reversed(_codes_of(layout, sae))} for sae in pair)
-    for cells in reversed(a):
-        if cells in b:
-            return a[cells], b[cells]
-    dataset = next((run.plan["dataset"] for run in (*a.values(), *b.values())), pair[0].plan["dataset"])
+    a, b = ([(cells_of(run), run) for run in _codes_of(layout, sae)] for sae in pair)
+    for cells, one in a:
+        for same, two in b:
+            if cells == same:
+                return one, two
+    dataset = next((run.plan["dataset"] for _, run in (*a, *b)), pair[0].plan["dataset"])
     digest = commit.Run.open(layout.cells_dir(dataset)).plan["digest"]
-    lacking = [sae for sae, runs in zip(pair, (a, b), strict=True) if digest not in {cells for cells, _ in runs}]
+    lacking = [sae for sae, runs in zip(pair, (a, b), strict=True) if digest not in {cells[0] for cells, _ in runs}]
     commands = " and ".join(f"`{_encode_command(layout, sae, dataset)}`" for sae in lacking or pair)
     raise UsageError(
         f"{_name(pair[0])} and {_name(pair[1])} are compared by their codes of the same cells, pooled alike, and there "
