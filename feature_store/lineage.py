@@ -117,6 +117,20 @@ def lineage_of(
     )
 
 
+def plans_of(layout: Layout, lineage: Lineage) -> dict[str, dict[str, Any]]:
+    """The plans of what is read and of what it was made of, by kind, activations first; deleted runs have none."""
+    plans = {
+        kind: _plan(layout.run_dir(kind, run) / _PLAN_OF[kind])
+        for kind, run in (("codes", lineage.codes), ("associations", lineage.associations))
+        if run is not None
+    }
+    if lineage.sae is not None:
+        plans["saes"] = _plan(layout.saes_dir(lineage.sae) / PLAN)
+        if "activations" in plans["saes"]:
+            plans["activations"] = _plan(layout.activations_dir(plans["saes"]["activations"]) / PLAN)
+    return {kind: plans[kind] for kind in _PLAN_OF if plans.get(kind)}
+
+
 def _named(layout: Layout, kind: str, run: str) -> RunInfo:
     complete = [info for info in layout.runs(kind) if info.complete]
     exact = [info for info in complete if info.run == run]

@@ -9,11 +9,13 @@ In SQL the tables are `cells`, `genes`, `codes`, `features`, `feature_label`, `f
 `feature_match` has the matches of the SAE that the other tables are about, so that it joins them by feature_id.
 """
 
+import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property, wraps
 from pathlib import Path
-from typing import Concatenate, ParamSpec
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 import polars as pl
 
@@ -23,7 +25,10 @@ from feature_store.errors import IntegrityError, NotFoundError, QueryError
 from feature_store.files import REPAIR, parquet_source, scan_source, size_bytes
 from feature_store.hints import did_you_mean, near, same_but_for_case, some
 from feature_store.layout import ASSOCIATION_TABLES, COMPARISON_TABLES, KINDS, MANIFEST, Layout
-from feature_store.lineage import Lineage, lineage_of
+from feature_store.lineage import Lineage, lineage_of, plans_of
+
+if TYPE_CHECKING:
+    import anndata
 
 _READS_ONLY = re.compile(r"\s*(?:SELECT|WITH|SHOW|EXPLAIN|FROM|\()", re.IGNORECASE)
 _READS_FILES = re.compile(r"\bread_(?:csv|ipc|json|ndjson|parquet)\s*\(", re.IGNORECASE)
@@ -170,10 +175,8 @@ class FeatureStore:
         Reads a row group or a few of the one part of codes/by_feature that holds the feature. QueryError for a feature
         that the codes do not have.
         """
-        codes = self._codes
-        if not 0 <= feature < codes.n_features:
-            raise QueryError(f"no feature {feature}; the codes have features 0 to {codes.n_features - 1}")
-        top = codes.top_cells(feature, n)
+        self._check_feature(feature)
+        top = self._codes.top_cells(feature, n)
         if "cells" not in self._folders:
             return top
         return top.join(self._cells_of(top["cell_idx"]), on="cell_idx", how="left", maintain_order="left")
@@ -187,6 +190,88 @@ class FeatureStore:
         """
         codes = self._codes
         return self._describe(codes.features_of(self._cell_idx(cell)).head(n))
+
+    def provenance(self) -> dict[str, Any]:
+        """Where the tables come from: the runs read, the sha of each table's manifest, and the plans of the runs, from
+        the activations (model, data set) to the associations.
+        """
+        folders = {table: of for table, of in self._folders.items() if len(of) == 1}
+        return {
+            "runs": {kind: run for kind, run in asdict(self.lineage).items() if isinstance(run, str)},
+            "manifests": {table: Run.open(folder).manifest().sha for table, (folder,) in folders.items()},
+            "plans": plans_of(self.layout, self.lineage),
+        }
+
+    def to_anndata(
+        self,
+        *,
+        cells: pl.Expr | Sequence[int] | None = None,
+        features: Sequence[int] | None = None,
+        tables: Sequence[str] | None = None,
+        key: str = "X_sae",
+    ) -> "anndata.AnnData":
+        """Cells with their codes as AnnData, for scanpy and for files (`.write_h5ad`).
+
+        >>> store.to_anndata(cells=pl.col("split") == "test", features=[17, 256])
+
+        `obs` is the cell table, by cell_id (by cell_idx where ids repeat); `obsm[key]` holds the codes, sparse [n_cells
+        n_features]; `uns["sae"]` (`key` without its "X_") the tables about features, `features` a row for each column
+        of the codes, and `provenance`, its plans as JSON. There is no X: the values are in the file that was encoded.
+
+        Args:
+            cells: a condition on the cell table, or cell_idx in the order wanted; default: all.
+            features: feature ids, in the order wanted; default: all.
+            tables: tables about features to take along; default: all that associations made.
+            key: name of the codes.
+
+        Raises:
+            NotFoundError: the store has no codes.
+            QueryError: a cell, a feature or a table that is not there, or a condition that cannot be read.
+        """
+        from feature_store.anndata_file import as_anndata
+        from feature_store.codes import load_cell_codes
+
+        codes = self._codes
+        wanted = [int(feature) for feature in (range(codes.n_features) if features is None else features)]
+        for feature in wanted:
+            self._check_feature(feature)
+        obs = self._chosen_cells(cells)
+        order = pl.DataFrame({"feature_id": wanted}, schema={"feature_id": pl.Int32})
+        known = [table for table in ASSOCIATION_TABLES if table in self._folders]
+        about = {}
+        for table in known if tables is None else tables:
+            rows = self.frame(table).filter(pl.col("feature_id").is_in(wanted)).collect()
+            joined = order.join(rows, on="feature_id", how="left", maintain_order="left")
+            about[table] = joined if table == "features" else rows
+        found = load_cell_codes(codes.by_cell.run, self._n_cells, obs["cell_idx"].to_numpy())
+        provenance = self.provenance()
+        return as_anndata(
+            obs,
+            found[:, wanted],
+            key=key,
+            about={
+                **about,
+                "feature_id": order["feature_id"].to_numpy(),
+                "provenance": {**provenance, "plans": json.dumps(provenance["plans"], sort_keys=True)},
+            },
+        )
+
+    def _chosen_cells(self, cells: pl.Expr | Sequence[int] | None) -> pl.DataFrame:
+        """Rows of the cell table that meet a condition, or of these cell_idx in their order."""
+        table = self.frame("cells")
+        if cells is None or isinstance(cells, pl.Expr):
+            try:
+                return (table if cells is None else table.filter(cells)).collect()
+            except pl.exceptions.PolarsError as error:
+                raise QueryError(self._explain(str(error))) from error
+        indices = [self._cell_idx(int(cell)) for cell in cells]
+        chosen = pl.DataFrame({"cell_idx": indices}, schema={"cell_idx": pl.Int64})
+        rows = self._cells_of(chosen["cell_idx"].unique())
+        return chosen.join(rows, on="cell_idx", how="left", maintain_order="left")
+
+    def _check_feature(self, feature: int) -> None:
+        if not 0 <= feature < self._codes.n_features:
+            raise QueryError(f"no feature {feature}; the codes have features 0 to {self._codes.n_features - 1}")
 
     @cached_property
     def _codes(self) -> CodeReader:

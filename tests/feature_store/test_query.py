@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
+import anndata
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
 
@@ -466,3 +469,79 @@ def test_a_store_answers_the_same_while_another_process_writes_into_it_and_a_new
     assert (new.lineage.codes, new.lineage.associations) == ("c1", "a1")
     assert new.top_cells(3)["value"].unique().to_list() == [2.0]
     assert len(new.lineage.steering) == 3
+
+
+def test_anndata_has_the_cells_the_codes_and_the_tables_about_features(store: FeatureStore, dense: np.ndarray) -> None:
+    adata = store.to_anndata()
+    assert adata.shape == (40, 0)
+    assert (adata.obsm["X_sae"].toarray() == dense).all()
+    # two cells have one name
+    assert adata.obs_names.to_list() == [str(i) for i in range(40)]
+    assert adata.obs["cell_type"].to_list() == ["B", "T"] * 20
+    assert "batch" not in adata.obs
+    about = adata.uns["sae"]
+    assert about["features"]["feature_id"].to_list() == list(range(12))
+    assert about["features"]["top_label"].to_list() == ["B"] * 12
+    assert about["feature_label"].shape[0] == 4
+    assert {"feature_gene", "feature_geneset", "feature_token", "feature_id"} <= about.keys()
+
+
+def test_anndata_of_some_cells_and_features_keeps_their_order(store: FeatureStore, dense: np.ndarray) -> None:
+    adata = store.to_anndata(cells=[30, 2, 17], features=[5, 3], tables=["features"], key="X_codes")
+    assert adata.obs_names.to_list() == ["cell-30", "cell-2", "cell-17"]
+    assert (adata.obsm["X_codes"].toarray() == dense[[30, 2, 17]][:, [5, 3]]).all()
+    assert adata.uns["codes"]["features"]["feature_id"].to_list() == [5, 3]
+    assert set(adata.uns["codes"]) == {"features", "feature_id", "provenance"}
+    test = store.to_anndata(cells=(pl.col("split") == "test") & (pl.col("cell_type") == "T"), features=range(12))
+    assert test.obs["cell_idx"].to_list() == list(range(3, 40, 4))
+    assert (test.obsm["X_sae"].toarray() == dense[3::4]).all()
+    assert store.to_anndata(cells=[], features=[]).obsm["X_sae"].shape == (0, 0)
+
+
+def test_anndata_of_what_is_not_there_is_refused(store: FeatureStore) -> None:
+    with pytest.raises(QueryError, match="no feature 12; the codes have features 0 to 11"):
+        store.to_anndata(features=[3, 12])
+    with pytest.raises(QueryError, match="no cell 40; data set toy has cell_idx 0 to 39"):
+        store.to_anndata(cells=[40])
+    with pytest.raises(QueryError, match="no column 'cel_type'; near ones: cell_type"):
+        store.to_anndata(cells=pl.col("cel_type") == "T")
+    with pytest.raises(QueryError, match="no table 'feature_gen'; did you mean 'feature_gene'"):
+        store.to_anndata(tables=["feature_gen"])
+
+
+def test_anndata_says_which_runs_it_comes_from(store: FeatureStore, small_store: Any) -> None:
+    found = store.to_anndata().uns["sae"]["provenance"]
+    assert found["runs"] == {"dataset": "toy", "codes": "c0de", "associations": "a550c"}
+    assert found["manifests"]["codes"] == small_store.codes.by_cell.manifest().sha
+    assert {"cells", "features", "feature_label"} <= found["manifests"].keys()
+    plans = json.loads(found["plans"])
+    assert plans["codes"]["n_features"] == 12
+    assert plans["associations"]["codes"] == "c0de"
+
+
+def test_anndata_is_the_same_after_writing_and_reading(store: FeatureStore, small_store: Any, tmp_path: Path) -> None:
+    folder = small_store.layout.cells_dir("toy")
+    cells = small_store.cells.with_columns(
+        day=pl.date(2024, 1, 1) + pl.duration(days=pl.col("cell_idx")),
+        genes=pl.Series([["A", "B"]] * 40),
+        seen=pl.Series([True, None] * 20),
+        old=pl.Series([True, False] * 20),
+        stage=pl.Series(["I", None] * 20),
+        score=pl.Series([1, None] * 20),
+    )
+    shutil.rmtree(folder)
+    commit.write_table(folder, cells, {"table": "cells", "dataset": "toy"})
+    adata = FeatureStore.open(small_store.layout.root).to_anndata()
+    adata.write_h5ad(tmp_path / "codes.h5ad")
+    read = anndata.read_h5ad(tmp_path / "codes.h5ad")
+    pd.testing.assert_frame_equal(read.obs, adata.obs)
+    assert (read.obsm["X_sae"] != adata.obsm["X_sae"]).nnz == 0
+    assert read.uns["sae"].keys() == adata.uns["sae"].keys()
+    for name, value in adata.uns["sae"].items():
+        if isinstance(value, pd.DataFrame):
+            pd.testing.assert_frame_equal(read.uns["sae"][name], value)
+    assert read.uns["sae"]["provenance"] == adata.uns["sae"]["provenance"]
+    assert (read.uns["sae"]["feature_id"] == adata.uns["sae"]["feature_id"]).all()
+    assert read.obs["day"].iloc[1] == "2024-01-02"
+    assert read.obs["genes"].iloc[0] == "A,B"
+    assert read.obs["stage"].isna().sum() == 20
