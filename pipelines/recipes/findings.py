@@ -127,7 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     files = prepare(options.data, options.store / "data")
     folds = [run_detector(files, options.store, fold) for fold in range(len(FOLDS))]
-    write_page(options.out, run_cell_types(files, options.store), folds, run_protocol(files, options.store))
+    types = run_cell_types(files, options.store)
+    write_page(options.out, types, run_baselines(types), folds, run_protocol(files, options.store))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@ group of other composition separates nothing. The same code asks the features of
 cells were sequenced: what a feature is worth is what it has above these.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -152,29 +153,24 @@ def n_of_set(genes: Sequence[str], gene_set: str) -> int:
     return len(set(genes) & set(_genes_of_set(gene_set)))
 
 
-def cell_type_table(asked: Asked, kinds: Sequence[tuple[str, str, str]]) -> pl.DataFrame:
+def cell_type_table(
+    asked: Asked, kinds: Sequence[tuple[str, str, str]], baselines: Mapping[str, FeatureStore]
+) -> pl.DataFrame:
     """A row for each (label kind, label, name of a set of textbook markers): the feature of smallest p on `select`
-    cells, its figures on `test` cells, the markers among its ten genes (chosen on `select`), and the best single gene.
+    cells, its figures on `test` cells, the markers among its ten genes (chosen on `select`), and what the same choice
+    is worth among single genes and among the features of each baseline.
     """
     features = asked.store.frame("features").select("feature_id", "class", "top_genes").collect()
-    tests = asked.store.frame("feature_label").collect()
     donors = asked.strata("donor")
     select, test = asked.split("select"), asked.split("test")
     rows = []
     for kind, label, marker_set in kinds:
-        mine = tests.filter((pl.col("label_kind") == kind) & (pl.col("label") == label))
-        chosen = (
-            mine.filter((pl.col("split") == "select") & (pl.col("auroc") > 0.5))
-            .sort("p", "feature_id")
-            .row(0, named=True)
-        )
-        here = mine.filter((pl.col("split") == "test") & (pl.col("feature_id") == chosen["feature_id"])).row(
-            0, named=True
-        )
+        chosen, here = _best_feature(asked.store, kind, label)
         about = features.filter(pl.col("feature_id") == chosen["feature_id"]).row(0, named=True)
         genes = (about["top_genes"] or "").split()
         positive = asked.is_label(kind, label)
         gene = best_by_p(asked.expression, positive, select, donors)
+        others = {name: _best_feature(store, kind, label)[1]["auroc"] for name, store in baselines.items()}
         rows.append(
             {
                 "label": label,
@@ -187,10 +183,20 @@ def cell_type_table(asked: Asked, kinds: Sequence[tuple[str, str, str]]) -> pl.D
                 "genes": " ".join(genes[:6]),
                 "markers of 10": n_of_set(genes, marker_set),
                 "best gene": asked.genes[gene],
-                "its test AUROC": float(separation(asked.expression, positive, test)[gene]),
+                "gene": float(separation(asked.expression[:, [gene]], positive, test)[0]),
+                **others,
             }
         )
     return pl.DataFrame(rows)
+
+
+def _best_feature(store: FeatureStore, kind: str, label: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The row of `feature_label` of smallest p on `select`, positive, and the same feature's on `test`."""
+    mine = store.frame("feature_label").filter((pl.col("label_kind") == kind) & (pl.col("label") == label)).collect()
+    candidates = mine.filter((pl.col("split") == "select") & (pl.col("auroc") > 0.5))
+    chosen = candidates.sort("p", "feature_id").row(0, named=True)
+    same = (pl.col("split") == "test") & (pl.col("feature_id") == chosen["feature_id"])
+    return chosen, mine.filter(same).row(0, named=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,10 +47,21 @@ BY_CONDITION, BY_GENE_SET = "by condition", "by gene set"
 BEST_GENE, SCORE, COUNTS = COMPARED = ("best gene", "gene score", "total counts")
 
 
-def write_page(out: Path, types: FeatureStore, folds: "Sequence[Fold]", protocol: FeatureStore) -> Path:
+def write_page(
+    out: Path,
+    types: FeatureStore,
+    baselines: Mapping[str, FeatureStore],
+    folds: "Sequence[Fold]",
+    protocol: FeatureStore,
+) -> Path:
     """Write findings.md and its figures to `out`; return its path."""
     out.mkdir(parents=True, exist_ok=True)
-    sections = [HEAD, cell_type_section(out, types), detector_section(out, folds), protocol_section(out, protocol)]
+    sections = [
+        HEAD,
+        cell_type_section(out, types, baselines),
+        detector_section(out, folds),
+        protocol_section(out, protocol),
+    ]
     page = out / "findings.md"
     page.write_text("\n".join(sections))
     return page
@@ -81,10 +92,11 @@ def markdown(frame: pl.DataFrame) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def cell_type_section(out: Path, store: FeatureStore) -> str:
+def cell_type_section(out: Path, store: FeatureStore, baselines: Mapping[str, FeatureStore]) -> str:
     """The first question: a feature for each cell type."""
     asked = Asked.open(store)
-    table = cell_type_table(asked, CELL_TYPES)
+    table = cell_type_table(asked, CELL_TYPES, baselines)
+    compared = ("gene", *baselines)
     chosen = list(dict.fromkeys(table["feature"].to_list()))
     plots.dotplot(store, chosen, show=False, save=out / "findings_cell_types.png")
     donors = {split: sorted(set(asked.cells.filter(split=split)["donor"].to_list())) for split in ("select", "test")}
@@ -93,11 +105,27 @@ def cell_type_section(out: Path, store: FeatureStore) -> str:
 
 Chosen on donors {", ".join(donors["select"])}, by the smallest donor-blocked p; tested on {", ".join(donors["test"])}.
 q is of all tests of the table. `genes` correlate with the cell code on `select`; `markers of 10`: textbook markers
-among the first ten. `best gene`: the same choice among single genes; a feature is worth what it has above it.
+among the first ten.
 
-{markdown(table)}
+{markdown(table.drop(compared))}
+The same choice among single genes, and among the features of each baseline (`scsae baseline`), test AUROC; a feature is
+worth what it has above them:
+
+{markdown(table.select("label", pl.col("test AUROC").alias("SAE"), *compared))}
+{_below(table, compared)}
+
 ![The chosen features by cell type, test cells](findings_cell_types.png)
 """
+
+
+def _below(table: pl.DataFrame, compared: Sequence[str]) -> str:
+    """Where the SAE has nothing above something simpler."""
+    lines = []
+    for name in compared:
+        labels = table.filter(pl.col(name) >= pl.col("test AUROC"))["label"].to_list()
+        excess = (table["test AUROC"] - table[name]).mean()
+        lines.append(f"- Above {name} by {excess:.3f} in the mean; not above it: {', '.join(labels) or 'nowhere'}.")
+    return "\n".join(lines)
 
 
 def mean_expression(asked: Asked, gene_set: str) -> sparse.csr_array:
@@ -246,13 +274,16 @@ def draw_donors(by_donor: Mapping[str, Mapping[str, float]], save: Path) -> None
     """A row a donor, a mark for each column of numbers that was asked."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 3.0), layout="constrained")
+    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     ax = figure.add_subplot()
     donors = sorted(by_donor[BY_CONDITION])
     colours = ("#0072B2", "#009E73", "#D55E00", "#E69F00", "#999999")
-    for (name, values), colour, marker in zip(by_donor.items(), colours, "o^svD", strict=True):
-        ax.scatter([values[d] for d in donors], donors, color=colour, marker=marker, label=name, s=28, alpha=0.8)
+    for i, ((name, values), colour, marker) in enumerate(zip(by_donor.items(), colours, "o^svD", strict=True)):
+        # one below the other: they lie close together
+        y = np.arange(len(donors)) + 0.15 * (2 - i)
+        ax.scatter([values[d] for d in donors], y, color=colour, marker=marker, label=name, s=18)
     ax.axvline(0.5, color="#999999", linewidth=0.8, linestyle="--")
+    ax.set_yticks(range(len(donors)), donors)
     ax.set(xlabel="AUROC of stimulated cells inside cell types", ylabel="donor")
     ax.spines[["top", "right"]].set_visible(False)
     figure.legend(frameon=False, loc="outside right upper", fontsize=8)

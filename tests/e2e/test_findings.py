@@ -36,7 +36,7 @@ def fold(ray_local, files, store):
 
 
 def test_b_nk_monocyte_and_t_cell_features_hold_on_other_donors_and_read_their_markers(ray_local, files, store):
-    table = cell_type_table(Asked.open(run_cell_types(files, store)), CELL_TYPES[:4])
+    table = cell_type_table(Asked.open(run_cell_types(files, store)), CELL_TYPES[:4], {})
     for row in table.iter_rows(named=True):
         assert row["test AUROC"] > 0.9, row
         assert row["test q"] < 0.05, row
