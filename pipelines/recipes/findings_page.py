@@ -123,7 +123,7 @@ def _below(table: pl.DataFrame, compared: Sequence[str]) -> str:
     lines = []
     for name in compared:
         labels = table.filter(pl.col(name) >= pl.col("test AUROC"))["label"].to_list()
-        excess = (table["test AUROC"] - table[name]).mean()
+        excess = float((table["test AUROC"] - table[name]).to_numpy().mean())
         lines.append(f"- Above {name} by {excess:.3f} in the mean; not above it: {', '.join(labels) or 'nowhere'}.")
     return "\n".join(lines)
 
