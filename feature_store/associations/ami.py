@@ -25,8 +25,10 @@ def adjusted_mutual_information(n: int, n_label: Floats, n_predicted: Floats, n_
     """
     label, predicted, both = np.broadcast_arrays(n_label, n_predicted, n_both)
     information = _mutual_information(n, label, predicted, both)
-    pairs, where = np.unique(np.stack([label.ravel(), predicted.ravel()]), axis=1, return_inverse=True)
-    expected = _expected_information(n, pairs[0], pairs[1])[where.ravel()].reshape(label.shape)
+    key = label.ravel().astype(np.int64) * (n + 1) + predicted.ravel().astype(np.int64)
+    pairs, where = np.unique(key, return_inverse=True)
+    margins = [margin.astype(np.float64) for margin in np.divmod(pairs, n + 1)]
+    expected = _expected_information(n, *margins)[where].reshape(label.shape)
     scale = (_entropy(n, label) + _entropy(n, predicted)) / 2 - expected
     split = (label > 0) & (label < n) & (predicted > 0) & (predicted < n)
     return np.where(split, (information - expected) / np.where(split, scale, 1.0), 0.0)

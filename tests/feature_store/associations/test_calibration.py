@@ -134,22 +134,22 @@ def expression_within_donors(cells, rng):
 
 
 def disease_by_donor(cells, rng):
-    codes, donors = donor_codes(rng, 12, 20, 40, donor_sd=1.0)
-    ill = rng.permutation(np.arange(12) < 6).astype(int)
+    codes, donors = donor_codes(rng, 14, 16, 25, donor_sd=1.0)
+    ill = rng.permutation(np.arange(14) < 7).astype(int)
     return discovers(unit_test(codes, one_hot(ill[donors.codes]), donors)[1])
 
 
 def disease_by_donor_p_max(cells, rng):
-    codes, donors = donor_codes(rng, 12, 20, 40, donor_sd=1.0)
-    ill = rng.permutation(np.arange(12) < 6).astype(int)
+    codes, donors = donor_codes(rng, 14, 16, 25, donor_sd=1.0)
+    ill = rng.permutation(np.arange(14) < 7).astype(int)
     return best_p_max(RankTest.by_unit(codes, one_hot(ill[donors.codes]), donors), rng) <= ALPHA
 
 
 def effects_that_differ_by_donor(cells, rng, by_donor=True):
     """A type's effect is drawn anew for every donor, about zero: no claim about donors in general is true."""
-    codes, donors = donor_codes(rng, 10, 40, 40, donor_sd=0.5)
+    codes, donors = donor_codes(rng, 12, 40, 40, donor_sd=0.5)
     label = rng.integers(0, 2, donors.codes.size)
-    effect = rng.normal(0, 0.6, (10, 40))[donors.codes]
+    effect = rng.normal(0, 0.6, (12, 40))[donors.codes]
     codes = as_csr(np.maximum(codes.toarray() + effect * label[:, None], 0), "codes")
     if not by_donor:
         return discovers(blocked_rank_test(codes, one_hot(label), donors)[1])
@@ -236,9 +236,9 @@ def test_cells_taken_as_the_sample_would_find_a_disease_that_is_not_there(replic
     rng = np.random.default_rng(replicates)
     naive = 0
     for _ in range(replicates):
-        codes, donors = donor_codes(rng, 12, 20, 40, donor_sd=1.0)
-        ill = rng.permutation(np.arange(12) < 6).astype(int)
-        naive += discovers(blocked_rank_test(codes, one_hot(ill[donors.codes]), Strata.single(240))[1])
+        codes, donors = donor_codes(rng, 14, 16, 25, donor_sd=1.0)
+        ill = rng.permutation(np.arange(14) < 7).astype(int)
+        naive += discovers(blocked_rank_test(codes, one_hot(ill[donors.codes]), Strata.single(224))[1])
     assert naive >= 0.95 * replicates
 
 
