@@ -5,13 +5,16 @@ import os
 import numpy as np
 import pytest
 
-from feature_store import commit
+from feature_store import commit, ingest
 from feature_store.activations import ActivationReader
 from feature_store.errors import BusyError, InputError
 from feature_store.layout import Layout
+from pipelines.config import EncodeOptions
+from pipelines.encode import encode
 from pipelines.errors import UsageError
 from pipelines.extract import Extractor, Workload, extract, forward_job
 from pipelines.inputs import open_inputs
+from pipelines.train import train
 from sae_core.errors import ConfigError
 from sae_core.scfm import load_model
 
@@ -51,6 +54,24 @@ def test_shard_size_changes_the_files_and_not_the_activations(ray_local, chain, 
     assert commit.Run.open(other.path).n_shards == 11
     for mine, theirs in zip(stored(other.path), stored(Layout(chain.store).latest("activations").path), strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-5)
+
+
+def test_splits_of_a_column_are_those_of_the_cells_and_stay_with_the_same_file(
+    chain, without_actors, tiny_cells, train_options, tmp_path
+):
+    folds = {"D0": "test", "D1": "select"}
+    cells = tiny_cells.copy()
+    cells.obs["fold"] = [folds.get(donor, "train") for donor in cells.obs["donor"]]
+    cells.write_h5ad(tmp_path / "folds.h5ad")
+    options = chain.extract.model_copy(update={"data": (tmp_path / "folds.h5ad",), "split": "fold"})
+    layout = Layout(tmp_path / "store")
+    extracted = extract(options, layout.root)[0]
+    found = ingest.read_cells(layout.cells_dir(extracted.facts["dataset"]))
+    assert found["split"].to_list() == found["fold"].to_list()
+    # without the column, what the SAE knows of the donors decides
+    train(train_options, layout.root)
+    encoded = encode(EncodeOptions(data=options.data, donor="donor"), layout.root)
+    assert ingest.read_cells(layout.cells_dir(encoded.facts["dataset"]))["split"].to_list() == found["fold"].to_list()
 
 
 def test_running_again_does_nothing_and_finds_the_same_run(ray_local, chain):
