@@ -5,6 +5,11 @@ and batch labels are permuted inside them only, so composition cannot count. Wit
 unconditional, and the method column says so (blocks=none). The p treats cells of one type as exchangeable between
 batches under the null, conditional on the batches at hand. Test: van Elteren (1960); the effect weights each type by
 n_batch n_rest.
+Cells of one donor are alike, so where every donor is in one batch this p also sees how these donors differ: with 14
+simulated donors in two batches that do nothing, 199 of 200 data sets of 25 features had a q <= .05. p_donor permutes
+whole donors between batches, by their mean ranks within types (1 of 200): it says whether batches differ by more than
+donors do, and with two batches of four donors it is at least .029. It is null where donors are in several batches, or a
+batch is one donor.
 Cost: 50k cells, 4096 features, 8 batches 3.3 s on one core.
 """
 

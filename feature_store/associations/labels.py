@@ -148,11 +148,19 @@ def _tests(
 
 
 def _donor_columns(part: _Cells, tests: _Tests, effect: Floats) -> dict[str, Floats]:
-    """The columns of `donors`, NaN where they do not apply: without units, or within the strata of a batch."""
+    """The columns of `donors`, NaN where they do not apply. Of batches, whose effect is that within types, there is a p
+    by donor where each donor is in one batch and batches have several.
+    """
     indicator = part.indicator[:, part.tested]
     columns = {name: np.full(effect.shape, np.nan) for name in DonorEffects._fields}
     if tests.units is not None:
         columns["n_donors"][:] = tests.units.n_strata
+    if tests.units is not None and tests.strata is not None:
+        of_unit = np.asarray((tests.units.indicator() @ indicator).toarray()) > 0
+        constant = ~varies_within(indicator, tests.units) & (of_unit.sum(axis=0) > 1)
+        if nested := np.flatnonzero(constant).tolist():
+            test = RankTest.by_unit(part.codes, indicator[:, nested], tests.units, within=tests.strata)
+            columns["p_donor"][:, nested] = test.result()[1]
     if tests.units is not None and tests.strata is None:
         if inside := np.flatnonzero(~tests.by_unit).tolist():
             found = across_donors(part.codes, indicator[:, inside], tests.units, effect[:, inside])

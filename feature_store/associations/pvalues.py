@@ -64,10 +64,18 @@ class RankTest:
         return cls(scores=scores, indicator=indicator, strata=strata, moments=moments, exact=exact)
 
     @classmethod
-    def by_unit(cls, codes: Sparse, indicator: Sparse, units: Strata) -> "RankTest":
-        """The test of unit means, see `unit_test`."""
+    def by_unit(cls, codes: Sparse, indicator: Sparse, units: Strata, *, within: Strata | None = None) -> "RankTest":
+        """The test of unit means, see `unit_test`; with `within`, of the means of ranks inside these strata of cells,
+        less what a unit's share of each stratum makes it expect.
+        """
         size, one = units.sizes()[:, None], Strata.single(units.n_strata)
-        mean = np.asarray((units.indicator() @ codes.astype(np.float64)).toarray()) / size
+        if within is None:
+            mean = np.asarray((units.indicator() @ codes.astype(np.float64)).toarray()) / size
+        else:
+            ranks = scale_rows(rank_scores(codes, within).scores, (1.0 / (within.sizes() + 1.0))[within.codes])
+            share = (units.indicator() @ within.indicator().T).toarray() / within.sizes()
+            expected = sparse.csr_array(share) @ (within.indicator() @ ranks).toarray()
+            mean = ((units.indicator() @ ranks).toarray() - expected) / size
         carries = np.asarray((units.indicator() @ indicator).toarray()) / size > 0.5
         carriers = sparse.csr_array(carries.astype(np.float64))
         scores = rank_scores(sparse.csr_array(mean), one).scores
@@ -165,13 +173,6 @@ def varies_within(indicator: Sparse, units: Strata) -> Bools:
     inside: Floats = (with_label * informative).sum(axis=0)
     answer: Bools = inside >= 0.5 * np.maximum(with_label.sum(axis=0), 1)
     return answer
-
-
-def n_informative(indicator: Sparse, units: Strata) -> Floats:
-    """Per label: the units that hold cells with and without it."""
-    with_label = np.asarray((units.indicator() @ indicator).toarray())
-    count: Floats = ((with_label > 0) & (with_label < units.sizes()[:, None])).sum(axis=0).astype(np.float64)
-    return count
 
 
 def benjamini_hochberg(p: Floats) -> Floats:

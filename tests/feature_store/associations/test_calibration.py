@@ -123,6 +123,18 @@ def batches_within_types_p_max(cells, rng):
     return best_p_max(RankTest.blocked(cells.codes, label, cells.by_type), rng) <= ALPHA
 
 
+def batches_of_donors(cells, rng, by_donor=True):
+    """Donors differ, and types; seven donors a batch, with different shares of the types."""
+    codes, donors = donor_codes(rng, 14, 20, 25, donor_sd=0.7)
+    batch = rng.permutation(np.arange(14) % 2)[donors.codes]
+    types = (rng.random(batch.size) < np.where(batch == 1, 0.7, 0.3)).astype(int)
+    codes = as_csr(np.maximum(codes.toarray() + types[:, None], 0), "codes")
+    by_type, label = Strata(codes=types, n_strata=2), one_hot(batch)
+    if not by_donor:
+        return discovers(blocked_rank_test(codes, label, by_type)[1])
+    return discovers(RankTest.by_unit(codes, label, donors, within=by_type).result()[1])
+
+
 def expression_within_donors(cells, rng):
     donors = Labels(
         kind="donor",
@@ -198,6 +210,7 @@ NULLS = {
         effects_that_differ_by_donor,
         batches_within_types,
         batches_within_types_p_max,
+        batches_of_donors,
         expression_within_donors,
         disease_by_donor,
         disease_by_donor_p_max,
@@ -240,6 +253,12 @@ def test_cells_taken_as_the_sample_would_find_a_disease_that_is_not_there(replic
         ill = rng.permutation(np.arange(14) < 7).astype(int)
         naive += discovers(blocked_rank_test(codes, one_hot(ill[donors.codes]), Strata.single(224))[1])
     assert naive >= 0.95 * replicates
+
+
+@pytest.mark.parametrize("replicates", REPLICATES)
+def test_cells_taken_as_the_sample_would_find_a_batch_effect_where_donors_differ(replicates):
+    rng = np.random.default_rng(replicates)
+    assert sum(batches_of_donors(None, rng, by_donor=False) for _ in range(replicates)) >= 0.95 * replicates
 
 
 @pytest.mark.parametrize("replicates", REPLICATES)

@@ -177,7 +177,9 @@ def worlds():
 
 def rows_of(world, kind):
     if kind == "batch":
-        rows = associate_batch(world.codes, world.labels["batch"], world.masks(), world.labels["cell_type"])
+        rows = associate_batch(
+            world.codes, world.labels["batch"], world.masks(), world.labels["cell_type"], units=world.labels["donor"]
+        )
     else:
         rows = associate_labels(world.codes, world.labels[kind], world.masks(), world.labels["donor"])
     table = family_wise(rows.table, rows.minima).filter(split="test")
@@ -213,6 +215,7 @@ def test_batch_features_are_found_within_types_and_refused_as_type_features(worl
             assert (rows["q"] <= 0.05).all()
             assert (rows["p_max"] <= 0.05).all()
             assert (rows["rank_biserial"] > 0.2).all()
+            assert (rows["p_donor"] <= 0.05).all()
         batch = pl.col("feature_id").is_in(world.where("batch", "batch of the type"))
         types = rows_of(world, "cell_type").filter(batch)
         assert (types["q"] <= 0.05).mean() <= 0.1
@@ -223,14 +226,17 @@ def test_batch_features_are_found_within_types_and_refused_as_type_features(worl
 
 
 def test_features_of_the_type_that_fills_a_batch_have_no_effect_of_batch(worlds):
-    within, pooled = [], []
+    within, pooled, by_donor = [], [], []
     for world in worlds:
         mine = pl.col("feature_id").is_in(world.where("type of the batch")) & (pl.col("label") == "b0")
         everywhere = associate_labels(world.codes, world.labels["batch"], world.masks(), None).table
-        within += rows_of(world, "batch").filter(mine)["rank_biserial"].to_list()
+        rows = rows_of(world, "batch").filter(mine)
+        within += rows["rank_biserial"].to_list()
+        by_donor += rows["p_donor"].to_list()
         pooled += everywhere.filter(mine & (pl.col("split") == "test"))["rank_biserial"].to_list()
     # donors' own levels are left, to both sides
     assert abs(np.mean(within)) < 0.1
+    assert np.median(by_donor) > 0.1
     assert min(pooled) > 0.1
     assert np.mean(pooled) > 0.15
 

@@ -4,7 +4,7 @@ from scipy import sparse
 from scipy.stats import false_discovery_control, mannwhitneyu, norm, permutation_test, rankdata
 
 from feature_store.associations import Labels, Strata, as_csr, benjamini_hochberg, blocked_rank_test, unit_test
-from feature_store.associations.pvalues import varies_within
+from feature_store.associations.pvalues import RankTest, varies_within
 
 
 def one_hot(label, n):
@@ -98,6 +98,33 @@ def test_permuting_whole_donors_is_exact_and_shows_its_floor(rng):
         assert p[f, 1] == pytest.approx(test.pvalue)
     assert p[0, 1] == pytest.approx(2 / 35)
     assert z[0, 1] > 0 > z[0, 0]
+
+
+def test_unit_means_within_strata_are_those_of_centred_ranks(rng):
+    donor, kind = np.repeat(np.arange(8), 15), rng.integers(0, 3, 120)
+    codes = rng.gamma(1, 1, (120, 6)) * (rng.random((120, 6)) < 0.7)
+    ill = np.isin(donor, [0, 3, 4, 6]).astype(int)
+    strata, units = Strata(codes=kind, n_strata=3), Strata(codes=donor, n_strata=8)
+    test = RankTest.by_unit(as_csr(codes, "codes"), one_hot(ill, 2), units, within=strata)
+    ranks = np.zeros(codes.shape)
+    for k in range(3):
+        inside = kind == k
+        ranks[inside] = rankdata(codes[inside], axis=0) / (inside.sum() + 1)
+        ranks[inside] -= ranks[inside].mean(axis=0)
+    mean = np.stack([ranks[donor == d].mean(axis=0) for d in range(8)])
+    expected = rankdata(mean, axis=0)
+    scores = test.scores.toarray()
+    np.testing.assert_allclose(scores - scores.mean(axis=0), expected - expected.mean(axis=0))
+    of_donor = np.isin(np.arange(8), [0, 3, 4, 6])
+    for f in range(6):
+        oracle = permutation_test(
+            (expected[of_donor, f], expected[~of_donor, f]),
+            lambda x, y: abs(x.sum() - 4 * 4.5),
+            permutation_type="independent",
+            alternative="greater",
+            n_resamples=np.inf,
+        )
+        assert test.result()[1][f, 1] == pytest.approx(oracle.pvalue)
 
 
 def test_a_label_is_tested_within_donors_only_if_it_varies_within_them():

@@ -50,9 +50,13 @@ def test_label_rows_of_ranges_are_those_of_all_features(planted, ranges, units):
 
 def test_batch_rows_of_ranges_are_those_of_all_features(planted, ranges):
     everything = {"select": np.ones(planted.batch.n_cells, dtype=bool)}
-    arguments = (planted.batch, everything, planted.cell_type)
-    parts = [associate_batch(planted.codes[:, a:b], *arguments, first_feature=a).table for a, b in ranges]
-    assert pl.concat(parts).equals(associate_batch(planted.codes, *arguments).table)
+    of_donors = Labels.from_values("batch", planted.donor.codes % 3)
+    for batch, units in ((planted.batch, None), (of_donors, planted.donor)):
+        arguments = (batch, everything, planted.cell_type)
+        whole = associate_batch(planted.codes, *arguments, units=units).table
+        parts = [associate_batch(planted.codes[:, a:b], *arguments, units=units, first_feature=a) for a, b in ranges]
+        assert pl.concat([part.table for part in parts]).equals(whole)
+        assert whole["p_donor"].null_count() == (whole.height if units is None else 0)
 
 
 @pytest.mark.parametrize("n_donors", [8, 40])
