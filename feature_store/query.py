@@ -35,7 +35,8 @@ _READS_FILES = re.compile(r"\bread_(?:csv|ipc|json|ndjson|parquet)\s*\(", re.IGN
 _NO_COLUMN = re.compile(r"(?:unable to find column|no column named) [\"']([^\"']+)[\"']")
 _NO_TABLE = re.compile(r"relation '([^']+)' was not found")
 CELLS_KEPT = 2_000_000
-"""A cell table of at most so many rows is kept in memory once a look-up needed it (80 MB a million, 15 columns)."""
+"""A cell table of at most so many rows is kept in memory when a second look-up needs it (a million cells of 15 columns:
+80 MB and .21 s of CPU; the first look-up takes .14 s for the rows it needs, a later one nothing)."""
 _TEXT_ASKED = re.compile(r"\"?\b(\w+)\"?\s*(?:=|IN\s*\()\s*'([^']*)'", re.IGNORECASE)
 _ABOUT_FEATURE = ("feature_id", "class", "density", "top_genes", "top_label")
 
@@ -72,6 +73,7 @@ class FeatureStore:
         self.lineage = lineage
         self._folders = _folders(layout, lineage)
         self._frames: dict[str, pl.LazyFrame] = {}
+        self._cells_asked = False
 
     def __repr__(self) -> str:
         return f"FeatureStore({str(self.layout.root)!r}, {', '.join(self.tables())})"
@@ -289,7 +291,8 @@ class FeatureStore:
 
     def _cells_of(self, cell_idx: pl.Series) -> pl.DataFrame:
         """Rows of the cell table, in any order."""
-        if self._n_cells > CELLS_KEPT:
+        first, self._cells_asked = not self._cells_asked, True
+        if first or self._n_cells > CELLS_KEPT:
             return self.frame("cells").filter(pl.col("cell_idx").is_in(cell_idx.implode())).collect()
         return self._kept_cells[cell_idx.filter(cell_idx < self._n_cells).to_list()]
 

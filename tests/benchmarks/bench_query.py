@@ -195,7 +195,7 @@ def ask_cold(root: Path, name: str, i: int) -> list[float]:
     drop_cache(root)
     began = clocks()
     question(FeatureStore.open(root), i)
-    return list(clocks() - began)
+    return (clocks() - began).tolist()
 
 
 def warm(root: Path, question: Callable[[FeatureStore, int], pl.DataFrame], repeats: int) -> list[np.ndarray]:

@@ -235,6 +235,16 @@ def test_top_cells_are_those_with_the_largest_code(store: FeatureStore, dense: n
     assert store.top_cells(feature, 1000).height == len(order)
 
 
+def test_top_cells_are_the_same_whether_or_not_the_cell_table_is_kept(
+    store: FeatureStore, small_store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = store.top_cells(4, 9), store.top_cells(4, 9)
+    monkeypatch.setattr("feature_store.query.CELLS_KEPT", 39)
+    other = FeatureStore.open(small_store.layout.root)
+    assert [other.top_cells(4, 9).equals(first) for _ in range(2)] == [True, True]
+    assert second.equals(first)
+
+
 @pytest.mark.parametrize("cell", [0, 17, 39])
 def test_features_of_a_cell_are_those_with_the_largest_code(store: FeatureStore, dense: np.ndarray, cell: int) -> None:
     order = [int(f) for f in np.lexsort((np.arange(12), -dense[cell])) if dense[cell, f] > 0]
