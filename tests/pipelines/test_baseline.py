@@ -17,9 +17,10 @@ from feature_store.lineage import control_of
 from pipelines.baseline import Reference, baseline, encode_options, extract_options, train_options
 from pipelines.cli import app
 from pipelines.compare import SAE, baselines_of, compare_with_baselines, excess_in_words
-from pipelines.config import AssociateOptions, BaselineOptions, EncodeOptions, ExtractOptions, check
+from pipelines.config import AssociateOptions, BaselineOptions, EncodeOptions, ExtractOptions, SteerOptions, check
 from pipelines.errors import UsageError
 from pipelines.stage import parent_run
+from pipelines.steer import steer
 from pipelines.tracking import Tracking
 from pipelines.train import train_all
 from sae_core.errors import ConfigError
@@ -47,7 +48,7 @@ def written(store):
 def no_actors(shards_here):
     """Every shard in this process: what actors do is the same, and the other tests have them."""
     with pytest.MonkeyPatch.context() as patch:
-        for stage in ("extract", "encode", "associate"):
+        for stage in ("extract", "encode", "associate", "steer"):
             patch.setattr(f"pipelines.{stage}.do_shards", shards_here)
         yield
 
@@ -197,6 +198,15 @@ def test_associations_are_followed_by_the_excess_or_by_the_command_that_makes_ba
     assert "this is a control (neurons)" in excess_in_words(store, results[2].run)
 
 
+def test_a_baseline_is_steered_like_an_sae(held_against, tmp_path):
+    store = shutil.copytree(held_against[0], tmp_path / "own")
+    associations = next(r for r in held_against[1] if r.kind == "associations")
+    found = steer(SteerOptions(run=associations.run, n_features=2, n_nulls=2, target="A"), store)
+    results = commit.read_table(found.path / "results")
+    assert commit.Run.open(found.path / "results").plan["sae"] == sae_of(held_against[1], "neurons").run
+    assert np.isfinite(results["value"].to_numpy()).all()
+
+
 def test_what_was_read_in_another_way_is_no_baseline(own_store, chain):
     from pipelines.associate import associate
     from pipelines.encode import encode
@@ -283,7 +293,7 @@ def test_the_command_writes_the_whole_comparison_in_any_form_and_its_summary_as_
     table = compare_with_baselines(held_against[0]).comparison
     assert read(io.BytesIO(answer.stdout_bytes)).shape == table.shape
     shown = CliRunner().invoke(app, ["compare", "--store", store]).output
-    assert all(name in shown for name in (SAE, *EVERY, "Excess over the best baseline"))
+    assert all(name in shown for name in (SAE, *EVERY, "the excess over the best baseline"))
 
 
 def test_an_unknown_kind_is_refused_with_the_kinds(chain):
