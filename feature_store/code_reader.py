@@ -8,6 +8,10 @@ finished run never changes. Pages are checked.
 of it that speaks of feature_id (or cell_idx) alone is evaluated on all ids there are, and the ids that pass say which
 parts are read, of which order. So any form of the filter counts (=, IN, BETWEEN, OR), nothing is parsed, and the rows
 come by cell whichever order they were read in.
+
+CPU time, warm, of 50M nonzeros, 1M cells, 4096 features (`tests/benchmarks/bench_query.py`): the 100 cells of a feature
+3 ms (by a scan and a sort of the part, and of the cell table: 80), all features of a cell 5, SQL by feature_id 5 (600
+over by_cell), SQL by cell_idx 5. A filter that joins another table to find its features reads everything (600).
 """
 
 from collections.abc import Iterator, Sequence
