@@ -118,11 +118,8 @@ def best_by_p(columns: Columns, positive: Bools, cells: Bools, blocks: Labels | 
 
 
 def feature_of_gene_set(store: FeatureStore, gene_set: str) -> int:
-    """The feature whose genes on `select` cells rank highest in a gene set, by p."""
-    tests = store.frame("feature_geneset").filter(
-        (pl.col("gene_set") == gene_set) & (pl.col("split") == "select") & (pl.col("rank_biserial") > 0)
-    )
-    return int(tests.sort("p_rank", "feature_id").select("feature_id").first().collect().item())
+    """The first answer of `scsae features --gene-set`: the smallest p of over-representation on `select` cells."""
+    return int(store.features_for(gene_set=gene_set)["feature_id"][0])
 
 
 def genes_inside_types(store: FeatureStore, feature: int, n: int = 10) -> list[str]:

@@ -190,8 +190,8 @@ def detector_section(out: Path, folds: "Sequence[Fold]") -> str:
 
 Trained on control cells of four donors, asked of control and IFN-beta cells of two donors that it was not trained on.
 All AUROCs but the pooled one are of stimulated against control cells inside cell types. A feature is chosen in two
-ways: {BY_CONDITION}, the highest AUROC on two other donors; and {BY_GENE_SET}, the feature with whose code the genes of
-the interferon response rank highest on CONTROL cells of these donors, so that no stimulated cell had any part in it.
+ways: {BY_CONDITION}, the highest AUROC on two other donors; and {BY_GENE_SET}, what `scsae features --gene-set
+{INTERFERON}` names first among CONTROL cells of these donors, so that no stimulated cell had any part in it.
 `gene score` is the mean log1p(CP10k) of the same genes, what one would use without any SAE. Permutations shuffle the
 condition inside donor and cell type.
 
