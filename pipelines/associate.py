@@ -8,6 +8,7 @@ assembled from that at the end, here.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from feature_store.codes import CodesRun, load_feature_codes, load_statistics
 from feature_store.expression import ExpressionReader, plan_expression, write_part
 from feature_store.genesets import GeneSets, canonical_immune, read_gmt
 from feature_store.layout import ASSOCIATION_TABLES, Layout, as_path, run_id
+from pipelines.cluster import one_ray_session
 from pipelines.config import ActorOptions, AssociateOptions, EncodeOptions
 from pipelines.encode import encode
 from pipelines.inputs import recalled_genes, recalled_source
@@ -128,11 +130,12 @@ def associate_all(options: AssociateOptions, store: Path, *, address: str | None
         UsageError, InputError: a gene-set file is malformed, or the data set changed before its expression was read.
     """
     sets = tuple([read_gmt(path) for path in options.gmt] or [canonical_immune()])
-    if not options.data:
-        return [_associate(options, options.run, sets, store, address)]
-    given = {name: getattr(options, name) for name in EncodeOptions.model_fields if hasattr(options, name)}
-    encoded = encode(EncodeOptions(**given), store, address=address)
-    return [encoded, _associate(options, encoded.run, sets, store, address)]
+    with one_ray_session():
+        if not options.data:
+            return [_associate(options, options.run, sets, store, address)]
+        given = {name: getattr(options, name) for name in EncodeOptions.model_fields if hasattr(options, name)}
+        encoded = encode(EncodeOptions(**given), store, address=address)
+        return [encoded, _associate(options, encoded.run, sets, store, address)]
 
 
 def _associate(
@@ -171,9 +174,8 @@ def _associate(
             )
             do_shards(Measurer, job, pending, options, title="associate", note=_features_done, address=address)
             measured.finalize()
-            tables = assemble_measured(measured, genes, sets) if missing else {}
-            for name in missing:
-                commit.write_table(folder / name, tables[name], {**plan, "table": name})
+            if missing:
+                _assemble(folder, plan, measured, genes, sets)
     n_units = len(bounds) - 1 + len(ASSOCIATION_TABLES)
     features = commit.read_table(folder / "features", ["dead", "class"])
     return StageResult(
@@ -191,6 +193,24 @@ def _associate(
             **{f"class {name}": n for name, n in features["class"].value_counts(sort=True).iter_rows()},
         },
     )
+
+
+def _assemble(
+    folder: Path, plan: Mapping[str, Any], measured: MeasuredRun, genes: Sequence[str], sets: Sequence[GeneSets]
+) -> None:
+    """Write the five tables; those of them that are intact stay. feature_gene has a part for each range."""
+    bounds = measured.bounds
+    pairs = commit.Run.create(
+        folder / "feature_gene", {**plan, "table": "feature_gene", "bounds": bounds, "n_shards": len(bounds) - 1}
+    )
+
+    def keep(number: int, rows: pl.DataFrame) -> None:
+        write = partial(commit.write_frame, frame=rows)
+        pairs.commit_shard(number, write, start=bounds[number], stop=bounds[number + 1])
+
+    for name, table in assemble_measured(measured, genes, sets, keep_pairs=keep).items():
+        commit.write_table(folder / name, table, {**plan, "table": name})
+    pairs.finalize()
 
 
 def turn_expression(layout: Layout, dataset: str, options: ActorOptions, *, address: str | None = None) -> commit.Run:

@@ -6,8 +6,8 @@ by the SAE, without labels).
 q is Benjamini-Hochberg over ALL tests of a table and split, also of pairs that are not stored: of features x genes and
 features x sets only pairs that somebody could ask for are kept (`AssociationConfig`), or the table of an atlas would be
 gigabytes of noise. q is a step function of p, so all p are sorted once and each stored pair looks its q up.
-Cost: memory of the tables and of 16 bytes a test of features x genes of one split (4096 x 2000: 131 MB); ranges are
-read one after the other.
+Cost: 16 bytes a test of features x genes of each split (4096 x 2000: 131 MB), the pairs of one range, and the other
+tables.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -123,28 +123,39 @@ def assemble_measured(
     genes: Sequence[str],
     gene_sets: Sequence[GeneSets] = (),
     config: AssociationConfig | None = None,
+    *,
+    keep_pairs: Callable[[int, pl.DataFrame], object] | None = None,
 ) -> dict[str, pl.DataFrame]:
-    """The same tables from measured ranges of features."""
+    """The same tables from measured ranges of features.
+
+    keep_pairs(number, rows) takes the rows of `feature_gene` of each range in order, and the table is left out: it is
+    the largest by far, as the genes of a cell go together.
+    """
     config = config or AssociationConfig()
     splits = {row["split"]: _Split.of(row) for row in measured.read("splits", 0).iter_rows(named=True)}
     labels = _label_table(measured)
-    genes_of = _Genes(measured, list(splits), genes, config)
-    pairs, texts, sets = [], [], _Sets(gene_sets, genes, splits, config)
+    genes_of = _Genes(measured, splits, genes, config)
+    texts, sets = [], _Sets(gene_sets, genes, splits, config)
+    pairs: list[pl.DataFrame] = []
     for number in range(len(measured.bounds) - 1):
         found = genes_of.read(number)
-        pairs.append(found.rows)
+        rows = schemas.conform("feature_gene", found.rows)
+        if keep_pairs is None:
+            pairs.append(rows)
+        else:
+            keep_pairs(number, rows)
         texts.append(found.texts)
         sets.add(measured.read("sets", number), found.chosen, measured.bounds[number])
     tables = {
         "features": _features_table(measured, pl.concat(texts), labels),
         "feature_label": labels,
-        "feature_gene": _gene_table(pl.concat(pairs), splits, genes),
         "feature_geneset": sets.table(),
         "feature_token": _all(measured, "tokens"),
     }
-    return {
+    finished = {
         name: schemas.conform(name, frame) if frame.width else schemas.empty(name) for name, frame in tables.items()
     }
+    return finished | ({"feature_gene": pl.concat(pairs)} if keep_pairs is None else {})
 
 
 class _Split(NamedTuple):
@@ -166,7 +177,9 @@ class _Split(NamedTuple):
 
 
 class _RangeGenes(NamedTuple):
-    """Stored pairs of a range of features, the texts of its features, and the features' genes by split [n n_genes]."""
+    """Rows of `feature_gene` of a range of features, the texts of its features, and their genes by split
+    [n_features n_genes].
+    """
 
     rows: pl.DataFrame
     texts: pl.DataFrame
@@ -177,36 +190,80 @@ class _Genes:
     """Pairs of features and genes with their q."""
 
     def __init__(
-        self, measured: MeasuredRanges, splits: Sequence[str], genes: Sequence[str], config: AssociationConfig
+        self,
+        measured: MeasuredRanges,
+        splits: Mapping[str, _Split],
+        genes: Sequence[str],
+        config: AssociationConfig,
     ) -> None:
-        self._measured, self._genes, self._config = measured, genes, config
+        self._measured, self._splits, self._genes, self._config = measured, splits, genes, config
+        self._names = pl.Series("gene", genes, dtype=pl.String)
+        # a gene's place among the names in order, as rows are sorted by name
+        self._rank = np.argsort(np.argsort(np.array(genes, dtype=object), kind="stable"), kind="stable")
         self._q = {split: _q_of_all(measured, split) for split in splits}
 
     def read(self, number: int) -> _RangeGenes:
         """What is kept of one range."""
         bounds, alpha = self._measured.bounds, self._config.alpha
         first, n_features = bounds[number], bounds[number + 1] - bounds[number]
-        rows = self._measured.read("pairs", number)
-        parts, chosen, best = [], {}, np.zeros((n_features, len(self._genes)))
-        for split, q_of in self._q.items():
-            part = rows.filter(pl.col("split") == split)
-            part = part.with_columns(q=q_of(part["p"].to_numpy()))
-            parts.append(part)
-            score = np.zeros(best.shape)
-            among = part.filter((pl.col("q") <= alpha) & (pl.col("spearman") > 0))
-            score[among["feature_id"].to_numpy() - first, among["gene_idx"].to_numpy()] = among["pearson"].to_numpy()
+        shape = (n_features, len(self._genes))
+        pairs = self._measured.read("pairs", number)
+        parts = {
+            split: part.with_columns(q=q_of(part["p"].to_numpy()))
+            for split, q_of in self._q.items()
+            for part in [pairs.filter(pl.col("split") == split)]
+        }
+        kept, best, chosen = np.zeros(shape, dtype=bool), np.zeros(shape), {}
+        for split, part in parts.items():
+            place, found = (part["feature_id"].to_numpy() - first, part["gene_idx"].to_numpy()), part["q"] <= alpha
+            score = np.zeros(shape)
+            score[place] = np.where(found & (part["spearman"] > 0), part["pearson"], 0.0)
             chosen[split] = largest(score, self._config.n_genes)
             if split == "select":
+                kept[place] = found | part["kept"]
                 best = np.where(chosen[split], score, 0.0)
-        together = pl.concat(parts)
-        pairs = together.filter((pl.col("split") == "select") & (pl.col("kept") | (pl.col("q") <= alpha)))
         texts = pl.DataFrame(
             {
                 "feature_id": pl.Series(np.arange(first, first + n_features), dtype=pl.Int32),
                 "top_genes": pl.Series(names_of(best, self._genes, 10), dtype=pl.String),
             }
         )
-        return _RangeGenes(together.join(pairs, on=["feature_id", "gene_idx"], how="semi"), texts, chosen)
+        return _RangeGenes(self._rows(parts, kept, first), texts, chosen)
+
+    def _rows(self, parts: Mapping[str, pl.DataFrame], kept: Bools, first: int) -> pl.DataFrame:
+        """The rows of kept pairs, by feature, gene and split."""
+        wanted = []
+        for part in parts.values():
+            place = part["feature_id"].to_numpy() - first, part["gene_idx"].to_numpy()
+            wanted.append(part.filter(pl.Series(kept[place])))
+        rows = pl.concat(wanted)
+        # names are slow to sort by: the places of feature, gene and split as one number
+        split = np.repeat(np.argsort(np.argsort(list(parts))), [part.height for part in wanted])
+        gene = self._rank[rows["gene_idx"].to_numpy()]
+        order = np.argsort(
+            ((rows["feature_id"].to_numpy() - first) * self._rank.size + gene) * len(parts) + split, kind="stable"
+        )
+        rows = rows[order]
+        named = rows.with_columns(
+            self._names.gather(rows["gene_idx"]), *_of_split(self._splits), pl.lit(GENE_METHOD).alias("method")
+        )
+        return named.select(
+            "feature_id",
+            "gene",
+            "split",
+            "identity_precision",
+            "identity_recall",
+            "lift",
+            "pearson",
+            "pearson_within_type",
+            "spearman",
+            "n",
+            "n_donors",
+            "nnz",
+            "p",
+            "q",
+            "method",
+        )
 
 
 def _q_of_all(measured: MeasuredRanges, split: str) -> Callable[[Floats], Floats]:
@@ -224,8 +281,15 @@ def _q_of_all(measured: MeasuredRanges, split: str) -> Callable[[Floats], Floats
     backwards = q[::-1]
     np.minimum.accumulate(backwards, out=backwards)
     np.minimum(q, 1.0, out=q)
-    # equal p share the q of the last of them
-    return lambda values: q[np.searchsorted(p, values)]
+
+    def look_up(values: Floats) -> Floats:
+        # searching in order is 4 times as fast; equal p share the q of the last of them
+        order = np.argsort(values)
+        found = np.empty(values.size)
+        found[order] = q[np.searchsorted(p, values[order])]
+        return found
+
+    return look_up
 
 
 def _all(measured: MeasuredRanges, table: str) -> pl.DataFrame:
@@ -247,27 +311,6 @@ def _label_table(measured: MeasuredRanges) -> pl.DataFrame:
     table = family_wise(table, merge_minima(_parts(measured, "minima")))
     q = pl.col("p").map_batches(_q, return_dtype=pl.Float64).over("split")
     return table.with_columns(q=q).sort("feature_id", "label_kind", "label", "split")
-
-
-def _gene_table(pairs: pl.DataFrame, splits: Mapping[str, _Split], genes: Sequence[str]) -> pl.DataFrame:
-    names = pl.Series("gene", genes, dtype=pl.String)
-    table = pairs.with_columns(names.gather(pairs["gene_idx"])).drop("gene_idx", "kept")
-    return table.select(
-        "feature_id",
-        "gene",
-        "split",
-        "identity_precision",
-        "identity_recall",
-        "lift",
-        "pearson",
-        "pearson_within_type",
-        "spearman",
-        *_of_split(splits),
-        "nnz",
-        "p",
-        "q",
-        pl.lit(GENE_METHOD).alias("method"),
-    ).sort("feature_id", "gene", "split")
 
 
 def _of_split(splits: Mapping[str, _Split]) -> list[pl.Expr]:
