@@ -4,6 +4,10 @@ Autoencoders of one space (the same model and site, thus the same width) are com
 rows, whatever cells they were trained on; all others by their codes of the same cells, `select` cells to choose the
 pairs and `test` cells to report them. A pair of autoencoders is one run with the matches of both sides, so it is the
 same run from whichever side it is asked for. See `feature_store.matching`.
+
+Two of the same --seed start from the same directions, and it is said, as what is left of them passes for agreement:
+after training on other donors of the same data, 47 % of the features were found again from the same start and 19 % from
+another one (mini model, layer 2, F 1024, 800 steps).
 """
 
 import json
@@ -77,6 +81,7 @@ def match(options: MatchOptions, store: Path) -> list[StageResult]:
                     "by": "cosine of decoder rows"
                     if plan["method"] == COSINE
                     else f"{plan['method']} correlation of the cell codes of {plan['dataset']}",
+                    **_shared_start(sae, other),
                     "dead": int(matched["dead"].sum()),
                     **{name: figure for name, figure in summarise(matched).items() if figure == figure},
                 },
@@ -120,6 +125,18 @@ def _plan(layout: Layout, sae: commit.Run, other: commit.Run, options: MatchOpti
 
 def _share_space(a: commit.Run, b: commit.Run) -> bool:
     return all(a.plan[key] == b.plan[key] for key in SPACE) and a.plan["sae"]["d_model"] == b.plan["sae"]["d_model"]
+
+
+def _shared_start(a: commit.Run, b: commit.Run) -> dict[str, str]:
+    """A warning for SAEs that began as one: what they kept of it looks like agreement, and no null knows of it."""
+    starts = [
+        (run.plan["sae"]["n_features"], run.plan["sae"]["d_model"], run.plan.get("train", {}).get("seed"))
+        for run in (a, b)
+    ]
+    seed = starts[0][-1]
+    if seed is None or starts[0] != starts[1]:
+        return {}
+    return {"start": f"the same random directions (--seed {seed}), which flatters; train one with another --seed"}
 
 
 def _name(sae: commit.Run) -> str:

@@ -119,6 +119,12 @@ def test_a_pair_is_one_run_from_either_side_and_is_matched_once(four, own):
     assert one.facts["compared"] < back.facts["compared"] == 48
 
 
+def test_a_shared_start_is_said(four, own):
+    same, other = match(MatchOptions(run=four.first, other=(four.cells, four.seed)), own)
+    assert "the same random directions (--seed 0)" in same.facts["start"]
+    assert "start" not in other.facts
+
+
 def test_other_layers_are_matched_by_codes_chosen_on_select_and_reported_on_test_cells(four, own, encode_here):
     encoded = encode_here(own, four.layer)
     (result,) = match(MatchOptions(run=four.first, other=(four.layer,), n_null=19), own)
