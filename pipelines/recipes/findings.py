@@ -66,14 +66,16 @@ def detector_recipe(files: Prepared, fold: int) -> Recipe:
 
 
 def protocol_recipe(files: Prepared) -> Recipe:
-    """The third: all genes of a sample of tokens train, and all tokens are encoded."""
+    """The third: a sample of each cell's tokens trains, and all are encoded.
+
+    `protocol` is no label here: whole batches carry it, so that batches would be compared inside protocols.
+    """
     return Recipe(
         extract=ExtractOptions(
             data=(files.mixology,),
             layer=(LAYER,),
             batch="batch",
             cell_type="cell_type",
-            label=("protocol",),
             split="split",
             tokens_per_cell=TOKENS_OF_MIXOLOGY,
         ),

@@ -23,6 +23,8 @@ from feature_store.genesets import canonical_immune
 from pipelines.inputs import recalled_source
 
 N_PERMUTATIONS = 999
+Q = 0.05
+"""False discovery rate at which a feature counts as one of a batch or a cell type."""
 MIN_CELLS = 5
 """Least cells on each side for a figure of a donor or a cell type."""
 Floats = npt.NDArray[np.float64]
@@ -259,26 +261,35 @@ def _each(
 
 @dataclass(frozen=True, kw_only=True)
 class Told:
-    """Features of a batch, and of cell types: AUROC [n_features] of the batch inside types and of the best type inside
-    batches, in both splits; and what sequencing depth alone does.
+    """Features of a batch and of cell types: the smaller q the surer, and what sequencing depth alone does.
 
     Attributes:
-        types: the type that each feature marks best on `select` cells.
+        batch: a row a feature: q on `select`, p on `test`, AUROC of the batch inside types on both, and inside type and
+            quartile of detected genes on `test`.
+        type: the type of smallest q on `select`, that q, its p on `test`, and its AUROC inside batches on both.
         depth: test AUROC of the batch inside types, by covariate of the cell table.
-        at_depth: that of the features, inside type and quartile of detected genes.
-        pairs_at_depth: pairs of a cell of the batch and another that this compares, of all pairs inside types.
-        gene: the best single gene for the batch on `select`, with its test AUROC.
+        pairs_at_depth: pairs of a cell of the batch and another in the same type and quartile, and in the same type.
+        gene: the best single gene for the batch on `select`, and its test AUROC.
     """
 
-    batch_select: Floats
-    batch_test: Floats
-    type_select: Floats
-    type_test: Floats
-    types: list[str]
+    batch: pl.DataFrame
+    type: pl.DataFrame
     depth: dict[str, float]
-    at_depth: Floats
     pairs_at_depth: tuple[int, int]
     gene: tuple[str, float]
+
+    def of_batch(self) -> Bools:
+        """Features that tell the batch on `select` at q <= Q."""
+        return (self.batch["q"] <= Q).to_numpy()
+
+    def of_type(self) -> Bools:
+        """Features that tell some cell type on `select` at q <= Q."""
+        return (self.type["q"] <= Q).to_numpy()
+
+    def held(self, table: pl.DataFrame) -> Bools:
+        """Features whose association with the batch, or type, is on the same side on `test` with p <= Q."""
+        same = (pl.col("select") - 0.5) * (pl.col("test") - 0.5) > 0
+        return table.select(same & (pl.col("p_test") <= Q)).to_series().to_numpy()
 
 
 def tell_batch(asked: Asked, batch: str, covariates: Sequence[str] = ("n_counts", "n_genes")) -> Told:
@@ -286,26 +297,40 @@ def tell_batch(asked: Asked, batch: str, covariates: Sequence[str] = ("n_counts"
     positive, types, batches = asked.is_label("batch", batch), asked.strata("cell_type"), asked.strata("batch")
     select, test = asked.split("select"), asked.split("test")
     assert types is not None
-    names = sorted(set(asked.cells["cell_type"].to_list()))
-    of_type = {
-        part: np.stack([separation(asked.codes, asked.is_label("cell_type", name), mask, batches) for name in names])
-        for part, mask in (("select", select), ("test", test))
-    }
-    best = np.nanargmax(of_type["select"], axis=0)
     quartile = asked.cells["n_genes"].qcut(4, labels=list("1234")).cast(pl.String)
     at_depth = Labels.from_values("depth", (asked.cells["cell_type"] + "|" + quartile).to_list())
-    gene = int(np.nanargmax(separation(asked.expression, positive, select, types)))
+    tests = asked.store.frame("feature_label").collect()
+    of_batch = _surest(tests.filter((pl.col("label_kind") == "batch") & (pl.col("label") == batch)))
+    of_type = _surest(tests.filter(pl.col("label_kind") == "cell_type"))
+    names = of_type["label"].to_list()
+    inside = {
+        (name, part): separation(asked.codes, asked.is_label("cell_type", name), mask, batches)
+        for name in set(names)
+        for part, mask in (("select", select), ("test", test))
+    }
+    gene = int(np.nanargmax(np.abs(separation(asked.expression, positive, select, types) - 0.5)))
     return Told(
-        batch_select=separation(asked.codes, positive, select, types),
-        batch_test=separation(asked.codes, positive, test, types),
-        type_select=of_type["select"].max(axis=0),
-        type_test=of_type["test"][best, np.arange(best.size)],
-        types=[names[i] for i in best],
+        batch=of_batch.with_columns(
+            select=separation(asked.codes, positive, select, types),
+            test=separation(asked.codes, positive, test, types),
+            at_depth=separation(asked.codes, positive, test, at_depth),
+        ),
+        type=of_type.with_columns(
+            pl.Series(part, [float(inside[name, part][i]) for i, name in enumerate(names)])
+            for part in ("select", "test")
+        ),
         depth={name: float(separation(_as_column(asked.cells[name]), positive, test, types)[0]) for name in covariates},
-        at_depth=separation(asked.codes, positive, test, at_depth),
         pairs_at_depth=(n_pairs(positive, test, at_depth), n_pairs(positive, test, types)),
         gene=(asked.genes[gene], float(separation(asked.expression[:, [gene]], positive, test, types)[0])),
     )
+
+
+def _surest(tests: pl.DataFrame) -> pl.DataFrame:
+    """A row a feature: its label of smallest q (then p) on `select`, and that label's p on `test`."""
+    select = tests.filter(pl.col("split") == "select").sort("feature_id", "q", "p", "label")
+    chosen = select.unique("feature_id", keep="first", maintain_order=True).select("feature_id", "label", "q")
+    test = tests.filter(pl.col("split") == "test").select("feature_id", "label", p_test="p")
+    return chosen.join(test, on=["feature_id", "label"], how="left", maintain_order="left")
 
 
 def n_pairs(positive: Bools, cells: Bools, within: Labels) -> int:

@@ -12,6 +12,7 @@ from feature_store import FeatureStore, plots
 from pipelines.recipes.findings_answers import (
     Asked,
     Detected,
+    Q,
     Told,
     cell_type_table,
     detect,
@@ -40,8 +41,6 @@ CELL_TYPES = (
 LOOKED_AT = ("101", "1256")
 """Donors on which layer, k and pooling were chosen."""
 PROTOCOL_BATCH = "sc_dropseq"
-STRONG = 0.9
-"""AUROC from which on a feature counts as one of a batch or a type; below 1 - STRONG it is one by its absence."""
 INTERFERON = "INTERFERON_RESPONSE"
 BY_CONDITION, BY_GENE_SET = "by condition", "by gene set"
 BEST_GENE, SCORE, COUNTS = COMPARED = ("best gene", "gene score", "total counts")
@@ -296,79 +295,70 @@ def protocol_section(out: Path, store: FeatureStore) -> str:
     told = tell_batch(asked, PROTOCOL_BATCH)
     features = store.frame("features").sort("feature_id").collect()
     plots.batch_quadrant(store, show=False, save=out / "findings_protocol.png")
-    of_batch, of_type = kinds_of(told)
-    held = (np.abs(told.batch_test - 0.5) >= STRONG - 0.5)[of_batch]
-    held_type = (told.type_test >= STRONG)[of_type]
-    at_depth = np.abs(told.at_depth - 0.5)[of_batch] >= STRONG - 0.5
+    of_batch, of_type = told.of_batch(), told.of_type()
     classes = features["class"].to_numpy()
+    kinds = {"protocol": of_batch & ~of_type, "cell line": of_type & ~of_batch, "both": of_batch & of_type}
     counts = pl.DataFrame(
         [
-            {"class": name, "features": int((classes == name).sum()),
-             "protocol": int((of_batch & ~of_type & (classes == name)).sum()),
-             "cell line": int((of_type & ~of_batch & (classes == name)).sum()),
-             "both": int((of_batch & of_type & (classes == name)).sum())}
+            {"class": name, "features": int((classes == name).sum())}
+            | {kind: int((mask & (classes == name)).sum()) for kind, mask in kinds.items()}
             for name in sorted(set(classes))
         ]
-    )  # fmt: skip
+    )
     covariates = ", ".join(f"{name} {value:.3f}" for name, value in told.depth.items())
+    same_side = told.batch.select((pl.col("test") - 0.5) * (pl.col("at_depth") - 0.5) > 0).to_series().to_numpy()
     return f"""
 ## Protocol against cell line: Tian et al. 2019, five lines, four batches of CEL-seq2 and one of Drop-seq
 
 {asked.cells.height:,} cells, the {len(asked.genes):,} genes that every batch detects. Splits are by cell: with one
 Drop-seq batch, batches cannot be held out, and nothing here tells what is particular to Drop-seq from what is
 particular to that one batch. AUROC of Drop-seq is inside cell lines, that of a line inside batches. A feature is one of
-the protocol where the former is above {STRONG} or below {1 - STRONG:.1f} on `select` cells, and one of a line where the
-latter is above {STRONG}.
+the protocol where it tells Drop-seq inside cell lines on `select` cells at q <= {Q}, and one of a line where it tells
+that inside batches. By class (the rule of `features`, from `train` and `select` cells):
 
 {markdown(counts)}
-Of {of_batch.sum()} protocol features {held.sum()} are so on test cells as well, and {at_depth.sum()} inside quartiles
-of detected genes (which leaves {told.pairs_at_depth[0]:,} of {told.pairs_at_depth[1]:,} pairs of cells to compare). Of
-{of_type.sum()} cell-line features {held_type.sum()} hold. Depth alone: {covariates}. The best single gene,
-{told.gene[0]}: {told.gene[1]:.3f}.
+Of {of_batch.sum()} protocol features {(told.held(told.batch) & of_batch).sum()} are so on test cells as well (same side,
+p <= {Q}), of {of_type.sum()} cell-line features {(told.held(told.type) & of_type).sum()}. Is it depth? Depth alone tells
+Drop-seq inside cell lines by {covariates}; inside quartiles of detected genes, which leave {told.pairs_at_depth[0]:,}
+of {told.pairs_at_depth[1]:,} pairs of cells, {(same_side & of_batch).sum()} of the protocol features stay on their side.
+The best single gene, {told.gene[0]}, has {told.gene[1]:.3f}.
 
-Features of the protocol, by `select` AUROC:
+Features of the protocol, by `select` q:
 
-{markdown(_feature_rows(features, told, _strongest(told, of_batch, 8)))}
-Features of each line:
+{markdown(_feature_rows(features, told, _surest_of(told.batch, 6)))}
+Of each line the surest feature:
 
-{markdown(_feature_rows(features, told, _best_of_types(told)))}
+{markdown(_feature_rows(features, told, _surest_of_types(told)))}
 ![Batch against cell context](findings_protocol.png)
 """
 
 
-def kinds_of(told: Told) -> tuple[np.ndarray, np.ndarray]:
-    """Masks [n_features] of the features of the batch and of a cell type, by `select` cells."""
-    return np.abs(told.batch_select - 0.5) >= STRONG - 0.5, told.type_select >= STRONG
+def _surest_of(table: pl.DataFrame, n: int) -> list[int]:
+    strength = (pl.col("select") - 0.5).abs()
+    chosen = table.filter(pl.col("q") <= Q).sort("q", strength, descending=[False, True])
+    return chosen["feature_id"].head(n).to_list()
 
 
-def _strongest(told: Told, mask: np.ndarray, n: int) -> list[int]:
-    strength = np.where(mask, np.abs(told.batch_select - 0.5), -1.0)
-    return [int(i) for i in np.argsort(-strength, kind="stable")[:n] if strength[i] >= 0]
-
-
-def _best_of_types(told: Told) -> list[int]:
-    best: dict[str, int] = {}
-    for feature in np.argsort(-told.type_select, kind="stable").tolist():
-        best.setdefault(told.types[feature], feature)
-    return [best[name] for name in sorted(best)]
+def _surest_of_types(told: Told) -> list[int]:
+    best = told.type.filter(pl.col("select") > 0.5).sort("q", "feature_id").unique("label", keep="first")
+    return best.sort("label")["feature_id"].to_list()
 
 
 def _feature_rows(features: pl.DataFrame, told: Told, chosen: Sequence[int]) -> pl.DataFrame:
     about = features.select("feature_id", "class", "batch_effect", "context_effect", "top_genes").rows(named=True)
-    return pl.DataFrame(
-        [
-            {
-                "feature": feature,
-                "class": about[feature]["class"],
-                "Drop-seq select": float(told.batch_select[feature]),
-                "Drop-seq test": float(told.batch_test[feature]),
-                "at like depth": float(told.at_depth[feature]),
-                "best line": told.types[feature],
-                "line test": float(told.type_test[feature]),
-                "batch effect": about[feature]["batch_effect"],
-                "context effect": about[feature]["context_effect"],
-                "genes": " ".join((about[feature]["top_genes"] or "").split()[:6]),
-            }
-            for feature in chosen
-        ]
-    )
+    batch, types = told.batch.rows(named=True), told.type.rows(named=True)
+    auroc = ["Drop-seq select", "Drop-seq test", "at like depth", "line", "line select", "line test"]
+    schema = ["feature", "class", *auroc, "batch effect", "context effect", "genes"]
+    rows = [
+        (
+            i,
+            about[i]["class"],
+            *(batch[i][name] for name in ("select", "test", "at_depth")),
+            *(types[i][name] for name in ("label", "select", "test")),
+            about[i]["batch_effect"],
+            about[i]["context_effect"],
+            " ".join((about[i]["top_genes"] or "-").split()[:6]),
+        )
+        for i in chosen
+    ]
+    return pl.DataFrame(rows, schema=schema, orient="row")
