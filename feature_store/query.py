@@ -207,7 +207,7 @@ class FeatureStore:
     def to_anndata(
         self,
         *,
-        cells: pl.Expr | Sequence[int] | None = None,
+        cells: pl.Expr | Sequence[int | str] | None = None,
         features: Sequence[int] | None = None,
         tables: Sequence[str] | None = None,
         key: str = "X_sae",
@@ -221,7 +221,7 @@ class FeatureStore:
         of the codes, and `provenance`, its plans as JSON. There is no X: the values are in the file that was encoded.
 
         Args:
-            cells: a condition on the cell table, or cell_idx in the order wanted; default: all.
+            cells: a condition on the cell table, or cell_idx or cell_id in the order wanted; default: all.
             features: feature ids, in the order wanted; default: all.
             tables: tables about features to take along; default: all that associations made.
             key: name of the codes.
@@ -242,6 +242,8 @@ class FeatureStore:
         known = [table for table in ASSOCIATION_TABLES if table in self._folders]
         about = {}
         for table in known if tables is None else tables:
+            if "feature_id" not in self.frame(table).collect_schema():
+                raise QueryError(f"table {table!r} is not about features; those are {', '.join(known)}")
             rows = self.frame(table).filter(pl.col("feature_id").is_in(wanted)).collect()
             joined = order.join(rows, on="feature_id", how="left", maintain_order="left")
             about[table] = joined if table == "features" else rows
@@ -258,7 +260,7 @@ class FeatureStore:
             },
         )
 
-    def _chosen_cells(self, cells: pl.Expr | Sequence[int] | None) -> pl.DataFrame:
+    def _chosen_cells(self, cells: pl.Expr | Sequence[int | str] | None) -> pl.DataFrame:
         """Rows of the cell table that meet a condition, or of these cell_idx in their order."""
         table = self.frame("cells")
         if cells is None or isinstance(cells, pl.Expr):
@@ -266,7 +268,7 @@ class FeatureStore:
                 return (table if cells is None else table.filter(cells)).collect()
             except pl.exceptions.PolarsError as error:
                 raise QueryError(self._explain(str(error))) from error
-        indices = [self._cell_idx(int(cell)) for cell in cells]
+        indices = [self._cell_idx(cell if isinstance(cell, str) else int(cell)) for cell in cells]
         chosen = pl.DataFrame({"cell_idx": indices}, schema={"cell_idx": pl.Int64})
         rows = self._cells_of(chosen["cell_idx"].unique())
         return chosen.join(rows, on="cell_idx", how="left", maintain_order="left")

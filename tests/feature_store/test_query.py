@@ -497,7 +497,7 @@ def test_anndata_has_the_cells_the_codes_and_the_tables_about_features(store: Fe
 
 
 def test_anndata_of_some_cells_and_features_keeps_their_order(store: FeatureStore, dense: np.ndarray) -> None:
-    adata = store.to_anndata(cells=[30, 2, 17], features=[5, 3], tables=["features"], key="X_codes")
+    adata = store.to_anndata(cells=[30, "cell-2", np.int64(17)], features=[5, 3], tables=["features"], key="X_codes")
     assert adata.obs_names.to_list() == ["cell-30", "cell-2", "cell-17"]
     assert (adata.obsm["X_codes"].toarray() == dense[[30, 2, 17]][:, [5, 3]]).all()
     assert adata.uns["codes"]["features"]["feature_id"].to_list() == [5, 3]
@@ -517,6 +517,8 @@ def test_anndata_of_what_is_not_there_is_refused(store: FeatureStore) -> None:
         store.to_anndata(cells=pl.col("cel_type") == "T")
     with pytest.raises(QueryError, match="no table 'feature_gen'; did you mean 'feature_gene'"):
         store.to_anndata(tables=["feature_gen"])
+    with pytest.raises(QueryError, match="table 'cells' is not about features; those are features, feature_label"):
+        store.to_anndata(tables=["features", "cells"])
 
 
 def test_anndata_says_which_runs_it_comes_from(store: FeatureStore, small_store: Any) -> None:
