@@ -11,9 +11,16 @@ Three tests, all against the DETECTED genes only (a gene that no cell expresses 
 - ranks: does the association score of the set's genes lie above that of the others (Mann-Whitney, same permutation
   moments as `pvalues`)?
 
-Both ask whether THESE genes are special among genes (competitive null: random gene lists). Genes of a set are
+In 9,000 genes of 2,000 real cells (Kang), the genes of 150 features (sums of single genes) against 20 random sets had a
+q <= .05 in no data set by either over-representation where sets were drawn evenly; where they were drawn with odds of
+the detection rate, in all by the plain p, and in .10 (40 bins) or .03 (100 bins) by p_matched.
+
+All ask whether THESE genes are special among genes (competitive null: random gene lists). Genes of a set are
 correlated, so real programs look significant more easily than that null says (Wu & Smyth 2012,
-doi:10.1093/nar/gks461). Cost: 1024 features x 20 sets x 765 genes 0.7 s on one core.
+doi:10.1093/nar/gks461): the 30 genes nearest to a feature of noise hit modules of co-expressed genes in all of 50
+simulated data sets. A feature's genes are therefore those that are associated with it at their own q (`assemble`): then
+it was 1 of 200.
+Cost on one core: 4096 features x 50 sets x 9,000 genes 1.1 s, matched 1.3 s more; ranks 1024 x 20 x 765 0.7 s.
 """
 
 from typing import NamedTuple
@@ -28,7 +35,7 @@ from feature_store.associations.moments import sum_rows
 from feature_store.associations.pvalues import blocked_rank_test
 
 METHOD = "hypergeometric/1 background=detected"
-N_BINS = 40
+N_BINS = 100
 """Bins of detection at most; each holds GENES_PER_BIN genes at least."""
 GENES_PER_BIN = 20
 _CHUNK_VALUES = 4_000_000

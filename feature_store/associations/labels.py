@@ -7,7 +7,10 @@ Thresholds are chosen on `select` and only applied to `test`. AUROC from sparse 
 Given `within` (the
 cell type, for batches), AUROC is the mean over its strata weighted by n_label n_rest and p permutes inside them, so
 that a batch with other cells in it is no batch effect.
-Cost on one core: 1024 features x 10 labels x 175 cells 0.1 s; 4096 x 40 x 50k (32 values a cell) 8.4 s.
+Three p, of three questions: p, do cells of these donors differ; p_donor with low and high (`donors`), do donors agree;
+p_max (`familywise`), would the best of all features look as good by chance.
+Cost on one core: 4096 features x 40 labels x 50k cells 2.2 s at 32 values a cell, and 3.3 s for 100 permutations; 128
+features that fire in .8 of the cells 7.2 s and 1.3 s. Linear in the values.
 """
 
 from dataclasses import dataclass
