@@ -317,11 +317,11 @@ the protocol where it tells Drop-seq inside cell lines on `select` cells at q <=
 that inside batches. By class (the rule of `features`, from `train` and `select` cells):
 
 {markdown(counts)}
-Of {of_batch.sum()} protocol features {(told.held(told.batch) & of_batch).sum()} are so on test cells as well (same side,
-p <= {Q}), of {of_type.sum()} cell-line features {(told.held(told.type) & of_type).sum()}. Is it depth? Depth alone tells
-Drop-seq inside cell lines by {covariates}; inside quartiles of detected genes, which leave {told.pairs_at_depth[0]:,}
-of {told.pairs_at_depth[1]:,} pairs of cells, {(same_side & of_batch).sum()} of the protocol features stay on their side.
-The best single gene, {told.gene[0]}, has {told.gene[1]:.3f}.
+Of {of_batch.sum()} protocol features {(told.held(told.batch) & of_batch).sum()} are so on test cells as well (same
+side, p <= {Q}), of {of_type.sum()} cell-line features {(told.held(told.type) & of_type).sum()}. Is it depth? It alone
+tells Drop-seq inside cell lines by {covariates}; inside quartiles of detected genes, which leave
+{told.pairs_at_depth[0]:,} of {told.pairs_at_depth[1]:,} pairs of cells, {(same_side & of_batch).sum()} of the protocol
+features stay on their side. The best single gene, {told.gene[0]}, has {told.gene[1]:.3f}.
 
 Features of the protocol, by `select` q:
 
