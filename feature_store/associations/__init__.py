@@ -6,6 +6,7 @@ ranks        midranks that stay sparse
 moments      additive sums -> correlations and permutation moments
 pvalues      donor-aware tests, Benjamini-Hochberg
 labels       feature x label: AUROC, rank-biserial;  thresholds: F1, MCC;  ami: adjusted mutual information
+donors       do donors agree: p across donors and intervals;  familywise: p over all features of a label
 batch        feature x batch within cell type
 genes        feature x gene: identity by tokens, correlation with expression
 enrichment   feature x gene set: over-representation and ranks
@@ -20,9 +21,10 @@ from feature_store.associations.assemble import AssociationInputs, InMemory, ass
 from feature_store.associations.batch import associate_batch
 from feature_store.associations.classes import CLASSES, ClassConfig, classify
 from feature_store.associations.enrichment import over_representation, rank_enrichment
+from feature_store.associations.familywise import Replicates, family_wise, merge_minima
 from feature_store.associations.genes import GeneTiles, associate_expression, identity
 from feature_store.associations.inputs import Labels, Strata, as_csr
-from feature_store.associations.labels import associate_labels, auroc
+from feature_store.associations.labels import LabelRows, associate_labels, auroc
 from feature_store.associations.measure import AssociationConfig, CellInputs, FeatureRange, Measured, measure
 from feature_store.associations.moments import BlockMoments
 from feature_store.associations.pvalues import benjamini_hochberg, blocked_rank_test, unit_test
@@ -41,9 +43,11 @@ __all__ = [
     "FeatureRange",
     "GeneTiles",
     "InMemory",
+    "LabelRows",
     "Labels",
     "Measured",
     "MeasuredRun",
+    "Replicates",
     "Strata",
     "TokenStatistics",
     "adjusted_mutual_information",
@@ -60,9 +64,11 @@ __all__ = [
     "blocked_rank_test",
     "choose_thresholds",
     "classify",
+    "family_wise",
     "feature_ranges",
     "identity",
     "measure",
+    "merge_minima",
     "over_representation",
     "rank_enrichment",
     "rank_scores",
