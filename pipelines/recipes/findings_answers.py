@@ -286,11 +286,6 @@ class Told:
         """Features that tell some cell type on `select` at q <= Q."""
         return (self.type["q"] <= Q).to_numpy()
 
-    def held(self, table: pl.DataFrame) -> Bools:
-        """Features whose association with the batch, or type, is on the same side on `test` with p <= Q."""
-        same = (pl.col("select") - 0.5) * (pl.col("test") - 0.5) > 0
-        return table.select(same & (pl.col("p_test") <= Q)).to_series().to_numpy()
-
 
 def tell_batch(asked: Asked, batch: str, covariates: Sequence[str] = ("n_counts", "n_genes")) -> Told:
     """How features separate one batch inside cell types, and cell types inside batches."""
@@ -300,8 +295,8 @@ def tell_batch(asked: Asked, batch: str, covariates: Sequence[str] = ("n_counts"
     quartile = asked.cells["n_genes"].qcut(4, labels=list("1234")).cast(pl.String)
     at_depth = Labels.from_values("depth", (asked.cells["cell_type"] + "|" + quartile).to_list())
     tests = asked.store.frame("feature_label").collect()
-    of_batch = _surest(tests.filter((pl.col("label_kind") == "batch") & (pl.col("label") == batch)))
-    of_type = _surest(tests.filter(pl.col("label_kind") == "cell_type"))
+    of_batch = surest_label(tests.filter((pl.col("label_kind") == "batch") & (pl.col("label") == batch)))
+    of_type = surest_label(tests.filter(pl.col("label_kind") == "cell_type"))
     names = of_type["label"].to_list()
     inside = {
         (name, part): separation(asked.codes, asked.is_label("cell_type", name), mask, batches)
@@ -325,12 +320,19 @@ def tell_batch(asked: Asked, batch: str, covariates: Sequence[str] = ("n_counts"
     )
 
 
-def _surest(tests: pl.DataFrame) -> pl.DataFrame:
+def surest_label(tests: pl.DataFrame) -> pl.DataFrame:
     """A row a feature: its label of smallest q (then p) on `select`, and that label's p on `test`."""
     select = tests.filter(pl.col("split") == "select").sort("feature_id", "q", "p", "label")
     chosen = select.unique("feature_id", keep="first", maintain_order=True).select("feature_id", "label", "q")
     test = tests.filter(pl.col("split") == "test").select("feature_id", "label", p_test="p")
     return chosen.join(test, on=["feature_id", "label"], how="left", maintain_order="left")
+
+
+def held(table: pl.DataFrame) -> Bools:
+    """Whether the association of each feature is on the same side on `test` as on `select`, with p <= Q."""
+    same = (pl.col("select") - 0.5) * (pl.col("test") - 0.5) > 0
+    found: Bools = table.select(same & (pl.col("p_test") <= Q)).to_series().to_numpy()
+    return found
 
 
 def n_pairs(positive: Bools, cells: Bools, within: Labels) -> int:

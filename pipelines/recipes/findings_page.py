@@ -19,6 +19,7 @@ from pipelines.recipes.findings_answers import (
     feature_of_gene_set,
     firing_on,
     genes_inside_types,
+    held,
     n_of_set,
     sign_flip_p,
     tell_batch,
@@ -195,7 +196,8 @@ ways: {BY_CONDITION}, the highest AUROC on two other donors; and {BY_GENE_SET}, 
 condition inside donor and cell type.
 
 {markdown(pl.DataFrame(rows))}
-What the features are among control cells of the `select` donors:
+What the features are among control cells of the `select` donors (the SAEs start from the same weights, so that a
+feature may keep its id from fold to fold):
 
 {markdown(pl.DataFrame(genes))}
 By cell type, feature chosen {BY_CONDITION} and {BY_GENE_SET}:
@@ -317,8 +319,8 @@ the protocol where it tells Drop-seq inside cell lines on `select` cells at q <=
 that inside batches. By class (the rule of `features`, from `train` and `select` cells):
 
 {markdown(counts)}
-Of {of_batch.sum()} protocol features {(told.held(told.batch) & of_batch).sum()} are so on test cells as well (same
-side, p <= {Q}), of {of_type.sum()} cell-line features {(told.held(told.type) & of_type).sum()}. Is it depth? It alone
+Of {of_batch.sum()} protocol features {(held(told.batch) & of_batch).sum()} are so on test cells as well (same
+side, p <= {Q}), of {of_type.sum()} cell-line features {(held(told.type) & of_type).sum()}. Is it depth? It alone
 tells Drop-seq inside cell lines by {covariates}; inside quartiles of detected genes, which leave
 {told.pairs_at_depth[0]:,} of {told.pairs_at_depth[1]:,} pairs of cells, {(same_side & of_batch).sum()} of the protocol
 features stay on their side. The best single gene, {told.gene[0]}, has {told.gene[1]:.3f}.

@@ -10,6 +10,7 @@ from pipelines.recipes.findings_answers import (
     feature_of_gene_set,
     firing_on,
     genes_inside_types,
+    held,
     tell_batch,
 )
 from pipelines.recipes.findings_data import FOLDS, STIMULATED, prepare
@@ -74,5 +75,5 @@ def test_features_of_the_protocol_are_others_than_those_of_cell_lines(ray_local,
     assert min(of_batch.sum(), of_type.sum()) >= 10
     assert (of_batch & of_type).sum() < 0.5 * min(of_batch.sum(), of_type.sum())
     # of features that mean nothing 2.5 % hold on the same side at p <= .05
-    assert (told.held(told.batch) & of_batch).sum() > 0.5 * of_batch.sum()
-    assert (told.held(told.type) & of_type).sum() > 0.5 * of_type.sum()
+    assert (held(told.batch) & of_batch).sum() > 0.5 * of_batch.sum()
+    assert (held(told.type) & of_type).sum() > 0.5 * of_type.sum()

@@ -9,7 +9,7 @@ from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
 from feature_store.associations import Labels
-from pipelines.recipes.findings_answers import n_pairs, permuted, separation, sign_flip_p
+from pipelines.recipes.findings_answers import held, n_pairs, permuted, separation, sign_flip_p, surest_label
 from pipelines.recipes.findings_data import FOLDS, fold_splits, shared_genes
 from pipelines.recipes.findings_page import markdown
 
@@ -61,6 +61,21 @@ def test_permutations_keep_to_their_blocks_and_centre_on_one_half(drawn):
 )
 def test_sign_flips_give_the_exact_p(effects, p):
     assert sign_flip_p(effects) == p
+
+
+def test_what_is_chosen_on_select_holds_on_the_same_side_of_test_alone():
+    rows = [
+        ("A", "select", 0.02, 0.001),
+        ("A", "test", None, 0.2),
+        ("B", "select", 0.01, 0.01),
+        ("B", "test", None, 0.03),
+    ]
+    tests = pl.DataFrame(
+        [{"feature_id": i, "label": name, "split": split, "q": q, "p": p} for i in (0, 1) for name, split, q, p in rows]
+    )
+    table = surest_label(tests).with_columns(select=pl.Series([0.8, 0.8]), test=pl.Series([0.7, 0.3]))
+    assert table.select("feature_id", "label", "q", "p_test").rows() == [(0, "B", 0.01, 0.03), (1, "B", 0.01, 0.03)]
+    assert held(table).tolist() == [True, False]
 
 
 def test_every_donor_is_tested_once_and_no_fold_leaves_a_split_empty():
