@@ -18,7 +18,7 @@ the quantile of these maxima that a match has to exceed for p <= .05, p = (1 + #
 of one feature and not of all.
 Cells that are large in one code are large in the other (more genes, larger maxima), and every model sees which genes a
 cell has, so a correlation far beyond this null may be no more than that: hold it against the correlations with an SAE
-of the model with random weights (mini model: a median of .50 on test cells, for .67 between two seeds).
+of the model with random weights (mini model: medians of .44 to .50 on test cells, for .67 between seeds).
 
 Cost: one product [n_features n_features] per permutation, in blocks. CPU seconds of one core, 39 permutations: F 1024
 over 500 cells, 80 % full, 1.3; F 4096 over 5,000 cells, 32 features a cell, 8; the same 30 % full about 150.
