@@ -31,7 +31,7 @@ from feature_store.expression import ExpressionReader, plan_expression, write_pa
 from feature_store.genesets import GeneSets, canonical_immune, read_gmt
 from feature_store.layout import ASSOCIATION_TABLES, Layout, as_path, run_id
 from pipelines.cluster import one_ray_session
-from pipelines.config import ActorOptions, AssociateOptions, EncodeOptions
+from pipelines.config import ActorOptions, AssociateOptions, EncodeOptions, parse_size
 from pipelines.encode import encode
 from pipelines.inputs import recalled_genes, recalled_source
 from pipelines.shards import do_shards
@@ -139,7 +139,7 @@ def associate_all(options: AssociateOptions, store: Path, *, address: str | None
 
 
 def _associate(
-    options: ActorOptions, run: str | None, sets: tuple[GeneSets, ...], store: Path, address: str | None
+    options: AssociateOptions, run: str | None, sets: tuple[GeneSets, ...], store: Path, address: str | None
 ) -> StageResult:
     clock = Clock()
     layout = Layout(store)
@@ -155,7 +155,8 @@ def _associate(
     folder = layout.associations_dir(run_id(plan))
     genes = recalled_genes(layout, codes)["symbol"].to_list()
     by_feature = commit.Run.open(codes.folder / "by_feature").manifest()
-    bounds = feature_ranges(by_feature, codes.n_features, len(genes))
+    range_bytes = parse_size(options.range_size)
+    bounds = feature_ranges(by_feature, codes.n_features, len(genes), range_bytes=range_bytes)
     missing = [name for name in ASSOCIATION_TABLES if not _is_intact(folder / name)]
     pending: list[int] = []
     is_measured = all(_is_intact(path) for path in MeasuredRun.folders(folder / MEASURED))

@@ -230,6 +230,15 @@ class AssociateOptions(CellOptions, ForwardOptions):
     may be repeated."""
     matrix: str | None = None
     """Matrix of `data` to read: X, raw or layers/NAME; default as in extract."""
+    range_size: str = "600MB"
+    """Memory of an actor for the codes of a range of features. Each range goes over the expression of all cells once,
+    so where codes are larger than this by far, more memory is less work."""
+
+    @pydantic.field_validator("range_size")
+    @classmethod
+    def _a_size(cls, value: str) -> str:
+        parse_size(value)
+        return value
 
     @pydantic.model_validator(mode="after")
     def _of_other_data(self) -> "AssociateOptions":

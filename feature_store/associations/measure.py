@@ -7,8 +7,9 @@ is the same to the bit however the ranges are cut.
 
 What leaves a range is small: rows of labels, classes and gene sets; all p of features x genes as bare numbers, as the
 correction is over all tests; and of the pairs themselves those that somebody could still ask for.
-Memory: 70 bytes a nonzero of the range's codes, the expression that is kept (`genes.KEPT_BYTES`) and 80 bytes a pair of
-a feature and a gene (two splits).
+Cost: 256 features with 400 thousand nonzeros in 50 thousand cells, 2,000 genes and 46 labels take 7.5 CPU seconds;
+codes that fire everywhere take 3.7 seconds a million nonzeros. Memory: 140 bytes a nonzero of the range's codes, 80
+bytes a pair of a feature and a gene (two splits), and the expression that is kept (`genes.KEPT_BYTES`).
 """
 
 from collections.abc import Mapping, Sequence

@@ -19,8 +19,8 @@ from feature_store.associations.measure import Measured
 from feature_store.commit import Manifest, Run, read_part, write_frame
 from feature_store.layout import as_path
 
-RANGE_NONZEROS = 8_000_000
-"""Nonzeros of the codes of a range, about."""
+NONZERO_BYTES = 140
+"""Memory that a nonzero of the codes of a range takes while it is measured."""
 RANGE_PAIRS = 2_000_000
 """Pairs of a feature and a gene of a range, at most (unless a feature has more genes)."""
 RANGES = 16
@@ -29,8 +29,12 @@ RANGE_FEATURES = 64
 COLUMNLESS = "nothing"
 
 
-def feature_ranges(by_feature: Manifest, n_features: int, n_genes: int) -> list[int]:
-    """Where the ranges of features begin, and the number of features: from the sizes of the parts of by_feature."""
+def feature_ranges(by_feature: Manifest, n_features: int, n_genes: int, *, range_bytes: int) -> list[int]:
+    """Where the ranges of features begin, and the number of features: from the sizes of the parts of by_feature.
+
+    range_bytes: memory for the codes of a range, about; a single feature may need more.
+    """
+    most_nonzeros = range_bytes / NONZERO_BYTES
     wanted = max(n_features // RANGES, RANGE_FEATURES)
     most = max(1, min(wanted, RANGE_PAIRS // max(n_genes, 1)))
     nonzeros = np.zeros(n_features)
@@ -39,7 +43,7 @@ def feature_ranges(by_feature: Manifest, n_features: int, n_genes: int) -> list[
         nonzeros[part.start : part.stop] = part.rows / max(part.stop - part.start, 1)
     bounds, held = [0], 0.0
     for feature, n in enumerate(nonzeros.tolist()):
-        if feature > bounds[-1] and (held + n > RANGE_NONZEROS or feature - bounds[-1] >= most):
+        if feature > bounds[-1] and (held + n > most_nonzeros or feature - bounds[-1] >= most):
             bounds.append(feature)
             held = 0.0
         held += n

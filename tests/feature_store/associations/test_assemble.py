@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import anndata
 import numpy as np
 import polars as pl
@@ -17,8 +19,11 @@ from feature_store.associations import (
     assemble_measured,
     associate_expression,
     benjamini_hochberg,
+    feature_ranges,
     measure,
 )
+from feature_store.associations.ranges import NONZERO_BYTES
+from feature_store.commit import Manifest, ShardMarker
 from feature_store.errors import InputError
 from feature_store.genesets import GeneSets, canonical_immune
 
@@ -184,6 +189,38 @@ def test_ranges_on_disk_give_the_same_tables_and_need_no_second_measurement(tabl
     assert again.pending() == []
     found = assemble_measured(again, inputs.genes, inputs.gene_sets, CONFIG)
     assert all(frame.equals(found[name]) for name, frame in tables.items())
+
+
+def manifest(rows):
+    """Parts of ten features each with so many nonzeros."""
+    return Manifest(
+        plan_sha="",
+        shards=tuple(
+            ShardMarker(shard=i, start=10 * i, stop=10 * i + 10, rows=n, bytes=0, sha256="", plan_sha="")
+            for i, n in enumerate(rows)
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("n_features", "n_genes", "range_bytes", "widths"),
+    [
+        (4096, 500, 10**12, {256}),  # work for several actors
+        (100, 500, 10**12, {64, 36}),  # but not for the sake of a few features
+        (4096, 20_000, 10**12, {100, 96}),  # pairs with genes
+        (400, 500, 20 * 1000 * NONZERO_BYTES, {20}),  # memory of codes
+        (40, 500, 1, {1}),  # a feature is not cut
+    ],
+)
+def test_ranges_of_features_are_as_wide_as_work_and_memory_allow(n_features, n_genes, range_bytes, widths):
+    bounds = feature_ranges(manifest([10_000] * -(-n_features // 10)), n_features, n_genes, range_bytes=range_bytes)
+    assert (bounds[0], bounds[-1]) == (0, n_features)
+    assert {b - a for a, b in pairwise(bounds)} == widths
+
+
+def test_ranges_are_narrow_where_features_are_full():
+    bounds = feature_ranges(manifest([10, 100_000, 10]), 30, 5, range_bytes=30_000 * NONZERO_BYTES)
+    assert bounds == [0, 12, 15, 18, 30]
 
 
 def test_without_labels_units_tokens_or_sets_the_tables_are_still_there(planted):
