@@ -48,7 +48,7 @@ MIN_NULL = 19
 N_DIRECTIONS = 1000
 """Random directions of a null of cosines."""
 STABLE = 0.7
-"""Similarity from which on a mutual match counts as the same feature, as in the literature on seeds."""
+"""Similarity from which on a mutual match counts as the same feature: a convention."""
 _BLOCK_VALUES = 4_000_000
 _DENSE = 0.05
 """Share of nonzeros from which on a dense product is the faster one."""
