@@ -42,6 +42,8 @@ CELL_TYPES = (
 LOOKED_AT = ("101", "1256")
 """Donors on which layer, k and pooling were chosen."""
 PROTOCOL_BATCH = "sc_dropseq"
+WANTED = 0.92
+"""AUROC that an early trial had for stimulated cells."""
 INTERFERON = "INTERFERON_RESPONSE"
 BY_CONDITION, BY_GENE_SET = "by condition", "by gene set"
 BEST_GENE, SCORE, COUNTS = COMPARED = ("best gene", "gene score", "total counts")
@@ -258,6 +260,8 @@ def _donor_claims(by_donor: Mapping[str, Mapping[str, float]]) -> str:
                     f"sign-flip p {sign_flip_p(effects):.4f} (the smallest that {len(part)} donors can give: "
                     f"{2.0 ** (1 - len(part)):.4f})."
                 )
+        below = [f"{donor} ({value:.3f})" for donor, value in sorted(values.items()) if value < WANTED]
+        lines.append(f"Chosen {chosen}, donors below {WANTED}: {', '.join(below) or 'none'}.")
         for other in (BEST_GENE, SCORE):
             above = [values[donor] - by_donor[other][donor] for donor in values]
             lines.append(

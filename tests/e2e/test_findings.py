@@ -14,7 +14,7 @@ from pipelines.recipes.findings_answers import (
     tell_batch,
 )
 from pipelines.recipes.findings_data import FOLDS, STIMULATED, prepare
-from pipelines.recipes.findings_page import CELL_TYPES, INTERFERON, PROTOCOL_BATCH
+from pipelines.recipes.findings_page import CELL_TYPES, INTERFERON, PROTOCOL_BATCH, WANTED
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -31,7 +31,10 @@ def files(store, scsae_data):
 
 @pytest.fixture(scope="module")
 def fold(ray_local, files, store):
-    """The first fold: neither its `select` nor its `test` donors are those on which the options were chosen."""
+    """The first fold, whose donors of `select` and `test` are not those on which the options were chosen.
+
+    docs/findings.md has the others; in the second, the feature chosen by gene set stays below .92.
+    """
     return run_detector(files, store, 0)
 
 
@@ -56,7 +59,7 @@ def test_a_feature_of_control_cells_tells_stimulated_cells_of_other_donors(fold,
     names = [str(i) for i in range(asked.codes.shape[1])]
     feature = feature_of_gene_set(fold.control, INTERFERON) if chosen == "by gene set" else None
     found = detect(asked, asked.codes, names, kind="condition", label=STIMULATED, chosen=feature)
-    assert found.test >= 0.92
+    assert found.test >= WANTED
     assert set(found.by_donor) == set(FOLDS[0])
     assert min(found.by_donor.values()) > 0.9
     assert found.p_permutation == 0.001
