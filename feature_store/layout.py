@@ -1,10 +1,11 @@
 """Where everything lies: the folders of a store, the names of a run's files, and the id of a run.
 
-    <root>/cells/<dataset>/        the cell table (one part), with genes/ beside it
+    <root>/cells/<dataset>/        the cell table (one part), with genes/ and expression/ (by gene) beside it
     <root>/activations/<run>/      plan.json  part-00012.parquet  part-00012.json  MANIFEST.json
     <root>/saes/<run>/             ray_train/  sae.safetensors  config.json  MANIFEST.json
     <root>/codes/<run>/            by_cell/  by_feature/  stats/{feature_gene,gene,feature_token}/
     <root>/associations/<run>/     features/  feature_label/  feature_gene/  feature_geneset/  feature_token/
+                                   measured/ (what these are assembled from, a part per range of features)
     <root>/steering/<run>/         results/  per_cell/
     <root>/matches/<run>/          feature_match/
     <root>/comparisons/<run>/      comparison/  representation/
