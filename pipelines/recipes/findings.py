@@ -59,9 +59,19 @@ def detector_recipe(files: Prepared, fold: int) -> Recipe:
             data=(files.control,), layer=(LAYER,), donor="donor", cell_type="cell_type", split=fold_column(fold)
         ),
         train=TRAIN,
-        encode=EncodeOptions(
-            data=(files.kang,), donor="donor", cell_type="cell_type", label=("condition",), pooling=POOLING
-        ),
+        encode=_both_conditions(files),
+    )
+
+
+def _both_conditions(files: Prepared, sae: str | None = None) -> EncodeOptions:
+    """Encode control and stimulated cells."""
+    return EncodeOptions(
+        run=sae,
+        data=(files.kang,),
+        donor="donor",
+        cell_type="cell_type",
+        label=("condition",),
+        pooling=POOLING,
     )
 
 
@@ -102,6 +112,17 @@ def run_detector(files: Prepared, store: Path, fold: int) -> Fold:
     )
 
 
+def run_detector_baselines(files: Prepared, fold: Fold) -> dict[str, Fold]:
+    """The same fold with each baseline in the place of its SAE."""
+    from pipelines.encode import encode
+
+    store, found = fold.control.layout.root, {}
+    for kind, control in run_baselines(fold.control).items():
+        codes = encode(_both_conditions(files, control.lineage.sae), store).run
+        found[kind] = Fold(number=fold.number, both=FeatureStore.open(store, codes=codes), control=control)
+    return found
+
+
 def run_protocol(files: Prepared, store: Path) -> FeatureStore:
     """Run the third recipe."""
     return FeatureStore.open(store, associations=run_recipe(protocol_recipe(files), store)[-1].run)
@@ -129,8 +150,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     files = prepare(options.data, options.store / "data")
     folds = [run_detector(files, options.store, fold) for fold in range(len(FOLDS))]
-    types = run_cell_types(files, options.store)
-    write_page(options.out, types, run_baselines(types), folds, run_protocol(files, options.store))
+    types, protocol = run_cell_types(files, options.store), run_protocol(files, options.store)
+    write_page(
+        options.out,
+        types,
+        run_baselines(types),
+        folds,
+        [run_detector_baselines(files, fold) for fold in folds],
+        protocol,
+        run_baselines(protocol),
+    )
 
 
 if __name__ == "__main__":

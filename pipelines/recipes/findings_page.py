@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -21,6 +21,7 @@ from pipelines.recipes.findings_answers import (
     genes_inside_types,
     held,
     n_of_set,
+    separation,
     sign_flip_p,
     tell_batch,
 )
@@ -54,15 +55,17 @@ def write_page(
     types: FeatureStore,
     baselines: Mapping[str, FeatureStore],
     folds: "Sequence[Fold]",
+    fold_baselines: "Sequence[Mapping[str, Fold]]",
     protocol: FeatureStore,
+    protocol_baselines: Mapping[str, FeatureStore],
 ) -> Path:
-    """Write findings.md and its figures to `out`; return its path."""
+    """Write findings.md and its figures to `out`; return its path. `fold_baselines`: those of each fold, by kind."""
     out.mkdir(parents=True, exist_ok=True)
     sections = [
         HEAD,
         cell_type_section(out, types, baselines),
-        detector_section(out, folds),
-        protocol_section(out, protocol),
+        detector_section(out, folds, fold_baselines),
+        protocol_section(out, protocol, protocol_baselines),
     ]
     page = out / "findings.md"
     page.write_text("\n".join(sections))
@@ -141,7 +144,7 @@ def depth(asked: Asked) -> sparse.csr_array:
     return sparse.csr_array(asked.cells["n_counts"].to_numpy().astype(float)[:, None])
 
 
-def detector_section(out: Path, folds: "Sequence[Fold]") -> str:
+def detector_section(out: Path, folds: "Sequence[Fold]", baselines: "Sequence[Mapping[str, Fold]]") -> str:
     """The second question: stimulated cells by an SAE of control cells."""
     found: dict[str, list[Detected]] = {name: [] for name in (BY_CONDITION, BY_GENE_SET, *COMPARED)}
     rows, genes = [], []
@@ -210,8 +213,47 @@ By donor:
 {markdown(_donor_rows(by_donor))}
 {_donor_claims(by_donor)}
 
+With a baseline (`scsae baseline`) in the place of each SAE, chosen in the same two ways, over the donors of all folds:
+
+{markdown(_baseline_rows(baselines, by_donor))}
 ![AUROC of each donor](findings_interferon.png)
 """
+
+
+def _baseline_rows(
+    baselines: "Sequence[Mapping[str, Fold]]", by_donor: Mapping[str, Mapping[str, float]]
+) -> pl.DataFrame:
+    """Two rows a baseline: its features chosen by condition and by gene set, and what the SAE has above them."""
+    rows = []
+    for kind in baselines[0] if baselines else ():
+        asked = [
+            (Asked.open(fold[kind].both), feature_of_gene_set(fold[kind].control, INTERFERON)) for fold in baselines
+        ]
+        for name in (BY_CONDITION, BY_GENE_SET):
+            found = [_detect_feature(one, None if name == BY_CONDITION else of_set) for one, of_set in asked]
+            values = _merged(found)
+            above = [by_donor[name][donor] - value for donor, value in values.items()]
+            fires = [
+                firing_on(f[kind].control, int(one.name), INTERFERON) for f, one in zip(baselines, found, strict=True)
+            ]
+            rows.append(
+                {
+                    "baseline": kind,
+                    "chosen": name,
+                    "mean AUROC of donors": float(np.mean(list(values.values()))),
+                    "lowest": min(values.values()),
+                    "SAE above it": float(np.mean(above)),
+                    "in donors": f"{sum(x > 0 for x in above)} of {len(above)}",
+                    "sign-flip p": sign_flip_p(above),
+                    "firing on interferon genes": " ".join(f"{value:.2f}" for value in fires),
+                }
+            )
+    return pl.DataFrame(rows)
+
+
+def _detect_feature(asked: Asked, chosen: int | None) -> Detected:
+    names = [str(i) for i in range(asked.codes.shape[1])]
+    return detect(asked, asked.codes, names, kind="condition", label=STIMULATED, chosen=chosen)
 
 
 def genes_of(store: FeatureStore, feature: int) -> list[str]:
@@ -295,9 +337,11 @@ def draw_donors(by_donor: Mapping[str, Mapping[str, float]], save: Path) -> None
     figure.savefig(save, dpi=150, metadata={"Software": None})
 
 
-def protocol_section(out: Path, store: FeatureStore) -> str:
+def protocol_section(out: Path, store: FeatureStore, baselines: Mapping[str, FeatureStore]) -> str:
     """The third question: protocol against cell line."""
     asked = Asked.open(store)
+    read = {"SAE": asked.codes, "gene": asked.expression}
+    read |= {kind: Asked.open(one).codes for kind, one in baselines.items()}
     told = tell_batch(asked, PROTOCOL_BATCH)
     features = store.frame("features").sort("feature_id").collect()
     plots.batch_quadrant(store, show=False, save=out / "findings_protocol.png")
@@ -311,16 +355,22 @@ def protocol_section(out: Path, store: FeatureStore) -> str:
             for name in sorted(set(classes))
         ]
     )
+    lines = [
+        {"what": name, **_farthest(asked, read, "cell_type", name, "batch")}
+        for name in sorted(set(asked.cells["cell_type"].to_list()))
+    ]
+    dropseq = {"what": PROTOCOL_BATCH, **_farthest(asked, read, "batch", PROTOCOL_BATCH, "cell_type")}
     covariates = ", ".join(f"{name} {value:.3f}" for name, value in told.depth.items())
     same_side = told.batch.select((pl.col("test") - 0.5) * (pl.col("at_depth") - 0.5) > 0).to_series().to_numpy()
     return f"""
 ## Protocol against cell line: Tian et al. 2019, five lines, four batches of CEL-seq2 and one of Drop-seq
 
-{asked.cells.height:,} cells, the {len(asked.genes):,} genes that every batch detects. Splits are by cell: with one
-Drop-seq batch, batches cannot be held out, and nothing here tells what is particular to Drop-seq from what is
-particular to that one batch. AUROC of Drop-seq is inside cell lines, that of a line inside batches. A feature is one of
-the protocol where it tells Drop-seq inside cell lines on `select` cells at q <= {Q}, and one of a line where it tells
-that inside batches. By class (the rule of `features`, from `train` and `select` cells):
+{asked.cells.height:,} cells, the {len(asked.genes):,} genes that all batches detect. The mini model knows 4,794 of them
+and takes at most 1,199 of a cell's, at random. Splits are by cell: with one Drop-seq batch, batches cannot be held out,
+and nothing here tells what is particular to Drop-seq from what is particular to that one batch. AUROC of Drop-seq is
+inside cell lines, that of a line inside batches. A feature is one of the protocol where it tells Drop-seq inside cell
+lines on `select` cells at q <= {Q}, and one of a line where it tells that inside batches. By class (the rule of
+`features`, from `train` and `select` cells):
 
 {markdown(counts)}
 Of {of_batch.sum()} protocol features {(held(told.batch) & of_batch).sum()} are so on test cells as well (same
@@ -335,8 +385,24 @@ Features of the protocol, by `select` q:
 Of each line the surest feature:
 
 {markdown(_feature_rows(features, told, _surest_of_types(told)))}
+What each way to read the cells is worth: the feature whose AUROC on `select` is farthest from .5, on test cells
+(Drop-seq inside cell lines, a line inside batches):
+
+{markdown(pl.DataFrame([dropseq, *lines]))}
 ![Batch against cell context](findings_protocol.png)
 """
+
+
+def _farthest(asked: Asked, read: Mapping[str, Any], kind: str, label: str, within: str) -> dict[str, float]:
+    """The test AUROC of the column that is farthest from .5 on `select`, turned to be above it there."""
+    positive, strata = asked.is_label(kind, label), asked.strata(within)
+    found = {}
+    for name, columns in read.items():
+        side = separation(columns, positive, asked.split("select"), strata) - 0.5
+        best = int(np.nanargmax(np.abs(side)))
+        test = float(separation(columns[:, [best]].tocsr(), positive, asked.split("test"), strata)[0])
+        found[name] = test if side[best] > 0 else 1 - test
+    return found
 
 
 def _surest_of(table: pl.DataFrame, n: int) -> list[int]:
