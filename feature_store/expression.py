@@ -26,6 +26,7 @@ from feature_store import files
 from feature_store.commit import Run
 from feature_store.errors import IntegrityError
 from feature_store.ingest import BLOCK_ROWS, Source
+from feature_store.layout import cut
 from feature_store.matrices import CSRRows
 
 CP10K = 1e4
@@ -66,7 +67,7 @@ def plan_expression(dataset: str, source: Source, genes: pl.DataFrame) -> dict[s
         "n_genes": source.n_genes,
         "shard_cells": shard_cells,
         "n_shards": -(-source.n_cells // shard_cells),
-        "bounds": _gene_bounds(n_values),
+        "bounds": cut(n_values.tolist(), limit=RANGE_NONZEROS, most=RANGE_GENES),
     }
 
 
@@ -133,17 +134,6 @@ def _read_genes(path: Path, start: int, stop: int) -> list[npt.NDArray[Any]]:
     gene, cell, value = (column.to_numpy() for column in table.columns)
     low, high = np.searchsorted(gene, [start, stop])
     return [gene[low:high], cell[low:high].astype(np.int32), value[low:high]]
-
-
-def _gene_bounds(n_values: npt.NDArray[np.int64]) -> list[int]:
-    """Where the ranges of genes begin, and the number of genes; n_values: nonzeros of each gene."""
-    bounds, held = [0], 0
-    for gene, n in enumerate(n_values.tolist()):
-        if gene > bounds[-1] and (held + n > RANGE_NONZEROS or gene - bounds[-1] >= RANGE_GENES):
-            bounds.append(gene)
-            held = 0
-        held += n
-    return [*bounds, len(n_values)]
 
 
 def _log_cp10k(source: Source, start: int, stop: int) -> sparse.csr_array:

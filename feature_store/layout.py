@@ -20,7 +20,7 @@ reads one folder and stats a few files per run (on object storage a request each
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -93,6 +93,19 @@ def content_sha(content: Mapping[str, Any]) -> str:
 def run_id(content: Mapping[str, Any]) -> str:
     """The name of a run: the first 12 hex digits of `content_sha` of whatever determines the run's content."""
     return content_sha(content)[:12]
+
+
+def cut(sizes: Iterable[float], *, limit: float, most: int) -> list[int]:
+    """Where ranges of neighbours begin, and how many there are: a range has sizes of `limit` together and `most` of them
+    at most, but one at least.
+    """
+    bounds, held, place = [0], 0.0, -1
+    for place, size in enumerate(sizes):
+        if place > bounds[-1] and (held + size > limit or place - bounds[-1] >= most):
+            bounds.append(place)
+            held = 0.0
+        held += size
+    return [*bounds, place + 1]
 
 
 def part_name(shard: int) -> str:

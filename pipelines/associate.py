@@ -177,7 +177,7 @@ def _associate(
             measured.finalize()
             if missing:
                 _assemble(folder, plan, measured, genes, sets)
-    n_units = len(bounds) - 1 + len(ASSOCIATION_TABLES)
+    n_units = len(MeasuredRun.open(folder / MEASURED).bounds) - 1 + len(ASSOCIATION_TABLES)
     features = commit.read_table(folder / "features", ["dead", "class"])
     return StageResult(
         kind="associations",

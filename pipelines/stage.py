@@ -9,7 +9,7 @@ from feature_store.errors import NotFoundError
 from feature_store.layout import Layout, RunInfo
 from feature_store.lineage import newest_run
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Part of every run id: raised when the content of a run changes for the same options."""
 RANDOM_MODEL = "random-model"
 """The control that a foundation model with random weights is."""

@@ -17,7 +17,7 @@ import polars as pl
 
 from feature_store.associations.measure import Measured
 from feature_store.commit import Manifest, Run, read_part, write_frame
-from feature_store.layout import as_path
+from feature_store.layout import PLAN, as_path, cut
 
 NONZERO_BYTES = 140
 """Memory that a nonzero of the codes of a range takes while it is measured."""
@@ -34,24 +34,17 @@ def feature_ranges(by_feature: Manifest, n_features: int, n_genes: int, *, range
 
     range_bytes: memory for the codes of a range, about; a single feature may need more.
     """
-    most_nonzeros = range_bytes / NONZERO_BYTES
     wanted = max(n_features // RANGES, RANGE_FEATURES)
     most = max(1, min(wanted, RANGE_PAIRS // max(n_genes, 1)))
     nonzeros = np.zeros(n_features)
     for part in by_feature.shards:
         # of the features of a part no more is known than their sum
         nonzeros[part.start : part.stop] = part.rows / max(part.stop - part.start, 1)
-    bounds, held = [0], 0.0
-    for feature, n in enumerate(nonzeros.tolist()):
-        if feature > bounds[-1] and (held + n > most_nonzeros or feature - bounds[-1] >= most):
-            bounds.append(feature)
-            held = 0.0
-        held += n
-    return [*bounds, n_features]
+    return cut(nonzeros.tolist(), limit=range_bytes / NONZERO_BYTES, most=most)
 
 
 class MeasuredRun:
-    """The tables of `Measured` of every range of features; see `MeasuredRanges`.
+    """The tables of `Measured` of every range of features; see there.
 
     `plan` has `bounds` and whatever determines the content.
     """
@@ -69,9 +62,14 @@ class MeasuredRun:
 
     @classmethod
     def create(cls, folder: str | Path, plan: Mapping[str, Any]) -> "MeasuredRun":
-        """Make or reopen the runs. PlanMismatchError, InputError as `Run.create`."""
-        plan = {**plan, "n_shards": len(plan["bounds"]) - 1}
+        """Make or reopen the runs; those that were begun keep their bounds, which decide nothing but the memory.
+
+        PlanMismatchError, InputError as `Run.create`.
+        """
         folder = as_path(folder)
+        begun = folder / Measured._fields[0]
+        bounds = Run.open(begun).plan["bounds"] if (begun / PLAN).exists() else plan["bounds"]
+        plan = {**plan, "bounds": bounds, "n_shards": len(bounds) - 1}
         return cls(folder, {name: Run.create(folder / name, {**plan, "table": name}) for name in Measured._fields})
 
     @classmethod

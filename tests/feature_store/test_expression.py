@@ -126,10 +126,3 @@ def test_a_damaged_part_is_named(tmp_path, counts):
     part.write_bytes(bytes(content))
     with pytest.raises(IntegrityError, match="part-00000"):
         expression.ExpressionReader(run).read(0, N_GENES)
-
-
-def test_a_range_of_genes_has_at_least_one_and_no_more_values_than_fit(monkeypatch):
-    monkeypatch.setattr(expression, "RANGE_NONZEROS", 10)
-    monkeypatch.setattr(expression, "RANGE_GENES", 3)
-    assert expression._gene_bounds(np.array([4, 4, 4, 30, 1, 1, 1, 1, 0])) == [0, 2, 3, 4, 7, 9]
-    assert expression._gene_bounds(np.array([5])) == [0, 1]

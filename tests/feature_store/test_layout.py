@@ -7,7 +7,7 @@ import pytest
 
 from feature_store import commit
 from feature_store.errors import InputError, NotFoundError
-from feature_store.layout import ASSOCIATION_TABLES, KINDS, Layout, canonical_json, run_id
+from feature_store.layout import ASSOCIATION_TABLES, KINDS, Layout, canonical_json, cut, run_id
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,3 +89,17 @@ def test_associations_are_complete_only_with_all_their_tables(tmp_path: Path) ->
         assert not any(info.complete for info in layout.runs("associations"))
         commit.write_table(layout.associations_dir("a") / table, FRAME, {"table": table})
     assert layout.latest("associations").run == "a"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "limit", "most", "bounds"),
+    [
+        ([1, 1, 1, 1, 1], 2, 9, [0, 2, 4, 5]),
+        ([1, 1, 1, 1, 1], 9, 3, [0, 3, 5]),
+        ([5, 1, 7, 0], 3, 9, [0, 1, 2, 3, 4]),
+        ([0, 0, 3], 3, 9, [0, 3]),
+        ([4, 4, 4, 30, 1, 1, 1, 1, 0], 10, 3, [0, 2, 3, 4, 7, 9]),
+    ],
+)
+def test_ranges_hold_no_more_than_the_limit_and_one_neighbour_at_least(sizes, limit, most, bounds):
+    assert cut(sizes, limit=limit, most=most) == bounds

@@ -154,7 +154,7 @@ def test_the_tables_are_deterministic(tables, planted):
     assert all(frame.equals(again[name]) for name, frame in tables.items())
 
 
-@pytest.mark.parametrize("bounds", [[0, 1, 2, 7, 42], [0, 20, 21, 42], list(range(43))])
+@pytest.mark.parametrize("bounds", [[0, 1, 2, 7, 42], [0, 20, 21, 42]])
 def test_ranges_of_features_give_the_tables_of_all_features_to_the_bit(tables, planted, bounds):
     cut = assemble(inputs_of(planted), CONFIG, bounds=bounds)
     assert all(frame.equals(cut[name]) for name, frame in tables.items())
