@@ -20,15 +20,17 @@ from feature_store.commit import Manifest, Run
 from feature_store.layout import as_path
 
 N_BUCKETS = 64
-GROUP_ROWS = 20_000_000
-"""Most nonzeros of a group of buckets, unless one bucket has more; and of a bucket, on average."""
+BUCKET_ROWS = 20_000_000
+"""Nonzeros of a bucket, on average, at most."""
+GROUP_ROWS = 60_000_000
+"""Most nonzeros of a group of buckets, unless one bucket has more."""
 MOST_BUCKETS = 1 << 15
 
 
 class ByFeature:
     """by_feature/ of a codes folder, to be built by any number of processes.
 
-    `n_buckets`: parts; default: N_BUCKETS, or as many as leave a bucket GROUP_ROWS nonzeros on average. It is part of
+    `n_buckets`: parts; default: N_BUCKETS, or as many as leave a bucket BUCKET_ROWS nonzeros on average. It is part of
     the content. IncompleteRunError if by_cell is not finished.
     """
 
@@ -38,7 +40,7 @@ class ByFeature:
         manifest = self.by_cell.manifest()
         self.n_rows = manifest.rows
         self.n_features: int = self.by_cell.plan["n_features"]
-        wanted = n_buckets or max(N_BUCKETS, -(-self.n_rows // GROUP_ROWS))
+        wanted = n_buckets or max(N_BUCKETS, -(-self.n_rows // BUCKET_ROWS))
         n = min(wanted, self.n_features, MOST_BUCKETS)
         self.bounds = [bucket * self.n_features // n for bucket in range(n + 1)]
         plan = {

@@ -96,8 +96,8 @@ def run_id(content: Mapping[str, Any]) -> str:
 
 
 def cut(sizes: Iterable[float], *, limit: float, most: int) -> list[int]:
-    """Where ranges of neighbours begin, and how many there are: a range has sizes of `limit` together and `most` of them
-    at most, but one at least.
+    """Where ranges of neighbours begin, and how many neighbours there are: a range has `most` of them, with sizes of
+    `limit` together, at most, but one at least.
     """
     bounds, held, place = [0], 0.0, -1
     for place, size in enumerate(sizes):

@@ -168,7 +168,7 @@ def test_buckets_are_as_many_as_leave_each_a_bounded_number_of_nonzeros(
     shutil.rmtree(finished.folder / "by_feature")
     assert by_feature.ByFeature(finished.folder).run.n_shards == 2
     shutil.rmtree(finished.folder / "by_feature")
-    monkeypatch.setattr(by_feature, "GROUP_ROWS", -(-int(np.count_nonzero(expected)) // 3))
+    monkeypatch.setattr(by_feature, "BUCKET_ROWS", -(-int(np.count_nonzero(expected)) // 3))
     assert by_feature.ByFeature(finished.folder).run.n_shards == 3
 
 
