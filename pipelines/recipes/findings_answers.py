@@ -292,8 +292,11 @@ def tell_batch(asked: Asked, batch: str, covariates: Sequence[str] = ("n_counts"
     positive, types, batches = asked.is_label("batch", batch), asked.strata("cell_type"), asked.strata("batch")
     select, test = asked.split("select"), asked.split("test")
     assert types is not None
-    quartile = asked.cells["n_genes"].qcut(4, labels=list("1234")).cast(pl.String)
-    at_depth = Labels.from_values("depth", (asked.cells["cell_type"] + "|" + quartile).to_list())
+    n_genes = asked.cells["n_genes"].to_numpy()
+    quartile = np.digitize(n_genes, np.quantile(n_genes, [0.25, 0.5, 0.75]), right=True)
+    at_depth = Labels.from_values(
+        "depth", [f"{a}|{b}" for a, b in zip(asked.cells["cell_type"], quartile, strict=True)]
+    )
     tests = asked.store.frame("feature_label").collect()
     of_batch = surest_label(tests.filter((pl.col("label_kind") == "batch") & (pl.col("label") == batch)))
     of_type = surest_label(tests.filter(pl.col("label_kind") == "cell_type"))
