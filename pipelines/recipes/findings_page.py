@@ -224,7 +224,7 @@ By donor:
 {markdown(_donor_rows(by_donor))}
 {_donor_claims(by_donor)}
 
-With a baseline (`scsae baseline`) in the place of each SAE, its features chosen in the same two ways:
+With a baseline (`scsae baseline`) in the place of the SAE in the first {len(baselines)} folds, chosen in the same ways:
 
 {markdown(_baseline_rows(baselines, by_donor))}
 ![AUROC of each donor](findings_interferon.png)
