@@ -2,7 +2,7 @@
 
 `FeatureStore.open` settles once what is read (its `lineage`): an associations run, the codes run and the data set that
 it came from; their parts are those of finished manifests, so a writer beside it changes nothing. Nothing is ever
-written. Codes are read along the sort order that the question needs, in SQL too (`feature_store.code_reader`).
+written. Codes are read along the sort order that the question needs, in SQL too (`feature_store.codes.reader`).
 
 In SQL the tables are `cells`, `genes`, `codes`, `features`, `feature_label`, `feature_gene`, `feature_geneset`,
 `feature_token`, `steering`, `feature_match`, `comparison` and `representation`: those of them that the store has.
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 import polars as pl
 
-from feature_store.code_reader import CodeReader
+from feature_store.codes.reader import CodeReader
 from feature_store.commit import Run
 from feature_store.errors import IntegrityError, NotFoundError, QueryError
 from feature_store.files import REPAIR, parquet_source, scan_source, size_bytes

@@ -17,11 +17,9 @@ from scipy import sparse
 
 from feature_store import commit, files, ingest
 from feature_store.activations import ROW_GROUP_ROWS, ActivationBlock, ActivationReader, to_stored
-from feature_store.by_feature import ByFeature
-from feature_store.codes import CodesRun
+from feature_store.codes import ByFeature, CodesRun, TokenCodes
 from feature_store.layout import Layout, as_path, run_id
 from feature_store.splits import SplitConfig
-from feature_store.token_codes import TokenCodes
 from pipelines.config import ActorOptions, EncodeOptions
 from pipelines.forward import Forward, ForwardJob, cells_per_shard, out_of_memory_fact, rate
 from pipelines.inputs import (

@@ -27,8 +27,7 @@ import polars as pl
 from scipy import sparse
 
 from feature_store import FeatureStore, Layout, commit, schemas
-from feature_store.codes import CodesRun
-from feature_store.token_codes import TokenCodes
+from feature_store.codes import CodesRun, TokenCodes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

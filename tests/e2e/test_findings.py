@@ -2,8 +2,7 @@
 
 import pytest
 
-from pipelines.recipes.findings import run_cell_types, run_detector, run_protocol
-from pipelines.recipes.findings_answers import (
+from pipelines.recipes.findings.answers import (
     Asked,
     cell_type_table,
     detect,
@@ -13,8 +12,9 @@ from pipelines.recipes.findings_answers import (
     held,
     tell_batch,
 )
-from pipelines.recipes.findings_data import FOLDS, STIMULATED, prepare
-from pipelines.recipes.findings_page import CELL_TYPES, INTERFERON, PROTOCOL_BATCH, WANTED
+from pipelines.recipes.findings.cells import FOLDS, STIMULATED, prepare
+from pipelines.recipes.findings.page import CELL_TYPES, INTERFERON, PROTOCOL_BATCH, WANTED
+from pipelines.recipes.findings.runs import run_cell_types, run_detector, run_protocol
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 

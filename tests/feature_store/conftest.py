@@ -14,9 +14,8 @@ from scipy import sparse
 
 from feature_store import commit, schemas
 from feature_store.activations import ActivationReader, write_part
-from feature_store.codes import CodesRun
+from feature_store.codes import CodesRun, TokenCodes
 from feature_store.layout import Layout
-from feature_store.token_codes import TokenCodes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import sparse
 
-from feature_store import by_feature, code_parts, codes, token_codes
+from feature_store import codes
+from feature_store.codes import by_feature
+from feature_store.codes import parts as code_parts
+from feature_store.codes import tokens as token_codes
 from feature_store.commit import Run
 from feature_store.errors import IncompleteRunError, InputError, PlanMismatchError
 
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from feature_store.token_codes import TokenCodes
+    from feature_store.codes import TokenCodes
 
 N_CELLS, N_FEATURES = 40, 12
 PLAN = {"n_shards": 4, "n_features": N_FEATURES, "dataset": "toy"}
@@ -207,7 +210,7 @@ def test_a_run_resumed_after_losing_any_of_its_tables_equals_an_undisturbed_one(
 def test_statistics_over_all_shards_equal_those_of_all_tokens_at_once(
     finished: codes.CodesRun, parts: list[TokenCodes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(codes, "MERGE_PARTS", 2)
+    monkeypatch.setattr("feature_store.codes.run.MERGE_PARTS", 2)
     statistics = codes.load_statistics(finished.folder)
     whole = token_codes.TokenCodes(
         cell_idx=np.concatenate([part.cell_idx for part in parts]),

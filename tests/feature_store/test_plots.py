@@ -10,11 +10,10 @@ import pytest
 from scipy import sparse
 
 from feature_store import FeatureStore, commit, plots, schemas
-from feature_store.codes import CodesRun
+from feature_store.codes import CodesRun, TokenCodes
 from feature_store.errors import InputError, NotFoundError, QueryError
 from feature_store.layout import Layout
 from feature_store.plots import canvas
-from feature_store.token_codes import TokenCodes
 
 N_CELLS, N_FEATURES = 72, 6
 SPLITS = ["train", "select", "test"]

@@ -7,9 +7,10 @@ import polars as pl
 import pytest
 from scipy import sparse
 
-from feature_store import schemas, token_codes
+from feature_store import schemas
+from feature_store.codes import TokenCodes
+from feature_store.codes import tokens as token_codes
 from feature_store.errors import InputError
-from feature_store.token_codes import TokenCodes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

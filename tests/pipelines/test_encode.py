@@ -213,7 +213,7 @@ def test_the_copy_by_feature_has_the_same_bytes_whoever_sorts_it_and_resumes(
     calm, before = manifests(folder), times(folder / "by_cell")
     for bucket in set(range(N_FEATURES)) - set(kept):
         (folder / "by_feature" / f"part-{bucket:05d}.parquet").unlink()
-    monkeypatch.setattr("feature_store.by_feature.ByFeature.groups.__kwdefaults__", {"max_rows": 300})
+    monkeypatch.setattr("feature_store.codes.by_feature.ByFeature.groups.__kwdefaults__", {"max_rows": 300})
     reused = times(folder / "by_feature")
     again = encode(EncodeOptions(num_actors=2), own_store)
     assert (again.path, again.done, again.reused) == (folder, 0, N_SHARDS)

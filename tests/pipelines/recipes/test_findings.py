@@ -9,9 +9,9 @@ from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
 from feature_store.associations import Labels
-from pipelines.recipes.findings_answers import held, n_pairs, permuted, separation, sign_flip_p, surest_label
-from pipelines.recipes.findings_data import FOLDS, fold_splits, shared_genes
-from pipelines.recipes.findings_page import markdown
+from pipelines.recipes.findings.answers import held, n_pairs, permuted, separation, sign_flip_p, surest_label
+from pipelines.recipes.findings.cells import FOLDS, fold_splits, shared_genes
+from pipelines.recipes.findings.page import markdown
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import polars as pl
 from scipy import sparse
 
 from feature_store import FeatureStore, plots
-from pipelines.recipes.findings_answers import (
+from pipelines.recipes.findings.answers import (
     Asked,
     Detected,
     Q,
@@ -25,10 +25,10 @@ from pipelines.recipes.findings_answers import (
     sign_flip_p,
     tell_batch,
 )
-from pipelines.recipes.findings_data import FOLDS, STIMULATED, T_CELLS
+from pipelines.recipes.findings.cells import FOLDS, STIMULATED, T_CELLS
 
 if TYPE_CHECKING:
-    from pipelines.recipes.findings import Fold
+    from pipelines.recipes.findings.runs import Fold
 
 CELL_TYPES = (
     ("cell_type", "B cells", "B_CELL"),

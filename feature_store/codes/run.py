@@ -8,7 +8,7 @@
 
 Two sort orders because a query needs the one that it reads along: 2 ms on the right one with the part found from the
 manifest, 677 ms on the wrong one (measured). Each is a run of its own, so each resumes; by_feature is built from
-by_cell's manifest (`feature_store.by_feature`).
+by_cell's manifest (`feature_store.codes.by_feature`).
 """
 
 from collections.abc import Callable, Mapping
@@ -20,12 +20,9 @@ import numpy.typing as npt
 import polars as pl
 from scipy import sparse
 
-from feature_store.by_feature import build_by_feature
-from feature_store.code_parts import read_columns, write_by_cell
-from feature_store.commit import Manifest, Run, ShardMarker, read_part, write_frame
-from feature_store.errors import InputError
-from feature_store.layout import STATISTICS_TABLES, as_path
-from feature_store.token_codes import (
+from feature_store.codes.by_feature import build_by_feature
+from feature_store.codes.parts import read_columns, write_by_cell
+from feature_store.codes.tokens import (
     TokenCodes,
     feature_gene_statistics,
     gene_statistics,
@@ -35,6 +32,9 @@ from feature_store.token_codes import (
     pool,
     top_tokens,
 )
+from feature_store.commit import Manifest, Run, ShardMarker, read_part, write_frame
+from feature_store.errors import InputError
+from feature_store.layout import STATISTICS_TABLES, as_path
 
 MERGE_PARTS = 16
 DEFAULTS: Mapping[str, Any] = {"level": "cell", "pooling": "max", "top_tokens": 20}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from feature_store.code_parts import read_columns, write_by_feature
+from feature_store.codes.parts import read_columns, write_by_feature
 from feature_store.commit import Manifest, Run
 from feature_store.layout import as_path
 

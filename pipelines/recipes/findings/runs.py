@@ -1,26 +1,12 @@
-"""What the features of real cells say: three questions to an SAE of the mini model, and a page with the answers.
+"""The recipes of the findings, and the stores that they fill; see `pipelines.recipes.findings`."""
 
-    python -m pipelines.recipes.findings --data $SCSAE_DATA --store ROOT --out docs
-
-1. Which features mean which cell type? PBMC of eight donors; features are chosen on two donors and reported on others.
-2. Does an SAE that never saw a stimulated cell hold a feature that tells stimulated cells? Trained on control cells,
-   asked of control and IFN-beta cells of donors that it was not trained on; four folds test every donor once.
-3. Are features of the protocol told from features of the cell line? Five lines in five batches of two protocols.
-
-Each is a recipe like any user's; what is made is found again by the next call. Layer, k and pooling are the best of
-those tried (layers 1 and 3, k 8 and 16, max and mean) on the control SAE of the default split, by the AUROC on its
-`select` donors 101 and 1256. Cost: about an hour on two busy cores, and 7 GB of store.
-"""
-
-import argparse
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from feature_store import FeatureStore
 from pipelines.config import AssociateOptions, BaselineOptions, EncodeOptions, ExtractOptions, Recipe, TrainOptions
-from pipelines.recipes.findings_data import FOLDS, Prepared, fold_column, prepare
+from pipelines.recipes.findings.cells import Prepared, fold_column
 from pipelines.recipes.run import run_recipe
 
 LAYER = "1"
@@ -138,31 +124,3 @@ def run_baselines(found: FeatureStore) -> dict[str, FeatureStore]:
     results = baseline(BaselineOptions(run=found.lineage.associations, kind=BASELINES), store)
     runs = [result.run for result in results if result.kind == "associations"]
     return {kind: FeatureStore.open(store, associations=run) for kind, run in zip(BASELINES, runs, strict=True)}
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line of this recipe."""
-    parser = argparse.ArgumentParser(description="Ask features of real cells three questions and write the answers.")
-    parser.add_argument("--data", type=Path, required=True, help="folder with the .h5ad files ($SCSAE_DATA)")
-    parser.add_argument("--store", type=Path, required=True, help="folder of the store")
-    parser.add_argument("--out", type=Path, default=Path("docs"), help="folder for findings.md and its figures")
-    options = parser.parse_args(arguments)
-
-    from pipelines.recipes.findings_page import write_page
-
-    files = prepare(options.data, options.store / "data")
-    folds = [run_detector(files, options.store, fold) for fold in range(len(FOLDS))]
-    types, protocol = run_cell_types(files, options.store), run_protocol(files, options.store)
-    write_page(
-        options.out,
-        types,
-        run_baselines(types),
-        folds,
-        [run_detector_baselines(files, fold) for fold in folds[:N_BASELINED]],
-        protocol,
-        run_baselines(protocol),
-    )
-
-
-if __name__ == "__main__":
-    main()
