@@ -8,6 +8,7 @@ expression.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ import polars as pl
 
 from feature_store.associations.measure import Measured
 from feature_store.commit import Manifest, Run, read_part, write_frame
-from feature_store.layout import PLAN, as_path, cut
+from feature_store.errors import IntegrityError, NotFoundError
+from feature_store.layout import as_path, cut
 
 NONZERO_BYTES = 140
 """Memory that a nonzero of the codes of a range takes while it is measured."""
@@ -67,8 +69,7 @@ class MeasuredRun:
         PlanMismatchError, InputError as `Run.create`.
         """
         folder = as_path(folder)
-        begun = folder / Measured._fields[0]
-        bounds = Run.open(begun).plan["bounds"] if (begun / PLAN).exists() else plan["bounds"]
+        bounds = _begun_with(folder) or plan["bounds"]
         plan = {**plan, "bounds": bounds, "n_shards": len(bounds) - 1}
         return cls(folder, {name: Run.create(folder / name, {**plan, "table": name}) for name in Measured._fields})
 
@@ -107,3 +108,11 @@ class MeasuredRun:
         run = self.runs[table]
         frame = read_part(run.part(number))
         return pl.DataFrame() if frame.columns == [COLUMNLESS] else frame
+
+
+def _begun_with(folder: Path) -> list[int]:
+    """The bounds in the first plan that is there and whole; none: an empty list."""
+    for path in MeasuredRun.folders(folder):
+        with suppress(NotFoundError, IntegrityError):
+            return list(Run.open(path).plan["bounds"])
+    return []
