@@ -34,7 +34,7 @@ NEXT = {
 
 LOOKUP_COLUMNS = (
     "feature_id gene label gene_set value select_auroc auroc select_pearson pearson identity_precision lift overlap "
-    "n_set odds_ratio q class top_label top_genes"
+    "n_set odds_ratio q q_matched class top_label top_genes"
 ).split()
 """What a look-up shows as a table; the other forms have every column."""
 
