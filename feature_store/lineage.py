@@ -110,7 +110,7 @@ def lineage_of(
         dataset=dataset or next(iter(cells), None),
         codes=_run_of(chosen_codes),
         associations=_run_of(chosen),
-        steering=tuple(info.run for info in layout.runs("steering") if info.complete),
+        steering=_steering(layout, plan.get("sae")),
         sae=plan.get("sae"),
         matches=_matches(layout, plan.get("sae")),
         comparison=_comparison(layout, chosen.run) if chosen else None,
@@ -173,6 +173,15 @@ def _check_dataset(layout: Layout, dataset: str | None) -> None:
     known = [info.run for info in layout.runs("cells") if info.complete]
     if dataset is not None and dataset not in known:
         raise NotFoundError(f"no data set {dataset!r} in {layout.root}; there are {', '.join(known) or 'none'}")
+
+
+def _steering(layout: Layout, sae: str | None) -> tuple[str, ...]:
+    """The complete steering runs of an SAE, newest first; `sae` None: all. A plan that names no SAE is of any."""
+    complete = [info.run for info in layout.runs("steering") if info.complete]
+    if sae is None:
+        return tuple(complete)
+    plans = {run: _plan(layout.steering_dir(run) / "results" / PLAN) for run in complete}
+    return tuple(run for run in complete if plans[run].get("sae", sae) == sae)
 
 
 def _matches(layout: Layout, sae: str | None) -> tuple[str, ...]:

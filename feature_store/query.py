@@ -5,8 +5,9 @@ it came from; their parts are those of finished manifests, so a writer beside it
 written. Codes are read along the sort order that the question needs, in SQL too (`feature_store.codes.reader`).
 
 In SQL the tables are `cells`, `genes`, `codes`, `features`, `feature_label`, `feature_gene`, `feature_geneset`,
-`feature_token`, `steering`, `feature_match`, `comparison` and `representation`: those of them that the store has.
-`feature_match` has the matches of the SAE that the other tables are about, so that it joins them by feature_id.
+`feature_token`, `steering`, `steering_variants`, `steering_scores`, `steering_head`, `feature_match`, `comparison` and
+`representation`: those of them that the store has. `feature_match` and the steering tables are of the SAE that the
+other tables are about, so that they join these by feature_id; a column `run` tells steering runs apart.
 """
 
 import json
@@ -310,7 +311,7 @@ class FeatureStore:
         folders = self._folders[table]
         if table == "codes":
             return self._codes.scan()
-        if table == "steering":
+        if table in _STEERING:
             frames = [_scan(folder).with_columns(pl.lit(folder.parent.name).alias("run")) for folder in folders]
             return pl.concat(frames, how="diagonal_relaxed")
         if table == "feature_match":
@@ -394,12 +395,19 @@ class FeatureStore:
         return f"the query cannot be answered: {message}"
 
 
+_STEERING: Mapping[str, str] = {
+    "steering": "results",
+    "steering_variants": "variants",
+    "steering_scores": "scores",
+    "steering_head": "head",
+}
+"""Table: the folder of a steering run that holds its rows."""
 _MADE_BY: Mapping[str, str] = {
     **dict.fromkeys(("cells", "genes"), "scsae extract DATA"),
     "codes": "scsae encode",
     "umap": "scsae plot umap --save umap.png",
     **dict.fromkeys(ASSOCIATION_TABLES, "scsae associate"),
-    "steering": "scsae steer",
+    **dict.fromkeys(_STEERING, "scsae steer"),
     "feature_match": "scsae match --other SAE",
     **dict.fromkeys(COMPARISON_TABLES, "scsae compare"),
 }
@@ -424,8 +432,11 @@ def _folders(layout: Layout, lineage: Lineage) -> dict[str, list[Path]]:
     if lineage.associations is not None:
         folder = layout.associations_dir(lineage.associations)
         folders |= {table: [folder / table] for table in ASSOCIATION_TABLES}
-    if lineage.steering:
-        folders["steering"] = [layout.steering_dir(run) / "results" for run in lineage.steering]
+    for table, folder_name in _STEERING.items():
+        every = [layout.steering_dir(run) / folder_name for run in lineage.steering]
+        # a run has a table of scores or of the model's answers only where it was asked for
+        if found := [folder for folder in every if (folder / MANIFEST).is_file()]:
+            folders[table] = found
     if lineage.matches:
         folders["feature_match"] = [layout.matches_dir(run) / "feature_match" for run in lineage.matches]
     if lineage.comparison is not None:

@@ -202,6 +202,39 @@ TABLES: Mapping[str, TableSchema] = {
         class_mixed=pl.Int64,
         class_dead=pl.Int64,
     ),
+    # one row a (split, condition, point of the grid, metric, group): group is "all" or a label; effect: value less the
+    # unsteered one; low, high: its 95 % interval; p_NULL: of the null's draws, null where there is nothing to compare
+    "steering": _table(
+        "split condition role metric group n_draws chosen",
+        split=pl.String,
+        condition=pl.String,
+        role=pl.String,
+        intervention=pl.String,
+        n_features=pl.Int64,
+        dose=pl.Float64,
+        metric=pl.String,
+        group=pl.String,
+        n_draws=pl.Int64,
+        n_cells=pl.Int64,
+        value=pl.Float64,
+        effect=pl.Float64,
+        low=pl.Float64,
+        high=pl.Float64,
+        p_random_features=pl.Float64,
+        p_random_direction=pl.Float64,
+        p_shuffled_labels=pl.Float64,
+        chosen=pl.Boolean,
+    ),
+    # one row a (condition, draw, gene) of the model's own answers about hidden genes of steered cells
+    "steering_head": _table(
+        "condition draw gene n_cells",
+        condition=pl.String,
+        draw=pl.Int32,
+        gene=pl.String,
+        n_cells=pl.Int64,
+        change=pl.Float64,
+        difference=pl.Float64,
+    ),
 }
 
 

@@ -119,6 +119,24 @@ def test_sql_over_codes_reads_only_the_parts_that_the_filter_speaks_of(
     assert store.frame("codes").filter(pl.col("feature_id") == 7).collect().height == np.count_nonzero(dense[:, 7])
 
 
+def test_steering_is_that_of_the_sae_the_store_is_opened_at(small_store: Any) -> None:
+    layout = small_store.layout
+    by_cell = layout.associations_dir("b0b0")
+    for table in ASSOCIATION_TABLES:
+        frame = commit.read_table(layout.associations_dir("a550c") / table)
+        commit.write_table(by_cell / table, frame, {"codes": "c0de", "dataset": "toy", "sae": "mine"})
+    for run, sae in (("aaa", "mine"), ("bbb", "other")):
+        folder = layout.steering_dir(run)
+        for table in ("results", "variants", "head")[: 3 if sae == "mine" else 2]:
+            commit.write_table(folder / table, pl.DataFrame({"name": [table]}), {"sae": sae})
+    mine = FeatureStore.open(layout.root, associations="b0b0")
+    assert {run for table in ("steering", "steering_variants", "steering_head") for run in mine.sql(
+        f"SELECT run FROM {table} WHERE name IS NOT NULL")["run"]} == {"aaa"}  # fmt: skip
+    assert "steering_scores" not in mine.tables()
+    with pytest.raises(QueryError, match="no table 'steering_scores' yet: `scsae steer --store"):
+        mine.frame("steering_scores")
+
+
 def test_sql_sees_every_steering_run_with_its_id(store: FeatureStore) -> None:
     result = store.sql("SELECT run, control FROM steering WHERE effect > 0.2")
     assert result.rows() == [("57ee4", "edited")]
