@@ -45,15 +45,14 @@ def prepare(data: Path, folder: Path) -> Prepared:
     files = Prepared(*(folder / f"{name}.h5ad" for name in ("kang", "kang_control", "mixology")))
     if all(file.exists() for file in files):
         return files
-    folder.mkdir(parents=True, exist_ok=True)
     kang = anndata.read_h5ad(data / KANG)
     kang.obs["lineage"] = kang.obs["cell_type"].astype(str).replace(LINEAGE)
-    _write(kang, files.kang)
+    write_cells(kang, files.kang)
     control = kang[kang.obs["condition"] == CONTROL].copy()
     for fold in range(len(FOLDS)):
         control.obs[fold_column(fold)] = fold_splits(control.obs["donor"].astype(str), fold)
-    _write(control, files.control)
-    _write(shared_genes(anndata.read_h5ad(data / MIXOLOGY)), files.mixology)
+    write_cells(control, files.control)
+    write_cells(shared_genes(anndata.read_h5ad(data / MIXOLOGY)), files.mixology)
     return files
 
 
@@ -78,7 +77,9 @@ def shared_genes(cells: "anndata.AnnData") -> "anndata.AnnData":
     return shared
 
 
-def _write(cells: "anndata.AnnData", path: Path) -> None:
+def write_cells(cells: "anndata.AnnData", path: Path) -> None:
+    """Write cells to a file that is either not there or whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     cells.write_h5ad(temporary, compression="gzip")
     temporary.replace(path)
