@@ -219,8 +219,8 @@ def steer(options: SteerOptions, store: Path, *, address: str | None = None) -> 
         "kind": options.kind,
         "target": target,
         "features": list(chosen),
-        "intervention": options.intervention,
-        "dose": options.dose,
+        "intervention": options.intervention or "ablate",
+        "dose": options.dose[0],
         "n_nulls": options.n_nulls,
         "readout": options.readout,
         "seed": options.seed,
@@ -237,8 +237,8 @@ def steer(options: SteerOptions, store: Path, *, address: str | None = None) -> 
             dataset=dataset,
             per_cell=str(per_cell.path.resolve()),
             site=sae.plan["site"],
-            intervention=options.intervention,
-            dose=options.dose,
+            intervention=options.intervention or "ablate",
+            dose=options.dose[0],
             scale=tuple(features["p99"].fill_null(0.0).to_list()),
             conditions=conditions,
             readout=options.readout,
@@ -252,7 +252,9 @@ def steer(options: SteerOptions, store: Path, *, address: str | None = None) -> 
     commit.write_table(folder / "results", lambda: evaluate(per_cell, cells, options, target), plan_of_results)
     results = commit.read_table(folder / "results")
     _log(layout, folder, plan, results)
-    row = results.filter((pl.col("condition") == options.intervention) & (pl.col("metric") == "target_votes"))
+    row = results.filter(
+        (pl.col("condition") == (options.intervention or "ablate")) & (pl.col("metric") == "target_votes")
+    )
     return StageResult(
         kind="steering",
         run=folder.name,
@@ -299,7 +301,7 @@ def choose_features(
         target = options.target
     else:
         raise UsageError(f"no feature has an AUROC above 0.5 for any {options.kind} on select cells; nothing to steer")
-    chosen = ranked.filter(pl.col("label") == target)["feature_id"].head(options.n_features).to_list()
+    chosen = ranked.filter(pl.col("label") == target)["feature_id"].head(options.n_features[0]).to_list()
     if not chosen:
         raise UsageError(f"no feature has an AUROC above 0.5 for {options.kind} {target!r} on select cells")
     return str(target), tuple(chosen)
@@ -316,8 +318,8 @@ def make_conditions(options: SteerOptions, chosen: tuple[int, ...], features: pl
     matched = [matched_features(chosen, density, seed=options.seed + draw) for draw in draws]
     return (
         Condition(name=UNSTEERED),
-        Condition(name=options.intervention, features=chosen),
-        Condition(name=f"{options.intervention}, replace", features=chosen, mode="replace"),
+        Condition(name=options.intervention or "ablate", features=chosen),
+        Condition(name=f"{options.intervention or 'ablate'}, replace", features=chosen, mode="replace"),
         Condition(name=RECONSTRUCTION, mode="replace"),
         *(Condition(name=RANDOM_FEATURES, draw=draw, features=tuple(matched[draw])) for draw in draws),
         *(Condition(name=RANDOM_DIRECTION, draw=draw, features=chosen, seed=options.seed + draw) for draw in draws),

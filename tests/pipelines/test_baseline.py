@@ -201,7 +201,7 @@ def test_associations_are_followed_by_the_excess_or_by_the_command_that_makes_ba
 def test_a_baseline_is_steered_like_an_sae(held_against, tmp_path):
     store = shutil.copytree(held_against[0], tmp_path / "own")
     associations = next(r for r in held_against[1] if r.kind == "associations")
-    found = steer(SteerOptions(run=associations.run, n_features=2, n_nulls=2, target="A"), store)
+    found = steer(SteerOptions(run=associations.run, n_features=(2,), n_nulls=2, target="A"), store)
     results = commit.read_table(found.path / "results")
     assert commit.Run.open(found.path / "results").plan["sae"] == sae_of(held_against[1], "neurons").run
     assert np.isfinite(results["value"].to_numpy()).all()

@@ -24,7 +24,7 @@ from sae_core.steering import random_direction
 
 pytestmark = pytest.mark.ray
 
-ABLATE = SteerOptions(kind="cell_type", target="A", n_features=3, n_nulls=4)
+ABLATE = SteerOptions(kind="cell_type", target="A", n_features=(3,), n_nulls=4)
 SITE = "layer.1"
 
 
@@ -43,7 +43,7 @@ def steered(chain, tmp_path_factory, shards_here):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipelines.steer.do_shards", shards_here)
         patch.setattr("pipelines.steer.SHARD_CELLS", 16)
-        idle = ABLATE.model_copy(update={"intervention": "scale", "dose": 1.0})
+        idle = ABLATE.model_copy(update={"intervention": "scale", "dose": (1.0,)})
         return Steered(store=store, ablated=steer(ABLATE, store), idle=steer(idle, store))
 
 
@@ -140,7 +140,7 @@ def test_a_condition_is_the_dense_formula_applied_to_the_gene_tokens_at_the_saes
 def test_a_dose_is_in_units_of_the_features_99th_percentile_and_a_scale_is_a_factor(
     chain, own_store, without_actors, intervention, dose
 ):
-    options = ABLATE.model_copy(update={"intervention": intervention, "dose": dose})
+    options = ABLATE.model_copy(update={"intervention": intervention, "dose": (dose,)})
     found = steer(options, own_store)
     sae = load_sae(Layout(own_store).latest("saes").path)
     table = commit.read_table(Layout(own_store).latest("associations").path / "features")
