@@ -99,7 +99,7 @@ def split_inside(strata: Sequence[str], *, seed: int) -> list[str]:
 def variable_genes(
     cells: "anndata.AnnData", chosen: "Sequence[bool]", batch: str
 ) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
-    """The N_GENES most variable genes of log1p CP10k inside batches of the chosen cells, ranked over batches (scanpy)."""
+    """The N_GENES most variable genes of log1p CP10k inside batches of the chosen cells (scanpy)."""
     import scanpy as sc
 
     these = cells[np.asarray(chosen)].copy()
