@@ -22,10 +22,11 @@ class Asked:
     split: str | None
     n: int | None
     save: Path
+    run: str | None = None
 
     def given(self) -> set[str]:
         """Names of the options that were given."""
-        values = {"feature": self.feature, "label": self.label, "split": self.split, "n": self.n}
+        values = {"feature": self.feature, "label": self.label, "split": self.split, "n": self.n, "run": self.run}
         return {name for name, value in values.items() if value not in (None, [], ())}
 
     def shown(self) -> str | None:
@@ -95,8 +96,20 @@ def _of_all(name: str) -> "Callable[[FeatureStore, Asked], object]":
     return draw
 
 
+def _of_run(name: str) -> "Callable[[FeatureStore, Asked], object]":
+    """A plot of one steering run with the options run and n."""
+
+    def draw(store: "FeatureStore", asked: Asked) -> None:
+        from feature_store import plots
+
+        getattr(plots, name)(store, **asked.options("run", "n"))
+
+    return draw
+
+
 _CELLS = frozenset({"feature", "label", "split"})
 _ONE = frozenset({"feature", "split", "n"})
+_RUN = frozenset({"run"})
 KINDS: Mapping[str, Kind] = {
     "umap": Kind(about="features and labels on a map of the cells", draw=_umap, takes=_CELLS),
     "violin": Kind(about="a feature by label and by batch", draw=_violin, takes=_CELLS, features=(1, 1)),
@@ -105,7 +118,13 @@ KINDS: Mapping[str, Kind] = {
     "geneset-bars": Kind(about="its gene sets", draw=_of_one("geneset_bars"), takes=_ONE, features=(1, 1)),
     "density-histogram": Kind(about="how often features fire", draw=_of_all("density_histogram")),
     "batch-quadrant": Kind(about="batch against cell context", draw=_of_all("batch_quadrant")),
-    "steering-bars": Kind(about="the newest intervention beside its nulls", draw=_of_all("steering_bars")),
+    "steering-all": Kind(about="every plot of a steering run, in a folder", draw=_of_run("steering_all"), takes=_RUN),
+    "steering-bars": Kind(about="an intervention beside its nulls", draw=_of_run("steering_bars"), takes=_RUN),
+    "steering-curve": Kind(about="along doses and numbers of features", draw=_of_run("steering_curve"), takes=_RUN),
+    "steering-pareto": Kind(about="what is gained against what it costs", draw=_of_run("steering_pareto"), takes=_RUN),
+    "steering-distances": Kind(about="before and after by type", draw=_of_run("steering_distances"), takes=_RUN),
+    "steering-map": Kind(about="cells before and after on a map", draw=_of_run("steering_map"), takes=_RUN),
+    "steering-head": Kind(about="what the model now says of genes", draw=_of_run("steering_head"), takes=_RUN | {"n"}),
 }
 
 

@@ -12,9 +12,9 @@ another `split` is asked for; the title says which. What is not significant (q >
 
 matplotlib is imported at the first plot (0.5 s), never at import of the package. `save` writes .png (200 dots per
 inch), .pdf or .svg; `show=True` opens a window, None shows the picture in a notebook and nowhere else; with `ax` you
-draw into your own figure. The two plots that take several panels (`umap`, `violin`) return a list of axes. Colours are
-Okabe and Ito's, which colour-blind readers tell apart. Cost: 0.1 to 0.6 s a picture; `umap` lays the cells out at its
-first call.
+draw into your own figure. Plots of several panels (`umap`, `violin`, `steering_curve`, `steering_map`) return a list of
+axes. Colours are Okabe and Ito's, which colour-blind readers tell apart. Cost: 0.1 to 0.6 s a picture; `umap` lays the
+cells out at its first call.
 """
 
 from feature_store.plots.canvas import CLASS_COLOURS
@@ -22,7 +22,8 @@ from feature_store.plots.cells import umap, violin
 from feature_store.plots.dots import best_features, dotplot
 from feature_store.plots.features import batch_quadrant, density_histogram
 from feature_store.plots.genes import gene_bars, geneset_bars
-from feature_store.plots.steering import steering_bars
+from feature_store.plots.steered import steering_all, steering_head, steering_map
+from feature_store.plots.steering import steering_bars, steering_curve, steering_distances, steering_pareto
 
 __all__ = [
     "CLASS_COLOURS",
@@ -32,7 +33,13 @@ __all__ = [
     "dotplot",
     "gene_bars",
     "geneset_bars",
+    "steering_all",
     "steering_bars",
+    "steering_curve",
+    "steering_distances",
+    "steering_head",
+    "steering_map",
+    "steering_pareto",
     "umap",
     "violin",
 ]

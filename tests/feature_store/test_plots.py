@@ -561,4 +561,5 @@ def test_importing_plots_does_not_import_matplotlib():
 
 
 def test_the_plots_are_these():
-    assert set(plots.__all__) == {*DRAW, "CLASS_COLOURS", "best_features"}
+    steering = {f"steering_{name}" for name in ("all", "curve", "distances", "head", "map", "pareto")}
+    assert set(plots.__all__) == {*DRAW, *steering, "CLASS_COLOURS", "best_features"}

@@ -68,6 +68,12 @@ REACHES = {
     "density-histogram": ("density_histogram", {}),
     "batch-quadrant": ("batch_quadrant", {}),
     "steering-bars": ("steering_bars", {}),
+    "steering-all --run 5a": ("steering_all", {"run": "5a"}),
+    "steering-curve --run 5a": ("steering_curve", {"run": "5a"}),
+    "steering_pareto": ("steering_pareto", {}),
+    "steering-distances": ("steering_distances", {}),
+    "steering-map": ("steering_map", {}),
+    "steering-head --n 5": ("steering_head", {"n": 5}),
 }
 
 
@@ -88,6 +94,7 @@ REFUSED = {
     "violin": "violin is of 1 feature; got 0: give --feature N once .*scsae features --label LABEL --store s",
     "gene-bars --feature 1 --feature 2": "gene-bars is of 1 feature; got 2",
     "density-histogram --feature 1 --n 3": "takes no --feature and no --n; it takes no options but --save and --store",
+    "umap --run 5a": "umap takes no --run; it takes --feature, --label, --split",
     "umap --n 3": "umap takes no --n; it takes --feature, --label, --split",
     "dotplot --label a --label b": "--label was given 2 times",
 }
