@@ -111,7 +111,7 @@ def off_axis(
     frame = pl.DataFrame(rows, schema=SCHEMA)
     if rows:
         total = frame.select(pl.lit("all").alias("group"), pl.col("n_cells").sum(), pl.col(*_LENGTHS, "axis").mean())
-        frame = pl.concat([frame, total.select(SCHEMA)])
+        frame = pl.concat([frame, total.select(*SCHEMA)])
     return frame.with_columns(pl.col(*_LENGTHS) / pl.col("axis"))
 
 

@@ -36,7 +36,7 @@ def dose_response(doses: Sequence[float] | Floats, values: Floats, *, increasing
     Args:
         doses: one per column, in any order, each once [n_doses].
         values: a metric per unit and dose [n_units n_doses]; a unit with a value that is not finite is left out. Equal
-            values share their mean rank, for which p is asymptotic and not exact.
+            values share their mean rank, which makes p larger rather than smaller.
         increasing: whether the metric should rise with the dose; False tests a fall.
 
     Raises:
