@@ -34,7 +34,7 @@ from pipelines.config import (
     TrainOptions,
 )
 from pipelines.errors import UsageError
-from pipelines.fitting import SAE_FILES, SUMMARY, commit_sae, held_out, judged, select_probe
+from pipelines.fitting import JUDGED_ON, SAE_FILES, SUMMARY, commit_sae, held_out, judged, select_probe, test_batches
 from pipelines.inputs import SOURCE_FILE, model_place
 from pipelines.progress import ticking
 from pipelines.stage import FORMAT_VERSION, RANDOM_MODEL, Clock, StageResult, parent_run
@@ -122,6 +122,7 @@ def _fitted(
         "shape": shape,
         "fit_tokens": options.fit_tokens,
         "recovery_cells": sae["recovery_cells"],
+        "judged_on": list(JUDGED_ON),
         "seed": seed,
         "files": list(SAE_FILES),
         "n_shards": len(SAE_FILES),
@@ -134,6 +135,7 @@ def _fitted(
         with commit.sole_driver(folder), ticking(f"baseline {kind}", 1, "fits") as tick:
             train = list(sample_tokens(reader, split == "train", n_tokens=options.fit_tokens, seed=seed))
             batches = torch.split(held_out(reader, split == "select", seed=seed), 4096)
+            reported = test_batches(reader, split, seed=seed, device="cpu")
             fitted = fit_baseline(
                 kind,
                 torch.from_numpy(np.concatenate(train)),
@@ -146,7 +148,7 @@ def _fitted(
                 activations, str(layout.root.resolve()), split, n_cells=sae["recovery_cells"], seed=seed, device="cpu"
             )
             commit.Run.create(folder, {**wanted, "sae": fitted.sae.config.to_dict()})
-            commit_sae(folder, fitted.sae, {**fitted.notes, **judged(fitted.sae, batches, measured)})
+            commit_sae(folder, fitted.sae, {**fitted.notes, **judged(fitted.sae, batches, reported, measured)})
             tick(1)
     run = commit.Run.open(folder)
     run.finalize()

@@ -362,7 +362,7 @@ def plot_command(
     kind: Annotated[
         str, typer.Argument(help="; ".join(f"{name}: {found.about}" for name, found in KINDS.items()) + ".")
     ],
-    save: Annotated[Path, typer.Option("--save", help="Picture to write: .png, .pdf or .svg.")],
+    save: Annotated[Path, typer.Option("--save", help="Picture (.png, .pdf, .svg), or a folder for steering-all.")],
     feature: Annotated[list[int] | None, typer.Option("--feature", help="Feature id; repeatable.")] = None,
     label: Annotated[
         list[str] | None, typer.Option("--label", help="Column of the cell table, such as cell_type; repeatable.")
@@ -370,13 +370,14 @@ def plot_command(
     split: Annotated[
         str | None, typer.Option("--split", help="Cells to show: test (default), select, train; all on maps, violins.")
     ] = None,
-    n: Annotated[int | None, typer.Option("--n", min=1, help="Bars at most.")] = None,
+    n: Annotated[int | None, typer.Option("--n", min=1, help="Bars, or named genes, at most.")] = None,
+    run: Annotated[str | None, typer.Option("--run", help="Steering run; default: the newest.")] = None,
     store: Store = DEFAULT_STORE,
 ) -> None:
-    """Draw a plot of the store into a file."""
+    """Draw a plot of the store into a file; steering-all draws several into a folder."""
     from pipelines.plot import Asked, plot
 
-    plot(kind, Asked(feature=feature or (), label=label or (), split=split, n=n, save=save), store)
+    plot(kind, Asked(feature=feature or (), label=label or (), split=split, n=n, save=save, run=run), store)
     typer.echo(save)
 
 
@@ -394,25 +395,53 @@ def verify(
 def models(ctx: typer.Context, store: Store = DEFAULT_STORE, form: Form = None, output: Output = None) -> None:
     """Registered SAEs: versions, aliases, metrics, lineage."""
     if ctx.invoked_subcommand is None:
-        from pipelines.report import registered_models
+        from pipelines.models import versions_frame
 
         to = _destination(form, output)
-        to.write(registered_models(store))
+        to.write(versions_frame(store))
+
+
+@models_app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="Registered name.")],
+    version: Annotated[int, typer.Argument(help="Version to show.")],
+    store: Store = DEFAULT_STORE,
+    form: Form = None,
+    output: Output = None,
+) -> None:
+    """One version: what it came from, down to data files, foundation model and code, and all its evaluations."""
+    from pipelines.models import version_facts, write_version
+
+    to = _destination(form, output)
+    write_version(version_facts(store, name, version), to)
 
 
 @models_app.command()
 def promote(
     name: Annotated[str, typer.Argument(help="Registered name.")],
     version: Annotated[int, typer.Argument(help="Version to make the champion.")],
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            "--metric",
+            help="Figure that must not be worse: one of steering, as `scsae models` names it, test_fvu or select_fvu. "
+            "Default: the steering figure that both have, else test_fvu, else select_fvu.",
+        ),
+    ] = None,
     store: Store = DEFAULT_STORE,
 ) -> None:
-    """Give the alias champion to a version, unless its held-out FVU is worse than the champion's."""
+    """Give the alias champion to a version, unless it is worse than the champion in a figure of test cells.
+
+    Test cells are for reporting: promoting by them again and again selects on them and flatters the champion.
+    """
     from feature_store.layout import Layout
+    from pipelines.models import promotion_facts
     from pipelines.report import print_facts
     from pipelines.tracking import Tracking
+    from pipelines.tracking import promote as move
 
-    found = Tracking.existing(Layout(store)).promote(name, version)
-    print_facts({"name": found.name, "version": found.version, "aliases": ", ".join(found.aliases), **found.metrics})
+    tracking = Tracking.existing(Layout(store))
+    print_facts(promotion_facts(move(tracking, name, version, metric=metric)))
 
 
 if __name__ == "__main__":

@@ -41,6 +41,8 @@ CHECKPOINTS = "checkpoints"
 CHECKPOINT_HEADER = "trainer.json"
 PROGRESS = "progress.json"
 SUMMARY = "summary.json"
+JUDGED_ON = ("select", "test")
+"""Cells whose tokens give a summary its FVU. Those of `test` cells are reported and decide nothing here."""
 SAE_FILES = ("sae.safetensors", "config.json", "history.json", SUMMARY)
 
 Finding = dict[str, Any]
@@ -202,7 +204,9 @@ def fit_normaliser(reader: ActivationReader, keep_cells: npt.NDArray[np.bool_], 
     return Normaliser.fit(torch.from_numpy(act) for act in sample)
 
 
-def held_out(reader: ActivationReader, keep_cells: npt.NDArray[np.bool_], *, seed: int) -> "torch.Tensor":
+def held_out(
+    reader: ActivationReader, keep_cells: npt.NDArray[np.bool_], *, seed: int, split: str = "select"
+) -> "torch.Tensor":
     """Return a seeded sample of up to 65,536 tokens of the kept cells, from all over the run, float32
     [n_tokens d_model]; TrainingError if one is not finite.
     """
@@ -212,11 +216,11 @@ def held_out(reader: ActivationReader, keep_cells: npt.NDArray[np.bool_], *, see
 
     blocks = list(sample_tokens(reader, keep_cells, n_tokens=HELD_OUT_TOKENS, seed=seed))
     if not blocks:
-        raise UsageError("no token of a `select` cell is stored; extract more cells or more tokens per cell")
+        raise UsageError(f"no token of a `{split}` cell is stored; extract more cells or more tokens per cell")
     tokens = np.concatenate(blocks)
     if not np.isfinite(tokens).all():
         raise TrainingError(
-            f"activations of `select` cells are not finite ({int((~np.isfinite(tokens)).sum())} values), so the "
+            f"activations of `{split}` cells are not finite ({int((~np.isfinite(tokens)).sum())} values), so the "
             "autoencoder cannot be judged; extract the activations again, in float32 if they overflow float16"
         )
     return torch.from_numpy(tokens)
@@ -273,10 +277,11 @@ def _finish(
     import torch
 
     batches = torch.split(held_out(reader, split == "select", seed=seed).to(job.device), 4096)
+    reported = test_batches(reader, split, seed=seed, device=job.device)
     measured = select_probe(reader.run, job.store, split, n_cells=job.recovery_cells, seed=seed, device=job.device)
     for member in members:
         sae = member.trainer.finish(batches)
-        summary = {"gamma": gamma, **judged(sae, batches, measured)}
+        summary = {"gamma": gamma, **judged(sae, batches, reported, measured)}
         commit_sae(member.folder, sae, summary, history=member.history, findings=list(member.findings.values()))
 
 
@@ -291,9 +296,27 @@ def select_probe(
     return probe(run, store, np.sort(chosen), device=device)
 
 
-def judged(sae: "SparseAutoencoder", batches: "Sequence[torch.Tensor]", measured: Probe | str) -> dict[str, Any]:
-    """Figures of the summary: of the `select` tokens in `batches`, and of the cells in the probe."""
-    return {**_figures(sae, batches), **_recovery(sae, measured)}
+def test_batches(
+    reader: ActivationReader, split: npt.NDArray[Any], *, seed: int, device: str
+) -> "Sequence[torch.Tensor]":
+    """Tokens of `test` cells, drawn as those of `select` cells are; none where there are none or they are broken."""
+    import torch
+
+    tokens = or_reason(lambda: held_out(reader, split == "test", seed=seed, split="test"))
+    return () if isinstance(tokens, str) else torch.split(tokens.to(device), 4096)
+
+
+def judged(
+    sae: "SparseAutoencoder",
+    batches: "Sequence[torch.Tensor]",
+    reported: "Sequence[torch.Tensor]",
+    measured: Probe | str,
+) -> dict[str, Any]:
+    """Figures of the summary: of `select` tokens in `batches`, `test` tokens in `reported`, and cells in the probe."""
+    from sae_core.sae import evaluate
+
+    test = {"test_fvu": float(evaluate(sae, reported).fvu)} if reported else {}
+    return {**_figures(sae, batches), **test, **_recovery(sae, measured)}
 
 
 def _figures(sae: "SparseAutoencoder", batches: "Sequence[torch.Tensor]") -> dict[str, float]:

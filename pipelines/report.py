@@ -196,24 +196,3 @@ def write_lookup(asked: Lookup, store: FeatureStore, to: Destination) -> None:
 def _without_rows(answer: pl.DataFrame, why: str) -> pl.DataFrame:
     stderr_console().print(f"no rows: {why}", markup=False, soft_wrap=True)
     return answer
-
-
-def registered_models(store: Path) -> pl.DataFrame:
-    """Registered SAEs, one row a version."""
-    from pipelines.tracking import Tracking
-
-    versions = Tracking.existing(Layout(store)).versions()
-    rows = [
-        {
-            "name": v.name,
-            "version": v.version,
-            "alias": ", ".join(v.aliases),
-            **{key: v.metrics.get(key) for key in ("select_fvu", "select_l0", "select_dead_fraction")},
-            "sae run": v.tags.get("scsae.run"),
-            "activations": v.tags.get("scsae.activations"),
-            "data set": v.tags.get("scsae.dataset"),
-            "model digest": v.tags.get("scsae.model_digest", "")[:12],
-        }
-        for v in versions
-    ]
-    return pl.DataFrame(rows)

@@ -6,7 +6,6 @@ others is the same run with the same bytes.
 """
 
 import contextlib
-import importlib.metadata
 import json
 import shutil
 import signal
@@ -23,10 +22,11 @@ from feature_store.lineage import control_of
 from pipelines.cluster import actors_that_fit, ray_session
 from pipelines.config import TrainOptions
 from pipelines.errors import ON_PURPOSE, RunFailedError, UsageError, root_cause
-from pipelines.fitting import PROGRESS, SAE_FILES, SUMMARY, SAEJob, TrainJob, fit
+from pipelines.fitting import JUDGED_ON, PROGRESS, SAE_FILES, SUMMARY, SAEJob, TrainJob, fit
 from pipelines.progress import stderr_console, ticking
 from pipelines.stage import FORMAT_VERSION, Clock, StageResult, parent_run
-from pipelines.tracking import Tracking
+from pipelines.tracking import ModelVersion, Tracking
+from pipelines.tracking.lineage import origin_tags
 
 if TYPE_CHECKING:
     from sae_core.sae import SAEConfig, TrainConfig
@@ -87,6 +87,7 @@ def train_all(options: TrainOptions, store: Path, *, address: str | None = None)
             "train": train_config.to_dict(),
             "n_ranks": max(1, options.num_workers),
             "recovery_cells": options.recovery_cells,
+            "judged_on": list(JUDGED_ON),
             "files": list(SAE_FILES),
             "n_shards": len(SAE_FILES),
         }
@@ -126,7 +127,7 @@ def train_all(options: TrainOptions, store: Path, *, address: str | None = None)
         if run in pending:
             warner.say(run.path.name, findings)
         summary |= {found["kind"]: f"step {found['step']}: {found['message']}" for found in findings}
-        version = register(layout, run, options, activations_sha=parent.manifest().sha)
+        version = register(layout, run, options)
         results.append(
             StageResult(
                 kind="saes",
@@ -285,43 +286,44 @@ def train_loop(config: dict[str, Any]) -> None:
     fit(job, report=lambda metrics: ray.train.report(dict(metrics)), communicator=communicator)
 
 
-def register(layout: Layout, run: commit.Run, options: TrainOptions, *, activations_sha: str) -> str:
+def register(layout: Layout, run: commit.Run, options: TrainOptions) -> str:
     """Log the training to MLflow and register its SAE, once; return "NAME VERSION (alias)"."""
     tracking = Tracking(layout)
-    found = tracking.of_run(run.path.name)
-    if found is None:
-        plan, summary = run.plan, json.loads((run.path / SUMMARY).read_text())
-        metrics = {name: value for name, value in summary.items() if isinstance(value, int | float)}
-        control = control_of(layout, "saes", run.path.name)
-        name = options.name or f"{control or 'sae'}-{plan['model']}-{plan['site']}"
-        tags = {
-            "scsae.run": run.path.name,
-            "scsae.manifest_sha256": run.manifest().sha,
-            "scsae.activations": plan["activations"],
-            "scsae.activations_manifest_sha256": activations_sha,
-            "scsae.dataset": plan["dataset"],
-            "scsae.model_digest": plan["model_digest"],
-            "scsae.site": plan["site"],
-            "scsae.version": importlib.metadata.version("scsae"),
-            "scsae.findings": ", ".join(found["kind"] for found in summary["findings"]) or "none",
-        }
-        params = {**plan["sae"], **plan["train"]}
-        params |= {name: plan[name] for name in ("model", "site", "n_ranks", "recovery_cells")}
-        with tracking.run(run.path.name, params=params, tags=tags) as mlflow_run:
-            tracking.log_curves(mlflow_run, json.loads((run.path / "history.json").read_text()))
-            tracking.log_metrics(mlflow_run, metrics)
-            with files.local_folder(run.path) as folder, files.scratch_folder(run.path) as made:
-                # the checkpoints beside them are several times as large, and nothing that a user of the model needs
-                artifact = made / "sae"
-                artifact.mkdir()
-                for file in MODEL_FILES:
-                    shutil.copyfile(folder / file, artifact / file)
-                found = tracking.register(
-                    artifact,
-                    name=name,
-                    d_model=plan["sae"]["d_model"],
-                    n_features=plan["sae"]["n_features"],
-                    metrics=metrics,
-                    tags=tags,
-                )
+    with tracking.alone():
+        found = tracking.of_run(run.path.name)
+        if found is None:
+            found = _logged(tracking, layout, run, options)
+        elif tracking.find(run.path.name) is None:
+            # a crash came between the registration and the end of its run
+            tracking.client.set_terminated(found.mlflow_run)
+        found = tracking.settled(found)
     return f"{found.name} {found.version}" + "".join(f" ({alias})" for alias in found.aliases)
+
+
+def _logged(tracking: Tracking, layout: Layout, run: commit.Run, options: TrainOptions) -> ModelVersion:
+    """Log a training, with its curves and figures, and register what it made."""
+    plan, summary = run.plan, json.loads((run.path / SUMMARY).read_text())
+    metrics = {name: value for name, value in summary.items() if isinstance(value, int | float)}
+    control = control_of(layout, "saes", run.path.name)
+    name = options.name or f"{control or 'sae'}-{plan['model']}-{plan['site']}"
+    findings = ", ".join(found["kind"] for found in summary["findings"]) or "none"
+    tags = {**origin_tags(layout, run), "scsae.findings": findings}
+    params = {**plan["sae"], **plan["train"]}
+    params |= {name: plan[name] for name in ("model", "site", "n_ranks", "recovery_cells")}
+    with tracking.run(run.path.name, params=params, tags=tags) as mlflow_run:
+        tracking.log_curves(mlflow_run, json.loads((run.path / "history.json").read_text()))
+        tracking.log_metrics(mlflow_run, metrics)
+        with files.local_folder(run.path) as folder, files.scratch_folder(run.path) as made:
+            # the checkpoints beside them are several times as large, and nothing that a user of the model needs
+            artifact = made / "sae"
+            artifact.mkdir()
+            for file in MODEL_FILES:
+                shutil.copyfile(folder / file, artifact / file)
+            return tracking.register(
+                artifact,
+                name=name,
+                d_model=plan["sae"]["d_model"],
+                n_features=plan["sae"]["n_features"],
+                metrics=metrics,
+                tags=tags,
+            )

@@ -22,7 +22,7 @@ from feature_store.layout import Layout
 from pipelines.config import Arch, Recipe, TrainOptions, check
 from pipelines.errors import UsageError
 from pipelines.fitting import SAEJob, TrainJob, fit, held_out
-from pipelines.tracking import Tracking
+from pipelines.tracking import Tracking, promote
 from pipelines.train import train, train_all
 from sae_core.errors import CheckpointError, ConfigError, TrainingError
 from sae_core.sae import ARCHITECTURES, evaluate, load_sae
@@ -262,10 +262,10 @@ def test_promotion_is_refused_to_a_worse_version(ray_local, chain, tmp_path):
     train(chain.train, tmp_path)
     train(chain.train.model_copy(update={"n_steps": 2}), tmp_path)
     tracking = Tracking(Layout(tmp_path))
-    with pytest.raises(UsageError, match="select_fvu"):
-        tracking.promote("sae-tiny-layer.1", 2)
+    with pytest.raises(UsageError, match="test_fvu"):
+        promote(tracking, "sae-tiny-layer.1", 2)
     assert tracking.champion("sae-tiny-layer.1").version == 1
-    assert tracking.promote("sae-tiny-layer.1", 1).aliases == ("champion",)
+    assert promote(tracking, "sae-tiny-layer.1", 1).version.aliases == ("champion",)
 
 
 def test_options_of_the_core_reach_it_and_are_logged(chain, own_store):

@@ -1,0 +1,86 @@
+"""What `scsae models` shows: the versions with what was measured of them, and one version's lineage and evaluations."""
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from feature_store.layout import Layout
+from pipelines.output import Destination
+from pipelines.tracking import RUN_TAG, ModelVersion, Promotion, Tracking
+from pipelines.tracking.promotion import scores_of
+
+TRAINING = ("test_fvu", "select_fvu", "select_l0", "select_dead_fraction")
+
+
+def versions_frame(store: Path) -> pl.DataFrame:
+    """Registered SAEs, one row a version, a column a headline figure of steering on `test` cells."""
+    tracking = Tracking.existing(Layout(store))
+    versions = tracking.versions()
+    scores = [scores_of(tracking, version) for version in versions]
+    steering = {label: None for found in scores for label, score in found.items() if score.evaluation}
+    rows = [
+        {
+            "name": v.name,
+            "version": v.version,
+            "alias": ", ".join(v.aliases),
+            **{key: v.metrics.get(key) for key in TRAINING},
+            **{label: found[label].value if label in found else None for label in steering},
+            "sae run": v.tags.get(RUN_TAG),
+            "activations": v.tags.get("scsae.activations"),
+            "data set": v.tags.get("scsae.dataset"),
+            "model digest": v.tags.get("scsae.model_digest", "")[:12],
+        }
+        for v, found in zip(versions, scores, strict=True)
+    ]
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def version_facts(store: Path, name: str, version: int) -> dict[str, dict[str, Any]]:
+    """Facts of one version by what they are of: its lineage, then every steering evaluation, newest first."""
+    from pipelines.tracking.lineage import origin_of
+
+    layout = Layout(store)
+    tracking = Tracking.existing(layout)
+    found = tracking.version(name, version)
+    return {**origin_of(layout, found), **_evaluations(tracking, found)}
+
+
+def write_version(facts: dict[str, dict[str, Any]], to: Destination) -> None:
+    """Write the facts of one version: in parts for people, else a row a fact, in text of every digit."""
+    from pipelines.output import console
+    from pipelines.report import print_facts
+
+    if to.for_people:
+        for part, own in facts.items():
+            console().print(part, style="bold", markup=False)
+            print_facts({f"  {key}": value for key, value in own.items()})
+        return
+    rows = [
+        (part, key, None if value is None else str(value)) for part, own in facts.items() for key, value in own.items()
+    ]
+    to.write(pl.DataFrame(rows, schema={"part": pl.String, "fact": pl.String, "value": pl.String}, orient="row"))
+
+
+def promotion_facts(promoted: Promotion) -> dict[str, Any]:
+    """What `scsae models promote` says."""
+    found = promoted.version
+    facts: dict[str, Any] = {"name": found.name, "version": found.version, "aliases": ", ".join(found.aliases)}
+    if promoted.metric is not None:
+        facts[promoted.metric] = promoted.value
+    if promoted.over is not None:
+        facts[f"of version {promoted.over}, the champion before"] = promoted.value_of_champion
+    return facts | ({"note": promoted.note} if promoted.note else {})
+
+
+def _evaluations(tracking: Tracking, version: ModelVersion) -> dict[str, dict[str, Any]]:
+    return {
+        f"evaluation {found.run}": {
+            "question": found.question,
+            "dataset": found.dataset,
+            **{key: found.params[key] for key in ("intervention", "dose", "n_features") if key in found.params},
+            "mlflow_run": found.mlflow_run,
+            **found.metrics,
+        }
+        for found in tracking.evaluations(version.tags.get(RUN_TAG, ""))
+    }

@@ -1,0 +1,171 @@
+"""The registry: versions of SAEs, the champion among them, and what steering evaluations measured of each.
+
+A version is registered last, tagged with the run and the hash of its manifest, so that a rerun finds it. An evaluation
+is an MLflow run of its own, tagged with the SAE's run; its figures are attached to the version's LoggedModel too.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.errors import UsageError
+from pipelines.tracking.headline import HEADLINES
+from pipelines.tracking.store import RUN_TAG, TrackingStore
+
+CHAMPION = "champion"
+KIND_TAG, SAE_TAG, DATASET_TAG, QUESTION_TAG = "scsae.kind", "scsae.sae", "scsae.dataset", "scsae.question"
+ANSWER = "test/chosen"
+"""Where the figures of the chosen variant on `test` cells are, among an evaluation's metrics."""
+MODEL_CODE = Path(__file__).parent.with_name("registered_sae.py")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelVersion:
+    """One version in the registry, with what it came from."""
+
+    name: str
+    version: int
+    aliases: tuple[str, ...]
+    metrics: Mapping[str, float]
+    """Figures of its training."""
+    tags: Mapping[str, str]
+    model_id: str
+    mlflow_run: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One steering evaluation that was logged."""
+
+    run: str
+    """Id of the steering run."""
+    mlflow_run: str
+    sae: str
+    question: str
+    """What was asked of the cells, e.g. "stim -> ctrl"; two evaluations with one question measured the same."""
+    dataset: str
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+
+    @property
+    def headlines(self) -> dict[str, float]:
+        """Those figures of the chosen variant on `test` cells that count, the one that decides first."""
+        found = {name: self.metrics.get(f"{ANSWER}/{name}") for name in HEADLINES}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def label(self, headline: str) -> str:
+        """A headline figure with what it is of: "remaining (stim -> ctrl, DATASET)"."""
+        return f"{headline} ({self.question}, {self.dataset})"
+
+
+class Tracking(TrackingStore):
+    """The tracking store of one feature store, with the registry in it."""
+
+    def register(
+        self,
+        folder: Path,
+        *,
+        name: str,
+        d_model: int,
+        n_features: int,
+        metrics: Mapping[str, float],
+        tags: Mapping[str, str],
+    ) -> ModelVersion:
+        """Log the SAE in `folder` inside the active run and register it with its tags; the first is the champion."""
+        import numpy as np
+        from mlflow.models import ModelSignature
+        from mlflow.types import Schema, TensorSpec
+
+        signature = ModelSignature(
+            inputs=Schema([TensorSpec(np.dtype("float32"), (-1, d_model))]),
+            outputs=Schema([TensorSpec(np.dtype("float32"), (-1, n_features))]),
+        )
+        logged = self._mlflow.pyfunc.log_model(
+            name="sae",
+            python_model=str(MODEL_CODE),
+            artifacts={"sae": str(folder)},
+            signature=signature,
+            pip_requirements=["scsae"],
+        )
+        active = self._mlflow.active_run().info.run_id
+        self.log_metrics(active, metrics, model_id=logged.model_id)
+        if not self.client.search_registered_models(f"name = '{name}'"):
+            self.client.create_registered_model(name)
+        version = self.client.create_model_version(name, logged.model_uri, run_id=active, tags=dict(tags))
+        return self.settled(self.version(name, int(version.version)))
+
+    def settled(self, found: ModelVersion) -> ModelVersion:
+        """A version with what a crash may have kept from it: the alias, where its name has no champion yet."""
+        if self.champion(found.name) is None:
+            self.client.set_registered_model_alias(found.name, CHAMPION, str(found.version))
+        return self.version(found.name, found.version)
+
+    def champion(self, name: str) -> ModelVersion | None:
+        """Return the version of `name` that carries the alias `champion`, if there is one."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            found = self.client.get_model_version_by_alias(name, CHAMPION)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            return None
+        return self.version(name, int(found.version))
+
+    def version(self, name: str, version: int) -> ModelVersion:
+        """Return one registered version; raise UsageError when it does not exist."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            found = self.client.get_model_version(name, str(version))
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            known = ", ".join(f"{v.name} {v.version}" for v in self.versions()) or "none"
+            raise UsageError(f"{name} version {version} is not registered; registered: {known}") from None
+        model_id = str(found.source).rsplit("/", 1)[-1]
+        metrics = self.client.get_logged_model(model_id).metrics or []
+        return ModelVersion(
+            name=name,
+            version=version,
+            aliases=tuple(found.aliases),
+            metrics={m.key: m.value for m in metrics if m.run_id == found.run_id},
+            tags=dict(found.tags),
+            model_id=model_id,
+            mlflow_run=str(found.run_id),
+        )
+
+    def versions(self) -> list[ModelVersion]:
+        """Return every registered version, by name and version."""
+        found = self.client.search_model_versions(order_by=["name ASC", "version_number ASC"])
+        return [self.version(item.name, int(item.version)) for item in found]
+
+    def of_run(self, run: str) -> ModelVersion | None:
+        """Return the version registered for store run `run`, if there is one."""
+        found = self.client.search_model_versions(f"tags.`{RUN_TAG}` = '{run}'", max_results=1)
+        return self.version(found[0].name, int(found[0].version)) if found else None
+
+    def evaluations(self, sae: str | None = None) -> list[Evaluation]:
+        """Return the steering evaluations whose log is whole, newest first; of one SAE's run, or of all."""
+        wanted = f"tags.`{KIND_TAG}` = 'steering' and attributes.status = 'FINISHED'"
+        if sae is not None:
+            wanted += f" and tags.`{SAE_TAG}` = '{sae}'"
+        found, token = [], None
+        while True:
+            page = self.client.search_runs([self.experiment_id], wanted, page_token=token)
+            found += list(page)
+            token = page.token
+            if not token:
+                break
+        return [
+            Evaluation(
+                run=run.data.tags[RUN_TAG],
+                mlflow_run=run.info.run_id,
+                sae=run.data.tags[SAE_TAG],
+                question=run.data.tags.get(QUESTION_TAG, ""),
+                dataset=run.data.tags.get(DATASET_TAG, ""),
+                params=run.data.params,
+                metrics=run.data.metrics,
+            )
+            for run in found
+        ]
