@@ -9,7 +9,7 @@ from sae_core.scfm.coverage import Coverage
 from sae_core.scfm.foundation import FoundationModel, Prefix
 from sae_core.scfm.geneformer import Geneformer, GeneformerConfig
 from sae_core.scfm.precision import precision_error
-from sae_core.scfm.pretraining import PretrainingLoss
+from sae_core.scfm.pretraining import Answers, PretrainingLoss, Question
 from sae_core.scfm.scfoundation import ScFoundation, ScFoundationConfig
 from sae_core.scfm.scgpt import ScGPT, ScGPTConfig
 from sae_core.scfm.sites import Patch, Site, TokenInfo
@@ -17,6 +17,7 @@ from sae_core.scfm.tokens import Tokens
 from sae_core.scfm.vocabulary import GeneMatch, Vocabulary
 
 __all__ = [
+    "Answers",
     "Coverage",
     "FoundationModel",
     "GeneMatch",
@@ -25,6 +26,7 @@ __all__ = [
     "Patch",
     "Prefix",
     "PretrainingLoss",
+    "Question",
     "ScFoundation",
     "ScFoundationConfig",
     "ScGPT",

@@ -65,14 +65,15 @@ class Batch:
         device: torch.device,
         dtype: torch.dtype,
         is_query: Bool[np.ndarray, " token"] | None = None,
+        is_unseen: Bool[np.ndarray, " token"] | None = None,
     ) -> Batch:
-        """Batch of the given cells; tokens that `is_query` marks ask but are never keys."""
+        """Batch of the given cells; `is_query` marks tokens that ask, `is_unseen` those that are never keys."""
         lengths = tokens.lengths[cells]
         position = np.arange(lengths.max())
         is_real = position < lengths[:, None]
         row_of = np.where(is_real, tokens.offsets[cells][:, None] + position, tokens.offsets[cells][:, None])
         rows = row_of[is_real]
-        is_key = is_real if is_query is None else is_real & ~is_query[row_of]
+        is_key = is_real if is_unseen is None else is_real & ~is_unseen[row_of]
 
         def put(array: np.ndarray) -> Tensor:
             return torch.from_numpy(array).to(device)
@@ -89,7 +90,9 @@ class Batch:
             info=TokenInfo(
                 gene_id=put(tokens.gene_id[rows]),
                 cell=put(np.repeat(cells, lengths)),
+                position=put(np.broadcast_to(position, is_real.shape)[is_real]),
                 is_special=put(tokens.is_special[rows]),
+                is_query=put(np.zeros(len(rows), dtype=bool) if is_query is None else is_query[rows]),
             ),
         )
 

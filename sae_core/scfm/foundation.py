@@ -22,7 +22,7 @@ from sae_core.errors import ConfigError
 from sae_core.scfm.batches import Batch, plan_batches
 from sae_core.scfm.coverage import Coverage, coverage_of
 from sae_core.scfm.encoder import EncoderBlock
-from sae_core.scfm.pretraining import Asked, PretrainingLoss, Question
+from sae_core.scfm.pretraining import Answers, Asked, PretrainingLoss, Question
 from sae_core.scfm.sites import Patch, Site, Tap
 from sae_core.scfm.tokens import Tokens
 from sae_core.scfm.vocabulary import GeneMatch, Vocabulary
@@ -99,8 +99,12 @@ class FoundationModel(nn.Module, ABC):
         """The pretraining task on these cells: what is hidden, drawn from (seed, cell)."""
 
     @abstractmethod
+    def answer(self, x: Float[Tensor, "row position d_model"], batch: Batch, asked: Asked) -> Float[Tensor, " asked"]:
+        """What the head says of each hidden gene, from the encoder's output. ConfigError if the checkpoint lacks it."""
+
+    @abstractmethod
     def errors(self, x: Float[Tensor, "row position d_model"], batch: Batch, asked: Asked) -> Float[Tensor, " asked"]:
-        """Error of each answer, from the encoder's output. ConfigError if the checkpoint lacks the head."""
+        """Error of each answer. ConfigError as `answer`."""
 
     @abstractmethod
     def reset_weights(self, *, seed: int) -> None:
@@ -146,7 +150,7 @@ class FoundationModel(nn.Module, ABC):
     @torch.no_grad()
     def activations(
         self,
-        tokens: Tokens,
+        tokens: Tokens | Question,
         sites: Sequence[Site | str],
         *,
         max_batch_tokens: int = _MAX_BATCH_TOKENS,
@@ -154,15 +158,16 @@ class FoundationModel(nn.Module, ABC):
     ) -> dict[Site, Float[Tensor, "token d_model"]]:
         """Activations of every token at each site, in the order of `tokens`, in host memory.
 
-        A patched site is read after its patch. Patches receive real tokens only, in batches, on the model's device.
+        Of a `Question` (from `ask`) they are those of its tokens, as they are when it is answered. A patched site is
+        read after its patch. Patches receive real tokens only, in batches, on the model's device.
 
         Raises:
             ConfigError: a site the model does not have, or a patch that changes the shape.
         """
         wanted = [self._site(site) for site in sites]
         patch_of = self._patches(patches)
-        first = next(self.parameters())
-        out = {site: torch.empty(tokens.n_tokens, self.d_model, dtype=first.dtype) for site in wanted}
+        first, n_tokens = next(self.parameters()), _read(tokens).n_tokens
+        out = {site: torch.empty(n_tokens, self.d_model, dtype=first.dtype) for site in wanted}
         depth = max((self._depth(site) for site in wanted), default=0)
         for batch in self._batches(tokens, max_batch_tokens):
             self._run(batch, depth, partial(_tap, batch=batch, out=out, patches=patch_of))
@@ -260,18 +265,52 @@ class FoundationModel(nn.Module, ABC):
         """
         fraction = self.mask_fraction if mask_fraction is None else mask_fraction
         question = self.ask(tokens, seed=seed, fraction=fraction)
-        patch_of = self._patches(patches)
         total = torch.full((tokens.n_cells,), torch.nan, dtype=torch.float64)
         n_asked = torch.from_numpy(np.bincount(question.cell, minlength=tokens.n_cells))
-        for batch in self._batches(question.tokens, max_batch_tokens, is_query=question.is_query):
-            asked = Asked.of(question, batch)
-            x = self._run(batch, self._depth(self.sites[-1]), partial(_tap, batch=batch, out={}, patches=patch_of))
+        for x, batch, asked in self._asked(question, max_batch_tokens, patches):
             error = self.errors(x, batch, asked).double()
             of_row = torch.zeros(len(batch.cells), dtype=torch.float64, device=error.device)
             total[batch.cells] = of_row.index_add_(0, asked.row, error).cpu()
         return PretrainingLoss(
             per_cell=torch.where(n_asked > 0, total / n_asked.clamp(min=1), torch.nan), n_asked=n_asked
         )
+
+    @torch.no_grad()
+    def answers(
+        self,
+        question: Question,
+        *,
+        patches: Mapping[Site | str, Patch] | None = None,
+        prefix: Prefix | None = None,
+        max_batch_tokens: int = _MAX_BATCH_TOKENS,
+    ) -> Answers:
+        """What the model's own head says of the genes that `question` (from `ask`) hides, with `patches` in place.
+
+        scGPT: the bin, by the decoder of the gene's own token. Geneformer: the log probability of the hidden gene.
+        scFoundation: log1p CP10k. `prefix`: what `activations` gave for this question.
+
+        Raises:
+            ConfigError: the checkpoint lacks the head that answers; a prefix as in `embed`.
+        """
+        self._check_prefix(prefix, question.tokens, self._patches(patches))
+        found = torch.full((len(question.cell),), torch.nan)
+        for x, batch, asked in self._asked(question, max_batch_tokens, patches, prefix):
+            found[asked.which] = self.answer(x, batch, asked).to("cpu", torch.float32)
+        cell, gene_id, target = (torch.from_numpy(a) for a in (question.cell, question.gene_id, question.target))
+        return Answers(cell=cell, gene_id=gene_id, answer=found, target=target)
+
+    def _asked(
+        self,
+        question: Question,
+        max_batch_tokens: int,
+        patches: Mapping[Site | str, Patch] | None,
+        prefix: Prefix | None = None,
+    ) -> Iterator[tuple[Tensor, Batch, Asked]]:
+        """The encoder's output, batch by batch, and what is asked of it."""
+        patch_of, depth = self._patches(patches), self._depth(self.sites[-1])
+        for batch in self._batches(question, max_batch_tokens):
+            x = self._run(batch, depth, partial(_tap, batch=batch, out={}, patches=patch_of), prefix)
+            yield x, batch, Asked.of(question, batch)
 
     def _run(self, batch: Batch, depth: int, tap: Tap, prefix: Prefix | None = None) -> Tensor:
         device = batch.gene_id.device.type
@@ -326,12 +365,17 @@ class FoundationModel(nn.Module, ABC):
     def _patches(self, patches: Mapping[Site | str, Patch] | None) -> dict[Site, Patch]:
         return {self._site(site): patch for site, patch in (patches or {}).items()}
 
-    def _batches(
-        self, tokens: Tokens, max_batch_tokens: int, is_query: Bool[np.ndarray, " token"] | None = None
-    ) -> Iterator[Batch]:
-        parameter = next(self.parameters())
-        for cells in plan_batches(tokens.lengths, max_batch_tokens):
-            yield Batch.of(tokens, cells, device=parameter.device, dtype=parameter.dtype, is_query=is_query)
+    def _batches(self, tokens: Tokens | Question, max_batch_tokens: int) -> Iterator[Batch]:
+        parameter, read = next(self.parameters()), _read(tokens)
+        marks = {}
+        if isinstance(tokens, Question):
+            marks = {"is_query": tokens.is_query, "is_unseen": tokens.is_unseen}
+        for cells in plan_batches(read.lengths, max_batch_tokens):
+            yield Batch.of(read, cells, device=parameter.device, dtype=parameter.dtype, **marks)
+
+
+def _read(tokens: Tokens | Question) -> Tokens:
+    return tokens.tokens if isinstance(tokens, Question) else tokens
 
 
 def _tap(site: Site, x: Tensor, *, batch: Batch, out: dict[Site, Tensor], patches: dict[Site, Patch]) -> Tensor:

@@ -233,14 +233,20 @@ class Geneformer(FoundationModel):
             position=hidden,
         )
 
-    def errors(self, x: Float[Tensor, "row position d_model"], batch: Batch, asked: Asked) -> Float[Tensor, " asked"]:
-        """Cross-entropy of the hidden gene, in nats."""
+    def answer(self, x: Float[Tensor, "row position d_model"], batch: Batch, asked: Asked) -> Float[Tensor, " asked"]:
+        """Log probability, in nats, of the gene that is hidden, at its rank."""
         if self.head is None:
-            raise ConfigError(f"{self.name} has no weights of the masked-gene head, so it has no pretraining loss")
+            raise ConfigError(
+                f"{self.name} has no weights of the masked-gene head, so it has no pretraining loss and no answers"
+            )
         hidden = torch.split(x[asked.row, asked.column], 1024)
         parts = zip(hidden, torch.split(asked.gene_id, 1024), strict=True)
         word = self.embedding.word.weight
-        return torch.cat([F.cross_entropy(self.head(t, word), g, reduction="none") for t, g in parts])
+        return -torch.cat([F.cross_entropy(self.head(t, word), g, reduction="none") for t, g in parts])
+
+    def errors(self, x: Float[Tensor, "row position d_model"], batch: Batch, asked: Asked) -> Float[Tensor, " asked"]:
+        """Cross-entropy of the hidden gene, in nats."""
+        return -self.answer(x, batch, asked)
 
     @torch.no_grad()
     def reset_weights(self, *, seed: int) -> None:

@@ -1,8 +1,9 @@
-"""A model's own pretraining task as a measure: hide part of every cell, ask for it, count the error.
+"""A model's own pretraining task as a measure: hide part of every cell, ask for it, read the answers, count the error.
 
 What is hidden is drawn from (seed, cell), so two runs of one seed ask the same and differ only by what was done to the
-activations: the way to say how much of a model's work survives a patch. The error is the family's own: squared error of
-the binned value (scGPT), cross-entropy of the masked gene (Geneformer), squared error of log1p CP10k (scFoundation).
+activations: the way to say what a patch makes the model expect, and how much of its work survives. Answers and errors
+are the family's own: the binned value and its squared error (scGPT), the log probability of the masked gene and its
+negative, the cross-entropy (Geneformer), log1p CP10k and its squared error (scFoundation).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from sae_core.scfm.values import cell_generator
 class Question:
     """What the encoder reads and what is asked, flat and sorted by cell.
 
-    `position` is the row of `tokens` at which an answer is read, None where a decoder answers; `is_query` marks tokens
+    `position` is the row of `tokens` at which an answer is read, None where a decoder answers; `is_unseen` marks tokens
     that ask without being seen by the others.
     """
 
@@ -33,13 +34,24 @@ class Question:
     gene_id: Int64[np.ndarray, " asked"]
     target: Float32[np.ndarray, " asked"]
     position: Int64[np.ndarray, " asked"] | None = None
-    is_query: Bool[np.ndarray, " token"] | None = None
+    is_unseen: Bool[np.ndarray, " token"] | None = None
+
+    @property
+    def is_query(self) -> Bool[np.ndarray, " token"] | None:
+        """Tokens at which an answer is read, seen by the others or not."""
+        if self.position is None:
+            return None
+        asks = np.zeros(self.tokens.n_tokens, dtype=bool)
+        asks[self.position] = True
+        return asks
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """The part of a question that one batch answers; `row` and `column` are places in the padded batch."""
 
+    which: Int64[np.ndarray, " asked"]
+    """Rows of the question."""
     row: Int64[Tensor, " asked"]
     column: Int64[Tensor, " asked"]
     gene_id: Int64[Tensor, " asked"]
@@ -60,11 +72,24 @@ class Asked:
             return torch.from_numpy(array).to(batch.gene_id.device)
 
         return cls(
+            which=which,
             row=put(row),
             column=put(column),
             gene_id=put(question.gene_id[which]),
             target=put(question.target[which]).to(batch.value.dtype),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What a model's head says of the genes that were hidden from it, in the order of the question: sorted by cell."""
+
+    cell: Int64[Tensor, " asked"]
+    """Index into the tokens that were asked."""
+    gene_id: Int64[Tensor, " asked"]
+    answer: Float32[Tensor, " asked"]
+    target: Float32[Tensor, " asked"]
+    """What a perfect model would have answered."""
 
 
 @dataclass(frozen=True, kw_only=True)

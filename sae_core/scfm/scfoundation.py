@@ -213,10 +213,10 @@ class ScFoundation(FoundationModel):
             target=tokens.value[hidden],
         )
 
-    def errors(self, x: Float[Tensor, "row position d_model"], batch: Batch, asked: Asked) -> Float[Tensor, " asked"]:
-        """Squared error of the decoder's log1p CP10k; genes that are not expressed are given to it as zeros."""
+    def answer(self, x: Float[Tensor, "row position d_model"], batch: Batch, asked: Asked) -> Float[Tensor, " asked"]:
+        """The decoder's log1p CP10k of each hidden gene; genes that are not expressed are given to it as zeros."""
         if self.decoder is None:
-            raise ConfigError(f"{self.name} has no decoder weights, so it has no pretraining loss")
+            raise ConfigError(f"{self.name} has no decoder weights, so it has no pretraining loss and no answers")
         n_genes = self.config.n_genes + 2
         silent = self.token_emb(x.new_zeros(1)) + self.pos_emb.weight[:n_genes]
         hidden = self.token_emb(x.new_full((1,), self.config.mask_value))[0]
@@ -228,7 +228,11 @@ class ScFoundation(FoundationModel):
             full[batch.gene_id[row][real]] = x[row][real].to(full.dtype) + self.pos_emb(batch.gene_id[row][real])
             answers = self.norm(self.decoder(self.decoder_embed(full)))[asked.gene_id[here]]
             found[here] = self.to_final(answers)[:, 0]
-        return (found - asked.target) ** 2
+        return found
+
+    def errors(self, x: Float[Tensor, "row position d_model"], batch: Batch, asked: Asked) -> Float[Tensor, " asked"]:
+        """Squared error of the answer."""
+        return (self.answer(x, batch, asked) - asked.target) ** 2
 
     @torch.no_grad()
     def reset_weights(self, *, seed: int) -> None:

@@ -250,24 +250,32 @@ class ScGPT(FoundationModel):
             gene_id=tokens.gene_id[hidden],
             target=tokens.value[hidden],
             position=np.flatnonzero(hidden),
-            is_query=hidden if self.config.objective == "query" else None,
+            is_unseen=hidden if self.config.objective == "query" else None,
         )
+
+    def answer(self, x: Float[Tensor, "row position d_model"], batch: Batch, asked: Asked) -> Float[Tensor, " asked"]:
+        """Bin of each hidden gene by `decoder`, from the gene's own token; `mvc_decoder` has no say."""
+        if self.decoder is None:
+            raise ConfigError(f"{self.name} has no decoder weights, so it has no pretraining loss and no answers")
+        found: Tensor = self.decoder(self._of_batch(x[asked.row, asked.column])[None])[0]
+        return found
 
     def errors(self, x: Float[Tensor, "row position d_model"], batch: Batch, asked: Asked) -> Float[Tensor, " asked"]:
         """Squared error in bins of `decoder`, plus that of `mvc_decoder` where the checkpoint has one."""
-        if self.decoder is None:
-            raise ConfigError(f"{self.name} has no decoder weights, so it has no pretraining loss")
-        token, cell = x[asked.row, asked.column], x[asked.row, 0]
-        if self.batch_encoder is not None:
-            if self.config.batch_label is None:
-                raise ConfigError(_which_batch(self.name, self.batch_encoder.embedding.num_embeddings))
-            label = torch.full_like(asked.gene_id, self.config.batch_label)
-            token, cell = (torch.cat([part, self.batch_encoder(label)], dim=-1) for part in (token, cell))
-        error: Tensor = (self.decoder(token[None])[0] - asked.target) ** 2
+        error = (self.answer(x, batch, asked) - asked.target) ** 2
         if self.mvc_decoder is not None:
-            by_cell = self.mvc_decoder(cell, self.encoder(asked.gene_id)[:, None])[:, 0]
+            by_cell = self.mvc_decoder(self._of_batch(x[asked.row, 0]), self.encoder(asked.gene_id)[:, None])[:, 0]
             error = error + (by_cell - asked.target) ** 2
         return error
+
+    def _of_batch(self, x: Float[Tensor, "asked d_model"]) -> Float[Tensor, "asked d_head"]:
+        """What a head reads: activations, and beside them the batch's vector where the checkpoint has batches."""
+        if self.batch_encoder is None:
+            return x
+        if self.config.batch_label is None:
+            raise ConfigError(_which_batch(self.name, self.batch_encoder.embedding.num_embeddings))
+        label = torch.full((len(x),), self.config.batch_label, device=x.device)
+        return torch.cat([x, self.batch_encoder(label)], dim=-1)
 
     def reset_weights(self, *, seed: int) -> None:
         """Fresh weights (`init_weights`)."""

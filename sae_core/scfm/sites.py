@@ -73,11 +73,21 @@ class Site:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenInfo:
-    """What a patch may know about the rows it receives: gene (vocabulary id), cell (index into the tokens), special."""
+    """What a patch may know about the rows it receives."""
 
     gene_id: Int[Tensor, " token"]
+    """Vocabulary ids."""
     cell: Int[Tensor, " token"]
+    """Index of the cell in the tokens that the model was given."""
+    position: Int[Tensor, " token"]
+    """Place of the token in its cell, special tokens counted."""
     is_special: Bool[Tensor, " token"]
+    is_query: Bool[Tensor, " token"]
+    """Tokens at which a hidden gene is asked for (`sae_core.scfm.pretraining`)."""
+
+    def take(self, rows: Int[Tensor, " chosen"]) -> TokenInfo:
+        """The same of some tokens."""
+        return TokenInfo(**{name: column[rows] for name, column in vars(self).items()})
 
 
 Patch = Callable[[Float[Tensor, "token d_model"], TokenInfo], Float[Tensor, "token d_model"]]

@@ -56,6 +56,23 @@ class Tokens:
         """Index of the cell of each token."""
         return np.repeat(np.arange(self.n_cells, dtype=np.int64), self.lengths)
 
+    def rows(self, cells: Int64[np.ndarray, " chosen"]) -> Int64[np.ndarray, " chosen_token"]:
+        """Rows of the tokens of some cells, cell after cell."""
+        lengths = self.lengths[cells]
+        ends = np.cumsum(lengths)
+        starts = np.repeat(self.offsets[cells] - ends + lengths, lengths)
+        return starts + np.arange(len(starts))
+
+    def take(self, cells: Int64[np.ndarray, " chosen"]) -> Tokens:
+        """Tokens of some cells, in the order given."""
+        rows = self.rows(cells)
+        return Tokens(
+            offsets=np.concatenate([[0], np.cumsum(self.lengths[cells])]).astype(np.int64),
+            gene_id=self.gene_id[rows],
+            value=self.value[rows],
+            is_special=self.is_special[rows],
+        )
+
     def cells(self, start: int, stop: int) -> Tokens:
         """Tokens of cells [start, stop), as views."""
         low, high = int(self.offsets[start]), int(self.offsets[stop])

@@ -1,4 +1,4 @@
-"""What is done to a code: five interventions, each the change that it adds to the values of its features.
+"""What is done to a code: six interventions, each the change that it adds to the values of its features.
 
 With z the value of a feature on a token, and dose * unit the amount in the code's own units:
     Ablate   z' = 0
@@ -6,9 +6,11 @@ With z the value of a feature on a token, and dose * unit the amount in the code
     Add      z' = z + dose * unit       also where the feature was inactive
     Scale    z' = factor * z
     Toward   z' = z + amount * (reference - z)
+    Shift    z' = z + amount * difference
 `unit` holds one scale a feature (its 99th percentile on `train`, say), so that a dose means the same for a faint
-feature and a loud one; without it a dose is in the activation's own units. An intervention returns the change z' - z
-and not z', so that doing nothing is exactly zero and `Add` adds exactly what it says.
+feature and a loud one; without it a dose is in the activation's own units. `amount` is one number or one a feature.
+A reference or difference may depend on the token's gene and its cell's group (`References`). An intervention returns
+the change z' - z and not z', so that doing nothing is exactly zero and `Add` adds exactly what it says.
 """
 
 from abc import ABC, abstractmethod
@@ -16,10 +18,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from sae_core.errors import ConfigError
+from sae_core.scfm.sites import TokenInfo
+from sae_core.steering.references import References
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,12 +45,17 @@ class Intervention(ABC):
                 raise ConfigError(f"{name} = {value} is not finite: a code cannot be moved by it.")
 
     @abstractmethod
-    def change(self, z: Float[Tensor, "token chosen"]) -> Float[Tensor, "token chosen"]:
-        """What is added to the values z of `features`, in their order."""
+    def change(self, z: Float[Tensor, "token chosen"], info: TokenInfo) -> Float[Tensor, "token chosen"]:
+        """What is added to the values z of `features`, in their order, on the tokens of `info`."""
+
+    @property
+    def groups(self) -> Int64[Tensor, " cell"] | None:
+        """Group of each cell, where the change depends on it."""
+        return None
 
     def vectors(self) -> dict[str, Float[Tensor, " feature"]]:
         """Vectors over all features that the intervention was given, by field name."""
-        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return {name: v for name, v in vars(self).items() if isinstance(v, Tensor) and name != "group_of_cell"}
 
     def check(self, n_features: int) -> None:
         """`ConfigError` if a feature, or a vector over features, does not fit an autoencoder of `n_features`."""
@@ -73,7 +82,7 @@ class Intervention(ABC):
 class Ablate(Intervention):
     """z' = 0."""
 
-    def change(self, z: Float[Tensor, "token chosen"]) -> Float[Tensor, "token chosen"]:
+    def change(self, z: Float[Tensor, "token chosen"], info: TokenInfo) -> Float[Tensor, "token chosen"]:
         """-z."""
         return -z
 
@@ -94,7 +103,7 @@ class _Dosed(Intervention):
 class Clamp(_Dosed):
     """z' = dose * unit, whatever z was."""
 
-    def change(self, z: Float[Tensor, "token chosen"]) -> Float[Tensor, "token chosen"]:
+    def change(self, z: Float[Tensor, "token chosen"], info: TokenInfo) -> Float[Tensor, "token chosen"]:
         """Difference dose * unit - z."""
         return self._amount(z) - z
 
@@ -103,7 +112,7 @@ class Clamp(_Dosed):
 class Add(_Dosed):
     """z' = z + dose * unit."""
 
-    def change(self, z: Float[Tensor, "token chosen"]) -> Float[Tensor, "token chosen"]:
+    def change(self, z: Float[Tensor, "token chosen"], info: TokenInfo) -> Float[Tensor, "token chosen"]:
         """The amount dose * unit."""
         return self._amount(z)
 
@@ -114,19 +123,73 @@ class Scale(Intervention):
 
     factor: float
 
-    def change(self, z: Float[Tensor, "token chosen"]) -> Float[Tensor, "token chosen"]:
+    def change(self, z: Float[Tensor, "token chosen"], info: TokenInfo) -> Float[Tensor, "token chosen"]:
         """(factor - 1) z."""
         return (self.factor - 1) * z
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Toward(Intervention):
+class _Referred(Intervention):
+    amount: float | Float[Tensor, " feature"] = 1.0
+    """How far: one number, or one for each feature of the autoencoder."""
+    group_of_cell: Int64[Tensor, " cell"] | None = None
+    """Group of each cell that the model is given, for `References`."""
+
+    def __post_init__(self) -> None:
+        given = list(self.features)
+        super().__post_init__()
+        for table in (value for value in vars(self).values() if isinstance(value, References)):
+            if given != list(self.features) or table.values.shape[1] != len(given):
+                raise ConfigError(
+                    f"references have {table.values.shape[1]} columns for features {given}: give one column a feature, "
+                    "and the features in ascending order, each once."
+                )
+            if self.group_of_cell is None:
+                raise ConfigError("references are by group: give group_of_cell, the group of each cell.")
+
+    @property
+    def groups(self) -> Int64[Tensor, " cell"] | None:
+        """Group of each cell."""
+        return self.group_of_cell
+
+    def _of(
+        self, source: Tensor | References, z: Float[Tensor, "token chosen"], info: TokenInfo
+    ) -> tuple[Float[Tensor, "#token chosen"], Bool[Tensor, "#token 1"]]:
+        """What `source` holds for each token, and whether it holds anything."""
+        if isinstance(source, Tensor):
+            return self._of_chosen(source, z)[None], torch.ones(1, 1, dtype=torch.bool, device=z.device)
+        assert self.group_of_cell is not None
+        values, known = source.of(self.group_of_cell, info)
+        return values.to(z.dtype), known[:, None]
+
+    def _times_amount(self, way: Float[Tensor, "token chosen"]) -> Float[Tensor, "token chosen"]:
+        return (self._of_chosen(self.amount, way) if isinstance(self.amount, Tensor) else self.amount) * way
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Toward(_Referred):
     """z' = z + amount * (reference - z): part of the way (0 to 1) to a group's mean code."""
 
-    reference: Float[Tensor, " feature"]
-    """Mean code of the group's tokens, one value for each feature of the autoencoder."""
-    amount: float = 1.0
+    reference: Float[Tensor, " feature"] | References
+    """Mean codes: one value for each feature of the autoencoder, or a table; a token without a row keeps its code."""
 
-    def change(self, z: Float[Tensor, "token chosen"]) -> Float[Tensor, "token chosen"]:
+    def change(self, z: Float[Tensor, "token chosen"], info: TokenInfo) -> Float[Tensor, "token chosen"]:
         """Share amount * (reference - z) of the way."""
-        return self.amount * (self._of_chosen(self.reference, z) - z)
+        reference, known = self._of(self.reference, z, info)
+        return self._times_amount(reference - z).where(known, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Shift(_Referred):
+    """z' = z + amount * difference: the way from one group's mean code to another's, added to each token's own.
+
+    Unlike `Toward` it keeps what tells the tokens of a group and gene apart.
+    """
+
+    difference: References
+    """Mean code of the one group less that of the other (`References.minus`); a token without a row keeps its code."""
+
+    def change(self, z: Float[Tensor, "token chosen"], info: TokenInfo) -> Float[Tensor, "token chosen"]:
+        """The amount of the difference."""
+        difference, known = self._of(self.difference, z, info)
+        return self._times_amount(difference).where(known, 0.0)

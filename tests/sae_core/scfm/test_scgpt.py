@@ -95,7 +95,7 @@ def test_queries_ask_without_being_seen(
     model = load_model(write_checkpoint(args={"objective": "query"}))
     tokens = tokenize(model)
     question = model.ask(tokens, seed=1, fraction=0.4)
-    assert question.is_query is not None
+    assert question.is_unseen is not None
     seen: list[torch.Tensor] = []
 
     plain = model.pretraining_loss(tokens, seed=1, patches={"layer.2": lambda x, info: (seen.append(x), x)[1]})

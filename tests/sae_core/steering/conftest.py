@@ -54,5 +54,7 @@ def info() -> TokenInfo:
     return TokenInfo(
         gene_id=torch.tensor([0, 10, 11, 10, 12]),
         cell=torch.tensor([0, 0, 0, 1, 1]),
+        position=torch.tensor([0, 1, 2, 0, 1]),
         is_special=torch.tensor([True, False, False, False, False]),
+        is_query=torch.zeros(5, dtype=torch.bool),
     )

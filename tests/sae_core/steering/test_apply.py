@@ -18,8 +18,13 @@ def many_tokens(n_cells: int = 6, per_cell: int = 20, seed: int = 0) -> tuple[to
     n_tokens = n_cells * per_cell
     x = 3 + torch.randn(n_tokens, 16, generator=torch.Generator().manual_seed(seed))
     position = torch.arange(n_tokens)
-    info = TokenInfo(gene_id=position % 7, cell=position // per_cell, is_special=position % per_cell == 0)
-    return x, info
+    return x, TokenInfo(
+        gene_id=position % 7,
+        cell=position // per_cell,
+        position=position % per_cell,
+        is_special=position % per_cell == 0,
+        is_query=torch.zeros(n_tokens, dtype=torch.bool),
+    )
 
 
 def test_ablating_takes_exactly_the_features_contribution_out(sae, x, info):
@@ -75,6 +80,7 @@ def test_tokens_that_the_masks_leave_out_keep_their_bits(sae, x, info):
         ({"include_special": True}, [0, 1, 2, 3, 4]),
         ({"genes": [10]}, [1, 3]),
         ({"cells": {1}}, [3, 4]),
+        ({"positions": [1]}, [1, 4]),
         ({"genes": [10, 11], "cells": [0]}, [1, 2]),
         ({"genes": [0], "include_special": True}, [0]),
     ]:
@@ -103,7 +109,7 @@ def test_steering_equals_the_difference_of_two_decodings(trained, mode, interven
     codes = trained.encode(x).to_dense()
     chosen = torch.tensor(intervention.features)
     changed = codes.clone()
-    changed[:, chosen] += intervention.change(codes[:, chosen])
+    changed[:, chosen] += intervention.change(codes[:, chosen], info)
     base = x if mode == "delta" else codes @ trained.W_dec + trained.b_dec
     expected = torch.where(info.is_special.unsqueeze(1), x, base + (changed - codes) @ trained.W_dec)
     steered = Steering(sae=trained, intervention=intervention, mode=mode)(x, info)
@@ -132,9 +138,7 @@ def test_a_cells_result_does_not_depend_on_the_cells_beside_it(trained):
     together = steering(x, info)
     for cell in range(6):
         own = info.cell == cell
-        alone = steering(
-            x[own], TokenInfo(gene_id=info.gene_id[own], cell=info.cell[own], is_special=info.is_special[own])
-        )
+        alone = steering(x[own], info.take(own.nonzero().squeeze(1)))
         torch.testing.assert_close(together[own], alone, rtol=1e-6, atol=1e-6)
 
 
@@ -164,7 +168,7 @@ def test_half_precision_activations_stay_so(sae, x, info, mode):
 
 
 def test_no_token_is_steered_to_no_token(sae, x, info):
-    nothing = TokenInfo(gene_id=info.gene_id[:0], cell=info.cell[:0], is_special=info.is_special[:0])
+    nothing = info.take(torch.arange(0))
     assert Steering(sae=sae, intervention=Ablate(features=[0]))(x[:0], nothing).shape == (0, 4)
 
 
@@ -175,10 +179,12 @@ def test_a_feature_out_of_range_is_refused_before_any_run(sae):
 
 def test_masks_that_select_nothing_are_refused(sae, info):
     ablate = Ablate(features=[0])
-    for options in ({"genes": []}, {"cells": []}):
+    for options in ({"genes": []}, {"cells": []}, {"positions": []}):
         with pytest.raises(ConfigError, match="selects nothing"):
             Steering(sae=sae, intervention=ablate, **options)
-    with pytest.raises(ConfigError, match=r"select none of 5 tokens \(genes \[99\], cells all, special tokens excl"):
+    with pytest.raises(
+        ConfigError, match=r"select none of 5 tokens \(genes \[99\], cells all, positions all, special tokens excl"
+    ):
         Steering(sae=sae, intervention=ablate, genes=[99]).check(info)
     Steering(sae=sae, intervention=ablate, genes=[10]).check(info)
 

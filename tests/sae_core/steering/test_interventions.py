@@ -4,9 +4,17 @@ import pytest
 import torch
 
 from sae_core.errors import ConfigError
+from sae_core.scfm import TokenInfo
 from sae_core.steering import Ablate, Add, Clamp, Scale, Toward
 
 Z = torch.tensor([[0.0, 2.0], [4.0, 1.0]])
+INFO = TokenInfo(
+    gene_id=torch.tensor([10, 11]),
+    cell=torch.tensor([0, 1]),
+    position=torch.tensor([0, 0]),
+    is_special=torch.zeros(2, dtype=torch.bool),
+    is_query=torch.zeros(2, dtype=torch.bool),
+)
 UNIT = torch.tensor([9.0, 10.0, 9.0, 100.0])  # of features 0 to 3; the chosen ones are 1 and 3
 
 
@@ -24,7 +32,7 @@ UNIT = torch.tensor([9.0, 10.0, 9.0, 100.0])  # of features 0 to 3; the chosen o
     ],
 )
 def test_steered_values_are_those_worked_out_by_hand(intervention, steered):
-    torch.testing.assert_close(Z + intervention.change(Z), torch.tensor(steered, dtype=torch.float32))
+    torch.testing.assert_close(Z + intervention.change(Z, INFO), torch.tensor(steered, dtype=torch.float32))
 
 
 @pytest.mark.parametrize(
@@ -38,17 +46,19 @@ def test_steered_values_are_those_worked_out_by_hand(intervention, steered):
 )
 def test_an_intervention_of_no_size_changes_by_exactly_zero(intervention):
     z = torch.rand(50, 2, generator=torch.Generator().manual_seed(0))
-    assert not intervention.change(z).any()
+    assert not intervention.change(z, INFO).any()
 
 
 def test_clamp_at_dose_zero_equals_ablate():
-    assert torch.equal(Clamp(features=[1, 3], dose=0.0, unit=UNIT).change(Z), Ablate(features=[1, 3]).change(Z))
+    assert torch.equal(
+        Clamp(features=[1, 3], dose=0.0, unit=UNIT).change(Z, INFO), Ablate(features=[1, 3]).change(Z, INFO)
+    )
 
 
 def test_features_are_kept_ascending_and_once_so_that_their_order_cannot_matter():
     assert Ablate(features=[3, 1, 3]).features == (1, 3)
     shuffled = Clamp(features=[3, 1], dose=0.5, unit=UNIT)
-    assert torch.equal(shuffled.change(Z), Clamp(features=[1, 3], dose=0.5, unit=UNIT).change(Z))
+    assert torch.equal(shuffled.change(Z, INFO), Clamp(features=[1, 3], dose=0.5, unit=UNIT).change(Z, INFO))
 
 
 def test_no_feature_or_a_negative_one_is_refused():

@@ -1,0 +1,190 @@
+"""`SteeredModel`: many interventions on the same cells, at the price of the blocks after the site.
+
+The blocks up to the site run once and every token is encoded once; a variant is x' = x + (z' - z) W_dec at the site and
+the remaining blocks, of those cells alone whose activations changed. So N variants at layer l of L cost at most
+1 + N (L - l) / L forwards (tests/benchmarks/bench_steering.py).
+
+On a CPU one cell is run at a time, everywhere: the shape of a matrix product decides how it is summed, so a cell in a
+batch differs in the last bits from the same cell alone. One at a time, a cell's embedding is bitwise the same whatever
+the cells beside it, and what is not steered is bitwise what it was. On a GPU cells share batches (1e-5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from sae_core.errors import ConfigError
+from sae_core.sae import SparseAutoencoder, SparseCodes
+from sae_core.scfm import Answers, FoundationModel, Patch, Prefix, Question, Site, TokenInfo, Tokens
+from sae_core.steering.apply import Steering
+from sae_core.steering.masks import Masked
+
+GPU_BATCH_TOKENS = 8192
+
+
+class SteeredModel:
+    """A model, cells, an autoencoder and a site, ready for any number of interventions.
+
+    Usage: `SteeredModel(model, tokens, sae, "layer.2").embeddings(Steering(sae=sae, intervention=...), ["layer.3"])`.
+
+    Attributes:
+        x: activations of all tokens at the site, on the model's device.
+        codes: their codes.
+        info: what is known of the tokens.
+    """
+
+    def __init__(
+        self,
+        model: FoundationModel,
+        tokens: Tokens,
+        sae: SparseAutoencoder,
+        site: Site | str,
+        *,
+        is_part: bool = False,
+    ) -> None:
+        """Run the blocks up to the site and encode.
+
+        `is_part`: these cells are some of many, so a mask may select none of their tokens.
+        `ConfigError` if the model has no such site, or the autoencoder another width.
+        """
+        if sae.config.d_model != model.d_model:
+            raise ConfigError(
+                f"the autoencoder was made for d_model = {sae.config.d_model} and {model.name} has {model.d_model}: "
+                "take the model and site that it was trained on."
+            )
+        self.model, self.tokens, self.sae, self.is_part = model, tokens, sae, is_part
+        self._prepared = _Prepared(model, tokens, sae, site)
+        self.x, self.codes, self.info = self._prepared.x, self._prepared.codes, self._prepared.info
+        self._site = site
+        self._unsteered: dict[tuple[tuple[str, ...], str], dict[Site, Tensor]] = {}
+        self._questions: dict[tuple[int, float], _Prepared] = {}
+
+    def embeddings(
+        self, steering: Masked | None, sites: Sequence[Site | str], *, readout: str = "mean"
+    ) -> dict[Site, Float[Tensor, "cell width"]]:
+        """What `FoundationModel.embeddings` gives under `steering`, NaN for a cell without tokens; None: unsteered.
+
+        `ConfigError`, before anything runs, if the steering is of another autoencoder or other cells, or its masks
+        select nothing; and as `FoundationModel.embeddings`.
+        """
+        key = (tuple(map(str, sites)), readout)
+        if steering is not None:
+            self._check(steering)
+        if key not in self._unsteered:
+            self._unsteered[key] = self._prepared.embeddings(None, sites, readout)
+        unsteered = self._unsteered[key]
+        if steering is None:
+            return {site: embedded.clone() for site, embedded in unsteered.items()}
+        x = self._prepared.steered(steering)
+        moved = torch.unique(self.info.cell[(x != self.x).any(dim=1)]).cpu()
+        embedded = self._prepared.embeddings(x, sites, readout, moved.numpy())
+        return {site: unsteered[site].index_copy(0, moved, embedded[site]) for site in unsteered}
+
+    def answers(self, steering: Masked | None, *, seed: int = 0, fraction: float | None = None) -> Answers:
+        """What the model's head says of genes hidden by (seed, cell): the same ones whatever the steering.
+
+        `fraction` of each cell's genes, by default what the model was trained with. Tokens that ask are not steered;
+        `positions` count the tokens that are left (scFoundation's encoder does not get hidden ones).
+
+        `ConfigError` as `embeddings`, and if the checkpoint lacks the head.
+        """
+        if steering is not None:
+            self._check(steering)
+        key = (seed, self.model.mask_fraction if fraction is None else fraction)
+        if key not in self._questions:
+            question = self.model.ask(self.tokens, seed=seed, fraction=key[1])
+            self._questions = {key: _Prepared(self.model, question, self.sae, self._site)}
+        return self._questions[key].answers(steering)
+
+    def _check(self, steering: Masked) -> None:
+        if isinstance(steering, Steering) and steering.sae is not self.sae:
+            raise ConfigError("the steering is of another autoencoder than the cells were encoded with: use that one.")
+        groups = steering.groups
+        if groups is not None and len(groups) != self.tokens.n_cells:
+            raise ConfigError(
+                f"group_of_cell has {len(groups)} entries for {self.tokens.n_cells} cells: give one for each."
+            )
+        if not self.is_part:
+            steering.check(self.info)
+
+
+class _Prepared:
+    """Cells, or what is asked of them, run up to the site and encoded."""
+
+    def __init__(
+        self, model: FoundationModel, read: Tokens | Question, sae: SparseAutoencoder, site: Site | str
+    ) -> None:
+        self.model, self.read, self.sae, self.site = model, read, sae, Site.parse(site)
+        self.tokens = read.tokens if isinstance(read, Question) else read
+        device = next(model.parameters()).device
+        self.batch = 1 if device.type == "cpu" else GPU_BATCH_TOKENS
+        self.start = _before(self.site, model)
+        found = model.activations(read, [self.start, self.site], max_batch_tokens=self.batch)
+        self.before, self.x = found[self.start], found[self.site].to(device)
+        self.info = _info(self.tokens, read.is_query if isinstance(read, Question) else None, device)
+        parts = torch.split(self.x, self.tokens.lengths.tolist() if device.type == "cpu" else GPU_BATCH_TOKENS)
+        self.codes = SparseCodes.concatenate([sae.encode(part) for part in parts if len(part)] or [sae.encode(self.x)])
+
+    def steered(self, steering: Masked) -> Float[Tensor, "token d_model"]:
+        """Activations at the site under `steering`."""
+        return steering.steered(self.x, self.info, self.codes)
+
+    def embeddings(
+        self,
+        x: Float[Tensor, "token d_model"] | None,
+        sites: Sequence[Site | str],
+        readout: str,
+        cells: Int64[np.ndarray, " chosen"] | None = None,
+    ) -> dict[Site, Float[Tensor, "chosen width"]]:
+        """Embeddings of some cells (None: all) with activations x (None: as they are) at the site."""
+        tokens, before = self.tokens, self.before
+        if cells is not None:
+            rows = torch.from_numpy(tokens.rows(cells))
+            tokens, before, x = tokens.take(cells), before[rows], None if x is None else x[rows]
+        prefix, patches = self._entry(x, before, tokens)
+        return self.model.embeddings(
+            tokens, sites, readout=readout, prefix=prefix, patches=patches, max_batch_tokens=self.batch
+        )
+
+    def answers(self, steering: Masked | None) -> Answers:
+        """Answers to the question, under `steering`."""
+        assert isinstance(self.read, Question)
+        x = None if steering is None else self.steered(steering)
+        prefix, patches = self._entry(x, self.before, self.tokens)
+        return self.model.answers(self.read, prefix=prefix, patches=patches, max_batch_tokens=self.batch)
+
+    def _entry(self, x: Tensor | None, before: Tensor, tokens: Tokens) -> tuple[Prefix, dict[Site | str, Patch]]:
+        """Where a forward starts: at the site itself, or before its block with x put in place on the way."""
+        if x is None:
+            return Prefix(self.start, before), {}
+        if self.start == self.site:
+            return Prefix(self.site, x), {}
+        offsets = torch.from_numpy(tokens.offsets).to(x.device)
+        return Prefix(self.start, before), {self.site: lambda _, info: x[offsets[info.cell] + info.position]}
+
+
+def _before(site: Site, model: FoundationModel) -> Site:
+    """The last site from which a forward can start that is not after `site`."""
+    if site.kind in ("embedding", "layer"):
+        return site
+    index = model.n_layers if site.index is None else site.index
+    return Site(kind="layer", index=index - 1) if index else Site(kind="embedding")
+
+
+def _info(tokens: Tokens, is_query: np.ndarray | None, device: torch.device) -> TokenInfo:
+    def put(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(device)
+
+    cell = tokens.cell_of_token()
+    return TokenInfo(
+        gene_id=put(tokens.gene_id),
+        cell=put(cell),
+        position=put(np.arange(tokens.n_tokens) - tokens.offsets[cell]),
+        is_special=put(tokens.is_special),
+        is_query=put(np.zeros(tokens.n_tokens, dtype=bool) if is_query is None else is_query),
+    )
