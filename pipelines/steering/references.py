@@ -33,7 +33,8 @@ Ints = npt.NDArray[np.int64]
 
 class Table(NamedTuple):
     """Rows by (group, gene), sorted, each once: group of the cell [row], vocabulary id of the gene [row] (None: one row
-    for all genes), values [row n_values] in the order of the features asked for."""
+    for all genes), values [row n_values] in the order of the features asked for.
+    """
 
     group: Texts
     gene_id: Ints | None
@@ -196,7 +197,7 @@ def _of_mix(side: Ints, kind: Ints, gene: Ints, n: Floats, mean: Floats) -> _Row
     _, place = np.unique(kind * (gene.max(initial=0) + 1) + gene, return_inverse=True)
     n_sides = np.bincount(place)
     pool = sparse.csr_array((np.ones(len(place)), (place, np.arange(len(place)))), shape=(len(n_sides), len(place)))
-    middle = (pool @ mean) / n_sides[:, None]
+    middle = np.asarray(pool @ mean) / n_sides[:, None]
     kept = n_sides[place] > 1
     difference = middle[place[kept]] - mean[kept]
     return _Rows(side[kept], kind[kept], gene[kept], n[kept], mean[kept], difference)
@@ -213,6 +214,8 @@ def _shrunk(rows: _Rows, values: Floats) -> tuple[Floats, _Coarse]:
     n_genes = int(rows.gene.max(initial=0)) + 1
     keys, place = np.unique(rows.side * n_genes + rows.gene, return_inverse=True)
     pool = sparse.csr_array((rows.n, (place, np.arange(len(place)))), shape=(len(keys), len(place)))
-    coarse = (pool @ values) / np.maximum(np.bincount(place, weights=rows.n, minlength=len(keys)), 1.0)[:, None]
+    coarse = (
+        np.asarray(pool @ values) / np.maximum(np.bincount(place, weights=rows.n, minlength=len(keys)), 1.0)[:, None]
+    )
     weight = (rows.n / (rows.n + PRIOR_TOKENS))[:, None]
     return weight * values + (1 - weight) * coarse[place], _Coarse(keys // n_genes, keys % n_genes, coarse)
