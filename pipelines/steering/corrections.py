@@ -16,7 +16,7 @@ from pipelines.steering.intervals import Bools, Floats, Ints, Names, blocks
 
 EXTRA = "pip install 'scsae[evaluate]'"
 HARMONY_VERSION = "2."
-_MIN_HARMONY = 6
+MIN_HARMONY = 6
 
 
 def centre(embedding: Floats, batch: Names) -> Floats:
@@ -50,8 +50,8 @@ def harmony(embedding: Floats, batch: Names, *, seed: int = 0) -> Floats:
         raise UsageError(f"Harmony needs harmonypy, which is not installed; run: {EXTRA}")
     if len(np.unique(names)) < 2:
         return values
-    if len(values) < _MIN_HARMONY:
-        raise UsageError(f"Harmony clusters cells and was given {len(values)}; expected at least {_MIN_HARMONY}")
+    if len(values) < MIN_HARMONY:
+        raise UsageError(f"Harmony clusters cells and was given {len(values)}; expected at least {MIN_HARMONY}")
     import harmonypy
 
     # clusters: harmonypy's own rule, n / 30 up to 100, makes none of fewer than 15 cells
