@@ -66,7 +66,8 @@ class TrackingStore:
         folder = layout.mlflow_dir.resolve()
         self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{folder / 'mlflow.db'}"
         is_sqlite = self.uri.startswith(_SQLITE)
-        database = Path(self.uri.removeprefix(_SQLITE)) if is_sqlite else folder / "server"
+        file = self.uri.removeprefix(_SQLITE).partition("?")[0].removeprefix("file:")
+        database = Path(file) if is_sqlite else folder / "server"
         self._lock = database.with_suffix(".lock")
         with contextlib.nullcontext() if reads else self._alone_in_folder(), self._clear_errors():
             self._select()

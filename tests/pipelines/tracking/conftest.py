@@ -1,0 +1,100 @@
+"""A registry with made-up versions and evaluations: no SAE is trained for them."""
+
+from dataclasses import dataclass
+
+import polars as pl
+import pytest
+
+from feature_store.layout import Layout
+from pipelines.steering.log import log_evaluation
+from pipelines.tracking import ModelVersion, Tracking
+
+PLAN = {
+    "kind": "condition",
+    "target": "stim",
+    "toward": "ctrl",
+    "intervention": "shift",
+    "dose": [1.0, 1.5],
+    "n_features": [20, 50],
+    "readout": "mean",
+    "site": "layer.1",
+    "search": {"seed": 3},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registry:
+    """The tracking store of a test, and how things come into it."""
+
+    tracking: Tracking
+    artifact: object
+
+    @property
+    def layout(self) -> Layout:
+        return self.tracking.layout
+
+    def version(self, run: str, *, name: str, dataset: str = "data", **metrics: float) -> ModelVersion:
+        tags = {"scsae.run": run, "scsae.dataset": dataset, "scsae.activations": "acts"}
+        with self.tracking.run(run, params={}, tags=tags):
+            return self.tracking.register(self.artifact, name=name, d_model=2, n_features=3, metrics=metrics, tags=tags)
+
+    def evaluation(self, run: str, sae: str, *, dataset: str = "data", plan=None, plots=None, **values: float) -> str:
+        """Log an evaluation of made-up figures."""
+        folder = self.layout.steering_dir(run)
+        folder.mkdir(parents=True, exist_ok=True)
+        of = {**PLAN, **(plan or {}), "sae": sae, "dataset": dataset}
+        tables = {"results": results(**values), "variants": pl.DataFrame({"variant": [0], "features": [[1, 2]]})}
+        return log_evaluation(self.layout, folder, of, tables, plots or {})
+
+
+def row(metric: str, value: float, **other) -> dict:
+    return {
+        "split": "test",
+        "condition": "shift",
+        "role": "grid",
+        "intervention": "shift",
+        "n_features": 20,
+        "dose": 1.5,
+        "metric": metric,
+        "group": "all",
+        "n_draws": 1,
+        "n_cells": 40,
+        "value": value,
+        "effect": value - 1,
+        "low": value - 0.1,
+        "high": value + 0.1,
+        "p_random_features": 0.05,
+        "p_shuffled_labels": None,
+        "chosen": True,
+        **other,
+    }
+
+
+def results(**values: float) -> pl.DataFrame:
+    """Rows of every role, of several groups and splits, whose chosen ones have these values."""
+    rows = []
+    for metric, value in values.items():
+        null = {"role": "null", "condition": "random features", "n_draws": 20}
+        rows += [
+            row(metric, value),
+            row(metric, 7.0, group="B cells"),
+            row(metric, 0.3, split="select"),
+            row(metric, 8.0, dose=1.0, chosen=False),
+            row(metric, 1.0, role="unsteered", condition="unsteered", n_features=0, dose=0.0, chosen=False),
+            row(metric, 0.9, **null),
+            row(metric, 9.0, dose=1.0, chosen=False, **null),
+            row(metric, 0.4, role="baseline", condition="Harmony", n_features=0, dose=None, chosen=False),
+        ]
+    return pl.DataFrame(rows, schema_overrides={"p_shuffled_labels": pl.Float64})
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory) -> Registry:
+    """A store of the module's own."""
+    root = tmp_path_factory.mktemp("registry")
+    artifact = root / "sae"
+    artifact.mkdir()
+    (artifact / "config.json").write_text("{}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        return Registry(tracking=Tracking(Layout(root / "store")), artifact=artifact)
