@@ -41,6 +41,7 @@ METRICS = tuple(
 )
 MIN_CELLS = 4
 _KBET_MIN = 10
+_LISI_MIN = 10  # a third of the neighbours is the perplexity, which has to be above 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,13 +102,14 @@ def scib(embedding: Floats, unsteered: Floats, batch: Names, label: Names, *, kb
 
 def _asked(library: Any, values: Floats, before: Floats, batches: Any, labels: Any, *, kbet: bool) -> dict[str, _Asked]:
     """Every score, by name."""
-    near = _neighbors(values)
+    near = _neighbors(library, values)
     n_batches, n_labels = len(np.unique(batches)), len(np.unique(labels))
     per_label = [(int((labels == name).sum()), len(np.unique(batches[labels == name]))) for name in np.unique(labels)]
     one_batch = "there is one batch only" if n_batches < 2 else None
     one_label = "there is one label only" if n_labels < 2 else None
     if not one_label and n_labels == len(labels):
         one_label = "every cell has a label of its own"
+    few = f"fewer than {_LISI_MIN} cells" if len(labels) < _LISI_MIN else None
     apart = None if any(1 < b < n for n, b in per_label) else "no label has cells of two batches, one of them with two"
     small = None if any(n >= _KBET_MIN and b > 1 for n, b in per_label) else "no label of 10 cells is in two batches"
     constant = "the embedding is constant" if not np.ptp(values, axis=0).any() else None
@@ -119,7 +121,7 @@ def _asked(library: Any, values: Floats, before: Floats, batches: Any, labels: A
 
     return {
         "bras": _Asked(apart, lambda: library.bras(values, labels, batches)),
-        "ilisi": _Asked(one_batch, lambda: library.ilisi_knn(near(90), batches)),
+        "ilisi": _Asked(one_batch or few, lambda: library.ilisi_knn(near(90), batches)),
         "kbet": _Asked(
             "not asked for" if not kbet else small, lambda: library.kbet_per_label(near(50), batches, labels)
         ),
@@ -131,18 +133,16 @@ def _asked(library: Any, values: Floats, before: Floats, batches: Any, labels: A
         "nmi": _Asked(one_label or constant, lambda: clusters()["nmi"]),
         "ari": _Asked(one_label or constant, lambda: clusters()["ari"]),
         "silhouette_label": _Asked(one_label, lambda: library.silhouette_label(values, labels)),
-        "clisi": _Asked(one_label, lambda: library.clisi_knn(near(90), labels)),
+        "clisi": _Asked(one_label or few, lambda: library.clisi_knn(near(90), labels)),
         "silhouette_batch": _Asked(apart, lambda: library.silhouette_batch(values, labels, batches)),
     }
 
 
-def _neighbors(values: Floats) -> Callable[[int], Any]:
+def _neighbors(library: Any, values: Floats) -> Callable[[int], Any]:
     """Exact neighbours, found once, as scib-metrics reads them: a function of how many, the cell itself first."""
-    from scib_metrics.nearest_neighbors import NeighborsResults
-
     most = min(90, len(values))
     distances, indices = NearestNeighbors(n_neighbors=most, algorithm="brute").fit(values).kneighbors(values)
-    found = NeighborsResults(indices=indices, distances=distances)
+    found = library.nearest_neighbors.NeighborsResults(indices=indices, distances=distances)
     return lambda n: found.subset_neighbors(min(n, most))
 
 
