@@ -1,5 +1,7 @@
 """Steered cells one by one on a map, what the model's own head says of their genes, and every plot of a run at once."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,12 +10,15 @@ import numpy.typing as npt
 import polars as pl
 
 from feature_store.commit import Run
-from feature_store.errors import InputError, NotFoundError, QueryError
+from feature_store.errors import InputError
 from feature_store.files import scan_source
 from feature_store.layout import MANIFEST
 from feature_store.plots.canvas import BLUE, GREY, OKABE_ITO, ORANGE, PALE, SMALL, beside, canvas, finish, head, plain
 from feature_store.plots.inputs import read_cells
 from feature_store.plots.steering import (
+    ALL,
+    DISTANCES,
+    TRADES,
     UNSTEERED,
     Steered,
     steered_run,
@@ -151,27 +156,38 @@ def steering_all(
 
     Takes some 3 s for 2,000 cells. InputError for an unknown run.
     """
-    of = steered_run(store, run)
     folder = Path(save)
     made = []
-    for name, draw in _EVERY.items():
-        try:
-            draw(store, of.run, show=show, save=folder / f"{name}.png")
-        except (InputError, QueryError, NotFoundError):
-            # this question has no such table: a move has no batches, a single point no curve
-            continue
+    for name, draw in steering_drawings(store, run).items():
+        draw(folder / f"{name}.png", show=show)
         made.append(folder / f"{name}.png")
     return made
 
 
-_EVERY: "dict[str, Any]" = {
-    "bars": steering_bars,
-    "curve": steering_curve,
-    "pareto": steering_pareto,
-    "distances": steering_distances,
-    "map": steering_map,
-    "head": steering_head,
-}
+def steering_drawings(store: "FeatureStore", run: str | None = None) -> dict[str, Callable[..., object]]:
+    """The plots that a run has the tables for, by name: each draws into the file it is given, nothing is drawn yet."""
+    of = steered_run(store, run)
+    metrics, columns = set(of.rows["metric"]), of.rows.columns
+    by_type = of.rows.filter(pl.col("group") != ALL)["metric"] if "group" in columns else pl.Series([], dtype=pl.String)
+    folder = store.layout.steering_dir(of.run)
+    points = of.rows.filter(pl.col("role") == "grid") if "role" in columns else of.rows.clear()
+    has_chosen = "chosen" in columns and of.rows["chosen"].any()
+    known: dict[str, tuple[Any, bool]] = {
+        "bars": (steering_bars, True),
+        "curve": (steering_curve, has_chosen and points.select("n_features", "dose").n_unique() > 1),
+        "pareto": (steering_pareto, has_chosen and any({x, y} <= metrics for x, y in TRADES)),
+        "distances": (steering_distances, has_chosen and any(name in set(by_type) for name in DISTANCES)),
+        "map": (steering_map, has_chosen and all((folder / name / MANIFEST).is_file() for name in _EMBEDDED)),
+        "head": (steering_head, (folder / "head" / MANIFEST).is_file()),
+    }
+    return {name: partial(_draw_into, draw, store, of.run) for name, (draw, has) in known.items() if has}
+
+
+_EMBEDDED = ("per_cell", "variants")
+
+
+def _draw_into(draw: Any, store: "FeatureStore", run: str, save: Path, *, show: bool | None = None) -> object:
+    return draw(store, run, save=save, show=show)
 
 
 def _embedded(store: "FeatureStore", of: Steered) -> tuple[Floats, Floats, pl.DataFrame]:

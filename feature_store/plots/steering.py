@@ -58,8 +58,8 @@ _MEANING: Mapping[str, str] = {
     "scib_total": "scIB total",
 }
 _HEADLINES = ("remaining", "batch_mixing", "target_votes")
-_TRADES = (("scib_bio", "scib_batch"), ("label_conservation", "batch_mixing"), ("type_accuracy", "remaining"))
-_DISTANCES = ("distance_corrected", "distance")
+TRADES = (("scib_bio", "scib_batch"), ("label_conservation", "batch_mixing"), ("type_accuracy", "remaining"))
+DISTANCES = ("distance_corrected", "distance")
 _MARKERS = "sD^vPX*p"
 _KEYS = ("condition", "role", "n_features", "dose")
 _NULL_ROLE, _POINT_ROLES = "null", ("null", "baseline", "floor", "reconstruction", "replace")
@@ -195,7 +195,7 @@ def steering_pareto(
     """
     of = steered_run(store, run)
     known = set(of.rows["metric"])
-    default = next(((a, b) for a, b in _TRADES if {a, b} <= known), None)
+    default = next(((a, b) for a, b in TRADES if {a, b} <= known), None)
     if default is None and (x is None or y is None):
         raise InputError(f"steering run {of.run} has no pair to trade; give x= and y= of {', '.join(sorted(known))}")
     first, second = (_metric(of, given, (taken,)) for given, taken in zip((x, y), default or ("", ""), strict=True))
@@ -251,7 +251,7 @@ def steering_distances(
     nothing (`scsae steer --toward`).
     """
     of = steered_run(store, run)
-    name = _metric(of, metric, _DISTANCES)
+    name = _metric(of, metric, DISTANCES)
     rows = of.rows.filter((pl.col("metric") == name) & (pl.col("group") != ALL))
     _refuse_without(rows, _KEYS, of)
     before = rows.filter(pl.col("condition") == UNSTEERED).sort("value", descending=True)

@@ -141,16 +141,20 @@ class Edit(Question):
 
     def __init__(self, cells: Judged, target: str) -> None:
         super().__init__(cells)
-        self._judge = votes.Judge(
-            cells.train, cells.train_label.tolist(), cells.unsteered, cells.label.tolist(), target
+        self.is_target = cells.label == target
+        # select cells are embedded without train cells: nothing is chosen by votes
+        self._judge = (
+            votes.Judge(cells.train, cells.train_label.tolist(), cells.unsteered, cells.label.tolist(), target)
+            if len(cells.train)
+            else None
         )
-        self.is_target = self._judge.is_target
 
     def readings(self, embedding: Floats) -> list[Reading]:
-        """The metrics of `votes`."""
+        """The metrics of `votes`; none without train cells."""
+        columns = {} if self._judge is None else self._judge.columns(embedding)
         return [
             self.cells.mean(name, values, ~self.is_target if name.startswith("other") else self.is_target)
-            for name, values in self._judge.columns(embedding).items()
+            for name, values in columns.items()
         ]
 
 
@@ -160,9 +164,11 @@ class Move(Edit):
     def __init__(self, cells: Judged, target: str, toward: str) -> None:
         super().__init__(cells, target)
         self.is_toward = cells.label == toward
-        n_neighbors = min(drift.N_NEIGHBORS, len(cells.train))
-        self._types = KNeighborsClassifier(n_neighbors).fit(cells.train, cells.train_type)
-        self._before = self._types.predict(cells.unsteered[self.is_target]) if self.is_target.any() else np.array([])
+        self._types = None
+        if len(cells.train) and self.is_target.any():
+            n_neighbors = min(drift.N_NEIGHBORS, len(cells.train))
+            self._types = KNeighborsClassifier(n_neighbors).fit(cells.train, cells.train_type)
+            self._before = self._types.predict(cells.unsteered[self.is_target])
 
     def table(self, embedding: Floats, **options: Any) -> pl.DataFrame:
         """`distance_table` of these cells."""
@@ -262,7 +268,7 @@ class Move(Edit):
     def _drift(self, embedding: Floats) -> list[Reading]:
         """Do the moved cells keep their type, to the eyes of unsteered train cells?"""
         own = self.is_target
-        if not own.any():
+        if self._types is None:
             return []
         truth, after = self.cells.cell_type[own], self._types.predict(embedding[own])
         return [

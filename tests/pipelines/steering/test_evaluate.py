@@ -271,3 +271,13 @@ def test_a_type_of_few_cells_is_left_out_and_a_run_without_any_has_no_distance(s
     none = cells.with_columns(cell_type=pl.when(condition="stim").then(pl.lit("B")).otherwise(pl.lit("T")))
     found = evaluate(MOVE, variants[:2], Embedded.of(stored, none, "condition"), split="test", seed=0, n_bootstrap=5)
     assert found.filter(metric="remaining")["value"].to_list() == [None] * found.filter(metric="remaining").height
+
+
+def test_select_cells_are_judged_without_train_cells_by_distances_alone(stored, cells, variants):
+    select = cells.with_columns(split=pl.lit("select"))
+    found = evaluate(
+        MOVE, variants[:4], Embedded.of(stored, select, "condition"), split="select", seed=0, n_bootstrap=5
+    )
+    assert set(found["split"]) == {"select"}
+    assert not found["metric"].str.contains("votes|type_").any()
+    assert set(found["role"]) == {"unsteered", "grid"}

@@ -1,0 +1,89 @@
+"""Several SAEs, one question: the mean over them with its 95 % interval, and how many are better than their nulls.
+
+An SAE of another seed has other features, so it is the replicate: its chosen point was searched on `select` cells by
+itself, and its nulls are its own. Student's t over SAEs covers what another training run would change, on these cells;
+three are the fewest that are taken, and their interval is wide (t = 4.3). "Better than a null" is a rank p of at most
+.05 against that null alone, in the metric's direction; with 19 draws or more it can be reached.
+"""
+
+from collections.abc import Sequence
+
+import polars as pl
+
+from pipelines.errors import UsageError
+from pipelines.steering.intervals import student
+from pipelines.steering.plan import NULLS
+
+MIN_SEEDS = 3
+P_LEVEL = 0.05
+_P = [f"p_{null.replace(' ', '_')}" for null in NULLS]
+_POOLED = ("unsteered", "replace", "reconstruction", "null", "baseline", "floor", "trend")
+
+
+def over_seeds(frames: Sequence[pl.DataFrame], *, split: str = "test") -> pl.DataFrame:
+    """Summarise the results of several SAEs.
+
+    Args:
+        frames: tables `results` of the same question, one an SAE.
+        split: of which cells.
+
+    Returns:
+        condition ("chosen" for what each SAE's search chose, whatever its number of features and dose), role, metric,
+        group, n_seeds (SAEs that have a value), mean, low, high (of the value), effect, effect_low, effect_high (of the
+        value less the unsteered one), and for each null n_better_NULL, the SAEs whose p against it is at most .05,
+        of n_compared_NULL.
+
+    Raises:
+        UsageError: fewer than 3 tables, or a table without a chosen point.
+    """
+    if len(frames) < MIN_SEEDS:
+        raise UsageError(
+            f"{len(frames)} results; an interval over SAEs takes {MIN_SEEDS}: train with other seeds (`scsae train "
+            "--seed N`) and steer each"
+        )
+    parts = []
+    for seed, frame in enumerate(frames):
+        own = frame.filter(pl.col("split") == split)
+        if not own["chosen"].any():
+            raise UsageError(f"results {seed} have no chosen point on {split} cells; run `scsae steer` anew")
+        kept = own.filter(pl.col("chosen") | pl.col("role").is_in(_POOLED))
+        chosen = pl.when("chosen").then(pl.lit("chosen"))
+        kept = kept.with_columns(
+            condition=chosen.when(pl.col("role") == "trend").then(pl.lit("chosen")).otherwise(_no_intervention()),
+            role=chosen.otherwise("role"),
+        )
+        parts.append(kept.with_columns(seed=seed))
+    rows: list[dict[str, object]] = []
+    keys = ["condition", "role", "metric", "group"]
+    for names, frame in pl.concat(parts).group_by(keys, maintain_order=True):
+        values, effects = (frame[name].drop_nulls().to_list() for name in ("value", "effect"))
+        whole, change = student(values), student(effects)
+        rows.append(
+            {
+                **dict(zip(keys, names, strict=True)),
+                "n_seeds": len(values),
+                "mean": sum(values) / len(values) if values else None,
+                "low": whole.low,
+                "high": whole.high,
+                "effect": sum(effects) / len(effects) if effects else None,
+                "effect_low": change.low,
+                "effect_high": change.high,
+                **{f"n_better{p[1:]}": int((frame[p] <= P_LEVEL).sum()) for p in _P},
+                **{f"n_compared{p[1:]}": frame[p].drop_nulls().len() for p in _P},
+            }
+        )
+    return pl.DataFrame(rows, schema=_SCHEMA)
+
+
+def _no_intervention() -> pl.Expr:
+    """`shift, replace` as `replace`: what was done is the same for all."""
+    return pl.when(pl.col("role") == "replace").then(pl.lit("replace")).otherwise("condition")
+
+
+_SCHEMA: dict[str, type[pl.DataType]] = {
+    **dict.fromkeys(("condition", "role", "metric", "group"), pl.String),
+    "n_seeds": pl.Int64,
+    **dict.fromkeys(("mean", "low", "high", "effect", "effect_low", "effect_high"), pl.Float64),
+    **{f"n_better{p[1:]}": pl.Int64 for p in _P},
+    **{f"n_compared{p[1:]}": pl.Int64 for p in _P},
+}
