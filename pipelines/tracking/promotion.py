@@ -100,7 +100,7 @@ def _compared(
         raise UsageError(
             f"{told} of {candidate.name} version {candidate.version} is of {new.dataset}, the champion's (version "
             f"{champion.version}) of {old.dataset}: they cannot be compared; evaluate both on one data set by `scsae "
-            "encode DATA --sae RUN`, `scsae associate` and `scsae steer`"
+            "associate --data FILE --run SAE` and `scsae steer`"
         )
     if new.value < old.value if new.higher_is_better else new.value > old.value:
         raise UsageError(

@@ -1,5 +1,7 @@
 """Training: the loop resumes bit for bit, under Ray Train or without, and what is registered gives the same codes."""
 
+import hashlib
+import importlib.metadata
 import json
 import re
 import shutil
@@ -23,6 +25,7 @@ from pipelines.config import Arch, Recipe, TrainOptions, check
 from pipelines.errors import UsageError
 from pipelines.fitting import SAEJob, TrainJob, fit, held_out
 from pipelines.tracking import Tracking, promote
+from pipelines.tracking.lineage import origin_of
 from pipelines.train import train, train_all
 from sae_core.errors import CheckpointError, ConfigError, TrainingError
 from sae_core.sae import ARCHITECTURES, evaluate, load_sae
@@ -114,6 +117,8 @@ def test_reported_figures_are_those_of_the_saved_sae_on_select_tokens(chain):
     assert figures["select_l0"] == pytest.approx(again.l0)
     assert figures["select_l0"] == pytest.approx(4, rel=0.05)
     assert figures["select_tokens"] == again.n_tokens == len(tokens)
+    reported = evaluate(load_sae(run), held_out(reader, split == "test", seed=0).split(100))
+    assert figures["test_fvu"] == pytest.approx(reported.fvu)
 
 
 def test_training_reads_no_token_outside_the_train_cells(chain, job_in, monkeypatch):
@@ -152,6 +157,7 @@ def test_the_registered_sae_is_champion_and_carries_its_lineage(chain):
     )
 
 
+X = torch.randn(40, 16, generator=torch.Generator().manual_seed(0))
 LOAD = """
 import sys, numpy, mlflow
 mlflow.set_tracking_uri(sys.argv[1]); mlflow.set_registry_uri(sys.argv[1])
@@ -160,15 +166,54 @@ numpy.save(sys.argv[3], mlflow.pyfunc.load_model("models:/sae-tiny-layer.1@champ
 """
 
 
+def codes_of_the_champion(uri, folder):
+    np.save(folder / "x.npy", X.numpy())
+    command = [sys.executable, "-c", LOAD, uri, str(folder / "x.npy"), str(folder / "z.npy")]
+    subprocess.run(command, check=True, capture_output=True)
+    return np.load(folder / "z.npy").tobytes()
+
+
+def codes_of(run):
+    return load_sae(run).encode(X).to_dense().numpy().tobytes()
+
+
 def test_the_champion_loaded_in_a_fresh_process_gives_the_same_codes_bit_for_bit(chain, tmp_path):
     layout = Layout(chain.store)
-    x = torch.randn(40, 16, generator=torch.Generator().manual_seed(0))
-    np.save(tmp_path / "x.npy", x.numpy())
-    uri = Tracking(layout).uri
-    command = [sys.executable, "-c", LOAD, uri, str(tmp_path / "x.npy"), str(tmp_path / "z.npy")]
-    subprocess.run(command, check=True, capture_output=True)
-    expected = load_sae(layout.latest("saes").path).encode(x).to_dense().numpy()
-    np.testing.assert_array_equal(np.load(tmp_path / "z.npy"), expected)
+    assert codes_of_the_champion(Tracking(layout).uri, tmp_path) == codes_of(layout.latest("saes").path)
+
+
+def test_a_version_leads_back_to_activations_data_model_and_code_and_says_what_is_gone(chain, own_store):
+    layout = Layout(own_store)
+    version = Tracking(layout).champion("sae-tiny-layer.1")
+    plan = commit.Run.open(layout.latest("saes").path).plan
+    facts = origin_of(layout, version)
+    activations = commit.Run.open(layout.latest("activations").path)
+    unchanged = "in this store, unchanged"
+    assert [facts[part]["state"] for part in ("sae", "activations", "data set")] == [unchanged] * 3
+    assert facts["activations"]["manifest_sha256"] == activations.manifest().sha
+    assert facts["data set"]["id"] == plan["dataset"]
+    data = commit.Path(chain.extract.data[0])
+    assert facts["data set"][f"sha256 of {data.name}"] == hashlib.sha256(data.read_bytes()).hexdigest()
+    assert facts["model"] == {"name": "tiny", "digest": plan["model_digest"], "place": chain.extract.model}
+    assert facts["code"]["version"] == importlib.metadata.version("scsae")
+    shutil.rmtree(activations.path)
+    assert origin_of(layout, version)["activations"]["state"] == "not in this store (NotFoundError)"
+
+
+def test_a_run_without_test_cells_has_no_figure_of_them(chain, own_store, monkeypatch):
+    from feature_store import ingest
+
+    original = ingest.read_splits
+
+    def without_test(folder):
+        split = original(folder).copy()
+        split[split == "test"] = "train"
+        return split
+
+    monkeypatch.setattr(ingest, "read_splits", without_test)
+    facts = train(chain.train.model_copy(update={"seed": 5, "n_steps": 3}), own_store).facts
+    assert "test_fvu" not in facts
+    assert "select_fvu" in facts
 
 
 def test_what_is_registered_is_the_autoencoder_without_its_checkpoints(chain):
@@ -255,17 +300,32 @@ def test_an_unknown_run_lists_those_that_there_are(chain):
         train(chain.train.model_copy(update={"run": "zzz"}), chain.store)
 
 
-def test_promotion_is_refused_to_a_worse_version(ray_local, chain, tmp_path):
+def test_a_promoted_version_gives_the_codes_of_its_sae_in_a_fresh_process_and_a_worse_one_is_refused(
+    ray_local, chain, tmp_path
+):
     from pipelines.extract import extract
 
     extract(chain.extract, tmp_path)
-    train(chain.train, tmp_path)
     train(chain.train.model_copy(update={"n_steps": 2}), tmp_path)
+    better = train(chain.train, tmp_path)
     tracking = Tracking(Layout(tmp_path))
-    with pytest.raises(UsageError, match="test_fvu"):
-        promote(tracking, "sae-tiny-layer.1", 2)
     assert tracking.champion("sae-tiny-layer.1").version == 1
-    assert promote(tracking, "sae-tiny-layer.1", 1).version.aliases == ("champion",)
+    done = promote(tracking, "sae-tiny-layer.1", 2)
+    assert (done.metric, done.value) == ("test_fvu", better.facts["test_fvu"])
+    assert codes_of_the_champion(tracking.uri, tmp_path) == codes_of(better.path)
+    with pytest.raises(UsageError, match="test_fvu"):
+        promote(tracking, "sae-tiny-layer.1", 1)
+    assert tracking.champion("sae-tiny-layer.1").version == 2
+
+
+def test_what_a_crash_kept_from_a_registered_sae_is_made_up_for(own_store, chain):
+    tracking = Tracking(Layout(own_store))
+    version = tracking.champion("sae-tiny-layer.1")
+    tracking.client.update_run(version.mlflow_run, status="RUNNING")
+    tracking.client.delete_registered_model_alias(version.name, "champion")
+    train(chain.train, own_store)
+    assert tracking.versions() == [version]
+    assert tracking.find(version.tags["scsae.run"]) == version.mlflow_run
 
 
 def test_options_of_the_core_reach_it_and_are_logged(chain, own_store):

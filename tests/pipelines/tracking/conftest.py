@@ -88,9 +88,9 @@ def results(**values: float) -> pl.DataFrame:
     return pl.DataFrame(rows, schema_overrides={"p_shuffled_labels": pl.Float64})
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def registry(tmp_path_factory) -> Registry:
-    """A store of the module's own."""
+    """One store, as a fresh database takes seconds to make; each test takes its own names."""
     root = tmp_path_factory.mktemp("registry")
     artifact = root / "sae"
     artifact.mkdir()

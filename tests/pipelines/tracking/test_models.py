@@ -4,7 +4,10 @@ import json
 
 import polars as pl
 import pytest
+from typer.testing import CliRunner
 
+from pipelines.cli import app
+from pipelines.errors import exit_code
 from pipelines.models import version_facts, versions_frame, write_version
 from pipelines.output import Destination
 
@@ -20,7 +23,7 @@ def store(registry):
 
 
 def test_each_headline_has_a_column_beside_the_figures_of_the_training(store):
-    frame = versions_frame(store)
+    frame = versions_frame(store).filter(name="m")
     assert frame.select("name", "version", "alias", "test_fvu", "select_fvu").rows() == [
         ("m", 1, "champion", 0.25, 0.2),
         ("m", 2, "", 0.15, 0.1),
@@ -48,6 +51,21 @@ def test_one_version_is_shown_with_all_its_evaluations_in_any_form(store, tmp_pa
     assert {"part": "evaluation eval-2", "fact": "test/chosen/remaining", "value": "0.6"} in rows
     write_version(facts, Destination(form="csv", file=tmp_path / "facts.csv"))
     assert pl.read_csv(tmp_path / "facts.csv").height == len(rows)
+
+
+def test_the_commands_answer_in_the_forms_asked_for(store):
+    run = CliRunner().invoke
+    listed = json.loads(run(app, ["models", "--store", str(store), "--format", "json"]).stdout)
+    assert [row["remaining (stim -> ctrl, skin)"] for row in listed if row["name"] == "m"] == [0.6, None]
+    shown = json.loads(run(app, ["models", "show", "m", "1", "--store", str(store), "--format", "json"]).stdout)
+    assert {"part": "sae", "fact": "run", "value": "sae-1"} in shown
+    promoted = run(app, ["models", "promote", "m", "2", "--metric", "test_fvu", "--store", str(store)])
+    assert "of version 1, the champion before" in promoted.stdout
+    refused = run(app, ["models", "promote", "m", "1", "--metric", "test_fvu", "--store", str(store)])
+    assert exit_code(refused.exception) == 2
+    told = " ".join(run(app, ["models", "promote", "--help"]).stdout.split())
+    assert "selects on them" in told
+    assert "--force" not in told
 
 
 def test_for_people_it_is_in_parts(store, capsys):
