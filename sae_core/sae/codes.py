@@ -135,7 +135,16 @@ class SparseCodes:
         return SparseCodes(crow=crow, col=self.col[at], value=self.value[at], n_features=self.n_features)
 
     def columns(self, features: Int64[Tensor, " chosen"]) -> Float[Tensor, "token chosen"]:
-        """The dense values of some features, ascending and each named once."""
+        """The dense values of some features, ascending and each named once; of `indexed` codes those alone are read."""
+        if "by_feature" in self.__dict__:
+            order, offsets = self.by_feature
+            length = offsets.diff()[features]
+            column = torch.repeat_interleave(torch.arange(features.numel(), device=features.device), length)
+            skipped = offsets[features] - length.cumsum(0) + length
+            at = order[skipped[column] + torch.arange(column.numel(), device=features.device)]
+            dense = self.value.new_zeros(self.n_tokens, features.numel())
+            dense[self.row[at], column] = self.value[at]
+            return dense
         wanted = torch.zeros(self.n_features, dtype=torch.bool, device=self.col.device)
         wanted[features] = True
         col = self.col.long()

@@ -68,10 +68,11 @@ class Batch:
         is_unseen: Bool[np.ndarray, " token"] | None = None,
     ) -> Batch:
         """Batch of the given cells; `is_query` marks tokens that ask, `is_unseen` those that are never keys."""
-        lengths = tokens.lengths[cells]
+        start = tokens.offsets[cells]
+        lengths = tokens.offsets[cells + 1] - start
         position = np.arange(lengths.max())
         is_real = position < lengths[:, None]
-        row_of = np.where(is_real, tokens.offsets[cells][:, None] + position, tokens.offsets[cells][:, None])
+        row_of = start[:, None] + np.where(is_real, position, 0)
         rows = row_of[is_real]
         is_key = is_real if is_unseen is None else is_real & ~is_unseen[row_of]
 
@@ -90,7 +91,7 @@ class Batch:
             info=TokenInfo(
                 gene_id=put(tokens.gene_id[rows]),
                 cell=put(np.repeat(cells, lengths)),
-                position=put(np.broadcast_to(position, is_real.shape)[is_real]),
+                position=put(rows - np.repeat(start, lengths)),
                 is_special=put(tokens.is_special[rows]),
                 is_query=put(np.zeros(len(rows), dtype=bool) if is_query is None else is_query[rows]),
             ),

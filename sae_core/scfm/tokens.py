@@ -58,7 +58,7 @@ class Tokens:
 
     def rows(self, cells: Int64[np.ndarray, " chosen"]) -> Int64[np.ndarray, " chosen_token"]:
         """Rows of the tokens of some cells, cell after cell."""
-        lengths = self.lengths[cells]
+        lengths = self.offsets[cells + 1] - self.offsets[cells]
         ends = np.cumsum(lengths)
         starts = np.repeat(self.offsets[cells] - ends + lengths, lengths)
         return starts + np.arange(len(starts))

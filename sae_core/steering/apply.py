@@ -69,26 +69,46 @@ class Steering(Masked):
 
         `codes`: those of all the tokens, from `sae.encode`, if they are known already.
         """
-        out = x.clone()
-        at = self.selects(info).nonzero().squeeze(1)
-        for part in torch.split(at, max(1, MAX_DENSE // len(self.intervention.features))):
-            own = self.sae.encode(x[part]) if codes is None else codes.tokens(part)
-            out[part] = self._steered(x[part], own, info.take(part)).to(x.dtype)
+        out, at = x.clone(), self.selects(info).nonzero().squeeze(1)
+        if codes is None:
+            codes, place = self.sae.encode(x[at]).indexed(), torch.arange(at.numel(), device=at.device)
+        else:
+            place = at
+        features = self.intervention.index(x.device)
+        n_at_once = max(1, at.numel() if self._is_narrow else MAX_DENSE // features.numel())
+        for rows, own in zip(torch.split(at, n_at_once), torch.split(place, n_at_once), strict=True):
+            z = codes.columns(features)[own] if self._is_narrow else codes.tokens(own).columns(features)
+            base = x[rows] if self.mode == "delta" else self.sae.decode(codes.tokens(own))
+            out[rows] = self._moved(base, z, info.take(rows)).to(x.dtype)
         return out
 
-    def _steered(
-        self, x: Float[Tensor, "token d_model"], codes: SparseCodes, info: TokenInfo
+    @property
+    def _is_narrow(self) -> bool:
+        """Whether the features' dense values take no more than the activations themselves."""
+        return len(self.intervention.features) <= self.sae.config.d_model
+
+    def _moved(
+        self, x: Float[Tensor, "token d_model"], z: Float[Tensor, "token chosen"], info: TokenInfo
     ) -> Float[Tensor, "token d_model"]:
-        features = self.intervention.index(x.device)
-        z = codes.columns(features)
         change = self.intervention.change(z, info)
         if self.active_only:
             change = change.where((z != 0).any(dim=1, keepdim=True), 0.0)
-        out = x.clone() if self.mode == "delta" else self.sae.decode(codes)
         # careful: adding a zero step would turn -0.0 into 0.0
         moved = (change != 0).any(dim=1).nonzero().squeeze(1)
-        step = kernel_for(x.device).decode(SparseCodes.from_dense(change[moved]), self.sae.W_dec[features])
+        step = self._step(change[moved], info.cell[moved])
         if self.direction is not None:
             step = torch.linalg.vector_norm(step, dim=1, keepdim=True) * self.direction.to(step)
-        out[moved] += step
-        return out
+        return x.index_copy(0, moved, (x[moved] + step).to(x.dtype))
+
+    def _step(
+        self, change: Float[Tensor, "token chosen"], cell: Int64[Tensor, " token"]
+    ) -> Float[Tensor, "token d_model"]:
+        """Change times decoder: dense where that is less work than to look for the zeros."""
+        W_dec = self.sae.W_dec[self.intervention.index(change.device)]
+        if not self._is_narrow:
+            return kernel_for(change.device).decode(SparseCodes.from_dense(change), W_dec)
+        if change.device.type != "cpu" or not change.numel():
+            return change @ W_dec
+        # careful: a row's bits depend on the rows, and where in memory they are, that it is multiplied with
+        lengths = torch.unique_consecutive(cell, return_counts=True)[1].tolist()
+        return torch.cat([part.clone() @ W_dec for part in torch.split(change, lengths)])

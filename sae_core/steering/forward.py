@@ -72,16 +72,14 @@ class SteeredModel:
         `ConfigError`, before anything runs, if the steering is of another autoencoder or other cells, or its masks
         select nothing; and as `FoundationModel.embeddings`.
         """
-        key = (tuple(map(str, sites)), readout)
-        if steering is not None:
-            self._check(steering)
-        if key not in self._unsteered:
-            self._unsteered[key] = self._prepared.embeddings(None, sites, readout)
-        unsteered = self._unsteered[key]
         if steering is None:
-            return {site: embedded.clone() for site, embedded in unsteered.items()}
+            return {site: embedded.clone() for site, embedded in self._as_they_are(sites, readout).items()}
+        self._check(steering)
         x = self._prepared.steered(steering)
         moved = torch.unique(self.info.cell[(x != self.x).any(dim=1)]).cpu()
+        if len(moved) == self.tokens.n_cells:
+            return self._prepared.embeddings(x, sites, readout)
+        unsteered = self._as_they_are(sites, readout)
         embedded = self._prepared.embeddings(x, sites, readout, moved.numpy())
         return {site: unsteered[site].index_copy(0, moved, embedded[site]) for site in unsteered}
 
@@ -100,6 +98,12 @@ class SteeredModel:
             question = self.model.ask(self.tokens, seed=seed, fraction=key[1])
             self._questions = {key: _Prepared(self.model, question, self.sae, self._site)}
         return self._questions[key].answers(steering)
+
+    def _as_they_are(self, sites: Sequence[Site | str], readout: str) -> dict[Site, Tensor]:
+        key = (tuple(map(str, sites)), readout)
+        if key not in self._unsteered:
+            self._unsteered[key] = self._prepared.embeddings(None, sites, readout)
+        return self._unsteered[key]
 
     def _check(self, steering: Masked) -> None:
         if isinstance(steering, Steering) and steering.sae is not self.sae:
@@ -128,7 +132,8 @@ class _Prepared:
         self.before, self.x = found[self.start], found[self.site].to(device)
         self.info = _info(self.tokens, read.is_query if isinstance(read, Question) else None, device)
         parts = torch.split(self.x, self.tokens.lengths.tolist() if device.type == "cpu" else GPU_BATCH_TOKENS)
-        self.codes = SparseCodes.concatenate([sae.encode(part) for part in parts if len(part)] or [sae.encode(self.x)])
+        codes = [sae.encode(part) for part in parts if len(part)] or [sae.encode(self.x)]
+        self.codes = SparseCodes.concatenate(codes).indexed()
 
     def steered(self, steering: Masked) -> Float[Tensor, "token d_model"]:
         """Activations at the site under `steering`."""
