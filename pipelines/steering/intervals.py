@@ -4,11 +4,15 @@
 it is: its interval says how well these donors' value is known, and is too narrow for donors not yet seen. For those,
 take `student` over one value a donor. A null's draws get Student's t as well.
 
+A distance is no mean: cells drawn twice are 0 apart and repeat their noise, so its bootstrap lies above the value it is
+an interval of. `subsamples` leaves a fifth of each block out instead, which repeats no cell, and scales the spread (the
+delete-d jackknife, Shao & Wu 1989, doi:10.1214/aos/1176347263).
+
 `rank_p` is one-sided by the metric's direction: the share of null draws at least as good, counting the observation
 itself, (1 + #) / (1 + n). With n draws it is never below 1 / (1 + n): 19 draws are the fewest that can reach .05
 (Phipson & Smyth 2010, doi:10.2202/1544-6115.1585).
 
-Cost: the mean of 20,000 cells in 1,000 resamples takes .3 s of one core.
+Cost: the mean of 20,000 cells in 1,000 resamples takes .1 s of one core.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,6 +24,7 @@ import numpy.typing as npt
 from scipy import stats
 
 N_BOOTSTRAP = 1000
+N_SUBSAMPLES = 200
 LEVEL = 0.95
 _MAX_DRAWN = 4_000_000
 
@@ -81,6 +86,37 @@ def bootstrap(
         rows = np.concatenate([rng.choice(own, len(own)) for own in members])
         values.append(statistic(rows))
     return percentiles([value for value in values if value is not None], level=level)
+
+
+def subsamples(
+    statistic: Callable[[Ints], float | None],
+    block: Ints,
+    *,
+    seed: int,
+    n_samples: int = N_SUBSAMPLES,
+    level: float = LEVEL,
+) -> Interval:
+    """Interval of a distance: its value, and about it the spread when a fifth of every block is left out.
+
+    Args: as `bootstrap`; `statistic` is given sorted rows, each at most once. Its bias at fewer cells is taken out.
+    """
+    value = statistic(np.arange(len(block))) if len(block) else None
+    if value is None:
+        return UNKNOWN
+    rng = np.random.default_rng(seed)
+    members = [np.flatnonzero(block == code) for code in np.unique(block)]
+    kept = [len(own) - (max(1, round(len(own) / 5)) if len(own) > 1 else 0) for own in members]
+    if (n_kept := sum(kept)) == len(block):
+        return UNKNOWN
+    samples = (
+        np.sort(np.concatenate([rng.choice(own, n, replace=False) for own, n in zip(members, kept, strict=True)]))
+        for _ in range(n_samples)
+    )
+    drawn = np.array([found for rows in samples if (found := statistic(rows)) is not None and np.isfinite(found)])
+    if not len(drawn):
+        return UNKNOWN
+    low, high = percentiles((drawn - drawn.mean()) * np.sqrt(n_kept / (len(block) - n_kept)), level=level)
+    return UNKNOWN if low is None or high is None else Interval(value + low, value + high)
 
 
 def bootstrap_mean(

@@ -14,6 +14,7 @@ from pipelines.steering.distances import (
     energy_distance,
     floor,
     mean_distance,
+    remaining_interval,
     squared_distance,
 )
 
@@ -195,3 +196,21 @@ def test_bad_requests_name_what_is_wrong(cells):
         distance_table(*cells[:5], kinds=("cosine",))
     with pytest.raises(UsageError, match="a row for every cell"):
         distance_table(cells[0][:-1], *cells[1:5])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_interval_of_remaining_holds_the_value_and_is_as_wide_as_repeats_vary(kind):
+    rng = np.random.default_rng(0)
+    found, last = [], None
+    for _ in range(60):
+        target = np.arange(160) < 60
+        unsteered = rng.normal(size=(160, 6)) + 2.0 * target[:, None] * np.eye(6)[0]
+        last = (unsteered, unsteered - target[:, None] * np.eye(6)[0], target, ~target, ["T"] * 160)
+        found.append(distance_table(*last, kinds=(kind,), n_splits=0)["remaining"][0])
+    low, high = remaining_interval(*last, kind=kind, n_samples=200, donor=["x", "y"] * 80)
+    assert low < found[-1] < high
+    assert high - low == pytest.approx(2 * 1.96 * np.std(found), rel=0.35)
+
+
+def test_interval_of_remaining_without_groups_is_unknown(cells):
+    assert remaining_interval(*cells[:5], kind="mean", min_cells=1000) == (None, None)

@@ -2,7 +2,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipelines.steering.intervals import UNKNOWN, blocks, bootstrap, bootstrap_mean, percentiles, rank_p, student
+from pipelines.steering.intervals import (
+    UNKNOWN,
+    blocks,
+    bootstrap,
+    bootstrap_mean,
+    percentiles,
+    rank_p,
+    student,
+    subsamples,
+)
 
 
 @pytest.fixture
@@ -45,6 +54,25 @@ def test_the_same_seed_gives_the_same_interval(values):
 def test_blocks_number_the_combinations_of_labels():
     assert blocks(4, ["a", "a", "b", "b"], ["x", "y", "x", "x"]).tolist() == [0, 1, 2, 2]
     assert blocks(3, None).tolist() == [0, 0, 0]
+
+
+def test_subsamples_of_a_mean_are_as_wide_as_the_bootstrap(values):
+    block = np.arange(200) % 3
+    halves = subsamples(lambda rows: float(values[rows].mean()), block, seed=1, n_samples=2000)
+    np.testing.assert_allclose(halves, bootstrap_mean(values, block, seed=1, n_bootstrap=2000), atol=0.02)
+
+
+def test_subsamples_repeat_no_cell_and_keep_blocks_whole():
+    block, seen = np.repeat([0, 1, 2], [10, 5, 1]), []
+    subsamples(lambda rows: float(seen.append(rows) or rows.sum()), block, seed=0, n_samples=20)
+    for rows in seen[1:]:
+        assert len(np.unique(rows)) == len(rows)
+        assert np.bincount(block[rows]).tolist() == [8, 4, 1]
+
+
+def test_subsamples_of_nothing_or_of_single_cells_have_no_interval():
+    assert subsamples(lambda rows: None, np.zeros(4, dtype=np.int64), seed=0) == UNKNOWN
+    assert subsamples(lambda rows: 1.0, np.arange(4), seed=0) == UNKNOWN
 
 
 def test_student_interval_agrees_with_scipy(values):
