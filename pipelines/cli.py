@@ -255,7 +255,7 @@ def compare(
 def steer_command(options: SteerOptions, store: Path, address: str | None) -> None:
     """See SteerOptions."""
     from pipelines.report import print_results, print_steering
-    from pipelines.steer import steer
+    from pipelines.steering.stage import steer
 
     result = steer(options, store, address=address)
     print_results([result], store)

@@ -68,13 +68,24 @@ def print_facts(facts: Mapping[str, Any]) -> None:
     console().print(table)
 
 
+STEERING_METRICS = (
+    *("target_votes", "other_accuracy"),
+    *("remaining", "remaining_corrected", "energy_remaining", "type_accuracy"),
+    *("batch_mixing", "label_conservation", "lobo_macro_f1", "scib_total"),
+)
+"""What is shown of a steering run: of an edit, of a move, of a mix; all is in the table."""
+
+
 def print_steering(store: Path, run: str) -> None:
-    """Print the effects of one steering run, the intervention first and its nulls below."""
-    results = read_table(Layout(store).steering_dir(run) / "results")
-    columns = ["condition", "n_draws", "value", "effect", "low", "high", *(c for c in results.columns if c[:2] == "p_")]
-    shown = results.filter(pl.col("metric").is_in(["target_votes", "other_accuracy"]))
-    for (metric,), frame in shown.group_by("metric", maintain_order=True):
-        print_frame(frame.select(columns), title=f"{metric} (effect: minus unsteered)")
+    """Print the effects of one steering run on `test` cells: the intervention first, its nulls and baselines below."""
+    results = read_table(Layout(store).steering_dir(run) / "results").filter(split="test", group="all")
+    columns = ["condition", "n_features", "dose", "chosen", "n_draws", "value", "effect", "low", "high"]
+    columns += [name for name in results.columns if name.startswith("p_") and results[name].is_not_null().any()]
+    if results.filter(role="grid").height == results.filter("chosen").height:
+        columns = [name for name in columns if name not in ("n_features", "dose", "chosen")]
+    for (metric,), frame in results.group_by("metric", maintain_order=True):
+        if metric in STEERING_METRICS:
+            print_frame(frame.select(columns), title=f"{metric} (effect: minus unsteered)")
 
 
 def print_made(results: Sequence[StageResult]) -> None:

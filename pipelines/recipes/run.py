@@ -29,7 +29,7 @@ def _stages(recipe: Recipe, store: Path, address: str | None) -> Iterator[StageR
     from pipelines.associate import associate
     from pipelines.encode import encode
     from pipelines.extract import extract
-    from pipelines.steer import steer
+    from pipelines.steering.stage import steer
     from pipelines.train import train
 
     heads: list[str | None] = [None]

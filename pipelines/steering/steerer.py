@@ -134,7 +134,7 @@ class _Worker(ABC):
         """What is done to the features; the reconstruction scales one by 1, which changes nothing."""
         from sae_core.steering import Ablate, Add, Clamp, Scale, Shift, Toward
 
-        features, dose = variant.features, 1.0 if variant.dose is None else variant.dose
+        features, dose = sorted(variant.features), 1.0 if variant.dose is None else variant.dose
         if variant.name == RECONSTRUCTION:
             return Scale(features=[0], factor=1.0)
         match variant.intervention:
@@ -183,7 +183,7 @@ def references_of(part: Path, group_code: dict[str, int], columns: Sequence[int]
     return References(
         group=torch.tensor([group_code[name] for name in frame["group"]]),
         gene_id=torch.from_numpy(frame["gene_id"].to_numpy().copy()) if whole else None,
-        values=torch.from_numpy(np.ascontiguousarray(values if columns is None else values[:, columns])),
+        values=torch.from_numpy(np.array(values if columns is None else values[:, columns], order="C")),
     )
 
 

@@ -157,7 +157,7 @@ def test_the_verdict_on_steering_is_that_of_the_results_table(demo, place):
     said = re.search(sentence, demo, re.MULTILINE)
     (part,) = place.store.glob("steering/*/results/part-*.parquet")
     row = pl.read_parquet(part).filter(condition="ablate", metric="target_votes").row(0, named=True)
-    p = {name: row[f"p_{name}"] for name in ("random features", "random direction")}
+    p = {name: row[f"p_{name.replace(' ', '_')}"] for name in ("random features", "random direction")}
     assert (said[1] == "differs") == all(value <= 0.05 for value in p.values())
     for name, value in p.items():
         assert f"p against {name} {value:.2g}" in said[2]

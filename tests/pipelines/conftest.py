@@ -78,5 +78,5 @@ def shards_here():
 @pytest.fixture
 def without_actors(monkeypatch, shards_here):
     """Start no actor in any stage."""
-    for stage in ("extract", "encode", "associate", "steer"):
+    for stage in ("extract", "encode", "associate", "steering.stage"):
         monkeypatch.setattr(f"pipelines.{stage}.do_shards", shards_here)

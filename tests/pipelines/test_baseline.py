@@ -20,7 +20,7 @@ from pipelines.compare import SAE, baselines_of, compare_with_baselines, excess_
 from pipelines.config import AssociateOptions, BaselineOptions, EncodeOptions, ExtractOptions, SteerOptions, check
 from pipelines.errors import UsageError
 from pipelines.stage import parent_run
-from pipelines.steer import steer
+from pipelines.steering.stage import steer
 from pipelines.tracking import Tracking
 from pipelines.train import train_all
 from sae_core.errors import ConfigError
@@ -48,7 +48,7 @@ def written(store):
 def no_actors(shards_here):
     """Every shard in this process: what actors do is the same, and the other tests have them."""
     with pytest.MonkeyPatch.context() as patch:
-        for stage in ("extract", "encode", "associate", "steer"):
+        for stage in ("extract", "encode", "associate", "steering.stage"):
             patch.setattr(f"pipelines.{stage}.do_shards", shards_here)
         yield
 
