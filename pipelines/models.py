@@ -78,7 +78,11 @@ def _evaluations(tracking: Tracking, version: ModelVersion) -> dict[str, dict[st
         f"evaluation {found.run}": {
             "question": found.question,
             "dataset": found.dataset,
-            **{key: found.params[key] for key in ("intervention", "dose", "n_features") if key in found.params},
+            **{
+                key: found.params[key]
+                for key in ("intervention", "chosen.n_features", "chosen.dose")
+                if key in found.params
+            },
             "mlflow_run": found.mlflow_run,
             **found.metrics,
         }

@@ -21,7 +21,7 @@ from pipelines.tracking.lineage import code_tags
 from pipelines.tracking.registry import DATASET_TAG, KIND_TAG, QUESTION_TAG, SAE_TAG
 
 MODEL_TAG = "scsae.model_id"
-BESIDE = ("unsteered", "replace", "reconstruction", "null", "baseline")
+BESIDE = ("unsteered", "replace", "reconstruction", "null", "baseline", "floor")
 """Roles that are logged beside what was chosen."""
 ASKED_OF = ("readout", "cells", "gene", "max_cells")
 """Options that change which cells are measured and how: named in the question where they are not the default."""
@@ -63,7 +63,8 @@ def log_evaluation(
             **({MODEL_TAG: model_id} if model_id else {}),
             **code_tags(),
         }
-        with tracking.run(folder.name, params=flat(plan), tags=tags) as mlflow_run:
+        params = flat({**plan, "chosen": chosen_point(tables["results"])})
+        with tracking.run(folder.name, params=params, tags=tags) as mlflow_run:
             with files.scratch_folder(folder) as made:
                 tracking.log_files(mlflow_run, [_write(frame, made / name) for name, frame in tables.items()])
                 for name, draw in plots.items():
@@ -91,14 +92,23 @@ def question_of(plan: Mapping[str, Any]) -> str:
     return asked
 
 
+def chosen_point(results: pl.DataFrame) -> dict[str, Any]:
+    """Number of features and dose of the chosen variant; nothing where none was chosen."""
+    chosen = results.filter(_is_chosen()).select("n_features", "dose").unique()
+    return chosen.row(0, named=True) if chosen.height == 1 else {}
+
+
+def _is_chosen() -> pl.Expr:
+    return pl.col("chosen") & ~pl.col("role").is_in(BESIDE)
+
+
 def metrics_of(results: pl.DataFrame) -> dict[str, float]:
     """`split/condition/metric` of all cells together: of the chosen variant with its uncertainty, nulls, baselines.
 
     A null or baseline with several points of a grid is logged at the chosen one.
     """
     of_all = results.filter(pl.col("group") == "all")
-    is_chosen = pl.col("chosen") & ~pl.col("role").is_in(BESIDE)
-    chosen = of_all.filter(is_chosen)
+    chosen = of_all.filter(_is_chosen())
     beside = of_all.filter(pl.col("role").is_in(BESIDE))
     at = chosen.select("n_features", "dose").unique()
     beside = beside.with_columns(

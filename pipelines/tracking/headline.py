@@ -17,15 +17,12 @@ class Headline:
     higher_is_better: bool | None
 
     def is_higher_better(self, params: Mapping[str, Any]) -> bool:
-        """Which way is better in an evaluation with these parameters (intervention, dose)."""
+        """Which way is better in an evaluation with these parameters (intervention, chosen.dose)."""
         if self.higher_is_better is not None:
             return self.higher_is_better
         beyond = UPWARDS_BEYOND.get(str(params.get("intervention")))
-        try:
-            return beyond is not None and float(params.get("dose", 1.0)) > beyond
-        except (TypeError, ValueError):
-            # several doses were searched, of which those that do nothing are never chosen
-            return beyond is not None
+        dose = params.get("chosen.dose", "None")
+        return beyond is not None and dose != "None" and float(dose) > beyond
 
 
 HEADLINES = {

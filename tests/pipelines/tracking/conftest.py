@@ -43,7 +43,11 @@ class Registry:
         folder = self.layout.steering_dir(run)
         folder.mkdir(parents=True, exist_ok=True)
         of = {**PLAN, **(plan or {}), "sae": sae, "dataset": dataset}
-        tables = {"results": results(**values), "variants": pl.DataFrame({"variant": [0], "features": [[1, 2]]})}
+        chosen = {key: of[key] for key in ("intervention", "dose") if isinstance(of[key], float | str)}
+        tables = {
+            "results": results(chosen, **values),
+            "variants": pl.DataFrame({"variant": [0], "features": [[1, 2]]}),
+        }
         return log_evaluation(self.layout, folder, of, tables, plots or {})
 
 
@@ -70,15 +74,15 @@ def row(metric: str, value: float, **other) -> dict:
     }
 
 
-def results(**values: float) -> pl.DataFrame:
+def results(chosen: dict, **values: float) -> pl.DataFrame:
     """Rows of every role, of several groups and splits, whose chosen ones have these values."""
     rows = []
     for metric, value in values.items():
         null = {"role": "null", "condition": "random features", "n_draws": 20}
         rows += [
-            row(metric, value),
-            row(metric, 7.0, group="B cells"),
-            row(metric, 0.3, split="select"),
+            row(metric, value, **chosen),
+            row(metric, 7.0, **chosen, group="B cells"),
+            row(metric, 0.3, **chosen, split="select"),
             row(metric, 8.0, dose=1.0, chosen=False),
             row(metric, 1.0, role="unsteered", condition="unsteered", n_features=0, dose=0.0, chosen=False),
             row(metric, 0.9, **null),

@@ -41,7 +41,12 @@ def test_parameters_tags_tables_and_plots_are_in_the_run(registry):
         "eval-b", "sae-b", plots={"dose": lambda path: path.write_bytes(b"\x89PNG")}, remaining=0.45
     )
     logged = registry.tracking.client.get_run(run)
-    assert {"dose": "[1.0, 1.5]", "search.seed": "3", "toward": "ctrl"}.items() <= logged.data.params.items()
+    assert {
+        "dose": "[1.0, 1.5]",
+        "search.seed": "3",
+        "toward": "ctrl",
+        "chosen.dose": "1.5",
+    }.items() <= logged.data.params.items()
     assert logged.data.tags["scsae.sae"] == "sae-b"
     assert logged.data.tags["scsae.question"] == "stim -> ctrl"
     assert logged.data.tags["scsae.version"]
