@@ -3,8 +3,9 @@
 A `Reading` is one metric of one group. Its `resampled` values are of the same resamples for every condition, so that
 the interval of an effect is of paired differences. Cells are resampled inside donor, cell type and label; neighbours
 are not found anew (a cell's vote is its vote), and distances are recomputed from weighted means, one product a type:
-1,000 resamples of 5,000 cells of 256 numbers take 1 s. Energy distances are not resampled: pairs of a cell with its own
-copy would bias them.
+1,000 resamples of 5,000 cells of 256 numbers take .6 s. In simulations the 95 % intervals held the truth in 89 % (what
+remains), 92 % (distances) and 99 % (corrected ones) where noise is as large as the distance, in 97 to 100 % where it
+is small. Energy distances are not resampled: pairs of a cell with its own copy would bias them.
 
 What each question reads:
 
@@ -236,9 +237,10 @@ class Move(Edit):
             reached = self._moments(self.cells.unsteered, toward)
             for when, values in (("before", self.cells.unsteered), ("after", embedding)):
                 mean, noise = self._moments(values, target)
-                squared = ((mean - reached[0]) ** 2).sum(1)
+                squared, noise = ((mean - reached[0]) ** 2).sum(1), noise + reached[1]
                 found["mean", str(name), when] = np.sqrt(squared)
-                found["corrected", str(name), when] = np.sqrt(np.maximum(squared - noise - reached[1], 0))
+                # a resample has the sample's noise and its own
+                found["corrected", str(name), when] = np.sqrt(np.maximum(squared - 2 * noise, 0))
         for kind in ("mean", "corrected") if groups else ():
             for when in ("before", "after"):
                 found[kind, ALL, when] = np.mean([found[kind, group, when] for group in groups], axis=0)
