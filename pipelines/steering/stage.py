@@ -98,7 +98,7 @@ class Trial:
         head = self.head() if asked.options.head else None
         splits = {"test": (per_cell, self.variants)}
         if len(asked.grid) > 1:
-            splits["select"] = (self.search(), self.search_variants)
+            splits["select"] = (self.search, self.search_variants)
         plan = {
             **self.plan,
             "table": "results",
@@ -168,6 +168,7 @@ class Trial:
         """What select cells are run under."""
         return search_variants(self.asked.question, self.ranked, self.asked.grid)
 
+    @cached_property
     def search(self) -> commit.Run:
         """Select cells under every point of the grid."""
         cells = self.asked.sample(("select",), most=self.asked.options.max_cells)
@@ -182,7 +183,7 @@ class Trial:
         """The point of the grid that does best on select cells."""
         if len(self.asked.grid) == 1:
             return self.asked.grid[0]
-        best = best_variant(self.asked.question, self.search_variants, self.embedded(self.search()))
+        best = best_variant(self.asked.question, self.search_variants, self.embedded(self.search))
         assert best.dose is not None
         return Point(len(best.features), best.dose)
 

@@ -52,6 +52,7 @@ def steered(chain, tmp_path_factory, shards_here):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipelines.steering.stage.do_shards", shards_here)
         patch.setattr("pipelines.steering.stage.SHARD_CELLS", 8)
+        patch.setattr("pipelines.steering.judged.MIN_CELLS", 2)
         idle = changed(ABLATE, intervention="scale", dose=1.0)
         return Steered(store=store, ablated=steer(ABLATE, store), idle=steer(idle, store), moved=steer(MOVE, store))
 
