@@ -1,9 +1,9 @@
 """From the stored embeddings of a steering run to its results: every condition on every metric, beside its nulls.
 
-An effect is a condition's value less the unsteered one. Intervals are 95 % of the effect: over cells resampled inside
-donor, cell type and label for a single variant (the spread of the resamples about their mean, as resampling adds noise
-to a distance), Student's t over the draws of a null. `p_<null>` is the share of the null's draws whose effect is at
-least as good, counting the condition itself; it is given for what was done at the point where the nulls were drawn.
+An effect is a condition's value less the unsteered one. Intervals are 95 % of the effect: over subsamples of the cells
+of each donor, cell type and label for a single variant, Student's t over the draws of a null. `p_<null>` is the share
+of the null's draws whose effect is at least as good, counting the condition itself; it is given for what was done at
+the point where the nulls were drawn.
 Cells without a label or a token are left out.
 
 Beside the variants stand, on `test` cells, what needs no model: `floor` (what sampling noise alone leaves of a
@@ -24,7 +24,7 @@ import polars as pl
 from feature_store import schemas
 from pipelines.steering import corrections, distances, mixing
 from pipelines.steering.choose import Labels
-from pipelines.steering.intervals import UNKNOWN, Floats, Interval, rank_p, student
+from pipelines.steering.intervals import Floats, rank_p, student
 from pipelines.steering.judged import ALL, METRICS, MIN_CELLS, Edit, Judged, Mix, Move, Reading
 from pipelines.steering.plan import NULLS, Question, Variant
 from pipelines.steering.trend import dose_response
@@ -123,7 +123,7 @@ def evaluate(
     split: str,
     seed: int,
     scib: bool = False,
-    n_bootstrap: int | None = None,
+    n_samples: int | None = None,
 ) -> pl.DataFrame:
     """The rows of `results` of one split: what its cells, and unsteered `train` cells, say of every condition.
 
@@ -132,12 +132,12 @@ def evaluate(
         variants: unsteered first.
         embedded: their embeddings, and those of unsteered `train` cells.
         split: the cells that are judged.
-        seed: of resamples, halves and Harmony.
+        seed: of subsamples, halves and Harmony.
         scib: whether to ask scIB's scores too (mix alone; needs the extra `evaluate`).
-        n_bootstrap: resamples; default: 1,000.
+        n_samples: subsamples behind an interval; default: 500.
     """
     own = embedded.labels.split == split
-    cells = _judged(embedded, own, seed, n_bootstrap)
+    cells = _judged(embedded, own, seed, n_samples)
     asked = _ASKED[question.name](question, cells)
     under = {variant.id: embedded.under(variant.id)[own] for variant in variants}
     baselines = _baselines(question, embedded, own, seed) if split == "test" else {}
@@ -160,14 +160,14 @@ def evaluate(
         conditions[name,] = _Condition(name=name, role="baseline", draws=[_by_key(readings)])
     if isinstance(asked, Move) and split == "test":
         conditions[FLOOR,] = _Condition(name=FLOOR, role="floor", draws=[_by_key(asked.floor())])
-    rows = _rows(list(conditions.values()), split)
+    rows = _rows(list(conditions.values()), cells, split)
     rows += _trends(asked, variants, under, split) if split == "test" else []
     return schemas.conform("steering", pl.DataFrame(rows, infer_schema_length=None))
 
 
-def _judged(embedded: Embedded, own: np.ndarray, seed: int, n_bootstrap: int | None) -> Judged:
+def _judged(embedded: Embedded, own: np.ndarray, seed: int, n_samples: int | None) -> Judged:
     labels, train = embedded.labels, embedded.labels.split == "train"
-    more = {} if n_bootstrap is None else {"n_bootstrap": n_bootstrap}
+    more = {} if n_samples is None else {"n_samples": n_samples}
     return Judged(
         unsteered=embedded.unsteered[own],
         label=labels.label[own].astype(str),
@@ -235,7 +235,7 @@ def _baselines(question: Question, embedded: Embedded, own: np.ndarray, seed: in
     return found
 
 
-def _rows(conditions: Sequence[_Condition], split: str) -> list[dict[str, Any]]:
+def _rows(conditions: Sequence[_Condition], cells: Judged, split: str) -> list[dict[str, Any]]:
     """A row for every condition, metric and group that was measured; the first condition is the unsteered one."""
     (base,) = conditions[0].draws
     nulls = {name: next((own.draws for own in conditions if own.name == name), []) for name in NULLS}
@@ -250,7 +250,7 @@ def _rows(conditions: Sequence[_Condition], split: str) -> list[dict[str, Any]]:
             known = [effect for effect in effects if effect is not None]
             values = [draw.value for draw in draws if draw.value is not None]
             effect = float(np.mean(known)) if known else None
-            low, high = student(known) if condition.role == "null" else _resampled(effect, draws[0], base[key])
+            low, high = student(known) if condition.role == "null" else cells.interval(effect, draws[0], base[key])
             rows.append(
                 {
                     "split": split,
@@ -275,18 +275,6 @@ def _rows(conditions: Sequence[_Condition], split: str) -> list[dict[str, Any]]:
                 }
             )
     return rows
-
-
-def _resampled(effect: float | None, reading: Reading, unsteered: Reading) -> Interval:
-    """The effect, and the spread of its resamples about their mean."""
-    if effect is None or reading.resampled is None or unsteered.resampled is None:
-        return UNKNOWN
-    spread = reading.resampled - unsteered.resampled
-    spread = spread[np.isfinite(spread)]
-    if not len(spread):
-        return UNKNOWN
-    low, high = np.quantile(spread - spread.mean(), (0.025, 0.975))
-    return Interval(effect + float(low), effect + float(high))
 
 
 def _p(key: tuple[str, str], effect: float | None, draws: Sequence[Readings], unsteered: Reading) -> float | None:

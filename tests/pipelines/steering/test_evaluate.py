@@ -8,7 +8,7 @@ from sklearn.metrics import f1_score
 
 from feature_store import schemas
 from pipelines.steering import corrections
-from pipelines.steering.distances import mean_distance, squared_distance
+from pipelines.steering.distances import corrected_distance, mean_distance
 from pipelines.steering.evaluate import Embedded, best_variant, evaluate
 from pipelines.steering.judged import METRICS, Judged, Mix, Move
 from pipelines.steering.plan import NULLS, Question, Variant
@@ -93,7 +93,7 @@ def _stored(cells, unsteered, variants):
 @pytest.fixture(scope="module", name="found")
 def _found(stored, cells, variants):
     embedded = Embedded.of(stored, cells, "condition")
-    return evaluate(MOVE, variants, embedded, split="test", seed=0, n_bootstrap=200)
+    return evaluate(MOVE, variants, embedded, split="test", seed=0, n_samples=200)
 
 
 def one(found, metric, group="all", **where):
@@ -110,54 +110,62 @@ def _judged(cells, unsteered):
         unsteered=unsteered[test.to_numpy()], label=text["condition"][test.to_numpy()],
         cell_type=text["cell_type"][test.to_numpy()], donor=text["donor"][test.to_numpy()],
         train=unsteered[train.to_numpy()], train_label=text["condition"][train.to_numpy()],
-        train_type=text["cell_type"][train.to_numpy()], n_bootstrap=20,
+        train_type=text["cell_type"][train.to_numpy()], n_samples=20,
     )  # fmt: skip
 
 
-def test_resamples_keep_the_make_up_of_donors_types_and_labels(judged):
-    counts = judged.counts
+def test_subsamples_leave_a_fifth_of_every_donor_type_and_label_out(judged):
     for donor in ("d1", "d2"):
         for kind in TYPES:
             for label in ("ctrl", "stim"):
                 own = (judged.donor == donor) & (judged.cell_type == kind) & (judged.label == label)
-                assert (counts[:, own].sum(1) == PER).all()
-    assert 0.9 < counts.var() < 1.1 * (1 - 1 / PER) + 0.1
+                assert set(judged.kept[:, own].sum(1)) == {PER - 2}
+    assert len(np.unique(judged.kept, axis=0)) == len(judged.kept)
 
 
-def test_resampled_distances_are_those_of_the_resampled_cells(judged, cells, unsteered):
+def test_the_interval_of_a_mean_is_nearly_student_s(cells, unsteered):
+    n = 400
+    one_type = np.full(n, "B")
+    cells = Judged(
+        unsteered=np.zeros((n, 2)), label=one_type, cell_type=one_type, donor=one_type, train=np.zeros((0, 2)),
+        train_label=one_type[:0], train_type=one_type[:0], n_samples=2000,
+    )  # fmt: skip
+    values = np.random.default_rng(0).normal(size=n)
+    reading, nothing = cells.mean("m", values), cells.mean("m", np.zeros(n))
+    low, high = cells.interval(reading.value, reading, nothing)
+    half = stats.t.interval(0.95, n - 1, scale=stats.sem(values))[1]
+    assert (high - low) / 2 == pytest.approx(half, rel=0.06)
+    assert (high + low) / 2 == pytest.approx(values.mean(), abs=0.1 * half)
+
+
+def test_sampled_distances_are_those_of_the_sampled_cells(judged, cells, unsteered):
     after = steered(cells, unsteered, 0.7, noise=0.2)[(cells["split"] == "test").to_numpy()]
     readings = {(r.metric, r.group): r for r in Move(judged, "stim", "ctrl").readings(after)}
-
-    def corrected_twice(a, c):
-        """Less the noise of the sample and that of the resample."""
-        squared = squared_distance(a, c)
-        return np.sqrt(max(0, squared - (mean_distance(a, c) ** 2 - squared)))
-
-    for metric, measure in (("distance", mean_distance), ("distance_corrected", corrected_twice)):
+    for metric, measure in (("distance", mean_distance), ("distance_corrected", corrected_distance)):
         by_type = []
         for b in range(3):
             of_types = []
             for kind in TYPES:
                 own = judged.cell_type == kind
                 rows = [np.flatnonzero(own & (judged.label == label)) for label in ("stim", "ctrl")]
-                target, toward = (np.repeat(part, judged.counts[b, part].astype(int)) for part in rows)
+                target, toward = (np.repeat(part, judged.kept[b, part].astype(int)) for part in rows)
                 a, c = after[target], judged.unsteered[toward]
                 of_types.append(measure(a, c))
-                np.testing.assert_allclose(readings[metric, kind].resampled[b], of_types[-1], rtol=1e-4)
+                np.testing.assert_allclose(readings[metric, kind].sampled[b], of_types[-1], rtol=1e-4)
             by_type.append(np.mean(of_types))
-        np.testing.assert_allclose(readings[metric, "all"].resampled[:3], by_type, rtol=1e-4)
+        np.testing.assert_allclose(readings[metric, "all"].sampled[:3], by_type, rtol=1e-4)
 
 
-def test_resampled_means_and_f1_are_those_of_the_resampled_cells(judged):
+def test_sampled_means_and_f1_are_those_of_the_sampled_cells(judged):
     rng = np.random.default_rng(3)
     own = judged.label == "stim"
     values, said = rng.normal(size=own.sum()), rng.choice(TYPES, own.sum())
     truth = judged.cell_type[own]
     mean, f1 = judged.mean("m", values, own), judged.macro_f1("f", truth, said, own)
     for b in range(5):
-        rows = np.repeat(np.arange(own.sum()), judged.counts[b, own].astype(int))
-        assert mean.resampled[b] == pytest.approx(values[rows].mean(), rel=1e-5)
-        assert f1.resampled[b] == pytest.approx(f1_score(truth[rows], said[rows], average="macro"), rel=1e-5)
+        rows = np.repeat(np.arange(own.sum()), judged.kept[b, own].astype(int))
+        assert mean.sampled[b] == pytest.approx(values[rows].mean(), rel=1e-5)
+        assert f1.sampled[b] == pytest.approx(f1_score(truth[rows], said[rows], average="macro"), rel=1e-5)
     assert mean.value == pytest.approx(values.mean())
 
 
@@ -223,7 +231,7 @@ def test_the_mean_difference_learned_on_other_donors_leaves_nearly_nothing(found
 def test_cells_of_other_splits_change_no_result_but_what_is_learned_from_them(found, stored, cells, variants):
     select = cells.with_columns(split=pl.when(donor="d0").then(pl.lit("select")).otherwise("split"))
     train = select.with_columns(split=pl.when(cell_idx=0).then(pl.lit("train")).otherwise("split"))
-    other = evaluate(MOVE, variants, Embedded.of(stored, train, "condition"), split="test", seed=0, n_bootstrap=200)
+    other = evaluate(MOVE, variants, Embedded.of(stored, train, "condition"), split="test", seed=0, n_samples=200)
     learned = pl.col("metric").str.contains("votes|accuracy|type")
     wanted = found.filter(~learned)
     assert other.filter(~learned).equals(wanted, null_equal=True)
@@ -231,7 +239,7 @@ def test_cells_of_other_splits_change_no_result_but_what_is_learned_from_them(fo
 
 def test_mixing_is_read_by_batch_and_with_its_baselines(stored, cells, variants):
     embedded = Embedded.of(stored, cells, "condition")
-    mix = evaluate(MIX, variants, embedded, split="test", seed=0, n_bootstrap=20)
+    mix = evaluate(MIX, variants, embedded, split="test", seed=0, n_samples=20)
     base = one(mix, "batch_mixing", condition="unsteered")["value"]
     assert one(mix, "batch_mixing", condition="centring")["value"] > base + 0.3
     assert one(mix, "conservation_loss", condition="unsteered")["value"] == 0
@@ -253,13 +261,13 @@ def test_scib_is_asked_of_what_was_chosen_and_of_three_draws_of_a_null(stored, c
     monkeypatch.setattr(Mix, "costly", costly)
     monkeypatch.setattr(corrections, "has_harmony", lambda: False)
     embedded = Embedded.of(stored, cells, "condition")
-    evaluate(MIX, variants, embedded, split="test", seed=0, n_bootstrap=5, scib=True)
+    evaluate(MIX, variants, embedded, split="test", seed=0, n_samples=5, scib=True)
     assert len(asked) == 3 + 3 * 3 + 2  # unsteered, chosen, reconstruction; three draws of three nulls; two centrings
 
 
 def test_an_edit_is_judged_by_the_votes_of_train_neighbours(stored, cells, variants):
     embedded = Embedded.of(stored, cells, "cell_type")
-    edit = evaluate(EDIT, variants[:2], embedded, split="test", seed=0, n_bootstrap=20)
+    edit = evaluate(EDIT, variants[:2], embedded, split="test", seed=0, n_samples=20)
     assert one(edit, "target_votes", condition="unsteered")["value"] == 1
     assert set(edit["metric"]) == {"target_votes", "other_votes", "other_accuracy", "target_shift", "other_shift"}
 
@@ -272,18 +280,16 @@ def test_the_best_point_leaves_least_of_the_distance(stored, cells, variants):
 
 def test_a_type_of_few_cells_is_left_out_and_a_run_without_any_has_no_distance(stored, cells, variants):
     few = cells.filter(~((pl.col("cell_type") == "B") & (pl.col("condition") == "ctrl")))
-    found = evaluate(MOVE, variants[:2], Embedded.of(stored, few, "condition"), split="test", seed=0, n_bootstrap=5)
+    found = evaluate(MOVE, variants[:2], Embedded.of(stored, few, "condition"), split="test", seed=0, n_samples=5)
     assert set(found.filter(metric="remaining")["group"]) == {"all", "NK", "T"}
     none = cells.with_columns(cell_type=pl.when(condition="stim").then(pl.lit("B")).otherwise(pl.lit("T")))
-    found = evaluate(MOVE, variants[:2], Embedded.of(stored, none, "condition"), split="test", seed=0, n_bootstrap=5)
+    found = evaluate(MOVE, variants[:2], Embedded.of(stored, none, "condition"), split="test", seed=0, n_samples=5)
     assert found.filter(metric="remaining")["value"].to_list() == [None] * found.filter(metric="remaining").height
 
 
 def test_select_cells_are_judged_without_train_cells_by_distances_alone(stored, cells, variants):
     select = cells.with_columns(split=pl.lit("select"))
-    found = evaluate(
-        MOVE, variants[:4], Embedded.of(stored, select, "condition"), split="select", seed=0, n_bootstrap=5
-    )
+    found = evaluate(MOVE, variants[:4], Embedded.of(stored, select, "condition"), split="select", seed=0, n_samples=5)
     assert set(found["split"]) == {"select"}
     assert not found["metric"].str.contains("votes|type_").any()
     assert set(found["role"]) == {"unsteered", "grid"}
