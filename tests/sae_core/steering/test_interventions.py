@@ -5,7 +5,7 @@ import torch
 
 from sae_core.errors import ConfigError
 from sae_core.scfm import TokenInfo
-from sae_core.steering import Ablate, Add, Clamp, Scale, Toward
+from sae_core.steering import Ablate, Add, Clamp, References, Scale, Shift, Toward
 
 Z = torch.tensor([[0.0, 2.0], [4.0, 1.0]])
 INFO = TokenInfo(
@@ -82,3 +82,36 @@ def test_a_feature_out_of_range_and_a_vector_of_another_width_are_refused():
     with pytest.raises(ConfigError, match=r"reference has shape \(4,\)"):
         Toward(features=[1], reference=UNIT).check(8)
     Clamp(features=[1, 3], dose=1.0, unit=UNIT).check(4)
+
+
+BY_GENE = References(
+    group=torch.tensor([0, 1]), gene_id=torch.tensor([10, 99]), values=torch.tensor([[1.0, 2.0], [8.0, 8.0]])
+)
+GROUPS = torch.tensor([0, 1])
+
+
+def test_references_move_the_tokens_that_have_a_row_and_no_other():
+    toward = Toward(features=[1, 3], reference=BY_GENE, amount=0.5, group_of_cell=GROUPS)
+    assert (Z + toward.change(Z, INFO)).tolist() == [[0.5, 2.0], [4.0, 1.0]]
+    shift = Shift(features=[1, 3], difference=BY_GENE, amount=2.0, group_of_cell=GROUPS)
+    assert (Z + shift.change(Z, INFO)).tolist() == [[2.0, 6.0], [4.0, 1.0]]
+
+
+def test_an_amount_for_each_feature_is_that_of_the_chosen_ones():
+    amount = torch.tensor([7.0, 0.5, 7.0, 0.0])
+    shift = Shift(features=[1, 3], difference=BY_GENE, amount=amount, group_of_cell=GROUPS)
+    assert shift.change(Z, INFO).tolist() == [[0.5, 0.0], [0.0, 0.0]]
+    toward = Toward(features=[1, 3], reference=UNIT, amount=amount)
+    assert (Z + toward.change(Z, INFO)).tolist() == [[5.0, 2.0], [7.0, 1.0]]
+    with pytest.raises(ConfigError, match=r"amount has shape \(4,\): it needs one value for each of the 8 features"):
+        shift.check(8)
+
+
+def test_references_that_do_not_fit_the_features_or_have_no_groups_are_refused():
+    for features in ([1], [3, 1], [1, 3, 3]):
+        with pytest.raises(ConfigError, match="give one column a feature, and the features in ascending order"):
+            Shift(features=features, difference=BY_GENE, group_of_cell=GROUPS)
+    with pytest.raises(ConfigError, match="give group_of_cell"):
+        Toward(features=[1, 3], reference=BY_GENE)
+    with pytest.raises(ConfigError, match="amount = nan is not finite"):
+        Shift(features=[1, 3], difference=BY_GENE, amount=float("nan"), group_of_cell=GROUPS)

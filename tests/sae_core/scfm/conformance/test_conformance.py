@@ -127,6 +127,12 @@ def test_data_of_empty_cells_only_run_through(model: FoundationModel) -> None:
     assert int(model.pretraining_loss(tokens).n_asked.sum()) == 0
 
 
+def test_some_cells_can_be_taken_in_any_order(tokens: Tokens) -> None:
+    order, whole = [7, EMPTY_CELL, 0, 7], cells_of(tokens)
+    assert cells_of(tokens.take(np.array(order))) == [whole[i] for i in order]
+    assert tokens.take(np.array([], dtype=np.int64)).n_cells == 0
+
+
 def test_max_tokens_is_kept_with_the_special_tokens(model: FoundationModel, counts: sp.csr_matrix) -> None:
     whole, cut = tokens_of(model, counts), tokens_of(model, counts, max_tokens=6)
     assert cut.lengths.max() == 6
@@ -276,6 +282,37 @@ def test_the_pretraining_loss_feels_a_patch(model: FoundationModel, tokens: Toke
     patched = model.pretraining_loss(tokens, patches={"layer.1": lambda x, info: torch.zeros_like(x)})
     assert torch.equal(plain.n_asked, patched.n_asked)
     assert plain.mean != patched.mean
+
+
+def test_answers_are_what_the_loss_is_made_of(kind: str, model: FoundationModel, tokens: Tokens) -> None:
+    question = model.ask(tokens, seed=3, fraction=model.mask_fraction)
+    answers = model.answers(question)
+    assert answers.answer.isfinite().all()
+    assert torch.equal(answers.gene_id, torch.from_numpy(question.gene_id))
+    assert answers.cell.diff().min() >= 0
+    error = -answers.answer if kind.startswith("geneformer") else (answers.answer - answers.target) ** 2
+    total = torch.zeros(tokens.n_cells).index_add_(0, answers.cell, error)
+    loss = model.pretraining_loss(tokens, seed=3)
+    found = total / loss.n_asked
+    if kind.startswith("scgpt"):  # whose loss adds the error of a second head
+        assert (found <= loss.per_cell)[loss.n_asked > 0].all()
+    else:
+        torch.testing.assert_close(found.double(), loss.per_cell, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+def test_answers_from_a_prefix_are_those_of_the_whole_run_and_queries_are_marked(
+    kind: str, model: FoundationModel, tokens: Tokens
+) -> None:
+    question = model.ask(tokens, seed=3, fraction=0.3)
+    site, marked = Site.parse("layer.0"), []
+    prefix = Prefix(site, model.activations(question, [site])[site])
+    patches = {"layer.1": lambda x, info: (marked.append(info), x * 0.9)[1]}
+    whole, rest = (model.answers(question, patches=patches, prefix=start) for start in (None, prefix))
+    assert torch.equal(whole.answer, rest.answer)
+    pairs = {(int(c), int(p)) for i in marked for c, p in zip(i.cell[i.is_query], i.position[i.is_query], strict=True)}
+    rows = np.array([], dtype=int) if question.position is None else question.position
+    cell = question.tokens.cell_of_token()[rows]
+    assert pairs == set(zip(cell.tolist(), (rows - question.tokens.offsets[cell]).tolist(), strict=True))
 
 
 def test_random_weights_are_a_seeded_control(kind: str, checkpoint_of: Checkpoint, counts: sp.csr_matrix) -> None:

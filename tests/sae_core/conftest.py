@@ -1,4 +1,4 @@
-"""Tiny scGPT checkpoints with random weights, in either naming of the attention weights."""
+"""Tiny checkpoints of every family with random weights, in their official layouts, and counts of twelve cells."""
 
 from __future__ import annotations
 
