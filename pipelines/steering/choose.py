@@ -36,7 +36,8 @@ class Labels:
 
     Attributes:
         label: of the kind that is asked about.
-        cell_type, donor, split: of the cell.
+        cell_type: of the cell, inside which labels are compared; "" where it is the kind that is asked about.
+        donor, split: of the cell.
     """
 
     label: Texts
@@ -48,12 +49,13 @@ class Labels:
     def of(cls, cells: pl.DataFrame, kind: str) -> "Labels":
         """Of rows of the cell table, in their order."""
         columns = {"label": kind, "cell_type": "cell_type", "donor": "donor", "split": "split"}
-        return cls(
-            **{
-                name: np.array(cells[column].cast(pl.String).fill_null("").to_list(), dtype=object)
-                for name, column in columns.items()
-            }
-        )
+        found = {
+            name: np.array(cells[column].cast(pl.String).fill_null("").to_list(), dtype=object)
+            for name, column in columns.items()
+        }
+        if kind == "cell_type":
+            found["cell_type"] = np.full(cells.height, "", dtype=object)
+        return cls(**found)
 
     def at(self, index: npt.NDArray[np.generic]) -> "Labels":
         """Those of some cells."""

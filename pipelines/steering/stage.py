@@ -116,7 +116,7 @@ class Trial:
         results = commit.read_table(self.folder / "results")
         tables = {"results": results, "variants": commit.read_table(self.folder / "variants")}
         tables |= {name: frame for name, frame in (("scores", self.scores), ("head", head)) if frame is not None}
-        log_evaluation(asked.layout, self.folder, plan, tables, {})
+        log_evaluation(asked.layout, self.folder, plan, tables, drawings_of(asked, self.folder.name))
         return results
 
     @cached_property
@@ -364,6 +364,15 @@ class Trial:
             run.finalize()
         self.n_done += len(pending)
         self.n_reused += runs[0].n_shards - len(pending)
+
+
+def drawings_of(asked: Asked, run: str) -> dict[str, Callable[[Path], object]]:
+    """The plots of a finished run, by name; nothing is drawn yet."""
+    from feature_store import FeatureStore
+    from feature_store.plots.steered import steering_drawings
+
+    found = FeatureStore.open(asked.layout.root, associations=asked.associations.path.parent.name)
+    return dict(steering_drawings(found, run))
 
 
 HEADLINE = {"edit": "target_votes", "move": "remaining", "mix": "batch_mixing"}
