@@ -10,7 +10,9 @@ types of that one. Accuracy follows the common types, so macro-F1, each type wei
   batches and types, each weighing the same. 1: batches cannot be told; 0: none is next to another.
 - conservation: macro-F1 of the cell type as its nearest neighbours see it, the cell itself left out.
 
-and `total` = .4 mixing + .6 conservation, scIB's weights. 45 ms for 1,000 cells of 128 numbers.
+and `total` = .4 mixing + .6 conservation, scIB's weights. Over 11 embeddings of
+1,021 sc_mixology cells (layers of the mini model, three corrected) it ranks as scIB's total does, Spearman .94 (mixing
+.95, conservation .82), in 30 ms instead of seconds.
 """
 
 from typing import NamedTuple
