@@ -32,6 +32,8 @@ HEADLINES = {
         Headline(name="remaining_corrected", about="the same without sampling noise", higher_is_better=False),
         Headline(name="energy_remaining", about="energy distance that is left", higher_is_better=False),
         Headline(name="scib_total", about="scIB, batches and labels together", higher_is_better=True),
+        Headline(name="batch_mixing", about="neighbours from other batches", higher_is_better=True),
+        Headline(name="label_conservation", about="neighbours of the same label", higher_is_better=True),
         Headline(name="lobo_macro_f1", about="macro-F1 of labels, leaving a batch out", higher_is_better=True),
         Headline(name="lobo_accuracy", about="accuracy of labels, leaving a batch out", higher_is_better=True),
         Headline(name="scib_batch", about="scIB, mixing of batches", higher_is_better=True),

@@ -1,0 +1,275 @@
+"""The page `docs/steering.md` and its figures, from the steering runs that `pipelines.recipes.steering` made."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import polars as pl
+
+from feature_store import FeatureStore, commit
+from feature_store.plots.steered import steering_drawings
+from pipelines.recipes.findings.page import markdown, shrink
+from pipelines.recipes.steering.runs import Answer
+from pipelines.steering.plan import NULLS
+from pipelines.steering.seeds import over_seeds
+
+WANTED = 1 / 3
+"""Share of the distance that may remain."""
+MAX_LOSS = 0.02
+"""Share of a conservation that a mixing may cost."""
+MOVED = ("remaining", "remaining_corrected", "energy_remaining", "target_votes", "type_accuracy")
+MIXED = (
+    "batch_mixing",
+    "label_conservation",
+    "lobo_accuracy",
+    "lobo_macro_f1",
+    "scib_batch",
+    "scib_bio",
+    "scib_total",
+)
+MIN_ASKED = 10
+"""Cells in which a gene was hidden, at least, to be shown."""
+NULL_ROLES = ("null", "reconstruction")
+
+HEAD = """\
+# Steering real cells
+
+Written by `python -m pipelines.recipes.steering --data $SCSAE_DATA --store ROOT --out docs`: SAEs (BatchTopK, F 1024,
+k 16, 1,000 steps) inside the mini model, cells read as the mean over gene tokens of its last layer. Each question is
+asked of several SAEs, each trained with its own seed on its own `train` cells; features, their number and the dose are
+searched on `select` cells, and every figure is of `test` cells, which nothing was chosen on. Values are means over the
+SAEs with 95 % intervals (Student's t); of a null, over its draws first. "Better than" counts the SAEs whose edit beats
+all 10 draws of a null (p = 1/11). The layer of each question was chosen on `select` cells of its first SAE; of Kang et
+al. these are two donors that the second SAE tests.
+
+What is done: `shift` adds, to the code of each token of a cell to be moved, the difference between the mean codes of
+the two labels (of the same cell type and the same gene, from `train` and `select` cells), on the chosen features alone,
+times the dose; the SAE's error term stays. Nulls: `random features` of matched density, shifted by their own
+differences; `random direction`, the same step length on every token; `shuffled labels`, with choice and differences made
+anew; `reconstruction`, which changes nothing but replaces x by x_hat. `mean difference` adds the difference of mean
+activations at the same site, without any SAE; `mean difference of embeddings` adds it to the output, and is what the
+other donors know of these at all.
+"""
+
+
+def write_page(out: Path, store: Path, asked: Mapping[str, Sequence[Answer]]) -> Path:
+    """Write steering.md and its figures to `out`; return its path. `asked`: runs by question, a run an SAE."""
+    out.mkdir(parents=True, exist_ok=True)
+    sections = [HEAD]
+    for name, answers in asked.items():
+        section = mixed_section if name.startswith("mixology") else moved_section
+        sections.append(section(out, store, name, answers))
+    for picture in out.glob("steering_*.png"):
+        shrink(picture)
+    page = out / "steering.md"
+    page.write_text("\n".join(sections))
+    return page
+
+
+def moved_section(out: Path, store: Path, name: str, answers: Sequence[Answer]) -> str:
+    """Cells of one label moved to another."""
+    title, about = TITLES[name]
+    frames = [results_of(answer) for answer in answers]
+    summary = over_seeds(frames)
+    pictures = _pictures(out, store, name, answers[0])
+    by_type = summary.filter(
+        (pl.col("metric") == "remaining") & (pl.col("role") == "chosen") & (pl.col("group") != "all")
+    ).sort("group")
+    return f"""
+## {title}
+
+{about}
+
+{verdict_of_move(frames)}
+
+{markdown(_table(summary, MOVED))}
+By cell type (those with cells enough on both sides), the share of the distance that remains:
+
+{markdown(by_type.select(pl.col("group").alias("cell type"), "n_seeds", _interval("remaining")))}
+Chosen on `select` cells:
+
+{markdown(_chosen(answers, frames))}
+{_head_text(answers)}{pictures}
+"""
+
+
+def mixed_section(out: Path, store: Path, name: str, answers: Sequence[Answer]) -> str:
+    """Batches mixed, labels kept."""
+    title, about = TITLES[name]
+    frames = [results_of(answer) for answer in answers]
+    summary = over_seeds(frames)
+    return f"""
+## {title}
+
+{about}
+
+{verdict_of_mix(frames)}
+
+{markdown(_table(summary, MIXED))}
+Chosen on `select` cells:
+
+{markdown(_chosen(answers, frames))}
+{_pictures(out, store, name, answers[0])}
+"""
+
+
+def results_of(answer: Answer) -> pl.DataFrame:
+    """The results of a run."""
+    return commit.read_table(answer.path / "results")
+
+
+def verdict_of_move(frames: Sequence[pl.DataFrame]) -> str:
+    """Whether less than a third of the distance remains, and less than under every null, in words with the figures."""
+    left = [_value(frame, "remaining", chosen=True) for frame in frames]
+    nulls = [_of_nulls(frame, "remaining") for frame in frames]
+    mean = sum(left) / len(left)
+    below = sum(own < min(null.values()) for own, null in zip(left, nulls, strict=True))
+    best = {name: sum(null[name] for null in nulls) / len(nulls) for name in nulls[0]}
+    nearest = min(best, key=lambda name: best[name])
+    said = "**less than a third**" if mean < WANTED else "**not less than a third**"
+    each = ", ".join(f"{value:.2f}" for value in left)
+    return (
+        f"{mean:.2f} of the distance remains (by SAE: {each}): {said}. It is less than under every null for {below} of "
+        f"{len(left)} SAEs; the nearest null, {nearest}, leaves {best[nearest]:.2f}."
+    )
+
+
+def verdict_of_mix(frames: Sequence[pl.DataFrame]) -> str:
+    """Whether batches mix better than under every null, and what it costs, in words with the figures."""
+    lines = []
+    for mixing, kept in (("batch_mixing", "label_conservation"), ("scib_batch", "scib_bio")):
+        if not all(_has(frame, mixing) for frame in frames):
+            continue
+        gains = [_value(f, mixing, chosen=True) - _value(f, mixing, name="unsteered") for f in frames]
+        nulls = [max(_of_nulls(f, mixing).values()) - _value(f, mixing, name="unsteered") for f in frames]
+        before = [_value(f, kept, name="unsteered") for f in frames]
+        loss = [1 - _value(f, kept, chosen=True) / b for f, b in zip(frames, before, strict=True)]
+        beyond = sum(gain > null for gain, null in zip(gains, nulls, strict=True))
+        mean_loss = sum(loss) / len(loss)
+        lines.append(
+            f"`{mixing}` rises by {sum(gains) / len(gains):+.3f} (the best null: {sum(nulls) / len(nulls):+.3f}), more "
+            f"than under every null for {beyond} of {len(frames)} SAEs; `{kept}` loses {100 * mean_loss:.1f} %, "
+            + ("within" if mean_loss <= MAX_LOSS else "**beyond**")
+            + f" the {100 * MAX_LOSS:.0f} % allowed."
+        )
+    return "\n".join(lines)
+
+
+def _table(summary: pl.DataFrame, metrics: Sequence[str]) -> pl.DataFrame:
+    """A row a condition, a column a metric: mean [low, high] over SAEs."""
+    rows = summary.filter((pl.col("group") == "all") & pl.col("metric").is_in(metrics) & (pl.col("role") != "trend"))
+    known = [metric for metric in metrics if metric in rows["metric"].to_list()]
+    wide = rows.with_columns(_interval("text")).pivot(
+        "metric", index=["condition", "role"], values="text", aggregate_function="first", maintain_order=True
+    )
+    order = {role: i for i, role in enumerate(("unsteered", "chosen", "replace", "reconstruction", "null", "baseline"))}
+    wide = wide.sort(pl.col("role").replace_strict(order, default=len(order)), maintain_order=True)
+    return wide.select("condition", *(pl.col(name).fill_null("-") for name in known))
+
+
+def _interval(name: str) -> pl.Expr:
+    """`mean [low, high]`, two digits."""
+
+    def said(row: dict[str, float | None]) -> str:
+        if row["mean"] is None:
+            return "-"
+        bounds = "" if row["low"] is None else f" [{row['low']:.2f}, {row['high']:.2f}]"
+        return f"{row['mean']:.2f}{bounds}"
+
+    return pl.struct("mean", "low", "high").map_elements(said, return_dtype=pl.String).alias(name)
+
+
+def _chosen(answers: Sequence[Answer], frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """What the search of each SAE chose."""
+    rows = []
+    for answer, frame in zip(answers, frames, strict=True):
+        point = frame.filter(pl.col("chosen") & (pl.col("split") == "test")).row(0, named=True)
+        rows.append(
+            {"SAE": str(answer.unit), "features": str(point["n_features"]), "dose": point["dose"], "run": answer.run}
+        )
+    return pl.DataFrame(rows)
+
+
+def _value(frame: pl.DataFrame, metric: str, *, chosen: bool = False, name: str | None = None) -> float:
+    own = frame.filter((pl.col("split") == "test") & (pl.col("metric") == metric) & (pl.col("group") == "all"))
+    own = own.filter(pl.col("chosen")) if chosen else own.filter(pl.col("condition") == name)
+    return float(own["value"][0])
+
+
+def _of_nulls(frame: pl.DataFrame, metric: str) -> dict[str, float]:
+    own = frame.filter((pl.col("split") == "test") & (pl.col("metric") == metric) & (pl.col("group") == "all"))
+    own = own.filter(pl.col("role").is_in(NULL_ROLES) & pl.col("value").is_not_null())
+    return {row["condition"]: row["value"] for row in own.iter_rows(named=True)}
+
+
+def _has(frame: pl.DataFrame, metric: str) -> bool:
+    own = frame.filter((pl.col("split") == "test") & (pl.col("metric") == metric) & pl.col("chosen"))
+    return own["value"].drop_nulls().len() > 0
+
+
+def _head_text(answers: Sequence[Answer]) -> str:
+    """The genes whose prediction changes most, and how the change goes with the real difference, by SAE."""
+    if not all((answer.path / "head").exists() for answer in answers):
+        return ""
+    tables = [commit.read_table(answer.path / "head") for answer in answers]
+    asked = {name: [_agreement(table, name) for table in tables] for name in ("shift", *NULLS)}
+    own = tables[0].filter((pl.col("condition") == "shift") & (pl.col("n_cells") >= MIN_ASKED))
+    top = own.sort(pl.col("change").abs(), descending=True).head(10)
+    said = "; ".join(f"{name} {', '.join(f'{value:.2f}' for value in values)}" for name, values in asked.items())
+    return f"""What the model itself now says: its own head is asked about hidden genes of the steered cells. `change` is
+that of its answer (in bins of expression), `difference` the real one between the labels, on the tested cells. Spearman
+correlation of the two over genes, by SAE: {said}.
+
+{markdown(top.select("gene", "n_cells", "change", "difference"))}
+"""
+
+
+def _agreement(table: pl.DataFrame, condition: str) -> float:
+    known = table.filter((pl.col("condition") == condition) & (pl.col("n_cells") >= MIN_ASKED))
+    known = known.filter(pl.col("draw") == 0).drop_nulls(["change", "difference"])
+    return float(known.select(pl.corr("change", "difference", method="spearman")).item())
+
+
+def _pictures(out: Path, store: Path, name: str, answer: Answer) -> str:
+    """Every figure of the first SAE's run."""
+    plan = commit.Run.open(answer.path / "results").plan
+    opened = FeatureStore.open(store, associations=plan["associations"])
+    lines = []
+    for kind, draw in steering_drawings(opened, answer.run).items():
+        file = out / f"steering_{name}_{kind}.png"
+        draw(file, show=False)
+        lines.append(f"![{kind}, SAE {answer.unit}]({file.name})")
+    return "\n\n".join(lines)
+
+
+TITLES: Mapping[str, tuple[str, str]] = {
+    "kang": (
+        "Kang et al. 2018: stimulated cells to control",
+        """\
+Interferon-beta-stimulated PBMC of eight donors; four SAEs of layer 2, each tested on two donors (every donor is tested
+once). Distances are between means of stimulated and control cells of the tested donors, inside cell types; each type
+weighs the same.""",
+    ),
+    "kang_back": (
+        "Kang et al. 2018: control cells to stimulated",
+        "The same SAEs the other way round.",
+    ),
+    "mixology_ablate": (
+        "sc_mixology: batches taken away by ablation",
+        """\
+Five cell lines in five batches of two protocols; three SAEs of layer 1, each with its own splits by cell inside line
+and batch. The features with the largest variance between batches inside lines are set to 0 in all cells.""",
+    ),
+    "mixology_shift": (
+        "sc_mixology: batches moved to their mean",
+        """\
+The same SAEs and features, shifted in all cells by the difference between the mean over batches and the own batch's
+mean code (inside lines of `train` and `select` cells, then averaged over lines: the line of a test cell is not used).""",
+    ),
+    "ctcl": (
+        "CTCL skin: cells of patients to those of healthy donors",
+        """\
+Three patients and three healthy donors; three SAEs of layer 2, each tested on one of either side. Disease and donor are
+confounded: the distance holds what any two donors differ in, and shifting by other donors' difference can only take
+away what patients have in common.""",
+    ),
+}
