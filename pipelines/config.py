@@ -341,6 +341,9 @@ class SteerOptions(ActorOptions):
     """Cells of each split, at most: a seeded sample of more, with labels and types in their proportions."""
     head: bool = False
     """Ask the model's own head about hidden genes of steered cells too: what it now predicts, gene by gene."""
+    scib: bool = False
+    """With --target all: score what was chosen, nulls and baselines by scIB too; tens of seconds, and needs
+    pip install 'scsae[evaluate]'."""
     seed: int = Field(default=0, ge=0)
     """Seed of the nulls and of the samples of cells."""
 
@@ -359,6 +362,8 @@ class SteerOptions(ActorOptions):
             )
         if self.by is not None and not by_means:
             raise ValueError("by says which means toward and shift go by; give one of these, or leave it out")
+        if self.scib and self.target != "all":
+            raise ValueError("scib scores how labels mix; give it with --target all, or leave it out")
         if self.feature and "n_features" in self.model_fields_set:
             raise ValueError("feature and n_features were both given; give one of them")
         if len(set(self.dose)) > 1 and not by_means and self.intervention in (None, "ablate"):

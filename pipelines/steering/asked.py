@@ -21,6 +21,7 @@ from pipelines.steering.choose import check_kind, choose_by_label
 from pipelines.steering.opened import Cells, Place
 from pipelines.steering.plan import ALL, Point, Question, grid_of, question_of
 from pipelines.steering.references import By, default_by
+from pipelines.steering.scib import check_scib
 from pipelines.steering.survey import sample_cells
 
 
@@ -60,9 +61,11 @@ class Asked:
 
         Raises:
             UsageError: no such kind, label, feature, gene or cell, too few features or cells, or an SAE that does not
-                belong to the model and site.
+                belong to the model and site, or scIB's scores without the extra.
             NotFoundError: there are no associations.
         """
+        if options.scib:
+            check_scib()
         associations = commit.Run.open(parent_run(layout, "associations", options.run).path / "features")
         sae = commit.Run.open(layout.saes_dir(associations.plan["sae"]))
         activations = commit.Run.open(layout.activations_dir(sae.plan["activations"]))
@@ -150,7 +153,7 @@ class Asked:
             "feature": list(options.feature),
             "grid": [list(point) for point in self.grid],
             **{key: list(getattr(options, key)) for key in ("gene", "cells")},
-            **{key: getattr(options, key) for key in ("n_nulls", "readout", "max_cells", "head", "seed")},
+            **{key: getattr(options, key) for key in ("n_nulls", "readout", "max_cells", "head", "scib", "seed")},
         }
 
     def place(self) -> Place:

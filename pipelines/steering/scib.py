@@ -64,6 +64,12 @@ def has_scib() -> bool:
     return find_spec("scib_metrics") is not None
 
 
+def check_scib() -> None:
+    """UsageError if scib-metrics is not installed."""
+    if not has_scib():
+        raise UsageError(f"scIB's scores need scib-metrics, which is not installed; run: {EXTRA}")
+
+
 def scib(embedding: Floats, unsteered: Floats, batch: Names, label: Names, *, kbet: bool = True) -> Scib:
     """Score an embedding.
 
@@ -161,8 +167,7 @@ def _check(values: Floats, before: Floats, batches: Names, labels: Names) -> Non
 @cache
 def _library() -> Any:
     """scib_metrics, with jax on the CPU, its compilations kept, and nothing printed."""
-    if not has_scib():
-        raise UsageError(f"scIB's scores need scib-metrics, which is not installed; run: {EXTRA}")
+    check_scib()
     with _quiet():
         import jax
 

@@ -108,7 +108,14 @@ class Trial:
 
         def made() -> pl.DataFrame:
             return pl.concat(
-                evaluate(asked.question, variants, self.embedded(run), split=split, seed=asked.options.seed)
+                evaluate(
+                    asked.question,
+                    variants,
+                    self.embedded(run),
+                    split=split,
+                    seed=asked.options.seed,
+                    scib=asked.options.scib and split == "test",
+                )
                 for split, (run, variants) in splits.items()
             )
 

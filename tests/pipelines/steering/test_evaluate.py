@@ -7,7 +7,11 @@ from scipy import stats
 from sklearn.metrics import f1_score
 
 from feature_store import schemas
+from feature_store.layout import Layout
+from pipelines.config import SteerOptions, check
+from pipelines.errors import UsageError
 from pipelines.steering import corrections
+from pipelines.steering.asked import Asked
 from pipelines.steering.distances import corrected_distance, mean_distance
 from pipelines.steering.evaluate import Embedded, best_variant, evaluate
 from pipelines.steering.judged import METRICS, Judged, Mix, Move
@@ -293,3 +297,12 @@ def test_select_cells_are_judged_without_train_cells_by_distances_alone(stored, 
     assert set(found["split"]) == {"select"}
     assert not found["metric"].str.contains("votes|type_").any()
     assert set(found["role"]) == {"unsteered", "grid"}
+
+
+def test_scib_is_refused_where_nothing_mixes_and_where_it_is_not_installed(monkeypatch, tmp_path):
+    with pytest.raises(UsageError, match="scib scores how labels mix; give it with --target all"):
+        check(SteerOptions, {"kind": "batch", "target": "b1", "scib": True}, "scsae steer")
+    monkeypatch.setattr("pipelines.steering.scib.has_scib", lambda: False)
+    options = SteerOptions(kind="batch", target="all", scib=True)
+    with pytest.raises(UsageError, match=r"pip install 'scsae\[evaluate\]'"):
+        Asked.of(options, Layout(tmp_path))
