@@ -44,10 +44,10 @@ al. these are two donors that the second SAE tests.
 What is done: `shift` adds, to the code of each token of a cell to be moved, the difference between the mean codes of
 the two labels (of the same cell type and the same gene, from `train` and `select` cells), on the chosen features alone,
 times the dose; the SAE's error term stays. Nulls: `random features` of matched density, shifted by their own
-differences; `random direction`, the same step length on every token; `shuffled labels`, with choice and differences made
-anew; `reconstruction`, which changes nothing but replaces x by x_hat. `mean difference` adds the difference of mean
-activations at the same site, without any SAE; `mean difference of embeddings` adds it to the output, and is what the
-other donors know of these at all.
+differences; `random direction`, the same step length on every token; `shuffled labels`, with choice and differences
+made anew; `reconstruction`, which changes nothing but replaces x by x_hat. `mean difference` adds the difference of
+mean activations at the same site, without any SAE; `mean difference of embeddings` adds it to the output, and is what
+the other donors know of these at all.
 """
 
 
@@ -215,9 +215,10 @@ def _head_text(answers: Sequence[Answer]) -> str:
     own = tables[0].filter((pl.col("condition") == "shift") & (pl.col("n_cells") >= MIN_ASKED))
     top = own.sort(pl.col("change").abs(), descending=True).head(10)
     said = "; ".join(f"{name} {', '.join(f'{value:.2f}' for value in values)}" for name, values in asked.items())
-    return f"""What the model itself now says: its own head is asked about hidden genes of the steered cells. `change` is
-that of its answer (in bins of expression), `difference` the real one between the labels, on the tested cells. Spearman
-correlation of the two over genes, by SAE: {said}.
+    return f"""\
+What the model itself now says: its own head is asked about hidden genes of the steered cells. `change` is that of its
+answer (in bins of expression), `difference` the real one between the labels, on the tested cells. Spearman correlation
+of the two over genes, by SAE: {said}.
 
 {markdown(top.select("gene", "n_cells", "change", "difference"))}
 """
@@ -263,7 +264,7 @@ and batch. The features with the largest variance between batches inside lines a
         "sc_mixology: batches moved to their mean",
         """\
 The same SAEs and features, shifted in all cells by the difference between the mean over batches and the own batch's
-mean code (inside lines of `train` and `select` cells, then averaged over lines: the line of a test cell is not used).""",
+mean code (inside lines of `train` and `select` cells, averaged over lines: the line of a test cell is not used).""",
     ),
     "ctcl": (
         "CTCL skin: cells of patients to those of healthy donors",

@@ -55,7 +55,13 @@ def kang_recipe(file: Path, fold: int) -> Recipe:
 def mixology_recipe(file: Path, seed: int) -> Recipe:
     """Batches taken away: 0 to 100 features ablated, and moved to the mean over batches."""
     ablate = SteerOptions(
-        kind="batch", target="all", intervention="ablate", n_features=N_FEATURES, n_nulls=N_NULLS, seed=seed
+        kind="batch",
+        target="all",
+        intervention="ablate",
+        n_features=N_FEATURES,
+        n_nulls=N_NULLS,
+        scib=True,
+        seed=seed,
     )
     shift = ablate.model_copy(update={"intervention": "shift", "by": "none", "dose": DOSES})
     return Recipe(
