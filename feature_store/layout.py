@@ -6,7 +6,7 @@
     <root>/codes/<run>/            by_cell/  by_feature/  stats/{feature_gene,gene,feature_token}/
     <root>/associations/<run>/     features/  feature_label/  feature_gene/  feature_geneset/  feature_token/
                                    measured/ (what these are assembled from, a part per range of features)
-    <root>/steering/<run>/         results/  per_cell/
+    <root>/steering/<run>/         results/  per_cell/  variants/  scores/  [search/  survey/  references/  head/  ...]
     <root>/matches/<run>/          feature_match/
     <root>/comparisons/<run>/      comparison/  representation/
     <root>/mlflow/                 mlflow.db  artifacts/

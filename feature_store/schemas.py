@@ -23,8 +23,11 @@ class TableSchema:
     not_null: frozenset[str]
 
 
-def _table(not_null: str, **columns: type[pl.DataType]) -> TableSchema:
-    return TableSchema(columns={name: dtype() for name, dtype in columns.items()}, not_null=frozenset(not_null.split()))
+def _table(not_null: str, **columns: type[pl.DataType] | pl.DataType) -> TableSchema:
+    return TableSchema(
+        columns={name: dtype() if isinstance(dtype, type) else dtype for name, dtype in columns.items()},
+        not_null=frozenset(not_null.split()),
+    )
 
 
 TABLES: Mapping[str, TableSchema] = {
@@ -224,6 +227,31 @@ TABLES: Mapping[str, TableSchema] = {
         p_random_direction=pl.Float64,
         p_shuffled_labels=pl.Float64,
         chosen=pl.Boolean,
+    ),
+    # one row a way in which `test` cells were run; features: best first; references: part that holds its mean codes
+    "steering_variants": _table(
+        "variant name role n_features mode draw features chosen",
+        variant=pl.Int32,
+        name=pl.String,
+        role=pl.String,
+        null=pl.String,
+        intervention=pl.String,
+        n_features=pl.Int64,
+        dose=pl.Float64,
+        mode=pl.String,
+        draw=pl.Int32,
+        features=pl.List(pl.Int32),
+        chosen=pl.Boolean,
+    ),
+    # one row a living feature, best first; score: on `select` cells, in units of its code (of an edit: rank-biserial)
+    "steering_scores": _table(
+        "feature_id score rank",
+        feature_id=pl.Int32,
+        score=pl.Float64,
+        n_units=pl.Int32,
+        n_agree=pl.Int32,
+        density=pl.Float64,
+        rank=pl.Int32,
     ),
     # one row a (condition, draw, gene) of the model's own answers about hidden genes of steered cells
     "steering_head": _table(

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import polars as pl
 from scipy import sparse
 
+from feature_store import schemas
 from pipelines.config import SteerOptions
 from pipelines.errors import UsageError
 from pipelines.steering.plan import Question
@@ -94,16 +95,15 @@ def ranked(found: Scores, question: Question, alive: npt.NDArray[np.bool_]) -> I
 
 def scores_frame(found: Scores, order: Index, density: npt.NDArray[np.float64]) -> pl.DataFrame:
     """The table `scores`, best first."""
-    return pl.DataFrame(
-        {
-            "feature_id": order.astype(np.int32),
-            "score": found.score[order],
-            "n_units": np.full(len(order), found.n_units, dtype=np.int32),
-            "n_agree": found.n_agree[order].astype(np.int32),
-            "density": density[order],
-            "rank": np.arange(1, len(order) + 1, dtype=np.int32),
-        }
-    )
+    columns = {
+        "feature_id": order,
+        "score": found.score[order],
+        "n_units": np.full(len(order), found.n_units),
+        "n_agree": found.n_agree[order],
+        "density": density[order],
+        "rank": np.arange(1, len(order) + 1),
+    }
+    return schemas.conform("steering_scores", pl.DataFrame(columns))
 
 
 def _differences(mean_codes: sparse.csr_array, labels: Labels, question: Question) -> npt.NDArray[np.float64]:
@@ -240,14 +240,15 @@ def choose_by_label(
     if not own.height:
         raise UsageError(f"no feature has an AUROC above 0.5 for {options.kind} {target!r} on select cells")
     frame = own.join(features.select("feature_id", "density"), on="feature_id", how="left", maintain_order="left")
-    return target, frame.select(
-        pl.col("feature_id").cast(pl.Int32),
-        score=pl.col("rank_biserial").cast(pl.Float64),
-        n_units=pl.col("n_donors").cast(pl.Int32),
-        n_agree=pl.lit(None, dtype=pl.Int32),
-        density=pl.col("density").cast(pl.Float64),
-        rank=pl.int_range(1, pl.len() + 1, dtype=pl.Int32),
+    own_scores = frame.select(
+        "feature_id",
+        "density",
+        n_units="n_donors",
+        score="rank_biserial",
+        n_agree=pl.lit(None),
+        rank=pl.int_range(1, pl.len() + 1),
     )
+    return target, schemas.conform("steering_scores", own_scores)
 
 
 def check_kind(kind: str, kinds: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import polars as pl
 
+from feature_store import schemas
 from pipelines.config import SteerOptions
 
 Name = Literal["edit", "move", "mix"]
@@ -29,6 +30,7 @@ BY_REFERENCE = ("toward", "shift")
 """Interventions that need the mean codes of groups of cells."""
 NEUTRAL = {"add": 0.0, "toward": 0.0, "shift": 0.0, "scale": 1.0}
 """The dose at which an intervention changes nothing."""
+_OWN = {"direction_seed": pl.Int64(), "references": pl.Int32()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,22 +196,10 @@ def variants_frame(variants: Sequence[Variant]) -> pl.DataFrame:
         {**asdict(variant), "null": variant.null, "n_features": len(variant.features), "features": variant.features}
         for variant in variants
     ]
-    schema: dict[str, Any] = {
-        "variant": pl.Int32,
-        "name": pl.String,
-        "role": pl.String,
-        "null": pl.String,
-        "intervention": pl.String,
-        "n_features": pl.Int64,
-        "dose": pl.Float64,
-        "mode": pl.String,
-        "draw": pl.Int32,
-        "features": pl.List(pl.Int32),
-        "chosen": pl.Boolean,
-        "direction_seed": pl.Int64,
-        "references": pl.Int32,
-    }
-    return pl.DataFrame([{**row, "variant": row["id"]} for row in rows], schema=schema)
+    frame = pl.DataFrame(
+        [{**row, "variant": row["id"]} for row in rows], schema={**schemas.schema("steering_variants").columns, **_OWN}
+    )
+    return schemas.conform("steering_variants", frame)
 
 
 def read_variants(frame: pl.DataFrame) -> tuple[Variant, ...]:
