@@ -16,17 +16,18 @@ from feature_store.layout import MANIFEST
 from feature_store.plots.canvas import BLUE, GREY, OKABE_ITO, ORANGE, PALE, SMALL, beside, canvas, finish, head, plain
 from feature_store.plots.inputs import read_cells
 from feature_store.plots.steering import (
-    ALL,
-    DISTANCES,
-    TRADES,
     UNSTEERED,
     Steered,
+    bars_of,
+    curve_of,
     steered_run,
     steering_bars,
     steering_curve,
     steering_distances,
     steering_pareto,
     title_of,
+    trade_of,
+    types_of,
 )
 
 if TYPE_CHECKING:
@@ -167,23 +168,23 @@ def steering_all(
 def steering_drawings(store: "FeatureStore", run: str | None = None) -> dict[str, Callable[..., object]]:
     """The plots that a run has the tables for, by name: each draws into the file it is given, nothing is drawn yet."""
     of = steered_run(store, run)
-    metrics, columns = set(of.rows["metric"]), of.rows.columns
-    by_type = of.rows.filter(pl.col("group") != ALL)["metric"] if "group" in columns else pl.Series([], dtype=pl.String)
-    folder = store.layout.steering_dir(of.run)
-    points = of.rows.filter(pl.col("role") == "grid") if "role" in columns else of.rows.clear()
-    has_chosen = "chosen" in columns and of.rows["chosen"].any()
-    known: dict[str, tuple[Any, bool]] = {
-        "bars": (steering_bars, True),
-        "curve": (steering_curve, has_chosen and points.select("n_features", "dose").n_unique() > 1),
-        "pareto": (steering_pareto, has_chosen and any({x, y} <= metrics for x, y in TRADES)),
-        "distances": (steering_distances, has_chosen and any(name in set(by_type) for name in DISTANCES)),
-        "map": (steering_map, has_chosen and all((folder / name / MANIFEST).is_file() for name in _EMBEDDED)),
-        "head": (steering_head, (folder / "head" / MANIFEST).is_file()),
+    known: dict[str, tuple[Any, Callable[[], object]]] = {
+        "bars": (steering_bars, lambda: bars_of(of)),
+        "curve": (steering_curve, lambda: curve_of(of)),
+        "pareto": (steering_pareto, lambda: trade_of(of)),
+        "distances": (steering_distances, lambda: types_of(of)),
+        "map": (steering_map, lambda: _embedded(store, of)),
+        "head": (steering_head, lambda: _answers(store, of)),
     }
-    return {name: partial(_draw_into, draw, store, of.run) for name, (draw, has) in known.items() if has}
-
-
-_EMBEDDED = ("per_cell", "variants")
+    drawings: dict[str, Callable[..., object]] = {}
+    for name, (draw, select) in known.items():
+        try:
+            select()
+        except InputError:
+            # the question has no such table: a mix no cell to move, a single point no curve
+            continue
+        drawings[name] = partial(_draw_into, draw, store, of.run)
+    return drawings
 
 
 def _draw_into(draw: Any, store: "FeatureStore", run: str, save: Path, *, show: bool | None = None) -> object:

@@ -80,11 +80,15 @@ def steered_run(store: "FeatureStore", run: str | None) -> Steered:
     chosen = [known for known in runs if known.startswith(run or "")]
     if not chosen or (run is not None and len(chosen) > 1):
         raise InputError(f"{run!r} names {len(chosen) or 'none'} of the steering runs {', '.join(runs)}")
-    rows = table.filter(pl.col("run") == chosen[0])
+    # a type of few cells has no distance: there is nothing to draw
+    rows = table.filter((pl.col("run") == chosen[0]) & pl.col("value").is_not_null())
     # columns of other runs, which this one has no value in
     rows = rows.drop(name for name in ("split", "group", "role", "chosen") if _is_foreign(rows, name))
     if "split" in rows.columns:
         rows = rows.filter(pl.col("split") == "test")
+    if "value" in rows.columns:
+        # what could not be measured, of too few cells
+        rows = rows.filter(pl.col("value").is_not_null())
     return Steered(chosen[0], Run.open(store.layout.steering_dir(chosen[0]) / "results").plan, rows)
 
 
@@ -103,12 +107,7 @@ def steering_bars(
     question. Of the grid the chosen point is drawn. Nulls are grey. InputError for an unknown run or metric.
     """
     of = steered_run(store, run)
-    rows = _of_all(of, _metric(of, metric, _HEADLINES))
-    rows = rows.filter(pl.col("condition") != UNSTEERED)
-    if "role" in rows.columns:
-        rows = rows.filter((pl.col("role") != "grid") | pl.col("chosen")).sort(~pl.col("chosen"), maintain_order=True)
-    if rows.is_empty():
-        raise InputError(f"steering run {of.run} has no condition but the unsteered one; run `scsae steer` anew")
+    rows = bars_of(of, metric)
     value = rows["effect"].to_numpy()
     low, high = (rows[name].fill_null(rows["effect"]).to_numpy() for name in ("low", "high"))
     colours = [_colour(row) for row in rows.iter_rows(named=True)]
@@ -153,15 +152,7 @@ def steering_curve(
     InputError for a run of one point.
     """
     of = steered_run(store, run)
-    rows = _of_all(of, _metric(of, metric, _HEADLINES))
-    _refuse_without(rows, _KEYS, of)
-    point = _chosen(rows, of)
-    panels = {axis: _section(rows, point, axis) for axis in ("dose", "n_features") if over in (None, axis)}
-    panels = {axis: section for axis, section in panels.items() if section.height > 1}
-    if not panels:
-        raise InputError(
-            f"steering run {of.run} measured one point on test cells; give `scsae steer` several --dose or --n-features"
-        )
+    rows, point, panels = curve_of(of, metric, over)
     drawn = canvas(ax, (1.6 + 3.2 * len(panels), 3.6), show=show, save=save, n_panels=len(panels))
     for panel, (axis, section) in zip(drawn.axes, panels.items(), strict=True):
         handles, names = _draw_section(panel, section, axis, point)
@@ -194,16 +185,7 @@ def steering_pareto(
     that remains against the steered cells' type accuracy. InputError where a metric is missing.
     """
     of = steered_run(store, run)
-    known = set(of.rows["metric"])
-    default = next(((a, b) for a, b in TRADES if {a, b} <= known), None)
-    if default is None and (x is None or y is None):
-        raise InputError(f"steering run {of.run} has no pair to trade; give x= and y= of {', '.join(sorted(known))}")
-    first, second = (_metric(of, given, (taken,)) for given, taken in zip((x, y), default or ("", ""), strict=True))
-    both = [_of_all(of, name) for name in (first, second)]
-    for rows in both:
-        _refuse_without(rows, _KEYS, of)
-    points = both[0].join(both[1], on=[*_KEYS, "chosen"], suffix="_y", nulls_equal=True, maintain_order="left")
-    point = _chosen(points, of)
+    first, second, points, point = trade_of(of, x, y)
     drawn = canvas(ax, (6.2, 4.2), show=show, save=save)
     handles: list[Any] = []
     names: list[str] = []
@@ -251,13 +233,8 @@ def steering_distances(
     nothing (`scsae steer --toward`).
     """
     of = steered_run(store, run)
-    name = _metric(of, metric, DISTANCES)
-    rows = of.rows.filter((pl.col("metric") == name) & (pl.col("group") != ALL))
-    _refuse_without(rows, _KEYS, of)
-    before = rows.filter(pl.col("condition") == UNSTEERED).sort("value", descending=True)
+    name, rows, before = types_of(of, metric)
     groups = before["group"].to_list()
-    if not groups:
-        raise InputError(f"steering run {of.run} has no {name} by cell type; see `SELECT * FROM steering`")
     place = {group: i for i, group in enumerate(groups)}
     drawn = canvas(ax, (6.4, 1.6 + 0.36 * len(groups)), show=show, save=save)
     after = rows.filter(pl.col("chosen"))
@@ -289,6 +266,57 @@ def steering_distances(
     head(drawn.ax, title_of(of), least=64)
     finish(drawn, show, save)
     return drawn.ax
+
+
+def bars_of(of: Steered, metric: str | None = None) -> pl.DataFrame:
+    """Rows that are drawn as bars. InputError if there are none."""
+    rows = _of_all(of, _metric(of, metric, _HEADLINES)).filter(pl.col("condition") != UNSTEERED)
+    if "role" in rows.columns:
+        rows = rows.filter((pl.col("role") != "grid") | pl.col("chosen")).sort(~pl.col("chosen"), maintain_order=True)
+    if rows.is_empty():
+        raise InputError(f"steering run {of.run} has no condition but the unsteered one; run `scsae steer` anew")
+    return rows
+
+
+def curve_of(
+    of: Steered, metric: str | None = None, over: str | None = None
+) -> tuple[pl.DataFrame, dict[str, Any], dict[str, pl.DataFrame]]:
+    """Rows of a metric, the chosen point, and the cross-sections through it of several points. InputError if none."""
+    rows = _of_all(of, _metric(of, metric, _HEADLINES))
+    _refuse_without(rows, _KEYS, of)
+    point = _chosen(rows, of)
+    panels = {axis: _section(rows, point, axis) for axis in ("dose", "n_features") if over in (None, axis)}
+    panels = {axis: section for axis, section in panels.items() if section.height > 1}
+    if not panels:
+        raise InputError(
+            f"steering run {of.run} measured one point on test cells; give `scsae steer` several --dose or --n-features"
+        )
+    return rows, point, panels
+
+
+def trade_of(of: Steered, x: str | None = None, y: str | None = None) -> tuple[str, str, pl.DataFrame, dict[str, Any]]:
+    """Two metrics, their rows side by side (`value`, `value_y`), and the chosen point. InputError without a pair."""
+    known = set(of.rows["metric"])
+    default = next(((a, b) for a, b in TRADES if {a, b} <= known), None)
+    if default is None and (x is None or y is None):
+        raise InputError(f"steering run {of.run} has no pair to trade; give x= and y= of {', '.join(sorted(known))}")
+    first, second = (_metric(of, given, (taken,)) for given, taken in zip((x, y), default or ("", ""), strict=True))
+    both = [_of_all(of, name) for name in (first, second)]
+    for rows in both:
+        _refuse_without(rows, _KEYS, of)
+    points = both[0].join(both[1], on=[*_KEYS, "chosen"], suffix="_y", nulls_equal=True, maintain_order="left")
+    return first, second, points, _chosen(points, of)
+
+
+def types_of(of: Steered, metric: str | None = None) -> tuple[str, pl.DataFrame, pl.DataFrame]:
+    """A distance, its rows by cell type, and those of unsteered cells, the largest first. InputError without types."""
+    name = _metric(of, metric, DISTANCES)
+    rows = of.rows.filter((pl.col("metric") == name) & (pl.col("group") != ALL))
+    _refuse_without(rows, _KEYS, of)
+    before = rows.filter(pl.col("condition") == UNSTEERED).sort("value", descending=True)
+    if before.is_empty():
+        raise InputError(f"steering run {of.run} has no {name} by cell type; see `SELECT * FROM steering`")
+    return name, rows, before
 
 
 def title_of(of: Steered) -> str:
