@@ -53,6 +53,8 @@ def test_columns_equal_those_of_the_dense_matrix(random_codes):
     for features in ([0, 2, 6], [3], list(range(7)), []):
         index = torch.tensor(features, dtype=torch.int64)
         assert torch.equal(codes.columns(index), codes.to_dense()[:, index])
+        indexed = random_codes(9, 7, density=0.3).indexed()
+        assert torch.equal(indexed.columns(index), indexed.to_dense()[:, index])
 
 
 def test_codes_of_different_widths_cannot_be_concatenated(random_codes):
