@@ -233,7 +233,7 @@ def test_every_option_and_argument_of_every_command_has_a_help_text():
 def test_the_options_of_a_stage_are_listed_with_their_defaults(scsae):
     text = " ".join(scsae("steer", "--help").stdout.split())
     assert "--n-nulls" in text
-    assert "Random feature sets of matched density" in text
+    assert "random features of matched density" in text
     assert "default: 20" in text
 
 

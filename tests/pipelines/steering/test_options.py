@@ -1,0 +1,62 @@
+"""Options of steering: three questions, and what contradicts itself is refused with what to type."""
+
+import pytest
+
+from pipelines.config import SteerOptions, check
+from pipelines.errors import UsageError
+from pipelines.steering.plan import Point, cross_sections, grid_of, question_of
+
+MOVE = {"kind": "condition", "target": "stim", "toward": "ctrl"}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"toward": "ctrl"}, "toward was 'ctrl' and target None: .* --target stim --toward ctrl"),
+        ({**MOVE, "toward": "stim"}, "toward was 'stim' and target 'stim'"),
+        ({**MOVE, "target": "all"}, "toward was 'ctrl' and target 'all'"),
+        ({"target": "B", "intervention": "shift"}, "give --toward LABEL, or --target all"),
+        ({"target": "B", "by": "gene"}, "by says which means toward and shift go by"),
+        ({"feature": [3], "n_features": 2}, "feature and n_features were both given"),
+        ({"target": "all", "dose": [1, 2]}, "ablate takes none"),
+        ({"target": "B", "n_features": [1, 2]}, "settled for --toward LABEL and for --target all; give one of each"),
+        ({"cells": "type"}, "'type' is not COLUMN=VALUE"),
+        ({"feature": [-1]}, "feature was -1"),
+        ({"dose": ["nan"]}, "dose was 'nan'"),
+        ({"dose": ["inf"], "intervention": "add"}, "dose was 'inf'"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(values, words):
+    with pytest.raises(UsageError, match=words):
+        check(SteerOptions, values, "scsae steer")
+
+
+@pytest.mark.parametrize(
+    ("values", "name", "intervention"),
+    [
+        ({"target": "B"}, "edit", "ablate"),
+        (MOVE, "move", "shift"),
+        ({**MOVE, "intervention": "ablate"}, "move", "ablate"),
+        ({"kind": "batch", "target": "all"}, "mix", "ablate"),
+        ({"kind": "batch", "target": "all", "intervention": "toward"}, "mix", "toward"),
+    ],
+)
+def test_the_options_say_which_question_is_asked(values, name, intervention):
+    options = check(SteerOptions, values, "scsae steer")
+    question = question_of(options, options.target)
+    assert (question.name, question.intervention) == (name, intervention)
+    assert question.needs_references == (intervention in ("shift", "toward"))
+
+
+def test_the_report_has_the_two_cross_sections_through_the_chosen_point_and_doing_nothing():
+    options = SteerOptions(**MOVE, n_features=(5, 10), dose=(0.5, 1.0, 2.0))
+    grid = grid_of(options)
+    assert grid == tuple(Point(n, dose) for n in (5, 10) for dose in (0.5, 1.0, 2.0))
+    assert cross_sections(grid, Point(10, 1.0), "shift") == (
+        *(Point(10, 1.0), Point(5, 1.0), Point(10, 0.0), Point(10, 0.5), Point(10, 2.0)),
+    )
+    assert cross_sections((Point(10, 1.0),), Point(10, 1.0), "ablate") == (Point(10, 1.0),)
+
+
+def test_features_that_are_named_are_one_number_of_features():
+    assert grid_of(SteerOptions(target="B", feature=(4, 2, 4))) == (Point(2, 1.0),)
