@@ -35,7 +35,10 @@ from pipelines.steering.log import log_evaluation
 from pipelines.steering.opened import Cells
 from pipelines.steering.plan import (
     ALL,
+    MEAN_DIFFERENCE,
     NULLS,
+    SHUFFLED_LABELS,
+    UNSTEERED,
     NullDraw,
     Point,
     Variant,
@@ -51,6 +54,7 @@ from pipelines.steering.survey import Survey, SurveyJob, Surveyor, read_survey
 from sae_core.steering import matched_features
 
 SHARD_CELLS = 64
+"""Cells that an actor steers between two commits."""
 SEARCH, REPORT = "search", "test"
 
 
@@ -237,7 +241,7 @@ class Trial:
             variant = by_part[part]
             if not variant.features:
                 return self._displacements()
-            labels = self._shuffled(variant.draw) if variant.null == NULLS[2] else self.labels
+            labels = self._shuffled(variant.draw) if variant.null == SHUFFLED_LABELS else self.labels
             return self._own(features[part], labels, ("train", "select"))
 
         return self._references(REPORT, features, table)
@@ -396,7 +400,7 @@ def facts_of(asked: Asked, chosen: Variant, results: pl.DataFrame) -> dict[str, 
         facts["95 % interval"] = [own["low"], own["high"]]
     else:
         facts["intervention"] = f"{chosen.intervention}, {len(chosen.features)} features, dose {chosen.dose:g}"
-        for name in ("unsteered", *NULLS, "mean difference"):
+        for name in (UNSTEERED, *NULLS, MEAN_DIFFERENCE):
             found = rows.filter(condition=name)["value"]
             if len(found) and found[0] is not None:
                 facts[f"{metric} of {name}"] = found[0]

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from sae_core.steering import Displace, Intervention, References, SteeredModel, Steering
 
-SHARD_CELLS = 64
 HEAD_SEED = 0
 """Of the genes that are hidden: the same ones whatever the variant."""
 
@@ -61,11 +60,6 @@ class SteerJob:
     genes: tuple[int, ...] | None
     readout: str
     shard_cells: int
-
-    @property
-    def n_shards(self) -> int:
-        """Number of shards."""
-        return -(-len(self.cells) // self.shard_cells)
 
 
 class _Worker(ABC):
