@@ -119,9 +119,9 @@ def steering_head(
 ) -> "Axes":
     """What the model's own head now says of hidden genes of steered cells, against how these genes really differ.
 
-    A dot a gene: the change of the mean answer (y) against the difference of the mean value between the cells that were
-    moved toward and the target's (x). The n genes of largest change are named; the correlation of the nulls' first
-    draws stands in the title. InputError for a run without answers.
+    A dot a gene asked in 10 cells or more: the change of the mean answer (y) against the difference of the mean value
+    between the cells that were moved toward and the target's (x). The n genes of largest change are named; the
+    correlation of the nulls' first draws stands in the title. InputError for a run without answers.
     """
     of = steered_run(store, run)
     table = _answers(store, of)
@@ -131,9 +131,10 @@ def steering_head(
         condition: _correlation(frame)
         for (condition,), frame in table.filter(pl.col("draw") == 0).group_by("condition", maintain_order=True)
     }
-    genes = table.filter((pl.col("condition") == name) & (pl.col("draw") == 0)).drop_nulls(["change", "difference"])
+    genes = table.filter((pl.col("condition") == name) & (pl.col("draw") == 0) & (pl.col("n_cells") >= _LEAST_CELLS))
+    genes = genes.drop_nulls(["change", "difference"])
     drawn = canvas(ax, (5.6, 4.4), show=show, save=save)
-    strongest = genes.filter(pl.col("n_cells") >= _LEAST_CELLS).top_k(n, by=pl.col("change").abs())
+    strongest = genes.top_k(n, by=pl.col("change").abs())
     drawn.ax.axhline(0, color=PALE, lw=0.8, zorder=0)
     drawn.ax.axvline(0, color=PALE, lw=0.8, zorder=0)
     drawn.ax.scatter(genes["difference"], genes["change"], s=9, color=GREY, lw=0, alpha=0.6, rasterized=True)
@@ -201,17 +202,18 @@ def _embedded(store: "FeatureStore", of: Steered) -> tuple[Floats, Floats, pl.Da
     if not all(len(found) for found in ids):
         raise InputError(f"steering run {of.run} has no chosen variant; run `scsae steer` anew")
     kind = str(of.plan.get("kind", "cell_type"))
-    columns = ["cell_type", kind]
-    cells = read_cells(store, *columns).filter(pl.col("split") == "test")
+    cells = read_cells(store, "cell_type", kind).filter(pl.col("split") == "test")
     cells = cells.select("cell_idx", "cell_type", label=pl.col(kind).cast(pl.String)).drop_nulls("label")
     parts = Run.open(folder / "per_cell").parts()
     stored = pl.scan_parquet([scan_source(part) for part in parts], glob=False)
-    both = []
+    columns = []
     for found in ids:
         rows = stored.filter(pl.col("variant") == found[0]).select("cell_idx", "embedding").collect()
-        both.append(cells.select("cell_idx").join(rows, on="cell_idx", how="left", maintain_order="left")["embedding"])
-    known = ~(both[0].is_null() | both[1].is_null())
-    arrays = [np.asarray(column.filter(known).to_numpy(), dtype=np.float64) for column in both]
+        columns.append(cells.select("cell_idx").join(rows, on="cell_idx", how="left", maintain_order="left"))
+    known = columns[0]["embedding"].is_not_null()
+    # a cell that a variant leaves alone has no row of it
+    columns[1] = columns[1].with_columns(embedding=pl.coalesce("embedding", columns[0]["embedding"]))
+    arrays = [np.asarray(frame["embedding"].filter(known).to_numpy(), dtype=np.float64) for frame in columns]
     finite = (
         np.isfinite(arrays[0]).all(axis=1) & np.isfinite(arrays[1]).all(axis=1) if known.any() else np.zeros(0, bool)
     )

@@ -94,7 +94,7 @@ def embeddings(cells):
                 {"cell_idx": cells["cell_idx"], "variant": pl.Series([variant] * cells.height, dtype=pl.Int32),
                  "embedding": embedded},
                 schema_overrides={"embedding": pl.Array(pl.Float32, WIDTH)},
-            )
+            ).filter(pl.lit(variant == 0) | (cells["condition"] == "stim"))
         )  # fmt: skip
     return pl.concat(parts)
 
@@ -221,7 +221,9 @@ def test_the_map_is_fitted_on_unsteered_cells_and_steered_ones_are_projected(sto
 
     cells = cell_table()
     stored = embeddings(cells)
-    before, after = (stored.filter(pl.col("variant") == v)["embedding"].to_numpy().astype(float) for v in (0, 7))
+    before, moved = (stored.filter(pl.col("variant") == v)["embedding"].to_numpy().astype(float) for v in (0, 7))
+    after = before.copy()
+    after[(cells["condition"] == "stim").to_numpy()] = moved
     pca = PCA(2).fit(before)
     for panel, embedded in zip(plots.steering_map(store, MOVE), (before, after), strict=True):
         drawn = np.abs(panel.collections[0].get_offsets())
