@@ -54,7 +54,22 @@ def steered(chain, tmp_path_factory, shards_here):
         patch.setattr("pipelines.steering.stage.SHARD_CELLS", 8)
         patch.setattr("pipelines.steering.judged.MIN_CELLS", 2)
         idle = changed(ABLATE, intervention="scale", dose=1.0)
-        return Steered(store=store, ablated=steer(ABLATE, store), idle=steer(idle, store), moved=steer(MOVE, store))
+        moved = steer(MOVE, store)
+        patch.setattr("pipelines.steering.stage.drawings_of", lambda *_: {})
+        return Steered(store=store, ablated=steer(ABLATE, store), idle=steer(idle, store), moved=moved)
+
+
+@pytest.fixture
+def without_plots(monkeypatch):
+    """Log tables and figures alone: a drawing takes as long as the steering of the tiny cells."""
+    monkeypatch.setattr("pipelines.steering.stage.drawings_of", lambda *_: {})
+
+
+@pytest.fixture
+def here(without_actors, without_plots, monkeypatch):
+    """Shards of 8 cells, in this process."""
+    monkeypatch.setattr(stage, "SHARD_CELLS", 8)
+    monkeypatch.setattr("pipelines.steering.judged.MIN_CELLS", 2)
 
 
 def embeddings(result, condition, draw=0, table="per_cell", **point):
@@ -194,7 +209,7 @@ def test_a_move_adds_the_differences_of_its_references_by_type_and_gene(steered,
 
 @pytest.mark.parametrize(("intervention", "dose"), [("clamp", 2.0), ("add", 0.5), ("scale", 3.0)])
 def test_a_dose_is_in_units_of_the_features_99th_percentile_and_a_scale_is_a_factor(
-    chain, own_store, without_actors, intervention, dose
+    chain, own_store, here, intervention, dose
 ):
     found = steer(changed(ABLATE, intervention=intervention, dose=dose, n_nulls=2), own_store)
     sae = load_sae(Layout(own_store).latest("saes").path)
@@ -258,10 +273,7 @@ def with_labels(store, change):
         shutil.move(path, folder / name)
 
 
-def test_labels_of_test_cells_do_not_change_what_is_chosen_or_referred_to(
-    steered, own_store, without_actors, monkeypatch
-):
-    monkeypatch.setattr(stage, "SHARD_CELLS", 8)
+def test_labels_of_test_cells_do_not_change_what_is_chosen_or_referred_to(steered, own_store, here):
     swapped = pl.when(split="test").then(pl.col("batch").replace({"b0": "b1", "b1": "b0"})).otherwise("batch")
     with_labels(own_store, lambda cells: cells.with_columns(batch=swapped))
     spoiled = steer(MOVE, own_store)
@@ -325,6 +337,42 @@ def test_a_move_reports_the_chosen_point_its_cross_sections_nulls_and_the_mean_d
     assert set(results(steered.moved, metric="remaining")["condition"]) >= set(frame["name"])
 
 
+def test_a_type_is_moved_to_another_and_its_head_asked(own_store, here, steered):
+    options = SteerOptions(
+        target="A", toward="B", intervention="toward", by="gene", feature=(2, 21), gene=("GENE3", "GENE12"),
+        cells=("donor=D0", "donor=D1", "donor=D2", "donor=D3", "donor=D4"), n_nulls=2, head=True,
+    )  # fmt: skip
+    found = steer(options, own_store)
+    cells = cells_of(own_store)
+    variants = commit.read_table(found.path / "variants")
+    assert set(variants.filter(role="grid")["features"].item()) == {2, 21}
+    steered_cells = commit.read_table(found.path / "per_cell").filter(pl.col("variant") == 1)["cell_idx"]
+    ours = cells.filter(pl.col("donor") != "D5", split="test", cell_type="A")["cell_idx"]
+    assert sorted(steered_cells) == sorted(ours)
+    head = commit.read_table(found.path / "head")
+    assert set(head["condition"]) == {"toward", "random features", "random direction", "shuffled labels"}
+    answers = commit.read_table(found.path / "answers")
+    asked = set(cells.filter(pl.col("cell_idx").is_in(answers["cell_idx"].unique().implode()))["split"])
+    assert asked == {"test"}
+    for row in head.filter(condition="toward").iter_rows(named=True):
+        gene = answers.filter(gene_id=int(row["gene"].removeprefix("GENE")) - 2)
+        before, after = (gene.filter(variant=v).sort("cell_idx") for v in (0, 1))
+        before = before.filter(pl.col("cell_idx").is_in(ours.implode()))
+        assert before["cell_idx"].to_list() == after["cell_idx"].to_list()
+        assert row["change"] == pytest.approx(float((after["answer"] - before["answer"]).mean()), abs=1e-6)
+
+
+def test_mixing_steers_every_cell_and_shuffles_batches(own_store, here):
+    found = steer(SteerOptions(kind="batch", target="all", intervention="shift", n_features=2, n_nulls=2), own_store)
+    variants = commit.read_table(found.path / "variants")
+    assert set(variants.filter(role="null")["name"]) == {"random features", "random direction", "shuffled labels"}
+    test = cells_of(own_store).filter(split="test")
+    for (variant,), own in commit.read_table(found.path / "per_cell").group_by("variant"):
+        assert not variant or sorted(own["cell_idx"]) == test["cell_idx"].to_list()
+    assert {"batch_mixing", "label_conservation"} <= set(results(found)["metric"])
+    assert "batch_mixing" in found.facts
+
+
 def test_votes_are_shares_of_the_five_nearest_unsteered_train_cells(steered):
     cells = cells_of(steered.store)
     kind, split = cells["cell_type"].to_list(), cells["split"].to_list()
@@ -371,8 +419,7 @@ def test_steering_again_does_nothing_and_logs_nothing(steered, monkeypatch, opti
 
 
 @pytest.mark.parametrize("table", ["survey", "search", "per_cell"])
-def test_an_interrupted_steering_resumes_to_the_same_bytes(steered, own_store, without_actors, monkeypatch, table):
-    monkeypatch.setattr(stage, "SHARD_CELLS", 8)
+def test_an_interrupted_steering_resumes_to_the_same_bytes(steered, own_store, here, monkeypatch, table):
     worker = stage.Surveyor if table == "survey" else Steerer
     original = worker.shard
 
@@ -393,7 +440,7 @@ def test_an_interrupted_steering_resumes_to_the_same_bytes(steered, own_store, w
         assert own == commit.Run.open(steered.moved.path / name).manifest(), name
 
 
-def test_through_an_actor_the_stored_embeddings_are_the_same(steered, ray_local, own_store, monkeypatch):
+def test_through_an_actor_the_stored_embeddings_are_the_same(steered, ray_local, own_store, without_plots, monkeypatch):
     monkeypatch.setattr(stage, "SHARD_CELLS", 72)
     found = steer(changed(ABLATE, num_actors=1), own_store)
     for condition in ("unsteered", "ablate", "random features"):
