@@ -15,7 +15,7 @@ What each question reads:
     edit   votes: neighbours that carry the label
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -306,20 +306,30 @@ class Mix(Question):
     def readings(self, embedding: Floats) -> list[Reading]:
         """Leave-one-batch-out by batch and over batches, mixing, conservation and its relative loss."""
         batch, types, n = self.cells.label.tolist(), self.cells.cell_type.tolist(), len(embedding)
-        found = []
-        if len(np.unique(self.cells.label)) > 1:
-            for row in mixing.leave_one_batch_out(embedding, batch, types).iter_rows(named=True):
-                found.append(Reading("lobo_accuracy", row["batch"], row["accuracy"], row["n_cells"]))
-                found.append(Reading("lobo_macro_f1", row["batch"], row["macro_f1"], row["n_cells"]))
         mixed, conservation, _ = mixing.quick_mixing(embedding, batch, types)
         before = self._conservation
         loss = None if not before or conservation is None else 1 - conservation / before
         return [
-            *found,
+            *self._left_out(embedding),
             Reading("batch_mixing", ALL, mixed, n),
             Reading("label_conservation", ALL, conservation, n),
             Reading("conservation_loss", ALL, loss, n),
         ]
+
+    def _left_out(self, embedding: Floats) -> list[Reading]:
+        """Leave-one-batch-out (`mixing.leave_one_batch_out`) by batch, and the mean over batches."""
+        cells = self.cells
+        batches = np.unique(cells.label)
+        if len(batches) < 2:
+            return []
+        predicted = mixing.predict_left_out(embedding, cells.label.tolist(), cells.cell_type.tolist())
+        found = []
+        for name in batches:
+            own = cells.label == name
+            truth, said = cells.cell_type[own], predicted[own]
+            found.append(cells.mean("lobo_accuracy", (truth == said).astype(float), own, str(name)))
+            found.append(cells.macro_f1("lobo_macro_f1", truth, said, own, str(name)))
+        return [*found, *(_mean_of([own for own in found if own.metric == name]) for name in _LEFT_OUT)]
 
     def costly(self, embedding: Floats) -> list[Reading]:
         """The scores of scIB: tens of seconds."""
@@ -329,3 +339,19 @@ class Mix(Question):
             Reading(_AGGREGATES.get(name, f"scib_{name}"), ALL, value, len(embedding))
             for name, value in found.values.items()
         ]
+
+
+_LEFT_OUT = ("lobo_accuracy", "lobo_macro_f1")
+
+
+def _mean_of(readings: Sequence[Reading]) -> Reading:
+    """The mean of one metric over groups, each weighing the same."""
+    values = [reading.value for reading in readings if reading.value is not None]
+    sampled = [reading.sampled for reading in readings if reading.sampled is not None]
+    return Reading(
+        readings[0].metric,
+        ALL,
+        float(np.mean(values)),
+        sum(reading.n_cells for reading in readings),
+        np.mean(sampled, axis=0),
+    )

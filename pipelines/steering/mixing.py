@@ -15,9 +15,10 @@ and `total` = .4 mixing + .6 conservation, scIB's weights. Over 11 embeddings of
 .95, conservation .82), in 30 ms instead of seconds.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
@@ -64,15 +65,12 @@ def leave_one_batch_out(embedding: Floats, batch: Names, label: Names, *, k: int
     Raises:
         UsageError: fewer than two batches, or arrays of different lengths.
     """
-    values, batches, labels = _checked(embedding, batch, label)
-    names = np.unique(batches)
-    if len(names) < 2:
-        raise UsageError(f"batches {names.tolist()}: leaving one out needs at least two")
+    _, batches, labels = _checked(embedding, batch, label)
+    every = predict_left_out(embedding, batch, label, k=k)
     rows: list[dict[str, object]] = []
-    for name in names:
+    for name in np.unique(batches):
         own = batches == name
-        knn = KNeighborsClassifier(min(k, int((~own).sum())), algorithm="brute").fit(values[~own], labels[~own])
-        predicted, truth = knn.predict(values[own]), labels[own]
+        predicted, truth = every[own], labels[own]
         rows.append(
             {
                 "batch": str(name),
@@ -85,6 +83,23 @@ def leave_one_batch_out(embedding: Floats, batch: Names, label: Names, *, k: int
     frame = pl.DataFrame(rows)
     counts, scores = pl.col("n_cells", "n_unseen").sum(), pl.col("accuracy", "macro_f1").mean()
     return pl.concat([frame, frame.select(pl.lit(ALL).alias("batch"), counts, scores)])
+
+
+def predict_left_out(embedding: Floats, batch: Names, label: Names, *, k: int = N_NEIGHBORS) -> npt.NDArray[Any]:
+    """Label of every cell as its nearest neighbours in the other batches see it [n_cells].
+
+    Args and errors: as `leave_one_batch_out`.
+    """
+    values, batches, labels = _checked(embedding, batch, label)
+    names = np.unique(batches)
+    if len(names) < 2:
+        raise UsageError(f"batches {names.tolist()}: leaving one out needs at least two")
+    predicted = np.empty_like(labels)
+    for name in names:
+        own = batches == name
+        knn = KNeighborsClassifier(min(k, int((~own).sum())), algorithm="brute").fit(values[~own], labels[~own])
+        predicted[own] = knn.predict(values[own])
+    return predicted
 
 
 def quick_mixing(embedding: Floats, batch: Names, label: Names, *, k: int = 15) -> QuickMixing:
@@ -130,7 +145,7 @@ def _neighbors(values: Floats, k: int) -> Ints:
     return near
 
 
-def _checked(embedding: Floats, batch: Names, label: Names) -> tuple[Floats, Names, Names]:
+def _checked(embedding: Floats, batch: Names, label: Names) -> tuple[Floats, npt.NDArray[Any], npt.NDArray[Any]]:
     values, batches, labels = np.asarray(embedding), np.asarray(batch, dtype=str), np.asarray(label, dtype=str)
     if values.ndim != 2 or not len(values) == len(batches) == len(labels) > 0:
         raise UsageError(

@@ -15,6 +15,7 @@ from pipelines.steering.asked import Asked
 from pipelines.steering.distances import corrected_distance, mean_distance
 from pipelines.steering.evaluate import Embedded, best_variant, evaluate
 from pipelines.steering.judged import METRICS, Judged, Mix, Move
+from pipelines.steering.mixing import leave_one_batch_out
 from pipelines.steering.plan import NULLS, Question, Variant
 
 WIDTH, PER = 5, 12
@@ -253,6 +254,16 @@ def test_mixing_is_read_by_batch_and_with_its_baselines(stored, cells, variants)
     assert set(mix["metric"]) - {"dose_spearman", "dose_page_p", "n_features_spearman", "n_features_page_p"} <= set(
         METRICS
     )
+
+
+def test_leave_one_batch_out_is_that_of_the_measure_with_intervals_about_it(judged):
+    readings = {(r.metric, r.group): r for r in Mix(judged).readings(judged.unsteered + 0.0)}
+    table = leave_one_batch_out(judged.unsteered, judged.label, judged.cell_type)
+    for row in table.iter_rows(named=True):
+        for metric in ("accuracy", "macro_f1"):
+            reading = readings[f"lobo_{metric}", row["batch"]]
+            assert (reading.value, reading.n_cells) == (pytest.approx(row[metric]), row["n_cells"])
+            assert len(reading.sampled) == judged.n_samples
 
 
 def test_scib_is_asked_of_what_was_chosen_and_of_three_draws_of_a_null(stored, cells, variants, monkeypatch):
