@@ -80,8 +80,7 @@ def steered_run(store: "FeatureStore", run: str | None) -> Steered:
     chosen = [known for known in runs if known.startswith(run or "")]
     if not chosen or (run is not None and len(chosen) > 1):
         raise InputError(f"{run!r} names {len(chosen) or 'none'} of the steering runs {', '.join(runs)}")
-    # a type of few cells has no distance: there is nothing to draw
-    rows = table.filter((pl.col("run") == chosen[0]) & pl.col("value").is_not_null())
+    rows = table.filter(pl.col("run") == chosen[0])
     # columns of other runs, which this one has no value in
     rows = rows.drop(name for name in ("split", "group", "role", "chosen") if _is_foreign(rows, name))
     if "split" in rows.columns:
