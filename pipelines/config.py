@@ -326,8 +326,8 @@ class SteerOptions(ActorOptions):
     """Dose: clamp and add in units of a feature's 99th percentile; scale as the factor; toward and shift as the share
     of the way; ablate takes none. May be repeated: the best dose is searched."""
     by: Literal["cell_type", "gene", "both", "none"] | None = None
-    """toward and shift: mean codes by cell_type, by gene of the token, by both, or by none of them. Default: both;
-    with --target all by gene."""
+    """toward and shift: mean codes by cell_type, by gene of the token, by both, or by none of them. Default: cell_type;
+    with --target all none."""
     gene: Annotated[tuple[str, ...], pydantic.BeforeValidator(_one_or_many)] = ()
     """Steer the tokens of this gene alone; may be repeated."""
     cells: Annotated[tuple[str, ...], pydantic.BeforeValidator(_one_or_many)] = ()

@@ -114,7 +114,9 @@ class _Worker(ABC):
         if variant.name == MEAN_DIFFERENCE:
             assert references is not None
             amount = 1.0 if variant.dose is None else variant.dose
-            return Displace(vectors=references, group_of_cell=group, amount=amount, genes=self.job.genes)
+            return Displace(
+                vectors=references, group_of_cell=group, amount=amount, genes=self.job.genes, include_queries=True
+            )
         seed, width = variant.direction_seed, self.opened.model.d_model
         return Steering(
             sae=self.opened.sae,
@@ -122,6 +124,7 @@ class _Worker(ABC):
             mode=variant.mode,
             direction=None if seed is None else random_direction(width, seed=seed),
             genes=self.job.genes,
+            include_queries=references is None or references.gene_id is None,
         )
 
     def _intervention(self, variant: Variant, references: "References | None", group: "torch.Tensor") -> "Intervention":

@@ -1,7 +1,7 @@
 """Which tokens are steered: masks by gene, cell and position, shared by everything that moves activations.
 
-A token is steered if every mask lets it through. Special tokens (<cls>) are left out unless asked for; tokens at which
-the model is asked for a hidden gene are never steered, as what they answer is what is measured.
+A token is steered if every mask lets it through. Special tokens (<cls>) are left out unless asked for, and so are
+tokens at which the model is asked for a hidden gene: a step that depends on the gene would tell them the answer.
 """
 
 from abc import ABC, abstractmethod
@@ -29,6 +29,8 @@ class Masked(ABC):
     """Places in their cell, special tokens counted, of the tokens that are steered; None: all."""
     include_special: bool = False
     """Whether special tokens (<cls>) are steered too."""
+    include_queries: bool = False
+    """Whether tokens at which the model is asked for a hidden gene are steered too, as at any other token."""
 
     def __post_init__(self) -> None:
         for name in ("genes", "cells", "positions"):
@@ -55,7 +57,8 @@ class Masked(ABC):
 
     def selects(self, info: TokenInfo) -> Bool[Tensor, " token"]:
         """Which tokens the masks let through."""
-        chosen = ~info.is_query if self.include_special else ~(info.is_query | info.is_special)
+        chosen = torch.ones_like(info.is_special) if self.include_special else ~info.is_special
+        chosen = chosen | info.is_query if self.include_queries else chosen & ~info.is_query
         for ids, wanted in ((info.gene_id, self.genes), (info.cell, self.cells), (info.position, self.positions)):
             if wanted is not None:
                 chosen = chosen & torch.isin(ids, torch.tensor(sorted(wanted), dtype=ids.dtype, device=ids.device))

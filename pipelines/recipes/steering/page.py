@@ -42,12 +42,12 @@ all 10 draws of a null (p = 1/11). The layer of each question was chosen on `sel
 al. these are two donors that the second SAE tests.
 
 What is done: `shift` adds, to the code of each token of a cell to be moved, the difference between the mean codes of
-the two labels (of the same cell type and the same gene, from `train` and `select` cells), on the chosen features alone,
-times the dose; the SAE's error term stays. Nulls: `random features` of matched density, shifted by their own
-differences; `random direction`, the same step length on every token; `shuffled labels`, with choice and differences
-made anew; `reconstruction`, which changes nothing but replaces x by x_hat. `mean difference` adds the difference of
-mean activations at the same site, without any SAE; `mean difference of embeddings` adds it to the output, and is what
-the other donors know of these at all.
+the two labels (of the same cell type, from `train` and `select` cells), on the chosen features alone, times the dose;
+the SAE's error term stays. Nulls: `random features` of matched density, shifted by their own differences; `random
+direction`, the same step length on every token; `shuffled labels`, with choice and differences made anew;
+`reconstruction`, which changes nothing but replaces x by x_hat. `mean difference` adds the difference of mean
+activations at the same site, without any SAE; `mean difference of embeddings` adds it to the output, and is what the
+other donors know of these at all. `floor` is what sampling noise alone leaves of the distance.
 """
 
 

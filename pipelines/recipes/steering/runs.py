@@ -8,7 +8,7 @@ from pipelines.recipes.findings.cells import CONTROL, STIMULATED, fold_column
 from pipelines.recipes.run import run_recipe
 
 N_FEATURES = (5, 10, 20, 50, 100)
-DOSES = (0.5, 1.0, 1.5, 2.0)
+DOSES = (0.5, 0.75, 1.0, 1.25, 1.5)
 N_NULLS = 10
 KANG_LAYER, MIXOLOGY_LAYER, CTCL_LAYER = "2", "1", "2"
 
@@ -63,7 +63,7 @@ def mixology_recipe(file: Path, seed: int) -> Recipe:
         scib=True,
         seed=seed,
     )
-    shift = ablate.model_copy(update={"intervention": "shift", "by": "none", "dose": DOSES})
+    shift = ablate.model_copy(update={"intervention": "shift", "dose": DOSES})
     return Recipe(
         extract=ExtractOptions(
             data=(file,), layer=(MIXOLOGY_LAYER,), batch="batch", cell_type="cell_type", split="split"

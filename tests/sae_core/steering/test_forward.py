@@ -236,14 +236,15 @@ def test_every_token_is_encoded_once_and_blocks_before_the_site_run_once(
     assert runs == [n, n, 4 * n + 2]
 
 
+@pytest.mark.parametrize("with_queries", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_head_is_asked_the_same_genes_whatever_the_steering_and_its_queries_are_not_steered(
-    kind, loaded, dictionary, tokens_of
+def test_the_head_is_asked_the_same_genes_whatever_the_steering_and_its_queries_are_steered_if_asked_for(
+    kind, with_queries, loaded, dictionary, tokens_of
 ):
     model, sae = loaded(kind), dictionary()
     tokens = tokens_of(model)
     running = SteeredModel(model, tokens, sae, "layer.0")
-    steering = Steering(sae=sae, intervention=INTERVENTIONS["add"])
+    steering = Steering(sae=sae, intervention=INTERVENTIONS["add"], include_queries=with_queries)
     plain, steered = (running.answers(s, seed=1, fraction=0.3) for s in (None, steering))
     for name in ("cell", "gene_id", "target"):
         assert torch.equal(getattr(plain, name), getattr(steered, name))
@@ -258,8 +259,9 @@ def test_the_head_is_asked_the_same_genes_whatever_the_steering_and_its_queries_
 
     patched = model.answers(question, patches={"layer.0": spy}, max_batch_tokens=1)
     torch.testing.assert_close(patched.answer, steered.answer, atol=1e-5, rtol=1e-5)
-    asks = torch.cat([(before != after).any(1) == ~(i.is_query | i.is_special) for before, after, i in seen])
-    assert asks.all()
+    for before, after, i in seen:
+        chosen = ~i.is_special | i.is_query if with_queries else ~(i.is_query | i.is_special)
+        assert torch.equal((before != after).any(1), chosen)
     n_queries = sum(int(i.is_query.sum()) for *_, i in seen)
     assert n_queries == (0 if kind == "scfoundation" else len(question.cell))
 
