@@ -31,8 +31,8 @@ from pipelines.steering.intervals import UNKNOWN, Bools, Floats, Interval, Metri
 
 ALL = "all"
 N_SAMPLES = 500
-MIN_CELLS = 5
-"""A cell type with fewer cells on either side is left out of distances; donors of few cells are many in real data."""
+MIN_CELLS = 10
+"""A cell type with fewer cells on either side is left out of distances: of six cells, noise alone leaves half."""
 DISTANCES = {
     "mean": ("distance", "remaining"),
     "corrected": ("distance_corrected", "remaining_corrected"),
