@@ -198,12 +198,12 @@ class Move(Edit):
         )
 
     def readings(self, embedding: Floats) -> list[Reading]:
-        """Distances, movement, types and votes."""
+        """Distances, movement, types, and votes of the moved cells: nothing happens to the others."""
         return [
             *self._distances(embedding),
             *self._movement(embedding),
             *self._drift(embedding),
-            *super().readings(embedding),
+            *(own for own in super().readings(embedding) if not own.metric.startswith("other")),
         ]
 
     def floor(self) -> list[Reading]:
