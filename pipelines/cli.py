@@ -395,10 +395,10 @@ def verify(
 def models(ctx: typer.Context, store: Store = DEFAULT_STORE, form: Form = None, output: Output = None) -> None:
     """Registered SAEs: versions, aliases, metrics, lineage."""
     if ctx.invoked_subcommand is None:
-        from pipelines.models import versions_frame
+        from pipelines.models import for_people, versions_frame
 
-        to = _destination(form, output)
-        to.write(versions_frame(store))
+        to, versions = _destination(form, output), versions_frame(store)
+        to.write(for_people(versions) if to.for_people else versions)
 
 
 @models_app.command()

@@ -11,6 +11,8 @@ from pipelines.tracking import RUN_TAG, ModelVersion, Promotion, Tracking
 from pipelines.tracking.promotion import scores_of
 
 TRAINING = ("test_fvu", "select_fvu", "select_l0", "select_dead_fraction")
+IDENTITY = ("name", "version", "alias")
+LINEAGE = ("sae run", "activations", "data set", "model digest")
 
 
 def versions_frame(store: Path) -> pl.DataFrame:
@@ -34,6 +36,22 @@ def versions_frame(store: Path) -> pl.DataFrame:
         for v, found in zip(versions, scores, strict=True)
     ]
     return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def for_people(versions: pl.DataFrame) -> pl.DataFrame:
+    """The same in few columns: in `steering on test cells` the figure of each evaluation that decides, a line each."""
+    labels = [name for name in versions.columns if name not in (*IDENTITY, *TRAINING, *LINEAGE)]
+    decides = {label.partition(" ")[2]: label for label in reversed(labels)}
+    rows = versions.select(labels).iter_rows(named=True)
+    said = [
+        "\n".join(
+            f"{label.partition(' ')[0]} {row[label]:.3f} {of}"
+            for of, label in decides.items()
+            if row[label] is not None
+        )
+        for row in rows
+    ]
+    return versions.select(*IDENTITY, "test_fvu", pl.Series("steering on test cells", said), "sae run", "data set")
 
 
 def version_facts(store: Path, name: str, version: int) -> dict[str, dict[str, Any]]:

@@ -21,7 +21,7 @@ from pipelines.config import (
     TrainOptions,
 )
 from pipelines.errors import UsageError
-from pipelines.models import versions_frame
+from pipelines.models import for_people, versions_frame
 from pipelines.output import console, print_frame
 from pipelines.recipes.pbmc import BATCH, CELL_TYPE, write_pbmc68k
 from pipelines.recipes.run import run_recipe
@@ -122,7 +122,7 @@ def run_demo(
         print_steering(store, by_kind["steering"].run)
         console().print(verdict(by_kind["steering"]), soft_wrap=True)
     print_frame(summary(results), title="What was made")
-    print_frame(versions_frame(store), title="Registered SAEs")
+    print_frame(for_people(versions_frame(store)), title="Registered SAEs")
     plots = draw(found, by_kind, store, labels)
     _next(store, plots, clock.seconds)
 

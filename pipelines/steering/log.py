@@ -2,7 +2,8 @@
 
 Only the chosen variant, the nulls and the baselines become metrics, each of all cells together: an evaluation of a grid
 has thousands of rows, which are in the tables attached. The chosen one is called `chosen` whatever was done, so that
-evaluations can be compared; what was done is among the parameters.
+evaluations can be compared; what was done is among the parameters. Plots come last, and one that cannot be drawn is
+said on stderr and left out: it can be drawn from the store at any time.
 """
 
 import json
@@ -16,11 +17,14 @@ import polars as pl
 from feature_store import files
 from feature_store.layout import Layout
 from pipelines.config import SteerOptions
+from pipelines.progress import stderr_console
 from pipelines.tracking import Tracking
 from pipelines.tracking.lineage import code_tags
 from pipelines.tracking.registry import DATASET_TAG, KIND_TAG, QUESTION_TAG, SAE_TAG
 
 MODEL_TAG = "scsae.model_id"
+Plots = Mapping[str, Callable[[Path], object]]
+"""What draws each plot, by name, into the file that it is given."""
 BESIDE = ("unsteered", "replace", "reconstruction", "null", "baseline", "floor")
 """Roles that are logged beside what was chosen."""
 ASKED_OF = ("readout", "cells", "gene", "max_cells")
@@ -33,7 +37,7 @@ def log_evaluation(
     folder: Path,
     plan: Mapping[str, Any],
     tables: Mapping[str, pl.DataFrame],
-    plots: Mapping[str, Callable[[Path], object]],
+    plots: Callable[[], Plots],
 ) -> str:
     """Log the evaluation in `folder` unless it is logged, whole, with the SAE's model; return the MLflow run id.
 
@@ -42,7 +46,7 @@ def log_evaluation(
         folder: the steering run; its name is what a repeated stage finds the log by.
         plan: what determines the run; needs sae, dataset, kind, target, intervention, and toward where there is one.
         tables: by name; `results` gives the metrics. Lists become JSON, any other table csv.
-        plots: by name: what draws the plot into the PNG whose path it is given, called only if it is to be logged.
+        plots: gives what draws each plot into the PNG whose path it is given; called only if they are to be logged.
 
     Raises:
         StoreWriteError, RunFailedError: the tracking store cannot be written or does not answer; run the stage again.
@@ -65,12 +69,10 @@ def log_evaluation(
         }
         params = flat({**plan, "chosen": chosen_point(tables["results"])})
         with tracking.run(folder.name, params=params, tags=tags) as mlflow_run:
+            tracking.log_metrics(mlflow_run, metrics_of(tables["results"]), model_id=model_id)
             with files.scratch_folder(folder) as made:
                 tracking.log_files(mlflow_run, [_write(frame, made / name) for name, frame in tables.items()])
-                for name, draw in plots.items():
-                    draw(made / f"{name}.png")
-                tracking.log_files(mlflow_run, [made / f"{name}.png" for name in plots], folder="plots")
-            tracking.log_metrics(mlflow_run, metrics_of(tables["results"]), model_id=model_id)
+                tracking.log_files(mlflow_run, _drawn(plots, made, folder.name), folder="plots")
     return mlflow_run
 
 
@@ -150,3 +152,26 @@ def _write(frame: pl.DataFrame, path: Path) -> Path:
     else:
         frame.write_csv(target)
     return target
+
+
+def _drawn(plots: Callable[[], Plots], folder: Path, run: str) -> list[Path]:
+    """Files of the plots that could be drawn; what could not is said once, with the reason of each."""
+    drawn, failed = [], []
+    drawings: Plots = {}
+    try:
+        drawings = plots()
+    except Exception as error:  # noqa: BLE001  a picture must not cost the log
+        failed.append(f"none could be begun: {error!r}")
+    for name, draw in drawings.items():
+        file = folder / f"{name}.png"
+        try:
+            draw(file)
+        except Exception as error:  # noqa: BLE001
+            failed.append(f"{name}: {error!r}")
+        else:
+            drawn.append(file)
+    if failed:
+        text = f"warning: steering/{run} is logged without some of its plots ({'; '.join(failed)}); draw them with "
+        text += f"`scsae plot steering-all --run {run} --save plots`"
+        stderr_console().print(text, style="yellow", markup=False, soft_wrap=True)
+    return drawn

@@ -127,7 +127,7 @@ class Trial:
         results = commit.read_table(self.folder / "results")
         tables = {"results": results, "variants": commit.read_table(self.folder / "variants")}
         tables |= {name: frame for name, frame in (("scores", self.scores), ("head", head)) if frame is not None}
-        log_evaluation(asked.layout, self.folder, plan, tables, drawings_of(asked, self.folder.name))
+        log_evaluation(asked.layout, self.folder, plan, tables, lambda: drawings_of(asked, self.folder.name))
         return results
 
     @cached_property

@@ -46,6 +46,10 @@ def changed(options, **changes):
     return SteerOptions(**{**{name: getattr(options, name) for name in options.model_fields_set}, **changes})
 
 
+def cannot_draw(*_):
+    raise ValueError("a table that no plot knows")
+
+
 @pytest.fixture(scope="module")
 def steered(chain, tmp_path_factory, shards_here):
     store = Path(shutil.copytree(chain.store, tmp_path_factory.mktemp("steered") / "store"))
@@ -56,7 +60,9 @@ def steered(chain, tmp_path_factory, shards_here):
         idle = changed(ABLATE, intervention="scale", dose=1.0)
         moved = steer(MOVE, store)
         patch.setattr("pipelines.steering.stage.drawings_of", lambda *_: {})
-        return Steered(store=store, ablated=steer(ABLATE, store), idle=steer(idle, store), moved=moved)
+        ablated = steer(ABLATE, store)
+        patch.setattr("pipelines.steering.stage.drawings_of", cannot_draw)
+        return Steered(store=store, ablated=ablated, idle=steer(idle, store), moved=moved)
 
 
 @pytest.fixture
@@ -402,6 +408,15 @@ def test_the_evaluation_is_logged_once_and_attached_to_the_registered_sae(steere
     of_model = tracking.client.get_logged_model(version.model_id).metrics
     mine = [m.value for m in of_model if m.key == key and m.run_id == logged[0].info.run_id]
     assert mine == [pytest.approx(row["value"])]
+
+
+def test_what_cannot_be_drawn_costs_neither_the_results_nor_the_log(steered):
+    tracking = Tracking(Layout(steered.store))
+    (logged,) = tracking.logged(steered.idle.run)
+    assert logged.info.status == "FINISHED"
+    assert logged.data.metrics["test/chosen/target_votes/effect"] == 0.0
+    files = [file.path for file in tracking.client.list_artifacts(logged.info.run_id)]
+    assert files == ["results.csv", "scores.csv", "variants.json"]
 
 
 @pytest.mark.parametrize(("options", "run"), [(ABLATE, "ablated"), (MOVE, "moved")])

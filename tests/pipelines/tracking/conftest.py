@@ -48,7 +48,7 @@ class Registry:
             "results": results(chosen, **values),
             "variants": pl.DataFrame({"variant": [0], "features": [[1, 2]]}),
         }
-        return log_evaluation(self.layout, folder, of, tables, plots or {})
+        return log_evaluation(self.layout, folder, of, tables, lambda: plots or {})
 
 
 def row(metric: str, value: float, **other) -> dict:

@@ -74,13 +74,37 @@ def test_a_kill_before_the_end_of_the_log_is_healed_by_the_next_call_without_a_s
     assert [m.value for m in found if m.key == "test/chosen/remaining"] == [0.45]
 
 
-def test_a_plot_that_fails_leaves_a_log_that_the_next_call_completes(registry):
-    registry.version("sae-e", name="e")
-    with pytest.raises(ZeroDivisionError):
-        registry.evaluation("eval-e", "sae-e", plots={"dose": lambda path: 1 / 0}, remaining=0.45)
-    assert registry.tracking.evaluations("sae-e") == []
-    registry.evaluation("eval-e", "sae-e", remaining=0.45)
+def test_a_plot_that_fails_costs_itself_alone_and_is_said_once(registry, capsys):
+    version = registry.version("sae-e", name="e")
+    plots = {
+        "dose": lambda path: 1 / 0,
+        "map": lambda path: path.write_bytes(b"\x89PNG"),
+        "bars": lambda path: path.write_bytes(b"half") / 0,
+    }
+    run = registry.evaluation("eval-e", "sae-e", plots=plots, remaining=0.45)
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.startswith("warning: steering/eval-e is logged without some of its plots (dose: ZeroDivisionError(")
+    assert "; bars: TypeError(" in said
+    assert said.endswith("draw them with `scsae plot steering-all --run eval-e --save plots`")
+    client = registry.tracking.client
+    assert [file.path for file in client.list_artifacts(run)] == ["plots", "results.csv", "variants.json"]
+    assert [file.path for file in client.list_artifacts(run, "plots")] == ["plots/map.png"]
+    assert model_metrics(registry, version, run)["test/chosen/remaining"] == 0.45
+    assert registry.evaluation("eval-e", "sae-e", plots=plots, remaining=0.45) == run
+    assert capsys.readouterr().err == ""
     assert len(registry.tracking.logged("eval-e")) == len(registry.tracking.evaluations("sae-e")) == 1
+
+
+def test_an_interrupt_while_plots_are_drawn_leaves_a_log_that_the_next_call_completes(registry):
+    def interrupted(path):
+        raise KeyboardInterrupt
+
+    registry.version("sae-h", name="h")
+    with pytest.raises(KeyboardInterrupt):
+        registry.evaluation("eval-h", "sae-h", plots={"dose": interrupted}, remaining=0.45)
+    assert registry.tracking.evaluations("sae-h") == []
+    registry.evaluation("eval-h", "sae-h", remaining=0.45)
+    assert len(registry.tracking.logged("eval-h")) == len(registry.tracking.evaluations("sae-h")) == 1
 
 
 def test_an_evaluation_logged_before_its_sae_was_registered_is_attached_by_the_next_call(registry):

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from pipelines.cli import app
 from pipelines.errors import exit_code
-from pipelines.models import version_facts, versions_frame, write_version
+from pipelines.models import for_people, version_facts, versions_frame, write_version
 from pipelines.output import Destination
 
 
@@ -39,6 +39,15 @@ def test_the_newest_evaluation_of_a_question_is_shown(store, registry):
     registry.evaluation("eval-new", "sae-3", plan={"seed": 1}, remaining=0.9)
     frame = versions_frame(store).filter(name="n")
     assert frame["remaining (stim -> ctrl, data)"].to_list() == [0.9]
+
+
+def test_people_see_the_figure_of_each_evaluation_that_decides_in_one_column(store):
+    frame = for_people(versions_frame(store).filter(name="m"))
+    assert frame.width < 8
+    assert frame["steering on test cells"].to_list() == [
+        "remaining 0.500 (stim -> ctrl, data)\nremaining 0.600 (stim -> ctrl, skin)",
+        "scib_total 0.700 (mix batch, data)",
+    ]
 
 
 def test_one_version_is_shown_with_all_its_evaluations_in_any_form(store, tmp_path):
