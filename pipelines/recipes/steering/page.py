@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from feature_store import FeatureStore, commit
 from feature_store.plots.steered import steering_drawings
+from pipelines.recipes.findings.answers import Asked, separation
 from pipelines.recipes.findings.page import markdown, shrink
 from pipelines.recipes.steering.runs import Answer
 from pipelines.steering.plan import NULLS
@@ -26,6 +28,8 @@ MIXED = (
     "scib_bio",
     "scib_total",
 )
+N_SHOWN = 5
+"""Features of each SAE that are shown."""
 MIN_ASKED = 10
 """Cells in which a gene was hidden, at least, to be shown."""
 NULL_ROLES = ("null", "reconstruction")
@@ -88,7 +92,7 @@ By cell type (those with cells enough on both sides), the share of the distance 
 Chosen on `select` cells:
 
 {markdown(_chosen(answers, frames))}
-{_head_text(answers)}{pictures}
+{_head_text(answers)}{_features_text(store, answers)}{pictures}
 """
 
 
@@ -206,6 +210,38 @@ def _has(frame: pl.DataFrame, metric: str) -> bool:
     return own["value"].drop_nulls().len() > 0
 
 
+def _features_text(store: Path, answers: Sequence[Answer]) -> str:
+    """Whether the features chosen on `select` donors tell the labels inside cell types of donors left out."""
+    rows = []
+    for answer in answers:
+        opened, plan = _opened(store, answer)
+        asked, types = Asked.open(opened), ("cell_type",)
+        about = opened.frame("features").select("feature_id", "top_genes").collect()
+        best = commit.read_table(answer.path / "scores").sort("rank")["feature_id"].head(N_SHOWN).to_list()
+        positive = asked.is_label(plan["kind"], plan["target"])
+        on = {
+            split: separation(asked.codes[:, best], positive, asked.split(split), asked.strata(*types))
+            for split in ("select", "test")
+        }
+        for i, feature in enumerate(best):
+            genes = about.filter(feature_id=feature)["top_genes"][0] or ""
+            row = {"SAE": str(answer.unit), "feature": str(feature), "genes": " ".join(genes.split()[:5])}
+            rows.append({**row, **{f"{split} AUROC": float(values[i]) for split, values in on.items()}})
+    table = pl.DataFrame(rows)
+    same = ((pl.col("select AUROC") - 0.5) * (pl.col("test AUROC") - 0.5) > 0).sum()
+    return f"""The {N_SHOWN} best features of each SAE, chosen on `select` donors: AUROC for the label to be moved inside cell types,
+on these and on the donors left out. {table.select(same).item()} of {table.height} are on the same side on both.
+
+{markdown(table)}
+"""
+
+
+def _opened(store: Path, answer: Answer) -> tuple[FeatureStore, dict[str, Any]]:
+    """The store at the associations that a run started from, and the run's plan."""
+    plan = commit.Run.open(answer.path / "results").plan
+    return FeatureStore.open(store, associations=plan["associations"]), plan
+
+
 def _head_text(answers: Sequence[Answer]) -> str:
     """The genes whose prediction changes most, and how the change goes with the real difference, by SAE."""
     if not all((answer.path / "head").exists() for answer in answers):
@@ -232,8 +268,7 @@ def _agreement(table: pl.DataFrame, condition: str) -> float:
 
 def _pictures(out: Path, store: Path, name: str, answer: Answer) -> str:
     """Every figure of the first SAE's run."""
-    plan = commit.Run.open(answer.path / "results").plan
-    opened = FeatureStore.open(store, associations=plan["associations"])
+    opened, _ = _opened(store, answer)
     lines = []
     for kind, draw in steering_drawings(opened, answer.run).items():
         file = out / f"steering_{name}_{kind}.png"
