@@ -229,8 +229,9 @@ def _features_text(store: Path, answers: Sequence[Answer]) -> str:
             rows.append({**row, **{f"{split} AUROC": float(values[i]) for split, values in on.items()}})
     table = pl.DataFrame(rows)
     same = ((pl.col("select AUROC") - 0.5) * (pl.col("test AUROC") - 0.5) > 0).sum()
-    return f"""The {N_SHOWN} best features of each SAE, chosen on `select` donors: AUROC for the label to be moved inside cell types,
-on these and on the donors left out. {table.select(same).item()} of {table.height} are on the same side on both.
+    return f"""\
+The {N_SHOWN} best features of each SAE, chosen on `select` donors: AUROC for the label to be moved, inside cell types, on
+these and on the donors left out. {table.select(same).item()} of {table.height} are on the same side on both.
 
 {markdown(table)}
 """
