@@ -9,7 +9,7 @@ from pipelines.recipes.run import run_recipe
 
 N_FEATURES = (5, 10, 20, 50, 100)
 DOSES = (0.5, 0.75, 1.0, 1.25, 1.5)
-N_NULLS = 10
+N_NULLS, FEW_NULLS = 10, 5
 KANG_LAYER, MIXOLOGY_LAYER, CTCL_LAYER = "2", "1", "2"
 
 
@@ -35,7 +35,16 @@ def kang_recipe(file: Path, fold: int) -> Recipe:
         head=True,
         seed=fold,
     )
-    back = move.model_copy(update={"target": CONTROL, "toward": STIMULATED})
+    back = move.model_copy(
+        update={
+            "target": CONTROL,
+            "toward": STIMULATED,
+            "n_features": (10, 50, 100),
+            "dose": (0.75, 1.0, 1.25),
+            "n_nulls": FEW_NULLS,
+            "head": False,
+        }
+    )
     return Recipe(
         extract=ExtractOptions(
             data=(file,),
@@ -59,7 +68,7 @@ def mixology_recipe(file: Path, seed: int) -> Recipe:
         target="all",
         intervention="ablate",
         n_features=N_FEATURES,
-        n_nulls=N_NULLS,
+        n_nulls=FEW_NULLS,
         scib=True,
         seed=seed,
     )
