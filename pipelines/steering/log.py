@@ -8,13 +8,13 @@ said on stderr and left out: it can be drawn from the store at any time.
 
 import json
 import re
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from feature_store import files
 from feature_store.layout import Layout
 from pipelines.config import SteerOptions
 from pipelines.progress import stderr_console
@@ -70,7 +70,9 @@ def log_evaluation(
         params = flat({**plan, "chosen": chosen_point(tables["results"])})
         with tracking.run(folder.name, params=params, tags=tags) as mlflow_run:
             tracking.log_metrics(mlflow_run, metrics_of(tables["results"]), model_id=model_id)
-            with files.scratch_folder(folder) as made:
+            # not beside the run, where a kill would leave it
+            with tempfile.TemporaryDirectory() as scratch:
+                made = Path(scratch)
                 tracking.log_files(mlflow_run, [_write(frame, made / name) for name, frame in tables.items()])
                 tracking.log_files(mlflow_run, _drawn(plots, made, folder.name), folder="plots")
     return mlflow_run

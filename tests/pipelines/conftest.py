@@ -1,6 +1,13 @@
 """A store with every stage run on the tiny data."""
 
+import contextlib
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,3 +87,71 @@ def without_actors(monkeypatch, shards_here):
     """Start no actor in any stage."""
     for stage in ("extract", "encode", "associate", "steering.stage"):
         monkeypatch.setattr(f"pipelines.{stage}.do_shards", shards_here)
+
+
+MARK = "SCSAE_TEST_RUN"
+
+
+class Killable:
+    """`scsae` as a process of its own, and all processes that belong to it: they carry a variable of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.mark, self.driver = folder, uuid.uuid4().hex, None
+        self.log, home = folder / "log", folder / "home"
+        home.mkdir()
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "SCSAE_", "MLFLOW_"))}
+        self.environment = {**kept, "HOME": str(home), "OMP_NUM_THREADS": "1", MARK: self.mark}
+
+    def start(self, *arguments: str, first: str) -> None:
+        """Run `scsae` with these arguments after some lines of Python."""
+        code = f"{first}\nfrom pipelines.cli import main\nmain()"
+        with self.log.open("w") as out:
+            self.driver = subprocess.Popen(
+                [sys.executable, "-c", code, *arguments], env=self.environment, stdout=out, stderr=out
+            )
+
+    def wait_until(self, is_there) -> None:
+        """Let it work until something is there."""
+        deadline = time.monotonic() + 200
+        while not is_there():
+            assert self.driver.poll() is None, f"over before the kill, which would show nothing: {self.said}"
+            assert time.monotonic() < deadline, self.said
+            time.sleep(0.01)
+
+    @property
+    def said(self) -> str:
+        """Its last words."""
+        return self.log.read_text()[-2000:]
+
+    def processes(self, words: bytes = b"") -> list[int]:
+        """Ids of its processes; those whose command holds the words."""
+        found = []
+        for folder in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                ours = folder.name.isdigit() and f"{MARK}={self.mark}".encode() in (folder / "environ").read_bytes()
+                if ours and words in (folder / "cmdline").read_bytes():
+                    found.append(int(folder.name))
+        return found
+
+    def kill(self) -> None:
+        """Kill the driver; what it started ends by itself."""
+        self.driver.kill()
+        self.driver.wait()
+        deadline = time.monotonic() + 100
+        while self.processes() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert self.processes() == []
+
+    def end(self) -> None:
+        """Kill what is left."""
+        for process in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+
+
+@pytest.fixture
+def killable(tmp_path):
+    """A `Killable`, of which nothing is left after the test."""
+    made = Killable(tmp_path)
+    yield made
+    made.end()

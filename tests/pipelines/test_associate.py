@@ -1,14 +1,9 @@
 """Association: what the stage feeds its statistics, what comes back, and what it refuses."""
 
-import contextlib
 import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
-import uuid
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -327,69 +322,30 @@ def test_many_ranges_of_features_give_the_tables_of_one_and_resume_with_those_th
     assert contents(folder) == calm
 
 
-MARK = "SCSAE_TEST_RUN"
-IN_RANGES = """
-from feature_store.associations import ranges
-ranges.RANGE_FEATURES = 1
-from pipelines.cli import main
-main()
-"""
-
-
-def marked(mark, words=b""):
-    """Processes of a run under test: they carry an environment variable of their own."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            ours = folder.name.isdigit() and f"{MARK}={mark}".encode() in (folder / "environ").read_bytes()
-            if ours and words in (folder / "cmdline").read_bytes():
-                found.append(int(folder.name))
-    return found
+IN_RANGES = "from feature_store.associations import ranges\nranges.RANGE_FEATURES = 1"
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("without_actors", "many_ranges")
 def test_an_association_whose_actor_and_driver_are_killed_ends_in_the_bytes_of_an_undisturbed_one(
-    own_store, chain, tmp_path
+    own_store, killable, tmp_path
 ):
     folder = Layout(own_store).latest("associations").path
     shutil.rmtree(folder)
     without_expression(own_store)
     broken = Path(shutil.copytree(own_store, tmp_path / "broken"))
     calm = associate(AssociateOptions(), own_store)
-    mark, log = uuid.uuid4().hex, tmp_path / "log"
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "SCSAE_"))}
-    (tmp_path / "home").mkdir()
-    with log.open("w") as out:
-        driver = subprocess.Popen(
-            [sys.executable, "-c", IN_RANGES, "associate", "--num-actors", "2", "--store", str(broken)],
-            env={**kept, "HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1", MARK: mark},
-            stdout=out,
-            stderr=out,
-        )
+    killable.start("associate", "--num-actors", "2", "--store", str(broken), first=IN_RANGES)
     measured = broken / "associations" / calm.run / "measured" / "splits"
 
     def wait_for(n_more):
-        goal, deadline = len(list(measured.glob("part-*.json"))) + n_more, time.monotonic() + 200
-        while len(list(measured.glob("part-*.json"))) < goal:
-            assert driver.poll() is None, f"over before the kill, which would show nothing: {log.read_text()[-2000:]}"
-            assert time.monotonic() < deadline, log.read_text()[-2000:]
-            time.sleep(0.02)
+        goal = len(list(measured.glob("part-*.json"))) + n_more
+        killable.wait_until(lambda: len(list(measured.glob("part-*.json"))) >= goal)
 
-    try:
-        wait_for(1)
-        os.kill(marked(mark, b"ray::ShardActor")[0], signal.SIGKILL)
-        wait_for(2)
-        driver.kill()
-        driver.wait()
-        deadline = time.monotonic() + 100
-        while marked(mark) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert marked(mark) == []
-    finally:
-        for process in marked(mark):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
+    wait_for(1)
+    os.kill(killable.processes(b"ray::ShardActor")[0], signal.SIGKILL)
+    wait_for(2)
+    killable.kill()
     assert not (broken / "associations" / calm.run / "features").exists()
     resumed = associate(AssociateOptions(), broken)
     assert 0 < resumed.done < 16 + len(ASSOCIATION_TABLES)

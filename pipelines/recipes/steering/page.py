@@ -41,9 +41,9 @@ Written by `python -m pipelines.recipes.steering --data $SCSAE_DATA --store ROOT
 k 16, 1,000 steps) inside the mini model, cells read as the mean over gene tokens of its last layer. Each question is
 asked of several SAEs, each trained with its own seed on its own `train` cells; features, their number and the dose are
 searched on `select` cells, and every figure is of `test` cells, which nothing was chosen on. Values are means over the
-SAEs with 95 % intervals (Student's t); of a null, over its draws first. "Better than" counts the SAEs whose edit beats
-every draw of a null (10 draws; 5 of the way back and of sc_mixology). The layer of each question was chosen on `select` cells of its first SAE; of Kang et
-al. these are two donors that the second SAE tests.
+SAEs with 95 % intervals (Student's t); of a null, over its draws first (10; 5 of the way back and of sc_mixology). The
+layer of each question was chosen on `select` cells of its first SAE; of Kang et al. these are two donors that the second
+SAE tests.
 
 What is done: `shift` adds, to the code of each token of a cell to be moved, the difference between the mean codes of
 the two labels (of the same cell type, from `train` and `select` cells), on the chosen features alone, times the dose;
@@ -268,16 +268,24 @@ def _agreement(table: pl.DataFrame, condition: str) -> float:
 
 
 def _pictures(out: Path, store: Path, name: str, answer: Answer) -> str:
-    """Every figure of the first SAE's run."""
+    """The figures of the first SAE's run that the page shows."""
     opened, _ = _opened(store, answer)
     lines = []
-    for kind, draw in steering_drawings(opened, answer.run).items():
+    drawings = steering_drawings(opened, answer.run)
+    for kind in [kind for kind in PICTURES[name] if kind in drawings]:
         file = out / f"steering_{name}_{kind}.png"
-        draw(file, show=False)
+        drawings[kind](file, show=False)
         lines.append(f"![{kind}, SAE {answer.unit}]({file.name})")
     return "\n\n".join(lines)
 
 
+PICTURES: Mapping[str, Sequence[str]] = {
+    "kang": ("curve", "distances", "map", "head"),
+    "kang_back": ("curve",),
+    "mixology_ablate": ("pareto",),
+    "mixology_shift": ("pareto",),
+    "ctcl": ("curve", "distances"),
+}
 TITLES: Mapping[str, tuple[str, str]] = {
     "kang": (
         "Kang et al. 2018: stimulated cells to control",
