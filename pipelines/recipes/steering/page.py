@@ -42,8 +42,8 @@ k 16, 1,000 steps) inside the mini model, cells read as the mean over gene token
 asked of several SAEs, each trained with its own seed on its own `train` cells; features, their number and the dose are
 searched on `select` cells, and every figure is of `test` cells, which nothing was chosen on. Values are means over the
 SAEs with 95 % intervals (Student's t); of a null, over its draws first (10; 5 of the way back and of sc_mixology). The
-layer of each question was chosen on `select` cells of its first SAE; of Kang et al. these are two donors that the second
-SAE tests.
+layer of each question was chosen on `select` cells of its first SAE; of Kang et al. these are two donors that the
+second SAE tests.
 
 What is done: `shift` adds, to the code of each token of a cell to be moved, the difference between the mean codes of
 the two labels (of the same cell type, from `train` and `select` cells), on the chosen features alone, times the dose;
