@@ -55,7 +55,7 @@ class _Rows(NamedTuple):
 def default_by(question: Question) -> By:
     """What is told apart unless the options say so: without genes, so that the mean holds which genes a cell has, too.
 
-    On held-out donors of Kang et al. .41 of the distance to control remained by cell type, and .47 by type and gene.
+    On `select` donors of Kang et al. .41 of the distance to control remained by cell type, .46 by type and gene.
     """
     return "none" if question.name == "mix" else "cell_type"
 
