@@ -35,7 +35,7 @@ class Asked:
         question, by: what is asked, and what references tell apart.
         features: table features of the associations.
         cells: rows of the cell table that matter: labelled, and for move of one of the two labels.
-        steered: cell_idx of those that an intervention may steer.
+        steered: cell_idx of those that an intervention may steer, ascending.
         genes: symbol and gene_id of the genes that model and data share.
         gene_ids: of the genes whose tokens are steered; None: all.
         by_label: for edit, the features of the label, ranked.
@@ -50,7 +50,7 @@ class Asked:
     by: By
     features: pl.DataFrame
     cells: pl.DataFrame
-    steered: frozenset[int]
+    steered: Cells
     genes: pl.DataFrame
     gene_ids: tuple[int, ...] | None
     by_label: pl.DataFrame | None
@@ -102,7 +102,7 @@ class Asked:
             by=options.by or default_by(question),
             features=features,
             cells=cells,
-            steered=frozenset(steered["cell_idx"].to_list()),
+            steered=steered["cell_idx"].sort().to_numpy(),
             genes=genes,
             gene_ids=_gene_ids(options.gene, genes),
             by_label=by_label,
@@ -184,7 +184,7 @@ class Asked:
 
     def is_steered(self, cells: Cells) -> "np.ndarray[Any, np.dtype[np.bool_]]":
         """Which of these cells an intervention may steer."""
-        return np.array([cell in self.steered for cell in cells.tolist()], dtype=bool)
+        return np.isin(cells, self.steered)
 
     def check_cells(self) -> None:
         """Raise UsageError unless every split has the cells that it is asked about."""
@@ -209,7 +209,7 @@ class Asked:
                     f"{split} cells have one {question.kind}, {found}: nothing to mix; extract with a --split COLUMN "
                     "that deals each of them to all splits"
                 )
-            if split != "train" and not own.filter(pl.col("cell_idx").is_in(list(self.steered))).height:
+            if split != "train" and not self.is_steered(own["cell_idx"].to_numpy()).any():
                 raise UsageError(
                     f"--cells {' '.join(options.cells)} selects none of the {own.height} {split} cells that could be "
                     f"steered ({question.text}); choose cells that occur there"
