@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for question in options.only or QUESTIONS:
         for name, found in ask(question, options.data, options.store):
             asked.setdefault(name, []).append(found)
-    write_page(options.out, options.store, asked)
+    write_page(options.out, asked)
 
 
 def ask(question: str, data: Path, store: Path) -> list[tuple[str, Answer]]:

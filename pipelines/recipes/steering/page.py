@@ -11,8 +11,8 @@ from feature_store.plots.steered import steering_drawings
 from pipelines.recipes.findings.answers import Asked, separation
 from pipelines.recipes.findings.page import markdown, shrink
 from pipelines.recipes.steering.runs import Answer
-from pipelines.steering.plan import NULLS
-from pipelines.steering.seeds import over_seeds
+from pipelines.steering.plan import MEAN_DIFFERENCE, NULLS
+from pipelines.steering.seeds import MIN_SEEDS, over_seeds
 
 WANTED = 1 / 3
 """Share of the distance that may remain."""
@@ -55,13 +55,13 @@ other donors know of these at all. `floor` is what sampling noise alone leaves o
 """
 
 
-def write_page(out: Path, store: Path, asked: Mapping[str, Sequence[Answer]]) -> Path:
+def write_page(out: Path, asked: Mapping[str, Sequence[Answer]]) -> Path:
     """Write steering.md and its figures to `out`; return its path. `asked`: runs by question, a run an SAE."""
     out.mkdir(parents=True, exist_ok=True)
     sections = [HEAD]
     for name, answers in asked.items():
         section = mixed_section if name.startswith("mixology") else moved_section
-        sections.append(section(out, store, name, answers))
+        sections.append(section(out, name, answers))
     for picture in out.glob("steering_*.png"):
         shrink(picture)
     page = out / "steering.md"
@@ -69,12 +69,12 @@ def write_page(out: Path, store: Path, asked: Mapping[str, Sequence[Answer]]) ->
     return page
 
 
-def moved_section(out: Path, store: Path, name: str, answers: Sequence[Answer]) -> str:
+def moved_section(out: Path, name: str, answers: Sequence[Answer]) -> str:
     """Cells of one label moved to another."""
     title, about = TITLES[name]
     frames = [results_of(answer) for answer in answers]
     summary = over_seeds(frames)
-    pictures = _pictures(out, store, name, answers[0])
+    pictures = _pictures(out, name, answers[0])
     by_type = summary.filter(
         (pl.col("metric") == "remaining") & (pl.col("role") == "chosen") & (pl.col("group") != "all")
     ).sort("group")
@@ -92,11 +92,11 @@ By cell type (those with cells enough on both sides), the share of the distance 
 Chosen on `select` cells:
 
 {markdown(_chosen(answers, frames))}
-{_head_text(answers)}{_features_text(store, answers)}{pictures}
+{_head_text(answers)}{_features_text(answers)}{pictures}
 """
 
 
-def mixed_section(out: Path, store: Path, name: str, answers: Sequence[Answer]) -> str:
+def mixed_section(out: Path, name: str, answers: Sequence[Answer]) -> str:
     """Batches mixed, labels kept."""
     title, about = TITLES[name]
     frames = [results_of(answer) for answer in answers]
@@ -112,7 +112,7 @@ def mixed_section(out: Path, store: Path, name: str, answers: Sequence[Answer]) 
 Chosen on `select` cells:
 
 {markdown(_chosen(answers, frames))}
-{_pictures(out, store, name, answers[0])}
+{_pictures(out, name, answers[0])}
 """
 
 
@@ -132,8 +132,23 @@ def verdict_of_move(frames: Sequence[pl.DataFrame]) -> str:
     said = "**less than a third**" if mean < WANTED else "**not less than a third**"
     each = ", ".join(f"{value:.2f}" for value in left)
     return (
-        f"{mean:.2f} of the distance remains (by SAE: {each}): {said}. It is less than under every null for {below} of "
-        f"{len(left)} SAEs; the nearest null, {nearest}, leaves {best[nearest]:.2f}."
+        f"{mean:.2f} of the distance remains (by SAE: {each}): {said}. It is less than under every null for\n"
+        f"{below} of {len(left)} SAEs; the nearest null, {nearest}, leaves {best[nearest]:.2f}. {_beside(frames)}"
+    )
+
+
+def _beside(frames: Sequence[pl.DataFrame]) -> str:
+    """What remains less sampling noise, and what the vector that needs no SAE leaves."""
+    if not all(_has(frame, "remaining_corrected") for frame in frames):
+        return ""
+
+    def mean(metric: str, **which: Any) -> float:
+        return sum(_value(frame, metric, **which) for frame in frames) / len(frames)
+
+    vector = {metric: mean(metric, name=MEAN_DIFFERENCE) for metric in ("remaining", "remaining_corrected")}
+    return (
+        f"Less sampling noise, {mean('remaining_corrected', chosen=True):.2f} remains.\nThe mean-difference vector, "
+        f"which needs no SAE, leaves {vector['remaining']:.2f}, and {vector['remaining_corrected']:.2f} less noise."
     )
 
 
@@ -171,15 +186,16 @@ def _table(summary: pl.DataFrame, metrics: Sequence[str]) -> pl.DataFrame:
 
 
 def _interval(name: str) -> pl.Expr:
-    """`mean [low, high]`, two digits."""
+    """`mean [low, high]`, two digits; the mean alone of fewer than three SAEs."""
 
     def said(row: dict[str, float | None]) -> str:
         if row["mean"] is None:
             return "-"
-        bounds = "" if row["low"] is None else f" [{row['low']:.2f}, {row['high']:.2f}]"
+        is_told = row["low"] is not None and (row["n_seeds"] or 0) >= MIN_SEEDS
+        bounds = f" [{row['low']:.2f}, {row['high']:.2f}]" if is_told else ""
         return f"{row['mean']:.2f}{bounds}"
 
-    return pl.struct("mean", "low", "high").map_elements(said, return_dtype=pl.String).alias(name)
+    return pl.struct("mean", "low", "high", "n_seeds").map_elements(said, return_dtype=pl.String).alias(name)
 
 
 def _chosen(answers: Sequence[Answer], frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
@@ -210,11 +226,11 @@ def _has(frame: pl.DataFrame, metric: str) -> bool:
     return own["value"].drop_nulls().len() > 0
 
 
-def _features_text(store: Path, answers: Sequence[Answer]) -> str:
+def _features_text(answers: Sequence[Answer]) -> str:
     """Whether the features chosen on `select` donors tell the labels inside cell types of donors left out."""
     rows = []
     for answer in answers:
-        opened, plan = _opened(store, answer)
+        opened, plan = _opened(answer)
         asked, types = Asked.open(opened), ("cell_type",)
         about = opened.frame("features").select("feature_id", "top_genes").collect()
         best = commit.read_table(answer.path / "scores").sort("rank")["feature_id"].head(N_SHOWN).to_list()
@@ -237,10 +253,10 @@ on these and on the donors left out. {table.select(same).item()} of {table.heigh
 """
 
 
-def _opened(store: Path, answer: Answer) -> tuple[FeatureStore, dict[str, Any]]:
+def _opened(answer: Answer) -> tuple[FeatureStore, dict[str, Any]]:
     """The store at the associations that a run started from, and the run's plan."""
     plan = commit.Run.open(answer.path / "results").plan
-    return FeatureStore.open(store, associations=plan["associations"]), plan
+    return FeatureStore.open(answer.path.parent.parent, associations=plan["associations"]), plan
 
 
 def _head_text(answers: Sequence[Answer]) -> str:
@@ -251,11 +267,12 @@ def _head_text(answers: Sequence[Answer]) -> str:
     asked = {name: [_agreement(table, name) for table in tables] for name in ("shift", *NULLS)}
     own = tables[0].filter((pl.col("condition") == "shift") & (pl.col("n_cells") >= MIN_ASKED))
     top = own.sort(pl.col("change").abs(), descending=True).head(10)
-    said = "; ".join(f"{name} {', '.join(f'{value:.2f}' for value in values)}" for name, values in asked.items())
+    said = ";\n".join(f"{name} {', '.join(f'{value:.2f}' for value in values)}" for name, values in asked.items())
     return f"""\
 What the model itself now says: its own head is asked about hidden genes of the steered cells. `change` is that of its
 answer (in bins of expression), `difference` the real one between the labels, on the tested cells. Spearman correlation
-of the two over genes, by SAE: {said}.
+of the two over genes, by SAE (of nulls, their first draw):
+{said}.
 
 {markdown(top.select("gene", "n_cells", "change", "difference"))}
 """
@@ -267,9 +284,9 @@ def _agreement(table: pl.DataFrame, condition: str) -> float:
     return float(known.select(pl.corr("change", "difference", method="spearman")).item())
 
 
-def _pictures(out: Path, store: Path, name: str, answer: Answer) -> str:
+def _pictures(out: Path, name: str, answer: Answer) -> str:
     """The figures of the first SAE's run that the page shows."""
-    opened, _ = _opened(store, answer)
+    opened, _ = _opened(answer)
     lines = []
     drawings = steering_drawings(opened, answer.run)
     for kind in [kind for kind in PICTURES[name] if kind in drawings]:

@@ -81,7 +81,7 @@ def test_a_move_is_held_to_a_third_and_to_the_best_null_of_each_sae(left, said):
     text = verdict_of_move(frames)
     assert said in text
     assert f"{left:.2f} of the distance remains (by SAE: {left - 0.1:.2f}, {left + 0.1:.2f})" in text
-    assert "for 1 of 2 SAEs; the nearest null, shuffled labels, leaves 0.50" in text
+    assert "for\n1 of 2 SAEs; the nearest null, shuffled labels, leaves 0.50" in text
 
 
 def test_a_mix_is_held_to_the_best_null_and_to_what_it_costs():
