@@ -1,12 +1,14 @@
 """The page `docs/steering.md` and its figures, from the steering runs that `pipelines.recipes.steering` made."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from feature_store import FeatureStore, commit
+from feature_store.plots import steering_pareto
 from feature_store.plots.steered import steering_drawings
 from pipelines.recipes.findings.answers import Asked, separation
 from pipelines.recipes.findings.page import markdown, shrink
@@ -165,8 +167,9 @@ def verdict_of_mix(frames: Sequence[pl.DataFrame]) -> str:
         beyond = sum(gain > null for gain, null in zip(gains, nulls, strict=True))
         mean_loss = sum(loss) / len(loss)
         lines.append(
-            f"`{mixing}` rises by {sum(gains) / len(gains):+.3f} (the best null: {sum(nulls) / len(nulls):+.3f}), more "
-            f"than under every null for {beyond} of {len(frames)} SAEs; `{kept}` loses {100 * mean_loss:.1f} %, "
+            f"- `{mixing}` rises by {sum(gains) / len(gains):+.3f} (the best null: {sum(nulls) / len(nulls):+.3f}),\n"
+            f"  more than under every null for {beyond} of {len(frames)} SAEs; `{kept}` "
+            + (f"loses {100 * mean_loss:.1f} %, " if mean_loss >= 0 else f"gains {-100 * mean_loss:.1f} %, ")
             + ("within" if mean_loss <= MAX_LOSS else "**beyond**")
             + f" the {100 * MAX_LOSS:.0f} % allowed."
         )
@@ -288,7 +291,8 @@ def _pictures(out: Path, name: str, answer: Answer) -> str:
     """The figures of the first SAE's run that the page shows."""
     opened, _ = _opened(answer)
     lines = []
-    drawings = steering_drawings(opened, answer.run)
+    mixing = partial(steering_pareto, opened, answer.run, x="label_conservation", y="batch_mixing")
+    drawings = {**steering_drawings(opened, answer.run), "mixing": lambda file, show: mixing(save=file, show=show)}
     for kind in [kind for kind in PICTURES[name] if kind in drawings]:
         file = out / f"steering_{name}_{kind}.png"
         drawings[kind](file, show=False)
@@ -299,8 +303,8 @@ def _pictures(out: Path, name: str, answer: Answer) -> str:
 PICTURES: Mapping[str, Sequence[str]] = {
     "kang": ("curve", "distances", "map", "head"),
     "kang_back": ("curve",),
-    "mixology_ablate": ("pareto",),
-    "mixology_shift": ("pareto",),
+    "mixology_ablate": ("mixing",),
+    "mixology_shift": ("mixing", "pareto"),
     "ctcl": ("curve", "distances"),
 }
 TITLES: Mapping[str, tuple[str, str]] = {
