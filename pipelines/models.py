@@ -41,7 +41,8 @@ def versions_frame(store: Path) -> pl.DataFrame:
 def for_people(versions: pl.DataFrame) -> pl.DataFrame:
     """The same in few columns: in `steering on test cells` the figure of each evaluation that decides, a line each."""
     labels = [name for name in versions.columns if name not in (*IDENTITY, *TRAINING, *LINEAGE)]
-    decides = {label.partition(" ")[2]: label for label in reversed(labels)}
+    first = {label.partition(" ")[2]: label for label in reversed(labels)}
+    decides = dict(sorted(first.items()))
     rows = versions.select(labels).iter_rows(named=True)
     said = [
         "\n".join(

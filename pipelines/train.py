@@ -73,6 +73,8 @@ def train_all(options: TrainOptions, store: Path, *, address: str | None = None)
     clock = Clock()
     layout = Layout(store)
     parent = commit.Run.open(parent_run(layout, "activations", options.run).path)
+    # damage is named even where nothing is left to do
+    parent.manifest()
     source = parent.plan
     train_config = train_config_of(options)
     plans = [

@@ -2,10 +2,12 @@
 
 import os
 import signal
+import sys
 import time
 from collections import Counter
 
 import pytest
+import ray.cloudpickle
 
 from pipelines import shards as loop
 from pipelines.config import ActorOptions
@@ -13,6 +15,9 @@ from pipelines.errors import RunFailedError, UsageError, root_cause
 from pipelines.shards import IN_FLIGHT, LOSSES_IN_A_ROW, Crew, ShardActor, do_shards
 
 pytestmark = pytest.mark.ray
+
+# actors cannot import it by its name: some packages install a `tests` of their own
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 class Worker:
