@@ -90,6 +90,7 @@ with tracking.alone():
 """
 
 
+@pytest.mark.slow
 def test_two_drivers_that_open_a_fresh_store_at_once_log_one_run(tmp_path):
     command = [sys.executable, "-c", LOG, str(tmp_path / "store")]
     drivers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]

@@ -228,6 +228,7 @@ def test_what_is_registered_is_the_autoencoder_without_its_checkpoints(chain):
     assert not list(folder.rglob("*.pkl"))
 
 
+@pytest.mark.slow
 def test_ray_train_with_a_worker_gives_the_bytes_of_the_plain_loop_and_gives_ctrl_c_back(ray_local, chain, tmp_path):
     from pipelines.extract import extract
 
@@ -300,6 +301,7 @@ def test_an_unknown_run_lists_those_that_there_are(chain):
         train(chain.train.model_copy(update={"run": "zzz"}), chain.store)
 
 
+@pytest.mark.slow
 def test_a_promoted_version_gives_the_codes_of_its_sae_in_a_fresh_process_and_a_worse_one_is_refused(
     ray_local, chain, tmp_path
 ):

@@ -43,6 +43,7 @@ def test_splits_keep_their_shares_inside_every_stratum_and_follow_the_seed():
         assert shares == pytest.approx(SHARES)
 
 
+@pytest.mark.slow
 def test_genes_are_chosen_without_looking_at_held_out_cells(counts, monkeypatch):
     monkeypatch.setattr(made, "N_GENES", 20)
     chosen = np.arange(60) % 2 == 0

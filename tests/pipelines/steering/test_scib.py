@@ -38,6 +38,7 @@ def plain(batches):
     return scib(embedding, embedding, batch, kind, kbet=False)
 
 
+@pytest.mark.slow
 @needs_scib
 def test_silhouettes_agree_with_sklearn(batches, plain):
     embedding, batch, kind = batches
@@ -47,6 +48,7 @@ def test_silhouettes_agree_with_sklearn(batches, plain):
     assert plain.values["silhouette_batch"] == pytest.approx(np.mean(own), abs=1e-5)
 
 
+@pytest.mark.slow
 @needs_scib
 def test_bras_is_the_silhouette_against_all_other_batches_by_cosine(batches, plain):
     embedding, batch, kind = batches
@@ -60,6 +62,7 @@ def test_bras_is_the_silhouette_against_all_other_batches_by_cosine(batches, pla
     assert plain.values["bras"] == pytest.approx(np.mean(per_type), abs=1e-4)
 
 
+@pytest.mark.slow
 @needs_scib
 def test_aggregates_are_means_and_the_total_weighs_them(plain):
     values = plain.values
@@ -71,6 +74,7 @@ def test_aggregates_are_means_and_the_total_weighs_them(plain):
     assert set(values) == {metric.name for metric in METRICS}
 
 
+@pytest.mark.slow
 @needs_scib
 def test_an_embedding_is_no_correction_of_itself_and_centring_is_one(batches, plain):
     embedding, batch, kind = batches
@@ -81,6 +85,7 @@ def test_an_embedding_is_no_correction_of_itself_and_centring_is_one(batches, pl
     assert centred["ilisi"] > plain.values["ilisi"]
 
 
+@pytest.mark.slow
 @needs_scib
 def test_the_same_cells_have_the_same_scores(batches, plain):
     embedding, batch, kind = batches
@@ -129,8 +134,8 @@ def test_a_score_that_cannot_be_asked_is_none_with_its_reason(batches, case, mon
     assert {name for name, value in scored.values.items() if value is None} == set(scored.reasons) == CASES[case]
 
 
-@needs_scib
 @pytest.mark.slow
+@needs_scib
 @pytest.mark.parametrize("case", CASES)
 def test_scores_that_can_be_asked_are_found_and_in_range(batches, case):
     scored = scib(*labelled(case, *batches))
@@ -141,8 +146,8 @@ def test_scores_that_can_be_asked_are_found_and_in_range(batches, case):
     )
 
 
-@needs_scib
 @pytest.mark.slow
+@needs_scib
 def test_all_scores_and_aggregates_equal_the_benchmarker_of_scib_metrics(batches):
     import anndata
     import pandas as pd
@@ -173,6 +178,7 @@ def test_all_scores_and_aggregates_equal_the_benchmarker_of_scib_metrics(batches
         assert own[name] == pytest.approx(theirs[names.get(name, name)], abs=1e-5), name
 
 
+@pytest.mark.slow
 @needs_scib
 def test_nothing_is_printed_or_logged(batches, caplog, capfd):
     embedding, batch, kind = batches
@@ -181,8 +187,8 @@ def test_nothing_is_printed_or_logged(batches, caplog, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-@needs_scib
 @pytest.mark.slow
+@needs_scib
 def test_a_fresh_process_keeps_its_compilations_and_says_nothing(tmp_path):
     code = (
         "import numpy as np; from pipelines.steering.scib import scib; r = np.random.default_rng(0);"

@@ -213,7 +213,14 @@ def test_a_move_adds_the_differences_of_its_references_by_type_and_gene(steered,
     np.testing.assert_allclose(stored, embed(chain, at, patch), atol=2e-5)
 
 
-@pytest.mark.parametrize(("intervention", "dose"), [("clamp", 2.0), ("add", 0.5), ("scale", 3.0)])
+@pytest.mark.parametrize(
+    ("intervention", "dose"),
+    [
+        pytest.param("clamp", 2.0, marks=pytest.mark.slow),
+        ("add", 0.5),
+        pytest.param("scale", 3.0, marks=pytest.mark.slow),
+    ],
+)
 def test_a_dose_is_in_units_of_the_features_99th_percentile_and_a_scale_is_a_factor(
     chain, own_store, here, intervention, dose
 ):

@@ -152,7 +152,10 @@ def test_it_has_them_at_every_kind_of_site(site, loaded, dictionary, tokens_of):
     assert_exact(model, tokens_of(model), sae, site, [Steering(sae=sae, intervention=INTERVENTIONS["shift"])])
 
 
-@pytest.mark.parametrize("arch", ["matryoshka", "topk", "jumprelu", "gated", "standard"])
+@pytest.mark.parametrize(
+    "arch",
+    ["topk", *(pytest.param(a, marks=pytest.mark.slow) for a in ("matryoshka", "jumprelu", "gated", "standard"))],
+)
 def test_it_has_them_with_every_architecture(arch, loaded, dictionary, tokens_of):
     model, sae = loaded("scgpt"), dictionary(arch)
     steerings = [Steering(sae=sae, intervention=INTERVENTIONS[name]) for name in ("ablate", "toward by group")]
