@@ -15,6 +15,7 @@ What each question reads:
     edit   votes: neighbours that carry the label
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -141,15 +142,15 @@ class Judged:
         return Reading(metric, group, value, int(cells.sum()), np.mean(scores, axis=0))
 
 
-class Question:
+class Question(ABC):
     """What is read of an embedding [n_cells width]; the embedding before may be read as well."""
 
     def __init__(self, cells: Judged) -> None:
         self.cells = cells
 
+    @abstractmethod
     def readings(self, embedding: Floats) -> list[Reading]:
         """Every metric by group."""
-        raise NotImplementedError
 
 
 class Edit(Question):
