@@ -117,10 +117,14 @@ def test_a_shard_that_kills_every_actor_ends_the_run_by_name(ray_local, tmp_path
     folder, files = tmp_path / "attempts", [tmp_path / "0", tmp_path / "1"]
     folder.mkdir()
     crew, seen = Crew(starter(folder, {2}, True, 0, files), 1, range(5), look=lambda: None), []
-    with pytest.raises(RunFailedError, match=f"{LOSSES_IN_A_ROW} actors died .* at shard 2, .*run the same command"):
+
+    def see_all():
         for number, result in crew.results():
             seen.append((number, result))
             (tmp_path / str(number)).touch()
+
+    with pytest.raises(RunFailedError, match=f"{LOSSES_IN_A_ROW} actors died .* at shard 2, .*run the same command"):
+        see_all()
     assert sorted(seen) == [(i, i * 10) for i in (0, 1)]
     assert attempts(folder)[2] == LOSSES_IN_A_ROW
 
