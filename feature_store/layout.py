@@ -2,11 +2,13 @@
 
     <root>/cells/<dataset>/        the cell table (one part), with genes/ and expression/ (by gene) beside it
     <root>/activations/<run>/      plan.json  part-00012.parquet  part-00012.json  MANIFEST.json
-    <root>/saes/<run>/             ray_train/  sae.safetensors  config.json  MANIFEST.json
+    <root>/saes/<run>/             ray_train/  sae.safetensors  config.json  history.json  summary.json  MANIFEST.json
+                                   map/{umap,neighbours}/
     <root>/codes/<run>/            by_cell/  by_feature/  stats/{feature_gene,gene,feature_token}/
     <root>/associations/<run>/     features/  feature_label/  feature_gene/  feature_geneset/  feature_token/
                                    measured/ (what these are assembled from, a part per range of features)
-    <root>/steering/<run>/         results/  per_cell/  variants/  scores/  [search/  survey/  references/  head/  ...]
+    <root>/steering/<run>/         results/  per_cell/  variants/  scores/  [search/  survey/  references/  head/
+                                   map/  ...]
     <root>/matches/<run>/          feature_match/
     <root>/comparisons/<run>/      comparison/  representation/
     <root>/mlflow/                 mlflow.db  artifacts/
@@ -32,6 +34,8 @@ from feature_store.errors import InputError, NotFoundError
 PLAN = "plan.json"
 MANIFEST = "MANIFEST.json"
 TEMPORARY = ".tmp-"
+HISTORY = "history.json"
+SUMMARY = "summary.json"
 
 ASSOCIATION_TABLES = ("features", "feature_label", "feature_gene", "feature_geneset", "feature_token")
 COMPARISON_TABLES = ("comparison", "representation")
@@ -165,6 +169,10 @@ class Layout:
     def saes_dir(self, run: str) -> Path:
         """A trained SAE and the checkpoints of its training."""
         return self.run_dir("saes", run)
+
+    def feature_map_dir(self, run: str) -> Path:
+        """The map of an SAE's features, umap/ and neighbours/, beside its weights; absent until it was asked for."""
+        return self.saes_dir(run) / "map"
 
     def codes_dir(self, run: str) -> Path:
         """Codes: by_cell/, by_feature/ and stats/ are runs of their own inside."""

@@ -4,10 +4,11 @@
 it came from; their parts are those of finished manifests, so a writer beside it changes nothing. Nothing is ever
 written. Codes are read along the sort order that the question needs, in SQL too (`feature_store.codes.reader`).
 
-In SQL the tables are `cells`, `genes`, `codes`, `features`, `feature_label`, `feature_gene`, `feature_geneset`,
-`feature_token`, `steering`, `steering_variants`, `steering_scores`, `steering_head`, `feature_match`, `comparison` and
-`representation`: those of them that the store has. `feature_match` and the steering tables are of the SAE that the
-other tables are about, so that they join these by feature_id; a column `run` tells steering runs apart.
+In SQL the tables are `cells`, `genes`, `training`, `feature_umap`, `feature_neighbour`, `codes`, `umap`, `features`,
+`feature_label`, `feature_gene`, `feature_geneset`, `feature_token`, `steering`, `steering_variants`, `steering_scores`,
+`steering_head`, `steering_map`, `feature_match`, `comparison` and `representation`: those of them that the store has
+(`feature_store.tables`). All are of the SAE that the associations are of, so that they join by feature_id; a column
+`run` tells steering runs apart.
 """
 
 import json
@@ -20,13 +21,13 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 import polars as pl
 
-from feature_store.codes.reader import CodeReader
 from feature_store.commit import Run
-from feature_store.errors import IntegrityError, NotFoundError, QueryError
-from feature_store.files import REPAIR, parquet_source, scan_source, size_bytes
+from feature_store.errors import NotFoundError, QueryError
+from feature_store.files import read_bytes, read_sealed
 from feature_store.hints import did_you_mean, near, same_but_for_case, some
-from feature_store.layout import ASSOCIATION_TABLES, COMPARISON_TABLES, KINDS, MANIFEST, Layout
+from feature_store.layout import ASSOCIATION_TABLES, KINDS, PLAN, SUMMARY, Layout
 from feature_store.lineage import Lineage, lineage_of, plans_of
+from feature_store.tables import Tables
 
 if TYPE_CHECKING:
     import anndata
@@ -54,7 +55,7 @@ def _naming_damage(ask: _Method[P]) -> _Method[P]:
         try:
             return ask(store, *args, **kwargs)
         except (OSError, pl.exceptions.PolarsError) as error:
-            store._refuse_damage(error)
+            store._tables.refuse_damage(error)
             raise
 
     return asked
@@ -72,8 +73,7 @@ class FeatureStore:
     def __init__(self, layout: Layout, lineage: Lineage) -> None:
         self.layout = layout
         self.lineage = lineage
-        self._folders = _folders(layout, lineage)
-        self._frames: dict[str, pl.LazyFrame] = {}
+        self._tables = Tables(layout, lineage)
         self._cells_asked = False
 
     def __repr__(self) -> str:
@@ -103,15 +103,15 @@ class FeatureStore:
 
     def tables(self) -> list[str]:
         """Names of the tables that this store has."""
-        return list(self._folders)
+        return self._tables.names()
 
     def frame(self, table: str) -> pl.LazyFrame:
         """A table as a lazy frame; nothing is read until it is collected. QueryError with the nearest name."""
-        if table not in self._folders:
-            raise QueryError(self._no_table(table))
-        if table not in self._frames:
-            self._frames[table] = self._scan(table)
-        return self._frames[table]
+        return self._tables.frame(table)
+
+    def made_by(self, table: str) -> str:
+        """The command that makes a table, whether or not this store has it. QueryError if there is none such."""
+        return self._tables.made_by(table)
 
     @_naming_damage
     def sql(self, query: str) -> pl.DataFrame:
@@ -128,7 +128,7 @@ class FeatureStore:
         try:
             return pl.SQLContext({table: self.frame(table) for table in self.tables()}, eager=True).execute(query)
         except pl.exceptions.PolarsError as error:
-            self._refuse_damage(error)
+            self._tables.refuse_damage(error)
             raise QueryError(self._explain(str(error))) from error
 
     def why_empty(self, query: str) -> str:
@@ -179,8 +179,8 @@ class FeatureStore:
         that the codes do not have.
         """
         self._check_feature(feature)
-        top = self._codes.top_cells(feature, n)
-        if "cells" not in self._folders:
+        top = self._tables.codes.top_cells(feature, n)
+        if "cells" not in self._tables.folders:
             return top
         return top.join(self._cells_of(top["cell_idx"]), on="cell_idx", how="left", maintain_order="left")
 
@@ -191,19 +191,33 @@ class FeatureStore:
         Reads a row group of the one part of codes/by_cell that holds the cell. QueryError for a cell that is not in the
         cell table.
         """
-        codes = self._codes
+        codes = self._tables.codes
         return self._describe(codes.features_of(self._cell_idx(cell)).head(n))
 
     def provenance(self) -> dict[str, Any]:
         """Where the tables come from: the runs read, the sha of each table's manifest, and the plans of the runs, from
         the activations (model, data set) to the associations.
         """
-        folders = {table: of for table, of in self._folders.items() if len(of) == 1}
         return {
             "runs": {kind: run for kind, run in asdict(self.lineage).items() if isinstance(run, str)},
-            "manifests": {table: Run.open(folder).manifest().sha for table, (folder,) in folders.items()},
+            "manifests": self._tables.manifests(),
             "plans": plans_of(self.layout, self.lineage),
         }
+
+    def sae_facts(self) -> dict[str, Any]:
+        """What the SAE is and how well it does: its run, its plan (model, site, dataset, `sae` and `train`: options; a
+        baseline has `control` instead of `train`) and, under `summary`, its figures on held-out tokens.
+
+        NotFoundError if the codes name no SAE, or one that was deleted.
+        """
+        sae = self.lineage.sae
+        if "training" not in self.tables() or sae is None:
+            raise NotFoundError(
+                f"{self.layout.root} has no SAE {sae or 'that its codes name'}; train one with "
+                f"`{self.made_by('training')}`"
+            )
+        folder = self.layout.saes_dir(sae)
+        return {"run": sae, **read_sealed(folder / PLAN), "summary": json.loads(read_bytes(folder / SUMMARY))}
 
     def to_anndata(
         self,
@@ -234,13 +248,13 @@ class FeatureStore:
         from feature_store.anndata_file import as_anndata
         from feature_store.codes import load_cell_codes
 
-        codes = self._codes
+        codes = self._tables.codes
         wanted = [int(feature) for feature in (range(codes.n_features) if features is None else features)]
         for feature in wanted:
             self._check_feature(feature)
         obs = self._chosen_cells(cells)
         order = pl.DataFrame({"feature_id": wanted}, schema={"feature_id": pl.Int32})
-        known = [table for table in ASSOCIATION_TABLES if table in self._folders]
+        known = [table for table in ASSOCIATION_TABLES if table in self._tables.folders]
         about = {}
         for table in known if tables is None else tables:
             if "feature_id" not in self.frame(table).collect_schema():
@@ -275,21 +289,13 @@ class FeatureStore:
         return chosen.join(rows, on="cell_idx", how="left", maintain_order="left")
 
     def _check_feature(self, feature: int) -> None:
-        if not 0 <= feature < self._codes.n_features:
-            raise QueryError(f"no feature {feature}; the codes have features 0 to {self._codes.n_features - 1}")
-
-    @cached_property
-    def _codes(self) -> CodeReader:
-        if self.lineage.codes is None:
-            raise NotFoundError(
-                f"{self.layout.root} has no codes; make them with `scsae encode --store {self.layout.root}`"
-            )
-        return CodeReader(self.layout.codes_dir(self.lineage.codes))
+        if not 0 <= feature < self._tables.codes.n_features:
+            raise QueryError(f"no feature {feature}; the codes have features 0 to {self._tables.codes.n_features - 1}")
 
     @cached_property
     def _n_cells(self) -> int:
         """Cells of the data set; their cell_idx are 0 to one less."""
-        (folder,) = self._folders["cells"]
+        (folder,) = self._tables.folders["cells"]
         return Run.open(folder).manifest().rows
 
     def _cells_of(self, cell_idx: pl.Series) -> pl.DataFrame:
@@ -306,18 +312,6 @@ class FeatureStore:
     @cached_property
     def _about_features(self) -> pl.DataFrame:
         return self.frame("features").select(_ABOUT_FEATURE).collect()
-
-    def _scan(self, table: str) -> pl.LazyFrame:
-        folders = self._folders[table]
-        if table == "codes":
-            return self._codes.scan()
-        if table in _STEERING:
-            frames = [_scan(folder).with_columns(pl.lit(folder.parent.name).alias("run")) for folder in folders]
-            return pl.concat(frames, how="diagonal_relaxed")
-        if table == "feature_match":
-            every = pl.concat([_scan(folder) for folder in folders])
-            return every if self.lineage.sae is None else every.filter(pl.col("sae") == self.lineage.sae)
-        return _scan(folders[0])
 
     def _rows_about(self, table: str, column: str, name: str) -> pl.DataFrame:
         """Rows of a table with this name in a column; of a name in another case if there is but one."""
@@ -336,23 +330,6 @@ class FeatureStore:
 
     def _values(self, table: str, column: str) -> list[str]:
         return self.frame(table).select(pl.col(column).drop_nulls().unique()).collect()[column].to_list()
-
-    def _refuse_damage(self, error: Exception) -> None:
-        """IntegrityError naming the parts that are missing or not of their size, if any is."""
-        damaged = []
-        for folder in {folder for folders in self._folders.values() for folder in folders}:
-            run = Run.open(folder)
-            for marker in run.manifest().shards:
-                if size_bytes(run.part(marker.shard)) != marker.bytes:
-                    damaged.append(str(run.part(marker.shard)))
-        if damaged:
-            raise IntegrityError(f"damaged or missing: {', '.join(sorted(damaged))}; {REPAIR}") from error
-
-    def _no_table(self, name: str) -> str:
-        known = ", ".join(self.tables())
-        if name in _MADE_BY:
-            return f"no table {name!r} yet: `{_MADE_BY[name]} --store {self.layout.root}` makes it; tables: {known}"
-        return f"no table {name!r}{did_you_mean(name, self.tables())}; tables: {known}"
 
     def _cell_idx(self, cell: int | str) -> int:
         if isinstance(cell, int) and 0 <= cell < self._n_cells:
@@ -374,7 +351,7 @@ class FeatureStore:
         )
 
     def _describe(self, found: pl.DataFrame) -> pl.DataFrame:
-        if "features" not in self._folders:
+        if "features" not in self._tables.folders:
             return found
         about = self._about_features
         about = about.select("feature_id", *(name for name in _ABOUT_FEATURE[1:] if name not in found.columns))
@@ -384,7 +361,7 @@ class FeatureStore:
         message = message.split("\n\n")[0].strip()
         if no_table := _NO_TABLE.search(message):
             name = no_table[1]
-            return self._no_table(name)
+            return self._tables.no_table(name)
         if no_column := _NO_COLUMN.search(message):
             name = no_column[1]
             columns = {table: self.frame(table).collect_schema().names() for table in self.tables()}
@@ -395,63 +372,8 @@ class FeatureStore:
         return f"the query cannot be answered: {message}"
 
 
-_STEERING: Mapping[str, str] = {
-    "steering": "results",
-    "steering_variants": "variants",
-    "steering_scores": "scores",
-    "steering_head": "head",
-}
-"""Table: the folder of a steering run that holds its rows."""
-_MADE_BY: Mapping[str, str] = {
-    **dict.fromkeys(("cells", "genes"), "scsae extract DATA"),
-    "codes": "scsae encode",
-    "umap": "scsae plot umap --save umap.png",
-    **dict.fromkeys(ASSOCIATION_TABLES, "scsae associate"),
-    **dict.fromkeys(_STEERING, "scsae steer"),
-    "feature_match": "scsae match --other SAE",
-    **dict.fromkeys(COMPARISON_TABLES, "scsae compare"),
-}
 _ASKED: Mapping[str, tuple[str, str, bool]] = {
     "gene": ("feature_gene", "pearson", True),
     "label": ("feature_label", "auroc", True),
     "gene_set": ("feature_geneset", "p", False),
 }
-
-
-def _folders(layout: Layout, lineage: Lineage) -> dict[str, list[Path]]:
-    """The run folders of each table; several for steering and matches alone."""
-    folders: dict[str, list[Path]] = {}
-    if lineage.dataset is not None:
-        folders["cells"] = [layout.cells_dir(lineage.dataset)]
-        if layout.genes_dir(lineage.dataset).exists():
-            folders["genes"] = [layout.genes_dir(lineage.dataset)]
-    if lineage.codes is not None:
-        folders["codes"] = [layout.codes_dir(lineage.codes) / "by_cell"]
-        if (layout.umap_dir(lineage.codes) / MANIFEST).is_file():
-            folders["umap"] = [layout.umap_dir(lineage.codes)]
-    if lineage.associations is not None:
-        folder = layout.associations_dir(lineage.associations)
-        folders |= {table: [folder / table] for table in ASSOCIATION_TABLES}
-    for table, folder_name in _STEERING.items():
-        every = [layout.steering_dir(run) / folder_name for run in lineage.steering]
-        # a run has a table of scores or of the model's answers only where it was asked for
-        if found := [folder for folder in every if (folder / MANIFEST).is_file()]:
-            folders[table] = found
-    if lineage.matches:
-        folders["feature_match"] = [layout.matches_dir(run) / "feature_match" for run in lineage.matches]
-    if lineage.comparison is not None:
-        folder = layout.comparisons_dir(lineage.comparison)
-        folders |= {table: [folder / table] for table in COMPARISON_TABLES}
-    return folders
-
-
-def _scan(folder: Path) -> pl.LazyFrame:
-    """The parts of a complete run as one lazy frame."""
-    parts = Run.open(folder).parts()
-    try:
-        with parquet_source(parts[0]) as source:
-            schema = pl.read_parquet_schema(source)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise IntegrityError(f"{parts[0]} cannot be read: {error}; {REPAIR}") from error
-    # a filter first: 100 rows of a million cells of 15 columns in 40 ms instead of 60
-    return pl.scan_parquet([scan_source(part) for part in parts], schema=schema, glob=False, parallel="prefiltered")

@@ -55,6 +55,16 @@ TABLES: Mapping[str, TableSchema] = {
     "codes": _table("cell_idx feature_id value", cell_idx=pl.Int64, feature_id=pl.Int32, value=pl.Float32),
     # one row a cell that was laid out (`feature_store.umap`); x and y have no unit
     "umap": _table("cell_idx x y", cell_idx=pl.Int64, x=pl.Float32, y=pl.Float32),
+    # one row a feature of an SAE (`feature_store.feature_map`)
+    "feature_umap": _table("feature_id x y", feature_id=pl.Int32, x=pl.Float32, y=pl.Float32),
+    # its nearest others by the cosine of their decoder rows; rank 1 is the nearest
+    "feature_neighbour": _table(
+        "feature_id rank other_feature_id cosine",
+        feature_id=pl.Int32,
+        rank=pl.Int32,
+        other_feature_id=pl.Int32,
+        cosine=pl.Float32,
+    ),
     # token statistics of a shard or a run: sums over the tokens of (split, gene) at which the feature fires
     "token_feature_gene": _table(
         "split feature_id gene_id n_tokens sum sum_sq max",
@@ -262,6 +272,16 @@ TABLES: Mapping[str, TableSchema] = {
         n_cells=pl.Int64,
         change=pl.Float64,
         difference=pl.Float64,
+    ),
+    # one row a (variant, `test` cell) that was laid out; pc1, pc2: of the cells' embeddings
+    "steering_map": _table(
+        "variant cell_idx x y",
+        variant=pl.Int32,
+        cell_idx=pl.Int64,
+        pc1=pl.Float32,
+        pc2=pl.Float32,
+        x=pl.Float32,
+        y=pl.Float32,
     ),
 }
 

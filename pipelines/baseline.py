@@ -21,7 +21,7 @@ import numpy as np
 from feature_store import commit, ingest
 from feature_store.activations import ActivationReader
 from feature_store.genesets import canonical_immune, read_gmt
-from feature_store.layout import PLAN, Layout, RunInfo, run_id
+from feature_store.layout import PLAN, SUMMARY, Layout, RunInfo, run_id
 from feature_store.lineage import control_of
 from feature_store.stream import sample_tokens
 from pipelines.cluster import one_ray_session
@@ -34,7 +34,7 @@ from pipelines.config import (
     TrainOptions,
 )
 from pipelines.errors import UsageError
-from pipelines.fitting import JUDGED_ON, SAE_FILES, SUMMARY, commit_sae, held_out, judged, select_probe, test_batches
+from pipelines.fitting import JUDGED_ON, SAE_FILES, commit_sae, held_out, judged, select_probe, test_batches
 from pipelines.inputs import SOURCE_FILE, model_place
 from pipelines.progress import ticking
 from pipelines.stage import FORMAT_VERSION, RANDOM_MODEL, Clock, StageResult, parent_run

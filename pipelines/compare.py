@@ -17,11 +17,10 @@ import polars as pl
 from feature_store import FeatureStore, commit
 from feature_store.comparison import Representation, compare, describe, summarise
 from feature_store.errors import NotFoundError
-from feature_store.layout import Layout, run_id
+from feature_store.layout import SUMMARY, Layout, run_id
 from feature_store.lineage import control_of
 from pipelines.baseline import Reference
 from pipelines.errors import UsageError
-from pipelines.fitting import SUMMARY
 from pipelines.progress import ticking
 from pipelines.stage import FORMAT_VERSION, parent_run
 

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from feature_store import commit, files, ingest
 from feature_store.activations import ActivationReader
-from feature_store.layout import Layout, as_path
+from feature_store.layout import HISTORY, SUMMARY, Layout, as_path
 from feature_store.stream import TokenStream, sample_tokens
 from pipelines.errors import UsageError
 from pipelines.recovery import Probe, or_reason, probe
@@ -40,10 +40,9 @@ NORMALISER_TOKENS = 1_000_000
 CHECKPOINTS = "checkpoints"
 CHECKPOINT_HEADER = "trainer.json"
 PROGRESS = "progress.json"
-SUMMARY = "summary.json"
 JUDGED_ON = ("select", "test")
 """Cells whose tokens give a summary its FVU. Those of `test` cells are reported and decide nothing here."""
-SAE_FILES = ("sae.safetensors", "config.json", "history.json", SUMMARY)
+SAE_FILES = ("sae.safetensors", "config.json", HISTORY, SUMMARY)
 
 Finding = dict[str, Any]
 """kind, step, value and message of an early warning, as JSON values."""
@@ -360,7 +359,7 @@ def commit_sae(
     summary = {**summary, "findings": list(findings)}
     with files.clear_write_errors(run.path), files.scratch_folder(run.path) as made:
         save_sae(sae, made, {"activations": run.plan["activations"], "site": run.plan["site"]})
-        for name, content in {"history.json": list(history), SUMMARY: summary}.items():
+        for name, content in {HISTORY: list(history), SUMMARY: summary}.items():
             # careful: rows that came back from a checkpoint have their keys in another order
             (made / name).write_text(json.dumps(content, sort_keys=True))
         for shard, name in enumerate(SAE_FILES):

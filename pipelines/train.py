@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from feature_store import commit, files
 from feature_store.activations import ActivationReader
-from feature_store.layout import Layout, as_path, run_id
+from feature_store.layout import HISTORY, SUMMARY, Layout, as_path, run_id
 from feature_store.lineage import control_of
 from pipelines.cluster import actors_that_fit, ray_session
 from pipelines.config import TrainOptions
 from pipelines.errors import ON_PURPOSE, RunFailedError, UsageError, root_cause
-from pipelines.fitting import JUDGED_ON, PROGRESS, SAE_FILES, SUMMARY, SAEJob, TrainJob, fit
+from pipelines.fitting import JUDGED_ON, PROGRESS, SAE_FILES, SAEJob, TrainJob, fit
 from pipelines.progress import stderr_console, ticking
 from pipelines.stage import FORMAT_VERSION, Clock, StageResult, parent_run
 from pipelines.tracking import ModelVersion, Tracking
@@ -313,7 +313,7 @@ def _logged(tracking: Tracking, layout: Layout, run: commit.Run, options: TrainO
     params = {**plan["sae"], **plan["train"]}
     params |= {name: plan[name] for name in ("model", "site", "n_ranks", "recovery_cells")}
     with tracking.run(run.path.name, params=params, tags=tags) as mlflow_run:
-        tracking.log_curves(mlflow_run, json.loads((run.path / "history.json").read_text()))
+        tracking.log_curves(mlflow_run, json.loads((run.path / HISTORY).read_text()))
         tracking.log_metrics(mlflow_run, metrics)
         with files.local_folder(run.path) as folder, files.scratch_folder(run.path) as made:
             # the checkpoints beside them are several times as large, and nothing that a user of the model needs
