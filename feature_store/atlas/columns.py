@@ -1,0 +1,115 @@
+"""Columns as bytes that a browser reads without parsing: a small header, then typed arrays as they lie in memory.
+
+    u32 H (little endian; 4 + H is a multiple of 8)
+    H bytes of JSON: {"n": rows, "columns": [{"name", "kind", "at", "bytes", ...}]}, padded with spaces
+    data: every column begins at a multiple of 8, `at` counts from the first of it
+
+| kind | what | null |
+|---|---|---|
+| f64, f32 | numbers | NaN |
+| i32 | whole numbers; f64 where they are too large | -2147483648 |
+| u8 | booleans | 2 |
+| category | `codes` (u16 or u32) into `categories` | the number of categories |
+| text | u32 offsets [n + 1], then UTF-8 | the empty text |
+
+Why not Arrow or JSON: the reader of Arrow is 200 kB of somebody else's JavaScript, and 100,000 rows of 15 numbers take
+.3 s to parse as JSON; here a column is a view into what came over the wire, and a text is decoded when it is looked at.
+Float64 stays f64, so that what a page writes into a CSV is what the store holds.
+"""
+
+import json
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+MEDIA_TYPE = "application/octet-stream"
+NULL_I32 = -(2**31)
+_NULL_U8 = 2
+
+
+def encode(frame: pl.DataFrame) -> bytes:
+    """The bytes of a frame. TypeError for a dtype that has no kind (lists, dates)."""
+    columns: list[dict[str, Any]] = []
+    chunks: list[bytes] = []
+    at = 0
+    for series in frame.iter_columns():
+        about, data = _encoded(series)
+        columns.append({"name": series.name, **about, "at": at, "bytes": len(data)})
+        chunks.append(data + b"\0" * (-len(data) % 8))
+        at += len(chunks[-1])
+    header = json.dumps({"n": frame.height, "columns": columns}, ensure_ascii=False, separators=(",", ":")).encode()
+    header += b" " * (-(4 + len(header)) % 8)
+    return b"".join([len(header).to_bytes(4, "little"), header, *chunks])
+
+
+def decode(data: bytes) -> pl.DataFrame:
+    """The frame of `encode`'s bytes, with nulls where they were (in numbers: NaN too)."""
+    size = int.from_bytes(data[:4], "little")
+    header = json.loads(data[4 : 4 + size])
+    body = memoryview(data)[4 + size :]
+    n = header["n"]
+    series = [_decoded(about, body[about["at"] : about["at"] + about["bytes"]], n) for about in header["columns"]]
+    return pl.DataFrame(series) if series else pl.DataFrame()
+
+
+def _encoded(series: pl.Series) -> tuple[dict[str, Any], bytes]:
+    dtype = series.dtype
+    if dtype in (pl.Float64, pl.Float32):
+        kind = "f64" if dtype == pl.Float64 else "f32"
+        return {"kind": kind}, _bytes(series.fill_null(float("nan")).to_numpy(), f"<{kind[0]}{int(kind[1:]) // 8}")
+    if dtype == pl.Boolean:
+        return {"kind": "u8"}, _bytes(series.cast(pl.UInt8).fill_null(_NULL_U8).to_numpy(), "u1")
+    if dtype.is_integer():
+        largest = max((abs(int(x)) for x in (series.min(), series.max()) if isinstance(x, int)), default=0)
+        if largest < -NULL_I32:
+            return {"kind": "i32"}, _bytes(series.cast(pl.Int64).fill_null(NULL_I32).to_numpy(), "<i4")
+        return {"kind": "f64"}, _bytes(series.cast(pl.Float64).fill_null(float("nan")).to_numpy(), "<f8")
+    if dtype == pl.String:
+        return {"kind": "text"}, _text(series)
+    if isinstance(dtype, pl.Categorical | pl.Enum):
+        return _category(series)
+    raise TypeError(f"column {series.name!r} is {dtype}, which has no kind here")
+
+
+def _category(series: pl.Series) -> tuple[dict[str, Any], bytes]:
+    names = series.cast(pl.String)
+    known = sorted(names.drop_nulls().unique().to_list())
+    codes = names.replace_strict(known, range(len(known)), default=len(known), return_dtype=pl.UInt32)
+    kind = "u16" if len(known) < 2**16 else "u32"
+    return {"kind": "category", "codes": kind, "categories": known}, _bytes(
+        codes.to_numpy(), f"<{kind[0]}{int(kind[1:]) // 8}"
+    )
+
+
+def _text(series: pl.Series) -> bytes:
+    filled = series.fill_null("")
+    offsets = np.zeros(len(filled) + 1, dtype="<u4")
+    np.cumsum(filled.str.len_bytes().to_numpy(), out=offsets[1:])
+    return offsets.tobytes() + "".join(filled.to_list()).encode()
+
+
+def _bytes(values: npt.NDArray[Any], dtype: str) -> bytes:
+    return np.ascontiguousarray(values, dtype=dtype).tobytes()
+
+
+def _decoded(about: dict[str, Any], data: memoryview, n: int) -> pl.Series:
+    name, kind = about["name"], about["kind"]
+    if kind == "text":
+        return pl.Series(name, _split(data, n), dtype=pl.String)
+    if kind == "category":
+        codes = np.frombuffer(data, f"<{about['codes'][0]}{int(about['codes'][1:]) // 8}")
+        return pl.Series(name, [*about["categories"], None], dtype=pl.String).gather(codes)
+    if kind == "u8":
+        found = np.frombuffer(data, "u1")
+        return pl.Series(name, found).replace_strict([0, 1], [False, True], default=None, return_dtype=pl.Boolean)
+    values = pl.Series(name, np.frombuffer(data, f"<{kind[0]}{int(kind[1:]) // 8}"))
+    return values.set(values == NULL_I32, None) if kind == "i32" else values
+
+
+def _split(data: memoryview, n: int) -> list[str]:
+    offsets = np.frombuffer(data[: 4 * (n + 1)], "<u4")
+    body = bytes(data[4 * (n + 1) :])
+    return [body[start:stop].decode() for start, stop in pairwise(offsets)]

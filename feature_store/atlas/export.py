@@ -1,0 +1,56 @@
+"""The atlas as static files: every resource at its path, with the page and its scripts, for any web host.
+
+>>> export(store, "atlas")     # python -m http.server -d atlas
+
+A browser reads scripts and data over HTTP only, so the folder has to be served, if only by Python's own server.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from feature_store.atlas.page import STATIC, index_html
+from feature_store.atlas.resources import Resources
+from feature_store.errors import InputError, StoreWriteError
+from feature_store.query import FeatureStore
+
+MARK = "scsae-atlas.txt"
+"""Says that a folder was written here, and may be written anew."""
+_MARK_TEXT = "An exported atlas of scsae; serve this folder over HTTP, e.g. `python -m http.server`.\n"
+
+
+def export(store: FeatureStore, folder: str | Path, *, progress: Callable[[int, int], None] | None = None) -> int:
+    """Write the atlas of a store to a folder; returns the bytes written.
+
+    `progress(n_done, n_all)` is called after every file. The folder is absent, empty or an earlier export, which is
+    replaced. Raises:
+        InputError: the folder holds something else.
+        StoreWriteError: it cannot be written.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / MARK).is_file())):
+        raise InputError(f"{folder} holds something that is no exported atlas; name a new or an empty folder")
+    resources = Resources(store)
+    paths = list(resources.paths())
+    written = 0
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        (folder / MARK).write_text(_MARK_TEXT)
+        (folder / "index.html").write_bytes(index_html(store))
+        shutil.copytree(STATIC, folder / "static", ignore=shutil.ignore_patterns("__pycache__"))
+        for n_done, path in enumerate(paths, start=1):
+            found = resources.get(path)
+            if found is None:
+                raise InputError(f"the atlas lists {path} and cannot make it; `scsae verify` finds what is damaged")
+            file = folder / "data" / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            written += file.write_bytes(found.body)
+            if progress is not None:
+                progress(n_done, len(paths))
+    except OSError as error:
+        raise StoreWriteError(
+            f"cannot write {folder}: {error.strerror or error}; free space, or name another"
+        ) from error
+    return written

@@ -1,0 +1,102 @@
+"""The open store as the resources share it: what several of them need is read once."""
+
+from functools import cached_property, lru_cache
+from typing import Any
+
+import polars as pl
+
+from feature_store.query import FeatureStore
+from feature_store.schemas import SPLITS
+
+BLOCK = 256
+"""Features whose rows are read together: a page asks for one, an export for all of them in order."""
+MOST_CATEGORIES = 1000
+"""A column of the cell table with more values than these is no label to colour cells by."""
+_OWN = ("cell_idx", "cell_id", "dataset", "split")
+
+
+class Opened:
+    """One store, and what was read of it so far. Not for several threads at once."""
+
+    def __init__(self, store: FeatureStore) -> None:
+        self.store = store
+        self._block = lru_cache(maxsize=24)(self._read_block)
+
+    def has(self, table: str) -> bool:
+        """Whether the store has a table."""
+        return table in self.store.tables()
+
+    def missing(self, table: str) -> dict[str, Any]:
+        """What a resource says instead where its table is not there: the table, and the command that makes it."""
+        return {"missing": {"table": table, "command": self.store.made_by(table)}}
+
+    @cached_property
+    def features(self) -> pl.DataFrame:
+        """A row a feature: the table `features`, and its place x, y on the map (null where there is no map)."""
+        found = self.store.frame("features").sort("feature_id").collect()
+        if not self.has("feature_umap"):
+            empty = pl.lit(None, pl.Float32)
+            return found.with_columns(x=empty, y=empty)
+        points = self.store.frame("feature_umap").select("feature_id", "x", "y").collect()
+        return found.join(points, on="feature_id", how="left", maintain_order="left")
+
+    @cached_property
+    def row_of(self) -> dict[int, int]:
+        """Row of each feature in `features`."""
+        return {feature: row for row, feature in enumerate(self.features["feature_id"].to_list())}
+
+    @cached_property
+    def labels(self) -> pl.DataFrame:
+        """label_kind, label of each label that features were tested for; a label's id is its row."""
+        if not self.has("feature_label"):
+            return pl.DataFrame(schema={"label_kind": pl.String, "label": pl.String})
+        kinds = self.store.frame("feature_label").select("label_kind", "label").unique()
+        return kinds.sort("label_kind", "label").collect()
+
+    @cached_property
+    def cells(self) -> pl.DataFrame:
+        """A row a cell on the map, by cell_idx: cell_idx, x, y, split and the label columns as categories; no row where
+        there is no map.
+        """
+        if not self.has("umap"):
+            return pl.DataFrame(schema={"cell_idx": pl.Int64, "x": pl.Float32, "y": pl.Float32})
+        columns = ["cell_idx", "split", *self.label_columns]
+        cells = self.store.frame("cells").select(columns)
+        points = self.store.frame("umap").select("cell_idx", "x", "y")
+        found = points.join(cells, on="cell_idx", how="left").sort("cell_idx").collect()
+        return found.with_columns(pl.col("split", *self.label_columns).cast(pl.String).cast(pl.Categorical))
+
+    @cached_property
+    def label_columns(self) -> list[str]:
+        """Columns of the cell table that group cells: text of at least one value and of at most 1,000."""
+        table = self.store.frame("cells")
+        columns = [name for name, dtype in table.collect_schema().items() if dtype == pl.String and name not in _OWN]
+        counts = table.select(pl.col(columns).drop_nulls().n_unique()).collect() if columns else pl.DataFrame()
+        first = [name for name in ("cell_type", "batch", "donor") if name in columns]
+        ordered = [*first, *(name for name in columns if name not in first)]
+        return [name for name in ordered if 1 <= counts[name][0] <= MOST_CATEGORIES]
+
+    @cached_property
+    def n_cells(self) -> dict[str, int]:
+        """Cells of each split."""
+        counts = self.store.frame("cells").group_by("split").len().collect()
+        return {split: int(n) for split in SPLITS for n in counts.filter(split=split)["len"]}
+
+    def rows(self, table: str, feature: int) -> pl.DataFrame:
+        """The rows of a table about one feature, in their order; none where the store has no such table.
+
+        LookupError for a feature that the store does not have.
+        """
+        self.row_of[feature]
+        if not self.has(table):
+            return pl.DataFrame()
+        parts, empty = self._block(table, feature // BLOCK)
+        return parts.get(feature, empty)
+
+    def _read_block(self, table: str, block: int) -> tuple[dict[int, pl.DataFrame], pl.DataFrame]:
+        """The rows of BLOCK neighbouring features, by feature; and none of them."""
+        feature = pl.col("feature_id")
+        inside = (feature >= block * BLOCK) & (feature < (block + 1) * BLOCK)
+        found = self.store.frame(table).filter(inside).collect()
+        parts = found.partition_by("feature_id", as_dict=True, maintain_order=True)
+        return {int(key): part for (key,), part in parts.items()}, found.clear()

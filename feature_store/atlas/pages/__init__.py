@@ -1,0 +1,8 @@
+"""The resources of every page, a module a topic."""
+
+from collections.abc import Sequence
+
+from feature_store.atlas.pages import features, overview
+from feature_store.atlas.resources import Route
+
+ROUTES: Sequence[Route] = (*overview.ROUTES, *features.ROUTES)

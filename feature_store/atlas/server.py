@@ -1,0 +1,109 @@
+"""The atlas over HTTP: the page, its scripts, and the resources below data/, made when they are asked for.
+
+Read-only (GET and HEAD), for one person at 127.0.0.1: no log-in, so an address that others reach shows them all that
+the store holds. A request that names another host is refused: a page elsewhere on the web could otherwise point its own
+name at this address and read along. Scripts and styles come from here alone (content security policy), and nothing from
+the store is ever part of HTML but the title, which is escaped.
+"""
+
+import socket
+from collections.abc import Callable, Sequence
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from feature_store.atlas.page import POLICY_IN_PAGE, STATIC, index_html
+from feature_store.atlas.resources import Resources
+from feature_store.errors import InputError, StoreError
+from feature_store.query import FeatureStore
+
+PORT = 8300
+POLICY = f"{POLICY_IN_PAGE}; frame-ancestors 'none'"
+_HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+_EVERYWHERE = ("0.0.0.0", "::", "")
+
+
+def application(store: FeatureStore, *, hosts: Sequence[str] = ("127.0.0.1", "localhost", "[::1]")) -> Starlette:
+    """The atlas of a store as an ASGI application that answers requests to `hosts` ("*": to any)."""
+    resources = Resources(store)
+
+    async def page(_: Request) -> Response:
+        return Response(index_html(store), media_type="text/html; charset=utf-8")
+
+    async def data(request: Request) -> Response:
+        try:
+            found = await run_in_threadpool(resources.get, request.path_params["path"])
+        except StoreError as error:
+            return JSONResponse({"error": str(error)}, status_code=500)
+        if found is None:
+            return JSONResponse({"error": "no such resource"}, status_code=404)
+        return Response(found.body, media_type=found.media_type)
+
+    return Starlette(
+        routes=[
+            Route("/", page),
+            Route("/index.html", page),
+            Route("/data/{path:path}", data),
+            Mount("/static", StaticFiles(directory=str(STATIC))),
+        ],
+        middleware=[
+            Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts)),
+            Middleware(BaseHTTPMiddleware, dispatch=_with_headers),
+        ],
+    )
+
+
+async def _with_headers(request: Request, answer: RequestResponseEndpoint) -> Response:
+    response = await answer(request)
+    response.headers.update(_HEADERS)
+    return response
+
+
+def serve(
+    store: FeatureStore,
+    *,
+    host: str = "127.0.0.1",
+    port: int = PORT,
+    ready: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Serve the atlas until it is interrupted; `ready` is told the address to open once it answers.
+
+    `port` 0 takes any that is free. InputError for an address that cannot be listened at.
+    """
+    import uvicorn
+
+    listening = _listen(host, port)
+    chosen = listening.getsockname()[1]
+    hosts = ("*",) if host in _EVERYWHERE else (host, "127.0.0.1", "localhost", "[::1]")
+    config = uvicorn.Config(application(store, hosts=hosts), log_level="error", access_log=False, server_header=False)
+    with listening:
+        ready(f"http://{'127.0.0.1' if host in _EVERYWHERE else host}:{chosen}")
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen(128)
+    except OSError as error:
+        listening.close()
+        raise InputError(
+            f"cannot listen at {host}:{port}: {error.strerror or error}; name another with --port (0: any that is free)"
+        ) from error
+    return listening

@@ -1,0 +1,69 @@
+// The frame around every page: navigation, theme, and which page is shown.
+
+import { h, clear } from "./dom.js";
+import { overview, NotThere } from "./data.js";
+import { href, onChange, parse } from "./state.js";
+
+const PAGES = [
+  ["atlas", "Atlas"], ["search", "Search"], ["batch", "Batch"], ["steering", "Steering"], ["controls", "Controls"], ["run", "Run"],
+];
+const KNOWN = new Set([...PAGES.map(([name]) => name), "feature"]);
+const root = document.getElementById("app");
+const main = h("main", { id: "main", tabindex: -1 });
+const links = PAGES.map(([name, text]) => h("a", { href: href(name), "data-page": name }, text));
+let shown = null, turn = 0;
+
+function themeSwitch() {
+  const kept = localStorage.getItem("scsae-theme");
+  if (kept) document.documentElement.dataset.theme = kept;
+  const isDark = () => (document.documentElement.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
+  return h("button", {
+    type: "button", class: "tool theme", "aria-label": "Switch between light and dark", title: "Light or dark",
+    onclick: () => {
+      const theme = isDark() ? "light" : "dark";
+      document.documentElement.dataset.theme = theme;
+      localStorage.setItem("scsae-theme", theme);
+      show(parse(), { anew: true });
+    },
+  }, "◐");
+}
+
+clear(root,
+  h("a", { class: "skip", href: "#main", onclick: (event) => { event.preventDefault(); main.focus(); } }, "Skip to content"),
+  h("header", {}, h("a", { class: "brand", href: href("atlas") }, h("img", { src: "static/icon.svg", alt: "", width: 24, height: 24 }), h("span", {}, "scsae atlas")),
+    h("nav", { "aria-label": "Pages" }, links), h("span", { class: "dataset" }, root.dataset.title), themeSwitch()),
+  main);
+
+async function show(state, { anew = false } = {}) {
+  const own = ++turn;
+  const key = `${state.page}/${state.id ?? ""}`;
+  for (const link of links) link.dataset.page === state.page ? link.setAttribute("aria-current", "page") : link.removeAttribute("aria-current");
+  try {
+    if (shown?.key === key && shown.update && !anew) { await shown.update(state); return; }
+    if (!KNOWN.has(state.page)) throw new NotThere(`This atlas has no page “${state.page}”.`);
+    const page = await import(`./pages/${state.page}.js`);
+    await overview();
+    if (own !== turn) return;
+    shown?.close?.();
+    shown = null;
+    clear(main);
+    main.className = `page page-${state.page}`;
+    document.title = `${page.title(state)} · ${root.dataset.title} · scsae atlas`;
+    // careful: whoever goes on before this is done must find something to close
+    const made = { key };
+    shown = made;
+    Object.assign(made, await page.show(main, state));
+    if (own !== turn && shown !== made) made.close?.();
+    main.dataset.ready = key;
+  } catch (error) {
+    if (own !== turn) return;
+    shown?.close?.();
+    shown = null;
+    main.dataset.ready = "error";
+    clear(main, h("div", { class: "empty", role: "alert" }, h("p", {}, error.message), h("p", {}, h("a", { href: href("atlas") }, "Back to the atlas"))));
+    if (!(error instanceof NotThere)) throw error;
+  }
+}
+
+onChange((state) => show(state));
+show(parse());

@@ -1,0 +1,58 @@
+// Scales and ticks, and the frame of a chart.
+
+import { svg } from "./dom.js";
+
+// Round numbers between low and high, about n of them.
+export function ticks(low, high, n = 5) {
+  if (!(high > low)) return [low];
+  const rough = (high - low) / n;
+  const unit = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].map((m) => m * unit).find((s) => (high - low) / s <= n) ?? 10 * unit;
+  const found = [];
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; i++) found.push(Number((i * step).toPrecision(12)));
+  return found;
+}
+
+export function linear([low, high], [from, to]) {
+  const span = high - low || 1;
+  const scale = (x) => from + ((x - low) / span) * (to - from);
+  scale.invert = (p) => low + ((p - from) / (to - from)) * span;
+  scale.ticks = (n) => ticks(low, high, n);
+  return scale;
+}
+
+export function logarithmic([low, high], [from, to]) {
+  const inner = linear([Math.log10(low), Math.log10(high)], [from, to]);
+  const scale = (x) => inner(Math.log10(x));
+  scale.invert = (p) => 10 ** inner.invert(p);
+  scale.ticks = (n) => ticks(Math.log10(low), Math.log10(high), n).filter(Number.isInteger).map((e) => 10 ** e);
+  return scale;
+}
+
+export const tickText = (x) => (x !== 0 && (Math.abs(x) < 1e-3 || Math.abs(x) >= 1e5) ? x.toExponential(0) : Number(x.toPrecision(6)).toString());
+
+// An SVG with room for axes; `draw` puts shapes into {plot, width, height}: the inner size. It scales with its column.
+export function frame({ width = 480, height = 240, left = 48, right = 12, top = 10, bottom = 34, label }, draw) {
+  const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, class: "chart", role: "img", "aria-label": label });
+  const plot = svg("g", { transform: `translate(${left} ${top})` });
+  root.append(svg("title", {}, label), plot);
+  draw({ plot, width: width - left - right, height: height - top - bottom });
+  return root;
+}
+
+export function xAxis(plot, scale, height, { n = 5, title, width, format = tickText } = {}) {
+  for (const tick of scale.ticks(n)) {
+    const x = scale(tick);
+    plot.append(svg("line", { x1: x, x2: x, y1: height, y2: height + 4, class: "tick" }), svg("text", { x, y: height + 15, "text-anchor": "middle", class: "tick-text" }, format(tick)));
+  }
+  plot.append(svg("line", { x1: 0, x2: width, y1: height, y2: height, class: "axis" }));
+  if (title) plot.append(svg("text", { x: width / 2, y: height + 30, "text-anchor": "middle", class: "axis-title" }, title));
+}
+
+export function yAxis(plot, scale, { n = 5, title, width, height, format = tickText } = {}) {
+  for (const tick of scale.ticks(n)) {
+    const y = scale(tick);
+    plot.append(svg("line", { x1: 0, x2: width, y1: y, y2: y, class: "grid" }), svg("text", { x: -6, y: y + 3.5, "text-anchor": "end", class: "tick-text" }, format(tick)));
+  }
+  if (title) plot.append(svg("text", { transform: `translate(-38 ${height / 2}) rotate(-90)`, "text-anchor": "middle", class: "axis-title" }, title));
+}

@@ -1,0 +1,89 @@
+// Reads resources below data/, each once; the least recently asked are forgotten.
+
+const MOST_KEPT = 200;
+const kept = new Map();
+
+export class NotThere extends Error {}
+
+export const json = (path) => keep(path, async () => (await fetched(path)).json());
+export const columns = (path) => keep(path, async () => new Columns(await (await fetched(path)).arrayBuffer()));
+export const overview = () => json("atlas.json");
+
+function keep(path, read) {
+  const found = kept.get(path) ?? read();
+  kept.delete(path);
+  kept.set(path, found);
+  found.catch(() => kept.delete(path));
+  if (kept.size > MOST_KEPT) kept.delete(kept.keys().next().value);
+  return found;
+}
+
+async function fetched(path) {
+  let response;
+  try {
+    response = await fetch(`data/${path}`);
+  } catch {
+    throw new Error("The server of this atlas does not answer; start it again with `scsae serve`.");
+  }
+  if (response.status === 404) throw new NotThere(`This atlas has no ${path}.`);
+  if (!response.ok) {
+    const said = await response.json().catch(() => ({}));
+    throw new Error(said.error ?? `${path} cannot be read (${response.status}).`);
+  }
+  return response;
+}
+
+const ARRAYS = { f64: Float64Array, f32: Float32Array, i32: Int32Array, u32: Uint32Array, u16: Uint16Array, u8: Uint8Array };
+const NULL_I32 = -2147483648;
+const decoder = new TextDecoder();
+
+// A .cols file: see feature_store/atlas/columns.py.
+export class Columns {
+  constructor(buffer) {
+    const size = new DataView(buffer).getUint32(0, true);
+    const header = JSON.parse(decoder.decode(new Uint8Array(buffer, 4, size)));
+    this.n = header.n;
+    this.names = header.columns.map((about) => about.name);
+    this.columns = new Map(header.columns.map((about) => [about.name, new Column(about, buffer, 4 + size + about.at, header.n)]));
+  }
+
+  has(name) {
+    return this.columns.has(name);
+  }
+
+  get(name) {
+    return this.columns.get(name) ?? null;
+  }
+}
+
+class Column {
+  constructor({ name, kind, codes, categories, bytes }, buffer, at, n) {
+    Object.assign(this, { name, kind, n, categories: categories ?? null });
+    if (kind === "text") {
+      this.offsets = new Uint32Array(buffer, at, n + 1);
+      this.bytes = new Uint8Array(buffer, at + 4 * (n + 1), bytes - 4 * (n + 1));
+    } else {
+      this.values = new ARRAYS[codes ?? kind](buffer, at, n);
+    }
+  }
+
+  // The value of a row: a number, a text, true or false; null where there is none.
+  at(i) {
+    if (this.kind === "text") return this.text(i) || null;
+    const value = this.values[i];
+    if (this.kind === "category") return this.categories[value] ?? null;
+    if (this.kind === "u8") return value === 2 ? null : value === 1;
+    return Number.isNaN(value) || (this.kind === "i32" && value === NULL_I32) ? null : value;
+  }
+
+  text(i) {
+    if (this.kind !== "text") return String(this.at(i) ?? "");
+    return decoder.decode(this.bytes.subarray(this.offsets[i], this.offsets[i + 1]));
+  }
+
+  // Texts in lower case, decoded once: what a filter as you type looks into.
+  lower() {
+    this.lowered ??= Array.from({ length: this.n }, (_, i) => this.text(i).toLowerCase());
+    return this.lowered;
+  }
+}
