@@ -15,6 +15,17 @@ MOST_CATEGORIES = 1000
 _OWN = ("cell_idx", "cell_id", "dataset", "split")
 
 
+class NoSuchResource(LookupError):
+    """What a path asks for does not exist."""
+
+
+def place(text: str, n: int) -> int:
+    """The number that stands in a path, of the n that there are. NoSuchResource for any other text."""
+    if not text.isascii() or not text.isdigit() or int(text) >= n:
+        raise NoSuchResource(text)
+    return int(text)
+
+
 class Opened:
     """One store, and what was read of it so far. Not for several threads at once."""
 
@@ -85,9 +96,10 @@ class Opened:
     def rows(self, table: str, feature: int) -> pl.DataFrame:
         """The rows of a table about one feature, in their order; none where the store has no such table.
 
-        LookupError for a feature that the store does not have.
+        NoSuchResource for a feature that the store does not have.
         """
-        self.row_of[feature]
+        if feature not in self.row_of:
+            raise NoSuchResource(feature)
         if not self.has(table):
             return pl.DataFrame()
         parts, empty = self._block(table, feature // BLOCK)

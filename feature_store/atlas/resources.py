@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from feature_store.atlas import columns
-from feature_store.atlas.opened import Opened
+from feature_store.atlas.opened import NoSuchResource, Opened
 from feature_store.query import FeatureStore
 
 JSON = "application/json"
@@ -35,7 +35,7 @@ class Route:
     """One kind of resource.
 
     `pattern` has places like `{id}`, each of which takes letters, digits, '.', '_' and '-'. `make(opened, *places)`
-    makes the bytes; a LookupError or a ValueError says that there is no such resource. `names` lists the places of all
+    makes the bytes; NoSuchResource (of `opened`) says that there is none of that name. `names` lists the places of all
     that there are, in order; None where the pattern has no place.
     """
 
@@ -87,7 +87,7 @@ class Resources:
                 with self._lock:
                     try:
                         return Resource(route.make(self.opened, *places), route.media_type)
-                    except (LookupError, ValueError):
+                    except NoSuchResource:
                         return None
         return None
 

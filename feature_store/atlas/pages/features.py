@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import polars as pl
 
 from feature_store.atlas.columns import encode
-from feature_store.atlas.opened import Opened
+from feature_store.atlas.opened import Opened, place
 from feature_store.atlas.resources import Route
 
 CATEGORIES = ("class", "top_label", "top_label_kind", "context_kind")
@@ -23,7 +23,7 @@ def table(opened: Opened) -> bytes:
 
 def label_effects(opened: Opened, label: str) -> bytes:
     """A row a feature, in the order of the table: how its code goes with a label on `test` cells."""
-    kind, name = opened.labels.row(int(label))
+    kind, name = opened.labels.row(place(label, opened.labels.height))
     rows = opened.store.frame("feature_label").filter(
         (pl.col("label_kind") == kind) & (pl.col("label") == name) & (pl.col("split") == "test")
     )
