@@ -107,21 +107,41 @@ def lay_out(codes: Sparse, config: UmapConfig | None = None) -> npt.NDArray[np.f
 
     n_neighbors = min(config.n_neighbors, codes.shape[0] - 1)
     distance, index = NearestNeighbors(n_neighbors=n_neighbors).fit(components).kneighbors(components)
+    return lay_out_neighbours(components, index, distance, min_dist=config.min_dist, seed=config.seed)
+
+
+def lay_out_neighbours(
+    points: npt.NDArray[np.floating],
+    index: npt.NDArray[np.integer],
+    distance: npt.NDArray[np.floating],
+    *,
+    min_dist: float,
+    seed: int,
+) -> npt.NDArray[np.float32]:
+    """Coordinates [n_points 2] of points [n_points dimension] of which the neighbours are known.
+
+    Args:
+        points: they decide where on the map its unconnected pieces begin.
+        index: the neighbours of each, itself first [n_points n_neighbors].
+        distance: Euclidean distances of these [n_points n_neighbors].
+        min_dist: least distance of neighbours on the map.
+        seed: of the layout.
+    """
     with warnings.catch_warnings():
-        # of missing extras at its import, of cells that are no neighbours of any other, and of numba's own
+        # of missing extras at its import, of points that are no neighbours of any other, and of numba's own
         warnings.simplefilter("ignore")
         import umap
 
         model = umap.UMAP(
-            n_neighbors=n_neighbors,
-            min_dist=config.min_dist,
-            random_state=config.seed,
+            n_neighbors=index.shape[1],
+            min_dist=min_dist,
+            random_state=seed,
             n_jobs=1,
             precomputed_knn=(index.astype(np.int32), distance.astype(np.float32), None),
             force_approximation_algorithm=True,
         )
-        points: npt.NDArray[np.float32] = model.fit_transform(components.astype(np.float32)).astype(np.float32)
-    return points
+        laid_out: npt.NDArray[np.float32] = model.fit_transform(points.astype(np.float32)).astype(np.float32)
+    return laid_out
 
 
 def principal_components(codes: Sparse, config: UmapConfig) -> npt.NDArray[np.float64]:
