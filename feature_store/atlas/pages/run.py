@@ -1,0 +1,95 @@
+"""Where the atlas comes from: data set, model, SAE and its training, and the runs and manifests behind every table."""
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from feature_store.atlas.opened import Opened
+from feature_store.atlas.page import title_of
+from feature_store.atlas.resources import Route, json_bytes
+from feature_store.errors import NotFoundError
+
+DENSITY_BINS = 30
+
+
+def run(opened: Opened) -> bytes:
+    """The sections of the page, each with its facts or with what is missing."""
+    store = opened.store
+    provenance = store.provenance()
+    runs = {**provenance["runs"], **_several(opened)}
+    every = [run for ids in runs.values() for run in ([ids] if isinstance(ids, str) else ids)]
+    return json_bytes(
+        {
+            "title": title_of(store),
+            "data": _data(opened),
+            "sae": _sae(opened),
+            "training": _training(opened),
+            "density": _density(opened),
+            "runs": runs,
+            "manifests": provenance["manifests"],
+            "plans": provenance["plans"],
+            "verify": [f"scsae verify {run} --store {store.layout.root}" for run in dict.fromkeys(every)],
+        }
+    )
+
+
+def _several(opened: Opened) -> dict[str, list[str]]:
+    """Kinds of which the atlas may read more than one run."""
+    lineage = opened.store.lineage
+    several = {"steering": lineage.steering, "matches": lineage.matches}
+    return {kind: list(runs) for kind, runs in several.items() if runs}
+
+
+def _data(opened: Opened) -> dict[str, Any]:
+    """Cells, donors, batches and types of each split, and genes."""
+    if not opened.has("cells"):
+        return opened.missing("cells")
+    columns = ("donor", "batch", "cell_type")
+    cells = opened.store.frame("cells").select("split", *columns).collect()
+    counts = cells.group_by("split").agg(n_cells=pl.len(), **{c: pl.col(c).drop_nulls().n_unique() for c in columns})
+    total = {"split": "all", "n_cells": cells.height, **{c: cells[c].drop_nulls().n_unique() for c in columns}}
+    n_genes = opened.store.frame("genes").select(pl.len()).collect().item() if opened.has("genes") else None
+    order = {split: counts.filter(split=split).to_dicts() for split in opened.n_cells}
+    return {
+        "dataset": opened.store.lineage.dataset,
+        "splits": [row for rows in order.values() for row in rows] + [total],
+        "n_genes": n_genes,
+        "label_columns": opened.label_columns,
+    }
+
+
+def _sae(opened: Opened) -> dict[str, Any]:
+    try:
+        return opened.store.sae_facts()
+    except NotFoundError:
+        return opened.missing("training")
+
+
+def _training(opened: Opened) -> dict[str, Any]:
+    """What training noted, a list a column."""
+    if not opened.has("training"):
+        return opened.missing("training")
+    return opened.store.frame("training").collect().to_dict(as_series=False)
+
+
+def _density(opened: Opened) -> dict[str, Any]:
+    """Features by log10 of the share of tokens on which they fire, a list of counts a class; dead ones apart."""
+    if not opened.has("features"):
+        return opened.missing("features")
+    features = opened.features.select("density", "dead", pl.col("class").fill_null("no class"))
+    firing = features.filter(pl.col("density") > 0).with_columns(at=pl.col("density").log10())
+    facts = {"n_features": features.height, "n_dead": features.height - firing.height, "classes": []}
+    if not firing.height:
+        return {**facts, "edges": []}
+    at = firing["at"].to_numpy()
+    edges = np.linspace(np.floor(at.min() * 4) / 4, min(0.0, np.ceil(at.max() * 4) / 4) + 1e-9, DENSITY_BINS + 1)
+    counts = [
+        {"class": name, "counts": np.histogram(part["at"].to_numpy(), edges)[0].tolist()}
+        for (name,), part in sorted(firing.group_by("class"), key=lambda item: str(item[0]))
+    ]
+    quartiles = [firing["density"].quantile(q) for q in (0.25, 0.5, 0.75)]
+    return {**facts, "edges": edges.tolist(), "classes": counts, "quartiles": quartiles}
+
+
+ROUTES = (Route(pattern="run.json", make=run),)
