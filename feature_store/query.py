@@ -146,22 +146,28 @@ class FeatureStore:
 
     @_naming_damage
     def features_for(
-        self, *, gene: str | None = None, label: str | None = None, gene_set: str | None = None
+        self,
+        *,
+        gene: str | None = None,
+        label: str | None = None,
+        gene_set: str | None = None,
+        kind: str | None = None,
     ) -> pl.DataFrame:
         """Features that go with one gene, label or gene set, strongest first, each with its class and genes.
 
         A label: by AUROC. A gene: by the correlation of the cell code with its expression. A gene set: by p. They are
         ranked on `select` cells (column `select_auroc`, ...) and the figures shown are those of `test` cells: the best
-        of many on the cells it is reported on would be flattered. A name in another case is found. QueryError if not
-        exactly one is given, the name is not in the table, or it has no figures of `test` cells.
+        of many on the cells it is reported on would be flattered. A name in another case is found. `kind` (of a label:
+        its label_kind, of a gene set: its collection) tells two of one name apart. QueryError if not exactly one name
+        is given, it is not in the table, it may be two, or it has no figures of `test` cells.
         """
         given = {"gene": gene, "label": label, "gene_set": gene_set}
         asked = {column: name for column, name in given.items() if name is not None}
         if len(asked) != 1:
             raise QueryError(f"ask for one of gene, label and gene_set; got {', '.join(asked) or 'none'}")
         column, name = next(iter(asked.items()))
-        table, key, descending = _ASKED[column]
-        found = self._rows_about(table, column, name)
+        table, key, descending = RANKED_BY[column]
+        found = _of_one_kind(self._rows_about(table, column, name), column, name, kind)
         if "split" in found.columns:
             if "test" not in (splits := found["split"].unique().to_list()):
                 raise QueryError(f"{column} {name!r} has figures of {some(splits)} cells and none of test cells")
@@ -372,8 +378,26 @@ class FeatureStore:
         return f"the query cannot be answered: {message}"
 
 
-_ASKED: Mapping[str, tuple[str, str, bool]] = {
+def _of_one_kind(found: pl.DataFrame, column: str, name: str, kind: str | None) -> pl.DataFrame:
+    """The rows of one label or gene set, where several kinds or collections have one of the name."""
+    of = KIND_OF.get(column)
+    if of is None:
+        if kind is not None:
+            raise QueryError(f"a {column} has no kind; got kind {kind!r} with {column} {name!r}")
+        return found
+    kinds = found[of].unique().to_list()
+    if kind is None and len(kinds) > 1:
+        raise QueryError(f"{column} {name!r} is in {len(kinds)} of {of}: {some(kinds)}; say which one is meant: --kind")
+    if kind is not None and kind not in kinds:
+        raise QueryError(f"no {column} {name!r} in {of} {kind!r}{did_you_mean(kind, kinds)}; it is in {some(kinds)}")
+    return found if kind is None else found.filter(pl.col(of) == kind)
+
+
+RANKED_BY: Mapping[str, tuple[str, str, bool]] = {
     "gene": ("feature_gene", "pearson", True),
     "label": ("feature_label", "auroc", True),
     "gene_set": ("feature_geneset", "p", False),
 }
+"""What features are asked for: the table, the column that they are ranked by, and whether the largest comes first."""
+KIND_OF: Mapping[str, str] = {"label": "label_kind", "gene_set": "collection"}
+"""The column that tells two labels, or gene sets, of one name apart."""

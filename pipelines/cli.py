@@ -343,6 +343,10 @@ def features(
     cell: Annotated[
         str | None, typer.Option("--cell", help="Features active in the cell of this cell_idx or cell_id.")
     ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option("--kind", help="Kind of the label, collection of the gene set, where two have one name."),
+    ] = None,
     n: Annotated[int, typer.Option("--n", min=1, help="Rows at most.")] = 20,
     store: Store = DEFAULT_STORE,
     run: Run = None,
@@ -352,7 +356,7 @@ def features(
     """The everyday look-ups without SQL."""
     from pipelines.report import Lookup, open_store, write_lookup
 
-    asked = Lookup(gene=gene, label=label, gene_set=gene_set, cell=cell, n=n)
+    asked = Lookup(gene=gene, label=label, gene_set=gene_set, cell=cell, kind=kind, n=n)
     to = _destination(form, output)
     write_lookup(asked, open_store(store, run), to)
 

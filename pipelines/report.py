@@ -171,12 +171,15 @@ def ask(store: FeatureStore, query: str) -> pl.DataFrame:
 
 @dataclass(frozen=True, kw_only=True)
 class Lookup:
-    """What `scsae features` is asked: one of gene, label, gene set and cell (cell_idx or cell_id), or none of them."""
+    """What `scsae features` is asked: one of gene, label, gene set and cell (cell_idx or cell_id), or none of them; the
+    kind of a label, or the collection of a gene set, where several have one of the name.
+    """
 
     gene: str | None = None
     label: str | None = None
     gene_set: str | None = None
     cell: str | None = None
+    kind: str | None = None
     n: int = 20
 
     def __post_init__(self) -> None:
@@ -184,6 +187,8 @@ class Lookup:
         named = [name for name, value in given.items() if value is not None]
         if len(named) > 1:
             raise UsageError(f"{' and '.join(named)} were given together; ask for one at a time")
+        if self.kind is not None and self.label is None and self.gene_set is None:
+            raise UsageError("--kind says which --label or --gene-set is meant; name one of them")
 
     def answer(self, store: FeatureStore) -> pl.DataFrame:
         """The features, strongest first; all features by density where nothing is asked for."""
@@ -192,7 +197,8 @@ class Lookup:
             found = store.features_of(cell, self.n)
             return found if found.height else _without_rows(found, f"no feature is above 0 in cell {self.cell}")
         if self.gene is not None or self.label is not None or self.gene_set is not None:
-            return store.features_for(gene=self.gene, label=self.label, gene_set=self.gene_set).head(self.n)
+            asked = {"gene": self.gene, "label": self.label, "gene_set": self.gene_set, "kind": self.kind}
+            return store.features_for(**asked).head(self.n)
         features = store.frame("features").sort("density", "feature_id", descending=[True, False])
         return features.head(self.n).collect()
 

@@ -216,6 +216,25 @@ def test_a_name_in_another_case_is_found_unless_it_may_be_two(store: FeatureStor
         reopened.features_for(label="nk")
 
 
+def test_a_label_that_two_kinds_have_is_ranked_within_the_one_that_is_named(
+    store: FeatureStore, small_store: Any
+) -> None:
+    labels, expected = store.frame("feature_label").collect(), store.features_for(label="B")
+    batch = labels.with_columns(label_kind=pl.lit("batch"), auroc=1 - pl.col("auroc"))
+    folder = small_store.layout.associations_dir("a550c") / "feature_label"
+    shutil.rmtree(folder)
+    commit.write_table(folder, pl.concat([labels, batch]), {"codes": "c0de", "dataset": "toy"})
+    reopened = FeatureStore.open(small_store.layout.root)
+    assert reopened.features_for(label="B", kind="cell_type").equals(expected)
+    assert reopened.features_for(label="B", kind="batch")["feature_id"].to_list() == [5, 3]
+    with pytest.raises(QueryError, match="label 'B' is in 2 of label_kind: batch, cell_type; say which one is meant"):
+        reopened.features_for(label="B")
+    with pytest.raises(QueryError, match="no label 'B' in label_kind 'donor'; it is in batch, cell_type"):
+        reopened.features_for(label="B", kind="donor")
+    with pytest.raises(QueryError, match="a gene has no kind; got kind 'batch' with gene 'MS4A1'"):
+        reopened.features_for(gene="MS4A1", kind="batch")
+
+
 def test_a_label_without_figures_of_test_cells_is_said_to_have_none(store: FeatureStore, small_store: Any) -> None:
     labels = store.frame("feature_label").filter(pl.col("split") == "select").collect()
     folder = small_store.layout.associations_dir("a550c") / "feature_label"

@@ -104,3 +104,5 @@ def test_the_result_of_a_stage_is_a_row_with_its_facts(tmp_path):
 def test_a_look_up_asks_for_one_thing():
     with pytest.raises(UsageError, match="--label and --cell were given together"):
         Lookup(label="B", cell="3")
+    with pytest.raises(UsageError, match="--kind says which --label or --gene-set is meant; name one of them"):
+        Lookup(gene="CD79A", kind="batch")
