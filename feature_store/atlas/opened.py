@@ -1,7 +1,8 @@
 """The open store as the resources share it: what several of them need is read once."""
 
+from collections.abc import Callable
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import polars as pl
 
@@ -13,6 +14,7 @@ BLOCK = 256
 MOST_CATEGORIES = 1000
 """A column of the cell table with more values than these is no label to colour cells by."""
 _OWN = ("cell_idx", "cell_id", "dataset", "split")
+T = TypeVar("T")
 
 
 class NoSuchResource(LookupError):
@@ -32,6 +34,14 @@ class Opened:
     def __init__(self, store: FeatureStore) -> None:
         self.store = store
         self._block = lru_cache(maxsize=24)(self._read_block)
+        self._made: dict[Callable[[Opened], Any], Any] = {}
+
+    def once(self, make: Callable[["Opened"], T]) -> T:
+        """What `make` makes of this store, made at the first call: for what one page alone needs."""
+        if make not in self._made:
+            self._made[make] = make(self)
+        found: T = self._made[make]
+        return found
 
     def has(self, table: str) -> bool:
         """Whether the store has a table."""
