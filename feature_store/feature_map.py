@@ -19,7 +19,7 @@ and a least distance of .1 or .3 give the same figures within .02; the smaller d
 of the 10 instead of .13), which decided it.
 
 Cost on one core: 8 CPU seconds for the import and the compilation of the first map, then .8 s for 1,024 features of 128
-dimensions and 4 s for 4,096 of 512; neighbours alone .7 s for 4,096 and 120 s for 100,000, in blocks of 64 MB. The
+dimensions, 4 s for 4,096 of 512 and 182 s for 100,000 of 512 (142 s of them for the neighbours, 1.4 GB in all). The
 same seed gives the same map on one machine.
 
 McInnes, Healy and Melville, UMAP: Uniform Manifold Approximation and Projection, arXiv:1802.03426.

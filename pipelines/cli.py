@@ -36,6 +36,8 @@ from pipelines.progress import stderr_console
 if TYPE_CHECKING:
     from pipelines.output import Destination
 
+HOST, PORT = "127.0.0.1", 8300
+"""Where the atlas is served unless another address is named."""
 INTERRUPTED = 130
 """What typer makes of Ctrl-C."""
 
@@ -383,6 +385,34 @@ def plot_command(
 
     plot(kind, Asked(feature=feature or (), label=label or (), split=split, n=n, save=save, run=run), store)
     typer.echo(save)
+
+
+@app.command()
+def serve(
+    store: Store = DEFAULT_STORE,
+    run: Run = None,
+    host: Annotated[str, typer.Option("--host", help="Address to answer at; 0.0.0.0: all of this machine.")] = HOST,
+    port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="Port; 0: any that is free.")] = PORT,
+    open_browser: Annotated[
+        bool, typer.Option("--open/--no-open", help="Whether to open a web browser at it.")
+    ] = False,
+) -> None:
+    """Look at the features of a store in a web browser: the atlas. Makes the maps that the store lacks first."""
+    from pipelines.atlas import serve_atlas
+
+    serve_atlas(store, run=run, host=host, port=port, open_browser=open_browser)
+
+
+@app.command("export-atlas")
+def export_atlas_command(
+    folder: Annotated[Path, typer.Argument(help="Folder to write, new, empty or an earlier export.", metavar="DIR")],
+    store: Store = DEFAULT_STORE,
+    run: Run = None,
+) -> None:
+    """Write the atlas of a store as static files, for any web host."""
+    from pipelines.atlas import export_atlas
+
+    export_atlas(store, folder, run=run)
 
 
 @app.command()

@@ -192,7 +192,7 @@ def _table(layout: Layout, plan: dict[str, Any]) -> pl.DataFrame:
     codes = [None if run is None else CodesRun.open(layout.codes_dir(run)) for run in plan["codes"]]
     dead = [None if run is None else _never_fires(run) for run in codes]
     if plan["method"] == COSINE:
-        a, b = (_directions(layout.saes_dir(sae)) for sae in plan["saes"])
+        a, b = (decoder_rows(layout.saes_dir(sae)) for sae in plan["saes"])
         matches = match_directions(a, b, dead=(dead[0], dead[1]), seed=plan["seed"])
     else:
         matches = _match_codes(layout, plan, [run for run in codes if run is not None], (dead[0], dead[1]))
@@ -203,7 +203,7 @@ def _table(layout: Layout, plan: dict[str, Any]) -> pl.DataFrame:
     return schemas.conform("feature_match", pl.concat(frames))
 
 
-def _directions(folder: Path) -> npt.NDArray[np.float32]:
+def decoder_rows(folder: Path) -> npt.NDArray[np.float32]:
     """Decoder rows of a saved SAE [n_features d_model]."""
     from sae_core.sae import load_sae
 

@@ -124,7 +124,7 @@ def run_demo(
     print_frame(summary(results), title="What was made")
     print_frame(for_people(versions_frame(store)), title="Registered SAEs")
     plots = draw(found, by_kind, store, labels)
-    _next(store, plots, clock.seconds)
+    _next(store, plots, clock.seconds, by_kind["associations"].run)
 
 
 def labels_to_ask(found: FeatureStore, *, embedded: bool) -> list[str]:
@@ -191,13 +191,15 @@ def draw(found: FeatureStore, by_kind: dict[str, StageResult], store: Path, aske
     return drawn
 
 
-def _next(store: Path, plots: list[Path], seconds: float) -> None:
-    """Say where things are and what to type next."""
+def _next(store: Path, plots: list[Path], seconds: float, associations: str) -> None:
+    """Say where things are and what to type next; the last line opens the atlas of these associations."""
     layout = Layout(store)
     option = "" if store == DEFAULT_STORE else f" --store {store}"
     # what was typed is what works: the virtual environment may not be on the PATH
     typed = Path(sys.argv[0])
     scsae = str(typed) if typed.name == "scsae" and not shutil.which("scsae") else "scsae"
+    newest = FeatureStore.open(store).lineage.associations
+    run = "" if newest == associations else f" --run {associations}"
     lines = [
         *(f"plot      {path}" for path in plots),
         f"tracking  mlflow ui --backend-store-uri sqlite:///{layout.mlflow_dir / 'mlflow.db'}",
@@ -209,5 +211,7 @@ def _next(store: Path, plots: list[Path], seconds: float) -> None:
         f"  {scsae} models{option}",
         f"  {scsae} inspect YOUR.h5ad",
         f"done in {seconds:.0f} s",
+        "",
+        f"Look at the features in a web browser:  {scsae} serve{option}{run}",
     ]
     console().print("\n".join(lines), markup=False, soft_wrap=True)

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.ray
 
 COMMANDS = (
     "demo inspect extract train encode associate match baseline compare steer run submit sql features plot models "
-    "verify"
+    "serve export-atlas verify"
 ).split()
 
 
@@ -253,7 +253,7 @@ def content(store):
 def test_help_lists_every_command(scsae_here):
     done = scsae_here("--help")
     assert done.returncode == 0
-    listed = re.findall(r"^  ([a-z]+)  +\S", done.stdout, flags=re.MULTILINE)
+    listed = re.findall(r"^  ([a-z][a-z-]*)  +\S", done.stdout, flags=re.MULTILINE)
     assert set(listed) == set(COMMANDS)
 
 

@@ -1,0 +1,129 @@
+"""`scsae serve` and `scsae export-atlas`: make the maps that a store lacks, then show its atlas or write it to files.
+
+The page reads what is in the store and computes nothing but look-ups, so what takes longer, the maps of cells, features
+and steered cells, is made here, once, and kept. A store that cannot be written, or cells too few for a map, cost the
+map and not the atlas. The three maps of the demo take 20 s the first time.
+"""
+
+import contextlib
+import shlex
+import threading
+import webbrowser
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from feature_store import FeatureStore
+from feature_store.layout import MANIFEST, Layout
+from pipelines.errors import ON_PURPOSE
+from pipelines.output import console
+from pipelines.progress import Ticker, stderr_console, ticking
+from pipelines.report import open_store
+from pipelines.stage import Clock
+
+ONLY_HERE = ("127.0.0.1", "localhost", "::1")
+
+
+class Missing(NamedTuple):
+    """A map that a store lacks, and how to make it."""
+
+    name: str
+    make: Callable[[], object]
+
+
+def serve_atlas(root: Path, *, run: str | None, host: str, port: int, open_browser: bool) -> None:
+    """Show the atlas of a store at an address of this machine until Ctrl-C.
+
+    Raises InputError for an address that cannot be listened at, and what opening a store raises.
+    """
+    from feature_store.atlas.server import serve
+
+    store = prepare_atlas(open_store(root, run))
+
+    def ready(url: str) -> None:
+        console().print(f"the atlas of {root} is at {url} (Ctrl-C ends it)", markup=False, soft_wrap=True)
+        if host not in ONLY_HERE:
+            stderr_console().print(f"whoever reaches {host} can read this store: there is no log-in", style="yellow")
+        if open_browser:
+            # a browser in a terminal would keep the server from starting
+            threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+
+    # the interrupt that ended it, given back once every answer was sent
+    with contextlib.suppress(KeyboardInterrupt):
+        serve(store, host=host, port=port, ready=ready)
+
+
+def export_atlas(root: Path, folder: Path, *, run: str | None) -> None:
+    """Write the atlas of a store to a folder, for any web host, and say how to look at it.
+
+    Raises InputError for a folder that holds something else, StoreWriteError, and what opening a store raises.
+    """
+    from feature_store.atlas.export import export
+
+    store = prepare_atlas(open_store(root, run))
+    clock = Clock()
+    with contextlib.ExitStack() as stack:
+        tickers: list[Ticker] = []
+
+        def progress(n_done: int, n_all: int) -> None:
+            if not tickers:
+                tickers.append(stack.enter_context(ticking("export", n_all, "files")))
+            tickers[0](n_done)
+
+        size = export(store, folder, progress=progress)
+    console().print(
+        f"the atlas of {root} is in {folder} ({size / 1e6:.1f} MB, {clock.seconds:.0f} s); any web host serves it, and "
+        f"so does\n  python -m http.server --bind 127.0.0.1 --directory {shlex.quote(str(folder))}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def prepare_atlas(store: FeatureStore) -> FeatureStore:
+    """The store with the maps that it lacked, as far as they can be made; each is named on stderr."""
+    out = stderr_console()
+    for missing in missing_maps(store):
+        clock = Clock()
+        out.print(f"making {missing.name}, once", markup=False, soft_wrap=True)
+        try:
+            missing.make()
+        except ON_PURPOSE as error:
+            out.print(f"going on without {missing.name}: {error}", style="yellow", markup=False, soft_wrap=True)
+        else:
+            out.print(f"made {missing.name} in {clock.seconds:.0f} s", markup=False, soft_wrap=True)
+    return FeatureStore(store.layout, store.lineage)
+
+
+def missing_maps(store: FeatureStore) -> Iterator[Missing]:
+    """The maps that a store could have and has not."""
+    from feature_store.feature_map import has_feature_map
+    from feature_store.steering_map import has_embeddings
+
+    layout, lineage = store.layout, store.lineage
+    if (codes := lineage.codes) is not None and "umap" not in store.tables():
+        yield Missing("the map of the cells", partial(_map_cells, layout, codes))
+    if (sae := lineage.sae) is not None and "training" in store.tables() and not has_feature_map(layout, sae):
+        yield Missing("the map of the features", partial(_map_features, layout, sae))
+    for run in lineage.steering:
+        if has_embeddings(layout, run) and not (layout.steering_dir(run) / "map" / MANIFEST).is_file():
+            yield Missing(f"the map of steering run {run}", partial(_map_steering, layout, run))
+
+
+def _map_cells(layout: Layout, codes: str) -> object:
+    from feature_store.umap import cell_umap
+
+    return cell_umap(layout, codes)
+
+
+def _map_features(layout: Layout, sae: str) -> object:
+    from feature_store.feature_map import feature_map
+    from pipelines.match import decoder_rows
+
+    return feature_map(layout, sae, lambda: decoder_rows(layout.saes_dir(sae)))
+
+
+def _map_steering(layout: Layout, run: str) -> object:
+    from feature_store.steering_map import steering_map
+
+    return steering_map(layout, run)
