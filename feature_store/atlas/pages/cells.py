@@ -1,0 +1,89 @@
+"""Cells by their ids, and what fires in each of them.
+
+Ids lie in sorted chunks with an index of the first id of each, so that a browser finds a prefix among a million with
+two small requests; what fires in a cell, in chunks of neighbouring cells, as the codes lie.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import polars as pl
+
+from feature_store.atlas.opened import NoSuchResource, Opened, place
+from feature_store.atlas.resources import Route, json_bytes
+
+IDS = 4096
+"""Ids of a chunk."""
+CELLS = 1000
+"""Neighbouring cells whose features are told together."""
+MOST = 20
+"""Features that are told of a cell."""
+
+
+def _by_id(opened: Opened) -> pl.DataFrame:
+    """cell_id and cell_idx of all cells, by the id in lower case: it is looked for in either case."""
+    ids = opened.store.frame("cells").select("cell_id", "cell_idx").collect()
+    return ids.sort(pl.col("cell_id").str.to_lowercase(), "cell_id", "cell_idx")
+
+
+def id_index(opened: Opened) -> bytes:
+    """n, and `first`: the first id of each chunk of `size`."""
+    if not opened.has("cells"):
+        return json_bytes(opened.missing("cells"))
+    ids = opened.once(_by_id)
+    return json_bytes({"n": ids.height, "size": IDS, "first": ids["cell_id"].gather_every(IDS).to_list()})
+
+
+def ids(opened: Opened, chunk: str) -> bytes:
+    """cell_id and cell_idx of a chunk of the sorted ids."""
+    if not opened.has("cells"):
+        raise NoSuchResource(chunk)
+    every = opened.once(_by_id)
+    found = every[place(chunk, -(-every.height // IDS)) * IDS :][:IDS]
+    return json_bytes(found.to_dict(as_series=False))
+
+
+def _id_chunks(opened: Opened) -> Iterator[tuple[str]]:
+    n = opened.once(_by_id).height if opened.has("cells") else 0
+    return ((str(i),) for i in range(-(-n // IDS)))
+
+
+def cell_features(opened: Opened, chunk: str) -> bytes:
+    """Cells first to first + n - 1: cell_id, split, the label columns, and of each cell the largest codes (feature_id,
+    value) and how many features fire (n_active).
+
+    A value is the shortest decimal of its float32. Where there are no codes, `missing` says so.
+    """
+    if not opened.has("cells"):
+        raise NoSuchResource(chunk)
+    n_cells = sum(opened.n_cells.values())
+    first = place(chunk, -(-n_cells // CELLS)) * CELLS
+    inside = (pl.col("cell_idx") >= first) & (pl.col("cell_idx") < first + CELLS)
+    columns = ["cell_idx", "cell_id", "split", *opened.label_columns]
+    cells = opened.store.frame("cells").filter(inside).select(columns).sort("cell_idx").collect()
+    facts: dict[str, Any] = {"first": first, **cells.drop("cell_idx").to_dict(as_series=False)}
+    if not opened.has("codes"):
+        return json_bytes({**facts, **opened.missing("codes")})
+    codes = opened.store.frame("codes").filter(inside).select("cell_idx", "feature_id", "value").collect()
+    if "token_pos" in opened.store.frame("codes").collect_schema():
+        codes = codes.group_by("cell_idx", "feature_id").agg(pl.col("value").max())
+    codes = codes.sort("cell_idx", "value", "feature_id", descending=[False, True, False])
+    value = pl.col("value").cast(pl.String).cast(pl.Float64)
+    top = codes.group_by("cell_idx", maintain_order=True).agg(
+        pl.col("feature_id").head(MOST), value.head(MOST), pl.len().alias("n_active")
+    )
+    found = cells.select("cell_idx").join(top, on="cell_idx", how="left", maintain_order="left")
+    found = found.with_columns(pl.col("n_active").fill_null(0), pl.col("feature_id", "value").fill_null([]))
+    return json_bytes({**facts, **found.drop("cell_idx").to_dict(as_series=False)})
+
+
+def _cell_chunks(opened: Opened) -> Iterator[tuple[str]]:
+    n = sum(opened.n_cells.values()) if opened.has("cells") else 0
+    return ((str(i),) for i in range(-(-n // CELLS)))
+
+
+ROUTES: Sequence[Route] = (
+    Route(pattern="cell_ids/index.json", make=id_index),
+    Route(pattern="cell_ids/{id}.json", make=ids, names=_id_chunks),
+    Route(pattern="cell_features/{id}.json", make=cell_features, names=_cell_chunks),
+)
