@@ -8,6 +8,8 @@ import json
 import os
 import shutil
 import threading
+import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -527,6 +529,14 @@ def browser() -> Iterator[Browser]:
         started.close()
 
 
+def until(page: Page, expression: str, *, arg: Any = None, timeout: float = 15_000) -> None:
+    """Wait until an expression is true. Playwright's own way evaluates text in the page, which the policy forbids."""
+    deadline = time.monotonic() + timeout / 1000
+    while not page.evaluate(expression, arg):
+        assert time.monotonic() < deadline, f"never true: {expression} ({arg})"
+        page.wait_for_timeout(20)
+
+
 @pytest.fixture
 def open_page(browser: Browser, served: str) -> Iterator[Callable[..., Page]]:
     """Open a page of the atlas, `#/feature/3` for one, and wait until it is drawn.
@@ -546,6 +556,7 @@ def open_page(browser: Browser, served: str) -> Iterator[Callable[..., Page]]:
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(15_000)
+        page.wait_for_function = partial(until, page)  # type: ignore[method-assign]
         page.on("console", lambda message: trouble.append(f"console {message.type}: {message.text}"))
         page.on("pageerror", lambda error: trouble.append(f"error: {error}"))
         page.on("response", lambda got: trouble.append(f"{got.status}: {got.url}") if got.status >= 400 else None)

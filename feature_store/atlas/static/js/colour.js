@@ -8,7 +8,8 @@ export const CLASS = {
   "gene-identity": "#009e73", "cell-context": "#0072b2", batch: "#d55e00", mixed: "#e69f00", dead: "#8a8a8a", gene: "#cc79a7",
 };
 const VIRIDIS = ["#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"];
-const SIGNED = ["#2166ac", "#67a9cf", "#d1e5f0", "#f0f0f0", "#fddbc7", "#ef8a62", "#b2182b"];
+// careful: the middle is neither paper's colour, or dots about it could not be seen
+const SIGNED = { light: ["#1b5ea6", "#5b9bd0", "#9cc0dd", "#bfc4ca", "#eeb79c", "#dd7350", "#a8142a"], dark: ["#4ea1f0", "#4a82b8", "#4f6a85", "#656b73", "#96685a", "#d0694d", "#ff6a55"] };
 const STEPS = 256;
 
 export const isDark = () => {
@@ -43,8 +44,8 @@ function ramp(stops) {
 const ramps = {};
 // 256 packed colours: "sequential" (dark to light on dark paper, light to dark on light), "signed" about its middle.
 export function rampOf(kind) {
-  const key = kind === "signed" ? kind : `${kind}-${isDark()}`;
-  ramps[key] ??= ramp(kind === "signed" ? SIGNED : isDark() ? VIRIDIS : [...VIRIDIS].reverse());
+  const theme = isDark() ? "dark" : "light", key = `${kind}-${theme}`;
+  ramps[key] ??= ramp(kind === "signed" ? SIGNED[theme] : theme === "dark" ? VIRIDIS : [...VIRIDIS].reverse());
   return ramps[key];
 }
 
@@ -73,7 +74,7 @@ export function byNumber(values, [low, high], kind = "sequential") {
 // Names and their colours; `onToggle(name)` makes them buttons, `off` are those switched off.
 export function legend(entries, { onToggle, off = new Set(), label = "Legend" } = {}) {
   return h("ul", { class: "legend", "aria-label": label }, entries.map(({ name, colour, n }) => {
-    const inside = [h("span", { class: "swatch", style: { background: colour } }), h("span", {}, name), n === undefined ? null : h("span", { class: "quiet" }, n.toLocaleString("en"))];
+    const inside = [colour ? h("span", { class: "swatch", style: { background: colour } }) : null, h("span", {}, name), n === undefined ? null : h("span", { class: "quiet" }, n.toLocaleString("en"))];
     return h("li", {}, onToggle
       ? h("button", { type: "button", class: "legend-entry", "aria-pressed": String(!off.has(name)), onclick: () => onToggle(name) }, inside)
       : h("span", { class: "legend-entry" }, inside));

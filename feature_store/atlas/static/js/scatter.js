@@ -35,9 +35,9 @@ export class Scatter {
     this.canvas = h("canvas", { class: "dots", tabindex: 0, role: "application", "aria-label": `${label}. Arrow keys move, plus and minus zoom, 0 shows all; the table lists the same features.` });
     this.overlay = svg("svg", { class: "overlay", "aria-hidden": "true" });
     const tool = (text, name, act, pressed) => h("button", { type: "button", class: "tool", title: name, "aria-label": name, "aria-pressed": pressed, onclick: act }, text);
-    this.lassoButton = onLasso ? tool("⛶", "Lasso: draw around dots (or hold Shift)", () => this.lasso(!this.isLasso), "false") : null;
+    this.lassoButton = onLasso ? tool(icon("M8 3.5c-4 0-6 1.6-6 3.6s2.4 3.6 6 3.6 6-1.6 6-3.6-2-3.6-6-3.6M5 10.4c-1 1-1.4 2.4-.2 3.1", "2.4 1.6"), "Lasso: draw around dots (or hold Shift)", () => this.lasso(!this.isLasso), "false") : null;
     this.box = h("div", { class: "scatter" }, this.canvas, this.overlay, h("div", { class: "tools" },
-      tool("+", "Zoom in", () => this.zoom(1.5)), tool("−", "Zoom out", () => this.zoom(1 / 1.5)), tool("◱", "Show all", () => this.look(null)), this.lassoButton));
+      tool(icon("M8 3v10M3 8h10"), "Zoom in", () => this.zoom(1.5)), tool(icon("M3 8h10"), "Zoom out", () => this.zoom(1 / 1.5)), tool(icon("M3 6V3h3M10 3h3v3M13 10v3h-3M6 13H3v-3"), "Show all", () => this.look(null)), this.lassoButton));
     root.append(this.box);
     this.box.scatter = this;
     this.listen();
@@ -240,6 +240,8 @@ export class Scatter {
     this.onHover?.(i, px, py);
   }
 }
+
+const icon = (path, dashes) => svg("svg", { viewBox: "0 0 16 16", class: "icon", "aria-hidden": "true" }, svg("path", { d: path, "stroke-dasharray": dashes }));
 
 function canvasCursor(canvas, isOver) { canvas.classList.toggle("over", isOver); }
 

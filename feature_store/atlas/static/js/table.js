@@ -1,7 +1,8 @@
 // A table of any length of which only the rows in sight exist.
 //
 //   new VirtualTable(element, {label, columns: [{key, head, title, width, numeric, wide, cell(i) -> text or node, sortable}], onSort(key), onOpen(i), onActive(i)})
-//   table.rows(indices)      what is listed, in this order;   table.sorted = {key, descending}: the mark in the heads
+//   table.rows(indices)      what is listed, in this order;   table.heading(columns)  other columns
+//     table.sorted = {key, descending}: the mark in the heads
 //   table.select(i)          scroll to the row of an index;   table.close()
 // Columns that are `wide` are left out on narrow screens.
 
@@ -9,10 +10,12 @@ import { h, clear } from "./dom.js";
 
 const ROW = 30;
 const SPARE = 6;
+const NARROW = 480;
+const FLEXIBLE = 120;
 
 export class VirtualTable {
   constructor(root, { label = "Table", columns, onSort, onOpen, onActive }) {
-    Object.assign(this, { columns, onSort, onOpen, onActive, indices: new Uint32Array(0), active: -1, mark: {} });
+    Object.assign(this, { columns, shown: columns, onSort, onOpen, onActive, indices: new Uint32Array(0), active: -1, mark: {} });
     this.heads = h("div", { class: "vt-heads", role: "row" });
     this.body = h("div", { class: "vt-body", role: "rowgroup" });
     this.scroller = h("div", { class: "vt-scroll", tabindex: 0, role: "grid", "aria-label": label, onscroll: () => this.invalidate(), onkeydown: (event) => this.key(event) },
@@ -20,9 +23,9 @@ export class VirtualTable {
     this.box = h("div", { class: "vt" }, this.scroller);
     this.box.table = this;
     root.append(this.box);
-    this.observer = new ResizeObserver(() => this.draw());
+    this.observer = new ResizeObserver(() => this.fit());
     this.observer.observe(this.scroller);
-    this.drawHeads();
+    this.fit();
   }
 
   close() {
@@ -41,15 +44,25 @@ export class VirtualTable {
     this.invalidate();
   }
 
+  // Which columns there is room for; what is wider than the box scrolls.
+  fit() {
+    const isNarrow = this.box.clientWidth < NARROW;
+    this.shown = this.columns.filter(({ wide }) => !(wide && isNarrow));
+    const width = this.shown.reduce((sum, { width }) => sum + (width ?? FLEXIBLE), 0);
+    for (const part of [this.heads.parentElement, this.body]) part.style.minWidth = `${width}px`;
+    this.drawHeads();
+    this.draw();
+  }
+
   set sorted(mark) { this.mark = mark; this.drawHeads(); }
 
-  get template() { return this.columns.map(({ width }) => width ?? "minmax(70px, 1fr)"); }
+  heading(columns) { this.columns = columns; this.fit(); }
 
   drawHeads() {
-    clear(this.heads, this.columns.map(({ key, head, title, numeric, wide, sortable = true, width }) => {
+    clear(this.heads, this.shown.map(({ key, head, title, numeric, sortable = true, width }) => {
       const isSorted = this.mark.key === key, arrow = isSorted ? (this.mark.descending ? " ▾" : " ▴") : "";
       const inside = sortable && this.onSort ? h("button", { type: "button", onclick: () => this.onSort(key) }, `${head}${arrow}`) : head;
-      return h("div", { role: "columnheader", class: classOf({ numeric, wide }), title, style: { flex: flexOf(width) }, "aria-sort": isSorted ? (this.mark.descending ? "descending" : "ascending") : null }, inside);
+      return h("div", { role: "columnheader", class: classOf(numeric), title, style: { flex: flexOf(width) }, "aria-sort": isSorted ? (this.mark.descending ? "descending" : "ascending") : null }, inside);
     }));
   }
 
@@ -74,9 +87,9 @@ export class VirtualTable {
     return h("div", {
       role: "row", id: this.idOf(place), class: `vt-row${isActive ? " active" : ""}`, "aria-rowindex": place + 2, "aria-selected": isActive ? "true" : null,
       style: { transform: `translateY(${place * ROW}px)` }, onclick: () => this.onOpen?.(i), onpointerenter: () => this.onActive?.(i), onpointerleave: () => this.onActive?.(null),
-    }, this.columns.map(({ cell, numeric, wide, width }) => {
+    }, this.shown.map(({ cell, numeric, width }) => {
       const value = cell(i);
-      return h("div", { role: "gridcell", class: classOf({ numeric, wide }), style: { flex: flexOf(width) }, title: typeof value === "string" ? value : null }, value);
+      return h("div", { role: "gridcell", class: classOf(numeric), style: { flex: flexOf(width) }, title: typeof value === "string" ? value : null }, value);
     }));
   }
 
@@ -104,5 +117,5 @@ export class VirtualTable {
   }
 }
 
-const classOf = ({ numeric, wide }) => ["vt-cell", numeric ? "number" : "", wide ? "wide" : ""].filter(Boolean).join(" ");
-const flexOf = (width) => (width ? `0 0 ${width}px` : "1 1 90px");
+const classOf = (numeric) => (numeric ? "vt-cell number" : "vt-cell");
+const flexOf = (width) => (width ? `0 0 ${width}px` : `1 1 ${FLEXIBLE}px`);

@@ -1,8 +1,252 @@
-import { h } from "../dom.js";
+// All features: a scatter and a table of the same ones, filtered, coloured and chosen together.
+
+import { h, clear, empty, count, csv, download, fixed, fmt, later, percent, pvalue, words } from "../dom.js";
+import { CLASS, byCategory, byNumber, colourOf, legend, rampLegend } from "../colour.js";
+import { columns, overview } from "../data.js";
+import { Features } from "../features.js";
+import { Scatter } from "../scatter.js";
+import { go, href, parse, setParams } from "../state.js";
+import { VirtualTable } from "../table.js";
+
+const MOST_NAMED = 11;
+const DENSITIES = [["", "any density"], ["0~0.001", "below 0.1 %"], ["0.001~0.01", "0.1 to 1 %"], ["0.01~0.1", "1 to 10 %"], ["0.1~1", "above 10 %"]];
+const NUMBERS = {
+  density: { text: "density (share of tokens)", log: true, format: (x) => percent(x) },
+  batch_effect: { text: "batch effect (within cell types)", format: (x) => fixed(x, 2) },
+  context_effect: { text: "cell-context effect (within batches)", format: (x) => fixed(x, 2) },
+  gene_effect: { text: "gene effect", format: (x) => fixed(x, 2) },
+  class_confidence: { text: "confidence of the class", format: (x) => fixed(x, 2) },
+};
 
 export const title = () => "Atlas";
 
-export async function show(root) {
-  root.append(h("p", {}, "being written"));
-  return {};
+export async function show(root, state) {
+  const about = await overview();
+  if (!about.tables.includes("features")) {
+    root.append(h("h1", {}, "Atlas"), empty({ table: "features", command: about.missing.features }, "There are no associations yet, so nothing is known of any feature."));
+    return {};
+  }
+  const page = new Atlas(root, about, await Features.load());
+  await page.update(state);
+  return { update: (next) => page.update(next), close: () => page.close() };
+}
+
+class Atlas {
+  constructor(root, about, features) {
+    Object.assign(this, { about, features, params: {}, marked: null });
+    this.classes = features.column("class");
+    const asked = (key, name, options) => h("label", {}, name, h("select", { name: key, onchange: (event) => this.ask({ [key]: event.target.value }) }, options.map(([value, text]) => h("option", { value }, text))));
+    this.text = h("input", { type: "search", name: "q", placeholder: "gene, label, id …", "aria-label": "Filter features by gene, label or id", size: 18, oninput: later((event) => this.ask({ q: event.target.value }, { replace: true }), 60) });
+    this.colourBy = h("label", {}, "Colour", h("select", { name: "color", onchange: (event) => this.ask({ color: event.target.value }) },
+      h("option", { value: "class" }, "class"), h("option", { value: "label" }, "best label"),
+      Object.entries(NUMBERS).filter(([key]) => features.has(key)).map(([key, { text }]) => h("option", { value: key }, text)),
+      groupsOf(about.labels).map(([kind, labels]) => h("optgroup", { label: `AUROC: ${words(kind)}` }, labels.map(({ id, label }) => h("option", { value: `auroc:${id}` }, label))))));
+    this.labelled = asked("label", "Label", [["", "any"], ...bestLabels(features).map(([name, n]) => [name, `${name} (${n})`])]);
+    this.dense = asked("density", "Density", DENSITIES);
+    this.key = h("div", { class: "map-key" });
+    this.status = h("p", { class: "quiet map-status", role: "status", "aria-live": "polite" });
+    this.csvButton = h("button", { type: "button", class: "primary", onclick: () => this.save() }, "CSV");
+    this.clearButton = h("button", { type: "button", onclick: () => this.ask({ lasso: null, q: null, label: null, density: null, off: null, class: null }) }, "Clear filters");
+    const map = h("div", { class: "map-plot" }), list = h("div", { class: "map-table" });
+    this.tip = h("div", { class: "tip", hidden: true });
+    root.append(h("h1", {}, `${count(features.n)} features of ${about.title}`),
+      h("div", { class: "controls" }, this.colourBy, this.labelled, this.dense, this.text, this.clearButton, h("button", { type: "button", onclick: () => this.random() }, "Random feature")),
+      h("div", { class: "map" }, h("div", { class: "map-left" }, this.key, map), h("div", { class: "map-right" }, h("div", { class: "map-list-head" }, this.status, this.csvButton), list)));
+    this.plot = about.tables.includes("feature_umap")
+      ? new Scatter(map, { label: "Map of features by their decoder directions", onHover: (row, x, y) => this.point(row, x, y), onPick: (row) => this.open(row), onView: later((view) => this.ask({ view: view && [view.x, view.y, view.zoom].map((v) => Number(v.toPrecision(6))).join(",") }, { replace: true }), 250), onLasso: (polygon) => this.ask({ lasso: polygon && polygon.map((at) => at.map((v) => Number(v.toPrecision(5))).join(",")).join(";") }) })
+      : null;
+    if (this.plot) {
+      this.plot.points(features.column("x").values, features.column("y").values);
+      this.plot.box.append(this.tip);
+    } else map.append(empty({ table: "feature_umap", command: about.missing.feature_umap }, "The features have no map yet. The table lists them all."));
+    this.table = new VirtualTable(list, { label: "Features", columns: this.columnsOfTable(), onSort: (key) => this.sortBy(key), onOpen: (row) => this.open(row), onActive: (row) => this.mark(row) });
+  }
+
+  close() {
+    this.plot?.close();
+    this.table.close();
+  }
+
+  ask(patch, options) { setParams(patch, options); }
+
+  columnsOfTable() {
+    const { features } = this, text = (key) => (row) => features.at(key, row) ?? "–";
+    const number = (key, head, format, more = {}) => ({ key, head, numeric: true, width: 72, cell: (row) => format(features.at(key, row)), ...more });
+    const own = this.label === null || this.label === undefined ? [] : [
+      number("own_auroc", "AUROC", (x) => fixed(x, 3), { title: `AUROC of ${this.about.labels[this.label].label} on test cells` }),
+      number("own_q", "q", pvalue, { title: "Benjamini-Hochberg over all tests", width: 80 }),
+    ];
+    return [
+      { key: "feature_id", head: "id", numeric: true, width: 50, cell: (row) => h("a", { href: href("feature", features.ids[row]), tabindex: -1, onclick: (event) => event.stopPropagation() }, String(features.ids[row])) },
+      ...own,
+      { key: "top_label", head: "best label", title: "Best label on select cells", width: 116, cell: text("top_label") },
+      ...(own.length ? [] : [number("top_label_auroc", "AUROC", (x) => fixed(x, 3), { title: "AUROC of the best label on test cells" })]),
+      { key: "top_genes", head: "genes", cell: (row) => features.genes(row, 4) || "–" },
+      { key: "class", head: "class", width: 116, wide: true, cell: (row) => h("span", {}, h("span", { class: "swatch", style: { background: CLASS[features.at("class", row)] ?? "var(--null)" } }), ` ${features.at("class", row) ?? "–"}`) },
+      number("density", "density", percent, { title: "Share of tokens at which it fires", wide: true }),
+    ];
+  }
+
+  async update({ params }) {
+    this.params = params;
+    await this.takeLabel();
+    const sort = params.sort ?? (this.label === null ? "-top_label_auroc" : "-own_auroc");
+    [this.sortKey, this.descending] = sort.startsWith("-") ? [sort.slice(1), true] : [sort, false];
+    for (const [field, value] of [[this.colourBy, this.colour], [this.labelled, params.label ?? ""], [this.dense, params.density ?? ""]]) field.querySelector("select").value = value;
+    if (document.activeElement !== this.text) this.text.value = params.q ?? "";
+    this.paint();
+    this.filter();
+    this.look();
+  }
+
+  // The colour that is asked for, with the figures of a label where it is one's.
+  async takeLabel() {
+    const asked = this.params.color ?? "class", id = asked.startsWith("auroc:") ? Number(asked.slice(6)) : null;
+    const label = id !== null && this.about.labels[id] ? id : null;
+    const isKnown = label !== null || asked === "class" || asked === "label" || (asked in NUMBERS && this.features.has(asked));
+    this.colour = isKnown ? asked : "class";
+    if (label !== this.label) {
+      const found = label === null ? null : await columns(`labels/${label}.cols`);
+      this.features.beside("own_auroc", found?.get("auroc") ?? null);
+      this.features.beside("own_q", found?.get("q") ?? null);
+      this.label = label;
+      this.table.heading(this.columnsOfTable());
+    }
+  }
+
+  paint() {
+    const { features, colour } = this;
+    if (colour === "class" || colour === "label") this.paintNames();
+    else {
+      const { text, log, format } = this.label === null ? NUMBERS[colour] : { text: `AUROC of ${this.about.labels[this.label].label} (test)`, format: (x) => fixed(x, 2) };
+      const values = features.column(this.label === null ? colour : "own_auroc").values;
+      const kind = this.label === null ? "sequential" : "signed", drawn = log ? Float64Array.from(values, (x) => (x > 0 ? Math.log10(x) : NaN)) : values;
+      const range = this.label === null ? rangeOf(drawn) : [0, 1];
+      this.plot?.colours(byNumber(drawn, range, kind));
+      clear(this.key, rampLegend(range, (x) => format(log ? 10 ** x : x), { kind, label: text }), this.classKey());
+    }
+  }
+
+  paintNames() {
+    const { features, colour } = this;
+    if (colour === "class") {
+      this.plot?.colours(byCategory(this.classes.values, this.classes.categories.map((name) => CLASS[name] ?? null)));
+      clear(this.key, this.classKey());
+      return;
+    }
+    const column = features.column("top_label"), named = bestLabels(features).slice(0, MOST_NAMED).map(([name]) => name);
+    const colours = column.categories.map((name) => (named.includes(name) ? colourOf(named.indexOf(name)) : null));
+    this.plot?.colours(byCategory(column.values, colours));
+    clear(this.key, legend(named.map((name, i) => ({ name, colour: colourOf(i) })), { label: "Best labels" }), this.classKey());
+  }
+
+  // The classes and how many there are; a click leaves one out.
+  classKey() {
+    const off = this.off, counts = this.classes.categories.map(() => 0);
+    for (const code of this.classes.values) if (code < counts.length) counts[code] += 1;
+    return legend(this.classes.categories.map((name, i) => ({ name, colour: this.colour === "class" ? CLASS[name] ?? "var(--null)" : null, n: counts[i] })), {
+      label: "Classes; press to leave one out", off,
+      onToggle: (name) => { const next = new Set(off); next.has(name) ? next.delete(name) : next.add(name); this.ask({ off: [...next].join(","), class: null }); },
+    });
+  }
+
+  // Classes left out: those named `off`, or all but `class`.
+  get off() {
+    if (this.params.class) return new Set(this.classes.categories.filter((name) => !this.params.class.split(",").includes(name)));
+    return new Set((this.params.off ?? "").split(",").filter(Boolean));
+  }
+
+  filter() {
+    const { features, params } = this, { n } = features, visible = new Uint8Array(n).fill(1);
+    const off = this.off, hidden = this.classes.categories.map((name) => off.has(name));
+    if (off.size) for (let i = 0; i < n; i++) if (hidden[this.classes.values[i]]) visible[i] = 0;
+    if (params.label) {
+      const column = features.column("top_label"), code = column.categories.indexOf(params.label);
+      for (let i = 0; i < n; i++) if (column.values[i] !== code) visible[i] = 0;
+    }
+    if (params.density) {
+      const [low, high] = params.density.split("~").map(Number), { values } = features.column("density");
+      for (let i = 0; i < n; i++) if (!(values[i] >= low && (values[i] < high || high >= 1))) visible[i] = 0;
+    }
+    if (params.q) { const found = features.matching(params.q); for (let i = 0; i < n; i++) visible[i] &= found[i]; }
+    this.plot?.show(visible);
+    const polygon = polygonOf(params.lasso);
+    let listed = visible;
+    if (this.plot) this.plot.polygon = polygon;
+    if (polygon && this.plot) { listed = new Uint8Array(n); for (const row of this.plot.inside(polygon)) listed[row] = 1; }
+    this.rows = features.listed(listed, features.has(this.sortKey) ? this.sortKey : "feature_id", this.descending);
+    this.table.sorted = { key: this.sortKey, descending: this.descending };
+    this.table.rows(this.rows);
+    const isAll = this.rows.length === n;
+    this.status.textContent = `${count(this.rows.length)} ${polygon ? "in the lasso" : isAll ? "features" : `of ${count(n)} features`}`;
+    this.csvButton.textContent = `CSV of ${count(this.rows.length)}`;
+    this.csvButton.disabled = !this.rows.length;
+    this.clearButton.disabled = !(params.lasso || params.q || params.label || params.density || params.off || params.class);
+  }
+
+  look() {
+    if (!this.plot) return;
+    const [x, y, zoom] = (this.params.view ?? "").split(",").map(Number), isView = this.params.view && zoom > 0;
+    this.plot.view = isView ? { x, y, zoom } : null;
+    this.mark(null);
+  }
+
+  sortBy(key) {
+    const isSame = key === this.sortKey, descending = isSame ? !this.descending : !["feature_id", "top_label", "top_genes", "class", "own_q"].includes(key);
+    this.ask({ sort: `${descending ? "-" : ""}${key}` });
+  }
+
+  // Ring the dot of a row; without one, that of the address.
+  mark(row) {
+    const kept = this.features.rowOf.get(Number(this.params.mark));
+    this.plot?.mark([row, this.params.mark ? kept : null].filter((i) => i !== null && i !== undefined));
+  }
+
+  point(row, x, y) {
+    this.mark(row);
+    this.tip.hidden = row === null;
+    if (row === null) return;
+    const { features, plot } = this;
+    clear(this.tip, h("strong", {}, features.name(row)), h("div", {}, `${features.at("class", row) ?? "unclassified"} · ${features.at("top_label", row) ?? "no label"} (AUROC ${fixed(features.at("top_label_auroc", row), 2)}, test)`), h("div", { class: "quiet" }, `fires at ${percent(features.at("density", row))} of tokens`));
+    this.tip.style.left = `${Math.max(4, Math.min(x + 14, plot.box.clientWidth - 260))}px`;
+    this.tip.style.top = `${Math.min(y + 14, plot.box.clientHeight - 80)}px`;
+  }
+
+  open(row) { go("feature", this.features.ids[row]); }
+
+  random() {
+    const alive = this.rows.filter((row) => this.features.at("dead", row) !== true), from = alive.length ? alive : this.rows;
+    if (from.length) this.open(from[Math.floor(Math.random() * from.length)]);
+  }
+
+  // What is listed, in its order, with every column of the store's table.
+  save() {
+    const { table } = this.features, names = table.names.filter((name) => name !== "x" && name !== "y");
+    const rows = Array.from(this.rows, (row) => names.map((name) => table.get(name).at(row)));
+    download(`features_${parse().params.lasso ? "lasso_" : ""}${this.rows.length}.csv`, csv(names, rows));
+  }
+}
+
+function groupsOf(labels) {
+  const groups = new Map();
+  labels.forEach(({ label_kind, label }, id) => groups.set(label_kind, [...(groups.get(label_kind) ?? []), { id, label }]));
+  return [...groups];
+}
+
+// Labels that are some feature's best, the most frequent first, and of how many.
+function bestLabels(features) {
+  const column = features.column("top_label"), counts = new Map();
+  for (const code of column.values) if (code < column.categories.length) counts.set(column.categories[code], (counts.get(column.categories[code]) ?? 0) + 1);
+  return [...counts].sort((a, b) => b[1] - a[1] || (a[0] < b[0] ? -1 : 1));
+}
+
+function polygonOf(text) {
+  const found = (text ?? "").split(";").map((at) => at.split(",").map(Number)).filter((at) => at.length === 2 && at.every(Number.isFinite));
+  return found.length > 2 ? found : null;
+}
+
+// From the least to the largest, less the outermost 0.5 %.
+function rangeOf(values) {
+  const known = Float64Array.from(values).filter((x) => x === x).sort();
+  return known.length ? [known[Math.floor(0.005 * (known.length - 1))], known[Math.ceil(0.995 * (known.length - 1))]] : [0, 1];
 }

@@ -1,0 +1,128 @@
+"""The server: what it answers, what it refuses, and what it sends with every answer."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import socket
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import pytest
+
+from feature_store.atlas import serve
+from feature_store.atlas.resources import Resources
+from feature_store.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from feature_store import FeatureStore
+
+
+def answer(address: str, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body; the path goes over the wire as it is."""
+    with contextlib.closing(http.client.HTTPConnection(urlsplit(address).netloc, timeout=20)) as connection:
+        connection.request(method, path, headers=headers)
+        got = connection.getresponse()
+        return got.status, {key.lower(): value for key, value in got.getheaders()}, got.read()
+
+
+@pytest.mark.parametrize("path", ["/", "/index.html", "/static/js/app.js", "/data/atlas.json", "/data/features.cols"])
+def test_every_answer_carries_a_policy_that_lets_nothing_in_from_elsewhere(served: str, path: str) -> None:
+    status, headers, _ = answer(served, path)
+    assert status == 200
+    policy = dict(rule.split(" ", 1) for rule in headers["content-security-policy"].split("; "))
+    assert policy["default-src"] == "'none'"
+    assert (policy["script-src"], policy["style-src"], policy["connect-src"]) == ("'self'",) * 3
+    assert policy["frame-ancestors"] == "'none'"
+    assert headers["x-content-type-options"] == "nosniff"
+    assert "access-control-allow-origin" not in headers
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/data/../plan.json",
+        "/data/..%2f..%2fetc%2fpasswd",
+        "/data/%2e%2e/%2e%2e/etc/passwd",
+        "/data//etc/passwd",
+        "/data/features/..%2f..%2f3.json",
+        "/data/labels/9999.cols",
+        "/data/labels/-1.cols",
+        "/data/labels/1e3.cols",
+        "/static/..%2f..%2fresources.py",
+        "/static/%2e%2e/resources.py",
+        "/static/../resources.py",
+        "/static/",
+        "/cells/toy/plan.json",
+    ],
+)
+def test_no_path_leads_out_of_what_the_atlas_lists(served: str, path: str) -> None:
+    status, _, body = answer(served, path)
+    assert status == 404
+    assert b"root:" not in body
+    assert b"import" not in body
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
+@pytest.mark.parametrize("path", ["/", "/data/atlas.json", "/static/js/app.js"])
+def test_it_answers_only_questions(served: str, method: str, path: str) -> None:
+    assert answer(served, path, method)[0] == 405
+
+
+def test_it_is_bound_to_this_machine_and_answers_to_its_own_name_alone(served: str) -> None:
+    assert urlsplit(served).hostname == "127.0.0.1"
+    assert answer(served, "/data/atlas.json", Host="evil.example")[0] == 400
+    assert answer(served, "/data/atlas.json", Host="localhost")[0] == 200
+
+
+def test_a_port_that_is_taken_is_named_with_what_to_type(atlas_store: FeatureStore) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=rf"cannot listen at 127.0.0.1:{port}: .*; name another with --port"):
+            serve(atlas_store, port=port)
+
+
+def test_a_title_from_the_data_is_escaped(
+    serving: Callable[[FeatureStore], str], atlas_store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("feature_store.atlas.page.title_of", lambda _: "\"><script>alert('x')</script>")
+    body = answer(serving(atlas_store), "/")[2].decode()
+    assert "<script>alert" not in body
+    assert "&lt;script&gt;" in body
+
+
+def test_a_damaged_store_is_said_and_not_a_page_of_nothing(
+    serving: Callable[[FeatureStore], str], store_without: Callable[..., FeatureStore]
+) -> None:
+    store = store_without()
+    for part in (store.layout.associations_dir("a550c") / "features").glob("*.parquet"):
+        part.write_bytes(part.read_bytes()[:-100])
+    status, _, body = answer(serving(store), "/data/features.cols")
+    assert status == 500
+    assert "scsae verify" in json.loads(body)["error"]
+
+
+def test_every_resource_that_is_listed_is_there(atlas_store: FeatureStore) -> None:
+    resources = Resources(atlas_store)
+    paths = list(resources.paths())
+    assert len(paths) == len(set(paths)) > 100
+    for path in paths:
+        found = resources.get(path)
+        assert found is not None, path
+        if path.endswith(".json"):
+            json.loads(found.body, parse_constant=pytest.fail)
+
+
+def test_serving_writes_nothing_to_the_store(
+    served: str, atlas_root: Path, folder_hashes: Callable[[Path], dict[str, str]]
+) -> None:
+    before = folder_hashes(atlas_root)
+    for path in ("/", "/data/atlas.json", "/data/features.cols", "/data/labels/0.cols"):
+        answer(served, path)
+    assert folder_hashes(atlas_root) == before
