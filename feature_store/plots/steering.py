@@ -27,6 +27,7 @@ from feature_store.plots.canvas import (
     plain,
     words,
 )
+from feature_store.steering_metrics import HEADLINES, METRICS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,28 +37,6 @@ if TYPE_CHECKING:
 UNSTEERED, ALL = "unsteered", "all"
 _P = "p_"
 """A column p_NAME holds the p of every condition against the null NAME."""
-_MEANING: Mapping[str, str] = {
-    "target_votes": "share of target-type neighbours",
-    "other_votes": "other cells' share of target-type neighbours",
-    "other_accuracy": "kNN accuracy of the other cells",
-    "target_shift": "mean shift of the target cells' embedding",
-    "other_shift": "mean shift of the other cells' embedding",
-    "remaining": "share of the distance that remains",
-    "remaining_corrected": "share of the distance that remains, less sampling noise",
-    "energy_remaining": "share of the energy distance that remains",
-    "distance": "distance between the means",
-    "distance_corrected": "distance between the means, less sampling noise",
-    "energy_distance": "energy distance",
-    "type_accuracy": "kNN accuracy of the steered cells' types",
-    "lobo_accuracy": "leave-one-batch-out accuracy",
-    "lobo_macro_f1": "leave-one-batch-out macro-F1",
-    "batch_mixing": "mixing of batches within types",
-    "label_conservation": "conservation of labels",
-    "scib_batch": "scIB batch correction",
-    "scib_bio": "scIB bio-conservation",
-    "scib_total": "scIB total",
-}
-_HEADLINES = ("remaining", "batch_mixing", "target_votes")
 TRADES = (("scib_bio", "scib_batch"), ("label_conservation", "batch_mixing"), ("type_accuracy", "remaining"))
 DISTANCES = ("distance_corrected", "distance")
 _MARKERS = "sD^vPX*p"
@@ -269,7 +248,7 @@ def steering_distances(
 
 def bars_of(of: Steered, metric: str | None = None) -> pl.DataFrame:
     """Rows that are drawn as bars. InputError if there are none."""
-    rows = _of_all(of, _metric(of, metric, _HEADLINES)).filter(pl.col("condition") != UNSTEERED)
+    rows = _of_all(of, _metric(of, metric, HEADLINES)).filter(pl.col("condition") != UNSTEERED)
     if "role" in rows.columns:
         rows = rows.filter((pl.col("role") != "grid") | pl.col("chosen")).sort(~pl.col("chosen"), maintain_order=True)
     if rows.is_empty():
@@ -281,7 +260,7 @@ def curve_of(
     of: Steered, metric: str | None = None, over: str | None = None
 ) -> tuple[pl.DataFrame, dict[str, Any], dict[str, pl.DataFrame]]:
     """Rows of a metric, the chosen point, and the cross-sections through it of several points. InputError if none."""
-    rows = _of_all(of, _metric(of, metric, _HEADLINES))
+    rows = _of_all(of, _metric(of, metric, HEADLINES))
     _refuse_without(rows, _KEYS, of)
     point = _chosen(rows, of)
     panels = {axis: _section(rows, point, axis) for axis in ("dose", "n_features") if over in (None, axis)}
@@ -460,4 +439,4 @@ def _held(axis: str, point: Mapping[str, Any]) -> str:
 
 
 def _said(metric: str) -> str:
-    return _MEANING.get(metric, words(metric))
+    return METRICS[metric].words if metric in METRICS else words(metric)
