@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from feature_store.atlas.pages import batch, cells, controls, feature, features, names, overview, run
+from feature_store.atlas.pages import batch, cells, controls, feature, features, names, overview, run, steering
 from feature_store.atlas.resources import Route
 
 ROUTES: Sequence[Route] = (
@@ -14,4 +14,5 @@ ROUTES: Sequence[Route] = (
     *batch.ROUTES,
     *controls.ROUTES,
     *run.ROUTES,
+    *steering.ROUTES,
 )

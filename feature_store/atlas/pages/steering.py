@@ -1,0 +1,283 @@
+"""Steering: what was asked, every figure of `test` cells beside its nulls, and where the cells lie before and after."""
+
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import polars as pl
+
+from feature_store.atlas.columns import encode
+from feature_store.atlas.opened import NoSuchResource, Opened, place
+from feature_store.atlas.resources import Route, json_bytes
+from feature_store.plots.steering import ALL, UNSTEERED, Steered, steered_run
+from feature_store.steering_metrics import HEADLINES, METRICS, metric_of
+
+PLACES = ("pc1", "pc2", "x", "y", "gap")
+"""Columns of the table `steering_map` that say where a cell lies; a store may have no `gap`."""
+_ROW = "condition role n_features dose metric group n_draws n_cells value effect low high chosen".split()
+_ABOUT = ("feature_id", "class", "top_genes", "top_label", "density")
+_DONE: Mapping[str, str] = {
+    "ablate": "ablate: the features are set to 0; it takes no dose",
+    "clamp": "clamp: the features are set to dose × their 99th percentile on train cells",
+    "add": "add: dose × their 99th percentile on train cells is added to the features",
+    "scale": "scale: the features are multiplied by the dose",
+    "toward": "toward: the features go the share `dose` of the way to their mean in the cells moved to",
+    "shift": "shift: dose × the difference of the labels' mean codes is added to the features",
+}
+_CELLS: Mapping[str, str] = {
+    "move": "those with the label; all others are left as they are",
+    "edit": "all, with the label or without",
+    "mix": "all",
+}
+
+
+def runs(opened: Opened) -> bytes:
+    """All steering runs of the SAE, newest first, each with its headline at the chosen point."""
+    if not opened.has("steering"):
+        return json_bytes(opened.missing("steering"))
+    return json_bytes({"runs": [_summary(opened, _steered(opened, run)) for run in opened.store.lineage.steering]})
+
+
+def document(opened: Opened, run: str) -> bytes:
+    """One run: its question, the points measured, its figures, its features, and what of it is on a map."""
+    of = _steered(opened, run)
+    variants = _variants(opened, run)
+    rows = of.rows.filter(pl.col("role") != "trend") if "role" in of.rows.columns else of.rows
+    of_run = {
+        **_summary(opened, of),
+        "plan": [{"name": name, "text": text} for name, text in _plan_in_words(of.plan)],
+        "grid": of.plan.get("grid", []),
+        "command": _command(opened, of.plan),
+        "metrics": [{"name": name, **metric_of(name)._asdict()} for name in _metrics(rows)],
+        "groups": _groups(rows),
+        "nulls": _nulls(rows),
+        "trends": _trends(of.rows),
+        "rows": {name: rows[name].to_list() if name in rows.columns else None for name in (*_ROW, *_ps(rows))},
+        "features": _features(opened, of, variants),
+        "variants": variants.drop("features").to_dicts(),
+        "map": _about_map(opened, run, variants),
+    }
+    return json_bytes(of_run)
+
+
+def cells(opened: Opened, run: str) -> bytes:
+    """The cells on a run's map, by cell_idx: cell_idx, label, cell_type, whether the chosen point moves it, and its
+    places unsteered.
+    """
+    table = _map(opened, run)
+    variants = _variants(opened, run)
+    before = _unsteered(table, variants)
+    chosen = variants.filter("chosen")["variant"].implode()
+    moved = table.filter(pl.col("variant").is_in(chosen)).select("cell_idx", moved=True).collect()
+    kind = str(_steered(opened, run).plan.get("kind", "cell_type"))
+    known = opened.store.frame("cells").collect_schema().names()
+    labels = [pl.col(kind).alias("label") if kind in known else pl.lit(None, pl.String).alias("label")]
+    labels += [pl.col("cell_type") if "cell_type" in known else pl.lit(None, pl.String).alias("cell_type")]
+    own = opened.store.frame("cells").select("cell_idx", *(one.cast(pl.String) for one in labels)).collect()
+    found = before.join(own, on="cell_idx", how="left", maintain_order="left")
+    found = found.join(moved, on="cell_idx", how="left", maintain_order="left")
+    categories = pl.col("label", "cell_type").cast(pl.Categorical)
+    places = [name for name in PLACES if name in found.columns]
+    return encode(found.select("cell_idx", categories, pl.col("moved").fill_null(value=False), *places))
+
+
+def places(opened: Opened, run: str, variant: str) -> bytes:
+    """Where the cells of `cells`, in their order, lie under a variant; what it leaves alone lies where it did."""
+    table, variants = _map(opened, run), _variants(opened, run)
+    chosen = variants.filter("on_map")["variant"]
+    number = place(variant, int(chosen.max()) + 1 if len(chosen) else 0)  # type: ignore[arg-type]
+    if number not in chosen.to_list():
+        raise NoSuchResource(variant)
+    before = _unsteered(table, variants)
+    names = [name for name in PLACES if name in before.columns]
+    after = table.filter(pl.col("variant") == number).select("cell_idx", *names).collect()
+    both = before.join(after, on="cell_idx", how="left", maintain_order="left", suffix="_after")
+    return encode(both.select(pl.coalesce(f"{name}_after", name).alias(name) for name in names))
+
+
+def _steered(opened: Opened, run: str) -> Steered:
+    """The results of a run. NoSuchResource for what is none."""
+    if not opened.has("steering") or run not in opened.store.lineage.steering:
+        raise NoSuchResource(run)
+    return steered_run(opened.store, run)
+
+
+def _variants(opened: Opened, run: str) -> pl.DataFrame:
+    """variant, name, role, n_features, dose, draw, chosen and features of a run, and which are `on_map`; no rows where
+    the store has none.
+    """
+    columns = ("variant", "name", "role", "n_features", "dose", "draw", "chosen", "features")
+    if not opened.has("steering_variants"):
+        return pl.DataFrame(schema=[*columns, "on_map"])
+    found = opened.store.frame("steering_variants").filter(pl.col("run") == run).select(columns).collect()
+    laid_out = pl.Series([], dtype=pl.Int32)
+    if opened.has("steering_map"):
+        laid_out = _map(opened, run).select(pl.col("variant").unique()).collect()["variant"]
+    return found.with_columns(on_map=pl.col("variant").is_in(laid_out.implode())).sort("variant")
+
+
+def _map(opened: Opened, run: str) -> pl.LazyFrame:
+    if not opened.has("steering_map"):
+        raise NoSuchResource(run)
+    return opened.store.frame("steering_map").filter(pl.col("run") == run).drop("run")
+
+
+def _unsteered(table: pl.LazyFrame, variants: pl.DataFrame) -> pl.DataFrame:
+    """The rows of a map before steering, by cell_idx."""
+    own = variants.filter(pl.col("role") == UNSTEERED)["variant"].implode()
+    return table.filter(pl.col("variant").is_in(own)).drop("variant").sort("cell_idx").collect()
+
+
+def _about_map(opened: Opened, run: str, variants: pl.DataFrame) -> dict[str, Any]:
+    """Cells on the map of a run and the bounds [x0, x1, y0, y1] of what was done; or what makes it."""
+    if not opened.has("steering_map"):
+        return opened.missing("steering_map")
+    own = variants.filter(pl.col("role").is_in([UNSTEERED, "grid"]))["variant"].implode()
+    rows = _map(opened, run).filter(pl.col("variant").is_in(own)).collect()
+    if rows.is_empty():
+        return opened.missing("steering_map")
+    bounds = {
+        name: [rows[x].min(), rows[x].max(), rows[y].min(), rows[y].max()]
+        for name, (x, y) in (("pca", ("pc1", "pc2")), ("umap", ("x", "y")))
+    }
+    return {"n_cells": rows["cell_idx"].n_unique(), "bounds": bounds}
+
+
+def _summary(opened: Opened, of: Steered) -> dict[str, Any]:
+    """The question, the points measured on test cells, the chosen one, and the headline there."""
+    plan, rows = of.plan, of.rows
+    named = {name: plan.get(name) for name in ("question", "kind", "target", "toward", "intervention", "n_nulls")}
+    grid = rows.filter(pl.col("role") == "grid") if "role" in rows.columns else rows.clear()
+    points = grid.select("n_features", "dose").unique().sort("n_features", "dose") if grid.height else pl.DataFrame()
+    chosen = grid.filter("chosen") if grid.height else grid
+    headline = next((name for name in HEADLINES if name in rows["metric"]), None)
+    best = chosen.filter(metric=headline, group=ALL).head(1).to_dicts() if headline and chosen.height else []
+    return {
+        "run": of.run,
+        **named,
+        "words": _asked(plan),
+        "points": points.to_dicts(),
+        "chosen": chosen.select("n_features", "dose").row(0, named=True) if chosen.height else None,
+        "headline": headline,
+        "at_chosen": best[0] if best else None,
+        "has_map": opened.has("steering_map") and not _map(opened, of.run).head(1).collect().is_empty(),
+    }
+
+
+def _asked(plan: Mapping[str, Any]) -> str:
+    """The question as a heading."""
+    kind, target = str(plan.get("kind", "")).replace("_", " "), plan.get("target")
+    if plan.get("toward") is not None:
+        return f"Move {target} cells toward {plan['toward']}"
+    if target == ALL:
+        return f"Mix the labels of {kind}"
+    return f"Edit the features of {target}" if target is not None else "Steering"
+
+
+def _plan_in_words(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Name and text of what was done, to whom, and how it was chosen."""
+    done = str(plan.get("intervention"))
+    by = plan.get("by")
+    yield "What is done", _DONE.get(done, done) + ("" if by in (None, "none") else f"; means by {by.replace('_', ' ')}")
+    cells = _CELLS.get(str(plan.get("question")), "all")
+    yield "Cells", f"of {', '.join(plan['cells'])}; of these {cells}" if plan.get("cells") else cells
+    yield "Tokens", f"of {', '.join(plan['gene'])} alone" if plan.get("gene") else "of every gene"
+    given = "given by hand" if plan.get("feature") else "ranked on select cells"
+    yield "Features", f"{given}; number and dose chosen on select cells" if len(plan.get("grid", [])) > 1 else given
+    yield "Figures", "of test cells, which nothing was chosen on; intervals are of 95 %"
+    yield "Nulls", f"{plan.get('n_nulls')} draws of each, at the chosen point"
+    yield (
+        "Read out",
+        f"{plan.get('readout')} over gene tokens" if plan.get("readout") == "mean" else f"{plan.get('readout')}",
+    )
+    yield "Site", str(plan.get("site"))
+
+
+def _command(opened: Opened, plan: Mapping[str, Any]) -> str:
+    """What asks the same question of another point, but for --n-features, --dose and --n-nulls."""
+    words = ["scsae", "steer", "--store", str(opened.store.layout.root)]
+    for name in ("kind", "target", "toward", "intervention", "by", "readout", "seed"):
+        value = plan.get(name)
+        if value is not None and (name, value) not in (("readout", "mean"), ("seed", 0)):
+            words += [f"--{name}", str(value)]
+    for name in ("feature", "gene", "cells"):
+        for value in plan.get(name) or ():
+            words += [f"--{name}", str(value)]
+    return shlex.join(words)
+
+
+def _metrics(rows: pl.DataFrame) -> list[str]:
+    """Names of the metrics measured, in the order in which they are worth looking at."""
+    known = rows["metric"].unique().to_list()
+    return [*(name for name in METRICS if name in known), *sorted(set(known) - METRICS.keys())]
+
+
+def _groups(rows: pl.DataFrame) -> list[str]:
+    if "group" not in rows.columns:
+        return [ALL]
+    return sorted(rows["group"].drop_nulls().unique().to_list(), key=lambda name: (name != ALL, name))
+
+
+def _ps(rows: pl.DataFrame) -> list[str]:
+    return [name for name in rows.columns if name.startswith("p_")]
+
+
+def _nulls(rows: pl.DataFrame) -> list[dict[str, Any]]:
+    """Name, column of p and draws of each null that was drawn."""
+    if "role" not in rows.columns:
+        return []
+    drawn = (
+        rows.filter(pl.col("role") == "null").group_by("condition", maintain_order=True).agg(pl.col("n_draws").max())
+    )
+    return [
+        {"name": name, "p": f"p_{name.replace(' ', '_')}", "n_draws": n_draws} for name, n_draws in drawn.iter_rows()
+    ]
+
+
+def _trends(rows: pl.DataFrame) -> list[dict[str, Any]]:
+    """By axis: Spearman's correlation of the headline with it, Page's p, and the units behind them."""
+    if "role" not in rows.columns:
+        return []
+    found = {row["metric"]: row for row in rows.filter(pl.col("role") == "trend").iter_rows(named=True)}
+    trends = []
+    for axis in ("dose", "n_features"):
+        if row := found.get(f"{axis}_spearman"):
+            p = found.get(f"{axis}_page_p", {}).get("value")
+            trends.append({"axis": axis, "spearman": row["value"], "p": p, "n_units": row["n_draws"]})
+    return trends
+
+
+def _features(opened: Opened, of: Steered, variants: pl.DataFrame) -> list[dict[str, Any]]:
+    """Features edited at the largest point of the grid, best first, by name; a smaller one takes the first of them."""
+    grid = variants.filter(pl.col("role") == "grid").sort("n_features", descending=True)
+    used = grid["features"][0].to_list() if grid.height else of.plan.get("features") or []
+    order = pl.DataFrame({"feature_id": used}, schema={"feature_id": pl.Int32})
+    known = [name for name in _ABOUT if name in opened.features.columns] if opened.has("features") else []
+    if known:
+        order = order.join(opened.features.select(known), on="feature_id", how="left", maintain_order="left")
+    if opened.has("steering_scores"):
+        scores = opened.store.frame("steering_scores").filter(pl.col("run") == of.run).select("feature_id", "score")
+        order = order.join(scores.collect(), on="feature_id", how="left", maintain_order="left")
+    return order.to_dicts()
+
+
+def _run_names(opened: Opened) -> Iterator[tuple[str]]:
+    return ((run,) for run in opened.store.lineage.steering) if opened.has("steering") else iter(())
+
+
+def _mapped(opened: Opened) -> Iterator[tuple[str]]:
+    return ((run,) for (run,) in _run_names(opened) if _variants(opened, run)["on_map"].any())
+
+
+def _mapped_variants(opened: Opened) -> Iterator[tuple[str, str]]:
+    for (run,) in _mapped(opened):
+        for variant in _variants(opened, run).filter("on_map")["variant"].to_list():
+            yield run, str(variant)
+
+
+ROUTES = (
+    Route(pattern="steering.json", make=runs),
+    Route(pattern="steering/{run}.json", make=document, names=_run_names),
+    Route(pattern="steering/{run}/map.cols", make=cells, names=_mapped),
+    Route(pattern="steering/{run}/variants/{v}.cols", make=places, names=_mapped_variants),
+)
