@@ -1,11 +1,14 @@
 """`scsae demo` as a newcomer runs it: in an empty folder, then again; its answers are checked against its store."""
 
+import json
 import os
 import re
 import shlex
+import signal
 import struct
 import subprocess
 import sys
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,16 +40,15 @@ class Place:
         return self.here / "st"
 
     def scsae(self, *arguments):
+        return subprocess.run(self.command(*arguments), **self.options, capture_output=True, check=False, timeout=800)
+
+    def command(self, *arguments):
+        return [sys.executable, "-m", "pipelines.cli", *arguments]
+
+    @property
+    def options(self):
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "SCSAE_", "MLFLOW_"))}
-        return subprocess.run(
-            [sys.executable, "-m", "pipelines.cli", *arguments],
-            cwd=self.here,
-            env={**kept, "HOME": str(self.home)},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=800,
-        )
+        return {"cwd": self.here, "env": {**kept, "HOME": str(self.home)}, "text": True}
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +187,25 @@ def test_every_command_it_says_to_type_next_works(demo, place):
         done = place.scsae(*command)
         assert (done.returncode, done.stderr) == (0, ""), command
         assert done.stdout.strip(), command
+
+
+def test_the_last_line_names_the_command_that_opens_the_atlas_of_what_was_made(demo, place):
+    last = demo.splitlines()[-1]
+    assert last == "Look at the features in a web browser:  scsae serve --store st"
+    _, *command = shlex.split(last.split(":")[1])
+    with subprocess.Popen(
+        place.command(*command, "--port", "0"), **place.options, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as served:
+        url = re.search(r"http://\S+", served.stdout.readline())[0]
+        with urllib.request.urlopen(f"{url}/data/atlas.json", timeout=60) as answer:
+            atlas = json.load(answer)
+        served.send_signal(signal.SIGINT)
+        assert served.wait(60) == 0
+        said = served.stderr.read()
+    assert atlas["runs"]["associations"] == Layout(place.store).latest("associations").run
+    assert atlas["n_features"] == 1024
+    assert {"umap", "feature_umap", "feature_neighbour", "steering_map"} <= set(atlas["tables"])
+    assert said.count("making the map of") == 3
 
 
 def test_the_second_run_recomputes_nothing_and_says_so(again, place):
