@@ -48,6 +48,7 @@ def document(opened: Opened, run: str) -> bytes:
         "plan": [{"name": name, "text": text} for name, text in _plan_in_words(of.plan)],
         "grid": of.plan.get("grid", []),
         "command": _command(opened, of.plan),
+        "features_given": bool(of.plan.get("feature")),
         "metrics": [{"name": name, **metric_of(name)._asdict()} for name in _metrics(rows)],
         "groups": _groups(rows),
         "nulls": _nulls(rows),
@@ -186,16 +187,15 @@ def _plan_in_words(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "Features", f"{given}; number and dose chosen on select cells" if len(plan.get("grid", [])) > 1 else given
     yield "Figures", "of test cells, which nothing was chosen on; intervals are of 95 %"
     yield "Nulls", f"{plan.get('n_nulls')} draws of each, at the chosen point"
-    yield (
-        "Read out",
-        f"{plan.get('readout')} over gene tokens" if plan.get("readout") == "mean" else f"{plan.get('readout')}",
-    )
+    readout = str(plan.get("readout"))
+    yield "Embedding", "mean over gene tokens" if readout == "mean" else readout
     yield "Site", str(plan.get("site"))
 
 
 def _command(opened: Opened, plan: Mapping[str, Any]) -> str:
     """What asks the same question of another point, but for --n-features, --dose and --n-nulls."""
     words = ["scsae", "steer", "--store", str(opened.store.layout.root)]
+    words += ["--run", str(plan["associations"])] if plan.get("associations") else []
     for name in ("kind", "target", "toward", "intervention", "by", "readout", "seed"):
         value = plan.get(name)
         if value is not None and (name, value) not in (("readout", "mean"), ("seed", 0)):
@@ -226,11 +226,10 @@ def _nulls(rows: pl.DataFrame) -> list[dict[str, Any]]:
     """Name, column of p and draws of each null that was drawn."""
     if "role" not in rows.columns:
         return []
-    drawn = (
-        rows.filter(pl.col("role") == "null").group_by("condition", maintain_order=True).agg(pl.col("n_draws").max())
-    )
+    drawn = rows.filter(pl.col("role") == "null").group_by("condition", maintain_order=True)
     return [
-        {"name": name, "p": f"p_{name.replace(' ', '_')}", "n_draws": n_draws} for name, n_draws in drawn.iter_rows()
+        {"name": name, "p": f"p_{name.replace(' ', '_')}", "n_draws": n_draws}
+        for name, n_draws in drawn.agg(pl.col("n_draws").max()).iter_rows()
     ]
 
 

@@ -1,6 +1,6 @@
 // Scales and ticks, and the frame of a chart.
 
-import { svg } from "./dom.js";
+import { clear, h, svg } from "./dom.js";
 
 // Round numbers between low and high, about n of them.
 export function ticks(low, high, n = 5) {
@@ -55,4 +55,16 @@ export function yAxis(plot, scale, { n = 5, title, width, height, format = tickT
     plot.append(svg("line", { x1: 0, x2: width, y1: y, y2: y, class: "grid" }), svg("text", { x: -6, y: y + 3.5, "text-anchor": "end", class: "tick-text" }, format(tick)));
   }
   if (title) plot.append(svg("text", { transform: `translate(-38 ${height / 2}) rotate(-90)`, "text-anchor": "middle", class: "axis-title" }, title));
+}
+
+// A box whose chart, `draw(width)`, is drawn anew where its width changes, so that its text keeps its size on a phone.
+export function fitted(draw, first = 480) {
+  let width = first;
+  const box = h("div", { class: "fitted" }, draw(width));
+  // a frame later: what changes its own height must not answer the observer at once
+  new ResizeObserver(() => requestAnimationFrame(() => {
+    const now = Math.round(box.clientWidth);
+    if (now && now !== width) { width = now; clear(box, draw(width)); }
+  })).observe(box);
+  return box;
 }
