@@ -2,7 +2,7 @@
 
 import { h, clear } from "./dom.js";
 import { overview, NotThere } from "./data.js";
-import { href, onChange, parse } from "./state.js";
+import { go, href, onChange, parse } from "./state.js";
 
 const PAGES = [
   ["atlas", "Atlas"], ["search", "Search"], ["batch", "Batch"], ["steering", "Steering"], ["controls", "Controls"], ["run", "Run"],
@@ -64,6 +64,14 @@ async function show(state, { anew = false } = {}) {
     if (!(error instanceof NotThere)) throw error;
   }
 }
+
+// "/" searches, wherever one is
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "/" || event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, textarea")) return;
+  event.preventDefault();
+  const input = document.getElementById("search-input");
+  input ? input.focus() : go("search");
+});
 
 onChange((state) => show(state));
 show(parse());
