@@ -4,11 +4,13 @@ What is listed is chosen on `select` cells, and its figures are those of `test` 
 lacks is the command that makes it.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
+from scipy.special import stdtrit
 
 from feature_store import commit
 from feature_store.atlas.columns import encode
@@ -175,11 +177,30 @@ def _tokens(opened: Opened, feature: int) -> dict[str, Any]:
 
 
 def _neighbours(opened: Opened, feature: int) -> dict[str, Any]:
-    """The nearest features of the same SAE, by the cosine of decoder rows."""
+    """The nearest features of the same SAE, by the cosine of decoder rows, and how near chance brings a nearest one."""
     if not opened.has("feature_neighbour"):
         return opened.missing("feature_neighbour")
     rows = opened.rows("feature_neighbour", feature).sort("rank").iter_rows(named=True)
-    return {"rows": [_named(opened, {"feature_id": row["other_feature_id"], "cosine": row["cosine"]}) for row in rows]}
+    named = [_named(opened, {"feature_id": row["other_feature_id"], "cosine": row["cosine"]}) for row in rows]
+    return {"rows": named, "null_95": opened.once(_nearest_of_random)}
+
+
+def _nearest_of_random(opened: Opened) -> float | None:
+    """See `nearest_of_random`, of as many directions as the SAE has features; None where its width is not known."""
+    try:
+        d_model = opened.store.sae_facts()["sae"]["d_model"]
+    except (StoreError, KeyError):
+        return None
+    return nearest_of_random(opened.features.height - 1, d_model)
+
+
+def nearest_of_random(n: int, d: int) -> float:
+    """The cosine that the nearest of n uniformly random directions in d dimensions exceeds in one case of twenty.
+
+    t sqrt(d - 1) / sqrt(1 - t^2) of a cosine t is Student's t with d - 1 degrees of freedom.
+    """
+    t = float(stdtrit(d - 1, 0.95 ** (1 / max(n, 1))))
+    return t / math.sqrt(d - 1 + t * t)
 
 
 def _matches(opened: Opened, feature: int) -> dict[str, Any]:

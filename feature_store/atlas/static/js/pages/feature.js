@@ -1,0 +1,374 @@
+// One feature: where it fires, what it tells, what it reads, what is like it, and what steering it did. What is listed is
+// chosen on `select` cells, its figures are those of `test` cells.
+
+import { h, svg, clear, empty, smallTable, count, fixed, fmt, isKnown, percent, pvalue, words, DASH } from "../dom.js";
+import { CLASS, QUIET, byCategory, byNumber, colourOf, cssOf, legend, packed, rampLegend } from "../colour.js";
+import { ALPHA, forest, geneBars, violins } from "../charts_feature.js";
+import { columns, json, overview } from "../data.js";
+import { Scatter } from "../scatter.js";
+import { go, href, setParams } from "../state.js";
+
+const MEANS = {
+  "gene-identity": () => "it reads one gene or a family of genes, in whatever cell they are",
+  "cell-context": ({ context_kind }) => `which cells it fires in goes with their ${words(context_kind ?? "label")}, within batches`,
+  batch: () => "which cells it fires in goes with their batch, within cell types: most likely technical",
+  mixed: () => "neither its genes, nor a label of the cells, nor the batch explains it alone",
+  dead: () => "it never fires",
+};
+const MOST_NAMED = 11, FEW_LABELS = 20, FEW_ROWS = 8;
+
+export const title = ({ id }) => `Feature ${id}`;
+
+export async function show(root, { id, params }) {
+  const [about, known] = await Promise.all([overview(), json(`features/${id}.json`)]);
+  const page = new FeaturePage(root, about, known, params);
+  await page.update({ params });
+  return { update: (state) => page.update(state), close: () => page.plot?.close() };
+}
+
+class FeaturePage {
+  constructor(root, about, known, params) {
+    Object.assign(this, { about, known, params, id: known.about.feature_id, cells: null });
+    this.kept = { color: params.color, split: params.split, by: params.by };
+    this.map = panel("Where it fires");
+    this.spread = panel("Its code by label");
+    root.append(this.head(), h("div", { class: "feature-columns" },
+      h("div", {}, this.map, this.labels(), this.top()),
+      h("div", {}, this.spread, this.genes(), this.sets())),
+    h("div", { class: "feature-rest" }, this.alike(), this.together(), this.elsewhere(), this.steering(), this.provenance()));
+  }
+
+  head() {
+    const { about } = this.known, { id } = this, last = this.about.n_features - 1;
+    this.steps = h("nav", { class: "feature-steps", "aria-label": "Other features" });
+    const confident = isKnown(about.class_confidence) ? [" ", h("span", { class: "quiet", title: "Share of resampled data sets in which it gets the same class" }, `(confidence ${fixed(about.class_confidence, 2)})`)] : null;
+    const explained = [["gene_effect", "of its firing on tokens by their gene"], ["context_effect", `of its code in cells by ${words(about.context_kind ?? "a label")} (within batches)`], ["batch_effect", "by batch (within cell types)"]].filter(([key]) => isKnown(about[key])).map(([key, text]) => `${percent(about[key], 0).replace(" ", "\u00a0")} ${text}`);
+    const fires = this.known.cells.splits;
+    this.last = last;
+    return h("div", { class: "feature-head" },
+      h("div", {},
+        h("h1", {}, `Feature ${id}${nameOf(about) ? `: ${nameOf(about)}` : ""}`),
+        about.top_genes ? h("p", {}, "Genes it goes with: ", h("i", {}, genesOf(about.top_genes).slice(0, 8).join(", "))) : null,
+        h("p", {}, h("span", { class: "feature-class" }, h("span", { class: "swatch", style: { background: CLASS[about.class] ?? "var(--null)" } }), about.class ?? "no class"), confident, MEANS[about.class] ? `: ${MEANS[about.class](about)}.` : null),
+        h("ul", { class: "facts" },
+          h("li", {}, "fires on ", h("b", {}, percent(about.density, 2)), " of tokens"),
+          fires ? h("li", {}, "in ", h("b", {}, `${count(fires.test.n_firing)} of ${count(fires.test.n)}`), " test cells") : null,
+          isKnown(about.gene_precision) ? h("li", {}, h("b", {}, percent(about.gene_precision, 0)), " of its firing is on one gene") : null,
+          about.top_label ? h("li", {}, "best label on select cells ", h("b", {}, about.top_label), ` (AUROC ${fixed(about.top_label_auroc, 2)} on test cells)`) : null),
+        explained.length ? h("p", { class: "quiet" }, `Variance explained: ${explained.join(", ")}.`) : null,
+        about.dead ? h("p", { class: "empty", role: "note" }, "This feature is dead: it fires on no token of this data set, so there is nothing to show of it.") : null),
+      this.steps);
+  }
+
+  drawSteps() {
+    const { id, last, kept } = this;
+    const step = (to, text) => h("a", { href: to < 0 || to > last ? null : href("feature", to, kept), "aria-disabled": to < 0 || to > last ? "true" : null }, text);
+    clear(this.steps, step(id - 1, "‹ Previous"), step(id + 1, "Next ›"), h("button", { type: "button", onclick: () => this.random() }, "Random"), h("a", { href: href("atlas", null, { mark: id }) }, "Show on the Atlas"));
+  }
+
+  async random() {
+    const table = await columns("features.cols"), dead = table.get("dead")?.values, ids = table.get("feature_id").values;
+    const living = Array.from(ids).filter((id, row) => id !== this.id && dead?.[row] !== 1);
+    if (living.length) go("feature", living[Math.floor(Math.random() * living.length)], this.kept);
+  }
+
+  async update({ params }) {
+    this.params = params;
+    this.kept = { color: params.color, split: params.split, by: params.by };
+    this.split = params.split === "all" ? "all" : "test";
+    this.drawSteps();
+    this.drawSpread();
+    this.drawLabels();
+    await this.drawMap();
+  }
+
+  // The choices of a panel, as selects that write into the address.
+  choice(key, text, options, value) {
+    return h("label", {}, text, h("select", { name: key, onchange: (event) => setParams({ [key]: event.target.value }) }, options.map(([of, name]) => h("option", { value: of, selected: of === value }, name))));
+  }
+
+  splitChoice(value) { return this.choice("split", "Cells", [["", "test cells"], ["all", "all cells"]], value === "all" ? "all" : ""); }
+
+  async drawMap() {
+    const { known, about } = this;
+    if (known.cells.missing) return fill(this.map, empty(known.cells.missing));
+    if (about.missing.umap || !about.n_on_map) return fill(this.map, empty({ table: "umap", command: about.missing.umap }, "The cells have no map yet."));
+    if (!this.cells) {
+      const [cells, codes] = await Promise.all([columns("cells.cols"), columns(`codes/${this.id}.cols`)]);
+      this.openMap(cells, codes);
+    }
+    const column = this.about.label_columns.includes(this.params.color) ? this.params.color : null;
+    const inside = this.inSplit(), { values } = this;
+    clear(this.controls, this.choice("color", "Colour", [["", "cell code"], ...this.about.label_columns.map((name) => [name, words(name)])], column ?? ""), this.splitChoice(this.split));
+    const ink = column ? this.inkOf(column) : this.inkOfCode(inside);
+    const pale = packed(getComputedStyle(document.documentElement).getPropertyValue("--grid").trim());
+    for (let i = 0; i < ink.length; i++) if (!inside[i]) ink[i] = pale;
+    this.plot.colours(ink);
+    // other splits below, then silent cells, then the firing ones, the strongest on top
+    const rank = Float64Array.from(values, (value, i) => (inside[i] ? value : -1));
+    this.plot.order(Uint32Array.from(rank, (_, i) => i).sort((a, b) => rank[a] - rank[b]));
+  }
+
+  openMap(cells, codes) {
+    this.cells = cells;
+    this.values = new Float32Array(cells.n);
+    const place = codes.get("place").values, value = codes.get("value").values;
+    for (let j = 0; j < codes.n; j++) this.values[place[j]] = value[j];
+    this.controls = h("div", { class: "controls" });
+    this.key = h("div", { "aria-live": "polite" });
+    this.picked = h("p", { class: "picked quiet" }, "Point at a cell to see which it is; click to keep it.");
+    const box = h("div", { class: "cell-map" });
+    fill(this.map, this.controls, box, this.key, this.picked);
+    this.tip = h("div", { class: "tip", hidden: true });
+    this.plot = new Scatter(box, { label: `Map of the cells, coloured by feature ${this.id}`, onHover: (i, x, y) => this.point(i, x, y), onPick: (i) => this.pick(i) });
+    this.plot.points(cells.get("x").values, cells.get("y").values);
+    this.plot.box.append(this.tip);
+  }
+
+  // Which cells of the map are of the chosen split [n].
+  inSplit() {
+    const split = this.cells.get("split");
+    if (this.split === "all" || !split) return new Uint8Array(this.cells.n).fill(1);
+    const test = split.categories.indexOf("test");
+    return Uint8Array.from(split.values, (code) => (code === test ? 1 : 0));
+  }
+
+  inkOfCode(inside) {
+    let top = 0, n = 0, fires = 0;
+    this.values.forEach((value, i) => { if (inside[i]) { n += 1; fires += value !== 0; top = Math.max(top, value); } });
+    const known = Float32Array.from(this.values, (value) => (value === 0 ? NaN : value));
+    clear(this.key, rampLegend([0, top], (x) => fmt(x), { label: "cell code" }), legend([{ name: "silent", colour: cssOf(QUIET()) }, ...(this.split === "all" ? [] : [{ name: "other splits", colour: "var(--grid)" }])], { label: "Without a code" }),
+      h("p", { class: "quiet" }, `Fires in ${count(fires)} of ${count(n)} ${this.split === "all" ? "cells" : "test cells"} on the map.${this.split === "all" ? " The autoencoder was trained on some of them." : ""}`));
+    return byNumber(known, [0, top]);
+  }
+
+  inkOf(name) {
+    const column = this.cells.get(name), inside = this.inSplit(), n = column.categories.map(() => 0);
+    column.values.forEach((code, i) => { if (inside[i] && code < n.length) n[code] += 1; });
+    const named = n.map((_, code) => code).sort((a, b) => n[b] - n[a]).slice(0, MOST_NAMED).filter((code) => n[code]).sort((a, b) => a - b);
+    const colours = n.map((_, code) => (named.includes(code) ? colourOf(named.indexOf(code)) : null));
+    const rest = n.reduce((sum, size) => sum + (size > 0), 0) - named.length;
+    clear(this.key, legend([...named.map((code) => ({ name: column.categories[code], colour: colours[code], n: n[code] })), ...(rest > 0 ? [{ name: `${rest} more`, colour: cssOf(QUIET()) }] : [])], { label: words(name) }));
+    return byCategory(column.values, colours);
+  }
+
+  // What the tip and the line below the map say of a cell.
+  about_(i, name) {
+    const labels = this.about.label_columns.map((column) => this.cells.get(column)?.at(i)).filter(isKnown);
+    return [name, ...new Set(labels), `${this.cells.get("split")?.at(i) ?? ""} cell`, this.values[i] ? `code ${fmt(this.values[i])}` : "silent"];
+  }
+
+  async name(i) {
+    this.names ??= (await columns("cell_names.cols")).get("cell_id");
+    return this.names.at(i) ?? `cell ${this.cells.get("cell_idx").at(i)}`;
+  }
+
+  async point(i, x, y) {
+    this.pointed = i;
+    if (i === null) { this.tip.hidden = true; return; }
+    const [name, ...rest] = this.about_(i, await this.name(i));
+    if (this.pointed !== i) return;
+    clear(this.tip, h("b", {}, name), rest.map((text) => h("div", {}, text)));
+    this.tip.hidden = false;
+    const width = this.plot.box.clientWidth;
+    Object.assign(this.tip.style, x > width / 2 ? { left: "auto", right: `${width - x + 12}px` } : { right: "auto", left: `${x + 12}px` }, { top: `${Math.max(4, y - 20)}px` });
+  }
+
+  async pick(i) {
+    this.plot.mark([i]);
+    const name = await this.name(i), [, ...rest] = this.about_(i, name);
+    this.picked.className = "picked";
+    clear(this.picked, h("a", { href: href("search", null, { kind: "cell", q: name }) }, name), ` · ${rest.join(" · ")}`);
+  }
+
+  drawSpread() {
+    const { cells } = this.known, columnsOf = this.about.label_columns;
+    if (cells.missing) return fill(this.spread, empty(cells.missing));
+    const found = cells.violins[this.split], both = ["cell_type", "batch"].filter((name) => found[name]?.groups.length), own = found[this.params.by] ? this.params.by : null;
+    const shown = own ? [own] : both.length ? both : columnsOf.slice(0, 1);
+    if (!shown.length) return fill(this.spread, empty({ table: "cells" }, "The cell table has no column of labels; name some when you extract: scsae extract DATA --cell-type COLUMN --batch COLUMN --label COLUMN."));
+    const of = this.split === "all" ? "all cells" : "test cells", groups = shown.flatMap((name) => found[name].groups), top = Math.max(0, ...groups.map(({ high }) => high ?? 0));
+    const options = [["", both.length ? both.map(words).join(" and ") : words(shown[0])], ...columnsOf.map((name) => [name, words(name)])];
+    fill(this.spread, h("div", { class: "controls" }, this.choice("by", "By", options, own ?? ""), this.splitChoice(this.split)),
+      shown.map((name) => {
+        const { groups: mine, n_unknown, n_left_out } = found[name];
+        return [h("h3", {}, `By ${words(name)}`), mine.length ? violins(mine, { top, label: `Code of feature ${this.id} by ${words(name)}, ${of}`, title: `cell code where it fires, ${of}` }) : h("p", { class: "quiet" }, `No ${of.replace("cells", "cell")} has a ${words(name)}.`),
+          n_unknown || n_left_out ? h("p", { class: "quiet" }, [n_left_out ? `${n_left_out} labels of lower mean are left out. ` : "", n_unknown ? `${count(n_unknown)} cells have no ${words(name)}.` : ""]) : null];
+      }),
+      h("p", { class: "quiet" }, "A violin is of the cells in which it fires (dots where they are 20 or fewer): line, median; bar, quartiles. Highest mean of all cells first."));
+  }
+
+  labels() {
+    this.scores = panel("Labels it tells");
+    return this.scores;
+  }
+
+  drawLabels() {
+    const { labels } = this.known;
+    if (labels.missing) return fill(this.scores, empty(labels.missing));
+    if (!labels.rows.length) return fill(this.scores, empty({}, this.known.about.dead ? "A dead feature tells no label." : "No label was tested on test cells."));
+    const isAll = this.params.labels === "all", rows = isAll ? labels.rows : labels.rows.slice(0, FEW_LABELS), hasBand = rows.some((row) => row.null), hasDonors = rows.some((row) => row.low !== null);
+    const link = (row) => href("search", null, { kind: "label", q: row.label }), n = rows.filter((row) => row.q !== null && row.q <= ALPHA).length;
+    const more = labels.rows.length > FEW_LABELS ? h("button", { type: "button", class: "more", onclick: () => setParams({ labels: isAll ? null : "all" }) }, isAll ? "Show the strongest" : `Show ${labels.rows.length}`) : null;
+    fill(this.scores, h("ul", { class: "key" }, mark("point", "q ≤ 0.05"), mark("weak", "not significant"), hasBand ? mark("band", "95 % of permuted labels") : null, hasDonors ? mark("interval", "95 % across donors") : null),
+      forest(rows, { link, label: `Rank-biserial of feature ${this.id} with ${rows.length} labels, test cells` }), more,
+      h("p", { class: "quiet" }, `${n} of ${rows.length} have q ≤ 0.05 (Benjamini-Hochberg over all features and labels). 1: all cells of the label lie above all others; negative: it is quiet in them. Batches are compared within cell types.`,
+        labels.n_labels > labels.rows.length ? ` Shown are the ${labels.rows.length} strongest of ${labels.n_labels} on select cells.` : "", labels.n_unseen ? ` ${labels.n_unseen} more ${labels.n_unseen > 1 ? "are" : "is"} not on test cells.` : ""),
+      hasBand ? null : h("p", { class: "quiet" }, "No null band: these labels were tested by permuting whole donors, or by a method that has none."),
+      hasDonors ? null : h("p", { class: "quiet" }, "No interval: it takes three donors or batches that hold cells with the label and without."));
+  }
+
+  genes() {
+    const { genes } = this.known, box = panel("Genes");
+    if (genes.missing) return fill(box, empty(genes.missing));
+    const link = ({ gene }) => href("search", null, { kind: "gene", q: gene });
+    const { expression, identity } = genes;
+    if (!expression.length && !identity.length) return fill(box, empty({}, "No gene stands out for this feature."));
+    const bars = (rows, options) => (rows.length ? geneBars(rows, { ...options, link }) : h("p", { class: "quiet" }, "None."));
+    const within = expression.some((row) => isKnown(row.pearson_within_type));
+    const range = [Math.min(0, ...expression.flatMap((row) => [row.pearson ?? 0, row.pearson_within_type ?? 0])), Math.max(0.05, ...expression.flatMap((row) => [row.pearson ?? 0, row.pearson_within_type ?? 0]))];
+    return fill(box, h("h3", {}, "By expression: does the cell's code go with the gene's counts?"),
+      h("ul", { class: "key" }, mark("bar", "Pearson"), mark("bar negative", "negative"), mark("bar weak", "q > 0.05"), within ? mark("within", "within cell types") : null),
+      bars(expression.map((row) => ({ gene: row.gene, value: row.pearson, mark: row.pearson_within_type, q: row.q, note: isKnown(row.pearson) ? pvalue(row.q) : "not on test", title: `${row.gene}: Pearson ${fixed(row.pearson, 3)} on test cells (${fixed(row.select_pearson, 3)} on select), within cell types ${fixed(row.pearson_within_type, 3)}; q ${pvalue(row.q)}; n ${count(row.n)}, both in ${count(row.nnz)}` })), { range, title: "Pearson with log1p(CP10k), test cells", label: `Genes of feature ${this.id} by expression`, noted: "q" }),
+      h("h3", {}, "By identity: on which gene's tokens does it fire?"),
+      bars(identity.map((row) => ({ gene: row.gene, value: row.identity_precision, note: isKnown(row.lift) ? `× ${fmt(row.lift, 2)}` : "not on test", title: `${row.gene}: ${percent(row.identity_precision)} of its firing on test cells (${percent(row.select_identity_precision)} on select); it fires on ${percent(row.identity_recall)} of the gene's tokens; ${fmt(row.lift)} times the gene's share of all tokens` })), { range: [0, Math.max(0.05, ...identity.map((row) => row.identity_precision ?? 0))], title: "share of its firing, test cells", label: `Genes of feature ${this.id} by identity`, noted: "times chance" }),
+      h("p", { class: "quiet" }, "The genes are those that are strongest on select cells; their figures are of test cells. Identity is counted, not tested."));
+  }
+
+  sets() {
+    const { gene_sets: sets } = this.known, box = panel("Gene sets");
+    if (sets.missing) return fill(box, empty(sets.missing));
+    if (!sets.rows.length) return fill(box, empty({}, "It shares no gene with any gene set on select cells."));
+    const several = new Set(sets.rows.map((row) => row.collection)).size > 1;
+    const rows = sets.rows.map((row) => [
+      breaks(h("a", { href: href("search", null, { kind: "gene_set", q: row.gene_set }), title: row.collection }, several ? `${row.gene_set} (${row.collection})` : row.gene_set)),
+      isKnown(row.overlap) ? `${row.overlap}/${row.n_set}` : DASH, fmt(row.odds_ratio, 2), weak(pvalue(row.q), row.q), weak(pvalue(row.q_matched), row.q_matched), { text: pvalue(row.q_rank), class: quietly(row.q_rank, "wide") },
+    ]);
+    const title = (text, more, own) => ({ text, title: more, class: own });
+    return fill(box, smallTable(["gene set", title("shared", "Genes of the feature that are in the set, of the set's detected genes"), title("odds", "Odds ratio"), title("q", "Over-representation against all detected genes"), title("q matched", "Against genes detected in as many cells"), title("q ranks", "Rank test over all detected genes", "wide")], rows, { numeric: [1, 2, 3, 4, 5] }),
+      h("p", { class: "quiet" }, `Over-representation of its ${sets.rows[0].n_genes ?? ""} genes on test cells; the sets are those of smallest p on select cells. Quiet: q > 0.05.`));
+  }
+
+  top() {
+    const { cells, tokens } = this.known, box = panel("Where it fires most");
+    const cell = (row) => breaks(row.cell_id ? h("a", { href: href("search", null, { kind: "cell", q: row.cell_id }) }, row.cell_id) : String(row.cell_idx));
+    const label = this.about.label_columns.includes("cell_type") ? "cell_type" : this.about.label_columns[0], second = this.about.label_columns.includes("batch") ? "batch" : null;
+    const named = label ? [words(label)] : [], batch = second && second !== label ? [{ text: words(second), class: "wide" }] : [];
+    const labels = (row) => [...(label ? [breaks(row[label] ?? DASH)] : []), ...(batch.length ? [{ text: row[second] ?? DASH, class: "wide" }] : [])];
+    const tokenRows = (tokens.rows ?? []).map((row) => [h("a", { href: href("search", null, { kind: "gene", q: row.gene }) }, h("i", {}, row.gene)), cell(row), ...labels(row), row.split ?? DASH, fixed(row.value, 2)]);
+    const cellRows = (cells.top ?? []).map((row) => [cell(row), ...labels(row), row.split, fixed(row.value, 2)]);
+    const listed = (rows, heads, none) => (rows.length ? longTable(heads, rows) : h("p", { class: "quiet" }, none));
+    return fill(box, h("h3", {}, "Tokens"), tokens.missing ? empty(tokens.missing) : listed(tokenRows, ["gene", "cell", ...named, ...batch, "split", "value"], "It fires on no token of a gene."),
+      h("h3", {}, "Cells"), cells.missing ? empty(cells.missing) : listed(cellRows, ["cell", ...named, ...batch, "split", "code"], "It fires in no cell."),
+      h("p", { class: "quiet" }, "Of all splits, strongest first."));
+  }
+
+  // A table of features: `figures` are the heads and cells of what makes them alike.
+  likes(rows, heads, figures) {
+    const known = (row) => [h("a", { href: href("feature", row.feature_id, this.kept) }, String(row.feature_id)), breaks(row.top_label ?? DASH), h("i", {}, genesOf(row.top_genes).slice(0, 3).join(" ") || DASH), { text: row.class ?? DASH, class: "wide" }];
+    return smallTable(["feature", "best label", "genes", { text: "class", class: "wide" }, ...heads], rows.map((row) => [...known(row), ...figures(row)]), { numeric: [4, 5] });
+  }
+
+  alike() {
+    const { neighbours } = this.known, box = panel("Nearest in direction");
+    if (neighbours.missing) return fill(box, empty(neighbours.missing, "The features were not compared with each other yet."));
+    if (!neighbours.rows.length) return fill(box, empty({}, "It has no neighbours."));
+    const null_95 = neighbours.null_95;
+    return fill(box, this.likes(neighbours.rows, ["cosine"], (row) => [{ text: fixed(row.cosine, 2), class: isKnown(null_95) && row.cosine <= null_95 ? "quiet" : null }]),
+      h("p", { class: "quiet" }, "By the cosine of decoder rows of this SAE.", isKnown(null_95) ? ` Of as many random directions the nearest is beyond ${fixed(null_95, 2)} in one case of twenty; quiet: not beyond.` : ""));
+  }
+
+  together() {
+    const { cells } = this.known, box = panel("In the same cells");
+    if (cells.missing) return fill(box, empty(cells.missing));
+    if (!cells.together?.length) return fill(box, empty({}, cells.together ? "No feature's code rises and falls with its own on select cells." : "Not computed for more than 20,000 select and test cells."));
+    return fill(box, this.likes(cells.together, [{ text: "r", title: "Pearson correlation of the two codes on test cells" }, { text: "r select", title: "By which they were chosen", class: "wide" }], (row) => [fixed(row.pearson, 2), { text: fixed(row.pearson_select, 2), class: "wide" }]),
+      h("p", { class: "quiet" }, "By the correlation of codes across test cells, chosen on select cells. Cells of many genes are large in many codes: a small r says little."));
+  }
+
+  elsewhere() {
+    const { matches } = this.known, box = panel("Its like in other seeds, layers and models", "whole");
+    if (matches.missing) return fill(box, empty(matches.missing, "This SAE was not matched with another one yet."));
+    if (!matches.rows.length) return fill(box, empty({}, "No other SAE was matched on this feature."));
+    const rows = matches.rows.map((row) => {
+      const where = [row.model, row.site, isKnown(row.seed) ? `seed ${row.seed}` : null, row.control ? `control: ${row.control}` : null].filter(Boolean).join(", ");
+      return [{ text: h("span", {}, h("code", {}, row.other), where ? h("span", { class: "quiet" }, ` ${where}`) : null), title: row.method, class: "breaks" }, isKnown(row.other_feature_id) ? String(row.other_feature_id) : DASH,
+        { text: fixed(row.similarity_test ?? row.similarity, 2), class: quietly(row.p), title: `${words(row.method)}; chosen at ${fixed(row.similarity, 2)}` }, fixed(row.null_95, 2), row.mutual ? "yes" : "no", weak(pvalue(row.p), row.p)];
+    });
+    return fill(box, smallTable(["SAE", "feature", { text: "similarity", title: "Cosine of decoder rows, or correlation of cell codes on test cells" }, { text: "null 95 %", title: "What the nearest of features without a counterpart reach in one of twenty cases" }, { text: "mutual", title: "Each is the other's nearest" }, "p"], rows, { numeric: [1, 2, 3, 5] }),
+      h("p", { class: "quiet" }, "p is of this one feature, not corrected for how many there are. Quiet: p > 0.05."));
+  }
+
+  steering() {
+    const { steering } = this.known, box = panel("What steering it did", "whole");
+    if (steering.missing) return fill(box, empty(steering.missing, "Nothing was steered yet."));
+    if (!steering.runs.length) return fill(box, h("p", { class: "quiet" }, `None of the ${count(steering.n_runs)} steering runs of this SAE used or ranked this feature.`));
+    const some = steering.runs.map(({ run, title: name, used, place, rank, headline }) => h("div", { class: "run-of" },
+      h("p", {}, h("a", { href: href("steering", run) }, name), used && headline ? ` used it: ${words(headline.condition)}, place ${place} of ${headline.n_features ?? "its"} features.` : used ? " used it." : " did not use it.",
+        rank ? ` Ranked ${count(rank.rank)} of ${count(rank.n_ranked)} on select cells (score ${fixed(rank.score, 3)}).` : null),
+      used && headline ? h("ul", { class: "facts" }, h("li", {}, `${words(headline.metric)} `, h("b", {}, signed(headline.effect)), isKnown(headline.low) ? ` (95 % ${signed(headline.low)} to ${signed(headline.high)})` : null),
+        Object.entries(headline.p).map(([of, p]) => h("li", { class: quietly(p) }, `p ${pvalue(p)} against ${words(of)}`))) : null));
+    return fill(box, some, !steering.runs.some(({ used }) => used) ? null : h("p", { class: "quiet" }, "An effect is that of all features of the run together, less the unsteered value; it is not this feature's alone. Quiet: p > 0.05."));
+  }
+
+  provenance() {
+    const inside = h("div", {}), said = h("span", { class: "quiet", role: "status" });
+    const box = h("details", { class: "panel provenance whole", ontoggle: async () => {
+      if (!box.open || inside.childElementCount) return;
+      const found = await json("provenance.json"), text = h("pre", { tabindex: 0 }, JSON.stringify(found, null, 2));
+      inside.append(h("p", {}, h("button", { type: "button", onclick: () => copy(text, said) }, "Copy as JSON"), " ", said),
+        smallTable(["run of", "id"], Object.entries(found.runs).map(([kind, run]) => [words(kind), h("code", {}, run)])), h("h3", {}, "Manifests"),
+        smallTable(["table", "sha of its manifest"], Object.entries(found.manifests).map(([table, sha]) => [h("code", {}, table), h("code", {}, sha)])), h("h3", {}, "Runs, manifests and plans as JSON"), text);
+    } }, h("summary", {}, "Provenance: the runs behind this page, down to the sha of each manifest"), inside);
+    return box;
+  }
+}
+
+// What it is called: the label for a feature of the cells' context, else its genes.
+const nameOf = (about) => (about.class === "cell-context" ? about.top_label : null) ?? genesOf(about.class === "gene-identity" ? about.top_identity_genes ?? about.top_genes : about.top_genes).slice(0, 2).join(" ");
+const genesOf = (text) => (text ?? "").split(/[\s,]+/).filter(Boolean);
+const panel = (name, own) => h("section", { class: own ? `panel ${own}` : "panel", "aria-label": name }, h("h2", {}, name));
+const quietly = (q, own) => [isKnown(q) && q <= ALPHA ? null : "quiet", own].filter(Boolean).join(" ") || null;
+const breaks = (text) => ({ text, class: "breaks" });
+const weak = (text, q) => ({ text, class: quietly(q) });
+const signed = (x) => (isKnown(x) ? `${x > 0 ? "+" : ""}${fixed(x, 3)}` : DASH);
+
+// A panel's content below its head, anew.
+function fill(box, ...content) {
+  clear(box, box.firstElementChild, ...content);
+  return box;
+}
+
+// An entry of a chart's key, drawn as in the chart.
+function mark(kind, text) {
+  const shape = {
+    point: () => svg("circle", { cx: 11, cy: 7, r: 4.5, class: "point" }),
+    weak: () => svg("g", { class: "weak" }, svg("circle", { cx: 11, cy: 7, r: 4.5, class: "point" })),
+    band: () => svg("rect", { x: 0, y: 0, width: 22, height: 14, class: "null-band" }),
+    interval: () => svg("line", { x1: 0, x2: 22, y1: 7, y2: 7, class: "interval" }),
+    bar: () => svg("rect", { x: 2, y: 1, width: 18, height: 12, class: "bar" }),
+    "bar negative": () => svg("rect", { x: 2, y: 1, width: 18, height: 12, class: "bar negative" }),
+    "bar weak": () => svg("g", { class: "weak" }, svg("rect", { x: 2, y: 1, width: 18, height: 12, class: "bar" })),
+    within: () => svg("line", { x1: 11, x2: 11, y1: 0, y2: 14, class: "within" }),
+  }[kind];
+  return h("li", {}, svg("svg", { viewBox: "0 0 22 14", "aria-hidden": "true" }, shape()), text);
+}
+
+// The first rows of a table, and the others when asked for.
+function longTable(heads, rows) {
+  const box = h("div", {}), numeric = [heads.length - 1];
+  const draw = (isAll) => clear(box, smallTable(heads, isAll ? rows : rows.slice(0, FEW_ROWS), { numeric }),
+    rows.length > FEW_ROWS ? h("button", { type: "button", class: "more", "aria-expanded": String(isAll), onclick: () => { draw(!isAll); box.querySelector("button").focus(); } }, isAll ? "Show fewer" : `Show all ${rows.length}`) : null);
+  draw(false);
+  return box;
+}
+
+async function copy(text, said) {
+  try {
+    await navigator.clipboard.writeText(text.textContent);
+    said.textContent = "copied";
+  } catch {
+    getSelection().selectAllChildren(text); // without HTTPS there is no clipboard
+    said.textContent = "selected below; copy it with Ctrl+C";
+  }
+}
