@@ -1,0 +1,101 @@
+// Where the atlas comes from: data set, model, SAE, its training, and the runs behind every table.
+
+import { h, count, empty, fixed, fmt, isKnown, percent, smallTable, words } from "../dom.js";
+import { CLASS, legend } from "../colour.js";
+import { json } from "../data.js";
+import { href } from "../state.js";
+import { curve, fitted, histogram } from "../charts_run.js";
+
+export const title = () => "Run";
+
+export async function show(root) {
+  const run = await json("run.json");
+  root.append(h("h1", {}, `How this atlas was made: ${run.title}`),
+    h("div", { class: "grid run-grid" }, dataPanel(run.data), saePanel(run.sae), densityPanel(run.density), trainingPanel(run.training, run.sae)),
+    provenancePanel(run));
+  return {};
+}
+
+function panel(name, ...children) {
+  return h("section", { class: "panel", "aria-label": name }, h("h2", {}, name), children);
+}
+
+// Names and values side by side; unknown values are left out.
+function facts(entries) {
+  return h("dl", { class: "run-facts" }, entries.filter(([, value]) => isKnown(value) && value !== "").map(([name, value, why]) => h("div", {}, h("dt", { title: why }, name), h("dd", {}, value))));
+}
+
+function dataPanel(data) {
+  if (data.missing) return panel("Data set", empty(data.missing, "No cells were read yet."));
+  const kinds = [["n_cells", "cells"], ["donor", "donors"], ["batch", "batches"], ["cell_type", "cell types"]];
+  const known = kinds.filter(([key]) => data.splits.at(-1)[key] > 0);
+  return panel("Data set",
+    facts([["Name", data.dataset], ["Genes", count(data.n_genes)], ["Labels of cells", data.label_columns.map(words).join(", ")]]),
+    smallTable(["split", ...known.map(([, name]) => name)], data.splits.map((row) => [row.split, ...known.map(([key]) => count(row[key]))]), { numeric: known.map((_, i) => i + 1), caption: "Cells of each split, and how many donors, batches and types they are of" }),
+    h("p", { class: "quiet" }, "The SAE was trained on train cells; thresholds and features are chosen on select cells; figures are of test cells.", data.splits.at(-1).donor ? "" : " No donor is known: batches stand in for donors."));
+}
+
+function saePanel(sae) {
+  if (sae.missing) return panel("Model and SAE", empty(sae.missing, "The SAE of these features is not in the store."));
+  const { sae: shape = {}, train = {}, summary = {} } = sae;
+  return panel("Model and SAE",
+    facts([
+      ["Model", sae.model], ["Site", sae.site, "The activation that the SAE reads"], ["Architecture", sae.control ? `baseline: ${sae.control}` : shape.arch],
+      ["Features", count(shape.n_features)], ["Width of the model", isKnown(shape.d_model) ? `${count(shape.d_model)}` : null], ["k", shape.k, "Active features per token asked for"],
+      ["Steps", isKnown(train.n_steps) ? `${count(train.n_steps)} of ${count(train.batch_size)} tokens` : null], ["Seed", isKnown(train.seed) ? String(train.seed) : null],
+    ]),
+    h("h3", {}, "How well it does, on held-out tokens"),
+    facts([
+      ["Unexplained variance (FVU)", isKnown(summary.test_fvu) ? `${percent(summary.test_fvu, 2)} on test, ${percent(summary.select_fvu, 2)} on select` : isKnown(summary.select_fvu) ? `${percent(summary.select_fvu, 2)} on select` : null, "0 is a perfect reconstruction"],
+      ["Active features per token (L0)", isKnown(summary.select_l0) ? `${fixed(summary.select_l0, 1)} on select` : null],
+      ["Embedding recovered", isKnown(summary.select_recovery) ? `${percent(summary.select_recovery)} of what ablation takes away${summary.recovery_cells ? `, on ${count(summary.recovery_cells)} cells of select` : ""}` : summary.recovery_skipped, "1 - MSE of the cells' embeddings with the reconstruction in place of the activations / the same with zeros"],
+      ["Model's loss", isKnown(summary.select_loss_x_hat) ? `${fmt(summary.select_loss_whole)} as it is, ${fmt(summary.select_loss_x_hat)} with the reconstruction, ${fmt(summary.select_loss_ablated)} ablated` : null, "The model's own pretraining loss on hidden genes of these cells"],
+      ["Dead features", isKnown(summary.select_dead_fraction) ? `${percent(summary.select_dead_fraction)} on select tokens` : null],
+      ["Threshold (theta)", isKnown(summary.theta) ? `${fmt(summary.theta)}, set on select` : null, "What a feature has to exceed to count as active, in units of the activations"],
+    ]),
+    (summary.findings ?? []).length ? [h("h3", {}, "What training noticed"), h("ul", {}, summary.findings.map((one) => h("li", {}, one.message ?? String(one))))] : null);
+}
+
+const CURVES = [
+  ["mse", "Reconstruction error", "Mean squared error of the reconstruction; it should fall and level off."],
+  ["loss", "Loss", "All terms together; jumps are those in which the auxiliary loss revives dead features."],
+  ["l0", "Active features a token (L0)", "Batchtopk and topk hold it at k; the others find their own."],
+  ["n_dead", "Dead features", "Features silent for the last stretch of tokens; a rising curve means lost capacity."],
+  ["theta", "Threshold (theta)", "Running estimate of the smallest active value, in the units of training; the one in use is set anew on select tokens."],
+];
+
+function trainingPanel(training, sae) {
+  if (training.missing) return panel("Training", empty(training.missing, "There is no SAE, so no training to show."));
+  const xs = training.step ?? [];
+  if (!xs.length) return panel("Training", h("p", { class: "quiet" }, sae.control ? `A baseline (${sae.control}) is fitted without steps.` : "Nothing was noted during training."));
+  const drawn = CURVES.filter(([key]) => training[key]?.some(isKnown));
+  return h("section", { class: "panel run-training", "aria-label": "Training" }, h("h2", {}, "Training"),
+    h("div", { class: "run-curves" }, drawn.map(([key, name, why]) => h("figure", {},
+      h("figcaption", {}, h("strong", {}, name), `, at the end ${fmt(training[key].at(-1))}`, h("div", { class: "quiet" }, why)),
+      fitted((width) => curve(width, { xs, ys: training[key], label: `${name} over ${count(xs.at(-1))} steps, at the end ${fmt(training[key].at(-1))}` }))))));
+}
+
+function densityPanel(density) {
+  if (density.missing) return panel("How often features fire", empty(density.missing, "There are no associations yet."));
+  const stacks = density.classes.map(({ class: name, counts }) => ({ name, counts, colour: CLASS[name] ?? "#8a8a8a", n: counts.reduce((a, b) => a + b, 0) }));
+  const dead = density.n_dead ? h("a", { href: href("atlas", null, { class: "dead" }) }, `${count(density.n_dead)} ${density.n_dead === 1 ? "is" : "are"} dead`) : "none is dead";
+  return panel("How often features fire",
+    h("p", {}, `Of ${count(density.n_features)} features `, dead, density.quartiles ? `; half of the others fire on ${percent(density.quartiles[0], 2)} to ${percent(density.quartiles[2], 2)} of all tokens.` : "."),
+    density.edges.length ? [
+      fitted((width) => histogram(width, { edges: density.edges, stacks, xTitle: "log10 of density (share of tokens on which a feature fires)", yTitle: "features", label: `Histogram of the density of ${count(density.n_features - density.n_dead)} features by class`, height: 230 })),
+      legend(stacks.map(({ name, colour, n }) => ({ name, colour, n })), { label: "Classes" }),
+      h("p", { class: "quiet" }, "A second hump near 0 would be features that are always on, one far left features too rare to be tested."),
+    ] : h("p", { class: "quiet" }, "No feature fires."));
+}
+
+function provenancePanel(run) {
+  const kinds = Object.entries(run.runs);
+  return h("section", { class: "panel run-provenance", "aria-label": "Provenance" }, h("h2", {}, "Provenance"),
+    h("div", { class: "grid" },
+      h("div", {}, smallTable(["what", "run"], kinds.map(([kind, ids]) => [words(kind), h("code", {}, [ids].flat().join(", "))]), { caption: "Runs that this atlas reads" }),
+        h("h3", {}, "Check every hash of them"), h("pre", {}, h("code", {}, run.verify.join("\n"))),
+        h("p", { class: "quiet" }, "A run is named by a hash of what determines it (data, model, options, seed), so the same commands on the same data make runs of the same names.")),
+      h("div", {}, smallTable(["table", "manifest (SHA-256)"], Object.entries(run.manifests).map(([table, sha]) => [table, h("code", { title: sha }, sha.slice(0, 16))]), { caption: "The manifest of each table lists the hashes of its files" }))),
+    h("h3", {}, "Plans: all options of every run"),
+    Object.entries(run.plans).map(([kind, plan]) => h("details", {}, h("summary", {}, words(kind)), h("pre", {}, h("code", {}, JSON.stringify(plan, null, 2))))));
+}
