@@ -144,7 +144,7 @@ def label_rows(rng: np.random.Generator) -> pl.DataFrame:
                         "q": min(1.0, p * 3),
                         "z": effect / 0.1,
                         "n_label": 25,
-                        "method": "blocked-rank-sum/1 blocks=donor",
+                        "method": "van-elteren/1 blocks=donor",
                     }
                 )
     return pl.DataFrame(rows)
