@@ -351,6 +351,13 @@ def comparison_tables() -> dict[str, pl.DataFrame]:
     for kind, names in (("cell_type", TYPES), ("batch", BATCHES)):
         for i, name in enumerate(names):
             for j, of in enumerate(("sae", "pca", "random")):
+                over = {
+                    "excess": 0.04 * j,
+                    "low": 0.04 * j - 0.03,
+                    "high": 0.04 * j + 0.03,
+                    "n_units": 4,
+                    "n_better": 3,
+                }
                 rows.append(
                     {
                         "target_kind": kind,
@@ -364,12 +371,8 @@ def comparison_tables() -> dict[str, pl.DataFrame]:
                         "f1": 0.8,
                         "p": 1e-6,
                         "q": 1e-5,
-                        "best": of == "sae",
-                        "excess": 0.04 if of == "sae" else None,
-                        "low": 0.01,
-                        "high": 0.07,
-                        "n_units": 4,
-                        "n_better": 3,
+                        "best": of == "pca",
+                        **(over if of != "sae" else dict.fromkeys(over)),
                     }
                 )
     represented = pl.DataFrame(
