@@ -86,7 +86,7 @@ def _significance(opened: Opened) -> dict[str, Any]:
             except NotFoundError:
                 continue  # its run was deleted since
             shares.append({"representation": name, "rows": _shares(store)})
-    return {"of": shares}
+    return {"of": shares, "command": f"scsae baseline --kind random --store {opened.store.layout.root}"}
 
 
 def _shares(store: FeatureStore) -> list[dict[str, Any]]:

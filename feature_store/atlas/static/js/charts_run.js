@@ -1,25 +1,10 @@
-// Charts of the pages of controls and of the run: dots in rows, histograms, bars, curves. Each is drawn at the width it
-// has, so that its text keeps its size on a narrow screen.
+// Charts of the pages of controls and of the run, each at a width: dots in rows, histograms, bars, curves.
 
-import { h, svg, clear } from "./dom.js";
+import { h, svg } from "./dom.js";
 import { frame, linear, logarithmic, tickText, xAxis, yAxis } from "./axis.js";
 
-const FIRST_WIDTH = 480;
 const ROW = 24;
-const LETTER = 6.4;
-
-// A box whose chart, `draw(width)`, is drawn anew where its width changes.
-export function fitted(draw) {
-  let width = FIRST_WIDTH;
-  const box = h("div", { class: "fitted" }, draw(width));
-  // a frame later: what changes its own height must not answer the observer at once
-  const look = () => requestAnimationFrame(() => {
-    const now = Math.round(box.clientWidth);
-    if (now && now !== width) { width = now; clear(box, draw(width)); }
-  });
-  new ResizeObserver(look).observe(box);
-  return box;
-}
+const LETTER = 7.2;
 
 // How the representations look: by shape and colour.
 const LOOKS = {

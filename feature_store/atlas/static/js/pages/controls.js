@@ -2,15 +2,16 @@
 // features another SAE finds again. Every figure says what it means and what would be worrying.
 
 import { h, count, empty, fixed, fmt, isKnown, percent, pvalue, smallTable, words } from "../dom.js";
+import { fitted } from "../axis.js";
 import { legend } from "../colour.js";
 import { json } from "../data.js";
 import { href } from "../state.js";
-import { bars, dotRows, fitted, histogram, representationLegend } from "../charts_run.js";
+import { bars, dotRows, histogram, representationLegend } from "../charts_run.js";
 
 const STATISTICS = { auroc: "AUROC", pearson: "Pearson r", identity_f1: "F1 of firing at its tokens" };
 const MOST_LABELS = 40;
 const BLUE = "#0072b2", GREY = "#9aa4af", ORANGE = "#d55e00";
-const AGREEMENT = ["none", "< half", "half or more", "all but one or more", "all"];
+const AGREEMENT = ["none", "< ½", "≥ ½", "all but 1", "all"];
 
 export const title = () => "Controls";
 
@@ -27,9 +28,9 @@ function panel(id, name, finding, ...children) {
   return h("section", { class: "panel controls-panel", id: `controls-${id}`, "aria-label": name }, h("h2", {}, name), finding ? h("p", { class: "controls-finding" }, finding) : null, children);
 }
 
-const reading = (means, worrying) => h("p", { class: "controls-reading quiet" }, h("strong", {}, "What it means. "), means, " ", h("strong", {}, "Worrying: "), worrying);
+const reading = (means, worrying) => h("p", { class: "controls-reading quiet" }, h("strong", {}, "What it means: "), means, " ", h("strong", {}, "Worrying: "), worrying);
 const signed = (x) => (isKnown(x) ? `${x < 0 ? "−" : "+"}${fixed(Math.abs(x))}` : "–");
-const range = (low, high) => (isKnown(low) && isKnown(high) ? `[${signed(low)}, ${signed(high)}]` : "–");
+const range = (low, high) => (isKnown(low) && isKnown(high) ? `[${signed(low)}, ${signed(high)}]` : "");
 const kinds = (name) => (name === "gene" ? "genes" : name.endsWith("batch") ? "batches" : `${words(name)} labels`);
 
 function baselinesPanel(of) {
@@ -37,7 +38,7 @@ function baselinesPanel(of) {
   if (of.missing) return panel("baselines", name, null, empty(of.missing, "The SAE was not held against anything simpler. Until it is, no feature is a finding: one neuron, or one random direction, may tell cell types as well."));
   const names = of.representations.map(({ representation }) => representation);
   return panel("baselines", name, verdict(of.summary),
-    h("div", { class: "scroll-x" }, smallTable(["targets", "figure", "n", "SAE", "best baseline", "excess [95 %]", "SAE better", "best is mostly"], of.summary.map((row) => [kinds(row.target_kind), STATISTICS[row.statistic] ?? row.statistic, count(row.n), fixed(row.reference), fixed(row.best_baseline), h("span", { class: row.low > 0 ? null : "quiet" }, `${signed(row.mean_excess)} ${range(row.low, row.high)}`), percent(row.share_better, 0), row.most_often]), { numeric: [2, 3, 4, 5, 6], caption: "Means over targets of the best feature of each; the interval is over targets, which share cells: it says how even the excess is, not how sure" })),
+    smallTable(["targets", "figure", "n", "SAE", "best baseline", "excess [95 %]", "SAE better", "best is mostly"], of.summary.map((row) => [kinds(row.target_kind), STATISTICS[row.statistic] ?? row.statistic, count(row.n), fixed(row.reference), fixed(row.best_baseline), h("span", { class: row.low > 0 ? null : "quiet" }, `${signed(row.mean_excess)} ${range(row.low, row.high)}`), percent(row.share_better, 0), row.most_often]), { numeric: [2, 3, 4, 5, 6], caption: "Means over targets of the best feature of each; the interval is over targets, which share cells: it says how even the excess is, not how sure" }),
     reading("each representation is asked for its one best feature on select cells and judged on test cells; the excess is the SAE's figure less that of the best baseline.", "an excess at or below 0. What the feature says, a neuron, a component or a random direction then says too."),
     groupsOf(of.targets).map(([key, targets]) => targetFigures(key, targets, names)),
     of.counted.map((one) => h("figure", {}, h("figcaption", {}, `Excess over the best baseline of ${count(one.n)} ${kinds(one.target_kind)}, ${STATISTICS[one.statistic] ?? one.statistic}`),
@@ -104,7 +105,7 @@ function significancePanel(of, { alpha, strong }) {
   const finding = kind && random ? `Of the SAE's features ${percent(mean(own, "significant"), 0)} are significant for a ${words(kind)} label on average, of random directions ${percent(mean(random, "significant"), 0)}; with an effect above ${strong} too (|rank-biserial|) ${percent(mean(own, "strong"), 1)} and ${percent(mean(random, "strong"), 1)}.`
     : kind ? `Of the SAE's features ${percent(mean(own, "significant"), 0)} are significant for a ${words(kind)} label on average.` : null;
   return panel("significance", name, finding,
-    random ? representationLegend(["sae", "random"]) : empty({ command: of.command }, "Random directions were not associated, so nothing says how much of this any direction would show. `scsae baseline` does."),
+    random ? representationLegend(["sae", "random"]) : empty({ command: of.command }, "Random directions were not associated, so nothing says how much of this any direction would show."),
     h("div", { class: "controls-pair" }, drawn),
     reading(`a random direction reads the same cells, in which nearly everything differs between types, so it differs too. Significance says that cells of a label differ in a code, not that the feature is about the label. The dashed line is at ${alpha}.`, "as many random directions as features are significant. Then go by the effect and by section 1, not by q."));
 }
@@ -142,15 +143,15 @@ function agreement(rows) {
   const counts = AGREEMENT.map(() => 0);
   let all = 0;
   for (const { n_agree: k, n_donors: n, n: tests } of rows) {
-    counts[k === n ? 4 : k === 0 ? 0 : 2 * k < n ? 1 : k >= n - 1 ? 3 : 2] += tests;
+    counts[k === n ? 4 : k === 0 ? 0 : k === n - 1 ? 3 : 2 * k < n ? 1 : 2] += tests;
     all += tests;
   }
-  return counts.map((count_) => count_ / Math.max(1, all));
+  return counts.map((tests) => tests / Math.max(1, all));
 }
 
 function stabilityPanel(of, { stable }) {
   const name = "5. Does another SAE find the same features?";
-  if (of.missing) return panel("stability", name, null, empty({ ...of.missing, command: of.missing.command }, "No other SAE was matched with this one. Train one with another seed, and match them: what only one of them has is a property of the training."));
+  if (of.missing) return panel("stability", name, null, empty(of.missing, "No other SAE was matched with this one. Train one with another seed, and match them: what only one of them has is a property of the training."));
   const figures = of.others.map((other) => h("figure", {},
     h("figcaption", {}, h("strong", {}, other.other), ` by ${other.method}, ${count(other.compared)} features: ${percent(other.mutual, 0)} are mutual nearest, median similarity ${fixed(other.tested ? other.similarity_test : other.similarity, 2)}${other.tested ? " on test cells" : ""} (chance: ${fixed(other.null, 2)}); ${percent(other["beyond null"], 0)} beyond chance, ${percent(other.stable, 0)} mutual and at least ${stable}.`),
     legend([{ name: "mutual nearest", colour: BLUE }, { name: "one way only", colour: ORANGE }]),

@@ -1,10 +1,11 @@
 // Where the atlas comes from: data set, model, SAE, its training, and the runs behind every table.
 
 import { h, count, empty, fixed, fmt, isKnown, percent, smallTable, words } from "../dom.js";
+import { fitted } from "../axis.js";
 import { CLASS, legend } from "../colour.js";
 import { json } from "../data.js";
 import { href } from "../state.js";
-import { curve, fitted, histogram } from "../charts_run.js";
+import { curve, histogram } from "../charts_run.js";
 
 export const title = () => "Run";
 
