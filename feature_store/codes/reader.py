@@ -146,8 +146,10 @@ class CodeReader:
     def _scan(self, parts: list[str]) -> pl.LazyFrame:
         if not parts:
             return pl.LazyFrame(schema=self.schema)
+        stored = {**self.schema, "feature_id": pl.UInt32() if self.n_features > 1 << 16 else pl.UInt16()}
         cast_options = pl.ScanCastOptions(integer_cast="upcast")
-        return pl.scan_parquet(parts, schema=self.schema, cast_options=cast_options, glob=False)
+        frame = pl.scan_parquet(parts, schema=stored, cast_options=cast_options, glob=False)
+        return frame.with_columns(pl.col("feature_id").cast(pl.Int32))
 
 
 def _conjuncts(predicate: pl.Expr) -> list[pl.Expr]:

@@ -13,6 +13,7 @@ from feature_store import codes
 from feature_store.codes import by_feature
 from feature_store.codes import parts as code_parts
 from feature_store.codes import tokens as token_codes
+from feature_store.codes.reader import CodeReader
 from feature_store.commit import Run
 from feature_store.errors import IncompleteRunError, InputError, PlanMismatchError
 
@@ -297,3 +298,27 @@ def test_a_run_whose_cells_have_no_codes_can_be_read(tmp_path: Path) -> None:
     run.finalize()
     assert codes.load_cell_codes(run.by_cell, 10).nnz == 0
     assert codes.load_statistics(run.folder).gene.height == 0
+
+
+def test_codes_of_more_features_than_two_bytes_count_are_read_in_every_way(tmp_path: Path) -> None:
+    n_features = 70_000
+    values = np.zeros((4, n_features), np.float32)
+    values[[0, 1, 1, 3], [69_999, 3, 69_999, 65_536]] = [1, 2, 3, 4]
+    tokens = codes.TokenCodes(
+        cell_idx=np.arange(4),
+        token_pos=np.zeros(4, np.int32),
+        gene_id=np.zeros(4, np.int32),
+        codes=sparse.csr_array(values),
+    )
+    plan = {"n_shards": 1, "n_features": n_features, "dataset": "toy"}
+    run = codes.CodesRun.create(tmp_path / "codes", plan)
+    run.commit_shard(0, tokens, start=0, stop=4, split_of_cell=np.array(["test"] * 4))
+    run.finalize()
+    reader = CodeReader(tmp_path / "codes")
+    frame = reader.scan().collect()
+    assert frame.schema["feature_id"] == pl.Int32
+    assert frame.rows() == [(0, 69_999, 1.0), (1, 3, 2.0), (1, 69_999, 3.0), (3, 65_536, 4.0)]
+    assert reader.scan().filter(pl.col("feature_id") == 69_999).collect().rows() == [(0, 69_999, 1.0), (1, 69_999, 3.0)]
+    assert reader.top_cells(69_999, 5).rows() == [(1, 3.0), (0, 1.0)]
+    assert reader.features_of(1).rows() == [(69_999, 3.0), (3, 2.0)]
+    assert (codes.load_cell_codes(run.by_cell, 4).toarray() == values).all()
