@@ -6,6 +6,7 @@ map and not the atlas. The three maps of the demo take 20 s the first time.
 """
 
 import contextlib
+import os
 import shlex
 import threading
 import webbrowser
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from feature_store import FeatureStore
+from feature_store.files import is_local
 from feature_store.layout import MANIFEST, Layout
 from pipelines.errors import ON_PURPOSE
 from pipelines.output import console
@@ -82,8 +84,14 @@ def export_atlas(root: Path, folder: Path, *, run: str | None) -> None:
 
 def prepare_atlas(store: FeatureStore) -> FeatureStore:
     """The store with the maps that it lacked, as far as they can be made; each is named on stderr."""
-    out = stderr_console()
-    for missing in missing_maps(store):
+    out, root = stderr_console(), store.layout.root
+    found = list(missing_maps(store))
+    if found and is_local(root) and not os.access(root, os.W_OK):
+        # a map that cannot be kept would be made again, for minutes, at every start
+        names = ", ".join(missing.name for missing in found)
+        out.print(f"{root} cannot be written: going on without {names}", style="yellow", markup=False, soft_wrap=True)
+        return store
+    for missing in found:
         clock = Clock()
         out.print(f"making {missing.name}, once", markup=False, soft_wrap=True)
         try:

@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import queue
 import shutil
 import signal
 import socket
@@ -18,7 +19,7 @@ from feature_store.errors import InputError
 from feature_store.feature_map import nearest, unit_rows
 from feature_store.layout import Layout
 from pipelines import cli
-from pipelines.atlas import export_atlas, missing_maps, prepare_atlas
+from pipelines.atlas import export_atlas, missing_maps, prepare_atlas, serve_atlas
 from pipelines.match import decoder_rows
 
 pytestmark = pytest.mark.ray
@@ -57,7 +58,16 @@ def test_neighbours_of_features_are_those_of_the_saes_decoder(own_store, capsys)
     assert first["cosine"].to_numpy() == pytest.approx(found.cosine[:, 0])
 
 
-def test_a_store_that_cannot_be_written_costs_the_maps_and_not_the_atlas(own_store, capsys):
+def test_a_store_that_cannot_be_written_costs_the_maps_and_not_the_time_to_make_them(own_store, capsys, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: (path, mode) != (own_store, os.W_OK))
+    monkeypatch.setattr("feature_store.umap.lay_out", lambda *_: pytest.fail("a map was made"))
+    store = FeatureStore.open(own_store)
+    assert prepare_atlas(store).tables() == store.tables()
+    names = "the map of the cells, the map of the features"
+    assert capsys.readouterr().err == f"{own_store} cannot be written: going on without {names}\n"
+
+
+def test_a_folder_that_cannot_be_written_costs_its_map_and_not_the_atlas(own_store, capsys):
     store = FeatureStore.open(own_store)
     layout = store.layout
     # what forbids writing to everybody, the administrator too: a file in the folder's place
@@ -88,6 +98,23 @@ def test_a_store_without_an_sae_lacks_no_map_of_features(chain, tmp_path):
     layout.kind_dir("cells").mkdir(parents=True)
     layout.cells_dir(dataset).symlink_to(Layout(chain.store).cells_dir(dataset))
     assert list(missing_maps(FeatureStore.open(layout.root))) == []
+
+
+def test_the_browser_is_opened_where_asked_for_and_an_open_address_is_warned_of(ready, capsys, monkeypatch):
+    opened = queue.Queue()
+    monkeypatch.setattr("webbrowser.open", opened.put)
+
+    def serve(store, *, host, port, ready):
+        ready(f"http://{host}:{port}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(server, "serve", serve)
+    serve_atlas(ready, run=None, host="127.0.0.1", port=8301, open_browser=True)
+    assert opened.get(timeout=10) == "http://127.0.0.1:8301"
+    assert capsys.readouterr().err == ""
+    serve_atlas(ready, run=None, host="0.0.0.0", port=8302, open_browser=False)
+    assert "whoever reaches 0.0.0.0 can read this store: there is no log-in" in capsys.readouterr().err
+    assert opened.empty()
 
 
 def test_the_command_and_the_server_name_one_address():
