@@ -9,7 +9,7 @@ const PAGES = [
 ];
 const KNOWN = new Set([...PAGES.map(([name]) => name), "feature"]);
 const root = document.getElementById("app");
-const main = h("main", { id: "main", tabindex: -1 });
+let main = h("main", { id: "main", tabindex: -1 });
 const links = PAGES.map(([name, text]) => h("a", { href: href(name), "data-page": name }, text));
 let shown = null, turn = 0;
 
@@ -46,15 +46,17 @@ async function show(state, { anew = false } = {}) {
     if (own !== turn) return;
     shown?.close?.();
     shown = null;
-    clear(main);
-    main.className = `page page-${state.page}`;
+    // a page of its own element: one that is still being read when its turn is over draws where nobody looks
+    const fresh = h("main", { id: "main", tabindex: -1, class: `page page-${state.page}` });
+    main.replaceWith(fresh);
+    main = fresh;
     document.title = `${page.title(state)} · ${root.dataset.title} · scsae atlas`;
     // careful: whoever goes on before this is done must find something to close
     const made = { key };
     shown = made;
-    Object.assign(made, await page.show(main, state));
-    if (own !== turn && shown !== made) made.close?.();
-    main.dataset.ready = key;
+    Object.assign(made, await page.show(fresh, state));
+    if (shown !== made) made.close?.();
+    fresh.dataset.ready = key;
   } catch (error) {
     if (own !== turn) return;
     shown?.close?.();
