@@ -208,13 +208,13 @@ class FeaturePage {
     if (labels.missing) return fill(this.scores, empty(labels.missing));
     if (!labels.rows.length) return fill(this.scores, empty({}, this.known.about.dead ? "A dead feature tells no label." : "No label was tested on test cells."));
     const isAll = this.params.labels === "all", rows = isAll ? labels.rows : labels.rows.slice(0, FEW_LABELS), hasBand = rows.some((row) => row.null), hasDonors = rows.some((row) => row.low !== null);
-    const link = (row) => href("search", null, { kind: "label", q: row.label }), n = rows.filter((row) => row.q !== null && row.q <= ALPHA).length;
+    const link = (row) => href("search", null, { kind: `label:${row.label_kind}`, q: row.label }), n = rows.filter((row) => row.q !== null && row.q <= ALPHA).length;
     const more = labels.rows.length > FEW_LABELS ? h("button", { type: "button", class: "more", onclick: () => setParams({ labels: isAll ? null : "all" }) }, isAll ? "Show the strongest" : `Show ${labels.rows.length}`) : null;
     fill(this.scores, h("ul", { class: "key" }, mark("point", "q ≤ 0.05"), mark("weak", "not significant"), hasBand ? mark("band", "95 % of permuted labels") : null, hasDonors ? mark("interval", "95 % across donors") : null),
       forest(rows, { link, label: `Rank-biserial of feature ${this.id} with ${rows.length} labels, test cells` }), more,
       h("p", { class: "quiet" }, `${n} of ${rows.length} have q ≤ 0.05 (Benjamini-Hochberg over all features and labels). 1: all cells of the label lie above all others; negative: it is quiet in them. Batches are compared within cell types.`,
         labels.n_labels > labels.rows.length ? ` Shown are the ${labels.rows.length} strongest of ${labels.n_labels} on select cells.` : "", labels.n_unseen ? ` ${labels.n_unseen} more ${labels.n_unseen > 1 ? "are" : "is"} not on test cells.` : ""),
-      hasBand ? null : h("p", { class: "quiet" }, "No null band: these labels were tested by permuting whole donors, or by a method that has none."),
+      hasBand ? h("p", { class: "quiet" }, "The band is that of the same figure when labels are dealt anew within donors (or batches; of batches, within cell types); it is off 0 where donors that hold more of a label have larger codes in general.") : h("p", { class: "quiet" }, "No null band: these labels were tested by permuting whole donors, or by a method that has none."),
       hasDonors ? null : h("p", { class: "quiet" }, "No interval: it takes three donors or batches that hold cells with the label and without."));
   }
 
@@ -241,7 +241,7 @@ class FeaturePage {
     if (!sets.rows.length) return fill(box, empty({}, "It shares no gene with any gene set on select cells."));
     const several = new Set(sets.rows.map((row) => row.collection)).size > 1;
     const rows = sets.rows.map((row) => [
-      breaks(h("a", { href: href("search", null, { kind: "gene_set", q: row.gene_set }), title: row.collection }, several ? `${row.gene_set} (${row.collection})` : row.gene_set)),
+      breaks(h("a", { href: href("search", null, { kind: `gene_set:${row.collection}`, q: row.gene_set }), title: row.collection }, several ? `${row.gene_set} (${row.collection})` : row.gene_set)),
       isKnown(row.overlap) ? `${row.overlap}/${row.n_set}` : DASH, fmt(row.odds_ratio, 2), weak(pvalue(row.q), row.q), weak(pvalue(row.q_matched), row.q_matched), { text: pvalue(row.q_rank), class: quietly(row.q_rank, "wide") },
     ]);
     const title = (text, more, own) => ({ text, title: more, class: own });
