@@ -55,7 +55,7 @@ def _naming_damage(ask: _Method[P]) -> _Method[P]:
         try:
             return ask(store, *args, **kwargs)
         except (OSError, pl.exceptions.PolarsError) as error:
-            store._tables.refuse_damage(error)
+            store.refuse_damage(error)
             raise
 
     return asked
@@ -113,6 +113,12 @@ class FeatureStore:
         """The command that makes a table, whether or not this store has it. QueryError if there is none such."""
         return self._tables.made_by(table)
 
+    def refuse_damage(self, error: Exception) -> None:
+        """IntegrityError naming the parts that are missing or not of their size, if any is: what to ask where a frame
+        could not be collected.
+        """
+        self._tables.refuse_damage(error)
+
     @_naming_damage
     def sql(self, query: str) -> pl.DataFrame:
         """Answer a SELECT over the tables (Polars SQL).
@@ -128,7 +134,7 @@ class FeatureStore:
         try:
             return pl.SQLContext({table: self.frame(table) for table in self.tables()}, eager=True).execute(query)
         except pl.exceptions.PolarsError as error:
-            self._tables.refuse_damage(error)
+            self.refuse_damage(error)
             raise QueryError(self._explain(str(error))) from error
 
     def why_empty(self, query: str) -> str:

@@ -7,6 +7,7 @@ A `Route` says what one kind of resource is: `features/{id}.json`, say, made fro
 are. Where the store lacks a table, a resource is `missing(...)`: the table and the command that makes it.
 """
 
+import contextlib
 import json
 import math
 import re
@@ -15,11 +16,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import polars as pl
+
 from feature_store.atlas import columns
 from feature_store.atlas.opened import NoSuchResource, Opened
+from feature_store.errors import StoreError
 from feature_store.query import FeatureStore
 
 JSON = "application/json"
+_NEEDED_FIRST = ("atlas.json", "features.cols", "cells.cols", "names.json", "labels/0.cols")
 _PLACE = re.compile(r"\{(\w+)\}")
 
 
@@ -89,7 +94,17 @@ class Resources:
                         return Resource(route.make(self.opened, *places), route.media_type)
                     except NoSuchResource:
                         return None
+                    except (OSError, pl.exceptions.PolarsError) as error:
+                        self.opened.store.refuse_damage(error)
+                        raise
         return None
+
+    def warm(self) -> None:
+        """Read what most pages need, so that the first of them is as fast as the next."""
+        for path in _NEEDED_FIRST:
+            with contextlib.suppress(StoreError):
+                # careful: whoever asks for it is told
+                self.get(path)
 
     def paths(self) -> Iterator[str]:
         """The paths of all resources."""

@@ -7,6 +7,7 @@ the store is ever part of HTML but the title, which is escaped.
 """
 
 import socket
+import threading
 from collections.abc import Callable, Sequence
 
 from starlette.applications import Starlette
@@ -25,6 +26,7 @@ from feature_store.errors import InputError, StoreError
 from feature_store.query import FeatureStore
 
 PORT = 8300
+LOCAL = ("127.0.0.1", "localhost", "[::1]", "::1")
 POLICY = f"{POLICY_IN_PAGE}; frame-ancestors 'none'"
 _HEADERS = {
     "Content-Security-Policy": POLICY,
@@ -36,9 +38,13 @@ _HEADERS = {
 _EVERYWHERE = ("0.0.0.0", "::", "")
 
 
-def application(store: FeatureStore, *, hosts: Sequence[str] = ("127.0.0.1", "localhost", "[::1]")) -> Starlette:
-    """The atlas of a store as an ASGI application that answers requests to `hosts` ("*": to any)."""
+def application(store: FeatureStore, *, hosts: Sequence[str] = LOCAL) -> Starlette:
+    """The atlas of a store as an ASGI application that answers requests to `hosts` ("*": to any).
+
+    It begins at once to read what the first page needs.
+    """
     resources = Resources(store)
+    threading.Thread(target=resources.warm, daemon=True).start()
 
     async def page(_: Request) -> Response:
         return Response(index_html(store), media_type="text/html; charset=utf-8")
@@ -60,8 +66,8 @@ def application(store: FeatureStore, *, hosts: Sequence[str] = ("127.0.0.1", "lo
             Mount("/static", StaticFiles(directory=str(STATIC))),
         ],
         middleware=[
-            Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts)),
             Middleware(BaseHTTPMiddleware, dispatch=_with_headers),
+            Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts)),
         ],
     )
 
@@ -87,7 +93,7 @@ def serve(
 
     listening = _listen(host, port)
     chosen = listening.getsockname()[1]
-    hosts = ("*",) if host in _EVERYWHERE else (host, "127.0.0.1", "localhost", "[::1]")
+    hosts = ("*",) if host in _EVERYWHERE else (host, *LOCAL)
     config = uvicorn.Config(application(store, hosts=hosts), log_level="error", access_log=False, server_header=False)
     with listening:
         ready(f"http://{'127.0.0.1' if host in _EVERYWHERE else host}:{chosen}")

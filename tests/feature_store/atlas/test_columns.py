@@ -6,6 +6,7 @@ import base64
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
@@ -67,3 +68,19 @@ def test_the_browser_reads_the_same_values(open_page: Callable[..., Page]) -> No
         wanted = FRAME[name].cast(pl.String).to_list() if name == "label" else FRAME[name].to_list()
         for a, b in zip(values, wanted, strict=True):
             assert a == b or (b == "" and a is None) or math.isclose(a, b, rel_tol=0), name
+
+
+def test_the_browser_sorts_numbers_as_numpy_does(open_page: Callable[..., Page]) -> None:
+    page = open_page("")
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.normal(size=3000), rng.integers(-3, 3, 500), 1 + 1e-12 * rng.normal(size=200), [0.0]])
+    values[rng.random(values.size) < 0.1] = np.nan
+    found = page.evaluate(
+        """async (values) => {
+            const { ascending } = await import('/static/js/features.js');
+            const { rows, known } = ascending(Float64Array.from(values, (x) => x ?? NaN));
+            return [Array.from(rows), known];
+        }""",
+        [None if np.isnan(x) else float(x) for x in values],
+    )
+    assert found == [np.argsort(values, kind="stable").tolist(), int(np.isfinite(values).sum())]

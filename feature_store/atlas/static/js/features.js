@@ -44,23 +44,15 @@ export class Features {
   }
 
   sorted(key) {
-    const column = this.column(key), rows = Uint32Array.from({ length: this.n }, (_, i) => i);
-    if (!column) return { rows, known: 0 };
-    const keys = new Float64Array(this.n);
-    if (column.kind === "text") {
-      const texts = Array.from(rows, (i) => column.text(i).toLowerCase());
+    const column = this.column(key), keys = new Float64Array(this.n).fill(NaN);
+    if (column?.kind === "text") {
+      const texts = Array.from({ length: this.n }, (_, i) => column.text(i).toLowerCase());
       const places = new Map([...new Set(texts)].sort().map((text, i) => [text, i]));
-      texts.forEach((text, i) => { keys[i] = text ? places.get(text) : NaN; });
-    } else {
-      for (let i = 0; i < this.n; i++) {
-        const isKnown = column.kind !== "category" || column.values[i] < column.categories.length;
-        keys[i] = isKnown && column.at(i) !== null ? Number(column.values[i]) : NaN;
-      }
+      texts.forEach((text, i) => { if (text) keys[i] = places.get(text); });
+    } else if (column) {
+      for (let i = 0; i < this.n; i++) if (column.at(i) !== null) keys[i] = column.values[i];
     }
-    let known = 0;
-    for (let i = 0; i < this.n; i++) known += keys[i] === keys[i];
-    rows.sort((a, b) => (keys[a] === keys[b] || (keys[a] !== keys[a] && keys[b] !== keys[b]) ? a - b : keys[a] !== keys[a] ? 1 : keys[b] !== keys[b] ? -1 : keys[a] - keys[b]));
-    return { rows, known };
+    return ascending(keys);
   }
 
   // The rows that are `visible`, by a column; descending ones are reversed, what is unknown stays last.
@@ -80,4 +72,32 @@ export class Features {
     this.texts ??= Array.from({ length: this.n }, (_, i) => `${this.ids[i]} ${this.at("class", i) ?? ""} ${this.at("top_label", i) ?? ""} ${this.at("top_genes", i) ?? ""} ${this.at("top_identity_genes", i) ?? ""}`.toLowerCase());
     return Uint8Array.from(this.texts, (known) => (words.every((word) => known.includes(word)) ? 1 : 0));
   }
+}
+
+// The places of numbers in ascending order, those without one last, and how many have one. Equal ones stay in order.
+//
+// A comparison in JavaScript costs 60 ns: sorting 100,000 numbers with one takes a tenth of a second. Numbers of 52 bits
+// sort by themselves: 32 of the value, in the order of its float32, and 20 of its place. What is equal as float32 is
+// then put in order with a comparison.
+export function ascending(keys) {
+  const n = keys.length, packed = new Float64Array(n), rows = new Uint32Array(n);
+  const single = new Float32Array(1), bits = new Uint32Array(single.buffer);
+  if (n > 2 ** 20) throw new RangeError(`${n} rows are too many to sort`);
+  let known = 0;
+  for (let i = 0; i < n; i++) {
+    if (keys[i] !== keys[i]) continue;
+    single[0] = keys[i];
+    const ordered = bits[0] >>> 31 ? ~bits[0] >>> 0 : (bits[0] | 0x80000000) >>> 0;
+    packed[known++] = ordered * 2 ** 20 + i;
+  }
+  packed.subarray(0, known).sort();
+  for (let j = 0; j < known; j++) rows[j] = packed[j] % 2 ** 20;
+  for (let from = 0; from < known; ) {
+    let to = from + 1;
+    while (to < known && Math.floor(packed[to] / 2 ** 20) === Math.floor(packed[from] / 2 ** 20)) to += 1;
+    if (to - from > 1) rows.subarray(from, to).sort((a, b) => keys[a] - keys[b] || a - b);
+    from = to;
+  }
+  for (let i = 0, j = known; i < n; i++) if (keys[i] !== keys[i]) rows[j++] = i;
+  return { rows, known };
 }

@@ -33,7 +33,7 @@ export async function show(root, state) {
 
 class Atlas {
   constructor(root, about, features) {
-    Object.assign(this, { about, features, params: {}, marked: null });
+    Object.assign(this, { about, features, params: {}, paints: new Map(), filtered: null });
     this.classes = features.column("class");
     const asked = (key, name, options) => h("label", {}, name, h("select", { name: key, onchange: (event) => this.ask({ [key]: event.target.value }) }, options.map(([value, text]) => h("option", { value }, text))));
     this.text = h("input", { type: "search", name: "q", placeholder: "gene, label, id …", "aria-label": "Filter features by gene, label or id", size: 18, oninput: later((event) => this.ask({ q: event.target.value }, { replace: true }), 60) });
@@ -95,7 +95,10 @@ class Atlas {
     for (const [field, value] of [[this.colourBy, this.colour], [this.labelled, params.label ?? ""], [this.dense, params.density ?? ""]]) field.querySelector("select").value = value;
     if (document.activeElement !== this.text) this.text.value = params.q ?? "";
     this.paint();
-    this.filter();
+    // a colour leaves the list as it is
+    const asked = ["off", "class", "label", "density", "q", "lasso"].map((name) => params[name] ?? "").concat(sort, this.label).join("\n");
+    if (asked !== this.filtered) this.filter();
+    this.filtered = asked;
     this.look();
   }
 
@@ -119,12 +122,20 @@ class Atlas {
     if (colour === "class" || colour === "label") this.paintNames();
     else {
       const { text, log, format } = this.label === null ? NUMBERS[colour] : { text: `AUROC of ${this.about.labels[this.label].label} (test)`, format: (x) => fixed(x, 2) };
-      const values = features.column(this.label === null ? colour : "own_auroc").values;
-      const kind = this.label === null ? "sequential" : "signed", drawn = log ? Float64Array.from(values, (x) => (x > 0 ? Math.log10(x) : NaN)) : values;
-      const range = this.label === null ? rangeOf(drawn) : [0, 1];
-      this.plot?.colours(byNumber(drawn, range, kind));
+      const kind = this.label === null ? "sequential" : "signed";
+      const { values, range } = this.label === null ? this.painted(colour, log) : { values: features.column("own_auroc").values, range: [0, 1] };
+      this.plot?.colours(byNumber(values, range, kind));
       clear(this.key, rampLegend(range, (x) => format(log ? 10 ** x : x), { kind, label: text }), this.classKey());
     }
+  }
+
+  // A column as it is painted, and from where to where its colours go; found once.
+  painted(key, log) {
+    if (!this.paints.has(key)) {
+      const { values } = this.features.column(key), drawn = log ? Float64Array.from(values, (x) => (x > 0 ? Math.log10(x) : NaN)) : values;
+      this.paints.set(key, { values: drawn, range: rangeOf(drawn) });
+    }
+    return this.paints.get(key);
   }
 
   paintNames() {
