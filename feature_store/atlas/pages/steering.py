@@ -25,8 +25,8 @@ _DONE: Mapping[str, str] = {
     "shift": "shift: dose × the difference of the labels' mean codes is added to the features",
 }
 _CELLS: Mapping[str, str] = {
-    "move": "those with the label; all others are left as they are",
-    "edit": "all, with the label or without",
+    "move": "{target} alone; all others are left as they are",
+    "edit": "all, {target} or not",
     "mix": "all",
 }
 
@@ -180,7 +180,7 @@ def _plan_in_words(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     done = str(plan.get("intervention"))
     by = plan.get("by")
     yield "What is done", _DONE.get(done, done) + ("" if by in (None, "none") else f"; means by {by.replace('_', ' ')}")
-    cells = _CELLS.get(str(plan.get("question")), "all")
+    cells = _CELLS.get(str(plan.get("question")), "all").replace("{target}", str(plan.get("target")))
     yield "Cells", f"of {', '.join(plan['cells'])}; of these {cells}" if plan.get("cells") else cells
     yield "Tokens", f"of {', '.join(plan['gene'])} alone" if plan.get("gene") else "of every gene"
     given = "given by hand" if plan.get("feature") else "ranked on select cells"
