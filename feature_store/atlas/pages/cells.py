@@ -49,7 +49,7 @@ def _id_chunks(opened: Opened) -> Iterator[tuple[str]]:
 
 
 def cell_features(opened: Opened, chunk: str) -> bytes:
-    """Cells first to first + n - 1: cell_id, split, the label columns, and of each cell the largest codes (feature_id,
+    """Cells first to first + n - 1: cell_id, split, labels by column, and of each cell the largest codes (feature_id,
     value) and how many features fire (n_active).
 
     A value is the shortest decimal of its float32. Where there are no codes, `missing` says so.
@@ -61,7 +61,11 @@ def cell_features(opened: Opened, chunk: str) -> bytes:
     inside = (pl.col("cell_idx") >= first) & (pl.col("cell_idx") < first + CELLS)
     columns = ["cell_idx", "cell_id", "split", *opened.label_columns]
     cells = opened.store.frame("cells").filter(inside).select(columns).sort("cell_idx").collect()
-    facts: dict[str, Any] = {"first": first, **cells.drop("cell_idx").to_dict(as_series=False)}
+    facts: dict[str, Any] = {
+        "first": first,
+        **cells.select("cell_id", "split").to_dict(as_series=False),
+        "labels": cells.select(opened.label_columns).to_dict(as_series=False),
+    }
     if not opened.has("codes"):
         return json_bytes({**facts, **opened.missing("codes")})
     codes = opened.store.frame("codes").filter(inside).select("cell_idx", "feature_id", "value").collect()

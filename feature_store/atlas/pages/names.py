@@ -16,8 +16,8 @@ from feature_store.query import KIND_OF, RANKED_BY
 
 
 def names(opened: Opened) -> bytes:
-    """Lists of names: labels [label_kind, label], genes, gene_sets [collection, gene_set], quiet_genes (genes of the data set that no
-    feature was kept with), n_cells; a kind that the store has no table for is under `missing` instead.
+    """Lists of names: labels [label_kind, label], genes, gene_sets [collection, gene_set], quiet_genes (of the data
+    set, but without a feature), n_cells; what the store has no table for is under `missing`, by list.
     """
     facts: dict[str, Any] = {"missing": {}, "n_cells": sum(opened.n_cells.values()) if opened.has("cells") else 0}
     for asked, key in (("label", "labels"), ("gene", "genes"), ("gene_set", "gene_sets")):

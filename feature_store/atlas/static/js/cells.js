@@ -1,0 +1,43 @@
+// Cells by the beginning of their id, or by #cell_idx; and what fires in one of them.
+
+import { json } from "./data.js";
+
+const CHUNK = 1000;
+
+// The cells whose id begins with a text, whatever its case: [{id, idx}], at most `most`, and whether there are more.
+export async function findCells(query, most = 8) {
+  const index = await json("cell_ids/index.json");
+  const numbered = /^#(\d{1,15})$/.exec(query.trim());
+  if (numbered) return { hits: Number(numbered[1]) < index.n ? [{ id: `#${Number(numbered[1])}`, idx: Number(numbered[1]) }] : [], isMore: false };
+  const asked = query.trim().toLowerCase(), hits = [];
+  if (!asked || !index.n) return { hits, isMore: false };
+  // the last chunk that begins before the text may hold the first that begins with it
+  for (let chunk = Math.max(0, firstNotBefore(index.first, asked) - 1); chunk < index.first.length; chunk++) {
+    const { cell_id: ids, cell_idx: cells } = await json(`cell_ids/${chunk}.json`);
+    for (let i = firstNotBefore(ids, asked); i < ids.length; i++) {
+      if (!ids[i].toLowerCase().startsWith(asked)) return { hits, isMore: false };
+      if (hits.length === most) return { hits, isMore: true };
+      hits.push({ id: ids[i], idx: cells[i] });
+    }
+  }
+  return { hits, isMore: false };
+}
+
+// Place of the first of sorted ids that does not come before a text in lower case.
+function firstNotBefore(ids, asked) {
+  let low = 0, high = ids.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (ids[middle].toLowerCase() < asked) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
+// {id, idx, split, labels: {column: value}, features, values, nActive, missing} of a cell.
+export async function cell(idx) {
+  const found = await json(`cell_features/${Math.floor(idx / CHUNK)}.json`);
+  const i = idx - found.first;
+  const labels = Object.fromEntries(Object.entries(found.labels).map(([name, column]) => [name, column[i]]));
+  return { id: found.cell_id[i], idx, split: found.split[i], labels, features: found.feature_id?.[i] ?? [], values: found.value?.[i] ?? [], nActive: found.n_active?.[i] ?? 0, missing: found.missing ?? null };
+}

@@ -1,0 +1,134 @@
+// What goes with a name: a table of its best features, with a bar for each figure; and of a cell, what fires in it.
+
+import { h, svg, count, csv, download, empty, fixed, fmt, percent, pvalue, smallTable, words, isKnown, DASH } from "./dom.js";
+import { CLASS } from "./colour.js";
+import { json } from "./data.js";
+import { href } from "./state.js";
+import { cell } from "./cells.js";
+
+const ALPHA = 0.05;
+const WIDTH = 84, HEIGHT = 14;
+const log = (p) => (isKnown(p) ? Math.min(-Math.log10(Math.max(p, 1e-300)), 300) : null);
+
+// What is told of each kind: how features were ranked, the figure in a bar, and further columns that the table may have.
+const TOLD = {
+  label: {
+    key: "auroc", head: "AUROC", format: (x) => fixed(x, 3), figure: (x) => x, range: () => [0, 1], span: "0 to 1", zero: 0.5,
+    how: "by AUROC of their codes, which tell its cells from all others (0.5 is chance, 0 the opposite)",
+    more: [{ key: "n_agree", head: "agree", title: "Donors whose effect has the same sign; batches, where cells name no donor", cell: (at) => (isKnown(at("n_agree")) && isKnown(at("n_donors")) ? `${at("n_agree")} of ${at("n_donors")}` : DASH) }],
+  },
+  gene: {
+    key: "pearson", head: "r", about: "Pearson correlation", format: (x) => fixed(x, 3), figure: (x) => x, range: () => [-1, 1], span: "−1 to 1", zero: 0,
+    how: "by the correlation (r) of their code with its expression",
+    more: [
+      { key: "pearson_within_type", head: "within types", title: "Correlation within cell types", cell: (at) => fixed(at("pearson_within_type"), 3) },
+      { key: "identity_precision", head: "on its token", title: "Of the tokens at which the feature fires, those of this gene", cell: (at) => percent(at("identity_precision")) },
+    ],
+  },
+  gene_set: {
+    key: "p", head: "p", format: pvalue, figure: log, range: (values) => [0, Math.max(3, ...values)], span: "−log₁₀ p", zero: 0,
+    how: "by p of finding as many of its genes among theirs by chance",
+    more: [
+      { key: "overlap", head: "overlap", title: "Genes of the feature that are in the set, of the set", cell: (at) => (isKnown(at("overlap")) ? `${at("overlap")} of ${at("n_set") ?? "?"}` : DASH) },
+      { key: "odds_ratio", head: "odds ratio", cell: (at) => fmt(at("odds_ratio")) },
+    ],
+  },
+};
+
+// The panel of a name of `Names`.
+export async function rankedPanel(entry, kind, features) {
+  const found = await json(entry.path);
+  const title = h("h2", { class: "found-title" }, entry.name, " ", h("span", { class: "tag" }, kind.title));
+  if (found.missing) return [title, empty(found.missing)];
+  const told = TOLD[entry.asked], { columns, key } = found, ids = columns.feature_id;
+  if (!ids.length) return [title, h("div", { class: "empty", role: "note" }, h("p", {}, `No feature has figures of ${entry.name} on test cells: too few of them, or none at all, are among the test cells.`))];
+  const chosenBy = key === told.key ? null : key;
+  const drawn = [...columns[told.key], ...(chosenBy ? columns[chosenBy] : [])].map(told.figure).filter(isKnown);
+  const range = told.range(drawn);
+  const more = told.more.filter((one) => columns[one.key]);
+  const heads = [{ text: "id", class: "number", title: "Feature" }, "genes, best label", { text: "class", class: "wide" }, chosenBy ? { text: "select", class: "number wide", title: `${told.about ?? told.head} on select cells, by which features are ranked` } : null,
+    { text: told.head, class: "number", title: `${told.about ?? told.head} on test cells` }, { text: told.span, class: "bar-head", title: "Bar: test cells; line: select cells" }, { text: "q", class: "number", title: "Benjamini-Hochberg over all tests" }, { text: `q ≤ ${ALPHA}`, class: "wide" }, ...more.map(({ head, title }) => ({ text: head, class: "number wide", title }))];
+  const rows = ids.map((id, i) => {
+    const at = (name) => columns[name]?.[i] ?? null;
+    const isSure = isKnown(at("q")) && at("q") <= ALPHA, quiet = isSure ? "number" : "number quiet";
+    return [
+      { text: featureLink(id), class: "number" }, { text: nameOf(id, features), class: "found-name" }, { text: classOf(id, features), class: "wide nowrap" },
+      chosenBy ? { text: told.format(at(chosenBy)), class: "number quiet wide" } : null, { text: told.format(at(told.key)), class: quiet },
+      bar(told.figure(at(told.key)), { range, zero: told.zero, mark: chosenBy ? told.figure(at(chosenBy)) : null, isSure }),
+      { text: pvalue(at("q")), class: quiet }, { text: isSure ? "significant" : "not significant", class: `wide nowrap${isSure ? "" : " quiet"}` },
+      ...more.map(({ cell: told }) => ({ text: told(at), class: "number wide" })),
+    ].filter((value) => value !== null);
+  });
+  const nSure = (columns.q ?? []).filter((q) => isKnown(q) && q <= ALPHA).length;
+  const shown = found.n > ids.length ? `the best ${count(ids.length)} of ${count(found.n)} features` : found.n === 1 ? "the only feature with figures" : `all ${count(found.n)} features with figures`;
+  return [
+    title,
+    h("p", { class: "quiet" }, `${shown[0].toUpperCase()}${shown.slice(1)}, ranked on select cells ${told.how}. The other figures are of test cells, which had no say in the ranking: ${count(nSure)} of those listed are significant (q ≤ ${ALPHA}). In a bar, the line is the figure of select cells.`),
+    smallTable(heads.filter((head) => head !== null), rows, { caption: `Features that go with ${entry.name}, best first` }),
+    h("p", { class: "found-save" }, h("button", { type: "button", onclick: () => save(entry, columns, features) }, "CSV")),
+  ];
+}
+
+// The panel of a cell.
+export async function cellPanel(idx, names, features) {
+  const found = await cell(idx);
+  const title = h("h2", { class: "found-title" }, found.id, " ", h("span", { class: "tag" }, "cell"));
+  const labels = [["cell_idx", `#${found.idx}`], ["split", found.split], ...Object.entries(found.labels)].filter(([, value]) => isKnown(value));
+  const facts = h("dl", { class: "found-facts" }, labels.map(([name, value]) => h("div", {}, h("dt", {}, words(name)), h("dd", {}, labelLink(name, value, names)))));
+  if (found.missing) return [title, facts, empty(found.missing)];
+  if (!found.features.length) return [title, facts, h("p", { class: "empty" }, "No feature fires in this cell.")];
+  const largest = found.values[0], digits = largest >= 100 ? 0 : largest >= 1 ? 2 : 4;
+  const rows = found.features.map((id, i) => [
+    { text: featureLink(id), class: "number" }, { text: nameOf(id, features), class: "found-name" }, { text: classOf(id, features), class: "wide nowrap" },
+    { text: fixed(found.values[i], digits), class: "number" }, bar(found.values[i], { range: [0, largest], zero: 0, isSure: true }),
+  ]);
+  const heads = [{ text: "id", class: "number", title: "Feature" }, "genes, best label", { text: "class", class: "wide" }, { text: "code", class: "number", title: "The largest activation among the cell's tokens, or their mean: as the codes were pooled" }, ""];
+  const shown = found.nActive > rows.length ? `The ${rows.length} with the largest code of ${count(found.nActive)} features that fire in this cell.` : `All ${count(found.nActive)} features that fire in this cell.`;
+  return [title, facts, h("p", { class: "quiet" }, shown), smallTable(heads, rows, { caption: `Features of cell ${found.id}, largest code first` })];
+}
+
+// The panel of one feature, which is a way to its own page.
+export function featurePanel(id, features) {
+  const row = features.rowOf.get(id), label = features.at("top_label", row);
+  return [
+    h("h2", { class: "found-title" }, `Feature ${id} `, h("span", { class: "tag" }, "feature")),
+    h("p", {}, classOf(id, features), h("span", {}, label ? ` · best label ${label}` : "")),
+    h("p", { class: "quiet" }, features.genes(row, 10)),
+    h("p", {}, h("a", { href: href("feature", id) }, `Open feature ${id}`)),
+  ];
+}
+
+function labelLink(column, value, names) {
+  const entry = names.exactly(String(value), `label:${column}`);
+  return entry ? h("a", { href: href("search", null, { q: entry.name, pick: entry.kind }) }, entry.name) : String(value);
+}
+
+const featureLink = (id) => h("a", { href: href("feature", id), "aria-label": `Feature ${id}` }, String(id));
+
+function nameOf(id, features) {
+  const row = features.rowOf.get(id);
+  if (row === undefined) return DASH;
+  const label = features.at("top_label", row);
+  return h("span", {}, features.genes(row, 3) || "no genes", label ? h("span", { class: "quiet" }, ` · ${label}`) : null);
+}
+
+function classOf(id, features) {
+  const name = features.at("class", features.rowOf.get(id));
+  return name ? h("span", { class: "nowrap" }, h("span", { class: "swatch", style: { background: CLASS[name] ?? "" } }), " ", name) : DASH;
+}
+
+// A bar from `zero` to a value, and a line at another.
+function bar(value, { range: [low, high], zero, mark = null, isSure }) {
+  const place = (x) => 1 + ((Math.max(low, Math.min(high, x)) - low) / (high - low || 1)) * (WIDTH - 2);
+  const from = place(zero), root = svg("svg", { class: `bar${isSure ? "" : " unsure"}`, viewBox: `0 0 ${WIDTH} ${HEIGHT}`, width: WIDTH, height: HEIGHT, preserveAspectRatio: "none", "aria-hidden": "true" });
+  root.append(svg("line", { class: "bar-zero", x1: from, x2: from, y1: 0, y2: HEIGHT }));
+  if (isKnown(value)) root.append(svg("rect", { class: "bar-value", x: Math.min(from, place(value)), y: 3, width: Math.abs(place(value) - from), height: HEIGHT - 6, rx: 1 }));
+  if (isKnown(mark)) root.append(svg("line", { class: "bar-mark", x1: place(mark), x2: place(mark), y1: 1, y2: HEIGHT - 1 }));
+  return root;
+}
+
+function save(entry, columns, features) {
+  const names = Object.keys(columns), about = ["class", "top_label", "top_genes"].filter((name) => features.has(name));
+  const rows = columns.feature_id.map((id, i) => [...names.map((name) => columns[name][i]), ...about.map((name) => features.at(name, features.rowOf.get(id)))]);
+  download(`features-${entry.name.replace(/[^\w.+-]+/g, "_")}.csv`, csv([...names, ...about], rows));
+}
