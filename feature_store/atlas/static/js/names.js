@@ -35,10 +35,12 @@ export class Names {
     }
   }
 
-  // Ask for any one gene: a server ranks all of them at the first question, which of a large store takes seconds.
-  warm() {
-    const gene = this.entries.find(({ asked }) => asked === "gene");
-    if (gene) json(gene.path).catch(() => null);
+  // Ask for one name of each sort: a server ranks all of a table at the first question, which of a large one takes seconds.
+  async warm() {
+    for (const sort of Object.keys(LISTS)) {
+      const entry = this.entries.find(({ asked }) => asked === sort);
+      if (entry) await json(entry.path).catch(() => null);
+    }
   }
 
   exactly(name, kind) {

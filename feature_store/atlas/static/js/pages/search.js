@@ -74,6 +74,14 @@ class Search {
   async look(q, kind, pick) {
     Object.assign(this, { q, kind, pick });
     const turn = ++this.turn;
+    try {
+      await this.find(q, kind, turn);
+    } catch (error) {
+      if (turn === this.turn) this.fail(error);
+    }
+  }
+
+  async find(q, kind, turn) {
     const groups = this.groups(q, kind);
     this.draw(groups);
     const shown = this.options.length ? this.settle() : null;
@@ -107,7 +115,8 @@ class Search {
     clear(this.list, groups.map(({ kind, hits, n, isMore }, i) => h("div", { role: "group", "aria-labelledby": `search-group-${i}` },
       h("div", { class: "matches-head", id: `search-group-${i}` }, words(kind.title), " ", h("span", { class: "quiet" }, isMore ? `${n} or more` : n > hits.length ? `${hits.length} of ${count(n)}` : "")),
       hits.map((entry) => this.option(entry, place++)))));
-    const chosen = this.pick ? this.options.findIndex((entry) => entry.kind === this.pick && this.isOf(entry)) : -1;
+    const ofKind = (is) => this.options.findIndex((entry) => entry.kind === this.pick && is(entry));
+    const exact = ofKind(({ name }) => name === this.q), chosen = exact >= 0 ? exact : ofKind((entry) => this.isOf(entry));
     this.activate(chosen >= 0 ? chosen : this.options.length ? 0 : -1, { quietly: true });
     this.columns.classList.toggle("picked", Boolean(this.pick));
     this.columns.classList.toggle("nothing", !this.options.length);
@@ -115,7 +124,7 @@ class Search {
   }
 
   isOf(entry) {
-    return entry.name === this.q || entry.name.toLowerCase() === this.q.trim().toLowerCase() || (entry.kind === FEATURE.key && String(entry.id) === this.q.trim());
+    return entry.name.toLowerCase() === this.q.trim().toLowerCase() || (entry.kind === FEATURE.key && String(entry.id) === this.q.trim());
   }
 
   option(entry, place) {
@@ -137,7 +146,7 @@ class Search {
     this.input.setAttribute("aria-activedescendant", option.id);
     const top = option.offsetTop - this.list.offsetTop;
     if (top < this.list.scrollTop || top + option.offsetHeight > this.list.scrollTop + this.list.clientHeight) this.list.scrollTop = top - this.list.clientHeight / 2;
-    if (!quietly) this.settle();
+    if (!quietly) this.settle().catch((error) => this.fail(error));
   }
 
   key(event) {
@@ -170,11 +179,20 @@ class Search {
   async settle() {
     const entry = this.options[this.active] ?? null, asked = (this.showing = {});
     this.settled = entry;
+    this.found.setAttribute("aria-busy", "true");
     this.status.textContent = this.summary();
     const panel = entry ? await this.panel(entry) : this.q.trim() ? this.nothing() : this.start();
-    if (asked !== this.showing) return;
+    if (asked === this.showing) this.put(panel, entry ? `${entry.kind}/${entry.name}` : "");
+  }
+
+  fail(error) {
+    this.put(h("div", { class: "empty", role: "alert" }, h("p", {}, error.message)), "");
+  }
+
+  put(panel, of) {
     clear(this.found, panel);
-    this.found.dataset.of = entry ? `${entry.kind}/${entry.name}` : "";
+    this.found.dataset.of = of;
+    this.found.removeAttribute("aria-busy");
   }
 
   panel(entry) {
