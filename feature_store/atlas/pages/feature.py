@@ -19,6 +19,7 @@ from feature_store.atlas.pages.feature_codes import SPLITS, Codes, ends
 from feature_store.atlas.resources import Route, json_bytes
 from feature_store.errors import StoreError
 from feature_store.plots.steering import Steered, bars_of, steered_run, title_of
+from feature_store.steering_metrics import metric_of
 
 MOST_LABELS = 60
 N_GENES, N_SETS, N_TOP = 15, 12, 20
@@ -279,7 +280,9 @@ def _headline(of: Steered) -> dict[str, Any]:
     row = chosen.row(0, named=True)
     names = ("condition", "metric", "value", "effect", "low", "high", "n_features", "dose", "n_cells")
     p = {name.removeprefix(_P): value for name, value in row.items() if name.startswith(_P) and value is not None}
-    return about | {"headline": {**{name: row.get(name) for name in names}, "p": p}}
+    return about | {
+        "headline": {**{name: row.get(name) for name in names}, "words": metric_of(row["metric"]).words, "p": p}
+    }
 
 
 def _of_test(rows: pl.DataFrame, keys: Sequence[str], key: str, columns: Sequence[str]) -> pl.DataFrame:

@@ -15,8 +15,9 @@ from scipy.stats import gaussian_kde, rankdata
 from feature_store.associations import Labels, Strata, associate_batch, associate_labels
 from feature_store.atlas.columns import decode
 from feature_store.atlas.pages.feature import nearest_of_random
-from feature_store.atlas.pages.feature_codes import N_POINTS, Codes, correlations, null_band, outline, spread
+from feature_store.atlas.pages.feature_codes import N_POINTS, Codes, Columns, correlations, null_band, outline, spread
 from feature_store.atlas.resources import Resources
+from feature_store.steering_metrics import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -215,7 +216,7 @@ def test_features_of_the_same_cells_correlate_as_numpy_says(resources, atlas_sto
     order = np.argsort(-np.nan_to_num(select, nan=-1.0))
     assert [row["feature_id"] for row in rows] == [i for i in order if i != 6][: len(rows)]
     assert [row["pearson"] for row in rows] == pytest.approx([test[row["feature_id"]] for row in rows], abs=1e-5)
-    assert np.isnan(correlations(sparse.csc_array(np.array([[1.0, 0], [2, 0], [3, 0]])), 0)[1])
+    assert np.isnan(correlations(Columns.of(sparse.csc_array(np.array([[1.0, 0], [2, 0], [3, 0]]))), 0)[1])
 
 
 def test_the_nearest_of_random_directions_is_as_simulated(rng):
@@ -231,7 +232,7 @@ def test_steering_says_what_the_run_did_and_the_rank_of_the_feature(resources):
     assert (run["run"], run["used"], run["place"], run["rank"]["rank"], run["rank"]["n_ranked"]) == (
         ("57ee4", True, 3, 3, 20)
     )
-    assert run["headline"]["metric"] == "remaining"
+    assert (run["headline"]["metric"], run["headline"]["words"]) == ("remaining", METRICS["remaining"].words)
     assert run["headline"]["effect"] == pytest.approx(-0.4)
     assert run["headline"]["p"] == {"random_features": 0.048, "random_direction": 0.048, "shuffled_labels": 0.19}
     assert (ranked["runs"][0]["used"], ranked["runs"][0]["rank"]["rank"]) == (False, 14)
@@ -385,6 +386,7 @@ def test_all_can_be_done_with_the_keyboard(open_page):
     select.focus()
     page.keyboard.press("End")
     page.wait_for_function("location.hash.includes('by=')")
+    assert page.evaluate("document.activeElement.name") == "by"
 
 
 def test_a_dead_feature_says_so(open_page):

@@ -36,8 +36,9 @@ function fit(text, room, attributes, end = "") {
   return svg("text", attributes, shown === text ? null : svg("title", {}, text), `${shown}${end}`);
 }
 
-function drawing({ width, height, label }) {
-  return svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, class: "chart feature-chart", role: "img", "aria-label": label }, svg("title", {}, label));
+// `role`: "group" where there are links inside, which an image would hide from a screen reader.
+function drawing({ width, height, label, role = "img" }) {
+  return svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, class: "chart feature-chart", role, "aria-label": label }, svg("title", {}, label));
 }
 
 function bottomAxis(root, scale, { from, to, y, title, n }) {
@@ -84,7 +85,7 @@ export function forest(rows, { link, label }) {
     const isWide = width >= 560, step = isWide ? 24 : 36, heading = 24;
     const left = Math.min(200, Math.max(104, width * 0.32)), right = isWide ? 176 : 58, head = 22;
     const height = head + rows.length * step + kinds.length * heading + 38, base = height - 38;
-    const x = linear([-1, 1], [left, width - right]), root = drawing({ width, height, label });
+    const x = linear([-1, 1], [left, width - right]), root = drawing({ width, height, label, role: "group" });
     const columns = isWide ? [[width - 112, "q"], [width - 52, "cells"], [width, "donors"]] : [[width, "q"]];
     for (const [at, text] of columns) root.append(svg("text", { x: at, y: 12, "text-anchor": "end", class: "axis-title" }, text));
     bottomAxis(root, x, { from: left, to: width - right, y: base, title: "rank-biserial, test cells", n: 4 });
@@ -124,7 +125,7 @@ function score(row, { y, x, left, width, columns, isWide, link }) {
 export function geneBars(rows, { range, title, label, link, noted }) {
   const step = 21;
   return fitted((width) => {
-    const left = 92, right = 64, head = noted ? 20 : 6, base = head + rows.length * step, root = drawing({ width, height: base + 38, label });
+    const left = 92, right = 64, head = noted ? 20 : 6, base = head + rows.length * step, root = drawing({ width, height: base + 38, label, role: "group" });
     const x = linear(range, [left, width - right]);
     if (noted) root.append(svg("text", { x: width, y: 12, "text-anchor": "end", class: "axis-title" }, noted));
     bottomAxis(root, x, { from: left, to: width - right, y: base, title, n: Math.max(2, Math.round((width - left - right) / 70)) });

@@ -20,7 +20,9 @@ const MOST_NAMED = 11, FEW_LABELS = 20, FEW_ROWS = 8;
 export const title = ({ id }) => `Feature ${id}`;
 
 export async function show(root, { id, params }) {
-  const [about, known] = await Promise.all([overview(), json(`features/${id}.json`)]);
+  const about = await overview();
+  if (about.n_on_map) for (const path of ["cells.cols", `codes/${id}.cols`]) columns(path); // asked for now, read later
+  const known = await json(`features/${id}.json`);
   const page = new FeaturePage(root, about, known, params);
   await page.update({ params });
   return { update: (state) => page.update(state), close: () => page.plot?.close() };
@@ -73,6 +75,7 @@ class FeaturePage {
   }
 
   async update({ params }) {
+    const asked = document.activeElement, { name } = asked, box = name ? asked.closest("section") : null;
     this.params = params;
     this.kept = { color: params.color, split: params.split, by: params.by };
     this.split = params.split === "all" ? "all" : "test";
@@ -80,6 +83,8 @@ class FeaturePage {
     this.drawSpread();
     this.drawLabels();
     await this.drawMap();
+    // what was asked with was drawn anew: whoever types goes on there
+    if (box && document.activeElement === document.body) box.querySelector(`[name="${name}"]`)?.focus();
   }
 
   // The choices of a panel, as selects that write into the address.
@@ -209,7 +214,7 @@ class FeaturePage {
     if (!labels.rows.length) return fill(this.scores, empty({}, this.known.about.dead ? "A dead feature tells no label." : "No label was tested on test cells."));
     const isAll = this.params.labels === "all", rows = isAll ? labels.rows : labels.rows.slice(0, FEW_LABELS), hasBand = rows.some((row) => row.null), hasDonors = rows.some((row) => row.low !== null);
     const link = (row) => href("search", null, { kind: `label:${row.label_kind}`, q: row.label }), n = rows.filter((row) => row.q !== null && row.q <= ALPHA).length;
-    const more = labels.rows.length > FEW_LABELS ? h("button", { type: "button", class: "more", onclick: () => setParams({ labels: isAll ? null : "all" }) }, isAll ? "Show the strongest" : `Show ${labels.rows.length}`) : null;
+    const more = labels.rows.length > FEW_LABELS ? h("button", { type: "button", name: "labels", class: "more", onclick: () => setParams({ labels: isAll ? null : "all" }) }, isAll ? "Show the strongest" : `Show ${labels.rows.length}`) : null;
     fill(this.scores, h("ul", { class: "key" }, mark("point", "q ≤ 0.05"), mark("weak", "not significant"), hasBand ? mark("band", "95 % of permuted labels") : null, hasDonors ? mark("interval", "95 % across donors") : null),
       forest(rows, { link, label: `Rank-biserial of feature ${this.id} with ${rows.length} labels, test cells` }), more,
       h("p", { class: "quiet" }, `${n} of ${rows.length} have q ≤ 0.05 (Benjamini-Hochberg over all features and labels). 1: all cells of the label lie above all others; negative: it is quiet in them. Batches are compared within cell types.`,
@@ -293,9 +298,9 @@ class FeaturePage {
     const rows = matches.rows.map((row) => {
       const where = [row.model, row.site, isKnown(row.seed) ? `seed ${row.seed}` : null, row.control ? `control: ${row.control}` : null].filter(Boolean).join(", ");
       return [{ text: h("span", {}, h("code", {}, row.other), where ? h("span", { class: "quiet" }, ` ${where}`) : null), title: row.method, class: "breaks" }, isKnown(row.other_feature_id) ? String(row.other_feature_id) : DASH,
-        { text: fixed(row.similarity_test ?? row.similarity, 2), class: quietly(row.p), title: `${words(row.method)}; chosen at ${fixed(row.similarity, 2)}` }, fixed(row.null_95, 2), row.mutual ? "yes" : "no", weak(pvalue(row.p), row.p)];
+        { text: h("span", {}, fixed(row.similarity_test ?? row.similarity, 2), h("span", { class: "quiet" }, ` (${fixed(row.null_95, 2)})`)), class: quietly(row.p), title: `${words(row.method)}; chosen at ${fixed(row.similarity, 2)}` }, row.mutual ? "yes" : "no", weak(pvalue(row.p), row.p)];
     });
-    return fill(box, smallTable(["SAE", "feature", { text: "similarity", title: "Cosine of decoder rows, or correlation of cell codes on test cells" }, { text: "null 95 %", title: "What the nearest of features without a counterpart reach in one of twenty cases" }, { text: "mutual", title: "Each is the other's nearest" }, "p"], rows, { numeric: [1, 2, 3, 5] }),
+    return fill(box, smallTable(["SAE", "feature", { text: "similarity (null)", title: "Cosine of decoder rows, or correlation of cell codes on test cells; in brackets what the nearest of a feature without a counterpart exceeds in one case of twenty" }, { text: "mutual", title: "Each is the other's nearest" }, "p"], rows, { numeric: [1, 2, 4] }),
       h("p", { class: "quiet" }, "p is of this one feature, not corrected for how many there are. Quiet: p > 0.05."));
   }
 
@@ -306,7 +311,7 @@ class FeaturePage {
     const some = steering.runs.map(({ run, title: name, used, place, rank, headline }) => h("div", { class: "run-of" },
       h("p", {}, h("a", { href: href("steering", run) }, name), used && headline ? ` used it: ${words(headline.condition)}, place ${place} of ${headline.n_features ?? "its"} features.` : used ? " used it." : " did not use it.",
         rank ? ` Ranked ${count(rank.rank)} of ${count(rank.n_ranked)} on select cells (score ${fixed(rank.score, 3)}).` : null),
-      used && headline ? h("ul", { class: "facts" }, h("li", {}, `${words(headline.metric)} `, h("b", {}, signed(headline.effect)), isKnown(headline.low) ? ` (95 % ${signed(headline.low)} to ${signed(headline.high)})` : null),
+      used && headline ? h("ul", { class: "facts" }, h("li", {}, `change in the ${headline.words}: `, h("b", {}, signed(headline.effect)), isKnown(headline.low) ? ` (95 % ${signed(headline.low)} to ${signed(headline.high)})` : null),
         Object.entries(headline.p).map(([of, p]) => h("li", { class: quietly(p) }, `p ${pvalue(p)} against ${words(of)}`))) : null));
     return fill(box, some, !steering.runs.some(({ used }) => used) ? null : h("p", { class: "quiet" }, "An effect is that of all features of the run together, less the unsteered value; it is not this feature's alone. Quiet: p > 0.05."));
   }
