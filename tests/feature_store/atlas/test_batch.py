@@ -200,7 +200,11 @@ def test_what_is_unchecked_by_mouse_or_keyboard_is_not_in_the_recipe(
 
 
 def test_the_recipe_and_the_command_ask_the_same(open_page: Open, atlas_store: FeatureStore, atlas_root: Path) -> None:
-    page = open_page("#/batch?y=0.2&how=shift")
+    page = open_page("#/batch?y=0.2")
+    page.get_by_label("Ablate:").focus()
+    page.keyboard.press("ArrowDown")
+    page.wait_for_function("location.hash.includes('how=shift')")
+    assert page.evaluate("document.activeElement.value") == "shift"
     wanted = strongest_first(
         firing(atlas_store).filter((pl.col("batch_effect") >= 0.2) & (pl.col("context_effect") < 0.1))
     )

@@ -15,6 +15,7 @@ const QUADRANTS = {
   neither: { text: "neither", has: (up, right) => !up && !right },
 };
 const LEAST_RANGE = 0.3;
+const MOST_TYPED = 400; // features of a command; more are for a recipe
 const ASCENDING = new Set(["feature_id", "top_genes", "batch", "batch_q"]);
 
 export const title = () => "Batch";
@@ -44,7 +45,7 @@ class Batch {
     this.quadrant = h("select", { name: "quad", onchange: (event) => setParams({ quad: event.target.value, lasso: null, off: null }) }, Object.entries(QUADRANTS).map(([key, { text }]) => h("option", { value: key }, text)));
     this.key = h("div", { class: "batch-key" });
     this.tip = h("div", { class: "tip", hidden: true });
-    this.status = h("h2", { role: "status", "aria-live": "polite" });
+    this.status = h("span", { role: "status", "aria-live": "polite" });
     this.clearLasso = h("button", { type: "button", onclick: () => setParams({ lasso: null, off: null }) }, "Clear lasso");
     this.restore = h("button", { type: "button", onclick: () => setParams({ off: null }) }, "Check all again");
     this.steering = h("section", { class: "panel batch-steer", "aria-label": "Steer with these features" });
@@ -55,7 +56,7 @@ class Batch {
         h("button", { type: "button", title: "The thresholds by which features are classed", onclick: () => setParams({ x: null, y: null, lasso: null, off: null, quad: null }) }, "As the classes")),
       h("div", { class: "batch" },
         h("div", { class: "batch-left" }, plot, this.key),
-        h("div", { class: "batch-right" }, h("div", { class: "batch-list-head" }, this.status, this.clearLasso, this.restore), list,
+        h("div", { class: "batch-right" }, h("div", { class: "batch-list-head" }, h("h2", {}, this.status), this.clearLasso, this.restore), list,
           h("p", { class: "quiet batch-note" }, this.note())),
         this.steering));
     this.plot = new Scatter(plot, { label: "Features by batch effect and cell-context effect", equal: false, axes: { x: "explained by cell context, within batches", y: "explained by batch, within cell types" }, onHover: (row, x, y) => this.point(row, x, y), onPick: (row) => this.open(row), onLasso: (polygon) => setParams({ lasso: polygon && polygon.map((at) => at.map((v) => Number(v.toPrecision(5))).join(",")).join(";"), off: null }) });
@@ -123,6 +124,7 @@ class Batch {
   toggle(id) {
     const off = new Set(this.off);
     if (!off.delete(id)) off.add(id);
+    this.table.scroller.focus({ preventScroll: true }); // the rows are drawn anew
     setParams({ off: [...off].join(".") }, { replace: true });
   }
 
@@ -184,7 +186,9 @@ class Batch {
     this.none.hidden = n > 0;
     this.clearLasso.hidden = !this.polygon;
     this.restore.hidden = ids.length === n;
+    const isAsked = this.steering.contains(document.activeElement) && document.activeElement.name === "how";
     clear(this.steering, steerPanel(this, ids));
+    if (isAsked) this.steering.querySelector("input[name=how]:checked").focus();
   }
 
   // Ids that are chosen and checked, in the order of the table.
@@ -218,9 +222,9 @@ function steerPanel(page, ids) {
   const inTest = facts.batches.filter(({ test }) => test > 0), known = inTest.filter(({ train, select }) => train + select > 0);
   const how = params.how === "shift" && known.length ? "shift" : "ablate";
   const question = { ids, how, run: facts.run, store: about.store, x: page.x, y: page.y, quad: page.quad, isLasso: page.polygon !== null };
-  const isTooMany = ids.length > facts.most;
+  const isTooMany = ids.length > facts.most, isTyped = ids.length > 0 && ids.length <= Math.min(MOST_TYPED, facts.most);
   const choice = (value, name, text, disabled = false) => h("label", { class: "batch-choice" }, h("input", { type: "radio", name: "how", value, checked: how === value, disabled, onchange: () => setParams({ how: value }, { replace: true }) }), h("span", {}, h("strong", {}, name), ` ${text}`));
-  const command = h("code", {}, commandOf(question));
+  const command = h("code", {}, isTyped ? commandOf(question) : "");
   const copied = h("span", { class: "quiet", role: "status" });
   return [
     h("h2", {}, !ids.length ? "Steer with what is chosen" : `Steer with ${ids.length === 1 ? "this feature" : `these ${count(ids.length)} features`}`),
@@ -233,9 +237,10 @@ function steerPanel(page, ids) {
     isTooMany ? h("p", { class: "batch-warning" }, `At most ${count(facts.most)} of the ${count(facts.n_firing)} features that fire can be steered, as the null needs as many others: raise the threshold.`) : null,
     h("div", { class: "controls" },
       h("button", { type: "button", class: "primary", disabled: !ids.length || isTooMany, onclick: () => download("batch-recipe.yaml", recipeOf(question), "application/yaml") }, "Export as steering recipe"),
-      h("button", { type: "button", disabled: !ids.length || isTooMany, onclick: () => copy(command, copied) }, "Copy command"),
+      h("button", { type: "button", disabled: !isTyped, onclick: () => copy(command, copied) }, "Copy command"),
       h("button", { type: "button", disabled: !ids.length, onclick: () => save(page, ids) }, "CSV"), copied),
-    ids.length && !isTooMany ? [h("p", { class: "quiet" }, "Run the recipe with ", h("code", {}, `scsae run batch-recipe.yaml --store ${quoted(about.store)}`), " or type the same in one line:"), h("pre", { class: "batch-command", tabindex: 0, "aria-label": "The equivalent command" }, command)] : null,
+    ids.length && !isTooMany ? h("p", { class: "quiet" }, "Run the recipe with ", h("code", {}, `scsae run batch-recipe.yaml --store ${quoted(about.store)}`), isTyped ? " or type the same in one line:" : ": so many features are no line to type.") : null,
+    isTyped ? h("pre", { class: "batch-command", tabindex: 0, "aria-label": "The equivalent command" }, command) : null,
   ];
 }
 

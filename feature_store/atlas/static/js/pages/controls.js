@@ -10,7 +10,7 @@ import { bars, dotRows, histogram, representationLegend } from "../charts_run.js
 
 const STATISTICS = { auroc: "AUROC", pearson: "Pearson r", identity_f1: "F1 of firing at its tokens" };
 const MOST_LABELS = 40;
-const BLUE = "#0072b2", GREY = "#9aa4af", ORANGE = "#d55e00";
+const BLUE = "#0072b2", GREY = "#7f8790", ORANGE = "#d55e00";
 const AGREEMENT = ["none", "< ½", "≥ ½", "all but 1", "all"];
 
 export const title = () => "Controls";
@@ -18,7 +18,7 @@ export const title = () => "Controls";
 export async function show(root) {
   const controls = await json("controls.json");
   root.append(h("h1", {}, "How far to trust this atlas"),
-    h("p", { class: "controls-lead" }, "A feature is worth its claim only if simpler things do not say the same, if its p-value is one, if donors agree, and if another SAE finds it again. Everything here was chosen on select cells and is reported on test cells."),
+    h("p", { class: "controls-lead" }, "A feature is worth its claim only if simpler things do not say the same, if its p-value holds, if donors agree, and if another SAE finds it again. Everything here was chosen on select cells and is reported on test cells."),
     baselinesPanel(controls.baselines), significancePanel(controls.significance, controls), calibrationPanel(controls.calibration, controls),
     donorsPanel(controls.donors, controls), stabilityPanel(controls.stability, controls));
   return {};
@@ -52,7 +52,7 @@ function verdict(summary) {
   return labels.map((row) => {
     const isAbove = row.low > 0, isBelow = row.high < 0;
     const text = isAbove ? "is above" : isBelow ? "is below" : "is not clearly above";
-    return `For ${count(row.n)} ${kinds(row.target_kind)} the SAE's best feature ${text} the best baseline: AUROC ${fixed(row.reference)} against ${fixed(row.best_baseline)}, excess ${signed(row.mean_excess)} ${range(row.low, row.high)}. `;
+    return `For ${count(row.n)} ${kinds(row.target_kind)} the SAE's best feature ${text} the best baseline: AUROC ${fixed(row.reference)} against ${fixed(row.best_baseline)}, excess ${signed(row.mean_excess)}${isKnown(row.low) ? ` ${range(row.low, row.high)}` : ""}. `;
   }).join("");
 }
 
