@@ -1,4 +1,7 @@
-"""All features at once: the table beside the scatter, and how each of them goes with one label."""
+"""All features at once: the table beside the scatter, and how each of them goes with one label.
+
+They are listed by what they do on `select` cells, and what is told of them is of `test` cells.
+"""
 
 from collections.abc import Iterator
 
@@ -11,39 +14,49 @@ from feature_store.atlas.resources import Route
 CATEGORIES = ("class", "top_label", "top_label_kind", "context_kind")
 MOST_KEPT = 20_000_000
 """Rows of labels that are kept in memory, at most: a colour that changes within a tenth of a second has no time to read
-100,000 features of 40 labels (.25 s); they take 100 MB. Of more, each label is read when it is asked for."""
+100,000 features of 40 labels (.25 s); they take 200 MB. Of more, each label is read when it is asked for."""
+_KEYS, _FIGURES = ("feature_id", "split"), ("auroc", "q")
 _TESTED = pl.col("split") == "test"
 
 
 def table(opened: Opened) -> bytes:
-    """A row a feature: every column of `features`, and x, y."""
+    """A row a feature: every column of `features`, x and y, and top_label_q: q of its best label on `test` cells."""
     return opened.once(_table)
 
 
 def label_effects(opened: Opened, label: str) -> bytes:
-    """A row a feature, in the order of the table: AUROC of its code for a label on `test` cells, and q."""
+    """A row a feature, in the order of the table: AUROC of its code for a label on `test` cells, q, and AUROC on
+    `select` cells.
+    """
     kind, name = opened.labels.row(place(label, opened.labels.height))
     if opened.labels.height * opened.features.height > MOST_KEPT:
-        rows = opened.store.frame("feature_label").filter(_TESTED, label_kind=kind, label=name)
-        found = rows.select("feature_id", "auroc", "q").collect()
+        rows = opened.store.frame("feature_label").filter(label_kind=kind, label=name)
+        found = rows.select(*_KEYS, *_FIGURES).collect()
     else:
-        found = opened.once(_effects).get((kind, name), pl.DataFrame())
+        found = opened.once(_figures)[kind, name]
     order = opened.features.select("feature_id")
-    return encode(order.join(found, on="feature_id", how="left", maintain_order="left").drop("feature_id"))
+    test = order.join(found.filter(_TESTED), on="feature_id", how="left", maintain_order="left")
+    select = order.join(found.filter(split="select"), on="feature_id", how="left", maintain_order="left")
+    return encode(test.select(_FIGURES).with_columns(auroc_select=select["auroc"]))
 
 
 def _table(opened: Opened) -> bytes:
     if not opened.has("features"):
         return encode(pl.DataFrame())
-    known = [name for name in CATEGORIES if name in opened.features.columns]
-    return encode(opened.features.with_columns(pl.col(known).cast(pl.Categorical)))
+    found, best = opened.features, {"label_kind": "top_label_kind", "label": "top_label"}
+    if opened.has("feature_label") and "top_label_kind" in found.columns:
+        tests = opened.store.frame("feature_label").filter(_TESTED).select("feature_id", *best, top_label_q="q")
+        keys = ["feature_id", *best.values()]
+        found = found.lazy().join(tests.rename(best), on=keys, how="left", maintain_order="left").collect()
+    known = [name for name in CATEGORIES if name in found.columns]
+    return encode(found.with_columns(pl.col(known).cast(pl.Categorical)))
 
 
-def _effects(opened: Opened) -> dict[tuple[object, ...], pl.DataFrame]:
-    """feature_id, auroc and q of every label, by its kind and name."""
-    columns = ("label_kind", "label", "feature_id", "auroc", "q")
-    rows = opened.store.frame("feature_label").filter(_TESTED).select(columns).collect()
-    return rows.partition_by("label_kind", "label", as_dict=True, include_key=False)
+def _figures(opened: Opened) -> dict[tuple[object, ...], pl.DataFrame]:
+    """feature_id, split, auroc and q of every label, by its kind and name."""
+    columns = ("label_kind", "label", *_KEYS, *_FIGURES)
+    rows = opened.store.frame("feature_label").select(columns).with_columns(pl.col("split").cast(pl.Categorical))
+    return rows.collect().partition_by("label_kind", "label", as_dict=True, include_key=False)
 
 
 def _labels(opened: Opened) -> Iterator[tuple[str]]:

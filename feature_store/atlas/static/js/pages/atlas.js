@@ -9,6 +9,7 @@ import { go, href, parse, setParams } from "../state.js";
 import { VirtualTable } from "../table.js";
 
 const MOST_NAMED = 11;
+const LEVEL = 0.05;
 const DENSITIES = [["", "any density"], ["0~0.001", "below 0.1 %"], ["0.001~0.01", "0.1 to 1 %"], ["0.01~0.1", "1 to 10 %"], ["0.1~1", "above 10 %"]];
 const NUMBERS = {
   density: { text: "density (share of tokens)", log: true, format: (x) => percent(x) },
@@ -71,26 +72,29 @@ class Atlas {
 
   columnsOfTable() {
     const { features } = this, text = (key) => (row) => features.at(key, row) ?? "–";
-    const number = (key, head, format, more = {}) => ({ key, head, numeric: true, width: 72, cell: (row) => format(features.at(key, row)), ...more });
+    const number = (key, head, format, more = {}) => ({ key, head, numeric: true, width: 72, cell: (row) => format(features.at(key, row), row), ...more });
     const own = this.label === null || this.label === undefined ? [] : [
-      number("own_auroc", "AUROC", (x) => fixed(x, 3), { title: `AUROC of ${this.about.labels[this.label].label} on test cells` }),
-      number("own_q", "q", pvalue, { title: "Benjamini-Hochberg over all tests", width: 80 }),
+      number("own_auroc_select", "AUROC", (x, row) => auroc(features.at("own_auroc", row), features.at("own_q", row)), { title: `AUROC of ${this.about.labels[this.label].label} on test cells; listed by that on select cells` }),
+      number("own_q", "q", pvalue, { title: "Benjamini-Hochberg over all tests", width: 72 }),
     ];
     return [
       { key: "feature_id", head: "id", numeric: true, width: 50, cell: (row) => h("a", { href: href("feature", features.ids[row]), tabindex: -1, onclick: (event) => event.stopPropagation() }, String(features.ids[row])) },
       ...own,
       { key: "top_label", head: "best label", title: "Best label on select cells", width: 116, cell: text("top_label") },
-      ...(own.length ? [] : [number("top_label_auroc", "AUROC", (x) => fixed(x, 3), { title: "AUROC of the best label on test cells" })]),
+      ...(own.length ? [] : [
+        number("top_label_auroc_select", "AUROC", (x, row) => auroc(features.at("top_label_auroc", row), features.at("top_label_q", row)), { title: "AUROC of the best label on test cells; listed by that on select cells, where it was chosen" }),
+        number("top_label_q", "q", pvalue, { title: "Benjamini-Hochberg over all tests" }),
+      ]),
       { key: "top_genes", head: "genes", cell: (row) => features.genes(row, 4) || "–" },
       { key: "class", head: "class", width: 116, wide: true, cell: (row) => h("span", {}, h("span", { class: "swatch", style: { background: CLASS[features.at("class", row)] ?? "var(--null)" } }), ` ${features.at("class", row) ?? "–"}`) },
-      number("density", "density", percent, { title: "Share of tokens at which it fires", wide: true }),
+      number("density", "density", (x) => percent(x), { title: "Share of tokens at which it fires", wide: true }),
     ];
   }
 
   async update({ params }) {
     this.params = params;
     await this.takeLabel();
-    const sort = params.sort ?? (this.label === null ? "-top_label_auroc" : "-own_auroc");
+    const sort = params.sort ?? (this.label === null ? "-top_label_auroc_select" : "-own_auroc_select");
     [this.sortKey, this.descending] = sort.startsWith("-") ? [sort.slice(1), true] : [sort, false];
     for (const [field, value] of [[this.colourBy, this.colour], [this.labelled, params.label ?? ""], [this.dense, params.density ?? ""]]) field.querySelector("select").value = value;
     if (document.activeElement !== this.text) this.text.value = params.q ?? "";
@@ -112,6 +116,7 @@ class Atlas {
       const found = label === null ? null : await columns(`labels/${label}.cols`);
       this.features.beside("own_auroc", found?.get("auroc") ?? null);
       this.features.beside("own_q", found?.get("q") ?? null);
+      this.features.beside("own_auroc_select", found?.get("auroc_select") ?? null);
       this.label = label;
       this.table.heading(this.columnsOfTable());
     }
@@ -189,10 +194,15 @@ class Atlas {
     this.table.sorted = { key: this.sortKey, descending: this.descending };
     this.table.rows(this.rows);
     const isAll = this.rows.length === n;
-    this.status.textContent = `${count(this.rows.length)} ${polygon ? "in the lasso" : isAll ? "features" : `of ${count(n)} features`}`;
+    this.status.textContent = `${count(this.rows.length)} ${polygon ? "in the lasso" : isAll ? "features" : `of ${count(n)} features`}, ${this.ranked()}`;
     this.csvButton.textContent = `CSV of ${count(this.rows.length)}`;
     this.csvButton.disabled = !this.rows.length;
     this.clearButton.disabled = !(params.lasso || params.q || params.label || params.density || params.off || params.class);
+  }
+
+  // How the list is ordered, in words.
+  ranked() {
+    return this.sortKey.endsWith("_select") && this.descending ? "best on select cells first; figures of test cells" : `by ${words(this.sortKey)}`;
   }
 
   look() {
@@ -203,7 +213,7 @@ class Atlas {
   }
 
   sortBy(key) {
-    const isSame = key === this.sortKey, descending = isSame ? !this.descending : !["feature_id", "top_label", "top_genes", "class", "own_q"].includes(key);
+    const isSame = key === this.sortKey, descending = isSame ? !this.descending : !["feature_id", "top_label", "top_genes", "class", "own_q", "top_label_q"].includes(key);
     this.ask({ sort: `${descending ? "-" : ""}${key}` });
   }
 
@@ -218,7 +228,7 @@ class Atlas {
     this.tip.hidden = row === null;
     if (row === null) return;
     const { features, plot } = this;
-    clear(this.tip, h("strong", {}, features.name(row)), h("div", {}, `${features.at("class", row) ?? "unclassified"} · ${features.at("top_label", row) ?? "no label"} (AUROC ${fixed(features.at("top_label_auroc", row), 2)}, test)`), h("div", { class: "quiet" }, `fires at ${percent(features.at("density", row))} of tokens`));
+    clear(this.tip, h("strong", {}, features.name(row)), h("div", {}, `${features.at("class", row) ?? "unclassified"} · ${features.at("top_label", row) ?? "no label"} (AUROC ${fixed(features.at("top_label_auroc", row), 2)}, q ${pvalue(features.at("top_label_q", row))}, test)`), h("div", { class: "quiet" }, `fires at ${percent(features.at("density", row))} of tokens`));
     this.tip.style.left = `${Math.max(4, Math.min(x + 14, plot.box.clientWidth - 260))}px`;
     this.tip.style.top = `${Math.min(y + 14, plot.box.clientHeight - 80)}px`;
   }
@@ -232,11 +242,14 @@ class Atlas {
 
   // What is listed, in its order, with every column of the store's table.
   save() {
-    const { table } = this.features, names = table.names.filter((name) => name !== "x" && name !== "y");
+    const { table } = this.features, names = table.names.filter((name) => !["x", "y", "px", "py"].includes(name));
     const rows = Array.from(this.rows, (row) => names.map((name) => table.get(name).at(row)));
     download(`features_${parse().params.lasso ? "lasso_" : ""}${this.rows.length}.csv`, csv(names, rows));
   }
 }
+
+// An AUROC; what is not significant is quiet.
+const auroc = (value, q) => h("span", { class: q > LEVEL || q === null ? "quiet" : null }, fixed(value, 3));
 
 function groupsOf(labels) {
   const groups = new Map();
