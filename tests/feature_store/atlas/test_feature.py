@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import combinations, product
 from typing import TYPE_CHECKING, Any
 
@@ -199,6 +200,13 @@ def test_gene_sets_tokens_neighbours_and_matches_are_the_stores(resources, atlas
     assert (match["other"], match["model"], match["seed"]) == ("07he5", None, None)
 
 
+def test_a_match_says_what_the_other_autoencoder_is_of(store_without):
+    store = store_without()
+    shutil.copytree(store.layout.saes_dir("5ae"), store.layout.saes_dir("07he5"))
+    (match,) = document(Resources(store), 6)["matches"]["rows"]
+    assert (match["other"], match["model"], match["site"], match["seed"]) == ("07he5", "mini", "layer.2", 0)
+
+
 def test_top_cells_are_those_of_the_look_up(resources, atlas_store):
     top = atlas_store.top_cells(6, 20)
     rows = document(resources, 6)["cells"]["top"]
@@ -348,6 +356,16 @@ def test_a_cell_says_which_it_is_and_leads_to_its_features(open_page, atlas_stor
     name = page.locator(".picked a").inner_text()
     assert name in tip
     assert page.locator(".picked a").get_attribute("href") == f"#/search?kind=cell&q={name}"
+    page.get_by_role("button", name="Zoom in").click()
+    page.wait_for_function("location.hash.includes('view=')")
+    again = open_page(page.evaluate("location.hash"))
+    again.wait_for_selector(".picked a")
+    assert again.locator(".picked a").inner_text() == name
+    assert again.locator(".cell-map .ring").count() == 1
+    assert again.evaluate("document.querySelector('.cell-map .scatter').scatter.view.zoom") == 1.5
+    again.get_by_role("link", name="Next ›").click()
+    again.wait_for_selector("main[data-ready='feature/7']")
+    again.wait_for_selector(f".picked a:text-is('{name}')")
 
 
 def test_the_neighbours_in_the_list_keep_the_view(open_page):

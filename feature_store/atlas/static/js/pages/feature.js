@@ -1,12 +1,12 @@
 // One feature: where it fires, what it tells, what it reads, what is like it, and what steering it did. What is listed is
 // chosen on `select` cells, its figures are those of `test` cells.
 
-import { h, svg, clear, empty, smallTable, count, fixed, fmt, isKnown, percent, pvalue, words, DASH } from "../dom.js";
+import { h, svg, clear, empty, smallTable, count, fixed, fmt, isKnown, later, percent, pvalue, words, DASH } from "../dom.js";
 import { CLASS, QUIET, byCategory, byNumber, colourOf, cssOf, legend, packed, rampLegend } from "../colour.js";
 import { ALPHA, forest, geneBars, violins } from "../charts_feature.js";
 import { columns, json, overview } from "../data.js";
 import { Scatter } from "../scatter.js";
-import { go, href, setParams } from "../state.js";
+import { go, href, parse, setParams } from "../state.js";
 
 const MEANS = {
   "gene-identity": () => "it reads one gene or a family of genes, in whatever cell they are",
@@ -30,8 +30,8 @@ export async function show(root, { id, params }) {
 
 class FeaturePage {
   constructor(root, about, known, params) {
-    Object.assign(this, { about, known, params, id: known.about.feature_id, cells: null });
-    this.kept = { color: params.color, split: params.split, by: params.by };
+    Object.assign(this, { root, about, known, params, id: known.about.feature_id, cells: null, drawn: {} });
+    this.kept = keptOf(params);
     this.map = panel("Where it fires");
     this.spread = panel("Its code by label");
     root.append(this.head(), h("div", { class: "feature-columns" },
@@ -47,6 +47,7 @@ class FeaturePage {
     const explained = [["gene_effect", "of its firing on tokens by their gene"], ["context_effect", `of its code in cells by ${words(about.context_kind ?? "a label")} (within batches)`], ["batch_effect", "by batch (within cell types)"]].filter(([key]) => isKnown(about[key])).map(([key, text]) => `${percent(about[key], 0).replace(" ", "\u00a0")} ${text}`);
     const fires = this.known.cells.splits;
     this.last = last;
+    this.drawSteps();
     return h("div", { class: "feature-head" },
       h("div", {},
         h("h1", {}, `Feature ${id}${nameOf(about) ? `: ${nameOf(about)}` : ""}`),
@@ -63,10 +64,13 @@ class FeaturePage {
   }
 
   drawSteps() {
-    const { id, last, kept } = this;
-    const step = (to, text) => h("a", { href: to < 0 || to > last ? null : href("feature", to, kept), "aria-disabled": to < 0 || to > last ? "true" : null }, text);
+    const { id, last } = this;
+    const step = (to, text) => (to < 0 || to > last ? h("a", { "aria-disabled": "true" }, text) : this.link(to, text));
     clear(this.steps, step(id - 1, "‹ Previous"), step(id + 1, "Next ›"), h("button", { type: "button", onclick: () => this.random() }, "Random"), h("a", { href: href("atlas", null, { mark: id }) }, "Show on the Atlas"));
   }
+
+  // A link to another feature, seen as this one is.
+  link(id, text = String(id)) { return h("a", { href: href("feature", id, this.kept), "data-feature": id }, text); }
 
   async random() {
     const table = await columns("features.cols"), dead = table.get("dead")?.values, ids = table.get("feature_id").values;
@@ -77,14 +81,21 @@ class FeaturePage {
   async update({ params }) {
     const asked = document.activeElement, { name } = asked, box = name ? asked.closest("section") : null;
     this.params = params;
-    this.kept = { color: params.color, split: params.split, by: params.by };
+    this.kept = keptOf(params);
     this.split = params.split === "all" ? "all" : "test";
-    this.drawSteps();
-    this.drawSpread();
-    this.drawLabels();
+    for (const link of this.root.querySelectorAll("a[data-feature]")) link.setAttribute("href", href("feature", link.dataset.feature, this.kept));
+    if (this.isNew("spread", [params.by, this.split])) this.drawSpread();
+    if (this.isNew("labels", [params.labels])) this.drawLabels();
     await this.drawMap();
     // what was asked with was drawn anew: whoever types goes on there
     if (box && document.activeElement === document.body) box.querySelector(`[name="${name}"]`)?.focus();
+  }
+
+  // Whether a panel was last drawn of other choices.
+  isNew(panelName, choices) {
+    const key = JSON.stringify(choices), was = this.drawn[panelName];
+    this.drawn[panelName] = key;
+    return key !== was;
   }
 
   // The choices of a panel, as selects that write into the address.
@@ -102,7 +113,9 @@ class FeaturePage {
       const [cells, codes] = await Promise.all([columns("cells.cols"), columns(`codes/${this.id}.cols`)]);
       this.openMap(cells, codes);
     }
+    this.look();
     const column = this.about.label_columns.includes(this.params.color) ? this.params.color : null;
+    if (!this.isNew("map", [column, this.split])) return;
     const inside = this.inSplit(), { values } = this;
     clear(this.controls, this.choice("color", "Colour", [["", "cell code"], ...this.about.label_columns.map((name) => [name, words(name)])], column ?? ""), this.splitChoice(this.split));
     const ink = column ? this.inkOf(column) : this.inkOfCode(inside);
@@ -121,13 +134,19 @@ class FeaturePage {
     for (let j = 0; j < codes.n; j++) this.values[place[j]] = value[j];
     this.controls = h("div", { class: "controls" });
     this.key = h("div", { "aria-live": "polite" });
-    this.picked = h("p", { class: "picked quiet" }, "Point at a cell to see which it is; click to keep it.");
+    this.picked = h("p", { class: "picked", "aria-live": "polite" });
     const box = h("div", { class: "cell-map" });
     fill(this.map, this.controls, box, this.key, this.picked);
     this.tip = h("div", { class: "tip", hidden: true });
-    this.plot = new Scatter(box, { label: `Map of the cells, coloured by feature ${this.id}`, onHover: (i, x, y) => this.point(i, x, y), onPick: (i) => this.pick(i) });
+    this.plot = new Scatter(box, { label: `Map of the cells, coloured by feature ${this.id}`, onHover: (i, x, y) => this.point(i, x, y), onPick: (i) => setParams({ cell: cells.get("cell_idx").at(i) }), onView: later((view) => this.isHere() && setParams({ view: view && [view.x, view.y, view.zoom].map((v) => Number(v.toPrecision(6))).join(",") }, { replace: true }), 250) });
     this.plot.points(cells.get("x").values, cells.get("y").values);
     this.plot.box.append(this.tip);
+  }
+
+  // Whether the address is still that of this feature.
+  isHere() {
+    const { page, id } = parse();
+    return page === "feature" && id === String(this.id);
   }
 
   // Which cells of the map are of the chosen split [n].
@@ -179,10 +198,18 @@ class FeaturePage {
     Object.assign(this.tip.style, x > width / 2 ? { left: "auto", right: `${width - x + 12}px` } : { right: "auto", left: `${x + 12}px` }, { top: `${Math.max(4, y - 20)}px` });
   }
 
+  // Take the part of the map and the cell that the address names.
+  look() {
+    const [x, y, zoom] = (this.params.view ?? "").split(",").map(Number);
+    this.plot.view = zoom > 0 && Number.isFinite(x) && Number.isFinite(y) ? { x, y, zoom } : null;
+    const place = this.params.cell ? this.cells.get("cell_idx").values.indexOf(Number(this.params.cell)) : -1;
+    this.plot.mark(place < 0 ? [] : [place]);
+    if (place >= 0) this.pick(place);
+    else clear(this.picked, h("span", { class: "quiet" }, "Point at a cell to see which it is; click to keep it."));
+  }
+
   async pick(i) {
-    this.plot.mark([i]);
     const name = await this.name(i), [, ...rest] = this.about_(i, name);
-    this.picked.className = "picked";
     clear(this.picked, h("a", { href: href("search", null, { kind: "cell", q: name }) }, name), ` · ${rest.join(" · ")}`);
   }
 
@@ -270,7 +297,7 @@ class FeaturePage {
 
   // A table of features: `figures` are the heads and cells of what makes them alike.
   likes(rows, heads, figures) {
-    const known = (row) => [h("a", { href: href("feature", row.feature_id, this.kept) }, String(row.feature_id)), breaks(row.top_label ?? DASH), h("i", {}, genesOf(row.top_genes).slice(0, 3).join(" ") || DASH), { text: row.class ?? DASH, class: "wide" }];
+    const known = (row) => [this.link(row.feature_id), breaks(row.top_label ?? DASH), h("i", {}, genesOf(row.top_genes).slice(0, 3).join(" ") || DASH), { text: row.class ?? DASH, class: "wide" }];
     return smallTable(["feature", "best label", "genes", { text: "class", class: "wide" }, ...heads], rows.map((row) => [...known(row), ...figures(row)]), { numeric: [4, 5] });
   }
 
@@ -331,6 +358,8 @@ class FeaturePage {
 
 // What it is called: the label for a feature of the cells' context, else its genes.
 const nameOf = (about) => (about.class === "cell-context" ? about.top_label : null) ?? genesOf(about.class === "gene-identity" ? about.top_identity_genes ?? about.top_genes : about.top_genes).slice(0, 2).join(" ");
+// What of the address goes along to the next feature.
+const keptOf = ({ color, split, by, view, cell }) => ({ color, split, by, view, cell });
 const genesOf = (text) => (text ?? "").split(/[\s,]+/).filter(Boolean);
 const panel = (name, own) => h("section", { class: own ? `panel ${own}` : "panel", "aria-label": name }, h("h2", {}, name));
 const quietly = (q, own) => [isKnown(q) && q <= ALPHA ? null : "quiet", own].filter(Boolean).join(" ") || null;
