@@ -189,7 +189,8 @@ def _plan_in_words(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "Nulls", f"{plan.get('n_nulls')} draws of each, at the chosen point"
     readout = str(plan.get("readout"))
     yield "Embedding", "mean over gene tokens" if readout == "mean" else readout
-    yield "Site", str(plan.get("site"))
+    if plan.get("site"):
+        yield "Site", str(plan["site"])
 
 
 def _command(opened: Opened, plan: Mapping[str, Any]) -> str:

@@ -16,6 +16,11 @@ export class CellMap extends Scatter {
   arrows = [];
   crosses = [];
 
+  constructor(root, options) {
+    super(root, options);
+    this.canvas.setAttribute("aria-label", `${options.label}. Arrow keys move, plus and minus zoom, 0 shows all.`);
+  }
+
   over(arrows, crosses) {
     Object.assign(this, { arrows, crosses });
     this.invalidate();

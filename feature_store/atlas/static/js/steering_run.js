@@ -103,8 +103,10 @@ export class Run {
 
   // What the figures of a metric at a point say: {kind: "beats" | "fails" | "", lines}.
   verdict(metric, group, point) {
+    if (!point) return { kind: "", lines: ["This run kept no figures of single points; run `scsae steer` anew."] };
     const row = this.at(metric.name, group, point);
-    if (!row) return { kind: "", lines: [`The ${metric.words} was not measured at this point${group === ALL ? "" : ` for ${group}`}.`] };
+    const byGroup = group === ALL && this.groupNames.some((name) => this.at(metric.name, name, point));
+    if (!row) return { kind: "", lines: [byGroup ? `The ${metric.words} was measured by group alone; choose one.` : `The ${metric.words} was not measured at this point${group === ALL ? "" : ` for ${group}`}.`] };
     const lines = [this.change(metric, row)];
     if (!this.isChosen(point)) {
       lines.push(`No p here: the nulls were drawn at the point that was chosen on select cells alone (${this.chosen ? this.pointText(this.chosen) : "none was"}).`);
@@ -135,7 +137,7 @@ export class Run {
     if (row.effect === 0) return { kind: "fails", text: `Nothing changed, so it does not beat its nulls: ${said(known)}.` };
     const beaten = known.filter(({ pValue }) => pValue <= ALPHA), others = known.filter(({ pValue }) => pValue > ALPHA);
     if (!others.length) return { kind: "beats", text: `It beats its nulls: ${said(beaten)}, ${plural(draws, "draw")} of each.` };
-    if (least > ALPHA) {
+    if (!beaten.length && least > ALPHA) {
       const ahead = known.filter(({ pValue }) => pValue <= least + 1e-9), behind = known.filter((one) => !ahead.includes(one));
       const better = ahead.length ? ` It is ahead of every draw of ${listed(ahead.map(({ name }) => name))}${behind.length ? `, and not of ${said(behind)}` : ""}.` : ` It is not ahead of ${said(behind)}.`;
       return { kind: ahead.length ? "" : "fails", text: `It cannot be said that it beats its nulls: with ${plural(draws, "draw")} of each, p is ${pvalue(least)} at best.${better}` };

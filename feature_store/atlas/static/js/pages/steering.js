@@ -155,7 +155,7 @@ class Steering {
     const about = [run.nulls.length ? `Nulls (grey squares): the interval is that of the mean over their draws.` : null, others.some((row) => row.role === "floor") ? "Floor: what sampling noise alone leaves." : null, others.some((row) => row.role === "baseline") ? "Baselines (diamonds) use the labels and no features." : null];
     clear(this.forest, h("h2", {}, "Beside its nulls and baselines"),
       entries.length ? fitted((width) => forest(width, { rows: entries, title: `change in the ${cut(shownMetric.words, Math.floor((width - 150) / 8))}`, label: `Effect of each condition on the ${shownMetric.words}: ${entries.map((row) => `${row.name} ${fmt(row.effect)}`).join(", ")}` }), widthIn(this.forest)) : h("p", { class: "quiet" }, "No effect of this metric was measured here."),
-      h("p", { class: "quiet map-note" }, about.filter(Boolean).join(" ")));
+      entries.length ? h("p", { class: "quiet map-note" }, about.filter(Boolean).join(" ")) : null);
   }
 
   nameOf(row) {
