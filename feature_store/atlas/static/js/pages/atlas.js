@@ -11,6 +11,10 @@ import { VirtualTable } from "../table.js";
 const MOST_NAMED = 11;
 const LEVEL = 0.05;
 const DENSITIES = [["", "any density"], ["0~0.001", "below 0.1 %"], ["0.001~0.01", "0.1 to 1 %"], ["0.01~0.1", "1 to 10 %"], ["0.1~1", "above 10 %"]];
+const MAPS = {
+  labels: { x: "px", y: "py", table: "profile_umap", text: "label profiles", said: "Features that go with the same labels on select cells lie together: that is how the map is made." },
+  directions: { x: "x", y: "y", table: "feature_umap", text: "decoder directions", said: "Features whose directions in the model are alike lie together; most are nearly orthogonal, so nearness says little." },
+};
 const NUMBERS = {
   density: { text: "density (share of tokens)", log: true, format: (x) => percent(x) },
   batch_effect: { text: "batch effect (within cell types)", format: (x) => fixed(x, 2) },
@@ -36,12 +40,14 @@ class Atlas {
   constructor(root, about, features) {
     Object.assign(this, { about, features, params: {}, paints: new Map(), filtered: null });
     this.classes = features.column("class");
-    const asked = (key, name, options) => h("label", {}, name, h("select", { name: key, onchange: (event) => this.ask({ [key]: event.target.value }) }, options.map(([value, text]) => h("option", { value }, text))));
+    const asked = (key, name, options, also = {}) => h("label", {}, name, h("select", { name: key, onchange: (event) => this.ask({ ...also, [key]: event.target.value }) }, options.map(([value, text]) => h("option", { value }, text))));
     this.text = h("input", { type: "search", name: "q", placeholder: "gene, label, id …", "aria-label": "Filter features by gene, label or id", size: 18, oninput: later((event) => this.ask({ q: event.target.value }, { replace: true }), 60) });
     this.colourBy = h("label", {}, "Colour", h("select", { name: "color", onchange: (event) => this.ask({ color: event.target.value }) },
       h("option", { value: "class" }, "class"), h("option", { value: "label" }, "best label"),
       Object.entries(NUMBERS).filter(([key]) => features.has(key)).map(([key, { text }]) => h("option", { value: key }, text)),
       groupsOf(about.labels).map(([kind, labels]) => h("optgroup", { label: `AUROC: ${words(kind)}` }, labels.map(({ id, label }) => h("option", { value: `auroc:${id}` }, label))))));
+    this.maps = Object.keys(MAPS).filter((name) => about.tables.includes(MAPS[name].table));
+    this.mapped = this.maps.length > 1 ? asked("map", "Map", this.maps.map((name) => [name, MAPS[name].text]), { lasso: null, view: null }) : null;
     this.labelled = asked("label", "Label", [["", "any"], ...bestLabels(features).map(([name, n]) => [name, `${name} (${n})`])]);
     this.dense = asked("density", "Density", DENSITIES);
     this.key = h("div", { class: "map-key" });
@@ -50,16 +56,15 @@ class Atlas {
     this.clearButton = h("button", { type: "button", onclick: () => this.ask({ lasso: null, q: null, label: null, density: null, off: null, class: null }) }, "Clear filters");
     const map = h("div", { class: "map-plot" }), list = h("div", { class: "map-table" });
     this.tip = h("div", { class: "tip", hidden: true });
+    this.said = h("p", { class: "quiet map-said" });
     root.append(h("h1", {}, `${count(features.n)} features of ${about.title}`),
-      h("div", { class: "controls" }, this.colourBy, this.labelled, this.dense, this.text, this.clearButton, h("button", { type: "button", onclick: () => this.random() }, "Random feature")),
-      h("div", { class: "map" }, h("div", { class: "map-left" }, this.key, map), h("div", { class: "map-right" }, h("div", { class: "map-list-head" }, this.status, this.csvButton), list)));
-    this.plot = about.tables.includes("feature_umap")
-      ? new Scatter(map, { label: "Map of features by their decoder directions", onHover: (row, x, y) => this.point(row, x, y), onPick: (row) => this.open(row), onView: later((view) => this.ask({ view: view && [view.x, view.y, view.zoom].map((v) => Number(v.toPrecision(6))).join(",") }, { replace: true }), 250), onLasso: (polygon) => this.ask({ lasso: polygon && polygon.map((at) => at.map((v) => Number(v.toPrecision(5))).join(",")).join(";") }) })
+      h("div", { class: "controls" }, this.colourBy, this.mapped, this.labelled, this.dense, this.text, this.clearButton, h("button", { type: "button", onclick: () => this.random() }, "Random feature")),
+      h("div", { class: "map" }, h("div", { class: "map-left" }, this.key, map, this.said), h("div", { class: "map-right" }, h("div", { class: "map-list-head" }, this.status, this.csvButton), list)));
+    this.plot = this.maps.length
+      ? new Scatter(map, { label: "Map of features", onHover: (row, x, y) => this.point(row, x, y), onPick: (row) => this.open(row), onView: later((view) => this.ask({ view: view && [view.x, view.y, view.zoom].map((v) => Number(v.toPrecision(6))).join(",") }, { replace: true }), 250), onLasso: (polygon) => this.ask({ lasso: polygon && polygon.map((at) => at.map((v) => Number(v.toPrecision(5))).join(",")).join(";") }) })
       : null;
-    if (this.plot) {
-      this.plot.points(features.column("x").values, features.column("y").values);
-      this.plot.box.append(this.tip);
-    } else map.append(empty({ table: "feature_umap", command: about.missing.feature_umap }, "The features have no map yet. The table lists them all."));
+    if (this.plot) this.plot.box.append(this.tip);
+    else map.append(empty({ table: "feature_umap", command: about.missing.feature_umap }, "The features have no map yet. The table lists them all."));
     this.table = new VirtualTable(list, { label: "Features", columns: this.columnsOfTable(), onSort: (key) => this.sortBy(key), onOpen: (row) => this.open(row), onActive: (row) => this.mark(row) });
   }
 
@@ -98,12 +103,23 @@ class Atlas {
     [this.sortKey, this.descending] = sort.startsWith("-") ? [sort.slice(1), true] : [sort, false];
     for (const [field, value] of [[this.colourBy, this.colour], [this.labelled, params.label ?? ""], [this.dense, params.density ?? ""]]) field.querySelector("select").value = value;
     if (document.activeElement !== this.text) this.text.value = params.q ?? "";
+    this.lay();
     this.paint();
     // a colour leaves the list as it is
-    const asked = ["off", "class", "label", "density", "q", "lasso"].map((name) => params[name] ?? "").concat(sort, this.label).join("\n");
+    const asked = ["off", "class", "label", "density", "q", "lasso", "map"].map((name) => params[name] ?? "").concat(sort, this.label).join("\n");
     if (asked !== this.filtered) this.filter();
     this.filtered = asked;
     this.look();
+  }
+
+  // The map that is asked for, else the first that there is.
+  lay() {
+    const name = this.maps.includes(this.params.map) ? this.params.map : this.maps[0];
+    if (this.mapped) this.mapped.querySelector("select").value = name;
+    if (!this.plot || name === this.map) return;
+    this.map = name;
+    this.plot.points(this.features.column(MAPS[name].x).values, this.features.column(MAPS[name].y).values);
+    this.said.textContent = MAPS[name].said;
   }
 
   // The colour that is asked for, with the figures of a label where it is one's.
