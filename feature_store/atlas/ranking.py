@@ -73,8 +73,7 @@ def ranking(store: FeatureStore, asked: str, names: pl.DataFrame) -> Ranking:
         if has_split:
             chosen = found.filter(pl.col("split") == "select")
             chosen = chosen.select("name", "feature_id", pl.col(key).alias(ranked_by))
-            found = found.filter(pl.col("split") == "test").drop("split")
-            found = found.join(chosen, on=["name", "feature_id"], how="left")
+            found = _beside(found.filter(pl.col("split") == "test").drop("split"), chosen)
         n_features += np.bincount(found["name"].to_numpy(), minlength=names.height)
         order = ["name", ranked_by, "feature_id"]
         best = [_first(pl.concat([*best, found]).sort(order, descending=[False, descending, False], nulls_last=True))]
@@ -117,6 +116,14 @@ def _ranges(frame: pl.LazyFrame, columns: list[str], names: list[str]) -> Iterat
     step = max(1, ROWS_AT_ONCE * ((last or 0) + 1) // max(1, n_rows))
     for first in range(0, (last or 0) + 1, step):
         yield frame.filter((feature >= first) & (feature < first + step)).select(columns).drop_nulls(names).collect()
+
+
+def _beside(found: pl.DataFrame, chosen: pl.DataFrame) -> pl.DataFrame:
+    """The rows of `test` cells with the figure of `select` cells, which lie in one order as a rule."""
+    pair = ["name", "feature_id"]
+    if found.select(pair).equals(chosen.select(pair)):
+        return found.with_columns(chosen.drop(pair))
+    return found.join(chosen, on=pair, how="left")
 
 
 def _first(ordered: pl.DataFrame) -> pl.DataFrame:

@@ -95,27 +95,42 @@ def test_a_table_without_splits_is_ranked_as_it_is(small_store: Any) -> None:
     assert found["columns"]["pearson"] == [0.8, 0.2]
 
 
-def test_a_name_of_two_kinds_has_its_own_features_in_each(small_store: Any) -> None:
-    layout, of = small_store.layout, {"codes": "c0de", "dataset": "toy"}
-    labels = FeatureStore.open(layout.root).frame("feature_label").collect()
-    batch = labels.with_columns(label_kind=pl.lit("batch"), auroc=1 - pl.col("auroc"))
-    for name in ("features", "feature_gene", "feature_geneset", "feature_token"):
-        frame = FeatureStore.open(layout.root, associations="a550c").frame(name).collect()
-        commit.write_table(layout.associations_dir("b550c") / name, frame, of)
-    commit.write_table(layout.associations_dir("b550c") / "feature_label", pl.concat([labels, batch]), of)
-    resources = Resources(FeatureStore.open(layout.root, associations="b550c"))
+@pytest.fixture
+def with_labels(small_store: Any) -> Callable[[Callable[[pl.DataFrame], pl.DataFrame]], FeatureStore]:
+    """The small store with associations whose table of labels was changed."""
+
+    def make(change: Callable[[pl.DataFrame], pl.DataFrame]) -> FeatureStore:
+        layout, old = small_store.layout, FeatureStore.open(small_store.layout.root)
+        for name in ("features", "feature_gene", "feature_geneset", "feature_token", "feature_label"):
+            frame = old.frame(name).collect()
+            frame = change(frame) if name == "feature_label" else frame
+            commit.write_table(layout.associations_dir("b550c") / name, frame, {"codes": "c0de", "dataset": "toy"})
+        return FeatureStore.open(layout.root, associations="b550c")
+
+    return make
+
+
+def test_a_name_of_two_kinds_has_its_own_features_in_each(with_labels: Any) -> None:
+    batch = {"label_kind": pl.lit("batch"), "auroc": 1 - pl.col("auroc")}
+    resources = Resources(with_labels(lambda labels: pl.concat([labels, labels.with_columns(**batch)])))
     assert read(resources, "names.json")["labels"] == [["batch", "B"], ["cell_type", "B"]]
     orders = [read(resources, f"label_features/{i}.json")["columns"]["feature_id"] for i in (0, 1)]
     assert orders == [[5, 3], [3, 5]]
 
 
-def test_a_label_without_figures_of_test_cells_has_no_feature(small_store: Any) -> None:
-    layout, of = small_store.layout, {"codes": "c0de", "dataset": "toy"}
-    for name in ("features", "feature_gene", "feature_geneset", "feature_token", "feature_label"):
-        frame = FeatureStore.open(layout.root, associations="a550c").frame(name).collect()
-        kept = frame.filter(pl.col("split") == "select") if name == "feature_label" else frame
-        commit.write_table(layout.associations_dir("b550c") / name, kept, of)
-    found = read(Resources(FeatureStore.open(layout.root, associations="b550c")), "label_features/0.json")
+@pytest.mark.parametrize(("split", "order"), [("select", [5, 3]), ("test", [5])])
+def test_a_feature_without_a_figure_on_one_split_is_ranked_as_the_store_does(
+    with_labels: Any, split: str, order: list[int]
+) -> None:
+    lost = (pl.col("feature_id") == 3) & (pl.col("split") == split)
+    store = with_labels(lambda labels: labels.filter(~lost))
+    found = read(Resources(store), "label_features/0.json")
+    assert found["columns"]["feature_id"] == store.features_for(label="B")["feature_id"].to_list() == order
+    assert found["columns"]["select_auroc"] == store.features_for(label="B")["select_auroc"].to_list()
+
+
+def test_a_label_without_figures_of_test_cells_has_no_feature(with_labels: Any) -> None:
+    found = read(Resources(with_labels(lambda labels: labels.filter(split="select"))), "label_features/0.json")
     assert (found["n"], found["columns"]["feature_id"]) == (0, [])
 
 
