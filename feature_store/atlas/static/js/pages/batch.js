@@ -15,6 +15,7 @@ const QUADRANTS = {
   neither: { text: "neither", has: (up, right) => !up && !right },
 };
 const LEAST_RANGE = 0.3;
+const UNNAMED = "#7f7f7f";
 const MOST_TYPED = 400; // features of a command; more are for a recipe
 const ASCENDING = new Set(["feature_id", "top_genes", "batch", "batch_q"]);
 
@@ -43,7 +44,7 @@ class Batch {
     this.most = { x: Math.max(LEAST_RANGE, largest(this.context, this.living)), y: Math.max(LEAST_RANGE, largest(this.batch, this.living)) };
     this.fields = { y: this.threshold("y", "Batch effect from"), x: this.threshold("x", "Context effect from") };
     this.quadrant = h("select", { name: "quad", onchange: (event) => setParams({ quad: event.target.value, lasso: null, off: null }) }, Object.entries(QUADRANTS).map(([key, { text }]) => h("option", { value: key }, text)));
-    this.key = h("div", { class: "batch-key" });
+    this.classes = features.column("class");
     this.tip = h("div", { class: "tip", hidden: true });
     this.status = h("span", { role: "status", "aria-live": "polite" });
     this.clearLasso = h("button", { type: "button", onclick: () => setParams({ lasso: null, off: null }) }, "Clear lasso");
@@ -55,7 +56,7 @@ class Batch {
       h("div", { class: "controls" }, h("label", {}, "Explained by", this.quadrant), this.fields.y.label, this.fields.x.label,
         h("button", { type: "button", title: "The thresholds by which features are classed", onclick: () => setParams({ x: null, y: null, lasso: null, off: null, quad: null }) }, "As the classes")),
       h("div", { class: "batch" },
-        h("div", { class: "batch-left" }, plot, this.key),
+        h("div", { class: "batch-left" }, plot, this.classKey()),
         h("div", { class: "batch-right" }, h("div", { class: "batch-list-head" }, h("h2", {}, this.status), this.clearLasso, this.restore), list,
           h("p", { class: "quiet batch-note" }, this.note())),
         this.steering));
@@ -104,7 +105,7 @@ class Batch {
     const known = this.facts.n_in_both > 1;
     return [
       { key: "on", head: "use", width: 38, sortable: false, cell: (row) => this.box(features.ids[row]) },
-      { key: "feature_id", head: "id", width: 54, numeric: true, cell: (row) => h("a", { href: href("feature", features.ids[row]), tabindex: -1, onclick: (event) => event.stopPropagation() }, String(features.ids[row])) },
+      { key: "feature_id", head: "id", width: this.features.n > 9999 ? 66 : 54, numeric: true, cell: (row) => h("a", { href: href("feature", features.ids[row]), tabindex: -1, onclick: (event) => event.stopPropagation() }, String(features.ids[row])) },
       { key: "top_genes", head: "genes", cell: (row) => features.genes(row, 4) || "–" },
       number("batch_effect", "batch", "Share of the code's ranks that batch explains inside cell types", (x) => fixed(x, 3)),
       number("context_effect", "context", "Share that cell context explains inside batches", (x) => fixed(x, 3)),
@@ -168,15 +169,24 @@ class Batch {
 
   // Chosen dots in the colour of their class, on top; the others pale.
   paint(inside) {
-    const column = this.features.column("class"), paper = css("--paper");
-    const full = [...column.categories.map((name) => packed(CLASS[name] ?? "#7f7f7f")), QUIET()];
-    const pale = [...column.categories.map((name) => packed(mixed(CLASS[name] ?? "#7f7f7f", paper, 0.62))), QUIET()];
-    this.plot.colours(Uint32Array.from(column.values, (code, row) => (inside[row] ? full : pale)[Math.min(code, full.length - 1)]));
-    const rows = Uint32Array.from({ length: this.features.n }, (_, i) => i);
-    this.plot.order([...rows.filter((row) => !inside[row]), ...rows.filter((row) => inside[row])]);
-    const n = column.categories.map(() => 0);
-    for (let row = 0; row < column.values.length; row++) if (this.living[row] && column.values[row] < n.length) n[column.values[row]] += 1;
-    clear(this.key, legend(column.categories.map((name, i) => ({ name, colour: CLASS[name] ?? "var(--null)", n: n[i] })).filter((one) => one.n), { label: "Classes of the features that fire" }));
+    const { values, categories } = this.classes, paper = css("--paper"), n = this.features.n;
+    const full = [...categories.map((name) => packed(CLASS[name] ?? UNNAMED)), QUIET()], pale = [...categories.map((name) => packed(mixed(CLASS[name] ?? UNNAMED, paper, 0.62))), QUIET()];
+    const ink = new Uint32Array(n), order = new Uint32Array(n);
+    let low = 0, high = n;
+    for (let row = n - 1; row >= 0; row--) {
+      ink[row] = (inside[row] ? full : pale)[Math.min(values[row], categories.length)];
+      if (inside[row]) order[--high] = row;
+      else order[low++] = row;
+    }
+    this.plot.colours(ink);
+    this.plot.order(order);
+  }
+
+  // The classes of what fires, and of how many features each is.
+  classKey() {
+    const { values, categories } = this.classes, n = categories.map(() => 0);
+    for (let row = 0; row < values.length; row++) if (this.living[row] && values[row] < n.length) n[values[row]] += 1;
+    return legend(categories.map((name, i) => ({ name, colour: CLASS[name] ?? UNNAMED, n: n[i] })).filter((one) => one.n), { label: "Classes of the features that fire" });
   }
 
   // What is chosen in words, and what to do with it.
