@@ -187,6 +187,20 @@ def test_rows_are_gone_through_and_opened_with_the_keyboard(open_page: Open) -> 
     page.wait_for_function("location.hash === '#/feature/0'")
 
 
+def test_who_is_at_a_control_stays_there_when_it_is_drawn_anew(open_page: Open) -> None:
+    page = open_page("")
+    page.locator("button.legend-entry", has_text="mixed").focus()
+    page.keyboard.press("Enter")
+    wait_for_status(page, "92 of 120 features")
+    assert page.evaluate(NAME_OF_FOCUS).startswith("mixed")
+    page.keyboard.press("Space")
+    wait_for_status(page, "120 features")
+    page.get_by_role("columnheader", name="id").get_by_role("button").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelector('[aria-sort]').textContent.startsWith('id')")
+    assert page.evaluate(NAME_OF_FOCUS).startswith("id")
+
+
 def test_every_control_is_reached_with_tab(open_page: Open) -> None:
     page = open_page("")
     reached = set()

@@ -29,6 +29,14 @@ export function clear(node, ...children) {
   return node;
 }
 
+// The same where somebody may be at a control inside: who was at the third is at the third again.
+export function redraw(node, ...children) {
+  const controls = () => [...node.querySelectorAll("button, a, input, select")];
+  const at = controls().indexOf(document.activeElement);
+  clear(node, ...children);
+  if (at >= 0) controls()[at]?.focus({ preventScroll: true });
+}
+
 // Numbers as people read them. Three significant digits unless `digits` says otherwise; a dash for what is unknown.
 export const DASH = "–";
 export const isKnown = (x) => x !== null && x !== undefined && !Number.isNaN(x);

@@ -6,7 +6,7 @@
 //   table.select(i)          scroll to the row of an index;   table.close()
 // Columns that are `wide` are left out on narrow screens.
 
-import { h, clear } from "./dom.js";
+import { h, clear, redraw } from "./dom.js";
 
 const ROW = 30;
 const SPARE = 6;
@@ -59,7 +59,7 @@ export class VirtualTable {
   heading(columns) { this.columns = columns; this.fit(); }
 
   drawHeads() {
-    clear(this.heads, this.shown.map(({ key, head, title, numeric, sortable = true, width }) => {
+    redraw(this.heads, this.shown.map(({ key, head, title, numeric, sortable = true, width }) => {
       const isSorted = this.mark.key === key, arrow = isSorted ? (this.mark.descending ? " ▾" : " ▴") : "";
       const inside = sortable && this.onSort ? h("button", { type: "button", onclick: () => this.onSort(key) }, `${head}${arrow}`) : head;
       return h("div", { role: "columnheader", class: classOf(numeric), title, style: { flex: flexOf(width) }, "aria-sort": isSorted ? (this.mark.descending ? "descending" : "ascending") : null }, inside);

@@ -1,6 +1,6 @@
 // All features: a scatter and a table of the same ones, filtered, coloured and chosen together.
 
-import { h, clear, empty, count, csv, download, fixed, fmt, later, percent, pvalue, words } from "../dom.js";
+import { h, clear, empty, count, csv, download, fixed, fmt, later, percent, pvalue, redraw, words } from "../dom.js";
 import { CLASS, byCategory, byNumber, colourOf, legend, rampLegend } from "../colour.js";
 import { columns, overview } from "../data.js";
 import { Features } from "../features.js";
@@ -146,7 +146,7 @@ class Atlas {
       const kind = this.label === null ? "sequential" : "signed";
       const { values, range } = this.label === null ? this.painted(colour, log) : { values: features.column("own_auroc").values, range: [0, 1] };
       this.plot?.colours(byNumber(values, range, kind));
-      clear(this.key, rampLegend(range, (x) => format(log ? 10 ** x : x), { kind, label: text }), this.classKey());
+      redraw(this.key, rampLegend(range, (x) => format(log ? 10 ** x : x), { kind, label: text }), this.classKey());
     }
   }
 
@@ -163,13 +163,13 @@ class Atlas {
     const { features, colour } = this;
     if (colour === "class") {
       this.plot?.colours(byCategory(this.classes.values, this.classes.categories.map((name) => CLASS[name] ?? null)));
-      clear(this.key, this.classKey());
+      redraw(this.key, this.classKey());
       return;
     }
     const column = features.column("top_label"), named = bestLabels(features).slice(0, MOST_NAMED).map(([name]) => name);
     const colours = column.categories.map((name) => (named.includes(name) ? colourOf(named.indexOf(name)) : null));
     this.plot?.colours(byCategory(column.values, colours));
-    clear(this.key, legend(named.map((name, i) => ({ name, colour: colourOf(i) })), { label: "Best labels" }), this.classKey());
+    redraw(this.key, legend(named.map((name, i) => ({ name, colour: colourOf(i) })), { label: "Best labels" }), this.classKey());
   }
 
   // The classes and how many there are; a click leaves one out.
