@@ -1,0 +1,56 @@
+"""What the atlas's own files may do: read through the questions of a store, and make no HTML from text."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import feature_store.atlas
+from feature_store.atlas.page import STATIC
+
+ATLAS = Path(feature_store.atlas.__file__).parent
+BYTES = {"activations", "codes", "commit", "files", "ingest", "layout", "lineage", "matrices", "objects", "tables"}
+SCRIPTS = sorted(STATIC.rglob("*.js"))
+
+
+@pytest.mark.parametrize("path", sorted(ATLAS.rglob("*.py")), ids=lambda path: path.name)
+def test_the_atlas_reads_a_store_through_its_questions_alone(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("feature_store."):
+            assert (node.module or "").split(".")[1] not in BYTES, f"{path.name}:{node.lineno}"
+        if isinstance(node, ast.ImportFrom) and node.module == "feature_store":
+            assert BYTES.isdisjoint(alias.name for alias in node.names), f"{path.name}:{node.lineno}"
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_no_script_makes_html_or_code_of_text(path: Path) -> None:
+    text = path.read_text()
+    for forbidden in (
+        "innerHTML",
+        "outerHTML",
+        "insertAdjacentHTML",
+        "document.write",
+        "eval(",
+        "new Function",
+        "srcdoc",
+    ):
+        assert forbidden not in re.sub(r"//.*", "", text), forbidden
+    assert "console." not in text
+
+
+def test_nothing_is_asked_of_another_host() -> None:
+    for path in (*STATIC.rglob("*.*"), ATLAS / "templates" / "index.html"):
+        found = set(
+            re.findall(r"(?:https?:)?//[\w.-]+\.\w+[\w/.-]*", re.sub(r"^\s*//.*", "", path.read_text(), flags=re.M))
+        )
+        assert found <= {"http://www.w3.org/2000/svg"}, path.name
+
+
+def test_scripts_import_one_another_only() -> None:
+    for path in SCRIPTS:
+        for name in re.findall(r"""(?:from|import)\s*\(?["'`]([^"'`$]+)["'`]""", path.read_text()):
+            assert name.startswith("."), (path.name, name)
+            assert (path.parent / name).is_file(), (path.name, name)
