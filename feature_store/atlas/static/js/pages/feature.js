@@ -325,9 +325,9 @@ class FeaturePage {
     const rows = matches.rows.map((row) => {
       const where = [row.model, row.site, isKnown(row.seed) ? `seed ${row.seed}` : null, row.control ? `control: ${row.control}` : null].filter(Boolean).join(", ");
       return [{ text: h("span", {}, h("code", {}, row.other), where ? h("span", { class: "quiet" }, ` ${where}`) : null), title: row.method, class: "breaks" }, isKnown(row.other_feature_id) ? String(row.other_feature_id) : DASH,
-        { text: h("span", {}, fixed(row.similarity_test ?? row.similarity, 2), h("span", { class: "quiet" }, ` (${fixed(row.null_95, 2)})`)), class: quietly(row.p), title: `${words(row.method)}; chosen at ${fixed(row.similarity, 2)}` }, row.mutual ? "yes" : "no", weak(pvalue(row.p), row.p)];
+        { text: h("span", {}, fixed(row.similarity_test ?? row.similarity, 2), h("span", { class: "quiet" }, ` (${fixed(row.null_95, 2)})`)), class: quietly(row.p), title: `${words(row.method)}; chosen at ${fixed(row.similarity, 2)}` }, weak(pvalue(row.p), row.p), { text: row.mutual ? "yes" : "no", class: "wide" }];
     });
-    return fill(box, smallTable(["SAE", "feature", { text: "similarity (null)", title: "Cosine of decoder rows, or correlation of cell codes on test cells; in brackets what the nearest of a feature without a counterpart exceeds in one case of twenty" }, { text: "mutual", title: "Each is the other's nearest" }, "p"], rows, { numeric: [1, 2, 4] }),
+    return fill(box, smallTable(["SAE", "feature", { text: "similarity (null)", title: "Cosine of decoder rows, or correlation of cell codes on test cells; in brackets what the nearest of a feature without a counterpart exceeds in one case of twenty" }, "p", { text: "mutual", title: "Each is the other's nearest", class: "wide" }], rows, { numeric: [1, 2, 3] }),
       h("p", { class: "quiet" }, "p is of this one feature, not corrected for how many there are. Quiet: p > 0.05."));
   }
 
