@@ -51,6 +51,6 @@ def test_nothing_is_asked_of_another_host() -> None:
 
 def test_scripts_import_one_another_only() -> None:
     for path in SCRIPTS:
-        for name in re.findall(r"""(?:^import .*|import\()["']([^"']+)["']""", path.read_text(), flags=re.M):
+        for name in re.findall(r"""(?:^import .*|import\()["']([^"'\n]+)["']""", path.read_text(), flags=re.M):
             assert name.startswith("."), (path.name, name)
             assert (path.parent / name).is_file(), (path.name, name)
