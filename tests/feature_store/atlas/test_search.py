@@ -279,6 +279,25 @@ def test_matches_are_grouped_by_kind_and_a_kind_can_be_searched_alone(open_page:
     assert page.locator(".matches-head").count() == 1
 
 
+ORDER = """async () => {
+  const { Names } = await import("./static/js/names.js");
+  const genes = ["NKG7", "BANK1", "NK", "XNKA", "MKG7", "TNFNK-7"];
+  const names = new Names({ genes, labels: [["cell_type", "CD56+ NK"]] });
+  const listed = (query) => names.find(query).flatMap(({ hits }) => hits.map(({ name }) => name));
+  return [listed("NK"), listed("nkg7"), listed("nk cd56"), listed("nk-7"), listed("-")];
+}"""
+
+
+def test_exact_names_come_before_words_beginnings_parts_and_likes(open_page: Callable[..., Page]) -> None:
+    assert open_page("#/search").evaluate(ORDER) == [
+        ["NK", "NKG7", "XNKA", "BANK1", "TNFNK-7", "CD56+ NK"],
+        ["NKG7", "MKG7"],
+        ["CD56+ NK"],
+        ["TNFNK-7", "NKG7"],
+        [],
+    ]
+
+
 def test_a_name_that_is_misspelt_is_found(open_page: Callable[..., Page]) -> None:
     page = open_page("#/search")
     page.keyboard.type("CD97A")

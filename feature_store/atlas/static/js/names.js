@@ -1,10 +1,11 @@
-// Names that can be searched, and how a text is looked for among them: the name itself, then names that begin with it,
-// then those of which words do, then those that hold it, then those spelt like it.
+// Names that can be searched, and how a text is looked for among them: the name itself, then names of which it is a whole
+// word, that begin with it, of which words do, that hold it, and at last those spelt like it.
 
 import { json } from "./data.js";
 import { words } from "./dom.js";
 
 const LISTS = { label: ["labels", "label_features"], gene: ["genes", "genes"], gene_set: ["gene_sets", "gene_sets"] };
+const FIRST = "label:cell_type";
 const FEW = 8;
 const UNLIKE = 99;
 
@@ -28,11 +29,12 @@ export class Names {
       (found[list] ?? []).forEach((row, place) => {
         const [of, name] = Array.isArray(row) ? row : [null, row];
         const kind = of === null ? asked : `${asked}:${of}`;
-        if (!this.kinds.has(kind)) this.kinds.set(kind, { key: kind, asked, title: TITLES[asked](of), n: 0, order: this.kinds.size });
+        if (!this.kinds.has(kind)) this.kinds.set(kind, { key: kind, asked, title: TITLES[asked](of), n: 0, order: kind === FIRST ? -1 : this.kinds.size });
         this.kinds.get(kind).n++;
         this.entries.push({ asked, kind, name, text: plain(name), path: `${folder}/${place}.json` });
       });
     }
+    this.kinds = new Map([...this.kinds].sort(([, a], [, b]) => a.order - b.order));
   }
 
   // Ask for one name of each sort: a server ranks all of a table at the first question, which of a large one takes seconds.
@@ -104,10 +106,11 @@ function scoreOf(entry, query, asked, parts) {
   if (text.length < asked.length) return UNLIKE;
   if (text === asked) return entry.name === query ? 0 : 1;
   const at = text.indexOf(asked);
-  if (at === 0) return 2;
-  if (at > 0 && text.includes(` ${asked}`)) return 3;
-  if (parts.length > 1 && parts.every((part) => text.startsWith(part) || text.includes(` ${part}`))) return 4;
-  return at > 0 ? 5 : UNLIKE;
+  if (at >= 0 && ` ${text} `.includes(` ${asked} `)) return 2;
+  if (at === 0) return 3;
+  if (at > 0 && text.includes(` ${asked}`)) return 4;
+  if (parts.length > 1 && parts.every((part) => text.startsWith(part) || text.includes(` ${part}`))) return 5;
+  return at > 0 ? 6 : UNLIKE;
 }
 
 function stepsTo(asked, text, reach) {
