@@ -277,6 +277,20 @@ export function isInside(x, y, polygon) {
   return inside;
 }
 
+// A polygon and a view as they stand in an address, and back; null where there is none.
+export const polygonText = (polygon) => polygon && polygon.map((at) => at.map((v) => Number(v.toPrecision(5))).join(",")).join(";");
+export const viewText = (view) => view && [view.x, view.y, view.zoom].map((v) => Number(v.toPrecision(6))).join(",");
+
+export function polygonOf(text) {
+  const found = (text ?? "").split(";").map((at) => at.split(",").map(Number)).filter((at) => at.length === 2 && at.every(Number.isFinite));
+  return found.length > 2 ? found : null;
+}
+
+export function viewOf(text) {
+  const [x, y, zoom] = (text ?? "").split(",").map(Number);
+  return text && Number.isFinite(x) && Number.isFinite(y) && zoom > 0 ? { x, y, zoom } : null;
+}
+
 // At most 60 corners, evenly taken: what fits into an address. The picture is of the same corners that choose.
 function thinned(polygon) {
   const most = 60;

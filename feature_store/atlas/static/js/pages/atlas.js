@@ -4,7 +4,7 @@ import { h, clear, empty, count, csv, download, fixed, fmt, later, percent, pval
 import { CLASS, byCategory, byNumber, colourOf, legend, rampLegend } from "../colour.js";
 import { columns, overview } from "../data.js";
 import { Features } from "../features.js";
-import { Scatter } from "../scatter.js";
+import { Scatter, polygonOf, polygonText, viewOf, viewText } from "../scatter.js";
 import { go, href, parse, setParams } from "../state.js";
 import { VirtualTable } from "../table.js";
 
@@ -61,7 +61,7 @@ class Atlas {
       h("div", { class: "controls" }, this.colourBy, this.mapped, this.labelled, this.dense, this.text, this.clearButton, h("button", { type: "button", onclick: () => this.random() }, "Random feature")),
       h("div", { class: "map" }, h("div", { class: "map-left" }, this.key, map, this.said), h("div", { class: "map-right" }, h("div", { class: "map-list-head" }, this.status, this.csvButton), list)));
     this.plot = this.maps.length
-      ? new Scatter(map, { label: "Map of features", onHover: (row, x, y) => this.point(row, x, y), onPick: (row) => this.open(row), onView: later((view) => this.ask({ view: view && [view.x, view.y, view.zoom].map((v) => Number(v.toPrecision(6))).join(",") }, { replace: true }), 250), onLasso: (polygon) => this.ask({ lasso: polygon && polygon.map((at) => at.map((v) => Number(v.toPrecision(5))).join(",")).join(";") }) })
+      ? new Scatter(map, { label: "Map of features", onHover: (row, x, y) => this.point(row, x, y), onPick: (row) => this.open(row), onView: later((view) => this.ask({ view: viewText(view) }, { replace: true }), 250), onLasso: (polygon) => this.ask({ lasso: polygonText(polygon) }) })
       : null;
     if (this.plot) this.plot.box.append(this.tip);
     else map.append(empty({ table: "feature_umap", command: about.missing.feature_umap }, "The features have no map yet. The table lists them all."));
@@ -73,7 +73,8 @@ class Atlas {
     this.table.close();
   }
 
-  ask(patch, options) { setParams(patch, options); }
+  // careful: what was asked a moment ago may come after the page was left
+  ask(patch, options) { if (parse().page === "atlas") setParams(patch, options); }
 
   columnsOfTable() {
     const { features } = this, text = (key) => (row) => features.at(key, row) ?? "–";
@@ -223,8 +224,7 @@ class Atlas {
 
   look() {
     if (!this.plot) return;
-    const [x, y, zoom] = (this.params.view ?? "").split(",").map(Number), isView = this.params.view && zoom > 0;
-    this.plot.view = isView ? { x, y, zoom } : null;
+    this.plot.view = viewOf(this.params.view);
     this.mark(null);
   }
 
@@ -278,11 +278,6 @@ function bestLabels(features) {
   const column = features.column("top_label"), counts = new Map();
   for (const code of column.values) if (code < column.categories.length) counts.set(column.categories[code], (counts.get(column.categories[code]) ?? 0) + 1);
   return [...counts].sort((a, b) => b[1] - a[1] || (a[0] < b[0] ? -1 : 1));
-}
-
-function polygonOf(text) {
-  const found = (text ?? "").split(";").map((at) => at.split(",").map(Number)).filter((at) => at.length === 2 && at.every(Number.isFinite));
-  return found.length > 2 ? found : null;
 }
 
 // From the least to the largest, less the outermost 0.5 %.

@@ -4,7 +4,7 @@ import { h, clear, empty, count, csv, download, fixed, percent, pvalue } from ".
 import { CLASS, css, legend, packed, QUIET } from "../colour.js";
 import { columns, json, overview } from "../data.js";
 import { Features } from "../features.js";
-import { Scatter } from "../scatter.js";
+import { Scatter, polygonOf, polygonText } from "../scatter.js";
 import { go, href, setParams } from "../state.js";
 import { VirtualTable } from "../table.js";
 
@@ -60,7 +60,7 @@ class Batch {
         h("div", { class: "batch-right" }, h("div", { class: "batch-list-head" }, h("h2", {}, this.status), this.clearLasso, this.restore), list,
           h("p", { class: "quiet batch-note" }, this.note())),
         this.steering));
-    this.plot = new Scatter(plot, { label: "Features by batch effect and cell-context effect", equal: false, axes: { x: "explained by cell context, within batches", y: "explained by batch, within cell types" }, onHover: (row, x, y) => this.point(row, x, y), onPick: (row) => this.open(row), onLasso: (polygon) => setParams({ lasso: polygon && polygon.map((at) => at.map((v) => Number(v.toPrecision(5))).join(",")).join(";"), off: null }) });
+    this.plot = new Scatter(plot, { label: "Features by batch effect and cell-context effect", equal: false, axes: { x: "explained by cell context, within batches", y: "explained by batch, within cell types" }, onHover: (row, x, y) => this.point(row, x, y), onPick: (row) => this.open(row), onLasso: (polygon) => setParams({ lasso: polygonText(polygon), off: null }) });
     this.plot.points(this.context, this.batch);
     this.plot.bounds = { x0: 0, x1: this.most.x, y0: 0, y1: this.most.y };
     this.plot.box.append(this.tip);
@@ -300,11 +300,6 @@ function largest(values, living) {
   let most = 0;
   for (let i = 0; i < values.length; i++) if (living[i] && values[i] > most) most = values[i];
   return most;
-}
-
-function polygonOf(text) {
-  const found = (text ?? "").split(";").map((at) => at.split(",").map(Number)).filter((at) => at.length === 2 && at.every(Number.isFinite));
-  return found.length > 2 ? found : null;
 }
 
 // A colour on its way to another, both "#rrggbb".
