@@ -195,7 +195,8 @@ class Codes:
         mask = self.mask(split)
         wanted = self.cells["cell_idx"].filter(pl.Series(mask))
         rows = self._opened.store.frame("codes").filter(pl.col("cell_idx").is_in(wanted.implode()))
-        found = rows.group_by("cell_idx", "feature_id").agg(pl.col("value").max()).collect()
+        keys = ["cell_idx", "feature_id"]
+        found = rows.group_by(keys).agg(pl.col("value").max()).sort(keys).collect()
         place = (np.cumsum(mask) - 1)[found["cell_idx"].to_numpy()]
         entries = (found["value"].cast(pl.Float64).to_numpy(), (place, found["feature_id"].to_numpy()))
         return Columns.of(sparse.csc_array(entries, shape=(int(mask.sum()), self.n_features)))

@@ -269,6 +269,12 @@ def test_codes_of_cells_that_are_not_on_the_map_are_left_out(store_without):
     assert cells.tolist() == expected["cell_idx"].to_list()
 
 
+def test_a_document_is_the_same_bytes_whenever_it_is_made(resources, atlas_store):
+    again = Resources(atlas_store)
+    for feature in (90, 6, DEAD):
+        assert again.get(f"features/{feature}.json") == resources.get(f"features/{feature}.json")
+
+
 def test_a_dead_feature_has_a_document_of_nothing(resources):
     found = document(resources, DEAD)
     assert found["about"]["dead"]
