@@ -343,3 +343,22 @@ def test_a_run_whose_cells_are_not_laid_out_keeps_its_figures(
     page = open_page("#/steering", address=serving(store_without(f"steering/{RUN}/map")))
     assert "scsae serve --store" in page.locator(".empty").inner_text()
     assert "falls from 1 to 0.6" in verdict(page)
+
+
+def test_the_curves_and_the_forest_are_of_the_store(open_page: Open, atlas_store: FeatureStore) -> None:
+    page = open_page(f"{HERE}?dose=1.5")
+    rows = atlas_store.frame("steering").filter(metric="remaining", group="all", split="test").collect()
+    by_dose = rows.filter(role="grid", n_features=10).sort("dose").select("value", "dose").rows()
+    label = page.locator(".curves svg").first.get_attribute("aria-label") or ""
+    assert label.endswith(", ".join(f"{value:.3g} at {dose:g}" for value, dose in by_dose))
+    assert page.locator(".curves svg").first.locator(".ring").count() == 1
+    # the other curve is at a dose where no null was drawn
+    assert page.locator(".curves svg .of-null").count() == 3
+    forest = page.locator("section", has_text="Beside its nulls and baselines").last.locator("svg").first
+    label = forest.get_attribute("aria-label") or ""
+    beside = rows.filter(pl.col("role").is_in(["reconstruction", "baseline", "null"]))
+    for condition, effect in beside.select("condition", "effect").rows():
+        assert f"{condition} " in label
+        assert f" {effect:.3g}" in label
+    assert "10 features, dose 1 -0.4, 10 features, dose 1.5 -0.2" in label
+    assert forest.locator(".is-now").count() == 1

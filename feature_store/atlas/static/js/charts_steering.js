@@ -5,7 +5,7 @@ import { svg, fmt, fixed } from "./dom.js";
 import { frame, linear, tickText, xAxis, yAxis } from "./axis.js";
 import { Scatter } from "./scatter.js";
 
-const LETTER = 6.2;
+const LETTER = 6.2, BOLD = 7.4;
 const ROW = 26;
 const SHAPES = ["square", "triangle", "diamond", "circle"];
 const KINDS = { null: "of-null", baseline: "of-baseline", floor: "of-baseline", grid: "of-own", replace: "of-other", reconstruction: "of-other", unsteered: "of-other" };
@@ -99,7 +99,7 @@ export function curve(width, { rows, axis, unsteered, nulls, now, chosen, xTitle
 
 // Effects with their intervals, a row a condition: [{name, role, effect, low, high, value, isNow}].
 export function forest(width, { rows, title, label }) {
-  const left = Math.round(Math.min(230, Math.max(142, width * 0.34))), right = width > 520 ? 168 : 58, height = rows.length * ROW + 44;
+  const left = Math.round(Math.min(230, Math.max(156, width * 0.34))), right = width > 520 ? 168 : 58, height = rows.length * ROW + 44;
   const domain = spanOf(rows.flatMap(({ effect, low, high }) => [effect, low, high]).concat(0), 0.05);
   return frame({ width, height: height + 18, left, right, top: 18, bottom: 44, label }, ({ plot, width: inner, height: inside }) => {
     const x = linear(domain, [0, inner]);
@@ -107,7 +107,7 @@ export function forest(width, { rows, title, label }) {
     xAxis(plot, x, inside, { n: Math.max(3, Math.round(inner / 75)), title, width: inner });
     plot.append(svg("line", { x1: x(0), x2: x(0), y1: 0, y2: inside, class: "zero" }), svg("text", { x: inner + right, y: -6, "text-anchor": "end", class: "axis-title" }, right > 100 ? "effect (95 %)" : "effect"));
     rows.forEach(({ name, role, effect, low, high, isNow }, i) => {
-      const y = (i + 0.5) * ROW, letters = Math.floor((left - 10) / LETTER), row = svg("g", { class: `${classOf(role)}${isNow ? " is-now" : ""}` });
+      const y = (i + 0.5) * ROW, letters = Math.floor((left - 10) / (isNow ? BOLD : LETTER)), row = svg("g", { class: `${classOf(role)}${isNow ? " is-now" : ""}` });
       if (isNow) row.append(svg("rect", { x: -left, y: y - ROW / 2 + 1, width, height: ROW - 2, class: "row-now" }));
       row.append(svg("title", {}, `${name}: ${fmt(effect)}${low === null ? "" : ` (${fmt(low)} to ${fmt(high)})`}`));
       row.append(svg("text", { x: -8, y: y + 4, "text-anchor": "end" }, name.length > letters ? `${name.slice(0, letters - 1)}…` : name));

@@ -111,7 +111,8 @@ class Steering {
     const draws = run.nulls.length ? `Nulls: mean of ${[...new Set(run.nulls.map((one) => one.n_draws))].join(" or ")} draws and its interval, drawn at the chosen point alone (${where})${isChosen ? "." : ": this is another point, so it has no p."}` : "No nulls were drawn.";
     const group = shownGroup === ALL ? "all cells together" : shownGroup;
     clear(this.table, h("h2", {}, `Every metric at ${point ? run.pointText(point) : "this run"}, ${group}`),
-      rows.length ? smallTable(heads, rows, { caption: `${draws} A p above 0.05 is quiet; none is adjusted for looking at several metrics.`, numeric: heads.map((_, i) => i).filter((i) => i > 1) }) : h("p", { class: "quiet" }, "Nothing was measured here."));
+      h("p", { class: "quiet map-note" }, `${draws} A p above 0.05 is quiet; none is adjusted for looking at several metrics.`),
+      rows.length ? smallTable(heads, rows, { caption: "Metrics", numeric: heads.map((_, i) => i).filter((i) => i > 1) }) : h("p", { class: "quiet" }, "Nothing was measured here."));
   }
 
   drawCurves() {
@@ -245,6 +246,16 @@ class Steering {
     this.before.over([], crosses);
     this.colour();
     this.mapNote.textContent = this.noteOn(kind, places, variant);
+    this.fetchBeside();
+  }
+
+  // The other doses of this number of features, before the slider gets there.
+  fetchBeside() {
+    const { run, point } = this;
+    for (const dose of point ? run.doses(point.n_features) : []) {
+      const variant = run.variantAt({ ...point, dose });
+      if (variant?.on_map) columns(`steering/${run.run}/variants/${variant.variant}.cols`).catch(() => null);
+    }
   }
 
   startMaps() {
