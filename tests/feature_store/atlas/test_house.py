@@ -54,3 +54,12 @@ def test_scripts_import_one_another_only() -> None:
         for name in re.findall(r"""(?:^import .*|import\()["']([^"'\n]+)["']""", path.read_text(), flags=re.M):
             assert name.startswith("."), (path.name, name)
             assert (path.parent / name).is_file(), (path.name, name)
+
+
+def test_what_the_batch_page_tells_to_expect_is_what_was_measured() -> None:
+    page = (STATIC / "js" / "pages" / "batch.js").read_text()
+    measured = (ATLAS.parents[1] / "docs" / "steering.md").read_text()
+    told = re.findall(r"by (0\.\d+) \(best null (0\.\d+)", page)
+    assert len(told) == 2
+    for effect, null in told:
+        assert f"`batch_mixing` rises by +{effect} (the best null: +{null})" in measured
