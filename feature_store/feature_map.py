@@ -44,7 +44,9 @@ Rows = npt.NDArray[np.floating]
 
 MIN_FEATURES = 10
 _BLOCK_VALUES = 1 << 24
-"""Cosines held at once (64 MB)."""
+"""Similarities held at once (64 MB of cosines)."""
+_ROUNDED = 2e-6
+"""More than rounding moves the difference of two similarities."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +74,10 @@ class FeatureMap(NamedTuple):
 
 
 class Nearest(NamedTuple):
-    """The nearest others of each feature [n_features n], nearest first, and their cosines."""
+    """The nearest others of each feature [n_features n], nearest first, and how similar they are."""
 
     feature_id: npt.NDArray[np.int64]
-    cosine: npt.NDArray[np.float32]
+    similarity: npt.NDArray[np.float32]
 
 
 def has_feature_map(layout: Layout, sae: str) -> bool:
@@ -143,30 +145,40 @@ def unit_rows(rows: Rows) -> npt.NDArray[np.float32]:
 
 def nearest(directions: Rows, n: int) -> Nearest:
     """The n others of the largest cosine of each of the directions [n_features d_model], of length 1; all
-    others where there are fewer than n.
+    others where there are fewer than n. Of equal cosines the smaller feature id comes first.
     """
-    n_features = len(directions)
+    return most_similar(lambda own: directions[own] @ directions.T, len(directions), n)
+
+
+def most_similar(similarity: Callable[[slice], Rows], n_features: int, n: int) -> Nearest:
+    """The n others most similar to each feature, as `nearest` has them; `similarity(own)` gives [own n_features].
+
+    Similarities are rounded to 6 decimals: what lies below is the error of float32, and would else order the rows of a
+    PCA or of the neurons, which are orthogonal, by chance.
+    """
     n = min(n, n_features - 1)
     found = Nearest(np.empty((n_features, n), dtype=np.int64), np.empty((n_features, n), dtype=np.float32))
     step = max(1, _BLOCK_VALUES // n_features)
     for start in range(0, n_features, step):
-        stop = min(start + step, n_features)
-        cosine = directions[start:stop] @ directions.T
-        cosine[np.arange(stop - start), np.arange(start, stop)] = -np.inf
-        chosen = np.sort(np.argpartition(cosine, n_features - n, axis=1)[:, n_features - n :], axis=1)
-        values = np.take_along_axis(cosine, chosen, axis=1)
-        order = np.argsort(-values, axis=1, kind="stable")
-        found.feature_id[start:stop] = np.take_along_axis(chosen, order, axis=1)
-        found.cosine[start:stop] = np.take_along_axis(values, order, axis=1)
+        block = similarity(slice(start, start + step))
+        own = np.arange(len(block))
+        block[own, own + start] = -np.inf
+        # careful: of the values that equal the least of the n, any may be among the n
+        least = np.partition(block, n_features - n, axis=1)[:, n_features - n] - _ROUNDED
+        for feature, (row, smallest) in enumerate(zip(block, least, strict=True), start=start):
+            others = np.flatnonzero(row >= smallest)
+            values = np.round(row[others], 6)
+            order = np.argsort(-values, kind="stable")[:n]
+            found.feature_id[feature], found.similarity[feature] = others[order], values[order]
     return found
 
 
 def lay_out(directions: Rows, found: Nearest, config: FeatureMapConfig) -> npt.NDArray[np.float32]:
     """Coordinates [n_features 2] of directions, from their nearest others."""
-    n = min(config.n_neighbors - 1, found.cosine.shape[1])
+    n = min(config.n_neighbors - 1, found.similarity.shape[1])
     own = np.arange(len(directions))[:, None]
     # the distance of two points on the unit sphere
-    distance = np.sqrt(np.maximum(2 - 2 * found.cosine[:, :n], 0))
+    distance = np.sqrt(np.maximum(2 - 2 * found.similarity[:, :n], 0))
     return lay_out_neighbours(
         directions,
         np.hstack([own, found.feature_id[:, :n]]),

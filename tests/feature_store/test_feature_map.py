@@ -39,9 +39,11 @@ def test_neighbours_are_those_of_exact_cosines_whatever_the_block(
 ) -> None:
     monkeypatch.setattr(feature_map, "_BLOCK_VALUES", block)
     found = nearest(unit_rows(rows), 7)
-    distance, index = NearestNeighbors(n_neighbors=7, metric="cosine", algorithm="brute").fit(rows).kneighbors()
-    np.testing.assert_array_equal(found.feature_id, index)
-    np.testing.assert_allclose(found.cosine, 1 - distance, atol=1e-6)
+    distance, _ = NearestNeighbors(n_neighbors=7, metric="cosine", algorithm="brute").fit(rows).kneighbors()
+    np.testing.assert_allclose(found.similarity, 1 - distance, atol=2e-6)
+    own = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    np.testing.assert_allclose(found.similarity, (own[:, None] * own[found.feature_id]).sum(axis=-1), atol=2e-6)
+    assert all(len({i, *others}) == 8 for i, others in enumerate(found.feature_id.tolist()))
 
 
 def test_opposite_directions_are_the_farthest_and_there_are_no_more_neighbours_than_others() -> None:
@@ -49,8 +51,24 @@ def test_opposite_directions_are_the_farthest_and_there_are_no_more_neighbours_t
     found = nearest(unit_rows(rows), 30)
     assert found.feature_id.shape == (12, 11)
     assert found.feature_id[:, -1].tolist() == [*range(6, 12), *range(6)]
-    np.testing.assert_array_equal(found.cosine[:, -1], -1)
+    np.testing.assert_array_equal(found.similarity[:, -1], -1)
     assert all(sorted([i, *others]) == list(range(12)) for i, others in enumerate(found.feature_id.tolist()))
+
+
+@pytest.mark.parametrize("block", [1, 100, 1 << 24])
+def test_of_equal_cosines_the_smaller_feature_id_comes_first(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(feature_map, "_BLOCK_VALUES", block)
+    neurons = np.vstack([np.eye(20), -np.eye(20)]).astype(np.float32)
+    found = nearest(neurons, 5)
+    assert found.feature_id[0].tolist() == [1, 2, 3, 4, 5]
+    assert found.feature_id[3].tolist() == [0, 1, 2, 4, 5]
+    np.testing.assert_array_equal(found.similarity, 0)
+    # any orthogonal rows, as those of a PCA, whose cosines are 0 but for the error of float32
+    components = np.linalg.qr(np.random.default_rng(0).standard_normal((20, 20)))[0]
+    rotated = nearest(unit_rows(np.vstack([components, -components]).astype(np.float32)), 5)
+    np.testing.assert_array_equal(rotated.feature_id, found.feature_id)
+    twins = nearest(unit_rows(np.ones((12, 3))), 4)
+    assert twins.feature_id[[0, 5]].tolist() == [[1, 2, 3, 4], [0, 1, 2, 3]]
 
 
 def test_features_of_a_kind_lie_together_and_the_same_seed_gives_the_same_map(rows: np.ndarray) -> None:

@@ -55,7 +55,7 @@ def test_neighbours_of_features_are_those_of_the_saes_decoder(own_store, capsys)
     first = store.sql("SELECT other_feature_id, cosine FROM feature_neighbour WHERE rank = 1 ORDER BY feature_id")
     found = nearest(unit_rows(decoder_rows(Layout(own_store).saes_dir(store.lineage.sae))), 1)
     assert first["other_feature_id"].to_list() == found.feature_id[:, 0].tolist()
-    assert first["cosine"].to_numpy() == pytest.approx(found.cosine[:, 0])
+    assert first["cosine"].to_numpy() == pytest.approx(found.similarity[:, 0])
 
 
 def test_a_store_that_cannot_be_written_costs_the_maps_and_not_the_time_to_make_them(own_store, capsys, monkeypatch):
