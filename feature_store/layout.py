@@ -6,7 +6,7 @@
                                    map/{umap,neighbours}/
     <root>/codes/<run>/            by_cell/  by_feature/  stats/{feature_gene,gene,feature_token}/
     <root>/associations/<run>/     features/  feature_label/  feature_gene/  feature_geneset/  feature_token/
-                                   measured/ (what these are assembled from, a part per range of features)
+                                   measured/ (what these are assembled from, a part per range of features)  map/
     <root>/steering/<run>/         results/  per_cell/  variants/  scores/  [search/  survey/  references/  head/
                                    map/  ...]
     <root>/matches/<run>/          feature_match/
@@ -185,6 +185,10 @@ class Layout:
     def associations_dir(self, run: str) -> Path:
         """Association tables, a run folder each."""
         return self.run_dir("associations", run)
+
+    def profile_map_dir(self, run: str) -> Path:
+        """The map of the features by their labels, beside the associations; absent until it was asked for."""
+        return self.associations_dir(run) / "map"
 
     def steering_dir(self, run: str) -> Path:
         """Steering results."""

@@ -5,10 +5,10 @@ it came from; their parts are those of finished manifests, so a writer beside it
 written. Codes are read along the sort order that the question needs, in SQL too (`feature_store.codes.reader`).
 
 In SQL the tables are `cells`, `genes`, `training`, `feature_umap`, `feature_neighbour`, `codes`, `umap`, `features`,
-`feature_label`, `feature_gene`, `feature_geneset`, `feature_token`, `steering`, `steering_variants`, `steering_scores`,
-`steering_head`, `steering_map`, `feature_match`, `comparison` and `representation`: those of them that the store has
-(`feature_store.tables`). All are of the SAE that the associations are of, so that they join by feature_id; a column
-`run` tells steering runs apart.
+`feature_label`, `feature_gene`, `feature_geneset`, `feature_token`, `profile_umap`, `steering`, `steering_variants`,
+`steering_scores`, `steering_head`, `steering_map`, `feature_match`, `comparison` and `representation`: those of them
+that the store has (`feature_store.tables`). All are of the SAE that the associations are of, so that they join by
+feature_id; a column `run` tells steering runs apart.
 """
 
 import json

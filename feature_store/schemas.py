@@ -57,7 +57,9 @@ TABLES: Mapping[str, TableSchema] = {
     "umap": _table("cell_idx x y", cell_idx=pl.Int64, x=pl.Float32, y=pl.Float32),
     # one row a feature of an SAE (`feature_store.feature_map`)
     "feature_umap": _table("feature_id x y", feature_id=pl.Int32, x=pl.Float32, y=pl.Float32),
-    # its nearest others by the cosine of their decoder rows; rank 1 is the nearest
+    # one row a living feature of associations (`feature_store.profile_map`)
+    "profile_umap": _table("feature_id x y", feature_id=pl.Int32, x=pl.Float32, y=pl.Float32),
+    # the nearest others of a feature by the cosine of their decoder rows; rank 1 is the nearest
     "feature_neighbour": _table(
         "feature_id rank other_feature_id cosine",
         feature_id=pl.Int32,

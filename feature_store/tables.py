@@ -38,7 +38,7 @@ MADE_BY: Mapping[str, str] = {
     "umap": "scsae plot umap --save umap.png",
     **dict.fromkeys(ASSOCIATION_TABLES, "scsae associate"),
     **dict.fromkeys(_STEERING, "scsae steer"),
-    **dict.fromkeys((*_MAP, "steering_map"), "scsae serve"),
+    **dict.fromkeys((*_MAP, "profile_umap", "steering_map"), "scsae serve"),
     "feature_match": "scsae match --other SAE",
     **dict.fromkeys(COMPARISON_TABLES, "scsae compare"),
 }
@@ -135,6 +135,8 @@ def _folders(layout: Layout, lineage: Lineage) -> dict[str, list[Path]]:
     if lineage.associations is not None:
         folder = layout.associations_dir(lineage.associations)
         folders |= {table: [folder / table] for table in ASSOCIATION_TABLES}
+        if (layout.profile_map_dir(lineage.associations) / MANIFEST).is_file():
+            folders["profile_umap"] = [layout.profile_map_dir(lineage.associations)]
     for table, folder_name in _STEERING.items():
         every = [layout.steering_dir(run) / folder_name for run in lineage.steering]
         # a run has a table of scores, of the model's answers or a map only where it was asked for

@@ -9,7 +9,7 @@ from feature_store.atlas.resources import Route, json_bytes
 
 TABLES = (
     "cells features feature_label feature_gene feature_geneset feature_token codes umap feature_umap feature_neighbour "
-    "feature_match comparison representation steering steering_map training"
+    "profile_umap feature_match comparison representation steering steering_map training"
 ).split()
 
 
