@@ -1,6 +1,6 @@
 """The open store as the resources share it: what several of them need is read once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property, lru_cache
 from typing import Any, TypeVar
 
@@ -13,6 +13,8 @@ BLOCK = 256
 """Features whose rows are read together: a page asks for one, an export for all of them in order."""
 MOST_CATEGORIES = 1000
 """A column of the cell table with more values than these is no label to colour cells by."""
+PLACES: Mapping[str, tuple[str, str]] = {"feature_umap": ("x", "y"), "profile_umap": ("px", "py")}
+"""Table of a map of the features: its columns x and y as the atlas names them."""
 _OWN = ("cell_idx", "cell_id", "dataset", "split")
 T = TypeVar("T")
 
@@ -53,13 +55,17 @@ class Opened:
 
     @cached_property
     def features(self) -> pl.DataFrame:
-        """A row a feature: the table `features`, and its place x, y on the map (null where there is no map)."""
+        """A row a feature: the table `features`, and its places on the maps by direction and by labels (`PLACES`; null
+        where there is none).
+        """
         found = self.store.frame("features").sort("feature_id").collect()
-        if not self.has("feature_umap"):
-            empty = pl.lit(None, pl.Float32)
-            return found.with_columns(x=empty, y=empty)
-        points = self.store.frame("feature_umap").select("feature_id", "x", "y").collect()
-        return found.join(points, on="feature_id", how="left", maintain_order="left")
+        for table, names in PLACES.items():
+            if self.has(table):
+                points = self.store.frame(table).select("feature_id", **dict(zip(names, ("x", "y"), strict=True)))
+                found = found.join(points.collect(), on="feature_id", how="left", maintain_order="left")
+            else:
+                found = found.with_columns(pl.lit(None, pl.Float32).alias(name) for name in names)
+        return found
 
     @cached_property
     def row_of(self) -> dict[int, int]:

@@ -6,6 +6,7 @@ lacks is the command that makes it.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from scipy.special import stdtrit
 
 from feature_store import commit
 from feature_store.atlas.columns import encode
-from feature_store.atlas.opened import NoSuchResource, Opened
+from feature_store.atlas.opened import PLACES, NoSuchResource, Opened
 from feature_store.atlas.pages.feature_codes import SPLITS, Codes, ends
 from feature_store.atlas.resources import Route, json_bytes
 from feature_store.errors import StoreError
@@ -44,7 +45,7 @@ def document(opened: Opened, text: str) -> bytes:
     feature = feature_id(opened, text)
     return json_bytes(
         {
-            "about": opened.features.drop("x", "y").row(opened.row_of[feature], named=True),
+            "about": opened.features.drop(chain(*PLACES.values())).row(opened.row_of[feature], named=True),
             "cells": _cells(opened, feature),
             "labels": _labels(opened, feature),
             "genes": _genes(opened, feature),

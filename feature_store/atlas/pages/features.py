@@ -20,7 +20,9 @@ _TESTED = pl.col("split") == "test"
 
 
 def table(opened: Opened) -> bytes:
-    """A row a feature: every column of `features`, x and y, and top_label_q: q of its best label on `test` cells."""
+    """A row a feature: every column of `features`, x, y, px and py (the two maps), and top_label_q: q of its best label
+    on `test` cells.
+    """
     return opened.once(_table)
 
 

@@ -412,7 +412,7 @@ def write_store(root: Path) -> None:
 
 
 def write_maps(layout: Layout, rng: np.random.Generator) -> None:
-    """Cells in a cloud a type, features in a cloud a preferred type, ten neighbours of each feature."""
+    """Cells in a cloud a type, features in a cloud a preferred type on both maps, ten neighbours of each feature."""
     i, f = np.arange(N_CELLS), np.arange(N_FEATURES)
     cell = np.stack([np.cos(i % 4 * 1.6) * 5, np.sin(i % 4 * 1.6) * 5], axis=1) + rng.normal(size=(N_CELLS, 2))
     umap = schemas.conform("umap", pl.DataFrame({"cell_idx": i, "x": cell[:, 0], "y": cell[:, 1]}))
@@ -420,6 +420,12 @@ def write_maps(layout: Layout, rng: np.random.Generator) -> None:
     dot = np.stack([np.cos(f % 4 * 1.6) * 4, np.sin(f % 4 * 1.6) * 4], axis=1) + rng.normal(size=(N_FEATURES, 2))
     places = schemas.conform("feature_umap", pl.DataFrame({"feature_id": f, "x": dot[:, 0], "y": dot[:, 1]}))
     commit.write_table(layout.feature_map_dir("5ae") / "umap", places, {"table": "feature_umap"})
+    living = f[:-1]
+    spot = np.stack([living % 4 * 3.0, living % 4 % 2 * 3.0], axis=1)
+    spot += np.random.default_rng(1).normal(size=spot.shape)
+    by_label = pl.DataFrame({"feature_id": living, "x": spot[:, 0], "y": spot[:, 1]})
+    profiles = schemas.conform("profile_umap", by_label)
+    commit.write_table(layout.profile_map_dir("a550c"), profiles, {"table": "profile_umap"})
     near = pl.DataFrame(
         {
             "feature_id": np.repeat(f, 10),

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import math
 import socket
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import polars as pl
 import pytest
 
 from feature_store.atlas import serve
+from feature_store.atlas.columns import decode
 from feature_store.atlas.resources import Resources
 from feature_store.errors import InputError
 
@@ -117,6 +120,23 @@ def test_every_resource_that_is_listed_is_there(atlas_store: FeatureStore) -> No
         assert found is not None, path
         if path.endswith(".json"):
             json.loads(found.body, parse_constant=pytest.fail)
+
+
+def test_a_feature_has_its_place_on_both_maps_and_a_dead_one_none_by_labels(
+    atlas_store: FeatureStore, store_without: Callable[..., FeatureStore]
+) -> None:
+    found = Resources(atlas_store).get("features.cols")
+    less = Resources(store_without("associations/a550c/map")).get("features.cols")
+    assert found is not None
+    assert less is not None
+    table = decode(found.body)
+    for name, (x, y) in {"feature_umap": ("x", "y"), "profile_umap": ("px", "py")}.items():
+        points = atlas_store.frame(name).collect()
+        living = table.filter(pl.col("feature_id").is_in(points["feature_id"].implode()))
+        assert living.select(x, y).rows() == points.select("x", "y").rows()
+    assert table.select("px", "py").row(119) == (pytest.approx(math.nan, nan_ok=True),) * 2
+    assert decode(less.body).select("px", "py").select(pl.all().is_nan()).to_numpy().all()
+    assert decode(less.body).drop("px", "py").equals(table.drop("px", "py"), null_equal=True)
 
 
 def test_serving_writes_nothing_to_the_store(
