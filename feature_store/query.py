@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 import polars as pl
 
 from feature_store.commit import Run
-from feature_store.errors import NotFoundError, QueryError
-from feature_store.files import read_bytes, read_sealed
+from feature_store.errors import IntegrityError, NotFoundError, QueryError
+from feature_store.files import REPAIR, read_bytes, read_sealed
 from feature_store.hints import did_you_mean, near, same_but_for_case, some
-from feature_store.layout import ASSOCIATION_TABLES, KINDS, PLAN, SUMMARY, Layout
+from feature_store.layout import ASSOCIATION_TABLES, KINDS, MANIFEST, PLAN, SUMMARY, Layout
 from feature_store.lineage import Lineage, lineage_of, plans_of
 from feature_store.tables import Tables
 
@@ -216,20 +216,24 @@ class FeatureStore:
             "plans": plans_of(self.layout, self.lineage),
         }
 
-    def sae_facts(self) -> dict[str, Any]:
-        """What the SAE is and how well it does: its run, its plan (model, site, dataset, `sae` and `train`: options; a
+    def sae_facts(self, sae: str | None = None) -> dict[str, Any]:
+        """What an SAE is and how well it does: its run, its plan (model, site, dataset, `sae` and `train`: options; a
         baseline has `control` instead of `train`) and, under `summary`, its figures on held-out tokens.
 
-        NotFoundError if the codes name no SAE, or one that was deleted.
+        The SAE of the codes, or any of the store, such as one that its features are matched with. NotFoundError if the
+        codes name none, or it was deleted; IntegrityError if it lost a file.
         """
-        sae = self.lineage.sae
-        if "training" not in self.tables() or sae is None:
+        sae = sae or self.lineage.sae
+        if sae is None or not (self.layout.saes_dir(sae) / MANIFEST).is_file():
             raise NotFoundError(
                 f"{self.layout.root} has no SAE {sae or 'that its codes name'}; train one with "
                 f"`{self.made_by('training')}`"
             )
         folder = self.layout.saes_dir(sae)
-        return {"run": sae, **read_sealed(folder / PLAN), "summary": json.loads(read_bytes(folder / SUMMARY))}
+        try:
+            return {"run": sae, **read_sealed(folder / PLAN), "summary": json.loads(read_bytes(folder / SUMMARY))}
+        except FileNotFoundError as error:
+            raise IntegrityError(f"{folder} lost a file ({error}); {REPAIR}") from error
 
     def to_anndata(
         self,

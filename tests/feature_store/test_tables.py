@@ -85,6 +85,17 @@ def test_facts_of_the_sae_are_its_plan_and_its_figures(layout: Layout) -> None:
     assert [facts[key] for key in asked] == ["5ae", "mini", "layer.2", {"k": 4}, {"test_fvu": 0.125}]
 
 
+def test_facts_of_another_sae_of_the_store_can_be_asked_for(layout: Layout) -> None:
+    commit_sae(layout.saes_dir("07he5"), HISTORY)
+    store = FeatureStore.open(layout.root)
+    assert store.sae_facts("07he5")["run"] == "07he5"
+    with pytest.raises(NotFoundError, match="has no SAE de1e7ed; train one with"):
+        store.sae_facts("de1e7ed")
+    (layout.saes_dir("07he5") / "summary.json").unlink()
+    with pytest.raises(IntegrityError, match=r"lost a file .*summary\.json"):
+        store.sae_facts("07he5")
+
+
 def test_an_sae_that_lost_a_file_is_named_as_damaged(layout: Layout) -> None:
     commit_sae(layout.saes_dir("5ae"), HISTORY)
     store = FeatureStore.open(layout.root)

@@ -13,7 +13,6 @@ import numpy as np
 import polars as pl
 from scipy.special import stdtrit
 
-from feature_store import commit
 from feature_store.atlas.columns import encode
 from feature_store.atlas.opened import PLACES, NoSuchResource, Opened
 from feature_store.atlas.pages.feature_codes import SPLITS, Codes, ends
@@ -222,11 +221,11 @@ def _others(opened: Opened) -> Mapping[str, Mapping[str, Any]]:
     found: dict[str, Mapping[str, Any]] = {}
     for name in names:
         try:
-            plan = commit.Run.open(opened.store.layout.saes_dir(name)).plan
+            facts = opened.store.sae_facts(name)
         except StoreError:
-            plan = {}
-        about = {key: plan.get(key) for key in ("model", "site", "dataset", "control")}
-        found[name] = {**about, "seed": plan.get("train", {}).get("seed")}
+            facts = {}
+        about = {key: facts.get(key) for key in ("model", "site", "dataset", "control")}
+        found[name] = {**about, "seed": facts.get("train", {}).get("seed")}
     return found
 
 
