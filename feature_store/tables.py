@@ -35,7 +35,6 @@ MADE_BY: Mapping[str, str] = {
     **dict.fromkeys(("cells", "genes"), "scsae extract DATA"),
     "training": "scsae train",
     "codes": "scsae encode",
-    "umap": "scsae plot umap --save umap.png",
     **dict.fromkeys(ASSOCIATION_TABLES, "scsae associate"),
     **dict.fromkeys(_STEERING, "scsae steer"),
     **dict.fromkeys((*_MAP, "profile_umap", "steering_map"), "scsae serve"),

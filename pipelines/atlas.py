@@ -2,7 +2,8 @@
 
 The page reads what is in the store and computes nothing but look-ups, so what takes longer, the maps of cells, features
 and steered cells, is made here, once, and kept. A store that cannot be written, or cells too few for a map, cost the
-map and not the atlas. The three maps of the demo take 20 s the first time.
+map and not the atlas. What is wrong with an address or a folder is said before. The four maps of the demo take 20 s
+the first time.
 """
 
 import contextlib
@@ -39,9 +40,9 @@ def serve_atlas(root: Path, *, run: str | None, host: str, port: int, open_brows
 
     Raises InputError for an address that cannot be listened at, and what opening a store raises.
     """
-    from feature_store.atlas.server import serve
+    from feature_store.atlas.server import listen, serve
 
-    store = prepare_atlas(open_store(root, run))
+    store = open_store(root, run)
 
     def ready(url: str) -> None:
         console().print(f"the atlas of {root} is at {url} (Ctrl-C ends it)", markup=False, soft_wrap=True)
@@ -51,9 +52,11 @@ def serve_atlas(root: Path, *, run: str | None, host: str, port: int, open_brows
             # a browser in a terminal would keep the server from starting
             threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
 
-    # the interrupt that ended it, given back once every answer was sent
-    with contextlib.suppress(KeyboardInterrupt):
-        serve(store, host=host, port=port, ready=ready)
+    with listen(host, port) as listening:
+        prepared = prepare_atlas(store)
+        # the interrupt that ended it, given back once every answer was sent
+        with contextlib.suppress(KeyboardInterrupt):
+            serve(prepared, host=host, port=port, listening=listening, ready=ready)
 
 
 def export_atlas(root: Path, folder: Path, *, run: str | None) -> None:
@@ -61,9 +64,11 @@ def export_atlas(root: Path, folder: Path, *, run: str | None) -> None:
 
     Raises InputError for a folder that holds something else, StoreWriteError, and what opening a store raises.
     """
-    from feature_store.atlas.export import export
+    from feature_store.atlas.export import check_folder, export
 
-    store = prepare_atlas(open_store(root, run))
+    store = open_store(root, run)
+    check_folder(folder)
+    store = prepare_atlas(store)
     clock = Clock()
     with contextlib.ExitStack() as stack:
         tickers: list[Ticker] = []
@@ -106,6 +111,7 @@ def prepare_atlas(store: FeatureStore) -> FeatureStore:
 def missing_maps(store: FeatureStore) -> Iterator[Missing]:
     """The maps that a store could have and has not."""
     from feature_store.feature_map import has_feature_map
+    from feature_store.profile_map import has_profile_map
     from feature_store.steering_map import has_embeddings
 
     layout, lineage = store.layout, store.lineage
@@ -113,6 +119,8 @@ def missing_maps(store: FeatureStore) -> Iterator[Missing]:
         yield Missing("the map of the cells", partial(_map_cells, layout, codes))
     if (sae := lineage.sae) is not None and "training" in store.tables() and not has_feature_map(layout, sae):
         yield Missing("the map of the features", partial(_map_features, layout, sae))
+    if (associations := lineage.associations) is not None and not has_profile_map(layout, associations):
+        yield Missing("the map of the features by their labels", partial(_map_profiles, layout, associations))
     for run in lineage.steering:
         if has_embeddings(layout, run) and not (layout.steering_dir(run) / "map" / MANIFEST).is_file():
             yield Missing(f"the map of steering run {run}", partial(_map_steering, layout, run))
@@ -129,6 +137,12 @@ def _map_features(layout: Layout, sae: str) -> object:
     from pipelines.match import decoder_rows
 
     return feature_map(layout, sae, lambda: decoder_rows(layout.saes_dir(sae)))
+
+
+def _map_profiles(layout: Layout, associations: str) -> object:
+    from feature_store.profile_map import profile_map
+
+    return profile_map(layout, associations)
 
 
 def _map_steering(layout: Layout, run: str) -> object:

@@ -19,6 +19,12 @@ MARK = "scsae-atlas.txt"
 _MARK_TEXT = "An exported atlas of scsae; serve this folder over HTTP, e.g. `python -m http.server`.\n"
 
 
+def check_folder(folder: Path) -> None:
+    """InputError if a folder holds anything but an earlier export."""
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / MARK).is_file())):
+        raise InputError(f"{folder} holds something that is no exported atlas; name a new or an empty folder")
+
+
 def export(store: FeatureStore, folder: str | Path, *, progress: Callable[[int, int], None] | None = None) -> int:
     """Write the atlas of a store to a folder; returns the bytes written.
 
@@ -28,8 +34,7 @@ def export(store: FeatureStore, folder: str | Path, *, progress: Callable[[int, 
         StoreWriteError: it cannot be written.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / MARK).is_file())):
-        raise InputError(f"{folder} holds something that is no exported atlas; name a new or an empty folder")
+    check_folder(folder)
     resources = Resources(store)
     paths = list(resources.paths())
     written = 0

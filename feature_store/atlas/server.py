@@ -83,15 +83,17 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = PORT,
+    listening: socket.socket | None = None,
     ready: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Serve the atlas until it is interrupted; `ready` is told the address to open once it answers.
 
-    `port` 0 takes any that is free. InputError for an address that cannot be listened at.
+    `port` 0 takes any that is free. `listening` is what `listen(host, port)` gave to whoever had to know first that the
+    address is free; it is closed at the end. InputError for an address that cannot be listened at.
     """
     import uvicorn
 
-    listening = _listen(host, port)
+    listening = listening or listen(host, port)
     chosen = listening.getsockname()[1]
     hosts = ("*",) if host in _EVERYWHERE else (host, *LOCAL)
     config = uvicorn.Config(application(store, hosts=hosts), log_level="error", access_log=False, server_header=False)
@@ -100,16 +102,19 @@ def serve(
         uvicorn.Server(config).run(sockets=[listening])
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens at an address; `port` 0 takes any that is free. InputError if it cannot."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
         listening.listen(128)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        # careful: a host that cannot be a name is a UnicodeError
         listening.close()
+        why = getattr(error, "strerror", None) or error
         raise InputError(
-            f"cannot listen at {host}:{port}: {error.strerror or error}; name another with --port (0: any that is free)"
+            f"cannot listen at {host}:{port}: {why}; name another with --port (0: any that is free) or --host"
         ) from error
     return listening

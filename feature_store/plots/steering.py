@@ -40,6 +40,7 @@ _P = "p_"
 TRADES = (("scib_bio", "scib_batch"), ("label_conservation", "batch_mixing"), ("type_accuracy", "remaining"))
 DISTANCES = ("distance_corrected", "distance")
 _MARKERS = "sD^vPX*p"
+_NOTHING_AT_ZERO = ("add", "shift", "toward")
 _KEYS = ("condition", "role", "n_features", "dose")
 _NULL_ROLE, _POINT_ROLES = "null", ("null", "baseline", "floor", "reconstruction", "replace")
 
@@ -342,10 +343,13 @@ def _chosen(rows: pl.DataFrame, of: Steered) -> dict[str, Any]:
 
 
 def _section(rows: pl.DataFrame, point: Mapping[str, Any], axis: str) -> pl.DataFrame:
-    """Points of the grid that differ from the chosen one along `axis` alone; the unsteered cells are its zero."""
+    """Points of the grid that differ from the chosen one along `axis` alone; the unsteered cells are its zero, but
+    where a dose of 0 is not nothing (clamped or scaled to 0, a code is ablated).
+    """
     other = "n_features" if axis == "dose" else "dose"
     grid = rows.filter((pl.col("role") == "grid") & pl.col(other).eq_missing(pl.lit(point[other])))
-    if grid.filter(pl.col(axis) == 0).is_empty():
+    changes_at_zero = axis == "dose" and not grid["intervention"].is_in(_NOTHING_AT_ZERO).all()
+    if not changes_at_zero and grid.filter(pl.col(axis) == 0).is_empty():
         zero = rows.filter(pl.col("condition") == UNSTEERED).with_columns(pl.lit(0).cast(rows.schema[axis]).alias(axis))
         grid = pl.concat([zero, grid]) if grid.height > 1 else grid
     return grid.unique(axis, keep="last", maintain_order=True).sort(axis)

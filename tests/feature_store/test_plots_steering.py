@@ -198,6 +198,17 @@ def test_the_curve_is_the_cross_section_through_the_chosen_point_on_both_axes(st
     assert legend_of(by_count) == ["shift", "chosen on select cells", *NULLS, "mean difference", "floor"]
 
 
+@pytest.mark.parametrize(("intervention", "first"), [("shift", 0), ("add", 0), ("clamp", 0.5), ("scale", 0.5)])
+def test_unsteered_cells_are_dose_zero_only_where_that_changes_nothing(store, intervention, first):
+    rows = results().filter((pl.col("dose") != 0).fill_null(True))
+    grid = pl.col("role") == "grid"
+    rows = rows.with_columns(intervention=pl.when(grid).then(pl.lit(intervention)).otherwise("intervention"))
+    write_run(store.layout.root, "e2a", {"kind": "cell_type", "target": "B"}, {"results": rows})
+    by_dose, by_count = plots.steering_curve(FeatureStore.open(store.layout.root), "e2a")
+    assert by_dose.get_lines()[0].get_xdata()[0] == first
+    assert by_count.get_lines()[0].get_xdata()[0] == 0
+
+
 def test_the_pareto_plot_trades_the_metrics_of_the_question(store):
     move, mix = plots.steering_pareto(store, MOVE), plots.steering_pareto(store, "c1x")
     assert (move.get_xlabel(), move.get_ylabel()) == (

@@ -24,7 +24,7 @@ from pipelines.match import decoder_rows
 
 pytestmark = pytest.mark.ray
 
-MAPS = ("umap", "feature_umap", "feature_neighbour")
+MAPS = ("umap", "feature_umap", "feature_neighbour", "profile_umap")
 
 
 def content(store):
@@ -41,7 +41,9 @@ def test_the_maps_that_a_store_lacks_are_made_once_and_named(own_store, capsys):
     assert set(MAPS) <= set(ready.tables())
     assert ready.frame("umap").collect().height == 72
     assert ready.frame("feature_umap").collect()["feature_id"].to_list() == list(range(48))
-    for name in ("cells", "features"):
+    living = ready.sql("SELECT feature_id FROM features WHERE NOT dead ORDER BY feature_id")["feature_id"]
+    assert ready.frame("profile_umap").collect()["feature_id"].to_list() == living.to_list()
+    for name in ("cells", "features", "features by their labels"):
         assert f"making the map of the {name}, once\n" in said
         assert f"made the map of the {name} in " in said
     before = content(own_store)
@@ -63,7 +65,7 @@ def test_a_store_that_cannot_be_written_costs_the_maps_and_not_the_time_to_make_
     monkeypatch.setattr("feature_store.umap.lay_out", lambda *_: pytest.fail("a map was made"))
     store = FeatureStore.open(own_store)
     assert prepare_atlas(store).tables() == store.tables()
-    names = "the map of the cells, the map of the features"
+    names = "the map of the cells, the map of the features, the map of the features by their labels"
     assert capsys.readouterr().err == f"{own_store} cannot be written: going on without {names}\n"
 
 
@@ -71,14 +73,23 @@ def test_a_folder_that_cannot_be_written_costs_its_map_and_not_the_atlas(own_sto
     store = FeatureStore.open(own_store)
     layout = store.layout
     # what forbids writing to everybody, the administrator too: a file in the folder's place
-    for folder in (layout.umap_dir(store.lineage.codes), layout.feature_map_dir(store.lineage.sae)):
+    lineage = store.lineage
+    maps = (
+        layout.umap_dir(lineage.codes),
+        layout.feature_map_dir(lineage.sae),
+        layout.profile_map_dir(lineage.associations),
+    )
+    for folder in maps:
         folder.write_text("in the way")
     ready = prepare_atlas(store)
     assert ready.tables() == store.tables()
     said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("making")]
-    assert len(said) == 2
+    assert len(said) == 3
     assert said[0].startswith(f"going on without the map of the cells: cannot write in {layout.codes_dir('x').parent}")
     assert said[1].startswith(f"going on without the map of the features: cannot write in {layout.root}/saes")
+    assert said[2].startswith(
+        f"going on without the map of the features by their labels: cannot write in {layout.root}"
+    )
 
 
 def test_a_steering_run_has_a_map_made_if_it_kept_its_embeddings(own_store):
@@ -87,9 +98,9 @@ def test_a_steering_run_has_a_map_made_if_it_kept_its_embeddings(own_store):
         for name in names:
             commit.write_table(layout.steering_dir(run) / name, table, {})
     missing = [missing.name for missing in missing_maps(FeatureStore.open(own_store))]
-    assert missing == ["the map of the cells", "the map of the features", "the map of steering run bbbb"]
+    assert missing[-1] == "the map of steering run bbbb"
     commit.write_table(layout.steering_dir("bbbb") / "map", table, {})
-    assert [missing.name for missing in missing_maps(FeatureStore.open(own_store))] == missing[:2]
+    assert [missing.name for missing in missing_maps(FeatureStore.open(own_store))] == missing[:-1]
 
 
 def test_a_store_without_an_sae_lacks_no_map_of_features(chain, tmp_path):
@@ -104,17 +115,35 @@ def test_the_browser_is_opened_where_asked_for_and_an_open_address_is_warned_of(
     opened = queue.Queue()
     monkeypatch.setattr("webbrowser.open", opened.put)
 
-    def serve(store, *, host, port, ready):
-        ready(f"http://{host}:{port}")
+    def serve(store, *, host, port, listening, ready):
+        assert (listening.getsockname()[0], port) == (host, 0)
+        ready(f"http://{host}:8301")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(server, "serve", serve)
-    serve_atlas(ready, run=None, host="127.0.0.1", port=8301, open_browser=True)
+    serve_atlas(ready, run=None, host="127.0.0.1", port=0, open_browser=True)
     assert opened.get(timeout=10) == "http://127.0.0.1:8301"
     assert capsys.readouterr().err == ""
-    serve_atlas(ready, run=None, host="0.0.0.0", port=8302, open_browser=False)
+    serve_atlas(ready, run=None, host="0.0.0.0", port=0, open_browser=False)
     assert "whoever reaches 0.0.0.0 can read this store: there is no log-in" in capsys.readouterr().err
     assert opened.empty()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "no such host", "256.0.0.1", "a" * 70])
+def test_an_address_is_refused_before_a_map_is_made(own_store, monkeypatch, host):
+    monkeypatch.setattr("pipelines.atlas.prepare_atlas", lambda _: pytest.fail("a map was made"))
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(InputError, match=f"cannot listen at {host}:.*; name another with --port"),
+    ):
+        serve_atlas(own_store, run=None, host=host, port=taken.getsockname()[1], open_browser=False)
+
+
+def test_a_folder_of_something_else_is_refused_before_a_map_is_made(own_store, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.atlas.prepare_atlas", lambda _: pytest.fail("a map was made"))
+    (tmp_path / "thesis.tex").write_text("years")
+    with pytest.raises(InputError, match="holds something that is no exported atlas"):
+        export_atlas(own_store, tmp_path, run=None)
 
 
 def test_the_command_and_the_server_name_one_address():

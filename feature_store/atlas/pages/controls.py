@@ -129,7 +129,7 @@ def _donors(opened: Opened) -> dict[str, Any]:
         return opened.missing("feature_label" if opened.has("cells") else "cells")
     cells = opened.store.frame("cells").select("split", "donor", "batch").collect()
     known = [name for name in ("donor", "batch") if cells[name].null_count() < cells.height]
-    units = cells.drop_nulls(known[0]).group_by("split").agg(pl.col(known[0]).n_unique()).rows() if known else []
+    units = cells.drop_nulls(known[0]).group_by("split").agg(pl.col(known[0]).n_unique()) if known else None
     rows = opened.store.frame("feature_label").filter(pl.col("split") == "test").drop_nulls(["n_agree", "n_donors"])
     rows = rows.filter(pl.col("n_donors") > 0).with_columns(claimed=(pl.col("q") <= ALPHA).fill_null(False))
     agree = rows.group_by("label_kind", "n_donors", "n_agree", "claimed").agg(n=pl.len())
@@ -145,7 +145,7 @@ def _donors(opened: Opened) -> dict[str, Any]:
     )
     return {
         "unit": known[0] if known else None,
-        "units": dict(units),
+        "units": {} if units is None else dict(units.sort("split").rows()),
         "enough": FLOOR_UNITS,
         "agree": agree.sort(pl.all()).collect().to_dicts(),
         "kinds": held.sort("label_kind").collect().to_dicts(),

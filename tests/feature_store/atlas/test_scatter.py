@@ -113,7 +113,7 @@ def test_a_unit_is_as_long_both_ways_on_a_map_and_each_axis_fits_by_itself_elsew
     draw: Callable[..., Drawn], equal: bool
 ) -> None:
     plot = draw([0, 100], [0, 1], [RED, GREEN], equal=equal, axes=None if equal else {"x": "effect", "y": "other"})
-    kx, ky = plot("() => [plot.places.kx, plot.places.ky]")
+    kx, ky = plot("() => { plot.draw(); return [plot.places.kx, plot.places.ky]; }")
     assert (kx == ky) == equal
     assert plot("() => document.querySelector('#here .overlay').textContent.includes('effect')") != equal
 

@@ -1,25 +1,11 @@
 // The charts of one feature: violins of its code, a forest of its label scores, bars of its genes. Each is drawn for the
 // width that it has, so that its text stays readable on a phone.
 
-import { h, svg, clear, fixed, pvalue, percent, count, words } from "./dom.js";
-import { linear, tickText } from "./axis.js";
+import { h, svg, fixed, pvalue, percent, count, words } from "./dom.js";
+import { fitted, linear, tickText } from "./axis.js";
 
 export const ALPHA = 0.05;
 const FONT = "11px system-ui, 'DejaVu Sans', sans-serif";
-
-// A box whose chart is drawn anew when its width changes.
-export function fitted(draw) {
-  const box = h("div", { class: "fitted" });
-  let width = 0, waiting = null;
-  new ResizeObserver(([{ contentRect }]) => {
-    cancelAnimationFrame(waiting);
-    waiting = requestAnimationFrame(() => {
-      const now = Math.round(contentRect.width);
-      if (now && now !== width) { width = now; clear(box, draw(width)); }
-    });
-  }).observe(box);
-  return box;
-}
 
 let ruler = null;
 function widthOf(text, font = FONT) {

@@ -5,7 +5,7 @@ import { h, svg, clear, empty, smallTable, count, fixed, fmt, isKnown, later, pe
 import { CLASS, QUIET, byCategory, byNumber, colourOf, cssOf, legend, packed, rampLegend } from "../colour.js";
 import { ALPHA, forest, geneBars, violins } from "../charts_feature.js";
 import { columns, json, overview } from "../data.js";
-import { Scatter } from "../scatter.js";
+import { Scatter, viewOf, viewText } from "../scatter.js";
 import { go, href, parse, setParams } from "../state.js";
 
 const MEANS = {
@@ -138,7 +138,7 @@ class FeaturePage {
     const box = h("div", { class: "cell-map" });
     fill(this.map, this.controls, box, this.key, this.picked);
     this.tip = h("div", { class: "tip", hidden: true });
-    this.plot = new Scatter(box, { label: `Map of the cells, coloured by feature ${this.id}`, onHover: (i, x, y) => this.point(i, x, y), onPick: (i) => setParams({ cell: cells.get("cell_idx").at(i) }), onView: later((view) => this.isHere() && setParams({ view: view && [view.x, view.y, view.zoom].map((v) => Number(v.toPrecision(6))).join(",") }, { replace: true }), 250) });
+    this.plot = new Scatter(box, { label: `Map of the cells, coloured by feature ${this.id}`, onHover: (i, x, y) => this.point(i, x, y), onPick: (i) => setParams({ cell: cells.get("cell_idx").at(i) }), onView: later((view) => this.isHere() && setParams({ view: viewText(view) }, { replace: true }), 250) });
     this.plot.points(cells.get("x").values, cells.get("y").values);
     this.plot.box.append(this.tip);
   }
@@ -200,8 +200,7 @@ class FeaturePage {
 
   // Take the part of the map and the cell that the address names.
   look() {
-    const [x, y, zoom] = (this.params.view ?? "").split(",").map(Number);
-    this.plot.view = zoom > 0 && Number.isFinite(x) && Number.isFinite(y) ? { x, y, zoom } : null;
+    this.plot.view = viewOf(this.params.view);
     const place = this.params.cell ? this.cells.get("cell_idx").values.indexOf(Number(this.params.cell)) : -1;
     this.plot.mark(place < 0 ? [] : [place]);
     if (place >= 0) this.pick(place);
