@@ -37,7 +37,7 @@ MADE_BY: Mapping[str, str] = {
     "codes": "scsae encode",
     **dict.fromkeys(ASSOCIATION_TABLES, "scsae associate"),
     **dict.fromkeys(_STEERING, "scsae steer"),
-    **dict.fromkeys((*_MAP, "profile_umap", "steering_map"), "scsae serve"),
+    **dict.fromkeys(("umap", *_MAP, "profile_umap", "steering_map"), "scsae serve"),
     "feature_match": "scsae match --other SAE",
     **dict.fromkeys(COMPARISON_TABLES, "scsae compare"),
 }
