@@ -104,7 +104,9 @@ def test_a_lasso_lists_the_features_within_it_and_saves_them_as_the_store_has_th
     wait_for_status(page, "in the lasso")
     corners = page.evaluate("location.hash.match(/lasso=([^&]*)/)[1]").replace("%2C", ",").replace("%3B", ";")
     polygon = Polygon([tuple(map(float, corner.split(","))) for corner in corners.split(";")])
-    features = features_of(atlas_store)
+    features = (
+        features_of(atlas_store).drop("x", "y").join(atlas_store.frame("profile_umap").collect(), on="feature_id")
+    )
     inside = features.filter(polygon.contains_points(features.select("x", "y").to_numpy()))
     assert 5 < inside.height < 115
     assert page.locator(STATUS).inner_text().startswith(f"{inside.height} in the lasso")
@@ -248,7 +250,9 @@ def test_a_store_without_map_or_associations_says_what_to_run(
 def test_a_store_without_a_map_of_its_features_lists_them_all_the_same(
     open_page: Open, serving: Any, store_without: Callable[..., FeatureStore]
 ) -> None:
-    page = open_page("#/atlas?sort=feature_id", address=serving(store_without("saes/5ae/map")))
+    page = open_page(
+        "#/atlas?sort=feature_id", address=serving(store_without("saes/5ae/map", "associations/a550c/map"))
+    )
     assert "scsae serve" in page.locator(".empty").inner_text()
     assert listed(page)[:5] == [0, 1, 2, 3, 4]
 
