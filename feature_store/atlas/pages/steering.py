@@ -71,10 +71,11 @@ def cells(opened: Opened, run: str) -> bytes:
     chosen = variants.filter("chosen")["variant"].implode()
     moved = table.filter(pl.col("variant").is_in(chosen)).select("cell_idx", moved=True).collect()
     kind = str(_steered(opened, run).plan.get("kind", "cell_type"))
-    known = opened.store.frame("cells").collect_schema().names()
+    about = opened.store.frame("cells") if opened.has("cells") else before.lazy()
+    known = about.collect_schema().names()
     labels = [pl.col(kind).alias("label") if kind in known else pl.lit(None, pl.String).alias("label")]
     labels += [pl.col("cell_type") if "cell_type" in known else pl.lit(None, pl.String).alias("cell_type")]
-    own = opened.store.frame("cells").select("cell_idx", *(one.cast(pl.String) for one in labels)).collect()
+    own = about.select("cell_idx", *(one.cast(pl.String) for one in labels)).collect()
     found = before.join(own, on="cell_idx", how="left", maintain_order="left")
     found = found.join(moved, on="cell_idx", how="left", maintain_order="left")
     categories = pl.col("label", "cell_type").cast(pl.Categorical)
@@ -109,7 +110,7 @@ def _variants(opened: Opened, run: str) -> pl.DataFrame:
     """
     columns = ("variant", "name", "role", "n_features", "dose", "draw", "chosen", "features")
     if not opened.has("steering_variants"):
-        return pl.DataFrame(schema=[*columns, "on_map"])
+        return pl.DataFrame(schema={**dict.fromkeys(columns, pl.Null()), "on_map": pl.Boolean()})
     found = opened.store.frame("steering_variants").filter(pl.col("run") == run).select(columns).collect()
     laid_out = pl.Series([], dtype=pl.Int32)
     if opened.has("steering_map"):
