@@ -30,15 +30,27 @@ def label_effects(opened: Opened, label: str) -> bytes:
     """A row a feature, in the order of the table: AUROC of its code for a label on `test` cells, q, and AUROC on
     `select` cells.
     """
-    kind, name = opened.labels.row(place(label, opened.labels.height))
+    i = place(label, opened.labels.height)
     if opened.labels.height * opened.features.height > MOST_KEPT:
+        kind, name = opened.labels.row(i)
         rows = opened.store.frame("feature_label").filter(label_kind=kind, label=name)
-        found = rows.select(*_KEYS, *_FIGURES).collect()
-    else:
-        found = opened.once(_figures)[kind, name]
+        return _beside(opened, rows.select(*_KEYS, *_FIGURES).collect())
+    return opened.once(_every_label)[i]
+
+
+def _every_label(opened: Opened) -> list[bytes]:
+    """The bytes of all labels."""
+    columns = ("label_kind", "label", *_KEYS, *_FIGURES)
+    rows = opened.store.frame("feature_label").select(columns).with_columns(pl.col("split").cast(pl.Categorical))
+    parts = rows.collect().partition_by("label_kind", "label", as_dict=True, include_key=False)
+    return [_beside(opened, parts[names]) for names in opened.labels.iter_rows()]
+
+
+def _beside(opened: Opened, rows: pl.DataFrame) -> bytes:
+    """The figures of one label in the order of the table of features."""
     order = opened.features.select("feature_id")
-    test = order.join(found.filter(_TESTED), on="feature_id", how="left", maintain_order="left")
-    select = order.join(found.filter(split="select"), on="feature_id", how="left", maintain_order="left")
+    test = order.join(rows.filter(_TESTED), on="feature_id", how="left", maintain_order="left")
+    select = order.join(rows.filter(split="select"), on="feature_id", how="left", maintain_order="left")
     return encode(test.select(_FIGURES).with_columns(auroc_select=select["auroc"]))
 
 
@@ -52,13 +64,6 @@ def _table(opened: Opened) -> bytes:
         found = found.lazy().join(tests.rename(best), on=keys, how="left", maintain_order="left").collect()
     known = [name for name in CATEGORIES if name in found.columns]
     return encode(found.with_columns(pl.col(known).cast(pl.Categorical)))
-
-
-def _figures(opened: Opened) -> dict[tuple[object, ...], pl.DataFrame]:
-    """feature_id, split, auroc and q of every label, by its kind and name."""
-    columns = ("label_kind", "label", *_KEYS, *_FIGURES)
-    rows = opened.store.frame("feature_label").select(columns).with_columns(pl.col("split").cast(pl.Categorical))
-    return rows.collect().partition_by("label_kind", "label", as_dict=True, include_key=False)
 
 
 def _labels(opened: Opened) -> Iterator[tuple[str]]:

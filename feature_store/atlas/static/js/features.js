@@ -49,6 +49,8 @@ export class Features {
       const texts = Array.from({ length: this.n }, (_, i) => column.text(i).toLowerCase());
       const places = new Map([...new Set(texts)].sort().map((text, i) => [text, i]));
       texts.forEach((text, i) => { if (text) keys[i] = places.get(text); });
+    } else if (column?.kind === "f64" || column?.kind === "f32") {
+      keys.set(column.values);
     } else if (column) {
       for (let i = 0; i < this.n; i++) if (column.at(i) !== null) keys[i] = column.values[i];
     }

@@ -15,7 +15,7 @@
 import { h, svg, clear } from "./dom.js";
 import { linear, tickText } from "./axis.js";
 
-const SMOOTH = 150_000;
+const SMOOTH = 50_000;
 const REACH = 10;
 const LEAST_STEP = 4;
 
