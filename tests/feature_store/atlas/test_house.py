@@ -63,3 +63,17 @@ def test_what_the_batch_page_tells_to_expect_is_what_was_measured() -> None:
     assert len(told) == 2
     for effect, null in told:
         assert f"`batch_mixing` rises by +{effect} (the best null: +{null})" in measured
+
+
+def test_the_sheet_of_a_page_changes_no_other_page() -> None:
+    """A class that two pages style would be styled by whichever sheet comes last."""
+    owners: dict[str, set[str]] = {}
+    for path in STATIC.rglob("*.css"):
+        text = re.sub(r"/\*.*?\*/", "", path.read_text(), flags=re.S)
+        for selector in re.findall(r"[^{}@;]+(?=\{)", text):
+            for part in selector.split(","):
+                first = part.strip().split(" ")[0]
+                if path.name != "atlas.css" and not first.startswith(".page-"):
+                    for name in re.findall(r"\.([\w-]+)", first)[:1]:
+                        owners.setdefault(name, set()).add(path.name)
+    assert {name: sheets for name, sheets in owners.items() if len(sheets) > 1} == {}

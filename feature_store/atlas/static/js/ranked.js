@@ -120,7 +120,7 @@ function classOf(id, features) {
 // A bar from `zero` to a value, and a line at another.
 function bar(value, { range: [low, high], zero, mark = null, isSure }) {
   const place = (x) => 1 + ((Math.max(low, Math.min(high, x)) - low) / (high - low || 1)) * (WIDTH - 2);
-  const from = place(zero), root = svg("svg", { class: `bar${isSure ? "" : " unsure"}`, viewBox: `0 0 ${WIDTH} ${HEIGHT}`, width: WIDTH, height: HEIGHT, preserveAspectRatio: "none", "aria-hidden": "true" });
+  const from = place(zero), root = svg("svg", { class: `rank-bar${isSure ? "" : " unsure"}`, viewBox: `0 0 ${WIDTH} ${HEIGHT}`, width: WIDTH, height: HEIGHT, preserveAspectRatio: "none", "aria-hidden": "true" });
   root.append(svg("line", { class: "bar-zero", x1: from, x2: from, y1: 0, y2: HEIGHT }));
   if (isKnown(value)) root.append(svg("rect", { class: "bar-value", x: Math.min(from, place(value)), y: 3, width: Math.abs(place(value) - from), height: HEIGHT - 6, rx: 1 }));
   if (isKnown(mark)) root.append(svg("line", { class: "bar-mark", x1: place(mark), x2: place(mark), y1: 1, y2: HEIGHT - 1 }));
