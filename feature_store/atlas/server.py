@@ -98,7 +98,8 @@ def serve(
     hosts = ("*",) if host in _EVERYWHERE else (host, *LOCAL)
     config = uvicorn.Config(application(store, hosts=hosts), log_level="error", access_log=False, server_header=False)
     with listening:
-        ready(f"http://{'127.0.0.1' if host in _EVERYWHERE else host}:{chosen}")
+        name = "127.0.0.1" if host in _EVERYWHERE else f"[{host}]" if ":" in host else host
+        ready(f"http://{name}:{chosen}")
         uvicorn.Server(config).run(sockets=[listening])
 
 

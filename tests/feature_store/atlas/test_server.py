@@ -16,6 +16,7 @@ import pytest
 from feature_store.atlas import serve
 from feature_store.atlas.columns import decode
 from feature_store.atlas.resources import Resources
+from feature_store.atlas.server import listen
 from feature_store.errors import InputError
 
 if TYPE_CHECKING:
@@ -89,6 +90,27 @@ def test_a_port_that_is_taken_is_named_with_what_to_type(atlas_store: FeatureSto
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match=rf"cannot listen at 127.0.0.1:{port}: .*; name another with --port"):
             serve(atlas_store, port=port)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "0.0.0.0"])
+def test_the_address_that_it_names_is_the_one_that_it_answers_at(
+    atlas_store: FeatureStore, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    # in the process's main thread the server would run until it is interrupted
+    monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: None)
+    try:
+        listening = listen(host, 0)
+    except InputError:
+        pytest.skip(f"this machine has no {host}")
+    said: list[str] = []
+    serve(atlas_store, host=host, listening=listening, ready=lambda address: said.extend((address, connected(address))))
+    assert said[1] == "connected"
+    assert listening.fileno() == -1
+
+
+def connected(address: str) -> str:
+    with socket.create_connection((urlsplit(address).hostname, urlsplit(address).port), timeout=5):
+        return "connected"
 
 
 def test_a_title_from_the_data_is_escaped(
