@@ -419,12 +419,15 @@ def test_a_dead_feature_says_so(open_page):
     assert "It fires in no cell." in page.locator("main").inner_text()
 
 
-def test_an_unknown_feature_says_so(browser, served):
-    page = browser.new_page()
-    page.goto(f"{served}/#/feature/4000")
-    page.wait_for_selector("main[data-ready='error']")
-    assert "no features/4000.json" in page.locator("main").inner_text()
-    page.close()
+@pytest.mark.parametrize("name", ["4000", "-1", "abc", "3.5", ""])
+def test_an_unknown_feature_says_which_there_are(open_page, name):
+    page = open_page(f"#/feature/{name}")
+    assert "they are 0 to 119" in page.locator("[role=alert]").inner_text()
+
+
+def test_without_associations_a_feature_names_their_command(open_page, store_without, serving):
+    page = open_page("#/feature/3", address=serving(store_without("associations", "comparisons", "steering")))
+    assert "scsae associate --store" in page.locator("main .empty").inner_text()
 
 
 def test_what_is_missing_names_its_command(open_page, store_without, serving):

@@ -4,7 +4,7 @@
 import { h, svg, clear, empty, smallTable, count, fixed, fmt, isKnown, later, percent, pvalue, words, DASH } from "../dom.js";
 import { CLASS, QUIET, byCategory, byNumber, colourOf, cssOf, legend, packed, rampLegend } from "../colour.js";
 import { ALPHA, forest, geneBars, violins } from "../charts_feature.js";
-import { columns, json, overview } from "../data.js";
+import { columns, json, NotThere, overview } from "../data.js";
 import { Scatter, viewOf, viewText } from "../scatter.js";
 import { go, href, parse, setParams } from "../state.js";
 
@@ -21,6 +21,11 @@ export const title = ({ id }) => `Feature ${id}`;
 
 export async function show(root, { id, params }) {
   const about = await overview();
+  if (!about.tables.includes("features")) {
+    root.append(h("h1", {}, `Feature ${id}`), empty({ table: "features", command: about.missing.features }));
+    return {};
+  }
+  if (!/^\d+$/.test(id ?? "") || Number(id) >= about.n_features) throw new NotThere(`There is no feature “${id ?? ""}”; they are 0 to ${about.n_features - 1}.`);
   if (about.n_on_map) for (const path of ["cells.cols", `codes/${id}.cols`]) columns(path); // asked for now, read later
   const known = await json(`features/${id}.json`);
   const page = new FeaturePage(root, about, known, params);
