@@ -1,5 +1,6 @@
 // The frame around every page: navigation, theme, and which page is shown.
 
+import { isDark } from "./colour.js";
 import { h, clear } from "./dom.js";
 import { overview, NotThere } from "./data.js";
 import { go, href, onChange, parse } from "./state.js";
@@ -13,16 +14,23 @@ let main = h("main", { id: "main", tabindex: -1 });
 const links = PAGES.map(([name, text]) => h("a", { href: href(name), "data-page": name }, text));
 let shown = null, turn = 0;
 
+// What a browser remembers for next time, if it is allowed to.
+const memory = {
+  get: (name) => { try { return localStorage.getItem(name); } catch { return null; } },
+  set: (name, value) => { try { localStorage.setItem(name, value); } catch { /* for now, then */ } },
+};
+
 function themeSwitch() {
-  const kept = localStorage.getItem("scsae-theme");
+  const kept = memory.get("scsae-theme");
   if (kept) document.documentElement.dataset.theme = kept;
-  const isDark = () => (document.documentElement.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
+  // colours of dots are numbers, which do not follow a style sheet
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => show(parse(), { anew: true }));
   return h("button", {
     type: "button", class: "tool theme", "aria-label": "Switch between light and dark", title: "Light or dark",
     onclick: () => {
       const theme = isDark() ? "light" : "dark";
       document.documentElement.dataset.theme = theme;
-      localStorage.setItem("scsae-theme", theme);
+      memory.set("scsae-theme", theme);
       show(parse(), { anew: true });
     },
   }, "◐");
@@ -47,20 +55,23 @@ async function show(state, { anew = false } = {}) {
     shown?.close?.();
     shown = null;
     // a page of its own element: one that is still being read when its turn is over draws where nobody looks
-    const fresh = h("main", { id: "main", tabindex: -1, class: `page page-${state.page}` });
+    const fresh = h("main", { id: "main", tabindex: -1, class: `page page-${state.page}`, "aria-busy": "true" });
     main.replaceWith(fresh);
     main = fresh;
+    if (own > 1 && !anew) { fresh.focus({ preventScroll: true }); scrollTo(0, 0); }
     document.title = `${page.title(state)} · ${root.dataset.title} · scsae atlas`;
     // careful: whoever goes on before this is done must find something to close
     const made = { key };
     shown = made;
     Object.assign(made, await page.show(fresh, state));
     if (shown !== made) made.close?.();
+    fresh.removeAttribute("aria-busy");
     fresh.dataset.ready = key;
   } catch (error) {
     if (own !== turn) return;
     shown?.close?.();
     shown = null;
+    main.removeAttribute("aria-busy");
     main.dataset.ready = "error";
     clear(main, h("div", { class: "empty", role: "alert" }, h("p", {}, error.message), h("p", {}, h("a", { href: href("atlas") }, "Back to the atlas"))));
     if (!(error instanceof NotThere)) throw error;
