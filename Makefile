@@ -1,14 +1,15 @@
 # make demo: the whole job on real cells.  make test: the suite.  make lint: style, types, directions.
+# make test-whole: the demo's answers and a run that is killed again and again, minutes each.  make test-slow: these and all.
 # Each makes .venv on its first call, with the versions of constraints.txt.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint format clean help
+.PHONY: demo test test-whole test-slow lint format clean help
 
 help:
-	@sed -n '1,2p' Makefile
+	@sed -n '1,3p' Makefile
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -22,6 +23,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+test-whole: $(STAMP)
+	$(BIN)/python -m pytest -m 'not gpu' tests/e2e/test_demo.py tests/e2e/test_kill.py
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m 'slow and not gpu'

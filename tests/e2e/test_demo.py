@@ -21,7 +21,7 @@ from feature_store import FeatureStore
 from feature_store.layout import Layout
 from pipelines.verify import verify_run
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 B_GENES = {"CD79A", "MS4A1", "CD74", "CD79B"}
 STAGES = ["activations", "saes", "codes", "associations", "steering"]
@@ -204,8 +204,8 @@ def test_the_last_line_names_the_command_that_opens_the_atlas_of_what_was_made(d
         said = served.stderr.read()
     assert atlas["runs"]["associations"] == Layout(place.store).latest("associations").run
     assert atlas["n_features"] == 1024
-    assert {"umap", "feature_umap", "feature_neighbour", "steering_map"} <= set(atlas["tables"])
-    assert said.count("making the map of") == 3
+    assert {"umap", "feature_umap", "feature_neighbour", "profile_umap", "steering_map"} <= set(atlas["tables"])
+    assert said.count("making the map of") == 4
 
 
 def test_the_second_run_recomputes_nothing_and_says_so(again, place):

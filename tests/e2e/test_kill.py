@@ -20,7 +20,7 @@ import pytest
 from feature_store import commit
 from feature_store.layout import Layout
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 KINDS = {"actor": "ray::ShardActor", "raylet": "raylet/raylet", "head": "gcs_server", "driver": "pipelines.cli"}
 LOST_WORDS = (
