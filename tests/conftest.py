@@ -1,9 +1,13 @@
-"""Shape checks for the mathematics, the folder of real data, a tiny data set and checkpoint, a small Ray session."""
+"""Shape checks for the mathematics, the folder of real data, a tiny data set and checkpoint, a small Ray session, and a
+browser with an atlas to look at.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +16,12 @@ import pytest
 from jaxtyping import install_import_hook
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     import anndata
+    from playwright.sync_api import Browser
+
+    from feature_store import FeatureStore
 
 # has to run before anything imports sae_core: its signatures are then checked at every call
 install_import_hook("sae_core", "beartype.beartype")
@@ -96,3 +105,45 @@ def tiny_model(tmp_path_factory) -> Path:
     (folder / "args.json").write_text(json.dumps(ARGS))
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
     return folder
+
+
+@pytest.fixture(scope="session")
+def serving() -> Callable[[FeatureStore], str]:
+    """Serve a store on a free local port; its address."""
+
+    def start(store: FeatureStore) -> str:
+        from feature_store.atlas import serve
+
+        said: list[str] = []
+        answers = threading.Event()
+
+        def ready(address: str) -> None:
+            said.append(address)
+            answers.set()
+
+        threading.Thread(target=serve, args=(store,), kwargs={"port": 0, "ready": ready}, daemon=True).start()
+        assert answers.wait(30)
+        return said[0]
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Debian's Chromium, headless. Skipped where there is none, but never in continuous integration.
+
+    One a module: while it is there an event loop of Playwright's runs, in which other tests could not run theirs.
+    """
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        if os.environ.get("CI"):
+            pytest.fail("no Chromium to test the atlas in; install it: apt-get install chromium")
+        pytest.skip("no Chromium is installed, which the pages of the atlas are tested in")
+    from playwright.sync_api import sync_playwright
+
+    quiet = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    arguments = [*quiet.split(), "--disable-component-update", "--disable-sync"]
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=found, args=arguments)
+        yield started
+        started.close()

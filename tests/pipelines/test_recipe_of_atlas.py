@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import shutil
-import threading
 from typing import TYPE_CHECKING
 
 import polars as pl
 import pytest
 
 from feature_store import FeatureStore
-from feature_store.atlas import serve
 from feature_store.layout import Layout
 from pipelines.config import SteerOptions, check, load_recipe
 from pipelines.steering.asked import Asked
@@ -24,33 +20,15 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 N_CHOSEN = 6
-QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
 
 
 @pytest.fixture
-def page(chain) -> Iterator[Page]:
+def page(chain, browser, serving) -> Iterator[Page]:
     """A browser at the atlas of the chain's store."""
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        if os.environ.get("CI"):
-            pytest.fail("no Chromium to download a recipe with; install it: apt-get install chromium")
-        pytest.skip("no Chromium is installed, which a recipe is downloaded with")
-    from playwright.sync_api import sync_playwright
-
-    said: list[str] = []
-    answers = threading.Event()
-
-    def ready(address: str) -> None:
-        said.append(address)
-        answers.set()
-
-    store = FeatureStore.open(chain.store)
-    threading.Thread(target=serve, args=(store,), kwargs={"port": 0, "ready": ready}, daemon=True).start()
-    assert answers.wait(30)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=QUIET.split())
-        yield browser.new_page(base_url=said[0], viewport={"width": 1280, "height": 800})
-        browser.close()
+    with browser.new_context(
+        base_url=serving(FeatureStore.open(chain.store)), viewport={"width": 1280, "height": 800}
+    ) as context:
+        yield context.new_page()
 
 
 def strongest(store: Path) -> tuple[float, list[int]]:

@@ -1,13 +1,11 @@
-"""A planted store with every table and hostile names, its atlas on a local port, and a browser that fails a test for
-anything its console says.
+"""A planted store with every table and hostile names, its atlas on a local port, and pages that fail a test for
+anything their console says.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import threading
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,7 +16,6 @@ import pytest
 from scipy import sparse
 
 from feature_store import FeatureStore, commit, schemas
-from feature_store.atlas import serve
 from feature_store.codes import CodesRun, TokenCodes
 from feature_store.layout import Layout
 
@@ -496,46 +493,9 @@ def store_without(atlas_root: Path, tmp_path: Path) -> Callable[..., FeatureStor
 
 
 @pytest.fixture(scope="session")
-def serving() -> Callable[[FeatureStore], str]:
-    """Serve a store on a free local port; its address."""
-
-    def start(store: FeatureStore) -> str:
-        said: list[str] = []
-        answers = threading.Event()
-
-        def ready(address: str) -> None:
-            said.append(address)
-            answers.set()
-
-        threading.Thread(target=serve, args=(store,), kwargs={"port": 0, "ready": ready}, daemon=True).start()
-        assert answers.wait(30)
-        return said[0]
-
-    return start
-
-
-@pytest.fixture(scope="session")
 def served(atlas_store: FeatureStore, serving: Callable[[FeatureStore], str]) -> str:
     """Address of the planted store's atlas."""
     return serving(atlas_store)
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """Debian's Chromium, headless. Skipped where there is none, but never in continuous integration."""
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        if os.environ.get("CI"):
-            pytest.fail("no Chromium to test the atlas in; install it: apt-get install chromium")
-        pytest.skip("no Chromium is installed, which the pages of the atlas are tested in")
-    from playwright.sync_api import sync_playwright
-
-    quiet = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    arguments = [*quiet.split(), "--disable-component-update", "--disable-sync"]
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=found, args=arguments)
-        yield started
-        started.close()
 
 
 def until(page: Page, expression: str, *, arg: Any = None, timeout: float = 15_000) -> None:
