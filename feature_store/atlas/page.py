@@ -13,6 +13,7 @@ POLICY_IN_PAGE = (
     "base-uri 'none'; form-action 'none'"
 )
 """What a static host is not asked to send as a header."""
+SHARED = ("dom", "state", "data", "colour", "axis", "scatter", "table", "features")
 
 
 def title_of(store: FeatureStore) -> str:
@@ -22,7 +23,13 @@ def title_of(store: FeatureStore) -> str:
 
 def index_html(store: FeatureStore) -> bytes:
     """The page of a store; all names in it are escaped."""
-    return _template().render(title=title_of(store), policy=POLICY_IN_PAGE).encode()
+    return _template().render(title=title_of(store), policy=POLICY_IN_PAGE, shared=_shared()).encode()
+
+
+@cache
+def _shared() -> list[str]:
+    """The scripts that most pages need: named in the page, they come at once and not one after the other."""
+    return [f"static/js/{name}.js" for name in SHARED]
 
 
 @cache

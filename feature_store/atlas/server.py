@@ -12,13 +12,14 @@ from collections.abc import Callable, Sequence
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
-from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from feature_store.atlas.page import POLICY_IN_PAGE, STATIC, index_html
 from feature_store.atlas.resources import Resources
@@ -66,16 +67,25 @@ def application(store: FeatureStore, *, hosts: Sequence[str] = LOCAL) -> Starlet
             Mount("/static", StaticFiles(directory=str(STATIC))),
         ],
         middleware=[
-            Middleware(BaseHTTPMiddleware, dispatch=_with_headers),
+            Middleware(_Headers),
             Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts)),
         ],
     )
 
 
-async def _with_headers(request: Request, answer: RequestResponseEndpoint) -> Response:
-    response = await answer(request)
-    response.headers.update(_HEADERS)
-    return response
+class _Headers:
+    """Send what every answer carries. As plain ASGI: Starlette's base class for this takes as long as the answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sent(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(_HEADERS)
+            await send(message)
+
+        await self.app(scope, receive, sent)
 
 
 def serve(

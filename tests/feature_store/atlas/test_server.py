@@ -154,7 +154,9 @@ def test_every_resource_that_is_listed_is_there_whatever_the_store_lacks(
     resources = Resources(store_without(*LESS[less]))
     paths = list(resources.paths())
     assert len(paths) == len(set(paths)) > 9
-    for path in paths:
+    every = [list(route.paths(resources.opened)) for route in resources.routes]
+    # of many of a kind the first, one in ten, and the last: in the planted store the last feature is dead
+    for path in [path for kind in every for path in (*kind[: -1 : 1 if len(kind) < 20 else 10], *kind[-1:])]:
         found = resources.get(path)
         assert found is not None, path
         if path.endswith(".json"):
