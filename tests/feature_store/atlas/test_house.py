@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import feature_store.atlas
-from feature_store.atlas.page import STATIC
+from feature_store.atlas.page import SHARED, STATIC
 
 ATLAS = Path(feature_store.atlas.__file__).parent
 BYTES = {"activations", "codes", "commit", "files", "ingest", "layout", "lineage", "matrices", "objects", "tables"}
@@ -54,6 +54,10 @@ def test_scripts_import_one_another_only() -> None:
         for name in re.findall(r"""(?:^import .*|import\()["']([^"'\n]+)["']""", path.read_text(), flags=re.M):
             assert name.startswith("."), (path.name, name)
             assert (path.parent / name).is_file(), (path.name, name)
+
+
+def test_the_scripts_that_the_page_names_first_are_there() -> None:
+    assert all((STATIC / "js" / f"{name}.js").is_file() for name in SHARED)
 
 
 def test_what_the_batch_page_tells_to_expect_is_what_was_measured() -> None:
