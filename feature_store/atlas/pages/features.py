@@ -12,9 +12,9 @@ from feature_store.atlas.opened import Opened, place
 from feature_store.atlas.resources import Route
 
 CATEGORIES = ("class", "top_label", "top_label_kind", "context_kind")
-MOST_KEPT = 20_000_000
-"""Rows of labels that are kept in memory, at most: a colour that changes within a tenth of a second has no time to read
-100,000 features of 40 labels (.25 s); they take 200 MB. Of more, each label is read when it is asked for."""
+MOST_KEPT = 8_000_000
+"""Features times labels whose figures are kept in memory, at most (200 MB): a colour that changes within a tenth of a
+second has no time to read 100,000 features of 40 labels (.25 s). Of more, each label is read when it is asked for."""
 _KEYS, _FIGURES = ("feature_id", "split"), ("auroc", "q")
 _TESTED = pl.col("split") == "test"
 
@@ -41,7 +41,8 @@ def label_effects(opened: Opened, label: str) -> bytes:
 def _every_label(opened: Opened) -> list[bytes]:
     """The bytes of all labels."""
     columns = ("label_kind", "label", *_KEYS, *_FIGURES)
-    rows = opened.store.frame("feature_label").select(columns).with_columns(pl.col("split").cast(pl.Categorical))
+    texts = pl.col("label_kind", "label", "split").cast(pl.Categorical)
+    rows = opened.store.frame("feature_label").select(columns).with_columns(texts)
     parts = rows.collect().partition_by("label_kind", "label", as_dict=True, include_key=False)
     return [_beside(opened, parts[names]) for names in opened.labels.iter_rows()]
 
