@@ -1,5 +1,5 @@
 # make demo: the whole job on real cells.  make test: the suite.  make lint: style, types, directions.
-# make test-whole: the demo's answers and a run that is killed again and again, minutes each.  make test-slow: these and all.
+# make test-whole: the demo's answers, a run killed again and again, a submitted job; minutes each.  make test-slow: all slow ones.
 # Each makes .venv on its first call, with the versions of constraints.txt.
 PYTHON ?= python3
 VENV ?= .venv
@@ -25,7 +25,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest
 
 test-whole: $(STAMP)
-	$(BIN)/python -m pytest -m 'not gpu' tests/e2e/test_demo.py tests/e2e/test_kill.py
+	$(BIN)/python -m pytest -m 'not gpu' tests/e2e/test_demo.py tests/e2e/test_kill.py tests/e2e/test_submit.py
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m 'slow and not gpu'

@@ -23,7 +23,7 @@ import pytest
 
 from feature_store.layout import Layout
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 LIST_JOBS = """
 import sys
