@@ -199,7 +199,7 @@ def measure(browser: Browser, store: FeatureStore, n_labels: int) -> Iterator[tu
     densities = ["0.001~0.01", "", "0.01~0.1", "0~0.001"]
     yield "filter by density", changes(page, "density", "change", densities * (REPEATS // 4))
     genes = [f"GENE{37 * i}" for i in range(REPEATS)]
-    yield "filter by text (60 ms of it wait for the next letter)", changes(page, "q", "input", genes)
+    yield "filter by text (30 ms of it wait for the next letter)", changes(page, "q", "input", genes)
     features = (5, 77, 501)
     yield "load a feature", [loaded(f"#/feature/{feature}", DOTS)[1] for feature in features]
     page, _ = loaded("#/feature/9", DOTS)

@@ -41,7 +41,7 @@ class Atlas {
     Object.assign(this, { about, features, params: {}, paints: new Map(), filtered: null });
     this.classes = features.column("class");
     const asked = (key, name, options, also = {}) => h("label", {}, name, h("select", { name: key, onchange: (event) => this.ask({ ...also, [key]: event.target.value }) }, options.map(([value, text]) => h("option", { value }, text))));
-    this.text = h("input", { type: "search", name: "q", placeholder: "gene, label, id …", "aria-label": "Filter features by gene, label or id", size: 18, oninput: later((event) => this.ask({ q: event.target.value }, { replace: true }), 60) });
+    this.text = h("input", { type: "search", name: "q", placeholder: "gene, label, id …", "aria-label": "Filter features by gene, label or id", size: 18, oninput: later((event) => this.ask({ q: event.target.value }, { replace: true }), 30) });
     this.colourBy = h("label", {}, "Colour", h("select", { name: "color", onchange: (event) => this.ask({ color: event.target.value }) },
       h("option", { value: "class" }, "class"), h("option", { value: "label" }, "best label"),
       Object.entries(NUMBERS).filter(([key]) => features.has(key)).map(([key, { text }]) => h("option", { value: key }, text)),
