@@ -8,6 +8,7 @@
 //   plot.order(indices)            who is drawn, in this order (the last lies on top); null: all, as they come
 //   plot.mark(indices)             rings around these
 //   plot.view = {x, y, zoom}       null: all dots fit;   plot.polygon = [[x, y], ...] or null: the lasso
+//   plot.lines = [{axis: "x" | "y", at}]   guides across the axes
 //   plot.inside(polygon)           indices of the visible dots within
 //   plot.close()
 // `equal`: one unit is as long in x as in y (a map); else each axis fits by itself, and `axes` names them.
@@ -105,7 +106,8 @@ export class Scatter {
     const pixels = new Uint32Array(this.image.data.buffer);
     pixels.fill(0);
     const shown = this.visible ? countOnes(this.visible) : this.n;
-    this.radius = Math.max(1, Math.min(6, 110 / Math.sqrt(shown + 300) * Math.sqrt(places.zoom) ** 0.5)) ;
+    // dots shrink as they get many, and grow slowly as one comes near
+    this.radius = Math.max(1, Math.min(6, (110 / Math.sqrt(shown + 300)) * places.zoom ** 0.25));
     const radius = this.radius * density;
     const clip = this.axes ? { x0: this.margin.left * density, x1: width - this.margin.right * density, y0: this.margin.top * density, y1: height - this.margin.bottom * density } : { x0: 0, x1: width, y0: 0, y1: height };
     const stamp = shown <= SMOOTH ? smoothStamp(radius) : plainStamp(radius);
