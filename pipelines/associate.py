@@ -14,7 +14,6 @@ from typing import Any
 
 import polars as pl
 
-from feature_store import commit, ingest, schemas
 from feature_store.associations import (
     CellInputs,
     FeatureRange,
@@ -26,16 +25,18 @@ from feature_store.associations import (
     measure,
     token_statistics,
 )
+from feature_store.associations.gene_sets import GeneSets, canonical_immune, read_gmt
+from feature_store.cells import ingest
+from feature_store.cells.expression import ExpressionReader, plan_expression, write_part
 from feature_store.codes import CodesRun, load_feature_codes, load_statistics
-from feature_store.expression import ExpressionReader, plan_expression, write_part
-from feature_store.genesets import GeneSets, canonical_immune, read_gmt
-from feature_store.layout import ASSOCIATION_TABLES, Layout, as_path, run_id
-from pipelines.cluster import one_ray_session
+from feature_store.storage import commit, schemas
+from feature_store.storage.layout import ASSOCIATION_TABLES, Layout, as_path, run_id
 from pipelines.config import ActorOptions, AssociateOptions, EncodeOptions, parse_size
 from pipelines.encode import encode
 from pipelines.inputs import recalled_genes, recalled_source
-from pipelines.shards import do_shards
-from pipelines.stage import FORMAT_VERSION, Clock, StageResult, parent_run
+from pipelines.runtime.actor_pool import do_shards
+from pipelines.runtime.cluster import one_ray_session
+from pipelines.runtime.stage import FORMAT_VERSION, Clock, StageResult, parent_run
 
 EXPRESSION, MEASURED = "expression", "measured"
 

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from feature_store import FeatureStore
-from feature_store.files import is_local
-from feature_store.layout import MANIFEST, Layout
+from feature_store.storage.filesystem import is_local
+from feature_store.storage.layout import MANIFEST, Layout
 from pipelines.errors import ON_PURPOSE
-from pipelines.output import console
-from pipelines.progress import Ticker, stderr_console, ticking
-from pipelines.report import open_store
-from pipelines.stage import Clock
+from pipelines.runtime.output import console
+from pipelines.runtime.progress import Ticker, stderr_console, ticking
+from pipelines.runtime.reports import open_store
+from pipelines.runtime.stage import Clock
 
 ONLY_HERE = ("127.0.0.1", "localhost", "::1")
 
@@ -110,9 +110,9 @@ def prepare_atlas(store: FeatureStore) -> FeatureStore:
 
 def missing_maps(store: FeatureStore) -> Iterator[Missing]:
     """The maps that a store could have and has not."""
-    from feature_store.feature_map import has_feature_map
-    from feature_store.profile_map import has_profile_map
-    from feature_store.steering_map import has_embeddings
+    from feature_store.maps.features import has_feature_map
+    from feature_store.maps.label_profiles import has_profile_map
+    from feature_store.maps.steered_cells import has_embeddings
 
     layout, lineage = store.layout, store.lineage
     if (codes := lineage.codes) is not None and "umap" not in store.tables():
@@ -127,25 +127,25 @@ def missing_maps(store: FeatureStore) -> Iterator[Missing]:
 
 
 def _map_cells(layout: Layout, codes: str) -> object:
-    from feature_store.umap import cell_umap
+    from feature_store.maps.cells import cell_umap
 
     return cell_umap(layout, codes)
 
 
 def _map_features(layout: Layout, sae: str) -> object:
-    from feature_store.feature_map import feature_map
+    from feature_store.maps.features import feature_map
     from pipelines.match import decoder_rows
 
     return feature_map(layout, sae, lambda: decoder_rows(layout.saes_dir(sae)))
 
 
 def _map_profiles(layout: Layout, associations: str) -> object:
-    from feature_store.profile_map import profile_map
+    from feature_store.maps.label_profiles import profile_map
 
     return profile_map(layout, associations)
 
 
 def _map_steering(layout: Layout, run: str) -> object:
-    from feature_store.steering_map import steering_map
+    from feature_store.maps.steered_cells import steering_map
 
     return steering_map(layout, run)

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from feature_store import commit, ingest
-from feature_store.activations import ActivationReader
-from feature_store.genesets import canonical_immune, read_gmt
-from feature_store.layout import PLAN, SUMMARY, Layout, RunInfo, run_id
-from feature_store.lineage import control_of
-from feature_store.stream import sample_tokens
-from pipelines.cluster import one_ray_session
+from feature_store.activations.parts import ActivationReader
+from feature_store.activations.stream import sample_tokens
+from feature_store.associations.gene_sets import canonical_immune, read_gmt
+from feature_store.cells import ingest
+from feature_store.query.runs import control_of
+from feature_store.storage import commit
+from feature_store.storage.layout import PLAN, SUMMARY, Layout, RunInfo, run_id
 from pipelines.config import (
     ActorOptions,
     AssociateOptions,
@@ -34,10 +34,11 @@ from pipelines.config import (
     TrainOptions,
 )
 from pipelines.errors import UsageError
-from pipelines.fitting import JUDGED_ON, SAE_FILES, commit_sae, held_out, judged, select_probe, test_batches
 from pipelines.inputs import SOURCE_FILE, model_place
-from pipelines.progress import ticking
-from pipelines.stage import FORMAT_VERSION, RANDOM_MODEL, Clock, StageResult, parent_run
+from pipelines.runtime.cluster import one_ray_session
+from pipelines.runtime.progress import ticking
+from pipelines.runtime.stage import FORMAT_VERSION, RANDOM_MODEL, Clock, StageResult, parent_run
+from pipelines.training_loop import JUDGED_ON, SAE_FILES, commit_sae, held_out, judged, select_probe, test_batches
 
 Plan = dict[str, Any]
 

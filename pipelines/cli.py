@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from feature_store.errors import StoreError
-from feature_store.layout import as_path
+from feature_store.storage.layout import as_path
 from pipelines.config import (
     DEFAULT_STORE,
     AssociateOptions,
@@ -31,10 +31,10 @@ from pipelines.config import (
 )
 from pipelines.errors import ON_PURPOSE, exit_code, root_cause
 from pipelines.plot import KINDS
-from pipelines.progress import stderr_console
+from pipelines.runtime.progress import stderr_console
 
 if TYPE_CHECKING:
-    from pipelines.output import Destination
+    from pipelines.runtime.output import Destination
 
 HOST, PORT = "127.0.0.1", 8300
 """Where the atlas is served unless another address is named."""
@@ -138,7 +138,7 @@ def stage_command(cls: type[Options], *, argument: str | None = None) -> Callabl
 
 
 def _destination(form: Format | None, output: Path | None) -> "Destination":
-    from pipelines.output import Destination
+    from pipelines.runtime.output import Destination
 
     return Destination.choose(form, output)
 
@@ -177,7 +177,7 @@ def _cli_type(annotation: Any) -> Any:
 def extract_command(options: ExtractOptions, store: Path, address: str | None) -> None:
     """See ExtractOptions."""
     from pipelines.extract import extract
-    from pipelines.report import print_results
+    from pipelines.runtime.reports import print_results
 
     print_results(extract(options, store, address=address), store)
 
@@ -185,7 +185,7 @@ def extract_command(options: ExtractOptions, store: Path, address: str | None) -
 @stage_command(TrainOptions)
 def train_command(options: TrainOptions, store: Path, address: str | None) -> None:
     """See TrainOptions."""
-    from pipelines.report import print_results
+    from pipelines.runtime.reports import print_results
     from pipelines.train import train_all
 
     print_results(train_all(options, store, address=address), store)
@@ -195,7 +195,7 @@ def train_command(options: TrainOptions, store: Path, address: str | None) -> No
 def encode_command(options: EncodeOptions, store: Path, address: str | None) -> None:
     """See EncodeOptions."""
     from pipelines.encode import encode
-    from pipelines.report import print_results
+    from pipelines.runtime.reports import print_results
 
     print_results([encode(options, store, address=address)], store)
 
@@ -204,7 +204,7 @@ def encode_command(options: EncodeOptions, store: Path, address: str | None) -> 
 def associate_command(options: AssociateOptions, store: Path, address: str | None, to: "Destination") -> None:
     """See AssociateOptions."""
     from pipelines.associate import associate_all
-    from pipelines.report import print_excess, print_results, results_frame
+    from pipelines.runtime.reports import print_excess, print_results, results_frame
 
     results = associate_all(options, store, address=address)
     if not to.for_people:
@@ -218,7 +218,7 @@ def associate_command(options: AssociateOptions, store: Path, address: str | Non
 def match_command(options: MatchOptions, store: Path) -> None:
     """See MatchOptions."""
     from pipelines.match import match
-    from pipelines.report import print_results
+    from pipelines.runtime.reports import print_results
 
     print_results(match(options, store), store)
 
@@ -228,7 +228,7 @@ def baseline_command(options: BaselineOptions, store: Path, address: str | None)
     """See BaselineOptions."""
     from pipelines.baseline import baseline
     from pipelines.compare import compare_with_baselines
-    from pipelines.report import print_comparison, print_made
+    from pipelines.runtime.reports import print_comparison, print_made
 
     print_made(baseline(options, store, address=address))
     print_comparison(compare_with_baselines(store, options.run))
@@ -243,7 +243,7 @@ def compare(
 ) -> None:
     """What an SAE has above its baselines, target by target; needs `scsae baseline`."""
     from pipelines.compare import compare_with_baselines
-    from pipelines.report import print_comparison
+    from pipelines.runtime.reports import print_comparison
 
     to = _destination(form, output)
     found = compare_with_baselines(store, run)
@@ -256,8 +256,8 @@ def compare(
 @stage_command(SteerOptions)
 def steer_command(options: SteerOptions, store: Path, address: str | None) -> None:
     """See SteerOptions."""
-    from pipelines.report import print_results, print_steering
-    from pipelines.steering.stage import steer
+    from pipelines.runtime.reports import print_results, print_steering
+    from pipelines.steering.run import steer
 
     result = steer(options, store, address=address)
     print_results([result], store)
@@ -271,8 +271,8 @@ def run(
     address: Address = None,
 ) -> None:
     """Run the stages of a recipe in order; resumed by running it again."""
-    from pipelines.recipes.run import run_recipe
-    from pipelines.report import print_results
+    from pipelines.recipe import run_recipe
+    from pipelines.runtime.reports import print_results
 
     checked = load_recipe(recipe)
     target = store or as_path(checked.store or DEFAULT_STORE)
@@ -290,7 +290,7 @@ def submit(
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Print the job's id instead of following it.")] = False,
 ) -> None:
     """Run a recipe as a Ray job: the log is followed and the job's outcome is the exit code."""
-    from pipelines.submit import submit_recipe
+    from pipelines.runtime.job_submission import submit_recipe
 
     raise typer.Exit(submit_recipe(recipe, store=store, address=address, env=env or (), wait=not no_wait))
 
@@ -304,7 +304,7 @@ def demo(
     cell_type: Annotated[str | None, typer.Option("--cell-type", help="With --data: obs column of the type.")] = None,
 ) -> None:
     """The whole job on real cells with the mini model, a summary and where to look next."""
-    from pipelines.recipes.demo import run_demo
+    from pipelines.demo import run_demo
 
     run_demo(store, data=data, donor=donor, batch=batch, cell_type=cell_type)
 
@@ -316,7 +316,7 @@ def inspect_command(
     matrix: Annotated[str | None, typer.Option("--matrix", help=DataOptions.model_fields["matrix"].description)] = None,
 ) -> None:
     """Genes matched, counts or not, tokens per cell, bytes and time expected; writes nothing."""
-    from pipelines.report import inspect_data, print_facts
+    from pipelines.runtime.reports import inspect_data, print_facts
 
     values = {"data": data, "model": model, "matrix": matrix}
     print_facts(inspect_data(check(DataOptions, values, "scsae inspect")))
@@ -331,7 +331,7 @@ def sql(
     output: Output = None,
 ) -> None:
     """Ask the store in SQL: cells, codes, features, feature_label, feature_gene, feature_geneset, ..."""
-    from pipelines.report import ask, open_store
+    from pipelines.runtime.reports import ask, open_store
 
     to = _destination(form, output)
     to.write(ask(open_store(store, run), query))
@@ -356,7 +356,7 @@ def features(
     output: Output = None,
 ) -> None:
     """The everyday look-ups without SQL."""
-    from pipelines.report import Lookup, open_store, write_lookup
+    from pipelines.runtime.reports import Lookup, open_store, write_lookup
 
     asked = Lookup(gene=gene, label=label, gene_set=gene_set, cell=cell, kind=kind, n=n)
     to = _destination(form, output)
@@ -468,9 +468,9 @@ def promote(
 
     Test cells are for reporting: promoting by them again and again selects on them and flatters the champion.
     """
-    from feature_store.layout import Layout
+    from feature_store.storage.layout import Layout
     from pipelines.models import promotion_facts
-    from pipelines.report import print_facts
+    from pipelines.runtime.reports import print_facts
     from pipelines.tracking import Tracking
     from pipelines.tracking import promote as move
 

@@ -1,5 +1,5 @@
 """The comparison of an SAE with its baselines: which runs belong together, and the tables `comparison` and
-`representation` of them (`feature_store.comparison` has the statistics).
+`representation` of them (`feature_store.associations.comparison` has the statistics).
 
 A baseline of an SAE reads the same cells in the same way (data set, pooling, level, fused or stored), stands in tables
 about the same gene sets, and was fitted to the same activations at the same k; a random model's SAE has the same
@@ -14,15 +14,16 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from feature_store import FeatureStore, commit
-from feature_store.comparison import Representation, compare, describe, summarise
+from feature_store import FeatureStore
+from feature_store.associations.comparison import Representation, compare, describe, summarise
 from feature_store.errors import NotFoundError
-from feature_store.layout import SUMMARY, Layout, run_id
-from feature_store.lineage import control_of
+from feature_store.query.runs import control_of
+from feature_store.storage import commit
+from feature_store.storage.layout import SUMMARY, Layout, run_id
 from pipelines.baseline import Reference
 from pipelines.errors import UsageError
-from pipelines.progress import ticking
-from pipelines.stage import FORMAT_VERSION, parent_run
+from pipelines.runtime.progress import ticking
+from pipelines.runtime.stage import FORMAT_VERSION, parent_run
 
 SAE = "sae"
 """Name of the SAE among its representations."""

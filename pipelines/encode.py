@@ -15,11 +15,12 @@ from typing import Any, Protocol
 import numpy as np
 from scipy import sparse
 
-from feature_store import commit, files, ingest
-from feature_store.activations import ROW_GROUP_ROWS, ActivationBlock, ActivationReader, to_stored
+from feature_store.activations.parts import ROW_GROUP_ROWS, ActivationBlock, ActivationReader, to_stored
+from feature_store.cells import ingest
+from feature_store.cells.splits import SplitConfig
 from feature_store.codes import ByFeature, CodesRun, TokenCodes
-from feature_store.layout import Layout, as_path, run_id
-from feature_store.splits import SplitConfig
+from feature_store.storage import commit, filesystem
+from feature_store.storage.layout import Layout, as_path, run_id
 from pipelines.config import ActorOptions, EncodeOptions
 from pipelines.forward import Forward, ForwardJob, cells_per_shard, out_of_memory_fact, rate
 from pipelines.inputs import (
@@ -31,9 +32,9 @@ from pipelines.inputs import (
     remember_genes,
     remember_source,
 )
-from pipelines.progress import patiently
-from pipelines.shards import do_shards
-from pipelines.stage import FORMAT_VERSION, Clock, StageResult, parent_run
+from pipelines.runtime.actor_pool import do_shards
+from pipelines.runtime.progress import patiently
+from pipelines.runtime.stage import FORMAT_VERSION, Clock, StageResult, parent_run
 
 CODE_BYTES = 8
 """Bytes of one nonzero of a token's code in memory: its value and its feature."""
@@ -153,7 +154,7 @@ class Encoder:
         self.activations: Activations = (
             FreshActivations(job.source) if isinstance(job.source, FusedJob) else StoredActivations(job.source)
         )
-        with files.local_folder(as_path(job.sae)) as folder:
+        with filesystem.local_folder(as_path(job.sae)) as folder:
             self.sae = load_sae(folder, device=job.device)
         self.device = job.device
         self.codes = CodesRun.open(job.codes)

@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from feature_store import commit, ingest
-from feature_store.activations import ActivationWriter
-from feature_store.layout import Layout, run_id
-from feature_store.splits import SplitConfig
+from feature_store.activations.parts import ActivationWriter
+from feature_store.cells import ingest
+from feature_store.cells.splits import SplitConfig
+from feature_store.storage import commit
+from feature_store.storage.layout import Layout, run_id
 from pipelines.config import ExtractOptions
 from pipelines.errors import UsageError
 from pipelines.forward import Forward, ForwardJob, cells_per_shard, out_of_memory_fact, rate
 from pipelines.inputs import Opened, open_inputs, parse_sites, place_of_model, remember_model, remember_source
-from pipelines.shards import do_shards
-from pipelines.stage import FORMAT_VERSION, RANDOM_MODEL, Clock, StageResult
+from pipelines.runtime.actor_pool import do_shards
+from pipelines.runtime.stage import FORMAT_VERSION, RANDOM_MODEL, Clock, StageResult
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from feature_store import ingest
+from feature_store.cells import ingest
 from pipelines.config import ForwardOptions, parse_size
 from pipelines.errors import RunFailedError
 

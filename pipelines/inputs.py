@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import polars as pl
 
-from feature_store import commit, files, ingest
+from feature_store.cells import ingest
 from feature_store.codes import CodesRun
-from feature_store.layout import Layout
+from feature_store.storage import commit, filesystem
+from feature_store.storage.layout import Layout
 from pipelines.config import DataOptions
 from pipelines.errors import UsageError
 from pipelines.forward import autocast_of
-from pipelines.progress import patiently
-from pipelines.stage import Clock
+from pipelines.runtime.progress import patiently
+from pipelines.runtime.stage import Clock
 
 if TYPE_CHECKING:
     from sae_core.scfm import Coverage, FoundationModel, GeneMatch, Site
@@ -98,7 +99,7 @@ def remember_model(run: commit.Run, options: DataOptions, opened: Opened) -> Non
         precision=options.precision,
         digest=opened.model.digest,
     )
-    files.replace_text(run.path / MODEL_FILE, json.dumps(place._asdict(), indent=1))
+    filesystem.replace_text(run.path / MODEL_FILE, json.dumps(place._asdict(), indent=1))
     remember_genes(run.path, opened, run.plan_sha)
 
 
@@ -144,7 +145,7 @@ def remember_source(layout: Layout, dataset: str, source: ingest.Source) -> None
         "matrix": source.matrix,
         "digest": _one_or_all(source.digests),
     }
-    files.replace_text(layout.cells_dir(dataset) / SOURCE_FILE, json.dumps(where, indent=1))
+    filesystem.replace_text(layout.cells_dir(dataset) / SOURCE_FILE, json.dumps(where, indent=1))
 
 
 def place_of_model(model: str) -> str:

@@ -3,7 +3,7 @@
 Autoencoders of one space (the same model and site, thus the same width) are compared by the directions of their decoder
 rows, whatever cells they were trained on; all others by their codes of the same cells, `select` cells to choose the
 pairs and `test` cells to report them. A pair of autoencoders is one run with the matches of both sides, so it is the
-same run from whichever side it is asked for. See `feature_store.matching`.
+same run from whichever side it is asked for. See `feature_store.associations.matching`.
 
 Two of the same --seed start from the same directions, and it is said, as what is left of them passes for agreement:
 after training on other donors of the same data, 47 % of the features were found again from the same start and 19 % from
@@ -20,17 +20,18 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from feature_store import commit, files, ingest, schemas
 from feature_store.associations import Labels
 from feature_store.associations.inputs import Bools
+from feature_store.associations.matching import Dead, Matches, match_codes, match_directions, summarise
+from feature_store.cells import ingest
 from feature_store.codes import CodesRun, load_cell_codes
-from feature_store.layout import Layout, run_id
-from feature_store.matching import Dead, Matches, match_codes, match_directions, summarise
+from feature_store.storage import commit, filesystem, schemas
+from feature_store.storage.layout import Layout, run_id
 from pipelines.config import MatchOptions
 from pipelines.errors import UsageError
 from pipelines.inputs import SOURCE_FILE
-from pipelines.progress import ticking
-from pipelines.stage import FORMAT_VERSION, Clock, StageResult, parent_run
+from pipelines.runtime.progress import ticking
+from pipelines.runtime.stage import FORMAT_VERSION, Clock, StageResult, parent_run
 
 COSINE = "cosine"
 SPACE = ("model_digest", "site")
@@ -180,7 +181,7 @@ def _encode_command(layout: Layout, sae: commit.Run, dataset: str) -> str:
     if sae.plan["dataset"] == dataset:
         return command
     folder = layout.cells_dir(dataset)
-    paths, plan = json.loads(files.read_bytes(folder / SOURCE_FILE))["path"], commit.Run.open(folder).plan
+    paths, plan = json.loads(filesystem.read_bytes(folder / SOURCE_FILE))["path"], commit.Run.open(folder).plan
     given = [("--data", path) for path in ([paths] if isinstance(paths, str) else paths)]
     given += [(f"--{key.replace('_', '-')}", plan[key]) for key in CELL_COLUMNS if plan.get(key) is not None]
     given += [("--label", label) for label in plan["labels"]]
@@ -207,7 +208,7 @@ def decoder_rows(folder: Path) -> npt.NDArray[np.float32]:
     """Decoder rows of a saved SAE [n_features d_model]."""
     from sae_core.sae import load_sae
 
-    with files.local_folder(folder) as local:
+    with filesystem.local_folder(folder) as local:
         rows: npt.NDArray[np.float32] = load_sae(local).W_dec.numpy()
     return rows
 

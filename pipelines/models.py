@@ -5,8 +5,8 @@ from typing import Any
 
 import polars as pl
 
-from feature_store.layout import Layout
-from pipelines.output import Destination
+from feature_store.storage.layout import Layout
+from pipelines.runtime.output import Destination
 from pipelines.tracking import RUN_TAG, ModelVersion, Promotion, Tracking
 from pipelines.tracking.promotion import scores_of
 
@@ -57,7 +57,7 @@ def for_people(versions: pl.DataFrame) -> pl.DataFrame:
 
 def version_facts(store: Path, name: str, version: int) -> dict[str, dict[str, Any]]:
     """Facts of one version by what they are of: its lineage, then every steering evaluation, newest first."""
-    from pipelines.tracking.lineage import origin_of
+    from pipelines.tracking.provenance import origin_of
 
     layout = Layout(store)
     tracking = Tracking.existing(layout)
@@ -67,8 +67,8 @@ def version_facts(store: Path, name: str, version: int) -> dict[str, dict[str, A
 
 def write_version(facts: dict[str, dict[str, Any]], to: Destination) -> None:
     """Write the facts of one version: in parts for people, else a row a fact, in text of every digit."""
-    from pipelines.output import console
-    from pipelines.report import print_facts
+    from pipelines.runtime.output import console
+    from pipelines.runtime.reports import print_facts
 
     if to.for_people:
         for part, own in facts.items():

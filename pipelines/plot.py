@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from feature_store.hints import did_you_mean
+from feature_store.query.suggestions import did_you_mean
 from pipelines.errors import UsageError
-from pipelines.progress import stderr_console
+from pipelines.runtime.progress import stderr_console
 
 if TYPE_CHECKING:
     from feature_store import FeatureStore
@@ -51,7 +51,7 @@ class Kind:
 
 def _umap(store: "FeatureStore", asked: Asked) -> None:
     from feature_store import plots
-    from feature_store.umap import has_umap
+    from feature_store.maps.cells import has_umap
 
     codes = store.lineage.codes
     if codes is not None and not has_umap(store.layout, codes):

@@ -1,6 +1,6 @@
 """Training: a Ray Train job that fits sparse autoencoders to stored activations.
 
-The loop is a plain function, `pipelines.fitting.fit`; Ray Train gives it workers, restarts and a place in the cluster.
+The loop is a plain function, `training_loop.fit`; Ray Train gives it workers, restarts and a place in the cluster.
 Each autoencoder is a run of its own, found by what determines it: one that is trained alone, again, or in a sweep with
 others is the same run with the same bytes.
 """
@@ -15,18 +15,18 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from feature_store import commit, files
-from feature_store.activations import ActivationReader
-from feature_store.layout import HISTORY, SUMMARY, Layout, as_path, run_id
-from feature_store.lineage import control_of
-from pipelines.cluster import actors_that_fit, ray_session
+from feature_store.activations.parts import ActivationReader
+from feature_store.query.runs import control_of
+from feature_store.storage import commit, filesystem
+from feature_store.storage.layout import HISTORY, SUMMARY, Layout, as_path, run_id
 from pipelines.config import TrainOptions
 from pipelines.errors import ON_PURPOSE, RunFailedError, UsageError, root_cause
-from pipelines.fitting import JUDGED_ON, PROGRESS, SAE_FILES, SAEJob, TrainJob, fit
-from pipelines.progress import stderr_console, ticking
-from pipelines.stage import FORMAT_VERSION, Clock, StageResult, parent_run
+from pipelines.runtime.cluster import actors_that_fit, ray_session
+from pipelines.runtime.progress import stderr_console, ticking
+from pipelines.runtime.stage import FORMAT_VERSION, Clock, StageResult, parent_run
 from pipelines.tracking import ModelVersion, Tracking
-from pipelines.tracking.lineage import origin_tags
+from pipelines.tracking.provenance import origin_tags
+from pipelines.training_loop import JUDGED_ON, PROGRESS, SAE_FILES, SAEJob, TrainJob, fit
 
 if TYPE_CHECKING:
     from sae_core.sae import SAEConfig, TrainConfig
@@ -257,7 +257,7 @@ def _watching(folders: Sequence[Path], tick: Callable[..., None], warner: Warner
         rows = []
         for folder in folders:
             with contextlib.suppress(FileNotFoundError):
-                rows.append(json.loads(files.read_bytes(folder / PROGRESS)))
+                rows.append(json.loads(filesystem.read_bytes(folder / PROGRESS)))
                 warner.say(folder.name, rows[-1]["findings"])
         if rows:
             now = max(rows, key=lambda row: row["step"])
@@ -315,7 +315,7 @@ def _logged(tracking: Tracking, layout: Layout, run: commit.Run, options: TrainO
     with tracking.run(run.path.name, params=params, tags=tags) as mlflow_run:
         tracking.log_curves(mlflow_run, json.loads((run.path / HISTORY).read_text()))
         tracking.log_metrics(mlflow_run, metrics)
-        with files.local_folder(run.path) as folder, files.scratch_folder(run.path) as made:
+        with filesystem.local_folder(run.path) as folder, filesystem.scratch_folder(run.path) as made:
             # the checkpoints beside them are several times as large, and nothing that a user of the model needs
             artifact = made / "sae"
             artifact.mkdir()

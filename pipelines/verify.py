@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from feature_store import commit
 from feature_store.errors import NotFoundError
-from feature_store.layout import KINDS, Layout, RunInfo, tables_of
-from pipelines.progress import stderr_console
+from feature_store.storage import commit
+from feature_store.storage.layout import KINDS, Layout, RunInfo, tables_of
+from pipelines.runtime.progress import stderr_console
 
 
 def verify_run(run: str, store: Path) -> int:

@@ -47,7 +47,7 @@ ARGS |= {"pad_value": -2, "mask_value": -1, "input_emb_style": "continuous", "dr
 @pytest.fixture(scope="session")
 def ray_local(tmp_path_factory):
     """Two cores of Ray on this machine, for the whole session."""
-    from pipelines.cluster import ray_session
+    from pipelines.runtime.cluster import ray_session
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))

@@ -18,10 +18,10 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import polars as pl
 
-from feature_store import schemas
 from feature_store.associations.enrichment import METHOD as SET_METHOD
 from feature_store.associations.enrichment import over_representation
 from feature_store.associations.familywise import family_wise, merge_minima
+from feature_store.associations.gene_sets import GeneSets
 from feature_store.associations.genes import METHOD as GENE_METHOD
 from feature_store.associations.genes import GeneTiles
 from feature_store.associations.inputs import Bools, Floats, Sparse, as_csr
@@ -37,7 +37,7 @@ from feature_store.associations.measure import (
 from feature_store.associations.pvalues import benjamini_hochberg
 from feature_store.associations.tokens import TokenStatistics
 from feature_store.errors import InputError
-from feature_store.genesets import GeneSets
+from feature_store.storage import schemas
 
 MIN_LABEL_CELLS = 5
 

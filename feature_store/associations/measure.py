@@ -19,17 +19,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from feature_store import schemas
 from feature_store.associations.batch import associate_batch
 from feature_store.associations.classes import ClassConfig, classify
 from feature_store.associations.enrichment import rank_enrichment
 from feature_store.associations.familywise import Replicates, merge_minima
+from feature_store.associations.gene_sets import GeneSets
 from feature_store.associations.genes import CellBlocks, Expression, GeneTiles, Identity, identity
 from feature_store.associations.inputs import Bools, Floats, Ints, Labels, Sparse
 from feature_store.associations.labels import LabelRows, associate_labels
 from feature_store.associations.tokens import TokenStatistics
 from feature_store.errors import InputError
-from feature_store.genesets import GeneSets
+from feature_store.storage import schemas
 
 REPORTED = ("select", "test")
 

@@ -17,9 +17,9 @@ import numpy as np
 import polars as pl
 
 from feature_store.associations.measure import Measured
-from feature_store.commit import Manifest, Run, read_part, write_frame
 from feature_store.errors import IntegrityError, NotFoundError
-from feature_store.layout import as_path, cut
+from feature_store.storage.commit import Manifest, Run, read_part, write_frame
+from feature_store.storage.layout import as_path, cut
 
 NONZERO_BYTES = 140
 """Memory that a nonzero of the codes of a range takes while it is measured."""

@@ -5,7 +5,7 @@
 >>> serve(FeatureStore.open("scsae-store"))            # http://127.0.0.1:8300
 >>> export(FeatureStore.open("scsae-store"), "atlas")  # the same page for any web host
 
-It reads the tables of `feature_store.query` and nothing else, and writes nothing to the store.
+It reads the tables of `feature_store.query.store` and nothing else, and writes nothing to the store.
 """
 
 from feature_store.atlas.export import export

@@ -12,7 +12,7 @@ from pathlib import Path
 from feature_store.atlas.page import STATIC, index_html
 from feature_store.atlas.resources import Resources
 from feature_store.errors import InputError, StoreWriteError
-from feature_store.query import FeatureStore
+from feature_store.query.store import FeatureStore
 
 MARK = "scsae-atlas.txt"
 """Says that a folder was written here, and may be written anew."""

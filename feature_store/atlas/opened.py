@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 
 import polars as pl
 
-from feature_store.query import FeatureStore
-from feature_store.schemas import SPLITS
+from feature_store.query.store import FeatureStore
+from feature_store.storage.schemas import SPLITS
 
 BLOCK = 256
 """Features whose rows are read together: a page asks for one, an export for all of them in order."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, Template, select_autoescape
 
-from feature_store.query import FeatureStore
+from feature_store.query.store import FeatureStore
 
 STATIC = Path(__file__).parent / "static"
 POLICY_IN_PAGE = (

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from feature_store.query import KIND_OF, RANKED_BY, FeatureStore
+from feature_store.query.store import KIND_OF, RANKED_BY, FeatureStore
 
 MOST = 100
 """Features that are kept of a name."""

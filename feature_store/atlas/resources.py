@@ -21,7 +21,7 @@ import polars as pl
 from feature_store.atlas import columns
 from feature_store.atlas.opened import NoSuchResource, Opened
 from feature_store.errors import StoreError
-from feature_store.query import FeatureStore
+from feature_store.query.store import FeatureStore
 
 JSON = "application/json"
 _NEEDED_FIRST = ("atlas.json", "features.cols", "cells.cols", "names.json", "labels/0.cols")

@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from feature_store.atlas.page import POLICY_IN_PAGE, STATIC, index_html
 from feature_store.atlas.resources import Resources
 from feature_store.errors import InputError, StoreError
-from feature_store.query import FeatureStore
+from feature_store.query.store import FeatureStore
 
 PORT = 8300
 LOCAL = ("127.0.0.1", "localhost", "[::1]", "::1")

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from feature_store.codes.parts import read_columns, write_by_feature
-from feature_store.commit import Manifest, Run
-from feature_store.layout import as_path
+from feature_store.storage.commit import Manifest, Run
+from feature_store.storage.layout import as_path
 
 N_BUCKETS = 64
 BUCKET_ROWS = 20_000_000

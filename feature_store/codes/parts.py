@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from feature_store.errors import InputError, IntegrityError
-from feature_store.files import REPAIR, parquet_source
+from feature_store.storage.filesystem import REPAIR, parquet_source
 
 BY_CELL_ROW_GROUP_ROWS = 131_072
 BY_FEATURE_ROW_GROUP_ROWS = 65_536

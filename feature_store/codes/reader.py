@@ -26,9 +26,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from polars.io.plugins import register_io_source
 
-from feature_store.commit import Run, ShardMarker
 from feature_store.errors import IntegrityError
-from feature_store.files import REPAIR, parquet_source, scan_source
+from feature_store.storage.commit import Run, ShardMarker
+from feature_store.storage.filesystem import REPAIR, parquet_source, scan_source
 
 SPARSE_SHARE = 32
 """by_feature is scanned where the filter leaves one feature, or at most one in so many: its rows have to be sorted by

@@ -32,9 +32,9 @@ from feature_store.codes.tokens import (
     pool,
     top_tokens,
 )
-from feature_store.commit import Manifest, Run, ShardMarker, read_part, write_frame
 from feature_store.errors import InputError
-from feature_store.layout import STATISTICS_TABLES, as_path
+from feature_store.storage.commit import Manifest, Run, ShardMarker, read_part, write_frame
+from feature_store.storage.layout import STATISTICS_TABLES, as_path
 
 MERGE_PARTS = 16
 DEFAULTS: Mapping[str, Any] = {"level": "cell", "pooling": "max", "top_tokens": 20}

@@ -22,8 +22,8 @@ import numpy.typing as npt
 import polars as pl
 from scipy import sparse
 
-from feature_store import schemas
 from feature_store.errors import InputError
+from feature_store.storage import schemas
 
 Pooling = Literal["max", "mean"]
 POOLINGS: tuple[Pooling, ...] = ("max", "mean")

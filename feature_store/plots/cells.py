@@ -29,7 +29,7 @@ from feature_store.plots.inputs import cells_of, code_of, name_of, read_cells, s
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from feature_store.query import FeatureStore
+    from feature_store.query.store import FeatureStore
 
 GROUPS = ("cell_type", "batch")
 _MARKERS = "o^sDvPX*"
@@ -54,7 +54,7 @@ def umap(
 
     A feature's colour is its cell code (the codes' own unit); cells of the split in which it is silent are grey, those
     of other splits pale, the strongest are drawn last. `split` None draws all cells, those that the autoencoder was
-    trained on among them. The map is the store's own (`feature_store.umap`: laid out and written to the store at the
+    trained on among them. The map is the store's own (`maps.cells`: laid out and written to the store at the
     first call, some 10 s) unless `coordinates` [n_cells 2] are given, `adata.obsm["X_umap"]` for one, NaN for none.
 
     Raises InputError for an unknown column and for coordinates of another shape, QueryError for an unknown feature.
@@ -146,7 +146,7 @@ def _points(store: "FeatureStore", coordinates: npt.NDArray[np.floating] | None)
         return given.filter(pl.col("x").is_finite() & pl.col("y").is_finite())
     if store.lineage.codes is None:
         raise NotFoundError(f"{store.layout.root} has no codes to map; `scsae encode --store {store.layout.root}`")
-    from feature_store.umap import cell_umap
+    from feature_store.maps.cells import cell_umap
 
     return cell_umap(store.layout, store.lineage.codes)
 

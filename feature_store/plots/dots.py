@@ -9,14 +9,14 @@ import numpy.typing as npt
 import polars as pl
 
 from feature_store.errors import InputError
-from feature_store.hints import did_you_mean
 from feature_store.plots.canvas import SMALL, Canvas, canvas, finish, head, plain, words
 from feature_store.plots.inputs import cells_of, check_split, code_of, name_of, said
+from feature_store.query.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from feature_store.query import FeatureStore
+    from feature_store.query.store import FeatureStore
 
 _SMALLEST, _RANGE = 16.0, 170.0
 """Area of a dot in square points: _SMALLEST + _RANGE * share of cells firing."""

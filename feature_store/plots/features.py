@@ -12,7 +12,7 @@ from feature_store.plots.canvas import CLASS_COLOURS, GREY, SMALL, beside, canva
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from feature_store.query import FeatureStore
+    from feature_store.query.store import FeatureStore
 
 _EFFECTS = ("context_effect", "batch_effect")
 

@@ -7,14 +7,14 @@ import numpy as np
 import polars as pl
 
 from feature_store.errors import InputError
-from feature_store.hints import did_you_mean
 from feature_store.plots.canvas import BLUE, GREY, ORANGE, SMALL, canvas, finish, head, key, plain, words
 from feature_store.plots.inputs import check_split, name_of, said
+from feature_store.query.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from feature_store.query import FeatureStore
+    from feature_store.query.store import FeatureStore
 
 _LEAST_Q = 1e-300
 

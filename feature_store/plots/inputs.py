@@ -8,11 +8,11 @@ import numpy.typing as npt
 import polars as pl
 
 from feature_store.errors import InputError
-from feature_store.hints import did_you_mean
-from feature_store.schemas import SPLITS
+from feature_store.query.suggestions import did_you_mean
+from feature_store.storage.schemas import SPLITS
 
 if TYPE_CHECKING:
-    from feature_store.query import FeatureStore
+    from feature_store.query.store import FeatureStore
 
 N_GENES = 3
 """Genes that name a feature."""

@@ -9,10 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from feature_store.commit import Run
 from feature_store.errors import InputError
-from feature_store.files import scan_source
-from feature_store.layout import MANIFEST
 from feature_store.plots.canvas import BLUE, GREY, OKABE_ITO, ORANGE, PALE, SMALL, beside, canvas, finish, head, plain
 from feature_store.plots.inputs import read_cells
 from feature_store.plots.steering import (
@@ -29,11 +26,14 @@ from feature_store.plots.steering import (
     trade_of,
     types_of,
 )
+from feature_store.storage.commit import Run
+from feature_store.storage.filesystem import scan_source
+from feature_store.storage.layout import MANIFEST
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from feature_store.query import FeatureStore
+    from feature_store.query.store import FeatureStore
 
 _MOST_CELLS = 3000
 """Cells drawn on a map, at most: a seeded sample of more."""

@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import polars as pl
 
-from feature_store.commit import Run
 from feature_store.errors import InputError
-from feature_store.hints import did_you_mean
 from feature_store.plots.canvas import (
     BLUE,
     GREY,
@@ -27,12 +25,14 @@ from feature_store.plots.canvas import (
     plain,
     words,
 )
-from feature_store.steering_metrics import HEADLINES, METRICS
+from feature_store.query.metrics import HEADLINES, METRICS
+from feature_store.query.suggestions import did_you_mean
+from feature_store.storage.commit import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from feature_store.query import FeatureStore
+    from feature_store.query.store import FeatureStore
 
 UNSTEERED, ALL = "unsteered", "all"
 _P = "p_"

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import polars as pl
 
-from feature_store import schemas
+from feature_store.storage import schemas
 from pipelines.config import SteerOptions
 
 Name = Literal["edit", "move", "mix"]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import polars as pl
 
 from pipelines.errors import UsageError
-from pipelines.steering.intervals import student
+from pipelines.steering.metrics.intervals import student
 from pipelines.steering.plan import NULLS
 
 MIN_SEEDS = 3

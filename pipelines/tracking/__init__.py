@@ -7,7 +7,7 @@ which figures count and which way, `promotion` moves the champion, `lineage` say
 from pipelines.tracking.headline import HEADLINES, Headline
 from pipelines.tracking.promotion import Promotion, promote
 from pipelines.tracking.registry import CHAMPION, Evaluation, ModelVersion, Tracking
-from pipelines.tracking.store import EXPERIMENT, RUN_TAG
+from pipelines.tracking.runs import EXPERIMENT, RUN_TAG
 
 __all__ = [
     "CHAMPION",

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from feature_store.errors import StoreError
-from feature_store.files import read_sealed
-from feature_store.layout import PLAN, Layout
+from feature_store.storage.filesystem import read_sealed
+from feature_store.storage.layout import PLAN, Layout
 from pipelines.errors import UsageError
 from pipelines.tracking.headline import FIT, HEADLINES
 from pipelines.tracking.registry import CHAMPION, DATASET_TAG, Evaluation, ModelVersion, Tracking
-from pipelines.tracking.store import RUN_TAG
+from pipelines.tracking.runs import RUN_TAG
 
 
 @dataclass(frozen=True, kw_only=True)

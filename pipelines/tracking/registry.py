@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipelines.errors import UsageError
 from pipelines.tracking.headline import HEADLINES
-from pipelines.tracking.store import RUN_TAG, TrackingStore
+from pipelines.tracking.runs import RUN_TAG, TrackingStore
 
 CHAMPION = "champion"
 KIND_TAG, SAE_TAG, DATASET_TAG, QUESTION_TAG = "scsae.kind", "scsae.sae", "scsae.dataset", "scsae.question"

@@ -15,8 +15,8 @@ from torch import Tensor
 from sae_core.errors import ConfigError
 from sae_core.sae import SparseCodes
 from sae_core.scfm.sites import TokenInfo
+from sae_core.steering.group_means import References
 from sae_core.steering.masks import Masked
-from sae_core.steering.references import References
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

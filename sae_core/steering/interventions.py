@@ -23,7 +23,7 @@ from torch import Tensor
 
 from sae_core.errors import ConfigError
 from sae_core.scfm.sites import TokenInfo
-from sae_core.steering.references import References
+from sae_core.steering.group_means import References
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -32,11 +32,12 @@ import polars as pl
 from scipy import sparse
 from sklearn.metrics import adjusted_mutual_info_score
 
-from feature_store import commit, ingest
 from feature_store.associations import Labels, ami_by_threshold
 from feature_store.associations.ami import THRESHOLDS
+from feature_store.cells import ingest
 from feature_store.codes import CodesRun, TokenCodes, load_cell_codes
-from feature_store.layout import Layout
+from feature_store.storage import commit
+from feature_store.storage.layout import Layout
 from pipelines.inputs import GENES_TABLE, remember_source
 
 N_TYPES, N_DONORS, N_BATCHES = 40, 8, 4

@@ -22,8 +22,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from feature_store import ingest
-from feature_store.layout import Layout
+from feature_store.cells import ingest
+from feature_store.storage.layout import Layout
 
 N_GENES, PER_CELL, BLOCK_CELLS = 2000, 20, 50_000
 CATEGORIES = {"donor": 40, "batch": 8, "cell_type": 30}

@@ -9,7 +9,7 @@ coefficients in one `Sweep`, and the one that interpolates to L0 = k. Beside the
 `sae_core.sae.baselines` at L0 = k, and PCA with the first k components. FVU, L0 and the dead fraction are those of
 held-out tokens (`select` cells of a store). Recovery: of a planted dictionary the mean over its directions of the
 largest cosine with a decoder row, to be held against that of the random directions; of a store's activations that of
-the model's embedding of some `select` cells with x_hat in the place of x (`pipelines.recovery`).
+the model's embedding of some `select` cells with x_hat in the place of x (`pipelines.loss_recovered`).
 """
 
 from __future__ import annotations
@@ -70,10 +70,11 @@ def stored_data(options: argparse.Namespace) -> Data:
     if options.arrays:
         train, held_out = (torch.from_numpy(np.load(path)) for path in options.arrays)
         return Data(train, held_out[:32_768], None)
-    from feature_store import commit, ingest
-    from feature_store.activations import ActivationReader
-    from feature_store.layout import Layout
-    from pipelines.fitting import select_probe
+    from feature_store.activations.parts import ActivationReader
+    from feature_store.cells import ingest
+    from feature_store.storage import commit
+    from feature_store.storage.layout import Layout
+    from pipelines.training_loop import select_probe
 
     run = commit.Run.open(options.activations)
     reader, store = ActivationReader(run), options.activations.resolve().parents[1]

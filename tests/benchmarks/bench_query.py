@@ -26,8 +26,9 @@ import numpy as np
 import polars as pl
 from scipy import sparse
 
-from feature_store import FeatureStore, Layout, commit, schemas
+from feature_store import FeatureStore, Layout
 from feature_store.codes import CodesRun, TokenCodes
+from feature_store.storage import commit, schemas
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from feature_store import ingest
+from feature_store.cells import ingest
 from sae_core.scfm import GeneMatch, ScGPT, ScGPTConfig, Site, Tokens, Vocabulary, precision_error
 from sae_core.scfm.batches import plan_batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from feature_store.ingest import Source
+    from feature_store.cells.ingest import Source
 
 SITE = Site(kind="layer", index=6)
 CAP = 1200

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from feature_store import commit
-from feature_store.activations import ROW_GROUP_ROWS, ActivationReader, write_part
-from feature_store.stream import TokenStream
+from feature_store.activations.parts import ROW_GROUP_ROWS, ActivationReader, write_part
+from feature_store.activations.stream import TokenStream
+from feature_store.storage import commit
 from sae_core.sae import Normaliser, SAEConfig, TrainConfig, Trainer
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from feature_store import FeatureStore
-from feature_store.layout import Layout
+from feature_store.storage.layout import Layout
 from pipelines.verify import verify_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]

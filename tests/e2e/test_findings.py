@@ -1,8 +1,7 @@
 """The claims of docs/findings.md on real cells: cell types, stimulated cells by an SAE of control cells, protocols."""
 
 import pytest
-
-from pipelines.recipes.findings.answers import (
+from findings_study.answers import (
     Asked,
     cell_type_table,
     detect,
@@ -12,9 +11,9 @@ from pipelines.recipes.findings.answers import (
     held,
     tell_batch,
 )
-from pipelines.recipes.findings.cells import FOLDS, STIMULATED, prepare
-from pipelines.recipes.findings.page import CELL_TYPES, INTERFERON, PROTOCOL_BATCH, WANTED
-from pipelines.recipes.findings.runs import run_cell_types, run_detector, run_protocol
+from findings_study.cells import FOLDS, STIMULATED, prepare
+from findings_study.page import CELL_TYPES, INTERFERON, PROTOCOL_BATCH, WANTED
+from findings_study.runs import run_cell_types, run_detector, run_protocol
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from feature_store import commit
-from feature_store.layout import Layout
+from feature_store.storage import commit
+from feature_store.storage.layout import Layout
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -5,10 +5,11 @@ import json
 import pytest
 import yaml
 
-from feature_store import FeatureStore, commit
-from feature_store.layout import Layout
+from feature_store import FeatureStore
+from feature_store.storage import commit
+from feature_store.storage.layout import Layout
 from pipelines.config import load_recipe
-from pipelines.recipes.run import run_recipe
+from pipelines.recipe import run_recipe
 from pipelines.tracking import Tracking
 from pipelines.verify import verify_run
 

@@ -2,11 +2,12 @@
 
 import polars as pl
 import pytest
+from findings_study.answers import Asked, separation
+from steering_study.cells import kang_file, mixology_file
+from steering_study.runs import answers, kang_recipe, mixology_recipe
 
-from feature_store import FeatureStore, commit
-from pipelines.recipes.findings.answers import Asked, separation
-from pipelines.recipes.steering.cells import kang_file, mixology_file
-from pipelines.recipes.steering.runs import answers, kang_recipe, mixology_recipe
+from feature_store import FeatureStore
+from feature_store.storage import commit
 from pipelines.steering.plan import NULLS
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]

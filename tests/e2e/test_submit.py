@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from feature_store.layout import Layout
+from feature_store.storage.layout import Layout
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import pytest
 
-from feature_store import commit
-from feature_store.layout import Layout
-from pipelines.shards import IN_FLIGHT
+from feature_store.storage import commit
+from feature_store.storage.layout import Layout
+from pipelines.runtime.actor_pool import IN_FLIGHT
 
 pytestmark = pytest.mark.ray
 

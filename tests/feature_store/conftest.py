@@ -12,10 +12,10 @@ import polars as pl
 import pytest
 from scipy import sparse
 
-from feature_store import commit, schemas
-from feature_store.activations import ActivationReader, write_part
+from feature_store.activations.parts import ActivationReader, write_part
 from feature_store.codes import CodesRun, TokenCodes
-from feature_store.layout import Layout
+from feature_store.storage import commit, schemas
+from feature_store.storage.layout import Layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from pipelines.config import load_recipe
-from pipelines.submit import refuse_relative
+from pipelines.runtime.job_submission import refuse_relative
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from feature_store.commit import Run
-from feature_store.layout import Layout
+from feature_store.storage.commit import Run
+from feature_store.storage.layout import Layout
 
 SCRIPTS = Path(sys.executable).parent
 STANDINS = {

@@ -15,11 +15,12 @@ import pytest
 import scipy.sparse as sp
 from sklearn.metrics import roc_auc_score
 
-from feature_store import commit, ingest
+from feature_store.cells import ingest
+from feature_store.cells.expression import expression_of
 from feature_store.codes import CodesRun, load_statistics
 from feature_store.errors import InputError, NotFoundError
-from feature_store.expression import expression_of
-from feature_store.layout import ASSOCIATION_TABLES, Layout
+from feature_store.storage import commit
+from feature_store.storage.layout import ASSOCIATION_TABLES, Layout
 from pipelines.associate import associate, associate_all, cell_inputs, label_kinds
 from pipelines.config import AssociateOptions, Recipe, check
 from pipelines.errors import UsageError
@@ -77,7 +78,7 @@ def test_log_normalised_values_are_taken_as_they_are(tmp_path):
 def test_expression_does_not_depend_on_how_many_cells_are_read_at_once(chain, monkeypatch):
     source = ingest.open_source(chain.extract.data)
     whole = expression_of(source).toarray()
-    monkeypatch.setattr("feature_store.expression.BLOCK_ROWS", 7)
+    monkeypatch.setattr("feature_store.cells.expression.BLOCK_ROWS", 7)
     np.testing.assert_array_equal(expression_of(source).toarray(), whole)
 
 

@@ -13,11 +13,12 @@ import sys
 import polars as pl
 import pytest
 
-from feature_store import FeatureStore, commit
+from feature_store import FeatureStore
 from feature_store.atlas import server
 from feature_store.errors import InputError
-from feature_store.feature_map import nearest, unit_rows
-from feature_store.layout import Layout
+from feature_store.maps.features import nearest, unit_rows
+from feature_store.storage import commit
+from feature_store.storage.layout import Layout
 from pipelines import cli
 from pipelines.atlas import export_atlas, missing_maps, prepare_atlas, serve_atlas
 from pipelines.match import decoder_rows
@@ -62,7 +63,7 @@ def test_neighbours_of_features_are_those_of_the_saes_decoder(own_store, capsys)
 
 def test_a_store_that_cannot_be_written_costs_the_maps_and_not_the_time_to_make_them(own_store, capsys, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: (path, mode) != (own_store, os.W_OK))
-    monkeypatch.setattr("feature_store.umap.lay_out", lambda *_: pytest.fail("a map was made"))
+    monkeypatch.setattr("feature_store.maps.cells.lay_out", lambda *_: pytest.fail("a map was made"))
     store = FeatureStore.open(own_store)
     assert prepare_atlas(store).tables() == store.tables()
     names = "the map of the cells, the map of the features, the map of the features by their labels"

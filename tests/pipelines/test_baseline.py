@@ -10,17 +10,19 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
-from feature_store import FeatureStore, commit, ingest
+from feature_store import FeatureStore
+from feature_store.cells import ingest
 from feature_store.codes import load_cell_codes
-from feature_store.layout import Layout
-from feature_store.lineage import control_of
+from feature_store.query.runs import control_of
+from feature_store.storage import commit
+from feature_store.storage.layout import Layout
 from pipelines.baseline import Reference, baseline, encode_options, extract_options, train_options
 from pipelines.cli import app
 from pipelines.compare import SAE, baselines_of, compare_with_baselines, excess_in_words
 from pipelines.config import AssociateOptions, BaselineOptions, EncodeOptions, ExtractOptions, SteerOptions, check
 from pipelines.errors import UsageError
-from pipelines.stage import parent_run
-from pipelines.steering.stage import steer
+from pipelines.runtime.stage import parent_run
+from pipelines.steering.run import steer
 from pipelines.tracking import Tracking
 from pipelines.train import train_all
 from sae_core.errors import ConfigError

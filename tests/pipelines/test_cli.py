@@ -19,8 +19,9 @@ import polars as pl
 import pytest
 import typer
 
-from feature_store import FeatureStore, commit
-from feature_store.layout import Layout
+from feature_store import FeatureStore
+from feature_store.storage import commit
+from feature_store.storage.layout import Layout
 from pipelines.cli import app, main
 from pipelines.extract import extract
 from pipelines.train import train

@@ -10,9 +10,9 @@ import polars as pl
 import pytest
 import torch
 
-from feature_store import commit
 from feature_store.errors import NotFoundError
-from feature_store.layout import STATISTICS_TABLES, Layout
+from feature_store.storage import commit
+from feature_store.storage.layout import STATISTICS_TABLES, Layout
 from pipelines.config import EncodeOptions
 from pipelines.encode import Encoder, encode
 from pipelines.verify import verify_run

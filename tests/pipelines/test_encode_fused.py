@@ -4,11 +4,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from feature_store import commit, ingest
-from feature_store.activations import ActivationReader
+from feature_store.activations.parts import ActivationReader
+from feature_store.cells import ingest
 from feature_store.codes import load_cell_codes
-from feature_store.layout import STATISTICS_TABLES, Layout
-from feature_store.query import FeatureStore
+from feature_store.query.store import FeatureStore
+from feature_store.storage import commit
+from feature_store.storage.layout import STATISTICS_TABLES, Layout
 from pipelines import encode as stage
 from pipelines import forward
 from pipelines.associate import associate

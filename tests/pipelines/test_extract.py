@@ -5,10 +5,11 @@ import os
 import numpy as np
 import pytest
 
-from feature_store import commit, ingest
-from feature_store.activations import ActivationReader
+from feature_store.activations.parts import ActivationReader
+from feature_store.cells import ingest
 from feature_store.errors import BusyError, InputError
-from feature_store.layout import Layout
+from feature_store.storage import commit
+from feature_store.storage.layout import Layout
 from pipelines.config import EncodeOptions
 from pipelines.encode import encode
 from pipelines.errors import UsageError

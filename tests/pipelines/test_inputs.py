@@ -7,16 +7,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from feature_store import commit, ingest
-from feature_store.activations import ActivationReader
+from feature_store.activations.parts import ActivationReader
+from feature_store.cells import ingest
 from feature_store.errors import InputError
-from feature_store.layout import Layout
-from pipelines import progress
+from feature_store.storage import commit
+from feature_store.storage.layout import Layout
 from pipelines.config import DataOptions, check
 from pipelines.errors import UsageError
 from pipelines.extract import extract
 from pipelines.inputs import SOURCE_FILE, open_inputs, recalled_source, remember_source, token_of_gene
-from pipelines.report import inspect_data
+from pipelines.runtime import progress
+from pipelines.runtime.reports import inspect_data
 from sae_core.scfm import load_model
 
 

@@ -11,9 +11,11 @@ import polars as pl
 import pytest
 from safetensors.numpy import load_file
 
-from feature_store import FeatureStore, commit, ingest, schemas
+from feature_store import FeatureStore
+from feature_store.cells import ingest
 from feature_store.errors import NotFoundError
-from feature_store.layout import Layout
+from feature_store.storage import commit, schemas
+from feature_store.storage.layout import Layout
 from pipelines.cli import app
 from pipelines.config import EncodeOptions, MatchOptions
 from pipelines.errors import UsageError

@@ -118,7 +118,7 @@ def test_a_plot_without_a_file_is_refused(scsae_plot):
 @pytest.mark.ray
 def test_every_kind_draws_a_store_that_the_stages_made(scsae_plot, own_store, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "feature_store.umap.lay_out",
+        "feature_store.maps.cells.lay_out",
         lambda codes, _: np.random.default_rng(0).normal(size=(codes.shape[0], 2)).astype(np.float32),
     )
     store = FeatureStore.open(own_store)

@@ -9,9 +9,9 @@ import polars as pl
 import pytest
 
 from feature_store import FeatureStore
-from feature_store.layout import Layout
+from feature_store.storage.layout import Layout
 from pipelines.config import SteerOptions, check, load_recipe
-from pipelines.steering.asked import Asked
+from pipelines.steering.request import Asked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from feature_store.errors import NotFoundError, StoreWriteError
-from feature_store.layout import Layout
+from feature_store.storage.layout import Layout
 from pipelines.errors import RunFailedError, UsageError
 from pipelines.tracking import Tracking
 
@@ -78,7 +78,7 @@ def test_a_value_that_is_not_finite_is_left_out(tracking):
 
 LOG = """
 import sys
-from feature_store.layout import Layout
+from feature_store.storage.layout import Layout
 from pipelines.tracking import Tracking
 print("imported", flush=True)
 sys.stdin.readline()

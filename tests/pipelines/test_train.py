@@ -17,16 +17,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from feature_store import commit
-from feature_store.activations import ActivationReader
+from feature_store.activations.parts import ActivationReader
 from feature_store.errors import IntegrityError, NotFoundError
-from feature_store.layout import Layout
+from feature_store.storage import commit
+from feature_store.storage.layout import Layout
 from pipelines.config import Arch, Recipe, TrainOptions, check
 from pipelines.errors import UsageError
-from pipelines.fitting import SAEJob, TrainJob, fit, held_out
 from pipelines.tracking import Tracking, promote
-from pipelines.tracking.lineage import origin_of
+from pipelines.tracking.provenance import origin_of
 from pipelines.train import train, train_all
+from pipelines.training_loop import SAEJob, TrainJob, fit, held_out
 from sae_core.errors import CheckpointError, ConfigError, TrainingError
 from sae_core.sae import ARCHITECTURES, evaluate, load_sae
 
@@ -122,7 +122,7 @@ def test_reported_figures_are_those_of_the_saved_sae_on_select_tokens(chain):
 
 
 def test_training_reads_no_token_outside_the_train_cells(chain, job_in, monkeypatch):
-    from feature_store.stream import TokenStream
+    from feature_store.activations.stream import TokenStream
 
     seen = []
     original = TokenStream.__init__
@@ -201,7 +201,7 @@ def test_a_version_leads_back_to_activations_data_model_and_code_and_says_what_i
 
 
 def test_a_run_without_test_cells_has_no_figure_of_them(chain, own_store, monkeypatch):
-    from feature_store import ingest
+    from feature_store.cells import ingest
 
     original = ingest.read_splits
 
@@ -243,7 +243,7 @@ def test_ray_train_with_a_worker_gives_the_bytes_of_the_plain_loop_and_gives_ctr
 def test_a_value_that_is_not_finite_stops_the_run_by_name_and_keeps_the_checkpoint(
     ray_local, chain, job_in, monkeypatch
 ):
-    from feature_store.stream import TokenStream
+    from feature_store.activations.stream import TokenStream
 
     original = TokenStream.__iter__
 
@@ -373,7 +373,7 @@ def test_findings_survive_an_interruption(job_in, monkeypatch):
     def diagnose(self):
         return [Finding("dead_growth", 0.5, "dead")] if self.n_steps_done <= 50 else []
 
-    monkeypatch.setattr("pipelines.fitting.REPORT_STEPS", 10)
+    monkeypatch.setattr("pipelines.training_loop.REPORT_STEPS", 10)
     monkeypatch.setattr(Trainer, "diagnose", diagnose)
     job = job_in("run")
     interrupt(job)
@@ -407,15 +407,15 @@ def test_a_part_that_goes_missing_stops_the_run_by_name_and_keeps_the_checkpoint
 
 
 def test_held_out_values_that_are_not_finite_are_told_before_anything_is_committed(job_in, monkeypatch):
-    from pipelines import fitting
+    from pipelines import training_loop
 
-    original = fitting.sample_tokens
+    original = training_loop.sample_tokens
 
     def spoiled(*args, n_tokens, **options):
         for block in original(*args, n_tokens=n_tokens, **options):
-            yield block * np.nan if n_tokens == fitting.HELD_OUT_TOKENS else block
+            yield block * np.nan if n_tokens == training_loop.HELD_OUT_TOKENS else block
 
-    monkeypatch.setattr(fitting, "sample_tokens", spoiled)
+    monkeypatch.setattr(training_loop, "sample_tokens", spoiled)
     job = job_in("run")
     with pytest.raises(TrainingError, match="`select` cells are not finite"):
         fit(job)
@@ -426,7 +426,7 @@ def test_held_out_values_that_are_not_finite_are_told_before_anything_is_committ
 TWO_RANKS = """
 import json, sys
 from torch import distributed
-from pipelines.fitting import SAEJob, TrainJob, fit
+from pipelines.training_loop import SAEJob, TrainJob, fit
 from sae_core.sae.parallel import TorchCommunicator
 rank, meet = int(sys.argv[1]), sys.argv[2]
 def job_of(text):

@@ -4,9 +4,9 @@ import hashlib
 
 import pytest
 
-from feature_store import commit
 from feature_store.errors import BusyError, IntegrityError
-from feature_store.layout import Layout, tables_of
+from feature_store.storage import commit
+from feature_store.storage.layout import Layout, tables_of
 from pipelines.associate import associate
 from pipelines.config import AssociateOptions, EncodeOptions
 from pipelines.encode import encode

@@ -13,7 +13,7 @@ from feature_store.associations.classes import ClassConfig
 from feature_store.atlas.columns import encode
 from feature_store.atlas.opened import Opened
 from feature_store.atlas.resources import Route, json_bytes
-from feature_store.schemas import SPLITS
+from feature_store.storage.schemas import SPLITS
 
 KEY = ("feature_id", "label")
 FIGURES = ("auroc", "q")

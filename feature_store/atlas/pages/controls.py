@@ -1,19 +1,19 @@
 """How far to trust the atlas: the SAE beside its baselines, p-values, agreement of donors, features found again.
 
-Every figure is of `test` cells; what is best was chosen on `select` cells (`feature_store.comparison`).
+Every figure is of `test` cells; what is best was chosen on `select` cells (`feature_store.associations.comparison`).
 """
 
 from typing import Any
 
 import polars as pl
 
+from feature_store.associations.comparison import ALPHA, KEYS, STRONG, summarise
+from feature_store.associations.matching import STABLE
+from feature_store.associations.matching import summarise as summarise_matches
 from feature_store.atlas.opened import Opened
 from feature_store.atlas.resources import Route, json_bytes
-from feature_store.comparison import ALPHA, KEYS, STRONG, summarise
 from feature_store.errors import NotFoundError
-from feature_store.matching import STABLE
-from feature_store.matching import summarise as summarise_matches
-from feature_store.query import FeatureStore
+from feature_store.query.store import FeatureStore
 
 BINS = 20
 MOST_TARGETS = 60

@@ -19,7 +19,7 @@ from feature_store.atlas.pages.feature_codes import SPLITS, Codes, ends
 from feature_store.atlas.resources import Route, json_bytes
 from feature_store.errors import StoreError
 from feature_store.plots.steering import Steered, bars_of, steered_run, title_of
-from feature_store.steering_metrics import metric_of
+from feature_store.query.metrics import metric_of
 
 MOST_LABELS = 60
 N_GENES, N_SETS, N_TOP = 15, 12, 20

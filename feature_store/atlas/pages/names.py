@@ -12,7 +12,7 @@ import polars as pl
 from feature_store.atlas.opened import Opened, place
 from feature_store.atlas.ranking import Ranking, names_in, ranking
 from feature_store.atlas.resources import Route, json_bytes
-from feature_store.query import KIND_OF, RANKED_BY
+from feature_store.query.store import KIND_OF, RANKED_BY
 
 
 def names(opened: Opened) -> bytes:

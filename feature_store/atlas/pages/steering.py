@@ -10,7 +10,7 @@ from feature_store.atlas.columns import encode
 from feature_store.atlas.opened import NoSuchResource, Opened, place
 from feature_store.atlas.resources import Route, json_bytes
 from feature_store.plots.steering import ALL, UNSTEERED, Steered, steered_run
-from feature_store.steering_metrics import HEADLINES, METRICS, metric_of
+from feature_store.query.metrics import HEADLINES, METRICS, metric_of
 
 PLACES = ("pc1", "pc2", "x", "y", "gap")
 """Columns of the table `steering_map` that say where a cell lies; a store may have no `gap`."""

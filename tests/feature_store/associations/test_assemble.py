@@ -6,7 +6,6 @@ import polars as pl
 import pytest
 from scipy import sparse
 
-from feature_store import schemas
 from feature_store.associations import (
     AssociationConfig,
     AssociationInputs,
@@ -22,10 +21,11 @@ from feature_store.associations import (
     feature_ranges,
     measure,
 )
+from feature_store.associations.gene_sets import GeneSets, canonical_immune
 from feature_store.associations.ranges import NONZERO_BYTES
-from feature_store.commit import Manifest, ShardMarker
 from feature_store.errors import InputError
-from feature_store.genesets import GeneSets, canonical_immune
+from feature_store.storage import schemas
+from feature_store.storage.commit import Manifest, ShardMarker
 
 SETS = GeneSets(
     collection="mine",

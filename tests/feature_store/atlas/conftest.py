@@ -15,9 +15,10 @@ import polars as pl
 import pytest
 from scipy import sparse
 
-from feature_store import FeatureStore, commit, schemas
+from feature_store import FeatureStore
 from feature_store.codes import CodesRun, TokenCodes
-from feature_store.layout import Layout
+from feature_store.storage import commit, schemas
+from feature_store.storage.layout import Layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -13,9 +13,10 @@ import pytest
 import yaml
 from matplotlib.path import Path as Polygon
 
-from feature_store import FeatureStore, commit
+from feature_store import FeatureStore
 from feature_store.atlas.columns import decode
 from feature_store.atlas.resources import Resources
+from feature_store.storage import commit
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,9 +10,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from feature_store import FeatureStore, commit
+from feature_store import FeatureStore
+from feature_store.associations.comparison import summarise
 from feature_store.atlas.resources import Resources
-from feature_store.comparison import summarise
+from feature_store.storage import commit
 
 if TYPE_CHECKING:
     from collections.abc import Callable

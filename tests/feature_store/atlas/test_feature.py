@@ -18,7 +18,7 @@ from feature_store.atlas.columns import decode
 from feature_store.atlas.pages.feature import nearest_of_random
 from feature_store.atlas.pages.feature_codes import N_POINTS, Codes, Columns, correlations, null_band, outline, spread
 from feature_store.atlas.resources import Resources
-from feature_store.steering_metrics import METRICS
+from feature_store.query.metrics import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,12 +10,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from feature_store import FeatureStore, commit
+from feature_store import FeatureStore
 from feature_store.atlas import ranking
 from feature_store.atlas.pages import cells as cell_pages
 from feature_store.atlas.resources import Resources
 from feature_store.codes import CodesRun
-from feature_store.layout import Layout
+from feature_store.storage import commit
+from feature_store.storage.layout import Layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,16 +10,18 @@ import numpy as np
 import polars as pl
 import pytest
 
-from feature_store import FeatureStore, commit
 from feature_store.atlas.columns import decode
 from feature_store.atlas.resources import Resources
-from feature_store.steering_metrics import METRICS, metric_of
-from pipelines.steering.judged import METRICS as JUDGED
+from feature_store.query.metrics import METRICS, metric_of
+from feature_store.storage import commit
+from pipelines.steering.evaluation_cells import METRICS as JUDGED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from playwright.sync_api import Page
+
+    from feature_store import FeatureStore
 
 Open = "Callable[..., Page]"
 RUN, CHOSEN, HERE = "57ee4", 5, "#/steering/57ee4"

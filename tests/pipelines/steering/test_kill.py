@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from feature_store import commit
-from feature_store.layout import MANIFEST, Layout
+from feature_store.storage import commit
+from feature_store.storage.layout import MANIFEST, Layout
 from pipelines.tracking import Tracking
 
 pytestmark = pytest.mark.ray

@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from feature_store import schemas
+from feature_store.storage import schemas
 from pipelines.errors import UsageError
 from pipelines.steering.seeds import over_seeds
 

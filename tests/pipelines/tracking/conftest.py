@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import polars as pl
 import pytest
 
-from feature_store.layout import Layout
-from pipelines.steering.log import log_evaluation
+from feature_store.storage.layout import Layout
+from pipelines.steering.mlflow_log import log_evaluation
 from pipelines.tracking import ModelVersion, Tracking
 
 PLAN = {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.steering.log import question_of
+from pipelines.steering.mlflow_log import question_of
 from pipelines.tracking import HEADLINES
 
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from pipelines.cli import app
 from pipelines.errors import exit_code
 from pipelines.models import for_people, version_facts, versions_frame, write_version
-from pipelines.output import Destination
+from pipelines.runtime.output import Destination
 
 
 @pytest.fixture(scope="module")

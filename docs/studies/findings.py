@@ -1,0 +1,42 @@
+"""The findings from a shell."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from findings_study.cells import FOLDS, prepare
+from findings_study.page import write_page
+from findings_study.runs import (
+    N_BASELINED,
+    run_baselines,
+    run_cell_types,
+    run_detector,
+    run_detector_baselines,
+    run_protocol,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line of this recipe."""
+    parser = argparse.ArgumentParser(description="Ask features of real cells three questions and write the answers.")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the .h5ad files ($SCSAE_DATA)")
+    parser.add_argument("--store", type=Path, required=True, help="folder of the store")
+    parser.add_argument("--out", type=Path, default=Path("docs"), help="folder for findings.md and its figures")
+    options = parser.parse_args(arguments)
+
+    files = prepare(options.data, options.store / "data")
+    folds = [run_detector(files, options.store, fold) for fold in range(len(FOLDS))]
+    types, protocol = run_cell_types(files, options.store), run_protocol(files, options.store)
+    write_page(
+        options.out,
+        types,
+        run_baselines(types),
+        folds,
+        [run_detector_baselines(files, fold) for fold in folds[:N_BASELINED]],
+        protocol,
+        run_baselines(protocol),
+    )
+
+
+if __name__ == "__main__":
+    main()

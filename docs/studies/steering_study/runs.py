@@ -1,0 +1,124 @@
+"""The recipes of the steering page; see `steering_study`. A run that is in the store is not made again."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from findings_study.cells import CONTROL, STIMULATED, fold_column
+
+from pipelines.config import AssociateOptions, EncodeOptions, ExtractOptions, Recipe, SteerOptions, TrainOptions
+from pipelines.recipe import run_recipe
+
+N_FEATURES = (5, 10, 20, 50, 100)
+DOSES = (0.5, 0.75, 1.0, 1.25, 1.5)
+N_NULLS, FEW_NULLS = 10, 5
+KANG_LAYER, MIXOLOGY_LAYER, CTCL_LAYER = "2", "1", "2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A steering run: of which SAE of its question (fold or seed), and where its tables lie."""
+
+    unit: int
+    run: str
+    path: Path
+
+
+def kang_recipe(file: Path, fold: int) -> Recipe:
+    """Stimulated to control and back, on the donors of a fold; the fold is the SAE's seed, too."""
+    move = SteerOptions(
+        kind="condition",
+        target=STIMULATED,
+        toward=CONTROL,
+        intervention="shift",
+        n_features=N_FEATURES,
+        dose=DOSES,
+        n_nulls=N_NULLS,
+        head=True,
+        seed=fold,
+    )
+    back = move.model_copy(
+        update={
+            "target": CONTROL,
+            "toward": STIMULATED,
+            "n_features": (10, 50, 100),
+            "dose": (0.75, 1.0, 1.25),
+            "n_nulls": FEW_NULLS,
+            "head": False,
+        }
+    )
+    return Recipe(
+        extract=ExtractOptions(
+            data=(file,),
+            layer=(KANG_LAYER,),
+            donor="donor",
+            cell_type="cell_type",
+            label=("condition",),
+            split=fold_column(fold),
+        ),
+        train=_train(fold),
+        encode=EncodeOptions(pooling="mean"),
+        associate=AssociateOptions(),
+        steer=(move, back),
+    )
+
+
+def mixology_recipe(file: Path, seed: int) -> Recipe:
+    """Batches taken away: 0 to 100 features ablated, and moved to the mean over batches."""
+    ablate = SteerOptions(
+        kind="batch",
+        target="all",
+        intervention="ablate",
+        n_features=N_FEATURES,
+        n_nulls=FEW_NULLS,
+        scib=True,
+        seed=seed,
+    )
+    shift = ablate.model_copy(update={"intervention": "shift", "dose": DOSES})
+    return Recipe(
+        extract=ExtractOptions(
+            data=(file,), layer=(MIXOLOGY_LAYER,), batch="batch", cell_type="cell_type", split="split"
+        ),
+        train=_train(seed),
+        encode=EncodeOptions(pooling="mean"),
+        associate=AssociateOptions(),
+        steer=(ablate, shift),
+    )
+
+
+def ctcl_recipe(file: Path, fold: int) -> Recipe:
+    """Cells of a patient to those of healthy donors, one donor of each side left out."""
+    return Recipe(
+        extract=ExtractOptions(
+            data=(file,),
+            layer=(CTCL_LAYER,),
+            donor="donor",
+            cell_type="cell_type",
+            label=("condition",),
+            split="split",
+        ),
+        train=_train(fold),
+        encode=EncodeOptions(pooling="mean"),
+        associate=AssociateOptions(),
+        steer=(
+            SteerOptions(
+                kind="condition",
+                target="CTCL",
+                toward="healthy",
+                intervention="shift",
+                n_features=N_FEATURES,
+                dose=DOSES,
+                n_nulls=N_NULLS,
+                seed=fold,
+            ),
+        ),
+    )
+
+
+def answers(recipe: Recipe, unit: int, store: Path) -> list[Answer]:
+    """Run a recipe; return its steering runs in their order."""
+    results = [result for result in run_recipe(recipe, store) if result.kind == "steering"]
+    return [Answer(unit=unit, run=result.run, path=result.path) for result in results]
+
+
+def _train(seed: int) -> TrainOptions:
+    return TrainOptions(n_features=1024, k=(16,), n_steps=1000, num_workers=0, recovery_cells=0, seed=seed)

@@ -1,0 +1,243 @@
+"""What an SAE has above its baselines: target by target, and in all.
+
+A target is a label (cell type, batch, condition, ...) or a gene. Each representation (the SAE, the neurons, the
+components, ...) is asked for its one best feature, by the same rule, on `select` cells: for a label the feature with
+AUROC above .5 and the smallest p; for a gene the largest |Pearson| of cell code and expression, and the largest F1 of
+firing at the gene's tokens (2 precision recall / (precision + recall)). What it is worth is its figure on `test` cells.
+    excess = test figure of the SAE - test figure of the baseline
+The headline is the excess over the BEST baseline of the target, which is the one with the best figure on `select` cells
+as well, so nothing is chosen by what is reported.
+
+Uncertainty. A label's excess is paired: both features read the same cells. Within each replicate unit (donor, else
+batch) of the `test` cells with MIN_CELLS of the label and of the rest the two AUROCs are compared: `n_better` of
+`n_units`, and from 3 units on the 95 % t interval [low, high] of the mean difference. Cells are never the sample. The
+interval in `summarise` is over targets, which share cells and so are not independent: it says how even the excess is
+among them, not how sure.
+Limits: a representation with more features has more to choose from; select figures show it (they fall on `test`), test
+figures do not. Only pairs of feature and gene that the store keeps (`AssociationConfig`) can be chosen.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import polars as pl
+from scipy import sparse
+from scipy.stats import t as student
+
+from feature_store.associations.classes import CLASSES
+from feature_store.associations.inputs import Bools, Floats, Labels, Strata
+from feature_store.associations.labels import auroc
+from feature_store.query.store import FeatureStore
+from feature_store.storage import schemas
+
+ALPHA = 0.05
+STRONG = 0.5
+"""Least |rank-biserial| of a feature that counts as telling a label."""
+MIN_CELLS = 5
+"""Least cells of the label, and of the rest, of a unit that has an AUROC of its own."""
+MIN_UNITS = 3
+KEYS = ("target_kind", "target", "statistic")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Representation:
+    """One way to read the cells: its name, the store opened at its associations, and figures of its SAE."""
+
+    name: str
+    store: FeatureStore
+    figures: Mapping[str, float | None] = field(default_factory=dict)
+
+
+def compare(reference: Representation, baselines: Sequence[Representation]) -> pl.DataFrame:
+    """The table `comparison`: a row a target, statistic and representation.
+
+    Columns `excess` and what follows it are those of baselines: the reference's figure minus theirs; `best` marks the
+    baseline that the target's headline is over.
+    """
+    rows = pl.concat([_best_features(one) for one in (reference, *baselines)])
+    own = rows.filter(pl.col("representation") == reference.name)
+    others = rows.filter(pl.col("representation") != reference.name)
+    others = others.join(own.select(*KEYS, pl.col("test").alias("own")), on=KEYS, how="left").with_columns(
+        excess=pl.col("own") - pl.col("test"),
+        best=(pl.col("select").rank("ordinal", descending=True).over(KEYS) == 1) & pl.col("own").is_not_null(),
+    )
+    others = others.join(_by_unit(reference, baselines, rows), on=[*KEYS, "representation"], how="left")
+    table = pl.concat([own, others.drop("own")], how="diagonal").with_columns(pl.col("best").fill_null(False))
+    first = pl.col("representation") != reference.name
+    return schemas.conform("comparison", table.sort(*KEYS, first, "representation"))
+
+
+def describe(representations: Sequence[Representation]) -> pl.DataFrame:
+    """The table `representation`: a row each, the numbers of features that mean something and of each class."""
+    rows = []
+    for one in representations:
+        features = one.store.frame("features").select("class", "dead").collect()
+        counts = dict(features["class"].value_counts().iter_rows())
+        significant = (pl.col("split") == "test") & (pl.col("q") <= ALPHA)
+        strong = significant & (pl.col("rank_biserial").abs() > STRONG)
+        rows.append(
+            {
+                "representation": one.name,
+                "run": one.store.lineage.associations,
+                "n_features": features.height,
+                "n_dead": int(features["dead"].sum()),
+                **{name: one.figures.get(name) for name in ("l0", "fvu", "recovery")},
+                "n_label": _n_features(one, "feature_label", strong & (pl.col("label_kind") != "batch")),
+                "n_batch": _n_features(one, "feature_label", strong & (pl.col("label_kind") == "batch")),
+                "n_gene_set": _n_features(one, "feature_geneset", significant & (pl.col("overlap") > 0)),
+                **{_column(name): counts.get(name, 0) for name in CLASSES},
+            }
+        )
+    return schemas.conform("representation", pl.DataFrame(rows, infer_schema_length=None))
+
+
+def summarise(comparison: pl.DataFrame) -> pl.DataFrame:
+    """The headline: per kind of target and statistic the mean test figure of the reference and of the best baselines,
+    and the mean excess with its 95 % t interval over targets (null for fewer than 3).
+    """
+    best = comparison.filter(pl.col("best")).with_columns(own=pl.col("test") + pl.col("excess"))
+    found = best.group_by("target_kind", "statistic").agg(
+        n=pl.len(),
+        reference=pl.col("own").mean(),
+        best_baseline=pl.col("test").mean(),
+        mean_excess=pl.col("excess").mean(),
+        se=pl.col("excess").std() / pl.len().sqrt(),
+        share_better=(pl.col("excess") > 0).mean(),
+        most_often=pl.col("representation").mode().sort().first(),
+    )
+    quantile = pl.Series(student.ppf(0.975, np.maximum(found["n"].to_numpy(), 2) - 1))
+    half = pl.when(pl.col("n") >= MIN_UNITS).then(quantile * pl.col("se"))
+    return (
+        found.with_columns(low=pl.col("mean_excess") - half, high=pl.col("mean_excess") + half)
+        .select(*found.columns[:6], "low", "high", "share_better", "most_often")
+        .sort("target_kind", "statistic")
+    )
+
+
+def _best_features(one: Representation) -> pl.DataFrame:
+    """The best feature of each target, chosen on `select` cells, with its figures on `test` cells."""
+    genes = one.store.frame("feature_gene").with_columns(label_kind=pl.lit("gene"), label=pl.col("gene"))
+    precision, recall = pl.col("identity_precision"), pl.col("identity_recall")
+    identity = genes.with_columns(identity_f1=2 * precision * recall / (precision + recall)).filter(
+        precision + recall > 0
+    )
+    labels = one.store.frame("feature_label")
+    frames = [
+        _chosen(labels.filter((pl.col("auroc") > 0.5) | (pl.col("split") == "test")), "auroc", by="p"),
+        _chosen(genes, "pearson", signed=True),
+        _chosen(identity, "identity_f1"),
+    ]
+    return pl.concat(frames, how="diagonal").with_columns(representation=pl.lit(one.name))
+
+
+def _chosen(rows: pl.LazyFrame, statistic: str, *, by: str | None = None, signed: bool = False) -> pl.DataFrame:
+    """The best row of each target on `select`: the smallest `by`, then the largest |statistic|; its figure on `test`.
+
+    `signed`: the figure counts as found where it keeps the sign that it has on `select`.
+    """
+    target = ["label_kind", "label"]
+    # a test row may be missing (no token of the gene there): the feature is then worth nothing that is known
+    known = rows.drop_nulls(statistic).with_columns(strength=pl.col(statistic).abs())
+    order = [*target, *([by] if by else []), "strength", "feature_id"]
+    down = [name == "strength" for name in order]
+    select = known.filter(pl.col("split") == "select").sort(order, descending=down, nulls_last=True)
+    select = select.unique(target, keep="first", maintain_order=True).select(
+        *target, "feature_id", "strength", sign=pl.col(statistic).sign()
+    )
+    test = known.filter(pl.col("split") == "test").select(
+        *target, "feature_id", statistic, *(("rank_biserial", "f1") if statistic == "auroc" else ()), "p", "q"
+    )
+    found = select.join(test, on=[*target, "feature_id"], how="inner").with_columns(
+        test=pl.col(statistic) * (pl.col("sign") if signed else 1.0)
+    )
+    return (
+        found.rename({"label_kind": "target_kind", "label": "target", "strength": "select"})
+        .drop("sign", statistic)
+        # identity has no test of its own
+        .with_columns(pl.lit(statistic).alias("statistic"), *([] if statistic != "identity_f1" else _NO_P))
+        .collect()
+    )
+
+
+_NO_P = [pl.lit(None, dtype=pl.Float64).alias(name) for name in ("p", "q")]
+
+
+def _by_unit(reference: Representation, baselines: Sequence[Representation], rows: pl.DataFrame) -> pl.DataFrame:
+    """Paired differences of AUROC within the units of the test cells, for every label and baseline."""
+    cells = reference.store.frame("cells").filter(pl.col("split") == "test").collect()
+    kind = next((name for name in ("donor", "batch") if cells[name].null_count() < cells.height), None)
+    labels = rows.filter(pl.col("statistic") == "auroc")
+    out: list[dict[str, object]] = []
+    if kind is not None and not cells.is_empty():
+        values = {one.name: _values(one, cells, labels) for one in (reference, *baselines)}
+        for target_kind, target in labels.select("target_kind", "target").unique().sort(pl.all()).iter_rows():
+            of_target = labels.filter((pl.col("target_kind") == target_kind) & (pl.col("target") == target))
+            chosen = dict(of_target.select("representation", "feature_id").iter_rows())
+            areas = {
+                name: _auroc_by_unit(values[name][feature], cells, target_kind, target, unit=kind)
+                for name, feature in chosen.items()
+            }
+            for one in baselines:
+                if one.name in areas and reference.name in areas:
+                    row = {"target_kind": target_kind, "target": target, "representation": one.name}
+                    out.append({**row, **_interval(areas[reference.name] - areas[one.name])})
+    schema = {
+        **dict.fromkeys(("target_kind", "target", "representation"), pl.String),
+        **dict.fromkeys(("n_units", "n_better"), pl.Int64),
+        **dict.fromkeys(("low", "high"), pl.Float64),
+    }
+    return pl.DataFrame(out, schema=schema).with_columns(statistic=pl.lit("auroc"))
+
+
+def _values(one: Representation, cells: pl.DataFrame, labels: pl.DataFrame) -> dict[int, Floats]:
+    """Code [n_cells] of each chosen feature of a representation; zeros where it is not active."""
+    wanted = labels.filter(pl.col("representation") == one.name)["feature_id"].unique().to_list()
+    codes = (
+        one.store.frame("codes")
+        .filter(pl.col("feature_id").is_in(wanted) & pl.col("cell_idx").is_in(cells["cell_idx"].to_list()))
+        .group_by("feature_id", "cell_idx")
+        .agg(pl.col("value").max())
+        .collect()
+    )
+    place = cells["cell_idx"].to_numpy()
+    out = {feature: np.zeros(cells.height) for feature in wanted}
+    for (feature,), rows in codes.group_by("feature_id"):
+        out[int(str(feature))][np.searchsorted(place, rows["cell_idx"].to_numpy())] = rows["value"].to_numpy()
+    return out
+
+
+def _auroc_by_unit(code: Floats, cells: pl.DataFrame, kind: str, name: str, *, unit: str) -> Floats:
+    """AUROC of a code for a label within each unit [n_units], among cells of one type for a batch; NaN where a unit
+    has too few cells of a side.
+    """
+    labels, units = (Labels.from_values(column, cells[column].to_list()) for column in (kind, unit))
+    within = Labels.from_values("cell_type", cells["cell_type"].to_list()) if kind == "batch" else None
+    mine: Bools = labels.known & (labels.codes == labels.names.index(name))
+    areas = np.full(len(units.names), np.nan)
+    for at in range(len(units.names)):
+        here = labels.known & units.known & (units.codes == at)
+        if min(int(mine[here].sum()), int((~mine[here]).sum())) < MIN_CELLS:
+            continue
+        strata = None if within is None else Strata.of(int(here.sum()), within.take(here))
+        indicator = sparse.csr_array(mine[here].astype(np.float64)[:, None])
+        areas[at] = auroc(sparse.csr_array(code[here][:, None]), indicator, strata)[0, 0]
+    return areas
+
+
+def _interval(difference: Floats) -> dict[str, float | int | None]:
+    """Units compared, those in which the reference is better, and the 95 % t interval of the mean difference."""
+    known = difference[np.isfinite(difference)]
+    found: dict[str, float | int | None] = {"n_units": known.size, "n_better": int((known > 0).sum())}
+    if known.size < MIN_UNITS:
+        return {**found, "low": None, "high": None}
+    half = float(student.ppf(0.975, known.size - 1) * known.std(ddof=1) / known.size**0.5)
+    return {**found, "low": float(known.mean()) - half, "high": float(known.mean()) + half}
+
+
+def _n_features(one: Representation, table: str, rule: pl.Expr) -> int:
+    return int(one.store.frame(table).filter(rule).select(pl.col("feature_id").n_unique()).collect().item())
+
+
+def _column(name: str) -> str:
+    return f"class_{name.replace('-', '_')}"

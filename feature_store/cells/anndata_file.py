@@ -1,0 +1,268 @@
+"""One AnnData file (.h5ad, .zarr): opened, its matrix chosen, its cells and genes read; and codes put into an AnnData.
+The one place that imports anndata.
+
+The file is opened, never loaded: var is read whole, obs column by column, the matrix in ranges of rows
+(`cells.matrices`). Raw counts are preferred, log-normalised values accepted, scaled ones refused; which one a
+matrix is, is found by sampling rows and checked again on every row that is read. Format: anndata on-disk specification
+0.1.0 and 0.2.0. Opening costs .05-.4 s.
+"""
+
+import difflib
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import polars as pl
+from scipy import sparse
+
+from feature_store.cells.annotations import column_of, gene_names, obs_series, strings_of
+from feature_store.cells.matrices import KINDS, USABLE, CSRRows, RowMatrix, check_rows, open_matrix, value_kind
+from feature_store.errors import InputError
+
+if TYPE_CHECKING:
+    import anndata
+
+HASH_BLOCK_BYTES = 1 << 22
+COLUMNWISE = "0.2.0"
+"""The version of obs on disk whose columns can be read one by one; older ones are read whole."""
+
+
+class AnnDataFile:
+    """An opened .h5ad file or AnnData .zarr folder; make one with `open_file`. Not for passing between processes.
+
+    Attributes:
+        path: the file or zarr folder.
+        matrix: the matrix in use, "X", "raw" or "layers/NAME".
+        value_kind: "counts" or "lognorm".
+        n_cells, n_genes: shape of that matrix.
+        gene_symbols: symbol of each gene [n_genes]; the var name where there is no symbol.
+        ensembl_ids: Ensembl id of each gene without version, "" where unknown; None if the file has none.
+    """
+
+    def __init__(self, path: Path, file: Any, *, matrix: str, kind: str) -> None:
+        self.path = path
+        self.matrix = matrix
+        self.value_kind = kind
+        self._file = file
+        self._rows: RowMatrix = _matrix(file, matrix, path)
+        self.n_cells, self.n_genes = self._rows.shape
+        with _reading(path, "var"):
+            self.gene_symbols, self.ensembl_ids = gene_names(_read(file["raw/var" if matrix == "raw" else "var"]))
+        if len(self.gene_symbols) != self.n_genes:
+            raise InputError(
+                f"{matrix} of {path} has {self.n_genes} columns and var {len(self.gene_symbols)} genes; "
+                "write the file again with anndata"
+            )
+
+    def close(self) -> None:
+        """Close the file."""
+        if hasattr(self._file, "close"):
+            self._file.close()
+
+    def read_rows(self, start: int, stop: int) -> CSRRows:
+        """Cells [start, stop), genes as ascending columns. InputError naming the row of a value that cannot be."""
+        rows = self._rows.read(start, stop)
+        check_rows(rows, self.value_kind, start, f"{self.matrix} of {self.path}")
+        return rows
+
+    def obs(self) -> pl.DataFrame:
+        """Every obs column, in order: categories as strings, numbers, booleans and dates kept, NaN as null."""
+        node = self._file["obs"]
+        if node.attrs.get("encoding-version") != COLUMNWISE:
+            with _reading(self.path, "obs"):
+                frame = _read(node)
+            return pl.DataFrame([obs_series(str(name), frame[name]) for name in frame.columns])
+        columns = []
+        for name in map(str, node.attrs["column-order"]):
+            with _reading(self.path, f"obs column {name!r}"):
+                columns.append(column_of(name, node[name], _read))
+            self._check_length(f"obs column {name!r}", len(columns[-1]))
+        return pl.DataFrame(columns)
+
+    def obs_names(self) -> pl.Series:
+        """Names of the cells as the file has them [n_cells]; they may repeat."""
+        node = self._file["obs"]
+        with _reading(self.path, "the index of obs"):
+            if node.attrs.get("encoding-version") == COLUMNWISE:
+                names = strings_of("cell_id", node[node.attrs["_index"]], _read)
+            else:
+                names = pl.Series("cell_id", [str(name) for name in _read(node).index], dtype=pl.String)
+        self._check_length("the index of obs", len(names))
+        return names
+
+    def _check_length(self, what: str, length: int) -> None:
+        if length != self.n_cells:
+            raise InputError(
+                f"{what} of {self.path} has {length} entries, {self.matrix} {self.n_cells} cells; "
+                "write the file again with anndata"
+            )
+
+
+def open_file(path: Path, *, matrix: str | None = None) -> AnnDataFile:
+    """Open an .h5ad file or an AnnData .zarr folder.
+
+    `matrix` is "X", "raw" or "layers/NAME"; None takes the first of: X if it holds counts, layers/counts if it does,
+    raw (counts or log-normalised), X if it is log-normalised. InputError for a missing or damaged file, one that is
+    no AnnData, an empty matrix, a matrix stored by column, NaN, and values that are neither counts nor log-normalised
+    (the message lists what every matrix of the file holds).
+    """
+    file = _open(path)
+    missing = [name for name in ("obs", "var") if name not in file]
+    if missing:
+        raise InputError(
+            f"{path} is no AnnData: it has no {' and no '.join(missing)}; it has {', '.join(file) or 'nothing'}"
+        )
+    names = _matrix_names(file)
+    if matrix is not None and matrix not in names:
+        raise InputError(f"{path} has no matrix {matrix!r}; it has {listing(matrix, names)}")
+    kinds: dict[str, str] = {}
+    for name, wanted in _PREFERENCE if matrix is None else ((matrix, USABLE),):
+        if name in names and name not in kinds:
+            kinds[name] = value_kind(_matrix(file, name, path), f"{name} of {path}")
+        if kinds.get(name) in wanted:
+            return AnnDataFile(path, file, matrix=name, kind=kinds[name])
+    raise InputError(_no_usable_matrix(file, path, names, asked=matrix))
+
+
+def as_anndata(obs: pl.DataFrame, codes: sparse.csr_array, *, key: str, about: Mapping[str, Any]) -> "anndata.AnnData":
+    """An AnnData of cells: `obs` as the cell table, codes [n_cells n_features] in obsm, `about` in uns.
+
+    `about` goes to `uns` under `key` without its "X_"; frames in it become DataFrames. What .h5ad cannot hold is turned
+    into what it can: texts into categories, dates and lists into text, columns without any value left out.
+    """
+    import anndata
+
+    names = obs["cell_id"] if obs["cell_id"].is_unique().all() else obs["cell_idx"]
+    cells = _pandas(obs).set_index(names.cast(pl.String).to_numpy())
+    found = anndata.AnnData(obs=cells, obsm={key: sparse.csr_matrix(codes)})
+    found.uns[key.removeprefix("X_")] = {
+        name: _pandas(value) if isinstance(value, pl.DataFrame) else value for name, value in about.items()
+    }
+    return found
+
+
+def _pandas(frame: pl.DataFrame) -> Any:
+    """A pandas DataFrame that anndata writes, its index a text."""
+    columns = []
+    for column in frame.iter_columns():
+        if column.null_count() == len(column) and len(column):
+            continue
+        if isinstance(column.dtype, pl.List):
+            columns.append(column.cast(pl.List(pl.String)).list.join(",").cast(pl.Categorical))
+        elif column.dtype.is_numeric() or (column.dtype == pl.Boolean and not column.null_count()):
+            columns.append(column)
+        else:
+            columns.append(column.cast(pl.String).cast(pl.Categorical))
+    found = pl.DataFrame(columns).to_pandas()
+    return found.set_index(found.index.astype(str))
+
+
+def files_below(path: Path) -> list[Path]:
+    """The file itself, or every file of a zarr folder, sorted."""
+    return [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+
+
+def digest(path: Path, on_bytes: Callable[[int], None]) -> str:
+    """Sha256 of a file's bytes, or of names and hashes of a zarr folder's files; `on_bytes` is told what was read."""
+    if path.is_file():
+        return _sha256(path, on_bytes)
+    total = hashlib.sha256()
+    for part in files_below(path):
+        total.update(f"{part.relative_to(path).as_posix()}:{_sha256(part, on_bytes)}\n".encode())
+    return total.hexdigest()
+
+
+def listing(asked: str, names: Iterable[str]) -> str:
+    """What there is, for an error message, with the name nearest to the one asked for."""
+    names = list(names)
+    near = difflib.get_close_matches(asked, names, n=1, cutoff=0.5)
+    return (", ".join(names) or "none") + (f"; did you mean {near[0]!r}?" if near else "")
+
+
+_PREFERENCE: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("X", ("counts",)),
+    ("layers/counts", ("counts",)),
+    ("raw", USABLE),
+    ("X", USABLE),
+)
+
+
+def _open(path: Path) -> Any:
+    if not path.exists():
+        beside = sorted(file.name for file in path.parent.glob("*.h5ad")) if path.parent.is_dir() else []
+        raise InputError(f"no file {path}; in its folder there is {listing(path.name, beside)}")
+    if path.is_dir():
+        if not any((path / name).exists() for name in ("zarr.json", ".zgroup")):
+            raise InputError(f"{path} is a folder and no zarr group; give an .h5ad file or an AnnData .zarr folder")
+        import zarr
+
+        try:
+            return zarr.open_group(path, mode="r")
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise InputError(f"{path} is no zarr group, or a damaged one ({error}); copy the folder again") from error
+    try:
+        return h5py.File(path, "r", locking="best-effort")
+    except OSError as error:
+        raise InputError(f"{path} is no HDF5 file, or a damaged one ({error}); give an .h5ad file") from error
+
+
+def _matrix_names(file: Any) -> list[str]:
+    names = ["X"] if _is_there(file, "X") else []
+    names += [f"layers/{name}" for name in file["layers"]] if "layers" in file else []
+    return names + (["raw"] if _is_there(file, "raw/X") and "raw/var" in file else [])
+
+
+def _is_there(file: Any, name: str) -> bool:
+    return name in file and file[name].attrs.get("encoding-type") != "null"
+
+
+def _matrix(file: Any, name: str, path: Path) -> RowMatrix:
+    matrix = open_matrix(file["raw/X" if name == "raw" else name], name, str(path))
+    if 0 in matrix.shape:
+        raise InputError(f"{name} of {path} is empty: {matrix.shape[0]} cells x {matrix.shape[1]} genes")
+    return matrix
+
+
+def _no_usable_matrix(file: Any, path: Path, names: Sequence[str], *, asked: str | None) -> str:
+    found, usable = [], []
+    for name in names:
+        try:
+            kind = value_kind(_matrix(file, name, path), f"{name} of {path}")
+        except InputError as error:
+            found.append(f"{name}: {error}")
+            continue
+        found.append(f"{name}: {KINDS[kind]}")
+        usable += [name] if kind in USABLE else []
+    what = f"matrix {asked} of {path} holds" if asked else f"no matrix of {path} holds"
+    advice = f"name one that does: --matrix {usable[0]}" if usable else "store the raw counts, e.g. in layers['counts']"
+    no = " neither" if asked else ""
+    return (
+        f"{what}{no} counts {'nor' if asked else 'or'} log-normalised values ({'; '.join(found) or 'none'}); {advice}"
+    )
+
+
+def _read(node: Any) -> Any:
+    import anndata
+
+    return anndata.io.read_elem(node)
+
+
+@contextmanager
+def _reading(path: Path, what: str) -> Iterator[None]:
+    """Say which part of which file cannot be read."""
+    try:
+        yield
+    except (KeyError, ValueError, OSError, TypeError, RuntimeError, AttributeError, pl.exceptions.PolarsError) as error:
+        raise InputError(f"{what} of {path} cannot be read ({error}); write the file again with anndata") from error
+
+
+def _sha256(path: Path, on_bytes: Callable[[int], None]) -> str:
+    total = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(HASH_BLOCK_BYTES):
+            total.update(block)
+            on_bytes(len(block))
+    return total.hexdigest()

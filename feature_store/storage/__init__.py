@@ -1,0 +1,6 @@
+"""Where the bytes of a store lie and how they get there whole: paths, atomic commits, run locks, schemas.
+
+`layout` says where everything lies, `commit` writes and reads runs (a run is a folder of parts with one manifest),
+`run_lock` lets one driver at a time work on a run. Below them, `filesystem` holds the few file operations that differ
+between a local folder and object storage, and `object_storage` those of S3.
+"""

@@ -1,0 +1,274 @@
+"""The few operations that commits are made of, in a folder and on object storage: put whole, create once, hash.
+
+In a folder: a temporary file beside its target, fsync, an atomic rename, an exclusive hard link. A temporary file is
+locked (flock) by its writer, so that a process that cleans up can tell the file of a living writer from one that a
+killed writer left: the lock vanishes with its process. POSIX only. On object storage (`object_storage`) a
+temporary file is on the local disk, and putting it is atomic by itself. This module alone asks which one a path is.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from feature_store.errors import IntegrityError, StoreWriteError
+from feature_store.storage import object_storage
+from feature_store.storage.layout import TEMPORARY, canonical_json, content_sha
+
+READ_BYTES = 1 << 24
+CHECK = "check"
+REPAIR = "run its stage again to repair it (`scsae verify RUN` lists all damage)"
+_UNWRITABLE = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.ENOTDIR,
+    errno.EEXIST,
+}
+
+
+def is_local(path: Path) -> bool:
+    """Whether a path is in the file system of this machine."""
+    return isinstance(path, Path)
+
+
+def sha256(path: Path) -> str:
+    """Sha256 of a file's bytes, 64 hex digits."""
+    with path.open("rb") if is_local(path) else _open_object(path, block_size=READ_BYTES) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def size_bytes(path: Path) -> int | None:
+    """Size of a file, None if there is none."""
+    if not is_local(path):
+        found = object_storage.head(path)
+        return None if found is None else found.bytes
+    try:
+        return path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def read_bytes(path: Path) -> bytes:
+    """All of a small file, on object storage in one request."""
+    return path.read_bytes() if is_local(path) else object_storage.read(path)
+
+
+def sealed(content: Mapping[str, Any]) -> str:
+    """JSON text of a small file of the store, with a hash of the rest under `check`."""
+    return canonical_json({**content, CHECK: content_sha(content)[:16]})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """The content of a file that `sealed` made. FileNotFoundError, IntegrityError if a byte of it changed."""
+    try:
+        content = json.loads(read_bytes(path))
+    except ValueError as error:
+        raise IntegrityError(f"{path} was damaged: it is not JSON any more ({error}); {REPAIR}") from error
+    if not isinstance(content, dict):
+        raise IntegrityError(f"{path} was damaged: it holds {type(content).__name__}, not an object; {REPAIR}")
+    noted = content.pop(CHECK, None)
+    if noted != content_sha(content)[:16]:
+        what = "has no hash of itself, as an older version wrote it" if noted is None else "does not have its hash"
+        raise IntegrityError(f"{path} was damaged: its content {what}; {REPAIR}")
+    return content
+
+
+@contextlib.contextmanager
+def temporary_file(folder: Path, label: str) -> Iterator[Path]:
+    """An empty local file, removed on leaving unless it was put: locked and in `folder` where that is local."""
+    if not is_local(folder):
+        descriptor, name = tempfile.mkstemp(prefix=f"{TEMPORARY}{label}-")
+        path = Path(name)
+    else:
+        path, descriptor = _locked_file(folder, label)
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def flush(temporary: Path, target: Path) -> None:
+    """Put the bytes of a temporary file on the disk, if that is where `target` will be."""
+    if is_local(target):
+        fsync(temporary)
+
+
+def put(temporary: Path, target: Path) -> None:
+    """Make a flushed temporary file the file `target`, whole; what was there is replaced."""
+    if not is_local(target):
+        object_storage.put(temporary, target)
+        return
+    temporary.replace(target)
+    fsync(target.parent)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the temporary files of a folder whose writer is gone: those that nobody holds the lock of."""
+    if not is_local(folder):
+        return
+    for path in folder.glob(f"{TEMPORARY}*"):
+        if path.is_dir():
+            continue
+        try:
+            descriptor = os.open(path, os.O_RDWR)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
+        except OSError:
+            # a living writer holds the lock, or the file system has none: not ours to remove
+            continue
+        finally:
+            os.close(descriptor)
+
+
+def fsync(path: Path) -> None:
+    """Put a local file's bytes, or a local folder's entries, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it; object storage has none to make."""
+    if is_local(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder and all that it holds."""
+    if is_local(path):
+        shutil.rmtree(path)
+    else:
+        object_storage.remove(path)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a small text file atomically; the file it replaces stays whole until then."""
+    if not is_local(path):
+        object_storage.put_text(path, text)
+        return
+    with temporary_file(path.parent, path.stem) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+        fsync(temporary)
+        put(temporary, path)
+
+
+def create_exclusively(path: Path, text: str) -> None:
+    """Create `path` whole, or leave the file that another process created first."""
+    if not is_local(path):
+        object_storage.create(path, text)
+        return
+    with temporary_file(path.parent, path.stem) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+        fsync(temporary)
+        with contextlib.suppress(FileExistsError):
+            path.hardlink_to(temporary)
+        fsync(path.parent)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, in this process against another; nothing to hold where there are no locks."""
+    if not is_local(path):
+        yield
+        return
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def parquet_source(path: Path) -> Iterator[Any]:
+    """What pyarrow reads a Parquet file from; on object storage it requests the ranges that it reads and no more."""
+    if is_local(path):
+        yield path
+        return
+    with _open_object(path, cache_type="none") as file:
+        yield file
+
+
+def scan_source(path: Path) -> str:
+    """What Polars scans a Parquet file from: it reads object storage itself."""
+    return str(path)
+
+
+@contextlib.contextmanager
+def local_folder(path: Path) -> Iterator[Path]:
+    """The files of a folder in a local one, for readers that know no other: itself, or a copy for as long as needed."""
+    if is_local(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY) as copy:
+        object_storage.download(path, Path(copy))
+        yield Path(copy)
+
+
+@contextlib.contextmanager
+def written_folder(path: Path, *, last: str) -> Iterator[Path]:
+    """A local folder to write the files of `path` into: itself, or one that is put on leaving, `last` at the end."""
+    if is_local(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY) as made:
+        yield Path(made)
+        for file in sorted(Path(made).iterdir(), key=lambda file: (file.name == last, file.name)):
+            object_storage.put(file, path / file.name)
+
+
+@contextlib.contextmanager
+def scratch_folder(beside: Path) -> Iterator[Path]:
+    """An empty local folder, removed on leaving: inside the folder `beside` where that is local."""
+    with tempfile.TemporaryDirectory(dir=beside if is_local(beside) else None, prefix=TEMPORARY) as made:
+        yield Path(made)
+
+
+@contextlib.contextmanager
+def clear_write_errors(folder: Path) -> Iterator[None]:
+    """Turn the errors of a folder that cannot be written into StoreWriteError; others pass."""
+    try:
+        yield
+    except OSError as error:
+        # an object store that forbids gives no errno
+        if error.errno not in _UNWRITABLE and not isinstance(error, PermissionError):
+            raise
+        raise StoreWriteError(
+            f"cannot write in {folder}: {error.strerror or error} ({error.filename or folder}); free the disk or fix "
+            "the permissions, or choose another --store, then run the command again: what is committed stays"
+        ) from error
+
+
+def _locked_file(folder: Path, label: str) -> tuple[Path, int]:
+    while True:
+        path = folder / f"{TEMPORARY}{label}-{uuid.uuid4().hex}"
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        # careful: another driver's `pending` may have removed the file between its creation and the lock
+        if path.exists():
+            return path, descriptor
+        os.close(descriptor)
+
+
+def _open_object(path: Any, **options: Any) -> Any:
+    return path.open("rb", **options)

@@ -1,0 +1,248 @@
+"""Where everything lies: the folders of a store, the names of a run's files, and the id of a run.
+
+    <root>/cells/<dataset>/        the cell table (one part), with genes/ and expression/ (by gene) beside it
+    <root>/activations/<run>/      plan.json  part-00012.parquet  part-00012.json  MANIFEST.json
+    <root>/saes/<run>/             ray_train/  sae.safetensors  config.json  history.json  summary.json  MANIFEST.json
+                                   map/{umap,neighbours}/
+    <root>/codes/<run>/            by_cell/  by_feature/  stats/{feature_gene,gene,feature_token}/
+    <root>/associations/<run>/     features/  feature_label/  feature_gene/  feature_geneset/  feature_token/
+                                   measured/ (what these are assembled from, a part per range of features)  map/
+    <root>/steering/<run>/         results/  per_cell/  variants/  scores/  [search/  survey/  references/  head/
+                                   map/  ...]
+    <root>/matches/<run>/          feature_match/
+    <root>/comparisons/<run>/      comparison/  representation/
+    <root>/mlflow/                 mlflow.db  artifacts/
+
+The root is a folder, or `s3://BUCKET/PREFIX` on object storage: `as_path` makes a path of either, with the arithmetic
+and the reading of pathlib, and only `filesystem` (the operations) ever asks which one it is. A run's name is a
+short hash of what determines its content, so asking twice for the same thing finds the same folder. Listing a kind
+reads one folder and stats a few files per run (on object storage a request each).
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from feature_store.errors import InputError, NotFoundError
+from feature_store.storage import object_storage
+
+PLAN = "plan.json"
+MANIFEST = "MANIFEST.json"
+TEMPORARY = ".tmp-"
+HISTORY = "history.json"
+SUMMARY = "summary.json"
+
+ASSOCIATION_TABLES = ("features", "feature_label", "feature_gene", "feature_geneset", "feature_token")
+COMPARISON_TABLES = ("comparison", "representation")
+STATISTICS_TABLES = ("feature_gene", "gene", "feature_token")
+
+# A run counts as complete once all of these exist in its folder.
+_COMPLETE_WHEN: Mapping[str, tuple[str, ...]] = {
+    "cells": (MANIFEST,),
+    "activations": (MANIFEST,),
+    "saes": (MANIFEST,),
+    "codes": tuple(
+        f"{part}/{MANIFEST}" for part in ("by_cell", "by_feature", *(f"stats/{name}" for name in STATISTICS_TABLES))
+    ),
+    "associations": tuple(f"{table}/{MANIFEST}" for table in ASSOCIATION_TABLES),
+    "steering": (f"results/{MANIFEST}",),
+    "matches": (f"feature_match/{MANIFEST}",),
+    "comparisons": tuple(f"{table}/{MANIFEST}" for table in COMPARISON_TABLES),
+}
+KINDS = tuple(_COMPLETE_WHEN)
+
+_MADE_BY: Mapping[str, str] = {
+    "cells": "scsae extract DATA",
+    "activations": "scsae extract DATA",
+    "saes": "scsae train",
+    "codes": "scsae encode",
+    "associations": "scsae associate",
+    "steering": "scsae steer",
+    "matches": "scsae match",
+    "comparisons": "scsae compare",
+}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def as_path(root: str | Path) -> Path:
+    """A folder as a pathlib Path, or `s3://BUCKET/PREFIX` as a path of the same interface on object storage.
+
+    Endpoint, region and credentials of object storage are those of the AWS_* environment ($AWS_ENDPOINT_URL for
+    anything but AWS) and of ~/.aws. InputError for another protocol or where the extra `s3` is not installed,
+    NotFoundError if the bucket does not answer (asked once a process).
+    """
+    if not isinstance(root, str):
+        return root
+    return object_storage.open_path(root) if "://" in root else Path(root)
+
+
+def canonical_json(content: Mapping[str, Any]) -> str:
+    """The one JSON text of a mapping: sorted keys, no spaces, no NaN. InputError for what JSON cannot hold."""
+    try:
+        return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"a plan holds only JSON values (str, int, float, bool, None, list, dict): {error}") from error
+
+
+def content_sha(content: Mapping[str, Any]) -> str:
+    """Sha256 (64 hex digits) of `canonical_json(content)`."""
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+
+
+def run_id(content: Mapping[str, Any]) -> str:
+    """The name of a run: the first 12 hex digits of `content_sha` of whatever determines the run's content."""
+    return content_sha(content)[:12]
+
+
+def cut(sizes: Iterable[float], *, limit: float, most: int) -> list[int]:
+    """Where ranges of neighbours begin, and how many neighbours there are: a range has `most` of them, with sizes of
+    `limit` together, at most, but one at least.
+    """
+    bounds, held, place = [0], 0.0, -1
+    for place, size in enumerate(sizes):
+        if place > bounds[-1] and (held + size > limit or place - bounds[-1] >= most):
+            bounds.append(place)
+            held = 0.0
+        held += size
+    return [*bounds, place + 1]
+
+
+def part_name(shard: int) -> str:
+    """File name of a shard's Parquet part."""
+    return f"part-{shard:05d}.parquet"
+
+
+def marker_name(shard: int) -> str:
+    """File name of a shard's marker, the small JSON that commits the part."""
+    return f"part-{shard:05d}.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInfo:
+    """One run folder: `created` is the manifest's modification time, or the folder's own while there is none."""
+
+    kind: str
+    run: str
+    path: Path
+    complete: bool
+    created: datetime
+
+
+class Layout:
+    """The folders of one store, e.g. `Layout("scsae-store").activations_dir("0f3a...")`. Creates nothing."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = as_path(root)
+
+    def __repr__(self) -> str:
+        return f"Layout({str(self.root)!r})"
+
+    def kind_dir(self, kind: str) -> Path:
+        """Folder of all runs of a kind."""
+        if kind not in _COMPLETE_WHEN:
+            raise InputError(f"unknown kind of run {kind!r}; kinds are {', '.join(KINDS)}")
+        return self.root / kind
+
+    def run_dir(self, kind: str, run: str) -> Path:
+        """Folder of one run. InputError if `run` could name anything but a folder directly below the kind."""
+        if not _NAME.fullmatch(run):
+            raise InputError(f"bad name {run!r}; a run or data set name has letters, digits, '.', '_' and '-' only")
+        return self.kind_dir(kind) / run
+
+    def cells_dir(self, dataset: str) -> Path:
+        """The cell table of a data set."""
+        return self.run_dir("cells", dataset)
+
+    def genes_dir(self, dataset: str) -> Path:
+        """The gene table of a data set, beside its cells."""
+        return self.cells_dir(dataset) / "genes"
+
+    def activations_dir(self, run: str) -> Path:
+        """Token activations of one site."""
+        return self.run_dir("activations", run)
+
+    def saes_dir(self, run: str) -> Path:
+        """A trained SAE and the checkpoints of its training."""
+        return self.run_dir("saes", run)
+
+    def feature_map_dir(self, run: str) -> Path:
+        """The map of an SAE's features, umap/ and neighbours/, beside its weights; absent until it was asked for."""
+        return self.saes_dir(run) / "map"
+
+    def codes_dir(self, run: str) -> Path:
+        """Codes: by_cell/, by_feature/ and stats/ are runs of their own inside."""
+        return self.run_dir("codes", run)
+
+    def umap_dir(self, run: str) -> Path:
+        """The map of the cells made of their codes, beside these; absent until it was asked for."""
+        return self.codes_dir(run) / "umap"
+
+    def associations_dir(self, run: str) -> Path:
+        """Association tables, a run folder each."""
+        return self.run_dir("associations", run)
+
+    def profile_map_dir(self, run: str) -> Path:
+        """The map of the features by their labels, beside the associations; absent until it was asked for."""
+        return self.associations_dir(run) / "map"
+
+    def steering_dir(self, run: str) -> Path:
+        """Steering results."""
+        return self.run_dir("steering", run)
+
+    def matches_dir(self, run: str) -> Path:
+        """The features of two SAEs matched with each other."""
+        return self.run_dir("matches", run)
+
+    def comparisons_dir(self, run: str) -> Path:
+        """An SAE beside its baselines."""
+        return self.run_dir("comparisons", run)
+
+    @property
+    def local_root(self) -> Path:
+        """The folder of what has to be local files: the root, or `scsae-local/BUCKET-PREFIX` for object storage."""
+        return object_storage.stand_in(self.root)
+
+    @property
+    def mlflow_dir(self) -> Path:
+        """MLflow's database and artifacts, below `local_root` (unless $MLFLOW_TRACKING_URI names a server)."""
+        return self.local_root / "mlflow"
+
+    def runs(self, kind: str) -> list[RunInfo]:
+        """All runs of a kind, complete or not, newest first (by name where the times are equal)."""
+        folder = self.kind_dir(kind)
+        if not folder.is_dir():
+            return []
+        found = [_inspect(kind, path) for path in sorted(folder.iterdir()) if path.is_dir()]
+        return sorted(found, key=lambda info: info.created, reverse=True)
+
+    def latest(self, kind: str) -> RunInfo:
+        """The newest complete run. NotFoundError names the incomplete ones and the command that makes one."""
+        runs = self.runs(kind)
+        for info in runs:
+            if info.complete:
+                return info
+        state = f"only incomplete ones ({', '.join(info.run for info in runs)})" if runs else "none"
+        raise NotFoundError(
+            f"no complete run of kind {kind!r} in {self.root}: found {state}; make one with "
+            f"`{_MADE_BY[kind]} --store {self.root}` (an interrupted run resumes by running its command again)"
+        )
+
+
+def tables_of(info: RunInfo) -> list[Path]:
+    """The folders of a run that have a plan of their own, or have to."""
+    needed = {(info.path / name).parent for name in _COMPLETE_WHEN[info.kind]}
+    return sorted({*needed, *(plan.parent for plan in info.path.rglob(PLAN))})
+
+
+def _inspect(kind: str, path: Path) -> RunInfo:
+    needed = [path / name for name in _COMPLETE_WHEN[kind]]
+    complete = all(file.is_file() for file in needed)
+    stamps = [file.stat().st_mtime for file in needed] if complete else [path.stat().st_mtime]
+    return RunInfo(
+        kind=kind, run=path.name, path=path, complete=complete, created=datetime.fromtimestamp(max(stamps), tz=UTC)
+    )

@@ -1,0 +1,197 @@
+"""Object storage that speaks S3: what `feature_store.storage.filesystem` does where there is no folder.
+
+An object appears whole or not at all, and a reader sees the last one put: so a part needs no temporary name, no fsync
+and no lock. What a folder does by an exclusive link is a conditional put here (`If-None-Match: *`), which the store
+answers with 412 where there is an object; a store that ignores the condition is refused. AWS settles even puts of one
+moment; not every store does (OpenStack Swift tells both that they made it, and keeps the last). Nothing depends on it:
+plan, markers and manifest have the same bytes whoever puts them. Reading goes through paths of universal-pathlib,
+requests through s3fs; neither is imported before the first URI.
+
+Cost: a request or two for each file operation, and a part lies on the local disk ($TMPDIR) until it is up.
+"""
+
+import contextlib
+import functools
+import time
+from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from feature_store.errors import InputError, NotFoundError, StoreWriteError
+
+PROTOCOL = "s3"
+STAND_IN = "scsae-local"
+_CONFLICT, _EXISTS, _UNKNOWN = 409, 412, 501
+_TRIES = 5
+
+
+class Head(NamedTuple):
+    """Of one object: its size, its version, and the seconds since it was put, by the store's own clock."""
+
+    bytes: int
+    etag: str
+    age_s: float
+
+
+def open_path(uri: str) -> Path:
+    """A path on object storage, with the arithmetic and the reading of pathlib.
+
+    InputError for another protocol or without the extra `s3`, NotFoundError if the bucket does not answer.
+    """
+    protocol, _, rest = uri.partition("://")
+    bucket = rest.partition("/")[0]
+    if protocol != PROTOCOL or not bucket:
+        raise InputError(f"a store was given as {uri!r}; it is a folder, or s3://BUCKET/PREFIX on object storage")
+    try:
+        import s3fs  # noqa: F401
+        from upath import UPath
+    except ImportError as error:
+        raise InputError(f"{uri} is on object storage, which needs more packages: pip install 'scsae[s3]'") from error
+    # careful: fsspec remembers listings, and other processes write here
+    path: Any = UPath(uri.rstrip("/"), use_listings_cache=False)
+    _reach(bucket)
+    found: Path = path
+    return found
+
+
+def stand_in(root: Any) -> Path:
+    """The local folder of a store: itself, or for one on object storage `scsae-local/BUCKET-PREFIX`."""
+    if isinstance(root, Path):
+        return root
+    return Path(STAND_IN) / str(root.path).strip("/").replace("/", "-")
+
+
+def read(target: Any) -> bytes:
+    """All of an object, in one request."""
+    data: bytes = target.fs.cat_file(target.path, max_concurrency=1)
+    return data
+
+
+def put(source: Path, target: Any) -> None:
+    """Put a local file as one object, in place of what is there."""
+    with _clear_errors(target):
+        target.fs.put_file(str(source), target.path)
+
+
+def put_text(target: Any, text: str) -> None:
+    """Put a small object, in place of what is there."""
+    with _clear_errors(target):
+        target.fs.pipe_file(target.path, text.encode())
+
+
+def create(target: Any, text: str) -> bool:
+    """Put a small object unless there is one; whether it was put. StoreWriteError if the store knows no such put."""
+    made = _put_if(target, text, IfNoneMatch="*") is not None
+    if made:
+        _refuse_if_overwritten(target, text)
+    return made
+
+
+def replace(target: Any, text: str, *, etag: str) -> bool:
+    """Put a small object in place of the version `etag`; False where there is another by now.
+
+    A store without `If-Match` (it says so: 501) puts it in any case.
+    """
+    try:
+        return _put_if(target, text, IfMatch=etag) is not None
+    except OSError as error:
+        if _status(error) != _UNKNOWN:
+            raise
+    put_text(target, text)
+    return True
+
+
+def head(target: Any) -> Head | None:
+    """Size, version and age of an object, None if there is none."""
+    bucket, key, _ = target.fs.split_path(target.path)
+    try:
+        answer = target.fs.call_s3("head_object", Bucket=bucket, Key=key)
+    except FileNotFoundError:
+        return None
+    now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+    age = now - answer["LastModified"]
+    return Head(bytes=answer["ContentLength"], etag=answer["ETag"], age_s=age.total_seconds())
+
+
+def download(folder: Any, target: Path) -> None:
+    """Copy the objects directly below `folder` into a local folder."""
+    for path in folder.iterdir():
+        if path.is_file():
+            path.fs.get_file(path.path, str(target / path.name))
+
+
+def remove(folder: Any) -> None:
+    """Delete every object below `folder`; none is fine."""
+    with contextlib.suppress(FileNotFoundError):
+        folder.fs.rm(folder.path, recursive=True)
+
+
+def _put_if(target: Any, text: str, **condition: str) -> str | None:
+    """The version put, None where the condition does not hold."""
+    bucket, key, _ = target.fs.split_path(target.path)
+    with _clear_errors(target):
+        for last in (False,) * (_TRIES - 1) + (True,):
+            try:
+                answer = target.fs.call_s3("put_object", Bucket=bucket, Key=key, Body=text.encode(), **condition)
+                return str(answer["ETag"])
+            except OSError as error:
+                status = _status(error)
+                if status == _EXISTS or isinstance(error, FileExistsError):
+                    return None
+                # 409: the object was being put or deleted by another at this moment
+                if status != _CONFLICT or last:
+                    raise
+            time.sleep(0.2)
+    raise AssertionError("the last try returns or raises")
+
+
+@functools.cache
+def _reach(bucket: str) -> None:
+    """Ask once a process whether the bucket is there, so that what is not set up is said before anything is done."""
+    import s3fs
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        s3fs.S3FileSystem(use_listings_cache=False).call_s3("head_bucket", Bucket=bucket)
+    except (OSError, BotoCoreError) as error:
+        raise NotFoundError(
+            f"the bucket {bucket!r} cannot be reached: {error}; make it, or set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY (or AWS_PROFILE), AWS_REGION, and AWS_ENDPOINT_URL for a store that is not AWS"
+        ) from error
+
+
+_CONDITIONAL: set[str] = set()
+
+
+def _refuse_if_overwritten(target: Any, text: str) -> None:
+    """Ask for what has to be refused, once a bucket and process: a store that does it ignores conditions."""
+    bucket = target.fs.split_path(target.path)[0]
+    if bucket in _CONDITIONAL:
+        return
+    if _put_if(target, text, IfNoneMatch="*") is not None:
+        raise StoreWriteError(
+            f"the store of {target} ignores conditional puts (If-None-Match: *), by which a run has one plan and one "
+            "manifest; use one that knows them, as AWS S3 does, or a folder"
+        )
+    _CONDITIONAL.add(bucket)
+
+
+@contextlib.contextmanager
+def _clear_errors(target: Any) -> Iterator[None]:
+    """Say what could not be put where; PermissionError passes, as `files.clear_write_errors` knows it."""
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        yield
+    except BotoCoreError as error:
+        raise StoreWriteError(
+            f"cannot write {target}: {error}; run the command again when the store answers: what is committed stays"
+        ) from error
+
+
+def _status(error: BaseException) -> int | None:
+    """HTTP status behind an error of s3fs."""
+    response = getattr(error.__cause__, "response", None) or {}
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return None if status is None else int(status)

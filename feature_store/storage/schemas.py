@@ -1,0 +1,332 @@
+"""The columns and dtypes of every table of the store: the one home of their names.
+
+A table may carry more columns than are named here (every obs column of the cells, the method of an association); those
+that are named have exactly this name and dtype. Codes store `feature_id` as u16 where the features fit, and readers
+widen it; all other tables use i32, so that joins need no cast and differences do not wrap around.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import polars as pl
+
+from feature_store.errors import InputError
+
+SPLITS = ("train", "select", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableSchema:
+    """Required columns of one table, in order; `not_null` are those in which a null is an error."""
+
+    columns: Mapping[str, pl.DataType]
+    not_null: frozenset[str]
+
+
+def _table(not_null: str, **columns: type[pl.DataType] | pl.DataType) -> TableSchema:
+    return TableSchema(
+        columns={name: dtype() if isinstance(dtype, type) else dtype for name, dtype in columns.items()},
+        not_null=frozenset(not_null.split()),
+    )
+
+
+TABLES: Mapping[str, TableSchema] = {
+    # one row a cell of a data set; donor, batch and cell_type are the obs columns that the user named, else null
+    "cells": _table(
+        "cell_idx cell_id dataset split",
+        cell_idx=pl.Int64,
+        cell_id=pl.String,
+        dataset=pl.String,
+        split=pl.String,
+        donor=pl.String,
+        batch=pl.String,
+        cell_type=pl.String,
+    ),
+    # one row a gene of a data set; n_cells: cells with a value above 0; mean: over all cells, of the matrix's values
+    "genes": _table(
+        "gene_idx symbol n_cells mean",
+        gene_idx=pl.Int32,
+        symbol=pl.String,
+        ensembl_id=pl.String,
+        n_cells=pl.Int64,
+        mean=pl.Float64,
+    ),
+    # one row a nonzero of the cell codes, by cell and then feature
+    "codes": _table("cell_idx feature_id value", cell_idx=pl.Int64, feature_id=pl.Int32, value=pl.Float32),
+    # one row a cell that was laid out (`feature_store.maps.cells`); x and y have no unit
+    "umap": _table("cell_idx x y", cell_idx=pl.Int64, x=pl.Float32, y=pl.Float32),
+    # one row a feature of an SAE (`feature_store.maps.features`)
+    "feature_umap": _table("feature_id x y", feature_id=pl.Int32, x=pl.Float32, y=pl.Float32),
+    # one row a living feature of associations (`feature_store.maps.label_profiles`)
+    "profile_umap": _table("feature_id x y", feature_id=pl.Int32, x=pl.Float32, y=pl.Float32),
+    # the nearest others of a feature by the cosine of their decoder rows; rank 1 is the nearest
+    "feature_neighbour": _table(
+        "feature_id rank other_feature_id cosine",
+        feature_id=pl.Int32,
+        rank=pl.Int32,
+        other_feature_id=pl.Int32,
+        cosine=pl.Float32,
+    ),
+    # token statistics of a shard or a run: sums over the tokens of (split, gene) at which the feature fires
+    "token_feature_gene": _table(
+        "split feature_id gene_id n_tokens sum sum_sq max",
+        split=pl.String,
+        feature_id=pl.Int32,
+        gene_id=pl.Int32,
+        n_tokens=pl.Int64,
+        sum=pl.Float64,
+        sum_sq=pl.Float64,
+        max=pl.Float32,
+    ),
+    # all tokens of (split, gene), whether or not any feature fires
+    "token_gene": _table("split gene_id n_tokens", split=pl.String, gene_id=pl.Int32, n_tokens=pl.Int64),
+    # the top-activating tokens of each feature of a shard or a run
+    "token_top": _table(
+        "feature_id cell_idx token_pos gene_id value",
+        feature_id=pl.Int32,
+        cell_idx=pl.Int64,
+        token_pos=pl.Int32,
+        gene_id=pl.Int32,
+        value=pl.Float32,
+    ),
+    "features": _table(
+        "feature_id density dead",
+        feature_id=pl.Int32,
+        density=pl.Float64,
+        mean=pl.Float64,
+        max=pl.Float64,
+        p99=pl.Float64,
+        **{"class": pl.String},
+        class_confidence=pl.Float64,
+        dead=pl.Boolean,
+        top_genes=pl.String,
+        top_label=pl.String,
+    ),
+    "feature_label": _table(
+        "feature_id label_kind label split",
+        feature_id=pl.Int32,
+        label_kind=pl.String,
+        label=pl.String,
+        split=pl.String,
+        auroc=pl.Float64,
+        rank_biserial=pl.Float64,
+        f1=pl.Float64,
+        mcc=pl.Float64,
+        ami=pl.Float64,
+        threshold=pl.Float64,
+        n=pl.Int64,
+        n_donors=pl.Int64,
+        n_agree=pl.Int64,
+        low=pl.Float64,
+        high=pl.Float64,
+        p=pl.Float64,
+        p_donor=pl.Float64,
+        p_max=pl.Float64,
+        q=pl.Float64,
+    ),
+    "feature_gene": _table(
+        "feature_id gene",
+        feature_id=pl.Int32,
+        gene=pl.String,
+        identity_precision=pl.Float64,
+        identity_recall=pl.Float64,
+        lift=pl.Float64,
+        pearson=pl.Float64,
+        spearman=pl.Float64,
+        n=pl.Int64,
+        nnz=pl.Int64,
+        p=pl.Float64,
+        q=pl.Float64,
+    ),
+    "feature_geneset": _table(
+        "feature_id collection gene_set",
+        feature_id=pl.Int32,
+        collection=pl.String,
+        gene_set=pl.String,
+        overlap=pl.Int64,
+        odds_ratio=pl.Float64,
+        p=pl.Float64,
+        p_matched=pl.Float64,
+        q=pl.Float64,
+        q_matched=pl.Float64,
+    ),
+    "feature_token": _table(
+        "feature_id cell_idx token_pos gene value",
+        feature_id=pl.Int32,
+        cell_idx=pl.Int64,
+        token_pos=pl.Int32,
+        gene=pl.String,
+        value=pl.Float32,
+    ),
+    # one row a feature of `sae`, matched with its nearest in the SAE `other`, and the other way round
+    "feature_match": _table(
+        "feature_id sae other mutual dead method",
+        feature_id=pl.Int32,
+        sae=pl.String,
+        other=pl.String,
+        other_feature_id=pl.Int32,
+        similarity=pl.Float64,
+        similarity_test=pl.Float64,
+        runner_up=pl.Float64,
+        rank=pl.Int32,
+        mutual=pl.Boolean,
+        null_median=pl.Float64,
+        null_95=pl.Float64,
+        random_median=pl.Float64,
+        p=pl.Float64,
+        dead=pl.Boolean,
+        method=pl.String,
+    ),
+    # one row a target, statistic and representation (an SAE, its baselines), of its one best feature
+    "comparison": _table(
+        "target_kind target statistic representation feature_id best",
+        target_kind=pl.String,
+        target=pl.String,
+        statistic=pl.String,
+        representation=pl.String,
+        feature_id=pl.Int32,
+        select=pl.Float64,
+        test=pl.Float64,
+        rank_biserial=pl.Float64,
+        f1=pl.Float64,
+        p=pl.Float64,
+        q=pl.Float64,
+        best=pl.Boolean,
+        excess=pl.Float64,
+        low=pl.Float64,
+        high=pl.Float64,
+        n_units=pl.Int64,
+        n_better=pl.Int64,
+    ),
+    # one row a representation: features that tell a label or match a gene set on `test` cells, features of each class
+    "representation": _table(
+        "representation run n_features n_dead",
+        representation=pl.String,
+        run=pl.String,
+        n_features=pl.Int64,
+        n_dead=pl.Int64,
+        l0=pl.Float64,
+        fvu=pl.Float64,
+        recovery=pl.Float64,
+        n_label=pl.Int64,
+        n_batch=pl.Int64,
+        n_gene_set=pl.Int64,
+        class_gene_identity=pl.Int64,
+        class_cell_context=pl.Int64,
+        class_batch=pl.Int64,
+        class_mixed=pl.Int64,
+        class_dead=pl.Int64,
+    ),
+    # one row a (split, condition, point of the grid, metric, group): group is "all" or a label; effect: value less the
+    # unsteered one; low, high: its 95 % interval; p_NULL: of the null's draws, null where there is nothing to compare
+    "steering": _table(
+        "split condition role metric group n_draws chosen",
+        split=pl.String,
+        condition=pl.String,
+        role=pl.String,
+        intervention=pl.String,
+        n_features=pl.Int64,
+        dose=pl.Float64,
+        metric=pl.String,
+        group=pl.String,
+        n_draws=pl.Int64,
+        n_cells=pl.Int64,
+        value=pl.Float64,
+        effect=pl.Float64,
+        low=pl.Float64,
+        high=pl.Float64,
+        p_random_features=pl.Float64,
+        p_random_direction=pl.Float64,
+        p_shuffled_labels=pl.Float64,
+        chosen=pl.Boolean,
+    ),
+    # one row a way in which `test` cells were run; features: best first; references: part that holds its mean codes
+    "steering_variants": _table(
+        "variant name role n_features mode draw features chosen",
+        variant=pl.Int32,
+        name=pl.String,
+        role=pl.String,
+        null=pl.String,
+        intervention=pl.String,
+        n_features=pl.Int64,
+        dose=pl.Float64,
+        mode=pl.String,
+        draw=pl.Int32,
+        features=pl.List(pl.Int32),
+        chosen=pl.Boolean,
+    ),
+    # one row a living feature, best first; score: on `select` cells, in units of its code (of an edit: rank-biserial)
+    "steering_scores": _table(
+        "feature_id score rank",
+        feature_id=pl.Int32,
+        score=pl.Float64,
+        n_units=pl.Int32,
+        n_agree=pl.Int32,
+        density=pl.Float64,
+        rank=pl.Int32,
+    ),
+    # one row a (condition, draw, gene) of the model's own answers about hidden genes of steered cells
+    "steering_head": _table(
+        "condition draw gene n_cells",
+        condition=pl.String,
+        draw=pl.Int32,
+        gene=pl.String,
+        n_cells=pl.Int64,
+        change=pl.Float64,
+        difference=pl.Float64,
+    ),
+    # one row a (variant, `test` cell) that was laid out; pc1, pc2: of the cells' embeddings
+    "steering_map": _table(
+        "variant cell_idx x y",
+        variant=pl.Int32,
+        cell_idx=pl.Int64,
+        pc1=pl.Float32,
+        pc2=pl.Float32,
+        x=pl.Float32,
+        y=pl.Float32,
+    ),
+}
+
+
+def schema(table: str) -> TableSchema:
+    """The schema of a table. InputError lists the tables."""
+    if table not in TABLES:
+        raise InputError(f"no table {table!r}; tables are {', '.join(TABLES)}")
+    return TABLES[table]
+
+
+def check(table: str, frame: pl.DataFrame) -> None:
+    """Raise InputError naming every missing column, wrong dtype and forbidden null; more columns are fine."""
+    wanted = schema(table)
+    problems = []
+    for name, dtype in wanted.columns.items():
+        if name not in frame.columns:
+            problems.append(f"no column {name!r} ({dtype})")
+        elif frame.schema[name] != dtype:
+            problems.append(f"column {name!r} is {frame.schema[name]} instead of {dtype}")
+        elif name in wanted.not_null and (n_null := frame[name].null_count()):
+            problems.append(f"column {name!r} has {n_null} nulls")
+    if problems:
+        raise InputError(
+            f"no {table!r} table: {'; '.join(problems)}; `schemas.conform({table!r}, frame)` casts and orders"
+        )
+
+
+def conform(table: str, frame: pl.DataFrame) -> pl.DataFrame:
+    """`frame` with the named columns first, in order, cast to their dtypes without loss; then `check`ed.
+
+    Raises InputError for a missing column or a value that the dtype cannot hold.
+    """
+    wanted = schema(table).columns
+    try:
+        casts = [pl.col(name).cast(dtype) for name, dtype in wanted.items()]
+        cast = frame.select(*casts, pl.exclude(list(wanted)))
+    except pl.exceptions.PolarsError as error:
+        raise InputError(f"a frame cannot become a {table!r} table: {str(error).splitlines()[0]}") from error
+    check(table, cast)
+    return cast
+
+
+def empty(table: str) -> pl.DataFrame:
+    """The table without rows: what a stage writes where there is nothing to report."""
+    return pl.DataFrame(schema=dict(schema(table).columns))

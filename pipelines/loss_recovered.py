@@ -1,0 +1,157 @@
+"""What a foundation model still does when its activations are replaced by an autoencoder's reconstruction.
+
+    recovery = 1 - MSE(embedding with x_hat, embedding) / MSE(embedding with 0, embedding)
+    recovery of the loss = 1 - (loss with x_hat - loss) / (loss with 0 - loss)
+
+1: nothing is lost; 0: x_hat is worth no more than an ablation. x is replaced at the gene tokens, which is what the
+autoencoder was trained on; special tokens keep theirs. The embedding is the mean over the gene tokens at the site where
+the model reads cells; the loss is the model's own pretraining loss (scGPT, Geneformer, scFoundation differ in it), on
+genes hidden by one seed. Its recovery is a ratio of small differences where the model needs these activations little
+(mini on the demo's cells: 441, 448 ablated): it is given only where the ablation costs more than chance, CLEAR standard
+errors of its mean over cells, and the losses themselves always.
+
+Cost on the mini model, d 128, one thread: 40 ms a cell of 240 genes.
+"""
+
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from feature_store.cells.matrices import CSRRows, concat_rows
+from feature_store.storage import commit
+from feature_store.storage.layout import Layout
+from pipelines.errors import ON_PURPOSE, UsageError
+from pipelines.forward import is_out_of_memory
+from pipelines.inputs import recalled_model, recalled_source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+    from feature_store.cells.ingest import Source
+    from sae_core.sae import SparseAutoencoder
+    from sae_core.scfm import FoundationModel, Patch, Prefix, Site, TokenInfo, Tokens
+
+
+T = TypeVar("T")
+CLEAR = 2.0
+
+
+class Losses(NamedTuple):
+    """Mean pretraining loss over cells: of the model as it is, with x_hat, and with 0."""
+
+    whole: float
+    x_hat: float
+    ablated: float
+
+
+class Recovery(NamedTuple):
+    """See the module; `losses` is None where the model has no such loss, `loss` also where the ablation costs none."""
+
+    embedding: float
+    loss: float | None
+    losses: Losses | None
+
+
+class Probe:
+    """Some cells in a model, as they are and ablated: what a reconstruction is measured against."""
+
+    def __init__(self, model: "FoundationModel", tokens: "Tokens", site: "Site | str") -> None:
+        """UsageError if no cell has a gene that the model knows, or the ablation changes no embedding."""
+        self.tokens, self._model, self._site = tokens, model, site
+        self._prefix = _prefix(model, tokens, site)
+        self._whole = self._embed(None)
+        self._damage = self._squares(_ablated)
+        if not self._damage > 0:
+            raise UsageError(f"an ablation at {site} changes the embedding of none of {tokens.n_cells} cells")
+        self._loss_whole, self._loss_ablated = self._loss(None), self._loss(_ablated)
+
+    def of(self, sae: "SparseAutoencoder") -> Recovery:
+        """Recovery by an autoencoder that takes raw activations."""
+        patch = _reconstructed(sae)
+        embedding = 1 - self._squares(patch) / self._damage
+        whole, x_hat, ablated = self._loss_whole, self._loss(patch), self._loss_ablated
+        if whole is None or x_hat is None or ablated is None:
+            return Recovery(embedding, None, None)
+        losses = Losses(float(whole.mean()), float(x_hat.mean()), float(ablated.mean()))
+        cost = ablated - whole
+        is_clear = len(cost) > 1 and cost.mean() > CLEAR * cost.std() / len(cost) ** 0.5
+        loss = 1 - (losses.x_hat - losses.whole) / (losses.ablated - losses.whole) if is_clear else None
+        return Recovery(embedding, loss, losses)
+
+    def _embed(self, patch: "Patch | None") -> "torch.Tensor":
+        at = self._model.reading_site(self._site)
+        patches = {} if patch is None else {self._site: patch}
+        return self._model.embed(self.tokens, site=at, patches=patches, prefix=self._prefix).double()
+
+    def _squares(self, patch: "Patch") -> float:
+        """Mean squared change of the embedding; cells without a gene have none."""
+        return float((self._embed(patch) - self._whole).square().nanmean())
+
+    def _loss(self, patch: "Patch | None") -> "torch.Tensor | None":
+        """Loss of each cell that is asked something; None if the checkpoint has no head that answers."""
+        from sae_core.errors import ConfigError
+
+        patches = {} if patch is None else {self._site: patch}
+        try:
+            per_cell = self._model.pretraining_loss(self.tokens, patches=patches).per_cell
+        except ConfigError:
+            return None
+        return per_cell[~per_cell.isnan()]
+
+
+def probe(activations: commit.Run, store: str, cells: npt.NDArray[np.int64], *, device: str) -> Probe | str:
+    """The cells in the model that made `activations`, or the reason why they cannot be run through it again."""
+    if activations.plan["readout"] is not None:
+        return "the run holds vectors of cells, not activations of tokens"
+    if not len(cells):
+        return "there is no `select` cell"
+
+    def made() -> Probe:
+        model = recalled_model(activations, device=device)
+        with recalled_source(Layout(store), activations.plan["dataset"]) as source:
+            match = model.match_genes(source.gene_symbols, source.ensembl_ids)
+            rows = _rows(source, cells)
+        tokens = model.tokenize(rows.indptr, rows.indices, rows.data, match, seed=activations.plan["seed"])
+        return Probe(model, tokens, activations.plan["site"])
+
+    return or_reason(made)
+
+
+def or_reason(make: "Callable[[], T]") -> T | str:
+    """What `make` gives, or why it cannot: a figure that is beside the point must not cost a training its end."""
+    try:
+        return make()
+    except (*ON_PURPOSE, OSError, MemoryError, RuntimeError) as error:
+        if not (isinstance(error, (*ON_PURPOSE, OSError)) or is_out_of_memory(error)):
+            raise
+        return str(error)
+
+
+def _rows(source: "Source", cells: npt.NDArray[np.int64]) -> CSRRows:
+    """Ascending cells of the data set; neighbours are read together."""
+    runs = np.split(cells, np.flatnonzero(np.diff(cells) > 1) + 1)
+    return concat_rows([source.read_rows(int(run[0]), int(run[-1]) + 1) for run in runs])
+
+
+def _prefix(model: "FoundationModel", tokens: "Tokens", site: "Site | str") -> "Prefix | None":
+    """Activations at the site, so that the blocks before it run once; None for a site inside a block."""
+    from sae_core.scfm import Prefix, Site
+
+    at = Site.parse(site)
+    return Prefix(at, model.activations(tokens, [at])[at]) if at.kind in ("embedding", "layer") else None
+
+
+def _ablated(x: "torch.Tensor", info: "TokenInfo") -> "torch.Tensor":
+    return x.masked_fill(~info.is_special[:, None], 0.0)
+
+
+def _reconstructed(sae: "SparseAutoencoder") -> "Callable[[torch.Tensor, TokenInfo], torch.Tensor]":
+    def patch(x: "torch.Tensor", info: "TokenInfo") -> "torch.Tensor":
+        out, genes = x.clone(), ~info.is_special
+        out[genes] = sae.decode(sae.encode(x[genes].float())).to(x.dtype)
+        return out
+
+    return patch

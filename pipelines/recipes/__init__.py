@@ -1,1 +1,0 @@
-"""Whole jobs: sequences of stages with their defaults."""

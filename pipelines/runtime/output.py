@@ -1,0 +1,134 @@
+"""Where an answer goes and in which form: a table, csv, json or parquet, on stdout or in a file.
+
+Tables are for people: numbers at three significant digits, the first rows on stdout, all of them in a file. The other
+forms hold every row and every digit. An answer is checked for its place before the question is asked.
+"""
+
+import io
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipelines.errors import UsageError
+from pipelines.runtime.progress import stderr_console
+
+ROWS_SHOWN = 50
+PLAIN_WIDTH = 160
+FORMS = ("table", "csv", "json", "parquet")
+FORM_OF_SUFFIX = {".txt": "table", ".csv": "csv", ".json": "json", ".parquet": "parquet"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Destination:
+    """Form and place of an answer; make one with `choose`. `file` None is stdout."""
+
+    form: str
+    file: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise UsageError(f"--format was {self.form!r}; allowed: {', '.join(FORMS)}")
+        if self.file is None and self.form == "parquet" and sys.stdout.isatty():
+            raise UsageError("--format parquet is bytes, not text for a terminal; add --output FILE.parquet")
+        if self.file is not None and not self.file.absolute().parent.is_dir():
+            raise UsageError(
+                f"--output was {str(self.file)!r}: there is no folder {self.file.absolute().parent}; make it"
+            )
+
+    @property
+    def for_people(self) -> bool:
+        """Whether it is a table on stdout."""
+        return self.form == "table" and self.file is None
+
+    @classmethod
+    def choose(cls, form: str | None, file: Path | None) -> "Destination":
+        """The form given, else that of the file's suffix, else a table. UsageError for what cannot be."""
+        if form is None and file is not None:
+            form = FORM_OF_SUFFIX.get(file.suffix.lower())
+            if form is None:
+                raise UsageError(
+                    f"--output was {str(file)!r}, whose suffix names no form; end it in "
+                    f"{', '.join(FORM_OF_SUFFIX)}, or add --format {'|'.join(FORMS)}"
+                )
+        return cls(form=form or "table", file=file)
+
+    def write(self, frame: pl.DataFrame) -> None:
+        """Write the answer. A reader of stdout that goes away ends the command without a word."""
+        if self.for_people:
+            print_frame(frame)
+            return
+        content = _bytes(frame, self.form)
+        if self.file is not None:
+            self.file.write_bytes(content)
+            stderr_console().print(f"{frame.height} rows in {self.file}", markup=False, soft_wrap=True)
+            return
+        sys.stdout.buffer.write(content)
+        sys.stdout.flush()
+
+
+def console() -> Console:
+    """Return the console for results: as wide as the terminal, or wide enough for a table where there is none."""
+    found = Console(highlight=False)
+    return found if found.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
+
+
+def print_frame(frame: pl.DataFrame, *, title: str | None = None, limit: int = ROWS_SHOWN) -> None:
+    """Print a frame as a table; a line says how many rows were left out."""
+    out = console()
+    out.print(_table(frame.head(limit), title))
+    if frame.height > limit:
+        out.print(f"{frame.height - limit} more rows; add LIMIT, or --output FILE.csv for all of them")
+
+
+def text_of(value: Any) -> str:
+    """A value for a person: floats at three significant digits, lists comma-separated."""
+    match value:
+        case None:
+            return ""
+        case bool() | int() | str():
+            return str(value)
+        case float():
+            return f"{value:.3g}"
+        case list() | tuple() | pl.Series():
+            return ", ".join(text_of(item) for item in value)
+    return str(value)
+
+
+def _table(frame: pl.DataFrame, title: str | None) -> Table:
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for name, dtype in frame.schema.items():
+        table.add_column(name, justify="right" if dtype.is_numeric() else "left", overflow="fold")
+    for row in frame.iter_rows():
+        # careful: a str would be read for markup, such as [bold]
+        table.add_row(*(Text(text_of(value)) for value in row))
+    return table
+
+
+def _bytes(frame: pl.DataFrame, form: str) -> bytes:
+    buffer = io.BytesIO()
+    match form:
+        case "csv":
+            _flat(frame).write_csv(buffer)
+        case "json":
+            # NaN and infinities are null, which JSON has
+            frame.write_json(buffer)
+            buffer.write(b"\n")
+        case "parquet":
+            frame.write_parquet(buffer)
+        case _:
+            text = io.StringIO()
+            Console(file=text, highlight=False, width=PLAIN_WIDTH).print(_table(frame, None))
+            buffer.write(text.getvalue().encode())
+    return buffer.getvalue()
+
+
+def _flat(frame: pl.DataFrame) -> pl.DataFrame:
+    """Lists as text, for a form that has no lists."""
+    lists = [name for name, dtype in frame.schema.items() if isinstance(dtype, pl.List)]
+    return frame.with_columns(pl.col(name).cast(pl.List(pl.String)).list.join(",") for name in lists)

@@ -1,0 +1,219 @@
+"""Cells under many interventions: their embeddings, and what the model's own head says of genes hidden from it.
+
+A shard is so many cells, in blocks of bounded memory. For each block the layers before the site run once and its tokens
+are encoded once (`SteeredModel`). A table holds the rows of a variant for the cells that it steers alone: the others
+are, bit for bit, as in variant 0, which every cell has.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from feature_store.storage import commit
+from pipelines.steering.context import Block, Cells, Opened, Place
+from pipelines.steering.plan import MEAN_DIFFERENCE, RECONSTRUCTION, UNSTEERED, Variant
+from pipelines.steering.selection import Texts
+
+if TYPE_CHECKING:
+    import torch
+
+    from sae_core.steering import Displace, Intervention, References, SteeredModel, Steering
+
+HEAD_SEED = 0
+"""Of the genes that are hidden: the same ones whatever the variant."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteerJob:
+    """Everything an actor needs to steer any shard; plain values, so that it travels.
+
+    Attributes:
+        place: model, data and SAE.
+        run: folder of the run that is written.
+        references: folder of the run of references, if the variants go by any.
+        reference_features: features of the columns of each of its parts; none for vectors of activations.
+        variants: ways to run the model, unsteered first.
+        cells: cell_idx [n_cells], ascending; a shard is `shard_cells` of them.
+        steered: which of them are steered [n_cells].
+        group: group of each in the references [n_cells].
+        scale: 99th percentile of each feature, the unit of clamp and add.
+        genes: vocabulary ids of the genes whose tokens are steered; None: all.
+        readout: the embedding that is read.
+        shard_cells: cells of a shard.
+    """
+
+    place: Place
+    run: str
+    references: str | None
+    reference_features: tuple[tuple[int, ...], ...]
+    variants: tuple[Variant, ...]
+    cells: Cells
+    steered: npt.NDArray[np.bool_]
+    group: Texts
+    scale: tuple[float, ...]
+    genes: tuple[int, ...] | None
+    readout: str
+    shard_cells: int
+
+
+class _Worker(ABC):
+    """Does shards of a `SteerJob`."""
+
+    def __init__(self, job: SteerJob) -> None:
+        import torch
+
+        self.job = job
+        self.opened = Opened(job.place)
+        self.run = commit.Run.open(job.run)
+        self.unit = torch.tensor(job.scale)
+        groups = sorted(set(job.group))
+        self.group_code = {name: i for i, name in enumerate(groups)}
+        self._references: dict[int, References | None] = {}
+
+    def shard(self, number: int) -> dict[str, int]:
+        """Do and commit shard `number` unless it is there; return counts."""
+        own = slice(number * self.job.shard_cells, (number + 1) * self.job.shard_cells)
+        cells, steered = self.job.cells[own], self.job.steered[own]
+        if not self.run.committed(number):
+            rows = [*self._frames(cells[~steered], self.job.variants[:1]), *self._frames(cells[steered])]
+            frame = pl.concat(rows)
+            stop = own.start + len(cells)
+            self.run.commit_shard(number, lambda path: commit.write_frame(path, frame), start=own.start, stop=stop)
+        return {"shards": 1, "cells": len(cells), "variants": len(self.job.variants)}
+
+    @abstractmethod
+    def rows(self, block: Block, running: "SteeredModel", variant: Variant) -> pl.DataFrame:
+        """What the table holds of a block's cells under a variant."""
+
+    def _frames(self, cells: Cells, variants: Sequence[Variant] | None = None) -> Iterator[pl.DataFrame]:
+        from sae_core.steering import SteeredModel
+
+        for block in self.opened.blocks(cells):
+            running = SteeredModel(self.opened.model, block.tokens, self.opened.sae, self.opened.site, is_part=True)
+            for variant in self.job.variants if variants is None else variants:
+                yield self.rows(block, running, variant)
+
+    def steering(self, variant: Variant, cells: Cells) -> "Steering | Displace | None":
+        """What a variant does to these cells; None: nothing."""
+        import torch
+
+        from sae_core.steering import Displace, Steering, random_direction
+
+        if variant.name == UNSTEERED:
+            return None
+        references = None if variant.references is None else self._read_references(variant)
+        if variant.references is not None and references is None:
+            return None
+        group = torch.tensor([self.group_code[name] for name in self.job.group[np.searchsorted(self.job.cells, cells)]])
+        if variant.name == MEAN_DIFFERENCE:
+            assert references is not None
+            amount = 1.0 if variant.dose is None else variant.dose
+            return Displace(
+                vectors=references, group_of_cell=group, amount=amount, genes=self.job.genes, include_queries=True
+            )
+        seed, width = variant.direction_seed, self.opened.model.d_model
+        return Steering(
+            sae=self.opened.sae,
+            intervention=self._intervention(variant, references, group),
+            mode=variant.mode,
+            direction=None if seed is None else random_direction(width, seed=seed),
+            genes=self.job.genes,
+            include_queries=references is None or references.gene_id is None,
+        )
+
+    def _intervention(self, variant: Variant, references: "References | None", group: "torch.Tensor") -> "Intervention":
+        """What is done to the features; the reconstruction scales one by 1, which changes nothing."""
+        from sae_core.steering import Ablate, Add, Clamp, Scale, Shift, Toward
+
+        features, dose = sorted(variant.features), 1.0 if variant.dose is None else variant.dose
+        if variant.name == RECONSTRUCTION:
+            return Scale(features=[0], factor=1.0)
+        match variant.intervention:
+            case "ablate":
+                return Ablate(features=features)
+            case "scale":
+                return Scale(features=features, factor=dose)
+            case "clamp":
+                return Clamp(features=features, dose=dose, unit=self.unit)
+            case "add":
+                return Add(features=features, dose=dose, unit=self.unit)
+            case "toward":
+                assert references is not None
+                return Toward(features=features, reference=references, amount=dose, group_of_cell=group)
+            case _:
+                assert references is not None
+                return Shift(features=features, difference=references, amount=dose, group_of_cell=group)
+
+    def _read_references(self, variant: Variant) -> "References | None":
+        """The rows of the variant's part, with the columns of its features; None if there are none."""
+        if variant.id not in self._references:
+            assert variant.references is not None
+            assert self.job.references is not None
+            part = commit.Run.open(self.job.references).part(variant.references)
+            columns = self.job.reference_features[variant.references]
+            at = [columns.index(feature) for feature in sorted(variant.features)] if columns else None
+            self._references[variant.id] = references_of(part, self.group_code, at)
+        return self._references[variant.id]
+
+
+def references_of(part: Path, group_code: dict[str, int], columns: Sequence[int] | None) -> "References | None":
+    """The stored rows of those groups that there are codes for, with some columns (None: all); None if there are none.
+
+    Rows are sorted by the name of the group, and codes ascend with the names.
+    """
+    import torch
+
+    from sae_core.steering import References
+
+    frame = commit.read_part(part)
+    frame = frame.filter(pl.col("group").is_in(list(group_code)))
+    if not frame.height:
+        return None
+    values = frame["value"].to_numpy()
+    whole = frame["gene_id"].null_count() == 0
+    return References(
+        group=torch.tensor([group_code[name] for name in frame["group"]]),
+        gene_id=torch.from_numpy(frame["gene_id"].to_numpy().copy()) if whole else None,
+        values=torch.from_numpy(np.array(values if columns is None else values[:, columns], order="C")),
+    )
+
+
+class Steerer(_Worker):
+    """Embeds cells under every variant: rows cell_idx, variant, embedding."""
+
+    def rows(self, block: Block, running: "SteeredModel", variant: Variant) -> pl.DataFrame:
+        """See _Worker."""
+        site = self.opened.model.reading_site(self.opened.site)
+        steering = self.steering(variant, block.cells)
+        embedded = running.embeddings(steering, [site], readout=self.job.readout)[site].float().numpy()
+        return pl.DataFrame(
+            {
+                "cell_idx": block.cells,
+                "variant": np.full(len(block.cells), variant.id, dtype=np.int32),
+                "embedding": embedded,
+            },
+            schema_overrides={"embedding": pl.Array(pl.Float32, embedded.shape[1])},
+        )
+
+
+class Asker(_Worker):
+    """Asks the model's head about hidden genes of cells: rows cell_idx, variant, gene_id, answer, target."""
+
+    def rows(self, block: Block, running: "SteeredModel", variant: Variant) -> pl.DataFrame:
+        """See _Worker."""
+        found = running.answers(self.steering(variant, block.cells), seed=HEAD_SEED)
+        return pl.DataFrame(
+            {
+                "cell_idx": block.cells[found.cell.numpy()],
+                "variant": np.full(len(found.cell), variant.id, dtype=np.int32),
+                "gene_id": found.gene_id.numpy(),
+                "answer": found.answer.numpy(),
+                "target": found.target.numpy(),
+            }
+        )

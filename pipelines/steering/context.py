@@ -1,0 +1,79 @@
+"""Model, data and SAE opened together, and any cells as tokens: what every shard job of steering runs on."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from feature_store.storage import commit, filesystem
+from feature_store.storage.layout import Layout, as_path
+from pipelines.forward import BLOCK_TOKENS, cut_cells
+from pipelines.inputs import recalled_model, recalled_source
+
+if TYPE_CHECKING:
+    from sae_core.scfm import Tokens
+
+GAP_CELLS = 16
+"""Cells between two chosen ones that are read along: a read costs as much as about so many rows."""
+Cells = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where model, data and SAE lie; plain values, so that it travels to an actor.
+
+    Attributes:
+        activations, sae: folders of the runs.
+        store, dataset: root of the store, and the data set in it.
+        site: where the SAE reads.
+        seed: of the tokens, as in the extraction.
+        device: "cpu" or "cuda".
+    """
+
+    activations: str
+    sae: str
+    store: str
+    dataset: str
+    site: str
+    seed: int
+    device: str
+
+
+class Block(NamedTuple):
+    """Cells of bounded size together: their cell_idx [n], ascending, and their tokens."""
+
+    cells: Cells
+    tokens: "Tokens"
+
+
+class Opened:
+    """Everything of a `Place`, opened once an actor."""
+
+    def __init__(self, place: Place) -> None:
+        from sae_core.sae import load_sae
+        from sae_core.scfm import Site
+
+        self.place = place
+        layout = Layout(place.store)
+        self.model = recalled_model(commit.Run.open(place.activations), device=place.device)
+        self.source = recalled_source(layout, place.dataset)
+        self.match = self.model.match_genes(self.source.gene_symbols, self.source.ensembl_ids)
+        with filesystem.local_folder(as_path(place.sae)) as folder:
+            self.sae = load_sae(folder, device=place.device)
+        self.site = Site.parse(place.site)
+
+    def blocks(self, cells: Cells) -> Iterator[Block]:
+        """Tokens of the cells (ascending cell_idx), in blocks of at most BLOCK_TOKENS tokens, or one cell."""
+        for chosen in np.split(cells, np.flatnonzero(np.diff(cells) > GAP_CELLS) + 1):
+            if not len(chosen):
+                continue
+            start, stop = int(chosen[0]), int(chosen[-1]) + 1
+            rows = self.source.read_rows(start, stop)
+            shape = (stop - start, self.source.n_genes)
+            own = sparse.csr_array((rows.data, rows.indices, rows.indptr), shape=shape)[chosen - start]
+            tokens = self.model.tokenize(own.indptr, own.indices, own.data, self.match, seed=self.place.seed)
+            for low, high in cut_cells(tokens.lengths, BLOCK_TOKENS):
+                yield Block(chosen[low:high], tokens.cells(low, high))

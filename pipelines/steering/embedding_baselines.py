@@ -1,0 +1,98 @@
+"""What embeddings can be corrected by without any autoencoder: the baselines beside which steering is reported.
+
+- `centre`: x - mean of its batch + mean of all. Uses batch labels alone, so it also removes what differs between
+  batches because their cell types do; `centre_within` does the same inside each cell type, which uses labels that a
+  real correction would not have, and so is a ceiling, not a rival.
+- `harmony`: Korsunsky et al. 2019 (doi:10.1038/s41592-019-0619-0) by harmonypy, of the extra `evaluate`.
+- `MeanDifference`: the vector from target to toward cells by group, learned on reference cells and added to others.
+"""
+
+from importlib.util import find_spec
+
+import numpy as np
+
+from pipelines.errors import UsageError
+from pipelines.steering.metrics.intervals import Bools, Floats, Ints, Names, blocks
+
+EXTRA = "pip install 'scsae[evaluate]'"
+HARMONY_VERSION = "2."
+MIN_HARMONY = 6
+
+
+def centre(embedding: Floats, batch: Names) -> Floats:
+    """Move every batch's mean to the mean of all cells, float64 [n_cells width]."""
+    return _centred(np.asarray(embedding, dtype=np.float64), blocks(len(embedding), batch))
+
+
+def centre_within(embedding: Floats, batch: Names, cell_type: Names) -> Floats:
+    """`centre` inside each cell type, float64 [n_cells width]."""
+    values, kind = np.asarray(embedding, dtype=np.float64), blocks(len(embedding), cell_type)
+    part, out = blocks(len(embedding), batch), np.empty_like(values)
+    for code in np.unique(kind):
+        own = kind == code
+        out[own] = _centred(values[own], part[own])
+    return out
+
+
+def has_harmony() -> bool:
+    """Whether harmonypy is installed."""
+    return find_spec("harmonypy") is not None
+
+
+def harmony(embedding: Floats, batch: Names, *, seed: int = 0) -> Floats:
+    """Harmony with its defaults, float64 [n_cells width]; one batch is returned as it is.
+
+    Raises:
+        UsageError: harmonypy is not installed or is of another major version, or there are too few cells to cluster.
+    """
+    values, names = np.asarray(embedding, dtype=np.float64), np.asarray(batch, dtype=str)
+    if not has_harmony():
+        raise UsageError(f"Harmony needs harmonypy, which is not installed; run: {EXTRA}")
+    if len(np.unique(names)) < 2:
+        return values
+    if len(values) < MIN_HARMONY:
+        raise UsageError(f"Harmony clusters cells and was given {len(values)}; expected at least {MIN_HARMONY}")
+    import harmonypy
+
+    # clusters: harmonypy's own rule, n / 30 up to 100, makes none of fewer than 15 cells
+    n_clusters = int(min(max(round(len(values) / 30), 2), 100))
+    done = harmonypy.run_harmony(
+        values, {"batch": names}, "batch", nclust=n_clusters, random_state=seed, verbose=False, ncores=1
+    )
+    corrected = np.asarray(done.Z_corr, dtype=np.float64)
+    if corrected.shape != values.shape:  # version 0 returned cells as columns
+        raise UsageError(
+            f"harmonypy returned {list(corrected.shape)} for cells {list(values.shape)}, so its version is not "
+            f"{HARMONY_VERSION}x; run: {EXTRA}"
+        )
+    return corrected
+
+
+class MeanDifference:
+    """Mean of toward cells minus mean of target cells by group, learned on reference cells."""
+
+    def __init__(self, reference: Floats, is_target: Bools, is_toward: Bools, group: Names) -> None:
+        """Learn from reference cells [n_cells width]; a group without target or toward cells gets no vector."""
+        values, names = np.asarray(reference, dtype=np.float64), np.asarray(group, dtype=str)
+        self.vectors: dict[str, Floats] = {}
+        for name in np.unique(names):
+            target, toward = is_target & (names == name), is_toward & (names == name)
+            if target.any() and toward.any():
+                self.vectors[str(name)] = values[toward].mean(0) - values[target].mean(0)
+
+    def applied(self, embedding: Floats, is_target: Bools, group: Names, *, amount: float = 1.0) -> Floats:
+        """Add `amount` times their group's vector to target cells of embedding [n_cells width], float64.
+
+        Cells of a group without a vector stay where they are.
+        """
+        out, names = np.array(embedding, dtype=np.float64), np.asarray(group, dtype=str)
+        for name, vector in self.vectors.items():
+            out[is_target & (names == name)] += amount * vector
+        return out
+
+
+def _centred(values: Floats, batch: Ints) -> Floats:
+    out: Floats = values + values.mean(0)
+    for code in np.unique(batch):
+        out[batch == code] -= values[batch == code].mean(0)
+    return out

@@ -1,0 +1,224 @@
+"""Mean codes of groups of cells by gene, and the differences between them: what `shift` and `toward` go by.
+
+With m(side, type, gene) the mean code of the tokens of a gene in the surveyed cells of a side (a label) and a type:
+    move    difference m(toward, type, gene) - m(target, type, gene); of the cells of `target`, by type
+    mix     difference mean_b' m(b', type, gene) - m(b, type, gene); of the cells of batch b
+Few tokens say little, so a difference d of a type is shrunk toward D, the mean over types weighted by their tokens:
+d' = w d + (1 - w) D with w = n / (n + 5), n the tokens of the poorer side. It is the difference that is shrunk and not
+the two means, as sides with unequal n would bring the difference between types in. D compares sides within types, so
+that it holds no difference of composition. A (type, gene) without tokens on both sides has no row: nothing is changed.
+
+`by` says how much of (type, gene) is told apart: both; gene (D alone); cell_type and none: the same without genes.
+The mean-difference vector at the SAE's site, which needs no SAE, is the same with mean activations for codes.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from scipy import sparse
+
+from pipelines.steering.plan import Question
+from pipelines.steering.selection import Labels, Texts
+from pipelines.steering.token_sample import Survey
+
+By = Literal["cell_type", "gene", "both", "none"]
+PRIOR_TOKENS = 5.0
+"""Tokens that the mean over types weighs as much as."""
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+class Table(NamedTuple):
+    """Rows by (group, gene), sorted, each once: group of the cell [row], vocabulary id of the gene [row] (None: one row
+    for all genes), values [row n_values] in the order of the features asked for.
+    """
+
+    group: Texts
+    gene_id: Ints | None
+    values: npt.NDArray[np.float32]
+
+
+class _Rows(NamedTuple):
+    """Differences by (side, type, gene): codes of side, type and gene [row], tokens of the poorer side [row]."""
+
+    side: Ints
+    kind: Ints
+    gene: Ints
+    n: Floats
+    origin: Floats
+    difference: Floats
+
+
+def default_by(question: Question) -> By:
+    """What is told apart unless the options say so: without genes, so that the mean holds which genes a cell has, too.
+
+    On `select` donors of Kang et al. .41 of the distance to control remained by cell type, .46 by type and gene.
+    """
+    return "none" if question.name == "mix" else "cell_type"
+
+
+def group_of_cells(labels: Labels, question: Question, by: By) -> Texts:
+    """The group of each cell in `Table` [n_cells]: its type, its batch, both, or ""."""
+    kinds = labels.cell_type if by in ("cell_type", "both") else np.full(len(labels.label), "", dtype=object)
+    if question.name != "mix":
+        return kinds
+    return np.array([_group(batch, kind) for batch, kind in zip(labels.label, kinds, strict=True)], dtype=object)
+
+
+def code_references(
+    survey: Survey, labels: Labels, question: Question, features: Sequence[int], *, by: By, cells: npt.NDArray[np.bool_]
+) -> Table:
+    """What `shift` adds to the codes of `features`, or `toward` moves them to, at dose 1.
+
+    Args:
+        survey: the survey.
+        labels: of its cells.
+        question: move or mix; its intervention says whether the rows hold differences or means.
+        features: which, in the order of the columns.
+        by: what is told apart.
+        cells: which surveyed cells may be used [n_cells].
+    """
+    codes = survey.codes
+
+    def column(j: int) -> tuple[Ints, Floats]:
+        low, high = codes.indptr[features[j]], codes.indptr[features[j] + 1]
+        return codes.indices[low:high].astype(np.int64), codes.data[low:high].astype(np.float64)
+
+    gene = survey.gene_id if by in ("gene", "both") else np.zeros_like(survey.gene_id)
+    return _table(
+        column, len(features), labels, question, by=by, cells=cells, cell_of_unit=survey.cell, gene_of_unit=gene
+    )
+
+
+def displacements(survey: Survey, labels: Labels, question: Question, *, by: By, cells: npt.NDArray[np.bool_]) -> Table:
+    """Mean-difference vectors of activations [group d_model]: a cell is a unit, its mean activation the value."""
+    mean = survey.mean.astype(np.float64)
+    units = np.flatnonzero(survey.n_tokens > 0)
+
+    def column(j: int) -> tuple[Ints, Floats]:
+        return np.arange(len(units)), mean[units, j]
+
+    coarse: By = "cell_type" if by in ("cell_type", "both") else "none"
+    return _table(
+        column,
+        mean.shape[1],
+        labels,
+        Question(**{**vars(question), "intervention": "shift"}),
+        by=coarse,
+        cells=cells,
+        cell_of_unit=units,
+        gene_of_unit=np.zeros(len(units), dtype=np.int64),
+    )
+
+
+def table_frame(table: Table) -> pl.DataFrame:
+    """The rows as they are stored: group, gene_id (null where genes are not told apart), value."""
+    n = len(table.group)
+    gene_id = pl.Series(table.gene_id, dtype=pl.Int64) if table.gene_id is not None else pl.Series([None] * n)
+    return pl.DataFrame(
+        {"group": table.group.tolist(), "gene_id": gene_id.cast(pl.Int64), "value": table.values},
+        schema_overrides={"group": pl.String, "value": pl.Array(pl.Float32, table.values.shape[1])},
+    )
+
+
+def _group(batch: str, kind: str) -> str:
+    return f"{batch} | {kind}" if kind else str(batch)
+
+
+def _table(
+    column: Callable[[int], tuple[Ints, Floats]],
+    n_columns: int,
+    labels: Labels,
+    question: Question,
+    *,
+    by: By,
+    cells: npt.NDArray[np.bool_],
+    cell_of_unit: Ints,
+    gene_of_unit: Ints,
+) -> Table:
+    """`Table` of the units (tokens, cells) of the chosen cells; `column(j)` gives the units with a value and it."""
+    kinds = sorted(set(labels.cell_type))
+    sides = (
+        [question.target, str(question.toward)] if question.name == "move" else sorted(set(labels.label[cells]) - {""})
+    )
+    side_of = {name: i for i, name in enumerate(sides)}
+    side = np.array([side_of.get(name, -1) for name in labels.label])
+    side[~cells] = -1
+    kind = np.array([kinds.index(name) for name in labels.cell_type])
+    used = side[cell_of_unit] >= 0
+    own = cell_of_unit[used]
+    genes, gene = np.unique(gene_of_unit[used], return_inverse=True)
+    key = (side[own] * len(kinds) + kind[own]) * max(len(genes), 1) + gene
+    keys, row = np.unique(key, return_inverse=True)
+    place = np.full(len(cell_of_unit), -1)
+    place[used] = row
+    n = np.bincount(row, minlength=len(keys)).astype(np.float64)
+    mean = np.zeros((len(keys), n_columns))
+    for j in range(n_columns):
+        unit, value = column(j)
+        at = place[unit]
+        mean[:, j] = np.bincount(at[at >= 0], weights=value[at >= 0], minlength=len(keys)) / n
+    cell_kind, gene_code = keys // max(len(genes), 1), keys % max(len(genes), 1)
+    side_code, kind_code = cell_kind // len(kinds), cell_kind % len(kinds)
+    differ = _of_move if question.name == "move" else _of_mix
+    rows = differ(side_code, kind_code, gene_code, n, mean)
+    values, coarse = _shrunk(rows, rows.difference)
+    if question.intervention == "toward":
+        origins, coarse_origin = _shrunk(rows, rows.origin)
+        values, coarse = values + origins, coarse._replace(values=coarse.values + coarse_origin.values)
+    fine = by in ("cell_type", "both")
+    names = kinds if fine else [""]
+    at_side, at_kind, at_gene = (rows.side, rows.kind, rows.gene) if fine else (coarse.side, None, coarse.gene)
+    values = values if fine else coarse.values
+    of_kind = [names[k] for k in at_kind] if at_kind is not None else [""] * len(at_side)
+    group = np.array(
+        of_kind if question.name == "move" else [_group(sides[s], k) for s, k in zip(at_side, of_kind, strict=True)],
+        dtype=object,
+    )
+    gene_id = genes[at_gene] if len(at_gene) else np.empty(0, np.int64)
+    order = np.lexsort((gene_id, group.astype(str))) if len(group) else np.empty(0, np.int64)
+    return Table(
+        group[order],
+        gene_id[order].astype(np.int64) if by in ("gene", "both") else None,
+        values[order].astype(np.float32).reshape(len(order), n_columns),
+    )
+
+
+def _of_move(side: Ints, kind: Ints, gene: Ints, n: Floats, mean: Floats) -> _Rows:
+    """Side 1 less side 0, of the (type, gene) that both have."""
+    place = kind * (gene.max(initial=0) + 1) + gene
+    _, a, b = np.intersect1d(place[side == 0], place[side == 1], return_indices=True)
+    a, b = np.flatnonzero(side == 0)[a], np.flatnonzero(side == 1)[b]
+    return _Rows(np.zeros(len(a), np.int64), kind[a], gene[a], np.minimum(n[a], n[b]), mean[a], mean[b] - mean[a])
+
+
+def _of_mix(side: Ints, kind: Ints, gene: Ints, n: Floats, mean: Floats) -> _Rows:
+    """The mean over batches less each batch, of the (type, gene) that at least two have."""
+    _, place = np.unique(kind * (gene.max(initial=0) + 1) + gene, return_inverse=True)
+    n_sides = np.bincount(place)
+    pool = sparse.csr_array((np.ones(len(place)), (place, np.arange(len(place)))), shape=(len(n_sides), len(place)))
+    middle = np.asarray(pool @ mean) / n_sides[:, None]
+    kept = n_sides[place] > 1
+    difference = middle[place[kept]] - mean[kept]
+    return _Rows(side[kept], kind[kept], gene[kept], n[kept], mean[kept], difference)
+
+
+class _Coarse(NamedTuple):
+    side: Ints
+    gene: Ints
+    values: Floats
+
+
+def _shrunk(rows: _Rows, values: Floats) -> tuple[Floats, _Coarse]:
+    """Values of the rows shrunk toward their mean over types, and that mean by (side, gene)."""
+    n_genes = int(rows.gene.max(initial=0)) + 1
+    keys, place = np.unique(rows.side * n_genes + rows.gene, return_inverse=True)
+    pool = sparse.csr_array((rows.n, (place, np.arange(len(place)))), shape=(len(keys), len(place)))
+    coarse = (
+        np.asarray(pool @ values) / np.maximum(np.bincount(place, weights=rows.n, minlength=len(keys)), 1.0)[:, None]
+    )
+    weight = (rows.n / (rows.n + PRIOR_TOKENS))[:, None]
+    return weight * values + (1 - weight) * coarse[place], _Coarse(keys // n_genes, keys % n_genes, coarse)

@@ -1,0 +1,192 @@
+"""scIB's scores of an embedding (Luecken et al. 2022, doi:10.1038/s41592-021-01336-8), by `scib-metrics`.
+
+Aggregates are those of its Benchmarker: batch correction is the mean of BRAS, iLISI, kBET, graph connectivity and PCR
+comparison; bio conservation of isolated labels, k-means NMI and ARI, silhouette label and cLISI; total = .4 and .6 of
+them. Silhouette batch is reported beside BRAS and is in no aggregate: it calls batches mixed that lie in pairs
+(Rautenstrauch & Ohler 2025, doi:10.1038/s41587-025-02743-4). A score that cannot be asked of the data is None with its
+reason, and aggregates are means of the others, so compare only embeddings of the same cells.
+
+Neighbours are exact, found once for LISI (90), kBET (50) and connectivity (15).
+
+Cost: the extra is 0.4 GB (jax). A process pays 3.5 s to import it, 5 s to compile the rest for a new number of cells
+(1 s from jax's cache in `$XDG_CACHE_HOME/scsae/jax`), and 25 s to compile kBET's neighbours with numba; 1,000 cells
+then take seconds. jax runs on the CPU unless `JAX_PLATFORMS` says otherwise, so that scores agree between machines.
+"""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from sklearn.neighbors import NearestNeighbors
+
+from pipelines.errors import UsageError
+from pipelines.steering.embedding_baselines import EXTRA
+from pipelines.steering.metrics.intervals import Floats, Metric, Names
+from pipelines.steering.metrics.mixing import WEIGHTS
+
+BATCH_CORRECTION = ("bras", "ilisi", "kbet", "graph_connectivity", "pcr_comparison")
+BIO_CONSERVATION = ("isolated_labels", "nmi", "ari", "silhouette_label", "clisi")
+OTHERS = ("silhouette_batch",)
+AGGREGATES = ("batch_correction", "bio_conservation", "total")
+METRICS = tuple(
+    Metric(name=name, higher_is_better=True, low=-1.0 if name == "ari" else 0.0, high=1.0)
+    for name in (*BATCH_CORRECTION, *BIO_CONSERVATION, *OTHERS, *AGGREGATES)
+)
+MIN_CELLS = 4
+_KBET_MIN = 10
+_LISI_MIN = 10  # a third of the neighbours is the perplexity, which has to be above 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scib:
+    """Scores of one embedding, 1 best; a score of None has its reason."""
+
+    values: dict[str, float | None]
+    reasons: dict[str, str]
+
+
+class _Asked(NamedTuple):
+    """One score: when it cannot be asked, and how."""
+
+    problem: str | None
+    compute: Callable[[], Any]
+
+
+def has_scib() -> bool:
+    """Whether scib-metrics is installed."""
+    return find_spec("scib_metrics") is not None
+
+
+def check_scib() -> None:
+    """UsageError if scib-metrics is not installed."""
+    if not has_scib():
+        raise UsageError(f"scIB's scores need scib-metrics, which is not installed; run: {EXTRA}")
+
+
+def scib(embedding: Floats, unsteered: Floats, batch: Names, label: Names, *, kbet: bool = True) -> Scib:
+    """Score an embedding.
+
+    Args:
+        embedding: [n_cells width].
+        unsteered: of the same cells [n_cells any_width]; PCR comparison is relative to it, and 0 for itself.
+        batch: of every cell [n_cells].
+        label: cell type of every cell [n_cells].
+        kbet: whether to compute kBET, the slowest; without it batch correction is the mean of the other four.
+
+    Raises:
+        UsageError: the extra `evaluate` is not installed, fewer than 4 cells, lengths that differ, or values that are
+            not finite.
+    """
+    values, before = np.asarray(embedding, dtype=np.float32), np.asarray(unsteered, dtype=np.float32)
+    batches, labels = np.asarray(batch, dtype=str), np.asarray(label, dtype=str)
+    _check(values, before, batches, labels)
+    library = _library()
+    with _quiet():
+        asked = _asked(library, values, before, batches, labels, kbet=kbet)
+        scores: dict[str, float | None] = {}
+        reasons: dict[str, str] = {}
+        for name, (problem, compute) in asked.items():
+            score = float("nan") if problem else float(compute())
+            scores[name] = score if np.isfinite(score) else None
+            if scores[name] is None:
+                reasons[name] = problem or "scib-metrics found no finite value"
+    for aggregate, parts in zip(AGGREGATES, (BATCH_CORRECTION, BIO_CONSERVATION), strict=False):
+        known = [own for part in parts if (own := scores[part]) is not None]
+        scores[aggregate] = float(np.mean(known)) if known else None
+    mixing, bio = scores["batch_correction"], scores["bio_conservation"]
+    scores["total"] = None if mixing is None or bio is None else WEIGHTS[0] * mixing + WEIGHTS[1] * bio
+    reasons |= {name: "no score of its parts" for name in AGGREGATES if scores[name] is None}
+    return Scib(values=scores, reasons=reasons)
+
+
+def _asked(library: Any, values: Floats, before: Floats, batches: Any, labels: Any, *, kbet: bool) -> dict[str, _Asked]:
+    """Every score, by name."""
+    near = _neighbors(library, values)
+    n_batches, n_labels = len(np.unique(batches)), len(np.unique(labels))
+    per_label = [(int((labels == name).sum()), len(np.unique(batches[labels == name]))) for name in np.unique(labels)]
+    one_batch = "there is one batch only" if n_batches < 2 else None
+    one_label = "there is one label only" if n_labels < 2 else None
+    if not one_label and n_labels == len(labels):
+        one_label = "every cell has a label of its own"
+    few = f"fewer than {_LISI_MIN} cells" if len(labels) < _LISI_MIN else None
+    apart = None if any(1 < b < n for n, b in per_label) else "no label has cells of two batches, one of them with two"
+    small = None if any(n >= _KBET_MIN and b > 1 for n, b in per_label) else "no label of 10 cells is in two batches"
+    constant = "the embedding is constant" if not np.ptp(values, axis=0).any() else None
+    flat = "the unsteered embedding is constant" if not np.ptp(before, axis=0).any() else constant
+
+    @cache
+    def clusters() -> dict[str, float]:
+        return dict(library.nmi_ari_cluster_labels_kmeans(values, labels))
+
+    return {
+        "bras": _Asked(apart, lambda: library.bras(values, labels, batches)),
+        "ilisi": _Asked(one_batch or few, lambda: library.ilisi_knn(near(90), batches)),
+        "kbet": _Asked(
+            "not asked for" if not kbet else small, lambda: library.kbet_per_label(near(50), batches, labels)
+        ),
+        "graph_connectivity": _Asked(None, lambda: library.graph_connectivity(near(15), labels)),
+        "pcr_comparison": _Asked(
+            one_batch or flat, lambda: library.pcr_comparison(before, values, batches, categorical=True)
+        ),
+        "isolated_labels": _Asked(one_label, lambda: library.isolated_labels(values, labels, batches)),
+        "nmi": _Asked(one_label or constant, lambda: clusters()["nmi"]),
+        "ari": _Asked(one_label or constant, lambda: clusters()["ari"]),
+        "silhouette_label": _Asked(one_label, lambda: library.silhouette_label(values, labels)),
+        "clisi": _Asked(one_label or few, lambda: library.clisi_knn(near(90), labels)),
+        "silhouette_batch": _Asked(apart, lambda: library.silhouette_batch(values, labels, batches)),
+    }
+
+
+def _neighbors(library: Any, values: Floats) -> Callable[[int], Any]:
+    """Exact neighbours, found once, as scib-metrics reads them: a function of how many, the cell itself first."""
+    most = min(90, len(values))
+    distances, indices = NearestNeighbors(n_neighbors=most, algorithm="brute").fit(values).kneighbors(values)
+    found = library.nearest_neighbors.NeighborsResults(indices=indices, distances=distances)
+    return lambda n: found.subset_neighbors(min(n, most))
+
+
+def _check(values: Floats, before: Floats, batches: Names, labels: Names) -> None:
+    if values.ndim != 2 or before.ndim != 2 or not len(values) == len(before) == len(batches) == len(labels):
+        raise UsageError(
+            f"embedding {list(values.shape)}, unsteered {list(before.shape)}, {len(batches)} batches, {len(labels)} "
+            "labels; all of them need a row for every cell"
+        )
+    if len(values) < MIN_CELLS:
+        raise UsageError(f"{len(values)} cells; scIB's scores need at least {MIN_CELLS}")
+    if not (np.isfinite(values).all() and np.isfinite(before).all()):
+        raise UsageError("an embedding holds values that are not finite; steer by a smaller dose")
+
+
+@cache
+def _library() -> Any:
+    """scib_metrics, with jax on the CPU, its compilations kept, and nothing printed."""
+    check_scib()
+    with _quiet():
+        import jax
+
+        if "JAX_PLATFORMS" not in os.environ:
+            jax.config.update("jax_platforms", "cpu")
+        if jax.config.jax_compilation_cache_dir is None:
+            folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scsae" / "jax"
+            jax.config.update("jax_compilation_cache_dir", str(folder))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+            jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+        import scib_metrics
+
+        scib_metrics.settings.verbosity = "ERROR"
+    return scib_metrics
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings of what scib-metrics calls; what matters of them is a reason."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

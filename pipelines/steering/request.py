@@ -1,0 +1,294 @@
+"""What a steering run was asked, read from the store and checked whole, before anything is written."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from feature_store.cells import ingest
+from feature_store.codes import CodesRun
+from feature_store.query.suggestions import did_you_mean, some
+from feature_store.storage import commit
+from feature_store.storage.layout import Layout
+from pipelines.associate import label_kinds
+from pipelines.config import SteerOptions
+from pipelines.errors import UsageError
+from pipelines.inputs import recalled_genes
+from pipelines.runtime.stage import FORMAT_VERSION, parent_run
+from pipelines.steering.context import Cells, Place
+from pipelines.steering.group_means import By, default_by
+from pipelines.steering.metrics.scib import check_scib
+from pipelines.steering.plan import ALL, Point, Question, grid_of, question_of
+from pipelines.steering.selection import check_kind, choose_by_label
+from pipelines.steering.token_sample import sample_cells
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A checked question about one SAE.
+
+    Attributes:
+        options, layout: as given.
+        associations, sae, activations: the runs it starts from.
+        question, by: what is asked, and what references tell apart.
+        features: table features of the associations.
+        cells: rows of the cell table that matter: labelled, and for move of one of the two labels.
+        steered: cell_idx of those that an intervention may steer, ascending.
+        genes: symbol and gene_id of the genes that model and data share.
+        gene_ids: of the genes whose tokens are steered; None: all.
+        by_label: for edit, the features of the label, ranked.
+    """
+
+    options: SteerOptions
+    layout: Layout
+    associations: commit.Run
+    sae: commit.Run
+    activations: commit.Run
+    question: Question
+    by: By
+    features: pl.DataFrame
+    cells: pl.DataFrame
+    steered: Cells
+    genes: pl.DataFrame
+    gene_ids: tuple[int, ...] | None
+    by_label: pl.DataFrame | None
+
+    @classmethod
+    def of(cls, options: SteerOptions, layout: Layout) -> "Asked":
+        """Read and check everything.
+
+        Raises:
+            UsageError: no such kind, label, feature, gene or cell, too few features or cells, or an SAE that does not
+                belong to the model and site, or scIB's scores without the extra.
+            NotFoundError: there are no associations.
+        """
+        if options.scib:
+            check_scib()
+        associations = commit.Run.open(parent_run(layout, "associations", options.run).path / "features")
+        sae = commit.Run.open(layout.saes_dir(associations.plan["sae"]))
+        activations = commit.Run.open(layout.activations_dir(sae.plan["activations"]))
+        _check_site(sae, activations)
+        features = commit.read_table(associations.path)
+        dataset = associations.plan["dataset"]
+        every = ingest.read_cells(layout.cells_dir(dataset))
+        kinds = label_kinds(layout, dataset, every)
+        by_label, target = None, options.target
+        if options.toward is None and options.target != ALL:
+            labels = commit.read_table(associations.path.parent / "feature_label")
+            target, by_label = choose_by_label(labels, features, options, kinds=kinds)
+        check_kind(options.kind, kinds)
+        assert target is not None
+        question = question_of(options, target)
+        _check_features(options, features, by_label)
+        label = pl.col(options.kind).cast(pl.String)
+        cells = every.filter(label.is_not_null())
+        if question.name == "move":
+            _check_labels(question, cells[options.kind].cast(pl.String))
+            cells = cells.filter(label.is_in([question.target, question.toward]))
+        steered = cells.filter(_mask(options, every))
+        if question.name == "move":
+            steered = steered.filter(label == question.target)
+        genes = recalled_genes(layout, CodesRun.open(layout.codes_dir(associations.plan["codes"])))
+        genes = genes.drop_nulls("gene_id").select("symbol", "gene_id").unique("symbol", keep="first").sort("gene_id")
+        asked = cls(
+            options=options,
+            layout=layout,
+            associations=associations,
+            sae=sae,
+            activations=activations,
+            question=question,
+            by=options.by or default_by(question),
+            features=features,
+            cells=cells,
+            steered=steered["cell_idx"].sort().to_numpy(),
+            genes=genes,
+            gene_ids=_gene_ids(options.gene, genes),
+            by_label=by_label,
+        )
+        asked.check_cells()
+        return asked
+
+    @property
+    def dataset(self) -> str:
+        """The data set whose cells are steered."""
+        return str(self.associations.plan["dataset"])
+
+    @property
+    def grid(self) -> tuple[Point, ...]:
+        """Points asked for."""
+        if self.by_label is None or self.options.feature:
+            return grid_of(self.options)
+        # a label may have fewer features than were asked for
+        return tuple(point._replace(n_features=min(point[0], self.by_label.height)) for point in grid_of(self.options))
+
+    @property
+    def surveys(self) -> bool:
+        """Whether mean codes are needed, for a choice or as references."""
+        return self.question.name != "edit"
+
+    @cached_property
+    def alive(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which features fire [n_features]."""
+        return ((~self.features["dead"]) & (self.features["density"] > 0)).to_numpy()
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What determines the run."""
+        options, question = self.options, self.question
+        return {
+            "format": FORMAT_VERSION,
+            "associations": self.associations.path.parent.name,
+            "associations_manifest": self.associations.manifest().sha,
+            "sae": self.sae.path.name,
+            "dataset": self.dataset,
+            "site": self.sae.plan["site"],
+            "question": question.name,
+            "kind": question.kind,
+            "target": question.target,
+            "toward": question.toward,
+            "intervention": question.intervention,
+            "by": self.by if question.needs_references else None,
+            "feature": list(options.feature),
+            "grid": [list(point) for point in self.grid],
+            **{key: list(getattr(options, key)) for key in ("gene", "cells")},
+            **{key: getattr(options, key) for key in ("n_nulls", "readout", "max_cells", "head", "scib", "seed")},
+        }
+
+    def place(self) -> Place:
+        """Where actors find everything."""
+        return Place(
+            activations=str(self.activations.path.resolve()),
+            sae=str(self.sae.path.resolve()),
+            store=str(self.layout.root.resolve()),
+            dataset=self.dataset,
+            site=self.sae.plan["site"],
+            seed=self.activations.plan["seed"],
+            device="cuda" if self.options.num_gpus > 0 else "cpu",
+        )
+
+    def sample(self, splits: Sequence[str], *, most: int, equal: bool = False) -> Cells:
+        """Ascending cell_idx of a sample of each split; labels and types keep their proportions, or are equal."""
+        drawn = [
+            sample_cells(
+                self.cells.filter(split=split),
+                most=most,
+                seed=self.options.seed,
+                strata=list(dict.fromkeys((self.question.kind, "cell_type"))),
+                equal=equal,
+            )
+            for split in splits
+        ]
+        return np.sort(np.concatenate(drawn))
+
+    def is_steered(self, cells: Cells) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+        """Which of these cells an intervention may steer."""
+        return np.isin(cells, self.steered)
+
+    def check_cells(self) -> None:
+        """Raise UsageError unless every split has the cells that it is asked about."""
+        question, options = self.question, self.options
+        searches = len(self.grid) > 1
+        chooses = self.surveys and not options.feature
+        needed = {
+            "test": True,
+            "select": searches or chooses,
+            "train": searches and question.needs_references,
+        }
+        for split in (split for split, is_needed in needed.items() if is_needed):
+            own = self.cells.filter(split=split)
+            found = own[question.kind].cast(pl.String).unique().drop_nulls().to_list()
+            wanted = [] if question.name == "mix" else [question.target, question.toward]
+            if missing := [name for name in wanted if name is not None and name not in found]:
+                raise UsageError(
+                    f"no {split} cell has {question.kind} {missing[0]!r}; choose another --target or another data split"
+                )
+            if question.name == "mix" and len(found) < 2:
+                raise UsageError(
+                    f"{split} cells have one {question.kind}, {found}: nothing to mix; extract with a --split COLUMN "
+                    "that deals each of them to all splits"
+                )
+            if split != "train" and not self.is_steered(own["cell_idx"].to_numpy()).any():
+                raise UsageError(
+                    f"--cells {' '.join(options.cells)} selects none of the {own.height} {split} cells that could be "
+                    f"steered ({question.text}); choose cells that occur there"
+                )
+
+
+def _check_site(sae: commit.Run, activations: commit.Run) -> None:
+    if activations.plan["readout"] is not None:
+        raise UsageError(
+            f"the SAE {sae.path.name} was trained on cell vectors (--readout {activations.plan['readout']}), and the "
+            "model has tokens to steer; extract without --readout and train on that"
+        )
+    pairs = {
+        "site": (sae.plan["site"], activations.plan["site"]),
+        "d_model": (sae.plan["sae"]["d_model"], activations.plan["d_model"]),
+        "model": (sae.plan["model_digest"][:12], activations.plan["model_digest"][:12]),
+    }
+    if differ := {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}:
+        said = "; ".join(f"{name} {own!r} against {other!r}" for name, (own, other) in differ.items())
+        raise UsageError(
+            f"{sae.path.name} is an SAE of another model or site than its activations {activations.path.name}: {said}; "
+            "train one on them with `scsae train`"
+        )
+
+
+def _check_features(options: SteerOptions, features: pl.DataFrame, by_label: pl.DataFrame | None) -> None:
+    alive = set(features.filter(~pl.col("dead") & (pl.col("density") > 0))["feature_id"].to_list())
+    if unknown := [feature for feature in options.feature if feature >= features.height]:
+        raise UsageError(
+            f"--feature was {unknown[0]}; this SAE has features 0 to {features.height - 1}: `scsae features` lists them"
+        )
+    if dead := [feature for feature in options.feature if feature not in alive]:
+        raise UsageError(f"--feature was {dead[0]}, which never fires; choose one that `scsae features` lists")
+    wanted = len(set(options.feature)) or max(options.n_features)
+    wanted = min(wanted, by_label.height) if by_label is not None and not options.feature else wanted
+    if wanted > len(alive) // 2:
+        name = "--feature named" if options.feature else "--n-features was"
+        raise UsageError(
+            f"{name} {wanted}, and {len(alive)} features fire; the null needs as many others, so take "
+            f"{len(alive) // 2} at most"
+        )
+
+
+def _check_labels(question: Question, labels: pl.Series) -> None:
+    names = labels.unique().drop_nulls().sort().to_list()
+    for option, name in (("--target", question.target), ("--toward", question.toward)):
+        if name not in names:
+            raise UsageError(
+                f"{option} was {name!r}; {question.kind} is one of: {some(names)}{did_you_mean(str(name), names)}"
+            )
+
+
+def _mask(options: SteerOptions, cells: pl.DataFrame) -> pl.Expr:
+    """Cells that one of --cells lets through."""
+    chosen = []
+    for text in options.cells:
+        column, _, value = text.partition("=")
+        if column not in cells.columns:
+            raise UsageError(
+                f"--cells was {text!r}; columns of the cell table are {some(cells.columns)}"
+                f"{did_you_mean(column, cells.columns)}"
+            )
+        found = cells[column].cast(pl.String).unique().drop_nulls().to_list()
+        if value not in found:
+            raise UsageError(
+                f"--cells was {text!r}, which selects nothing; {column} is one of: {some(found)}"
+                f"{did_you_mean(value, found)}"
+            )
+        chosen.append(pl.col(column).cast(pl.String) == value)
+    return pl.any_horizontal(chosen) if chosen else pl.lit(True)
+
+
+def _gene_ids(symbols: Sequence[str], genes: pl.DataFrame) -> tuple[int, ...] | None:
+    known = dict(genes.select("symbol", "gene_id").iter_rows())
+    for symbol in symbols:
+        if symbol not in known:
+            raise UsageError(
+                f"--gene was {symbol!r}, which selects nothing: data and model share no gene of that name"
+                f"{did_you_mean(symbol, list(known))}"
+            )
+    return tuple(sorted({known[symbol] for symbol in symbols})) if symbols else None

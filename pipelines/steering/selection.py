@@ -1,0 +1,257 @@
+"""Which features are edited: scored on `select` cells alone, and drawn anew for every null.
+
+edit    the features with the smallest p for the label (table feature_label).
+move    the mean displacement: a cell's code is the mean of its tokens' codes; a unit gives the difference of its mean
+        over `target` cells and over `toward` cells; the score is the mean over units. A unit is a cell type of a donor
+        with both labels, so that neither composition nor donors pass for the condition; where donors carry one label
+        each, it is a cell type, with donors' means averaged.
+mix     the variance between batches inside a cell type, less what sampling of cells alone gives, mean over types:
+        sum_b (m_b - m)^2 / (B - 1) - mean_b(s_b^2 / n_b).
+
+As decoder rows are unit vectors, both scores are in the activation's own units: how far a feature moves it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from scipy import sparse
+
+from feature_store.storage import schemas
+from pipelines.config import SteerOptions
+from pipelines.errors import UsageError
+from pipelines.steering.plan import Question
+
+MIN_CELLS = 5
+"""Cells of a unit on each side, at least."""
+Index = npt.NDArray[np.int64]
+Texts = npt.NDArray[np.object_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """What is known of some cells, strings [n_cells] each; a null is "".
+
+    Attributes:
+        label: of the kind that is asked about.
+        cell_type: of the cell, inside which labels are compared; "" where it is the kind that is asked about.
+        donor, split: of the cell.
+    """
+
+    label: Texts
+    cell_type: Texts
+    donor: Texts
+    split: Texts
+
+    @classmethod
+    def of(cls, cells: pl.DataFrame, kind: str) -> "Labels":
+        """Of rows of the cell table, in their order."""
+        columns = {"label": kind, "cell_type": "cell_type", "donor": "donor", "split": "split"}
+        found = {
+            name: np.array(cells[column].cast(pl.String).fill_null("").to_list(), dtype=object)
+            for name, column in columns.items()
+        }
+        if kind == "cell_type":
+            found["cell_type"] = np.full(cells.height, "", dtype=object)
+        return cls(**found)
+
+    def at(self, index: npt.NDArray[np.generic]) -> "Labels":
+        """Those of some cells."""
+        return Labels(
+            label=self.label[index], cell_type=self.cell_type[index], donor=self.donor[index], split=self.split[index]
+        )
+
+
+class Scores(NamedTuple):
+    """Score of each feature [n_features], the units behind it, and in how many of them it has the mean's sign."""
+
+    score: npt.NDArray[np.float64]
+    n_units: int
+    n_agree: npt.NDArray[np.int64]
+
+
+def scores(mean_codes: sparse.csr_array, labels: Labels, question: Question) -> Scores:
+    """Scores of all features from the mean codes [n_cells n_features] of these (select) cells.
+
+    Raises:
+        UsageError: the cells hold nothing to compare.
+    """
+    values = _differences(mean_codes, labels, question) if question.name == "move" else _excess(mean_codes, labels)
+    if not len(values):
+        raise UsageError(_nothing_to_compare(labels, question))
+    score = values.mean(0)
+    return Scores(score, len(values), (np.sign(values) == np.sign(score)).sum(0))
+
+
+def ranked(found: Scores, question: Question, alive: npt.NDArray[np.bool_]) -> Index:
+    """Living features, best first: by |score| for move, by score for mix; equal ones by id."""
+    key = np.abs(found.score) if question.name == "move" else found.score
+    order = np.argsort(-key, kind="stable")
+    return order[alive[order]]
+
+
+def scores_frame(found: Scores, order: Index, density: npt.NDArray[np.float64]) -> pl.DataFrame:
+    """The table `scores`, best first."""
+    columns = {
+        "feature_id": order,
+        "score": found.score[order],
+        "n_units": np.full(len(order), found.n_units),
+        "n_agree": found.n_agree[order],
+        "density": density[order],
+        "rank": np.arange(1, len(order) + 1),
+    }
+    return schemas.conform("steering_scores", pl.DataFrame(columns))
+
+
+def _differences(mean_codes: sparse.csr_array, labels: Labels, question: Question) -> npt.NDArray[np.float64]:
+    """Mean of target less mean of toward cells, unit by unit [n_units n_features]."""
+    sides = labels.label == question.target, labels.label == question.toward
+    pairs = []
+    for donor, kind in sorted(set(zip(labels.donor, labels.cell_type, strict=True))):
+        own = (labels.donor == donor) & (labels.cell_type == kind)
+        pairs.append(tuple([np.flatnonzero(own & side)] for side in sides))
+    whole = [pair for pair in pairs if all(len(side[0]) >= MIN_CELLS for side in pair)]
+    if not whole:
+        whole = []
+        for kind in sorted(set(labels.cell_type)):
+            own = [side & (labels.cell_type == kind) for side in sides]
+            if all(side.sum() >= MIN_CELLS for side in own):
+                whole.append(tuple(_by_donor(side, labels.donor) for side in own))
+    if not whole and all(side.any() for side in sides):
+        whole = [tuple(_by_donor(side, labels.donor) for side in sides)]
+    means = [[np.mean([_mean(mean_codes, cells) for cells in side], axis=0) for side in pair] for pair in whole]
+    return np.array([target - toward for target, toward in means])
+
+
+def _excess(mean_codes: sparse.csr_array, labels: Labels) -> npt.NDArray[np.float64]:
+    """Variance between labels less what sampling gives, type by type [n_types n_features]."""
+    squares = mean_codes.multiply(mean_codes).tocsr()
+    values = []
+    for least in (MIN_CELLS, 2):
+        for kind in sorted(set(labels.cell_type)):
+            own = labels.cell_type == kind
+            groups = [np.flatnonzero(own & (labels.label == label)) for label in sorted(set(labels.label) - {""})]
+            groups = [cells for cells in groups if len(cells) >= least]
+            if len(groups) < 2:
+                continue
+            means = np.array([_mean(mean_codes, cells) for cells in groups])
+            n = np.array([len(cells) for cells in groups], dtype=np.float64)[:, None]
+            variance = (np.array([_mean(squares, cells) for cells in groups]) - means**2) * n / (n - 1)
+            values.append(means.var(0, ddof=1) - (variance / n).mean(0))
+        if values:
+            break
+    return np.array(values)
+
+
+def shuffled(labels: Labels, question: Question, rng: np.random.Generator) -> Labels:
+    """The same cells with labels that mean nothing.
+
+    Mix: labels permuted among the cells of a type, in each split. Move: `target` and `toward` permuted among the cells
+    of a type of a donor; where donors carry one label each, whole donors exchange theirs within the split.
+    """
+    label = labels.label.copy()
+    if question.name == "mix":
+        _permute_within(label, [labels.split, labels.cell_type], label != "", rng)
+        return replace(labels, label=label)
+    chosen = (label == question.target) | (label == question.toward)
+    both = {
+        key
+        for key in set(zip(labels.donor[chosen], labels.cell_type[chosen], strict=True))
+        if len(set(label[chosen & (labels.donor == key[0]) & (labels.cell_type == key[1])])) > 1
+    }
+    if both:
+        _permute_within(label, [labels.split, labels.donor, labels.cell_type], chosen, rng)
+        return replace(labels, label=label)
+    for split in sorted(set(labels.split)):
+        own = chosen & (labels.split == split)
+        donors = sorted(set(labels.donor[own]))
+        carried = [labels.label[own & (labels.donor == donor)][0] for donor in donors]
+        for donor, other in zip(donors, rng.permutation(len(donors)), strict=True):
+            label[own & (labels.donor == donor)] = carried[other]
+    return replace(labels, label=label)
+
+
+def _permute_within(
+    label: Texts, strata: Sequence[Texts], chosen: npt.NDArray[np.bool_], rng: np.random.Generator
+) -> None:
+    keys = list(zip(*strata, strict=True))
+    of_stratum: dict[tuple[str, ...], list[int]] = {}
+    for i in np.flatnonzero(chosen).tolist():
+        of_stratum.setdefault(keys[i], []).append(i)
+    for key in sorted(of_stratum):
+        at = np.array(of_stratum[key])
+        label[at] = label[rng.permutation(at)]
+
+
+def _by_donor(chosen: npt.NDArray[np.bool_], donor: Texts) -> list[Index]:
+    return [np.flatnonzero(chosen & (donor == name)) for name in sorted(set(donor[chosen]))]
+
+
+def _mean(mean_codes: sparse.csr_array, cells: Index) -> npt.NDArray[np.float64]:
+    return np.asarray(mean_codes[cells].mean(axis=0)).ravel()
+
+
+def _nothing_to_compare(labels: Labels, question: Question) -> str:
+    found = {str(name): int((labels.label == name).sum()) for name in sorted(set(labels.label) - {""})}
+    if question.name == "move":
+        return (
+            f"select cells with tokens have {question.kind} {found}; features are chosen there, so both "
+            f"{question.target!r} and {question.toward!r} need cells: extract with another --split COLUMN, or give "
+            "--feature"
+        )
+    return (
+        f"no cell type has cells of two {question.kind} labels among the select cells ({found}), where features are "
+        "chosen: extract with a --split COLUMN that deals each batch to all splits, or give --feature"
+    )
+
+
+def choose_by_label(
+    labels: pl.DataFrame, features: pl.DataFrame, options: SteerOptions, *, kinds: list[str]
+) -> tuple[str, pl.DataFrame]:
+    """Return the target of an edit and its features, ranked: those with the smallest p for it on `select` cells.
+
+    By p and not by AUROC: of a label with few cells, some feature always has a high AUROC by chance.
+
+    Args:
+        labels: table feature_label.
+        features: table features.
+        options: kind and target (None takes the label of the kind with the best feature).
+        kinds: kinds of label that the data set has.
+
+    Raises:
+        UsageError: no such kind or target, or no feature has an AUROC above 0.5 for it.
+    """
+    check_kind(options.kind, kinds)
+    known = labels.filter((pl.col("label_kind") == options.kind) & (pl.col("split") == "select"))
+    names = known["label"].unique().sort().to_list()
+    if options.target is not None and options.target not in names:
+        raise UsageError(
+            f"--target was {options.target!r}; {options.kind} among select cells is one of: {', '.join(names)}"
+        )
+    alive = features.filter(~pl.col("dead"))["feature_id"]
+    better = known.filter(pl.col("feature_id").is_in(alive.implode()) & (pl.col("auroc") > 0.5)).sort("p", "feature_id")
+    if options.target is None and not better.height:
+        raise UsageError(f"no feature has an AUROC above 0.5 for any {options.kind} on select cells; nothing to steer")
+    target = str(options.target if options.target is not None else better["label"][0])
+    own = better.filter(pl.col("label") == target)
+    if not own.height:
+        raise UsageError(f"no feature has an AUROC above 0.5 for {options.kind} {target!r} on select cells")
+    frame = own.join(features.select("feature_id", "density"), on="feature_id", how="left", maintain_order="left")
+    own_scores = frame.select(
+        "feature_id",
+        "density",
+        n_units="n_donors",
+        score="rank_biserial",
+        n_agree=pl.lit(None),
+        rank=pl.int_range(1, pl.len() + 1),
+    )
+    return target, schemas.conform("steering_scores", own_scores)
+
+
+def check_kind(kind: str, kinds: Sequence[str]) -> None:
+    """Raise UsageError if the data set has no such kind of label."""
+    if kind not in kinds:
+        raise UsageError(f"--kind was {kind!r}; this data set has {', '.join(kinds) or 'no labels'}")

@@ -1,0 +1,136 @@
+"""What a registered version came from, as tags when it is registered and as facts when it is asked for.
+
+Version -> SAE run -> activations run -> data set (digests of its files) and foundation model (digest), and the code.
+Each run is named with the hash of its manifest, and so of all its bytes. The tags outlive the store; whether a run is
+still there, unchanged, is looked up.
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pipelines
+from feature_store.errors import StoreError
+from feature_store.storage import commit, filesystem
+from feature_store.storage.layout import Layout
+from pipelines.inputs import SOURCE_FILE, model_place
+from pipelines.tracking.registry import DATASET_TAG, ModelVersion
+from pipelines.tracking.runs import RUN_TAG
+
+GIT_S = 10
+
+
+@cache
+def code_tags() -> dict[str, str]:
+    """Version of the package, and the commit where it runs from its own git checkout ("+" for one with changes)."""
+    tags = {"scsae.version": importlib.metadata.version("scsae")}
+    root = Path(pipelines.__file__).resolve().parents[1]
+    # an installed package lies in somebody else's checkout, if in any: that commit says nothing of it
+    if _git(root, "rev-parse", "--show-toplevel") == str(root) and (head := _git(root, "rev-parse", "HEAD")):
+        tags["scsae.commit"] = head + ("+" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+    return tags
+
+
+def _git(root: Path, *command: str) -> str | None:
+    """What git says of a folder; None without git or without a repository."""
+    try:
+        done = subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True, timeout=GIT_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def origin_tags(layout: Layout, run: commit.Run) -> dict[str, str]:
+    """Tags of a version made of the SAE in `run`: everything above it, by name and hash."""
+    plan = run.plan
+    activations = commit.Run.open(layout.activations_dir(plan["activations"]))
+    tags = {
+        RUN_TAG: run.path.name,
+        "scsae.manifest_sha256": run.manifest().sha,
+        "scsae.activations": plan["activations"],
+        "scsae.activations_manifest_sha256": activations.manifest().sha,
+        DATASET_TAG: plan["dataset"],
+        "scsae.model": plan["model"],
+        "scsae.model_digest": plan["model_digest"],
+        "scsae.site": plan["site"],
+        **code_tags(),
+    }
+    with contextlib.suppress(StoreError):
+        cells = commit.Run.open(layout.cells_dir(plan["dataset"]))
+        tags["scsae.dataset_manifest_sha256"] = cells.manifest().sha
+    if source := data_files(layout, plan["dataset"]):
+        tags["scsae.data_files"] = json.dumps(source)
+    return tags
+
+
+def data_files(layout: Layout, dataset: str) -> dict[str, str]:
+    """Sha256 of each file of a data set by the file's name; empty where the store no longer knows them."""
+    try:
+        where = json.loads(filesystem.read_bytes(layout.cells_dir(dataset) / SOURCE_FILE))
+    except FileNotFoundError:
+        return {}
+    paths, digests = (value if isinstance(value, list) else [value] for value in (where["path"], where["digest"]))
+    return {Path(path).name: digest for path, digest in zip(paths, digests, strict=True)}
+
+
+def origin_of(layout: Layout, version: ModelVersion) -> dict[str, dict[str, Any]]:
+    """Facts of a version by what they are of: the version, its SAE, activations, data set, model and code."""
+    tags = version.tags
+    digests = json.loads(tags.get("scsae.data_files", "{}")) or data_files(layout, tags.get(DATASET_TAG, ""))
+    sae, activations, dataset = (tags.get(name, "") for name in (RUN_TAG, "scsae.activations", DATASET_TAG))
+    return {
+        "version": {
+            "name": version.name,
+            "version": version.version,
+            "aliases": ", ".join(version.aliases) or None,
+            "model_id": version.model_id,
+            "mlflow_run": version.mlflow_run,
+        },
+        "sae": {
+            "run": sae,
+            "manifest_sha256": tags.get("scsae.manifest_sha256"),
+            "state": _state(layout.saes_dir(sae), tags.get("scsae.manifest_sha256")),
+            "site": tags.get("scsae.site"),
+            "findings": tags.get("scsae.findings"),
+        },
+        "activations": {
+            "run": activations,
+            "manifest_sha256": tags.get("scsae.activations_manifest_sha256"),
+            "state": _state(layout.activations_dir(activations), tags.get("scsae.activations_manifest_sha256")),
+        },
+        "data set": {
+            "id": dataset,
+            "manifest_sha256": tags.get("scsae.dataset_manifest_sha256"),
+            "state": _state(layout.cells_dir(dataset), tags.get("scsae.dataset_manifest_sha256")),
+            **{f"sha256 of {name}": digest for name, digest in digests.items()},
+        },
+        "model": {
+            "name": tags.get("scsae.model"),
+            "digest": tags.get("scsae.model_digest"),
+            "place": _place(layout, activations),
+        },
+        "code": {"version": tags.get("scsae.version"), "commit": tags.get("scsae.commit")},
+        "figures": dict(version.metrics),
+    }
+
+
+def _state(folder: Path, sha: str | None) -> str:
+    """Whether the run that was registered is what the store holds, by its manifest."""
+    try:
+        now = commit.Run.open(folder).manifest().sha
+    except StoreError as error:
+        return f"not in this store ({type(error).__name__})"
+    if sha is None:
+        return "in this store"
+    return "in this store, unchanged" if now == sha else f"changed: its manifest is now {now}"
+
+
+def _place(layout: Layout, activations: str) -> str | None:
+    try:
+        return model_place(commit.Run.open(layout.activations_dir(activations))).model
+    except (StoreError, FileNotFoundError):
+        return None

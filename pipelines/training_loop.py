@@ -1,0 +1,376 @@
+"""The training loop: a plain function, `fit`, that reads a run's tokens once and trains one or more autoencoders.
+
+Checkpoints are the loop's own (atomic, safetensors + JSON, two kept), so a run resumes bit for bit with or without a
+worker process. Tokens of `train` cells are fitted; tokens of `select` cells calibrate the threshold and give the
+reported figures. The normaliser and those figures come from seeded samples of the whole run, as cells of an atlas
+often lie sorted by study.
+
+With several ranks each reads its share of the row groups and takes its share of a step's tokens; they stay equal
+(`sae_core.sae.parallel`), and the first of them writes. Several autoencoders (a sweep) take each the step that they
+would take alone, and each has a run and checkpoints of its own.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from feature_store.activations.parts import ActivationReader
+from feature_store.activations.stream import TokenStream, sample_tokens
+from feature_store.cells import ingest
+from feature_store.storage import commit, filesystem
+from feature_store.storage.layout import HISTORY, SUMMARY, Layout, as_path
+from pipelines.errors import UsageError
+from pipelines.loss_recovered import Probe, or_reason, probe
+
+if TYPE_CHECKING:
+    import torch
+
+    from sae_core.sae import Normaliser, SparseAutoencoder, StepMetrics, Trainer, TrainerState
+    from sae_core.sae.parallel import Communicator
+
+REPORT_STEPS = 50
+HELD_OUT_TOKENS = 65_536
+NORMALISER_TOKENS = 1_000_000
+CHECKPOINTS = "checkpoints"
+CHECKPOINT_HEADER = "trainer.json"
+PROGRESS = "progress.json"
+JUDGED_ON = ("select", "test")
+"""Cells whose tokens give a summary its FVU. Those of `test` cells are reported and decide nothing here."""
+SAE_FILES = ("sae.safetensors", "config.json", HISTORY, SUMMARY)
+
+Finding = dict[str, Any]
+"""kind, step, value and message of an early warning, as JSON values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAEJob:
+    """One autoencoder: its run folder and its configurations; plain values, so that it travels to a worker."""
+
+    folder: str
+    sae: dict[str, Any]
+    train: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJob:
+    """Everything the training loop needs; plain values, so that it travels to a worker.
+
+    The autoencoders share number of steps, tokens a step and seed, which determine what the stream gives.
+    """
+
+    activations: str
+    store: str
+    dataset: str
+    saes: tuple[SAEJob, ...]
+    checkpoint_steps: int
+    recovery_cells: int
+    device: str
+    n_threads: int
+
+
+class Member:
+    """One autoencoder in training, with what was seen of it so far."""
+
+    def __init__(self, folder: Path, trainer: "Trainer") -> None:
+        self.folder = folder
+        self.trainer = trainer
+        self.history: list[dict[str, float]] = []
+        self.findings: dict[str, Finding] = {}
+        """The first finding of each kind."""
+
+    def note(self, metrics: "StepMetrics") -> dict[str, float]:
+        """Keep the metrics of a step, and what they give reason to warn of."""
+        row = {key: float(value) for key, value in metrics._asdict().items()}
+        self.history.append(row)
+        for found in self.trainer.diagnose():
+            self.findings.setdefault(found.kind, {**found._asdict(), "step": metrics.step})
+        return row
+
+    def checkpoints(self) -> dict[int, Path]:
+        """Checkpoint folders by step; a torn one is among them."""
+        return {int(path.name.removeprefix("step-")): path for path in (self.folder / CHECKPOINTS).glob("step-*")}
+
+    def load(self, state: "TrainerState", extra: dict[str, Any]) -> None:
+        """Go on from a checkpoint; CheckpointError if it is of another configuration."""
+        self.trainer.load_state_dict(state)
+        self.history, self.findings = extra["history"], extra["findings"]
+
+    def save(self, stream: dict[str, Any]) -> None:
+        """Write a checkpoint and keep the newest two: a crash during the write leaves the one before."""
+        from sae_core.sae import save_training
+
+        target = self.folder / CHECKPOINTS / f"step-{self.trainer.n_steps_done:08d}"
+        extra = {**stream, "history": self.history, "findings": self.findings}
+        with (
+            filesystem.clear_write_errors(self.folder),
+            filesystem.written_folder(target, last=CHECKPOINT_HEADER) as local,
+        ):
+            save_training(self.trainer.state_dict(), local, extra)
+        for old in sorted(target.parent.glob("step-*"))[:-2]:
+            filesystem.remove_folder(old)
+
+
+def fit(
+    job: TrainJob,
+    *,
+    report: Callable[[dict[str, float]], None] = lambda _: None,
+    communicator: "Communicator | None" = None,
+) -> None:
+    """Fit, checkpoint, calibrate, evaluate and commit the autoencoders of `job`; resumes from the newest checkpoint.
+
+    Raises:
+        TrainingError: a loss is not finite; its last good checkpoint is kept, and the others of a sweep are finished.
+        CheckpointError, InputError: a checkpoint is of another configuration or another stream; it is left alone.
+        IntegrityError: a part of the activations is missing or damaged.
+    """
+    import torch
+
+    from sae_core.errors import TrainingError
+    from sae_core.sae import SAEConfig, Sweep, TrainConfig, Trainer
+    from sae_core.sae.parallel import Communicator
+
+    torch.set_num_threads(job.n_threads)
+    ranks = communicator or Communicator()
+    reader = ActivationReader(commit.Run.open(job.activations))
+    split = ingest.read_splits(Layout(as_path(job.store)).cells_dir(job.dataset))
+    config = TrainConfig.from_dict(job.saes[0].train)
+    stream = TokenStream(
+        reader,
+        keep_cells=split == "train",
+        batch_tokens=config.batch_size // ranks.size,
+        seed=config.seed,
+        rank=ranks.rank,
+        n_ranks=ranks.size,
+    )
+    normaliser = fit_normaliser(reader, split == "train", seed=config.seed)
+    members = [
+        Member(
+            as_path(one.folder),
+            Trainer(
+                SAEConfig.from_dict(one.sae),
+                TrainConfig.from_dict(one.train),
+                normaliser,
+                device=job.device,
+                communicator=communicator,
+            ),
+        )
+        for one in job.saes
+    ]
+    first = _resume(members, stream, ranks)
+    sweep = Sweep([member.trainer for member in members])
+    with closing(_batches(stream)) as batches:
+        for step in range(first + 1, config.n_steps + 1):
+            metrics = sweep.step(torch.from_numpy(next(batches)).to(job.device))
+            going = [(member, seen) for member, seen in zip(members, metrics, strict=True) if seen is not None]
+            if step % REPORT_STEPS == 0 or step == config.n_steps:
+                rows = [(member, member.note(seen)) for member, seen in going]
+                if ranks.rank == 0:
+                    for member, row in rows:
+                        shown = {**row, "findings": list(member.findings.values())}
+                        filesystem.replace_text(member.folder / PROGRESS, json.dumps(shown))
+                report(rows[0][1])
+            if step % job.checkpoint_steps == 0 and step < config.n_steps:
+                place = _place(stream, ranks)
+                if ranks.rank == 0:
+                    for member, _ in going:
+                        member.save(place)
+    if ranks.rank == 0:
+        done = [member for at, member in enumerate(members) if at not in sweep.stopped]
+        _finish(job, reader, split, done, seed=config.seed, gamma=normaliser.gamma)
+    if sweep.stopped:
+        told = "; ".join(f"{members[at].folder.name}: {error}" for at, error in sorted(sweep.stopped.items()))
+        raise TrainingError(f"{len(sweep.stopped)} of {len(members)} autoencoders stopped. {told}")
+
+
+def _batches(stream: TokenStream) -> Generator[npt.NDArray[np.float32], None, None]:
+    """The batches of a stream, as what can be closed: its reading thread ends with the loop."""
+    yield from stream
+
+
+def fit_normaliser(reader: ActivationReader, keep_cells: npt.NDArray[np.bool_], *, seed: int) -> "Normaliser":
+    """Fit mean and scale to a seeded sample of a million tokens of the kept cells, from all over the run."""
+    import torch
+
+    from sae_core.sae import Normaliser
+
+    sample = sample_tokens(reader, keep_cells, n_tokens=NORMALISER_TOKENS, seed=seed)
+    return Normaliser.fit(torch.from_numpy(act) for act in sample)
+
+
+def held_out(
+    reader: ActivationReader, keep_cells: npt.NDArray[np.bool_], *, seed: int, split: str = "select"
+) -> "torch.Tensor":
+    """Return a seeded sample of up to 65,536 tokens of the kept cells, from all over the run, float32
+    [n_tokens d_model]; TrainingError if one is not finite.
+    """
+    import torch
+
+    from sae_core.errors import TrainingError
+
+    blocks = list(sample_tokens(reader, keep_cells, n_tokens=HELD_OUT_TOKENS, seed=seed))
+    if not blocks:
+        raise UsageError(f"no token of a `{split}` cell is stored; extract more cells or more tokens per cell")
+    tokens = np.concatenate(blocks)
+    if not np.isfinite(tokens).all():
+        raise TrainingError(
+            f"activations of `{split}` cells are not finite ({int((~np.isfinite(tokens)).sum())} values), so the "
+            "autoencoder cannot be judged; extract the activations again, in float32 if they overflow float16"
+        )
+    return torch.from_numpy(tokens)
+
+
+def _resume(members: Sequence[Member], stream: TokenStream, ranks: "Communicator") -> int:
+    """Put trainers and stream where the newest checkpoint that all members have left them; return its step, or 0."""
+    from sae_core.errors import CheckpointError, TrainingError
+    from sae_core.sae import load_training
+
+    found = [member.checkpoints() for member in members]
+    first = 0
+    for step in sorted(set.intersection(*(set(steps) for steps in found)), reverse=True):
+        try:
+            loaded = []
+            for steps in found:
+                with filesystem.local_folder(steps[step]) as local:
+                    loaded.append(load_training(local))
+        except CheckpointError:
+            # careful: a kill during the write leaves a torn newest one; the one before it is whole
+            continue
+        for member, (state, extra) in zip(members, loaded, strict=True):
+            member.load(state, extra)
+        extra = loaded[0][1]
+        epoch, position = extra["places"][ranks.rank]
+        stream.load_state_dict({**extra["stream"], "epoch": epoch, "position": position})
+        first = step
+        break
+    starts = [step for (step,) in ranks.gather([first])]
+    if len(set(starts)) > 1:
+        raise TrainingError(
+            f"the workers found checkpoints of different steps ({starts}): they have to see one store; run again "
+            "once the folder is the same on all nodes"
+        )
+    return first
+
+
+def _place(stream: TokenStream, ranks: "Communicator") -> dict[str, Any]:
+    """Where the streams of all ranks are, as JSON."""
+    state = stream.state_dict()
+    return {"stream": state, "places": ranks.gather([state["epoch"], state["position"]])}
+
+
+def _finish(
+    job: TrainJob,
+    reader: ActivationReader,
+    split: npt.NDArray[Any],
+    members: Sequence[Member],
+    *,
+    seed: int,
+    gamma: float,
+) -> None:
+    """Calibrate, evaluate and commit each autoencoder, on the same `select` tokens and cells."""
+    import torch
+
+    batches = torch.split(held_out(reader, split == "select", seed=seed).to(job.device), 4096)
+    reported = test_batches(reader, split, seed=seed, device=job.device)
+    measured = select_probe(reader.run, job.store, split, n_cells=job.recovery_cells, seed=seed, device=job.device)
+    for member in members:
+        sae = member.trainer.finish(batches)
+        summary = {"gamma": gamma, **judged(sae, batches, reported, measured)}
+        commit_sae(member.folder, sae, summary, history=member.history, findings=list(member.findings.values()))
+
+
+def select_probe(
+    run: commit.Run, store: str, split: npt.NDArray[Any], *, n_cells: int, seed: int, device: str
+) -> Probe | str:
+    """A seeded draw of `n_cells` `select` cells in the model that made the activations `run`, or why there is none."""
+    if not n_cells:
+        return "none was asked for (--recovery-cells 0)"
+    select = np.flatnonzero(split == "select")
+    chosen = np.random.default_rng(seed).choice(select, min(n_cells, len(select)), replace=False)
+    return probe(run, store, np.sort(chosen), device=device)
+
+
+def test_batches(
+    reader: ActivationReader, split: npt.NDArray[Any], *, seed: int, device: str
+) -> "Sequence[torch.Tensor]":
+    """Tokens of `test` cells, drawn as those of `select` cells are; none where there are none or they are broken."""
+    import torch
+
+    tokens = or_reason(lambda: held_out(reader, split == "test", seed=seed, split="test"))
+    return () if isinstance(tokens, str) else torch.split(tokens.to(device), 4096)
+
+
+def judged(
+    sae: "SparseAutoencoder",
+    batches: "Sequence[torch.Tensor]",
+    reported: "Sequence[torch.Tensor]",
+    measured: Probe | str,
+) -> dict[str, Any]:
+    """Figures of the summary: of `select` tokens in `batches`, `test` tokens in `reported`, and cells in the probe."""
+    from sae_core.sae import evaluate
+
+    test = {"test_fvu": float(evaluate(sae, reported).fvu)} if reported else {}
+    return {**_figures(sae, batches), **test, **_recovery(sae, measured)}
+
+
+def _figures(sae: "SparseAutoencoder", batches: "Sequence[torch.Tensor]") -> dict[str, float]:
+    from sae_core.sae import evaluate
+
+    figures = evaluate(sae, batches)
+    return {
+        "select_fvu": float(figures.fvu),
+        "select_l0": float(figures.l0),
+        "select_dead_fraction": float(figures.dead_fraction),
+        "select_tokens": int(figures.n_tokens),
+        "theta": float(sae.theta.mean()),
+    }
+
+
+def _recovery(sae: "SparseAutoencoder", measured: Probe | str) -> dict[str, Any]:
+    """Entries of the summary: recovery of embedding and loss, or why there is none."""
+    if isinstance(measured, str):
+        return {"recovery_skipped": measured}
+    recovery = or_reason(lambda: measured.of(sae))
+    if isinstance(recovery, str):
+        return {"recovery_skipped": recovery}
+    entries = {"select_recovery": recovery.embedding, "recovery_cells": measured.tokens.n_cells}
+    if recovery.losses is not None:
+        entries |= {f"select_loss_{name}": value for name, value in recovery.losses._asdict().items()}
+    return entries if recovery.loss is None else {**entries, "select_recovery_loss": recovery.loss}
+
+
+def commit_sae(
+    folder: Path,
+    sae: "SparseAutoencoder",
+    summary: dict[str, Any],
+    *,
+    history: Sequence[dict[str, float]] = (),
+    findings: Sequence[Finding] = (),
+) -> None:
+    """Commit weights, configuration, curve and figures to a run of SAE_FILES."""
+    from sae_core.sae import save_sae
+
+    run = commit.Run.open(folder)
+    summary = {**summary, "findings": list(findings)}
+    with filesystem.clear_write_errors(run.path), filesystem.scratch_folder(run.path) as made:
+        save_sae(sae, made, {"activations": run.plan["activations"], "site": run.plan["site"]})
+        for name, content in {HISTORY: list(history), SUMMARY: summary}.items():
+            # careful: rows that came back from a checkpoint have their keys in another order
+            (made / name).write_text(json.dumps(content, sort_keys=True))
+        for shard, name in enumerate(SAE_FILES):
+            run.commit_shard(shard, _copy_from(made / name), start=shard, stop=shard + 1)
+    run.finalize()
+
+
+def _copy_from(source: Path) -> Callable[[Path], int]:
+    def write(target: Path) -> int:
+        shutil.copyfile(source, target)
+        return 1
+
+    return write

@@ -1,0 +1,129 @@
+"""Expression by gene: the columns of the matrix, normalised, whatever the cuts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anndata
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import scipy.sparse as sp
+
+from feature_store.cells import expression, ingest
+from feature_store.errors import IncompleteRunError, IntegrityError, PlanMismatchError
+from feature_store.storage import commit
+from feature_store.storage.layout import Layout
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+N_CELLS, N_GENES = 50, 11
+
+
+@pytest.fixture
+def counts() -> np.ndarray:
+    """Counts with an empty cell, an empty gene and a gene in every cell."""
+    matrix = np.random.default_rng(0).poisson(0.7, (N_CELLS, N_GENES)).astype(np.float32)
+    matrix[7], matrix[:, 4], matrix[:, 9] = 0, 0, 3
+    return matrix
+
+
+def open_with(path: Path, matrix: np.ndarray) -> ingest.Source:
+    obs = pd.DataFrame(index=[f"c{i}" for i in range(len(matrix))])
+    var = pd.DataFrame(index=[f"G{i}" for i in range(matrix.shape[1])])
+    anndata.AnnData(X=sp.csr_matrix(matrix), obs=obs, var=var).write_h5ad(path)
+    return ingest.open_source(path)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several parts and ranges of genes of so few cells."""
+    monkeypatch.setattr(expression, "PART_NONZEROS", 80)
+    monkeypatch.setattr(expression, "RANGE_NONZEROS", 75)
+    monkeypatch.setattr(expression, "RANGE_GENES", 4)
+
+
+def turned(root: Path, source: ingest.Source) -> commit.Run:
+    layout = Layout(root)
+    dataset = str(ingest.write_cells(layout, source)["dataset"][0])
+    genes = commit.read_table(layout.genes_dir(dataset))
+    run = commit.Run.create(root / "expression", expression.plan_expression(dataset, source, genes))
+    for shard in run.pending():
+        expression.write_part(run, shard, source)
+    run.finalize()
+    return run
+
+
+def log_cp10k(matrix: np.ndarray) -> np.ndarray:
+    total = matrix.astype(np.float64).sum(axis=1, keepdims=True)
+    return np.log1p(matrix * 1e4 / np.maximum(total, 1))
+
+
+@pytest.mark.usefixtures("small")
+def test_any_range_of_genes_is_log1p_of_counts_per_ten_thousand_of_all_cells(tmp_path, counts):
+    source = open_with(tmp_path / "x.h5ad", counts)
+    run = turned(tmp_path, source)
+    assert run.n_shards > 2
+    assert len(run.plan["bounds"]) > 4
+    expected = log_cp10k(counts)
+    reader = expression.ExpressionReader(run)
+    np.testing.assert_allclose(expression.expression_of(source).toarray(), expected, rtol=1e-6)
+    for start, stop in ((0, N_GENES), (2, 9), (4, 5), *zip(reader.bounds[:-1], reader.bounds[1:], strict=True)):
+        found = reader.read(start, stop)
+        assert found.dtype == np.float32
+        assert found.has_sorted_indices
+        assert (found.data != 0).all()
+        np.testing.assert_allclose(found.toarray(), expected[:, start:stop], rtol=1e-6)
+
+
+@pytest.mark.usefixtures("small")
+def test_log_normalised_values_are_kept_as_they_are(tmp_path, counts):
+    values = log_cp10k(counts).astype(np.float32)
+    source = open_with(tmp_path / "x.h5ad", values)
+    assert source.value_kind == "lognorm"
+    reader = expression.ExpressionReader(turned(tmp_path, source))
+    np.testing.assert_array_equal(reader.read(0, N_GENES).toarray(), values)
+
+
+@pytest.mark.usefixtures("small")
+def test_row_groups_are_cut_at_the_same_genes_in_every_part_so_that_a_range_is_one_of_each(tmp_path, counts):
+    run = turned(tmp_path, open_with(tmp_path / "x.h5ad", counts))
+    bounds = run.plan["bounds"]
+    for path in run.parts():
+        file = pq.ParquetFile(path)
+        spans = [file.metadata.row_group(i).column(0).statistics for i in range(file.metadata.num_row_groups)]
+        places = [np.searchsorted(bounds, [span.min, span.max], side="right") for span in spans]
+        assert all(first == last for first, last in places)
+        assert len({first for first, _ in places}) == len(places)
+        gene, cell = (file.read()[name].to_numpy() for name in ("gene_idx", "cell_idx"))
+        assert (np.lexsort((cell, gene)) == np.arange(gene.size)).all()
+
+
+@pytest.mark.usefixtures("small")
+def test_a_run_resumes_to_the_same_bytes_and_is_of_one_data_set(tmp_path, counts):
+    source = open_with(tmp_path / "x.h5ad", counts)
+    run = turned(tmp_path, source)
+    calm = run.manifest()
+    for shard in (0, 2):
+        run.part(shard).unlink()
+    (run.path / "MANIFEST.json").unlink()
+    with pytest.raises(IncompleteRunError):
+        expression.ExpressionReader(run)
+    assert run.pending() == [0, 2]
+    assert turned(tmp_path, source).manifest() == calm
+    other = counts.copy()
+    other[0, 0] += 1
+    with pytest.raises(PlanMismatchError, match="digest"):
+        turned(tmp_path, open_with(tmp_path / "y.h5ad", other))
+
+
+def test_a_damaged_part_is_named(tmp_path, counts):
+    run = turned(tmp_path, open_with(tmp_path / "x.h5ad", counts))
+    part = run.part(0)
+    content = bytearray(part.read_bytes())
+    content[40] ^= 255
+    part.write_bytes(bytes(content))
+    with pytest.raises(IntegrityError, match="part-00000"):
+        expression.ExpressionReader(run).read(0, N_GENES)

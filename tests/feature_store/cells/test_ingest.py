@@ -1,0 +1,495 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+from scipy import sparse
+
+from feature_store.cells import ingest, splits
+from feature_store.errors import InputError, PlanMismatchError
+from feature_store.storage.commit import Run
+from feature_store.storage.layout import Layout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+N_CELLS, N_GENES = 30, 6
+SYMBOLS = ["CD3D", "MS4A1", "NKG7", "LYZ", "CD74", "ISG15"]
+
+
+@pytest.fixture
+def counts(rng: np.random.Generator) -> np.ndarray:
+    return rng.poisson(0.8, (N_CELLS, N_GENES)).astype(np.float32)
+
+
+@pytest.fixture
+def obs() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "patient": pd.Categorical([f"p{i % 4}" for i in range(N_CELLS)]),
+            "label": pd.Categorical([None if i == 3 else "B" if i % 2 else "T" for i in range(N_CELLS)]),
+            "age": np.arange(N_CELLS),
+            "score": [np.nan if i == 5 else i / 2 for i in range(N_CELLS)],
+            "doublet": [i % 7 == 0 for i in range(N_CELLS)],
+            "note": ["a"] * N_CELLS,
+        },
+        index=[f"cell-{i}" for i in range(N_CELLS)],
+    )
+
+
+@pytest.fixture
+def write_h5ad(tmp_path: Path, obs: pd.DataFrame) -> Callable[..., Path]:
+    def write(matrix: Any, *, name: str = "data.h5ad", var: pd.DataFrame | None = None, **options: Any) -> Path:
+        names = pd.DataFrame(index=SYMBOLS) if var is None else var
+        adata = anndata.AnnData(matrix, obs=options.pop("obs", obs), var=names, layers=options.pop("layers", None))
+        if (raw := options.pop("raw", None)) is not None:
+            adata.raw = anndata.AnnData(raw, obs=adata.obs, var=pd.DataFrame(index=SYMBOLS))
+        path = tmp_path / name
+        if name.endswith(".zarr"):
+            # anndata warns about its own default, and zarr about strings, while they write
+            version = options.pop("zarr_format", 3)
+            with warnings.catch_warnings(), anndata.settings.override(zarr_write_format=version):
+                warnings.simplefilter("ignore")
+                adata.write_zarr(path)
+        else:
+            adata.write_h5ad(path, **options)
+        return path
+
+    return write
+
+
+def dense(source: ingest.Source, start: int, stop: int) -> np.ndarray:
+    rows = source.read_rows(start, stop)
+    shape = (stop - start, source.n_genes)
+    return sparse.csr_array((rows.data, rows.indices, rows.indptr), shape=shape).toarray()
+
+
+STORED = {
+    "csr": (sparse.csr_matrix, "data.h5ad", {}),
+    "csr gzip": (sparse.csr_matrix, "data.h5ad", {"compression": "gzip"}),
+    "csr lzf": (sparse.csr_matrix, "data.h5ad", {"compression": "lzf"}),
+    "dense": (np.asarray, "data.h5ad", {}),
+    "dense gzip": (np.asarray, "data.h5ad", {"compression": "gzip"}),
+    "int64": (lambda x: sparse.csr_matrix(x.astype(np.int64)), "data.h5ad", {}),
+    "zarr 2 csr": (sparse.csr_matrix, "data.zarr", {"zarr_format": 2}),
+    "zarr 3 csr": (sparse.csr_matrix, "data.zarr", {"zarr_format": 3}),
+    "zarr 3 dense": (np.asarray, "data.zarr", {"zarr_format": 3}),
+}
+
+
+@pytest.mark.parametrize("how", list(STORED))
+def test_rows_are_read_as_they_were_written(write_h5ad: Callable[..., Path], counts: np.ndarray, how: str) -> None:
+    convert, name, options = STORED[how]
+    with ingest.open_source(write_h5ad(convert(counts), name=name, **options)) as source:
+        assert (source.matrix, source.value_kind) == ("X", "counts")
+        assert (source.n_cells, source.n_genes) == (N_CELLS, N_GENES)
+        for start, stop in ((0, N_CELLS), (0, 1), (7, 19), (29, 30), (5, 5)):
+            assert (dense(source, start, stop) == counts[start:stop]).all()
+        rows = source.read_rows(7, 19)
+    assert (rows.indptr.dtype, rows.indices.dtype, rows.data.dtype) == (np.int64, np.int32, np.float32)
+    assert rows.indptr[0] == 0
+
+
+def test_reading_rows_never_holds_the_matrix(tmp_path: Path) -> None:
+    n_cells, n_genes = 50_000, 200
+    matrix = sparse.random_array((n_cells, n_genes), density=0.2, format="csr", random_state=0, dtype=np.float32)
+    matrix.data = np.ceil(matrix.data * 9)
+    anndata.AnnData(sparse.csr_matrix(matrix)).write_h5ad(tmp_path / "big.h5ad")
+    source = ingest.open_source(tmp_path / "big.h5ad")
+    tracemalloc = pytest.importorskip("tracemalloc")
+    tracemalloc.start()
+    for start in range(0, n_cells, 1000):
+        source.read_rows(start, start + 1000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < matrix.data.nbytes / 4
+
+
+@pytest.mark.parametrize(
+    ("matrices", "chosen"),
+    [
+        ({"X": "counts", "raw": "counts", "counts": "counts"}, ("X", "counts")),
+        ({"X": "lognorm", "raw": "lognorm", "counts": "counts"}, ("layers/counts", "counts")),
+        ({"X": "lognorm", "raw": "counts"}, ("raw", "counts")),
+        ({"X": "scaled", "raw": "lognorm"}, ("raw", "lognorm")),
+        ({"X": "lognorm"}, ("X", "lognorm")),
+        ({"X": "lognorm", "counts": "lognorm"}, ("X", "lognorm")),
+    ],
+)
+def test_raw_counts_are_preferred_to_logs_and_logs_to_nothing(
+    write_h5ad: Callable[..., Path], counts: np.ndarray, matrices: dict[str, str], chosen: tuple[str, str]
+) -> None:
+    values = {"counts": counts, "lognorm": np.log1p(counts / 3), "scaled": counts - counts.mean(axis=0)}
+    layers = {"counts": values[matrices["counts"]]} if "counts" in matrices else None
+    raw = values[matrices["raw"]] if "raw" in matrices else None
+    source = ingest.open_source(write_h5ad(values[matrices["X"]], layers=layers, raw=raw))
+    assert (source.matrix, source.value_kind) == chosen
+
+
+def test_a_matrix_can_be_named(write_h5ad: Callable[..., Path], counts: np.ndarray) -> None:
+    path = write_h5ad(counts, layers={"log": np.log1p(counts / 3)})
+    source = ingest.open_source(path, matrix="layers/log")
+    assert (source.matrix, source.value_kind) == ("layers/log", "lognorm")
+    assert np.allclose(dense(source, 0, N_CELLS), np.log1p(counts / 3))
+
+
+def test_scaled_values_are_refused_with_what_the_file_has_instead(
+    write_h5ad: Callable[..., Path], counts: np.ndarray
+) -> None:
+    path = write_h5ad(counts - 1.5, layers={"log": np.log1p(counts / 3)})
+    with pytest.raises(InputError, match=r"X: has negative values.*layers/log: non-negative.*--matrix layers/log"):
+        ingest.open_source(path)
+    with pytest.raises(InputError, match=r"matrix X .* holds neither counts nor log-normalised values"):
+        ingest.open_source(path, matrix="X")
+
+
+def test_normalised_values_without_a_log_are_refused(write_h5ad: Callable[..., Path], counts: np.ndarray) -> None:
+    with pytest.raises(InputError, match=r"normalised but not logged.*layers\['counts'\]"):
+        ingest.open_source(write_h5ad(counts * 1234.5))
+
+
+def test_an_unknown_matrix_is_refused_with_the_nearest_name(
+    write_h5ad: Callable[..., Path], counts: np.ndarray
+) -> None:
+    path = write_h5ad(counts, layers={"counts": counts})
+    with pytest.raises(
+        InputError, match=r"no matrix 'layer/count'; it has X, layers/counts; did you mean 'layers/counts'"
+    ):
+        ingest.open_source(path, matrix="layer/count")
+
+
+@pytest.mark.parametrize(("value", "problem"), [(np.nan, "nan is not finite"), (np.inf, "inf is not finite")])
+def test_a_value_that_is_not_finite_is_refused_naming_its_row(
+    write_h5ad: Callable[..., Path], counts: np.ndarray, value: float, problem: str
+) -> None:
+    counts[17, 4] = value
+    with pytest.raises(InputError, match=f"row 17, column 4: the value {problem}"):
+        ingest.open_source(write_h5ad(sparse.csr_matrix(counts)))
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [(np.nan, "is not finite"), (0.5, "is no whole number, though the rows sampled are counts"), (-1, "is negative")],
+)
+def test_a_row_that_the_sample_missed_is_refused_when_it_is_read(tmp_path: Path, value: float, problem: str) -> None:
+    matrix = np.ones((20_000, 2), dtype=np.float32)
+    matrix[1300, 1] = value
+    path = tmp_path / "long.h5ad"
+    anndata.AnnData(sparse.csr_matrix(matrix)).write_h5ad(path)
+    source = ingest.open_source(path)
+    assert len(source.read_rows(0, 1300).data) == 2600
+    with pytest.raises(InputError, match=f"row 1300, column 1: the value .* {problem}"):
+        source.read_rows(1000, 2000)
+    with pytest.raises(InputError, match="row 1300"):
+        ingest.write_cells(Layout(tmp_path / "store"), source)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_matrix_stored_by_column_is_refused_with_the_command_that_converts_it(
+    write_h5ad: Callable[..., Path], counts: np.ndarray, tmp_path: Path
+) -> None:
+    path = write_h5ad(sparse.csc_matrix(counts))
+    with pytest.raises(InputError, match=r"by column \(CSC\)") as error:
+        ingest.open_source(path)
+    command = str(error.value).split('python -c "')[1].removesuffix('"')
+    subprocess.run([sys.executable, "-c", command], check=True, cwd=tmp_path)
+    assert (dense(ingest.open_source(tmp_path / "rows.h5ad"), 0, N_CELLS) == counts).all()
+
+
+def test_files_that_are_no_anndata_are_refused(
+    tmp_path: Path, write_h5ad: Callable[..., Path], counts: np.ndarray
+) -> None:
+    write_h5ad(counts, name="kang.h5ad")
+    with pytest.raises(InputError, match=r"no file .*kamg.h5ad; in its folder there is kang.h5ad; did you mean"):
+        ingest.open_source(tmp_path / "kamg.h5ad")
+    (tmp_path / "text.h5ad").write_text("no HDF5")
+    with pytest.raises(InputError, match="no HDF5 file, or a damaged one"):
+        ingest.open_source(tmp_path / "text.h5ad")
+    truncated = (tmp_path / "kang.h5ad").read_bytes()[:2000]
+    (tmp_path / "cut.h5ad").write_bytes(truncated)
+    with pytest.raises(InputError, match="damaged"):
+        ingest.open_source(tmp_path / "cut.h5ad")
+    with pytest.raises(InputError, match="a folder and no zarr group"):
+        ingest.open_source(tmp_path)
+    import h5py
+
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["matrix"] = counts
+    with pytest.raises(InputError, match="no AnnData: it has no obs and no var; it has matrix"):
+        ingest.open_source(tmp_path / "other.h5")
+
+
+def test_an_empty_matrix_is_refused(tmp_path: Path) -> None:
+    anndata.AnnData(np.zeros((0, 3), np.float32)).write_h5ad(tmp_path / "no-cells.h5ad")
+    with pytest.raises(InputError, match="empty: 0 cells x 3 genes"):
+        ingest.open_source(tmp_path / "no-cells.h5ad")
+    anndata.AnnData(sparse.csr_matrix((5, 3), dtype=np.float32)).write_h5ad(tmp_path / "zeros.h5ad")
+    with pytest.raises(InputError, match="every sampled value is 0"):
+        ingest.open_source(tmp_path / "zeros.h5ad")
+    anndata.AnnData(obs=pd.DataFrame(index=["a"]), var=pd.DataFrame(index=["g"])).write_h5ad(tmp_path / "none.h5ad")
+    with pytest.raises(InputError, match=r"\(none\)"):
+        ingest.open_source(tmp_path / "none.h5ad")
+
+
+ENSEMBL = [f"ENSG0000000000{i}" for i in range(N_GENES)]
+VERSIONED = [f"{name}.{i + 1}" for i, name in enumerate(ENSEMBL)]
+
+
+@pytest.mark.parametrize(
+    ("var", "symbols", "ensembl"),
+    [
+        (pd.DataFrame(index=SYMBOLS), SYMBOLS, None),
+        (pd.DataFrame({"gene_name": SYMBOLS}, index=VERSIONED), SYMBOLS, ENSEMBL),
+        (pd.DataFrame({"gene_ids": VERSIONED}, index=SYMBOLS), SYMBOLS, ENSEMBL),
+        (pd.DataFrame({"feature_name": pd.Categorical(SYMBOLS)}, index=ENSEMBL), SYMBOLS, ENSEMBL),
+        (pd.DataFrame({"Gene_Symbol": [*SYMBOLS[:5], None]}, index=ENSEMBL), [*SYMBOLS[:5], ENSEMBL[5]], ENSEMBL),
+        (pd.DataFrame(index=VERSIONED), ENSEMBL, ENSEMBL),
+        (pd.DataFrame({"gene_id": ["1", "2", "3", "4", "5", "6"]}, index=SYMBOLS), SYMBOLS, None),
+        (pd.DataFrame({"ensembl_id": [*ENSEMBL[:5], None]}, index=SYMBOLS), SYMBOLS, [*ENSEMBL[:5], ""]),
+        (pd.DataFrame({"gene_symbol": ENSEMBL}, index=SYMBOLS), SYMBOLS, None),
+    ],
+)
+def test_symbols_and_ensembl_ids_are_found_where_files_keep_them(
+    write_h5ad: Callable[..., Path],
+    counts: np.ndarray,
+    var: pd.DataFrame,
+    symbols: list[str],
+    ensembl: list[str] | None,
+) -> None:
+    source = ingest.open_source(write_h5ad(counts, var=var))
+    assert source.gene_symbols == symbols
+    assert source.ensembl_ids == ensembl
+
+
+def test_every_obs_column_is_kept_with_its_kind(write_h5ad: Callable[..., Path], counts: np.ndarray) -> None:
+    source = ingest.open_source(write_h5ad(counts))
+    frame = source.obs()
+    assert dict(frame.schema) == {
+        "patient": pl.String,
+        "label": pl.String,
+        "age": pl.Int64,
+        "score": pl.Float64,
+        "doublet": pl.Boolean,
+        "note": pl.String,
+    }
+    assert frame["label"].to_list()[:5] == ["T", "B", "T", None, "T"]
+    assert frame["score"].null_count() == 1
+    assert frame["doublet"].sum() == 5
+    assert source.obs_names().to_list()[:2] == ["cell-0", "cell-1"]
+
+
+def test_the_digest_is_of_the_content_and_not_of_the_name(
+    write_h5ad: Callable[..., Path], counts: np.ndarray, tmp_path: Path
+) -> None:
+    path = write_h5ad(counts)
+    (tmp_path / "copy.h5ad").write_bytes(path.read_bytes())
+    digest = ingest.open_source(path).digest
+    assert digest == ingest.open_source(tmp_path / "copy.h5ad").digest
+    assert len(digest) == 64
+    assert digest != ingest.open_source(write_h5ad(counts + 1, name="other.h5ad")).digest
+    store = write_h5ad(counts, name="a.zarr")
+    before = ingest.open_source(store).digest
+    assert before == ingest.open_source(store).digest
+
+
+def test_cells_carry_their_split_the_named_columns_and_every_obs_column(
+    write_h5ad: Callable[..., Path], counts: np.ndarray, tmp_path: Path
+) -> None:
+    layout = Layout(tmp_path / "store")
+    source = ingest.open_source(write_h5ad(counts))
+    cells = ingest.write_cells(
+        layout,
+        source,
+        dataset="toy",
+        donor="patient",
+        cell_type="label",
+        labels=["doublet"],
+        split=splits.SplitConfig(seed=4),
+    )
+    assert cells.columns == [
+        *("cell_idx", "cell_id", "dataset", "split", "donor", "batch", "cell_type"),
+        *("patient", "label", "age", "score", "doublet", "note"),
+    ]
+    assert cells["cell_idx"].to_list() == list(range(N_CELLS))
+    assert cells["donor"].to_list() == cells["patient"].to_list()
+    assert cells["batch"].null_count() == N_CELLS
+    assert cells["split"].to_list() == splits.assign(cells["patient"].to_list(), N_CELLS, seed=4).tolist()
+    assert ingest.read_cells(layout.cells_dir("toy")).equals(cells)
+    record = ingest.read_split_record(layout.cells_dir("toy"))
+    assert (record.unit, record.n_units, record.fallback) == ("donor", 4, None)
+
+
+def test_splits_may_come_from_a_column_or_from_what_is_known_of_the_units(
+    write_h5ad: Callable[..., Path], counts: np.ndarray, obs: pd.DataFrame, tmp_path: Path
+) -> None:
+    patients = sorted(set(obs["patient"]))
+    known = dict(zip(patients, ("test", "train", "select", "train"), strict=True))
+    obs["split"] = obs["patient"].map(known).astype(str)
+    layout = Layout(tmp_path / "store")
+    source = ingest.open_source(write_h5ad(counts, obs=obs))
+    by_column = ingest.write_cells(layout, source, donor="patient", split_column="split")
+    assert by_column["split"].to_list() == obs["split"].tolist()
+    assert "split_obs" not in by_column.columns
+    folder = layout.cells_dir(by_column["dataset"][0])
+    assert ingest.read_unit_splits(folder, "donor") == known
+    assert ingest.read_unit_splits(folder, "batch") == {}
+    by_known = ingest.write_cells(layout, source, donor="patient", known_splits={**known, "elsewhere": "test"})
+    assert by_known["split"].to_list() == by_column["split"].to_list()
+    dealt = ingest.write_cells(layout, source, donor="patient", known_splits={"elsewhere": "test"})
+    assert dealt["dataset"][0] == ingest.write_cells(layout, source, donor="patient")["dataset"][0]
+    assert len({cells["dataset"][0] for cells in (by_column, by_known, dealt)}) == 3
+    with pytest.raises(InputError, match="--split was 'fold', no obs column"):
+        ingest.write_cells(layout, source, split_column="fold")
+
+
+def test_genes_carry_detections_and_means(
+    write_h5ad: Callable[..., Path], counts: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "BLOCK_ROWS", 7)
+    layout = Layout(tmp_path / "store")
+    source = ingest.open_source(
+        write_h5ad(sparse.csr_matrix(counts), var=pd.DataFrame({"gene_ids": ENSEMBL}, index=SYMBOLS))
+    )
+    ingest.write_cells(layout, source, dataset="toy")
+    genes = ingest.read_cells(layout.genes_dir("toy"))
+    assert genes["symbol"].to_list() == SYMBOLS
+    assert genes["ensembl_id"].to_list() == ENSEMBL
+    assert genes["n_cells"].to_list() == (counts > 0).sum(axis=0).tolist()
+    assert np.allclose(genes["mean"].to_numpy(), counts.mean(axis=0))
+
+
+def test_obs_columns_with_the_names_of_the_table_keep_apart(
+    write_h5ad: Callable[..., Path], counts: np.ndarray, obs: pd.DataFrame, tmp_path: Path
+) -> None:
+    obs = obs[["patient"]].rename(columns={"patient": "donor"})
+    obs["split"] = "mine"
+    obs["cell_type"] = "theirs"
+    obs["cell_type_obs"] = "taken"
+    cells = ingest.write_cells(
+        Layout(tmp_path / "s"), ingest.open_source(write_h5ad(counts, obs=obs)), dataset="d", donor="donor"
+    )
+    assert cells.columns[7:] == ["split_obs", "cell_type_obs_obs", "cell_type_obs"]
+    assert cells["donor"].to_list() == obs["donor"].tolist()
+    assert set(cells["split_obs"]) == {"mine"}
+    assert cells["cell_type"].null_count() == N_CELLS
+    assert set(cells["cell_type_obs_obs"]) == {"theirs"}
+
+
+def test_cell_names_may_repeat(
+    write_h5ad: Callable[..., Path], counts: np.ndarray, obs: pd.DataFrame, tmp_path: Path
+) -> None:
+    obs.index = ["same"] * N_CELLS
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = write_h5ad(counts, obs=obs)
+    cells = ingest.write_cells(Layout(tmp_path / "s"), ingest.open_source(path))
+    assert cells["cell_id"].unique().to_list() == ["same"]
+    assert cells["cell_idx"].n_unique() == N_CELLS
+
+
+def test_an_unknown_obs_column_is_refused_with_the_nearest_and_nothing_is_written(
+    write_h5ad: Callable[..., Path], counts: np.ndarray, tmp_path: Path
+) -> None:
+    source = ingest.open_source(write_h5ad(counts))
+    layout = Layout(tmp_path / "store")
+    with pytest.raises(InputError, match=r"--cell-type was 'lable'.*there are patient, .*did you mean 'label'"):
+        ingest.write_cells(layout, source, cell_type="lable")
+    with pytest.raises(InputError, match="--label was 'condition'"):
+        ingest.write_cells(layout, source, labels=["condition"])
+    assert not layout.root.exists()
+
+
+def test_writing_cells_again_reads_no_matrix_and_changes_nothing(
+    write_h5ad: Callable[..., Path],
+    counts: np.ndarray,
+    tmp_path: Path,
+    folder_hashes: Callable[[Path], dict[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layout = Layout(tmp_path / "store")
+    source = ingest.open_source(write_h5ad(counts))
+    first = ingest.write_cells(layout, source, donor="patient")
+    before = folder_hashes(layout.root)
+    monkeypatch.setattr(ingest.Source, "read_rows", None)
+    assert ingest.write_cells(layout, source, donor="patient").equals(first)
+    assert folder_hashes(layout.root) == before
+
+
+def test_other_options_make_another_data_set_unless_its_name_is_given(
+    write_h5ad: Callable[..., Path], counts: np.ndarray, tmp_path: Path
+) -> None:
+    layout = Layout(tmp_path / "store")
+    source = ingest.open_source(write_h5ad(counts))
+    names = {ingest.write_cells(layout, source, **options)["dataset"][0] for options in ({}, {"donor": "patient"})}
+    assert len(names) == 2
+    assert all(name.startswith("data-") for name in names)
+    ingest.write_cells(layout, source, dataset="toy")
+    with pytest.raises(PlanMismatchError, match="donor: None in the folder, 'patient' asked for"):
+        ingest.write_cells(layout, source, dataset="toy", donor="patient")
+
+
+def test_pbmc68k_is_read_from_its_log_normalised_raw(tmp_path: Path) -> None:
+    scanpy = pytest.importorskip("scanpy")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adata = scanpy.datasets.pbmc68k_reduced()
+    adata.write_h5ad(tmp_path / "pbmc.h5ad")
+    source = ingest.open_source(tmp_path / "pbmc.h5ad")
+    assert (source.matrix, source.value_kind, source.n_cells, source.n_genes) == ("raw", "lognorm", 700, 765)
+    assert source.gene_symbols[0] == "HES4"
+    assert (dense(source, 100, 200) == adata.raw.X[100:200].toarray()).all()
+    cells = ingest.write_cells(Layout(tmp_path / "s"), source, cell_type="bulk_labels")
+    assert cells["cell_type"].to_list() == adata.obs["bulk_labels"].astype(str).tolist()
+    with pytest.raises(InputError, match="--matrix raw"):
+        ingest.open_source(tmp_path / "pbmc.h5ad", matrix="X")
+
+
+def test_the_real_files_hold_counts_and_both_kinds_of_names(scsae_data: Path) -> None:
+    files = sorted(scsae_data.glob("*.h5ad"))
+    assert files
+    for path in files:
+        source = ingest.open_source(path)
+        assert (source.matrix, source.value_kind) == ("X", "counts")
+        assert source.ensembl_ids is not None
+        assert "CD74" in source.gene_symbols or "ISG15" in source.gene_symbols
+        expected = anndata.read_h5ad(path, backed="r")
+        assert (source.n_cells, source.n_genes) == expected.shape
+        assert (dense(source, 40, 60) == expected.X[40:60].toarray()).all()
+        expected.file.close()
+
+
+def test_kang_is_split_by_donor(scsae_data: Path, tmp_path: Path) -> None:
+    source = ingest.open_source(scsae_data / "kang18_ifnb_2000x9015_counts.h5ad")
+    layout = Layout(tmp_path)
+    cells = ingest.write_cells(
+        layout, source, donor="donor", batch="batch", cell_type="cell_type", labels=["condition"]
+    )
+    splits.check_whole_units(cells["split"].to_numpy(), cells["donor"].to_list())
+    record = ingest.read_split_record(layout.cells_dir(cells["dataset"][0]))
+    assert (record.unit, record.n_units) == ("donor", 8)
+    assert 0.4 < record.cells["train"] / 2000 < 0.6
+    assert Run.open(layout.cells_dir(cells["dataset"][0])).verify() == []
+
+
+def test_memory_does_not_grow_with_the_cells(pytestconfig: pytest.Config, tmp_path: Path) -> None:
+    bench = pytestconfig.rootpath / "tests" / "benchmarks" / "bench_ingest.py"
+    command = [sys.executable, bench, "--cells", "70000", "250000", "--folder", tmp_path]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=pytestconfig.rootpath)
+    few, many = (json.loads(line)["peak_mb"] for line in done.stdout.splitlines())
+    # the cell table itself takes 160 bytes a cell; a Python string a cell and column would take 500
+    assert many - few < 250 * 180_000 / 1e6 + 15
+
+
+def test_importing_the_query_layer_does_not_import_anndata() -> None:
+    code = "import sys, feature_store.query.store; print('anndata' in sys.modules, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "False"]

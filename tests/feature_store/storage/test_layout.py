@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from feature_store.errors import InputError, NotFoundError
+from feature_store.storage import commit
+from feature_store.storage.layout import ASSOCIATION_TABLES, KINDS, Layout, canonical_json, cut, run_id
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+import polars as pl
+
+FRAME = pl.DataFrame({"a": [1, 2]})
+
+
+def test_run_id_is_twelve_hex_digits_and_ignores_key_order_and_tuples() -> None:
+    first, second = run_id({"a": 1, "b": (1, 2)}), run_id({"b": [1, 2], "a": 1})
+    assert first == second
+    assert len(first) == 12
+    assert set(first) <= set("0123456789abcdef")
+
+
+def test_run_id_changes_with_any_value() -> None:
+    assert len({run_id({"seed": 0}), run_id({"seed": 1}), run_id({"seed": "0"}), run_id({"seed": None})}) == 4
+
+
+@pytest.mark.parametrize("content", [{"a": float("nan")}, {"a": {1, 2}}, {"a": object()}])
+def test_canonical_json_refuses_what_json_cannot_hold(content: dict[str, object]) -> None:
+    with pytest.raises(InputError, match="JSON values"):
+        canonical_json(content)
+
+
+def test_every_kind_has_its_folder_below_the_root(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    made = [
+        layout.cells_dir("x"),
+        layout.activations_dir("x"),
+        layout.saes_dir("x"),
+        layout.codes_dir("x"),
+        layout.associations_dir("x"),
+        layout.steering_dir("x"),
+        layout.matches_dir("x"),
+        layout.comparisons_dir("x"),
+    ]
+    assert made == [tmp_path / kind / "x" for kind in KINDS]
+    assert layout.mlflow_dir == tmp_path / "mlflow"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "a b"])
+def test_a_run_name_cannot_leave_its_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match="bad name"):
+        Layout(tmp_path).codes_dir(name)
+
+
+def test_an_unknown_kind_is_refused_with_the_kinds(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="activations"):
+        Layout(tmp_path).runs("actvations")
+
+
+def test_runs_are_listed_newest_first_with_incomplete_ones(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    for age, name in enumerate(["new", "old"]):
+        commit.write_table(layout.activations_dir(name), FRAME, {"name": name})
+        os.utime(layout.activations_dir(name) / "MANIFEST.json", (1_000_000 - age, 1_000_000 - age))
+    commit.Run.create(layout.activations_dir("unfinished"), {"n_shards": 2})
+    runs = layout.runs("activations")
+    assert [(info.run, info.complete) for info in runs] == [("unfinished", False), ("new", True), ("old", True)]
+    assert layout.latest("activations").run == "new"
+    assert runs[1].created.timestamp() == 1_000_000
+
+
+def test_latest_without_a_complete_run_names_the_incomplete_ones_and_the_command(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    with pytest.raises(NotFoundError, match="scsae encode --store"):
+        layout.latest("codes")
+    commit.Run.create(layout.activations_dir("half"), {"n_shards": 2})
+    with pytest.raises(NotFoundError, match=r"only incomplete ones \(half\)"):
+        layout.latest("activations")
+
+
+def test_associations_are_complete_only_with_all_their_tables(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    for table in ASSOCIATION_TABLES:
+        assert not any(info.complete for info in layout.runs("associations"))
+        commit.write_table(layout.associations_dir("a") / table, FRAME, {"table": table})
+    assert layout.latest("associations").run == "a"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "limit", "most", "bounds"),
+    [
+        ([1, 1, 1, 1, 1], 2, 9, [0, 2, 4, 5]),
+        ([1, 1, 1, 1, 1], 9, 3, [0, 3, 5]),
+        ([5, 1, 7, 0], 3, 9, [0, 1, 2, 3, 4]),
+        ([0, 0, 3], 3, 9, [0, 3]),
+        ([4, 4, 4, 30, 1, 1, 1, 1, 0], 10, 3, [0, 2, 3, 4, 7, 9]),
+    ],
+)
+def test_ranges_hold_no_more_than_the_limit_and_one_neighbour_at_least(sizes, limit, most, bounds):
+    assert cut(sizes, limit=limit, most=most) == bounds

@@ -1,0 +1,195 @@
+"""The loop over actors: every shard is done, two are in flight, and the death of an actor costs what it had."""
+
+import os
+import signal
+import sys
+import time
+from collections import Counter
+
+import pytest
+import ray.cloudpickle
+
+from pipelines.config import ActorOptions
+from pipelines.errors import RunFailedError, UsageError, root_cause
+from pipelines.runtime import actor_pool as loop
+from pipelines.runtime.actor_pool import IN_FLIGHT, LOSSES_IN_A_ROW, Crew, ShardActor, do_shards
+
+pytestmark = pytest.mark.ray
+
+# actors cannot import it by its name: some packages install a `tests` of their own
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+class Worker:
+    """Writes a file an attempt; dies on `deadly` shards, once or always, as soon as the files `seen` are there; waits
+    until `n_together` are begun.
+    """
+
+    def __init__(self, folder, deadly=(), always=False, n_together=0, seen=()):
+        self.folder, self.deadly, self.always, self.n_together = folder, deadly, always, n_together
+        self.seen = seen
+
+    def ready(self):
+        pass
+
+    def shard(self, number):
+        (self.folder / f"{number}-{time.monotonic_ns()}").touch()
+        if number in self.deadly and (self.always or len(list(self.folder.glob(f"{number}-*"))) == 1):
+            wait_until(lambda: all(file.exists() for file in self.seen), "the results before were not seen")
+            os.kill(os.getpid(), signal.SIGKILL)
+        wait_until(lambda: len(list(self.folder.iterdir())) >= self.n_together, "the other shards were not begun")
+        return number * 10
+
+
+def wait_until(is_so, what):
+    deadline = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
+
+
+class Watched:
+    """An actor's handle that notes the most shards it had in flight at once, and which it was given."""
+
+    def __init__(self, actor):
+        self.actor, self.ready, self.shard, self.given, self.most = actor, actor.ready, self, [], 0
+
+    def remote(self, number):
+        import ray
+
+        self.given.append((number, self.actor.shard.remote(number)))
+        open_refs = [ref for _, ref in self.given]
+        self.most = max(self.most, len(ray.wait(open_refs, num_returns=len(open_refs), timeout=0)[1]))
+        return self.given[-1][1]
+
+
+def starter(*arguments, num_cpus=1):
+    import ray
+
+    return lambda: ray.remote(Worker).options(num_cpus=num_cpus, max_restarts=0).remote(*arguments)
+
+
+def run(start, n_shards, n_actors):
+    return sorted(Crew(start, n_actors, range(n_shards), look=lambda: None).results())
+
+
+def attempts(folder):
+    """How often each shard was begun."""
+    return Counter(int(path.name.partition("-")[0]) for path in folder.iterdir())
+
+
+def test_every_shard_is_done_once_and_reported_with_its_result(ray_local, tmp_path):
+    assert run(starter(tmp_path), n_shards=7, n_actors=2) == [(i, i * 10) for i in range(7)]
+    assert attempts(tmp_path) == Counter(range(7))
+
+
+def test_no_shard_is_no_work(ray_local, tmp_path):
+    assert run(starter(tmp_path), n_shards=0, n_actors=1) == []
+
+
+def test_an_actor_has_two_shards_in_flight_and_never_more(ray_local, tmp_path):
+    start, watched = starter(tmp_path), []
+    run(lambda: watched.append(Watched(start())) or watched[-1], n_shards=30, n_actors=2)
+    assert max(actor.most for actor in watched) == IN_FLIGHT
+    assert sum(len(actor.given) for actor in watched) == 30
+
+
+def test_few_shards_are_spread_over_the_actors(ray_local, tmp_path):
+    # one actor that held both would wait for the second in vain
+    assert run(starter(tmp_path, (), False, 2), n_shards=2, n_actors=2) == [(0, 0), (1, 10)]
+
+
+def test_a_killed_actor_is_replaced_and_only_what_it_had_is_done_again(ray_local, tmp_path):
+    assert run(starter(tmp_path, {3}), n_shards=12, n_actors=2) == [(i, i * 10) for i in range(12)]
+    again = {shard: n for shard, n in attempts(tmp_path).items() if n > 1}
+    # the result of the shard before may not have reached the driver yet
+    assert 3 in again
+    assert sum(n - 1 for n in again.values()) <= IN_FLIGHT
+
+
+def test_shards_of_a_lost_actor_go_to_who_is_free_when_there_is_no_room_for_another(ray_local, tmp_path):
+    starts = iter([starter(tmp_path, {0}), starter(tmp_path), starter(tmp_path, num_cpus=64)])
+    assert run(lambda: next(starts)(), n_shards=6, n_actors=2) == [(i, i * 10) for i in range(6)]
+
+
+def test_a_shard_that_kills_every_actor_ends_the_run_by_name(ray_local, tmp_path):
+    # the driver has seen the results before: one that a death took with it would end a row when it comes
+    folder, files = tmp_path / "attempts", [tmp_path / "0", tmp_path / "1"]
+    folder.mkdir()
+    crew, seen = Crew(starter(folder, {2}, True, 0, files), 1, range(5), look=lambda: None), []
+
+    def see_all():
+        for number, result in crew.results():
+            seen.append((number, result))
+            (tmp_path / str(number)).touch()
+
+    with pytest.raises(RunFailedError, match=f"{LOSSES_IN_A_ROW} actors died .* at shard 2, .*run the same command"):
+        see_all()
+    assert sorted(seen) == [(i, i * 10) for i in (0, 1)]
+    assert attempts(folder)[2] == LOSSES_IN_A_ROW
+
+
+def test_a_run_for_which_no_actor_starts_says_so_and_ends(ray_local, tmp_path, monkeypatch, capsys):
+    for name, seconds in (("LOOK_S", 0.1), ("TELL_S", 0.3), ("PATIENCE_S", 1.0)):
+        monkeypatch.setattr(loop, name, seconds)
+    with pytest.raises(RunFailedError, match=r"no actor is ready .*no room.*'CPU'.*run the same command again"):
+        run(starter(tmp_path, num_cpus=64), n_shards=1, n_actors=1)
+    assert capsys.readouterr().err.count("waiting") == 1
+
+
+def test_a_lost_session_is_noticed_while_actors_are_silent(ray_local, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "LOOK_S", 0.1)
+
+    def look():
+        raise RunFailedError("the session was lost")
+
+    with pytest.raises(RunFailedError, match="lost"):
+        list(Crew(starter(tmp_path, num_cpus=64), 1, [0], look=look).results())
+
+
+def test_an_error_of_a_shard_reaches_the_driver(ray_local, tmp_path):
+    import ray
+
+    with pytest.raises(ray.exceptions.RayTaskError, match="FileNotFoundError"):
+        run(starter(tmp_path / "missing"), n_shards=1, n_actors=1)
+
+
+class Refusing:
+    """A worker that cannot be made."""
+
+    def __init__(self, work):
+        raise UsageError(f"no {work}")
+
+
+class Threads:
+    """A worker that counts its threads."""
+
+    def __init__(self, work):
+        self.work = work
+
+    def shard(self, number):
+        import polars as pl
+        import pyarrow as pa
+        import torch
+
+        return {"torch": torch.get_num_threads(), "polars": pl.thread_pool_size(), "pyarrow": pa.cpu_count()}
+
+
+def test_an_error_raised_on_purpose_in_making_a_worker_keeps_its_class(ray_local):
+    import ray
+
+    with pytest.raises(ray.exceptions.RayTaskError) as caught:
+        do_shards(Refusing, "checkpoint", [0], ActorOptions(), title="test", note=lambda *_: "")
+    assert isinstance(root_cause(caught.value), UsageError)
+    assert "no checkpoint" in str(root_cause(caught.value))
+
+
+@pytest.mark.parametrize("n_cpus", [1, 2])
+def test_an_actor_computes_with_as_many_threads_as_it_has_cores(ray_local, n_cpus):
+    total = do_shards(Threads, None, [0], ActorOptions(num_cpus=n_cpus), title="test", note=lambda *_: "")
+    assert total == {"torch": n_cpus, "polars": n_cpus, "pyarrow": n_cpus}
+
+
+def test_an_actor_that_fits_nowhere_is_refused(ray_local):
+    with pytest.raises(UsageError, match="no node of the Ray cluster has"):
+        do_shards(ShardActor, None, [0], ActorOptions(num_gpus=1), title="test", note=lambda *_: "")
