@@ -469,7 +469,7 @@ WRITER = """
 import sys
 import numpy as np
 from scipy import sparse
-from feature_store import commit
+from feature_store.storage import commit
 from feature_store.codes import CodesRun
 from feature_store.storage.layout import ASSOCIATION_TABLES, Layout
 from feature_store.codes import TokenCodes

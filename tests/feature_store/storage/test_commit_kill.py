@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 CRASH = """
 import os, signal, sys
 from pathlib import Path
-from feature_store import commit
+from feature_store.storage import commit
 
 def write_all(folder):
     run = commit.Run.create(folder, {"n_shards": 2, "seed": 1})
@@ -62,7 +62,7 @@ WRITER = """
 import sys, time
 import numpy as np
 import polars as pl
-from feature_store import commit
+from feature_store.storage import commit
 
 run = commit.Run.create(sys.argv[1], {"n_shards": 12, "seed": 1})
 print("ready", flush=True)
