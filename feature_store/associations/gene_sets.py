@@ -82,5 +82,5 @@ def read_gmt(path: str | Path, *, collection: str | None = None) -> GeneSets:
 
 def canonical_immune() -> GeneSets:
     """The small collection that ships with the package: canonical immune programs from textbook markers."""
-    with resources.as_file(resources.files("feature_store") / "canonical_immune.gmt") as path:
+    with resources.as_file(resources.files("feature_store.associations") / "canonical_immune.gmt") as path:
         return read_gmt(path)
