@@ -9,8 +9,8 @@ from typing import Any
 
 import polars as pl
 
-from feature_store.atlas.opened import NoSuchResource, Opened, place
-from feature_store.atlas.resources import Route, json_bytes
+from feature_store.atlas.data import AtlasData, NoSuchResource, path_number
+from feature_store.atlas.routes import Route, json_bytes
 
 IDS = 4096
 """Ids of a chunk."""
@@ -20,56 +20,56 @@ MOST = 20
 """Features that are told of a cell."""
 
 
-def _by_id(opened: Opened) -> pl.DataFrame:
+def _by_id(data: AtlasData) -> pl.DataFrame:
     """cell_id and cell_idx of all cells, by the id in lower case: it is looked for in either case."""
-    ids = opened.store.frame("cells").select("cell_id", "cell_idx").collect()
+    ids = data.store.frame("cells").select("cell_id", "cell_idx").collect()
     return ids.sort(pl.col("cell_id").str.to_lowercase(), "cell_id", "cell_idx")
 
 
-def id_index(opened: Opened) -> bytes:
+def id_index(data: AtlasData) -> bytes:
     """n, and `first`: the first id of each chunk of `size`."""
-    if not opened.has("cells"):
-        return json_bytes(opened.missing("cells"))
-    ids = opened.once(_by_id)
+    if not data.has("cells"):
+        return json_bytes(data.missing("cells"))
+    ids = data.cached(_by_id)
     return json_bytes({"n": ids.height, "size": IDS, "first": ids["cell_id"].gather_every(IDS).to_list()})
 
 
-def ids(opened: Opened, chunk: str) -> bytes:
+def ids(data: AtlasData, chunk: str) -> bytes:
     """cell_id and cell_idx of a chunk of the sorted ids."""
-    if not opened.has("cells"):
+    if not data.has("cells"):
         raise NoSuchResource(chunk)
-    every = opened.once(_by_id)
-    found = every[place(chunk, -(-every.height // IDS)) * IDS :][:IDS]
+    every = data.cached(_by_id)
+    found = every[path_number(chunk, -(-every.height // IDS)) * IDS :][:IDS]
     return json_bytes(found.to_dict(as_series=False))
 
 
-def _id_chunks(opened: Opened) -> Iterator[tuple[str]]:
-    n = opened.once(_by_id).height if opened.has("cells") else 0
+def _id_chunks(data: AtlasData) -> Iterator[tuple[str]]:
+    n = data.cached(_by_id).height if data.has("cells") else 0
     return ((str(i),) for i in range(-(-n // IDS)))
 
 
-def cell_features(opened: Opened, chunk: str) -> bytes:
+def cell_features(data: AtlasData, chunk: str) -> bytes:
     """Cells first to first + n - 1: cell_id, split, labels by column, and of each cell the largest codes (feature_id,
     value) and how many features fire (n_active).
 
     A value is the shortest decimal of its float32. Where there are no codes, `missing` says so.
     """
-    if not opened.has("cells"):
+    if not data.has("cells"):
         raise NoSuchResource(chunk)
-    n_cells = sum(opened.n_cells.values())
-    first = place(chunk, -(-n_cells // CELLS)) * CELLS
+    n_cells = sum(data.n_cells.values())
+    first = path_number(chunk, -(-n_cells // CELLS)) * CELLS
     inside = (pl.col("cell_idx") >= first) & (pl.col("cell_idx") < first + CELLS)
-    columns = ["cell_idx", "cell_id", "split", *opened.label_columns]
-    cells = opened.store.frame("cells").filter(inside).select(columns).sort("cell_idx").collect()
+    columns = ["cell_idx", "cell_id", "split", *data.label_columns]
+    cells = data.store.frame("cells").filter(inside).select(columns).sort("cell_idx").collect()
     facts: dict[str, Any] = {
         "first": first,
         **cells.select("cell_id", "split").to_dict(as_series=False),
-        "labels": cells.select(opened.label_columns).to_dict(as_series=False),
+        "labels": cells.select(data.label_columns).to_dict(as_series=False),
     }
-    if not opened.has("codes"):
-        return json_bytes({**facts, **opened.missing("codes")})
-    codes = opened.store.frame("codes").filter(inside).select("cell_idx", "feature_id", "value").collect()
-    if "token_pos" in opened.store.frame("codes").collect_schema():
+    if not data.has("codes"):
+        return json_bytes({**facts, **data.missing("codes")})
+    codes = data.store.frame("codes").filter(inside).select("cell_idx", "feature_id", "value").collect()
+    if "token_pos" in data.store.frame("codes").collect_schema():
         codes = codes.group_by("cell_idx", "feature_id").agg(pl.col("value").max())
     codes = codes.sort("cell_idx", "value", "feature_id", descending=[False, True, False])
     value = pl.col("value").cast(pl.String).cast(pl.Float64)
@@ -81,8 +81,8 @@ def cell_features(opened: Opened, chunk: str) -> bytes:
     return json_bytes({**facts, **found.drop("cell_idx").to_dict(as_series=False)})
 
 
-def _cell_chunks(opened: Opened) -> Iterator[tuple[str]]:
-    n = sum(opened.n_cells.values()) if opened.has("cells") else 0
+def _cell_chunks(data: AtlasData) -> Iterator[tuple[str]]:
+    n = sum(data.n_cells.values()) if data.has("cells") else 0
     return ((str(i),) for i in range(-(-n // CELLS)))
 
 

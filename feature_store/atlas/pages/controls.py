@@ -10,8 +10,8 @@ import polars as pl
 from feature_store.associations.comparison import ALPHA, KEYS, STRONG, summarise
 from feature_store.associations.matching import STABLE
 from feature_store.associations.matching import summarise as summarise_matches
-from feature_store.atlas.opened import Opened
-from feature_store.atlas.resources import Route, json_bytes
+from feature_store.atlas.data import AtlasData
+from feature_store.atlas.routes import Route, json_bytes
 from feature_store.errors import NotFoundError
 from feature_store.query.store import FeatureStore
 
@@ -22,28 +22,28 @@ FLOOR_UNITS = 6
 """Donors from which on a sign test can say p <= .05."""
 
 
-def controls(opened: Opened) -> bytes:
+def controls(data: AtlasData) -> bytes:
     """The sections of the page, each with its figures or with what is missing."""
     return json_bytes(
         {
             "alpha": ALPHA,
             "strong": STRONG,
             "stable": STABLE,
-            "baselines": _baselines(opened),
-            "significance": _significance(opened),
-            "calibration": _calibration(opened),
-            "donors": _donors(opened),
-            "stability": _stability(opened),
+            "baselines": _baselines(data),
+            "significance": _significance(data),
+            "calibration": _calibration(data),
+            "donors": _donors(data),
+            "stability": _stability(data),
         }
     )
 
 
-def _baselines(opened: Opened) -> dict[str, Any]:
+def _baselines(data: AtlasData) -> dict[str, Any]:
     """Per target the best feature of every representation, and the excess of the SAE over each baseline."""
-    if not opened.has("comparison"):
-        missing = opened.missing("comparison")["missing"]
-        return {"missing": {**missing, "command": f"scsae baseline --store {opened.store.layout.root}"}}
-    table = opened.store.frame("comparison").collect()
+    if not data.has("comparison"):
+        missing = data.missing("comparison")["missing"]
+        return {"missing": {**missing, "command": f"scsae baseline --store {data.store.layout.root}"}}
+    table = data.store.frame("comparison").collect()
     targets, counted = [], []
     for (kind, statistic), rows in table.group_by("target_kind", "statistic", maintain_order=True):
         if rows["target"].n_unique() > MOST_TARGETS:
@@ -52,7 +52,7 @@ def _baselines(opened: Opened) -> dict[str, Any]:
             parts = rows.partition_by("target", maintain_order=True)
             targets += [{**part.select(KEYS).row(0, named=True), "rows": _listed(part)} for part in parts]
     return {
-        "representations": opened.store.frame("representation").collect().to_dicts(),
+        "representations": data.store.frame("representation").collect().to_dicts(),
         "summary": summarise(table).to_dicts(),
         "targets": targets,
         "counted": counted,
@@ -71,22 +71,22 @@ def _excess(rows: pl.DataFrame) -> dict[str, Any]:
     return {"low": -1.0, "high": 1.0, "counts": _counts(place, 20), "n": len(excess)}
 
 
-def _significance(opened: Opened) -> dict[str, Any]:
+def _significance(data: AtlasData) -> dict[str, Any]:
     """Per label the share of features with q <= ALPHA on test cells, in the SAE and in each of its baselines."""
-    if not opened.has("feature_label"):
-        return opened.missing("feature_label")
-    shares = [{"representation": "sae", "rows": _shares(opened.store)}]
-    if opened.has("representation"):
+    if not data.has("feature_label"):
+        return data.missing("feature_label")
+    shares = [{"representation": "sae", "rows": _shares(data.store)}]
+    if data.has("representation"):
         # by name: the order is that of the page
-        runs = opened.store.frame("representation").select("representation", "run").collect().sort("representation")
-        own = opened.store.lineage.associations
+        runs = data.store.frame("representation").select("representation", "run").collect().sort("representation")
+        own = data.store.lineage.associations
         for name, run in runs.filter(pl.col("run") != own).iter_rows():
             try:
-                store = FeatureStore.open(opened.store.layout.root, associations=run)
+                store = FeatureStore.open(data.store.layout.root, associations=run)
             except NotFoundError:
                 continue  # its run was deleted since
             shares.append({"representation": name, "rows": _shares(store)})
-    return {"of": shares, "command": f"scsae baseline --kind random --store {opened.store.layout.root}"}
+    return {"of": shares, "command": f"scsae baseline --kind random --store {data.store.layout.root}"}
 
 
 def _shares(store: FeatureStore) -> list[dict[str, Any]]:
@@ -100,11 +100,11 @@ def _shares(store: FeatureStore) -> list[dict[str, Any]]:
     return found.sort("label_kind", "label").collect().to_dicts()
 
 
-def _calibration(opened: Opened) -> dict[str, Any]:
+def _calibration(data: AtlasData) -> dict[str, Any]:
     """Per kind of label: p of all features and labels on test cells in BINS bins, and how many are at most ALPHA."""
-    if not opened.has("feature_label"):
-        return opened.missing("feature_label")
-    rows = opened.store.frame("feature_label").filter(pl.col("split") == "test").drop_nulls("p")
+    if not data.has("feature_label"):
+        return data.missing("feature_label")
+    rows = data.store.frame("feature_label").filter(pl.col("split") == "test").drop_nulls("p")
     tests = rows.select("label_kind", "label", "p", "q").collect()
     kinds = []
     for (kind,), part in sorted(tests.group_by("label_kind"), key=lambda item: str(item[0])):
@@ -123,14 +123,14 @@ def _calibration(opened: Opened) -> dict[str, Any]:
     return {"bins": BINS, "kinds": kinds}
 
 
-def _donors(opened: Opened) -> dict[str, Any]:
+def _donors(data: AtlasData) -> dict[str, Any]:
     """How many donors (else batches) stand behind each split, and how many of them agree with each claim."""
-    if not opened.has("feature_label") or not opened.has("cells"):
-        return opened.missing("feature_label" if opened.has("cells") else "cells")
-    cells = opened.store.frame("cells").select("split", "donor", "batch").collect()
+    if not data.has("feature_label") or not data.has("cells"):
+        return data.missing("feature_label" if data.has("cells") else "cells")
+    cells = data.store.frame("cells").select("split", "donor", "batch").collect()
     known = [name for name in ("donor", "batch") if cells[name].null_count() < cells.height]
     units = cells.drop_nulls(known[0]).group_by("split").agg(pl.col(known[0]).n_unique()) if known else None
-    rows = opened.store.frame("feature_label").filter(pl.col("split") == "test").drop_nulls(["n_agree", "n_donors"])
+    rows = data.store.frame("feature_label").filter(pl.col("split") == "test").drop_nulls(["n_agree", "n_donors"])
     rows = rows.filter(pl.col("n_donors") > 0).with_columns(claimed=(pl.col("q") <= ALPHA).fill_null(False))
     agree = rows.group_by("label_kind", "n_donors", "n_agree", "claimed").agg(n=pl.len())
     held = (
@@ -152,12 +152,12 @@ def _donors(opened: Opened) -> dict[str, Any]:
     }
 
 
-def _stability(opened: Opened) -> dict[str, Any]:
+def _stability(data: AtlasData) -> dict[str, Any]:
     """Per other SAE: how near the nearest features are, beside what chance gives; similarity in BINS bins of 0 to 1."""
-    if not opened.has("feature_match"):
-        return opened.missing("feature_match")
+    if not data.has("feature_match"):
+        return data.missing("feature_match")
     found = []
-    for (other, method), rows in sorted(opened.store.frame("feature_match").collect().group_by("other", "method")):
+    for (other, method), rows in sorted(data.store.frame("feature_match").collect().group_by("other", "method")):
         compared = rows.drop_nulls("other_feature_id")
         tested = compared["similarity_test"].null_count() < compared.height
         reported = compared["similarity_test" if tested else "similarity"]

@@ -14,9 +14,9 @@ import polars as pl
 from scipy.special import stdtrit
 
 from feature_store.atlas.columns import encode
-from feature_store.atlas.opened import PLACES, NoSuchResource, Opened
+from feature_store.atlas.data import PLACES, AtlasData, NoSuchResource
 from feature_store.atlas.pages.feature_codes import SPLITS, Codes, ends
-from feature_store.atlas.resources import Route, json_bytes
+from feature_store.atlas.routes import Route, json_bytes
 from feature_store.errors import StoreError
 from feature_store.plots.steering import Steered, bars_of, steered_run, title_of
 from feature_store.query.metrics import metric_of
@@ -32,68 +32,68 @@ _SET = ("collection gene_set overlap n_set n_genes odds_ratio q q_matched rank_b
 _MATCH = ("other other_feature_id similarity similarity_test mutual rank null_95 p method").split()
 
 
-def feature_id(opened: Opened, text: str) -> int:
+def feature_id(data: AtlasData, text: str) -> int:
     """The feature that a path names. NoSuchResource if there is none."""
-    if not opened.has("features") or not text.isascii() or not text.isdigit() or int(text) not in opened.row_of:
+    if not data.has("features") or not text.isascii() or not text.isdigit() or int(text) not in data.row_of:
         raise NoSuchResource(text)
     return int(text)
 
 
-def document(opened: Opened, text: str) -> bytes:
+def document(data: AtlasData, text: str) -> bytes:
     """All that the store knows of one feature."""
-    feature = feature_id(opened, text)
+    feature = feature_id(data, text)
     return json_bytes(
         {
-            "about": opened.features.drop(chain(*PLACES.values())).row(opened.row_of[feature], named=True),
-            "cells": _cells(opened, feature),
-            "labels": _labels(opened, feature),
-            "genes": _genes(opened, feature),
-            "gene_sets": _gene_sets(opened, feature),
-            "tokens": _tokens(opened, feature),
-            "neighbours": _neighbours(opened, feature),
-            "matches": _matches(opened, feature),
-            "steering": _steering(opened, feature),
+            "about": data.features.drop(chain(*PLACES.values())).row(data.row_of[feature], named=True),
+            "cells": _cells(data, feature),
+            "labels": _labels(data, feature),
+            "genes": _genes(data, feature),
+            "gene_sets": _gene_sets(data, feature),
+            "tokens": _tokens(data, feature),
+            "neighbours": _neighbours(data, feature),
+            "matches": _matches(data, feature),
+            "steering": _steering(data, feature),
         }
     )
 
 
-def codes_on_map(opened: Opened, text: str) -> bytes:
+def codes_on_map(data: AtlasData, text: str) -> bytes:
     """Columns place (row of cells.cols) and value of the cells on the map in which a feature fires."""
-    feature = feature_id(opened, text)
-    if not opened.has("codes") or opened.cells.is_empty():
+    feature = feature_id(data, text)
+    if not data.has("codes") or data.cells.is_empty():
         return encode(pl.DataFrame(schema={"place": pl.Int32, "value": pl.Float32}))
-    found = opened.once(Codes).firing(feature)
-    cells = opened.cells["cell_idx"].to_numpy()
+    found = data.cached(Codes).firing(feature)
+    cells = data.cells["cell_idx"].to_numpy()
     at = np.minimum(np.searchsorted(cells, found.cell_idx), cells.size - 1)
     here = cells[at] == found.cell_idx
     place = pl.Series("place", at[here], dtype=pl.Int32)
     return encode(pl.DataFrame([place, pl.Series("value", found.value[here], dtype=pl.Float32)]))
 
 
-def cells_on_map(opened: Opened) -> bytes:
+def cells_on_map(data: AtlasData) -> bytes:
     """A row a cell on the map: cell_idx, x, y, split and label columns."""
-    return encode(opened.cells if opened.has("cells") else pl.DataFrame())
+    return encode(data.cells if data.has("cells") else pl.DataFrame())
 
 
-def cell_names(opened: Opened) -> bytes:
+def cell_names(data: AtlasData) -> bytes:
     """cell_id of each row of cells.cols; apart from it, as it is asked for when somebody points at a cell."""
-    if not opened.has("cells"):
+    if not data.has("cells"):
         return encode(pl.DataFrame())
-    names = opened.store.frame("cells").select("cell_idx", "cell_id").collect()
-    return encode(opened.cells.select("cell_idx").join(names, on="cell_idx", how="left").select("cell_id"))
+    names = data.store.frame("cells").select("cell_idx", "cell_id").collect()
+    return encode(data.cells.select("cell_idx").join(names, on="cell_idx", how="left").select("cell_id"))
 
 
-def provenance(opened: Opened) -> bytes:
+def provenance(data: AtlasData) -> bytes:
     """The runs that are read, the sha of the manifest of each table, and the plans of the runs."""
-    return json_bytes(opened.store.provenance())
+    return json_bytes(data.store.provenance())
 
 
-def _cells(opened: Opened, feature: int) -> dict[str, Any]:
+def _cells(data: AtlasData, feature: int) -> dict[str, Any]:
     """Cells in which it fires: how many, the strongest, violins by label column, features that fire with it."""
     for table in ("codes", "cells"):
-        if not opened.has(table):
-            return opened.missing(table)
-    codes = opened.once(Codes)
+        if not data.has(table):
+            return data.missing(table)
+    codes = data.cached(Codes)
     found = codes.firing(feature)
     strongest = np.lexsort((found.cell_idx, -found.value))[:N_TOP]
     top = codes.cells[found.cell_idx[strongest].tolist()].with_columns(value=pl.Series(found.value[strongest]))
@@ -102,22 +102,21 @@ def _cells(opened: Opened, feature: int) -> dict[str, Any]:
         "splits": codes.counts(feature),
         "top": top.to_dicts(),
         "violins": {
-            split: {column: codes.violins(feature, column, split) for column in opened.label_columns}
-            for split in SPLITS
+            split: {column: codes.violins(feature, column, split) for column in data.label_columns} for split in SPLITS
         },
-        "together": together if together is None else [_named(opened, row) for row in together],
+        "together": together if together is None else [_named(data, row) for row in together],
     }
 
 
-def _labels(opened: Opened, feature: int) -> dict[str, Any]:
+def _labels(data: AtlasData, feature: int) -> dict[str, Any]:
     """The labels that it tells best on `select`, with their figures and null bands on `test`."""
-    if not opened.has("feature_label"):
-        return opened.missing("feature_label")
-    rows = _of_test(opened.rows("feature_label", feature), ["label_kind", "label"], "rank_biserial", _LABEL)
+    if not data.has("feature_label"):
+        return data.missing("feature_label")
+    rows = _of_test(data.rows("feature_label", feature), ["label_kind", "label"], "rank_biserial", _LABEL)
     seen = rows.drop_nulls("rank_biserial")
     seen = seen.sort(pl.col("select_rank_biserial").abs(), "label", descending=[True, False], nulls_last=True)
     shown = seen.head(MOST_LABELS)
-    bands = _bands(opened, feature, shown)
+    bands = _bands(data, feature, shown)
     return {
         "n_labels": seen.height,
         "n_unseen": rows.height - seen.height,
@@ -125,13 +124,13 @@ def _labels(opened: Opened, feature: int) -> dict[str, Any]:
     }
 
 
-def _bands(opened: Opened, feature: int, rows: pl.DataFrame) -> dict[tuple[str, str], list[float]]:
+def _bands(data: AtlasData, feature: int, rows: pl.DataFrame) -> dict[tuple[str, str], list[float]]:
     """Ends of the null of each label that has one."""
     found: dict[tuple[str, str], list[float]] = {}
-    if not opened.has("codes") or "method" not in rows.columns:
+    if not data.has("codes") or "method" not in rows.columns:
         return found
     for (kind, method), part in rows.drop_nulls("method").group_by("label_kind", "method"):
-        null = opened.once(Codes).null_band(feature, str(kind), str(method))
+        null = data.cached(Codes).null_band(feature, str(kind), str(method))
         if null is not None:
             for label in part["label"]:
                 mean, sd = null.of(label)
@@ -140,11 +139,11 @@ def _bands(opened: Opened, feature: int, rows: pl.DataFrame) -> dict[tuple[str, 
     return found
 
 
-def _genes(opened: Opened, feature: int) -> dict[str, Any]:
+def _genes(data: AtlasData, feature: int) -> dict[str, Any]:
     """Genes by expression (largest |Pearson| on `select`) and by identity (largest precision on `select`)."""
-    if not opened.has("feature_gene"):
-        return opened.missing("feature_gene")
-    mine = opened.rows("feature_gene", feature)
+    if not data.has("feature_gene"):
+        return data.missing("feature_gene")
+    mine = data.rows("feature_gene", feature)
     parts = {}
     for name, key in (("expression", "pearson"), ("identity", "identity_precision")):
         rows = _of_test(mine, ["gene"], key, _GENE).filter(pl.col(f"select_{key}").abs() > 0)
@@ -153,46 +152,46 @@ def _genes(opened: Opened, feature: int) -> dict[str, Any]:
     return parts
 
 
-def _gene_sets(opened: Opened, feature: int) -> dict[str, Any]:
+def _gene_sets(data: AtlasData, feature: int) -> dict[str, Any]:
     """Gene sets of smallest p on `select` among those that share a gene with it there."""
-    if not opened.has("feature_geneset"):
-        return opened.missing("feature_geneset")
-    mine, keys = opened.rows("feature_geneset", feature), ["collection", "gene_set"]
+    if not data.has("feature_geneset"):
+        return data.missing("feature_geneset")
+    mine, keys = data.rows("feature_geneset", feature), ["collection", "gene_set"]
     chosen = mine.filter((pl.col("split") == "select") & (pl.col("overlap") > 0)) if mine.height else mine
     shared = mine.join(chosen.select(keys), on=keys, how="semi") if mine.height else mine
     return {"rows": _of_test(shared, keys, "p", _SET).sort("select_p", *keys).head(N_SETS).to_dicts()}
 
 
-def _tokens(opened: Opened, feature: int) -> dict[str, Any]:
+def _tokens(data: AtlasData, feature: int) -> dict[str, Any]:
     """The tokens on which it fires most, of all splits, with their cells."""
-    if not opened.has("feature_token"):
-        return opened.missing("feature_token")
-    rows = opened.rows("feature_token", feature)
+    if not data.has("feature_token"):
+        return data.missing("feature_token")
+    rows = data.rows("feature_token", feature)
     if rows.is_empty():
         return {"rows": []}
     top = rows.sort("value", "cell_idx", "token_pos", descending=[True, False, False]).head(N_TOP)
-    if opened.has("codes"):
-        cells = opened.once(Codes).cells[top["cell_idx"].to_list()]
+    if data.has("codes"):
+        cells = data.cached(Codes).cells[top["cell_idx"].to_list()]
         top = top.hstack(cells.drop("cell_idx"))
     return {"rows": top.drop("feature_id").to_dicts()}
 
 
-def _neighbours(opened: Opened, feature: int) -> dict[str, Any]:
+def _neighbours(data: AtlasData, feature: int) -> dict[str, Any]:
     """The nearest features of the same SAE, by the cosine of decoder rows, and how near chance brings a nearest one."""
-    if not opened.has("feature_neighbour"):
-        return opened.missing("feature_neighbour")
-    rows = opened.rows("feature_neighbour", feature).sort("rank").iter_rows(named=True)
-    named = [_named(opened, {"feature_id": row["other_feature_id"], "cosine": row["cosine"]}) for row in rows]
-    return {"rows": named, "null_95": opened.once(_nearest_of_random)}
+    if not data.has("feature_neighbour"):
+        return data.missing("feature_neighbour")
+    rows = data.rows("feature_neighbour", feature).sort("rank").iter_rows(named=True)
+    named = [_named(data, {"feature_id": row["other_feature_id"], "cosine": row["cosine"]}) for row in rows]
+    return {"rows": named, "null_95": data.cached(_nearest_of_random)}
 
 
-def _nearest_of_random(opened: Opened) -> float | None:
+def _nearest_of_random(data: AtlasData) -> float | None:
     """See `nearest_of_random`, of as many directions as the SAE has features; None where its width is not known."""
     try:
-        d_model = opened.store.sae_facts()["sae"]["d_model"]
+        d_model = data.store.sae_facts()["sae"]["d_model"]
     except (StoreError, KeyError):
         return None
-    return nearest_of_random(opened.features.height - 1, d_model)
+    return nearest_of_random(data.features.height - 1, d_model)
 
 
 def nearest_of_random(n: int, d: int) -> float:
@@ -204,24 +203,24 @@ def nearest_of_random(n: int, d: int) -> float:
     return t / math.sqrt(d - 1 + t * t)
 
 
-def _matches(opened: Opened, feature: int) -> dict[str, Any]:
+def _matches(data: AtlasData, feature: int) -> dict[str, Any]:
     """Its nearest in other SAEs: of another seed, layer or model."""
-    if not opened.has("feature_match"):
-        return opened.missing("feature_match")
-    rows = opened.rows("feature_match", feature).sort("similarity", "other", descending=[True, False], nulls_last=True)
-    others = opened.once(_others)
+    if not data.has("feature_match"):
+        return data.missing("feature_match")
+    rows = data.rows("feature_match", feature).sort("similarity", "other", descending=[True, False], nulls_last=True)
+    others = data.cached(_others)
     return {
         "rows": [{**{name: row[name] for name in _MATCH}, **others[row["other"]]} for row in rows.iter_rows(named=True)]
     }
 
 
-def _others(opened: Opened) -> Mapping[str, Mapping[str, Any]]:
+def _others(data: AtlasData) -> Mapping[str, Mapping[str, Any]]:
     """Model, site and seed of each SAE that features are matched with, as far as it is still in the store."""
-    names = opened.store.frame("feature_match").select(pl.col("other").unique()).collect()["other"]
+    names = data.store.frame("feature_match").select(pl.col("other").unique()).collect()["other"]
     found: dict[str, Mapping[str, Any]] = {}
     for name in names:
         try:
-            facts = opened.store.sae_facts(name)
+            facts = data.store.sae_facts(name)
         except StoreError:
             facts = {}
         about = {key: facts.get(key) for key in ("model", "site", "dataset", "control")}
@@ -229,43 +228,43 @@ def _others(opened: Opened) -> Mapping[str, Mapping[str, Any]]:
     return found
 
 
-def _steering(opened: Opened, feature: int) -> dict[str, Any]:
+def _steering(data: AtlasData, feature: int) -> dict[str, Any]:
     """Steering runs that used it, or ranked it: its rank, and what the run did with all its features."""
-    if not opened.has("steering"):
-        return opened.missing("steering")
-    uses, scores = opened.once(_uses), opened.once(_scores)
+    if not data.has("steering"):
+        return data.missing("steering")
+    uses, scores = data.cached(_uses), data.cached(_scores)
     runs = []
-    for run in opened.store.lineage.steering:
+    for run in data.store.lineage.steering:
         used = [use for use in uses.get(run, []) if feature in use["features"]]
         rank = scores[run][feature] if run in scores and feature in scores[run] else None
         if used or rank:
             place = used[0]["features"].index(feature) + 1 if used else None
-            runs.append({"run": run, "used": bool(used), "place": place, "rank": rank, **opened.once(_headlines)[run]})
-    return {"runs": runs, "n_runs": len(opened.store.lineage.steering)}
+            runs.append({"run": run, "used": bool(used), "place": place, "rank": rank, **data.cached(_headlines)[run]})
+    return {"runs": runs, "n_runs": len(data.store.lineage.steering)}
 
 
-def _uses(opened: Opened) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+def _uses(data: AtlasData) -> Mapping[str, Sequence[Mapping[str, Any]]]:
     """The variants that were chosen on `select` cells, with their features, by run."""
-    if not opened.has("steering_variants"):
+    if not data.has("steering_variants"):
         return {}
-    chosen = opened.store.frame("steering_variants").filter(pl.col("chosen")).select("run", "features").collect()
+    chosen = data.store.frame("steering_variants").filter(pl.col("chosen")).select("run", "features").collect()
     return {run: part.to_dicts() for (run,), part in chosen.group_by("run", maintain_order=True)}
 
 
-def _scores(opened: Opened) -> Mapping[str, Mapping[int, Mapping[str, Any]]]:
+def _scores(data: AtlasData) -> Mapping[str, Mapping[int, Mapping[str, Any]]]:
     """Rank and score of the features that a run ranked, by run and feature."""
-    if not opened.has("steering_scores"):
+    if not data.has("steering_scores"):
         return {}
-    table = opened.store.frame("steering_scores").select("run", "feature_id", "rank", "score", "n_units", "n_agree")
+    table = data.store.frame("steering_scores").select("run", "feature_id", "rank", "score", "n_units", "n_agree")
     return {
         run: {row.pop("feature_id"): {**row, "n_ranked": part.height} for row in part.drop("run").to_dicts()}
         for (run,), part in table.collect().group_by("run", maintain_order=True)
     }
 
 
-def _headlines(opened: Opened) -> Mapping[str, Mapping[str, Any]]:
+def _headlines(data: AtlasData) -> Mapping[str, Mapping[str, Any]]:
     """What each run did to its headline metric on `test` cells, with p against each null, in a title's words."""
-    return {run: _headline(steered_run(opened.store, run)) for run in opened.store.lineage.steering}
+    return {run: _headline(steered_run(data.store, run)) for run in data.store.lineage.steering}
 
 
 def _headline(of: Steered) -> dict[str, Any]:
@@ -300,16 +299,16 @@ def _of_test(rows: pl.DataFrame, keys: Sequence[str], key: str, columns: Sequenc
     )
 
 
-def _named(opened: Opened, row: Mapping[str, Any]) -> dict[str, Any]:
+def _named(data: AtlasData, row: Mapping[str, Any]) -> dict[str, Any]:
     """A row about a feature with what tells people who that is."""
     names = ("class", "top_label", "top_genes")
-    place = opened.row_of.get(row["feature_id"])
-    about = {} if place is None else opened.features.row(place, named=True)
+    place = data.row_of.get(row["feature_id"])
+    about = {} if place is None else data.features.row(place, named=True)
     return {**row, **{name: about.get(name) for name in names}}
 
 
-def _features(opened: Opened) -> Iterator[tuple[str]]:
-    return ((str(feature),) for feature in (opened.row_of if opened.has("features") else ()))
+def _features(data: AtlasData) -> Iterator[tuple[str]]:
+    return ((str(feature),) for feature in (data.row_of if data.has("features") else ()))
 
 
 ROUTES = (

@@ -26,7 +26,7 @@ from scipy import sparse
 from feature_store.associations.inputs import Bools, Floats, Ints, Labels, Sparse, Strata, as_csr
 from feature_store.associations.labels import BLOCKED
 from feature_store.associations.ranks import rank_scores
-from feature_store.atlas.opened import Opened
+from feature_store.atlas.data import AtlasData
 
 SPLITS = ("test", "all")
 """The cells that a violin can be of."""
@@ -88,11 +88,11 @@ class Columns(NamedTuple):
 class Codes:
     """The cells of a store with their labels as numbers, and the codes of a feature in them."""
 
-    def __init__(self, opened: Opened) -> None:
-        self._opened = opened
-        columns = ["cell_idx", "cell_id", "split", *opened.label_columns]
-        self.cells = opened.store.frame("cells").select(columns).sort("cell_idx").collect()
-        self.n_features = opened.features.height
+    def __init__(self, data: AtlasData) -> None:
+        self._data = data
+        columns = ["cell_idx", "cell_id", "split", *data.label_columns]
+        self.cells = data.store.frame("cells").select(columns).sort("cell_idx").collect()
+        self.n_features = data.features.height
         self._split = {name: (self.cells["split"] == name).to_numpy() for name in ("select", "test")}
         self._split["all"] = np.ones(self.cells.height, dtype=bool)
         self.firing = lru_cache(maxsize=4)(self._firing)
@@ -104,14 +104,14 @@ class Codes:
         return self._split[split]
 
     def _firing(self, feature: int) -> Firing:
-        rows = self._opened.store.frame("codes").filter(pl.col("feature_id") == feature).select("cell_idx", "value")
+        rows = self._data.store.frame("codes").filter(pl.col("feature_id") == feature).select("cell_idx", "value")
         # codes of tokens: a cell's is that of its strongest
         found = rows.group_by("cell_idx").agg(pl.col("value").max()).sort("cell_idx").collect()
         return Firing(found["cell_idx"].to_numpy(), found["value"].cast(pl.Float64).to_numpy())
 
     def _labels(self, column: str) -> Labels | None:
         """A column of the cell table as labels; None where there is no such column."""
-        table = self._opened.store.frame("cells")
+        table = self._data.store.frame("cells")
         if column not in table.collect_schema():
             return None
         text = table.select("cell_idx", pl.col(column).cast(pl.String)).sort("cell_idx").collect()[column]
@@ -194,7 +194,7 @@ class Codes:
     def _read_columns(self, split: str) -> Columns:
         mask = self.mask(split)
         wanted = self.cells["cell_idx"].filter(pl.Series(mask))
-        rows = self._opened.store.frame("codes").filter(pl.col("cell_idx").is_in(wanted.implode()))
+        rows = self._data.store.frame("codes").filter(pl.col("cell_idx").is_in(wanted.implode()))
         keys = ["cell_idx", "feature_id"]
         found = rows.group_by(keys).agg(pl.col("value").max()).sort(keys).collect()
         place = (np.cumsum(mask) - 1)[found["cell_idx"].to_numpy()]

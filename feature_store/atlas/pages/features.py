@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import polars as pl
 
 from feature_store.atlas.columns import encode
-from feature_store.atlas.opened import Opened, place
-from feature_store.atlas.resources import Route
+from feature_store.atlas.data import AtlasData, path_number
+from feature_store.atlas.routes import Route
 
 CATEGORIES = ("class", "top_label", "top_label_kind", "context_kind")
 MOST_KEPT = 8_000_000
@@ -19,56 +19,56 @@ _KEYS, _FIGURES = ("feature_id", "split"), ("auroc", "q")
 _TESTED = pl.col("split") == "test"
 
 
-def table(opened: Opened) -> bytes:
+def table(data: AtlasData) -> bytes:
     """A row a feature: every column of `features`, x, y, px and py (the two maps), and top_label_q: q of its best label
     on `test` cells.
     """
-    return opened.once(_table)
+    return data.cached(_table)
 
 
-def label_effects(opened: Opened, label: str) -> bytes:
+def label_effects(data: AtlasData, label: str) -> bytes:
     """A row a feature, in the order of the table: AUROC of its code for a label on `test` cells, q, and AUROC on
     `select` cells.
     """
-    i = place(label, opened.labels.height)
-    if opened.labels.height * opened.features.height > MOST_KEPT:
-        kind, name = opened.labels.row(i)
-        rows = opened.store.frame("feature_label").filter(label_kind=kind, label=name)
-        return _beside(opened, rows.select(*_KEYS, *_FIGURES).collect())
-    return opened.once(_every_label)[i]
+    i = path_number(label, data.labels.height)
+    if data.labels.height * data.features.height > MOST_KEPT:
+        kind, name = data.labels.row(i)
+        rows = data.store.frame("feature_label").filter(label_kind=kind, label=name)
+        return _beside(data, rows.select(*_KEYS, *_FIGURES).collect())
+    return data.cached(_every_label)[i]
 
 
-def _every_label(opened: Opened) -> list[bytes]:
+def _every_label(data: AtlasData) -> list[bytes]:
     """The bytes of all labels."""
     columns = ("label_kind", "label", *_KEYS, *_FIGURES)
     texts = pl.col("label_kind", "label", "split").cast(pl.Categorical)
-    rows = opened.store.frame("feature_label").select(columns).with_columns(texts)
+    rows = data.store.frame("feature_label").select(columns).with_columns(texts)
     parts = rows.collect().partition_by("label_kind", "label", as_dict=True, include_key=False)
-    return [_beside(opened, parts[names]) for names in opened.labels.iter_rows()]
+    return [_beside(data, parts[names]) for names in data.labels.iter_rows()]
 
 
-def _beside(opened: Opened, rows: pl.DataFrame) -> bytes:
+def _beside(data: AtlasData, rows: pl.DataFrame) -> bytes:
     """The figures of one label in the order of the table of features."""
-    order = opened.features.select("feature_id")
+    order = data.features.select("feature_id")
     test = order.join(rows.filter(_TESTED), on="feature_id", how="left", maintain_order="left")
     select = order.join(rows.filter(split="select"), on="feature_id", how="left", maintain_order="left")
     return encode(test.select(_FIGURES).with_columns(auroc_select=select["auroc"]))
 
 
-def _table(opened: Opened) -> bytes:
-    if not opened.has("features"):
+def _table(data: AtlasData) -> bytes:
+    if not data.has("features"):
         return encode(pl.DataFrame())
-    found, best = opened.features, {"label_kind": "top_label_kind", "label": "top_label"}
-    if opened.has("feature_label") and "top_label_kind" in found.columns:
-        tests = opened.store.frame("feature_label").filter(_TESTED).select("feature_id", *best, top_label_q="q")
+    found, best = data.features, {"label_kind": "top_label_kind", "label": "top_label"}
+    if data.has("feature_label") and "top_label_kind" in found.columns:
+        tests = data.store.frame("feature_label").filter(_TESTED).select("feature_id", *best, top_label_q="q")
         keys = ["feature_id", *best.values()]
         found = found.lazy().join(tests.rename(best), on=keys, how="left", maintain_order="left").collect()
     known = [name for name in CATEGORIES if name in found.columns]
     return encode(found.with_columns(pl.col(known).cast(pl.Categorical)))
 
 
-def _labels(opened: Opened) -> Iterator[tuple[str]]:
-    return ((str(i),) for i in range(opened.labels.height))
+def _labels(data: AtlasData) -> Iterator[tuple[str]]:
+    return ((str(i),) for i in range(data.labels.height))
 
 
 ROUTES = (

@@ -3,9 +3,9 @@
 from dataclasses import asdict
 from typing import Any
 
-from feature_store.atlas.opened import Opened
+from feature_store.atlas.data import AtlasData
 from feature_store.atlas.page import title_of
-from feature_store.atlas.resources import Route, json_bytes
+from feature_store.atlas.routes import Route, json_bytes
 
 TABLES = (
     "cells features feature_label feature_gene feature_geneset feature_token codes umap feature_umap feature_neighbour "
@@ -13,20 +13,20 @@ TABLES = (
 ).split()
 
 
-def overview(opened: Opened) -> bytes:
+def overview(data: AtlasData) -> bytes:
     """Title, runs, numbers, labels (a label's id is its place), columns of cells, steering runs, what is missing."""
-    store = opened.store
+    store = data.store
     facts: dict[str, Any] = {
         "title": title_of(store),
         "store": str(store.layout.root),
         "runs": asdict(store.lineage),
         "tables": store.tables(),
-        "missing": {table: store.made_by(table) for table in TABLES if not opened.has(table)},
-        "labels": opened.labels.to_dicts(),
-        "n_features": opened.features.height if opened.has("features") else 0,
-        "n_cells": opened.n_cells if opened.has("cells") else {},
-        "n_on_map": opened.cells.height if opened.has("cells") else 0,
-        "label_columns": opened.label_columns if opened.has("cells") else [],
+        "missing": {table: store.made_by(table) for table in TABLES if not data.has(table)},
+        "labels": data.labels.to_dicts(),
+        "n_features": data.features.height if data.has("features") else 0,
+        "n_cells": data.n_cells if data.has("cells") else {},
+        "n_on_map": data.cells.height if data.has("cells") else 0,
+        "label_columns": data.label_columns if data.has("cells") else [],
     }
     return json_bytes(facts)
 

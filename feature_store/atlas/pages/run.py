@@ -5,27 +5,27 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from feature_store.atlas.opened import Opened
+from feature_store.atlas.data import AtlasData
 from feature_store.atlas.page import title_of
-from feature_store.atlas.resources import Route, json_bytes
+from feature_store.atlas.routes import Route, json_bytes
 from feature_store.errors import NotFoundError
 
 DENSITY_BINS = 30
 
 
-def run(opened: Opened) -> bytes:
+def run(data: AtlasData) -> bytes:
     """The sections of the page, each with its facts or with what is missing."""
-    store = opened.store
+    store = data.store
     provenance = store.provenance()
-    runs = {**provenance["runs"], **_several(opened)}
+    runs = {**provenance["runs"], **_several(data)}
     every = [run for ids in runs.values() for run in ([ids] if isinstance(ids, str) else ids)]
     return json_bytes(
         {
             "title": title_of(store),
-            "data": _data(opened),
-            "sae": _sae(opened),
-            "training": _training(opened),
-            "density": _density(opened),
+            "data": _data(data),
+            "sae": _sae(data),
+            "training": _training(data),
+            "density": _density(data),
             "runs": runs,
             "manifests": provenance["manifests"],
             "plans": provenance["plans"],
@@ -34,50 +34,50 @@ def run(opened: Opened) -> bytes:
     )
 
 
-def _several(opened: Opened) -> dict[str, list[str]]:
+def _several(data: AtlasData) -> dict[str, list[str]]:
     """Kinds of which the atlas may read more than one run."""
-    lineage = opened.store.lineage
+    lineage = data.store.lineage
     several = {"steering": lineage.steering, "matches": lineage.matches}
     return {kind: list(runs) for kind, runs in several.items() if runs}
 
 
-def _data(opened: Opened) -> dict[str, Any]:
+def _data(data: AtlasData) -> dict[str, Any]:
     """Cells, donors, batches and types of each split, and genes."""
-    if not opened.has("cells"):
-        return opened.missing("cells")
+    if not data.has("cells"):
+        return data.missing("cells")
     columns = ("donor", "batch", "cell_type")
-    cells = opened.store.frame("cells").select("split", *columns).collect()
+    cells = data.store.frame("cells").select("split", *columns).collect()
     counts = cells.group_by("split").agg(n_cells=pl.len(), **{c: pl.col(c).drop_nulls().n_unique() for c in columns})
     total = {"split": "all", "n_cells": cells.height, **{c: cells[c].drop_nulls().n_unique() for c in columns}}
-    n_genes = opened.store.frame("genes").select(pl.len()).collect().item() if opened.has("genes") else None
-    order = {split: counts.filter(split=split).to_dicts() for split in opened.n_cells}
+    n_genes = data.store.frame("genes").select(pl.len()).collect().item() if data.has("genes") else None
+    order = {split: counts.filter(split=split).to_dicts() for split in data.n_cells}
     return {
-        "dataset": opened.store.lineage.dataset,
+        "dataset": data.store.lineage.dataset,
         "splits": [row for rows in order.values() for row in rows] + [total],
         "n_genes": n_genes,
-        "label_columns": opened.label_columns,
+        "label_columns": data.label_columns,
     }
 
 
-def _sae(opened: Opened) -> dict[str, Any]:
+def _sae(data: AtlasData) -> dict[str, Any]:
     try:
-        return opened.store.sae_facts()
+        return data.store.sae_facts()
     except NotFoundError:
-        return opened.missing("training")
+        return data.missing("training")
 
 
-def _training(opened: Opened) -> dict[str, Any]:
+def _training(data: AtlasData) -> dict[str, Any]:
     """What training noted, a list a column."""
-    if not opened.has("training"):
-        return opened.missing("training")
-    return opened.store.frame("training").collect().to_dict(as_series=False)
+    if not data.has("training"):
+        return data.missing("training")
+    return data.store.frame("training").collect().to_dict(as_series=False)
 
 
-def _density(opened: Opened) -> dict[str, Any]:
+def _density(data: AtlasData) -> dict[str, Any]:
     """Features by log10 of the share of tokens on which they fire, a list of counts a class; dead ones apart."""
-    if not opened.has("features"):
-        return opened.missing("features")
-    features = opened.features.select("density", "dead", pl.col("class").fill_null("no class"))
+    if not data.has("features"):
+        return data.missing("features")
+    features = data.features.select("density", "dead", pl.col("class").fill_null("no class"))
     firing = features.filter(pl.col("density") > 0).with_columns(at=pl.col("density").log10())
     facts = {"n_features": features.height, "n_dead": features.height - firing.height, "classes": []}
     if not firing.height:

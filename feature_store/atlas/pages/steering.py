@@ -7,8 +7,8 @@ from typing import Any
 import polars as pl
 
 from feature_store.atlas.columns import encode
-from feature_store.atlas.opened import NoSuchResource, Opened, place
-from feature_store.atlas.resources import Route, json_bytes
+from feature_store.atlas.data import AtlasData, NoSuchResource, path_number
+from feature_store.atlas.routes import Route, json_bytes
 from feature_store.plots.steering import ALL, UNSTEERED, Steered, steered_run
 from feature_store.query.metrics import HEADLINES, METRICS, metric_of
 
@@ -31,47 +31,47 @@ _CELLS: Mapping[str, str] = {
 }
 
 
-def runs(opened: Opened) -> bytes:
+def runs(data: AtlasData) -> bytes:
     """All steering runs of the SAE, newest first, each with its headline at the chosen point."""
-    if not opened.has("steering"):
-        return json_bytes(opened.missing("steering"))
-    return json_bytes({"runs": [_summary(opened, _steered(opened, run)) for run in opened.store.lineage.steering]})
+    if not data.has("steering"):
+        return json_bytes(data.missing("steering"))
+    return json_bytes({"runs": [_summary(data, _steered(data, run)) for run in data.store.lineage.steering]})
 
 
-def document(opened: Opened, run: str) -> bytes:
+def document(data: AtlasData, run: str) -> bytes:
     """One run: its question, the points measured, its figures, its features, and what of it is on a map."""
-    of = _steered(opened, run)
-    variants = _variants(opened, run)
+    of = _steered(data, run)
+    variants = _variants(data, run)
     rows = of.rows.filter(pl.col("role") != "trend") if "role" in of.rows.columns else of.rows
     of_run = {
-        **_summary(opened, of),
+        **_summary(data, of),
         "plan": [{"name": name, "text": text} for name, text in _plan_in_words(of.plan)],
         "grid": of.plan.get("grid", []),
-        "command": _command(opened, of.plan),
+        "command": _command(data, of.plan),
         "features_given": bool(of.plan.get("feature")),
         "metrics": [{"name": name, **metric_of(name)._asdict()} for name in _metrics(rows)],
         "groups": _groups(rows),
         "nulls": _nulls(rows),
         "trends": _trends(of.rows),
         "rows": {name: rows[name].to_list() if name in rows.columns else None for name in (*_ROW, *_ps(rows))},
-        "features": _features(opened, of, variants),
+        "features": _features(data, of, variants),
         "variants": variants.drop("features").to_dicts(),
-        "map": _about_map(opened, run, variants),
+        "map": _about_map(data, run, variants),
     }
     return json_bytes(of_run)
 
 
-def cells(opened: Opened, run: str) -> bytes:
+def cells(data: AtlasData, run: str) -> bytes:
     """The cells on a run's map, by cell_idx: cell_idx, label, cell_type, whether the chosen point moves it, and its
     places unsteered.
     """
-    table = _map(opened, run)
-    variants = _variants(opened, run)
+    table = _map(data, run)
+    variants = _variants(data, run)
     before = _unsteered(table, variants)
     chosen = variants.filter("chosen")["variant"].implode()
     moved = table.filter(pl.col("variant").is_in(chosen)).select("cell_idx", moved=True).collect()
-    kind = str(_steered(opened, run).plan.get("kind", "cell_type"))
-    about = opened.store.frame("cells") if opened.has("cells") else before.lazy()
+    kind = str(_steered(data, run).plan.get("kind", "cell_type"))
+    about = data.store.frame("cells") if data.has("cells") else before.lazy()
     known = about.collect_schema().names()
     labels = [pl.col(kind).alias("label") if kind in known else pl.lit(None, pl.String).alias("label")]
     labels += [pl.col("cell_type") if "cell_type" in known else pl.lit(None, pl.String).alias("cell_type")]
@@ -83,11 +83,11 @@ def cells(opened: Opened, run: str) -> bytes:
     return encode(found.select("cell_idx", categories, pl.col("moved").fill_null(value=False), *places))
 
 
-def places(opened: Opened, run: str, variant: str) -> bytes:
+def places(data: AtlasData, run: str, variant: str) -> bytes:
     """Where the cells of `cells`, in their order, lie under a variant; what it leaves alone lies where it did."""
-    table, variants = _map(opened, run), _variants(opened, run)
+    table, variants = _map(data, run), _variants(data, run)
     chosen = variants.filter("on_map")["variant"]
-    number = place(variant, int(chosen.max()) + 1 if len(chosen) else 0)  # type: ignore[arg-type]
+    number = path_number(variant, int(chosen.max()) + 1 if len(chosen) else 0)  # type: ignore[arg-type]
     if number not in chosen.to_list():
         raise NoSuchResource(variant)
     before = _unsteered(table, variants)
@@ -97,31 +97,31 @@ def places(opened: Opened, run: str, variant: str) -> bytes:
     return encode(both.select(pl.coalesce(f"{name}_after", name).alias(name) for name in names))
 
 
-def _steered(opened: Opened, run: str) -> Steered:
+def _steered(data: AtlasData, run: str) -> Steered:
     """The results of a run. NoSuchResource for what is none."""
-    if not opened.has("steering") or run not in opened.store.lineage.steering:
+    if not data.has("steering") or run not in data.store.lineage.steering:
         raise NoSuchResource(run)
-    return steered_run(opened.store, run)
+    return steered_run(data.store, run)
 
 
-def _variants(opened: Opened, run: str) -> pl.DataFrame:
+def _variants(data: AtlasData, run: str) -> pl.DataFrame:
     """variant, name, role, n_features, dose, draw, chosen and features of a run, and which are `on_map`; no rows where
     the store has none.
     """
     columns = ("variant", "name", "role", "n_features", "dose", "draw", "chosen", "features")
-    if not opened.has("steering_variants"):
+    if not data.has("steering_variants"):
         return pl.DataFrame(schema={**dict.fromkeys(columns, pl.Null()), "on_map": pl.Boolean()})
-    found = opened.store.frame("steering_variants").filter(pl.col("run") == run).select(columns).collect()
+    found = data.store.frame("steering_variants").filter(pl.col("run") == run).select(columns).collect()
     laid_out = pl.Series([], dtype=pl.Int32)
-    if opened.has("steering_map"):
-        laid_out = _map(opened, run).select(pl.col("variant").unique()).collect()["variant"]
+    if data.has("steering_map"):
+        laid_out = _map(data, run).select(pl.col("variant").unique()).collect()["variant"]
     return found.with_columns(on_map=pl.col("variant").is_in(laid_out.implode())).sort("variant")
 
 
-def _map(opened: Opened, run: str) -> pl.LazyFrame:
-    if not opened.has("steering_map"):
+def _map(data: AtlasData, run: str) -> pl.LazyFrame:
+    if not data.has("steering_map"):
         raise NoSuchResource(run)
-    return opened.store.frame("steering_map").filter(pl.col("run") == run).drop("run")
+    return data.store.frame("steering_map").filter(pl.col("run") == run).drop("run")
 
 
 def _unsteered(table: pl.LazyFrame, variants: pl.DataFrame) -> pl.DataFrame:
@@ -130,14 +130,14 @@ def _unsteered(table: pl.LazyFrame, variants: pl.DataFrame) -> pl.DataFrame:
     return table.filter(pl.col("variant").is_in(own)).drop("variant").sort("cell_idx").collect()
 
 
-def _about_map(opened: Opened, run: str, variants: pl.DataFrame) -> dict[str, Any]:
+def _about_map(data: AtlasData, run: str, variants: pl.DataFrame) -> dict[str, Any]:
     """Cells on the map of a run and the bounds [x0, x1, y0, y1] of what was done; or what makes it."""
-    if not opened.has("steering_map"):
-        return opened.missing("steering_map")
+    if not data.has("steering_map"):
+        return data.missing("steering_map")
     own = variants.filter(pl.col("role").is_in([UNSTEERED, "grid"]))["variant"].implode()
-    rows = _map(opened, run).filter(pl.col("variant").is_in(own)).collect()
+    rows = _map(data, run).filter(pl.col("variant").is_in(own)).collect()
     if rows.is_empty():
-        return opened.missing("steering_map")
+        return data.missing("steering_map")
     bounds = {
         name: [rows[x].min(), rows[x].max(), rows[y].min(), rows[y].max()]
         for name, (x, y) in (("pca", ("pc1", "pc2")), ("umap", ("x", "y")))
@@ -145,7 +145,7 @@ def _about_map(opened: Opened, run: str, variants: pl.DataFrame) -> dict[str, An
     return {"n_cells": rows["cell_idx"].n_unique(), "bounds": bounds}
 
 
-def _summary(opened: Opened, of: Steered) -> dict[str, Any]:
+def _summary(data: AtlasData, of: Steered) -> dict[str, Any]:
     """The question, the points measured on test cells, the chosen one, and the headline there."""
     plan, rows = of.plan, of.rows
     named = {name: plan.get(name) for name in ("question", "kind", "target", "toward", "intervention", "n_nulls")}
@@ -162,7 +162,7 @@ def _summary(opened: Opened, of: Steered) -> dict[str, Any]:
         "chosen": chosen.select("n_features", "dose").row(0, named=True) if chosen.height else None,
         "headline": headline,
         "at_chosen": best[0] if best else None,
-        "has_map": opened.has("steering_map") and not _map(opened, of.run).head(1).collect().is_empty(),
+        "has_map": data.has("steering_map") and not _map(data, of.run).head(1).collect().is_empty(),
     }
 
 
@@ -194,9 +194,9 @@ def _plan_in_words(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "Site", str(plan["site"])
 
 
-def _command(opened: Opened, plan: Mapping[str, Any]) -> str:
+def _command(data: AtlasData, plan: Mapping[str, Any]) -> str:
     """What asks the same question of another point, but for --n-features, --dose and --n-nulls."""
-    words = ["scsae", "steer", "--store", str(opened.store.layout.root)]
+    words = ["scsae", "steer", "--store", str(data.store.layout.root)]
     words += ["--run", str(plan["associations"])] if plan.get("associations") else []
     for name in ("kind", "target", "toward", "intervention", "by", "readout", "seed"):
         value = plan.get(name)
@@ -248,31 +248,31 @@ def _trends(rows: pl.DataFrame) -> list[dict[str, Any]]:
     return trends
 
 
-def _features(opened: Opened, of: Steered, variants: pl.DataFrame) -> list[dict[str, Any]]:
+def _features(data: AtlasData, of: Steered, variants: pl.DataFrame) -> list[dict[str, Any]]:
     """Features edited at the largest point of the grid, best first, by name; a smaller one takes the first of them."""
     grid = variants.filter(pl.col("role") == "grid").sort("n_features", descending=True)
     used = grid["features"][0].to_list() if grid.height else of.plan.get("features") or []
     order = pl.DataFrame({"feature_id": used}, schema={"feature_id": pl.Int32})
-    known = [name for name in _ABOUT if name in opened.features.columns] if opened.has("features") else []
+    known = [name for name in _ABOUT if name in data.features.columns] if data.has("features") else []
     if known:
-        order = order.join(opened.features.select(known), on="feature_id", how="left", maintain_order="left")
-    if opened.has("steering_scores"):
-        scores = opened.store.frame("steering_scores").filter(pl.col("run") == of.run).select("feature_id", "score")
+        order = order.join(data.features.select(known), on="feature_id", how="left", maintain_order="left")
+    if data.has("steering_scores"):
+        scores = data.store.frame("steering_scores").filter(pl.col("run") == of.run).select("feature_id", "score")
         order = order.join(scores.collect(), on="feature_id", how="left", maintain_order="left")
     return order.to_dicts()
 
 
-def _run_names(opened: Opened) -> Iterator[tuple[str]]:
-    return ((run,) for run in opened.store.lineage.steering) if opened.has("steering") else iter(())
+def _run_names(data: AtlasData) -> Iterator[tuple[str]]:
+    return ((run,) for run in data.store.lineage.steering) if data.has("steering") else iter(())
 
 
-def _mapped(opened: Opened) -> Iterator[tuple[str]]:
-    return ((run,) for (run,) in _run_names(opened) if _variants(opened, run)["on_map"].any())
+def _mapped(data: AtlasData) -> Iterator[tuple[str]]:
+    return ((run,) for (run,) in _run_names(data) if _variants(data, run)["on_map"].any())
 
 
-def _mapped_variants(opened: Opened) -> Iterator[tuple[str, str]]:
-    for (run,) in _mapped(opened):
-        for variant in _variants(opened, run).filter("on_map")["variant"].to_list():
+def _mapped_variants(data: AtlasData) -> Iterator[tuple[str, str]]:
+    for (run,) in _mapped(data):
+        for variant in _variants(data, run).filter("on_map")["variant"].to_list():
             yield run, str(variant)
 
 

@@ -143,7 +143,7 @@ def test_a_null_band_has_the_moments_of_every_permutation(within):
 
 
 def test_labels_tested_by_whole_donors_have_no_null_band(resources):
-    codes = resources.opened.once(Codes)
+    codes = resources.data.cached(Codes)
     assert codes.null_band(3, "condition", "unit-rank-permutation/1 units=donor") is None
     assert codes.null_band(3, "condition", "something/2 blocks=donor") is None
     assert codes.null_band(3, "condition", "van-elteren/1 blocks=nowhere") is None
@@ -262,9 +262,9 @@ def test_codes_of_cells_that_are_not_on_the_map_are_left_out(store_without):
     store = store_without()
     umap = pl.read_parquet(next(store.layout.umap_dir("c0de").glob("*.parquet")))
     resources = Resources(store)
-    resources.opened.__dict__["cells"] = umap.filter(pl.col("cell_idx") % 3 == 1).sort("cell_idx")
+    resources.data.__dict__["cells"] = umap.filter(pl.col("cell_idx") % 3 == 1).sort("cell_idx")
     codes = decode(resources.get("codes/6.cols").body)
-    cells = resources.opened.cells["cell_idx"].to_numpy()[codes["place"].to_numpy()]
+    cells = resources.data.cells["cell_idx"].to_numpy()[codes["place"].to_numpy()]
     expected = code_of(store, 6).filter((pl.col("value") > 0) & (pl.col("cell_idx") % 3 == 1))
     assert cells.tolist() == expected["cell_idx"].to_list()
 

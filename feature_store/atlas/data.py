@@ -1,4 +1,4 @@
-"""The open store as the resources share it: what several of them need is read once."""
+"""The tables of a store that several pages of the atlas need; each is read once and kept."""
 
 from collections.abc import Callable, Mapping
 from functools import cached_property, lru_cache
@@ -10,39 +10,39 @@ from feature_store.query.store import FeatureStore
 from feature_store.storage.schemas import SPLITS
 
 BLOCK = 256
-"""Features whose rows are read together: a page asks for one, an export for all of them in order."""
+"""Number of features whose rows are read together: a page needs one feature, an export all of them in order."""
 MOST_CATEGORIES = 1000
-"""A column of the cell table with more values than these is no label to colour cells by."""
+"""A text column of the cell table with more values than this is not offered as a label to colour cells by."""
 PLACES: Mapping[str, tuple[str, str]] = {"feature_umap": ("x", "y"), "profile_umap": ("px", "py")}
-"""Table of a map of the features: its columns x and y as the atlas names them."""
+"""For each table that holds a map of the features, the names of its x and y in `AtlasData.features`."""
 _OWN = ("cell_idx", "cell_id", "dataset", "split")
 T = TypeVar("T")
 
 
 class NoSuchResource(LookupError):
-    """What a path asks for does not exist."""
+    """The store holds no resource of the name in a path."""
 
 
-def place(text: str, n: int) -> int:
-    """The number that stands in a path, of the n that there are. NoSuchResource for any other text."""
+def path_number(text: str, n: int) -> int:
+    """The number in a path, from 0 to n - 1. Raises NoSuchResource for any other text."""
     if not text.isascii() or not text.isdigit() or int(text) >= n:
         raise NoSuchResource(text)
     return int(text)
 
 
-class Opened:
-    """One store, and what was read of it so far. Not for several threads at once."""
+class AtlasData:
+    """A store, and the tables of it that were read so far. It must not be used by several threads at once."""
 
     def __init__(self, store: FeatureStore) -> None:
         self.store = store
         self._block = lru_cache(maxsize=24)(self._read_block)
-        self._made: dict[Callable[[Opened], Any], Any] = {}
+        self._cached: dict[Callable[[AtlasData], Any], Any] = {}
 
-    def once(self, make: Callable[["Opened"], T]) -> T:
-        """What `make` makes of this store, made at the first call: for what one page alone needs."""
-        if make not in self._made:
-            self._made[make] = make(self)
-        found: T = self._made[make]
+    def cached(self, make: Callable[["AtlasData"], T]) -> T:
+        """The result of `make(self)`, which is computed at the first call and kept."""
+        if make not in self._cached:
+            self._cached[make] = make(self)
+        found: T = self._cached[make]
         return found
 
     def has(self, table: str) -> bool:
@@ -50,13 +50,13 @@ class Opened:
         return table in self.store.tables()
 
     def missing(self, table: str) -> dict[str, Any]:
-        """What a resource says instead where its table is not there: the table, and the command that makes it."""
+        """The content of a resource whose table is missing: the name of the table, and the command that makes it."""
         return {"missing": {"table": table, "command": self.store.made_by(table)}}
 
     @cached_property
     def features(self) -> pl.DataFrame:
-        """A row a feature: the table `features`, and its places on the maps by direction and by labels (`PLACES`; null
-        where there is none).
+        """The table `features`, a row a feature, with the coordinates on both maps of the features (`PLACES`), null
+        where there is no map.
         """
         found = self.store.frame("features").sort("feature_id").collect()
         for table, names in PLACES.items():
@@ -69,12 +69,12 @@ class Opened:
 
     @cached_property
     def row_of(self) -> dict[int, int]:
-        """Row of each feature in `features`."""
+        """The row of each feature in `features`."""
         return {feature: row for row, feature in enumerate(self.features["feature_id"].to_list())}
 
     @cached_property
     def labels(self) -> pl.DataFrame:
-        """label_kind, label of each label that features were tested for; a label's id is its row."""
+        """label_kind and label of each label that features were tested for. The id of a label is its row."""
         if not self.has("feature_label"):
             return pl.DataFrame(schema={"label_kind": pl.String, "label": pl.String})
         kinds = self.store.frame("feature_label").select("label_kind", "label").unique()
@@ -82,8 +82,8 @@ class Opened:
 
     @cached_property
     def cells(self) -> pl.DataFrame:
-        """A row a cell on the map, by cell_idx: cell_idx, x, y, split and the label columns as categories; no row where
-        there is no map.
+        """The cells on the map, a row a cell, by cell_idx: cell_idx, x, y, split and the label columns as categories.
+        There are no rows where there is no map.
         """
         if not self.has("umap"):
             return pl.DataFrame(schema={"cell_idx": pl.Int64, "x": pl.Float32, "y": pl.Float32})
@@ -95,7 +95,7 @@ class Opened:
 
     @cached_property
     def label_columns(self) -> list[str]:
-        """Columns of the cell table that group cells: text of at least one value and of at most 1,000."""
+        """Text columns of the cell table that group cells: with 1 to MOST_CATEGORIES different values."""
         table = self.store.frame("cells")
         columns = [name for name, dtype in table.collect_schema().items() if dtype == pl.String and name not in _OWN]
         counts = table.select(pl.col(columns).drop_nulls().n_unique()).collect() if columns else pl.DataFrame()
@@ -105,14 +105,14 @@ class Opened:
 
     @cached_property
     def n_cells(self) -> dict[str, int]:
-        """Cells of each split."""
+        """The number of cells of each split."""
         counts = self.store.frame("cells").group_by("split").len().collect()
         return {split: int(n) for split in SPLITS for n in counts.filter(split=split)["len"]}
 
     def rows(self, table: str, feature: int) -> pl.DataFrame:
-        """The rows of a table about one feature, in their order; none where the store has no such table.
+        """The rows of a table about one feature, in their order; no rows where the store lacks the table.
 
-        NoSuchResource for a feature that the store does not have.
+        Raises NoSuchResource for a feature that the store does not have.
         """
         if feature not in self.row_of:
             raise NoSuchResource(feature)
@@ -122,7 +122,7 @@ class Opened:
         return parts.get(feature, empty)
 
     def _read_block(self, table: str, block: int) -> tuple[dict[int, pl.DataFrame], pl.DataFrame]:
-        """The rows of BLOCK neighbouring features, by feature; and none of them."""
+        """The rows of BLOCK neighbouring features by feature, and an empty frame with the same columns."""
         feature = pl.col("feature_id")
         inside = (feature >= block * BLOCK) & (feature < (block + 1) * BLOCK)
         found = self.store.frame(table).filter(inside).collect()
