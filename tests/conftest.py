@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -105,6 +106,26 @@ def tiny_model(tmp_path_factory) -> Path:
     (folder / "args.json").write_text(json.dumps(ARGS))
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
     return folder
+
+
+@pytest.fixture(scope="session")
+def shards_here():
+    """`do_shards` without Ray: every shard in this process, in order, as an actor would do it."""
+
+    def do_shards(worker, work, shards, *_args, **_options):
+        body, total = worker(work), Counter()
+        for shard in shards:
+            total.update(body.shard(shard))
+        return total
+
+    return do_shards
+
+
+@pytest.fixture
+def without_actors(monkeypatch, shards_here):
+    """Start no actor in any stage."""
+    for stage in ("extract", "encode", "associate", "steering.run"):
+        monkeypatch.setattr(f"pipelines.{stage}.do_shards", shards_here)
 
 
 @pytest.fixture(scope="session")

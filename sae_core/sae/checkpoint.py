@@ -45,7 +45,11 @@ def save_sae(sae: SparseAutoencoder, folder: str | Path, extra: Mapping[str, Any
 
 
 def load_sae(folder: str | Path, *, device: str = "cpu") -> SparseAutoencoder:
-    """Read an autoencoder, without gradients; `CheckpointError` if the folder does not hold a whole one."""
+    """Read an autoencoder, without gradients; `CheckpointError` if the folder does not hold a whole one.
+
+    >>> sae = load_sae("scsae-store/saes/RUN")  # RUN: the id that `scsae train` shows
+    >>> codes = sae.encode(activations)  # activations [token d_model]
+    """
     info = read_info(folder)
     tensors = _read_tensors(Path(folder) / "sae.safetensors", info.weights_sha256)
     _widen(tensors, "theta", info.config)

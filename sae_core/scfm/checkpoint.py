@@ -46,6 +46,9 @@ def load_model(
 ) -> FoundationModel:
     """Model in a checkpoint folder, ready to be run; "mini" is the shipped one ("./mini" a folder of that name).
 
+    >>> model = load_model("path/to/scGPT_human", device="cuda")
+    >>> match = model.match_genes(["CD79A", "MS4A1"])
+
     `dtype`: of weights and activations, None is float32. `autocast` torch.bfloat16: matrix products in bfloat16;
     weights, norms and residual stream in float32. That is several times faster on hardware that has it, at the error
     that `sae_core.scfm.precision_error` measures. `random_init` keeps the architecture and vocabulary and draws the

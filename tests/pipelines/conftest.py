@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 import uuid
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,26 +66,6 @@ def chain(tmp_path_factory, ray_local, extract_options, train_options) -> Chain:
 def own_store(chain, tmp_path) -> Path:
     """A copy of the chain's store, to write to."""
     return Path(shutil.copytree(chain.store, tmp_path / "own"))
-
-
-@pytest.fixture(scope="session")
-def shards_here():
-    """`do_shards` without Ray: every shard in this process, in order, as an actor would do it."""
-
-    def do_shards(worker, work, shards, *_args, **_options):
-        body, total = worker(work), Counter()
-        for shard in shards:
-            total.update(body.shard(shard))
-        return total
-
-    return do_shards
-
-
-@pytest.fixture
-def without_actors(monkeypatch, shards_here):
-    """Start no actor in any stage."""
-    for stage in ("extract", "encode", "associate", "steering.stage"):
-        monkeypatch.setattr(f"pipelines.{stage}.do_shards", shards_here)
 
 
 MARK = "SCSAE_TEST_RUN"

@@ -1,0 +1,258 @@
+"""The stages as functions with keyword options, for notebooks and scripts; `import scsae` re-exports them.
+
+The options of a function are the fields of the stage's options class, and the check is the one of the command:
+`scsae.train(k=32)` is `scsae train --k 32`. Names, defaults and descriptions are read from the class, so that signature
+and help of a function are always those of the command. A stage itself is imported when its function is called.
+"""
+
+import functools
+import textwrap
+from collections.abc import Callable, Mapping
+from inspect import Parameter, Signature, cleandoc, signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
+
+from feature_store.storage.layout import as_path
+from pipelines.config import (
+    DEFAULT_STORE,
+    AssociateOptions,
+    BaselineOptions,
+    DataOptions,
+    EncodeOptions,
+    ExtractOptions,
+    MatchOptions,
+    Options,
+    SteerOptions,
+    TrainOptions,
+    check,
+)
+
+if TYPE_CHECKING:
+    from feature_store.query.store import FeatureStore
+    from pipelines.compare import Comparison
+    from pipelines.runtime.stage import StageResult
+
+T = TypeVar("T")
+SHARED = {
+    "store": "Folder of the store, or s3://BUCKET/PREFIX.",
+    "address": "Ray cluster to use, e.g. ray://HEAD:10001; default: this machine.",
+}
+"""What the parameters that are no options of a stage mean."""
+
+
+def takes_options(cls: type[Options], *, first: str | None = None) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """Turn `body(options, *, store, ...)` into a function whose keyword options are the fields of `cls`.
+
+    The field `first` may be given by position. One value is accepted where an option takes several, and None is the
+    default of every option. The function raises UsageError for an unknown option and for a value that is not allowed.
+    """
+
+    def decorate(body: Callable[..., T]) -> Callable[..., T]:
+        name = body.__name__
+        _, *shared = signature(body).parameters.values()
+
+        @functools.wraps(body)
+        def function(*values: Any, **given: Any) -> T:
+            if len(values) > (first is not None):
+                raise TypeError(f"{name}() takes keyword options; {values[-1]!r} was given without a name")
+            if first is not None:
+                given |= dict(zip([first], values, strict=False))
+                if first not in given:
+                    raise TypeError(f"{name}() needs {first!r}; see help(scsae.{name})")
+            own = {parameter.name: given.pop(parameter.name) for parameter in shared if parameter.name in given}
+            return body(check(cls, _as_fields(cls, given), f"scsae.{name}"), **own)
+
+        parameters = [_parameter(cls, field, by_position=field == first) for field in cls.model_fields]
+        parameters.sort(key=lambda parameter: parameter.name != first)
+        returned = signature(body).return_annotation
+        function.__signature__ = Signature([*parameters, *shared], return_annotation=returned)  # type: ignore[attr-defined]
+        function.__annotations__ = {p.name: p.annotation for p in (*parameters, *shared)} | {"return": returned}
+        meanings = {parameter.name: _meaning(cls, parameter.name) for parameter in parameters}
+        function.__doc__ = _documentation(
+            body, meanings | {parameter.name: SHARED[parameter.name] for parameter in shared}
+        )
+        return function
+
+    return decorate
+
+
+def _parameter(cls: type[Options], field: str, *, by_position: bool) -> Parameter:
+    """The parameter of one field."""
+    info = cls.model_fields[field]
+    kind = Parameter.POSITIONAL_OR_KEYWORD if by_position else Parameter.KEYWORD_ONLY
+    default = Parameter.empty if info.is_required() else info.get_default(call_default_factory=True)
+    return Parameter(field, kind, default=default, annotation=_plain_type(info.annotation))
+
+
+def _plain_type(annotation: Any) -> Any:
+    """The type of an option as a reader wants to see it: without limits, one value beside several."""
+    if get_origin(annotation) is tuple:
+        item, _ = get_args(annotation)
+        item = get_args(item)[0] if get_origin(item) is Annotated else item
+        return item | tuple[item, ...]
+    return annotation
+
+
+def _as_fields(cls: type[Options], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options without those that are None, and with a tuple around one value where a field takes several."""
+    values = {name: value for name, value in given.items() if value is not None}
+    for name in values.keys() & cls.model_fields.keys():
+        if get_origin(cls.model_fields[name].annotation) is tuple and isinstance(
+            values[name], str | Path | int | float
+        ):
+            values[name] = (values[name],)
+    return values
+
+
+def _documentation(body: Callable[..., Any], meanings: Mapping[str, str]) -> str:
+    """The docstring of `body`, and below it what every option means."""
+    lines = [
+        textwrap.fill(f"{name}: {text}", 112, initial_indent=" " * 4, subsequent_indent=" " * 8)
+        for name, text in meanings.items()
+    ]
+    several = "Options (one that may be repeated takes a value or a tuple of values):"
+    return "\n".join([cleandoc(body.__doc__ or ""), "", several, *lines])
+
+
+def _meaning(cls: type[Options], field: str) -> str:
+    info = cls.model_fields[field]
+    choices = get_args(info.annotation) if get_origin(info.annotation) is Literal else ()
+    text = " ".join((info.description or "").split())
+    return f"{text} One of: {', '.join(choices)}." if choices else text
+
+
+def open(
+    store: str | Path = DEFAULT_STORE,
+    *,
+    associations: str | None = None,
+    codes: str | None = None,
+    dataset: str | None = None,
+) -> "FeatureStore":
+    """Open a store for questions, at its newest associations or at the runs named (ids, or their beginnings).
+
+    >>> store = scsae.open("scsae-store")
+    >>> store.features_for(label="CD19+ B")
+    >>> store.sql("SELECT feature_id, auroc, q FROM feature_label WHERE split = 'test' ORDER BY auroc DESC LIMIT 5")
+
+    Raises:
+        NotFoundError: the store holds no runs, or none of that name.
+    """
+    from feature_store.query.store import FeatureStore
+
+    return FeatureStore.open(store, associations=associations, codes=codes, dataset=dataset)
+
+
+def inspect(
+    data: str | Path | tuple[str | Path, ...], *, model: str = "mini", matrix: str | None = None
+) -> dict[str, Any]:
+    """Return facts about cells and model together: genes matched, tokens per cell, bytes and time. Writes nothing.
+
+    >>> scsae.inspect("cells.h5ad", model="path/to/scGPT_human")["genes matched"]
+    """
+    from pipelines.runtime.reports import inspect_data
+
+    values = {"data": data, "model": model, "matrix": matrix}
+    return inspect_data(check(DataOptions, _as_fields(DataOptions, values), "scsae.inspect"))
+
+
+@takes_options(ExtractOptions, first="data")
+def extract(
+    options: ExtractOptions, *, store: str | Path = DEFAULT_STORE, address: str | None = None
+) -> "list[StageResult]":
+    """Run the foundation model over cells and store the activations of their tokens; return a result for each layer.
+
+    >>> scsae.extract("cells.h5ad", layer=2, cell_type="cell_type", batch="batch")
+    """
+    from pipelines.extract import extract
+
+    return extract(options, as_path(store), address=address)
+
+
+@takes_options(TrainOptions)
+def train(
+    options: TrainOptions, *, store: str | Path = DEFAULT_STORE, address: str | None = None
+) -> "list[StageResult]":
+    """Fit sparse autoencoders to stored activations; return a result for each combination of options.
+
+    >>> scsae.train(k=(16, 32), n_steps=3000)
+    """
+    from pipelines.train import train_all
+
+    return train_all(options, as_path(store), address=address)
+
+
+@takes_options(EncodeOptions)
+def encode(options: EncodeOptions, *, store: str | Path = DEFAULT_STORE, address: str | None = None) -> "StageResult":
+    """Turn activations into the sparse codes of cells.
+
+    >>> scsae.encode()
+    >>> scsae.encode(data="other.h5ad", donor="donor_id")
+    """
+    from pipelines.encode import encode
+
+    return encode(options, as_path(store), address=address)
+
+
+@takes_options(AssociateOptions)
+def associate(
+    options: AssociateOptions, *, store: str | Path = DEFAULT_STORE, address: str | None = None
+) -> "list[StageResult]":
+    """Associate features with labels, batches, genes and gene sets; the last result is of the associations.
+
+    >>> scsae.associate(gmt="hallmark.gmt")
+    """
+    from pipelines.associate import associate_all
+
+    return associate_all(options, as_path(store), address=address)
+
+
+@takes_options(BaselineOptions)
+def baseline(
+    options: BaselineOptions, *, store: str | Path = DEFAULT_STORE, address: str | None = None
+) -> "list[StageResult]":
+    """Fit, encode and associate the baselines of an SAE: neurons, PCA, ICA, random directions, a random model.
+
+    >>> scsae.baseline(kind=("neurons", "pca"))
+    >>> scsae.compare().comparison
+    """
+    from pipelines.baseline import baseline
+
+    return baseline(options, as_path(store), address=address)
+
+
+def compare(associations: str | None = None, *, store: str | Path = DEFAULT_STORE) -> "Comparison":
+    """Compare an SAE with its baselines in the store, target by target; `baseline` has to be run before.
+
+    >>> scsae.compare().comparison
+
+    Args:
+        associations: associations run of the SAE; default: the newest.
+        store: folder of the store, or s3://BUCKET/PREFIX.
+    """
+    from pipelines.compare import compare_with_baselines
+
+    return compare_with_baselines(as_path(store), associations)
+
+
+@takes_options(MatchOptions)
+def match(options: MatchOptions, *, store: str | Path = DEFAULT_STORE) -> "list[StageResult]":
+    """Match the features of an SAE with those of others; return a result for each pair.
+
+    >>> scsae.match(other="3f2a91")
+    >>> scsae.open().sql("SELECT * FROM feature_match WHERE mutual ORDER BY similarity DESC")
+    """
+    from pipelines.match import match
+
+    return match(options, as_path(store))
+
+
+@takes_options(SteerOptions)
+def steer(options: SteerOptions, *, store: str | Path = DEFAULT_STORE, address: str | None = None) -> "StageResult":
+    """Change features inside the running model and measure what happens to its cells, beside nulls and baselines.
+
+    >>> scsae.steer(kind="condition", target="stim", toward="ctrl", n_features=20)
+    >>> scsae.plots.steering_curve(scsae.open())
+    """
+    from pipelines.steering.run import steer
+
+    return steer(options, as_path(store), address=address)
