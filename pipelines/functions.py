@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Callable, Mapping
 from inspect import Parameter, Signature, cleandoc, signature
 from pathlib import Path
+from types import GenericAlias
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from feature_store.storage.layout import as_path
@@ -89,7 +90,7 @@ def _plain_type(annotation: Any) -> Any:
     if get_origin(annotation) is tuple:
         item, _ = get_args(annotation)
         item = get_args(item)[0] if get_origin(item) is Annotated else item
-        return item | tuple[item, ...]
+        return item | GenericAlias(tuple, (item, ...))
     return annotation
 
 
