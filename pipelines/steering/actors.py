@@ -23,7 +23,7 @@ from pipelines.steering.selection import Texts
 if TYPE_CHECKING:
     import torch
 
-    from sae_core.steering import Displace, Intervention, References, SteeredModel, Steering
+    from sae_core.steering import Displace, GroupMeans, Intervention, SteeredModel, Steering
 
 HEAD_SEED = 0
 """Of the genes that are hidden: the same ones whatever the variant."""
@@ -74,7 +74,7 @@ class _Worker(ABC):
         self.unit = torch.tensor(job.scale)
         groups = sorted(set(job.group))
         self.group_code = {name: i for i, name in enumerate(groups)}
-        self._references: dict[int, References | None] = {}
+        self._references: dict[int, GroupMeans | None] = {}
 
     def shard(self, number: int) -> dict[str, int]:
         """Do and commit shard `number` unless it is there; return counts."""
@@ -127,7 +127,7 @@ class _Worker(ABC):
             include_queries=references is None or references.gene_id is None,
         )
 
-    def _intervention(self, variant: Variant, references: "References | None", group: "torch.Tensor") -> "Intervention":
+    def _intervention(self, variant: Variant, references: "GroupMeans | None", group: "torch.Tensor") -> "Intervention":
         """What is done to the features; the reconstruction scales one by 1, which changes nothing."""
         from sae_core.steering import Ablate, Add, Clamp, Scale, Shift, Toward
 
@@ -145,12 +145,12 @@ class _Worker(ABC):
                 return Add(features=features, dose=dose, unit=self.unit)
             case "toward":
                 assert references is not None
-                return Toward(features=features, reference=references, amount=dose, group_of_cell=group)
+                return Toward(features=features, mean_code=references, amount=dose, group_of_cell=group)
             case _:
                 assert references is not None
                 return Shift(features=features, difference=references, amount=dose, group_of_cell=group)
 
-    def _read_references(self, variant: Variant) -> "References | None":
+    def _read_references(self, variant: Variant) -> "GroupMeans | None":
         """The rows of the variant's part, with the columns of its features; None if there are none."""
         if variant.id not in self._references:
             assert variant.references is not None
@@ -162,14 +162,14 @@ class _Worker(ABC):
         return self._references[variant.id]
 
 
-def references_of(part: Path, group_code: dict[str, int], columns: Sequence[int] | None) -> "References | None":
+def references_of(part: Path, group_code: dict[str, int], columns: Sequence[int] | None) -> "GroupMeans | None":
     """The stored rows of those groups that there are codes for, with some columns (None: all); None if there are none.
 
     Rows are sorted by the name of the group, and codes ascend with the names.
     """
     import torch
 
-    from sae_core.steering import References
+    from sae_core.steering import GroupMeans
 
     frame = commit.read_part(part)
     frame = frame.filter(pl.col("group").is_in(list(group_code)))
@@ -177,7 +177,7 @@ def references_of(part: Path, group_code: dict[str, int], columns: Sequence[int]
         return None
     values = frame["value"].to_numpy()
     whole = frame["gene_id"].null_count() == 0
-    return References(
+    return GroupMeans(
         group=torch.tensor([group_code[name] for name in frame["group"]]),
         gene_id=torch.from_numpy(frame["gene_id"].to_numpy().copy()) if whole else None,
         values=torch.from_numpy(np.array(values if columns is None else values[:, columns], order="C")),

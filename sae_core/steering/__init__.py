@@ -7,7 +7,7 @@
 from sae_core.steering.apply import Steering
 from sae_core.steering.displacement import Displace
 from sae_core.steering.forward import SteeredModel
-from sae_core.steering.group_means import References
+from sae_core.steering.group_means import GroupMeans
 from sae_core.steering.interventions import Ablate, Add, Clamp, Intervention, Scale, Shift, Toward
 from sae_core.steering.nulls import matched_features, random_direction
 
@@ -16,8 +16,8 @@ __all__ = [
     "Add",
     "Clamp",
     "Displace",
+    "GroupMeans",
     "Intervention",
-    "References",
     "Scale",
     "Shift",
     "SteeredModel",

@@ -22,14 +22,14 @@ from sae_core.sae import SparseAutoencoder, SparseCodes
 from sae_core.sae.kernels import kernel_for
 from sae_core.scfm.sites import TokenInfo
 from sae_core.steering.interventions import Intervention
-from sae_core.steering.masks import Masked
+from sae_core.steering.masks import MaskedPatch
 
 Mode = Literal["delta", "replace"]
 MAX_DENSE = 2**24  # entries of the chosen features' dense values held at once: 64 MB in float32
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Steering(Masked):
+class Steering(MaskedPatch):
     """A patch: activations of a site in, steered activations out.
 
     Usage: `model.embed(tokens, patches={"layer.2": Steering(sae=sae, intervention=Ablate(features=[7]))})`; for many

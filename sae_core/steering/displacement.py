@@ -15,15 +15,15 @@ from torch import Tensor
 from sae_core.errors import ConfigError
 from sae_core.sae import SparseCodes
 from sae_core.scfm.sites import TokenInfo
-from sae_core.steering.group_means import References
-from sae_core.steering.masks import Masked
+from sae_core.steering.group_means import GroupMeans
+from sae_core.steering.masks import MaskedPatch
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Displace(Masked):
+class Displace(MaskedPatch):
     """A patch that adds `amount` times the vector of its group (and gene) to each token; without a vector, nothing."""
 
-    vectors: References
+    vectors: GroupMeans
     """One column for each dimension of the activations."""
     group_of_cell: Int64[Tensor, " cell"]
     """Group of each cell that the model is given."""
@@ -49,7 +49,7 @@ class Displace(Masked):
                 f"the vectors have {self.vectors.values.shape[1]} columns: they need one for each of the {x.shape[1]} "
                 "dimensions of the activations."
             )
-        step, known = self.vectors.of(self.group_of_cell, info)
+        step, known = self.vectors.lookup(self.group_of_cell, info)
         step = self.amount * step
         moved = (self.selects(info) & known & (step != 0).any(dim=1)).nonzero().squeeze(1)
         out = x.clone()

@@ -22,7 +22,7 @@ from sae_core.errors import ConfigError
 from sae_core.sae import SparseAutoencoder, SparseCodes
 from sae_core.scfm import Answers, FoundationModel, Patch, Prefix, Question, Site, TokenInfo, Tokens
 from sae_core.steering.apply import Steering
-from sae_core.steering.masks import Masked
+from sae_core.steering.masks import MaskedPatch
 
 GPU_BATCH_TOKENS = 8192
 
@@ -58,14 +58,14 @@ class SteeredModel:
                 "take the model and site that it was trained on."
             )
         self.model, self.tokens, self.sae, self.is_part = model, tokens, sae, is_part
-        self._prepared = _Prepared(model, tokens, sae, site)
+        self._prepared = _SiteState(model, tokens, sae, site)
         self.x, self.codes, self.info = self._prepared.x, self._prepared.codes, self._prepared.info
         self._site = site
         self._unsteered: dict[tuple[tuple[str, ...], str], dict[Site, Tensor]] = {}
-        self._questions: dict[tuple[int, float], _Prepared] = {}
+        self._questions: dict[tuple[int, float], _SiteState] = {}
 
     def embeddings(
-        self, steering: Masked | None, sites: Sequence[Site | str], *, readout: str = "mean"
+        self, steering: MaskedPatch | None, sites: Sequence[Site | str], *, readout: str = "mean"
     ) -> dict[Site, Float[Tensor, "cell width"]]:
         """What `FoundationModel.embeddings` gives under `steering`, NaN for a cell without tokens; None: unsteered.
 
@@ -83,7 +83,7 @@ class SteeredModel:
         embedded = self._prepared.embeddings(x, sites, readout, moved.numpy())
         return {site: unsteered[site].index_copy(0, moved, embedded[site]) for site in unsteered}
 
-    def answers(self, steering: Masked | None, *, seed: int = 0, fraction: float | None = None) -> Answers:
+    def answers(self, steering: MaskedPatch | None, *, seed: int = 0, fraction: float | None = None) -> Answers:
         """What the model's head says of genes hidden by (seed, cell): the same ones whatever the steering.
 
         `fraction` of each cell's genes, by default what the model was trained with. Tokens that ask are not steered;
@@ -96,7 +96,7 @@ class SteeredModel:
         key = (seed, self.model.mask_fraction if fraction is None else fraction)
         if key not in self._questions:
             question = self.model.ask(self.tokens, seed=seed, fraction=key[1])
-            self._questions = {key: _Prepared(self.model, question, self.sae, self._site)}
+            self._questions = {key: _SiteState(self.model, question, self.sae, self._site)}
         return self._questions[key].answers(steering)
 
     def _as_they_are(self, sites: Sequence[Site | str], readout: str) -> dict[Site, Tensor]:
@@ -105,7 +105,7 @@ class SteeredModel:
             self._unsteered[key] = self._prepared.embeddings(None, sites, readout)
         return self._unsteered[key]
 
-    def _check(self, steering: Masked) -> None:
+    def _check(self, steering: MaskedPatch) -> None:
         if isinstance(steering, Steering) and steering.sae is not self.sae:
             raise ConfigError("the steering is of another autoencoder than the cells were encoded with: use that one.")
         groups = steering.groups
@@ -117,7 +117,7 @@ class SteeredModel:
             steering.check(self.info)
 
 
-class _Prepared:
+class _SiteState:
     """Cells, or what is asked of them, run up to the site and encoded."""
 
     def __init__(
@@ -135,7 +135,7 @@ class _Prepared:
         codes = [sae.encode(part) for part in parts if len(part)] or [sae.encode(self.x)]
         self.codes = SparseCodes.concatenate(codes).indexed()
 
-    def steered(self, steering: Masked) -> Float[Tensor, "token d_model"]:
+    def steered(self, steering: MaskedPatch) -> Float[Tensor, "token d_model"]:
         """Activations at the site under `steering`."""
         return steering.steered(self.x, self.info, self.codes)
 
@@ -156,7 +156,7 @@ class _Prepared:
             tokens, sites, readout=readout, prefix=prefix, patches=patches, max_batch_tokens=self.batch
         )
 
-    def answers(self, steering: Masked | None) -> Answers:
+    def answers(self, steering: MaskedPatch | None) -> Answers:
         """Answers to the question, under `steering`."""
         assert isinstance(self.read, Question)
         x = None if steering is None else self.steered(steering)

@@ -1,4 +1,4 @@
-"""`References`: what is usual in a group of cells, as a table of one vector for each group and gene (or group alone).
+"""`GroupMeans`: what is usual in a group of cells, as a table of one vector for each group and gene (or group alone).
 
 The mean code of a feature differs between the tokens of two genes more than between two conditions, so a move toward
 another group's mean has to be made gene by gene: the difference between the groups, and not between their genes. A
@@ -8,7 +8,7 @@ search. What has no row has no reference, and is left as it is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -19,7 +19,7 @@ from sae_core.scfm.sites import TokenInfo
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class References:
+class GroupMeans:
     """Values by (group, gene), or by group alone; rows ascend by them, each once.
 
     `ConfigError` if there is no row, the columns differ in length, rows are unsorted or double, or a value is not
@@ -36,19 +36,23 @@ class References:
     def __post_init__(self) -> None:
         lengths = [len(self.group), len(self.values), *([] if self.gene_id is None else [len(self.gene_id)])]
         if not lengths[0] or len(set(lengths)) > 1:
-            raise ConfigError(f"references have {lengths} rows of group, values and gene_id: give one or more, alike.")
+            raise ConfigError(
+                f"the group means have {lengths} rows of group, values and gene_id: give one or more, alike."
+            )
         ids = self.group if self.gene_id is None else torch.stack([self.group, self.gene_id])
         if bool((ids < 0).any()):
-            raise ConfigError("references have a negative group or gene_id: leave out the rows that belong to none.")
+            raise ConfigError(
+                "the group means have a negative group or gene_id: leave out the rows that belong to none."
+            )
         if bool((self._key(self.group, self.gene_id).diff() <= 0).any()):
             raise ConfigError(
-                "the rows of references have to ascend by group, then gene_id, each pair once: sort them and take the "
-                "mean of double ones."
+                "the rows of the group means must ascend by (group, gene_id), each pair once: sort them, and average "
+                "those that share a pair."
             )
         if not bool(self.values.isfinite().all()):
-            raise ConfigError("references hold values that are not finite: leave out the rows without a mean.")
+            raise ConfigError("the group means hold values that are not finite: leave out the rows without a mean.")
 
-    def of(
+    def lookup(
         self, group_of_cell: Int64[Tensor, " cell"], info: TokenInfo
     ) -> tuple[Float[Tensor, "token column"], Bool[Tensor, " token"]]:
         """Row of each token, and whether it has one; a token without one gets zeros.
@@ -69,28 +73,6 @@ class References:
         if gene is not None:
             known &= gene < self._n_genes
         return self.values.to(device)[row].where(known[:, None], 0.0), known
-
-    def minus(self, other: References) -> References:
-        """The difference on the rows that both have: for `Shift`, from the mean code of one group to another's.
-
-        `ConfigError` if they share none, or differ in width or in whether they tell genes apart.
-        """
-        if (self.gene_id is None) != (other.gene_id is None) or self.values.shape[1] != other.values.shape[1]:
-            raise ConfigError(
-                f"references of width {self.values.shape[1]} and {other.values.shape[1]}, by gene: "
-                f"{self.gene_id is not None} and {other.gene_id is not None}, have no difference: make both alike."
-            )
-        n_genes = max(self._n_genes, other._n_genes)
-        mine, theirs = (r._key(r.group, r.gene_id, n_genes) for r in (self, other))
-        own, its = torch.isin(mine, theirs), torch.isin(theirs, mine)
-        if not bool(own.any()):
-            raise ConfigError("the two references share no row: number their groups alike.")
-        return replace(
-            self,
-            group=self.group[own],
-            gene_id=None if self.gene_id is None else self.gene_id[own],
-            values=self.values[own] - other.values[its],
-        )
 
     @property
     def _n_genes(self) -> int:

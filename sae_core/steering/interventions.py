@@ -5,11 +5,11 @@ With z the value of a feature on a token, and dose * unit the amount in the code
     Clamp    z' = dose * unit           also where the feature was inactive
     Add      z' = z + dose * unit       also where the feature was inactive
     Scale    z' = factor * z
-    Toward   z' = z + amount * (reference - z)
+    Toward   z' = z + amount * (mean_code - z)
     Shift    z' = z + amount * difference
 `unit` holds one scale a feature (its 99th percentile on `train`, say), so that a dose means the same for a faint
 feature and a loud one; without it a dose is in the activation's own units. `amount` is one number or one a feature.
-A reference or difference may depend on the token's gene and its cell's group (`References`). An intervention returns
+A reference or difference may depend on the token's gene and its cell's group (`GroupMeans`). An intervention returns
 the change z' - z and not z', so that doing nothing is exactly zero and `Add` adds exactly what it says.
 """
 
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from sae_core.errors import ConfigError
 from sae_core.scfm.sites import TokenInfo
-from sae_core.steering.group_means import References
+from sae_core.steering.group_means import GroupMeans
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,7 +88,7 @@ class Ablate(Intervention):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Dosed(Intervention):
+class _DosedIntervention(Intervention):
     dose: float
     unit: Float[Tensor, " feature"] | None = None
     """One scale for each feature of the autoencoder; None: the code's own units."""
@@ -100,7 +100,7 @@ class _Dosed(Intervention):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Clamp(_Dosed):
+class Clamp(_DosedIntervention):
     """z' = dose * unit, whatever z was."""
 
     def change(self, z: Float[Tensor, "token chosen"], info: TokenInfo) -> Float[Tensor, "token chosen"]:
@@ -109,7 +109,7 @@ class Clamp(_Dosed):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Add(_Dosed):
+class Add(_DosedIntervention):
     """z' = z + dose * unit."""
 
     def change(self, z: Float[Tensor, "token chosen"], info: TokenInfo) -> Float[Tensor, "token chosen"]:
@@ -129,37 +129,37 @@ class Scale(Intervention):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Referred(Intervention):
+class _GroupIntervention(Intervention):
     amount: float | Float[Tensor, " feature"] = 1.0
     """How far: one number, or one for each feature of the autoencoder."""
     group_of_cell: Int64[Tensor, " cell"] | None = None
-    """Group of each cell that the model is given, for `References`."""
+    """Group of each cell that the model is given, for `GroupMeans`."""
 
     def __post_init__(self) -> None:
         given = list(self.features)
         super().__post_init__()
-        for table in (value for value in vars(self).values() if isinstance(value, References)):
+        for table in (value for value in vars(self).values() if isinstance(value, GroupMeans)):
             if given != list(self.features) or table.values.shape[1] != len(given):
                 raise ConfigError(
-                    f"references have {table.values.shape[1]} columns for features {given}: give one column a feature, "
-                    "and the features in ascending order, each once."
+                    f"the group means have {table.values.shape[1]} columns for features {given}: give one column for "
+                    "each feature, and name the features in ascending order, each once."
                 )
             if self.group_of_cell is None:
-                raise ConfigError("references are by group: give group_of_cell, the group of each cell.")
+                raise ConfigError("the means are by group: give group_of_cell, the group of each cell.")
 
     @property
     def groups(self) -> Int64[Tensor, " cell"] | None:
         """Group of each cell."""
         return self.group_of_cell
 
-    def _of(
-        self, source: Tensor | References, z: Float[Tensor, "token chosen"], info: TokenInfo
+    def _lookup(
+        self, source: Tensor | GroupMeans, z: Float[Tensor, "token chosen"], info: TokenInfo
     ) -> tuple[Float[Tensor, "#token chosen"], Bool[Tensor, "#token 1"]]:
         """What `source` holds for each token, and whether it holds anything."""
         if isinstance(source, Tensor):
             return self._of_chosen(source, z)[None], torch.ones(1, 1, dtype=torch.bool, device=z.device)
         assert self.group_of_cell is not None
-        values, known = source.of(self.group_of_cell, info)
+        values, known = source.lookup(self.group_of_cell, info)
         return values.to(z.dtype), known[:, None]
 
     def _times_amount(self, way: Float[Tensor, "token chosen"]) -> Float[Tensor, "token chosen"]:
@@ -167,29 +167,29 @@ class _Referred(Intervention):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Toward(_Referred):
-    """z' = z + amount * (reference - z): part of the way (0 to 1) to a group's mean code."""
+class Toward(_GroupIntervention):
+    """z' = z + amount * (mean_code - z): part of the way (0 to 1) to a group's mean code."""
 
-    reference: Float[Tensor, " feature"] | References
+    mean_code: Float[Tensor, " feature"] | GroupMeans
     """Mean codes: one value for each feature of the autoencoder, or a table; a token without a row keeps its code."""
 
     def change(self, z: Float[Tensor, "token chosen"], info: TokenInfo) -> Float[Tensor, "token chosen"]:
-        """Share amount * (reference - z) of the way."""
-        reference, known = self._of(self.reference, z, info)
-        return self._times_amount(reference - z).where(known, 0.0)
+        """Share amount * (mean_code - z) of the way."""
+        mean_code, known = self._lookup(self.mean_code, z, info)
+        return self._times_amount(mean_code - z).where(known, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Shift(_Referred):
+class Shift(_GroupIntervention):
     """z' = z + amount * difference: the way from one group's mean code to another's, added to each token's own.
 
     Unlike `Toward` it keeps what tells the tokens of a group and gene apart.
     """
 
-    difference: References
-    """Mean code of the one group less that of the other (`References.minus`); a token without a row keeps its code."""
+    difference: GroupMeans
+    """Mean code of the one group less that of the other; a token without a row keeps its code."""
 
     def change(self, z: Float[Tensor, "token chosen"], info: TokenInfo) -> Float[Tensor, "token chosen"]:
         """The amount of the difference."""
-        difference, known = self._of(self.difference, z, info)
+        difference, known = self._lookup(self.difference, z, info)
         return self._times_amount(difference).where(known, 0.0)

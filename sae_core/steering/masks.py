@@ -18,7 +18,7 @@ from sae_core.scfm.sites import TokenInfo
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Masked(ABC):
+class MaskedPatch(ABC):
     """A patch that moves the activations of the tokens that its masks let through."""
 
     genes: Collection[int] | None = None

@@ -25,7 +25,7 @@ import torch
 from sae_core.sae import SAEConfig, SparseAutoencoder
 from sae_core.scfm import FoundationModel, ScGPT, ScGPTConfig, Site, Tokens, Vocabulary, load_model
 from sae_core.scfm.scgpt import init_weights
-from sae_core.steering import Ablate, References, Shift, SteeredModel, Steering
+from sae_core.steering import Ablate, GroupMeans, Shift, SteeredModel, Steering
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -98,7 +98,7 @@ def variants(sae: SparseAutoencoder, n_cells: int, n: int, n_chosen: int) -> dic
         generator = torch.Generator().manual_seed(i)
         features = torch.randperm(sae.config.n_features, generator=generator)[:n_chosen].sort().values.tolist()
         values = torch.randn(len(group), n_chosen, generator=generator)
-        difference = References(group=group, gene_id=gene, values=values)
+        difference = GroupMeans(group=group, gene_id=gene, values=values)
         made["shift"].append(Shift(features=features, difference=difference, group_of_cell=groups))
         made["ablate"].append(Ablate(features=features))
     return made

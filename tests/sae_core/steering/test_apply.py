@@ -45,7 +45,7 @@ def test_the_part_of_x_that_the_autoencoder_does_not_explain_stays(sae, x, info)
     [
         (Clamp(features=[2], dose=7.0), [0.2, 0.3, 6.6, 0.5], [5.0, 1.5, 7.0, 0.0]),
         (Add(features=[0], dose=2.0), [2.2, 0.3, -0.4, 0.5], [7.0, 1.5, 0.0, 0.0]),
-        (Toward(features=[6], reference=torch.full((8,), 4.0), amount=0.5), [0.2, 0.3, -2.4, 0.5], [5.0, 1.5, -2, 0]),
+        (Toward(features=[6], mean_code=torch.full((8,), 4.0), amount=0.5), [0.2, 0.3, -2.4, 0.5], [5.0, 1.5, -2, 0]),
     ],
 )
 def test_features_that_were_inactive_are_activated(sae, x, info, intervention, row_2, row_3):
@@ -60,7 +60,7 @@ def test_features_that_were_inactive_are_activated(sae, x, info, intervention, r
         Add(features=[0, 1], dose=0.0),
         Scale(features=[0, 1], factor=1.0),
         Ablate(features=[3]),  # active nowhere
-        Toward(features=[0, 1], reference=torch.ones(8), amount=0.0),
+        Toward(features=[0, 1], mean_code=torch.ones(8), amount=0.0),
     ],
 )
 def test_doing_nothing_is_the_identity_bit_for_bit(sae, x, info, intervention):
@@ -101,7 +101,7 @@ def test_active_only_leaves_tokens_alone_on_which_no_chosen_feature_fires(sae, x
         Clamp(features=[3, 9], dose=2.0, unit=torch.linspace(0.1, 1, 64)),
         Add(features=[3, 9], dose=2.0),
         Scale(features=range(64), factor=0.5),
-        Toward(features=range(64), reference=torch.linspace(0, 1, 64), amount=0.3),
+        Toward(features=range(64), mean_code=torch.linspace(0, 1, 64), amount=0.3),
     ],
 )
 def test_steering_equals_the_difference_of_two_decodings(trained, mode, intervention):

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from sae_core.errors import ConfigError
-from sae_core.steering import Displace, References
+from sae_core.steering import Displace, GroupMeans
 
-VECTORS = References(group=torch.tensor([0, 1]), values=torch.tensor([[1.0, 0, 0, 2], [0, 0, 0, 0]]))
+VECTORS = GroupMeans(group=torch.tensor([0, 1]), values=torch.tensor([[1.0, 0, 0, 2], [0, 0, 0, 0]]))
 
 
 def test_each_token_is_moved_by_the_vector_of_its_group_and_others_keep_their_bits(x, info):
@@ -17,7 +17,7 @@ def test_each_token_is_moved_by_the_vector_of_its_group_and_others_keep_their_bi
 
 
 def test_vectors_by_gene_move_that_genes_tokens_and_masks_hold(x, info):
-    vectors = References(group=torch.tensor([0]), gene_id=torch.tensor([10]), values=torch.ones(1, 4))
+    vectors = GroupMeans(group=torch.tensor([0]), gene_id=torch.tensor([10]), values=torch.ones(1, 4))
     same = torch.tensor([0, 0])
     for options, touched in [({}, [1, 3]), ({"cells": [1]}, [3]), ({"positions": [1]}, [1])]:
         moved = Displace(vectors=vectors, group_of_cell=same, **options)(x, info)
@@ -31,7 +31,7 @@ def test_an_amount_of_zero_is_the_identity_bit_for_bit_and_half_precision_stays(
 
 
 def test_vectors_of_another_width_and_an_amount_that_is_not_finite_are_refused(x, info):
-    wide = References(group=torch.tensor([0]), values=torch.ones(1, 5))
+    wide = GroupMeans(group=torch.tensor([0]), values=torch.ones(1, 5))
     with pytest.raises(ConfigError, match="the vectors have 5 columns"):
         Displace(vectors=wide, group_of_cell=torch.tensor([0, 0]))(x, info)
     with pytest.raises(ConfigError, match="amount = inf is not finite"):

@@ -18,8 +18,8 @@ from sae_core.steering import (
     Add,
     Clamp,
     Displace,
+    GroupMeans,
     Intervention,
-    References,
     Scale,
     Shift,
     SteeredModel,
@@ -77,12 +77,12 @@ def tokens_of(counts: sp.csr_matrix) -> Callable[[FoundationModel], Tokens]:
     return run
 
 
-def references(n_genes: int, seed: int = 0, columns: int = len(FEATURES)) -> References:
+def group_means(n_genes: int, seed: int = 0, columns: int = len(FEATURES)) -> GroupMeans:
     """For two of three groups and most of the genes."""
     generator = torch.Generator().manual_seed(seed)
     keys = (torch.rand(2 * n_genes, generator=generator) < 0.8).nonzero().squeeze(1)
     values = torch.randn(len(keys), columns, generator=generator)
-    return References(group=keys // n_genes, gene_id=keys % n_genes, values=values)
+    return GroupMeans(group=keys // n_genes, gene_id=keys % n_genes, values=values)
 
 
 INTERVENTIONS: dict[str, Intervention] = {
@@ -91,11 +91,11 @@ INTERVENTIONS: dict[str, Intervention] = {
     "clamp": Clamp(features=FEATURES, dose=2.0, unit=torch.linspace(0.1, 1, N_FEATURES)),
     "add": Add(features=FEATURES, dose=0.7),
     "scale": Scale(features=FEATURES, factor=1.7),
-    "toward": Toward(features=FEATURES, reference=torch.linspace(0, 2, N_FEATURES), amount=0.5),
-    "toward by group": Toward(features=FEATURES, reference=references(50), group_of_cell=GROUPS),
+    "toward": Toward(features=FEATURES, mean_code=torch.linspace(0, 2, N_FEATURES), amount=0.5),
+    "toward by group": Toward(features=FEATURES, mean_code=group_means(50), group_of_cell=GROUPS),
     "shift": Shift(
         features=FEATURES,
-        difference=references(50, 1),
+        difference=group_means(50, 1),
         amount=torch.linspace(0, 2, N_FEATURES),
         group_of_cell=GROUPS,
     ),
@@ -141,7 +141,7 @@ def test_a_steered_cell_has_the_same_bits_alone_and_in_any_batch(kind, loaded, d
         Steering(sae=sae, intervention=INTERVENTIONS["shift"], include_special=True, mode="replace"),
         Steering(sae=sae, intervention=INTERVENTIONS["add"], direction=random_direction(D, seed=0)),
         Steering(sae=sae, intervention=INTERVENTIONS["clamp"], active_only=True, positions=range(1, 20, 2)),
-        Displace(vectors=references(50, 2, D), group_of_cell=GROUPS),
+        Displace(vectors=group_means(50, 2, D), group_of_cell=GROUPS),
     ]
     assert_exact(model, tokens_of(model), sae, "layer.0", steerings)
 
@@ -204,10 +204,10 @@ def test_it_is_what_the_patch_gives_in_a_whole_run(site, loaded, dictionary, tok
         torch.testing.assert_close(found, whole, atol=1e-5, rtol=0, equal_nan=True)
 
 
-def test_tokens_without_a_reference_and_cells_of_no_group_keep_their_bits(loaded, dictionary, tokens_of):
+def test_tokens_without_a_row_and_cells_of_no_group_keep_their_bits(loaded, dictionary, tokens_of):
     model, sae = loaded("scgpt"), dictionary()
     running = SteeredModel(model, tokens_of(model), sae, "layer.0")
-    table = references(50, 1)
+    table = group_means(50, 1)
     assert table.gene_id is not None
     steering = Steering(
         sae=sae, intervention=Shift(features=FEATURES, difference=table, group_of_cell=GROUPS), include_special=True
@@ -302,7 +302,7 @@ def test_what_does_not_fit_is_refused_before_anything_runs(loaded, dictionary, t
     assert same(part.embeddings(nowhere, [at])[at], plain)
     with pytest.raises(ConfigError, match="another autoencoder"):
         running.embeddings(Steering(sae=dictionary(seed=1), intervention=INTERVENTIONS["add"]), [at])
-    short = Shift(features=FEATURES, difference=references(50), group_of_cell=GROUPS[:-1])
+    short = Shift(features=FEATURES, difference=group_means(50), group_of_cell=GROUPS[:-1])
     with pytest.raises(ConfigError, match="group_of_cell has 11 entries for 12 cells"):
         running.embeddings(Steering(sae=sae, intervention=short), [at])
 

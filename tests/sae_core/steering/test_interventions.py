@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
 from sae_core.errors import ConfigError
 from sae_core.scfm import TokenInfo
-from sae_core.steering import Ablate, Add, Clamp, References, Scale, Shift, Toward
+from sae_core.steering import Ablate, Add, Clamp, GroupMeans, Scale, Shift, Toward
 
 Z = torch.tensor([[0.0, 2.0], [4.0, 1.0]])
 INFO = TokenInfo(
@@ -27,8 +29,8 @@ UNIT = torch.tensor([9.0, 10.0, 9.0, 100.0])  # of features 0 to 3; the chosen o
         (Add(features=[1, 3], dose=-1.0), [[-1, 1], [3, 0]]),
         (Add(features=[1, 3], dose=0.5, unit=UNIT), [[5, 52], [9, 51]]),
         (Scale(features=[1, 3], factor=3.0), [[0, 6], [12, 3]]),
-        (Toward(features=[1, 3], reference=UNIT), [[10, 100], [10, 100]]),
-        (Toward(features=[1, 3], reference=UNIT, amount=0.5), [[5, 51], [7, 50.5]]),
+        (Toward(features=[1, 3], mean_code=UNIT), [[10, 100], [10, 100]]),
+        (Toward(features=[1, 3], mean_code=UNIT, amount=0.5), [[5, 51], [7, 50.5]]),
     ],
 )
 def test_steered_values_are_those_worked_out_by_hand(intervention, steered):
@@ -41,7 +43,7 @@ def test_steered_values_are_those_worked_out_by_hand(intervention, steered):
         Add(features=[1, 3], dose=0.0),
         Add(features=[1, 3], dose=0.0, unit=UNIT),
         Scale(features=[1, 3], factor=1.0),
-        Toward(features=[1, 3], reference=UNIT, amount=0.0),
+        Toward(features=[1, 3], mean_code=UNIT, amount=0.0),
     ],
 )
 def test_an_intervention_of_no_size_changes_by_exactly_zero(intervention):
@@ -79,19 +81,19 @@ def test_a_feature_out_of_range_and_a_vector_of_another_width_are_refused():
         Ablate(features=[1, 8]).check(8)
     with pytest.raises(ConfigError, match=r"unit has shape \(4,\): it needs one value for each of the 8 features"):
         Clamp(features=[1], dose=1.0, unit=UNIT).check(8)
-    with pytest.raises(ConfigError, match=r"reference has shape \(4,\)"):
-        Toward(features=[1], reference=UNIT).check(8)
+    with pytest.raises(ConfigError, match=r"mean_code has shape \(4,\)"):
+        Toward(features=[1], mean_code=UNIT).check(8)
     Clamp(features=[1, 3], dose=1.0, unit=UNIT).check(4)
 
 
-BY_GENE = References(
+BY_GENE = GroupMeans(
     group=torch.tensor([0, 1]), gene_id=torch.tensor([10, 99]), values=torch.tensor([[1.0, 2.0], [8.0, 8.0]])
 )
 GROUPS = torch.tensor([0, 1])
 
 
-def test_references_move_the_tokens_that_have_a_row_and_no_other():
-    toward = Toward(features=[1, 3], reference=BY_GENE, amount=0.5, group_of_cell=GROUPS)
+def test_group_means_move_the_tokens_that_have_a_row_and_no_other():
+    toward = Toward(features=[1, 3], mean_code=BY_GENE, amount=0.5, group_of_cell=GROUPS)
     assert (Z + toward.change(Z, INFO)).tolist() == [[0.5, 2.0], [4.0, 1.0]]
     shift = Shift(features=[1, 3], difference=BY_GENE, amount=2.0, group_of_cell=GROUPS)
     assert (Z + shift.change(Z, INFO)).tolist() == [[2.0, 6.0], [4.0, 1.0]]
@@ -101,17 +103,17 @@ def test_an_amount_for_each_feature_is_that_of_the_chosen_ones():
     amount = torch.tensor([7.0, 0.5, 7.0, 0.0])
     shift = Shift(features=[1, 3], difference=BY_GENE, amount=amount, group_of_cell=GROUPS)
     assert shift.change(Z, INFO).tolist() == [[0.5, 0.0], [0.0, 0.0]]
-    toward = Toward(features=[1, 3], reference=UNIT, amount=amount)
+    toward = Toward(features=[1, 3], mean_code=UNIT, amount=amount)
     assert (Z + toward.change(Z, INFO)).tolist() == [[5.0, 2.0], [7.0, 1.0]]
     with pytest.raises(ConfigError, match=r"amount has shape \(4,\): it needs one value for each of the 8 features"):
         shift.check(8)
 
 
-def test_references_that_do_not_fit_the_features_or_have_no_groups_are_refused():
+def test_group_means_that_do_not_fit_the_features_or_have_no_groups_are_refused():
     for features in ([1], [3, 1], [1, 3, 3]):
-        with pytest.raises(ConfigError, match="give one column a feature, and the features in ascending order"):
+        with pytest.raises(ConfigError, match=rf"columns for features {re.escape(str(features))}"):
             Shift(features=features, difference=BY_GENE, group_of_cell=GROUPS)
     with pytest.raises(ConfigError, match="give group_of_cell"):
-        Toward(features=[1, 3], reference=BY_GENE)
+        Toward(features=[1, 3], mean_code=BY_GENE)
     with pytest.raises(ConfigError, match="amount = nan is not finite"):
         Shift(features=[1, 3], difference=BY_GENE, amount=float("nan"), group_of_cell=GROUPS)

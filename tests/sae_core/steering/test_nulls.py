@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sae_core import steering as package
 from sae_core.errors import ConfigError
 from sae_core.steering import matched_features, random_direction
 
@@ -74,22 +73,3 @@ def test_a_random_direction_has_length_one_and_follows_its_seed():
     assert float(direction.norm()) == pytest.approx(1.0, rel=1e-6)
     assert torch.equal(direction, random_direction(128, seed=0))
     assert abs(float(direction @ random_direction(128, seed=1))) < 0.4
-
-
-def test_the_public_names_are_those_that_are_promised():
-    assert sorted(package.__all__) == [
-        "Ablate",
-        "Add",
-        "Clamp",
-        "Displace",
-        "Intervention",
-        "References",
-        "Scale",
-        "Shift",
-        "SteeredModel",
-        "Steering",
-        "Toward",
-        "matched_features",
-        "random_direction",
-    ]
-    assert all(hasattr(package, name) for name in package.__all__)
