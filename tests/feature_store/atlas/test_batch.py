@@ -200,7 +200,9 @@ def test_what_is_unchecked_by_mouse_or_keyboard_is_not_in_the_recipe(
     wait_for_status(page, f"{len(wanted)} features chosen")
 
 
-def test_the_recipe_and_the_command_ask_the_same(open_page: Open, atlas_store: FeatureStore, atlas_root: Path) -> None:
+def test_the_recipe_and_the_command_describe_the_same_run_whose_result_the_steering_page_shows(
+    open_page: Open, atlas_store: FeatureStore, atlas_root: Path
+) -> None:
     page = open_page("#/batch?y=0.2")
     page.get_by_label("Ablate:").focus()
     page.keyboard.press("ArrowDown")
@@ -220,9 +222,7 @@ def test_the_recipe_and_the_command_ask_the_same(open_page: Open, atlas_store: F
     assert {name.removeprefix("--"): value for name, value in options if name != "--feature"} == {
         key: value for key, value in recipe.items() if key != "feature"
     }
-    said = page.locator(".batch-steer").inner_text()
-    assert "ablating batch features raised batch mixing by 0.002" in said
-    assert "shifting them by 0.040" in said
+    assert page.locator(".batch-steer a[href='#/steering']").count() == 1
 
 
 def test_more_features_than_the_null_has_others_for_are_not_exported(open_page: Open) -> None:

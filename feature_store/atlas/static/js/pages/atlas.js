@@ -12,8 +12,8 @@ const MOST_NAMED = 11;
 const LEVEL = 0.05;
 const DENSITIES = [["", "any density"], ["0~0.001", "below 0.1 %"], ["0.001~0.01", "0.1 to 1 %"], ["0.01~0.1", "1 to 10 %"], ["0.1~1", "above 10 %"]];
 const MAPS = {
-  labels: { x: "px", y: "py", table: "profile_umap", text: "label profiles", said: "Features that go with the same labels on select cells lie together: that is how the map is made." },
-  directions: { x: "x", y: "y", table: "feature_umap", text: "decoder directions", said: "Features whose directions in the model are alike lie together; most are nearly orthogonal, so nearness says little." },
+  labels: { x: "px", y: "py", table: "profile_umap", text: "label profiles", said: "Features that are associated with the same labels on select cells lie together, by construction of the map." },
+  directions: { x: "x", y: "y", table: "feature_umap", text: "decoder directions", said: "Features whose decoder directions have a large cosine lie together. Most directions in a space of many dimensions are nearly orthogonal, so a short distance on this map is weak evidence." },
 };
 const NUMBERS = {
   density: { text: "density (share of tokens)", log: true, format: (x) => percent(x) },
