@@ -26,8 +26,7 @@ from feature_store.associations import (
     token_statistics,
 )
 from feature_store.associations.gene_sets import GeneSets, canonical_immune, read_gmt
-from feature_store.cells import ingest
-from feature_store.cells.expression import ExpressionReader, plan_expression, write_part
+from feature_store.cells import ExpressionReader, open_source, plan_expression, read_cells, write_expression_part
 from feature_store.codes import CodesRun, load_feature_codes, load_statistics
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import ASSOCIATION_TABLES, Layout, as_path, run_id
@@ -54,14 +53,14 @@ class ExpressionWriter:
     """Does shards of an `ExpressionJob`: the body of an actor, callable without Ray."""
 
     def __init__(self, job: ExpressionJob) -> None:
-        self.source = ingest.open_source(job.data, matrix=job.matrix)
+        self.source = open_source(job.data, matrix=job.matrix)
         self.run = commit.Run.open(job.run)
 
     def shard(self, number: int) -> dict[str, int]:
         """Turn and commit the cells of shard `number` unless they are there; return what was done, counted."""
         if self.run.committed(number):
             return {"nonzeros": 0}
-        return {"nonzeros": write_part(self.run, number, self.source)}
+        return {"nonzeros": write_expression_part(self.run, number, self.source)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +162,7 @@ def _associate(
     is_measured = all(_is_intact(path) for path in MeasuredRun.folders(folder / MEASURED))
     if not is_measured:
         # before anything is written: the data set may have changed
-        turn_expression(layout, codes.plan["dataset"], options, address=address)
+        write_expression_by_gene(layout, codes.plan["dataset"], options, address=address)
     if missing or not is_measured:
         with commit.sole_driver(folder):
             measured = MeasuredRun.create(folder / MEASURED, {**plan, "bounds": bounds})
@@ -215,8 +214,10 @@ def _assemble(
     pairs.finalize()
 
 
-def turn_expression(layout: Layout, dataset: str, options: ActorOptions, *, address: str | None = None) -> commit.Run:
-    """Make the expression of a data set by gene, or find it made: then the data set's files are not asked for.
+def write_expression_by_gene(
+    layout: Layout, dataset: str, options: ActorOptions, *, address: str | None = None
+) -> commit.Run:
+    """Write the expression of a data set by gene; where it is finished already, its files are not needed.
 
     Raises:
         UsageError, InputError: the data set changed or moved since it was extracted.
@@ -238,7 +239,7 @@ def turn_expression(layout: Layout, dataset: str, options: ActorOptions, *, addr
 def cell_inputs(layout: Layout, codes: CodesRun, sets: Sequence[GeneSets]) -> CellInputs:
     """The cells of a codes run with their labels, its genes and the gene sets."""
     dataset = codes.plan["dataset"]
-    cells = ingest.read_cells(layout.cells_dir(dataset))
+    cells = read_cells(layout.cells_dir(dataset))
     kinds = label_kinds(layout, dataset, cells)
     units = next((kind for kind in ("donor", "batch") if cells[kind].null_count() < cells.height), None)
     return CellInputs(

@@ -21,7 +21,7 @@ import numpy as np
 from feature_store.activations.parts import ActivationReader
 from feature_store.activations.stream import sample_tokens
 from feature_store.associations.gene_sets import canonical_immune, read_gmt
-from feature_store.cells import ingest
+from feature_store.cells import read_splits
 from feature_store.query.runs import control_of
 from feature_store.storage import commit
 from feature_store.storage.layout import PLAN, SUMMARY, Layout, RunInfo, run_id
@@ -132,7 +132,7 @@ def _fitted(
     done = (folder / PLAN).is_file() and not commit.Run.open(folder).pending()
     if not done:
         reader = ActivationReader(activations)
-        split = ingest.read_splits(layout.cells_dir(sae["dataset"]))
+        split = read_splits(layout.cells_dir(sae["dataset"]))
         with commit.sole_driver(folder), ticking(f"baseline {kind}", 1, "fits") as tick:
             train = list(sample_tokens(reader, split == "train", n_tokens=options.fit_tokens, seed=seed))
             batches = torch.split(held_out(reader, split == "select", seed=seed), 4096)

@@ -16,8 +16,7 @@ import numpy as np
 from scipy import sparse
 
 from feature_store.activations.parts import ROW_GROUP_ROWS, ActivationBlock, ActivationReader, to_stored
-from feature_store.cells import ingest
-from feature_store.cells.splits import SplitConfig
+from feature_store.cells import Source, SplitConfig, open_source, read_splits, read_unit_splits, write_cells
 from feature_store.codes import ByFeature, CodesRun, TokenCodes
 from feature_store.storage import commit, filesystem
 from feature_store.storage.layout import Layout, as_path, run_id
@@ -158,7 +157,7 @@ class Encoder:
             self.sae = load_sae(folder, device=job.device)
         self.device = job.device
         self.codes = CodesRun.open(job.codes)
-        self.split = ingest.read_splits(job.cells)
+        self.split = read_splits(job.cells)
 
     def shard(self, number: int) -> dict[str, int]:
         """Encode and commit shard `number` unless it is there; return what was done, counted."""
@@ -325,13 +324,13 @@ def _plan_fused(layout: Layout, options: EncodeOptions, sae: commit.Run, activat
     trained_on = activations.plan
     model = recalled_model(activations)
     if options.data:
-        source = ingest.open_source(options.data, matrix=options.matrix, watch=patiently)
+        source = open_source(options.data, matrix=options.matrix, progress=patiently)
     else:
         source = recalled_source(layout, trained_on["dataset"])
     opened = match_inputs(source, model)
     dataset = trained_on["dataset"]
     if options.data:
-        cells = ingest.write_cells(
+        cells = write_cells(
             layout,
             source,
             donor=options.donor,
@@ -386,10 +385,10 @@ def _plan_fused(layout: Layout, options: EncodeOptions, sae: commit.Run, activat
     return _Plan(dataset=dataset, n_shards=-(-source.n_cells // shard_cells), source=job, fused=fused, opened=opened)
 
 
-def _known_splits(trained_on: Path, source: ingest.Source, options: EncodeOptions) -> dict[str, str]:
+def _known_splits(trained_on: Path, source: Source, options: EncodeOptions) -> dict[str, str]:
     """Splits that the units of new data have among the cells that the SAE was trained on, which `trained_on` holds."""
     unit = "donor" if options.donor else "batch" if options.batch else None
     plan = commit.Run.open(trained_on).plan
     # the same file, dealt alike, is the same data set
     same = plan["digest"] == source.digest and "split_column" not in plan
-    return {} if unit is None or same else ingest.read_unit_splits(trained_on, unit)
+    return {} if unit is None or same else read_unit_splits(trained_on, unit)

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from feature_store.activations.parts import ActivationWriter
-from feature_store.cells import ingest
-from feature_store.cells.splits import SplitConfig
+from feature_store.cells import SplitConfig, write_cells
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout, run_id
 from pipelines.config import ExtractOptions
@@ -122,7 +121,7 @@ def extract(options: ExtractOptions, store: Path, *, address: str | None = None)
     sites = parse_sites(options.layer, opened.model)
     _check_readout(options, opened, sites)
     layout = Layout(store)
-    cells = ingest.write_cells(
+    cells = write_cells(
         layout,
         opened.source,
         donor=options.donor,

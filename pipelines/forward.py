@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from feature_store.cells import ingest
+from feature_store.cells import open_source
 from pipelines.config import ForwardOptions, parse_size
 from pipelines.errors import RunFailedError
 
@@ -83,7 +83,7 @@ class Forward:
         self.model: FoundationModel = load_model(
             job.model, device=job.device, autocast=autocast_of(job.precision), random_init=job.random_init
         )
-        self.source = ingest.open_source(job.data, matrix=job.matrix)
+        self.source = open_source(job.data, matrix=job.matrix)
         self.match = self.model.match_genes(self.source.gene_symbols, self.source.ensembl_ids)
         self.batch_tokens = job.batch_tokens
         self.halvings = 0

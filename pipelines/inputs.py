@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import polars as pl
 
-from feature_store.cells import ingest
+from feature_store.cells import Source, open_source
 from feature_store.codes import CodesRun
 from feature_store.storage import commit, filesystem
 from feature_store.storage.layout import Layout
@@ -37,7 +37,7 @@ SOURCE_FILE = "source.json"
 class Opened:
     """A data set and a model that fit each other."""
 
-    source: ingest.Source
+    source: Source
     model: "FoundationModel"
     match: "GeneMatch"
     coverage: "Coverage"
@@ -52,12 +52,12 @@ def open_inputs(options: DataOptions) -> Opened:
     """Open data and model and match their genes; nothing is written. Raises the input errors of both."""
     from sae_core.scfm import load_model
 
-    source = ingest.open_source(options.data, matrix=options.matrix, watch=patiently)
+    source = open_source(options.data, matrix=options.matrix, progress=patiently)
     model = load_model(options.model, autocast=autocast_of(options.precision), random_init=options.random_init)
     return match_inputs(source, model)
 
 
-def match_inputs(source: ingest.Source, model: "FoundationModel") -> Opened:
+def match_inputs(source: Source, model: "FoundationModel") -> Opened:
     """Match the genes of data and model and probe the first cells; nothing is written. VocabularyError: none match."""
     match = model.match_genes(source.gene_symbols, source.ensembl_ids)
     rows = source.read_first(PROBE_CELLS)
@@ -138,7 +138,7 @@ def token_of_gene(opened: Opened) -> pl.DataFrame:
     return frame.with_columns(gene_id=pl.when(pl.Series(matched)).then("gene_id"))
 
 
-def remember_source(layout: Layout, dataset: str, source: ingest.Source) -> None:
+def remember_source(layout: Layout, dataset: str, source: Source) -> None:
     """Note where the files of the data set lie now, beside its cells: a later stage reads expression from there."""
     where = {
         "path": _one_or_all([str(path.resolve()) for path in source.paths]),
@@ -182,10 +182,10 @@ def recalled_model(run: commit.Run, *, device: str = "cpu") -> "FoundationModel"
     return model
 
 
-def recalled_source(layout: Layout, dataset: str) -> ingest.Source:
+def recalled_source(layout: Layout, dataset: str) -> Source:
     """Open the data set where `remember_source` noted it; raise InputError where the file moved or changed."""
     where = json.loads((layout.cells_dir(dataset) / SOURCE_FILE).read_text())
-    source = ingest.open_source(where["path"], matrix=where["matrix"], watch=patiently)
+    source = open_source(where["path"], matrix=where["matrix"], progress=patiently)
     noted = [where["digest"]] if isinstance(where["digest"], str) else where["digest"]
     for path, now, then in zip(source.paths, source.digests, noted, strict=True):
         if now != then:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from feature_store.cells.matrices import CSRRows, concat_rows
+from feature_store.cells import CSRRows, Source, concat_rows
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
 from pipelines.errors import ON_PURPOSE, UsageError
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     import torch
 
-    from feature_store.cells.ingest import Source
     from sae_core.sae import SparseAutoencoder
     from sae_core.scfm import FoundationModel, Patch, Prefix, Site, TokenInfo, Tokens
 

@@ -23,7 +23,7 @@ import polars as pl
 from feature_store.associations import Labels
 from feature_store.associations.inputs import Bools
 from feature_store.associations.matching import Dead, Matches, match_codes, match_directions, summarise
-from feature_store.cells import ingest
+from feature_store.cells import read_cells, read_splits
 from feature_store.codes import CodesRun, load_cell_codes
 from feature_store.storage import commit, filesystem, schemas
 from feature_store.storage.layout import Layout, run_id
@@ -226,9 +226,9 @@ def _match_codes(layout: Layout, plan: dict[str, Any], codes: Sequence[CodesRun]
 
     The splits are those of the first data set, but for cells that the second SAE was trained on.
     """
-    cells = ingest.read_cells(layout.cells_dir(codes[0].plan["dataset"]))
-    split = ingest.read_splits(layout.cells_dir(codes[0].plan["dataset"]))
-    split[ingest.read_splits(layout.cells_dir(codes[1].plan["dataset"])) == "train"] = "train"
+    cells = read_cells(layout.cells_dir(codes[0].plan["dataset"]))
+    split = read_splits(layout.cells_dir(codes[0].plan["dataset"]))
+    split[read_splits(layout.cells_dir(codes[1].plan["dataset"])) == "train"] = "train"
     rng = np.random.default_rng(plan["seed"])
     chosen = {}
     for name in ("select", "test"):

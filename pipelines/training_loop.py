@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from feature_store.activations.parts import ActivationReader
 from feature_store.activations.stream import TokenStream, sample_tokens
-from feature_store.cells import ingest
+from feature_store.cells import read_splits
 from feature_store.storage import commit, filesystem
 from feature_store.storage.layout import HISTORY, SUMMARY, Layout, as_path
 from pipelines.errors import UsageError
@@ -139,7 +139,7 @@ def fit(
     torch.set_num_threads(job.n_threads)
     ranks = communicator or Communicator()
     reader = ActivationReader(commit.Run.open(job.activations))
-    split = ingest.read_splits(Layout(as_path(job.store)).cells_dir(job.dataset))
+    split = read_splits(Layout(as_path(job.store)).cells_dir(job.dataset))
     config = TrainConfig.from_dict(job.saes[0].train)
     stream = TokenStream(
         reader,

@@ -15,7 +15,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.linalg import eigsh
 
-from feature_store.cells.ingest import open_source
+from feature_store.cells import open_source
 from sae_core.scfm import Vocabulary
 
 if TYPE_CHECKING:

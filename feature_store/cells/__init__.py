@@ -1,6 +1,76 @@
 """The cells of a data set: every input format behind one matrix interface, and the tables made of it.
 
-`ingest` opens the files as one data set and writes the tables `cells` and `genes`; `anndata_file`, `matrices` and
-`annotations` read one file each for it, `splits` deals the cells to train, select and test, and `expression` stores the
-values of the matrix by gene.
+>>> from feature_store.cells import open_source, write_cells
+>>> with open_source(["a.h5ad", "b.h5ad"]) as source:
+...     cells = write_cells(layout, source, donor="patient", cell_type="label")
+
+Files become a `Source` (`open_source`), which gives the rows of the matrix, obs and the genes; a source becomes the
+tables `cells` and `genes` (`write_cells`) and the expression by gene (`write_expression_part`). Everything that other
+rooms need is exported here, on first use; its modules are imported by nobody else.
+
+source, anndata_file       a data set of one or more files; one file
+matrices, value_kinds      ranges of rows of a matrix on disk; whether its values are counts or log-normalised
+annotations                the columns of obs and var
+cell_table, gene_table     the tables `cells` and `genes`
+splits                     which cells are for training, selection and testing
+expression                 log1p(CP10k) by gene
+anndata_export             codes of cells as an AnnData
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from feature_store.cells.anndata_export import to_anndata
+    from feature_store.cells.cell_table import (
+        read_cells,
+        read_split_record,
+        read_splits,
+        read_unit_splits,
+        write_cells,
+    )
+    from feature_store.cells.expression import (
+        ExpressionReader,
+        expression_matrix,
+        plan_expression,
+        write_expression_part,
+    )
+    from feature_store.cells.matrices import CSRRows, concat_rows
+    from feature_store.cells.source import Source, open_source
+    from feature_store.cells.splits import SplitConfig, SplitRecord, make_splits
+
+__all__ = [
+    "CSRRows",
+    "ExpressionReader",
+    "Source",
+    "SplitConfig",
+    "SplitRecord",
+    "concat_rows",
+    "expression_matrix",
+    "make_splits",
+    "open_source",
+    "plan_expression",
+    "read_cells",
+    "read_split_record",
+    "read_splits",
+    "read_unit_splits",
+    "to_anndata",
+    "write_cells",
+    "write_expression_part",
+]
+
+_MODULES = {
+    "anndata_export": ("to_anndata",),
+    "cell_table": ("read_cells", "read_split_record", "read_splits", "read_unit_splits", "write_cells"),
+    "expression": ("ExpressionReader", "expression_matrix", "plan_expression", "write_expression_part"),
+    "matrices": ("CSRRows", "concat_rows"),
+    "source": ("Source", "open_source"),
+    "splits": ("SplitConfig", "SplitRecord", "make_splits"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

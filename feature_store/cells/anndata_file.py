@@ -1,5 +1,4 @@
-"""One AnnData file (.h5ad, .zarr): opened, its matrix chosen, its cells and genes read; and codes put into an AnnData.
-The one place that imports anndata.
+"""One AnnData file (.h5ad, .zarr): it is opened, its matrix is chosen, and its cells and genes are read.
 
 The file is opened, never loaded: var is read whole, obs column by column, the matrix in ranges of rows
 (`cells.matrices`). Raw counts are preferred, log-normalised values accepted, scaled ones refused; which one a
@@ -9,21 +8,18 @@ matrix is, is found by sampling rows and checked again on every row that is read
 
 import difflib
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import h5py
 import polars as pl
-from scipy import sparse
 
 from feature_store.cells.annotations import column_of, gene_names, obs_series, strings_of
-from feature_store.cells.matrices import KINDS, USABLE, CSRRows, RowMatrix, check_rows, open_matrix, value_kind
+from feature_store.cells.matrices import CSRRows, RowMatrix, open_matrix
+from feature_store.cells.value_kinds import KINDS, USABLE, check_rows, value_kind
 from feature_store.errors import InputError
-
-if TYPE_CHECKING:
-    import anndata
 
 HASH_BLOCK_BYTES = 1 << 22
 COLUMNWISE = "0.2.0"
@@ -125,39 +121,6 @@ def open_file(path: Path, *, matrix: str | None = None) -> AnnDataFile:
         if kinds.get(name) in wanted:
             return AnnDataFile(path, file, matrix=name, kind=kinds[name])
     raise InputError(_no_usable_matrix(file, path, names, asked=matrix))
-
-
-def as_anndata(obs: pl.DataFrame, codes: sparse.csr_array, *, key: str, about: Mapping[str, Any]) -> "anndata.AnnData":
-    """An AnnData of cells: `obs` as the cell table, codes [n_cells n_features] in obsm, `about` in uns.
-
-    `about` goes to `uns` under `key` without its "X_"; frames in it become DataFrames. What .h5ad cannot hold is turned
-    into what it can: texts into categories, dates and lists into text, columns without any value left out.
-    """
-    import anndata
-
-    names = obs["cell_id"] if obs["cell_id"].is_unique().all() else obs["cell_idx"]
-    cells = _pandas(obs).set_index(names.cast(pl.String).to_numpy())
-    found = anndata.AnnData(obs=cells, obsm={key: sparse.csr_matrix(codes)})
-    found.uns[key.removeprefix("X_")] = {
-        name: _pandas(value) if isinstance(value, pl.DataFrame) else value for name, value in about.items()
-    }
-    return found
-
-
-def _pandas(frame: pl.DataFrame) -> Any:
-    """A pandas DataFrame that anndata writes, its index a text."""
-    columns = []
-    for column in frame.iter_columns():
-        if column.null_count() == len(column) and len(column):
-            continue
-        if isinstance(column.dtype, pl.List):
-            columns.append(column.cast(pl.List(pl.String)).list.join(",").cast(pl.Categorical))
-        elif column.dtype.is_numeric() or (column.dtype == pl.Boolean and not column.null_count()):
-            columns.append(column)
-        else:
-            columns.append(column.cast(pl.String).cast(pl.Categorical))
-    found = pl.DataFrame(columns).to_pandas()
-    return found.set_index(found.index.astype(str))
 
 
 def files_below(path: Path) -> list[Path]:

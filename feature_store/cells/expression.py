@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy import sparse
 
-from feature_store.cells.ingest import BLOCK_ROWS, Source
 from feature_store.cells.matrices import CSRRows
+from feature_store.cells.source import BLOCK_ROWS, Source
 from feature_store.errors import IntegrityError
 from feature_store.storage import filesystem
 from feature_store.storage.commit import Run
@@ -44,7 +44,7 @@ _SCHEMA = pa.schema(
 )
 
 
-def expression_of(source: Source) -> sparse.csr_array:
+def expression_matrix(source: Source) -> sparse.csr_array:
     """CSR float32 [n_cells n_genes] of log1p(CP10k) of a whole data set, in memory."""
     return _log_cp10k(source, 0, source.n_cells)
 
@@ -71,7 +71,7 @@ def plan_expression(dataset: str, source: Source, genes: pl.DataFrame) -> dict[s
     }
 
 
-def write_part(run: Run, shard: int, source: Source) -> int:
+def write_expression_part(run: Run, shard: int, source: Source) -> int:
     """Commit the cells of one shard; returns the nonzeros."""
     plan = run.plan
     start = shard * plan["shard_cells"]
@@ -150,6 +150,3 @@ def _normalised(rows: CSRRows, source: Source) -> sparse.csr_array:
         block.data = np.log1p(block.data * CP10K / np.repeat(np.maximum(total, 1.0), np.diff(block.indptr)))
     block.eliminate_zeros()
     return sparse.csr_array(block.astype(np.float32))
-
-
-__all__ = ["ExpressionReader", "expression_of", "plan_expression", "write_part"]

@@ -1,5 +1,4 @@
-"""Rows of an expression matrix, read from an HDF5 or zarr AnnData without ever holding the matrix, and what its
-values are.
+"""Ranges of rows of an expression matrix in HDF5 or zarr, read without ever holding the matrix.
 
 A matrix is read in contiguous ranges of rows: for CSR one slice of indptr and the slice of data and indices that it
 names, for a dense array pieces of whole chunks. CSC stores columns, so a range of rows would read everything: it is
@@ -9,7 +8,7 @@ copied in part is refused where that can be told (a missing chunk of a dense zar
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
@@ -18,18 +17,6 @@ import numpy.typing as npt
 
 from feature_store.errors import InputError
 
-SAMPLE_BLOCKS = 16
-SAMPLE_ROWS = 64
-LOGNORM_MAX = 20.0
-"""log1p of anything counted stays below this (log1p(4.8e8) = 20); above it values are normalised but not logged."""
-KINDS: Mapping[str, str] = {
-    "counts": "non-negative integers",
-    "lognorm": f"non-negative, not integers, below {LOGNORM_MAX:g}: log-normalised",
-    "scaled": "has negative values: scaled or centred",
-    "unlogged": f"not integers and above {LOGNORM_MAX:g}: normalised but not logged",
-    "empty": "every sampled value is 0",
-}
-USABLE = ("counts", "lognorm")
 PIECE_VALUES = 2**24
 """Values of a dense matrix read at once: 64 MB in float32."""
 _COPY_AGAIN = "a damaged file, or one copied in part; copy it again"
@@ -214,54 +201,6 @@ def _refuse_missing_chunks(array: Any, where: str) -> None:
             f"{where}: {array.nchunks - array.nchunks_initialized} of {array.nchunks} chunks of its values are missing:"
             f" {_COPY_AGAIN}"
         )
-
-
-def value_kind(matrix: RowMatrix, where: str) -> str:
-    """What a matrix holds, one of `KINDS`, from up to 1,024 rows spread evenly over it. InputError for NaN or
-    infinity.
-    """
-    n_rows = matrix.shape[0]
-    starts = np.unique(np.linspace(0, max(n_rows - SAMPLE_ROWS, 0), SAMPLE_BLOCKS).astype(int))
-    blocks = []
-    for start in starts.tolist():
-        rows = matrix.read(start, min(start + SAMPLE_ROWS, n_rows))
-        refuse_rows(rows, ~np.isfinite(rows.data), start, where, "is not finite")
-        blocks.append(rows.data)
-    values = np.concatenate(blocks)
-    if not values.any():
-        return "empty"
-    if values.min() < 0:
-        return "scaled"
-    if is_integer(values).all():
-        return "counts"
-    return "lognorm" if values.max() < LOGNORM_MAX else "unlogged"
-
-
-def is_integer(values: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    """Whether each value is a whole number."""
-    whole: npt.NDArray[np.bool_] = values == np.rint(values)
-    return whole
-
-
-def check_rows(rows: CSRRows, kind: str, start: int, where: str) -> None:
-    """Raise InputError naming the first row with a value that is not finite, negative, or (in counts) not whole."""
-    refuse_rows(rows, ~np.isfinite(rows.data), start, where, "is not finite")
-    refuse_rows(rows, rows.data < 0, start, where, "is negative")
-    if kind == "counts":
-        broken = ~is_integer(rows.data)
-        refuse_rows(rows, broken, start, where, "is no whole number, though the rows sampled are counts")
-
-
-def refuse_rows(rows: CSRRows, bad: npt.NDArray[np.bool_], start: int, where: str, problem: str) -> None:
-    """Raise InputError naming the first row of `rows` (the first of which is row `start`) with a True in `bad`."""
-    if not bad.any():
-        return
-    place = int(np.argmax(bad))
-    row = start + int(np.searchsorted(rows.indptr, place, side="right")) - 1
-    raise InputError(
-        f"{where}, row {row}, column {int(rows.indices[place])}: the value {rows.data[place]:g} {problem}; "
-        "repair the file, or name another matrix with --matrix"
-    )
 
 
 def _conversion(name: str, path: str) -> str:

@@ -1,12 +1,13 @@
 """Which cells train the SAE, which choose thresholds and features, and which are reported: three splits of whole units.
 
-Cells of one donor resemble each other, so a unit (a donor; without donors a batch; without batches a cell) goes to
-one split whole, and nothing is selected and reported on the same cells. Units are dealt out largest first, each to the
+Cells of one donor resemble each other, so all cells of a unit (a donor; without donors a batch; without batches a cell)
+go to one split, and nothing is selected and reported on the same cells. Units are assigned largest first, each to the
 split that lacks the most cells; units within a factor of two in size are ordered by a hash of (seed, name), so the seed
-decides without spoiling the balance. Costs microseconds per unit, and 20 bytes a cell while it works.
+decides without spoiling the balance. This costs microseconds per unit, and 20 bytes a cell in memory.
 
-A second data set that a trained SAE encodes may hold donors that it was trained on: what is `known` of a unit stays,
-or a donor of `train` in one file would be reported as held out in the other (1015 of the two Kang files, with seed 0).
+A second data set that a trained SAE encodes may hold donors that it was trained on: a unit whose split is `known`
+keeps it, or a donor of `train` in one file would be reported as held out in the other (1015 of the two Kang files, with
+seed 0).
 
 Method: grouped hold-out; why whole donors: Squair et al. 2021, doi:10.1038/s41467-021-25960-2.
 """
@@ -24,8 +25,8 @@ from feature_store.errors import InputError
 from feature_store.storage.schemas import SPLITS
 
 MIN_UNITS = len(SPLITS)
-Labels = npt.NDArray[np.object_]
-"""Strings, of which a cell holds a reference: a million cells are 8 MB."""
+SplitLabels = npt.NDArray[np.object_]
+"""The name of the split of each cell; cells of one split share one string, so a million cells take 8 MB."""
 Units = Sequence[str | None] | npt.NDArray[np.object_] | pl.Series
 
 
@@ -46,7 +47,7 @@ class SplitConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitRecord:
-    """What was split: the kind of unit, units and cells per split, and why the kind is not the one asked for."""
+    """How cells were split: the kind of unit, units and cells per split, and why this kind is not the one requested."""
 
     unit: str
     n_units: int
@@ -55,66 +56,66 @@ class SplitRecord:
     fallback: str | None = None
 
 
-def make(
+def make_splits(
     n_cells: int,
     *,
     donor: Units | None = None,
     batch: Units | None = None,
     known: Mapping[str, str] | None = None,
     config: SplitConfig | None = None,
-) -> tuple[Labels, SplitRecord]:
-    """Split by donor, else by batch, else by cell; with fewer than 3 units by cell, which the record's `fallback` says.
+) -> tuple[SplitLabels, SplitRecord]:
+    """Split by donor, else by batch, else by cell; by cell where there are fewer than 3 units, and the record's
+    `fallback` says so.
 
-    `known`: splits that units have already, by name, from the data of a trained SAE. They keep them, however few there
-    are, and where some of them were trained on, units that are new go to select and test alone.
+    `known`: the splits that units, by name, have in the data of a trained SAE. These units keep them, however few they
+    are; if any of them is in train, new units go to select and test only.
 
     Returns the split of each cell [n_cells] and the record. InputError for fewer than 3 cells or units of another
     length.
     """
     config = config or SplitConfig()
     kind, units = ("donor", donor) if donor is not None else ("batch", batch) if batch is not None else ("cell", None)
-    found = None if units is None else _factorize(units, n_cells)
+    factor = None if units is None else _factorize(units, n_cells)
     fallback = None
-    kept = {} if found is None or known is None else {name: known[name] for name in found.names if name in known}
-    if found is not None and not kept and (n_units := len(found.names)) < MIN_UNITS:
+    kept = {} if factor is None or known is None else {name: known[name] for name in factor.names if name in known}
+    if factor is not None and not kept and (n_units := len(factor.names)) < MIN_UNITS:
         fallback = (
             f"{n_units} {kind}{'' if n_units == 1 else 's'} cannot fill {MIN_UNITS} splits: split by cell, so cells of "
             f"one {kind} are on both sides and held-out figures are optimistic"
         )
-        kind, found = "cell", None
-    if found is None:
+        kind, factor = "cell", None
+    if factor is None:
         split_of_unit = split_of_cell = _assign_cells(n_cells, config.seed, config.fractions)
     else:
-        split_of_unit = _deal(found, config.seed, config.fractions, kept)
-        split_of_cell = split_of_unit[found.unit_of_cell]
+        split_of_unit = _assign_units(factor, config.seed, config.fractions, kept)
+        split_of_cell = split_of_unit[factor.unit_of_cell]
     return _NAMES[split_of_cell], _record(kind, split_of_cell, split_of_unit, fallback)
 
 
-def given(
+def splits_from_column(
     column: pl.Series, *, name: str, donor: Units | None = None, batch: Units | None = None
-) -> tuple[Labels, SplitRecord]:
-    """The splits that an obs column called `name` gives [n_cells], and their record.
+) -> tuple[SplitLabels, SplitRecord]:
+    """The splits [n_cells] in an obs column called `name`, and their record.
 
-    Donors have to be whole. Batches need not be: a feature that tells batches apart can be chosen in one split and
-    reported in another only where both hold these batches; the record's `fallback` says so. InputError for a value that
-    is no split, for a split without cells, and for a donor in two splits.
+    All cells of a donor have to be in one split. Those of a batch need not be: a feature that tells batches apart can
+    be chosen in one split and reported in another only if both hold these batches; the record's `fallback` says so.
+    InputError for a value that is not a split, for a split without cells, and for a donor in two splits.
     """
     values = column.cast(pl.String)
     if differ := sorted({str(value) for value in values.unique()} ^ set(SPLITS)):
         raise InputError(
-            f"--split was {name!r}, whose values are not the three of {', '.join(SPLITS)} (different: "
-            f"{', '.join(differ[:5])}); each cell has one of them and each has cells: name another column, or leave "
-            "--split out"
+            f"--split was {name!r}, whose values differ from {', '.join(SPLITS)} in {', '.join(differ[:5])}; each cell "
+            "needs one of the three, and each of the three needs cells: name another column, or leave --split out"
         )
-    labels = labels_of(values)
+    labels = split_labels(values)
     kind, units, fallback = ("donor", donor, None) if donor is not None else ("batch", batch, None)
     try:
         if units is not None:
             check_whole_units(labels, units)
-    except InputError as torn:
+    except InputError as error:
         if kind == "donor":
             raise
-        units, fallback = None, f"{torn.args[0].partition(';')[0]}: figures are of held-out cells of the same batches"
+        units, fallback = None, f"{error.args[0].partition(';')[0]}: figures are of held-out cells of the same batches"
     split_of_cell = split_of_unit = np.array([SPLITS.index(label) for label in labels])
     if units is not None:
         first = np.unique(_factorize(units, len(labels)).unit_of_cell, return_index=True)[1]
@@ -132,51 +133,27 @@ def _record(
     return SplitRecord(unit=kind, n_units=len(split_of_unit), cells=cells, units=units, fallback=fallback)
 
 
-def assign(
-    units: Units | None,
-    n_cells: int,
-    *,
-    seed: int = 0,
-    fractions: tuple[float, float, float] = SplitConfig.fractions,
-) -> Labels:
-    """The split of each cell, "train", "select" or "test" [n_cells]; by whole units, or by cell where `units` is None.
-
-    A function of (seed, unit names and sizes): the order of the cells does not matter. Cells without a unit (None) form
-    one unit together. InputError for fewer than 3 units or cells, or `units` of another length.
-    """
-    SplitConfig(seed=seed, fractions=fractions)
-    if units is None:
-        return _NAMES[_assign_cells(n_cells, seed, fractions)]
-    found = _factorize(units, n_cells)
-    if len(found.names) < MIN_UNITS:
-        raise InputError(
-            f"{MIN_UNITS} splits need at least {MIN_UNITS} units; got {found.names}; split by cell instead"
-        )
-    labels: Labels = _NAMES[_deal(found, seed, fractions)[found.unit_of_cell]]
-    return labels
-
-
-def check_whole_units(labels: Labels, units: Units) -> None:
+def check_whole_units(labels: SplitLabels, units: Units) -> None:
     """Raise InputError naming the first unit whose cells lie in more than one split."""
     names, unit_of_cell = _factorize(units, len(labels))
     present = np.stack([np.bincount(unit_of_cell[labels == split], minlength=len(names)) > 0 for split in SPLITS])
-    torn = np.flatnonzero(present.sum(axis=0) > 1)
-    if len(torn):
-        where = [split for split, has in zip(SPLITS, present[:, torn[0]], strict=True) if has]
+    divided = np.flatnonzero(present.sum(axis=0) > 1)
+    if len(divided):
+        where = [split for split, has in zip(SPLITS, present[:, divided[0]], strict=True) if has]
         raise InputError(
-            f"unit {names[torn[0]]!r} has cells in {' and '.join(where)} ({len(torn)} such units); "
-            "a unit belongs to one split whole: make the cell table again with `scsae extract`"
+            f"unit {names[divided[0]]!r} has cells in {' and '.join(where)} ({len(divided)} such units); "
+            "all cells of a unit belong to one split: make the cell table again with `scsae extract`"
         )
 
 
-def labels_of(column: pl.Series) -> Labels:
-    """A column of the names of splits as such an array: all cells of a split share one string."""
+def split_labels(column: pl.Series) -> SplitLabels:
+    """A column of names of splits as an array, in which all cells of a split share one string."""
     numbers = column.replace_strict(list(SPLITS), list(range(len(SPLITS))), return_dtype=pl.UInt8)
-    labels: Labels = _NAMES[numbers.to_numpy()]
+    labels: SplitLabels = _NAMES[numbers.to_numpy()]
     return labels
 
 
-_NAMES: Labels = np.array(SPLITS, dtype=object)
+_NAMES: SplitLabels = np.array(SPLITS, dtype=object)
 _MISSING = "\0missing"
 
 
@@ -208,12 +185,12 @@ def _assign_cells(n_cells: int, seed: int, fractions: Sequence[float]) -> npt.ND
     return np.searchsorted(bounds, ranks, side="right")
 
 
-def _deal(
+def _assign_units(
     units: _Factor, seed: int, fractions: Sequence[float], kept: Mapping[str, str] | None = None
 ) -> npt.NDArray[np.intp]:
-    """Split of each unit, by its number: largest first, each to the split lacking the most cells, none left empty.
+    """Split of each unit, by its number: largest first, each to the split that lacks the most cells; none stays empty.
 
-    Units that are `kept` have theirs before the dealing starts.
+    Units that are `kept` have their split before the others are assigned.
     """
     kept = kept or {}
     sizes = np.bincount(units.unit_of_cell, minlength=len(units.names))
@@ -226,7 +203,7 @@ def _deal(
             lacking[split_of[unit]] -= sizes[unit]
             n_units[split_of[unit]] += 1
     if n_units[0]:
-        # the SAE is trained already: what it has not seen is worth more held out
+        # the SAE is trained already: units that it has not seen are worth more held out
         lacking[0] = -np.inf
     new = [unit for unit, name in enumerate(units.names) if name not in kept]
     order = sorted(new, key=lambda unit: (-int(sizes[unit]).bit_length(), _hash(seed, units.names[unit])))

@@ -261,7 +261,7 @@ class FeatureStore:
             NotFoundError: the store has no codes.
             QueryError: a cell, a feature or a table that is not there, or a condition that cannot be read.
         """
-        from feature_store.cells.anndata_file import as_anndata
+        from feature_store.cells import to_anndata
         from feature_store.codes import load_cell_codes
 
         codes = self._tables.codes
@@ -280,7 +280,7 @@ class FeatureStore:
             about[table] = joined if table == "features" else rows
         found = load_cell_codes(codes.by_cell.run, self._n_cells, obs["cell_idx"].to_numpy())
         provenance = self.provenance()
-        return as_anndata(
+        return to_anndata(
             obs,
             found[:, wanted],
             key=key,

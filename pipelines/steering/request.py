@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from feature_store.cells import ingest
+from feature_store.cells import read_cells
 from feature_store.codes import CodesRun
 from feature_store.query.suggestions import did_you_mean, some
 from feature_store.storage import commit
@@ -73,7 +73,7 @@ class Asked:
         _check_site(sae, activations)
         features = commit.read_table(associations.path)
         dataset = associations.plan["dataset"]
-        every = ingest.read_cells(layout.cells_dir(dataset))
+        every = read_cells(layout.cells_dir(dataset))
         kinds = label_kinds(layout, dataset, every)
         by_label, target = None, options.target
         if options.toward is None and options.target != ALL:

@@ -34,7 +34,7 @@ from sklearn.metrics import adjusted_mutual_info_score
 
 from feature_store.associations import Labels, ami_by_threshold
 from feature_store.associations.ami import THRESHOLDS
-from feature_store.cells import ingest
+from feature_store.cells import open_source, read_cells, write_cells
 from feature_store.codes import CodesRun, TokenCodes, load_cell_codes
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
@@ -84,8 +84,8 @@ def make_store(root: Path, n_cells: int, n_features: int, n_genes: int, k: int, 
     rng = np.random.default_rng(0)
     kind = write_data(root / "data.h5ad", n_cells, n_genes, per_cell, rng)
     layout = Layout(root / "store")
-    source = ingest.open_source(root / "data.h5ad")
-    cells = ingest.write_cells(
+    source = open_source(root / "data.h5ad")
+    cells = write_cells(
         layout, source, donor="donor", batch="batch", cell_type="type", labels=["condition"], split_column="part"
     )
     dataset = str(cells["dataset"][0])
@@ -198,7 +198,7 @@ def loop(root: Path, run: str, n_sampled: int) -> None:
     """The field's loop on a few features against one call for all of them."""
     layout = Layout(root / "store")
     codes = CodesRun.open(layout.codes_dir(run))
-    cells = ingest.read_cells(layout.cells_dir(codes.plan["dataset"]))
+    cells = read_cells(layout.cells_dir(codes.plan["dataset"]))
     rows = np.flatnonzero((cells["split"] == "test").to_numpy())
     matrix = load_cell_codes(codes.by_cell, cells.height)[rows]
     labels = Labels.from_values("cell_type", cells["cell_type"].to_numpy()[rows])

@@ -22,7 +22,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from feature_store.cells import ingest
+from feature_store.cells import open_source, write_cells
 from feature_store.storage.layout import Layout
 
 N_GENES, PER_CELL, BLOCK_CELLS = 2000, 20, 50_000
@@ -30,7 +30,7 @@ CATEGORIES = {"donor": 40, "batch": 8, "cell_type": 30}
 STRINGS = h5py.string_dtype()
 
 
-def write_cells(path: Path, n_cells: int, *, seed: int = 0) -> None:
+def write_file(path: Path, n_cells: int, *, seed: int = 0) -> None:
     """Write a synthetic .h5ad of `n_cells` cells."""
     rng = np.random.default_rng(seed)
     with h5py.File(path, "w") as file:
@@ -88,8 +88,8 @@ def _categories(obs: Any, name: str, n: int, n_cells: int) -> Any:
 def measure(path: Path) -> dict[str, float]:
     """Open a file and write its cells; peak memory of this process and CPU seconds."""
     started = time.process_time()
-    with tempfile.TemporaryDirectory() as folder, ingest.open_source(path) as source:
-        ingest.write_cells(Layout(folder), source, donor="donor", batch="batch", cell_type="cell_type")
+    with tempfile.TemporaryDirectory() as folder, open_source(path) as source:
+        write_cells(Layout(folder), source, donor="donor", batch="batch", cell_type="cell_type")
         n_cells = source.n_cells
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     return {"cells": n_cells, "peak_mb": round(peak_mb), "cpu_s": round(time.process_time() - started, 1)}
@@ -108,7 +108,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         for n_cells in options.cells:
             path = Path(folder) / "cells.h5ad"
-            write_cells(path, n_cells)
+            write_file(path, n_cells)
             subprocess.run([sys.executable, __file__, "--measure", path], check=True)
 
 

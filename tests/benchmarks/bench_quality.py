@@ -71,14 +71,14 @@ def stored_data(options: argparse.Namespace) -> Data:
         train, held_out = (torch.from_numpy(np.load(path)) for path in options.arrays)
         return Data(train, held_out[:32_768], None)
     from feature_store.activations.parts import ActivationReader
-    from feature_store.cells import ingest
+    from feature_store.cells import read_splits
     from feature_store.storage import commit
     from feature_store.storage.layout import Layout
     from pipelines.training_loop import select_probe
 
     run = commit.Run.open(options.activations)
     reader, store = ActivationReader(run), options.activations.resolve().parents[1]
-    split = ingest.read_splits(Layout(store).cells_dir(run.plan["dataset"]))
+    split = read_splits(Layout(store).cells_dir(run.plan["dataset"]))
     parts: dict[str, list[Tensor]] = {"train": [], "select": []}
     for group in reader.row_groups:
         block = reader.read(group.shard, group.group)

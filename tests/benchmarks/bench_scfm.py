@@ -20,14 +20,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from feature_store.cells import ingest
+from feature_store.cells import Source, open_source
 from sae_core.scfm import GeneMatch, ScGPT, ScGPTConfig, Site, Tokens, Vocabulary, precision_error
 from sae_core.scfm.batches import plan_batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from feature_store.cells.ingest import Source
 
 SITE = Site(kind="layer", index=6)
 CAP = 1200
@@ -136,7 +134,7 @@ def main() -> None:
             torch.cuda.synchronize()
         return tick()
 
-    source = ingest.open_source(options.data)
+    source = open_source(options.data)
     config = ScGPTConfig(n_layers=12, n_heads=8, d_model=512, d_hidden=512, max_seq_len=CAP)
     symbols = tuple(dict.fromkeys(source.gene_symbols))
     vocabulary = Vocabulary(tokens=(*symbols, "<pad>", "<cls>", "<eoc>"))

@@ -15,8 +15,7 @@ import pytest
 import scipy.sparse as sp
 from sklearn.metrics import roc_auc_score
 
-from feature_store.cells import ingest
-from feature_store.cells.expression import expression_of
+from feature_store.cells import expression_matrix, open_source, read_cells, write_cells
 from feature_store.codes import CodesRun, load_statistics
 from feature_store.errors import InputError, NotFoundError
 from feature_store.storage import commit
@@ -47,7 +46,7 @@ def stored(chain):
     """Cell codes as a dense matrix, read by Polars, and the cell table."""
     layout = Layout(chain.store)
     folder = layout.latest("codes").path / "by_cell"
-    cells = ingest.read_cells(layout.cells_dir(CodesRun.open(folder.parent).plan["dataset"]))
+    cells = read_cells(layout.cells_dir(CodesRun.open(folder.parent).plan["dataset"]))
     codes = np.zeros((cells.height, 48))
     for part in sorted(folder.glob("part-*.parquet")):
         cell, feature, value = pl.read_parquet(part).select("cell_idx", "feature_id", "value").to_numpy().T
@@ -59,33 +58,33 @@ def source_of(tmp_path, matrix):
     obs = pd.DataFrame(index=[f"c{i}" for i in range(matrix.shape[0])])
     var = pd.DataFrame(index=[f"G{i}" for i in range(matrix.shape[1])])
     anndata.AnnData(X=sp.csr_matrix(matrix.astype(np.float32)), obs=obs, var=var).write_h5ad(tmp_path / "x.h5ad")
-    return ingest.open_source(tmp_path / "x.h5ad")
+    return open_source(tmp_path / "x.h5ad")
 
 
 def test_expression_of_counts_is_log1p_of_counts_per_ten_thousand(tmp_path):
     counts = np.array([[1, 3, 0], [0, 0, 0], [2, 2, 4]])
     expected = np.log1p([[2500, 7500, 0], [0, 0, 0], [2500, 2500, 5000]])
-    np.testing.assert_allclose(expression_of(source_of(tmp_path, counts)).toarray(), expected, rtol=1e-6)
+    np.testing.assert_allclose(expression_matrix(source_of(tmp_path, counts)).toarray(), expected, rtol=1e-6)
 
 
 def test_log_normalised_values_are_taken_as_they_are(tmp_path):
     values = np.log1p([[2500.0, 7500, 0], [10_000, 0, 0], [2500, 2500, 5000]]).astype(np.float32)
     source = source_of(tmp_path, values)
     assert source.value_kind == "lognorm"
-    np.testing.assert_array_equal(expression_of(source).toarray(), values)
+    np.testing.assert_array_equal(expression_matrix(source).toarray(), values)
 
 
 def test_expression_does_not_depend_on_how_many_cells_are_read_at_once(chain, monkeypatch):
-    source = ingest.open_source(chain.extract.data)
-    whole = expression_of(source).toarray()
+    source = open_source(chain.extract.data)
+    whole = expression_matrix(source).toarray()
     monkeypatch.setattr("feature_store.cells.expression.BLOCK_ROWS", 7)
-    np.testing.assert_array_equal(expression_of(source).toarray(), whole)
+    np.testing.assert_array_equal(expression_matrix(source).toarray(), whole)
 
 
 def cells_with(chain, layout, **columns):
     """Write the tiny cells under another name with these columns; return the data set's name."""
-    source = ingest.open_source(chain.extract.data)
-    ingest.write_cells(layout, source, dataset="other", **columns)
+    source = open_source(chain.extract.data)
+    write_cells(layout, source, dataset="other", **columns)
     remember_source(layout, "other", source)
     return "other"
 
@@ -104,7 +103,7 @@ def cells_with(chain, layout, **columns):
 def test_labels_are_cell_type_batch_and_those_named_each_once(chain, tmp_path, columns, kinds):
     layout = Layout(tmp_path)
     dataset = cells_with(chain, layout, **columns)
-    assert label_kinds(layout, dataset, ingest.read_cells(layout.cells_dir(dataset))) == kinds
+    assert label_kinds(layout, dataset, read_cells(layout.cells_dir(dataset))) == kinds
 
 
 @pytest.mark.parametrize(
@@ -123,7 +122,7 @@ def test_the_replicate_unit_is_the_donor_else_the_batch_else_none(chain, own_sto
     units = cell_inputs(layout, other, []).units
     assert (units.kind if units else None) == unit
     if units is not None:
-        values = ingest.open_source(chain.extract.data).obs()[unit].to_list()
+        values = open_source(chain.extract.data).obs()[unit].to_list()
         assert [units.names[code] for code in units.codes] == values
 
 

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
 from feature_store import FeatureStore
-from feature_store.cells import ingest
+from feature_store.cells import read_cells
 from feature_store.codes import load_cell_codes
 from feature_store.query.runs import control_of
 from feature_store.storage import commit
@@ -172,7 +172,7 @@ def test_the_figures_of_the_comparison_are_sklearns_on_the_stored_codes(held_aga
     assert set(rows["representation"]) == {SAE, *EVERY}
     for row in rows.iter_rows(named=True):
         plan = commit.Run.open(layout.associations_dir(runs_of[row["representation"]]) / "features").plan
-        cells = ingest.read_cells(layout.cells_dir(plan["dataset"]))
+        cells = read_cells(layout.cells_dir(plan["dataset"]))
         codes = load_cell_codes(commit.Run.open(layout.codes_dir(plan["codes"]) / "by_cell"), cells.height)
         code = codes[:, [row["feature_id"]]].toarray().ravel()
         own = (cells["cell_type"] == row["target"]).to_numpy()

@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 from feature_store.activations.parts import ActivationReader
-from feature_store.cells import ingest
+from feature_store.cells import read_unit_splits
 from feature_store.codes import load_cell_codes
 from feature_store.query.store import FeatureStore
 from feature_store.storage import commit
@@ -120,12 +120,12 @@ def test_a_donor_keeps_its_split_in_other_data_and_the_same_file_is_the_same_dat
 ):
     layout = Layout(own_store)
     (own,) = layout.runs("cells")
-    mine = ingest.read_unit_splits(own.path, "donor")
+    mine = read_unit_splits(own.path, "donor")
     other = tiny_cells[tiny_cells.obs["donor"].isin(["D0", "D1", "D2", "D3"])].copy()
     other.obs["person"] = other.obs.pop("donor").astype(str).replace({"D3": "new"}).to_numpy()
     other.write_h5ad(tmp_path / "other.h5ad")
     done = encode(EncodeOptions(data=(tmp_path / "other.h5ad",), donor="person"), own_store)
-    theirs = ingest.read_unit_splits(layout.cells_dir(done.facts["dataset"]), "donor")
+    theirs = read_unit_splits(layout.cells_dir(done.facts["dataset"]), "donor")
     assert {name: theirs[name] for name in ("D0", "D1", "D2")} == {name: mine[name] for name in ("D0", "D1", "D2")}
     assert theirs["new"] in ("select", "test")
     same = chain.extract.model_dump(include={"data", "donor", "batch", "cell_type"})

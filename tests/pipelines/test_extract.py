@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from feature_store.activations.parts import ActivationReader
-from feature_store.cells import ingest
+from feature_store.cells import read_cells
 from feature_store.errors import BusyError, InputError
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
@@ -67,12 +67,12 @@ def test_splits_of_a_column_are_those_of_the_cells_and_stay_with_the_same_file(
     options = chain.extract.model_copy(update={"data": (tmp_path / "folds.h5ad",), "split": "fold"})
     layout = Layout(tmp_path / "store")
     extracted = extract(options, layout.root)[0]
-    found = ingest.read_cells(layout.cells_dir(extracted.facts["dataset"]))
+    found = read_cells(layout.cells_dir(extracted.facts["dataset"]))
     assert found["split"].to_list() == found["fold"].to_list()
     # without the column, what the SAE knows of the donors decides
     train(train_options, layout.root)
     encoded = encode(EncodeOptions(data=options.data, donor="donor"), layout.root)
-    assert ingest.read_cells(layout.cells_dir(encoded.facts["dataset"]))["split"].to_list() == found["fold"].to_list()
+    assert read_cells(layout.cells_dir(encoded.facts["dataset"]))["split"].to_list() == found["fold"].to_list()
 
 
 def test_running_again_does_nothing_and_finds_the_same_run(ray_local, chain):

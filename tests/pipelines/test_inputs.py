@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from feature_store.activations.parts import ActivationReader
-from feature_store.cells import ingest
+from feature_store.cells import open_source, write_cells
 from feature_store.errors import InputError
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
@@ -82,8 +82,8 @@ def remembered(two_files, tmp_path):
     """Both files as data sets of a store: the first alone, and both."""
     layout = Layout(tmp_path / "store")
     for name, paths in (("one", two_files[0]), ("both", two_files)):
-        source = ingest.open_source(paths)
-        ingest.write_cells(layout, source, dataset=name)
+        source = open_source(paths)
+        write_cells(layout, source, dataset=name)
         remember_source(layout, name, source)
     return layout
 
@@ -92,9 +92,9 @@ def test_the_files_of_a_data_set_are_found_again_in_their_order(remembered, two_
     assert recalled_source(remembered, "one").paths == two_files[:1]
     both = recalled_source(remembered, "both")
     assert both.paths == two_files
-    assert both.digest == ingest.open_source(two_files).digest
+    assert both.digest == open_source(two_files).digest
     noted = json.loads((remembered.cells_dir("one") / SOURCE_FILE).read_text())
-    assert noted == {"path": str(two_files[0]), "matrix": "X", "digest": ingest.open_source(two_files[0]).digest}
+    assert noted == {"path": str(two_files[0]), "matrix": "X", "digest": open_source(two_files[0]).digest}
 
 
 def test_the_file_that_changed_is_named(remembered, two_files, tiny_cells):

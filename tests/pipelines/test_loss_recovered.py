@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from feature_store.cells import ingest
+from feature_store.cells import read_splits
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
 from pipelines.inputs import SOURCE_FILE, recalled_model
@@ -36,7 +36,7 @@ def activations(chain):
 
 @pytest.fixture
 def measured(chain, activations):
-    cells = np.flatnonzero(ingest.read_splits(Layout(chain.store).cells_dir(activations.plan["dataset"])) == "select")
+    cells = np.flatnonzero(read_splits(Layout(chain.store).cells_dir(activations.plan["dataset"])) == "select")
     found = probe(activations, str(chain.store), cells, device="cpu")
     assert isinstance(found, Probe)
     return found

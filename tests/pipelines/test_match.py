@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from feature_store import FeatureStore
-from feature_store.cells import ingest
+from feature_store.cells import read_splits
 from feature_store.errors import NotFoundError
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import Layout
@@ -133,7 +133,7 @@ def test_other_layers_are_matched_by_codes_chosen_on_select_and_reported_on_test
     table = commit.read_table(result.path / "feature_match")
     of_first = next(info.path for info in Layout(own).runs("codes") if info.path != encoded.path)
     a, b = cell_codes(of_first), cell_codes(encoded.path)
-    split = ingest.read_splits(Layout(own).cells_dir(encoded.facts["dataset"]))
+    split = read_splits(Layout(own).cells_dir(encoded.facts["dataset"]))
     rows = table.filter(sae=four.first).drop_nulls("other_feature_id")
     assert rows.height > 20
     assert set(rows["method"]) == {"pearson/1"}

@@ -201,16 +201,16 @@ def test_a_version_leads_back_to_activations_data_model_and_code_and_says_what_i
 
 
 def test_a_run_without_test_cells_has_no_figure_of_them(chain, own_store, monkeypatch):
-    from feature_store.cells import ingest
+    from feature_store.cells import read_splits
 
-    original = ingest.read_splits
+    original = read_splits
 
     def without_test(folder):
         split = original(folder).copy()
         split[split == "test"] = "train"
         return split
 
-    monkeypatch.setattr(ingest, "read_splits", without_test)
+    monkeypatch.setattr("pipelines.training_loop.read_splits", without_test)
     facts = train(chain.train.model_copy(update={"seed": 5, "n_steps": 3}), own_store).facts
     assert "test_fvu" not in facts
     assert "select_fvu" in facts

@@ -18,7 +18,7 @@ from scipy import sparse
 from feature_store import FeatureStore
 from feature_store.associations import Labels, Strata, auroc, blocked_rank_test
 from feature_store.associations.gene_sets import canonical_immune
-from feature_store.cells.expression import expression_of
+from feature_store.cells import expression_matrix
 from feature_store.codes import CodesRun, load_cell_codes
 from pipelines.inputs import recalled_source
 
@@ -51,7 +51,7 @@ class Asked:
         assert codes is not None
         cells = store.frame("cells").sort("cell_idx").collect()
         with recalled_source(store.layout, dataset) as source:
-            expression, genes = expression_of(source), tuple(source.gene_symbols)
+            expression, genes = expression_matrix(source), tuple(source.gene_symbols)
         run = CodesRun.open(store.layout.codes_dir(codes))
         return cls(
             store=store,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from feature_store.cells import splits
+from feature_store.cells import make_splits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,7 +72,7 @@ def shared_genes(cells: "anndata.AnnData") -> "anndata.AnnData":
     batches = cells.obs["batch"].astype(str).to_numpy()
     detected = [np.asarray((cells.X[batches == batch] > 0).sum(axis=0)).ravel() > 0 for batch in np.unique(batches)]
     shared = cells[:, np.all(detected, axis=0)].copy()
-    shared.obs["split"] = splits.assign(None, shared.n_obs).tolist()
+    shared.obs["split"] = make_splits(shared.n_obs)[0].tolist()
     shared.obs["n_genes"] = np.asarray((shared.X > 0).sum(axis=1)).ravel().astype(float)
     return shared
 

@@ -15,7 +15,8 @@ import polars as pl
 import pytest
 from scipy import sparse
 
-from feature_store.cells import ingest
+from feature_store.cells import CSRRows, open_source, write_cells
+from feature_store.cells.gene_table import gene_table
 from feature_store.errors import InputError
 from feature_store.storage.layout import Layout
 
@@ -50,7 +51,7 @@ def save(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def dense(rows: ingest.CSRRows, n_genes: int) -> np.ndarray:
+def dense(rows: CSRRows, n_genes: int) -> np.ndarray:
     return sparse.csr_array((rows.data, rows.indices, rows.indptr), shape=(len(rows.indptr) - 1, n_genes)).toarray()
 
 
@@ -93,7 +94,7 @@ def test_every_matrix_in_every_store_is_read_as_anndata_reads_it(
     save: Callable[..., Path], counts: np.ndarray, matrix: str, store: str
 ) -> None:
     path = save(anndata.AnnData(MATRICES[matrix](counts)), **STORES[store])
-    with ingest.open_source(path) as source:
+    with open_source(path) as source:
         assert (source.matrix, source.value_kind) == ("X", "counts")
         for start, stop in ((0, N_CELLS), (0, 1), (13, 29), (N_CELLS - 1, N_CELLS), (5, 5)):
             rows = source.read_rows(start, stop)
@@ -107,7 +108,7 @@ def test_indices_of_the_smallest_integers_are_read(save: Callable[..., Path], co
     )
     with h5py.File(path) as file:
         assert file["X/indices"].dtype == np.uint8
-    assert (dense(ingest.open_source(path).read_rows(0, N_CELLS), N_GENES) == counts).all()
+    assert (dense(open_source(path).read_rows(0, N_CELLS), N_GENES) == counts).all()
 
 
 def test_a_dense_matrix_is_read_in_pieces_that_do_not_change_it(
@@ -115,7 +116,7 @@ def test_a_dense_matrix_is_read_in_pieces_that_do_not_change_it(
 ) -> None:
     monkeypatch.setattr("feature_store.cells.matrices.PIECE_VALUES", 7 * N_GENES)
     for options in ({}, {"compression": "gzip"}, {"zarr_format": 3, "chunks": (4, 9)}):
-        with ingest.open_source(save(anndata.AnnData(counts), **options)) as source:
+        with open_source(save(anndata.AnnData(counts), **options)) as source:
             for start, stop in ((0, N_CELLS), (6, 8), (7, 7), (0, 0), (3, 41)):
                 assert (dense(source.read_rows(start, stop), N_GENES) == counts[start:stop]).all()
 
@@ -130,10 +131,10 @@ def test_layers_and_a_raw_of_more_genes_are_read_with_their_own_genes(
     adata.raw = whole
     for options in ({}, {"zarr_format": 2}, {"zarr_format": 3}):
         path = save(adata, **options)
-        with ingest.open_source(path) as layer:
+        with open_source(path) as layer:
             assert (layer.matrix, layer.n_genes) == ("layers/counts", 4)
             assert (dense(layer.read_rows(0, N_CELLS), 4) == counts[:, :4]).all()
-        with ingest.open_source(path, matrix="raw") as raw:
+        with open_source(path, matrix="raw") as raw:
             assert raw.gene_symbols == [f"WIDE{i}" for i in range(N_GENES)]
             assert (dense(raw.read_rows(9, 31), N_GENES) == counts[9:31]).all()
 
@@ -144,7 +145,7 @@ def test_the_order_of_the_values_within_a_row_changes_nothing(save: Callable[...
     for row in range(N_CELLS):
         own = slice(shuffled.indptr[row], shuffled.indptr[row + 1])
         shuffled.indices[own], shuffled.data[own] = shuffled.indices[own][::-1], shuffled.data[own][::-1]
-    source = ingest.open_source(save(anndata.AnnData(shuffled)))
+    source = open_source(save(anndata.AnnData(shuffled)))
     for mine, wanted in zip(source.read_rows(0, N_CELLS), (ordered.indptr, ordered.indices, ordered.data), strict=True):
         assert (mine == wanted).all()
 
@@ -178,7 +179,7 @@ def test_every_kind_of_obs_column_is_read_as_anndata_reads_it(
     monkeypatch.setattr("feature_store.cells.annotations.BLOCK_CELLS", 11)
     wanted = obs_of_every_kind()
     path = save(anndata.AnnData(counts, obs=wanted.copy()), **STORES[store])
-    source = ingest.open_source(path)
+    source = open_source(path)
     found = source.obs()
     assert found.columns == list(wanted.columns)
     assert dict(found.schema) == {
@@ -201,7 +202,7 @@ def test_nullable_strings_are_read_with_their_nulls(save: Callable[..., Path], c
     path = save(adata, settings={"allow_write_nullable_strings": True}, convert_strings_to_categoricals=False)
     with h5py.File(path) as file:
         assert file["obs/text"].attrs["encoding-type"] == "nullable-string-array"
-    assert ingest.open_source(path).obs()["text"].to_list() == [None if i == 1 else f"{i}" for i in range(N_CELLS)]
+    assert open_source(path).obs()["text"].to_list() == [None if i == 1 else f"{i}" for i in range(N_CELLS)]
 
 
 def test_obs_of_the_first_encoding_is_read_with_its_categories(tmp_path: Path, counts: np.ndarray) -> None:
@@ -224,7 +225,7 @@ def test_obs_of_the_first_encoding_is_read_with_its_categories(tmp_path: Path, c
         obs["kind"].attrs["categories"] = obs["__categories/kind"].ref
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        source = ingest.open_source(path)
+        source = open_source(path)
         found, names = source.obs(), source.obs_names()
     assert found["kind"].to_list()[:4] == [None, "a", "b", None]
     assert found["score"].to_list() == [i / 2 for i in range(N_CELLS)]
@@ -238,7 +239,7 @@ def test_the_real_files_read_as_anndata_reads_them_in_every_store(scsae_data: Pa
     for options in (*STORES.values(), {"as_dense": ["X"], "compression": "lzf"}):
         if "chunks" in options:
             continue
-        with ingest.open_source(save(adata, **options)) as source:
+        with open_source(save(adata, **options)) as source:
             assert (dense(source.read_rows(0, 300), adata.n_vars) == wanted).all()
             obs = source.obs()
         assert obs.columns == list(adata.obs.columns)
@@ -296,27 +297,27 @@ DAMAGE: dict[str, tuple[dict[str, Any], str]] = {
 def test_a_damaged_sparse_matrix_is_refused_naming_where(tmp_path: Path, damage: str) -> None:
     change, message = DAMAGE[damage]
     with pytest.raises(InputError, match=message) as error:
-        ingest.open_source(csr_file(tmp_path, ONES, **change))
+        open_source(csr_file(tmp_path, ONES, **change))
     assert "damaged.h5ad" in str(error.value)
 
 
 def test_damage_that_the_sample_missed_is_refused_when_the_genes_are_counted(tmp_path: Path) -> None:
     counts = np.ones((20_000, 2), dtype=np.float32)
-    source = ingest.open_source(csr_file(tmp_path, counts, indices=with_value(2 * 1300, 1)))
+    source = open_source(csr_file(tmp_path, counts, indices=with_value(2 * 1300, 1)))
     with pytest.raises(InputError, match="row 1300: column 1 is there twice"):
-        ingest.write_cells(Layout(tmp_path / "store"), source)
+        write_cells(Layout(tmp_path / "store"), source)
     assert not (tmp_path / "store").exists()
 
 
 def test_a_file_that_is_empty_or_cut_off_is_refused(tmp_path: Path, save: Callable[..., Path]) -> None:
     (tmp_path / "empty.h5ad").touch()
     with pytest.raises(InputError, match=r"empty\.h5ad is no HDF5 file, or a damaged one"):
-        ingest.open_source(tmp_path / "empty.h5ad")
+        open_source(tmp_path / "empty.h5ad")
     whole = save(anndata.AnnData(np.ones((500, 40), np.float32)), compression="gzip").read_bytes()
     for share in (0.05, 0.5, 0.99):
         (tmp_path / "cut.h5ad").write_bytes(whole[: int(len(whole) * share)])
         with pytest.raises(InputError, match=r"cut\.h5ad is no HDF5 file, or a damaged one"):
-            ingest.open_source(tmp_path / "cut.h5ad")
+            open_source(tmp_path / "cut.h5ad")
 
 
 def test_a_block_whose_bytes_changed_is_refused_naming_its_rows(tmp_path: Path, save: Callable[..., Path]) -> None:
@@ -328,13 +329,13 @@ def test_a_block_whose_bytes_changed_is_refused_naming_its_rows(tmp_path: Path, 
     content[chunk.byte_offset + 10 : chunk.byte_offset + 60] = bytes(50)
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"X of .*: rows \[\d+, \d+\) cannot be read .*copy it again"):
-        ingest.gene_table(ingest.open_source(path))
+        gene_table(open_source(path))
 
 
 def test_no_cells_are_refused(save: Callable[..., Path]) -> None:
     for matrix in (np.zeros((0, 3), np.float32), sparse.csr_matrix((0, 3), dtype=np.float32)):
         with pytest.raises(InputError, match="empty: 0 cells x 3 genes"):
-            ingest.open_source(save(anndata.AnnData(matrix)))
+            open_source(save(anndata.AnnData(matrix)))
 
 
 @pytest.fixture
@@ -354,14 +355,14 @@ def test_a_missing_chunk_of_a_zarr_matrix_is_refused(zarr_folder: Path) -> None:
     assert len(chunks) > 1
     chunks[1].unlink()
     with pytest.raises(InputError, match=rf"X of .*: 1 of {len(chunks)} chunks of its values are missing: .*copy it"):
-        ingest.open_source(zarr_folder)
+        open_source(zarr_folder)
 
 
 @pytest.mark.parametrize("array", ["X/indices", "X/indptr"])
 def test_a_missing_chunk_of_the_places_of_values_is_refused(zarr_folder: Path, array: str) -> None:
     chunks_of(zarr_folder, array)[0].unlink()
     with pytest.raises(InputError, match=r"is there twice|indptr does not ascend"):
-        ingest.open_source(zarr_folder)
+        open_source(zarr_folder)
 
 
 @pytest.mark.parametrize(
@@ -380,14 +381,14 @@ def test_a_half_copied_zarr_folder_is_refused(zarr_folder: Path, tmp_path: Path,
     gone = zarr_folder / removed
     shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
     with pytest.raises(InputError, match=message):
-        ingest.write_cells(Layout(tmp_path / "store"), ingest.open_source(zarr_folder), donor="donor")
+        write_cells(Layout(tmp_path / "store"), open_source(zarr_folder), donor="donor")
     assert not (tmp_path / "store").exists()
 
 
 def test_a_zarr_folder_whose_description_was_cut_off_is_refused(zarr_folder: Path) -> None:
     (zarr_folder / "zarr.json").write_text((zarr_folder / "zarr.json").read_text()[:100])
     with pytest.raises(InputError, match="is no zarr group, or a damaged one"):
-        ingest.open_source(zarr_folder)
+        open_source(zarr_folder)
 
 
 def without_consolidated_metadata(folder: Path) -> None:
@@ -406,11 +407,11 @@ def test_obs_of_another_length_than_the_matrix_is_refused(save: Callable[..., Pa
         file["obs/donor/codes"] = codes
         file["obs/donor/codes"].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
     with pytest.raises(InputError, match=r"obs column 'donor' of .* has 59 entries, X 60 cells"):
-        ingest.open_source(path).obs()
+        open_source(path).obs()
     with h5py.File(path, "r+") as file:
         names = file["var/_index"][:-1]
         del file["var/_index"]
         file["var/_index"] = names
         file["var/_index"].attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
     with pytest.raises(InputError, match=r"X of .* has 9 columns and var 8 genes"):
-        ingest.open_source(path)
+        open_source(path)

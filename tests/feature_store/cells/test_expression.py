@@ -11,7 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
 
-from feature_store.cells import expression, ingest
+from feature_store.cells import (
+    ExpressionReader,
+    Source,
+    expression_matrix,
+    open_source,
+    plan_expression,
+    write_cells,
+    write_expression_part,
+)
 from feature_store.errors import IncompleteRunError, IntegrityError, PlanMismatchError
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
@@ -30,28 +38,28 @@ def counts() -> np.ndarray:
     return matrix
 
 
-def open_with(path: Path, matrix: np.ndarray) -> ingest.Source:
+def open_with(path: Path, matrix: np.ndarray) -> Source:
     obs = pd.DataFrame(index=[f"c{i}" for i in range(len(matrix))])
     var = pd.DataFrame(index=[f"G{i}" for i in range(matrix.shape[1])])
     anndata.AnnData(X=sp.csr_matrix(matrix), obs=obs, var=var).write_h5ad(path)
-    return ingest.open_source(path)
+    return open_source(path)
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several parts and ranges of genes of so few cells."""
-    monkeypatch.setattr(expression, "PART_NONZEROS", 80)
-    monkeypatch.setattr(expression, "RANGE_NONZEROS", 75)
-    monkeypatch.setattr(expression, "RANGE_GENES", 4)
+    monkeypatch.setattr("feature_store.cells.expression.PART_NONZEROS", 80)
+    monkeypatch.setattr("feature_store.cells.expression.RANGE_NONZEROS", 75)
+    monkeypatch.setattr("feature_store.cells.expression.RANGE_GENES", 4)
 
 
-def turned(root: Path, source: ingest.Source) -> commit.Run:
+def turned(root: Path, source: Source) -> commit.Run:
     layout = Layout(root)
-    dataset = str(ingest.write_cells(layout, source)["dataset"][0])
+    dataset = str(write_cells(layout, source)["dataset"][0])
     genes = commit.read_table(layout.genes_dir(dataset))
-    run = commit.Run.create(root / "expression", expression.plan_expression(dataset, source, genes))
+    run = commit.Run.create(root / "expression", plan_expression(dataset, source, genes))
     for shard in run.pending():
-        expression.write_part(run, shard, source)
+        write_expression_part(run, shard, source)
     run.finalize()
     return run
 
@@ -68,8 +76,8 @@ def test_any_range_of_genes_is_log1p_of_counts_per_ten_thousand_of_all_cells(tmp
     assert run.n_shards > 2
     assert len(run.plan["bounds"]) > 4
     expected = log_cp10k(counts)
-    reader = expression.ExpressionReader(run)
-    np.testing.assert_allclose(expression.expression_of(source).toarray(), expected, rtol=1e-6)
+    reader = ExpressionReader(run)
+    np.testing.assert_allclose(expression_matrix(source).toarray(), expected, rtol=1e-6)
     for start, stop in ((0, N_GENES), (2, 9), (4, 5), *zip(reader.bounds[:-1], reader.bounds[1:], strict=True)):
         found = reader.read(start, stop)
         assert found.dtype == np.float32
@@ -83,7 +91,7 @@ def test_log_normalised_values_are_kept_as_they_are(tmp_path, counts):
     values = log_cp10k(counts).astype(np.float32)
     source = open_with(tmp_path / "x.h5ad", values)
     assert source.value_kind == "lognorm"
-    reader = expression.ExpressionReader(turned(tmp_path, source))
+    reader = ExpressionReader(turned(tmp_path, source))
     np.testing.assert_array_equal(reader.read(0, N_GENES).toarray(), values)
 
 
@@ -110,7 +118,7 @@ def test_a_run_resumes_to_the_same_bytes_and_is_of_one_data_set(tmp_path, counts
         run.part(shard).unlink()
     (run.path / "MANIFEST.json").unlink()
     with pytest.raises(IncompleteRunError):
-        expression.ExpressionReader(run)
+        ExpressionReader(run)
     assert run.pending() == [0, 2]
     assert turned(tmp_path, source).manifest() == calm
     other = counts.copy()
@@ -126,4 +134,4 @@ def test_a_damaged_part_is_named(tmp_path, counts):
     content[40] ^= 255
     part.write_bytes(bytes(content))
     with pytest.raises(IntegrityError, match="part-00000"):
-        expression.ExpressionReader(run).read(0, N_GENES)
+        ExpressionReader(run).read(0, N_GENES)

@@ -13,7 +13,17 @@ import polars as pl
 import pytest
 from scipy import sparse
 
-from feature_store.cells import ingest, splits
+from feature_store.cells import (
+    Source,
+    SplitConfig,
+    make_splits,
+    open_source,
+    read_cells,
+    read_split_record,
+    read_unit_splits,
+    write_cells,
+)
+from feature_store.cells.splits import check_whole_units
 from feature_store.errors import InputError, PlanMismatchError
 from feature_store.storage.commit import Run
 from feature_store.storage.layout import Layout
@@ -67,7 +77,7 @@ def write_h5ad(tmp_path: Path, obs: pd.DataFrame) -> Callable[..., Path]:
     return write
 
 
-def dense(source: ingest.Source, start: int, stop: int) -> np.ndarray:
+def dense(source: Source, start: int, stop: int) -> np.ndarray:
     rows = source.read_rows(start, stop)
     shape = (stop - start, source.n_genes)
     return sparse.csr_array((rows.data, rows.indices, rows.indptr), shape=shape).toarray()
@@ -89,7 +99,7 @@ STORED = {
 @pytest.mark.parametrize("how", list(STORED))
 def test_rows_are_read_as_they_were_written(write_h5ad: Callable[..., Path], counts: np.ndarray, how: str) -> None:
     convert, name, options = STORED[how]
-    with ingest.open_source(write_h5ad(convert(counts), name=name, **options)) as source:
+    with open_source(write_h5ad(convert(counts), name=name, **options)) as source:
         assert (source.matrix, source.value_kind) == ("X", "counts")
         assert (source.n_cells, source.n_genes) == (N_CELLS, N_GENES)
         for start, stop in ((0, N_CELLS), (0, 1), (7, 19), (29, 30), (5, 5)):
@@ -104,7 +114,7 @@ def test_reading_rows_never_holds_the_matrix(tmp_path: Path) -> None:
     matrix = sparse.random_array((n_cells, n_genes), density=0.2, format="csr", random_state=0, dtype=np.float32)
     matrix.data = np.ceil(matrix.data * 9)
     anndata.AnnData(sparse.csr_matrix(matrix)).write_h5ad(tmp_path / "big.h5ad")
-    source = ingest.open_source(tmp_path / "big.h5ad")
+    source = open_source(tmp_path / "big.h5ad")
     tracemalloc = pytest.importorskip("tracemalloc")
     tracemalloc.start()
     for start in range(0, n_cells, 1000):
@@ -131,13 +141,13 @@ def test_raw_counts_are_preferred_to_logs_and_logs_to_nothing(
     values = {"counts": counts, "lognorm": np.log1p(counts / 3), "scaled": counts - counts.mean(axis=0)}
     layers = {"counts": values[matrices["counts"]]} if "counts" in matrices else None
     raw = values[matrices["raw"]] if "raw" in matrices else None
-    source = ingest.open_source(write_h5ad(values[matrices["X"]], layers=layers, raw=raw))
+    source = open_source(write_h5ad(values[matrices["X"]], layers=layers, raw=raw))
     assert (source.matrix, source.value_kind) == chosen
 
 
 def test_a_matrix_can_be_named(write_h5ad: Callable[..., Path], counts: np.ndarray) -> None:
     path = write_h5ad(counts, layers={"log": np.log1p(counts / 3)})
-    source = ingest.open_source(path, matrix="layers/log")
+    source = open_source(path, matrix="layers/log")
     assert (source.matrix, source.value_kind) == ("layers/log", "lognorm")
     assert np.allclose(dense(source, 0, N_CELLS), np.log1p(counts / 3))
 
@@ -147,14 +157,14 @@ def test_scaled_values_are_refused_with_what_the_file_has_instead(
 ) -> None:
     path = write_h5ad(counts - 1.5, layers={"log": np.log1p(counts / 3)})
     with pytest.raises(InputError, match=r"X: has negative values.*layers/log: non-negative.*--matrix layers/log"):
-        ingest.open_source(path)
+        open_source(path)
     with pytest.raises(InputError, match=r"matrix X .* holds neither counts nor log-normalised values"):
-        ingest.open_source(path, matrix="X")
+        open_source(path, matrix="X")
 
 
 def test_normalised_values_without_a_log_are_refused(write_h5ad: Callable[..., Path], counts: np.ndarray) -> None:
     with pytest.raises(InputError, match=r"normalised but not logged.*layers\['counts'\]"):
-        ingest.open_source(write_h5ad(counts * 1234.5))
+        open_source(write_h5ad(counts * 1234.5))
 
 
 def test_an_unknown_matrix_is_refused_with_the_nearest_name(
@@ -164,7 +174,7 @@ def test_an_unknown_matrix_is_refused_with_the_nearest_name(
     with pytest.raises(
         InputError, match=r"no matrix 'layer/count'; it has X, layers/counts; did you mean 'layers/counts'"
     ):
-        ingest.open_source(path, matrix="layer/count")
+        open_source(path, matrix="layer/count")
 
 
 @pytest.mark.parametrize(("value", "problem"), [(np.nan, "nan is not finite"), (np.inf, "inf is not finite")])
@@ -173,7 +183,7 @@ def test_a_value_that_is_not_finite_is_refused_naming_its_row(
 ) -> None:
     counts[17, 4] = value
     with pytest.raises(InputError, match=f"row 17, column 4: the value {problem}"):
-        ingest.open_source(write_h5ad(sparse.csr_matrix(counts)))
+        open_source(write_h5ad(sparse.csr_matrix(counts)))
 
 
 @pytest.mark.parametrize(
@@ -185,12 +195,12 @@ def test_a_row_that_the_sample_missed_is_refused_when_it_is_read(tmp_path: Path,
     matrix[1300, 1] = value
     path = tmp_path / "long.h5ad"
     anndata.AnnData(sparse.csr_matrix(matrix)).write_h5ad(path)
-    source = ingest.open_source(path)
+    source = open_source(path)
     assert len(source.read_rows(0, 1300).data) == 2600
     with pytest.raises(InputError, match=f"row 1300, column 1: the value .* {problem}"):
         source.read_rows(1000, 2000)
     with pytest.raises(InputError, match="row 1300"):
-        ingest.write_cells(Layout(tmp_path / "store"), source)
+        write_cells(Layout(tmp_path / "store"), source)
     assert not (tmp_path / "store").exists()
 
 
@@ -199,10 +209,10 @@ def test_a_matrix_stored_by_column_is_refused_with_the_command_that_converts_it(
 ) -> None:
     path = write_h5ad(sparse.csc_matrix(counts))
     with pytest.raises(InputError, match=r"by column \(CSC\)") as error:
-        ingest.open_source(path)
+        open_source(path)
     command = str(error.value).split('python -c "')[1].removesuffix('"')
     subprocess.run([sys.executable, "-c", command], check=True, cwd=tmp_path)
-    assert (dense(ingest.open_source(tmp_path / "rows.h5ad"), 0, N_CELLS) == counts).all()
+    assert (dense(open_source(tmp_path / "rows.h5ad"), 0, N_CELLS) == counts).all()
 
 
 def test_files_that_are_no_anndata_are_refused(
@@ -210,34 +220,34 @@ def test_files_that_are_no_anndata_are_refused(
 ) -> None:
     write_h5ad(counts, name="kang.h5ad")
     with pytest.raises(InputError, match=r"no file .*kamg.h5ad; in its folder there is kang.h5ad; did you mean"):
-        ingest.open_source(tmp_path / "kamg.h5ad")
+        open_source(tmp_path / "kamg.h5ad")
     (tmp_path / "text.h5ad").write_text("no HDF5")
     with pytest.raises(InputError, match="no HDF5 file, or a damaged one"):
-        ingest.open_source(tmp_path / "text.h5ad")
+        open_source(tmp_path / "text.h5ad")
     truncated = (tmp_path / "kang.h5ad").read_bytes()[:2000]
     (tmp_path / "cut.h5ad").write_bytes(truncated)
     with pytest.raises(InputError, match="damaged"):
-        ingest.open_source(tmp_path / "cut.h5ad")
+        open_source(tmp_path / "cut.h5ad")
     with pytest.raises(InputError, match="a folder and no zarr group"):
-        ingest.open_source(tmp_path)
+        open_source(tmp_path)
     import h5py
 
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["matrix"] = counts
     with pytest.raises(InputError, match="no AnnData: it has no obs and no var; it has matrix"):
-        ingest.open_source(tmp_path / "other.h5")
+        open_source(tmp_path / "other.h5")
 
 
 def test_an_empty_matrix_is_refused(tmp_path: Path) -> None:
     anndata.AnnData(np.zeros((0, 3), np.float32)).write_h5ad(tmp_path / "no-cells.h5ad")
     with pytest.raises(InputError, match="empty: 0 cells x 3 genes"):
-        ingest.open_source(tmp_path / "no-cells.h5ad")
+        open_source(tmp_path / "no-cells.h5ad")
     anndata.AnnData(sparse.csr_matrix((5, 3), dtype=np.float32)).write_h5ad(tmp_path / "zeros.h5ad")
     with pytest.raises(InputError, match="every sampled value is 0"):
-        ingest.open_source(tmp_path / "zeros.h5ad")
+        open_source(tmp_path / "zeros.h5ad")
     anndata.AnnData(obs=pd.DataFrame(index=["a"]), var=pd.DataFrame(index=["g"])).write_h5ad(tmp_path / "none.h5ad")
     with pytest.raises(InputError, match=r"\(none\)"):
-        ingest.open_source(tmp_path / "none.h5ad")
+        open_source(tmp_path / "none.h5ad")
 
 
 ENSEMBL = [f"ENSG0000000000{i}" for i in range(N_GENES)]
@@ -265,13 +275,13 @@ def test_symbols_and_ensembl_ids_are_found_where_files_keep_them(
     symbols: list[str],
     ensembl: list[str] | None,
 ) -> None:
-    source = ingest.open_source(write_h5ad(counts, var=var))
+    source = open_source(write_h5ad(counts, var=var))
     assert source.gene_symbols == symbols
     assert source.ensembl_ids == ensembl
 
 
 def test_every_obs_column_is_kept_with_its_kind(write_h5ad: Callable[..., Path], counts: np.ndarray) -> None:
-    source = ingest.open_source(write_h5ad(counts))
+    source = open_source(write_h5ad(counts))
     frame = source.obs()
     assert dict(frame.schema) == {
         "patient": pl.String,
@@ -292,28 +302,28 @@ def test_the_digest_is_of_the_content_and_not_of_the_name(
 ) -> None:
     path = write_h5ad(counts)
     (tmp_path / "copy.h5ad").write_bytes(path.read_bytes())
-    digest = ingest.open_source(path).digest
-    assert digest == ingest.open_source(tmp_path / "copy.h5ad").digest
+    digest = open_source(path).digest
+    assert digest == open_source(tmp_path / "copy.h5ad").digest
     assert len(digest) == 64
-    assert digest != ingest.open_source(write_h5ad(counts + 1, name="other.h5ad")).digest
+    assert digest != open_source(write_h5ad(counts + 1, name="other.h5ad")).digest
     store = write_h5ad(counts, name="a.zarr")
-    before = ingest.open_source(store).digest
-    assert before == ingest.open_source(store).digest
+    before = open_source(store).digest
+    assert before == open_source(store).digest
 
 
 def test_cells_carry_their_split_the_named_columns_and_every_obs_column(
     write_h5ad: Callable[..., Path], counts: np.ndarray, tmp_path: Path
 ) -> None:
     layout = Layout(tmp_path / "store")
-    source = ingest.open_source(write_h5ad(counts))
-    cells = ingest.write_cells(
+    source = open_source(write_h5ad(counts))
+    cells = write_cells(
         layout,
         source,
         dataset="toy",
         donor="patient",
         cell_type="label",
         labels=["doublet"],
-        split=splits.SplitConfig(seed=4),
+        split=SplitConfig(seed=4),
     )
     assert cells.columns == [
         *("cell_idx", "cell_id", "dataset", "split", "donor", "batch", "cell_type"),
@@ -322,9 +332,12 @@ def test_cells_carry_their_split_the_named_columns_and_every_obs_column(
     assert cells["cell_idx"].to_list() == list(range(N_CELLS))
     assert cells["donor"].to_list() == cells["patient"].to_list()
     assert cells["batch"].null_count() == N_CELLS
-    assert cells["split"].to_list() == splits.assign(cells["patient"].to_list(), N_CELLS, seed=4).tolist()
-    assert ingest.read_cells(layout.cells_dir("toy")).equals(cells)
-    record = ingest.read_split_record(layout.cells_dir("toy"))
+    assert (
+        cells["split"].to_list()
+        == make_splits(N_CELLS, donor=cells["patient"].to_list(), config=SplitConfig(seed=4))[0].tolist()
+    )
+    assert read_cells(layout.cells_dir("toy")).equals(cells)
+    record = read_split_record(layout.cells_dir("toy"))
     assert (record.unit, record.n_units, record.fallback) == ("donor", 4, None)
 
 
@@ -335,32 +348,30 @@ def test_splits_may_come_from_a_column_or_from_what_is_known_of_the_units(
     known = dict(zip(patients, ("test", "train", "select", "train"), strict=True))
     obs["split"] = obs["patient"].map(known).astype(str)
     layout = Layout(tmp_path / "store")
-    source = ingest.open_source(write_h5ad(counts, obs=obs))
-    by_column = ingest.write_cells(layout, source, donor="patient", split_column="split")
+    source = open_source(write_h5ad(counts, obs=obs))
+    by_column = write_cells(layout, source, donor="patient", split_column="split")
     assert by_column["split"].to_list() == obs["split"].tolist()
     assert "split_obs" not in by_column.columns
     folder = layout.cells_dir(by_column["dataset"][0])
-    assert ingest.read_unit_splits(folder, "donor") == known
-    assert ingest.read_unit_splits(folder, "batch") == {}
-    by_known = ingest.write_cells(layout, source, donor="patient", known_splits={**known, "elsewhere": "test"})
+    assert read_unit_splits(folder, "donor") == known
+    assert read_unit_splits(folder, "batch") == {}
+    by_known = write_cells(layout, source, donor="patient", known_splits={**known, "elsewhere": "test"})
     assert by_known["split"].to_list() == by_column["split"].to_list()
-    dealt = ingest.write_cells(layout, source, donor="patient", known_splits={"elsewhere": "test"})
-    assert dealt["dataset"][0] == ingest.write_cells(layout, source, donor="patient")["dataset"][0]
+    dealt = write_cells(layout, source, donor="patient", known_splits={"elsewhere": "test"})
+    assert dealt["dataset"][0] == write_cells(layout, source, donor="patient")["dataset"][0]
     assert len({cells["dataset"][0] for cells in (by_column, by_known, dealt)}) == 3
     with pytest.raises(InputError, match="--split was 'fold', no obs column"):
-        ingest.write_cells(layout, source, split_column="fold")
+        write_cells(layout, source, split_column="fold")
 
 
 def test_genes_carry_detections_and_means(
     write_h5ad: Callable[..., Path], counts: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ingest, "BLOCK_ROWS", 7)
+    monkeypatch.setattr("feature_store.cells.gene_table.BLOCK_ROWS", 7)
     layout = Layout(tmp_path / "store")
-    source = ingest.open_source(
-        write_h5ad(sparse.csr_matrix(counts), var=pd.DataFrame({"gene_ids": ENSEMBL}, index=SYMBOLS))
-    )
-    ingest.write_cells(layout, source, dataset="toy")
-    genes = ingest.read_cells(layout.genes_dir("toy"))
+    source = open_source(write_h5ad(sparse.csr_matrix(counts), var=pd.DataFrame({"gene_ids": ENSEMBL}, index=SYMBOLS)))
+    write_cells(layout, source, dataset="toy")
+    genes = read_cells(layout.genes_dir("toy"))
     assert genes["symbol"].to_list() == SYMBOLS
     assert genes["ensembl_id"].to_list() == ENSEMBL
     assert genes["n_cells"].to_list() == (counts > 0).sum(axis=0).tolist()
@@ -374,9 +385,7 @@ def test_obs_columns_with_the_names_of_the_table_keep_apart(
     obs["split"] = "mine"
     obs["cell_type"] = "theirs"
     obs["cell_type_obs"] = "taken"
-    cells = ingest.write_cells(
-        Layout(tmp_path / "s"), ingest.open_source(write_h5ad(counts, obs=obs)), dataset="d", donor="donor"
-    )
+    cells = write_cells(Layout(tmp_path / "s"), open_source(write_h5ad(counts, obs=obs)), dataset="d", donor="donor")
     assert cells.columns[7:] == ["split_obs", "cell_type_obs_obs", "cell_type_obs"]
     assert cells["donor"].to_list() == obs["donor"].tolist()
     assert set(cells["split_obs"]) == {"mine"}
@@ -391,7 +400,7 @@ def test_cell_names_may_repeat(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         path = write_h5ad(counts, obs=obs)
-    cells = ingest.write_cells(Layout(tmp_path / "s"), ingest.open_source(path))
+    cells = write_cells(Layout(tmp_path / "s"), open_source(path))
     assert cells["cell_id"].unique().to_list() == ["same"]
     assert cells["cell_idx"].n_unique() == N_CELLS
 
@@ -399,12 +408,12 @@ def test_cell_names_may_repeat(
 def test_an_unknown_obs_column_is_refused_with_the_nearest_and_nothing_is_written(
     write_h5ad: Callable[..., Path], counts: np.ndarray, tmp_path: Path
 ) -> None:
-    source = ingest.open_source(write_h5ad(counts))
+    source = open_source(write_h5ad(counts))
     layout = Layout(tmp_path / "store")
     with pytest.raises(InputError, match=r"--cell-type was 'lable'.*there are patient, .*did you mean 'label'"):
-        ingest.write_cells(layout, source, cell_type="lable")
+        write_cells(layout, source, cell_type="lable")
     with pytest.raises(InputError, match="--label was 'condition'"):
-        ingest.write_cells(layout, source, labels=["condition"])
+        write_cells(layout, source, labels=["condition"])
     assert not layout.root.exists()
 
 
@@ -416,11 +425,11 @@ def test_writing_cells_again_reads_no_matrix_and_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     layout = Layout(tmp_path / "store")
-    source = ingest.open_source(write_h5ad(counts))
-    first = ingest.write_cells(layout, source, donor="patient")
+    source = open_source(write_h5ad(counts))
+    first = write_cells(layout, source, donor="patient")
     before = folder_hashes(layout.root)
-    monkeypatch.setattr(ingest.Source, "read_rows", None)
-    assert ingest.write_cells(layout, source, donor="patient").equals(first)
+    monkeypatch.setattr(Source, "read_rows", None)
+    assert write_cells(layout, source, donor="patient").equals(first)
     assert folder_hashes(layout.root) == before
 
 
@@ -428,13 +437,13 @@ def test_other_options_make_another_data_set_unless_its_name_is_given(
     write_h5ad: Callable[..., Path], counts: np.ndarray, tmp_path: Path
 ) -> None:
     layout = Layout(tmp_path / "store")
-    source = ingest.open_source(write_h5ad(counts))
-    names = {ingest.write_cells(layout, source, **options)["dataset"][0] for options in ({}, {"donor": "patient"})}
+    source = open_source(write_h5ad(counts))
+    names = {write_cells(layout, source, **options)["dataset"][0] for options in ({}, {"donor": "patient"})}
     assert len(names) == 2
     assert all(name.startswith("data-") for name in names)
-    ingest.write_cells(layout, source, dataset="toy")
+    write_cells(layout, source, dataset="toy")
     with pytest.raises(PlanMismatchError, match="donor: None in the folder, 'patient' asked for"):
-        ingest.write_cells(layout, source, dataset="toy", donor="patient")
+        write_cells(layout, source, dataset="toy", donor="patient")
 
 
 def test_pbmc68k_is_read_from_its_log_normalised_raw(tmp_path: Path) -> None:
@@ -443,21 +452,21 @@ def test_pbmc68k_is_read_from_its_log_normalised_raw(tmp_path: Path) -> None:
         warnings.simplefilter("ignore")
         adata = scanpy.datasets.pbmc68k_reduced()
     adata.write_h5ad(tmp_path / "pbmc.h5ad")
-    source = ingest.open_source(tmp_path / "pbmc.h5ad")
+    source = open_source(tmp_path / "pbmc.h5ad")
     assert (source.matrix, source.value_kind, source.n_cells, source.n_genes) == ("raw", "lognorm", 700, 765)
     assert source.gene_symbols[0] == "HES4"
     assert (dense(source, 100, 200) == adata.raw.X[100:200].toarray()).all()
-    cells = ingest.write_cells(Layout(tmp_path / "s"), source, cell_type="bulk_labels")
+    cells = write_cells(Layout(tmp_path / "s"), source, cell_type="bulk_labels")
     assert cells["cell_type"].to_list() == adata.obs["bulk_labels"].astype(str).tolist()
     with pytest.raises(InputError, match="--matrix raw"):
-        ingest.open_source(tmp_path / "pbmc.h5ad", matrix="X")
+        open_source(tmp_path / "pbmc.h5ad", matrix="X")
 
 
 def test_the_real_files_hold_counts_and_both_kinds_of_names(scsae_data: Path) -> None:
     files = sorted(scsae_data.glob("*.h5ad"))
     assert files
     for path in files:
-        source = ingest.open_source(path)
+        source = open_source(path)
         assert (source.matrix, source.value_kind) == ("X", "counts")
         assert source.ensembl_ids is not None
         assert "CD74" in source.gene_symbols or "ISG15" in source.gene_symbols
@@ -468,13 +477,11 @@ def test_the_real_files_hold_counts_and_both_kinds_of_names(scsae_data: Path) ->
 
 
 def test_kang_is_split_by_donor(scsae_data: Path, tmp_path: Path) -> None:
-    source = ingest.open_source(scsae_data / "kang18_ifnb_2000x9015_counts.h5ad")
+    source = open_source(scsae_data / "kang18_ifnb_2000x9015_counts.h5ad")
     layout = Layout(tmp_path)
-    cells = ingest.write_cells(
-        layout, source, donor="donor", batch="batch", cell_type="cell_type", labels=["condition"]
-    )
-    splits.check_whole_units(cells["split"].to_numpy(), cells["donor"].to_list())
-    record = ingest.read_split_record(layout.cells_dir(cells["dataset"][0]))
+    cells = write_cells(layout, source, donor="donor", batch="batch", cell_type="cell_type", labels=["condition"])
+    check_whole_units(cells["split"].to_numpy(), cells["donor"].to_list())
+    record = read_split_record(layout.cells_dir(cells["dataset"][0]))
     assert (record.unit, record.n_units) == ("donor", 8)
     assert 0.4 < record.cells["train"] / 2000 < 0.6
     assert Run.open(layout.cells_dir(cells["dataset"][0])).verify() == []

@@ -12,7 +12,8 @@ import polars as pl
 import pytest
 from scipy import sparse
 
-from feature_store.cells import ingest, splits
+from feature_store.cells import CSRRows, open_source, read_cells, read_split_record, write_cells
+from feature_store.cells.splits import check_whole_units
 from feature_store.errors import InputError
 from feature_store.storage.commit import Run
 from feature_store.storage.layout import Layout
@@ -40,7 +41,7 @@ def save(tmp_path: Path, rng: np.random.Generator) -> Callable[..., Path]:
     return write
 
 
-def dense(rows: ingest.CSRRows, n_genes: int) -> np.ndarray:
+def dense(rows: CSRRows, n_genes: int) -> np.ndarray:
     return sparse.csr_array((rows.data, rows.indices, rows.indptr), shape=(len(rows.indptr) - 1, n_genes)).toarray()
 
 
@@ -51,7 +52,7 @@ def frames(*paths: Path) -> pd.DataFrame:
 
 def test_rows_across_files_are_those_of_the_files_below_each_other(save: Callable[..., Path]) -> None:
     paths = save("a.h5ad", ["G1", "G2", "G3"]), save("b.h5ad", ["G3", "G4", "G1"], 5), save("c.h5ad", ["G5", "G2"], 9)
-    source = ingest.open_source(paths)
+    source = open_source(paths)
     wanted = frames(*paths)
     assert source.gene_symbols == list(wanted.columns) == ["G1", "G2", "G3", "G4", "G5"]
     assert (source.n_cells, source.n_genes, source.n_genes_in_all) == (26, 5, 0)
@@ -66,7 +67,7 @@ def test_rows_across_files_are_those_of_the_files_below_each_other(save: Callabl
 
 def test_a_look_at_the_data_takes_as_many_cells_of_each_file(save: Callable[..., Path]) -> None:
     paths = [save(f"{i}.h5ad", ["G1", "G2"], n) for i, n in enumerate((30, 4, 30))]
-    rows = ingest.open_source(paths).read_first(18)
+    rows = open_source(paths).read_first(18)
     wanted = np.concatenate([frames(path).to_numpy()[:6] for path in paths])
     assert (dense(rows, 2) == wanted).all()
 
@@ -75,7 +76,7 @@ def test_genes_are_joined_by_ensembl_id_where_every_file_has_them(save: Callable
     ids = [f"ENSG0000000000{i}" for i in range(4)]
     first = save("a.h5ad", ["OLD", "SAME"], ensembl=ids[:2])
     second = save("b.h5ad", ["NEW", "OTHER", "MORE"], ensembl=[f"{ids[0]}.7", ids[2], ids[3]])
-    source = ingest.open_source([first, second])
+    source = open_source([first, second])
     assert source.gene_symbols == ["OLD", "SAME", "OTHER", "MORE"]
     assert source.ensembl_ids == ids
     assert source.n_genes_in_all == 1
@@ -84,10 +85,10 @@ def test_genes_are_joined_by_ensembl_id_where_every_file_has_them(save: Callable
 
 def test_genes_are_joined_by_symbol_where_a_file_has_no_ensembl_ids(save: Callable[..., Path]) -> None:
     ids = ["ENSG00000000001", "ENSG00000000002"]
-    source = ingest.open_source([save("a.h5ad", ["G1", "G2"]), save("b.h5ad", ["G2", "G3"], ensembl=ids)])
+    source = open_source([save("a.h5ad", ["G1", "G2"]), save("b.h5ad", ["G2", "G3"], ensembl=ids)])
     assert source.gene_symbols == ["G1", "G2", "G3"]
     assert source.ensembl_ids == ["", *ids]
-    assert ingest.open_source([save("c.h5ad", ["G1", "G2"]), save("d.h5ad", ["G2"])]).ensembl_ids is None
+    assert open_source([save("c.h5ad", ["G1", "G2"]), save("d.h5ad", ["G2"])]).ensembl_ids is None
 
 
 def test_a_name_that_a_file_has_twice_stays_two_genes(save: Callable[..., Path], tmp_path: Path) -> None:
@@ -95,7 +96,7 @@ def test_a_name_that_a_file_has_twice_stays_two_genes(save: Callable[..., Path],
         adata = anndata.read_h5ad(save(name, ["G1", "X", "Y"]))
         adata.var = pd.DataFrame({"gene_name": ["G1", "TWICE", "TWICE"]}, index=["G1", "X", "Y"])
         adata.write_h5ad(tmp_path / name)
-    source = ingest.open_source([tmp_path / "a.h5ad", tmp_path / "b.h5ad"])
+    source = open_source([tmp_path / "a.h5ad", tmp_path / "b.h5ad"])
     assert source.gene_symbols == ["G1", "TWICE", "TWICE"]
     wanted = np.concatenate([frames(path).to_numpy() for path in source.paths])
     assert (dense(source.read_rows(0, 24), 3) == wanted).all()
@@ -104,7 +105,7 @@ def test_a_name_that_a_file_has_twice_stays_two_genes(save: Callable[..., Path],
 def test_obs_is_joined_with_nulls_behind_the_name_of_the_file(save: Callable[..., Path], tmp_path: Path) -> None:
     a = save("a.h5ad", ["G1"], 3, donor=["d1", "d2", "d3"], age=[1, 2, 3], dose=[1, 2, 3], file=["x", "y", "z"])
     b = save("b.h5ad", ["G1"], 2, donor=["d1", "d4"], age=[0.5, 1.5], dose=["low", "high"], only=[True, False])
-    source = ingest.open_source([a, b])
+    source = open_source([a, b])
     found = source.obs()
     assert found.to_dict(as_series=False) == {
         "file": ["a.h5ad"] * 3 + ["b.h5ad"] * 2,
@@ -115,7 +116,7 @@ def test_obs_is_joined_with_nulls_behind_the_name_of_the_file(save: Callable[...
         "only": [None, None, None, True, False],
     }
     assert source.obs_names().to_list() == ["cell 0", "cell 1", "cell 2", "cell 0", "cell 1"]
-    cells = ingest.write_cells(Layout(tmp_path / "store"), source, donor="donor", batch="file", dataset="both")
+    cells = write_cells(Layout(tmp_path / "store"), source, donor="donor", batch="file", dataset="both")
     assert cells["batch"].to_list() == found["file"].to_list()
     assert cells["cell_idx"].to_list() == [0, 1, 2, 3, 4]
     assert cells["cell_id"].n_unique() == 3
@@ -123,24 +124,24 @@ def test_obs_is_joined_with_nulls_behind_the_name_of_the_file(save: Callable[...
 
 def test_files_of_one_name_are_told_apart_by_their_folders(save: Callable[..., Path], tmp_path: Path) -> None:
     paths = [save(f"{folder}/cells.h5ad", ["G1"], 2) for folder in ("s1", "s2")]
-    source = ingest.open_source(paths)
+    source = open_source(paths)
     assert source.obs()["file"].to_list() == ["s1/cells.h5ad"] * 2 + ["s2/cells.h5ad"] * 2
 
 
 def test_a_donor_in_two_files_is_one_donor_and_in_one_split(save: Callable[..., Path], tmp_path: Path) -> None:
     donors = [f"d{i % 4}" for i in range(12)]
-    source = ingest.open_source([save("a.h5ad", ["G1"], donor=donors), save("b.h5ad", ["G1"], donor=donors)])
+    source = open_source([save("a.h5ad", ["G1"], donor=donors), save("b.h5ad", ["G1"], donor=donors)])
     layout = Layout(tmp_path / "store")
-    cells = ingest.write_cells(layout, source, donor="donor")
-    splits.check_whole_units(cells["split"].to_numpy(), cells["donor"])
-    assert ingest.read_split_record(layout.cells_dir(cells["dataset"][0])).n_units == 4
+    cells = write_cells(layout, source, donor="donor")
+    check_whole_units(cells["split"].to_numpy(), cells["donor"])
+    assert read_split_record(layout.cells_dir(cells["dataset"][0])).n_units == 4
 
 
 def test_genes_are_counted_over_all_files(save: Callable[..., Path], tmp_path: Path) -> None:
     paths = save("a.h5ad", ["G1", "G2"]), save("b.h5ad", ["G2", "G3"], 5)
     layout = Layout(tmp_path / "store")
-    ingest.write_cells(layout, ingest.open_source(paths), dataset="both")
-    genes, wanted = ingest.read_cells(layout.genes_dir("both")), frames(*paths)
+    write_cells(layout, open_source(paths), dataset="both")
+    genes, wanted = read_cells(layout.genes_dir("both")), frames(*paths)
     assert genes["symbol"].to_list() == ["G1", "G2", "G3"]
     assert genes["n_cells"].to_list() == (wanted > 0).sum().tolist()
     assert np.allclose(genes["mean"].to_numpy(), wanted.mean())
@@ -151,7 +152,7 @@ def test_the_files_and_their_order_are_what_the_data_set_is(
 ) -> None:
     a, b = save("a.h5ad", ["G1", "G2"]), save("b.h5ad", ["G1", "G2"])
     layout = Layout(tmp_path / "store")
-    first = ingest.write_cells(layout, ingest.open_source([a, b]))["dataset"][0]
+    first = write_cells(layout, open_source([a, b]))["dataset"][0]
     assert first.startswith("a-and-1-more-")
     before = folder_hashes(layout.root)
     moved = tmp_path / "elsewhere"
@@ -159,19 +160,19 @@ def test_the_files_and_their_order_are_what_the_data_set_is(
     copies = [(moved / path.name) for path in (a, b)]
     for path, copy in zip((a, b), copies, strict=True):
         copy.write_bytes(path.read_bytes())
-    assert ingest.write_cells(layout, ingest.open_source(copies))["dataset"][0] == first
+    assert write_cells(layout, open_source(copies))["dataset"][0] == first
     assert folder_hashes(layout.root) == before
-    other = ingest.open_source([b, a])
-    assert other.digest != ingest.open_source([a, b]).digest
-    assert ingest.write_cells(layout, other)["dataset"][0] not in (first, None)
-    assert ingest.open_source([a]).digest == ingest.open_source(a).digest
+    other = open_source([b, a])
+    assert other.digest != open_source([a, b]).digest
+    assert write_cells(layout, other)["dataset"][0] not in (first, None)
+    assert open_source([a]).digest == open_source(a).digest
 
 
 def test_one_file_in_a_list_is_that_file(save: Callable[..., Path], tmp_path: Path) -> None:
     path = save("a.h5ad", ["G1", "G2"], donor=["x", "y", "z"] * 4)
     alone, listed = (Layout(tmp_path / name) for name in ("alone", "listed"))
-    cells = ingest.write_cells(alone, ingest.open_source(path), donor="donor")
-    ingest.write_cells(listed, ingest.open_source([str(path)]), donor="donor")
+    cells = write_cells(alone, open_source(path), donor="donor")
+    write_cells(listed, open_source([str(path)]), donor="donor")
     dataset = cells["dataset"][0]
     assert "file" not in cells.columns
     for folder in (Layout.cells_dir, Layout.genes_dir):
@@ -184,20 +185,20 @@ def test_each_file_may_have_its_counts_in_another_matrix(save: Callable[..., Pat
     adata.layers["counts"] = adata.X.copy()
     adata.X = np.log1p(adata.X / 3)
     adata.write_h5ad(b)
-    source = ingest.open_source([a, b])
+    source = open_source([a, b])
     assert (source.matrix, source.value_kind) == ("X,layers/counts", "counts")
-    again = ingest.open_source([a, b], matrix=source.matrix)
+    again = open_source([a, b], matrix=source.matrix)
     assert (dense(again.read_rows(0, 24), 2) == dense(source.read_rows(0, 24), 2)).all()
     with pytest.raises(InputError, match=r"--matrix was 'X,X,X', 3 for 2 files"):
-        ingest.open_source([a, b], matrix="X,X,X")
+        open_source([a, b], matrix="X,X,X")
     with pytest.raises(InputError, match=r"counts and log-normalised values cannot be one .*b\.h5ad: X holds lognorm"):
-        ingest.open_source([a, b], matrix="X")
+        open_source([a, b], matrix="X")
 
 
 def test_counts_and_logarithms_are_refused_together(save: Callable[..., Path]) -> None:
     paths = save("a.h5ad", ["G1"]), save("b.h5ad", ["G1"], log=True)
     with pytest.raises(InputError, match=r"a\.h5ad: X holds counts; .*b\.h5ad: X holds lognorm\); .*--matrix"):
-        ingest.open_source(paths)
+        open_source(paths)
 
 
 def test_files_without_a_gene_in_common_are_refused(save: Callable[..., Path]) -> None:
@@ -205,41 +206,41 @@ def test_files_without_a_gene_in_common_are_refused(save: Callable[..., Path]) -
     with pytest.raises(
         InputError, match=r"mouse\.h5ad has no gene in common with .*human\.h5ad: Cd3d, Lyz2, \.\.\. ag"
     ):
-        ingest.open_source(paths)
+        open_source(paths)
 
 
 def test_the_same_cells_twice_are_refused(save: Callable[..., Path], tmp_path: Path) -> None:
     path = save("a.h5ad", ["G1"])
     with pytest.raises(InputError, match=r"a\.h5ad was given twice"):
-        ingest.open_source([path, tmp_path / "." / "a.h5ad"])
+        open_source([path, tmp_path / "." / "a.h5ad"])
     copy = tmp_path / "copy.h5ad"
     copy.write_bytes(path.read_bytes())
     with pytest.raises(InputError, match=r"copy\.h5ad is a copy of .*a\.h5ad"):
-        ingest.write_cells(Layout(tmp_path / "store"), ingest.open_source([path, copy]))
+        write_cells(Layout(tmp_path / "store"), open_source([path, copy]))
     assert not (tmp_path / "store").exists()
     with pytest.raises(InputError, match="no file was given"):
-        ingest.open_source([])
+        open_source([])
 
 
 def test_an_obs_column_that_no_file_has_is_refused_naming_the_files(save: Callable[..., Path], tmp_path: Path) -> None:
-    source = ingest.open_source([save("a.h5ad", ["G1"], donor=["d"] * 12), save("b.h5ad", ["G1"])])
+    source = open_source([save("a.h5ad", ["G1"], donor=["d"] * 12), save("b.h5ad", ["G1"])])
     with pytest.raises(
         InputError, match=r"--donor was 'doner', no obs column of .*a\.h5ad, .*b\.h5ad; there are file, d"
     ):
-        ingest.write_cells(Layout(tmp_path / "store"), source, donor="doner")
+        write_cells(Layout(tmp_path / "store"), source, donor="doner")
 
 
 def test_every_pass_over_the_data_reports_what_is_done(save: Callable[..., Path], tmp_path: Path) -> None:
     seen: dict[str, tuple[int, str, list[int]]] = {}
 
     @contextmanager
-    def watch(title: str, total: int, unit: str):
+    def progress(title: str, total: int, unit: str):
         done: list[int] = []
         seen[title] = (total, unit, done)
         yield done.append
 
-    source = ingest.open_source([save("a.h5ad", ["G1"], 9000), save("b.h5ad", ["G1"], 300)], watch=watch)
-    ingest.write_cells(Layout(tmp_path / "store"), source)
+    source = open_source([save("a.h5ad", ["G1"], 9000), save("b.h5ad", ["G1"], 300)], progress=progress)
+    write_cells(Layout(tmp_path / "store"), source)
     assert list(seen) == ["hash", "check values"]
     assert seen["check values"] == (9300, "cells", [4096, 8192, 9300])
     assert seen["hash"][1] == "MB"
@@ -249,8 +250,8 @@ def test_every_pass_over_the_data_reports_what_is_done(save: Callable[..., Path]
 def test_real_files_of_two_studies_are_one_data_set(scsae_data: Path, tmp_path: Path) -> None:
     paths = sorted(scsae_data.glob("kang18*.h5ad"))
     assert len(paths) == 2
-    source = ingest.open_source(paths)
-    alone = [ingest.open_source(path) for path in paths]
+    source = open_source(paths)
+    alone = [open_source(path) for path in paths]
     assert source.n_cells == sum(one.n_cells for one in alone)
     ids = [set(one.ensembl_ids or one.gene_symbols) for one in alone]
     assert source.n_genes_in_all == len(ids[0] & ids[1])
@@ -260,7 +261,7 @@ def test_real_files_of_two_studies_are_one_data_set(scsae_data: Path, tmp_path: 
         assert mine.data.sum() == theirs.data.sum()
         names = [source.gene_symbols[i] for i in mine.indices[: mine.indptr[1]]]
         assert sorted(names) == sorted(one.gene_symbols[i] for i in theirs.indices[: theirs.indptr[1]])
-    cells = ingest.write_cells(Layout(tmp_path), source, donor="donor", cell_type="cell_type")
-    splits.check_whole_units(cells["split"].to_numpy(), cells["donor"])
+    cells = write_cells(Layout(tmp_path), source, donor="donor", cell_type="cell_type")
+    check_whole_units(cells["split"].to_numpy(), cells["donor"])
     assert cells.group_by("file").len().sort("file")["len"].to_list() == [one.n_cells for one in alone]
     assert cells.filter(pl.col("donor").is_null()).height == 0

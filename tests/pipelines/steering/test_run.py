@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import torch
 
-from feature_store.cells import ingest
+from feature_store.cells import open_source, read_cells
 from feature_store.errors import NotFoundError
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
@@ -90,7 +90,7 @@ def embeddings(result, condition, draw=0, table="per_cell", **point):
 
 
 def cells_of(store):
-    return ingest.read_cells(next(path for path in (store / "cells").iterdir()))
+    return read_cells(next(path for path in (store / "cells").iterdir()))
 
 
 def chosen_features(result):
@@ -100,7 +100,7 @@ def chosen_features(result):
 def embed(chain, cells, patch=None):
     """Embedding of some cells straight from the model, one cell at a time, with a dense patch of gene tokens."""
     model = load_model(chain.extract.model)
-    source = ingest.open_source(chain.extract.data)
+    source = open_source(chain.extract.data)
     match = model.match_genes(source.gene_symbols)
     out = []
     for cell in cells:
@@ -276,7 +276,7 @@ def test_what_is_true_on_test_cells_does_not_change_the_choice(tables):
 def with_labels(store, change):
     """Rewrite the cell table of a store; its other files stay."""
     folder = next((store / "cells").iterdir())
-    cells, plan, note = ingest.read_cells(folder), commit.Run.open(folder).plan, (folder / "source.json").read_text()
+    cells, plan, note = read_cells(folder), commit.Run.open(folder).plan, (folder / "source.json").read_text()
     kept = {
         path.name: shutil.move(path, folder.parent.parent / path.name) for path in folder.iterdir() if path.is_dir()
     }

@@ -1,0 +1,181 @@
+"""An opened data set: one AnnData file, or several as one.
+
+Files are opened, never loaded (`anndata_file`), so memory does not grow with the number of values. Several files are
+one data set: its cells follow each other in the order of the files, and its genes are the union of theirs. The digest
+of the content is one pass over the bytes (about 1.5 GB/s).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from feature_store.cells.anndata_file import AnnDataFile, digest, files_below, open_file
+from feature_store.cells.annotations import join_genes, join_obs
+from feature_store.cells.matrices import CSRRows, concat_rows, sort_rows
+from feature_store.errors import InputError
+
+BLOCK_ROWS = 4096
+Progress = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
+"""Shows the progress of a pass over the data: `with progress(title, total, unit) as update`, where `update(n)` says
+that n units are done."""
+
+
+@contextmanager
+def no_progress(_title: str, _total: int, _unit: str) -> Iterator[Callable[[int], None]]:
+    """The `Progress` that shows nothing."""
+    yield lambda _done: None
+
+
+class Source:
+    """An opened data set; make one with `open_source`. A context manager; not for passing between processes.
+
+    Attributes:
+        paths: its files (or zarr folders); their order is part of what the data set is.
+        matrix: the matrix in use, "X", "raw" or "layers/NAME"; one for each file, comma-separated, where they differ.
+        value_kind: "counts" or "lognorm", the same in every file.
+        n_cells, n_genes: cells of all files together, and the union of their genes.
+        n_genes_in_all: genes that every file has; a cell counts 0 of those that its file has not.
+        gene_symbols: symbol of each gene [n_genes]; the var name where there is no symbol.
+        ensembl_ids: Ensembl id of each gene without version, "" where unknown; None if no file has any.
+        progress: shows the passes over the data.
+    """
+
+    def __init__(self, files: Sequence[AnnDataFile], *, progress: Progress = no_progress) -> None:
+        self.paths = tuple(file.path for file in files)
+        matrices = [file.matrix for file in files]
+        self.matrix = matrices[0] if len(set(matrices)) == 1 else ",".join(matrices)
+        self.value_kind = files[0].value_kind
+        self.progress = progress
+        self._files = tuple(files)
+        # file i holds the cells [_first[i], _first[i + 1])
+        self._first = np.cumsum([0, *(file.n_cells for file in files)])
+        self.n_cells = int(self._first[-1])
+        genes = join_genes([(file.gene_symbols, file.ensembl_ids) for file in files], list(map(str, self.paths)))
+        self.gene_symbols, self.ensembl_ids, self.n_genes_in_all = genes.symbols, genes.ensembl, genes.n_in_all
+        self.n_genes = len(genes.symbols)
+        self._columns = genes.columns
+
+    def __repr__(self) -> str:
+        files = ", ".join(repr(str(path)) for path in self.paths)
+        return f"Source({files}, {self.matrix}: {self.value_kind}, {self.n_cells} x {self.n_genes})"
+
+    def __enter__(self) -> "Source":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files:
+            file.close()
+
+    @property
+    def digest(self) -> str:
+        """Sha256 of the content, wherever it lies: the file's own, or that of all files' in their order."""
+        if len(self.digests) == 1:
+            return self.digests[0]
+        return sha256("".join(f"{one}\n" for one in self.digests).encode()).hexdigest()
+
+    @cached_property
+    def digests(self) -> tuple[str, ...]:
+        """Sha256 of each file's content: one pass over its bytes, on first use. InputError if two are the same."""
+        sizes = [sum(part.stat().st_size for part in files_below(path)) for path in self.paths]
+        read = 0
+        with self.progress("hash", sum(sizes) // 1_000_000, "MB") as update:
+
+            def on_bytes(n: int) -> None:
+                nonlocal read
+                read += n
+                update(read // 1_000_000)
+
+            found = tuple(digest(path, on_bytes) for path in self.paths)
+        for i, one in enumerate(found):
+            if one in found[:i]:
+                raise InputError(
+                    f"{self.paths[i]} is a copy of {self.paths[found.index(one)]}: its cells would count twice; "
+                    "leave one of them out"
+                )
+        return found
+
+    def read_rows(self, start: int, stop: int) -> CSRRows:
+        """Cells [start, stop), genes as ascending columns. InputError naming the row of a value that cannot be."""
+        if not 0 <= start <= stop <= self.n_cells:
+            raise InputError(
+                f"rows [{start}, {stop}) are not in [0, {self.n_cells}) of {', '.join(map(str, self.paths))}"
+            )
+        parts = []
+        for i, file in enumerate(self._files):
+            low, high = max(start, int(self._first[i])), min(stop, int(self._first[i + 1]))
+            if low < high:
+                rows = file.read_rows(low - int(self._first[i]), high - int(self._first[i]))
+                parts.append(self._in_joined_genes(rows, i))
+        return concat_rows(parts)
+
+    def read_first(self, n: int) -> CSRRows:
+        """About `n` cells, as many from the start of each file: a look at the data."""
+        share = -(-n // len(self._files))
+        starts = self._first[:-1].tolist()
+        return concat_rows(
+            [self.read_rows(a, a + min(share, file.n_cells)) for a, file in zip(starts, self._files, strict=True)]
+        )
+
+    def obs(self) -> pl.DataFrame:
+        """Every obs column, in order: categories as strings, numbers, booleans and dates kept, NaN as null.
+
+        Of several files, one below the other, behind a column `file` (`annotations.join_obs`).
+        """
+        if len(self._files) == 1:
+            return self._files[0].obs()
+        names = short_names(self.paths)
+        return join_obs([(name, file.n_cells, file.obs()) for name, file in zip(names, self._files, strict=True)])
+
+    def obs_names(self) -> pl.Series:
+        """Names of the cells as the files have them [n_cells]; they may repeat, so `cell_idx` is the key."""
+        return pl.concat([file.obs_names() for file in self._files])
+
+    def _in_joined_genes(self, rows: CSRRows, i: int) -> CSRRows:
+        if len(self._files) == 1:
+            return rows
+        return sort_rows(rows._replace(indices=self._columns[i][rows.indices]), where=str(self.paths[i]))
+
+
+def open_source(
+    paths: str | Path | Sequence[str | Path], *, matrix: str | None = None, progress: Progress = no_progress
+) -> Source:
+    """Open an .h5ad file or an AnnData .zarr folder, or several as one data set.
+
+    `matrix` is "X", "raw" or "layers/NAME" in every file, or one for each, comma-separated; None chooses in each file
+    (`anndata_file.open_file`). `progress` shows the long passes. InputError as from `open_file`, for a file given
+    twice, files of counts and of log-normalised values together, and files without a gene in common.
+    """
+    files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    for i, path in enumerate(files):
+        if path.resolve() in {other.resolve() for other in files[:i]}:
+            raise InputError(f"{path} was given twice: its cells would count twice; give each file once")
+    if not files:
+        raise InputError("no file was given; give an .h5ad file or an AnnData .zarr folder")
+    named = [matrix] * len(files) if matrix is None or len(files) == 1 else matrix.split(",")
+    named = named * len(files) if len(named) == 1 else named
+    if len(named) != len(files):
+        raise InputError(f"--matrix was {matrix!r}, {len(named)} for {len(files)} files; name one, or one for each")
+    opened = [open_file(path, matrix=name) for path, name in zip(files, named, strict=True)]
+    if len({file.value_kind for file in opened}) > 1:
+        kinds = "; ".join(f"{file.path}: {file.matrix} holds {file.value_kind}" for file in opened)
+        raise InputError(
+            f"counts and log-normalised values cannot be one data set ({kinds}); name the matrices that hold the same "
+            "with --matrix, one for each file: --matrix X,layers/counts"
+        )
+    return Source(opened, progress=progress)
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """The files' names, with as many folders before them as tell them apart: a run does not depend on where it lies."""
+    parts = [path.absolute().parts for path in paths]
+    depth = next(n for n in range(1, max(map(len, parts)) + 1) if len({part[-n:] for part in parts}) == len(parts))
+    return ["/".join(part[-depth:]) for part in parts]
