@@ -1,0 +1,160 @@
+"""What the documentation names has to exist: commands and their options, modules, paths, links."""
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import scsae
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("scsae", "pipelines", "sae_core", "feature_store")
+PAGES = sorted(
+    [ROOT / "README.md", ROOT / "infra" / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("sae_core/**/*.md")]
+)
+SOURCES = sorted(path for folder in (*PACKAGES, "docs") for path in (ROOT / folder).rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+DOTTED = re.compile(rf"(?<![\w./-])(?:{'|'.join(PACKAGES[1:])})(?:\.\w+)+(?![\w/-])")
+PLACES = re.compile(rf"(?<![\w./-])(?:{'|'.join((*PACKAGES, 'docs', 'tests', 'infra'))})/[\w./*-]*\w")
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+COMMAND = re.compile(r"(?<![\w./-])(?:\.venv/bin/)?scsae (?=[a-z])")
+NO_MODULES = ("__file__", "__path__", "py", "md", "png", "json", "yaml", "h5ad", "npz", "toml")
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@cache
+def members(path: Path) -> dict[str, set[str]]:
+    """The names that a module defines or imports, each with its own: those of a class, none of anything else."""
+    found: dict[str, set[str]] = {}
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            found.setdefault(node.name, set()).update(names_in(node))
+    return {**{name: set() for name in names_in(tree)}, **found}
+
+
+def names_in(tree: ast.AST) -> Iterator[str]:
+    """Names bound directly in a module or class, and attributes that the class's methods set."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            yield from (alias.asname or alias.name for alias in node.names)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.attr
+
+
+def exists(dotted: str) -> bool:
+    """Whether a dotted name is a module of ours, or something in one."""
+    parts = dotted.split(".")
+    for n in range(len(parts), 0, -1):
+        folder = ROOT.joinpath(*parts[:n])
+        file = next((f for f in (folder / "__init__.py", folder.with_suffix(".py")) if f.exists()), None)
+        if file is not None:
+            inside = members(file)
+            return n == len(parts) or (parts[n] in inside and (n + 1 == len(parts) or parts[n + 1] in inside[parts[n]]))
+    return False
+
+
+def test_a_dotted_name_is_found_where_it_is_and_nowhere_else():
+    assert exists("pipelines.config.TrainOptions.k")
+    assert exists("feature_store.storage")
+    assert not exists("pipelines.config.TrainOptions.kk")
+    assert not exists("feature_store.ingest")
+
+
+@pytest.mark.parametrize("path", [*PAGES, *SOURCES, *(path for path in TESTS if path != Path(__file__))], ids=named)
+def test_every_module_that_is_named_exists(path):
+    texts = texts_of(path) if path in TESTS else [path.read_text()]
+    said = {name for text in texts for name in DOTTED.findall(text) if name.rpartition(".")[2] not in NO_MODULES}
+    assert sorted(name for name in said if not exists(name)) == []
+
+
+@pytest.mark.parametrize("path", [*PAGES, *SOURCES, *TESTS], ids=named)
+def test_every_path_that_is_named_exists(path):
+    said = set(PLACES.findall(path.read_text()))
+    assert sorted(place for place in said if "NAME" not in place and not list(ROOT.glob(place))) == []
+
+
+@pytest.mark.parametrize(
+    "path", [*PAGES, ROOT / "scsae" / "__init__.py", ROOT / "pipelines" / "functions.py"], ids=named
+)
+def test_every_name_of_the_door_exists(path):
+    assert set(re.findall(r"(?<![\w./-])scsae\.(\w+)", path.read_text())) <= set(scsae.__all__)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=named)
+def test_every_link_of_a_page_leads_somewhere(path):
+    for link in LINK.findall(path.read_text()):
+        if "://" in link:
+            continue
+        file, _, heading = link.partition("#")
+        target = (path.parent / file).resolve() if file else path
+        assert target.exists(), link
+        if heading:
+            titles = re.findall(r"(?m)^#+ (.+)$", target.read_text())
+            assert heading in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}, link
+
+
+def texts_of(path: Path) -> Iterator[str]:
+    """The text of a page; the strings of a module, with X for what is filled in."""
+    if path.suffix != ".py":
+        yield path.read_text()
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "X" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def commands_in(text: str) -> Iterator[str]:
+    """What follows `scsae` wherever a command is quoted or stands in a block of code, to its end."""
+    blocks = re.findall(r"```\w*\n(.*?)```", text, re.DOTALL)
+    quoted = re.findall(r"`(scsae [^`]+)`|\A(scsae [^`]+)\Z", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    for line in [*lines, *(" ".join("".join(pair).split()) for pair in quoted)]:
+        if found := COMMAND.search(line.partition("#")[0]):
+            yield line.partition("#")[0][found.end() :]
+
+
+@cache
+def command_line() -> Any:
+    import typer.main
+
+    from pipelines.cli import app
+
+    return typer.main.get_command(app)
+
+
+def unknown_in(words: str) -> list[str]:
+    """What of a command does not exist: its name, or its options."""
+    command, first = command_line(), words.split()
+    while first and first[0] in getattr(command, "commands", {}):
+        command = command.commands[first.pop(0)]
+    if command is command_line():
+        return [first[0]]
+    known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    return sorted(set(re.findall(r"(?<!\S)--[a-z][a-z-]*", words)) - known - {"--help"})
+
+
+def test_a_command_that_does_not_exist_is_found():
+    assert [
+        unknown_in(words)
+        for words in commands_in("`scsae trian --k 3` and\n```\n.venv/bin/scsae train \\\n --kk 3\n```")
+    ] == [*(["--kk"], ["trian"])]
+
+
+@pytest.mark.parametrize("path", [*PAGES, *SOURCES], ids=named)
+def test_every_command_that_is_named_exists_with_its_options(path):
+    found = {words: unknown_in(words) for text in texts_of(path) for words in commands_in(text)}
+    assert {words: unknown for words, unknown in found.items() if unknown} == {}
