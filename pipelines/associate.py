@@ -117,7 +117,7 @@ class Measurer:
 def associate(options: AssociateOptions, store: Path, *, address: str | None = None) -> StageResult:
     """Compute the five association tables of a codes run; what is committed already is not computed again.
 
-    With `data`, the newest SAE (or `run`) encodes that data set first. Raises as `associate_all`.
+    With `data`, the newest SAE (or `sae`) encodes that data set first. Raises as `associate_all`.
     """
     return associate_all(options, store, address=address)[-1]
 
@@ -132,7 +132,7 @@ def associate_all(options: AssociateOptions, store: Path, *, address: str | None
     sets = tuple([read_gmt(path) for path in options.gmt] or [canonical_immune()])
     with one_ray_session():
         if not options.data:
-            return [_associate(options, options.run, sets, store, address)]
+            return [_associate(options, options.codes, sets, store, address)]
         given = {name: getattr(options, name) for name in EncodeOptions.model_fields if hasattr(options, name)}
         encoded = encode(EncodeOptions(**given), store, address=address)
         return [encoded, _associate(options, encoded.run, sets, store, address)]
@@ -143,7 +143,7 @@ def _associate(
 ) -> StageResult:
     clock = Clock()
     layout = Layout(store)
-    codes = CodesRun.open(parent_run(layout, "codes", run).path)
+    codes = CodesRun.open(parent_run(layout, "codes", run, option="--codes").path)
     plan = {
         "format": FORMAT_VERSION,
         "codes": codes.folder.name,

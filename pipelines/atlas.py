@@ -22,7 +22,6 @@ from feature_store.storage.layout import MANIFEST, Layout
 from pipelines.errors import ON_PURPOSE
 from pipelines.runtime.output import console
 from pipelines.runtime.progress import Ticker, stderr_console, ticking
-from pipelines.runtime.reports import open_store
 from pipelines.runtime.stage import Clock
 
 ONLY_HERE = ("127.0.0.1", "localhost", "::1")
@@ -35,14 +34,16 @@ class Missing(NamedTuple):
     make: Callable[[], object]
 
 
-def serve_atlas(root: Path, *, run: str | None, host: str, port: int, open_browser: bool) -> None:
+def serve_atlas(
+    root: Path, *, associations: str | None, codes: str | None, host: str, port: int, open_browser: bool
+) -> None:
     """Show the atlas of a store at an address of this machine until Ctrl-C.
 
     Raises InputError for an address that cannot be listened at, and what opening a store raises.
     """
     from feature_store.atlas.server import listen, serve
 
-    store = open_store(root, run)
+    store = FeatureStore.open(root, associations=associations, codes=codes)
 
     def ready(url: str) -> None:
         console().print(f"the atlas of {root} is at {url} (Ctrl-C ends it)", markup=False, soft_wrap=True)
@@ -59,14 +60,14 @@ def serve_atlas(root: Path, *, run: str | None, host: str, port: int, open_brows
             serve(prepared, host=host, port=port, listening=listening, ready=ready)
 
 
-def export_atlas(root: Path, folder: Path, *, run: str | None) -> None:
+def export_atlas(root: Path, folder: Path, *, associations: str | None, codes: str | None) -> None:
     """Write the atlas of a store to a folder, for any web host, and say how to look at it.
 
     Raises InputError for a folder that holds something else, StoreWriteError, and what opening a store raises.
     """
     from feature_store.atlas.export import check_folder, export
 
-    store = open_store(root, run)
+    store = FeatureStore.open(root, associations=associations, codes=codes)
     check_folder(folder)
     store = prepare_atlas(store)
     clock = Clock()

@@ -57,7 +57,9 @@ class Reference:
     def of(cls, layout: Layout, info: RunInfo) -> "Reference":
         """The chain above an associations run. UsageError if it is a baseline itself."""
         if control := control_of(layout, "associations", info.run):
-            raise UsageError(f"--run was {info.run!r}, a control itself ({control}); name the associations of an SAE")
+            raise UsageError(
+                f"--associations was {info.run!r}, a control itself ({control}); name the associations of an SAE"
+            )
         return cls.chain(layout, info.run)
 
     @classmethod
@@ -79,7 +81,7 @@ def baseline(options: BaselineOptions, store: Path, *, address: str | None = Non
         ConfigError: a baseline has fewer features than the SAE has active ones.
     """
     layout = Layout(store)
-    reference = Reference.of(layout, parent_run(layout, "associations", options.run))
+    reference = Reference.of(layout, parent_run(layout, "associations", options.associations, option="--associations"))
     _check_gene_sets(options, reference)
     with one_ray_session():
         return list(_stages(options, store, reference, address))
@@ -99,7 +101,7 @@ def _stages(options: BaselineOptions, store: Path, reference: Reference, address
         codes = encode(encode_options(Layout(store), reference, sae.run, options), store, address=address)
         yield codes
         own = {name: getattr(options, name) for name in ActorOptions.model_fields}
-        yield associate(AssociateOptions(run=codes.run, gmt=options.gmt, **own), store, address=address)
+        yield associate(AssociateOptions(codes=codes.run, gmt=options.gmt, **own), store, address=address)
 
 
 def _fitted(
@@ -182,7 +184,7 @@ def _random_model(
 def encode_options(layout: Layout, reference: Reference, sae: str, options: ActorOptions) -> EncodeOptions:
     """The options that encode with `sae` the cells that the reference's codes are of, in the same way."""
     plan, own = reference.codes, reference.activations.plan["dataset"]
-    shared = {"run": sae, "pooling": plan["pooling"], "level": plan["level"], **_actors(options)}
+    shared = {"sae": sae, "pooling": plan["pooling"], "level": plan["level"], **_actors(options)}
     if plan["fused"] is None:
         return EncodeOptions(**shared)
     cut = {name: plan["fused"][name] for name in ("tokens_per_cell", "shard_cells")}
@@ -213,7 +215,7 @@ def train_options(reference: Reference, activations: str) -> TrainOptions:
     return TrainOptions(
         **same,
         **how,
-        run=activations,
+        activations=activations,
         recovery_cells=reference.sae["recovery_cells"],
         # one rank in this process gives the bytes of one worker
         num_workers=0 if n_ranks == 1 else n_ranks,

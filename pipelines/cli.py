@@ -84,8 +84,12 @@ Output = Annotated[
     Path | None,
     typer.Option("--output", help="File to write the answer to: .csv, .json, .parquet, .txt; default: stdout."),
 ]
-Run = Annotated[
-    str | None, typer.Option("--run", help="Associations run, or codes run, to ask; default: the newest associations.")
+Associations = Annotated[
+    str | None, typer.Option("--associations", help="Associations run to read; default: the newest.")
+]
+Codes = Annotated[
+    str | None,
+    typer.Option("--codes", help="Codes run to read, with its associations; default: the codes of the associations."),
 ]
 
 
@@ -231,12 +235,14 @@ def baseline_command(options: BaselineOptions, store: Path, address: str | None)
     from pipelines.runtime.reports import print_comparison, print_made
 
     print_made(baseline(options, store, address=address))
-    print_comparison(compare_with_baselines(store, options.run))
+    print_comparison(compare_with_baselines(store, options.associations))
 
 
 @app.command()
 def compare(
-    run: Annotated[str | None, typer.Option("--run", help="Associations run of the SAE; default: the newest.")] = None,
+    associations: Annotated[
+        str | None, typer.Option("--associations", help="Associations run of the SAE; default: the newest.")
+    ] = None,
     store: Store = DEFAULT_STORE,
     form: Form = None,
     output: Output = None,
@@ -246,7 +252,7 @@ def compare(
     from pipelines.runtime.reports import print_comparison
 
     to = _destination(form, output)
-    found = compare_with_baselines(store, run)
+    found = compare_with_baselines(store, associations)
     if to.for_people:
         print_comparison(found)
     else:
@@ -326,15 +332,17 @@ def inspect_command(
 def sql(
     query: Annotated[str, typer.Argument(help="SQL over the tables of the store.")],
     store: Store = DEFAULT_STORE,
-    run: Run = None,
+    associations: Associations = None,
+    codes: Codes = None,
     form: Form = None,
     output: Output = None,
 ) -> None:
     """Ask the store in SQL: cells, codes, features, feature_label, feature_gene, feature_geneset, ..."""
-    from pipelines.runtime.reports import ask, open_store
+    from feature_store import FeatureStore
+    from pipelines.runtime.reports import ask
 
     to = _destination(form, output)
-    to.write(ask(open_store(store, run), query))
+    to.write(ask(FeatureStore.open(store, associations=associations, codes=codes), query))
 
 
 @app.command()
@@ -351,16 +359,18 @@ def features(
     ] = None,
     n: Annotated[int, typer.Option("--n", min=1, help="Rows at most.")] = 20,
     store: Store = DEFAULT_STORE,
-    run: Run = None,
+    associations: Associations = None,
+    codes: Codes = None,
     form: Form = None,
     output: Output = None,
 ) -> None:
     """The everyday look-ups without SQL."""
-    from pipelines.runtime.reports import Lookup, open_store, write_lookup
+    from feature_store import FeatureStore
+    from pipelines.runtime.reports import Lookup, write_lookup
 
     asked = Lookup(gene=gene, label=label, gene_set=gene_set, cell=cell, kind=kind, n=n)
     to = _destination(form, output)
-    write_lookup(asked, open_store(store, run), to)
+    write_lookup(asked, FeatureStore.open(store, associations=associations, codes=codes), to)
 
 
 @app.command("plot")
@@ -377,20 +387,21 @@ def plot_command(
         str | None, typer.Option("--split", help="Cells to show: test (default), select, train; all on maps, violins.")
     ] = None,
     n: Annotated[int | None, typer.Option("--n", min=1, help="Bars, or named genes, at most.")] = None,
-    run: Annotated[str | None, typer.Option("--run", help="Steering run; default: the newest.")] = None,
+    steering: Annotated[str | None, typer.Option("--steering", help="Steering run; default: the newest.")] = None,
     store: Store = DEFAULT_STORE,
 ) -> None:
     """Draw a plot of the store into a file; steering-all draws several into a folder."""
     from pipelines.plot import Asked, plot
 
-    plot(kind, Asked(feature=feature or (), label=label or (), split=split, n=n, save=save, run=run), store)
+    plot(kind, Asked(feature=feature or (), label=label or (), split=split, n=n, save=save, steering=steering), store)
     typer.echo(save)
 
 
 @app.command()
 def serve(
     store: Store = DEFAULT_STORE,
-    run: Run = None,
+    associations: Associations = None,
+    codes: Codes = None,
     host: Annotated[str, typer.Option("--host", help="Address to answer at; 0.0.0.0: all of this machine.")] = HOST,
     port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="Port; 0: any that is free.")] = PORT,
     open_browser: Annotated[
@@ -400,19 +411,20 @@ def serve(
     """Look at the features of a store in a web browser: the atlas. Makes the maps that the store lacks first."""
     from pipelines.atlas import serve_atlas
 
-    serve_atlas(store, run=run, host=host, port=port, open_browser=open_browser)
+    serve_atlas(store, associations=associations, codes=codes, host=host, port=port, open_browser=open_browser)
 
 
 @app.command("export-atlas")
 def export_atlas_command(
     folder: Annotated[Path, typer.Argument(help="Folder to write, new, empty or an earlier export.", metavar="DIR")],
     store: Store = DEFAULT_STORE,
-    run: Run = None,
+    associations: Associations = None,
+    codes: Codes = None,
 ) -> None:
     """Write the atlas of a store as static files, for any web host."""
     from pipelines.atlas import export_atlas
 
-    export_atlas(store, folder, run=run)
+    export_atlas(store, folder, associations=associations, codes=codes)
 
 
 @app.command()

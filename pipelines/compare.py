@@ -46,7 +46,7 @@ def compare_with_baselines(store: Path, run: str | None = None) -> Comparison:
         UsageError: the run is a baseline itself, or there is none of it.
     """
     layout = Layout(store)
-    reference = Reference.of(layout, parent_run(layout, "associations", run))
+    reference = Reference.of(layout, parent_run(layout, "associations", run, option="--associations"))
     found = baselines_of(layout, reference)
     if not found:
         raise UsageError(
@@ -103,7 +103,7 @@ def in_words(found: Comparison) -> str:
 
 def how_to_make(store: Path, run: str) -> str:
     """The command that makes the baselines of an associations run."""
-    return f"`scsae baseline --run {run} --store {store}` makes neurons, PCA, ICA and random directions"
+    return f"`scsae baseline --associations {run} --store {store}` makes neurons, PCA, ICA and random directions"
 
 
 def _controls(layout: Layout) -> Iterator[tuple[str, Reference]]:

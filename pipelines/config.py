@@ -139,7 +139,7 @@ class ExtractOptions(DataOptions, CellOptions, ForwardOptions):
 class TrainOptions(Options):
     """Fit a sparse autoencoder to stored activations, as a Ray Train job."""
 
-    run: str | None = None
+    activations: str | None = None
     """Activations run to train on; default: the newest."""
     arch: Annotated[tuple[Arch, ...], pydantic.BeforeValidator(_one_or_more)] = Field(
         default=("batchtopk",), min_length=1
@@ -193,7 +193,7 @@ class TrainOptions(Options):
 class EncodeOptions(CellOptions, ForwardOptions):
     """Turn activations into sparse codes and token statistics: stored ones, or fused with the forward pass."""
 
-    run: str | None = None
+    sae: str | None = None
     """SAE run to encode with; default: the newest."""
     pooling: Literal["max", "mean"] = "max"
     """How the codes of a cell's tokens become the cell's code."""
@@ -223,8 +223,10 @@ class EncodeOptions(CellOptions, ForwardOptions):
 class AssociateOptions(CellOptions, ForwardOptions):
     """Associate features with labels, batches, genes and gene sets."""
 
-    run: str | None = None
-    """Codes run to associate; default: the newest. With `data`: the SAE run that encodes them."""
+    codes: str | None = None
+    """Codes run to associate; default: the newest. With `data` give `sae` instead."""
+    sae: str | None = None
+    """SAE run that encodes `data`; default: the newest. Without `data` give `codes` instead."""
     gmt: tuple[Path, ...] = ()
     """Gene sets as GMT files; may be repeated. Default: the small file of canonical immune programs."""
     data: Files = ()
@@ -244,7 +246,13 @@ class AssociateOptions(CellOptions, ForwardOptions):
 
     @pydantic.model_validator(mode="after")
     def _of_other_data(self) -> "AssociateOptions":
-        """Options that only other data can follow."""
+        """Options that only other data can follow, and the one that they replace."""
+        if self.data and self.codes is not None:
+            raise ValueError(f"codes was {self.codes!r}, but data are encoded first; name their SAE with sae")
+        if self.sae is not None and not self.data:
+            raise ValueError(
+                f"sae was {self.sae!r}, but it only encodes data; name a codes run with codes, or give data"
+            )
         fields = type(self).model_fields
         of_data = {"matrix", *CellOptions.model_fields, *ForwardOptions.model_fields} - set(ActorOptions.model_fields)
         given = sorted(name for name in of_data if getattr(self, name) != fields[name].default)
@@ -260,7 +268,7 @@ class MatchOptions(Options):
     JOIN features f USING (feature_id) WHERE m.mutual ORDER BY m.similarity DESC"
     """
 
-    run: str | None = None
+    sae: str | None = None
     """SAE run whose features are matched; default: the newest."""
     other: tuple[str, ...] = ()
     """SAE run to match them with; may be repeated."""
@@ -283,8 +291,8 @@ class BaselineOptions(ActorOptions):
     None of them is ever a default of another command. `scsae compare` says what the SAE has above them.
     """
 
-    run: str | None = None
-    """Associations run of the SAE to hold them against; default: the newest."""
+    associations: str | None = None
+    """Associations run of the SAE that the baselines are compared with; default: the newest."""
     kind: Annotated[tuple[BaselineKind, ...], pydantic.BeforeValidator(_one_or_more)] = Field(
         default=("neurons", "pca", "ica", "random"), min_length=1
     )
@@ -304,8 +312,8 @@ class SteerOptions(ActorOptions):
     of several numbers of features and doses, are chosen on `select` cells; what is reported is of `test` cells.
     """
 
-    run: str | None = None
-    """Associations run that names the features; default: the newest."""
+    associations: str | None = None
+    """Associations run that describes the features; default: the newest."""
     kind: str = "cell_type"
     """Kind of the target label: cell_type, batch or another label column."""
     target: str | None = None
@@ -385,8 +393,17 @@ class SteerOptions(ActorOptions):
         return values
 
 
+PARENTS = {
+    "train": ("extract", "activations"),
+    "encode": ("train", "sae"),
+    "associate": ("encode", "codes"),
+    "steer": ("associate", "associations"),
+}
+"""For a stage of a recipe, the stage that makes the run it starts from, and the option that names that run."""
+
+
 class Recipe(Options):
-    """Stages in their order; a stage left out is not run. `run` keys are filled from the stage before."""
+    """Stages in their order; a stage left out is not run. A stage starts from the run that the stage before it made."""
 
     store: str | None = None
     """Folder of the store, or s3://BUCKET/PREFIX; the command line's --store comes first."""
@@ -419,19 +436,16 @@ class Recipe(Options):
 
     @pydantic.model_validator(mode="after")
     def _one_origin(self) -> "Recipe":
-        """A stage gets its run from the stage before it or from its own `run`, not from both."""
-        pairs = (
-            ("extract", self.extract, "train", (self.train,)),
-            ("train", self.train, "encode", (self.encode,)),
-            ("encode", self.encode, "associate", (self.associate,)),
-            ("associate", self.associate, "steer", self.steer),
-        )
-        for maker, made, follower, options in pairs:
-            named = [stage.run for stage in options if stage is not None and stage.run is not None]
-            if made is not None and named:
-                raise ValueError(
-                    f"{follower}.run was {named[0]!r}, but {maker} is there too and makes one; leave one out"
-                )
+        """A stage starts from the run of the stage before it or from the run that it names, not from both."""
+        for follower, (maker, field) in PARENTS.items():
+            stages = getattr(self, follower)
+            for stage in stages if isinstance(stages, tuple) else (stages,):
+                named = None if stage is None else getattr(stage, field)
+                if named is not None and getattr(self, maker) is not None:
+                    raise ValueError(
+                        f"{follower}.{field} was {named!r}, but the recipe has {maker} too, which makes that run; "
+                        "leave one of them out"
+                    )
         return self
 
 

@@ -200,7 +200,7 @@ def _next(store: Path, plots: list[Path], seconds: float, associations: str) -> 
     typed = Path(sys.argv[0])
     scsae = str(typed) if typed.name == "scsae" and not shutil.which("scsae") else "scsae"
     newest = FeatureStore.open(store).lineage.associations
-    run = "" if newest == associations else f" --run {associations}"
+    run = "" if newest == associations else f" --associations {associations}"
     lines = [
         *(f"plot      {path}" for path in plots),
         f"tracking  mlflow ui --backend-store-uri sqlite:///{layout.mlflow_dir / 'mlflow.db'}",

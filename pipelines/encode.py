@@ -233,7 +233,7 @@ def encode(options: EncodeOptions, store: Path, *, address: str | None = None) -
     """
     clock = Clock()
     layout = Layout(store)
-    sae = commit.Run.open(parent_run(layout, "saes", options.run).path)
+    sae = commit.Run.open(parent_run(layout, "saes", options.sae, option="--sae").path)
     activations = commit.Run.open(layout.activations_dir(sae.plan["activations"]))
     what = (
         _plan_fused(layout, options, sae, activations) if options.fused or options.data else _plan_stored(activations)

@@ -47,7 +47,7 @@ def match(options: MatchOptions, store: Path) -> list[StageResult]:
             written.
     """
     layout = Layout(store)
-    sae = commit.Run.open(parent_run(layout, "saes", options.run).path)
+    sae = commit.Run.open(parent_run(layout, "saes", options.sae, option="--sae").path)
     if not options.other:
         known = [info.run for info in layout.runs("saes") if info.complete and info.run != sae.path.name]
         raise UsageError(
@@ -177,7 +177,7 @@ def _codes_of_same_cells(layout: Layout, pair: Sequence[commit.Run]) -> tuple[Co
 
 def _encode_command(layout: Layout, sae: commit.Run, dataset: str) -> str:
     """What to type for codes of an SAE of the cells of a data set."""
-    command = f"scsae encode --run {sae.path.name} --store {layout.root}"
+    command = f"scsae encode --sae {sae.path.name} --store {layout.root}"
     if sae.plan["dataset"] == dataset:
         return command
     folder = layout.cells_dir(dataset)

@@ -22,11 +22,17 @@ class Asked:
     split: str | None
     n: int | None
     save: Path
-    run: str | None = None
+    steering: str | None = None
 
     def given(self) -> set[str]:
         """Names of the options that were given."""
-        values = {"feature": self.feature, "label": self.label, "split": self.split, "n": self.n, "run": self.run}
+        values = {
+            "feature": self.feature,
+            "label": self.label,
+            "split": self.split,
+            "n": self.n,
+            "steering": self.steering,
+        }
         return {name for name, value in values.items() if value not in (None, [], ())}
 
     def shown(self) -> str | None:
@@ -97,19 +103,20 @@ def _of_all(name: str) -> "Callable[[FeatureStore, Asked], object]":
 
 
 def _of_run(name: str) -> "Callable[[FeatureStore, Asked], object]":
-    """A plot of one steering run with the options run and n."""
+    """A plot of one steering run with the options steering and n."""
 
     def draw(store: "FeatureStore", asked: Asked) -> None:
         from feature_store import plots
 
-        getattr(plots, name)(store, **asked.options("run", "n"))
+        run = {} if asked.steering is None else {"run": asked.steering}
+        getattr(plots, name)(store, **run, **asked.options("n"))
 
     return draw
 
 
 _CELLS = frozenset({"feature", "label", "split"})
 _ONE = frozenset({"feature", "split", "n"})
-_RUN = frozenset({"run"})
+_RUN = frozenset({"steering"})
 KINDS: Mapping[str, Kind] = {
     "umap": Kind(about="features and labels on a map of the cells", draw=_umap, takes=_CELLS),
     "violin": Kind(about="a feature by label and by batch", draw=_violin, takes=_CELLS, features=(1, 1)),

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipelines.config import Options, Recipe
+from pipelines.config import PARENTS, Options, Recipe
 from pipelines.errors import UsageError
 from pipelines.runtime.cluster import one_ray_session
 from pipelines.runtime.stage import StageResult
@@ -17,7 +17,7 @@ def run_recipe(recipe: Recipe, store: Path, *, address: str | None = None) -> li
     """Run the stages that the recipe names; call again to resume. Every option is checked before the first stage.
 
     With several sites, training and all that follows is done for each. A stage whose predecessor is not in the recipe
-    takes the run that its `run` names, else the newest in the store.
+    takes the run that its own option names (`train.activations`, `encode.sae`, ...), else the newest in the store.
     """
     if recipe == Recipe(store=recipe.store):
         raise UsageError("the recipe names no stage; name at least one of extract, train, encode, associate, steer")
@@ -37,24 +37,26 @@ def _stages(recipe: Recipe, store: Path, address: str | None) -> Iterator[StageR
         extracted = extract(recipe.extract, store, address=address)
         yield from extracted
         heads = [result.run for result in extracted]
-    middle: tuple[tuple[Options | None, Callable[[Any, Path], StageResult]], ...] = (
-        (recipe.train, partial(train, address=address)),
-        (recipe.encode, partial(encode, address=address)),
-        (recipe.associate, partial(associate, address=address)),
-    )
+    middle: dict[str, Callable[[Any, Path], StageResult]] = {
+        "train": partial(train, address=address),
+        "encode": partial(encode, address=address),
+        "associate": partial(associate, address=address),
+    }
     for head in heads if recipe.train is not None else [None]:
         run = head
-        for options, stage in middle:
+        for name, stage in middle.items():
+            options = getattr(recipe, name)
             if options is None:
                 run = None
                 continue
-            result = stage(_from_run(options, run), store)
+            result = stage(_with_parent(options, name, run), store)
             yield result
             run = result.run
         for steering in recipe.steer:
-            yield steer(_from_run(steering, run), store, address=address)
+            yield steer(_with_parent(steering, "steer", run), store, address=address)
 
 
-def _from_run(options: T, run: str | None) -> T:
-    """The options with `run` filled in, unless there is no run yet."""
-    return options if run is None else options.model_copy(update={"run": run})
+def _with_parent(options: T, stage: str, run: str | None) -> T:
+    """Return the options of a stage with the run that it starts from, or unchanged if there is none yet."""
+    _, field = PARENTS[stage]
+    return options if run is None else options.model_copy(update={field: run})

@@ -72,7 +72,7 @@ def train_all(options: TrainOptions, store: Path, *, address: str | None = None)
 
     clock = Clock()
     layout = Layout(store)
-    parent = commit.Run.open(parent_run(layout, "activations", options.run).path)
+    parent = commit.Run.open(parent_run(layout, "activations", options.activations, option="--activations").path)
     # damage is named even where nothing is left to do
     parent.manifest()
     source = parent.plan

@@ -152,17 +152,6 @@ def inspect_data(options: DataOptions) -> dict[str, Any]:
     }
 
 
-def open_store(store: Path, run: str | None) -> FeatureStore:
-    """Open a store at its newest associations, or at the associations or the codes that `run` names."""
-    if run is None:
-        return FeatureStore.open(store)
-    codes = [info for info in Layout(store).runs("codes") if info.complete and info.run.startswith(run)]
-    associations = [info for info in Layout(store).runs("associations") if info.complete and info.run.startswith(run)]
-    if codes and not associations:
-        return FeatureStore.open(store, codes=run)
-    return FeatureStore.open(store, associations=run)
-
-
 def ask(store: FeatureStore, query: str) -> pl.DataFrame:
     """Answer `scsae sql`; an empty answer is explained on stderr."""
     answer = store.sql(query)

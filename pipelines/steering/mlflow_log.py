@@ -174,6 +174,6 @@ def _drawn(plots: Callable[[], Plots], folder: Path, run: str) -> list[Path]:
             drawn.append(file)
     if failed:
         text = f"warning: steering/{run} is logged without some of its plots ({'; '.join(failed)}); draw them with "
-        text += f"`scsae plot steering-all --run {run} --save plots`"
+        text += f"`scsae plot steering-all --steering {run} --save plots`"
         stderr_console().print(text, style="yellow", markup=False, soft_wrap=True)
     return drawn

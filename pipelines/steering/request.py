@@ -67,7 +67,9 @@ class Asked:
         """
         if options.scib:
             check_scib()
-        associations = commit.Run.open(parent_run(layout, "associations", options.run).path / "features")
+        associations = commit.Run.open(
+            parent_run(layout, "associations", options.associations, option="--associations").path / "features"
+        )
         sae = commit.Run.open(layout.saes_dir(associations.plan["sae"]))
         activations = commit.Run.open(layout.activations_dir(sae.plan["activations"]))
         _check_site(sae, activations)

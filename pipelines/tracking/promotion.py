@@ -100,7 +100,7 @@ def _compared(
         raise UsageError(
             f"{told} of {candidate.name} version {candidate.version} is of {new.dataset}, the champion's (version "
             f"{champion.version}) of {old.dataset}: they cannot be compared; evaluate both on one data set by `scsae "
-            "associate --data FILE --run SAE` and `scsae steer`"
+            "associate --data FILE --sae SAE` and `scsae steer`"
         )
     if new.value < old.value if new.higher_is_better else new.value > old.value:
         raise UsageError(
@@ -200,8 +200,8 @@ def _how_to_measure(tracking: Tracking, version: ModelVersion, asked: str, like:
     )
     sae = version.tags.get(RUN_TAG, "")
     run = _associations_of(tracking.layout, sae, known.dataset if known else None)
-    before = "" if run else f"scsae encode --run {sae} {store} && scsae associate {store} && "
-    return f"measure it by `{before}scsae steer {f'--run {run} ' if run else ''}{options} {store}`"
+    before = "" if run else f"scsae encode --sae {sae} {store} && scsae associate {store} && "
+    return f"measure it by `{before}scsae steer {f'--associations {run} ' if run else ''}{options} {store}`"
 
 
 def _associations_of(layout: Layout, sae: str, dataset: str | None) -> str | None:

@@ -48,7 +48,7 @@ import sys
 from pathlib import Path
 from pipelines.associate import associate
 from pipelines.config import AssociateOptions
-associate(AssociateOptions(run=sys.argv[1], num_actors=int(sys.argv[2])), Path(sys.argv[3]))
+associate(AssociateOptions(codes=sys.argv[1], num_actors=int(sys.argv[2])), Path(sys.argv[3]))
 """
 
 

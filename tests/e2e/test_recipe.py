@@ -106,7 +106,7 @@ def test_a_recipe_of_later_stages_takes_the_newest_run_of_the_stage_before(first
 def test_a_recipe_may_name_the_run_to_start_from(first, tmp_path):
     store, results = first
     file = tmp_path / "older.yaml"
-    file.write_text(f"encode: {{run: {results[2].run}, pooling: mean}}\n")
+    file.write_text(f"encode: {{sae: {results[2].run}, pooling: mean}}\n")
     (made,) = run_recipe(load_recipe(file), store)
     assert (made.run, made.done) == (results[3].run, 0)
 

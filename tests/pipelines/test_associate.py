@@ -369,7 +369,7 @@ def test_other_data_are_encoded_by_the_sae_and_associated_in_one_call(own_store,
     rows = commit.read_table(found.path / "feature_label")
     assert set(rows["label_kind"]) == {"cell_type", "drug"}
     assert rows["n_donors"].null_count() == 0
-    again = associate_all(options.model_copy(update={"run": sae[:6]}), own_store)
+    again = associate_all(options.model_copy(update={"sae": sae[:6]}), own_store)
     assert [(result.run, result.done) for result in again] == [(encoded.run, 0), (found.run, 0)]
 
 
@@ -377,6 +377,8 @@ def test_other_data_are_encoded_by_the_sae_and_associated_in_one_call(own_store,
     ("given", "words"),
     [
         ({"donor": "d", "tokens_per_cell": 3}, "donor, tokens_per_cell describe how other data are encoded; give data"),
+        ({"sae": "5a"}, "sae was '5a'.*give data"),
+        ({"data": "x.h5ad", "codes": "5a"}, "codes was '5a'.*with sae"),
         ({"matrix": "X"}, "matrix describe how other data are encoded; give data"),
     ],
 )

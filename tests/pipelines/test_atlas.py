@@ -122,10 +122,10 @@ def test_the_browser_is_opened_where_asked_for_and_an_open_address_is_warned_of(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(server, "serve", serve)
-    serve_atlas(ready, run=None, host="127.0.0.1", port=0, open_browser=True)
+    serve_atlas(ready, associations=None, codes=None, host="127.0.0.1", port=0, open_browser=True)
     assert opened.get(timeout=10) == "http://127.0.0.1:8301"
     assert capsys.readouterr().err == ""
-    serve_atlas(ready, run=None, host="0.0.0.0", port=0, open_browser=False)
+    serve_atlas(ready, associations=None, codes=None, host="0.0.0.0", port=0, open_browser=False)
     assert "whoever reaches 0.0.0.0 can read this store: there is no log-in" in capsys.readouterr().err
     assert opened.empty()
 
@@ -137,14 +137,16 @@ def test_an_address_is_refused_before_a_map_is_made(own_store, monkeypatch, host
         socket.create_server(("127.0.0.1", 0)) as taken,
         pytest.raises(InputError, match=f"cannot listen at {host}:.*; name another with --port"),
     ):
-        serve_atlas(own_store, run=None, host=host, port=taken.getsockname()[1], open_browser=False)
+        serve_atlas(
+            own_store, associations=None, codes=None, host=host, port=taken.getsockname()[1], open_browser=False
+        )
 
 
 def test_a_folder_of_something_else_is_refused_before_a_map_is_made(own_store, tmp_path, monkeypatch):
     monkeypatch.setattr("pipelines.atlas.prepare_atlas", lambda _: pytest.fail("a map was made"))
     (tmp_path / "thesis.tex").write_text("years")
     with pytest.raises(InputError, match="holds something that is no exported atlas"):
-        export_atlas(own_store, tmp_path, run=None)
+        export_atlas(own_store, tmp_path, associations=None, codes=None)
 
 
 def test_the_command_and_the_server_name_one_address():
@@ -234,14 +236,14 @@ def test_a_port_that_is_taken_is_one_clear_error(serve):
 
 def test_the_atlas_is_that_of_the_run_that_is_named(serve, ready):
     run = Layout(ready).latest("codes").run
-    served = serve("--port", 0, "--run", run[:6])
+    served = serve("--port", 0, "--associations", run[:6])
     assert json.loads(served.get("/data/atlas.json")[1])["runs"]["codes"] == run
 
 
 def test_an_export_says_how_to_look_at_it_and_can_be_made_again(ready, tmp_path, capsys):
     folder = tmp_path / "an atlas"
     for _ in range(2):
-        export_atlas(ready, folder, run=None)
+        export_atlas(ready, folder, associations=None, codes=None)
         said = capsys.readouterr()
         assert f"python -m http.server --bind 127.0.0.1 --directory '{folder}'\n" in said.out
         assert "files" in said.err
@@ -253,5 +255,5 @@ def test_an_export_says_how_to_look_at_it_and_can_be_made_again(ready, tmp_path,
 def test_a_folder_of_something_else_is_not_written_over(ready, tmp_path):
     (tmp_path / "thesis.tex").write_text("years")
     with pytest.raises(InputError, match="holds something that is no exported atlas; name a new or an empty folder"):
-        export_atlas(ready, tmp_path, run=None)
+        export_atlas(ready, tmp_path, associations=None, codes=None)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]

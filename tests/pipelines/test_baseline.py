@@ -195,7 +195,7 @@ def test_the_headline_is_the_excess_over_the_baseline_that_is_best_on_select_cel
 def test_associations_are_followed_by_the_excess_or_by_the_command_that_makes_baselines(held_against, chain):
     store, results = held_against
     run = Layout(chain.store).latest("associations").run
-    assert f"scsae baseline --run {run}" in excess_in_words(chain.store, run)
+    assert f"scsae baseline --associations {run}" in excess_in_words(chain.store, run)
     assert "mean excess over the best baseline (neurons, pca, random, random-model)" in excess_in_words(store, run)
     assert "this is a control (neurons)" in excess_in_words(store, results[2].run)
 
@@ -203,7 +203,7 @@ def test_associations_are_followed_by_the_excess_or_by_the_command_that_makes_ba
 def test_a_baseline_is_steered_like_an_sae(held_against, tmp_path):
     store = shutil.copytree(held_against[0], tmp_path / "own")
     associations = next(r for r in held_against[1] if r.kind == "associations")
-    found = steer(SteerOptions(run=associations.run, n_features=(2,), n_nulls=2, target="A"), store)
+    found = steer(SteerOptions(associations=associations.run, n_features=(2,), n_nulls=2, target="A"), store)
     results = commit.read_table(found.path / "results")
     assert commit.Run.open(found.path / "results").plan["sae"] == sae_of(held_against[1], "neurons").run
     assert np.isfinite(results["value"].to_numpy()).all()
@@ -215,18 +215,18 @@ def test_what_was_read_in_another_way_is_no_baseline(own_store, chain):
 
     layout = Layout(own_store)
     baseline(BaselineOptions(kind=("pca",), fit_tokens=1000), own_store)
-    by_mean = associate(AssociateOptions(run=encode(EncodeOptions(pooling="mean"), own_store).run), own_store)
+    by_mean = associate(AssociateOptions(codes=encode(EncodeOptions(pooling="mean"), own_store).run), own_store)
     assert baselines_of(layout, Reference.chain(layout, Layout(chain.store).latest("associations").run)).keys() == {
         "pca"
     }
     assert not baselines_of(layout, Reference.chain(layout, by_mean.run))
-    with pytest.raises(UsageError, match=rf"scsae baseline --run {by_mean.run}"):
+    with pytest.raises(UsageError, match=rf"scsae baseline --associations {by_mean.run}"):
         compare_with_baselines(own_store, by_mean.run)
 
 
 def test_a_control_is_not_compared_and_has_no_baselines(held_against):
     store, results = held_against
-    for act in (compare_with_baselines, lambda s, run: baseline(BaselineOptions(run=run), s)):
+    for act in (compare_with_baselines, lambda s, run: baseline(BaselineOptions(associations=run), s)):
         with pytest.raises(UsageError, match="a control itself"):
             act(store, results[2].run)
 
@@ -246,7 +246,7 @@ def test_more_active_features_than_directions_are_refused_before_anything_is_wri
 
     options = train_options(reference, reference.activations.path.name).model_copy(update={"k": (40,), "n_steps": 2})
     (wide,) = train_all(options, own_store)
-    associate(AssociateOptions(run=encode(EncodeOptions(run=wide.run), own_store).run), own_store)
+    associate(AssociateOptions(codes=encode(EncodeOptions(sae=wide.run), own_store).run), own_store)
     known = runs(own_store, "saes")
     with pytest.raises(ConfigError, match=r"n_features is 32"):
         baseline(BaselineOptions(kind=("neurons",)), own_store)
@@ -268,9 +268,9 @@ def test_a_fused_encoding_of_other_cells_is_recalled_with_its_data(chain, refere
     layout, plan = Layout(chain.store), reference.codes
     fused = {"tokens_per_cell": 5, "shard_cells": 9, "model_digest": "m"}
     mine = Reference(**{**vars(reference), "codes": {**plan, "fused": fused, "pooling": "mean"}})
-    same = EncodeOptions(run="s", pooling="mean", fused=True, tokens_per_cell=5, shard_cells=9)
+    same = EncodeOptions(sae="s", pooling="mean", fused=True, tokens_per_cell=5, shard_cells=9)
     assert encode_options(layout, mine, "s", BaselineOptions()) == same
-    assert encode_options(layout, reference, "s", BaselineOptions()) == EncodeOptions(run="s")
+    assert encode_options(layout, reference, "s", BaselineOptions()) == EncodeOptions(sae="s")
 
 
 def test_extraction_of_an_ordinary_model_has_no_control_in_its_plan(reference):

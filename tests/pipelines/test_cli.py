@@ -94,7 +94,7 @@ def bad(tmp_path_factory, tiny_cells):
     (folder / "notes.h5ad").write_text("not HDF5")
     (folder / "wrong_key.yaml").write_text("train: {n_feature: 64}\n")
     (folder / "empty.yaml").write_text("store: somewhere\n")
-    (folder / "two_origins.yaml").write_text("train: {k: 4}\nencode: {run: abc}\n")
+    (folder / "two_origins.yaml").write_text("train: {k: 4}\nencode: {sae: abc}\n")
     (folder / "absent_data.yaml").write_text("extract: {data: absent.h5ad, layer: [1]}\n")
     (folder / "good.yaml").write_text("train: {k: 4}\n")
     (folder / "broken.gmt").write_text("one field only\n")
@@ -149,8 +149,8 @@ BAD_INPUT = {
     ),
     "k too large": ("train --k 49 --n-features 48 --store {store}", ["k", "49", "48"]),
     "no such parent run": (
-        "train --run zzz --store {store}",
-        ["--run was 'zzz'", "names none of the complete activations"],
+        "train --activations zzz --store {store}",
+        ["--activations was 'zzz'", "names none of the complete activations"],
     ),
     "malformed gene sets": (
         "associate --gmt {bad}/broken.gmt --store {store}",
@@ -170,7 +170,7 @@ BAD_INPUT = {
         "run {bad}/empty.yaml --store new",
         ["names no stage", "extract, train, encode, associate, steer"],
     ),
-    "two origins": ("run {bad}/two_origins.yaml --store new", ["encode.run was 'abc'", "leave one out"]),
+    "two origins": ("run {bad}/two_origins.yaml --store new", ["encode.sae was 'abc'", "leave one out"]),
     "recipe without data": ("run {bad}/absent_data.yaml --store new", ["no file absent.h5ad"]),
     "nobody to submit to": (
         "submit {bad}/good.yaml --address http://127.0.0.1:9 --store /new",
@@ -189,7 +189,7 @@ BAD_INPUT = {
     "output without a form": ("sql|SELECT 1|--output|x.doc|--store|{store}", ["x.doc", "\\.csv", "--format"]),
     "output into nowhere": ("sql|SELECT 1|--output|none/x.csv|--store|{store}", ["no folder .*none", "make it"]),
     "run of no kind": (
-        "sql|SELECT 1 AS x|--run|zzz|--store|{store}",
+        "sql|SELECT 1 AS x|--associations|zzz|--store|{store}",
         ["'zzz' names none of the complete assoc"],
     ),
     "two questions": ("features --gene GENE3 --label A --store {store}", ["--gene and --label", "one at a time"]),
@@ -339,7 +339,7 @@ def test_an_answer_without_rows_says_why_and_is_written_all_the_same(scsae_here,
 
 def test_a_query_may_name_the_run_that_it_is_about(scsae_here, chain):
     run = Layout(chain.store).latest("codes").run
-    done = scsae_here("sql", "SHOW TABLES", "--run", run[:8], "--format", "csv", "--store", chain.store)
+    done = scsae_here("sql", "SHOW TABLES", "--codes", run[:8], "--format", "csv", "--store", chain.store)
     assert done.returncode == 0, done.stderr
     assert "feature_label" in done.stdout
 

@@ -108,7 +108,7 @@ def test_another_data_set_is_encoded_and_associated_without_any_stored_activatio
     mine = load_cell_codes(commit.Run.open(done.path / "by_cell"), 72).toarray()
     theirs = load_cell_codes(commit.Run.open(encode(EncodeOptions(), own_store).path / "by_cell"), 72).toarray()
     np.testing.assert_allclose(mine, theirs[::-1], rtol=1e-4, atol=1e-5)
-    associate(AssociateOptions(run=done.run), own_store)
+    associate(AssociateOptions(codes=done.run), own_store)
     labels = FeatureStore.open(own_store).sql("SELECT DISTINCT label FROM feature_label WHERE label_kind = 'cell_type'")
     assert set(labels["label"]) == {"A", "B"}
     cells = commit.read_table(Layout(own_store).cells_dir(done.facts["dataset"]))
@@ -139,7 +139,7 @@ def test_cell_vectors_are_stored_trained_on_and_encoded_as_one_token_a_cell(chai
     stored = encode(EncodeOptions(), tmp_path)
     fused = encode(EncodeOptions(fused=True, shard_cells=16), tmp_path)
     assert hashes(fused.path) == hashes(stored.path)
-    associate(AssociateOptions(run=stored.run), tmp_path)
+    associate(AssociateOptions(codes=stored.run), tmp_path)
     genes = FeatureStore.open(tmp_path).sql("SELECT max(identity_recall) AS recall FROM feature_gene")
     assert not genes["recall"].item(), "a whole cell identifies no gene"
 

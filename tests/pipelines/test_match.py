@@ -70,7 +70,7 @@ def encode_here(monkeypatch, shards_here):
     from pipelines.encode import encode
 
     monkeypatch.setattr("pipelines.encode.do_shards", shards_here)
-    return lambda store, run, **options: encode(EncodeOptions(run=run, **options), store)
+    return lambda store, run, **options: encode(EncodeOptions(sae=run, **options), store)
 
 
 def directions(store, sae):
@@ -93,7 +93,7 @@ def written(store):
 @pytest.mark.parametrize("other", ["seed", "cells"])
 def test_saes_of_one_space_are_matched_by_the_directions_of_their_decoders(four, own, other):
     name = getattr(four, other)
-    (result,) = match(MatchOptions(run=four.first, other=(name,)), own)
+    (result,) = match(MatchOptions(sae=four.first, other=(name,)), own)
     table = commit.read_table(result.path / "feature_match")
     schemas.check("feature_match", table)
     assert set(table["method"]) == {"cosine/1"}
@@ -111,9 +111,9 @@ def test_saes_of_one_space_are_matched_by_the_directions_of_their_decoders(four,
 
 
 def test_a_pair_is_one_run_from_either_side_and_is_matched_once(four, own):
-    (one,) = match(MatchOptions(run=four.first, other=(four.seed,)), own)
+    (one,) = match(MatchOptions(sae=four.first, other=(four.seed,)), own)
     before = written(own)
-    (back,) = match(MatchOptions(run=four.seed, other=(four.first[:6],)), own)
+    (back,) = match(MatchOptions(sae=four.seed, other=(four.first[:6],)), own)
     assert (one.run, one.done, back.run, back.done, back.reused) == (back.run, 1, one.run, 0, 1)
     assert written(own) == before
     assert one.facts["features of"].startswith(f"saes/{four.first} (layer.1 of ")
@@ -122,14 +122,14 @@ def test_a_pair_is_one_run_from_either_side_and_is_matched_once(four, own):
 
 
 def test_a_shared_start_is_said(four, own):
-    same, other = match(MatchOptions(run=four.first, other=(four.cells, four.seed)), own)
+    same, other = match(MatchOptions(sae=four.first, other=(four.cells, four.seed)), own)
     assert "the same random directions (--seed 0)" in same.facts["start"]
     assert "start" not in other.facts
 
 
 def test_other_layers_are_matched_by_codes_chosen_on_select_and_reported_on_test_cells(four, own, encode_here):
     encoded = encode_here(own, four.layer)
-    (result,) = match(MatchOptions(run=four.first, other=(four.layer,), n_null=19), own)
+    (result,) = match(MatchOptions(sae=four.first, other=(four.layer,), n_null=19), own)
     table = commit.read_table(result.path / "feature_match")
     of_first = next(info.path for info in Layout(own).runs("codes") if info.path != encoded.path)
     a, b = cell_codes(of_first), cell_codes(encoded.path)
@@ -151,7 +151,7 @@ def test_other_layers_are_matched_by_codes_chosen_on_select_and_reported_on_test
 def test_codes_may_be_compared_in_one_space_too_and_both_answers_stay(four, own, encode_here):
     encode_here(own, four.seed)
     for method in ("cosine", "pearson", "spearman"):
-        (result,) = match(MatchOptions(run=four.first, other=(four.seed,), method=method, n_null=19), own)
+        (result,) = match(MatchOptions(sae=four.first, other=(four.seed,), method=method, n_null=19), own)
         assert method in result.facts["by"]
     store = FeatureStore.open(own)
     found = store.sql("SELECT method, COUNT(*) AS n FROM feature_match GROUP BY method ORDER BY method")
@@ -161,14 +161,14 @@ def test_codes_may_be_compared_in_one_space_too_and_both_answers_stay(four, own,
 def test_at_most_so_many_cells_are_compared(four, own, encode_here):
     encode_here(own, four.layer)
     few, many = (
-        match(MatchOptions(run=four.first, other=(four.layer,), n_null=19, max_cells=n), own)[0] for n in (6, 5000)
+        match(MatchOptions(sae=four.first, other=(four.layer,), n_null=19, max_cells=n), own)[0] for n in (6, 5000)
     )
     assert few.facts["similarity"] > many.facts["similarity"]
 
 
 def test_sql_joins_the_matches_of_the_sae_that_the_features_are_of(four, own):
-    match(MatchOptions(run=four.first, other=(four.seed, four.cells)), own)
-    match(MatchOptions(run=four.seed, other=(four.cells,)), own)
+    match(MatchOptions(sae=four.first, other=(four.seed, four.cells)), own)
+    match(MatchOptions(sae=four.seed, other=(four.cells,)), own)
     store = FeatureStore.open(own)
     assert store.lineage.sae == four.first
     answer = store.sql(
@@ -184,21 +184,21 @@ def test_other_data_of_two_layers_are_compared_once_the_command_of_the_error_was
     four, own, monkeypatch, shards_here
 ):
     with pytest.raises(UsageError, match="compared by their codes of the same cells") as refused:
-        match(MatchOptions(run=four.cells, other=(four.layer,)), own)
+        match(MatchOptions(sae=four.cells, other=(four.layer,)), own)
     monkeypatch.setattr("pipelines.encode.do_shards", shards_here)
     commands = re.findall(r"`scsae ([^`]*)`", str(refused.value))
     assert any("--data" in command and "--donor donor" in command for command in commands)
     for command in commands:
         app(shlex.split(command), standalone_mode=False)
-    (result,) = match(MatchOptions(run=four.cells, other=(four.layer,), n_null=19), own)
+    (result,) = match(MatchOptions(sae=four.cells, other=(four.layer,), n_null=19), own)
     assert result.done == 1
 
 
 def test_what_two_layers_lack_is_named_with_the_command_and_nothing_is_written(four, own):
     before = written(own)
-    command = rf"make them with `scsae encode --run {four.layer} --store [^`]*own`$"
+    command = rf"make them with `scsae encode --sae {four.layer} --store [^`]*own`$"
     with pytest.raises(UsageError, match=command):
-        match(MatchOptions(run=four.first, other=(four.seed, four.layer)), own)
+        match(MatchOptions(sae=four.first, other=(four.seed, four.layer)), own)
     assert written(own) == before
 
 
@@ -216,7 +216,7 @@ def test_what_cannot_be_matched_is_refused_and_nothing_is_written(four, options,
     given = {**options, "other": tuple(other.format(**names) for other in options.get("other", ()))}
     before = written(four.store)
     with pytest.raises(error, match=words.format(**names)):
-        match(MatchOptions(run=four.first, **given), four.store)
+        match(MatchOptions(sae=four.first, **given), four.store)
     assert written(four.store) == before
 
 
@@ -226,7 +226,7 @@ def test_the_only_sae_is_told_to_train_another(chain):
 
 
 def test_a_damaged_table_is_named_by_verify_and_written_again_to_the_same_bytes(four, own, capsys):
-    options = MatchOptions(run=four.first, other=(four.seed,))
+    options = MatchOptions(sae=four.first, other=(four.seed,))
     (result,) = match(options, own)
     part = commit.Run.open(result.path / "feature_match").part(0)
     content = part.read_bytes()

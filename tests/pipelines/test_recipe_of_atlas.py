@@ -58,7 +58,7 @@ def test_a_recipe_from_the_atlas_is_read_and_accepted_before_steering(chain, pag
     assert (recipe.store, recipe.extract, recipe.associate) == (None, None, None)
     assert (options.kind, options.target, options.intervention) == ("batch", "all", intervention)
     assert list(options.feature) == wanted
-    assert options.run == FeatureStore.open(chain.store).lineage.associations
+    assert options.associations == FeatureStore.open(chain.store).lineage.associations
 
     asked = Asked.of(options, Layout(chain.store))
     assert (asked.question.name, asked.question.intervention) == ("mix", intervention)

@@ -298,7 +298,7 @@ def test_training_without_activations_says_what_to_run_first(tmp_path):
 
 def test_an_unknown_run_lists_those_that_there_are(chain):
     with pytest.raises(NotFoundError, match=Layout(chain.store).latest("activations").run):
-        train(chain.train.model_copy(update={"run": "zzz"}), chain.store)
+        train(chain.train.model_copy(update={"activations": "zzz"}), chain.store)
 
 
 @pytest.mark.slow

@@ -92,7 +92,7 @@ def run_detector(files: Prepared, store: Path, fold: int) -> Fold:
     """Run a fold of the second, and say what its features are among its own control cells."""
     results = run_recipe(detector_recipe(files, fold), store)
     sae = next(result.run for result in results if result.kind == "saes")
-    own = run_recipe(Recipe(encode=EncodeOptions(run=sae, pooling=POOLING), associate=AssociateOptions()), store)
+    own = run_recipe(Recipe(encode=EncodeOptions(sae=sae, pooling=POOLING), associate=AssociateOptions()), store)
     return Fold(
         number=fold,
         both=FeatureStore.open(store, codes=results[-1].run),
@@ -121,6 +121,6 @@ def run_baselines(found: FeatureStore) -> dict[str, FeatureStore]:
     from pipelines.baseline import baseline
 
     store = found.layout.root
-    results = baseline(BaselineOptions(run=found.lineage.associations, kind=BASELINES), store)
+    results = baseline(BaselineOptions(associations=found.lineage.associations, kind=BASELINES), store)
     runs = [result.run for result in results if result.kind == "associations"]
     return {kind: FeatureStore.open(store, associations=run) for kind, run in zip(BASELINES, runs, strict=True)}

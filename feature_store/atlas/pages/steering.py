@@ -197,7 +197,7 @@ def _plan_in_words(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _command(data: AtlasData, plan: Mapping[str, Any]) -> str:
     """What asks the same question of another point, but for --n-features, --dose and --n-nulls."""
     words = ["scsae", "steer", "--store", str(data.store.layout.root)]
-    words += ["--run", str(plan["associations"])] if plan.get("associations") else []
+    words += ["--associations", str(plan["associations"])] if plan.get("associations") else []
     for name in ("kind", "target", "toward", "intervention", "by", "readout", "seed"):
         value = plan.get(name)
         if value is not None and (name, value) not in (("readout", "mean"), ("seed", 0)):

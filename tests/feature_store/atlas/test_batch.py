@@ -213,7 +213,7 @@ def test_the_recipe_and_the_command_describe_the_same_run_whose_result_the_steer
     )
     (recipe,) = yaml.safe_load(exported(page).read_text())["steer"]
     assert recipe == {
-        "run": "a550c", "kind": "batch", "target": "all", "intervention": "shift", "feature": wanted,
+        "associations": "a550c", "kind": "batch", "target": "all", "intervention": "shift", "feature": wanted,
     }  # fmt: skip
     words = shlex.split(page.locator(".batch-command").inner_text())
     assert words[:4] == ["scsae", "steer", "--store", str(atlas_root)]

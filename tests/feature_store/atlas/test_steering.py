@@ -108,7 +108,7 @@ def test_the_command_for_another_point_asks_the_same_question(store_without: Cal
     given = dict(zip(words[2::2], words[3::2], strict=True))
     assert words[:2] == ["scsae", "steer"]
     assert given == {
-        "--store": str(store.layout.root), "--run": "a550c", "--kind": "condition", "--target": odd,
+        "--store": str(store.layout.root), "--associations": "a550c", "--kind": "condition", "--target": odd,
         "--toward": "ctrl", "--intervention": "shift", "--by": "cell_type", "--cells": "cell_type=NK, bright",
     }  # fmt: skip
 

@@ -85,7 +85,7 @@ def test_a_plot_that_fails_costs_itself_alone_and_is_said_once(registry, capsys)
     said = " ".join(capsys.readouterr().err.split())
     assert said.startswith("warning: steering/eval-e is logged without some of its plots (dose: ZeroDivisionError(")
     assert "; bars: ZeroDivisionError(" in said
-    assert said.endswith("draw them with `scsae plot steering-all --run eval-e --save plots`")
+    assert said.endswith("draw them with `scsae plot steering-all --steering eval-e --save plots`")
     client = registry.tracking.client
     assert [file.path for file in client.list_artifacts(run)] == ["plots", "results.csv", "variants.json"]
     assert [file.path for file in client.list_artifacts(run, "plots")] == ["plots/map.png"]

@@ -259,13 +259,13 @@ function recipeOf({ ids, how, run, x, y, quad, isLasso }) {
   const chosen = isLasso ? "drawn around on the batch page of the atlas" : `explained by ${QUADRANTS[quad].text}; from batch effect ${y}, cell-context effect ${x} on`;
   return [
     `# ${ids.length} features: ${chosen}`, "# scsae run batch-recipe.yaml --store ROOT",
-    "steer:", ...(run ? [`  - run: ${JSON.stringify(run)}`, "    kind: batch"] : ["  - kind: batch"]),
+    "steer:", ...(run ? [`  - associations: ${JSON.stringify(run)}`, "    kind: batch"] : ["  - kind: batch"]),
     "    target: all", `    intervention: ${how}`, `    feature: [${ids.join(", ")}]`, "",
   ].join("\n");
 }
 
 function commandOf({ ids, how, run, store }) {
-  return ["scsae steer --store", quoted(store), ...(run ? ["--run", run] : []), "--kind batch --target all --intervention", how, ...ids.map((id) => `--feature ${id}`)].join(" ");
+  return ["scsae steer --store", quoted(store), ...(run ? ["--associations", run] : []), "--kind batch --target all --intervention", how, ...ids.map((id) => `--feature ${id}`)].join(" ");
 }
 
 // A word of a shell.
