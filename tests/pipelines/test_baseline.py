@@ -50,7 +50,7 @@ def written(store):
 def no_actors(shards_here):
     """Every shard in this process: what actors do is the same, and the other tests have them."""
     with pytest.MonkeyPatch.context() as patch:
-        for stage in ("extract", "encode", "associate", "steering.stage"):
+        for stage in ("extract", "encode", "associate", "steering.run"):
             patch.setattr(f"pipelines.{stage}.do_shards", shards_here)
         yield
 

@@ -170,7 +170,7 @@ BAD_INPUT = {
         "run {bad}/empty.yaml --store new",
         ["names no stage", "extract, train, encode, associate, steer"],
     ),
-    "two origins": ("run {bad}/two_origins.yaml --store new", ["encode.sae was 'abc'", "leave one out"]),
+    "two origins": ("run {bad}/two_origins.yaml --store new", ["encode.sae was 'abc'", "train"]),
     "recipe without data": ("run {bad}/absent_data.yaml --store new", ["no file absent.h5ad"]),
     "nobody to submit to": (
         "submit {bad}/good.yaml --address http://127.0.0.1:9 --store /new",

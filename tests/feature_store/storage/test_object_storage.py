@@ -398,7 +398,7 @@ def test_every_stage_runs_on_object_storage_and_a_second_time_does_nothing(
             body.shard(shard)
         return {}
 
-    for stage in ("extract", "encode", "associate", "steering.stage"):
+    for stage in ("extract", "encode", "associate", "steering.run"):
         monkeypatch.setattr(f"pipelines.{stage}.do_shards", here)
     monkeypatch.chdir(tmp_path)
     stages = {
