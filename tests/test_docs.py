@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -72,24 +72,29 @@ def test_a_dotted_name_is_found_where_it_is_and_nowhere_else():
     assert not exists("feature_store.ingest")
 
 
-@pytest.mark.parametrize("path", [*PAGES, *SOURCES, *(path for path in TESTS if path != Path(__file__))], ids=named)
-def test_every_module_that_is_named_exists(path):
-    texts = texts_of(path) if path in TESTS else [path.read_text()]
-    said = {name for text in texts for name in DOTTED.findall(text) if name.rpartition(".")[2] not in NO_MODULES}
-    assert sorted(name for name in said if not exists(name)) == []
+def missing(said: dict[Path, set[str]], is_there: Callable[[str], bool]) -> dict[str, list[str]]:
+    """What a file names and what is not there, by the file's path."""
+    absent = {named(path): sorted(name for name in names if not is_there(name)) for path, names in said.items()}
+    return {path: names for path, names in absent.items() if names}
 
 
-@pytest.mark.parametrize("path", [*PAGES, *SOURCES, *TESTS], ids=named)
-def test_every_path_that_is_named_exists(path):
-    said = set(PLACES.findall(path.read_text()))
-    assert sorted(place for place in said if "NAME" not in place and not list(ROOT.glob(place))) == []
+def test_every_module_that_is_named_exists():
+    said = {
+        path: {name for text in texts_of(path) for name in DOTTED.findall(text)} for path in (*PAGES, *SOURCES, *TESTS)
+    }
+    said.pop(Path(__file__))
+    assert missing(said, lambda name: {"X", *NO_MODULES} & set(name.split(".")) != set() or exists(name)) == {}
 
 
-@pytest.mark.parametrize(
-    "path", [*PAGES, ROOT / "scsae" / "__init__.py", ROOT / "pipelines" / "functions.py"], ids=named
-)
-def test_every_name_of_the_door_exists(path):
-    assert set(re.findall(r"(?<![\w./-])scsae\.(\w+)", path.read_text())) <= set(scsae.__all__)
+def test_every_path_that_is_named_exists():
+    said = {path: set(PLACES.findall(path.read_text())) for path in (*PAGES, *SOURCES, *TESTS)}
+    assert missing(said, lambda place: "NAME" in place or bool(list(ROOT.glob(place)))) == {}
+
+
+def test_every_name_of_the_door_that_is_named_exists():
+    files = (*PAGES, ROOT / "scsae" / "__init__.py", ROOT / "pipelines" / "functions.py")
+    said = {path: set(re.findall(r"(?<![\w./-])scsae\.(\w+)", path.read_text())) for path in files}
+    assert missing(said, scsae.__all__.__contains__) == {}
 
 
 @pytest.mark.parametrize("path", PAGES, ids=named)
@@ -105,16 +110,18 @@ def test_every_link_of_a_page_leads_somewhere(path):
             assert heading in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}, link
 
 
-def texts_of(path: Path) -> Iterator[str]:
+@cache
+def texts_of(path: Path) -> list[str]:
     """The text of a page; the strings of a module, with X for what is filled in."""
     if path.suffix != ".py":
-        yield path.read_text()
-        return
+        return [path.read_text()]
+    found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.JoinedStr):
-            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "X" for part in node.values)
+            found.append("".join(str(part.value) if isinstance(part, ast.Constant) else "X" for part in node.values))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node.value
+            found.append(node.value)
+    return found
 
 
 def commands_in(text: str) -> Iterator[str]:
@@ -154,7 +161,6 @@ def test_a_command_that_does_not_exist_is_found():
     ] == [*(["--kk"], ["trian"])]
 
 
-@pytest.mark.parametrize("path", [*PAGES, *SOURCES], ids=named)
-def test_every_command_that_is_named_exists_with_its_options(path):
-    found = {words: unknown_in(words) for text in texts_of(path) for words in commands_in(text)}
-    assert {words: unknown for words, unknown in found.items() if unknown} == {}
+def test_every_command_that_is_named_exists_with_its_options():
+    said = {path: {words for text in texts_of(path) for words in commands_in(text)} for path in (*PAGES, *SOURCES)}
+    assert missing(said, lambda words: not unknown_in(words)) == {}
