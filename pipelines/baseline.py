@@ -38,7 +38,16 @@ from pipelines.inputs import SOURCE_FILE, model_place
 from pipelines.runtime.cluster import one_ray_session
 from pipelines.runtime.progress import ticking
 from pipelines.runtime.stage import FORMAT_VERSION, RANDOM_MODEL, Clock, StageResult, parent_run
-from pipelines.training_loop import JUDGED_ON, SAE_FILES, commit_sae, held_out, judged, select_probe, test_batches
+from pipelines.training_loop import (
+    JUDGED_ON,
+    SAE_FILES,
+    commit_sae,
+    figures_of,
+    held_out,
+    held_out_batches,
+    select_probe,
+    shown_figures,
+)
 
 Plan = dict[str, Any]
 
@@ -138,7 +147,7 @@ def _fitted(
         with commit.sole_driver(folder), ticking(f"baseline {kind}", 1, "fits") as tick:
             train = list(sample_tokens(reader, split == "train", n_tokens=options.fit_tokens, seed=seed))
             batches = torch.split(held_out(reader, split == "select", seed=seed), 4096)
-            reported = test_batches(reader, split, seed=seed, device="cpu")
+            reported = held_out_batches(reader, split, seed=seed, device="cpu")
             fitted = fit_baseline(
                 kind,
                 torch.from_numpy(np.concatenate(train)),
@@ -151,11 +160,11 @@ def _fitted(
                 activations, str(layout.root.resolve()), split, n_cells=sae["recovery_cells"], seed=seed, device="cpu"
             )
             commit.Run.create(folder, {**wanted, "sae": fitted.sae.config.to_dict()})
-            commit_sae(folder, fitted.sae, {**fitted.notes, **judged(fitted.sae, batches, reported, measured)})
+            commit_sae(folder, fitted.sae, {**fitted.notes, **figures_of(fitted.sae, batches, reported, measured)})
             tick(1)
     run = commit.Run.open(folder)
     run.finalize()
-    summary = json.loads((folder / SUMMARY).read_text())
+    summary = shown_figures(json.loads((folder / SUMMARY).read_text()))
     summary.pop("findings")
     yield StageResult(
         kind="saes",

@@ -47,11 +47,13 @@ class Losses(NamedTuple):
 
 
 class Recovery(NamedTuple):
-    """See the module; `losses` is None where the model has no such loss, `loss` also where the ablation costs none."""
+    """Recovery of the embedding and of the loss: see the module."""
 
     embedding: float
-    loss: float | None
+    loss: float | str
+    """The reason where it could not be had."""
     losses: Losses | None
+    """None where the model has no such loss."""
 
 
 class Probe:
@@ -72,13 +74,18 @@ class Probe:
         patch = _reconstructed(sae)
         embedding = 1 - self._squares(patch) / self._damage
         whole, x_hat, ablated = self._loss_whole, self._loss(patch), self._loss_ablated
-        if whole is None or x_hat is None or ablated is None:
-            return Recovery(embedding, None, None)
+        if isinstance(whole, str) or isinstance(x_hat, str) or isinstance(ablated, str):
+            reason = next(loss for loss in (whole, x_hat, ablated) if isinstance(loss, str))
+            return Recovery(embedding, reason, None)
         losses = Losses(float(whole.mean()), float(x_hat.mean()), float(ablated.mean()))
         cost = ablated - whole
         is_clear = len(cost) > 1 and cost.mean() > CLEAR * cost.std() / len(cost) ** 0.5
-        loss = 1 - (losses.x_hat - losses.whole) / (losses.ablated - losses.whole) if is_clear else None
-        return Recovery(embedding, loss, losses)
+        if not is_clear:
+            unclear = (
+                f"the ablation costs {cost.mean():.3g} of the loss, which {len(cost)} cells cannot tell from chance"
+            )
+            return Recovery(embedding, unclear, losses)
+        return Recovery(embedding, 1 - (losses.x_hat - losses.whole) / (losses.ablated - losses.whole), losses)
 
     def _embed(self, patch: "Patch | None") -> "torch.Tensor":
         at = self._model.reading_site(self._site)
@@ -89,15 +96,15 @@ class Probe:
         """Mean squared change of the embedding; cells without a gene have none."""
         return float((self._embed(patch) - self._whole).square().nanmean())
 
-    def _loss(self, patch: "Patch | None") -> "torch.Tensor | None":
-        """Loss of each cell that is asked something; None if the checkpoint has no head that answers."""
+    def _loss(self, patch: "Patch | None") -> "torch.Tensor | str":
+        """Loss of each cell that has hidden genes, or why the checkpoint gives none."""
         from sae_core.errors import ConfigError
 
         patches = {} if patch is None else {self._site: patch}
         try:
             per_cell = self._model.pretraining_loss(self.tokens, patches=patches).per_cell
-        except ConfigError:
-            return None
+        except ConfigError as error:
+            return str(error)
         return per_cell[~per_cell.isnan()]
 
 

@@ -26,7 +26,8 @@ from pipelines.runtime.progress import stderr_console, ticking
 from pipelines.runtime.stage import FORMAT_VERSION, Clock, StageResult, parent_run
 from pipelines.tracking import ModelVersion, Tracking
 from pipelines.tracking.provenance import origin_tags
-from pipelines.training_loop import JUDGED_ON, PROGRESS, SAE_FILES, SAEJob, TrainJob, fit
+from pipelines.tracking.registry import MISSING_TAG
+from pipelines.training_loop import JUDGED_ON, PROGRESS, SAE_FILES, SAEJob, TrainJob, fit, shown_figures
 
 if TYPE_CHECKING:
     from sae_core.sae import SAEConfig, TrainConfig
@@ -128,6 +129,7 @@ def train_all(options: TrainOptions, store: Path, *, address: str | None = None)
         findings = summary.pop("findings")
         if run in pending:
             warner.say(run.path.name, findings)
+        summary = shown_figures(summary)
         summary |= {found["kind"]: f"step {found['step']}: {found['message']}" for found in findings}
         version = register(layout, run, options)
         results.append(
@@ -310,6 +312,8 @@ def _logged(tracking: Tracking, layout: Layout, run: commit.Run, options: TrainO
     name = options.name or f"{control or 'sae'}-{plan['model']}-{plan['site']}"
     findings = ", ".join(found["kind"] for found in summary["findings"]) or "none"
     tags = {**origin_tags(layout, run), "scsae.findings": findings}
+    if missing := summary.get("missing"):
+        tags[MISSING_TAG] = json.dumps(missing)
     params = {**plan["sae"], **plan["train"]}
     params |= {name: plan[name] for name in ("model", "site", "n_ranks", "recovery_cells")}
     with tracking.run(run.path.name, params=params, tags=tags) as mlflow_run:

@@ -75,7 +75,7 @@ class TrainJob:
     n_threads: int
 
 
-class Member:
+class SAERun:
     """One autoencoder in training, with what was seen of it so far."""
 
     def __init__(self, folder: Path, trainer: "Trainer") -> None:
@@ -150,8 +150,8 @@ def fit(
         n_ranks=ranks.size,
     )
     normaliser = fit_normaliser(reader, split == "train", seed=config.seed)
-    members = [
-        Member(
+    runs = [
+        SAERun(
             as_path(one.folder),
             Trainer(
                 SAEConfig.from_dict(one.sae),
@@ -163,30 +163,30 @@ def fit(
         )
         for one in job.saes
     ]
-    first = _resume(members, stream, ranks)
-    sweep = Sweep([member.trainer for member in members])
+    first = _resume(runs, stream, ranks)
+    sweep = Sweep([run.trainer for run in runs])
     with closing(_batches(stream)) as batches:
         for step in range(first + 1, config.n_steps + 1):
             metrics = sweep.step(torch.from_numpy(next(batches)).to(job.device))
-            going = [(member, seen) for member, seen in zip(members, metrics, strict=True) if seen is not None]
+            going = [(run, seen) for run, seen in zip(runs, metrics, strict=True) if seen is not None]
             if step % REPORT_STEPS == 0 or step == config.n_steps:
-                rows = [(member, member.note(seen)) for member, seen in going]
+                rows = [(run, run.note(seen)) for run, seen in going]
                 if ranks.rank == 0:
-                    for member, row in rows:
-                        shown = {**row, "findings": list(member.findings.values())}
-                        filesystem.replace_text(member.folder / PROGRESS, json.dumps(shown))
+                    for run, row in rows:
+                        shown = {**row, "findings": list(run.findings.values())}
+                        filesystem.replace_text(run.folder / PROGRESS, json.dumps(shown))
                 report(rows[0][1])
             if step % job.checkpoint_steps == 0 and step < config.n_steps:
                 place = _place(stream, ranks)
                 if ranks.rank == 0:
-                    for member, _ in going:
-                        member.save(place)
+                    for run, _ in going:
+                        run.save(place)
     if ranks.rank == 0:
-        done = [member for at, member in enumerate(members) if at not in sweep.stopped]
+        done = [run for at, run in enumerate(runs) if at not in sweep.stopped]
         _finish(job, reader, split, done, seed=config.seed, gamma=normaliser.gamma)
     if sweep.stopped:
-        told = "; ".join(f"{members[at].folder.name}: {error}" for at, error in sorted(sweep.stopped.items()))
-        raise TrainingError(f"{len(sweep.stopped)} of {len(members)} autoencoders stopped. {told}")
+        told = "; ".join(f"{runs[at].folder.name}: {error}" for at, error in sorted(sweep.stopped.items()))
+        raise TrainingError(f"{len(sweep.stopped)} of {len(runs)} autoencoders stopped. {told}")
 
 
 def _batches(stream: TokenStream) -> Generator[npt.NDArray[np.float32], None, None]:
@@ -226,12 +226,12 @@ def held_out(
     return torch.from_numpy(tokens)
 
 
-def _resume(members: Sequence[Member], stream: TokenStream, ranks: "Communicator") -> int:
-    """Put trainers and stream where the newest checkpoint that all members have left them; return its step, or 0."""
+def _resume(runs: Sequence[SAERun], stream: TokenStream, ranks: "Communicator") -> int:
+    """Put trainers and stream where the newest checkpoint that all runs have left them; return its step, or 0."""
     from sae_core.errors import CheckpointError, TrainingError
     from sae_core.sae import load_training
 
-    found = [member.checkpoints() for member in members]
+    found = [run.checkpoints() for run in runs]
     first = 0
     for step in sorted(set.intersection(*(set(steps) for steps in found)), reverse=True):
         try:
@@ -242,8 +242,8 @@ def _resume(members: Sequence[Member], stream: TokenStream, ranks: "Communicator
         except CheckpointError:
             # careful: a kill during the write leaves a torn newest one; the one before it is whole
             continue
-        for member, (state, extra) in zip(members, loaded, strict=True):
-            member.load(state, extra)
+        for run, (state, extra) in zip(runs, loaded, strict=True):
+            run.load(state, extra)
         extra = loaded[0][1]
         epoch, position = extra["places"][ranks.rank]
         stream.load_state_dict({**extra["stream"], "epoch": epoch, "position": position})
@@ -268,7 +268,7 @@ def _finish(
     job: TrainJob,
     reader: ActivationReader,
     split: npt.NDArray[Any],
-    members: Sequence[Member],
+    runs: Sequence[SAERun],
     *,
     seed: int,
     gamma: float,
@@ -277,12 +277,12 @@ def _finish(
     import torch
 
     batches = torch.split(held_out(reader, split == "select", seed=seed).to(job.device), 4096)
-    reported = test_batches(reader, split, seed=seed, device=job.device)
+    reported = held_out_batches(reader, split, seed=seed, device=job.device)
     measured = select_probe(reader.run, job.store, split, n_cells=job.recovery_cells, seed=seed, device=job.device)
-    for member in members:
-        sae = member.trainer.finish(batches)
-        summary = {"gamma": gamma, **judged(sae, batches, reported, measured)}
-        commit_sae(member.folder, sae, summary, history=member.history, findings=list(member.findings.values()))
+    for run in runs:
+        sae = run.trainer.finish(batches)
+        summary = {"gamma": gamma, **figures_of(sae, batches, reported, measured)}
+        commit_sae(run.folder, sae, summary, history=run.history, findings=list(run.findings.values()))
 
 
 def select_probe(
@@ -296,27 +296,42 @@ def select_probe(
     return probe(run, store, np.sort(chosen), device=device)
 
 
-def test_batches(
+def held_out_batches(
     reader: ActivationReader, split: npt.NDArray[Any], *, seed: int, device: str
-) -> "Sequence[torch.Tensor]":
-    """Tokens of `test` cells, drawn as those of `select` cells are; none where there are none or they are broken."""
+) -> "Sequence[torch.Tensor] | str":
+    """Tokens of `test` cells, drawn as those of `select` cells are, or why there are none."""
     import torch
 
     tokens = or_reason(lambda: held_out(reader, split == "test", seed=seed, split="test"))
-    return () if isinstance(tokens, str) else torch.split(tokens.to(device), 4096)
+    return tokens if isinstance(tokens, str) else torch.split(tokens.to(device), 4096)
 
 
-def judged(
+def figures_of(
     sae: "SparseAutoencoder",
     batches: "Sequence[torch.Tensor]",
-    reported: "Sequence[torch.Tensor]",
+    reported: "Sequence[torch.Tensor] | str",
     measured: Probe | str,
 ) -> dict[str, Any]:
-    """Figures of the summary: of `select` tokens in `batches`, `test` tokens in `reported`, and cells in the probe."""
+    """Figures of the summary: of `select` tokens in `batches`, `test` tokens in `reported`, and cells in the probe.
+
+    `missing`, there if any figure is, gives the reason for each figure that could not be had.
+    """
     from sae_core.sae import evaluate
 
-    test = {"test_fvu": float(evaluate(sae, reported).fvu)} if reported else {}
-    return {**_figures(sae, batches), **test, **_recovery(sae, measured)}
+    recovery, missing = _recovery(sae, measured)
+    figures = {**_figures(sae, batches), **recovery}
+    if isinstance(reported, str):
+        missing["test_fvu"] = reported
+    else:
+        figures["test_fvu"] = float(evaluate(sae, reported).fvu)
+    return figures | ({"missing": missing} if missing else {})
+
+
+def shown_figures(summary: dict[str, Any]) -> dict[str, Any]:
+    """The summary as a stage shows it: each missing figure under its own name, with the reason."""
+    missing = summary.get("missing", {})
+    shown = {name: value for name, value in summary.items() if name != "missing"}
+    return shown | {name: f"not measured: {reason}" for name, reason in missing.items()}
 
 
 def _figures(sae: "SparseAutoencoder", batches: "Sequence[torch.Tensor]") -> dict[str, float]:
@@ -332,17 +347,17 @@ def _figures(sae: "SparseAutoencoder", batches: "Sequence[torch.Tensor]") -> dic
     }
 
 
-def _recovery(sae: "SparseAutoencoder", measured: Probe | str) -> dict[str, Any]:
-    """Entries of the summary: recovery of embedding and loss, or why there is none."""
-    if isinstance(measured, str):
-        return {"recovery_skipped": measured}
-    recovery = or_reason(lambda: measured.of(sae))
-    if isinstance(recovery, str):
-        return {"recovery_skipped": recovery}
+def _recovery(sae: "SparseAutoencoder", measured: Probe | str) -> tuple[dict[str, float], dict[str, str]]:
+    """Recovery of embedding and loss as entries of the summary, and the reason for each that could not be had."""
+    recovery = measured if isinstance(measured, str) else or_reason(lambda: measured.of(sae))
+    if isinstance(measured, str) or isinstance(recovery, str):
+        return {}, dict.fromkeys(("select_recovery", "select_recovery_loss"), str(recovery))
     entries = {"select_recovery": recovery.embedding, "recovery_cells": measured.tokens.n_cells}
     if recovery.losses is not None:
         entries |= {f"select_loss_{name}": value for name, value in recovery.losses._asdict().items()}
-    return entries if recovery.loss is None else {**entries, "select_recovery_loss": recovery.loss}
+    if isinstance(recovery.loss, str):
+        return entries, {"select_recovery_loss": recovery.loss}
+    return {**entries, "select_recovery_loss": recovery.loss}, {}
 
 
 def commit_sae(

@@ -25,7 +25,7 @@ from feature_store.plots.canvas import (
     plain,
     words,
 )
-from feature_store.query.metrics import HEADLINES, METRICS
+from feature_store.query.metrics import HEADLINES, metric_of
 from feature_store.query.suggestions import did_you_mean
 from feature_store.storage.commit import Run
 
@@ -443,4 +443,4 @@ def _held(axis: str, point: Mapping[str, Any]) -> str:
 
 
 def _said(metric: str) -> str:
-    return METRICS[metric].words if metric in METRICS else words(metric)
+    return plain(metric_of(metric).description)

@@ -68,7 +68,7 @@ def print_facts(facts: Mapping[str, Any]) -> None:
     console().print(table)
 
 
-STEERING_METRICS = (
+SHOWN_METRICS = (
     *("target_votes", "other_accuracy"),
     *("remaining", "remaining_corrected", "energy_remaining", "type_accuracy"),
     *("batch_mixing", "label_conservation", "lobo_macro_f1", "scib_total"),
@@ -84,7 +84,7 @@ def print_steering(store: Path, run: str) -> None:
     if results.filter(role="grid").height == results.filter("chosen").height:
         columns = [name for name in columns if name not in ("n_features", "dose", "chosen")]
     for (metric,), frame in results.group_by("metric", maintain_order=True):
-        if metric in STEERING_METRICS:
+        if metric in SHOWN_METRICS:
             print_frame(frame.select(columns), title=f"{metric} (effect: minus unsteered)")
 
 

@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from feature_store.query.metrics import HEADLINE_OF_TASK, Direction, metric_of
 from feature_store.storage import schemas
 from pipelines.steering import embedding_baselines
-from pipelines.steering.evaluation_cells import ALL, METRICS, MIN_CELLS, Edit, Judged, Mix, Move, Reading
+from pipelines.steering.evaluation_cells import ALL, MIN_CELLS, Edit, Judged, Mix, Move, Reading
 from pipelines.steering.metrics import distances, mixing
 from pipelines.steering.metrics.dose_response import dose_response
 from pipelines.steering.metrics.intervals import Floats, rank_p, student
@@ -281,7 +282,7 @@ def _rows(conditions: Sequence[_Condition], cells: Judged, split: str) -> list[d
 def _p(key: tuple[str, str], effect: float | None, draws: Sequence[Readings], unsteered: Reading) -> float | None:
     drawn = [_less(draw[key].value, unsteered.value) for draw in draws if key in draw]
     values = [np.nan if value is None else value for value in drawn]
-    return rank_p(effect, values, higher_is_better=METRICS[key[0]].higher_is_better)
+    return rank_p(effect, values, metric_of(key[0]).direction)
 
 
 def _less(value: float | None, unsteered: float | None) -> float | None:
@@ -304,6 +305,7 @@ def _trends(
         "dose": {v.dose or 0.0: v.id for v in grid if len(v.features) == len(chosen.features)},
         "n_features": {0.0: 0} | {float(len(v.features)): v.id for v in grid if v.dose == chosen.dose},
     }
+    direction = metric_of(HEADLINE_OF_TASK["mix" if isinstance(asked, Mix) else "move"]).direction
     rows = []
     for axis, points in curves.items():
         if len(points) < 3:
@@ -311,7 +313,7 @@ def _trends(
         found = [_units(asked, under[variant]) for variant in points.values()]
         shared = [unit for unit in found[0] if all(unit in other for other in found)]
         values = np.array([[own[unit] for own in found] for unit in shared]).reshape(len(shared), len(points))
-        trend = dose_response(list(points), values, increasing=isinstance(asked, Mix))
+        trend = dose_response(list(points), values, increasing=direction is Direction.HIGHER)
         rows += [
             {
                 "split": split, "condition": chosen.name, "role": "trend", "intervention": chosen.intervention,

@@ -16,7 +16,7 @@ What each question reads:
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from pipelines.steering.metrics import knn, mixing, scib, type_preservation
 from pipelines.steering.metrics.distances import distance_table
-from pipelines.steering.metrics.intervals import UNKNOWN, Bools, Floats, Interval, Metric, blocks, percentiles
+from pipelines.steering.metrics.intervals import UNKNOWN, Bools, Floats, Interval, blocks, percentiles
 
 ALL = "all"
 N_SAMPLES = 500
@@ -40,23 +40,6 @@ DISTANCES = {
     "energy": ("energy_distance", "energy_remaining"),
 }
 """Kind of distance: the names of the distance to the label moved to, and of its share that remains."""
-METRICS: Mapping[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        *(Metric(name=name, higher_is_better=False, low=0.0) for names in DISTANCES.values() for name in names),
-        Metric(name="distance_from_target", higher_is_better=None, low=0.0),
-        *type_preservation.METRICS,
-        *knn.METRICS,
-        *mixing.METRICS[:2],
-        Metric(name="batch_mixing", higher_is_better=True, low=0.0, high=1.0),
-        Metric(name="label_conservation", higher_is_better=True, low=0.0, high=1.0),
-        Metric(name="conservation_loss", higher_is_better=False, high=1.0),
-        *(Metric(name=name, higher_is_better=True, high=1.0) for name in ("scib_batch", "scib_bio", "scib_total")),
-        *(Metric(name=f"scib_{own.name}", higher_is_better=True, low=own.low, high=1.0) for own in scib.METRICS[:-3]),
-    )
-}
-"""Every metric of `results` by name, with the direction in which it is good."""
-_AGGREGATES = {"batch_correction": "scib_batch", "bio_conservation": "scib_bio", "total": "scib_total"}
 Strings = npt.NDArray[np.str_]
 
 
@@ -307,7 +290,7 @@ class Mix(Question):
     def readings(self, embedding: Floats) -> list[Reading]:
         """Leave-one-batch-out by batch and over batches, mixing, conservation and its relative loss."""
         batch, types, n = self.cells.label.tolist(), self.cells.cell_type.tolist(), len(embedding)
-        mixed, conservation, _ = mixing.quick_mixing(embedding, batch, types)
+        mixed, conservation = mixing.quick_mixing(embedding, batch, types)
         before = self._conservation
         loss = None if not before or conservation is None else 1 - conservation / before
         return [
@@ -336,10 +319,7 @@ class Mix(Question):
         """The scores of scIB: tens of seconds."""
         batch, types = self.cells.label.tolist(), self.cells.cell_type.tolist()
         found = scib.scib(embedding, self.cells.unsteered, batch, types)
-        return [
-            Reading(_AGGREGATES.get(name, f"scib_{name}"), ALL, value, len(embedding))
-            for name, value in found.values.items()
-        ]
+        return [Reading(scib.metric_name(name), ALL, value, len(embedding)) for name, value in found.values.items()]
 
 
 _LEFT_OUT = ("lobo_accuracy", "lobo_macro_f1")

@@ -20,6 +20,7 @@ import numpy as np
 import polars as pl
 import torch
 
+from feature_store.query.metrics import HEADLINE_OF_TASK
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout, run_id
 from pipelines.config import SteerOptions
@@ -386,12 +387,9 @@ def drawings_of(asked: Asked, run: str) -> dict[str, Callable[[Path], object]]:
     return dict(steering_drawings(found, run))
 
 
-HEADLINE = {"edit": "target_votes", "move": "remaining", "mix": "batch_mixing"}
-
-
 def facts_of(asked: Asked, chosen: Variant, results: pl.DataFrame) -> dict[str, Any]:
     """What a person wants to see first."""
-    metric = HEADLINE[asked.question.name]
+    metric = HEADLINE_OF_TASK[asked.question.name]
     rows = results.filter(split="test", group=ALL, metric=metric)
     own = rows.filter("chosen").row(0, named=True)
     facts: dict[str, Any] = {"target": asked.question.text, "features": list(chosen.features)}

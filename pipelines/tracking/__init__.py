@@ -1,10 +1,10 @@
-"""MLflow: one run per training and per steering evaluation, and the registry of SAEs with its champion.
+"""MLflow: one run for each training and each steering evaluation, and the registry of SAEs with its champion.
 
-`store` opens the database and logs runs, `registry` holds the versions and what was measured of them, `headline` says
-which figures count and which way, `promotion` moves the champion, `lineage` says what a version came from.
+`runs` opens the database and logs runs. `registry` holds the versions of each SAE and what was measured of them.
+`promotion` decides whether a version becomes the champion. `provenance` says what a version was made from. Which
+metrics count, and which way, is in `feature_store.query.metrics`.
 """
 
-from pipelines.tracking.headline import HEADLINES, Headline
 from pipelines.tracking.promotion import Promotion, promote
 from pipelines.tracking.registry import CHAMPION, Evaluation, ModelVersion, Tracking
 from pipelines.tracking.runs import EXPERIMENT, RUN_TAG
@@ -12,10 +12,8 @@ from pipelines.tracking.runs import EXPERIMENT, RUN_TAG
 __all__ = [
     "CHAMPION",
     "EXPERIMENT",
-    "HEADLINES",
     "RUN_TAG",
     "Evaluation",
-    "Headline",
     "ModelVersion",
     "Promotion",
     "Tracking",

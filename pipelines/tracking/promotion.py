@@ -1,36 +1,39 @@
-"""The rule by which `champion` moves: one figure, measured on `test` cells, that must not be worse.
+"""The rule by which `champion` moves: a version replaces it if one metric, measured on `test` cells, is not worse.
 
-The figure is the one asked for, else the first headline of the steering evaluation that both versions have (the same
-question, the same data set), else the FVU of `test` tokens, else that of `select` tokens, which calibrated the SAE.
-Test cells are for reporting: each promotion by them is a choice, and after many of them the champion's figure flatters
-it. Nothing forces a version through; whoever wants another one deletes the alias in MLflow and says so there.
+The metric is the one given by `--metric`. Without it, it is the first of `COMPARED_BY` in the steering evaluation that
+both versions have (of the same task and data set); without such an evaluation, the FVU of `test` tokens; and where
+neither version has one, the FVU of `select` tokens, which calibrated the SAE. If one of the two versions lacks that
+metric, the promotion is refused: no other metric takes its place unless `--metric` says so.
+
+Test cells are for reporting: each promotion by them is a choice, and after many of them the champion's metric is too
+good. Nothing forces a version through; to have another champion, delete the alias in MLflow and give the reason there.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from feature_store.errors import StoreError
+from feature_store.query.metrics import COMPARED_BY, COMPARED_BY_TRAINING, Direction, metric_of
 from feature_store.storage.filesystem import read_sealed
 from feature_store.storage.layout import PLAN, Layout
 from pipelines.errors import UsageError
-from pipelines.tracking.headline import FIT, HEADLINES
 from pipelines.tracking.registry import CHAMPION, DATASET_TAG, Evaluation, ModelVersion, Tracking
 from pipelines.tracking.runs import RUN_TAG
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """A figure of a version; `evaluation` None for one of its training."""
+    """A metric of a version; `evaluation` is None for one of its training."""
 
     value: float
-    higher_is_better: bool
+    direction: Direction
     dataset: str
     evaluation: Evaluation | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Promotion:
-    """What was promoted over what (None: there was no other champion), and by which figure."""
+    """What was promoted over which version (None: there was no other champion), and by which metric."""
 
     version: ModelVersion
     over: int | None = None
@@ -41,19 +44,19 @@ class Promotion:
 
 
 def promote(tracking: Tracking, name: str, version: int, *, metric: str | None = None) -> Promotion:
-    """Give `champion` to a version unless it is worse than the champion in one figure measured on `test` cells.
+    """Give `champion` to a version unless it is worse than the champion in one metric measured on `test` cells.
 
-    Promoting by test cells again and again selects on them: the champion's figure is then too good.
+    Promoting by test cells again and again selects on them: the champion's metric is then too good.
 
     Args:
         tracking: the registry.
         name: registered name.
         version: the candidate.
-        metric: a headline ("remaining"), one with its question and data set as `scsae models` names them, test_fvu or
-            select_fvu; None chooses as the module says.
+        metric: a metric of a steering evaluation ("remaining"), one with its task and data set as `scsae models` names
+            it, test_fvu or select_fvu; None chooses as the module says.
 
     Raises:
-        UsageError: there is no such version or figure, one of the two versions lacks it, or the candidate is worse;
+        UsageError: there is no such version or metric, one of the two versions lacks it, or the candidate is worse;
             nothing is changed.
     """
     with tracking.alone():
@@ -74,19 +77,22 @@ def promote(tracking: Tracking, name: str, version: int, *, metric: str | None =
 
 
 def scores_of(tracking: Tracking, version: ModelVersion) -> dict[str, Score]:
-    """What a version can be compared by: the newest evaluation of each question, then the figures of its training."""
+    """What a version can be compared by: the newest evaluation of each task, then the figures of its training."""
     scores: dict[str, Score] = {}
     for evaluation in tracking.evaluations(version.tags.get(RUN_TAG, "")):
         for name, value in evaluation.headlines.items():
-            upwards = HEADLINES[name].is_higher_better(evaluation.params)
+            dose = evaluation.params.get("chosen.dose", "None")
+            direction = metric_of(name).direction.under(
+                evaluation.params.get("intervention"), None if dose == "None" else float(dose)
+            )
             scores.setdefault(
                 evaluation.label(name),
-                Score(value=value, higher_is_better=upwards, dataset=evaluation.dataset, evaluation=evaluation),
+                Score(value=value, direction=direction, dataset=evaluation.dataset, evaluation=evaluation),
             )
     dataset = version.tags.get(DATASET_TAG, "")
-    for name in FIT:
-        if (fvu := version.metrics.get(name)) is not None:
-            scores[name] = Score(value=fvu, higher_is_better=False, dataset=dataset)
+    for name in COMPARED_BY_TRAINING:
+        if (own := version.metrics.get(name)) is not None:
+            scores[name] = Score(value=own, direction=metric_of(name).direction, dataset=dataset)
     return scores
 
 
@@ -102,11 +108,17 @@ def _compared(
             f"{champion.version}) of {old.dataset}: they cannot be compared; evaluate both on one data set by `scsae "
             "associate --data FILE --sae SAE` and `scsae steer`"
         )
-    if new.value < old.value if new.higher_is_better else new.value > old.value:
+    if new.direction is not old.direction:
+        raise UsageError(
+            f"{told} cannot be compared: {new.direction} is better for {candidate.name} version {candidate.version}, "
+            f"{old.direction} for the champion (version {champion.version}), because one of the edits strengthens the "
+            "features and the other weakens them; give another --metric, or steer both with the same --dose"
+        )
+    if new.value < old.value if new.direction is Direction.HIGHER else new.value > old.value:
         raise UsageError(
             f"{candidate.name} version {candidate.version} has {told} {new.value:.6g}, the champion (version "
             f"{champion.version}) {old.value:.6g}; only a version that is at least as good "
-            f"({'higher' if new.higher_is_better else 'lower'} is better) can be promoted"
+            f"({new.direction} is better) can be promoted"
         )
     return Promotion(
         version=candidate,
@@ -126,7 +138,7 @@ def _chosen(
     theirs: Mapping[str, Score],
     asked: str | None,
 ) -> tuple[str, str | None]:
-    """The figure to compare, and what is to be said about it."""
+    """The metric to compare, and a note about it. UsageError if one of the two versions lacks it."""
     if asked is not None:
         found = [label for label in _matching({**theirs, **mine}, asked) if label in mine and label in theirs]
         if len(found) > 1:
@@ -135,27 +147,52 @@ def _chosen(
             return found[0], None
         _own(tracking, candidate, mine, asked, like=theirs)
         _own(tracking, champion, theirs, asked, like=mine)
-    both = [label for label in mine if label in theirs]
-    steering = [label for label in both if mine[label].evaluation is not None]
-    questions = {(e.question, e.dataset) for label in steering if (e := mine[label].evaluation) is not None}
-    if len(questions) > 1:
+    either = {**theirs, **mine}
+    own, other = ({(e.question, e.dataset): e for s in of.values() if (e := s.evaluation)} for of in (mine, theirs))
+    tasks = {task: evaluation for task, evaluation in own.items() if task in other}
+    if len(tasks) > 1:
+        steering = [label for label in mine if label in theirs and mine[label].evaluation]
         raise UsageError(
             f"{candidate.name} versions {candidate.version} and {champion.version} were both evaluated on several "
-            f"questions; give --metric, one of: {'; '.join(steering)}"
+            f"tasks; give --metric, one of: {'; '.join(steering)}"
         )
-    if steering:
-        return steering[0], None
-    if "test_fvu" in both:
-        return "test_fvu", "they have no steering evaluation in common"
-    if "select_fvu" in both:
-        note = (
-            "they have no figure of test cells in common; that of select cells is of cells that were used for choices"
-        )
-        return "select_fvu", note
-    raise UsageError(
-        f"{candidate.name} versions {candidate.version} and {champion.version} have no figure in common; "
-        f"{_how_to_measure(tracking, candidate, 'test_fvu', theirs)}"
+    if tasks:
+        (evaluation,) = tasks.values()
+        label, note = next(full for name in COMPARED_BY if (full := evaluation.label(name)) in either), None
+    elif "test_fvu" in either:
+        label, note = "test_fvu", "they have no steering evaluation in common"
+    else:
+        label, note = "select_fvu", "neither has a figure of test cells; select cells were used for choices"
+    if not (label in mine and label in theirs):
+        raise UsageError(_nothing_to_compare(tracking, label, candidate, mine, champion, theirs))
+    return label, note
+
+
+def _nothing_to_compare(
+    tracking: Tracking,
+    label: str,
+    candidate: ModelVersion,
+    mine: Mapping[str, Score],
+    champion: ModelVersion,
+    theirs: Mapping[str, Score],
+) -> str:
+    """The error for two versions of which one lacks the metric that is compared by default."""
+    has = "; ".join(
+        f"version {version.version} has {', '.join(scores) or 'none'}{_why_missing(version, label)}"
+        for version, scores in ((candidate, mine), (champion, theirs))
     )
+    lacking, other = (champion, mine) if label in mine else (candidate, theirs)
+    common = [name for name in mine if name in theirs]
+    choice = f"give --metric, one of: {'; '.join(common)}; or " if common else ""
+    return (
+        f"{candidate.name} versions {candidate.version} and {champion.version} (the champion) cannot be compared by "
+        f"{label}: {has}; {choice}{_how_to_measure(tracking, lacking, label, other)}"
+    )
+
+
+def _why_missing(version: ModelVersion, label: str) -> str:
+    reason = version.missing.get(label)
+    return f" ({label} is missing: {reason})" if reason else ""
 
 
 def _own(
@@ -166,7 +203,7 @@ def _own(
     *,
     like: Mapping[str, Score] = {},
 ) -> str:
-    """The one figure of a version that is asked for; UsageError, with the command that measures it, if it lacks it."""
+    """The full name of the metric asked for; UsageError, with the command that measures it, if the version lacks it."""
     found = _matching(scores, asked)
     if like and (wanted := _matching(like, asked)):
         found = [label for label in found if label in wanted]
@@ -174,13 +211,14 @@ def _own(
         return found[0]
     if found:
         raise UsageError(f"--metric was {asked!r}, which is any of: {'; '.join(found)}; give one of them in full")
-    if asked.partition(" (")[0] not in {**HEADLINES, **FIT}:
+    allowed = (*COMPARED_BY, *COMPARED_BY_TRAINING)
+    if asked.partition(" (")[0] not in allowed:
         raise UsageError(
-            f"--metric was {asked!r}; allowed: {', '.join([*HEADLINES, *FIT])}, or one in full as `scsae "
-            "models` names it"
+            f"--metric was {asked!r}; allowed: {', '.join(allowed)}, or one in full as `scsae models` names it"
         )
     raise UsageError(
-        f"{version.name} version {version.version} has no {asked}; {_how_to_measure(tracking, version, asked, like)}"
+        f"{version.name} version {version.version} has no {asked}{_why_missing(version, asked)}; "
+        f"{_how_to_measure(tracking, version, asked, like)}"
     )
 
 
@@ -189,9 +227,9 @@ def _matching(scores: Mapping[str, Score], asked: str) -> list[str]:
 
 
 def _how_to_measure(tracking: Tracking, version: ModelVersion, asked: str, like: Mapping[str, Score]) -> str:
-    """The command that gives a version the figure; for steering, as the version that has it was measured."""
+    """The command that gives a version the metric; for steering, as the version that has it was measured."""
     store = f"--store {tracking.layout.root}"
-    if asked in FIT:
+    if asked in COMPARED_BY_TRAINING:
         return f"measure it by training it again: `scsae train {store}` (one without test cells has no test_fvu)"
     known = next((score.evaluation for label in _matching(like, asked) if (score := like[label]).evaluation), None)
     params = known.params if known else {"kind": "KIND", "target": "TARGET"}

@@ -4,16 +4,19 @@ A version is registered last, tagged with the run and the hash of its manifest, 
 is an MLflow run of its own, tagged with the SAE's run; its figures are attached to the version's LoggedModel too.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from feature_store.query.metrics import COMPARED_BY
 from pipelines.errors import UsageError
-from pipelines.tracking.headline import HEADLINES
 from pipelines.tracking.runs import RUN_TAG, TrackingStore
 
 CHAMPION = "champion"
 KIND_TAG, SAE_TAG, DATASET_TAG, QUESTION_TAG = "scsae.kind", "scsae.sae", "scsae.dataset", "scsae.question"
+MISSING_TAG = "scsae.missing"
+"""Figures of the training that could not be had, each with its reason, as JSON."""
 ANSWER = "test/chosen"
 """Where the figures of the chosen variant on `test` cells are, among an evaluation's metrics."""
 MODEL_CODE = Path(__file__).parent.with_name("registered_sae.py")
@@ -32,6 +35,11 @@ class ModelVersion:
     model_id: str
     mlflow_run: str
 
+    @property
+    def missing(self) -> dict[str, str]:
+        """The reason for each figure of its training that could not be had."""
+        return dict(json.loads(self.tags.get(MISSING_TAG, "{}")))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -49,8 +57,8 @@ class Evaluation:
 
     @property
     def headlines(self) -> dict[str, float]:
-        """Those figures of the chosen variant on `test` cells that count, the one that decides first."""
-        found = {name: self.metrics.get(f"{ANSWER}/{name}") for name in HEADLINES}
+        """Metrics of the chosen variant on `test` cells by which versions are compared, the one that decides first."""
+        found = {name: self.metrics.get(f"{ANSWER}/{name}") for name in COMPARED_BY}
         return {name: value for name, value in found.items() if value is not None}
 
     def label(self, headline: str) -> str:

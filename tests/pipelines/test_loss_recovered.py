@@ -83,7 +83,11 @@ def test_the_loss_has_a_recovery_where_an_ablation_clearly_costs(measured, monke
     monkeypatch.setattr(measured, "_loss_whole", whole)
     monkeypatch.setattr(measured, "_loss_ablated", torch.tensor(ablated))
     monkeypatch.setattr(measured, "_loss", lambda patch: whole + 0.25 * cost)
-    assert measured.of(Scaled(1.0)).loss == (None if expected is None else pytest.approx(expected))
+    found = measured.of(Scaled(1.0)).loss
+    if expected is None:
+        assert "chance" in found
+    else:
+        assert found == pytest.approx(expected)
 
 
 def test_the_summary_of_a_training_has_it(chain):
@@ -119,5 +123,8 @@ def test_no_cells_asked_for_is_said_in_the_summary(chain, own_store):
     from pipelines.train import train
 
     facts = train(chain.train.model_copy(update={"recovery_cells": 0, "n_steps": 3}), own_store).facts
-    assert "--recovery-cells 0" in facts["recovery_skipped"]
-    assert "select_recovery" not in facts
+    assert "--recovery-cells 0" in facts["select_recovery"]
+    summary = json.loads((Layout(own_store).latest("saes").path / "summary.json").read_text())
+    assert set(summary["missing"]) == {"select_recovery", "select_recovery_loss"}
+    assert "--recovery-cells 0" in summary["missing"]["select_recovery"]
+    assert "select_recovery" not in summary

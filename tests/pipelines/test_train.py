@@ -19,6 +19,7 @@ import torch
 
 from feature_store.activations.parts import ActivationReader
 from feature_store.errors import IntegrityError, NotFoundError
+from feature_store.query.metrics import METRICS
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
 from pipelines.config import Arch, Recipe, TrainOptions, check
@@ -212,8 +213,40 @@ def test_a_run_without_test_cells_has_no_figure_of_them(chain, own_store, monkey
 
     monkeypatch.setattr("pipelines.training_loop.read_splits", without_test)
     facts = train(chain.train.model_copy(update={"seed": 5, "n_steps": 3}), own_store).facts
-    assert "test_fvu" not in facts
-    assert "select_fvu" in facts
+    assert "`test` cell" in facts["test_fvu"]
+    assert isinstance(facts["select_fvu"], float)
+
+
+def test_every_figure_of_a_training_is_in_the_registry_of_metrics(chain):
+    folder = Layout(chain.store).latest("saes").path
+    summary = json.loads((folder / "summary.json").read_text())
+    history = json.loads((folder / "history.json").read_text())
+    written = {name for name, value in summary.items() if isinstance(value, int | float)}
+    written |= {name for row in history for name in row} - {"step"}
+    assert {"select_fvu", "l0"} <= written <= set(METRICS)
+
+
+def test_broken_test_tokens_cost_their_figure_alone_and_the_reason_is_kept_everywhere(chain, own_store, monkeypatch):
+    from pipelines import training_loop
+
+    original = training_loop.held_out
+
+    def broken(reader, keep_cells, *, seed, split="select"):
+        if split == "test":
+            raise IntegrityError("part-00003 of activations is damaged")
+        return original(reader, keep_cells, seed=seed, split=split)
+
+    monkeypatch.setattr(training_loop, "held_out", broken)
+    done = train(chain.train.model_copy(update={"seed": 6, "n_steps": 3}), own_store)
+    reason = {"test_fvu": "part-00003 of activations is damaged"}
+    summary = json.loads((done.path / "summary.json").read_text())
+    assert "test_fvu" not in summary
+    assert reason.items() <= summary["missing"].items()
+    assert reason["test_fvu"] in done.facts["test_fvu"]
+    tracking = Tracking(Layout(own_store))
+    version = tracking.of_run(done.run)
+    assert version.missing == summary["missing"]
+    assert json.loads(tracking.client.get_run(version.mlflow_run).data.tags["scsae.missing"]) == summary["missing"]
 
 
 def test_what_is_registered_is_the_autoencoder_without_its_checkpoints(chain):

@@ -280,7 +280,7 @@ def _headline(of: Steered) -> dict[str, Any]:
     names = ("condition", "metric", "value", "effect", "low", "high", "n_features", "dose", "n_cells")
     p = {name.removeprefix(_P): value for name, value in row.items() if name.startswith(_P) and value is not None}
     return about | {
-        "headline": {**{name: row.get(name) for name in names}, "words": metric_of(row["metric"]).words, "p": p}
+        "headline": {**{name: row.get(name) for name in names}, "words": metric_of(row["metric"]).description, "p": p}
     }
 
 

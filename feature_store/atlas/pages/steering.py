@@ -49,7 +49,10 @@ def document(data: AtlasData, run: str) -> bytes:
         "grid": of.plan.get("grid", []),
         "command": _command(data, of.plan),
         "features_given": bool(of.plan.get("feature")),
-        "metrics": [{"name": name, **metric_of(name)._asdict()} for name in _metrics(rows)],
+        "metrics": [
+            {"name": name, "words": metric_of(name).description, "better": metric_of(name).better}
+            for name in _metrics(rows)
+        ],
         "groups": _groups(rows),
         "nulls": _nulls(rows),
         "trends": _trends(of.rows),

@@ -22,27 +22,13 @@ import numpy as np
 import polars as pl
 
 from pipelines.errors import UsageError
-from pipelines.steering.metrics.intervals import (
-    N_SUBSAMPLES,
-    Bools,
-    Floats,
-    Interval,
-    Ints,
-    Metric,
-    Names,
-    blocks,
-    subsamples,
-)
+from pipelines.steering.metrics.intervals import Bools, Floats, Ints, Names
 
 MIN_CELLS = 10
 MAX_CELLS = 5_000
 N_SPLITS = 4
 ALL = "all"
 _BLOCK = 1024
-
-METRICS = tuple(
-    Metric(name=f"remaining_{kind}", higher_is_better=False, low=0.0) for kind in ("mean", "corrected", "energy")
-)
 
 
 def mean_distance(a: Floats, b: Floats, *, paired: bool = False, seed: int = 0) -> float:
@@ -164,43 +150,6 @@ def distance_table(
                 {"distance": kind, "donor": who, "group": ALL, **_over_groups(found), "left_out": left_out},
             ]
     return pl.DataFrame(rows, schema=SCHEMA)
-
-
-def remaining_interval(
-    unsteered: Floats,
-    steered: Floats,
-    is_target: Bools,
-    is_toward: Bools,
-    group: Names,
-    *,
-    kind: str,
-    donor: Names | None = None,
-    min_cells: int = MIN_CELLS,
-    n_samples: int = N_SUBSAMPLES,
-    seed: int = 0,
-) -> Interval:
-    """95 % interval of `remaining` over all groups, by `intervals.subsamples` of cells inside group and donor.
-
-    Args: as `distance_table`. The groups are those of the table and stay the same in every subsample; for
-    the interval of one group, pass masks that hold no other.
-    """
-    names = np.asarray(group, dtype=str)
-    _check_cells(unsteered, steered, is_target, is_toward, names, *([] if donor is None else [donor]))
-    groups = [cloud.group for cloud in _clouds(unsteered, steered, is_target, is_toward, names, min_cells)[0]]
-    used = np.flatnonzero((is_target | is_toward) & np.isin(names, groups))
-    measure = KINDS[kind]
-
-    def remaining(rows: Ints) -> float | None:
-        before, after = 0.0, 0.0
-        for name in groups:
-            own = used[rows][names[used[rows]] == name]
-            target, toward = own[is_target[own]], own[is_toward[own]]
-            before += measure(unsteered[target], unsteered[toward], seed=seed)
-            after += measure(steered[target], unsteered[toward], seed=seed)
-        return after / before if before else None
-
-    block = blocks(len(used), names[used], None if donor is None else np.asarray(donor)[used], is_target[used])
-    return subsamples(remaining, block, seed=seed, n_samples=n_samples)
 
 
 SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {

@@ -11,13 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 from sklearn.neighbors import KNeighborsClassifier
 
-from pipelines.steering.metrics.intervals import Bools, Floats, Metric
+from pipelines.steering.metrics.intervals import Bools, Floats
 
 N_NEIGHBORS = 5
-METRICS = tuple(
-    Metric(name=name, higher_is_better=None)
-    for name in ("target_votes", "other_votes", "other_accuracy", "target_shift", "other_shift")
-)
 
 
 class Judge:

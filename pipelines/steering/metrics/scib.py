@@ -28,18 +28,17 @@ from sklearn.neighbors import NearestNeighbors
 
 from pipelines.errors import UsageError
 from pipelines.steering.embedding_baselines import EXTRA
-from pipelines.steering.metrics.intervals import Floats, Metric, Names
-from pipelines.steering.metrics.mixing import WEIGHTS
+from pipelines.steering.metrics.intervals import Floats, Names
 
 BATCH_CORRECTION = ("bras", "ilisi", "kbet", "graph_connectivity", "pcr_comparison")
 BIO_CONSERVATION = ("isolated_labels", "nmi", "ari", "silhouette_label", "clisi")
 OTHERS = ("silhouette_batch",)
 AGGREGATES = ("batch_correction", "bio_conservation", "total")
-METRICS = tuple(
-    Metric(name=name, higher_is_better=True, low=-1.0 if name == "ari" else 0.0, high=1.0)
-    for name in (*BATCH_CORRECTION, *BIO_CONSERVATION, *OTHERS, *AGGREGATES)
-)
+_AGGREGATE_METRICS = {"batch_correction": "scib_batch", "bio_conservation": "scib_bio", "total": "scib_total"}
+WEIGHTS = (0.4, 0.6)
+"""Weights of batch correction and of bio-conservation in the total."""
 MIN_CELLS = 4
+"""Cells below which no score is computed."""
 _KBET_MIN = 10
 _LISI_MIN = 10  # a third of the neighbours is the perplexity, which has to be above 1
 
@@ -62,6 +61,11 @@ class _Asked(NamedTuple):
 def has_scib() -> bool:
     """Whether scib-metrics is installed."""
     return find_spec("scib_metrics") is not None
+
+
+def metric_name(score: str) -> str:
+    """The name of a score in the table `results` and in the registry of metrics."""
+    return _AGGREGATE_METRICS.get(score, f"scib_{score}")
 
 
 def check_scib() -> None:

@@ -6,67 +6,14 @@ toward cells and the rest, in units of that line's length. Noise counts as movem
 the cells' own departures, and hardly in `off_axis`, which is of the mean movement.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 import polars as pl
 from sklearn.metrics import f1_score
-from sklearn.neighbors import KNeighborsClassifier
 
-from pipelines.errors import UsageError
-from pipelines.steering.metrics.intervals import Bools, Floats, Metric, Names
+from pipelines.steering.metrics.intervals import Bools, Floats, Names
 
 N_NEIGHBORS = 5
 MIN_CELLS = 10
-
-METRICS = (
-    Metric(name="type_accuracy", higher_is_better=True, low=0.0, high=1.0),
-    Metric(name="type_macro_f1", higher_is_better=True, low=0.0, high=1.0),
-    Metric(name="type_changed", higher_is_better=False, low=0.0, high=1.0),
-    Metric(name="along", higher_is_better=True),
-    Metric(name="off_axis", higher_is_better=False, low=0.0),
-)
-
-
-class TypeDrift(NamedTuple):
-    """Cell types as nearest neighbours see them before and after; None where there are no cells."""
-
-    accuracy_before: float | None
-    accuracy_after: float | None
-    macro_f1_before: float | None
-    """Mean over the types that the cells have."""
-    macro_f1_after: float | None
-    changed: float | None
-    """Share of cells whose predicted type changed."""
-    n_cells: int
-
-
-class TypeJudge:
-    """Nearest neighbours among unsteered reference cells; fitted once, asked for every condition."""
-
-    def __init__(self, reference: Floats, cell_type: Names) -> None:
-        """Remember reference cells [n_reference width] and their types [n_reference]."""
-        if not len(reference) or len(reference) != len(cell_type):
-            raise UsageError(
-                f"{len(reference)} reference cells and {len(cell_type)} types; expected at least one cell, each with a "
-                "type"
-            )
-        self._knn = KNeighborsClassifier(min(N_NEIGHBORS, len(reference))).fit(reference, np.asarray(cell_type, str))
-
-    def drift(self, unsteered: Floats, steered: Floats, cell_type: Names) -> TypeDrift:
-        """Drift of cells, unsteered and steered [n_cells width], of known types [n_cells]."""
-        truth = np.asarray(cell_type, dtype=str)
-        if not len(truth):
-            return TypeDrift(None, None, None, None, None, 0)
-        before, after = self._knn.predict(unsteered), self._knn.predict(steered)
-        return TypeDrift(
-            accuracy_before=float((before == truth).mean()),
-            accuracy_after=float((after == truth).mean()),
-            macro_f1_before=macro_f1(truth, before),
-            macro_f1_after=macro_f1(truth, after),
-            changed=float((before != after).mean()),
-            n_cells=len(truth),
-        )
 
 
 def macro_f1(truth: Names, predicted: Names) -> float:

@@ -240,7 +240,7 @@ def test_steering_says_what_the_run_did_and_the_rank_of_the_feature(resources):
     assert (run["run"], run["used"], run["place"], run["rank"]["rank"], run["rank"]["n_ranked"]) == (
         ("57ee4", True, 3, 3, 20)
     )
-    assert (run["headline"]["metric"], run["headline"]["words"]) == ("remaining", METRICS["remaining"].words)
+    assert (run["headline"]["metric"], run["headline"]["words"]) == ("remaining", METRICS["remaining"].description)
     assert run["headline"]["effect"] == pytest.approx(-0.4)
     assert run["headline"]["p"] == {"random_features": 0.048, "random_direction": 0.048, "shuffled_labels": 0.19}
     assert (ranked["runs"][0]["used"], ranked["runs"][0]["rank"]["rank"]) == (False, 14)

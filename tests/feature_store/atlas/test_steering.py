@@ -12,9 +12,7 @@ import pytest
 
 from feature_store.atlas.columns import decode
 from feature_store.atlas.resources import Resources
-from feature_store.query.metrics import METRICS, metric_of
 from feature_store.storage import commit
-from pipelines.steering.evaluation_cells import METRICS as JUDGED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -165,14 +163,6 @@ def test_a_store_without_steering_or_its_maps_says_what_makes_them(store_without
     assert json_of(store, f"steering/{RUN}.json")["map"]["missing"]["command"].startswith("scsae serve")
     assert Resources(store).get(f"steering/{RUN}/map.cols") is None
     assert not any(path.endswith(".cols") for path in Resources(store).paths() if path.startswith("steering"))
-
-
-def test_metrics_are_good_in_the_direction_in_which_they_are_tested() -> None:
-    directions = {None: None, True: "higher", False: "lower"}
-    assert {name: metric_of(name).better for name in JUDGED} == {
-        name: directions[metric.higher_is_better] for name, metric in JUDGED.items()
-    }
-    assert not METRICS.keys() - JUDGED.keys()
 
 
 # the page

@@ -6,15 +6,16 @@ import pytest
 from scipy import stats
 from sklearn.metrics import f1_score
 
+from feature_store.query.metrics import HEADLINE_OF_TASK, METRICS
 from feature_store.storage import schemas
 from feature_store.storage.layout import Layout
 from pipelines.config import SteerOptions, check
 from pipelines.errors import UsageError
 from pipelines.steering import embedding_baselines
 from pipelines.steering.evaluation import Embedded, best_variant, evaluate
-from pipelines.steering.evaluation_cells import METRICS, Judged, Mix, Move
+from pipelines.steering.evaluation_cells import Judged, Mix, Move
 from pipelines.steering.metrics.distances import corrected_distance, mean_distance
-from pipelines.steering.metrics.mixing import leave_one_batch_out
+from pipelines.steering.metrics.mixing import predict_left_out
 from pipelines.steering.plan import NULLS, Question, Variant
 from pipelines.steering.request import Asked
 
@@ -251,19 +252,24 @@ def test_mixing_is_read_by_batch_and_with_its_baselines(stored, cells, variants)
     assert set(mix.filter(metric="lobo_accuracy")["group"]) == {"all", "ctrl", "stim"}
     names = {"centring", "centring within types"} | ({"Harmony"} if embedding_baselines.has_harmony() else set())
     assert set(mix.filter(role="baseline")["condition"]) == names
-    assert set(mix["metric"]) - {"dose_spearman", "dose_page_p", "n_features_spearman", "n_features_page_p"} <= set(
-        METRICS
-    )
+    assert set(mix["metric"]) <= set(METRICS)
 
 
 def test_leave_one_batch_out_is_that_of_the_measure_with_intervals_about_it(judged):
     readings = {(r.metric, r.group): r for r in Mix(judged).readings(judged.unsteered + 0.0)}
-    table = leave_one_batch_out(judged.unsteered, judged.label, judged.cell_type)
-    for row in table.iter_rows(named=True):
-        for metric in ("accuracy", "macro_f1"):
-            reading = readings[f"lobo_{metric}", row["batch"]]
-            assert (reading.value, reading.n_cells) == (pytest.approx(row[metric]), row["n_cells"])
+    predicted = predict_left_out(judged.unsteered, judged.label, judged.cell_type)
+    found = {"lobo_accuracy": [], "lobo_macro_f1": []}
+    for batch in np.unique(judged.label):
+        own = judged.label == batch
+        truth, said = judged.cell_type[own], predicted[own]
+        found["lobo_accuracy"].append((truth == said).mean())
+        found["lobo_macro_f1"].append(f1_score(truth, said, average="macro"))
+        for metric, values in found.items():
+            reading = readings[metric, batch]
+            assert (reading.value, reading.n_cells) == (pytest.approx(values[-1]), own.sum())
             assert len(reading.sampled) == judged.n_samples
+    for metric, values in found.items():
+        assert readings[metric, "all"].value == pytest.approx(np.mean(values))
 
 
 def test_scib_is_asked_of_what_was_chosen_and_of_three_draws_of_a_null(stored, cells, variants, monkeypatch):
@@ -285,6 +291,25 @@ def test_an_edit_is_judged_by_the_votes_of_train_neighbours(stored, cells, varia
     edit = evaluate(EDIT, variants[:2], embedded, split="test", seed=0, n_samples=20)
     assert one(edit, "target_votes", condition="unsteered")["value"] == 1
     assert set(edit["metric"]) == {"target_votes", "other_votes", "other_accuracy", "target_shift", "other_shift"}
+
+
+@pytest.mark.parametrize(("task", "kind"), [(MOVE, "condition"), (MIX, "condition"), (EDIT, "cell_type")])
+def test_every_metric_of_a_steering_run_is_in_the_registry(stored, cells, variants, task, kind):
+    found = evaluate(task, variants, Embedded.of(stored, cells, kind), split="test", seed=0, n_samples=5)
+    assert set(found["metric"]) <= set(METRICS)
+    assert HEADLINE_OF_TASK[task.name] in set(found["metric"])
+
+
+def test_the_p_of_other_accuracy_counts_a_fall_as_harm(stored, cells, variants, unsteered):
+    """The chosen edit takes cells of another type away from theirs; its nulls do nothing."""
+    other = (cells["cell_type"] == "T") & (cells["split"] == "test")
+    place = pl.Series([unsteered[cells["cell_type"] == "B"].mean(0)], dtype=pl.Array(pl.Float32, WIDTH))
+    is_moved = (pl.col("variant") == 1) & pl.col("cell_idx").is_in(cells.filter(other)["cell_idx"].implode())
+    moved = stored.with_columns(embedding=pl.when(is_moved).then(pl.lit(place)).otherwise("embedding"))
+    found = evaluate(EDIT, variants, Embedded.of(moved, cells, "cell_type"), split="test", seed=0, n_samples=5)
+    row = one(found, "other_accuracy", chosen=True)
+    assert row["effect"] < 0
+    assert row["p_random_features"] == 1
 
 
 def test_the_best_point_leaves_least_of_the_distance(stored, cells, variants):

@@ -1,5 +1,6 @@
 """A registry with made-up versions and evaluations: no SAE is trained for them."""
 
+import json
 from dataclasses import dataclass
 
 import polars as pl
@@ -8,6 +9,7 @@ import pytest
 from feature_store.storage.layout import Layout
 from pipelines.steering.mlflow_log import log_evaluation
 from pipelines.tracking import ModelVersion, Tracking
+from pipelines.tracking.registry import MISSING_TAG
 
 PLAN = {
     "kind": "condition",
@@ -33,8 +35,10 @@ class Registry:
     def layout(self) -> Layout:
         return self.tracking.layout
 
-    def version(self, run: str, *, name: str, dataset: str = "data", **metrics: float) -> ModelVersion:
+    def version(self, run: str, *, name: str, dataset: str = "data", missing=None, **metrics: float) -> ModelVersion:
         tags = {"scsae.run": run, "scsae.dataset": dataset, "scsae.activations": "acts"}
+        if missing:
+            tags[MISSING_TAG] = json.dumps(missing)
         with self.tracking.run(run, params={}, tags=tags):
             return self.tracking.register(self.artifact, name=name, d_model=2, n_features=3, metrics=metrics, tags=tags)
 

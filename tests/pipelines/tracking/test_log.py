@@ -2,8 +2,8 @@
 
 import pytest
 
+from feature_store.query.metrics import COMPARED_BY
 from pipelines.steering.mlflow_log import question_of
-from pipelines.tracking import HEADLINES
 
 
 def model_metrics(registry, version, run):
@@ -116,9 +116,9 @@ def test_an_evaluation_logged_before_its_sae_was_registered_is_attached_by_the_n
 
 def test_headlines_are_of_the_chosen_variant_on_all_test_cells(registry):
     registry.version("sae-g", name="g")
-    registry.evaluation("eval-g", "sae-g", **dict.fromkeys(HEADLINES, 0.5), page_p=0.01)
+    registry.evaluation("eval-g", "sae-g", **dict.fromkeys(COMPARED_BY, 0.5), page_p=0.01)
     (found,) = registry.tracking.evaluations("sae-g")
-    assert found.headlines == dict.fromkeys(HEADLINES, 0.5)
+    assert found.headlines == dict.fromkeys(COMPARED_BY, 0.5)
     assert found.label("remaining") == "remaining (stim -> ctrl, data)"
 
 

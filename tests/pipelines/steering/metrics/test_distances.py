@@ -14,7 +14,6 @@ from pipelines.steering.metrics.distances import (
     energy_distance,
     floor,
     mean_distance,
-    remaining_interval,
     squared_distance,
 )
 
@@ -192,25 +191,7 @@ def test_groups_that_are_all_too_small_give_nulls_and_their_names(cells):
 
 
 def test_bad_requests_name_what_is_wrong(cells):
-    with pytest.raises(UsageError, match=r"kinds \['cosine'\]"):
+    with pytest.raises(UsageError, match="'cosine'"):
         distance_table(*cells[:5], kinds=("cosine",))
-    with pytest.raises(UsageError, match="a row for every cell"):
+    with pytest.raises(UsageError, match=r"\[119, 120\]"):
         distance_table(cells[0][:-1], *cells[1:5])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_interval_of_remaining_holds_the_value_and_is_as_wide_as_repeats_vary(kind):
-    rng = np.random.default_rng(0)
-    found, last = [], None
-    for _ in range(60):
-        target = np.arange(160) < 60
-        unsteered = rng.normal(size=(160, 6)) + 2.0 * target[:, None] * np.eye(6)[0]
-        last = (unsteered, unsteered - target[:, None] * np.eye(6)[0], target, ~target, ["T"] * 160)
-        found.append(distance_table(*last, kinds=(kind,), n_splits=0)["remaining"][0])
-    low, high = remaining_interval(*last, kind=kind, n_samples=200, donor=["x", "y"] * 80)
-    assert low < found[-1] < high
-    assert high - low == pytest.approx(2 * 1.96 * np.std(found), rel=0.35)
-
-
-def test_interval_of_remaining_without_groups_is_unknown(cells):
-    assert remaining_interval(*cells[:5], kind="mean", min_cells=1000) == (None, None)

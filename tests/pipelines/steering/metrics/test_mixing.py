@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import f1_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from pipelines.errors import UsageError
-from pipelines.steering.metrics.mixing import leave_one_batch_out, quick_mixing
+from pipelines.steering.metrics.mixing import predict_left_out, quick_mixing
 
 
 @pytest.fixture
@@ -19,37 +19,31 @@ def batches():
 
 def test_each_batch_is_predicted_from_the_others_as_sklearn_does(batches):
     embedding, batch, kind = batches
-    table = leave_one_batch_out(embedding, batch, kind)
-    for row in table.head(2).iter_rows(named=True):
-        own = batch == row["batch"]
+    kind = np.roll(kind, 7)  # so that some labels are wrong and neighbours disagree
+    found = predict_left_out(embedding, batch, kind)
+    for name in "xy":
+        own = batch == name
         predicted = KNeighborsClassifier(5).fit(embedding[~own], kind[~own]).predict(embedding[own])
-        assert row["accuracy"] == accuracy_score(kind[own], predicted)
-        assert row["macro_f1"] == pytest.approx(f1_score(kind[own], predicted, average="macro"))
-        assert row["n_cells"] == own.sum()
-    last = table.row(-1, named=True)
-    assert last["batch"] == "all"
-    assert last["accuracy"] == pytest.approx(table["accuracy"][:2].mean())
-    assert last["n_cells"] == 150
+        assert found[own].tolist() == predicted.tolist()
+        assert (predicted != kind[own]).any()
 
 
-def test_a_label_of_one_batch_only_is_wrong_and_counted(batches):
+def test_a_label_of_one_batch_alone_is_never_predicted_there(batches):
     embedding, batch, kind = batches
     alone = np.where((batch == "y") & (kind == "C"), "D", kind)
-    row = leave_one_batch_out(embedding, batch, alone).filter(batch="y").row(0, named=True)
-    assert row["n_unseen"] == (alone == "D").sum()
-    assert row["accuracy"] * row["n_cells"] <= row["n_cells"] - row["n_unseen"]
+    assert "D" not in predict_left_out(embedding, batch, alone)[alone == "D"]
 
 
 def test_batches_of_one_cell_are_predicted_too():
-    table = leave_one_batch_out(np.array([[0.0], [0.1], [5.0]]), ["x", "y", "z"], ["A", "A", "B"], k=1)
-    assert table["accuracy"].to_list() == [1.0, 1.0, 0.0, pytest.approx(2 / 3)]
+    predicted = predict_left_out(np.array([[0.0], [0.1], [5.0]]), ["x", "y", "z"], ["A", "A", "B"], k=1)
+    assert predicted.tolist() == ["A", "A", "A"]
 
 
 def test_leaving_out_the_only_batch_is_refused(batches):
-    with pytest.raises(UsageError, match="at least two"):
-        leave_one_batch_out(batches[0], ["x"] * 150, batches[2])
+    with pytest.raises(UsageError, match=r"\['x'\]"):
+        predict_left_out(batches[0], ["x"] * 150, batches[2])
     with pytest.raises(UsageError, match="149 labels"):
-        leave_one_batch_out(*batches[:2], batches[2][:-1])
+        predict_left_out(*batches[:2], batches[2][:-1])
 
 
 def test_mixing_is_the_share_of_foreign_neighbours_over_chance_cell_by_cell(batches):
@@ -70,7 +64,6 @@ def test_conservation_is_macro_f1_of_the_left_out_cells_neighbours(batches):
     votes = [max("ABC", key=[*kind[row]].count) for row in near]
     score = quick_mixing(embedding, batch, kind)
     assert score.conservation == pytest.approx(f1_score(kind, votes, average="macro"))
-    assert score.total == pytest.approx(0.4 * score.mixing + 0.6 * score.conservation)
 
 
 def test_random_batches_mix_wholly_and_distant_ones_not_at_all(batches):
@@ -93,7 +86,7 @@ def test_more_correction_mixes_more(batches):
 def test_what_cannot_be_asked_is_none(batches):
     embedding, _, kind = batches
     confounded = quick_mixing(embedding, kind, kind)
-    assert (confounded.mixing, confounded.total) == (None, None)
+    assert confounded.mixing is None
     assert confounded.conservation > 0.8
-    assert quick_mixing(embedding, ["x"] * 150, ["A"] * 150) == (None, None, None)
-    assert quick_mixing(embedding[:2], ["x", "y"], ["A", "B"]) == (None, None, None)
+    assert quick_mixing(embedding, ["x"] * 150, ["A"] * 150) == (None, None)
+    assert quick_mixing(embedding[:2], ["x", "y"], ["A", "B"]) == (None, None)

@@ -1,51 +1,7 @@
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score
-from sklearn.neighbors import NearestNeighbors
 
-from pipelines.errors import UsageError
-from pipelines.steering.metrics.type_preservation import TypeJudge, macro_f1, off_axis
-
-
-@pytest.fixture
-def typed():
-    rng = np.random.default_rng(0)
-    kind = np.repeat(["A", "B", "C"], 20)
-    return rng.normal(size=(60, 3)) + 2.0 * np.eye(3)[np.repeat(range(3), 20)], kind
-
-
-def vote(reference, labels, cells):
-    """The most frequent label of the 5 nearest, the first by name among equals."""
-    near = NearestNeighbors(n_neighbors=5).fit(reference).kneighbors(cells, return_distance=False)
-    names = np.unique(labels)
-    return names[[np.argmax([(labels[row] == name).sum() for name in names]) for row in near]]
-
-
-def test_drift_counts_types_as_five_neighbours_vote(typed):
-    embedding, kind = typed
-    reference, cells, truth = embedding[::2], embedding[1::2], kind[1::2]
-    steered = cells + np.array([1.5, 0, 0])
-    drift = TypeJudge(reference, kind[::2]).drift(cells, steered, truth)
-    before, after = vote(reference, kind[::2], cells), vote(reference, kind[::2], steered)
-    assert drift.accuracy_before == (before == truth).mean()
-    assert drift.accuracy_after == (after == truth).mean()
-    assert drift.macro_f1_after == pytest.approx(f1_score(truth, after, average="macro"))
-    assert drift.changed == (before != after).mean() > 0
-    assert drift.n_cells == 30
-
-
-def test_cells_left_in_place_do_not_drift(typed):
-    embedding, kind = typed
-    drift = TypeJudge(embedding, kind).drift(embedding, embedding, kind)
-    assert drift.changed == 0.0
-    assert drift.accuracy_before == drift.accuracy_after
-
-
-def test_no_cells_have_no_drift_and_no_reference_is_refused(typed):
-    embedding, kind = typed
-    assert TypeJudge(embedding, kind).drift(embedding[:0], embedding[:0], kind[:0]) == (None,) * 5 + (0,)
-    with pytest.raises(UsageError, match="0 reference cells"):
-        TypeJudge(embedding[:0], kind[:0])
+from pipelines.steering.metrics.type_preservation import macro_f1, off_axis
 
 
 def test_macro_f1_is_of_the_labels_that_cells_have():
