@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from feature_store.activations.parts import ActivationReader
-from feature_store.activations.stream import sample_tokens
+from feature_store.activations import ActivationReader, sample_tokens
 from feature_store.associations.gene_sets import canonical_immune, read_gmt
 from feature_store.cells import read_splits
 from feature_store.query.runs import control_of

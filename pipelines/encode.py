@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from scipy import sparse
 
-from feature_store.activations.parts import ROW_GROUP_ROWS, ActivationBlock, ActivationReader, to_stored
+from feature_store.activations import ROW_GROUP_ROWS, ActivationBlock, ActivationReader, to_stored
 from feature_store.cells import Source, SplitConfig, open_source, read_splits, read_unit_splits, write_cells
 from feature_store.codes import ByFeature, CodesRun, TokenCodes
 from feature_store.storage import commit, filesystem

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from feature_store.activations.parts import ActivationWriter
+from feature_store.activations import ActivationWriter
 from feature_store.cells import SplitConfig, write_cells
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout, run_id

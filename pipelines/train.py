@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from feature_store.activations.parts import ActivationReader
+from feature_store.activations import ActivationReader
 from feature_store.query.runs import control_of
 from feature_store.storage import commit, filesystem
 from feature_store.storage.layout import HISTORY, SUMMARY, Layout, as_path, run_id

@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from feature_store.activations.parts import ActivationReader
-from feature_store.activations.stream import TokenStream, sample_tokens
+from feature_store.activations import ActivationReader, TokenStream, sample_tokens
 from feature_store.cells import read_splits
 from feature_store.storage import commit, filesystem
 from feature_store.storage.layout import HISTORY, SUMMARY, Layout, as_path

@@ -1,14 +1,14 @@
-"""A shuffled, resumable stream of stored activations: what training reads.
+"""A shuffled, resumable stream of stored activations, which training reads.
 
 Row groups of the whole run are visited in a seeded permutation; K of them at a time fill a buffer, whose tokens are
-permuted and dealt out in batches. Files are read in whole row groups (180-450k rows/s cold at d_model 512), and a token
-meets others of K * 8192 from all over the run. The order is a function of (seed, epoch), so the state to resume from is
-three integers: a buffer is rebuilt by reading its row groups again. A thread reads the next buffer meanwhile.
+permuted and divided into batches. Files are read in whole row groups (180-450k rows/s cold at d_model 512), and a token
+is mixed with K * 8192 others from the whole run. The order is a function of (seed, epoch), so the state to resume from
+is three integers: a buffer is rebuilt by reading its row groups again. A thread reads the next buffer in the meantime.
 Memory: two buffers, in the stored dtype: 2 * K * 8192 * d_model * itemsize (K 16, d_model 512, f16: 270 MB).
 
-An epoch gives every kept token exactly once. Batches have one size: they run on over the end of a buffer and of an
-epoch; only the last batch of the last epoch is shorter. Several readers (`n_ranks`) deal out the permuted row groups of
-an epoch among themselves, so that together they give every token once; each goes through the epochs at its own pace.
+An epoch gives every kept token exactly once. Batches have one size: they continue over the end of a buffer and of
+an epoch; only the last batch of the last epoch is shorter. Several readers (`n_ranks`) share the permuted row groups of
+an epoch, so that together they give every token once; each goes through the epochs at its own pace.
 """
 
 import hashlib
@@ -19,15 +19,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from feature_store.activations.parts import ActivationReader, RowGroup, to_float32
+from feature_store.activations.dtypes import to_float32
+from feature_store.activations.parquet import ActivationReader, RowGroup
 from feature_store.errors import InputError
 
 SAMPLE_GROUPS = 128
-"""A sample comes from at least so many row groups, where there are as many."""
+"""A sample comes from at least this many row groups, or from all if there are fewer."""
 
 
 class _Window(NamedTuple):
-    """One buffer of the stream: the groups that fill it, and the epoch's tokens before it."""
+    """One buffer of the stream: its row groups, and the number of tokens of the epoch before it."""
 
     epoch: int
     number: int
@@ -39,18 +40,18 @@ class TokenStream:
     """Iterable of float32 batches [batch_tokens d_model] in a seeded order.
 
     >>> stream = TokenStream(reader, keep_cells=split == "train", batch_tokens=4096, seed=0)
-    >>> for x in stream: ...                     # without end, or for n_epochs
-    >>> state = stream.state_dict()              # at any time between two batches; JSON
-    >>> TokenStream(reader, ...).load_state_dict(state)   # goes on with exactly the next batch
+    >>> for x in stream: ...                     # endless, or for n_epochs
+    >>> state = stream.state_dict()              # JSON, at any time between two batches
+    >>> TokenStream(reader, ...).load_state_dict(state)   # continues with the next batch
 
     Args:
         reader: the run to read.
         keep_cells: bool [n_cells], indexed by cell_idx: tokens of other cells are left out. None keeps all.
         batch_tokens: tokens of a batch (may differ on resume: the state counts tokens).
-        seed: of the order.
+        seed: determines the order.
         buffer_groups: row groups mixed at a time (K).
-        n_epochs: None streams without end.
-        rank, n_ranks: which share of the row groups is read here, of how many.
+        n_epochs: number of epochs; None streams endlessly.
+        rank, n_ranks: this reader is number `rank` of the `n_ranks` that share the row groups.
 
     The constructor reads the cell_idx column to count the kept tokens of each row group (8 bytes a token, under 1 % of
     the run at d_model 512 f16). InputError if no token is kept, there are more ranks than row groups, a cell_idx has no
@@ -87,33 +88,35 @@ class TokenStream:
         self._groups = [group for group, n in zip(reader.row_groups, counts, strict=True) if n]
         self._counts = np.array([n for n in counts if n], dtype=np.int64)
         self.n_tokens = int(self._counts.sum())
-        """Kept tokens: those of one epoch, of all ranks together."""
+        """Kept tokens of one epoch, of all ranks together."""
         if not self.n_tokens:
-            raise InputError(f"no token of {reader.run.path} is of a cell to keep; keep other cells or extract more")
+            raise InputError(
+                f"no token of {reader.run.path} belongs to a cell in keep_cells; keep other cells or extract more"
+            )
         if len(self._groups) < n_ranks:
             raise InputError(
-                f"{reader.run.path} has {len(self._groups)} row groups with tokens to keep, which {n_ranks} ranks "
-                "cannot share; take fewer (--num-workers), or extract in smaller shards"
+                f"{reader.run.path} has {len(self._groups)} row groups of kept tokens, fewer than {n_ranks} ranks: "
+                "use fewer ranks (--num-workers), or extract in smaller shards"
             )
         self._epoch = 0
         self._position = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream is after the batches given so far, as JSON; for `load_state_dict` of an equal stream."""
+        """The position after the batches given so far, as JSON, for `load_state_dict` of an equal stream."""
         return {**self._identity(), "epoch": self._epoch, "position": self._position}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state` was taken. InputError if it is of another run, mask, seed or buffer size."""
+        """Continue where `state` was taken. InputError if it belongs to another run, mask, seed or buffer size."""
         wanted = self._identity()
         differing = [
-            f"{key} {state.get(key)!r} for {value!r} here" for key, value in wanted.items() if state.get(key) != value
+            f"{key} is {state.get(key)!r}, here {value!r}" for key, value in wanted.items() if state.get(key) != value
         ]
         if differing:
-            raise InputError(f"the state is of another stream: {'; '.join(differing)}; start again without it")
+            raise InputError(f"the state belongs to another stream: {'; '.join(differing)}; start again without it")
         self._epoch, self._position = int(state["epoch"]), int(state["position"])
 
     def __iter__(self) -> Iterator[npt.NDArray[np.float32]]:
-        """Batches from the present position on; leaving the loop and iterating again goes on with the next one."""
+        """Batches from the present position on; leaving the loop and iterating again continues with the next batch."""
         pieces: list[npt.NDArray[np.float32]] = []
         n_held = 0
         for epoch, position, buffer, order in self._buffers(self._epoch, self._position):
@@ -132,15 +135,15 @@ class TokenStream:
             yield np.concatenate(pieces)
 
     def _buffers(self, epoch: int, position: int) -> Iterator[tuple[int, int, npt.NDArray[Any], npt.NDArray[np.int64]]]:
-        """(epoch, tokens of the epoch before `order`, stored tokens, order of those still to give), read one ahead."""
+        """(epoch, tokens of the epoch before `order`, stored tokens, order of those still to give), read ahead."""
         with ThreadPoolExecutor(1, thread_name_prefix="token-stream") as reading:
             windows = self._windows(epoch, position)
             window = next(windows, None)
-            coming = None if window is None else reading.submit(self._read, window)
-            while window is not None and coming is not None:
-                buffer, order = coming.result()
+            upcoming = None if window is None else reading.submit(self._read, window)
+            while window is not None and upcoming is not None:
+                buffer, order = upcoming.result()
                 present, window = window, next(windows, None)
-                coming = None if window is None else reading.submit(self._read, window)
+                upcoming = None if window is None else reading.submit(self._read, window)
                 skip = position - present.first_token if present.epoch == epoch else 0
                 skip = max(skip, 0)
                 yield present.epoch, present.first_token + skip, buffer, order[skip:]
@@ -185,11 +188,11 @@ class TokenStream:
 def sample_tokens(
     reader: ActivationReader, keep_cells: npt.NDArray[np.bool_], *, n_tokens: int, seed: int
 ) -> Iterator[npt.NDArray[np.float32]]:
-    """A seeded sample of `n_tokens` tokens of the kept cells (all, if there are not more), a block a row group.
+    """A seeded sample of `n_tokens` tokens of the kept cells (all, if there are fewer), one block per row group.
 
-    Row groups are drawn from the whole run until they hold `n_tokens` and are at least SAMPLE_GROUPS; the tokens are
-    drawn from them without replacement. So an atlas sorted by study is not known by its first study, and no more is
-    read than that. Errors as those of `TokenStream` for the mask; no block if no token is kept.
+    Row groups are drawn from the whole run until they are at least SAMPLE_GROUPS and hold `n_tokens`; the tokens are
+    drawn from them without replacement. So the sample of an atlas sorted by study is not from its first study alone,
+    and no other row group is read. Errors as those of `TokenStream` for the mask; no block if no token is kept.
     """
     generator = np.random.default_rng(seed)
     drawn: list[tuple[RowGroup, int]] = []
@@ -218,11 +221,11 @@ def _count(reader: ActivationReader, keep: npt.NDArray[np.bool_], group: RowGrou
 def _mask(
     reader: ActivationReader, keep: npt.NDArray[np.bool_], cell_idx: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.bool_]:
-    """Which tokens are of a kept cell."""
+    """Which tokens belong to a kept cell."""
     if len(cell_idx) and int(cell_idx.max()) >= len(keep):
         raise InputError(
             f"keep_cells has {len(keep)} entries, but {reader.run.path} holds cell {int(cell_idx.max())}: "
-            "it is the mask of another data set"
+            "the mask belongs to another data set"
         )
     kept: npt.NDArray[np.bool_] = keep[cell_idx]
     return kept

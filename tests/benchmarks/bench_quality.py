@@ -70,7 +70,7 @@ def stored_data(options: argparse.Namespace) -> Data:
     if options.arrays:
         train, held_out = (torch.from_numpy(np.load(path)) for path in options.arrays)
         return Data(train, held_out[:32_768], None)
-    from feature_store.activations.parts import ActivationReader
+    from feature_store.activations import ActivationReader
     from feature_store.cells import read_splits
     from feature_store.storage import commit
     from feature_store.storage.layout import Layout

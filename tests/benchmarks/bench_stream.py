@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from feature_store.activations.parts import ROW_GROUP_ROWS, ActivationReader, write_part
-from feature_store.activations.stream import TokenStream
+from feature_store.activations import ROW_GROUP_ROWS, ActivationReader, ActivationWriter, TokenStream
 from feature_store.storage import commit
 from sae_core.sae import Normaliser, SAEConfig, TrainConfig, Trainer
 
@@ -44,7 +43,9 @@ def write_run(folder: Path, d_model: int, n_groups: int) -> commit.Run:
         keys = (token // TOKENS_PER_CELL + shard * n // TOKENS_PER_CELL, token % TOKENS_PER_CELL, token % 1000)
 
         def write(path: Path, keys: tuple[np.ndarray, ...] = keys, act: np.ndarray = act) -> int:
-            return write_part(path, *keys, act, metadata)
+            with ActivationWriter(path, d_model, metadata) as writer:
+                writer.write(*keys, act)
+            return writer.n_tokens
 
         run.commit_shard(shard, write, start=shard, stop=shard + 1)
     run.finalize()

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 from scipy import sparse
 
-from feature_store.activations.parts import ActivationReader, write_part
+from feature_store.activations import ActivationReader, ActivationWriter
 from feature_store.codes import CodesRun, TokenCodes
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import Layout
@@ -50,6 +50,14 @@ class StoredActivations:
     act: np.ndarray
 
 
+def write_activations(
+    path: Path, keys: tuple[np.ndarray, ...], act: np.ndarray, metadata: dict[str, str], *, row_group_rows: int
+) -> int:
+    with ActivationWriter(path, act.shape[1], metadata, row_group_rows=row_group_rows) as writer:
+        writer.write(*keys, act)
+    return writer.n_tokens
+
+
 @pytest.fixture
 def store_activations(tmp_path: Path) -> Callable[..., StoredActivations]:
     """Write cells of 5 tokens, 4 dimensions, in shards of row groups of 16; act[t, 0] numbers the tokens of the run."""
@@ -71,8 +79,8 @@ def store_activations(tmp_path: Path) -> Callable[..., StoredActivations]:
             metadata = {"dtype": dtype, "site": "layer.2", "plan_sha": run.plan_sha}
             run.commit_shard(
                 shard,
-                lambda path, part=part, metadata=metadata: write_part(
-                    path, *part, metadata, row_group_rows=row_group_rows
+                lambda path, part=part, metadata=metadata: write_activations(
+                    path, part[:3], part[3], metadata, row_group_rows=row_group_rows
                 ),
                 start=shard * cells_per_shard,
                 stop=(shard + 1) * cells_per_shard,

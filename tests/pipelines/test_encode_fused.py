@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from feature_store.activations.parts import ActivationReader
+from feature_store.activations import ActivationReader
 from feature_store.cells import read_unit_splits
 from feature_store.codes import load_cell_codes
 from feature_store.query.store import FeatureStore

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from feature_store.activations.parts import ActivationReader
+from feature_store.activations import ActivationReader
 from feature_store.cells import read_cells
 from feature_store.errors import BusyError, InputError
 from feature_store.storage import commit

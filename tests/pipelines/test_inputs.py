@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from feature_store.activations.parts import ActivationReader
+from feature_store.activations import ActivationReader
 from feature_store.cells import open_source, write_cells
 from feature_store.errors import InputError
 from feature_store.storage import commit

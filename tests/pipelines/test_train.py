@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from feature_store.activations.parts import ActivationReader
+from feature_store.activations import ActivationReader
 from feature_store.errors import IntegrityError, NotFoundError
 from feature_store.query.metrics import METRICS
 from feature_store.storage import commit
@@ -123,7 +123,7 @@ def test_reported_figures_are_those_of_the_saved_sae_on_select_tokens(chain):
 
 
 def test_training_reads_no_token_outside_the_train_cells(chain, job_in, monkeypatch):
-    from feature_store.activations.stream import TokenStream
+    from feature_store.activations import TokenStream
 
     seen = []
     original = TokenStream.__init__
@@ -276,7 +276,7 @@ def test_ray_train_with_a_worker_gives_the_bytes_of_the_plain_loop_and_gives_ctr
 def test_a_value_that_is_not_finite_stops_the_run_by_name_and_keeps_the_checkpoint(
     ray_local, chain, job_in, monkeypatch
 ):
-    from feature_store.activations.stream import TokenStream
+    from feature_store.activations import TokenStream
 
     original = TokenStream.__iter__
 

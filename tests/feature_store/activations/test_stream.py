@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from feature_store.activations.stream import TokenStream, sample_tokens
-from feature_store.errors import InputError
+from feature_store.activations import TokenStream, sample_tokens
+from feature_store.errors import InputError, IntegrityError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,7 +106,7 @@ def test_iterating_again_goes_on_and_a_finished_stream_gives_nothing(store_activ
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"seed": 6}, "seed 5 for 6"), ({"buffer_groups": 5}, "buffer_groups 4 for 5"), ({"keep_cells": 1}, "keep_cells")],
+    [({"seed": 6}, "seed.*5.*6"), ({"buffer_groups": 5}, "buffer_groups.*4.*5"), ({"keep_cells": 1}, "keep_cells")],
 )
 def test_a_state_of_another_stream_is_refused(
     store_activations: Callable[..., Any], change: dict[str, Any], named: str
@@ -142,17 +142,17 @@ def test_a_read_that_fails_is_raised_where_the_batches_are_used(store_activation
     stream = TokenStream(stored.reader, **OPTIONS)
     for path in stored.run.parts():
         path.unlink()
-    with pytest.raises(Exception, match="cannot be read"):
+    with pytest.raises(IntegrityError, match="scsae extract"):
         next(iter(stream))
 
 
 def test_bad_options_and_masks_are_refused(store_activations: Callable[..., Any]) -> None:
     reader = store_activations().reader
-    with pytest.raises(InputError, match="at least 1; got 0, 4, None"):
+    with pytest.raises(InputError, match="0, 4, None"):
         TokenStream(reader, batch_tokens=0, buffer_groups=4)
-    with pytest.raises(InputError, match=r"keep_cells has 10 entries, but .* holds cell"):
+    with pytest.raises(InputError, match="keep_cells has 10 "):
         TokenStream(reader, keep_cells=np.ones(10, dtype=bool))
-    with pytest.raises(InputError, match="no token"):
+    with pytest.raises(InputError, match="keep_cells"):
         TokenStream(reader, keep_cells=np.zeros(60, dtype=bool))
 
 
@@ -180,9 +180,9 @@ def test_each_rank_resumes_with_exactly_its_next_batch(store_activations: Callab
 
 def test_more_ranks_than_row_groups_and_a_rank_that_is_none_are_refused(store_activations: Callable[..., Any]) -> None:
     reader = store_activations(n_shards=1, cells_per_shard=3).reader
-    with pytest.raises(InputError, match=r"1 row groups .* 2 ranks cannot share"):
+    with pytest.raises(InputError, match="--num-workers"):
         TokenStream(reader, rank=0, n_ranks=2)
-    with pytest.raises(InputError, match="rank was 2 of 2"):
+    with pytest.raises(InputError, match="2 of 2"):
         TokenStream(reader, rank=2, n_ranks=2)
 
 

@@ -24,8 +24,7 @@ import polars as pl
 import pytest
 
 from feature_store import FeatureStore
-from feature_store.activations.parts import ActivationReader
-from feature_store.activations.stream import TokenStream
+from feature_store.activations import ActivationReader, TokenStream
 from feature_store.codes import CodesRun, load_cell_codes
 from feature_store.errors import BusyError, InputError, IntegrityError, NotFoundError, StoreWriteError
 from feature_store.storage import commit, filesystem, object_storage, run_lock
@@ -352,7 +351,7 @@ def test_activations_are_read_by_row_group_and_streamed_as_from_a_folder(
     assert all(np.array_equal(a, b) for a, b in zip(*batches, strict=True))
     part = run.part(1)
     part.write_bytes(part.read_bytes()[:-100])
-    with pytest.raises(IntegrityError, match=r"part-00001\.parquet is no whole Parquet file"):
+    with pytest.raises(IntegrityError, match=r"part-00001\.parquet.*scsae extract"):
         ActivationReader(run)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from feature_store.activations import parts
+from feature_store.activations import ActivationReader, ActivationWriter, to_float32, to_stored
 from feature_store.errors import IncompleteRunError, InputError, IntegrityError
 
 if TYPE_CHECKING:
@@ -18,11 +18,10 @@ if TYPE_CHECKING:
 METADATA = {"dtype": "f32", "site": "layer.2", "plan_sha": "abc"}
 
 
-def write(path: Path, act: np.ndarray, dtype: str, **options: Any) -> int:
-    n = len(act)
-    return parts.write_part(
-        path, np.arange(n), np.arange(n), np.arange(n), act, {**METADATA, "dtype": dtype}, **options
-    )
+def write(path: Path, act: np.ndarray, dtype: str) -> int:
+    with ActivationWriter(path, act.shape[1], {**METADATA, "dtype": dtype}) as writer:
+        writer.write(*(np.arange(len(act)),) * 3, act)
+    return writer.n_tokens
 
 
 @pytest.mark.parametrize("dtype", ["f16", "f32", "bf16"])
@@ -49,7 +48,7 @@ def test_the_cell_column_alone_equals_that_of_the_whole_read(store_activations: 
         assert (reader.cells(group.shard, group.group) == reader.read(group.shard, group.group).cell_idx).all()
 
 
-def test_the_file_is_what_the_design_says(tmp_path: Path) -> None:
+def test_a_part_has_the_columns_encodings_and_row_groups_that_the_module_describes(tmp_path: Path) -> None:
     write(tmp_path / "p", np.ones((20_000, 3)), "f16")
     footer = pq.read_metadata(tmp_path / "p")
     schema = footer.schema.to_arrow_schema()
@@ -87,28 +86,28 @@ def test_bf16_rounds_to_nearest_with_ties_to_even_like_torch(rng: np.random.Gene
     special = np.array([1.0, 1.00390625, 1.01171875, -1.00390625, 0.0, -0.0, 3e38, 1e-40], dtype=np.float32)
     act = np.concatenate([special, rng.normal(size=1000).astype(np.float32) * 100]).reshape(-1, 8)
     expected = torch.from_numpy(act).to(torch.bfloat16).view(torch.uint16).numpy()
-    assert (parts.to_stored(act, "bf16") == expected).all()
-    assert (parts.to_float32(expected) == torch.from_numpy(act).to(torch.bfloat16).float().numpy()).all()
+    assert (to_stored(act, "bf16") == expected).all()
+    assert (to_float32(expected) == torch.from_numpy(act).to(torch.bfloat16).float().numpy()).all()
 
 
 def test_bf16_bits_are_stored_as_they_are(tmp_path: Path) -> None:
     bits = np.array([[0x3F80, 0xBF80]], dtype=np.uint16)
-    assert (parts.to_stored(bits, "bf16") == bits).all()
-    assert parts.to_float32(bits).tolist() == [[1.0, -1.0]]
-    with pytest.raises(InputError, match="bits of bf16"):
-        parts.to_stored(bits, "f16")
+    assert (to_stored(bits, "bf16") == bits).all()
+    assert to_float32(bits).tolist() == [[1.0, -1.0]]
+    with pytest.raises(InputError, match="f16"):
+        to_stored(bits, "f16")
 
 
 @pytest.mark.parametrize(
     ("value", "dtype", "message"),
     [
-        (70_000.0, "f16", "70000 of token 5, dimension 2: f16 does not hold it"),
-        (-70_000.0, "f16", "f16 does not hold it"),
-        (3.4e38, "bf16", "bf16 does not hold it"),
-        (1e300, "f32", "f32 does not hold it"),
-        (np.inf, "f32", "no finite value"),
-        (-np.inf, "bf16", "no finite value"),
-        (np.nan, "f16", "nan of token 5, dimension 2: the model gave no finite value"),
+        (70_000.0, "f16", "70000 of token 5, dimension 2.*--dtype bf16"),
+        (-70_000.0, "f16", "-70000 .*--dtype bf16"),
+        (3.4e38, "bf16", "--dtype f32"),
+        (1e300, "f32", r"1e\+300 of token 5"),
+        (np.inf, "f32", "inf of token 5"),
+        (-np.inf, "bf16", "-inf of token 5"),
+        (np.nan, "f16", "nan of token 5, dimension 2"),
     ],
 )
 def test_what_the_dtype_cannot_hold_is_an_error_and_never_an_infinity(
@@ -127,33 +126,36 @@ def test_infinite_halves_and_bf16_bits_are_refused() -> None:
         np.full((2, 2), 0x7F80, np.uint16),
         np.full((2, 2), 0xFFC0, np.uint16),
     ):
-        with pytest.raises(InputError, match="no finite value"):
-            parts.to_stored(act, "bf16")
+        with pytest.raises(InputError, match="of token 0, dimension 0"):
+            to_stored(act, "bf16")
 
 
 @pytest.mark.parametrize("values", [65504.0, -65504.0, 6e-8, 0.0])
 def test_the_largest_and_smallest_halves_are_kept(values: float) -> None:
-    assert parts.to_stored(np.full((1, 1), values), "f16")[0, 0] == np.float16(values)
+    assert to_stored(np.full((1, 1), values), "f16")[0, 0] == np.float16(values)
 
 
 def test_bad_arguments_are_refused_with_what_was_received(tmp_path: Path) -> None:
     act = np.zeros((3, 2), np.float32)
     keys = (np.arange(3),) * 3
-    with pytest.raises(InputError, match="lacks plan_sha"):
-        parts.write_part(tmp_path / "p", *keys, act, {"dtype": "f32", "site": "s"})
-    with pytest.raises(InputError, match="one of f16, f32, bf16"):
-        parts.write_part(tmp_path / "p", *keys, act, {**METADATA, "dtype": "f8"})
-    with pytest.raises(InputError, match=r"act \(3, 2\), cell_idx 2"):
-        parts.write_part(tmp_path / "p", np.arange(2), *keys[1:], act, METADATA)
-    with pytest.raises(InputError, match="int64"):
-        parts.write_part(tmp_path / "p", *keys, np.zeros((3, 2), np.int64), METADATA)
+    with pytest.raises(InputError, match="plan_sha"):
+        ActivationWriter(tmp_path / "p", 2, {"dtype": "f32", "site": "s"})
+    with pytest.raises(InputError, match=r"'f8'.*f16, f32, bf16"):
+        ActivationWriter(tmp_path / "p", 2, {**METADATA, "dtype": "f8"})
+    with (
+        pytest.raises(InputError, match=r"act \(3, 2\), cell_idx 2"),
+        ActivationWriter(tmp_path / "p", 2, METADATA) as writer,
+    ):
+        writer.write(np.arange(2), *keys[1:], act)
+    with pytest.raises(InputError, match="int64"), ActivationWriter(tmp_path / "p", 2, METADATA) as writer:
+        writer.write(*keys, np.zeros((3, 2), np.int64))
 
 
 def test_an_unfinished_run_is_not_read(store_activations: Callable[..., Any]) -> None:
     run = store_activations().run
     (run.path / "MANIFEST.json").unlink()
     with pytest.raises(IncompleteRunError):
-        parts.ActivationReader(run)
+        ActivationReader(run)
 
 
 def test_a_flipped_byte_is_found_when_its_row_group_is_read(store_activations: Callable[..., Any]) -> None:
@@ -164,8 +166,8 @@ def test_a_flipped_byte_is_found_when_its_row_group_is_read(store_activations: C
     assert place > 0
     data[place + 3] ^= 1
     path.write_bytes(data)
-    reader = parts.ActivationReader(stored.run)
-    with pytest.raises(IntegrityError, match=r"part-00001.parquet, row group 0 .*scsae verify run"):
+    reader = ActivationReader(stored.run)
+    with pytest.raises(IntegrityError, match=r"part-00001\.parquet, row group 0 .*scsae verify run"):
         reader.read(1, 0)
     assert len(reader.read(1, 1).act) == 16
 
@@ -173,17 +175,18 @@ def test_a_flipped_byte_is_found_when_its_row_group_is_read(store_activations: C
 def test_a_truncated_part_is_named(store_activations: Callable[..., Any]) -> None:
     stored = store_activations()
     stored.run.part(2).write_bytes(stored.run.part(2).read_bytes()[:-40])
-    with pytest.raises(IntegrityError, match=r"part-00002\.parquet is no whole Parquet file"):
-        parts.ActivationReader(stored.run)
+    with pytest.raises(IntegrityError, match=r"part-00002\.parquet.*scsae extract"):
+        ActivationReader(stored.run)
 
 
 def test_a_part_written_in_pieces_has_the_bytes_of_one_written_at_once(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     act = rng.normal(size=(1000, 8)).astype(np.float32)
     keys = [np.arange(1000) // 7, np.arange(1000) % 7, np.arange(1000) % 31]
-    parts.write_part(tmp_path / "whole", *keys, act, METADATA, row_group_rows=64)
+    with ActivationWriter(tmp_path / "whole", 8, METADATA, row_group_rows=64) as writer:
+        writer.write(*keys, act)
     for cuts in ([1, 2, 63, 64, 65, 700], [], [0, 0, 1000], list(range(0, 1000, 3))):
-        with parts.ActivationWriter(tmp_path / "pieces", 8, METADATA, row_group_rows=64) as writer:
+        with ActivationWriter(tmp_path / "pieces", 8, METADATA, row_group_rows=64) as writer:
             for low, high in pairwise([0, *cuts, 1000]):
                 writer.write(*(key[low:high] for key in keys), act[low:high])
         assert writer.n_tokens == 1000
