@@ -21,7 +21,7 @@ from feature_store.storage.filesystem import is_local
 from feature_store.storage.layout import MANIFEST, Layout
 from pipelines.errors import ON_PURPOSE
 from pipelines.runtime.output import console
-from pipelines.runtime.progress import Ticker, stderr_console, ticking
+from pipelines.runtime.progress import ProgressCallback, progress_bar, stderr_console
 from pipelines.runtime.stage import Clock
 
 ONLY_HERE = ("127.0.0.1", "localhost", "::1")
@@ -72,12 +72,12 @@ def export_atlas(root: Path, folder: Path, *, associations: str | None, codes: s
     store = prepare_atlas(store)
     clock = Clock()
     with contextlib.ExitStack() as stack:
-        tickers: list[Ticker] = []
+        bars: list[ProgressCallback] = []
 
         def progress(n_done: int, n_all: int) -> None:
-            if not tickers:
-                tickers.append(stack.enter_context(ticking("export", n_all, "files")))
-            tickers[0](n_done)
+            if not bars:
+                bars.append(stack.enter_context(progress_bar("export", n_all, "files")))
+            bars[0](n_done)
 
         size = export(store, folder, progress=progress)
     console().print(

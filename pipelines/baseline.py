@@ -35,7 +35,7 @@ from pipelines.config import (
 from pipelines.errors import UsageError
 from pipelines.inputs import SOURCE_FILE, model_place
 from pipelines.runtime.cluster import one_ray_session
-from pipelines.runtime.progress import ticking
+from pipelines.runtime.progress import progress_bar
 from pipelines.runtime.stage import FORMAT_VERSION, RANDOM_MODEL, Clock, StageResult, parent_run
 from pipelines.training_loop import (
     JUDGED_ON,
@@ -143,7 +143,7 @@ def _fitted(
     if not done:
         reader = ActivationReader(activations)
         split = read_splits(layout.cells_dir(sae["dataset"]))
-        with commit.sole_driver(folder), ticking(f"baseline {kind}", 1, "fits") as tick:
+        with commit.sole_driver(folder), progress_bar(f"baseline {kind}", 1, "fits") as report:
             train = list(sample_tokens(reader, split == "train", n_tokens=options.fit_tokens, seed=seed))
             batches = torch.split(held_out(reader, split == "select", seed=seed), 4096)
             reported = held_out_batches(reader, split, seed=seed, device="cpu")
@@ -160,7 +160,7 @@ def _fitted(
             )
             commit.Run.create(folder, {**wanted, "sae": fitted.sae.config.to_dict()})
             commit_sae(folder, fitted.sae, {**fitted.notes, **figures_of(fitted.sae, batches, reported, measured)})
-            tick(1)
+            report(1)
     run = commit.Run.open(folder)
     run.finalize()
     summary = shown_figures(json.loads((folder / SUMMARY).read_text()))

@@ -211,7 +211,7 @@ def associate_command(options: AssociateOptions, store: Path, address: str | Non
     from pipelines.runtime.reports import print_excess, print_results, results_frame
 
     results = associate_all(options, store, address=address)
-    if not to.for_people:
+    if not to.is_printed_table:
         to.write(results_frame(results))
         return
     print_results(results, store)
@@ -253,7 +253,7 @@ def compare(
 
     to = _destination(form, output)
     found = compare_with_baselines(store, associations)
-    if to.for_people:
+    if to.is_printed_table:
         print_comparison(found)
     else:
         to.write(found.comparison)
@@ -444,7 +444,7 @@ def models(ctx: typer.Context, store: Store = DEFAULT_STORE, form: Form = None, 
         from pipelines.models import for_people, versions_frame
 
         to, versions = _destination(form, output), versions_frame(store)
-        to.write(for_people(versions) if to.for_people else versions)
+        to.write(for_people(versions) if to.is_printed_table else versions)
 
 
 @models_app.command()

@@ -22,7 +22,7 @@ from feature_store.storage import commit
 from feature_store.storage.layout import SUMMARY, Layout, run_id
 from pipelines.baseline import Reference
 from pipelines.errors import UsageError
-from pipelines.runtime.progress import ticking
+from pipelines.runtime.progress import progress_bar
 from pipelines.runtime.stage import FORMAT_VERSION, parent_run
 
 SAE = "sae"
@@ -56,10 +56,10 @@ def compare_with_baselines(store: Path, run: str | None = None) -> Comparison:
     folder = layout.comparisons_dir(run_id(plan))
 
     def tables() -> dict[str, pl.DataFrame]:
-        with ticking("compare", len(found) + 1, "representations") as tick:
+        with progress_bar("compare", len(found) + 1, "representations") as report:
             own, *others = [_opened(layout, name, one) for name, one in {SAE: reference.run, **found}.items()]
             made = {"comparison": compare(own, others), "representation": describe([own, *others])}
-            tick(len(found) + 1)
+            report(len(found) + 1)
         return made
 
     if any(commit.verify(folder / name) for name in ("comparison", "representation")):

@@ -32,7 +32,7 @@ from pipelines.inputs import (
     remember_source,
 )
 from pipelines.runtime.actor_pool import do_shards
-from pipelines.runtime.progress import patiently
+from pipelines.runtime.progress import delayed_progress_bar
 from pipelines.runtime.stage import FORMAT_VERSION, Clock, StageResult, parent_run
 
 CODE_BYTES = 8
@@ -324,7 +324,7 @@ def _plan_fused(layout: Layout, options: EncodeOptions, sae: commit.Run, activat
     trained_on = activations.plan
     model = recalled_model(activations)
     if options.data:
-        source = open_source(options.data, matrix=options.matrix, progress=patiently)
+        source = open_source(options.data, matrix=options.matrix, progress=delayed_progress_bar)
     else:
         source = recalled_source(layout, trained_on["dataset"])
     opened = match_inputs(source, model)

@@ -20,7 +20,7 @@ from feature_store.storage.layout import Layout
 from pipelines.config import DataOptions
 from pipelines.errors import UsageError
 from pipelines.forward import autocast_of
-from pipelines.runtime.progress import patiently
+from pipelines.runtime.progress import delayed_progress_bar
 from pipelines.runtime.stage import Clock
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def open_inputs(options: DataOptions) -> Opened:
     """Open data and model and match their genes; nothing is written. Raises the input errors of both."""
     from sae_core.scfm import load_model
 
-    source = open_source(options.data, matrix=options.matrix, progress=patiently)
+    source = open_source(options.data, matrix=options.matrix, progress=delayed_progress_bar)
     model = load_model(options.model, autocast=autocast_of(options.precision), random_init=options.random_init)
     return match_inputs(source, model)
 
@@ -185,7 +185,7 @@ def recalled_model(run: commit.Run, *, device: str = "cpu") -> "FoundationModel"
 def recalled_source(layout: Layout, dataset: str) -> Source:
     """Open the data set where `remember_source` noted it; raise InputError where the file moved or changed."""
     where = json.loads((layout.cells_dir(dataset) / SOURCE_FILE).read_text())
-    source = open_source(where["path"], matrix=where["matrix"], progress=patiently)
+    source = open_source(where["path"], matrix=where["matrix"], progress=delayed_progress_bar)
     noted = [where["digest"]] if isinstance(where["digest"], str) else where["digest"]
     for path, now, then in zip(source.paths, source.digests, noted, strict=True):
         if now != then:

@@ -30,7 +30,7 @@ from feature_store.storage.layout import Layout, run_id
 from pipelines.config import MatchOptions
 from pipelines.errors import UsageError
 from pipelines.inputs import SOURCE_FILE
-from pipelines.runtime.progress import ticking
+from pipelines.runtime.progress import progress_bar
 from pipelines.runtime.stage import FORMAT_VERSION, Clock, StageResult, parent_run
 
 COSINE = "cosine"
@@ -64,9 +64,9 @@ def match(options: MatchOptions, store: Path) -> list[StageResult]:
         path = folder / "feature_match"
         missing = bool(commit.verify(path))
         if missing:
-            with commit.sole_driver(folder), ticking("match", 1, "pairs") as tick:
+            with commit.sole_driver(folder), progress_bar("match", 1, "pairs") as report:
                 commit.write_table(path, _table(layout, plan), plan)
-                tick(1)
+                report(1)
         matched = commit.read_table(path).filter(sae=sae.path.name)
         results.append(
             StageResult(

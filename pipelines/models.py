@@ -70,7 +70,7 @@ def write_version(facts: dict[str, dict[str, Any]], to: Destination) -> None:
     from pipelines.runtime.output import console
     from pipelines.runtime.reports import print_facts
 
-    if to.for_people:
+    if to.is_printed_table:
         for part, own in facts.items():
             console().print(part, style="bold", markup=False)
             print_facts({f"  {key}": value for key, value in own.items()})

@@ -22,7 +22,7 @@ from feature_store.storage.layout import HISTORY, SUMMARY, Layout, as_path, run_
 from pipelines.config import TrainOptions
 from pipelines.errors import ON_PURPOSE, RunFailedError, UsageError, root_cause
 from pipelines.runtime.cluster import actors_that_fit, ray_session
-from pipelines.runtime.progress import stderr_console, ticking
+from pipelines.runtime.progress import progress_bar, stderr_console
 from pipelines.runtime.stage import FORMAT_VERSION, Clock, StageResult, parent_run
 from pipelines.tracking import ModelVersion, Tracking
 from pipelines.tracking.provenance import origin_tags
@@ -36,17 +36,17 @@ POLL_S = 0.5
 MODEL_FILES = ("sae.safetensors", "config.json")
 
 
-class Warner:
-    """Says early warnings on stderr, each kind of each run once."""
+class TrainingWarnings:
+    """Shows early warnings on stderr, each kind of each run once."""
 
     def __init__(self) -> None:
-        self._said: set[tuple[str, str]] = set()
+        self._shown: set[tuple[str, str]] = set()
 
-    def say(self, run: str, findings: Sequence[dict[str, Any]]) -> None:
-        """Print those that were not said yet."""
+    def show(self, run: str, findings: Sequence[dict[str, Any]]) -> None:
+        """Print the warnings that were not shown before."""
         for found in findings:
-            if (run, found["kind"]) not in self._said:
-                self._said.add((run, found["kind"]))
+            if (run, found["kind"]) not in self._shown:
+                self._shown.add((run, found["kind"]))
                 text = f"warning: saes/{run}, step {found['step']}: {found['message']}"
                 stderr_console().print(text, style="yellow", markup=False, soft_wrap=True)
 
@@ -99,7 +99,7 @@ def train_all(options: TrainOptions, store: Path, *, address: str | None = None)
     _check_shares(options, parent)
     runs = [commit.Run.create(layout.saes_dir(run_id(plan)), plan) for plan in plans]
     pending = [run for run in runs if run.pending()]
-    warner, failed = Warner(), None
+    early_warnings, failed = TrainingWarnings(), None
     if pending:
         job = TrainJob(
             activations=str(parent.path.resolve()),
@@ -117,7 +117,7 @@ def train_all(options: TrainOptions, store: Path, *, address: str | None = None)
             for run in pending:
                 drivers.enter_context(run.sole_driver())
             try:
-                _run_job(job, options, warner, address=address)
+                _run_job(job, options, early_warnings, address=address)
             except TrainingError as error:
                 failed = error
     results = []
@@ -128,7 +128,7 @@ def train_all(options: TrainOptions, store: Path, *, address: str | None = None)
         summary = json.loads((run.path / SUMMARY).read_text())
         findings = summary.pop("findings")
         if run in pending:
-            warner.say(run.path.name, findings)
+            early_warnings.show(run.path.name, findings)
         summary = shown_figures(summary)
         summary |= {found["kind"]: f"step {found['step']}: {found['message']}" for found in findings}
         version = register(layout, run, options)
@@ -197,9 +197,9 @@ def _check_shares(options: TrainOptions, parent: commit.Run) -> None:
         )
 
 
-def _run_job(job: TrainJob, options: TrainOptions, warner: Warner, *, address: str | None) -> None:
+def _run_job(job: TrainJob, options: TrainOptions, early_warnings: TrainingWarnings, *, address: str | None) -> None:
     """Run the loop under Ray Train and show its progress; raise the loop's own error when it failed on purpose."""
-    with ray_session(address=address), ticking("train", options.n_steps, "steps") as tick:
+    with ray_session(address=address), progress_bar("train", options.n_steps, "steps") as report:
         import ray.train
         from ray.train.torch import TorchTrainer
 
@@ -215,7 +215,8 @@ def _run_job(job: TrainJob, options: TrainOptions, warner: Warner, *, address: s
             ),
             run_config=ray.train.RunConfig(name="ray_train", storage_path=job.saes[0].folder),
         )
-        with _watching([as_path(one.folder) for one in job.saes], tick, warner), _ctrl_c_interrupts():
+        folders = [as_path(one.folder) for one in job.saes]
+        with _shown_progress(folders, report, early_warnings), _ctrl_c_interrupts():
             try:
                 trainer.fit()
             except Exception as error:
@@ -251,8 +252,10 @@ def _ctrl_c_interrupts() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _watching(folders: Sequence[Path], tick: Callable[..., None], warner: Warner) -> Iterator[None]:
-    """Show what the first worker writes into the runs' folders, progress and warnings, until the block ends."""
+def _shown_progress(
+    folders: Sequence[Path], report: Callable[..., None], early_warnings: TrainingWarnings
+) -> Iterator[None]:
+    """Show the progress and the warnings that the first worker writes into the runs' folders, until the block ends."""
     stopped = threading.Event()
 
     def look() -> None:
@@ -260,10 +263,10 @@ def _watching(folders: Sequence[Path], tick: Callable[..., None], warner: Warner
         for folder in folders:
             with contextlib.suppress(FileNotFoundError):
                 rows.append(json.loads(filesystem.read_bytes(folder / PROGRESS)))
-                warner.say(folder.name, rows[-1]["findings"])
+                early_warnings.show(folder.name, rows[-1]["findings"])
         if rows:
             now = max(rows, key=lambda row: row["step"])
-            tick(int(now["step"]), f"mse {now['mse']:.3f} l0 {now['l0']:.1f} dead {now['n_dead']:.0f}")
+            report(int(now["step"]), f"mse {now['mse']:.3f} l0 {now['l0']:.1f} dead {now['n_dead']:.0f}")
 
     def poll() -> None:
         while not stopped.wait(POLL_S):

@@ -1,10 +1,10 @@
-"""Shards over actors: the one loop by which every sharded stage runs.
+"""The pool of actors that compute the shards of a stage.
 
-The driver holds the actors by hand. Each has at most two shards in flight (one working, one waiting, so that it never
-idles on the driver), and `ray.wait` tells which is done. An actor that dies is replaced, and its shards go to whoever
-is free first: Ray's own restarts would keep them with an actor that may never come back, because the node that had room
-for it is gone. A shard's content is a function of (plan, shard) and its actor looks for the marker first, so doing one
-twice is harmless: what was committed stays, what was lost is done again.
+The driver keeps the actors itself. Each has at most two shards: one that it computes, and one that waits, so that the
+actor is never idle until the driver answers. An actor that dies is replaced, and its shards go to the next free actor.
+Ray's own restarts would keep the shards with an actor that may never come back, because its node is gone. The content
+of a shard depends on (plan, shard) alone, and an actor first looks for the marker of a committed shard. A shard may
+therefore be computed twice without harm.
 """
 
 import os
@@ -15,36 +15,37 @@ from typing import Any
 from pipelines.config import ActorOptions
 from pipelines.errors import RunFailedError
 from pipelines.runtime.cluster import actors_that_fit, ray_session
-from pipelines.runtime.progress import stderr_console, ticking
+from pipelines.runtime.progress import progress_bar, stderr_console
 from pipelines.runtime.stage import Clock
 
-IN_FLIGHT = 2
-LOOK_S = 0.5
+SHARDS_PER_ACTOR = 2
+CHECK_INTERVAL_S = 0.5
+"""Seconds between two checks of the session."""
 LOSSES_IN_A_ROW = 5
-"""Losses, for each actor, without one shard committed in between, after which the run ends."""
-TELL_S, PATIENCE_S = 30.0, 600.0
-"""Seconds without an actor that is ready after which this is said, and after which the run ends."""
+"""Number of lost actors, per actor of the pool, after which a run ends if no shard was done in between."""
+NOTICE_AFTER_S, GIVE_UP_AFTER_S = 30.0, 600.0
+"""Seconds without a ready actor after which a warning is shown, and after which the run ends."""
 
 
 class ShardActor:
-    """A worker in a process of its own, with as many threads as it has cores."""
+    """A worker in its own process, with as many threads as it has cores."""
 
     def __init__(self, worker: type, work: Any, n_threads: int) -> None:
         self._worker, self._work, self._n_threads = worker, work, n_threads
 
     def ready(self) -> None:
-        """Make the worker. Not in `__init__`, where Ray makes text of an error that was raised on purpose."""
+        """Make the worker. This is not done in `__init__`, where Ray replaces the class of an error by text."""
         limit_threads(self._n_threads)
         self._body = self._worker(self._work)
 
     def shard(self, number: int) -> Any:
-        """Do one shard and return its counts."""
+        """Compute one shard and return its counts."""
         return self._body.shard(number)
 
 
 def limit_threads(n_threads: int) -> None:
-    """Give the thread pools of this process `n_threads` each, whatever $OMP_NUM_THREADS was where Ray was started."""
-    # careful: Polars and OpenMP read these when they make their pools, so before the first computation
+    """Set every thread pool of this process to `n_threads`, whatever $OMP_NUM_THREADS was where Ray was started."""
+    # careful: Polars and OpenMP read these when they make their pools, which is before the first computation
     os.environ.update(OMP_NUM_THREADS=str(n_threads), POLARS_MAX_THREADS=str(n_threads))
     import pyarrow as pa
     import torch
@@ -63,27 +64,27 @@ def do_shards(
     note: Callable[[Mapping[str, int], float], str],
     address: str | None = None,
 ) -> Counter[str]:
-    """Start actors of `worker(work)`, give them the shards and show progress; return the summed counts.
+    """Compute the shards on actors of `worker(work)` with a progress bar; return the sums of their counts.
 
     Args:
         worker: class whose method `shard(number)` commits one shard and returns counts by name.
-        work: what the class is made from; travels to the actors.
-        shards: shard numbers still to be done; none starts nothing.
-        options: number of actors and what each of them gets.
+        work: argument of the class, which is sent to every actor.
+        shards: numbers of the shards that are still to be computed; if there are none, no actor is started.
+        options: number of actors and the resources of each.
         title: name of the stage.
-        note: makes the text beside the progress from the summed counts and the seconds gone by.
-        address: Ray cluster; None uses an open session or starts one here.
+        note: returns the text beside the progress bar from the sums so far and the seconds since the start.
+        address: Ray cluster; None uses the open session or starts one on this machine.
 
     Raises:
-        UsageError: no node has what one actor asks for.
-        RunFailedError: the session was lost, no actor starts, or they die again and again.
+        UsageError: no node has the resources of one actor.
+        RunFailedError: the session was lost, no actor starts, or actors die repeatedly.
     """
     total = Counter[str]()
     if not shards:
         return total
     import ray
 
-    with ray_session(address=address) as session, ticking(title, len(shards), "shards") as tick:
+    with ray_session(address=address) as session, progress_bar(title, len(shards), "shards") as report:
         n_actors = actors_that_fit(
             options.num_actors, num_cpus=options.num_cpus, num_gpus=options.num_gpus, n_tasks=len(shards)
         )
@@ -91,33 +92,33 @@ def do_shards(
             num_cpus=options.num_cpus, num_gpus=options.num_gpus, max_restarts=0, max_task_retries=0
         )
 
-        def start() -> Any:
+        def new_actor() -> Any:
             return actor_class.remote(worker, work, options.num_cpus)
 
         clock = Clock()
-        crew = Crew(start, n_actors, shards, look=session.raise_if_lost)
-        for n_done, (_, counts) in enumerate(crew.results(), start=1):
+        pool = ActorPool(new_actor, n_actors, shards, check_session=session.raise_if_lost)
+        for n_done, (_, counts) in enumerate(pool.results(), start=1):
             total.update(counts)
-            tick(n_done, note(total, clock.seconds))
+            report(n_done, note(total, clock.seconds))
     return total
 
 
-class Crew:
-    """Actors and the shards that they share.
+class ActorPool:
+    """Actors and the shards that are divided among them.
 
     Args:
-        start: starts one more actor and returns its handle, whose methods are `ready` and `shard(number)`.
-        n_actors: how many are kept at work.
-        shards: shard numbers still to be done.
-        look: called every LOOK_S; raises if the session is lost.
+        new_actor: starts one more actor and returns its handle, whose methods are `ready` and `shard(number)`.
+        n_actors: number of actors, which is kept when one of them dies.
+        shards: numbers of the shards that are still to be computed.
+        check_session: called every CHECK_INTERVAL_S; raises if the session is lost.
     """
 
     def __init__(
-        self, start: Callable[[], Any], n_actors: int, shards: Sequence[int], *, look: Callable[[], None]
+        self, new_actor: Callable[[], Any], n_actors: int, shards: Sequence[int], *, check_session: Callable[[], None]
     ) -> None:
-        self._start, self._n_actors, self._look = start, n_actors, look
+        self._new_actor, self._n_actors, self._check_session = new_actor, n_actors, check_session
         self._waiting = deque(shards)
-        # by ObjectRef; the shards of one actor in the order in which it does them
+        # by ObjectRef; the shards of one actor are in the order in which it computes them
         self._starting: dict[Any, Any] = {}
         self._running: dict[Any, tuple[Any, int]] = {}
         self._ready: list[Any] = []
@@ -127,42 +128,42 @@ class Crew:
         """Yield every shard with its result, in the order of completion.
 
         Raises:
-            RunFailedError: no actor starts, they die again and again, or what `look` raises.
-            ray.exceptions.RayTaskError: what a shard or the making of a worker raised.
+            RunFailedError: no actor starts, actors die repeatedly, or `check_session` raises it.
+            ray.exceptions.RayTaskError: a shard, or making a worker, raised an error.
         """
         for _ in range(self._n_actors):
-            self._hire()
-        looked, idle, told = Clock(), Clock(), False
+            self._start_actor()
+        last_check, idle, noticed = Clock(), Clock(), False
         while self._waiting or self._running:
             done = self._wait()
-            if looked.seconds >= LOOK_S:
-                self._look()
-                looked = Clock()
+            if last_check.seconds >= CHECK_INTERVAL_S:
+                self._check_session()
+                last_check = Clock()
             if self._ready or done:
-                idle, told = Clock(), False
-            elif idle.seconds > TELL_S:
-                told = self._nobody_ready(idle.seconds, told=told)
+                idle, noticed = Clock(), False
+            elif idle.seconds > NOTICE_AFTER_S:
+                noticed = self._report_no_ready_actor(idle.seconds, noticed=noticed)
             for ref in done:
-                yield from self._take(ref)
-            self._hand_out()
+                yield from self._handle_done(ref)
+            self._assign_shards()
 
     def _wait(self) -> list[Any]:
-        """The first ObjectRef that is done, none after LOOK_S."""
+        """Return the first ObjectRef that is done, or none after CHECK_INTERVAL_S."""
         import ray
 
         try:
-            done, _ = ray.wait([*self._starting, *self._running], num_returns=1, timeout=LOOK_S)
+            done, _ = ray.wait([*self._starting, *self._running], num_returns=1, timeout=CHECK_INTERVAL_S)
         except ConnectionError as error:
-            # of a Ray client (ray://)
+            # raised by a Ray client (ray://)
             raise RunFailedError(f"the Ray session was lost: {error}; run the same command again to resume") from error
         return list(done)
 
-    def _hire(self) -> None:
-        actor = self._start()
+    def _start_actor(self) -> None:
+        actor = self._new_actor()
         self._starting[actor.ready.remote()] = actor
 
-    def _take(self, ref: Any) -> Iterator[tuple[int, Any]]:
-        """What came back: an actor that is ready, a shard with its result, or the end of an actor."""
+    def _handle_done(self, ref: Any) -> Iterator[tuple[int, Any]]:
+        """Handle an actor that is ready or has died; yield the shard and its result if a shard is done."""
         import ray
         from ray.exceptions import RayError, RayTaskError
 
@@ -171,20 +172,20 @@ class Crew:
         except RayTaskError:
             raise
         except RayError as error:
-            self._lose(ref, error)
+            self._replace_actor(ref, error)
             return
         if ref in self._starting:
             self._ready.append(self._starting.pop(ref))
             return
         _, shard = self._running.pop(ref)
         self._losses = 0
-        # before the caller looks at the result: no actor waits for the driver
-        self._hand_out()
+        # assigned before the caller uses the result, so that no actor waits for the driver
+        self._assign_shards()
         yield shard, result
 
-    def _hand_out(self) -> None:
-        """Give waiting shards to the actors with the fewest; a second one only while there is one for each actor."""
-        for n_in_flight in range(IN_FLIGHT):
+    def _assign_shards(self) -> None:
+        """Give waiting shards to the actors with the fewest; a second one only if every actor can have one."""
+        for n_in_flight in range(SHARDS_PER_ACTOR):
             for actor in self._ready:
                 enough = n_in_flight == 0 or len(self._waiting) >= self._n_actors
                 if self._waiting and enough and len(self._shards_of(actor)) <= n_in_flight:
@@ -194,10 +195,10 @@ class Crew:
     def _shards_of(self, actor: Any) -> dict[Any, int]:
         return {ref: shard for ref, (whose, shard) in self._running.items() if whose is actor}
 
-    def _lose(self, ref: Any, error: Exception) -> None:
-        """Put the shards of a dead actor back to the front and start another actor."""
-        # a lost session takes all actors with it: that is what to say then
-        self._look()
+    def _replace_actor(self, ref: Any, error: Exception) -> None:
+        """Return the shards of a dead actor to the front of the queue and start another actor."""
+        # a lost session ends all actors, and is then the error to report
+        self._check_session()
         actor = self._starting.pop(ref) if ref in self._starting else self._running[ref][0]
         lost = self._shards_of(actor)
         for one in lost:
@@ -208,27 +209,30 @@ class Crew:
         where = f"at shard {next(iter(lost.values()))}" if lost else "while it started"
         if self._losses >= LOSSES_IN_A_ROW * self._n_actors:
             raise RunFailedError(
-                f"{self._losses} actors died one after the other, the last one {where}, and no shard was committed in "
-                f"between: {_in_short(error)}. If memory ran out, start fewer --num-actors on a "
+                f"{self._losses} actors died one after the other, the last one {where}, and no shard was done in "
+                f"between: {_last_line(error)}. If memory ran out, start fewer --num-actors on a "
                 "node, then run the same command again"
             ) from error
-        text = f"an actor was lost {where}; another one is started and its shards are done again"
+        text = f"an actor was lost {where}; another actor is started, and its shards are computed again"
         stderr_console().print(text, style="yellow", soft_wrap=True)
-        self._hire()
+        self._start_actor()
 
-    def _nobody_ready(self, seconds: float, *, told: bool) -> bool:
-        """Say once that no actor is ready, and give up in the end."""
+    def _report_no_ready_actor(self, seconds: float, *, noticed: bool) -> bool:
+        """Warn once that no actor is ready; raise RunFailedError after GIVE_UP_AFTER_S."""
         import ray
 
         free = {key: value for key, value in ray.available_resources().items() if key in ("CPU", "GPU")}
-        text = f"no actor is ready after {seconds:.0f} s: no room, or its model is still being loaded; free are {free}"
-        if seconds > PATIENCE_S:
-            raise RunFailedError(f"{text}; run the same command again when there is room")
-        if not told:
+        text = (
+            f"no actor is ready after {seconds:.0f} s: the cluster has no room, or the model is still being loaded; "
+            f"free: {free}"
+        )
+        if seconds > GIVE_UP_AFTER_S:
+            raise RunFailedError(f"{text}; run the same command again when the cluster has room")
+        if not noticed:
             stderr_console().print(f"{text}; waiting", style="yellow", markup=False, soft_wrap=True)
         return True
 
 
-def _in_short(error: Exception) -> str:
-    """The last line of a message of Ray, which says why."""
+def _last_line(error: Exception) -> str:
+    """Return the last line of a message of Ray, which gives the reason."""
     return str(error).strip().splitlines()[-1].strip()

@@ -1,9 +1,10 @@
-"""A Ray session: an existing cluster where one is named, else a quiet, private one on this machine.
+"""The Ray session of a stage: an existing cluster if an address is given, else a private session on this machine.
 
-A local session starts in about 4 s on 2 cores. Its object store is small on purpose: activations never pass through it.
+A local session starts in about 4 s on 2 cores. Its object store is small, because activations never pass through it.
 
-A session can be lost: its head or this machine's raylet was killed. Ray notices after 16 s and 60 s, and in the second
-case ends the process. So whoever waits asks `Session.raise_if_lost`, which knocks at both ports (under a millisecond).
+A session is lost when its head or the raylet of this machine is killed. Ray notices the first after 16 s, and the
+second after 60 s, when it ends the process. Code that waits for Ray therefore calls `Session.raise_if_lost`, which
+tries to connect to both ports and takes less than a millisecond.
 """
 
 import contextlib
@@ -21,10 +22,11 @@ from pipelines.errors import RunFailedError, UsageError
 from pipelines.runtime.stage import Clock
 
 OBJECT_STORE_BYTES = 100_000_000
-PATIENCE_S = 40.0
-"""How long the head of a cluster may be silent (a fault-tolerant one comes back); Ray ends the process after 60."""
-KNOCK_S = 2.0
-_KEPT: contextvars.ContextVar[bool] = contextvars.ContextVar("kept", default=False)
+HEAD_SILENCE_S = 40.0
+"""Seconds for which the head of a cluster may not answer: a fault-tolerant head comes back. Ray ends the process after
+60 s."""
+CONNECT_TIMEOUT_S = 2.0
+_SESSION_IS_SHARED: contextvars.ContextVar[bool] = contextvars.ContextVar("kept", default=False)
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -36,7 +38,7 @@ _QUIET = {
 
 
 class Session:
-    """The Ray session that this process is connected to, as far as its health goes."""
+    """The health of the Ray session that this process is connected to."""
 
     def __init__(self) -> None:
         import ray
@@ -52,25 +54,28 @@ class Session:
             self._ports["head"] = host.strip("[]"), int(port)
 
     def raise_if_lost(self) -> None:
-        """Raise RunFailedError if the raylet or the head is gone: at once if nobody listens on this machine."""
+        """Raise RunFailedError if the raylet or the head does not answer.
+
+        A refused connection on this machine raises at once, any other silence after HEAD_SILENCE_S.
+        """
         for name, address in self._ports.items():
-            trouble = _knock(address)
+            trouble = _connection_error(address)
             if trouble is None:
                 self._silent.pop(name, None)
                 continue
             silent = self._silent.setdefault(name, Clock())
             is_here = address[0] == self._ports["raylet"][0]
-            if silent.seconds > PATIENCE_S or (is_here and isinstance(trouble, ConnectionRefusedError)):
+            if silent.seconds > HEAD_SILENCE_S or (is_here and isinstance(trouble, ConnectionRefusedError)):
                 raise RunFailedError(
                     f"the Ray session was lost: its {name} at {address[0]}:{address[1]} does not answer ({trouble}); "
                     "what is committed stays, run the same command again to resume"
                 )
 
 
-def _knock(address: tuple[str, int]) -> OSError | None:
-    """Why nobody took a connection there; the kernel takes it, so however busy the process is."""
+def _connection_error(address: tuple[str, int]) -> OSError | None:
+    """Return why a connection fails, None if it succeeds. The kernel accepts it even if the process is busy."""
     try:
-        with socket.create_connection(address, timeout=KNOCK_S):
+        with socket.create_connection(address, timeout=CONNECT_TIMEOUT_S):
             return None
     except OSError as error:
         return error
@@ -78,14 +83,14 @@ def _knock(address: tuple[str, int]) -> OSError | None:
 
 @contextlib.contextmanager
 def ray_session(*, address: str | None = None, num_cpus: int | None = None) -> Iterator[Session]:
-    """Connect to `address` (or $RAY_ADDRESS), else start Ray here with `num_cpus` cores (default: all).
+    """Connect to `address` (or $RAY_ADDRESS), else start Ray on this machine with `num_cpus` cores (default: all).
 
-    A session that is already open is used and left open; one opened here is shut down on the way out, unless it is
-    opened inside `one_ray_session`.
+    A session that is already open is used and stays open. A session opened here is shut down at the end of the block,
+    or at the end of an enclosing `one_ray_session`.
 
     Raises:
         UsageError: no cluster answers at the address.
-        RunFailedError: Ray did not start here.
+        RunFailedError: Ray did not start on this machine.
     """
     for key, value in _QUIET.items():
         os.environ.setdefault(key, value)
@@ -101,13 +106,13 @@ def ray_session(*, address: str | None = None, num_cpus: int | None = None) -> I
         with _sigterm_interrupts():
             yield Session()
     finally:
-        if not _KEPT.get():
+        if not _SESSION_IS_SHARED.get():
             ray.shutdown(wait_for_processes=True)
 
 
 @contextlib.contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
-    """Let SIGTERM (Slurm, Kubernetes, a Ray job that is stopped) do what Ctrl-C does; Ray's own handler aborts."""
+    """Make SIGTERM (of Slurm, Kubernetes, or a stopped Ray job) act like Ctrl-C. Ray's own handler aborts instead."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -123,7 +128,7 @@ def _sigterm_interrupts() -> Iterator[None]:
 
 
 def _connect(known: str | None, num_cpus: int | None) -> None:
-    """Join the cluster at `known`, else start one here."""
+    """Connect to the cluster at `known`, or start a session on this machine."""
     import ray
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
@@ -142,28 +147,28 @@ def _connect(known: str | None, num_cpus: int | None) -> None:
 
 @contextlib.contextmanager
 def one_ray_session() -> Iterator[None]:
-    """Make all sessions opened inside the block one: the first starts Ray, the end of the block stops it.
+    """Share one Ray session among all stages inside the block: the first starts Ray, the end of the block stops it.
 
-    Ray is not started at all if no stage has anything to do.
+    Ray is not started if no stage has anything to compute.
     """
     before = "ray" in sys.modules and sys.modules["ray"].is_initialized()
-    token = _KEPT.set(True)
+    token = _SESSION_IS_SHARED.set(True)
     try:
         yield
     finally:
-        _KEPT.reset(token)
+        _SESSION_IS_SHARED.reset(token)
         if "ray" in sys.modules and not before:
             sys.modules["ray"].shutdown(wait_for_processes=True)
 
 
 def actors_that_fit(wanted: int | None, *, num_cpus: int, num_gpus: float, n_tasks: int) -> int:
-    """Return how many actors to start: `wanted`, else all that the nodes have room for; never more than tasks.
+    """Return the number of actors to start: `wanted`, else as many as fit on the nodes; never more than tasks.
 
-    Counted node by node, since an actor cannot lie across two. More than fit may be wanted: those start when there is
-    room, and the work does not wait for them.
+    Actors are counted node by node, because an actor cannot span two nodes. If more are wanted than fit, the others
+    start when there is room, and the work does not wait for them.
 
     Raises:
-        UsageError: not one fits on any node; the message says what the nodes have.
+        UsageError: no node has room for one actor; the message gives the resources of the nodes.
     """
     import ray
 
@@ -174,16 +179,16 @@ def actors_that_fit(wanted: int | None, *, num_cpus: int, num_gpus: float, n_tas
     if room < 1:
         have = "; ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
         raise UsageError(
-            f"an actor was to get {num_cpus} CPUs and {num_gpus:g} GPUs (--num-cpus, --num-gpus), which no node of "
-            f"the Ray cluster has; its nodes have: {have}"
+            f"no node of the Ray cluster has {num_cpus} CPUs and {num_gpus:g} GPUs for an actor (--num-cpus, "
+            f"--num-gpus); its nodes have: {have}"
         )
     return min(wanted or room, n_tasks)
 
 
 def _times(node: Mapping[str, float], resource: str, share: float) -> int:
-    """How often `share` of a resource fits on a node; a share of one GPU never spans two."""
+    """Return how many times `share` of a resource fits on a node; a share of a GPU never spans two GPUs."""
     if share == 0:
         return sys.maxsize
-    slack = 1e-9  # of floats: 1 // .1 is 9
+    slack = 1e-9  # for rounding: 1 // .1 is 9
     have = node.get(resource, 0.0)
     return int(have) * int(1 / share + slack) if share < 1 else int(have / share + slack)

@@ -42,7 +42,7 @@ class Destination:
             )
 
     @property
-    def for_people(self) -> bool:
+    def is_printed_table(self) -> bool:
         """Whether it is a table on stdout."""
         return self.form == "table" and self.file is None
 
@@ -60,7 +60,7 @@ class Destination:
 
     def write(self, frame: pl.DataFrame) -> None:
         """Write the answer. A reader of stdout that goes away ends the command without a word."""
-        if self.for_people:
+        if self.is_printed_table:
             print_frame(frame)
             return
         content = _bytes(frame, self.form)

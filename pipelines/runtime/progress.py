@@ -1,6 +1,6 @@
-"""Progress of a stage on stderr: a live bar on a terminal, a line every few seconds elsewhere.
+"""The progress of a stage on stderr: a live bar on a terminal, elsewhere a line every few seconds.
 
-Results go to stdout as tables; what is said here can be thrown away.
+Results go to stdout as tables, so that stderr can be discarded.
 """
 
 import contextlib
@@ -11,26 +11,26 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-LINE_EVERY_S = 5.0
-PATIENCE_S = 2.0
-"""What takes no longer is not shown."""
+LINE_INTERVAL_S = 5.0
+SHOW_AFTER_S = 2.0
+"""Work that takes less than this shows no progress bar."""
 
 
-class Ticker(Protocol):
-    """What a stage reports to."""
+class ProgressCallback(Protocol):
+    """The function that a stage calls to report its progress."""
 
     def __call__(self, completed: int, note: str = "") -> None:
-        """Say that `completed` units are done in all; `note` is a short text such as a rate."""
+        """Report that `completed` units are done in total; `note` is a short text such as a rate."""
 
 
 def stderr_console() -> Console:
-    """Return the console for progress and errors."""
+    """Return the console for progress, warnings and errors."""
     return Console(stderr=True, highlight=False)
 
 
 @contextlib.contextmanager
-def ticking(title: str, total: int, unit: str) -> Iterator[Ticker]:
-    """Show `title` with `total` units of work while the block runs."""
+def progress_bar(title: str, total: int, unit: str) -> Iterator[ProgressCallback]:
+    """Show a progress bar of `total` units of work while the block runs; yield the function to report to."""
     console = stderr_console()
     if console.is_terminal:
         columns = (
@@ -51,7 +51,7 @@ def ticking(title: str, total: int, unit: str) -> Iterator[Ticker]:
     def line(completed: int, note: str = "") -> None:
         nonlocal last, shown
         now = time.monotonic()
-        if completed > shown and (completed >= total or now - last >= LINE_EVERY_S):
+        if completed > shown and (completed >= total or now - last >= LINE_INTERVAL_S):
             last, shown = now, completed
             left = (now - started) / completed * (total - completed)
             times = f"{now - started:.0f} s" + (f", {left:.0f} s left" if completed < total else "")
@@ -61,16 +61,16 @@ def ticking(title: str, total: int, unit: str) -> Iterator[Ticker]:
 
 
 @contextlib.contextmanager
-def patiently(title: str, total: int, unit: str) -> Iterator[Ticker]:
-    """Show progress as `ticking` does once the block has run for PATIENCE_S, and nothing of a shorter one."""
+def delayed_progress_bar(title: str, total: int, unit: str) -> Iterator[ProgressCallback]:
+    """Show a progress bar as `progress_bar` does, but only once the block has run for SHOW_AFTER_S."""
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
-        shown: Ticker | None = None
+        shown: ProgressCallback | None = None
 
         def late(completed: int, note: str = "") -> None:
             nonlocal shown
-            if shown is None and time.monotonic() - started > PATIENCE_S:
-                shown = stack.enter_context(ticking(title, total, unit))
+            if shown is None and time.monotonic() - started > SHOW_AFTER_S:
+                shown = stack.enter_context(progress_bar(title, total, unit))
             if shown is not None:
                 shown(completed, note)
 

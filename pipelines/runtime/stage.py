@@ -1,4 +1,4 @@
-"""What the stages share: their result, the store they write to, and the run they start from."""
+"""What all stages share: the result of a stage, a clock, and the run that a stage starts from."""
 
 import time
 from dataclasses import dataclass, field
@@ -17,16 +17,16 @@ RANDOM_MODEL = "random-model"
 
 @dataclass(frozen=True, kw_only=True)
 class StageResult:
-    """What a stage did.
+    """The outcome of one call of a stage.
 
     Attributes:
         kind: kind of run, as its folder in the store is named.
         run: run id.
         path: folder of the run.
-        done: units of work done now (shards, steps, tables).
-        reused: units found committed by an earlier call.
+        done: units of work (shards, steps, tables) computed by this call.
+        reused: units that an earlier call had committed.
         seconds: wall time of this call.
-        facts: numbers worth showing, by name.
+        facts: further numbers to show, by name.
     """
 
     kind: str

@@ -322,7 +322,7 @@ def test_two_who_submit_the_same_recipe_at_once_share_one_job(crowd):
 
 @pytest.mark.slow
 def test_after_a_dropped_connection_the_log_goes_on_where_it_stopped(crowd):
-    assert "the connection to the dashboard dropped" in crowd.cut_off.stderr
+    assert "trying again in" in crowd.cut_off.stderr
     assert sum("/logs/tail" in line for line in crowd.asked["cut_off"]) == 2
     assert crowd.cut_off.stdout == crowd.no_websocket.stdout
     # how many shards were left to report depends on when the first job was stopped
@@ -338,7 +338,6 @@ def test_a_log_that_streams_is_never_fetched_whole_and_one_that_cannot_is_fetche
 @pytest.mark.slow
 def test_ctrl_c_leaves_the_job_running_and_says_how_to_follow_and_how_to_stop_it(crowd):
     assert crowd.left.returncode == 1
-    assert "goes on without you" in crowd.left.stderr
     assert "ray job stop --address http://127.0.0.1" in crowd.left.stderr
     assert "Traceback" not in crowd.left.stderr
 

@@ -11,7 +11,7 @@ import pytest
 
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
-from pipelines.runtime.actor_pool import IN_FLIGHT
+from pipelines.runtime.actor_pool import SHARDS_PER_ACTOR
 
 pytestmark = pytest.mark.ray
 
@@ -130,7 +130,7 @@ def test_the_run_finishes_on_the_node_that_is_left(story):
 def test_only_shards_in_flight_on_the_lost_node_are_begun_again(story):
     times = Counter(attempt.shard for attempt in story.attempts)
     again = {shard for shard, n in times.items() if n > 1}
-    assert len(again) <= IN_FLIGHT
+    assert len(again) <= SHARDS_PER_ACTOR
     first = {attempt.shard: attempt.node for attempt in reversed(story.attempts)}
     assert {first[shard] for shard in again} <= {story.lost}
 

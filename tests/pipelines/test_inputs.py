@@ -146,11 +146,11 @@ def test_inspect_says_what_several_files_have_in_common(two_files, tiny_model):
 
 
 def test_only_what_takes_long_is_shown(capsys, monkeypatch):
-    monkeypatch.setattr(progress, "PATIENCE_S", 60.0)
-    with progress.patiently("hash", 3, "MB") as tick:
-        tick(3)
+    monkeypatch.setattr(progress, "SHOW_AFTER_S", 60.0)
+    with progress.delayed_progress_bar("hash", 3, "MB") as report:
+        report(3)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(progress, "PATIENCE_S", 0.0)
-    with progress.patiently("hash", 3, "MB") as tick:
-        tick(3)
+    monkeypatch.setattr(progress, "SHOW_AFTER_S", 0.0)
+    with progress.delayed_progress_bar("hash", 3, "MB") as report:
+        report(3)
     assert capsys.readouterr().err.startswith("hash         3/3 MB")

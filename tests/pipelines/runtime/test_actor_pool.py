@@ -1,4 +1,4 @@
-"""The loop over actors: every shard is done, two are in flight, and the death of an actor costs what it had."""
+"""Every shard is computed; an actor has two shards at most; a dead actor costs only the shards that it had."""
 
 import os
 import signal
@@ -11,8 +11,8 @@ import ray.cloudpickle
 
 from pipelines.config import ActorOptions
 from pipelines.errors import RunFailedError, UsageError, root_cause
-from pipelines.runtime import actor_pool as loop
-from pipelines.runtime.actor_pool import IN_FLIGHT, LOSSES_IN_A_ROW, Crew, ShardActor, do_shards
+from pipelines.runtime import actor_pool
+from pipelines.runtime.actor_pool import LOSSES_IN_A_ROW, SHARDS_PER_ACTOR, ActorPool, ShardActor, do_shards
 
 pytestmark = pytest.mark.ray
 
@@ -70,7 +70,7 @@ def starter(*arguments, num_cpus=1):
 
 
 def run(start, n_shards, n_actors):
-    return sorted(Crew(start, n_actors, range(n_shards), look=lambda: None).results())
+    return sorted(ActorPool(start, n_actors, range(n_shards), check_session=lambda: None).results())
 
 
 def attempts(folder):
@@ -90,7 +90,7 @@ def test_no_shard_is_no_work(ray_local, tmp_path):
 def test_an_actor_has_two_shards_in_flight_and_never_more(ray_local, tmp_path):
     start, watched = starter(tmp_path), []
     run(lambda: watched.append(Watched(start())) or watched[-1], n_shards=30, n_actors=2)
-    assert max(actor.most for actor in watched) == IN_FLIGHT
+    assert max(actor.most for actor in watched) == SHARDS_PER_ACTOR
     assert sum(len(actor.given) for actor in watched) == 30
 
 
@@ -104,7 +104,7 @@ def test_a_killed_actor_is_replaced_and_only_what_it_had_is_done_again(ray_local
     again = {shard: n for shard, n in attempts(tmp_path).items() if n > 1}
     # the result of the shard before may not have reached the driver yet
     assert 3 in again
-    assert sum(n - 1 for n in again.values()) <= IN_FLIGHT
+    assert sum(n - 1 for n in again.values()) <= SHARDS_PER_ACTOR
 
 
 def test_shards_of_a_lost_actor_go_to_who_is_free_when_there_is_no_room_for_another(ray_local, tmp_path):
@@ -116,35 +116,35 @@ def test_a_shard_that_kills_every_actor_ends_the_run_by_name(ray_local, tmp_path
     # the driver has seen the results before: one that a death took with it would end a row when it comes
     folder, files = tmp_path / "attempts", [tmp_path / "0", tmp_path / "1"]
     folder.mkdir()
-    crew, seen = Crew(starter(folder, {2}, True, 0, files), 1, range(5), look=lambda: None), []
+    pool, seen = ActorPool(starter(folder, {2}, True, 0, files), 1, range(5), check_session=lambda: None), []
 
     def see_all():
-        for number, result in crew.results():
+        for number, result in pool.results():
             seen.append((number, result))
             (tmp_path / str(number)).touch()
 
-    with pytest.raises(RunFailedError, match=f"{LOSSES_IN_A_ROW} actors died .* at shard 2, .*run the same command"):
+    with pytest.raises(RunFailedError, match=f"^{LOSSES_IN_A_ROW} .*shard 2.*run the same command"):
         see_all()
     assert sorted(seen) == [(i, i * 10) for i in (0, 1)]
     assert attempts(folder)[2] == LOSSES_IN_A_ROW
 
 
 def test_a_run_for_which_no_actor_starts_says_so_and_ends(ray_local, tmp_path, monkeypatch, capsys):
-    for name, seconds in (("LOOK_S", 0.1), ("TELL_S", 0.3), ("PATIENCE_S", 1.0)):
-        monkeypatch.setattr(loop, name, seconds)
-    with pytest.raises(RunFailedError, match=r"no actor is ready .*no room.*'CPU'.*run the same command again"):
+    for name, seconds in (("CHECK_INTERVAL_S", 0.1), ("NOTICE_AFTER_S", 0.3), ("GIVE_UP_AFTER_S", 1.0)):
+        monkeypatch.setattr(actor_pool, name, seconds)
+    with pytest.raises(RunFailedError, match=r"'CPU'.*run the same command again"):
         run(starter(tmp_path, num_cpus=64), n_shards=1, n_actors=1)
     assert capsys.readouterr().err.count("waiting") == 1
 
 
 def test_a_lost_session_is_noticed_while_actors_are_silent(ray_local, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "LOOK_S", 0.1)
+    monkeypatch.setattr(actor_pool, "CHECK_INTERVAL_S", 0.1)
 
-    def look():
+    def check_session():
         raise RunFailedError("the session was lost")
 
     with pytest.raises(RunFailedError, match="lost"):
-        list(Crew(starter(tmp_path, num_cpus=64), 1, [0], look=look).results())
+        list(ActorPool(starter(tmp_path, num_cpus=64), 1, [0], check_session=check_session).results())
 
 
 def test_an_error_of_a_shard_reaches_the_driver(ray_local, tmp_path):
@@ -191,5 +191,5 @@ def test_an_actor_computes_with_as_many_threads_as_it_has_cores(ray_local, n_cpu
 
 
 def test_an_actor_that_fits_nowhere_is_refused(ray_local):
-    with pytest.raises(UsageError, match="no node of the Ray cluster has"):
+    with pytest.raises(UsageError, match=r"1 GPUs.*--num-gpus"):
         do_shards(ShardActor, None, [0], ActorOptions(num_gpus=1), title="test", note=lambda *_: "")

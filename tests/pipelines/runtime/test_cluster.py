@@ -80,10 +80,10 @@ def test_there_are_never_more_actors_than_tasks_or_than_wanted(nodes):
 @pytest.mark.parametrize(
     ("num_cpus", "num_gpus", "words"),
     [
-        (5, 0, "an actor was to get 5 CPUs and 0 GPUs .*no node .*: 4 CPUs and 0 GPUs; 2 CPUs and 2 GPUs"),
-        (1, 3, "an actor was to get 1 CPUs and 3 GPUs .*4 CPUs and 0 GPUs; 2 CPUs and 2 GPUs"),
-        (3, 1, "an actor was to get 3 CPUs and 1 GPUs"),  # each is there, but not on one node
-        (1, 1.5, "--num-gpus was 1.5; give a whole number"),
+        (5, 0, "5 CPUs and 0 GPUs .*--num-cpus.*: 4 CPUs and 0 GPUs; 2 CPUs and 2 GPUs"),
+        (1, 3, "1 CPUs and 3 GPUs .*--num-gpus.*: 4 CPUs and 0 GPUs; 2 CPUs and 2 GPUs"),
+        (3, 1, "3 CPUs and 1 GPUs"),  # each is there, but not on one node
+        (1, 1.5, r"--num-gpus was 1\.5"),
     ],
 )
 def test_an_actor_that_fits_on_no_node_is_refused_with_what_the_nodes_have(nodes, num_cpus, num_gpus, words):
@@ -110,8 +110,7 @@ def deaf_port():
 @pytest.mark.parametrize("name", ["raylet", "head"])
 def test_a_session_whose_raylet_or_head_is_gone_from_this_machine_is_lost_at_once(session, deaf_port, name):
     session._ports[name] = session._ports["raylet"][0], deaf_port
-    words = f"lost: its {name} at .*:{deaf_port} does not answer .*what is committed stays, run the same command again"
-    with pytest.raises(RunFailedError, match=words):
+    with pytest.raises(RunFailedError, match=f"{name} at .*:{deaf_port}.*run the same command again"):
         session.raise_if_lost()
 
 
@@ -124,16 +123,16 @@ def test_the_head_on_another_machine_may_be_silent_for_a_while(session, deaf_por
     session.raise_if_lost()
     assert not session._silent
     session._ports["head"] = "127.0.0.1", deaf_port
-    monkeypatch.setattr(cluster, "PATIENCE_S", 0.0)
-    with pytest.raises(RunFailedError, match=r"its head at .* does not answer"):
+    monkeypatch.setattr(cluster, "HEAD_SILENCE_S", 0.0)
+    with pytest.raises(RunFailedError, match=r"head at 127\.0\.0\.1:"):
         session.raise_if_lost()
 
 
 @pytest.mark.parametrize(
     ("address", "error", "words"),
     [
-        ("ray://10.0.0.1:10001", UsageError, "no Ray cluster answers at ray://10.0.0.1:10001 .*--address"),
-        (None, RunFailedError, "Ray did not start on this machine .*run the same command again"),
+        ("ray://10.0.0.1:10001", UsageError, r"ray://10\.0\.0\.1:10001.*--address"),
+        (None, RunFailedError, "run the same command again"),
     ],
 )
 def test_a_cluster_that_does_not_answer_is_an_error_of_whoever_named_it(monkeypatch, address, error, words):
