@@ -23,7 +23,7 @@ import polars as pl
 
 from feature_store.errors import IntegrityError, NotFoundError, QueryError
 from feature_store.query.runs import Lineage, lineage_of, plans_of
-from feature_store.query.suggestions import did_you_mean, near, same_but_for_case, some
+from feature_store.query.suggestions import closest_names, did_you_mean, join_names, same_but_for_case
 from feature_store.query.tables import Tables
 from feature_store.storage.commit import Run
 from feature_store.storage.filesystem import REPAIR, read_bytes, read_sealed
@@ -176,7 +176,7 @@ class FeatureStore:
         found = _of_one_kind(self._rows_about(table, column, name), column, name, kind)
         if "split" in found.columns:
             if "test" not in (splits := found["split"].unique().to_list()):
-                raise QueryError(f"{column} {name!r} has figures of {some(splits)} cells and none of test cells")
+                raise QueryError(f"{column} {name!r} has figures of {join_names(splits)} cells and none of test cells")
             names = [n for n in ("feature_id", "label_kind", "label", "gene", "collection", "gene_set") if n in found]
             chosen = found.filter(pl.col("split") == "select").select(*names, pl.col(key).alias(f"select_{key}"))
             found = found.filter(pl.col("split") == "test").join(chosen, on=names, how="left")
@@ -338,7 +338,9 @@ class FeatureStore:
         known = self._values(table, column)
         same = same_but_for_case(name, known)
         if len(same) != 1:
-            raise QueryError(f"no {column} {name!r} in {table}{did_you_mean(name, known, n=3)}; it has {some(known)}")
+            raise QueryError(
+                f"no {column} {name!r} in {table}{did_you_mean(name, known, n=3)}; it has {join_names(known)}"
+            )
         return rows.filter(pl.col(column) == same[0]).collect()
 
     def _is_text(self, table: str, column: str) -> bool:
@@ -357,7 +359,7 @@ class FeatureStore:
             if len(found) == 1:
                 return int(found[0])
             if found:
-                raise QueryError(f"cell_id {cell!r} is of {len(found)} cells; ask by cell_idx: {some(found)}")
+                raise QueryError(f"cell_id {cell!r} is of {len(found)} cells; ask by cell_idx: {join_names(found)}")
             # the same barcode with more, or less, before or after it
             alike = cell_id.str.to_lowercase().str.contains(cell.lower(), literal=True)
             alike |= pl.lit(cell.lower()).str.contains(cell_id.str.to_lowercase(), literal=True)
@@ -381,7 +383,7 @@ class FeatureStore:
         if no_column := _NO_COLUMN.search(message):
             name = no_column[1]
             columns = {table: self.frame(table).collect_schema().names() for table in self.tables()}
-            alike = near(name, sorted({c for names in columns.values() for c in names}))
+            alike = closest_names(name, sorted({c for names in columns.values() for c in names}))
             places = [f"{c} ({', '.join(t for t, names in columns.items() if c in names)})" for c in alike]
             hint = f"; near ones: {', '.join(places)}" if places else ""
             return f"no column {name!r}{hint}; `SELECT * FROM features LIMIT 1` shows what a table has"
@@ -397,9 +399,13 @@ def _of_one_kind(found: pl.DataFrame, column: str, name: str, kind: str | None) 
         return found
     kinds = found[of].unique().to_list()
     if kind is None and len(kinds) > 1:
-        raise QueryError(f"{column} {name!r} is in {len(kinds)} of {of}: {some(kinds)}; say which one is meant: --kind")
+        raise QueryError(
+            f"{column} {name!r} is in {len(kinds)} of {of}: {join_names(kinds)}; say which one is meant: --kind"
+        )
     if kind is not None and kind not in kinds:
-        raise QueryError(f"no {column} {name!r} in {of} {kind!r}{did_you_mean(kind, kinds)}; it is in {some(kinds)}")
+        raise QueryError(
+            f"no {column} {name!r} in {of} {kind!r}{did_you_mean(kind, kinds)}; it is in {join_names(kinds)}"
+        )
     return found if kind is None else found.filter(pl.col(of) == kind)
 
 

@@ -13,7 +13,7 @@ def same_but_for_case(name: str, names: Iterable[str]) -> list[str]:
     return sorted(other for other in names if other.casefold() == name.casefold())
 
 
-def near(name: str, names: Sequence[str], n: int = 3) -> list[str]:
+def closest_names(name: str, names: Sequence[str], n: int = 3) -> list[str]:
     """At most n of the names, those most like `name`, whatever their case; none of very many."""
     known: dict[str, list[str]] = {}
     for other in names if len(names) <= MOST_COMPARED else ():
@@ -24,11 +24,11 @@ def near(name: str, names: Sequence[str], n: int = 3) -> list[str]:
 
 def did_you_mean(name: str, names: Sequence[str], n: int = 1) -> str:
     """`; did you mean ...?` with the nearest names, or nothing."""
-    found = same_but_for_case(name, names)[:n] or near(name, names, n)
+    found = same_but_for_case(name, names)[:n] or closest_names(name, names, n)
     return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
 
 
-def some(names: Sequence[Any], n: int = 10) -> str:
+def join_names(names: Sequence[Any], n: int = 10) -> str:
     """The first names in order, and how many there are where that is not all."""
     shown = ", ".join(str(name) for name in sorted(names)[:n])
     return shown if len(names) <= n else f"{shown}, ... ({len(names)})"

@@ -10,7 +10,7 @@ import polars as pl
 
 from feature_store.cells import read_cells
 from feature_store.codes import CodesRun
-from feature_store.query.suggestions import did_you_mean, some
+from feature_store.query.suggestions import did_you_mean, join_names
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
 from pipelines.associate import label_kinds
@@ -261,7 +261,7 @@ def _check_labels(question: Question, labels: pl.Series) -> None:
     for option, name in (("--target", question.target), ("--toward", question.toward)):
         if name not in names:
             raise UsageError(
-                f"{option} was {name!r}; {question.kind} is one of: {some(names)}{did_you_mean(str(name), names)}"
+                f"{option} was {name!r}; {question.kind} is one of: {join_names(names)}{did_you_mean(str(name), names)}"
             )
 
 
@@ -272,13 +272,13 @@ def _mask(options: SteerOptions, cells: pl.DataFrame) -> pl.Expr:
         column, _, value = text.partition("=")
         if column not in cells.columns:
             raise UsageError(
-                f"--cells was {text!r}; columns of the cell table are {some(cells.columns)}"
+                f"--cells was {text!r}; columns of the cell table are {join_names(cells.columns)}"
                 f"{did_you_mean(column, cells.columns)}"
             )
         found = cells[column].cast(pl.String).unique().drop_nulls().to_list()
         if value not in found:
             raise UsageError(
-                f"--cells was {text!r}, which selects nothing; {column} is one of: {some(found)}"
+                f"--cells was {text!r}, which selects nothing; {column} is one of: {join_names(found)}"
                 f"{did_you_mean(value, found)}"
             )
         chosen.append(pl.col(column).cast(pl.String) == value)
