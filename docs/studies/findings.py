@@ -1,4 +1,7 @@
-"""The findings from a shell."""
+"""Write docs/findings.md and its figures; `findings_study` says what is studied.
+
+python docs/studies/findings.py --data $SCSAE_DATA --store ROOT --out docs
+"""
 
 import argparse
 from collections.abc import Sequence
@@ -17,8 +20,8 @@ from findings_study.runs import (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line of this recipe."""
-    parser = argparse.ArgumentParser(description="Ask features of real cells three questions and write the answers.")
+    """Run the study and write its page."""
+    parser = argparse.ArgumentParser(description="Study the features of real cells and write docs/findings.md.")
     parser.add_argument("--data", type=Path, required=True, help="folder with the .h5ad files ($SCSAE_DATA)")
     parser.add_argument("--store", type=Path, required=True, help="folder of the store")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder for findings.md and its figures")

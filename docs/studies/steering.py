@@ -1,4 +1,7 @@
-"""The steering recipes from a shell."""
+"""Write docs/steering.md and its figures; `steering_study` says what is studied.
+
+python docs/studies/steering.py --data $SCSAE_DATA --store ROOT --out docs
+"""
 
 import argparse
 from collections.abc import Sequence
@@ -7,31 +10,31 @@ from pathlib import Path
 from findings_study.cells import FOLDS
 from steering_study.cells import CTCL_FOLDS, SEEDS, ctcl_file, kang_file, mixology_file
 from steering_study.page import write_page
-from steering_study.runs import Answer, answers, ctcl_recipe, kang_recipe, mixology_recipe
+from steering_study.runs import SteeringRun, ctcl_recipe, kang_recipe, mixology_recipe, steering_runs
 
-QUESTIONS = ("kang", "mixology", "ctcl")
+EXPERIMENTS = ("kang", "mixology", "ctcl")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line of these recipes."""
-    parser = argparse.ArgumentParser(description="Steer real cells and write what came of it.")
+    """Run the study and write its page."""
+    parser = argparse.ArgumentParser(description="Steer real cells and write docs/steering.md.")
     parser.add_argument("--data", type=Path, required=True, help="folder with the .h5ad files ($SCSAE_DATA)")
     parser.add_argument("--store", type=Path, required=True, help="folder of the store")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder for steering.md and its figures")
-    parser.add_argument("--only", choices=QUESTIONS, action="append", help="ask this alone; may be repeated")
+    parser.add_argument("--only", choices=EXPERIMENTS, action="append", help="run one experiment; may be repeated")
     options = parser.parse_args(arguments)
 
-    asked: dict[str, list[Answer]] = {}
-    for question in options.only or QUESTIONS:
-        for name, found in ask(question, options.data, options.store):
-            asked.setdefault(name, []).append(found)
-    write_page(options.out, asked)
+    sections: dict[str, list[SteeringRun]] = {}
+    for experiment in options.only or EXPERIMENTS:
+        for name, run in run_experiment(experiment, options.data, options.store):
+            sections.setdefault(name, []).append(run)
+    write_page(options.out, sections)
 
 
-def ask(question: str, data: Path, store: Path) -> list[tuple[str, Answer]]:
-    """Run every SAE of a question; return its steering runs with the name of the section they are of."""
+def run_experiment(experiment: str, data: Path, store: Path) -> list[tuple[str, SteeringRun]]:
+    """Run every SAE of an experiment; return its steering runs, each with the name of its section of the page."""
     folder, found = store / "data", []
-    match question:
+    match experiment:
         case "kang":
             names: tuple[str, ...] = ("kang", "kang_back")
             recipes = [kang_recipe(kang_file(data, folder), fold) for fold in range(len(FOLDS))]
@@ -41,8 +44,8 @@ def ask(question: str, data: Path, store: Path) -> list[tuple[str, Answer]]:
         case _:
             names = ("ctcl",)
             recipes = [ctcl_recipe(ctcl_file(data, folder, fold), fold) for fold in range(len(CTCL_FOLDS))]
-    for unit, recipe in enumerate(recipes):
-        found += list(zip(names, answers(recipe, unit, store), strict=True))
+    for sae, recipe in enumerate(recipes):
+        found += list(zip(names, steering_runs(recipe, sae, store), strict=True))
     return found
 
 

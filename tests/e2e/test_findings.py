@@ -1,18 +1,18 @@
 """The claims of docs/findings.md on real cells: cell types, stimulated cells by an SAE of control cells, protocols."""
 
 import pytest
-from findings_study.answers import (
-    Asked,
+from findings_study.cells import FOLDS, STIMULATED, prepare
+from findings_study.measures import (
+    CellMatrices,
+    batch_and_type_tests,
     cell_type_table,
     detect,
     feature_of_gene_set,
     firing_on,
     genes_inside_types,
-    held,
-    tell_batch,
+    holds_on_test,
 )
-from findings_study.cells import FOLDS, STIMULATED, prepare
-from findings_study.page import CELL_TYPES, INTERFERON, PROTOCOL_BATCH, WANTED
+from findings_study.page import CELL_TYPES, INTERFERON, PROTOCOL_BATCH, TARGET_AUROC
 from findings_study.runs import run_cell_types, run_detector, run_protocol
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -38,7 +38,7 @@ def fold(ray_local, files, store):
 
 
 def test_b_nk_monocyte_and_t_cell_features_hold_on_other_donors_and_read_their_markers(ray_local, files, store):
-    table = cell_type_table(Asked.open(run_cell_types(files, store)), CELL_TYPES[:4], {})
+    table = cell_type_table(CellMatrices.open(run_cell_types(files, store)), CELL_TYPES[:4], {})
     for row in table.iter_rows(named=True):
         assert row["test AUROC"] > 0.9, row
         assert row["test q"] < 0.05, row
@@ -54,11 +54,11 @@ def test_no_donor_is_held_out_that_the_sae_of_control_cells_was_trained_on(fold)
 
 @pytest.mark.parametrize("chosen", ["by condition", "by gene set"])
 def test_a_feature_of_control_cells_tells_stimulated_cells_of_other_donors(fold, chosen):
-    asked = Asked.open(fold.both)
-    names = [str(i) for i in range(asked.codes.shape[1])]
+    matrices = CellMatrices.open(fold.both)
+    names = [str(i) for i in range(matrices.codes.shape[1])]
     feature = feature_of_gene_set(fold.control, INTERFERON) if chosen == "by gene set" else None
-    found = detect(asked, asked.codes, names, kind="condition", label=STIMULATED, chosen=feature)
-    assert found.test >= WANTED
+    found = detect(matrices, matrices.codes, names, kind="condition", label=STIMULATED, chosen=feature)
+    assert found.test >= TARGET_AUROC
     assert set(found.by_donor) == set(FOLDS[0])
     assert min(found.by_donor.values()) > 0.9
     assert found.p_permutation == 0.001
@@ -72,10 +72,10 @@ def test_the_interferon_feature_of_control_cells_fires_on_interferon_genes(fold)
 
 
 def test_features_of_the_protocol_are_others_than_those_of_cell_lines(ray_local, files, store):
-    told = tell_batch(Asked.open(run_protocol(files, store)), PROTOCOL_BATCH)
-    of_batch, of_type = told.of_batch(), told.of_type()
+    results = batch_and_type_tests(CellMatrices.open(run_protocol(files, store)), PROTOCOL_BATCH)
+    of_batch, of_type = results.of_batch(), results.of_type()
     assert min(of_batch.sum(), of_type.sum()) >= 10
     assert (of_batch & of_type).sum() < 0.5 * min(of_batch.sum(), of_type.sum())
     # of features that mean nothing 2.5 % hold on the same side at p <= .05
-    assert (held(told.batch) & of_batch).sum() > 0.5 * of_batch.sum()
-    assert (held(told.type) & of_type).sum() > 0.5 * of_type.sum()
+    assert (holds_on_test(results.batch) & of_batch).sum() > 0.5 * of_batch.sum()
+    assert (holds_on_test(results.type) & of_type).sum() > 0.5 * of_type.sum()

@@ -2,9 +2,9 @@
 
 import polars as pl
 import pytest
-from findings_study.answers import Asked, separation
+from findings_study.measures import CellMatrices, separation
 from steering_study.cells import kang_file, mixology_file
-from steering_study.runs import answers, kang_recipe, mixology_recipe
+from steering_study.runs import kang_recipe, mixology_recipe, steering_runs
 
 from feature_store import FeatureStore
 from feature_store.storage import commit
@@ -27,13 +27,13 @@ def store(tmp_path_factory):
 @pytest.fixture(scope="module")
 def moved(ray_local, store, scsae_data):
     recipe = fewer(kang_recipe(kang_file(scsae_data, store / "data"), 0), 0, n_features=(5, 50), dose=(1.0,))
-    return answers(recipe, 0, store)[0]
+    return steering_runs(recipe, 0, store)[0]
 
 
 @pytest.fixture(scope="module")
 def mixed(ray_local, store, scsae_data):
     recipe = fewer(mixology_recipe(mixology_file(scsae_data, store / "data", 0), 0), 1, n_features=(100,), dose=(1.5,))
-    return answers(recipe, 0, store)[0]
+    return steering_runs(recipe, 0, store)[0]
 
 
 def of_all(run, metric):
@@ -62,11 +62,10 @@ def test_moved_cells_keep_their_type(moved):
 def test_an_interferon_feature_is_among_the_first_five_and_holds_on_other_donors(moved):
     plan = commit.Run.open(moved.path / "results").plan
     store = FeatureStore.open(moved.path.parent.parent, associations=plan["associations"])
-    asked = Asked.open(store)
+    matrices = CellMatrices.open(store)
     best = commit.read_table(moved.path / "scores").sort("rank")["feature_id"].head(5).to_list()
-    held = separation(
-        asked.codes[:, best], asked.is_label("condition", "stim"), asked.split("test"), asked.strata("cell_type")
-    )
+    stimulated, test = matrices.is_label("condition", "stim"), matrices.split("test")
+    held = separation(matrices.codes[:, best], stimulated, test, matrices.strata("cell_type"))
     genes = dict(store.frame("features").select("feature_id", "top_genes").collect().iter_rows())
     found = [auroc for feature, auroc in zip(best, held, strict=True) if "ISG15" in genes[feature].split()[:5]]
     assert max(found) > 0.95

@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
-from findings_study.answers import held, n_pairs, permuted, separation, sign_flip_p, surest_label
 from findings_study.cells import FOLDS, fold_splits, shared_genes
+from findings_study.measures import holds_on_test, label_of_smallest_q, n_pairs, permuted, separation
 from findings_study.page import markdown
 from scipy import sparse
 from sklearn.metrics import roc_auc_score
@@ -56,13 +56,6 @@ def test_permutations_keep_to_their_blocks_and_centre_on_one_half(drawn):
     np.testing.assert_allclose(fixed, separation(columns, positive, everywhere, within)[0])
 
 
-@pytest.mark.parametrize(
-    ("effects", "p"), [([0.5], 1.0), ([0.9, 0.8], 0.5), ([0.1] * 8, 2 / 256), ([0.3, -0.1, 0.2], 0.5)]
-)
-def test_sign_flips_give_the_exact_p(effects, p):
-    assert sign_flip_p(effects) == p
-
-
 def test_what_is_chosen_on_select_holds_on_the_same_side_of_test_alone():
     rows = [
         ("A", "select", 0.02, 0.001),
@@ -73,9 +66,9 @@ def test_what_is_chosen_on_select_holds_on_the_same_side_of_test_alone():
     tests = pl.DataFrame(
         [{"feature_id": i, "label": name, "split": split, "q": q, "p": p} for i in (0, 1) for name, split, q, p in rows]
     )
-    table = surest_label(tests).with_columns(select=pl.Series([0.8, 0.8]), test=pl.Series([0.7, 0.3]))
+    table = label_of_smallest_q(tests).with_columns(select=pl.Series([0.8, 0.8]), test=pl.Series([0.7, 0.3]))
     assert table.select("feature_id", "label", "q", "p_test").rows() == [(0, "B", 0.01, 0.03), (1, "B", 0.01, 0.03)]
-    assert held(table).tolist() == [True, False]
+    assert holds_on_test(table).tolist() == [True, False]
 
 
 def test_every_donor_is_tested_once_and_no_fold_leaves_a_split_empty():
@@ -101,3 +94,7 @@ def test_a_frame_becomes_a_markdown_table():
         "| --- | --- | --- | --- |",
         "| 3 | 0.988 | 1.0e-09 | - |",
     ]
+
+
+def test_the_page_in_docs_has_every_line_that_the_study_writes(lines_not_written):
+    assert lines_not_written("findings") == []

@@ -97,3 +97,7 @@ def test_a_mix_is_held_to_the_best_null_and_to_what_it_costs():
     )
     assert "`label_conservation` loses 5.0 %, **beyond** the 2 % allowed" in text
     assert "scib" not in text
+
+
+def test_the_page_in_docs_has_every_line_that_the_study_writes(lines_not_written):
+    assert lines_not_written("steering") == []

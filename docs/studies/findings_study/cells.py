@@ -30,7 +30,7 @@ FOLDS = (("1015", "107"), ("1488", "1039"), ("1256", "101"), ("1244", "1016"))
 """Donors that a fold tests, one of many cells with one of few. It chooses on the next fold's and trains on the rest."""
 
 
-class Prepared(NamedTuple):
+class StudyFiles(NamedTuple):
     """The three files."""
 
     kang: Path
@@ -38,11 +38,11 @@ class Prepared(NamedTuple):
     mixology: Path
 
 
-def prepare(data: Path, folder: Path) -> Prepared:
+def prepare(data: Path, folder: Path) -> StudyFiles:
     """Write the files that are not there to `folder`, from the data sets in `data`; return their paths."""
     import anndata
 
-    files = Prepared(*(folder / f"{name}.h5ad" for name in ("kang", "kang_control", "mixology")))
+    files = StudyFiles(*(folder / f"{name}.h5ad" for name in ("kang", "kang_control", "mixology")))
     if all(file.exists() for file in files):
         return files
     kang = anndata.read_h5ad(data / KANG)

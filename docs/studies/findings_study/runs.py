@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from feature_store import FeatureStore
-from findings_study.cells import Prepared, fold_column
+from findings_study.cells import StudyFiles, fold_column
 from pipelines.config import AssociateOptions, BaselineOptions, EncodeOptions, ExtractOptions, Recipe, TrainOptions
 from pipelines.recipe import run_recipe
 
@@ -28,7 +28,7 @@ class Fold:
     control: FeatureStore
 
 
-def cell_type_recipe(files: Prepared) -> Recipe:
+def cell_type_recipe(files: StudyFiles) -> Recipe:
     """The first question: extract, train, encode and associate on cells of both conditions."""
     return Recipe(
         extract=ExtractOptions(
@@ -40,7 +40,7 @@ def cell_type_recipe(files: Prepared) -> Recipe:
     )
 
 
-def detector_recipe(files: Prepared, fold: int) -> Recipe:
+def detector_recipe(files: StudyFiles, fold: int) -> Recipe:
     """The second: train on control cells, encode those of both conditions; donors keep their splits."""
     return Recipe(
         extract=ExtractOptions(
@@ -51,10 +51,10 @@ def detector_recipe(files: Prepared, fold: int) -> Recipe:
     )
 
 
-def _both_conditions(files: Prepared, sae: str | None = None) -> EncodeOptions:
+def _both_conditions(files: StudyFiles, sae: str | None = None) -> EncodeOptions:
     """Encode control and stimulated cells."""
     return EncodeOptions(
-        run=sae,
+        sae=sae,
         data=(files.kang,),
         donor="donor",
         cell_type="cell_type",
@@ -63,7 +63,7 @@ def _both_conditions(files: Prepared, sae: str | None = None) -> EncodeOptions:
     )
 
 
-def protocol_recipe(files: Prepared) -> Recipe:
+def protocol_recipe(files: StudyFiles) -> Recipe:
     """The third: a sample of each cell's tokens trains, and all are encoded.
 
     `protocol` is no label here: whole batches carry it, so that batches would be compared inside protocols.
@@ -83,12 +83,12 @@ def protocol_recipe(files: Prepared) -> Recipe:
     )
 
 
-def run_cell_types(files: Prepared, store: Path) -> FeatureStore:
+def run_cell_types(files: StudyFiles, store: Path) -> FeatureStore:
     """Run the first recipe; return the store opened at its associations."""
     return FeatureStore.open(store, associations=run_recipe(cell_type_recipe(files), store)[-1].run)
 
 
-def run_detector(files: Prepared, store: Path, fold: int) -> Fold:
+def run_detector(files: StudyFiles, store: Path, fold: int) -> Fold:
     """Run a fold of the second, and say what its features are among its own control cells."""
     results = run_recipe(detector_recipe(files, fold), store)
     sae = next(result.run for result in results if result.kind == "saes")
@@ -100,7 +100,7 @@ def run_detector(files: Prepared, store: Path, fold: int) -> Fold:
     )
 
 
-def run_detector_baselines(files: Prepared, fold: Fold) -> dict[str, Fold]:
+def run_detector_baselines(files: StudyFiles, fold: Fold) -> dict[str, Fold]:
     """The same fold with each baseline in the place of its SAE."""
     from pipelines.encode import encode
 
@@ -111,7 +111,7 @@ def run_detector_baselines(files: Prepared, fold: Fold) -> dict[str, Fold]:
     return found
 
 
-def run_protocol(files: Prepared, store: Path) -> FeatureStore:
+def run_protocol(files: StudyFiles, store: Path) -> FeatureStore:
     """Run the third recipe."""
     return FeatureStore.open(store, associations=run_recipe(protocol_recipe(files), store)[-1].run)
 

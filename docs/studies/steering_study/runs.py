@@ -1,4 +1,4 @@
-"""The recipes of the steering page; see `steering_study`. A run that is in the store is not made again."""
+"""The recipes of docs/steering.md; see `steering_study`. A run that is in the store is not made again."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +15,11 @@ KANG_LAYER, MIXOLOGY_LAYER, CTCL_LAYER = "2", "1", "2"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
-    """A steering run: of which SAE of its question (fold or seed), and where its tables lie."""
+class SteeringRun:
+    """A steering run: the number of its SAE (a fold or a seed), its run id, and the folder of its tables."""
 
-    unit: int
-    run: str
+    sae: int
+    id: str
     path: Path
 
 
@@ -114,10 +114,10 @@ def ctcl_recipe(file: Path, fold: int) -> Recipe:
     )
 
 
-def answers(recipe: Recipe, unit: int, store: Path) -> list[Answer]:
-    """Run a recipe; return its steering runs in their order."""
+def steering_runs(recipe: Recipe, sae: int, store: Path) -> list[SteeringRun]:
+    """Run the recipe of one SAE; return its steering runs in their order."""
     results = [result for result in run_recipe(recipe, store) if result.kind == "steering"]
-    return [Answer(unit=unit, run=result.run, path=result.path) for result in results]
+    return [SteeringRun(sae=sae, id=result.run, path=result.path) for result in results]
 
 
 def _train(seed: int) -> TrainOptions:

@@ -1,13 +1,12 @@
-"""Figures of `findings_study`: a feature is chosen on `select` cells, and what is said is of `test` cells.
+"""Measures of `findings_study`: a feature is chosen on `select` cells, and every reported figure is of `test` cells.
 
-Everything is a separation of two groups of cells by one column of numbers: AUROC inside strata (cell types), so that a
-group of other composition separates nothing. The same code asks the features of an SAE, single genes, and how deep
-cells were sequenced: what a feature is worth is what it has above these.
+Each figure says how well one column of numbers separates two groups of cells: the AUROC inside strata (cell types), so
+that groups of different composition are not separated by their composition. The same code measures the features of an
+SAE, single genes and sequencing depth; a feature is worth what it has above the other two.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -30,12 +29,12 @@ MIN_CELLS = 5
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Columns = sparse.csr_array
-"""Cells by whatever is to separate them: features, genes, or one covariate."""
+"""Cells by the numbers that may separate them: features, genes, or one covariate."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """Cells with two ways to read them: by the features of an SAE and by their genes."""
+class CellMatrices:
+    """Cells with their codes and their expression as matrices, both [n_cells ...]."""
 
     store: FeatureStore
     cells: pl.DataFrame
@@ -44,7 +43,7 @@ class Asked:
     genes: tuple[str, ...]
 
     @classmethod
-    def open(cls, store: FeatureStore) -> "Asked":
+    def open(cls, store: FeatureStore) -> "CellMatrices":
         """The cells of the store's association run, their codes and their log1p(CP10k)."""
         dataset, codes = store.lineage.dataset, store.lineage.codes
         assert dataset is not None
@@ -104,13 +103,6 @@ def permuted(
     return found
 
 
-def sign_flip_p(effects: Sequence[float]) -> float:
-    """Exact two-sided p of a mean effect over donors, by flipping each sign: never below 2^(1 - n)."""
-    flips = np.array(list(product((-1.0, 1.0), repeat=len(effects))))
-    means = np.abs(flips @ np.asarray(effects))
-    return float((means >= abs(sum(effects)) - 1e-12).mean())
-
-
 def best_by_p(columns: Columns, positive: Bools, cells: Bools, blocks: Labels | None) -> int:
     """The column that is higher in `positive` with the smallest p, blocked by donor."""
     rows = np.flatnonzero(cells)
@@ -153,22 +145,22 @@ def n_of_set(genes: Sequence[str], gene_set: str) -> int:
 
 
 def cell_type_table(
-    asked: Asked, kinds: Sequence[tuple[str, str, str]], baselines: Mapping[str, FeatureStore]
+    matrices: CellMatrices, kinds: Sequence[tuple[str, str, str]], baselines: Mapping[str, FeatureStore]
 ) -> pl.DataFrame:
     """A row for each (label kind, label, name of a set of textbook markers): the feature of smallest p on `select`
     cells, its figures on `test` cells, the markers among its ten genes (chosen on `select`), and what the same choice
     is worth among single genes and among the features of each baseline.
     """
-    features = asked.store.frame("features").select("feature_id", "class", "top_genes").collect()
-    donors = asked.strata("donor")
-    select, test = asked.split("select"), asked.split("test")
+    features = matrices.store.frame("features").select("feature_id", "class", "top_genes").collect()
+    donors = matrices.strata("donor")
+    select, test = matrices.split("select"), matrices.split("test")
     rows = []
     for kind, label, marker_set in kinds:
-        chosen, here = _best_feature(asked.store, kind, label)
+        chosen, here = _best_feature(matrices.store, kind, label)
         about = features.filter(pl.col("feature_id") == chosen["feature_id"]).row(0, named=True)
         genes = (about["top_genes"] or "").split()
-        positive = asked.is_label(kind, label)
-        gene = best_by_p(asked.expression, positive, select, donors)
+        positive = matrices.is_label(kind, label)
+        gene = best_by_p(matrices.expression, positive, select, donors)
         others = {name: _best_feature(store, kind, label)[1]["auroc"] for name, store in baselines.items()}
         rows.append(
             {
@@ -181,8 +173,8 @@ def cell_type_table(
                 "test q": here["q"],
                 "genes": " ".join(genes[:6]),
                 "markers of 10": n_of_set(genes, marker_set),
-                "best gene": asked.genes[gene],
-                "gene": float(separation(asked.expression[:, [gene]], positive, test)[0]),
+                "best gene": matrices.genes[gene],
+                "gene": float(separation(matrices.expression[:, [gene]], positive, test)[0]),
                 **others,
             }
         )
@@ -199,7 +191,7 @@ def _best_feature(store: FeatureStore, kind: str, label: str) -> tuple[dict[str,
 
 
 @dataclass(frozen=True, kw_only=True)
-class Detected:
+class Detection:
     """How one column of numbers, chosen on `select` donors, separates stimulated from control cells of `test` donors.
 
     Attributes:
@@ -221,47 +213,47 @@ class Detected:
 
 
 def detect(
-    asked: Asked, columns: Columns, names: Sequence[str], *, kind: str, label: str, chosen: int | None = None
-) -> Detected:
+    matrices: CellMatrices, columns: Columns, names: Sequence[str], *, kind: str, label: str, chosen: int | None = None
+) -> Detection:
     """Test a column for a label: the one `chosen`, else the one that is highest inside cell types on `select`."""
-    positive, types = asked.is_label(kind, label), asked.strata("cell_type")
-    select, test = asked.split("select"), asked.split("test")
+    positive, types = matrices.is_label(kind, label), matrices.strata("cell_type")
+    select, test = matrices.split("select"), matrices.split("test")
     assert types is not None
     on_select = separation(columns, positive, select, types)
     if chosen is None:
         chosen = int(np.nanargmax(on_select))
     column = columns[:, [chosen]].tocsr()
     here = float(separation(column, positive, test, types)[0])
-    blocks = asked.strata("donor", "cell_type")
+    blocks = matrices.strata("donor", "cell_type")
     assert blocks is not None
     null = permuted(column, positive, test, types, blocks)
-    return Detected(
+    return Detection(
         name=names[chosen],
         select=float(on_select[chosen]),
         test=here,
         pooled=float(separation(column, positive, test)[0]),
-        by_type=_each(asked, column, positive, test, "cell_type", None),
-        by_donor=_each(asked, column, positive, test, "donor", types),
+        by_type=_each(matrices, column, positive, test, "cell_type", None),
+        by_donor=_each(matrices, column, positive, test, "donor", types),
         p_permutation=float((1 + (null >= here).sum()) / (1 + null.size)),
         highest_permuted=float(null.max()),
     )
 
 
 def _each(
-    asked: Asked, column: Columns, positive: Bools, cells: Bools, kind: str, within: Labels | None
+    matrices: CellMatrices, column: Columns, positive: Bools, cells: Bools, kind: str, within: Labels | None
 ) -> dict[str, float]:
     """AUROC among the cells of each value of `kind` that has MIN_CELLS on both sides."""
     found = {}
-    for value in sorted(set(asked.cells[kind].to_list())):
-        here = cells & asked.is_label(kind, value)
+    for value in sorted(set(matrices.cells[kind].to_list())):
+        here = cells & matrices.is_label(kind, value)
         if min((here & positive).sum(), (here & ~positive).sum()) >= MIN_CELLS:
             found[value] = float(separation(column, positive, here, within)[0])
     return found
 
 
 @dataclass(frozen=True, kw_only=True)
-class Told:
-    """Features of a batch and of cell types: the smaller q the surer, and what sequencing depth alone does.
+class BatchAndTypeTests:
+    """How features separate a batch and cell types, and how sequencing depth alone separates the batch.
 
     Attributes:
         batch: a row a feature: q on `select`, p on `test`, AUROC of the batch inside types on both, and inside type and
@@ -279,51 +271,55 @@ class Told:
     gene: tuple[str, float]
 
     def of_batch(self) -> Bools:
-        """Features that tell the batch on `select` at q <= Q."""
+        """Features that separate the batch on `select` at q <= Q."""
         return (self.batch["q"] <= Q).to_numpy()
 
     def of_type(self) -> Bools:
-        """Features that tell some cell type on `select` at q <= Q."""
+        """Features that separate some cell type on `select` at q <= Q."""
         return (self.type["q"] <= Q).to_numpy()
 
 
-def tell_batch(asked: Asked, batch: str, covariates: Sequence[str] = ("n_counts", "n_genes")) -> Told:
+def batch_and_type_tests(
+    matrices: CellMatrices, batch: str, covariates: Sequence[str] = ("n_counts", "n_genes")
+) -> BatchAndTypeTests:
     """How features separate one batch inside cell types, and cell types inside batches."""
-    positive, types, batches = asked.is_label("batch", batch), asked.strata("cell_type"), asked.strata("batch")
-    select, test = asked.split("select"), asked.split("test")
+    positive, types, batches = matrices.is_label("batch", batch), matrices.strata("cell_type"), matrices.strata("batch")
+    select, test = matrices.split("select"), matrices.split("test")
     assert types is not None
-    n_genes = asked.cells["n_genes"].to_numpy()
+    n_genes = matrices.cells["n_genes"].to_numpy()
     quartile = np.digitize(n_genes, np.quantile(n_genes, [0.25, 0.5, 0.75]), right=True)
     at_depth = Labels.from_values(
-        "depth", [f"{a}|{b}" for a, b in zip(asked.cells["cell_type"], quartile, strict=True)]
+        "depth", [f"{a}|{b}" for a, b in zip(matrices.cells["cell_type"], quartile, strict=True)]
     )
-    tests = asked.store.frame("feature_label").collect()
-    of_batch = surest_label(tests.filter((pl.col("label_kind") == "batch") & (pl.col("label") == batch)))
-    of_type = surest_label(tests.filter(pl.col("label_kind") == "cell_type"))
+    tests = matrices.store.frame("feature_label").collect()
+    of_batch = label_of_smallest_q(tests.filter((pl.col("label_kind") == "batch") & (pl.col("label") == batch)))
+    of_type = label_of_smallest_q(tests.filter(pl.col("label_kind") == "cell_type"))
     names = of_type["label"].to_list()
     inside = {
-        (name, part): separation(asked.codes, asked.is_label("cell_type", name), mask, batches)
+        (name, part): separation(matrices.codes, matrices.is_label("cell_type", name), mask, batches)
         for name in set(names)
         for part, mask in (("select", select), ("test", test))
     }
-    gene = int(np.nanargmax(np.abs(separation(asked.expression, positive, select, types) - 0.5)))
-    return Told(
+    gene = int(np.nanargmax(np.abs(separation(matrices.expression, positive, select, types) - 0.5)))
+    return BatchAndTypeTests(
         batch=of_batch.with_columns(
-            select=separation(asked.codes, positive, select, types),
-            test=separation(asked.codes, positive, test, types),
-            at_depth=separation(asked.codes, positive, test, at_depth),
+            select=separation(matrices.codes, positive, select, types),
+            test=separation(matrices.codes, positive, test, types),
+            at_depth=separation(matrices.codes, positive, test, at_depth),
         ),
         type=of_type.with_columns(
             pl.Series(part, [float(inside[name, part][i]) for i, name in enumerate(names)])
             for part in ("select", "test")
         ),
-        depth={name: float(separation(_as_column(asked.cells[name]), positive, test, types)[0]) for name in covariates},
+        depth={
+            name: float(separation(_as_column(matrices.cells[name]), positive, test, types)[0]) for name in covariates
+        },
         pairs_at_depth=(n_pairs(positive, test, at_depth), n_pairs(positive, test, types)),
-        gene=(asked.genes[gene], float(separation(asked.expression[:, [gene]], positive, test, types)[0])),
+        gene=(matrices.genes[gene], float(separation(matrices.expression[:, [gene]], positive, test, types)[0])),
     )
 
 
-def surest_label(tests: pl.DataFrame) -> pl.DataFrame:
+def label_of_smallest_q(tests: pl.DataFrame) -> pl.DataFrame:
     """A row a feature: its label of smallest q (then p) on `select`, and that label's p on `test`."""
     select = tests.filter(pl.col("split") == "select").sort("feature_id", "q", "p", "label")
     chosen = select.unique("feature_id", keep="first", maintain_order=True).select("feature_id", "label", "q")
@@ -331,7 +327,7 @@ def surest_label(tests: pl.DataFrame) -> pl.DataFrame:
     return chosen.join(test, on=["feature_id", "label"], how="left", maintain_order="left")
 
 
-def held(table: pl.DataFrame) -> Bools:
+def holds_on_test(table: pl.DataFrame) -> Bools:
     """Whether the association of each feature is on the same side on `test` as on `select`, with p <= Q."""
     same = (pl.col("select") - 0.5) * (pl.col("test") - 0.5) > 0
     found: Bools = table.select(same & (pl.col("p_test") <= Q)).to_series().to_numpy()
