@@ -88,7 +88,7 @@ class SAERun:
         """Keep the metrics of a step, and what they give reason to warn of."""
         row = {key: float(value) for key, value in metrics._asdict().items()}
         self.history.append(row)
-        for found in self.trainer.diagnose():
+        for found in self.trainer.dead_feature_risks():
             self.findings.setdefault(found.kind, {**found._asdict(), "step": metrics.step})
         return row
 

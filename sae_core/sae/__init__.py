@@ -12,7 +12,7 @@ from sae_core.sae.calibration import Calibration, calibrate_threshold, calibrate
 from sae_core.sae.checkpoint import SAEInfo, load_sae, load_training, read_info, save_sae, save_training
 from sae_core.sae.codes import SparseCodes
 from sae_core.sae.config import SAEConfig, TrainConfig
-from sae_core.sae.diagnosis import Finding
+from sae_core.sae.dead_features import DeadFeatureRisk
 from sae_core.sae.interop import (
     FOREIGN_FORMATS,
     read_dictionary_learning,
@@ -25,8 +25,8 @@ from sae_core.sae.interop import (
 )
 from sae_core.sae.metrics import MetricAccumulator, Metrics, evaluate
 from sae_core.sae.normaliser import Normaliser
-from sae_core.sae.planted import PlantedDictionary, recovery
 from sae_core.sae.sweep import Sweep
+from sae_core.sae.synthetic import SyntheticDictionary, mean_max_cosine
 from sae_core.sae.trainer import StepMetrics, Trainer, TrainerState
 
 __all__ = [
@@ -34,18 +34,18 @@ __all__ = [
     "BASELINES",
     "FOREIGN_FORMATS",
     "Calibration",
-    "Finding",
+    "DeadFeatureRisk",
     "FittedBaseline",
     "MetricAccumulator",
     "Metrics",
     "Normaliser",
-    "PlantedDictionary",
     "SAEConfig",
     "SAEInfo",
     "SparseAutoencoder",
     "SparseCodes",
     "StepMetrics",
     "Sweep",
+    "SyntheticDictionary",
     "TrainConfig",
     "Trainer",
     "TrainerState",
@@ -55,12 +55,12 @@ __all__ = [
     "fit_baseline",
     "load_sae",
     "load_training",
+    "mean_max_cosine",
     "read_dictionary_learning",
     "read_foreign",
     "read_info",
     "read_saelens",
     "read_sparsify",
-    "recovery",
     "save_sae",
     "save_training",
     "write_dictionary_learning",

@@ -1,4 +1,4 @@
-"""From pre-activations at the chosen places to code values: what a selector chose, rectified, or with a learned jump.
+"""From pre-activations at the chosen places to code values: what a selector chose, relu, or with a learned jump.
 
 A jump z = pre 1[pre > theta] has no gradient in theta that a single token could see. arXiv 2407.14435 estimates that
 of the EXPECTED loss by a kernel of width eps around the threshold, here the rectangle K(u) = 1[|u| < 1/2]:
@@ -18,25 +18,24 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def as_chosen(pre: Float[Tensor, " n"], theta: Float[Tensor, " n"], bandwidth: float) -> Float[Tensor, " n"]:
-    """Return z = pre: the selector keeps positive entries only, but for what a coarser precision takes for one."""
+def relu(pre: Float[Tensor, " n"], theta: Float[Tensor, " n"], bandwidth: float) -> Float[Tensor, " n"]:
+    """The code value z = max(pre, 0); `theta` and `bandwidth` have no effect.
+
+    After a selector that keeps positive entries only, this is z = pre, except where selection in bfloat16 took a
+    negative entry for a positive one.
+    """
     return pre.relu()
 
 
-def rectified(pre: Float[Tensor, " n"], theta: Float[Tensor, " n"], bandwidth: float) -> Float[Tensor, " n"]:
-    """Return z = relu(pre)."""
-    return pre.relu()
-
-
-def jumped(pre: Float[Tensor, " n"], theta: Float[Tensor, " n"], bandwidth: float) -> Float[Tensor, " n"]:
+def jumprelu(pre: Float[Tensor, " n"], theta: Float[Tensor, " n"], bandwidth: float) -> Float[Tensor, " n"]:
     """Return z = pre 1[pre > theta], its gradient in theta estimated over a window of width `bandwidth`."""
-    z: Tensor = _Jump.apply(pre, theta, bandwidth)  # type: ignore[no-untyped-call]
+    z: Tensor = _JumpReLU.apply(pre, theta, bandwidth)  # type: ignore[no-untyped-call]
     return z
 
 
-def active(pre: Float[Tensor, " n"], theta: Float[Tensor, " n"], bandwidth: float) -> Float[Tensor, " n"]:
+def heaviside(pre: Float[Tensor, " n"], theta: Float[Tensor, " n"], bandwidth: float) -> Float[Tensor, " n"]:
     """1[pre > theta] as numbers, their gradient in theta estimated over a window of width `bandwidth`."""
-    ones: Tensor = _Active.apply(pre, theta, bandwidth)  # type: ignore[no-untyped-call]
+    ones: Tensor = _Heaviside.apply(pre, theta, bandwidth)  # type: ignore[no-untyped-call]
     return ones
 
 
@@ -44,7 +43,7 @@ def _window(pre: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
     return ((pre - theta).abs() < bandwidth / 2).to(pre.dtype)
 
 
-class _Jump(torch.autograd.Function):
+class _JumpReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, pre: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
         ctx.save_for_backward(pre, theta)
@@ -59,7 +58,7 @@ class _Jump(torch.autograd.Function):
         return d_z * (pre > theta), d_theta, None
 
 
-class _Active(torch.autograd.Function):
+class _Heaviside(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, pre: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
         ctx.save_for_backward(pre, theta)

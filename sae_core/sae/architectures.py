@@ -30,14 +30,14 @@ import torch
 from torch import Tensor
 
 from sae_core.errors import ConfigError
-from sae_core.sae.activation import as_chosen, jumped, rectified
+from sae_core.sae.activation import jumprelu, relu
 from sae_core.sae.codes import SparseCodes
 from sae_core.sae.config import SAEConfig
-from sae_core.sae.constraints import LIVING_THETA, UNIT_NORM, Constraint
+from sae_core.sae.constraints import DECAY_DEAD_THETA, UNIT_NORM, Constraint
 from sae_core.sae.objectives import AUXK, GATE_L1, GATE_RECONSTRUCTION, L0, L1, RECONSTRUCTION, Term
 from sae_core.sae.selectors import above, above_threshold, batch_topk, token_topk
 
-Choose = Callable[[Tensor, Tensor, SAEConfig], SparseCodes]
+Selector = Callable[[Tensor, Tensor, SAEConfig], SparseCodes]
 """(pre [token feature], theta [feature], config) -> codes."""
 
 
@@ -45,11 +45,11 @@ Choose = Callable[[Tensor, Tensor, SAEConfig], SparseCodes]
 class Architecture:
     """The separate pieces that make one kind of sparse autoencoder."""
 
-    select: Choose
+    select: Selector
     """Chooses the places of a training batch that get a gradient."""
-    activate: Callable[[Tensor, Tensor, float], Tensor] = as_chosen
+    activate: Callable[[Tensor, Tensor, float], Tensor] = relu
     """(pre [nnz], theta [nnz], bandwidth) -> value of the code at each place."""
-    infer: Choose = lambda pre, theta, _: above_threshold(pre, theta)
+    infer: Selector = lambda pre, theta, _: above_threshold(pre, theta)
     """The code of each token by itself."""
     objective: tuple[Term, ...]
     constraints: tuple[Constraint, ...] = (UNIT_NORM,)
@@ -85,16 +85,16 @@ ARCHITECTURES = {
     "topk": Architecture(select=_token_topk, infer=_token_topk, objective=(RECONSTRUCTION, AUXK)),
     "jumprelu": Architecture(
         select=lambda pre, theta, config: above(pre, theta - config.bandwidth / 2),
-        activate=jumped,
+        activate=jumprelu,
         objective=(RECONSTRUCTION, L0, AUXK),
-        constraints=(UNIT_NORM, LIVING_THETA),
+        constraints=(UNIT_NORM, DECAY_DEAD_THETA),
         learned=("theta",),
         initial_theta=chance_threshold,
         calibrated=True,
     ),
     "gated": Architecture(
         select=lambda pre, theta, _: above(pre, theta),
-        activate=rectified,
+        activate=relu,
         objective=(RECONSTRUCTION, GATE_L1, GATE_RECONSTRUCTION, AUXK),
         learned=("theta", "r_mag"),
     ),

@@ -97,17 +97,17 @@ class SparseAutoencoder(nn.Module):
         return codes.with_value(codes.value * self.scale)
 
     def decode(self, codes: SparseCodes) -> Float[Tensor, "token d_model"]:
-        """Reconstruction of raw activations: codes W_dec + scale * b_dec + mu."""
-        return self.decode_directions(codes) + (self.scale * self.b_dec + self.mu)
+        """The reconstruction of raw activations, codes W_dec + scale * b_dec + mu.
 
-    def decode_directions(self, codes: SparseCodes) -> Float[Tensor, "token d_model"]:
-        """Product codes W_dec without the bias: what a difference of two codes adds to an activation."""
+        Raises:
+            ConfigError: the codes have another number of features.
+        """
         if codes.n_features != self.config.n_features:
             raise ConfigError(
                 f"codes have n_features = {codes.n_features}, the autoencoder has {self.config.n_features}: "
                 "decode them with the autoencoder that wrote them."
             )
-        return kernel_for(self.W_dec.device).decode(codes, self.W_dec)
+        return kernel_for(self.W_dec.device).decode(codes, self.W_dec) + (self.scale * self.b_dec + self.mu)
 
     def forward(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
         """Reconstruction of raw activations through the inference code."""

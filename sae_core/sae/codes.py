@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sae_core.errors import ConfigError
 
-PIECE = 2**18  # entries that are compared at once
+CHUNK = 2**18  # entries that are compared at once
 
 
 class FeatureOrder(NamedTuple):
@@ -52,7 +52,7 @@ class SparseCodes:
     @classmethod
     def from_mask(cls, dense: Float[Tensor, "token feature"], mask: Bool[Tensor, "token feature"]) -> "SparseCodes":
         """Codes that hold the entries of `dense` where `mask` is true."""
-        return cls.from_flat(places_above(mask.flatten(), 0.0), dense)
+        return cls.from_flat(positions_above(mask.flatten(), 0.0), dense)
 
     @classmethod
     def from_flat(cls, flat: Int64[Tensor, " nnz"], dense: Float[Tensor, "token feature"]) -> "SparseCodes":
@@ -101,7 +101,7 @@ class SparseCodes:
         sorted_col, order = torch.sort(self.col, stable=True)
         return FeatureOrder(order, offsets_of(sorted_col.long(), self.n_features))
 
-    def indexed(self) -> "SparseCodes":
+    def with_index(self) -> "SparseCodes":
         """These codes, once `row` and `by_feature` are known, so that all codes derived from them share both."""
         assert self.row.numel() == self.by_feature.order.numel()
         return self
@@ -114,7 +114,7 @@ class SparseCodes:
                 other.__dict__[name] = self.__dict__[name]
         return other
 
-    def by_group(self, stops: Sequence[int]) -> "SparseCodes":
+    def split_groups(self, stops: Sequence[int]) -> "SparseCodes":
         """Codes with a row for each token and group of features, row t * n_groups + g; group g ends before `stops[g]`.
 
         The nonzeros stay where they are, as a token's columns ascend: each belongs to exactly one group.
@@ -126,7 +126,7 @@ class SparseCodes:
             other.__dict__["by_feature"] = self.by_feature
         return other
 
-    def tokens(self, index: Int64[Tensor, " chosen"]) -> "SparseCodes":
+    def take(self, index: Int64[Tensor, " chosen"]) -> "SparseCodes":
         """The codes of the tokens `index`, in that order."""
         length = self.crow.diff()[index]
         crow = torch.cat([length.new_zeros(1), length.cumsum(0)])
@@ -135,7 +135,7 @@ class SparseCodes:
         return SparseCodes(crow=crow, col=self.col[at], value=self.value[at], n_features=self.n_features)
 
     def columns(self, features: Int64[Tensor, " chosen"]) -> Float[Tensor, "token chosen"]:
-        """The dense values of some features, ascending and each named once; of `indexed` codes those alone are read."""
+        """The dense values of some features, ascending and each named once; of indexed codes those alone are read."""
         if "by_feature" in self.__dict__:
             order, offsets = self.by_feature
             length = offsets.diff()[features]
@@ -166,7 +166,7 @@ def offsets_of(group: Int64[Tensor, " n"], n_groups: int) -> Int64[Tensor, " n_g
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
-def places_above(flat: Shaped[Tensor, " n"], floor: float) -> Int64[Tensor, " n_above"]:
+def positions_above(flat: Shaped[Tensor, " n"], floor: float) -> Int64[Tensor, " n_above"]:
     """Positions of the entries above `floor`, ascending; `floor` is at least 0.
 
     On a CPU by numpy, a piece that the cache holds at a time: 7 ms for 16 M floats, 6 in bfloat16, one thread. Torch's
@@ -182,5 +182,5 @@ def places_above(flat: Shaped[Tensor, " n"], floor: float) -> Int64[Tensor, " n_
     elif values.dtype == torch.bool:
         values, bound = values.view(torch.uint8), 0
     array = values.numpy()
-    parts = [np.flatnonzero(array[at : at + PIECE] > bound) + at for at in range(0, array.size, PIECE)]
+    parts = [np.flatnonzero(array[at : at + CHUNK] > bound) + at for at in range(0, array.size, CHUNK)]
     return torch.from_numpy(np.concatenate([np.empty(0, np.int64), *parts]))

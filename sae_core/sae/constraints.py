@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sae_core.sae.objectives import Weights
 
-FALL = 0.02  # of a dead feature's threshold, a step
+DEAD_THETA_DECAY = 0.02  # of a dead feature's threshold, a step
 
 
 def remove_parallel(grad: Float[Tensor, "feature d_model"], W_dec: Float[Tensor, "feature d_model"]) -> None:
@@ -36,9 +36,9 @@ def _project(weights: Weights) -> None:
     remove_parallel(weights.W_dec.grad, weights.W_dec)
 
 
-def lower_dead(weights: Weights, dead: Bool[Tensor, " feature"]) -> None:
-    """Thresholds of dead features fall by `FALL` of themselves and none is below 0, in place."""
-    weights.theta.mul_(torch.where(dead, 1 - FALL, 1.0).to(weights.theta.dtype)).clamp_(min=0.0)
+def decay_dead_theta(weights: Weights, dead: Bool[Tensor, " feature"]) -> None:
+    """Thresholds of dead features fall by `DEAD_THETA_DECAY` of themselves and none is below 0, in place."""
+    weights.theta.mul_(torch.where(dead, 1 - DEAD_THETA_DECAY, 1.0).to(weights.theta.dtype)).clamp_(min=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,4 +51,4 @@ class Constraint:
 
 
 UNIT_NORM = Constraint(before_step=_project, after_step=lambda weights, dead: normalise_rows(weights.W_dec))
-LIVING_THETA = Constraint(after_step=lower_dead)
+DECAY_DEAD_THETA = Constraint(after_step=decay_dead_theta)

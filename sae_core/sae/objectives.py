@@ -29,7 +29,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from sae_core.sae.activation import active
+from sae_core.sae.activation import heaviside
 from sae_core.sae.codes import SparseCodes
 from sae_core.sae.config import SAEConfig
 from sae_core.sae.kernels import Kernel
@@ -155,7 +155,7 @@ def gate_reconstruction(forward: Forward) -> Float[Tensor, ""]:
 
 def l0_to_target(forward: Forward) -> Float[Tensor, ""]:
     """(L0 / k - 1)^2 with L0 the mean number of pre-activations above their threshold."""
-    n_active = active(forward.pre, forward.theta_at, forward.config.bandwidth).sum()
+    n_active = heaviside(forward.pre, forward.theta_at, forward.config.bandwidth).sum()
     return (n_active / (forward.x.shape[0] * forward.config.k) - 1).square()
 
 

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_core.sae.codes import SparseCodes, places_above
+from sae_core.sae.codes import SparseCodes, positions_above
 
 SMALL = 2**17  # entries that are ranked without a guess
 SAMPLE = 8  # one token in so many tells where the cutoff lies
@@ -28,9 +28,9 @@ def batch_topk(pre: Float[Tensor, "token feature"], k: int) -> SparseCodes:
     """The k * n_tokens largest positive entries of the whole batch; of equal ones at the cutoff the first in order."""
     wanted, flat = k * pre.shape[0], pre.flatten()
     floor = _guess_cutoff(pre, k)
-    place = places_above(flat, floor)
+    place = positions_above(flat, floor)
     if place.numel() < wanted and floor > 0:
-        place = places_above(flat, 0.0)
+        place = positions_above(flat, 0.0)
     if place.numel() > wanted:
         value = flat[place]
         cutoff = value.kthvalue(value.numel() - wanted + 1).values

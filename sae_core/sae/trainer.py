@@ -2,8 +2,8 @@
 
 Whoever has a stream of activations calls `step` for each batch and `finish` at the end: a script, a Ray worker, a
 `Sweep` that feeds one batch to many trainers. A run that is interrupted, saved by `state_dict` and continued by
-`from_state` equals the undisturbed one bit for bit. A step whose loss or gradient is not finite raises before anything
-has changed.
+`load_state_dict` equals the undisturbed one bit for bit. A step whose loss or gradient is not finite raises before
+anything has changed.
 
 Cost, CPU ms a step on one thread, B 4096: 34 against 185 for a dense step at d 128, F 1024, k 16; 999 against 5550 at
 d 512, F 16384, k 32, of which 771 are the product x W_enc^T (`tests/benchmarks/bench_sae_step.py`).
@@ -22,7 +22,7 @@ from sae_core.errors import CheckpointError, ConfigError, TrainingError
 from sae_core.sae.autoencoder import SparseAutoencoder
 from sae_core.sae.calibration import calibrate_threshold, calibrated_theta
 from sae_core.sae.config import SAEConfig, TrainConfig
-from sae_core.sae.diagnosis import Finding, diagnose
+from sae_core.sae.dead_features import DeadFeatureRisk, dead_feature_risks
 from sae_core.sae.kernels import Kernel, kernel_for
 from sae_core.sae.normaliser import Normaliser
 from sae_core.sae.objectives import Forward, Loss, loss_of
@@ -49,7 +49,7 @@ class StepMetrics(NamedTuple):
     lr: float
 
 
-class _Seen(NamedTuple):
+class _StepSums(NamedTuple):
     """What the forward passes of one step showed on all ranks together: sums over tokens, means over ranks."""
 
     n_tokens: int
@@ -95,20 +95,8 @@ class Trainer:
                 f"the normaliser was fitted on d_model = {normaliser.mean.numel()}, the autoencoder has "
                 f"d_model = {sae_config.d_model}: fit it on the activations that the autoencoder is trained on."
             )
-        self._set_up(sae_config, train_config, torch.device(device), kernel, communicator)
-        self.sae.mu.copy_(normaliser.mu)
-        self.sae.scale.fill_(normaliser.scale)
-
-    def _set_up(
-        self,
-        sae_config: SAEConfig,
-        train_config: TrainConfig,
-        device: torch.device,
-        kernel: Kernel | None,
-        communicator: Communicator | None,
-    ) -> None:
         self.config = train_config
-        self.kernel = kernel or kernel_for(device)
+        self.kernel = kernel or kernel_for(torch.device(device))
         self.communicator = communicator or Communicator()
         self.generator = torch.Generator().manual_seed(train_config.seed)
         self.sae = SparseAutoencoder(sae_config, generator=self.generator).to(device)
@@ -124,6 +112,8 @@ class Trainer:
         self._workspace = torch.empty(0, sae_config.n_features, device=device, dtype=ranked)
         rate = train_config.lr_at(0, sae_config.n_features)
         self._adam = torch.optim.Adam(self._learned.values(), lr=rate, fused=True)
+        self.sae.mu.copy_(normaliser.mu)
+        self.sae.scale.fill_(normaliser.scale)
 
     def step(self, x: Float[Tensor, "token d_model"]) -> StepMetrics:
         """One optimizer step on raw activations; with several ranks, each its own batch of the same size.
@@ -136,10 +126,10 @@ class Trainer:
         forward = self._forward(sae.normalise(x), dead)
         warm_up = self.config.sparsity_at(self.n_steps_done)
         loss = loss_of(sae.architecture.objective, forward, warm_up=warm_up)
-        seen, n_dead = self._see(forward, loss), int(dead.sum())
+        seen, n_dead = self._sum_over_ranks(forward, loss), int(dead.sum())
         self._differentiate(loss, x, value=seen.loss)
-        self._descend(dead)
-        self._count(seen, n_dead=n_dead)
+        self._update_weights(dead)
+        self._update_counters(seen, n_dead=n_dead)
         return StepMetrics(
             step=self.n_steps_done,
             loss=seen.loss,
@@ -164,11 +154,11 @@ class Trainer:
         finished.theta.copy_(theta * self.sae.scale)
         return finished
 
-    def diagnose(self) -> list[Finding]:
+    def dead_feature_risks(self) -> list[DeadFeatureRisk]:
         """What is likely to end in a poor dictionary, worst first; empty if nothing is. Changes nothing."""
         n_dead = int((self.tokens_since_fired >= self.config.dead_window).sum())
         gamma = float(torch.linalg.vector_norm(self.sae.mu) / self.sae.scale)
-        return diagnose(
+        return dead_feature_risks(
             gamma=gamma, n_dead=n_dead, n_dead_before=self.n_dead_before, n_features=self.sae.config.n_features
         )
 
@@ -207,23 +197,6 @@ class Trainer:
         self.n_steps_done = int(state.meta["n_steps_done"])
         self.n_dead_before = int(state.meta["n_dead_before"])
 
-    @classmethod
-    def from_state(
-        cls,
-        state: TrainerState,
-        *,
-        device: torch.device | str = "cpu",
-        kernel: Kernel | None = None,
-        communicator: Communicator | None = None,
-    ) -> "Trainer":
-        """A trainer that continues where `state` was taken; the normaliser is part of it."""
-        trainer = cls.__new__(cls)
-        sae_config = SAEConfig.from_dict(state.meta["sae_config"])
-        train_config = TrainConfig.from_dict(state.meta["train_config"])
-        trainer._set_up(sae_config, train_config, torch.device(device), kernel, communicator)
-        trainer.load_state_dict(state)
-        return trainer
-
     @property
     def _lr(self) -> float:
         return self.config.lr_at(self.n_steps_done, self.sae.config.n_features)
@@ -257,10 +230,10 @@ class Trainer:
     def _forward(self, x: Float[Tensor, "token d_model"], dead: Bool[Tensor, " feature"]) -> Forward:
         sae, config, arch = self.sae, self.sae.config, self.sae.architecture
         with torch.no_grad():
-            codes = arch.select(self._pre_activations(x), sae.theta, config).indexed()
+            codes = arch.select(self._pre_activations(x), sae.theta, config).with_index()
         pre = self.kernel.encode(x, sae.W_enc, sae.b_enc, codes)
         codes = codes.with_value(arch.activate(pre, sae.theta.index_select(0, codes.col), config.bandwidth))
-        grouped = codes.by_group(config.group_stops) if arch.nested else codes
+        grouped = codes.split_groups(config.group_stops) if arch.nested else codes
         parts = self.kernel.decode(grouped, sae.W_dec).view(x.shape[0], -1, config.d_model).unbind(dim=1)
         return Forward(
             x=x,
@@ -275,7 +248,7 @@ class Trainer:
         )
 
     @torch.no_grad()
-    def _see(self, forward: Forward, loss: Loss) -> _Seen:
+    def _sum_over_ranks(self, forward: Forward, loss: Loss) -> _StepSums:
         codes, zero = forward.codes, torch.zeros_like(loss.mse)
         firings = torch.bincount(codes.col[codes.value > 0], minlength=self.sae.config.n_features)
         sparsity = [loss.terms[term.name] for term in self.sae.architecture.objective if term.is_sparsity]
@@ -285,7 +258,7 @@ class Trainer:
         self.communicator.sum_(seen, firings)
         total, mse, aux, sparse, cutoff, n_chosen, n_tokens = seen.tolist()
         size = self.communicator.size
-        return _Seen(
+        return _StepSums(
             n_tokens=int(n_tokens),
             firings=firings,
             loss=total / size,
@@ -316,7 +289,7 @@ class Trainer:
             )
 
     @torch.no_grad()
-    def _descend(self, dead: Bool[Tensor, " feature"]) -> None:
+    def _update_weights(self, dead: Bool[Tensor, " feature"]) -> None:
         constraints = self.sae.architecture.constraints
         for constraint in constraints:
             constraint.before_step(self.sae.weights)
@@ -327,7 +300,7 @@ class Trainer:
             constraint.after_step(self.sae.weights, dead)
 
     @torch.no_grad()
-    def _count(self, seen: _Seen, *, n_dead: int) -> None:
+    def _update_counters(self, seen: _StepSums, *, n_dead: int) -> None:
         """Keep the books of a step that was made."""
         theta = self.sae.theta
         self.tokens_since_fired += seen.n_tokens

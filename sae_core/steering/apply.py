@@ -71,14 +71,14 @@ class Steering(MaskedPatch):
         """
         out, at = x.clone(), self.selects(info).nonzero().squeeze(1)
         if codes is None:
-            codes, place = self.sae.encode(x[at]).indexed(), torch.arange(at.numel(), device=at.device)
+            codes, place = self.sae.encode(x[at]).with_index(), torch.arange(at.numel(), device=at.device)
         else:
             place = at
         features = self.intervention.index(x.device)
         n_at_once = max(1, at.numel() if self._is_narrow else MAX_DENSE // features.numel())
         for rows, own in zip(torch.split(at, n_at_once), torch.split(place, n_at_once), strict=True):
-            z = codes.columns(features)[own] if self._is_narrow else codes.tokens(own).columns(features)
-            base = x[rows] if self.mode == "delta" else self.sae.decode(codes.tokens(own))
+            z = codes.columns(features)[own] if self._is_narrow else codes.take(own).columns(features)
+            base = x[rows] if self.mode == "delta" else self.sae.decode(codes.take(own))
             out[rows] = self._moved(base, z, info.take(rows)).to(x.dtype)
         return out
 

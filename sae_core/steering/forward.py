@@ -133,7 +133,7 @@ class _SiteState:
         self.info = _info(self.tokens, read.is_query if isinstance(read, Question) else None, device)
         parts = torch.split(self.x, self.tokens.lengths.tolist() if device.type == "cpu" else GPU_BATCH_TOKENS)
         codes = [sae.encode(part) for part in parts if len(part)] or [sae.encode(self.x)]
-        self.codes = SparseCodes.concatenate(codes).indexed()
+        self.codes = SparseCodes.concatenate(codes).with_index()
 
     def steered(self, steering: MaskedPatch) -> Float[Tensor, "token d_model"]:
         """Activations at the site under `steering`."""

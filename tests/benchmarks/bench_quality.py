@@ -28,15 +28,15 @@ from sae_core.sae import (
     BASELINES,
     Metrics,
     Normaliser,
-    PlantedDictionary,
     SAEConfig,
     SparseAutoencoder,
     Sweep,
+    SyntheticDictionary,
     TrainConfig,
     Trainer,
     evaluate,
     fit_baseline,
-    recovery,
+    mean_max_cosine,
 )
 from sae_core.sae.objectives import GATE_L1, L1
 
@@ -59,10 +59,10 @@ class Data(NamedTuple):
 
 
 def planted_data(options: argparse.Namespace) -> Data:
-    planted = PlantedDictionary(n_features=options.features, d_model=options.d_model, l0=float(options.k))
+    planted = SyntheticDictionary(n_features=options.features, d_model=options.d_model, l0=float(options.k))
     directions = planted.directions
     return Data(
-        planted.sample(options.tokens, 1), planted.sample(16_384, 2), lambda sae: recovery(directions, sae.W_dec)
+        planted.sample(options.tokens, 1), planted.sample(16_384, 2), lambda sae: mean_max_cosine(directions, sae.W_dec)
     )
 
 

@@ -386,9 +386,11 @@ def test_options_of_the_core_reach_it_and_are_logged(chain, own_store):
 
 
 def test_what_the_trainer_finds_is_said_once_and_kept_with_the_figures(chain, own_store, monkeypatch, capsys):
-    from sae_core.sae import Finding, Trainer
+    from sae_core.sae import DeadFeatureRisk, Trainer
 
-    monkeypatch.setattr(Trainer, "diagnose", lambda self: [Finding("high_gamma", 12.5, "the mean is long")])
+    monkeypatch.setattr(
+        Trainer, "dead_feature_risks", lambda self: [DeadFeatureRisk("high_gamma", 12.5, "the mean is long")]
+    )
     result = train(chain.train.model_copy(update={"seed": 3, "n_steps": 110}), own_store)
     said = capsys.readouterr().err
     assert said.count("the mean is long") == 1
@@ -401,13 +403,13 @@ def test_what_the_trainer_finds_is_said_once_and_kept_with_the_figures(chain, ow
 
 
 def test_findings_survive_an_interruption(job_in, monkeypatch):
-    from sae_core.sae import Finding, Trainer
+    from sae_core.sae import DeadFeatureRisk, Trainer
 
-    def diagnose(self):
-        return [Finding("dead_growth", 0.5, "dead")] if self.n_steps_done <= 50 else []
+    def dead_feature_risks(self):
+        return [DeadFeatureRisk("dead_growth", 0.5, "dead")] if self.n_steps_done <= 50 else []
 
     monkeypatch.setattr("pipelines.training_loop.REPORT_STEPS", 10)
-    monkeypatch.setattr(Trainer, "diagnose", diagnose)
+    monkeypatch.setattr(Trainer, "dead_feature_risks", dead_feature_risks)
     job = job_in("run")
     interrupt(job)
     fit(job)

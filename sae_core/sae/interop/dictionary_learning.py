@@ -23,25 +23,25 @@ import torch
 from sae_core.readers import read_json, read_weights
 from sae_core.sae.autoencoder import SparseAutoencoder
 from sae_core.sae.config import SAEConfig
-from sae_core.sae.interop.parts import (
-    STAMP,
-    Layout,
-    Stated,
+from sae_core.sae.interop.conversion import (
+    CONFIG_KEY,
+    StatedConfig,
+    TensorFormat,
     Tensors,
-    agree,
-    autoencoder,
-    gated,
-    layout_for,
-    layout_of,
-    no_threshold,
-    one_threshold,
-    refuse,
-    section,
-    shaped,
-    shifted,
-    stored,
-    weights_of,
-    whole,
+    as_float32,
+    build_autoencoder,
+    check_agreement,
+    checked_tensors,
+    folded_weights,
+    format_for,
+    format_named,
+    gated_weights,
+    has_no_threshold,
+    has_one_threshold,
+    json_object,
+    shift_b_enc,
+    unsupported,
+    whole_number,
     write_files,
 )
 from sae_core.sae.objectives import Weights
@@ -71,7 +71,9 @@ def _own_of(w: Weights) -> dict[str, torch.Tensor]:
 
 
 def _gate(t: Tensors) -> Weights:
-    return gated(t, t["encoder.weight"], t["gate_bias"], t["mag_bias"], t["decoder.weight"].T, t["decoder_bias"])
+    return gated_weights(
+        t, t["encoder.weight"], t["gate_bias"], t["mag_bias"], t["decoder.weight"].T, t["decoder_bias"]
+    )
 
 
 def _gate_of(w: Weights, _: SAEConfig) -> Tensors:
@@ -87,18 +89,18 @@ def _group_sizes(config: SAEConfig) -> torch.Tensor:
     return torch.tensor(config.group_stops).diff(prepend=torch.zeros(1, dtype=torch.int64))
 
 
-LAYOUTS = {
-    "AutoEncoder": Layout(
-        arch="standard", shapes=_LINEAR | {"bias": "d_model"}, ours=lambda t: _linear(t, "bias"), centred=True
+FORMATS = {
+    "AutoEncoder": TensorFormat(
+        arch="standard", shapes=_LINEAR | {"bias": "d_model"}, to_weights=lambda t: _linear(t, "bias"), centred=True
     ),
-    "AutoEncoderNew": Layout(
+    "AutoEncoderNew": TensorFormat(
         arch="standard",
         shapes=_LINEAR | {"decoder.bias": "d_model"},
-        ours=lambda t: _linear(t, "decoder.bias"),
-        theirs=lambda w, _: _linear_of(w, "decoder.bias"),
-        fits=no_threshold,
+        to_weights=lambda t: _linear(t, "decoder.bias"),
+        from_weights=lambda w, _: _linear_of(w, "decoder.bias"),
+        can_hold=has_no_threshold,
     ),
-    "GatedAutoEncoder": Layout(
+    "GatedAutoEncoder": TensorFormat(
         arch="gated",
         shapes={
             "encoder.weight": "feature d_model",
@@ -108,44 +110,46 @@ LAYOUTS = {
             "gate_bias": "feature",
             "mag_bias": "feature",
         },
-        ours=_gate,
-        theirs=_gate_of,
+        to_weights=_gate,
+        from_weights=_gate_of,
         centred=True,
     ),
-    "JumpReluAutoEncoder": Layout(
+    "JumpReluAutoEncoder": TensorFormat(
         arch="jumprelu",
         shapes=_OWN | {"threshold": "feature"},
-        ours=_own,
-        theirs=lambda w, _: _own_of(w) | {"threshold": w.theta},
+        to_weights=_own,
+        from_weights=lambda w, _: _own_of(w) | {"threshold": w.theta},
     ),
-    "AutoEncoderTopK": Layout(
+    "AutoEncoderTopK": TensorFormat(
         arch="topk",
         shapes=_LINEAR | {"b_dec": "d_model"},
-        counted=True,
+        states_k=True,
         optional=_COUNT | {"threshold": ""},
-        ours=lambda t: _linear(t, "b_dec"),
-        theirs=lambda w, config: _linear_of(w, "b_dec") | _counted(config, torch.tensor(_UNFITTED)),
+        to_weights=lambda t: _linear(t, "b_dec"),
+        from_weights=lambda w, config: _linear_of(w, "b_dec") | _counted(config, torch.tensor(_UNFITTED)),
         centred=True,
     ),
-    "BatchTopKSAE": Layout(
+    "BatchTopKSAE": TensorFormat(
         arch="batchtopk",
         shapes=_LINEAR | {"b_dec": "d_model", "threshold": ""},
-        counted=True,
+        states_k=True,
         optional=_COUNT,
-        ours=lambda t: _linear(t, "b_dec")._replace(theta=t["threshold"].expand_as(t["encoder.bias"])),
-        theirs=lambda w, config: _linear_of(w, "b_dec") | _counted(config, w.theta[0]),
+        to_weights=lambda t: _linear(t, "b_dec")._replace(theta=t["threshold"].expand_as(t["encoder.bias"])),
+        from_weights=lambda w, config: _linear_of(w, "b_dec") | _counted(config, w.theta[0]),
         centred=True,
-        fits=one_threshold,
+        can_hold=has_one_threshold,
     ),
-    "MatryoshkaBatchTopKSAE": Layout(
+    "MatryoshkaBatchTopKSAE": TensorFormat(
         arch="matryoshka",
         shapes=_OWN | {"threshold": "", "group_sizes": "group"},
-        counted=True,
+        states_k=True,
         optional=_COUNT,
-        ours=_own,
-        theirs=lambda w, config: _own_of(w) | _counted(config, w.theta[0]) | {"group_sizes": _group_sizes(config)},
+        to_weights=_own,
+        from_weights=lambda w, config: (
+            _own_of(w) | _counted(config, w.theta[0]) | {"group_sizes": _group_sizes(config)}
+        ),
         centred=True,
-        fits=one_threshold,
+        can_hold=has_one_threshold,
     ),
 }
 
@@ -158,30 +162,32 @@ def read_dictionary_learning(folder: str | Path) -> SparseAutoencoder:
     """
     folder = Path(folder)
     header = read_json(folder / HEADER)
-    trainer = section(folder, header, "trainer")
-    layout = layout_of(folder, LAYOUTS, "dict_class", trainer.get("dict_class"))
+    trainer = json_object(folder, header, "trainer")
+    tensor_format = format_named(folder, FORMATS, "dict_class", trainer.get("dict_class"))
     tensors = read_weights(folder / WEIGHTS)
-    found = shaped(folder, tensors, layout)
-    if "threshold" in found and "threshold" in layout.shapes and not bool((found["threshold"] >= 0).all()):
-        raise refuse(folder, "threshold", found["threshold"].tolist(), "one >= 0, which a whole training has fitted")
-    weights = layout.ours(found)
+    found = checked_tensors(folder, tensors, tensor_format)
+    if "threshold" in found and "threshold" in tensor_format.shapes and not bool((found["threshold"] >= 0).all()):
+        raise unsupported(
+            folder, "threshold", found["threshold"].tolist(), "one >= 0, which a whole training has fitted"
+        )
+    weights = tensor_format.to_weights(found)
     n_features, d_model = weights.W_dec.shape
-    agree(
+    check_agreement(
         folder,
         activation_dim=(trainer.get("activation_dim"), d_model),
         dict_size=(trainer.get("dict_size"), n_features),
     )
-    k = whole(folder, "k", trainer.get("k")) if layout.counted else None
-    agree(folder, k=(k, int(found["k"]) if "k" in found else k))
+    k = whole_number(folder, "k", trainer.get("k")) if tensor_format.states_k else None
+    check_agreement(folder, k=(k, int(found["k"]) if "k" in found else k))
     sizes = found.get("group_sizes")
-    return autoencoder(
+    return build_autoencoder(
         folder,
-        shifted(weights, -1) if layout.centred else weights,
-        arch=layout.arch,
-        stated=Stated(
+        shift_b_enc(weights, -1) if tensor_format.centred else weights,
+        arch=tensor_format.arch,
+        stated=StatedConfig(
             k=k,
             group_stops=None if sizes is None else [int(stop) for stop in sizes.cumsum(0)],
-            own=header.get(STAMP),
+            own=header.get(CONFIG_KEY),
         ),
         precision=tensors["W_dec" if "W_dec" in tensors else "decoder.weight"].dtype,
     )
@@ -196,13 +202,13 @@ def write_dictionary_learning(
     batchtopk and matryoshka), else as JumpReluAutoEncoder. `trainer`: further fields of that name in the JSON (`layer`,
     `lm_name`). Our own configuration travels with it, so that `read_dictionary_learning` gives it back.
     """
-    weights, config = weights_of(sae), sae.config
-    name = layout_for(LAYOUTS, config.arch, weights)
-    layout, theirs = LAYOUTS[name], LAYOUTS[name].theirs
+    weights, config = folded_weights(sae), sae.config
+    name = format_for(FORMATS, config.arch, weights)
+    tensor_format, theirs = FORMATS[name], FORMATS[name].from_weights
     assert theirs is not None
     sizes = {"activation_dim": config.d_model, "dict_size": config.n_features, "k": config.k}
-    tensors = stored(theirs(shifted(weights, +1) if layout.centred else weights, config))
+    tensors = as_float32(theirs(shift_b_enc(weights, +1) if tensor_format.centred else weights, config))
     data = io.BytesIO()
     torch.save(tensors, data)
-    header = {"trainer": {**(trainer or {}), "dict_class": name, **sizes}, STAMP: config.to_dict()}
+    header = {"trainer": {**(trainer or {}), "dict_class": name, **sizes}, CONFIG_KEY: config.to_dict()}
     write_files(Path(folder), WEIGHTS, data.getvalue(), HEADER, header)

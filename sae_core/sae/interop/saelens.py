@@ -25,31 +25,31 @@ import torch
 from sae_core.readers import read_json, read_weights
 from sae_core.sae.autoencoder import SparseAutoencoder
 from sae_core.sae.config import SAEConfig
-from sae_core.sae.interop.parts import (
-    STAMP,
-    Layout,
-    Stated,
+from sae_core.sae.interop.conversion import (
+    CONFIG_KEY,
+    StatedConfig,
+    TensorFormat,
     Tensors,
-    agree,
-    autoencoder,
-    gated,
-    is_whole,
-    layout_for,
-    layout_of,
-    no_threshold,
-    refuse,
-    section,
-    shaped,
-    shifted,
-    stored,
-    weights_of,
-    whole,
+    as_float32,
+    build_autoencoder,
+    check_agreement,
+    checked_tensors,
+    folded_weights,
+    format_for,
+    format_named,
+    gated_weights,
+    has_no_threshold,
+    is_whole_number,
+    json_object,
+    shift_b_enc,
+    unsupported,
+    whole_number,
     write_files,
 )
 from sae_core.sae.objectives import Weights
 
 HEADER, WEIGHTS = "cfg.json", "sae_weights.safetensors"
-WRITTEN_LAYOUT = "6.0.0"  # the version whose layout is written; SAELens takes a folder without one for an older
+WRITTEN_VERSION = "6.0.0"  # the version whose format is written; SAELens takes a folder without one for an older
 _LINEAR = {"W_enc": "d_model feature", "W_dec": "feature d_model", "b_enc": "feature", "b_dec": "d_model"}
 
 
@@ -63,7 +63,7 @@ def _theirs(w: Weights, config: SAEConfig) -> Tensors:
 
 
 def _gate_ours(t: Tensors) -> Weights:
-    return gated(t, t["W_enc"].T, t["b_gate"], t["b_mag"], t["W_dec"], t["b_dec"])
+    return gated_weights(t, t["W_enc"].T, t["b_gate"], t["b_mag"], t["W_dec"], t["b_dec"])
 
 
 def _gate_theirs(w: Weights, config: SAEConfig) -> Tensors:
@@ -73,23 +73,25 @@ def _gate_theirs(w: Weights, config: SAEConfig) -> Tensors:
 
 _GATE = {name: axes for name, axes in _LINEAR.items() if name != "b_enc"}
 _TRAINED = _LINEAR | {"topk_threshold": ""}
-LAYOUTS = {
-    "standard": Layout(arch="standard", shapes=_LINEAR, ours=_ours, theirs=_theirs, fits=no_threshold),
-    "jumprelu": Layout(
+FORMATS = {
+    "standard": TensorFormat(
+        arch="standard", shapes=_LINEAR, to_weights=_ours, from_weights=_theirs, can_hold=has_no_threshold
+    ),
+    "jumprelu": TensorFormat(
         arch="jumprelu",
         shapes=_LINEAR | {"threshold": "feature"},
-        ours=_ours,
-        theirs=lambda w, config: {**_theirs(w, config), "threshold": w.theta},
+        to_weights=_ours,
+        from_weights=lambda w, config: {**_theirs(w, config), "threshold": w.theta},
     ),
-    "topk": Layout(arch="topk", shapes=_LINEAR, ours=_ours, theirs=_theirs, counted=True),
-    "gated": Layout(
+    "topk": TensorFormat(arch="topk", shapes=_LINEAR, to_weights=_ours, from_weights=_theirs, states_k=True),
+    "gated": TensorFormat(
         arch="gated",
         shapes=_GATE | {"b_gate": "feature", "b_mag": "feature", "r_mag": "feature"},
-        ours=_gate_ours,
-        theirs=_gate_theirs,
+        to_weights=_gate_ours,
+        from_weights=_gate_theirs,
     ),
-    "batchtopk": Layout(arch="batchtopk", shapes=_TRAINED, ours=_ours, counted=True),
-    "matryoshka_batchtopk": Layout(arch="matryoshka", shapes=_TRAINED, ours=_ours, counted=True),
+    "batchtopk": TensorFormat(arch="batchtopk", shapes=_TRAINED, to_weights=_ours, states_k=True),
+    "matryoshka_batchtopk": TensorFormat(arch="matryoshka", shapes=_TRAINED, to_weights=_ours, states_k=True),
 }
 
 
@@ -102,20 +104,22 @@ def read_saelens(folder: str | Path) -> SparseAutoencoder:
     folder = Path(folder)
     cfg = _renamed(read_json(folder / HEADER))
     tensors = _current(folder, read_weights(folder / WEIGHTS))
-    layout = layout_of(folder, LAYOUTS, "architecture", cfg["architecture"])
+    tensor_format = format_named(folder, FORMATS, "architecture", cfg["architecture"])
     _check_input(folder, cfg)
-    found = shaped(folder, tensors, layout)
+    found = checked_tensors(folder, tensors, tensor_format)
     if "topk_threshold" in found and not found["topk_threshold"] > 0:
-        raise refuse(folder, "topk_threshold", float(found["topk_threshold"]), "one that training has moved from 0")
-    weights = layout.ours(found)
-    agree(folder, d_in=(cfg.get("d_in"), len(weights.b_dec)), d_sae=(cfg.get("d_sae"), len(weights.b_enc)))
-    return autoencoder(
+        raise unsupported(
+            folder, "topk_threshold", float(found["topk_threshold"]), "one that training has moved from 0"
+        )
+    weights = tensor_format.to_weights(found)
+    check_agreement(folder, d_in=(cfg.get("d_in"), len(weights.b_dec)), d_sae=(cfg.get("d_sae"), len(weights.b_enc)))
+    return build_autoencoder(
         folder,
-        shifted(weights, -1) if cfg.get("apply_b_dec_to_input", True) else weights,
-        arch=layout.arch,
-        stated=_stated(folder, cfg, layout, len(weights.b_enc)),
+        shift_b_enc(weights, -1) if cfg.get("apply_b_dec_to_input", True) else weights,
+        arch=tensor_format.arch,
+        stated=_stated(folder, cfg, tensor_format, len(weights.b_enc)),
         precision=tensors["W_dec"].dtype,
-        ranks_lengths=layout.counted and bool(cfg.get("rescale_acts_by_decoder_norm", False)),
+        ranks_lengths=tensor_format.states_k and bool(cfg.get("rescale_acts_by_decoder_norm", False)),
     )
 
 
@@ -126,9 +130,9 @@ def write_saelens(sae: SparseAutoencoder, folder: str | Path, *, metadata: Mappi
     which SAELens itself saves BatchTopK. `metadata`: what SAELens knows of an autoencoder's place (`model_name`,
     `hook_name`). Our own configuration travels with it, so that `read_saelens` gives it back.
     """
-    weights = weights_of(sae)
-    name = layout_for(LAYOUTS, sae.config.arch, weights)
-    theirs = LAYOUTS[name].theirs
+    weights = folded_weights(sae)
+    name = format_for(FORMATS, sae.config.arch, weights)
+    theirs = FORMATS[name].from_weights
     assert theirs is not None
     cfg: dict[str, Any] = {
         "architecture": name,
@@ -142,9 +146,9 @@ def write_saelens(sae: SparseAutoencoder, folder: str | Path, *, metadata: Mappi
     }
     if name == "topk":
         cfg |= {"k": sae.config.k, "rescale_acts_by_decoder_norm": False}
-    versions = {"sae_lens_version": WRITTEN_LAYOUT, "sae_lens_training_version": None}
-    cfg["metadata"] = {**(metadata or {}), **versions, STAMP: sae.config.to_dict()}
-    data = safetensors.torch.save(stored(theirs(weights, sae.config)))
+    versions = {"sae_lens_version": WRITTEN_VERSION, "sae_lens_training_version": None}
+    cfg["metadata"] = {**(metadata or {}), **versions, CONFIG_KEY: sae.config.to_dict()}
+    data = safetensors.torch.save(as_float32(theirs(weights, sae.config)))
     write_files(Path(folder), WEIGHTS, data, HEADER, cfg)
 
 
@@ -166,7 +170,7 @@ def _current(folder: Path, tensors: Tensors) -> dict[str, torch.Tensor]:
     for name in ("scaling_factor", "finetuning_scaling_factor"):
         factor = current.pop(name, torch.ones(1))
         if not bool((factor == 1).all()):
-            raise refuse(folder, name, factor.flatten()[:4].tolist(), "1 (codes not rescaled after training)")
+            raise unsupported(folder, name, factor.flatten()[:4].tolist(), "1 (codes not rescaled after training)")
     return current
 
 
@@ -179,16 +183,16 @@ def _check_input(folder: Path, cfg: Mapping[str, Any]) -> None:
     }
     for name, values in allowed.items():
         if cfg.get(name) not in values:
-            raise refuse(folder, name, cfg[name], ", ".join(repr(value) for value in values))
+            raise unsupported(folder, name, cfg[name], ", ".join(repr(value) for value in values))
 
 
-def _stated(folder: Path, cfg: Mapping[str, Any], layout: Layout, n_features: int) -> Stated:
-    metadata = section(folder, cfg, "metadata")
-    own, stops = metadata.get(STAMP), None
-    if layout.arch == "matryoshka":
+def _stated(folder: Path, cfg: Mapping[str, Any], tensor_format: TensorFormat, n_features: int) -> StatedConfig:
+    metadata = json_object(folder, cfg, "metadata")
+    own, stops = metadata.get(CONFIG_KEY), None
+    if tensor_format.arch == "matryoshka":
         stops = [stop for stop in cfg.get("matryoshka_widths", []) if stop != n_features] + [n_features]
-    if layout.counted:
-        return Stated(k=whole(folder, "k", cfg.get("k")), group_stops=stops, own=own)
-    details = section(folder, metadata, "training_architecture_details")
+    if tensor_format.states_k:
+        return StatedConfig(k=whole_number(folder, "k", cfg.get("k")), group_stops=stops, own=own)
+    details = json_object(folder, metadata, "training_architecture_details")
     target = details.get("k", details.get("target_l0"))
-    return Stated(k=int(target) if own is None and is_whole(target) else None, own=own)
+    return StatedConfig(k=int(target) if own is None and is_whole_number(target) else None, own=own)

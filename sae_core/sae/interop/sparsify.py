@@ -13,24 +13,24 @@ import safetensors.torch
 from sae_core.readers import read_json, read_weights
 from sae_core.sae.architectures import architecture
 from sae_core.sae.autoencoder import SparseAutoencoder
-from sae_core.sae.interop.parts import (
-    STAMP,
-    Layout,
-    Stated,
-    agree,
-    autoencoder,
-    refuse,
-    shaped,
-    shifted,
-    stored,
-    weights_of,
-    whole,
+from sae_core.sae.interop.conversion import (
+    CONFIG_KEY,
+    StatedConfig,
+    TensorFormat,
+    as_float32,
+    build_autoencoder,
+    check_agreement,
+    checked_tensors,
+    folded_weights,
+    shift_b_enc,
+    unsupported,
+    whole_number,
     write_files,
 )
 from sae_core.sae.objectives import Weights
 
 HEADER, WEIGHTS = "cfg.json", "sae.safetensors"
-LAYOUT = Layout(
+FORMAT = TensorFormat(
     arch="topk",
     shapes={
         "encoder.weight": "feature d_model",
@@ -38,10 +38,10 @@ LAYOUT = Layout(
         "W_dec": "feature d_model",
         "b_dec": "d_model",
     },
-    ours=lambda t: Weights(
+    to_weights=lambda t: Weights(
         t["encoder.weight"], t["W_dec"], t["encoder.bias"], t["b_dec"], t["encoder.bias"].new_zeros(len(t["W_dec"]))
     ),
-    theirs=lambda w, _: {
+    from_weights=lambda w, _: {
         "encoder.weight": w.W_enc,
         "encoder.bias": w.b_enc,
         "W_dec": w.W_dec,
@@ -49,7 +49,8 @@ LAYOUT = Layout(
     },
     centred=True,
 )
-_DESCRIBED = {"activation", "d_in", "expansion_factor", "k", "num_latents", STAMP}  # what is read or says nothing more
+# fields that are read, or that say nothing more
+_DESCRIBED = {"activation", "d_in", "expansion_factor", "k", "num_latents", CONFIG_KEY}
 _OF_TRAINING = {"multi_topk", "normalize_decoder"}  # without effect on a code
 
 
@@ -62,20 +63,20 @@ def read_sparsify(folder: str | Path) -> SparseAutoencoder:
     folder = Path(folder)
     cfg = read_json(folder / HEADER)
     if cfg.get("activation", "topk") != "topk":
-        raise refuse(folder, "activation", cfg["activation"], "topk")
+        raise unsupported(folder, "activation", cfg["activation"], "topk")
     for name in sorted(set(cfg) - _DESCRIBED - _OF_TRAINING):
         if cfg[name]:
-            raise refuse(folder, name, cfg[name], "a plain autoencoder, in which it is false or absent")
+            raise unsupported(folder, name, cfg[name], "a plain autoencoder, in which it is false or absent")
     tensors = read_weights(folder / WEIGHTS)
-    weights = LAYOUT.ours(shaped(folder, tensors, LAYOUT))
+    weights = FORMAT.to_weights(checked_tensors(folder, tensors, FORMAT))
     n_features, d_model = weights.W_dec.shape
     expected = cfg.get("num_latents") or d_model * cfg.get("expansion_factor", n_features / d_model)
-    agree(folder, d_in=(cfg.get("d_in"), d_model), num_latents=(expected, n_features))
-    return autoencoder(
+    check_agreement(folder, d_in=(cfg.get("d_in"), d_model), num_latents=(expected, n_features))
+    return build_autoencoder(
         folder,
-        shifted(weights, -1),
-        arch=LAYOUT.arch,
-        stated=Stated(k=whole(folder, "k", cfg.get("k")), own=cfg.get(STAMP)),
+        shift_b_enc(weights, -1),
+        arch=FORMAT.arch,
+        stated=StatedConfig(k=whole_number(folder, "k", cfg.get("k")), own=cfg.get(CONFIG_KEY)),
         precision=tensors["W_dec"].dtype,
     )
 
@@ -88,8 +89,10 @@ def write_sparsify(sae: SparseAutoencoder, folder: str | Path) -> None:
     """
     config, folder = sae.config, Path(folder)
     if sae.architecture.infer is not architecture("topk").infer:
-        raise refuse(folder, "arch", config.arch, "topk, as sparsify has no thresholds; write it for SAELens instead")
-    assert LAYOUT.theirs is not None
+        raise unsupported(
+            folder, "arch", config.arch, "topk, as sparsify has no thresholds; write it for SAELens instead"
+        )
+    assert FORMAT.from_weights is not None
     cfg = {
         "activation": "topk",
         "expansion_factor": max(1, config.n_features // config.d_model),
@@ -100,7 +103,7 @@ def write_sparsify(sae: SparseAutoencoder, folder: str | Path) -> None:
         "skip_connection": False,
         "transcode": False,
         "d_in": config.d_model,
-        STAMP: config.to_dict(),
+        CONFIG_KEY: config.to_dict(),
     }
-    data = safetensors.torch.save(stored(LAYOUT.theirs(shifted(weights_of(sae), +1), config)))
+    data = safetensors.torch.save(as_float32(FORMAT.from_weights(shift_b_enc(folded_weights(sae), +1), config)))
     write_files(folder, WEIGHTS, data, HEADER, cfg)

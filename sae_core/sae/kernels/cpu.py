@@ -1,6 +1,6 @@
 """Sparse products on a CPU, forwards and backwards: cost in proportion to the nonzeros, not to the features.
 
-The primitives of `calculus`, in torch's own terms:
+The primitives of `sparse_products`, in torch's own terms:
     spmm    `embedding_bag`, a bag a token
     spmm_t  `embedding_bag`, a bag a feature, after one stable sort
     sddmm   `torch.sparse.sampled_addmm`
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sae_core.sae.codes import SparseCodes
-from sae_core.sae.kernels.calculus import Products
+from sae_core.sae.kernels.sparse_products import SparseProducts
 
 
 def sddmm(
@@ -69,4 +69,4 @@ def _take_csr_notice() -> None:
         torch.sparse_csr_tensor(torch.tensor([0, 1]), zero, torch.zeros(1), size=(1, 1), check_invariants=False)
 
 
-PRODUCTS = Products(weighted_bags=weighted_bags, sddmm=sddmm, sum_t=sum_t)
+PRODUCTS = SparseProducts(weighted_bags=weighted_bags, sddmm=sddmm, sum_t=sum_t)

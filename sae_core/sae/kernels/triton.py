@@ -1,6 +1,6 @@
 """Sparse products on a GPU, forwards and backwards: cost in proportion to the nonzeros, no [token feature] matrix.
 
-The primitives of `calculus`, as two Triton kernels:
+The primitives of `sparse_products`, as two Triton kernels:
     spmm, spmm_t, sum_t  weighted sums of rows, a program for each bag and block of d: a bag is a token, or a feature
                          after one stable sort
     sddmm                a program for each block of places, which walks along d
@@ -23,7 +23,7 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from sae_core.sae.codes import SparseCodes
-from sae_core.sae.kernels.calculus import Products
+from sae_core.sae.kernels.sparse_products import SparseProducts
 
 N_BLOCK = 32  # nonzeros of a tile
 D_BLOCK = 128  # coordinates of a tile, at most
@@ -105,4 +105,4 @@ def _inner_products(values, left, right, rows, cols, nnz, d_model, SUM: tl.const
     tl.store(values + n, tl.sum(total, axis=1), mask=n < nnz)
 
 
-PRODUCTS = Products(weighted_bags=weighted_bags, sddmm=sddmm, sum_t=sum_t)
+PRODUCTS = SparseProducts(weighted_bags=weighted_bags, sddmm=sddmm, sum_t=sum_t)

@@ -1,4 +1,4 @@
-"""A planted dictionary, whose features are known, and small random codes."""
+"""A synthetic dictionary, whose features are known, and small random codes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class Planted(NamedTuple):
+class Synthetic(NamedTuple):
     """Unit directions [feature d_model] and a source of activations made of about three of them each, off centre."""
 
     directions: Tensor
@@ -24,7 +24,7 @@ class Planted(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def planted() -> Planted:
+def synthetic() -> Synthetic:
     n_features, d_model = 64, 32
     generator = torch.Generator().manual_seed(0)
     directions = functional.normalize(torch.randn(n_features, d_model, generator=generator), dim=1)
@@ -36,7 +36,7 @@ def planted() -> Planted:
         size = 0.5 + torch.rand(n_tokens, n_features, generator=own)
         return 2.5 * ((on * size) @ directions + mean)
 
-    return Planted(directions, sample)
+    return Synthetic(directions, sample)
 
 
 @pytest.fixture

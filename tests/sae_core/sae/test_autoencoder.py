@@ -3,9 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sae_core import sae as package
 from sae_core.errors import ConfigError
-from sae_core.sae import ARCHITECTURES, Normaliser, SAEConfig, SparseAutoencoder, SparseCodes
+from sae_core.sae import ARCHITECTURES, SAEConfig, SparseAutoencoder, SparseCodes
 from sae_core.sae import autoencoder as module
 
 
@@ -141,46 +140,3 @@ def test_activations_and_codes_of_another_width_are_refused():
 def test_an_unknown_architecture_is_refused_with_the_known_ones():
     with pytest.raises(ConfigError, match="arch = 'vanilla' is not known; choose one of batchtopk, gated, jumprelu"):
         SparseAutoencoder(SAEConfig(d_model=2, n_features=4, k=1, arch="vanilla"))
-
-
-def test_the_public_names_are_those_that_are_promised():
-    assert sorted(package.__all__) == [
-        "ARCHITECTURES",
-        "BASELINES",
-        "Calibration",
-        "FOREIGN_FORMATS",
-        "Finding",
-        "FittedBaseline",
-        "MetricAccumulator",
-        "Metrics",
-        "Normaliser",
-        "PlantedDictionary",
-        "SAEConfig",
-        "SAEInfo",
-        "SparseAutoencoder",
-        "SparseCodes",
-        "StepMetrics",
-        "Sweep",
-        "TrainConfig",
-        "Trainer",
-        "TrainerState",
-        "calibrate_threshold",
-        "calibrated_theta",
-        "evaluate",
-        "fit_baseline",
-        "load_sae",
-        "load_training",
-        "read_dictionary_learning",
-        "read_foreign",
-        "read_info",
-        "read_saelens",
-        "read_sparsify",
-        "recovery",
-        "save_sae",
-        "save_training",
-        "write_dictionary_learning",
-        "write_saelens",
-        "write_sparsify",
-    ]
-    assert all(hasattr(package, name) for name in package.__all__)
-    assert Normaliser is package.Normaliser

@@ -114,12 +114,12 @@ def test_a_folder_without_an_autoencoder_says_where_one_comes_from(tmp_path):
         load_sae(tmp_path)
 
 
-def test_training_resumes_from_disk_bit_for_bit(planted, tmp_path):
+def test_training_resumes_from_disk_bit_for_bit(synthetic, tmp_path):
     def new() -> Trainer:
         config = SAEConfig(d_model=32, n_features=64, k=3)
-        return Trainer(config, TrainConfig(n_steps=9, batch_size=64), Normaliser.fit([planted.sample(500, 0)]))
+        return Trainer(config, TrainConfig(n_steps=9, batch_size=64), Normaliser.fit([synthetic.sample(500, 0)]))
 
-    batches = [planted.sample(64, seed) for seed in range(8)]
+    batches = [synthetic.sample(64, seed) for seed in range(8)]
     undisturbed, first = new(), new()
     expected = [undisturbed.step(x) for x in batches]
     for x in batches[:3]:
@@ -127,19 +127,20 @@ def test_training_resumes_from_disk_bit_for_bit(planted, tmp_path):
     save_training(first.state_dict(), tmp_path, {"stream": {"epoch": 1, "position": 3}})
     state, extra = load_training(tmp_path)
     assert extra == {"stream": {"epoch": 1, "position": 3}}
-    resumed = Trainer.from_state(state)
+    resumed = new()
+    resumed.load_state_dict(state)
     assert [resumed.step(x) for x in batches[3:]] == expected[3:]
     a, b = resumed.state_dict().tensors, undisturbed.state_dict().tensors
     assert all(torch.equal(a[name], b[name]) for name in b)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_every_architecture_is_saved_with_a_threshold_for_each_feature(planted, arch, tmp_path):
+def test_every_architecture_is_saved_with_a_threshold_for_each_feature(synthetic, arch, tmp_path):
     config = SAEConfig(d_model=32, n_features=64, k=3, arch=arch, groups=(0.25, 0.75))
-    trainer = Trainer(config, TrainConfig(n_steps=20), Normaliser.fit([planted.sample(500, 0)]))
+    trainer = Trainer(config, TrainConfig(n_steps=20), Normaliser.fit([synthetic.sample(500, 0)]))
     for seed in range(20):
-        trainer.step(planted.sample(64, seed))
-    sae, x = trainer.finish([planted.sample(500, 99)]), planted.sample(50, 100)
+        trainer.step(synthetic.sample(64, seed))
+    sae, x = trainer.finish([synthetic.sample(500, 99)]), synthetic.sample(50, 100)
     save_sae(sae, tmp_path)
     loaded = load_sae(tmp_path)
     assert loaded.config == config
@@ -177,21 +178,23 @@ def test_an_autoencoder_of_version_1_is_read_with_its_one_threshold_for_every_fe
     assert loaded.config == sae.config
 
 
-def test_a_training_state_of_version_1_is_continued(planted, tmp_path):
+def test_a_training_state_of_version_1_is_continued(synthetic, tmp_path):
     def edit(body):
         meta = body["meta"]
         del meta["n_dead_before"], meta["train_config"]["sparsity_warmup_fraction"]
         meta["sae_config"] = {name: meta["sae_config"][name] for name in OLD_SAE_FIELDS}
 
     config = SAEConfig(d_model=32, n_features=64, k=3)
-    trainer = Trainer(config, TrainConfig(n_steps=9, batch_size=64), Normaliser.fit([planted.sample(500, 0)]))
-    trainer.step(planted.sample(64, 0))
+    trainer, resumed = (
+        Trainer(config, TrainConfig(n_steps=9, batch_size=64), Normaliser.fit([synthetic.sample(500, seed)]))
+        for seed in (0, 1)
+    )
+    trainer.step(synthetic.sample(64, 0))
     save_training(trainer.state_dict(), tmp_path)
     version_1(tmp_path, "trainer.safetensors", "trainer.json", theta="sae.theta", drop=("r_mag",), edit=edit)
     state, _ = load_training(tmp_path)
-    resumed = Trainer.from_state(state)
-    assert resumed.step(planted.sample(64, 1)) == trainer.step(planted.sample(64, 1))
-    trainer.load_state_dict(state)
+    resumed.load_state_dict(state)
+    assert resumed.step(synthetic.sample(64, 1)) == trainer.step(synthetic.sample(64, 1))
 
 
 def test_a_training_state_is_no_autoencoder(sae, tmp_path):

@@ -18,7 +18,7 @@ from torch.autograd import gradcheck
 from sae_core.errors import ConfigError
 from sae_core.sae import Normaliser, SAEConfig, TrainConfig, Trainer, kernels
 from sae_core.sae.codes import SparseCodes
-from sae_core.sae.kernels import CPU, KERNELS, REFERENCE, Kernel, kernel_for
+from sae_core.sae.kernels import CPU, DENSE, KERNELS, Kernel, kernel_for
 
 SHAPES = [(1, 1, 1, 1.0), (7, 5, 13, 0.3), (33, 17, 41, 0.05), (4, 3, 6, 0.0), (6, 8, 3, 1.0), (0, 4, 9, 0.5)]
 SHAPES += [(40, 133, 9, 0.9), (3, 256, 70, 0.8)]  # more nonzeros and wider than a tile of the Triton kernel
@@ -78,7 +78,7 @@ def run(kernel, codes: SparseCodes, x, W_enc, b_enc, W_dec):
 def assert_equals_the_dense_one(tried: Tried, codes: SparseCodes, d_model: int, dtype: torch.dtype) -> None:
     codes = moved(codes, tried.device)
     inputs = weights(d_model, codes.n_tokens, codes.n_features, dtype, tried.device)
-    for fast, dense in zip(run(tried.kernel, codes, *inputs), run(REFERENCE, codes, *inputs), strict=True):
+    for fast, dense in zip(run(tried.kernel, codes, *inputs), run(DENSE, codes, *inputs), strict=True):
         scale = max(1.0, float(dense.abs().max())) if dense.numel() else 1.0
         torch.testing.assert_close(fast / scale, dense / scale, rtol=1e-6, atol=1e-6)
 
@@ -102,7 +102,7 @@ def test_values_of_a_coarser_type_are_computed_anew(tried, random_codes):
     codes = moved(random_codes(9, 21, density=0.3, dtype=torch.float32), tried.device)
     x, W_enc, b_enc, _ = weights(7, 9, 21, torch.float32, tried.device)
     exact = (x @ W_enc.T + b_enc)[codes.row, codes.col.long()].detach()
-    for kernel in (tried.kernel, REFERENCE):
+    for kernel in (tried.kernel, DENSE):
         found = kernel.encode(x, W_enc, b_enc, codes.with_value(exact.bfloat16()))
         torch.testing.assert_close(found.detach(), exact, rtol=1e-6, atol=1e-6)
 
@@ -113,7 +113,7 @@ def test_gradients_of_sparse_kernels_equal_finite_differences(
 ):
     codes = moved(random_codes(n_tokens, n_features, density=density), tried.device)
     if INTERPRETED:  # it takes some milliseconds a tile: a few places of all are enough
-        codes = codes.tokens(torch.arange(min(n_tokens, 3)))
+        codes = codes.take(torch.arange(min(n_tokens, 3)))
     x, W_enc, b_enc, W_dec = weights(d_model, codes.n_tokens, n_features, torch.float64, tried.device)
 
     def encoded(x, W_enc, b_enc):
@@ -242,9 +242,9 @@ def test_encode_returns_the_values_that_the_selection_saw():
     codes = SparseCodes.from_dense(torch.tensor([[0.0, 2.0]]))
     x, W_enc, b_enc = torch.ones(1, 3), torch.ones(2, 3), torch.full((2,), -1.0)
     assert CPU.encode(x, W_enc, b_enc, codes).tolist() == [2.0]
-    assert REFERENCE.encode(x, W_enc, b_enc, codes).tolist() == [2.0]
+    assert DENSE.encode(x, W_enc, b_enc, codes).tolist() == [2.0]
 
 
 def test_a_device_without_a_kernel_of_its_own_gets_the_dense_one():
     assert kernel_for(torch.device("cpu")) is CPU
-    assert kernel_for(torch.device("meta")) is REFERENCE
+    assert kernel_for(torch.device("meta")) is DENSE

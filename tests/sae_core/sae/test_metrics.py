@@ -16,8 +16,8 @@ def test_predicting_the_mean_has_an_fvu_of_one_and_a_perfect_copy_of_zero():
     nothing = SparseCodes.from_dense(torch.zeros(400, 2))
     mean, copy = MetricAccumulator(6, 2), MetricAccumulator(6, 2)
     for batch, tokens in zip(x.split(33), torch.arange(400).split(33), strict=True):
-        mean.update(batch, x.mean(0).expand_as(batch), nothing.tokens(tokens))
-        copy.update(batch, batch, nothing.tokens(tokens))
+        mean.update(batch, x.mean(0).expand_as(batch), nothing.take(tokens))
+        copy.update(batch, batch, nothing.take(tokens))
     assert mean.result().fvu == pytest.approx(1.0, rel=1e-6)
     assert copy.result().fvu == 0.0
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from sae_core.sae import ARCHITECTURES, Normaliser, SAEConfig, TrainConfig, Trainer
-from sae_core.sae.constraints import LIVING_THETA, UNIT_NORM, normalise_rows, remove_parallel
-from sae_core.sae.kernels import CPU, REFERENCE
+from sae_core.sae.constraints import DECAY_DEAD_THETA, UNIT_NORM, normalise_rows, remove_parallel
+from sae_core.sae.kernels import CPU, DENSE
 from sae_core.sae.objectives import L0, Forward, auxk, loss_of
 
 D_MODEL, N_FEATURES, K, BANDWIDTH = 5, 16, 2, 0.4
@@ -121,7 +121,7 @@ def dense_term(name: str, arch: str, made: Trainer, x: Tensor, dead: Tensor) -> 
 TERMS = [(arch, term) for arch, record in ARCHITECTURES.items() for term in record.objective]
 
 
-@pytest.mark.parametrize("kernel", [CPU, REFERENCE], ids=["cpu", "reference"])
+@pytest.mark.parametrize("kernel", [CPU, DENSE], ids=["cpu", "reference"])
 @pytest.mark.parametrize(("arch", "term"), TERMS, ids=[f"{arch}-{term.name}" for arch, term in TERMS])
 def test_a_term_equals_its_dense_equation_in_value_and_gradients_and_reaches_the_encoder(arch, term, kernel):
     silent = (1, 4, 11)
@@ -277,7 +277,7 @@ def test_a_constraint_acts_on_what_it_names_and_on_nothing_else():
     weights.theta[3] = -0.2
     weights.W_dec.mul_(2.0)
     before = [weight.clone() for weight in weights]
-    LIVING_THETA.after_step(weights, dead)
+    DECAY_DEAD_THETA.after_step(weights, dead)
     assert weights.theta[3] == 0.0
     assert weights.theta[5] == pytest.approx(0.98 * before[4][5])
     assert torch.equal(weights.theta[6:], before[4][6:])

@@ -58,20 +58,20 @@ def config(arch: str) -> SAEConfig:
     return SAEConfig(d_model=32, n_features=64, k=3, arch=arch, aux_coefficient=0.0)
 
 
-def trainer(planted, arch: str, communicator: Communicator | None = None) -> Trainer:
+def trainer(synthetic, arch: str, communicator: Communicator | None = None) -> Trainer:
     # careful: a dead window that is never reached, as AuxK is taken a rank at a time
     schedule = TrainConfig(n_steps=40, batch_size=256, dead_window_tokens=600)
-    return Trainer(config(arch), schedule, Normaliser.fit([planted.sample(1000, 1)]), communicator=communicator)
+    return Trainer(config(arch), schedule, Normaliser.fit([synthetic.sample(1000, 1)]), communicator=communicator)
 
 
-def two(planted, arch: str, n_steps: int = 6, spoil: int | None = None) -> list[Trainer]:
+def two(synthetic, arch: str, n_steps: int = 6, spoil: int | None = None) -> list[Trainer]:
     """Both ranks after some steps, each on its half of every batch."""
     meeting = Meeting()
 
     def run(rank: int) -> Trainer:
-        mine = trainer(planted, arch, ThreadCommunicator(rank, meeting))
+        mine = trainer(synthetic, arch, ThreadCommunicator(rank, meeting))
         for step in range(n_steps):
-            x = planted.sample(256, step).chunk(2)[rank].clone()
+            x = synthetic.sample(256, step).chunk(2)[rank].clone()
             if rank == 1 and step == spoil:
                 x[5, 7] = torch.nan
             mine.step(x)
@@ -82,42 +82,42 @@ def two(planted, arch: str, n_steps: int = 6, spoil: int | None = None) -> list[
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_ranks_hold_the_same_state_bit_for_bit(planted, arch):
-    one, other = (each.state_dict() for each in two(planted, arch))
+def test_ranks_hold_the_same_state_bit_for_bit(synthetic, arch):
+    one, other = (each.state_dict() for each in two(synthetic, arch))
     assert one.meta == other.meta
     for name, value in one.tensors.items():
         assert torch.equal(value, other.tensors[name]), name
 
 
 @pytest.mark.parametrize("arch", ["topk", "gated", "standard"])
-def test_two_ranks_equal_one_on_both_batches_up_to_rounding(planted, arch):
-    both, _ = two(planted, arch)
-    alone = trainer(planted, arch)
+def test_two_ranks_equal_one_on_both_batches_up_to_rounding(synthetic, arch):
+    both, _ = two(synthetic, arch)
+    alone = trainer(synthetic, arch)
     for step in range(6):
-        alone.step(planted.sample(256, step))
+        alone.step(synthetic.sample(256, step))
     for name, value in alone.state_dict().tensors.items():
         torch.testing.assert_close(both.state_dict().tensors[name], value, rtol=1e-4, atol=2e-5, msg=name)
     assert torch.equal(both.tokens_since_fired, alone.tokens_since_fired)
 
 
-def test_what_a_step_says_is_of_all_ranks(planted):
+def test_what_a_step_says_is_of_all_ranks(synthetic):
     meeting = Meeting()
 
     def run(rank: int):
-        mine = trainer(planted, "topk", ThreadCommunicator(rank, meeting))
-        return mine.step(planted.sample(256, 0).chunk(2)[rank])
+        mine = trainer(synthetic, "topk", ThreadCommunicator(rank, meeting))
+        return mine.step(synthetic.sample(256, 0).chunk(2)[rank])
 
     with ThreadPoolExecutor(2) as pool:
         one, other = (future.result() for future in [pool.submit(run, rank) for rank in range(2)])
-    alone = trainer(planted, "topk").step(planted.sample(256, 0))
+    alone = trainer(synthetic, "topk").step(synthetic.sample(256, 0))
     assert one == other
     assert one.l0 == alone.l0
     assert one.mse == pytest.approx(alone.mse, rel=1e-5)
 
 
-def test_a_value_that_is_not_finite_on_one_rank_stops_all_at_the_same_step(planted):
+def test_a_value_that_is_not_finite_on_one_rank_stops_all_at_the_same_step(synthetic):
     with pytest.raises(TrainingError, match="step 4 is nan: the batch holds 1 values"):
-        two(planted, "topk", spoil=3)
+        two(synthetic, "topk", spoil=3)
 
 
 GLOO = """
@@ -139,8 +139,8 @@ distributed.destroy_process_group()
 """
 
 
-def test_two_processes_over_gloo_hold_the_same_bits_and_equal_one_process(planted, tmp_path):
-    data = planted.sample(1024, 0)
+def test_two_processes_over_gloo_hold_the_same_bits_and_equal_one_process(synthetic, tmp_path):
+    data = synthetic.sample(1024, 0)
     torch.save(data, tmp_path / "data.pt")
     commands = [[sys.executable, "-c", GLOO, str(rank), str(tmp_path)] for rank in range(2)]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]

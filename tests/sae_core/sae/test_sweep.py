@@ -8,8 +8,8 @@ from sae_core.sae import ARCHITECTURES, Normaliser, SAEConfig, Sweep, TrainConfi
 
 
 @pytest.fixture
-def made(planted):
-    normaliser = Normaliser.fit([planted.sample(1000, 1)])
+def made(synthetic):
+    normaliser = Normaliser.fit([synthetic.sample(1000, 1)])
 
     def make(arch: str = "batchtopk", *, seed: int = 0, n_steps: int = 12, **options) -> Trainer:
         config = SAEConfig(d_model=32, n_features=64, k=3, arch=arch, **options)
@@ -24,11 +24,11 @@ def assert_same(a: Trainer, b: Trainer) -> None:
     assert all(torch.equal(value, other.tensors[name]) for name, value in one.tensors.items())
 
 
-def test_a_sweep_on_one_read_of_the_stream_equals_its_solo_runs_bit_for_bit(made, planted):
+def test_a_sweep_on_one_read_of_the_stream_equals_its_solo_runs_bit_for_bit(made, synthetic):
     kinds = [{"arch": arch} for arch in ARCHITECTURES] + [{"seed": 4}, {"arch": "standard", "l1_coefficient": 0.3}]
-    sweep, batches = Sweep([made(**kind) for kind in kinds]), [planted.sample(128, seed) for seed in range(12)]
+    sweep, batches = Sweep([made(**kind) for kind in kinds]), [synthetic.sample(128, seed) for seed in range(12)]
     together = [sweep.step(x) for x in batches]
-    held_out = [planted.sample(500, 99)]
+    held_out = [synthetic.sample(500, 99)]
     finished = sweep.finish(iter(held_out))
     for place, kind in enumerate(kinds):
         solo = made(**kind)
@@ -38,9 +38,9 @@ def test_a_sweep_on_one_read_of_the_stream_equals_its_solo_runs_bit_for_bit(made
         assert all(torch.equal(value, finished[place].state_dict()[name]) for name, value in alone.items())
 
 
-def test_one_that_diverges_is_set_aside_at_its_last_good_step_and_the_others_go_on(made, planted, monkeypatch):
+def test_one_that_diverges_is_set_aside_at_its_last_good_step_and_the_others_go_on(made, synthetic, monkeypatch):
     sweep = Sweep([made(seed=0), made(seed=1)])
-    batches = [planted.sample(128, seed) for seed in range(6)]
+    batches = [synthetic.sample(128, seed) for seed in range(6)]
     for x in batches[:3]:
         sweep.step(x)
     with torch.no_grad():
@@ -57,19 +57,19 @@ def test_one_that_diverges_is_set_aside_at_its_last_good_step_and_the_others_go_
     assert_same(solo, sweep.trainers[1])
 
 
-def test_a_batch_that_stops_every_trainer_is_an_error_that_names_them(made, planted):
-    sweep, x = Sweep([made(), made("jumprelu")]), planted.sample(128, 0)
+def test_a_batch_that_stops_every_trainer_is_an_error_that_names_them(made, synthetic):
+    sweep, x = Sweep([made(), made("jumprelu")]), synthetic.sample(128, 0)
     x[0, 0] = float("nan")
     with pytest.raises(TrainingError, match=r"no trainer of the sweep is left. trainer 0: the loss .* trainer 1: the"):
         sweep.step(x)
 
 
-def test_a_batch_of_another_width_changes_no_trainer(made, planted):
+def test_a_batch_of_another_width_changes_no_trainer(made, synthetic):
     sweep = Sweep([made(), made(seed=1)])
     with pytest.raises(ConfigError, match="d_model = 31"):
         sweep.step(torch.zeros(4, 31))
     assert [trainer.n_steps_done for trainer in sweep.trainers] == [0, 0]
-    sweep.step(planted.sample(128, 0))
+    sweep.step(synthetic.sample(128, 0))
 
 
 def test_a_sweep_of_nothing_is_refused():

@@ -1,4 +1,4 @@
-"""What the foreign formats share: tensors checked against a layout, decoder lengths folded in, files written.
+"""What the formats of other libraries share: the checks of tensors, the equations of the conversion, writing files.
 
 Ours is x_hat = z W_dec + b_dec with z = pre where pre > max(theta, 0), pre = W_enc x + b_enc, rows of W_dec of length 1
 (or the k largest positive pre). Theirs differ by maps that are affine per feature, so what is read is the same function
@@ -33,17 +33,17 @@ from sae_core.sae.checkpoint import write_atomically
 from sae_core.sae.config import SAEConfig
 from sae_core.sae.objectives import Weights
 
-UNIT = 1e-5  # a length this close to 1 is 1: what float32 leaves of it
-STAMP = "scsae"  # key of the JSON that holds our own configuration
+UNIT_TOLERANCE = 1e-5  # a length this close to 1 is 1: what float32 leaves of it
+CONFIG_KEY = "scsae"  # key of the JSON that holds our own configuration
 Tensors = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
-    """One architecture of one format: its tensors, and how they are made of `Weights` and make them.
+class TensorFormat:
+    """The tensors of one architecture in one format, and their conversion to `Weights` and back.
 
-    `ours` and `theirs` know nothing of centring and of lengths; `theirs` is None where the format keeps a form for
-    training only, which is read and not written.
+    `to_weights` and `from_weights` leave the centring of the input and the lengths of decoder rows as they are.
+    `from_weights` is None for a class that the format uses during training only; such a class is read, not written.
     """
 
     arch: str
@@ -51,17 +51,17 @@ class Layout:
     """Axes of each tensor, "feature d_model"."""
     optional: Mapping[str, str] = field(default_factory=dict)
     """Tensors that may be absent."""
-    ours: Callable[[Tensors], Weights]
-    theirs: Callable[[Weights, SAEConfig], Tensors] | None = None
+    to_weights: Callable[[Tensors], Weights]
+    from_weights: Callable[[Weights, SAEConfig], Tensors] | None = None
     centred: bool = False
     """Whether b_dec is subtracted from the input, where the format's JSON does not say."""
-    counted: bool = False
+    states_k: bool = False
     """Whether the format's JSON says k."""
-    fits: Callable[[Weights], bool] = lambda _: True
+    can_hold: Callable[[Weights], bool] = lambda _: True
     """Whether it can say these weights, where it is the counterpart of their architecture."""
 
 
-class Stated(NamedTuple):
+class StatedConfig(NamedTuple):
     """What a folder says of the configuration; None: nothing."""
 
     k: int | None = None
@@ -70,10 +70,10 @@ class Stated(NamedTuple):
     """Our own configuration, if the folder was written here."""
 
 
-def shaped(folder: Path, tensors: Tensors, layout: Layout) -> dict[str, Tensor]:
+def checked_tensors(folder: Path, tensors: Tensors, tensor_format: TensorFormat) -> dict[str, Tensor]:
     """The tensors in float64; `CheckpointError` names those that are missing, unexpected or of another shape."""
-    known = {**layout.shapes, **layout.optional}
-    problems = [f"{name} is missing" for name in layout.shapes if name not in tensors]
+    known = {**tensor_format.shapes, **tensor_format.optional}
+    problems = [f"{name} is missing" for name in tensor_format.shapes if name not in tensors]
     problems += [f"{name} is unexpected" for name in tensors if name not in known]
     sizes: dict[str, int] = {}
     for name in known:
@@ -85,84 +85,84 @@ def shaped(folder: Path, tensors: Tensors, layout: Layout) -> dict[str, Tensor]:
         elif not bool(torch.isfinite(tensors[name]).all()):
             problems.append(f"{name} holds values that are not finite")
     if problems:
-        wanted = ", ".join(f"{name} [{axes}]" for name, axes in layout.shapes.items())
+        wanted = ", ".join(f"{name} [{axes}]" for name, axes in tensor_format.shapes.items())
         raise CheckpointError(f"{folder}: {'; '.join(problems)}. Allowed for this architecture: {wanted}.")
     return {name: tensor.double() for name, tensor in tensors.items()}
 
 
-def refuse(folder: Path, what: str, found: object, allowed: str) -> CheckpointError:
+def unsupported(folder: Path, what: str, found: object, allowed: str) -> CheckpointError:
     """The error for something that has no exact counterpart here."""
     return CheckpointError(f"{folder}: {what} is {found!r}, which cannot be taken over exactly; allowed: {allowed}.")
 
 
-def section(folder: Path, values: Mapping[str, Any], name: str) -> dict[str, Any]:
+def json_object(folder: Path, values: Mapping[str, Any], name: str) -> dict[str, Any]:
     """An object inside the JSON, empty where there is none; else `CheckpointError`."""
     found = values.get(name) or {}
     if not isinstance(found, dict):
-        raise refuse(folder, name, found, "a JSON object")
+        raise unsupported(folder, name, found, "a JSON object")
     return found
 
 
-def layout_of(folder: Path, layouts: Mapping[str, Layout], what: str, found: object) -> Layout:
+def format_named(folder: Path, formats: Mapping[str, TensorFormat], what: str, found: object) -> TensorFormat:
     """The record of an architecture; `CheckpointError` lists those that are known."""
-    if not isinstance(found, str) or found not in layouts:
-        raise refuse(folder, what, found, ", ".join(layouts))
-    return layouts[found]
+    if not isinstance(found, str) or found not in formats:
+        raise unsupported(folder, what, found, ", ".join(formats))
+    return formats[found]
 
 
-def layout_for(layouts: Mapping[str, Layout], arch: str, weights: Weights) -> str:
-    """Name of the layout that an architecture is written in: its counterpart, or jumprelu if that cannot hold it."""
-    written = [name for name, layout in layouts.items() if layout.theirs is not None]
-    native = [name for name in written if layouts[name].arch == arch and layouts[name].fits(weights)]
-    return native[0] if native else next(name for name in written if layouts[name].arch == "jumprelu")
+def format_for(formats: Mapping[str, TensorFormat], arch: str, weights: Weights) -> str:
+    """Name of the format that an architecture is written in: its counterpart, or jumprelu if that cannot hold it."""
+    written = [name for name, tensor_format in formats.items() if tensor_format.from_weights is not None]
+    native = [name for name in written if formats[name].arch == arch and formats[name].can_hold(weights)]
+    return native[0] if native else next(name for name in written if formats[name].arch == "jumprelu")
 
 
-def no_threshold(weights: Weights) -> bool:
+def has_no_threshold(weights: Weights) -> bool:
     """Whether every positive pre-activation counts."""
     return bool((weights.theta <= 0).all())
 
 
-def one_threshold(weights: Weights) -> bool:
+def has_one_threshold(weights: Weights) -> bool:
     """Whether all features have one threshold, and none that says it was never fitted."""
     return bool((weights.theta == weights.theta[0]).all()) and bool(weights.theta[0] >= 0)
 
 
-def is_whole(found: object) -> TypeGuard[float]:
+def is_whole_number(found: object) -> TypeGuard[float]:
     """Whether it is a whole number >= 1, also one that JSON holds as 32.0."""
     return isinstance(found, int | float) and not isinstance(found, bool) and found >= 1 and found % 1 == 0
 
 
-def whole(folder: Path, what: str, found: object) -> int:
+def whole_number(folder: Path, what: str, found: object) -> int:
     """A whole number >= 1; else `CheckpointError`."""
-    if not is_whole(found):
-        raise refuse(folder, what, found, "a whole number >= 1")
+    if not is_whole_number(found):
+        raise unsupported(folder, what, found, "a whole number >= 1")
     return int(found)
 
 
-def agree(folder: Path, **values: tuple[object, object]) -> None:
+def check_agreement(folder: Path, **values: tuple[object, object]) -> None:
     """`CheckpointError` if the JSON says (first; None: nothing) another value than the tensors do (second)."""
     for name, (said, held) in values.items():
         if said is not None and said != held:
             raise CheckpointError(f"{folder}: the JSON says {name} = {said!r}, the tensors {held!r}: they do not fit.")
 
 
-def gated(t: Tensors, W_gate: Tensor, b_gate: Tensor, b_mag: Tensor, W_dec: Tensor, b_dec: Tensor) -> Weights:
+def gated_weights(t: Tensors, W_gate: Tensor, b_gate: Tensor, b_mag: Tensor, W_dec: Tensor, b_dec: Tensor) -> Weights:
     """The one encoder and the threshold that a gate with a tied magnitude is."""
     stretch = t["r_mag"].exp()
     return Weights(stretch.unsqueeze(1) * W_gate, W_dec, b_mag, b_dec, b_mag - stretch * b_gate)
 
 
-def shifted(weights: Weights, sign: int) -> Weights:
+def shift_b_enc(weights: Weights, sign: int) -> Weights:
     """The encoder's bias when b_dec is no longer (-1) or from now on (+1) subtracted from the input."""
     return weights._replace(b_enc=weights.b_enc + sign * (weights.W_enc @ weights.b_dec))
 
 
-def autoencoder(
+def build_autoencoder(
     folder: Path,
     weights: Weights,
     *,
     arch: str,
-    stated: Stated,
+    stated: StatedConfig,
     precision: torch.dtype = torch.float32,
     ranks_lengths: bool = False,
 ) -> SparseAutoencoder:
@@ -186,14 +186,14 @@ def _lengths(
     folder: Path, W_dec: Float[Tensor, "feature d_model"], precision: torch.dtype, *, one: bool
 ) -> Float[Tensor, " feature"]:
     """Length of each decoder row, or the `one` of all; 1 where that is what rounding left of 1."""
-    length, tolerance = torch.linalg.vector_norm(W_dec, dim=1), UNIT
+    length, tolerance = torch.linalg.vector_norm(W_dec, dim=1), UNIT_TOLERANCE
     low, high = float(length.min()), float(length.max())
     if low == 0:
-        raise refuse(folder, "the length of the shortest decoder row", 0.0, "a direction for each feature")
+        raise unsupported(folder, "the length of the shortest decoder row", 0.0, "a direction for each feature")
     if one:
-        tolerance = max(UNIT, torch.finfo(precision).eps)
+        tolerance = max(UNIT_TOLERANCE, torch.finfo(precision).eps)
         if high / low - 1 > tolerance:
-            raise refuse(
+            raise unsupported(
                 folder,
                 "the lengths of the decoder's rows",
                 (low, high),
@@ -203,7 +203,7 @@ def _lengths(
     return torch.where((length - 1).abs() <= tolerance, 1.0, length)
 
 
-def _config(folder: Path, arch: str, W_dec: Tensor, stated: Stated) -> SAEConfig:
+def _config(folder: Path, arch: str, W_dec: Tensor, stated: StatedConfig) -> SAEConfig:
     n_features, d_model = W_dec.shape
     groups = SAEConfig.groups
     try:
@@ -218,16 +218,18 @@ def _config(folder: Path, arch: str, W_dec: Tensor, stated: Stated) -> SAEConfig
         raise CheckpointError(f"{folder} holds no valid configuration: {error}") from error
     k = own.k if stated.k is None else stated.k
     if not same or (own.d_model, own.n_features, own.k) != (d_model, n_features, k):
-        raise refuse(folder, f"the entry {STAMP!r} of the JSON", own, f"what the folder holds, {config}; or no entry")
+        raise unsupported(
+            folder, f"the entry {CONFIG_KEY!r} of the JSON", own, f"what the folder holds, {config}; or no entry"
+        )
     return own
 
 
-def weights_of(sae: SparseAutoencoder) -> Weights:
+def folded_weights(sae: SparseAutoencoder) -> Weights:
     """The folded weights in float64 on the CPU."""
     return Weights(*(weight.detach().double().cpu() for weight in sae.folded().weights))
 
 
-def stored(tensors: Tensors) -> dict[str, Tensor]:
+def as_float32(tensors: Tensors) -> dict[str, Tensor]:
     """What is written: float32 (whole numbers as they are), contiguous, no two sharing memory."""
     return {
         name: (tensor.float() if tensor.is_floating_point() else tensor).clone(memory_format=torch.contiguous_format)

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from sae_core.sae.diagnosis import diagnose
+from sae_core.sae.dead_features import dead_feature_risks
 
 
 def kinds(**found) -> list[str]:
     values = {"gamma": 1.0, "n_dead": 0, "n_dead_before": 0, "n_features": 1000}
-    return [finding.kind for finding in diagnose(**values | found)]
+    return [finding.kind for finding in dead_feature_risks(**values | found)]
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_gamma_is_reported_above_ten():
 
 
 def test_a_finding_says_what_was_found_and_what_to_do():
-    dead, gamma = diagnose(gamma=12.34, n_dead=50, n_dead_before=10, n_features=1000)
+    dead, gamma = dead_feature_risks(gamma=12.34, n_dead=50, n_dead_before=10, n_features=1000)
     assert dead.value == 0.05
     assert "50 of 1000 features (5.0 %)" in dead.message
     assert "lower the learning rate" in dead.message

@@ -1,4 +1,4 @@
-"""`PlantedDictionary`: activations made of known features, to see whether an autoencoder finds them.
+"""`SyntheticDictionary`: activations made of known features, to see whether an autoencoder finds them.
 
 More directions than dimensions (superposition), each active on its own share of the tokens. Shares are log-uniform
 over a factor of `spread`, as densities of features in real models are (a few on most cells, most on a few), scaled so
@@ -16,10 +16,10 @@ from torch.nn import functional
 from sae_core.errors import ConfigError
 
 
-class PlantedDictionary:
+class SyntheticDictionary:
     """Unit directions [n_features d_model] and a source of activations made of them.
 
-    Usage: `planted = PlantedDictionary(n_features=512, d_model=256); x = planted.sample(4096, seed=1)`.
+    Usage: `planted = SyntheticDictionary(n_features=512, d_model=256); x = planted.sample(4096, seed=1)`.
     """
 
     def __init__(
@@ -58,6 +58,6 @@ class PlantedDictionary:
         return (on * length) @ self.directions + self.mean + noise
 
 
-def recovery(planted: Float[Tensor, "planted d_model"], learned: Float[Tensor, "learned d_model"]) -> float:
+def mean_max_cosine(planted: Float[Tensor, "planted d_model"], learned: Float[Tensor, "learned d_model"]) -> float:
     """Mean over planted directions of the largest cosine with a learned one; of unit rows."""
     return float((planted @ learned.T).amax(dim=1).mean())

@@ -11,7 +11,7 @@ HIGH_GAMMA = 10.0  # the mean is ten times as long as the spread
 HIGH_DEAD_FRACTION = 0.02
 
 
-class Finding(NamedTuple):
+class DeadFeatureRisk(NamedTuple):
     """Something to look at; training can go on."""
 
     kind: Literal["dead_growth", "high_gamma"]
@@ -21,13 +21,13 @@ class Finding(NamedTuple):
     """What was found, why it matters, what to do."""
 
 
-def diagnose(*, gamma: float, n_dead: int, n_dead_before: int, n_features: int) -> list[Finding]:
+def dead_feature_risks(*, gamma: float, n_dead: int, n_dead_before: int, n_features: int) -> list[DeadFeatureRisk]:
     """Findings of a training with `n_dead` features dead now and `n_dead_before` of them one dead window ago."""
     findings = []
     dead = n_dead / n_features
     if dead > HIGH_DEAD_FRACTION and n_dead > n_dead_before:
         findings.append(
-            Finding(
+            DeadFeatureRisk(
                 "dead_growth",
                 dead,
                 f"{n_dead} of {n_features} features ({100 * dead:.1f} %) have not fired for a dead window, up from "
@@ -37,7 +37,7 @@ def diagnose(*, gamma: float, n_dead: int, n_dead_before: int, n_features: int) 
         )
     if gamma > HIGH_GAMMA:
         findings.append(
-            Finding(
+            DeadFeatureRisk(
                 "high_gamma",
                 gamma,
                 f"the mean activation is {gamma:.1f} times as long as the spread around it, which predicts dead "

@@ -21,7 +21,7 @@ from sae_core.sae.codes import SparseCodes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Products:
+class SparseProducts:
     """The primitives of one device; none of them is differentiated, all tensors they get are contiguous."""
 
     weighted_bags: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -62,7 +62,9 @@ class _Encode(Function):
     """v_n = x_t . w_f + b_f at place n = (t, f); dw_f = sum_n dv_n x_t, db_f = sum_n dv_n, dx_t = sum_n dv_n w_f."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, W_enc: Tensor, b_enc: Tensor, codes: SparseCodes, products: Products) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, W_enc: Tensor, b_enc: Tensor, codes: SparseCodes, products: SparseProducts
+    ) -> Tensor:
         ctx.codes, ctx.products = codes.with_value(codes.value.detach()), products
         x, W_enc = x.contiguous(), W_enc.contiguous()
         ctx.save_for_backward(x, W_enc)
@@ -89,7 +91,7 @@ class _Decode(Function):
     """x_hat_t = sum_n v_n w_f over places n = (t, f); dv_n = dx_hat_t . w_f, dw_f = sum_n v_n dx_hat_t."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, W_dec: Tensor, codes: SparseCodes, products: Products) -> Tensor:
+    def forward(ctx: Any, value: Tensor, W_dec: Tensor, codes: SparseCodes, products: SparseProducts) -> Tensor:
         value, W_dec = value.contiguous(), W_dec.contiguous()
         ctx.codes, ctx.products = codes.with_value(value.detach()), products
         ctx.save_for_backward(value, W_dec)
