@@ -66,9 +66,9 @@ def exists(dotted: str) -> bool:
 
 
 def test_a_dotted_name_is_found_where_it_is_and_nowhere_else():
-    assert exists("pipelines.config.TrainOptions.k")
+    assert exists("pipelines.config.train.TrainOptions.k")
     assert exists("feature_store.storage")
-    assert not exists("pipelines.config.TrainOptions.kk")
+    assert not exists("pipelines.config.train.TrainOptions.kk")
     assert not exists("feature_store.ingest")
 
 

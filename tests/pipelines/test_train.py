@@ -22,7 +22,8 @@ from feature_store.errors import IntegrityError, NotFoundError
 from feature_store.query.metrics import METRICS
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
-from pipelines.config import Arch, Recipe, TrainOptions, check
+from pipelines.config import Recipe, TrainOptions, check
+from pipelines.config.train import Arch
 from pipelines.errors import UsageError
 from pipelines.tracking import Tracking, promote
 from pipelines.tracking.provenance import origin_of

@@ -1,0 +1,39 @@
+"""The options of every stage, and the recipes that combine them.
+
+A module for each stage holds its options class. pydantic is used in this room alone: a stage receives a checked, frozen
+object. The docstring below a field is its help on the command line and in the notebook functions.
+"""
+
+from pathlib import Path
+
+from pipelines.config.associate import AssociateOptions
+from pipelines.config.compare import BaselineOptions, MatchOptions
+from pipelines.config.encode import EncodeOptions
+from pipelines.config.extract import DataOptions, ExtractOptions, ForwardOptions
+from pipelines.config.options import ActorOptions, CellOptions, Options, check, parse_size
+from pipelines.config.recipe import PARENTS, Recipe, load_recipe
+from pipelines.config.steer import SteerOptions
+from pipelines.config.train import TrainOptions
+
+DEFAULT_STORE = Path("scsae-store")
+
+__all__ = [
+    "DEFAULT_STORE",
+    "PARENTS",
+    "ActorOptions",
+    "AssociateOptions",
+    "BaselineOptions",
+    "CellOptions",
+    "DataOptions",
+    "EncodeOptions",
+    "ExtractOptions",
+    "ForwardOptions",
+    "MatchOptions",
+    "Options",
+    "Recipe",
+    "SteerOptions",
+    "TrainOptions",
+    "check",
+    "load_recipe",
+    "parse_size",
+]

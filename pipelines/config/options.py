@@ -1,0 +1,115 @@
+"""What all options share: the base class, the types of fields, and the check with its error messages.
+
+The docstring below a field is its help on the command line. A stage receives options that were checked and cannot be
+changed. An unknown key is an error that names the nearest known one.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipelines.errors import UsageError
+
+T = TypeVar("T", bound="Options")
+SIZE_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def parse_size(text: str) -> int:
+    """Return the number of bytes of a size such as `256MB` (decimal units); raise UsageError for anything else."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?B)\s*", text, flags=re.IGNORECASE)
+    if not found:
+        raise UsageError(f"the size was {text!r}; give a number and one of {', '.join(SIZE_UNITS)}, e.g. 256MB")
+    return int(float(found[1]) * SIZE_UNITS[found[2].upper()])
+
+
+def as_tuple(value: Any) -> Any:
+    """Return one text, path or number as a tuple, and anything else unchanged."""
+    return (value,) if isinstance(value, str | Path | int | float) else value
+
+
+Files = Annotated[tuple[Path, ...], pydantic.BeforeValidator(as_tuple)]
+"""Paths; a recipe may give one path without a list."""
+Positive = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+class Options(BaseModel):
+    """The base of all options: frozen, without unknown keys, and documented field by field.
+
+    The checks of a class are built when it is first used, which saves the start of the command line.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True, defer_build=True
+    )
+
+
+class ActorOptions(Options):
+    """How many actors share the shards, and what each of them gets."""
+
+    num_actors: int | None = Field(default=None, ge=1)
+    """Ray actors; default: as many as the cluster has room for."""
+    num_cpus: int = Field(default=1, ge=1)
+    """CPU cores of each actor."""
+    num_gpus: float = Field(default=0.0, ge=0)
+    """GPUs of each actor; 0 computes on the CPU."""
+
+
+class CellOptions(Options):
+    """What the columns of obs mean."""
+
+    donor: str | None = None
+    """obs column of the donor: the unit of splits and of statistics."""
+    batch: str | None = None
+    """obs column of the batch."""
+    cell_type: str | None = None
+    """obs column of the cell type."""
+    label: tuple[str, ...] = ()
+    """Further obs column to associate features with, e.g. condition; may be repeated."""
+    split: str | None = None
+    """obs column that says train, select or test of each cell. Default: whole donors, else batches, are dealt to the
+    splits; in other data than the SAE's, those that it knows keep theirs."""
+
+
+def check(cls: type[T], values: dict[str, Any], where: str) -> T:
+    """Build `cls` from `values`; raise UsageError that names the option, the value and what is allowed."""
+    try:
+        return cls(**values)
+    except pydantic.ValidationError as error:
+        raise UsageError("\n".join(_explain(cls, dict(e), where) for e in error.errors())) from None
+
+
+def _explain(cls: type[Options], error: dict[str, Any], where: str) -> str:
+    """One line for one pydantic error."""
+    location = [str(part) for part in error["loc"]]
+    # one of several values: the option is named, as its value is shown
+    named = location[:-1] if location and location[-1].isdigit() else location
+    name = ".".join(named) or "options"
+    if error["type"] == "extra_forbidden":
+        allowed = sorted(_fields_at(cls, location[:-1]))
+        near = difflib.get_close_matches(location[-1], allowed, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"{where}: the key {name!r} is unknown; {hint}allowed here: {', '.join(allowed)}"
+    reason = error["msg"].removeprefix("Value error, ")
+    return f"{where}: {name} was {error.get('input')!r}: {reason}" if location else f"{where}: {reason}"
+
+
+def _fields_at(cls: type[Options], path: list[str]) -> set[str]:
+    """Return the names of the fields below `path`: the name of a field, perhaps followed by a position in a list."""
+    if path and path[0] in cls.model_fields:
+        below = next(_options_in(cls.model_fields[path[0]].annotation), cls)
+        return set(below.model_fields)
+    return set(cls.model_fields)
+
+
+def _options_in(annotation: Any) -> Iterator[type[Options]]:
+    """Yield the options classes that an annotation contains."""
+    if isinstance(annotation, type) and issubclass(annotation, Options):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _options_in(argument)

@@ -1,0 +1,82 @@
+"""Recipes: the options of several stages in one YAML file."""
+
+from pathlib import Path
+
+import pydantic
+import yaml
+
+from pipelines.config.associate import AssociateOptions
+from pipelines.config.encode import EncodeOptions
+from pipelines.config.extract import ExtractOptions
+from pipelines.config.options import Options, check
+from pipelines.config.steer import SteerOptions
+from pipelines.config.train import TrainOptions
+from pipelines.errors import UsageError
+
+PARENTS = {
+    "train": ("extract", "activations"),
+    "encode": ("train", "sae"),
+    "associate": ("encode", "codes"),
+    "steer": ("associate", "associations"),
+}
+"""For a stage of a recipe, the stage that makes the run it starts from, and the option that names that run."""
+
+
+class Recipe(Options):
+    """Stages in their order; a stage left out is not run. A stage starts from the run that the stage before it made."""
+
+    store: str | None = None
+    """Folder of the store, or s3://BUCKET/PREFIX; the command line's --store comes first."""
+    extract: ExtractOptions | None = None
+    """Options of the extraction."""
+    train: TrainOptions | None = None
+    """Options of the training."""
+    encode: EncodeOptions | None = None
+    """Options of the encoding."""
+    associate: AssociateOptions | None = None
+    """Options of the associations."""
+    steer: tuple[SteerOptions, ...] = ()
+    """Steering runs, one after the other."""
+
+    @pydantic.model_validator(mode="after")
+    def _one_sae(self) -> "Recipe":
+        """A recipe goes on from one SAE; a sweep is for `scsae train`."""
+        options = self.train
+        for name in ("arch", "k", "l1_coefficient") if options is not None else ():
+            if len(values := getattr(options, name)) > 1:
+                raise ValueError(f"train.{name} was {list(values)}; a recipe trains one: sweep with `scsae train`")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _other_data_are_encoded(self) -> "Recipe":
+        """A recipe's associations are of the codes before them."""
+        if self.associate is not None and self.associate.data:
+            raise ValueError("associate.data is for `scsae associate`; a recipe encodes other data by encode.data")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _one_origin(self) -> "Recipe":
+        """A stage starts from the run of the stage before it or from the run that it names, not from both."""
+        for follower, (maker, field) in PARENTS.items():
+            stages = getattr(self, follower)
+            for stage in stages if isinstance(stages, tuple) else (stages,):
+                named = None if stage is None else getattr(stage, field)
+                if named is not None and getattr(self, maker) is not None:
+                    raise ValueError(
+                        f"{follower}.{field} was {named!r}, but the recipe has {maker} too, which makes that run; "
+                        "leave one of them out"
+                    )
+        return self
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a YAML recipe; raise UsageError for a missing file, broken YAML or a key that does not exist."""
+    if not path.exists():
+        raise UsageError(f"the recipe {path} does not exist; give the path of a YAML file")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UsageError(f"the recipe {path} is not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"the recipe {path} holds {values!r}; it has to map stages to options")
+    return check(Recipe, values, f"recipe {path}")
