@@ -91,6 +91,28 @@ def test_every_path_that_is_named_exists():
     assert missing(said, lambda place: "NAME" in place or bool(list(ROOT.glob(place)))) == {}
 
 
+def test_every_script_that_a_page_names_exists():
+    said = {path: set(re.findall(r"(?<![\w./])(\w+\.py)\b", path.read_text())) for path in PAGES}
+    assert missing(said, lambda name: name == "NAME.py" or any(path.name == name for path in (*SOURCES, *TESTS))) == {}
+
+
+def test_every_class_and_function_that_a_page_names_in_code_exists():
+    inside: dict[str, set[str]] = {}
+    for source in SOURCES:
+        for owner, names in {source.stem: set(members(source)), **members(source)}.items():
+            inside.setdefault(owner, set()).update(names)
+    code = re.compile(r"`((?:\w+\.)+\w+)(?:\([^`]*\))?`")
+    said = {path: {name for name in code.findall(path.read_text()) if inside.get(owner_of(name))} for path in PAGES}
+    is_file = re.compile(r"\.(py|json|yaml|csv|h5ad|safetensors|pt|models|ckpt|sbatch|data|gz|embed|txt)$")
+    known = missing(said, lambda name: bool(is_file.search(name)) or name.rpartition(".")[2] in inside[owner_of(name)])
+    assert known == {}
+
+
+def owner_of(dotted: str) -> str:
+    """What the last part of a dotted name is said to be in."""
+    return dotted.split(".")[-2]
+
+
 def test_every_name_of_the_door_that_is_named_exists():
     files = (*PAGES, ROOT / "scsae" / "__init__.py", ROOT / "pipelines" / "functions.py")
     said = {path: set(re.findall(r"(?<![\w./-])scsae\.(\w+)", path.read_text())) for path in files}
