@@ -22,8 +22,15 @@ from feature_store.plots.cells import umap, violin
 from feature_store.plots.dots import best_features, dotplot
 from feature_store.plots.features import batch_quadrant, density_histogram
 from feature_store.plots.genes import gene_bars, geneset_bars
-from feature_store.plots.steered import steering_all, steering_head, steering_map
-from feature_store.plots.steering import steering_bars, steering_curve, steering_distances, steering_pareto
+from feature_store.plots.steering import (
+    steering_all,
+    steering_bars,
+    steering_curve,
+    steering_distances,
+    steering_head,
+    steering_map,
+    steering_pareto,
+)
 
 __all__ = [
     "CLASS_COLOURS",

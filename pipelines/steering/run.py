@@ -381,7 +381,7 @@ class Trial:
 def drawings_of(asked: Asked, run: str) -> dict[str, Callable[[Path], object]]:
     """The plots of a finished run, by name; nothing is drawn yet."""
     from feature_store import FeatureStore
-    from feature_store.plots.steered import steering_drawings
+    from feature_store.plots.steering import steering_drawings
 
     found = FeatureStore.open(asked.layout.root, associations=asked.associations.path.parent.name)
     return dict(steering_drawings(found, run))

@@ -11,7 +11,7 @@ from findings_study.page import markdown, shrink
 
 from feature_store import FeatureStore
 from feature_store.plots import steering_pareto
-from feature_store.plots.steered import steering_drawings
+from feature_store.plots.steering import steering_drawings
 from feature_store.storage import commit
 from pipelines.steering.plan import MEAN_DIFFERENCE, NULLS
 from pipelines.steering.seeds import MIN_SEEDS, over_seeds

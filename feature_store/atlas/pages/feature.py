@@ -18,8 +18,8 @@ from feature_store.atlas.data import PLACES, AtlasData, NoSuchResource
 from feature_store.atlas.pages.feature_codes import SPLITS, Codes, ends
 from feature_store.atlas.routes import Route, json_bytes
 from feature_store.errors import StoreError
-from feature_store.plots.steering import Steered, bars_of, steered_run, title_of
 from feature_store.query.metrics import metric_of
+from feature_store.query.steering import SteeringResults, at_chosen_point, headline_of, steering_results, title_of
 
 MOST_LABELS = 60
 N_GENES, N_SETS, N_TOP = 15, 12, 20
@@ -263,25 +263,19 @@ def _scores(data: AtlasData) -> Mapping[str, Mapping[int, Mapping[str, Any]]]:
 
 
 def _headlines(data: AtlasData) -> Mapping[str, Mapping[str, Any]]:
-    """What each run did to its headline metric on `test` cells, with p against each null, in a title's words."""
-    return {run: _headline(steered_run(data.store, run)) for run in data.store.lineage.steering}
+    """By run, its title, and its headline metric on `test` cells at the chosen point with p against each null."""
+    return {run: _headline(steering_results(data.store, run)) for run in data.store.lineage.steering}
 
 
-def _headline(of: Steered) -> dict[str, Any]:
-    about: dict[str, Any] = {"title": title_of(of), "headline": None}
-    try:
-        rows = bars_of(of)
-    except StoreError:
-        return about
-    chosen = rows.filter(pl.col("chosen")) if "chosen" in rows.columns else rows.clear()
-    if chosen.is_empty():
-        return about
-    row = chosen.row(0, named=True)
+def _headline(results: SteeringResults) -> dict[str, Any]:
+    metric = headline_of(results)
+    row = None if metric is None else at_chosen_point(results, metric)
+    if metric is None or row is None:
+        return {"title": title_of(results), "headline": None}
     names = ("condition", "metric", "value", "effect", "low", "high", "n_features", "dose", "n_cells")
     p = {name.removeprefix(_P): value for name, value in row.items() if name.startswith(_P) and value is not None}
-    return about | {
-        "headline": {**{name: row.get(name) for name in names}, "words": metric_of(row["metric"]).description, "p": p}
-    }
+    figures = {name: row.get(name) for name in names}
+    return {"title": title_of(results), "headline": {**figures, "words": metric_of(metric).description, "p": p}}
 
 
 def _of_test(rows: pl.DataFrame, keys: Sequence[str], key: str, columns: Sequence[str]) -> pl.DataFrame:

@@ -9,8 +9,17 @@ import polars as pl
 from feature_store.atlas.columns import encode
 from feature_store.atlas.data import AtlasData, NoSuchResource, path_number
 from feature_store.atlas.routes import Route, json_bytes
-from feature_store.plots.steering import ALL, UNSTEERED, Steered, steered_run
-from feature_store.query.metrics import HEADLINES, METRICS, metric_of
+from feature_store.query.metrics import METRICS, metric_of
+from feature_store.query.steering import (
+    ALL,
+    Role,
+    SteeringResults,
+    at_chosen_point,
+    headline_of,
+    of_role,
+    p_column,
+    steering_results,
+)
 
 PLACES = ("pc1", "pc2", "x", "y", "gap")
 """Columns of the table `steering_map` that say where a cell lies; a store may have no `gap`."""
@@ -35,29 +44,29 @@ def runs(data: AtlasData) -> bytes:
     """All steering runs of the SAE, newest first, each with its headline at the chosen point."""
     if not data.has("steering"):
         return json_bytes(data.missing("steering"))
-    return json_bytes({"runs": [_summary(data, _steered(data, run)) for run in data.store.lineage.steering]})
+    return json_bytes({"runs": [_summary(data, _results(data, run)) for run in data.store.lineage.steering]})
 
 
 def document(data: AtlasData, run: str) -> bytes:
     """One run: its question, the points measured, its figures, its features, and what of it is on a map."""
-    of = _steered(data, run)
+    results = _results(data, run)
     variants = _variants(data, run)
-    rows = of.rows.filter(pl.col("role") != "trend") if "role" in of.rows.columns else of.rows
+    rows = results.rows.filter(pl.col("role") != Role.TREND) if "role" in results.rows.columns else results.rows
     of_run = {
-        **_summary(data, of),
-        "plan": [{"name": name, "text": text} for name, text in _plan_in_words(of.plan)],
-        "grid": of.plan.get("grid", []),
-        "command": _command(data, of.plan),
-        "features_given": bool(of.plan.get("feature")),
+        **_summary(data, results),
+        "plan": [{"name": name, "text": text} for name, text in _plan_in_words(results.plan)],
+        "grid": results.plan.get("grid", []),
+        "command": _command(data, results.plan),
+        "features_given": bool(results.plan.get("feature")),
         "metrics": [
             {"name": name, "words": metric_of(name).description, "better": metric_of(name).better}
             for name in _metrics(rows)
         ],
         "groups": _groups(rows),
         "nulls": _nulls(rows),
-        "trends": _trends(of.rows),
+        "trends": _trends(results.rows),
         "rows": {name: rows[name].to_list() if name in rows.columns else None for name in (*_ROW, *_ps(rows))},
-        "features": _features(data, of, variants),
+        "features": _features(data, results, variants),
         "variants": variants.drop("features").to_dicts(),
         "map": _about_map(data, run, variants),
     }
@@ -73,7 +82,7 @@ def cells(data: AtlasData, run: str) -> bytes:
     before = _unsteered(table, variants)
     chosen = variants.filter("chosen")["variant"].implode()
     moved = table.filter(pl.col("variant").is_in(chosen)).select("cell_idx", moved=True).collect()
-    kind = str(_steered(data, run).plan.get("kind", "cell_type"))
+    kind = str(_results(data, run).plan.get("kind", "cell_type"))
     about = data.store.frame("cells") if data.has("cells") else before.lazy()
     known = about.collect_schema().names()
     labels = [pl.col(kind).alias("label") if kind in known else pl.lit(None, pl.String).alias("label")]
@@ -100,11 +109,11 @@ def places(data: AtlasData, run: str, variant: str) -> bytes:
     return encode(both.select(pl.coalesce(f"{name}_after", name).alias(name) for name in names))
 
 
-def _steered(data: AtlasData, run: str) -> Steered:
+def _results(data: AtlasData, run: str) -> SteeringResults:
     """The results of a run. NoSuchResource for what is none."""
     if not data.has("steering") or run not in data.store.lineage.steering:
         raise NoSuchResource(run)
-    return steered_run(data.store, run)
+    return steering_results(data.store, run)
 
 
 def _variants(data: AtlasData, run: str) -> pl.DataFrame:
@@ -129,7 +138,7 @@ def _map(data: AtlasData, run: str) -> pl.LazyFrame:
 
 def _unsteered(table: pl.LazyFrame, variants: pl.DataFrame) -> pl.DataFrame:
     """The rows of a map before steering, by cell_idx."""
-    own = variants.filter(pl.col("role") == UNSTEERED)["variant"].implode()
+    own = of_role(variants, Role.UNSTEERED)["variant"].implode()
     return table.filter(pl.col("variant").is_in(own)).drop("variant").sort("cell_idx").collect()
 
 
@@ -137,7 +146,7 @@ def _about_map(data: AtlasData, run: str, variants: pl.DataFrame) -> dict[str, A
     """Cells on the map of a run and the bounds [x0, x1, y0, y1] of what was done; or what makes it."""
     if not data.has("steering_map"):
         return data.missing("steering_map")
-    own = variants.filter(pl.col("role").is_in([UNSTEERED, "grid"]))["variant"].implode()
+    own = of_role(variants, Role.UNSTEERED, Role.GRID)["variant"].implode()
     rows = _map(data, run).filter(pl.col("variant").is_in(own)).collect()
     if rows.is_empty():
         return data.missing("steering_map")
@@ -148,24 +157,23 @@ def _about_map(data: AtlasData, run: str, variants: pl.DataFrame) -> dict[str, A
     return {"n_cells": rows["cell_idx"].n_unique(), "bounds": bounds}
 
 
-def _summary(data: AtlasData, of: Steered) -> dict[str, Any]:
+def _summary(data: AtlasData, results: SteeringResults) -> dict[str, Any]:
     """The question, the points measured on test cells, the chosen one, and the headline there."""
-    plan, rows = of.plan, of.rows
+    plan, rows = results.plan, results.rows
     named = {name: plan.get(name) for name in ("question", "kind", "target", "toward", "intervention", "n_nulls")}
-    grid = rows.filter(pl.col("role") == "grid") if "role" in rows.columns else rows.clear()
+    grid = of_role(rows, Role.GRID)
     points = grid.select("n_features", "dose").unique().sort("n_features", "dose") if grid.height else pl.DataFrame()
     chosen = grid.filter("chosen") if grid.height else grid
-    headline = next((name for name in HEADLINES if name in rows["metric"]), None)
-    best = chosen.filter(metric=headline, group=ALL).head(1).to_dicts() if headline and chosen.height else []
+    headline = headline_of(results)
     return {
-        "run": of.run,
+        "run": results.run,
         **named,
         "words": _asked(plan),
         "points": points.to_dicts(),
         "chosen": chosen.select("n_features", "dose").row(0, named=True) if chosen.height else None,
         "headline": headline,
-        "at_chosen": best[0] if best else None,
-        "has_map": data.has("steering_map") and not _map(data, of.run).head(1).collect().is_empty(),
+        "at_chosen": at_chosen_point(results, headline) if headline else None,
+        "has_map": data.has("steering_map") and not _map(data, results.run).head(1).collect().is_empty(),
     }
 
 
@@ -229,20 +237,16 @@ def _ps(rows: pl.DataFrame) -> list[str]:
 
 def _nulls(rows: pl.DataFrame) -> list[dict[str, Any]]:
     """Name, column of p and draws of each null that was drawn."""
-    if "role" not in rows.columns:
-        return []
-    drawn = rows.filter(pl.col("role") == "null").group_by("condition", maintain_order=True)
+    drawn = of_role(rows, Role.NULL).group_by("condition", maintain_order=True)
     return [
-        {"name": name, "p": f"p_{name.replace(' ', '_')}", "n_draws": n_draws}
+        {"name": name, "p": p_column(name), "n_draws": n_draws}
         for name, n_draws in drawn.agg(pl.col("n_draws").max()).iter_rows()
     ]
 
 
 def _trends(rows: pl.DataFrame) -> list[dict[str, Any]]:
     """By axis: Spearman's correlation of the headline with it, Page's p, and the units behind them."""
-    if "role" not in rows.columns:
-        return []
-    found = {row["metric"]: row for row in rows.filter(pl.col("role") == "trend").iter_rows(named=True)}
+    found = {row["metric"]: row for row in of_role(rows, Role.TREND).iter_rows(named=True)}
     trends = []
     for axis in ("dose", "n_features"):
         if row := found.get(f"{axis}_spearman"):
@@ -251,16 +255,16 @@ def _trends(rows: pl.DataFrame) -> list[dict[str, Any]]:
     return trends
 
 
-def _features(data: AtlasData, of: Steered, variants: pl.DataFrame) -> list[dict[str, Any]]:
+def _features(data: AtlasData, results: SteeringResults, variants: pl.DataFrame) -> list[dict[str, Any]]:
     """Features edited at the largest point of the grid, best first, by name; a smaller one takes the first of them."""
-    grid = variants.filter(pl.col("role") == "grid").sort("n_features", descending=True)
-    used = grid["features"][0].to_list() if grid.height else of.plan.get("features") or []
+    grid = of_role(variants, Role.GRID).sort("n_features", descending=True)
+    used = grid["features"][0].to_list() if grid.height else results.plan.get("features") or []
     order = pl.DataFrame({"feature_id": used}, schema={"feature_id": pl.Int32})
     known = [name for name in _ABOUT if name in data.features.columns] if data.has("features") else []
     if known:
         order = order.join(data.features.select(known), on="feature_id", how="left", maintain_order="left")
     if data.has("steering_scores"):
-        scores = data.store.frame("steering_scores").filter(pl.col("run") == of.run).select("feature_id", "score")
+        scores = data.store.frame("steering_scores").filter(pl.col("run") == results.run).select("feature_id", "score")
         order = order.join(scores.collect(), on="feature_id", how="left", maintain_order="left")
     return order.to_dicts()
 

@@ -24,8 +24,8 @@ ALLOWED = {
     "feature_store.associations.matching",
     "feature_store.associations.ranks",
     "feature_store.errors",
-    "feature_store.plots.steering",
     "feature_store.query.metrics",
+    "feature_store.query.steering",
     "feature_store.query.store",
     "feature_store.storage.schemas",
 }

@@ -268,17 +268,17 @@ def test_all_plots_of_a_run_are_those_that_it_has_tables_for(store, tmp_path):
 
 
 REFUSED = {
-    "one point": (lambda s: plots.steering_curve(s, "b00c"), r"measured one point.*several --dose"),
-    "nothing moved": (lambda s: plots.steering_distances(s, "c1x"), "no metric 'distance_corrected'"),
-    "no embeddings": (lambda s: plots.steering_map(s, "c1x"), "no embeddings of its variants"),
-    "no answers": (lambda s: plots.steering_head(s, "c1x"), "scsae steer --head"),
-    "no such run": (lambda s: plots.steering_all(s, "ffff", save="x"), "'ffff' names none of the steering runs"),
-    "no such metric": (lambda s: plots.steering_pareto(s, MOVE, x="remainin"), "did you mean 'remaining'"),
+    "one point": (lambda s: plots.steering_curve(s, "b00c"), "b00c.*--dose"),
+    "nothing moved": (lambda s: plots.steering_distances(s, "c1x"), "c1x.*'distance_corrected'"),
+    "no embeddings": (lambda s: plots.steering_map(s, "c1x"), "c1x.*scsae steer"),
+    "no predictions": (lambda s: plots.steering_head(s, "c1x"), "c1x.*--head"),
+    "no such run": (lambda s: plots.steering_all(s, "ffff", save="x"), "'ffff'.*a0ve"),
+    "no such metric": (lambda s: plots.steering_pareto(s, MOVE, x="remainin"), "'remainin'.*'remaining'"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_a_run_has_no_table_for_is_refused_in_words(store, case):
+def test_what_a_run_has_no_table_for_is_refused_with_the_run_and_what_to_do(store, case):
     call, message = REFUSED[case]
     with pytest.raises(InputError, match=message):
         call(store)

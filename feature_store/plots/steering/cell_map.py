@@ -1,0 +1,167 @@
+"""The embeddings of steered cells before and after, on the principal components of those before."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from feature_store.errors import InputError
+from feature_store.plots.canvas import BLUE, OKABE_ITO, ORANGE, SMALL, beside, canvas, finish, head, plain
+from feature_store.plots.inputs import read_cells
+from feature_store.plots.steering.rows import title_of
+from feature_store.query.steering import Role, SteeringResults, steering_results
+from feature_store.storage.commit import Run
+from feature_store.storage.filesystem import scan_source
+from feature_store.storage.layout import MANIFEST
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from feature_store.query.store import FeatureStore
+
+MAX_CELLS = 3000
+"""Cells that a map draws at most; of more cells it draws a seeded sample."""
+MIN_CELLS = 10
+"""Cells that a type must have for an arrow."""
+MAX_LABELS = 8
+OTHERS = "#BBBBBB"
+Floats = npt.NDArray[np.float64]
+
+
+def steering_map(
+    store: "FeatureStore",
+    run: str | None = None,
+    *,
+    seed: int = 0,
+    show: bool | None = None,
+    save: str | Path | None = None,
+    ax: "Axes | None" = None,
+) -> "list[Axes]":
+    """The test cells' embeddings before and after steering, on the principal components of those before.
+
+    The components are fitted once, on unsteered cells, and the steered cells are projected onto them, so that the cells
+    move and the map does not. Colours are the labels of the run (target and toward, or batches). An arrow runs from the
+    mean of a cell type before to its mean after; a cross marks the mean of the cells that it was moved toward. At most
+    3,000 cells are drawn. Raises InputError for a run without stored embeddings.
+    """
+    results = steering_results(store, run)
+    before, after, cells = embedded_cells(store, results)
+    rng = np.random.default_rng(seed)
+    mean = before.mean(axis=0)
+    _, spread, axes = np.linalg.svd(before - mean, full_matrices=False)
+    share = spread[:2] ** 2 / max(float((spread**2).sum()), 1e-30)
+    places = [(embedded - mean) @ axes[:2].T for embedded in (before, after)]
+    colours, names = _colours(cells["label"], results)
+    drawn = canvas(ax, (8.6, 3.9), show=show, save=save, n_panels=1 if ax is not None else 2)
+    order = rng.permutation(len(before))[:MAX_CELLS]
+    size = float(np.clip(9_000 / max(len(order), 1), 2, 24))
+    for panel, place, said in zip(
+        drawn.axes, places if ax is None else places[1:], ("before", "after") if ax is None else ("after",), strict=True
+    ):
+        panel.scatter(
+            place[order, 0],
+            place[order, 1],
+            s=size,
+            color=[colours[i] for i in order],
+            lw=0,
+            alpha=0.7,
+            rasterized=True,
+        )
+        panel.set(xticks=[], yticks=[])
+        panel.set_xlabel(f"PC 1 ({share[0]:.0%} of the variance before)", fontsize=SMALL)
+        panel.set_ylabel(f"PC 2 ({share[1]:.0%})", fontsize=SMALL)
+        panel.set_title(said, fontsize=9)
+    bounds = np.concatenate([place[order] for place in places])
+    low, high = np.quantile(bounds, (0.002, 0.998), axis=0)
+    margin = 0.06 * (high - low)
+    for panel in drawn.axes:
+        panel.set_xlim(low[0] - margin[0], high[0] + margin[0])
+        panel.set_ylim(low[1] - margin[1], high[1] + margin[1])
+    any_moved = _draw_arrows(drawn.axes[-1], places, cells, results)
+    handles: list[Any] = [drawn.axes[-1].scatter([], [], s=24, color=colour) for colour in names.values()]
+    listed = [*names, *(("mean of a type, before to after",) if any_moved else ())]
+    handles += [drawn.axes[-1].plot([], [], color="black", lw=1.3)[0]] if any_moved else []
+    if results.plan.get("toward") in names:
+        handles.append(drawn.axes[-1].scatter([], [], marker="x", s=28, color="black", lw=1.3))
+        listed.append(f"mean of {results.plan['toward']}")
+    beside(drawn.axes[-1], handles, [plain(name, 34) for name in listed])
+    if drawn.own:
+        drawn.figure.suptitle(title_of(results), fontsize=10)
+    else:
+        head(drawn.ax, title_of(results))
+    finish(drawn, show, save)
+    return drawn.axes
+
+
+def embedded_cells(store: "FeatureStore", results: SteeringResults) -> tuple[Floats, Floats, pl.DataFrame]:
+    """Embeddings of test cells before and after [cell width], and label and cell type of each cell that has a label.
+
+    Raises InputError for a run without embeddings of its variants.
+    """
+    folder = store.layout.steering_dir(results.run)
+    if "steering_variants" not in store.tables() or not (folder / "per_cell" / MANIFEST).is_file():
+        raise InputError(f"steering run {results.run} has no embeddings of its variants; run `scsae steer` again")
+    variants = store.frame("steering_variants").filter(pl.col("run") == results.run).collect()
+    ids = [variants.filter(chosen)["variant"] for chosen in (pl.col("role") == Role.UNSTEERED, pl.col("chosen"))]
+    if not all(len(found) for found in ids):
+        raise InputError(f"steering run {results.run} has no chosen variant; run `scsae steer` again")
+    kind = str(results.plan.get("kind", "cell_type"))
+    cells = read_cells(store, "cell_type", kind).filter(pl.col("split") == "test")
+    cells = cells.select("cell_idx", "cell_type", label=pl.col(kind).cast(pl.String)).drop_nulls("label")
+    parts = Run.open(folder / "per_cell").parts()
+    stored = pl.scan_parquet([scan_source(part) for part in parts], glob=False)
+    columns = []
+    for found in ids:
+        rows = stored.filter(pl.col("variant") == found[0]).select("cell_idx", "embedding").collect()
+        columns.append(cells.select("cell_idx").join(rows, on="cell_idx", how="left", maintain_order="left"))
+    known = columns[0]["embedding"].is_not_null()
+    # careful: a cell that a variant leaves alone has no row of it
+    columns[1] = columns[1].with_columns(embedding=pl.coalesce("embedding", columns[0]["embedding"]))
+    arrays = [np.asarray(frame["embedding"].filter(known).to_numpy(), dtype=np.float64) for frame in columns]
+    finite = (
+        np.isfinite(arrays[0]).all(axis=1) & np.isfinite(arrays[1]).all(axis=1) if known.any() else np.zeros(0, bool)
+    )
+    if finite.sum() < 3:
+        raise InputError(
+            f"steering run {results.run} has embeddings of {int(finite.sum())} labelled test cells; 3 are needed"
+        )
+    return arrays[0][finite], arrays[1][finite], cells.filter(known).filter(pl.Series(finite))
+
+
+def _colours(labels: pl.Series, results: SteeringResults) -> tuple[list[str], dict[str, str]]:
+    """The colour of each cell, and of each label in the legend."""
+    target, toward = results.plan.get("target"), results.plan.get("toward")
+    counts = labels.value_counts(sort=True)[labels.name].to_list()
+    if target in counts:
+        shown = {str(target): ORANGE} | ({str(toward): BLUE} if toward in counts else {})
+    else:
+        palette = [colour for colour in OKABE_ITO if colour not in ("#000000", "#F0E442")]
+        shown = dict(zip(sorted(counts[: min(MAX_LABELS, len(palette))]), palette, strict=False))
+    rest = set(counts) - shown.keys()
+    names = shown | ({"others": OTHERS} if rest else {})
+    return [shown.get(label, OTHERS) for label in labels], names
+
+
+def _draw_arrows(panel: "Axes", places: list[Floats], cells: pl.DataFrame, results: SteeringResults) -> bool:
+    """Draw an arrow from the mean of each type before to its mean after, over steered cells; True if any was drawn."""
+    target, toward = results.plan.get("target"), results.plan.get("toward")
+    label = cells["label"]
+    steered = (label == target).to_numpy() if target in label.to_list() else np.ones(len(label), dtype=bool)
+    types = cells["cell_type"].fill_null("unknown")
+    any_moved = False
+    for name in types.unique().sort():
+        own = (types == name).to_numpy()
+        moved = own & steered
+        if moved.sum() < MIN_CELLS:
+            continue
+        any_moved = True
+        start, stop = (place[moved].mean(axis=0) for place in places)
+        panel.annotate(
+            "", stop, start, arrowprops={"arrowstyle": "-|>", "lw": 1.3, "color": "black", "mutation_scale": 9}
+        )
+        if toward is not None and (reference := own & (label == toward).to_numpy()).sum() >= MIN_CELLS:
+            x, y = places[0][reference].mean(axis=0)
+            panel.scatter(x, y, marker="x", s=28, color="black", lw=1.3, zorder=4)
+    return any_moved

@@ -1,0 +1,82 @@
+"""The effect of each condition of a steering run, beside its nulls and baselines."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from feature_store.errors import InputError
+from feature_store.plots.canvas import BLUE, GREY, ORANGE, canvas, finish, head, key, plain
+from feature_store.plots.steering.rows import check_columns, measured_metric, metric_words, title_of
+from feature_store.query.metrics import HEADLINES
+from feature_store.query.steering import Role, SteeringResults, of_all_cells, steering_results
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from feature_store.query.store import FeatureStore
+
+
+def steering_bars(
+    store: "FeatureStore",
+    run: str | None = None,
+    *,
+    metric: str | None = None,
+    show: bool | None = None,
+    save: str | Path | None = None,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """The effect of each condition of a steering run on a metric, less the unsteered value, with its 95 % interval.
+
+    `run` is an id or the beginning of one; None takes the newest run. `metric` None takes the metric that answers the
+    question of the run. Of the grid only the chosen point is drawn. Nulls are grey.
+
+    Raises InputError for an unknown run or metric.
+    """
+    results = steering_results(store, run)
+    rows = bar_rows(results, metric)
+    value = rows["effect"].to_numpy()
+    low, high = (rows[name].fill_null(rows["effect"]).to_numpy() for name in ("low", "high"))
+    colours = [_colour(row) for row in rows.iter_rows(named=True)]
+    y = np.arange(rows.height)
+    drawn = canvas(ax, (6.6, 1.3 + 0.4 * rows.height), show=show, save=save)
+    drawn.ax.barh(y, value, color=colours, height=0.65)
+    spread = np.stack([np.maximum(value - low, 0), np.maximum(high - value, 0)])
+    known_spread = spread.sum(axis=0) > 0
+    drawn.ax.errorbar(
+        value[known_spread],
+        y[known_spread],
+        xerr=spread[:, known_spread],
+        fmt="none",
+        ecolor="black",
+        capsize=3,
+        lw=1.2,
+    )
+    drawn.ax.axvline(0, color="black", lw=0.8)
+    drawn.ax.set_yticks(y, [plain(name) for name in rows["condition"]], fontsize=9)
+    drawn.ax.set_ylim(rows.height - 0.4, -0.6)
+    drawn.ax.set_xlabel(f"change in the {metric_words(rows['metric'][0])}", fontsize=9)
+    head(drawn.ax, title_of(results))
+    key(drawn.ax, {"intervention": BLUE, Role.BASELINE: ORANGE, "null": GREY}, set(colours))
+    finish(drawn, show, save)
+    return drawn.ax
+
+
+def bar_rows(results: SteeringResults, metric: str | None = None) -> pl.DataFrame:
+    """The rows that `steering_bars` draws: the chosen point first, then the other conditions over all cells.
+
+    Raises InputError where there are none.
+    """
+    rows = of_all_cells(results.rows, measured_metric(results, metric, HEADLINES))
+    check_columns(rows, results, ("role", "chosen"))
+    rows = rows.filter((pl.col("role") != Role.UNSTEERED) & ((pl.col("role") != Role.GRID) | pl.col("chosen")))
+    if rows.is_empty():
+        raise InputError(f"steering run {results.run} has no condition but the unsteered one; run `scsae steer` again")
+    return rows.sort(~pl.col("chosen"), maintain_order=True)
+
+
+def _colour(row: Mapping[str, Any]) -> str:
+    """Grey for a null, orange for a baseline, blue for the intervention."""
+    return {Role.NULL: GREY, Role.BASELINE: ORANGE, Role.FLOOR: ORANGE}.get(row["role"], BLUE)
