@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import torch
 
     from sae_core.sae import SparseAutoencoder
-    from sae_core.scfm import FoundationModel, Patch, Prefix, Site, TokenInfo, Tokens
+    from sae_core.scfm import CachedActivations, FoundationModel, Patch, Site, TokenInfo, Tokens
 
 
 T = TypeVar("T")
@@ -88,9 +88,9 @@ class Probe:
         return Recovery(embedding, 1 - (losses.x_hat - losses.whole) / (losses.ablated - losses.whole), losses)
 
     def _embed(self, patch: "Patch | None") -> "torch.Tensor":
-        at = self._model.reading_site(self._site)
+        at = self._model.readout_site(self._site)
         patches = {} if patch is None else {self._site: patch}
-        return self._model.embed(self.tokens, site=at, patches=patches, prefix=self._prefix).double()
+        return self._model.embed(self.tokens, site=at, patches=patches, cached=self._prefix).double()
 
     def _squares(self, patch: "Patch") -> float:
         """Mean squared change of the embedding; cells without a gene have none."""
@@ -142,12 +142,12 @@ def _rows(source: "Source", cells: npt.NDArray[np.int64]) -> CSRRows:
     return concat_rows([source.read_rows(int(run[0]), int(run[-1]) + 1) for run in runs])
 
 
-def _prefix(model: "FoundationModel", tokens: "Tokens", site: "Site | str") -> "Prefix | None":
+def _prefix(model: "FoundationModel", tokens: "Tokens", site: "Site | str") -> "CachedActivations | None":
     """Activations at the site, so that the blocks before it run once; None for a site inside a block."""
-    from sae_core.scfm import Prefix, Site
+    from sae_core.scfm import CachedActivations, Site
 
     at = Site.parse(site)
-    return Prefix(at, model.activations(tokens, [at])[at]) if at.kind in ("embedding", "layer") else None
+    return CachedActivations(at, model.activations(tokens, [at])[at]) if at.kind in ("embedding", "layer") else None
 
 
 def _ablated(x: "torch.Tensor", info: "TokenInfo") -> "torch.Tensor":

@@ -129,8 +129,8 @@ def inspect_data(options: DataOptions) -> dict[str, Any]:
     source, model, seen = opened.source, opened.model, opened.coverage
     n_tokens = opened.mean_tokens * source.n_cells
     probe = f"of the first {len(seen.genes_per_cell)} cells" + (", some of each file" if len(source.paths) > 1 else "")
-    unmatched = seen.heaviest_unmatched(source.gene_symbols)
-    n_cut = seen.n_cut(model.max_genes)
+    unmatched = seen.top_unmatched(source.gene_symbols)
+    n_cut = seen.n_truncated(model.max_genes)
     return {
         "data": ", ".join(map(str, source.paths)),
         "matrix": f"{source.matrix} ({source.value_kind})",

@@ -189,7 +189,7 @@ class Steerer(_Worker):
 
     def rows(self, block: Block, running: "SteeredModel", variant: Variant) -> pl.DataFrame:
         """See _Worker."""
-        site = self.opened.model.reading_site(self.opened.site)
+        site = self.opened.model.readout_site(self.opened.site)
         steering = self.steering(variant, block.cells)
         embedded = running.embeddings(steering, [site], readout=self.job.readout)[site].float().numpy()
         return pl.DataFrame(
@@ -213,7 +213,7 @@ class Asker(_Worker):
                 "cell_idx": block.cells[found.cell.numpy()],
                 "variant": np.full(len(found.cell), variant.id, dtype=np.int32),
                 "gene_id": found.gene_id.numpy(),
-                "answer": found.answer.numpy(),
+                "answer": found.prediction.numpy(),
                 "target": found.target.numpy(),
             }
         )

@@ -6,10 +6,10 @@ Usage: `model = load_model("mini")` (or a checkpoint folder), `match = model.mat
 
 from sae_core.scfm.checkpoint import load_model
 from sae_core.scfm.coverage import Coverage
-from sae_core.scfm.foundation import FoundationModel, Prefix
+from sae_core.scfm.foundation import CachedActivations, FoundationModel
 from sae_core.scfm.geneformer import Geneformer, GeneformerConfig
 from sae_core.scfm.precision import precision_error
-from sae_core.scfm.pretraining import Answers, PretrainingLoss, Question
+from sae_core.scfm.pretraining import MaskedGenePrediction, MaskedGeneTask, PretrainingLoss
 from sae_core.scfm.scfoundation import ScFoundation, ScFoundationConfig
 from sae_core.scfm.scgpt import ScGPT, ScGPTConfig
 from sae_core.scfm.sites import Patch, Site, TokenInfo
@@ -17,16 +17,16 @@ from sae_core.scfm.tokens import Tokens
 from sae_core.scfm.vocabulary import GeneMatch, Vocabulary
 
 __all__ = [
-    "Answers",
+    "CachedActivations",
     "Coverage",
     "FoundationModel",
     "GeneMatch",
     "Geneformer",
     "GeneformerConfig",
+    "MaskedGenePrediction",
+    "MaskedGeneTask",
     "Patch",
-    "Prefix",
     "PretrainingLoss",
-    "Question",
     "ScFoundation",
     "ScFoundationConfig",
     "ScGPT",

@@ -64,17 +64,17 @@ class Batch:
         *,
         device: torch.device,
         dtype: torch.dtype,
-        is_query: Bool[np.ndarray, " token"] | None = None,
-        is_unseen: Bool[np.ndarray, " token"] | None = None,
+        is_masked_gene: Bool[np.ndarray, " token"] | None = None,
+        is_query_only: Bool[np.ndarray, " token"] | None = None,
     ) -> Batch:
-        """Batch of the given cells; `is_query` marks tokens that ask, `is_unseen` those that are never keys."""
+        """Batch of the given cells; `is_masked_gene` marks tokens that ask, `is_query_only` those never attended to."""
         start = tokens.offsets[cells]
         lengths = tokens.offsets[cells + 1] - start
         position = np.arange(lengths.max())
         is_real = position < lengths[:, None]
         row_of = start[:, None] + np.where(is_real, position, 0)
         rows = row_of[is_real]
-        is_key = is_real if is_unseen is None else is_real & ~is_unseen[row_of]
+        is_key = is_real if is_query_only is None else is_real & ~is_query_only[row_of]
 
         def put(array: np.ndarray) -> Tensor:
             return torch.from_numpy(array).to(device)
@@ -93,7 +93,7 @@ class Batch:
                 cell=put(np.repeat(cells, lengths)),
                 position=put(rows - np.repeat(start, lengths)),
                 is_special=put(tokens.is_special[rows]),
-                is_query=put(np.zeros(len(rows), dtype=bool) if is_query is None else is_query[rows]),
+                is_masked_gene=put(np.zeros(len(rows), dtype=bool) if is_masked_gene is None else is_masked_gene[rows]),
             ),
         )
 

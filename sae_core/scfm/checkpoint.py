@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
+from sae_core.checkpoint_files import digest_files, read_json, read_weights
 from sae_core.errors import CheckpointError, ConfigError
-from sae_core.readers import digest_files, read_json, read_weights
 from sae_core.scfm import geneformer_files, scfoundation_files
 from sae_core.scfm.foundation import FoundationModel
 from sae_core.scfm.scgpt import ScGPT, ScGPTConfig, scgpt_from_weights

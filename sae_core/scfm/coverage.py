@@ -39,11 +39,11 @@ class Coverage:
         empty: Bool[np.ndarray, " cell"] = self.genes_per_cell == 0
         return empty
 
-    def n_cut(self, room: int | None) -> int:
+    def n_truncated(self, room: int | None) -> int:
         """Cells with more genes than a model of `room` gene tokens takes."""
         return 0 if room is None else int((self.genes_per_cell > room).sum())
 
-    def heaviest_unmatched(self, names: Sequence[str], n: int = 5) -> dict[str, float]:
+    def top_unmatched(self, names: Sequence[str], n: int = 5) -> dict[str, float]:
         """The unmatched genes with the largest shares of the counts."""
         top = np.argsort(-self.unmatched, kind="stable")[:n]
         return {str(names[i]): float(self.unmatched[i]) for i in top if self.unmatched[i] > 0}

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sae_core.errors import ConfigError
-from sae_core.scfm.sites import Site, Tap
+from sae_core.scfm.sites import Site, SiteHook
 
 
 class SelfAttention(nn.Module):
@@ -58,7 +58,7 @@ class SelfAttention(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """One post-norm block (module docstring); `tap` sees, and may replace, what passes its three sites."""
+    """One post-norm block (module docstring); `hook` sees, and may replace, what passes its three sites."""
 
     def __init__(self, *, d_model: int, n_heads: int, d_hidden: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -73,16 +73,16 @@ class EncoderBlock(nn.Module):
         x: Float[Tensor, "row position d_model"],
         *,
         index: int,
-        tap: Tap | None = None,
+        hook: SiteHook | None = None,
         key_mask: Bool[Tensor, "row key"] | None = None,
         n_keys: int | None = None,
     ) -> Float[Tensor, "row position d_model"]:
         """Output of block `index` for input `x`."""
-        tap = tap or _pass
-        attended = tap(Site(kind="attention", index=index), self.self_attn(x, key_mask=key_mask, n_keys=n_keys))
+        hook = hook or _pass
+        attended = hook(Site(kind="attention", index=index), self.self_attn(x, key_mask=key_mask, n_keys=n_keys))
         h = self.norm1(x + attended)
-        mlp = tap(Site(kind="mlp", index=index), self.linear2(F.relu(self.linear1(h))))
-        return tap(Site(kind="layer", index=index), self.norm2(h + mlp))
+        mlp = hook(Site(kind="mlp", index=index), self.linear2(F.relu(self.linear1(h))))
+        return hook(Site(kind="layer", index=index), self.norm2(h + mlp))
 
 
 def _pass(_: Site, x: Tensor) -> Tensor:

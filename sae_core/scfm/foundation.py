@@ -22,8 +22,8 @@ from sae_core.errors import ConfigError
 from sae_core.scfm.batches import Batch, plan_batches
 from sae_core.scfm.coverage import Coverage, coverage_of
 from sae_core.scfm.encoder import EncoderBlock
-from sae_core.scfm.pretraining import Answers, Asked, PretrainingLoss, Question
-from sae_core.scfm.sites import Patch, Site, Tap
+from sae_core.scfm.pretraining import MaskedGeneBatch, MaskedGenePrediction, MaskedGeneTask, PretrainingLoss
+from sae_core.scfm.sites import Patch, Site, SiteHook
 from sae_core.scfm.tokens import Tokens
 from sae_core.scfm.vocabulary import GeneMatch, Vocabulary
 
@@ -31,7 +31,7 @@ _MAX_BATCH_TOKENS = 8192
 FINAL = Site(kind="final")
 
 
-class Prefix(NamedTuple):
+class CachedActivations(NamedTuple):
     """Activations of all tokens at one site, from `FoundationModel.activations`, to start a forward from."""
 
     site: Site | str
@@ -95,15 +95,19 @@ class FoundationModel(nn.Module, ABC):
         """One vector a cell by one of `readouts`; `is_gene` is false for padding and special tokens."""
 
     @abstractmethod
-    def ask(self, tokens: Tokens, *, seed: int, fraction: float) -> Question:
+    def mask_genes(self, tokens: Tokens, *, seed: int, fraction: float) -> MaskedGeneTask:
         """The pretraining task on these cells: what is hidden, drawn from (seed, cell)."""
 
     @abstractmethod
-    def answer(self, x: Float[Tensor, "row position d_model"], batch: Batch, asked: Asked) -> Float[Tensor, " asked"]:
+    def predict_masked(
+        self, x: Float[Tensor, "row position d_model"], batch: Batch, asked: MaskedGeneBatch
+    ) -> Float[Tensor, " asked"]:
         """What the head says of each hidden gene, from the encoder's output. ConfigError if the checkpoint lacks it."""
 
     @abstractmethod
-    def errors(self, x: Float[Tensor, "row position d_model"], batch: Batch, asked: Asked) -> Float[Tensor, " asked"]:
+    def prediction_error(
+        self, x: Float[Tensor, "row position d_model"], batch: Batch, asked: MaskedGeneBatch
+    ) -> Float[Tensor, " asked"]:
         """Error of each answer. ConfigError as `answer`."""
 
     @abstractmethod
@@ -120,7 +124,7 @@ class FoundationModel(nn.Module, ABC):
         """Where the family reads its cell embedding."""
         return self.sites[-1]
 
-    def reading_site(self, patched: Site | str) -> Site:
+    def readout_site(self, patched: Site | str) -> Site:
         """Where to read cells to see what a patch does: `default_site`, or the last site if the patch is behind it."""
         behind = self._depth(self._site(patched)) > self._depth(self.default_site)
         return self.sites[-1] if behind else self.default_site
@@ -150,7 +154,7 @@ class FoundationModel(nn.Module, ABC):
     @torch.no_grad()
     def activations(
         self,
-        tokens: Tokens | Question,
+        tokens: Tokens | MaskedGeneTask,
         sites: Sequence[Site | str],
         *,
         max_batch_tokens: int = _MAX_BATCH_TOKENS,
@@ -158,8 +162,8 @@ class FoundationModel(nn.Module, ABC):
     ) -> dict[Site, Float[Tensor, "token d_model"]]:
         """Activations of every token at each site, in the order of `tokens`, in host memory.
 
-        Of a `Question` (from `ask`) they are those of its tokens, as they are when it is answered. A patched site is
-        read after its patch. Patches receive real tokens only, in batches, on the model's device.
+        Of a `MaskedGeneTask` (from `mask_genes`) they are those of its tokens, as they are in the prediction. A patched
+        site is read after its patch. Patches receive real tokens only, in batches, on the model's device.
 
         Raises:
             ConfigError: a site the model does not have, or a patch that changes the shape.
@@ -181,23 +185,23 @@ class FoundationModel(nn.Module, ABC):
         readout: str = "mean",
         site: Site | str | None = None,
         patches: Mapping[Site | str, Patch] | None = None,
-        prefix: Prefix | None = None,
+        cached: CachedActivations | None = None,
         max_batch_tokens: int = _MAX_BATCH_TOKENS,
     ) -> Float[Tensor, "cell width"]:
         """One vector a cell, in host memory; NaN for a cell without tokens.
 
         `readout`: one of `readouts`, or "official" for the family's own. "mean" is the masked mean over the gene tokens
-        in every family. `site`: where to read, by default where the family does (`default_site`). `prefix`: what
+        in every family. `site`: where to read, by default where the family does (`default_site`). `cached`: what
         `activations` gave for all these tokens at a site, to go on from there; many interventions at one site then
         share the blocks before it.
 
         Raises:
-            ConfigError: no such site or readout, a patch after the place of reading, or a prefix that is not of these
-                tokens or lies after a patch.
+            ConfigError: no such site or readout, a patch after the site of the readout, or cached activations that
+                are not of these tokens or lie after a patch.
         """
         at = self._site(site) if site is not None else self.default_site
         pooled = self.embeddings(
-            tokens, [at], readout=readout, patches=patches, prefix=prefix, max_batch_tokens=max_batch_tokens
+            tokens, [at], readout=readout, patches=patches, cached=cached, max_batch_tokens=max_batch_tokens
         )
         return pooled[at]
 
@@ -209,13 +213,13 @@ class FoundationModel(nn.Module, ABC):
         *,
         readout: str = "mean",
         patches: Mapping[Site | str, Patch] | None = None,
-        prefix: Prefix | None = None,
+        cached: CachedActivations | None = None,
         max_batch_tokens: int = _MAX_BATCH_TOKENS,
     ) -> dict[Site, Float[Tensor, "cell width"]]:
         """What `embed` gives at each of several sites, in one pass of the model.
 
         Raises:
-            ConfigError: as `embed`; a patch or prefix may lie after none of the sites.
+            ConfigError: as `embed`; a patch or `cached` may lie after none of the sites.
         """
         readout = self._readout(readout)
         wanted = [self._site(site) for site in sites]
@@ -223,8 +227,8 @@ class FoundationModel(nn.Module, ABC):
             if at.kind in ("attention", "mlp"):
                 raise ConfigError(f"a cell is read at 'embedding', 'layer.I' or 'final', not at {str(at)!r}")
         patch_of = self._patches(patches)
-        self._check_prefix(prefix, tokens, patch_of)
-        starts = [*patch_of, *([] if prefix is None else [self._site(prefix.site)])]
+        self._check_cached(cached, tokens, patch_of)
+        starts = [*patch_of, *([] if cached is None else [self._site(cached.site)])]
         for at in wanted:
             if late := [str(start) for start in starts if self._depth(start) > self._depth(at)]:
                 raise ConfigError(
@@ -237,13 +241,13 @@ class FoundationModel(nn.Module, ABC):
         for batch in self._batches(tokens, max_batch_tokens):
             patched = partial(_tap, batch=batch, out={}, patches=patch_of)
 
-            def pooling(site: Site, x: Tensor, batch: Batch = batch, patched: Tap = patched) -> Tensor:
+            def pooling(site: Site, x: Tensor, batch: Batch = batch, patched: SiteHook = patched) -> Tensor:
                 x = patched(site, x)
                 if site in out:
                     out[site][batch.cells] = self.pool(x.to(dtype), batch.is_gene, readout).cpu()
                 return x
 
-            self._run(batch, depth, pooling, prefix)
+            self._run(batch, depth, pooling, cached)
         return out
 
     @torch.no_grad()
@@ -264,82 +268,85 @@ class FoundationModel(nn.Module, ABC):
             ConfigError: the checkpoint lacks the head that answers.
         """
         fraction = self.mask_fraction if mask_fraction is None else mask_fraction
-        question = self.ask(tokens, seed=seed, fraction=fraction)
+        question = self.mask_genes(tokens, seed=seed, fraction=fraction)
         total = torch.full((tokens.n_cells,), torch.nan, dtype=torch.float64)
-        n_asked = torch.from_numpy(np.bincount(question.cell, minlength=tokens.n_cells))
+        n_masked = torch.from_numpy(np.bincount(question.cell, minlength=tokens.n_cells))
         for x, batch, asked in self._asked(question, max_batch_tokens, patches):
-            error = self.errors(x, batch, asked).double()
+            error = self.prediction_error(x, batch, asked).double()
             of_row = torch.zeros(len(batch.cells), dtype=torch.float64, device=error.device)
             total[batch.cells] = of_row.index_add_(0, asked.row, error).cpu()
         return PretrainingLoss(
-            per_cell=torch.where(n_asked > 0, total / n_asked.clamp(min=1), torch.nan), n_asked=n_asked
+            per_cell=torch.where(n_masked > 0, total / n_masked.clamp(min=1), torch.nan), n_masked=n_masked
         )
 
     @torch.no_grad()
-    def answers(
+    def masked_gene_prediction(
         self,
-        question: Question,
+        question: MaskedGeneTask,
         *,
         patches: Mapping[Site | str, Patch] | None = None,
-        prefix: Prefix | None = None,
+        cached: CachedActivations | None = None,
         max_batch_tokens: int = _MAX_BATCH_TOKENS,
-    ) -> Answers:
+    ) -> MaskedGenePrediction:
         """What the model's own head says of the genes that `question` (from `ask`) hides, with `patches` in place.
 
         scGPT: the bin, by the decoder of the gene's own token. Geneformer: the log probability of the hidden gene.
-        scFoundation: log1p CP10k. `prefix`: what `activations` gave for this question.
+        scFoundation: log1p CP10k. `cached`: what `activations` gave for this question.
 
         Raises:
-            ConfigError: the checkpoint lacks the head that answers; a prefix as in `embed`.
+            ConfigError: the checkpoint lacks the head that answers; `cached` as in `embed`.
         """
-        self._check_prefix(prefix, question.tokens, self._patches(patches))
+        self._check_cached(cached, question.tokens, self._patches(patches))
         found = torch.full((len(question.cell),), torch.nan)
-        for x, batch, asked in self._asked(question, max_batch_tokens, patches, prefix):
-            found[asked.which] = self.answer(x, batch, asked).to("cpu", torch.float32)
+        for x, batch, asked in self._asked(question, max_batch_tokens, patches, cached):
+            found[asked.which] = self.predict_masked(x, batch, asked).to("cpu", torch.float32)
         cell, gene_id, target = (torch.from_numpy(a) for a in (question.cell, question.gene_id, question.target))
-        return Answers(cell=cell, gene_id=gene_id, answer=found, target=target)
+        return MaskedGenePrediction(cell=cell, gene_id=gene_id, prediction=found, target=target)
 
     def _asked(
         self,
-        question: Question,
+        question: MaskedGeneTask,
         max_batch_tokens: int,
         patches: Mapping[Site | str, Patch] | None,
-        prefix: Prefix | None = None,
-    ) -> Iterator[tuple[Tensor, Batch, Asked]]:
+        cached: CachedActivations | None = None,
+    ) -> Iterator[tuple[Tensor, Batch, MaskedGeneBatch]]:
         """The encoder's output, batch by batch, and what is asked of it."""
         patch_of, depth = self._patches(patches), self._depth(self.sites[-1])
         for batch in self._batches(question, max_batch_tokens):
-            x = self._run(batch, depth, partial(_tap, batch=batch, out={}, patches=patch_of), prefix)
-            yield x, batch, Asked.of(question, batch)
+            x = self._run(batch, depth, partial(_tap, batch=batch, out={}, patches=patch_of), cached)
+            yield x, batch, MaskedGeneBatch.of(question, batch)
 
-    def _run(self, batch: Batch, depth: int, tap: Tap, prefix: Prefix | None = None) -> Tensor:
+    def _run(self, batch: Batch, depth: int, hook: SiteHook, cached: CachedActivations | None = None) -> Tensor:
         device = batch.gene_id.device.type
         with torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None):
-            if prefix is None:
-                n_done, x = 0, tap(Site(kind="embedding"), self.input_embedding(batch.gene_id, batch.value))
+            if cached is None:
+                n_done, x = 0, hook(Site(kind="embedding"), self.input_embedding(batch.gene_id, batch.value))
             else:
-                start = self._site(prefix.site)
-                x = batch.padded(prefix.x[batch.rows].to(batch.gene_id.device))
-                n_done, x = self._depth(start), tap(start, x)
+                start = self._site(cached.site)
+                x = batch.padded(cached.x[batch.rows].to(batch.gene_id.device))
+                n_done, x = self._depth(start), hook(start, x)
             for i, block in enumerate(self.blocks[n_done:depth], start=n_done):
-                x = block(x, index=i, tap=tap, key_mask=batch.key_mask)
+                x = block(x, index=i, hook=hook, key_mask=batch.key_mask)
             if self.final_norm is not None and n_done <= self.n_layers < depth:
-                x = tap(FINAL, self.final_norm(x))
+                x = hook(FINAL, self.final_norm(x))
         return x
 
-    def _check_prefix(self, prefix: Prefix | None, tokens: Tokens, patches: Mapping[Site, Patch]) -> None:
-        if prefix is None:
+    def _check_cached(self, cached: CachedActivations | None, tokens: Tokens, patches: Mapping[Site, Patch]) -> None:
+        if cached is None:
             return
-        start = self._site(prefix.site)
-        if start.kind not in ("embedding", "layer") or prefix.x.shape != (tokens.n_tokens, self.d_model):
+        start = self._site(cached.site)
+        if start.kind not in ("embedding", "layer") or cached.x.shape != (tokens.n_tokens, self.d_model):
             raise ConfigError(
-                f"the prefix is of site {str(start)!r} and shape {tuple(prefix.x.shape)}; it has to be what "
-                f"`activations` gives for these tokens at 'embedding' or 'layer.I': {(tokens.n_tokens, self.d_model)}"
+                f"the cached activations are of site {str(start)!r} and shape {tuple(cached.x.shape)}; they must be "
+                f"what `activations` gives for these tokens at 'embedding' or 'layer.I', of shape "
+                f"{(tokens.n_tokens, self.d_model)}"
             )
         # inside a block, attention and mlp come before the layer's own output
         early = [str(p) for p in patches if p != start and self._depth(p) <= self._depth(start)]
         if early:
-            raise ConfigError(f"patches at {', '.join(early)} come before the prefix at {start}; leave out the prefix")
+            raise ConfigError(
+                f"patches at {', '.join(early)} come before the cached activations at {start}; leave out `cached`"
+            )
 
     def _site(self, site: Site | str) -> Site:
         parsed = Site.parse(site)
@@ -365,17 +372,17 @@ class FoundationModel(nn.Module, ABC):
     def _patches(self, patches: Mapping[Site | str, Patch] | None) -> dict[Site, Patch]:
         return {self._site(site): patch for site, patch in (patches or {}).items()}
 
-    def _batches(self, tokens: Tokens | Question, max_batch_tokens: int) -> Iterator[Batch]:
+    def _batches(self, tokens: Tokens | MaskedGeneTask, max_batch_tokens: int) -> Iterator[Batch]:
         parameter, read = next(self.parameters()), _read(tokens)
         marks = {}
-        if isinstance(tokens, Question):
-            marks = {"is_query": tokens.is_query, "is_unseen": tokens.is_unseen}
+        if isinstance(tokens, MaskedGeneTask):
+            marks = {"is_masked_gene": tokens.is_masked_gene, "is_query_only": tokens.is_query_only}
         for cells in plan_batches(read.lengths, max_batch_tokens):
             yield Batch.of(read, cells, device=parameter.device, dtype=parameter.dtype, **marks)
 
 
-def _read(tokens: Tokens | Question) -> Tokens:
-    return tokens.tokens if isinstance(tokens, Question) else tokens
+def _read(tokens: Tokens | MaskedGeneTask) -> Tokens:
+    return tokens.tokens if isinstance(tokens, MaskedGeneTask) else tokens
 
 
 def _tap(site: Site, x: Tensor, *, batch: Batch, out: dict[Site, Tensor], patches: dict[Site, Patch]) -> Tensor:

@@ -24,13 +24,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from sae_core.checkpoint_files import load_weights
 from sae_core.errors import CheckpointError, ConfigError
-from sae_core.readers import fit_weights
 from sae_core.scfm.batches import Batch
 from sae_core.scfm.encoder import EncoderBlock
 from sae_core.scfm.foundation import FoundationModel, masked_mean
 from sae_core.scfm.geneformer_tokenizer import GeneformerTokenizer
-from sae_core.scfm.pretraining import Asked, Question, hidden_genes
+from sae_core.scfm.pretraining import MaskedGeneBatch, MaskedGeneTask, sample_masked_genes
 from sae_core.scfm.sites import Site
 from sae_core.scfm.tokens import Tokens
 from sae_core.scfm.values import cell_generator
@@ -214,9 +214,9 @@ class Geneformer(FoundationModel):
         """Mean over the genes, without `<cls>` and `<eos>`; or, in V2, `<cls>`."""
         return masked_mean(x, is_gene) if readout == "mean" else x[:, 0]
 
-    def ask(self, tokens: Tokens, *, seed: int, fraction: float) -> Question:
+    def mask_genes(self, tokens: Tokens, *, seed: int, fraction: float) -> MaskedGeneTask:
         """Which gene is at a hidden rank: 80 % of them are `<mask>`, 10 % another gene, 10 % left (BERT)."""
-        hidden = np.flatnonzero(hidden_genes(tokens, seed=seed, fraction=fraction))
+        hidden = np.flatnonzero(sample_masked_genes(tokens, seed=seed, fraction=fraction))
         gene_id, cell = tokens.gene_id.copy(), tokens.cell_of_token()[hidden]
         genes, mask_id = self.tokenizer.gene_ids, self.vocabulary.id_of("<mask>")
         bounds = np.searchsorted(cell, np.arange(tokens.n_cells + 1))
@@ -225,7 +225,7 @@ class Geneformer(FoundationModel):
             fate = rng.random(len(here))
             other = genes[rng.integers(len(genes), size=len(here))]
             gene_id[here] = np.where(fate < 0.8, mask_id, np.where(fate < 0.9, other, gene_id[here]))
-        return Question(
+        return MaskedGeneTask(
             tokens=replace(tokens, gene_id=gene_id),
             cell=cell,
             gene_id=tokens.gene_id[hidden],
@@ -233,7 +233,9 @@ class Geneformer(FoundationModel):
             position=hidden,
         )
 
-    def answer(self, x: Float[Tensor, "row position d_model"], batch: Batch, asked: Asked) -> Float[Tensor, " asked"]:
+    def predict_masked(
+        self, x: Float[Tensor, "row position d_model"], batch: Batch, asked: MaskedGeneBatch
+    ) -> Float[Tensor, " asked"]:
         """Log probability, in nats, of the gene that is hidden, at its rank."""
         if self.head is None:
             raise ConfigError(
@@ -244,9 +246,11 @@ class Geneformer(FoundationModel):
         word = self.embedding.word.weight
         return -torch.cat([F.cross_entropy(self.head(t, word), g, reduction="none") for t, g in parts])
 
-    def errors(self, x: Float[Tensor, "row position d_model"], batch: Batch, asked: Asked) -> Float[Tensor, " asked"]:
+    def prediction_error(
+        self, x: Float[Tensor, "row position d_model"], batch: Batch, asked: MaskedGeneBatch
+    ) -> Float[Tensor, " asked"]:
         """Cross-entropy of the hidden gene, in nats."""
-        return -self.answer(x, batch, asked)
+        return -self.predict_masked(x, batch, asked)
 
     @torch.no_grad()
     def reset_weights(self, *, seed: int) -> None:
@@ -282,7 +286,7 @@ def geneformer_from_weights(
         raise CheckpointError("cls.predictions.decoder.weight differs from word_embeddings; supported: a tied decoder")
     with torch.random.fork_rng(devices=[]):
         model = Geneformer(config, vocabulary, medians, head=any(key.startswith("head.") for key in used)).eval()
-    fit_weights(model, used, what="config.json", official=_official)
+    load_weights(model, used, what="config.json", official=_official)
     model.ignored_weights = ignored
     return model
 

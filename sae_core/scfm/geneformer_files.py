@@ -18,8 +18,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sae_core.checkpoint_files import digest_files, read_dictionary, read_json, read_weights
 from sae_core.errors import CheckpointError
-from sae_core.readers import digest_files, read_dictionary, read_json, read_weights
 from sae_core.scfm.geneformer import Geneformer, GeneformerConfig, geneformer_from_weights
 from sae_core.scfm.vocabulary import Vocabulary
 

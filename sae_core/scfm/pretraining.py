@@ -22,11 +22,11 @@ from sae_core.scfm.values import cell_generator
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class MaskedGeneTask:
     """What the encoder reads and what is asked, flat and sorted by cell.
 
-    `position` is the row of `tokens` at which an answer is read, None where a decoder answers; `is_unseen` marks tokens
-    that ask without being seen by the others.
+    `position` is the row of `tokens` at which an answer is read, None where a decoder answers; `is_query_only` marks
+    tokens that ask without being seen by the others.
     """
 
     tokens: Tokens
@@ -34,10 +34,10 @@ class Question:
     gene_id: Int64[np.ndarray, " asked"]
     target: Float32[np.ndarray, " asked"]
     position: Int64[np.ndarray, " asked"] | None = None
-    is_unseen: Bool[np.ndarray, " token"] | None = None
+    is_query_only: Bool[np.ndarray, " token"] | None = None
 
     @property
-    def is_query(self) -> Bool[np.ndarray, " token"] | None:
+    def is_masked_gene(self) -> Bool[np.ndarray, " token"] | None:
         """Tokens at which an answer is read, seen by the others or not."""
         if self.position is None:
             return None
@@ -47,7 +47,7 @@ class Question:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class MaskedGeneBatch:
     """The part of a question that one batch answers; `row` and `column` are places in the padded batch."""
 
     which: Int64[np.ndarray, " asked"]
@@ -58,7 +58,7 @@ class Asked:
     target: Float[Tensor, " asked"]
 
     @classmethod
-    def of(cls, question: Question, batch: Batch) -> Asked:
+    def of(cls, question: MaskedGeneTask, batch: Batch) -> MaskedGeneBatch:
         """Everything that `question` asks the cells of `batch`."""
         cells = batch.cells.numpy()
         bounds = np.searchsorted(question.cell, [cells, cells + 1])
@@ -81,13 +81,13 @@ class Asked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answers:
+class MaskedGenePrediction:
     """What a model's head says of the genes that were hidden from it, in the order of the question: sorted by cell."""
 
     cell: Int64[Tensor, " asked"]
     """Index into the tokens that were asked."""
     gene_id: Int64[Tensor, " asked"]
-    answer: Float32[Tensor, " asked"]
+    prediction: Float32[Tensor, " asked"]
     target: Float32[Tensor, " asked"]
     """What a perfect model would have answered."""
 
@@ -97,16 +97,16 @@ class PretrainingLoss:
     """Mean error per cell (NaN where nothing was asked) and how much was asked."""
 
     per_cell: Float[Tensor, " cell"]
-    n_asked: Int64[Tensor, " cell"]
+    n_masked: Int64[Tensor, " cell"]
 
     @property
     def mean(self) -> float:
         """Mean error over everything asked."""
-        asked = self.n_asked > 0
-        return float((self.per_cell[asked] * self.n_asked[asked]).sum() / self.n_asked.sum())
+        asked = self.n_masked > 0
+        return float((self.per_cell[asked] * self.n_masked[asked]).sum() / self.n_masked.sum())
 
 
-def hidden_genes(tokens: Tokens, *, seed: int, fraction: float) -> Bool[np.ndarray, " token"]:
+def sample_masked_genes(tokens: Tokens, *, seed: int, fraction: float) -> Bool[np.ndarray, " token"]:
     """The gene tokens to hide: `fraction` of each cell's, at least one, never all, drawn from (seed, the cell).
 
     Raises:

@@ -22,12 +22,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from sae_core.checkpoint_files import load_weights
 from sae_core.errors import CheckpointError, ConfigError
-from sae_core.readers import fit_weights
 from sae_core.scfm.batches import Batch
 from sae_core.scfm.encoder import EncoderBlock
 from sae_core.scfm.foundation import FoundationModel, masked_mean
-from sae_core.scfm.pretraining import Asked, Question, hidden_genes
+from sae_core.scfm.pretraining import MaskedGeneBatch, MaskedGeneTask, sample_masked_genes
 from sae_core.scfm.scfoundation_decoder import Performer
 from sae_core.scfm.scfoundation_tokenizer import ScFoundationTokenizer
 from sae_core.scfm.tokens import Tokens
@@ -195,9 +195,9 @@ class ScFoundation(FoundationModel):
         }
         return torch.cat([part[name] for name in part], dim=1) if readout == "all" else part[readout]
 
-    def ask(self, tokens: Tokens, *, seed: int, fraction: float) -> Question:
+    def mask_genes(self, tokens: Tokens, *, seed: int, fraction: float) -> MaskedGeneTask:
         """Values of hidden expressed genes, which the encoder does not get at all."""
-        hidden = hidden_genes(tokens, seed=seed, fraction=fraction)
+        hidden = sample_masked_genes(tokens, seed=seed, fraction=fraction)
         n_hidden = np.bincount(tokens.cell_of_token()[hidden], minlength=tokens.n_cells)
         offsets = np.concatenate([[0], np.cumsum(tokens.lengths - n_hidden)]).astype(np.int64)
         seen = Tokens(
@@ -206,14 +206,16 @@ class ScFoundation(FoundationModel):
             value=tokens.value[~hidden],
             is_special=tokens.is_special[~hidden],
         )
-        return Question(
+        return MaskedGeneTask(
             tokens=seen,
             cell=tokens.cell_of_token()[hidden],
             gene_id=tokens.gene_id[hidden],
             target=tokens.value[hidden],
         )
 
-    def answer(self, x: Float[Tensor, "row position d_model"], batch: Batch, asked: Asked) -> Float[Tensor, " asked"]:
+    def predict_masked(
+        self, x: Float[Tensor, "row position d_model"], batch: Batch, asked: MaskedGeneBatch
+    ) -> Float[Tensor, " asked"]:
         """The decoder's log1p CP10k of each hidden gene; genes that are not expressed are given to it as zeros."""
         if self.decoder is None:
             raise ConfigError(f"{self.name} has no decoder weights, so it has no pretraining loss and no answers")
@@ -230,9 +232,11 @@ class ScFoundation(FoundationModel):
             found[here] = self.to_final(answers)[:, 0]
         return found
 
-    def errors(self, x: Float[Tensor, "row position d_model"], batch: Batch, asked: Asked) -> Float[Tensor, " asked"]:
+    def prediction_error(
+        self, x: Float[Tensor, "row position d_model"], batch: Batch, asked: MaskedGeneBatch
+    ) -> Float[Tensor, " asked"]:
         """Squared error of the answer."""
-        return (self.answer(x, batch, asked) - asked.target) ** 2
+        return (self.predict_masked(x, batch, asked) - asked.target) ** 2
 
     @torch.no_grad()
     def reset_weights(self, *, seed: int) -> None:
@@ -268,7 +272,7 @@ def scfoundation_from_weights(
         ignored = tuple(sorted(key for key in named if key.startswith(_DECODER)))
     with torch.random.fork_rng(devices=[]):
         model = ScFoundation(config, vocabulary, with_decoder=has_decoder).eval()
-    fit_weights(
+    load_weights(
         model, {key: value for key, value in named.items() if key not in ignored}, what="the config", official=_official
     )
     model.ignored_weights = ignored

@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
+from sae_core.checkpoint_files import digest_files, read_json, read_torch
 from sae_core.errors import CheckpointError
-from sae_core.readers import digest_files, read_json, read_torch
 from sae_core.scfm.scfoundation import (
     SOURCE,
     TARGET,

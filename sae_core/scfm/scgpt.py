@@ -31,13 +31,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from sae_core.checkpoint_files import load_weights
 from sae_core.errors import CheckpointError, ConfigError
-from sae_core.readers import fit_weights
 from sae_core.scfm.batches import Batch
 from sae_core.scfm.binning import TieBreak
 from sae_core.scfm.encoder import EncoderBlock
 from sae_core.scfm.foundation import FoundationModel, masked_mean
-from sae_core.scfm.pretraining import Asked, Question, hidden_genes
+from sae_core.scfm.pretraining import MaskedGeneBatch, MaskedGeneTask, sample_masked_genes
 from sae_core.scfm.scgpt_parts import (
     BatchNorm,
     CellValueDecoder,
@@ -240,29 +240,33 @@ class ScGPT(FoundationModel):
         """`<cls>`, L2-normalised; or the mean over gene tokens (upstream's avg-pool also averages padding)."""
         return masked_mean(x, is_gene) if readout == "mean" else F.normalize(x[:, 0], dim=-1)
 
-    def ask(self, tokens: Tokens, *, seed: int, fraction: float) -> Question:
+    def mask_genes(self, tokens: Tokens, *, seed: int, fraction: float) -> MaskedGeneTask:
         """Bins of hidden genes: their value is `mask_value`, and queries are seen by no other token."""
-        hidden = hidden_genes(tokens, seed=seed, fraction=fraction)
+        hidden = sample_masked_genes(tokens, seed=seed, fraction=fraction)
         value = np.where(hidden, np.float32(self.config.mask_value), tokens.value)
-        return Question(
+        return MaskedGeneTask(
             tokens=replace(tokens, value=value),
             cell=tokens.cell_of_token()[hidden],
             gene_id=tokens.gene_id[hidden],
             target=tokens.value[hidden],
             position=np.flatnonzero(hidden),
-            is_unseen=hidden if self.config.objective == "query" else None,
+            is_query_only=hidden if self.config.objective == "query" else None,
         )
 
-    def answer(self, x: Float[Tensor, "row position d_model"], batch: Batch, asked: Asked) -> Float[Tensor, " asked"]:
+    def predict_masked(
+        self, x: Float[Tensor, "row position d_model"], batch: Batch, asked: MaskedGeneBatch
+    ) -> Float[Tensor, " asked"]:
         """Bin of each hidden gene by `decoder`, from the gene's own token; `mvc_decoder` has no say."""
         if self.decoder is None:
             raise ConfigError(f"{self.name} has no decoder weights, so it has no pretraining loss and no answers")
         found: Tensor = self.decoder(self._of_batch(x[asked.row, asked.column])[None])[0]
         return found
 
-    def errors(self, x: Float[Tensor, "row position d_model"], batch: Batch, asked: Asked) -> Float[Tensor, " asked"]:
+    def prediction_error(
+        self, x: Float[Tensor, "row position d_model"], batch: Batch, asked: MaskedGeneBatch
+    ) -> Float[Tensor, " asked"]:
         """Squared error in bins of `decoder`, plus that of `mvc_decoder` where the checkpoint has one."""
-        error = (self.answer(x, batch, asked) - asked.target) ** 2
+        error = (self.predict_masked(x, batch, asked) - asked.target) ** 2
         if self.mvc_decoder is not None:
             by_cell = self.mvc_decoder(self._of_batch(x[asked.row, 0]), self.encoder(asked.gene_id)[:, None])[:, 0]
             error = error + (by_cell - asked.target) ** 2
@@ -310,7 +314,7 @@ def scgpt_from_weights(config: ScGPTConfig, vocabulary: Vocabulary, weights: Map
         norm=norm,
         n_batches=0 if batches is None else len(batches),
     )
-    fit_weights(model, used, what="args.json")
+    load_weights(model, used, what="args.json")
     model.ignored_weights = tuple(sorted(key for key in named if key.startswith(_UNUSED)))
     return model
 

@@ -82,7 +82,7 @@ class TokenInfo:
     position: Int[Tensor, " token"]
     """Place of the token in its cell, special tokens counted."""
     is_special: Bool[Tensor, " token"]
-    is_query: Bool[Tensor, " token"]
+    is_masked_gene: Bool[Tensor, " token"]
     """Tokens at which a hidden gene is asked for (`sae_core.scfm.pretraining`)."""
 
     def take(self, rows: Int[Tensor, " chosen"]) -> TokenInfo:
@@ -91,4 +91,4 @@ class TokenInfo:
 
 
 Patch = Callable[[Float[Tensor, "token d_model"], TokenInfo], Float[Tensor, "token d_model"]]
-Tap = Callable[[Site, Float[Tensor, "row position d_model"]], Float[Tensor, "row position d_model"]]
+SiteHook = Callable[[Site, Float[Tensor, "row position d_model"]], Float[Tensor, "row position d_model"]]

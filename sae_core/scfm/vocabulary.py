@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from sae_core.checkpoint_files import read_json
 from sae_core.errors import CheckpointError, VocabularyError
-from sae_core.readers import read_json
 
 
 @dataclass(frozen=True, kw_only=True)

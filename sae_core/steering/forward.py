@@ -20,7 +20,16 @@ from torch import Tensor
 
 from sae_core.errors import ConfigError
 from sae_core.sae import SparseAutoencoder, SparseCodes
-from sae_core.scfm import Answers, FoundationModel, Patch, Prefix, Question, Site, TokenInfo, Tokens
+from sae_core.scfm import (
+    CachedActivations,
+    FoundationModel,
+    MaskedGenePrediction,
+    MaskedGeneTask,
+    Patch,
+    Site,
+    TokenInfo,
+    Tokens,
+)
 from sae_core.steering.apply import Steering
 from sae_core.steering.masks import MaskedPatch
 
@@ -83,7 +92,9 @@ class SteeredModel:
         embedded = self._prepared.embeddings(x, sites, readout, moved.numpy())
         return {site: unsteered[site].index_copy(0, moved, embedded[site]) for site in unsteered}
 
-    def answers(self, steering: MaskedPatch | None, *, seed: int = 0, fraction: float | None = None) -> Answers:
+    def answers(
+        self, steering: MaskedPatch | None, *, seed: int = 0, fraction: float | None = None
+    ) -> MaskedGenePrediction:
         """What the model's head says of genes hidden by (seed, cell): the same ones whatever the steering.
 
         `fraction` of each cell's genes, by default what the model was trained with. Tokens that ask are not steered;
@@ -95,7 +106,7 @@ class SteeredModel:
             self._check(steering)
         key = (seed, self.model.mask_fraction if fraction is None else fraction)
         if key not in self._questions:
-            question = self.model.ask(self.tokens, seed=seed, fraction=key[1])
+            question = self.model.mask_genes(self.tokens, seed=seed, fraction=key[1])
             self._questions = {key: _SiteState(self.model, question, self.sae, self._site)}
         return self._questions[key].answers(steering)
 
@@ -121,16 +132,16 @@ class _SiteState:
     """Cells, or what is asked of them, run up to the site and encoded."""
 
     def __init__(
-        self, model: FoundationModel, read: Tokens | Question, sae: SparseAutoencoder, site: Site | str
+        self, model: FoundationModel, read: Tokens | MaskedGeneTask, sae: SparseAutoencoder, site: Site | str
     ) -> None:
         self.model, self.read, self.sae, self.site = model, read, sae, Site.parse(site)
-        self.tokens = read.tokens if isinstance(read, Question) else read
+        self.tokens = read.tokens if isinstance(read, MaskedGeneTask) else read
         device = next(model.parameters()).device
         self.batch = 1 if device.type == "cpu" else GPU_BATCH_TOKENS
         self.start = _before(self.site, model)
         found = model.activations(read, [self.start, self.site], max_batch_tokens=self.batch)
         self.before, self.x = found[self.start], found[self.site].to(device)
-        self.info = _info(self.tokens, read.is_query if isinstance(read, Question) else None, device)
+        self.info = _info(self.tokens, read.is_masked_gene if isinstance(read, MaskedGeneTask) else None, device)
         parts = torch.split(self.x, self.tokens.lengths.tolist() if device.type == "cpu" else GPU_BATCH_TOKENS)
         codes = [sae.encode(part) for part in parts if len(part)] or [sae.encode(self.x)]
         self.codes = SparseCodes.concatenate(codes).with_index()
@@ -153,24 +164,26 @@ class _SiteState:
             tokens, before, x = tokens.take(cells), before[rows], None if x is None else x[rows]
         prefix, patches = self._entry(x, before, tokens)
         return self.model.embeddings(
-            tokens, sites, readout=readout, prefix=prefix, patches=patches, max_batch_tokens=self.batch
+            tokens, sites, readout=readout, cached=prefix, patches=patches, max_batch_tokens=self.batch
         )
 
-    def answers(self, steering: MaskedPatch | None) -> Answers:
-        """Answers to the question, under `steering`."""
-        assert isinstance(self.read, Question)
+    def answers(self, steering: MaskedPatch | None) -> MaskedGenePrediction:
+        """Prediction of the masked genes, under `steering`."""
+        assert isinstance(self.read, MaskedGeneTask)
         x = None if steering is None else self.steered(steering)
         prefix, patches = self._entry(x, self.before, self.tokens)
-        return self.model.answers(self.read, prefix=prefix, patches=patches, max_batch_tokens=self.batch)
+        return self.model.masked_gene_prediction(self.read, cached=prefix, patches=patches, max_batch_tokens=self.batch)
 
-    def _entry(self, x: Tensor | None, before: Tensor, tokens: Tokens) -> tuple[Prefix, dict[Site | str, Patch]]:
+    def _entry(
+        self, x: Tensor | None, before: Tensor, tokens: Tokens
+    ) -> tuple[CachedActivations, dict[Site | str, Patch]]:
         """Where a forward starts: at the site itself, or before its block with x put in place on the way."""
         if x is None:
-            return Prefix(self.start, before), {}
+            return CachedActivations(self.start, before), {}
         if self.start == self.site:
-            return Prefix(self.site, x), {}
+            return CachedActivations(self.site, x), {}
         offsets = torch.from_numpy(tokens.offsets).to(x.device)
-        return Prefix(self.start, before), {self.site: lambda _, info: x[offsets[info.cell] + info.position]}
+        return CachedActivations(self.start, before), {self.site: lambda _, info: x[offsets[info.cell] + info.position]}
 
 
 def _before(site: Site, model: FoundationModel) -> Site:
@@ -181,7 +194,7 @@ def _before(site: Site, model: FoundationModel) -> Site:
     return Site(kind="layer", index=index - 1) if index else Site(kind="embedding")
 
 
-def _info(tokens: Tokens, is_query: np.ndarray | None, device: torch.device) -> TokenInfo:
+def _info(tokens: Tokens, is_masked_gene: np.ndarray | None, device: torch.device) -> TokenInfo:
     def put(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(device)
 
@@ -191,5 +204,5 @@ def _info(tokens: Tokens, is_query: np.ndarray | None, device: torch.device) -> 
         cell=put(cell),
         position=put(np.arange(tokens.n_tokens) - tokens.offsets[cell]),
         is_special=put(tokens.is_special),
-        is_query=put(np.zeros(tokens.n_tokens, dtype=bool) if is_query is None else is_query),
+        is_masked_gene=put(np.zeros(tokens.n_tokens, dtype=bool) if is_masked_gene is None else is_masked_gene),
     )

@@ -58,7 +58,7 @@ class MaskedPatch(ABC):
     def selects(self, info: TokenInfo) -> Bool[Tensor, " token"]:
         """Which tokens the masks let through."""
         chosen = torch.ones_like(info.is_special) if self.include_special else ~info.is_special
-        chosen = chosen | info.is_query if self.include_queries else chosen & ~info.is_query
+        chosen = chosen | info.is_masked_gene if self.include_queries else chosen & ~info.is_masked_gene
         for ids, wanted in ((info.gene_id, self.genes), (info.cell, self.cells), (info.position, self.positions)):
             if wanted is not None:
                 chosen = chosen & torch.isin(ids, torch.tensor(sorted(wanted), dtype=ids.dtype, device=ids.device))

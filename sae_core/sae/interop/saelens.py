@@ -22,7 +22,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from sae_core.readers import read_json, read_weights
+from sae_core.checkpoint_files import read_json, read_weights
 from sae_core.sae.autoencoder import SparseAutoencoder
 from sae_core.sae.config import SAEConfig
 from sae_core.sae.interop.conversion import (

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import safetensors.torch
 
-from sae_core.readers import read_json, read_weights
+from sae_core.checkpoint_files import read_json, read_weights
 from sae_core.sae.architectures import architecture
 from sae_core.sae.autoencoder import SparseAutoencoder
 from sae_core.sae.interop.conversion import (

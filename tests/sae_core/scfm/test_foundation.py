@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sae_core.errors import ConfigError
-from sae_core.scfm import Prefix, ScGPT, Site, TokenInfo, Tokens
+from sae_core.scfm import CachedActivations, ScGPT, Site, TokenInfo, Tokens
 from sae_core.scfm.foundation import plan_batches
 
 if TYPE_CHECKING:
@@ -120,19 +120,19 @@ def test_a_run_from_a_prefix_is_bitwise_the_whole_run_with_and_without_a_patch(
     tiny: ScGPT, tokenize: Tokenize, name: str
 ) -> None:
     tokens = tokenize(tiny)
-    prefix = Prefix(name, tiny.activations(tokens, [name])[Site.parse(name)])
+    prefix = CachedActivations(name, tiny.activations(tokens, [name])[Site.parse(name)])
     for patches in ({}, {name: lambda x, _: x + 1.0}):
-        whole, rest = (tiny.embed(tokens, patches=patches, prefix=start) for start in (None, prefix))
+        whole, rest = (tiny.embed(tokens, patches=patches, cached=start) for start in (None, prefix))
         assert torch.equal(whole.nan_to_num(7.0), rest.nan_to_num(7.0))
 
 
 def test_a_prefix_of_other_tokens_or_behind_a_patch_is_refused(tiny: ScGPT, tokenize: Tokenize) -> None:
     tokens = tokenize(tiny)
     x = tiny.activations(tokens, ["layer.1"])[Site.parse("layer.1")]
-    with pytest.raises(ConfigError, match="it has to be what `activations` gives"):
-        tiny.embed(tokens, prefix=Prefix("layer.1", x[1:]))
-    with pytest.raises(ConfigError, match=r"layer\.0 come before the prefix at layer\.1"):
-        tiny.embed(tokens, prefix=Prefix("layer.1", x), patches={"layer.0": lambda x, _: x})
+    with pytest.raises(ConfigError, match=r"\(\d+, 16\).*`activations`"):
+        tiny.embed(tokens, cached=CachedActivations("layer.1", x[1:]))
+    with pytest.raises(ConfigError, match=r"layer\.0 .*layer\.1; leave out `cached`"):
+        tiny.embed(tokens, cached=CachedActivations("layer.1", x), patches={"layer.0": lambda x, _: x})
 
 
 def test_blocks_after_the_deepest_site_are_not_run(

@@ -13,8 +13,8 @@ import pytest
 import scipy.sparse as sp
 import torch
 
+from sae_core.checkpoint_files import read_dictionary
 from sae_core.errors import CheckpointError, ConfigError, TokenizationError
-from sae_core.readers import read_dictionary
 from sae_core.scfm import Geneformer, GeneMatch, Site, Tokens, load_model
 from sae_core.scfm.geneformer_files import find_dictionaries
 from sae_core.scfm.geneformer_tokenizer import GeneformerTokenizer
@@ -134,7 +134,7 @@ def test_the_pretraining_loss_equals_that_of_transformers(
 ) -> None:
     oracle, model = pair
     tokens = tokenize(model, counts[[0, 1, 2, 4, 5]])  # type: ignore[arg-type]
-    question = model.ask(tokens, seed=0, fraction=0.4)
+    question = model.mask_genes(tokens, seed=0, fraction=0.4)
     ids, real = padded(question.tokens)
     labels = torch.full_like(ids, -100)
     labels[question.cell, question.position - tokens.offsets[question.cell]] = torch.from_numpy(question.gene_id)
@@ -142,7 +142,7 @@ def test_the_pretraining_loss_equals_that_of_transformers(
         expected = oracle(input_ids=ids, attention_mask=real.long(), labels=labels).loss
     loss = model.pretraining_loss(tokens, seed=0, mask_fraction=0.4)
     assert loss.mean == pytest.approx(float(expected), abs=1e-5)
-    assert int(loss.n_asked.sum()) == len(question.gene_id)
+    assert int(loss.n_masked.sum()) == len(question.gene_id)
 
 
 def test_hidden_genes_are_masked_replaced_or_left_in_berts_shares(pair: tuple[torch.nn.Module, Geneformer]) -> None:
@@ -150,7 +150,7 @@ def test_hidden_genes_are_masked_replaced_or_left_in_berts_shares(pair: tuple[to
     rows = sp.csr_matrix(np.random.default_rng(0).integers(1, 50, (400, 25)).astype(np.float32))
     match = model.match_genes([f"GENE{i}" for i in range(25)])
     tokens = model.tokenize(rows.indptr, rows.indices, rows.data, match, seed=0)
-    question = model.ask(tokens, seed=1, fraction=0.2)
+    question = model.mask_genes(tokens, seed=1, fraction=0.2)
     assert len(question.cell) == 400 * 5
     assert not tokens.is_special[question.position].any()
     now = question.tokens.gene_id[question.position]

@@ -158,7 +158,7 @@ def test_the_pretraining_loss_equals_a_plain_computation(
     model, w = load_model(folder), weights_of(folder)
     assert isinstance(model, ScFoundation)
     tokens = tokenize(model)
-    question = model.ask(tokens, seed=2, fraction=0.3)
+    question = model.mask_genes(tokens, seed=2, fraction=0.3)
     seen = question.tokens
     assert not set(zip(question.cell.tolist(), question.gene_id.tolist(), strict=True)) & set(
         zip(seen.cell_of_token().tolist(), seen.gene_id.tolist(), strict=True)

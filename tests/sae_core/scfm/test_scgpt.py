@@ -69,7 +69,7 @@ def test_the_pretraining_loss_equals_a_plain_computation(
     model = load_model(write_checkpoint())
     assert isinstance(model, ScGPT)
     tokens = without_empty(tokenize(model))
-    question = model.ask(tokens, seed=1, fraction=0.4)
+    question = model.mask_genes(tokens, seed=1, fraction=0.4)
     assert (question.tokens.value[question.position] == -1).all()
     assert not tokens.is_special[question.position].any()
     w = tiny_weights
@@ -94,8 +94,8 @@ def test_queries_ask_without_being_seen(
 ) -> None:
     model = load_model(write_checkpoint(args={"objective": "query"}))
     tokens = tokenize(model)
-    question = model.ask(tokens, seed=1, fraction=0.4)
-    assert question.is_unseen is not None
+    question = model.mask_genes(tokens, seed=1, fraction=0.4)
+    assert question.is_query_only is not None
     seen: list[torch.Tensor] = []
 
     plain = model.pretraining_loss(tokens, seed=1, patches={"layer.2": lambda x, info: (seen.append(x), x)[1]})
@@ -103,8 +103,8 @@ def test_queries_ask_without_being_seen(
 
     def move_queries(x: torch.Tensor, info: object) -> torch.Tensor:
         pairs = zip(info.cell.tolist(), info.gene_id.tolist(), strict=True)  # type: ignore[attr-defined]
-        is_query = torch.tensor([pair in hidden for pair in pairs])
-        return torch.where(is_query[:, None], x + 1, x)
+        is_masked_gene = torch.tensor([pair in hidden for pair in pairs])
+        return torch.where(is_masked_gene[:, None], x + 1, x)
 
     moved: list[torch.Tensor] = []
     patches = {"layer.0": move_queries, "layer.2": lambda x, info: (moved.append((x, info)), x)[1]}
@@ -112,9 +112,9 @@ def test_queries_ask_without_being_seen(
     assert np.isfinite(plain.mean)
     for before, (after, info) in zip(seen, moved, strict=True):
         pairs = zip(info.cell.tolist(), info.gene_id.tolist(), strict=True)
-        is_query = torch.tensor([pair in hidden for pair in pairs])
-        torch.testing.assert_close(before[~is_query], after[~is_query], atol=1e-6, rtol=0)
-        assert not torch.allclose(before[is_query], after[is_query], atol=1e-3)
+        is_masked_gene = torch.tensor([pair in hidden for pair in pairs])
+        torch.testing.assert_close(before[~is_masked_gene], after[~is_masked_gene], atol=1e-6, rtol=0)
+        assert not torch.allclose(before[is_masked_gene], after[is_masked_gene], atol=1e-3)
 
 
 def test_the_mini_model_predicts_better_than_the_mean_of_a_cell() -> None:

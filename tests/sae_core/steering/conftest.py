@@ -56,5 +56,5 @@ def info() -> TokenInfo:
         cell=torch.tensor([0, 0, 0, 1, 1]),
         position=torch.tensor([0, 1, 2, 0, 1]),
         is_special=torch.tensor([True, False, False, False, False]),
-        is_query=torch.zeros(5, dtype=torch.bool),
+        is_masked_gene=torch.zeros(5, dtype=torch.bool),
     )

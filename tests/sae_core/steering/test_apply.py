@@ -23,7 +23,7 @@ def many_tokens(n_cells: int = 6, per_cell: int = 20, seed: int = 0) -> tuple[to
         cell=position // per_cell,
         position=position % per_cell,
         is_special=position % per_cell == 0,
-        is_query=torch.zeros(n_tokens, dtype=torch.bool),
+        is_masked_gene=torch.zeros(n_tokens, dtype=torch.bool),
     )
 
 

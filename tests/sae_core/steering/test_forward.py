@@ -251,21 +251,21 @@ def test_the_head_is_asked_the_same_genes_whatever_the_steering_and_its_queries_
     plain, steered = (running.answers(s, seed=1, fraction=0.3) for s in (None, steering))
     for name in ("cell", "gene_id", "target"):
         assert torch.equal(getattr(plain, name), getattr(steered, name))
-    assert (plain.answer != steered.answer).float().mean() > 0.9
-    question = model.ask(tokens, seed=1, fraction=0.3)
-    assert torch.equal(plain.answer, model.answers(question, max_batch_tokens=1).answer)
+    assert (plain.prediction != steered.prediction).float().mean() > 0.9
+    question = model.mask_genes(tokens, seed=1, fraction=0.3)
+    assert torch.equal(plain.prediction, model.masked_gene_prediction(question, max_batch_tokens=1).prediction)
     seen: list[tuple[torch.Tensor, torch.Tensor, TokenInfo]] = []
 
     def spy(x: torch.Tensor, info: TokenInfo) -> torch.Tensor:
         seen.append((x, steering(x, info), info))
         return seen[-1][1]
 
-    patched = model.answers(question, patches={"layer.0": spy}, max_batch_tokens=1)
-    torch.testing.assert_close(patched.answer, steered.answer, atol=1e-5, rtol=1e-5)
+    patched = model.masked_gene_prediction(question, patches={"layer.0": spy}, max_batch_tokens=1)
+    torch.testing.assert_close(patched.prediction, steered.prediction, atol=1e-5, rtol=1e-5)
     for before, after, i in seen:
-        chosen = ~i.is_special | i.is_query if with_queries else ~(i.is_query | i.is_special)
+        chosen = ~i.is_special | i.is_masked_gene if with_queries else ~(i.is_masked_gene | i.is_special)
         assert torch.equal((before != after).any(1), chosen)
-    n_queries = sum(int(i.is_query.sum()) for *_, i in seen)
+    n_queries = sum(int(i.is_masked_gene.sum()) for *_, i in seen)
     assert n_queries == (0 if kind == "scfoundation" else len(question.cell))
 
 
@@ -277,7 +277,7 @@ def test_answers_of_a_cell_have_the_same_bits_alone_and_with_others(loaded, dict
         whole = SteeredModel(model, tokens, sae, "layer.0").answers(steering, seed=1, fraction=0.3)
         own = SteeredModel(model, tokens.take(np.array([5])), sae, "layer.0", is_part=True)
         alone = own.answers(of_cells(steering, [5]), seed=1, fraction=0.3)
-        assert same(alone.answer, whole.answer[whole.cell == 5])
+        assert same(alone.prediction, whole.prediction[whole.cell == 5])
 
 
 def test_what_does_not_fit_is_refused_before_anything_runs(loaded, dictionary, tokens_of, monkeypatch):
@@ -323,7 +323,7 @@ def test_reduced_precision_and_cells_without_tokens_run_through(checkpoint_of, d
     nobody = tokens.take(np.array([EMPTY_CELL, EMPTY_CELL]))
     empty = SteeredModel(half, nobody, sae, "layer.0", is_part=True)
     assert empty.embeddings(of_cells(steering, [0, 1]), [at])[at].isnan().all()
-    assert empty.answers(None).answer.numel() == 0
+    assert empty.answers(None).prediction.numel() == 0
 
 
 @pytest.mark.gpu

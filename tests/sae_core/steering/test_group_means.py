@@ -15,7 +15,7 @@ def tokens_of(gene_id: list[int], cell: list[int]) -> TokenInfo:
         cell=torch.tensor(cell),
         position=torch.arange(len(cell)),
         is_special=none,
-        is_query=none,
+        is_masked_gene=none,
     )
 
 

@@ -15,7 +15,7 @@ INFO = TokenInfo(
     cell=torch.tensor([0, 1]),
     position=torch.tensor([0, 0]),
     is_special=torch.zeros(2, dtype=torch.bool),
-    is_query=torch.zeros(2, dtype=torch.bool),
+    is_masked_gene=torch.zeros(2, dtype=torch.bool),
 )
 UNIT = torch.tensor([9.0, 10.0, 9.0, 100.0])  # of features 0 to 3; the chosen ones are 1 and 3
 

@@ -12,7 +12,7 @@ import scipy.sparse as sp
 import torch
 
 from sae_core.errors import CheckpointError, ConfigError, TokenizationError, VocabularyError
-from sae_core.scfm import FoundationModel, Prefix, Site, Tokens, load_model, precision_error
+from sae_core.scfm import CachedActivations, FoundationModel, Site, Tokens, load_model, precision_error
 
 if TYPE_CHECKING:
     from sae_core.scfm import TokenInfo
@@ -124,7 +124,7 @@ def test_data_of_empty_cells_only_run_through(model: FoundationModel) -> None:
     assert tokens.n_tokens == 0
     assert model.embed(tokens).isnan().all()
     assert model.activations(tokens, ["layer.0"])[Site.parse("layer.0")].shape == (0, model.d_model)
-    assert int(model.pretraining_loss(tokens).n_asked.sum()) == 0
+    assert int(model.pretraining_loss(tokens).n_masked.sum()) == 0
 
 
 def test_some_cells_can_be_taken_in_any_order(tokens: Tokens) -> None:
@@ -221,7 +221,7 @@ def test_a_site_that_the_model_lacks_and_a_patch_behind_the_reading_are_refused(
 
 def test_a_patch_at_any_site_is_felt_where_its_reading_site_is(model: FoundationModel, tokens: Tokens) -> None:
     for site in model.sites:
-        at = model.reading_site(site)
+        at = model.readout_site(site)
         assert at in (model.default_site, model.sites[-1])
         patched = model.embed(tokens, site=at, patches={site: lambda x, info: x * 1.5 + 0.3})
         assert not same(model.embed(tokens, site=at), patched), str(site)
@@ -244,7 +244,9 @@ def test_a_prefix_gives_what_the_whole_run_gives(model: FoundationModel, tokens:
     patches = {"layer.1": lambda x, info: x * 0.9}
     options: dict[str, Any] = {"site": model.sites[-1], "patches": patches}
     torch.testing.assert_close(
-        model.embed(tokens, prefix=Prefix(site, x), **options), model.embed(tokens, **options), equal_nan=True
+        model.embed(tokens, cached=CachedActivations(site, x), **options),
+        model.embed(tokens, **options),
+        equal_nan=True,
     )
 
 
@@ -273,29 +275,29 @@ def test_the_pretraining_loss_asks_the_same_of_a_cell_in_any_batch(
     order = np.random.default_rng(5).permutation(counts.shape[0])
     shuffled = model.pretraining_loss(tokens_of(model, counts[order]), seed=3, max_batch_tokens=40)
     torch.testing.assert_close(shuffled.per_cell, loss.per_cell[order], atol=1e-5, rtol=1e-5, equal_nan=True)
-    assert torch.equal(shuffled.n_asked, loss.n_asked[order])
+    assert torch.equal(shuffled.n_masked, loss.n_masked[order])
     assert model.pretraining_loss(tokens, seed=4).mean != loss.mean
 
 
 def test_the_pretraining_loss_feels_a_patch(model: FoundationModel, tokens: Tokens) -> None:
     plain = model.pretraining_loss(tokens)
     patched = model.pretraining_loss(tokens, patches={"layer.1": lambda x, info: torch.zeros_like(x)})
-    assert torch.equal(plain.n_asked, patched.n_asked)
+    assert torch.equal(plain.n_masked, patched.n_masked)
     assert plain.mean != patched.mean
 
 
 def test_answers_are_what_the_loss_is_made_of(kind: str, model: FoundationModel, tokens: Tokens) -> None:
-    question = model.ask(tokens, seed=3, fraction=model.mask_fraction)
-    answers = model.answers(question)
-    assert answers.answer.isfinite().all()
+    question = model.mask_genes(tokens, seed=3, fraction=model.mask_fraction)
+    answers = model.masked_gene_prediction(question)
+    assert answers.prediction.isfinite().all()
     assert torch.equal(answers.gene_id, torch.from_numpy(question.gene_id))
     assert answers.cell.diff().min() >= 0
-    error = -answers.answer if kind.startswith("geneformer") else (answers.answer - answers.target) ** 2
+    error = -answers.prediction if kind.startswith("geneformer") else (answers.prediction - answers.target) ** 2
     total = torch.zeros(tokens.n_cells).index_add_(0, answers.cell, error)
     loss = model.pretraining_loss(tokens, seed=3)
-    found = total / loss.n_asked
+    found = total / loss.n_masked
     if kind.startswith("scgpt"):  # whose loss adds the error of a second head
-        assert (found <= loss.per_cell)[loss.n_asked > 0].all()
+        assert (found <= loss.per_cell)[loss.n_masked > 0].all()
     else:
         torch.testing.assert_close(found.double(), loss.per_cell, rtol=1e-5, atol=1e-5, equal_nan=True)
 
@@ -303,13 +305,17 @@ def test_answers_are_what_the_loss_is_made_of(kind: str, model: FoundationModel,
 def test_answers_from_a_prefix_are_those_of_the_whole_run_and_queries_are_marked(
     kind: str, model: FoundationModel, tokens: Tokens
 ) -> None:
-    question = model.ask(tokens, seed=3, fraction=0.3)
+    question = model.mask_genes(tokens, seed=3, fraction=0.3)
     site, marked = Site.parse("layer.0"), []
-    prefix = Prefix(site, model.activations(question, [site])[site])
+    prefix = CachedActivations(site, model.activations(question, [site])[site])
     patches = {"layer.1": lambda x, info: (marked.append(info), x * 0.9)[1]}
-    whole, rest = (model.answers(question, patches=patches, prefix=start) for start in (None, prefix))
-    assert torch.equal(whole.answer, rest.answer)
-    pairs = {(int(c), int(p)) for i in marked for c, p in zip(i.cell[i.is_query], i.position[i.is_query], strict=True)}
+    whole, rest = (model.masked_gene_prediction(question, patches=patches, cached=start) for start in (None, prefix))
+    assert torch.equal(whole.prediction, rest.prediction)
+    pairs = {
+        (int(c), int(p))
+        for i in marked
+        for c, p in zip(i.cell[i.is_masked_gene], i.position[i.is_masked_gene], strict=True)
+    }
     rows = np.array([], dtype=int) if question.position is None else question.position
     cell = question.tokens.cell_of_token()[rows]
     assert pairs == set(zip(cell.tolist(), (rows - question.tokens.offsets[cell]).tolist(), strict=True))
@@ -347,7 +353,7 @@ def test_coverage_says_what_matched(model: FoundationModel, counts: sp.csr_matri
     assert (coverage.n_genes, coverage.n_matched, coverage.n_vocabulary) == (40, 30, 40)
     assert coverage.share_of_counts == pytest.approx(dense[:, :30].sum() / dense.sum())
     np.testing.assert_array_equal(coverage.genes_per_cell, (dense[:, :30] > 0).sum(1))
-    heaviest = coverage.heaviest_unmatched(symbols, 1)
+    heaviest = coverage.top_unmatched(symbols, 1)
     assert heaviest == {
         f"unknown{dense[:, 30:].sum(0).argmax()}": pytest.approx(dense[:, 30:].sum(0).max() / dense.sum())
     }

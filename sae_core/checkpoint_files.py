@@ -86,7 +86,7 @@ def _starts_as_zip(path: Path) -> bool:
         return file.read(2) == b"PK"
 
 
-def fit_weights(
+def load_weights(
     model: nn.Module, weights: Mapping[str, Tensor], *, what: str, official: Callable[[str], str] = str
 ) -> None:
     """Load `weights` by name into `model`, every one accounted for; `official` gives a name as the file has it.

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sae_core.checkpoint_files import digest_files, read_dictionary
 from sae_core.errors import CheckpointError
-from sae_core.readers import digest_files, read_dictionary
 
 PLAIN = {"ENSG1": 3, "ENSG2": 2.5, "TP53": "ENSG3"}
 
