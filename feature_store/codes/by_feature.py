@@ -1,9 +1,9 @@
-"""Codes by feature, built from the finished codes by cell: a part (bucket) for each range of features.
+"""Codes by feature, built from the finished codes by cell: one part (bucket) for each range of features.
 
-A group of buckets is gathered in one pass over by_cell, then each is sorted by feature, falling value and cell, and
-committed; groups are independent of each other, so actors share them. How buckets are grouped changes no byte. A pass
+One pass over by_cell gathers a group of buckets; each bucket is then sorted by feature, falling value and cell, and
+committed. Groups are independent, so actors share them. How buckets are grouped changes no byte. A pass
 takes 15 ns a nonzero of by_cell, sorting 50 ns a nonzero of the bucket (Polars' sort by three columns: 360); memory is
-14 bytes times the nonzeros of a group, and those of one bucket three times over.
+14 bytes times the nonzeros of a group plus three times those of one bucket.
 """
 
 from collections.abc import Sequence
@@ -15,23 +15,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from feature_store.codes.parts import read_columns, write_by_feature
+from feature_store.codes.parquet import read_columns, write_by_feature
 from feature_store.storage.commit import Manifest, Run
 from feature_store.storage.layout import as_path
 
 N_BUCKETS = 64
 BUCKET_ROWS = 20_000_000
-"""Nonzeros of a bucket, on average, at most."""
+"""The most nonzeros that a bucket has on average."""
 GROUP_ROWS = 60_000_000
-"""Most nonzeros of a group of buckets, unless one bucket has more."""
+"""The most nonzeros of a group of buckets, unless a single bucket has more."""
 MOST_BUCKETS = 1 << 15
 
 
 class ByFeature:
-    """by_feature/ of a codes folder, to be built by any number of processes.
+    """The run by_feature/ of a codes folder, which any number of processes may build together.
 
-    `n_buckets`: parts; default: N_BUCKETS, or as many as leave a bucket BUCKET_ROWS nonzeros on average. It is part of
-    the content. IncompleteRunError if by_cell is not finished.
+    `n_buckets`: number of parts, which is part of the content; default: N_BUCKETS, or more, so that a bucket has at
+    most BUCKET_ROWS nonzeros on average. IncompleteRunError if by_cell is not finished.
     """
 
     def __init__(self, folder: str | Path, *, n_buckets: int | None = None) -> None:
@@ -53,7 +53,7 @@ class ByFeature:
         self.run = Run.create(folder / "by_feature", plan)
 
     def groups(self, *, max_rows: int = GROUP_ROWS) -> list[tuple[int, int]]:
-        """Buckets [first, stop) still to be written, in groups of at most `max_rows` nonzeros or of one bucket."""
+        """The buckets [first, stop) still to be written, in groups of one bucket or of at most `max_rows` nonzeros."""
         pending = self.run.pending()
         rows = self._rows_of_buckets() if pending and self.n_rows > max_rows else np.zeros(self.run.n_shards, np.int64)
         groups: list[tuple[int, int]] = []
@@ -66,7 +66,7 @@ class ByFeature:
         return groups
 
     def write(self, first: int, stop: int) -> int:
-        """Write and commit the buckets [first, stop); returns their nonzeros."""
+        """Write and commit the buckets [first, stop), and return the number of their nonzeros."""
         gathered = self._gather(self.bounds[first : stop + 1])
         n_rows = 0
         for bucket in range(first, stop):
@@ -78,7 +78,7 @@ class ByFeature:
         return n_rows
 
     def finalize(self) -> Manifest:
-        """Finish the run. IncompleteRunError names missing buckets."""
+        """Finish the run and return its manifest. IncompleteRunError names missing buckets."""
         return self.run.finalize()
 
     def _rows_of_buckets(self) -> npt.NDArray[np.int64]:
@@ -88,7 +88,7 @@ class ByFeature:
         return np.add.reduceat(total, self.bounds[:-1])
 
     def _gather(self, bounds: Sequence[int]) -> list[dict[str, list[npt.NDArray[Any]]]]:
-        """The rows of each bucket, a piece for each part of by_cell, in its order."""
+        """The rows of each bucket, as one piece per part of by_cell, in the order of by_cell."""
         names = ["cell_idx", "feature_id", "value"]
         if self.by_cell.plan["level"] == "token":
             names = ["cell_idx", "token_pos", "gene_id", "feature_id", "value"]
@@ -96,7 +96,7 @@ class ByFeature:
         bucket_of = np.searchsorted(bounds, np.arange(self.n_features), side="right").astype(np.uint16) - np.uint16(1)
         for path in self.by_cell.parts():
             columns = dict(zip(names, read_columns(path, names), strict=True))
-            # careful: what is before the first bucket wraps around to a large number
+            # careful: the number of a feature before the first bucket wraps around to a large one
             bucket = bucket_of[columns["feature_id"]]
             inside = np.flatnonzero(bucket < len(gathered))
             order = inside[np.argsort(bucket[inside], kind="stable")]
@@ -108,7 +108,7 @@ class ByFeature:
 
 
 def build_by_feature(folder: str | Path, *, n_buckets: int | None = None, max_rows: int = GROUP_ROWS) -> Manifest:
-    """Build by_feature/ of a codes folder in this process; resumable. IncompleteRunError if by_cell is not finished."""
+    """Build by_feature/ of a codes folder in this process. IncompleteRunError if by_cell is not finished."""
     building = ByFeature(folder, n_buckets=n_buckets)
     for first, stop in building.groups(max_rows=max_rows):
         building.write(first, stop)
@@ -121,13 +121,13 @@ def _write_sorted(path: Path, columns: dict[str, npt.NDArray[Any]], n_features: 
 
 
 def falling_by_feature(feature_id: npt.NDArray[Any], value: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-    """Order of rows by feature, then by falling value (not negative), then as they are; fewer than 2^32 rows."""
+    """The order of rows by feature, then by falling value, then as given; values >= 0, fewer than 2^32 rows."""
     if not len(feature_id):
         return np.empty(0, np.int64)
     feature = feature_id - feature_id.min()
-    # a stable sort of 16 bits is a radix sort; a bucket spans no more but by 2^16 features or above
+    # a stable sort of 16 bits is a radix sort; only a bucket of more than 2^16 features needs more bits
     order = np.argsort(feature.astype(np.uint16) if feature.max() < 1 << 16 else feature, kind="stable")
-    # the bits of a float that is not negative rise with it: inverted above, the row below, sorted as one integer
+    # the bits of a float >= 0 rise with it: inverted they are the upper half of an integer, the row is its lower half
     key = (~value[order].view(np.uint32)).astype(np.uint64) << np.uint64(32)
     key |= np.arange(len(key), dtype=np.uint64)
     for low, high in pairwise([0, *np.cumsum(np.bincount(feature))]):

@@ -2,7 +2,7 @@
 
 `FeatureStore.open` settles once what is read (its `lineage`): an associations run, the codes run and the data set that
 it came from; their parts are those of finished manifests, so a writer beside it changes nothing. Nothing is ever
-written. Codes are read along the sort order that the question needs, in SQL too (`feature_store.codes.reader`).
+written. Codes are read along the sort order that the question needs, in SQL too (`feature_store.codes.code_reader`).
 
 In SQL the tables are `cells`, `genes`, `training`, `feature_umap`, `feature_neighbour`, `codes`, `umap`, `features`,
 `feature_label`, `feature_gene`, `feature_geneset`, `feature_token`, `profile_umap`, `steering`, `steering_variants`,

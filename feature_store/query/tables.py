@@ -13,7 +13,7 @@ from pathlib import Path
 
 import polars as pl
 
-from feature_store.codes.reader import CodeReader
+from feature_store.codes import CodeReader
 from feature_store.errors import IntegrityError, NotFoundError, QueryError
 from feature_store.query.runs import Lineage
 from feature_store.query.suggestions import did_you_mean

@@ -7,8 +7,7 @@ import polars as pl
 import pytest
 from scipy import sparse
 
-from feature_store.codes import TokenCodes
-from feature_store.codes import tokens as token_codes
+from feature_store.codes import TokenCodes, token_codes, token_statistics
 from feature_store.errors import InputError
 from feature_store.storage import schemas
 
@@ -41,7 +40,7 @@ def brute_force_cells(tokens: TokenCodes, how: str) -> dict[tuple[int, int], flo
 def test_pooling_equals_a_dense_loop_over_cells(
     tokens: TokenCodes, how: token_codes.Pooling, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(token_codes, "_BLOCK_CELLS", block)
+    monkeypatch.setattr(token_codes, "_BLOCK_ENTRIES", block)
     cell_idx, feature_id, value = token_codes.pool(tokens, how)
     expected = brute_force_cells(tokens, how)
     assert list(zip(cell_idx.tolist(), feature_id.tolist(), strict=True)) == sorted(expected)
@@ -63,7 +62,7 @@ def test_pooling_does_not_depend_on_the_order_of_the_tokens(tokens: TokenCodes, 
     )
     for one, two in zip(token_codes.pool(tokens), token_codes.pool(shuffled), strict=True):
         assert (one == two).all()
-    assert token_codes.top_tokens(tokens, 3).equals(token_codes.top_tokens(shuffled, 3))
+    assert token_statistics.top_tokens(tokens, 3).equals(token_statistics.top_tokens(shuffled, 3))
 
 
 def test_explicit_zeros_do_not_fire() -> None:
@@ -72,23 +71,23 @@ def test_explicit_zeros_do_not_fire() -> None:
     assert codes.nnz == 2
     assert tokens.codes.nnz == 1
     assert token_codes.pool(tokens).feature_id.tolist() == [1]
-    assert token_codes.feature_gene_statistics(tokens, np.array(["test"]))["n_tokens"].to_list() == [1]
+    assert token_statistics.feature_gene_statistics(tokens, np.array(["test"]))["n_tokens"].to_list() == [1]
 
 
 @pytest.mark.parametrize("value", [-1.0, np.nan, np.inf])
-def test_codes_that_cannot_be_are_refused(value: float) -> None:
+def test_negative_and_non_finite_codes_are_refused(value: float) -> None:
     codes = sparse.csr_array(np.array([[1.0, value]]))
-    with pytest.raises(InputError, match="finite and not negative"):
+    with pytest.raises(InputError, match=r"-1|nan|inf"):
         TokenCodes(cell_idx=np.zeros(1), token_pos=np.zeros(1), gene_id=np.zeros(1), codes=codes)
 
 
 def test_arrays_of_different_length_are_refused() -> None:
-    with pytest.raises(InputError, match=r"got 2, 1, 1 for codes \(1, 4\)"):
+    with pytest.raises(InputError, match=r"2, 1, 1 .*\(1, 4\)"):
         TokenCodes(cell_idx=np.zeros(2), token_pos=np.zeros(1), gene_id=np.zeros(1), codes=sparse.csr_array((1, 4)))
 
 
 def test_an_unknown_pooling_is_refused(tokens: TokenCodes) -> None:
-    with pytest.raises(InputError, match="max, mean"):
+    with pytest.raises(InputError, match=r"'median'.*max, mean"):
         token_codes.pool(tokens, "median")  # type: ignore[arg-type]
 
 
@@ -119,7 +118,7 @@ def test_statistics_by_gene_equal_polars_over_the_single_nonzeros(tokens: TokenC
         )
         .sort("split", "gene_id", "feature_id")
     )
-    result = token_codes.feature_gene_statistics(tokens, split)
+    result = token_statistics.feature_gene_statistics(tokens, split)
     schemas.check("token_feature_gene", result)
     assert result.select("split", "feature_id", "gene_id", "n_tokens", "max").equals(
         expected.select("split", "feature_id", "gene_id", "n_tokens", "max")
@@ -129,7 +128,7 @@ def test_statistics_by_gene_equal_polars_over_the_single_nonzeros(tokens: TokenC
 
 
 def test_tokens_by_gene_count_all_tokens_fired_on_or_not(tokens: TokenCodes, split: np.ndarray) -> None:
-    result = token_codes.gene_statistics(tokens, split)
+    result = token_statistics.gene_statistics(tokens, split)
     schemas.check("token_gene", result)
     assert result["n_tokens"].sum() == tokens.n_tokens
     for name, gene, n in result.iter_rows():
@@ -140,7 +139,7 @@ def test_top_tokens_are_the_largest_with_ties_in_the_order_of_the_tokens(tokens:
     coarse = tokens.codes.copy()
     coarse.data = np.ceil(coarse.data * 3)
     tied = TokenCodes(cell_idx=tokens.cell_idx, token_pos=tokens.token_pos, gene_id=tokens.gene_id, codes=coarse)
-    result = token_codes.top_tokens(tied, 4)
+    result = token_statistics.top_tokens(tied, 4)
     schemas.check("token_top", result)
     coo = coarse.tocoo()
     rows = sorted(
@@ -166,16 +165,16 @@ def merged_and_whole(
 
 def test_statistics_of_shards_merge_to_those_of_the_whole(random_tokens: Callable[..., TokenCodes]) -> None:
     parts, whole, split = merged_and_whole(random_tokens)
-    merged = token_codes.merge_feature_gene([token_codes.feature_gene_statistics(p, split(p)) for p in parts])
-    direct = token_codes.feature_gene_statistics(whole, split(whole))
+    merged = token_statistics.merge_feature_gene([token_statistics.feature_gene_statistics(p, split(p)) for p in parts])
+    direct = token_statistics.feature_gene_statistics(whole, split(whole))
     exact = ("split", "feature_id", "gene_id", "n_tokens", "max")
     assert merged.select(exact).equals(direct.select(exact))
     for column in ("sum", "sum_sq"):
         assert np.allclose(merged[column].to_numpy(), direct[column].to_numpy(), rtol=1e-13)
-    genes = token_codes.merge_gene([token_codes.gene_statistics(p, split(p)) for p in parts])
-    assert genes.equals(token_codes.gene_statistics(whole, split(whole)))
-    top = token_codes.merge_top([token_codes.top_tokens(p, 3) for p in parts], 3)
-    assert top.equals(token_codes.top_tokens(whole, 3))
+    genes = token_statistics.merge_gene([token_statistics.gene_statistics(p, split(p)) for p in parts])
+    assert genes.equals(token_statistics.gene_statistics(whole, split(whole)))
+    top = token_statistics.merge_top([token_statistics.top_tokens(p, 3) for p in parts], 3)
+    assert top.equals(token_statistics.top_tokens(whole, 3))
 
 
 def test_merging_gives_the_same_bits_every_time(rng: np.random.Generator) -> None:
@@ -197,16 +196,16 @@ def test_merging_gives_the_same_bits_every_time(rng: np.random.Generator) -> Non
         )
         for _ in range(3)
     ]
-    first = token_codes.merge_feature_gene(parts)
+    first = token_statistics.merge_feature_gene(parts)
     assert first.height == 1000
     for _ in range(5):
-        assert token_codes.merge_feature_gene(parts).equals(first)
+        assert token_statistics.merge_feature_gene(parts).equals(first)
 
 
 def test_merging_nothing_gives_empty_tables() -> None:
-    schemas.check("token_feature_gene", token_codes.merge_feature_gene([]))
-    schemas.check("token_gene", token_codes.merge_gene([]))
-    schemas.check("token_top", token_codes.merge_top([], 3))
+    schemas.check("token_feature_gene", token_statistics.merge_feature_gene([]))
+    schemas.check("token_gene", token_statistics.merge_gene([]))
+    schemas.check("token_top", token_statistics.merge_top([], 3))
 
 
 def test_tokens_on_which_nothing_fires_give_no_codes_but_are_counted() -> None:
@@ -215,15 +214,15 @@ def test_tokens_on_which_nothing_fires_give_no_codes_but_are_counted() -> None:
     )
     split = np.array(["test", "test"])
     assert token_codes.pool(tokens).value.size == 0
-    assert token_codes.feature_gene_statistics(tokens, split).height == 0
-    assert token_codes.top_tokens(tokens, 5).height == 0
-    assert token_codes.gene_statistics(tokens, split).rows() == [("test", 4, 2)]
+    assert token_statistics.feature_gene_statistics(tokens, split).height == 0
+    assert token_statistics.top_tokens(tokens, 5).height == 0
+    assert token_statistics.gene_statistics(tokens, split).rows() == [("test", 4, 2)]
 
 
 def test_no_tokens_at_all_give_empty_tables() -> None:
     none = np.empty(0, np.int64)
     tokens = TokenCodes(cell_idx=none, token_pos=none, gene_id=none, codes=sparse.csr_array((0, 3)))
     assert token_codes.pool(tokens).value.size == 0
-    assert token_codes.feature_gene_statistics(tokens, np.empty(0, np.str_)).height == 0
-    assert token_codes.gene_statistics(tokens, np.empty(0, np.str_)).height == 0
-    assert token_codes.top_tokens(tokens, 5).height == 0
+    assert token_statistics.feature_gene_statistics(tokens, np.empty(0, np.str_)).height == 0
+    assert token_statistics.gene_statistics(tokens, np.empty(0, np.str_)).height == 0
+    assert token_statistics.top_tokens(tokens, 5).height == 0

@@ -99,7 +99,7 @@ QUESTIONS_TO_CODES = [
 def test_codes_are_the_same_rows_in_the_same_order_whichever_sort_order_answers(
     store: FeatureStore, small_store: Any, monkeypatch: pytest.MonkeyPatch, share: int
 ) -> None:
-    monkeypatch.setattr("feature_store.codes.reader.SPARSE_SHARE", share)
+    monkeypatch.setattr("feature_store.codes.code_reader.SPARSE_SHARE", share)
     by_cell = pl.concat([pl.read_parquet(part) for part in small_store.codes.by_cell.parts()])
     plain = pl.SQLContext({"codes": by_cell.with_columns(pl.col("feature_id").cast(pl.Int32))}, eager=True)
     for query in QUESTIONS_TO_CODES:

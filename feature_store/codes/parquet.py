@@ -1,7 +1,7 @@
-"""The Parquet parts of codes: written in one of the two sort orders, read with every page checked.
+"""The Parquet encoding of codes in both sort orders; every page is checked when it is read.
 
-Sorted ids are delta-encoded, values byte-stream-split, all zstd-1: 3.6 bytes a nonzero by cell and 4.2 by feature (1000
-cells of 3,200 nonzeros over 4096 features, exponential values), 5.1 and 4.9 for 50 nonzeros a cell.
+Sorted ids are delta-encoded, values byte-stream-split, and all is zstd-1: 3.6 bytes a nonzero by cell and 4.2 by
+feature (1000 cells of 3,200 nonzeros over 4096 features, exponential values), 5.1 and 4.9 for 50 nonzeros a cell.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,12 +30,12 @@ def write_by_cell(
     token_pos: npt.NDArray[Any] | None = None,
     gene_id: npt.NDArray[Any] | None = None,
 ) -> int:
-    """Write one by_cell part, a row a nonzero, sorted by cell (then token, then feature); returns the rows.
+    """Write one by_cell part, one row per nonzero, sorted by cell, token and feature; return the number of rows.
 
     InputError if the cells are not in ascending order or a feature is not below n_features.
     """
     if len(cell_idx) and (np.diff(cell_idx) < 0).any():
-        raise InputError("codes by cell are sorted by cell_idx; sort them first")
+        raise InputError("the rows of codes by cell are not in the order of cell_idx; sort them first")
     if len(feature_id) and not 0 <= int(feature_id.min()) <= int(feature_id.max()) < n_features:
         raise InputError(
             f"feature ids go from {feature_id.min()} to {feature_id.max()}; allowed: 0 to {n_features - 1}"
@@ -48,14 +48,14 @@ def write_by_cell(
 
 
 def write_by_feature(path: str | Path, columns: Mapping[str, npt.NDArray[Any]], *, n_features: int) -> int:
-    """Write one by_feature part of sorted rows: feature_id, value, then the other columns; returns the rows."""
-    found = {"feature_id": _feature_ids(columns["feature_id"], n_features), "value": pa.array(columns["value"])}
-    found |= {name: pa.array(column) for name, column in columns.items() if name not in found}
-    return _write(path, found, BY_FEATURE_ROW_GROUP_ROWS)
+    """Write one by_feature part of sorted rows (feature_id, value, then the other columns); return their number."""
+    arrays = {"feature_id": _feature_ids(columns["feature_id"], n_features), "value": pa.array(columns["value"])}
+    arrays |= {name: pa.array(column) for name, column in columns.items() if name not in arrays}
+    return _write(path, arrays, BY_FEATURE_ROW_GROUP_ROWS)
 
 
 def read_columns(path: Path, names: Sequence[str]) -> list[npt.NDArray[Any]]:
-    """Columns of one part, every page checked. IntegrityError if it is not as written."""
+    """Columns of one part, with every page checked. IntegrityError if the bytes are not those that were written."""
     try:
         with parquet_source(path) as source, pq.ParquetFile(source, page_checksum_verification=True) as file:
             return [column.to_numpy() for column in file.read(columns=list(names)).columns]

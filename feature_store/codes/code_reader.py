@@ -1,13 +1,13 @@
-"""Cell codes of a finished run, read along the sort order that a question needs: by cell, or by feature.
+"""Cell codes of a finished run, read in the sort order that suits a query: by cell, or by feature.
 
-A look-up opens one part, found from the manifest, and of it the row groups whose statistics hold the cell or the
-feature; of a feature, whose values fall, only as many as the largest n take. Manifests and Parquet footers are kept: a
-finished run never changes. Pages are checked.
+A look-up opens one part, found from the manifest, and reads the row groups whose statistics include the cell or the
+feature. As the values of a feature fall, the n largest need only its first row groups. Manifests and Parquet footers
+are kept in memory, because a finished run never changes. Pages are checked.
 
-`scan` makes one lazy frame of both orders. It is a source of Polars' own: the optimizer hands down the filter, the part
-of it that speaks of feature_id (or cell_idx) alone is evaluated on all ids there are, and the ids that pass say which
-parts are read, of which order. So any form of the filter counts (=, IN, BETWEEN, OR), nothing is parsed, and the rows
-come by cell whichever order they were read in.
+`scan` makes one lazy frame of both orders, as a source for the optimizer of Polars: it receives the filter, evaluates
+the conditions on feature_id (or cell_idx) alone for every id, and reads only the parts with an id that passes, in the
+better order. So any form of the filter helps (=, IN, BETWEEN, OR), nothing is parsed, and rows come by cell in either
+order.
 
 CPU time, warm, of 50M nonzeros, 1M cells, 4096 features (`tests/benchmarks/bench_query.py`): the 100 cells of a feature
 3 ms (by a scan and a sort of the part, and of the cell table: 80), all features of a cell 5, SQL by feature_id 5 (600
@@ -31,13 +31,13 @@ from feature_store.storage.commit import Run, ShardMarker
 from feature_store.storage.filesystem import REPAIR, parquet_source, scan_source
 
 SPARSE_SHARE = 32
-"""by_feature is scanned where the filter leaves one feature, or at most one in so many: its rows have to be sorted by
+"""by_feature is scanned if the filter leaves one feature, or at most one in this many: its rows have to be sorted by
 cell, which at one in 20 takes as long as reading all of by_cell (CPU, 4096 features: .46 s for .75 at one in 32)."""
 Mask = npt.NDArray[np.bool_]
 
 
 class SortOrder:
-    """One sort order of a codes run: its parts, each a range of `column`, in which its rows are sorted."""
+    """One sort order of a codes run: its rows are sorted by `column`, and each part holds a range of it."""
 
     def __init__(self, folder: Path, column: str) -> None:
         self.run = Run.open(folder)
@@ -57,7 +57,7 @@ class SortOrder:
                 yield from self._row_groups_of(marker, value)
 
     def parts_of(self, allowed: Mask | None) -> list[str]:
-        """What to scan for the values that are `allowed` [stop], all if None."""
+        """The parts to scan for the values of `column` that are `allowed` [stop]; all parts if None."""
         chosen = (m for m in self.markers if allowed is None or allowed[m.start : m.stop].any())
         return [scan_source(self.run.part(marker.shard)) for marker in chosen]
 
@@ -72,8 +72,8 @@ class SortOrder:
                 self._footers[marker.shard] = file.metadata
                 place = file.schema_arrow.get_field_index(self.column)
                 for group in range(file.num_row_groups):
-                    found = file.metadata.row_group(group).column(place).statistics
-                    if found is None or found.min <= value <= found.max:
+                    statistics = file.metadata.row_group(group).column(place).statistics
+                    if statistics is None or statistics.min <= value <= statistics.max:
                         frame = pl.from_arrow(file.read_row_group(group))
                         assert isinstance(frame, pl.DataFrame)
                         yield frame.filter(pl.col(self.column) == value)
@@ -91,7 +91,7 @@ class CodeReader:
 
     @cached_property
     def by_feature(self) -> SortOrder:
-        """The order by feature, opened when it is needed."""
+        """The order by feature, opened on first use."""
         return SortOrder(self.folder / "by_feature", "feature_id")
 
     @property
@@ -102,24 +102,24 @@ class CodeReader:
 
     def top_cells(self, feature: int, n: int) -> pl.DataFrame:
         """cell_idx and value of the n cells with the largest code of a feature; of equal ones the first."""
-        found = pl.DataFrame(schema={"cell_idx": pl.Int64, "value": pl.Float32})
+        top = pl.DataFrame(schema={"cell_idx": pl.Int64, "value": pl.Float32})
         for rows in self.by_feature.row_groups_of(feature):
-            # of a cell's tokens the first is the largest
-            found = pl.concat([found, rows.select(found.columns)]).unique("cell_idx", keep="first", maintain_order=True)
-            if found.height >= n:
+            # the first token of a cell is the largest
+            top = pl.concat([top, rows.select(top.columns)]).unique("cell_idx", keep="first", maintain_order=True)
+            if top.height >= n:
                 break
-        return found.head(n)
+        return top.head(n)
 
     def features_of(self, cell: int) -> pl.DataFrame:
         """feature_id and value of all features of a cell, the largest value first; of equal ones the first."""
         empty = pl.DataFrame(schema={"feature_id": pl.Int32, "value": pl.Float32})
         groups = self.by_cell.row_groups_of(cell)
         rows = [group.select(pl.col("feature_id").cast(pl.Int32), "value") for group in groups]
-        found = pl.concat([empty, *rows]).group_by("feature_id", maintain_order=True).agg(pl.col("value").max())
-        return found.sort("value", "feature_id", descending=[True, False])
+        features = pl.concat([empty, *rows]).group_by("feature_id", maintain_order=True).agg(pl.col("value").max())
+        return features.sort("value", "feature_id", descending=[True, False])
 
     def scan(self) -> pl.LazyFrame:
-        """All codes as one lazy frame, by cell and then feature; see the module for how a filter is answered."""
+        """All codes as one lazy frame, by cell and then feature; the module says how a filter is used."""
         return register_io_source(self._read, schema=self.schema)
 
     def _read(
@@ -153,7 +153,7 @@ class CodeReader:
 
 
 def _conjuncts(predicate: pl.Expr) -> list[pl.Expr]:
-    """The conditions that `predicate` asks for all at once."""
+    """The conditions that `predicate` joins with AND."""
     operands = predicate.meta.pop()
     if len(operands) != 2 or not (operands[1] & operands[0]).meta.eq(predicate):
         return [predicate]
@@ -162,12 +162,12 @@ def _conjuncts(predicate: pl.Expr) -> list[pl.Expr]:
 
 def _allowed(conditions: Sequence[pl.Expr], column: str, n: int, dtype: pl.DataType) -> Mask | None:
     """Which of the ids 0 to n - 1 meet the conditions on `column` alone; None if there is no such condition."""
-    own = [condition for condition in conditions if set(condition.meta.root_names()) == {column}]
-    if not own:
+    on_column = [condition for condition in conditions if set(condition.meta.root_names()) == {column}]
+    if not on_column:
         return None
     ids = pl.select(pl.int_range(n).cast(dtype).alias(column))
     allowed = np.zeros(n, dtype=bool)
-    allowed[ids.filter(own)[column].to_numpy()] = True
+    allowed[ids.filter(on_column)[column].to_numpy()] = True
     return allowed
 
 
