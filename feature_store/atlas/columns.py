@@ -18,7 +18,6 @@ Float64 stays f64, so that what a page writes into a CSV is what the store holds
 """
 
 import json
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -43,16 +42,6 @@ def encode(frame: pl.DataFrame) -> bytes:
     header = json.dumps({"n": frame.height, "columns": columns}, ensure_ascii=False, separators=(",", ":")).encode()
     header += b" " * (-(4 + len(header)) % 8)
     return b"".join([len(header).to_bytes(4, "little"), header, *chunks])
-
-
-def decode(data: bytes) -> pl.DataFrame:
-    """The frame of `encode`'s bytes, with nulls where they were (in numbers: NaN too)."""
-    size = int.from_bytes(data[:4], "little")
-    header = json.loads(data[4 : 4 + size])
-    body = memoryview(data)[4 + size :]
-    n = header["n"]
-    series = [_decoded(about, body[about["at"] : about["at"] + about["bytes"]], n) for about in header["columns"]]
-    return pl.DataFrame(series) if series else pl.DataFrame()
 
 
 def _encoded(series: pl.Series) -> tuple[dict[str, Any], bytes]:
@@ -93,23 +82,3 @@ def _text(series: pl.Series) -> bytes:
 
 def _bytes(values: npt.NDArray[Any], dtype: str) -> bytes:
     return np.ascontiguousarray(values, dtype=dtype).tobytes()
-
-
-def _decoded(about: dict[str, Any], data: memoryview, n: int) -> pl.Series:
-    name, kind = about["name"], about["kind"]
-    if kind == "text":
-        return pl.Series(name, _split(data, n), dtype=pl.String)
-    if kind == "category":
-        codes = np.frombuffer(data, f"<{about['codes'][0]}{int(about['codes'][1:]) // 8}")
-        return pl.Series(name, [*about["categories"], None], dtype=pl.String).gather(codes)
-    if kind == "u8":
-        found = np.frombuffer(data, "u1")
-        return pl.Series(name, found).replace_strict([0, 1], [False, True], default=None, return_dtype=pl.Boolean)
-    values = pl.Series(name, np.frombuffer(data, f"<{kind[0]}{int(kind[1:]) // 8}"))
-    return values.set(values == NULL_I32, None) if kind == "i32" else values
-
-
-def _split(data: memoryview, n: int) -> list[str]:
-    offsets = np.frombuffer(data[: 4 * (n + 1)], "<u4")
-    body = bytes(data[4 * (n + 1) :])
-    return [body[start:stop].decode() for start, stop in pairwise(offsets)]

@@ -8,6 +8,7 @@ import json
 import shutil
 import time
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 from scipy import sparse
 
 from feature_store import FeatureStore
+from feature_store.atlas.columns import NULL_I32
 from feature_store.codes import CodesRun, TokenCodes
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import Layout
@@ -458,6 +460,36 @@ def write_steering(layout: Layout, cells: pl.DataFrame, rng: np.random.Generator
     }  # fmt: skip
     for name, frame in tables.items():
         commit.write_table(layout.steering_dir("57ee4") / name, frame, {**plan, "table": name})
+
+
+def decoded(data: bytes) -> pl.DataFrame:
+    """The frame that `feature_store.atlas.columns.encode` wrote, with nulls where they were (in numbers NaN too)."""
+    size = int.from_bytes(data[:4], "little")
+    header = json.loads(data[4 : 4 + size])
+    body = memoryview(data)[4 + size :]
+    columns = [decoded_column(about, body[about["at"] :][: about["bytes"]], header["n"]) for about in header["columns"]]
+    return pl.DataFrame(columns) if columns else pl.DataFrame()
+
+
+def decoded_column(about: dict[str, Any], data: memoryview, n: int) -> pl.Series:
+    name, kind = about["name"], about["kind"]
+    if kind == "text":
+        offsets, body = np.frombuffer(data[: 4 * (n + 1)], "<u4"), bytes(data[4 * (n + 1) :])
+        return pl.Series(name, [body[a:b].decode() for a, b in pairwise(offsets)], dtype=pl.String)
+    if kind == "category":
+        codes = np.frombuffer(data, f"<{about['codes'][0]}{int(about['codes'][1:]) // 8}")
+        return pl.Series(name, [*about["categories"], None], dtype=pl.String).gather(codes)
+    if kind == "u8":
+        known = {0: False, 1: True}
+        return pl.Series(name, [known.get(value) for value in np.frombuffer(data, "u1").tolist()], dtype=pl.Boolean)
+    values = pl.Series(name, np.frombuffer(data, f"<{kind[0]}{int(kind[1:]) // 8}"))
+    return values.set(values == NULL_I32, None) if kind == "i32" else values
+
+
+@pytest.fixture(scope="session")
+def decode() -> Callable[[bytes], pl.DataFrame]:
+    """What reads the bytes of a table of columns; the atlas itself only writes them."""
+    return decoded
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ import yaml
 from matplotlib.path import Path as Polygon
 
 from feature_store import FeatureStore
-from feature_store.atlas.columns import decode
 from feature_store.atlas.resources import Resources
 from feature_store.storage import commit
 
@@ -70,7 +69,9 @@ def store_with_cells(atlas_root: Path, tmp_path: Path) -> Callable[..., FeatureS
     return make
 
 
-def test_the_batch_of_a_feature_is_chosen_on_select_and_its_figures_are_of_test(atlas_store: FeatureStore) -> None:
+def test_the_batch_of_a_feature_is_chosen_on_select_and_its_figures_are_of_test(
+    atlas_store: FeatureStore, decode: Callable[[bytes], pl.DataFrame]
+) -> None:
     found = Resources(atlas_store).get("batch.cols")
     assert found is not None
     table = decode(found.body)
@@ -89,7 +90,7 @@ def test_the_batch_of_a_feature_is_chosen_on_select_and_its_figures_are_of_test(
 
 
 def test_of_two_mirrored_batches_the_one_is_named_in_which_the_feature_is_stronger(
-    atlas_root: Path, tmp_path: Path
+    atlas_root: Path, tmp_path: Path, decode: Callable[[bytes], pl.DataFrame]
 ) -> None:
     root = shutil.copytree(atlas_root, tmp_path / "mirrored")
     labels = FeatureStore.open(root).frame("feature_label").collect()

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from feature_store.atlas.columns import decode, encode
+from feature_store.atlas.columns import encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +31,7 @@ FRAME = pl.DataFrame(
 )
 
 
-def test_a_frame_comes_back_as_it_was() -> None:
+def test_a_frame_comes_back_as_it_was(decode: Callable[[bytes], pl.DataFrame]) -> None:
     found = decode(encode(FRAME))
     wanted = FRAME.with_columns(
         pl.col("label").cast(pl.String), pl.col("large").cast(pl.Float64), pl.col("id").cast(pl.Int32)
@@ -41,7 +41,7 @@ def test_a_frame_comes_back_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("n", [0, 1, 3, 8])
-def test_columns_begin_where_typed_arrays_may(n: int) -> None:
+def test_columns_begin_where_typed_arrays_may(n: int, decode: Callable[[bytes], pl.DataFrame]) -> None:
     data = encode(FRAME.head(1).select(pl.all().repeat_by(n).explode()) if n else FRAME.clear())
     size = int.from_bytes(data[:4], "little")
     assert (4 + size) % 8 == 0

@@ -14,7 +14,6 @@ from scipy import sparse
 from scipy.stats import gaussian_kde, rankdata
 
 from feature_store.associations import Labels, Strata, associate_batch, associate_labels
-from feature_store.atlas.columns import decode
 from feature_store.atlas.pages.feature import nearest_of_random
 from feature_store.atlas.pages.feature_codes import N_POINTS, Codes, Columns, correlations, null_band, outline, spread
 from feature_store.atlas.resources import Resources
@@ -247,7 +246,7 @@ def test_steering_says_what_the_run_did_and_the_rank_of_the_feature(resources):
     assert neither == {"runs": [], "n_runs": 1}
 
 
-def test_codes_on_the_map_are_those_of_the_store(resources, atlas_store):
+def test_codes_on_the_map_are_those_of_the_store(resources, atlas_store, decode):
     cells, names = (decode(resources.get(path).body) for path in ("cells.cols", "cell_names.cols"))
     table = atlas_store.frame("cells").sort("cell_idx").collect()
     assert names["cell_id"].to_list() == table["cell_id"].to_list()
@@ -258,7 +257,7 @@ def test_codes_on_the_map_are_those_of_the_store(resources, atlas_store):
     assert shown == pytest.approx(code_of(atlas_store, 6)["value"].to_numpy())
 
 
-def test_codes_of_cells_that_are_not_on_the_map_are_left_out(store_without):
+def test_codes_of_cells_that_are_not_on_the_map_are_left_out(store_without, decode):
     store = store_without()
     umap = pl.read_parquet(next(store.layout.umap_dir("c0de").glob("*.parquet")))
     resources = Resources(store)
@@ -275,7 +274,7 @@ def test_a_document_is_the_same_bytes_whenever_it_is_made(resources, atlas_store
         assert again.get(f"features/{feature}.json") == resources.get(f"features/{feature}.json")
 
 
-def test_a_dead_feature_has_a_document_of_nothing(resources):
+def test_a_dead_feature_has_a_document_of_nothing(resources, decode):
     found = document(resources, DEAD)
     assert found["about"]["dead"]
     assert found["cells"]["top"] == found["cells"]["together"] == found["labels"]["rows"] == []
@@ -295,7 +294,7 @@ def test_provenance_is_the_stores(resources, atlas_store):
     assert len(found["manifests"]["features"]) == 64
 
 
-def test_parts_of_missing_tables_name_their_commands(store_without):
+def test_parts_of_missing_tables_name_their_commands(store_without, decode):
     store = store_without("matches", "steering", "saes/5ae/map", "codes/c0de/umap")
     found = document(Resources(store), 6)
     for part, table in (("neighbours", "feature_neighbour"), ("matches", "feature_match"), ("steering", "steering")):

@@ -14,7 +14,6 @@ import polars as pl
 import pytest
 
 from feature_store.atlas import serve
-from feature_store.atlas.columns import decode
 from feature_store.atlas.resources import ROUTES, Resources
 from feature_store.atlas.server import listen
 from feature_store.errors import InputError
@@ -164,7 +163,7 @@ def test_every_resource_that_is_listed_is_there_whatever_the_store_lacks(
 
 
 def test_a_feature_has_its_place_on_both_maps_and_a_dead_one_none_by_labels(
-    atlas_store: FeatureStore, store_without: Callable[..., FeatureStore]
+    atlas_store: FeatureStore, store_without: Callable[..., FeatureStore], decode: Callable[[bytes], pl.DataFrame]
 ) -> None:
     found = Resources(atlas_store).get("features.cols")
     less = Resources(store_without("associations/a550c/map")).get("features.cols")

@@ -10,7 +10,6 @@ import numpy as np
 import polars as pl
 import pytest
 
-from feature_store.atlas.columns import decode
 from feature_store.atlas.resources import Resources
 from feature_store.storage import commit
 
@@ -33,10 +32,14 @@ def json_of(store: FeatureStore, path: str) -> dict[str, Any]:
     return document
 
 
-def columns_of(store: FeatureStore, path: str) -> pl.DataFrame:
-    found = Resources(store).get(path)
-    assert found is not None
-    return decode(found.body)
+@pytest.fixture(name="columns_of")
+def _columns_of(decode: Callable[[bytes], pl.DataFrame]) -> Callable[[FeatureStore, str], pl.DataFrame]:
+    def read(store: FeatureStore, path: str) -> pl.DataFrame:
+        found = Resources(store).get(path)
+        assert found is not None
+        return decode(found.body)
+
+    return read
 
 
 def on_map(store: FeatureStore, variant: int) -> pl.DataFrame:
@@ -111,7 +114,9 @@ def test_the_command_for_another_point_asks_the_same_question(store_without: Cal
     }  # fmt: skip
 
 
-def test_cells_on_the_map_carry_their_labels_and_their_places_before(atlas_store: FeatureStore) -> None:
+def test_cells_on_the_map_carry_their_labels_and_their_places_before(
+    atlas_store: FeatureStore, columns_of: Callable[[FeatureStore, str], pl.DataFrame]
+) -> None:
     cells = columns_of(atlas_store, f"steering/{RUN}/map.cols")
     stored = on_map(atlas_store, 0)
     assert cells["cell_idx"].to_list() == stored["cell_idx"].to_list()
@@ -123,14 +128,18 @@ def test_cells_on_the_map_carry_their_labels_and_their_places_before(atlas_store
     assert cells["cell_type"].to_list() == own["cell_type"].to_list()
 
 
-def test_places_of_a_variant_are_in_the_order_of_the_cells(atlas_store: FeatureStore) -> None:
+def test_places_of_a_variant_are_in_the_order_of_the_cells(
+    atlas_store: FeatureStore, columns_of: Callable[[FeatureStore, str], pl.DataFrame]
+) -> None:
     after, stored = columns_of(atlas_store, f"steering/{RUN}/variants/{CHOSEN}.cols"), on_map(atlas_store, CHOSEN)
     assert after.height == stored.height
     for name in ("pc1", "pc2", "x", "y"):
         assert after[name].to_list() == stored[name].to_list()
 
 
-def test_a_cell_that_a_variant_leaves_alone_lies_where_it_did(store_without: Callable[..., FeatureStore]) -> None:
+def test_a_cell_that_a_variant_leaves_alone_lies_where_it_did(
+    store_without: Callable[..., FeatureStore], columns_of: Callable[[FeatureStore, str], pl.DataFrame]
+) -> None:
     store = store_without()
     rewritten(store, "map", lambda frame: frame.filter((pl.col("variant") == 0) | (pl.col("cell_idx") % 2 == 0)))
     cells = columns_of(store, f"steering/{RUN}/map.cols")
