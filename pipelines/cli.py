@@ -391,9 +391,13 @@ def plot_command(
     store: Store = DEFAULT_STORE,
 ) -> None:
     """Draw a plot of the store into a file; steering-all draws several into a folder."""
-    from pipelines.plot import Asked, plot
+    from pipelines.plot import PlotRequest, plot
 
-    plot(kind, Asked(feature=feature or (), label=label or (), split=split, n=n, save=save, steering=steering), store)
+    plot(
+        kind,
+        PlotRequest(feature=feature or (), label=label or (), split=split, n=n, save=save, steering=steering),
+        store,
+    )
     typer.echo(save)
 
 

@@ -1,4 +1,4 @@
-"""`scsae plot KIND`: the pictures of `feature_store.plots` as files, for those who write no Python."""
+"""`scsae plot KIND`: the pictures of `feature_store.plots` as files, without Python code."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What was given on the command line; None and empty where it was not."""
+class PlotRequest:
+    """The options of a `scsae plot` command; an option that was not given is None or empty."""
 
     feature: Sequence[int]
     label: Sequence[str]
@@ -36,7 +36,7 @@ class Asked:
         return {name for name, value in values.items() if value not in (None, [], ())}
 
     def shown(self) -> str | None:
-        """The split of a plot that can show all cells too."""
+        """The split to show, `test` by default; None shows all cells."""
         return None if self.split == "all" else self.split or "test"
 
     def options(self, *names: str) -> dict[str, object]:
@@ -46,70 +46,72 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """One plot: what it shows, which options it takes, how many features it needs, and how it is drawn."""
+    """A kind of plot: what it shows, how it is drawn, which options it takes, and how many features it needs."""
 
     about: str
-    draw: "Callable[[FeatureStore, Asked], object]"
+    draw: "Callable[[FeatureStore, PlotRequest], object]"
     takes: frozenset[str] = frozenset()
     features: tuple[int, int | None] = (0, None)
-    """The least and the largest number of --feature; None: any."""
+    """The smallest and the largest number of --feature; None sets no largest."""
 
 
-def _umap(store: "FeatureStore", asked: Asked) -> None:
+def _umap(store: "FeatureStore", request: PlotRequest) -> None:
     from feature_store import plots
     from feature_store.maps.cells import has_umap
 
     codes = store.lineage.codes
     if codes is not None and not has_umap(store.layout, codes):
-        stderr_console().print("umap         lays the cells out, once for these codes: 10 s or more")
-    plots.umap(store, [*asked.label, *asked.feature] or ["cell_type"], split=asked.shown(), save=asked.save)
+        stderr_console().print(
+            "umap         computes the map of the cells, once for these codes; it takes 10 s or more"
+        )
+    plots.umap(store, [*request.label, *request.feature] or ["cell_type"], split=request.shown(), save=request.save)
 
 
-def _violin(store: "FeatureStore", asked: Asked) -> None:
+def _violin(store: "FeatureStore", request: PlotRequest) -> None:
     from feature_store import plots
 
-    plots.violin(store, asked.feature[0], list(asked.label) or None, split=asked.shown(), save=asked.save)
+    plots.violin(store, request.feature[0], list(request.label) or None, split=request.shown(), save=request.save)
 
 
-def _dotplot(store: "FeatureStore", asked: Asked) -> None:
+def _dotplot(store: "FeatureStore", request: PlotRequest) -> None:
     from feature_store import plots
 
-    if len(asked.label) > 1:
-        raise UsageError(f"--label was given {len(asked.label)} times; a dotplot is by one label: give it once")
-    by = asked.label[0] if asked.label else "cell_type"
-    plots.dotplot(store, list(asked.feature) or None, by, **asked.options("split"))  # type: ignore[arg-type]
+    if len(request.label) > 1:
+        raise UsageError(f"--label was given {len(request.label)} times, and a dotplot has one label; give it once")
+    by = request.label[0] if request.label else "cell_type"
+    plots.dotplot(store, list(request.feature) or None, by, **request.options("split"))  # type: ignore[arg-type]
 
 
-def _of_one(name: str) -> "Callable[[FeatureStore, Asked], object]":
-    """A plot of one feature with the options split and n."""
+def _of_one_feature(name: str) -> "Callable[[FeatureStore, PlotRequest], object]":
+    """What draws a plot of one feature, which takes --split and --n."""
 
-    def draw(store: "FeatureStore", asked: Asked) -> None:
+    def draw(store: "FeatureStore", request: PlotRequest) -> None:
         from feature_store import plots
 
-        getattr(plots, name)(store, asked.feature[0], **asked.options("split", "n"))
+        getattr(plots, name)(store, request.feature[0], **request.options("split", "n"))
 
     return draw
 
 
-def _of_all(name: str) -> "Callable[[FeatureStore, Asked], object]":
-    """A plot of the whole store."""
+def _of_store(name: str) -> "Callable[[FeatureStore, PlotRequest], object]":
+    """What draws a plot of the whole store."""
 
-    def draw(store: "FeatureStore", asked: Asked) -> None:
+    def draw(store: "FeatureStore", request: PlotRequest) -> None:
         from feature_store import plots
 
-        getattr(plots, name)(store, save=asked.save)
+        getattr(plots, name)(store, save=request.save)
 
     return draw
 
 
-def _of_run(name: str) -> "Callable[[FeatureStore, Asked], object]":
-    """A plot of one steering run with the options steering and n."""
+def _of_run(name: str) -> "Callable[[FeatureStore, PlotRequest], object]":
+    """What draws a plot of one steering run, which takes --steering and, for some, --n."""
 
-    def draw(store: "FeatureStore", asked: Asked) -> None:
+    def draw(store: "FeatureStore", request: PlotRequest) -> None:
         from feature_store import plots
 
-        run = {} if asked.steering is None else {"run": asked.steering}
-        getattr(plots, name)(store, **run, **asked.options("n"))
+        run = {} if request.steering is None else {"run": request.steering}
+        getattr(plots, name)(store, **run, **request.options("n"))
 
     return draw
 
@@ -119,41 +121,55 @@ _ONE = frozenset({"feature", "split", "n"})
 _RUN = frozenset({"steering"})
 KINDS: Mapping[str, Kind] = {
     "umap": Kind(about="features and labels on a map of the cells", draw=_umap, takes=_CELLS),
-    "violin": Kind(about="a feature by label and by batch", draw=_violin, takes=_CELLS, features=(1, 1)),
-    "dotplot": Kind(about="features by label, with what is significant", draw=_dotplot, takes=_CELLS),
-    "gene-bars": Kind(about="the genes of a feature", draw=_of_one("gene_bars"), takes=_ONE, features=(1, 1)),
-    "geneset-bars": Kind(about="its gene sets", draw=_of_one("geneset_bars"), takes=_ONE, features=(1, 1)),
-    "density-histogram": Kind(about="how often features fire", draw=_of_all("density_histogram")),
-    "batch-quadrant": Kind(about="batch against cell context", draw=_of_all("batch_quadrant")),
+    "violin": Kind(about="the code of a feature by label and by batch", draw=_violin, takes=_CELLS, features=(1, 1)),
+    "dotplot": Kind(about="features by label, with significant effects marked", draw=_dotplot, takes=_CELLS),
+    "gene-bars": Kind(about="the genes of a feature", draw=_of_one_feature("gene_bars"), takes=_ONE, features=(1, 1)),
+    "geneset-bars": Kind(
+        about="the gene sets of a feature", draw=_of_one_feature("geneset_bars"), takes=_ONE, features=(1, 1)
+    ),
+    "density-histogram": Kind(about="how often features fire", draw=_of_store("density_histogram")),
+    "batch-quadrant": Kind(
+        about="the batch effect of features against their cell-context effect", draw=_of_store("batch_quadrant")
+    ),
     "steering-all": Kind(about="every plot of a steering run, in a folder", draw=_of_run("steering_all"), takes=_RUN),
-    "steering-bars": Kind(about="an intervention beside its nulls", draw=_of_run("steering_bars"), takes=_RUN),
-    "steering-curve": Kind(about="along doses and numbers of features", draw=_of_run("steering_curve"), takes=_RUN),
-    "steering-pareto": Kind(about="what is gained against what it costs", draw=_of_run("steering_pareto"), takes=_RUN),
-    "steering-distances": Kind(about="before and after by type", draw=_of_run("steering_distances"), takes=_RUN),
-    "steering-map": Kind(about="cells before and after on a map", draw=_of_run("steering_map"), takes=_RUN),
-    "steering-head": Kind(about="what the model now says of genes", draw=_of_run("steering_head"), takes=_RUN | {"n"}),
+    "steering-bars": Kind(
+        about="the effect of an intervention beside its nulls", draw=_of_run("steering_bars"), takes=_RUN
+    ),
+    "steering-curve": Kind(
+        about="a metric along doses and numbers of features", draw=_of_run("steering_curve"), takes=_RUN
+    ),
+    "steering-pareto": Kind(
+        about="the gain of an intervention against its cost", draw=_of_run("steering_pareto"), takes=_RUN
+    ),
+    "steering-distances": Kind(
+        about="distances before and after steering, by cell type", draw=_of_run("steering_distances"), takes=_RUN
+    ),
+    "steering-map": Kind(about="cells before and after steering, on a map", draw=_of_run("steering_map"), takes=_RUN),
+    "steering-head": Kind(
+        about="masked-gene predictions in steered cells", draw=_of_run("steering_head"), takes=_RUN | {"n"}
+    ),
 }
 
 
-def plot(kind: str, asked: Asked, store: Path) -> None:
+def plot(kind: str, request: PlotRequest, store: Path) -> None:
     """Draw one plot of a store into a file.
 
     Raises:
-        UsageError: no such kind, or options that it does not take; nothing was drawn.
+        UsageError: there is no such kind, or it does not take an option that was given; nothing is drawn.
         InputError, QueryError, NotFoundError: as the plot itself, and `FeatureStore.open`.
     """
     chosen = KINDS.get(kind.replace("_", "-"))
     if chosen is None:
-        raise UsageError(f"no plot of kind {kind!r}{did_you_mean(kind, list(KINDS))}; kinds are {', '.join(KINDS)}")
-    if unused := sorted(asked.given() - chosen.takes):
-        takes = ", ".join(f"--{name}" for name in sorted(chosen.takes)) or "no options but --save and --store"
-        raise UsageError(f"{kind} takes no {' and no '.join(f'--{name}' for name in unused)}; it takes {takes}")
+        raise UsageError(f"there is no plot {kind!r}{did_you_mean(kind, list(KINDS))}; plots are {', '.join(KINDS)}")
+    if unused := sorted(request.given() - chosen.takes):
+        takes = ", ".join(f"--{name}" for name in sorted(chosen.takes)) or "no option but --save and --store"
+        raise UsageError(f"the plot {kind} does not take {', '.join(f'--{name}' for name in unused)}; it takes {takes}")
     least, most = chosen.features
-    if len(asked.feature) < least or (most is not None and len(asked.feature) > most):
+    if len(request.feature) < least or (most is not None and len(request.feature) > most):
         raise UsageError(
-            f"{kind} is of {most} feature; got {len(asked.feature)}: give --feature N once "
-            f"(`scsae features --label LABEL --store {store}` finds some)"
+            f"the plot {kind} shows {most} feature, and --feature was given {len(request.feature)} times; give it once "
+            f"(`scsae features --label LABEL --store {store}` lists features)"
         )
     from feature_store import FeatureStore
 
-    chosen.draw(FeatureStore.open(store), asked)
+    chosen.draw(FeatureStore.open(store), request)

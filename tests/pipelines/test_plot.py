@@ -90,13 +90,13 @@ def test_every_plot_has_its_kind():
 
 
 REFUSED = {
-    "violn": "no plot of kind 'violn'; did you mean 'violin'\\?; kinds are umap, violin",
-    "violin": "violin is of 1 feature; got 0: give --feature N once .*scsae features --label LABEL --store s",
-    "gene-bars --feature 1 --feature 2": "gene-bars is of 1 feature; got 2",
-    "density-histogram --feature 1 --n 3": "takes no --feature and no --n; it takes no options but --save and --store",
-    "umap --steering 5a": "umap takes no --steering; it takes --feature, --label, --split",
-    "umap --n 3": "umap takes no --n; it takes --feature, --label, --split",
-    "dotplot --label a --label b": "--label was given 2 times",
+    "violn": "'violn'.*'violin'.*umap, violin",
+    "violin": "violin .*--feature .*0.*scsae features --label LABEL --store s",
+    "gene-bars --feature 1 --feature 2": "gene-bars .*--feature .*2",
+    "density-histogram --feature 1 --n 3": "density-histogram .*--feature, --n; .*--save and --store",
+    "umap --steering 5a": "umap .*--steering; .*--feature, --label, --split",
+    "umap --n 3": "umap .*--n; .*--feature, --label, --split",
+    "dotplot --label a --label b": "--label .*2",
 }
 
 
@@ -132,9 +132,9 @@ def test_every_kind_draws_a_store_that_the_stages_made(scsae_plot, own_store, tm
         assert (tmp_path / done.stdout.strip()).stat().st_size > 5_000
     with pytest.raises(QueryError, match="scsae steer --store"):
         scsae_plot(f"steering-bars --save s.svg --store {own_store}")
-    with pytest.raises(QueryError, match="no feature 9999; the codes have features 0 to 47"):
+    with pytest.raises(QueryError, match=r"9999.* 0 to 47"):
         scsae_plot(f"violin --feature 9999 --save v.svg --store {own_store}")
-    with pytest.raises(InputError, match=r"end it with \.png, \.pdf, \.svg"):
+    with pytest.raises(InputError, match=r"q\.jpeg.*\.png, \.pdf, \.svg"):
         scsae_plot(f"batch-quadrant --save q.jpeg --store {own_store}")
     assert {path.name for path in tmp_path.glob("*.*")} >= {"umap.svg", "dotplot.svg"}
     assert not {"s.svg", "v.svg", "q.jpeg"} & {path.name for path in tmp_path.iterdir()}
