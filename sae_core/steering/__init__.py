@@ -1,7 +1,11 @@
-"""Steering: change the features of chosen tokens and see what the model makes of it.
+"""Steering: change features of chosen tokens inside a foundation model and measure what its outputs become.
 
-`Steering(sae=sae, intervention=Clamp(features=[7], dose=2.0, unit=p99))` is a patch for `FoundationModel.embed`;
-`SteeredModel(model, tokens, sae, site)` runs many of them on the same cells, exactly and without doing anything twice.
+The room takes a model, tokenized cells, an autoencoder and a site. An `Intervention` says how codes change,
+`Steering` turns that change into a patch of activations, and the model's remaining blocks turn the patched
+activations into embeddings or predictions. The door is `SteeredModel(model, tokens, sae, site)`, which runs many
+patches on the same cells without repeating work; a single patch, such as
+`Steering(sae=sae, intervention=Clamp(features=[7], dose=2.0, unit=p99))`, also goes straight into
+`FoundationModel.embed`. The controls of steering are in `nulls`.
 """
 
 from sae_core.steering.apply import Steering

@@ -1,12 +1,13 @@
-"""`SteeredModel`: many interventions on the same cells, at the price of the blocks after the site.
+"""`SteeredModel`: many interventions on the same cells, each at the cost of the blocks after the site.
 
-The blocks up to the site run once and every token is encoded once; a variant is x' = x + (z' - z) W_dec at the site and
-the remaining blocks, of those cells alone whose activations changed. So N variants at layer l of L cost at most
-1 + N (L - l) / L forwards (tests/benchmarks/bench_steering.py).
+The blocks up to the site run once, and every token is encoded once. An intervention then sets x' = x + (z' - z) W_dec
+at the site and runs the remaining blocks, for those cells alone whose activations changed. N interventions at layer l
+of L therefore cost at most 1 + N (L - l) / L forward passes (tests/benchmarks/bench_steering.py).
 
-On a CPU one cell is run at a time, everywhere: the shape of a matrix product decides how it is summed, so a cell in a
-batch differs in the last bits from the same cell alone. One at a time, a cell's embedding is bitwise the same whatever
-the cells beside it, and what is not steered is bitwise what it was. On a GPU cells share batches (1e-5).
+On a CPU every forward pass holds one cell. The shape of a matrix product decides the order of its sums, so a cell in a
+batch differs in the last bits from the same cell alone. With one cell at a time, a cell's embedding does not depend on
+the other cells bit for bit, and cells that are not steered keep their embeddings bit for bit. On a GPU cells share
+batches, and results agree to 1e-5.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ GPU_BATCH_TOKENS = 8192
 
 
 class SteeredModel:
-    """A model, cells, an autoencoder and a site, ready for any number of interventions.
+    """A model with its cells encoded at a site, to which any number of interventions can be applied.
 
     Usage: `SteeredModel(model, tokens, sae, "layer.2").embeddings(Steering(sae=sae, intervention=...), ["layer.3"])`.
 
     Attributes:
         x: activations of all tokens at the site, on the model's device.
-        codes: their codes.
-        info: what is known of the tokens.
+        codes: codes of all tokens.
+        info: gene, cell and position of all tokens.
     """
 
     def __init__(
@@ -56,15 +57,17 @@ class SteeredModel:
         *,
         is_part: bool = False,
     ) -> None:
-        """Run the blocks up to the site and encode.
+        """Run the blocks up to the site and encode every token.
 
-        `is_part`: these cells are some of many, so a mask may select none of their tokens.
-        `ConfigError` if the model has no such site, or the autoencoder another width.
+        `is_part` says that the cells are a part of a larger set, so that a mask may select none of their tokens.
+
+        Raises:
+            ConfigError: the model has no such site, or the autoencoder has another width than the model.
         """
         if sae.config.d_model != model.d_model:
             raise ConfigError(
-                f"the autoencoder was made for d_model = {sae.config.d_model} and {model.name} has {model.d_model}: "
-                "take the model and site that it was trained on."
+                f"the autoencoder has d_model = {sae.config.d_model}, and {model.name} has {model.d_model}: use the "
+                "model and site that the autoencoder was trained on."
             )
         self.model, self.tokens, self.sae, self.is_part = model, tokens, sae, is_part
         self._prepared = _SiteState(model, tokens, sae, site)
@@ -76,19 +79,22 @@ class SteeredModel:
     def embeddings(
         self, steering: MaskedPatch | None, sites: Sequence[Site | str], *, readout: str = "mean"
     ) -> dict[Site, Float[Tensor, "cell width"]]:
-        """What `FoundationModel.embeddings` gives under `steering`, NaN for a cell without tokens; None: unsteered.
+        """The result of `FoundationModel.embeddings` under `steering`, or unsteered if that is None.
 
-        `ConfigError`, before anything runs, if the steering is of another autoencoder or other cells, or its masks
-        select nothing; and as `FoundationModel.embeddings`.
+        A cell without tokens has NaN.
+
+        Raises:
+            ConfigError: before anything runs, if the steering has another autoencoder or number of cells, or its masks
+                select no token; also the errors of `FoundationModel.embeddings`.
         """
         if steering is None:
-            return {site: embedded.clone() for site, embedded in self._as_they_are(sites, readout).items()}
+            return {site: embedded.clone() for site, embedded in self._unsteered_embeddings(sites, readout).items()}
         self._check(steering)
         x = self._prepared.steered(steering)
         moved = torch.unique(self.info.cell[(x != self.x).any(dim=1)]).cpu()
         if len(moved) == self.tokens.n_cells:
             return self._prepared.embeddings(x, sites, readout)
-        unsteered = self._as_they_are(sites, readout)
+        unsteered = self._unsteered_embeddings(sites, readout)
         embedded = self._prepared.embeddings(x, sites, readout, moved.numpy())
         return {site: unsteered[site].index_copy(0, moved, embedded[site]) for site in unsteered}
 
@@ -110,7 +116,7 @@ class SteeredModel:
             self._questions = {key: _SiteState(self.model, question, self.sae, self._site)}
         return self._questions[key].answers(steering)
 
-    def _as_they_are(self, sites: Sequence[Site | str], readout: str) -> dict[Site, Tensor]:
+    def _unsteered_embeddings(self, sites: Sequence[Site | str], readout: str) -> dict[Site, Tensor]:
         key = (tuple(map(str, sites)), readout)
         if key not in self._unsteered:
             self._unsteered[key] = self._prepared.embeddings(None, sites, readout)
@@ -118,18 +124,18 @@ class SteeredModel:
 
     def _check(self, steering: MaskedPatch) -> None:
         if isinstance(steering, Steering) and steering.sae is not self.sae:
-            raise ConfigError("the steering is of another autoencoder than the cells were encoded with: use that one.")
+            raise ConfigError("the steering has another autoencoder than this model: use the same one for both.")
         groups = steering.groups
         if groups is not None and len(groups) != self.tokens.n_cells:
             raise ConfigError(
-                f"group_of_cell has {len(groups)} entries for {self.tokens.n_cells} cells: give one for each."
+                f"group_of_cell has {len(groups)} entries; allowed is one for each of the {self.tokens.n_cells} cells."
             )
         if not self.is_part:
             steering.check(self.info)
 
 
 class _SiteState:
-    """Cells, or what is asked of them, run up to the site and encoded."""
+    """The state of cells, or of a masked-gene task on them, at the site: activations, codes, and what comes before."""
 
     def __init__(
         self, model: FoundationModel, read: Tokens | MaskedGeneTask, sae: SparseAutoencoder, site: Site | str
@@ -147,7 +153,7 @@ class _SiteState:
         self.codes = SparseCodes.concatenate(codes).with_index()
 
     def steered(self, steering: MaskedPatch) -> Float[Tensor, "token d_model"]:
-        """Activations at the site under `steering`."""
+        """The activations at the site under `steering`."""
         return steering.steered(self.x, self.info, self.codes)
 
     def embeddings(
@@ -157,7 +163,7 @@ class _SiteState:
         readout: str,
         cells: Int64[np.ndarray, " chosen"] | None = None,
     ) -> dict[Site, Float[Tensor, "chosen width"]]:
-        """Embeddings of some cells (None: all) with activations x (None: as they are) at the site."""
+        """Embeddings of `cells` (None: all) with activations x at the site (None: unsteered)."""
         tokens, before = self.tokens, self.before
         if cells is not None:
             rows = torch.from_numpy(tokens.rows(cells))
@@ -177,7 +183,7 @@ class _SiteState:
     def _entry(
         self, x: Tensor | None, before: Tensor, tokens: Tokens
     ) -> tuple[CachedActivations, dict[Site | str, Patch]]:
-        """Where a forward starts: at the site itself, or before its block with x put in place on the way."""
+        """Where a forward pass starts: at the site itself, or before its block with a patch that sets x at the site."""
         if x is None:
             return CachedActivations(self.start, before), {}
         if self.start == self.site:
@@ -187,7 +193,7 @@ class _SiteState:
 
 
 def _before(site: Site, model: FoundationModel) -> Site:
-    """The last site from which a forward can start that is not after `site`."""
+    """The last site not after `site` at which a forward pass can start."""
     if site.kind in ("embedding", "layer"):
         return site
     index = model.n_layers if site.index is None else site.index

@@ -1,16 +1,17 @@
-"""What is done to a code: six interventions, each the change that it adds to the values of its features.
+"""The six interventions on codes; each one gives the change z' - z of the values of its features.
 
-With z the value of a feature on a token, and dose * unit the amount in the code's own units:
+With z the value of a feature on a token, and dose * unit an amount in the units of the code:
     Ablate   z' = 0
-    Clamp    z' = dose * unit           also where the feature was inactive
-    Add      z' = z + dose * unit       also where the feature was inactive
+    Clamp    z' = dose * unit           also where the feature is inactive
+    Add      z' = z + dose * unit       also where the feature is inactive
     Scale    z' = factor * z
     Toward   z' = z + amount * (mean_code - z)
     Shift    z' = z + amount * difference
-`unit` holds one scale a feature (its 99th percentile on `train`, say), so that a dose means the same for a faint
-feature and a loud one; without it a dose is in the activation's own units. `amount` is one number or one a feature.
-A reference or difference may depend on the token's gene and its cell's group (`GroupMeans`). An intervention returns
-the change z' - z and not z', so that doing nothing is exactly zero and `Add` adds exactly what it says.
+`unit` holds one scale for each feature (for example its 99th percentile on the `train` split), so that a dose means
+the same for a feature of small values and one of large values; without it a dose is in the units of the activation.
+`amount` is one number, or one for each feature. `mean_code` and `difference` may depend on the token's gene and its
+cell's group (`GroupMeans`). An intervention returns z' - z instead of z', so that an intervention without effect is
+exactly zero and `Add` adds exactly its dose.
 """
 
 from abc import ABC, abstractmethod
@@ -28,37 +29,43 @@ from sae_core.steering.group_means import GroupMeans
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Intervention(ABC):
-    """A change to the values of some features; subclasses say which change."""
+    """A change to the values of some features; each subclass defines one kind of change.
+
+    Raises:
+        ConfigError: no feature is named, a feature is negative, or a number is not finite.
+    """
 
     features: Sequence[int]
-    """Feature ids; kept ascending, each once."""
+    """Feature ids; they are sorted, and repeated ids count once."""
 
     def __post_init__(self) -> None:
         chosen = tuple(sorted({int(feature) for feature in self.features}))
         if not chosen or chosen[0] < 0:
-            raise ConfigError(
-                f"features = {list(self.features)} select nothing that exists: give one or more ids, from 0 on."
-            )
+            raise ConfigError(f"features = {list(self.features)} is not allowed: give one or more feature ids >= 0.")
         object.__setattr__(self, "features", chosen)
         for name, value in vars(self).items():
             if isinstance(value, float | Tensor) and not bool(torch.as_tensor(value).isfinite().all()):
-                raise ConfigError(f"{name} = {value} is not finite: a code cannot be moved by it.")
+                raise ConfigError(f"{name} = {value} is not finite; allowed are finite numbers.")
 
     @abstractmethod
     def change(self, z: Float[Tensor, "token chosen"], info: TokenInfo) -> Float[Tensor, "token chosen"]:
-        """What is added to the values z of `features`, in their order, on the tokens of `info`."""
+        """The change z' - z of the values of `features`, in their order, on the tokens of `info`."""
 
     @property
     def groups(self) -> Int64[Tensor, " cell"] | None:
-        """Group of each cell, where the change depends on it."""
+        """The group of each cell, or None if the change does not depend on it."""
         return None
 
     def vectors(self) -> dict[str, Float[Tensor, " feature"]]:
-        """Vectors over all features that the intervention was given, by field name."""
+        """The fields that hold one value for each feature of the autoencoder, by name."""
         return {name: v for name, v in vars(self).items() if isinstance(v, Tensor) and name != "group_of_cell"}
 
     def check(self, n_features: int) -> None:
-        """`ConfigError` if a feature, or a vector over features, does not fit an autoencoder of `n_features`."""
+        """Check that the intervention fits an autoencoder of `n_features`.
+
+        Raises:
+            ConfigError: a feature does not exist, or a vector over features has another length.
+        """
         if self.features[-1] >= n_features:
             raise ConfigError(
                 f"feature {self.features[-1]} does not exist: the autoencoder has features 0 to {n_features - 1}. "
@@ -67,11 +74,11 @@ class Intervention(ABC):
         for name, vector in self.vectors().items():
             if vector.shape != (n_features,):
                 raise ConfigError(
-                    f"{name} has shape {tuple(vector.shape)}: it needs one value for each of the {n_features} features."
+                    f"{name} has shape {tuple(vector.shape)}; allowed is ({n_features},), one value for each feature."
                 )
 
     def index(self, device: torch.device) -> Int64[Tensor, " chosen"]:
-        """The features as an index."""
+        """The feature ids as a tensor on `device`."""
         return torch.tensor(self.features, device=device)
 
     def _of_chosen(self, vector: Tensor, z: Tensor) -> Tensor:
@@ -83,7 +90,7 @@ class Ablate(Intervention):
     """z' = 0."""
 
     def change(self, z: Float[Tensor, "token chosen"], info: TokenInfo) -> Float[Tensor, "token chosen"]:
-        """-z."""
+        """The change -z."""
         return -z
 
 
@@ -91,7 +98,7 @@ class Ablate(Intervention):
 class _DosedIntervention(Intervention):
     dose: float
     unit: Float[Tensor, " feature"] | None = None
-    """One scale for each feature of the autoencoder; None: the code's own units."""
+    """One scale for each feature of the autoencoder; None: 1, so that the dose is in the units of the code."""
 
     def _amount(self, z: Float[Tensor, "token chosen"]) -> Float[Tensor, "token chosen"]:
         if self.unit is None:
@@ -101,10 +108,10 @@ class _DosedIntervention(Intervention):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Clamp(_DosedIntervention):
-    """z' = dose * unit, whatever z was."""
+    """z' = dose * unit for every z."""
 
     def change(self, z: Float[Tensor, "token chosen"], info: TokenInfo) -> Float[Tensor, "token chosen"]:
-        """Difference dose * unit - z."""
+        """The change dose * unit - z."""
         return self._amount(z) - z
 
 
@@ -113,27 +120,27 @@ class Add(_DosedIntervention):
     """z' = z + dose * unit."""
 
     def change(self, z: Float[Tensor, "token chosen"], info: TokenInfo) -> Float[Tensor, "token chosen"]:
-        """The amount dose * unit."""
+        """The change dose * unit."""
         return self._amount(z)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scale(Intervention):
-    """z' = factor * z: an inactive feature stays inactive."""
+    """z' = factor * z; an inactive feature stays inactive."""
 
     factor: float
 
     def change(self, z: Float[Tensor, "token chosen"], info: TokenInfo) -> Float[Tensor, "token chosen"]:
-        """(factor - 1) z."""
+        """The change (factor - 1) z."""
         return (self.factor - 1) * z
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _GroupIntervention(Intervention):
     amount: float | Float[Tensor, " feature"] = 1.0
-    """How far: one number, or one for each feature of the autoencoder."""
+    """Factor on the change: one number, or one for each feature of the autoencoder."""
     group_of_cell: Int64[Tensor, " cell"] | None = None
-    """Group of each cell that the model is given, for `GroupMeans`."""
+    """The group of each cell in the model's input; needed with `GroupMeans`."""
 
     def __post_init__(self) -> None:
         given = list(self.features)
@@ -145,51 +152,53 @@ class _GroupIntervention(Intervention):
                     "each feature, and name the features in ascending order, each once."
                 )
             if self.group_of_cell is None:
-                raise ConfigError("the means are by group: give group_of_cell, the group of each cell.")
+                raise ConfigError("group_of_cell = None is not allowed with GroupMeans: give the group of each cell.")
 
     @property
     def groups(self) -> Int64[Tensor, " cell"] | None:
-        """Group of each cell."""
+        """The group of each cell."""
         return self.group_of_cell
 
     def _lookup(
         self, source: Tensor | GroupMeans, z: Float[Tensor, "token chosen"], info: TokenInfo
     ) -> tuple[Float[Tensor, "#token chosen"], Bool[Tensor, "#token 1"]]:
-        """What `source` holds for each token, and whether it holds anything."""
+        """The vector of `source` for each token, and whether the token has one."""
         if isinstance(source, Tensor):
             return self._of_chosen(source, z)[None], torch.ones(1, 1, dtype=torch.bool, device=z.device)
         assert self.group_of_cell is not None
-        values, known = source.lookup(self.group_of_cell, info)
-        return values.to(z.dtype), known[:, None]
+        values, has_row = source.lookup(self.group_of_cell, info)
+        return values.to(z.dtype), has_row[:, None]
 
-    def _times_amount(self, way: Float[Tensor, "token chosen"]) -> Float[Tensor, "token chosen"]:
-        return (self._of_chosen(self.amount, way) if isinstance(self.amount, Tensor) else self.amount) * way
+    def _times_amount(self, change: Float[Tensor, "token chosen"]) -> Float[Tensor, "token chosen"]:
+        return (self._of_chosen(self.amount, change) if isinstance(self.amount, Tensor) else self.amount) * change
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Toward(_GroupIntervention):
-    """z' = z + amount * (mean_code - z): part of the way (0 to 1) to a group's mean code."""
+    """z' = z + amount * (mean_code - z): a move to a group's mean code, complete at amount 1."""
 
     mean_code: Float[Tensor, " feature"] | GroupMeans
-    """Mean codes: one value for each feature of the autoencoder, or a table; a token without a row keeps its code."""
+    """The mean code: one value for each feature of the autoencoder, or `GroupMeans` with one column for each of
+    `features`; a token without a row keeps its code."""
 
     def change(self, z: Float[Tensor, "token chosen"], info: TokenInfo) -> Float[Tensor, "token chosen"]:
-        """Share amount * (mean_code - z) of the way."""
-        mean_code, known = self._lookup(self.mean_code, z, info)
-        return self._times_amount(mean_code - z).where(known, 0.0)
+        """The change amount * (mean_code - z)."""
+        mean_code, has_row = self._lookup(self.mean_code, z, info)
+        return self._times_amount(mean_code - z).where(has_row, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Shift(_GroupIntervention):
-    """z' = z + amount * difference: the way from one group's mean code to another's, added to each token's own.
+    """z' = z + amount * difference, with the difference between the mean codes of two groups.
 
-    Unlike `Toward` it keeps what tells the tokens of a group and gene apart.
+    Unlike `Toward`, it keeps the differences between the tokens of one group and gene.
     """
 
     difference: GroupMeans
-    """Mean code of the one group less that of the other; a token without a row keeps its code."""
+    """The mean code of one group minus that of the other, with one column for each of `features`; a token without a
+    row keeps its code."""
 
     def change(self, z: Float[Tensor, "token chosen"], info: TokenInfo) -> Float[Tensor, "token chosen"]:
-        """The amount of the difference."""
-        difference, known = self._lookup(self.difference, z, info)
-        return self._times_amount(difference).where(known, 0.0)
+        """The change amount * difference."""
+        difference, has_row = self._lookup(self.difference, z, info)
+        return self._times_amount(difference).where(has_row, 0.0)

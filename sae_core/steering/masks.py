@@ -1,7 +1,7 @@
-"""Which tokens are steered: masks by gene, cell and position, shared by everything that moves activations.
+"""`MaskedPatch`: which tokens a patch changes, by gene, cell and position; the base of every patch of this room.
 
-A token is steered if every mask lets it through. Special tokens (<cls>) are left out unless asked for, and so are
-tokens at which the model is asked for a hidden gene: a step that depends on the gene would tell them the answer.
+A token is steered if every mask selects it. Special tokens (<cls>) are not steered by default, and neither are the
+tokens at which the model predicts a hidden gene: a step that depends on the gene would leak the answer to them.
 """
 
 from abc import ABC, abstractmethod
@@ -19,44 +19,44 @@ from sae_core.scfm.sites import TokenInfo
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MaskedPatch(ABC):
-    """A patch that moves the activations of the tokens that its masks let through."""
+    """A patch that changes the activations of the tokens that its masks select."""
 
     genes: Collection[int] | None = None
-    """Vocabulary ids of the genes whose tokens are steered; None: all."""
+    """Vocabulary ids of the genes whose tokens are steered; None: all genes."""
     cells: Collection[int] | None = None
-    """Indices, into the tokens that the model was given, of the cells that are steered; None: all."""
+    """Indices of the steered cells in the model's input; None: all cells."""
     positions: Collection[int] | None = None
-    """Places in their cell, special tokens counted, of the tokens that are steered; None: all."""
+    """Positions of the steered tokens within their cell, special tokens counted; None: all positions."""
     include_special: bool = False
-    """Whether special tokens (<cls>) are steered too."""
+    """Whether special tokens (<cls>) are steered."""
     include_queries: bool = False
-    """Whether tokens at which the model is asked for a hidden gene are steered too, as at any other token."""
+    """Whether the tokens at which the model predicts a hidden gene are steered."""
 
     def __post_init__(self) -> None:
         for name in ("genes", "cells", "positions"):
             chosen = getattr(self, name)
             if chosen is not None and len(chosen) == 0:
                 raise ConfigError(
-                    f"{name} = {chosen!r} selects nothing: name at least one, or leave it out to take all."
+                    f"{name} = {chosen!r} is empty: give at least one value, or leave {name} out to steer all."
                 )
 
     @property
     @abstractmethod
     def groups(self) -> Int64[Tensor, " cell"] | None:
-        """Group of each cell, where what is done depends on it."""
+        """The group of each cell, or None if the patch does not depend on it."""
 
     @abstractmethod
     def steered(
         self, x: Float[Tensor, "token d_model"], info: TokenInfo, codes: SparseCodes | None = None
     ) -> Float[Tensor, "token d_model"]:
-        """Steered activations; `codes`: those of all these tokens, if they are known already."""
+        """The steered activations; `codes` are the codes of all these tokens, if they have been computed before."""
 
     def __call__(self, x: Float[Tensor, "token d_model"], info: TokenInfo) -> Float[Tensor, "token d_model"]:
-        """Steered activations; tokens that nothing happens to keep theirs bit for bit."""
+        """The steered activations; tokens that are not steered keep theirs bit for bit."""
         return self.steered(x, info)
 
     def selects(self, info: TokenInfo) -> Bool[Tensor, " token"]:
-        """Which tokens the masks let through."""
+        """Whether the masks select each token."""
         chosen = torch.ones_like(info.is_special) if self.include_special else ~info.is_special
         chosen = chosen | info.is_masked_gene if self.include_queries else chosen & ~info.is_masked_gene
         for ids, wanted in ((info.gene_id, self.genes), (info.cell, self.cells), (info.position, self.positions)):
@@ -65,16 +65,20 @@ class MaskedPatch(ABC):
         return chosen
 
     def check(self, info: TokenInfo) -> None:
-        """`ConfigError` if the masks let none of these tokens through: call it with all tokens before a run."""
+        """Check, on all tokens before a run, that the masks select some of them.
+
+        Raises:
+            ConfigError: the masks select no token.
+        """
         if not bool(self.selects(info).any()):
             raise ConfigError(
-                f"the masks select none of {info.gene_id.numel()} tokens (genes {_some(self.genes)}, cells "
-                f"{_some(self.cells)}, positions {_some(self.positions)}, special tokens "
-                f"{'in' if self.include_special else 'ex'}cluded): choose what occurs in these tokens."
+                f"the masks select none of {info.gene_id.numel()} tokens (genes = {_first_ids(self.genes)}, cells = "
+                f"{_first_ids(self.cells)}, positions = {_first_ids(self.positions)}, include_special = "
+                f"{self.include_special}): choose values that occur in these tokens."
             )
 
 
-def _some(chosen: Collection[int] | None) -> str:
+def _first_ids(chosen: Collection[int] | None) -> str:
     if chosen is None:
         return "all"
     first = sorted(chosen)[:5]

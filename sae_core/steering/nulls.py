@@ -1,9 +1,9 @@
-"""What an intervention is held against: chance features that fire as often, and a chance direction of the same length.
+"""Controls for an intervention: random features of the same density, and a random direction of the same step length.
 
 Ablating many features moves an embedding whatever they mean, and a feature that fires on every token moves it more
-than one that fires on a hundredth. So the null for a set of features is a set of as many others that match them one
-by one in density. The reconstruction-only null needs nothing here: it is any intervention that changes nothing, in
-mode "replace".
+than a feature that fires on one token in a hundred. The control for a set of features is therefore a set of the same
+size whose features match them one by one in density. The control for the reconstruction alone needs no function: it
+is any intervention that changes nothing, in mode "replace".
 """
 
 from collections.abc import Sequence
@@ -24,28 +24,37 @@ def matched_features(
     n_nearest: int = 10,
     exclude: Sequence[int] = (),
 ) -> list[int]:
-    """One random feature for each target, drawn from the `n_nearest` in log density; none twice, no target, none dead.
+    """One random feature for each target, drawn from the `n_nearest` features in log density.
 
-    `density` is the share of tokens (or cells) on which each feature fires; `exclude` names more features to keep
-    out, such as others that were found significant. The rarest targets choose first, as their neighbours are the
-    fewest. Raises `ConfigError` if a target does not exist or is dead, or fewer living features are left than
-    targets.
+    No feature is drawn twice, and neither targets nor dead features are drawn. The rarest targets are matched first,
+    because they have the fewest neighbours.
+
+    Args:
+        targets: the features to match.
+        density: the share of tokens (or cells) on which each feature fires.
+        seed: of the draws.
+        n_nearest: how many features each draw chooses from.
+        exclude: further features that are not drawn, such as others that were significant.
+
+    Raises:
+        ConfigError: a target does not exist or is dead, or fewer living features are left than targets.
     """
     chosen = sorted(set(targets))
     unknown = sorted(feature for feature in {*chosen, *exclude} if not 0 <= feature < density.numel())
     if not chosen or unknown:
         raise ConfigError(
-            f"targets {list(targets)} and exclude {list(exclude)} must name features from 0 to {density.numel() - 1}, "
-            f"and at least one target; {unknown} do not exist."
+            f"targets = {list(targets)} and exclude = {list(exclude)} are not allowed: the features are 0 to "
+            f"{density.numel() - 1}, {unknown} do not exist, and at least one target is needed."
         )
     dead = [feature for feature in chosen if density[feature] <= 0]
     if dead:
-        raise ConfigError(f"targets {dead} never fire, so no feature matches them in density: leave them out.")
+        raise ConfigError(f"targets {dead} never fire, so no feature matches their density: leave them out.")
     free = density > 0
     free[torch.tensor([*chosen, *exclude])] = False
     if int(free.sum()) < len(chosen):
         raise ConfigError(
-            f"{len(chosen)} targets need as many other living features, and {int(free.sum())} are left: choose fewer."
+            f"{len(chosen)} targets need as many other living features, and only {int(free.sum())} are left: choose "
+            "fewer targets."
         )
     generator = torch.Generator().manual_seed(seed)
     log_density = density.double().log()
@@ -60,5 +69,5 @@ def matched_features(
 
 
 def random_direction(d_model: int, *, seed: int) -> Float[Tensor, " d_model"]:
-    """A unit vector drawn evenly from all directions, for `Steering(direction=...)`."""
+    """A unit vector drawn uniformly from all directions, for `Steering(direction=...)`."""
     return functional.normalize(torch.randn(d_model, generator=torch.Generator().manual_seed(seed)), dim=0)

@@ -32,7 +32,7 @@ def test_an_amount_of_zero_is_the_identity_bit_for_bit_and_half_precision_stays(
 
 def test_vectors_of_another_width_and_an_amount_that_is_not_finite_are_refused(x, info):
     wide = GroupMeans(group=torch.tensor([0]), values=torch.ones(1, 5))
-    with pytest.raises(ConfigError, match="the vectors have 5 columns"):
+    with pytest.raises(ConfigError, match=r"5 columns.* 4\b"):
         Displace(vectors=wide, group_of_cell=torch.tensor([0, 0]))(x, info)
-    with pytest.raises(ConfigError, match="amount = inf is not finite"):
+    with pytest.raises(ConfigError, match="amount = inf"):
         Displace(vectors=VECTORS, group_of_cell=torch.tensor([0, 0]), amount=float("inf"))

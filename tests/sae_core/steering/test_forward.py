@@ -140,7 +140,7 @@ def test_a_steered_cell_has_the_same_bits_alone_and_in_any_batch(kind, loaded, d
     steerings += [
         Steering(sae=sae, intervention=INTERVENTIONS["shift"], include_special=True, mode="replace"),
         Steering(sae=sae, intervention=INTERVENTIONS["add"], direction=random_direction(D, seed=0)),
-        Steering(sae=sae, intervention=INTERVENTIONS["clamp"], active_only=True, positions=range(1, 20, 2)),
+        Steering(sae=sae, intervention=INTERVENTIONS["clamp"], positions=range(1, 20, 2)),
         Displace(vectors=group_means(50, 2, D), group_of_cell=GROUPS),
     ]
     assert_exact(model, tokens_of(model), sae, "layer.0", steerings)
@@ -284,26 +284,26 @@ def test_what_does_not_fit_is_refused_before_anything_runs(loaded, dictionary, t
     model, sae = loaded("scgpt"), dictionary()
     tokens, at = tokens_of(model), last(model)
     wide = SparseAutoencoder(SAEConfig(d_model=8, n_features=16, k=2))
-    with pytest.raises(ConfigError, match=r"made for d_model = 8 and .* has 16"):
+    with pytest.raises(ConfigError, match=r"d_model = 8 .*\b16\b"):
         SteeredModel(model, tokens, wide, "layer.0")
     for site in ("layer.3", "attention.7", "final"):
-        with pytest.raises(ConfigError, match="no site"):
+        with pytest.raises(ConfigError, match=site):
             SteeredModel(model, tokens, sae, site)
     running, part = (SteeredModel(model, tokens, sae, "layer.1", is_part=is_part) for is_part in (False, True))
     plain = part.embeddings(None, [at])[at]
-    with pytest.raises(ConfigError, match=r"layer\.1 lies after layer\.0"):
+    with pytest.raises(ConfigError, match=r"layer\.1 .*layer\.0"):
         running.embeddings(None, ["layer.0"])
     monkeypatch.setattr(type(model), "_run", lambda *_: pytest.fail("the model was run"))
     nowhere = Steering(sae=sae, intervention=INTERVENTIONS["add"], cells=[EMPTY_CELL])
-    with pytest.raises(ConfigError, match="the masks select none"):
+    with pytest.raises(ConfigError, match=rf"cells = \[{EMPTY_CELL}\]"):
         running.embeddings(nowhere, [at])
-    with pytest.raises(ConfigError, match="the masks select none"):
+    with pytest.raises(ConfigError, match=rf"cells = \[{EMPTY_CELL}\]"):
         running.answers(nowhere)
     assert same(part.embeddings(nowhere, [at])[at], plain)
-    with pytest.raises(ConfigError, match="another autoencoder"):
+    with pytest.raises(ConfigError, match="autoencoder"):
         running.embeddings(Steering(sae=dictionary(seed=1), intervention=INTERVENTIONS["add"]), [at])
     short = Shift(features=FEATURES, difference=group_means(50), group_of_cell=GROUPS[:-1])
-    with pytest.raises(ConfigError, match="group_of_cell has 11 entries for 12 cells"):
+    with pytest.raises(ConfigError, match=r"group_of_cell has 11 .*12 cells"):
         running.embeddings(Steering(sae=sae, intervention=short), [at])
 
 

@@ -59,14 +59,14 @@ def test_rows_that_are_unsorted_double_missing_or_not_finite_are_refused():
         table({(0, 7): 1.0, (0, 3): 1.0})
     with pytest.raises(ConfigError, match=r"\(group, gene_id\)"):
         GroupMeans(group=torch.tensor([1, 1]), gene_id=torch.tensor([2, 2]), values=torch.ones(2, 1))
-    with pytest.raises(ConfigError, match="give one or more"):
+    with pytest.raises(ConfigError, match=r"\[0, 1\] rows"):
         GroupMeans(group=torch.zeros(0, dtype=torch.int64), values=torch.ones(0, 1))
     with pytest.raises(ConfigError, match="negative"):
         GroupMeans(group=torch.tensor([-1]), values=torch.ones(1, 1))
-    with pytest.raises(ConfigError, match="not finite"):
+    with pytest.raises(ConfigError, match="values"):
         GroupMeans(group=torch.tensor([0]), values=torch.tensor([[torch.nan]]))
 
 
 def test_groups_of_too_few_cells_are_refused():
-    with pytest.raises(ConfigError, match="group_of_cell has 1 entries and the tokens belong to cells up to 3"):
+    with pytest.raises(ConfigError, match=r"group_of_cell has 1 .*cell 3\b"):
         table({(0, 3): 1.0}).lookup(torch.tensor([0]), tokens_of([3, 3], [0, 3]))

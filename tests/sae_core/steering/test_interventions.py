@@ -65,23 +65,23 @@ def test_features_are_kept_ascending_and_once_so_that_their_order_cannot_matter(
 
 def test_no_feature_or_a_negative_one_is_refused():
     for features in ([], [-1, 2]):
-        with pytest.raises(ConfigError, match="select nothing that exists"):
+        with pytest.raises(ConfigError, match=f"features = {re.escape(str(features))}"):
             Ablate(features=features)
 
 
 def test_a_dose_or_a_unit_that_is_not_finite_is_refused():
-    with pytest.raises(ConfigError, match="dose = nan is not finite"):
+    with pytest.raises(ConfigError, match="dose = nan"):
         Add(features=[1], dose=float("nan"))
-    with pytest.raises(ConfigError, match="unit = tensor"):
+    with pytest.raises(ConfigError, match=r"unit = .*inf"):
         Add(features=[1], dose=1.0, unit=torch.tensor([1.0, float("inf")]))
 
 
 def test_a_feature_out_of_range_and_a_vector_of_another_width_are_refused():
-    with pytest.raises(ConfigError, match="feature 8 does not exist: the autoencoder has features 0 to 7"):
+    with pytest.raises(ConfigError, match=r"feature 8.*0 to 7.*`scsae features`"):
         Ablate(features=[1, 8]).check(8)
-    with pytest.raises(ConfigError, match=r"unit has shape \(4,\): it needs one value for each of the 8 features"):
+    with pytest.raises(ConfigError, match=r"unit .*\(4,\).*\(8,\)"):
         Clamp(features=[1], dose=1.0, unit=UNIT).check(8)
-    with pytest.raises(ConfigError, match=r"mean_code has shape \(4,\)"):
+    with pytest.raises(ConfigError, match=r"mean_code .*\(4,\)"):
         Toward(features=[1], mean_code=UNIT).check(8)
     Clamp(features=[1, 3], dose=1.0, unit=UNIT).check(4)
 
@@ -105,7 +105,7 @@ def test_an_amount_for_each_feature_is_that_of_the_chosen_ones():
     assert shift.change(Z, INFO).tolist() == [[0.5, 0.0], [0.0, 0.0]]
     toward = Toward(features=[1, 3], mean_code=UNIT, amount=amount)
     assert (Z + toward.change(Z, INFO)).tolist() == [[5.0, 2.0], [7.0, 1.0]]
-    with pytest.raises(ConfigError, match=r"amount has shape \(4,\): it needs one value for each of the 8 features"):
+    with pytest.raises(ConfigError, match=r"amount .*\(4,\).*\(8,\)"):
         shift.check(8)
 
 
@@ -113,7 +113,7 @@ def test_group_means_that_do_not_fit_the_features_or_have_no_groups_are_refused(
     for features in ([1], [3, 1], [1, 3, 3]):
         with pytest.raises(ConfigError, match=rf"columns for features {re.escape(str(features))}"):
             Shift(features=features, difference=BY_GENE, group_of_cell=GROUPS)
-    with pytest.raises(ConfigError, match="give group_of_cell"):
+    with pytest.raises(ConfigError, match="group_of_cell"):
         Toward(features=[1, 3], mean_code=BY_GENE)
-    with pytest.raises(ConfigError, match="amount = nan is not finite"):
+    with pytest.raises(ConfigError, match="amount = nan"):
         Shift(features=[1, 3], difference=BY_GENE, amount=float("nan"), group_of_cell=GROUPS)

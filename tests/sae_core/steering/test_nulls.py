@@ -58,13 +58,13 @@ def test_the_density_given_is_not_written_to(targets):
 
 def test_targets_that_do_not_exist_never_fire_or_are_too_many_are_refused():
     density = torch.tensor([0.5, 0.5, 0.5, 0.0])
-    with pytest.raises(ConfigError, match=r"from 0 to 3, and at least one target; \[4\] do not exist"):
+    with pytest.raises(ConfigError, match=r"targets = \[4\].*0 to 3"):
         matched_features([4], density, seed=0)
-    with pytest.raises(ConfigError, match=r"at least one target"):
+    with pytest.raises(ConfigError, match=r"targets = \[\]"):
         matched_features([], density, seed=0)
-    with pytest.raises(ConfigError, match=r"targets \[3\] never fire"):
+    with pytest.raises(ConfigError, match=r"targets \[3\]"):
         matched_features([3], density, seed=0)
-    with pytest.raises(ConfigError, match="2 targets need as many other living features, and 1 are left"):
+    with pytest.raises(ConfigError, match=r"^2 targets .*\b1\b"):
         matched_features([0, 1], density, seed=0)
 
 
