@@ -115,7 +115,7 @@ class _Worker(ABC):
             assert references is not None
             amount = 1.0 if variant.dose is None else variant.dose
             return Displace(
-                vectors=references, group_of_cell=group, amount=amount, genes=self.job.genes, include_queries=True
+                vectors=references, group_of_cell=group, amount=amount, genes=self.job.genes, include_masked_genes=True
             )
         seed, width = variant.direction_seed, self.opened.model.d_model
         return Steering(
@@ -124,7 +124,7 @@ class _Worker(ABC):
             mode=variant.mode,
             direction=None if seed is None else random_direction(width, seed=seed),
             genes=self.job.genes,
-            include_queries=references is None or references.gene_id is None,
+            include_masked_genes=references is None or references.gene_id is None,
         )
 
     def _intervention(self, variant: Variant, references: "GroupMeans | None", group: "torch.Tensor") -> "Intervention":
@@ -207,7 +207,7 @@ class Asker(_Worker):
 
     def rows(self, block: Block, running: "SteeredModel", variant: Variant) -> pl.DataFrame:
         """See _Worker."""
-        found = running.answers(self.steering(variant, block.cells), seed=HEAD_SEED)
+        found = running.masked_gene_prediction(self.steering(variant, block.cells), seed=HEAD_SEED)
         return pl.DataFrame(
             {
                 "cell_idx": block.cells[found.cell.numpy()],

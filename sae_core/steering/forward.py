@@ -70,11 +70,11 @@ class SteeredModel:
                 "model and site that the autoencoder was trained on."
             )
         self.model, self.tokens, self.sae, self.is_part = model, tokens, sae, is_part
-        self._prepared = _SiteState(model, tokens, sae, site)
-        self.x, self.codes, self.info = self._prepared.x, self._prepared.codes, self._prepared.info
+        self._state = _SiteState(model, tokens, sae, site)
+        self.x, self.codes, self.info = self._state.x, self._state.codes, self._state.info
         self._site = site
         self._unsteered: dict[tuple[tuple[str, ...], str], dict[Site, Tensor]] = {}
-        self._questions: dict[tuple[int, float], _SiteState] = {}
+        self._masked: dict[tuple[int, float], _SiteState] = {}
 
     def embeddings(
         self, steering: MaskedPatch | None, sites: Sequence[Site | str], *, readout: str = "mean"
@@ -90,36 +90,39 @@ class SteeredModel:
         if steering is None:
             return {site: embedded.clone() for site, embedded in self._unsteered_embeddings(sites, readout).items()}
         self._check(steering)
-        x = self._prepared.steered(steering)
+        x = self._state.steered(steering)
         moved = torch.unique(self.info.cell[(x != self.x).any(dim=1)]).cpu()
         if len(moved) == self.tokens.n_cells:
-            return self._prepared.embeddings(x, sites, readout)
+            return self._state.embeddings(x, sites, readout)
         unsteered = self._unsteered_embeddings(sites, readout)
-        embedded = self._prepared.embeddings(x, sites, readout, moved.numpy())
+        embedded = self._state.embeddings(x, sites, readout, moved.numpy())
         return {site: unsteered[site].index_copy(0, moved, embedded[site]) for site in unsteered}
 
-    def answers(
+    def masked_gene_prediction(
         self, steering: MaskedPatch | None, *, seed: int = 0, fraction: float | None = None
     ) -> MaskedGenePrediction:
-        """What the model's head says of genes hidden by (seed, cell): the same ones whatever the steering.
+        """The model's prediction of masked genes under `steering`, or unsteered if that is None.
 
-        `fraction` of each cell's genes, by default what the model was trained with. Tokens that ask are not steered;
-        `positions` count the tokens that are left (scFoundation's encoder does not get hidden ones).
+        The masked genes depend on (seed, cell) alone, so they are the same for every steering. `fraction` is the share
+        of each cell's genes that is masked, by default the one that the model was trained with. The tokens at which
+        the model predicts are not steered by default, and `positions` counts the tokens that are left
+        (scFoundation's encoder does not get masked ones).
 
-        `ConfigError` as `embeddings`, and if the checkpoint lacks the head.
+        Raises:
+            ConfigError: as in `embeddings`, and if the checkpoint has no head for this task.
         """
         if steering is not None:
             self._check(steering)
         key = (seed, self.model.mask_fraction if fraction is None else fraction)
-        if key not in self._questions:
-            question = self.model.mask_genes(self.tokens, seed=seed, fraction=key[1])
-            self._questions = {key: _SiteState(self.model, question, self.sae, self._site)}
-        return self._questions[key].answers(steering)
+        if key not in self._masked:
+            task = self.model.mask_genes(self.tokens, seed=seed, fraction=key[1])
+            self._masked = {key: _SiteState(self.model, task, self.sae, self._site)}
+        return self._masked[key].masked_gene_prediction(steering)
 
     def _unsteered_embeddings(self, sites: Sequence[Site | str], readout: str) -> dict[Site, Tensor]:
         key = (tuple(map(str, sites)), readout)
         if key not in self._unsteered:
-            self._unsteered[key] = self._prepared.embeddings(None, sites, readout)
+            self._unsteered[key] = self._state.embeddings(None, sites, readout)
         return self._unsteered[key]
 
     def _check(self, steering: MaskedPatch) -> None:
@@ -138,16 +141,16 @@ class _SiteState:
     """The state of cells, or of a masked-gene task on them, at the site: activations, codes, and what comes before."""
 
     def __init__(
-        self, model: FoundationModel, read: Tokens | MaskedGeneTask, sae: SparseAutoencoder, site: Site | str
+        self, model: FoundationModel, inputs: Tokens | MaskedGeneTask, sae: SparseAutoencoder, site: Site | str
     ) -> None:
-        self.model, self.read, self.sae, self.site = model, read, sae, Site.parse(site)
-        self.tokens = read.tokens if isinstance(read, MaskedGeneTask) else read
+        self.model, self.inputs, self.sae, self.site = model, inputs, sae, Site.parse(site)
+        self.tokens = inputs.tokens if isinstance(inputs, MaskedGeneTask) else inputs
         device = next(model.parameters()).device
         self.batch = 1 if device.type == "cpu" else GPU_BATCH_TOKENS
         self.start = _before(self.site, model)
-        found = model.activations(read, [self.start, self.site], max_batch_tokens=self.batch)
+        found = model.activations(inputs, [self.start, self.site], max_batch_tokens=self.batch)
         self.before, self.x = found[self.start], found[self.site].to(device)
-        self.info = _info(self.tokens, read.is_masked_gene if isinstance(read, MaskedGeneTask) else None, device)
+        self.info = _info(self.tokens, inputs.is_masked_gene if isinstance(inputs, MaskedGeneTask) else None, device)
         parts = torch.split(self.x, self.tokens.lengths.tolist() if device.type == "cpu" else GPU_BATCH_TOKENS)
         codes = [sae.encode(part) for part in parts if len(part)] or [sae.encode(self.x)]
         self.codes = SparseCodes.concatenate(codes).with_index()
@@ -168,17 +171,19 @@ class _SiteState:
         if cells is not None:
             rows = torch.from_numpy(tokens.rows(cells))
             tokens, before, x = tokens.take(cells), before[rows], None if x is None else x[rows]
-        prefix, patches = self._entry(x, before, tokens)
+        cached, patches = self._entry(x, before, tokens)
         return self.model.embeddings(
-            tokens, sites, readout=readout, cached=prefix, patches=patches, max_batch_tokens=self.batch
+            tokens, sites, readout=readout, cached=cached, patches=patches, max_batch_tokens=self.batch
         )
 
-    def answers(self, steering: MaskedPatch | None) -> MaskedGenePrediction:
-        """Prediction of the masked genes, under `steering`."""
-        assert isinstance(self.read, MaskedGeneTask)
+    def masked_gene_prediction(self, steering: MaskedPatch | None) -> MaskedGenePrediction:
+        """The prediction of the masked genes under `steering`."""
+        assert isinstance(self.inputs, MaskedGeneTask)
         x = None if steering is None else self.steered(steering)
-        prefix, patches = self._entry(x, self.before, self.tokens)
-        return self.model.masked_gene_prediction(self.read, cached=prefix, patches=patches, max_batch_tokens=self.batch)
+        cached, patches = self._entry(x, self.before, self.tokens)
+        return self.model.masked_gene_prediction(
+            self.inputs, cached=cached, patches=patches, max_batch_tokens=self.batch
+        )
 
     def _entry(
         self, x: Tensor | None, before: Tensor, tokens: Tokens

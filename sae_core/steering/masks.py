@@ -29,7 +29,7 @@ class MaskedPatch(ABC):
     """Positions of the steered tokens within their cell, special tokens counted; None: all positions."""
     include_special: bool = False
     """Whether special tokens (<cls>) are steered."""
-    include_queries: bool = False
+    include_masked_genes: bool = False
     """Whether the tokens at which the model predicts a hidden gene are steered."""
 
     def __post_init__(self) -> None:
@@ -58,7 +58,7 @@ class MaskedPatch(ABC):
     def selects(self, info: TokenInfo) -> Bool[Tensor, " token"]:
         """Whether the masks select each token."""
         chosen = torch.ones_like(info.is_special) if self.include_special else ~info.is_special
-        chosen = chosen | info.is_masked_gene if self.include_queries else chosen & ~info.is_masked_gene
+        chosen = chosen | info.is_masked_gene if self.include_masked_genes else chosen & ~info.is_masked_gene
         for ids, wanted in ((info.gene_id, self.genes), (info.cell, self.cells), (info.position, self.positions)):
             if wanted is not None:
                 chosen = chosen & torch.isin(ids, torch.tensor(sorted(wanted), dtype=ids.dtype, device=ids.device))

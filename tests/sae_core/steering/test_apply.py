@@ -182,8 +182,6 @@ def test_masks_that_select_nothing_are_refused(sae, info):
     Steering(sae=sae, intervention=ablate, genes=[10]).check(info)
 
 
-def test_a_direction_of_another_width_and_an_unknown_mode_are_refused(sae):
+def test_a_direction_of_another_width_is_refused(sae):
     with pytest.raises(ConfigError, match=r"direction .*\(5,\).*\(4,\)"):
         Steering(sae=sae, intervention=Ablate(features=[0]), direction=torch.ones(5))
-    with pytest.raises(ConfigError, match=r"mode = 'both'.*delta, replace"):
-        Steering(sae=sae, intervention=Ablate(features=[0]), mode="both")

@@ -247,8 +247,8 @@ def test_the_head_is_asked_the_same_genes_whatever_the_steering_and_its_queries_
     model, sae = loaded(kind), dictionary()
     tokens = tokens_of(model)
     running = SteeredModel(model, tokens, sae, "layer.0")
-    steering = Steering(sae=sae, intervention=INTERVENTIONS["add"], include_queries=with_queries)
-    plain, steered = (running.answers(s, seed=1, fraction=0.3) for s in (None, steering))
+    steering = Steering(sae=sae, intervention=INTERVENTIONS["add"], include_masked_genes=with_queries)
+    plain, steered = (running.masked_gene_prediction(s, seed=1, fraction=0.3) for s in (None, steering))
     for name in ("cell", "gene_id", "target"):
         assert torch.equal(getattr(plain, name), getattr(steered, name))
     assert (plain.prediction != steered.prediction).float().mean() > 0.9
@@ -274,9 +274,9 @@ def test_answers_of_a_cell_have_the_same_bits_alone_and_with_others(loaded, dict
         model, sae = loaded(kind), dictionary()
         tokens = tokens_of(model)
         steering = Steering(sae=sae, intervention=INTERVENTIONS["shift"])
-        whole = SteeredModel(model, tokens, sae, "layer.0").answers(steering, seed=1, fraction=0.3)
+        whole = SteeredModel(model, tokens, sae, "layer.0").masked_gene_prediction(steering, seed=1, fraction=0.3)
         own = SteeredModel(model, tokens.take(np.array([5])), sae, "layer.0", is_part=True)
-        alone = own.answers(of_cells(steering, [5]), seed=1, fraction=0.3)
+        alone = own.masked_gene_prediction(of_cells(steering, [5]), seed=1, fraction=0.3)
         assert same(alone.prediction, whole.prediction[whole.cell == 5])
 
 
@@ -284,7 +284,7 @@ def test_what_does_not_fit_is_refused_before_anything_runs(loaded, dictionary, t
     model, sae = loaded("scgpt"), dictionary()
     tokens, at = tokens_of(model), last(model)
     wide = SparseAutoencoder(SAEConfig(d_model=8, n_features=16, k=2))
-    with pytest.raises(ConfigError, match=r"d_model = 8 .*\b16\b"):
+    with pytest.raises(ConfigError, match=r"d_model = 8\b.*\b16\b"):
         SteeredModel(model, tokens, wide, "layer.0")
     for site in ("layer.3", "attention.7", "final"):
         with pytest.raises(ConfigError, match=site):
@@ -298,7 +298,7 @@ def test_what_does_not_fit_is_refused_before_anything_runs(loaded, dictionary, t
     with pytest.raises(ConfigError, match=rf"cells = \[{EMPTY_CELL}\]"):
         running.embeddings(nowhere, [at])
     with pytest.raises(ConfigError, match=rf"cells = \[{EMPTY_CELL}\]"):
-        running.answers(nowhere)
+        running.masked_gene_prediction(nowhere)
     assert same(part.embeddings(nowhere, [at])[at], plain)
     with pytest.raises(ConfigError, match="autoencoder"):
         running.embeddings(Steering(sae=dictionary(seed=1), intervention=INTERVENTIONS["add"]), [at])
@@ -323,7 +323,7 @@ def test_reduced_precision_and_cells_without_tokens_run_through(checkpoint_of, d
     nobody = tokens.take(np.array([EMPTY_CELL, EMPTY_CELL]))
     empty = SteeredModel(half, nobody, sae, "layer.0", is_part=True)
     assert empty.embeddings(of_cells(steering, [0, 1]), [at])[at].isnan().all()
-    assert empty.answers(None).prediction.numel() == 0
+    assert empty.masked_gene_prediction(None).prediction.numel() == 0
 
 
 @pytest.mark.gpu
