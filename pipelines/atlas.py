@@ -128,9 +128,9 @@ def missing_maps(store: FeatureStore) -> Iterator[Missing]:
 
 
 def _map_cells(layout: Layout, codes: str) -> object:
-    from feature_store.maps.cells import cell_umap
+    from feature_store.maps.cells import cell_map
 
-    return cell_umap(layout, codes)
+    return cell_map(layout, codes)
 
 
 def _map_features(layout: Layout, sae: str) -> object:

@@ -57,10 +57,10 @@ class Kind:
 
 def _umap(store: "FeatureStore", request: PlotRequest) -> None:
     from feature_store import plots
-    from feature_store.maps.cells import has_umap
+    from feature_store.maps.cells import has_cell_map
 
     codes = store.lineage.codes
-    if codes is not None and not has_umap(store.layout, codes):
+    if codes is not None and not has_cell_map(store.layout, codes):
         stderr_console().print(
             "umap         computes the map of the cells, once for these codes; it takes 10 s or more"
         )

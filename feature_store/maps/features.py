@@ -1,11 +1,11 @@
-"""A map of the features: UMAP of an SAE's decoder rows, and each one's nearest others; made once and kept beside the
-SAE (`saes/<run>/map/{umap,neighbours}`).
+"""A map of the features: UMAP of an SAE's decoder rows, and the nearest neighbours of each; made once and kept beside
+the SAE (`saes/<run>/map/{umap,neighbours}`).
 
-A feature is its direction in the model's space, so two are alike as far as their decoder rows point the same way
-(cosine). Neighbours are exact. Read the map with care, the neighbours are the better guide: a thousand directions in
+A feature is its direction in the model's space, so the similarity of two is the cosine of their decoder
+rows. Neighbours are exact. Read the map with care; the neighbours are the better guide: a thousand directions in
 128 dimensions are nearly orthogonal (median cosine with the nearest other .4), and two dimensions keep 2 of the 10
-nearest of a feature. Share of the 10 nearest with the same best label / of the same class, and what chance gives
-(shuffled labels, its 95 % point), three SAEs of 1,024 features on layer 2 of the mini model:
+nearest of a feature. The share of the 10 nearest with the same best label / of the same class, and the same by
+chance (shuffled labels, and their 95 % point), for three SAEs of 1,024 features on layer 2 of the mini model:
 
 | | PBMC 68k | Kang 2018 | five cell lines |
 |---|---|---|---|
@@ -35,18 +35,17 @@ import numpy.typing as npt
 import polars as pl
 
 from feature_store.errors import InputError
-from feature_store.maps.cells import lay_out_neighbours
+from feature_store.maps.umap import MIN_POINTS, umap_from_neighbours
 from feature_store.storage import schemas
 from feature_store.storage.commit import Run, read_table, write_table
 from feature_store.storage.layout import MANIFEST, Layout
 
 Rows = npt.NDArray[np.floating]
 
-MIN_FEATURES = 10
 _BLOCK_VALUES = 1 << 24
-"""Similarities held at once (64 MB of cosines)."""
+"""Similarities in memory at once (64 MB of cosines)."""
 _ROUNDED = 2e-6
-"""More than rounding moves the difference of two similarities."""
+"""Rounding changes the difference of two similarities by less than this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +53,9 @@ class FeatureMapConfig:
     """How features are laid out."""
 
     n_kept: int = 10
-    """Nearest others of a feature that are kept as a table."""
+    """Nearest neighbours of a feature that are stored as a table."""
     n_neighbors: int = 15
-    """Neighbours of a feature, itself among them, that make the map."""
+    """Neighbours of a feature, itself included, from which the map is made."""
     min_dist: float = 0.1
     """Least distance of neighbours on the map."""
     seed: int = 0
@@ -67,21 +66,21 @@ class FeatureMapConfig:
 
 
 class FeatureMap(NamedTuple):
-    """The two tables of a map, as `schemas` has them."""
+    """The tables `feature_umap` and `feature_neighbour`."""
 
     umap: pl.DataFrame
     neighbours: pl.DataFrame
 
 
-class Nearest(NamedTuple):
-    """The nearest others of each feature [n_features n], nearest first, and how similar they are."""
+class NearestFeatures(NamedTuple):
+    """The n features most similar to each feature, nearest first, and their similarities [n_features n]."""
 
     feature_id: npt.NDArray[np.int64]
     similarity: npt.NDArray[np.float32]
 
 
 def has_feature_map(layout: Layout, sae: str) -> bool:
-    """Whether the map of an SAE is made already."""
+    """Whether the store holds the map of an SAE."""
     folder = layout.feature_map_dir(sae)
     return all((folder / name / MANIFEST).is_file() for name in ("umap", "neighbours"))
 
@@ -89,11 +88,11 @@ def has_feature_map(layout: Layout, sae: str) -> bool:
 def feature_map(
     layout: Layout, sae: str, rows: Callable[[], Rows], config: FeatureMapConfig | None = None
 ) -> FeatureMap:
-    """The map of an SAE: laid out and committed at the first call, read afterwards.
+    """The map of an SAE; the first call makes and commits it, later calls read it.
 
-    `rows()` gives the decoder rows [n_features d_model]; it is called only where something is to be made. A call that
-    was killed between the two tables makes the second. Raises PlanMismatchError if the store has the map of another
-    config, StoreWriteError if it cannot be written, and what `nearest` and `unit_rows` raise.
+    `rows()` returns the decoder rows [n_features d_model]; it is called only if a table is missing. If a call was
+    killed between the two tables, the next one makes the second. Raises PlanMismatchError if the store has the map of
+    another config, StoreWriteError if it cannot be written, and what `nearest` and `unit_rows` raise.
     """
     config = config or FeatureMapConfig()
     plan = {"sae": Run.open(layout.saes_dir(sae)).manifest().sha}
@@ -104,11 +103,11 @@ def feature_map(
         return unit_rows(rows())
 
     @cache
-    def found() -> Nearest:
+    def nearest_features() -> NearestFeatures:
         return nearest(directions(), max(config.n_kept, config.n_neighbors - 1))
 
     def neighbours() -> pl.DataFrame:
-        other, cosine = (values[:, : config.n_kept] for values in found())
+        other, cosine = (values[:, : config.n_kept] for values in nearest_features())
         n_features, n_kept = cosine.shape
         columns = {
             "feature_id": np.repeat(np.arange(n_features), n_kept),
@@ -119,7 +118,7 @@ def feature_map(
         return schemas.conform("feature_neighbour", pl.DataFrame(columns))
 
     def umap() -> pl.DataFrame:
-        points = lay_out(directions(), found(), config)
+        points = lay_out(directions(), nearest_features(), config)
         columns = {"feature_id": np.arange(len(points)), "x": points[:, 0], "y": points[:, 1]}
         return schemas.conform("feature_umap", pl.DataFrame(columns))
 
@@ -129,59 +128,60 @@ def feature_map(
 
 
 def unit_rows(rows: Rows) -> npt.NDArray[np.float32]:
-    """Rows [n_features d_model] of length 1.
+    """The rows [n_features d_model] scaled to length 1.
 
-    InputError for fewer than 10, and for a row that has no direction (of length 0, or not finite).
+    InputError for fewer than 10 rows, and for a row of length 0 or that is not finite.
     """
-    if len(rows) < MIN_FEATURES:
-        raise InputError(f"a map of {len(rows)} features says nothing; it takes {MIN_FEATURES} or more")
+    if len(rows) < MIN_POINTS:
+        raise InputError(f"a map needs at least {MIN_POINTS} features; got {len(rows)}")
     length = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
     if not (np.isfinite(length) & (length > 0)).all():
         bad = int(np.flatnonzero(~(np.isfinite(length) & (length > 0)))[0])
-        raise InputError(f"decoder row {bad} has length {length[bad, 0]}; it has to be finite and above 0")
-    found: npt.NDArray[np.float32] = (rows / length).astype(np.float32)
-    return found
+        raise InputError(f"decoder row {bad} has length {length[bad, 0]}; it needs a finite length above 0")
+    unit: npt.NDArray[np.float32] = (rows / length).astype(np.float32)
+    return unit
 
 
-def nearest(directions: Rows, n: int) -> Nearest:
-    """The n others of the largest cosine of each of the directions [n_features d_model], of length 1; all
-    others where there are fewer than n. Of equal cosines the smaller feature id comes first.
+def nearest(directions: Rows, n: int) -> NearestFeatures:
+    """The n features of largest cosine with each of the directions [n_features d_model] of length 1, or all others if
+    they are fewer than n. Of equal cosines the smaller feature id comes first.
     """
-    return most_similar(lambda own: directions[own] @ directions.T, len(directions), n)
+    return most_similar(lambda block: directions[block] @ directions.T, len(directions), n)
 
 
-def most_similar(similarity: Callable[[slice], Rows], n_features: int, n: int) -> Nearest:
-    """The n others most similar to each feature, as `nearest` has them; `similarity(own)` gives [own n_features].
+def most_similar(similarity: Callable[[slice], Rows], n_features: int, n: int) -> NearestFeatures:
+    """The n features most similar to each feature, in the order of `nearest`; `similarity(block)` returns
+    [len(block) n_features].
 
-    Similarities are rounded to 6 decimals: what lies below is the error of float32, and would else order the rows of a
-    PCA or of the neurons, which are orthogonal, by chance.
+    Similarities are rounded to 6 decimals, because the error of float32 would otherwise order the rows of a PCA or of
+    the neurons, which are orthogonal, by chance.
     """
     n = min(n, n_features - 1)
-    found = Nearest(np.empty((n_features, n), dtype=np.int64), np.empty((n_features, n), dtype=np.float32))
+    result = NearestFeatures(np.empty((n_features, n), dtype=np.int64), np.empty((n_features, n), dtype=np.float32))
     step = max(1, _BLOCK_VALUES // n_features)
     for start in range(0, n_features, step):
         block = similarity(slice(start, start + step))
-        own = np.arange(len(block))
-        block[own, own + start] = -np.inf
-        # careful: of the values that equal the least of the n, any may be among the n
+        row_of_block = np.arange(len(block))
+        block[row_of_block, row_of_block + start] = -np.inf
+        # careful: every value that ties with the smallest of the n may be among the n
         least = np.partition(block, n_features - n, axis=1)[:, n_features - n] - _ROUNDED
         for feature, (row, smallest) in enumerate(zip(block, least, strict=True), start=start):
             others = np.flatnonzero(row >= smallest)
             values = np.round(row[others], 6)
             order = np.argsort(-values, kind="stable")[:n]
-            found.feature_id[feature], found.similarity[feature] = others[order], values[order]
-    return found
+            result.feature_id[feature], result.similarity[feature] = others[order], values[order]
+    return result
 
 
-def lay_out(directions: Rows, found: Nearest, config: FeatureMapConfig) -> npt.NDArray[np.float32]:
-    """Coordinates [n_features 2] of directions, from their nearest others."""
-    n = min(config.n_neighbors - 1, found.similarity.shape[1])
-    own = np.arange(len(directions))[:, None]
+def lay_out(directions: Rows, neighbours: NearestFeatures, config: FeatureMapConfig) -> npt.NDArray[np.float32]:
+    """Coordinates [n_features 2] of directions, from their nearest neighbours."""
+    n = min(config.n_neighbors - 1, neighbours.similarity.shape[1])
+    itself = np.arange(len(directions))[:, None]
     # the distance of two points on the unit sphere
-    distance = np.sqrt(np.maximum(2 - 2 * found.similarity[:, :n], 0))
-    return lay_out_neighbours(
+    distance = np.sqrt(np.maximum(2 - 2 * neighbours.similarity[:, :n], 0))
+    return umap_from_neighbours(
         directions,
-        np.hstack([own, found.feature_id[:, :n]]),
+        np.hstack([itself, neighbours.feature_id[:, :n]]),
         np.hstack([np.zeros_like(distance[:, :1]), distance]),
         min_dist=config.min_dist,
         seed=config.seed,

@@ -1,13 +1,13 @@
-"""A second map of the features: UMAP of how each goes with the labels; made once and kept beside the associations
+"""A second map of the features: UMAP of their associations with labels; made once and kept beside the associations
 (`associations/<run>/map`).
 
 A feature is its profile: the rank-biserial correlation of its code with every label (cell types, batches, donors, ...)
-on `select` cells. Features that tell the same labels therefore lie together by construction: that they do is no finding
-about the SAE, and another set of labels gives another map. What can be asked is how much of it other cells bear out.
-Maps made of `select` cells, judged on `test` cells by the 10 nearest of a feature on the map: the share with the same
-best cell type / the squared distance of their profiles, that of any two being 1 / the correlation of these, less the
-mean profile / the correlation of their codes over cells, which knows of no label; three SAEs of 1,024 features on layer
-2 of the mini model:
+on `select` cells. Features of the same labels therefore lie together by construction: this is no finding about the SAE,
+and another set of labels gives another map. The question is how much of the map other cells confirm. The table
+evaluates maps made of `select` cells on `test` cells, by the 10 nearest of a feature on the map: the share with the
+same best cell type / the squared distance of their profiles, relative to that of any two / the correlation of their
+profiles minus the mean profile / the correlation of their codes over cells, which uses no label; three SAEs of 1,024
+features on layer 2 of the mini model:
 
 | | PBMC 68k, 12 labels | Kang 2018, 12 | five cell lines, 10 |
 |---|---|---|---|
@@ -18,11 +18,12 @@ mean profile / the correlation of their codes over cells, which knows of no labe
 | the map of decoder rows | .21 / .93 / .05 / .06 | .34 / .91 / .07 / .13 | .25 / .92 / .06 / .04 |
 | chance | .19 / 1 / .00 / .04 | .32 / 1 / .00 / .11 | .20 / 1 / .00 / .00 |
 
-Distances are Euclidean: cosines do as well for what a feature tells, and worse for how well it tells it, as one that
-tells no label lies wherever its noise points. Labels are not scaled: a batch that no feature tells would count as much
-as a type that many do. 15 or 30 neighbours and a least distance of .1 or .3 differ by .04 at most; the smaller keep
-more of the nearest (.35 of the 10 instead of .30), which decided it. Another seed moves these figures by .01. A dead
-feature has no profile and no place; one that fires in no `select` cell has a profile of zeros.
+Distances are Euclidean: cosines do as well for which label a feature is associated with, and worse for how strongly,
+because a feature of no label lies wherever its noise points. Labels are not scaled: a batch that no feature is
+associated with would count as much as a type that many are associated with. 15 or 30 neighbours and a least distance of
+.1 or .3 differ by .04 at most; the smaller keep more of the nearest (.35 of the 10 instead of .30), which decided it.
+Another seed moves these figures by .01. A dead feature has no profile and is not on the map; one that fires in no
+`select` cell has a profile of zeros.
 
 Cost on one core, besides the 8 s for the import and the compilation of the first map: .8 CPU seconds for 1,024 features
 of 12 labels, 4 s for 4,096 of 40, 111 s and 1.6 GB for 100,000 of 40 (58 s of them for the neighbours, which are
@@ -38,8 +39,8 @@ import numpy.typing as npt
 import polars as pl
 
 from feature_store.errors import InputError
-from feature_store.maps.cells import lay_out_neighbours
-from feature_store.maps.features import MIN_FEATURES, most_similar
+from feature_store.maps.features import most_similar
+from feature_store.maps.umap import MIN_POINTS, umap_from_neighbours
 from feature_store.storage import schemas
 from feature_store.storage.commit import Run, read_part, read_table, write_table
 from feature_store.storage.layout import MANIFEST, Layout
@@ -53,7 +54,7 @@ class ProfileMapConfig:
     """How features are laid out by their labels."""
 
     n_neighbors: int = 15
-    """Neighbours of a feature, itself among them."""
+    """Neighbours of a feature, itself included."""
     min_dist: float = 0.1
     """Least distance of neighbours on the map."""
     seed: int = 0
@@ -64,13 +65,13 @@ class ProfileMapConfig:
 
 
 def has_profile_map(layout: Layout, associations: str) -> bool:
-    """Whether the map of an associations run is made already."""
+    """Whether the store holds the map of an associations run."""
     return (layout.profile_map_dir(associations) / MANIFEST).is_file()
 
 
 def profile_map(layout: Layout, associations: str, config: ProfileMapConfig | None = None) -> pl.DataFrame:
-    """The table `profile_umap` of an associations run, by feature_id: laid out and committed at the first call, read
-    afterwards. A dead feature has no row.
+    """The table `profile_umap` of an associations run, by feature_id; the first call makes and commits it, later calls
+    read it. A dead feature has no row.
 
     Raises InputError for fewer than 3 labels or 10 living features, PlanMismatchError if the store has the map of
     another config, StoreWriteError if it cannot be written.
@@ -93,7 +94,7 @@ def profile_map(layout: Layout, associations: str, config: ProfileMapConfig | No
 
 
 def profiles(feature_label: Run, features: pl.Series) -> npt.NDArray[np.float64]:
-    """Rank-biserial correlations on `select` cells [n_features n_labels] of features, ascending; 0 where there is none.
+    """Rank-biserial correlations on `select` cells [n_features n_labels] of ascending features; 0 where there is none.
 
     Columns are in the order of (label_kind, label). InputError for fewer than 3 labels.
     """
@@ -105,26 +106,26 @@ def profiles(feature_label: Run, features: pl.Series) -> npt.NDArray[np.float64]
     rows = pl.concat(chosen).filter(pl.col("rank_biserial").is_finite())
     labels = rows.select(_LABEL).unique().sort(_LABEL)
     if labels.height < MIN_LABELS:
-        raise InputError(f"a map by {labels.height} labels says nothing; it takes {MIN_LABELS} or more")
+        raise InputError(f"a map by labels needs at least {MIN_LABELS} labels; got {labels.height}")
     place = rows.join(labels.with_row_index("place"), on=_LABEL, how="left", maintain_order="left")["place"]
-    found = np.zeros((len(features), labels.height))
-    found[features.search_sorted(rows["feature_id"]).to_numpy(), place.to_numpy()] = rows["rank_biserial"].to_numpy()
-    return found
+    profile = np.zeros((len(features), labels.height))
+    profile[features.search_sorted(rows["feature_id"]).to_numpy(), place.to_numpy()] = rows["rank_biserial"].to_numpy()
+    return profile
 
 
 def lay_out(profiles: npt.NDArray[np.float64], config: ProfileMapConfig | None = None) -> npt.NDArray[np.float32]:
     """Coordinates [n_features 2] of profiles [n_features n_labels]. InputError for fewer than 10 features."""
     config = config or ProfileMapConfig()
-    if len(profiles) < MIN_FEATURES:
-        raise InputError(f"a map of {len(profiles)} living features says nothing; it takes {MIN_FEATURES} or more")
+    if len(profiles) < MIN_POINTS:
+        raise InputError(f"a map needs at least {MIN_POINTS} living features; got {len(profiles)}")
     half = (profiles**2).sum(axis=1) / 2
-    # |a - b|^2 = |a|^2 - 2 (ab - |b|^2 / 2): the nearest are those of the largest ab - |b|^2 / 2
-    found = most_similar(lambda own: profiles[own] @ profiles.T - half, len(profiles), config.n_neighbors - 1)
-    distance = np.sqrt(np.maximum(2 * (half[:, None] - found.similarity), 0))
-    own = np.arange(len(profiles))[:, None]
-    return lay_out_neighbours(
+    # |a - b|^2 = |a|^2 - 2 (ab - |b|^2 / 2): the nearest b has the largest ab - |b|^2 / 2
+    nearest = most_similar(lambda block: profiles[block] @ profiles.T - half, len(profiles), config.n_neighbors - 1)
+    distance = np.sqrt(np.maximum(2 * (half[:, None] - nearest.similarity), 0))
+    itself = np.arange(len(profiles))[:, None]
+    return umap_from_neighbours(
         profiles,
-        np.hstack([own, found.feature_id]),
+        np.hstack([itself, nearest.feature_id]),
         np.hstack([np.zeros_like(distance[:, :1]), distance]),
         min_dist=config.min_dist,
         seed=config.seed,

@@ -1,27 +1,28 @@
-"""Where `test` cells lie before and after steering, in two dimensions, kept beside the run (`steering/<run>/map`).
+"""A map of `test` cells before and after steering, kept beside the run (`steering/<run>/map`).
 
-Both maps are made of the unsteered cells alone and then held still, so that what moves is the cells and not the map:
+Both pairs of coordinates are computed from the unsteered cells alone and then fixed, so that cells move and the map
+does not:
 
     pc1, pc2  principal components of the unsteered embeddings; steered ones are projected onto them
     x, y      UMAP of the unsteered embeddings; a steered cell lies at the mean of its 15 nearest unsteered ones,
-              weighed by 1 / squared distance (Shepard, ACM National Conference 1968, doi:10.1145/800186.810616)
+              weighted by 1 / squared distance (Shepard, ACM National Conference 1968, doi:10.1145/800186.810616)
 
 Why not umap-learn's own `transform`: over 12 variants of 86 PBMC, and over 5 of 174,
 
-| | of a cell's 15 neighbours, also neighbours on the map | moved by noise of 1e-6, of the map's spread |
+| | of a cell's 15 neighbours, also neighbours on the map | shift by noise of 1e-6, relative to the map's spread |
 |---|---|---|
 | transform | .68, .77 | .13, .05 |
-| mean weighed by 1 / squared distance | .66, .76 | 0, 0 |
-| place of the nearest cell | .66, .76 | 0, 0 |
+| mean weighted by 1 / squared distance | .66, .76 | 0, 0 |
+| position of the nearest cell | .66, .76 | 0, 0 |
 
-so the mean is nearly as true, a cell that was not moved stays where it is, which `transform` does not grant, and 3,000
-cells of 512 numbers take .2 CPU seconds a variant instead of 10. Either way a UMAP puts a steered cell among the
-unsteered ones, wherever it went: it cannot show that a cell left them all. The components do as far as it lies along
-the first two, and `gap` is its number in all dimensions: the distance to the nearest unsteered cell, in units of the
-median distance of an unsteered cell to its nearest other.
+so the mean is nearly as accurate, and a cell that steering does not change stays where it is, which `transform` does
+not guarantee; 3,000 cells of 512 numbers take .2 CPU seconds a variant instead of 10. Either way UMAP puts a steered
+cell among the unsteered ones, and cannot show that a cell left them all. The components can, as far as the shift lies
+along the first two, and `gap` measures it in all dimensions: the distance to the nearest unsteered cell, in units of
+the median distance of an unsteered cell to its nearest neighbour.
 
-Of the nulls the first draw is laid out, of more than `max_cells` cells a seeded sample with the labels of the question
-in their proportions. A cell that a variant leaves alone has no row of it.
+The map has the first draw of each null. Of more than `max_cells` cells it has a seeded sample, with the labels of the
+steered kind in their proportions. A cell that a variant does not steer has no row for this variant.
 
 Cost: 14 CPU seconds (8 of them import and compilation), .6 GB and 1.7 MB for 3,000 cells of 512 numbers under 25
 variants; 9 s for 174 cells.
@@ -36,7 +37,7 @@ import numpy.typing as npt
 import polars as pl
 
 from feature_store.errors import InputError
-from feature_store.maps.cells import MIN_CELLS, lay_out_neighbours
+from feature_store.maps.umap import MIN_POINTS, umap_from_neighbours
 from feature_store.storage import schemas
 from feature_store.storage.commit import Run, read_part, read_table, write_table
 from feature_store.storage.layout import MANIFEST, Layout
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
 UNSTEERED = "unsteered"
 Floats = npt.NDArray[np.float64]
-_PLACES = ("pc1", "pc2", "x", "y", "gap")
+_COORDINATES = ("pc1", "pc2", "x", "y", "gap")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,31 +55,31 @@ class SteeringMapConfig:
     """How steered cells are laid out."""
 
     max_cells: int = 3000
-    """Test cells laid out at most."""
+    """The most test cells that are laid out; more are sampled."""
     n_neighbors: int = 15
-    """Neighbours of a cell, for the layout and for the place of a steered one."""
+    """Neighbours of a cell, for the layout and for the position of a steered cell."""
     min_dist: float = 0.3
     """Least distance of neighbours on the UMAP."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_cells < MIN_CELLS or self.n_neighbors < 2 or not 0 <= self.min_dist <= 1 or self.seed < 0:
+        if self.max_cells < MIN_POINTS or self.n_neighbors < 2 or not 0 <= self.min_dist <= 1 or self.seed < 0:
             raise InputError(
-                f"{self}: max_cells is at least {MIN_CELLS}, n_neighbors at least 2, min_dist 0 to 1, seed at least 0"
+                f"{self}: max_cells is at least {MIN_POINTS}, n_neighbors at least 2, min_dist 0 to 1, seed at least 0"
             )
 
 
 def has_embeddings(layout: Layout, run: str) -> bool:
-    """Whether a steering run kept the embeddings that a map is made of."""
+    """Whether a steering run has the embeddings of which a map is made."""
     folder = layout.steering_dir(run)
     return all((folder / name / MANIFEST).is_file() for name in ("per_cell", "variants"))
 
 
 def steering_map(layout: Layout, run: str, config: SteeringMapConfig | None = None) -> pl.DataFrame:
-    """The table `steering_map` of a run, by variant and cell_idx; laid out and committed at the first call, read
-    afterwards.
+    """The table `steering_map` of a run, by variant and cell_idx; the first call makes and commits it, later calls read
+    it.
 
-    Without rows for fewer than 10 test cells that have a label of the question and a token. Raises NotFoundError for a
+    It has no rows if fewer than 10 test cells have a token and a label of the steered kind. Raises NotFoundError for a
     run without embeddings (`has_embeddings`), PlanMismatchError if the store has a map of another config,
     StoreWriteError if it cannot be written.
     """
@@ -88,60 +89,62 @@ def steering_map(layout: Layout, run: str, config: SteeringMapConfig | None = No
     plan = {"table": "steering_map", "per_cell": per_cell.manifest().sha, **asdict(config)}
 
     def make() -> pl.DataFrame:
-        return _laid_out(per_cell, _labelled(layout, per_cell), shown(read_table(folder / "variants")), config)
+        return _map_table(
+            per_cell, _labelled(layout, per_cell), mapped_variants(read_table(folder / "variants")), config
+        )
 
     write_table(folder / "map", make, plan)
     return read_table(folder / "map")
 
 
-def shown(variants: pl.DataFrame) -> pl.DataFrame:
-    """The rows of the table `steering_variants` that are laid out: all but the later draws of nulls."""
+def mapped_variants(variants: pl.DataFrame) -> pl.DataFrame:
+    """The rows of the table `steering_variants` that are on the map: all but the later draws of nulls."""
     return variants.filter((pl.col("role") != "null") | (pl.col("draw") == 0))
 
 
 def sample(cells: pl.DataFrame, config: SteeringMapConfig) -> pl.DataFrame:
-    """Of cells with a `label` those that are laid out, by cell_idx: all, or `max_cells` evenly over the labels."""
+    """The cells of the map out of cells with a `label`, by cell_idx: all, or `max_cells` evenly over the labels."""
     if cells.height <= config.max_cells:
         return cells.sort("cell_idx")
-    lot = pl.Series("lot", np.random.default_rng(config.seed).random(cells.height))
-    dealt = cells.sort("cell_idx").with_columns(lot).sort("label", "lot")
+    random = pl.Series("random", np.random.default_rng(config.seed).random(cells.height))
+    shuffled = cells.sort("cell_idx").with_columns(random).sort("label", "random")
     taken = np.linspace(0, cells.height - 1, config.max_cells).round().astype(np.int64)
-    return dealt[taken].drop("lot").sort("cell_idx")
+    return shuffled[taken].drop("random").sort("cell_idx")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Ground:
-    """The unsteered cells that steered ones are placed among.
+class UnsteeredMap:
+    """The map of the unsteered cells, on which any embedding has a position.
 
     Attributes:
-        embedding: of the unsteered cells [n_cells width], 10 of them or more.
+        embedding: embeddings of the unsteered cells [n_cells width], at least 10.
     """
 
     embedding: Floats
     config: SteeringMapConfig
 
-    def places(self, embedding: Floats) -> Floats:
+    def coordinates(self, embedding: Floats) -> Floats:
         """pc1, pc2, x, y and gap of any embeddings [n width], as [n 5]."""
         distance, index = self._neighbours.kneighbors(embedding)
-        # careful: of a cell that lies on another the weight is not infinite, but all there is
+        # careful: the weight of a neighbour at distance 0 is not infinite; it outweighs all others
         weight = 1 / np.maximum(distance / np.maximum(distance[:, :1], 1e-12), 1.0) ** 2
         weight /= weight.sum(axis=1, keepdims=True)
         flat = (self.umap[index] * weight[:, :, None]).sum(axis=1)
         return np.column_stack([(embedding - self._mean) @ self._axes.T, flat, distance[:, 0] / self._unit])
 
     @cached_property
-    def own(self) -> Floats:
-        """The places of the unsteered cells themselves; their gap is that to another cell."""
+    def unsteered(self) -> Floats:
+        """`coordinates` of the unsteered cells themselves [n_cells 5]; their gap is that to another cell."""
         gap = self._graph[0][:, 1] / self._unit
         return np.column_stack([(self.embedding - self._mean) @ self._axes.T, self.umap, gap])
 
     @cached_property
     def umap(self) -> Floats:
-        """Coordinates of the unsteered cells [n_cells 2]."""
+        """UMAP of the unsteered cells [n_cells 2]."""
         distance, index = self._graph
         config = self.config
-        laid_out = lay_out_neighbours(self.embedding, index, distance, min_dist=config.min_dist, seed=config.seed)
-        return laid_out.astype(np.float64)
+        points = umap_from_neighbours(self.embedding, index, distance, min_dist=config.min_dist, seed=config.seed)
+        return points.astype(np.float64)
 
     @cached_property
     def _mean(self) -> Floats:
@@ -150,7 +153,7 @@ class Ground:
 
     @cached_property
     def _axes(self) -> Floats:
-        """The first two components [2 width], each with its largest entry positive: the sign is nobody's choice."""
+        """The first two components [2 width], each with its largest entry positive, because its sign is arbitrary."""
         axes: Floats = np.linalg.svd(self.embedding - self._mean, full_matrices=False)[2][:2]
         largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=1)[:, None], axis=1)
         return axes * np.sign(largest)
@@ -162,7 +165,7 @@ class Ground:
 
     @cached_property
     def _unit(self) -> float:
-        """The median distance of a cell to its nearest other."""
+        """The median distance of a cell to its nearest neighbour."""
         return float(np.median(self._graph[0][:, 1])) or 1.0
 
     @cached_property
@@ -174,15 +177,15 @@ class Ground:
 
 
 def _labelled(layout: Layout, per_cell: Run) -> pl.DataFrame:
-    """cell_idx and label of the test cells that carry one."""
+    """cell_idx and label of the test cells that have a label."""
     kind = str(per_cell.plan.get("kind", "cell_type"))
     cells = read_table(layout.cells_dir(per_cell.plan["dataset"]), columns=["cell_idx", "split", kind])
-    own = cells.filter(pl.col("split") == "test").select("cell_idx", label=pl.col(kind).cast(pl.String))
-    return own.drop_nulls("label")
+    test = cells.filter(pl.col("split") == "test").select("cell_idx", label=pl.col(kind).cast(pl.String))
+    return test.drop_nulls("label")
 
 
-def _laid_out(per_cell: Run, cells: pl.DataFrame, variants: pl.DataFrame, config: SteeringMapConfig) -> pl.DataFrame:
-    """The table of a run's parts, read twice: for the unsteered cells, then for the others, a part at a time."""
+def _map_table(per_cell: Run, cells: pl.DataFrame, variants: pl.DataFrame, config: SteeringMapConfig) -> pl.DataFrame:
+    """The table `steering_map`; the parts are read twice, first for the unsteered cells, then for the others."""
     base = int(variants.filter(pl.col("role") == UNSTEERED)["variant"][0])
     wanted = cells["cell_idx"].implode()
     unsteered = pl.concat(
@@ -190,21 +193,21 @@ def _laid_out(per_cell: Run, cells: pl.DataFrame, variants: pl.DataFrame, config
         for part in per_cell.parts()
     )
     known = sample(cells.join(unsteered.select("cell_idx"), on="cell_idx", how="semi"), config)["cell_idx"]
-    if len(known) < MIN_CELLS:
-        return _table(unsteered.clear(), np.zeros((0, len(_PLACES))))
-    ground_rows = unsteered.filter(pl.col("cell_idx").is_in(known.implode())).sort("cell_idx")
-    ground = Ground(embedding=_array(ground_rows), config=config)
-    tables = [_table(ground_rows, ground.own)]
+    if len(known) < MIN_POINTS:
+        return _rows(unsteered.clear(), np.zeros((0, len(_COORDINATES))))
+    rows_unsteered = unsteered.filter(pl.col("cell_idx").is_in(known.implode())).sort("cell_idx")
+    unsteered_map = UnsteeredMap(embedding=_array(rows_unsteered), config=config)
+    tables = [_rows(rows_unsteered, unsteered_map.unsteered)]
     others = variants["variant"].filter(variants["variant"] != base).implode()
     for part in per_cell.parts():
         rows = read_part(part).filter(pl.col("cell_idx").is_in(known.implode()) & pl.col("variant").is_in(others))
         if (rows := _finite(rows)).height:
-            tables.append(_table(rows, ground.places(_array(rows))))
+            tables.append(_rows(rows, unsteered_map.coordinates(_array(rows))))
     return pl.concat(tables).sort("variant", "cell_idx")
 
 
-def _table(rows: pl.DataFrame, places: Floats) -> pl.DataFrame:
-    columns = {name: pl.Series(places[:, i], dtype=pl.Float32) for i, name in enumerate(_PLACES)}
+def _rows(rows: pl.DataFrame, coordinates: Floats) -> pl.DataFrame:
+    columns = {name: pl.Series(coordinates[:, i], dtype=pl.Float32) for i, name in enumerate(_COORDINATES)}
     return schemas.conform("steering_map", rows.select("variant", "cell_idx").with_columns(**columns))
 
 
@@ -214,5 +217,5 @@ def _array(rows: pl.DataFrame) -> Floats:
 
 
 def _finite(rows: pl.DataFrame) -> pl.DataFrame:
-    """Rows of cells that have a token: the embedding of no token is not a number."""
+    """The rows of cells that have a token; the embedding of a cell without one is NaN."""
     return rows.filter(pl.Series(np.isfinite(_array(rows)).all(axis=1), dtype=pl.Boolean)) if rows.height else rows

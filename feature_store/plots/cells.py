@@ -146,9 +146,9 @@ def _points(store: "FeatureStore", coordinates: npt.NDArray[np.floating] | None)
         return given.filter(pl.col("x").is_finite() & pl.col("y").is_finite())
     if store.lineage.codes is None:
         raise NotFoundError(f"{store.layout.root} has no codes to map; `scsae encode --store {store.layout.root}`")
-    from feature_store.maps.cells import cell_umap
+    from feature_store.maps.cells import cell_map
 
-    return cell_umap(store.layout, store.lineage.codes)
+    return cell_map(store.layout, store.lineage.codes)
 
 
 def _width(labels: pl.Series) -> float:

@@ -119,25 +119,25 @@ def test_a_call_that_was_killed_between_the_tables_makes_the_second(
 
 def test_a_map_of_another_config_is_refused(layout: Layout, rows: np.ndarray) -> None:
     features.feature_map(layout, "5ae", lambda: rows)
-    with pytest.raises(PlanMismatchError, match=r"min_dist: 0\.1 in the folder, 0\.5 asked for"):
+    with pytest.raises(PlanMismatchError, match=r"min_dist.*0\.1.*0\.5"):
         features.feature_map(layout, "5ae", lambda: rows, FeatureMapConfig(min_dist=0.5))
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (np.ones((9, 4)), "a map of 9 features says nothing; it takes 10"),
-        (np.eye(12)[:, :11], r"decoder row 11 has length 0\.0"),
-        (np.where(np.arange(20)[:, None] == 3, np.nan, np.ones((20, 4))), "decoder row 3 has length nan"),
+        (np.ones((9, 4)), "10 features; got 9"),
+        (np.eye(12)[:, :11], r"row 11 .* 0\.0"),
+        (np.where(np.arange(20)[:, None] == 3, np.nan, np.ones((20, 4))), "row 3 .* nan"),
     ],
 )
-def test_what_has_no_map_is_refused_and_nothing_is_written(layout: Layout, wrong: np.ndarray, message: str) -> None:
+def test_bad_decoder_rows_are_refused_and_nothing_is_written(layout: Layout, wrong: np.ndarray, message: str) -> None:
     with pytest.raises(InputError, match=message):
         features.feature_map(layout, "5ae", lambda: wrong)
     assert not layout.feature_map_dir("5ae").exists()
 
 
 @pytest.mark.parametrize("wrong", [{"n_neighbors": 1}, {"min_dist": 2}, {"n_kept": 0}, {"seed": -1}])
-def test_a_config_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
+def test_an_impossible_config_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))):
         FeatureMapConfig(**wrong)

@@ -11,7 +11,14 @@ from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 
 from feature_store.errors import InputError, NotFoundError, PlanMismatchError
-from feature_store.maps.steered_cells import Ground, SteeringMapConfig, has_embeddings, sample, shown, steering_map
+from feature_store.maps.steered_cells import (
+    SteeringMapConfig,
+    UnsteeredMap,
+    has_embeddings,
+    mapped_variants,
+    sample,
+    steering_map,
+)
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import Layout
 
@@ -85,8 +92,8 @@ def table(layout: Layout) -> pl.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def ground() -> Ground:
-    return Ground(embedding=embeddings(), config=SteeringMapConfig())
+def fixed() -> UnsteeredMap:
+    return UnsteeredMap(embedding=embeddings(), config=SteeringMapConfig())
 
 
 def test_a_map_has_the_test_cells_with_label_and_token_under_every_variant_that_moves_them(table: pl.DataFrame) -> None:
@@ -99,7 +106,7 @@ def test_a_map_has_the_test_cells_with_label_and_token_under_every_variant_that_
 
 
 def test_later_draws_of_a_null_are_left_out() -> None:
-    assert shown(variants())["variant"].to_list() == [0, 1, 2, 3, 5]
+    assert mapped_variants(variants())["variant"].to_list() == [0, 1, 2, 3, 5]
 
 
 def test_components_are_those_of_unsteered_cells_with_steered_ones_projected(table: pl.DataFrame) -> None:
@@ -122,36 +129,38 @@ def test_a_cell_moved_onto_another_lies_where_that_one_lies(table: pl.DataFrame)
     assert both["gap"].max() < 1e-4  # type: ignore[operator]
 
 
-def test_a_cell_that_is_not_moved_stays_where_it_is(ground: Ground) -> None:
-    np.testing.assert_allclose(ground.places(ground.embedding)[:, :4], ground.own[:, :4], atol=1e-6)
+def test_a_cell_that_is_not_moved_stays_where_it_is(fixed: UnsteeredMap) -> None:
+    np.testing.assert_allclose(fixed.coordinates(fixed.embedding)[:, :4], fixed.unsteered[:, :4], atol=1e-6)
 
 
-def test_places_change_continuously_with_the_embedding(ground: Ground) -> None:
-    step = np.random.default_rng(0).normal(size=ground.embedding.shape)
-    moved = [np.abs(ground.places(ground.embedding + size * step) - ground.own)[:, :4].max() for size in (1e-6, 1e-3)]
+def test_places_change_continuously_with_the_embedding(fixed: UnsteeredMap) -> None:
+    step = np.random.default_rng(0).normal(size=fixed.embedding.shape)
+    moved = [
+        np.abs(fixed.coordinates(fixed.embedding + size * step) - fixed.unsteered)[:, :4].max() for size in (1e-6, 1e-3)
+    ]
     assert moved[0] < 1e-4
     assert moved[1] < 0.02
 
 
-def test_gap_is_the_distance_to_the_nearest_unsteered_cell_over_their_own(ground: Ground) -> None:
-    points = ground.embedding
+def test_gap_is_the_distance_to_the_nearest_unsteered_cell_over_their_own(fixed: UnsteeredMap) -> None:
+    points = fixed.embedding
     among = cdist(points, points)
     np.fill_diagonal(among, np.inf)
     unit = np.median(among.min(axis=1))
-    np.testing.assert_allclose(ground.own[:, 4], among.min(axis=1) / unit, rtol=1e-6)
+    np.testing.assert_allclose(fixed.unsteered[:, 4], among.min(axis=1) / unit, rtol=1e-6)
     away = points + 7.0
-    np.testing.assert_allclose(ground.places(away)[:, 4], cdist(away, points).min(axis=1) / unit, rtol=1e-6)
+    np.testing.assert_allclose(fixed.coordinates(away)[:, 4], cdist(away, points).min(axis=1) / unit, rtol=1e-6)
 
 
-def test_a_umap_cannot_show_a_cell_that_left_the_others_and_the_gap_does(ground: Ground) -> None:
-    far = ground.places(ground.embedding + 1000.0)
-    low, high = ground.umap.min(axis=0), ground.umap.max(axis=0)
+def test_a_umap_cannot_show_a_cell_that_left_the_others_and_the_gap_does(fixed: UnsteeredMap) -> None:
+    far = fixed.coordinates(fixed.embedding + 1000.0)
+    low, high = fixed.umap.min(axis=0), fixed.umap.max(axis=0)
     assert ((far[:, 2:4] >= low) & (far[:, 2:4] <= high)).all()
     assert far[:, 4].min() > 100
 
 
-def test_neighbours_on_the_umap_are_of_the_own_cloud(ground: Ground) -> None:
-    among = cdist(ground.umap, ground.umap)
+def test_neighbours_on_the_umap_are_of_the_own_cloud(fixed: UnsteeredMap) -> None:
+    among = cdist(fixed.umap, fixed.umap)
     np.fill_diagonal(among, np.inf)
     assert (among.argmin(axis=1) % 3 == np.arange(N_CELLS) % 3).mean() > 0.95
 
@@ -197,7 +206,7 @@ def test_too_few_cells_give_a_map_without_rows(tmp_path: Path) -> None:
     assert steering_map(few, RUN).is_empty()
 
 
-def test_a_run_without_embeddings_is_told_apart(layout: Layout) -> None:
+def test_a_run_without_embeddings_has_no_map(layout: Layout) -> None:
     assert has_embeddings(layout, RUN)
     assert not has_embeddings(layout, "07he5")
     with pytest.raises(NotFoundError):
@@ -205,6 +214,6 @@ def test_a_run_without_embeddings_is_told_apart(layout: Layout) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"max_cells": 9}, {"n_neighbors": 1}, {"min_dist": 2.0}, {"seed": -1}])
-def test_a_config_that_makes_no_map_is_refused(wrong: dict[str, Any]) -> None:
+def test_an_impossible_config_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))):
         SteeringMapConfig(**wrong)
