@@ -1,11 +1,12 @@
-"""What the mini model's cell embeddings are worth on cells that it never saw.
+"""How well the mini model's cell embeddings separate the types of cells that it never saw.
 
     python docs/studies/evaluate_mini.py [--model mini] [--random-seeds 3] [--out figures.json]
 
 Data: `scanpy.datasets.pbmc68k_reduced()` (700 PBMC of 10 types; another study and laboratory than the training cells;
-`.raw`, log-normalised). Judge: k nearest neighbours (k = 5, Euclidean) of `bulk_labels`, five stratified folds;
-accuracy and macro-F1 over all held-out predictions, mean over `--repeats` shufflings of the folds. Beside it 30
-principal components of the same cells, from the genes the model knows and from all genes, and random weights.
+`.raw`, log-normalised). A classifier of k nearest neighbours (k = 5, Euclidean) predicts `bulk_labels` in five
+stratified folds; accuracy and macro-F1 are over all held-out predictions and averaged over `--repeats` shufflings of
+the folds. They are compared with 30 principal components of the same cells, from the genes that the model knows and from
+all genes, and with random weights.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ def evaluate_mini(path: str = "mini", *, n_random: int = 3, repeats: int = 5) ->
 
 
 def main() -> None:
-    """Command line of this module."""
+    """Print the scores, and write them to a file where one is named."""
     parser = argparse.ArgumentParser(description="kNN quality of a model's embeddings of pbmc68k_reduced.")
     parser.add_argument("--model", default="mini", help="'mini' or an scGPT checkpoint folder")
     parser.add_argument("--random-seeds", type=int, default=3, help="networks with random weights to compare with")

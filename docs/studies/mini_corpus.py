@@ -121,7 +121,7 @@ def build_corpus(data: Path, config: PretrainConfig) -> tuple[Corpus, Vocabulary
 def make_batch(
     corpus: Corpus, cells: np.ndarray, n_visible: int, config: PretrainConfig, model: ScGPT, rng: np.random.Generator
 ) -> Batch:
-    """Visible genes and queries of `cells`; a third of a cell's nonzero genes at most are asked for."""
+    """Visible genes and queries of `cells`; at most a third of a cell's nonzero genes become queries."""
     n_rows, n_queries, args = len(cells), config.n_queries, model.config
     cls_id, pad_id = model.vocabulary.id_of("<cls>"), model.vocabulary.id_of("<pad>")
     gene_id = np.full((n_rows, 1 + n_visible + n_queries), pad_id, dtype=np.int64)
@@ -132,16 +132,16 @@ def make_batch(
     for row, cell in enumerate(cells):
         start, stop = corpus.digits.indptr[cell : cell + 2]
         order = start + rng.permutation(stop - start)
-        n_asked = min(n_queries // 2, len(order) // 3)
-        asked, shown = order[:n_asked], order[n_asked : n_asked + n_visible]
+        n_hidden = min(n_queries // 2, len(order) // 3)
+        hidden, shown = order[:n_hidden], order[n_hidden : n_hidden + n_visible]
         gene_id[row, 1 : 1 + len(shown)], value[row, 1 : 1 + len(shown)] = _pairs(corpus, shown)
         queries = gene_id[row, 1 + n_visible :]
-        queries[:n_asked], target[row, :n_asked] = _pairs(corpus, asked)
+        queries[:n_hidden], target[row, :n_hidden] = _pairs(corpus, hidden)
         drawn = np.searchsorted(corpus.zero_cdf[corpus.cohort[cell]], draws[row], side="right")
         drawn = np.unique(drawn[~corpus.dense[cell, drawn]])
-        zeros = rng.permutation(drawn)[: n_queries - n_asked]
+        zeros = rng.permutation(drawn)[: n_queries - n_hidden]
         # a short supply of zero genes repeats some of them rather than leaving holes
-        queries[n_asked:] = np.resize(zeros, n_queries - n_asked)
+        queries[n_hidden:] = np.resize(zeros, n_queries - n_hidden)
     used = 1 + n_visible - int((gene_id[:, 1 : 1 + n_visible] == pad_id).sum(1).min())
     keep = np.r_[0:used, 1 + n_visible : gene_id.shape[1]]
     gene_id, value = gene_id[:, keep], value[:, keep]

@@ -1,8 +1,7 @@
-"""What the mini model may see: the healthy / control cells, its vocabulary and the start of its gene vectors.
+"""The training data of the mini model: healthy and control cells, its vocabulary and the start of its gene vectors.
 
-Everything that has to stay unseen is refused here: `check_allowed` raises on a stimulated cell, a CTCL patient, a
-held-out Kang donor or a barcode that appears twice. A cell that is in both Kang files is kept in the one with more
-genes.
+`check_allowed` refuses everything that the model must not see: a stimulated cell, a CTCL patient, a held-out Kang donor
+or a barcode that appears twice. A cell that is in both Kang files is kept in the one with more genes.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ def training_cohorts(folder: Path) -> tuple[Cohort, ...]:
 
 
 def check_allowed(cohorts: Sequence[Cohort]) -> None:
-    """Nothing for cells that may be trained on.
+    """Check that the model may be trained on the cells.
 
     Raises:
         ForbiddenCellsError: a condition other than control or healthy, a held-out donor, a CTCL patient, or a barcode
@@ -77,10 +76,12 @@ def check_allowed(cohorts: Sequence[Cohort]) -> None:
     """
     for cohort in cohorts:
         if found := set(cohort.condition) - _ALLOWED_CONDITIONS:
-            raise ForbiddenCellsError(f"{cohort.name}: conditions {sorted(found)}; allowed: ctrl, healthy")
+            raise ForbiddenCellsError(f"{cohort.name}: conditions were {sorted(found)}; allowed: ctrl, healthy")
         unseen = {donor for donor in cohort.donor if donor in HELD_OUT_DONORS or donor.startswith("CTCL")}
         if unseen:
-            raise ForbiddenCellsError(f"{cohort.name}: cells of donors {sorted(unseen)}, which have to stay unseen")
+            raise ForbiddenCellsError(
+                f"{cohort.name}: cells are of donors {sorted(unseen)}, whom the model must not see; leave them out"
+            )
     kang = np.concatenate([c.barcode for c in cohorts if c.name.startswith("kang")] or [np.array([], dtype=str)])
     if len(np.unique(kang)) != len(kang):
         raise ForbiddenCellsError(f"{len(kang) - len(np.unique(kang))} Kang barcodes are in both files; keep each once")

@@ -3,8 +3,9 @@
     python docs/studies/pretrain_mini.py --data $SCSAE_DATA --out DIR [--steps N]
 
 A cell's nonzero genes are split into visible genes and queries; queries also hold genes with zero counts, drawn among
-those the cohort measured by how much their detection varies (a rarely seen gene is a trivial zero). Queries ask but are
-never keys, so the visible part of a training input looks exactly like an input at inference. Two losses on the binned
+those the cohort measured by how much their detection varies (a rarely seen gene is a trivial zero). Queries attend
+to the visible genes but are never keys, so the visible part of a training input looks exactly like an input at
+inference. Two losses on the binned
 values of the queries, as in scGPT's generative pretraining: from the query's own token, and from `<cls>` (masked value
 prediction for cell modelling, MVC). The number of visible genes varies from step to step because inference
 shows all nonzero genes of a cell, 200 to 1,000 of them.
@@ -67,7 +68,7 @@ class HeldOut(NamedTuple):
 
 
 def mean_values(corpus: Corpus, config: PretrainConfig, model: ScGPT, *, n_batches: int = 300) -> np.ndarray:
-    """Mean target of each gene over queries of training cells [vocabulary]; the overall mean for a gene never asked."""
+    """Mean target of each gene over queries of training cells [vocabulary]; the overall mean for genes never drawn."""
     total, count = np.zeros(len(model.vocabulary)), np.zeros(len(model.vocabulary))
     for step in range(n_batches):
         batch = training_batch(corpus, 10**9 + step, config, model)
@@ -151,7 +152,7 @@ def pretrain(data: Path, out: Path, config: PretrainConfig) -> ScGPT:
 
 
 def check_same_course(before: Mapping[str, Any], config: PretrainConfig) -> None:
-    """Nothing if a run of config `before` may go on under `config`: only the number of steps may differ.
+    """Check that a run of config `before` may continue under `config`: only the number of steps may differ.
 
     Raises:
         ValueError: another setting differs.
@@ -209,7 +210,7 @@ def save_checkpoint(model: ScGPT, folder: Path, config: PretrainConfig) -> None:
 
 
 def main() -> None:
-    """Command line of this recipe."""
+    """Run the pretraining from the command line."""
     parser = argparse.ArgumentParser(description="Pretrain the mini model on the control cells of a data folder.")
     parser.add_argument("--data", type=Path, required=True, help="folder with the .h5ad files ($SCSAE_DATA)")
     parser.add_argument("--out", type=Path, required=True, help="folder for log, state and checkpoint")
