@@ -5,8 +5,8 @@
 Data: `scanpy.datasets.pbmc68k_reduced()` (700 PBMC of 10 types; another study and laboratory than the training cells;
 `.raw`, log-normalised). A classifier of k nearest neighbours (k = 5, Euclidean) predicts `bulk_labels` in five
 stratified folds; accuracy and macro-F1 are over all held-out predictions and averaged over `--repeats` shufflings of
-the folds. They are compared with 30 principal components of the same cells, from the genes that the model knows and from
-all genes, and with random weights.
+the folds. They are compared with 30 principal components of the same cells, from the genes that the model knows and
+from all genes, and with random weights.
 """
 
 from __future__ import annotations
