@@ -148,7 +148,7 @@ class _SiteState:
         device = next(model.parameters()).device
         self.batch = 1 if device.type == "cpu" else GPU_BATCH_TOKENS
         self.start = _before(self.site, model)
-        found = model.activations(inputs, [self.start, self.site], max_batch_tokens=self.batch)
+        found = model.activations(inputs, [self.site, self.start], max_batch_tokens=self.batch)
         self.before, self.x = found[self.start], found[self.site].to(device)
         self.info = _info(self.tokens, inputs.is_masked_gene if isinstance(inputs, MaskedGeneTask) else None, device)
         parts = torch.split(self.x, self.tokens.lengths.tolist() if device.type == "cpu" else GPU_BATCH_TOKENS)
