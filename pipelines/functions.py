@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from inspect import Parameter, Signature, cleandoc, signature
 from pathlib import Path
 from types import GenericAlias
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
 
 from feature_store.storage.layout import as_path
 from pipelines.config import (
@@ -26,6 +26,7 @@ from pipelines.config import (
     SteerOptions,
     TrainOptions,
     check,
+    option_help,
 )
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def takes_options(cls: type[Options], *, first: str | None = None) -> Callable[[
         returned = signature(body).return_annotation
         function.__signature__ = Signature([*parameters, *shared], return_annotation=returned)  # type: ignore[attr-defined]
         function.__annotations__ = {p.name: p.annotation for p in (*parameters, *shared)} | {"return": returned}
-        meanings = {parameter.name: _meaning(cls, parameter.name) for parameter in parameters}
+        meanings = {parameter.name: option_help(cls, parameter.name) for parameter in parameters}
         function.__doc__ = _documentation(
             body, meanings | {parameter.name: SHARED[parameter.name] for parameter in shared}
         )
@@ -115,13 +116,6 @@ def _documentation(body: Callable[..., Any], meanings: Mapping[str, str]) -> str
     return "\n".join([cleandoc(body.__doc__ or ""), "", several, *lines])
 
 
-def _meaning(cls: type[Options], field: str) -> str:
-    info = cls.model_fields[field]
-    choices = get_args(info.annotation) if get_origin(info.annotation) is Literal else ()
-    text = " ".join((info.description or "").split())
-    return f"{text} One of: {', '.join(choices)}." if choices else text
-
-
 def open(
     store: str | Path = DEFAULT_STORE,
     *,
@@ -150,7 +144,7 @@ def inspect(
 
     >>> scsae.inspect("cells.h5ad", model="path/to/scGPT_human")["genes matched"]
     """
-    from pipelines.runtime.reports import inspect_data
+    from pipelines.inspection import inspect_data
 
     values = {"data": data, "model": model, "matrix": matrix}
     return inspect_data(check(DataOptions, _as_fields(DataOptions, values), "scsae.inspect"))

@@ -10,7 +10,7 @@ from pipelines.config.associate import AssociateOptions
 from pipelines.config.compare import BaselineOptions, MatchOptions
 from pipelines.config.encode import EncodeOptions
 from pipelines.config.extract import DataOptions, ExtractOptions, ForwardOptions
-from pipelines.config.options import ActorOptions, CellOptions, Options, check, parse_size
+from pipelines.config.options import ActorOptions, CellOptions, Options, check, option_help, parse_size
 from pipelines.config.recipe import PARENTS, Recipe, load_recipe
 from pipelines.config.steer import SteerOptions
 from pipelines.config.train import TrainOptions
@@ -35,5 +35,6 @@ __all__ = [
     "TrainOptions",
     "check",
     "load_recipe",
+    "option_help",
     "parse_size",
 ]

@@ -16,15 +16,15 @@ class AssociateOptions(CellOptions, ForwardOptions):
     sae: str | None = None
     """SAE run that encodes `data`; default: the newest. Without `data` give `codes` instead."""
     gmt: tuple[Path, ...] = ()
-    """Gene sets as GMT files; may be repeated. Default: the small file of canonical immune programs."""
+    """GMT file of gene sets; may be repeated. Default: the canonical immune programs of the project."""
     data: Files = ()
-    """Encode the cells of another .h5ad or .zarr with a trained SAE first (fused) and associate its features with them;
-    may be repeated."""
+    """First encode the cells of other .h5ad files or .zarr folders with a trained SAE, then associate its features with
+    these cells; may be repeated."""
     matrix: str | None = None
-    """Matrix of `data` to read: X, raw or layers/NAME; default as in extract."""
+    """Matrix of `data` to read: X, raw or layers/NAME; default: as in extract."""
     range_size: str = "600MB"
-    """Memory of an actor for the codes of a range of features. Each range goes over the expression of all cells once,
-    so where codes are larger than this by far, more memory is less work."""
+    """Memory of an actor for the codes of a range of features. Every range reads the expression of all cells once, so
+    that more memory is less work if the codes are much larger than this."""
 
     @pydantic.field_validator("range_size")
     @classmethod
@@ -34,9 +34,11 @@ class AssociateOptions(CellOptions, ForwardOptions):
 
     @pydantic.model_validator(mode="after")
     def _of_other_data(self) -> "AssociateOptions":
-        """Options that only other data can follow, and the one that they replace."""
+        """Refuse options that need other data, and a codes run together with other data."""
         if self.data and self.codes is not None:
-            raise ValueError(f"codes was {self.codes!r}, but data are encoded first; name their SAE with sae")
+            raise ValueError(
+                f"codes was {self.codes!r}, but codes of data are made anew; give sae instead, or leave data out"
+            )
         if self.sae is not None and not self.data:
             raise ValueError(
                 f"sae was {self.sae!r}, but it only encodes data; name a codes run with codes, or give data"
@@ -45,5 +47,5 @@ class AssociateOptions(CellOptions, ForwardOptions):
         of_data = {"matrix", *CellOptions.model_fields, *ForwardOptions.model_fields} - set(ActorOptions.model_fields)
         given = sorted(name for name in of_data if getattr(self, name) != fields[name].default)
         if given and not self.data:
-            raise ValueError(f"{', '.join(given)} describe how other data are encoded; give data, or leave them out")
+            raise ValueError(f"{', '.join(given)} apply to other data only; give data, or leave them out")
         return self

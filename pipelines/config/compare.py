@@ -12,7 +12,9 @@ BaselineKind = Literal["neurons", "pca", "ica", "random", "random-model"]
 
 
 class MatchOptions(Options):
-    """Match the features of SAEs with each other: which are found again by another seed, layer, model or data set?
+    """Match the features of SAEs with each other.
+
+    The result says which features another seed, layer, model or data set finds again.
 
     The matches join the other tables, e.g.: scsae sql "SELECT m.other, m.similarity, f.top_genes FROM feature_match m
     JOIN features f USING (feature_id) WHERE m.mutual ORDER BY m.similarity DESC"
@@ -21,24 +23,27 @@ class MatchOptions(Options):
     sae: str | None = None
     """SAE run whose features are matched; default: the newest."""
     other: tuple[str, ...] = ()
-    """SAE run to match them with; may be repeated."""
+    """SAE run to match with; may be repeated."""
     method: Literal["auto", "cosine", "pearson", "spearman"] = "auto"
-    """How features are compared: by the cosine of their directions, or by the correlation of their codes of the same
-    cells; auto takes the cosine for SAEs of the same model and site, else pearson."""
+    """Similarity of two features: the cosine of their directions, or the correlation of their codes of the same cells.
+    auto takes the cosine for SAEs of the same model and site, else pearson."""
     n_null: int = Field(default=39, ge=19)
-    """Permutations of the cells, within donors, that a correlation is held against."""
+    """Number of permutations of the cells within donors, which give the null distribution of a correlation."""
     max_cells: int = Field(default=5000, ge=3)
-    """Cells of each split that a correlation is computed over, at most: a seeded sample of more."""
+    """Number of cells of each split at most for a correlation; of more cells a seeded sample is taken."""
     seed: int = Field(default=0, ge=0)
     """Seed of the random directions, the permutations and the sample."""
 
 
 class BaselineOptions(ActorOptions):
-    """Fit, encode and associate what an SAE has to surpass, by the same code into the same tables.
+    """Make the baselines of an SAE and compare it with them.
 
-    neurons: the model's own. pca, ica: components of the same activations. random: an SAE with random directions.
-    random-model: the SAE trained anew on the model with random weights, which is extracted again and takes as long.
-    None of them is ever a default of another command. `scsae compare` says what the SAE has above them.
+    Baselines are fitted, encoded and associated by the same code and into the same tables as the SAE.
+
+    neurons: the neurons of the model. pca, ica: components of the same activations. random: an SAE with random
+    directions. random-model: the same SAE trained on a model with random weights; its extraction and training take as
+    long as those of the SAE. A baseline is never the default of another command. `scsae compare` shows the comparison
+    again.
     """
 
     associations: str | None = None
@@ -46,8 +51,8 @@ class BaselineOptions(ActorOptions):
     kind: Annotated[tuple[BaselineKind, ...], pydantic.BeforeValidator(as_tuple)] = Field(
         default=("neurons", "pca", "ica", "random"), min_length=1
     )
-    """Baseline: neurons, pca, ica, random or random-model; may be repeated."""
+    """Baseline to make: neurons, pca, ica, random or random-model; may be repeated. Default: all but random-model."""
     gmt: tuple[Path, ...] = ()
-    """The GMT files that the SAE's features were associated with; may be repeated."""
+    """GMT file that the features of the SAE were associated with; may be repeated."""
     fit_tokens: int = Field(default=65_536, ge=2)
-    """Tokens of `train` cells, a seeded sample, that mean, components and directions are found on."""
+    """Number of tokens of `train` cells, a seeded sample, from which means, components and directions are estimated."""

@@ -9,16 +9,17 @@ from pipelines.config.options import ActorOptions, CellOptions, Files, Options, 
 
 
 class ForwardOptions(ActorOptions):
-    """How much of each cell the foundation model's forward pass gives, and how it is cut into shards."""
+    """The tokens taken from the forward pass of the foundation model, and the size of its shards."""
 
     tokens_per_cell: int | None = Field(default=None, ge=1)
-    """Keep a seeded sample of this many tokens of each cell; default: all of them."""
+    """Number of tokens kept of each cell, a seeded sample; default: all of them."""
     shard_cells: int | None = Field(default=None, ge=1)
-    """Cells per shard."""
+    """Number of cells in a shard; give this or the shard size."""
     shard_size: str | None = None
-    """Size of a shard, e.g. 256MB, turned into cells per shard; default: 256MB, or a 16th of the cells if less."""
+    """Size of a shard, e.g. 256MB, from which the cells in a shard follow; default: 256MB, or a 16th of the cells if
+    that is less."""
     batch_tokens: int = Field(default=8192, ge=1)
-    """Most tokens of one forward pass; halved by itself where memory runs out."""
+    """Number of tokens in one forward pass at most; it is halved automatically when memory runs out."""
 
     @pydantic.model_validator(mode="after")
     def _one_shard_rule(self) -> "ForwardOptions":
@@ -30,36 +31,39 @@ class ForwardOptions(ActorOptions):
 
 
 class DataOptions(Options):
-    """Which cells, and how they are read."""
+    """The cells, how they are read, and the foundation model."""
 
     data: Files = Field(min_length=1)
-    """The .h5ad files (or AnnData .zarr folders) that hold the cells. Several are one data set, in the order given:
-    their genes are joined, obs gets a column `file`, and a donor of the same name is one donor in all of them."""
+    """The .h5ad files (or AnnData .zarr folders) with the cells. Several files are one data set in the order given:
+    their genes are joined, obs gets a column `file`, and a donor of the same name is the same donor in all of them."""
     matrix: str | None = None
-    """Matrix to read: X, raw or layers/NAME; of several files one for all, or one for each, comma-separated. Default:
-    the one that holds counts, else log-normalised values."""
+    """Matrix to read: X, raw or layers/NAME. For several files give one for all, or one for each, comma-separated.
+    Default: the matrix of counts, else the one of log-normalised values."""
     model: str = "mini"
-    """Foundation model: a checkpoint folder, or `mini`, the one the project ships."""
+    """Foundation model: a checkpoint folder, or `mini`, the small model of the project."""
     random_init: bool = False
-    """Draw the model's weights at random instead of loading them: the control."""
+    """Use random weights instead of the trained ones, as a control."""
     precision: Literal["f32", "bf16"] = "f32"
-    """Matrix products of the model: f32, or bf16 (autocast), which is several times faster where there is hardware."""
+    """Precision of the matrix products: f32, or bf16 (autocast), which is several times faster on hardware for it."""
 
 
 class ExtractOptions(DataOptions, CellOptions, ForwardOptions):
-    """Run the foundation model over the cells and keep the activations of its tokens."""
+    """Run the foundation model over cells and store the activations of their tokens."""
 
     layer: tuple[str, ...] = Field(default=(), min_length=0)
-    """Where to read: a layer index (0 is the first block's output) or a site such as attention.2; may be repeated."""
+    """Activations to store: a layer index (0 is the output of the first block) or a site such as attention.2; may be
+    repeated."""
     readout: str | None = None
-    """Keep one vector a cell instead of its tokens: a readout of the model, such as mean or cls."""
+    """Store one vector for each cell instead of its tokens: a readout of the model, such as mean or cls."""
     dtype: Literal["f16", "bf16", "f32"] = "f16"
-    """Storage type of the activations."""
+    """Number type in which the activations are stored."""
     seed: int = Field(default=0, ge=0)
-    """Seed of splits, token samples and ties."""
+    """Seed of the splits, the token samples and the order of ties."""
 
     @pydantic.model_validator(mode="after")
     def _tokens_or_cells(self) -> "ExtractOptions":
         if self.readout is not None and self.tokens_per_cell is not None:
-            raise ValueError("readout keeps one vector a cell and tokens_per_cell some of its tokens; give one of them")
+            raise ValueError(
+                "readout stores one vector for each cell, and tokens_per_cell some of its tokens; give one of them"
+            )
         return self

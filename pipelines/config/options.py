@@ -8,7 +8,7 @@ import difflib
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
@@ -50,30 +50,38 @@ class Options(BaseModel):
 
 
 class ActorOptions(Options):
-    """How many actors share the shards, and what each of them gets."""
+    """The number of actors and the resources of each."""
 
     num_actors: int | None = Field(default=None, ge=1)
-    """Ray actors; default: as many as the cluster has room for."""
+    """Number of Ray actors; default: as many as the cluster has room for."""
     num_cpus: int = Field(default=1, ge=1)
     """CPU cores of each actor."""
     num_gpus: float = Field(default=0.0, ge=0)
-    """GPUs of each actor; 0 computes on the CPU."""
+    """GPUs of each actor; 0 uses the CPU."""
 
 
 class CellOptions(Options):
-    """What the columns of obs mean."""
+    """The columns of obs that annotate the cells."""
 
     donor: str | None = None
-    """obs column of the donor: the unit of splits and of statistics."""
+    """obs column of the donor, the unit of the splits and of the statistics."""
     batch: str | None = None
     """obs column of the batch."""
     cell_type: str | None = None
     """obs column of the cell type."""
     label: tuple[str, ...] = ()
-    """Further obs column to associate features with, e.g. condition; may be repeated."""
+    """Another obs column to associate features with, e.g. condition; may be repeated."""
     split: str | None = None
     """obs column that says train, select or test of each cell. Default: whole donors, else batches, are dealt to the
     splits; in other data than the SAE's, those that it knows keep theirs."""
+
+
+def option_help(cls: type[Options], field: str) -> str:
+    """Return the description of an option on one line, with its choices if it has any."""
+    info = cls.model_fields[field]
+    choices = get_args(info.annotation) if get_origin(info.annotation) is Literal else ()
+    text = " ".join((info.description or "").split())
+    return f"{text} One of: {', '.join(choices)}." if choices else text
 
 
 def check(cls: type[T], values: dict[str, Any], where: str) -> T:

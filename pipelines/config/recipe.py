@@ -23,10 +23,13 @@ PARENTS = {
 
 
 class Recipe(Options):
-    """Stages in their order; a stage left out is not run. A stage starts from the run that the stage before it made."""
+    """The options of the stages of a recipe. A stage that is left out is not run.
+
+    A stage starts from the run that the stage before it made.
+    """
 
     store: str | None = None
-    """Folder of the store, or s3://BUCKET/PREFIX; the command line's --store comes first."""
+    """Folder of the store, or s3://BUCKET/PREFIX; --store on the command line takes precedence."""
     extract: ExtractOptions | None = None
     """Options of the extraction."""
     train: TrainOptions | None = None
@@ -40,23 +43,28 @@ class Recipe(Options):
 
     @pydantic.model_validator(mode="after")
     def _one_sae(self) -> "Recipe":
-        """A recipe goes on from one SAE; a sweep is for `scsae train`."""
+        """Refuse several values: a recipe trains one SAE."""
         options = self.train
         for name in ("arch", "k", "l1_coefficient") if options is not None else ():
             if len(values := getattr(options, name)) > 1:
-                raise ValueError(f"train.{name} was {list(values)}; a recipe trains one: sweep with `scsae train`")
+                raise ValueError(
+                    f"train.{name} was {list(values)}, but a recipe trains one SAE; give one value "
+                    "(`scsae train` takes several)"
+                )
         return self
 
     @pydantic.model_validator(mode="after")
     def _other_data_are_encoded(self) -> "Recipe":
-        """A recipe's associations are of the codes before them."""
+        """Refuse other data for the associations: those of a recipe are of the codes of its encoding."""
         if self.associate is not None and self.associate.data:
-            raise ValueError("associate.data is for `scsae associate`; a recipe encodes other data by encode.data")
+            raise ValueError(
+                "associate.data is not allowed in a recipe; give encode.data, or use `scsae associate --data`"
+            )
         return self
 
     @pydantic.model_validator(mode="after")
     def _one_origin(self) -> "Recipe":
-        """A stage starts from the run of the stage before it or from the run that it names, not from both."""
+        """Refuse a named run if the recipe also has the stage that makes it."""
         for follower, (maker, field) in PARENTS.items():
             stages = getattr(self, follower)
             for stage in stages if isinstance(stages, tuple) else (stages,):
@@ -70,7 +78,7 @@ class Recipe(Options):
 
 
 def load_recipe(path: Path) -> Recipe:
-    """Read a YAML recipe; raise UsageError for a missing file, broken YAML or a key that does not exist."""
+    """Read a YAML recipe; raise UsageError for a missing file, invalid YAML or an unknown key."""
     if not path.exists():
         raise UsageError(f"the recipe {path} does not exist; give the path of a YAML file")
     try:
@@ -78,5 +86,5 @@ def load_recipe(path: Path) -> Recipe:
     except yaml.YAMLError as error:
         raise UsageError(f"the recipe {path} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
-        raise UsageError(f"the recipe {path} holds {values!r}; it has to map stages to options")
+        raise UsageError(f"the recipe {path} holds {values!r}; give a mapping of stages to their options")
     return check(Recipe, values, f"recipe {path}")

@@ -12,12 +12,13 @@ Dose = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class SteerOptions(ActorOptions):
-    """Change features in the running model and measure what happens to its cells, beside nulls and baselines.
+    """Edit features inside the running model and measure how its cells change.
 
-    Three questions. --target LABEL edits the features of a label in all cells. --target LABEL --toward OTHER moves the
-    cells of a label to another (stimulated to control, say), and leaves the others alone. --target all edits the
-    features that tell the labels of a kind (batches) apart inside cell types, so that they mix. Features, and the best
-    of several numbers of features and doses, are chosen on `select` cells; what is reported is of `test` cells.
+    There are three tasks. --target LABEL edits the features of a label in all cells. --target LABEL --toward OTHER
+    moves the cells of one label to another, e.g. from stimulated to control, and leaves all other cells unchanged.
+    --target all edits the features that distinguish the labels of a kind (such as batches) inside cell types, so that
+    the labels mix. Features, and the best of several numbers of features and doses, are chosen on `select` cells; the
+    results are of `test` cells, next to nulls and baselines.
     """
 
     associations: str | None = None
@@ -25,68 +26,77 @@ class SteerOptions(ActorOptions):
     kind: str = "cell_type"
     """Kind of the target label: cell_type, batch or another label column."""
     target: str | None = None
-    """The label whose features are edited, or whose cells are moved; `all`: every label of the kind. Default: the one
-    with the best feature on `select` cells."""
+    """The label whose features are edited, or whose cells are moved; `all` is every label of the kind. Default: the
+    label with the best feature on `select` cells."""
     toward: str | None = None
     """The label that the cells of `target` are moved to."""
     feature: Annotated[tuple[FeatureId, ...], pydantic.BeforeValidator(as_tuple)] = ()
-    """Feature to edit, by its id, in place of a choice; may be repeated."""
+    """Id of a feature to edit, instead of a choice on `select` cells; may be repeated."""
     n_features: Annotated[tuple[Positive, ...], pydantic.BeforeValidator(as_tuple)] = Field(default=(10,), min_length=1)
-    """How many features are edited: the best on `select` cells. May be repeated: the best number is searched."""
+    """Number of features to edit, the best ones on `select` cells. May be repeated: the best number is then
+    searched."""
     intervention: Literal["ablate", "clamp", "add", "scale", "toward", "shift"] | None = None
-    """What is done to them: ablate, clamp, add, scale, or, with mean codes of labels, toward (replace a code by the
-    mean of the label moved to) or shift (add the difference of the means). Default: ablate; with --toward shift."""
+    """How the features are edited: ablate, clamp, add or scale; or, by the mean codes of labels, toward (replace a code
+    by the mean of the other label) or shift (add the difference of the means). Default: ablate, and shift with
+    --toward."""
     dose: Annotated[tuple[Dose, ...], pydantic.BeforeValidator(as_tuple)] = Field(default=(1.0,), min_length=1)
-    """Dose: clamp and add in units of a feature's 99th percentile; scale as the factor; toward and shift as the share
-    of the way; ablate takes none. May be repeated: the best dose is searched."""
+    """Dose of the edit: for clamp and add in units of the 99th percentile of a feature, for scale the factor, for
+    toward and shift the share of the way; ablate has no dose. May be repeated: the best dose is then searched."""
     by: Literal["cell_type", "gene", "both", "none"] | None = None
-    """toward and shift: mean codes by cell_type, by gene of the token, by both, or by none of them. Default: cell_type;
-    with --target all none."""
+    """Groups of the mean codes of toward and shift: cell_type, gene (of the token), both or none. Default: cell_type,
+    and none with --target all."""
     gene: Annotated[tuple[str, ...], pydantic.BeforeValidator(as_tuple)] = ()
-    """Steer the tokens of this gene alone; may be repeated."""
+    """Edit only the tokens of this gene; may be repeated."""
     cells: Annotated[tuple[str, ...], pydantic.BeforeValidator(as_tuple)] = ()
-    """Steer the cells with COLUMN=VALUE alone, e.g. cell_type=B; repeated: cells with one of them."""
+    """Edit only the cells with COLUMN=VALUE, e.g. cell_type=B. May be repeated for cells with any of the values."""
     n_nulls: int = Field(default=20, ge=2)
-    """Draws of each null: random features of matched density, random directions and, where means of labels or a choice
-    by displacement are used, shuffled labels."""
+    """Number of draws of each null: random features of matched density, random directions, and shuffled labels where
+    mean codes of labels or a choice by displacement are used."""
     readout: str = "mean"
-    """Which embedding of the cell is judged: mean over the gene tokens, or another readout of the model (cls, all)."""
+    """The cell embedding used to evaluate steering: the mean over gene tokens, or another readout of the model (cls,
+    all)."""
     max_cells: int = Field(default=5000, ge=4)
-    """Cells of each split, at most: a seeded sample of more, with labels and types in their proportions."""
+    """Number of cells of each split at most; of more cells a seeded sample with the same proportions of labels and
+    types is taken."""
     head: bool = False
-    """Ask the model's own head about hidden genes of steered cells too: what it now predicts, gene by gene."""
+    """Also measure how the model's own predictions of masked genes change, gene by gene."""
     scib: bool = False
-    """With --target all: score what was chosen, nulls and baselines by scIB too; tens of seconds, and needs
-    pip install 'scsae[evaluate]'."""
+    """Also compute the scIB scores of the chosen edit, the nulls and the baselines. This takes tens of seconds and
+    needs --target all and pip install 'scsae[evaluate]'."""
     seed: int = Field(default=0, ge=0)
     """Seed of the nulls and of the samples of cells."""
 
     @pydantic.model_validator(mode="after")
     def _one_question(self) -> "SteerOptions":
-        """Options that contradict each other."""
+        """Refuse options that contradict each other."""
         if self.toward is not None and self.target in (None, "all", self.toward):
             raise ValueError(
-                f"toward was {self.toward!r} and target {self.target!r}: cells of one label are moved to another; name "
-                "two labels, e.g. --target stim --toward ctrl"
+                f"toward was {self.toward!r} and target was {self.target!r}; give two different labels, e.g. "
+                "--target stim --toward ctrl"
             )
         by_means = self.intervention in ("toward", "shift") or (self.intervention is None and self.toward is not None)
         if by_means and self.toward is None and self.target != "all":
             raise ValueError(
-                f"intervention {self.intervention} needs labels to take means of; give --toward LABEL, or --target all"
+                f"intervention was {self.intervention!r}, which needs the mean codes of labels; give "
+                "--toward LABEL, or --target all"
             )
         if self.by is not None and not by_means:
-            raise ValueError("by says which means toward and shift go by; give one of these, or leave it out")
+            raise ValueError(
+                f"by was {self.by!r}, which applies to toward and shift only; give one of these, or leave by out"
+            )
         if self.scib and self.target != "all":
-            raise ValueError("scib scores how labels mix; give it with --target all, or leave it out")
+            raise ValueError("scib scores how labels mix; give --target all, or leave scib out")
         if self.feature and "n_features" in self.model_fields_set:
             raise ValueError("feature and n_features were both given; give one of them")
         if len(set(self.dose)) > 1 and not by_means and self.intervention in (None, "ablate"):
-            raise ValueError(f"dose was {list(self.dose)}, but ablate takes none; leave it out, or name --intervention")
+            raise ValueError(
+                f"dose was {list(self.dose)}, but ablate has no dose; leave it out, or give --intervention"
+            )
         several = len(set(self.dose)) > 1 or len(set(self.n_features)) > 1
         if several and self.toward is None and self.target != "all":
             raise ValueError(
-                "several n_features or doses are searched for the best, which is settled for --toward LABEL and for "
-                "--target all; give one of each"
+                f"n_features was {list(self.n_features)} and dose was {list(self.dose)}; the best of several is "
+                "searched with --toward LABEL and --target all only; give one of each"
             )
         return self
 

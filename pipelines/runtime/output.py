@@ -1,7 +1,7 @@
-"""Where an answer goes and in which form: a table, csv, json or parquet, on stdout or in a file.
+"""The destination of an answer: stdout or a file, as a table, csv, json or parquet.
 
-Tables are for people: numbers at three significant digits, the first rows on stdout, all of them in a file. The other
-forms hold every row and every digit. An answer is checked for its place before the question is asked.
+A table is for reading: it has three significant digits, and on stdout the first ROWS_SHOWN rows only. The other forms
+hold every row and every digit. A destination is checked before the query runs.
 """
 
 import io
@@ -26,7 +26,7 @@ FORM_OF_SUFFIX = {".txt": "table", ".csv": "csv", ".json": "json", ".parquet": "
 
 @dataclass(frozen=True, kw_only=True)
 class Destination:
-    """Form and place of an answer; make one with `choose`. `file` None is stdout."""
+    """The form of an answer and its file, or None for stdout; `choose` makes one."""
 
     form: str
     file: Path | None = None
@@ -35,31 +35,34 @@ class Destination:
         if self.form not in FORMS:
             raise UsageError(f"--format was {self.form!r}; allowed: {', '.join(FORMS)}")
         if self.file is None and self.form == "parquet" and sys.stdout.isatty():
-            raise UsageError("--format parquet is bytes, not text for a terminal; add --output FILE.parquet")
+            raise UsageError("--format was 'parquet', which a terminal cannot show; add --output FILE.parquet")
         if self.file is not None and not self.file.absolute().parent.is_dir():
             raise UsageError(
-                f"--output was {str(self.file)!r}: there is no folder {self.file.absolute().parent}; make it"
+                f"--output was {str(self.file)!r}: the folder {self.file.absolute().parent} does not exist; create it"
             )
 
     @property
     def is_printed_table(self) -> bool:
-        """Whether it is a table on stdout."""
+        """Whether the answer is printed as a table."""
         return self.form == "table" and self.file is None
 
     @classmethod
     def choose(cls, form: str | None, file: Path | None) -> "Destination":
-        """The form given, else that of the file's suffix, else a table. UsageError for what cannot be."""
+        """Return the destination with the given form, else the form of the file's suffix, else a table.
+
+        UsageError for an unknown form or suffix, a folder that does not exist, and bytes on a terminal.
+        """
         if form is None and file is not None:
             form = FORM_OF_SUFFIX.get(file.suffix.lower())
             if form is None:
                 raise UsageError(
-                    f"--output was {str(file)!r}, whose suffix names no form; end it in "
+                    f"--output was {str(file)!r}, whose suffix is not a known form; use one of "
                     f"{', '.join(FORM_OF_SUFFIX)}, or add --format {'|'.join(FORMS)}"
                 )
         return cls(form=form or "table", file=file)
 
     def write(self, frame: pl.DataFrame) -> None:
-        """Write the answer. A reader of stdout that goes away ends the command without a word."""
+        """Write the answer. If the reader of stdout closes it, the command ends without a message."""
         if self.is_printed_table:
             print_frame(frame)
             return
@@ -73,21 +76,21 @@ class Destination:
 
 
 def console() -> Console:
-    """Return the console for results: as wide as the terminal, or wide enough for a table where there is none."""
+    """Return the console for results, as wide as the terminal, or PLAIN_WIDTH wide without one."""
     found = Console(highlight=False)
     return found if found.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
 
 
 def print_frame(frame: pl.DataFrame, *, title: str | None = None, limit: int = ROWS_SHOWN) -> None:
-    """Print a frame as a table; a line says how many rows were left out."""
+    """Print the first rows of a frame as a table, and below it the number of rows left out."""
     out = console()
     out.print(_table(frame.head(limit), title))
     if frame.height > limit:
-        out.print(f"{frame.height - limit} more rows; add LIMIT, or --output FILE.csv for all of them")
+        out.print(f"{frame.height - limit} more rows; add LIMIT to the query, or --output FILE.csv for all rows")
 
 
 def text_of(value: Any) -> str:
-    """A value for a person: floats at three significant digits, lists comma-separated."""
+    """Return a value as text: a float with three significant digits, a list comma-separated."""
     match value:
         case None:
             return ""
@@ -105,7 +108,7 @@ def _table(frame: pl.DataFrame, title: str | None) -> Table:
     for name, dtype in frame.schema.items():
         table.add_column(name, justify="right" if dtype.is_numeric() else "left", overflow="fold")
     for row in frame.iter_rows():
-        # careful: a str would be read for markup, such as [bold]
+        # careful: rich reads markup such as [bold] in a str
         table.add_row(*(Text(text_of(value)) for value in row))
     return table
 
@@ -116,7 +119,7 @@ def _bytes(frame: pl.DataFrame, form: str) -> bytes:
         case "csv":
             _flat(frame).write_csv(buffer)
         case "json":
-            # NaN and infinities are null, which JSON has
+            # NaN and infinities become null, as JSON has no such numbers
             frame.write_json(buffer)
             buffer.write(b"\n")
         case "parquet":
@@ -129,6 +132,6 @@ def _bytes(frame: pl.DataFrame, form: str) -> bytes:
 
 
 def _flat(frame: pl.DataFrame) -> pl.DataFrame:
-    """Lists as text, for a form that has no lists."""
+    """Return the frame with its lists as text, for csv, which has no lists."""
     lists = [name for name, dtype in frame.schema.items() if isinstance(dtype, pl.List)]
     return frame.with_columns(pl.col(name).cast(pl.List(pl.String)).list.join(",") for name in lists)

@@ -376,10 +376,10 @@ def test_other_data_are_encoded_by_the_sae_and_associated_in_one_call(own_store,
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"donor": "d", "tokens_per_cell": 3}, "donor, tokens_per_cell describe how other data are encoded; give data"),
+        ({"donor": "d", "tokens_per_cell": 3}, r"donor, tokens_per_cell .*give data"),
         ({"sae": "5a"}, "sae was '5a'.*give data"),
-        ({"data": "x.h5ad", "codes": "5a"}, "codes was '5a'.*with sae"),
-        ({"matrix": "X"}, "matrix describe how other data are encoded; give data"),
+        ({"data": "x.h5ad", "codes": "5a"}, "codes was '5a'.*give sae"),
+        ({"matrix": "X"}, r"matrix .*give data"),
     ],
 )
 def test_what_describes_other_data_is_refused_without_any(given, words):
@@ -388,7 +388,7 @@ def test_what_describes_other_data_is_refused_without_any(given, words):
 
 
 def test_a_recipe_encodes_other_data_by_its_own_stage():
-    with pytest.raises(UsageError, match=r"a recipe encodes other data by encode\.data"):
+    with pytest.raises(UsageError, match=r"give encode\.data"):
         check(Recipe, {"associate": {"data": "x.h5ad"}}, "recipe r.yaml")
 
 

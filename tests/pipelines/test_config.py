@@ -1,4 +1,4 @@
-"""Options and recipes: what is refused, and with which words."""
+"""Options and recipes: wrong ones are refused, and the error has the value and what is allowed."""
 
 import pytest
 
@@ -20,17 +20,17 @@ def test_a_size_without_number_or_unit_is_refused_with_an_example(text):
 
 
 def test_unknown_option_names_the_nearest_allowed_one():
-    with pytest.raises(UsageError, match="did you mean 'n_features'"):
+    with pytest.raises(UsageError, match="'n_features'"):
         check(TrainOptions, {"n_feature": 3}, "scsae train")
 
 
 def test_a_value_out_of_range_is_named_with_its_rule():
-    with pytest.raises(UsageError, match=r"k was 0: .*greater than or equal to 1"):
+    with pytest.raises(UsageError, match=r"k was 0: .*1"):
         check(TrainOptions, {"k": 0}, "scsae train")
 
 
 def test_two_ways_to_say_the_shard_size_are_refused_together():
-    with pytest.raises(UsageError, match="shard_cells and shard_size were both given"):
+    with pytest.raises(UsageError, match="shard_cells and shard_size"):
         check(ExtractOptions, {"data": "x.h5ad", "shard_cells": 5, "shard_size": "1MB"}, "scsae extract")
 
 
@@ -39,7 +39,7 @@ def test_options_cannot_be_changed_after_the_check():
         TrainOptions().k = 3
 
 
-def test_every_option_says_what_it_is():
+def test_every_option_has_a_description():
     for stage in (*Recipe.model_fields.values(), *ExtractOptions.model_fields.values()):
         assert stage.description
 
@@ -47,12 +47,12 @@ def test_every_option_says_what_it_is():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("train: {kk: 16}", "the key 'train.kk' is unknown"),
-        ("trian: {k: 16}", "did you mean 'train'"),
-        ("steer: [{doze: 2}]", "did you mean 'dose'"),
+        ("train: {kk: 16}", "'train.kk'"),
+        ("trian: {k: 16}", "'train'"),
+        ("steer: [{doze: 2}]", "'dose'"),
         ("train: {k: many}", r"train.k was 'many'"),
-        ("- train", "it has to map stages to options"),
-        ("train: {k: 16", "not valid YAML"),
+        ("- train", r"\['train'\]"),
+        ("train: {k: 16", "recipe.yaml"),
     ],
 )
 def test_a_wrong_recipe_is_refused_with_what_is_wrong(tmp_path, text, words):
@@ -63,7 +63,7 @@ def test_a_wrong_recipe_is_refused_with_what_is_wrong(tmp_path, text, words):
 
 
 def test_a_missing_recipe_is_named(tmp_path):
-    with pytest.raises(UsageError, match=r"nothing\.yaml does not exist"):
+    with pytest.raises(UsageError, match=r"nothing\.yaml"):
         load_recipe(tmp_path / "nothing.yaml")
 
 

@@ -147,8 +147,8 @@ def test_cell_vectors_are_stored_trained_on_and_encoded_as_one_token_a_cell(chai
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"tokens_per_cell": 4}, "tokens_per_cell need a forward pass; give fused"),
-        ({"donor": "who"}, "donor describe other data; give data"),
+        ({"tokens_per_cell": 4}, r"tokens_per_cell .*give fused"),
+        ({"donor": "who"}, r"donor .*give data"),
     ],
 )
 def test_options_that_nothing_would_follow_are_refused(given, words):

@@ -16,8 +16,8 @@ from pipelines.config import DataOptions, check
 from pipelines.errors import UsageError
 from pipelines.extract import extract
 from pipelines.inputs import SOURCE_FILE, open_inputs, recalled_source, remember_source, token_of_gene
+from pipelines.inspection import inspect_data
 from pipelines.runtime import progress
-from pipelines.runtime.reports import inspect_data
 from sae_core.scfm import load_model
 
 

@@ -1,4 +1,4 @@
-"""An answer is the same in every form and place, and is refused before it is asked for where it could not go."""
+"""An answer is the same in every form and place; a place that cannot be written is refused before the query runs."""
 
 import datetime
 import io
@@ -7,9 +7,10 @@ import math
 import polars as pl
 import pytest
 
+from pipelines.cli.lookups import Lookup
 from pipelines.errors import UsageError
 from pipelines.runtime.output import FORMS, Destination, print_frame
-from pipelines.runtime.reports import Lookup, results_frame
+from pipelines.runtime.reports import results_frame
 from pipelines.runtime.stage import StageResult
 
 FRAME = pl.DataFrame(
@@ -71,18 +72,18 @@ def test_an_empty_answer_has_its_columns_in_every_form(form, tmp_path, capsys):
 
 def test_bytes_are_refused_on_a_terminal_and_written_into_a_file(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    with pytest.raises(UsageError, match=r"parquet is bytes, not text for a terminal; add --output FILE\.parquet"):
+    with pytest.raises(UsageError, match=r"parquet.*--output FILE\.parquet"):
         Destination.choose("parquet", None)
     assert Destination.choose("parquet", tmp_path / "x").form == "parquet"
     assert Destination.choose("csv", None).form == "csv"
 
 
 def test_a_file_that_cannot_be_is_refused_naming_what_can(tmp_path):
-    with pytest.raises(UsageError, match=r"names no form; end it in \.txt, \.csv, \.json, \.parquet, or add --format"):
+    with pytest.raises(UsageError, match=r"x\.doc.*\.txt, \.csv, \.json, \.parquet, or .*--format"):
         Destination.choose(None, tmp_path / "x.doc")
-    with pytest.raises(UsageError, match=r"there is no folder .*nowhere; make it"):
+    with pytest.raises(UsageError, match=r"--output.*nowhere"):
         Destination.choose(None, tmp_path / "nowhere" / "x.csv")
-    with pytest.raises(UsageError, match="--format was 'xml'; allowed: table, csv, json, parquet"):
+    with pytest.raises(UsageError, match=r"--format was 'xml'.*table, csv, json, parquet"):
         Destination.choose("xml", None)
     assert list(tmp_path.iterdir()) == []
 
@@ -101,8 +102,8 @@ def test_the_result_of_a_stage_is_a_row_with_its_facts(tmp_path):
     ]
 
 
-def test_a_look_up_asks_for_one_thing():
-    with pytest.raises(UsageError, match="--label and --cell were given together"):
+def test_a_look_up_has_one_subject():
+    with pytest.raises(UsageError, match="--label and --cell"):
         Lookup(label="B", cell="3")
-    with pytest.raises(UsageError, match="--kind says which --label or --gene-set is meant; name one of them"):
+    with pytest.raises(UsageError, match=r"--kind was 'batch'.*--label or --gene-set"):
         Lookup(gene="CD79A", kind="batch")

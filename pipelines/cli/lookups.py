@@ -1,0 +1,70 @@
+"""The answers of `scsae sql` and `scsae features`."""
+
+import re
+from dataclasses import dataclass
+
+import polars as pl
+
+from feature_store import FeatureStore
+from pipelines.errors import UsageError
+from pipelines.runtime.output import Destination
+from pipelines.runtime.progress import stderr_console
+
+LOOKUP_COLUMNS = (
+    "feature_id gene label gene_set value select_auroc auroc select_pearson pearson identity_precision lift overlap "
+    "n_set odds_ratio q q_matched class top_label top_genes"
+).split()
+"""The columns of a look-up in a table; the other forms have every column."""
+
+
+def ask(store: FeatureStore, query: str) -> pl.DataFrame:
+    """Return the answer to a query; explain an empty one on stderr."""
+    answer = store.sql(query)
+    return answer if answer.height else _without_rows(answer, store.why_empty(query))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lookup:
+    """The options of `scsae features`: one of gene, label, gene set and cell (cell_idx or cell_id), or none of them.
+
+    `kind` is the kind of the label, or the collection of the gene set, if several have the same name.
+    """
+
+    gene: str | None = None
+    label: str | None = None
+    gene_set: str | None = None
+    cell: str | None = None
+    kind: str | None = None
+    n: int = 20
+
+    def __post_init__(self) -> None:
+        given = {"--gene": self.gene, "--label": self.label, "--gene-set": self.gene_set, "--cell": self.cell}
+        named = [name for name, value in given.items() if value is not None]
+        if len(named) > 1:
+            raise UsageError(f"{' and '.join(named)} were given together; give one of them")
+        if self.kind is not None and self.label is None and self.gene_set is None:
+            raise UsageError(f"--kind was {self.kind!r} without --label or --gene-set; give one of them")
+
+    def answer(self, store: FeatureStore) -> pl.DataFrame:
+        """Return the features, strongest first; without a look-up all features, densest first."""
+        if self.cell is not None:
+            cell = int(self.cell) if re.fullmatch(r"-?\d+", self.cell) else self.cell
+            found = store.features_of(cell, self.n)
+            return found if found.height else _without_rows(found, f"no feature is above 0 in cell {self.cell}")
+        if self.gene is not None or self.label is not None or self.gene_set is not None:
+            asked = {"gene": self.gene, "label": self.label, "gene_set": self.gene_set, "kind": self.kind}
+            return store.features_for(**asked).head(self.n)
+        features = store.frame("features").sort("density", "feature_id", descending=[True, False])
+        return features.head(self.n).collect()
+
+
+def write_lookup(asked: Lookup, store: FeatureStore, to: Destination) -> None:
+    """Write the answer of a look-up: LOOKUP_COLUMNS in a table, all columns in any other form."""
+    answer = asked.answer(store)
+    shown = [name for name in LOOKUP_COLUMNS if name in answer.columns]
+    to.write(answer.select(shown) if to.form == "table" else answer)
+
+
+def _without_rows(answer: pl.DataFrame, why: str) -> pl.DataFrame:
+    stderr_console().print(f"no rows: {why}", markup=False, soft_wrap=True)
+    return answer

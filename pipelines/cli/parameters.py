@@ -1,0 +1,127 @@
+"""The parameters that commands share, and the command made from an options class."""
+
+import inspect
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from feature_store.errors import StoreError
+from feature_store.storage.layout import as_path
+from pipelines.config import DEFAULT_STORE, Options, check, option_help
+
+if TYPE_CHECKING:
+    from pipelines.runtime.output import Destination
+
+
+def _store(text: str) -> Path:
+    """Return the root of a store; raise the error that typer shows if it is none."""
+    try:
+        return as_path(text)
+    except StoreError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+ROOT_HELP = "Folder of the store, or s3://BUCKET/PREFIX."
+StoreOption = typer.Option("--store", envvar="SCSAE_STORE", help=ROOT_HELP, parser=_store, metavar="ROOT")
+Store = Annotated[Path, StoreOption]
+Address = Annotated[
+    str | None, typer.Option("--address", help="Ray cluster to use, e.g. ray://HEAD:10001; default: this machine.")
+]
+
+
+class Format(StrEnum):
+    """The form in which rows are written."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+    parquet = "parquet"
+
+
+Form = Annotated[
+    Format | None,
+    typer.Option("--format", help="Form of the answer; default: the one of the suffix of --output, else a table."),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", help="File for the answer: .csv, .json, .parquet or .txt; default: stdout."),
+]
+Associations = Annotated[
+    str | None, typer.Option("--associations", help="Associations run to read; default: the newest.")
+]
+Codes = Annotated[
+    str | None,
+    typer.Option("--codes", help="Codes run to read, with its associations; default: the codes of the associations."),
+]
+
+
+def stage_command(
+    commands: typer.Typer, cls: type[Options], *, argument: str | None = None
+) -> Callable[[Callable[..., None]], None]:
+    """Register `body(options, store[, address][, to])` as a command whose options are the fields of `cls`.
+
+    The field `argument` becomes the positional argument, which may be given several times. `to` is the destination of
+    the result, which --format and --output choose.
+    """
+
+    def register(body: Callable[..., None]) -> None:
+        name = body.__name__.removesuffix("_command")
+
+        def command(**given: Any) -> None:
+            where: dict[str, Any] = {key: given.pop(key) for key in ("store", "address") if key in given}
+            if "form" in given:
+                where["to"] = destination(given.pop("form"), given.pop("output"))
+            values = {key: value for key, value in given.items() if value is not None and value != []}
+            body(check(cls, values, f"scsae {name}"), **where)
+
+        parameters = [_parameter(cls, field, positional=field == argument) for field in cls.model_fields]
+        parameters.append(_keyword("store", Store, DEFAULT_STORE))
+        if "address" in inspect.signature(body).parameters:
+            parameters.append(_keyword("address", Address, None))
+        if "to" in inspect.signature(body).parameters:
+            parameters += [_keyword("form", Form, None), _keyword("output", Output, None)]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        commands.command(name, help=cls.__doc__)(command)
+
+    return register
+
+
+def destination(form: Format | None, output: Path | None) -> "Destination":
+    """Return the destination of an answer that --format and --output choose."""
+    from pipelines.runtime.output import Destination
+
+    return Destination.choose(form, output)
+
+
+def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _parameter(cls: type[Options], field: str, *, positional: bool) -> inspect.Parameter:
+    """Return the command-line parameter of one field."""
+    info = cls.model_fields[field]
+    if positional:
+        return _keyword(
+            field, Annotated[list[Path], typer.Argument(help=option_help(cls, field))], inspect.Parameter.empty
+        )
+    kind = _cli_type(info.annotation)
+    default = None if info.is_required() else info.get_default(call_default_factory=True)
+    if isinstance(default, tuple):
+        default = [str(item) for item in default]
+    flag = f"--{field.replace('_', '-')}"
+    return _keyword(field, Annotated[kind, typer.Option(flag, help=option_help(cls, field))], default)
+
+
+def _cli_type(annotation: Any) -> Any:
+    """Return the type for typer: text for choices, which the options class checks, and a list for a repeated option."""
+    text = str(annotation)
+    if text.startswith("tuple["):
+        return list[str]
+    for kind in (bool, float, int):
+        if annotation is kind or text.startswith(f"{kind.__name__} |"):
+            return kind | None
+    return str | None

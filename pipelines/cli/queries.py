@@ -1,0 +1,169 @@
+"""The commands that look at data and at a store and compute no stage."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.cli.parameters import Associations, Codes, Form, Output, Store, destination
+from pipelines.config import DEFAULT_STORE, DataOptions, check, option_help
+from pipelines.plot import KINDS
+
+HOST, PORT = "127.0.0.1", 8300
+"""The address at which the atlas is served by default."""
+
+commands = typer.Typer()
+
+
+@commands.command("inspect")
+def inspect_command(
+    data: Annotated[list[Path], typer.Argument(help=option_help(DataOptions, "data"))],
+    model: Annotated[str, typer.Option("--model", help=option_help(DataOptions, "model"))] = "mini",
+    matrix: Annotated[str | None, typer.Option("--matrix", help=option_help(DataOptions, "matrix"))] = None,
+) -> None:
+    """Report what the data and the model have in common.
+
+    Shown are the genes matched, whether the values are counts, tokens per cell, and the bytes and time to expect.
+    Nothing is written.
+    """
+    from pipelines.inspection import inspect_data
+    from pipelines.runtime.reports import print_facts
+
+    values = {"data": data, "model": model, "matrix": matrix}
+    print_facts(inspect_data(check(DataOptions, values, "scsae inspect")))
+
+
+@commands.command()
+def sql(
+    query: Annotated[str, typer.Argument(help="SQL query over the tables of the store.")],
+    store: Store = DEFAULT_STORE,
+    associations: Associations = None,
+    codes: Codes = None,
+    form: Form = None,
+    output: Output = None,
+) -> None:
+    """Query the tables of a store in SQL.
+
+    The tables are cells, codes, features, feature_label, feature_gene, feature_geneset and others; `SHOW TABLES` lists
+    them.
+    """
+    from feature_store import FeatureStore
+    from pipelines.cli.lookups import ask
+
+    to = destination(form, output)
+    to.write(ask(FeatureStore.open(store, associations=associations, codes=codes), query))
+
+
+@commands.command()
+def features(
+    gene: Annotated[str | None, typer.Option("--gene", help="Show the features of this gene.")] = None,
+    label: Annotated[str | None, typer.Option("--label", help="Show the features of this label.")] = None,
+    gene_set: Annotated[str | None, typer.Option("--gene-set", help="Show the features of this gene set.")] = None,
+    cell: Annotated[
+        str | None, typer.Option("--cell", help="Show the features active in this cell (cell_idx or cell_id).")
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option("--kind", help="Kind of the label, or collection of the gene set, if several have the same name."),
+    ] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Number of rows at most.")] = 20,
+    store: Store = DEFAULT_STORE,
+    associations: Associations = None,
+    codes: Codes = None,
+    form: Form = None,
+    output: Output = None,
+) -> None:
+    """Look up features by gene, label, gene set or cell.
+
+    Without any of these, all features are shown, the densest first.
+    """
+    from feature_store import FeatureStore
+    from pipelines.cli.lookups import Lookup, write_lookup
+
+    asked = Lookup(gene=gene, label=label, gene_set=gene_set, cell=cell, kind=kind, n=n)
+    to = destination(form, output)
+    write_lookup(asked, FeatureStore.open(store, associations=associations, codes=codes), to)
+
+
+@commands.command("plot")
+def plot_command(
+    kind: Annotated[
+        str, typer.Argument(help="; ".join(f"{name}: {found.about}" for name, found in KINDS.items()) + ".")
+    ],
+    save: Annotated[
+        Path, typer.Option("--save", help="File of the plot (.png, .pdf, .svg), or a folder for steering-all.")
+    ],
+    feature: Annotated[list[int] | None, typer.Option("--feature", help="Feature id; may be repeated.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option("--label", help="Column of the cell table, such as cell_type; may be repeated.")
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            "--split", help="Cells to show: test, select or train, or all on maps and violins. Default: test."
+        ),
+    ] = None,
+    n: Annotated[int | None, typer.Option("--n", min=1, help="Number of bars or of named genes at most.")] = None,
+    steering: Annotated[str | None, typer.Option("--steering", help="Steering run; default: the newest.")] = None,
+    store: Store = DEFAULT_STORE,
+) -> None:
+    """Draw a plot of a store into a file.
+
+    steering-all draws several plots into a folder.
+    """
+    from pipelines.plot import PlotRequest, plot
+
+    plot(
+        kind,
+        PlotRequest(feature=feature or (), label=label or (), split=split, n=n, save=save, steering=steering),
+        store,
+    )
+    typer.echo(save)
+
+
+@commands.command()
+def serve(
+    store: Store = DEFAULT_STORE,
+    associations: Associations = None,
+    codes: Codes = None,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen at; 0.0.0.0 is every address of this machine.")
+    ] = HOST,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65_535, help="Port to listen at; 0 takes any free port.")
+    ] = PORT,
+    open_browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the atlas in a web browser.")] = False,
+) -> None:
+    """Show the atlas of a store in a web browser.
+
+    Maps that the store lacks are computed first.
+    """
+    from pipelines.atlas import serve_atlas
+
+    serve_atlas(store, associations=associations, codes=codes, host=host, port=port, open_browser=open_browser)
+
+
+@commands.command("export-atlas")
+def export_atlas_command(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder to write to: a new or empty folder, or an earlier export.", metavar="DIR")
+    ],
+    store: Store = DEFAULT_STORE,
+    associations: Associations = None,
+    codes: Codes = None,
+) -> None:
+    """Write the atlas of a store as files for any web host."""
+    from pipelines.atlas import export_atlas
+
+    export_atlas(store, folder, associations=associations, codes=codes)
+
+
+@commands.command()
+def verify(run: Annotated[str, typer.Argument(help="Run id, or its beginning.")], store: Store = DEFAULT_STORE) -> None:
+    """Read and hash every file of a run.
+
+    Damaged files are named, and the exit code is then 1.
+    """
+    from pipelines.verify import verify_run
+
+    raise typer.Exit(verify_run(run, store))

@@ -1,0 +1,36 @@
+"""`scsae inspect`: what a data set and a model have in common, and what extraction would cost."""
+
+from typing import Any
+
+from pipelines.config import DataOptions
+from pipelines.inputs import open_inputs
+
+
+def inspect_data(options: DataOptions) -> dict[str, Any]:
+    """Return facts about data and model: the genes that match, and the size and time of the extraction."""
+    opened = open_inputs(options)
+    source, model, seen = opened.source, opened.model, opened.coverage
+    n_tokens = opened.mean_tokens * source.n_cells
+    probe = f"of the first {len(seen.genes_per_cell)} cells" + (", some of each file" if len(source.paths) > 1 else "")
+    unmatched = seen.top_unmatched(source.gene_symbols)
+    n_truncated = seen.n_truncated(model.max_genes)
+    return {
+        "data": ", ".join(map(str, source.paths)),
+        "matrix": f"{source.matrix} ({source.value_kind})",
+        "cells": source.n_cells,
+        "genes": f"{source.n_genes}, {source.n_genes_in_all} of them in every file"
+        if len(source.paths) > 1
+        else source.n_genes,
+        "obs columns": ", ".join(source.obs().columns) or "none",
+        "model": f"{model.name} ({model.family}, {model.n_layers} layers, d_model {model.d_model})",
+        "genes matched": f"{seen.n_matched} of {seen.n_genes} ({seen.n_matched / seen.n_genes:.0%})",
+        "genes of the model": f"{seen.n_tokens_matched} of {seen.n_vocabulary} found",
+        "share of values matched": f"{seen.share_of_counts:.0%} {probe} ({seen.value_kind})",
+        "largest unmatched": ", ".join(f"{name} {share:.2%}" for name, share in unmatched.items()) or "none",
+        "cells without a matched gene": f"{int(seen.is_empty.sum())} {probe}: kept, without tokens",
+        "cells cut to the model's input": f"{n_truncated} {probe}"
+        + (f", to {model.max_genes} genes" if n_truncated else ""),
+        "tokens per cell": round(opened.mean_tokens, 1),
+        "activations, f16": f"{n_tokens * model.d_model * 2 / 1e9:.2f} GB per site",
+        "time, one core": f"{opened.probe_seconds * source.n_cells:,.0f} s, through all layers",
+    }
