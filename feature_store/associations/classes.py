@@ -45,12 +45,12 @@ import numpy as np
 import polars as pl
 from scipy import sparse
 
-from feature_store.associations.batch import batch_strata
+from feature_store.associations.batch_statistics import batch_strata
 from feature_store.associations.inputs import Bools, Floats, Ints, Labels, Sparse, Strata
 from feature_store.associations.moments import sum_rows
-from feature_store.associations.pvalues import varies_within
+from feature_store.associations.rank_tests import varies_within
 from feature_store.associations.ranks import rank_scores, scale_rows
-from feature_store.associations.tokens import TokenStatistics
+from feature_store.associations.token_statistics import TokenStatistics
 from feature_store.errors import InputError
 
 CLASSES = ("gene-identity", "cell-context", "batch", "mixed", "dead")

@@ -25,9 +25,9 @@ import polars as pl
 from scipy import sparse
 from scipy.stats import t as student
 
+from feature_store.associations.auroc import auroc
 from feature_store.associations.classes import CLASSES
 from feature_store.associations.inputs import Bools, Floats, Labels, Strata
-from feature_store.associations.labels import auroc
 from feature_store.query.store import FeatureStore
 from feature_store.storage import schemas
 

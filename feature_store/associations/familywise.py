@@ -27,7 +27,7 @@ from scipy.special import ndtri
 from scipy.stats import rankdata
 
 from feature_store.associations.inputs import Floats, Sparse
-from feature_store.associations.pvalues import RankTest, spread, tail_p
+from feature_store.associations.rank_tests import RankTest, spread, tail_p
 from feature_store.errors import InputError
 
 KEYS = ("label_kind", "label", "split")

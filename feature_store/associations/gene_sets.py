@@ -2,7 +2,7 @@
 
 A line is a name, a description and genes, separated by tabs and by nothing else: a reader that splits on any white
 space loses or invents genes. `canonical_immune.gmt` holds textbook markers. The tests of features against sets are in
-`feature_store.associations.enrichment`.
+`feature_store.associations.gene_set_enrichment`.
 """
 
 from collections.abc import Sequence

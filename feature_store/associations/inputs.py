@@ -101,14 +101,9 @@ class Strata:
         return sparse.csr_array((np.ones(n), (self.codes, np.arange(n))), shape=(self.n_strata, n))
 
 
-def as_csr(matrix: Sparse, name: str, *, n_cells: int | None = None) -> Sparse:
-    """The matrix as a finite CSR array without stored zeros; dense input is converted.
-
-    Raises InputError for a wrong number of rows and for NaN or infinity.
-    """
+def as_csr(matrix: Sparse, name: str) -> Sparse:
+    """The matrix, sparse or dense, as a CSR array without stored zeros. Raises InputError for NaN and infinity."""
     out = sparse.csr_array(matrix)
-    if n_cells is not None and out.shape[0] != n_cells:
-        raise InputError(f"{name}: {out.shape[0]} rows, expected one per cell ({n_cells})")
     if not np.isfinite(out.data).all():
         bad = int((~np.isfinite(out.data)).sum())
         raise InputError(f"{name}: {bad} values are NaN or infinite; every stored value has to be finite")

@@ -91,7 +91,7 @@ def _dense_product(a: Sparse, b: Sparse) -> Floats:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockMoments:
-    """n [n_strata], a [3 n_strata n_a], b [3 n_strata n_b], cross [n_a n_b]; mergeable by `+`."""
+    """n: cells [n_strata]; a [3 n_strata n_a] and b [3 n_strata n_b]: power sums; cross: A'B [n_a n_b]."""
 
     n: Floats
     a: Floats
@@ -102,7 +102,7 @@ class BlockMoments:
     def of(
         cls, a: Sparse, b: Sparse, strata: Strata, *, a_sums: Floats | None = None, b_sums: Floats | None = None
     ) -> "BlockMoments":
-        """Sums over one shard of cells; power sums that are known already may be handed in."""
+        """The sums over all cells; power sums that are known already can be given as a_sums and b_sums."""
         if a.shape[0] != b.shape[0] or a.shape[0] != strata.codes.size:
             raise InputError(f"moments: {a.shape[0]} and {b.shape[0]} rows and {strata.codes.size} strata codes differ")
         return cls(
@@ -110,18 +110,6 @@ class BlockMoments:
             a=power_sums(a, strata) if a_sums is None else a_sums,
             b=power_sums(b, strata) if b_sums is None else b_sums,
             cross=cross_product(a, b),
-        )
-
-    def __add__(self, other: "BlockMoments") -> "BlockMoments":
-        return BlockMoments(n=self.n + other.n, a=self.a + other.a, b=self.b + other.b, cross=self.cross + other.cross)
-
-    def pooled(self) -> "BlockMoments":
-        """The same cells as one stratum."""
-        return BlockMoments(
-            n=self.n.sum(keepdims=True),
-            a=self.a.sum(axis=1, keepdims=True),
-            b=self.b.sum(axis=1, keepdims=True),
-            cross=self.cross,
         )
 
     def permutation(self) -> PermutationMoments:

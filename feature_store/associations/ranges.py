@@ -11,12 +11,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 
-from feature_store.associations.measure import Measured
 from feature_store.errors import IntegrityError, NotFoundError
 from feature_store.storage.commit import Manifest, Run, read_part, write_frame
 from feature_store.storage.layout import as_path, cut
@@ -43,6 +42,26 @@ def feature_ranges(by_feature: Manifest, n_features: int, n_genes: int, *, range
         # of the features of a part no more is known than their sum
         nonzeros[part.start : part.stop] = part.rows / max(part.stop - part.start, 1)
     return cut(nonzeros.tolist(), limit=range_bytes / NONZERO_BYTES, most=most)
+
+
+class Measured(NamedTuple):
+    """The tables that are measured of one range of features.
+
+    features: class, density, scale, top_identity_genes; labels: the rows of `feature_label` without q and p_max;
+    minima: the smallest p under permuted labels (`familywise`); pairs: the candidates for `feature_gene`
+    (`gene_table.pair_rows`); tests: split and p of all features x genes, ascending; sets: the rank tests of gene sets
+    (`gene_set_table.measure_gene_sets`); tokens: the rows of `feature_token`; splits: n, n_donors and n_cells of each
+    split, the same in all ranges.
+    """
+
+    features: pl.DataFrame
+    labels: pl.DataFrame
+    minima: pl.DataFrame
+    pairs: pl.DataFrame
+    tests: pl.DataFrame
+    sets: pl.DataFrame
+    tokens: pl.DataFrame
+    splits: pl.DataFrame
 
 
 class MeasuredRun:
@@ -108,6 +127,16 @@ class MeasuredRun:
         run = self.runs[table]
         frame = read_part(run.part(number))
         return pl.DataFrame() if frame.columns == [COLUMNLESS] else frame
+
+    def read_parts(self, table: str) -> list[pl.DataFrame]:
+        """One table of each range, of those in which it has columns. IntegrityError."""
+        parts = (self.read(table, number) for number in range(len(self.bounds) - 1))
+        return [part for part in parts if part.width]
+
+    def read_all(self, table: str) -> pl.DataFrame:
+        """One table of all ranges; it has no columns where no range has any. IntegrityError."""
+        parts = self.read_parts(table)
+        return pl.concat(parts) if parts else pl.DataFrame()
 
 
 def _begun_with(folder: Path) -> list[int]:

@@ -33,7 +33,7 @@ from scipy import sparse
 from sklearn.metrics import adjusted_mutual_info_score
 
 from feature_store.associations import Labels, ami_by_threshold
-from feature_store.associations.ami import THRESHOLDS
+from feature_store.associations.mutual_information import THRESHOLDS
 from feature_store.cells import open_source, read_cells, write_cells
 from feature_store.codes import CodesRun, TokenCodes, load_cell_codes
 from feature_store.storage import commit

@@ -9,7 +9,7 @@ import polars as pl
 from scipy import sparse
 
 from feature_store import FeatureStore, plots
-from feature_store.associations.donors import sign_flip_p
+from feature_store.associations.donor_agreement import sign_flip_p
 from findings_study.cells import FOLDS, STIMULATED, T_CELLS
 from findings_study.measures import (
     BatchAndTypeTests,

@@ -24,7 +24,7 @@ import polars as pl
 from scipy import sparse
 
 from feature_store.associations.inputs import Bools, Floats, Ints, Labels, Sparse, Strata, as_csr
-from feature_store.associations.labels import BLOCKED
+from feature_store.associations.label_p_values import BLOCKED
 from feature_store.associations.ranks import rank_scores
 from feature_store.atlas.data import AtlasData
 

@@ -1,12 +1,24 @@
 """Planted cells: donors, types whose share differs by donor, genes that follow types, and features of known meaning."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
+import polars as pl
 import pytest
 from scipy import sparse
 
-from feature_store.associations import Labels, TokenStatistics
+from feature_store.associations import (
+    CellInputs,
+    FeatureRange,
+    GeneTiles,
+    Labels,
+    MeasuredRun,
+    TokenStatistics,
+    assemble_measured,
+    measure,
+)
+from feature_store.associations.gene_correlation import CellBlocks
 
 N_DONORS, CELLS_PER_DONOR, N_GENES = 8, 75, 40
 
@@ -128,3 +140,57 @@ def permute_within():
         return order
 
     return permute
+
+
+@pytest.fixture(scope="session")
+def correlate():
+    """Every feature with every gene over all cells given, as one tile; `within` is a label such as the cell type."""
+
+    def correlations(codes, expression, units=None, within=None):
+        blocks = CellBlocks.of(np.ones(codes.shape[0], dtype=bool), units, within)
+        return blocks.correlate(blocks.side(codes.tocsc()), blocks.side(expression.tocsc()).by_cell())
+
+    return correlations
+
+
+@pytest.fixture(scope="session")
+def measure_ranges(tmp_path_factory):
+    """Measure ranges of features and commit them: `cells` is a CellInputs or the arguments of one, `bounds` are those
+    of the ranges.
+    """
+
+    def measured(cells, codes, expression, config, *, tokens=None, top_tokens=None, bounds=None):
+        cells = cells if isinstance(cells, CellInputs) else CellInputs(**cells)
+        bounds = bounds or [0, codes.shape[1]]
+        by_gene = expression.tocsc()
+        tiles = GeneTiles(lambda start, stop: by_gene[:, start:stop], [0, by_gene.shape[1]], cells.blocks())
+        run = MeasuredRun.create(tmp_path_factory.mktemp("measured"), {"bounds": bounds})
+        for number, (start, stop) in enumerate(pairwise(bounds)):
+            features = FeatureRange(
+                first=start,
+                codes=codes[:, start:stop],
+                tokens={
+                    name: TokenStatistics(fired=counts.fired[start:stop], gene_tokens=counts.gene_tokens)
+                    for name, counts in (tokens or {}).items()
+                },
+                top_tokens=None
+                if top_tokens is None
+                else top_tokens.filter(pl.col("feature_id").is_between(start, stop, closed="left")),
+            )
+            run.commit(number, measure(features, cells, tiles, config))
+        run.finalize()
+        return run
+
+    return measured
+
+
+@pytest.fixture(scope="session")
+def tables_of(measure_ranges):
+    """The five tables of ranges of features, by way of the ranges on disk; arguments as `measure_ranges`."""
+
+    def tables(cells, codes, expression, config, **more):
+        cells = cells if isinstance(cells, CellInputs) else CellInputs(**cells)
+        run = measure_ranges(cells, codes, expression, config, **more)
+        return assemble_measured(MeasuredRun.open(run.folder), cells.genes, cells.gene_sets, config)
+
+    return tables

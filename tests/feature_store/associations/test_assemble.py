@@ -8,18 +8,14 @@ from scipy import sparse
 
 from feature_store.associations import (
     AssociationConfig,
-    AssociationInputs,
+    CellInputs,
     ClassConfig,
-    FeatureRange,
-    GeneTiles,
     Labels,
     MeasuredRun,
-    assemble,
+    TokenStatistics,
     assemble_measured,
-    associate_expression,
     benjamini_hochberg,
     feature_ranges,
-    measure,
 )
 from feature_store.associations.gene_sets import GeneSets, canonical_immune
 from feature_store.associations.ranges import NONZERO_BYTES
@@ -37,7 +33,14 @@ CONFIG = AssociationConfig(classes=ClassConfig(n_bootstrap=5))
 
 
 def inputs_of(planted, **changes):
-    tokens = dict.fromkeys(("train", "select", "test"), planted.tokens)
+    """The arguments of `measure_ranges` and `tables_of` but for the options."""
+    cells = {
+        "split": planted.split,
+        "genes": planted.genes,
+        "labels": [planted.cell_type, planted.batch],
+        "units": planted.donor,
+        "gene_sets": [SETS],
+    }
     top = pl.DataFrame(
         {
             "feature_id": [1, 0, 0, 0],
@@ -49,22 +52,17 @@ def inputs_of(planted, **changes):
     )
     arguments = {
         "codes": planted.codes,
-        "split": planted.split,
         "expression": planted.expression,
-        "genes": planted.genes,
-        "labels": [planted.cell_type, planted.batch],
-        "units": planted.donor,
-        "tokens": tokens,
+        "tokens": dict.fromkeys(("train", "select", "test"), planted.tokens),
         "top_tokens": top,
-        "gene_sets": [SETS],
         **changes,
     }
-    return AssociationInputs(**arguments)
+    return {"cells": cells | {name: arguments.pop(name) for name in set(cells) & set(arguments)}, **arguments}
 
 
 @pytest.fixture(scope="module")
-def tables(planted):
-    return assemble(inputs_of(planted), CONFIG)
+def tables(planted, tables_of):
+    return tables_of(**inputs_of(planted), config=CONFIG)
 
 
 def test_tables_hold_their_schemas_and_no_nan(tables):
@@ -128,12 +126,12 @@ def test_top_tokens_are_ranked_by_value_without_special_tokens(tables):
     assert tables["feature_token"].select("feature_id", "cell_idx").rows() == [(0, 2), (0, 7), (1, 5)]
 
 
-def test_nothing_that_select_decides_looks_at_test_cells(tables, planted):
+def test_nothing_that_select_decides_looks_at_test_cells(tables, planted, tables_of):
     test_cells = np.flatnonzero(np.array(planted.split) == "test")
     shuffled = np.random.default_rng(0).permutation(test_cells)
     order = np.arange(planted.codes.shape[0])
     order[test_cells] = shuffled
-    other = assemble(inputs_of(planted, codes=planted.codes[order]), CONFIG)
+    other = tables_of(**inputs_of(planted, codes=planted.codes[order]), config=CONFIG)
     for name in ("feature_label", "feature_gene", "feature_geneset"):
         mine, theirs = (t[name].filter(pl.col("split") == "select") for t in (tables, other))
         keys = ["feature_id", *[c for c in ("label_kind", "label", "gene", "gene_set") if c in mine.columns]]
@@ -149,46 +147,40 @@ def test_nothing_that_select_decides_looks_at_test_cells(tables, planted):
     assert thresholds[0].equals(thresholds[1])
 
 
-def test_the_tables_are_deterministic(tables, planted):
-    again = assemble(inputs_of(planted), CONFIG)
+def test_the_tables_are_deterministic(tables, planted, tables_of):
+    again = tables_of(**inputs_of(planted), config=CONFIG)
     assert all(frame.equals(again[name]) for name, frame in tables.items())
 
 
 @pytest.mark.parametrize("bounds", [[0, 1, 2, 7, 42], [0, 20, 21, 42]])
-def test_ranges_of_features_give_the_tables_of_all_features_to_the_bit(tables, planted, bounds):
-    cut = assemble(inputs_of(planted), CONFIG, bounds=bounds)
-    assert all(frame.equals(cut[name]) for name, frame in tables.items())
+def test_ranges_of_features_give_the_tables_of_all_features_to_the_bit(tables, planted, tables_of, bounds):
+    in_ranges = tables_of(**inputs_of(planted), config=CONFIG, bounds=bounds)
+    assert all(frame.equals(in_ranges[name]) for name, frame in tables.items())
 
 
-def test_q_of_genes_is_over_all_pairs_stored_or_not(tables, planted):
+def test_q_of_genes_is_over_all_pairs_stored_or_not(tables, planted, correlate):
     rows = np.flatnonzero(np.array(planted.split) == "test")
     cells = np.isin(np.arange(len(planted.split)), rows)
-    p = associate_expression(planted.codes[rows], planted.expression[rows], planted.donor.take(cells)).p
+    p = correlate(planted.codes[rows], planted.expression[rows], planted.donor.take(cells)).p
     expected = benjamini_hochberg(p)
     for row in tables["feature_gene"].filter(pl.col("split") == "test").iter_rows(named=True):
         place = row["feature_id"], planted.genes.index(row["gene"])
         assert (row["p"], row["q"]) == pytest.approx((p[place], expected[place]), rel=1e-12)
 
 
-def test_ranges_on_disk_give_the_same_tables_and_need_no_second_measurement(tables, planted, tmp_path):
-    inputs = inputs_of(planted)
-    by_gene = planted.expression.tocsc()
-    tiles = GeneTiles(lambda a, b: by_gene[:, a:b], [0, 40], inputs.blocks())
-    run = MeasuredRun.create(tmp_path, {"bounds": [0, 10, 42]})
-    assert run.pending() == [0, 1]
-    for number, (start, stop) in enumerate(((0, 10), (10, 42))):
-        own = FeatureRange(
-            first=start,
-            codes=planted.codes[:, start:stop],
-            tokens={name: tokens.of_features(start, stop) for name, tokens in inputs.tokens.items()},
-            top_tokens=inputs.top_tokens.filter(pl.col("feature_id").is_between(start, stop, closed="left")),
-        )
-        run.commit(number, measure(own, inputs, tiles, CONFIG))
-    run.finalize()
-    again = MeasuredRun.open(tmp_path)
-    assert again.pending() == []
-    found = assemble_measured(again, inputs.genes, inputs.gene_sets, CONFIG)
-    assert all(frame.equals(found[name]) for name, frame in tables.items())
+def test_ranges_that_were_measured_need_no_second_measurement(planted, measure_ranges):
+    run = MeasuredRun.open(measure_ranges(**inputs_of(planted), config=CONFIG, bounds=[0, 10, 42]).folder)
+    assert run.pending() == []
+    assert (run.bounds, run.is_committed(0), run.is_committed(1)) == ([0, 10, 42], True, True)
+
+
+def test_rows_of_genes_that_are_taken_range_by_range_are_those_of_the_whole_table(tables, planted, measure_ranges):
+    run = measure_ranges(**inputs_of(planted), config=CONFIG, bounds=[0, 10, 42])
+    taken = {}
+    rest = assemble_measured(run, planted.genes, [SETS], CONFIG, keep_pairs=taken.__setitem__)
+    assert set(rest) == set(tables) - {"feature_gene"}
+    assert list(taken) == [0, 1]
+    assert pl.concat(taken.values()).equals(tables["feature_gene"])
 
 
 def manifest(rows):
@@ -223,12 +215,11 @@ def test_ranges_are_narrow_where_features_are_full():
     assert bounds == [0, 12, 15, 18, 30]
 
 
-def test_without_labels_units_tokens_or_sets_the_tables_are_still_there(planted):
-    out = assemble(inputs_of(planted, labels=[], units=None, tokens={}, top_tokens=None, gene_sets=[]), CONFIG)
-    ranges = assemble(
-        inputs_of(planted, labels=[], units=None, tokens={}, top_tokens=None, gene_sets=[]), bounds=[0, 9, 42]
-    )
-    assert all(frame.equals(ranges[name]) for name, frame in out.items() if name != "features")
+def test_without_labels_units_tokens_or_sets_the_tables_are_still_there(planted, tables_of):
+    inputs = inputs_of(planted, labels=[], units=None, tokens={}, top_tokens=None, gene_sets=[])
+    out = tables_of(**inputs, config=CONFIG)
+    in_ranges = tables_of(**inputs, config=CONFIG, bounds=[0, 9, 42])
+    assert all(frame.equals(in_ranges[name]) for name, frame in out.items())
     assert out["feature_label"].height == out["feature_geneset"].height == out["feature_token"].height == 0
     assert out["features"]["top_label"].null_count() == out["features"].height
     assert out["feature_gene"]["identity_precision"].null_count() == out["feature_gene"].height
@@ -236,20 +227,25 @@ def test_without_labels_units_tokens_or_sets_the_tables_are_still_there(planted)
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "value"),
     [
-        ({"split": ["train"] * 600}, "some cells have to be `select`"),
-        ({"split": ["select", "valid"] * 300}, r"splits are \['select', 'valid'\]"),
-        ({"genes": ["G0"]}, "cells and genes have to agree"),
-        ({"units": Labels.from_values("donor", ["a"])}, "labels 'donor': 1 cells, the codes have 600"),
+        ({"split": ["train"] * 600}, "'train'"),
+        ({"split": ["select", "valid"] * 300}, "'valid'"),
+        ({"units": Labels.from_values("donor", ["a"])}, "'donor'.* 1 "),
     ],
 )
-def test_arrays_that_do_not_fit_are_refused(planted, changes, message):
-    with pytest.raises(InputError, match=message):
-        inputs_of(planted, **changes)
+def test_splits_and_labels_that_do_not_fit_are_refused(planted, changes, value):
+    with pytest.raises(InputError, match=value):
+        CellInputs(**inputs_of(planted, **changes)["cells"])
 
 
-def test_real_cells_sums_of_marker_genes_find_their_type_state_and_programme(scsae_data):
+def test_token_counts_of_other_genes_are_refused(planted, measure_ranges):
+    few = TokenStatistics(fired=planted.tokens.fired[:, :7], gene_tokens=planted.tokens.gene_tokens[:7])
+    with pytest.raises(InputError, match=r"'test'.*\(42, 7\).*\(42, 40\)"):
+        measure_ranges(**inputs_of(planted, tokens={"test": few}), config=CONFIG)
+
+
+def test_real_cells_sums_of_marker_genes_find_their_type_state_and_programme(scsae_data, tables_of):
     cells = anndata.read_h5ad(scsae_data / "kang18_ifnb_2000x9015_counts.h5ad")
     symbols = cells.var["gene_name"].astype(str).to_numpy()
     counts = sparse.csr_array(cells.X).astype(np.float64)
@@ -267,18 +263,14 @@ def test_real_cells_sums_of_marker_genes_find_their_type_state_and_programme(scs
     donors = cells.obs["donor"].astype(str).to_numpy()
     order = {d: i for i, d in enumerate(sorted(set(donors)))}
     split = [("train", "select", "test")[min(order[d] // 3, 2)] for d in donors]
-    out = assemble(
-        AssociationInputs(
-            codes=sparse.csr_array(codes),
-            split=split,
-            expression=expression,
-            genes=genes,
-            labels=[Labels.from_values(k, cells.obs[k].astype(str).to_numpy()) for k in ("cell_type", "condition")],
-            units=Labels.from_values("donor", donors),
-            gene_sets=[canonical_immune()],
-        ),
-        CONFIG,
+    inputs = CellInputs(
+        split=split,
+        genes=genes,
+        labels=[Labels.from_values(k, cells.obs[k].astype(str).to_numpy()) for k in ("cell_type", "condition")],
+        units=Labels.from_values("donor", donors),
+        gene_sets=[canonical_immune()],
     )
+    out = tables_of(inputs, sparse.csr_array(codes), expression, CONFIG)
     labels = out["features"]["top_label"].to_list()
     assert labels[0].startswith("B")
     assert "NK" in labels[1]

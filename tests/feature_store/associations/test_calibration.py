@@ -4,6 +4,7 @@ All hypotheses of a replicate are null, so the false discovery rate and the fami
 replicates with any q (or p_max) <= 0.05. It may exceed 0.05 by its binomial error only.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,15 +18,13 @@ from feature_store.associations import (
     Strata,
     as_csr,
     associate_batch,
-    associate_expression,
     benjamini_hochberg,
     blocked_rank_test,
-    unit_test,
 )
-from feature_store.associations.donors import donor_effects, sign_flip_p
-from feature_store.associations.enrichment import over_representation, rank_enrichment
+from feature_store.associations.donor_agreement import donor_effects, sign_flip_p
 from feature_store.associations.familywise import smallest_p
-from feature_store.associations.pvalues import RankTest
+from feature_store.associations.gene_set_enrichment import over_representation, rank_enrichment
+from feature_store.associations.rank_tests import RankTest
 
 ALPHA, N_PERMUTED = 0.05, 99
 REPLICATES = [pytest.param(30, id="30"), pytest.param(200, id="200", marks=pytest.mark.slow)]
@@ -62,10 +61,11 @@ class Cells:
     donors: Strata
     batch: np.ndarray
     by_type: Strata
+    correlate: Callable
 
 
 @pytest.fixture(scope="module")
-def cells(planted):
+def cells(planted, correlate):
     rng = np.random.default_rng(3)
     n = planted.codes.shape[0]
     density = np.repeat([2 / n, 4 / n, 8 / n, 0.03, 0.1], 30)
@@ -79,6 +79,7 @@ def cells(planted):
         donors=Strata.of(n, planted.donor),
         batch=planted.batch.codes,
         by_type=Strata.of(n, planted.cell_type),
+        correlate=correlate,
     )
 
 
@@ -142,13 +143,13 @@ def expression_within_donors(cells, rng):
         names=tuple("abcdefgh"),
         known=np.ones(cells.donors.codes.size, dtype=bool),
     )
-    return discovers(associate_expression(cells.codes, cells.expression[within(cells.donors, rng)], donors).p)
+    return discovers(cells.correlate(cells.codes, cells.expression[within(cells.donors, rng)], donors).p)
 
 
 def disease_by_donor(cells, rng):
     codes, donors = donor_codes(rng, 14, 16, 25, donor_sd=1.0)
     ill = rng.permutation(np.arange(14) < 7).astype(int)
-    return discovers(unit_test(codes, one_hot(ill[donors.codes]), donors)[1])
+    return discovers(RankTest.by_unit(codes, one_hot(ill[donors.codes]), donors).result()[1])
 
 
 def disease_by_donor_p_max(cells, rng):
@@ -276,12 +277,12 @@ def test_lists_of_common_genes_overlap_by_chance_unless_matched(replicates):
         assert sum(test(None, rng, detection=1.0) for _ in range(replicates)) >= 0.95 * replicates
 
 
-def modules(rng, gated):
+def modules(rng, correlate, gated):
     """Do noise features hit modules of co-expressed genes? `gated`: a feature's genes have to be associated, too."""
     n, n_genes = 200, 240
     expression = rng.normal(size=(n, 12))[:, np.arange(n_genes) // 20] + 0.5 * rng.normal(size=(n, n_genes))
     codes = np.maximum(rng.normal(size=(n, 20)), 0)
-    found = associate_expression(as_csr(codes, "codes"), as_csr(np.maximum(expression, 0), "expression"))
+    found = correlate(as_csr(codes, "codes"), as_csr(np.maximum(expression, 0), "expression"))
     chosen = found.pearson >= np.sort(found.pearson, axis=1)[:, [-30]]
     if gated:
         chosen &= benjamini_hochberg(found.p) <= ALPHA
@@ -289,10 +290,10 @@ def modules(rng, gated):
     return discovers(over_representation(chosen, members, np.ones(n_genes, dtype=bool)).p)
 
 
-def test_co_expressed_genes_break_the_null_of_gene_lists_and_association_first_keeps_it():
+def test_co_expressed_genes_break_the_null_of_gene_lists_and_association_first_keeps_it(correlate):
     rng = np.random.default_rng(5)
-    assert sum(modules(rng, gated=False) for _ in range(5)) == 5
-    assert sum(modules(rng, gated=True) for _ in range(20)) <= most_allowed(20)
+    assert sum(modules(rng, correlate, gated=False) for _ in range(5)) == 5
+    assert sum(modules(rng, correlate, gated=True) for _ in range(20)) <= most_allowed(20)
 
 
 @pytest.mark.parametrize("replicates", REPLICATES)

@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 from scipy import sparse
 
-from feature_store.associations import Labels, Strata, as_csr, associate_labels, blocked_rank_test, unit_test
+from feature_store.associations import Labels, Strata, as_csr, associate_labels, blocked_rank_test
 from feature_store.associations.familywise import (
     Replicates,
     _permuted,
@@ -14,7 +14,7 @@ from feature_store.associations.familywise import (
     minima_table,
     smallest_p,
 )
-from feature_store.associations.pvalues import RankTest
+from feature_store.associations.rank_tests import RankTest
 from feature_store.errors import InputError
 
 
@@ -66,7 +66,7 @@ def test_whole_donors_are_permuted_where_the_label_is_theirs(rng):
     test = RankTest.by_unit(codes, one_hot(ill[donor], 2), units)
     smallest = smallest_p(test, 2_000, np.random.default_rng(1))[:, 1]
     every = [
-        unit_test(codes, one_hot(np.isin(donor, pair).astype(int), 2), units)[1][:, 1].min()
+        RankTest.by_unit(codes, one_hot(np.isin(donor, pair).astype(int), 2), units).result()[1][:, 1].min()
         for pair in combinations(range(6), 2)
     ]
     values, count = np.unique(every, return_counts=True)

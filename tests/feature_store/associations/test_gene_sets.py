@@ -3,7 +3,7 @@ import pytest
 from scipy import sparse
 from scipy.stats import fisher_exact, mannwhitneyu
 
-from feature_store.associations.enrichment import over_representation, rank_enrichment
+from feature_store.associations.gene_set_enrichment import over_representation, rank_enrichment
 from feature_store.associations.gene_sets import canonical_immune, read_gmt
 from feature_store.errors import InputError, NotFoundError
 
@@ -78,7 +78,7 @@ def test_rank_enrichment_is_the_mann_whitney_test_of_scores_and_signed(rng, monk
     score[0, members[:, 0]] += 1
     score[1, members[:, 0]] -= 1
     detected = rng.random(200) < 0.9
-    monkeypatch.setattr("feature_store.associations.enrichment._CHUNK_VALUES", 200)
+    monkeypatch.setattr("feature_store.associations.gene_set_enrichment._CHUNK_VALUES", 200)
     found = rank_enrichment(score, sparse.csr_array(members.astype(float)), detected)
     assert found.rank_biserial[0, 0] > 0.3
     assert found.rank_biserial[1, 0] < -0.3

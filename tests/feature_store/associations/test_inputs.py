@@ -26,11 +26,6 @@ def test_values_that_are_not_finite_are_refused_with_their_number(value):
         as_csr(np.array([[1.0, value]]), "codes")
 
 
-def test_rows_have_to_be_cells():
-    with pytest.raises(InputError, match="3 rows, expected one per cell"):
-        as_csr(np.ones((3, 2)), "codes", n_cells=4)
-
-
 def test_stored_zeros_are_dropped_and_the_input_is_left_alone():
     matrix = sparse.csr_array((np.array([1.0, 0.0]), (np.array([0, 1]), np.array([0, 0]))), shape=(2, 1))
     assert as_csr(matrix, "codes").nnz == 1

@@ -51,20 +51,6 @@ def test_correlation_within_strata_is_that_of_residuals(messy, rng):
     assert within[0, 1] == pytest.approx(pearsonr(codes[:, 0], genes[:, 1])[0], abs=1e-12)
 
 
-def test_sums_of_shards_equal_the_sums_of_all_cells(messy, rng):
-    codes, _, block = messy
-    genes = as_csr(rng.gamma(1, 1, (90, 3)), "genes")
-    a = as_csr(codes, "codes")
-    whole = BlockMoments.of(a, genes, Strata(codes=block, n_strata=3))
-    parts = [
-        BlockMoments.of(a[rows], genes[rows], Strata(codes=block[rows], n_strata=3))
-        for rows in (np.arange(0, 31), np.arange(31, 90))
-    ]
-    merged = parts[0] + parts[1]
-    np.testing.assert_allclose(merged.correlation(), whole.correlation(), atol=1e-12)
-    np.testing.assert_allclose(merged.permutation().variance, whole.permutation().variance, rtol=1e-10)
-
-
 def test_products_of_full_and_thin_columns_equal_the_dense_ones_to_the_bit_of_their_column(rng):
     density = np.array([0.001, 0.9, 0.02, 0.5] * 20)
     a = sparse.csc_array(np.where(rng.random((3000, 80)) < density, rng.normal(size=(3000, 80)), 0.0))

@@ -16,7 +16,6 @@ from feature_store.associations import (
     Labels,
     TokenStatistics,
     associate_batch,
-    associate_expression,
     associate_labels,
     benjamini_hochberg,
     classify,
@@ -263,11 +262,11 @@ def test_noise_is_refused_and_dead_features_have_p_one(worlds):
             assert (dead["p_max"] == 1).all()
 
 
-def test_gene_features_follow_the_expression_of_their_gene(worlds):
+def test_gene_features_follow_the_expression_of_their_gene(worlds, correlate):
     for world in worlds:
         test = world.masks()["test"]
         rows = np.flatnonzero(test)
-        found = associate_expression(world.codes[rows], world.expression[rows], world.labels["donor"].take(test))
+        found = correlate(world.codes[rows], world.expression[rows], world.labels["donor"].take(test))
         genes = world.where("gene")
         assert (found.spearman[genes].argmax(axis=1) == world.target[genes]).all()
         assert (benjamini_hochberg(found.p)[genes, world.target[genes]] <= 0.01).all()

@@ -20,7 +20,7 @@ ALLOWED = {
     "feature_store.associations.classes",
     "feature_store.associations.comparison",
     "feature_store.associations.inputs",
-    "feature_store.associations.labels",
+    "feature_store.associations.label_p_values",
     "feature_store.associations.matching",
     "feature_store.associations.ranks",
     "feature_store.errors",

@@ -3,9 +3,14 @@ import pytest
 from scipy import sparse
 from scipy.stats import brunnermunzel, mannwhitneyu, permutation_test, t, ttest_1samp
 
-from feature_store.associations import Labels, Strata, as_csr, associate_labels
-from feature_store.associations.donors import MAX_FLIPPED, across_donors, between_donors, donor_effects, sign_flip_p
-from feature_store.associations.labels import auroc
+from feature_store.associations import Labels, Strata, as_csr, associate_labels, auroc
+from feature_store.associations.donor_agreement import (
+    MAX_FLIPPED,
+    across_donors,
+    between_donors,
+    donor_effects,
+    sign_flip_p,
+)
 
 
 def one_hot(label, n):
@@ -39,6 +44,14 @@ def test_effects_by_donor_equal_scipys_mann_whitney_in_each_donor(donated):
             np.testing.assert_allclose(effects[:, f, c], per_donor(codes[:, f], label, donor, c), atol=1e-12)
     assert np.isnan(effects[4, :, 2]).all()
     assert np.isfinite(effects[:4]).all()
+
+
+@pytest.mark.parametrize(
+    ("effects", "p"), [([0.5], 1.0), ([0.9, 0.8], 0.5), ([0.1] * 8, 2 / 256), ([0.3, -0.1, 0.2], 0.5)]
+)
+def test_sign_flips_give_the_exact_p(effects, p):
+    assert sign_flip_p(np.array(effects)) == p
+    assert sign_flip_p(np.array([effects, effects]).T).tolist() == [p, p]
 
 
 def test_p_and_interval_across_donors_equal_scipys(donated):

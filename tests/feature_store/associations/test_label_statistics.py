@@ -16,7 +16,7 @@ from feature_store.associations import (
     auroc,
     choose_thresholds,
 )
-from feature_store.associations.ami import THRESHOLDS, adjusted_mutual_information
+from feature_store.associations.mutual_information import THRESHOLDS, adjusted_mutual_information
 
 
 def one_hot(label, n):
@@ -108,7 +108,7 @@ def test_ami_does_not_depend_on_the_chunks(rng, monkeypatch):
     counts = rng.integers(0, 400, (2, 50)).astype(float)
     both = np.floor(counts.min(axis=0) * 0.5)
     whole = adjusted_mutual_information(1000, counts[0], counts[1], both)
-    monkeypatch.setattr("feature_store.associations.ami._CHUNK", 500)
+    monkeypatch.setattr("feature_store.associations.mutual_information._CHUNK", 500)
     np.testing.assert_allclose(adjusted_mutual_information(1000, counts[0], counts[1], both), whole, atol=1e-13)
 
 

@@ -19,16 +19,12 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from feature_store.associations.ami import THRESHOLDS, ami_by_threshold
-from feature_store.associations.donors import DonorEffects, across_donors, between_donors
-from feature_store.associations.familywise import Replicates, minima_table, smallest_p
-from feature_store.associations.inputs import Bools, Floats, Ints, Labels, Sparse, Strata
-from feature_store.associations.pvalues import RankTest, varies_within
-from feature_store.associations.ranks import rank_scores
+from feature_store.associations.auroc import auroc
+from feature_store.associations.familywise import Replicates, minima_table
+from feature_store.associations.inputs import Bools, Floats, Ints, Labels, Sparse
+from feature_store.associations.label_p_values import LabelPValues, donor_columns, label_p_values
+from feature_store.associations.mutual_information import ami_by_threshold
 from feature_store.associations.thresholds import ThresholdRule, apply_thresholds, choose_thresholds
-
-BLOCKED = "van-elteren/1"
-BY_UNIT = "unit-rank-permutation/1"
 
 
 class LabelRows(NamedTuple):
@@ -38,22 +34,6 @@ class LabelRows(NamedTuple):
 
     table: pl.DataFrame
     minima: pl.DataFrame
-
-
-def auroc(codes: Sparse, indicator: Sparse, strata: Strata | None = None) -> Floats:
-    """AUROC [n_features n_labels] of codes CSR [n_cells n_features] for the labels of a CSR indicator; NaN where a
-    side is empty.
-
-    With strata: sum of U over strata / sum of n_label n_rest, the weighted mean of the strata's AUROCs.
-    """
-    strata = strata or Strata.single(codes.shape[0])
-    scores, zero_rank = rank_scores(codes, strata)
-    n_label = np.asarray((strata.indicator() @ indicator).toarray())
-    pairs = (n_label * (strata.sizes()[:, None] - n_label)).sum(axis=0)
-    rank_sum = (scores.T @ indicator).toarray() + zero_rank.T @ n_label
-    u = rank_sum - (n_label * (n_label + 1) / 2).sum(axis=0)
-    area: Floats = np.divide(u, pairs, out=np.full_like(u, np.nan), where=pairs > 0)
-    return area
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,82 +82,23 @@ def associate_labels(
     for split, part in cells.items():
         if part.tested.size:
             known = np.isin(np.arange(len(labels.names)), chosen.tested)
-            tests = _tests(part, labels.kind, split, units, within, replicates)
+            tests = label_p_values(
+                part.codes,
+                part.indicator[:, part.tested],
+                labels.kind,
+                split,
+                units=units.take(part.mask) if units else None,
+                within=within.take(part.mask) if within else None,
+                replicates=replicates,
+            )
             columns = _effects(part, tests, rule, maximum, cut, known)
             frames.append(_rows(columns, labels, part, split, first_feature))
             minima.append(minima_table(tests.smallest, labels.kind, [labels.names[i] for i in part.tested], split))
     return LabelRows(pl.concat(frames), pl.concat(minima)) if frames else LabelRows(pl.DataFrame(), pl.DataFrame())
 
 
-class _Tests(NamedTuple):
-    """z and p [n_features n_tested], the method of each label, the smallest p of replicates [n_replicates n_tested],
-    the units, None where none were given, which labels [n_tested] are tested by unit, and the strata of the effect,
-    None for all cells as one.
-    """
-
-    z: Floats
-    p: Floats
-    method: list[str]
-    smallest: Floats
-    units: Strata | None
-    by_unit: Bools
-    strata: Strata | None
-
-
-def _tests(
-    part: _Cells, kind: str, split: str, units: Labels | None, within: Labels | None, replicates: Replicates
-) -> _Tests:
-    """The test of each label: within the given label, or within units, or by unit where it is constant in them."""
-    indicator = part.indicator[:, part.tested]
-    n_cells, n_labels = indicator.shape
-    by_unit = Strata.of(n_cells, None if units is None else units.take(part.mask))
-    blocks = by_unit if within is None else Strata.of(n_cells, within.take(part.mask))
-    blocked = RankTest.blocked(part.codes, indicator, blocks)
-    z, p = blocked.result()
-    smallest = smallest_p(blocked, replicates.n, replicates.generator(kind, split, BLOCKED))
-    kinds = [labels.kind for labels in (within, units) if labels is not None] or ["none"]
-    method = [f"{BLOCKED} blocks={kinds[0]}"] * n_labels
-    constant = np.zeros(n_labels, dtype=bool)
-    if units is not None and within is None:
-        constant = ~varies_within(indicator, by_unit)
-    if constant.any():
-        outside = np.flatnonzero(constant)
-        unit = RankTest.by_unit(part.codes, indicator[:, outside], by_unit)
-        z[:, outside], p[:, outside] = unit.result()
-        smallest[:, outside] = smallest_p(unit, replicates.n, replicates.generator(kind, split, BY_UNIT))
-        method = [f"{BY_UNIT} units={kinds[0]}" if c else m for c, m in zip(constant, method, strict=True)]
-    strata = None if within is None else blocks
-    return _Tests(z, p, method, smallest, None if units is None else by_unit, constant, strata)
-
-
-def _donor_columns(part: _Cells, tests: _Tests, effect: Floats) -> dict[str, Floats]:
-    """The columns of `donors`, NaN where they do not apply. Of batches, whose effect is that within types, there is a p
-    by donor where each donor is in one batch and batches have several.
-    """
-    indicator = part.indicator[:, part.tested]
-    columns = {name: np.full(effect.shape, np.nan) for name in DonorEffects._fields}
-    if tests.units is not None:
-        columns["n_donors"][:] = tests.units.n_strata
-    if tests.units is not None and tests.strata is not None:
-        of_unit = np.asarray((tests.units.indicator() @ indicator).toarray()) > 0
-        constant = ~varies_within(indicator, tests.units) & (of_unit.sum(axis=0) > 1)
-        if nested := np.flatnonzero(constant).tolist():
-            test = RankTest.by_unit(part.codes, indicator[:, nested], tests.units, within=tests.strata)
-            columns["p_donor"][:, nested] = test.result()[1]
-    if tests.units is not None and tests.strata is None:
-        if inside := np.flatnonzero(~tests.by_unit).tolist():
-            found = across_donors(part.codes, indicator[:, inside], tests.units, effect[:, inside])
-            for name, values in found._asdict().items():
-                columns[name][:, inside] = values
-        if outside := np.flatnonzero(tests.by_unit).tolist():
-            columns["p_donor"][:, outside] = tests.p[:, outside]
-            interval = between_donors(part.codes, indicator[:, outside], tests.units)
-            columns["low"][:, outside], columns["high"][:, outside] = interval
-    return columns
-
-
 def _effects(
-    part: _Cells, tests: _Tests, rule: ThresholdRule, maximum: Floats, cut: Ints, known: Bools
+    part: _Cells, tests: LabelPValues, rule: ThresholdRule, maximum: Floats, cut: Ints, known: Bools
 ) -> dict[str, Floats | list[str]]:
     """Arrays [n_features n_tested], or [n_tested] for what depends on the label alone."""
     tested = part.indicator[:, part.tested]
@@ -193,7 +114,7 @@ def _effects(
         "z": tests.z,
         "p": tests.p,
         "n_label": np.asarray(tested.sum(axis=0)).ravel(),
-        **_donor_columns(part, tests, 2 * area - 1),
+        **donor_columns(part.codes, tested, tests, 2 * area - 1),
         "method": tests.method,
     }
 
@@ -222,6 +143,3 @@ def _rows(
         pl.col("n_label", "n_donors", "n_agree").cast(pl.Int64),
         pl.col("method"),
     )
-
-
-__all__ = ["BLOCKED", "BY_UNIT", "THRESHOLDS", "LabelRows", "associate_labels", "auroc"]

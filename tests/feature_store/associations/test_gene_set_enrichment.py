@@ -3,7 +3,7 @@ import pytest
 from scipy import sparse
 from scipy.stats import hypergeom
 
-from feature_store.associations.enrichment import GENES_PER_BIN, N_BINS, detection_bins, over_representation
+from feature_store.associations.gene_set_enrichment import GENES_PER_BIN, N_BINS, detection_bins, over_representation
 
 
 @pytest.fixture

@@ -66,8 +66,11 @@ class RankTest:
 
     @classmethod
     def by_unit(cls, codes: Sparse, indicator: Sparse, units: Strata, *, within: Strata | None = None) -> "RankTest":
-        """The test of unit means, see `unit_test`; with `within`, of the means of ranks inside these strata of cells,
-        less what a unit's share of each stratum makes it expect.
+        """The rank test over replicate units, of labels that are constant within them.
+
+        The sample is the mean code of each unit, and a unit carries the label of most of its cells. p is exact, by
+        enumeration, where there are at most MAX_ENUMERATED assignments. With `within`, the ranks inside these strata of
+        cells are averaged instead, less the mean that the unit's share of each stratum gives.
         """
         size, one = units.sizes()[:, None], Strata.single(units.n_strata)
         if within is None:
@@ -157,16 +160,6 @@ def blocked_rank_test(codes: Sparse, indicator: Sparse, strata: Strata) -> tuple
     return RankTest.blocked(codes, indicator, strata).result()
 
 
-def unit_test(codes: Sparse, indicator: Sparse, units: Strata) -> tuple[Floats, Floats]:
-    """Rank test over replicate units of labels that are constant within them: signed z and p, each [n_columns
-    n_labels].
-
-    The sample is the mean code per unit; a unit carries the label of most of its cells. Exact by enumeration where
-    the number of assignments is at most MAX_ENUMERATED.
-    """
-    return RankTest.by_unit(codes, indicator, units).result()
-
-
 def varies_within(indicator: Sparse, units: Strata) -> Bools:
     """Per label: are at least half of its cells in units that hold other labels too? Then it is tested within units."""
     with_label = np.asarray((units.indicator() @ indicator).toarray())
@@ -174,15 +167,3 @@ def varies_within(indicator: Sparse, units: Strata) -> Bools:
     inside: Floats = (with_label * informative).sum(axis=0)
     answer: Bools = inside >= 0.5 * np.maximum(with_label.sum(axis=0), 1)
     return answer
-
-
-def benjamini_hochberg(p: Floats) -> Floats:
-    """Adjusted p of the step-up procedure over ALL values given, any shape (Benjamini & Hochberg 1995)."""
-    flat = p.ravel()
-    if flat.size == 0:
-        return p.astype(np.float64)
-    order = np.argsort(flat, kind="stable")
-    scaled = flat[order] * flat.size / np.arange(1, flat.size + 1)
-    q = np.empty(flat.size, dtype=np.float64)
-    q[order] = np.minimum.accumulate(scaled[::-1])[::-1]
-    return np.minimum(q, 1.0).reshape(p.shape)

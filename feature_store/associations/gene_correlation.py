@@ -24,21 +24,12 @@ from scipy import sparse
 
 from feature_store.associations.inputs import Bools, Floats, Ints, Labels, Sparse, Strata
 from feature_store.associations.moments import BlockMoments, cross_product, power_sums
-from feature_store.associations.pvalues import two_sided
+from feature_store.associations.rank_tests import two_sided
 from feature_store.associations.ranks import column_ranks
-from feature_store.associations.tokens import TokenStatistics
 
 METHOD = "blocked-spearman/1"
 KEPT_BYTES = 400_000_000
 """Ranked expression that is kept for the next range of features."""
-
-
-class Identity(NamedTuple):
-    """precision, recall, lift: dense [n_features n_genes], 0 where the feature never fires on the gene."""
-
-    precision: Floats
-    recall: Floats
-    lift: Floats
 
 
 class Expression(NamedTuple):
@@ -51,15 +42,6 @@ class Expression(NamedTuple):
     within: Floats | None
     p: Floats
     n_both: Floats
-
-
-def identity(tokens: TokenStatistics) -> Identity:
-    """Identity of every feature with every gene from token counts."""
-    fired = tokens.fired.toarray().astype(np.float64)
-    per_feature = np.maximum(tokens.feature_tokens, 1)[:, None]
-    per_gene = np.maximum(tokens.gene_tokens, 1)[None, :]
-    precision = fired / per_feature
-    return Identity(precision, fired / per_gene, precision * tokens.n_tokens / per_gene)
 
 
 class Side(NamedTuple):
@@ -207,18 +189,6 @@ class GeneTiles:
             sides[split] = blocks.side(here).by_cell()
             n_cells[split] = np.diff(here.indptr).astype(np.int64)
         return Tile(slice(start, stop), sides, n_cells)
-
-
-def associate_expression(
-    codes: Sparse, expression: Sparse, units: Labels | None = None, *, within: Labels | None = None
-) -> Expression:
-    """Correlate every feature with every gene over the cells given (one split), all in memory.
-
-    codes: CSR [n_cells n_features]; expression: CSR [n_cells n_genes] of log1p(CP10k); units: blocks of the
-    permutation; within: a label (cell type) inside whose values Pearson is computed once more.
-    """
-    blocks = CellBlocks.of(np.ones(codes.shape[0], dtype=bool), units, within)
-    return blocks.correlate(blocks.side(codes.tocsc()), blocks.side(expression.tocsc()).by_cell())
 
 
 def _above_zero(values: Sparse) -> Sparse:

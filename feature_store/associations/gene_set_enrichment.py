@@ -29,10 +29,10 @@ import numpy as np
 from scipy import sparse
 from scipy.stats import hypergeom, rankdata
 
+from feature_store.associations.auroc import auroc
 from feature_store.associations.inputs import Bools, Floats, Ints, Sparse, Strata
-from feature_store.associations.labels import auroc
 from feature_store.associations.moments import sum_rows
-from feature_store.associations.pvalues import blocked_rank_test
+from feature_store.associations.rank_tests import blocked_rank_test
 
 METHOD = "hypergeometric/1 background=detected"
 N_BINS = 100

@@ -35,10 +35,6 @@ class TokenStatistics:
     def __add__(self, other: "TokenStatistics") -> "TokenStatistics":
         return TokenStatistics(fired=self.fired + other.fired, gene_tokens=self.gene_tokens + other.gene_tokens)
 
-    def of_features(self, start: int, stop: int) -> "TokenStatistics":
-        """The counts of the features [start, stop)."""
-        return TokenStatistics(fired=sparse.csr_array(self.fired)[start:stop], gene_tokens=self.gene_tokens)
-
     @property
     def n_tokens(self) -> int:
         """All tokens counted."""

@@ -93,7 +93,7 @@ def donor_effects(codes: Sparse, indicator: Sparse, donors: Strata) -> Floats:
 
 
 def sign_flip_p(effects: Floats) -> Floats:
-    """Two-sided p [n_columns] of the sum of effects [n_donors n_columns] under random signs."""
+    """Two-sided p of the sum of effects, [n_donors] or [n_donors n_columns], when each sign is flipped at random."""
     n = effects.shape[0]
     observed = np.abs(sum_rows(effects))
     if n <= MAX_FLIPPED:

@@ -1,0 +1,74 @@
+"""What the statistics of a range of features read: the cells, genes and gene sets that all ranges share, and the codes
+and tokens of the range.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import polars as pl
+
+from feature_store.associations.gene_correlation import CellBlocks
+from feature_store.associations.gene_sets import GeneSets
+from feature_store.associations.inputs import Bools, Labels, Sparse
+from feature_store.associations.token_statistics import TokenStatistics
+from feature_store.errors import InputError
+from feature_store.storage import schemas
+
+REPORTED = ("select", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellInputs:
+    """What every range of features shares: the cells with their labels, the genes and the gene sets.
+
+    split [n_cells] of train / select / test; labels of any kinds, where "batch" is tested within "cell_type"; units:
+    the replicate unit (donor, else batch); genes: the names of the columns of the expression.
+    """
+
+    split: Sequence[str]
+    genes: Sequence[str]
+    labels: Sequence[Labels] = ()
+    units: Labels | None = None
+    gene_sets: Sequence[GeneSets] = ()
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.split) - set(schemas.SPLITS))
+        if unknown or "select" not in self.split:
+            raise InputError(
+                f"associations: splits are {sorted(set(self.split))}; allowed are {schemas.SPLITS}, and some cells "
+                "have to be `select`, as thresholds and genes are chosen there"
+            )
+        for labels in (*self.labels, *([self.units] if self.units else [])):
+            if labels.n_cells != self.n_cells:
+                raise InputError(f"labels {labels.kind!r}: {labels.n_cells} cells, the codes have {self.n_cells}")
+
+    @property
+    def n_cells(self) -> int:
+        """Cells of all splits."""
+        return len(self.split)
+
+    def label(self, kind: str) -> Labels | None:
+        """The labels of a kind, None where there are none."""
+        return next((labels for labels in self.labels if labels.kind == kind), None)
+
+    def masks(self) -> dict[str, Bools]:
+        """Cells of each reported split that has any."""
+        split = np.asarray(self.split, dtype=object)
+        return {name: mask for name in REPORTED if (mask := split == name).any()}
+
+    def blocks(self) -> dict[str, CellBlocks]:
+        """The cells of each reported split as the correlations want them."""
+        return {name: CellBlocks.of(mask, self.units, self.label("cell_type")) for name, mask in self.masks().items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureRange:
+    """The features [first, first + n): codes CSR [n_cells n], token counts by split [n n_genes], and top-activating
+    tokens with the columns of `feature_token`.
+    """
+
+    first: int
+    codes: Sparse
+    tokens: Mapping[str, TokenStatistics] = field(default_factory=dict)
+    top_tokens: pl.DataFrame | None = None
