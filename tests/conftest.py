@@ -124,7 +124,7 @@ def shards_here():
 @pytest.fixture
 def without_actors(monkeypatch, shards_here):
     """Start no actor in any stage."""
-    for stage in ("extract", "encode", "associate", "steering.run"):
+    for stage in ("extract", "encode", "associate", "steering.shards"):
         monkeypatch.setattr(f"pipelines.{stage}.do_shards", shards_here)
 
 

@@ -1,4 +1,4 @@
-"""Cells under many interventions: their embeddings, and what the model's own head says of genes hidden from it.
+"""Cells under many interventions: their embeddings, and what the model predicts of genes that are hidden from it.
 
 A shard is so many cells, in blocks of bounded memory. For each block the layers before the site run once and its tokens
 are encoded once (`SteeredModel`). A table holds the rows of a variant for the cells that it steers alone: the others
@@ -16,9 +16,9 @@ import numpy.typing as npt
 import polars as pl
 
 from feature_store.storage import commit
-from pipelines.steering.context import Block, Cells, Opened, Place
-from pipelines.steering.plan import MEAN_DIFFERENCE, RECONSTRUCTION, UNSTEERED, Variant
-from pipelines.steering.selection import Texts
+from pipelines.steering.context import Block, Cells, SteeringContext, SteeringPaths
+from pipelines.steering.labels import Texts
+from pipelines.steering.plan import InterventionType, Role, Variant
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sae_core.steering import Displace, GroupMeans, Intervention, SteeredModel, Steering
 
 HEAD_SEED = 0
-"""Of the genes that are hidden: the same ones whatever the variant."""
+"""Seed of the genes that are hidden, which are the same for every variant."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,24 +34,24 @@ class SteerJob:
     """Everything an actor needs to steer any shard; plain values, so that it travels.
 
     Attributes:
-        place: model, data and SAE.
+        paths: of model, data and SAE.
         run: folder of the run that is written.
-        references: folder of the run of references, if the variants go by any.
-        reference_features: features of the columns of each of its parts; none for vectors of activations.
+        group_means: folder of the run of group means, if the variants go by any.
+        group_mean_features: features of the columns of each of its parts; none for vectors of activations.
         variants: ways to run the model, unsteered first.
         cells: cell_idx [n_cells], ascending; a shard is `shard_cells` of them.
         steered: which of them are steered [n_cells].
-        group: group of each in the references [n_cells].
+        group: group of each in the group means [n_cells].
         scale: 99th percentile of each feature, the unit of clamp and add.
         genes: vocabulary ids of the genes whose tokens are steered; None: all.
         readout: the embedding that is read.
         shard_cells: cells of a shard.
     """
 
-    place: Place
+    paths: SteeringPaths
     run: str
-    references: str | None
-    reference_features: tuple[tuple[int, ...], ...]
+    group_means: str | None
+    group_mean_features: tuple[tuple[int, ...], ...]
     variants: tuple[Variant, ...]
     cells: Cells
     steered: npt.NDArray[np.bool_]
@@ -62,19 +62,19 @@ class SteerJob:
     shard_cells: int
 
 
-class _Worker(ABC):
+class _SteeringWorker(ABC):
     """Does shards of a `SteerJob`."""
 
     def __init__(self, job: SteerJob) -> None:
         import torch
 
         self.job = job
-        self.opened = Opened(job.place)
+        self.context = SteeringContext(job.paths)
         self.run = commit.Run.open(job.run)
         self.unit = torch.tensor(job.scale)
         groups = sorted(set(job.group))
         self.group_code = {name: i for i, name in enumerate(groups)}
-        self._references: dict[int, GroupMeans | None] = {}
+        self._means_of_variant: dict[int, GroupMeans | None] = {}
 
     def shard(self, number: int) -> dict[str, int]:
         """Do and commit shard `number` unless it is there; return counts."""
@@ -89,80 +89,82 @@ class _Worker(ABC):
 
     @abstractmethod
     def rows(self, block: Block, running: "SteeredModel", variant: Variant) -> pl.DataFrame:
-        """What the table holds of a block's cells under a variant."""
+        """The rows of the table for the cells of a block under a variant."""
 
     def _frames(self, cells: Cells, variants: Sequence[Variant] | None = None) -> Iterator[pl.DataFrame]:
         from sae_core.steering import SteeredModel
 
-        for block in self.opened.blocks(cells):
-            running = SteeredModel(self.opened.model, block.tokens, self.opened.sae, self.opened.site, is_part=True)
+        for block in self.context.blocks(cells):
+            running = SteeredModel(self.context.model, block.tokens, self.context.sae, self.context.site, is_part=True)
             for variant in self.job.variants if variants is None else variants:
                 yield self.rows(block, running, variant)
 
     def steering(self, variant: Variant, cells: Cells) -> "Steering | Displace | None":
-        """What a variant does to these cells; None: nothing."""
+        """The change that a variant makes to these cells; None where it makes none."""
         import torch
 
         from sae_core.steering import Displace, Steering, random_direction
 
-        if variant.name == UNSTEERED:
+        if variant.role is Role.UNSTEERED:
             return None
-        references = None if variant.references is None else self._read_references(variant)
-        if variant.references is not None and references is None:
+        means = None if variant.references is None else self._group_means(variant)
+        if variant.references is not None and means is None:
             return None
         group = torch.tensor([self.group_code[name] for name in self.job.group[np.searchsorted(self.job.cells, cells)]])
-        if variant.name == MEAN_DIFFERENCE:
-            assert references is not None
+        if variant.role is Role.BASELINE:
+            assert means is not None
             amount = 1.0 if variant.dose is None else variant.dose
             return Displace(
-                vectors=references, group_of_cell=group, amount=amount, genes=self.job.genes, include_masked_genes=True
+                vectors=means, group_of_cell=group, amount=amount, genes=self.job.genes, include_masked_genes=True
             )
-        seed, width = variant.direction_seed, self.opened.model.d_model
+        seed, width = variant.direction_seed, self.context.model.d_model
         return Steering(
-            sae=self.opened.sae,
-            intervention=self._intervention(variant, references, group),
+            sae=self.context.sae,
+            intervention=self._intervention(variant, means, group),
             mode=variant.mode,
             direction=None if seed is None else random_direction(width, seed=seed),
             genes=self.job.genes,
-            include_masked_genes=references is None or references.gene_id is None,
+            include_masked_genes=means is None or means.gene_id is None,
         )
 
-    def _intervention(self, variant: Variant, references: "GroupMeans | None", group: "torch.Tensor") -> "Intervention":
-        """What is done to the features; the reconstruction scales one by 1, which changes nothing."""
+    def _intervention(self, variant: Variant, means: "GroupMeans | None", group: "torch.Tensor") -> "Intervention":
+        """The change of the features; the reconstruction scales one of them by 1, which changes nothing."""
         from sae_core.steering import Ablate, Add, Clamp, Scale, Shift, Toward
 
         features, dose = sorted(variant.features), 1.0 if variant.dose is None else variant.dose
-        if variant.name == RECONSTRUCTION:
+        if variant.role is Role.RECONSTRUCTION:
             return Scale(features=[0], factor=1.0)
         match variant.intervention:
-            case "ablate":
+            case InterventionType.ABLATE:
                 return Ablate(features=features)
-            case "scale":
+            case InterventionType.SCALE:
                 return Scale(features=features, factor=dose)
-            case "clamp":
+            case InterventionType.CLAMP:
                 return Clamp(features=features, dose=dose, unit=self.unit)
-            case "add":
+            case InterventionType.ADD:
                 return Add(features=features, dose=dose, unit=self.unit)
-            case "toward":
-                assert references is not None
-                return Toward(features=features, mean_code=references, amount=dose, group_of_cell=group)
-            case _:
-                assert references is not None
-                return Shift(features=features, difference=references, amount=dose, group_of_cell=group)
+            case InterventionType.TOWARD:
+                assert means is not None
+                return Toward(features=features, mean_code=means, amount=dose, group_of_cell=group)
+            case InterventionType.SHIFT:
+                assert means is not None
+                return Shift(features=features, difference=means, amount=dose, group_of_cell=group)
+            case None:
+                raise ValueError(f"variant {variant.id} ({variant.name}) has no intervention")
 
-    def _read_references(self, variant: Variant) -> "GroupMeans | None":
+    def _group_means(self, variant: Variant) -> "GroupMeans | None":
         """The rows of the variant's part, with the columns of its features; None if there are none."""
-        if variant.id not in self._references:
+        if variant.id not in self._means_of_variant:
             assert variant.references is not None
-            assert self.job.references is not None
-            part = commit.Run.open(self.job.references).part(variant.references)
-            columns = self.job.reference_features[variant.references]
+            assert self.job.group_means is not None
+            part = commit.Run.open(self.job.group_means).part(variant.references)
+            columns = self.job.group_mean_features[variant.references]
             at = [columns.index(feature) for feature in sorted(variant.features)] if columns else None
-            self._references[variant.id] = references_of(part, self.group_code, at)
-        return self._references[variant.id]
+            self._means_of_variant[variant.id] = read_group_means(part, self.group_code, at)
+        return self._means_of_variant[variant.id]
 
 
-def references_of(part: Path, group_code: dict[str, int], columns: Sequence[int] | None) -> "GroupMeans | None":
+def read_group_means(part: Path, group_code: dict[str, int], columns: Sequence[int] | None) -> "GroupMeans | None":
     """The stored rows of those groups that there are codes for, with some columns (None: all); None if there are none.
 
     Rows are sorted by the name of the group, and codes ascend with the names.
@@ -184,12 +186,12 @@ def references_of(part: Path, group_code: dict[str, int], columns: Sequence[int]
     )
 
 
-class Steerer(_Worker):
+class SteeredEmbedder(_SteeringWorker):
     """Embeds cells under every variant: rows cell_idx, variant, embedding."""
 
     def rows(self, block: Block, running: "SteeredModel", variant: Variant) -> pl.DataFrame:
-        """See _Worker."""
-        site = self.opened.model.readout_site(self.opened.site)
+        """See _SteeringWorker."""
+        site = self.context.model.readout_site(self.context.site)
         steering = self.steering(variant, block.cells)
         embedded = running.embeddings(steering, [site], readout=self.job.readout)[site].float().numpy()
         return pl.DataFrame(
@@ -202,11 +204,11 @@ class Steerer(_Worker):
         )
 
 
-class Asker(_Worker):
-    """Asks the model's head about hidden genes of cells: rows cell_idx, variant, gene_id, answer, target."""
+class MaskedGenePredictor(_SteeringWorker):
+    """Predicts hidden genes of cells with the model's head: rows cell_idx, variant, gene_id, answer, target."""
 
     def rows(self, block: Block, running: "SteeredModel", variant: Variant) -> pl.DataFrame:
-        """See _Worker."""
+        """See _SteeringWorker."""
         found = running.masked_gene_prediction(self.steering(variant, block.cells), seed=HEAD_SEED)
         return pl.DataFrame(
             {

@@ -1,4 +1,4 @@
-"""Model, data and SAE opened together, and any cells as tokens: what every shard job of steering runs on."""
+"""Model, data and SAE opened together, and the tokens of any cells: every shard job of steering runs on them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from pipelines.inputs import recalled_model, recalled_source
 if TYPE_CHECKING:
     from sae_core.scfm import Tokens
 
-GAP_CELLS = 16
-"""Cells between two chosen ones that are read along: a read costs as much as about so many rows."""
+_GAP_CELLS = 16
+"""Cells between two chosen ones that are read as well: a separate read costs as much as about 16 rows."""
 Cells = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class SteeringPaths:
     """Where model, data and SAE lie; plain values, so that it travels to an actor.
 
     Attributes:
@@ -49,31 +49,31 @@ class Block(NamedTuple):
     tokens: "Tokens"
 
 
-class Opened:
-    """Everything of a `Place`, opened once an actor."""
+class SteeringContext:
+    """Model, data and SAE of a `SteeringPaths`, opened once in each actor."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, paths: SteeringPaths) -> None:
         from sae_core.sae import load_sae
         from sae_core.scfm import Site
 
-        self.place = place
-        layout = Layout(place.store)
-        self.model = recalled_model(commit.Run.open(place.activations), device=place.device)
-        self.source = recalled_source(layout, place.dataset)
+        self.paths = paths
+        layout = Layout(paths.store)
+        self.model = recalled_model(commit.Run.open(paths.activations), device=paths.device)
+        self.source = recalled_source(layout, paths.dataset)
         self.match = self.model.match_genes(self.source.gene_symbols, self.source.ensembl_ids)
-        with filesystem.local_folder(as_path(place.sae)) as folder:
-            self.sae = load_sae(folder, device=place.device)
-        self.site = Site.parse(place.site)
+        with filesystem.local_folder(as_path(paths.sae)) as folder:
+            self.sae = load_sae(folder, device=paths.device)
+        self.site = Site.parse(paths.site)
 
     def blocks(self, cells: Cells) -> Iterator[Block]:
         """Tokens of the cells (ascending cell_idx), in blocks of at most BLOCK_TOKENS tokens, or one cell."""
-        for chosen in np.split(cells, np.flatnonzero(np.diff(cells) > GAP_CELLS) + 1):
+        for chosen in np.split(cells, np.flatnonzero(np.diff(cells) > _GAP_CELLS) + 1):
             if not len(chosen):
                 continue
             start, stop = int(chosen[0]), int(chosen[-1]) + 1
             rows = self.source.read_rows(start, stop)
             shape = (stop - start, self.source.n_genes)
             own = sparse.csr_array((rows.data, rows.indices, rows.indptr), shape=shape)[chosen - start]
-            tokens = self.model.tokenize(own.indptr, own.indices, own.data, self.match, seed=self.place.seed)
+            tokens = self.model.tokenize(own.indptr, own.indices, own.data, self.match, seed=self.paths.seed)
             for low, high in cut_cells(tokens.lengths, BLOCK_TOKENS):
                 yield Block(chosen[low:high], tokens.cells(low, high))

@@ -1,18 +1,19 @@
-"""Mean codes of groups of cells by gene, and the differences between them: what `shift` and `toward` go by.
+"""Mean codes of groups of cells by gene, and the differences between them: `shift` and `toward` move codes by them.
 
-With m(side, type, gene) the mean code of the tokens of a gene in the surveyed cells of a side (a label) and a type:
+With m(side, type, gene) the mean code of the tokens of a gene in the sampled cells of a side (a label) and a type:
     move    difference m(toward, type, gene) - m(target, type, gene); of the cells of `target`, by type
     mix     difference mean_b' m(b', type, gene) - m(b, type, gene); of the cells of batch b
-Few tokens say little, so a difference d of a type is shrunk toward D, the mean over types weighted by their tokens:
-d' = w d + (1 - w) D with w = n / (n + 5), n the tokens of the poorer side. It is the difference that is shrunk and not
-the two means, as sides with unequal n would bring the difference between types in. D compares sides within types, so
+Few tokens make a poor mean, so a difference d of a type is shrunk toward D, the mean over types weighted by their
+tokens: d' = w d + (1 - w) D with w = n / (n + 5), n the tokens of the poorer side. The difference is shrunk and not the
+two means, because sides with unequal n would bring the difference between types in. D compares sides within types, so
 that it holds no difference of composition. A (type, gene) without tokens on both sides has no row: nothing is changed.
 
-`by` says how much of (type, gene) is told apart: both; gene (D alone); cell_type and none: the same without genes.
+`by` says by what codes are grouped: both; gene (D alone); cell_type and none, which are the same without genes.
 The mean-difference vector at the SAE's site, which needs no SAE, is the same with mean activations for codes.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -20,9 +21,9 @@ import numpy.typing as npt
 import polars as pl
 from scipy import sparse
 
-from pipelines.steering.plan import Question
-from pipelines.steering.selection import Labels, Texts
-from pipelines.steering.token_sample import Survey
+from pipelines.steering.labels import CellLabels, Texts
+from pipelines.steering.plan import InterventionType, SteeringTask, Task
+from pipelines.steering.token_sample import TokenSample
 
 By = Literal["cell_type", "gene", "both", "none"]
 PRIOR_TOKENS = 5.0
@@ -31,9 +32,9 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
-class Table(NamedTuple):
+class MeansTable(NamedTuple):
     """Rows by (group, gene), sorted, each once: group of the cell [row], vocabulary id of the gene [row] (None: one row
-    for all genes), values [row n_values] in the order of the features asked for.
+    for all genes), values [row n_values] in the order of the features.
     """
 
     group: Texts
@@ -52,51 +53,57 @@ class _Rows(NamedTuple):
     difference: Floats
 
 
-def default_by(question: Question) -> By:
-    """What is told apart unless the options say so: without genes, so that the mean holds which genes a cell has, too.
+def default_grouping(task: SteeringTask) -> By:
+    """The grouping unless the options give one: without genes, so that the mean also holds which genes a cell has.
 
     On `select` donors of Kang et al. .41 of the distance to control remained by cell type, .46 by type and gene.
     """
-    return "none" if question.name == "mix" else "cell_type"
+    return "none" if task.type is Task.MIX else "cell_type"
 
 
-def group_of_cells(labels: Labels, question: Question, by: By) -> Texts:
-    """The group of each cell in `Table` [n_cells]: its type, its batch, both, or ""."""
+def group_of_cells(labels: CellLabels, task: SteeringTask, by: By) -> Texts:
+    """The group of each cell in `MeansTable` [n_cells]: its type, its batch, both, or ""."""
     kinds = labels.cell_type if by in ("cell_type", "both") else np.full(len(labels.label), "", dtype=object)
-    if question.name != "mix":
+    if task.type is not Task.MIX:
         return kinds
     return np.array([_group(batch, kind) for batch, kind in zip(labels.label, kinds, strict=True)], dtype=object)
 
 
-def code_references(
-    survey: Survey, labels: Labels, question: Question, features: Sequence[int], *, by: By, cells: npt.NDArray[np.bool_]
-) -> Table:
-    """What `shift` adds to the codes of `features`, or `toward` moves them to, at dose 1.
+def code_group_means(
+    sample: TokenSample,
+    labels: CellLabels,
+    task: SteeringTask,
+    features: Sequence[int],
+    *,
+    by: By,
+    cells: npt.NDArray[np.bool_],
+) -> MeansTable:
+    """The rows that `shift` adds to the codes of `features`, or that `toward` moves them to, at dose 1.
 
     Args:
-        survey: the survey.
+        sample: of token codes.
         labels: of its cells.
-        question: move or mix; its intervention says whether the rows hold differences or means.
+        task: move or mix; its intervention says whether the rows hold differences or means.
         features: which, in the order of the columns.
-        by: what is told apart.
-        cells: which surveyed cells may be used [n_cells].
+        by: what codes are grouped by.
+        cells: which sampled cells may be used [n_cells].
     """
-    codes = survey.codes
+    codes = sample.codes
 
     def column(j: int) -> tuple[Ints, Floats]:
         low, high = codes.indptr[features[j]], codes.indptr[features[j] + 1]
         return codes.indices[low:high].astype(np.int64), codes.data[low:high].astype(np.float64)
 
-    gene = survey.gene_id if by in ("gene", "both") else np.zeros_like(survey.gene_id)
-    return _table(
-        column, len(features), labels, question, by=by, cells=cells, cell_of_unit=survey.cell, gene_of_unit=gene
-    )
+    gene = sample.gene_id if by in ("gene", "both") else np.zeros_like(sample.gene_id)
+    return _table(column, len(features), labels, task, by=by, cells=cells, cell_of_unit=sample.cell, gene_of_unit=gene)
 
 
-def displacements(survey: Survey, labels: Labels, question: Question, *, by: By, cells: npt.NDArray[np.bool_]) -> Table:
+def mean_differences(
+    sample: TokenSample, labels: CellLabels, task: SteeringTask, *, by: By, cells: npt.NDArray[np.bool_]
+) -> MeansTable:
     """Mean-difference vectors of activations [group d_model]: a cell is a unit, its mean activation the value."""
-    mean = survey.mean.astype(np.float64)
-    units = np.flatnonzero(survey.n_tokens > 0)
+    mean = sample.mean.astype(np.float64)
+    units = np.flatnonzero(sample.n_tokens > 0)
 
     def column(j: int) -> tuple[Ints, Floats]:
         return np.arange(len(units)), mean[units, j]
@@ -106,7 +113,7 @@ def displacements(survey: Survey, labels: Labels, question: Question, *, by: By,
         column,
         mean.shape[1],
         labels,
-        Question(**{**vars(question), "intervention": "shift"}),
+        replace(task, intervention=InterventionType.SHIFT),
         by=coarse,
         cells=cells,
         cell_of_unit=units,
@@ -114,7 +121,7 @@ def displacements(survey: Survey, labels: Labels, question: Question, *, by: By,
     )
 
 
-def table_frame(table: Table) -> pl.DataFrame:
+def means_frame(table: MeansTable) -> pl.DataFrame:
     """The rows as they are stored: group, gene_id (null where genes are not told apart), value."""
     n = len(table.group)
     gene_id = pl.Series(table.gene_id, dtype=pl.Int64) if table.gene_id is not None else pl.Series([None] * n)
@@ -131,19 +138,17 @@ def _group(batch: str, kind: str) -> str:
 def _table(
     column: Callable[[int], tuple[Ints, Floats]],
     n_columns: int,
-    labels: Labels,
-    question: Question,
+    labels: CellLabels,
+    task: SteeringTask,
     *,
     by: By,
     cells: npt.NDArray[np.bool_],
     cell_of_unit: Ints,
     gene_of_unit: Ints,
-) -> Table:
-    """`Table` of the units (tokens, cells) of the chosen cells; `column(j)` gives the units with a value and it."""
+) -> MeansTable:
+    """The table of the units (tokens, cells) of the chosen cells; `column(j)` gives the units with a value and it."""
     kinds = sorted(set(labels.cell_type))
-    sides = (
-        [question.target, str(question.toward)] if question.name == "move" else sorted(set(labels.label[cells]) - {""})
-    )
+    sides = [task.target, str(task.toward)] if task.type is Task.MOVE else sorted(set(labels.label[cells]) - {""})
     side_of = {name: i for i, name in enumerate(sides)}
     side = np.array([side_of.get(name, -1) for name in labels.label])
     side[~cells] = -1
@@ -163,10 +168,10 @@ def _table(
         mean[:, j] = np.bincount(at[at >= 0], weights=value[at >= 0], minlength=len(keys)) / n
     cell_kind, gene_code = keys // max(len(genes), 1), keys % max(len(genes), 1)
     side_code, kind_code = cell_kind // len(kinds), cell_kind % len(kinds)
-    differ = _of_move if question.name == "move" else _of_mix
+    differ = _of_move if task.type is Task.MOVE else _of_mix
     rows = differ(side_code, kind_code, gene_code, n, mean)
     values, coarse = _shrunk(rows, rows.difference)
-    if question.intervention == "toward":
+    if task.intervention == "toward":
         origins, coarse_origin = _shrunk(rows, rows.origin)
         values, coarse = values + origins, coarse._replace(values=coarse.values + coarse_origin.values)
     fine = by in ("cell_type", "both")
@@ -175,12 +180,12 @@ def _table(
     values = values if fine else coarse.values
     of_kind = [names[k] for k in at_kind] if at_kind is not None else [""] * len(at_side)
     group = np.array(
-        of_kind if question.name == "move" else [_group(sides[s], k) for s, k in zip(at_side, of_kind, strict=True)],
+        of_kind if task.type is Task.MOVE else [_group(sides[s], k) for s, k in zip(at_side, of_kind, strict=True)],
         dtype=object,
     )
     gene_id = genes[at_gene] if len(at_gene) else np.empty(0, np.int64)
     order = np.lexsort((gene_id, group.astype(str))) if len(group) else np.empty(0, np.int64)
-    return Table(
+    return MeansTable(
         group[order],
         gene_id[order].astype(np.int64) if by in ("gene", "both") else None,
         values[order].astype(np.float32).reshape(len(order), n_columns),

@@ -1,8 +1,8 @@
-"""What the model's own head says of hidden genes of steered cells: gene by gene, beside what really differs.
+"""What the model predicts of hidden genes of steered cells, gene by gene, beside the difference between real cells.
 
-The same genes are hidden in every variant. `change` is the mean answer of steered cells less that of the same cells
-unsteered; `difference` the mean of the true values in `toward` cells less that in `target` cells (null where the
-question has no such cells, or the gene was hidden in none of them). If steering did what it says, they agree.
+The same genes are hidden in every variant. `change` is the mean prediction for steered cells less that for the same
+cells unsteered; `difference` is the mean of the true values in `toward` cells less that in `target` cells (null where
+the task has no such cells, or the gene was hidden in none of them). If steering does what it should, they agree.
 """
 
 from collections.abc import Sequence
@@ -11,18 +11,18 @@ import numpy as np
 import polars as pl
 
 from feature_store.storage import schemas
-from pipelines.steering.plan import NULLS, Variant
+from pipelines.steering.plan import Variant
 
-HEAD_CELLS = 300
-"""Test cells asked, at most: of those that are steered, and of those that they are moved toward."""
+MASKED_GENE_CELLS = 300
+"""Test cells with hidden genes, at most: of those that are steered, and of those that they are moved toward."""
 
 
-def head_variants(variants: Sequence[Variant]) -> tuple[Variant, ...]:
+def masked_gene_variants(variants: Sequence[Variant]) -> tuple[Variant, ...]:
     """Unsteered, the chosen variant, and the first draw of each null."""
-    return tuple(v for v in variants if v.id == 0 or v.chosen or (v.null in NULLS and v.draw == 0))
+    return tuple(v for v in variants if v.id == 0 or v.chosen or (v.null is not None and v.draw == 0))
 
 
-def head_table(
+def masked_gene_table(
     answers: pl.DataFrame, variants: Sequence[Variant], toward: Sequence[int], genes: pl.DataFrame
 ) -> pl.DataFrame:
     """The table `head`, by variant and gene.
@@ -64,11 +64,11 @@ def head_table(
     return schemas.conform("steering_head", table.filter(pl.col("gene") != "").sort("condition", "draw", "gene"))
 
 
-def head_cells(cells: np.ndarray, steered: np.ndarray, *, seed: int) -> np.ndarray:
-    """Ascending cell_idx of at most HEAD_CELLS of the steered cells and as many of the others, drawn by seed."""
+def masked_gene_cells(cells: np.ndarray, steered: np.ndarray, *, seed: int) -> np.ndarray:
+    """Ascending cell_idx of at most MASKED_GENE_CELLS of the steered cells and as many of the others, drawn by seed."""
     rng = np.random.default_rng(seed)
     chosen = [
-        own if len(own) <= HEAD_CELLS else rng.choice(own, HEAD_CELLS, replace=False)
+        own if len(own) <= MASKED_GENE_CELLS else rng.choice(own, MASKED_GENE_CELLS, replace=False)
         for own in (cells[steered], cells[~steered])
     ]
     return np.sort(np.concatenate(chosen))

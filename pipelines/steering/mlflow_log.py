@@ -18,6 +18,7 @@ import polars as pl
 from feature_store.storage.layout import Layout
 from pipelines.config import SteerOptions
 from pipelines.runtime.progress import stderr_console
+from pipelines.steering.plan import Role
 from pipelines.tracking import Tracking
 from pipelines.tracking.provenance import code_tags
 from pipelines.tracking.registry import DATASET_TAG, KIND_TAG, QUESTION_TAG, SAE_TAG
@@ -25,10 +26,10 @@ from pipelines.tracking.registry import DATASET_TAG, KIND_TAG, QUESTION_TAG, SAE
 MODEL_TAG = "scsae.model_id"
 Plots = Mapping[str, Callable[[Path], object]]
 """What draws each plot, by name, into the file that it is given."""
-BESIDE = ("unsteered", "replace", "reconstruction", "null", "baseline", "floor")
+BESIDE = tuple(role.value for role in Role if role not in (Role.GRID, Role.TREND))
 """Roles that are logged beside what was chosen."""
-ASKED_OF = ("readout", "cells", "gene", "max_cells")
-"""Options that change which cells are measured and how: named in the question where they are not the default."""
+NAMED_OPTIONS = ("readout", "cells", "gene", "max_cells")
+"""Options that change which cells are measured and how: named in the task where they are not the default."""
 UNCERTAINTY = ("effect", "low", "high")
 
 
@@ -62,7 +63,7 @@ def log_evaluation(
             KIND_TAG: "steering",
             SAE_TAG: str(plan["sae"]),
             DATASET_TAG: str(plan["dataset"]),
-            QUESTION_TAG: question_of(plan),
+            QUESTION_TAG: task_in_words(plan),
             **{f"scsae.{key}": str(plan[key]) for key in ("associations", "site") if key in plan},
             **({MODEL_TAG: model_id} if model_id else {}),
             **code_tags(),
@@ -78,22 +79,22 @@ def log_evaluation(
     return mlflow_run
 
 
-def question_of(plan: Mapping[str, Any]) -> str:
-    """What is asked of which cells: "stim -> ctrl", "mix batch", "ablate cell_type B cells", and what is unusual."""
+def task_in_words(plan: Mapping[str, Any]) -> str:
+    """The task in words, such as "stim -> ctrl" or "mix batch", with the options that are not the default."""
     target = plan["target"]
     if plan.get("toward") is not None:
-        asked = f"{target} -> {plan['toward']}"
+        words = f"{target} -> {plan['toward']}"
     elif target == "all":
-        asked = f"mix {plan['kind']}"
+        words = f"mix {plan['kind']}"
     else:
-        asked = f"{plan['intervention']} {plan['kind']} {target}"
+        words = f"{plan['intervention']} {plan['kind']} {target}"
     fields = SteerOptions.model_fields
-    usual = {key: fields[key].get_default(call_default_factory=True) for key in ASKED_OF if key in fields}
-    for key in ASKED_OF:
+    usual = {key: fields[key].get_default(call_default_factory=True) for key in NAMED_OPTIONS if key in fields}
+    for key in NAMED_OPTIONS:
         value = plan.get(key)
         if value not in (None, [], ()) and value != usual.get(key):
-            asked += f", {key} {', '.join(map(str, value)) if isinstance(value, list | tuple) else value}"
-    return asked
+            words += f", {key} {', '.join(map(str, value)) if isinstance(value, list | tuple) else value}"
+    return words
 
 
 def chosen_point(results: pl.DataFrame) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a steering run was asked, read from the store and checked whole, before anything is written."""
+"""The request of a steering run: options read against the store and checked whole, before anything is written."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,22 +18,22 @@ from pipelines.config import SteerOptions
 from pipelines.errors import UsageError
 from pipelines.inputs import recalled_genes
 from pipelines.runtime.stage import FORMAT_VERSION, parent_run
-from pipelines.steering.context import Cells, Place
-from pipelines.steering.group_means import By, default_by
+from pipelines.steering.context import Cells, SteeringPaths
+from pipelines.steering.feature_selection import check_kind, choose_features_of_label
+from pipelines.steering.group_means import By, default_grouping
 from pipelines.steering.metrics.scib import check_scib
-from pipelines.steering.plan import ALL, Point, Question, grid_of, question_of
-from pipelines.steering.selection import check_kind, choose_by_label
+from pipelines.steering.plan import ALL, Point, SteeringTask, Task, grid_of, task_of
 from pipelines.steering.token_sample import sample_cells
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """A checked question about one SAE.
+class SteeringRequest:
+    """A checked request to steer with one SAE.
 
     Attributes:
         options, layout: as given.
-        associations, sae, activations: the runs it starts from.
-        question, by: what is asked, and what references tell apart.
+        associations, sae, activations: the runs that it starts from.
+        task, by: what steering is for, and by what the group means are grouped.
         features: table features of the associations.
         cells: rows of the cell table that matter: labelled, and for move of one of the two labels.
         steered: cell_idx of those that an intervention may steer, ascending.
@@ -47,7 +47,7 @@ class Asked:
     associations: commit.Run
     sae: commit.Run
     activations: commit.Run
-    question: Question
+    task: SteeringTask
     by: By
     features: pl.DataFrame
     cells: pl.DataFrame
@@ -57,7 +57,7 @@ class Asked:
     by_label: pl.DataFrame | None
 
     @classmethod
-    def of(cls, options: SteerOptions, layout: Layout) -> "Asked":
+    def of(cls, options: SteerOptions, layout: Layout) -> "SteeringRequest":
         """Read and check everything.
 
         Raises:
@@ -80,29 +80,29 @@ class Asked:
         by_label, target = None, options.target
         if options.toward is None and options.target != ALL:
             labels = commit.read_table(associations.path.parent / "feature_label")
-            target, by_label = choose_by_label(labels, features, options, kinds=kinds)
+            target, by_label = choose_features_of_label(labels, features, options, kinds=kinds)
         check_kind(options.kind, kinds)
         assert target is not None
-        question = question_of(options, target)
+        task = task_of(options, target)
         _check_features(options, features, by_label)
         label = pl.col(options.kind).cast(pl.String)
         cells = every.filter(label.is_not_null())
-        if question.name == "move":
-            _check_labels(question, cells[options.kind].cast(pl.String))
-            cells = cells.filter(label.is_in([question.target, question.toward]))
+        if task.type is Task.MOVE:
+            _check_labels(task, cells[options.kind].cast(pl.String))
+            cells = cells.filter(label.is_in([task.target, task.toward]))
         steered = cells.filter(_mask(options, every))
-        if question.name == "move":
-            steered = steered.filter(label == question.target)
+        if task.type is Task.MOVE:
+            steered = steered.filter(label == task.target)
         genes = recalled_genes(layout, CodesRun.open(layout.codes_dir(associations.plan["codes"])))
         genes = genes.drop_nulls("gene_id").select("symbol", "gene_id").unique("symbol", keep="first").sort("gene_id")
-        asked = cls(
+        request = cls(
             options=options,
             layout=layout,
             associations=associations,
             sae=sae,
             activations=activations,
-            question=question,
-            by=options.by or default_by(question),
+            task=task,
+            by=options.by or default_grouping(task),
             features=features,
             cells=cells,
             steered=steered["cell_idx"].sort().to_numpy(),
@@ -110,8 +110,8 @@ class Asked:
             gene_ids=_gene_ids(options.gene, genes),
             by_label=by_label,
         )
-        asked.check_cells()
-        return asked
+        request.check_cells()
+        return request
 
     @property
     def dataset(self) -> str:
@@ -120,16 +120,16 @@ class Asked:
 
     @property
     def grid(self) -> tuple[Point, ...]:
-        """Points asked for."""
+        """Points of the grid."""
         if self.by_label is None or self.options.feature:
             return grid_of(self.options)
         # a label may have fewer features than were asked for
         return tuple(point._replace(n_features=min(point[0], self.by_label.height)) for point in grid_of(self.options))
 
     @property
-    def surveys(self) -> bool:
-        """Whether mean codes are needed, for a choice or as references."""
-        return self.question.name != "edit"
+    def needs_token_sample(self) -> bool:
+        """Whether mean codes are needed, to choose features or as group means."""
+        return self.task.type is not Task.EDIT
 
     @cached_property
     def alive(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -139,7 +139,7 @@ class Asked:
     @property
     def plan(self) -> dict[str, Any]:
         """What determines the run."""
-        options, question = self.options, self.question
+        options, task = self.options, self.task
         return {
             "format": FORMAT_VERSION,
             "associations": self.associations.path.parent.name,
@@ -147,21 +147,21 @@ class Asked:
             "sae": self.sae.path.name,
             "dataset": self.dataset,
             "site": self.sae.plan["site"],
-            "question": question.name,
-            "kind": question.kind,
-            "target": question.target,
-            "toward": question.toward,
-            "intervention": question.intervention,
-            "by": self.by if question.needs_references else None,
+            "question": task.type.value,
+            "kind": task.kind,
+            "target": task.target,
+            "toward": task.toward,
+            "intervention": task.intervention.value,
+            "by": self.by if task.intervention.needs_group_means else None,
             "feature": list(options.feature),
             "grid": [list(point) for point in self.grid],
             **{key: list(getattr(options, key)) for key in ("gene", "cells")},
             **{key: getattr(options, key) for key in ("n_nulls", "readout", "max_cells", "head", "scib", "seed")},
         }
 
-    def place(self) -> Place:
-        """Where actors find everything."""
-        return Place(
+    def paths(self) -> SteeringPaths:
+        """Where actors find model, data and SAE."""
+        return SteeringPaths(
             activations=str(self.activations.path.resolve()),
             sae=str(self.sae.path.resolve()),
             store=str(self.layout.root.resolve()),
@@ -178,7 +178,7 @@ class Asked:
                 self.cells.filter(split=split),
                 most=most,
                 seed=self.options.seed,
-                strata=list(dict.fromkeys((self.question.kind, "cell_type"))),
+                strata=list(dict.fromkeys((self.task.kind, "cell_type"))),
                 equal=equal,
             )
             for split in splits
@@ -190,32 +190,32 @@ class Asked:
         return np.isin(cells, self.steered)
 
     def check_cells(self) -> None:
-        """Raise UsageError unless every split has the cells that it is asked about."""
-        question, options = self.question, self.options
+        """Raise UsageError unless every split has the cells that the task needs."""
+        task, options = self.task, self.options
         searches = len(self.grid) > 1
-        chooses = self.surveys and not options.feature
+        chooses = self.needs_token_sample and not options.feature
         needed = {
             "test": True,
             "select": searches or chooses,
-            "train": searches and question.needs_references,
+            "train": searches and task.intervention.needs_group_means,
         }
         for split in (split for split, is_needed in needed.items() if is_needed):
             own = self.cells.filter(split=split)
-            found = own[question.kind].cast(pl.String).unique().drop_nulls().to_list()
-            wanted = [] if question.name == "mix" else [question.target, question.toward]
+            found = own[task.kind].cast(pl.String).unique().drop_nulls().to_list()
+            wanted = [] if task.type is Task.MIX else [task.target, task.toward]
             if missing := [name for name in wanted if name is not None and name not in found]:
                 raise UsageError(
-                    f"no {split} cell has {question.kind} {missing[0]!r}; choose another --target or another data split"
+                    f"no {split} cell has {task.kind} {missing[0]!r}; choose another --target or another data split"
                 )
-            if question.name == "mix" and len(found) < 2:
+            if task.type is Task.MIX and len(found) < 2:
                 raise UsageError(
-                    f"{split} cells have one {question.kind}, {found}: nothing to mix; extract with a --split COLUMN "
+                    f"{split} cells have one {task.kind}, {found}: nothing to mix; extract with a --split COLUMN "
                     "that deals each of them to all splits"
                 )
             if split != "train" and not self.is_steered(own["cell_idx"].to_numpy()).any():
                 raise UsageError(
                     f"--cells {' '.join(options.cells)} selects none of the {own.height} {split} cells that could be "
-                    f"steered ({question.text}); choose cells that occur there"
+                    f"steered ({task.text}); choose cells that occur there"
                 )
 
 
@@ -256,12 +256,12 @@ def _check_features(options: SteerOptions, features: pl.DataFrame, by_label: pl.
         )
 
 
-def _check_labels(question: Question, labels: pl.Series) -> None:
+def _check_labels(task: SteeringTask, labels: pl.Series) -> None:
     names = labels.unique().drop_nulls().sort().to_list()
-    for option, name in (("--target", question.target), ("--toward", question.toward)):
+    for option, name in (("--target", task.target), ("--toward", task.toward)):
         if name not in names:
             raise UsageError(
-                f"{option} was {name!r}; {question.kind} is one of: {join_names(names)}{did_you_mean(str(name), names)}"
+                f"{option} was {name!r}; {task.kind} is one of: {join_names(names)}{did_you_mean(str(name), names)}"
             )
 
 

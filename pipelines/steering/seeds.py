@@ -1,4 +1,4 @@
-"""Several SAEs, one question: the mean over them with its 95 % interval, and how many are better than their nulls.
+"""Several SAEs, one task: the mean over them with its 95 % interval, and how many are better than their nulls.
 
 An SAE of another seed has other features, so it is the replicate: its chosen point was searched on `select` cells by
 itself, and its nulls are its own. Student's t over SAEs covers what another training run would change, on these cells;
@@ -12,20 +12,20 @@ import polars as pl
 
 from pipelines.errors import UsageError
 from pipelines.steering.metrics.intervals import student
-from pipelines.steering.plan import NULLS
+from pipelines.steering.plan import Null, Role
 
 MIN_SEEDS = 3
 P_LEVEL = 0.05
-_P = [f"p_{null.replace(' ', '_')}" for null in NULLS]
-_POOLED = ("unsteered", "replace", "reconstruction", "null", "baseline", "floor", "trend")
+_P = [null.column for null in Null]
+_POOLED = [role.value for role in Role if role is not Role.GRID]
 
 
 def over_seeds(frames: Sequence[pl.DataFrame], *, split: str = "test") -> pl.DataFrame:
     """Summarise the results of several SAEs.
 
     Args:
-        frames: tables `results` of the same question, one an SAE.
-        split: of which cells.
+        frames: tables `results` of the same task, one for each SAE.
+        split: whose cells.
 
     Returns:
         condition ("chosen" for what each SAE's search chose, whatever its number of features and dose), role, metric,
@@ -49,7 +49,9 @@ def over_seeds(frames: Sequence[pl.DataFrame], *, split: str = "test") -> pl.Dat
         kept = own.filter(pl.col("chosen") | pl.col("role").is_in(_POOLED))
         chosen = pl.when("chosen").then(pl.lit("chosen"))
         kept = kept.with_columns(
-            condition=chosen.when(pl.col("role") == "trend").then(pl.lit("chosen")).otherwise(_no_intervention()),
+            condition=chosen.when(pl.col("role") == Role.TREND.value)
+            .then(pl.lit("chosen"))
+            .otherwise(_no_intervention()),
             role=chosen.otherwise("role"),
         )
         parts.append(kept.with_columns(seed=seed))
@@ -77,7 +79,7 @@ def over_seeds(frames: Sequence[pl.DataFrame], *, split: str = "test") -> pl.Dat
 
 def _no_intervention() -> pl.Expr:
     """`shift, replace` as `replace`: what was done is the same for all."""
-    return pl.when(pl.col("role") == "replace").then(pl.lit("replace")).otherwise("condition")
+    return pl.when(pl.col("role") == Role.REPLACE.value).then(pl.lit("replace")).otherwise("condition")
 
 
 _SCHEMA: dict[str, type[pl.DataType]] = {

@@ -1,8 +1,9 @@
-"""The survey: token codes and mean activations of a sample of `train` and `select` cells, from which all is chosen.
+"""Token codes and mean activations of a sample of `train` and `select` cells, from which features are chosen.
 
-What is chosen (features) and referred to (mean codes by type and gene) needs codes of tokens, of both labels, of every
-type, and again for every draw of shuffled labels; so they are computed once and kept. The sample takes as many cells of
-each (label, type) as there are, up to the cap, so that rare types have their means. Test cells are never surveyed.
+The choice of features and the group means need the codes of tokens of both labels and of every type, and need them
+again for every draw of shuffled labels; so they are computed once and kept, in the folder `survey`. The sample takes as
+many cells of each (label, type) as there are, up to the cap, so that rare types have their means. Test cells are never
+sampled.
 
 Cost: 8 bytes a nonzero in memory; 4,000 cells of 240 tokens at k = 16 are 15 million.
 """
@@ -17,11 +18,12 @@ import polars as pl
 from scipy import sparse
 
 from feature_store.storage import commit
-from pipelines.steering.context import Block, Cells, Opened, Place
+from pipelines.steering.context import Block, Cells, SteeringContext, SteeringPaths
 
-SHARD_CELLS = 256
-SURVEY_CELLS = 2000
-"""Cells of each split, at most."""
+TOKEN_SHARD_CELLS = 256
+"""Cells whose tokens an actor encodes between two commits."""
+SAMPLE_CELLS = 2000
+"""Cells of each split in the sample, at most."""
 KEYS = ("cell_idx", "token_pos", "gene_id")
 
 
@@ -46,37 +48,37 @@ def sample_cells(
 
 
 @dataclass(frozen=True, kw_only=True)
-class SurveyJob:
-    """Everything an actor needs to survey any shard; plain values, so that it travels.
+class TokenSampleJob:
+    """Everything an actor needs to encode any shard; plain values, so that it travels.
 
     Attributes:
-        place: model, data and SAE.
+        paths: of model, data and SAE.
         codes, means: folders of the two runs that are written: token codes, and a row a cell.
-        cells: cell_idx [n_cells] of the sample, ascending; a shard is SHARD_CELLS of them.
+        cells: cell_idx [n_cells] of the sample, ascending; a shard is TOKEN_SHARD_CELLS of them.
         shard_cells: cells of a shard.
     """
 
-    place: Place
+    paths: SteeringPaths
     codes: str
     means: str
     cells: Cells
     shard_cells: int
 
 
-class Surveyor:
-    """Does shards of a `SurveyJob`: the body of an actor, callable without Ray."""
+class TokenSampler:
+    """Does shards of a `TokenSampleJob`: the body of an actor, callable without Ray."""
 
-    def __init__(self, job: SurveyJob) -> None:
+    def __init__(self, job: TokenSampleJob) -> None:
         self.job = job
-        self.opened = Opened(job.place)
+        self.context = SteeringContext(job.paths)
         self.codes, self.means = commit.Run.open(job.codes), commit.Run.open(job.means)
 
     def shard(self, number: int) -> dict[str, int]:
-        """Survey and commit shard `number` unless it is there; return counts."""
+        """TokenSample and commit shard `number` unless it is there; return counts."""
         start = number * self.job.shard_cells
         cells = self.job.cells[start : start + self.job.shard_cells]
         if not (self.codes.committed(number) and self.means.committed(number)):
-            found = [self._survey(block) for block in self.opened.blocks(cells)]
+            found = [self._encode(block) for block in self.context.blocks(cells)]
             for run, at in ((self.means, 1), (self.codes, 0)):
                 frame = pl.concat([pair[at] for pair in found])
                 run.commit_shard(
@@ -87,15 +89,15 @@ class Surveyor:
                 )
         return {"shards": 1, "cells": len(cells), "variants": 1}
 
-    def _survey(self, block: Block) -> tuple[pl.DataFrame, pl.DataFrame]:
+    def _encode(self, block: Block) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Codes of the gene tokens of a block, and the mean activation of each of its cells."""
         import torch
 
         tokens = block.tokens
-        x = self.opened.model.activations(tokens, [self.opened.site])[self.opened.site].float()
+        x = self.context.model.activations(tokens, [self.context.site])[self.context.site].float()
         at = np.flatnonzero(~tokens.is_special)
         cell = tokens.cell_of_token()[at]
-        codes = self.opened.sae.encode(x[at].to(self.opened.place.device))
+        codes = self.context.sae.encode(x[at].to(self.context.paths.device))
         n_active = np.diff(codes.crow.cpu().numpy())
         # a token on which no feature fires has one row without a feature, so that means know of it
         rows = np.repeat(np.arange(len(at)), np.maximum(n_active, 1))
@@ -123,11 +125,11 @@ class Surveyor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Survey:
-    """A survey in memory.
+class TokenSample:
+    """A sample in memory.
 
     Attributes:
-        cell_idx: of the surveyed cells that have gene tokens or not, ascending [n_cells].
+        cell_idx: of the sampled cells, with or without gene tokens, ascending [n_cells].
         n_tokens: gene tokens of each [n_cells].
         mean: mean activation of its gene tokens, float32 [n_cells d_model]; 0 where it has none.
         cell: index into `cell_idx` of each token [n_tokens].
@@ -151,8 +153,8 @@ class Survey:
         return sparse.csr_array(pool @ self.codes.astype(np.float64))
 
 
-def read_survey(codes: Path, means: Path, n_features: int) -> Survey:
-    """The survey that the runs `codes` and `means` hold."""
+def read_token_sample(codes: Path, means: Path, n_features: int) -> TokenSample:
+    """The sample that the runs `codes` and `means` hold."""
     of_cell = commit.read_table(means)
     cell_idx = of_cell["cell_idx"].to_numpy()
     cell, gene, feature, value, lengths = [], [], [], [], []
@@ -169,7 +171,7 @@ def read_survey(codes: Path, means: Path, n_features: int) -> Survey:
     crow = np.r_[0, np.cumsum(np.concatenate(lengths))]
     shape = (len(crow) - 1, n_features)
     by_token = sparse.csr_array((np.concatenate(value), np.concatenate(feature), crow), shape=shape)
-    return Survey(
+    return TokenSample(
         cell_idx=cell_idx,
         n_tokens=of_cell["n_tokens"].to_numpy().astype(np.int64),
         mean=of_cell["mean"].to_numpy(),

@@ -8,7 +8,7 @@ from steering_study.runs import kang_recipe, mixology_recipe, steering_runs
 
 from feature_store import FeatureStore
 from feature_store.storage import commit
-from pipelines.steering.plan import NULLS
+from pipelines.steering.plan import Null
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -46,7 +46,7 @@ def test_stimulated_cells_of_other_donors_come_nearer_to_control_than_under_ever
     chosen, others = of_all(moved, "remaining")
     assert chosen["value"] < 0.6
     assert chosen["high"] < -0.3
-    assert chosen["value"] < min(others[name] for name in (*NULLS, "reconstruction")) - 0.2
+    assert chosen["value"] < min(others[name] for name in (*map(str, Null), "reconstruction")) - 0.2
 
 
 def test_the_mean_difference_vector_does_at_least_as_well_as_the_features(moved):
@@ -73,5 +73,5 @@ def test_an_interferon_feature_is_among_the_first_five_and_holds_on_other_donors
 
 def test_batches_mix_better_than_under_every_null_and_by_centring(mixed):
     chosen, others = of_all(mixed, "batch_mixing")
-    assert chosen["value"] > max(others[name] for name in (*NULLS, "reconstruction", "unsteered"))
+    assert chosen["value"] > max(others[name] for name in (*map(str, Null), "reconstruction", "unsteered"))
     assert chosen["value"] > others["centring"]

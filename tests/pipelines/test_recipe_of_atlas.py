@@ -11,7 +11,7 @@ import pytest
 from feature_store import FeatureStore
 from feature_store.storage.layout import Layout
 from pipelines.config import SteerOptions, check, load_recipe
-from pipelines.steering.request import Asked
+from pipelines.steering.request import SteeringRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,9 +60,9 @@ def test_a_recipe_from_the_atlas_is_read_and_accepted_before_steering(chain, pag
     assert list(options.feature) == wanted
     assert options.associations == FeatureStore.open(chain.store).lineage.associations
 
-    asked = Asked.of(options, Layout(chain.store))
-    assert (asked.question.name, asked.question.intervention) == ("mix", intervention)
-    assert [point.n_features for point in asked.grid] == [N_CHOSEN]
+    request = SteeringRequest.of(options, Layout(chain.store))
+    assert (request.task.type, request.task.intervention) == ("mix", intervention)
+    assert [point.n_features for point in request.grid] == [N_CHOSEN]
 
     command = shlex.split(page.locator(".batch-command").inner_text())
     assert command[:4] == ["scsae", "steer", "--store", str(chain.store)]

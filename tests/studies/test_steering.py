@@ -10,7 +10,7 @@ from steering_study import cells as made
 from steering_study.cells import CTCL_FOLDS, SHARES, ctcl_splits, split_inside, variable_genes
 from steering_study.page import verdict_of_mix, verdict_of_move
 
-from pipelines.steering.plan import NULLS
+from pipelines.steering.plan import Null
 
 
 @pytest.fixture
@@ -58,12 +58,12 @@ def test_genes_are_chosen_without_looking_at_held_out_cells(counts, monkeypatch)
 
 
 def results(metric: str, **values: float) -> list[dict[str, object]]:
-    """Rows of one metric by condition; `chosen` is what the search chose, NULLS are draws of nulls."""
+    """Rows of one metric by condition; `chosen` is what the search chose."""
     return [
         {
             "split": "test",
             "condition": name,
-            "role": "null" if name in NULLS else name if name == "unsteered" else "grid",
+            "role": "null" if name in list(Null) else name if name == "unsteered" else "grid",
             "metric": metric,
             "group": "all",
             "chosen": name == "chosen",

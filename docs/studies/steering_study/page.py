@@ -13,7 +13,7 @@ from feature_store import FeatureStore
 from feature_store.plots import steering_pareto
 from feature_store.plots.steering import steering_drawings
 from feature_store.storage import commit
-from pipelines.steering.plan import MEAN_DIFFERENCE, NULLS
+from pipelines.steering.plan import MEAN_DIFFERENCE, Null
 from pipelines.steering.seeds import MIN_SEEDS, over_seeds
 from steering_study.runs import SteeringRun
 
@@ -269,7 +269,9 @@ def _head_text(runs: Sequence[SteeringRun]) -> str:
     if not all((run.path / "head").exists() for run in runs):
         return ""
     tables = [commit.read_table(run.path / "head") for run in runs]
-    agreement = {name: [_agreement(table, name) for table in tables] for name in ("shift", *NULLS)}
+    agreement = {
+        name: [_agreement(table, name) for table in tables] for name in ("shift", *(null.value for null in Null))
+    }
     own = tables[0].filter((pl.col("condition") == "shift") & (pl.col("n_cells") >= MIN_CELLS))
     top = own.sort(pl.col("change").abs(), descending=True).head(10)
     said = ";\n".join(f"{name} {', '.join(f'{value:.2f}' for value in values)}" for name, values in agreement.items())

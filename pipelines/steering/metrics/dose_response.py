@@ -19,7 +19,7 @@ MIN_DOSES = 3
 MIN_UNITS = 2
 
 
-class Trend(NamedTuple):
+class DoseResponse(NamedTuple):
     """Page's test over units and Spearman's correlation of their mean curve; None where there is too little data."""
 
     p: float | None
@@ -30,7 +30,7 @@ class Trend(NamedTuple):
     n_doses: int
 
 
-def dose_response(doses: Sequence[float] | Floats, values: Floats, *, increasing: bool) -> Trend:
+def dose_response(doses: Sequence[float] | Floats, values: Floats, *, increasing: bool) -> DoseResponse:
     """Test whether values rise (or fall) with the dose.
 
     Args:
@@ -50,10 +50,10 @@ def dose_response(doses: Sequence[float] | Floats, values: Floats, *, increasing
     table = table[np.isfinite(table).all(1)][:, np.argsort(dose)]
     n_units = len(table)
     if len(dose) < MIN_DOSES or not n_units:
-        return Trend(None, None, n_units, len(dose))
+        return DoseResponse(None, None, n_units, len(dose))
     mean = table.mean(0)
     spearman = None if np.ptp(mean) == 0 else float(stats.spearmanr(np.sort(dose), mean).statistic)
     if n_units < MIN_UNITS:
-        return Trend(None, spearman, n_units, len(dose))
+        return DoseResponse(None, spearman, n_units, len(dose))
     test = stats.page_trend_test(table if increasing else -table)
-    return Trend(float(test.pvalue), spearman, n_units, len(dose))
+    return DoseResponse(float(test.pvalue), spearman, n_units, len(dose))

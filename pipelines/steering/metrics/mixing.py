@@ -78,7 +78,7 @@ def quick_mixing(embedding: Floats, batch: Names, label: Names, *, k: int = 15) 
 
 
 def _mixing(values: Floats, batch: Ints, k: int) -> float | None:
-    """Share of neighbours of other batches over chance, for the cells of one type; None where it cannot be asked."""
+    """Share of neighbours of other batches over chance, for the cells of one type; None where it is not defined."""
     n, sizes = len(values), np.bincount(batch)
     if n < _MIN_TYPE or len(sizes) < 2:
         return None

@@ -3,8 +3,8 @@
 Aggregates are those of its Benchmarker: batch correction is the mean of BRAS, iLISI, kBET, graph connectivity and PCR
 comparison; bio conservation of isolated labels, k-means NMI and ARI, silhouette label and cLISI; total = .4 and .6 of
 them. Silhouette batch is reported beside BRAS and is in no aggregate: it calls batches mixed that lie in pairs
-(Rautenstrauch & Ohler 2025, doi:10.1038/s41587-025-02743-4). A score that cannot be asked of the data is None with its
-reason, and aggregates are means of the others, so compare only embeddings of the same cells.
+(Rautenstrauch & Ohler 2025, doi:10.1038/s41587-025-02743-4). A score that is not defined for the data is None
+with its reason, and aggregates are means of the others, so compare only embeddings of the same cells.
 
 Neighbours are exact, found once for LISI (90), kBET (50) and connectivity (15).
 
@@ -51,8 +51,8 @@ class Scib:
     reasons: dict[str, str]
 
 
-class _Asked(NamedTuple):
-    """One score: when it cannot be asked, and how."""
+class _Score(NamedTuple):
+    """One score: why it is not defined for these cells, if it is not, and how it is computed."""
 
     problem: str | None
     compute: Callable[[], Any]
@@ -93,10 +93,10 @@ def scib(embedding: Floats, unsteered: Floats, batch: Names, label: Names, *, kb
     _check(values, before, batches, labels)
     library = _library()
     with _quiet():
-        asked = _asked(library, values, before, batches, labels, kbet=kbet)
+        found = _scores(library, values, before, batches, labels, kbet=kbet)
         scores: dict[str, float | None] = {}
         reasons: dict[str, str] = {}
-        for name, (problem, compute) in asked.items():
+        for name, (problem, compute) in found.items():
             score = float("nan") if problem else float(compute())
             scores[name] = score if np.isfinite(score) else None
             if scores[name] is None:
@@ -110,7 +110,9 @@ def scib(embedding: Floats, unsteered: Floats, batch: Names, label: Names, *, kb
     return Scib(values=scores, reasons=reasons)
 
 
-def _asked(library: Any, values: Floats, before: Floats, batches: Any, labels: Any, *, kbet: bool) -> dict[str, _Asked]:
+def _scores(
+    library: Any, values: Floats, before: Floats, batches: Any, labels: Any, *, kbet: bool
+) -> dict[str, _Score]:
     """Every score, by name."""
     near = _neighbors(library, values)
     n_batches, n_labels = len(np.unique(batches)), len(np.unique(labels))
@@ -130,21 +132,21 @@ def _asked(library: Any, values: Floats, before: Floats, batches: Any, labels: A
         return dict(library.nmi_ari_cluster_labels_kmeans(values, labels))
 
     return {
-        "bras": _Asked(apart, lambda: library.bras(values, labels, batches)),
-        "ilisi": _Asked(one_batch or few, lambda: library.ilisi_knn(near(90), batches)),
-        "kbet": _Asked(
-            "not asked for" if not kbet else small, lambda: library.kbet_per_label(near(50), batches, labels)
+        "bras": _Score(apart, lambda: library.bras(values, labels, batches)),
+        "ilisi": _Score(one_batch or few, lambda: library.ilisi_knn(near(90), batches)),
+        "kbet": _Score(
+            "not requested" if not kbet else small, lambda: library.kbet_per_label(near(50), batches, labels)
         ),
-        "graph_connectivity": _Asked(None, lambda: library.graph_connectivity(near(15), labels)),
-        "pcr_comparison": _Asked(
+        "graph_connectivity": _Score(None, lambda: library.graph_connectivity(near(15), labels)),
+        "pcr_comparison": _Score(
             one_batch or flat, lambda: library.pcr_comparison(before, values, batches, categorical=True)
         ),
-        "isolated_labels": _Asked(one_label, lambda: library.isolated_labels(values, labels, batches)),
-        "nmi": _Asked(one_label or constant, lambda: clusters()["nmi"]),
-        "ari": _Asked(one_label or constant, lambda: clusters()["ari"]),
-        "silhouette_label": _Asked(one_label, lambda: library.silhouette_label(values, labels)),
-        "clisi": _Asked(one_label or few, lambda: library.clisi_knn(near(90), labels)),
-        "silhouette_batch": _Asked(apart, lambda: library.silhouette_batch(values, labels, batches)),
+        "isolated_labels": _Score(one_label, lambda: library.isolated_labels(values, labels, batches)),
+        "nmi": _Score(one_label or constant, lambda: clusters()["nmi"]),
+        "ari": _Score(one_label or constant, lambda: clusters()["ari"]),
+        "silhouette_label": _Score(one_label, lambda: library.silhouette_label(values, labels)),
+        "clisi": _Score(one_label or few, lambda: library.clisi_knn(near(90), labels)),
+        "silhouette_batch": _Score(apart, lambda: library.silhouette_batch(values, labels, batches)),
     }
 
 

@@ -1,9 +1,8 @@
 """What steering moved that it should not have: the cells' types, and the part of the movement that leads elsewhere.
 
-`type_drift` asks a classifier of k = 5 nearest neighbours, fitted on unsteered reference cells, for the type of the
-same cells before and after. `off_axis` splits the movement inside each type into a part along the line from target to
-toward cells and the rest, in units of that line's length. Noise counts as movement in `off_axis_cells`, which averages
-the cells' own departures, and hardly in `off_axis`, which is of the mean movement.
+`macro_f1` scores types as nearest neighbours see them. `off_axis` splits the movement inside each type into a part
+along the line from target to toward cells and the rest, in units of that line's length. Noise counts as movement in
+`off_axis_cells`, which averages the cells' own departures, and hardly in `off_axis`, which is of the mean movement.
 """
 
 import numpy as np
@@ -12,8 +11,8 @@ from sklearn.metrics import f1_score
 
 from pipelines.steering.metrics.intervals import Bools, Floats, Names
 
-N_NEIGHBORS = 5
 MIN_CELLS = 10
+"""Cells of a type on each side, at least."""
 
 
 def macro_f1(truth: Names, predicted: Names) -> float:

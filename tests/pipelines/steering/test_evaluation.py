@@ -12,18 +12,21 @@ from feature_store.storage.layout import Layout
 from pipelines.config import SteerOptions, check
 from pipelines.errors import UsageError
 from pipelines.steering import embedding_baselines
-from pipelines.steering.evaluation import Embedded, best_variant, evaluate
-from pipelines.steering.evaluation_cells import Judged, Mix, Move
+from pipelines.steering.dose_selection import choose_dose
+from pipelines.steering.embeddings import SteeredEmbeddings
+from pipelines.steering.evaluation import evaluate
+from pipelines.steering.evaluation_cells import EvaluationCells
+from pipelines.steering.evaluators import MixEvaluator, MoveEvaluator
 from pipelines.steering.metrics.distances import corrected_distance, mean_distance
 from pipelines.steering.metrics.mixing import predict_left_out
-from pipelines.steering.plan import NULLS, Question, Variant
-from pipelines.steering.request import Asked
+from pipelines.steering.plan import InterventionType, Null, Role, SteeringTask, Task, Variant
+from pipelines.steering.request import SteeringRequest
 
 WIDTH, PER = 5, 12
 TYPES, DONORS = ["B", "NK", "T"], ["d0", "d1", "d2"]
-MOVE = Question(name="move", kind="condition", target="stim", toward="ctrl", intervention="shift")
-MIX = Question(name="mix", kind="condition", target="all", toward=None, intervention="ablate")
-EDIT = Question(name="edit", kind="cell_type", target="B", toward=None, intervention="ablate")
+MOVE = SteeringTask(type=Task.MOVE, kind="condition", target="stim", toward="ctrl", intervention=InterventionType.SHIFT)
+MIX = SteeringTask(type=Task.MIX, kind="condition", target="all", toward=None, intervention=InterventionType.ABLATE)
+EDIT = SteeringTask(type=Task.EDIT, kind="cell_type", target="B", toward=None, intervention=InterventionType.ABLATE)
 GAP = np.array([2.0, 0, 0, 1.0, 0])
 
 
@@ -59,19 +62,31 @@ def steered(cells, unsteered, share, noise=0.0, seed=0):
 
 def grid(i, n, dose, *, chosen=False):
     return Variant(
-        id=i, name="shift", role="grid", intervention="shift", features=tuple(range(n)), dose=dose, chosen=chosen
+        id=i,
+        name="shift",
+        role=Role.GRID,
+        intervention=InterventionType.SHIFT,
+        features=tuple(range(n)),
+        dose=dose,
+        chosen=chosen,
     )
 
 
 @pytest.fixture(scope="module", name="variants")
 def _variants():
-    nulls = [Variant(id=10 + 4 * j + i, name=null, role="null", intervention="shift", features=(7, 8), dose=1.0, draw=i)
-             for j, null in enumerate(NULLS) for i in range(4)]  # fmt: skip
+    nulls = [
+        Variant(
+            id=10 + 4 * j + i, name=null.value, role=Role.NULL, intervention=InterventionType.SHIFT, features=(7, 8),
+            dose=1.0, draw=i,
+        )
+        for j, null in enumerate(Null)
+        for i in range(4)
+    ]  # fmt: skip
     points = [(2, 1.0), (2, 0.0), (2, 0.5), (1, 1.0), (4, 1.0)]
     return [
-        Variant(id=0, name="unsteered", role="unsteered"),
+        Variant(id=0, name="unsteered", role=Role.UNSTEERED),
         *(grid(i + 1, n, dose, chosen=i == 0) for i, (n, dose) in enumerate(points)),
-        Variant(id=6, name="reconstruction", role="reconstruction", mode="replace"),
+        Variant(id=6, name="reconstruction", role=Role.RECONSTRUCTION, mode="replace"),
         *nulls,
     ]
 
@@ -98,7 +113,7 @@ def _stored(cells, unsteered, variants):
 
 @pytest.fixture(scope="module", name="found")
 def _found(stored, cells, variants):
-    embedded = Embedded.of(stored, cells, "condition")
+    embedded = SteeredEmbeddings.of(stored, cells, "condition")
     return evaluate(MOVE, variants, embedded, split="test", seed=0, n_samples=200)
 
 
@@ -112,7 +127,7 @@ def one(found, metric, group="all", **where):
 def _judged(cells, unsteered):
     test, train = (cells["split"] == split for split in ("test", "train"))
     text = {name: np.array(cells[name].to_list()) for name in ("condition", "cell_type", "donor")}
-    return Judged(
+    return EvaluationCells(
         unsteered=unsteered[test.to_numpy()], label=text["condition"][test.to_numpy()],
         cell_type=text["cell_type"][test.to_numpy()], donor=text["donor"][test.to_numpy()],
         train=unsteered[train.to_numpy()], train_label=text["condition"][train.to_numpy()],
@@ -132,7 +147,7 @@ def test_subsamples_leave_a_fifth_of_every_donor_type_and_label_out(judged):
 def test_the_interval_of_a_mean_is_nearly_student_s(cells, unsteered):
     n = 400
     one_type = np.full(n, "B")
-    cells = Judged(
+    cells = EvaluationCells(
         unsteered=np.zeros((n, 2)), label=one_type, cell_type=one_type, donor=one_type, train=np.zeros((0, 2)),
         train_label=one_type[:0], train_type=one_type[:0], n_samples=2000,
     )  # fmt: skip
@@ -146,7 +161,7 @@ def test_the_interval_of_a_mean_is_nearly_student_s(cells, unsteered):
 
 def test_sampled_distances_are_those_of_the_sampled_cells(judged, cells, unsteered):
     after = steered(cells, unsteered, 0.7, noise=0.2)[(cells["split"] == "test").to_numpy()]
-    readings = {(r.metric, r.group): r for r in Move(judged, "stim", "ctrl").readings(after)}
+    readings = {(r.metric, r.group): r for r in MoveEvaluator(judged, "stim", "ctrl").metrics(after)}
     for metric, measure in (("distance", mean_distance), ("distance_corrected", corrected_distance)):
         by_type = []
         for b in range(3):
@@ -196,7 +211,7 @@ def test_a_variant_that_changes_nothing_has_no_effect_at_all(found):
 
 def test_p_is_the_rank_among_draws_in_the_metric_s_direction_and_only_where_nulls_were_drawn(found):
     chosen, reconstruction = one(found, "remaining", chosen=True), one(found, "remaining", condition="reconstruction")
-    assert {chosen[f"p_{null.replace(' ', '_')}"] for null in NULLS} == {1 / 5}
+    assert {chosen[null.column] for null in Null} == {1 / 5}
     # the draws leave 1, .99, .98 and .97 of the step, the reconstruction .98
     assert reconstruction["p_random_features"] == pytest.approx((1 + 2) / 5)
     others = found.filter((pl.col("role").is_in(["grid", "null", "unsteered", "floor"])) & ~pl.col("chosen"))
@@ -205,7 +220,7 @@ def test_p_is_the_rank_among_draws_in_the_metric_s_direction_and_only_where_null
 
 def test_a_null_has_the_mean_and_the_student_interval_of_its_draws(found, stored, cells):
     row = one(found, "remaining", condition="random features")
-    embedded = Embedded.of(stored, cells, "condition")
+    embedded = SteeredEmbeddings.of(stored, cells, "condition")
     test = embedded.labels.split == "test"
     shares = []
     for variant in range(10, 14):
@@ -237,14 +252,16 @@ def test_the_mean_difference_learned_on_other_donors_leaves_nearly_nothing(found
 def test_cells_of_other_splits_change_no_result_but_what_is_learned_from_them(found, stored, cells, variants):
     select = cells.with_columns(split=pl.when(donor="d0").then(pl.lit("select")).otherwise("split"))
     train = select.with_columns(split=pl.when(cell_idx=0).then(pl.lit("train")).otherwise("split"))
-    other = evaluate(MOVE, variants, Embedded.of(stored, train, "condition"), split="test", seed=0, n_samples=200)
+    other = evaluate(
+        MOVE, variants, SteeredEmbeddings.of(stored, train, "condition"), split="test", seed=0, n_samples=200
+    )
     learned = pl.col("metric").str.contains("votes|accuracy|type")
     wanted = found.filter(~learned)
     assert other.filter(~learned).equals(wanted, null_equal=True)
 
 
 def test_mixing_is_read_by_batch_and_with_its_baselines(stored, cells, variants):
-    embedded = Embedded.of(stored, cells, "condition")
+    embedded = SteeredEmbeddings.of(stored, cells, "condition")
     mix = evaluate(MIX, variants, embedded, split="test", seed=0, n_samples=20)
     base = one(mix, "batch_mixing", condition="unsteered")["value"]
     assert one(mix, "batch_mixing", condition="centring")["value"] > base + 0.3
@@ -256,7 +273,7 @@ def test_mixing_is_read_by_batch_and_with_its_baselines(stored, cells, variants)
 
 
 def test_leave_one_batch_out_is_that_of_the_measure_with_intervals_about_it(judged):
-    readings = {(r.metric, r.group): r for r in Mix(judged).readings(judged.unsteered + 0.0)}
+    readings = {(r.metric, r.group): r for r in MixEvaluator(judged).metrics(judged.unsteered + 0.0)}
     predicted = predict_left_out(judged.unsteered, judged.label, judged.cell_type)
     found = {"lobo_accuracy": [], "lobo_macro_f1": []}
     for batch in np.unique(judged.label):
@@ -279,15 +296,15 @@ def test_scib_is_asked_of_what_was_chosen_and_of_three_draws_of_a_null(stored, c
         asked.append(embedding)
         return []
 
-    monkeypatch.setattr(Mix, "costly", costly)
+    monkeypatch.setattr(MixEvaluator, "scib_metrics", costly)
     monkeypatch.setattr(embedding_baselines, "has_harmony", lambda: False)
-    embedded = Embedded.of(stored, cells, "condition")
+    embedded = SteeredEmbeddings.of(stored, cells, "condition")
     evaluate(MIX, variants, embedded, split="test", seed=0, n_samples=5, scib=True)
     assert len(asked) == 3 + 3 * 3 + 2  # unsteered, chosen, reconstruction; three draws of three nulls; two centrings
 
 
 def test_an_edit_is_judged_by_the_votes_of_train_neighbours(stored, cells, variants):
-    embedded = Embedded.of(stored, cells, "cell_type")
+    embedded = SteeredEmbeddings.of(stored, cells, "cell_type")
     edit = evaluate(EDIT, variants[:2], embedded, split="test", seed=0, n_samples=20)
     assert one(edit, "target_votes", condition="unsteered")["value"] == 1
     assert set(edit["metric"]) == {"target_votes", "other_votes", "other_accuracy", "target_shift", "other_shift"}
@@ -295,9 +312,9 @@ def test_an_edit_is_judged_by_the_votes_of_train_neighbours(stored, cells, varia
 
 @pytest.mark.parametrize(("task", "kind"), [(MOVE, "condition"), (MIX, "condition"), (EDIT, "cell_type")])
 def test_every_metric_of_a_steering_run_is_in_the_registry(stored, cells, variants, task, kind):
-    found = evaluate(task, variants, Embedded.of(stored, cells, kind), split="test", seed=0, n_samples=5)
+    found = evaluate(task, variants, SteeredEmbeddings.of(stored, cells, kind), split="test", seed=0, n_samples=5)
     assert set(found["metric"]) <= set(METRICS)
-    assert HEADLINE_OF_TASK[task.name] in set(found["metric"])
+    assert HEADLINE_OF_TASK[task.type] in set(found["metric"])
 
 
 def test_the_p_of_other_accuracy_counts_a_fall_as_harm(stored, cells, variants, unsteered):
@@ -306,30 +323,36 @@ def test_the_p_of_other_accuracy_counts_a_fall_as_harm(stored, cells, variants, 
     place = pl.Series([unsteered[cells["cell_type"] == "B"].mean(0)], dtype=pl.Array(pl.Float32, WIDTH))
     is_moved = (pl.col("variant") == 1) & pl.col("cell_idx").is_in(cells.filter(other)["cell_idx"].implode())
     moved = stored.with_columns(embedding=pl.when(is_moved).then(pl.lit(place)).otherwise("embedding"))
-    found = evaluate(EDIT, variants, Embedded.of(moved, cells, "cell_type"), split="test", seed=0, n_samples=5)
+    found = evaluate(EDIT, variants, SteeredEmbeddings.of(moved, cells, "cell_type"), split="test", seed=0, n_samples=5)
     row = one(found, "other_accuracy", chosen=True)
     assert row["effect"] < 0
     assert row["p_random_features"] == 1
 
 
 def test_the_best_point_leaves_least_of_the_distance(stored, cells, variants):
-    embedded = Embedded.of(stored, cells, "condition")
-    assert best_variant(MOVE, variants, embedded).id == 5
-    assert best_variant(MIX, variants, embedded).role == "grid"
+    embedded = SteeredEmbeddings.of(stored, cells, "condition")
+    assert choose_dose(MOVE, variants, embedded).id == 5
+    assert choose_dose(MIX, variants, embedded).role == "grid"
 
 
 def test_a_type_of_few_cells_is_left_out_and_a_run_without_any_has_no_distance(stored, cells, variants):
     few = cells.filter(~((pl.col("cell_type") == "B") & (pl.col("condition") == "ctrl")))
-    found = evaluate(MOVE, variants[:2], Embedded.of(stored, few, "condition"), split="test", seed=0, n_samples=5)
+    found = evaluate(
+        MOVE, variants[:2], SteeredEmbeddings.of(stored, few, "condition"), split="test", seed=0, n_samples=5
+    )
     assert set(found.filter(metric="remaining")["group"]) == {"all", "NK", "T"}
     none = cells.with_columns(cell_type=pl.when(condition="stim").then(pl.lit("B")).otherwise(pl.lit("T")))
-    found = evaluate(MOVE, variants[:2], Embedded.of(stored, none, "condition"), split="test", seed=0, n_samples=5)
+    found = evaluate(
+        MOVE, variants[:2], SteeredEmbeddings.of(stored, none, "condition"), split="test", seed=0, n_samples=5
+    )
     assert found.filter(metric="remaining")["value"].to_list() == [None] * found.filter(metric="remaining").height
 
 
 def test_select_cells_are_judged_without_train_cells_by_distances_alone(stored, cells, variants):
     select = cells.with_columns(split=pl.lit("select"))
-    found = evaluate(MOVE, variants[:4], Embedded.of(stored, select, "condition"), split="select", seed=0, n_samples=5)
+    found = evaluate(
+        MOVE, variants[:4], SteeredEmbeddings.of(stored, select, "condition"), split="select", seed=0, n_samples=5
+    )
     assert set(found["split"]) == {"select"}
     assert not found["metric"].str.contains("votes|type_").any()
     assert set(found["role"]) == {"unsteered", "grid"}
@@ -341,4 +364,4 @@ def test_scib_is_refused_where_nothing_mixes_and_where_it_is_not_installed(monke
     monkeypatch.setattr("pipelines.steering.metrics.scib.has_scib", lambda: False)
     options = SteerOptions(kind="batch", target="all", scib=True)
     with pytest.raises(UsageError, match=r"pip install 'scsae\[evaluate\]'"):
-        Asked.of(options, Layout(tmp_path))
+        SteeringRequest.of(options, Layout(tmp_path))

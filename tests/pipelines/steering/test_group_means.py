@@ -4,17 +4,23 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from pipelines.steering.group_means import PRIOR_TOKENS, code_references, displacements, group_of_cells
-from pipelines.steering.plan import Question
-from pipelines.steering.selection import Labels
-from pipelines.steering.token_sample import Survey
+from pipelines.steering.group_means import PRIOR_TOKENS, code_group_means, group_of_cells, mean_differences
+from pipelines.steering.labels import CellLabels
+from pipelines.steering.plan import InterventionType, SteeringTask, Task
+from pipelines.steering.token_sample import TokenSample
 
 N_CELLS, N_GENES, FEATURES = 60, 4, (5, 1)
 
 
-def question(name, intervention="shift"):
+def task(name, intervention="shift"):
     target, toward = ("stim", "ctrl") if name == "move" else ("all", None)
-    return Question(name=name, kind="condition", target=target, toward=toward, intervention=intervention)
+    return SteeringTask(
+        type=Task(name),
+        kind="condition",
+        target=target,
+        toward=toward,
+        intervention=InterventionType(intervention),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -26,16 +32,16 @@ def labels():
         "donor": rng.choice(["P", "Q"], N_CELLS),
         "split": rng.choice(["train", "select"], N_CELLS),
     }
-    return Labels(**{name: values.astype(object) for name, values in columns.items()})
+    return CellLabels(**{name: values.astype(object) for name, values in columns.items()})
 
 
 @pytest.fixture(scope="module")
-def survey():
+def sample():
     rng = np.random.default_rng(3)
     n_tokens = rng.integers(0, 6, N_CELLS)
     cell = np.repeat(np.arange(N_CELLS), n_tokens)
     codes = rng.gamma(1.0, 1.0, (len(cell), 8)) * (rng.random((len(cell), 8)) < 0.4)
-    return Survey(
+    return TokenSample(
         cell_idx=np.arange(N_CELLS),
         n_tokens=n_tokens,
         mean=rng.normal(size=(N_CELLS, 3)).astype(np.float32),
@@ -45,20 +51,20 @@ def survey():
     )
 
 
-def side_means(survey, labels, usable):
+def side_means(sample, labels, usable):
     """n and mean of the features by (label, type, gene), by a loop over tokens."""
     values = {}
-    dense = survey.codes.toarray()[:, list(FEATURES)].astype(float)
-    for token, cell in enumerate(survey.cell.tolist()):
+    dense = sample.codes.toarray()[:, list(FEATURES)].astype(float)
+    for token, cell in enumerate(sample.cell.tolist()):
         if usable[cell]:
-            key = (labels.label[cell], labels.cell_type[cell], int(survey.gene_id[token]))
+            key = (labels.label[cell], labels.cell_type[cell], int(sample.gene_id[token]))
             values.setdefault(key, []).append(dense[token])
     return {key: (len(own), np.mean(own, axis=0)) for key, own in values.items()}
 
 
-def by_hand(survey, labels, usable, name):
+def by_hand(sample, labels, usable, name):
     """Differences by (group, gene): of the type, and over types weighted by tokens."""
-    means = side_means(survey, labels, usable)
+    means = side_means(sample, labels, usable)
     rows = {}
     for kind in "AB":
         for gene in range(10, 10 + N_GENES):
@@ -84,28 +90,28 @@ def by_hand(survey, labels, usable, name):
 
 @pytest.mark.parametrize("name", ["move", "mix"])
 @pytest.mark.parametrize("splits", [("train",), ("train", "select")])
-def test_differences_by_type_and_gene_are_shrunk_toward_the_mean_over_types(survey, labels, name, splits):
+def test_differences_by_type_and_gene_are_shrunk_toward_the_mean_over_types(sample, labels, name, splits):
     usable = np.isin(labels.split.astype(str), splits)
-    fine, coarse = by_hand(survey, labels, usable, name)
-    table = code_references(survey, labels, question(name), FEATURES, by="both", cells=usable)
+    fine, coarse = by_hand(sample, labels, usable, name)
+    table = code_group_means(sample, labels, task(name), FEATURES, by="both", cells=usable)
     found = dict(zip(zip(table.group, table.gene_id.tolist(), strict=True), table.values, strict=True))
     wanted = {(kind if not side else f"{side} | {kind}", gene): d for (side, kind, gene), d in fine.items()}
     assert list(found) == sorted(wanted)
     for key, value in wanted.items():
         np.testing.assert_allclose(found[key], value, rtol=1e-5, atol=1e-6)
-    table = code_references(survey, labels, question(name), FEATURES, by="gene", cells=usable)
+    table = code_group_means(sample, labels, task(name), FEATURES, by="gene", cells=usable)
     found = dict(zip(zip(table.group, table.gene_id.tolist(), strict=True), table.values, strict=True))
     assert list(found) == sorted(coarse)
     for key, value in coarse.items():
         np.testing.assert_allclose(found[key], value, rtol=1e-5, atol=1e-6)
 
 
-def test_toward_is_the_difference_and_where_it_starts_from(survey, labels):
+def test_toward_is_the_difference_and_where_it_starts_from(sample, labels):
     usable = np.ones(N_CELLS, dtype=bool)
-    means = side_means(survey, labels, usable)
-    table = code_references(survey, labels, question("move", "toward"), FEATURES, by="none", cells=usable)
+    means = side_means(sample, labels, usable)
+    table = code_group_means(sample, labels, task("move", "toward"), FEATURES, by="none", cells=usable)
     assert (table.group.tolist(), table.gene_id) == ([""], None)
-    table = code_references(survey, labels, question("move", "toward"), FEATURES, by="gene", cells=usable)
+    table = code_group_means(sample, labels, task("move", "toward"), FEATURES, by="gene", cells=usable)
     n, to = {}, {}
     for gene in table.gene_id.tolist():
         for kind in "AB":
@@ -116,36 +122,34 @@ def test_toward_is_the_difference_and_where_it_starts_from(survey, labels):
     np.testing.assert_allclose(table.values, [to[gene] / n[gene] for gene in table.gene_id.tolist()], rtol=1e-5)
 
 
-def test_cells_of_other_splits_do_not_matter(survey, labels):
+def test_cells_of_other_splits_do_not_matter(sample, labels):
     usable = labels.split == "train"
-    first = code_references(survey, labels, question("move"), FEATURES, by="both", cells=usable)
+    first = code_group_means(sample, labels, task("move"), FEATURES, by="both", cells=usable)
     other = labels.label.copy()
     other[~usable] = "stim"
-    again = code_references(
-        survey, Labels(**{**vars(labels), "label": other}), question("move"), FEATURES, by="both", cells=usable
+    again = code_group_means(
+        sample, CellLabels(**{**vars(labels), "label": other}), task("move"), FEATURES, by="both", cells=usable
     )
     np.testing.assert_array_equal(first.values, again.values)
     np.testing.assert_array_equal(first.gene_id, again.gene_id)
 
 
-def test_the_mean_difference_vector_has_a_row_a_group_and_cells_as_units(survey, labels):
+def test_the_mean_difference_vector_has_a_row_a_group_and_cells_as_units(sample, labels):
     usable = np.ones(N_CELLS, dtype=bool)
-    table = displacements(survey, labels, question("move", "ablate"), by="none", cells=usable)
+    table = mean_differences(sample, labels, task("move", "ablate"), by="none", cells=usable)
     assert (table.group.tolist(), table.gene_id, table.values.shape) == ([""], None, (1, 3))
     total, weight = np.zeros(3), 0
     for kind in "AB":
-        own = (labels.cell_type == kind) & (survey.n_tokens > 0)
+        own = (labels.cell_type == kind) & (sample.n_tokens > 0)
         stim, ctrl = (own & (labels.label == label) for label in ("stim", "ctrl"))
         n = min(stim.sum(), ctrl.sum())
-        total += n * (survey.mean[ctrl].astype(float).mean(0) - survey.mean[stim].astype(float).mean(0))
+        total += n * (sample.mean[ctrl].astype(float).mean(0) - sample.mean[stim].astype(float).mean(0))
         weight += n
     np.testing.assert_allclose(table.values[0], total / weight, rtol=1e-5)
 
 
 def test_groups_are_types_for_a_move_and_batches_for_a_mix(labels):
-    assert set(group_of_cells(labels, question("move"), "both")) == {"A", "B"}
-    assert set(group_of_cells(labels, question("move"), "gene")) == {""}
-    assert set(group_of_cells(labels, question("mix"), "gene")) == {"stim", "ctrl"}
-    assert set(group_of_cells(labels, question("mix"), "both")) == {
-        f"{b} | {t}" for b in ("stim", "ctrl") for t in "AB"
-    }
+    assert set(group_of_cells(labels, task("move"), "both")) == {"A", "B"}
+    assert set(group_of_cells(labels, task("move"), "gene")) == {""}
+    assert set(group_of_cells(labels, task("mix"), "gene")) == {"stim", "ctrl"}
+    assert set(group_of_cells(labels, task("mix"), "both")) == {f"{b} | {t}" for b in ("stim", "ctrl") for t in "AB"}

@@ -16,8 +16,8 @@ pytestmark = pytest.mark.ray
 STEER = "steer --kind batch --target b0 --toward b1 --by both --n-nulls 2 --num-actors 1"
 STEER += " --n-features 2 --n-features 4 --dose 0.5 --dose 1.0"
 IN_SMALL_SHARDS = """
-from pipelines.steering import evaluation_cells, run, token_sample
-run.SHARD_CELLS = token_sample.SHARD_CELLS = evaluation_cells.MIN_CELLS = 2
+from pipelines.steering import evaluators, shards, token_sample
+shards.SHARD_CELLS = shards.TOKEN_SHARD_CELLS = evaluators.MIN_CELLS = 2
 """
 KILLS = {
     "survey": ("survey/codes/part-00001.json", f"survey/codes/{MANIFEST}"),

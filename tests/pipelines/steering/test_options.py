@@ -1,10 +1,10 @@
-"""Options of steering: three questions, and what contradicts itself is refused with what to type."""
+"""Options of steering: three tasks, and what contradicts itself is refused with what to type."""
 
 import pytest
 
 from pipelines.config import SteerOptions, check
 from pipelines.errors import UsageError
-from pipelines.steering.plan import Point, cross_sections, grid_of, question_of
+from pipelines.steering.plan import InterventionType, Point, cross_sections, grid_of, task_of
 
 MOVE = {"kind": "condition", "target": "stim", "toward": "ctrl"}
 
@@ -41,21 +41,21 @@ def test_options_that_contradict_each_other_are_refused(values, words):
         ({"kind": "batch", "target": "all", "intervention": "toward"}, "mix", "toward"),
     ],
 )
-def test_the_options_say_which_question_is_asked(values, name, intervention):
+def test_the_options_say_which_task_it_is(values, name, intervention):
     options = check(SteerOptions, values, "scsae steer")
-    question = question_of(options, options.target)
-    assert (question.name, question.intervention) == (name, intervention)
-    assert question.needs_references == (intervention in ("shift", "toward"))
+    task = task_of(options, options.target)
+    assert (task.type, task.intervention) == (name, intervention)
+    assert task.intervention.needs_group_means == (intervention in ("shift", "toward"))
 
 
 def test_the_report_has_the_two_cross_sections_through_the_chosen_point_and_doing_nothing():
     options = SteerOptions(**MOVE, n_features=(5, 10), dose=(0.5, 1.0, 2.0))
     grid = grid_of(options)
     assert grid == tuple(Point(n, dose) for n in (5, 10) for dose in (0.5, 1.0, 2.0))
-    assert cross_sections(grid, Point(10, 1.0), "shift") == (
+    assert cross_sections(grid, Point(10, 1.0), InterventionType.SHIFT) == (
         *(Point(10, 1.0), Point(5, 1.0), Point(10, 0.0), Point(10, 0.5), Point(10, 2.0)),
     )
-    assert cross_sections((Point(10, 1.0),), Point(10, 1.0), "ablate") == (Point(10, 1.0),)
+    assert cross_sections((Point(10, 1.0),), Point(10, 1.0), InterventionType.ABLATE) == (Point(10, 1.0),)
 
 
 def test_features_that_are_named_are_one_number_of_features():

@@ -16,10 +16,11 @@ from feature_store.storage.layout import Layout
 from pipelines.config import SteerOptions
 from pipelines.errors import UsageError
 from pipelines.runtime.stage import StageResult
-from pipelines.steering import run
-from pipelines.steering.actors import Steerer
+from pipelines.steering import shards
+from pipelines.steering.actors import SteeredEmbedder
+from pipelines.steering.feature_selection import choose_features_of_label
 from pipelines.steering.run import steer
-from pipelines.steering.selection import choose_by_label
+from pipelines.steering.token_sample import TokenSampler
 from pipelines.tracking import Tracking
 from sae_core.sae import SparseCodes, load_sae
 from sae_core.scfm import load_model
@@ -55,9 +56,9 @@ def cannot_draw(*_):
 def steered(chain, tmp_path_factory, shards_here):
     store = Path(shutil.copytree(chain.store, tmp_path_factory.mktemp("steered") / "store"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.steering.run.do_shards", shards_here)
-        patch.setattr("pipelines.steering.run.SHARD_CELLS", 8)
-        patch.setattr("pipelines.steering.evaluation_cells.MIN_CELLS", 2)
+        patch.setattr("pipelines.steering.shards.do_shards", shards_here)
+        patch.setattr("pipelines.steering.shards.SHARD_CELLS", 8)
+        patch.setattr("pipelines.steering.evaluators.MIN_CELLS", 2)
         idle = changed(ABLATE, intervention="scale", dose=1.0)
         moved = steer(MOVE, store)
         patch.setattr("pipelines.steering.run.drawings_of", lambda *_: {})
@@ -75,8 +76,8 @@ def without_plots(monkeypatch):
 @pytest.fixture
 def here(without_actors, without_plots, monkeypatch):
     """Shards of 8 cells, in this process."""
-    monkeypatch.setattr(run, "SHARD_CELLS", 8)
-    monkeypatch.setattr("pipelines.steering.evaluation_cells.MIN_CELLS", 2)
+    monkeypatch.setattr(shards, "SHARD_CELLS", 8)
+    monkeypatch.setattr("pipelines.steering.evaluators.MIN_CELLS", 2)
 
 
 def embeddings(result, condition, draw=0, table="per_cell", **point):
@@ -268,7 +269,7 @@ def test_what_is_true_on_test_cells_does_not_change_the_choice(tables):
     )
     for options in (ABLATE, SteerOptions(kind="cell_type")):
         (target, chosen), (other, again) = (
-            choose_by_label(table, features, options, kinds=["cell_type"]) for table in (labels, spoiled)
+            choose_features_of_label(table, features, options, kinds=["cell_type"]) for table in (labels, spoiled)
         )
         assert (target, chosen.rows()) == (other, again.rows())
 
@@ -300,7 +301,7 @@ def test_labels_of_test_cells_do_not_change_what_is_chosen_or_referred_to(steere
 def test_without_a_target_the_label_of_the_best_feature_is_taken(tables):
     labels, features = tables
     best = labels.filter(pl.col("auroc") > 0.5, label_kind="cell_type", split="select").sort("p", "feature_id")
-    target, _ = choose_by_label(labels, features, SteerOptions(), kinds=["cell_type"])
+    target, _ = choose_features_of_label(labels, features, SteerOptions(), kinds=["cell_type"])
     assert target == best["label"][0]
 
 
@@ -429,7 +430,7 @@ def test_what_cannot_be_drawn_costs_neither_the_results_nor_the_log(steered):
 
 @pytest.mark.parametrize(("options", "run"), [(ABLATE, "ablated"), (MOVE, "moved")])
 def test_steering_again_does_nothing_and_logs_nothing(steered, monkeypatch, options, run):
-    monkeypatch.setattr(run, "SHARD_CELLS", 8)
+    monkeypatch.setattr(shards, "SHARD_CELLS", 8)
     before_run = getattr(steered, run)
     before = {path: path.stat().st_mtime_ns for path in before_run.path.rglob("*") if path.is_file()}
     again = steer(options, steered.store)
@@ -443,7 +444,7 @@ def test_steering_again_does_nothing_and_logs_nothing(steered, monkeypatch, opti
 
 @pytest.mark.parametrize("table", ["survey", "search", "per_cell"])
 def test_an_interrupted_steering_resumes_to_the_same_bytes(steered, own_store, here, monkeypatch, table):
-    worker = run.Surveyor if table == "survey" else Steerer
+    worker = TokenSampler if table == "survey" else SteeredEmbedder
     original = worker.shard
 
     def dies(self, number):
@@ -464,7 +465,7 @@ def test_an_interrupted_steering_resumes_to_the_same_bytes(steered, own_store, h
 
 
 def test_through_an_actor_the_stored_embeddings_are_the_same(steered, ray_local, own_store, without_plots, monkeypatch):
-    monkeypatch.setattr(run, "SHARD_CELLS", 72)
+    monkeypatch.setattr(shards, "SHARD_CELLS", 72)
     found = steer(changed(ABLATE, num_actors=1), own_store)
     for condition in ("unsteered", "ablate", "random features"):
         cells, here = embeddings(steered.ablated, condition, draw=0)

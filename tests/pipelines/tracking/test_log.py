@@ -3,7 +3,7 @@
 import pytest
 
 from feature_store.query.metrics import COMPARED_BY
-from pipelines.steering.mlflow_log import question_of
+from pipelines.steering.mlflow_log import task_in_words
 
 
 def model_metrics(registry, version, run):
@@ -133,4 +133,4 @@ def test_headlines_are_of_the_chosen_variant_on_all_test_cells(registry):
     ],
 )
 def test_a_question_names_what_is_asked_and_what_is_unusual(plan, question):
-    assert question_of({"kind": "cell_type", "readout": "mean", **plan}) == question
+    assert task_in_words({"kind": "cell_type", "readout": "mean", **plan}) == question

@@ -71,7 +71,7 @@ def test_aggregates_are_means_and_the_total_weighs_them(plain):
     assert values["batch_correction"] == pytest.approx(np.mean(parts))
     assert values["bio_conservation"] == pytest.approx(np.mean([values[name] for name in BIO_CONSERVATION]))
     assert values["total"] == pytest.approx(0.4 * values["batch_correction"] + 0.6 * values["bio_conservation"])
-    assert plain.reasons == {"kbet": "not asked for"}
+    assert plain.reasons == {"kbet": "not requested"}
     assert {metric_name(name) for name in values} == {name for name in METRICS if name.startswith("scib_")}
 
 

@@ -8,18 +8,19 @@ import pytest
 from scipy import sparse
 
 from pipelines.errors import UsageError
-from pipelines.steering.plan import Question
-from pipelines.steering.selection import Labels, ranked, scores, shuffled
+from pipelines.steering.feature_selection import rank_features, score_features, shuffle_labels
+from pipelines.steering.labels import CellLabels
+from pipelines.steering.plan import InterventionType, SteeringTask, Task
 from pipelines.steering.token_sample import sample_cells
 
-MOVE = Question(name="move", kind="condition", target="stim", toward="ctrl", intervention="shift")
-MIX = Question(name="mix", kind="batch", target="all", toward=None, intervention="ablate")
+MOVE = SteeringTask(type=Task.MOVE, kind="condition", target="stim", toward="ctrl", intervention=InterventionType.SHIFT)
+MIX = SteeringTask(type=Task.MIX, kind="batch", target="all", toward=None, intervention=InterventionType.ABLATE)
 
 
 def labels(label, cell_type, donor, split="select"):
     n = len(label)
     columns = {"label": label, "cell_type": cell_type, "donor": donor, "split": [split] * n}
-    return Labels(**{name: np.array(values, dtype=object) for name, values in columns.items()})
+    return CellLabels(**{name: np.array(values, dtype=object) for name, values in columns.items()})
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def paired():
 def test_the_score_of_a_move_is_the_mean_over_donors_and_types_of_the_difference(paired):
     known, codes = paired
     codes[:, 2] += 4.0 * (known.label == "stim")
-    found = scores(sparse.csr_array(codes), known, MOVE)
+    found = score_features(sparse.csr_array(codes), known, MOVE)
     differences = []
     for donor in "PQRS":
         for kind in "AB":
@@ -46,8 +47,8 @@ def test_the_score_of_a_move_is_the_mean_over_donors_and_types_of_the_difference
     np.testing.assert_allclose(found.score, np.mean(differences, axis=0))
     np.testing.assert_array_equal(found.n_agree, (np.sign(differences) == np.sign(found.score)).sum(0))
     assert found.n_units == 8
-    assert ranked(found, MOVE, np.ones(5, bool))[0] == 2
-    assert 2 not in ranked(found, MOVE, np.array([True, True, False, True, True]))
+    assert rank_features(found, MOVE, np.ones(5, bool))[0] == 2
+    assert 2 not in rank_features(found, MOVE, np.array([True, True, False, True, True]))
 
 
 def test_composition_of_types_is_no_displacement(paired):
@@ -55,7 +56,7 @@ def test_composition_of_types_is_no_displacement(paired):
     exact = np.where((known.cell_type == "A")[:, None], 5.0, 1.0) * np.ones((1, 5))
     kept = np.r_[np.flatnonzero(known.label == "stim"), np.flatnonzero((known.label == "ctrl") & (known.donor == "P"))]
     few = np.r_[kept, np.flatnonzero((known.label == "ctrl") & (known.cell_type == "A"))]
-    found = scores(sparse.csr_array(exact[few]), known.at(few), MOVE)
+    found = score_features(sparse.csr_array(exact[few]), known.at(few), MOVE)
     np.testing.assert_allclose(found.score, 0.0, atol=1e-12)
 
 
@@ -63,7 +64,7 @@ def test_donors_of_one_condition_each_are_averaged_inside_types():
     rows = [("stim", "A", "P")] * 5 + [("stim", "A", "Q")] * 20 + [("ctrl", "A", "R")] * 6
     known = labels(*zip(*rows, strict=True))
     codes = np.array([[1.0]] * 5 + [[3.0]] * 20 + [[0.5]] * 6)
-    found = scores(sparse.csr_array(codes), known, MOVE)
+    found = score_features(sparse.csr_array(codes), known, MOVE)
     assert (found.score.item(), found.n_units) == (pytest.approx((1.0 + 3.0) / 2 - 0.5), 1)
 
 
@@ -74,7 +75,7 @@ def test_the_score_of_a_mix_is_the_variance_between_batches_less_that_of_samplin
     codes = rng.normal(5.0, 1.0, (len(rows), 3))
     codes[:, 1] += np.array([{"b0": 0.0, "b1": 1.0, "b2": 2.0}[name] for name in known.label])
     codes[:, 2] += 9.0 * (known.cell_type == "A")
-    found = scores(sparse.csr_array(codes), known, MIX)
+    found = score_features(sparse.csr_array(codes), known, MIX)
     by_hand = []
     for kind in "AB":
         groups = [codes[(known.cell_type == kind) & (known.label == f"b{b}")] for b in range(3)]
@@ -83,22 +84,22 @@ def test_the_score_of_a_mix_is_the_variance_between_batches_less_that_of_samplin
     np.testing.assert_allclose(found.score, np.mean(by_hand, axis=0))
     assert found.score[1] == pytest.approx(1.0, abs=0.3)
     assert np.abs(found.score[[0, 2]]).max() < 0.05
-    assert ranked(found, MIX, np.ones(3, bool))[0] == 1
+    assert rank_features(found, MIX, np.ones(3, bool))[0] == 1
 
 
 def test_cells_without_a_comparison_are_refused_with_what_there_is(paired):
     known, codes = paired
     own = known.label == "stim"
     with pytest.raises(UsageError, match=r"select cells with tokens have condition \{'stim': 48\}"):
-        scores(sparse.csr_array(codes[own]), known.at(own), MOVE)
+        score_features(sparse.csr_array(codes[own]), known.at(own), MOVE)
     single = labels(["b0"] * 6, ["A"] * 6, [""] * 6)
     with pytest.raises(UsageError, match="no cell type has cells of two batch labels"):
-        scores(sparse.csr_array(codes[:6]), single, MIX)
+        score_features(sparse.csr_array(codes[:6]), single, MIX)
 
 
 def test_shuffled_labels_keep_the_counts_of_each_donor_and_type(paired):
     known, _ = paired
-    drawn = shuffled(known, MOVE, np.random.default_rng(0))
+    drawn = shuffle_labels(known, MOVE, np.random.default_rng(0))
     assert (drawn.label != known.label).any()
     for donor in "PQRS":
         for kind in "AB":
@@ -111,7 +112,7 @@ def test_where_donors_carry_one_label_whole_donors_exchange_theirs():
     known = labels(["stim"] * 7 + ["ctrl"] * 11, ["A"] * 18, donors)
     seen = set()
     for seed in range(20):
-        drawn = shuffled(known, MOVE, np.random.default_rng(seed))
+        drawn = shuffle_labels(known, MOVE, np.random.default_rng(seed))
         carried = {donor: set(drawn.label[known.donor == donor]) for donor in "PQRS"}
         assert all(len(own) == 1 for own in carried.values())
         assert sorted(name for own in carried.values() for name in own) == ["ctrl", "ctrl", "stim", "stim"]
@@ -124,7 +125,7 @@ def test_shuffled_batches_stay_in_their_type_and_split():
     known = dataclasses.replace(
         labels(*zip(*rows, strict=True)), split=np.array(["train", "select"] * 30, dtype=object)
     )
-    drawn = shuffled(known, MIX, np.random.default_rng(0))
+    drawn = shuffle_labels(known, MIX, np.random.default_rng(0))
     assert (drawn.label != known.label).any()
     for split in ("train", "select"):
         for kind in "AB":

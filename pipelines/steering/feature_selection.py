@@ -12,7 +12,7 @@ As decoder rows are unit vectors, both scores are in the activation's own units:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -23,49 +23,15 @@ from scipy import sparse
 from feature_store.storage import schemas
 from pipelines.config import SteerOptions
 from pipelines.errors import UsageError
-from pipelines.steering.plan import Question
+from pipelines.steering.labels import CellLabels, Texts
+from pipelines.steering.plan import SteeringTask, Task
 
 MIN_CELLS = 5
 """Cells of a unit on each side, at least."""
 Index = npt.NDArray[np.int64]
-Texts = npt.NDArray[np.object_]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Labels:
-    """What is known of some cells, strings [n_cells] each; a null is "".
-
-    Attributes:
-        label: of the kind that is asked about.
-        cell_type: of the cell, inside which labels are compared; "" where it is the kind that is asked about.
-        donor, split: of the cell.
-    """
-
-    label: Texts
-    cell_type: Texts
-    donor: Texts
-    split: Texts
-
-    @classmethod
-    def of(cls, cells: pl.DataFrame, kind: str) -> "Labels":
-        """Of rows of the cell table, in their order."""
-        columns = {"label": kind, "cell_type": "cell_type", "donor": "donor", "split": "split"}
-        found = {
-            name: np.array(cells[column].cast(pl.String).fill_null("").to_list(), dtype=object)
-            for name, column in columns.items()
-        }
-        if kind == "cell_type":
-            found["cell_type"] = np.full(cells.height, "", dtype=object)
-        return cls(**found)
-
-    def at(self, index: npt.NDArray[np.generic]) -> "Labels":
-        """Those of some cells."""
-        return Labels(
-            label=self.label[index], cell_type=self.cell_type[index], donor=self.donor[index], split=self.split[index]
-        )
-
-
-class Scores(NamedTuple):
+class FeatureScores(NamedTuple):
     """Score of each feature [n_features], the units behind it, and in how many of them it has the mean's sign."""
 
     score: npt.NDArray[np.float64]
@@ -73,27 +39,27 @@ class Scores(NamedTuple):
     n_agree: npt.NDArray[np.int64]
 
 
-def scores(mean_codes: sparse.csr_array, labels: Labels, question: Question) -> Scores:
+def score_features(mean_codes: sparse.csr_array, labels: CellLabels, task: SteeringTask) -> FeatureScores:
     """Scores of all features from the mean codes [n_cells n_features] of these (select) cells.
 
     Raises:
         UsageError: the cells hold nothing to compare.
     """
-    values = _differences(mean_codes, labels, question) if question.name == "move" else _excess(mean_codes, labels)
+    values = _differences(mean_codes, labels, task) if task.type is Task.MOVE else _excess(mean_codes, labels)
     if not len(values):
-        raise UsageError(_nothing_to_compare(labels, question))
+        raise UsageError(_nothing_to_compare(labels, task))
     score = values.mean(0)
-    return Scores(score, len(values), (np.sign(values) == np.sign(score)).sum(0))
+    return FeatureScores(score, len(values), (np.sign(values) == np.sign(score)).sum(0))
 
 
-def ranked(found: Scores, question: Question, alive: npt.NDArray[np.bool_]) -> Index:
+def rank_features(found: FeatureScores, task: SteeringTask, alive: npt.NDArray[np.bool_]) -> Index:
     """Living features, best first: by |score| for move, by score for mix; equal ones by id."""
-    key = np.abs(found.score) if question.name == "move" else found.score
+    key = np.abs(found.score) if task.type is Task.MOVE else found.score
     order = np.argsort(-key, kind="stable")
     return order[alive[order]]
 
 
-def scores_frame(found: Scores, order: Index, density: npt.NDArray[np.float64]) -> pl.DataFrame:
+def scores_frame(found: FeatureScores, order: Index, density: npt.NDArray[np.float64]) -> pl.DataFrame:
     """The table `scores`, best first."""
     columns = {
         "feature_id": order,
@@ -106,9 +72,9 @@ def scores_frame(found: Scores, order: Index, density: npt.NDArray[np.float64]) 
     return schemas.conform("steering_scores", pl.DataFrame(columns))
 
 
-def _differences(mean_codes: sparse.csr_array, labels: Labels, question: Question) -> npt.NDArray[np.float64]:
+def _differences(mean_codes: sparse.csr_array, labels: CellLabels, task: SteeringTask) -> npt.NDArray[np.float64]:
     """Mean of target less mean of toward cells, unit by unit [n_units n_features]."""
-    sides = labels.label == question.target, labels.label == question.toward
+    sides = labels.label == task.target, labels.label == task.toward
     pairs = []
     for donor, kind in sorted(set(zip(labels.donor, labels.cell_type, strict=True))):
         own = (labels.donor == donor) & (labels.cell_type == kind)
@@ -126,7 +92,7 @@ def _differences(mean_codes: sparse.csr_array, labels: Labels, question: Questio
     return np.array([target - toward for target, toward in means])
 
 
-def _excess(mean_codes: sparse.csr_array, labels: Labels) -> npt.NDArray[np.float64]:
+def _excess(mean_codes: sparse.csr_array, labels: CellLabels) -> npt.NDArray[np.float64]:
     """Variance between labels less what sampling gives, type by type [n_types n_features]."""
     squares = mean_codes.multiply(mean_codes).tocsr()
     values = []
@@ -146,17 +112,17 @@ def _excess(mean_codes: sparse.csr_array, labels: Labels) -> npt.NDArray[np.floa
     return np.array(values)
 
 
-def shuffled(labels: Labels, question: Question, rng: np.random.Generator) -> Labels:
+def shuffle_labels(labels: CellLabels, task: SteeringTask, rng: np.random.Generator) -> CellLabels:
     """The same cells with labels that mean nothing.
 
     Mix: labels permuted among the cells of a type, in each split. Move: `target` and `toward` permuted among the cells
     of a type of a donor; where donors carry one label each, whole donors exchange theirs within the split.
     """
     label = labels.label.copy()
-    if question.name == "mix":
+    if task.type is Task.MIX:
         _permute_within(label, [labels.split, labels.cell_type], label != "", rng)
         return replace(labels, label=label)
-    chosen = (label == question.target) | (label == question.toward)
+    chosen = (label == task.target) | (label == task.toward)
     both = {
         key
         for key in set(zip(labels.donor[chosen], labels.cell_type[chosen], strict=True))
@@ -194,21 +160,21 @@ def _mean(mean_codes: sparse.csr_array, cells: Index) -> npt.NDArray[np.float64]
     return np.asarray(mean_codes[cells].mean(axis=0)).ravel()
 
 
-def _nothing_to_compare(labels: Labels, question: Question) -> str:
+def _nothing_to_compare(labels: CellLabels, task: SteeringTask) -> str:
     found = {str(name): int((labels.label == name).sum()) for name in sorted(set(labels.label) - {""})}
-    if question.name == "move":
+    if task.type is Task.MOVE:
         return (
-            f"select cells with tokens have {question.kind} {found}; features are chosen there, so both "
-            f"{question.target!r} and {question.toward!r} need cells: extract with another --split COLUMN, or give "
+            f"select cells with tokens have {task.kind} {found}; features are chosen there, so both "
+            f"{task.target!r} and {task.toward!r} need cells: extract with another --split COLUMN, or give "
             "--feature"
         )
     return (
-        f"no cell type has cells of two {question.kind} labels among the select cells ({found}), where features are "
+        f"no cell type has cells of two {task.kind} labels among the select cells ({found}), where features are "
         "chosen: extract with a --split COLUMN that deals each batch to all splits, or give --feature"
     )
 
 
-def choose_by_label(
+def choose_features_of_label(
     labels: pl.DataFrame, features: pl.DataFrame, options: SteerOptions, *, kinds: list[str]
 ) -> tuple[str, pl.DataFrame]:
     """Return the target of an edit and its features, ranked: those with the smallest p for it on `select` cells.

@@ -1,0 +1,43 @@
+"""CellLabels, types, donors and splits of cells, as arrays in one order."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+Texts = npt.NDArray[np.object_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellLabels:
+    """What is known of some cells, strings [n_cells] each; a null is "".
+
+    Attributes:
+        label: of the kind that is steered.
+        cell_type: of the cell, inside which labels are compared; "" where it is the kind that is steered.
+        donor, split: of the cell.
+    """
+
+    label: Texts
+    cell_type: Texts
+    donor: Texts
+    split: Texts
+
+    @classmethod
+    def of(cls, cells: pl.DataFrame, kind: str) -> "CellLabels":
+        """Of rows of the cell table, in their order."""
+        columns = {"label": kind, "cell_type": "cell_type", "donor": "donor", "split": "split"}
+        found = {
+            name: np.array(cells[column].cast(pl.String).fill_null("").to_list(), dtype=object)
+            for name, column in columns.items()
+        }
+        if kind == "cell_type":
+            found["cell_type"] = np.full(cells.height, "", dtype=object)
+        return cls(**found)
+
+    def at(self, index: npt.NDArray[np.generic]) -> "CellLabels":
+        """Those of some cells."""
+        return CellLabels(
+            label=self.label[index], cell_type=self.cell_type[index], donor=self.donor[index], split=self.split[index]
+        )

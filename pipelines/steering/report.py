@@ -1,0 +1,42 @@
+"""What is shown of a finished steering run: the figures that the stage prints, and its plots."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from feature_store.query.metrics import HEADLINE_OF_TASK
+from pipelines.steering.plan import ALL, MEAN_DIFFERENCE, UNSTEERED, Null, Task, Variant
+from pipelines.steering.request import SteeringRequest
+
+
+def drawings_of(request: SteeringRequest, run: str) -> dict[str, Callable[[Path], object]]:
+    """The plots of a finished run, by name; nothing is drawn yet."""
+    from feature_store import FeatureStore
+    from feature_store.plots.steering import steering_drawings
+
+    found = FeatureStore.open(request.layout.root, associations=request.associations.path.parent.name)
+    return dict(steering_drawings(found, run))
+
+
+def facts_of(request: SteeringRequest, chosen: Variant, results: pl.DataFrame) -> dict[str, Any]:
+    """The figures that a stage shows: the headline metric of the task, beside its nulls and baseline."""
+    metric = HEADLINE_OF_TASK[request.task.type]
+    rows = results.filter(split="test", group=ALL, metric=metric)
+    own = rows.filter("chosen").row(0, named=True)
+    facts: dict[str, Any] = {"target": request.task.text, "features": list(chosen.features)}
+    if request.task.type is Task.EDIT:
+        facts["effect on target_votes"] = own["effect"]
+        facts["95 % interval"] = [own["low"], own["high"]]
+    else:
+        facts["intervention"] = f"{chosen.intervention}, {len(chosen.features)} features, dose {chosen.dose:g}"
+        for name in (UNSTEERED, *(null.value for null in Null), MEAN_DIFFERENCE):
+            found = rows.filter(condition=name)["value"]
+            if len(found) and found[0] is not None:
+                facts[f"{metric} of {name}"] = found[0]
+        facts[metric] = own["value"]
+    for null in Null:
+        if (p := own[null.column]) is not None:
+            facts[f"p against {null}"] = p
+    return facts
