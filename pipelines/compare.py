@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from feature_store import FeatureStore
-from feature_store.associations.comparison import Representation, compare, describe, summarise
+from feature_store.associations.comparison import TABLES, Representation, compare, describe, summarise
 from feature_store.errors import NotFoundError
 from feature_store.query.runs import control_of
 from feature_store.storage import commit
@@ -150,4 +150,9 @@ def _opened(layout: Layout, name: str, run: str) -> Representation:
     store = FeatureStore.open(layout.root, associations=run)
     plan = commit.Run.open(layout.associations_dir(run) / "features").plan
     summary = json.loads((layout.saes_dir(plan["sae"]) / SUMMARY).read_text())
-    return Representation(name=name, store=store, figures={key: summary.get(entry) for key, entry in FIGURES.items()})
+    return Representation(
+        name=name,
+        run=run,
+        tables={table: store.frame(table) for table in TABLES},
+        figures={key: summary.get(entry) for key, entry in FIGURES.items()},
+    )

@@ -28,7 +28,6 @@ from scipy.stats import t as student
 from feature_store.associations.auroc import auroc
 from feature_store.associations.classes import CLASSES
 from feature_store.associations.inputs import Bools, Floats, Labels, Strata
-from feature_store.query.store import FeatureStore
 from feature_store.storage import schemas
 
 ALPHA = 0.05
@@ -38,14 +37,19 @@ MIN_CELLS = 5
 """Least cells of the label, and of the rest, of a unit that has an AUROC of its own."""
 MIN_UNITS = 3
 KEYS = ("target_kind", "target", "statistic")
+TABLES = ("features", "feature_label", "feature_gene", "feature_geneset", "cells", "codes")
+"""The tables of a representation that are read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Representation:
-    """One way to read the cells: its name, the store opened at its associations, and figures of its SAE."""
+    """One way to read the cells: its name, its associations run, its tables by name (TABLES), and the l0, fvu and
+    recovery of its SAE.
+    """
 
     name: str
-    store: FeatureStore
+    run: str
+    tables: Mapping[str, pl.LazyFrame]
     figures: Mapping[str, float | None] = field(default_factory=dict)
 
 
@@ -72,14 +76,14 @@ def describe(representations: Sequence[Representation]) -> pl.DataFrame:
     """The table `representation`: a row each, the numbers of features that mean something and of each class."""
     rows = []
     for one in representations:
-        features = one.store.frame("features").select("class", "dead").collect()
+        features = one.tables["features"].select("class", "dead").collect()
         counts = dict(features["class"].value_counts().iter_rows())
         significant = (pl.col("split") == "test") & (pl.col("q") <= ALPHA)
         strong = significant & (pl.col("rank_biserial").abs() > STRONG)
         rows.append(
             {
                 "representation": one.name,
-                "run": one.store.lineage.associations,
+                "run": one.run,
                 "n_features": features.height,
                 "n_dead": int(features["dead"].sum()),
                 **{name: one.figures.get(name) for name in ("l0", "fvu", "recovery")},
@@ -117,12 +121,12 @@ def summarise(comparison: pl.DataFrame) -> pl.DataFrame:
 
 def _best_features(one: Representation) -> pl.DataFrame:
     """The best feature of each target, chosen on `select` cells, with its figures on `test` cells."""
-    genes = one.store.frame("feature_gene").with_columns(label_kind=pl.lit("gene"), label=pl.col("gene"))
+    genes = one.tables["feature_gene"].with_columns(label_kind=pl.lit("gene"), label=pl.col("gene"))
     precision, recall = pl.col("identity_precision"), pl.col("identity_recall")
     identity = genes.with_columns(identity_f1=2 * precision * recall / (precision + recall)).filter(
         precision + recall > 0
     )
-    labels = one.store.frame("feature_label")
+    labels = one.tables["feature_label"]
     frames = [
         _chosen(labels.filter((pl.col("auroc") > 0.5) | (pl.col("split") == "test")), "auroc", by="p"),
         _chosen(genes, "pearson", signed=True),
@@ -165,7 +169,7 @@ _NO_P = [pl.lit(None, dtype=pl.Float64).alias(name) for name in ("p", "q")]
 
 def _by_unit(reference: Representation, baselines: Sequence[Representation], rows: pl.DataFrame) -> pl.DataFrame:
     """Paired differences of AUROC within the units of the test cells, for every label and baseline."""
-    cells = reference.store.frame("cells").filter(pl.col("split") == "test").collect()
+    cells = reference.tables["cells"].filter(pl.col("split") == "test").collect()
     kind = next((name for name in ("donor", "batch") if cells[name].null_count() < cells.height), None)
     labels = rows.filter(pl.col("statistic") == "auroc")
     out: list[dict[str, object]] = []
@@ -194,7 +198,7 @@ def _values(one: Representation, cells: pl.DataFrame, labels: pl.DataFrame) -> d
     """Code [n_cells] of each chosen feature of a representation; zeros where it is not active."""
     wanted = labels.filter(pl.col("representation") == one.name)["feature_id"].unique().to_list()
     codes = (
-        one.store.frame("codes")
+        one.tables["codes"]
         .filter(pl.col("feature_id").is_in(wanted) & pl.col("cell_idx").is_in(cells["cell_idx"].to_list()))
         .group_by("feature_id", "cell_idx")
         .agg(pl.col("value").max())
@@ -236,7 +240,7 @@ def _interval(difference: Floats) -> dict[str, float | int | None]:
 
 
 def _n_features(one: Representation, table: str, rule: pl.Expr) -> int:
-    return int(one.store.frame(table).filter(rule).select(pl.col("feature_id").n_unique()).collect().item())
+    return int(one.tables[table].filter(rule).select(pl.col("feature_id").n_unique()).collect().item())
 
 
 def _column(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -47,8 +47,7 @@ def representation(
         "features": (pl.DataFrame({"class": [], "dead": []}) if features is None else features).lazy(),
         "cells": cells.lazy(),
     }
-    store: Any = SimpleNamespace(frame=frames.__getitem__, lineage=SimpleNamespace(associations=f"run-{name}"))
-    return Representation(name=name, store=store, figures=figures)
+    return Representation(name=name, run=f"run-{name}", tables=frames, figures=figures)
 
 
 def both_splits(base: dict[str, Any], select: dict[str, Any], test: dict[str, Any]) -> list[dict[str, Any]]:
@@ -175,7 +174,7 @@ def test_a_donor_with_few_cells_of_a_side_is_left_out():
     (sae, pca), cells = planted(4)
     kept = cells.filter((pl.col("donor") != "d0") | (pl.col("cell_type") == "T") | (pl.col("cell_idx") < 30))
     assert 0 < kept.filter(donor="d0", cell_type="B").height < 5
-    sae.store.frame.__self__["cells"] = kept.lazy()
+    sae = replace(sae, tables={**sae.tables, "cells": kept.lazy()})
     assert found(compare(sae, [pca]), "pca")["n_units"] == 3
 
 
@@ -198,9 +197,8 @@ def test_batches_are_compared_within_cell_types():
 
 def test_without_donors_and_batches_there_are_no_units():
     (sae, pca), cells = planted(3)
-    for one in (sae, pca):
-        bare = cells.with_columns(donor=pl.lit(None, pl.String), batch=pl.lit(None, pl.String))
-        one.store.frame.__self__["cells"] = bare.lazy()
+    bare = cells.with_columns(donor=pl.lit(None, pl.String), batch=pl.lit(None, pl.String)).lazy()
+    sae, pca = (replace(one, tables={**one.tables, "cells": bare}) for one in (sae, pca))
     assert found(compare(sae, [pca]), "pca")["n_units"] is None
 
 
