@@ -14,7 +14,7 @@ from setuptools import find_namespace_packages
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("scsae", "pipelines", "sae_core", "feature_store")
 HEAVY = ("torch", "ray", "mlflow", "polars", "pyarrow", "anndata", "scanpy", "matplotlib", "sklearn", "scipy", "pandas")
-CIRCLES_LEFT = ("feature_store.atlas.", "pipelines.inputs", "pipelines.forward")
+CIRCLES_LEFT = ("pipelines.inputs", "pipelines.forward")
 
 
 def loaded_by(statement: str) -> set[str]:
