@@ -21,9 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREY, PALE = "#0072B2", "#D55E00", "#999999", "#E4E4E4"
-CLASS_COLOURS: Mapping[str, str] = dict(
-    zip(CLASSES, ("#009E73", BLUE, ORANGE, "#E69F00", "#BBBBBB", "#CC79A7", "#56B4E9"), strict=False)
-)
+CLASS_COLOURS: Mapping[str, str] = dict(zip(CLASSES, ("#009E73", BLUE, ORANGE, "#E69F00", "#BBBBBB"), strict=True))
 """Colours of the feature classes, of Okabe and Ito's eight."""
 OKABE_ITO = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 LEGEND_ROWS = 20

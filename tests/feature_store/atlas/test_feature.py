@@ -309,7 +309,7 @@ def panel(page: Page, name: str) -> Any:
 def test_the_page_shows_every_part_and_hostile_names_as_text(open_page, hostile):
     page = open_page("#/feature/6")
     assert page.locator("h1").inner_text().startswith("Feature 6: ")
-    assert hostile in panel(page, "Labels it tells").text_content()
+    assert hostile in panel(page, "Labels it separates").text_content()
     assert hostile in panel(page, "Its code by label").text_content()
     assert hostile in panel(page, "Gene sets").inner_text()
     assert page.locator("svg.feature-chart").count() == 5
@@ -323,9 +323,9 @@ def test_the_page_shows_every_part_and_hostile_names_as_text(open_page, hostile)
         "In the same cells",
     ):
         assert panel(page, name).is_visible()
-    assert "place 5 of 10 features" in panel(page, "What steering it did").inner_text()
-    assert "p 0.190 against shuffled labels" in panel(page, "What steering it did").inner_text()
-    assert "07he5" in panel(page, "Its like in other seeds, layers and models").inner_text()
+    assert "place 5 of 10 features" in panel(page, "Steering with this feature").inner_text()
+    assert "p 0.190 against shuffled labels" in panel(page, "Steering with this feature").inner_text()
+    assert "07he5" in panel(page, "Similar features in other SAEs").inner_text()
 
 
 def test_a_colour_is_in_the_address_and_back_undoes_it(open_page, hostile):
@@ -388,12 +388,12 @@ def test_the_neighbours_in_the_list_keep_the_view(open_page):
 
 def test_the_strongest_label_is_filled_and_the_others_hollow(open_page):
     page = open_page("#/feature/5")
-    scores = panel(page, "Labels it tells").locator("g.score")
+    scores = panel(page, "Labels it separates").locator("g.score")
     assert scores.count() == 7
-    assert 1 <= panel(page, "Labels it tells").locator("g.score:not(.weak)").count() < 7
+    assert 1 <= panel(page, "Labels it separates").locator("g.score:not(.weak)").count() < 7
     # a band of each type, and the one of the key
-    assert panel(page, "Labels it tells").locator("rect.null-band").count() == 4 + 1
-    assert "of 7 have q ≤ 0.05" in panel(page, "Labels it tells").inner_text()
+    assert panel(page, "Labels it separates").locator("rect.null-band").count() == 4 + 1
+    assert "of 7 have q ≤ 0.05" in panel(page, "Labels it separates").inner_text()
 
 
 def test_all_can_be_done_with_the_keyboard(open_page):
@@ -435,8 +435,8 @@ def test_what_is_missing_names_its_command(open_page, store_without, serving):
     for name, table in (
         ("Where it fires", "umap"),
         ("Nearest in direction", "feature_neighbour"),
-        ("What steering it did", "steering"),
-        ("Its like in other seeds, layers and models", "feature_match"),
+        ("Steering with this feature", "steering"),
+        ("Similar features in other SAEs", "feature_match"),
     ):
         assert store.made_by(table) in panel(page, name).inner_text()
     assert panel(page, "Its code by label").locator("svg").count() == 2

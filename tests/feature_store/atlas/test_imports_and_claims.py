@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 import feature_store.atlas
+from feature_store.associations.classes import CLASSES
 from feature_store.atlas.page import SHARED, STATIC
+from feature_store.query.steering import Role
 
 ATLAS = Path(feature_store.atlas.__file__).parent
 SCRIPTS = sorted(STATIC.rglob("*.js"))
@@ -118,6 +120,15 @@ def test_scripts_import_one_another_only() -> None:
         for name in re.findall(r"""(?:^import .*|import\()["']([^"'\n]+)["']""", path.read_text(), flags=re.M):
             assert name.startswith("."), (path.name, name)
             assert (path.parent / name).is_file(), (path.name, name)
+
+
+def test_roles_and_classes_are_those_of_the_store() -> None:
+    steering, colours = ((STATIC / "js" / name).read_text() for name in ("steering_run.js", "colour.js"))
+    (roles,) = re.findall(r"const ROLE = Object.freeze\(\{(.*?)\}\)", steering, flags=re.S)
+    assert dict(re.findall(r'(\w+): "(\w+)"', roles)) == {role.value: role.value for role in Role if role != Role.TREND}
+    (classes,) = re.findall(r"const CLASS = \{(.*?)\}", colours, flags=re.S)
+    coloured = {quoted or plain for quoted, plain in re.findall(r'(?:"([\w-]+)"|(\w+)): "#', classes)}
+    assert coloured == set(CLASSES)
 
 
 def test_the_scripts_that_the_page_names_first_are_there() -> None:

@@ -4,12 +4,13 @@
 import { svg, fmt, fixed } from "./dom.js";
 import { frame, linear, tickText, xAxis, yAxis } from "./axis.js";
 import { Scatter } from "./scatter.js";
+import { ROLE } from "./steering_run.js";
 
 const LETTER = 6.2, BOLD = 7.4;
 const ROW = 26;
 const SHAPES = ["square", "triangle", "diamond", "circle"];
-const KINDS = { null: "of-null", baseline: "of-baseline", floor: "of-baseline", grid: "of-own", replace: "of-other", reconstruction: "of-other", unsteered: "of-other" };
-export const classOf = (role) => KINDS[role] ?? "of-other";
+const CLASS_OF_ROLE = { [ROLE.null]: "of-null", [ROLE.baseline]: "of-baseline", [ROLE.floor]: "of-baseline", [ROLE.grid]: "of-own" };
+export const classOf = (role) => CLASS_OF_ROLE[role] ?? "of-other";
 
 // A scatter with arrows [{from, to, name}] and crosses [{at, name}] over its dots.
 export class CellMap extends Scatter {
@@ -112,7 +113,7 @@ export function forest(width, { rows, title, label }) {
       row.append(svg("title", {}, `${name}: ${fmt(effect)}${low === null ? "" : ` (${fmt(low)} to ${fmt(high)})`}`));
       row.append(svg("text", { x: -8, y: y + 4, "text-anchor": "end" }, name.length > letters ? `${name.slice(0, letters - 1)}…` : name));
       if (low !== null && high !== null) row.append(svg("line", { x1: x(low), x2: x(high), y1: y, y2: y, class: "whisker" }));
-      row.append(shape(role === "null" ? "square" : role === "grid" ? "circle" : "diamond", x(effect), y, role === "grid" ? 5 : 4, { class: "mark" }));
+      row.append(shape(role === ROLE.null ? "square" : role === ROLE.grid ? "circle" : "diamond", x(effect), y, role === ROLE.grid ? 5 : 4, { class: "mark" }));
       const figures = low === null || right <= 100 ? signed(effect) : `${signed(effect)} (${fixed(low)}, ${fixed(high)})`;
       row.append(svg("text", { x: inner + right, y: y + 4, "text-anchor": "end" }, figures));
       plot.append(row);

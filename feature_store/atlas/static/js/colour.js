@@ -5,7 +5,7 @@ import { h } from "./dom.js";
 
 export const NAMED = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#b3a100", "#7f7f7f", "#a6611a", "#1b7837", "#c51b7d"];
 export const CLASS = {
-  "gene-identity": "#009e73", "cell-context": "#0072b2", batch: "#d55e00", mixed: "#e69f00", dead: "#8a8a8a", gene: "#cc79a7",
+  "gene-identity": "#009e73", "cell-context": "#0072b2", batch: "#d55e00", mixed: "#e69f00", dead: "#8a8a8a",
 };
 const VIRIDIS = ["#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"];
 // careful: the middle is neither paper's colour, or dots about it could not be seen

@@ -1,4 +1,4 @@
-// What goes with a name: a table of its best features, with a bar for each figure; and of a cell, what fires in it.
+// The best features of a name, as a table with a bar for each figure; and the features that fire in a cell.
 
 import { h, svg, count, csv, download, empty, fixed, fmt, percent, pvalue, smallTable, words, isKnown, DASH } from "./dom.js";
 import { CLASS } from "./colour.js";
@@ -14,7 +14,7 @@ const log = (p) => (isKnown(p) ? Math.min(-Math.log10(Math.max(p, 1e-300)), 300)
 const TOLD = {
   label: {
     key: "auroc", head: "AUROC", format: (x) => fixed(x, 3), figure: (x) => x, range: () => [0, 1], span: "0 to 1", zero: 0.5,
-    how: "by AUROC of their codes, which tell its cells from all others (0.5 is chance, 0 the opposite)",
+    how: "by the AUROC of their codes for its cells against all others (0.5 is chance, 0 is the reverse order)",
     more: [{ key: "n_agree", head: "agree", title: "Donors whose effect has the same sign; batches, where cells name no donor", cell: (at) => (isKnown(at("n_agree")) && isKnown(at("n_donors")) ? `${at("n_agree")} of ${at("n_donors")}` : DASH) }],
   },
   gene: {
@@ -27,7 +27,7 @@ const TOLD = {
   },
   gene_set: {
     key: "p", head: "p", format: pvalue, figure: log, range: (values) => [0, Math.max(3, ...values)], span: "−log₁₀ p", zero: 0,
-    how: "by p of finding as many of its genes among theirs by chance",
+    how: "by the p of the overlap between its genes and theirs",
     more: [
       { key: "overlap", head: "overlap", title: "Genes of the feature that are in the set, of the set", cell: (at) => (isKnown(at("overlap")) ? `${at("overlap")} of ${at("n_set") ?? "?"}` : DASH) },
       { key: "odds_ratio", head: "odds ratio", cell: (at) => fmt(at("odds_ratio")) },
@@ -41,7 +41,7 @@ export async function rankedPanel(entry, kind, features) {
   const title = h("h2", { class: "found-title" }, entry.name, " ", h("span", { class: "tag" }, kind.title));
   if (found.missing) return [title, empty(found.missing)];
   const told = TOLD[entry.asked], { columns, key } = found, ids = columns.feature_id;
-  if (!ids.length) return [title, h("div", { class: "empty", role: "note" }, h("p", {}, `No feature has figures of ${entry.name} on test cells: too few of them, or none at all, are among the test cells.`))];
+  if (!ids.length) return [title, h("div", { class: "empty", role: "note" }, h("p", {}, `No feature was tested for ${entry.name} on test cells, because too few of them have it.`))];
   const chosenBy = key === told.key ? null : key;
   const drawn = [...columns[told.key], ...(chosenBy ? columns[chosenBy] : [])].map(told.figure).filter(isKnown);
   const range = told.range(drawn);
@@ -63,7 +63,7 @@ export async function rankedPanel(entry, kind, features) {
   const shown = found.n > ids.length ? `the best ${count(ids.length)} of ${count(found.n)} features` : found.n === 1 ? "the only feature with figures" : `all ${count(found.n)} features with figures`;
   return [
     title,
-    h("p", { class: "quiet" }, `${shown[0].toUpperCase()}${shown.slice(1)}, ranked on select cells ${told.how}. The other figures are of test cells, which had no say in the ranking: ${count(nSure)} of those listed are significant (q ≤ ${ALPHA}). In a bar, the line is the figure of select cells.`),
+    h("p", { class: "quiet" }, `${shown[0].toUpperCase()}${shown.slice(1)}, ranked on select cells ${told.how}. The other figures are of test cells, which were not used for the ranking; ${count(nSure)} of the listed features are significant (q ≤ ${ALPHA}). In a bar, the line marks the value on select cells.`),
     smallTable(heads.filter((head) => head !== null), rows, { caption: `Features that go with ${entry.name}, best first` }),
     h("p", { class: "found-save" }, h("button", { type: "button", onclick: () => save(entry, columns, features) }, "CSV")),
   ];

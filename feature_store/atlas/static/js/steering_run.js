@@ -1,10 +1,13 @@
-// One steering run as the page asks for it: which points of the grid were measured on test cells, the rows of a metric,
-// and what they say in words.
+// One steering run: the points of the grid that were measured on test cells, the rows of a metric, and its verdict in words.
 
 import { fmt, pvalue } from "./dom.js";
 import { tickText } from "./axis.js";
 
 export const ALL = "all";
+// What a condition of a run is for: the column `role`, as in feature_store/query/steering.py.
+export const ROLE = Object.freeze({
+  unsteered: "unsteered", grid: "grid", replace: "replace", reconstruction: "reconstruction", null: "null", baseline: "baseline", floor: "floor",
+});
 const ALPHA = 0.05;
 const LEAST_NULLS = 20;
 const plural = (n, noun) => `${n.toLocaleString("en")} ${noun}${n === 1 ? "" : "s"}`;
@@ -22,14 +25,14 @@ export class Run {
     Object.assign(this, about);
     const names = Object.keys(about.rows).filter((name) => about.rows[name] !== null);
     const n = about.rows.metric.length;
-    this.rows = Array.from({ length: n }, (_, i) => ({ low: null, high: null, effect: null, group: ALL, role: "grid", ...Object.fromEntries(names.map((name) => [name, about.rows[name][i]])) }));
+    this.rows = Array.from({ length: n }, (_, i) => ({ low: null, high: null, effect: null, group: ALL, role: ROLE.grid, ...Object.fromEntries(names.map((name) => [name, about.rows[name][i]])) }));
     this.counts = [...new Set(this.points.map((point) => point.n_features))].sort((a, b) => a - b);
     this.isSearched = this.grid.length > 1;
     this.takesDose = hasDoses(this.points);
     this.groupNames = this.groups.filter((name) => name !== "" && name !== ALL);
   }
 
-  // The point nearest to what the address asks for: the chosen one, or one of those measured.
+  // The measured point nearest to that in the address; the chosen one where the address names none.
   point({ n, dose } = {}) {
     if (!this.points.length) return null;
     const count = this.counts.includes(Number(n)) ? Number(n) : this.chosen?.n_features ?? this.counts.at(-1);
@@ -54,34 +57,34 @@ export class Run {
   }
 
   at(metric, group, point) {
-    return point && this.of(metric, group).find((row) => row.role === "grid" && row.n_features === point.n_features && row.dose === point.dose) || null;
+    return point && this.of(metric, group).find((row) => row.role === ROLE.grid && row.n_features === point.n_features && row.dose === point.dose) || null;
   }
 
   unsteered(metric, group) {
-    return this.of(metric, group).find((row) => row.role === "unsteered")?.value ?? null;
+    return this.of(metric, group).find((row) => row.role === ROLE.unsteered)?.value ?? null;
   }
 
   // Of each null in its order, its row of a metric, or undefined.
   nullRows(metric, group) {
-    const rows = this.of(metric, group).filter((row) => row.role === "null");
+    const rows = this.of(metric, group).filter((row) => row.role === ROLE.null);
     return this.nulls.map(({ name }) => rows.find((row) => row.condition === name));
   }
 
   // Points that differ from one of these along `axis` alone, ascending.
   section(metric, group, point, axis) {
     const other = axis === "dose" ? "n_features" : "dose";
-    return this.of(metric, group).filter((row) => row.role === "grid" && row[other] === point[other]).sort((a, b) => a[axis] - b[axis]);
+    return this.of(metric, group).filter((row) => row.role === ROLE.grid && row[other] === point[other]).sort((a, b) => a[axis] - b[axis]);
   }
 
   variantAt(point) {
-    return point && this.variants.find((variant) => variant.role === "grid" && variant.n_features === point.n_features && variant.dose === point.dose) || null;
+    return point && this.variants.find((variant) => variant.role === ROLE.grid && variant.n_features === point.n_features && variant.dose === point.dose) || null;
   }
 
   pointText(point) {
     return pointText(point, this.takesDose);
   }
 
-  // What was measured on test cells and what was not, and the command that measures more.
+  // The points that were not measured on test cells, and the command that measures more.
   notMeasured(point) {
     const tried = this.grid.filter(([n, dose]) => !this.points.some((one) => one.n_features === n && one.dose === dose));
     const here = tried.filter(([n]) => n === point.n_features).map(([, dose]) => dose).sort((a, b) => a - b);
@@ -101,23 +104,23 @@ export class Run {
     return ` --n-nulls ${Math.max(LEAST_NULLS, this.n_nulls ?? 0)}`;
   }
 
-  // What the figures of a metric at a point say: {kind: "beats" | "fails" | "", lines}.
+  // The verdict on a metric at a point: {kind: "beats" | "fails" | "", lines}.
   verdict(metric, group, point) {
-    if (!point) return { kind: "", lines: ["This run kept no figures of single points; run `scsae steer` anew."] };
+    if (!point) return { kind: "", lines: ["This run stored no figures of single points; run `scsae steer` again."] };
     const row = this.at(metric.name, group, point);
     const byGroup = group === ALL && this.groupNames.some((name) => this.at(metric.name, name, point));
-    if (!row) return { kind: "", lines: [byGroup ? `The ${metric.words} was measured by group alone; choose one.` : `The ${metric.words} was not measured at this point${group === ALL ? "" : ` for ${group}`}.`] };
+    if (!row) return { kind: "", lines: [byGroup ? `The ${metric.words} was measured by group only; choose a group.` : `The ${metric.words} was not measured at this point${group === ALL ? "" : ` for ${group}`}.`] };
     const lines = [this.change(metric, row)];
     if (!this.isChosen(point)) {
-      lines.push(`No p here: the nulls were drawn at the point that was chosen on select cells alone (${this.chosen ? this.pointText(this.chosen) : "none was"}).`);
+      lines.push(`This point has no p, because the nulls were drawn only at the point that was chosen on select cells (${this.chosen ? this.pointText(this.chosen) : "none was"}).`);
       return { kind: "", lines };
     }
     const known = this.nulls.map((one) => ({ ...one, pValue: row[one.p] ?? null })).filter(({ pValue }) => pValue !== null);
-    if (!known.length) return { kind: "", lines: [...lines, "No null was measured beside it, so whether it is more than chance is not known."] };
+    if (!known.length) return { kind: "", lines: [...lines, "No null was measured, so it is not known whether this is more than chance."] };
     const { kind, text } = this.beside(row, known);
     const isWorse = row.effect !== null && (metric.better === "lower" ? row.effect > 0 : metric.better === "higher" && row.effect < 0);
     lines.push(isWorse ? `${text} The change is for the worse.` : text);
-    lines.push(metric.better === null ? "No direction of this metric is better: p is the share of a null's draws that change it as much." : "p is the share of a null's draws that do at least as well, this one counted; it is not adjusted for the metrics that one looks at.");
+    lines.push(metric.better === null ? "This metric has no better direction: p is the share of a null's draws, this result counted as one, that change it as much." : "p is the share of a null's draws, this result counted as one, that do at least as well. It is not adjusted for the number of metrics.");
     return { kind: isWorse ? "fails" : kind, lines };
   }
 

@@ -28,7 +28,7 @@ export const title = () => "Atlas";
 export async function show(root, state) {
   const about = await overview();
   if (!about.tables.includes("features")) {
-    root.append(h("h1", {}, "Atlas"), empty({ table: "features", command: about.missing.features }, "There are no associations yet, so nothing is known of any feature."));
+    root.append(h("h1", {}, "Atlas"), empty({ table: "features", command: about.missing.features }, "This store has no associations yet, so it has no features to show."));
     return {};
   }
   const page = new Atlas(root, about, await Features.load());

@@ -1,4 +1,4 @@
-// Batch or biology: every feature by what explains it, the quadrant that batches explain, and a recipe to steer with it.
+// Batch or biology: every feature by its batch effect and its cell-context effect, and a recipe to steer with some of them.
 
 import { h, clear, empty, count, csv, download, fixed, percent, pvalue } from "../dom.js";
 import { CLASS, css, legend, packed, QUIET } from "../colour.js";
@@ -24,7 +24,7 @@ export const title = () => "Batch";
 export async function show(root, state) {
   const [about, facts] = await Promise.all([overview(), json("batch.json")]);
   if (facts.missing || !facts.n_measured) {
-    const why = facts.missing ? facts.why : "No feature has a batch effect and a cell-context effect: associate anew, with cell types.";
+    const why = facts.missing ? facts.why : "No feature has both a batch effect and a cell-context effect. Both need cell types: run scsae associate again with them.";
     root.append(h("h1", {}, "Batch or biology?"), empty(facts.missing ?? { table: "features" }, why));
     return {};
   }
@@ -50,7 +50,7 @@ class Batch {
     this.clearLasso = h("button", { type: "button", onclick: () => setParams({ lasso: null, off: null }) }, "Clear lasso");
     this.restore = h("button", { type: "button", onclick: () => setParams({ off: null }) }, "Check all again");
     this.steering = h("section", { class: "panel batch-steer", "aria-label": "Steer with these features" });
-    this.none = h("p", { class: "batch-none" }, "No feature lies there. Lower the threshold, choose another part, or draw a lasso around dots.");
+    this.none = h("p", { class: "batch-none" }, "No feature lies in this part. Lower a threshold, choose another part, or draw a lasso around dots.");
     const plot = h("div", { class: "batch-plot" }), list = h("div", { class: "batch-table" }, this.none);
     root.append(...this.head(),
       h("div", { class: "controls" }, h("label", {}, "Explained by", this.quadrant), this.fields.y.label, this.fields.x.label,
@@ -81,14 +81,14 @@ class Batch {
   head() {
     const { facts } = this, n = facts.batches.length;
     return [h("h1", {}, "Batch or biology?"),
-      h("p", { class: "batch-lead" }, `A dot is a feature that fires. Up: the share of its code's ranks that the ${count(n)} batches explain inside cell types; right: what cell type or another label explains inside batches. Both are measured on train and select cells, as the classes are.`)];
+      h("p", { class: "batch-lead" }, `Each dot is a feature that fires. The vertical axis is the share of the rank variance of its code that the ${count(n)} batches explain within cell types; the horizontal axis is the share that cell type or another label explains within batches. Both are measured on train and select cells, as the classes are.`)];
   }
 
   note() {
     const { facts } = this;
     return facts.n_in_both > 1
-      ? "It goes with the batch chosen on select cells; AUROC and q are of test cells, within cell types. Grey q: not significant."
-      : "No batch lies in both select and test cells, so none can be chosen on one and tested on the other: which one a feature goes with stays open.";
+      ? "A feature “goes with” the batch of its largest effect on select cells; AUROC and q are of test cells, within cell types. A grey q is not significant."
+      : "No batch has both select and test cells, so no batch can be chosen on the former and tested on the latter.";
   }
 
   threshold(key, name) {
@@ -107,8 +107,8 @@ class Batch {
       { key: "on", head: "use", width: 38, sortable: false, cell: (row) => this.box(features.ids[row]) },
       { key: "feature_id", head: "id", width: this.features.n > 9999 ? 66 : 54, numeric: true, cell: (row) => h("a", { href: href("feature", features.ids[row]), tabindex: -1, onclick: (event) => event.stopPropagation() }, String(features.ids[row])) },
       { key: "top_genes", head: "genes", cell: (row) => features.genes(row, 4) || "–" },
-      number("batch_effect", "batch", "Share of the code's ranks that batch explains inside cell types", (x) => fixed(x, 3)),
-      number("context_effect", "context", "Share that cell context explains inside batches", (x) => fixed(x, 3)),
+      number("batch_effect", "batch", "Share of the rank variance of the code that batch explains within cell types", (x) => fixed(x, 3)),
+      number("context_effect", "context", "Share that cell context explains within batches", (x) => fixed(x, 3)),
       ...(known ? [
         { key: "batch", head: "goes with", title: "The batch that it goes with most on select cells", width: 86, wide: true, cell: (row) => features.at("batch", row) ?? "–" },
         number("batch_auroc", "AUROC", "For that batch, on test cells, within cell types", (x) => fixed(x, 3), { wide: true }),
@@ -189,7 +189,7 @@ class Batch {
     return legend(categories.map((name, i) => ({ name, colour: CLASS[name] ?? UNNAMED, n: n[i] })).filter((one) => one.n), { label: "Classes of the features that fire" });
   }
 
-  // What is chosen in words, and what to do with it.
+  // The number of chosen features, and the panel to steer with them.
   told() {
     const ids = this.used, n = this.chosen.length;
     this.status.textContent = `${count(n)} ${n === 1 ? "feature" : "features"} ${this.polygon ? "in the lasso" : "chosen"}${ids.length < n ? `, ${count(ids.length)} checked` : ""}`;
@@ -226,7 +226,7 @@ class Batch {
   open(row) { go("feature", this.features.ids[row]); }
 }
 
-// What `scsae steer` is asked, as a recipe and as a command.
+// The steering run as a recipe and as a command.
 function steerPanel(page, ids) {
   const { facts, about, params } = page;
   const inTest = facts.batches.filter(({ test }) => test > 0), known = inTest.filter(({ train, select }) => train + select > 0);
@@ -238,18 +238,18 @@ function steerPanel(page, ids) {
   const copied = h("span", { class: "quiet", role: "status" });
   return [
     h("h2", {}, !ids.length ? "Steer with what is chosen" : `Steer with ${ids.length === 1 ? "this feature" : `these ${count(ids.length)} features`}`),
-    h("fieldset", {}, h("legend", { class: "quiet" }, "What is done to them in the running model, in all cells"),
+    h("fieldset", {}, h("legend", { class: "quiet" }, "Intervention on these features, in all cells"),
       choice("ablate", "Ablate:", "set their codes to 0."),
-      choice("shift", "Shift:", "add the difference between the mean over batches and the cell's own batch.", !known.length)),
+      choice("shift", "Shift:", "add the difference between the mean code over batches and that of the cell's own batch.", !known.length)),
     h("p", { class: "quiet" }, "The run measures how well the batches mix and how well labels are conserved, beside its nulls. ", h("a", { href: href("steering") }, about.runs.steering.length ? "The Steering page shows the runs of this store." : "The Steering page will show the result.")),
-    inTest.length < 2 ? h("p", { class: "batch-warning" }, `The test cells are of ${inTest.length} batch${inTest.length === 1 ? "" : "es"}, so there is nothing to mix and scsae steer refuses: extract with --split COLUMN, which deals each batch to all splits.`) : null,
-    inTest.length > 1 && known.length < inTest.length ? h("p", { class: "batch-warning" }, `${known.length ? `${count(inTest.length - known.length)} of ${count(inTest.length)}` : "None of the"} test batches ${known.length ? "have no" : "has"} train or select cells${known.length ? ", so their cells are not shifted" : ": shift has no mean codes to go by"}. Extract with --split COLUMN, which deals each batch to all splits.`) : null,
-    isTooMany ? h("p", { class: "batch-warning" }, `At most ${count(facts.most)} of the ${count(facts.n_firing)} features that fire can be steered, as the null needs as many others: raise the threshold.`) : null,
+    inTest.length < 2 ? h("p", { class: "batch-warning" }, `The test cells are of ${inTest.length} batch${inTest.length === 1 ? "" : "es"}, so scsae steer has no batches to mix. Extract the data with --split COLUMN, a column that puts cells of each batch into all splits.`) : null,
+    inTest.length > 1 && known.length < inTest.length ? h("p", { class: "batch-warning" }, `${known.length ? `${count(inTest.length - known.length)} of ${count(inTest.length)}` : "None of the"} test batches ${known.length ? "have no" : "has"} train or select cells${known.length ? ", so their cells are not shifted" : ": shift has no mean codes to go by"}. Extract the data with --split COLUMN, a column that puts cells of each batch into all splits.`) : null,
+    isTooMany ? h("p", { class: "batch-warning" }, `At most ${count(facts.most)} of the ${count(facts.n_firing)} features that fire can be steered, because the null needs as many other features. Raise a threshold.`) : null,
     h("div", { class: "controls" },
       h("button", { type: "button", class: "primary", disabled: !ids.length || isTooMany, onclick: () => download("batch-recipe.yaml", recipeOf(question), "application/yaml") }, "Export as steering recipe"),
       h("button", { type: "button", disabled: !isTyped, onclick: () => copy(command, copied) }, "Copy command"),
       h("button", { type: "button", disabled: !ids.length, onclick: () => save(page, ids) }, "CSV"), copied),
-    ids.length && !isTooMany ? h("p", { class: "quiet" }, "Run the recipe with ", h("code", {}, `scsae run batch-recipe.yaml --store ${quoted(about.store)}`), isTyped ? " or type the same in one line:" : ": so many features are no line to type.") : null,
+    ids.length && !isTooMany ? h("p", { class: "quiet" }, "Run the recipe with ", h("code", {}, `scsae run batch-recipe.yaml --store ${quoted(about.store)}`), isTyped ? ", or the same command in one line:" : ".") : null,
     isTyped ? h("pre", { class: "batch-command", tabindex: 0, "aria-label": "The equivalent command" }, command) : null,
   ];
 }

@@ -1,5 +1,5 @@
-// How far to trust the atlas: what the SAE has above its baselines, how p-values lie, whether donors agree, and which
-// features another SAE finds again. Every figure says what it means and what would be worrying.
+// How far to trust the atlas: the SAE beside its baselines, the distribution of p-values, whether donors agree, and
+// which features another SAE has too. Every section says what its figures mean and what would be worrying.
 
 import { h, count, empty, fixed, fmt, isKnown, percent, pvalue, smallTable, words } from "../dom.js";
 import { fitted } from "../axis.js";
@@ -18,7 +18,7 @@ export const title = () => "Controls";
 export async function show(root) {
   const controls = await json("controls.json");
   root.append(h("h1", {}, "How far to trust this atlas"),
-    h("p", { class: "controls-lead" }, "A feature is worth its claim only if simpler things do not say the same, if its p-value holds, if donors agree, and if another SAE finds it again. Everything here was chosen on select cells and is reported on test cells."),
+    h("p", { class: "controls-lead" }, "A claim about a feature can be trusted if simpler representations do not support it as well, if its p-value is calibrated, if donors agree, and if another SAE has the same feature. Everything here was chosen on select cells and is reported on test cells."),
     baselinesPanel(controls.baselines), significancePanel(controls.significance, controls), calibrationPanel(controls.calibration, controls),
     donorsPanel(controls.donors, controls), stabilityPanel(controls.stability, controls));
   return {};
@@ -35,16 +35,16 @@ const kinds = (name) => (name === "gene" ? "genes" : name.endsWith("batch") ? "b
 
 function baselinesPanel(of) {
   const name = "1. Does the SAE say more than its baselines?";
-  if (of.missing) return panel("baselines", name, null, empty(of.missing, "The SAE was not held against anything simpler. Until it is, no feature is a finding: one neuron, or one random direction, may tell cell types as well."));
+  if (of.missing) return panel("baselines", name, null, empty(of.missing, "The SAE was not compared with baselines. Without that comparison no feature is a finding, because a single neuron or a random direction may separate cell types as well."));
   const names = of.representations.map(({ representation }) => representation);
   return panel("baselines", name, verdict(of.summary),
-    smallTable(["targets", "figure", "n", "SAE", "best baseline", "excess [95 %]", "SAE better", "best is mostly"], of.summary.map((row) => [kinds(row.target_kind), STATISTICS[row.statistic] ?? row.statistic, count(row.n), fixed(row.reference), fixed(row.best_baseline), h("span", { class: row.low > 0 ? null : "quiet" }, `${signed(row.mean_excess)} ${range(row.low, row.high)}`), percent(row.share_better, 0), row.most_often]), { numeric: [2, 3, 4, 5, 6], caption: "Means over targets of the best feature of each; the interval is over targets, which share cells: it says how even the excess is, not how sure" }),
-    reading("each representation is asked for its one best feature on select cells and judged on test cells; the excess is the SAE's figure less that of the best baseline.", "an excess at or below 0. What the feature says, a neuron, a component or a random direction then says too."),
+    smallTable(["targets", "figure", "n", "SAE", "best baseline", "excess [95 %]", "SAE better", "most often best"], of.summary.map((row) => [kinds(row.target_kind), STATISTICS[row.statistic] ?? row.statistic, count(row.n), fixed(row.reference), fixed(row.best_baseline), h("span", { class: row.low > 0 ? null : "quiet" }, `${signed(row.mean_excess)} ${range(row.low, row.high)}`), percent(row.share_better, 0), row.most_often]), { numeric: [2, 3, 4, 5, 6], caption: "Means over targets of the best feature of each representation. The interval is over targets, which share cells: it shows how much the excess varies, not how certain it is." }),
+    reading("the best feature of each representation is chosen on select cells and evaluated on test cells; the excess is the value of the SAE minus that of the best baseline.", "an excess at or below 0, because a neuron, a component or a random direction then does as well as the feature."),
     groupsOf(of.targets).map(([key, targets]) => targetFigures(key, targets, names)),
     h("div", { class: "controls-pair" }, of.counted.map((one) => h("figure", {}, h("figcaption", {}, `Excess over the best baseline of ${count(one.n)} ${kinds(one.target_kind)}, ${STATISTICS[one.statistic] ?? one.statistic}`),
-      fitted((width) => histogram(width, { edges: edges(one.counts.length, one.low, one.high), stacks: [{ name: "targets", colour: BLUE, counts: one.counts }], xTitle: "SAE less best baseline", yTitle: "targets", at: { value: 0, name: "no excess" }, label: `Histogram of the excess of ${one.n} targets` }))))),
-    h("details", {}, h("summary", {}, "The representations"), smallTable(["representation", "features", "dead", "FVU", "L0", "recovery", "tell a label", "tell a batch", "match a gene set"], of.representations.map((row) => [row.representation, count(row.n_features), count(row.n_dead), fixed(row.fvu), fixed(row.l0, 1), fixed(row.recovery), shareOf(row.n_label, row.n_features), shareOf(row.n_batch, row.n_features), shareOf(row.n_gene_set, row.n_features)]), { numeric: [1, 2, 3, 4, 5, 6, 7, 8], caption: "Features that tell a label or a batch: q <= 0.05 and |rank-biserial| > 0.5 on test cells; FVU, L0 and recovery on select cells" })),
-    of.summary.length ? null : h("p", { class: "quiet" }, "No target has a figure on both select and test cells."));
+      fitted((width) => histogram(width, { edges: edges(one.counts.length, one.low, one.high), stacks: [{ name: "targets", colour: BLUE, counts: one.counts }], xTitle: "SAE minus best baseline", yTitle: "targets", at: { value: 0, name: "no excess" }, label: `Histogram of the excess of ${one.n} targets` }))))),
+    h("details", {}, h("summary", {}, "The representations"), smallTable(["representation", "features", "dead", "FVU", "L0", "recovery", "separate a label", "separate a batch", "match a gene set"], of.representations.map((row) => [row.representation, count(row.n_features), count(row.n_dead), fixed(row.fvu), fixed(row.l0, 1), fixed(row.recovery), shareOf(row.n_label, row.n_features), shareOf(row.n_batch, row.n_features), shareOf(row.n_gene_set, row.n_features)]), { numeric: [1, 2, 3, 4, 5, 6, 7, 8], caption: "A feature separates a label or a batch if q <= 0.05 and |rank-biserial| > 0.5 on test cells; FVU, L0 and recovery are of select cells" })),
+    of.summary.length ? null : h("p", { class: "quiet" }, "No target was measured on both select and test cells."));
 }
 
 function verdict(summary) {
@@ -82,7 +82,7 @@ function targetFigures(key, targets, names) {
     h("h3", {}, `${kinds(kind)}: ${figure} on test cells`), representationLegend(names),
     h("div", { class: "controls-pair" },
       h("figure", {}, h("figcaption", { class: "quiet" }, "The best feature of each representation"), fitted((width) => dotRows(width, { rows: dots, domain: [Math.max(0, least - 0.03), most + 0.01], title: `${figure}, test cells`, zero: statistic === "auroc" ? 0.5 : null, label: `${figure} of the best feature of each representation for ${targets.length} ${kinds(kind)}; the same figures are in the table below` }))),
-      h("figure", {}, h("figcaption", { class: "quiet" }, "SAE less the best baseline (its sign says which), with the 95 % interval over donors where at least 3 can be compared"), fitted((width) => dotRows(width, { rows: over, domain: [-Math.min(1, reach), Math.min(1, reach)], title: "excess of the SAE", zero: 0, label: `Excess of the SAE over the best baseline for ${targets.length} ${kinds(kind)}` })))),
+      h("figure", {}, h("figcaption", { class: "quiet" }, "SAE minus the best baseline (the marker shows which one), with the 95 % interval over donors where at least 3 can be compared"), fitted((width) => dotRows(width, { rows: over, domain: [-Math.min(1, reach), Math.min(1, reach)], title: "excess of the SAE", zero: 0, label: `Excess of the SAE over the best baseline for ${targets.length} ${kinds(kind)}` })))),
     h("details", {}, h("summary", {}, "The figures as a table"), smallTable(["label", "SAE feature", figure, "q", "best baseline", figure, "excess [95 %]", "donors better"], sorted.map((target) => {
       const mine = own(target), row = best(target);
       return [target.target, mine ? h("a", { href: href("feature", mine.feature_id) }, String(mine.feature_id)) : "–", fixed(mine?.test), mine && !(mine.q <= 0.05) ? h("span", { class: "quiet", title: "not significant" }, pvalue(mine.q)) : pvalue(mine?.q), row?.representation ?? "–", fixed(row?.test), row ? `${signed(row.excess)} ${range(row.low, row.high)}` : "–", row && row.n_units ? `${row.n_better} of ${row.n_units}` : "–"];
@@ -90,7 +90,7 @@ function targetFigures(key, targets, names) {
 }
 
 function significancePanel(of, { alpha, strong }) {
-  const name = "2. How much of what is significant would a random feature show?";
+  const name = "2. How often is a random direction significant?";
   if (of.missing) return panel("significance", name, null, empty(of.missing));
   const shares = new Map(of.of.map(({ representation, rows }) => [representation, rows]));
   const own = shares.get("sae"), random = shares.get("random");
@@ -105,37 +105,37 @@ function significancePanel(of, { alpha, strong }) {
   const finding = kind && random ? `Of the SAE's features ${percent(mean(own, "significant"), 0)} are significant for a ${words(kind)} label on average, of random directions ${percent(mean(random, "significant"), 0)}; with an effect above ${strong} too (|rank-biserial|) ${percent(mean(own, "strong"), 1)} and ${percent(mean(random, "strong"), 1)}.`
     : kind ? `Of the SAE's features ${percent(mean(own, "significant"), 0)} are significant for a ${words(kind)} label on average.` : null;
   return panel("significance", name, finding,
-    random ? representationLegend(["sae", "random"]) : empty({ command: of.command }, "Random directions were not associated, so nothing says how much of this any direction would show."),
+    random ? representationLegend(["sae", "random"]) : empty({ command: of.command }, "Random directions were not tested, so it is not known how often any direction would be significant."),
     h("div", { class: "controls-pair" }, drawn),
-    reading(`a random direction reads the same cells, in which nearly everything differs between types, so it differs too. Significance says that cells of a label differ in a code, not that the feature is about the label. The dashed line is at ${alpha}.`, "as many random directions as features are significant. Then go by the effect and by section 1, not by q."));
+    reading(`activations differ between cell types in nearly every direction, so a random direction differs too. Significance says that the code differs between cells with and without a label, not that the feature encodes the label. The dashed line is at ${alpha}.`, "random directions are significant as often as features. The effect size and section 1 then say more than q."));
 }
 
 function calibrationPanel(of, { alpha }) {
-  const name = "3. Do the p-values behave?";
+  const name = "3. Are the p-values calibrated?";
   if (of.missing) return panel("calibration", name, null, empty(of.missing));
   const figures = of.kinds.map((kind) => h("figure", {},
-    h("figcaption", {}, h("strong", {}, words(kind.label_kind)), `: ${count(kind.n)} tests (features × ${count(kind.n_labels)} labels); p ≤ ${alpha} in ${count(kind.n_small)}, ${count(Math.round(alpha * kind.n))} expected if nothing were there; q ≤ ${alpha} in ${count(kind.n_claimed)}.`),
+    h("figcaption", {}, h("strong", {}, words(kind.label_kind)), `: ${count(kind.n)} tests (features × ${count(kind.n_labels)} labels); p ≤ ${alpha} in ${count(kind.n_small)}, ${count(Math.round(alpha * kind.n))} expected without any effect; q ≤ ${alpha} in ${count(kind.n_claimed)}.`),
     fitted((width) => histogram(width, { edges: edges(of.bins, 0, 1), stacks: [{ name: "tests", colour: BLUE, counts: kind.counts }], xTitle: "p on test cells", yTitle: "tests", line: kind.n / of.bins, height: 190, label: `Histogram of ${kind.n} p-values of ${words(kind.label_kind)}; ${kind.n_small} are at most ${alpha}, ${Math.round(alpha * kind.n)} expected by chance` }))));
   return panel("calibration", name, null,
     h("div", { class: "controls-pair" }, figures.length ? figures : h("p", { class: "quiet" }, "No label was tested on test cells.")),
-    reading("under no effect every p is as likely as any other (the dashed line). A peak at 0 over a flat rest is effects among nulls; a peak at 1 is features that hardly fire, which can only be undecided.", "a hump in the middle, a slope without a flat part, or a peak at 0 where no effect is possible."));
+    reading("without any effect p is uniform (the dashed line). A peak at 0 above a flat distribution comes from real effects; a peak at 1 comes from features that rarely fire, for which no test can decide.", "a hump in the middle, a slope without a flat part, or a peak at 0 where no effect is possible."));
 }
 
 function donorsPanel(of, { alpha }) {
   const name = "4. Do donors agree?";
   if (of.missing) return panel("donors", name, null, empty(of.missing));
   const unit = of.unit === "batch" ? "batches" : "donors", n = of.units.test ?? 0;
-  const finding = !of.unit ? "Neither donor nor batch of a cell is known: all cells count as one sample, and no claim here is about donors. Name the column with scsae extract DATA --donor COLUMN."
-    : `${count(n)} ${n === 1 && unit === "donors" ? "donor stands" : n === 1 ? "batch stands" : `${unit} stand`} behind the test cells${of.unit === "batch" ? " (no donor is named, batches stand in)" : ""}. ${n < of.enough ? `With ${n} no p across ${unit} can be below ${fmt(2 ** (1 - Math.max(1, n)))}: nothing here holds for ${unit} in general, whatever its q.` : `No p across them can be below ${fmt(2 ** (1 - n), 2)}.`}`;
+  const finding = !of.unit ? "Neither the donor nor the batch of a cell is known, so all cells count as one sample and no claim here is about donors. Name the column with scsae extract DATA --donor COLUMN."
+    : `The test cells are of ${count(n)} ${n === 1 ? of.unit : unit}${of.unit === "batch" ? " (no donor is known, so batches are used)" : ""}. ${n < of.enough ? `With ${n} no p across ${unit} can be below ${fmt(2 ** (1 - Math.max(1, n)))}, so no claim here can be generalised to other ${unit}, whatever its q.` : `No p across them can be below ${fmt(2 ** (1 - n), 2)}.`}`;
   const figures = of.kinds.map((kind) => {
     const rows = of.agree.filter(({ label_kind }) => label_kind === kind.label_kind);
     const series = [[true, `q ≤ ${alpha}`, BLUE], [false, "not significant", GREY]].map(([claimed, text, colour]) => ({ name: text, colour, shares: agreement(rows.filter((row) => row.claimed === claimed)) }));
-    return h("figure", {}, h("figcaption", {}, h("strong", {}, words(kind.label_kind)), `: of ${count(kind.n_claimed)} claims all ${unit} agree in ${percent(kind.n_unanimous / kind.n_claimed, 0)}; p across ${unit} ≤ ${alpha} in ${count(kind.n_held)}.`),
+    return h("figure", {}, h("figcaption", {}, h("strong", {}, words(kind.label_kind)), `: all ${unit} agree in ${percent(kind.n_unanimous / kind.n_claimed, 0)} of ${count(kind.n_claimed)} claims; p across ${unit} is at most ${alpha} in ${count(kind.n_held)}.`),
       legend(series, { label: "Tests" }), fitted((width) => bars(width, { groups: AGREEMENT, series, yTitle: "share of tests", label: `Share of ${unit} that agree in sign, ${words(kind.label_kind)}` })));
   });
   return panel("donors", name, finding,
-    figures.length ? h("div", { class: "controls-pair" }, figures) : h("p", { class: "quiet" }, `No claim can be held against ${unit} one by one: none has cells on both sides of a label, or nothing is significant.`),
-    of.unit ? reading(`the sign of the effect inside each of the ${unit} that have cells on both sides of a label; noise agrees as coins do. p counts cells of these ${unit} as exchangeable, p_donor of the table takes the ${unit} as the sample.`, "claims that agree no more often than what is not significant. An effect that is one donor's own is significant in p as well.") : null);
+    figures.length ? h("div", { class: "controls-pair" }, figures) : h("p", { class: "quiet" }, `No claim can be checked in single ${unit}: none of them has cells with and without a label, or nothing is significant.`),
+    of.unit ? reading(`whether the effect has the same sign in each of the ${unit} that have cells with and without a label; noise agrees as often as coin tosses do. p treats the cells of these ${unit} as exchangeable; p_donor in the table treats the ${unit} as the sample.`, `${unit} that agree on significant tests no more often than on the others. An effect of one donor alone is significant in p as well.`) : null);
 }
 
 // Shares of tests by how many units agree.
@@ -151,13 +151,13 @@ function agreement(rows) {
 
 function stabilityPanel(of, { stable }) {
   const name = "5. Does another SAE find the same features?";
-  if (of.missing) return panel("stability", name, null, empty(of.missing, "No other SAE was matched with this one. Train one with another seed, and match them: what only one of them has is a property of the training."));
+  if (of.missing) return panel("stability", name, null, empty(of.missing, "No other SAE was matched with this one. Train an SAE with another seed and match the two: a feature that only one of them has is a product of its training."));
   const figures = of.others.map((other) => h("figure", {},
     h("figcaption", {}, h("strong", {}, other.other), ` by ${other.method}, ${count(other.compared)} features: ${percent(other.mutual, 0)} are mutual nearest, median similarity ${fixed(other.tested ? other.similarity_test : other.similarity, 2)}${other.tested ? " on test cells" : ""} (chance: ${fixed(other.null, 2)}); ${percent(other["beyond null"], 0)} beyond chance, ${percent(other.stable, 0)} mutual and at least ${stable}.`),
     legend([{ name: "mutual nearest", colour: BLUE }, { name: "one way only", colour: ORANGE }]),
     fitted((width) => histogram(width, { edges: edges(of.bins, 0, 1), stacks: [{ name: "mutual nearest", colour: BLUE, counts: other.counts.mutual }, { name: "one way only", colour: ORANGE, counts: other.counts["one way"] }], xTitle: "similarity with the nearest feature", yTitle: "features", at: { value: other.null_95, name: "95 % of chance" }, label: `Similarity of ${other.compared} features with their nearest in ${other.other}` }))));
   return panel("stability", name, null, h("div", { class: "controls-pair" }, figures),
-    reading("each feature and its nearest in the other SAE; chance is the nearest among directions (or permuted codes) that have no counterpart. A mutual match far beyond it is a feature that does not depend on the seed.", "most similarities below the dashed line, or few mutual matches: such features are one way among many to cut the same activations."));
+    reading("the similarity of each feature with the nearest feature of the other SAE; chance is that with the nearest of directions (or permuted codes) without a counterpart. A feature with a mutual match far beyond chance does not depend on the seed.", "most similarities below the dashed line, or few mutual matches: such features are one of many possible decompositions of the same activations."));
 }
 
 const edges = (n, low, high) => Array.from({ length: n + 1 }, (_, i) => low + ((high - low) * i) / n);

@@ -1,5 +1,5 @@
-// One feature: where it fires, what it tells, what it reads, what is like it, and what steering it did. What is listed is
-// chosen on `select` cells, its figures are those of `test` cells.
+// One feature: the cells and tokens on which it fires, its labels, genes and gene sets, similar features, and steering runs
+// that used it. What is listed is chosen on `select` cells; figures are of `test` cells.
 
 import { h, svg, clear, empty, smallTable, count, fixed, fmt, isKnown, later, percent, pvalue, words, DASH } from "../dom.js";
 import { CLASS, QUIET, byCategory, byNumber, colourOf, cssOf, legend, packed, rampLegend } from "../colour.js";
@@ -9,9 +9,9 @@ import { Scatter, viewOf, viewText } from "../scatter.js";
 import { go, href, parse, setParams } from "../state.js";
 
 const MEANS = {
-  "gene-identity": () => "it reads one gene or a family of genes, in whatever cell they are",
-  "cell-context": ({ context_kind }) => `which cells it fires in goes with their ${words(context_kind ?? "label")}, within batches`,
-  batch: () => "which cells it fires in goes with their batch, within cell types: most likely technical",
+  "gene-identity": () => "it responds to one gene or a family of genes, in whatever cell they are expressed",
+  "cell-context": ({ context_kind }) => `the cells in which it fires differ by ${words(context_kind ?? "label")}, within batches`,
+  batch: () => "the cells in which it fires differ by batch, within cell types; the cause is most likely technical",
   mixed: () => "neither its genes, nor a label of the cells, nor the batch explains it alone",
   dead: () => "it never fires",
 };
@@ -64,7 +64,7 @@ class FeaturePage {
           isKnown(about.gene_precision) ? h("li", {}, h("b", {}, percent(about.gene_precision, 0)), " of its firing is on one gene") : null,
           about.top_label ? h("li", {}, "best label on select cells ", h("b", {}, about.top_label), ` (AUROC ${fixed(about.top_label_auroc, 2)} on test cells)`) : null),
         explained.length ? h("p", { class: "quiet" }, `Variance explained: ${explained.join(", ")}.`) : null,
-        about.dead ? h("p", { class: "empty", role: "note" }, "This feature is dead: it fires on no token of this data set, so there is nothing to show of it.") : null),
+        about.dead ? h("p", { class: "empty", role: "note" }, "This feature is dead: it fires on no token of this data set, so there is nothing to show.") : null),
       this.steps);
   }
 
@@ -231,27 +231,27 @@ class FeaturePage {
         return [h("h3", {}, `By ${words(name)}`), mine.length ? violins(mine, { top, label: `Code of feature ${this.id} by ${words(name)}, ${of}`, title: `cell code where it fires, ${of}` }) : h("p", { class: "quiet" }, `No ${of.replace("cells", "cell")} has a ${words(name)}.`),
           n_unknown || n_left_out ? h("p", { class: "quiet" }, [n_left_out ? `${n_left_out} labels of lower mean are left out. ` : "", n_unknown ? `${count(n_unknown)} cells have no ${words(name)}.` : ""]) : null];
       }),
-      h("p", { class: "quiet" }, "A violin is of the cells in which it fires (dots where they are 20 or fewer): line, median; bar, quartiles. Highest mean of all cells first."));
+      h("p", { class: "quiet" }, "A violin shows the cells in which the feature fires (dots for 20 cells or fewer), with the median as a line and the quartiles as a bar. The label with the highest mean over all its cells comes first."));
   }
 
   labels() {
-    this.scores = panel("Labels it tells");
+    this.scores = panel("Labels it separates");
     return this.scores;
   }
 
   drawLabels() {
     const { labels } = this.known;
     if (labels.missing) return fill(this.scores, empty(labels.missing));
-    if (!labels.rows.length) return fill(this.scores, empty({}, this.known.about.dead ? "A dead feature tells no label." : "No label was tested on test cells."));
+    if (!labels.rows.length) return fill(this.scores, empty({}, this.known.about.dead ? "A dead feature separates no label." : "No label was tested on test cells."));
     const isAll = this.params.labels === "all", rows = isAll ? labels.rows : labels.rows.slice(0, FEW_LABELS), hasBand = rows.some((row) => row.null), hasDonors = rows.some((row) => row.low !== null);
     const link = (row) => href("search", null, { kind: `label:${row.label_kind}`, q: row.label }), n = rows.filter((row) => row.q !== null && row.q <= ALPHA).length;
     const more = labels.rows.length > FEW_LABELS ? h("button", { type: "button", name: "labels", class: "more", onclick: () => setParams({ labels: isAll ? null : "all" }) }, isAll ? "Show the strongest" : `Show ${labels.rows.length}`) : null;
     fill(this.scores, h("ul", { class: "key" }, mark("point", "q ≤ 0.05"), mark("weak", "not significant"), hasBand ? mark("band", "95 % of permuted labels") : null, hasDonors ? mark("interval", "95 % across donors") : null),
       forest(rows, { link, label: `Rank-biserial of feature ${this.id} with ${rows.length} labels, test cells` }), more,
-      h("p", { class: "quiet" }, `${n} of ${rows.length} have q ≤ 0.05 (Benjamini-Hochberg over all features and labels). 1: all cells of the label lie above all others; negative: it is quiet in them. Batches are compared within cell types.`,
+      h("p", { class: "quiet" }, `${n} of ${rows.length} have q ≤ 0.05 (Benjamini-Hochberg over all features and labels). A rank-biserial of 1 means that the code of every cell with the label is above that of every other cell; below 0 it is smaller in cells with the label. Batches are compared within cell types.`,
         labels.n_labels > labels.rows.length ? ` Shown are the ${labels.rows.length} strongest of ${labels.n_labels} on select cells.` : "", labels.n_unseen ? ` ${labels.n_unseen} more ${labels.n_unseen > 1 ? "are" : "is"} not on test cells.` : ""),
-      hasBand ? h("p", { class: "quiet" }, "The band is that of the same figure when labels are dealt anew within donors (or batches; of batches, within cell types); it is off 0 where donors that hold more of a label have larger codes in general.") : h("p", { class: "quiet" }, "No null band: these labels were tested by permuting whole donors, or by a method that has none."),
-      hasDonors ? null : h("p", { class: "quiet" }, "No interval: it takes three donors or batches that hold cells with the label and without."));
+      hasBand ? h("p", { class: "quiet" }, "The band is that of the same statistic for labels permuted within donors (or batches; batches themselves within cell types). It is not centred on 0 where donors with more cells of a label have larger codes in general.") : h("p", { class: "quiet" }, "There is no null band, because these labels were tested by permuting whole donors, or by a method that has none."),
+      hasDonors ? null : h("p", { class: "quiet" }, "There is no interval, because it needs three donors or batches that have cells with and without the label."));
   }
 
   genes() {
@@ -263,12 +263,12 @@ class FeaturePage {
     const bars = (rows, options) => (rows.length ? geneBars(rows, { ...options, link }) : h("p", { class: "quiet" }, "None."));
     const within = expression.some((row) => isKnown(row.pearson_within_type));
     const range = [Math.min(0, ...expression.flatMap((row) => [row.pearson ?? 0, row.pearson_within_type ?? 0])), Math.max(0.05, ...expression.flatMap((row) => [row.pearson ?? 0, row.pearson_within_type ?? 0]))];
-    return fill(box, h("h3", {}, "By expression: does the cell's code go with the gene's counts?"),
+    return fill(box, h("h3", {}, "By expression: does the cell's code correlate with the gene's expression?"),
       h("ul", { class: "key" }, mark("bar", "Pearson"), mark("bar negative", "negative"), mark("bar weak", "q > 0.05"), within ? mark("within", "within cell types") : null),
       bars(expression.map((row) => ({ gene: row.gene, value: row.pearson, mark: row.pearson_within_type, q: row.q, note: isKnown(row.pearson) ? pvalue(row.q) : "not on test", title: `${row.gene}: Pearson ${fixed(row.pearson, 3)} on test cells (${fixed(row.select_pearson, 3)} on select), within cell types ${fixed(row.pearson_within_type, 3)}; q ${pvalue(row.q)}; n ${count(row.n)}, both in ${count(row.nnz)}` })), { range, title: "Pearson with log1p(CP10k), test cells", label: `Genes of feature ${this.id} by expression`, noted: "q" }),
       h("h3", {}, "By identity: on which gene's tokens does it fire?"),
       bars(identity.map((row) => ({ gene: row.gene, value: row.identity_precision, note: isKnown(row.lift) ? `× ${fmt(row.lift, 2)}` : "not on test", title: `${row.gene}: ${percent(row.identity_precision)} of its firing on test cells (${percent(row.select_identity_precision)} on select); it fires on ${percent(row.identity_recall)} of the gene's tokens; ${fmt(row.lift)} times the gene's share of all tokens` })), { range: [0, Math.max(0.05, ...identity.map((row) => row.identity_precision ?? 0))], title: "share of its firing, test cells", label: `Genes of feature ${this.id} by identity`, noted: "times chance" }),
-      h("p", { class: "quiet" }, "The genes are those that are strongest on select cells; their figures are of test cells. Identity is counted, not tested."));
+      h("p", { class: "quiet" }, "The genes are the strongest on select cells; their figures are of test cells. Identity is a share, without a test."));
   }
 
   sets() {
@@ -282,7 +282,7 @@ class FeaturePage {
     ]);
     const title = (text, more, own) => ({ text, title: more, class: own });
     return fill(box, smallTable(["gene set", title("shared", "Genes of the feature that are in the set, of the set's detected genes"), title("odds", "Odds ratio"), title("q", "Over-representation against all detected genes"), title("q matched", "Against genes detected in as many cells"), title("q ranks", "Rank test over all detected genes", "wide")], rows, { numeric: [1, 2, 3, 4, 5] }),
-      h("p", { class: "quiet" }, `Over-representation of its ${sets.rows[0].n_genes ?? ""} genes on test cells; the sets are those of smallest p on select cells. Quiet: q > 0.05.`));
+      h("p", { class: "quiet" }, `Over-representation of its ${sets.rows[0].n_genes ?? ""} genes on test cells; the sets have the smallest p on select cells. Grey: q > 0.05.`));
   }
 
   top() {
@@ -311,19 +311,19 @@ class FeaturePage {
     if (!neighbours.rows.length) return fill(box, empty({}, "It has no neighbours."));
     const null_95 = neighbours.null_95;
     return fill(box, this.likes(neighbours.rows, ["cosine"], (row) => [{ text: fixed(row.cosine, 2), class: isKnown(null_95) && row.cosine <= null_95 ? "quiet" : null }]),
-      h("p", { class: "quiet" }, "By the cosine of decoder rows of this SAE.", isKnown(null_95) ? ` Of as many random directions the nearest is beyond ${fixed(null_95, 2)} in one case of twenty; quiet: not beyond.` : ""));
+      h("p", { class: "quiet" }, "By the cosine of decoder rows of this SAE.", isKnown(null_95) ? ` The nearest of as many random directions exceeds ${fixed(null_95, 2)} in one case of twenty; a smaller cosine is grey.` : ""));
   }
 
   together() {
     const { cells } = this.known, box = panel("In the same cells");
     if (cells.missing) return fill(box, empty(cells.missing));
-    if (!cells.together?.length) return fill(box, empty({}, cells.together ? "No feature's code rises and falls with its own on select cells." : "Not computed for more than 20,000 select and test cells."));
+    if (!cells.together?.length) return fill(box, empty({}, cells.together ? "No other feature's code correlates with its code on select cells." : "Not computed for more than 20,000 select and test cells."));
     return fill(box, this.likes(cells.together, [{ text: "r", title: "Pearson correlation of the two codes on test cells" }, { text: "r select", title: "By which they were chosen", class: "wide" }], (row) => [fixed(row.pearson, 2), { text: fixed(row.pearson_select, 2), class: "wide" }]),
-      h("p", { class: "quiet" }, "By the correlation of codes across test cells, chosen on select cells. Cells of many genes are large in many codes: a small r says little."));
+      h("p", { class: "quiet" }, "The features are chosen by the correlation of codes across select cells; r is that across test cells. Cells with many genes have large codes of many features, so a small r is weak evidence."));
   }
 
   elsewhere() {
-    const { matches } = this.known, box = panel("Its like in other seeds, layers and models", "whole");
+    const { matches } = this.known, box = panel("Similar features in other SAEs", "whole");
     if (matches.missing) return fill(box, empty(matches.missing, "This SAE was not matched with another one yet."));
     if (!matches.rows.length) return fill(box, empty({}, "No other SAE was matched on this feature."));
     const rows = matches.rows.map((row) => {
@@ -331,20 +331,20 @@ class FeaturePage {
       return [{ text: h("span", {}, h("code", {}, row.other), where ? h("span", { class: "quiet" }, ` ${where}`) : null), title: row.method, class: "breaks" }, isKnown(row.other_feature_id) ? String(row.other_feature_id) : DASH,
         { text: h("span", {}, fixed(row.similarity_test ?? row.similarity, 2), h("span", { class: "quiet" }, ` (${fixed(row.null_95, 2)})`)), class: quietly(row.p), title: `${words(row.method)}; chosen at ${fixed(row.similarity, 2)}` }, weak(pvalue(row.p), row.p), { text: row.mutual ? "yes" : "no", class: "wide" }];
     });
-    return fill(box, smallTable(["SAE", "feature", { text: "similarity (null)", title: "Cosine of decoder rows, or correlation of cell codes on test cells; in brackets what the nearest of a feature without a counterpart exceeds in one case of twenty" }, "p", { text: "mutual", title: "Each is the other's nearest", class: "wide" }], rows, { numeric: [1, 2, 3] }),
-      h("p", { class: "quiet" }, "p is of this one feature, not corrected for how many there are. Quiet: p > 0.05."));
+    return fill(box, smallTable(["SAE", "feature", { text: "similarity (null)", title: "Cosine of decoder rows, or correlation of cell codes on test cells; in brackets what the similarity of a feature without a counterpart exceeds in one case of twenty" }, "p", { text: "mutual", title: "Each is the other's nearest", class: "wide" }], rows, { numeric: [1, 2, 3] }),
+      h("p", { class: "quiet" }, "p is of this feature alone and is not corrected for the number of features. Grey: p > 0.05."));
   }
 
   steering() {
-    const { steering } = this.known, box = panel("What steering it did", "whole");
-    if (steering.missing) return fill(box, empty(steering.missing, "Nothing was steered yet."));
+    const { steering } = this.known, box = panel("Steering with this feature", "whole");
+    if (steering.missing) return fill(box, empty(steering.missing, "This store has no steering run yet."));
     if (!steering.runs.length) return fill(box, h("p", { class: "quiet" }, `None of the ${count(steering.n_runs)} steering runs of this SAE used or ranked this feature.`));
     const some = steering.runs.map(({ run, title: name, used, place, rank, headline }) => h("div", { class: "run-of" },
       h("p", {}, h("a", { href: href("steering", run) }, name), used && headline ? ` used it: ${words(headline.condition)}, place ${place} of ${headline.n_features ?? "its"} features.` : used ? " used it." : " did not use it.",
         rank ? ` Ranked ${count(rank.rank)} of ${count(rank.n_ranked)} on select cells (score ${fixed(rank.score, 3)}).` : null),
       used && headline ? h("ul", { class: "facts" }, h("li", {}, `change in the ${headline.words}: `, h("b", {}, signed(headline.effect)), isKnown(headline.low) ? ` (95 % ${signed(headline.low)} to ${signed(headline.high)})` : null),
         Object.entries(headline.p).map(([of, p]) => h("li", { class: quietly(p) }, `p ${pvalue(p)} against ${words(of)}`))) : null));
-    return fill(box, some, !steering.runs.some(({ used }) => used) ? null : h("p", { class: "quiet" }, "An effect is that of all features of the run together, less the unsteered value; it is not this feature's alone. Quiet: p > 0.05."));
+    return fill(box, some, !steering.runs.some(({ used }) => used) ? null : h("p", { class: "quiet" }, "An effect is that of all features of the run together, minus the unsteered value, and not of this feature alone. Grey: p > 0.05."));
   }
 
   provenance() {

@@ -33,7 +33,7 @@ function dataPanel(data) {
   return panel("Data set",
     facts([["Name", data.dataset], ["Genes", count(data.n_genes)], ["Labels of cells", data.label_columns.map(words).join(", ")]]),
     smallTable(["split", ...known.map(([, name]) => name)], data.splits.map((row) => [row.split, ...known.map(([key]) => count(row[key]))]), { numeric: known.map((_, i) => i + 1), caption: "Cells of each split, and how many donors, batches and types they are of" }),
-    h("p", { class: "quiet" }, "The SAE was trained on train cells; thresholds and features are chosen on select cells; figures are of test cells.", data.splits.at(-1).donor ? "" : " No donor is known: batches stand in for donors."));
+    h("p", { class: "quiet" }, "The SAE was trained on train cells; thresholds and features are chosen on select cells; figures are of test cells.", data.splits.at(-1).donor ? "" : " No donor is known, so batches are used in place of donors."));
 }
 
 function saePanel(sae) {
@@ -42,10 +42,10 @@ function saePanel(sae) {
   return panel("Model and SAE",
     facts([
       ["Model", sae.model], ["Site", sae.site, "The activation that the SAE reads"], ["Architecture", sae.control ? `baseline: ${sae.control}` : shape.arch],
-      ["Features", count(shape.n_features)], ["Width of the model", isKnown(shape.d_model) ? `${count(shape.d_model)}` : null], ["k", shape.k, "Active features per token asked for"],
+      ["Features", count(shape.n_features)], ["Width of the model", isKnown(shape.d_model) ? `${count(shape.d_model)}` : null], ["k", shape.k, "Active features per token, as configured"],
       ["Steps", isKnown(train.n_steps) ? `${count(train.n_steps)} of ${count(train.batch_size)} tokens` : null], ["Seed", isKnown(train.seed) ? String(train.seed) : null],
     ]),
-    h("h3", {}, "How well it does, on held-out tokens"),
+    h("h3", {}, "Quality on held-out tokens"),
     facts([
       ["Unexplained variance (FVU)", isKnown(summary.test_fvu) ? `${percent(summary.test_fvu, 2)} on test, ${percent(summary.select_fvu, 2)} on select` : isKnown(summary.select_fvu) ? `${percent(summary.select_fvu, 2)} on select` : null, "0 is a perfect reconstruction"],
       ["Active features per token (L0)", isKnown(summary.select_l0) ? `${fixed(summary.select_l0, 1)} on select` : null],
@@ -54,21 +54,21 @@ function saePanel(sae) {
       ["Dead features", isKnown(summary.select_dead_fraction) ? `${percent(summary.select_dead_fraction)} on select tokens` : null],
       ["Threshold (theta)", isKnown(summary.theta) ? `${fmt(summary.theta)}, set on select` : null, "What a feature has to exceed to count as active, in units of the activations"],
     ]),
-    (summary.findings ?? []).length ? [h("h3", {}, "What training noticed"), h("ul", {}, summary.findings.map((one) => h("li", {}, one.message ?? String(one))))] : null);
+    (summary.findings ?? []).length ? [h("h3", {}, "Warnings of the training"), h("ul", {}, summary.findings.map((one) => h("li", {}, one.message ?? String(one))))] : null);
 }
 
 const CURVES = [
   ["mse", "Reconstruction error", "Mean squared error of the reconstruction; it should fall and level off."],
-  ["loss", "Loss", "All terms together; jumps are those in which the auxiliary loss revives dead features."],
-  ["l0", "Active features a token (L0)", "Batchtopk and topk hold it at k; the others find their own."],
-  ["n_dead", "Dead features", "Features silent for the last stretch of tokens; a rising curve means lost capacity."],
-  ["theta", "Threshold (theta)", "Running estimate of the smallest active value, in the units of training; the one in use is set anew on select tokens."],
+  ["loss", "Loss", "The sum of all terms; it jumps where the auxiliary loss revives dead features."],
+  ["l0", "Active features a token (L0)", "Topk and batchtopk hold it at k; the other architectures learn it."],
+  ["n_dead", "Dead features", "Features that have not fired for many tokens; a rising curve means lost capacity."],
+  ["theta", "Threshold (theta)", "Running estimate of the smallest active value, in the units of training; the threshold in use is calibrated on select tokens."],
 ];
 
 function trainingPanel(training, sae) {
   if (training.missing) return panel("Training", empty(training.missing, "There is no SAE, so no training to show."));
   const xs = training.step ?? [];
-  if (!xs.length) return panel("Training", h("p", { class: "quiet" }, sae.control ? `A baseline (${sae.control}) is fitted without steps.` : "Nothing was noted during training."));
+  if (!xs.length) return panel("Training", h("p", { class: "quiet" }, sae.control ? `A baseline (${sae.control}) is fitted without steps.` : "The training recorded no figures."));
   const drawn = CURVES.filter(([key]) => training[key]?.some(isKnown));
   return h("section", { class: "panel run-training", "aria-label": "Training" }, h("h2", {}, "Training"),
     h("div", { class: "run-curves" }, drawn.map(([key, name, why]) => h("figure", {},
@@ -85,7 +85,7 @@ function densityPanel(density) {
     density.edges.length ? [
       fitted((width) => histogram(width, { edges: density.edges, stacks, xTitle: "log10 of density (share of tokens on which a feature fires)", yTitle: "features", label: `Histogram of the density of ${count(density.n_features - density.n_dead)} features by class`, height: 230 })),
       legend(stacks.map(({ name, colour, n }) => ({ name, colour, n })), { label: "Classes" }),
-      h("p", { class: "quiet" }, "A second hump near 0 would be features that are always on, one far left features too rare to be tested."),
+      h("p", { class: "quiet" }, "A second peak near 0 would be features that are always active; a peak far to the left, features that are too rare to be tested."),
     ] : h("p", { class: "quiet" }, "No feature fires."));
 }
 
@@ -94,8 +94,8 @@ function provenancePanel(run) {
   return h("section", { class: "panel run-provenance", "aria-label": "Provenance" }, h("h2", {}, "Provenance"),
     h("div", { class: "grid" },
       h("div", {}, smallTable(["what", "run"], kinds.map(([kind, ids]) => [words(kind), h("code", {}, [ids].flat().join(", "))]), { caption: "Runs that this atlas reads" }),
-        h("h3", {}, "Check every hash of them"), h("pre", {}, h("code", {}, run.verify.join("\n"))),
-        h("p", { class: "quiet" }, "A run is named by a hash of what determines it (data, model, options, seed), so the same commands on the same data make runs of the same names.")),
+        h("h3", {}, "Verify the hashes of these runs"), h("pre", {}, h("code", {}, run.verify.join("\n"))),
+        h("p", { class: "quiet" }, "The id of a run is a hash of what determines its content (data, model, options, seed), so the same commands on the same data make runs with the same ids.")),
       h("div", {}, smallTable(["table", "manifest (SHA-256)"], Object.entries(run.manifests).map(([table, sha]) => [table, h("code", { title: sha }, sha.slice(0, 16))]), { caption: "The manifest of each table lists the hashes of its files" }))),
     h("h3", {}, "Plans: all options of every run"),
     Object.entries(run.plans).map(([kind, plan]) => h("details", {}, h("summary", {}, words(kind)), h("pre", {}, h("code", {}, JSON.stringify(plan, null, 2))))));

@@ -217,10 +217,10 @@ class Search {
     const among = kind === CELL.key ? `${count(names.nCells)} cell ids (by their beginning; #12 is the cell of cell_idx 12)` : kind ? words(names.kinds.get(kind)?.title ?? kind) : this.searched();
     return [
       h("h2", { class: "found-title" }, `Nothing is called “${q}”`),
-      names.quiet.has(q.trim().toLowerCase()) ? h("p", {}, `${q.trim()} is a gene of this data set, but no feature goes with it well enough to be kept, on any split.`) : null,
+      names.quiet.has(q.trim().toLowerCase()) ? h("p", {}, `${q.trim()} is a gene of this data set, but no feature is associated with it strongly enough to be kept, on any split.`) : null,
       h("p", { class: "quiet" }, `Searched: ${among || "nothing, as the store has no names yet"}.`),
-      near.length ? [h("p", {}, "Spelt like it:"), h("ul", { class: "examples" }, near.map((entry) => h("li", {}, this.link(entry))))] : null,
-      elsewhere ? h("p", {}, h("a", { href: href("search", null, { q }) }, `Look among everything (${count(elsewhere)})`)) : null,
+      near.length ? [h("p", {}, "Similar names:"), h("ul", { class: "examples" }, near.map((entry) => h("li", {}, this.link(entry))))] : null,
+      elsewhere ? h("p", {}, h("a", { href: href("search", null, { q }) }, `Search everything (${count(elsewhere)})`)) : null,
       this.lacking(),
     ];
   }

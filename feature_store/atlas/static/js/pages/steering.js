@@ -1,4 +1,4 @@
-// What steering did: its verdict, sliders over the points that were measured, cells before and after, figures with nulls.
+// A steering run: its verdict, sliders over the measured points, the cells before and after, and figures beside nulls.
 
 import { h, svg, clear, empty, fixed, fmt, count, pvalue, smallTable, words } from "../dom.js";
 import { fitted, tickText } from "../axis.js";
@@ -7,7 +7,7 @@ import { byCategory, colourOf, cssOf, legend, QUIET } from "../colour.js";
 import { columns, json, NotThere } from "../data.js";
 import { boundsOf } from "../scatter.js";
 import { go, href, setParams } from "../state.js";
-import { ALL, hasDoses, pointText, Run } from "../steering_run.js";
+import { ALL, hasDoses, pointText, ROLE, Run } from "../steering_run.js";
 
 const TARGET = "#d55e00", TOWARD = "#0072b2";
 const LEAST_CELLS = 10;
@@ -18,7 +18,7 @@ export const title = () => "Steering";
 export async function show(root, state) {
   const every = await json("steering.json");
   if (every.missing) {
-    root.append(h("h1", {}, "Steering"), empty(every.missing, "Nothing was steered in this store yet."));
+    root.append(h("h1", {}, "Steering"), empty(every.missing, "This store has no steering run yet."));
     return {};
   }
   const own = state.id ?? every.runs[0].run;
@@ -56,9 +56,9 @@ class Steering {
     const { run, runs } = this;
     const named = (one) => `${one.words}${one.chosen ? ` (${one.intervention}, ${pointText(one.chosen, hasDoses(one.points))})` : ""} · ${one.run.slice(0, 6)}`;
     const choose = h("select", { name: "run", onchange: (event) => go("steering", event.target.value) }, runs.map((one) => h("option", { value: one.run, selected: one.run === run.run }, named(one))));
-    const chosen = run.chosen ? `${run.isSearched ? "Chosen on select cells" : "Asked for"}: ${run.pointText(run.chosen)}. ` : "";
+    const chosen = run.chosen ? `${run.isSearched ? "Chosen on select cells" : "Requested"}: ${run.pointText(run.chosen)}. ` : "";
     return h("div", { class: "steer-head" },
-      h("div", {}, h("h1", {}, run.words), h("p", { class: "quiet" }, `${chosen}What is shown is of test cells.`)),
+      h("div", {}, h("h1", {}, run.words), h("p", { class: "quiet" }, `${chosen}All figures are of test cells.`)),
       h("label", {}, "Run", choose));
   }
 
@@ -85,7 +85,7 @@ class Steering {
   drawSteps() {
     const { run, point, counts, doses } = this, own = run.doses(point.n_features), chosen = run.isSearched ? run.chosen : null;
     counts.set({ values: run.counts, value: point.n_features, chosen: chosen?.n_features, format: count, note: run.counts.length > 1 ? null : "One number of features was measured." });
-    const alone = own.length === 1 && run.takesDose ? `With ${run.pointText({ ...point, dose: null })} this dose alone was measured on test cells.` : null;
+    const alone = own.length === 1 && run.takesDose ? `With ${run.pointText({ ...point, dose: null })} only this dose was measured on test cells.` : null;
     doses.set({ values: own, value: point.dose, chosen: point.n_features === chosen?.n_features ? chosen.dose : undefined, format: tickText, note: run.takesDose ? alone : run.intervention === "ablate" ? "Ablation takes no dose." : "One dose was measured." });
     doses.box.hidden = run.intervention === "ablate";
   }
@@ -108,10 +108,10 @@ class Steering {
       const nulls = run.nulls.flatMap(({ p }, i) => [{ text: beside[i] ? effectOf(beside[i]) : null, class: own }, { text: isChosen ? pvalue(row[p]) : null, class: `${own} ${isChosen && row[p] <= 0.05 ? "" : "quiet"}` }]);
       return [{ text: link, class: own }, { text: metric.better, class: `quiet ${own}` }, { text: fmt(row.effect === null ? null : row.value - row.effect), class: own }, { text: fmt(row.value), class: own }, { text: effectOf(row), class: own }, ...nulls];
     }).filter(Boolean);
-    const draws = run.nulls.length ? `Nulls: mean of ${[...new Set(run.nulls.map((one) => one.n_draws))].join(" or ")} draws and its interval, drawn at the chosen point alone (${where})${isChosen ? "." : ": this is another point, so it has no p."}` : "No nulls were drawn.";
+    const draws = run.nulls.length ? `Nulls: mean of ${[...new Set(run.nulls.map((one) => one.n_draws))].join(" or ")} draws and its interval, at the chosen point only (${where})${isChosen ? "." : "; this is another point, so it has no p."}` : "No nulls were drawn.";
     const group = shownGroup === ALL ? "all cells together" : shownGroup;
     clear(this.table, h("h2", {}, `Every metric at ${point ? run.pointText(point) : "this run"}, ${group}`),
-      h("p", { class: "quiet map-note" }, `${draws} A p above 0.05 is quiet; none is adjusted for looking at several metrics.`),
+      h("p", { class: "quiet map-note" }, `${draws} A p above 0.05 is grey. No p is adjusted for the number of metrics.`),
       rows.length ? smallTable(heads, rows, { caption: "Metrics", numeric: heads.map((_, i) => i).filter((i) => i > 1) }) : h("p", { class: "quiet" }, "Nothing was measured here."));
   }
 
@@ -150,18 +150,18 @@ class Steering {
   // The point shown, the chosen one if it is another, and all that stands beside it.
   drawForest() {
     const { run, point, shownMetric, shownGroup } = this, rows = run.of(shownMetric.name, shownGroup).filter((row) => row.effect !== null);
-    const own = rows.filter((row) => row.role === "grid").filter((row) => row.chosen || (point && row.n_features === point.n_features && row.dose === point.dose));
-    const others = ["replace", "reconstruction", "baseline", "floor", "null"].flatMap((role) => rows.filter((row) => row.role === role));
-    const entries = [...own, ...others].map((row) => ({ ...row, name: this.nameOf(row), isNow: row.role === "grid" && point !== null && row.n_features === point.n_features && row.dose === point.dose }));
-    const about = [run.nulls.length ? `Nulls (grey squares): the interval is that of the mean over their draws.` : null, others.some((row) => row.role === "floor") ? "Floor: what sampling noise alone leaves." : null, others.some((row) => row.role === "baseline") ? "Baselines (diamonds) use the labels and no features." : null];
-    clear(this.forest, h("h2", {}, "Beside its nulls and baselines"),
+    const own = rows.filter((row) => row.role === ROLE.grid).filter((row) => row.chosen || (point && row.n_features === point.n_features && row.dose === point.dose));
+    const others = [ROLE.replace, ROLE.reconstruction, ROLE.baseline, ROLE.floor, ROLE.null].flatMap((role) => rows.filter((row) => row.role === role));
+    const entries = [...own, ...others].map((row) => ({ ...row, name: this.nameOf(row), isNow: row.role === ROLE.grid && point !== null && row.n_features === point.n_features && row.dose === point.dose }));
+    const about = [run.nulls.length ? "Nulls are grey squares; their interval is that of the mean over draws." : null, others.some((row) => row.role === ROLE.floor) ? "The floor is what sampling noise alone leaves." : null, others.some((row) => row.role === ROLE.baseline) ? "Baselines (diamonds) use the labels and no features." : null];
+    clear(this.forest, h("h2", {}, "Comparison with nulls and baselines"),
       entries.length ? fitted((width) => forest(width, { rows: entries, title: `change in the ${cut(shownMetric.words, Math.floor((width - 150) / 8))}`, label: `Effect of each condition on the ${shownMetric.words}: ${entries.map((row) => `${row.name} ${fmt(row.effect)}`).join(", ")}` }), widthIn(this.forest)) : h("p", { class: "quiet" }, "No effect of this metric was measured here."),
       entries.length ? h("p", { class: "quiet map-note" }, about.filter(Boolean).join(" ")) : null);
   }
 
   nameOf(row) {
-    if (row.role === "grid") return this.run.pointText(row);
-    return row.role === "null" ? `${row.condition} (${row.n_draws})` : row.condition;
+    if (row.role === ROLE.grid) return this.run.pointText(row);
+    return row.role === ROLE.null ? `${row.condition} (${row.n_draws})` : row.condition;
   }
 
   drawGroups() {
@@ -175,24 +175,24 @@ class Steering {
     const of = run.question === "mix" ? words(run.kind) : "cell type";
     clear(this.byGroup, h("h2", {}, `By ${of} at ${run.pointText(point)}`),
       fitted((width) => groups(width, { rows, title: shownMetric.words, label: `${shownMetric.words} by ${of}, before and after: ${rows.map((row) => `${row.group} ${fmt(row.before)} to ${fmt(row.after)}`).join(", ")}` }), widthIn(this.byGroup)),
-      h("p", { class: "quiet map-note" }, "Open circle: before; filled: after. Grey marks: means of the nulls, drawn at the chosen point."));
+      h("p", { class: "quiet map-note" }, "Open circles are before steering, filled circles after. Grey marks are the means of the nulls at the chosen point."));
   }
 
   drawMore() {
     const { run, point } = this;
-    if (!point) return clear(this.more, h("h2", {}, "Other points"), h("p", {}, "This run has no points on test cells; ask anew:"), h("pre", {}, h("code", {}, run.command)));
+    if (!point) return clear(this.more, h("h2", {}, "Other points"), h("p", {}, "This run measured no point on test cells. Run it again:"), h("pre", {}, h("code", {}, run.command)));
     const { n, doses, command } = run.notMeasured(point), here = run.doses(point.n_features);
     const measured = run.takesDose ? `On test cells, ${run.pointText({ ...point, dose: null })} ${point.n_features === 1 ? "was" : "were"} measured at dose ${here.map(tickText).join(", ")}.` : `On test cells, ${run.counts.map(count).join(", ")} features were measured.`;
-    const rest = n ? ` ${n} more ${n === 1 ? "point" : "points"} of the grid ${n === 1 ? "was" : "were"} tried on select cells, to choose, and not looked at on test cells.` : "";
-    return clear(this.more, h("h2", {}, "What was not measured"), h("p", {}, `${measured}${rest} The slider stops at what was computed; ${doses.length ? "this measures these doses too" : "another point is measured by a run of its own, such as"}:`), h("pre", {}, h("code", {}, command)));
+    const rest = n ? ` ${n} more ${n === 1 ? "point" : "points"} of the grid ${n === 1 ? "was" : "were"} tried on select cells, to choose one, and not measured on test cells.` : "";
+    return clear(this.more, h("h2", {}, "What was not measured"), h("p", {}, `${measured}${rest} The slider covers the measured points. ${doses.length ? "This command measures these doses too" : "Another point needs another run, for example"}:`), h("pre", {}, h("code", {}, command)));
   }
 
   featurePanel() {
     const { run } = this, hasScore = run.features.some((feature) => "score" in feature && feature.score !== null);
     const heads = ["", "Feature", ...(hasScore ? ["Score"] : []), "Top genes", "Top label", "Class"];
     const rows = run.features.map((feature, i) => [String(i + 1), h("a", { href: href("feature", feature.feature_id) }, String(feature.feature_id)), ...(hasScore ? [fmt(feature.score)] : []), (feature.top_genes ?? "").split(" ").slice(0, 3).join(" ") || null, feature.top_label ?? null, feature.class ?? null]);
-    const why = run.features_given ? "given by hand" : "best on select cells first; a smaller number takes the first of them";
-    return h("section", { class: "panel" }, h("h2", {}, "Features used"), h("p", { class: "quiet map-note" }, `${count(rows.length)} features, ${why}.${hasScore ? " Score: of select cells, in units of the feature's code, or rank-biserial where features of one label are edited." : ""}`),
+    const why = run.features_given ? "given by hand" : "the best on select cells first; a smaller number uses the first of them";
+    return h("section", { class: "panel" }, h("h2", {}, "Features used"), h("p", { class: "quiet map-note" }, `${count(rows.length)} features, ${why}.${hasScore ? " The score is of select cells, in units of the feature's code, or the rank-biserial where features of one label are edited." : ""}`),
       h("div", { class: "features-used" }, smallTable(heads, rows, { numeric: hasScore ? [0, 2] : [0] })));
   }
 
@@ -203,7 +203,7 @@ class Steering {
   mapPanel() {
     const { run } = this, panel = h("section", { class: "panel", "aria-label": "Cells before and after" });
     if (run.map.missing) {
-      panel.append(h("h2", {}, "Cells before and after"), empty(run.map.missing, "The cells of this run are not laid out yet, or fewer than 10 test cells have a label."));
+      panel.append(h("h2", {}, "Cells before and after"), empty(run.map.missing, "This run has no map of its cells yet, or fewer than 10 test cells have a label."));
       return panel;
     }
     const segment = (key) => h("button", { type: "button", "data-map": key, onclick: () => setParams({ map: key === "pca" ? null : key }) }, MAPS[key].text);
@@ -240,7 +240,7 @@ class Steering {
     });
     this.places = places;
     this.fillChoices(shown, here, variant);
-    this.captions[1].textContent = `After: ${variant.role === "grid" ? `${run.intervention}, ${this.nameOf(variant)}` : variantName(variant)}`;
+    this.captions[1].textContent = `After: ${variant.role === ROLE.grid ? `${run.intervention}, ${this.nameOf(variant)}` : variantName(variant)}`;
     const { arrows, crosses } = this.moves(kind, places);
     this.after.over(arrows, crosses);
     this.before.over([], crosses);
@@ -283,7 +283,7 @@ class Steering {
   }
 
   fillChoices(shown, here, variant) {
-    const others = shown.filter((one) => one.role !== "grid" && one.role !== "unsteered");
+    const others = shown.filter((one) => one.role !== ROLE.grid && one.role !== ROLE.unsteered);
     clear(this.which, here?.on_map ? h("option", { value: "" }, "this point") : null, others.map((one) => h("option", { value: String(one.variant) }, variantName(one))));
     this.which.value = variant === here ? "" : String(variant.variant);
     const sameColumn = this.run.kind === "cell_type";
@@ -328,12 +328,12 @@ class Steering {
   noteOn(kind, places, variant) {
     const { run, cells } = this, moved = rowsWhere(cells.n, (i) => cells.get("moved").values[i] === 1);
     const limits = kind === MAPS.umap
-      ? "The UMAP is laid out from the unsteered cells, and a steered cell is put among those it is most like: it cannot show a cell that left them all. The components can, as far as it went along the first two."
-      : "The components are those of the unsteered cells; steered ones are projected onto them. What moves off these two is not seen.";
+      ? "The UMAP is computed from the unsteered cells, and a steered cell is placed among the nearest of them, so it cannot show a cell that moved away from all of them. The principal components can, as far as the cell moved along the first two."
+      : "The principal components are those of the unsteered cells, and the steered cells are projected onto them. Movement off the first two is not visible.";
     const sampled = run.map.n_cells ? `${count(run.map.n_cells)} test cells, ${count(moved.length)} of them steered; both panels share their axes. ` : "";
     const gaps = places.get("gap");
-    if (!gaps || variant.role === "unsteered" || !moved.length) return `${sampled}${limits}`;
-    return `${sampled}${limits} In all dimensions, the median steered cell lies ${fixed(medianOf(moved.map((i) => gaps.values[i])), 2)} times as far from its nearest unsteered cell as unsteered cells lie from each other (0: on one of them).`;
+    if (!gaps || variant.role === ROLE.unsteered || !moved.length) return `${sampled}${limits}`;
+    return `${sampled}${limits} In all dimensions, the median steered cell lies ${fixed(medianOf(moved.map((i) => gaps.values[i])), 2)} times as far from its nearest unsteered cell as unsteered cells lie from each other (0: at the place of one of them).`;
   }
 }
 
@@ -365,7 +365,7 @@ class Steps {
 const widthIn = (panel) => panel.querySelector(".fitted")?.clientWidth || undefined;
 const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 const cut = (text, most) => (text.length > most ? `${text.slice(0, Math.max(most, 8) - 1)}…` : text);
-const variantName = ({ name, role }) => (role === "null" ? `${name} (null, first draw)` : name);
+const variantName = ({ name, role }) => (role === ROLE.null ? `${name} (null, first draw)` : name);
 const TINY = 1e-12;
 const effectOf = ({ effect, low, high }) => [fmt(Math.abs(effect) < TINY ? 0 : effect), low === null || high === null ? null : h("span", { class: "range" }, ` (${fmt(low)} to ${fmt(high)})`)];
 
