@@ -1,4 +1,4 @@
-# make demo: the whole job on real cells.  make test: the suite.  make lint: style, types, directions.
+# make demo: the whole job on real cells.  make test: the suite.  make lint: style, types, imports.
 # make test-whole: the demo's answers, a run killed again and again, a submitted job; minutes each.  make test-slow: all slow ones.
 # Each makes .venv on its first call, with the versions of constraints.txt.
 PYTHON ?= python3

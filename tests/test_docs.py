@@ -91,6 +91,26 @@ def test_every_path_that_is_named_exists():
     assert missing(said, lambda place: "NAME" in place or bool(list(ROOT.glob(place)))) == {}
 
 
+def test_every_entry_of_the_layout_in_the_readme_exists():
+    block = (ROOT / "README.md").read_text().partition("## Where things are")[2].split("```")[1]
+    package, seen = ROOT, []
+    for line in block.strip().splitlines():
+        indent, names = len(line) - len(line.lstrip()), re.split(r" {2,}", line.strip())[0].split()
+        package = ROOT / names[0] if not indent else package
+        seen += [package / name if indent else package for name in names]
+    assert [str(path) for path in seen if not (path.is_dir() or path.with_suffix(".py").is_file())] == []
+    rooms = {path.parent for name in PACKAGES for path in (ROOT / name).glob("*/__init__.py")}
+    assert sorted(str(room) for room in rooms - set(seen)) == []
+
+
+def test_every_look_up_and_plot_that_the_examples_call_exists():
+    files = (*PAGES, ROOT / "scsae" / "__init__.py", ROOT / "pipelines" / "functions.py")
+    methods = {path: set(re.findall(r"\bstore\.(\w+)\(", path.read_text())) for path in files}
+    assert missing(methods, members(ROOT / "feature_store" / "query" / "store.py")["FeatureStore"].__contains__) == {}
+    plots = {path: set(re.findall(r"\bplots\.(\w+)\(", path.read_text())) for path in files}
+    assert missing(plots, scsae.plots.__all__.__contains__) == {}
+
+
 def test_every_script_that_a_page_names_exists():
     said = {path: set(re.findall(r"(?<![\w./])(\w+\.py)\b", path.read_text())) for path in PAGES}
     assert missing(said, lambda name: name == "NAME.py" or any(path.name == name for path in (*SOURCES, *TESTS))) == {}
