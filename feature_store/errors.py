@@ -7,6 +7,7 @@ StoreError
 ├── PlanMismatchError   a run folder holds another plan than the one asked for
 ├── IncompleteRunError  a run has no MANIFEST yet
 ├── IntegrityError      bytes on disk differ from what was committed
+├── OutdatedRunError    a run was made by another version of its stage
 ├── BusyError           another driver is at work on the run
 └── StoreWriteError     the folder cannot be written: permission denied, read-only, disk full
 
@@ -40,6 +41,10 @@ class IncompleteRunError(StoreError):
 
 class IntegrityError(StoreError):
     """Bytes on disk differ from what was committed."""
+
+
+class OutdatedRunError(StoreError):
+    """A run was made by another version of its stage; running the stage again makes a new one."""
 
 
 class BusyError(StoreError):

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
 from feature_store.associations import (
+    AssociationConfig,
     CellInputs,
     FeatureRange,
     GeneTiles,
@@ -28,14 +28,16 @@ from feature_store.associations import (
 from feature_store.associations.gene_sets import GeneSets, canonical_immune, read_gmt
 from feature_store.cells import ExpressionReader, open_source, plan_expression, read_cells, write_expression_part
 from feature_store.codes import CodesRun, load_feature_codes, load_statistics
+from feature_store.query.runs import resolve_run
 from feature_store.storage import commit, schemas
-from feature_store.storage.layout import ASSOCIATION_TABLES, Layout, as_path, run_id
+from feature_store.storage.layout import ASSOCIATION_TABLES, Layout, as_path
+from feature_store.storage.plans import AssociationsPlan, CellsPlan, GeneSetFile, as_json
 from pipelines.config import ActorOptions, AssociateOptions, EncodeOptions, parse_size
 from pipelines.encode import encode
 from pipelines.inputs import recalled_genes, recalled_source
 from pipelines.runtime.actor_pool import do_shards
 from pipelines.runtime.cluster import one_ray_session
-from pipelines.runtime.stage import FORMAT_VERSION, Clock, StageResult, parent_run
+from pipelines.runtime.stage import Clock, StageResult
 
 EXPRESSION, MEASURED = "expression", "measured"
 
@@ -71,6 +73,7 @@ class MeasureJob:
     codes: str
     measured: str
     gene_sets: tuple[GeneSets, ...]
+    config: AssociationConfig
 
 
 class Measurer:
@@ -81,9 +84,10 @@ class Measurer:
         self.codes = CodesRun.open(layout.codes_dir(job.codes))
         self.by_feature = commit.Run.open(self.codes.folder / "by_feature")
         self.measured = MeasuredRun.open(job.measured)
+        self.config = job.config
         self.genes = recalled_genes(layout, self.codes)
         self.cells = cell_inputs(layout, self.codes, job.gene_sets)
-        expression = ExpressionReader(commit.Run.open(_expression_dir(layout, self.codes.plan["dataset"])))
+        expression = ExpressionReader(commit.Run.open(_expression_dir(layout, self.codes.plan.dataset)))
         self.tiles = GeneTiles(expression.read, expression.bounds, self.cells.blocks())
 
     def shard(self, number: int) -> dict[str, int]:
@@ -92,7 +96,8 @@ class Measurer:
         counts = {"features": stop - start, "bytes": 0}
         if self.measured.is_committed(number):
             return counts
-        size = self.measured.commit(number, measure(self._features(start, stop), self.cells, self.tiles))
+        found = measure(self._features(start, stop), self.cells, self.tiles, self.config)
+        size = self.measured.commit(number, found)
         return counts | {"bytes": size}
 
     def _features(self, start: int, stop: int) -> FeatureRange:
@@ -143,16 +148,18 @@ def _associate(
 ) -> StageResult:
     clock = Clock()
     layout = Layout(store)
-    codes = CodesRun.open(parent_run(layout, "codes", run, option="--codes").path)
-    plan = {
-        "format": FORMAT_VERSION,
-        "codes": codes.folder.name,
-        "codes_manifest": codes.by_cell.manifest().sha,
-        "sae": codes.plan["sae"],
-        "dataset": codes.plan["dataset"],
-        "gene_sets": [_digest(collection) for collection in sets],
-    }
-    folder = layout.associations_dir(run_id(plan))
+    codes = CodesRun.open(resolve_run(layout, "codes", run, option="--codes").path)
+    config = AssociationConfig()
+    plan = AssociationsPlan(
+        control_of=codes.plan.control_of,
+        codes=codes.folder.name,
+        codes_manifest=codes.by_cell.manifest().sha,
+        sae=codes.plan.sae,
+        dataset=codes.plan.dataset,
+        gene_sets=tuple(GeneSetFile(collection=one.collection, sha256=one.digest) for one in sets),
+        config=as_json(config),
+    )
+    folder = layout.associations_dir(plan.id)
     genes = recalled_genes(layout, codes)["symbol"].to_list()
     by_feature = commit.Run.open(codes.folder / "by_feature").manifest()
     range_bytes = parse_size(options.range_size)
@@ -162,21 +169,22 @@ def _associate(
     is_measured = all(_is_intact(path) for path in MeasuredRun.folders(folder / MEASURED))
     if not is_measured:
         # before anything is written: the data set may have changed
-        write_expression_by_gene(layout, codes.plan["dataset"], options, address=address)
+        write_expression_by_gene(layout, codes.plan.dataset, options, address=address)
     if missing or not is_measured:
         with commit.sole_driver(folder):
-            measured = MeasuredRun.create(folder / MEASURED, {**plan, "bounds": bounds})
+            measured = MeasuredRun.create(folder / MEASURED, plan, bounds=bounds)
             pending = measured.pending()
             job = MeasureJob(
                 store=str(layout.root.resolve()),
                 codes=codes.folder.name,
                 measured=str(measured.folder.resolve()),
                 gene_sets=sets,
+                config=config,
             )
             do_shards(Measurer, job, pending, options, title="associate", note=_features_done, address=address)
             measured.finalize()
             if missing:
-                _assemble(folder, plan, measured, genes, sets)
+                _assemble(folder, plan, measured, genes, sets, config)
     n_units = len(MeasuredRun.open(folder / MEASURED).bounds) - 1 + len(ASSOCIATION_TABLES)
     features = commit.read_table(folder / "features", ["dead", "class"])
     return StageResult(
@@ -187,8 +195,8 @@ def _associate(
         reused=n_units - len(missing) - len(pending),
         seconds=clock.seconds,
         facts={
-            "sae": codes.plan["sae"],
-            "dataset": codes.plan["dataset"],
+            "sae": codes.plan.sae,
+            "dataset": codes.plan.dataset,
             "features": features.height,
             "dead": int(features["dead"].sum()),
             **{f"class {name}": n for name, n in features["class"].value_counts(sort=True).iter_rows()},
@@ -197,20 +205,25 @@ def _associate(
 
 
 def _assemble(
-    folder: Path, plan: Mapping[str, Any], measured: MeasuredRun, genes: Sequence[str], sets: Sequence[GeneSets]
+    folder: Path,
+    plan: AssociationsPlan,
+    measured: MeasuredRun,
+    genes: Sequence[str],
+    sets: Sequence[GeneSets],
+    config: AssociationConfig,
 ) -> None:
     """Write the five tables; those of them that are intact stay. feature_gene has a part for each range."""
     bounds = measured.bounds
     pairs = commit.Run.create(
-        folder / "feature_gene", {**plan, "table": "feature_gene", "bounds": bounds, "n_shards": len(bounds) - 1}
+        folder / "feature_gene", plan.table("feature_gene", n_shards=len(bounds) - 1, bounds=bounds)
     )
 
     def keep(number: int, rows: pl.DataFrame) -> None:
         write = partial(commit.write_frame, frame=rows)
         pairs.commit_shard(number, write, start=bounds[number], stop=bounds[number + 1])
 
-    for name, table in assemble_measured(measured, genes, sets, keep_pairs=keep).items():
-        commit.write_table(folder / name, table, {**plan, "table": name})
+    for name, table in assemble_measured(measured, genes, sets, config, keep_pairs=keep).items():
+        commit.write_table(folder / name, table, plan.table(name))
     pairs.finalize()
 
 
@@ -230,7 +243,7 @@ def write_expression_by_gene(
         job = ExpressionJob(
             data=tuple(str(path.resolve()) for path in source.paths), matrix=source.matrix, run=str(folder.resolve())
         )
-    run = commit.Run.create(folder, plan)
+    run = commit.Run.create(folder, plan.table("expression", n_shards=plan.n_shards))
     do_shards(ExpressionWriter, job, run.pending(), options, title="expression", note=_nonzeros_done, address=address)
     run.finalize()
     return run
@@ -238,7 +251,7 @@ def write_expression_by_gene(
 
 def cell_inputs(layout: Layout, codes: CodesRun, sets: Sequence[GeneSets]) -> CellInputs:
     """The cells of a codes run with their labels, its genes and the gene sets."""
-    dataset = codes.plan["dataset"]
+    dataset = codes.plan.dataset
     cells = read_cells(layout.cells_dir(dataset))
     kinds = label_kinds(layout, dataset, cells)
     units = next((kind for kind in ("donor", "batch") if cells[kind].null_count() < cells.height), None)
@@ -256,9 +269,12 @@ def label_kinds(layout: Layout, dataset: str, cells: pl.DataFrame) -> list[str]:
 
     An obs column whose name is taken by the table's own column (`donor`, say, without --donor) is there as `donor_obs`.
     """
-    plan = commit.Run.open(layout.cells_dir(dataset)).plan
-    own = schemas.schema("cells").columns
-    named = [f"{label}_obs" if label in own and plan.get(label) != label else label for label in plan["labels"]]
+    plan = CellsPlan.of(commit.Run.open(layout.cells_dir(dataset)))
+    own, taken = (
+        schemas.schema("cells").columns,
+        {"donor": plan.donor, "batch": plan.batch, "cell_type": plan.cell_type},
+    )
+    named = [f"{label}_obs" if label in own and taken.get(label) != label else label for label in plan.labels]
     return [kind for kind in dict.fromkeys(("cell_type", "batch", *named)) if cells[kind].null_count() < cells.height]
 
 
@@ -272,11 +288,6 @@ def _features_done(total: Mapping[str, int], seconds: float) -> str:
 
 def _nonzeros_done(total: Mapping[str, int], seconds: float) -> str:
     return f"{total['nonzeros'] / 1e6:,.1f} M values"
-
-
-def _digest(collection: GeneSets) -> dict[str, Any]:
-    """What identifies a collection of gene sets."""
-    return {"collection": collection.collection, "sha256": collection.digest}
 
 
 def _is_intact(path: Path) -> bool:

@@ -12,7 +12,7 @@ and their whitened copy are held in memory (d_model 512: .4 GB).
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ import numpy as np
 from feature_store.activations import ActivationReader, sample_tokens
 from feature_store.associations.gene_sets import canonical_immune, read_gmt
 from feature_store.cells import read_splits
-from feature_store.query.runs import control_of
+from feature_store.query.runs import RunChain, resolve_run
 from feature_store.storage import commit
-from feature_store.storage.layout import PLAN, SUMMARY, Layout, RunInfo, run_id
+from feature_store.storage.layout import PLAN, SUMMARY, Layout, RunInfo
+from feature_store.storage.plans import RANDOM_MODEL, BaselineFit, CellsPlan, GeneSetFile, SAEPlan, as_json
 from pipelines.config import (
     ActorOptions,
     AssociateOptions,
@@ -36,11 +37,11 @@ from pipelines.errors import UsageError
 from pipelines.inputs import SOURCE_FILE, model_place
 from pipelines.runtime.cluster import one_ray_session
 from pipelines.runtime.progress import progress_bar
-from pipelines.runtime.stage import FORMAT_VERSION, RANDOM_MODEL, Clock, StageResult, parent_run
+from pipelines.runtime.stage import Clock, StageResult
 from pipelines.training_loop import (
-    JUDGED_ON,
-    SAE_FILES,
     commit_sae,
+    create_sae_run,
+    evaluation_constants,
     figures_of,
     held_out,
     held_out_batches,
@@ -48,36 +49,13 @@ from pipelines.training_loop import (
     shown_figures,
 )
 
-Plan = dict[str, Any]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Reference:
-    """The SAE that baselines are held against: the plans of its runs, from associations upwards."""
-
-    run: str
-    associations: Plan
-    codes: Plan
-    sae: Plan
-    activations: commit.Run
-
-    @classmethod
-    def of(cls, layout: Layout, info: RunInfo) -> "Reference":
-        """The chain above an associations run. UsageError if it is a baseline itself."""
-        if control := control_of(layout, "associations", info.run):
-            raise UsageError(
-                f"--associations was {info.run!r}, a control itself ({control}); name the associations of an SAE"
-            )
-        return cls.chain(layout, info.run)
-
-    @classmethod
-    def chain(cls, layout: Layout, run: str) -> "Reference":
-        """The chain above any associations run."""
-        associations = commit.Run.open(layout.associations_dir(run) / "features").plan
-        codes = commit.Run.open(layout.codes_dir(associations["codes"]) / "by_cell").plan
-        sae = commit.Run.open(layout.saes_dir(codes["sae"])).plan
-        activations = commit.Run.open(layout.activations_dir(sae["activations"]))
-        return cls(run=run, associations=associations, codes=codes, sae=sae, activations=activations)
+def chain_of_sae(layout: Layout, info: RunInfo, *, option: str) -> RunChain:
+    """Return the chain above the associations of an SAE. UsageError if they are a control's."""
+    chain = RunChain.of(layout, info.run)
+    if control := chain.associations.control_of:
+        raise UsageError(f"{option} was {info.run!r}, a control itself ({control}); name the associations of an SAE")
+    return chain
 
 
 def baseline(options: BaselineOptions, store: Path, *, address: str | None = None) -> list[StageResult]:
@@ -89,31 +67,32 @@ def baseline(options: BaselineOptions, store: Path, *, address: str | None = Non
         ConfigError: a baseline has fewer features than the SAE has active ones.
     """
     layout = Layout(store)
-    reference = Reference.of(layout, parent_run(layout, "associations", options.associations, option="--associations"))
-    _check_gene_sets(options, reference)
+    info = resolve_run(layout, "associations", options.associations, option="--associations")
+    chain = chain_of_sae(layout, info, option="--associations")
+    _check_gene_sets(options, chain)
     with one_ray_session():
-        return list(_stages(options, store, reference, address))
+        return list(_stages(options, store, chain, address))
 
 
-def _stages(options: BaselineOptions, store: Path, reference: Reference, address: str | None) -> Iterator[StageResult]:
+def _stages(options: BaselineOptions, store: Path, chain: RunChain, address: str | None) -> Iterator[StageResult]:
     from pipelines.associate import associate
     from pipelines.encode import encode
 
     for kind in dict.fromkeys(options.kind):
         make: Callable[..., Iterator[StageResult]] = _random_model if kind == RANDOM_MODEL else _fitted
         sae = None
-        for made in make(kind, options, store, reference, address):
+        for made in make(kind, options, store, chain, address):
             sae = made
             yield made
         assert sae is not None
-        codes = encode(encode_options(Layout(store), reference, sae.run, options), store, address=address)
+        codes = encode(encode_options(Layout(store), chain, sae.run, options), store, address=address)
         yield codes
         own = {name: getattr(options, name) for name in ActorOptions.model_fields}
         yield associate(AssociateOptions(codes=codes.run, gmt=options.gmt, **own), store, address=address)
 
 
 def _fitted(
-    kind: str, options: BaselineOptions, store: Path, reference: Reference, address: str | None
+    kind: str, options: BaselineOptions, store: Path, chain: RunChain, address: str | None
 ) -> Iterator[StageResult]:
     """Fit a baseline to the SAE's activations and commit it."""
     import torch
@@ -121,28 +100,33 @@ def _fitted(
     from sae_core.sae import BASELINES, fit_baseline
 
     clock, layout = Clock(), Layout(store)
-    sae, activations = reference.sae, reference.activations
-    shape = {name: sae["sae"][name] for name in ("d_model", "k")}
-    if BASELINES[kind].needs_width:
-        shape["n_features"] = sae["sae"]["n_features"]
-    seed = sae["train"]["seed"]
-    wanted = {
-        "format": FORMAT_VERSION,
-        "control": kind,
-        **{name: sae[name] for name in ("activations", "dataset", "model", "model_digest", "site")},
-        "shape": shape,
-        "fit_tokens": options.fit_tokens,
-        "recovery_cells": sae["recovery_cells"],
-        "judged_on": list(JUDGED_ON),
-        "seed": seed,
-        "files": list(SAE_FILES),
-        "n_shards": len(SAE_FILES),
-    }
-    folder = layout.saes_dir(run_id(wanted))
+    of_sae, activations = chain.sae, chain.activations_run
+    wanted = SAEPlan(
+        control_of=kind,
+        activations=of_sae.activations,
+        dataset=of_sae.dataset,
+        model=of_sae.model,
+        model_digest=of_sae.model_digest,
+        site=of_sae.site,
+        sae={},
+        train={},
+        baseline=BaselineFit(
+            kind=kind,
+            d_model=of_sae.d_model,
+            k=of_sae.k,
+            n_features=of_sae.n_features if BASELINES[kind].needs_width else None,
+            fit_tokens=options.fit_tokens,
+            seed=of_sae.seed,
+        ),
+        n_ranks=1,
+        recovery_cells=of_sae.recovery_cells,
+        evaluation=as_json(evaluation_constants()),
+    )
+    folder, seed = layout.saes_dir(wanted.id), of_sae.seed
     done = (folder / PLAN).is_file() and not commit.Run.open(folder).pending()
     if not done:
         reader = ActivationReader(activations)
-        split = read_splits(layout.cells_dir(sae["dataset"]))
+        split = read_splits(layout.cells_dir(of_sae.dataset))
         with commit.sole_driver(folder), progress_bar(f"baseline {kind}", 1, "fits") as report:
             train = list(sample_tokens(reader, split == "train", n_tokens=options.fit_tokens, seed=seed))
             batches = torch.split(held_out(reader, split == "select", seed=seed), 4096)
@@ -151,14 +135,14 @@ def _fitted(
                 kind,
                 torch.from_numpy(np.concatenate(train)),
                 batches,
-                k=shape["k"],
-                n_features=sae["sae"]["n_features"],
+                k=of_sae.k,
+                n_features=of_sae.n_features,
                 seed=seed,
             )
             measured = select_probe(
-                activations, str(layout.root.resolve()), split, n_cells=sae["recovery_cells"], seed=seed, device="cpu"
+                activations, str(layout.root.resolve()), split, n_cells=of_sae.recovery_cells, seed=seed, device="cpu"
             )
-            commit.Run.create(folder, {**wanted, "sae": fitted.sae.config.to_dict()})
+            create_sae_run(layout, replace(wanted, sae=fitted.sae.config.to_dict()))
             commit_sae(folder, fitted.sae, {**fitted.notes, **figures_of(fitted.sae, batches, reported, measured)})
             report(1)
     run = commit.Run.open(folder)
@@ -172,59 +156,58 @@ def _fitted(
         done=0 if done else 1,
         reused=1 if done else 0,
         seconds=clock.seconds,
-        facts={"control": kind, "features": run.plan["sae"]["n_features"], **summary},
+        facts={"control": kind, "features": SAEPlan.of(run).n_features, **summary},
     )
 
 
 def _random_model(
-    kind: str, options: BaselineOptions, store: Path, reference: Reference, address: str | None
+    kind: str, options: BaselineOptions, store: Path, chain: RunChain, address: str | None
 ) -> Iterator[StageResult]:
     """Extract the model with random weights as the model was extracted, and train an SAE as the SAE was."""
     from pipelines.extract import extract
     from pipelines.train import train
 
     layout = Layout(store)
-    (extracted,) = extract(extract_options(layout, reference, options), store, address=address)
+    (extracted,) = extract(extract_options(layout, chain, options), store, address=address)
     yield extracted
-    yield train(train_options(reference, extracted.run), store, address=address)
+    yield train(train_options(chain, extracted.run), store, address=address)
 
 
-def encode_options(layout: Layout, reference: Reference, sae: str, options: ActorOptions) -> EncodeOptions:
-    """The options that encode with `sae` the cells that the reference's codes are of, in the same way."""
-    plan, own = reference.codes, reference.activations.plan["dataset"]
-    shared = {"sae": sae, "pooling": plan["pooling"], "level": plan["level"], **_actors(options)}
-    if plan["fused"] is None:
+def encode_options(layout: Layout, chain: RunChain, sae: str, options: ActorOptions) -> EncodeOptions:
+    """The options that encode with `sae` the cells that the chain's codes are of, in the same way."""
+    plan, own = chain.codes, chain.activations.dataset
+    shared: dict[str, Any] = {"sae": sae, "pooling": plan.pooling, "level": plan.level, **_actors(options)}
+    if plan.fused is None:
         return EncodeOptions(**shared)
-    cut = {name: plan["fused"][name] for name in ("tokens_per_cell", "shard_cells")}
-    other = {} if plan["dataset"] == own else _data_of(layout, plan["dataset"])
+    cut: dict[str, Any] = {"tokens_per_cell": plan.fused.tokens_per_cell, "shard_cells": plan.fused.shard_cells}
+    other = {} if plan.dataset == own else _data_of(layout, plan.dataset)
     return EncodeOptions(**shared, **cut, **other, fused=not other)
 
 
-def extract_options(layout: Layout, reference: Reference, options: ActorOptions) -> ExtractOptions:
-    """The options that extract the reference's activations again, from the model with random weights."""
-    plan, place = reference.activations.plan, model_place(reference.activations)
-    same = {name: plan[name] for name in ("dtype", "precision", "tokens_per_cell", "readout", "seed", "shard_cells")}
+def extract_options(layout: Layout, chain: RunChain, options: ActorOptions) -> ExtractOptions:
+    """The options that extract the chain's activations again, from the model with random weights."""
+    plan, place = chain.activations, model_place(chain.activations_run)
+    same = ("dtype", "precision", "tokens_per_cell", "readout", "seed", "shard_cells")
     return ExtractOptions(
-        **_data_of(layout, plan["dataset"]),
-        **same,
+        **_data_of(layout, plan.dataset),
+        **{name: getattr(plan, name) for name in same},
         **_actors(options),
-        layer=(plan["site"],),
+        layer=(plan.site,),
         model=place.model,
         random_init=True,
     )
 
 
-def train_options(reference: Reference, activations: str) -> TrainOptions:
-    """The options that train the reference's SAE again, on other activations."""
-    sae, train = reference.sae["sae"], reference.sae["train"]
-    n_ranks = reference.sae["n_ranks"]
+def train_options(chain: RunChain, activations: str) -> TrainOptions:
+    """The options that train the chain's SAE again, on other activations."""
+    sae, train, n_ranks = chain.sae.sae, chain.sae.train, chain.sae.n_ranks
     same = {name: sae[name] for name in ("arch", "k", "l1_coefficient", "groups", "n_features")}
     how = {name: value for name, value in train.items() if name in TrainOptions.model_fields}
     return TrainOptions(
         **same,
         **how,
         activations=activations,
-        recovery_cells=reference.sae["recovery_cells"],
+        recovery_cells=chain.sae.recovery_cells,
         # one rank in this process gives the bytes of one worker
         num_workers=0 if n_ranks == 1 else n_ranks,
     )
@@ -233,9 +216,9 @@ def train_options(reference: Reference, activations: str) -> TrainOptions:
 def _data_of(layout: Layout, dataset: str) -> dict[str, Any]:
     """The options that name a data set and the columns of its cells."""
     folder = layout.cells_dir(dataset)
-    where, cells = json.loads((folder / SOURCE_FILE).read_text()), commit.Run.open(folder).plan
-    columns = {name: cells[name] for name in ("donor", "batch", "cell_type")}
-    named = {"label": tuple(cells["labels"]), "split": cells.get("split_column")}
+    where, cells = json.loads((folder / SOURCE_FILE).read_text()), CellsPlan.of(commit.Run.open(folder))
+    columns = {"donor": cells.donor, "batch": cells.batch, "cell_type": cells.cell_type}
+    named = {"label": cells.labels, "split": cells.split_column}
     return {"data": where["path"], "matrix": where["matrix"], **columns, **named}
 
 
@@ -243,12 +226,12 @@ def _actors(options: ActorOptions) -> dict[str, Any]:
     return {name: getattr(options, name) for name in ActorOptions.model_fields}
 
 
-def _check_gene_sets(options: BaselineOptions, reference: Reference) -> None:
-    """UsageError if the tables would not be about the gene sets that the reference's are about."""
-    wanted = reference.associations["gene_sets"]
+def _check_gene_sets(options: BaselineOptions, chain: RunChain) -> None:
+    """UsageError if the tables would not be about the gene sets that the chain's are about."""
+    wanted = chain.associations.gene_sets
     sets = [read_gmt(path) for path in options.gmt] or [canonical_immune()]
-    given = [{"collection": one.collection, "sha256": one.digest} for one in sets]
+    given = tuple(GeneSetFile(collection=one.collection, sha256=one.digest) for one in sets)
     if given != wanted:
-        names = {"--gmt": given, f"associations/{reference.run}": wanted}
-        told = "; ".join(f"{name}: {', '.join(one['collection'] for one in found)}" for name, found in names.items())
+        names = {"--gmt": given, f"associations/{chain.run}": wanted}
+        told = "; ".join(f"{name}: {', '.join(one.collection for one in found)}" for name, found in names.items())
         raise UsageError(f"the gene sets are not those of the SAE's associations ({told}); give the same --gmt files")

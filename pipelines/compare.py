@@ -9,21 +9,22 @@ configuration and training on activations that differ in nothing but the model's
 import contextlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import polars as pl
 
 from feature_store import FeatureStore
 from feature_store.associations.comparison import TABLES, Representation, compare, describe, summarise
-from feature_store.errors import NotFoundError
-from feature_store.query.runs import control_of
+from feature_store.errors import NotFoundError, OutdatedRunError
+from feature_store.query.runs import RunChain, resolve_run
 from feature_store.storage import commit
-from feature_store.storage.layout import SUMMARY, Layout, run_id
-from pipelines.baseline import Reference
+from feature_store.storage.layout import SUMMARY, Layout
+from feature_store.storage.plans import ActivationsPlan, AssociationsPlan, CodesPlan, ComparisonPlan
+from pipelines.baseline import chain_of_sae
 from pipelines.errors import UsageError
 from pipelines.runtime.progress import progress_bar
-from pipelines.runtime.stage import FORMAT_VERSION, parent_run
 
 SAE = "sae"
 """Name of the SAE among its representations."""
@@ -46,35 +47,34 @@ def compare_with_baselines(store: Path, run: str | None = None) -> Comparison:
         UsageError: the run is a baseline itself, or there is none of it.
     """
     layout = Layout(store)
-    reference = Reference.of(layout, parent_run(layout, "associations", run, option="--associations"))
-    found = baselines_of(layout, reference)
+    info = resolve_run(layout, "associations", run, option="--associations")
+    chain = chain_of_sae(layout, info, option="--associations")
+    found = baselines_of(layout, chain)
     if not found:
-        raise UsageError(
-            f"associations/{reference.run} have no baseline to compare with; {how_to_make(store, reference.run)}"
-        )
-    plan = {"format": FORMAT_VERSION, "associations": reference.run, "baselines": found}
-    folder = layout.comparisons_dir(run_id(plan))
+        raise UsageError(f"associations/{chain.run} have no baseline to compare with; {how_to_make(store, chain.run)}")
+    plan = ComparisonPlan(associations=chain.run, baselines=found)
+    folder = layout.comparisons_dir(plan.id)
 
     def tables() -> dict[str, pl.DataFrame]:
         with progress_bar("compare", len(found) + 1, "representations") as report:
-            own, *others = [_opened(layout, name, one) for name, one in {SAE: reference.run, **found}.items()]
+            own, *others = [_opened(layout, name, one) for name, one in {SAE: chain.run, **found}.items()]
             made = {"comparison": compare(own, others), "representation": describe([own, *others])}
             report(len(found) + 1)
         return made
 
     if any(commit.verify(folder / name) for name in ("comparison", "representation")):
         for name, frame in tables().items():
-            commit.write_table(folder / name, frame, {**plan, "table": name})
+            commit.write_table(folder / name, frame, plan.table(name))
     return Comparison(
         folder.name, commit.read_table(folder / "comparison"), commit.read_table(folder / "representation")
     )
 
 
-def baselines_of(layout: Layout, reference: Reference) -> dict[str, str]:
+def baselines_of(layout: Layout, chain: RunChain) -> dict[str, str]:
     """The newest associations run of each baseline of the reference in the store, by name."""
     found: dict[str, str] = {}
     for name, other in _controls(layout):
-        if name not in found and _belongs(reference, other):
+        if name not in found and _belongs(chain, other):
             found[name] = other.run
     return dict(sorted(found.items()))
 
@@ -82,10 +82,10 @@ def baselines_of(layout: Layout, reference: Reference) -> dict[str, str]:
 def excess_in_words(store: Path, run: str) -> str:
     """The line below the associations of an SAE: its excess over the baselines, or the command that makes them."""
     layout = Layout(store)
-    if control := control_of(layout, "associations", run):
+    chain = RunChain.of(layout, run)
+    if control := chain.associations.control_of:
         return f"this is a control ({control}): commands take it only where it is named"
-    reference = Reference.chain(layout, run)
-    if not baselines_of(layout, reference):
+    if not baselines_of(layout, chain):
         return f"no baseline to hold this against: {how_to_make(store, run)}"
     return in_words(compare_with_baselines(store, run))
 
@@ -106,50 +106,48 @@ def how_to_make(store: Path, run: str) -> str:
     return f"`scsae baseline --associations {run} --store {store}` makes neurons, PCA, ICA and random directions"
 
 
-def _controls(layout: Layout) -> Iterator[tuple[str, Reference]]:
+def _controls(layout: Layout) -> Iterator[tuple[str, RunChain]]:
     """Name and chain of the complete associations of controls, newest first, unless a part of the chain is gone."""
     for info in layout.runs("associations"):
-        if info.complete and (control := control_of(layout, "associations", info.run)):
-            with contextlib.suppress(NotFoundError):
-                yield control, Reference.chain(layout, info.run)
+        if info.complete:
+            with contextlib.suppress(NotFoundError, OutdatedRunError):
+                chain = RunChain.of(layout, info.run)
+                if chain.associations.control_of is not None:
+                    yield chain.associations.control_of, chain
 
 
-def _belongs(reference: Reference, other: Reference) -> bool:
+def _belongs(chain: RunChain, other: RunChain) -> bool:
     """Whether the second is a baseline of the first; see the module."""
-    same_tables = all(reference.associations[key] == other.associations[key] for key in ("dataset", "gene_sets"))
-    same_codes = _reading(reference.codes) == _reading(other.codes)
-    if other.sae.get("control") is None:
-        of_model = {"model_digest", "control", "format_version"}
-        return (
-            same_tables
-            and same_codes
-            and all(reference.sae[key] == other.sae[key] for key in ("sae", "train", "site"))
-            and _without(reference.activations.plan, of_model) == _without(other.activations.plan, of_model)
-        )
-    shape = other.sae["shape"]
+    one, two = chain.associations, other.associations
+    same_tables = (one.dataset, one.gene_sets, one.config) == (two.dataset, two.gene_sets, two.config)
+    if not same_tables or _reading(chain.codes) != _reading(other.codes):
+        return False
+    if other.sae.baseline is None:
+        same_sae = (chain.sae.sae, chain.sae.train, chain.sae.site) == (other.sae.sae, other.sae.train, other.sae.site)
+        return same_sae and _without_model(chain.activations) == _without_model(other.activations)
+    fit = other.sae.baseline
     return (
-        same_tables
-        and same_codes
-        and other.sae["activations"] == reference.sae["activations"]
-        and shape == {key: reference.sae["sae"][key] for key in shape}
+        other.sae.activations == chain.sae.activations
+        and (fit.d_model, fit.k) == (chain.sae.d_model, chain.sae.k)
+        and fit.n_features in (None, chain.sae.n_features)
     )
 
 
-def _reading(codes: dict[str, Any]) -> dict[str, Any]:
+def _reading(codes: CodesPlan) -> CodesPlan:
     """How cells were read, whatever the SAE."""
-    fused = None if codes["fused"] is None else _without(codes["fused"], {"model_digest"})
-    return {"fused": fused, **{key: codes[key] for key in ("dataset", "pooling", "level")}}
+    fused = None if codes.fused is None else replace(codes.fused, model_digest="")
+    return replace(codes, fused=fused, control_of=None, sae="", sae_manifest="", activations="", n_features=0)
 
 
-def _without(plan: dict[str, Any], keys: set[str]) -> dict[str, Any]:
-    return {key: value for key, value in plan.items() if key not in keys}
+def _without_model(activations: ActivationsPlan) -> ActivationsPlan:
+    return replace(activations, control_of=None, model_digest="")
 
 
 def _opened(layout: Layout, name: str, run: str) -> Representation:
     """A representation with the figures that its SAE was committed with."""
     store = FeatureStore.open(layout.root, associations=run)
-    plan = commit.Run.open(layout.associations_dir(run) / "features").plan
-    summary = json.loads((layout.saes_dir(plan["sae"]) / SUMMARY).read_text())
+    plan = AssociationsPlan.of(commit.Run.open(layout.associations_dir(run) / "features"))
+    summary = json.loads((layout.saes_dir(plan.sae) / SUMMARY).read_text())
     return Representation(
         name=name,
         run=run,

@@ -18,8 +18,11 @@ from scipy import sparse
 from feature_store.activations import ROW_GROUP_ROWS, ActivationBlock, ActivationReader, to_stored
 from feature_store.cells import Source, SplitConfig, open_source, read_splits, read_unit_splits, write_cells
 from feature_store.codes import ByFeature, CodesRun, TokenCodes
+from feature_store.codes.codes_run import TOP_TOKENS
+from feature_store.query.runs import resolve_run
 from feature_store.storage import commit, filesystem
-from feature_store.storage.layout import Layout, as_path, run_id
+from feature_store.storage.layout import Layout, as_path
+from feature_store.storage.plans import ActivationsPlan, CellsPlan, CodesPlan, FusedForward, SAEPlan
 from pipelines.config import ActorOptions, EncodeOptions
 from pipelines.forward import Forward, ForwardJob, cells_per_shard, out_of_memory_fact, rate
 from pipelines.inputs import (
@@ -33,7 +36,7 @@ from pipelines.inputs import (
 )
 from pipelines.runtime.actor_pool import do_shards
 from pipelines.runtime.progress import delayed_progress_bar
-from pipelines.runtime.stage import FORMAT_VERSION, Clock, StageResult, parent_run
+from pipelines.runtime.stage import Clock, StageResult
 
 CODE_BYTES = 8
 """Bytes of one nonzero of a token's code in memory: its value and its feature."""
@@ -219,7 +222,7 @@ class _Plan:
     dataset: str
     n_shards: int
     source: str | FusedJob
-    fused: dict[str, Any] | None
+    fused: FusedForward | None
     opened: Opened | None
 
 
@@ -233,24 +236,27 @@ def encode(options: EncodeOptions, store: Path, *, address: str | None = None) -
     """
     clock = Clock()
     layout = Layout(store)
-    sae = commit.Run.open(parent_run(layout, "saes", options.sae, option="--sae").path)
-    activations = commit.Run.open(layout.activations_dir(sae.plan["activations"]))
+    sae = commit.Run.open(resolve_run(layout, "saes", options.sae, option="--sae").path)
+    of_sae = SAEPlan.of(sae)
+    activations = commit.Run.open(layout.activations_dir(of_sae.activations))
     what = (
-        _plan_fused(layout, options, sae, activations) if options.fused or options.data else _plan_stored(activations)
+        _plan_fused(layout, options, of_sae, activations)
+        if options.fused or options.data
+        else _plan_stored(activations)
     )
-    plan = {
-        "format": FORMAT_VERSION,
-        "sae": sae.path.name,
-        "sae_manifest": sae.manifest().sha,
-        "activations": activations.path.name,
-        "fused": what.fused,
-        "dataset": what.dataset,
-        "n_features": sae.plan["sae"]["n_features"],
-        "pooling": options.pooling,
-        "level": options.level,
-        "n_shards": what.n_shards,
-    }
-    codes = CodesRun.create(layout.codes_dir(run_id(plan)), plan)
+    plan = CodesPlan(
+        control_of=of_sae.control_of,
+        sae=sae.path.name,
+        sae_manifest=sae.manifest().sha,
+        activations=activations.path.name,
+        dataset=what.dataset,
+        n_features=of_sae.n_features,
+        pooling=options.pooling,
+        level=options.level,
+        top_tokens=TOP_TOKENS,
+        fused=what.fused,
+    )
+    codes = CodesRun.create(layout.codes_dir(plan.id), plan, n_shards=what.n_shards)
     if what.opened is not None:
         remember_genes(codes.folder, what.opened, codes.by_cell.plan_sha)
     pending = codes.pending()
@@ -311,7 +317,7 @@ def _sorting_rate(total: Mapping[str, int], seconds: float) -> str:
 
 def _plan_stored(activations: commit.Run) -> _Plan:
     return _Plan(
-        dataset=activations.plan["dataset"],
+        dataset=ActivationsPlan.of(activations).dataset,
         n_shards=activations.n_shards,
         source=str(activations.path.resolve()),
         fused=None,
@@ -319,16 +325,16 @@ def _plan_stored(activations: commit.Run) -> _Plan:
     )
 
 
-def _plan_fused(layout: Layout, options: EncodeOptions, sae: commit.Run, activations: commit.Run) -> _Plan:
+def _plan_fused(layout: Layout, options: EncodeOptions, sae: SAEPlan, activations: commit.Run) -> _Plan:
     """Open model and data, write the cells of new data, and cut the cells into shards."""
-    trained_on = activations.plan
+    trained_on = ActivationsPlan.of(activations)
     model = recalled_model(activations)
     if options.data:
         source = open_source(options.data, matrix=options.matrix, progress=delayed_progress_bar)
     else:
-        source = recalled_source(layout, trained_on["dataset"])
+        source = recalled_source(layout, trained_on.dataset)
     opened = match_inputs(source, model)
-    dataset = trained_on["dataset"]
+    dataset = trained_on.dataset
     if options.data:
         cells = write_cells(
             layout,
@@ -337,18 +343,18 @@ def _plan_fused(layout: Layout, options: EncodeOptions, sae: commit.Run, activat
             batch=options.batch,
             cell_type=options.cell_type,
             labels=options.label,
-            split=SplitConfig(seed=trained_on["seed"]),
+            split=SplitConfig(seed=trained_on.seed),
             split_column=options.split,
             known_splits=_known_splits(layout.cells_dir(dataset), source, options),
         )
         dataset = str(cells["dataset"][0])
         remember_source(layout, dataset, source)
-    readout = trained_on["readout"]
+    readout = trained_on.readout
     shard_cells = cells_per_shard(
         options,
         opened,
         default=DEFAULT_SHARD,
-        row_bytes=sae.plan["sae"]["k"] * CODE_BYTES,
+        row_bytes=sae.k * CODE_BYTES,
         rows_per_cell=options.tokens_per_cell if readout is None else 1,
     )
     place = model_place(activations)
@@ -361,24 +367,24 @@ def _plan_fused(layout: Layout, options: EncodeOptions, sae: commit.Run, activat
         device="cuda" if options.num_gpus > 0 else "cpu",
         tokens_per_cell=options.tokens_per_cell,
         readout=readout,
-        seed=trained_on["seed"],
+        seed=trained_on.seed,
         batch_tokens=options.batch_tokens,
     )
-    fused = {
-        "model_digest": model.digest,
-        "site": trained_on["site"],
-        "dtype": trained_on["dtype"],
-        "precision": place.precision,
-        "readout": readout,
-        "tokens_per_cell": options.tokens_per_cell,
-        "seed": trained_on["seed"],
-        "matrix": source.matrix,
-        "shard_cells": shard_cells,
-    }
+    fused = FusedForward(
+        model_digest=model.digest,
+        site=trained_on.site,
+        dtype=trained_on.dtype,
+        precision=place.precision,
+        readout=readout,
+        tokens_per_cell=options.tokens_per_cell,
+        seed=trained_on.seed,
+        matrix=source.matrix,
+        shard_cells=shard_cells,
+    )
     job = FusedJob(
         forward=forward,
-        site=trained_on["site"],
-        dtype=trained_on["dtype"],
+        site=trained_on.site,
+        dtype=trained_on.dtype,
         shard_cells=shard_cells,
         n_cells=source.n_cells,
     )
@@ -388,7 +394,7 @@ def _plan_fused(layout: Layout, options: EncodeOptions, sae: commit.Run, activat
 def _known_splits(trained_on: Path, source: Source, options: EncodeOptions) -> dict[str, str]:
     """Splits that the units of new data have among the cells that the SAE was trained on, which `trained_on` holds."""
     unit = "donor" if options.donor else "batch" if options.batch else None
-    plan = commit.Run.open(trained_on).plan
+    plan = CellsPlan.of(commit.Run.open(trained_on))
     # the same file, dealt alike, is the same data set
-    same = plan["digest"] == source.digest and "split_column" not in plan
+    same = plan.digest == source.digest and plan.split_column is None
     return {} if unit is None or same else read_unit_splits(trained_on, unit)

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 from feature_store.activations import ActivationWriter
 from feature_store.cells import SplitConfig, write_cells
 from feature_store.storage import commit
-from feature_store.storage.layout import Layout, run_id
+from feature_store.storage.layout import Layout
+from feature_store.storage.plans import RANDOM_MODEL, ActivationsPlan
 from pipelines.config import ExtractOptions
 from pipelines.errors import UsageError
 from pipelines.forward import Forward, ForwardJob, cells_per_shard, out_of_memory_fact, rate
 from pipelines.inputs import Opened, open_inputs, parse_sites, place_of_model, remember_model, remember_source
 from pipelines.runtime.actor_pool import do_shards
-from pipelines.runtime.stage import FORMAT_VERSION, RANDOM_MODEL, Clock, StageResult
+from pipelines.runtime.stage import Clock, StageResult
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -142,7 +143,7 @@ def extract(options: ExtractOptions, store: Path, *, address: str | None = None)
             sites=tuple(str(site) for site in sites),
             folders=tuple(str(run.path.resolve()) for run in runs),
             dtype=options.dtype,
-            shard_cells=runs[0].plan["shard_cells"],
+            shard_cells=ActivationsPlan.of(runs[0]).shard_cells,
             n_cells=opened.source.n_cells,
         )
         with ExitStack() as driving:
@@ -200,24 +201,22 @@ def _create_run(layout: Layout, options: ExtractOptions, opened: Opened, *, data
         row_bytes=width * ITEMSIZE[options.dtype],
         rows_per_cell=options.tokens_per_cell if options.readout is None else 1,
     )
-    plan = {
-        "format": FORMAT_VERSION,
-        "dataset": dataset,
-        "model": opened.model.name,
-        "model_digest": opened.model.digest,
-        "site": str(site),
-        "d_model": width,
-        "dtype": options.dtype,
-        "precision": options.precision,
-        "tokens_per_cell": options.tokens_per_cell,
-        "readout": options.readout,
-        "seed": options.seed,
-        "n_cells": opened.source.n_cells,
-        "shard_cells": shard_cells,
-        "n_shards": -(-opened.source.n_cells // shard_cells),
-        **({"control": RANDOM_MODEL} if options.random_init else {}),
-    }
-    run = commit.Run.create(layout.activations_dir(run_id(plan)), plan)
+    plan = ActivationsPlan(
+        control_of=RANDOM_MODEL if options.random_init else None,
+        dataset=dataset,
+        model=opened.model.name,
+        model_digest=opened.model.digest,
+        site=str(site),
+        d_model=width,
+        dtype=options.dtype,
+        precision=options.precision,
+        tokens_per_cell=options.tokens_per_cell,
+        readout=options.readout,
+        seed=options.seed,
+        n_cells=opened.source.n_cells,
+        shard_cells=shard_cells,
+    )
+    run = commit.Run.create(layout.activations_dir(plan.id), plan.table("activations", n_shards=plan.n_shards))
     remember_model(run, options, opened)
     return run
 

@@ -17,6 +17,7 @@ from feature_store.cells import Source, open_source
 from feature_store.codes import CodesRun
 from feature_store.storage import commit, filesystem
 from feature_store.storage.layout import Layout
+from feature_store.storage.plans import TokenOfGenePlan
 from pipelines.config import DataOptions
 from pipelines.errors import UsageError
 from pipelines.forward import autocast_of
@@ -105,13 +106,15 @@ def remember_model(run: commit.Run, options: DataOptions, opened: Opened) -> Non
 
 def remember_genes(folder: Path, opened: Opened, plan_sha: str) -> None:
     """Note in the folder of a run which token each gene of the data set is."""
-    commit.write_table(folder / GENES_TABLE, token_of_gene(opened), {"table": "token_of_gene", "of": plan_sha})
+    commit.write_table(
+        folder / GENES_TABLE, token_of_gene(opened), TokenOfGenePlan(beside=plan_sha).table("token_of_gene")
+    )
 
 
 def recalled_genes(layout: Layout, codes: CodesRun) -> pl.DataFrame:
     """Return what `remember_genes` noted: beside the codes of a fused encoding, else beside its activations."""
-    fused = codes.plan["fused"] is not None
-    folder = codes.folder if fused else layout.activations_dir(codes.plan["activations"])
+    fused = codes.plan.fused is not None
+    folder = codes.folder if fused else layout.activations_dir(codes.plan.activations)
     return commit.read_table(folder / GENES_TABLE)
 
 

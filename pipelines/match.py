@@ -14,7 +14,7 @@ import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,17 +25,31 @@ from feature_store.associations.inputs import Bools
 from feature_store.associations.matching import Dead, Matches, match_codes, match_directions, summarise
 from feature_store.cells import read_cells, read_splits
 from feature_store.codes import CodesRun, load_cell_codes
+from feature_store.query.runs import resolve_run
 from feature_store.storage import commit, filesystem, schemas
-from feature_store.storage.layout import Layout, run_id
+from feature_store.storage.layout import Layout, RunInfo
+from feature_store.storage.plans import CellsPlan, MatchPlan, SAEPlan
 from pipelines.config import MatchOptions
 from pipelines.errors import UsageError
 from pipelines.inputs import SOURCE_FILE
 from pipelines.runtime.progress import progress_bar
-from pipelines.runtime.stage import FORMAT_VERSION, Clock, StageResult, parent_run
+from pipelines.runtime.stage import Clock, StageResult
 
-COSINE = "cosine"
-SPACE = ("model_digest", "site")
-CELL_COLUMNS = ("donor", "batch", "cell_type", "split_column")
+Method = Literal["cosine", "pearson", "spearman"]
+COSINE: Literal["cosine"] = "cosine"
+
+
+class _SAE(NamedTuple):
+    """One SAE to match: its id, its plan and the hash of its content."""
+
+    run: str
+    plan: SAEPlan
+    manifest: str
+
+    @classmethod
+    def of(cls, info: RunInfo) -> "_SAE":
+        run = commit.Run.open(info.path)
+        return cls(info.run, SAEPlan.of(run), run.manifest().sha)
 
 
 def match(options: MatchOptions, store: Path) -> list[StageResult]:
@@ -47,27 +61,27 @@ def match(options: MatchOptions, store: Path) -> list[StageResult]:
             written.
     """
     layout = Layout(store)
-    sae = commit.Run.open(parent_run(layout, "saes", options.sae, option="--sae").path)
+    sae = _SAE.of(resolve_run(layout, "saes", options.sae, option="--sae"))
     if not options.other:
-        known = [info.run for info in layout.runs("saes") if info.complete and info.run != sae.path.name]
+        known = [info.run for info in layout.runs("saes") if info.complete and info.run != sae.run]
         raise UsageError(
             f"no --other was given to match {_name(sae)} with; "
             + (f"there are {', '.join(known)}" if known else "it is the only one: train another with `scsae train`")
         )
-    named = [parent_run(layout, "saes", other, option="--other") for other in options.other]
-    others = [commit.Run.open(info.path) for info in dict.fromkeys(named)]
+    named = [resolve_run(layout, "saes", other, option="--other") for other in options.other]
+    others = [_SAE.of(info) for info in dict.fromkeys(named)]
     plans = [_plan(layout, sae, other, options) for other in others]
     results = []
     for other, plan in zip(others, plans, strict=True):
         clock = Clock()
-        folder = layout.matches_dir(run_id(plan))
+        folder = layout.matches_dir(plan.id)
         path = folder / "feature_match"
         missing = bool(commit.verify(path))
         if missing:
             with commit.sole_driver(folder), progress_bar("match", 1, "pairs") as report:
-                commit.write_table(path, _table(layout, plan), plan)
+                commit.write_table(path, _table(layout, plan), plan.table("feature_match"))
                 report(1)
-        matched = commit.read_table(path).filter(sae=sae.path.name)
+        matched = commit.read_table(path).filter(sae=sae.run)
         results.append(
             StageResult(
                 kind="matches",
@@ -80,8 +94,8 @@ def match(options: MatchOptions, store: Path) -> list[StageResult]:
                     "features of": _name(sae),
                     "matched with": _name(other),
                     "by": "cosine of decoder rows"
-                    if plan["method"] == COSINE
-                    else f"{plan['method']} correlation of the cell codes of {plan['dataset']}",
+                    if plan.method == COSINE
+                    else f"{plan.method} correlation of the cell codes of {plan.dataset}",
                     **_shared_start(sae, other),
                     "dead": int(matched["dead"].sum()),
                     **{name: figure for name, figure in summarise(matched).items() if figure == figure},
@@ -91,82 +105,85 @@ def match(options: MatchOptions, store: Path) -> list[StageResult]:
     return results
 
 
-def _plan(layout: Layout, sae: commit.Run, other: commit.Run, options: MatchOptions) -> dict[str, Any]:
+def _plan(layout: Layout, sae: _SAE, other: _SAE, options: MatchOptions) -> MatchPlan:
     """What determines a match; the two SAEs in the order of their names, so that it is the same from either side."""
-    if sae.path.name == other.path.name:
-        raise UsageError(f"--other was {other.path.name!r}, the SAE itself; give another one")
+    if sae.run == other.run:
+        raise UsageError(f"--other was {other.run!r}, the SAE itself; give another one")
     shared = _share_space(sae, other)
-    method = {True: COSINE, False: "pearson"}[shared] if options.method == "auto" else options.method
+    method: Method
+    if options.method == "auto":
+        method = COSINE if shared else "pearson"
+    else:
+        method = options.method
     if method == COSINE and not shared:
         raise UsageError(
             f"--method was 'cosine', but {_name(sae)} and {_name(other)} read different spaces; leave --method out to "
             "compare their codes"
         )
-    pair = sorted((sae, other), key=lambda run: run.path.name)
-    plan = {
-        "format": FORMAT_VERSION,
-        "table": "feature_match",
-        "saes": [run.path.name for run in pair],
-        "sae_manifests": [run.manifest().sha for run in pair],
-        "method": method,
-        "seed": options.seed,
-    }
-    if method == COSINE:
-        codes = [next(iter(_codes_of(layout, run)), None) for run in pair]
-        return {**plan, "codes": [None if run is None else run.folder.name for run in codes]}
-    one, two = _codes_of_same_cells(layout, pair)
-    return {
-        **plan,
-        "codes": [one.folder.name, two.folder.name],
-        "dataset": one.plan["dataset"],
-        "n_null": options.n_null,
-        "max_cells": options.max_cells,
-    }
+    first, second = sorted((sae, other), key=lambda one: one.run)
+    by_codes = method != COSINE
+    codes: list[CodesRun | None]
+    if by_codes:
+        codes = [*_codes_of_same_cells(layout, (first, second))]
+    else:
+        codes = [next(iter(_codes_of(layout, one)), None) for one in (first, second)]
+    names = [None if run is None else run.folder.name for run in codes]
+    return MatchPlan(
+        saes=(first.run, second.run),
+        sae_manifests=(first.manifest, second.manifest),
+        codes=(names[0], names[1]),
+        method=method,
+        seed=options.seed,
+        dataset=codes[0].plan.dataset if by_codes and codes[0] else None,
+        n_null=options.n_null if by_codes else None,
+        max_cells=options.max_cells if by_codes else None,
+    )
 
 
-def _share_space(a: commit.Run, b: commit.Run) -> bool:
-    return all(a.plan[key] == b.plan[key] for key in SPACE) and a.plan["sae"]["d_model"] == b.plan["sae"]["d_model"]
+def _share_space(a: _SAE, b: _SAE) -> bool:
+    spaces = [(one.plan.model_digest, one.plan.site, one.plan.d_model) for one in (a, b)]
+    return spaces[0] == spaces[1]
 
 
-def _shared_start(a: commit.Run, b: commit.Run) -> dict[str, str]:
+def _shared_start(a: _SAE, b: _SAE) -> dict[str, str]:
     """A warning for SAEs that began as one: what they kept of it looks like agreement, and no null knows of it."""
-    starts = [
-        (run.plan["sae"]["n_features"], run.plan["sae"]["d_model"], run.plan.get("train", {}).get("seed"))
-        for run in (a, b)
-    ]
-    seed = starts[0][-1]
-    if seed is None or starts[0] != starts[1]:
+    if a.plan.baseline is not None or b.plan.baseline is not None:
         return {}
-    return {"start": f"the same random directions (--seed {seed}), which flatters; train one with another --seed"}
+    starts = [(one.plan.n_features, one.plan.d_model, one.plan.seed) for one in (a, b)]
+    if starts[0] != starts[1]:
+        return {}
+    return {
+        "start": f"the same random directions (--seed {a.plan.seed}), which flatters; train one with another --seed"
+    }
 
 
-def _name(sae: commit.Run) -> str:
-    return f"saes/{sae.path.name} ({sae.plan['site']} of {sae.plan['model']})"
+def _name(sae: _SAE) -> str:
+    return f"saes/{sae.run} ({sae.plan.site} of {sae.plan.model})"
 
 
-def _codes_of(layout: Layout, sae: commit.Run) -> list[CodesRun]:
+def _codes_of(layout: Layout, sae: _SAE) -> list[CodesRun]:
     """The complete codes runs of an SAE, those of the cells that it was trained on first, then the newest."""
     runs = [CodesRun.open(info.path) for info in layout.runs("codes") if info.complete]
-    own = [run for run in runs if run.plan["sae"] == sae.path.name]
-    return sorted(own, key=lambda run: run.plan["dataset"] != sae.plan["dataset"])
+    own = [run for run in runs if run.plan.sae == sae.run]
+    return sorted(own, key=lambda run: run.plan.dataset != sae.plan.dataset)
 
 
-def _codes_of_same_cells(layout: Layout, pair: Sequence[commit.Run]) -> tuple[CodesRun, CodesRun]:
+def _codes_of_same_cells(layout: Layout, pair: Sequence[_SAE]) -> tuple[CodesRun, CodesRun]:
     """Codes of both SAEs of the same files, pooled alike; UsageError with the commands that make them.
 
     One file may be two data sets, dealt to the splits in two ways, where the SAEs were trained on other cells.
     """
 
     def cells_of(codes: CodesRun) -> tuple[str, str]:
-        return commit.Run.open(layout.cells_dir(codes.plan["dataset"])).plan["digest"], codes.plan["pooling"]
+        return _digest_of(layout, codes.plan.dataset), codes.plan.pooling
 
     a, b = ([(cells_of(run), run) for run in _codes_of(layout, sae)] for sae in pair)
     for cells, one in a:
         for same, two in b:
             if cells == same:
                 return one, two
-    dataset = next((run.plan["dataset"] for _, run in (*a, *b)), pair[0].plan["dataset"])
-    digest = commit.Run.open(layout.cells_dir(dataset)).plan["digest"]
+    dataset = next((run.plan.dataset for _, run in (*a, *b)), pair[0].plan.dataset)
+    digest = _digest_of(layout, dataset)
     lacking = [sae for sae, runs in zip(pair, (a, b), strict=True) if digest not in {cells[0] for cells, _ in runs}]
     commands = " and ".join(f"`{_encode_command(layout, sae, dataset)}`" for sae in lacking or pair)
     raise UsageError(
@@ -175,31 +192,36 @@ def _codes_of_same_cells(layout: Layout, pair: Sequence[commit.Run]) -> tuple[Co
     )
 
 
-def _encode_command(layout: Layout, sae: commit.Run, dataset: str) -> str:
-    """What to type for codes of an SAE of the cells of a data set."""
-    command = f"scsae encode --sae {sae.path.name} --store {layout.root}"
-    if sae.plan["dataset"] == dataset:
+def _digest_of(layout: Layout, dataset: str) -> str:
+    return CellsPlan.of(commit.Run.open(layout.cells_dir(dataset))).digest
+
+
+def _encode_command(layout: Layout, sae: _SAE, dataset: str) -> str:
+    """The command that makes codes of an SAE of the cells of a data set."""
+    command = f"scsae encode --sae {sae.run} --store {layout.root}"
+    if sae.plan.dataset == dataset:
         return command
     folder = layout.cells_dir(dataset)
-    paths, plan = json.loads(filesystem.read_bytes(folder / SOURCE_FILE))["path"], commit.Run.open(folder).plan
+    paths, plan = json.loads(filesystem.read_bytes(folder / SOURCE_FILE))["path"], CellsPlan.of(commit.Run.open(folder))
+    columns = {"donor": plan.donor, "batch": plan.batch, "cell-type": plan.cell_type, "split": plan.split_column}
     given = [("--data", path) for path in ([paths] if isinstance(paths, str) else paths)]
-    given += [(f"--{key.replace('_', '-')}", plan[key]) for key in CELL_COLUMNS if plan.get(key) is not None]
-    given += [("--label", label) for label in plan["labels"]]
+    given += [(f"--{option}", column) for option, column in columns.items() if column is not None]
+    given += [("--label", label) for label in plan.labels]
     return " ".join([command, *(f"{option} {shlex.quote(value)}" for option, value in given)])
 
 
-def _table(layout: Layout, plan: dict[str, Any]) -> pl.DataFrame:
+def _table(layout: Layout, plan: MatchPlan) -> pl.DataFrame:
     """The matches of both sides as one table."""
-    codes = [None if run is None else CodesRun.open(layout.codes_dir(run)) for run in plan["codes"]]
+    codes = [None if run is None else CodesRun.open(layout.codes_dir(run)) for run in plan.codes]
     dead = [None if run is None else _never_fires(run) for run in codes]
-    if plan["method"] == COSINE:
-        a, b = (decoder_rows(layout.saes_dir(sae)) for sae in plan["saes"])
-        matches = match_directions(a, b, dead=(dead[0], dead[1]), seed=plan["seed"])
+    if plan.method == COSINE:
+        a, b = (decoder_rows(layout.saes_dir(sae)) for sae in plan.saes)
+        matches = match_directions(a, b, dead=(dead[0], dead[1]), seed=plan.seed)
     else:
         matches = _match_codes(layout, plan, [run for run in codes if run is not None], (dead[0], dead[1]))
     frames = [
         frame.with_columns(sae=pl.lit(sae), other=pl.lit(other))
-        for frame, sae, other in zip(matches, plan["saes"], reversed(plan["saes"]), strict=True)
+        for frame, sae, other in zip(matches, plan.saes, reversed(plan.saes), strict=True)
     ]
     return schemas.conform("feature_match", pl.concat(frames))
 
@@ -221,19 +243,19 @@ def _never_fires(codes: CodesRun) -> Bools:
     return silent
 
 
-def _match_codes(layout: Layout, plan: dict[str, Any], codes: Sequence[CodesRun], dead: Dead) -> Matches:
+def _match_codes(layout: Layout, plan: MatchPlan, codes: Sequence[CodesRun], dead: Dead) -> Matches:
     """Choose on `select` cells, report on `test` cells: of either a seeded sample, where there are more than enough.
 
     The splits are those of the first data set, but for cells that the second SAE was trained on.
     """
-    cells = read_cells(layout.cells_dir(codes[0].plan["dataset"]))
-    split = read_splits(layout.cells_dir(codes[0].plan["dataset"]))
-    split[read_splits(layout.cells_dir(codes[1].plan["dataset"])) == "train"] = "train"
-    rng = np.random.default_rng(plan["seed"])
+    cells = read_cells(layout.cells_dir(codes[0].plan.dataset))
+    split = read_splits(layout.cells_dir(codes[0].plan.dataset))
+    split[read_splits(layout.cells_dir(codes[1].plan.dataset)) == "train"] = "train"
+    rng = np.random.default_rng(plan.seed)
     chosen = {}
     for name in ("select", "test"):
         of_split = np.flatnonzero(split == name)
-        chosen[name] = np.sort(rng.permutation(of_split)[: plan["max_cells"]])
+        chosen[name] = np.sort(rng.permutation(of_split)[: plan.max_cells])
     select, test = (
         (load_cell_codes(codes[0].by_cell, cells.height, rows), load_cell_codes(codes[1].by_cell, cells.height, rows))
         for rows in (chosen["select"], chosen["test"])
@@ -243,8 +265,8 @@ def _match_codes(layout: Layout, plan: dict[str, Any], codes: Sequence[CodesRun]
         select,
         test,
         units=None if unit is None else Labels.from_values(unit, cells[unit].gather(chosen["select"]).to_list()),
-        correlation=plan["method"],
+        correlation="spearman" if plan.method == "spearman" else "pearson",
         dead=dead,
-        n_null=plan["n_null"],
-        seed=plan["seed"],
+        n_null=plan.n_null or 0,
+        seed=plan.seed,
     )

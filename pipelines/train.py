@@ -16,18 +16,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from feature_store.activations import ActivationReader
-from feature_store.query.runs import control_of
+from feature_store.query.runs import resolve_run
 from feature_store.storage import commit, filesystem
-from feature_store.storage.layout import HISTORY, SUMMARY, Layout, as_path, run_id
+from feature_store.storage.layout import HISTORY, SUMMARY, Layout, as_path
+from feature_store.storage.plans import ActivationsPlan, SAEPlan, as_json
 from pipelines.config import TrainOptions
 from pipelines.errors import ON_PURPOSE, RunFailedError, UsageError, root_cause
 from pipelines.runtime.cluster import actors_that_fit, ray_session
 from pipelines.runtime.progress import progress_bar, stderr_console
-from pipelines.runtime.stage import FORMAT_VERSION, Clock, StageResult, parent_run
+from pipelines.runtime.stage import Clock, StageResult
 from pipelines.tracking import ModelVersion, Tracking
 from pipelines.tracking.provenance import origin_tags
 from pipelines.tracking.registry import MISSING_TAG
-from pipelines.training_loop import JUDGED_ON, PROGRESS, SAE_FILES, SAEJob, TrainJob, fit, shown_figures
+from pipelines.training_loop import (
+    PROGRESS,
+    SAEJob,
+    TrainJob,
+    create_sae_run,
+    evaluation_constants,
+    fit,
+    shown_figures,
+)
 
 if TYPE_CHECKING:
     from sae_core.sae import SAEConfig, TrainConfig
@@ -73,40 +82,41 @@ def train_all(options: TrainOptions, store: Path, *, address: str | None = None)
 
     clock = Clock()
     layout = Layout(store)
-    parent = commit.Run.open(parent_run(layout, "activations", options.activations, option="--activations").path)
+    parent = commit.Run.open(resolve_run(layout, "activations", options.activations, option="--activations").path)
     # damage is named even where nothing is left to do
     parent.manifest()
-    source = parent.plan
+    source = ActivationsPlan.of(parent)
     train_config = train_config_of(options)
     plans = [
-        {
-            "format": FORMAT_VERSION,
-            "activations": parent.path.name,
-            "dataset": source["dataset"],
-            "model": source["model"],
-            "model_digest": source["model_digest"],
-            "site": source["site"],
-            "sae": sae_config.to_dict(),
-            "train": train_config.to_dict(),
-            "n_ranks": max(1, options.num_workers),
-            "recovery_cells": options.recovery_cells,
-            "judged_on": list(JUDGED_ON),
-            "files": list(SAE_FILES),
-            "n_shards": len(SAE_FILES),
-        }
-        for sae_config in sae_configs_of(options, source["d_model"])
+        SAEPlan(
+            control_of=source.control_of,
+            activations=parent.path.name,
+            dataset=source.dataset,
+            model=source.model,
+            model_digest=source.model_digest,
+            site=source.site,
+            sae=sae_config.to_dict(),
+            train=train_config.to_dict(),
+            baseline=None,
+            n_ranks=max(1, options.num_workers),
+            recovery_cells=options.recovery_cells,
+            evaluation=as_json(evaluation_constants()),
+        )
+        for sae_config in sae_configs_of(options, source.d_model)
     ]
     _check_shares(options, parent)
-    runs = [commit.Run.create(layout.saes_dir(run_id(plan)), plan) for plan in plans]
+    runs = [create_sae_run(layout, plan) for plan in plans]
     pending = [run for run in runs if run.pending()]
     early_warnings, failed = TrainingWarnings(), None
     if pending:
         job = TrainJob(
             activations=str(parent.path.resolve()),
             store=str(layout.root.resolve()),
-            dataset=source["dataset"],
+            dataset=source.dataset,
             saes=tuple(
-                SAEJob(folder=str(run.path.resolve()), sae=run.plan["sae"], train=run.plan["train"]) for run in pending
+                SAEJob(folder=str(run.path.resolve()), sae=dict(plan.sae), train=dict(plan.train))
+                for run, plan in zip(runs, plans, strict=True)
+                if run in pending
             ),
             checkpoint_steps=options.checkpoint_steps,
             recovery_cells=options.recovery_cells,
@@ -121,7 +131,7 @@ def train_all(options: TrainOptions, store: Path, *, address: str | None = None)
             except TrainingError as error:
                 failed = error
     results = []
-    for run in runs:
+    for run, plan in zip(runs, plans, strict=True):
         if failed is not None and run.pending():
             continue
         run.finalize()
@@ -140,7 +150,7 @@ def train_all(options: TrainOptions, store: Path, *, address: str | None = None)
                 done=options.n_steps if run in pending else 0,
                 reused=0 if run in pending else options.n_steps,
                 seconds=clock.seconds,
-                facts={**{name: run.plan["sae"][name] for name in ("arch", "k")}, **summary, "registered": version},
+                facts={"arch": plan.arch, "k": plan.k, **summary, "registered": version},
             )
         )
     if failed is not None:
@@ -309,16 +319,15 @@ def register(layout: Layout, run: commit.Run, options: TrainOptions) -> str:
 
 def _logged(tracking: Tracking, layout: Layout, run: commit.Run, options: TrainOptions) -> ModelVersion:
     """Log a training, with its curves and figures, and register what it made."""
-    plan, summary = run.plan, json.loads((run.path / SUMMARY).read_text())
+    plan, summary = SAEPlan.of(run), json.loads((run.path / SUMMARY).read_text())
     metrics = {name: value for name, value in summary.items() if isinstance(value, int | float)}
-    control = control_of(layout, "saes", run.path.name)
-    name = options.name or f"{control or 'sae'}-{plan['model']}-{plan['site']}"
+    name = options.name or f"{plan.control_of or 'sae'}-{plan.model}-{plan.site}"
     findings = ", ".join(found["kind"] for found in summary["findings"]) or "none"
     tags = {**origin_tags(layout, run), "scsae.findings": findings}
     if missing := summary.get("missing"):
         tags[MISSING_TAG] = json.dumps(missing)
-    params = {**plan["sae"], **plan["train"]}
-    params |= {name: plan[name] for name in ("model", "site", "n_ranks", "recovery_cells")}
+    params = {**plan.sae, **plan.train}
+    params |= {name: getattr(plan, name) for name in ("model", "site", "n_ranks", "recovery_cells")}
     with tracking.run(run.path.name, params=params, tags=tags) as mlflow_run:
         tracking.log_curves(mlflow_run, json.loads((run.path / HISTORY).read_text()))
         tracking.log_metrics(mlflow_run, metrics)
@@ -331,8 +340,8 @@ def _logged(tracking: Tracking, layout: Layout, run: commit.Run, options: TrainO
             return tracking.register(
                 artifact,
                 name=name,
-                d_model=plan["sae"]["d_model"],
-                n_features=plan["sae"]["n_features"],
+                d_model=plan.d_model,
+                n_features=plan.n_features,
                 metrics=metrics,
                 tags=tags,
             )

@@ -25,6 +25,7 @@ from feature_store.activations import ActivationReader, TokenStream, sample_toke
 from feature_store.cells import read_splits
 from feature_store.storage import commit, filesystem
 from feature_store.storage.layout import HISTORY, SUMMARY, Layout, as_path
+from feature_store.storage.plans import SAEPlan
 from pipelines.errors import UsageError
 from pipelines.loss_recovered import Probe, or_reason, probe
 
@@ -35,17 +36,30 @@ if TYPE_CHECKING:
     from sae_core.sae.parallel import Communicator
 
 REPORT_STEPS = 50
+"""Steps between two rows of the curves."""
 HELD_OUT_TOKENS = 65_536
+"""Tokens of a split that figures are measured on, at most."""
 NORMALISER_TOKENS = 1_000_000
+"""Tokens that mean and scale of the activations are measured on, at most."""
 CHECKPOINTS = "checkpoints"
 CHECKPOINT_HEADER = "trainer.json"
 PROGRESS = "progress.json"
-JUDGED_ON = ("select", "test")
+EVALUATED_SPLITS = ("select", "test")
 """Cells whose tokens give a summary its FVU. Those of `test` cells are reported and decide nothing here."""
 SAE_FILES = ("sae.safetensors", "config.json", HISTORY, SUMMARY)
 
 Finding = dict[str, Any]
 """kind, step, value and message of an early warning, as JSON values."""
+
+
+def evaluation_constants() -> dict[str, Any]:
+    """Return the constants that the curves and figures of a training depend on: part of its plan."""
+    return {
+        "report_steps": REPORT_STEPS,
+        "held_out_tokens": HELD_OUT_TOKENS,
+        "normaliser_tokens": NORMALISER_TOKENS,
+        "splits": EVALUATED_SPLITS,
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -359,6 +373,12 @@ def _recovery(sae: "SparseAutoencoder", measured: Probe | str) -> tuple[dict[str
     return {**entries, "select_recovery_loss": recovery.loss}, {}
 
 
+def create_sae_run(layout: Layout, plan: SAEPlan) -> commit.Run:
+    """Make or reopen the run of an SAE, whose parts are SAE_FILES."""
+    content = plan.table("sae", n_shards=len(SAE_FILES), files=SAE_FILES)
+    return commit.Run.create(layout.saes_dir(plan.id), content)
+
+
 def commit_sae(
     folder: Path,
     sae: "SparseAutoencoder",
@@ -373,7 +393,8 @@ def commit_sae(
     run = commit.Run.open(folder)
     summary = {**summary, "findings": list(findings)}
     with filesystem.clear_write_errors(run.path), filesystem.scratch_folder(run.path) as made:
-        save_sae(sae, made, {"activations": run.plan["activations"], "site": run.plan["site"]})
+        plan = SAEPlan.of(run)
+        save_sae(sae, made, {"activations": plan.activations, "site": plan.site})
         for name, content in {HISTORY: list(history), SUMMARY: summary}.items():
             # careful: rows that came back from a checkpoint have their keys in another order
             (made / name).write_text(json.dumps(content, sort_keys=True))

@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from feature_store.errors import NotFoundError
+from feature_store.query.runs import resolve_any_run
 from feature_store.storage import commit
-from feature_store.storage.layout import KINDS, Layout, RunInfo, tables_of
+from feature_store.storage.layout import Layout, tables_of
 from pipelines.runtime.progress import stderr_console
 
 
 def verify_run(run: str, store: Path) -> int:
     """Check every hash of the run whose id starts with `run`; print what is damaged; return the exit code, 0 or 1."""
-    tables = tables_of(run_named(run, Layout(store)))
+    tables = tables_of(resolve_any_run(Layout(store), run))
     problems = [problem for table in tables for problem in commit.verify(table)]
     console = stderr_console()
     for problem in problems:
@@ -21,12 +21,3 @@ def verify_run(run: str, store: Path) -> int:
     n_parts = sum(commit.Run.open(table).n_shards for table in tables)
     console.print(f"{run}: {n_parts} parts in {len(tables)} tables are intact", markup=False)
     return 0
-
-
-def run_named(run: str, layout: Layout) -> RunInfo:
-    """Return the one run, complete or not, whose id starts with `run`; NotFoundError names those that there are."""
-    found = [info for kind in KINDS for info in layout.runs(kind) if info.run.startswith(run)]
-    if len(found) != 1:
-        known = ", ".join(f"{info.kind}/{info.run}" for kind in KINDS for info in layout.runs(kind))
-        raise NotFoundError(f"{run!r} names {len(found) or 'none'} of the runs in {layout.root}: {known or 'no runs'}")
-    return found[0]

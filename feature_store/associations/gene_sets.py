@@ -15,7 +15,7 @@ import numpy as np
 from scipy import sparse
 
 from feature_store.errors import InputError, NotFoundError
-from feature_store.storage.layout import content_sha
+from feature_store.storage.hashing import content_sha
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -19,6 +19,7 @@ import polars as pl
 from feature_store.errors import IntegrityError, NotFoundError
 from feature_store.storage.commit import Manifest, Run, read_part, write_frame
 from feature_store.storage.layout import as_path, cut
+from feature_store.storage.plans import AssociationsPlan, RangesPlan
 
 NONZERO_BYTES = 140
 """Memory that a nonzero of the codes of a range takes while it is measured."""
@@ -65,16 +66,12 @@ class Measured(NamedTuple):
 
 
 class MeasuredRun:
-    """The tables of `Measured` of every range of features; see there.
-
-    `plan` has `bounds` and whatever determines the content.
-    """
+    """The tables of `Measured` of every range of features; see there. `bounds`: where the ranges of features begin."""
 
     def __init__(self, folder: Path, runs: Mapping[str, Run]) -> None:
         self.folder = folder
         self.runs = runs
-        self.plan = next(iter(runs.values())).plan
-        self.bounds: Sequence[int] = self.plan["bounds"]
+        self.bounds = list(RangesPlan.of(next(iter(runs.values()))).bounds)
 
     @staticmethod
     def folders(folder: Path) -> list[Path]:
@@ -82,15 +79,15 @@ class MeasuredRun:
         return [folder / name for name in Measured._fields]
 
     @classmethod
-    def create(cls, folder: str | Path, plan: Mapping[str, Any]) -> "MeasuredRun":
+    def create(cls, folder: str | Path, plan: AssociationsPlan, *, bounds: Sequence[int]) -> "MeasuredRun":
         """Make or reopen the runs; those that were begun keep their bounds, which decide nothing but the memory.
 
         PlanMismatchError, InputError as `Run.create`.
         """
         folder = as_path(folder)
-        bounds = _begun_with(folder) or plan["bounds"]
-        plan = {**plan, "bounds": bounds, "n_shards": len(bounds) - 1}
-        return cls(folder, {name: Run.create(folder / name, {**plan, "table": name}) for name in Measured._fields})
+        bounds = _begun_with(folder) or bounds
+        tables = {name: plan.table(name, n_shards=len(bounds) - 1, bounds=bounds) for name in Measured._fields}
+        return cls(folder, {name: Run.create(folder / name, table) for name, table in tables.items()})
 
     @classmethod
     def open(cls, folder: str | Path) -> "MeasuredRun":
@@ -143,5 +140,5 @@ def _begun_with(folder: Path) -> list[int]:
     """The bounds in the first plan that is there and whole; none: an empty list."""
     for path in MeasuredRun.folders(folder):
         with suppress(NotFoundError, IntegrityError):
-            return list(Run.open(path).plan["bounds"])
+            return list(RangesPlan.of(Run.open(path)).bounds)
     return []

@@ -26,7 +26,8 @@ from feature_store.cells.splits import (
 )
 from feature_store.errors import InputError
 from feature_store.storage import commit, schemas
-from feature_store.storage.layout import Layout, run_id
+from feature_store.storage.layout import Layout
+from feature_store.storage.plans import CellsPlan, GenesPlan, SplitPlan
 
 
 def write_cells(
@@ -78,19 +79,18 @@ def write_cells(
         split_of_cell, record = splits_from_column(
             obs[split_column], name=split_column, donor=named["donor"], batch=named["batch"]
         )
-    plan = {
-        "digest": source.digest,
+    kept = {} if split_column else _kept(named[record.unit] if record.unit in named else None, known_splits)
+    plan = CellsPlan(
+        digest=source.digest,
+        matrix=source.matrix,
         **asked,
-        "labels": list(labels),
-        "split": {**asdict(split), **asdict(record)},
-    }
-    if split_column is not None:
-        plan["split_column"] = split_column
-    elif kept := _kept(named[record.unit] if record.unit in named else None, known_splits):
-        plan["kept_splits"] = kept
-    if len(source.paths) > 1:
-        plan["sources"] = short_names(source.paths)
-    dataset = dataset or f"{_slug(source.paths)}-{run_id({**plan, 'matrix': source.matrix})[:6]}"
+        labels=tuple(labels),
+        split=SplitPlan(**asdict(split), **asdict(record)),
+        split_column=split_column,
+        kept_splits=kept or None,
+        sources=tuple(short_names(source.paths)) if len(source.paths) > 1 else (),
+    )
+    dataset = dataset or f"{_slug(source.paths)}-{plan.id[:6]}"
     own = {
         "cell_idx": pl.int_range(source.n_cells, dtype=pl.Int64, eager=True),
         "cell_id": source.obs_names(),
@@ -101,9 +101,9 @@ def write_cells(
     }  # fmt: skip
     taken = {**asked, "split": split_column}
     cells = schemas.conform("cells", pl.DataFrame(own).hstack(without_clashes(obs, taken, tuple(own))))
-    genes_plan = {"table": "genes", "dataset": dataset, "digest": source.digest, "matrix": source.matrix}
-    commit.write_table(layout.genes_dir(dataset), lambda: gene_table(source), genes_plan)
-    commit.write_table(layout.cells_dir(dataset), cells, {"table": "cells", "dataset": dataset, **plan})
+    genes_plan = GenesPlan(dataset=dataset, digest=source.digest, matrix=source.matrix)
+    commit.write_table(layout.genes_dir(dataset), lambda: gene_table(source), genes_plan.table("genes"))
+    commit.write_table(layout.cells_dir(dataset), cells, plan.table("cells", dataset=dataset))
     return cells
 
 
@@ -119,8 +119,8 @@ def read_splits(folder: str | Path) -> SplitLabels:
 
 def read_split_record(folder: str | Path) -> SplitRecord:
     """How the cells in `Layout.cells_dir(dataset)` were split, and whether donors could be kept whole."""
-    content = commit.Run.open(folder).plan["split"]
-    return SplitRecord(**{key: content[key] for key in ("unit", "n_units", "cells", "units", "fallback")})
+    plan = CellsPlan.of(commit.Run.open(folder)).split
+    return SplitRecord(unit=plan.unit, n_units=plan.n_units, cells=plan.cells, units=plan.units, fallback=plan.fallback)
 
 
 def read_unit_splits(folder: str | Path, unit: str) -> dict[str, str]:

@@ -28,6 +28,7 @@ from feature_store.errors import IntegrityError
 from feature_store.storage import filesystem
 from feature_store.storage.commit import Run
 from feature_store.storage.layout import cut
+from feature_store.storage.plans import ExpressionPlan
 
 CP10K = 1e4
 PART_NONZEROS = 8_000_000
@@ -49,7 +50,7 @@ def expression_matrix(source: Source) -> sparse.csr_array:
     return _log_cp10k(source, 0, source.n_cells)
 
 
-def plan_expression(dataset: str, source: Source, genes: pl.DataFrame) -> dict[str, Any]:
+def plan_expression(dataset: str, source: Source, genes: pl.DataFrame) -> ExpressionPlan:
     """What determines the run: the data set's content, its matrix, and how cells and genes are cut.
 
     genes: the data set's table `genes`, whose n_cells tells how full the matrix is.
@@ -57,25 +58,23 @@ def plan_expression(dataset: str, source: Source, genes: pl.DataFrame) -> dict[s
     n_values = genes["n_cells"].to_numpy()
     n_parts = max(-(-int(n_values.sum()) // PART_NONZEROS), 1)
     shard_cells = -(-source.n_cells // n_parts)
-    return {
-        "table": "expression",
-        "dataset": dataset,
-        "digest": source.digest,
-        "matrix": source.matrix,
-        "value_kind": source.value_kind,
-        "n_cells": source.n_cells,
-        "n_genes": source.n_genes,
-        "shard_cells": shard_cells,
-        "n_shards": -(-source.n_cells // shard_cells),
-        "bounds": cut(n_values.tolist(), limit=RANGE_NONZEROS, most=RANGE_GENES),
-    }
+    return ExpressionPlan(
+        dataset=dataset,
+        digest=source.digest,
+        matrix=source.matrix,
+        value_kind=source.value_kind,
+        n_cells=source.n_cells,
+        n_genes=source.n_genes,
+        shard_cells=shard_cells,
+        bounds=tuple(cut(n_values.tolist(), limit=RANGE_NONZEROS, most=RANGE_GENES)),
+    )
 
 
 def write_expression_part(run: Run, shard: int, source: Source) -> int:
     """Commit the cells of one shard; returns the nonzeros."""
-    plan = run.plan
-    start = shard * plan["shard_cells"]
-    stop = min(start + plan["shard_cells"], plan["n_cells"])
+    plan = ExpressionPlan.of(run)
+    start = shard * plan.shard_cells
+    stop = min(start + plan.shard_cells, plan.n_cells)
 
     def write(path: Path) -> int:
         # careful: cell_idx is that of the data set, a row that of the part
@@ -94,7 +93,7 @@ def write_expression_part(run: Run, shard: int, source: Source) -> int:
             write_page_index=True,
             write_page_checksum=True,
         ) as writer:
-            for low, high in pairwise(plan["bounds"]):
+            for low, high in pairwise(plan.bounds):
                 span = slice(by_gene.indptr[low], by_gene.indptr[high])
                 gene = np.repeat(np.arange(low, high, dtype=np.int32), np.diff(by_gene.indptr[low : high + 1]))
                 columns = [gene, by_gene.indices[span].astype(np.int64) + start, by_gene.data[span]]
@@ -110,8 +109,9 @@ class ExpressionReader:
     """Ranges of genes of a finished expression run. IncompleteRunError, IntegrityError."""
 
     def __init__(self, run: Run) -> None:
-        self.n_cells: int = run.plan["n_cells"]
-        self.bounds: list[int] = run.plan["bounds"]
+        plan = ExpressionPlan.of(run)
+        self.n_cells = plan.n_cells
+        self.bounds = list(plan.bounds)
         self._parts = run.parts()
 
     def read(self, start: int, stop: int) -> sparse.csc_array:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from feature_store.codes.parquet import read_columns, write_by_feature
 from feature_store.storage.commit import Manifest, Run
 from feature_store.storage.layout import as_path
+from feature_store.storage.plans import ByFeaturePlan, CodesPlan
 
 N_BUCKETS = 64
 BUCKET_ROWS = 20_000_000
@@ -39,18 +40,13 @@ class ByFeature:
         self.by_cell = Run.open(folder / "by_cell")
         manifest = self.by_cell.manifest()
         self.n_rows = manifest.rows
-        self.n_features: int = self.by_cell.plan["n_features"]
+        self.plan = CodesPlan.of(self.by_cell)
+        self.n_features = self.plan.n_features
         wanted = n_buckets or max(N_BUCKETS, -(-self.n_rows // BUCKET_ROWS))
         n = min(wanted, self.n_features, MOST_BUCKETS)
         self.bounds = [bucket * self.n_features // n for bucket in range(n + 1)]
-        plan = {
-            "table": "by_feature",
-            "by_cell": manifest.sha,
-            "n_features": self.n_features,
-            "level": self.by_cell.plan["level"],
-            "n_shards": n,
-        }
-        self.run = Run.create(folder / "by_feature", plan)
+        by_cell = ByFeaturePlan(by_cell=manifest.sha, n_features=self.n_features, level=self.plan.level)
+        self.run = Run.create(folder / "by_feature", by_cell.table("by_feature", n_shards=n))
 
     def groups(self, *, max_rows: int = GROUP_ROWS) -> list[tuple[int, int]]:
         """The buckets [first, stop) still to be written, in groups of one bucket or of at most `max_rows` nonzeros."""
@@ -90,7 +86,7 @@ class ByFeature:
     def _gather(self, bounds: Sequence[int]) -> list[dict[str, list[npt.NDArray[Any]]]]:
         """The rows of each bucket, as one piece per part of by_cell, in the order of by_cell."""
         names = ["cell_idx", "feature_id", "value"]
-        if self.by_cell.plan["level"] == "token":
+        if self.plan.level == "token":
             names = ["cell_idx", "token_pos", "gene_id", "feature_id", "value"]
         gathered: list[dict[str, list[npt.NDArray[Any]]]] = [{name: [] for name in names} for _ in bounds[1:]]
         bucket_of = np.searchsorted(bounds, np.arange(self.n_features), side="right").astype(np.uint16) - np.uint16(1)

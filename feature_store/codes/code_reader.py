@@ -29,6 +29,7 @@ from polars.io.plugins import register_io_source
 from feature_store.errors import IntegrityError
 from feature_store.storage.commit import Run, ShardMarker
 from feature_store.storage.filesystem import REPAIR, parquet_source, scan_source
+from feature_store.storage.plans import CodesPlan
 
 SPARSE_SHARE = 32
 """by_feature is scanned if the filter leaves one feature, or at most one in this many: its rows have to be sorted by
@@ -87,7 +88,8 @@ class CodeReader:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.by_cell = SortOrder(folder / "by_cell", "cell_idx")
-        self.n_features: int = self.by_cell.run.plan["n_features"]
+        self.plan = CodesPlan.of(self.by_cell.run)
+        self.n_features = self.plan.n_features
 
     @cached_property
     def by_feature(self) -> SortOrder:
@@ -97,7 +99,7 @@ class CodeReader:
     @property
     def schema(self) -> dict[str, pl.DataType]:
         """Columns and dtypes of `scan`."""
-        keys = {"token_pos": pl.Int32(), "gene_id": pl.Int32()} if self.by_cell.run.plan["level"] == "token" else {}
+        keys = {"token_pos": pl.Int32(), "gene_id": pl.Int32()} if self.plan.level == "token" else {}
         return {"cell_idx": pl.Int64(), **keys, "feature_id": pl.Int32(), "value": pl.Float32()}
 
     def top_cells(self, feature: int, n: int) -> pl.DataFrame:

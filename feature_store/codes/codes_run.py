@@ -25,40 +25,40 @@ from feature_store.codes.token_statistics import feature_gene_statistics, gene_s
 from feature_store.errors import InputError
 from feature_store.storage.commit import Manifest, Run, ShardMarker, write_frame
 from feature_store.storage.layout import STATISTICS_TABLES, as_path
+from feature_store.storage.plans import CodesPlan
 
-DEFAULTS: Mapping[str, Any] = {"level": "cell", "pooling": "max", "top_tokens": 20}
+TOP_TOKENS = 20
+"""Top-activating tokens that are kept of each feature and shard."""
 
 
 class CodesRun:
     """A codes run: the runs by_cell and stats/* of one folder, whose shards are written together.
 
-    `plan` has `n_shards`, `n_features` and whatever determines the codes. It may have `level` ("cell", or "token" to
-    store the codes of tokens), `pooling` ("max" or "mean") and `top_tokens` (kept per feature and shard); their
-    defaults are `DEFAULTS`.
+    Its `plan` is the record of what determines the codes.
     """
 
     def __init__(self, folder: Path, by_cell: Run, statistics: Mapping[str, Run]) -> None:
         self.folder = folder
         self.by_cell = by_cell
         self.statistics = statistics
-        self.plan = by_cell.plan
-        self.n_features: int = self.plan["n_features"]
+        self.plan = CodesPlan.of(by_cell)
+        self.n_features = self.plan.n_features
 
     @classmethod
-    def create(cls, folder: str | Path, plan: Mapping[str, Any]) -> "CodesRun":
-        """Create the runs, or reopen them. PlanMismatchError and InputError as from `Run.create`."""
+    def create(cls, folder: str | Path, plan: CodesPlan, *, n_shards: int) -> "CodesRun":
+        """Make or reopen the runs. PlanMismatchError, InputError as `Run.create`."""
         folder = as_path(folder)
-        plan = {**DEFAULTS, **plan}
-        n_features = plan.get("n_features")
-        if not isinstance(n_features, int) or not 1 <= n_features <= 2**31 - 1:
-            raise InputError(f"a codes plan needs n_features, an int of at least 1; got {n_features!r}")
-        if plan["level"] not in ("cell", "token"):
-            raise InputError(f"the level of codes is 'cell' or 'token'; got {plan['level']!r}")
-        if plan["level"] == "token" and plan["pooling"] != "max":
-            raise InputError(f"codes of tokens can only be max-pooled when read; got pooling {plan['pooling']!r}")
-        by_cell = Run.create(folder / "by_cell", {**plan, "table": "by_cell"})
-        names = {name: folder / "stats" / name for name in STATISTICS_TABLES}
-        return cls(folder, by_cell, {name: Run.create(path, {**plan, "table": name}) for name, path in names.items()})
+        if not 1 <= plan.n_features <= 2**31 - 1:
+            raise InputError(f"a codes plan needs n_features, an int of at least 1; got {plan.n_features!r}")
+        if plan.level not in ("cell", "token"):
+            raise InputError(f"the level of codes is 'cell' or 'token'; got {plan.level!r}")
+        if plan.level == "token" and plan.pooling != "max":
+            raise InputError(f"codes of tokens can only be max-pooled when read; got pooling {plan.pooling!r}")
+        by_cell = Run.create(folder / "by_cell", plan.table("by_cell", n_shards=n_shards))
+        tables = {
+            name: Run.create(folder / "stats" / name, plan.table(name, n_shards=n_shards)) for name in STATISTICS_TABLES
+        }
+        return cls(folder, by_cell, tables)
 
     @classmethod
     def open(cls, folder: str | Path) -> "CodesRun":
@@ -92,7 +92,7 @@ class CodesRun:
         tables = self.statistics
         commit(tables["feature_gene"], lambda path: write_frame(path, feature_gene_statistics(tokens, split)))
         commit(tables["gene"], lambda path: write_frame(path, gene_statistics(tokens, split)))
-        commit(tables["feature_token"], lambda path: write_frame(path, top_tokens(tokens, self.plan["top_tokens"])))
+        commit(tables["feature_token"], lambda path: write_frame(path, top_tokens(tokens, self.plan.top_tokens)))
         return commit(self.by_cell, lambda path: self._write_codes(path, tokens))
 
     def finalize_shards(self) -> Manifest:
@@ -108,8 +108,8 @@ class CodesRun:
         return manifest
 
     def _write_codes(self, path: Path, tokens: TokenCodes) -> int:
-        if self.plan["level"] == "cell":
-            return write_by_cell(path, *pool(tokens, self.plan["pooling"]), n_features=self.n_features)
+        if self.plan.level == "cell":
+            return write_by_cell(path, *pool(tokens, self.plan.pooling), n_features=self.n_features)
         order = np.lexsort((tokens.token_pos, tokens.cell_idx))
         codes = tokens.codes[order]
         codes.sort_indices()

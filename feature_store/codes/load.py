@@ -13,6 +13,7 @@ from feature_store.codes.parquet import read_columns
 from feature_store.codes.token_statistics import merge_feature_gene, merge_gene, merge_top
 from feature_store.errors import InputError
 from feature_store.storage.commit import Run, ShardMarker, read_part
+from feature_store.storage.plans import ByFeaturePlan, CodesPlan
 
 MERGE_PARTS = 16
 
@@ -42,7 +43,7 @@ def load_cell_codes(run: Run, n_cells: int, cells: npt.NDArray[Any] | None = Non
     indptr = np.concatenate([[0], np.cumsum(np.bincount(cell_idx, minlength=n_cells))])
     feature_id = np.concatenate([np.empty(0, np.int32), *(part[1] for part in parts)])
     value = np.concatenate([np.empty(0, np.float32), *(part[2] for part in parts)])
-    codes = sparse.csr_array((value, feature_id, indptr), shape=(n_cells, run.plan["n_features"]))
+    codes = sparse.csr_array((value, feature_id, indptr), shape=(n_cells, CodesPlan.of(run).n_features))
     return codes if chosen is None else codes[chosen]
 
 
@@ -68,7 +69,7 @@ def load_feature_codes(run: Run, n_cells: int, start: int, stop: int) -> sparse.
     indptr = np.concatenate([[0], np.cumsum(np.bincount(feature, minlength=stop - start))])
     # careful: tocsr keeps the order of a feature's values within a cell, so the largest stays the first
     codes = sparse.csc_array((value, cell, indptr), shape=(n_cells, stop - start)).tocsr()
-    if run.plan["level"] == "token":
+    if ByFeaturePlan.of(run).level == "token":
         row = np.repeat(np.arange(n_cells), np.diff(codes.indptr))
         first = (np.diff(row, prepend=-1) != 0) | (np.diff(codes.indices, prepend=-1) != 0)
         indptr = np.concatenate([[0], np.cumsum(np.bincount(row[first], minlength=n_cells))])
@@ -83,7 +84,7 @@ def load_statistics(folder: str | Path, *, features: tuple[int, int] | None = No
     `features` (start, stop) keeps only the rows of these features.
     """
     codes = CodesRun.open(folder)
-    n_top: int = codes.plan["top_tokens"]
+    n_top = codes.plan.top_tokens
     return Statistics(
         feature_gene=_merge_parts(codes.statistics["feature_gene"], merge_feature_gene, features),
         gene=_merge_parts(codes.statistics["gene"], merge_gene),
@@ -108,7 +109,7 @@ def _cell_codes_of_part(
     run: Run, marker: ShardMarker
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.float32]]:
     cell_idx, feature_id, value = read_columns(run.part(marker.shard), ["cell_idx", "feature_id", "value"])
-    if run.plan["level"] == "token" and len(cell_idx):
+    if CodesPlan.of(run).level == "token" and len(cell_idx):
         order = np.lexsort((feature_id, cell_idx))
         cell_idx, feature_id, value = cell_idx[order], feature_id[order], value[order]
         new = np.flatnonzero((np.diff(cell_idx, prepend=-1) != 0) | (np.diff(feature_id.astype(int), prepend=-1) != 0))

@@ -18,7 +18,7 @@ each. Of a larger data set a seeded sample of `max_cells` cells is laid out, as 
 McInnes, Healy and Melville, UMAP: Uniform Manifold Approximation and Projection, arXiv:1802.03426.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ from feature_store.maps.umap import MIN_POINTS, umap_from_neighbours
 from feature_store.storage import schemas
 from feature_store.storage.commit import Run, read_table, write_table
 from feature_store.storage.layout import MANIFEST, Layout
+from feature_store.storage.plans import CodesPlan, MapPlan, as_json
 
 MIN_FIRING = 3
 """A feature counts if it fires in at least this many cells: a single cell would be far from all others."""
@@ -71,16 +72,16 @@ def cell_map(layout: Layout, codes: str, config: CellMapConfig | None = None) ->
     """
     config = config or CellMapConfig()
     by_cell = Run.open(layout.codes_dir(codes) / "by_cell")
-    plan = {"table": "umap", "by_cell": by_cell.manifest().sha, **asdict(config)}
+    plan = MapPlan(made_of={"by_cell": by_cell.manifest().sha}, config=as_json(config))
 
     def make() -> pl.DataFrame:
-        n_cells = Run.open(layout.cells_dir(by_cell.plan["dataset"])).manifest().rows
+        n_cells = Run.open(layout.cells_dir(CodesPlan.of(by_cell).dataset)).manifest().rows
         chosen = sample(n_cells, config)
         points = lay_out(load_cell_codes(by_cell, n_cells, chosen), config)
         return schemas.conform("umap", pl.DataFrame({"cell_idx": chosen, "x": points[:, 0], "y": points[:, 1]}))
 
     folder = layout.umap_dir(codes)
-    write_table(folder, make, plan)
+    write_table(folder, make, plan.table("umap"))
     return read_table(folder)
 
 

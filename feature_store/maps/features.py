@@ -26,7 +26,7 @@ McInnes, Healy and Melville, UMAP: Uniform Manifold Approximation and Projection
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
@@ -39,6 +39,7 @@ from feature_store.maps.umap import MIN_POINTS, umap_from_neighbours
 from feature_store.storage import schemas
 from feature_store.storage.commit import Run, read_table, write_table
 from feature_store.storage.layout import MANIFEST, Layout
+from feature_store.storage.plans import MapPlan, as_json
 
 Rows = npt.NDArray[np.floating]
 
@@ -95,7 +96,7 @@ def feature_map(
     another config, StoreWriteError if it cannot be written, and what `nearest` and `unit_rows` raise.
     """
     config = config or FeatureMapConfig()
-    plan = {"sae": Run.open(layout.saes_dir(sae)).manifest().sha}
+    made_of = {"sae": Run.open(layout.saes_dir(sae)).manifest().sha}
     folder = layout.feature_map_dir(sae)
 
     @cache
@@ -122,8 +123,10 @@ def feature_map(
         columns = {"feature_id": np.arange(len(points)), "x": points[:, 0], "y": points[:, 1]}
         return schemas.conform("feature_umap", pl.DataFrame(columns))
 
-    write_table(folder / "neighbours", neighbours, {"table": "feature_neighbour", "n_kept": config.n_kept, **plan})
-    write_table(folder / "umap", umap, {"table": "feature_umap", **asdict(config), **plan})
+    # the neighbours that are kept do not depend on how the map is laid out
+    kept = MapPlan(made_of=made_of, config={"n_kept": config.n_kept})
+    write_table(folder / "neighbours", neighbours, kept.table("feature_neighbour"))
+    write_table(folder / "umap", umap, MapPlan(made_of=made_of, config=as_json(config)).table("feature_umap"))
     return FeatureMap(read_table(folder / "umap"), read_table(folder / "neighbours"))
 
 

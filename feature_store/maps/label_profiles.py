@@ -32,7 +32,7 @@ exact).
 McInnes, Healy and Melville, UMAP: Uniform Manifold Approximation and Projection, arXiv:1802.03426.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,7 @@ from feature_store.maps.umap import MIN_POINTS, umap_from_neighbours
 from feature_store.storage import schemas
 from feature_store.storage.commit import Run, read_part, read_table, write_table
 from feature_store.storage.layout import MANIFEST, Layout
+from feature_store.storage.plans import MapPlan, as_json
 
 MIN_LABELS = 3
 _LABEL = ("label_kind", "label")
@@ -88,8 +89,8 @@ def profile_map(layout: Layout, associations: str, config: ProfileMapConfig | No
             "profile_umap", pl.DataFrame({"feature_id": living, "x": points[:, 0], "y": points[:, 1]})
         )
 
-    plan = {table: run.manifest().sha for table, run in made_of.items()}
-    write_table(layout.profile_map_dir(associations), make, {"table": "profile_umap", **plan, **asdict(config)})
+    plan = MapPlan(made_of={table: run.manifest().sha for table, run in made_of.items()}, config=as_json(config))
+    write_table(layout.profile_map_dir(associations), make, plan.table("profile_umap"))
     return read_table(layout.profile_map_dir(associations))
 
 

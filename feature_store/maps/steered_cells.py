@@ -28,7 +28,7 @@ Cost: 14 CPU seconds (8 of them import and compilation), .6 GB and 1.7 MB for 3,
 variants; 9 s for 174 cells.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,7 @@ from feature_store.maps.umap import MIN_POINTS, umap_from_neighbours
 from feature_store.storage import schemas
 from feature_store.storage.commit import Run, read_part, read_table, write_table
 from feature_store.storage.layout import MANIFEST, Layout
+from feature_store.storage.plans import MapPlan, SteeringPlan, as_json
 
 if TYPE_CHECKING:
     from sklearn.neighbors import NearestNeighbors
@@ -86,14 +87,14 @@ def steering_map(layout: Layout, run: str, config: SteeringMapConfig | None = No
     config = config or SteeringMapConfig()
     folder = layout.steering_dir(run)
     per_cell = Run.open(folder / "per_cell")
-    plan = {"table": "steering_map", "per_cell": per_cell.manifest().sha, **asdict(config)}
+    plan = MapPlan(made_of={"per_cell": per_cell.manifest().sha}, config=as_json(config))
 
     def make() -> pl.DataFrame:
         return _map_table(
             per_cell, _labelled(layout, per_cell), mapped_variants(read_table(folder / "variants")), config
         )
 
-    write_table(folder / "map", make, plan)
+    write_table(folder / "map", make, plan.table("steering_map"))
     return read_table(folder / "map")
 
 
@@ -178,9 +179,9 @@ class UnsteeredMap:
 
 def _labelled(layout: Layout, per_cell: Run) -> pl.DataFrame:
     """cell_idx and label of the test cells that have a label."""
-    kind = str(per_cell.plan.get("kind", "cell_type"))
-    cells = read_table(layout.cells_dir(per_cell.plan["dataset"]), columns=["cell_idx", "split", kind])
-    test = cells.filter(pl.col("split") == "test").select("cell_idx", label=pl.col(kind).cast(pl.String))
+    plan = SteeringPlan.of(per_cell)
+    cells = read_table(layout.cells_dir(plan.dataset), columns=["cell_idx", "split", plan.kind])
+    test = cells.filter(pl.col("split") == "test").select("cell_idx", label=pl.col(plan.kind).cast(pl.String))
     return test.drop_nulls("label")
 
 

@@ -1,70 +1,156 @@
-"""Which run a command takes when none is named: the newest, but never a control; which runs a FeatureStore reads.
+"""The chain of runs: data set -> activations -> SAE -> codes -> associations -> steering, and which runs are taken.
 
-A control is what results are held against: a baseline in the form of an SAE, or a model with random weights. Its run
-says so in its plan, under `control`; what is made of it (codes, associations, an SAE trained on activations of a random
-model) is one as well, which is found by following the plans upwards. Two or three small files are read for a run.
+Everybody asks here which run an id names (`resolve_run`), which run a command takes when none is named (`newest_run`),
+what associations descend from (`RunChain`), and which runs a `FeatureStore` reads (`Lineage`).
+
+A default is never a control: what results are held against, a baseline in the form of an SAE or a model with random
+weights, and all that is made of them. Each plan says so itself (`plans.Plan.control_of`), so no parent is asked. Where
+the plan of a candidate, or the time of its manifest, is damaged, there is no default: the error names the file. Runs
+that another version of their stage made are passed over. Two small files are read for a run.
 """
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from feature_store.errors import NotFoundError
-from feature_store.storage.filesystem import read_bytes, read_sealed
-from feature_store.storage.layout import PLAN, Layout, RunInfo
+from feature_store.errors import IntegrityError, NotFoundError, OutdatedRunError, StoreError
+from feature_store.storage.commit import Run
+from feature_store.storage.filesystem import REPAIR
+from feature_store.storage.layout import KINDS, MANIFEST, PLAN, Layout, RunInfo
+from feature_store.storage.plans import (
+    ActivationsPlan,
+    AssociationsPlan,
+    CellsPlan,
+    CodesPlan,
+    ComparisonPlan,
+    MatchPlan,
+    Plan,
+    SAEPlan,
+    SteeringPlan,
+)
 
-_PLAN_OF: Mapping[str, str] = {
-    "activations": PLAN,
-    "saes": PLAN,
-    "codes": f"by_cell/{PLAN}",
-    "associations": f"features/{PLAN}",
+_TABLE_OF: Mapping[str, tuple[str, type[Plan]]] = {
+    "cells": ("", CellsPlan),
+    "activations": ("", ActivationsPlan),
+    "saes": ("", SAEPlan),
+    "codes": ("by_cell", CodesPlan),
+    "associations": ("features", AssociationsPlan),
+    "steering": ("results", SteeringPlan),
+    "matches": ("feature_match", MatchPlan),
+    "comparisons": ("comparison", ComparisonPlan),
 }
-_MADE_OF: Mapping[str, tuple[str, str]] = {
-    "saes": ("activations", "activations"),
-    "codes": ("sae", "saes"),
-    "associations": ("sae", "saes"),
-}
-"""Kind of run: the key of its plan that names the run above it, and that run's kind."""
+"""Kind of run: the table whose plan.json is asked for the run's plan, and the record of that plan."""
 
 
-def control_of(layout: Layout, kind: str, run: str) -> str | None:
-    """What control a run is or was made of ("pca", "random-model", ...); None for any other run."""
-    plan = _plan(layout.run_dir(kind, run) / _PLAN_OF[kind]) if kind in _PLAN_OF else {}
-    if "control" in plan:
-        return str(plan["control"])
-    key, above = _MADE_OF.get(kind, ("", ""))
-    return control_of(layout, above, plan[key]) if key in plan else None
+def resolve_run(layout: Layout, kind: str, run: str | None, *, option: str) -> RunInfo:
+    """Return the complete run of `kind` that `run` names (an id, or its beginning), or the default where it is None.
+
+    Args:
+        layout: of the store.
+        kind: kind of run, as its folder is named.
+        run: what the user typed.
+        option: the option that it was typed for, such as `--sae`.
+
+    Raises:
+        NotFoundError: it names none or several, or there is none to take; the message names the runs that there are,
+            or the command that makes one.
+        IntegrityError: the default cannot be told, because a plan or manifest is damaged.
+    """
+    if run is None:
+        return newest_run(layout, kind)
+    complete = [info for info in layout.runs(kind) if info.complete]
+    if not complete:
+        # says how to make one
+        layout.latest(kind)
+    return _one_named(complete, run, option=option, where=f"complete {kind} runs in {layout.root}")
+
+
+def resolve_any_run(layout: Layout, run: str) -> RunInfo:
+    """Return the run of whatever kind, complete or not, that `run` names. NotFoundError for none and for several."""
+    every = [info for kind in KINDS for info in layout.runs(kind)]
+    return _one_named(every, run, option="RUN", where=f"runs in {layout.root}", show_kind=True)
 
 
 def newest_run(layout: Layout, kind: str) -> RunInfo:
-    """The newest complete run of a kind that is no control.
+    """Return the newest complete run of a kind that is no control.
 
-    NotFoundError if there is none: the message names the command that makes one, or the controls, to be named.
+    Raises:
+        NotFoundError: there is none; the message names the command that makes one, or the controls, to be named.
+        IntegrityError: a plan or the time of a manifest is damaged, so that the default cannot be told.
     """
-    controls = []
-    for info in layout.runs(kind):
-        if info.complete:
-            control = control_of(layout, kind, info.run)
-            if control is None:
-                return info
-            controls.append(f"{info.run} ({control})")
-    if controls:
+    found = _candidates(layout, kind, {})
+    if found.others:
+        return found.others[0]
+    if found.controls:
+        named = ", ".join(f"{info.run} ({control})" for info, control in found.controls)
         raise NotFoundError(
             f"all complete {kind} runs in {layout.root} are controls, which are taken only where they are named: "
-            f"{', '.join(controls)}"
+            f"{named}"
+        )
+    if found.outdated:
+        raise NotFoundError(
+            f"all complete {kind} runs in {layout.root} were made by other versions of scsae "
+            f"({', '.join(info.run for info in found.outdated)}); make them anew with `{layout.command_for(kind)}`"
         )
     return layout.latest(kind)
 
 
-def _plan(path: Path) -> dict[str, Any]:
-    """A plan, or nothing where its run was deleted."""
-    try:
-        plan: dict[str, Any] = json.loads(read_bytes(path))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return plan
+def newest_run_of(layout: Layout, kind: str, of: Mapping[str, str | None]) -> RunInfo | None:
+    """Return the newest complete run of a kind made of what is named in `of`, a control where there is no
+    other, None where there is none.
+
+    `of`: ids by field of the plan, such as {"sae": ...}. IntegrityError as from `newest_run`.
+    """
+    found = _candidates(layout, kind, of)
+    every = [*found.others, *(info for info, _ in found.controls)]
+    return every[0] if every else None
+
+
+def plan_of(layout: Layout, kind: str, run: str) -> Plan:
+    """Return the plan of a run. NotFoundError, IntegrityError, OutdatedRunError."""
+    table, record = _TABLE_OF[kind]
+    return record.of(Run.open(layout.run_dir(kind, run) / table))
+
+
+def control_of(layout: Layout, kind: str, run: str) -> str | None:
+    """Return what control a run is, or descends from ("pca", "random-model", ...); None for any other run.
+
+    Raises:
+        NotFoundError, IntegrityError, OutdatedRunError: the run's plan cannot be read.
+    """
+    return _control_in(plan_of(layout, kind, run))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunChain:
+    """What an associations run descends from, up to the activations: ids and plans.
+
+    Attributes:
+        layout: of the store.
+        run: id of the associations.
+        associations, codes, sae, activations: the plans.
+    """
+
+    layout: Layout
+    run: str
+    associations: AssociationsPlan
+    codes: CodesPlan
+    sae: SAEPlan
+    activations: ActivationsPlan
+
+    @classmethod
+    def of(cls, layout: Layout, associations: str) -> Self:
+        """Read the chain above an associations run. NotFoundError, IntegrityError, OutdatedRunError."""
+        own = AssociationsPlan.of(Run.open(layout.associations_dir(associations) / "features"))
+        codes = CodesPlan.of(Run.open(layout.codes_dir(own.codes) / "by_cell"))
+        sae = SAEPlan.of(Run.open(layout.saes_dir(own.sae)))
+        activations = ActivationsPlan.of(Run.open(layout.activations_dir(sae.activations)))
+        return cls(layout=layout, run=associations, associations=own, codes=codes, sae=sae, activations=activations)
+
+    @property
+    def activations_run(self) -> Run:
+        """The run of the activations."""
+        return Run.open(self.layout.activations_dir(self.sae.activations))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,89 +169,135 @@ class Lineage:
 def lineage_of(
     layout: Layout, *, associations: str | None = None, codes: str | None = None, dataset: str | None = None
 ) -> Lineage:
-    """The runs to read: those named (ids, or their beginnings), and what belongs to them, the newest where several do.
+    """Return the runs to read: those named (ids, or their beginnings), and what belongs to them, the newest of several.
 
-    Associations bring the codes that they are of, codes the data set that they are of. NotFoundError for an unknown run
-    and for runs that do not belong together.
+    Associations bring the codes that they are of, codes the data set that they are of. Of a store that holds nothing
+    but controls, the newest of these are read.
+
+    Raises:
+        NotFoundError: a run is not there, or runs do not belong together.
+        IntegrityError: a plan is damaged.
     """
     _check_dataset(layout, dataset)
     chosen_codes = None
     if codes is not None:
-        chosen_codes = _named(layout, "codes", codes)
-        _refuse_others(chosen_codes, {"dataset": dataset})
-    of = {"codes": _run_of(chosen_codes), "dataset": dataset}
+        chosen_codes = resolve_run(layout, "codes", codes, option="codes")
+        _refuse_others(layout, chosen_codes, {"dataset": dataset})
+    of = {"codes": None if chosen_codes is None else chosen_codes.run, "dataset": dataset}
     if associations is None:
-        chosen = _newest(layout, "associations", of)
+        chosen = newest_run_of(layout, "associations", of)
     else:
-        chosen = _named(layout, "associations", associations)
-        _refuse_others(chosen, of)
+        chosen = resolve_run(layout, "associations", associations, option="associations")
+        _refuse_others(layout, chosen, of)
     if chosen_codes is None:
-        named = _plan_of(chosen).get("codes")
-        chosen_codes = _newest(layout, "codes", of) if named is None else _named(layout, "codes", named)
-    plan = {**_plan_of(chosen_codes), **_plan_of(chosen)}
-    cells = [info.run for info in layout.runs("cells") if info.complete]
-    dataset = dataset or plan.get("dataset")
+        if chosen is None:
+            chosen_codes = newest_run_of(layout, "codes", of)
+        else:
+            made_of = AssociationsPlan.of(Run.open(chosen.path / "features")).codes
+            chosen_codes = resolve_run(layout, "codes", made_of, option=f"the codes of associations {chosen.run}")
+    plan = None if chosen_codes is None else CodesPlan.of(Run.open(chosen_codes.path / "by_cell"))
+    dataset = dataset or (None if plan is None else plan.dataset)
     _check_dataset(layout, dataset)
+    cells = [info.run for info in layout.runs("cells") if info.complete]
+    sae = None if plan is None else plan.sae
     return Lineage(
         dataset=dataset or next(iter(cells), None),
-        codes=_run_of(chosen_codes),
-        associations=_run_of(chosen),
-        steering=_steering(layout, plan.get("sae")),
-        sae=plan.get("sae"),
-        matches=_matches(layout, plan.get("sae")),
+        codes=None if chosen_codes is None else chosen_codes.run,
+        associations=None if chosen is None else chosen.run,
+        steering=_steering(layout, sae),
+        sae=sae,
+        matches=_matches(layout, sae),
         comparison=_comparison(layout, chosen.run) if chosen else None,
     )
 
 
 def plans_of(layout: Layout, lineage: Lineage) -> dict[str, dict[str, Any]]:
-    """The plans of what is read and of what it was made of, by kind, activations first; deleted runs have none."""
+    """Return the plans of what is read and of what it was made of, by kind, activations first.
+
+    A run that was deleted has none; the plan of one that is damaged is {"unreadable": why}.
+    """
+    sae = _content_or_reason(layout, "saes", lineage.sae)
     plans = {
-        kind: _plan(layout.run_dir(kind, run) / _PLAN_OF[kind])
-        for kind, run in (("codes", lineage.codes), ("associations", lineage.associations))
-        if run is not None
+        "activations": _content_or_reason(layout, "activations", (sae or {}).get("activations")),
+        "saes": sae,
+        "codes": _content_or_reason(layout, "codes", lineage.codes),
+        "associations": _content_or_reason(layout, "associations", lineage.associations),
     }
-    if lineage.sae is not None:
-        plans["saes"] = _plan(layout.saes_dir(lineage.sae) / PLAN)
-        if "activations" in plans["saes"]:
-            plans["activations"] = _plan(layout.activations_dir(plans["saes"]["activations"]) / PLAN)
-    return {kind: plans[kind] for kind in _PLAN_OF if plans.get(kind)}
+    return {kind: plan for kind, plan in plans.items() if plan is not None}
 
 
-def _named(layout: Layout, kind: str, run: str) -> RunInfo:
-    complete = [info for info in layout.runs(kind) if info.complete]
-    exact = [info for info in complete if info.run == run]
-    matches = exact or [info for info in complete if info.run.startswith(run)]
-    if len(matches) != 1:
-        known = ", ".join(info.run for info in complete) or "none"
-        raise NotFoundError(
-            f"{run!r} names {len(matches) or 'none'} of the complete {kind} runs in {layout.root}: {known}"
+@dataclass(frozen=True, kw_only=True)
+class _Candidates:
+    """Complete runs of a kind, newest first in each list."""
+
+    others: Sequence[RunInfo]
+    controls: Sequence[tuple[RunInfo, str]]
+    outdated: Sequence[RunInfo]
+
+
+def _candidates(layout: Layout, kind: str, of: Mapping[str, str | None]) -> _Candidates:
+    """The complete runs made of what is named in `of`. IntegrityError where a plan or a time is damaged."""
+    others, controls, outdated = [], [], []
+    for info in layout.runs(kind):
+        if not info.complete:
+            continue
+        plan = _plan_of_candidate(layout, info)
+        if plan is None:
+            outdated.append(info)
+        elif _differences(plan, of):
+            continue
+        elif (control := _control_in(plan)) is None:
+            others.append(info)
+        else:
+            controls.append((info, control))
+    return _Candidates(others=others, controls=controls, outdated=outdated)
+
+
+def _plan_of_candidate(layout: Layout, info: RunInfo) -> Plan | None:
+    """The plan of a complete run; None for one of another version. IntegrityError where it is damaged or missing."""
+    try:
+        plan = plan_of(layout, info.kind, info.run)
+    except OutdatedRunError:
+        return None
+    except (IntegrityError, NotFoundError) as error:
+        raise IntegrityError(
+            f"which {info.kind} run is the default cannot be told: {error}; name the run that is meant, or repair "
+            f"{info.kind}/{info.run} (`scsae verify {info.run}`) or delete {info.path}"
+        ) from error
+    if info.created is None:
+        raise IntegrityError(
+            f"which {info.kind} run is the newest cannot be told: a {MANIFEST} of {info.path} was damaged; name the "
+            f"run that is meant, or {REPAIR}"
         )
+    return plan
+
+
+def _control_in(plan: Plan) -> str | None:
+    control: str | None = getattr(plan, "control_of", None)
+    return control
+
+
+def _one_named(runs: Sequence[RunInfo], run: str, *, option: str, where: str, show_kind: bool = False) -> RunInfo:
+    """The one run that an id, or the beginning of one, names."""
+    exact = [info for info in runs if info.run == run]
+    matches = exact or [info for info in runs if info.run.startswith(run)]
+    if len(matches) != 1:
+        known = ", ".join(f"{info.kind}/{info.run}" if show_kind else info.run for info in runs) or "none"
+        raise NotFoundError(f"{option} was {run!r}, which names {len(matches) or 'none'} of the {where}: {known}")
     return matches[0]
 
 
-def _newest(layout: Layout, kind: str, of: Mapping[str, str | None]) -> RunInfo | None:
-    """The newest complete run made of what is named in `of`; a control where there is no other."""
-    controls = []
-    for info in layout.runs(kind):
-        if info.complete and not _differences(info, of):
-            if control_of(layout, kind, info.run) is None:
-                return info
-            controls.append(info)
-    # a store of nothing but controls is there to be asked about them
-    return controls[0] if controls else None
-
-
-def _differences(info: RunInfo, of: Mapping[str, str | None]) -> list[str]:
-    plan = _plan_of(info) if any(of.values()) else {}
+def _differences(plan: Plan, of: Mapping[str, str | None]) -> list[str]:
+    """In which of the parents named in `of` a plan differs."""
     return [
-        f"{key} {plan[key]!r}, not of {value!r}"
+        f"{key} {getattr(plan, key)!r}, not of {value!r}"
         for key, value in of.items()
-        if value is not None and key in plan and plan[key] != value
+        if value is not None and hasattr(plan, key) and getattr(plan, key) != value
     ]
 
 
-def _refuse_others(info: RunInfo, of: Mapping[str, str | None]) -> None:
-    if differences := _differences(info, of):
+def _refuse_others(layout: Layout, info: RunInfo, of: Mapping[str, str | None]) -> None:
+    if differences := _differences(plan_of(layout, info.kind, info.run), of):
         raise NotFoundError(f"{info.kind} {info.run!r} are of {' and of '.join(differences)}; name one of them alone")
 
 
@@ -176,36 +308,40 @@ def _check_dataset(layout: Layout, dataset: str | None) -> None:
 
 
 def _steering(layout: Layout, sae: str | None) -> tuple[str, ...]:
-    """The complete steering runs of an SAE, newest first; `sae` None: all. A plan that names no SAE is of any."""
-    complete = [info.run for info in layout.runs("steering") if info.complete]
-    if sae is None:
-        return tuple(complete)
-    plans = {run: _plan(layout.steering_dir(run) / "results" / PLAN) for run in complete}
-    return tuple(run for run in complete if plans[run].get("sae", sae) == sae)
+    """The complete steering runs of an SAE, newest first; `sae` None: all."""
+    return tuple(info.run for info in _candidates_of_sae(layout, "steering", sae))
+
+
+def _candidates_of_sae(layout: Layout, kind: str, sae: str | None) -> list[RunInfo]:
+    found = _candidates(layout, kind, {"sae": sae})
+    every = [*found.others, *(info for info, _ in found.controls)]
+    return sorted(every, key=lambda info: str(info.created), reverse=True)
 
 
 def _matches(layout: Layout, sae: str | None) -> tuple[str, ...]:
     """The newest complete match of each pair of SAEs and method; `sae` None: of all pairs, else of those with it."""
     newest: dict[tuple[str, ...], str] = {}
-    for info in layout.runs("matches"):
-        if info.complete:
-            plan = read_sealed(info.path / "feature_match" / PLAN)
-            if sae is None or sae in plan["saes"]:
-                newest.setdefault((*plan["saes"], plan["method"]), info.run)
+    for info in _candidates(layout, "matches", {}).others:
+        plan = MatchPlan.of(Run.open(info.path / "feature_match"))
+        if sae is None or sae in plan.saes:
+            newest.setdefault((*plan.saes, plan.method), info.run)
     return tuple(newest.values())
 
 
 def _comparison(layout: Layout, associations: str) -> str | None:
     """The newest complete comparison of these associations with their baselines."""
-    for info in layout.runs("comparisons"):
-        if info.complete and read_sealed(info.path / "comparison" / PLAN)["associations"] == associations:
-            return info.run
-    return None
+    found = _candidates(layout, "comparisons", {"associations": associations}).others
+    return found[0].run if found else None
 
 
-def _run_of(info: RunInfo | None) -> str | None:
-    return None if info is None else info.run
-
-
-def _plan_of(info: RunInfo | None) -> dict[str, Any]:
-    return {} if info is None else read_sealed(info.path / _PLAN_OF[info.kind])
+def _content_or_reason(layout: Layout, kind: str, run: str | None) -> dict[str, Any] | None:
+    if run is None:
+        return None
+    table, _ = _TABLE_OF[kind]
+    path = layout.run_dir(kind, run) / table
+    try:
+        return Run.open(path).plan
+    except NotFoundError:
+        return None
+    except StoreError as error:
+        return {"unreadable": f"{path / PLAN}: {error}"}

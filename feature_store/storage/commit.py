@@ -28,6 +28,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
+from datetime import datetime
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,26 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from feature_store.errors import IncompleteRunError, InputError, IntegrityError, NotFoundError, PlanMismatchError
+from feature_store.errors import (
+    IncompleteRunError,
+    InputError,
+    IntegrityError,
+    NotFoundError,
+    OutdatedRunError,
+    PlanMismatchError,
+)
 from feature_store.storage import filesystem
 from feature_store.storage.filesystem import clear_write_errors, replace_text
-from feature_store.storage.layout import MANIFEST, PLAN, as_path, canonical_json, content_sha, marker_name, part_name
+from feature_store.storage.hashing import canonical_json, content_sha
+from feature_store.storage.layout import (
+    MANIFEST,
+    PLAN,
+    as_path,
+    creation_time,
+    marker_name,
+    next_creation_time,
+    part_name,
+)
 from feature_store.storage.run_lock import sole_driver
 
 __all__ = [
@@ -55,7 +72,8 @@ __all__ = [
     "write_table",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Of plan.json, markers and manifest: what they hold and what it means. The content of runs has versions of its own."""
 TABLE_ROW_GROUP_ROWS = 65_536
 
 
@@ -74,10 +92,14 @@ class ShardMarker:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """All markers of a complete run, in shard order; `sha` identifies the run's whole content."""
+    """All markers of a complete run, in shard order, and when it was created.
+
+    `sha` identifies the run's whole content, and is the same for a run that is made again: it leaves out the time.
+    """
 
     plan_sha: str
     shards: tuple[ShardMarker, ...]
+    created: datetime
 
     @property
     def rows(self) -> int:
@@ -91,20 +113,21 @@ class Manifest:
 
     @property
     def sha(self) -> str:
-        """Sha256 of the manifest's text, thereby of every part."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
+        """Sha256 of the manifest without its time, thereby of every part."""
+        return hashlib.sha256(filesystem.sealed(self._content()).encode()).hexdigest()
 
     def to_json(self) -> str:
         """The text of MANIFEST.json."""
-        return filesystem.sealed(
-            {
-                "format_version": FORMAT_VERSION,
-                "plan_sha": self.plan_sha,
-                "rows": self.rows,
-                "bytes": self.bytes,
-                "shards": [asdict(marker) for marker in self.shards],
-            }
-        )
+        return filesystem.sealed({**self._content(), "created": self.created.isoformat(timespec="microseconds")})
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "format_version": FORMAT_VERSION,
+            "plan_sha": self.plan_sha,
+            "rows": self.rows,
+            "bytes": self.bytes,
+            "shards": [asdict(marker) for marker in self.shards],
+        }
 
 
 class Run:
@@ -163,15 +186,11 @@ class Run:
                 f"no run in {path}: it has no {PLAN}; list what there is with `scsae sql 'SHOW TABLES'`"
             ) from None
         if plan.get("format_version") != FORMAT_VERSION:
-            raise IntegrityError(
-                f"{path / PLAN} has format_version {plan.get('format_version')!r}; this scsae reads {FORMAT_VERSION}"
+            raise OutdatedRunError(
+                f"{path / PLAN} has format_version {plan.get('format_version')!r}; this scsae reads {FORMAT_VERSION}: "
+                "run the stage again in another --store, or delete what older versions made"
             )
         return cls(path, plan)
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the run has its manifest."""
-        return filesystem.size_bytes(self.path / MANIFEST) is not None
 
     def part(self, shard: int) -> Path:
         """Path of a shard's part, whether or not it exists."""
@@ -188,8 +207,7 @@ class Run:
     def pending(self) -> list[int]:
         """Shards still to write, ascending; removes temporary files whose writer is gone.
 
-        Every committed part is read and hashed again, so a truncated file or a flipped byte is written anew. Ask
-        `is_complete` first where a full read of a finished run is not wanted.
+        Every committed part is read and hashed again, so a truncated file or a flipped byte is written anew.
         """
         with clear_write_errors(self.path):
             filesystem.remove_abandoned(self.path)
@@ -228,7 +246,8 @@ class Run:
         return marker
 
     def finalize(self) -> Manifest:
-        """Create MANIFEST.json from the markers, or return the one that is there; a damaged one is written anew.
+        """Create MANIFEST.json from the markers, or return the one that is there; a damaged one is written anew, with
+        the time that it holds if that can still be read.
 
         Sizes are checked, hashes are not (`commit_shard` took them and `pending` re-takes them on resume).
         Raises IncompleteRunError naming the shards that lack a marker or a whole part.
@@ -247,7 +266,9 @@ class Run:
                 f"{self.path}: {len(missing)} of {self.n_shards} shards are not committed (first: {missing[:5]}); "
                 "run the same command again to resume"
             )
-        text = Manifest(plan_sha=self.plan_sha, shards=tuple(done)).to_json()
+        kept = creation_time(self.path / MANIFEST) if damaged else None
+        created = kept or next_creation_time(self.path)
+        text = Manifest(plan_sha=self.plan_sha, shards=tuple(done), created=created).to_json()
         with clear_write_errors(self.path), filesystem.locked(self.path / PLAN):
             if damaged:
                 replace_text(self.path / MANIFEST, text)
@@ -269,8 +290,9 @@ class Run:
             ) from None
         try:
             shards = tuple(ShardMarker(**marker) for marker in content["shards"])
-            manifest = Manifest(plan_sha=content["plan_sha"], shards=shards)
-        except (KeyError, TypeError) as error:
+            created = datetime.fromisoformat(content["created"])
+            manifest = Manifest(plan_sha=content["plan_sha"], shards=shards, created=created)
+        except (KeyError, TypeError, ValueError) as error:
             raise IntegrityError(f"{path} is not a manifest: {error!r}; {filesystem.REPAIR}") from error
         if manifest.plan_sha != self.plan_sha or [marker.shard for marker in shards] != list(range(self.n_shards)):
             raise IntegrityError(f"{path} is not of the {PLAN} beside it; {filesystem.REPAIR}")
@@ -354,7 +376,7 @@ def verify(path: str | Path) -> list[str]:
     """Every problem of the run in a folder, a damaged or missing plan.json included; an empty list means intact."""
     try:
         run = Run.open(path)
-    except (IntegrityError, NotFoundError) as error:
+    except (IntegrityError, NotFoundError, OutdatedRunError) as error:
         return [str(error)]
     return run.verify()
 
@@ -429,6 +451,7 @@ def write_frame(path: Path, frame: pl.DataFrame) -> int:
 
 def _explain_difference(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     absent = "(absent)"
+    found, wanted = _flat(found), _flat(wanted)
     lines = [
         f"  {key}: {found.get(key, absent)!r} in the folder, {wanted.get(key, absent)!r} asked for"
         for key in sorted({*found, *wanted})
@@ -439,6 +462,15 @@ def _explain_difference(path: Path, found: Mapping[str, Any], wanted: Mapping[st
         + "\n".join(lines)
         + "\nask for what the folder holds, choose another name or --store, or delete the folder"
     )
+
+
+def _flat(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a plan, those of mappings in it under `name.entry`."""
+    flat: dict[str, Any] = {}
+    for key, value in plan.items():
+        entries = _flat(value) if isinstance(value, Mapping) else {}
+        flat |= {f"{key}.{name}": entry for name, entry in entries.items()} or {key: value}
+    return flat
 
 
 def _part_problem(path: Path, marker: ShardMarker) -> str | None:

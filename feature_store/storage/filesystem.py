@@ -21,7 +21,8 @@ from typing import Any
 
 from feature_store.errors import IntegrityError, StoreWriteError
 from feature_store.storage import object_storage
-from feature_store.storage.layout import TEMPORARY, canonical_json, content_sha
+from feature_store.storage.hashing import canonical_json, content_sha
+from feature_store.storage.layout import TEMPORARY
 
 READ_BYTES = 1 << 24
 CHECK = "check"

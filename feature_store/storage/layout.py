@@ -1,4 +1,4 @@
-"""Where everything lies: the folders of a store, the names of a run's files, and the id of a run.
+"""Where everything lies: the folders of a store, the names of a run's files, and when a run was created.
 
     <root>/cells/<dataset>/        the cell table (one part), with genes/ and expression/ (by gene) beside it
     <root>/activations/<run>/      plan.json  part-00012.parquet  part-00012.json  MANIFEST.json
@@ -15,18 +15,18 @@
 
 The root is a folder, or `s3://BUCKET/PREFIX` on object storage: `as_path` makes a path of either, with the arithmetic
 and the reading of pathlib, and only `filesystem` (the operations) ever asks which one it is. A run's name is a
-short hash of what determines its content, so asking twice for the same thing finds the same folder. Listing a kind
-reads one folder and stats a few files per run (on object storage a request each).
+short hash of what determines its content (`plans`), so asking twice for the same thing finds the same folder. Listing a
+kind reads one folder and the manifests of its runs (on object storage a request each).
+
+Which run is the newest is read inside the runs: a manifest holds the time at which it was created, later than that of
+every manifest that was there, whatever the clock says. So copying a store keeps its defaults.
 """
 
-import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 from feature_store.errors import InputError, NotFoundError
 from feature_store.storage import object_storage
@@ -67,6 +67,8 @@ _MADE_BY: Mapping[str, str] = {
     "comparisons": "scsae compare",
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_CREATED = re.compile(rb'"created":"([0-9T:.+-]{26,32})"')
+_NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 def as_path(root: str | Path) -> Path:
@@ -79,24 +81,6 @@ def as_path(root: str | Path) -> Path:
     if not isinstance(root, str):
         return root
     return object_storage.open_path(root) if "://" in root else Path(root)
-
-
-def canonical_json(content: Mapping[str, Any]) -> str:
-    """The one JSON text of a mapping: sorted keys, no spaces, no NaN. InputError for what JSON cannot hold."""
-    try:
-        return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"a plan holds only JSON values (str, int, float, bool, None, list, dict): {error}") from error
-
-
-def content_sha(content: Mapping[str, Any]) -> str:
-    """Sha256 (64 hex digits) of `canonical_json(content)`."""
-    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
-
-
-def run_id(content: Mapping[str, Any]) -> str:
-    """The name of a run: the first 12 hex digits of `content_sha` of whatever determines the run's content."""
-    return content_sha(content)[:12]
 
 
 def cut(sizes: Iterable[float], *, limit: float, most: int) -> list[int]:
@@ -124,13 +108,17 @@ def marker_name(shard: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RunInfo:
-    """One run folder: `created` is the manifest's modification time, or the folder's own while there is none."""
+    """One run folder.
+
+    `created` is the latest creation time in the manifests of its tables; None while it is incomplete, and for a
+    complete run with a manifest that holds none any more because it was damaged.
+    """
 
     kind: str
     run: str
     path: Path
     complete: bool
-    created: datetime
+    created: datetime | None
 
 
 class Layout:
@@ -213,12 +201,16 @@ class Layout:
         return self.local_root / "mlflow"
 
     def runs(self, kind: str) -> list[RunInfo]:
-        """All runs of a kind, complete or not, newest first (by name where the times are equal)."""
+        """All runs of a kind: complete ones first, the newest first, then the incomplete ones by name."""
         folder = self.kind_dir(kind)
         if not folder.is_dir():
             return []
         found = [_inspect(kind, path) for path in sorted(folder.iterdir()) if path.is_dir()]
-        return sorted(found, key=lambda info: info.created, reverse=True)
+        return sorted(found, key=lambda info: (info.complete, info.created or _NEVER), reverse=True)
+
+    def command_for(self, kind: str) -> str:
+        """The command that makes a run of a kind in this store."""
+        return f"{_MADE_BY[kind]} --store {self.root}"
 
     def latest(self, kind: str) -> RunInfo:
         """The newest complete run. NotFoundError names the incomplete ones and the command that makes one."""
@@ -229,7 +221,7 @@ class Layout:
         state = f"only incomplete ones ({', '.join(info.run for info in runs)})" if runs else "none"
         raise NotFoundError(
             f"no complete run of kind {kind!r} in {self.root}: found {state}; make one with "
-            f"`{_MADE_BY[kind]} --store {self.root}` (an interrupted run resumes by running its command again)"
+            f"`{self.command_for(kind)}` (an interrupted run resumes by running its command again)"
         )
 
 
@@ -239,10 +231,35 @@ def tables_of(info: RunInfo) -> list[Path]:
     return sorted({*needed, *(plan.parent for plan in info.path.rglob(PLAN))})
 
 
+def creation_time(manifest: Path) -> datetime | None:
+    """When a manifest was created; None where there is none, or where a damaged one holds no time any more."""
+    try:
+        found = _CREATED.search(manifest.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return None if found is None else datetime.fromisoformat(found[1].decode())
+
+
+def next_creation_time(table: Path) -> datetime:
+    """The creation time of the manifest that a table (a folder of some run) gets now.
+
+    It is the present time, but later than that of the same table of every other run of its kind in the store, so that
+    a clock that was set back, or that of another machine, does not put a new run behind an old one.
+    """
+    now = datetime.now(tz=UTC)
+    kind = next((folder for folder in table.parents if folder.name in _COMPLETE_WHEN), None)
+    if kind is None:
+        return now
+    name = table.relative_to(kind).parts[1:]
+    times = [creation_time(run.joinpath(*name, MANIFEST)) for run in kind.iterdir()]
+    return max([now, *(time + timedelta(microseconds=1) for time in times if time is not None)])
+
+
 def _inspect(kind: str, path: Path) -> RunInfo:
     needed = [path / name for name in _COMPLETE_WHEN[kind]]
     complete = all(file.is_file() for file in needed)
-    stamps = [file.stat().st_mtime for file in needed] if complete else [path.stat().st_mtime]
-    return RunInfo(
-        kind=kind, run=path.name, path=path, complete=complete, created=datetime.fromtimestamp(max(stamps), tz=UTC)
-    )
+    times = [creation_time(file) for file in needed] if complete else []
+    known = [time for time in times if time is not None]
+    # a run of which one time is lost has no place in the order
+    created = max(known) if known and len(known) == len(times) else None
+    return RunInfo(kind=kind, run=path.name, path=path, complete=complete, created=created)

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from feature_store.storage.layout import run_id
+from feature_store.storage.hashing import run_id
 from pipelines.config import DEFAULT_STORE, Recipe, load_recipe
 from pipelines.errors import RunFailedError, UsageError
 from pipelines.runtime.job_log import JobLog, print_notice

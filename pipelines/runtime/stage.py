@@ -1,18 +1,9 @@
-"""What all stages share: the result of a stage, a clock, and the run that a stage starts from."""
+"""What all stages share: the result of a stage, and a clock."""
 
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from feature_store.errors import NotFoundError
-from feature_store.query.runs import newest_run
-from feature_store.storage.layout import Layout, RunInfo
-
-FORMAT_VERSION = 3
-"""Part of every run id: raised when the content of a run changes for the same options."""
-RANDOM_MODEL = "random-model"
-"""The control that a foundation model with random weights is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,22 +39,3 @@ class Clock:
     def seconds(self) -> float:
         """Seconds since the clock was made."""
         return time.monotonic() - self._started
-
-
-def parent_run(layout: Layout, kind: str, run: str | None, *, option: str = "--run") -> RunInfo:
-    """Return the run of `kind` whose id starts with `run`, or the newest complete one that is no control if it is None.
-
-    Raises:
-        NotFoundError: there is none; the message names the command that makes one.
-    """
-    if run is None:
-        return newest_run(layout, kind)
-    layout.latest(kind)
-    known = [info for info in layout.runs(kind) if info.complete]
-    matches = [info for info in known if info.run.startswith(run)]
-    if len(matches) != 1:
-        raise NotFoundError(
-            f"{option} was {run!r}, which names {len(matches) or 'none'} of the complete {kind} runs in {layout.root}: "
-            f"{', '.join(info.run for info in known)}"
-        )
-    return matches[0]

@@ -16,7 +16,7 @@ def drawings_of(request: SteeringRequest, run: str) -> dict[str, Callable[[Path]
     from feature_store import FeatureStore
     from feature_store.plots.steering import steering_drawings
 
-    found = FeatureStore.open(request.layout.root, associations=request.associations.path.parent.name)
+    found = FeatureStore.open(request.layout.root, associations=request.chain.run)
     return dict(steering_drawings(found, run))
 
 

@@ -10,14 +10,16 @@ import polars as pl
 
 from feature_store.cells import read_cells
 from feature_store.codes import CodesRun
+from feature_store.query.runs import RunChain, resolve_run
 from feature_store.query.suggestions import did_you_mean, join_names
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
+from feature_store.storage.plans import SteeringPlan, as_json
 from pipelines.associate import label_kinds
 from pipelines.config import SteerOptions
 from pipelines.errors import UsageError
 from pipelines.inputs import recalled_genes
-from pipelines.runtime.stage import FORMAT_VERSION, parent_run
+from pipelines.steering.constants import result_constants
 from pipelines.steering.context import Cells, SteeringPaths
 from pipelines.steering.feature_selection import check_kind, choose_features_of_label
 from pipelines.steering.group_means import By, default_grouping
@@ -32,7 +34,8 @@ class SteeringRequest:
 
     Attributes:
         options, layout: as given.
-        associations, sae, activations: the runs that it starts from.
+        chain: the runs that it starts from.
+        associations: their table of features.
         task, by: what steering is for, and by what the group means are grouped.
         features: table features of the associations.
         cells: rows of the cell table that matter: labelled, and for move of one of the two labels.
@@ -44,9 +47,8 @@ class SteeringRequest:
 
     options: SteerOptions
     layout: Layout
+    chain: RunChain
     associations: commit.Run
-    sae: commit.Run
-    activations: commit.Run
     task: SteeringTask
     by: By
     features: pl.DataFrame
@@ -67,14 +69,12 @@ class SteeringRequest:
         """
         if options.scib:
             check_scib()
-        associations = commit.Run.open(
-            parent_run(layout, "associations", options.associations, option="--associations").path / "features"
-        )
-        sae = commit.Run.open(layout.saes_dir(associations.plan["sae"]))
-        activations = commit.Run.open(layout.activations_dir(sae.plan["activations"]))
-        _check_site(sae, activations)
+        named = resolve_run(layout, "associations", options.associations, option="--associations")
+        chain = RunChain.of(layout, named.run)
+        _check_site(chain)
+        associations = commit.Run.open(layout.associations_dir(chain.run) / "features")
         features = commit.read_table(associations.path)
-        dataset = associations.plan["dataset"]
+        dataset = chain.associations.dataset
         every = read_cells(layout.cells_dir(dataset))
         kinds = label_kinds(layout, dataset, every)
         by_label, target = None, options.target
@@ -93,14 +93,13 @@ class SteeringRequest:
         steered = cells.filter(_mask(options, every))
         if task.type is Task.MOVE:
             steered = steered.filter(label == task.target)
-        genes = recalled_genes(layout, CodesRun.open(layout.codes_dir(associations.plan["codes"])))
+        genes = recalled_genes(layout, CodesRun.open(layout.codes_dir(chain.associations.codes)))
         genes = genes.drop_nulls("gene_id").select("symbol", "gene_id").unique("symbol", keep="first").sort("gene_id")
         request = cls(
             options=options,
             layout=layout,
+            chain=chain,
             associations=associations,
-            sae=sae,
-            activations=activations,
             task=task,
             by=options.by or default_grouping(task),
             features=features,
@@ -116,7 +115,7 @@ class SteeringRequest:
     @property
     def dataset(self) -> str:
         """The data set whose cells are steered."""
-        return str(self.associations.plan["dataset"])
+        return self.chain.associations.dataset
 
     @property
     def grid(self) -> tuple[Point, ...]:
@@ -137,37 +136,44 @@ class SteeringRequest:
         return ((~self.features["dead"]) & (self.features["density"] > 0)).to_numpy()
 
     @property
-    def plan(self) -> dict[str, Any]:
+    def plan(self) -> SteeringPlan:
         """What determines the run."""
         options, task = self.options, self.task
-        return {
-            "format": FORMAT_VERSION,
-            "associations": self.associations.path.parent.name,
-            "associations_manifest": self.associations.manifest().sha,
-            "sae": self.sae.path.name,
-            "dataset": self.dataset,
-            "site": self.sae.plan["site"],
-            "question": task.type.value,
-            "kind": task.kind,
-            "target": task.target,
-            "toward": task.toward,
-            "intervention": task.intervention.value,
-            "by": self.by if task.intervention.needs_group_means else None,
-            "feature": list(options.feature),
-            "grid": [list(point) for point in self.grid],
-            **{key: list(getattr(options, key)) for key in ("gene", "cells")},
-            **{key: getattr(options, key) for key in ("n_nulls", "readout", "max_cells", "head", "scib", "seed")},
-        }
+        return SteeringPlan(
+            control_of=self.chain.associations.control_of,
+            associations=self.chain.run,
+            associations_manifest=self.associations.manifest().sha,
+            sae=self.chain.associations.sae,
+            dataset=self.dataset,
+            site=self.chain.sae.site,
+            question=task.type.value,
+            kind=task.kind,
+            target=task.target,
+            toward=task.toward,
+            intervention=task.intervention.value,
+            by=self.by if task.intervention.needs_group_means else None,
+            feature=options.feature,
+            grid=tuple(tuple(point) for point in self.grid),
+            gene=options.gene,
+            cells=options.cells,
+            n_nulls=options.n_nulls,
+            readout=options.readout,
+            max_cells=options.max_cells,
+            head=options.head,
+            scib=options.scib,
+            seed=options.seed,
+            config=as_json(result_constants()),
+        )
 
     def paths(self) -> SteeringPaths:
         """Where actors find model, data and SAE."""
         return SteeringPaths(
-            activations=str(self.activations.path.resolve()),
-            sae=str(self.sae.path.resolve()),
+            activations=str(self.chain.activations_run.path.resolve()),
+            sae=str(self.layout.saes_dir(self.chain.associations.sae).resolve()),
             store=str(self.layout.root.resolve()),
             dataset=self.dataset,
-            site=self.sae.plan["site"],
-            seed=self.activations.plan["seed"],
+            site=self.chain.sae.site,
+            seed=self.chain.activations.seed,
             device="cuda" if self.options.num_gpus > 0 else "cpu",
         )
 
@@ -219,22 +225,23 @@ class SteeringRequest:
                 )
 
 
-def _check_site(sae: commit.Run, activations: commit.Run) -> None:
-    if activations.plan["readout"] is not None:
+def _check_site(chain: RunChain) -> None:
+    name, sae, activations = chain.associations.sae, chain.sae, chain.activations
+    if activations.readout is not None:
         raise UsageError(
-            f"the SAE {sae.path.name} was trained on cell vectors (--readout {activations.plan['readout']}), and the "
-            "model has tokens to steer; extract without --readout and train on that"
+            f"the SAE {name} was trained on cell vectors (--readout {activations.readout}), and the model has tokens "
+            "to steer; extract without --readout and train on that"
         )
     pairs = {
-        "site": (sae.plan["site"], activations.plan["site"]),
-        "d_model": (sae.plan["sae"]["d_model"], activations.plan["d_model"]),
-        "model": (sae.plan["model_digest"][:12], activations.plan["model_digest"][:12]),
+        "site": (sae.site, activations.site),
+        "d_model": (sae.d_model, activations.d_model),
+        "model": (sae.model_digest[:12], activations.model_digest[:12]),
     }
-    if differ := {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}:
-        said = "; ".join(f"{name} {own!r} against {other!r}" for name, (own, other) in differ.items())
+    if differ := {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}:
+        said = "; ".join(f"{key} {own!r} against {other!r}" for key, (own, other) in differ.items())
         raise UsageError(
-            f"{sae.path.name} is an SAE of another model or site than its activations {activations.path.name}: {said}; "
-            "train one on them with `scsae train`"
+            f"{name} is an SAE of another model or site than its activations {sae.activations}: {said}; train one on "
+            "them with `scsae train`"
         )
 
 

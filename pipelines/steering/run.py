@@ -15,6 +15,7 @@ No table that something is chosen from holds test cells.
 """
 
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ import polars as pl
 import torch
 
 from feature_store.storage import commit
-from feature_store.storage.layout import Layout, run_id
+from feature_store.storage.layout import Layout
+from feature_store.storage.plans import SteeringResultsPlan
 from pipelines.config import SteerOptions
 from pipelines.errors import UsageError
 from pipelines.runtime.stage import Clock, StageResult
@@ -90,8 +92,9 @@ class SteeringRun:
 
     def __init__(self, request: SteeringRequest, address: str | None) -> None:
         self.request = request
-        self.plan = {**request.plan, "shard_cells": shards.SHARD_CELLS, "survey_cells": token_sample.SAMPLE_CELLS}
-        self.folder = request.layout.steering_dir(run_id(self.plan))
+        plan = request.plan
+        self.plan = replace(plan, config={**plan.config, "shards.SHARD_CELLS": shards.SHARD_CELLS})
+        self.folder = request.layout.steering_dir(self.plan.id)
         self.tables = ShardedTables(request, self.folder, self.plan, address)
 
     def results(self) -> pl.DataFrame:
@@ -102,12 +105,12 @@ class SteeringRun:
         splits = {"test": (per_cell, self.variants)}
         if len(request.grid) > 1:
             splits["select"] = (self.search, self.search_variants)
-        plan = {
-            **self.plan,
-            "table": "results",
-            "features": list(next(v for v in self.variants if v.chosen).features),
-            "runs": {split: run.manifest().sha for split, (run, _) in sorted(splits.items())},
-        }
+        results_plan = SteeringResultsPlan(
+            **{field.name: getattr(self.plan, field.name) for field in fields(self.plan)},
+            features=next(v for v in self.variants if v.chosen).features,
+            runs={split: run.manifest().sha for split, (run, _) in sorted(splits.items())},
+        )
+        plan = results_plan.table("results")
 
         def made() -> pl.DataFrame:
             return pl.concat(
@@ -152,7 +155,7 @@ class SteeringRun:
         if by_label is None and self.request.options.feature:
             return None
         made = self._scored if by_label is None else by_label
-        commit.write_table(self.folder / "scores", made, {**self.plan, "table": "scores"})
+        commit.write_table(self.folder / "scores", made, self.plan.table("scores"))
         return commit.read_table(self.folder / "scores")
 
     @property
@@ -193,7 +196,7 @@ class SteeringRun:
     @cached_property
     def variants(self) -> tuple[Variant, ...]:
         """The variants that test cells are run under."""
-        plan = {**self.plan, "table": "variants"}
+        plan = self.plan.table("variants")
         commit.write_table(self.folder / "variants", lambda: variants_frame(self._variants()), plan)
         return read_variants(commit.read_table(self.folder / "variants"))
 
@@ -212,7 +215,7 @@ class SteeringRun:
         cells = masked_gene_cells(every[kept], is_steered[kept], seed=request.options.seed)
         variants = masked_gene_variants(self.variants)
         run = self.tables.steered(MaskedGenePredictor, "answers", cells, variants, self.report_group_means())
-        plan = {**self.plan, "table": "head", "answers_manifest": run.manifest().sha}
+        plan = self.plan.table("head", answers_manifest=run.manifest().sha)
         away = toward["cell_idx"].to_list()
 
         def made() -> pl.DataFrame:

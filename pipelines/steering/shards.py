@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from feature_store.storage import commit
+from feature_store.storage.plans import SteeringPlan
 from pipelines.runtime.actor_pool import do_shards
 from pipelines.steering.actors import SteerJob
 from pipelines.steering.context import Cells
@@ -41,7 +42,7 @@ class ShardedTables:
         n_done, n_reused: shards done now, and found.
     """
 
-    def __init__(self, request: SteeringRequest, folder: Path, plan: Mapping[str, Any], address: str | None) -> None:
+    def __init__(self, request: SteeringRequest, folder: Path, plan: SteeringPlan, address: str | None) -> None:
         self.request, self.folder, self.plan, self.address = request, folder, plan, address
         self.n_done = self.n_reused = 0
 
@@ -49,7 +50,7 @@ class ShardedTables:
         """Token codes and mean activations of some cells."""
         n_shards = -(-len(cells) // TOKEN_SHARD_CELLS)
         codes, means = (
-            commit.Run.create(self.folder / "survey" / name, {**self.plan, "table": name, "n_shards": n_shards})
+            commit.Run.create(self.folder / "survey" / name, self.plan.table(name, n_shards=n_shards))
             for name in ("codes", "means")
         )
         job = TokenSampleJob(
@@ -66,7 +67,7 @@ class ShardedTables:
         self, name: str, features: tuple[tuple[int, ...], ...], part: Callable[[int], MeansTable]
     ) -> GroupMeansRun:
         """The group means of a split, one part for each tuple of features; `part` makes the rows of one."""
-        plan = {**self.plan, "table": "references", "of": name, "features": features, "n_shards": len(features)}
+        plan = self.plan.table("references", n_shards=len(features), of=name, features=features)
         run = commit.Run.create(self.folder / "references" / name, plan)
         for number in run.pending():
             frame = means_frame(part(number))
@@ -83,13 +84,12 @@ class ShardedTables:
         labels = CellLabels.of(rows, request.task.kind)
         n_shards = -(-len(cells) // SHARD_CELLS)
         listed = variants_frame(variants)
-        plan = {
-            **self.plan,
-            "table": table,
-            "variants": listed.to_dicts(),
-            "references": None if means is None else means.run.manifest().sha,
-            "n_shards": n_shards,
-        }
+        plan = self.plan.table(
+            table,
+            n_shards=n_shards,
+            variants=listed.to_dicts(),
+            references=None if means is None else means.run.manifest().sha,
+        )
         run = commit.Run.create(self.folder / table, plan)
         job = SteerJob(
             paths=request.paths(),

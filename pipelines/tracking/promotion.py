@@ -12,10 +12,9 @@ good. Nothing forces a version through; to have another champion, delete the ali
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from feature_store.errors import StoreError
 from feature_store.query.metrics import COMPARED_BY, COMPARED_BY_TRAINING, Direction, metric_of
-from feature_store.storage.filesystem import read_sealed
-from feature_store.storage.layout import PLAN, Layout
+from feature_store.query.runs import newest_run_of
+from feature_store.storage.layout import Layout
 from pipelines.errors import UsageError
 from pipelines.tracking.registry import CHAMPION, DATASET_TAG, Evaluation, ModelVersion, Tracking
 from pipelines.tracking.runs import RUN_TAG
@@ -243,12 +242,6 @@ def _how_to_measure(tracking: Tracking, version: ModelVersion, asked: str, like:
 
 
 def _associations_of(layout: Layout, sae: str, dataset: str | None) -> str | None:
-    """The newest complete associations of an SAE, on a data set if one is given."""
-    for info in layout.runs("associations"):
-        try:
-            plan = read_sealed(info.path / "features" / PLAN) if info.complete else {}
-        except (StoreError, FileNotFoundError):
-            continue
-        if plan.get("sae") == sae and dataset in (None, plan["dataset"]):
-            return info.run
-    return None
+    """The newest complete associations of an SAE, on a data set if one is given; None where there are none."""
+    found = newest_run_of(layout, "associations", {"sae": sae, "dataset": dataset})
+    return None if found is None else found.run

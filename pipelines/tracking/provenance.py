@@ -17,6 +17,7 @@ import pipelines
 from feature_store.errors import StoreError
 from feature_store.storage import commit, filesystem
 from feature_store.storage.layout import Layout
+from feature_store.storage.plans import SAEPlan
 from pipelines.inputs import SOURCE_FILE, model_place
 from pipelines.tracking.registry import DATASET_TAG, ModelVersion
 from pipelines.tracking.runs import RUN_TAG
@@ -46,23 +47,23 @@ def _git(root: Path, *command: str) -> str | None:
 
 def origin_tags(layout: Layout, run: commit.Run) -> dict[str, str]:
     """Tags of a version made of the SAE in `run`: everything above it, by name and hash."""
-    plan = run.plan
-    activations = commit.Run.open(layout.activations_dir(plan["activations"]))
+    plan = SAEPlan.of(run)
+    activations = commit.Run.open(layout.activations_dir(plan.activations))
     tags = {
         RUN_TAG: run.path.name,
         "scsae.manifest_sha256": run.manifest().sha,
-        "scsae.activations": plan["activations"],
+        "scsae.activations": plan.activations,
         "scsae.activations_manifest_sha256": activations.manifest().sha,
-        DATASET_TAG: plan["dataset"],
-        "scsae.model": plan["model"],
-        "scsae.model_digest": plan["model_digest"],
-        "scsae.site": plan["site"],
+        DATASET_TAG: plan.dataset,
+        "scsae.model": plan.model,
+        "scsae.model_digest": plan.model_digest,
+        "scsae.site": plan.site,
         **code_tags(),
     }
     with contextlib.suppress(StoreError):
-        cells = commit.Run.open(layout.cells_dir(plan["dataset"]))
+        cells = commit.Run.open(layout.cells_dir(plan.dataset))
         tags["scsae.dataset_manifest_sha256"] = cells.manifest().sha
-    if source := data_files(layout, plan["dataset"]):
+    if source := data_files(layout, plan.dataset):
         tags["scsae.data_files"] = json.dumps(source)
     return tags
 

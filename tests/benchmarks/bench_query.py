@@ -25,10 +25,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 from scipy import sparse
+from toy_plans import toy_table
 
 from feature_store import FeatureStore, Layout
 from feature_store.codes import CodesRun, TokenCodes
 from feature_store.storage import commit, schemas
+from feature_store.storage.plans import AssociationsPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -143,7 +145,11 @@ def write_store(root: Path, *, n_cells: int, n_features: int, n_nonzeros: int, s
     codes.finalize()
     print(f"finalize with by_feature: {time.perf_counter() - began:.1f} s", file=sys.stderr)
     for name, frame in association_tables(n_features).items():
-        commit.write_table(layout.associations_dir("assoc") / name, frame, {"codes": "codes", "dataset": "synthetic"})
+        commit.write_table(
+            layout.associations_dir("assoc") / name,
+            frame,
+            toy_table(AssociationsPlan, codes="codes", dataset="synthetic", sae="none"),
+        )
 
 
 def questions(n_cells: int, n_features: int) -> dict[str, Callable[[FeatureStore, int], pl.DataFrame]]:

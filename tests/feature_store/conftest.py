@@ -11,11 +11,13 @@ import numpy as np
 import polars as pl
 import pytest
 from scipy import sparse
+from toy_plans import toy_plan, toy_table
 
 from feature_store.activations import ActivationReader, ActivationWriter
 from feature_store.codes import CodesRun, TokenCodes
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import Layout
+from feature_store.storage.plans import AssociationsPlan, CodesPlan, SteeringResultsPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -156,15 +158,25 @@ def small_store_template(tmp_path_factory: pytest.TempPathFactory) -> SmallStore
         ),
     )
     commit.write_table(layout.cells_dir("toy"), cells, {"table": "cells", "dataset": "toy"})
-    codes = CodesRun.create(layout.codes_dir("c0de"), {"n_shards": 4, "n_features": 12, "dataset": "toy"})
+    codes = CodesRun.create(
+        layout.codes_dir("c0de"), toy_plan(CodesPlan, n_features=12, dataset="toy", sae="5ae"), n_shards=4
+    )
     parts = [random_tokens(10 * shard, 10 * shard + 10) for shard in range(4)]
     for shard, tokens in enumerate(parts):
         codes.commit_shard(shard, tokens, start=10 * shard, stop=10 * shard + 10, split_of_cell=SPLIT_OF_CELL)
     codes.finalize(n_buckets=5)
     for name, frame in _association_tables().items():
-        commit.write_table(layout.associations_dir("a550c") / name, frame, {"codes": "c0de", "dataset": "toy"})
+        commit.write_table(
+            layout.associations_dir("a550c") / name,
+            frame,
+            toy_table(AssociationsPlan, codes="c0de", dataset="toy", sae="5ae"),
+        )
     results = pl.DataFrame({"target": ["B", "B"], "control": ["edited", "random"], "effect": [0.5, 0.1]})
-    commit.write_table(layout.steering_dir("57ee4") / "results", results, {"associations": "a550c"})
+    commit.write_table(
+        layout.steering_dir("57ee4") / "results",
+        results,
+        toy_table(SteeringResultsPlan, associations="a550c", sae="5ae"),
+    )
     joined = TokenCodes(
         **{
             name: np.concatenate([getattr(part, name) for part in parts])

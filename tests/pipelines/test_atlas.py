@@ -12,6 +12,7 @@ import sys
 
 import polars as pl
 import pytest
+from toy_plans import toy_table
 
 from feature_store import FeatureStore
 from feature_store.atlas import server
@@ -19,6 +20,7 @@ from feature_store.errors import InputError
 from feature_store.maps.features import nearest, unit_rows
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
+from feature_store.storage.plans import SteeringResultsPlan
 from pipelines import cli
 from pipelines.atlas import export_atlas, missing_maps, prepare_atlas, serve_atlas
 from pipelines.match import decoder_rows
@@ -97,10 +99,10 @@ def test_a_steering_run_has_a_map_made_if_it_kept_its_embeddings(own_store):
     layout, table = Layout(own_store), pl.DataFrame({"variant": [0]})
     for run, names in {"aaaa": ("results", "variants"), "bbbb": ("results", "variants", "per_cell")}.items():
         for name in names:
-            commit.write_table(layout.steering_dir(run) / name, table, {})
+            commit.write_table(layout.steering_dir(run) / name, table, toy_table(SteeringResultsPlan))
     missing = [missing.name for missing in missing_maps(FeatureStore.open(own_store))]
     assert missing[-1] == "the map of steering run bbbb"
-    commit.write_table(layout.steering_dir("bbbb") / "map", table, {})
+    commit.write_table(layout.steering_dir("bbbb") / "map", table, toy_table(SteeringResultsPlan))
     assert [missing.name for missing in missing_maps(FeatureStore.open(own_store))] == missing[:-1]
 
 

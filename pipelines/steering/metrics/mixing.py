@@ -26,7 +26,7 @@ from pipelines.steering.metrics.intervals import Floats, Ints, Names, blocks
 from pipelines.steering.metrics.type_preservation import macro_f1
 
 N_NEIGHBORS = 5
-_MIN_TYPE = 4
+MIN_TYPE = 4
 
 
 class QuickMixing(NamedTuple):
@@ -80,7 +80,7 @@ def quick_mixing(embedding: Floats, batch: Names, label: Names, *, k: int = 15) 
 def _mixing(values: Floats, batch: Ints, k: int) -> float | None:
     """Share of neighbours of other batches over chance, for the cells of one type; None where it is not defined."""
     n, sizes = len(values), np.bincount(batch)
-    if n < _MIN_TYPE or len(sizes) < 2:
+    if n < MIN_TYPE or len(sizes) < 2:
         return None
     foreign = (batch[_neighbors(values, min(k, (n - 1) // 3))] != batch[:, None]).mean(1)
     found = np.bincount(batch, weights=foreign) / sizes

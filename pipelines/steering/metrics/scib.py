@@ -39,8 +39,8 @@ WEIGHTS = (0.4, 0.6)
 """Weights of batch correction and of bio-conservation in the total."""
 MIN_CELLS = 4
 """Cells below which no score is computed."""
-_KBET_MIN = 10
-_LISI_MIN = 10  # a third of the neighbours is the perplexity, which has to be above 1
+KBET_MIN = 10
+LISI_MIN = 10  # a third of the neighbours is the perplexity, which has to be above 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,9 +121,9 @@ def _scores(
     one_label = "there is one label only" if n_labels < 2 else None
     if not one_label and n_labels == len(labels):
         one_label = "every cell has a label of its own"
-    few = f"fewer than {_LISI_MIN} cells" if len(labels) < _LISI_MIN else None
+    few = f"fewer than {LISI_MIN} cells" if len(labels) < LISI_MIN else None
     apart = None if any(1 < b < n for n, b in per_label) else "no label has cells of two batches, one of them with two"
-    small = None if any(n >= _KBET_MIN and b > 1 for n, b in per_label) else "no label of 10 cells is in two batches"
+    small = None if any(n >= KBET_MIN and b > 1 for n, b in per_label) else "no label of 10 cells is in two batches"
     constant = "the embedding is constant" if not np.ptp(values, axis=0).any() else None
     flat = "the unsteered embedding is constant" if not np.ptp(before, axis=0).any() else constant
 

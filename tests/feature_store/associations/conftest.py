@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 from scipy import sparse
+from toy_plans import toy_plan
 
 from feature_store.associations import (
     CellInputs,
@@ -19,6 +20,7 @@ from feature_store.associations import (
     measure,
 )
 from feature_store.associations.gene_correlation import CellBlocks
+from feature_store.storage.plans import AssociationsPlan
 
 N_DONORS, CELLS_PER_DONOR, N_GENES = 8, 75, 40
 
@@ -164,7 +166,7 @@ def measure_ranges(tmp_path_factory):
         bounds = bounds or [0, codes.shape[1]]
         by_gene = expression.tocsc()
         tiles = GeneTiles(lambda start, stop: by_gene[:, start:stop], [0, by_gene.shape[1]], cells.blocks())
-        run = MeasuredRun.create(tmp_path_factory.mktemp("measured"), {"bounds": bounds})
+        run = MeasuredRun.create(tmp_path_factory.mktemp("measured"), toy_plan(AssociationsPlan), bounds=bounds)
         for number, (start, stop) in enumerate(pairwise(bounds)):
             features = FeatureRange(
                 first=start,

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 from scipy import sparse, stats
+from toy_plans import toy_table
 
 from feature_store import FeatureStore
 from feature_store.associations import Labels, matching
@@ -16,6 +17,7 @@ from feature_store.associations.matching import match_codes, match_directions, s
 from feature_store.errors import InputError
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import ASSOCIATION_TABLES
+from feature_store.storage.plans import AssociationsPlan, MatchPlan
 
 N_A, N_B, D = 40, 50, 16
 
@@ -241,7 +243,7 @@ def stored_match(layout, run, first, second, *, method="cosine", similarity=0.5)
     sides = ((of_a, first, second), (of_b, second, first))
     frames = [frame.with_columns(sae=pl.lit(sae), other=pl.lit(other)) for frame, sae, other in sides]
     table = schemas.conform("feature_match", pl.concat(frames)).with_columns(similarity=pl.lit(similarity))
-    plan = {"saes": [first, second], "method": method, "similarity": similarity}
+    plan = toy_table(MatchPlan, saes=(first, second), method=method, codes=(str(similarity), None))
     commit.write_table(layout.matches_dir(run) / "feature_match", table, plan)
     return table
 
@@ -253,7 +255,7 @@ def test_the_store_reads_the_newest_match_of_each_pair_and_method(small_store):
         [("a", "xy", "cosine"), ("b", "xz", "cosine"), ("c", "xy", "pearson"), ("d", "xy", "cosine")]
     ):
         stored_match(layout, run, *pair, method=method, similarity=age / 10)
-        os.utime(layout.matches_dir(run) / "feature_match" / "MANIFEST.json", (1_000_000 + age, 1_000_000 + age))
+        os.utime(layout.matches_dir(run) / "feature_match" / "MANIFEST.json", (1_000_000 - age, 1_000_000 - age))
     commit.Run.create(layout.matches_dir("e") / "feature_match", {"n_shards": 2, "saes": ["x", "y"]})
     store = FeatureStore.open(layout.root)
     assert store.lineage.matches == ("d", "c", "b")
@@ -267,7 +269,7 @@ def test_the_store_shows_the_matches_of_the_sae_that_its_associations_are_of(sma
     shutil.rmtree(layout.associations_dir("a550c"))
     assert FeatureStore.open(layout.root).frame("feature_match").collect().height == 3 * table.height
     for name in ASSOCIATION_TABLES:
-        plan = {"codes": "c0de", "dataset": "toy", "sae": "x"}
+        plan = toy_table(AssociationsPlan, codes="c0de", dataset="toy", sae="x")
         commit.write_table(layout.associations_dir("a55") / name, schemas.empty(name), plan)
     store = FeatureStore.open(layout.root)
     found = store.sql("SELECT sae, other, feature_id FROM feature_match ORDER BY other, feature_id")

@@ -15,12 +15,21 @@ import numpy as np
 import polars as pl
 import pytest
 from scipy import sparse
+from toy_plans import toy_plan, toy_table
 
 from feature_store import FeatureStore
 from feature_store.atlas.columns import NULL_I32
 from feature_store.codes import CodesRun, TokenCodes
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import Layout
+from feature_store.storage.plans import (
+    AssociationsPlan,
+    CodesPlan,
+    ComparisonPlan,
+    MatchPlan,
+    SAEPlan,
+    SteeringResultsPlan,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -321,11 +330,11 @@ def write_sae(folder: Path) -> None:
     summary = {"test_fvu": 0.125, "select_fvu": 0.12, "select_l0": 15.9, "select_dead_fraction": 1 / 120, "theta": 0.25}
     files = {"history.json": history, "summary.json": {**summary, "select_recovery": 0.99, "gamma": 0.6}}
     sae = {"arch": "batchtopk", "n_features": N_FEATURES, "k": 16, "d_model": 8}
-    plan = {
-        "n_shards": len(files), "files": list(files), "sae": sae, "model": "mini", "site": "layer.2",
-        "train": {"n_steps": 400, "batch_size": 64, "seed": 0}, "activations": "ac7", "dataset": "toy",
-    }  # fmt: skip
-    run = commit.Run.create(folder, plan)
+    plan = toy_plan(
+        SAEPlan, sae=sae, model="mini", site="layer.2", train={"n_steps": 400, "batch_size": 64, "seed": 0},
+        activations="ac7", dataset="toy",
+    )  # fmt: skip
+    run = commit.Run.create(folder, plan.table("sae", n_shards=len(files), files=list(files)))
     for shard, text in enumerate(map(json.dumps, files.values())):
         run.commit_shard(shard, lambda path, text=text: path.write_text(text), start=shard, stop=shard + 1)
     run.finalize()
@@ -394,19 +403,19 @@ def write_store(root: Path) -> None:
     genes = pl.DataFrame({"gene_idx": np.arange(40), "symbol": GENES, "ensembl_id": None, "n_cells": 50, "mean": 0.5})
     commit.write_table(layout.genes_dir("toy"), schemas.conform("genes", genes), {"table": "genes"})
     write_sae(layout.saes_dir("5ae"))
-    plan = {"n_shards": 1, "n_features": N_FEATURES, "dataset": "toy", "sae": "5ae"}
-    codes = CodesRun.create(layout.codes_dir("c0de"), plan)
+    plan = toy_plan(CodesPlan, n_features=N_FEATURES, dataset="toy", sae="5ae")
+    codes = CodesRun.create(layout.codes_dir("c0de"), plan, n_shards=1)
     split_of_cell = cells["split"].to_numpy()
     codes.commit_shard(0, token_codes(cells, rng), start=0, stop=N_CELLS, split_of_cell=split_of_cell)
     codes.finalize(n_buckets=3)
-    of = {"codes": "c0de", "dataset": "toy", "sae": "5ae"}
+    of = toy_table(AssociationsPlan, codes="c0de", dataset="toy", sae="5ae")
     for name, frame in association_tables(rng).items():
         commit.write_table(layout.associations_dir("a550c") / name, frame, of)
     write_maps(layout, rng)
-    match = {"saes": ["5ae", "07he5"], "method": "decoder"}
+    match = toy_table(MatchPlan, saes=("5ae", "07he5"), method="cosine")
     commit.write_table(layout.matches_dir("3a7c") / "feature_match", match_rows(rng), match)
     for name, frame in comparison_tables().items():
-        made_of = {"associations": "a550c", "baselines": {"pca": "9ca", "random": "4a2d"}, "table": name}
+        made_of = toy_table(ComparisonPlan, associations="a550c", baselines={"pca": "9ca", "random": "4a2d"})
         commit.write_table(layout.comparisons_dir("c09a") / name, frame, made_of)
     write_steering(layout, cells, rng)
 
@@ -453,13 +462,13 @@ def write_steering(layout: Layout, cells: pl.DataFrame, rng: np.random.Generator
         "scores": schemas.conform("steering_scores", scores),
         "map": schemas.conform("steering_map", places),
     }
-    plan = {
-        "sae": "5ae", "associations": "a550c", "dataset": "toy", "question": "move", "kind": "condition",
-        "target": "stim", "toward": "ctrl", "intervention": "shift", "by": "cell_type", "n_nulls": 5, "seed": 0,
-        "grid": [[n, dose] for n in COUNTS for dose in DOSES], "features": list(range(2, 12)), "readout": "mean",
-    }  # fmt: skip
+    plan = toy_plan(
+        SteeringResultsPlan, sae="5ae", associations="a550c", dataset="toy", question="move", kind="condition",
+        target="stim", toward="ctrl", intervention="shift", by="cell_type", n_nulls=5, seed=0,
+        grid=tuple((n, dose) for n in COUNTS for dose in DOSES), features=tuple(range(2, 12)), readout="mean",
+    )  # fmt: skip
     for name, frame in tables.items():
-        commit.write_table(layout.steering_dir("57ee4") / name, frame, {**plan, "table": name})
+        commit.write_table(layout.steering_dir("57ee4") / name, frame, plan.table(name))
 
 
 def decoded(data: bytes) -> pl.DataFrame:

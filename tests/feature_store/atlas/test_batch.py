@@ -100,7 +100,7 @@ def test_of_two_mirrored_batches_the_one_is_named_in_which_the_feature_is_strong
     commit.write_table(
         root / "associations" / "a550c" / "feature_label",
         labels.with_columns(auroc=pl.when(pl.col("label_kind") == "batch").then(auroc).otherwise("auroc")),
-        {key: plan[key] for key in ("codes", "dataset", "sae")},
+        plan,
     )
     found = Resources(FeatureStore.open(root)).get("batch.cols")
     assert found is not None

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 import pytest
+from toy_plans import toy_table
 
 from feature_store import FeatureStore
 from feature_store.associations.comparison import summarise
 from feature_store.atlas.resources import Resources
 from feature_store.storage import commit
+from feature_store.storage.plans import AssociationsPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +40,7 @@ def with_random(atlas_root: Path, tmp_path: Path) -> FeatureStore:
     """The planted store with the associations of its random directions, half of whose tests are significant."""
     root = shutil.copytree(atlas_root, tmp_path / "random")
     own = root / "associations" / "a550c"
-    plan = {"codes": "c0de", "dataset": "toy", "sae": "5ae", "control": "random"}
+    plan = toy_table(AssociationsPlan, codes="c0de", dataset="toy", sae="5ae", control_of="random")
     labels = commit.read_table(own / "feature_label").with_columns(
         q=pl.when(pl.col("feature_id") % 2 == 0).then(0.01).otherwise(0.5), rank_biserial=pl.lit(0.7)
     )
@@ -74,8 +76,7 @@ def test_of_many_targets_their_excess_is_counted(atlas_root: Path, tmp_path: Pat
         for i, value in enumerate(excess)
     )
     shutil.rmtree(folder)
-    own = {key: plan[key] for key in ("associations", "baselines", "table")}
-    commit.write_table(folder, pl.concat([kept, genes]), own)
+    commit.write_table(folder, pl.concat([kept, genes]), plan)
     (counted,) = controls_of(FeatureStore.open(root))["baselines"]["counted"]
     assert (counted["target_kind"], counted["n"]) == ("gene", 100)
     assert counted["counts"] == np.histogram(excess, bins=20, range=(-1, 1))[0].tolist()

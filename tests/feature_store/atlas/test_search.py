@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 import pytest
+from toy_plans import toy_plan, toy_table
 
 from feature_store import FeatureStore
 from feature_store.atlas import ranking
@@ -17,6 +18,7 @@ from feature_store.atlas.resources import Resources
 from feature_store.codes import CodesRun
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
+from feature_store.storage.plans import AssociationsPlan, CodesPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,7 +107,11 @@ def with_labels(small_store: Any) -> Callable[[Callable[[pl.DataFrame], pl.DataF
         for name in ("features", "feature_gene", "feature_geneset", "feature_token", "feature_label"):
             frame = old.frame(name).collect()
             frame = change(frame) if name == "feature_label" else frame
-            commit.write_table(layout.associations_dir("b550c") / name, frame, {"codes": "c0de", "dataset": "toy"})
+            commit.write_table(
+                layout.associations_dir("b550c") / name,
+                frame,
+                toy_table(AssociationsPlan, codes="c0de", dataset="toy", sae="5ae"),
+            )
         return FeatureStore.open(layout.root, associations="b550c")
 
     return make
@@ -166,8 +172,8 @@ def test_cells_are_told_in_chunks_that_follow_each_other(
 def test_codes_of_tokens_are_pooled_to_cells(small_store: Any, tmp_path: Path) -> None:
     layout = Layout(tmp_path / "tokens")
     commit.write_table(layout.cells_dir("toy"), small_store.cells, {"table": "cells", "dataset": "toy"})
-    plan = {"n_shards": 1, "n_features": 12, "dataset": "toy", "level": "token"}
-    codes = CodesRun.create(layout.codes_dir("c0de"), plan)
+    plan = toy_plan(CodesPlan, n_features=12, dataset="toy", level="token", sae="5ae")
+    codes = CodesRun.create(layout.codes_dir("c0de"), plan, n_shards=1)
     codes.commit_shard(0, small_store.tokens, start=0, stop=40, split_of_cell=small_store.cells["split"].to_numpy())
     codes.finalize(n_buckets=2)
     store = FeatureStore.open(layout.root)

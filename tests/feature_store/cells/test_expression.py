@@ -57,7 +57,8 @@ def turned(root: Path, source: Source) -> commit.Run:
     layout = Layout(root)
     dataset = str(write_cells(layout, source)["dataset"][0])
     genes = commit.read_table(layout.genes_dir(dataset))
-    run = commit.Run.create(root / "expression", plan_expression(dataset, source, genes))
+    plan = plan_expression(dataset, source, genes)
+    run = commit.Run.create(root / "expression", plan.table("expression", n_shards=plan.n_shards))
     for shard in run.pending():
         write_expression_part(run, shard, source)
     run.finalize()

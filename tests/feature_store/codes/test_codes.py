@@ -8,11 +8,13 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 from scipy import sparse
+from toy_plans import toy_plan
 
 from feature_store import codes
 from feature_store.codes import CodeReader, by_feature, parquet, token_codes, token_statistics
 from feature_store.errors import IncompleteRunError, InputError, PlanMismatchError
 from feature_store.storage.commit import Run
+from feature_store.storage.plans import CodesPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from feature_store.codes import TokenCodes
 
 N_CELLS, N_FEATURES = 40, 12
-PLAN = {"n_shards": 4, "n_features": N_FEATURES, "dataset": "toy"}
+PLAN = toy_plan(CodesPlan, n_features=N_FEATURES, dataset="toy", top_tokens=20)
 SPLIT = np.array(["train", "select", "test", "train"] * 10)
 
 
@@ -30,10 +32,8 @@ def parts(random_tokens: Callable[..., TokenCodes]) -> list[TokenCodes]:
     return [random_tokens(10 * shard, 10 * shard + 10) for shard in range(4)]
 
 
-def write(
-    folder: Path, parts: list[TokenCodes], plan: dict[str, Any] | None = None, shards: Any = None
-) -> codes.CodesRun:
-    run = codes.CodesRun.create(folder, plan or PLAN)
+def write(folder: Path, parts: list[TokenCodes], plan: CodesPlan = PLAN, shards: Any = None) -> codes.CodesRun:
+    run = codes.CodesRun.create(folder, plan, n_shards=4)
     for shard in run.pending() if shards is None else shards:
         run.commit_shard(shard, parts[shard], start=10 * shard, stop=10 * shard + 10, split_of_cell=SPLIT)
     return run
@@ -266,31 +266,31 @@ def test_bad_codes_are_refused(tmp_path: Path, parts: list[TokenCodes]) -> None:
         parquet.write_by_cell(tmp_path / "p", np.array([1, 0]), np.zeros(2, int), np.ones(2), n_features=3)
     with pytest.raises(InputError, match=r"3.* 0 to 2"):
         parquet.write_by_cell(tmp_path / "p", np.array([0, 0]), np.array([0, 3]), np.ones(2), n_features=3)
-    run = codes.CodesRun.create(tmp_path / "codes", PLAN)
+    run = codes.CodesRun.create(tmp_path / "codes", PLAN, n_shards=4)
     with pytest.raises(InputError, match=r"\[0, 10\).* 10 to 19"):
         run.commit_shard(0, parts[1], start=0, stop=10, split_of_cell=SPLIT)
     with pytest.raises(InputError, match=r"12 .* 13"):
-        codes.CodesRun.create(tmp_path / "other", {**PLAN, "n_features": 13}).commit_shard(
+        codes.CodesRun.create(tmp_path / "other", replace(PLAN, n_features=13), n_shards=4).commit_shard(
             0, parts[0], start=0, stop=10, split_of_cell=SPLIT
         )
 
 
 def test_bad_plans_are_refused(tmp_path: Path, finished: codes.CodesRun) -> None:
     with pytest.raises(PlanMismatchError, match="pooling"):
-        codes.CodesRun.create(finished.folder, {**PLAN, "pooling": "mean"})
+        codes.CodesRun.create(finished.folder, replace(PLAN, pooling="mean"), n_shards=4)
     for plan, message in (
-        ({"n_shards": 1}, "n_features"),
-        ({**PLAN, "level": "gene"}, "'gene'"),
-        ({**PLAN, "level": "token", "pooling": "mean"}, "'mean'"),
+        (replace(PLAN, n_features=0), "n_features"),
+        (replace(PLAN, level="gene"), "'gene'"),
+        (replace(PLAN, level="token", pooling="mean"), "'mean'"),
     ):
         with pytest.raises(InputError, match=message):
-            codes.CodesRun.create(tmp_path / "new", plan)
+            codes.CodesRun.create(tmp_path / "new", plan, n_shards=1)
 
 
 def test_a_run_whose_cells_have_no_codes_can_be_read(tmp_path: Path) -> None:
     none = np.empty(0, np.int64)
     tokens = token_codes.TokenCodes(cell_idx=none, token_pos=none, gene_id=none, codes=sparse.csr_array((0, 12)))
-    run = codes.CodesRun.create(tmp_path / "codes", {**PLAN, "n_shards": 1})
+    run = codes.CodesRun.create(tmp_path / "codes", PLAN, n_shards=1)
     run.commit_shard(0, tokens, start=0, stop=10, split_of_cell=SPLIT)
     run.finalize()
     assert codes.load_cell_codes(run.by_cell, 10).nnz == 0
@@ -307,8 +307,8 @@ def test_codes_of_more_features_than_two_bytes_count_are_read_in_every_way(tmp_p
         gene_id=np.zeros(4, np.int32),
         codes=sparse.csr_array(values),
     )
-    plan = {"n_shards": 1, "n_features": n_features, "dataset": "toy"}
-    run = codes.CodesRun.create(tmp_path / "codes", plan)
+    plan = toy_plan(CodesPlan, n_features=n_features, dataset="toy", top_tokens=20)
+    run = codes.CodesRun.create(tmp_path / "codes", plan, n_shards=1)
     run.commit_shard(0, tokens, start=0, stop=4, split_of_cell=np.array(["test"] * 4))
     run.finalize()
     reader = CodeReader(tmp_path / "codes")

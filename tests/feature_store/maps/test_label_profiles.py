@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 from scipy.spatial.distance import cdist
 from sklearn.neighbors import NearestNeighbors
+from toy_plans import toy_table
 
 from feature_store import FeatureStore
 from feature_store.errors import InputError, PlanMismatchError
@@ -16,6 +17,7 @@ from feature_store.maps import label_profiles
 from feature_store.maps.label_profiles import ProfileMapConfig, has_profile_map, lay_out, profiles
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import Layout
+from feature_store.storage.plans import AssociationsPlan
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,7 +53,7 @@ def write(root: Path, planted: np.ndarray, *, labels: list[tuple[str, str]] = LA
         "feature_label": schemas.conform("feature_label", table.with_columns(**none)),
         **{name: schemas.empty(name) for name in ("feature_gene", "feature_geneset", "feature_token")},
     }.items():
-        commit.write_table(layout.associations_dir("a550c") / name, frame, {"table": name})
+        commit.write_table(layout.associations_dir("a550c") / name, frame, toy_table(AssociationsPlan))
     return layout
 
 

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
+from toy_plans import toy_plan
 
 from feature_store.errors import InputError, NotFoundError, PlanMismatchError
 from feature_store.maps.steered_cells import (
@@ -21,6 +22,7 @@ from feature_store.maps.steered_cells import (
 )
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import Layout
+from feature_store.storage.plans import SteeringPlan
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,7 +51,10 @@ def write_run(root: Path) -> Layout:
     )
     commit.write_table(layout.cells_dir("toy"), cells, {"dataset": "toy"})
     folder = layout.steering_dir(RUN)
-    run = commit.Run.create(folder / "per_cell", {"dataset": "toy", "kind": "cell_type", "n_shards": 2})
+    run = commit.Run.create(
+        folder / "per_cell",
+        toy_plan(SteeringPlan, dataset="toy", kind="cell_type").table("per_cell", n_shards=2),
+    )
     for shard in run.pending():
         own = i[shard * 45 : shard * 45 + 45]
         frames = [rows_of(own, points, variant) for variant in range(len(ROLES))]

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 from scipy import sparse
+from toy_plans import toy_plan, toy_table
 
 from feature_store import FeatureStore, plots
 from feature_store.codes import CodesRun, TokenCodes
@@ -16,6 +17,7 @@ from feature_store.errors import InputError, NotFoundError, QueryError
 from feature_store.plots import canvas
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import Layout
+from feature_store.storage.plans import AssociationsPlan, CodesPlan, SteeringResultsPlan
 
 N_CELLS, N_FEATURES = 72, 6
 SPLITS = ["train", "select", "test"]
@@ -150,18 +152,21 @@ def write_store(root, cells, dense, frames=None, steering=None):
     """A store of these cells, codes and tables, opened."""
     layout = Layout(root)
     commit.write_table(layout.cells_dir("toy"), schemas.conform("cells", cells), {"dataset": "toy"})
-    plan = {"n_shards": 1, "n_features": dense.shape[1], "dataset": "toy"}
-    codes = CodesRun.create(layout.codes_dir("c0de"), plan)
+    plan = toy_plan(CodesPlan, n_features=dense.shape[1], dataset="toy", sae="5ae")
+    codes = CodesRun.create(layout.codes_dir("c0de"), plan, n_shards=1)
     n = len(dense)
     zeros = np.zeros(n, dtype=np.int32)
     tokens = TokenCodes(cell_idx=np.arange(n), token_pos=zeros, gene_id=zeros, codes=sparse.csr_array(dense))
     codes.commit_shard(0, tokens, start=0, stop=n, split_of_cell=cells["split"].to_numpy())
     codes.finalize(n_buckets=2)
     for name, frame in (frames or {}).items():
-        folder = layout.associations_dir("a550c") / name
-        commit.write_table(folder, whole(name, frame), {"codes": "c0de", "dataset": "toy"})
+        folder, of = (
+            layout.associations_dir("a550c") / name,
+            toy_table(AssociationsPlan, codes="c0de", dataset="toy", sae="5ae"),
+        )
+        commit.write_table(folder, whole(name, frame), of)
     if steering is not None:
-        plan = {"kind": "cell_type", "target": "B cell", "features": [0, 1]}
+        plan = toy_table(SteeringResultsPlan, sae="5ae", kind="cell_type", target="B cell", features=(0, 1))
         commit.write_table(layout.steering_dir("57ee4") / "results", steering, plan)
     return FeatureStore.open(layout.root)
 

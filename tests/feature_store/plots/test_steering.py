@@ -5,11 +5,13 @@ import shutil
 import numpy as np
 import polars as pl
 import pytest
+from toy_plans import toy_table
 
 from feature_store import FeatureStore, plots
 from feature_store.errors import InputError
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import Layout
+from feature_store.storage.plans import SteeringResultsPlan
 
 TYPES = ["B", "CD14 Mono", "NK", "CD4 T"]
 DOSES, COUNTS = [0.0, 0.5, 1.0, 1.5, 2.0], [5, 10, 20, 50]
@@ -117,7 +119,7 @@ def answers(n=60):
 
 def write_run(root, run, plan, tables):
     for name, frame in tables.items():
-        commit.write_table(Layout(root).steering_dir(run) / name, frame, {**plan, "table": name})
+        commit.write_table(Layout(root).steering_dir(run) / name, frame, toy_table(SteeringResultsPlan, **plan))
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+import toy_plans
+from toy_plans import toy_plan, toy_table
 
 import feature_store
 from feature_store import FeatureStore
@@ -19,10 +21,10 @@ from feature_store.codes import CodesRun, load_cell_codes
 from feature_store.errors import IntegrityError, NotFoundError, QueryError
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import ASSOCIATION_TABLES, Layout
+from feature_store.storage.plans import AssociationsPlan, CodesPlan, SteeringResultsPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 TABLES = [
     *("cells", "codes", "features", "feature_label", "feature_gene", "feature_geneset", "feature_token", "steering")
@@ -125,11 +127,11 @@ def test_steering_is_that_of_the_sae_the_store_is_opened_at(small_store: Any) ->
     by_cell = layout.associations_dir("b0b0")
     for table in ASSOCIATION_TABLES:
         frame = commit.read_table(layout.associations_dir("a550c") / table)
-        commit.write_table(by_cell / table, frame, {"codes": "c0de", "dataset": "toy", "sae": "mine"})
+        commit.write_table(by_cell / table, frame, toy_table(AssociationsPlan, codes="c0de", dataset="toy", sae="mine"))
     for run, sae in (("aaa", "mine"), ("bbb", "other")):
         folder = layout.steering_dir(run)
         for table in ("results", "variants", "head")[: 3 if sae == "mine" else 2]:
-            commit.write_table(folder / table, pl.DataFrame({"name": [table]}), {"sae": sae})
+            commit.write_table(folder / table, pl.DataFrame({"name": [table]}), toy_table(SteeringResultsPlan, sae=sae))
     mine = FeatureStore.open(layout.root, associations="b0b0")
     assert {run for table in ("steering", "steering_variants", "steering_head") for run in mine.sql(
         f"SELECT run FROM {table} WHERE name IS NOT NULL")["run"]} == {"aaa"}  # fmt: skip
@@ -210,7 +212,7 @@ def test_a_name_in_another_case_is_found_unless_it_may_be_two(store: FeatureStor
     both = pl.concat([labels.with_columns(label=pl.lit(name)) for name in ("Nk", "NK")])
     folder = small_store.layout.associations_dir("a550c") / "feature_label"
     shutil.rmtree(folder)
-    commit.write_table(folder, both, {"codes": "c0de", "dataset": "toy"})
+    commit.write_table(folder, both, toy_table(AssociationsPlan, codes="c0de", dataset="toy", sae="5ae"))
     reopened = FeatureStore.open(small_store.layout.root)
     assert set(reopened.features_for(label="NK")["label"]) == {"NK"}
     with pytest.raises(QueryError, match="no label 'nk' in feature_label; did you mean 'NK' or 'Nk'"):
@@ -224,7 +226,9 @@ def test_a_label_that_two_kinds_have_is_ranked_within_the_one_that_is_named(
     batch = labels.with_columns(label_kind=pl.lit("batch"), auroc=1 - pl.col("auroc"))
     folder = small_store.layout.associations_dir("a550c") / "feature_label"
     shutil.rmtree(folder)
-    commit.write_table(folder, pl.concat([labels, batch]), {"codes": "c0de", "dataset": "toy"})
+    commit.write_table(
+        folder, pl.concat([labels, batch]), toy_table(AssociationsPlan, codes="c0de", dataset="toy", sae="5ae")
+    )
     reopened = FeatureStore.open(small_store.layout.root)
     assert reopened.features_for(label="B", kind="cell_type").equals(expected)
     assert reopened.features_for(label="B", kind="batch")["feature_id"].to_list() == [5, 3]
@@ -240,7 +244,7 @@ def test_a_label_without_figures_of_test_cells_is_said_to_have_none(store: Featu
     labels = store.frame("feature_label").filter(pl.col("split") == "select").collect()
     folder = small_store.layout.associations_dir("a550c") / "feature_label"
     shutil.rmtree(folder)
-    commit.write_table(folder, labels, {"codes": "c0de", "dataset": "toy"})
+    commit.write_table(folder, labels, toy_table(AssociationsPlan, codes="c0de", dataset="toy", sae="5ae"))
     with pytest.raises(QueryError, match="label 'B' has figures of select cells and none of test cells"):
         FeatureStore.open(small_store.layout.root).features_for(label="B")
 
@@ -349,8 +353,8 @@ def test_codes_of_tokens_answer_the_same_questions(
 ) -> None:
     layout = Layout(tmp_path / "tokens")
     shutil.copytree(small_store.layout.cells_dir("toy"), layout.cells_dir("toy"))
-    plan = {"n_shards": 1, "n_features": 12, "dataset": "toy", "level": "token"}
-    run = CodesRun.create(layout.codes_dir("70ce"), plan)
+    plan = toy_plan(CodesPlan, n_features=12, dataset="toy", level="token", sae="5ae")
+    run = CodesRun.create(layout.codes_dir("70ce"), plan, n_shards=1)
     run.commit_shard(0, small_store.tokens, start=0, stop=40, split_of_cell=small_store.cells["split"].to_numpy())
     run.finalize()
     other = FeatureStore.open(layout.root)
@@ -381,7 +385,11 @@ def test_an_unfinished_run_is_not_seen_and_a_writer_beside_changes_nothing(
 ) -> None:
     layout = small_store.layout
     before = store.frame("features").collect()
-    commit.write_table(layout.associations_dir("zzz") / "features", before.with_columns(dead=True), {"codes": "c0de"})
+    commit.write_table(
+        layout.associations_dir("zzz") / "features",
+        before.with_columns(dead=True),
+        toy_table(AssociationsPlan, codes="c0de", dataset="toy", sae="5ae"),
+    )
     assert FeatureStore.open(layout.root).lineage.associations == "a550c"
     assert store.sql("SELECT COUNT(*) AS n FROM features WHERE dead")["n"].to_list() == [1]
     hashes = folder_hashes(layout.root)
@@ -414,7 +422,7 @@ def test_of_several_data_sets_without_codes_the_newest_is_read_unless_one_is_nam
     for age, name in enumerate(("one", "two", "three")):
         commit.write_table(layout.cells_dir(name), small_store.cells, {"dataset": name})
         os.utime(layout.cells_dir(name) / "MANIFEST.json", (1000 - age, 1000 - age))
-    assert FeatureStore.open(layout.root).lineage.dataset == "one"
+    assert FeatureStore.open(layout.root).lineage.dataset == "three"
     assert FeatureStore.open(layout.root, dataset="two").lineage.dataset == "two"
 
 
@@ -423,12 +431,18 @@ def two_sets(small_store: Any) -> Layout:
     """The small store, and newer codes `f00d` of another data set with associations `beef`."""
     layout = small_store.layout
     commit.write_table(layout.cells_dir("other"), small_store.cells, {"dataset": "other"})
-    run = CodesRun.create(layout.codes_dir("f00d"), {"n_shards": 1, "n_features": 12, "dataset": "other"})
+    run = CodesRun.create(
+        layout.codes_dir("f00d"), toy_plan(CodesPlan, n_features=12, dataset="other", sae="5ae"), n_shards=1
+    )
     run.commit_shard(0, small_store.tokens, start=0, stop=40, split_of_cell=small_store.cells["split"].to_numpy())
     run.finalize()
     for table in ASSOCIATION_TABLES:
         frame = commit.read_table(layout.associations_dir("a550c") / table)
-        commit.write_table(layout.associations_dir("beef") / table, frame, {"codes": "f00d", "dataset": "other"})
+        commit.write_table(
+            layout.associations_dir("beef") / table,
+            frame,
+            toy_table(AssociationsPlan, codes="f00d", dataset="other", sae="5ae"),
+        )
     return layout
 
 
@@ -467,19 +481,23 @@ def test_runs_that_do_not_belong_together_are_refused(two_sets: Layout) -> None:
 
 WRITER = """
 import sys
+sys.path.append(sys.argv[2])
 import numpy as np
 from scipy import sparse
 from feature_store.storage import commit
 from feature_store.codes import CodesRun
 from feature_store.storage.layout import ASSOCIATION_TABLES, Layout
 from feature_store.codes import TokenCodes
+from feature_store.storage.plans import AssociationsPlan, CodesPlan, SteeringResultsPlan
+from toy_plans import toy_plan, toy_table
 
 layout = Layout(sys.argv[1])
 cells = commit.read_table(layout.cells_dir("toy"))
 for i in range(2):
     commit.write_table(layout.cells_dir(f"new{i}"), cells, {"dataset": f"new{i}"})
     commit.write_table(layout.genes_dir("toy"), cells, {"i": 0})
-    codes = CodesRun.create(layout.codes_dir(f"c{i}"), {"n_shards": 4, "n_features": 12, "dataset": "toy"})
+    plan = toy_plan(CodesPlan, n_features=12, dataset="toy", sae="5ae")
+    codes = CodesRun.create(layout.codes_dir(f"c{i}"), plan, n_shards=4)
     for shard in range(4):
         start, stop = 10 * shard, 10 * shard + 10
         cell = np.arange(start, stop)
@@ -490,9 +508,9 @@ for i in range(2):
     codes.finalize()
     for table in ASSOCIATION_TABLES:
         frame = commit.read_table(layout.associations_dir("a550c") / table)
-        plan = {"codes": f"c{i}", "dataset": "toy"}
+        plan = toy_table(AssociationsPlan, codes=f"c{i}", dataset="toy", sae="5ae")
         commit.write_table(layout.associations_dir(f"a{i}") / table, frame.head(1), plan)
-    commit.write_table(layout.steering_dir(f"s{i}") / "results", cells, {"i": i})
+    commit.write_table(layout.steering_dir(f"s{i}") / "results", cells, toy_table(SteeringResultsPlan, seed=i))
 """
 
 
@@ -506,7 +524,11 @@ def test_a_store_answers_the_same_while_another_process_writes_into_it_and_a_new
         return [*counts, store.sql("SELECT * FROM codes"), store.top_cells(3), store.features_of(7), store.sql(JOINED)]
 
     before, tables = answers(), store.tables()
-    with subprocess.Popen([sys.executable, "-c", WRITER, str(root)], stdout=subprocess.PIPE, text=True) as writer:
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(root), str(Path(toy_plans.__file__).parent)],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as writer:
         for _ in writer.stdout or ():
             assert all(one.equals(other) for one, other in zip(answers(), before, strict=True))
             assert FeatureStore.open(root).sql("SELECT * FROM features").height in (1, 12)

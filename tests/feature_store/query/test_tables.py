@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pytest
+from toy_plans import toy_plan, toy_table
 
 from feature_store import FeatureStore
 from feature_store.errors import IntegrityError, NotFoundError, QueryError
 from feature_store.query.tables import MADE_BY, Tables
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import ASSOCIATION_TABLES, Layout
+from feature_store.storage.plans import AssociationsPlan, SAEPlan, SteeringResultsPlan
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +26,8 @@ NEIGHBOURS = pl.DataFrame({"feature_id": [0, 1], "rank": 1, "other_feature_id": 
 def commit_sae(folder: Path, history: list[dict[str, float]]) -> None:
     files = {"history.json": history, "summary.json": {"test_fvu": 0.125}}
     run = commit.Run.create(
-        folder, {"n_shards": 2, "files": list(files), "model": "mini", "site": "layer.2", "sae": {"k": 4}}
+        folder,
+        toy_plan(SAEPlan, model="mini", site="layer.2", sae={"k": 4}).table("sae", n_shards=2, files=list(files)),
     )
     for shard, text in enumerate(map(json.dumps, files.values())):
         run.commit_shard(shard, lambda path, text=text: path.write_text(text), start=shard, stop=shard + 1)
@@ -39,7 +42,7 @@ def layout(small_store: Any) -> Layout:
         folder = found.associations_dir("a550c") / table
         frame = commit.read_table(folder)
         shutil.rmtree(folder)
-        commit.write_table(folder, frame, {"codes": "c0de", "dataset": "toy", "sae": "5ae"})
+        commit.write_table(folder, frame, toy_table(AssociationsPlan, codes="c0de", dataset="toy", sae="5ae"))
     return found
 
 
@@ -54,7 +57,9 @@ def test_the_tables_of_an_sae_are_there_once_they_are_made(layout: Layout) -> No
     commit.write_table(folder / "umap", schemas.conform("feature_umap", UMAP), {})
     commit.write_table(folder / "neighbours", schemas.conform("feature_neighbour", NEIGHBOURS), {})
     places = pl.DataFrame({"variant": [0], "cell_idx": [3], "pc1": 0.5, "pc2": 0.5, "x": 0.5, "y": 0.5})
-    commit.write_table(layout.steering_dir("57ee4") / "map", schemas.conform("steering_map", places), {})
+    commit.write_table(
+        layout.steering_dir("57ee4") / "map", schemas.conform("steering_map", places), toy_table(SteeringResultsPlan)
+    )
     store = FeatureStore.open(layout.root)
     found = store.sql(
         "SELECT n.other_feature_id, m.x, f.density FROM feature_neighbour n JOIN feature_umap m USING (feature_id) "

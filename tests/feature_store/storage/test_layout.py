@@ -4,10 +4,13 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+from toy_plans import toy_table
 
 from feature_store.errors import InputError, NotFoundError
 from feature_store.storage import commit
-from feature_store.storage.layout import ASSOCIATION_TABLES, KINDS, Layout, canonical_json, cut, run_id
+from feature_store.storage.hashing import canonical_json, run_id
+from feature_store.storage.layout import ASSOCIATION_TABLES, KINDS, Layout, cut
+from feature_store.storage.plans import AssociationsPlan
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,7 +90,7 @@ def test_associations_are_complete_only_with_all_their_tables(tmp_path: Path) ->
     layout = Layout(tmp_path)
     for table in ASSOCIATION_TABLES:
         assert not any(info.complete for info in layout.runs("associations"))
-        commit.write_table(layout.associations_dir("a") / table, FRAME, {"table": table})
+        commit.write_table(layout.associations_dir("a") / table, FRAME, toy_table(AssociationsPlan))
     assert layout.latest("associations").run == "a"
 
 

@@ -1,0 +1,460 @@
+"""What a run id is made of: one frozen record a stage, which holds everything that determines the bytes of its runs.
+
+A run's id is the first 12 hex digits of the sha256 of its plan, and its plan.json holds that plan, so asking twice for
+the same thing finds the same folder, and nothing that changes the content can be left out. Each stage has a version of
+its own: it is raised when the content of that stage changes for the same plan, and only runs of that stage, and of what
+is made from them, get other ids.
+
+A plan names the runs that its run was made from, and says in `control_of` what control the run is, or descends from
+(a baseline, a model with random weights; None for any other). Every stage copies that word from the plan it starts
+from: no reader has to follow the parents, which may be deleted.
+
+Values are plain (JSON). Configurations that belong to another package (`sae`, `train`, `config`) are kept as mappings,
+made by `as_json` from the records that define them.
+"""
+
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from typing import Any, ClassVar, Literal, Protocol, Self, Union, get_args, get_origin, get_type_hints
+
+from feature_store.errors import IntegrityError, OutdatedRunError
+from feature_store.storage.hashing import run_id
+
+STAGE, VERSION = "stage", "version"
+RANDOM_MODEL = "random-model"
+"""The control that a foundation model with random weights is."""
+TABLE_KEYS = frozenset({"format_version", STAGE, VERSION, "table", "n_shards", "files"})
+"""Keys of plan.json that belong to the table, or to the store, and not to the stage's record."""
+
+
+class HasPlan(Protocol):
+    """What has the content of a plan.json, such as `commit.Run`."""
+
+    @property
+    def plan(self) -> Mapping[str, Any]:
+        """The content of plan.json."""
+
+
+def as_json(record: Any) -> Any:
+    """Return a record (a dataclass, also nested) as JSON values: mappings, lists, numbers, text."""
+    if is_dataclass(record) and not isinstance(record, type):
+        return {field.name: as_json(getattr(record, field.name)) for field in fields(record)}
+    if isinstance(record, Mapping):
+        return {str(key): as_json(value) for key, value in record.items()}
+    if isinstance(record, list | tuple):
+        return [as_json(value) for value in record]
+    return record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Base of the stages' plans: their JSON, their id, and their reading."""
+
+    stage: ClassVar[str]
+    version: ClassVar[int]
+
+    @property
+    def id(self) -> str:
+        """The run id: 12 hex digits that differ where any field, or the stage's version, differs."""
+        return run_id(self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of plan.json that determines the run."""
+        return {STAGE: self.stage, VERSION: self.version, **as_json(self)}
+
+    def table(self, name: str, *, n_shards: int = 1, **details: Any) -> dict[str, Any]:
+        """Return the plan.json of one table of the run; `details` are what determines this table alone."""
+        return {**self.to_json(), "table": name, "n_shards": n_shards, **as_json(details)}
+
+    @classmethod
+    def of(cls, run: HasPlan) -> Self:
+        """Return the plan of a run. See `read`."""
+        return cls.read(run.plan, where=str(run))
+
+    @classmethod
+    def read(cls, content: Mapping[str, Any], *, where: str) -> Self:
+        """Return the plan that a plan.json holds; `where` names it in errors.
+
+        Raises:
+            OutdatedRunError: it is of another version of the stage.
+            IntegrityError: it is of another stage, or a field is missing.
+        """
+        found = content.get(STAGE), content.get(VERSION)
+        if found[0] == cls.stage and found[1] != cls.version:
+            raise OutdatedRunError(
+                f"{where} was made by version {found[1]} of the stage {cls.stage!r}; this scsae reads version "
+                f"{cls.version}: run the stage again, and delete what you no longer need"
+            )
+        names = {field.name for field in fields(cls)}
+        missing = sorted(
+            field.name
+            for field in fields(cls)
+            if field.name not in content and field.default is MISSING and field.default_factory is MISSING
+        )
+        if found[0] != cls.stage or missing:
+            lacks = f", and lacks {', '.join(missing)}" if missing else ""
+            raise IntegrityError(f"{where} has the plan of stage {found[0]!r}, not of {cls.stage!r}{lacks}")
+        hints = get_type_hints(cls)
+        return cls(**{name: _value(hints[name], content[name]) for name in names & set(content)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitPlan:
+    """How the cells of a data set are split: what was asked for, and what came of it (`cells.splits.SplitRecord`)."""
+
+    seed: int
+    fractions: tuple[float, ...]
+    unit: str
+    n_units: int
+    cells: Mapping[str, int]
+    units: Mapping[str, int]
+    fallback: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellsPlan(Plan):
+    """The cell table of a data set, whose name ends in the beginning of this plan's id."""
+
+    stage = "cells"
+    version = 4
+
+    digest: str
+    """Sha256 of the content of the files."""
+    matrix: str
+    donor: str | None
+    batch: str | None
+    cell_type: str | None
+    labels: tuple[str, ...]
+    split: SplitPlan
+    split_column: str | None
+    kept_splits: Mapping[str, str] | None
+    """Splits that donors or batches have among the cells of a trained SAE, and keep."""
+    sources: tuple[str, ...]
+    """Short names of the files where there are several."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenesPlan(Plan):
+    """The gene table of a data set."""
+
+    stage = "genes"
+    version = 4
+
+    dataset: str
+    digest: str
+    matrix: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpressionPlan(Plan):
+    """The expression of a data set by gene."""
+
+    stage = "expression"
+    version = 4
+
+    dataset: str
+    digest: str
+    matrix: str
+    value_kind: str
+    n_cells: int
+    n_genes: int
+    shard_cells: int
+    bounds: tuple[int, ...]
+    """Where the ranges of genes begin, and the number of genes."""
+
+    @property
+    def n_shards(self) -> int:
+        """Shards of `shard_cells` cells."""
+        return -(-self.n_cells // self.shard_cells)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenOfGenePlan(Plan):
+    """The token of each gene, beside the run that it belongs to."""
+
+    stage = "token_of_gene"
+    version = 4
+
+    beside: str
+    """Sha256 of that run's plan."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationsPlan(Plan):
+    """Token activations at one site."""
+
+    stage = "activations"
+    version = 4
+
+    control_of: str | None
+    dataset: str
+    model: str
+    model_digest: str
+    site: str
+    d_model: int
+    dtype: str
+    precision: str
+    tokens_per_cell: int | None
+    readout: str | None
+    seed: int
+    n_cells: int
+    shard_cells: int
+
+    @property
+    def n_shards(self) -> int:
+        """Shards of `shard_cells` cells."""
+        return -(-self.n_cells // self.shard_cells)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineFit:
+    """How a baseline in the form of an SAE is fitted."""
+
+    kind: str
+    d_model: int
+    k: int
+    n_features: int | None
+    """Features of those kinds that are given a number of them."""
+    fit_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAEPlan(Plan):
+    """A trained SAE (`train`), or a baseline in the form of one (`baseline`)."""
+
+    stage = "sae"
+    version = 4
+
+    control_of: str | None
+    activations: str
+    dataset: str
+    model: str
+    model_digest: str
+    site: str
+    sae: Mapping[str, Any]
+    """`sae_core.sae.SAEConfig`."""
+    train: Mapping[str, Any]
+    """`sae_core.sae.TrainConfig` of a trained SAE, empty for a baseline."""
+    baseline: BaselineFit | None
+    n_ranks: int
+    recovery_cells: int
+    evaluation: Mapping[str, Any]
+    """What curves and figures are measured on (`pipelines.training_loop.evaluation_constants`)."""
+
+    @property
+    def id(self) -> str:
+        """The run id. The configuration of a baseline is known after its fit, from which it follows: not part of it."""
+        return super().id if self.baseline is None else run_id({**self.to_json(), "sae": {}})
+
+    @property
+    def seed(self) -> int:
+        """Seed of the weights and of the samples."""
+        return int(self.train["seed"]) if self.baseline is None else self.baseline.seed
+
+    @property
+    def d_model(self) -> int:
+        """Width of the activations."""
+        return int(self.sae["d_model"])
+
+    @property
+    def k(self) -> int:
+        """Active features per token."""
+        return int(self.sae["k"])
+
+    @property
+    def n_features(self) -> int:
+        """Number of features."""
+        return int(self.sae["n_features"])
+
+    @property
+    def arch(self) -> str:
+        """Architecture."""
+        return str(self.sae["arch"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusedForward:
+    """The forward pass of a fused encoding."""
+
+    model_digest: str
+    site: str
+    dtype: str
+    precision: str
+    readout: str | None
+    tokens_per_cell: int | None
+    seed: int
+    matrix: str
+    shard_cells: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodesPlan(Plan):
+    """Codes by cell, with the statistics of their tokens."""
+
+    stage = "codes"
+    version = 4
+
+    control_of: str | None
+    sae: str
+    sae_manifest: str
+    activations: str
+    dataset: str
+    n_features: int
+    pooling: Literal["max", "mean"]
+    level: Literal["cell", "token"]
+    top_tokens: int
+    """Top-activating tokens kept of each feature and shard."""
+    fused: FusedForward | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByFeaturePlan(Plan):
+    """The copy of codes that is sorted by feature."""
+
+    stage = "by_feature"
+    version = 4
+
+    by_cell: str
+    """Sha256 of the manifest of by_cell."""
+    n_features: int
+    level: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapPlan(Plan):
+    """A map of cells or features beside the run that it is of."""
+
+    stage = "map"
+    version = 4
+
+    made_of: Mapping[str, str]
+    """Sha256 of the manifest of each table that is laid out."""
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneSetFile:
+    """A collection of gene sets."""
+
+    collection: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class AssociationsPlan(Plan):
+    """Associations of features with labels, genes and gene sets."""
+
+    stage = "associations"
+    version = 4
+
+    control_of: str | None
+    codes: str
+    codes_manifest: str
+    sae: str
+    dataset: str
+    gene_sets: tuple[GeneSetFile, ...]
+    config: Mapping[str, Any]
+    """`feature_store.associations.AssociationConfig`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RangesPlan(AssociationsPlan):
+    """A table of associations that has a part for each range of features."""
+
+    bounds: tuple[int, ...]
+    """Where the ranges begin, and the number of features. They decide nothing but the memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchPlan(Plan):
+    """The features of two SAEs matched with each other."""
+
+    stage = "match"
+    version = 4
+
+    saes: tuple[str, str]
+    """In the order of their ids."""
+    sae_manifests: tuple[str, str]
+    codes: tuple[str | None, str | None]
+    method: Literal["cosine", "pearson", "spearman"]
+    seed: int
+    dataset: str | None
+    n_null: int | None
+    max_cells: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonPlan(Plan):
+    """An SAE beside its baselines."""
+
+    stage = "comparison"
+    version = 4
+
+    associations: str
+    baselines: Mapping[str, str]
+    """Associations run of each baseline."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteeringPlan(Plan):
+    """A steering run."""
+
+    stage = "steering"
+    version = 4
+
+    control_of: str | None
+    associations: str
+    associations_manifest: str
+    sae: str
+    dataset: str
+    site: str
+    question: str
+    """edit, move or mix."""
+    kind: str
+    target: str
+    toward: str | None
+    intervention: str
+    by: str | None
+    feature: tuple[int, ...]
+    grid: tuple[tuple[float, ...], ...]
+    gene: tuple[str, ...]
+    cells: tuple[str, ...]
+    n_nulls: int
+    readout: str | None
+    max_cells: int
+    head: bool
+    scib: bool
+    seed: int
+    config: Mapping[str, Any]
+    """Every constant of steering and of its evaluation that results depend on (`pipelines.steering.config`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteeringResultsPlan(SteeringPlan):
+    """The table of results of a steering run."""
+
+    features: tuple[int, ...]
+    """Features of the chosen condition, best first."""
+    runs: Mapping[str, str]
+    """Sha256 of the manifest of the cells that were run, by split."""
+
+
+def _value(hint: Any, value: Any) -> Any:
+    """A JSON value as the type of a field."""
+    if value is None:
+        return None
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return _value(next(one for one in arguments if one is not type(None)), value)
+    if origin is tuple:
+        inner = arguments[:1] * len(value) if len(arguments) == 2 and arguments[1] is Ellipsis else arguments
+        return tuple(_value(one, item) for one, item in zip(inner, value, strict=True))
+    if is_dataclass(hint) and isinstance(hint, type):
+        hints = get_type_hints(hint)
+        return hint(**{name: _value(hints[name], item) for name, item in value.items()})
+    return value
+
+
+__all__ = [name for name, found in list(globals().items()) if isinstance(found, type) and is_dataclass(found)]
