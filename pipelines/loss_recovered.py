@@ -21,6 +21,7 @@ import numpy.typing as npt
 from feature_store.cells import CSRRows, Source, concat_rows
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
+from feature_store.storage.plans import ActivationsPlan
 from pipelines.errors import ON_PURPOSE, UsageError
 from pipelines.forward import is_out_of_memory
 from pipelines.inputs import recalled_model, recalled_source
@@ -110,18 +111,19 @@ class Probe:
 
 def probe(activations: commit.Run, store: str, cells: npt.NDArray[np.int64], *, device: str) -> Probe | str:
     """The cells in the model that made `activations`, or the reason why they cannot be run through it again."""
-    if activations.plan["readout"] is not None:
+    plan = ActivationsPlan.of(activations)
+    if plan.readout is not None:
         return "the run holds vectors of cells, not activations of tokens"
     if not len(cells):
         return "there is no `select` cell"
 
     def made() -> Probe:
         model = recalled_model(activations, device=device)
-        with recalled_source(Layout(store), activations.plan["dataset"]) as source:
+        with recalled_source(Layout(store), plan.dataset) as source:
             match = model.match_genes(source.gene_symbols, source.ensembl_ids)
             rows = _rows(source, cells)
-        tokens = model.tokenize(rows.indptr, rows.indices, rows.data, match, seed=activations.plan["seed"])
-        return Probe(model, tokens, activations.plan["site"])
+        tokens = model.tokenize(rows.indptr, rows.indices, rows.data, match, seed=plan.seed)
+        return Probe(model, tokens, plan.site)
 
     return or_reason(made)
 

@@ -27,7 +27,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
@@ -99,7 +99,7 @@ class Manifest:
 
     plan_sha: str
     shards: tuple[ShardMarker, ...]
-    created: datetime
+    created: datetime = field(compare=False)
 
     @property
     def rows(self) -> int:
@@ -266,8 +266,10 @@ class Run:
                 f"{self.path}: {len(missing)} of {self.n_shards} shards are not committed (first: {missing[:5]}); "
                 "run the same command again to resume"
             )
-        kept = creation_time(self.path / MANIFEST) if damaged else None
-        created = kept or next_creation_time(self.path)
+        created = next_creation_time(self.path)
+        if damaged and (kept := creation_time(self.path / MANIFEST)) is not None:
+            # careful: the damage may be in the time itself, but no run is of the future
+            created = min(created, kept)
         text = Manifest(plan_sha=self.plan_sha, shards=tuple(done), created=created).to_json()
         with clear_write_errors(self.path), filesystem.locked(self.path / PLAN):
             if damaged:

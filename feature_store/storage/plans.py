@@ -78,7 +78,7 @@ class Plan:
 
         Raises:
             OutdatedRunError: it is of another version of the stage.
-            IntegrityError: it is of another stage, or a field is missing.
+            IntegrityError: it is of another stage, or a field is missing or of another type.
         """
         found = content.get(STAGE), content.get(VERSION)
         if found[0] == cls.stage and found[1] != cls.version:
@@ -96,7 +96,10 @@ class Plan:
             lacks = f", and lacks {', '.join(missing)}" if missing else ""
             raise IntegrityError(f"{where} has the plan of stage {found[0]!r}, not of {cls.stage!r}{lacks}")
         hints = get_type_hints(cls)
-        return cls(**{name: _value(hints[name], content[name]) for name in names & set(content)})
+        try:
+            return cls(**{name: _value(hints[name], content[name]) for name in names & set(content)})
+        except (KeyError, TypeError, ValueError) as error:
+            raise IntegrityError(f"{where} has a plan of stage {cls.stage!r} that cannot be read: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

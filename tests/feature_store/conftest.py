@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 from scipy import sparse
+from stored_bytes import hashes_of
 from toy_plans import toy_plan, toy_table
 
 from feature_store.activations import ActivationReader, ActivationWriter
@@ -31,13 +31,9 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture
 def folder_hashes() -> Callable[[Path], dict[str, str]]:
-    """Relative name -> sha256 of every file below a folder."""
+    """Relative name -> sha256 of what every file below a folder holds, without the times of manifests."""
 
-    def hashes(folder: Path) -> dict[str, str]:
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-    return hashes
+    return hashes_of
 
 
 @dataclass

@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 import scipy.sparse as sp
 from sklearn.metrics import roc_auc_score
+from stored_bytes import contents_of
 
 from feature_store.cells import expression_matrix, open_source, read_cells, write_cells
 from feature_store.codes import CodesRun, load_statistics
@@ -299,11 +300,6 @@ def many_ranges(monkeypatch):
     monkeypatch.setattr("feature_store.associations.ranges.RANGE_FEATURES", 1)
 
 
-def contents(folder):
-    """The bytes of every file of a run."""
-    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
 @pytest.mark.usefixtures("without_actors", "many_ranges")
 def test_many_ranges_of_features_give_the_tables_of_one_and_resume_with_those_that_lack(own_store, chain):
     folder = Layout(own_store).latest("associations").path
@@ -312,14 +308,14 @@ def test_many_ranges_of_features_give_the_tables_of_one_and_resume_with_those_th
     assert (made.path, made.done) == (folder, 16 + len(ASSOCIATION_TABLES))
     for name in ASSOCIATION_TABLES:
         assert commit.read_table(folder / name).equals(table(chain, name)), name
-    calm = contents(folder)
+    calm = contents_of(folder)
     shutil.rmtree(folder / "features")
     for name, lost in (("pairs", 3), ("pairs", 4), ("tokens", 4), ("splits", 15)):
         (folder / "measured" / name / f"part-{lost:05d}.parquet").unlink()
     # ranges that were begun stay as they are
     again = associate(AssociateOptions(range_size="1KB"), own_store)
     assert (again.done, again.reused) == (3 + 1, 13 + len(ASSOCIATION_TABLES) - 1)
-    assert contents(folder) == calm
+    assert contents_of(folder) == calm
 
 
 IN_RANGES = "from feature_store.associations import ranges\nranges.RANGE_FEATURES = 1"
@@ -349,7 +345,7 @@ def test_an_association_whose_actor_and_driver_are_killed_ends_in_the_bytes_of_a
     assert not (broken / "associations" / calm.run / "features").exists()
     resumed = associate(AssociateOptions(), broken)
     assert 0 < resumed.done < 16 + len(ASSOCIATION_TABLES)
-    assert contents(resumed.path) == contents(calm.path)
+    assert contents_of(resumed.path) == contents_of(calm.path)
 
 
 @pytest.mark.usefixtures("without_actors")

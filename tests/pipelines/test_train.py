@@ -21,7 +21,7 @@ from feature_store.activations import ActivationReader
 from feature_store.errors import IntegrityError, NotFoundError
 from feature_store.query.metrics import METRICS
 from feature_store.storage import commit
-from feature_store.storage.layout import Layout
+from feature_store.storage.layout import MANIFEST, Layout
 from pipelines.config import Recipe, TrainOptions, check
 from pipelines.config.train import Arch
 from pipelines.errors import UsageError
@@ -439,7 +439,7 @@ def test_a_part_that_goes_missing_stops_the_run_by_name_and_keeps_the_checkpoint
     assert checkpoints_of(job) == kept
     moved.rename(part)
     fit(elsewhere)
-    assert commit.Run.open(folder_of(job)).is_complete
+    assert (folder_of(job) / MANIFEST).is_file()
 
 
 def test_held_out_values_that_are_not_finite_are_told_before_anything_is_committed(job_in, monkeypatch):
@@ -558,8 +558,8 @@ def test_an_sae_that_diverges_leaves_the_others_of_a_sweep_to_finish(job_in, mon
     both = [job_in("good"), job_in("bad", k=3)]
     with pytest.raises(TrainingError, match=r"1 of 2 autoencoders stopped\. bad: the loss of step 46"):
         fit(replace(both[0], saes=both[0].saes + both[1].saes))
-    assert commit.Run.open(folder_of(both[0])).is_complete
-    assert not commit.Run.open(folder_of(both[1])).is_complete
+    assert (folder_of(both[0]) / MANIFEST).is_file()
+    assert not (folder_of(both[1]) / MANIFEST).is_file()
     assert checkpoints_of(both[1])[-1] == "step-00000040"
 
 

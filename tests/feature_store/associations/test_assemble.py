@@ -1,3 +1,4 @@
+from datetime import UTC, datetime
 from itertools import pairwise
 
 import anndata
@@ -187,6 +188,7 @@ def manifest(rows):
     """Parts of ten features each with so many nonzeros."""
     return Manifest(
         plan_sha="",
+        created=datetime.now(tz=UTC),
         shards=tuple(
             ShardMarker(shard=i, start=10 * i, stop=10 * i + 10, rows=n, bytes=0, sha256="", plan_sha="")
             for i, n in enumerate(rows)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,7 +68,7 @@ def test_cell_codes_come_back_as_the_maximum_over_tokens(finished: codes.CodesRu
 
 
 def test_mean_pooling_is_stored_when_the_plan_says_so(tmp_path: Path, parts: list[TokenCodes]) -> None:
-    run = write(tmp_path / "codes", parts, {**PLAN, "pooling": "mean"})
+    run = write(tmp_path / "codes", parts, replace(PLAN, pooling="mean"))
     run.finalize()
     tokens = parts[1]
     rows = tokens.codes.toarray()[tokens.cell_idx == 13]
@@ -93,7 +94,7 @@ def test_more_cells_than_the_data_set_has_are_refused(finished: codes.CodesRun) 
 def test_codes_of_a_range_of_features_are_those_columns_of_the_cell_codes(
     tmp_path: Path, parts: list[TokenCodes], expected: np.ndarray, level: str, bounds: tuple[int, int]
 ) -> None:
-    run = write(tmp_path / "codes", parts, {**PLAN, "level": level})
+    run = write(tmp_path / "codes", parts, replace(PLAN, level=level))
     run.finalize(n_buckets=5)
     loaded = codes.load_feature_codes(Run.open(run.folder / "by_feature"), N_CELLS, *bounds)
     assert loaded.dtype == np.float32
@@ -227,7 +228,7 @@ def test_statistics_over_all_shards_equal_those_of_all_tokens_at_once(
 def test_codes_of_tokens_are_stored_with_place_and_gene_and_pool_to_the_same_cells(
     tmp_path: Path, parts: list[TokenCodes], expected: np.ndarray
 ) -> None:
-    run = write(tmp_path / "codes", parts, {**PLAN, "level": "token"})
+    run = write(tmp_path / "codes", parts, replace(PLAN, level="token"))
     run.finalize(n_buckets=3)
     frame = pl.concat([pl.read_parquet(path) for path in run.by_cell.parts()])
     assert frame.columns == ["cell_idx", "token_pos", "gene_id", "feature_id", "value"]

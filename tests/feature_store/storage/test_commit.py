@@ -19,6 +19,7 @@ from feature_store.errors import (
     InputError,
     IntegrityError,
     NotFoundError,
+    OutdatedRunError,
     PlanMismatchError,
     StoreWriteError,
 )
@@ -104,7 +105,7 @@ def test_a_bad_plan_is_refused_before_anything_is_written(tmp_path: Path, plan: 
 def test_a_plan_of_another_format_version_is_refused(run: commit.Run) -> None:
     content = filesystem.read_sealed(run.path / "plan.json")
     (run.path / "plan.json").write_text(filesystem.sealed({**content, "format_version": 99}))
-    with pytest.raises(IntegrityError, match="99"):
+    with pytest.raises(OutdatedRunError, match="99"):
         commit.Run.open(run.path)
 
 

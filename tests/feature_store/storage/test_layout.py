@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,7 +10,7 @@ from toy_plans import toy_table
 from feature_store.errors import InputError, NotFoundError
 from feature_store.storage import commit
 from feature_store.storage.hashing import canonical_json, run_id
-from feature_store.storage.layout import ASSOCIATION_TABLES, KINDS, Layout, cut
+from feature_store.storage.layout import ASSOCIATION_TABLES, KINDS, Layout, cut, next_creation_time
 from feature_store.storage.plans import AssociationsPlan
 
 if TYPE_CHECKING:
@@ -65,16 +66,30 @@ def test_an_unknown_kind_is_refused_with_the_kinds(tmp_path: Path) -> None:
         Layout(tmp_path).runs("actvations")
 
 
-def test_runs_are_listed_newest_first_with_incomplete_ones(tmp_path: Path) -> None:
+def test_runs_are_listed_by_the_time_in_their_manifests_and_the_incomplete_ones_last(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
-    for age, name in enumerate(["new", "old"]):
+    for age, name in enumerate(["old", "new"]):
         commit.write_table(layout.activations_dir(name), FRAME, {"name": name})
         os.utime(layout.activations_dir(name) / "MANIFEST.json", (1_000_000 - age, 1_000_000 - age))
     commit.Run.create(layout.activations_dir("unfinished"), {"n_shards": 2})
     runs = layout.runs("activations")
-    assert [(info.run, info.complete) for info in runs] == [("unfinished", False), ("new", True), ("old", True)]
+    assert [(info.run, info.complete) for info in runs] == [("new", True), ("old", True), ("unfinished", False)]
     assert layout.latest("activations").run == "new"
-    assert runs[1].created.timestamp() == 1_000_000
+    assert runs[0].created == commit.Run.open(runs[0].path).manifest().created
+    assert runs[2].created is None
+
+
+def test_a_run_of_several_tables_was_created_when_the_last_of_them_was(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    for table in ASSOCIATION_TABLES:
+        commit.write_table(layout.associations_dir("a") / table, FRAME, toy_table(AssociationsPlan))
+    times = [commit.Run.open(layout.associations_dir("a") / table).manifest().created for table in ASSOCIATION_TABLES]
+    assert layout.runs("associations")[0].created == max(times)
+
+
+def test_a_folder_outside_a_store_is_created_now(tmp_path: Path) -> None:
+    before = datetime.now(tz=UTC)
+    assert before <= next_creation_time(tmp_path / "table") <= datetime.now(tz=UTC)
 
 
 def test_latest_without_a_complete_run_names_the_incomplete_ones_and_the_command(tmp_path: Path) -> None:

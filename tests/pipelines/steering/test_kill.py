@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stored_bytes import contents_of
 
 from feature_store.storage import commit
 from feature_store.storage.layout import MANIFEST, Layout
@@ -26,11 +27,6 @@ KILLS = {
     "results": (f"per_cell/{MANIFEST}", f"results/{MANIFEST}"),
 }
 """What is there, and what is not there yet, when the driver is killed."""
-
-
-def contents(folder):
-    """The bytes of every file of a run."""
-    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def committed(folder):
@@ -69,7 +65,7 @@ def test_a_steering_whose_driver_is_killed_at_every_step_ends_in_the_bytes_of_an
     start(broken)
     assert killable.driver.wait() == 0, killable.said
     assert {path: when for path, when in committed(folder).items() if path in seen} == seen, "written again"
-    assert contents(folder) == contents(calm)
+    assert contents_of(folder) == contents_of(calm)
     for plan in folder.rglob("plan.json"):
         assert commit.Run.open(plan.parent).verify() == []
     assert [run.info.status for run in tracking.logged(calm.name)] == ["FINISHED"]
