@@ -195,7 +195,11 @@ def lineage_of(
         else:
             made_of = AssociationsPlan.of(Run.open(chosen.path / "features")).codes
             chosen_codes = resolve_run(layout, "codes", made_of, option=f"the codes of associations {chosen.run}")
-    plan = None if chosen_codes is None else CodesPlan.of(Run.open(chosen_codes.path / "by_cell"))
+    plan: AssociationsPlan | CodesPlan | None = None
+    if chosen is not None:
+        plan = AssociationsPlan.of(Run.open(chosen.path / "features"))
+    elif chosen_codes is not None:
+        plan = CodesPlan.of(Run.open(chosen_codes.path / "by_cell"))
     dataset = dataset or (None if plan is None else plan.dataset)
     _check_dataset(layout, dataset)
     cells = [info.run for info in layout.runs("cells") if info.complete]

@@ -252,7 +252,12 @@ def test_the_store_reads_the_newest_match_of_each_pair_and_method(small_store):
     layout = small_store.layout
     assert "feature_match" not in FeatureStore.open(layout.root).tables()
     for age, (run, pair, method) in enumerate(
-        [("a", "xy", "cosine"), ("b", "xz", "cosine"), ("c", "xy", "pearson"), ("d", "xy", "cosine")]
+        [
+            ("a", ("5ae", "y"), "cosine"),
+            ("b", ("5ae", "z"), "cosine"),
+            ("c", ("5ae", "y"), "pearson"),
+            ("d", ("5ae", "y"), "cosine"),
+        ]
     ):
         stored_match(layout, run, *pair, method=method, similarity=age / 10)
         os.utime(layout.matches_dir(run) / "feature_match" / "MANIFEST.json", (1_000_000 - age, 1_000_000 - age))
@@ -265,9 +270,9 @@ def test_the_store_reads_the_newest_match_of_each_pair_and_method(small_store):
 def test_the_store_shows_the_matches_of_the_sae_that_its_associations_are_of(small_store):
     layout = small_store.layout
     for run, pair in (("a", "xy"), ("b", "zx"), ("c", "yz")):
-        table = stored_match(layout, run, *pair)
+        stored_match(layout, run, *pair)
     shutil.rmtree(layout.associations_dir("a550c"))
-    assert FeatureStore.open(layout.root).frame("feature_match").collect().height == 3 * table.height
+    assert "feature_match" not in FeatureStore.open(layout.root).tables()
     for name in ASSOCIATION_TABLES:
         plan = toy_table(AssociationsPlan, codes="c0de", dataset="toy", sae="x")
         commit.write_table(layout.associations_dir("a55") / name, schemas.empty(name), plan)
@@ -277,7 +282,7 @@ def test_the_store_shows_the_matches_of_the_sae_that_its_associations_are_of(sma
 
 
 def test_a_table_of_matches_is_read_as_it_was_written(small_store):
-    table = stored_match(small_store.layout, "a", "x", "y")
+    table = stored_match(small_store.layout, "a", "5ae", "y").filter(sae="5ae")
     read = FeatureStore.open(small_store.layout.root).frame("feature_match").collect()
     assert_frame_equal(read, table)
 

@@ -24,7 +24,7 @@ from feature_store.query.runs import (
 from feature_store.storage import commit
 from feature_store.storage.filesystem import sealed
 from feature_store.storage.layout import ASSOCIATION_TABLES, MANIFEST, PLAN, STATISTICS_TABLES, Layout
-from feature_store.storage.plans import ActivationsPlan, AssociationsPlan, CodesPlan, SAEPlan
+from feature_store.storage.plans import ActivationsPlan, AssociationsPlan, CellsPlan, CodesPlan, SAEPlan
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,14 +49,15 @@ def make(layout: Layout, kind: str, run: str, **plan: Any) -> None:
 
 def make_chain(layout: Layout, name: str, activations: str, control: str | None) -> None:
     make(layout, "saes", name, activations=activations, control_of=control)
-    make(layout, "codes", name, sae=name, activations=activations, control_of=control)
-    make(layout, "associations", name, sae=name, codes=name, control_of=control)
+    make(layout, "codes", name, sae=name, activations=activations, dataset="toy", control_of=control)
+    make(layout, "associations", name, sae=name, codes=name, dataset="toy", control_of=control)
 
 
 @pytest.fixture
 def layout(tmp_path: Path) -> Layout:
     """An ordinary chain, and younger ones of a baseline and of a random model."""
     found = Layout(tmp_path / "store")
+    commit.write_table(found.cells_dir("toy"), FRAME, toy_plan(CellsPlan).table("cells"))
     make(found, "activations", "act")
     make_chain(found, "plain", "act", None)
     make(found, "activations", "actr", control_of="random-model")

@@ -27,7 +27,9 @@ def commit_sae(folder: Path, history: list[dict[str, float]]) -> None:
     files = {"history.json": history, "summary.json": {"test_fvu": 0.125}}
     run = commit.Run.create(
         folder,
-        toy_plan(SAEPlan, model="mini", site="layer.2", sae={"k": 4}).table("sae", n_shards=2, files=list(files)),
+        toy_plan(SAEPlan, activations="ac7", model="mini", site="layer.2", sae={"k": 4}).table(
+            "sae", n_shards=2, files=list(files)
+        ),
     )
     for shard, text in enumerate(map(json.dumps, files.values())):
         run.commit_shard(shard, lambda path, text=text: path.write_text(text), start=shard, stop=shard + 1)
@@ -58,7 +60,9 @@ def test_the_tables_of_an_sae_are_there_once_they_are_made(layout: Layout) -> No
     commit.write_table(folder / "neighbours", schemas.conform("feature_neighbour", NEIGHBOURS), {})
     places = pl.DataFrame({"variant": [0], "cell_idx": [3], "pc1": 0.5, "pc2": 0.5, "x": 0.5, "y": 0.5})
     commit.write_table(
-        layout.steering_dir("57ee4") / "map", schemas.conform("steering_map", places), toy_table(SteeringResultsPlan)
+        layout.steering_dir("57ee4") / "map",
+        schemas.conform("steering_map", places),
+        toy_table(SteeringResultsPlan, sae="5ae"),
     )
     store = FeatureStore.open(layout.root)
     found = store.sql(

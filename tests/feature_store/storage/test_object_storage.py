@@ -505,7 +505,7 @@ def test_without_the_extra_a_uri_is_refused_with_the_command_that_installs_it(mo
 
 def test_a_store_in_a_folder_imports_nothing_of_object_storage(tmp_path: Path) -> None:
     code = (
-        "import sys; from feature_store import commit; from feature_store.query.store import FeatureStore; "
+        "import sys; from feature_store.storage import commit; from feature_store.query.store import FeatureStore; "
         f"commit.Run.create({str(tmp_path / 'run')!r}, {{'n_shards': 1}}).pending(); "
         "assert not {'s3fs', 'fsspec', 'upath', 'botocore'} & set(sys.modules), sorted(sys.modules)"
     )
