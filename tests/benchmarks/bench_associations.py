@@ -38,7 +38,11 @@ from feature_store.cells import open_source, read_cells, write_cells
 from feature_store.codes import CodesRun, TokenCodes, load_cell_codes
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
+from feature_store.storage.plans import CodesPlan, FusedForward
 from pipelines.inputs import GENES_TABLE, remember_source
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
+from toy_plans import toy_plan
 
 N_TYPES, N_DONORS, N_BATCHES = 40, 8, 4
 MARK = "SCSAE_BENCH_RUN"
@@ -90,8 +94,10 @@ def make_store(root: Path, n_cells: int, n_features: int, n_genes: int, k: int, 
     )
     dataset = str(cells["dataset"][0])
     remember_source(layout, dataset, source)
-    plan = {"sae": "bench", "dataset": dataset, "fused": {}, "activations": "none", "n_features": n_features}
-    codes = CodesRun.create(layout.codes_dir("bench"), {**plan, "n_shards": -(-n_cells // 10_000)})
+    plan = toy_plan(
+        CodesPlan, sae="bench", dataset=dataset, fused=toy_plan(FusedForward), activations="none", n_features=n_features
+    )
+    codes = CodesRun.create(layout.codes_dir("bench"), plan, n_shards=-(-n_cells // 10_000))
     genes = pl.DataFrame(
         {"gene_idx": np.arange(n_genes, dtype=np.int32), "symbol": source.gene_symbols, "gene_id": range(n_genes)},
         schema_overrides={"gene_id": pl.Int32},
@@ -198,7 +204,7 @@ def loop(root: Path, run: str, n_sampled: int) -> None:
     """The field's loop on a few features against one call for all of them."""
     layout = Layout(root / "store")
     codes = CodesRun.open(layout.codes_dir(run))
-    cells = read_cells(layout.cells_dir(codes.plan["dataset"]))
+    cells = read_cells(layout.cells_dir(codes.plan.dataset))
     rows = np.flatnonzero((cells["split"] == "test").to_numpy())
     matrix = load_cell_codes(codes.by_cell, cells.height)[rows]
     labels = Labels.from_values("cell_type", cells["cell_type"].to_numpy()[rows])

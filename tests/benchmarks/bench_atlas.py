@@ -29,6 +29,10 @@ from feature_store import FeatureStore, Layout
 from feature_store.atlas import serve
 from feature_store.codes import CodesRun, TokenCodes
 from feature_store.storage import commit, schemas
+from feature_store.storage.plans import AssociationsPlan, CodesPlan
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
+from toy_plans import toy_plan, toy_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,7 +59,8 @@ def write_store(root: Path, n_features: int, n_cells: int, n_labels: int) -> Non
     commit.write_table(layout.cells_dir("large"), schemas.conform("cells", cells), {"dataset": "large"})
     codes = CodesRun.create(
         layout.codes_dir("c0de"),
-        {"n_shards": -(-n_cells // CELLS_PER_SHARD), "n_features": n_features, "dataset": "large", "sae": "5ae"},
+        toy_plan(CodesPlan, n_features=n_features, dataset="large", sae="5ae"),
+        n_shards=-(-n_cells // CELLS_PER_SHARD),
     )
     split_of_cell = cells["split"].to_numpy()
     for shard, start in enumerate(range(0, n_cells, CELLS_PER_SHARD)):
@@ -66,7 +71,7 @@ def write_store(root: Path, n_features: int, n_cells: int, n_labels: int) -> Non
     points = rng.normal(size=(n_cells, 2)) + 6 * rng.normal(size=(n_labels, 2))[rng.integers(0, n_labels, n_cells)]
     umap = pl.DataFrame({"cell_idx": np.arange(n_cells), "x": points[:, 0], "y": points[:, 1]})
     commit.write_table(layout.umap_dir("c0de"), schemas.conform("umap", umap), {"table": "umap"})
-    of = {"codes": "c0de", "dataset": "large", "sae": "5ae"}
+    of = toy_table(AssociationsPlan, codes="c0de", dataset="large", sae="5ae")
     for name, frame in about_features(n_features, types, rng).items():
         folder = (
             layout.feature_map_dir("5ae") / "umap" if name == "feature_umap" else layout.associations_dir("a5") / name

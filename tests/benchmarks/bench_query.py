@@ -25,12 +25,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 from scipy import sparse
-from toy_plans import toy_table
 
 from feature_store import FeatureStore, Layout
 from feature_store.codes import CodesRun, TokenCodes
 from feature_store.storage import commit, schemas
-from feature_store.storage.plans import AssociationsPlan
+from feature_store.storage.plans import AssociationsPlan, CodesPlan
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
+from toy_plans import toy_plan, toy_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,9 +136,9 @@ def write_store(root: Path, *, n_cells: int, n_features: int, n_nonzeros: int, s
     """The store, resumed like any other."""
     layout = Layout(root)
     n_shards = -(-n_cells // shard_cells)
-    plan = {"n_shards": n_shards, "n_features": n_features, "dataset": "synthetic", "n_nonzeros": n_nonzeros}
+    plan = toy_plan(CodesPlan, n_features=n_features, dataset="synthetic", sae="none", sae_manifest=str(n_nonzeros))
     commit.write_table(layout.cells_dir("synthetic"), lambda: cell_table(n_cells), {"n_cells": n_cells})
-    codes = CodesRun.create(layout.codes_dir("codes"), plan)
+    codes = CodesRun.create(layout.codes_dir("codes"), plan, n_shards=n_shards)
     density, split = densities(n_cells, n_features, n_nonzeros), np.full(n_cells, "train")
     for shard in codes.pending():
         start, stop = shard * shard_cells, min((shard + 1) * shard_cells, n_cells)

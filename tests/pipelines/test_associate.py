@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -47,7 +48,7 @@ def stored(chain):
     """Cell codes as a dense matrix, read by Polars, and the cell table."""
     layout = Layout(chain.store)
     folder = layout.latest("codes").path / "by_cell"
-    cells = read_cells(layout.cells_dir(CodesRun.open(folder.parent).plan["dataset"]))
+    cells = read_cells(layout.cells_dir(CodesRun.open(folder.parent).plan.dataset))
     codes = np.zeros((cells.height, 48))
     for part in sorted(folder.glob("part-*.parquet")):
         cell, feature, value = pl.read_parquet(part).select("cell_idx", "feature_id", "value").to_numpy().T
@@ -118,7 +119,7 @@ def test_labels_are_cell_type_batch_and_those_named_each_once(chain, tmp_path, c
 def test_the_replicate_unit_is_the_donor_else_the_batch_else_none(chain, own_store, columns, unit):
     layout = Layout(own_store)
     codes = CodesRun.open(layout.latest("codes").path)
-    plan = {**codes.plan, "dataset": cells_with(chain, layout, **columns)}
+    plan = replace(codes.plan, dataset=cells_with(chain, layout, **columns))
     other = SimpleNamespace(plan=plan, folder=codes.folder, by_cell=codes.by_cell, n_features=codes.n_features)
     units = cell_inputs(layout, other, []).units
     assert (units.kind if units else None) == unit

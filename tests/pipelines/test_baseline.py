@@ -3,26 +3,28 @@
 import io
 import json
 import shutil
+from dataclasses import fields, replace
 
 import numpy as np
 import polars as pl
 import pytest
 from sklearn.metrics import roc_auc_score
+from toy_plans import toy_plan
 from typer.testing import CliRunner
 
 from feature_store import FeatureStore
 from feature_store.cells import read_cells
 from feature_store.codes import load_cell_codes
 from feature_store.query.metrics import METRICS
-from feature_store.query.runs import control_of
+from feature_store.query.runs import RunChain, control_of, newest_run, resolve_run
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
-from pipelines.baseline import Reference, baseline, encode_options, extract_options, train_options
+from feature_store.storage.plans import RANDOM_MODEL, ActivationsPlan, FusedForward, SAEPlan
+from pipelines.baseline import baseline, encode_options, extract_options, train_options
 from pipelines.cli import app
 from pipelines.compare import SAE, baselines_of, compare_with_baselines, excess_in_words
 from pipelines.config import AssociateOptions, BaselineOptions, EncodeOptions, ExtractOptions, SteerOptions, check
 from pipelines.errors import UsageError
-from pipelines.runtime.stage import parent_run
 from pipelines.steering.run import steer
 from pipelines.tracking import Tracking
 from pipelines.train import train_all
@@ -67,7 +69,12 @@ def held_against(chain, tmp_path_factory):
 @pytest.fixture(scope="module")
 def reference(chain):
     layout = Layout(chain.store)
-    return Reference.of(layout, parent_run(layout, "associations", None))
+    return RunChain.of(layout, newest_run(layout, "associations").run)
+
+
+def differing(one, other):
+    """Names of the fields in which two plans differ."""
+    return {field.name for field in fields(one) if getattr(one, field.name) != getattr(other, field.name)}
 
 
 def sae_of(results, control):
@@ -98,20 +105,20 @@ def test_codes_and_tables_of_a_baseline_are_made_as_those_of_the_sae(held_agains
     for result in results:
         if result.kind == "codes":
             plan = commit.Run.open(result.path / "by_cell").plan
-            assert {key: plan[key] for key in ("dataset", "pooling", "level", "fused")} == {
-                key: reference.codes[key] for key in ("dataset", "pooling", "level", "fused")
-            }
+            expected = reference.codes.to_json()
+            assert all(plan[key] == expected[key] for key in ("dataset", "pooling", "level", "fused"))
         if result.kind == "associations":
             plan = commit.Run.open(result.path / "features").plan
-            assert plan["gene_sets"] == reference.associations["gene_sets"]
+            expected = reference.associations.to_json()
+            assert all(plan[key] == expected[key] for key in ("gene_sets", "config"))
 
 
 @pytest.mark.parametrize("kind", ["activations", "saes", "codes", "associations"])
 def test_a_command_that_names_no_run_still_takes_the_saes(held_against, chain, kind):
     store, _ = held_against
-    assert parent_run(Layout(store), kind, None).run == Layout(chain.store).latest(kind).run
+    assert newest_run(Layout(store), kind).run == Layout(chain.store).latest(kind).run
     newest = Layout(store).latest(kind).run
-    assert parent_run(Layout(store), kind, newest).run == newest
+    assert resolve_run(Layout(store), kind, newest, option="--it").run == newest
 
 
 def test_the_store_opens_at_the_sae_and_has_the_comparison_only_for_it(held_against, chain):
@@ -149,12 +156,12 @@ def test_a_damaged_baseline_is_fitted_again_to_the_same_bytes(own_store):
 def test_a_random_models_sae_is_trained_as_the_sae_was_on_a_model_of_other_weights(held_against, reference):
     _, results = held_against
     activations, sae = results[-4], results[-3]
-    plan = commit.Run.open(activations.path).plan
-    differing = {key for key in plan if plan[key] != reference.activations.plan.get(key)}
-    assert differing == {"model_digest", "control"}
-    trained = commit.Run.open(sae.path).plan
-    assert {key for key in trained if trained[key] != reference.sae[key]} == {"activations", "model_digest"}
-    assert commit.Run.open(activations.path).manifest().rows == reference.activations.manifest().rows
+    extracted = ActivationsPlan.of(commit.Run.open(activations.path))
+    assert differing(extracted, reference.activations) == {"model_digest", "control_of"}
+    trained = SAEPlan.of(commit.Run.open(sae.path))
+    assert differing(trained, reference.sae) == {"activations", "model_digest", "control_of"}
+    assert (extracted.control_of, trained.control_of) == (RANDOM_MODEL, RANDOM_MODEL)
+    assert commit.Run.open(activations.path).manifest().rows == reference.activations_run.manifest().rows
 
 
 def test_a_random_models_sae_is_registered_under_a_name_of_its_own(held_against):
@@ -218,10 +225,8 @@ def test_what_was_read_in_another_way_is_no_baseline(own_store, chain):
     layout = Layout(own_store)
     baseline(BaselineOptions(kind=("pca",), fit_tokens=1000), own_store)
     by_mean = associate(AssociateOptions(codes=encode(EncodeOptions(pooling="mean"), own_store).run), own_store)
-    assert baselines_of(layout, Reference.chain(layout, Layout(chain.store).latest("associations").run)).keys() == {
-        "pca"
-    }
-    assert not baselines_of(layout, Reference.chain(layout, by_mean.run))
+    assert baselines_of(layout, RunChain.of(layout, Layout(chain.store).latest("associations").run)).keys() == {"pca"}
+    assert not baselines_of(layout, RunChain.of(layout, by_mean.run))
     with pytest.raises(UsageError, match=rf"scsae baseline --associations {by_mean.run}"):
         compare_with_baselines(own_store, by_mean.run)
 
@@ -246,7 +251,7 @@ def test_more_active_features_than_directions_are_refused_before_anything_is_wri
     from pipelines.associate import associate
     from pipelines.encode import encode
 
-    options = train_options(reference, reference.activations.path.name).model_copy(update={"k": (40,), "n_steps": 2})
+    options = train_options(reference, reference.sae.activations).model_copy(update={"k": (40,), "n_steps": 2})
     (wide,) = train_all(options, own_store)
     associate(AssociateOptions(codes=encode(EncodeOptions(sae=wide.run), own_store).run), own_store)
     known = runs(own_store, "saes")
@@ -268,15 +273,15 @@ def test_options_of_the_stages_are_recalled_from_the_plans(chain, reference):
 
 def test_a_fused_encoding_of_other_cells_is_recalled_with_its_data(chain, reference):
     layout, plan = Layout(chain.store), reference.codes
-    fused = {"tokens_per_cell": 5, "shard_cells": 9, "model_digest": "m"}
-    mine = Reference(**{**vars(reference), "codes": {**plan, "fused": fused, "pooling": "mean"}})
+    fused = toy_plan(FusedForward, tokens_per_cell=5, shard_cells=9, model_digest="m")
+    mine = replace(reference, codes=replace(plan, fused=fused, pooling="mean"))
     same = EncodeOptions(sae="s", pooling="mean", fused=True, tokens_per_cell=5, shard_cells=9)
     assert encode_options(layout, mine, "s", BaselineOptions()) == same
     assert encode_options(layout, reference, "s", BaselineOptions()) == EncodeOptions(sae="s")
 
 
 def test_extraction_of_an_ordinary_model_has_no_control_in_its_plan(reference):
-    assert "control" not in reference.activations.plan
+    assert reference.activations.control_of is None
     assert not ExtractOptions(data="x.h5ad").random_init
 
 

@@ -511,7 +511,8 @@ for i in range(2):
         frame = commit.read_table(layout.associations_dir("a550c") / table)
         plan = toy_table(AssociationsPlan, codes=f"c{i}", dataset="toy", sae="5ae")
         commit.write_table(layout.associations_dir(f"a{i}") / table, frame.head(1), plan)
-    commit.write_table(layout.steering_dir(f"s{i}") / "results", cells, toy_table(SteeringResultsPlan, seed=i, sae="5ae"))
+    steered = toy_table(SteeringResultsPlan, seed=i, sae="5ae")
+    commit.write_table(layout.steering_dir(f"s{i}") / "results", cells, steered)
 """
 
 
