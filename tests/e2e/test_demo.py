@@ -231,3 +231,14 @@ def test_nothing_was_written_outside_the_store_but_ray_and_matplotlibs_own_files
     assert [path.name for path in place.here.iterdir()] == ["st"]
     at_home = {path.relative_to(place.home).parts[0] for path in place.home.rglob("*") if path.is_file()}
     assert at_home <= {".ray", ".cache", ".config"}
+
+
+def test_the_first_example_of_the_readme_finds_the_b_cell_features(demo, place, pytestconfig):
+    lines = (pytestconfig.rootpath / "README.md").read_text().splitlines()
+    *statements, last = [line.removeprefix(">>> ") for line in lines if line.startswith(">>> ")]
+    code = "\n".join([*statements, f"print({last}.write_csv(), end='')"]).replace("scsae-store", "st")
+    done = subprocess.run([sys.executable, "-c", code], **place.options, capture_output=True, check=True)
+    rows = pl.read_csv(done.stdout.encode())
+    assert rows.columns == ["feature_id", "select_auroc", "auroc", "q", "top_genes"]
+    assert (rows["auroc"] > 0.95).all()
+    assert all(B_GENES & set(genes.split()) for genes in rows["top_genes"])
