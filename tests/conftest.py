@@ -28,6 +28,21 @@ if TYPE_CHECKING:
 install_import_hook("sae_core", "beartype.beartype")
 
 
+STARTS_RAY = {"ray_local", "killable"}
+"""Fixtures that start Ray."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that uses a fixture that starts Ray, directly or through other fixtures.
+
+    A test that starts Ray itself, in a process of its own, carries the mark in its module.
+    """
+    for item in items:
+        if isinstance(item, pytest.Function) and STARTS_RAY & set(item.fixturenames):
+            item.add_marker(pytest.mark.ray)
+
+
 @pytest.fixture(scope="session")
 def scsae_data() -> Path:
     folder = os.environ.get("SCSAE_DATA")

@@ -15,7 +15,7 @@ from findings_study.measures import (
 from findings_study.page import CELL_TYPES, INTERFERON, PROTOCOL_BATCH, TARGET_AUROC
 from findings_study.runs import run_cell_types, run_detector, run_protocol
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from stored_bytes import hashes_of
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 KINDS = {"actor": "ray::ShardActor", "raylet": "raylet/raylet", "head": "gcs_server", "driver": "pipelines.cli"}
 LOST_WORDS = (

@@ -13,8 +13,6 @@ from pipelines.recipe import run_recipe
 from pipelines.tracking import Tracking
 from pipelines.verify import verify_run
 
-pytestmark = pytest.mark.ray
-
 KINDS = ("saes", "codes", "associations", "steering")
 
 

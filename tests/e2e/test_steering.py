@@ -10,7 +10,7 @@ from feature_store import FeatureStore
 from feature_store.storage import commit
 from pipelines.steering.plan import Null
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def fewer(recipe, keep, **changes):

@@ -1,4 +1,7 @@
-"""What infra/README.md and the example recipe say, against the files, the command line and the options there are."""
+"""The files that infra/README.md names exist, and the example recipe is valid.
+
+That the commands and options it names exist is tested for all pages in tests/test_docs.py.
+"""
 
 import re
 
@@ -25,18 +28,6 @@ def test_every_file_here_is_in_the_readme_and_every_file_it_names_is_here(root, 
     named = re.findall(r"\binfra/[\w./-]+\.(?:yaml|sbatch)|\binfra/image/Dockerfile", readme)
     assert named
     assert not [name for name in named if not (root / name).is_file()]
-
-
-def test_every_option_of_scsae_that_it_names_exists(readme):
-    import typer.main
-
-    from pipelines.cli import app
-
-    commands = typer.main.get_command(app).commands
-    known = {option for name in ("submit", "run") for parameter in commands[name].params for option in parameter.opts}
-    said = set(re.findall(r"--(?:address|store|env|no-wait)\b", readme))
-    assert said == {"--address", "--store", "--env", "--no-wait"}
-    assert said <= known
 
 
 def test_every_variable_of_the_slurm_script_is_described_at_its_top(root):

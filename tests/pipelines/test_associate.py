@@ -28,8 +28,6 @@ from pipelines.errors import UsageError
 from pipelines.inputs import remember_source
 from pipelines.verify import verify_run
 
-pytestmark = pytest.mark.ray
-
 N_UNITS = 1 + len(ASSOCIATION_TABLES)
 """One range of features, and the tables."""
 

@@ -25,8 +25,6 @@ from pipelines import cli
 from pipelines.atlas import export_atlas, missing_maps, prepare_atlas, serve_atlas
 from pipelines.match import decoder_rows
 
-pytestmark = pytest.mark.ray
-
 MAPS = ("umap", "feature_umap", "feature_neighbour", "profile_umap")
 
 

@@ -31,8 +31,6 @@ from pipelines.train import train_all
 from sae_core.errors import ConfigError
 from sae_core.sae import load_sae
 
-pytestmark = pytest.mark.ray
-
 FITTED = ("neurons", "pca", "random")
 EVERY = (*FITTED, "random-model")
 K = 4

@@ -26,8 +26,6 @@ from pipelines.cli import app, main
 from pipelines.extract import extract
 from pipelines.train import train
 
-pytestmark = pytest.mark.ray
-
 COMMANDS = (
     "demo inspect extract train encode associate match baseline compare steer run submit sql features plot models "
     "serve export-atlas verify"

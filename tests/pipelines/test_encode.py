@@ -18,8 +18,6 @@ from pipelines.encode import Encoder, encode
 from pipelines.verify import verify_run
 from sae_core.sae import load_sae
 
-pytestmark = pytest.mark.ray
-
 N_SHARDS, N_CELLS, N_FEATURES = 5, 72, 48
 TABLES = ("by_cell", "by_feature", *(f"stats/{name}" for name in STATISTICS_TABLES))
 

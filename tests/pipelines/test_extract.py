@@ -19,8 +19,6 @@ from pipelines.train import train
 from sae_core.errors import ConfigError
 from sae_core.scfm import load_model
 
-pytestmark = pytest.mark.ray
-
 
 def stored(run):
     """Keys and activations of a run, in its order."""

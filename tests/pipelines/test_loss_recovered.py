@@ -13,8 +13,6 @@ from pipelines.inputs import SOURCE_FILE, recalled_model
 from pipelines.loss_recovered import Probe, or_reason, probe
 from sae_core.sae import load_sae
 
-pytestmark = pytest.mark.ray
-
 
 class Scaled:
     """In the place of an autoencoder: activations times a number."""

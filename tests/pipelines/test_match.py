@@ -24,8 +24,6 @@ from pipelines.match import match
 from pipelines.train import train
 from pipelines.verify import verify_run
 
-pytestmark = pytest.mark.ray
-
 
 @dataclass(frozen=True, kw_only=True)
 class Saes:

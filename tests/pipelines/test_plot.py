@@ -115,7 +115,6 @@ def test_a_plot_without_a_file_is_refused(scsae_plot):
     assert "--save" in done.stderr
 
 
-@pytest.mark.ray
 def test_every_kind_draws_a_store_that_the_stages_made(scsae_plot, own_store, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "feature_store.maps.cells.lay_out",

@@ -42,7 +42,6 @@ def strongest(store: Path) -> tuple[float, list[int]]:
     return threshold, chosen.sort("batch_effect", "feature_id", descending=True)["feature_id"].to_list()
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize("intervention", ["ablate", "shift"])
 def test_a_recipe_from_the_atlas_is_read_and_accepted_before_steering(chain, page, tmp_path, intervention):
     threshold, wanted = strongest(chain.store)

@@ -32,8 +32,6 @@ from pipelines.training_loop import SAEJob, TrainJob, fit, held_out
 from sae_core.errors import CheckpointError, ConfigError, TrainingError
 from sae_core.sae import ARCHITECTURES, evaluate, load_sae
 
-pytestmark = pytest.mark.ray
-
 
 @pytest.fixture
 def job_in(chain, tmp_path):

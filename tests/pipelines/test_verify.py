@@ -14,8 +14,6 @@ from pipelines.extract import extract
 from pipelines.train import train
 from pipelines.verify import verify_run
 
-pytestmark = pytest.mark.ray
-
 
 @pytest.fixture
 def again(chain):

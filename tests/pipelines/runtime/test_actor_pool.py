@@ -14,8 +14,6 @@ from pipelines.errors import RunFailedError, UsageError, root_cause
 from pipelines.runtime import actor_pool
 from pipelines.runtime.actor_pool import LOSSES_IN_A_ROW, SHARDS_PER_ACTOR, ActorPool, ShardActor, do_shards
 
-pytestmark = pytest.mark.ray
-
 # actors cannot import it by its name: some packages install a `tests` of their own
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 

@@ -12,8 +12,6 @@ from pipelines.errors import RunFailedError, UsageError
 from pipelines.runtime import cluster
 from pipelines.runtime.cluster import Session, actors_that_fit, ray_session
 
-pytestmark = pytest.mark.ray
-
 SESSIONS = """
 import sys
 from pipelines.runtime.cluster import one_ray_session, ray_session
@@ -34,6 +32,7 @@ assert not ray.is_initialized(), "a session outside the block ends with itself"
 """
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_sessions_inside_one_block_are_one_and_none_is_started_for_nothing(tmp_path):
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {"HOME": str(tmp_path)}

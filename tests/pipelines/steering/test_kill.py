@@ -12,8 +12,6 @@ from feature_store.storage import commit
 from feature_store.storage.layout import MANIFEST, Layout
 from pipelines.tracking import Tracking
 
-pytestmark = pytest.mark.ray
-
 STEER = "steer --kind batch --target b0 --toward b1 --by both --n-nulls 2 --num-actors 1"
 STEER += " --n-features 2 --n-features 4 --dose 0.5 --dose 1.0"
 IN_SMALL_SHARDS = """

@@ -26,8 +26,6 @@ from sae_core.sae import SparseCodes, load_sae
 from sae_core.scfm import load_model
 from sae_core.steering import random_direction
 
-pytestmark = pytest.mark.ray
-
 ABLATE = SteerOptions(kind="cell_type", target="A", n_features=(3,), n_nulls=4)
 MOVE = SteerOptions(kind="batch", target="b0", toward="b1", n_features=(2, 4), dose=(0.5, 1.0), by="both", n_nulls=2)
 SITE = "layer.1"
