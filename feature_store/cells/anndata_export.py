@@ -1,4 +1,4 @@
-"""Codes of cells as an AnnData, for scanpy and whatever else reads one."""
+"""Cell codes as an AnnData, for scanpy and other tools that read one."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,24 +11,24 @@ if TYPE_CHECKING:
 
 
 def to_anndata(obs: pl.DataFrame, codes: sparse.csr_array, *, key: str, about: Mapping[str, Any]) -> "anndata.AnnData":
-    """An AnnData of cells: `obs` as the cell table, codes [n_cells n_features] in obsm, `about` in uns.
+    """An AnnData with the cell table in obs, codes [n_cells n_features] in obsm[key], and `about` in uns.
 
-    `about` goes to `uns` under `key` without its "X_"; frames in it become DataFrames. What .h5ad cannot hold is turned
-    into what it can: texts into categories, dates and lists into text, columns without any value left out.
+    `about` goes to `uns` under `key` without its "X_"; frames in it become DataFrames. Values that .h5ad cannot hold
+    are converted: text to categories, dates and lists to text; columns without any value are left out.
     """
     import anndata
 
     names = obs["cell_id"] if obs["cell_id"].is_unique().all() else obs["cell_idx"]
     cells = _pandas(obs).set_index(names.cast(pl.String).to_numpy())
-    found = anndata.AnnData(obs=cells, obsm={key: sparse.csr_matrix(codes)})
-    found.uns[key.removeprefix("X_")] = {
+    adata = anndata.AnnData(obs=cells, obsm={key: sparse.csr_matrix(codes)})
+    adata.uns[key.removeprefix("X_")] = {
         name: _pandas(value) if isinstance(value, pl.DataFrame) else value for name, value in about.items()
     }
-    return found
+    return adata
 
 
 def _pandas(frame: pl.DataFrame) -> Any:
-    """A pandas DataFrame that anndata writes, its index a text."""
+    """A pandas DataFrame that anndata can write; its index is text."""
     columns = []
     for column in frame.iter_columns():
         if column.null_count() == len(column) and len(column):
@@ -39,5 +39,5 @@ def _pandas(frame: pl.DataFrame) -> Any:
             columns.append(column)
         else:
             columns.append(column.cast(pl.String).cast(pl.Categorical))
-    found = pl.DataFrame(columns).to_pandas()
-    return found.set_index(found.index.astype(str))
+    pandas = pl.DataFrame(columns).to_pandas()
+    return pandas.set_index(pandas.index.astype(str))

@@ -1,9 +1,9 @@
 """One AnnData file (.h5ad, .zarr): it is opened, its matrix is chosen, and its cells and genes are read.
 
-The file is opened, never loaded: var is read whole, obs column by column, the matrix in ranges of rows
-(`cells.matrices`). Raw counts are preferred, log-normalised values accepted, scaled ones refused; which one a
-matrix is, is found by sampling rows and checked again on every row that is read. Format: anndata on-disk specification
-0.1.0 and 0.2.0. Opening costs .05-.4 s.
+The file is opened, never loaded: var is read whole, obs column by column, the matrix in ranges of rows (`matrices`).
+Raw counts are preferred, log-normalised values accepted, scaled ones refused; which of them a matrix holds is told from
+sampled rows and checked again on every row that is read (`value_kinds`). Format: anndata on-disk specification 0.1.0
+and 0.2.0. Opening costs .05-.4 s.
 """
 
 import difflib
@@ -23,11 +23,11 @@ from feature_store.errors import InputError
 
 HASH_BLOCK_BYTES = 1 << 22
 COLUMNWISE = "0.2.0"
-"""The version of obs on disk whose columns can be read one by one; older ones are read whole."""
+"""The version of obs on disk whose columns can be read one by one; an older obs is read whole."""
 
 
 class AnnDataFile:
-    """An opened .h5ad file or AnnData .zarr folder; make one with `open_file`. Not for passing between processes.
+    """An opened .h5ad file or AnnData .zarr folder; made by `open_file`. It cannot be passed between processes.
 
     Attributes:
         path: the file or zarr folder.
@@ -49,7 +49,7 @@ class AnnDataFile:
             self.gene_symbols, self.ensembl_ids = gene_names(_read(file["raw/var" if matrix == "raw" else "var"]))
         if len(self.gene_symbols) != self.n_genes:
             raise InputError(
-                f"{matrix} of {path} has {self.n_genes} columns and var {len(self.gene_symbols)} genes; "
+                f"{matrix} of {path} has {self.n_genes} columns, but var has {len(self.gene_symbols)} genes; "
                 "write the file again with anndata"
             )
 
@@ -59,13 +59,13 @@ class AnnDataFile:
             self._file.close()
 
     def read_rows(self, start: int, stop: int) -> CSRRows:
-        """Cells [start, stop), genes as ascending columns. InputError naming the row of a value that cannot be."""
+        """Cells [start, stop), with genes as ascending columns. InputError names the row of an impossible value."""
         rows = self._rows.read(start, stop)
         check_rows(rows, self.value_kind, start, f"{self.matrix} of {self.path}")
         return rows
 
     def obs(self) -> pl.DataFrame:
-        """Every obs column, in order: categories as strings, numbers, booleans and dates kept, NaN as null."""
+        """Every obs column, in order: categories become strings, NaN null; numbers, booleans and dates stay."""
         node = self._file["obs"]
         if node.attrs.get("encoding-version") != COLUMNWISE:
             with _reading(self.path, "obs"):
@@ -79,7 +79,7 @@ class AnnDataFile:
         return pl.DataFrame(columns)
 
     def obs_names(self) -> pl.Series:
-        """Names of the cells as the file has them [n_cells]; they may repeat."""
+        """Names of the cells in the file [n_cells]; they may repeat."""
         node = self._file["obs"]
         with _reading(self.path, "the index of obs"):
             if node.attrs.get("encoding-version") == COLUMNWISE:
@@ -92,7 +92,7 @@ class AnnDataFile:
     def _check_length(self, what: str, length: int) -> None:
         if length != self.n_cells:
             raise InputError(
-                f"{what} of {self.path} has {length} entries, {self.matrix} {self.n_cells} cells; "
+                f"{what} of {self.path} has {length} entries, but {self.matrix} has {self.n_cells} cells; "
                 "write the file again with anndata"
             )
 
@@ -102,25 +102,26 @@ def open_file(path: Path, *, matrix: str | None = None) -> AnnDataFile:
 
     `matrix` is "X", "raw" or "layers/NAME"; None takes the first of: X if it holds counts, layers/counts if it does,
     raw (counts or log-normalised), X if it is log-normalised. InputError for a missing or damaged file, one that is
-    no AnnData, an empty matrix, a matrix stored by column, NaN, and values that are neither counts nor log-normalised
-    (the message lists what every matrix of the file holds).
+    not an AnnData, an empty matrix, a matrix stored by column, NaN, and values that are neither counts nor
+    log-normalised (the message lists what every matrix of the file holds).
     """
     file = _open(path)
     missing = [name for name in ("obs", "var") if name not in file]
     if missing:
         raise InputError(
-            f"{path} is no AnnData: it has no {' and no '.join(missing)}; it has {', '.join(file) or 'nothing'}"
+            f"{path} is not an AnnData: it has no {' and no '.join(missing)}; it has {', '.join(file) or 'nothing'}; "
+            "give an .h5ad file or an AnnData .zarr folder"
         )
     names = _matrix_names(file)
     if matrix is not None and matrix not in names:
-        raise InputError(f"{path} has no matrix {matrix!r}; it has {listing(matrix, names)}")
+        raise InputError(f"--matrix was {matrix!r}, not a matrix of {path}; it has {names_with_closest(matrix, names)}")
     kinds: dict[str, str] = {}
     for name, wanted in _PREFERENCE if matrix is None else ((matrix, USABLE),):
         if name in names and name not in kinds:
             kinds[name] = value_kind(_matrix(file, name, path), f"{name} of {path}")
         if kinds.get(name) in wanted:
             return AnnDataFile(path, file, matrix=name, kind=kinds[name])
-    raise InputError(_no_usable_matrix(file, path, names, asked=matrix))
+    raise InputError(_no_usable_matrix(file, path, names, requested=matrix))
 
 
 def files_below(path: Path) -> list[Path]:
@@ -129,7 +130,7 @@ def files_below(path: Path) -> list[Path]:
 
 
 def digest(path: Path, on_bytes: Callable[[int], None]) -> str:
-    """Sha256 of a file's bytes, or of names and hashes of a zarr folder's files; `on_bytes` is told what was read."""
+    """Sha256 of a file, or of the names and hashes of a zarr folder's files; `on_bytes` gets the size of each block."""
     if path.is_file():
         return _sha256(path, on_bytes)
     total = hashlib.sha256()
@@ -138,11 +139,11 @@ def digest(path: Path, on_bytes: Callable[[int], None]) -> str:
     return total.hexdigest()
 
 
-def listing(asked: str, names: Iterable[str]) -> str:
-    """What there is, for an error message, with the name nearest to the one asked for."""
+def names_with_closest(name: str, names: Iterable[str]) -> str:
+    """The existing names, for an error message, and the one closest to the unknown `name`."""
     names = list(names)
-    near = difflib.get_close_matches(asked, names, n=1, cutoff=0.5)
-    return (", ".join(names) or "none") + (f"; did you mean {near[0]!r}?" if near else "")
+    closest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return (", ".join(names) or "none") + (f"; did you mean {closest[0]!r}?" if closest else "")
 
 
 _PREFERENCE: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -156,20 +157,20 @@ _PREFERENCE: tuple[tuple[str, tuple[str, ...]], ...] = (
 def _open(path: Path) -> Any:
     if not path.exists():
         beside = sorted(file.name for file in path.parent.glob("*.h5ad")) if path.parent.is_dir() else []
-        raise InputError(f"no file {path}; in its folder there is {listing(path.name, beside)}")
+        raise InputError(f"there is no file {path}; its folder has {names_with_closest(path.name, beside)}")
     if path.is_dir():
         if not any((path / name).exists() for name in ("zarr.json", ".zgroup")):
-            raise InputError(f"{path} is a folder and no zarr group; give an .h5ad file or an AnnData .zarr folder")
+            raise InputError(f"{path} is a folder but not a zarr group; give an .h5ad file or an AnnData .zarr folder")
         import zarr
 
         try:
             return zarr.open_group(path, mode="r")
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise InputError(f"{path} is no zarr group, or a damaged one ({error}); copy the folder again") from error
+            raise InputError(f"{path} is not a zarr group, or is damaged ({error}); copy the folder again") from error
     try:
         return h5py.File(path, "r", locking="best-effort")
     except OSError as error:
-        raise InputError(f"{path} is no HDF5 file, or a damaged one ({error}); give an .h5ad file") from error
+        raise InputError(f"{path} is not an HDF5 file, or is damaged ({error}); give an .h5ad file") from error
 
 
 def _matrix_names(file: Any) -> list[str]:
@@ -189,22 +190,23 @@ def _matrix(file: Any, name: str, path: Path) -> RowMatrix:
     return matrix
 
 
-def _no_usable_matrix(file: Any, path: Path, names: Sequence[str], *, asked: str | None) -> str:
-    found, usable = [], []
+def _no_usable_matrix(file: Any, path: Path, names: Sequence[str], *, requested: str | None) -> str:
+    contents, usable = [], []
     for name in names:
         try:
             kind = value_kind(_matrix(file, name, path), f"{name} of {path}")
         except InputError as error:
-            found.append(f"{name}: {error}")
+            contents.append(f"{name}: {error}")
             continue
-        found.append(f"{name}: {KINDS[kind]}")
+        contents.append(f"{name}: {KINDS[kind]}")
         usable += [name] if kind in USABLE else []
-    what = f"matrix {asked} of {path} holds" if asked else f"no matrix of {path} holds"
-    advice = f"name one that does: --matrix {usable[0]}" if usable else "store the raw counts, e.g. in layers['counts']"
-    no = " neither" if asked else ""
-    return (
-        f"{what}{no} counts {'nor' if asked else 'or'} log-normalised values ({'; '.join(found) or 'none'}); {advice}"
+    subject = (
+        f"matrix {requested} of {path} holds neither counts nor"
+        if requested
+        else f"no matrix of {path} holds counts or"
     )
+    advice = f"use --matrix {usable[0]}" if usable else "store the raw counts, for example in layers['counts']"
+    return f"{subject} log-normalised values ({'; '.join(contents) or 'it has none'}); {advice}"
 
 
 def _read(node: Any) -> Any:
@@ -215,7 +217,7 @@ def _read(node: Any) -> Any:
 
 @contextmanager
 def _reading(path: Path, what: str) -> Iterator[None]:
-    """Say which part of which file cannot be read."""
+    """Turn an error of the reader into one that names the part and the file."""
     try:
         yield
     except (KeyError, ValueError, OSError, TypeError, RuntimeError, AttributeError, pl.exceptions.PolarsError) as error:

@@ -1,7 +1,7 @@
-"""What var and obs of AnnData files say: names of genes, columns of cells; of one file, and of several as one.
+"""The names of genes in var and the columns of obs, of one AnnData file and of several joined.
 
-A column of obs goes from HDF5 or zarr to Polars in blocks or by its codes: a million cells as Python strings would be
-80 MB a column.
+A column of obs goes from HDF5 or zarr to Polars in blocks, or by the codes of its categories: as Python strings a
+million cells would take 80 MB a column.
 """
 
 import re
@@ -18,7 +18,7 @@ from feature_store.errors import InputError
 
 BLOCK_CELLS = 65_536
 FILE_COLUMN = "file"
-"""The obs column that names the file of each cell, where there are several files."""
+"""The obs column that names the file of each cell, if there are several files."""
 
 SYMBOL_COLUMNS = ("gene_symbol", "gene_symbols", "gene_name", "gene_names", "feature_name", "symbol", "hgnc_symbol")
 ENSEMBL_COLUMNS = ("ensembl_id", "ensembl", "gene_id", "gene_ids", "feature_id", "ensembl_gene_id")
@@ -31,9 +31,9 @@ _PLAIN = {"b1", *(f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)), "f
 def gene_names(var: Any) -> tuple[list[str], list[str] | None]:
     """Symbols and Ensembl ids of the genes of a var frame, without version suffix; None if it has no Ensembl ids.
 
-    A symbol is taken from the first of `SYMBOL_COLUMNS` that does not hold Ensembl ids, else (or where it is missing)
-    the var name. Ensembl ids are taken from the first of `ENSEMBL_COLUMNS` that mostly looks like it, else the var
-    names if they do; "" where missing.
+    A symbol is taken from the first of `SYMBOL_COLUMNS` that does not hold Ensembl ids; without one, or where it is
+    missing, it is the var name. Ensembl ids are taken from the first of `ENSEMBL_COLUMNS` that mostly holds such ids,
+    else from the var names if most of them are; "" where missing.
     """
     names = [str(name) for name in var.index]
     columns = {str(name).lower(): _strings(var[name]) for name in reversed(list(var.columns))}
@@ -60,12 +60,12 @@ def _strings(column: Any) -> list[str]:
 
 
 def column_of(name: str, node: Any, read: Callable[[Any], Any]) -> pl.Series:
-    """One obs column from its HDF5 / zarr node: numbers, booleans and dates as they are, NaN as null, everything else
-    (categories) as strings.
+    """One obs column from its HDF5 or zarr node: numbers, booleans and dates stay, NaN becomes null, everything else
+    (categories) becomes strings.
 
-    Strings, categories and plain arrays, which are nearly all, never become Python objects for all cells at once;
-    `read` makes a pandas array of any other node, and of the categories. KeyError, ValueError or PolarsError for a node
-    that is not as the format wants it.
+    Strings, categories and plain arrays, which are nearly all columns, never become Python objects for all cells at
+    once; `read` makes a pandas array of any other node, and of the categories. KeyError, ValueError or PolarsError for
+    a node that violates the format.
     """
     encoding = node.attrs.get("encoding-type")
     if encoding == "string-array":
@@ -83,7 +83,7 @@ def column_of(name: str, node: Any, read: Callable[[Any], Any]) -> pl.Series:
 
 
 def strings_of(name: str, node: Any, read: Callable[[Any], Any]) -> pl.Series:
-    """The strings of a node, block by block [n]; those of `read` where it is no array of strings."""
+    """The strings of a node [n], read block by block, or with `read` if it is not an array of strings."""
     if node.attrs.get("encoding-type") != "string-array":
         return pl.Series(name, [str(value) for value in read(node)], dtype=pl.String)
     text = node.asstr() if hasattr(node, "asstr") else node
@@ -92,7 +92,7 @@ def strings_of(name: str, node: Any, read: Callable[[Any], Any]) -> pl.Series:
 
 
 def obs_series(name: str, column: Any) -> pl.Series:
-    """One obs column of a pandas frame, as `column_of` has it."""
+    """One obs column of a pandas frame, converted as by `column_of`."""
     if getattr(column.dtype, "kind", "O") in "biufmM" and column.dtype.name != "category":
         kept: pl.Series = pl.from_pandas(column, nan_to_null=True).rename(name)
         return kept
@@ -101,12 +101,11 @@ def obs_series(name: str, column: Any) -> pl.Series:
 
 
 def join_obs(parts: Sequence[tuple[str, int, pl.DataFrame]]) -> pl.DataFrame:
-    """The obs of several files, one below the other, behind a column `file` that says which one a cell is from.
+    """The obs of several files, one below the other, with a first column `file` that names the file of each cell.
 
     `parts` are the name, the number of cells and the obs of each file. Columns come in the order of their first
-    appearance, null where a file has none of that name. Numbers become the type that holds all of them; columns that
-    are numbers in one file and text in another become strings. A column that is called `file` already becomes
-    `file_obs`.
+    appearance, and are null in files without them. Numbers take the type that holds all of them; columns that are
+    numbers in one file and text in another become strings. A column with the name `file` becomes `file_obs`.
     """
     frames = [frame for _, _, frame in parts]
     marked = [
@@ -114,8 +113,8 @@ def join_obs(parts: Sequence[tuple[str, int, pl.DataFrame]]) -> pl.DataFrame:
         for name, n, frame in parts
     ]
     joined = pl.concat(marked, how="diagonal_relaxed")
-    own = joined.select(pl.col(_MARK).alias(FILE_COLUMN))
-    return own.hstack(without_clashes(joined.drop(_MARK), {}, (FILE_COLUMN,)))
+    file = joined.select(pl.col(_MARK).alias(FILE_COLUMN))
+    return file.hstack(without_clashes(joined.drop(_MARK), {}, (FILE_COLUMN,)))
 
 
 def _as_text_where_types_differ(frame: pl.DataFrame, frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
@@ -128,13 +127,13 @@ def _as_text_where_types_differ(frame: pl.DataFrame, frames: Sequence[pl.DataFra
 
 @dataclass(frozen=True, kw_only=True)
 class JoinedGenes:
-    """The genes of several files together, in the order of their first appearance.
+    """The union of the genes of several files, in the order of their first appearance.
 
     Attributes:
-        symbols: of each gene [n_genes].
+        symbols: symbol of each gene [n_genes].
         ensembl: Ensembl ids [n_genes], "" where unknown; None if no file has any.
-        columns: for each file the joined gene of each of its own, int32 [n_genes of the file].
-        n_in_all: genes that every file has.
+        columns: for each file the joined gene of each of its genes, int32 [n_genes of the file].
+        n_in_all: number of genes that every file has.
     """
 
     symbols: list[str]
@@ -144,45 +143,45 @@ class JoinedGenes:
 
 
 def join_genes(genes: Sequence[tuple[Sequence[str], Sequence[str] | None]], files: Sequence[str]) -> JoinedGenes:
-    """Join the genes of several files, symbols and Ensembl ids of each, by Ensembl id where every file has them, else
-    by symbol.
+    """Join the genes of several files, given as symbols and Ensembl ids, by Ensembl id if every file has them, else by
+    symbol.
 
-    A name that a file has twice is two genes: its first is that of the other files' first, its second their second.
-    InputError for a file that has no gene in common with those before it.
+    A name that a file has twice is two genes: its first is joined with the first of the other files, its second with
+    their second. InputError for a file without a gene in common with those before it.
     """
     by_ensembl = all(known is not None for _, known in genes)
     position: dict[tuple[str, int], int] = {}
     names: list[str] = []
     ids: list[str] = []
     columns = []
-    for file, (own, known) in zip(files, genes, strict=True):
+    for file, (symbols, known) in zip(files, genes, strict=True):
         n_before = len(position)
-        pairs = list(zip(own, known or [""] * len(own), strict=True))
-        keys = _numbered(found if by_ensembl and found else symbol for symbol, found in pairs)
-        for key, (symbol, found) in zip(keys, pairs, strict=True):
+        pairs = list(zip(symbols, known or [""] * len(symbols), strict=True))
+        keys = _numbered(ensembl if by_ensembl and ensembl else symbol for symbol, ensembl in pairs)
+        for key, (symbol, ensembl) in zip(keys, pairs, strict=True):
             place = position.setdefault(key, len(position))
             if place == len(names):
                 names.append(symbol)
-                ids.append(found)
-            ids[place] = ids[place] or found
+                ids.append(ensembl)
+            ids[place] = ids[place] or ensembl
         columns.append(np.array([position[key] for key in keys], dtype=np.int32))
         if n_before and columns[-1].min() >= n_before:
             raise InputError(
                 f"{file} has no gene in common with {files[0]}: {', '.join(name for name, _ in keys[:3])}, ... against "
-                f"{', '.join(name for name, _ in list(position)[:3])}, ...; name the genes of all files alike (symbols "
-                "or Ensembl ids), and join files of one species only"
+                f"{', '.join(name for name, _ in list(position)[:3])}, ...; use the same names in all files "
+                "(symbols or Ensembl ids), and join files of one species only"
             )
-    found_in = np.bincount(np.concatenate(columns), minlength=len(names))
+    n_files = np.bincount(np.concatenate(columns), minlength=len(names))
     return JoinedGenes(
         symbols=names,
         ensembl=None if all(known is None for _, known in genes) else ids,
         columns=tuple(columns),
-        n_in_all=int((found_in == len(files)).sum()),
+        n_in_all=int((n_files == len(files)).sum()),
     )
 
 
 def _numbered(names: Iterable[str]) -> list[tuple[str, int]]:
-    """Each name with how often it came before."""
+    """Each name with the number of times it appeared before."""
     seen: Counter[str] = Counter()
     numbered = []
     for name in names:
@@ -191,11 +190,14 @@ def _numbered(names: Iterable[str]) -> list[tuple[str, int]]:
     return numbered
 
 
-def without_clashes(obs: pl.DataFrame, asked: Mapping[str, str | None], own: Sequence[str]) -> pl.DataFrame:
-    """Obs without the columns that became the table's own; others with a name of the table's get the suffix `_obs`."""
-    obs = obs.drop([key for key, column in asked.items() if column == key])
-    taken = {*own, *obs.columns}
-    for name in [name for name in obs.columns if name in own]:
+def without_clashes(obs: pl.DataFrame, used: Mapping[str, str | None], table: Sequence[str]) -> pl.DataFrame:
+    """Obs with the suffix `_obs` for columns that have the name of a column of `table`.
+
+    `used`: the obs column of which a column of the table is made; it is dropped if both have the same name.
+    """
+    obs = obs.drop([key for key, column in used.items() if column == key])
+    taken = {*table, *obs.columns}
+    for name in [name for name in obs.columns if name in table]:
         new = f"{name}_obs"
         while new in taken:
             new += "_obs"

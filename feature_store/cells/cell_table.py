@@ -12,7 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
-from feature_store.cells.anndata_file import listing
+from feature_store.cells.anndata_file import names_with_closest
 from feature_store.cells.annotations import without_clashes
 from feature_store.cells.gene_table import gene_table
 from feature_store.cells.source import Source, short_names
@@ -45,32 +45,31 @@ def write_cells(
 ) -> pl.DataFrame:
     """Write the tables `cells` and `genes` of a data set, splits included, and return the cells.
 
-    `donor`, `batch` and `cell_type` name obs columns, which become the columns of that name (null where None); every
-    obs column is kept as well. An obs column that has the name of one of the table's own columns is dropped where it
-    is the one that was asked for, and else gets the suffix `_obs`. `labels` names further obs columns of interest;
-    they are checked and noted in the plan. `dataset` None takes the file's name and a hash of its content and of
-    these options.
+    `donor`, `batch` and `cell_type` name obs columns, which become the columns of that name (null if None); every obs
+    column is kept as well. An obs column with the name of a column of the table is dropped if the table's column is
+    made of it, and else gets the suffix `_obs`. `labels` names further obs columns of interest; they are checked and
+    noted in the plan. `dataset` None takes the file's name and a hash of its content and of these options.
 
-    Of several files, a name of a donor (batch, cell type) is one donor in whichever file it stands: if two files call
-    different people "1", the split keeps them together, which loses some balance and leaks nothing.
+    In several files, equal names of donors (batches, cell types) mean one donor: if two files call different people
+    "1", they share a split, which loses some balance and leaks nothing.
 
-    Splits are dealt (`make_splits`; `known_splits` are those that units have already, `read_unit_splits`), or those of
+    The splits are made by `make_splits`, in which units keep their `known_splits` (`read_unit_splits`), or come from
     the obs column `split_column` (`splits_from_column`).
 
     Calling it again with the same arguments writes nothing. The genes cost one pass over the matrix, which checks every
-    value on the way. Raises InputError for an obs column that does not exist (nothing is written), PlanMismatchError if
-    the data set's name is taken by other content.
+    value. Raises InputError for an obs column that does not exist (nothing is written), PlanMismatchError if the data
+    set's name is taken by other content.
     """
     split = split or SplitConfig()
     obs = source.obs()
-    asked = {"donor": donor, "batch": batch, "cell_type": cell_type}
-    for option, column in (*asked.items(), ("split", split_column), *(("label", label) for label in labels)):
+    columns = {"donor": donor, "batch": batch, "cell_type": cell_type}
+    for option, column in (*columns.items(), ("split", split_column), *(("label", label) for label in labels)):
         if column is not None and column not in obs.columns:
             raise InputError(
-                f"--{option.replace('_', '-')} was {column!r}, no obs column of {', '.join(map(str, source.paths))}; "
-                f"there are {listing(column, obs.columns)}"
+                f"--{option.replace('_', '-')} was {column!r}, which is not an obs column of "
+                f"{', '.join(map(str, source.paths))}; they have {names_with_closest(column, obs.columns)}"
             )
-    named = {key: None if column is None else obs[column].cast(pl.String) for key, column in asked.items()}
+    named = {key: None if column is None else obs[column].cast(pl.String) for key, column in columns.items()}
     if split_column is None:
         split_of_cell, record = make_splits(
             source.n_cells, donor=named["donor"], batch=named["batch"], known=known_splits, config=split
@@ -83,7 +82,7 @@ def write_cells(
     plan = CellsPlan(
         digest=source.digest,
         matrix=source.matrix,
-        **asked,
+        **columns,
         labels=tuple(labels),
         split=SplitPlan(**asdict(split), **asdict(record)),
         split_column=split_column,
@@ -91,7 +90,7 @@ def write_cells(
         sources=tuple(short_names(source.paths)) if len(source.paths) > 1 else (),
     )
     dataset = dataset or f"{_slug(source.paths)}-{plan.id[:6]}"
-    own = {
+    table = {
         "cell_idx": pl.int_range(source.n_cells, dtype=pl.Int64, eager=True),
         "cell_id": source.obs_names(),
         "dataset": pl.Series([dataset], dtype=pl.String).new_from_index(0, source.n_cells),
@@ -99,8 +98,8 @@ def write_cells(
         **{key: pl.Series([None], dtype=pl.String).new_from_index(0, source.n_cells) if column is None else column
            for key, column in named.items()},
     }  # fmt: skip
-    taken = {**asked, "split": split_column}
-    cells = schemas.conform("cells", pl.DataFrame(own).hstack(without_clashes(obs, taken, tuple(own))))
+    used = {**columns, "split": split_column}
+    cells = schemas.conform("cells", pl.DataFrame(table).hstack(without_clashes(obs, used, tuple(table))))
     genes_plan = GenesPlan(dataset=dataset, digest=source.digest, matrix=source.matrix)
     commit.write_table(layout.genes_dir(dataset), lambda: gene_table(source), genes_plan.table("genes"))
     commit.write_table(layout.cells_dir(dataset), cells, plan.table("cells", dataset=dataset))
@@ -108,30 +107,30 @@ def write_cells(
 
 
 def read_cells(folder: str | Path) -> pl.DataFrame:
-    """The cell table in `Layout.cells_dir(dataset)`, sorted by cell_idx. NotFoundError, IncompleteRunError."""
+    """The cell table in `Layout.cells_dir(dataset)`, sorted by cell_idx. Raises NotFoundError, IncompleteRunError."""
     return commit.read_table(folder)
 
 
 def read_splits(folder: str | Path) -> SplitLabels:
-    """The split of each cell in `Layout.cells_dir(dataset)`, indexed by cell_idx: 8 bytes a cell, no other column."""
+    """The split of each cell in `Layout.cells_dir(dataset)`, indexed by cell_idx; it reads no other column."""
     return split_labels(commit.read_table(folder, ["split"])["split"])
 
 
 def read_split_record(folder: str | Path) -> SplitRecord:
-    """How the cells in `Layout.cells_dir(dataset)` were split, and whether donors could be kept whole."""
+    """How the cells in `Layout.cells_dir(dataset)` were split, and whether each donor is in one split."""
     plan = CellsPlan.of(commit.Run.open(folder)).split
     return SplitRecord(unit=plan.unit, n_units=plan.n_units, cells=plan.cells, units=plan.units, fallback=plan.fallback)
 
 
 def read_unit_splits(folder: str | Path, unit: str) -> dict[str, str]:
-    """The split of each donor (`unit` "donor") or batch in `Layout.cells_dir(dataset)`; empty if they are not whole."""
+    """The split of each donor (or batch, by `unit`) in `Layout.cells_dir(dataset)`; empty if units were divided."""
     if read_split_record(folder).unit != unit:
         return {}
     return dict(commit.read_table(folder, [unit, "split"]).drop_nulls().unique().iter_rows())
 
 
 def _kept(units: pl.Series | None, known: Mapping[str, str] | None) -> dict[str, str]:
-    """Those of the known splits that are of units of these cells, in order."""
+    """The known splits of the units of these cells, in the order of their names."""
     present = set() if units is None else set(units.unique())
     return {name: split for name, split in sorted((known or {}).items()) if name in present}
 

@@ -8,7 +8,10 @@ from feature_store.storage import schemas
 
 
 def gene_table(source: Source) -> pl.DataFrame:
-    """The table `genes`: for each gene the cells with a value above 0 and the mean over all cells, in one pass."""
+    """The table `genes`: for each gene the number of cells with a value above 0, and the mean over all cells.
+
+    One pass over the matrix, which checks every value.
+    """
     n_cells = np.zeros(source.n_genes, dtype=np.int64)
     total = np.zeros(source.n_genes)
     with source.progress("check values", source.n_cells, "cells") as update:

@@ -32,14 +32,14 @@ def no_progress(_title: str, _total: int, _unit: str) -> Iterator[Callable[[int]
 
 
 class Source:
-    """An opened data set; make one with `open_source`. A context manager; not for passing between processes.
+    """An opened data set, made by `open_source`. It is a context manager and cannot be passed between processes.
 
     Attributes:
-        paths: its files (or zarr folders); their order is part of what the data set is.
-        matrix: the matrix in use, "X", "raw" or "layers/NAME"; one for each file, comma-separated, where they differ.
+        paths: its files (or zarr folders); their order determines the order of cells and genes.
+        matrix: the matrix in use, "X", "raw" or "layers/NAME"; one for each file, comma-separated, if they differ.
         value_kind: "counts" or "lognorm", the same in every file.
-        n_cells, n_genes: cells of all files together, and the union of their genes.
-        n_genes_in_all: genes that every file has; a cell counts 0 of those that its file has not.
+        n_cells, n_genes: numbers of cells of all files and of genes in the union.
+        n_genes_in_all: number of genes that every file has; a cell has 0 of a gene that its file lacks.
         gene_symbols: symbol of each gene [n_genes]; the var name where there is no symbol.
         ensembl_ids: Ensembl id of each gene without version, "" where unknown; None if no file has any.
         progress: shows the passes over the data.
@@ -77,7 +77,7 @@ class Source:
 
     @property
     def digest(self) -> str:
-        """Sha256 of the content, wherever it lies: the file's own, or that of all files' in their order."""
+        """Sha256 of the content: that of the file, or that of the digests of all files in their order."""
         if len(self.digests) == 1:
             return self.digests[0]
         return sha256("".join(f"{one}\n" for one in self.digests).encode()).hexdigest()
@@ -94,17 +94,17 @@ class Source:
                 read += n
                 update(read // 1_000_000)
 
-            found = tuple(digest(path, on_bytes) for path in self.paths)
-        for i, one in enumerate(found):
-            if one in found[:i]:
+            digests = tuple(digest(path, on_bytes) for path in self.paths)
+        for i, one in enumerate(digests):
+            if one in digests[:i]:
                 raise InputError(
-                    f"{self.paths[i]} is a copy of {self.paths[found.index(one)]}: its cells would count twice; "
+                    f"{self.paths[i]} is a copy of {self.paths[digests.index(one)]}, so its cells would count twice; "
                     "leave one of them out"
                 )
-        return found
+        return digests
 
     def read_rows(self, start: int, stop: int) -> CSRRows:
-        """Cells [start, stop), genes as ascending columns. InputError naming the row of a value that cannot be."""
+        """Cells [start, stop), with genes as ascending columns. InputError names the row of an impossible value."""
         if not 0 <= start <= stop <= self.n_cells:
             raise InputError(
                 f"rows [{start}, {stop}) are not in [0, {self.n_cells}) of {', '.join(map(str, self.paths))}"
@@ -118,7 +118,7 @@ class Source:
         return concat_rows(parts)
 
     def read_first(self, n: int) -> CSRRows:
-        """About `n` cells, as many from the start of each file: a look at the data."""
+        """About `n` cells, the same number from the start of each file."""
         share = -(-n // len(self._files))
         starts = self._first[:-1].tolist()
         return concat_rows(
@@ -126,9 +126,9 @@ class Source:
         )
 
     def obs(self) -> pl.DataFrame:
-        """Every obs column, in order: categories as strings, numbers, booleans and dates kept, NaN as null.
+        """Every obs column, in order: categories become strings, NaN null; numbers, booleans and dates stay.
 
-        Of several files, one below the other, behind a column `file` (`annotations.join_obs`).
+        The obs of several files lie one below the other, with a first column `file` (`annotations.join_obs`).
         """
         if len(self._files) == 1:
             return self._files[0].obs()
@@ -136,7 +136,7 @@ class Source:
         return join_obs([(name, file.n_cells, file.obs()) for name, file in zip(names, self._files, strict=True)])
 
     def obs_names(self) -> pl.Series:
-        """Names of the cells as the files have them [n_cells]; they may repeat, so `cell_idx` is the key."""
+        """Names of the cells in the files [n_cells]; they may repeat, so `cell_idx` is the key."""
         return pl.concat([file.obs_names() for file in self._files])
 
     def _in_joined_genes(self, rows: CSRRows, i: int) -> CSRRows:
@@ -157,25 +157,27 @@ def open_source(
     files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     for i, path in enumerate(files):
         if path.resolve() in {other.resolve() for other in files[:i]}:
-            raise InputError(f"{path} was given twice: its cells would count twice; give each file once")
+            raise InputError(f"{path} was given twice, so its cells would count twice; give each file once")
     if not files:
         raise InputError("no file was given; give an .h5ad file or an AnnData .zarr folder")
     named = [matrix] * len(files) if matrix is None or len(files) == 1 else matrix.split(",")
     named = named * len(files) if len(named) == 1 else named
     if len(named) != len(files):
-        raise InputError(f"--matrix was {matrix!r}, {len(named)} for {len(files)} files; name one, or one for each")
+        raise InputError(
+            f"--matrix was {matrix!r}, {len(named)} matrices for {len(files)} files; name one, or one for each file"
+        )
     opened = [open_file(path, matrix=name) for path, name in zip(files, named, strict=True)]
     if len({file.value_kind for file in opened}) > 1:
         kinds = "; ".join(f"{file.path}: {file.matrix} holds {file.value_kind}" for file in opened)
         raise InputError(
-            f"counts and log-normalised values cannot be one data set ({kinds}); name the matrices that hold the same "
-            "with --matrix, one for each file: --matrix X,layers/counts"
+            f"files of counts and of log-normalised values cannot be joined ({kinds}); name matrices of the same kind "
+            "for all files, for example --matrix X,layers/counts"
         )
     return Source(opened, progress=progress)
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """The files' names, with as many folders before them as tell them apart: a run does not depend on where it lies."""
+    """The files' names, with as many parent folders as make them unique, so that a run does not depend on its path."""
     parts = [path.absolute().parts for path in paths]
     depth = next(n for n in range(1, max(map(len, parts)) + 1) if len({part[-n:] for part in parts}) == len(parts))
     return ["/".join(part[-depth:]) for part in parts]

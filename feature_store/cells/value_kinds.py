@@ -11,7 +11,7 @@ from feature_store.errors import InputError
 SAMPLE_BLOCKS = 16
 SAMPLE_ROWS = 64
 LOGNORM_MAX = 20.0
-"""log1p of anything counted stays below this (log1p(4.8e8) = 20); above it values are normalised but not logged."""
+"""log1p of any count is below this (log1p(4.8e8) = 20); larger values are normalised but not logged."""
 KINDS: Mapping[str, str] = {
     "counts": "non-negative integers",
     "lognorm": f"non-negative, not integers, below {LOGNORM_MAX:g}: log-normalised",
@@ -23,8 +23,8 @@ USABLE = ("counts", "lognorm")
 
 
 def value_kind(matrix: RowMatrix, where: str) -> str:
-    """What a matrix holds, one of `KINDS`, from up to 1,024 rows spread evenly over it. InputError for NaN or
-    infinity.
+    """The kind of the values of a matrix, one of `KINDS`, from up to 1,024 rows spread evenly over it. InputError for
+    NaN or infinity.
     """
     n_rows = matrix.shape[0]
     starts = np.unique(np.linspace(0, max(n_rows - SAMPLE_ROWS, 0), SAMPLE_BLOCKS).astype(int))
@@ -54,12 +54,12 @@ def check_rows(rows: CSRRows, kind: str, start: int, where: str) -> None:
     refuse_rows(rows, ~np.isfinite(rows.data), start, where, "is not finite")
     refuse_rows(rows, rows.data < 0, start, where, "is negative")
     if kind == "counts":
-        broken = ~is_integer(rows.data)
-        refuse_rows(rows, broken, start, where, "is no whole number, though the rows sampled are counts")
+        fractional = ~is_integer(rows.data)
+        refuse_rows(rows, fractional, start, where, "is not a whole number, although the sampled rows are counts")
 
 
 def refuse_rows(rows: CSRRows, bad: npt.NDArray[np.bool_], start: int, where: str, problem: str) -> None:
-    """Raise InputError naming the first row of `rows` (the first of which is row `start`) with a True in `bad`."""
+    """Raise InputError naming the first row with a True in `bad`; the first of `rows` is row `start` of the matrix."""
     if not bad.any():
         return
     place = int(np.argmax(bad))

@@ -133,7 +133,7 @@ def test_an_actor_leaves_a_committed_shard_alone(chain, ray_local):
         ({"layer": ("3",)}, UsageError, "--layer was '3'; tiny has layers 0 to 2"),
         ({"layer": ("second",)}, ConfigError, "names no site"),
         ({"donor": "doner"}, InputError, "'donor'"),
-        ({"matrix": "layers/counts"}, InputError, "has no matrix 'layers/counts'"),
+        ({"matrix": "layers/counts"}, InputError, "--matrix was 'layers/counts'"),
     ],
 )
 def test_wrong_input_is_refused_before_anything_is_written(chain, tmp_path, change, error, words):

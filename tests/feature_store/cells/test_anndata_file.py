@@ -275,20 +275,20 @@ ONES = np.ones((N_CELLS, N_GENES), dtype=np.float32)
 DAMAGE: dict[str, tuple[dict[str, Any], str]] = {
     "a column twice": (
         {"indices": with_value(3 * N_GENES + 2, 1)},
-        r"row 3: column 1 is there twice; .*sum_duplicates",
+        r"row 3: column 1 .*sum_duplicates",
     ),
-    "a column too far": ({"indices": with_value(4 * N_GENES + 8, 9)}, r"row 4: column 9 is not in \[0, 9\); a damaged"),
-    "a negative column": ({"indices": with_value(0, -1)}, r"row 0: column -1 is not in \[0, 9\)"),
-    "indptr descends": ({"indptr": with_value(5, 99)}, r"rows \[.*\): indptr does not ascend from 0 to 540"),
-    "indptr too far": ({"indptr": with_value(N_CELLS, 541)}, "indptr does not ascend from 0 to 540"),
-    "indptr too short": ({"indptr": lambda x: x[:-1]}, r"is no CSR matrix: shape \(60, 9\), but indptr \(60,\)"),
-    "fewer values than columns": ({"data": lambda x: x[:-1]}, r"indices \(540,\), data \(539,\); write the file again"),
-    "no values": ({"data": None}, "X of .* has no data: a damaged file, or one copied in part"),
-    "values of text": ({"data": lambda x: x.astype("S1")}, r"is no matrix of numbers but of \|S1"),
-    "values true or false": ({"data": lambda x: x > 0}, "is no matrix of numbers but of bool"),
+    "a column too far": ({"indices": with_value(4 * N_GENES + 8, 9)}, r"row 4: column 9 .*\[0, 9\)"),
+    "a negative column": ({"indices": with_value(0, -1)}, r"row 0: column -1 .*\[0, 9\)"),
+    "indptr descends": ({"indptr": with_value(5, 99)}, r"rows \[.*\): indptr.* 540"),
+    "indptr too far": ({"indptr": with_value(N_CELLS, 541)}, r"indptr.* 540"),
+    "indptr too short": ({"indptr": lambda x: x[:-1]}, r"CSR.*\(60, 9\).* indptr .*\(60,\)"),
+    "fewer values than columns": ({"data": lambda x: x[:-1]}, r"indices \(540,\), data \(539,\)"),
+    "no values": ({"data": None}, r"X of .* data; "),
+    "values of text": ({"data": lambda x: x.astype("S1")}, r"\|S1.*--matrix"),
+    "values true or false": ({"data": lambda x: x > 0}, r"bool.*--matrix"),
     "beyond float32": (
         {"data": lambda x: x.astype(np.float64) * 1e300},
-        "row 0, column 0: the value inf is not finite",
+        "row 0, column 0: .* inf ",
     ),
 }
 
@@ -304,19 +304,19 @@ def test_a_damaged_sparse_matrix_is_refused_naming_where(tmp_path: Path, damage:
 def test_damage_that_the_sample_missed_is_refused_when_the_genes_are_counted(tmp_path: Path) -> None:
     counts = np.ones((20_000, 2), dtype=np.float32)
     source = open_source(csr_file(tmp_path, counts, indices=with_value(2 * 1300, 1)))
-    with pytest.raises(InputError, match="row 1300: column 1 is there twice"):
+    with pytest.raises(InputError, match="row 1300: column 1 "):
         write_cells(Layout(tmp_path / "store"), source)
     assert not (tmp_path / "store").exists()
 
 
 def test_a_file_that_is_empty_or_cut_off_is_refused(tmp_path: Path, save: Callable[..., Path]) -> None:
     (tmp_path / "empty.h5ad").touch()
-    with pytest.raises(InputError, match=r"empty\.h5ad is no HDF5 file, or a damaged one"):
+    with pytest.raises(InputError, match=r"empty\.h5ad.*HDF5"):
         open_source(tmp_path / "empty.h5ad")
     whole = save(anndata.AnnData(np.ones((500, 40), np.float32)), compression="gzip").read_bytes()
     for share in (0.05, 0.5, 0.99):
         (tmp_path / "cut.h5ad").write_bytes(whole[: int(len(whole) * share)])
-        with pytest.raises(InputError, match=r"cut\.h5ad is no HDF5 file, or a damaged one"):
+        with pytest.raises(InputError, match=r"cut\.h5ad.*HDF5"):
             open_source(tmp_path / "cut.h5ad")
 
 
@@ -328,13 +328,13 @@ def test_a_block_whose_bytes_changed_is_refused_naming_its_rows(tmp_path: Path, 
     content = bytearray(path.read_bytes())
     content[chunk.byte_offset + 10 : chunk.byte_offset + 60] = bytes(50)
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"X of .*: rows \[\d+, \d+\) cannot be read .*copy it again"):
+    with pytest.raises(InputError, match=r"X of .*: rows \[\d+, \d+\).*copy it again"):
         gene_table(open_source(path))
 
 
 def test_no_cells_are_refused(save: Callable[..., Path]) -> None:
     for matrix in (np.zeros((0, 3), np.float32), sparse.csr_matrix((0, 3), dtype=np.float32)):
-        with pytest.raises(InputError, match="empty: 0 cells x 3 genes"):
+        with pytest.raises(InputError, match="0 cells x 3 genes"):
             open_source(save(anndata.AnnData(matrix)))
 
 
@@ -354,26 +354,26 @@ def test_a_missing_chunk_of_a_zarr_matrix_is_refused(zarr_folder: Path) -> None:
     chunks = chunks_of(zarr_folder, "X/data")
     assert len(chunks) > 1
     chunks[1].unlink()
-    with pytest.raises(InputError, match=rf"X of .*: 1 of {len(chunks)} chunks of its values are missing: .*copy it"):
+    with pytest.raises(InputError, match=rf"X of .*: 1 of {len(chunks)} chunks.*copy it"):
         open_source(zarr_folder)
 
 
 @pytest.mark.parametrize("array", ["X/indices", "X/indptr"])
-def test_a_missing_chunk_of_the_places_of_values_is_refused(zarr_folder: Path, array: str) -> None:
+def test_a_missing_chunk_of_indices_or_indptr_is_refused(zarr_folder: Path, array: str) -> None:
     chunks_of(zarr_folder, array)[0].unlink()
-    with pytest.raises(InputError, match=r"is there twice|indptr does not ascend"):
+    with pytest.raises(InputError, match=r"sum_duplicates|indptr"):
         open_source(zarr_folder)
 
 
 @pytest.mark.parametrize(
     ("removed", "message"),
     [
-        ("zarr.json", "a folder and no zarr group"),
-        ("obs", r"no AnnData: it has no obs|obs .*cannot be read"),
-        ("var", r"no AnnData: it has no var|var .*cannot be read"),
-        ("X/indices", "no indices: a damaged file|chunks|is there twice|cannot be read"),
-        ("obs/donor/codes", "donor.* cannot be read|entries"),
-        ("obs/_index", "the index of obs .* cannot be read|entries"),
+        ("zarr.json", "zarr group"),
+        ("obs", r"no obs|obs of "),
+        ("var", r"no var|var of "),
+        ("X/indices", "no indices|chunks|sum_duplicates|copy it again"),
+        ("obs/donor/codes", "obs column 'donor' of "),
+        ("obs/_index", "the index of obs of "),
     ],
 )
 def test_a_half_copied_zarr_folder_is_refused(zarr_folder: Path, tmp_path: Path, removed: str, message: str) -> None:
@@ -387,12 +387,12 @@ def test_a_half_copied_zarr_folder_is_refused(zarr_folder: Path, tmp_path: Path,
 
 def test_a_zarr_folder_whose_description_was_cut_off_is_refused(zarr_folder: Path) -> None:
     (zarr_folder / "zarr.json").write_text((zarr_folder / "zarr.json").read_text()[:100])
-    with pytest.raises(InputError, match="is no zarr group, or a damaged one"):
+    with pytest.raises(InputError, match="copy the folder again"):
         open_source(zarr_folder)
 
 
 def without_consolidated_metadata(folder: Path) -> None:
-    """Let what is on disk say what there is, as in a folder that was copied file by file."""
+    """Remove the consolidated metadata, as in a folder that was copied file by file."""
     metadata = json.loads((folder / "zarr.json").read_text())
     metadata.pop("consolidated_metadata", None)
     (folder / "zarr.json").write_text(json.dumps(metadata))
@@ -406,12 +406,12 @@ def test_obs_of_another_length_than_the_matrix_is_refused(save: Callable[..., Pa
         del file["obs/donor/codes"]
         file["obs/donor/codes"] = codes
         file["obs/donor/codes"].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-    with pytest.raises(InputError, match=r"obs column 'donor' of .* has 59 entries, X 60 cells"):
+    with pytest.raises(InputError, match=r"'donor' of .* 59 .* 60 "):
         open_source(path).obs()
     with h5py.File(path, "r+") as file:
         names = file["var/_index"][:-1]
         del file["var/_index"]
         file["var/_index"] = names
         file["var/_index"].attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
-    with pytest.raises(InputError, match=r"X of .* has 9 columns and var 8 genes"):
+    with pytest.raises(InputError, match=r"X of .* 9 .* 8 "):
         open_source(path)

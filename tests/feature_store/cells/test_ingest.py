@@ -156,14 +156,14 @@ def test_scaled_values_are_refused_with_what_the_file_has_instead(
     write_h5ad: Callable[..., Path], counts: np.ndarray
 ) -> None:
     path = write_h5ad(counts - 1.5, layers={"log": np.log1p(counts / 3)})
-    with pytest.raises(InputError, match=r"X: has negative values.*layers/log: non-negative.*--matrix layers/log"):
+    with pytest.raises(InputError, match=r"X: .*layers/log: .*--matrix layers/log"):
         open_source(path)
-    with pytest.raises(InputError, match=r"matrix X .* holds neither counts nor log-normalised values"):
+    with pytest.raises(InputError, match=r"matrix X .*--matrix layers/log"):
         open_source(path, matrix="X")
 
 
 def test_normalised_values_without_a_log_are_refused(write_h5ad: Callable[..., Path], counts: np.ndarray) -> None:
-    with pytest.raises(InputError, match=r"normalised but not logged.*layers\['counts'\]"):
+    with pytest.raises(InputError, match=r"layers\['counts'\]"):
         open_source(write_h5ad(counts * 1234.5))
 
 
@@ -171,24 +171,22 @@ def test_an_unknown_matrix_is_refused_with_the_nearest_name(
     write_h5ad: Callable[..., Path], counts: np.ndarray
 ) -> None:
     path = write_h5ad(counts, layers={"counts": counts})
-    with pytest.raises(
-        InputError, match=r"no matrix 'layer/count'; it has X, layers/counts; did you mean 'layers/counts'"
-    ):
+    with pytest.raises(InputError, match=r"--matrix was 'layer/count'.* X, layers/counts; .*'layers/counts'"):
         open_source(path, matrix="layer/count")
 
 
-@pytest.mark.parametrize(("value", "problem"), [(np.nan, "nan is not finite"), (np.inf, "inf is not finite")])
+@pytest.mark.parametrize(("value", "problem"), [(np.nan, "nan"), (np.inf, "inf")])
 def test_a_value_that_is_not_finite_is_refused_naming_its_row(
     write_h5ad: Callable[..., Path], counts: np.ndarray, value: float, problem: str
 ) -> None:
     counts[17, 4] = value
-    with pytest.raises(InputError, match=f"row 17, column 4: the value {problem}"):
+    with pytest.raises(InputError, match=f"row 17, column 4: the value {problem} .*--matrix"):
         open_source(write_h5ad(sparse.csr_matrix(counts)))
 
 
 @pytest.mark.parametrize(
     ("value", "problem"),
-    [(np.nan, "is not finite"), (0.5, "is no whole number, though the rows sampled are counts"), (-1, "is negative")],
+    [(np.nan, "finite"), (0.5, "whole"), (-1, "negative")],
 )
 def test_a_row_that_the_sample_missed_is_refused_when_it_is_read(tmp_path: Path, value: float, problem: str) -> None:
     matrix = np.ones((20_000, 2), dtype=np.float32)
@@ -197,7 +195,7 @@ def test_a_row_that_the_sample_missed_is_refused_when_it_is_read(tmp_path: Path,
     anndata.AnnData(sparse.csr_matrix(matrix)).write_h5ad(path)
     source = open_source(path)
     assert len(source.read_rows(0, 1300).data) == 2600
-    with pytest.raises(InputError, match=f"row 1300, column 1: the value .* {problem}"):
+    with pytest.raises(InputError, match=f"row 1300, column 1: .*{problem}"):
         source.read_rows(1000, 2000)
     with pytest.raises(InputError, match="row 1300"):
         write_cells(Layout(tmp_path / "store"), source)
@@ -208,45 +206,45 @@ def test_a_matrix_stored_by_column_is_refused_with_the_command_that_converts_it(
     write_h5ad: Callable[..., Path], counts: np.ndarray, tmp_path: Path
 ) -> None:
     path = write_h5ad(sparse.csc_matrix(counts))
-    with pytest.raises(InputError, match=r"by column \(CSC\)") as error:
+    with pytest.raises(InputError, match="CSC") as error:
         open_source(path)
     command = str(error.value).split('python -c "')[1].removesuffix('"')
     subprocess.run([sys.executable, "-c", command], check=True, cwd=tmp_path)
     assert (dense(open_source(tmp_path / "rows.h5ad"), 0, N_CELLS) == counts).all()
 
 
-def test_files_that_are_no_anndata_are_refused(
+def test_files_that_are_not_anndata_are_refused(
     tmp_path: Path, write_h5ad: Callable[..., Path], counts: np.ndarray
 ) -> None:
     write_h5ad(counts, name="kang.h5ad")
-    with pytest.raises(InputError, match=r"no file .*kamg.h5ad; in its folder there is kang.h5ad; did you mean"):
+    with pytest.raises(InputError, match=r"kamg\.h5ad; .*'kang\.h5ad'"):
         open_source(tmp_path / "kamg.h5ad")
     (tmp_path / "text.h5ad").write_text("no HDF5")
-    with pytest.raises(InputError, match="no HDF5 file, or a damaged one"):
+    with pytest.raises(InputError, match=r"text\.h5ad.*\.h5ad"):
         open_source(tmp_path / "text.h5ad")
     truncated = (tmp_path / "kang.h5ad").read_bytes()[:2000]
     (tmp_path / "cut.h5ad").write_bytes(truncated)
-    with pytest.raises(InputError, match="damaged"):
+    with pytest.raises(InputError, match=r"cut\.h5ad"):
         open_source(tmp_path / "cut.h5ad")
-    with pytest.raises(InputError, match="a folder and no zarr group"):
+    with pytest.raises(InputError, match=r"\.zarr"):
         open_source(tmp_path)
     import h5py
 
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["matrix"] = counts
-    with pytest.raises(InputError, match="no AnnData: it has no obs and no var; it has matrix"):
+    with pytest.raises(InputError, match=r"other\.h5 .*no obs and no var.* matrix"):
         open_source(tmp_path / "other.h5")
 
 
 def test_an_empty_matrix_is_refused(tmp_path: Path) -> None:
     anndata.AnnData(np.zeros((0, 3), np.float32)).write_h5ad(tmp_path / "no-cells.h5ad")
-    with pytest.raises(InputError, match="empty: 0 cells x 3 genes"):
+    with pytest.raises(InputError, match="0 cells x 3 genes"):
         open_source(tmp_path / "no-cells.h5ad")
     anndata.AnnData(sparse.csr_matrix((5, 3), dtype=np.float32)).write_h5ad(tmp_path / "zeros.h5ad")
-    with pytest.raises(InputError, match="every sampled value is 0"):
+    with pytest.raises(InputError, match=r"X: .* 0\)"):
         open_source(tmp_path / "zeros.h5ad")
     anndata.AnnData(obs=pd.DataFrame(index=["a"]), var=pd.DataFrame(index=["g"])).write_h5ad(tmp_path / "none.h5ad")
-    with pytest.raises(InputError, match=r"\(none\)"):
+    with pytest.raises(InputError, match=r"none\.h5ad .*layers\['counts'\]"):
         open_source(tmp_path / "none.h5ad")
 
 
@@ -360,7 +358,7 @@ def test_splits_may_come_from_a_column_or_from_what_is_known_of_the_units(
     dealt = write_cells(layout, source, donor="patient", known_splits={"elsewhere": "test"})
     assert dealt["dataset"][0] == write_cells(layout, source, donor="patient")["dataset"][0]
     assert len({cells["dataset"][0] for cells in (by_column, by_known, dealt)}) == 3
-    with pytest.raises(InputError, match="--split was 'fold', no obs column"):
+    with pytest.raises(InputError, match="--split was 'fold'"):
         write_cells(layout, source, split_column="fold")
 
 
@@ -410,7 +408,7 @@ def test_an_unknown_obs_column_is_refused_with_the_nearest_and_nothing_is_writte
 ) -> None:
     source = open_source(write_h5ad(counts))
     layout = Layout(tmp_path / "store")
-    with pytest.raises(InputError, match=r"--cell-type was 'lable'.*there are patient, .*did you mean 'label'"):
+    with pytest.raises(InputError, match=r"--cell-type was 'lable'.* patient, .*'label'"):
         write_cells(layout, source, cell_type="lable")
     with pytest.raises(InputError, match="--label was 'condition'"):
         write_cells(layout, source, labels=["condition"])
@@ -442,7 +440,7 @@ def test_other_options_make_another_data_set_unless_its_name_is_given(
     assert len(names) == 2
     assert all(name.startswith("data-") for name in names)
     write_cells(layout, source, dataset="toy")
-    with pytest.raises(PlanMismatchError, match="donor: None in the folder, 'patient' asked for"):
+    with pytest.raises(PlanMismatchError, match=r"donor.*None.*'patient'"):
         write_cells(layout, source, dataset="toy", donor="patient")
 
 

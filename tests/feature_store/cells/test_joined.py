@@ -61,7 +61,7 @@ def test_rows_across_files_are_those_of_the_files_below_each_other(save: Callabl
         rows = source.read_rows(start, stop)
         assert (dense(rows, 5) == wanted.to_numpy()[start:stop]).all()
         assert all((np.diff(rows.indices[a:b]) > 0).all() for a, b in zip(rows.indptr, rows.indptr[1:], strict=False))
-    with pytest.raises(InputError, match=r"rows \[20, 27\) are not in \[0, 26\)"):
+    with pytest.raises(InputError, match=r"\[20, 27\).*\[0, 26\)"):
         source.read_rows(20, 27)
 
 
@@ -189,9 +189,9 @@ def test_each_file_may_have_its_counts_in_another_matrix(save: Callable[..., Pat
     assert (source.matrix, source.value_kind) == ("X,layers/counts", "counts")
     again = open_source([a, b], matrix=source.matrix)
     assert (dense(again.read_rows(0, 24), 2) == dense(source.read_rows(0, 24), 2)).all()
-    with pytest.raises(InputError, match=r"--matrix was 'X,X,X', 3 for 2 files"):
+    with pytest.raises(InputError, match=r"--matrix was 'X,X,X'.* 3 .* 2 "):
         open_source([a, b], matrix="X,X,X")
-    with pytest.raises(InputError, match=r"counts and log-normalised values cannot be one .*b\.h5ad: X holds lognorm"):
+    with pytest.raises(InputError, match=r"b\.h5ad: X holds lognorm.*--matrix"):
         open_source([a, b], matrix="X")
 
 
@@ -203,30 +203,26 @@ def test_counts_and_logarithms_are_refused_together(save: Callable[..., Path]) -
 
 def test_files_without_a_gene_in_common_are_refused(save: Callable[..., Path]) -> None:
     paths = save("human.h5ad", ["CD3D", "LYZ"]), save("mouse.h5ad", ["Cd3d", "Lyz2"])
-    with pytest.raises(
-        InputError, match=r"mouse\.h5ad has no gene in common with .*human\.h5ad: Cd3d, Lyz2, \.\.\. ag"
-    ):
+    with pytest.raises(InputError, match=r"mouse\.h5ad .*human\.h5ad: Cd3d, Lyz2, "):
         open_source(paths)
 
 
 def test_the_same_cells_twice_are_refused(save: Callable[..., Path], tmp_path: Path) -> None:
     path = save("a.h5ad", ["G1"])
-    with pytest.raises(InputError, match=r"a\.h5ad was given twice"):
+    with pytest.raises(InputError, match=r"a\.h5ad .*once"):
         open_source([path, tmp_path / "." / "a.h5ad"])
     copy = tmp_path / "copy.h5ad"
     copy.write_bytes(path.read_bytes())
-    with pytest.raises(InputError, match=r"copy\.h5ad is a copy of .*a\.h5ad"):
+    with pytest.raises(InputError, match=r"copy\.h5ad .*a\.h5ad"):
         write_cells(Layout(tmp_path / "store"), open_source([path, copy]))
     assert not (tmp_path / "store").exists()
-    with pytest.raises(InputError, match="no file was given"):
+    with pytest.raises(InputError, match=r"\.h5ad"):
         open_source([])
 
 
 def test_an_obs_column_that_no_file_has_is_refused_naming_the_files(save: Callable[..., Path], tmp_path: Path) -> None:
     source = open_source([save("a.h5ad", ["G1"], donor=["d"] * 12), save("b.h5ad", ["G1"])])
-    with pytest.raises(
-        InputError, match=r"--donor was 'doner', no obs column of .*a\.h5ad, .*b\.h5ad; there are file, d"
-    ):
+    with pytest.raises(InputError, match=r"--donor was 'doner'.*a\.h5ad, .*b\.h5ad.* file, donor.*'donor'"):
         write_cells(Layout(tmp_path / "store"), source, donor="doner")
 
 
