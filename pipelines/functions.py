@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
 
 from feature_store.storage.layout import as_path
 from pipelines.config import (
+    ADDRESS_HELP,
     DEFAULT_STORE,
+    STORE_HELP,
     AssociateOptions,
     BaselineOptions,
     DataOptions,
@@ -28,6 +30,7 @@ from pipelines.config import (
     check,
     option_help,
 )
+from pipelines.config.options import as_tuple
 
 if TYPE_CHECKING:
     from feature_store.query.store import FeatureStore
@@ -35,11 +38,8 @@ if TYPE_CHECKING:
     from pipelines.runtime.stage import StageResult
 
 T = TypeVar("T")
-SHARED = {
-    "store": "Folder of the store, or s3://BUCKET/PREFIX.",
-    "address": "Ray cluster to use, e.g. ray://HEAD:10001; default: this machine.",
-}
-"""What the parameters that are no options of a stage mean."""
+SHARED = {"store": STORE_HELP, "address": ADDRESS_HELP}
+"""Help of the parameters that are not options of a stage."""
 
 
 def takes_options(cls: type[Options], *, first: str | None = None) -> Callable[[Callable[..., T]], Callable[..., T]]:
@@ -57,10 +57,9 @@ def takes_options(cls: type[Options], *, first: str | None = None) -> Callable[[
         def function(*values: Any, **given: Any) -> T:
             if len(values) > (first is not None):
                 raise TypeError(f"{name}() takes keyword options; {values[-1]!r} was given without a name")
-            if first is not None:
-                given |= dict(zip([first], values, strict=False))
-                if first not in given:
-                    raise TypeError(f"{name}() needs {first!r}; see help(scsae.{name})")
+            if first is not None and len(values) + (first in given) != 1:
+                raise TypeError(f"{name}() takes {first!r} once; see help(scsae.{name})")
+            given |= {str(first): value for value in values}
             own = {parameter.name: given.pop(parameter.name) for parameter in shared if parameter.name in given}
             return body(check(cls, _as_fields(cls, given), f"scsae.{name}"), **own)
 
@@ -79,7 +78,7 @@ def takes_options(cls: type[Options], *, first: str | None = None) -> Callable[[
 
 
 def _parameter(cls: type[Options], field: str, *, by_position: bool) -> Parameter:
-    """The parameter of one field."""
+    """Return the parameter of one field."""
     info = cls.model_fields[field]
     kind = Parameter.POSITIONAL_OR_KEYWORD if by_position else Parameter.KEYWORD_ONLY
     default = Parameter.empty if info.is_required() else info.get_default(call_default_factory=True)
@@ -87,7 +86,7 @@ def _parameter(cls: type[Options], field: str, *, by_position: bool) -> Paramete
 
 
 def _plain_type(annotation: Any) -> Any:
-    """The type of an option as a reader wants to see it: without limits, one value beside several."""
+    """Return the type of an option without its limits, and with one value beside several."""
     if get_origin(annotation) is tuple:
         item, _ = get_args(annotation)
         item = get_args(item)[0] if get_origin(item) is Annotated else item
@@ -96,18 +95,16 @@ def _plain_type(annotation: Any) -> Any:
 
 
 def _as_fields(cls: type[Options], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options without those that are None, and with a tuple around one value where a field takes several."""
+    """Return the options that are not None, with a tuple around one value where a field takes several."""
     values = {name: value for name, value in given.items() if value is not None}
     for name in values.keys() & cls.model_fields.keys():
-        if get_origin(cls.model_fields[name].annotation) is tuple and isinstance(
-            values[name], str | Path | int | float
-        ):
-            values[name] = (values[name],)
+        if get_origin(cls.model_fields[name].annotation) is tuple:
+            values[name] = as_tuple(values[name])
     return values
 
 
 def _documentation(body: Callable[..., Any], meanings: Mapping[str, str]) -> str:
-    """The docstring of `body`, and below it what every option means."""
+    """Return the docstring of `body`, followed by the meaning of every option."""
     lines = [
         textwrap.fill(f"{name}: {text}", 112, initial_indent=" " * 4, subsequent_indent=" " * 8)
         for name, text in meanings.items()

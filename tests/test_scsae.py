@@ -96,3 +96,5 @@ def test_an_option_without_a_name_is_refused():
         scsae.train(32)
     with pytest.raises(TypeError, match="'data'"):
         scsae.extract()
+    with pytest.raises(TypeError, match="'data'"):
+        scsae.extract("a.h5ad", data="b.h5ad")

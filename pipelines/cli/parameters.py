@@ -10,7 +10,7 @@ import typer
 
 from feature_store.errors import StoreError
 from feature_store.storage.layout import as_path
-from pipelines.config import DEFAULT_STORE, Options, check, option_help
+from pipelines.config import ADDRESS_HELP, DEFAULT_STORE, STORE_HELP, Options, check, option_help
 
 if TYPE_CHECKING:
     from pipelines.runtime.output import Destination
@@ -24,12 +24,9 @@ def _store(text: str) -> Path:
         raise typer.BadParameter(str(error)) from error
 
 
-ROOT_HELP = "Folder of the store, or s3://BUCKET/PREFIX."
-StoreOption = typer.Option("--store", envvar="SCSAE_STORE", help=ROOT_HELP, parser=_store, metavar="ROOT")
+StoreOption = typer.Option("--store", envvar="SCSAE_STORE", help=STORE_HELP, parser=_store, metavar="ROOT")
 Store = Annotated[Path, StoreOption]
-Address = Annotated[
-    str | None, typer.Option("--address", help="Ray cluster to use, e.g. ray://HEAD:10001; default: this machine.")
-]
+Address = Annotated[str | None, typer.Option("--address", help=ADDRESS_HELP)]
 
 
 class Format(StrEnum):

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from feature_store.storage.layout import as_path
-from pipelines.cli.parameters import ROOT_HELP, Address, Form, Output, Store, StoreOption, destination, stage_command
+from pipelines.cli.parameters import Address, Form, Output, Store, StoreOption, destination, stage_command
 from pipelines.config import (
     DEFAULT_STORE,
+    STORE_HELP,
     AssociateOptions,
     BaselineOptions,
     EncodeOptions,
@@ -145,7 +146,7 @@ def submit(
     address: Annotated[
         str, typer.Option("--address", help="Address of the Ray dashboard of the cluster, e.g. http://HEAD:8265.")
     ],
-    store: Annotated[str | None, typer.Option("--store", envvar="SCSAE_STORE", help=ROOT_HELP, metavar="ROOT")] = None,
+    store: Annotated[str | None, typer.Option("--store", envvar="SCSAE_STORE", help=STORE_HELP, metavar="ROOT")] = None,
     env: Annotated[
         list[str] | None, typer.Option("--env", help="Variable for the job, as NAME=VALUE or NAME; may be repeated.")
     ] = None,

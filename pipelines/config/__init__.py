@@ -16,10 +16,14 @@ from pipelines.config.steer import SteerOptions
 from pipelines.config.train import TrainOptions
 
 DEFAULT_STORE = Path("scsae-store")
+STORE_HELP = "Folder of the store, or s3://BUCKET/PREFIX."
+ADDRESS_HELP = "Ray cluster to use, e.g. ray://HEAD:10001; default: this machine."
 
 __all__ = [
+    "ADDRESS_HELP",
     "DEFAULT_STORE",
     "PARENTS",
+    "STORE_HELP",
     "ActorOptions",
     "AssociateOptions",
     "BaselineOptions",
