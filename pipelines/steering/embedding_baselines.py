@@ -1,4 +1,4 @@
-"""What embeddings can be corrected by without any autoencoder: the baselines beside which steering is reported.
+"""Corrections of embeddings without an autoencoder: the baselines beside which steering is reported.
 
 - `centre`: x - mean of its batch + mean of all. Uses batch labels alone, so it also removes what differs between
   batches because their cell types do; `centre_within` does the same inside each cell type, which uses labels that a
@@ -17,6 +17,7 @@ from pipelines.steering.metrics.intervals import Bools, Floats, Ints, Names, blo
 EXTRA = "pip install 'scsae[evaluate]'"
 HARMONY_VERSION = "2."
 MIN_HARMONY = 6
+"""Cells that Harmony clusters, at least."""
 
 
 def centre(embedding: Floats, batch: Names) -> Floats:
@@ -51,7 +52,7 @@ def harmony(embedding: Floats, batch: Names, *, seed: int = 0) -> Floats:
     if len(np.unique(names)) < 2:
         return values
     if len(values) < MIN_HARMONY:
-        raise UsageError(f"Harmony clusters cells and was given {len(values)}; expected at least {MIN_HARMONY}")
+        raise UsageError(f"there are {len(values)} cells, and Harmony needs at least {MIN_HARMONY} to cluster them")
     import harmonypy
 
     # clusters: harmonypy's own rule, n / 30 up to 100, makes none of fewer than 15 cells

@@ -1,10 +1,10 @@
-"""Which features are edited: scored on `select` cells alone, and drawn anew for every null.
+"""Which features are edited: they are scored on `select` cells alone, and drawn again for every null.
 
 edit    the features with the smallest p for the label (table feature_label).
 move    the mean displacement: a cell's code is the mean of its tokens' codes; a unit gives the difference of its mean
         over `target` cells and over `toward` cells; the score is the mean over units. A unit is a cell type of a donor
-        with both labels, so that neither composition nor donors pass for the condition; where donors carry one label
-        each, it is a cell type, with donors' means averaged.
+        with both labels, so that a difference of composition or of donors is not taken for the condition; where donors
+        carry one label each, a unit is a cell type, with donors' means averaged.
 mix     the variance between batches inside a cell type, less what sampling of cells alone gives, mean over types:
         sum_b (m_b - m)^2 / (B - 1) - mean_b(s_b^2 / n_b).
 
@@ -113,7 +113,7 @@ def _excess(mean_codes: sparse.csr_array, labels: CellLabels) -> npt.NDArray[np.
 
 
 def shuffle_labels(labels: CellLabels, task: SteeringTask, rng: np.random.Generator) -> CellLabels:
-    """The same cells with labels that mean nothing.
+    """The same cells with shuffled labels, for a null.
 
     Mix: labels permuted among the cells of a type, in each split. Move: `target` and `toward` permuted among the cells
     of a type of a donor; where donors carry one label each, whole donors exchange theirs within the split.
@@ -164,13 +164,12 @@ def _nothing_to_compare(labels: CellLabels, task: SteeringTask) -> str:
     found = {str(name): int((labels.label == name).sum()) for name in sorted(set(labels.label) - {""})}
     if task.type is Task.MOVE:
         return (
-            f"select cells with tokens have {task.kind} {found}; features are chosen there, so both "
-            f"{task.target!r} and {task.toward!r} need cells: extract with another --split COLUMN, or give "
-            "--feature"
+            f"the select cells with tokens have {task.kind} {found}; features are chosen on them, so both "
+            f"{task.target!r} and {task.toward!r} need cells; extract with another --split COLUMN, or give --feature"
         )
     return (
-        f"no cell type has cells of two {task.kind} labels among the select cells ({found}), where features are "
-        "chosen: extract with a --split COLUMN that deals each batch to all splits, or give --feature"
+        f"no cell type has select cells of two {task.kind} labels ({found}), and features are chosen on them; extract "
+        "with a --split COLUMN that has cells of each batch in all splits, or give --feature"
     )
 
 
@@ -200,11 +199,16 @@ def choose_features_of_label(
     alive = features.filter(~pl.col("dead"))["feature_id"]
     better = known.filter(pl.col("feature_id").is_in(alive.implode()) & (pl.col("auroc") > 0.5)).sort("p", "feature_id")
     if options.target is None and not better.height:
-        raise UsageError(f"no feature has an AUROC above 0.5 for any {options.kind} on select cells; nothing to steer")
+        raise UsageError(
+            f"no feature has an AUROC above 0.5 for any {options.kind} on select cells, so there is nothing to steer; "
+            "give --feature"
+        )
     target = str(options.target if options.target is not None else better["label"][0])
     own = better.filter(pl.col("label") == target)
     if not own.height:
-        raise UsageError(f"no feature has an AUROC above 0.5 for {options.kind} {target!r} on select cells")
+        raise UsageError(
+            f"no feature has an AUROC above 0.5 for {options.kind} {target!r} on select cells; give --feature"
+        )
     frame = own.join(features.select("feature_id", "density"), on="feature_id", how="left", maintain_order="left")
     own_scores = frame.select(
         "feature_id",

@@ -170,8 +170,9 @@ def grid_of(options: SteerOptions) -> tuple[Point, ...]:
 
 
 def cross_sections(grid: Sequence[Point], chosen: Point, intervention: InterventionType) -> tuple[Point, ...]:
-    """The chosen point first, then the points that differ from it in one coordinate, and doing nothing at its features
-    where a curve over doses is asked for.
+    """The chosen point first, then the points that differ from it in one coordinate.
+
+    Where there are several doses, the dose at which its features stay as they are is among them.
     """
     others = [point for point in grid if (point.n_features == chosen.n_features) != (point.dose == chosen.dose)]
     neutral = intervention.neutral_dose

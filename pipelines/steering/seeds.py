@@ -1,9 +1,9 @@
 """Several SAEs, one task: the mean over them with its 95 % interval, and how many are better than their nulls.
 
-An SAE of another seed has other features, so it is the replicate: its chosen point was searched on `select` cells by
-itself, and its nulls are its own. Student's t over SAEs covers what another training run would change, on these cells;
-three are the fewest that are taken, and their interval is wide (t = 4.3). "Better than a null" is a rank p of at most
-.05 against that null alone, in the metric's direction; with 19 draws or more it can be reached.
+The SAE is the replicate, because an SAE of another seed has other features: its chosen point was searched on `select`
+cells by itself, and its nulls are its own. Student's t over SAEs covers what another training run would change, on
+these cells; at least three are needed, and their interval is wide (t = 4.3). An SAE is better than a null if its rank p
+against that null is at most .05, in the metric's direction, which takes 19 draws or more.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,9 @@ from pipelines.steering.metrics.intervals import student
 from pipelines.steering.plan import Null, Role
 
 MIN_SEEDS = 3
+"""SAEs behind an interval, at least."""
 P_LEVEL = 0.05
+"""Rank p at which an SAE counts as better than a null."""
 _P = [null.column for null in Null]
 _POOLED = [role.value for role in Role if role is not Role.GRID]
 
@@ -38,14 +40,14 @@ def over_seeds(frames: Sequence[pl.DataFrame], *, split: str = "test") -> pl.Dat
     """
     if len(frames) < MIN_SEEDS:
         raise UsageError(
-            f"{len(frames)} results; an interval over SAEs takes {MIN_SEEDS}: train with other seeds (`scsae train "
-            "--seed N`) and steer each"
+            f"there are {len(frames)} results, and an interval over SAEs needs at least {MIN_SEEDS}; train SAEs with "
+            "other seeds by `scsae train --seed N`, and steer with each"
         )
     parts = []
     for seed, frame in enumerate(frames):
         own = frame.filter(pl.col("split") == split)
         if not own["chosen"].any():
-            raise UsageError(f"results {seed} have no chosen point on {split} cells; run `scsae steer` anew")
+            raise UsageError(f"results {seed} have no chosen point on {split} cells; run `scsae steer` again")
         kept = own.filter(pl.col("chosen") | pl.col("role").is_in(_POOLED))
         chosen = pl.when("chosen").then(pl.lit("chosen"))
         kept = kept.with_columns(
@@ -78,7 +80,7 @@ def over_seeds(frames: Sequence[pl.DataFrame], *, split: str = "test") -> pl.Dat
 
 
 def _no_intervention() -> pl.Expr:
-    """`shift, replace` as `replace`: what was done is the same for all."""
+    """The condition, with `shift, replace` as `replace`: the intervention is the same for all SAEs."""
     return pl.when(pl.col("role") == Role.REPLACE.value).then(pl.lit("replace")).otherwise("condition")
 
 

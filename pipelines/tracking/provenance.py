@@ -5,7 +5,6 @@ Each run is named with the hash of its manifest, and so of all its bytes. The ta
 still there, unchanged, is looked up.
 """
 
-import contextlib
 import importlib.metadata
 import json
 import subprocess
@@ -60,9 +59,11 @@ def origin_tags(layout: Layout, run: commit.Run) -> dict[str, str]:
         "scsae.site": plan.site,
         **code_tags(),
     }
-    with contextlib.suppress(StoreError):
-        cells = commit.Run.open(layout.cells_dir(plan.dataset))
-        tags["scsae.dataset_manifest_sha256"] = cells.manifest().sha
+    try:
+        tags["scsae.dataset_manifest_sha256"] = commit.Run.open(layout.cells_dir(plan.dataset)).manifest().sha
+    except StoreError as error:
+        # careful: a trained SAE is registered even if its cell table is gone or damaged, and the reason is kept
+        tags["scsae.dataset_manifest_missing"] = f"{type(error).__name__}: {error}"
     if source := data_files(layout, plan.dataset):
         tags["scsae.data_files"] = json.dumps(source)
     return tags
@@ -106,6 +107,7 @@ def origin_of(layout: Layout, version: ModelVersion) -> dict[str, dict[str, Any]
         "data set": {
             "id": dataset,
             "manifest_sha256": tags.get("scsae.dataset_manifest_sha256"),
+            "manifest_missing": tags.get("scsae.dataset_manifest_missing"),
             "state": _state(layout.cells_dir(dataset), tags.get("scsae.dataset_manifest_sha256")),
             **{f"sha256 of {name}": digest for name, digest in digests.items()},
         },

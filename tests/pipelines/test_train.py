@@ -451,7 +451,7 @@ def test_held_out_values_that_are_not_finite_are_told_before_anything_is_committ
 
     monkeypatch.setattr(training_loop, "sample_tokens", spoiled)
     job = job_in("run")
-    with pytest.raises(TrainingError, match="`select` cells are not finite"):
+    with pytest.raises(TrainingError, match=r"`select`.*float32"):
         fit(job)
     assert not (folder_of(job) / "sae.safetensors").exists()
     assert checkpoints_of(job)[-1] == "step-00000040"
@@ -504,7 +504,7 @@ def test_two_workers_of_ray_train_give_one_sae_that_is_another_run_than_one_work
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"num_workers": 3}, "3 workers cannot share evenly"), ({"num_workers": 64}, "row groups to share")],
+    [({"num_workers": 3}, "multiple of 3"), ({"num_workers": 64}, "--shard-cells")],
 )
 def test_workers_that_cannot_share_are_refused_and_nothing_is_written(chain, change, words):
     before = Layout(chain.store).runs("saes")
@@ -554,7 +554,7 @@ def test_an_sae_that_diverges_leaves_the_others_of_a_sweep_to_finish(job_in, mon
 
     monkeypatch.setattr(Trainer, "step", step)
     both = [job_in("good"), job_in("bad", k=3)]
-    with pytest.raises(TrainingError, match=r"1 of 2 autoencoders stopped\. bad: the loss of step 46"):
+    with pytest.raises(TrainingError, match=r"1 of 2 .*bad: .*step 46"):
         fit(replace(both[0], saes=both[0].saes + both[1].saes))
     assert (folder_of(both[0]) / MANIFEST).is_file()
     assert not (folder_of(both[1]) / MANIFEST).is_file()
@@ -562,7 +562,7 @@ def test_an_sae_that_diverges_leaves_the_others_of_a_sweep_to_finish(job_in, mon
 
 
 def test_one_sae_cannot_be_several(chain):
-    with pytest.raises(UsageError, match="several of"):
+    with pytest.raises(UsageError, match=r"'k': \(3, 4\)"):
         train(chain.train.model_copy(update={"k": (3, 4)}), chain.store)
 
 
@@ -638,7 +638,7 @@ def test_a_wrong_k_ends_with_code_2_and_nothing_is_written(chain, command, k, wo
 
 
 def test_a_worker_that_fits_on_no_node_is_refused_instead_of_waited_for(ray_local, own_store):
-    with pytest.raises(UsageError, match=r"3 CPUs .* which no node"):
+    with pytest.raises(UsageError, match=r"3 CPUs"):
         train(TrainOptions(n_features=48, k=(4,), num_cpus=3), own_store)
 
 
@@ -652,7 +652,7 @@ def test_workers_that_there_is_no_room_for_yet_are_told(ray_local, chain, capsys
 
 
 def test_a_recipe_with_a_sweep_is_refused_as_it_goes_on_from_one_sae():
-    with pytest.raises(UsageError, match=r"train.k was \[16, 32\]; a recipe trains one"):
+    with pytest.raises(UsageError, match=r"train\.k .*\[16, 32\]"):
         check(Recipe, {"train": {"k": [16, 32]}, "encode": {}}, "recipe")
 
 

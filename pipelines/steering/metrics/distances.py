@@ -25,9 +25,13 @@ from pipelines.errors import UsageError
 from pipelines.steering.metrics.intervals import Bools, Floats, Ints, Names
 
 MIN_CELLS = 10
+"""Cells of a group on each side, at least."""
 MAX_CELLS = 5_000
+"""Cells of each cloud in an energy distance, at most."""
 N_SPLITS = 4
+"""Random halves behind the distance that sampling noise alone leaves."""
 ALL = "all"
+"""The group of all groups together."""
 _BLOCK = 1024
 
 

@@ -1,4 +1,4 @@
-"""Dose and response: does more steering move a metric further, in every unit alike?
+"""Whether a metric follows the dose of steering in every unit alike.
 
 Page's L (1963, doi:10.1080/01621459.1963.10500843) takes a unit's values (a donor's cells of one type) over the doses
 as ranks and asks whether they follow the order of the doses, one-sided in the direction the metric should go; units
@@ -16,7 +16,9 @@ from pipelines.errors import UsageError
 from pipelines.steering.metrics.intervals import Floats
 
 MIN_DOSES = 3
+"""Doses of a curve, at least."""
 MIN_UNITS = 2
+"""Units of Page's test, at least."""
 
 
 class DoseResponse(NamedTuple):
@@ -44,9 +46,13 @@ def dose_response(doses: Sequence[float] | Floats, values: Floats, *, increasing
     """
     dose, table = np.asarray(doses, dtype=np.float64), np.asarray(values, dtype=np.float64)
     if table.ndim != 2 or table.shape[1] != len(dose):
-        raise UsageError(f"values are {list(table.shape)}; expected a row per unit and {len(dose)} columns, one a dose")
+        raise UsageError(
+            f"values are {list(table.shape)}; expected a row for each unit and {len(dose)} columns, one for each dose"
+        )
     if len(np.unique(dose)) != len(dose):
-        raise UsageError(f"doses {dose.tolist()} hold one twice; average its values first")
+        raise UsageError(
+            f"doses were {dose.tolist()}, and each may be there once; average the values of equal doses first"
+        )
     table = table[np.isfinite(table).all(1)][:, np.argsort(dose)]
     n_units = len(table)
     if len(dose) < MIN_DOSES or not n_units:

@@ -26,7 +26,11 @@ from pipelines.steering.metrics.intervals import Floats, Ints, Names, blocks
 from pipelines.steering.metrics.type_preservation import macro_f1
 
 N_NEIGHBORS = 5
-MIN_TYPE = 4
+"""Neighbours of a cell in the other batches."""
+MIXING_NEIGHBORS = 15
+"""Neighbours of a cell in the score for searches."""
+MIN_TYPE_CELLS = 4
+"""Cells of a type whose mixing is scored, at least."""
 
 
 class QuickMixing(NamedTuple):
@@ -62,7 +66,7 @@ def predict_left_out(embedding: Floats, batch: Names, label: Names, *, k: int = 
     return predicted
 
 
-def quick_mixing(embedding: Floats, batch: Names, label: Names, *, k: int = 15) -> QuickMixing:
+def quick_mixing(embedding: Floats, batch: Names, label: Names, *, k: int = MIXING_NEIGHBORS) -> QuickMixing:
     """Score batch mixing inside cell types, and cell types, of an embedding [n_cells width].
 
     A type of few cells takes at most a third of them as neighbours.
@@ -80,7 +84,7 @@ def quick_mixing(embedding: Floats, batch: Names, label: Names, *, k: int = 15) 
 def _mixing(values: Floats, batch: Ints, k: int) -> float | None:
     """Share of neighbours of other batches over chance, for the cells of one type; None where it is not defined."""
     n, sizes = len(values), np.bincount(batch)
-    if n < MIN_TYPE or len(sizes) < 2:
+    if n < MIN_TYPE_CELLS or len(sizes) < 2:
         return None
     foreign = (batch[_neighbors(values, min(k, (n - 1) // 3))] != batch[:, None]).mean(1)
     found = np.bincount(batch, weights=foreign) / sizes

@@ -40,7 +40,9 @@ WEIGHTS = (0.4, 0.6)
 MIN_CELLS = 4
 """Cells below which no score is computed."""
 KBET_MIN = 10
-LISI_MIN = 10  # a third of the neighbours is the perplexity, which has to be above 1
+"""Cells of a label for kBET, at least."""
+LISI_MIN = 10
+"""Cells for LISI, at least: its perplexity is a third of the neighbours and has to be above 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,13 +163,13 @@ def _neighbors(library: Any, values: Floats) -> Callable[[int], Any]:
 def _check(values: Floats, before: Floats, batches: Names, labels: Names) -> None:
     if values.ndim != 2 or before.ndim != 2 or not len(values) == len(before) == len(batches) == len(labels):
         raise UsageError(
-            f"embedding {list(values.shape)}, unsteered {list(before.shape)}, {len(batches)} batches, {len(labels)} "
-            "labels; all of them need a row for every cell"
+            f"embedding was {list(values.shape)}, unsteered {list(before.shape)}, with {len(batches)} batches and "
+            f"{len(labels)} labels; each of them needs a row for every cell"
         )
     if len(values) < MIN_CELLS:
-        raise UsageError(f"{len(values)} cells; scIB's scores need at least {MIN_CELLS}")
+        raise UsageError(f"there are {len(values)} cells, and scIB's scores need at least {MIN_CELLS}")
     if not (np.isfinite(values).all() and np.isfinite(before).all()):
-        raise UsageError("an embedding holds values that are not finite; steer by a smaller dose")
+        raise UsageError("an embedding holds values that are not finite; steer by a smaller --dose")
 
 
 @cache

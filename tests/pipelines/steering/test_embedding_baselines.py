@@ -80,7 +80,7 @@ def test_few_cells_and_one_batch_are_answered():
     few = rng.normal(size=(10, 3))
     assert np.isfinite(harmony(few, ["x", "y"] * 5)).all()
     np.testing.assert_array_equal(harmony(few, ["x"] * 10), few)
-    with pytest.raises(UsageError, match="was given 4"):
+    with pytest.raises(UsageError, match=r"4.*6"):
         harmony(few[:4], ["x", "y"] * 2)
 
 

@@ -475,17 +475,17 @@ def test_through_an_actor_the_stored_embeddings_are_the_same(steered, ray_local,
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (changed(ABLATE, kind="celltype"), "--kind was 'celltype'; this data set has cell_type, batch"),
-        (changed(ABLATE, kind="donor"), "--kind was 'donor'; this data set has cell_type, batch"),
-        (changed(ABLATE, target="C"), "--target was 'C'; cell_type among select cells is one of: A, B"),
-        (changed(MOVE, target="b2"), "--target was 'b2'; batch is one of: b0, b1"),
-        (changed(MOVE, toward="b7"), "--toward was 'b7'; batch is one of: b0, b1"),
-        (SteerOptions(target="A", feature=(48,)), "--feature was 48; this SAE has features 0 to 47"),
-        (changed(MOVE, n_features=47), "--n-features was 47, and .* features fire"),
-        (changed(ABLATE, gene=("GENE0",)), "--gene was 'GENE0', which selects nothing"),
-        (changed(ABLATE, cells=("kind=A",)), "--cells was 'kind=A'; columns of the cell table are"),
-        (changed(ABLATE, cells=("cell_type=C",)), "--cells was 'cell_type=C', which selects nothing; .* A, B"),
-        (changed(MOVE, cells=("batch=b1",)), "--cells batch=b1 selects none of the .* cells that could be steered"),
+        (changed(ABLATE, kind="celltype"), r"--kind .*'celltype'.* cell_type, batch"),
+        (changed(ABLATE, kind="donor"), r"--kind .*'donor'.* cell_type, batch"),
+        (changed(ABLATE, target="C"), r"--target .*'C'.* A, B"),
+        (changed(MOVE, target="b2"), r"--target .*'b2'.* b0, b1"),
+        (changed(MOVE, toward="b7"), r"--toward .*'b7'.* b0, b1"),
+        (SteerOptions(target="A", feature=(48,)), r"--feature .*48.* 47.*scsae features"),
+        (changed(MOVE, n_features=47), r"--n-features .*47"),
+        (changed(ABLATE, gene=("GENE0",)), r"--gene .*'GENE0'"),
+        (changed(ABLATE, cells=("kind=A",)), r"--cells .*'kind=A'.*cell_type"),
+        (changed(ABLATE, cells=("cell_type=C",)), r"--cells .*'cell_type=C'.* A, B"),
+        (changed(MOVE, cells=("batch=b1",)), "--cells batch=b1"),
     ],
 )
 def test_a_request_for_what_is_not_there_says_what_is_and_writes_nothing(chain, options, words):
@@ -498,27 +498,27 @@ def test_a_dead_feature_cannot_be_steered(chain, tables):
     _, features = tables
     dead = features.filter("dead")["feature_id"].to_list()
     assert dead, "the tiny autoencoder has dead features"
-    with pytest.raises(UsageError, match=f"--feature was {dead[0]}, which never fires"):
+    with pytest.raises(UsageError, match=rf"--feature .*{dead[0]}.*scsae features"):
         steer(SteerOptions(target="A", feature=(dead[0],)), chain.store)
 
 
 @pytest.mark.parametrize(
     ("key", "value", "words"),
-    [("site", "layer.0", "site 'layer.1' against 'layer.0'"), ("d_model", 8, "d_model 16 against 8")],
+    [("site", "layer.0", r"'layer\.1'.*'layer\.0'"), ("d_model", 8, r"d_model 16.* 8")],
 )
 def test_an_sae_of_another_model_or_site_is_refused(own_store, key, value, words):
     folder = Layout(own_store).latest("activations").path
     plan = commit.Run.open(folder).plan | {key: value}
     shutil.rmtree(folder)
     commit.Run.create(folder, plan)
-    with pytest.raises(UsageError, match=f"an SAE of another model or site .*{words}"):
+    with pytest.raises(UsageError, match=f"{words}.*scsae train"):
         steer(ABLATE, own_store)
 
 
 def test_a_target_without_a_test_cell_is_refused_before_anything_is_written(own_store):
     only_b = pl.when(split="test").then(pl.lit("B")).otherwise("cell_type")
     with_labels(own_store, lambda cells: cells.with_columns(cell_type=only_b))
-    with pytest.raises(UsageError, match="no test cell has cell_type 'A'"):
+    with pytest.raises(UsageError, match=r"test .*'A'.*--target"):
         steer(ABLATE, own_store)
     assert not (own_store / "steering").exists()
 

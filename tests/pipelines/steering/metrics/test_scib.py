@@ -205,11 +205,11 @@ def test_a_fresh_process_keeps_its_compilations_and_says_nothing(tmp_path):
 
 def test_bad_embeddings_are_refused_before_anything_is_computed(batches):
     embedding, batch, kind = batches
-    with pytest.raises(UsageError, match="a row for every cell"):
+    with pytest.raises(UsageError, match=r"\[99, 8\]"):
         scib(embedding, embedding[:-1], batch, kind)
-    with pytest.raises(UsageError, match="not finite"):
+    with pytest.raises(UsageError, match="dose"):
         scib(embedding * np.float32("nan"), embedding, batch, kind)
-    with pytest.raises(UsageError, match="at least 4"):
+    with pytest.raises(UsageError, match=r"3 .*4"):
         scib(embedding[:3], embedding[:3], batch[:3], kind[:3])
 
 
