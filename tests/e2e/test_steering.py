@@ -8,6 +8,7 @@ from steering_study.runs import kang_recipe, mixology_recipe, steering_runs
 
 from feature_store import FeatureStore
 from feature_store.storage import commit
+from feature_store.storage.plans import SteeringPlan
 from pipelines.steering.plan import Null
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -60,8 +61,8 @@ def test_moved_cells_keep_their_type(moved):
 
 
 def test_an_interferon_feature_is_among_the_first_five_and_holds_on_other_donors(moved):
-    plan = commit.Run.open(moved.path / "results").plan
-    store = FeatureStore.open(moved.path.parent.parent, associations=plan["associations"])
+    plan = SteeringPlan.of(commit.Run.open(moved.path / "results"))
+    store = FeatureStore.open(moved.path.parent.parent, associations=plan.associations)
     matrices = CellMatrices.open(store)
     best = commit.read_table(moved.path / "scores").sort("rank")["feature_id"].head(5).to_list()
     stimulated, test = matrices.is_label("condition", "stim"), matrices.split("test")

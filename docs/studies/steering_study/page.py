@@ -13,6 +13,7 @@ from feature_store import FeatureStore
 from feature_store.plots import steering_pareto
 from feature_store.plots.steering import steering_drawings
 from feature_store.storage import commit
+from feature_store.storage.plans import SteeringPlan
 from pipelines.steering.plan import MEAN_DIFFERENCE, Null
 from pipelines.steering.seeds import MIN_SEEDS, over_seeds
 from steering_study.runs import SteeringRun
@@ -237,7 +238,7 @@ def _features_text(runs: Sequence[SteeringRun]) -> str:
         matrices, types = CellMatrices.open(opened), ("cell_type",)
         about = opened.frame("features").select("feature_id", "top_genes").collect()
         best = commit.read_table(run.path / "scores").sort("rank")["feature_id"].head(N_SHOWN).to_list()
-        positive = matrices.is_label(plan["kind"], plan["target"])
+        positive = matrices.is_label(plan.kind, plan.target)
         on = {
             split: separation(matrices.codes[:, best], positive, matrices.split(split), matrices.strata(*types))
             for split in ("select", "test")
@@ -258,10 +259,10 @@ on both.
 """
 
 
-def _open_store(run: SteeringRun) -> tuple[FeatureStore, dict[str, Any]]:
+def _open_store(run: SteeringRun) -> tuple[FeatureStore, SteeringPlan]:
     """The store at the associations that a run started from, and the run's plan."""
-    plan = commit.Run.open(run.path / "results").plan
-    return FeatureStore.open(run.path.parent.parent, associations=plan["associations"]), plan
+    plan = SteeringPlan.of(commit.Run.open(run.path / "results"))
+    return FeatureStore.open(run.path.parent.parent, associations=plan.associations), plan
 
 
 def _head_text(runs: Sequence[SteeringRun]) -> str:
