@@ -136,11 +136,23 @@ def shards_here():
     return do_shards
 
 
+def replace_actors(patch, do_shards):
+    for stage in ("extract", "encode", "associate", "steering.shards"):
+        patch.setattr(f"pipelines.{stage}.do_shards", do_shards)
+
+
 @pytest.fixture
 def without_actors(monkeypatch, shards_here):
     """Start no actor in any stage."""
-    for stage in ("extract", "encode", "associate", "steering.shards"):
-        monkeypatch.setattr(f"pipelines.{stage}.do_shards", shards_here)
+    replace_actors(monkeypatch, shards_here)
+
+
+@pytest.fixture(scope="module")
+def module_without_actors(shards_here):
+    """Start no actor in any stage of a whole module."""
+    with pytest.MonkeyPatch.context() as patch:
+        replace_actors(patch, shards_here)
+        yield
 
 
 @pytest.fixture(scope="session")

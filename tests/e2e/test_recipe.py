@@ -13,6 +13,9 @@ from pipelines.recipe import run_recipe
 from pipelines.tracking import Tracking
 from pipelines.verify import verify_run
 
+# the tests of each stage and of the demo have actors
+pytestmark = pytest.mark.usefixtures("module_without_actors")
+
 KINDS = ("saes", "codes", "associations", "steering")
 
 

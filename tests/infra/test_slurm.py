@@ -156,14 +156,13 @@ def test_on_two_nodes_it_runs_a_recipe_to_its_end_on_real_ray_and_leaves_nothing
     assert str(short) not in left
 
 
-@pytest.mark.ray
 def test_a_recipe_that_is_wrong_gives_the_job_its_exit_code_2(job, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("extrac: {}\n")
     process = job(recipe, fakes=("ray", "python"))
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 2, output
-    assert "'extrac' is unknown" in output
+    assert "'extrac'" in output
 
 
 CONFIG = """

@@ -184,7 +184,7 @@ def test_identity_precision_is_the_share_of_a_features_tokens_that_are_the_genes
         assert precision == pytest.approx(of_gene / max(own["n_tokens"].sum(), 1))
 
 
-def test_gene_sets_come_from_the_files_named(own_store, chain, tmp_path):
+def test_gene_sets_come_from_the_files_named(own_store, without_actors, chain, tmp_path):
     gmt = tmp_path / "programs.gmt"
     gmt.write_text("type A\tfirst ten\t" + "\t".join(f"GENE{i}" for i in range(10)) + "\nabsent\tnone\tNOTHERE\n")
     found = associate(AssociateOptions(gmt=(gmt,)), own_store)
@@ -196,7 +196,7 @@ def test_gene_sets_come_from_the_files_named(own_store, chain, tmp_path):
     assert sets["overlap"].max() <= 10
 
 
-def test_the_same_gene_sets_in_a_file_of_another_place_are_the_same_run(own_store, tmp_path):
+def test_the_same_gene_sets_in_a_file_of_another_place_are_the_same_run(own_store, without_actors, tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "s.gmt").write_text("set\t\tGENE1\tGENE2\n")
@@ -249,7 +249,7 @@ def test_a_data_file_that_changed_since_its_extraction_is_refused_with_the_comma
     assert written(own_store) == before
 
 
-def test_a_data_file_that_moved_is_named(own_store, tmp_path):
+def test_a_data_file_that_moved_is_named(own_store, without_actors, tmp_path):
     note = next((own_store / "cells").glob("*/source.json"))
     note.write_text(json.dumps({**json.loads(note.read_text()), "path": str(tmp_path / "gone.h5ad")}))
     gmt = tmp_path / "new.gmt"

@@ -31,6 +31,9 @@ from pipelines.train import train_all
 from sae_core.errors import ConfigError
 from sae_core.sae import load_sae
 
+# the tests of each stage have actors
+pytestmark = pytest.mark.usefixtures("module_without_actors")
+
 FITTED = ("neurons", "pca", "random")
 EVERY = (*FITTED, "random-model")
 K = 4
@@ -45,15 +48,6 @@ def written(store):
     kinds = ("activations", "saes", "codes", "associations", "comparisons")
     files = (path for kind in kinds for path in (store / kind).rglob("*") if path.name != "model.json")
     return {path: path.stat().st_mtime_ns for path in files if path.is_file()}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_actors(shards_here):
-    """Every shard in this process: what actors do is the same, and the other tests have them."""
-    with pytest.MonkeyPatch.context() as patch:
-        for stage in ("extract", "encode", "associate", "steering.run"):
-            patch.setattr(f"pipelines.{stage}.do_shards", shards_here)
-        yield
 
 
 @pytest.fixture(scope="module")

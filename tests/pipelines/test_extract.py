@@ -48,7 +48,7 @@ def test_stored_activations_are_those_of_the_model_on_every_gene_token(chain, ti
     assert (token_pos >= 1).all()
 
 
-def test_shard_size_changes_the_files_and_not_the_activations(ray_local, chain, tmp_path):
+def test_shard_size_changes_the_files_and_not_the_activations(chain, without_actors, tmp_path):
     other = extract(chain.extract.model_copy(update={"shard_cells": 7}), tmp_path)[0]
     assert commit.Run.open(other.path).n_shards == 11
     for mine, theirs in zip(stored(other.path), stored(Layout(chain.store).latest("activations").path), strict=True):
@@ -80,7 +80,7 @@ def test_running_again_does_nothing_and_finds_the_same_run(ray_local, chain):
     assert commit.Run.open(again.path).manifest() == before
 
 
-def test_several_sites_come_from_one_call_as_one_run_each(ray_local, chain, tiny_cells, tmp_path):
+def test_several_sites_come_from_one_call_as_one_run_each(chain, without_actors, tiny_cells, tmp_path):
     results = extract(chain.extract.model_copy(update={"layer": ("0", "attention.2", "embedding")}), tmp_path)
     assert [result.facts["site"] for result in results] == ["layer.0", "attention.2", "embedding"]
     for result in results:
@@ -88,7 +88,7 @@ def test_several_sites_come_from_one_call_as_one_run_each(ray_local, chain, tiny
         np.testing.assert_allclose(stored(result.path)[-1], wanted, atol=1e-5)
 
 
-def test_a_token_sample_is_a_subset_that_does_not_depend_on_the_shards(ray_local, chain, tmp_path):
+def test_a_token_sample_is_a_subset_that_does_not_depend_on_the_shards(chain, without_actors, tmp_path):
     sampled = chain.extract.model_copy(update={"tokens_per_cell": 4})
     one = stored(extract(sampled, tmp_path / "a")[0].path)
     two = stored(extract(sampled.model_copy(update={"shard_cells": 5}), tmp_path / "b")[0].path)
@@ -101,7 +101,7 @@ def test_a_token_sample_is_a_subset_that_does_not_depend_on_the_shards(ray_local
     assert set(zip(one[0].tolist(), one[1].tolist(), strict=True)) < everything
 
 
-def test_half_precision_stores_the_rounded_values(ray_local, chain, tmp_path):
+def test_half_precision_stores_the_rounded_values(chain, without_actors, tmp_path):
     exact = stored(Layout(chain.store).latest("activations").path)[-1]
     half = extract(chain.extract.model_copy(update={"dtype": "f16"}), tmp_path)[0]
     np.testing.assert_allclose(stored(half.path)[-1], exact, rtol=1e-3, atol=1e-3)

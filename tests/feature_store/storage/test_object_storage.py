@@ -375,7 +375,7 @@ def test_a_store_is_queried_on_object_storage(root: Path, small_store: Any) -> N
     assert Layout(root).latest("associations").run == "a550c"
 
 
-@pytest.mark.ray
+@pytest.mark.usefixtures("without_actors")
 @pytest.mark.parametrize(
     "server", [pytest.param(moto, id="moto"), pytest.param(swift, id="swift", marks=pytest.mark.slow)], indirect=True
 )
@@ -392,14 +392,6 @@ def test_every_stage_runs_on_object_storage_and_a_second_time_does_nothing(
     from pipelines.recipe import run_recipe
     from pipelines.verify import verify_run
 
-    def here(worker: Any, work: Any, shards: list[int], *_: Any, **__: Any) -> dict[str, int]:
-        body = worker(work)
-        for shard in shards:
-            body.shard(shard)
-        return {}
-
-    for stage in ("extract", "encode", "associate", "steering.run"):
-        monkeypatch.setattr(f"pipelines.{stage}.do_shards", here)
     monkeypatch.chdir(tmp_path)
     stages = {
         "extract": {
