@@ -1,7 +1,7 @@
-"""`scsae demo`: the whole job on real cells, and what to look at and type next.
+"""`scsae demo`: every stage on real cells, with the answers, plots and next commands.
 
-The embedded data are 700 PBMC (see `pipelines.pbmc`); `--data` takes any other .h5ad. Every stage is the one
-that its own command runs; asked again, all of them find their work done.
+The cells are 700 PBMC (see `pipelines.pbmc`), or those of any .h5ad file given by `--data`. Every stage is the one of
+its own command. A second call finds all runs committed and computes nothing.
 """
 
 import shutil
@@ -74,13 +74,13 @@ def demo_recipe(
     batch: str | None = None,
     cell_type: str | None = None,
 ) -> Recipe:
-    """The demo's stages with their options; without `data` the embedded cells are written to the store first."""
+    """Return the stages of the demo with their options; without `data`, the PBMC are written to the store first."""
     target = None
     if data is None:
         if donor or batch or cell_type:
             raise UsageError(
-                f"obs columns were named without --data (donor {donor!r}, batch {batch!r}, cell type {cell_type!r}); "
-                "the embedded cells have theirs: give --data FILE.h5ad, or leave the columns out"
+                f"obs columns were given without --data (donor {donor!r}, batch {batch!r}, cell type {cell_type!r}), "
+                "but those of the PBMC are known; give --data FILE.h5ad, or leave the columns out"
             )
         data = write_pbmc68k(Layout(store).local_root / "data")
         batch, cell_type, target = BATCH, CELL_TYPE, EMBEDDED_TARGET
@@ -103,7 +103,7 @@ def run_demo(
     batch: str | None = None,
     cell_type: str | None = None,
 ) -> None:
-    """Run the demo, print its answers and draw its plots."""
+    """Run the stages of the demo, print the answers to its questions and draw its plots."""
     clock = Clock()
     results = run_recipe(demo_recipe(store, data=data, donor=donor, batch=batch, cell_type=cell_type), store)
     by_kind = {result.kind: result for result in results}
@@ -116,7 +116,9 @@ def run_demo(
         own = set(schemas.schema("cells").columns)
         columns = [name for name in found.frame("cells").collect_schema().names() if name not in own]
         known = f"of {', '.join(columns)}" if columns else "but this data set has no obs column"
-        console().print(f"to ask what features mean, name the cell types: --cell-type COLUMN, {known}", markup=False)
+        console().print(
+            f"to look up the features of cell types, give their obs column: --cell-type COLUMN, {known}", markup=False
+        )
     if batch is not None or data is None:
         _answer(found, BATCHES, "Which features tell batches apart among cells of one type?")
     if "steering" in by_kind:
@@ -129,7 +131,7 @@ def run_demo(
 
 
 def labels_to_ask(found: FeatureStore, *, embedded: bool) -> list[str]:
-    """Two cell types to ask about: B and NK in the embedded cells, else the two best found on select cells."""
+    """Return the cell types to look up: B and NK cells of the PBMC, else the two with the best features."""
     if embedded:
         return list(EMBEDDED_LABELS)
     best = found.frame("features").filter(pl.col("top_label").is_not_null())
@@ -138,7 +140,7 @@ def labels_to_ask(found: FeatureStore, *, embedded: bool) -> list[str]:
 
 
 def ask(found: FeatureStore, label: str) -> None:
-    """Print the query and the answer for one cell type: its features, their genes and gene sets."""
+    """Print the queries and answers for one cell type: its features with their genes and gene sets."""
     features = _answer(found, MEANING.format(label=label.replace("'", "''")), f"Which features mean {label}?")
     if features.height:
         ids = ", ".join(str(i) for i in features["feature_id"])
@@ -155,7 +157,7 @@ def _answer(found: FeatureStore, query: str, question: str) -> pl.DataFrame:
 
 
 def verdict(steering: StageResult) -> str:
-    """One sentence: does the intervention differ from its random controls?"""
+    """Return a sentence that says whether the intervention differs from its random controls."""
     facts = steering.facts
     p = {name: value for name, value in facts.items() if name.startswith("p against")}
     differs = all(value <= P_LEVEL for value in p.values())
@@ -165,7 +167,7 @@ def verdict(steering: StageResult) -> str:
 
 
 def summary(results: list[StageResult]) -> pl.DataFrame:
-    """One row a stage: what it made, what was done now and what was there already."""
+    """Return a row for each stage: its run, the work done now and the work reused."""
     rows = [
         {"stage": r.kind, "run": r.run, "done now": r.done, "reused": r.reused, "seconds": round(r.seconds, 1)}
         for r in results
@@ -174,7 +176,7 @@ def summary(results: list[StageResult]) -> pl.DataFrame:
 
 
 def draw(found: FeatureStore, by_kind: dict[str, StageResult], store: Path, asked: list[str]) -> list[Path]:
-    """Draw what was found: features by cell type, the genes of the first label's feature, steering and its nulls."""
+    """Draw the features by cell type, the genes of the feature of the first label, and the steering with its nulls."""
     from feature_store import plots
 
     folder = Layout(store).local_root / "plots"
@@ -193,10 +195,10 @@ def draw(found: FeatureStore, by_kind: dict[str, StageResult], store: Path, aske
 
 
 def _next(store: Path, plots: list[Path], seconds: float, associations: str) -> None:
-    """Say where things are and what to type next; the last line opens the atlas of these associations."""
+    """Print where the results are and the next commands; the last one opens the atlas of these associations."""
     layout = Layout(store)
     option = "" if store == DEFAULT_STORE else f" --store {store}"
-    # what was typed is what works: the virtual environment may not be on the PATH
+    # the path that was typed is shown, as the virtual environment may not be on the PATH
     typed = Path(sys.argv[0])
     scsae = str(typed) if typed.name == "scsae" and not shutil.which("scsae") else "scsae"
     newest = FeatureStore.open(store).lineage.associations

@@ -1,10 +1,11 @@
-"""Errors of the motion, and the exit code of every error.
+"""The errors of `pipelines`, and the exit code of every error.
 
 PipelineError
-├── UsageError      a command, recipe or option is wrong (nothing was written)
+├── UsageError      a command, recipe or option is wrong; nothing was written
 └── RunFailedError  a run failed or was interrupted; the same command resumes it
 
-Exit codes: 0 done; 1 a run failed and can be resumed; 2 the input or the options are wrong, nothing was written.
+Exit codes: 0 the command has finished; 1 a run failed and can be resumed; 2 the input or the options are wrong, and
+nothing was written.
 """
 
 from feature_store import errors as store_errors
@@ -12,7 +13,7 @@ from sae_core import errors as core_errors
 
 
 class PipelineError(Exception):
-    """Base of every error that `pipelines` raises on purpose."""
+    """The base of all errors that `pipelines` raises on purpose."""
 
 
 class UsageError(PipelineError, ValueError):
@@ -24,7 +25,7 @@ class RunFailedError(PipelineError, RuntimeError):
 
 
 ON_PURPOSE = (PipelineError, store_errors.StoreError, core_errors.SaeCoreError)
-"""The bases whose messages are written for the user and shown without a traceback."""
+"""The bases of all errors raised on purpose; the user sees their message without a traceback."""
 
 _RUN_FAILED = (
     RunFailedError,
@@ -37,12 +38,12 @@ _RUN_FAILED = (
 
 
 def exit_code(error: BaseException) -> int:
-    """Return 1 for an error of a run that can be resumed, 2 for one of the user's input."""
+    """Return 1 for an error of a run that can be resumed and for an unexpected error, 2 for an error of the input."""
     return 1 if isinstance(error, _RUN_FAILED) or not isinstance(error, ON_PURPOSE) else 2
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """Return the error raised on purpose behind Ray's wrappers, or `error` itself when there is none."""
+    """Return the error raised on purpose inside the wrappers of Ray, or `error` itself if there is none."""
     seen: list[BaseException | None] = [error]
     while seen and (current := seen.pop()) is not None:
         if isinstance(current, ON_PURPOSE):

@@ -1,7 +1,8 @@
-"""The demo's cells: 700 PBMC that scanpy ships inside its package, as an .h5ad like any user's.
+"""The cells of the demo: 700 PBMC that scanpy contains, written as an .h5ad file.
 
-Zheng et al. 2017 (doi:10.1038/ncomms14049), one donor, sorted-cell labels; `.raw` holds log-normalised values of 765
-genes, and the barcode's suffix is the 10x GEM channel. The file written is the same byte for byte each time.
+The cells are from one donor and have the labels of sorted cells (Zheng et al. 2017, doi:10.1038/ncomms14049). `.raw`
+has log-normalised values of 765 genes, and the suffix of a barcode is the 10x GEM channel. The file has the same bytes
+each time.
 """
 
 import warnings
@@ -13,7 +14,7 @@ FILE_NAME = "pbmc68k_reduced.h5ad"
 
 
 def write_pbmc68k(folder: Path) -> Path:
-    """Write the cells to `folder` unless they are there; return the file (X log-normalised; obs: type, channel)."""
+    """Write the cells to `folder` unless the file exists; return the file (X log-normalised; obs: type, channel)."""
     target = folder / FILE_NAME
     if target.exists():
         return target

@@ -1,4 +1,4 @@
-"""A recipe's stages in their order, on one Ray session. Each stage starts from the run that the one before it made."""
+"""The stages of a recipe, run in order on one Ray session; each starts from the run that the stage before it made."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -14,13 +14,14 @@ T = TypeVar("T", bound=Options)
 
 
 def run_recipe(recipe: Recipe, store: Path, *, address: str | None = None) -> list[StageResult]:
-    """Run the stages that the recipe names; call again to resume. Every option is checked before the first stage.
+    """Run the stages of the recipe and return their results; the same call resumes a recipe that was interrupted.
 
-    With several sites, training and all that follows is done for each. A stage whose predecessor is not in the recipe
-    takes the run that its own option names (`train.activations`, `encode.sae`, ...), else the newest in the store.
+    If several sites are extracted, the later stages run for each of them. A stage whose predecessor is not in the
+    recipe starts from the run that its own option names (`train.activations`, `encode.sae`, ...), or from the newest
+    run in the store. UsageError for a recipe without a stage.
     """
     if recipe == Recipe(store=recipe.store):
-        raise UsageError("the recipe names no stage; name at least one of extract, train, encode, associate, steer")
+        raise UsageError("the recipe has no stage; give at least one of extract, train, encode, associate, steer")
     with one_ray_session():
         return list(_stages(recipe, store, address))
 
