@@ -34,7 +34,7 @@ from feature_store.storage.layout import ASSOCIATION_TABLES, Layout, as_path
 from feature_store.storage.plans import AssociationsPlan, CellsPlan, GeneSetFile, as_json
 from pipelines.config import ActorOptions, AssociateOptions, EncodeOptions, parse_size
 from pipelines.encode import encode
-from pipelines.inputs import recalled_genes, recalled_source
+from pipelines.inputs import load_recorded_source, load_token_of_gene
 from pipelines.runtime.actor_pool import do_shards
 from pipelines.runtime.cluster import one_ray_session
 from pipelines.runtime.stage import Clock, StageResult
@@ -85,7 +85,7 @@ class Measurer:
         self.by_feature = commit.Run.open(self.codes.folder / "by_feature")
         self.measured = MeasuredRun.open(job.measured)
         self.config = job.config
-        self.genes = recalled_genes(layout, self.codes)
+        self.genes = load_token_of_gene(layout, self.codes)
         self.cells = cell_inputs(layout, self.codes, job.gene_sets)
         expression = ExpressionReader(commit.Run.open(_expression_dir(layout, self.codes.plan.dataset)))
         self.tiles = GeneTiles(expression.read, expression.bounds, self.cells.blocks())
@@ -160,7 +160,7 @@ def _associate(
         config=as_json(config),
     )
     folder = layout.associations_dir(plan.id)
-    genes = recalled_genes(layout, codes)["symbol"].to_list()
+    genes = load_token_of_gene(layout, codes)["symbol"].to_list()
     by_feature = commit.Run.open(codes.folder / "by_feature").manifest()
     range_bytes = parse_size(options.range_size)
     bounds = feature_ranges(by_feature, codes.n_features, len(genes), range_bytes=range_bytes)
@@ -171,7 +171,7 @@ def _associate(
         # before anything is written: the data set may have changed
         write_expression_by_gene(layout, codes.plan.dataset, options, address=address)
     if missing or not is_measured:
-        with commit.sole_driver(folder):
+        with commit.exclusive(folder):
             measured = MeasuredRun.create(folder / MEASURED, plan, bounds=bounds)
             pending = measured.pending()
             job = MeasureJob(
@@ -238,7 +238,7 @@ def write_expression_by_gene(
     folder = _expression_dir(layout, dataset)
     if _is_intact(folder):
         return commit.Run.open(folder)
-    with recalled_source(layout, dataset) as source:
+    with load_recorded_source(layout, dataset) as source:
         plan = plan_expression(dataset, source, commit.read_table(layout.genes_dir(dataset)))
         job = ExpressionJob(
             data=tuple(str(path.resolve()) for path in source.paths), matrix=source.matrix, run=str(folder.resolve())
@@ -257,7 +257,7 @@ def cell_inputs(layout: Layout, codes: CodesRun, sets: Sequence[GeneSets]) -> Ce
     units = next((kind for kind in ("donor", "batch") if cells[kind].null_count() < cells.height), None)
     return CellInputs(
         split=cells["split"].to_list(),
-        genes=recalled_genes(layout, codes)["symbol"].to_list(),
+        genes=load_token_of_gene(layout, codes)["symbol"].to_list(),
         labels=[Labels.from_values(kind, cells[kind].to_list()) for kind in kinds],
         units=None if units is None else Labels.from_values(units, cells[units].to_list()),
         gene_sets=sets,

@@ -34,7 +34,7 @@ from pipelines.config import (
     TrainOptions,
 )
 from pipelines.errors import UsageError
-from pipelines.inputs import SOURCE_FILE, model_place
+from pipelines.inputs import SOURCE_FILE, load_model_location
 from pipelines.runtime.cluster import one_ray_session
 from pipelines.runtime.progress import progress_bar
 from pipelines.runtime.stage import Clock, StageResult
@@ -127,7 +127,7 @@ def _fitted(
     if not done:
         reader = ActivationReader(activations)
         split = read_splits(layout.cells_dir(of_sae.dataset))
-        with commit.sole_driver(folder), progress_bar(f"baseline {kind}", 1, "fits") as report:
+        with commit.exclusive(folder), progress_bar(f"baseline {kind}", 1, "fits") as report:
             train = list(sample_tokens(reader, split == "train", n_tokens=options.fit_tokens, seed=seed))
             batches = torch.split(held_out(reader, split == "select", seed=seed), 4096)
             reported = held_out_batches(reader, split, seed=seed, device="cpu")
@@ -186,7 +186,7 @@ def encode_options(layout: Layout, chain: RunChain, sae: str, options: ActorOpti
 
 def extract_options(layout: Layout, chain: RunChain, options: ActorOptions) -> ExtractOptions:
     """The options that extract the chain's activations again, from the model with random weights."""
-    plan, place = chain.activations, model_place(chain.activations_run)
+    plan, place = chain.activations, load_model_location(chain.activations_run)
     same = ("dtype", "precision", "tokens_per_cell", "readout", "seed", "shard_cells")
     return ExtractOptions(
         **_data_of(layout, plan.dataset),

@@ -24,19 +24,20 @@ from feature_store.storage import commit, filesystem
 from feature_store.storage.layout import Layout, as_path
 from feature_store.storage.plans import ActivationsPlan, CellsPlan, CodesPlan, FusedForward, SAEPlan
 from pipelines.config import ActorOptions, EncodeOptions
-from pipelines.forward import Forward, ForwardJob, cells_per_shard, out_of_memory_fact, rate
+from pipelines.forward import Forward, ForwardJob, out_of_memory_fact, rate
 from pipelines.inputs import (
-    Opened,
+    LoadedInputs,
+    load_model_location,
+    load_recorded_model,
+    load_recorded_source,
     match_inputs,
-    model_place,
-    recalled_model,
-    recalled_source,
-    remember_genes,
-    remember_source,
+    save_source_location,
+    save_token_of_gene,
 )
 from pipelines.runtime.actor_pool import do_shards
 from pipelines.runtime.progress import delayed_progress_bar
 from pipelines.runtime.stage import Clock, StageResult
+from pipelines.shard_size import cells_per_shard
 
 CODE_BYTES = 8
 """Bytes of one nonzero of a token's code in memory: its value and its feature."""
@@ -223,7 +224,7 @@ class _Plan:
     n_shards: int
     source: str | FusedJob
     fused: FusedForward | None
-    opened: Opened | None
+    inputs: LoadedInputs | None
 
 
 def encode(options: EncodeOptions, store: Path, *, address: str | None = None) -> StageResult:
@@ -257,8 +258,8 @@ def encode(options: EncodeOptions, store: Path, *, address: str | None = None) -
         fused=what.fused,
     )
     codes = CodesRun.create(layout.codes_dir(plan.id), plan, n_shards=what.n_shards)
-    if what.opened is not None:
-        remember_genes(codes.folder, what.opened, codes.by_cell.plan_sha)
+    if what.inputs is not None:
+        save_token_of_gene(codes.folder, what.inputs, codes.by_cell.plan_sha)
     pending = codes.pending()
     total: Mapping[str, int] = {}
     if pending:
@@ -269,7 +270,7 @@ def encode(options: EncodeOptions, store: Path, *, address: str | None = None) -
             codes=str(codes.folder.resolve()),
             device="cuda" if options.num_gpus > 0 else "cpu",
         )
-        with codes.by_cell.sole_driver():
+        with codes.by_cell.exclusive():
             total = do_shards(Encoder, job, pending, options, title="encode", note=rate, address=address)
     manifest = codes.finalize_shards()
     sort_by_feature(codes.folder, options, address=address)
@@ -301,7 +302,7 @@ def sort_by_feature(folder: Path, options: ActorOptions, *, address: str | None 
     if len(groups) > 1:
         job = SortJob(codes=str(folder.resolve()), groups=groups)
         without_gpu = options.model_copy(update={"num_gpus": 0.0})
-        with by_feature.run.sole_driver():
+        with by_feature.run.exclusive():
             do_shards(
                 Sorter, job, range(len(groups)), without_gpu, title="by feature", note=_sorting_rate, address=address
             )
@@ -321,19 +322,19 @@ def _plan_stored(activations: commit.Run) -> _Plan:
         n_shards=activations.n_shards,
         source=str(activations.path.resolve()),
         fused=None,
-        opened=None,
+        inputs=None,
     )
 
 
 def _plan_fused(layout: Layout, options: EncodeOptions, sae: SAEPlan, activations: commit.Run) -> _Plan:
     """Open model and data, write the cells of new data, and cut the cells into shards."""
     trained_on = ActivationsPlan.of(activations)
-    model = recalled_model(activations)
+    model = load_recorded_model(activations)
     if options.data:
         source = open_source(options.data, matrix=options.matrix, progress=delayed_progress_bar)
     else:
-        source = recalled_source(layout, trained_on.dataset)
-    opened = match_inputs(source, model)
+        source = load_recorded_source(layout, trained_on.dataset)
+    inputs = match_inputs(source, model)
     dataset = trained_on.dataset
     if options.data:
         cells = write_cells(
@@ -348,16 +349,16 @@ def _plan_fused(layout: Layout, options: EncodeOptions, sae: SAEPlan, activation
             known_splits=_known_splits(layout.cells_dir(dataset), source, options),
         )
         dataset = str(cells["dataset"][0])
-        remember_source(layout, dataset, source)
+        save_source_location(layout, dataset, source)
     readout = trained_on.readout
     shard_cells = cells_per_shard(
         options,
-        opened,
+        inputs,
         default=DEFAULT_SHARD,
         row_bytes=sae.k * CODE_BYTES,
         rows_per_cell=options.tokens_per_cell if readout is None else 1,
     )
-    place = model_place(activations)
+    place = load_model_location(activations)
     forward = ForwardJob(
         data=tuple(str(path.resolve()) for path in source.paths),
         matrix=source.matrix,
@@ -388,7 +389,7 @@ def _plan_fused(layout: Layout, options: EncodeOptions, sae: SAEPlan, activation
         shard_cells=shard_cells,
         n_cells=source.n_cells,
     )
-    return _Plan(dataset=dataset, n_shards=-(-source.n_cells // shard_cells), source=job, fused=fused, opened=opened)
+    return _Plan(dataset=dataset, n_shards=-(-source.n_cells // shard_cells), source=job, fused=fused, inputs=inputs)
 
 
 def _known_splits(trained_on: Path, source: Source, options: EncodeOptions) -> dict[str, str]:

@@ -17,10 +17,18 @@ from feature_store.storage.layout import Layout
 from feature_store.storage.plans import RANDOM_MODEL, ActivationsPlan
 from pipelines.config import ExtractOptions
 from pipelines.errors import UsageError
-from pipelines.forward import Forward, ForwardJob, cells_per_shard, out_of_memory_fact, rate
-from pipelines.inputs import Opened, open_inputs, parse_sites, place_of_model, remember_model, remember_source
+from pipelines.forward import Forward, ForwardJob, out_of_memory_fact, rate
+from pipelines.inputs import (
+    LoadedInputs,
+    absolute_model_path,
+    load_inputs,
+    parse_sites,
+    save_model_location,
+    save_source_location,
+)
 from pipelines.runtime.actor_pool import do_shards
 from pipelines.runtime.stage import Clock, StageResult
+from pipelines.shard_size import cells_per_shard
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -118,13 +126,13 @@ def extract(options: ExtractOptions, store: Path, *, address: str | None = None)
         InputError, VocabularyError, CheckpointError, UsageError: data, model or options are wrong; nothing is written.
     """
     clock = Clock()
-    opened = open_inputs(options)
-    sites = parse_sites(options.layer, opened.model)
-    _check_readout(options, opened, sites)
+    inputs = load_inputs(options)
+    sites = parse_sites(options.layer, inputs.model)
+    _check_readout(options, inputs, sites)
     layout = Layout(store)
     cells = write_cells(
         layout,
-        opened.source,
+        inputs.source,
         donor=options.donor,
         batch=options.batch,
         cell_type=options.cell_type,
@@ -133,29 +141,29 @@ def extract(options: ExtractOptions, store: Path, *, address: str | None = None)
         split_column=options.split,
     )
     dataset = str(cells["dataset"][0])
-    remember_source(layout, dataset, opened.source)
-    runs = [_create_run(layout, options, opened, dataset=dataset, site=site) for site in sites]
+    save_source_location(layout, dataset, inputs.source)
+    runs = [_create_run(layout, options, inputs, dataset=dataset, site=site) for site in sites]
     pending = sorted({shard for run in runs for shard in run.pending()})
     total: Mapping[str, int] = {}
     if pending:
         work = Workload(
-            forward=forward_job(options, opened),
+            forward=forward_job(options, inputs),
             sites=tuple(str(site) for site in sites),
             folders=tuple(str(run.path.resolve()) for run in runs),
             dtype=options.dtype,
             shard_cells=ActivationsPlan.of(runs[0]).shard_cells,
-            n_cells=opened.source.n_cells,
+            n_cells=inputs.source.n_cells,
         )
         with ExitStack() as driving:
             for run in runs:
-                driving.enter_context(run.sole_driver())
+                driving.enter_context(run.exclusive())
             total = do_shards(Extractor, work, pending, options, title="extract", note=rate, address=address)
     for run in runs:
         run.finalize()
     facts = {
         "dataset": dataset,
-        "cells": opened.source.n_cells,
-        "genes matched": f"{opened.match.n_matched} of {opened.source.n_genes}",
+        "cells": inputs.source.n_cells,
+        "genes matched": f"{inputs.match.n_matched} of {inputs.source.n_genes}",
         **out_of_memory_fact(total),
     }
     return [
@@ -172,12 +180,12 @@ def extract(options: ExtractOptions, store: Path, *, address: str | None = None)
     ]
 
 
-def forward_job(options: ExtractOptions, opened: Opened) -> ForwardJob:
+def forward_job(options: ExtractOptions, inputs: LoadedInputs) -> ForwardJob:
     """Return the forward pass that an extraction asks for."""
     return ForwardJob(
-        data=tuple(str(path.resolve()) for path in opened.source.paths),
-        matrix=opened.source.matrix,
-        model=place_of_model(options.model),
+        data=tuple(str(path.resolve()) for path in inputs.source.paths),
+        matrix=inputs.source.matrix,
+        model=absolute_model_path(options.model),
         random_init=options.random_init,
         precision=options.precision,
         device="cuda" if options.num_gpus > 0 else "cpu",
@@ -188,15 +196,17 @@ def forward_job(options: ExtractOptions, opened: Opened) -> ForwardJob:
     )
 
 
-def _create_run(layout: Layout, options: ExtractOptions, opened: Opened, *, dataset: str, site: "Site") -> commit.Run:
+def _create_run(
+    layout: Layout, options: ExtractOptions, inputs: LoadedInputs, *, dataset: str, site: "Site"
+) -> commit.Run:
     """Make or reopen the activations run of one site, its plan being what determines its content and nothing else.
 
     Beside it: which token each gene of the data set is, and where the model lies now.
     """
-    width = opened.model.d_model if options.readout is None else opened.model.width(options.readout)
+    width = inputs.model.d_model if options.readout is None else inputs.model.width(options.readout)
     shard_cells = cells_per_shard(
         options,
-        opened,
+        inputs,
         default=DEFAULT_SHARD,
         row_bytes=width * ITEMSIZE[options.dtype],
         rows_per_cell=options.tokens_per_cell if options.readout is None else 1,
@@ -204,8 +214,8 @@ def _create_run(layout: Layout, options: ExtractOptions, opened: Opened, *, data
     plan = ActivationsPlan(
         control_of=RANDOM_MODEL if options.random_init else None,
         dataset=dataset,
-        model=opened.model.name,
-        model_digest=opened.model.digest,
+        model=inputs.model.name,
+        model_digest=inputs.model.digest,
         site=str(site),
         d_model=width,
         dtype=options.dtype,
@@ -213,19 +223,19 @@ def _create_run(layout: Layout, options: ExtractOptions, opened: Opened, *, data
         tokens_per_cell=options.tokens_per_cell,
         readout=options.readout,
         seed=options.seed,
-        n_cells=opened.source.n_cells,
+        n_cells=inputs.source.n_cells,
         shard_cells=shard_cells,
     )
     run = commit.Run.create(layout.activations_dir(plan.id), plan.table("activations", n_shards=plan.n_shards))
-    remember_model(run, options, opened)
+    save_model_location(run, options, inputs)
     return run
 
 
-def _check_readout(options: ExtractOptions, opened: Opened, sites: "Sequence[Site]") -> None:
+def _check_readout(options: ExtractOptions, inputs: LoadedInputs, sites: "Sequence[Site]") -> None:
     """Raise UsageError where the model cannot give one vector a cell as asked."""
     if options.readout is None:
         return
-    model = opened.model
+    model = inputs.model
     if options.readout not in model.readouts:
         raise UsageError(f"--readout was {options.readout!r}; {model.name} has {', '.join(model.readouts)}")
     inner = [str(site) for site in sites if site.kind in ("attention", "mlp")]

@@ -15,19 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from feature_store.cells import open_source
-from pipelines.config import ForwardOptions, parse_size
 from pipelines.errors import RunFailedError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipelines.inputs import Opened
     from sae_core.scfm import FoundationModel, Site, Tokens
 
 READ_CELLS = 256
 BLOCK_TOKENS = 32_768
-SHARDS, LEAST_CELLS = 16, 32
-"""By default a data set makes at least so many shards, of at least so many cells."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,25 +185,6 @@ def autocast_of(precision: str) -> Any:
     import torch
 
     return {"f32": None, "bf16": torch.bfloat16}[precision]
-
-
-def cells_per_shard(
-    options: ForwardOptions, opened: "Opened", *, default: str, row_bytes: float, rows_per_cell: int | None
-) -> int:
-    """Return the cells of one shard: as given, or as many as make `shard_size` bytes.
-
-    Where neither is given, as many as make `default` bytes, but no more than a 16th of the cells, so that a small data
-    set, too, is shared by several actors and loses little when it is interrupted; never by the number of actors, as the
-    run is the same wherever it is made. `rows_per_cell`: the most rows kept of a cell (None: all its tokens), each of
-    `row_bytes`.
-    """
-    if options.shard_cells is not None:
-        return options.shard_cells
-    rows = max(min(opened.mean_tokens, rows_per_cell or opened.mean_tokens), 1.0)
-    fitting = max(1, int(parse_size(options.shard_size or default) // (rows * row_bytes)))
-    if options.shard_size is not None:
-        return fitting
-    return min(fitting, max(LEAST_CELLS, -(-opened.source.n_cells // SHARDS)))
 
 
 def rate(total: Mapping[str, int], seconds: float) -> str:

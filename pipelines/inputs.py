@@ -35,7 +35,7 @@ SOURCE_FILE = "source.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opened:
+class LoadedInputs:
     """A data set and a model that fit each other."""
 
     source: Source
@@ -49,7 +49,7 @@ class Opened:
     """Seconds that tokenizing and embedding one cell took."""
 
 
-def open_inputs(options: DataOptions) -> Opened:
+def load_inputs(options: DataOptions) -> LoadedInputs:
     """Open data and model and match their genes; nothing is written. Raises the input errors of both."""
     from sae_core.scfm import load_model
 
@@ -58,7 +58,7 @@ def open_inputs(options: DataOptions) -> Opened:
     return match_inputs(source, model)
 
 
-def match_inputs(source: Source, model: "FoundationModel") -> Opened:
+def match_inputs(source: Source, model: "FoundationModel") -> LoadedInputs:
     """Match the genes of data and model and probe the first cells; nothing is written. VocabularyError: none match."""
     match = model.match_genes(source.gene_symbols, source.ensembl_ids)
     rows = source.read_first(PROBE_CELLS)
@@ -67,7 +67,7 @@ def match_inputs(source: Source, model: "FoundationModel") -> Opened:
     clock = Clock()
     few = source.read_first(TIMED_CELLS)
     model.embed(model.tokenize(few.indptr, few.indices, few.data, match, seed=0))
-    return Opened(
+    return LoadedInputs(
         source=source,
         model=model,
         match=match,
@@ -92,56 +92,56 @@ def parse_sites(layers: tuple[str, ...], model: "FoundationModel") -> tuple["Sit
     return tuple(dict.fromkeys(sites))
 
 
-def remember_model(run: commit.Run, options: DataOptions, opened: Opened) -> None:
+def save_model_location(run: commit.Run, options: DataOptions, inputs: LoadedInputs) -> None:
     """Note beside an activations run where the model lies now, and which token each gene of the data set is."""
-    place = ModelPlace(
-        model=place_of_model(options.model),
+    place = ModelLocation(
+        model=absolute_model_path(options.model),
         random_init=options.random_init,
         precision=options.precision,
-        digest=opened.model.digest,
+        digest=inputs.model.digest,
     )
     filesystem.replace_text(run.path / MODEL_FILE, json.dumps(place._asdict(), indent=1))
-    remember_genes(run.path, opened, run.plan_sha)
+    save_token_of_gene(run.path, inputs, run.plan_sha)
 
 
-def remember_genes(folder: Path, opened: Opened, plan_sha: str) -> None:
+def save_token_of_gene(folder: Path, inputs: LoadedInputs, plan_sha: str) -> None:
     """Note in the folder of a run which token each gene of the data set is."""
     commit.write_table(
-        folder / GENES_TABLE, token_of_gene(opened), TokenOfGenePlan(beside=plan_sha).table("token_of_gene")
+        folder / GENES_TABLE, token_of_gene(inputs), TokenOfGenePlan(beside=plan_sha).table("token_of_gene")
     )
 
 
-def recalled_genes(layout: Layout, codes: CodesRun) -> pl.DataFrame:
-    """Return what `remember_genes` noted: beside the codes of a fused encoding, else beside its activations."""
+def load_token_of_gene(layout: Layout, codes: CodesRun) -> pl.DataFrame:
+    """Return what `save_token_of_gene` noted: beside the codes of a fused encoding, else beside its activations."""
     fused = codes.plan.fused is not None
     folder = codes.folder if fused else layout.activations_dir(codes.plan.activations)
     return commit.read_table(folder / GENES_TABLE)
 
 
-def token_of_gene(opened: Opened) -> pl.DataFrame:
+def token_of_gene(inputs: LoadedInputs) -> pl.DataFrame:
     """gene_idx, symbol and the model's token id (null where it does not know the gene) of each gene of the data.
 
     Data that name their genes by Ensembl id alone get the model's own name of the gene, so that gene sets match.
     """
-    matched, tokens = opened.match.matched, opened.model.vocabulary.tokens
-    ensembl = opened.source.ensembl_ids or [""] * opened.source.n_genes
+    matched, tokens = inputs.match.matched, inputs.model.vocabulary.tokens
+    ensembl = inputs.source.ensembl_ids or [""] * inputs.source.n_genes
     symbols = [
         tokens[token] if known and own.partition(".")[0] == identifier else own
         for own, identifier, token, known in zip(
-            opened.source.gene_symbols, ensembl, opened.match.token_id.tolist(), matched.tolist(), strict=True
+            inputs.source.gene_symbols, ensembl, inputs.match.token_id.tolist(), matched.tolist(), strict=True
         )
     ]
     frame = pl.DataFrame(
         {
-            "gene_idx": np.arange(opened.source.n_genes, dtype=np.int32),
+            "gene_idx": np.arange(inputs.source.n_genes, dtype=np.int32),
             "symbol": symbols,
-            "gene_id": opened.match.token_id.astype(np.int32),
+            "gene_id": inputs.match.token_id.astype(np.int32),
         }
     )
     return frame.with_columns(gene_id=pl.when(pl.Series(matched)).then("gene_id"))
 
 
-def remember_source(layout: Layout, dataset: str, source: Source) -> None:
+def save_source_location(layout: Layout, dataset: str, source: Source) -> None:
     """Note where the files of the data set lie now, beside its cells: a later stage reads expression from there."""
     where = {
         "path": _one_or_all([str(path.resolve()) for path in source.paths]),
@@ -151,13 +151,13 @@ def remember_source(layout: Layout, dataset: str, source: Source) -> None:
     filesystem.replace_text(layout.cells_dir(dataset) / SOURCE_FILE, json.dumps(where, indent=1))
 
 
-def place_of_model(model: str) -> str:
+def absolute_model_path(model: str) -> str:
     """Return `--model` as other processes and machines find it: "mini", or an absolute path."""
     # a path may name a part of a checkpoint folder, so it need not exist itself
     return model if model == "mini" else str(Path(model).resolve())
 
 
-class ModelPlace(NamedTuple):
+class ModelLocation(NamedTuple):
     """Where a model lay when it was used, how it was used, and what it was."""
 
     model: str
@@ -166,16 +166,16 @@ class ModelPlace(NamedTuple):
     digest: str
 
 
-def model_place(run: commit.Run) -> ModelPlace:
-    """Return what `remember_model` noted beside an activations run."""
-    return ModelPlace(**json.loads((run.path / MODEL_FILE).read_text()))
+def load_model_location(run: commit.Run) -> ModelLocation:
+    """Return what `save_model_location` noted beside an activations run."""
+    return ModelLocation(**json.loads((run.path / MODEL_FILE).read_text()))
 
 
-def recalled_model(run: commit.Run, *, device: str = "cpu") -> "FoundationModel":
+def load_recorded_model(run: commit.Run, *, device: str = "cpu") -> "FoundationModel":
     """Load the model that made an activations run, from where it was then; UsageError where it changed."""
     from sae_core.scfm import load_model
 
-    place = model_place(run)
+    place = load_model_location(run)
     model = load_model(place.model, device=device, autocast=autocast_of(place.precision), random_init=place.random_init)
     if model.digest != place.digest:
         raise UsageError(
@@ -185,8 +185,8 @@ def recalled_model(run: commit.Run, *, device: str = "cpu") -> "FoundationModel"
     return model
 
 
-def recalled_source(layout: Layout, dataset: str) -> Source:
-    """Open the data set where `remember_source` noted it; raise InputError where the file moved or changed."""
+def load_recorded_source(layout: Layout, dataset: str) -> Source:
+    """Open the data set where `save_source_location` noted it; raise InputError where the file moved or changed."""
     where = json.loads((layout.cells_dir(dataset) / SOURCE_FILE).read_text())
     source = open_source(where["path"], matrix=where["matrix"], progress=delayed_progress_bar)
     noted = [where["digest"]] if isinstance(where["digest"], str) else where["digest"]

@@ -3,14 +3,14 @@
 from typing import Any
 
 from pipelines.config import DataOptions
-from pipelines.inputs import open_inputs
+from pipelines.inputs import load_inputs
 
 
 def inspect_data(options: DataOptions) -> dict[str, Any]:
     """Return facts about data and model: the genes that match, and the size and time of the extraction."""
-    opened = open_inputs(options)
-    source, model, seen = opened.source, opened.model, opened.coverage
-    n_tokens = opened.mean_tokens * source.n_cells
+    inputs = load_inputs(options)
+    source, model, seen = inputs.source, inputs.model, inputs.coverage
+    n_tokens = inputs.mean_tokens * source.n_cells
     probe = f"of the first {len(seen.genes_per_cell)} cells" + (", some of each file" if len(source.paths) > 1 else "")
     unmatched = seen.top_unmatched(source.gene_symbols)
     n_truncated = seen.n_truncated(model.max_genes)
@@ -30,7 +30,7 @@ def inspect_data(options: DataOptions) -> dict[str, Any]:
         "cells without a matched gene": f"{int(seen.is_empty.sum())} {probe}: kept, without tokens",
         "cells cut to the model's input": f"{n_truncated} {probe}"
         + (f", to {model.max_genes} genes" if n_truncated else ""),
-        "tokens per cell": round(opened.mean_tokens, 1),
+        "tokens per cell": round(inputs.mean_tokens, 1),
         "activations, f16": f"{n_tokens * model.d_model * 2 / 1e9:.2f} GB per site",
-        "time, one core": f"{opened.probe_seconds * source.n_cells:,.0f} s, through all layers",
+        "time, one core": f"{inputs.probe_seconds * source.n_cells:,.0f} s, through all layers",
     }

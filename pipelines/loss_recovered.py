@@ -24,7 +24,7 @@ from feature_store.storage.layout import Layout
 from feature_store.storage.plans import ActivationsPlan
 from pipelines.errors import ON_PURPOSE, UsageError
 from pipelines.forward import is_out_of_memory
-from pipelines.inputs import recalled_model, recalled_source
+from pipelines.inputs import load_recorded_model, load_recorded_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +57,7 @@ class Recovery(NamedTuple):
     """None where the model has no such loss."""
 
 
-class Probe:
+class RecoveryProbe:
     """Some cells in a model, as they are and ablated: what a reconstruction is measured against."""
 
     def __init__(self, model: "FoundationModel", tokens: "Tokens", site: "Site | str") -> None:
@@ -109,7 +109,7 @@ class Probe:
         return per_cell[~per_cell.isnan()]
 
 
-def probe(activations: commit.Run, store: str, cells: npt.NDArray[np.int64], *, device: str) -> Probe | str:
+def probe(activations: commit.Run, store: str, cells: npt.NDArray[np.int64], *, device: str) -> RecoveryProbe | str:
     """The cells in the model that made `activations`, or the reason why they cannot be run through it again."""
     plan = ActivationsPlan.of(activations)
     if plan.readout is not None:
@@ -117,18 +117,18 @@ def probe(activations: commit.Run, store: str, cells: npt.NDArray[np.int64], *, 
     if not len(cells):
         return "there is no `select` cell"
 
-    def made() -> Probe:
-        model = recalled_model(activations, device=device)
-        with recalled_source(Layout(store), plan.dataset) as source:
+    def made() -> RecoveryProbe:
+        model = load_recorded_model(activations, device=device)
+        with load_recorded_source(Layout(store), plan.dataset) as source:
             match = model.match_genes(source.gene_symbols, source.ensembl_ids)
             rows = _rows(source, cells)
         tokens = model.tokenize(rows.indptr, rows.indices, rows.data, match, seed=plan.seed)
-        return Probe(model, tokens, plan.site)
+        return RecoveryProbe(model, tokens, plan.site)
 
-    return or_reason(made)
+    return value_or_reason(made)
 
 
-def or_reason(make: "Callable[[], T]") -> T | str:
+def value_or_reason(make: "Callable[[], T]") -> T | str:
     """What `make` gives, or why it cannot: a figure that is beside the point must not cost a training its end."""
     try:
         return make()

@@ -78,7 +78,7 @@ def match(options: MatchOptions, store: Path) -> list[StageResult]:
         path = folder / "feature_match"
         missing = bool(commit.verify(path))
         if missing:
-            with commit.sole_driver(folder), progress_bar("match", 1, "pairs") as report:
+            with commit.exclusive(folder), progress_bar("match", 1, "pairs") as report:
                 commit.write_table(path, _table(layout, plan), plan.table("feature_match"))
                 report(1)
         matched = commit.read_table(path).filter(sae=sae.run)

@@ -125,7 +125,7 @@ def train_all(options: TrainOptions, store: Path, *, address: str | None = None)
         )
         with contextlib.ExitStack() as drivers:
             for run in pending:
-                drivers.enter_context(run.sole_driver())
+                drivers.enter_context(run.exclusive())
             try:
                 _run_job(job, options, early_warnings, address=address)
             except TrainingError as error:

@@ -27,7 +27,7 @@ from feature_store.storage import commit, filesystem
 from feature_store.storage.layout import HISTORY, SUMMARY, Layout, as_path
 from feature_store.storage.plans import SAEPlan
 from pipelines.errors import UsageError
-from pipelines.loss_recovered import Probe, or_reason, probe
+from pipelines.loss_recovered import RecoveryProbe, probe, value_or_reason
 
 if TYPE_CHECKING:
     import torch
@@ -300,7 +300,7 @@ def _finish(
 
 def select_probe(
     run: commit.Run, store: str, split: npt.NDArray[Any], *, n_cells: int, seed: int, device: str
-) -> Probe | str:
+) -> RecoveryProbe | str:
     """A seeded draw of `n_cells` `select` cells in the model that made the activations `run`, or why there is none."""
     if not n_cells:
         return "none was asked for (--recovery-cells 0)"
@@ -315,7 +315,7 @@ def held_out_batches(
     """Tokens of `test` cells, drawn as those of `select` cells are, or why there are none."""
     import torch
 
-    tokens = or_reason(lambda: held_out(reader, split == "test", seed=seed, split="test"))
+    tokens = value_or_reason(lambda: held_out(reader, split == "test", seed=seed, split="test"))
     return tokens if isinstance(tokens, str) else torch.split(tokens.to(device), 4096)
 
 
@@ -323,7 +323,7 @@ def figures_of(
     sae: "SparseAutoencoder",
     batches: "Sequence[torch.Tensor]",
     reported: "Sequence[torch.Tensor] | str",
-    measured: Probe | str,
+    measured: RecoveryProbe | str,
 ) -> dict[str, Any]:
     """Figures of the summary: of `select` tokens in `batches`, `test` tokens in `reported`, and cells in the probe.
 
@@ -360,9 +360,9 @@ def _figures(sae: "SparseAutoencoder", batches: "Sequence[torch.Tensor]") -> dic
     }
 
 
-def _recovery(sae: "SparseAutoencoder", measured: Probe | str) -> tuple[dict[str, float], dict[str, str]]:
+def _recovery(sae: "SparseAutoencoder", measured: RecoveryProbe | str) -> tuple[dict[str, float], dict[str, str]]:
     """Recovery of embedding and loss as entries of the summary, and the reason for each that could not be had."""
-    recovery = measured if isinstance(measured, str) else or_reason(lambda: measured.of(sae))
+    recovery = measured if isinstance(measured, str) else value_or_reason(lambda: measured.of(sae))
     if isinstance(measured, str) or isinstance(recovery, str):
         return {}, dict.fromkeys(("select_recovery", "select_recovery_loss"), str(recovery))
     entries = {"select_recovery": recovery.embedding, "recovery_cells": measured.tokens.n_cells}

@@ -13,7 +13,7 @@ work away. Two kinds of advisory lock (flock) refine this, and both vanish with 
 temporary file, so that `pending` removes only what no living writer owns, and one on plan.json for the few milliseconds
 of publishing, so that a part and its marker always come from the same writer. On a file system without flock, and on
 object storage, nothing is removed and publishing relies on the determinism alone. Two drivers on one run are therefore
-no danger; `sole_driver` sends the second one away because its work would be for nothing.
+no danger; `exclusive` sends the second one away because its work would be for nothing.
 
 Damage is repaired by running again. plan.json, markers and manifest carry a hash of themselves: the plan is asked for
 again by its stage, a marker follows from its part, the manifest from the markers, a part from the plan.
@@ -57,16 +57,16 @@ from feature_store.storage.layout import (
     next_creation_time,
     part_name,
 )
-from feature_store.storage.run_lock import sole_driver
+from feature_store.storage.run_lock import exclusive
 
 __all__ = [
     "Manifest",
     "Run",
     "ShardMarker",
+    "exclusive",
     "read_part",
     "read_table",
     "replace_text",
-    "sole_driver",
     "verify",
     "write_frame",
     "write_table",
@@ -323,9 +323,9 @@ class Run:
                 problems.append(problem)
         return problems
 
-    def sole_driver(self) -> AbstractContextManager[None]:
-        """Be the one driver of this run until the block ends; BusyError where another is. See `sole_driver`."""
-        return sole_driver(self.path)
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Be the one driver of this run until the block ends; BusyError where another is. See `exclusive`."""
+        return exclusive(self.path)
 
     def _marker(self, shard: int) -> ShardMarker | None:
         """The shard's marker, None if there is none of this plan or it is damaged."""

@@ -30,7 +30,7 @@ LAPSE_S = 60.0
 
 
 @contextlib.contextmanager
-def sole_driver(folder: str | Path) -> Iterator[None]:
+def exclusive(folder: str | Path) -> Iterator[None]:
     """Be the one driver of the run in `folder` until the block ends; the folder is made if it is not there.
 
     BusyError, naming host, process and time, where another process (or another thread of this one) drives it;

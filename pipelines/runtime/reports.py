@@ -104,6 +104,6 @@ def print_comparison(found: "Comparison") -> None:
 def print_excess(store: Path, run: str) -> None:
     """Print the excess of new associations over their baselines, or the command that makes the baselines."""
     from pipelines.compare import excess_in_words
-    from pipelines.loss_recovered import or_reason
+    from pipelines.loss_recovered import value_or_reason
 
-    console().print(or_reason(lambda: excess_in_words(store, run)), markup=False, soft_wrap=True)
+    console().print(value_or_reason(lambda: excess_in_words(store, run)), markup=False, soft_wrap=True)

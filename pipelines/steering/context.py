@@ -11,7 +11,7 @@ from scipy import sparse
 from feature_store.storage import commit, filesystem
 from feature_store.storage.layout import Layout, as_path
 from pipelines.forward import BLOCK_TOKENS, cut_cells
-from pipelines.inputs import recalled_model, recalled_source
+from pipelines.inputs import load_recorded_model, load_recorded_source
 
 if TYPE_CHECKING:
     from sae_core.scfm import Tokens
@@ -58,8 +58,8 @@ class SteeringContext:
 
         self.paths = paths
         layout = Layout(paths.store)
-        self.model = recalled_model(commit.Run.open(paths.activations), device=paths.device)
-        self.source = recalled_source(layout, paths.dataset)
+        self.model = load_recorded_model(commit.Run.open(paths.activations), device=paths.device)
+        self.source = load_recorded_source(layout, paths.dataset)
         self.match = self.model.match_genes(self.source.gene_symbols, self.source.ensembl_ids)
         with filesystem.local_folder(as_path(paths.sae)) as folder:
             self.sae = load_sae(folder, device=paths.device)

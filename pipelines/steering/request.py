@@ -18,7 +18,7 @@ from feature_store.storage.plans import SteeringPlan, as_json
 from pipelines.associate import label_kinds
 from pipelines.config import SteerOptions
 from pipelines.errors import UsageError
-from pipelines.inputs import recalled_genes
+from pipelines.inputs import load_token_of_gene
 from pipelines.steering.constants import result_constants
 from pipelines.steering.context import Cells, SteeringPaths
 from pipelines.steering.feature_selection import check_kind, choose_features_of_label
@@ -93,7 +93,7 @@ class SteeringRequest:
         steered = cells.filter(_mask(options, every))
         if task.type is Task.MOVE:
             steered = steered.filter(label == task.target)
-        genes = recalled_genes(layout, CodesRun.open(layout.codes_dir(chain.associations.codes)))
+        genes = load_token_of_gene(layout, CodesRun.open(layout.codes_dir(chain.associations.codes)))
         genes = genes.drop_nulls("gene_id").select("symbol", "gene_id").unique("symbol", keep="first").sort("gene_id")
         request = cls(
             options=options,

@@ -112,7 +112,7 @@ class ShardedTables:
         """Do the shards that any of the runs lacks, and finish the runs."""
         pending = sorted({shard for run in runs for shard in run.pending()})
         if pending:
-            with runs[0].sole_driver():
+            with runs[0].exclusive():
                 do_shards(worker, job, pending, self.request.options, title=title, note=_count, address=self.address)
         for run in runs:
             run.finalize()

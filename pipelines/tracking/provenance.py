@@ -17,7 +17,7 @@ from feature_store.errors import StoreError
 from feature_store.storage import commit, filesystem
 from feature_store.storage.layout import Layout
 from feature_store.storage.plans import SAEPlan
-from pipelines.inputs import SOURCE_FILE, model_place
+from pipelines.inputs import SOURCE_FILE, load_model_location
 from pipelines.tracking.registry import DATASET_TAG, ModelVersion
 from pipelines.tracking.runs import RUN_TAG
 
@@ -134,6 +134,6 @@ def _state(folder: Path, sha: str | None) -> str:
 
 def _place(layout: Layout, activations: str) -> str | None:
     try:
-        return model_place(commit.Run.open(layout.activations_dir(activations))).model
+        return load_model_location(commit.Run.open(layout.activations_dir(activations))).model
     except (StoreError, FileNotFoundError):
         return None

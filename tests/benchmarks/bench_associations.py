@@ -39,7 +39,7 @@ from feature_store.codes import CodesRun, TokenCodes, load_cell_codes
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
 from feature_store.storage.plans import CodesPlan, FusedForward
-from pipelines.inputs import GENES_TABLE, remember_source
+from pipelines.inputs import GENES_TABLE, save_source_location
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 from toy_plans import toy_plan
@@ -93,7 +93,7 @@ def make_store(root: Path, n_cells: int, n_features: int, n_genes: int, k: int, 
         layout, source, donor="donor", batch="batch", cell_type="type", labels=["condition"], split_column="part"
     )
     dataset = str(cells["dataset"][0])
-    remember_source(layout, dataset, source)
+    save_source_location(layout, dataset, source)
     plan = toy_plan(
         CodesPlan, sae="bench", dataset=dataset, fused=toy_plan(FusedForward), activations="none", n_features=n_features
     )

@@ -25,7 +25,7 @@ from feature_store.storage.layout import ASSOCIATION_TABLES, Layout
 from pipelines.associate import associate, associate_all, cell_inputs, label_kinds
 from pipelines.config import AssociateOptions, Recipe, check
 from pipelines.errors import UsageError
-from pipelines.inputs import remember_source
+from pipelines.inputs import save_source_location
 from pipelines.verify import verify_run
 
 N_UNITS = 1 + len(ASSOCIATION_TABLES)
@@ -85,7 +85,7 @@ def cells_with(chain, layout, **columns):
     """Write the tiny cells under another name with these columns; return the data set's name."""
     source = open_source(chain.extract.data)
     write_cells(layout, source, dataset="other", **columns)
-    remember_source(layout, "other", source)
+    save_source_location(layout, "other", source)
     return "other"
 
 

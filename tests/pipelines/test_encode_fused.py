@@ -17,7 +17,7 @@ from pipelines.config import AssociateOptions, EncodeOptions, TrainOptions
 from pipelines.encode import FreshActivations, FusedJob, encode
 from pipelines.errors import UsageError
 from pipelines.extract import extract, forward_job
-from pipelines.inputs import open_inputs
+from pipelines.inputs import load_inputs
 from pipelines.train import train
 from sae_core.sae import load_sae
 from sae_core.scfm import load_model
@@ -54,7 +54,7 @@ def test_pieces_of_a_fused_shard_are_the_row_groups_of_the_stored_one(chain, mon
     monkeypatch.setattr(stage, "ROW_GROUP_ROWS", 100)
     monkeypatch.setattr(forward, "BLOCK_TOKENS", 70)
     job = FusedJob(
-        forward=forward_job(chain.extract, open_inputs(chain.extract)),
+        forward=forward_job(chain.extract, load_inputs(chain.extract)),
         site="layer.1",
         dtype="f32",
         shard_cells=16,

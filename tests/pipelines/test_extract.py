@@ -14,7 +14,7 @@ from pipelines.config import EncodeOptions
 from pipelines.encode import encode
 from pipelines.errors import UsageError
 from pipelines.extract import Extractor, Workload, extract, forward_job
-from pipelines.inputs import open_inputs
+from pipelines.inputs import load_inputs
 from pipelines.train import train
 from sae_core.errors import ConfigError
 from sae_core.scfm import load_model
@@ -114,7 +114,7 @@ def test_half_precision_stores_the_rounded_values(chain, without_actors, tmp_pat
 def test_an_actor_leaves_a_committed_shard_alone(chain, ray_local):
     run = commit.Run.open(Layout(chain.store).latest("activations").path)
     work = Workload(
-        forward=forward_job(chain.extract, open_inputs(chain.extract)),
+        forward=forward_job(chain.extract, load_inputs(chain.extract)),
         sites=("layer.1",),
         folders=(str(run.path),),
         dtype="f32",
@@ -146,7 +146,7 @@ def test_wrong_input_is_refused_before_anything_is_written(chain, tmp_path, chan
 def test_a_second_driver_of_the_same_run_leaves_and_says_who_is_at_work(chain, tmp_path, without_actors):
     run = commit.Run.open(Layout(chain.store).latest("activations").path)
     theirs = commit.Run.create(Layout(tmp_path).activations_dir(run.path.name), run.plan)
-    with theirs.sole_driver(), pytest.raises(BusyError, match=f"process {os.getpid()}"):
+    with theirs.exclusive(), pytest.raises(BusyError, match=f"process {os.getpid()}"):
         extract(chain.extract, tmp_path)
     assert not list(theirs.path.glob("part-*"))
     assert extract(chain.extract, tmp_path)[0].done == 5

@@ -11,7 +11,8 @@ from pipelines import forward
 from pipelines.errors import RunFailedError
 from pipelines.extract import forward_job
 from pipelines.forward import Forward, cut_cells, is_out_of_memory
-from pipelines.inputs import open_inputs
+from pipelines.inputs import load_inputs
+from pipelines.shard_size import cells_per_shard
 from sae_core.scfm import Site
 
 SITES = (Site.parse("layer.0"), Site.parse("layer.1"))
@@ -19,7 +20,7 @@ SITES = (Site.parse("layer.0"), Site.parse("layer.1"))
 
 @pytest.fixture(scope="module")
 def job(extract_options):
-    return forward_job(extract_options, open_inputs(extract_options))
+    return forward_job(extract_options, load_inputs(extract_options))
 
 
 def everything(blocks):
@@ -106,13 +107,13 @@ def test_other_failures_are_not_taken_for_lack_of_memory():
 
 def test_a_shard_is_as_large_as_asked_else_a_sixteenth_of_the_cells_or_what_fits(extract_options):
     options = extract_options.model_copy(update={"shard_cells": None})
-    opened = open_inputs(options)
+    inputs = load_inputs(options)
 
     def cells(n_cells, **update):
         source = SimpleNamespace(n_cells=n_cells)
-        return forward.cells_per_shard(
+        return cells_per_shard(
             options.model_copy(update=update),
-            dataclasses.replace(opened, source=source, mean_tokens=500.0),
+            dataclasses.replace(inputs, source=source, mean_tokens=500.0),
             default="1MB",
             row_bytes=2.0,
             rows_per_cell=None,

@@ -15,7 +15,7 @@ from feature_store.storage.layout import Layout
 from pipelines.config import DataOptions, check
 from pipelines.errors import UsageError
 from pipelines.extract import extract
-from pipelines.inputs import SOURCE_FILE, open_inputs, recalled_source, remember_source, token_of_gene
+from pipelines.inputs import SOURCE_FILE, load_inputs, load_recorded_source, save_source_location, token_of_gene
 from pipelines.inspection import inspect_data
 from pipelines.runtime import progress
 from sae_core.scfm import load_model
@@ -30,7 +30,7 @@ def table_of(tmp_path):
         file = tmp_path / "cells.h5ad"
         obs = pd.DataFrame(index=[f"c{i}" for i in range(4)])
         anndata.AnnData(X=counts, obs=obs, var=pd.DataFrame(index=names)).write_h5ad(file)
-        return token_of_gene(open_inputs(DataOptions(data=file)))
+        return token_of_gene(load_inputs(DataOptions(data=file)))
 
     return make
 
@@ -71,10 +71,10 @@ def test_data_is_one_path_or_several(two_files):
 
 
 def test_the_probe_of_several_files_looks_into_each(two_files, tiny_model):
-    opened = open_inputs(DataOptions(data=two_files, model=str(tiny_model)))
-    assert (opened.source.n_cells, opened.source.n_genes, opened.source.n_genes_in_all) == (72, 30, 28)
-    assert len(opened.coverage.genes_per_cell) == 72
-    assert opened.match.n_matched == 28
+    inputs = load_inputs(DataOptions(data=two_files, model=str(tiny_model)))
+    assert (inputs.source.n_cells, inputs.source.n_genes, inputs.source.n_genes_in_all) == (72, 30, 28)
+    assert len(inputs.coverage.genes_per_cell) == 72
+    assert inputs.match.n_matched == 28
 
 
 @pytest.fixture
@@ -84,13 +84,13 @@ def remembered(two_files, tmp_path):
     for name, paths in (("one", two_files[0]), ("both", two_files)):
         source = open_source(paths)
         write_cells(layout, source, dataset=name)
-        remember_source(layout, name, source)
+        save_source_location(layout, name, source)
     return layout
 
 
 def test_the_files_of_a_data_set_are_found_again_in_their_order(remembered, two_files):
-    assert recalled_source(remembered, "one").paths == two_files[:1]
-    both = recalled_source(remembered, "both")
+    assert load_recorded_source(remembered, "one").paths == two_files[:1]
+    both = load_recorded_source(remembered, "both")
     assert both.paths == two_files
     assert both.digest == open_source(two_files).digest
     noted = json.loads((remembered.cells_dir("one") / SOURCE_FILE).read_text())
@@ -100,11 +100,11 @@ def test_the_files_of_a_data_set_are_found_again_in_their_order(remembered, two_
 def test_the_file_that_changed_is_named(remembered, two_files, tiny_cells):
     tiny_cells[40:, 2:].copy().write_h5ad(two_files[1])
     with pytest.raises(UsageError, match=r"second\.h5ad changed since its extraction .*scsae extract"):
-        recalled_source(remembered, "both")
-    assert recalled_source(remembered, "one").n_cells == 40
+        load_recorded_source(remembered, "both")
+    assert load_recorded_source(remembered, "one").n_cells == 40
     two_files[1].unlink()
     with pytest.raises(InputError, match=r"no file .*second\.h5ad"):
-        recalled_source(remembered, "both")
+        load_recorded_source(remembered, "both")
 
 
 def test_activations_of_two_files_are_those_of_the_model_on_each(

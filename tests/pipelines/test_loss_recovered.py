@@ -9,8 +9,8 @@ import torch
 from feature_store.cells import read_splits
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
-from pipelines.inputs import SOURCE_FILE, recalled_model
-from pipelines.loss_recovered import Probe, or_reason, probe
+from pipelines.inputs import SOURCE_FILE, load_recorded_model
+from pipelines.loss_recovered import RecoveryProbe, probe, value_or_reason
 from sae_core.sae import load_sae
 
 
@@ -36,7 +36,7 @@ def activations(chain):
 def measured(chain, activations):
     cells = np.flatnonzero(read_splits(Layout(chain.store).cells_dir(activations.plan["dataset"])) == "select")
     found = probe(activations, str(chain.store), cells, device="cpu")
-    assert isinstance(found, Probe)
+    assert isinstance(found, RecoveryProbe)
     return found
 
 
@@ -47,7 +47,7 @@ def test_a_perfect_copy_recovers_all_and_zeros_nothing(measured):
 
 def test_recovery_is_one_minus_a_ratio_of_mean_squared_errors(chain, activations, measured):
     sae = load_sae(Layout(chain.store).latest("saes").path)
-    model, tokens = recalled_model(activations), measured.tokens
+    model, tokens = load_recorded_model(activations), measured.tokens
 
     def embedded(change):
         def patch(x, info):
@@ -62,7 +62,7 @@ def test_recovery_is_one_minus_a_ratio_of_mean_squared_errors(chain, activations
 
 
 def test_the_losses_are_the_models_own_with_each_replacement(activations, measured):
-    model, tokens = recalled_model(activations), measured.tokens
+    model, tokens = load_recorded_model(activations), measured.tokens
 
     def loss(factor):
         def patch(x, info):
@@ -111,10 +111,10 @@ def test_memory_that_runs_out_is_a_reason_and_a_mistake_in_the_code_is_none():
 
         return make
 
-    assert or_reason(fails(torch.OutOfMemoryError("CUDA out of memory"))) == "CUDA out of memory"
-    assert or_reason(fails(FileNotFoundError("gone"))) == "gone"
+    assert value_or_reason(fails(torch.OutOfMemoryError("CUDA out of memory"))) == "CUDA out of memory"
+    assert value_or_reason(fails(FileNotFoundError("gone"))) == "gone"
     with pytest.raises(RuntimeError, match="shapes"):
-        or_reason(fails(RuntimeError("shapes differ")))
+        value_or_reason(fails(RuntimeError("shapes differ")))
 
 
 def test_no_cells_asked_for_is_said_in_the_summary(chain, own_store):

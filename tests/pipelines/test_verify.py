@@ -83,7 +83,7 @@ def test_a_stage_leaves_a_run_that_is_being_driven_and_needs_no_driver_for_a_fin
 ):
     info = Layout(own_store).latest(kind)
     part = commit.Run.open(info.path / table).part(0)
-    with commit.sole_driver(info.path / driven):
+    with commit.exclusive(info.path / driven):
         assert again[kind](own_store).done == 0
         part.unlink()
         with pytest.raises(BusyError, match=info.run):

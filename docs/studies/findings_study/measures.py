@@ -19,7 +19,7 @@ from feature_store.associations import Labels, Strata, auroc, blocked_rank_test
 from feature_store.associations.gene_sets import canonical_immune
 from feature_store.cells import expression_matrix
 from feature_store.codes import CodesRun, load_cell_codes
-from pipelines.inputs import recalled_source
+from pipelines.inputs import load_recorded_source
 
 N_PERMUTATIONS = 999
 Q = 0.05
@@ -49,7 +49,7 @@ class CellMatrices:
         assert dataset is not None
         assert codes is not None
         cells = store.frame("cells").sort("cell_idx").collect()
-        with recalled_source(store.layout, dataset) as source:
+        with load_recorded_source(store.layout, dataset) as source:
             expression, genes = expression_matrix(source), tuple(source.gene_symbols)
         run = CodesRun.open(store.layout.codes_dir(codes))
         return cls(

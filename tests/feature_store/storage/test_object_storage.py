@@ -419,10 +419,10 @@ def test_every_stage_runs_on_object_storage_and_a_second_time_does_nothing(
 
 
 def test_the_second_driver_is_told_who_drives_and_the_third_comes_after_the_first(finished: commit.Run) -> None:
-    with finished.sole_driver():
+    with finished.exclusive():
         with pytest.raises(BusyError, match=f"process {os.getpid()}, since .*what is committed is kept .*free in"):
-            finished.sole_driver().__enter__()
-    with finished.sole_driver():
+            finished.exclusive().__enter__()
+    with finished.exclusive():
         pass
     assert run_lock.DRIVER not in names(finished.path)
 
@@ -432,9 +432,9 @@ def test_a_lease_that_was_not_renewed_is_taken_over(finished: commit.Run, monkey
     killed = {"host": "gone", "pid": 1, "since": "2026-01-01", "token": "of a killed driver"}
     (finished.path / run_lock.DRIVER).write_text(json.dumps(killed))
     with pytest.raises(BusyError, match="host gone, process 1"):
-        finished.sole_driver().__enter__()
+        finished.exclusive().__enter__()
     monkeypatch.setattr(run_lock, "LAPSE_S", -5.0)
-    with finished.sole_driver():
+    with finished.exclusive():
         assert f'"pid": {os.getpid()}' in (finished.path / run_lock.DRIVER).read_text()
 
 
@@ -444,7 +444,7 @@ def test_a_lease_is_renewed_while_its_driver_works_and_left_to_who_took_it_over(
 ) -> None:
     monkeypatch.setattr(run_lock, "RENEW_S", 0.05)
     lease = finished.path / run_lock.DRIVER
-    with finished.sole_driver():
+    with finished.exclusive():
         end = time.monotonic() + 30
         while json.loads(filesystem.read_bytes(lease))["beat"] < 2:
             assert time.monotonic() < end

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 DRIVE = """
 import sys
-from feature_store.storage.run_lock import sole_driver
-with sole_driver(sys.argv[1]):
+from feature_store.storage.run_lock import exclusive
+with exclusive(sys.argv[1]):
     print("driving", flush=True)
     sys.stdin.read()
 """
@@ -48,7 +48,7 @@ def other(run: commit.Run) -> Iterator[subprocess.Popen[str]]:
 
 def test_the_second_driver_is_told_who_drives_and_what_to_do(run: commit.Run, other: subprocess.Popen[str]) -> None:
     with pytest.raises(BusyError) as error:
-        run.sole_driver().__enter__()
+        run.exclusive().__enter__()
     message = str(error.value)
     assert str(run.path) in message
     assert f"host {socket.gethostname()}, process {other.pid}, since 20" in message
@@ -60,7 +60,7 @@ def test_a_killed_driver_is_in_nobodys_way(run: commit.Run, other: subprocess.Po
     other.kill()
     other.wait()
     assert (run.path / DRIVER).exists()
-    with run.sole_driver():
+    with run.exclusive():
         assert json.loads((run.path / DRIVER).read_text())["pid"] == os.getpid()
     assert [path.name for path in run.path.iterdir()] == ["plan.json"]
 
@@ -75,7 +75,7 @@ def test_readers_writers_and_a_finished_run_need_no_driver(run: commit.Run, othe
 
 def test_a_driver_that_fails_leaves_no_folder_that_was_not_there(tmp_path: Path) -> None:
     def fail() -> None:
-        with commit.sole_driver(tmp_path / "new"):
+        with commit.exclusive(tmp_path / "new"):
             raise KeyError("no")
 
     with pytest.raises(KeyError):
@@ -90,7 +90,7 @@ def test_threads_drive_one_after_the_other(run: commit.Run) -> None:
         nonlocal driving, most
         while True:
             try:
-                with run.sole_driver():
+                with run.exclusive():
                     driving += 1
                     most = max(most, driving)
                     time.sleep(0.002)
