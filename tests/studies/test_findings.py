@@ -1,13 +1,16 @@
 """The statistics of the findings against sklearn and hand numbers, and the folds; the findings are in tests/e2e."""
 
+from pathlib import Path
+
 import anndata
 import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
-from findings_study.cells import FOLDS, fold_splits, shared_genes
+from findings_study.cells import FOLDS, StudyFiles, fold_splits, shared_genes
 from findings_study.measures import holds_on_test, label_of_smallest_q, n_pairs, permuted, separation
 from findings_study.page import markdown
+from findings_study.runs import both_conditions, cell_type_recipe, detector_recipe, protocol_recipe
 from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
@@ -98,3 +101,10 @@ def test_a_frame_becomes_a_markdown_table():
 
 def test_the_page_in_docs_has_every_line_that_the_study_writes(lines_not_written):
     assert lines_not_written("findings") == []
+
+
+def test_the_recipes_name_options_that_exist():
+    files = StudyFiles(*map(Path, ("kang.h5ad", "kang_control.h5ad", "mixology.h5ad")))
+    recipes = [cell_type_recipe(files), detector_recipe(files, 0), protocol_recipe(files)]
+    assert all(recipe.extract and recipe.train and recipe.encode for recipe in recipes)
+    assert both_conditions(files, "3f2a91").sae == "3f2a91"

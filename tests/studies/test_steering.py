@@ -1,5 +1,7 @@
 """The cells of the steering recipes, who is held out, and what the page says of its figures."""
 
+from pathlib import Path
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -9,6 +11,7 @@ from scipy import sparse
 from steering_study import cells as made
 from steering_study.cells import CTCL_FOLDS, SHARES, ctcl_splits, split_inside, variable_genes
 from steering_study.page import verdict_of_mix, verdict_of_move
+from steering_study.runs import ctcl_recipe, kang_recipe, mixology_recipe
 
 from pipelines.steering.plan import Null
 
@@ -101,3 +104,8 @@ def test_a_mix_is_held_to_the_best_null_and_to_what_it_costs():
 
 def test_the_page_in_docs_has_every_line_that_the_study_writes(lines_not_written):
     assert lines_not_written("steering") == []
+
+
+def test_the_recipes_name_options_that_exist():
+    recipes = [made_of(Path("cells.h5ad"), 0) for made_of in (kang_recipe, mixology_recipe, ctcl_recipe)]
+    assert [len(recipe.steer) for recipe in recipes] == [2, 2, 1]

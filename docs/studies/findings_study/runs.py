@@ -47,11 +47,11 @@ def detector_recipe(files: StudyFiles, fold: int) -> Recipe:
             data=(files.control,), layer=(LAYER,), donor="donor", cell_type="cell_type", split=fold_column(fold)
         ),
         train=TRAIN,
-        encode=_both_conditions(files),
+        encode=both_conditions(files),
     )
 
 
-def _both_conditions(files: StudyFiles, sae: str | None = None) -> EncodeOptions:
+def both_conditions(files: StudyFiles, sae: str | None = None) -> EncodeOptions:
     """Encode control and stimulated cells."""
     return EncodeOptions(
         sae=sae,
@@ -106,7 +106,7 @@ def run_detector_baselines(files: StudyFiles, fold: Fold) -> dict[str, Fold]:
 
     store, found = fold.control.layout.root, {}
     for kind, control in run_baselines(fold.control).items():
-        codes = encode(_both_conditions(files, control.lineage.sae), store).run
+        codes = encode(both_conditions(files, control.lineage.sae), store).run
         found[kind] = Fold(number=fold.number, both=FeatureStore.open(store, codes=codes), control=control)
     return found
 
