@@ -1,7 +1,11 @@
-"""The bytes: schemas, commits, cells, activations, codes, associations and the queries over them.
+"""The bytes: data sets, activations, codes, associations and maps on disk, and the queries, plots and pages over them.
 
-The everyday door is `FeatureStore`; writers import the rooms themselves (`feature_store.storage.commit`, for one). The
-exports are loaded on first use, so that importing a room that needs no Polars (errors, layout) costs milliseconds.
+>>> from feature_store import FeatureStore
+>>> FeatureStore.open("scsae-store").features_for(label="CD19+ B")
+
+The rooms import only those below them: storage < cells < activations < codes < associations < maps < query < plots <
+atlas. Readers use `FeatureStore`; the stages that write import the rooms themselves. The exports are loaded on first
+use, so that importing a room without Polars (errors, layout) takes milliseconds.
 """
 
 import importlib

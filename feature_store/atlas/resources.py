@@ -51,7 +51,7 @@ class Resources:
                     except NoSuchResource:
                         return None
                     except (OSError, pl.exceptions.PolarsError) as error:
-                        self.data.store.refuse_damage(error)
+                        self.data.store.raise_if_damaged(error)
                         raise
         return None
 

@@ -1,14 +1,15 @@
-"""Questions to a store: lazy Polars frames under the tables' names, SQL over them, and the everyday look-ups.
+"""`FeatureStore`: the tables of a store as lazy Polars frames, SQL over them, and the everyday look-ups.
 
-`FeatureStore.open` settles once what is read (its `lineage`): an associations run, the codes run and the data set that
-it came from; their parts are those of finished manifests, so a writer beside it changes nothing. Nothing is ever
-written. Codes are read along the sort order that the question needs, in SQL too (`feature_store.codes.code_reader`).
+`FeatureStore.open` decides once which runs are read (its `lineage`): an associations run, its codes run and its data
+set. Only the parts of finished manifests are read, so a process that writes into the store at the same time changes no
+answer, and nothing is ever written. Codes are read in the sort order that suits the query, in SQL too
+(`feature_store.codes`).
 
 In SQL the tables are `cells`, `genes`, `training`, `feature_umap`, `feature_neighbour`, `codes`, `umap`, `features`,
 `feature_label`, `feature_gene`, `feature_geneset`, `feature_token`, `profile_umap`, `steering`, `steering_variants`,
-`steering_scores`, `steering_head`, `steering_map`, `feature_match`, `comparison` and `representation`: those of them
-that the store has (`feature_store.query.tables`). All are of the SAE that the associations are of, so that they join by
-feature_id; a column `run` tells steering runs apart.
+`steering_scores`, `steering_head`, `steering_map`, `feature_match`, `comparison` and `representation`, as far as the
+store has them (`feature_store.query.tables`). All of them are about the SAE of the associations, so they join by
+feature_id; the column `run` tells steering runs apart.
 """
 
 import json
@@ -37,44 +38,43 @@ _READS_FILES = re.compile(r"\bread_(?:csv|ipc|json|ndjson|parquet)\s*\(", re.IGN
 _NO_COLUMN = re.compile(r"(?:unable to find column|no column named) [\"']([^\"']+)[\"']")
 _NO_TABLE = re.compile(r"relation '([^']+)' was not found")
 CELLS_KEPT = 2_000_000
-"""A cell table of at most so many rows is kept in memory when a second look-up needs it (a million cells of 15 columns:
-80 MB and .21 s of CPU; the first look-up takes .14 s for the rows it needs, a later one nothing)."""
-_TEXT_ASKED = re.compile(r"\"?\b(\w+)\"?\s*(?:=|IN\s*\()\s*'([^']*)'", re.IGNORECASE)
+"""Largest number of rows of a cell table that is kept in memory from the second look-up on (a million cells of 15
+columns take 80 MB and .21 s of CPU; without it, each look-up takes .14 s)."""
+_TEXT_CONDITION = re.compile(r"\"?\b(\w+)\"?\s*(?:=|IN\s*\()\s*'([^']*)'", re.IGNORECASE)
 _ABOUT_FEATURE = ("feature_id", "class", "density", "top_genes", "top_label")
 
 
 P = ParamSpec("P")
-_Method = Callable[Concatenate["FeatureStore", P], pl.DataFrame]
+_Query = Callable[Concatenate["FeatureStore", P], pl.DataFrame]
 
 
-def _naming_damage(ask: _Method[P]) -> _Method[P]:
-    """Answer, or name the damaged parts where reading failed because of them."""
+def _names_damage(query: _Query[P]) -> _Query[P]:
+    """Wrap a method so that it raises IntegrityError where reading fails because parts are damaged or missing."""
 
-    @wraps(ask)
-    def asked(store: "FeatureStore", /, *args: P.args, **kwargs: P.kwargs) -> pl.DataFrame:
+    @wraps(query)
+    def checked(store: "FeatureStore", /, *args: P.args, **kwargs: P.kwargs) -> pl.DataFrame:
         try:
-            return ask(store, *args, **kwargs)
+            return query(store, *args, **kwargs)
         except (OSError, pl.exceptions.PolarsError) as error:
-            store.refuse_damage(error)
+            store.raise_if_damaged(error)
             raise
 
-    return asked
+    return checked
 
 
 class FeatureStore:
-    """A read-only view of one store; make one with `FeatureStore.open(root)`.
+    """A read-only view of one store, which `FeatureStore.open` makes.
 
     >>> store = FeatureStore.open("scsae-store")
-    >>> store.sql("SELECT feature_id, auroc FROM feature_label WHERE label = 'CD19+ B' ORDER BY auroc DESC LIMIT 5")
-    >>> store.features_for(gene="MS4A1"), store.top_cells(17), store.features_of(0)
-    >>> store.frame("features").filter(~pl.col("dead")).collect()
+    >>> store.features_for(label="CD19+ B")
+    >>> store.sql("SELECT class, count(*) AS n FROM features GROUP BY class")
     """
 
     def __init__(self, layout: Layout, lineage: Lineage) -> None:
         self.layout = layout
         self.lineage = lineage
         self._tables = Tables(layout, lineage)
-        self._cells_asked = False
+        self._has_read_cells = False
 
     def __repr__(self) -> str:
         return f"FeatureStore({str(self.layout.root)!r}, {', '.join(self.tables())})"
@@ -88,12 +88,17 @@ class FeatureStore:
         codes: str | None = None,
         dataset: str | None = None,
     ) -> "FeatureStore":
-        """Open a store at its newest complete associations run that is no control (a baseline, a model with random
-        weights), or at the runs named (ids, or their beginnings).
+        """Open a store at its newest complete associations run, or at the runs that are named by their ids.
 
-        What is not named follows from what is: the codes that associations are of, the newest associations of codes or
-        of a data set, the data set of codes, else the newest one. Kinds that the store does not have yet simply give no
-        tables. NotFoundError for a root without any run, an unknown run, and runs that do not belong together.
+        >>> FeatureStore.open("scsae-store", associations="4f2a")
+
+        The beginning of an id is enough. A control (a baseline, or the SAE of a model with random weights) is opened
+        only if it is named. Runs that are not named follow from those that are: the codes of the associations, the
+        newest associations of the codes or of the data set, and the data set of the codes, else the newest one. A kind
+        of run that the store does not have yet gives no tables.
+
+        Raises:
+            NotFoundError: the store has no runs, a run is unknown, or the runs do not belong together.
         """
         layout = Layout(root)
         if not any(layout.runs(kind) for kind in KINDS):
@@ -102,47 +107,66 @@ class FeatureStore:
         return cls(layout, lineage)
 
     def tables(self) -> list[str]:
-        """Names of the tables that this store has."""
+        """The names of the tables that this store has, for example `['cells', 'codes', 'features']`."""
         return self._tables.names()
 
     def frame(self, table: str) -> pl.LazyFrame:
-        """A table as a lazy frame; nothing is read until it is collected. QueryError with the nearest name."""
+        """A table as a lazy frame, of which nothing is read until it is collected.
+
+        >>> store.frame("features").filter(~pl.col("dead")).collect()
+
+        Raises QueryError for an unknown table, with the nearest name or the command that makes it.
+        """
         return self._tables.frame(table)
 
     def made_by(self, table: str) -> str:
-        """The command that makes a table, whether or not this store has it. QueryError if there is none such."""
+        """The command that makes a table, whether or not this store has it.
+
+        >>> store.made_by("steering")
+        'scsae steer --store scsae-store'
+
+        Raises QueryError for an unknown table.
+        """
         return self._tables.made_by(table)
 
-    def refuse_damage(self, error: Exception) -> None:
-        """IntegrityError naming the parts that are missing or not of their size, if any is: what to ask where a frame
-        could not be collected.
+    def raise_if_damaged(self, error: Exception) -> None:
+        """Raise IntegrityError with the names of the parts that are missing or have another size, if there are any.
+
+        Call it with the error of a frame that could not be collected.
         """
-        self._tables.refuse_damage(error)
+        self._tables.raise_if_damaged(error)
 
-    @_naming_damage
+    @_names_damage
     def sql(self, query: str) -> pl.DataFrame:
-        """Answer a SELECT over the tables (Polars SQL).
+        """The result of a SELECT over the tables, in the SQL of Polars.
 
-        QueryError for an unknown table or column, with the nearest names, for a syntax error, and for a statement that
-        does anything but read these tables. IntegrityError naming a part that is missing or truncated; Polars checks no
-        page, so a flipped byte is found by `scsae verify` and by the stages that read on, not here.
+        >>> store.sql("SELECT feature_id, auroc FROM feature_label WHERE label = 'CD19+ B' ORDER BY auroc DESC LIMIT 5")
+
+        Raises:
+            QueryError: a table or column is unknown (the nearest names are given), the syntax is wrong, or the
+                statement does anything but read these tables.
+            IntegrityError: a part is missing or truncated. A single flipped byte is found by `scsae verify` and by the
+                stages that read these parts, but not here, as Polars does not check the checksums of pages.
         """
         if not _READS_ONLY.match(query) or _READS_FILES.search(query):
             raise QueryError(
-                f"only queries over the store's tables are answered (SELECT, WITH, SHOW TABLES, EXPLAIN); got {query!r}"
+                f"only queries over the store's tables are allowed (SELECT, WITH, SHOW TABLES, EXPLAIN); got {query!r}"
             )
         try:
             return pl.SQLContext({table: self.frame(table) for table in self.tables()}, eager=True).execute(query)
         except pl.exceptions.PolarsError as error:
-            self.refuse_damage(error)
+            self.raise_if_damaged(error)
             raise QueryError(self._explain(str(error))) from error
 
     def why_empty(self, query: str) -> str:
-        """Why a query found no rows: the first text in it that its column does not hold, with what is near.
+        """Why a query found no rows: the first text in it that its column does not hold, with the nearest values.
 
-        A help for people: `column = 'text'` is looked for in the words of the query, not in its meaning.
+        >>> store.why_empty("SELECT * FROM feature_label WHERE label = 'CD19 B'")
+        "no label is 'CD19 B' in feature_label; did you mean 'CD19+ B'?"
+
+        It looks for `column = 'text'` in the text of the query and does not parse it.
         """
-        for column, text in _TEXT_ASKED.findall(query):
+        for column, text in _TEXT_CONDITION.findall(query):
             tables = [table for table in self.tables() if re.search(rf"\b{table}\b", query, re.IGNORECASE)]
             known = {table: self._values(table, column) for table in tables if self._is_text(table, column)}
             if known and not any(text in values for values in known.values()):
@@ -150,7 +174,7 @@ class FeatureStore:
                 return f"no {column} is {text!r} in {', '.join(known)}{did_you_mean(text, values, n=3)}"
         return "no row meets all the conditions"
 
-    @_naming_damage
+    @_names_damage
     def features_for(
         self,
         *,
@@ -159,36 +183,48 @@ class FeatureStore:
         gene_set: str | None = None,
         kind: str | None = None,
     ) -> pl.DataFrame:
-        """Features that go with one gene, label or gene set, strongest first, each with its class and genes.
+        """The features of one gene, label or gene set, the strongest first, each with its class and top genes.
 
-        A label: by AUROC. A gene: by the correlation of the cell code with its expression. A gene set: by p. They are
-        ranked on `select` cells (column `select_auroc`, ...) and the figures shown are those of `test` cells: the best
-        of many on the cells it is reported on would be flattered. A name in another case is found. `kind` (of a label:
-        its label_kind, of a gene set: its collection) tells two of one name apart. QueryError if not exactly one name
-        is given, it is not in the table, it may be two, or it has no figures of `test` cells.
+        >>> store.features_for(label="CD19+ B")
+        >>> store.features_for(gene="MS4A1").head(5)
+
+        Features of a label are ranked by AUROC, those of a gene by the correlation of the cell code with its
+        expression, and those of a gene set by p. The rank is that on `select` cells (column `select_auroc`, for
+        example), and the other columns are measured on `test` cells, because the best of many is flattered on the cells
+        on which it was chosen. Upper and lower case do not matter. `kind`, the label_kind of a label or the collection
+        of a gene set, tells two of the same name apart.
+
+        Raises:
+            QueryError: not exactly one name is given, or the name is unknown, ambiguous, or not measured on `test`
+                cells.
         """
         given = {"gene": gene, "label": label, "gene_set": gene_set}
-        asked = {column: name for column, name in given.items() if name is not None}
-        if len(asked) != 1:
-            raise QueryError(f"ask for one of gene, label and gene_set; got {', '.join(asked) or 'none'}")
-        column, name = next(iter(asked.items()))
+        named = {column: name for column, name in given.items() if name is not None}
+        if len(named) != 1:
+            raise QueryError(f"give exactly one of gene, label and gene_set; got {', '.join(named) or 'none'}")
+        column, name = next(iter(named.items()))
         table, key, descending = RANKED_BY[column]
         found = _of_one_kind(self._rows_about(table, column, name), column, name, kind)
         if "split" in found.columns:
             if "test" not in (splits := found["split"].unique().to_list()):
-                raise QueryError(f"{column} {name!r} has figures of {join_names(splits)} cells and none of test cells")
+                raise QueryError(
+                    f"{column} {name!r} is measured on {join_names(splits)} cells but not on test cells; its rows: "
+                    f"`SELECT * FROM {table}`"
+                )
             names = [n for n in ("feature_id", "label_kind", "label", "gene", "collection", "gene_set") if n in found]
             chosen = found.filter(pl.col("split") == "select").select(*names, pl.col(key).alias(f"select_{key}"))
             found = found.filter(pl.col("split") == "test").join(chosen, on=names, how="left")
             key = f"select_{key}"
         return self._describe(found.sort(key, "feature_id", descending=[descending, False], nulls_last=True))
 
-    @_naming_damage
+    @_names_damage
     def top_cells(self, feature: int, n: int = 20) -> pl.DataFrame:
         """The n cells with the largest code of a feature, with their columns of the cell table.
 
-        Reads a row group or a few of the one part of codes/by_feature that holds the feature. QueryError for a feature
-        that the codes do not have.
+        >>> store.top_cells(17, n=5)
+
+        This reads a few row groups of the one part of codes/by_feature that holds the feature. Raises QueryError for a
+        feature that the codes do not have.
         """
         self._check_feature(feature)
         top = self._tables.codes.top_cells(feature, n)
@@ -196,19 +232,23 @@ class FeatureStore:
             return top
         return top.join(self._cells_of(top["cell_idx"]), on="cell_idx", how="left", maintain_order="left")
 
-    @_naming_damage
+    @_names_damage
     def features_of(self, cell: int | str, n: int = 20) -> pl.DataFrame:
-        """The n features with the largest code in a cell (its cell_idx, or its cell_id), each with class and genes.
+        """The n features with the largest code in a cell, given by cell_idx or cell_id, each with class and top genes.
 
-        Reads a row group of the one part of codes/by_cell that holds the cell. QueryError for a cell that is not in the
-        cell table.
+        >>> store.features_of("AAACATTGAGCTAC-1", n=5)
+
+        This reads one row group of the one part of codes/by_cell that holds the cell. Raises QueryError for a cell that
+        is not in the cell table.
         """
         codes = self._tables.codes
         return self._describe(codes.features_of(self._cell_idx(cell)).head(n))
 
     def provenance(self) -> dict[str, Any]:
-        """Where the tables come from: the runs read, the sha of each table's manifest, and the plans of the runs, from
-        the activations (model, data set) to the associations.
+        """Where the tables come from: the ids of the runs, the sha256 of the manifest of each table, and the plans from
+        the activations (with model and data set) to the associations.
+
+        >>> store.provenance()["runs"]
         """
         return {
             "runs": {kind: run for kind, run in asdict(self.lineage).items() if isinstance(run, str)},
@@ -217,11 +257,14 @@ class FeatureStore:
         }
 
     def sae_facts(self, sae: str | None = None) -> dict[str, Any]:
-        """What an SAE is and how well it does: its run, its plan (model, site, dataset, `sae` and `train`: options; a
-        baseline has `control` instead of `train`) and, under `summary`, its figures on held-out tokens.
+        """The run, the plan and, under `summary`, the metrics on held-out tokens of the SAE of the codes, or of another
+        SAE of the store by its id.
 
-        The SAE of the codes, or any of the store, such as one that its features are matched with. NotFoundError if the
-        codes name none, or it was deleted; IntegrityError if it lost a file.
+        >>> store.sae_facts()["summary"]["test_fvu"]
+
+        The plan holds the model, site, data set, and the options `sae` and `train`; that of a baseline has `control`
+        instead of `train`. Raises NotFoundError if the codes name no SAE or it was deleted, and IntegrityError if one
+        of its files is missing.
         """
         sae = sae or self.lineage.sae
         if sae is None or not (self.layout.saes_dir(sae) / MANIFEST).is_file():
@@ -233,7 +276,7 @@ class FeatureStore:
         try:
             return {"run": sae, **read_sealed(folder / PLAN), "summary": json.loads(read_bytes(folder / SUMMARY))}
         except FileNotFoundError as error:
-            raise IntegrityError(f"{folder} lost a file ({error}); {REPAIR}") from error
+            raise IntegrityError(f"a file of {folder} is missing ({error}); {REPAIR}") from error
 
     def to_anndata(
         self,
@@ -243,23 +286,24 @@ class FeatureStore:
         tables: Sequence[str] | None = None,
         key: str = "X_sae",
     ) -> "anndata.AnnData":
-        """Cells with their codes as AnnData, for scanpy and for files (`.write_h5ad`).
+        """The cells with their codes as an AnnData, for scanpy or to write with `.write_h5ad`.
 
         >>> store.to_anndata(cells=pl.col("split") == "test", features=[17, 256])
 
-        `obs` is the cell table, by cell_id (by cell_idx where ids repeat); `obsm[key]` holds the codes, sparse [n_cells
-        n_features]; `uns["sae"]` (`key` without its "X_") the tables about features, `features` a row for each column
-        of the codes, and `provenance`, its plans as JSON. There is no X: the values are in the file that was encoded.
+        `obs` is the cell table, indexed by cell_id, or by cell_idx where ids repeat. `obsm[key]` holds the codes,
+        sparse [n_cells n_features]. `uns["sae"]` (`key` without its "X_") holds the tables about features, where
+        `features` has a row for each column of the codes, and the provenance with its plans as JSON. There is no X,
+        because the expression is in the file that was encoded.
 
         Args:
             cells: a condition on the cell table, or cell_idx or cell_id in the order wanted; default: all.
-            features: feature ids, in the order wanted; default: all.
-            tables: tables about features to take along; default: all that associations made.
-            key: name of the codes.
+            features: feature ids in the order wanted; default: all.
+            tables: the tables about features to include; default: all that associations made.
+            key: the name of the codes in `obsm`.
 
         Raises:
             NotFoundError: the store has no codes.
-            QueryError: a cell, a feature or a table that is not there, or a condition that cannot be read.
+            QueryError: a cell, feature or table is unknown, or the condition is invalid.
         """
         from feature_store.cells import to_anndata
         from feature_store.codes import load_cell_codes
@@ -274,7 +318,7 @@ class FeatureStore:
         about = {}
         for table in known if tables is None else tables:
             if "feature_id" not in self.frame(table).collect_schema():
-                raise QueryError(f"table {table!r} is not about features; those are {', '.join(known)}")
+                raise QueryError(f"table {table!r} is not about features; allowed are {', '.join(known)}")
             rows = self.frame(table).filter(pl.col("feature_id").is_in(wanted)).collect()
             joined = order.join(rows, on="feature_id", how="left", maintain_order="left")
             about[table] = joined if table == "features" else rows
@@ -292,7 +336,7 @@ class FeatureStore:
         )
 
     def _chosen_cells(self, cells: pl.Expr | Sequence[int | str] | None) -> pl.DataFrame:
-        """Rows of the cell table that meet a condition, or of these cell_idx in their order."""
+        """The rows of the cell table that meet a condition, or those of cell_idx or cell_id in the order given."""
         table = self.frame("cells")
         if cells is None or isinstance(cells, pl.Expr):
             try:
@@ -310,14 +354,14 @@ class FeatureStore:
 
     @cached_property
     def _n_cells(self) -> int:
-        """Cells of the data set; their cell_idx are 0 to one less."""
+        """Number of cells of the data set; cell_idx runs from 0 to one less."""
         (folder,) = self._tables.folders["cells"]
         return Run.open(folder).manifest().rows
 
     def _cells_of(self, cell_idx: pl.Series) -> pl.DataFrame:
         """Rows of the cell table, in any order."""
-        first, self._cells_asked = not self._cells_asked, True
-        if first or self._n_cells > CELLS_KEPT:
+        is_first, self._has_read_cells = not self._has_read_cells, True
+        if is_first or self._n_cells > CELLS_KEPT:
             return self.frame("cells").filter(pl.col("cell_idx").is_in(cell_idx.implode())).collect()
         return self._kept_cells[cell_idx.filter(cell_idx < self._n_cells).to_list()]
 
@@ -330,7 +374,7 @@ class FeatureStore:
         return self.frame("features").select(_ABOUT_FEATURE).collect()
 
     def _rows_about(self, table: str, column: str, name: str) -> pl.DataFrame:
-        """Rows of a table with this name in a column; of a name in another case if there is but one."""
+        """The rows of a table with this name in a column; upper and lower case may differ if only one name matches."""
         rows = self.frame(table)
         found = rows.filter(pl.col(column) == name).collect()
         if not found.is_empty():
@@ -359,7 +403,9 @@ class FeatureStore:
             if len(found) == 1:
                 return int(found[0])
             if found:
-                raise QueryError(f"cell_id {cell!r} is of {len(found)} cells; ask by cell_idx: {join_names(found)}")
+                raise QueryError(
+                    f"{len(found)} cells have cell_id {cell!r}; give the cell_idx of one: {join_names(found)}"
+                )
             # the same barcode with more, or less, before or after it
             alike = cell_id.str.to_lowercase().str.contains(cell.lower(), literal=True)
             alike |= pl.lit(cell.lower()).str.contains(cell_id.str.to_lowercase(), literal=True)
@@ -385,22 +431,22 @@ class FeatureStore:
             columns = {table: self.frame(table).collect_schema().names() for table in self.tables()}
             alike = closest_names(name, sorted({c for names in columns.values() for c in names}))
             places = [f"{c} ({', '.join(t for t, names in columns.items() if c in names)})" for c in alike]
-            hint = f"; near ones: {', '.join(places)}" if places else ""
-            return f"no column {name!r}{hint}; `SELECT * FROM features LIMIT 1` shows what a table has"
-        return f"the query cannot be answered: {message}"
+            hint = f"; did you mean {' or '.join(places)}?" if places else ""
+            return f"no column {name!r}{hint}; `SELECT * FROM features LIMIT 1` shows the columns of a table"
+        return f"the query failed: {message}"
 
 
 def _of_one_kind(found: pl.DataFrame, column: str, name: str, kind: str | None) -> pl.DataFrame:
-    """The rows of one label or gene set, where several kinds or collections have one of the name."""
+    """The rows of one label or gene set, of those with its name in several kinds or collections."""
     of = KIND_OF.get(column)
     if of is None:
         if kind is not None:
-            raise QueryError(f"a {column} has no kind; got kind {kind!r} with {column} {name!r}")
+            raise QueryError(f"a {column} has no kind; leave out --kind {kind!r}, or ask for a label or a gene set")
         return found
     kinds = found[of].unique().to_list()
     if kind is None and len(kinds) > 1:
         raise QueryError(
-            f"{column} {name!r} is in {len(kinds)} of {of}: {join_names(kinds)}; say which one is meant: --kind"
+            f"{column} {name!r} is in {len(kinds)} values of {of}: {join_names(kinds)}; choose one with --kind"
         )
     if kind is not None and kind not in kinds:
         raise QueryError(
@@ -414,6 +460,6 @@ RANKED_BY: Mapping[str, tuple[str, str, bool]] = {
     "label": ("feature_label", "auroc", True),
     "gene_set": ("feature_geneset", "p", False),
 }
-"""What features are asked for: the table, the column that they are ranked by, and whether the largest comes first."""
+"""What features are looked up by: the table, the column by which they are ranked, and whether the largest is first."""
 KIND_OF: Mapping[str, str] = {"label": "label_kind", "gene_set": "collection"}
-"""The column that tells two labels, or gene sets, of one name apart."""
+"""The column that tells two labels, or two gene sets, of the same name apart."""

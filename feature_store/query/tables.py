@@ -1,9 +1,9 @@
-"""The tables of a store: which ones there are for a lineage, where their rows lie, and what command makes one.
+"""The tables of a store: which ones a lineage has, in which folders their rows are, and which command makes each.
 
-A table is a run of its own (a folder with a manifest), but for three: `codes` lie in two sort orders, `training` is a
-file of the SAE's run, and a steering table has a folder in every run of its kind. `query.store` asks them.
+Most tables are a run of their own, that is a folder with a manifest. There are three exceptions: `codes` are stored in
+two sort orders, `training` is a file in the run of the SAE, and a steering table has a folder in every steering run.
 
-Opening stats a file or two per table that a store may lack; nothing is read before a frame is asked for.
+Opening checks whether one or two files exist for each table; nothing is read before `frame` is called.
 """
 
 import json
@@ -28,9 +28,9 @@ _STEERING: Mapping[str, str] = {
     "steering_head": "head",
     "steering_map": "map",
 }
-"""Table: the folder of a steering run that holds its rows."""
+"""Table -> the folder of a steering run with its rows."""
 _MAP: Mapping[str, str] = {"feature_umap": "umap", "feature_neighbour": "neighbours"}
-"""Table: the folder of an SAE's map that holds its rows."""
+"""Table -> the folder of the map of an SAE with its rows."""
 MADE_BY: Mapping[str, str] = {
     **dict.fromkeys(("cells", "genes"), "scsae extract DATA"),
     "training": "scsae train",
@@ -41,7 +41,7 @@ MADE_BY: Mapping[str, str] = {
     "feature_match": "scsae match --other SAE",
     **dict.fromkeys(COMPARISON_TABLES, "scsae compare"),
 }
-"""Table: the command that makes it."""
+"""Table -> the command that makes it."""
 
 
 class Tables:
@@ -54,11 +54,11 @@ class Tables:
         self._frames: dict[str, pl.LazyFrame] = {}
 
     def names(self) -> list[str]:
-        """Names of the tables that there are."""
+        """The names of the tables that the store has."""
         return list(self.folders)
 
     def frame(self, table: str) -> pl.LazyFrame:
-        """A table as a lazy frame. QueryError for one that is not there, with the command that makes it."""
+        """A table as a lazy frame. Raises QueryError for one that is missing, with the command that makes it."""
         if table not in self.folders:
             raise QueryError(self.no_table(table))
         if table not in self._frames:
@@ -67,18 +67,18 @@ class Tables:
 
     @cached_property
     def codes(self) -> CodeReader:
-        """The codes, to be read in either order. NotFoundError if there are none."""
+        """The codes, in both sort orders. Raises NotFoundError if there are none."""
         if self.lineage.codes is None:
             raise NotFoundError(f"{self.layout.root} has no codes; make them with `{self.made_by('codes')}`")
         return CodeReader(self.layout.codes_dir(self.lineage.codes))
 
     def manifests(self) -> dict[str, str]:
-        """The sha of the manifest of each table that is of one run."""
+        """The sha256 of the manifest of each table that is of a single run."""
         single = {table: of for table, of in self.folders.items() if len(of) == 1}
         return {table: Run.open(folder).manifest().sha for table, (folder,) in single.items()}
 
-    def refuse_damage(self, error: Exception) -> None:
-        """IntegrityError naming the parts that are missing or not of their size, if any is."""
+    def raise_if_damaged(self, error: Exception) -> None:
+        """Raise IntegrityError with the names of the parts that are missing or have another size, if there are any."""
         damaged = []
         for folder in {folder for folders in self.folders.values() for folder in folders}:
             run = Run.open(folder)
@@ -89,13 +89,13 @@ class Tables:
             raise IntegrityError(f"damaged or missing: {', '.join(sorted(damaged))}; {REPAIR}") from error
 
     def made_by(self, table: str) -> str:
-        """The command to type for a table, whether or not it is there. QueryError if there is none of this name."""
+        """The command that makes a table, whether or not it is there. Raises QueryError for an unknown table."""
         if table not in MADE_BY:
             raise QueryError(self.no_table(table))
         return f"{MADE_BY[table]} --store {self.layout.root}"
 
     def no_table(self, name: str) -> str:
-        """Why there is no table of this name: it is not made yet, or there is none such."""
+        """The message of an error: the table is not made yet, or its name is unknown."""
         known = ", ".join(self.names())
         if name in MADE_BY:
             return f"no table {name!r} yet: `{self.made_by(name)}` makes it; tables: {known}"
@@ -117,7 +117,7 @@ class Tables:
 
 
 def _folders(layout: Layout, lineage: Lineage) -> dict[str, list[Path]]:
-    """The run folders of each table; several for steering and matches alone."""
+    """The run folders of each table; only steering and matches can have several."""
     folders: dict[str, list[Path]] = {}
     if lineage.dataset is not None:
         folders["cells"] = [layout.cells_dir(lineage.dataset)]
@@ -138,7 +138,7 @@ def _folders(layout: Layout, lineage: Lineage) -> dict[str, list[Path]]:
             folders["profile_umap"] = [layout.profile_map_dir(lineage.associations)]
     for table, folder_name in _STEERING.items():
         every = [layout.steering_dir(run) / folder_name for run in lineage.steering]
-        # a run has a table of scores, of the model's answers or a map only where it was asked for
+        # the tables of scores, masked genes and maps are optional in a steering run
         if found := [folder for folder in every if (folder / MANIFEST).is_file()]:
             folders[table] = found
     if lineage.matches:
@@ -150,7 +150,7 @@ def _folders(layout: Layout, lineage: Lineage) -> dict[str, list[Path]]:
 
 
 def _training(folder: Path) -> pl.LazyFrame:
-    """What training noted every so many steps; no rows of what was fitted without steps, as a baseline is."""
+    """The metrics that training logged, a row a step; no rows for a baseline, which is fitted without steps."""
     rows = json.loads(read_bytes(folder / HISTORY))
     frame = pl.DataFrame(rows, infer_schema_length=None) if rows else pl.DataFrame(schema={"step": pl.Float64})
     return frame.select(pl.col("step").cast(pl.Int64), pl.exclude("step")).lazy()

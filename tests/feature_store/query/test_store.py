@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -45,7 +46,7 @@ def dense(small_store: Any) -> np.ndarray:
 def test_the_package_exports_what_it_says() -> None:
     assert feature_store.__all__ == ["FeatureStore", "Layout", "Lineage"]
     assert all(getattr(feature_store, name) for name in feature_store.__all__)
-    with pytest.raises(AttributeError, match="no attribute 'Feature'"):
+    with pytest.raises(AttributeError, match="'Feature'"):
         feature_store.Feature  # noqa: B018
 
 
@@ -137,7 +138,7 @@ def test_steering_is_that_of_the_sae_the_store_is_opened_at(small_store: Any) ->
     assert {run for table in ("steering", "steering_variants", "steering_head") for run in mine.sql(
         f"SELECT run FROM {table} WHERE name IS NOT NULL")["run"]} == {"aaa"}  # fmt: skip
     assert "steering_scores" not in mine.tables()
-    with pytest.raises(QueryError, match="no table 'steering_scores' yet: `scsae steer --store"):
+    with pytest.raises(QueryError, match=r"'steering_scores'.*`scsae steer --store"):
         mine.frame("steering_scores")
 
 
@@ -147,19 +148,21 @@ def test_sql_sees_every_steering_run_with_its_id(store: FeatureStore) -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "message"),
+    ("query", "value"),
     [
-        ("SELECT * FROM feature", "no table 'feature'; did you mean 'features'\\?; tables: cells, codes"),
-        ("SELECT aurok FROM feature_label", r"no column 'aurok'; near ones: auroc \(feature_label\)"),
-        ("SELECT l.aurok FROM feature_label l", r"no column 'aurok'; near ones: auroc \(feature_label\)"),
-        ("SELECT AUROC FROM feature_label", r"no column 'AUROC'; near ones: auroc \(feature_label\)"),
-        ("SELECT xyzzy FROM cells", "no column 'xyzzy'; `SELECT"),
-        ("SELECT feature_id FROM codes WHERE", "cannot be answered: sql parser error"),
+        ("SELECT * FROM feature", "'feature'.*'features'.*cells, codes"),
+        ("SELECT aurok FROM feature_label", r"'aurok'.* auroc \(feature_label\)"),
+        ("SELECT l.aurok FROM feature_label l", r"'aurok'.* auroc \(feature_label\)"),
+        ("SELECT AUROC FROM feature_label", r"'AUROC'.* auroc \(feature_label\)"),
+        ("SELECT xyzzy FROM cells", "'xyzzy'.*`SELECT"),
+        ("SELECT feature_id FROM codes WHERE", "sql parser error"),
         ("SELECT nonsense(value) FROM codes", "unsupported function"),
     ],
 )
-def test_a_wrong_query_is_answered_with_what_is_near(store: FeatureStore, query: str, message: str) -> None:
-    with pytest.raises(QueryError, match=message):
+def test_the_error_of_a_wrong_query_names_the_closest_tables_and_columns(
+    store: FeatureStore, query: str, value: str
+) -> None:
+    with pytest.raises(QueryError, match=value):
         store.sql(query)
 
 
@@ -175,7 +178,7 @@ def test_a_wrong_query_is_answered_with_what_is_near(store: FeatureStore, query:
     ],
 )
 def test_only_queries_over_the_tables_are_answered(store: FeatureStore, query: str) -> None:
-    with pytest.raises(QueryError, match="only queries"):
+    with pytest.raises(QueryError, match=re.escape(repr(query))):
         store.sql(query)
 
 
@@ -194,15 +197,13 @@ def test_features_of_a_gene_come_by_correlation_and_of_a_gene_set_by_p(store: Fe
 
 
 def test_an_unknown_label_gene_or_set_is_answered_with_the_nearest(store: FeatureStore) -> None:
-    with pytest.raises(
-        QueryError, match=r"no gene 'ms4a2' in feature_gene; did you mean 'MS4A1'\?; it has CD79A, MS4A1"
-    ):
+    with pytest.raises(QueryError, match=r"'ms4a2' in feature_gene.*'MS4A1'.*CD79A, MS4A1"):
         store.features_for(gene="ms4a2")
-    with pytest.raises(QueryError, match="no label 'NK' in feature_label; it has B"):
+    with pytest.raises(QueryError, match=r"'NK' in feature_label.* B"):
         store.features_for(label="NK")
-    with pytest.raises(QueryError, match="ask for one of gene, label and gene_set; got gene, label"):
+    with pytest.raises(QueryError, match=r"gene_set.* gene, label"):
         store.features_for(gene="MS4A1", label="B")
-    with pytest.raises(QueryError, match="got none"):
+    with pytest.raises(QueryError, match="none"):
         store.features_for()
 
 
@@ -216,7 +217,7 @@ def test_a_name_in_another_case_is_found_unless_it_may_be_two(store: FeatureStor
     commit.write_table(folder, both, toy_table(AssociationsPlan, codes="c0de", dataset="toy", sae="5ae"))
     reopened = FeatureStore.open(small_store.layout.root)
     assert set(reopened.features_for(label="NK")["label"]) == {"NK"}
-    with pytest.raises(QueryError, match="no label 'nk' in feature_label; did you mean 'NK' or 'Nk'"):
+    with pytest.raises(QueryError, match=r"'nk' in feature_label.*'NK' or 'Nk'"):
         reopened.features_for(label="nk")
 
 
@@ -233,11 +234,11 @@ def test_a_label_that_two_kinds_have_is_ranked_within_the_one_that_is_named(
     reopened = FeatureStore.open(small_store.layout.root)
     assert reopened.features_for(label="B", kind="cell_type").equals(expected)
     assert reopened.features_for(label="B", kind="batch")["feature_id"].to_list() == [5, 3]
-    with pytest.raises(QueryError, match="label 'B' is in 2 of label_kind: batch, cell_type; say which one is meant"):
+    with pytest.raises(QueryError, match=r"'B'.* batch, cell_type.*--kind"):
         reopened.features_for(label="B")
-    with pytest.raises(QueryError, match="no label 'B' in label_kind 'donor'; it is in batch, cell_type"):
+    with pytest.raises(QueryError, match=r"'B'.*'donor'.* batch, cell_type"):
         reopened.features_for(label="B", kind="donor")
-    with pytest.raises(QueryError, match="a gene has no kind; got kind 'batch' with gene 'MS4A1'"):
+    with pytest.raises(QueryError, match=r"gene.*--kind 'batch'"):
         reopened.features_for(gene="MS4A1", kind="batch")
 
 
@@ -246,25 +247,25 @@ def test_a_label_without_figures_of_test_cells_is_said_to_have_none(store: Featu
     folder = small_store.layout.associations_dir("a550c") / "feature_label"
     shutil.rmtree(folder)
     commit.write_table(folder, labels, toy_table(AssociationsPlan, codes="c0de", dataset="toy", sae="5ae"))
-    with pytest.raises(QueryError, match="label 'B' has figures of select cells and none of test cells"):
+    with pytest.raises(QueryError, match=r"'B'.* select .*SELECT \* FROM feature_label"):
         FeatureStore.open(small_store.layout.root).features_for(label="B")
 
 
 @pytest.mark.parametrize(
     ("query", "why"),
     [
-        ("SELECT * FROM feature_label WHERE label = 'b'", "no label is 'b' in feature_label; did you mean 'B'?"),
-        ("SELECT * FROM feature_gene g WHERE g.gene IN ('MS4A2')", "no gene is 'MS4A2' in feature_gene; did you mean"),
-        ("SELECT * FROM cells WHERE \"cell_type\" = 'NK'", "no cell_type is 'NK' in cells"),
-        ("SELECT * FROM feature_label WHERE label = 'B' AND auroc > 2", "no row meets all the conditions"),
-        ("SELECT * FROM cells WHERE cell_idx > 99", "no row meets all the conditions"),
+        ("SELECT * FROM feature_label WHERE label = 'b'", "'b' in feature_label.*'B'"),
+        ("SELECT * FROM feature_gene g WHERE g.gene IN ('MS4A2')", "'MS4A2' in feature_gene.*'MS4A1'"),
+        ("SELECT * FROM cells WHERE \"cell_type\" = 'NK'", "'NK' in cells"),
+        ("SELECT * FROM feature_label WHERE label = 'B' AND auroc > 2", "^[^']+$"),
+        ("SELECT * FROM cells WHERE cell_idx > 99", "^[^']+$"),
     ],
 )
 def test_a_query_without_an_answer_is_told_which_name_its_table_does_not_hold(
     store: FeatureStore, query: str, why: str
 ) -> None:
     assert store.sql(query).is_empty()
-    assert store.why_empty(query).startswith(why)
+    assert re.search(why, store.why_empty(query))
 
 
 @pytest.mark.parametrize("feature", [0, 4, 11])
@@ -299,10 +300,10 @@ def test_features_of_a_cell_are_those_with_the_largest_code(store: FeatureStore,
 
 def test_a_cell_is_found_by_its_name_if_the_name_is_one_cells(store: FeatureStore) -> None:
     assert store.features_of("cell-17").equals(store.features_of(17))
-    with pytest.raises(QueryError, match="cell_id 'cell-0' is of 2 cells; ask by cell_idx: 0, 1"):
+    with pytest.raises(QueryError, match=r"'cell-0'.*cell_idx.* 0, 1"):
         store.features_of("cell-0")
     for cell in ("99", 40, -1):
-        with pytest.raises(QueryError, match=f"no cell {cell!r}; data set toy has cell_idx 0 to 39"):
+        with pytest.raises(QueryError, match=f"{cell!r}.* toy .*0 to 39"):
             store.features_of(cell)
 
 
@@ -313,12 +314,12 @@ def test_a_cell_is_found_by_its_name_if_the_name_is_one_cells(store: FeatureStor
 def test_a_cell_id_with_more_or_less_around_it_is_answered_with_the_cell_that_it_may_be(
     store: FeatureStore, cell: str, near: str
 ) -> None:
-    with pytest.raises(QueryError, match=f"no cell {cell!r}; did you mean {near}"):
+    with pytest.raises(QueryError, match=f"{cell!r}.*{near}"):
         store.features_of(cell)
 
 
 def test_a_feature_that_the_codes_do_not_have_is_refused(store: FeatureStore) -> None:
-    with pytest.raises(QueryError, match="no feature 12; the codes have features 0 to 11"):
+    with pytest.raises(QueryError, match=r"12.* 0 to 11"):
         store.top_cells(12)
 
 
@@ -341,11 +342,11 @@ def test_a_damaged_part_behind_a_query_is_named_with_what_to_type(
     folder = small_store.layout.codes_dir("c0de")
     part = folder / "by_cell" / "part-00002.parquet"
     part.write_bytes(data) if data is not None else part.unlink()
-    with pytest.raises(IntegrityError, match=r"by_cell/part-00002\.parquet; run its stage again .*scsae verify"):
+    with pytest.raises(IntegrityError, match=r"by_cell/part-00002\.parquet.*`scsae verify"):
         store.sql("SELECT SUM(value) AS total FROM codes")
     with pytest.raises(IntegrityError, match=r"part-00002\.parquet"):
         store.features_of(25)
-    with pytest.raises(IntegrityError, match=r"part-00002\.parquet cannot be read"):
+    with pytest.raises(IntegrityError, match=r"part-00002\.parquet"):
         load_cell_codes(small_store.codes.by_cell, 40)
 
 
@@ -377,7 +378,7 @@ def test_a_run_can_be_named_by_its_beginning(small_store: Any) -> None:
     assert FeatureStore.open(small_store.layout.root, associations="a55").lineage.associations == "a550c"
     with pytest.raises(NotFoundError, match=r"'zz'.*: c0de"):
         FeatureStore.open(small_store.layout.root, codes="zz")
-    with pytest.raises(NotFoundError, match="no data set 'x'"):
+    with pytest.raises(NotFoundError, match="'x'"):
         FeatureStore.open(small_store.layout.root, dataset="x")
 
 
@@ -405,7 +406,7 @@ def test_a_store_with_cells_alone_answers_about_cells(tmp_path: Path, small_stor
     store = FeatureStore.open(layout.root)
     assert store.tables() == ["cells"]
     assert store.sql("SELECT COUNT(*) AS n FROM cells")["n"].item() == 40
-    with pytest.raises(QueryError, match=r"no table 'feature_label' yet: `scsae associate --store .*; tables: cells"):
+    with pytest.raises(QueryError, match=r"'feature_label'.*`scsae associate --store .* cells"):
         store.features_for(label="B")
     with pytest.raises(NotFoundError, match="scsae encode"):
         store.top_cells(0)
@@ -474,9 +475,9 @@ def test_codes_without_associations_are_read_without_those_of_others(two_sets: L
 
 
 def test_runs_that_do_not_belong_together_are_refused(two_sets: Layout) -> None:
-    with pytest.raises(NotFoundError, match="associations 'beef' are of codes 'f00d', not of 'c0de'; name one"):
+    with pytest.raises(NotFoundError, match=r"'beef'.*'f00d'.*'c0de'"):
         FeatureStore.open(two_sets.root, associations="beef", codes="c0de")
-    with pytest.raises(NotFoundError, match="are of dataset 'toy', not of 'other'"):
+    with pytest.raises(NotFoundError, match=r"'toy'.*'other'"):
         FeatureStore.open(two_sets.root, codes="c0de", dataset="other")
 
 
@@ -571,15 +572,15 @@ def test_anndata_of_some_cells_and_features_keeps_their_order(store: FeatureStor
 
 
 def test_anndata_of_what_is_not_there_is_refused(store: FeatureStore) -> None:
-    with pytest.raises(QueryError, match="no feature 12; the codes have features 0 to 11"):
+    with pytest.raises(QueryError, match=r"12.* 0 to 11"):
         store.to_anndata(features=[3, 12])
-    with pytest.raises(QueryError, match="no cell 40; data set toy has cell_idx 0 to 39"):
+    with pytest.raises(QueryError, match=r"40.* toy .*0 to 39"):
         store.to_anndata(cells=[40])
-    with pytest.raises(QueryError, match="no column 'cel_type'; near ones: cell_type"):
+    with pytest.raises(QueryError, match=r"'cel_type'.* cell_type"):
         store.to_anndata(cells=pl.col("cel_type") == "T")
-    with pytest.raises(QueryError, match="no table 'feature_gen'; did you mean 'feature_gene'"):
+    with pytest.raises(QueryError, match=r"'feature_gen'.*'feature_gene'"):
         store.to_anndata(tables=["feature_gen"])
-    with pytest.raises(QueryError, match="table 'cells' is not about features; those are features, feature_label"):
+    with pytest.raises(QueryError, match=r"'cells'.* features, feature_label"):
         store.to_anndata(tables=["features", "cells"])
 
 

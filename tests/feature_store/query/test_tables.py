@@ -53,7 +53,7 @@ def test_the_tables_of_an_sae_are_there_once_they_are_made(layout: Layout) -> No
     before = FeatureStore.open(layout.root)
     assert "training" in before.tables()
     for table in ("feature_umap", "feature_neighbour", "steering_map"):
-        with pytest.raises(QueryError, match=f"no table '{table}' yet: `scsae serve --store {layout.root}` makes it"):
+        with pytest.raises(QueryError, match=f"'{table}'.*`scsae serve --store {layout.root}`"):
             before.frame(table)
     folder = layout.feature_map_dir("5ae")
     commit.write_table(folder / "umap", schemas.conform("feature_umap", UMAP), {})
@@ -87,7 +87,7 @@ def test_what_was_fitted_without_steps_has_no_rows_of_training(layout: Layout) -
 
 
 def test_facts_of_the_sae_are_its_plan_and_its_figures(layout: Layout) -> None:
-    with pytest.raises(NotFoundError, match=f"has no SAE 5ae; train one with `scsae train --store {layout.root}`"):
+    with pytest.raises(NotFoundError, match=f"5ae.*`scsae train --store {layout.root}`"):
         FeatureStore.open(layout.root).sae_facts()
     commit_sae(layout.saes_dir("5ae"), HISTORY)
     facts = FeatureStore.open(layout.root).sae_facts()
@@ -99,10 +99,10 @@ def test_facts_of_another_sae_of_the_store_can_be_asked_for(layout: Layout) -> N
     commit_sae(layout.saes_dir("07he5"), HISTORY)
     store = FeatureStore.open(layout.root)
     assert store.sae_facts("07he5")["run"] == "07he5"
-    with pytest.raises(NotFoundError, match="has no SAE de1e7ed; train one with"):
+    with pytest.raises(NotFoundError, match=r"de1e7ed.*`scsae train"):
         store.sae_facts("de1e7ed")
     (layout.saes_dir("07he5") / "summary.json").unlink()
-    with pytest.raises(IntegrityError, match=r"lost a file .*summary\.json"):
+    with pytest.raises(IntegrityError, match=r"summary\.json"):
         store.sae_facts("07he5")
 
 
@@ -110,7 +110,7 @@ def test_an_sae_that_lost_a_file_is_named_as_damaged(layout: Layout) -> None:
     commit_sae(layout.saes_dir("5ae"), HISTORY)
     store = FeatureStore.open(layout.root)
     (layout.saes_dir("5ae") / "history.json").unlink()
-    with pytest.raises(IntegrityError, match=r"damaged or missing: .*history\.json"):
+    with pytest.raises(IntegrityError, match=r"history\.json"):
         store.sql("SELECT * FROM training")
 
 
@@ -118,7 +118,7 @@ def test_every_table_of_the_store_names_its_command(small_store: Any) -> None:
     store = FeatureStore.open(small_store.layout.root)
     assert set(store.tables()) <= set(MADE_BY)
     assert store.made_by("steering") == f"scsae steer --store {small_store.layout.root}"
-    with pytest.raises(QueryError, match=r"no table 'feature'; did you mean 'features'\?"):
+    with pytest.raises(QueryError, match=r"'feature'.*'features'"):
         store.made_by("feature")
 
 
