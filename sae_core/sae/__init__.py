@@ -1,8 +1,10 @@
 """Sparse autoencoders: from activations of a foundation model to sparse, readable features, and back.
 
-`Normaliser.fit` -> `Trainer.step` ... -> `Trainer.finish` -> `SparseAutoencoder.encode` / `decode` -> `save_sae` /
-`load_sae`; `read_foreign` for those of other libraries. Knows activations as tensors [token d_model] and nothing of
-cells, genes, files of data or clusters.
+The room takes activations as tensors [token d_model] and gives codes, reconstructions and saved autoencoders; it knows
+nothing of cells, genes, data files or clusters. To train: `Normaliser.fit` -> `Trainer.step` for each batch ->
+`Trainer.finish` -> `save_sae`. To use a trained autoencoder, the door is `load_sae` (`read_foreign` for those of other
+libraries), followed by `SparseAutoencoder.encode` and `decode`. `fit_baseline` makes the dictionaries that a trained
+one is compared with, and `evaluate` gives the metrics of both.
 """
 
 from sae_core.sae.architectures import ARCHITECTURES

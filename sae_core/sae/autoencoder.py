@@ -1,16 +1,16 @@
-"""`SparseAutoencoder`: raw activations in, sparse codes in raw units, raw reconstructions out.
+"""`SparseAutoencoder`: sparse codes of raw activations, and the reconstruction of activations from codes.
 
-The equations, with x_n = (x - mu) / scale the normalised activation:
+With x_n = (x - mu) / scale the normalised activation:
     pre = W_enc x_n + b_enc      z = scale * select(pre)      x_hat = z W_dec + scale * b_dec + mu
-A code's value is thus the length, in the activation's own units, that a feature adds along its unit direction
+The value of a code is the length, in the units of the activation, that a feature adds along its unit direction
 W_dec[f], and it is the same number before and after the normaliser is folded in. Folding uses that a rectifier and
 every selector commute with a positive factor: scale * (W_enc (x - mu) / scale + b_enc) = W_enc x + (scale * b_enc -
-W_enc mu). So
+W_enc mu). Hence
     W_enc, W_dec stay     b_enc' = scale * b_enc - W_enc mu     b_dec' = scale * b_dec + mu     theta' = scale * theta
     mu' = 0, scale' = 1
-and folding a folded autoencoder changes nothing, bit for bit. Training needs the unfolded form (unit variance, where
-learning rates and coefficients have a meaning); a saved autoencoder is always folded. theta is a vector over features
-for every architecture, also where all its entries are one number (BatchTopK) or none is used (TopK).
+and folding a folded autoencoder changes nothing, bit for bit. Training uses the unfolded form, because learning rates
+and coefficients refer to unit variance; a saved autoencoder is always folded. theta is a vector over features for
+every architecture, also where all its entries are equal (BatchTopK) or unused (TopK).
 """
 
 import torch
@@ -25,11 +25,11 @@ from sae_core.sae.config import SAEConfig
 from sae_core.sae.kernels import kernel_for
 from sae_core.sae.objectives import Weights
 
-MAX_DENSE = 2**24  # entries of the pre-activations held at once while encoding: 64 MB in float32
+MAX_DENSE = 2**24  # pre-activations that are held in memory at once while encoding: 64 MB in float32
 
 
 class SparseAutoencoder(nn.Module):
-    """A dictionary of `n_features` unit directions and the encoder that says which of them an activation is made of."""
+    """A dictionary of `n_features` unit directions, and the encoder that finds the sparse code of an activation."""
 
     W_enc: Tensor
     W_dec: Tensor
@@ -40,7 +40,10 @@ class SparseAutoencoder(nn.Module):
     scale: Tensor
 
     def __init__(self, config: SAEConfig, *, generator: torch.Generator | None = None) -> None:
-        """Random unit directions, the encoder their copy, no bias, no normaliser; None: seed 0."""
+        """Random unit directions for the decoder, the same for the encoder, zero biases and no normalisation.
+
+        `generator` None is a generator of seed 0.
+        """
         super().__init__()
         self.config = config
         self.architecture = architecture(config.arch)
@@ -61,31 +64,32 @@ class SparseAutoencoder(nn.Module):
 
     @property
     def weights(self) -> Weights:
-        """The four weights and the threshold."""
+        """The weights, biases and thresholds."""
         return Weights(self.W_enc, self.W_dec, self.b_enc, self.b_dec, self.theta)
 
     def normalise(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
-        """(x - mu) / scale; `ConfigError` if the width is not the autoencoder's."""
+        """The normalised activation (x - mu) / scale; a `ConfigError` if x has another width than the autoencoder."""
         self.check_width(x)
         return (x - self.mu) / self.scale
 
     def check_width(self, x: Float[Tensor, "token _"]) -> None:
-        """`ConfigError` if activations are not of the autoencoder's width."""
+        """Raise a `ConfigError` if x has another width than the autoencoder."""
         if x.shape[1] != self.config.d_model:
             raise ConfigError(
-                f"activations have d_model = {x.shape[1]}, the autoencoder was made for {self.config.d_model}: "
-                "give it activations of the model and site that it was trained on."
+                f"the activations have d_model = {x.shape[1]}, and the autoencoder has {self.config.d_model}: use "
+                "activations of the model and site that it was trained on."
             )
 
     def pre_activations(self, x_n: Float[Tensor, "token d_model"]) -> Float[Tensor, "token feature"]:
-        """W_enc x_n + b_enc of normalised activations, all features, before any selection."""
+        """The pre-activations W_enc x_n + b_enc of all features, from normalised activations."""
         return functional.linear(x_n, self.W_enc, self.b_enc)
 
     @torch.no_grad()
     def encode(self, x: Float[Tensor, "token d_model"]) -> SparseCodes:
-        """Codes of raw activations, each token by itself (threshold, or the token's own k largest for topk).
+        """The codes of raw activations, in raw units.
 
-        Values are in raw units. The dense pre-activations exist for 64 MB worth of tokens at a time.
+        A token's code does not depend on other tokens: it holds what exceeds the threshold, or for topk the k largest
+        entries of the token. At most 64 MB of dense pre-activations exist at a time.
         """
         chunk = max(1, MAX_DENSE // self.config.n_features)
         x_n = self.normalise(x)
@@ -104,18 +108,18 @@ class SparseAutoencoder(nn.Module):
         """
         if codes.n_features != self.config.n_features:
             raise ConfigError(
-                f"codes have n_features = {codes.n_features}, the autoencoder has {self.config.n_features}: "
-                "decode them with the autoencoder that wrote them."
+                f"the codes have n_features = {codes.n_features}, and the autoencoder has {self.config.n_features}: "
+                "decode codes with the autoencoder that encoded them."
             )
         return kernel_for(self.W_dec.device).decode(codes, self.W_dec) + (self.scale * self.b_dec + self.mu)
 
     def forward(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
-        """Reconstruction of raw activations through the inference code."""
+        """The reconstruction of raw activations from their codes."""
         return self.decode(self.encode(x))
 
     @torch.no_grad()
     def folded(self) -> "SparseAutoencoder":
-        """A copy without gradients that computes the same with the normaliser inside its weights (mu 0, scale 1)."""
+        """A copy without gradients that computes the same and has the normaliser in its weights (mu = 0, scale = 1)."""
         copy = SparseAutoencoder(self.config).to(device=self.W_enc.device, dtype=self.W_enc.dtype)
         W_enc, W_dec, b_enc, b_dec, theta = (weight.double() for weight in self.weights)
         mu, scale = self.mu.double(), self.scale.double()

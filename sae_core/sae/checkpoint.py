@@ -1,10 +1,12 @@
-"""Autoencoders and training states on disk: safetensors for tensors, JSON for the rest, no pickle.
+"""Autoencoders and training states on disk: tensors as safetensors, everything else as JSON, nothing pickled.
 
 A folder holds `sae.safetensors` and `config.json` (a training state: `trainer.safetensors` and `trainer.json`). Each
-file is written under a temporary name, flushed and renamed; the JSON comes last and carries the tensors' sha256, so a
-folder is either the old state, the new one, or recognised as torn. Weights are saved with the normaliser folded in.
+file is written under a temporary name, flushed and renamed. The JSON is written last and holds the sha256 of the
+tensors, so a folder has either the old content or the new, and an interrupted save is detected. Weights are saved with
+the normaliser folded in.
 
-Version 2 holds one threshold a feature; version 1, one for all of them and no learned threshold, is still read.
+Version 2 holds one threshold for each feature. Version 1, with one threshold for all features and no learned
+thresholds, can still be read.
 """
 
 import hashlib
@@ -30,7 +32,7 @@ _WEIGHTS = ("W_enc", "W_dec", "b_enc", "b_dec", "theta")
 
 
 class SAEInfo(NamedTuple):
-    """What `config.json` says beside the weights."""
+    """The content of `config.json`."""
 
     config: SAEConfig
     extra: dict[str, Any]
@@ -38,63 +40,71 @@ class SAEInfo(NamedTuple):
 
 
 def save_sae(sae: SparseAutoencoder, folder: str | Path, extra: Mapping[str, Any] | None = None) -> None:
-    """Write an autoencoder, folded, with `extra` JSON values (where its activations came from, its metrics)."""
+    """Write an autoencoder with the normaliser folded in, and `extra` JSON values such as its metrics."""
     state = sae.folded().state_dict()
     header = {"config": sae.config.to_dict(), "extra": dict(extra or {})}
     _write(Path(folder), "sae.safetensors", "config.json", SAE_FORMAT, {name: state[name] for name in _WEIGHTS}, header)
 
 
 def load_sae(folder: str | Path, *, device: str = "cpu") -> SparseAutoencoder:
-    """Read an autoencoder, without gradients; `CheckpointError` if the folder does not hold a whole one.
+    """The autoencoder in a folder, without gradients; a `CheckpointError` if the folder does not hold a complete one.
 
     >>> sae = load_sae("scsae-store/saes/RUN")  # RUN: the id that `scsae train` shows
     >>> codes = sae.encode(activations)  # activations [token d_model]
     """
     info = read_info(folder)
     tensors = _read_tensors(Path(folder) / "sae.safetensors", info.weights_sha256)
-    _widen(tensors, "theta", info.config)
+    _repeat_theta(tensors, "theta", info.config)
     sae = SparseAutoencoder(info.config)
     expected = sae.state_dict()
     wrong = sorted(set(_WEIGHTS) ^ set(tensors)) or [n for n in _WEIGHTS if tensors[n].shape != expected[n].shape]
     if wrong:
         raise CheckpointError(
-            f"{folder}: missing, unexpected or misshapen tensors {', '.join(wrong)} for {info.config}. "
-            "Save it again with save_sae."
+            f"{folder}: the tensors {', '.join(wrong)} are missing, unexpected or misshapen for {info.config}. "
+            "Save the autoencoder again with save_sae."
         )
     sae.load_state_dict(expected | tensors)
     return sae.requires_grad_(False).to(device)
 
 
 def read_info(folder: str | Path) -> SAEInfo:
-    """Configuration and extra values of a saved autoencoder, without its weights."""
+    """The configuration and extra values of a saved autoencoder, without reading its weights.
+
+    Raises:
+        CheckpointError: `config.json` is missing or not valid.
+    """
     header = _read_header(Path(folder) / "config.json", SAE_FORMAT)
     try:
         config = SAEConfig.from_dict(header["config"])
     except ConfigError as error:
-        raise CheckpointError(f"{folder}/config.json holds no valid configuration: {error}") from error
+        raise CheckpointError(f"{folder}/config.json does not hold a valid configuration: {error}") from error
     return SAEInfo(config, header["extra"], header["weights_sha256"])
 
 
 def save_training(state: TrainerState, folder: str | Path, extra: Mapping[str, Any] | None = None) -> None:
-    """Write a trainer's state with `extra` JSON values (the data stream's position, say)."""
+    """Write the state of a trainer, and `extra` JSON values such as the position in the data stream."""
     header = {"meta": state.meta, "extra": dict(extra or {})}
     _write(Path(folder), "trainer.safetensors", "trainer.json", TRAINER_FORMAT, state.tensors, header)
 
 
 def load_training(folder: str | Path) -> tuple[TrainerState, dict[str, Any]]:
-    """A trainer's state and the extra values saved with it; `CheckpointError` if they are not whole."""
+    """The state of a trainer and the extra values that were saved with it.
+
+    Raises:
+        CheckpointError: the folder does not hold a complete training state.
+    """
     header = _read_header(Path(folder) / "trainer.json", TRAINER_FORMAT)
     tensors, meta = _read_tensors(Path(folder) / "trainer.safetensors", header["weights_sha256"]), header["meta"]
     if header["version"] == 1:
         config = SAEConfig.from_dict(meta["sae_config"])
-        _widen(tensors, "sae.theta", config)
+        _repeat_theta(tensors, "sae.theta", config)
         tensors["r_mag"] = torch.zeros(config.n_features)
         meta = meta | {"n_dead_before": 0}
     return TrainerState(tensors, meta), header["extra"]
 
 
-def _widen(tensors: dict[str, Tensor], name: str, config: SAEConfig) -> None:
-    """The one threshold of version 1 for every feature."""
+def _repeat_theta(tensors: dict[str, Tensor], name: str, config: SAEConfig) -> None:
+    """Repeat the one threshold of version 1 for every feature."""
     if name in tensors and tensors[name].ndim == 0:
         tensors[name] = tensors[name].repeat(config.n_features)
 
@@ -114,7 +124,7 @@ def _write(
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name beside it, flush it and rename it, so that it is never half of one."""
+    """Write a file under a temporary name in its folder, flush it and rename it, so that it is never incomplete."""
     temporary = path.with_name(f".tmp-{path.name}-{uuid.uuid4().hex}")
     try:
         with temporary.open("wb") as file:
@@ -136,14 +146,14 @@ def _read_header(path: Path, kind: str) -> dict[str, Any]:
         header = json.loads(path.read_text())
     except FileNotFoundError:
         raise CheckpointError(
-            f"{path} does not exist: give the folder of a saved one (`scsae train` writes it)."
+            f"{path} does not exist: give a folder that `scsae train` or save_sae has written."
         ) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}. Save it again.") from error
     found = (header.get("format"), header.get("version")) if isinstance(header, dict) else (None, None)
     if found not in {(kind, version) for version in range(1, VERSION + 1)}:
         raise CheckpointError(
-            f"{path} is of format {found}, and this version reads {kind!r} up to {VERSION}. Save it again."
+            f"{path} has format {found}; this version of scsae reads {kind!r}, versions 1 to {VERSION}. Save it again."
         )
     missing = {"weights_sha256", "extra"} - set(header)
     if missing:
@@ -159,10 +169,10 @@ def _read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
         raise CheckpointError(
-            f"{path} does not belong to the JSON beside it (sha256 {found[:12]}..., expected {sha256[:12]}...): "
-            "it was damaged, or a save was interrupted between the two files. Save it again."
+            f"{path} does not match the JSON file in its folder (sha256 {found[:12]}..., expected {sha256[:12]}...): "
+            "it is damaged, or a save was interrupted. Save it again."
         )
     try:
         return safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{path} is no safetensors file: {error}. Save it again.") from error
+        raise CheckpointError(f"{path} is not a safetensors file: {error}. Save it again.") from error

@@ -1,8 +1,9 @@
-"""`SparseCodes`: the one form of a code, compressed sparse rows with one row a token.
+"""`SparseCodes`: codes as compressed sparse rows, with one row for each token.
 
-A code of k = 32 features out of 8192 is 0.4 % full: as CSR it takes 8 bytes a nonzero where the dense matrix takes 4
-bytes an entry, and everything that follows (decoding, gradients, pooling, storage) costs in proportion to the
-nonzeros. Not `torch.sparse_csr_tensor`, which is in beta: it warns, and autograd through it densifies.
+A code with k = 32 active features out of 8192 is 0.4 % full. As CSR it takes 8 bytes for each nonzero, where a dense
+matrix takes 4 bytes for each entry, and the cost of decoding, gradients, pooling and storage is proportional to the
+number of nonzeros. `torch.sparse_csr_tensor` is not used, because it is in beta: it warns, and autograd through it
+creates dense matrices.
 """
 
 from collections.abc import Sequence
@@ -17,11 +18,11 @@ from torch import Tensor
 
 from sae_core.errors import ConfigError
 
-CHUNK = 2**18  # entries that are compared at once
+CHUNK = 2**18  # entries that are compared at a time
 
 
 class FeatureOrder(NamedTuple):
-    """The nonzeros sorted by feature: those of feature f are `order[offsets[f]:offsets[f + 1]]`, tokens ascending."""
+    """The nonzeros in order of feature: those of feature f are `order[offsets[f]:offsets[f + 1]]`, tokens ascending."""
 
     order: Int64[Tensor, " nnz"]
     offsets: Int64[Tensor, " n_features_plus_1"]
@@ -29,34 +30,34 @@ class FeatureOrder(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SparseCodes:
-    """Codes of `n_tokens` tokens over `n_features` features; columns ascend within a token.
+    """Codes of `n_tokens` tokens over `n_features` features; the features ascend within a token.
 
-    Values are strictly positive when they come from `encode` (a pick of zero is no firing and is not stored). In
-    training some architectures keep places of value zero, as those have a gradient; an intervention may make values
-    negative.
+    The values from `encode` are strictly positive; a feature that is selected with value zero is not stored. During
+    training some architectures store entries of value zero because they have a gradient, and an intervention may make
+    values negative.
     """
 
     crow: Int64[Tensor, " n_tokens_plus_1"]
-    """The nonzeros of token t are `crow[t]` to `crow[t + 1]`."""
+    """Token t has the entries `crow[t]` to `crow[t + 1]`."""
     col: Int[Tensor, " nnz"]
-    """Feature of each nonzero."""
+    """The feature of each entry."""
     value: Float[Tensor, " nnz"]
-    """Value of each nonzero: the length that it adds along its feature's unit direction."""
+    """The value of each entry: the length that it adds along the unit direction of its feature."""
     n_features: int
 
     @classmethod
     def from_dense(cls, dense: Float[Tensor, "token feature"]) -> "SparseCodes":
-        """Codes that hold the nonzero entries of a matrix."""
+        """The nonzero entries of a matrix as codes."""
         return cls.from_mask(dense, dense != 0)
 
     @classmethod
     def from_mask(cls, dense: Float[Tensor, "token feature"], mask: Bool[Tensor, "token feature"]) -> "SparseCodes":
-        """Codes that hold the entries of `dense` where `mask` is true."""
+        """The entries of `dense` where `mask` is true, as codes."""
         return cls.from_flat(positions_above(mask.flatten(), 0.0), dense)
 
     @classmethod
     def from_flat(cls, flat: Int64[Tensor, " nnz"], dense: Float[Tensor, "token feature"]) -> "SparseCodes":
-        """Codes that hold the entries of `dense` at ascending row-major positions `flat`."""
+        """The entries of `dense` at the row-major positions `flat`, which ascend, as codes."""
         n_tokens, n_features = dense.shape
         row = torch.div(flat, n_features, rounding_mode="floor")
         col = (flat - row * n_features).to(torch.int32)
@@ -64,11 +65,15 @@ class SparseCodes:
 
     @classmethod
     def concatenate(cls, parts: "Sequence[SparseCodes]") -> "SparseCodes":
-        """The tokens of several codes one after another."""
+        """The codes of all tokens of `parts`, in order.
+
+        Raises:
+            ConfigError: there is no part, or the parts differ in the number of features.
+        """
         if not parts or len({part.n_features for part in parts}) != 1:
             sizes = sorted({part.n_features for part in parts})
             raise ConfigError(
-                f"cannot concatenate {len(parts)} codes of n_features {sizes}: give one width, one or more."
+                f"cannot concatenate {len(parts)} codes of n_features {sizes}: give one or more of equal n_features."
             )
         starts = torch.tensor([part.nnz for part in parts]).cumsum(0).tolist()
         crow = [parts[0].crow] + [part.crow[1:] + start for part, start in zip(parts[1:], starts, strict=False)]
@@ -91,23 +96,23 @@ class SparseCodes:
 
     @cached_property
     def row(self) -> Int64[Tensor, " nnz"]:
-        """Token of each nonzero."""
+        """The token of each entry."""
         tokens = torch.arange(self.n_tokens, device=self.crow.device)
         return torch.repeat_interleave(tokens, self.crow.diff(), output_size=self.nnz)
 
     @cached_property
     def by_feature(self) -> FeatureOrder:
-        """The nonzeros in order of feature; one stable sort, shared by both weight gradients of a step."""
+        """The entries in order of feature, by one stable sort, which both weight gradients of a step share."""
         sorted_col, order = torch.sort(self.col, stable=True)
         return FeatureOrder(order, offsets_of(sorted_col.long(), self.n_features))
 
     def with_index(self) -> "SparseCodes":
-        """These codes, once `row` and `by_feature` are known, so that all codes derived from them share both."""
+        """These codes with `row` and `by_feature` computed, so that codes derived from them share both."""
         assert self.row.numel() == self.by_feature.order.numel()
         return self
 
     def with_value(self, value: Float[Tensor, " nnz"]) -> "SparseCodes":
-        """The same places with other values; what is known about the places is kept."""
+        """Codes with the same positions and other values; they share the computed `row` and `by_feature`."""
         other = SparseCodes(crow=self.crow, col=self.col, value=value, n_features=self.n_features)
         for name in ("row", "by_feature"):
             if name in self.__dict__:
@@ -115,9 +120,9 @@ class SparseCodes:
         return other
 
     def split_groups(self, stops: Sequence[int]) -> "SparseCodes":
-        """Codes with a row for each token and group of features, row t * n_groups + g; group g ends before `stops[g]`.
+        """Codes with one row for each token and group of features: row t * n_groups + g; group g ends at `stops[g]`.
 
-        The nonzeros stay where they are, as a token's columns ascend: each belongs to exactly one group.
+        The entries keep their order, because the features of a token ascend and each belongs to exactly one group.
         """
         group = torch.bucketize(self.col, torch.tensor(stops, device=self.col.device), right=True)
         crow = offsets_of(self.row * len(stops) + group, self.n_tokens * len(stops))
@@ -127,23 +132,23 @@ class SparseCodes:
         return other
 
     def take(self, index: Int64[Tensor, " chosen"]) -> "SparseCodes":
-        """The codes of the tokens `index`, in that order."""
+        """The codes of the tokens in `index`, in that order."""
         length = self.crow.diff()[index]
         crow = torch.cat([length.new_zeros(1), length.cumsum(0)])
         start = torch.repeat_interleave(self.crow[index] - crow[:-1], length)
-        at = start + torch.arange(start.numel(), device=start.device)
-        return SparseCodes(crow=crow, col=self.col[at], value=self.value[at], n_features=self.n_features)
+        entry = start + torch.arange(start.numel(), device=start.device)
+        return SparseCodes(crow=crow, col=self.col[entry], value=self.value[entry], n_features=self.n_features)
 
     def columns(self, features: Int64[Tensor, " chosen"]) -> Float[Tensor, "token chosen"]:
-        """The dense values of some features, ascending and each named once; of indexed codes those alone are read."""
+        """The dense values of `features`, which ascend and occur once; after `with_index` only these are read."""
         if "by_feature" in self.__dict__:
             order, offsets = self.by_feature
             length = offsets.diff()[features]
             column = torch.repeat_interleave(torch.arange(features.numel(), device=features.device), length)
-            skipped = offsets[features] - length.cumsum(0) + length
-            at = order[skipped[column] + torch.arange(column.numel(), device=features.device)]
+            start = offsets[features] - length.cumsum(0) + length
+            entry = order[start[column] + torch.arange(column.numel(), device=features.device)]
             dense = self.value.new_zeros(self.n_tokens, features.numel())
-            dense[self.row[at], column] = self.value[at]
+            dense[self.row[entry], column] = self.value[entry]
             return dense
         wanted = torch.zeros(self.n_features, dtype=torch.bool, device=self.col.device)
         wanted[features] = True
@@ -154,14 +159,14 @@ class SparseCodes:
         return dense
 
     def to_dense(self) -> Float[Tensor, "token feature"]:
-        """The matrix of all values."""
+        """The codes as a dense matrix."""
         dense = self.value.new_zeros(self.n_tokens, self.n_features)
         dense[self.row, self.col.long()] = self.value
         return dense
 
 
 def offsets_of(group: Int64[Tensor, " n"], n_groups: int) -> Int64[Tensor, " n_groups_plus_1"]:
-    """Where each group 0 .. `n_groups` - 1 starts when the members are sorted by group, and where the last one ends."""
+    """Where each group 0 to `n_groups` - 1 starts when members are sorted by group, and where the last group ends."""
     counts = torch.bincount(group, minlength=n_groups)
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
@@ -169,15 +174,15 @@ def offsets_of(group: Int64[Tensor, " n"], n_groups: int) -> Int64[Tensor, " n_g
 def positions_above(flat: Shaped[Tensor, " n"], floor: float) -> Int64[Tensor, " n_above"]:
     """Positions of the entries above `floor`, ascending; `floor` is at least 0.
 
-    On a CPU by numpy, a piece that the cache holds at a time: 7 ms for 16 M floats, 6 in bfloat16, one thread. Torch's
-    comparison and `nonzero` take 26 and 28, as both go through memory.
+    On a CPU this uses numpy on chunks that fit in the cache: 7 ms for 16 million floats on one thread, 6 ms in
+    bfloat16. Torch's comparison and `nonzero` take 26 and 28 ms, because both go through memory.
     """
     if flat.device.type != "cpu":
         return (flat > floor).nonzero().squeeze(1)
     values: Tensor = flat.detach()
     bound: float = floor
     if values.dtype == torch.bfloat16:
-        # careful: as integers, positive floats keep their order; cutting the floor's last 16 bits loses no entry
+        # careful: positive floats keep their order as integers; dropping the last 16 bits of the floor loses no entry
         values, bound = values.view(torch.int16), int(torch.tensor(floor).view(torch.int32)) >> 16
     elif values.dtype == torch.bool:
         values, bound = values.view(torch.uint8), 0

@@ -1,6 +1,6 @@
-"""What an autoencoder is (`SAEConfig`) and how it is trained (`TrainConfig`).
+"""`SAEConfig`, what an autoencoder is, and `TrainConfig`, how it is trained.
 
-The two are apart because the first travels with the weights for ever and the second matters only until training ends.
+They are separate because the first is saved with the weights and the second has no meaning once training has ended.
 """
 
 import math
@@ -12,12 +12,12 @@ from typing import Any
 from sae_core.errors import ConfigError
 
 PRECISIONS = ("f32", "bf16")
-MAX_DEAD_WINDOW = 10_000_000  # tokens; the fixed window of arXiv 2406.04093, here only an upper bound
+MAX_DEAD_WINDOW = 10_000_000  # tokens; the fixed window of arXiv 2406.04093 is only the upper bound here
 
 
 def _require(ok: bool, rule: str, name: str, value: object) -> None:
     if not ok:
-        raise ConfigError(f"{name} = {value!r} is not allowed: {rule}. Set {name} accordingly and run again.")
+        raise ConfigError(f"{name} = {value!r} is not allowed: {rule}.")
 
 
 def _require_whole(config: object, *names: str) -> None:
@@ -38,37 +38,41 @@ def _checked_keys(cls: type, values: Mapping[str, Any]) -> Mapping[str, Any]:
     missing = [name for name, needed in known.items() if needed and name not in values]
     if unknown or missing:
         raise ConfigError(
-            f"{cls.__name__} cannot be made of the keys {sorted(values)}: unknown {unknown}, missing {missing}; "
-            f"its fields are {', '.join(known)}."
+            f"{cls.__name__} cannot be made from the keys {sorted(values)}: {unknown} are unknown and {missing} are "
+            f"missing; its fields are {', '.join(known)}."
         )
     return values
 
 
 @dataclass(frozen=True, kw_only=True)
 class SAEConfig:
-    """One sparse autoencoder: its size, its sparsity and its architecture."""
+    """The size, sparsity and architecture of one sparse autoencoder.
+
+    Raises:
+        ConfigError: a field has a value that is not allowed.
+    """
 
     d_model: int
     """Width of the activations."""
     n_features: int
     """Number of features F; a usual choice is 8 * d_model."""
     k: int
-    """Active features per token: exactly (topk), on average (batchtopk, matryoshka), the target of training (jumprelu);
-    without effect on standard and gated, which have `l1_coefficient`."""
+    """Active features per token: the exact number (topk), the average (batchtopk, matryoshka) or the target of training
+    (jumprelu). It has no effect on standard and gated, which use `l1_coefficient`."""
     arch: str = "batchtopk"
-    """A key of `architectures.ARCHITECTURES`; an unknown one is refused when the autoencoder is built."""
+    """A key of `architectures.ARCHITECTURES`; an unknown one is an error when the autoencoder is built."""
     k_aux: int | None = None
-    """Dead features that reconstruct the residual of one token; None: d_model // 2 (arXiv 2406.04093)."""
+    """The number of dead features that reconstruct the residual of one token; None: d_model // 2 (arXiv 2406.04093)."""
     aux_coefficient: float = 1 / 32
     """Weight of the AuxK loss; 0 turns it off."""
     groups: tuple[float, ...] = (1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
-    """matryoshka: sizes of the nested groups as shares of the features, which add up to 1 (arXiv 2503.17547)."""
+    """matryoshka: sizes of the nested groups as shares of the features; their sum is 1 (arXiv 2503.17547)."""
     l1_coefficient: float = 0.2
-    """standard, gated: weight of the L1 loss in normalised units; what L0 follows from it depends on the data."""
+    """standard, gated: weight of the L1 loss in normalised units; the resulting L0 depends on the data."""
     l0_coefficient: float = 1.0
     """jumprelu: weight of (L0 / k - 1)^2."""
     bandwidth: float = 0.05
-    """jumprelu: width of the window around a threshold that its gradient is estimated from, in normalised units."""
+    """jumprelu: width, in normalised units, of the window around a threshold from which its gradient is estimated."""
 
     def __post_init__(self) -> None:
         _require_whole(self, "d_model", "n_features")
@@ -85,7 +89,7 @@ class SAEConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "SAEConfig":
-        """Config from a mapping of its fields; `ConfigError` names unknown and missing keys."""
+        """The configuration with these fields; a `ConfigError` names unknown and missing keys."""
         checked = dict(_checked_keys(cls, values))
         return cls(**checked | {"groups": tuple(checked.get("groups", cls.groups))})
 
@@ -95,39 +99,44 @@ class SAEConfig:
 
     @property
     def group_stops(self) -> tuple[int, ...]:
-        """First feature after each nested group, the last one `n_features`; a group that rounds to nothing is none."""
+        """The first feature after each nested group, up to `n_features`; a group without a feature is left out."""
         stops = {round(share * self.n_features) for share in accumulate(self.groups)} - {0}
         return tuple(sorted(stops | {self.n_features}))
 
     @property
     def n_aux(self) -> int:
-        """Most dead features that may take part in AuxK for one token."""
+        """The largest number of dead features that AuxK uses for one token."""
         return max(1, self.d_model // 2) if self.k_aux is None else self.k_aux
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One training run: its length, its step size over time, and when a feature counts as dead."""
+    """The length, learning rate and dead-feature window of one training run.
+
+    Raises:
+        ConfigError: a field has a value that is not allowed.
+    """
 
     n_steps: int
-    """Optimizer steps in all."""
+    """Total number of optimizer steps."""
     batch_size: int = 4096
-    """Tokens a step; the stream is asked for this many, and a shorter last batch is accepted."""
+    """Tokens per step; a shorter last batch is accepted."""
     lr: float | None = None
-    """Peak learning rate; None: `peak_lr` of the autoencoder's width."""
+    """Peak learning rate; None: `peak_lr`, which depends on the number of features."""
     warmup_fraction: float = 0.05
-    """Share of the steps over which the rate rises linearly from 0."""
+    """Share of the steps over which the learning rate rises linearly from 0."""
     decay_fraction: float = 0.3
-    """Share of the steps, at the end, over which the rate falls linearly to 0."""
+    """Share of the steps at the end over which the learning rate falls linearly to 0."""
     sparsity_warmup_fraction: float = 0.1
     """Share of the steps over which the weight of an L1 or L0 loss rises linearly to its coefficient."""
     dead_window_tokens: int | None = None
-    """Tokens without firing after which a feature is dead; None: a 20th of all tokens of the run, at most 10 M."""
+    """A feature that has not fired for this many tokens is dead; None: a 20th of all tokens of the run, at most
+    10 million."""
     theta_decay: float = 0.99
-    """Decay of the running threshold that is shown during training and replaced by calibration at its end."""
+    """Decay per step of the running mean of the threshold; calibration replaces that mean at the end of training."""
     encoder_precision: str = "f32"
-    """Precision in which the pre-activations of all features are ranked, "f32" or "bf16"; the values of those that are
-    chosen, and all gradients, are float32 either way."""
+    """Precision in which the pre-activations of all features are ranked, "f32" or "bf16". The values of the selected
+    features and all gradients are float32 in both cases."""
     seed: int = 0
     """Seed of the initial weights."""
 
@@ -151,7 +160,7 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
-        """Config from a mapping of its fields; `ConfigError` names unknown and missing keys."""
+        """The configuration with these fields; a `ConfigError` names unknown and missing keys."""
         return cls(**_checked_keys(cls, values))
 
     def to_dict(self) -> dict[str, Any]:
@@ -160,26 +169,26 @@ class TrainConfig:
 
     @property
     def dead_window(self) -> int:
-        """Tokens without firing after which a feature counts as dead; it scales with the run."""
+        """The number of tokens without firing after which a feature is dead; it scales with the length of the run."""
         if self.dead_window_tokens is not None:
             return self.dead_window_tokens
         return min(MAX_DEAD_WINDOW, max(self.batch_size, self.n_steps * self.batch_size // 20))
 
     def peak_lr(self, n_features: int) -> float:
-        """The peak rate: `lr`, or 5e-3 up to 1024 features and falling with the root of their number beyond.
+        """The peak learning rate: `lr`, or 5e-3 up to 1024 features and proportional to n_features^-1/2 beyond.
 
-        The root is the scaling of arXiv 2406.04093; its constant (8e-4 at 1024 features) is for billions of tokens. On
-        activations of the mini model (F 1024, k 16, 2 M tokens) 8e-4, 5e-3 and 2e-2 leave fvu .057, .023, .019 and dead
-        fractions 0, 0, .04.
+        The exponent is that of arXiv 2406.04093; its constant (8e-4 at 1024 features) is for billions of tokens. On
+        activations of the mini model (F 1024, k 16, 2 million tokens) 8e-4, 5e-3 and 2e-2 leave fvu .057, .023, .019
+        and dead fractions 0, 0, .04.
         """
         return 5e-3 / math.sqrt(max(1.0, n_features / 1024)) if self.lr is None else self.lr
 
     def sparsity_at(self, step: int) -> float:
-        """Factor 0 .. 1 on the sparsity losses of step 0 .. `n_steps` - 1: linear rise, then 1."""
+        """The factor on the sparsity losses at `step` (0 to `n_steps` - 1): it rises linearly to 1 and stays there."""
         return min(1.0, (step + 1) / max(1, round(self.sparsity_warmup_fraction * self.n_steps)))
 
     def lr_at(self, step: int, n_features: int) -> float:
-        """Learning rate of step 0 .. `n_steps` - 1: linear rise, plateau, linear fall; a function of the step alone."""
+        """The learning rate at `step` (0 to `n_steps` - 1): a linear rise, a plateau and a linear fall."""
         rise = min(1.0, (step + 1) / max(1, round(self.warmup_fraction * self.n_steps)))
         fall = min(1.0, (self.n_steps - step) / max(1, round(self.decay_fraction * self.n_steps)))
         return self.peak_lr(n_features) * min(rise, fall)

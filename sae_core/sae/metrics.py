@@ -1,8 +1,8 @@
-"""How good an autoencoder is: l0, fvu, dead_fraction, density; one definition each, independent of the batch size.
+"""The metrics of an autoencoder: l0, fvu, dead_fraction and density, independent of the batch size.
 
-FVU is the fraction of variance UNexplained, sum ||x - x_hat||^2 / sum ||x - mean||^2 with ONE mean over all tokens: 1
-for predicting the mean, 0 for a perfect copy. A mean per batch, as seen elsewhere, makes the figure depend on the
-batch size.
+The fvu is the fraction of variance unexplained, sum ||x - x_hat||^2 / sum ||x - mean||^2, with one mean over all
+tokens: 1 for predicting the mean, 0 for a perfect reconstruction. Some libraries use the mean of each batch, which
+makes the fvu depend on the batch size.
 """
 
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ from sae_core.sae.normaliser import Normaliser
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Metrics:
-    """What an evaluation found."""
+    """The metrics of an autoencoder on a set of tokens."""
 
     l0: float
     """Active features per token."""
@@ -34,7 +34,7 @@ class Metrics:
 
 
 class MetricAccumulator:
-    """The sums behind `Metrics`, batch by batch."""
+    """The sums from which `Metrics` are computed, updated batch by batch."""
 
     def __init__(self, d_model: int, n_features: int) -> None:
         self.spread = Normaliser(d_model)
@@ -44,13 +44,13 @@ class MetricAccumulator:
     def update(
         self, x: Float[Tensor, "token d_model"], x_hat: Float[Tensor, "token d_model"], codes: SparseCodes
     ) -> None:
-        """Take in a batch of raw activations, their reconstruction and their codes."""
+        """Add a batch of raw activations with their reconstructions and codes."""
         self.spread.update(x)
         self.error += float((x - x_hat).double().square().sum())
         self.fired += torch.bincount(codes.col[codes.value != 0], minlength=self.fired.numel()).cpu()
 
     def result(self) -> Metrics:
-        """Metrics of all batches; `TrainingError` if the tokens do not vary."""
+        """The metrics over all batches; a `TrainingError` if all tokens are equal."""
         n_tokens = self.spread.n_tokens
         return Metrics(
             l0=int(self.fired.sum()) / n_tokens,
@@ -63,11 +63,16 @@ class MetricAccumulator:
 
 @torch.no_grad()
 def evaluate(sae: SparseAutoencoder, batches: Iterable[Float[Tensor, "_ _"]]) -> Metrics:
-    """Metrics of an autoencoder's inference code on raw activations."""
+    """The metrics of an autoencoder on batches of raw activations.
+
+    Raises:
+        ConfigError: there is no token.
+        TrainingError: all tokens are equal, or an activation is not finite.
+    """
     accumulator = MetricAccumulator(sae.config.d_model, sae.config.n_features)
     for x in batches:
         codes = sae.encode(x)
         accumulator.update(x, sae.decode(codes), codes)
     if accumulator.spread.n_tokens == 0:
-        raise ConfigError("the evaluation was given no token: give at least two.")
+        raise ConfigError("batches hold 0 tokens; an evaluation needs at least 2.")
     return accumulator.result()

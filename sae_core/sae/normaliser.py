@@ -1,10 +1,10 @@
 """`Normaliser`: the mean and the scale of activations, fitted in one pass over a stream.
 
-Activations of transformers have a large mean and a few large dimensions. Centring is what prevents dead features:
-where the mean is long against the spread (gamma = ||mu|| / ||sigma||), random directions see the mean and nothing
-else, and most features either fire always or never (arXiv 2605.31518). One scale for all dimensions, not one each, so
-that distances keep their shape. Sums are Chan's update of Welford's, in float64: two streams can be fitted apart and
-merged.
+Activations of transformers have a large mean and a few large dimensions. Centring prevents dead features: where the
+mean is long relative to the spread (gamma = ||mu|| / ||sigma||), the pre-activations of random directions are dominated
+by the mean, and most features fire either always or never (arXiv 2605.31518). All dimensions share one scale, so that
+ratios of distances are kept. The sums are updated in float64 by Chan's form of Welford's algorithm, so the normalisers
+of two streams can be merged.
 """
 
 import math
@@ -18,9 +18,9 @@ from sae_core.errors import ConfigError, TrainingError
 
 
 class Normaliser:
-    """Running mean [d_model] and total squared deviation of the tokens seen so far.
+    """The mean [d_model] and the total squared deviation of all tokens so far.
 
-    Usage: `Normaliser.fit(batches)`, or `update` batch by batch and `merge` across workers.
+    Usage: `Normaliser.fit(batches)`, or `update` for each batch and `merge` across workers.
     """
 
     def __init__(self, d_model: int) -> None:
@@ -31,20 +31,25 @@ class Normaliser:
 
     @classmethod
     def fit(cls, batches: Iterable[Float[Tensor, "_ _"]]) -> "Normaliser":
-        """Normaliser of all batches together."""
+        """The normaliser of all batches; a `ConfigError` if there is no batch."""
         fitted: Normaliser | None = None
         for batch in batches:
             fitted = fitted or cls(batch.shape[1])
             fitted.update(batch)
         if fitted is None:
-            raise ConfigError("the normaliser was given no batch: give at least two tokens of activations.")
+            raise ConfigError("batches are empty: give at least 2 tokens of activations to fit the normaliser on.")
         return fitted
 
     def update(self, x: Float[Tensor, "token d_model"]) -> None:
-        """Take in a batch of raw activations; `TrainingError` if one of them is not finite."""
+        """Add a batch of raw activations.
+
+        Raises:
+            ConfigError: the batch has another width.
+            TrainingError: an activation is not finite.
+        """
         if x.shape[1] != self.mean.numel():
             raise ConfigError(
-                f"activations have d_model = {x.shape[1]}, the normaliser was made for {self.mean.numel()}."
+                f"the activations have d_model = {x.shape[1]}; allowed is {self.mean.numel()}, that of the normaliser."
             )
         if x.shape[0] == 0:
             return
@@ -54,16 +59,16 @@ class Normaliser:
         if not math.isfinite(squares):
             bad = int((~wide.isfinite().all(dim=1)).nonzero()[0])
             raise TrainingError(
-                f"activations are not finite: first at token {self.n_tokens + bad} of the stream that the normaliser "
-                "is fitted on. Extract the activations again, in float32 if they overflow float16."
+                f"the activation of token {self.n_tokens + bad} of the stream that the normaliser is fitted on is not "
+                "finite. Extract the activations again, in float32 if they overflow float16."
             )
-        self._absorb(x.shape[0], mean, squares)
+        self._add(x.shape[0], mean, squares)
 
     def merge(self, other: "Normaliser") -> None:
-        """Take in all that `other` has seen."""
-        self._absorb(other.n_tokens, other.mean, other.squares)
+        """Add all tokens of another normaliser."""
+        self._add(other.n_tokens, other.mean, other.squares)
 
-    def _absorb(self, n: int, mean: Float64[Tensor, " d_model"], squares: float) -> None:
+    def _add(self, n: int, mean: Float64[Tensor, " d_model"], squares: float) -> None:
         total = self.n_tokens + n
         if total == 0:
             return
@@ -74,21 +79,21 @@ class Normaliser:
 
     @property
     def mu(self) -> Float[Tensor, " d_model"]:
-        """Mean activation, float32."""
+        """The mean activation in float32."""
         return self.mean.float()
 
     @property
     def scale(self) -> float:
-        """sqrt(mean ||x - mu||^2); `TrainingError` if the tokens seen do not vary."""
+        """The scale sqrt(mean ||x - mu||^2); a `TrainingError` if all tokens are equal."""
         value = math.sqrt(self.squares / self.n_tokens) if self.n_tokens else 0.0
         if value == 0.0:
             raise TrainingError(
-                f"the {self.n_tokens} tokens that the normaliser has seen do not vary: give it activations of at "
-                "least two different tokens."
+                f"the {self.n_tokens} tokens of the normaliser do not vary: give activations of at least 2 different "
+                "tokens."
             )
         return value
 
     @property
     def gamma(self) -> float:
-        """||mu|| / ||sigma||: the longer the mean against the spread, the more features die without centring."""
+        """The ratio ||mu|| / ||sigma||; the larger it is, the more features die without centring."""
         return float(torch.linalg.vector_norm(self.mean)) / self.scale

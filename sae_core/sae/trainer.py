@@ -1,9 +1,9 @@
-"""`Trainer`: one optimizer step at a time, no I/O, its whole state in and out as tensors and plain values.
+"""`Trainer`: trains one autoencoder step by step; it does no I/O, and its whole state is tensors and plain values.
 
-Whoever has a stream of activations calls `step` for each batch and `finish` at the end: a script, a Ray worker, a
-`Sweep` that feeds one batch to many trainers. A run that is interrupted, saved by `state_dict` and continued by
-`load_state_dict` equals the undisturbed one bit for bit. A step whose loss or gradient is not finite raises before
-anything has changed.
+The caller has the stream of activations and calls `step` for each batch and `finish` at the end: a script, a Ray
+worker, or a `Sweep` that gives each batch to many trainers. A run that is interrupted, saved by `state_dict` and
+continued by `load_state_dict` equals an uninterrupted run bit for bit. A step whose loss or gradient is not finite
+raises an error before anything has changed.
 
 Cost, CPU ms a step on one thread, B 4096: 34 against 185 for a dense step at d 128, F 1024, k 16; 999 against 5550 at
 d 512, F 16384, k 32, of which 771 are the product x W_enc^T (`tests/benchmarks/bench_sae_step.py`).
@@ -30,27 +30,27 @@ from sae_core.sae.parallel import Communicator
 
 
 class StepMetrics(NamedTuple):
-    """What one step saw on all ranks, in normalised units (mean squared length of an activation: 1)."""
+    """The metrics of one step over all ranks, in normalised units (an activation has mean squared length 1)."""
 
     step: int
-    """Steps done, this one included."""
+    """Number of steps done, including this one."""
     loss: float
     mse: float
-    """Squared error per token of the whole code; close to the fvu."""
+    """Squared error per token of the reconstruction by all features; close to the fvu."""
     aux: float
-    """AuxK, unweighted."""
+    """The AuxK loss, unweighted."""
     sparsity: float
-    """The L1 or L0 loss, unweighted; 0 where there is none."""
+    """The L1 or L0 loss, unweighted; 0 for an architecture without one."""
     l0: float
     n_dead: int
-    """Features that had not fired for the dead window when the step began."""
+    """Number of features that were dead when the step began."""
     theta: float
-    """Mean over features of the threshold: the learned one, or a running mean of the smallest value chosen."""
+    """Mean threshold over the features: the learned one, or a running mean of the smallest selected value."""
     lr: float
 
 
 class _StepSums(NamedTuple):
-    """What the forward passes of one step showed on all ranks together: sums over tokens, means over ranks."""
+    """The results of the forward passes of one step on all ranks: sums over tokens, means of losses over ranks."""
 
     n_tokens: int
     firings: Int64[Tensor, " feature"]
@@ -59,11 +59,11 @@ class _StepSums(NamedTuple):
     aux: float
     sparsity: float
     cutoff: float | None
-    """Smallest value chosen, None if nothing was."""
+    """Smallest selected value, averaged over ranks; None if no value was selected."""
 
 
 class TrainerState(NamedTuple):
-    """All that a trainer is: tensors by name, and plain JSON values."""
+    """The whole state of a trainer: tensors by name, and plain JSON values."""
 
     tensors: dict[str, Tensor]
     meta: dict[str, Any]
@@ -89,25 +89,37 @@ class Trainer:
         kernel: Kernel | None = None,
         communicator: Communicator | None = None,
     ) -> None:
-        """A trainer at step 0; `kernel` None takes the one written for the device, `communicator` None trains alone."""
+        """A trainer at step 0.
+
+        Args:
+            sae_config: of the autoencoder.
+            train_config: of the run.
+            normaliser: fitted on activations of the same stream.
+            device: where weights and batches are.
+            kernel: None is the kernel of the device.
+            communicator: None trains in this process alone.
+
+        Raises:
+            ConfigError: the normaliser has another width than the autoencoder.
+        """
         if normaliser.mean.numel() != sae_config.d_model:
             raise ConfigError(
-                f"the normaliser was fitted on d_model = {normaliser.mean.numel()}, the autoencoder has "
-                f"d_model = {sae_config.d_model}: fit it on the activations that the autoencoder is trained on."
+                f"the normaliser has d_model = {normaliser.mean.numel()}, the autoencoder has {sae_config.d_model}: "
+                "fit it on the activations that the autoencoder is trained on."
             )
         self.config = train_config
         self.kernel = kernel or kernel_for(torch.device(device))
         self.communicator = communicator or Communicator()
         self.generator = torch.Generator().manual_seed(train_config.seed)
         self.sae = SparseAutoencoder(sae_config, generator=self.generator).to(device)
-        """The autoencoder so far, normaliser unfolded, threshold the learned or the running one."""
+        """The autoencoder in training, with the normaliser unfolded and the learned or running threshold."""
         self.r_mag = torch.zeros(sae_config.n_features, device=device)
         self._learned = {name: getattr(self.sae, name) for name in ("W_enc", "W_dec", "b_enc", "b_dec")}
         self._learned |= {name: self._learnable(name) for name in self.sae.architecture.learned}
         self.n_steps_done = 0
         self.tokens_since_fired = torch.zeros(sae_config.n_features, dtype=torch.int64, device=device)
         self.n_dead_before = 0
-        """Features that were dead when the last window of `dead_window` tokens began."""
+        """Number of features that were dead when the last window of `dead_window` tokens began."""
         ranked = torch.bfloat16 if train_config.encoder_precision == "bf16" else torch.float32
         self._workspace = torch.empty(0, sae_config.n_features, device=device, dtype=ranked)
         rate = train_config.lr_at(0, sae_config.n_features)
@@ -116,9 +128,11 @@ class Trainer:
         self.sae.scale.fill_(normaliser.scale)
 
     def step(self, x: Float[Tensor, "token d_model"]) -> StepMetrics:
-        """One optimizer step on raw activations; with several ranks, each its own batch of the same size.
+        """Do one optimizer step on raw activations; with several ranks, each has its own batch of the same size.
 
-        `TrainingError`, with nothing changed, if the loss or its gradient is not finite or all steps are done.
+        Raises:
+            ConfigError: the batch has no token, or another width.
+            TrainingError: the loss or its gradient is not finite, or all steps are done; nothing has changed.
         """
         self.check_batch(x)
         self._check_schedule()
@@ -126,26 +140,26 @@ class Trainer:
         forward = self._forward(sae.normalise(x), dead)
         warm_up = self.config.sparsity_at(self.n_steps_done)
         loss = loss_of(sae.architecture.objective, forward, warm_up=warm_up)
-        seen, n_dead = self._sum_over_ranks(forward, loss), int(dead.sum())
-        self._differentiate(loss, x, value=seen.loss)
+        sums, n_dead = self._sum_over_ranks(forward, loss), int(dead.sum())
+        self._differentiate(loss, x, value=sums.loss)
         self._update_weights(dead)
-        self._update_counters(seen, n_dead=n_dead)
+        self._update_counters(sums, n_dead=n_dead)
         return StepMetrics(
             step=self.n_steps_done,
-            loss=seen.loss,
-            mse=seen.mse,
-            aux=seen.aux,
-            sparsity=seen.sparsity,
-            l0=int(seen.firings.sum()) / seen.n_tokens,
+            loss=sums.loss,
+            mse=sums.mse,
+            aux=sums.aux,
+            sparsity=sums.sparsity,
+            l0=int(sums.firings.sum()) / sums.n_tokens,
             n_dead=n_dead,
             theta=sae.theta.mean().item(),
             lr=self._adam.param_groups[0]["lr"],
         )
 
     def finish(self, held_out: Iterable[Float[Tensor, "_ _"]]) -> SparseAutoencoder:
-        """The trained autoencoder: threshold calibrated on held-out raw activations, normaliser folded in.
+        """The trained autoencoder, with thresholds calibrated on held-out raw activations and the normaliser folded in.
 
-        Architectures that have nothing to calibrate (topk, gated, standard) read no held-out token.
+        Architectures without a calibrated threshold (topk, gated, standard) do not read `held_out`.
         """
         if not self.sae.architecture.calibrated:
             return self.sae.folded()
@@ -155,7 +169,7 @@ class Trainer:
         return finished
 
     def dead_feature_risks(self) -> list[DeadFeatureRisk]:
-        """What is likely to end in a poor dictionary, worst first; empty if nothing is. Changes nothing."""
+        """Early signs that many features will die; an empty list if there are none."""
         n_dead = int((self.tokens_since_fired >= self.config.dead_window).sum())
         gamma = float(torch.linalg.vector_norm(self.sae.mu) / self.sae.scale)
         return dead_feature_risks(
@@ -163,7 +177,7 @@ class Trainer:
         )
 
     def state_dict(self) -> TrainerState:
-        """Weights, moments, counters, generator, configuration and position: copies, on the CPU."""
+        """A copy, on the CPU, of weights, Adam moments, counters, generator, configuration and position."""
         tensors = {f"sae.{name}": value for name, value in self.sae.state_dict().items()}
         for name, weight in self._learned.items():
             moments = self._adam.state.get(weight, {})
@@ -180,7 +194,11 @@ class Trainer:
         return TrainerState({name: value.detach().cpu().clone() for name, value in tensors.items()}, meta)
 
     def load_state_dict(self, state: TrainerState) -> None:
-        """Take over a state of the same configuration; `CheckpointError` names the fields that differ."""
+        """Continue from a saved state, which includes the normaliser.
+
+        Raises:
+            CheckpointError: the state has another configuration; the message names the fields that differ.
+        """
         _check_same("sae_config", self.sae.config.to_dict(), SAEConfig.from_dict(state.meta["sae_config"]).to_dict())
         _check_same("train_config", self.config.to_dict(), TrainConfig.from_dict(state.meta["train_config"]).to_dict())
         tensors, device = state.tensors, self.tokens_since_fired.device
@@ -202,16 +220,15 @@ class Trainer:
         return self.config.lr_at(self.n_steps_done, self.sae.config.n_features)
 
     def check_batch(self, x: Float[Tensor, "token d_model"]) -> None:
-        """`ConfigError` if a step could not take this batch: no token, or another width."""
+        """Raise a `ConfigError` if a batch has no token or another width than the autoencoder."""
         if x.shape[0] == 0:
-            raise ConfigError("a step was given a batch of 0 tokens: give at least one.")
+            raise ConfigError("the batch has 0 tokens; a step needs at least 1.")
         self.sae.check_width(x)
 
     def _check_schedule(self) -> None:
         if self.n_steps_done >= self.config.n_steps:
             raise TrainingError(
-                f"all {self.config.n_steps} steps are done and the learning rate has fallen to 0: call finish(), or "
-                "start a trainer with more n_steps."
+                f"all {self.config.n_steps} steps are done: call finish(), or start a trainer with a larger n_steps."
             )
 
     def _learnable(self, name: str) -> Tensor:
@@ -220,7 +237,7 @@ class Trainer:
         return tensor
 
     def _pre_activations(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token feature"]:
-        # a fresh [token feature] matrix every step costs its page faults: 420 ms against 360 at B 4096, d 512, F 8192
+        # allocating a [token feature] matrix every step costs page faults: 420 ms against 360 at B 4096, d 512, F 8192
         dtype = self._workspace.dtype
         if self._workspace.shape[0] < x.shape[0]:
             self._workspace = x.new_empty(x.shape[0], self.sae.config.n_features, dtype=dtype)
@@ -253,10 +270,10 @@ class Trainer:
         firings = torch.bincount(codes.col[codes.value > 0], minlength=self.sae.config.n_features)
         sparsity = [loss.terms[term.name] for term in self.sae.architecture.objective if term.is_sparsity]
         means = [loss.total, loss.mse, loss.terms.get("auxk", zero), sum(sparsity, zero)]
-        chosen = [codes.value.amin(), zero + 1] if codes.nnz else [zero, zero]
-        seen = torch.stack([*means, *chosen, zero + forward.x.shape[0]]).double()
-        self.communicator.sum_(seen, firings)
-        total, mse, aux, sparse, cutoff, n_chosen, n_tokens = seen.tolist()
+        smallest = [codes.value.amin(), zero + 1] if codes.nnz else [zero, zero]
+        sums = torch.stack([*means, *smallest, zero + forward.x.shape[0]]).double()
+        self.communicator.sum_(sums, firings)
+        total, mse, aux, sparse, cutoff, n_selecting, n_tokens = sums.tolist()
         size = self.communicator.size
         return _StepSums(
             n_tokens=int(n_tokens),
@@ -265,11 +282,15 @@ class Trainer:
             mse=mse / size,
             aux=aux / size,
             sparsity=sparse / size,
-            cutoff=cutoff / n_chosen if n_chosen else None,
+            cutoff=cutoff / n_selecting if n_selecting else None,
         )
 
     def _differentiate(self, loss: Loss, x: Float[Tensor, "token d_model"], *, value: float) -> None:
-        """Gradients of the loss, which is `value` over all ranks; `TrainingError` if it or they are not finite."""
+        """Compute the gradients of the loss, whose mean over ranks is `value`.
+
+        Raises:
+            TrainingError: the loss or the gradient is not finite.
+        """
         self._adam.zero_grad(set_to_none=True)
         length = math.nan
         if math.isfinite(value):
@@ -283,9 +304,9 @@ class Trainer:
             self.communicator.sum_(n_bad)
             what = f"the loss of step {self.n_steps_done + 1} is {value}"
             raise TrainingError(
-                f"{what if not math.isfinite(value) else what + f', its gradient {length}'}: the batch holds "
-                f"{int(n_bad)} values that are not finite. Check the activations (`scsae verify`), or "
-                f"lower the learning rate ({self._lr:.2g} now); the state of step {self.n_steps_done} is kept."
+                f"{what if not math.isfinite(value) else what + f' and its gradient is {length}'}; the batch holds "
+                f"{int(n_bad)} values that are not finite. Check the activations (`scsae verify`), or lower the "
+                f"learning rate (now {self._lr:.2g}). The state of step {self.n_steps_done} is kept."
             )
 
     @torch.no_grad()
@@ -300,26 +321,25 @@ class Trainer:
             constraint.after_step(self.sae.weights, dead)
 
     @torch.no_grad()
-    def _update_counters(self, seen: _StepSums, *, n_dead: int) -> None:
-        """Keep the books of a step that was made."""
+    def _update_counters(self, sums: _StepSums, *, n_dead: int) -> None:
+        """Update the counters and the running threshold after a step."""
         theta = self.sae.theta
-        self.tokens_since_fired += seen.n_tokens
-        self.tokens_since_fired[seen.firings > 0] = 0
+        self.tokens_since_fired += sums.n_tokens
+        self.tokens_since_fired[sums.firings > 0] = 0
         if self.n_steps_done % max(1, self.config.dead_window // self.config.batch_size) == 0:
             self.n_dead_before = n_dead
         running = self.sae.architecture.calibrated and "theta" not in self._learned
-        if running and seen.cutoff is not None:
-            cutoff = torch.tensor(seen.cutoff, dtype=theta.dtype, device=theta.device)
+        if running and sums.cutoff is not None:
+            cutoff = torch.tensor(sums.cutoff, dtype=theta.dtype, device=theta.device)
             first = self.n_steps_done == 0
             theta.copy_(cutoff if first else torch.lerp(cutoff, theta, self.config.theta_decay))
         self.n_steps_done += 1
 
 
-def _check_same(part: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    differing = {key: (mine[key], theirs[key]) for key in sorted(mine) if mine[key] != theirs[key]}
+def _check_same(part: str, own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    differing = [f"{key} ({own[key]!r} here, {saved[key]!r} saved)" for key in sorted(own) if own[key] != saved[key]]
     if differing:
-        told = ", ".join(f"{key} ({ours!r} here, {saved!r} saved)" for key, (ours, saved) in differing.items())
         raise CheckpointError(
-            f"the saved training state is of another {part}: {told}. Continue with the saved configuration, or start a "
-            "new run."
+            f"the saved training state has another {part}: {', '.join(differing)}. Continue with the saved "
+            "configuration, or start a new run."
         )

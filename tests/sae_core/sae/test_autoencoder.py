@@ -131,12 +131,12 @@ def test_no_token_gives_empty_codes():
 
 def test_activations_and_codes_of_another_width_are_refused():
     sae = unfolded()
-    with pytest.raises(ConfigError, match=r"d_model = 5, the autoencoder was made for 6"):
+    with pytest.raises(ConfigError, match=r"d_model = 5\b.*\b6\b"):
         sae.encode(torch.zeros(2, 5))
-    with pytest.raises(ConfigError, match=r"n_features = 21, the autoencoder has 20"):
+    with pytest.raises(ConfigError, match=r"n_features = 21\b.*\b20\b"):
         sae.decode(SparseCodes.from_dense(torch.zeros(2, 21)))
 
 
 def test_an_unknown_architecture_is_refused_with_the_known_ones():
-    with pytest.raises(ConfigError, match="arch = 'vanilla' is not known; choose one of batchtopk, gated, jumprelu"):
+    with pytest.raises(ConfigError, match=r"arch = 'vanilla'.*batchtopk, gated, jumprelu"):
         SparseAutoencoder(SAEConfig(d_model=2, n_features=4, k=1, arch="vanilla"))

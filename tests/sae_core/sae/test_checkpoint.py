@@ -67,7 +67,7 @@ def test_a_save_leaves_no_temporary_file_and_replaces_the_one_before(sae, tmp_pa
 
 def test_extra_values_that_are_no_json_are_refused_and_nothing_is_written(sae, tmp_path):
     for value in (float("nan"), torch.zeros(1)):
-        with pytest.raises(ConfigError, match="not plain JSON"):
+        with pytest.raises(ConfigError, match=r"config\.json"):
             save_sae(sae, tmp_path / "new", {"bad": value})
     assert not (tmp_path / "new").exists()
 
@@ -78,21 +78,21 @@ def test_a_damaged_or_foreign_weights_file_is_refused(sae, tmp_path):
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(bytes(data))
-    with pytest.raises(CheckpointError, match="does not belong to the JSON beside it"):
+    with pytest.raises(CheckpointError, match=r"sae\.safetensors .*sha256"):
         load_sae(tmp_path)
     path.unlink()
-    with pytest.raises(CheckpointError, match=r"sae\.safetensors cannot be read"):
+    with pytest.raises(CheckpointError, match=r"sae\.safetensors"):
         load_sae(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "sae_lens"}, "is of format"),
-        ({"version": 3}, "is of format"),
+        ({"format": "sae_lens"}, r"'sae_lens'.*'scsae\.sae'"),
+        ({"version": 3}, r"\b3\b.*1 to 2"),
         ({"config": {"d_model": 6, "n_features": 20, "k": 30}}, "k = 30"),
-        ({"config": {"d_model": 6, "n_features": 20, "k": 3, "what": 1}}, r"unknown \['what'\]"),
-        ({"config": {"d_model": 6, "n_features": 21, "k": 3}}, "misshapen tensors W_enc"),
+        ({"config": {"d_model": 6, "n_features": 20, "k": 3, "what": 1}}, r"\['what'\]"),
+        ({"config": {"d_model": 6, "n_features": 21, "k": 3}}, "W_enc"),
     ],
 )
 def test_a_config_that_is_not_ours_is_refused(sae, tmp_path, change, message):
@@ -104,13 +104,13 @@ def test_a_config_that_is_not_ours_is_refused(sae, tmp_path, change, message):
 
 
 def test_a_folder_without_an_autoencoder_says_where_one_comes_from(tmp_path):
-    with pytest.raises(CheckpointError, match=r"does not exist: give the folder of a saved one \(`scsae train`"):
+    with pytest.raises(CheckpointError, match=r"config\.json .*`scsae train`"):
         load_sae(tmp_path)
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(CheckpointError, match="is of format"):
+    with pytest.raises(CheckpointError, match=r"\(None, None\).*'scsae\.sae'"):
         load_sae(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match=r"config\.json"):
         load_sae(tmp_path)
 
 
@@ -199,7 +199,7 @@ def test_a_training_state_of_version_1_is_continued(synthetic, tmp_path):
 
 def test_a_training_state_is_no_autoencoder(sae, tmp_path):
     save_sae(sae, tmp_path)
-    with pytest.raises(CheckpointError, match=r"trainer\.json does not exist"):
+    with pytest.raises(CheckpointError, match=r"trainer\.json"):
         load_training(tmp_path)
 
 

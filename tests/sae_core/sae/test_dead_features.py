@@ -7,7 +7,7 @@ from sae_core.sae.dead_features import dead_feature_risks
 
 def kinds(**found) -> list[str]:
     values = {"gamma": 1.0, "n_dead": 0, "n_dead_before": 0, "n_features": 1000}
-    return [finding.kind for finding in dead_feature_risks(**values | found)]
+    return [risk.kind for risk in dead_feature_risks(**values | found)]
 
 
 @pytest.mark.parametrize(
@@ -24,10 +24,10 @@ def test_gamma_is_reported_above_ten():
     assert kinds(gamma=11.0, n_dead=30) == ["dead_growth", "high_gamma"]
 
 
-def test_a_finding_says_what_was_found_and_what_to_do():
+def test_a_risk_holds_its_value_and_names_it_in_its_message():
     dead, gamma = dead_feature_risks(gamma=12.34, n_dead=50, n_dead_before=10, n_features=1000)
     assert dead.value == 0.05
     assert "50 of 1000 features (5.0 %)" in dead.message
-    assert "lower the learning rate" in dead.message
+    assert "learning rate" in dead.message
     assert gamma.value == 12.34
-    assert "12.3 times" in gamma.message
+    assert "12.3" in gamma.message

@@ -60,5 +60,5 @@ def test_a_stored_zero_is_no_firing():
 
 
 def test_no_token_is_refused():
-    with pytest.raises(ConfigError, match="no token"):
+    with pytest.raises(ConfigError, match=r"\b0 tokens"):
         evaluate(SparseAutoencoder(SAEConfig(d_model=6, n_features=30, k=3)), [])

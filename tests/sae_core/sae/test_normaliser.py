@@ -42,9 +42,9 @@ def test_two_normalisers_merge_into_that_of_both_streams():
 
 
 def test_tokens_that_do_not_vary_and_no_tokens_at_all_are_refused():
-    with pytest.raises(TrainingError, match="the 3 tokens that the normaliser has seen do not vary"):
+    with pytest.raises(TrainingError, match=r"\b3 tokens"):
         _ = Normaliser.fit([torch.ones(3, 4)]).scale
-    with pytest.raises(ConfigError, match="no batch"):
+    with pytest.raises(ConfigError, match="batches"):
         Normaliser.fit([])
 
 
@@ -53,11 +53,11 @@ def test_a_value_that_is_not_finite_is_refused_and_its_token_named():
     x[5, 2] = float("nan")
     fitted = Normaliser(6)
     fitted.update(x[:4])
-    with pytest.raises(TrainingError, match="not finite: first at token 5 "):
+    with pytest.raises(TrainingError, match="token 5 "):
         fitted.update(x[4:])
     assert fitted.n_tokens == 4
 
 
 def test_batches_of_another_width_are_refused():
-    with pytest.raises(ConfigError, match="d_model = 5, the normaliser was made for 6"):
+    with pytest.raises(ConfigError, match=r"d_model = 5\b.*\b6\b"):
         Normaliser(6).update(torch.ones(2, 5))

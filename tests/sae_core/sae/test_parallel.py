@@ -116,7 +116,7 @@ def test_what_a_step_says_is_of_all_ranks(synthetic):
 
 
 def test_a_value_that_is_not_finite_on_one_rank_stops_all_at_the_same_step(synthetic):
-    with pytest.raises(TrainingError, match="step 4 is nan: the batch holds 1 values"):
+    with pytest.raises(TrainingError, match=r"step 4 is nan.*\b1 values"):
         two(synthetic, "topk", spoil=3)
 
 

@@ -187,9 +187,9 @@ def test_a_state_taken_before_the_first_step_resumes_with_its_own_normaliser(syn
 def test_a_state_of_another_configuration_is_refused_by_field(synthetic):
     state = trainer(synthetic).state_dict()
     other = trainer(synthetic, config=SAEConfig(d_model=32, n_features=64, k=4))
-    with pytest.raises(CheckpointError, match=r"another sae_config: k \(4 here, 3 saved\)"):
+    with pytest.raises(CheckpointError, match=r"sae_config: k \(4 .*3 "):
         other.load_state_dict(state)
-    with pytest.raises(CheckpointError, match=r"another train_config: seed \(5 here, 0 saved\)"):
+    with pytest.raises(CheckpointError, match=r"train_config: seed \(5 .*0 "):
         trainer(synthetic, seed=5).load_state_dict(state)
 
 
@@ -201,7 +201,7 @@ def test_a_loss_that_is_not_finite_stops_before_anything_has_changed(synthetic, 
     before = learner.state_dict()
     x = synthetic.sample(128, 1)
     x[3, 4] = bad
-    with pytest.raises(TrainingError, match=r"the loss of step 2 is (nan|inf): the batch holds 1 values"):
+    with pytest.raises(TrainingError, match=r"step 2 is (nan|inf).*\b1 values.*`scsae verify`"):
         learner.step(x)
     assert_same_state(learner.state_dict(), before)
     learner.step(synthetic.sample(128, 1))
@@ -218,7 +218,7 @@ def test_a_gradient_that_is_not_finite_stops_before_anything_has_changed(synthet
         learner.sae.W_enc.grad[5, 7] = float("inf")
 
     monkeypatch.setattr(torch.autograd, "backward", overflow)
-    with pytest.raises(TrainingError, match=r"the loss of step 2 is \d.*, its gradient inf: the batch holds 0 values"):
+    with pytest.raises(TrainingError, match=r"step 2 is \d.*\binf.*\b0 values"):
         learner.step(synthetic.sample(128, 1))
     monkeypatch.undo()
     assert_same_state(learner.state_dict(), before)
@@ -236,7 +236,7 @@ def test_dead_features_that_grow_in_number_are_reported_and_those_that_shrink_ar
     assert found.kind == "dead_growth"
     assert found.value == 5 / 64
     assert "5 of 64 features (7.8 %)" in found.message
-    assert "up from 0" in found.message
+    assert " 0. " in found.message
     for seed in range(2):
         learner.step(synthetic.sample(128, seed))
     assert learner.dead_feature_risks() == []
@@ -252,7 +252,7 @@ def test_a_mean_that_is_long_against_the_spread_is_reported(synthetic):
 def test_training_does_not_go_past_its_last_step(synthetic):
     learner = trainer(synthetic, n_steps=1)
     learner.step(synthetic.sample(128, 0))
-    with pytest.raises(TrainingError, match="all 1 steps are done"):
+    with pytest.raises(TrainingError, match=r"all 1 steps .*finish\(\).*n_steps"):
         learner.step(synthetic.sample(128, 1))
 
 
@@ -262,7 +262,7 @@ def test_a_batch_of_another_width_or_of_no_token_is_refused(synthetic):
         learner.step(torch.zeros(4, 31))
     with pytest.raises(ConfigError, match="0 tokens"):
         learner.step(torch.zeros(0, 32))
-    with pytest.raises(ConfigError, match=r"fitted on d_model = 31, the autoencoder has d_model = 32"):
+    with pytest.raises(ConfigError, match=r"d_model = 31\b.*\b32\b"):
         Trainer(CONFIG, TrainConfig(n_steps=1), Normaliser.fit([torch.randn(9, 31)]))
 
 
@@ -337,5 +337,5 @@ def test_ranking_in_bfloat16_changes_the_loss_of_a_whole_training_by_less_than_h
 
 
 def test_a_precision_that_is_not_known_is_refused():
-    with pytest.raises(ConfigError, match="encoder_precision = 'f16' is not allowed: one of f32, bf16"):
+    with pytest.raises(ConfigError, match=r"encoder_precision = 'f16'.*f32, bf16"):
         TrainConfig(n_steps=1, encoder_precision="f16")
