@@ -1,28 +1,29 @@
-"""Baselines: dictionaries of given directions in the form of an autoencoder, for a trained one to be held against.
+"""Baselines: dictionaries of fixed directions in the form of an autoencoder, to which a trained one is compared.
 
-A feature that means a cell type shows little if a neuron of the model, or a principal component, means it as well. So
-the baselines are `SparseAutoencoder`s: saved, loaded, encoded, associated and steered by the code that does it for a
-trained one, at the same L0.
+A feature that matches a cell type is weak evidence if a neuron of the model or a principal component matches it as
+well. The baselines are therefore `SparseAutoencoder`s: the same code saves, loads, encodes, associates and steers
+them, at the same L0.
 
 | baseline | rows of W_dec | rows of W_enc |
 |---|---|---|
 | neurons | +e_i and -e_i, the coordinates of x | the same |
 | pca | + and - the principal axes of x | the same |
-| ica | + and - the columns of the mixing matrix, at unit length | the unmixing rows, stretched by those lengths |
+| ica | + and - the columns of the mixing matrix, at unit length | the unmixing rows times those lengths |
 | random | F random unit directions | the same |
 
-Codes are not negative, so a signed direction gives two features: f, and f + n_directions for its opposite.
+Codes are not negative, so each direction gives two features: f, and f + n_directions for the opposite direction.
     z_f = (x - mu) . W_enc[f] where that is above theta, else 0          x_hat = mu + z W_dec
-As for a trained autoencoder a value is a length in the units of x, every feature has the same threshold, and theta is
-calibrated to E[L0] = k on held-out tokens. x_hat thus keeps the far coordinates (neurons) or components (pca, which
-leaves the least error that orthogonal directions can) and puts the mean for the others; ica adds up the far sources;
-random directions overlap, and their sum is no projection. Directions are found on `train` tokens.
+As in a trained autoencoder, a value is a length in the units of x, every feature has the same threshold, and theta is
+calibrated to E[L0] = k on held-out tokens. x_hat therefore keeps the coordinates (neurons) or components (pca, which
+has the least error among orthogonal directions) that are far from the mean, and replaces the others by the mean. For
+ica it is the sum of the sources far from the mean; random directions overlap, so their sum is not a projection.
+Directions are found on `train` tokens.
 
-One theta for all is the stronger choice: thresholds in proportion to each direction's standard deviation (kang18_ifnb,
-layer 2 of mini, k 16) left FVU .50, .48 and .45 instead of .28, .16 and .40 for neurons, pca and ica, and the AUROC of
-the best feature of a cell type was the same to .002, with no threshold at all, too.
+One theta for all features is the stronger baseline: thresholds in proportion to each direction's standard deviation
+(kang18_ifnb, layer 2 of mini, k 16) left FVU .50, .48 and .45 instead of .28, .16 and .40 for neurons, pca and ica.
+The AUROC of the best feature of a cell type was the same to .002, also without any threshold.
 
-Cost, one core, 65,536 tokens of d_model 128: pca .5 s; ica 90 iterations, 10 s, and d_model squared beyond.
+Cost on one core for 65,536 tokens of d_model 128: pca .5 s; ica 10 s (90 iterations), and growing as d_model squared.
 Papers: FastICA Hyvarinen 1999, doi:10.1109/72.761722; random-weight controls arXiv 2501.17727.
 """
 
@@ -43,50 +44,50 @@ from sae_core.sae.config import SAEConfig
 from sae_core.sae.normaliser import Normaliser
 
 LEAST_VARIANCE = 1e-6
-"""Components with a smaller share of the first one's variance are left out: rounding, or a direction that a layer norm
-has taken away."""
+"""Components with less than this share of the first one's variance are left out: they are rounding errors, or
+directions that a layer norm has removed."""
 ICA_ITERATIONS = 200
 ICA_TOLERANCE = 1e-4
 
 
 class Directions(NamedTuple):
-    """What a baseline reads and writes: centred x -> lengths `x @ encoder.T` along the unit rows of `decoder`."""
+    """The directions of a baseline: a centred x has the lengths `x @ encoder.T` along the unit rows of `decoder`."""
 
     encoder: Float[Tensor, "direction d_model"]
     decoder: Float[Tensor, "direction d_model"]
     notes: dict[str, float]
-    """What is worth knowing of the fit."""
+    """Figures of the fit, such as the number of iterations."""
 
 
-Find = Callable[[Float[Tensor, "token d_model"], int, torch.Generator], Directions]
+FindDirections = Callable[[Float[Tensor, "token d_model"], int, torch.Generator], Directions]
 """(centred tokens, n_features of the autoencoder, generator) -> directions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """One kind of baseline."""
+    """How one kind of baseline finds its directions."""
 
-    find: Find
+    find: FindDirections
     signed: bool = True
     """Whether a direction and its opposite are two features."""
     needs_width: bool = False
-    """Whether it has as many features as the autoencoder that it is compared with."""
+    """Whether its number of features is that of the autoencoder to which it is compared."""
 
 
 class FittedBaseline(NamedTuple):
-    """A calibrated baseline, without gradients, and what is worth knowing of its fit."""
+    """A calibrated baseline without gradients, and figures of its fit."""
 
     sae: SparseAutoencoder
     notes: dict[str, float]
 
 
 class Unmixing(NamedTuple):
-    """Rotation of white tokens to independent components, and how its search ended."""
+    """A rotation of white tokens to independent components, and the end of its search."""
 
     rotation: Float[Tensor, "component dimension"]
     n_iterations: int
     change: float
-    """Largest turn of a component in the last iteration, 1 - |cosine|."""
+    """The largest change of a component in the last iteration, 1 - |cosine|."""
 
 
 def fit_baseline(
@@ -98,20 +99,20 @@ def fit_baseline(
     n_features: int,
     seed: int = 0,
 ) -> FittedBaseline:
-    """A baseline fitted to raw `train` activations, with E[L0] = k on batches of raw `held_out` ones.
+    """A baseline fitted to raw `train` activations and calibrated to E[L0] = k on raw `held_out` activations.
 
     Args:
         kind: a key of `BASELINES`.
-        train: tokens that give mean and directions.
-        held_out: batches that give the threshold.
+        train: tokens for the mean and the directions.
+        held_out: batches of tokens for the threshold.
         k: active features per token.
-        n_features: width of the autoencoder that it is compared with; only random directions follow it, the others
-            have two features for each direction that there is.
+        n_features: number of features of the autoencoder to which it is compared; only `random` uses it, the others
+            have two features for each direction.
         seed: of random directions, and of the start of ica.
 
     Raises:
-        ConfigError: an unknown kind, k above the number of features, or no held-out token.
-        TrainingError: activations are not finite, or do not vary.
+        ConfigError: the kind is unknown, k is larger than the number of features, or there is no held-out token.
+        TrainingError: activations are not finite, or all are equal.
     """
     if kind not in BASELINES:
         raise ConfigError(f"baseline = {kind!r} is not known; choose one of {', '.join(BASELINES)}.")
@@ -137,19 +138,19 @@ def fastica(
     n_iterations: int = ICA_ITERATIONS,
     tolerance: float = ICA_TOLERANCE,
 ) -> Unmixing:
-    """Rotation of white tokens (mean 0, covariance 1) whose components are most independent; from `start`, any
-    invertible matrix.
+    """The rotation of white tokens (mean 0, covariance 1) whose components are most independent.
 
-    Fixed point with symmetric decorrelation and G = log cosh:
+    The search starts from `start`, any invertible matrix, and is a fixed-point iteration with symmetric decorrelation
+    and G = log cosh:
         W <- E[tanh(W x) x'] - diag(E[1 - tanh^2(W x)]) W          W <- (W W')^-1/2 W
-    until no row turns by more than `tolerance`, or for `n_iterations`. Hyvarinen 1999, doi:10.1109/72.761722.
+    until no row changes by more than `tolerance`, or for `n_iterations`. Hyvarinen 1999, doi:10.1109/72.761722.
     """
     rotation, change = _decorrelated(start.double()), math.inf
     done = 0
     while done < n_iterations and change > tolerance:
-        bent = (white @ rotation.to(white.dtype).T).tanh_()
-        mean_slope = 1 - bent.square().mean(dim=0)
-        step = (bent.T @ white / len(white) - mean_slope.unsqueeze(1) * rotation.to(white.dtype)).double()
+        squashed = (white @ rotation.to(white.dtype).T).tanh_()
+        mean_slope = 1 - squashed.square().mean(dim=0)
+        step = (squashed.T @ white / len(white) - mean_slope.unsqueeze(1) * rotation.to(white.dtype)).double()
         turned = _decorrelated(step)
         change = float((1 - (turned * rotation).sum(dim=1).abs()).abs().max())
         rotation, done = turned, done + 1
@@ -157,7 +158,7 @@ def fastica(
 
 
 def _decorrelated(rows: Float64[Tensor, "component dimension"]) -> Float64[Tensor, "component dimension"]:
-    """(W W')^-1/2 W: the nearest matrix with orthonormal rows."""
+    """The nearest matrix with orthonormal rows, (W W')^-1/2 W."""
     left, _, right = torch.linalg.svd(rows, full_matrices=False)
     nearest: Tensor = left @ right
     return nearest
@@ -169,12 +170,12 @@ def _neurons(x: Float[Tensor, "token d_model"], n_features: int, generator: torc
 
 
 def _pca(x: Float[Tensor, "token d_model"], n_features: int, generator: torch.Generator) -> Directions:
-    axes = _principal(x).axes
+    axes = _principal_axes(x).axes
     return Directions(axes, axes, {})
 
 
 def _ica(x: Float[Tensor, "token d_model"], n_features: int, generator: torch.Generator) -> Directions:
-    found = _principal(x)
+    found = _principal_axes(x)
     deviation = found.variance.sqrt().unsqueeze(1)
     whiten, colour = found.axes / deviation, found.axes * deviation
     start = torch.randn(len(whiten), len(whiten), generator=generator)
@@ -191,17 +192,17 @@ def _random(x: Float[Tensor, "token d_model"], n_features: int, generator: torch
     return Directions(rows, rows, {})
 
 
-class _Principal(NamedTuple):
+class _PrincipalAxes(NamedTuple):
     axes: Float[Tensor, "component d_model"]
     variance: Float[Tensor, " component"]
 
 
-def _principal(x: Float[Tensor, "token d_model"]) -> _Principal:
-    """Principal axes of centred tokens as rows, the largest variance first, without those that hold none."""
+def _principal_axes(x: Float[Tensor, "token d_model"]) -> _PrincipalAxes:
+    """The principal axes of centred tokens as rows, by descending variance, without axes of no variance."""
     wide = x.double()
     variance, columns = torch.linalg.eigh(wide.T @ wide / len(x))
     kept = (variance > LEAST_VARIANCE * variance[-1]).nonzero().flip(0).squeeze(1)
-    return _Principal(columns.T[kept].float(), variance[kept].float())
+    return _PrincipalAxes(columns.T[kept].float(), variance[kept].float())
 
 
 BASELINES = {

@@ -1,15 +1,15 @@
 """The inference threshold: theta such that held-out tokens have k active features on average.
 
-In training of BatchTopK the cutoff follows the batch; a running mean of it is biased (it lies up to 6 % off on the mini
-model) and so is only shown. E[L0] as a function of theta is a count of pre-activations above theta, so the theta asked
-for is an order statistic: the (k * n_tokens)-th largest. Where each feature learns its threshold (JumpReLU), their
-proportions are kept and one factor on all of them is calibrated, by the same count of pre / theta: training brings L0
-only near k, and autoencoders are compared at equal L0.
+During training of BatchTopK the cutoff depends on the batch. A running mean of it is biased (by up to 6 % on the mini
+model) and is therefore only reported. E[L0] as a function of theta is a count of pre-activations above theta, so the
+wanted theta is an order statistic: the (k * n_tokens)-th largest. Where each feature learns its threshold (JumpReLU),
+the ratios of the thresholds are kept and one common factor is calibrated by the same count of pre / theta, because
+training brings L0 only near k and autoencoders are compared at equal L0.
 
-The order statistic is read off a histogram of the numbers' own bit patterns: positive float32 patterns ascend with
+The order statistic is found in a histogram of the bit patterns of the numbers: positive float32 patterns ascend with
 their value, and their upper 19 bits are bins of relative width 2^-11 (0.05 %) over the whole range of floats. One pass
-over any number of tokens in 4 MB, and the histograms of two workers add up. The bin is found by bisection of the
-cumulative counts.
+over any number of tokens takes 4 MB, and the histograms of two workers can be added. The bin is found by bisection of
+the cumulative counts.
 """
 
 from collections.abc import Iterable
@@ -22,31 +22,35 @@ from torch import Tensor
 from sae_core.errors import ConfigError
 from sae_core.sae.autoencoder import SparseAutoencoder
 
-SHIFT = 12  # bits of the mantissa that a bin ignores
+SHIFT = 12  # bits of the mantissa that a bin leaves out
 N_BINS = 2 ** (31 - SHIFT)
-LEAST_THETA = 1e-6  # a learned threshold below it counts as this, so that a factor can raise it
+LEAST_THETA = 1e-6  # smaller learned thresholds are raised to this value, so that a factor can act on them
 
 
 class Calibration(NamedTuple):
-    """A factor on the thresholds and what it achieves on the held-out tokens."""
+    """A factor on the thresholds, and the L0 that it gives on the held-out tokens."""
 
     factor: float
-    """Theta is `factor` times the learned thresholds, or `factor` itself where thresholds are not learned; in the
+    """Theta is `factor` times the learned thresholds, or `factor` itself where thresholds are not learned, in the
     units of the autoencoder's pre-activations."""
     l0: float
-    """Mean number of pre-activations above theta; below k only if fewer are positive at all."""
+    """Mean number of pre-activations above theta; less than k only if fewer than k are positive."""
     n_tokens: int
 
 
 def calibrate_threshold(sae: SparseAutoencoder, batches: Iterable[Float[Tensor, "_ _"]]) -> Calibration:
-    """Theta with E[L0] = k on raw activations that training has not seen; the autoencoder is left as it is."""
-    shape = _shape(sae)
+    """The factor for which E[L0] = k on raw activations that training has not seen; the autoencoder is not changed.
+
+    Raises:
+        ConfigError: there is no token.
+    """
+    relative = _relative_theta(sae)
     histogram, n_tokens = torch.zeros(N_BINS, dtype=torch.int64), 0
     for x in batches:
-        histogram += _histogram(sae, shape, x)
+        histogram += _histogram(sae, relative, x)
         n_tokens += x.shape[0]
     if n_tokens == 0:
-        raise ConfigError("the threshold was given no token to be calibrated on: hold out some activations.")
+        raise ConfigError("batches hold 0 tokens: calibrate the threshold on held-out activations.")
     above = histogram.flip(0).cumsum(0).flip(0)  # above[i]: entries in bin i or higher
     wanted = sae.config.k * n_tokens
     if int(above[0]) <= wanted:
@@ -59,11 +63,11 @@ def calibrate_threshold(sae: SparseAutoencoder, batches: Iterable[Float[Tensor, 
 
 
 def calibrated_theta(sae: SparseAutoencoder, calibration: Calibration) -> Float[Tensor, " feature"]:
-    """The thresholds that were calibrated for `sae`, in its own units."""
-    return calibration.factor * _shape(sae)
+    """The calibrated thresholds of `sae`, in the units of its pre-activations."""
+    return calibration.factor * _relative_theta(sae)
 
 
-def _shape(sae: SparseAutoencoder) -> Float[Tensor, " feature"]:
+def _relative_theta(sae: SparseAutoencoder) -> Float[Tensor, " feature"]:
     if "theta" in sae.architecture.learned:
         return sae.theta.detach().clamp_min(LEAST_THETA)
     return torch.ones_like(sae.theta)
@@ -71,10 +75,10 @@ def _shape(sae: SparseAutoencoder) -> Float[Tensor, " feature"]:
 
 @torch.no_grad()
 def _histogram(
-    sae: SparseAutoencoder, shape: Float[Tensor, " feature"], x: Float[Tensor, "token d_model"]
+    sae: SparseAutoencoder, relative: Float[Tensor, " feature"], x: Float[Tensor, "token d_model"]
 ) -> Int64[Tensor, " bins"]:
     pre = sae.pre_activations(sae.normalise(x)).float()
-    bits = (pre / shape)[pre > 0].view(torch.int32) >> SHIFT
+    bits = (pre / relative)[pre > 0].view(torch.int32) >> SHIFT
     return torch.bincount(bits, minlength=N_BINS).cpu()
 
 

@@ -1,4 +1,4 @@
-"""What training minimises: a sum of terms, each a function of one sparse forward pass.
+"""The loss of training: a weighted sum of terms, each a function of one sparse forward pass.
 
 | term | mean over tokens of | paper (arXiv) |
 |---|---|---|
@@ -9,14 +9,14 @@
 | gate_reconstruction | squared error of relu(gate) through the frozen decoder | 2404.16014, eq. 8 |
 | l0 | (L0 / k - 1)^2, L0 differentiable by a straight-through estimate | 2407.14435 |
 
-A feature that never fires gets no gradient from the reconstruction. AuxK lets the dead ones reconstruct what the
-living ones left over, e = x - x_hat, so that they move to where something is missing. Only the columns of the dead
-features are computed. Seen elsewhere: AuxK on values cut off from the graph, so that the decoder learned and the
-encoder did not. What AuxK cannot do: a feature whose pre-activation is negative on every token gets no gradient from it
-either, and a learning rate that is too high makes such features (mini model, F 2048: 5 at 5e-3, 413 at 1.5e-2). A
-feature of Standard is dead in no other way, so AuxK does not apply to it.
+A feature that never fires gets no gradient from the reconstruction. AuxK makes the dead features reconstruct the
+residual of the living ones, e = x - x_hat, so that they move toward what is not yet explained. Only the columns of the
+dead features are computed. Careful: some implementations detach the values in AuxK, so that the decoder learns and the
+encoder does not. AuxK has a limit: a feature whose pre-activation is negative on every token gets no gradient from it
+either, and a learning rate that is too high makes such features (mini model, F 2048: 5 at 5e-3, 413 at 1.5e-2). The
+dead features of Standard are all of this kind, so AuxK does not apply to it.
 
-All terms see the chosen places only; where those are few, none of them costs a [token feature] matrix.
+All terms use the selected entries only, so no term needs a [token feature] matrix where few entries are selected.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ from sae_core.sae.kernels import Kernel
 
 
 class Weights(NamedTuple):
-    """The tensors that make an autoencoder, rows of both matrices being features."""
+    """The tensors of an autoencoder; the rows of both matrices are features."""
 
     W_enc: Float[Tensor, "feature d_model"]
     W_dec: Float[Tensor, "feature d_model"]
@@ -47,46 +47,46 @@ class Weights(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Forward:
-    """One forward pass of a training step, in normalised units: all that a term may look at."""
+    """One forward pass of a training step in normalised units: the input of every term."""
 
     x: Float[Tensor, "token d_model"]
     pre: Float[Tensor, " nnz"]
-    """Pre-activations at the places of `codes`; they carry gradients."""
+    """Pre-activations at the entries of `codes`, with gradients."""
     codes: SparseCodes
-    """Places that get a gradient; their values carry gradients and may be zero."""
-    prefixes: tuple[Float[Tensor, "token d_model"], ...]
-    """Reconstruction by the first group of features, by the first two, and so on to all of them."""
+    """The selected entries; their values have gradients and may be zero."""
+    nested_x_hat: tuple[Float[Tensor, "token d_model"], ...]
+    """The reconstructions by the first group of features, by the first two groups, and so on to all features."""
     dead: Bool[Tensor, " feature"]
     weights: Weights
     r_mag: Float[Tensor, " feature"]
-    """Log of the ratio of the magnitude's encoder to the gate's: learned by Gated, else zero."""
+    """The logarithm of the ratio of the magnitude encoder to the gate encoder: learned by Gated, else zero."""
     config: SAEConfig
     kernel: Kernel
 
     @property
     def x_hat(self) -> Float[Tensor, "token d_model"]:
         """The reconstruction by all features."""
-        return self.prefixes[-1]
+        return self.nested_x_hat[-1]
 
     @cached_property
     def errors(self) -> Float[Tensor, " group"]:
-        """mean_t ||x_t - prefix_t||^2 of each group: in normalised units predicting the mean costs 1."""
-        errors = [functional.mse_loss(x_hat, self.x, reduction="sum") for x_hat in self.prefixes]
+        """The error mean_t ||x_t - x_hat_t||^2 of each nested reconstruction; predicting the mean has error 1."""
+        errors = [functional.mse_loss(x_hat, self.x, reduction="sum") for x_hat in self.nested_x_hat]
         return torch.stack(errors) / self.x.shape[0]
 
     @cached_property
     def theta_at(self) -> Float[Tensor, " nnz"]:
-        """Threshold of the feature of each place."""
+        """The threshold of the feature of each entry."""
         return self.weights.theta.index_select(0, self.codes.col)
 
     @cached_property
     def gate(self) -> Float[Tensor, " nnz"]:
-        """The gate's pre-activation at each place, W_gate x + b_gate = exp(-r_mag) (pre - theta)."""
+        """The pre-activation of the gate at each entry, W_gate x + b_gate = exp(-r_mag) (pre - theta)."""
         return torch.exp(-self.r_mag).index_select(0, self.codes.col) * (self.pre - self.theta_at)
 
 
 class Loss(NamedTuple):
-    """The loss that is minimised, its unweighted terms by name, and the squared error per token of the whole code."""
+    """The total loss, its unweighted terms by name, and the squared error per token of the full reconstruction."""
 
     total: Float[Tensor, ""]
     terms: dict[str, Float[Tensor, ""]]
@@ -95,7 +95,7 @@ class Loss(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """One term of a loss."""
+    """One term of the loss and its weight."""
 
     name: str
     value: Callable[[Forward], Tensor]
@@ -105,7 +105,7 @@ class Term:
 
 
 def loss_of(objective: tuple[Term, ...], forward: Forward, *, warm_up: float = 1.0) -> Loss:
-    """Weighted sum of the terms; `warm_up` in 0 .. 1 multiplies those of sparsity. A weight of 0 leaves a term out."""
+    """The weighted sum of the terms; `warm_up` (0 to 1) multiplies the sparsity terms, and weight 0 skips a term."""
     total = zero = forward.x.new_zeros(())
     terms = {}
     for term in objective:
@@ -116,10 +116,10 @@ def loss_of(objective: tuple[Term, ...], forward: Forward, *, warm_up: float = 1
 
 
 def auxk(forward: Forward) -> Float[Tensor, ""]:
-    """||e - e_hat||^2 / ||e - mean(e)||^2 with e = x - x_hat detached, e_hat from the `n_aux` largest dead features.
+    """The AuxK loss ||e - e_hat||^2 / ||e - mean(e)||^2, with e = x - x_hat detached.
 
-    Gradients reach the encoder, the decoder and the encoder bias of those dead features alone. Zero without a dead
-    feature.
+    e_hat is made from the `n_aux` largest dead features of each token. Only the encoder, decoder and encoder bias of
+    these features get gradients. The loss is zero without a dead feature.
     """
     dead = forward.dead.nonzero().squeeze(1)
     if dead.numel() == 0:
@@ -132,29 +132,29 @@ def auxk(forward: Forward) -> Float[Tensor, ""]:
         chosen = value.detach().topk(forward.config.n_aux, dim=1, sorted=False).indices
         value = value * torch.zeros_like(value).scatter_(1, chosen, 1.0)
     error = (residual - value @ W_dec[dead]).square().sum()
-    # careful: a perfect reconstruction leaves nothing to explain, and 0 / 0 must not reach the weights
+    # careful: a perfect reconstruction leaves no residual, and 0 / 0 must not reach the weights
     return torch.where(variance > 0, error / variance.clamp_min(torch.finfo(variance.dtype).tiny), 0.0)
 
 
 def l1(forward: Forward) -> Float[Tensor, ""]:
-    """mean_t sum_f z_f: directions are unit vectors, so no feature escapes it by a long decoder row."""
+    """The L1 loss mean_t sum_f z_f; decoder rows are unit vectors, so a long row cannot reduce it."""
     return forward.codes.value.sum() / forward.x.shape[0]
 
 
 def gate_l1(forward: Forward) -> Float[Tensor, ""]:
-    """mean_t sum_f relu(gate_f): sparsity acts on the gate alone and does not shrink magnitudes."""
+    """The loss mean_t sum_f relu(gate_f): sparsity acts on the gate alone and does not shrink magnitudes."""
     return forward.gate.relu().sum() / forward.x.shape[0]
 
 
 def gate_reconstruction(forward: Forward) -> Float[Tensor, ""]:
-    """mean_t ||x - relu(gate) W_dec - b_dec||^2 with W_dec and b_dec frozen: what opens a gate."""
+    """The loss mean_t ||x - relu(gate) W_dec - b_dec||^2 with W_dec and b_dec frozen: it trains the gate."""
     W_dec, b_dec = forward.weights.W_dec.detach(), forward.weights.b_dec.detach()
     x_hat = forward.kernel.decode(forward.codes.with_value(forward.gate.relu()), W_dec) + b_dec
     return functional.mse_loss(x_hat, forward.x, reduction="sum") / forward.x.shape[0]
 
 
 def l0_to_target(forward: Forward) -> Float[Tensor, ""]:
-    """(L0 / k - 1)^2 with L0 the mean number of pre-activations above their threshold."""
+    """The loss (L0 / k - 1)^2, with L0 the mean number of pre-activations above their threshold."""
     n_active = heaviside(forward.pre, forward.theta_at, forward.config.bandwidth).sum()
     return (n_active / (forward.x.shape[0] * forward.config.k) - 1).square()
 

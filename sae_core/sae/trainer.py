@@ -256,7 +256,7 @@ class Trainer:
             x=x,
             pre=pre,
             codes=codes,
-            prefixes=tuple(accumulate(parts, initial=sae.b_dec))[1:],
+            nested_x_hat=tuple(accumulate(parts, initial=sae.b_dec))[1:],
             dead=dead,
             weights=sae.weights,
             r_mag=self.r_mag,

@@ -149,11 +149,11 @@ def test_directions_without_variance_are_no_components_and_a_constant_neuron_nev
 
 
 def test_what_cannot_be_fitted_is_refused(train, held_out):
-    with pytest.raises(ConfigError, match="choose one of neurons, pca, ica, random"):
+    with pytest.raises(ConfigError, match=r"'umap'.*neurons, pca, ica, random"):
         fit_baseline("umap", train, [held_out], k=K, n_features=WIDTH)
-    with pytest.raises(ConfigError, match="1 <= k <= n_features, and n_features is 24"):
+    with pytest.raises(ConfigError, match=r"k = 25\b.*\b24\b"):
         fit_baseline("pca", train, [held_out], k=25, n_features=WIDTH)
-    with pytest.raises(ConfigError, match="hold out some activations"):
+    with pytest.raises(ConfigError, match=r"\b0 tokens"):
         fit_baseline("pca", train, [], k=K, n_features=WIDTH)
-    with pytest.raises(TrainingError, match="not finite"):
+    with pytest.raises(TrainingError, match="token 0 "):
         fit_baseline("pca", train * torch.nan, [held_out], k=K, n_features=WIDTH)

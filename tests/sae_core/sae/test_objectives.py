@@ -188,14 +188,14 @@ def test_matryoshka_costs_one_group_what_batchtopk_costs():
     assert losses[0] == pytest.approx(losses[1], rel=1e-12)
 
 
-def test_the_prefixes_of_matryoshka_end_in_the_whole_reconstruction_and_skip_no_group():
+def test_the_nested_reconstructions_of_matryoshka_end_in_the_whole_reconstruction_and_skip_no_group():
     made = learner("matryoshka")
     forward = made._forward(batch(), torch.zeros(N_FEATURES, dtype=torch.bool))
     dense = forward.codes.to_dense()
     assert made.sae.config.group_stops == (1, 2, 4, 8, 16)
     for group, stop in enumerate(made.sae.config.group_stops):
         expected = dense[:, :stop] @ made.sae.W_dec[:stop] + made.sae.b_dec
-        torch.testing.assert_close(forward.prefixes[group], expected)
+        torch.testing.assert_close(forward.nested_x_hat[group], expected)
 
 
 def test_the_gates_of_gated_open_where_the_papers_do_and_magnitudes_are_the_papers():
@@ -250,7 +250,7 @@ def test_a_perfect_reconstruction_leaves_auxk_zero_and_its_gradients_finite():
     made = learner(silent=(1, 4))
     dead = torch.zeros(N_FEATURES, dtype=torch.bool).index_fill(0, torch.tensor([1, 4]), True)
     forward = made._forward(batch(), dead)
-    loss = auxk(Forward(**{**vars(forward), "prefixes": (forward.x,)}))
+    loss = auxk(Forward(**{**vars(forward), "nested_x_hat": (forward.x,)}))
     assert loss.item() == 0.0
     assert all(bool(g.isfinite().all()) for g in torch.autograd.grad(loss, made.sae.weights[:3], allow_unused=True))
 
