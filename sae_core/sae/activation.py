@@ -1,13 +1,13 @@
-"""From pre-activations at the chosen places to code values: what a selector chose, relu, or with a learned jump.
+"""From the pre-activations of selected entries to code values: ReLU, or JumpReLU with a learned threshold.
 
-A jump z = pre 1[pre > theta] has no gradient in theta that a single token could see. arXiv 2407.14435 estimates that
-of the EXPECTED loss by a kernel of width eps around the threshold, here the rectangle K(u) = 1[|u| < 1/2]:
+A jump z = pre 1[pre > theta] has zero gradient in theta almost everywhere. arXiv 2407.14435 estimates the gradient of
+the expected loss by a kernel of width eps around the threshold, here the rectangle K(u) = 1[|u| < 1/2]:
     d z / d theta = -(theta / eps) K((pre - theta) / eps)        d z / d pre = 1[pre > theta]
     d 1[pre > theta] / d theta = -(1 / eps) K((pre - theta) / eps)        d 1[pre > theta] / d pre = 0
-Both estimates act on pre-activations: half of the window lies below the threshold, where z is zero and would tell
-nothing. The count of active features moves thresholds alone, as in the paper: with the opposite estimate for pre, the
-sparsity loss pushes the biases of all features at once, by steps that Adam makes as large as its rate, and 32 % of the
-features ended dead instead of 10 % (mini model, F 1024, k 16, 600 and 400 steps).
+Both estimates use pre-activations, because half of the window lies below the threshold, where z is zero. The count of
+active features has a gradient in the thresholds alone, as in the paper: with the opposite estimate for pre, the
+sparsity loss pushes the biases of all features at once, in steps that Adam scales to the learning rate, and 32 % of
+the features ended dead instead of 10 % (mini model, F 1024, k 16, 600 and 400 steps).
 """
 
 from typing import Any
@@ -28,13 +28,13 @@ def relu(pre: Float[Tensor, " n"], theta: Float[Tensor, " n"], bandwidth: float)
 
 
 def jumprelu(pre: Float[Tensor, " n"], theta: Float[Tensor, " n"], bandwidth: float) -> Float[Tensor, " n"]:
-    """Return z = pre 1[pre > theta], its gradient in theta estimated over a window of width `bandwidth`."""
+    """The code value z = pre 1[pre > theta]; its gradient in theta is estimated over a window of width `bandwidth`."""
     z: Tensor = _JumpReLU.apply(pre, theta, bandwidth)  # type: ignore[no-untyped-call]
     return z
 
 
 def heaviside(pre: Float[Tensor, " n"], theta: Float[Tensor, " n"], bandwidth: float) -> Float[Tensor, " n"]:
-    """1[pre > theta] as numbers, their gradient in theta estimated over a window of width `bandwidth`."""
+    """The step 1[pre > theta] as numbers; its gradient in theta is estimated over a window of width `bandwidth`."""
     ones: Tensor = _Heaviside.apply(pre, theta, bandwidth)  # type: ignore[no-untyped-call]
     return ones
 

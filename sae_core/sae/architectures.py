@@ -1,4 +1,4 @@
-"""An architecture is a record: what is chosen, what a value is, what is minimised, what is forbidden, what is learned.
+"""The six architectures; each is a record of its selector, activation, loss, constraints and learned parameters.
 
 | arch | training | loss beside reconstruction | inference | paper (arXiv) |
 |---|---|---|---|---|
@@ -7,19 +7,20 @@
 | topk | k largest of each token | AuxK | the same as in training | 2406.04093 |
 | jumprelu | above a learned theta | (L0 / k - 1)^2, AuxK | learned theta times a calibrated factor | 2407.14435 |
 | gated | where a gate opens | L1 of the gate, its reconstruction, AuxK | learned theta | 2404.16014 |
-| standard | all that is positive | L1 | theta = 0 | 2309.08600 |
+| standard | all positive entries | L1 | theta = 0 | 2309.08600 |
 
-Every trained autoencoder is the same five tensors, whatever its architecture: z = pre where pre > theta (a vector over
-features), except for topk, which has no threshold. At inference a token's code never depends on the tokens beside it.
+Every trained autoencoder has the same five tensors: z = pre where pre > theta (a vector over features), except for
+topk, which has no threshold. At inference a token's code never depends on other tokens.
 
-Standard and Gated have no k: L0 is what `l1_coefficient` makes of it. To reach a target, train short runs at a few
-coefficients a factor of 2 apart in one `Sweep` and interpolate in the logarithms; L0 falls roughly as its power -1.
+Standard and Gated have no k: `l1_coefficient` determines L0. To reach a target L0, train short runs at a few
+coefficients a factor of 2 apart in one `Sweep` and interpolate in the logarithms; L0 is roughly proportional to
+1 / l1_coefficient.
 
-Gated is parametrised by what is saved. The paper has W_gate, b_gate, and W_mag = exp(r_mag) W_gate with its own b_mag.
-Here W_enc = W_mag and b_enc = b_mag are learned with theta and r_mag, and the gate is
+Gated is parametrised by the saved tensors. The paper has W_gate, b_gate, and W_mag = exp(r_mag) W_gate with its own
+b_mag. Here W_enc = W_mag and b_enc = b_mag are learned with theta and r_mag, and the gate is
     W_gate x + b_gate = exp(-r_mag) (W_enc x + b_enc - theta)
-which opens where pre > theta: the same functions, the same stationary points, and an inference form that needs no
-conversion. It starts where the paper's starts (r_mag = 0, biases 0).
+which opens where pre > theta. These are the same functions with the same stationary points, and inference needs no
+conversion. Training starts as in the paper (r_mag = 0, biases 0).
 """
 
 import math
@@ -43,29 +44,29 @@ Selector = Callable[[Tensor, Tensor, SAEConfig], SparseCodes]
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """The separate pieces that make one kind of sparse autoencoder."""
+    """The components of one kind of sparse autoencoder."""
 
     select: Selector
-    """Chooses the places of a training batch that get a gradient."""
+    """Selects the entries of a training batch that get a gradient."""
     activate: Callable[[Tensor, Tensor, float], Tensor] = relu
-    """(pre [nnz], theta [nnz], bandwidth) -> value of the code at each place."""
+    """(pre [nnz], theta [nnz], bandwidth) -> value of the code at each entry."""
     infer: Selector = lambda pre, theta, _: above_threshold(pre, theta)
-    """The code of each token by itself."""
+    """Gives the code of each token at inference, independent of other tokens."""
     objective: tuple[Term, ...]
     constraints: tuple[Constraint, ...] = (UNIT_NORM,)
     nested: bool = False
-    """Whether every group of features together with those before it has to reconstruct."""
+    """Whether each group of features, together with the groups before it, has a reconstruction loss."""
     learned: tuple[str, ...] = ()
-    """What is learned beside the four weights: "theta", "r_mag"."""
+    """What is learned besides the weights and biases: "theta", "r_mag"."""
     initial_theta: Callable[[SAEConfig], float] = lambda _: 0.0
     calibrated: bool = False
     """Whether theta is calibrated to E[L0] = k at the end of training."""
 
 
 def chance_threshold(config: SAEConfig) -> float:
-    """Threshold that k of the features pass by chance, where a pre-activation is normal of variance 1 / d_model.
+    """The threshold that k features exceed by chance if a pre-activation is normal with variance 1 / d_model.
 
-    That is what random unit directions make of normalised activations, so training starts near L0 = k.
+    Random unit directions give this variance on normalised activations, so training starts near L0 = k.
     """
     share = torch.tensor(1 - config.k / config.n_features, dtype=torch.float64).clamp_max(1 - 1e-12)
     return max(0.0, float(torch.special.ndtri(share))) / math.sqrt(config.d_model)
@@ -103,7 +104,7 @@ ARCHITECTURES = {
 
 
 def architecture(name: str) -> Architecture:
-    """The record of an architecture; `ConfigError` lists the known ones."""
+    """The record of an architecture; a `ConfigError` lists the known names."""
     if name not in ARCHITECTURES:
-        raise ConfigError(f"arch = {name!r} is not known; choose one of {', '.join(sorted(ARCHITECTURES))}.")
+        raise ConfigError(f"arch = {name!r} is not known; allowed is one of {', '.join(sorted(ARCHITECTURES))}.")
     return ARCHITECTURES[name]

@@ -1,15 +1,15 @@
-"""Several processes (ranks) that train one autoencoder, each on its own share of the tokens.
+"""Training of one autoencoder in several processes (ranks), each on its own part of the tokens.
 
-Every rank holds all weights and takes its own batch; gradients are averaged, so a step is one on the batches of all
-ranks together. What else a step decides (who fired, whether the loss is finite, the running threshold) is summed over
-the ranks first, so every rank decides alike and their weights stay equal bit for bit: the sum that a collective returns
-has the same bits on every rank. Batches are of one size on all ranks.
+Every rank holds all weights and has its own batch. Gradients are averaged, so a step acts on the batches of all ranks
+together. Everything else that a step decides (which features fired, whether the loss is finite, the running threshold)
+is summed over ranks first, so all ranks decide alike and their weights stay equal bit for bit: the sum that a
+collective returns has the same bits on every rank. All ranks have batches of one size.
 
-What is not the same as one process on the concatenated batch: BatchTopK and Matryoshka choose the k * B largest of each
-rank's batch, not of all together, and the ratios in AuxK and in the L0 loss are taken a rank at a time. TopK without
-dead features, Gated and Standard agree up to rounding.
+Differences to one process on the concatenated batch: BatchTopK and Matryoshka select the k * B largest entries of each
+rank's batch, and the ratios in AuxK and in the L0 loss are computed on each rank. TopK without dead features, Gated and
+Standard agree up to rounding.
 
-Cost: one reduction of 2 F d_model float32 a step after the backward pass, not overlapped with it.
+Cost: one reduction of 2 F d_model float32 numbers in each step after the backward pass, not overlapped with it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,7 +19,7 @@ from torch import Tensor, distributed
 
 
 class Communicator:
-    """The ranks that train together, as one of them sees them; this one is alone, and all its methods do nothing."""
+    """The connection of a rank to the others; this class is for a single process, so nothing is exchanged."""
 
     rank: int = 0
     size: int = 1
@@ -31,15 +31,15 @@ class Communicator:
         """Replace the gradient of each weight by its mean over the ranks."""
 
     def gather(self, numbers: Sequence[int]) -> list[list[int]]:
-        """The numbers of every rank, as many on each, in order of rank."""
+        """The numbers of all ranks in order of rank; every rank gives equally many."""
         return [list(numbers)]
 
 
 class TorchCommunicator(Communicator):
-    """The default process group of `torch.distributed`: gloo on CPUs, nccl on GPUs. It has to be there already."""
+    """The default process group of `torch.distributed` (gloo on CPUs, nccl on GPUs), which has to exist already."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
-        """`device`: where tensors lie that this backend can send."""
+        """`device` is where the tensors are that the backend can send."""
         self.rank = distributed.get_rank()
         self.size = distributed.get_world_size()
         self._device = torch.device(device)
@@ -50,7 +50,7 @@ class TorchCommunicator(Communicator):
             distributed.all_reduce(tensor)
 
     def average_gradients(self, weights: Iterable[Tensor]) -> None:
-        """See Communicator; a weight without a gradient here counts as one with a gradient of 0."""
+        """See Communicator; a weight without a gradient on this rank has gradient 0."""
         for weight in weights:
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)

@@ -1,14 +1,14 @@
-"""Which pre-activations become the code: the whole batch's largest, each token's largest, or those above a threshold.
+"""Selectors of the active features: the largest entries of the batch or of each token, or those above a threshold.
 
-A selector maps pre-activations [token feature] to `SparseCodes` and, `above` excepted, never keeps an entry <= 0: a
-pick of zero adds nothing, gets no gradient and is no firing. No gradient flows here; `kernels` attach it to the chosen
-entries.
+A selector maps pre-activations [token feature] to `SparseCodes`. Except for `above`, it never keeps an entry <= 0,
+because such an entry adds nothing and gets no gradient. Selectors are not differentiated; `kernels` attach gradients
+to the selected entries.
 
-Cost: finding the k * B largest of a batch by `topk` over the flat matrix takes 409 ms at B 4096, F 8192, k 32 (2
-cores), as it moves 33 M numbers to rank 0.4 % of them. Here an eighth of the tokens (for them an eighth again, and so
-on) tells about where the cutoff lies; what is above a little less than that is about 1.3 k B candidates, among which
-the exact cutoff takes 2 ms. The guess decides the time, never the result: too few candidates, and all positive
-entries are ranked.
+Cost: the k * B largest entries of a batch by `topk` over the flat matrix take 409 ms at B 4096, F 8192, k 32 (2
+cores), because 33 million numbers are moved to rank 0.4 % of them. Here an eighth of the tokens (found in the same way
+from an eighth of those, and so on) gives an estimate of the cutoff; about 1.3 k B candidates lie above a slightly
+lower value, and the exact cutoff among them takes 2 ms. The estimate affects the time and never the result: if there
+are too few candidates, all positive entries are ranked.
 
 Papers: BatchTopK arXiv 2412.06410, TopK arXiv 2406.04093.
 """
@@ -19,15 +19,15 @@ from torch import Tensor
 
 from sae_core.sae.codes import SparseCodes, positions_above
 
-SMALL = 2**17  # entries that are ranked without a guess
-SAMPLE = 8  # one token in so many tells where the cutoff lies
-MARGIN = 0.9  # of the sample's cutoff: low enough that the batch's own hardly ever lies below
+SMALL = 2**17  # up to this many entries are ranked without an estimate of the cutoff
+SAMPLE = 8  # one token in this many is used to estimate the cutoff
+MARGIN = 0.9  # factor on the estimate: low enough that the cutoff of the batch is hardly ever below it
 
 
 def batch_topk(pre: Float[Tensor, "token feature"], k: int) -> SparseCodes:
-    """The k * n_tokens largest positive entries of the whole batch; of equal ones at the cutoff the first in order."""
+    """The k * n_tokens largest positive entries of the batch; of equal entries at the cutoff, the first ones."""
     wanted, flat = k * pre.shape[0], pre.flatten()
-    floor = _guess_cutoff(pre, k)
+    floor = _estimate_cutoff(pre, k)
     place = positions_above(flat, floor)
     if place.numel() < wanted and floor > 0:
         place = positions_above(flat, 0.0)
@@ -39,7 +39,7 @@ def batch_topk(pre: Float[Tensor, "token feature"], k: int) -> SparseCodes:
     return SparseCodes.from_flat(place, pre)
 
 
-def _guess_cutoff(pre: Float[Tensor, "token feature"], k: int) -> float:
+def _estimate_cutoff(pre: Float[Tensor, "token feature"], k: int) -> float:
     if pre.numel() <= SMALL or pre.shape[0] < 2 * SAMPLE:
         return 0.0
     sample = batch_topk(pre[::SAMPLE], k)
@@ -56,10 +56,10 @@ def token_topk(pre: Float[Tensor, "token feature"], k: int) -> SparseCodes:
 
 
 def above(pre: Float[Tensor, "token feature"], theta: Float[Tensor, " feature"]) -> SparseCodes:
-    """The entries above their feature's `theta`, positive or not."""
+    """The entries above the `theta` of their feature, also if they are negative."""
     return SparseCodes.from_mask(pre, pre > theta)
 
 
 def above_threshold(pre: Float[Tensor, "token feature"], theta: Float[Tensor, " feature"]) -> SparseCodes:
-    """The positive entries above their feature's `theta`: a token's code does not depend on the tokens beside it."""
+    """The positive entries above the `theta` of their feature; a token's code does not depend on other tokens."""
     return above(pre, theta.clamp(min=0.0))

@@ -1,8 +1,8 @@
-"""`Sweep`: many autoencoders trained on one read of the stream, each bit for bit as if it were alone.
+"""`Sweep`: trains many autoencoders on one pass over the stream; each equals a separate training bit for bit.
 
-Reading and decoding activations can cost more than a step of a small autoencoder; N configurations (coefficients,
-widths, architectures, seeds) share it. Nothing else is shared: no weight, no random number, no workspace, so neither
-the number of trainers nor their order changes any of them, and one that diverges leaves the others running.
+Reading activations can cost more than a step of a small autoencoder, so N configurations (coefficients, widths,
+architectures, seeds) share it. They share nothing else: no weight, random number or workspace. Neither the number of
+trainers nor their order changes any of them, and if one diverges the others continue.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ from sae_core.sae.trainer import StepMetrics, Trainer
 
 
 class Sweep:
-    """Trainers that are fed the same batches.
+    """Trainers that all get the same batches.
 
     Usage:
         sweep = Sweep([Trainer(config, train_config, normaliser) for config in configs])
@@ -25,36 +25,38 @@ class Sweep:
     """
 
     def __init__(self, trainers: Sequence[Trainer]) -> None:
-        """A sweep over one or more trainers, each wherever it stands."""
+        """A sweep over one or more trainers, each at any step; a `ConfigError` if there is none."""
         if not trainers:
-            raise ConfigError("a sweep was given no trainer: give it at least one.")
+            raise ConfigError("trainers is empty: a sweep needs at least one trainer.")
         self.trainers = tuple(trainers)
         self.stopped: dict[int, TrainingError] = {}
-        """Why a trainer takes no more steps, by its place; its state is that of its last good step."""
+        """The errors of stopped trainers, by index; a stopped trainer keeps the state of its last good step."""
 
     def step(self, x: Float[Tensor, "token d_model"]) -> list[StepMetrics | None]:
-        """One step of every trainer that still runs, None for the others; `TrainingError` if none is left.
+        """Do one step of every running trainer, and return its metrics, or None for a stopped trainer.
 
-        A batch that no autoencoder could take (its width, no token) is a `ConfigError` and changes nothing.
+        Raises:
+            ConfigError: the batch has no token, or another width than an autoencoder; nothing has changed.
+            TrainingError: no trainer is running any more.
         """
         for trainer in self.trainers:
             trainer.check_batch(x)
         metrics: list[StepMetrics | None] = [None] * len(self.trainers)
-        for place, trainer in enumerate(self.trainers):
-            if place in self.stopped:
+        for index, trainer in enumerate(self.trainers):
+            if index in self.stopped:
                 continue
             try:
-                metrics[place] = trainer.step(x)
+                metrics[index] = trainer.step(x)
             except TrainingError as error:
                 if len(self.trainers) == 1:
                     raise
-                self.stopped[place] = error
+                self.stopped[index] = error
         if len(self.stopped) == len(self.trainers):
-            told = "; ".join(f"trainer {place}: {error}" for place, error in sorted(self.stopped.items()))
-            raise TrainingError(f"no trainer of the sweep is left. {told}")
+            reasons = "; ".join(f"trainer {index}: {error}" for index, error in sorted(self.stopped.items()))
+            raise TrainingError(f"all trainers of the sweep have stopped. {reasons}")
         return metrics
 
     def finish(self, held_out: Iterable[Float[Tensor, "_ _"]]) -> list[SparseAutoencoder]:
-        """The trained autoencoders, stopped ones as of their last good step; `held_out` is kept in memory."""
+        """The trained autoencoders; a stopped one is that of its last good step. `held_out` is held in memory."""
         batches = list(held_out)
         return [trainer.finish(batches) for trainer in self.trainers]

@@ -1,9 +1,9 @@
-"""`SyntheticDictionary`: activations made of known features, to see whether an autoencoder finds them.
+"""`SyntheticDictionary`: activations made of known features, to test whether an autoencoder finds them.
 
-More directions than dimensions (superposition), each active on its own share of the tokens. Shares are log-uniform
-over a factor of `spread`, as densities of features in real models are (a few on most cells, most on a few), scaled so
-that `l0` are active on average; lengths are 0.5 plus an exponential of mean 1; the whole is off centre, with isotropic
-noise.
+There are more directions than dimensions (superposition), and each is active on its own share of the tokens. The
+shares are log-uniform over a factor of `spread`, like the densities of features in real models (a few fire on most
+cells, most on a few), and scaled so that `l0` directions are active on average. Lengths are 0.5 plus an exponential
+variable of mean 1. The activations have a mean other than zero and isotropic noise.
 """
 
 import math
@@ -17,9 +17,9 @@ from sae_core.errors import ConfigError
 
 
 class SyntheticDictionary:
-    """Unit directions [n_features d_model] and a source of activations made of them.
+    """Unit directions [n_features d_model], and samples of activations made of them.
 
-    Usage: `planted = SyntheticDictionary(n_features=512, d_model=256); x = planted.sample(4096, seed=1)`.
+    Usage: `dictionary = SyntheticDictionary(n_features=512, d_model=256); x = dictionary.sample(4096, seed=1)`.
     """
 
     def __init__(
@@ -32,7 +32,11 @@ class SyntheticDictionary:
         noise: float = 0.05,
         seed: int = 0,
     ) -> None:
-        """`noise` is its length against that of a typical active feature; `ConfigError` if `l0` is out of reach."""
+        """Draw directions, densities and mean; `noise` is relative to the length of a typical active feature.
+
+        Raises:
+            ConfigError: the densities for this `l0` would exceed 1.
+        """
         generator = torch.Generator().manual_seed(seed)
         self.directions: Float[Tensor, "feature d_model"] = functional.normalize(
             torch.randn(n_features, d_model, generator=generator), dim=1
@@ -42,14 +46,14 @@ class SyntheticDictionary:
         """Share of the tokens on which each feature is active."""
         if not 0 < float(self.density.max()) <= 1:
             raise ConfigError(
-                f"l0 = {l0} of {n_features} features with densities over a factor of {spread} would need a feature on "
-                f"{float(self.density.max()):.2f} of the tokens: lower l0 or the spread."
+                f"l0 = {l0} with {n_features} features and spread = {spread} needs a density of "
+                f"{float(self.density.max()):.2f}; allowed is at most 1: lower l0 or spread."
             )
         self.mean: Float[Tensor, " d_model"] = torch.randn(d_model, generator=generator) / math.sqrt(d_model)
         self.noise = noise
 
     def sample(self, n_tokens: int, seed: int) -> Float[Tensor, "token d_model"]:
-        """Activations of `n_tokens` tokens."""
+        """The activations of `n_tokens` tokens."""
         generator = torch.Generator().manual_seed(seed)
         n_features, d_model = self.directions.shape
         on = torch.rand(n_tokens, n_features, generator=generator) < self.density
@@ -58,6 +62,9 @@ class SyntheticDictionary:
         return (on * length) @ self.directions + self.mean + noise
 
 
-def mean_max_cosine(planted: Float[Tensor, "planted d_model"], learned: Float[Tensor, "learned d_model"]) -> float:
-    """Mean over planted directions of the largest cosine with a learned one; of unit rows."""
-    return float((planted @ learned.T).amax(dim=1).mean())
+def mean_max_cosine(true: Float[Tensor, "true d_model"], learned: Float[Tensor, "learned d_model"]) -> float:
+    """The mean over true directions of the largest cosine with a learned one; the rows have unit length.
+
+    Sharkey, Braun, Millidge 2022, "Taking features out of superposition with sparse autoencoders".
+    """
+    return float((true @ learned.T).amax(dim=1).mean())

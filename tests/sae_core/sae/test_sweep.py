@@ -60,7 +60,7 @@ def test_one_that_diverges_is_set_aside_at_its_last_good_step_and_the_others_go_
 def test_a_batch_that_stops_every_trainer_is_an_error_that_names_them(made, synthetic):
     sweep, x = Sweep([made(), made("jumprelu")]), synthetic.sample(128, 0)
     x[0, 0] = float("nan")
-    with pytest.raises(TrainingError, match=r"no trainer of the sweep is left. trainer 0: the loss .* trainer 1: the"):
+    with pytest.raises(TrainingError, match=r"trainer 0: .*; trainer 1: "):
         sweep.step(x)
 
 
@@ -73,5 +73,5 @@ def test_a_batch_of_another_width_changes_no_trainer(made, synthetic):
 
 
 def test_a_sweep_of_nothing_is_refused():
-    with pytest.raises(ConfigError, match="no trainer"):
+    with pytest.raises(ConfigError, match="trainers"):
         Sweep([])
