@@ -1,7 +1,7 @@
-"""Files of a checkpoint, read without running what is in them: weights, dictionaries, digests.
+"""Reads the files of checkpoints (weights, JSON, dictionaries) without running any code in them.
 
 Weights come from safetensors or `torch.load(weights_only=True)`. Geneformer's dictionaries are pickles that hold numpy
-scalars; they are read by an unpickler that knows four harmless constructors and refuses every other name, so a pickle
+scalars; they are read by an unpickler that allows a few harmless constructors and refuses every other name, so a pickle
 can build a dictionary of names and numbers and nothing else.
 """
 
@@ -29,10 +29,10 @@ _SHOWN = 8
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Object in a JSON file.
+    """The object in a JSON file.
 
     Raises:
-        CheckpointError: the file is missing, is no JSON or holds no object.
+        CheckpointError: the file cannot be read, is not JSON or does not hold an object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -44,14 +44,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file or of a torch file, which may hold tensors only.
+    """Tensors by name, from a .safetensors file or a torch file that holds nothing else.
 
     Raises:
-        CheckpointError: unreadable, or the file holds anything besides tensors by name.
+        CheckpointError: the file cannot be read, or it holds other objects.
     """
     weights = _read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise CheckpointError(f"{path.name} holds more than tensors by name; allowed: a bare state dict")
+        raise CheckpointError(f"{path.name} holds other objects than tensors by name; allowed: a bare state dict")
     return weights
 
 
@@ -63,21 +63,23 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_torch(path: Path) -> Any:
-    """Tensors and plain containers in a torch file. Zip files (torch 1.6 on) are mapped: only what is used is read.
+    """Tensors and plain containers in a torch file.
+
+    Zip files (torch 1.6 and later) are memory-mapped, so only the tensors that are used are read.
 
     Raises:
-        CheckpointError: unreadable, or it holds other objects.
+        CheckpointError: the file cannot be read, or it holds other objects.
     """
     try:
         with warnings.catch_warnings():
-            # torch warns of an unusual pickle protocol before it refuses the file; the error below says it all
+            # torch warns of an unusual pickle protocol before it refuses the file; the error below is enough
             warnings.simplefilter("ignore", UserWarning)
             mapped = _starts_as_zip(path)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(
-            f"{path.name} cannot be read as plain tensors ({type(error).__name__}); pickled code is never run: save "
-            "the bare state dict, or convert it to model.safetensors"
+            f"{path.name} cannot be read as plain tensors ({type(error).__name__}); pickled code is never run; save "
+            "the bare state dict or convert it to model.safetensors"
         ) from error
 
 
@@ -89,10 +91,16 @@ def _starts_as_zip(path: Path) -> bool:
 def load_weights(
     model: nn.Module, weights: Mapping[str, Tensor], *, what: str, official: Callable[[str], str] = str
 ) -> None:
-    """Load `weights` by name into `model`, every one accounted for; `official` gives a name as the file has it.
+    """Load all `weights` by name into `model`.
+
+    Args:
+        model: receives the weights.
+        weights: by the names of `model.state_dict()`.
+        what: the file or config that determines the expected shapes, for error messages.
+        official: translates a name into that of the checkpoint file, for error messages.
 
     Raises:
-        CheckpointError: a weight is missing, unexpected or of another shape than `what` says; the message names them.
+        CheckpointError: a weight is missing, unexpected or of another shape; the message names it.
     """
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     problems = [f"missing {official(key)}" for key in expected if key not in weights]
@@ -109,10 +117,10 @@ def load_weights(
 
 
 def read_dictionary(path: Path) -> dict[str, Any]:
-    """Names to numbers or names, from a .json or .pkl file.
+    """Dictionary from names to numbers or names, in a .json or .pkl file. Pickled code is never run.
 
     Raises:
-        CheckpointError: unreadable, or it holds anything else; pickled code is never run.
+        CheckpointError: the file cannot be read, or it holds anything else.
     """
     if path.suffix == ".json":
         found: Any = read_json(path)
@@ -121,7 +129,7 @@ def read_dictionary(path: Path) -> dict[str, Any]:
             found = _DictionaryUnpickler(io.BytesIO(path.read_bytes())).load()
         except (OSError, EOFError, ValueError, TypeError, IndexError, AttributeError, pickle.UnpicklingError) as error:
             raise CheckpointError(
-                f"{path} cannot be read as a dictionary of names and numbers: {error}; pickled code is never run"
+                f"{path} cannot be read as a dictionary of names and numbers ({error}); pickled code is never run"
             ) from error
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} holds a {type(found).__name__}; allowed: a dictionary of names and numbers")
@@ -135,7 +143,7 @@ def read_dictionary(path: Path) -> dict[str, Any]:
 
 
 class _Dtype:
-    """Stands for numpy.dtype: a type code and a byte order, nothing that acts."""
+    """Replaces numpy.dtype while unpickling: holds a type code and a byte order, and has no other behaviour."""
 
     def __init__(self, code: str, *_: object) -> None:
         self.code, self.order = code, "="
@@ -147,13 +155,13 @@ class _Dtype:
 def _scalar(dtype: _Dtype, raw: bytes) -> int | float:
     kind = np.dtype(dtype.code).newbyteorder(">" if dtype.order == ">" else "<" if dtype.order == "<" else "=")
     if kind.kind not in "iufb":
-        raise pickle.UnpicklingError(f"a numpy scalar of type {dtype.code!r} is no number")
+        raise pickle.UnpicklingError(f"a numpy scalar of type {dtype.code!r} is not a number")
     number: int | float = np.frombuffer(raw, dtype=kind, count=1)[0].item()
     return number
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """How protocol 2 writes the bytes of a scalar."""
+    """Bytes of a scalar, which pickle protocol 2 writes as text."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"encoding {encoding!r} is not allowed")
     return text.encode("latin1")
@@ -175,7 +183,7 @@ class _DictionaryUnpickler(pickle.Unpickler):
 
 
 def digest_files(paths: Sequence[Path], *, salt: str = "") -> str:
-    """Sha256 over names, sizes and contents, in the order given: about 1 GB/s."""
+    """Sha256 of names, sizes and contents of files, in the order given, after `salt`; about 1 GB/s."""
     digest = hashlib.sha256(salt.encode())
     for path in paths:
         digest.update(f"{path.name} {path.stat().st_size}\n".encode())

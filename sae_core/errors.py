@@ -1,13 +1,13 @@
-"""Errors of the mathematics.
+"""Errors that `sae_core` raises on purpose.
 
 SaeCoreError
-├── ConfigError        an option has a value that is not allowed
-├── CheckpointError    a checkpoint folder is not what it should be: unknown family, missing or unexpected weight
-├── VocabularyError    no gene of the data is known to the model
-├── TokenizationError  the values cannot be tokenized: negative, not finite, counts needed
-└── TrainingError      training cannot go on: a loss that is not finite
+├── ConfigError        an argument or option has a value that is not allowed
+├── CheckpointError    a checkpoint cannot be read, or its files do not fit together
+├── VocabularyError    a gene or token is not in the model's vocabulary
+├── TokenizationError  the values of a cell cannot be turned into tokens
+└── TrainingError      training cannot continue, e.g. because the loss is not finite
 
-A message says what was wrong, the value received, what is allowed and what to do next.
+A message says what is wrong, the value, what is allowed and what to do next.
 """
 
 
@@ -16,15 +16,15 @@ class SaeCoreError(Exception):
 
 
 class ConfigError(SaeCoreError, ValueError):
-    """An option has a value that is not allowed."""
+    """An argument or option has a value that is not allowed."""
 
 
 class CheckpointError(SaeCoreError):
-    """A checkpoint folder is not what it should be."""
+    """A checkpoint cannot be read, or its files do not fit together."""
 
 
 class VocabularyError(SaeCoreError):
-    """No gene of the data is known to the model."""
+    """A gene or token is not in the model's vocabulary."""
 
 
 class TokenizationError(SaeCoreError):
@@ -32,4 +32,4 @@ class TokenizationError(SaeCoreError):
 
 
 class TrainingError(SaeCoreError):
-    """Training cannot go on."""
+    """Training cannot continue."""

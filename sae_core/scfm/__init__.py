@@ -1,14 +1,22 @@
-"""Single-cell foundation models as plain torch modules, with their tokenizers, vocabularies and checkpoint readers.
+"""Single-cell foundation models (scGPT, Geneformer, scFoundation) as plain torch modules.
 
-Usage: `model = load_model("mini")` (or a checkpoint folder), `match = model.match_genes(symbols)`,
-`tokens = model.tokenize(indptr, indices, data, match, seed=0)`, `model.activations(tokens, ["layer.2"])`.
+The room turns cells into activations and cell embeddings: a checkpoint folder becomes a `FoundationModel`, its
+tokenizer turns counts in CSR form into ragged `Tokens`, and the network gives activations at named sites, where patches
+may replace them. Nothing in this package knows of autoencoders or files of cells. The door is `load_model`:
+
+>>> model = load_model("mini")
+>>> match = model.match_genes(symbols)
+>>> tokens = model.tokenize(indptr, indices, data, match, seed=0)
+>>> x = model.activations(tokens, ["layer.2"])
+
+Each family has a module for its network, one for its tokenizer and one for its files; docs/how-to-add-a-model.md says
+how to add a family.
 """
 
 from sae_core.scfm.checkpoint import load_model
 from sae_core.scfm.coverage import Coverage
 from sae_core.scfm.foundation import CachedActivations, FoundationModel
 from sae_core.scfm.geneformer import Geneformer, GeneformerConfig
-from sae_core.scfm.precision import precision_error
 from sae_core.scfm.pretraining import MaskedGenePrediction, MaskedGeneTask, PretrainingLoss
 from sae_core.scfm.scfoundation import ScFoundation, ScFoundationConfig
 from sae_core.scfm.scgpt import ScGPT, ScGPTConfig
@@ -36,5 +44,4 @@ __all__ = [
     "Tokens",
     "Vocabulary",
     "load_model",
-    "precision_error",
 ]

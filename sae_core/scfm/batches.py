@@ -1,8 +1,8 @@
-"""Ragged tokens as padded batches: cells of like length together, what is real and what is not, and back.
+"""Padded batches of ragged tokens: cells of similar length together, and the way from positions back to tokens.
 
-Cells are sorted by length and cut into batches of at most `max_batch_tokens` positions in which no cell is padded by
-more than an eighth, so nearly all work is on real tokens: of 256 cells of kang18_ifnb 3 % of the positions are padding;
-padded to the longest, as is common, 53 %.
+Cells are sorted by length and split into batches of at most `max_batch_tokens` positions in which no cell is padded by
+more than an eighth, so nearly all work is done on real tokens: of 256 cells of kang18_ifnb 3 % of the positions are
+padding; padded to the longest cell, as is common, 53 %.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from sae_core.scfm.tokens import Tokens
 
 
 def plan_batches(lengths: Int64[np.ndarray, " cell"], max_batch_tokens: int) -> list[Int64[np.ndarray, " batch"]]:
-    """Cells that have tokens, by rising length, cut into batches; a cell longer than the limit is alone in its batch.
+    """Split the cells that have tokens into batches, by rising length; a cell above the limit has its own batch.
 
     Raises:
         ConfigError: `max_batch_tokens` is not positive.
     """
     if max_batch_tokens < 1:
-        raise ConfigError(f"max_batch_tokens must be at least 1, got {max_batch_tokens}")
+        raise ConfigError(f"max_batch_tokens was {max_batch_tokens}; allowed: 1 or more")
     order = np.argsort(lengths, kind="stable")
     order = order[lengths[order] > 0]
     batches, start = [], 0
@@ -42,18 +42,20 @@ def plan_batches(lengths: Int64[np.ndarray, " cell"], max_batch_tokens: int) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Padded tokens of a few cells; `rows` are the rows of its real tokens in the ragged tokens."""
+    """Padded tokens of a few cells, one cell per row."""
 
     cells: Int64[Tensor, " row"]
-    rows: Int64[Tensor, " token"]
+    """Index of the cell of each row."""
+    token_rows: Int64[Tensor, " token"]
+    """Rows of the batch's real tokens in the ragged tokens."""
     gene_id: Int64[Tensor, "row position"]
     value: Float[Tensor, "row position"]
     is_real: Bool[Tensor, "row position"]
     is_gene: Bool[Tensor, "row position"]
     key_mask: Bool[Tensor, "row position"] | None
-    """Tokens that others may attend to; None where all positions are."""
-    place: Int64[Tensor, " token"] | None
-    """Flat positions of the real tokens; None where every position is real."""
+    """Positions that others may attend to; None where all are."""
+    flat_positions: Int64[Tensor, " token"] | None
+    """Positions of the real tokens in the flattened batch; None where every position is real."""
     info: TokenInfo
 
     @classmethod
@@ -67,7 +69,7 @@ class Batch:
         is_masked_gene: Bool[np.ndarray, " token"] | None = None,
         is_query_only: Bool[np.ndarray, " token"] | None = None,
     ) -> Batch:
-        """Batch of the given cells; `is_masked_gene` marks tokens that ask, `is_query_only` those never attended to."""
+        """Batch of the given cells; `is_masked_gene` and `is_query_only` as in `MaskedGeneTask`."""
         start = tokens.offsets[cells]
         lengths = tokens.offsets[cells + 1] - start
         position = np.arange(lengths.max())
@@ -81,13 +83,13 @@ class Batch:
 
         return cls(
             cells=torch.from_numpy(cells),
-            rows=torch.from_numpy(rows),
+            token_rows=torch.from_numpy(rows),
             gene_id=put(tokens.gene_id[row_of]),
             value=put(tokens.value[row_of]).to(dtype),
             is_real=put(is_real),
             is_gene=put(is_real & ~tokens.is_special[row_of]),
             key_mask=None if is_key.all() else put(is_key),
-            place=None if is_real.all() else put(np.flatnonzero(is_real)),
+            flat_positions=None if is_real.all() else put(np.flatnonzero(is_real)),
             info=TokenInfo(
                 gene_id=put(tokens.gene_id[rows]),
                 cell=put(np.repeat(cells, lengths)),
@@ -100,15 +102,15 @@ class Batch:
     def real(self, x: Float[Tensor, "row position d_model"]) -> Float[Tensor, "token d_model"]:
         """The real tokens of padded activations."""
         flat = x.reshape(-1, x.shape[-1])
-        return flat if self.place is None else flat[self.place]
+        return flat if self.flat_positions is None else flat[self.flat_positions]
 
     def padded(
         self, real: Float[Tensor, "token d_model"], like: Float[Tensor, "row position d_model"] | None = None
     ) -> Float[Tensor, "row position d_model"]:
-        """Padded activations of real tokens; padding as in `like`, else zero."""
+        """Padded activations of real tokens; padding is taken from `like`, else zero."""
         shape = (*self.is_real.shape, real.shape[-1])
-        if self.place is None:
+        if self.flat_positions is None:
             return real.reshape(shape)
         flat = real.new_zeros(self.is_real.numel(), real.shape[-1]) if like is None else like.flatten(0, 1).clone()
-        flat[self.place] = real
+        flat[self.flat_positions] = real
         return flat.view(shape)

@@ -1,7 +1,7 @@
-"""Checkpoint folders: which family a folder holds, and its model.
+"""From a checkpoint folder to a model: `load_model` recognises the family of the folder and builds its model.
 
-A family is one record of `FAMILIES`; nothing else names it. The shipped `mini` model is an ordinary scGPT folder inside
-this package; its weights are stored as float16 and widened to float32 on loading.
+Each family is one record of `FAMILIES`. The shipped `mini` model is an ordinary scGPT folder inside this package; its
+weights are stored as float16 and converted to float32 on loading.
 """
 
 from __future__ import annotations
@@ -27,12 +27,15 @@ _SCGPT_SPECIAL = ("<pad>", "<cls>", "<eoc>")
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """How a family's folder is known and read; `files` is for people. `load` sets everything but the name."""
+    """How a checkpoint folder of one family is recognised and read."""
 
     name: str
     files: str
+    """The files of a folder, for error messages."""
     matches: Callable[[Path], bool]
+    """Whether a path is a folder of this family."""
     load: Callable[[Path], FoundationModel]
+    """The model in a folder; `load_model` adds name, dtype and device."""
 
 
 def load_model(
@@ -44,29 +47,35 @@ def load_model(
     random_init: bool = False,
     seed: int = 0,
 ) -> FoundationModel:
-    """Model in a checkpoint folder, ready to be run; "mini" is the shipped one ("./mini" a folder of that name).
+    """Model in a checkpoint folder, in evaluation mode and without gradients.
 
     >>> model = load_model("path/to/scGPT_human", device="cuda")
     >>> match = model.match_genes(["CD79A", "MS4A1"])
 
-    `dtype`: of weights and activations, None is float32. `autocast` torch.bfloat16: matrix products in bfloat16;
-    weights, norms and residual stream in float32. That is several times faster on hardware that has it, at the error
-    that `sae_core.scfm.precision_error` measures. `random_init` keeps the architecture and vocabulary and draws the
-    weights from `seed`: the control for whatever a pretrained model is said to show.
+    Args:
+        path: a checkpoint folder, or "mini" for the shipped model ("./mini" is a folder of that name).
+        device: where the model runs.
+        dtype: of weights and activations; None is float32.
+        autocast: dtype of the matrix products; weights, norms and the residual stream keep `dtype`. torch.bfloat16 is
+            several times faster on hardware that supports it, at a relative error of the activations of .004 (layer 6
+            of a scGPT of 12 layers).
+        random_init: keep architecture and vocabulary and draw the weights from `seed`, as a control for the
+            pretrained weights.
+        seed: of the random weights.
 
     Raises:
-        CheckpointError: no folder, no known family, or files that do not fit together.
-        ConfigError: an autocast dtype that is none.
+        CheckpointError: no folder, no known family, or files that cannot be read or do not fit together.
+        ConfigError: an autocast dtype that is not allowed.
     """
     if autocast not in (None, torch.bfloat16, torch.float16):
         raise ConfigError(f"autocast was {autocast}; allowed: torch.bfloat16, torch.float16, None")
     folder = MINI if str(path) == "mini" else Path(path)
     family = next((family for family in FAMILIES if family.matches(folder)), None)
     if family is None and not folder.is_dir():
-        raise CheckpointError(f"{folder} is no folder; allowed: 'mini' or a checkpoint folder. {_known()}")
+        raise CheckpointError(f"{folder} is not a folder; allowed: 'mini' or a checkpoint folder. {_known_folders()}")
     if family is None:
         held = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
-        raise CheckpointError(f"{folder} is the folder of no known family; it holds {held}. {_known()}")
+        raise CheckpointError(f"{folder} holds no checkpoint of a known family, but {held}. {_known_folders()}")
     try:
         model = family.load(folder)
     except CheckpointError as error:
@@ -92,7 +101,7 @@ def _load_scgpt(folder: Path) -> ScGPT:
 
 
 def _with_special(vocabulary: Vocabulary) -> Vocabulary:
-    """Special tokens that the file leaves out follow the genes, in upstream's order."""
+    """Vocabulary in which special tokens that the file lacks follow the genes, in upstream's order."""
     missing = tuple(token for token in _SCGPT_SPECIAL if token not in vocabulary)
     return replace(vocabulary, tokens=vocabulary.tokens + missing) if "<cls>" in missing else vocabulary
 
@@ -103,8 +112,8 @@ def _is_scgpt(folder: Path) -> bool:
     )
 
 
-def _known() -> str:
-    return "Known folders: " + "; ".join(f"{family.name}: {family.files}" for family in FAMILIES)
+def _known_folders() -> str:
+    return "Known checkpoints: " + "; ".join(f"{family.name}: {family.files}" for family in FAMILIES)
 
 
 FAMILIES = (

@@ -1,4 +1,4 @@
-"""How much of a data set a model sees: genes and counts matched, cells left without a gene."""
+"""Coverage of a data set by a model's vocabulary: matched genes and counts, and cells without a known gene."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from sae_core.scfm.vocabulary import GeneMatch
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """Coverage of some cells of a data set by a model's vocabulary."""
+    """Coverage of cells of a data set by a model's vocabulary."""
 
     n_genes: int
     n_matched: int
-    """Columns of the data that the model knows."""
+    """Number of columns of the data that the model knows."""
     n_tokens_matched: int
-    """Different genes of the model among them: fewer where several columns are one gene and are added up."""
+    """Number of different genes of the model among them; smaller where several columns are one gene."""
     n_vocabulary: int
-    """Genes that the model knows at all."""
+    """Number of genes in the vocabulary."""
     share_of_counts: float
-    """Share of the cells' counts that lies in matched columns (of their values, where `value_kind` is "other")."""
+    """Share of the cells' counts in matched columns (share of their values, where `value_kind` is "other")."""
     value_kind: str
-    """"counts", "log-normalised" (turned back into counts) or "other"."""
+    """"counts", "log-normalised" (turned back into counts) or "other": what the values of the data are."""
     genes_per_cell: Int64[np.ndarray, " cell"]
-    """Expressed genes that the model knows, before any truncation."""
+    """Number of expressed genes that the model knows, before any truncation."""
     unmatched: Float64[np.ndarray, " gene"]
-    """Share of the counts in each column that did not match; 0 for those that did."""
+    """Share of all counts that lies in each unmatched column; 0 for matched columns."""
 
     @property
     def is_empty(self) -> Bool[np.ndarray, " cell"]:
-        """Cells in which the model knows no expressed gene: kept, without tokens, with NaN as their embedding."""
+        """Whether the model knows no expressed gene of a cell; such cells have no tokens and NaN as embedding."""
         empty: Bool[np.ndarray, " cell"] = self.genes_per_cell == 0
         return empty
 
-    def n_truncated(self, room: int | None) -> int:
-        """Cells with more genes than a model of `room` gene tokens takes."""
-        return 0 if room is None else int((self.genes_per_cell > room).sum())
+    def n_truncated(self, max_genes: int | None) -> int:
+        """Number of cells with more than `max_genes` genes; 0 where there is no limit (None)."""
+        return 0 if max_genes is None else int((self.genes_per_cell > max_genes).sum())
 
     def top_unmatched(self, names: Sequence[str], n: int = 5) -> dict[str, float]:
-        """The unmatched genes with the largest shares of the counts."""
+        """The n unmatched genes with the largest shares of all counts, by name."""
         top = np.argsort(-self.unmatched, kind="stable")[:n]
         return {str(names[i]): float(self.unmatched[i]) for i in top if self.unmatched[i] > 0}
 
@@ -52,7 +52,7 @@ class Coverage:
 def coverage_of(
     indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, match: GeneMatch, *, n_vocabulary: int
 ) -> Coverage:
-    """Coverage of CSR rows. Log-normalised values are turned back into counts where that is exact."""
+    """Coverage of cells in CSR form. Log-normalised values are turned back into counts where that is exact."""
     n_cells = len(indptr) - 1
     matched = matched_values(indptr, indices, data, match)
     whole = bool((data == np.rint(data)).all())

@@ -2,11 +2,11 @@
 
     a = x + attention(x);  h = norm1(a);  y = norm2(h + W2 relu(W1 h))
 
-An own block and an own layer loop, because torch's stock `nn.TransformerEncoder` hands NestedTensors to hooks and
-zeroes padded outputs. Equal to `nn.TransformerEncoderLayer(norm_first=False)` with ReLU to 1e-5 (tested). Attention is
-`scaled_dot_product_attention`: no flash-attn package, the same numbers on CPU and GPU. Parameter names are those of
-scGPT's flash-attention checkpoints (`self_attn.Wqkv`), query, key and value stacked in this order as in torch's
-`in_proj_weight`.
+The block and the loop over blocks are our own, because torch's stock `nn.TransformerEncoder` hands NestedTensors to
+hooks and zeroes padded outputs. The block is equal to `nn.TransformerEncoderLayer(norm_first=False)` with ReLU to 1e-5
+(tested). Attention is `scaled_dot_product_attention`: it needs no flash-attn package and gives the same numbers on CPU
+and GPU. Parameter names are those of scGPT's flash-attention checkpoints (`self_attn.Wqkv`); query, key and value are
+stacked in this order, as in torch's `in_proj_weight`.
 
 Paper: Vaswani et al. 2017, arXiv:1706.03762 (post-norm).
 """
@@ -22,12 +22,12 @@ from sae_core.scfm.sites import Site, SiteHook
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention with stacked projections."""
+    """Multi-head self-attention with query, key and value projections in one matrix."""
 
     def __init__(self, *, d_model: int, n_heads: int) -> None:
         super().__init__()
         if n_heads < 1 or d_model % n_heads:
-            raise ConfigError(f"n_heads must divide d_model: {n_heads} heads, d_model {d_model}")
+            raise ConfigError(f"n_heads was {n_heads} for d_model {d_model}; allowed: a divisor of d_model")
         self.d_model, self.n_heads = d_model, n_heads
         self.Wqkv = nn.Linear(d_model, 3 * d_model)
         self.out_proj = nn.Linear(d_model, d_model)
@@ -39,9 +39,9 @@ class SelfAttention(nn.Module):
         key_mask: Bool[Tensor, "row key"] | None = None,
         n_keys: int | None = None,
     ) -> Float[Tensor, "row position d_model"]:
-        """softmax(q k^T / sqrt(d_head)) v, over the keys that `key_mask` marks.
+        """softmax(q k^T / sqrt(d_head)) v, over the keys where `key_mask` is true.
 
-        `n_keys`: only the first positions are keys (all others only ask), as the queries of masked-value training do.
+        `n_keys`: only the first `n_keys` positions are keys; the positions after them attend and are never attended to.
         """
         n_rows, n_positions, d_model = x.shape
         w, b = self.Wqkv.weight, self.Wqkv.bias
@@ -58,7 +58,7 @@ class SelfAttention(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """One post-norm block (module docstring); `hook` sees, and may replace, what passes its three sites."""
+    """One post-norm block (module docstring); `hook` receives, and may replace, the activations at its three sites."""
 
     def __init__(self, *, d_model: int, n_heads: int, d_hidden: int, eps: float = 1e-5) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
-"""What every foundation model does alike: run ragged tokens in length buckets, read sites, apply patches, pool cells.
+"""What all foundation models share: running tokens in batches, reading and patching sites, pooling cells.
 
 Results come back in the order of the tokens, so batching (`sae_core.scfm.batches`) is invisible: a cell gives the same
-numbers to 1e-5 whatever its neighbours are (3e-6 at full size). Only real tokens are ever read or patched. Blocks after
-the deepest site asked for are not run. A family adds its network, its tokenizer, its readouts and its pretraining task;
-docs/how-to-add-a-model.md says how.
+numbers to 1e-5 whatever its neighbours are (3e-6 at full size). Only real tokens are read or patched, never padding.
+Blocks after the deepest requested site are not run. A family of models adds its network, its tokenizer, its readouts
+and its pretraining task (docs/how-to-add-a-model.md).
 """
 
 from __future__ import annotations
@@ -32,24 +32,29 @@ FINAL = Site(kind="final")
 
 
 class CachedActivations(NamedTuple):
-    """Activations of all tokens at one site, from `FoundationModel.activations`, to start a forward from."""
+    """Activations of all tokens at one site, from which a forward pass continues without the blocks before it."""
 
     site: Site | str
+    """"embedding" or "layer.I"."""
     x: Float[Tensor, "token d_model"]
+    """What `FoundationModel.activations` gave at the site for the same tokens."""
 
 
 class FoundationModel(nn.Module, ABC):
     """A single-cell foundation model: a vocabulary, a tokenizer, an input embedding and a stack of encoder blocks.
 
     Attributes:
-        family, name, digest: kind of model, its folder's name, sha256 of everything that determines its numbers.
-        d_model, n_layers: sizes.
-        vocabulary: its genes.
-        readouts: ways to make one vector of a cell, the family's own (`readout="official"`) first.
-        mask_fraction: share of a cell's genes that its pretraining hides.
-        max_genes: gene tokens that a cell can have; None for no limit.
-        ignored_weights: weights of the checkpoint that no activation and no loss needs.
-        autocast: dtype of the matrix products, None for that of the weights.
+        family: kind of model: "scgpt", "geneformer" or "scfoundation".
+        name: name of the checkpoint folder.
+        digest: sha256 of everything that determines the model's numbers.
+        d_model: length of a token's vector.
+        n_layers: number of encoder blocks.
+        vocabulary: the genes and special tokens that the model knows.
+        readouts: ways to pool the tokens of a cell into one vector; the first is the family's own ("official").
+        mask_fraction: share of a cell's genes that the pretraining masks.
+        max_genes: largest number of gene tokens of a cell; None where there is no limit.
+        ignored_weights: weights of the checkpoint that neither activations nor the pretraining loss need.
+        autocast: dtype of the matrix products; None is the dtype of the weights.
     """
 
     family: ClassVar[str]
@@ -86,68 +91,88 @@ class FoundationModel(nn.Module, ABC):
         seed: int,
         max_tokens: int | None = None,
     ) -> Tokens:
-        """Tokens of the cells in CSR rows (one row a cell, one column a gene of `match`)."""
+        """Tokens of cells in CSR form: one row per cell, one column per gene of `match`.
+
+        Random choices (ties, truncation) are drawn from (seed, the cell's content). `max_tokens`: largest number of
+        tokens of a cell, special tokens included; None is the model's own limit.
+
+        Raises:
+            TokenizationError: the values cannot be tokenized.
+            ConfigError: `max_tokens` leaves no place for a gene.
+        """
 
     @abstractmethod
     def pool(
         self, x: Float[Tensor, "row position d_model"], is_gene: Bool[Tensor, "row position"], readout: str
     ) -> Float[Tensor, "row width"]:
-        """One vector a cell by one of `readouts`; `is_gene` is false for padding and special tokens."""
+        """One vector per cell by one of `readouts`; `is_gene` is false for padding and special tokens."""
 
     @abstractmethod
     def mask_genes(self, tokens: Tokens, *, seed: int, fraction: float) -> MaskedGeneTask:
-        """The pretraining task on these cells: what is hidden, drawn from (seed, cell)."""
+        """The pretraining task on these cells: mask a `fraction` of each cell's genes, drawn from (seed, cell).
+
+        Raises:
+            ConfigError: the fraction does not lie between 0 and 1.
+        """
 
     @abstractmethod
     def predict_masked(
-        self, x: Float[Tensor, "row position d_model"], batch: Batch, asked: MaskedGeneBatch
-    ) -> Float[Tensor, " asked"]:
-        """What the head says of each hidden gene, from the encoder's output. ConfigError if the checkpoint lacks it."""
+        self, x: Float[Tensor, "row position d_model"], batch: Batch, masked: MaskedGeneBatch
+    ) -> Float[Tensor, " masked_gene"]:
+        """Prediction of each masked gene by the pretraining head, from the encoder's output x.
+
+        Raises:
+            ConfigError: the checkpoint has no weights of the head.
+        """
 
     @abstractmethod
     def prediction_error(
-        self, x: Float[Tensor, "row position d_model"], batch: Batch, asked: MaskedGeneBatch
-    ) -> Float[Tensor, " asked"]:
-        """Error of each answer. ConfigError as `answer`."""
+        self, x: Float[Tensor, "row position d_model"], batch: Batch, masked: MaskedGeneBatch
+    ) -> Float[Tensor, " masked_gene"]:
+        """Error of each prediction, in the unit of the pretraining loss.
+
+        Raises:
+            ConfigError: the checkpoint has no weights of the head.
+        """
 
     @abstractmethod
     def reset_weights(self, *, seed: int) -> None:
-        """Draw every weight anew from `seed`: the control for whatever the pretrained ones are said to show."""
+        """Draw all weights anew from `seed`, as a control for the pretrained ones."""
 
     @property
     def final_norm(self) -> nn.Module | None:
-        """The norm after the last block, if there is one; its output is the site "final"."""
+        """The norm after the last block, whose output is the site "final"; None where the family has none."""
         return None
 
     @property
     def default_site(self) -> Site:
-        """Where the family reads its cell embedding."""
+        """Site at which the family reads its cell embedding."""
         return self.sites[-1]
 
     def readout_site(self, patched: Site | str) -> Site:
-        """Where to read cells to see what a patch does: `default_site`, or the last site if the patch is behind it."""
+        """Site at which a patch shows in the cell embedding: `default_site`, or the last site if the patch is later."""
         behind = self._depth(self._site(patched)) > self._depth(self.default_site)
         return self.sites[-1] if behind else self.default_site
 
     def width(self, readout: str) -> int:
-        """Length of the vector that a readout gives."""
+        """Length of the cell embedding that a readout gives."""
         return self.d_model
 
     def match_genes(self, symbols: Sequence[str], ensembl_ids: Sequence[str] | None = None) -> GeneMatch:
-        """Find the genes of a data set in the vocabulary.
+        """Token of each gene of a data set, found by symbol or Ensembl id (`Vocabulary.match`).
 
         Raises:
-            VocabularyError: none is found.
+            VocabularyError: no gene is in the vocabulary, or the two sequences differ in length.
         """
         return self.vocabulary.match(symbols, ensembl_ids)
 
     def coverage(self, indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, match: GeneMatch) -> Coverage:
-        """How much of the cells in CSR rows this model sees."""
+        """Share of the genes and counts of cells in CSR form that the model knows."""
         return coverage_of(indptr, indices, data, match, n_vocabulary=self.vocabulary.n_genes)
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """All sites, in the order in which they are computed."""
+        """All sites of the model, in the order in which they are computed."""
         inner = (Site(kind=kind, index=i) for i in range(self.n_layers) for kind in ("attention", "mlp", "layer"))
         return (Site(kind="embedding"), *inner, *(() if self.final_norm is None else (FINAL,)))
 
@@ -162,19 +187,23 @@ class FoundationModel(nn.Module, ABC):
     ) -> dict[Site, Float[Tensor, "token d_model"]]:
         """Activations of every token at each site, in the order of `tokens`, in host memory.
 
-        Of a `MaskedGeneTask` (from `mask_genes`) they are those of its tokens, as they are in the prediction. A patched
-        site is read after its patch. Patches receive real tokens only, in batches, on the model's device.
+        Args:
+            tokens: cells to run, or a `MaskedGeneTask` (from `mask_genes`), whose tokens run as in its prediction.
+            sites: where to read.
+            max_batch_tokens: largest number of positions of a batch, padding included.
+            patches: functions that replace the activations at a site; the site is read after its patch. A patch
+                receives the real tokens of a batch, on the model's device.
 
         Raises:
-            ConfigError: a site the model does not have, or a patch that changes the shape.
+            ConfigError: a site that the model does not have, or a patch that changes the shape.
         """
         wanted = [self._site(site) for site in sites]
         patch_of = self._patches(patches)
-        first, n_tokens = next(self.parameters()), _read(tokens).n_tokens
+        first, n_tokens = next(self.parameters()), _tokens_of(tokens).n_tokens
         out = {site: torch.empty(n_tokens, self.d_model, dtype=first.dtype) for site in wanted}
         depth = max((self._depth(site) for site in wanted), default=0)
         for batch in self._batches(tokens, max_batch_tokens):
-            self._run(batch, depth, partial(_tap, batch=batch, out=out, patches=patch_of))
+            self._run(batch, depth, partial(_patch_and_record, batch=batch, out=out, patches=patch_of))
         return out
 
     @torch.no_grad()
@@ -188,12 +217,17 @@ class FoundationModel(nn.Module, ABC):
         cached: CachedActivations | None = None,
         max_batch_tokens: int = _MAX_BATCH_TOKENS,
     ) -> Float[Tensor, "cell width"]:
-        """One vector a cell, in host memory; NaN for a cell without tokens.
+        """One vector per cell, in host memory; NaN for a cell without tokens.
 
-        `readout`: one of `readouts`, or "official" for the family's own. "mean" is the masked mean over the gene tokens
-        in every family. `site`: where to read, by default where the family does (`default_site`). `cached`: what
-        `activations` gave for all these tokens at a site, to go on from there; many interventions at one site then
-        share the blocks before it.
+        Args:
+            tokens: cells to run.
+            readout: one of `readouts`, or "official" for the family's own. "mean" is the mean over the gene tokens in
+                every family.
+            site: where to read; None is `default_site`.
+            patches: as in `activations`.
+            cached: activations of these tokens at an earlier site, from which the forward pass continues. Many
+                interventions at one site then share the blocks before it.
+            max_batch_tokens: as in `activations`.
 
         Raises:
             ConfigError: no such site or readout, a patch after the site of the readout, or cached activations that
@@ -216,33 +250,33 @@ class FoundationModel(nn.Module, ABC):
         cached: CachedActivations | None = None,
         max_batch_tokens: int = _MAX_BATCH_TOKENS,
     ) -> dict[Site, Float[Tensor, "cell width"]]:
-        """What `embed` gives at each of several sites, in one pass of the model.
+        """Cell embeddings (as `embed`) at each of several sites, in one forward pass.
 
         Raises:
-            ConfigError: as `embed`; a patch or `cached` may lie after none of the sites.
+            ConfigError: as in `embed`; a patch or `cached` must not lie after any of the sites.
         """
         readout = self._readout(readout)
         wanted = [self._site(site) for site in sites]
         for at in wanted:
             if at.kind in ("attention", "mlp"):
-                raise ConfigError(f"a cell is read at 'embedding', 'layer.I' or 'final', not at {str(at)!r}")
+                raise ConfigError(f"site {str(at)!r} gives no cell embedding; allowed: 'embedding', 'layer.I', 'final'")
         patch_of = self._patches(patches)
         self._check_cached(cached, tokens, patch_of)
         starts = [*patch_of, *([] if cached is None else [self._site(cached.site)])]
         for at in wanted:
             if late := [str(start) for start in starts if self._depth(start) > self._depth(at)]:
                 raise ConfigError(
-                    f"{', '.join(late)} lies after {at}, where the cell is read, so it would change nothing; "
-                    f"give `site`, e.g. {str(self.sites[-1])!r}"
+                    f"{', '.join(late)} lies after {at}, at which the cells are read, so it would change nothing; "
+                    f"give a later `site`, e.g. {str(self.sites[-1])!r}"
                 )
         dtype = next(self.parameters()).dtype
         out = {at: torch.full((tokens.n_cells, self.width(readout)), torch.nan, dtype=dtype) for at in wanted}
         depth = max((self._depth(at) for at in wanted), default=0)
         for batch in self._batches(tokens, max_batch_tokens):
-            patched = partial(_tap, batch=batch, out={}, patches=patch_of)
+            patch = partial(_patch_and_record, batch=batch, out={}, patches=patch_of)
 
-            def pooling(site: Site, x: Tensor, batch: Batch = batch, patched: SiteHook = patched) -> Tensor:
-                x = patched(site, x)
+            def pooling(site: Site, x: Tensor, batch: Batch = batch, patch: SiteHook = patch) -> Tensor:
+                x = patch(site, x)
                 if site in out:
                     out[site][batch.cells] = self.pool(x.to(dtype), batch.is_gene, readout).cpu()
                 return x
@@ -262,19 +296,20 @@ class FoundationModel(nn.Module, ABC):
     ) -> PretrainingLoss:
         """The model's own pretraining loss on these cells, with `patches` in place (`sae_core.scfm.pretraining`).
 
-        One seed hides the same genes whatever the patches are. A cell with fewer than two genes is asked nothing.
+        Units: squared bins (scGPT), nats (Geneformer), squared log1p CP10k (scFoundation). The same seed masks the same
+        genes whatever the patches are. No gene is masked in a cell with fewer than two.
 
         Raises:
-            ConfigError: the checkpoint lacks the head that answers.
+            ConfigError: the checkpoint has no weights of the pretraining head.
         """
         fraction = self.mask_fraction if mask_fraction is None else mask_fraction
-        question = self.mask_genes(tokens, seed=seed, fraction=fraction)
+        task = self.mask_genes(tokens, seed=seed, fraction=fraction)
         total = torch.full((tokens.n_cells,), torch.nan, dtype=torch.float64)
-        n_masked = torch.from_numpy(np.bincount(question.cell, minlength=tokens.n_cells))
-        for x, batch, asked in self._asked(question, max_batch_tokens, patches):
-            error = self.prediction_error(x, batch, asked).double()
+        n_masked = torch.from_numpy(np.bincount(task.cell, minlength=tokens.n_cells))
+        for x, batch, masked in self._masked_batches(task, max_batch_tokens, patches):
+            error = self.prediction_error(x, batch, masked).double()
             of_row = torch.zeros(len(batch.cells), dtype=torch.float64, device=error.device)
-            total[batch.cells] = of_row.index_add_(0, asked.row, error).cpu()
+            total[batch.cells] = of_row.index_add_(0, masked.row, error).cpu()
         return PretrainingLoss(
             per_cell=torch.where(n_masked > 0, total / n_masked.clamp(min=1), torch.nan), n_masked=n_masked
         )
@@ -282,39 +317,45 @@ class FoundationModel(nn.Module, ABC):
     @torch.no_grad()
     def masked_gene_prediction(
         self,
-        question: MaskedGeneTask,
+        task: MaskedGeneTask,
         *,
         patches: Mapping[Site | str, Patch] | None = None,
         cached: CachedActivations | None = None,
         max_batch_tokens: int = _MAX_BATCH_TOKENS,
     ) -> MaskedGenePrediction:
-        """What the model's own head says of the genes that `question` (from `ask`) hides, with `patches` in place.
+        """Predictions of the masked genes of `task` (from `mask_genes`) by the model's own head.
 
-        scGPT: the bin, by the decoder of the gene's own token. Geneformer: the log probability of the hidden gene.
-        scFoundation: log1p CP10k. `cached`: what `activations` gave for this question.
+        scGPT predicts the bin from the gene's own token, Geneformer the log probability (nats) of the masked gene,
+        scFoundation log1p CP10k.
+
+        Args:
+            task: cells with masked genes.
+            patches: as in `activations`.
+            cached: what `activations` gave for this task at a site.
+            max_batch_tokens: as in `activations`.
 
         Raises:
-            ConfigError: the checkpoint lacks the head that answers; `cached` as in `embed`.
+            ConfigError: the checkpoint has no weights of the head, or `cached` is not of this task (as in `embed`).
         """
-        self._check_cached(cached, question.tokens, self._patches(patches))
-        found = torch.full((len(question.cell),), torch.nan)
-        for x, batch, asked in self._asked(question, max_batch_tokens, patches, cached):
-            found[asked.which] = self.predict_masked(x, batch, asked).to("cpu", torch.float32)
-        cell, gene_id, target = (torch.from_numpy(a) for a in (question.cell, question.gene_id, question.target))
+        self._check_cached(cached, task.tokens, self._patches(patches))
+        found = torch.full((len(task.cell),), torch.nan)
+        for x, batch, masked in self._masked_batches(task, max_batch_tokens, patches, cached):
+            found[masked.task_rows] = self.predict_masked(x, batch, masked).to("cpu", torch.float32)
+        cell, gene_id, target = (torch.from_numpy(a) for a in (task.cell, task.gene_id, task.target))
         return MaskedGenePrediction(cell=cell, gene_id=gene_id, prediction=found, target=target)
 
-    def _asked(
+    def _masked_batches(
         self,
-        question: MaskedGeneTask,
+        task: MaskedGeneTask,
         max_batch_tokens: int,
         patches: Mapping[Site | str, Patch] | None,
         cached: CachedActivations | None = None,
     ) -> Iterator[tuple[Tensor, Batch, MaskedGeneBatch]]:
-        """The encoder's output, batch by batch, and what is asked of it."""
+        """Output of the encoder, batch by batch, and the masked genes of each batch."""
         patch_of, depth = self._patches(patches), self._depth(self.sites[-1])
-        for batch in self._batches(question, max_batch_tokens):
-            x = self._run(batch, depth, partial(_tap, batch=batch, out={}, patches=patch_of), cached)
-            yield x, batch, MaskedGeneBatch.of(question, batch)
+        for batch in self._batches(task, max_batch_tokens):
+            x = self._run(batch, depth, partial(_patch_and_record, batch=batch, out={}, patches=patch_of), cached)
+            yield x, batch, MaskedGeneBatch.of(task, batch)
 
     def _run(self, batch: Batch, depth: int, hook: SiteHook, cached: CachedActivations | None = None) -> Tensor:
         device = batch.gene_id.device.type
@@ -323,7 +364,7 @@ class FoundationModel(nn.Module, ABC):
                 n_done, x = 0, hook(Site(kind="embedding"), self.input_embedding(batch.gene_id, batch.value))
             else:
                 start = self._site(cached.site)
-                x = batch.padded(cached.x[batch.rows].to(batch.gene_id.device))
+                x = batch.padded(cached.x[batch.token_rows].to(batch.gene_id.device))
                 n_done, x = self._depth(start), hook(start, x)
             for i, block in enumerate(self.blocks[n_done:depth], start=n_done):
                 x = block(x, index=i, hook=hook, key_mask=batch.key_mask)
@@ -353,11 +394,17 @@ class FoundationModel(nn.Module, ABC):
         lacks_final = parsed.kind == "final" and self.final_norm is None
         if lacks_final or (parsed.index is not None and parsed.index >= self.n_layers):
             raise ConfigError(
-                f"{self.name} has no site {str(parsed)!r}; it has {self.n_layers} layers, so allowed are embedding, "
-                f"layer.0 to layer.{self.n_layers - 1} and the same of attention and mlp"
-                + ("" if self.final_norm is None else ", and final")
+                f"{self.name} has {self.n_layers} layers and no site {str(parsed)!r}; allowed: embedding, layer.0 to "
+                f"layer.{self.n_layers - 1}, attention.I and mlp.I of the same layers"
+                + ("" if self.final_norm is None else ", final")
             )
         return parsed
+
+    def _lacks_head(self, weights: str) -> ConfigError:
+        return ConfigError(
+            f"{self.name} has no weights of {weights}, so it has no pretraining loss and no masked-gene prediction; "
+            "load a checkpoint that has them"
+        )
 
     def _depth(self, site: Site) -> int:
         return self.n_layers + 1 if site.n_blocks is None else site.n_blocks
@@ -373,19 +420,21 @@ class FoundationModel(nn.Module, ABC):
         return {self._site(site): patch for site, patch in (patches or {}).items()}
 
     def _batches(self, tokens: Tokens | MaskedGeneTask, max_batch_tokens: int) -> Iterator[Batch]:
-        parameter, read = next(self.parameters()), _read(tokens)
+        parameter, ragged = next(self.parameters()), _tokens_of(tokens)
         marks = {}
         if isinstance(tokens, MaskedGeneTask):
             marks = {"is_masked_gene": tokens.is_masked_gene, "is_query_only": tokens.is_query_only}
-        for cells in plan_batches(read.lengths, max_batch_tokens):
-            yield Batch.of(read, cells, device=parameter.device, dtype=parameter.dtype, **marks)
+        for cells in plan_batches(ragged.lengths, max_batch_tokens):
+            yield Batch.of(ragged, cells, device=parameter.device, dtype=parameter.dtype, **marks)
 
 
-def _read(tokens: Tokens | MaskedGeneTask) -> Tokens:
+def _tokens_of(tokens: Tokens | MaskedGeneTask) -> Tokens:
     return tokens.tokens if isinstance(tokens, MaskedGeneTask) else tokens
 
 
-def _tap(site: Site, x: Tensor, *, batch: Batch, out: dict[Site, Tensor], patches: dict[Site, Patch]) -> Tensor:
+def _patch_and_record(
+    site: Site, x: Tensor, *, batch: Batch, out: dict[Site, Tensor], patches: dict[Site, Patch]
+) -> Tensor:
     if site not in out and site not in patches:
         return x
     real = batch.real(x)
@@ -393,17 +442,19 @@ def _tap(site: Site, x: Tensor, *, batch: Batch, out: dict[Site, Tensor], patche
         with torch.autocast(x.device.type, enabled=False):
             patched = patches[site](real, batch.info)
         if patched.shape != real.shape:
-            raise ConfigError(f"a patch at {site} made {tuple(patched.shape)} of {tuple(real.shape)}; keep the shape")
+            raise ConfigError(
+                f"a patch at {site} turned shape {tuple(real.shape)} into {tuple(patched.shape)}; keep the shape"
+            )
         real = patched.to(x.dtype)
         x = batch.padded(real, like=x)
     if site in out:
-        out[site][batch.rows] = real.to("cpu", out[site].dtype)
+        out[site][batch.token_rows] = real.to("cpu", out[site].dtype)
     return x
 
 
 def masked_mean(
     x: Float[Tensor, "row position d_model"], mask: Bool[Tensor, "row position"]
 ) -> Float[Tensor, "row d_model"]:
-    """Mean of the positions that `mask` marks; NaN where it marks none."""
+    """Mean over the positions where `mask` is true; NaN in a row without any."""
     weight = mask.to(x.dtype)[:, :, None]
     return (x * weight).sum(1) / weight.sum(1)

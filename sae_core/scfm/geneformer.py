@@ -3,9 +3,9 @@
     x_p = LN(Emb(gene_p) + Pos_p + Type_0);    n_layers post-norm ReLU blocks, eps 1e-12;    no final norm
     logits = Emb . LN(relu(W x)) + b           head of the masked-gene prediction, tied to the embedding
 
-Equal to `transformers.BertForMaskedLM` to 1e-5 (tested), which is what the official checkpoints were saved from. Only
-the rank of a gene enters: its expression chooses its position, not its vector. V1 (10M, 12L-30M) has neither cell nor
-end token; V2 (104M, 316M) has `<cls>` and `<eos>`, which its token dictionary names.
+The network is equal to 1e-5 (tested) to `transformers.BertForMaskedLM`, from which the official checkpoints were saved.
+Only the rank of a gene enters: its expression determines its position, not its vector. V1 (10M, 12L-30M) has neither
+`<cls>` nor `<eos>`; V2 (104M, 316M) has both, and its token dictionary names them.
 
 Theodoris et al. 2023, Geneformer, 10.1038/s41586-023-06139-9; V2: Chen et al. 2024, 10.1101/2024.08.16.608180.
 """
@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from sae_core.checkpoint_files import load_weights
-from sae_core.errors import CheckpointError, ConfigError
+from sae_core.errors import CheckpointError
 from sae_core.scfm.batches import Batch
 from sae_core.scfm.encoder import EncoderBlock
 from sae_core.scfm.foundation import FoundationModel, masked_mean
@@ -88,7 +88,7 @@ _OFFICIAL = (
 
 @dataclass(frozen=True, kw_only=True)
 class GeneformerConfig:
-    """What network and tokenizer take from a Hugging Face `config.json`."""
+    """Settings of the network and the tokenizer, from a Hugging Face `config.json`."""
 
     n_layers: int
     n_heads: int
@@ -102,17 +102,17 @@ class GeneformerConfig:
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> GeneformerConfig:
-        """Config of a `config.json`.
+        """Config from the content of a `config.json`.
 
         Raises:
-            CheckpointError: a key is missing, or activation or positions are others than Geneformer's.
+            CheckpointError: a key is missing, or the activation or the positions are not Geneformer's.
         """
         if missing := [key for key in _NEEDED if key not in config]:
-            raise CheckpointError(f"config.json lacks {', '.join(missing)}; allowed: a Geneformer config.json")
+            raise CheckpointError(f"config.json lacks {', '.join(missing)}; give the config.json of a Geneformer model")
         fixed = {"hidden_act": "relu", "position_embedding_type": "absolute"}
         for key, value in fixed.items():
             if config.get(key, value) != value:
-                raise CheckpointError(f"config.json has {key} {config[key]!r}; supported: {value!r}")
+                raise CheckpointError(f"config.json has {key} {config[key]!r}; allowed: {value!r}")
         return cls(
             n_layers=int(config["num_hidden_layers"]),
             n_heads=int(config["num_attention_heads"]),
@@ -140,7 +140,7 @@ class _Embedding(nn.Module):
 
 
 class MaskedGeneHead(nn.Module):
-    """Head of the pretraining: logits over the vocabulary, through the transposed embedding."""
+    """Pretraining head: logits over the vocabulary, through the transposed token embedding."""
 
     def __init__(self, c: GeneformerConfig) -> None:
         super().__init__()
@@ -151,12 +151,12 @@ class MaskedGeneHead(nn.Module):
     def forward(
         self, x: Float[Tensor, "token d_model"], word: Float[Tensor, "vocabulary d_model"]
     ) -> Float[Tensor, "token vocabulary"]:
-        """Logits per token."""
+        """Logits of each token."""
         return F.linear(self.norm(F.relu(self.dense(x))), word, self.bias)
 
 
 class Geneformer(FoundationModel):
-    """The network with its tokenizer; made by `load_model`."""
+    """The Geneformer network with its tokenizer; `load_model` builds it from a checkpoint folder."""
 
     family = "geneformer"
     mask_fraction = 0.15
@@ -172,12 +172,12 @@ class Geneformer(FoundationModel):
         sizes = {"d_model": config.d_model, "n_heads": config.n_heads, "d_hidden": config.d_hidden}
         self.layers = nn.ModuleList(EncoderBlock(**sizes, eps=config.eps) for _ in range(config.n_layers))
         self.head = MaskedGeneHead(config) if head else None
-        with_ends = "<cls>" in vocabulary and "<eos>" in vocabulary
+        has_cls_eos = "<cls>" in vocabulary and "<eos>" in vocabulary
         self.tokenizer = GeneformerTokenizer.of(
-            vocabulary, medians, max_positions=config.max_positions, with_ends=with_ends
+            vocabulary, medians, max_positions=config.max_positions, has_cls_eos=has_cls_eos
         )
-        self.max_genes = self.tokenizer.room(None)
-        self.readouts = ("mean", "cls") if with_ends else ("mean",)
+        self.max_genes = self.tokenizer.max_genes(None)
+        self.readouts = ("mean", "cls") if has_cls_eos else ("mean",)
 
     @property
     def blocks(self) -> Sequence[EncoderBlock]:
@@ -192,7 +192,7 @@ class Geneformer(FoundationModel):
     def input_embedding(
         self, gene_id: Int64[Tensor, "row position"], value: Float[Tensor, "row position"]
     ) -> Float[Tensor, "row position d_model"]:
-        """LN(Emb(gene) + Pos + Type_0); the value is not used, the position is the rank."""
+        """LN(Emb(gene) + Pos + Type_0). The position is the rank of the gene; the value is not used."""
         return cast("Tensor", self.embedding(gene_id))
 
     def tokenize(
@@ -205,52 +205,50 @@ class Geneformer(FoundationModel):
         seed: int,
         max_tokens: int | None = None,
     ) -> Tokens:
-        """Genes by falling expression relative to their median (`GeneformerTokenizer`); nothing is drawn."""
+        """Genes by falling expression relative to their median (`GeneformerTokenizer`); `seed` is not used."""
         return self.tokenizer(indptr, indices, data, match, max_tokens=max_tokens)
 
     def pool(
         self, x: Float[Tensor, "row position d_model"], is_gene: Bool[Tensor, "row position"], readout: str
     ) -> Float[Tensor, "row d_model"]:
-        """Mean over the genes, without `<cls>` and `<eos>`; or, in V2, `<cls>`."""
+        """Mean over the gene tokens, without `<cls>` and `<eos>`; or the `<cls>` token (V2)."""
         return masked_mean(x, is_gene) if readout == "mean" else x[:, 0]
 
     def mask_genes(self, tokens: Tokens, *, seed: int, fraction: float) -> MaskedGeneTask:
-        """Which gene is at a hidden rank: 80 % of them are `<mask>`, 10 % another gene, 10 % left (BERT)."""
-        hidden = np.flatnonzero(sample_masked_genes(tokens, seed=seed, fraction=fraction))
-        gene_id, cell = tokens.gene_id.copy(), tokens.cell_of_token()[hidden]
+        """Mask genes as BERT does: 80 % become `<mask>`, 10 % another gene, 10 % stay; the gene is to be predicted."""
+        masked = np.flatnonzero(sample_masked_genes(tokens, seed=seed, fraction=fraction))
+        gene_id, cell = tokens.gene_id.copy(), tokens.cell_of_token()[masked]
         genes, mask_id = self.tokenizer.gene_ids, self.vocabulary.id_of("<mask>")
         bounds = np.searchsorted(cell, np.arange(tokens.n_cells + 1))
-        for here in (hidden[a:b] for a, b in pairwise(bounds) if a < b):
+        for here in (masked[a:b] for a, b in pairwise(bounds) if a < b):
             rng = cell_generator(seed, tokens.gene_id[here], here - here[0])
-            fate = rng.random(len(here))
+            draw = rng.random(len(here))
             other = genes[rng.integers(len(genes), size=len(here))]
-            gene_id[here] = np.where(fate < 0.8, mask_id, np.where(fate < 0.9, other, gene_id[here]))
+            gene_id[here] = np.where(draw < 0.8, mask_id, np.where(draw < 0.9, other, gene_id[here]))
         return MaskedGeneTask(
             tokens=replace(tokens, gene_id=gene_id),
             cell=cell,
-            gene_id=tokens.gene_id[hidden],
-            target=np.zeros(len(hidden), dtype=np.float32),
-            position=hidden,
+            gene_id=tokens.gene_id[masked],
+            target=np.zeros(len(masked), dtype=np.float32),
+            token_rows=masked,
         )
 
     def predict_masked(
-        self, x: Float[Tensor, "row position d_model"], batch: Batch, asked: MaskedGeneBatch
-    ) -> Float[Tensor, " asked"]:
-        """Log probability, in nats, of the gene that is hidden, at its rank."""
+        self, x: Float[Tensor, "row position d_model"], batch: Batch, masked: MaskedGeneBatch
+    ) -> Float[Tensor, " masked_gene"]:
+        """Log probability, in nats, of each masked gene at its rank."""
         if self.head is None:
-            raise ConfigError(
-                f"{self.name} has no weights of the masked-gene head, so it has no pretraining loss and no answers"
-            )
-        hidden = torch.split(x[asked.row, asked.column], 1024)
-        parts = zip(hidden, torch.split(asked.gene_id, 1024), strict=True)
+            raise self._lacks_head("the masked-gene head")
+        at_rank = torch.split(x[masked.row, masked.column], 1024)
+        parts = zip(at_rank, torch.split(masked.gene_id, 1024), strict=True)
         word = self.embedding.word.weight
         return -torch.cat([F.cross_entropy(self.head(t, word), g, reduction="none") for t, g in parts])
 
     def prediction_error(
-        self, x: Float[Tensor, "row position d_model"], batch: Batch, asked: MaskedGeneBatch
-    ) -> Float[Tensor, " asked"]:
-        """Cross-entropy of the hidden gene, in nats."""
-        return -self.predict_masked(x, batch, asked)
+        self, x: Float[Tensor, "row position d_model"], batch: Batch, masked: MaskedGeneBatch
+    ) -> Float[Tensor, " masked_gene"]:
+        """Cross-entropy of each masked gene, in nats."""
+        return -self.predict_masked(x, batch, masked)
 
     @torch.no_grad()
     def reset_weights(self, *, seed: int) -> None:
@@ -268,7 +266,7 @@ class Geneformer(FoundationModel):
 def geneformer_from_weights(
     config: GeneformerConfig, vocabulary: Vocabulary, medians: Mapping[str, float], weights: Mapping[str, Tensor]
 ) -> Geneformer:
-    """Network with the weights of a `BertForMaskedLM` (or `BertModel`, or a classifier: then without the head).
+    """Model with the weights of a `BertForMaskedLM`, or of a `BertModel` or classifier, which have no masked-gene head.
 
     Raises:
         CheckpointError: a weight is missing, unexpected or of another shape, or the head is not tied to the embedding.
@@ -283,7 +281,9 @@ def geneformer_from_weights(
     used = _stacked({key: value for key, value in named.items() if key not in ignored})
     tied, word = used.pop("head.tied", None), used.get("embedding.word.weight")
     if tied is not None and word is not None and not torch.equal(tied, word):
-        raise CheckpointError("cls.predictions.decoder.weight differs from word_embeddings; supported: a tied decoder")
+        raise CheckpointError(
+            "cls.predictions.decoder.weight differs from word_embeddings; allowed: a decoder tied to it"
+        )
     with torch.random.fork_rng(devices=[]):
         model = Geneformer(config, vocabulary, medians, head=any(key.startswith("head.") for key in used)).eval()
     load_weights(model, used, what="config.json", official=_official)
@@ -292,14 +292,14 @@ def geneformer_from_weights(
 
 
 def _official(name: str) -> str:
-    """Name of a weight in the official files, for messages."""
-    for ours, theirs in _OFFICIAL:
-        name = re.sub(ours, theirs, name)
+    """Name of a weight in the official files, for error messages."""
+    for own, official in _OFFICIAL:
+        name = re.sub(own, official, name)
     return name
 
 
 def _stacked(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Query, key and value of each block in one matrix; an incomplete triple is left for the account of weights."""
+    """Query, key and value of each block in one matrix; an incomplete triple stays, so that `load_weights` names it."""
     parts = ("query", "key", "value")
     for key in [key for key in weights if ".self_attn.query." in key]:
         names = [key.replace(".query.", f".{part}.") for part in parts]

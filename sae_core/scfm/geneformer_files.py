@@ -1,15 +1,15 @@
-"""Geneformer's files: a Hugging Face folder, and the dictionaries that lie in it or beside it.
+"""Reader of Geneformer's files: a Hugging Face folder, and the dictionaries in it or beside it.
 
-Dictionaries are looked for, in this order, in FOLDER, FOLDER/geneformer, FOLDER/.., FOLDER/../geneformer, and in the
+Dictionaries are searched, in this order, in FOLDER, FOLDER/geneformer, FOLDER/.., FOLDER/../geneformer, and in the
 subfolder gene_dictionaries_30m of each (the layout of the official repository). The first folder whose token dictionary
-has as many entries as the model embeds is taken, so V1 and V2 files side by side are told apart. Names:
+has as many entries as the model's embedding is used, so V1 and V2 files can lie side by side. Their names are:
 
     token_dictionary*     Ensembl id or special token -> token id       needed
     gene_median*          Ensembl id -> median                          needed
     gene_name_id*         symbol -> Ensembl id                          optional: without it only Ensembl ids match
-    ensembl_mapping*      any name, upper case -> current Ensembl id    optional: V2's collapse of outdated ids
+    ensembl_mapping*      any name, upper case -> current Ensembl id    optional: V2 maps outdated ids to current ones
 
-each .json or .pkl (JSON is preferred where both are there).
+Each may be .json or .pkl; .json is preferred where both exist.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _KINDS = ("token_dictionary", "gene_median", "gene_name_id", "ensembl_mapping")
 
 
 class Dictionaries(NamedTuple):
-    """What the dictionaries say, and where they were found."""
+    """Content of the dictionaries, and the files that it was read from."""
 
     vocabulary: Vocabulary
     medians: Mapping[str, float]
@@ -38,7 +38,7 @@ class Dictionaries(NamedTuple):
 
 
 def is_geneformer(folder: Path) -> bool:
-    """Whether the folder holds a BERT checkpoint of Hugging Face's making."""
+    """Whether the folder holds a Hugging Face checkpoint of a BERT model."""
     config = folder / "config.json"
     if not config.is_file() or not any((folder / name).is_file() for name in WEIGHTS):
         return False
@@ -46,7 +46,11 @@ def is_geneformer(folder: Path) -> bool:
 
 
 def load_geneformer(folder: Path) -> Geneformer:
-    """Model of a folder. CheckpointError naming what is missing or does not fit."""
+    """Model in a folder.
+
+    Raises:
+        CheckpointError: a file is missing, cannot be read or does not fit the others; the message names it.
+    """
     weights_path = next(folder / name for name in WEIGHTS if (folder / name).is_file())
     config = GeneformerConfig.from_json(read_json(folder / "config.json"))
     found = find_dictionaries(folder, n_tokens=config.n_tokens)
@@ -56,20 +60,20 @@ def load_geneformer(folder: Path) -> Geneformer:
 
 
 def find_dictionaries(folder: Path, *, n_tokens: int) -> Dictionaries:
-    """Dictionaries of a model of `n_tokens` tokens, in the places that the module docstring names.
+    """Dictionaries of a model of `n_tokens` tokens, searched in the folders that the module docstring lists.
 
     Raises:
-        CheckpointError: none has that many tokens, or there are no medians beside it.
+        CheckpointError: no token dictionary has that many tokens, or no medians lie beside it.
     """
-    seen = []
+    found = []
     for place in _places(folder):
         for path in _named(place, "token_dictionary"):
             ids = read_dictionary(path)
-            seen.append(f"{path} ({len(ids)} tokens)")
+            found.append(f"{path} ({len(ids)} tokens)")
             if len(ids) == n_tokens:
                 return _dictionaries(place, path, ids)
     raise CheckpointError(
-        f"no token dictionary for the {n_tokens} tokens of this model; found {', '.join(seen) or 'none'}; put "
+        f"no token dictionary has the {n_tokens} tokens of this model; found: {', '.join(found) or 'none'}; put "
         f"token_dictionary*.pkl (or .json) and its companions into one of {', '.join(map(str, _places(folder)))}"
     )
 
@@ -86,21 +90,21 @@ def _named(place: Path, kind: str) -> list[Path]:
 
 
 def _dictionaries(place: Path, token_path: Path, ids: Mapping[str, Any]) -> Dictionaries:
-    # companions carry the same tail: token_dictionary_gc104M.pkl goes with gene_median_dictionary_gc104M.pkl
-    tail = token_path.stem.partition("_gc")[2]
+    # dictionaries of one version share the end of their names: token_dictionary_gc104M, gene_median_dictionary_gc104M
+    version = token_path.stem.partition("_gc")[2]
     paths, read = [token_path], {}
     for kind in _KINDS[1:]:
-        candidates = [path for path in _named(place, kind) if path.stem.partition("_gc")[2] == tail]
+        candidates = [path for path in _named(place, kind) if path.stem.partition("_gc")[2] == version]
         candidates = candidates or _named(place, kind)
         if candidates:
             paths.append(candidates[0])
             read[kind] = read_dictionary(candidates[0])
     if "gene_median" not in read:
-        raise CheckpointError(f"{place} has {token_path.name} but no gene_median*.pkl or .json; copy it there")
+        raise CheckpointError(f"{place} holds {token_path.name} but no gene_median*.pkl or .json; copy it there")
     tokens = sorted(ids, key=lambda token: ids[token])
     if [ids[token] for token in tokens] != list(range(len(tokens))):
         raise CheckpointError(
-            f"{token_path}: the ids of {len(tokens)} tokens are not the numbers 0 to {len(tokens) - 1}"
+            f"the ids of the {len(tokens)} tokens in {token_path} are not the numbers 0 to {len(tokens) - 1}"
         )
     medians = {name: float(value) for name, value in read["gene_median"].items() if name in ids}
     # a token without a median cannot be ranked, so no gene may match it
@@ -115,7 +119,7 @@ def _dictionaries(place: Path, token_path: Path, ids: Mapping[str, Any]) -> Dict
 
 
 def _names(id_of_symbol: Mapping[str, str], current: Mapping[str, str], genes: set[str]) -> dict[str, dict[str, str]]:
-    """Every name that leads to a gene of the model: Ensembl ids, and symbols and other aliases."""
+    """Ensembl ids and aliases (symbols and other names) that lead to a gene of the model."""
     names = {name: current.get(name.upper(), gene) for name, gene in id_of_symbol.items()}
     names = {**current, **{name: current.get(gene, gene) for name, gene in names.items()}}
     known = {name: gene for name, gene in names.items() if gene in genes}

@@ -1,9 +1,13 @@
-"""A model's own pretraining task as a measure: hide part of every cell, ask for it, read the answers, count the error.
+"""Masked-gene prediction: the pretraining task of a model, used to measure what a patch changes.
 
-What is hidden is drawn from (seed, cell), so two runs of one seed ask the same and differ only by what was done to the
-activations: the way to say what a patch makes the model expect, and how much of its work survives. Answers and errors
-are the family's own: the binned value and its squared error (scGPT), the log probability of the masked gene and its
-negative, the cross-entropy (Geneformer), log1p CP10k and its squared error (scFoundation).
+Part of every cell's genes is masked, the model's pretraining head predicts them, and the error is counted. The masked
+genes are drawn from (seed, cell), so two runs with one seed differ only in what was done to the activations: they show
+what a patch makes the model expect, and how much of the prediction survives it. Predictions and errors are the
+family's own:
+
+    scGPT          binned value                              squared error
+    Geneformer     log probability of the masked gene (nats) cross-entropy, its negative
+    scFoundation   log1p CP10k                               squared error
 """
 
 from __future__ import annotations
@@ -23,104 +27,107 @@ from sae_core.scfm.values import cell_generator
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedGeneTask:
-    """What the encoder reads and what is asked, flat and sorted by cell.
-
-    `position` is the row of `tokens` at which an answer is read, None where a decoder answers; `is_query_only` marks
-    tokens that ask without being seen by the others.
-    """
+    """Cells with masked genes, and the genes to be predicted: flat arrays, sorted by cell."""
 
     tokens: Tokens
-    cell: Int64[np.ndarray, " asked"]
-    gene_id: Int64[np.ndarray, " asked"]
-    target: Float32[np.ndarray, " asked"]
-    position: Int64[np.ndarray, " asked"] | None = None
+    """Input of the encoder, after masking."""
+    cell: Int64[np.ndarray, " masked_gene"]
+    """Index of the cell of each masked gene."""
+    gene_id: Int64[np.ndarray, " masked_gene"]
+    target: Float32[np.ndarray, " masked_gene"]
+    """Value to be predicted; 0 in Geneformer, which predicts the gene itself."""
+    token_rows: Int64[np.ndarray, " masked_gene"] | None = None
+    """Row of `tokens` from which each gene is predicted; None where masked genes have no token (scFoundation)."""
     is_query_only: Bool[np.ndarray, " token"] | None = None
+    """Tokens that attend to others and are never attended to; None where there is none."""
 
     @property
     def is_masked_gene(self) -> Bool[np.ndarray, " token"] | None:
-        """Tokens at which an answer is read, seen by the others or not."""
-        if self.position is None:
+        """Tokens from which a masked gene is predicted; None where masked genes have no token."""
+        if self.token_rows is None:
             return None
-        asks = np.zeros(self.tokens.n_tokens, dtype=bool)
-        asks[self.position] = True
-        return asks
+        is_masked = np.zeros(self.tokens.n_tokens, dtype=bool)
+        is_masked[self.token_rows] = True
+        return is_masked
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedGeneBatch:
-    """The part of a question that one batch answers; `row` and `column` are places in the padded batch."""
+    """The masked genes of one padded batch."""
 
-    which: Int64[np.ndarray, " asked"]
-    """Rows of the question."""
-    row: Int64[Tensor, " asked"]
-    column: Int64[Tensor, " asked"]
-    gene_id: Int64[Tensor, " asked"]
-    target: Float[Tensor, " asked"]
+    task_rows: Int64[np.ndarray, " masked_gene"]
+    """Their rows in the arrays of the `MaskedGeneTask`."""
+    row: Int64[Tensor, " masked_gene"]
+    """Row of the batch: the cell."""
+    column: Int64[Tensor, " masked_gene"]
+    """Position in the row from which the gene is predicted; 0 where masked genes have no token."""
+    gene_id: Int64[Tensor, " masked_gene"]
+    target: Float[Tensor, " masked_gene"]
 
     @classmethod
-    def of(cls, question: MaskedGeneTask, batch: Batch) -> MaskedGeneBatch:
-        """Everything that `question` asks the cells of `batch`."""
+    def of(cls, task: MaskedGeneTask, batch: Batch) -> MaskedGeneBatch:
+        """The masked genes of `task` in the cells of `batch`."""
         cells = batch.cells.numpy()
-        bounds = np.searchsorted(question.cell, [cells, cells + 1])
-        which = np.concatenate([np.arange(start, stop) for start, stop in bounds.T])
+        bounds = np.searchsorted(task.cell, [cells, cells + 1])
+        task_rows = np.concatenate([np.arange(start, stop) for start, stop in bounds.T])
         row = np.repeat(np.arange(len(cells)), bounds[1] - bounds[0])
         column = np.zeros_like(row)
-        if question.position is not None:
-            column = question.position[which] - question.tokens.offsets[cells[row]]
+        if task.token_rows is not None:
+            column = task.token_rows[task_rows] - task.tokens.offsets[cells[row]]
 
         def put(array: np.ndarray) -> Tensor:
             return torch.from_numpy(array).to(batch.gene_id.device)
 
         return cls(
-            which=which,
+            task_rows=task_rows,
             row=put(row),
             column=put(column),
-            gene_id=put(question.gene_id[which]),
-            target=put(question.target[which]).to(batch.value.dtype),
+            gene_id=put(task.gene_id[task_rows]),
+            target=put(task.target[task_rows]).to(batch.value.dtype),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedGenePrediction:
-    """What a model's head says of the genes that were hidden from it, in the order of the question: sorted by cell."""
+    """Predictions of masked genes by a model's pretraining head, in the order of the task: sorted by cell."""
 
-    cell: Int64[Tensor, " asked"]
-    """Index into the tokens that were asked."""
-    gene_id: Int64[Tensor, " asked"]
-    prediction: Float32[Tensor, " asked"]
-    target: Float32[Tensor, " asked"]
-    """What a perfect model would have answered."""
+    cell: Int64[Tensor, " masked_gene"]
+    """Index of the cell in the tokens that were masked."""
+    gene_id: Int64[Tensor, " masked_gene"]
+    prediction: Float32[Tensor, " masked_gene"]
+    target: Float32[Tensor, " masked_gene"]
+    """What a perfect model would have predicted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainingLoss:
-    """Mean error per cell (NaN where nothing was asked) and how much was asked."""
+    """Mean error of the masked genes per cell (NaN where none is masked), and their number."""
 
     per_cell: Float[Tensor, " cell"]
     n_masked: Int64[Tensor, " cell"]
 
     @property
     def mean(self) -> float:
-        """Mean error over everything asked."""
-        asked = self.n_masked > 0
-        return float((self.per_cell[asked] * self.n_masked[asked]).sum() / self.n_masked.sum())
+        """Mean error over all masked genes."""
+        has_any = self.n_masked > 0
+        return float((self.per_cell[has_any] * self.n_masked[has_any]).sum() / self.n_masked.sum())
 
 
 def sample_masked_genes(tokens: Tokens, *, seed: int, fraction: float) -> Bool[np.ndarray, " token"]:
-    """The gene tokens to hide: `fraction` of each cell's, at least one, never all, drawn from (seed, the cell).
+    """Choose the gene tokens to mask: `fraction` of each cell's, at least one, never all, drawn from (seed, cell).
 
     Raises:
-        ConfigError: the fraction is not between 0 and 1.
+        ConfigError: the fraction does not lie between 0 and 1.
     """
     if not 0 < fraction < 1:
-        raise ConfigError(f"mask_fraction must lie between 0 and 1, got {fraction}")
-    hidden = np.zeros(tokens.n_tokens, dtype=bool)
+        raise ConfigError(f"mask_fraction was {fraction}; allowed: a number between 0 and 1")
+    is_masked = np.zeros(tokens.n_tokens, dtype=bool)
     for cell in range(tokens.n_cells):
         start, stop = tokens.offsets[cell : cell + 2]
         genes = start + np.flatnonzero(~tokens.is_special[start:stop])
         if len(genes) < 2:
             continue
-        n_hidden = min(max(1, round(fraction * len(genes))), len(genes) - 1)
+        n_masked = min(max(1, round(fraction * len(genes))), len(genes) - 1)
         rng = cell_generator(seed, tokens.gene_id[genes], tokens.value[genes])
-        hidden[rng.permutation(genes)[:n_hidden]] = True
-    return hidden
+        is_masked[rng.permutation(genes)[:n_masked]] = True
+    return is_masked

@@ -1,11 +1,12 @@
-"""scFoundation: values in soft bins, gene vectors, a post-norm encoder over the expressed genes, a final norm.
+"""scFoundation: values embedded by soft bins, a post-norm encoder over the expressed genes, a final norm.
 
     v = leaky_relu(w x + b);  bins = softmax(alpha v + W v + c);  input = bins @ E + Pos(gene)
     n_layers post-norm ReLU blocks, then the final norm (site "final")
 
-The cell embedding is [S, T, max over genes, mean over genes] of the final norm's output, 4 d_model numbers; the genes
-exclude T and S. Names of modules are those of the checkpoint behind `model.`. The Performer decoder
-(`scfoundation_decoder`) is read as well, because the pretraining loss needs it; activations do not.
+T and S are the target and source total counts (`scfoundation_tokenizer`). The cell embedding is [S, T, max over genes,
+mean over genes] of the final norm's output, 4 d_model numbers, where genes exclude T and S. Module names are those of
+the checkpoint without the prefix `model.`. The Performer decoder (`scfoundation_decoder`) is needed by the pretraining
+loss, not by activations.
 
 Hao et al. 2024, scFoundation, 10.1038/s41592-024-02305-7.
 """
@@ -23,7 +24,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from sae_core.checkpoint_files import load_weights
-from sae_core.errors import CheckpointError, ConfigError
+from sae_core.errors import CheckpointError
 from sae_core.scfm.batches import Batch
 from sae_core.scfm.encoder import EncoderBlock
 from sae_core.scfm.foundation import FoundationModel, masked_mean
@@ -50,7 +51,7 @@ class DecoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScFoundationConfig:
-    """What the network takes from the checkpoint's config."""
+    """Settings of the network, from the checkpoint's config."""
 
     n_layers: int
     n_heads: int
@@ -64,19 +65,19 @@ class ScFoundationConfig:
 
     @classmethod
     def from_checkpoint(cls, config: Mapping[str, Any]) -> ScFoundationConfig:
-        """Config of one part of `models.ckpt`: its model's config, over which the data set's is laid.
+        """Config from one part of `models.ckpt`: the model's config, overridden by the data set's.
 
         Raises:
-            CheckpointError: another model, or a key is missing.
+            CheckpointError: the config is of another model or encoder, or a key is missing.
         """
         try:
             name = config["model"]
             if name != "mae_autobin":
-                raise CheckpointError(f"the checkpoint's config has model {name!r}; supported: 'mae_autobin'")
+                raise CheckpointError(f"the checkpoint's config has model {name!r}; allowed: 'mae_autobin'")
             merged = {**config["model_config"][name], **config["dataset_config"]["rnaseq"]}
             encoder, decoder = merged["encoder"], merged.get("decoder")
             if encoder.get("module_type", "transformer") != "transformer":
-                raise CheckpointError(f"the encoder is a {encoder['module_type']!r}; supported: 'transformer'")
+                raise CheckpointError(f"the encoder is a {encoder['module_type']!r}; allowed: 'transformer'")
             return cls(
                 **dict(zip(("d_model", "n_layers", "n_heads"), (int(encoder[key]) for key in _SIZES), strict=True)),
                 n_genes=int(merged["seq_len"]) - 2,
@@ -88,7 +89,7 @@ class ScFoundationConfig:
             )
         except KeyError as error:
             raise CheckpointError(
-                f"the checkpoint's config lacks {error}; allowed: that of scFoundation's models.ckpt"
+                f"the checkpoint's config lacks {error}; give the models.ckpt of scFoundation"
             ) from error
 
 
@@ -99,8 +100,8 @@ def _decoder_config(config: Mapping[str, Any]) -> DecoderConfig | None:
     return DecoderConfig(d_model=d_model, n_layers=n_layers, n_heads=n_heads, d_head=int(config.get("dim_head", 64)))
 
 
-class SoftBins(nn.Module):
-    """Embedding of a value: soft assignment to bins, then their mean; own vectors for padding and hidden values."""
+class AutoDiscretization(nn.Module):
+    """Value embedding: the mean of bin vectors, weighted by a softmax; masked values and padding have own vectors."""
 
     def __init__(self, c: ScFoundationConfig) -> None:
         super().__init__()
@@ -110,7 +111,7 @@ class SoftBins(nn.Module):
         self.emb_mask, self.emb_pad = nn.Embedding(1, c.d_model), nn.Embedding(1, c.d_model)
 
     def forward(self, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape d_model"]:
-        """Bins @ E; the mask's or padding's vector where the value is theirs."""
+        """Bins @ E; the mask vector where the value is `mask_value`, the padding vector where it is `pad_value`."""
         v = F.leaky_relu(self.mlp(value[..., None]), 0.1)
         x = torch.softmax(self.alpha * v + self.mlp2(v), dim=-1) @ self.emb.weight
         for special, vector in ((self.mask_value, self.emb_mask.weight), (self.pad_value, self.emb_pad.weight)):
@@ -127,7 +128,7 @@ class _Encoder(nn.Module):
 
 
 class ScFoundation(FoundationModel):
-    """The network with its tokenizer; made by `load_model`."""
+    """The scFoundation network with its tokenizer; `load_model` builds it from a checkpoint folder."""
 
     family = "scfoundation"
     readouts = ("all", "mean", "max", "source", "target")
@@ -138,7 +139,7 @@ class ScFoundation(FoundationModel):
         self.config, self.vocabulary = config, vocabulary
         self.name, self.digest = "scfoundation", ""
         self.d_model, self.n_layers = config.d_model, config.n_layers
-        self.token_emb = SoftBins(config)
+        self.token_emb = AutoDiscretization(config)
         self.pos_emb = nn.Embedding(config.n_genes + 3, config.d_model)
         self.encoder = _Encoder(config)
         self.decoder: Performer | None = None
@@ -161,7 +162,7 @@ class ScFoundation(FoundationModel):
     def input_embedding(
         self, gene_id: Int64[Tensor, "row position"], value: Float[Tensor, "row position"]
     ) -> Float[Tensor, "row position d_model"]:
-        """Soft bins of the value plus the gene's vector."""
+        """Value embedding (soft bins) plus gene embedding."""
         return cast("Tensor", self.token_emb(value) + self.pos_emb(gene_id))
 
     def tokenize(
@@ -174,19 +175,19 @@ class ScFoundation(FoundationModel):
         seed: int,
         max_tokens: int | None = None,
     ) -> Tokens:
-        """Expressed genes, then T and S (`ScFoundationTokenizer`)."""
+        """Expressed genes of each cell, then T and S (`ScFoundationTokenizer`)."""
         return self.tokenizer(indptr, indices, data, match, seed=seed, max_tokens=max_tokens)
 
     def width(self, readout: str) -> int:
-        """4 d_model for "all", else d_model."""
+        """Length of the cell embedding: 4 d_model for "all", else d_model."""
         return self.d_model * (4 if readout == "all" else 1)
 
     def pool(
         self, x: Float[Tensor, "row position d_model"], is_gene: Bool[Tensor, "row position"], readout: str
     ) -> Float[Tensor, "row width"]:
-        """Readout "all": [S, T, max over genes, mean over genes], the official embedding; or one of the four."""
+        """Readout "all" gives [S, T, max over genes, mean over genes], the official cell embedding; others one part."""
         row, n_genes = torch.arange(len(x), device=x.device), is_gene.sum(1)
-        # genes come first, then T, then S
+        # a cell's tokens are its genes, then T, then S
         part = {
             "source": x[row, n_genes + 1],
             "target": x[row, n_genes],
@@ -196,51 +197,51 @@ class ScFoundation(FoundationModel):
         return torch.cat([part[name] for name in part], dim=1) if readout == "all" else part[readout]
 
     def mask_genes(self, tokens: Tokens, *, seed: int, fraction: float) -> MaskedGeneTask:
-        """Values of hidden expressed genes, which the encoder does not get at all."""
-        hidden = sample_masked_genes(tokens, seed=seed, fraction=fraction)
-        n_hidden = np.bincount(tokens.cell_of_token()[hidden], minlength=tokens.n_cells)
-        offsets = np.concatenate([[0], np.cumsum(tokens.lengths - n_hidden)]).astype(np.int64)
-        seen = Tokens(
+        """Mask expressed genes by taking them out of the encoder's input; their log1p CP10k is to be predicted."""
+        is_masked = sample_masked_genes(tokens, seed=seed, fraction=fraction)
+        n_masked = np.bincount(tokens.cell_of_token()[is_masked], minlength=tokens.n_cells)
+        offsets = np.concatenate([[0], np.cumsum(tokens.lengths - n_masked)]).astype(np.int64)
+        unmasked = Tokens(
             offsets=offsets,
-            gene_id=tokens.gene_id[~hidden],
-            value=tokens.value[~hidden],
-            is_special=tokens.is_special[~hidden],
+            gene_id=tokens.gene_id[~is_masked],
+            value=tokens.value[~is_masked],
+            is_special=tokens.is_special[~is_masked],
         )
         return MaskedGeneTask(
-            tokens=seen,
-            cell=tokens.cell_of_token()[hidden],
-            gene_id=tokens.gene_id[hidden],
-            target=tokens.value[hidden],
+            tokens=unmasked,
+            cell=tokens.cell_of_token()[is_masked],
+            gene_id=tokens.gene_id[is_masked],
+            target=tokens.value[is_masked],
         )
 
     def predict_masked(
-        self, x: Float[Tensor, "row position d_model"], batch: Batch, asked: MaskedGeneBatch
-    ) -> Float[Tensor, " asked"]:
-        """The decoder's log1p CP10k of each hidden gene; genes that are not expressed are given to it as zeros."""
+        self, x: Float[Tensor, "row position d_model"], batch: Batch, masked: MaskedGeneBatch
+    ) -> Float[Tensor, " masked_gene"]:
+        """log1p CP10k of each masked gene by the decoder, whose input has zeros for genes that are not expressed."""
         if self.decoder is None:
-            raise ConfigError(f"{self.name} has no decoder weights, so it has no pretraining loss and no answers")
+            raise self._lacks_head("the decoder")
         n_genes = self.config.n_genes + 2
-        silent = self.token_emb(x.new_zeros(1)) + self.pos_emb.weight[:n_genes]
-        hidden = self.token_emb(x.new_full((1,), self.config.mask_value))[0]
-        found = torch.zeros_like(asked.target)
+        not_expressed = self.token_emb(x.new_zeros(1)) + self.pos_emb.weight[:n_genes]
+        mask_vector = self.token_emb(x.new_full((1,), self.config.mask_value))[0]
+        found = torch.zeros_like(masked.target)
         for row in range(len(x)):
-            here, real = asked.row == row, batch.is_real[row]
-            full = silent.clone()
-            full[asked.gene_id[here]] = hidden + self.pos_emb(asked.gene_id[here])
+            here, real = masked.row == row, batch.is_real[row]
+            full = not_expressed.clone()
+            full[masked.gene_id[here]] = mask_vector + self.pos_emb(masked.gene_id[here])
             full[batch.gene_id[row][real]] = x[row][real].to(full.dtype) + self.pos_emb(batch.gene_id[row][real])
-            answers = self.norm(self.decoder(self.decoder_embed(full)))[asked.gene_id[here]]
-            found[here] = self.to_final(answers)[:, 0]
+            decoded = self.norm(self.decoder(self.decoder_embed(full)))[masked.gene_id[here]]
+            found[here] = self.to_final(decoded)[:, 0]
         return found
 
     def prediction_error(
-        self, x: Float[Tensor, "row position d_model"], batch: Batch, asked: MaskedGeneBatch
-    ) -> Float[Tensor, " asked"]:
-        """Squared error of the answer."""
-        return (self.predict_masked(x, batch, asked) - asked.target) ** 2
+        self, x: Float[Tensor, "row position d_model"], batch: Batch, masked: MaskedGeneBatch
+    ) -> Float[Tensor, " masked_gene"]:
+        """Squared error of each prediction, in squared log1p CP10k."""
+        return (self.predict_masked(x, batch, masked) - masked.target) ** 2
 
     @torch.no_grad()
     def reset_weights(self, *, seed: int) -> None:
-        """Torch's first weights of linear and embedding modules, drawn from `seed`; fresh random features."""
+        """Torch's initialisation of linear and embedding modules, and new random features of the decoder."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if "norm" in name:
@@ -260,7 +261,7 @@ class ScFoundation(FoundationModel):
 def scfoundation_from_weights(
     config: ScFoundationConfig, vocabulary: Vocabulary, weights: Mapping[str, Tensor]
 ) -> ScFoundation:
-    """Network with the weights of one part of `models.ckpt`, named with or without `model.`.
+    """Model with the weights of one part of `models.ckpt`, whose names may have the prefix `model.`.
 
     Raises:
         CheckpointError: a weight is missing, unexpected or of another shape.
@@ -280,7 +281,7 @@ def scfoundation_from_weights(
 
 
 def _official(name: str) -> str:
-    """Name of a weight in the official files, for messages."""
+    """Name of a weight in the official files, for error messages."""
     return "model." + name.replace(".self_attn.Wqkv.", ".self_attn.in_proj_")
 
 

@@ -1,11 +1,11 @@
-"""scFoundation's decoder, which only its pretraining loss needs: a Performer over all genes.
+"""scFoundation's decoder, a Performer over all genes; only the pretraining loss needs it.
 
     x + Attention(LN(x));  x + W2 gelu(W1 LN(x));    final norm
     Attention: softmax(q k^T) approximated by random features phi: phi(q) (phi(k)^T v) / (phi(q) . sum phi(k))
 
-Linear in the number of genes, which is what lets it see all 19,264 of them at once. The random features are part of the
-checkpoint (`projection_matrix`), so the result is deterministic. Names are those of the checkpoint. At full size a cell
-takes about 20 s on one core.
+Its cost is linear in the number of genes, so it can attend to all 19,264 of them at once. The random features are part
+of the checkpoint (`projection_matrix`), so the result is deterministic. Module names are those of the checkpoint. At
+full size a cell takes about 20 s on one core.
 
 Choromanski et al. 2021, Performers, arXiv:2009.14794 (FAVOR+, equation 5 and section 2.4).
 """
@@ -37,7 +37,7 @@ class _RandomFeatures(nn.Module):
         projection: Tensor = self.get_buffer("projection_matrix").to(x.dtype)
         x = x * x.shape[-1] ** -0.25
         along = x @ projection.T
-        # any constant cancels in the quotient: per query, and one for all keys
+        # a constant per query and one for all keys cancel in the quotient; these keep exp from overflowing
         top = along.amax(-1, keepdim=True) if of_query else along.amax()
         features: Tensor = torch.exp(along - (x**2).sum(-1, keepdim=True) / 2 - top) + _EPS
         return features * float(projection.shape[0] ** -0.5)
@@ -78,7 +78,7 @@ class _PreNorm(nn.Module):
 
 
 class _Inner(nn.Module):
-    """The checkpoint's level of chunking, which is not used."""
+    """A level of the checkpoint's module names (chunking), which does nothing here."""
 
     def __init__(self, fn: nn.Module) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class _Net(nn.Module):
 
 
 class Performer(nn.Module):
-    """The decoder's stack, one cell at a time: a batch would need gigabytes (19,266 x 266 features a head and cell)."""
+    """Decoder blocks for one cell at a time; a batch would need gigabytes (19,266 x 266 features per head and cell)."""
 
     def __init__(self, *, n_layers: int, d_model: int, n_heads: int, d_head: int) -> None:
         super().__init__()

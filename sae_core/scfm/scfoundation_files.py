@@ -1,9 +1,9 @@
-"""scFoundation's files: `models.ckpt` with its three parts, and the list of genes in the folder or its parent.
+"""Reader of scFoundation's files: `models.ckpt` with its three parts, and the gene list in the folder or its parent.
 
-A part is chosen by the path, FOLDER/cell, FOLDER/rde or FOLDER/gene; FOLDER alone is `cell`, the one for cell
-embeddings, or the only part there is. The gene list is a table of two columns, gene_name and index, tab- or
-comma-separated, named *gene_index*.tsv or .csv. An optional vocab_ensembl.json {Ensembl id: symbol} beside it lets
-Ensembl ids match.
+The path chooses a part: FOLDER/cell, FOLDER/rde or FOLDER/gene. FOLDER alone is `cell`, the part for cell embeddings,
+or the first part that the file holds. The gene list is a table of two columns, gene_name and index, tab- or
+comma-separated, named *gene_index*.tsv or .csv. With an optional vocab_ensembl.json {Ensembl id: symbol} in the folder,
+genes also match by Ensembl id.
 """
 
 from __future__ import annotations
@@ -31,12 +31,16 @@ _WEIGHTS = "models.ckpt"
 
 
 def is_scfoundation(folder: Path) -> bool:
-    """Whether the folder, or the folder of which the path names a part, holds `models.ckpt`."""
+    """Whether `models.ckpt` lies in the folder, or in its parent where the path names a part."""
     return (_home(folder) / _WEIGHTS).is_file()
 
 
 def load_scfoundation(path: Path) -> ScFoundation:
-    """Model of a folder or of the part that the path names. CheckpointError naming what does not fit."""
+    """Model in a folder, or the part of it that the path names.
+
+    Raises:
+        CheckpointError: a file is missing, cannot be read or does not fit the others; the message names it.
+    """
     folder = _home(path)
     parts = read_torch(folder / _WEIGHTS)
     name = path.name if folder != path else None
@@ -53,20 +57,22 @@ def load_scfoundation(path: Path) -> ScFoundation:
 
 
 def read_gene_list(path: Path, *, n_genes: int, ensembl: Mapping[str, str] | None = None) -> Vocabulary:
-    """Vocabulary of the gene list, T and S behind the genes.
+    """Vocabulary from the gene list: the genes, then T and S.
 
     Raises:
-        CheckpointError: unreadable, or not `n_genes` genes numbered from 0.
+        CheckpointError: the file is no such table, or does not hold `n_genes` genes numbered from 0.
     """
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     rows = [line.replace(",", "\t").split("\t") for line in lines[1:]]
     try:
         index = {row[0].strip(): int(row[1]) for row in rows}
     except (IndexError, ValueError) as error:
-        raise CheckpointError(f"{path} is no table of gene_name and index: {error}") from error
+        raise CheckpointError(
+            f"{path} cannot be read ({error}); allowed: a table of two columns, gene_name and index"
+        ) from error
     if sorted(index.values()) != list(range(n_genes)):
         raise CheckpointError(
-            f"{path} names {len(index)} genes, the model has {n_genes}; allowed: one gene for each index from 0"
+            f"{path} names {len(index)} genes and the model has {n_genes}; allowed: one gene for each index from 0"
         )
     genes = sorted(index, key=lambda name: index[name])
     return Vocabulary(tokens=(*genes, TARGET, SOURCE), special=frozenset({TARGET, SOURCE}), ensembl=dict(ensembl or {}))
@@ -78,16 +84,20 @@ def _home(path: Path) -> Path:
 
 def _part(parts: Any, name: str | None) -> tuple[str, Mapping[str, Any]]:
     if not isinstance(parts, dict) or not (held := [part for part in PARTS if part in parts]):
-        raise CheckpointError(f"{_WEIGHTS} holds none of {', '.join(PARTS)}; allowed: scFoundation's official file")
+        raise CheckpointError(
+            f"{_WEIGHTS} holds none of the parts {', '.join(PARTS)}; give the official file of scFoundation"
+        )
     chosen = name or held[0]
     if chosen not in held:
-        raise CheckpointError(f"{_WEIGHTS} holds {', '.join(held)} and not {chosen!r}")
+        raise CheckpointError(f"{_WEIGHTS} has no part {chosen!r}; allowed: {', '.join(held)}")
     part = parts[chosen]
     tensors = part.get("state_dict") if isinstance(part, dict) else None
     if not isinstance(tensors, dict) or not isinstance(part.get("config"), dict):
-        raise CheckpointError(f"part {chosen!r} of {_WEIGHTS} is not {{'config', 'state_dict'}}")
+        raise CheckpointError(f"part {chosen!r} of {_WEIGHTS} lacks its config or state_dict; give the official file")
     if not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise CheckpointError(f"part {chosen!r} of {_WEIGHTS} holds more than tensors in its state_dict")
+        raise CheckpointError(
+            f"part {chosen!r} of {_WEIGHTS} holds other objects than tensors in its state_dict; give the official file"
+        )
     return chosen, part
 
 

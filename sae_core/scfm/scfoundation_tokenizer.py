@@ -1,10 +1,10 @@
-"""scFoundation's tokenizer: every expressed gene with its log1p CP10k, then the target and source totals T and S.
+"""scFoundation's tokenizer: every expressed gene with its log1p CP10k, then the target and source total counts T and S.
 
     value(gene) = log1p(x / sum(x) * 10,000);   value(T) = 4;   value(S) = log10 sum(x)
 
-Sums are over the model's 19,264 genes, of the raw counts, before anything is left out. With log-normalised input S
-would be the log10 of the normalised sum, which is no read depth: such input is turned back into counts where that is
-exact, else refused. T is the depth that the model is asked to imagine, upstream's 't4'.
+Sums are of the raw counts over the model's 19,264 genes, before any gene is left out. With log-normalised input, S
+would be the log10 of the normalised sum, which is not the read depth; such input is turned back into counts where that
+is exact, and refused otherwise. T is the read depth (log10) at which the model predicts, upstream's 't4'.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _TARGET_SUM = 10_000.0
 
 @dataclass(frozen=True, kw_only=True)
 class ScFoundationTokenizer:
-    """Ids of T and S, the value of T, and the way from CSR rows to tokens."""
+    """Turns cells in CSR form into tokens, with the ids of T (`target_id`) and S (`source_id`) and the value of T."""
 
     target_id: int
     source_id: int
@@ -39,17 +39,17 @@ class ScFoundationTokenizer:
         seed: int,
         max_tokens: int | None = None,
     ) -> Tokens:
-        """Tokens of CSR rows: genes in the model's order, then T and S. A cell without a matched gene has no token.
+        """Tokens of cells in CSR form: genes in the model's order, then T and S.
 
-        `max_tokens`, which upstream does not have, keeps a sample of the genes drawn from (seed, cell); values, T and S
-        are those of the whole cell.
+        A cell without a matched gene has no token. `max_tokens`, which upstream does not have, keeps a sample of the
+        genes drawn from (seed, cell); values, T and S are those of the whole cell.
 
         Raises:
-            TokenizationError: values that are neither counts nor exactly log-normalised counts.
-            ConfigError: `max_tokens` leaves no room for a gene.
+            TokenizationError: the values are neither counts nor exactly log-normalised counts.
+            ConfigError: `max_tokens` leaves no place for a gene.
         """
         if max_tokens is not None and max_tokens < 3:
-            raise ConfigError(f"max_tokens must be at least 3 (a gene, T and S), got {max_tokens}")
+            raise ConfigError(f"max_tokens was {max_tokens}; allowed: 3 or more (a gene, T and S)")
         check_values(indices, data, match)
         counts = recover_counts(indptr, data, need_total=True)
         n_cells = len(indptr) - 1

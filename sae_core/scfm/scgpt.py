@@ -1,18 +1,18 @@
-"""scGPT: gene identity plus binned value, a post-norm encoder, `<cls>` as the cell token.
+"""scGPT: the sum of a gene and a binned-value embedding, a post-norm encoder, `<cls>` as the cell token.
 
     x = LN(Emb(gene)) + LN(W2 relu(W1 min(v, 512)));    n_layers encoder blocks;    no positions, no final norm
 
-Heads of its pretraining, kept because the checkpoint has them and because training needs them:
+The pretraining heads predict the value of a masked gene:
 
-    decoder      v_hat = MLP(x_gene)                              masked-value prediction from a gene's own token
-    mvc_decoder  v_hat = (W sigmoid(W_q Emb(gene))) . x_cls       masked-value prediction from the cell token
+    decoder      v_hat = MLP(x_gene)                              from the gene's own token
+    mvc_decoder  v_hat = (W sigmoid(W_q Emb(gene))) . x_cls       from the cell token
 
-A fine-tuned checkpoint may add batch labels, which only the heads read (`batch_encoder`), and a batch norm of the
-input, common (`bn`) or one per batch (`dsbn`); which batch is asked for is `batch_label` in args.json.
+A fine-tuned checkpoint may add batch labels, which only the heads use (`batch_encoder`), and a batch norm of the input,
+common (`bn`) or one per batch (`dsbn`); `batch_label` in args.json chooses the batch.
 
-Module names are those of the official checkpoints (flash-attention naming), so a state dict loads without a table;
-torch's `in_proj_` naming and an `_impl.` or `module.` level are renamed. Weights of an unused part (`cls_decoder.`,
-`flag_encoder.`, adversarial and zero-inflation heads) are listed in `ignored_weights`; any other surplus or missing
+Module names are those of the official checkpoints (flash-attention naming), so a state dict loads without renaming;
+torch's `in_proj_` naming and the levels `_impl.` and `module.` are renamed. Weights of unused parts (`cls_decoder.`,
+`flag_encoder.`, adversarial and zero-inflation heads) are listed in `ignored_weights`; any other unexpected or missing
 weight is an error.
 
 Cui et al. 2024, scGPT, 10.1038/s41592-024-02201-0.
@@ -70,7 +70,10 @@ Objective = Literal["masked", "query"]
 
 @dataclass(frozen=True, kw_only=True)
 class ScGPTConfig:
-    """What network and tokenizer take from `args.json`; `cls_value` and `tie_break` are additions of this project."""
+    """Settings of the network and the tokenizer, from `args.json`.
+
+    `cls_value`, `tie_break`, `objective` and `batch_label` are keys that upstream's `args.json` does not have.
+    """
 
     n_layers: int
     n_heads: int
@@ -81,46 +84,46 @@ class ScGPTConfig:
     pad_value: float = -2.0
     mask_value: float = -1.0
     value_clamp: float = 512.0
-    """Values are cut here before they are embedded."""
+    """Larger values are set to this one before they are embedded."""
     cls_value: float = -2.0
-    """Value of the `<cls>` token: upstream's embedding code gives it pad_value, its tokenizer code 0."""
+    """Value of the `<cls>` token; upstream's embedding code gives it `pad_value`, upstream's tokenizer 0."""
     tie_break: TieBreak = "random"
-    """A tied count gets a random digit among those it spans (upstream), or their midpoint (deterministic)."""
+    """Tied counts get a random bin among those that they span (upstream), or the midpoint of these (deterministic)."""
     objective: Objective = "masked"
-    """Pretraining: "masked" values are seen as such by all tokens, a "query" asks without being seen."""
+    """Pretraining: other tokens attend to "masked" genes, and never attend to a "query" gene."""
     batch_label: int | None = None
-    """Which batch of a fine-tuned checkpoint the cells are taken for, where it has batches."""
+    """Batch of a fine-tuned checkpoint to which the cells are assigned, where the checkpoint has batches."""
 
     def __post_init__(self) -> None:
-        """Check the sizes.
+        """Check sizes and choices.
 
         Raises:
-            ConfigError: a size that is not positive, heads that do not divide d_model, an unknown tie break.
+            ConfigError: a size is not positive, n_heads does not divide d_model, or a choice is unknown.
         """
         sizes = {"n_layers": self.n_layers, "n_heads": self.n_heads, "d_model": self.d_model, "d_hidden": self.d_hidden}
         if wrong := {name: size for name, size in sizes.items() if size < 1}:
-            raise ConfigError(f"sizes must be at least 1, got {wrong}")
+            raise ConfigError(f"sizes were {wrong}; allowed: 1 or more")
         if self.d_model % self.n_heads or self.n_bins < 3 or self.max_seq_len < 2:
             raise ConfigError(
-                f"n_heads {self.n_heads} must divide d_model {self.d_model}, n_bins {self.n_bins} must be at least 3, "
-                f"max_seq_len {self.max_seq_len} at least 2"
+                f"n_heads was {self.n_heads} for d_model {self.d_model}, n_bins {self.n_bins}, max_seq_len "
+                f"{self.max_seq_len}; allowed: n_heads a divisor of d_model, n_bins 3 or more, max_seq_len 2 or more"
             )
         choices = (("tie_break", self.tie_break, TieBreak), ("objective", self.objective, Objective))
         for name, value, allowed in choices:
             if value not in get_args(allowed):
-                raise ConfigError(f"{name} {value!r}; allowed: {', '.join(get_args(allowed))}")
+                raise ConfigError(f"{name} was {value!r}; allowed: {', '.join(get_args(allowed))}")
 
     @classmethod
     def from_args(cls, args: Mapping[str, Any]) -> ScGPTConfig:
-        """Config of an `args.json`; keys of upstream's training run that the network does not need are passed over.
+        """Config from the content of an `args.json`; keys that the network does not need are ignored.
 
         Raises:
-            CheckpointError: a key is missing, or the value embedding is another than the continuous one.
+            CheckpointError: a key is missing, or the value embedding is not the continuous one.
         """
         if missing := [key for key in ("nlayers", "nheads", "embsize", "d_hid") if key not in args]:
-            raise CheckpointError(f"args.json lacks {', '.join(missing)}; allowed: an scGPT args.json with all of them")
+            raise CheckpointError(f"args.json lacks {', '.join(missing)}; give the args.json of an scGPT model")
         if (style := args.get("input_emb_style", "continuous")) != "continuous":
-            raise CheckpointError(f"args.json has input_emb_style {style!r}; supported: 'continuous'")
+            raise CheckpointError(f"args.json has input_emb_style {style!r}; allowed: 'continuous'")
         pad_value = float(args.get("pad_value", -2))
         return cls(
             n_layers=int(args["nlayers"]),
@@ -133,7 +136,7 @@ class ScGPTConfig:
             mask_value=float(args.get("mask_value", -1)),
             cls_value=float(args.get("cls_value", pad_value)),
             tie_break=args.get("tie_break", "random"),
-            # the mini model's record of its own training says that it was asked by queries
+            # the mini model records in args.json that it was trained with query genes
             objective=args.get("objective", "query" if "n_queries" in args.get("pretraining", {}) else "masked"),
             batch_label=None if (label := args.get("batch_label")) is None else int(label),
         )
@@ -147,7 +150,7 @@ class _TransformerEncoder(nn.Module):
 
 
 class ScGPT(FoundationModel):
-    """The network with its tokenizer; made by `load_model` or, without weights, by `ScGPT.empty`."""
+    """The scGPT network with its tokenizer; `load_model` builds it from a checkpoint, `ScGPT.empty` without weights."""
 
     family = "scgpt"
     readouts = ("cls", "mean")
@@ -199,10 +202,10 @@ class ScGPT(FoundationModel):
         norm: InputNorm | None = None,
         n_batches: int = 0,
     ) -> ScGPT:
-        """A network whose weights are still to be set.
+        """Model whose weights are still to be set, with `n_tokens` gene vectors and, if any, `n_batches` batch vectors.
 
-        torch's modules draw their own first weights; the global generator is put back. (The meta device would draw
-        none, but its first use imports sympy and dynamo: 1 to 2 s.)
+        torch initialises its modules at random; the state of the global generator is restored. (The meta device would
+        avoid this, but its first use imports sympy and dynamo: 1 to 2 s.)
         """
         with torch.random.fork_rng(devices=[]):
             return cls(config, vocabulary, n_tokens=n_tokens, heads=heads, norm=norm, n_batches=n_batches).eval()
@@ -215,7 +218,7 @@ class ScGPT(FoundationModel):
     def input_embedding(
         self, gene_id: Int64[Tensor, "row position"], value: Float[Tensor, "row position"]
     ) -> Float[Tensor, "row position d_model"]:
-        """LN(Emb(gene)) + LN(W2 relu(W1 min(v, 512))), batch-normed where the checkpoint does so."""
+        """LN(Emb(gene)) + LN(W2 relu(W1 min(v, 512))), then the checkpoint's batch norm where it has one."""
         x: Tensor = self.encoder(gene_id) + self.value_encoder(value)
         if self.dsbn is not None:
             x = self.dsbn.bns[cast("int", self.config.batch_label)](x)
@@ -231,49 +234,51 @@ class ScGPT(FoundationModel):
         seed: int,
         max_tokens: int | None = None,
     ) -> Tokens:
-        """`<cls>` and the binned nonzero genes of each cell (`ScGPTTokenizer`)."""
+        """`<cls>` and the nonzero genes of each cell with binned values (`ScGPTTokenizer`)."""
         return self.tokenizer(indptr, indices, data, match, seed=seed, max_tokens=max_tokens)
 
     def pool(
         self, x: Float[Tensor, "row position d_model"], is_gene: Bool[Tensor, "row position"], readout: str
     ) -> Float[Tensor, "row d_model"]:
-        """`<cls>`, L2-normalised; or the mean over gene tokens (upstream's avg-pool also averages padding)."""
+        """The `<cls>` token, L2-normalised; or the mean over gene tokens (upstream's avg-pool includes padding)."""
         return masked_mean(x, is_gene) if readout == "mean" else F.normalize(x[:, 0], dim=-1)
 
     def mask_genes(self, tokens: Tokens, *, seed: int, fraction: float) -> MaskedGeneTask:
-        """Bins of hidden genes: their value is `mask_value`, and queries are seen by no other token."""
-        hidden = sample_masked_genes(tokens, seed=seed, fraction=fraction)
-        value = np.where(hidden, np.float32(self.config.mask_value), tokens.value)
+        """Mask genes by `mask_value`; their bin is to be predicted. No token attends to them where they are queries."""
+        is_masked = sample_masked_genes(tokens, seed=seed, fraction=fraction)
+        value = np.where(is_masked, np.float32(self.config.mask_value), tokens.value)
         return MaskedGeneTask(
             tokens=replace(tokens, value=value),
-            cell=tokens.cell_of_token()[hidden],
-            gene_id=tokens.gene_id[hidden],
-            target=tokens.value[hidden],
-            position=np.flatnonzero(hidden),
-            is_query_only=hidden if self.config.objective == "query" else None,
+            cell=tokens.cell_of_token()[is_masked],
+            gene_id=tokens.gene_id[is_masked],
+            target=tokens.value[is_masked],
+            token_rows=np.flatnonzero(is_masked),
+            is_query_only=is_masked if self.config.objective == "query" else None,
         )
 
     def predict_masked(
-        self, x: Float[Tensor, "row position d_model"], batch: Batch, asked: MaskedGeneBatch
-    ) -> Float[Tensor, " asked"]:
-        """Bin of each hidden gene by `decoder`, from the gene's own token; `mvc_decoder` has no say."""
+        self, x: Float[Tensor, "row position d_model"], batch: Batch, masked: MaskedGeneBatch
+    ) -> Float[Tensor, " masked_gene"]:
+        """Bin of each masked gene, predicted by `decoder` from the gene's own token."""
         if self.decoder is None:
-            raise ConfigError(f"{self.name} has no decoder weights, so it has no pretraining loss and no answers")
-        found: Tensor = self.decoder(self._of_batch(x[asked.row, asked.column])[None])[0]
+            raise self._lacks_head("the decoder")
+        found: Tensor = self.decoder(self._with_batch_vector(x[masked.row, masked.column])[None])[0]
         return found
 
     def prediction_error(
-        self, x: Float[Tensor, "row position d_model"], batch: Batch, asked: MaskedGeneBatch
-    ) -> Float[Tensor, " asked"]:
-        """Squared error in bins of `decoder`, plus that of `mvc_decoder` where the checkpoint has one."""
-        error = (self.predict_masked(x, batch, asked) - asked.target) ** 2
+        self, x: Float[Tensor, "row position d_model"], batch: Batch, masked: MaskedGeneBatch
+    ) -> Float[Tensor, " masked_gene"]:
+        """Squared error of `decoder`, plus that of `mvc_decoder` where the checkpoint has one, in squared bins."""
+        error = (self.predict_masked(x, batch, masked) - masked.target) ** 2
         if self.mvc_decoder is not None:
-            by_cell = self.mvc_decoder(self._of_batch(x[asked.row, 0]), self.encoder(asked.gene_id)[:, None])[:, 0]
-            error = error + (by_cell - asked.target) ** 2
+            by_cell = self.mvc_decoder(
+                self._with_batch_vector(x[masked.row, 0]), self.encoder(masked.gene_id)[:, None]
+            )[:, 0]
+            error = error + (by_cell - masked.target) ** 2
         return error
 
-    def _of_batch(self, x: Float[Tensor, "asked d_model"]) -> Float[Tensor, "asked d_head"]:
-        """What a head reads: activations, and beside them the batch's vector where the checkpoint has batches."""
+    def _with_batch_vector(self, x: Float[Tensor, "masked_gene d_model"]) -> Float[Tensor, "masked_gene d_head"]:
+        """Input of a head: activations, followed by the batch's vector where the checkpoint has batches."""
         if self.batch_encoder is None:
             return x
         if self.config.batch_label is None:
@@ -282,25 +287,26 @@ class ScGPT(FoundationModel):
         return torch.cat([x, self.batch_encoder(label)], dim=-1)
 
     def reset_weights(self, *, seed: int) -> None:
-        """Fresh weights (`init_weights`)."""
+        """Draw all weights anew (`init_weights`)."""
         init_weights(self, seed=seed)
 
 
 def scgpt_from_weights(config: ScGPTConfig, vocabulary: Vocabulary, weights: Mapping[str, Tensor]) -> ScGPT:
-    """Network with the given weights, every one accounted for; float32 whatever the file holds.
+    """Model with the given weights, in float32 whatever dtype they have.
 
     Raises:
-        CheckpointError: a weight is missing, unexpected or of another shape (the message names them).
+        CheckpointError: a weight is missing, unexpected or of another shape; the message names it.
     """
     named = {_canonical(key): value for key, value in weights.items()}
     used = {key: value.float() for key, value in named.items() if not key.startswith(_UNUSED)}
     rows = used.get("encoder.embedding.weight")
     if rows is None:
-        raise CheckpointError(
-            "the weights lack encoder.embedding.weight; allowed: the state dict of an scGPT checkpoint"
-        )
+        raise CheckpointError("the weights lack encoder.embedding.weight; give the state dict of an scGPT checkpoint")
     if len(rows) < len(vocabulary):
-        raise CheckpointError(f"the weights embed {len(rows)} tokens but vocab.json names {len(vocabulary)}")
+        raise CheckpointError(
+            f"the weights have vectors of {len(rows)} tokens but vocab.json names {len(vocabulary)}; give this "
+            "checkpoint's vocab.json"
+        )
     heads = [head for head in _HEADS if any(key.startswith(head) for key in used)]
     batches = used.get("batch_encoder.embedding.weight")
     norm = _input_norm(used)
@@ -328,7 +334,7 @@ def _input_norm(weights: Mapping[str, Tensor]) -> InputNorm | None:
 
 def _which_batch(name: str, n_batches: int) -> str:
     return (
-        f"{name} was fine-tuned with {n_batches} batches and does not say which one to take: add "
+        f"{name} was fine-tuned with {n_batches} batches and args.json does not choose one of them; add "
         f'"batch_label": I to args.json, with I from 0 to {n_batches - 1}'
     )
 
@@ -341,10 +347,11 @@ def _canonical(key: str) -> str:
 
 @torch.no_grad()
 def init_weights(model: ScGPT, *, seed: int) -> None:
-    """Fresh weights from `seed`: unit normal gene vectors, Xavier attention, uniform 1/sqrt(fan_in) elsewhere.
+    """Draw weights from `seed`: unit normal gene vectors, Xavier attention, uniform 1/sqrt(fan_in) elsewhere.
 
-    The first value layer is scaled so that its kinks cover the bins: relu(w v + b), |b| < 1, |w| < 4 / n_bins.
-    With a plain init all kinks sit near zero and the norm behind it removes the size of the value.
+    The first layer of the value encoder is scaled so that the kinks of relu(w v + b) cover the bins: |b| < 1,
+    |w| < 4 / n_bins. With a plain initialisation all kinks lie near zero, and the layer norm after it removes the size
+    of the value.
     """
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
@@ -361,7 +368,7 @@ def init_weights(model: ScGPT, *, seed: int) -> None:
         elif name.endswith("bias"):
             parameter.zero_()
         elif name == "mvc_decoder.W.weight":
-            # a dot product with a normed vector: a plain init starts ten times too large
+            # the product with a normed vector would be ten times too large with a plain initialisation
             parameter.uniform_(-0.01, 0.01, generator=generator)
         else:
             bound = float(np.sqrt(6 / sum(parameter.shape))) if "Wqkv" in name else parameter.shape[1] ** -0.5

@@ -1,6 +1,6 @@
-"""Parts of scGPT's network: what embeds genes and values, the batch norms of fine-tuned checkpoints, the heads.
+"""Modules of scGPT's network: gene and value encoders, the batch norms of fine-tuned checkpoints, pretraining heads.
 
-Names of parameters are those of the official checkpoints.
+Parameter names are those of the official checkpoints.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class InputNorm(NamedTuple):
 
 
 class GeneEncoder(nn.Module):
-    """LN(Emb(id)): of genes, and of batch labels."""
+    """LN(Emb(id)), of genes and of batch labels."""
 
     def __init__(self, *, n_tokens: int, d_model: int) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class GeneEncoder(nn.Module):
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch norm of the input's channels by the statistics of the fine-tuning data."""
+    """Batch norm of the input's channels, with the statistics of the fine-tuning data."""
 
     def __init__(self, d_model: int, *, affine: bool) -> None:
         super().__init__(d_model, eps=_BATCH_NORM_EPS, affine=affine)
@@ -47,7 +47,7 @@ class BatchNorm(nn.BatchNorm1d):
 
 
 class DomainNorm(nn.Module):
-    """One batch norm per batch of the fine-tuning data."""
+    """Domain-specific batch norm (DSBN): one batch norm per batch of the fine-tuning data."""
 
     def __init__(self, n_batches: int, *, d_model: int, affine: bool) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class ValueEncoder(nn.Module):
 
 
 class ExpressionDecoder(nn.Module):
-    """Head `decoder`: binned value of a gene from its own output token (and the batch's vector, where there is one)."""
+    """Head `decoder`: binned value of a gene, from its own token (and the batch's vector where there are batches)."""
 
     def __init__(self, *, d_model: int, with_batch: bool = False) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class ExpressionDecoder(nn.Module):
 
 
 class CellValueDecoder(nn.Module):
-    """Head `mvc_decoder`: binned value of a gene from the cell token and the gene's vector ("inner product" style)."""
+    """Head `mvc_decoder`: binned value of a gene, from the cell token and the gene's vector ("inner product" style)."""
 
     def __init__(self, *, d_model: int, with_batch: bool = False) -> None:
         super().__init__()
@@ -99,6 +99,6 @@ class CellValueDecoder(nn.Module):
     def forward(
         self, cell: Float[Tensor, "row d_cell"], gene: Float[Tensor, "row position d_model"]
     ) -> Float[Tensor, "row position"]:
-        """Predicted value per gene of the row."""
+        """Predicted value of each gene of the row."""
         query = self.W(torch.sigmoid(self.gene2query(gene)))
         return torch.einsum("rpd,rd->rp", query, cell)

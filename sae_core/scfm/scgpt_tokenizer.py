@@ -1,7 +1,7 @@
 """scGPT's tokenizer: `<cls>` and the nonzero genes of a cell with binned values.
 
-Works on whole CSR blocks: only random tie breaks and truncation visit cells one by one. The random numbers of a cell
-come from the seed and from what the cell holds (gene ids and value ranks), so they depend neither on its batch nor on
+Cells are tokenized in whole CSR blocks; only random tie breaks and truncation loop over cells. The random numbers of a
+cell come from the seed and the cell's content (gene ids and value ranks), so they depend neither on its batch nor on
 whether the values are counts or log-normalised. Genes are in vocabulary order; the network has no positions.
 """
 
@@ -21,7 +21,7 @@ from sae_core.scfm.vocabulary import GeneMatch
 
 @dataclass(frozen=True, kw_only=True)
 class ScGPTTokenizer:
-    """Settings of the checkpoint (see `ScGPTConfig`) and the way from CSR rows to tokens."""
+    """Turns cells in CSR form into tokens, with the settings of the checkpoint (`ScGPTConfig`)."""
 
     cls_id: int
     cls_value: float
@@ -39,18 +39,18 @@ class ScGPTTokenizer:
         seed: int,
         max_tokens: int | None = None,
     ) -> Tokens:
-        """Tokens of CSR rows: matched nonzero genes, columns of one gene added up, then binned per cell.
+        """Tokens of cells in CSR form: `<cls>` and the matched nonzero genes, with values binned per cell.
 
-        A cell with more genes than fit keeps a sample drawn from (seed, its content), `<cls>` always. A cell without a
-        matched gene has no token. Bins are made before the sample is drawn, as upstream does.
+        Columns of one gene are added first. A cell with more genes than fit keeps a sample of them, drawn from (seed,
+        its content) after binning, as upstream does. A cell without a matched gene has no token.
 
         Raises:
-            TokenizationError: negative or non-finite values, or columns that `match` does not have.
-            ConfigError: `max_tokens` leaves no room for a gene.
+            TokenizationError: a value is negative or not finite, or `match` lacks a column of the data.
+            ConfigError: `max_tokens` leaves no place for a gene.
         """
         limit = self.max_seq_len if max_tokens is None else min(max_tokens, self.max_seq_len)
         if limit < 2:
-            raise ConfigError(f"max_tokens must be at least 2 (<cls> and one gene), got {max_tokens}")
+            raise ConfigError(f"max_tokens was {max_tokens}; allowed: 2 or more (<cls> and a gene)")
         n_cells = len(indptr) - 1
         gene_id, value, cell = matched_values(indptr, indices, data, match)
         digits = digit_ranges(value, cell, n_cells=n_cells, n_bins=self.n_bins)

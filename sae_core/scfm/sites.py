@@ -1,13 +1,13 @@
 """Named points inside a model at which activations are read or replaced.
 
     embedding      input of the first block                      [token d_model]
-    attention.i    what the attention of block i adds            (before the residual sum)
-    mlp.i          what the feed-forward part of block i adds    (before the residual sum)
+    attention.i    output of the attention of block i            (before the residual sum)
+    mlp.i          output of the feed-forward part of block i    (before the residual sum)
     layer.i        output of block i, after its second norm      (Geneformer's hidden_states[i + 1])
     final          output of the norm after the last block, in models that have one (scFoundation)
 
-Names instead of module paths: a path such as `transformer_encoder.layers.3.norm2` differs from family to family and
-hooks on it would see padding. `i` is 0-based.
+Sites have names of their own because a module path such as `transformer_encoder.layers.3.norm2` differs from family to
+family, and a torch hook on it would receive padding. `i` is 0-based.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _WITHOUT_INDEX = ("embedding", "final")
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """One point of a model; `str(site)` and `Site.parse` are inverse."""
+    """One named point of a model; `Site.parse` is the inverse of `str(site)`."""
 
     kind: SiteKind
     index: int | None = None
 
     def __post_init__(self) -> None:
-        """Check that exactly the sites inside a block carry an index.
+        """Check that attention, mlp and layer have an index, and that embedding and final have none.
 
         Raises:
             ConfigError: unknown kind, or an index that is missing, negative or out of place.
@@ -67,28 +67,30 @@ class Site:
 
     @property
     def n_blocks(self) -> int | None:
-        """Number of blocks that must run before this site is known; None for "final", where the model decides."""
+        """Number of blocks that must run to compute this site; None for "final", which comes after all blocks."""
         return None if self.kind == "final" else 0 if self.index is None else self.index + 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenInfo:
-    """What a patch may know about the rows it receives."""
+    """Genes and cells of the tokens that a patch receives, one entry per token."""
 
     gene_id: Int[Tensor, " token"]
-    """Vocabulary ids."""
+    """Id in the model's vocabulary."""
     cell: Int[Tensor, " token"]
     """Index of the cell in the tokens that the model was given."""
     position: Int[Tensor, " token"]
-    """Place of the token in its cell, special tokens counted."""
+    """Position of the token in its cell, special tokens included, from 0."""
     is_special: Bool[Tensor, " token"]
     is_masked_gene: Bool[Tensor, " token"]
-    """Tokens at which a hidden gene is asked for (`sae_core.scfm.pretraining`)."""
+    """Tokens from which a masked gene is predicted (`sae_core.scfm.pretraining`)."""
 
     def take(self, rows: Int[Tensor, " chosen"]) -> TokenInfo:
-        """The same of some tokens."""
+        """The entries of some tokens."""
         return TokenInfo(**{name: column[rows] for name, column in vars(self).items()})
 
 
 Patch = Callable[[Float[Tensor, "token d_model"], TokenInfo], Float[Tensor, "token d_model"]]
+"""Takes the activations of real tokens at one site and returns those that replace them, of the same shape."""
 SiteHook = Callable[[Site, Float[Tensor, "row position d_model"]], Float[Tensor, "row position d_model"]]
+"""Takes a site and the padded activations at it, and returns those with which the forward pass continues."""

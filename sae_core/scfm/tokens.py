@@ -1,7 +1,8 @@
 """Ragged tokens: the input of a model for many cells, without padding.
 
-Token t of cell c is row offsets[c] + t of every flat array here and of every activation matrix made from them. Flat
-because cells differ ten-fold in the number of genes: padding to the longest would store and compute mostly nothing.
+Token t of cell c is row offsets[c] + t of every flat array and of every activation matrix made from them. The arrays
+are flat because the number of genes differs ten-fold between cells: padded to the longest cell, most entries would be
+empty.
 """
 
 from __future__ import annotations
@@ -16,18 +17,21 @@ from sae_core.errors import TokenizationError
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """Tokens of `n_cells` cells; `offsets` [n_cells + 1] cuts the flat arrays; a cell without genes has no token."""
+    """Tokens of `n_cells` cells, in flat arrays. A cell without genes has no token."""
 
     offsets: Int64[np.ndarray, " cell_plus_1"]
+    """First row of each cell, then the number of tokens."""
     gene_id: Int64[np.ndarray, " token"]
+    """Id in the model's vocabulary."""
     value: Float32[np.ndarray, " token"]
+    """Value as the model takes it: a bin (scGPT), expression in medians (Geneformer), log1p CP10k (scFoundation)."""
     is_special: Bool[np.ndarray, " token"]
 
     def __post_init__(self) -> None:
-        """Check that the offsets cut the arrays.
+        """Check that offsets and arrays fit together.
 
         Raises:
-            TokenizationError: they do not.
+            TokenizationError: the offsets do not rise from 0 to the number of tokens, or the arrays differ in length.
         """
         n = len(self.gene_id)
         rising = len(self.offsets) > 0 and self.offsets[0] == 0 and (np.diff(self.offsets) >= 0).all()
@@ -39,17 +43,17 @@ class Tokens:
 
     @property
     def n_cells(self) -> int:
-        """Number of cells, those without a token included."""
+        """Number of cells, including those without tokens."""
         return len(self.offsets) - 1
 
     @property
     def n_tokens(self) -> int:
-        """Number of tokens of all cells, special ones included."""
+        """Number of tokens of all cells, special tokens included."""
         return len(self.gene_id)
 
     @property
     def lengths(self) -> Int64[np.ndarray, " cell"]:
-        """Tokens per cell."""
+        """Number of tokens of each cell."""
         return np.diff(self.offsets)
 
     def cell_of_token(self) -> Int64[np.ndarray, " token"]:
@@ -57,14 +61,14 @@ class Tokens:
         return np.repeat(np.arange(self.n_cells, dtype=np.int64), self.lengths)
 
     def rows(self, cells: Int64[np.ndarray, " chosen"]) -> Int64[np.ndarray, " chosen_token"]:
-        """Rows of the tokens of some cells, cell after cell."""
+        """Rows of the tokens of the given cells, cell after cell."""
         lengths = self.offsets[cells + 1] - self.offsets[cells]
         ends = np.cumsum(lengths)
         starts = np.repeat(self.offsets[cells] - ends + lengths, lengths)
         return starts + np.arange(len(starts))
 
     def take(self, cells: Int64[np.ndarray, " chosen"]) -> Tokens:
-        """Tokens of some cells, in the order given."""
+        """Tokens of the given cells, in the order given."""
         rows = self.rows(cells)
         return Tokens(
             offsets=np.concatenate([[0], np.cumsum(self.lengths[cells])]).astype(np.int64),

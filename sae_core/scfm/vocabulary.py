@@ -1,8 +1,8 @@
-"""Gene vocabularies: symbols (and Ensembl ids, where a checkpoint knows them) to embedding rows.
+"""Gene vocabularies: from symbols (and Ensembl ids, where a checkpoint knows them) to token ids.
 
-Matching reports what it did: `GeneMatch` says per column of the data whether and where it was found, so that nothing is
-dropped without a word. Several columns may match one token (duplicated symbols, a symbol and an Ensembl id): their
-values are added when tokens are made.
+`GeneMatch` reports, for each column of the data, whether and where it was found, so that no gene is dropped silently.
+Several columns may match one token (duplicated symbols, a symbol and an Ensembl id); their values are added when tokens
+are made.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sae_core.errors import CheckpointError, VocabularyError
 
 @dataclass(frozen=True, kw_only=True)
 class GeneMatch:
-    """Where each column of the data is in the vocabulary: `token_id` is meaningful where `matched` (else 0)."""
+    """Token id of each column of the data; `token_id` is 0 where `matched` is false."""
 
     token_id: Int64[np.ndarray, " gene"]
     matched: Bool[np.ndarray, " gene"]
@@ -39,33 +39,36 @@ class GeneMatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """Tokens by id; no gene matches a `special` token.
-
-    `ensembl` maps Ensembl ids (without version) to tokens, `aliases` other names (looked up as they are, then in upper
-    case). `prefer` "symbol": a gene's symbol is tried before its Ensembl id, and a token's own name before the maps;
-    "ensembl" (Geneformer): the Ensembl id is tried first, and the maps before the token's own name, because they
-    collapse outdated ids.
-    """
+    """Tokens of a model, and the names by which genes are found."""
 
     tokens: tuple[str, ...]
+    """Names in the order of their ids."""
     special: frozenset[str] = frozenset({"<pad>", "<cls>", "<eoc>"})
+    """Tokens that no gene matches."""
     ensembl: Mapping[str, str] = field(default_factory=dict)
+    """Ensembl id (without version) to token."""
     aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other names to token."""
     prefer: Literal["symbol", "ensembl"] = "symbol"
+    """"symbol": a gene's symbol is tried before its Ensembl id, and a token's own name before the maps. "ensembl"
+    (Geneformer): the Ensembl id is tried first, and the maps before the token's own name, because they collapse
+    outdated ids; a name is tried as it is, then in upper case."""
     _ids: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Index the tokens.
 
         Raises:
-            CheckpointError: a token appears twice, or an Ensembl id points at an unknown symbol.
+            CheckpointError: a token appears twice, or an Ensembl id or alias leads to an unknown token.
         """
         ids = {token: i for i, token in enumerate(self.tokens)}
         if len(ids) != len(self.tokens):
-            raise CheckpointError(f"a vocabulary of {len(self.tokens)} tokens has only {len(ids)} different ones")
+            raise CheckpointError(
+                f"the vocabulary has {len(self.tokens)} tokens, of which only {len(ids)} are different; give each once"
+            )
         for names, of in ((self.ensembl, "Ensembl ids"), (self.aliases, "aliases")):
             if unknown := [symbol for symbol in names.values() if symbol not in ids]:
-                raise CheckpointError(f"{of} point at symbols outside the vocabulary: {', '.join(unknown[:5])}")
+                raise CheckpointError(f"{of} lead to tokens that the vocabulary lacks: {', '.join(unknown[:5])}")
         object.__setattr__(self, "_ids", ids)
 
     def __len__(self) -> int:
@@ -77,7 +80,7 @@ class Vocabulary:
         return len(self.tokens) - sum(token in self._ids for token in self.special)
 
     def id_of(self, token: str) -> int:
-        """Id of a symbol or special token.
+        """Id of a token: a gene's name as the model has it, or a special token.
 
         Raises:
             VocabularyError: it is not in the vocabulary.
@@ -90,13 +93,17 @@ class Vocabulary:
         return token in self._ids
 
     def match(self, symbols: Sequence[str], ensembl_ids: Sequence[str] | None = None) -> GeneMatch:
-        """Find each gene by its symbol, else by its Ensembl id (a symbol that is one counts; versions are cut).
+        """Token of each gene, found by its symbol or Ensembl id in the order that `prefer` gives.
+
+        A symbol that is an Ensembl id is looked up as one; version suffixes (".3") are ignored.
 
         Raises:
-            VocabularyError: the two sequences differ in length, or nothing matches.
+            VocabularyError: the two sequences differ in length, or no gene matches.
         """
         if ensembl_ids is not None and len(ensembl_ids) != len(symbols):
-            raise VocabularyError(f"{len(symbols)} symbols but {len(ensembl_ids)} Ensembl ids; give one per gene")
+            raise VocabularyError(
+                f"there are {len(symbols)} symbols but {len(ensembl_ids)} Ensembl ids; give one of each per gene"
+            )
         ids = [""] * len(symbols) if ensembl_ids is None else ensembl_ids
         found = [self._find(str(symbol), str(ensembl_id)) for symbol, ensembl_id in zip(symbols, ids, strict=True)]
         matched = np.array([i is not None for i in found], dtype=bool)
@@ -110,10 +117,10 @@ class Vocabulary:
 
     def _other_names(self) -> str:
         if self.prefer == "ensembl":
-            named = f", and knows symbols such as {next(iter(self.aliases))}" if self.aliases else " and no symbols"
-            return named + "; give the data human Ensembl ids (ENSG...) as var names or in a var column"
+            known = f", and knows symbols such as {next(iter(self.aliases))}" if self.aliases else " and no symbols"
+            return known + "; give the data human Ensembl ids (ENSG...) as var names or in a var column"
         known = f" and Ensembl ids such as {next(iter(self.ensembl))}" if self.ensembl else " and no Ensembl ids"
-        return known + "; give the data human gene symbols of the vocabulary's kind as var names"
+        return known + "; give the data human gene symbols in the vocabulary's spelling as var names"
 
     def _find(self, symbol: str, ensembl_id: str) -> int | None:
         if self.prefer == "ensembl":
@@ -139,10 +146,10 @@ class Vocabulary:
 
 
 def read_vocabulary(path: Path, *, ensembl_path: Path | None = None) -> Vocabulary:
-    """Vocabulary of a `vocab.json` {token: id} and, if given, a JSON file {Ensembl id: token}.
+    """Vocabulary from a `vocab.json` {token: id} and, if given, a JSON file {Ensembl id: token}.
 
     Raises:
-        CheckpointError: unreadable, or the ids are not 0, 1, ..., n - 1.
+        CheckpointError: a file cannot be read, or the ids are not 0, 1, ..., n - 1.
     """
     ids = read_json(path)
     tokens = sorted(ids, key=lambda token: ids[token])

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from feature_store.cells import Source, open_source
-from sae_core.scfm import GeneMatch, ScGPT, ScGPTConfig, Site, Tokens, Vocabulary, precision_error
+from sae_core.scfm import GeneMatch, ScGPT, ScGPTConfig, Site, Tokens, Vocabulary
 from sae_core.scfm.batches import plan_batches
 
 if TYPE_CHECKING:
@@ -150,12 +150,12 @@ def main() -> None:
         model.autocast = autocast
         return model.activations(work.tokens, [SITE], **batching)[SITE]
 
-    difference = float((ours(None) - stock.activations(work.tokens)).abs().max())
+    exact = ours(None)
+    difference = float((exact - stock.activations(work.tokens)).abs().max())
+    error = float((ours(torch.bfloat16) - exact).double().norm() / exact.double().norm())
     runs: list[Callable[[], object]] = [lambda: stock.activations(work.tokens), lambda: ours(None)]
     runs += [lambda: ours(torch.bfloat16), work.tokenize]
     baseline, fp32, bf16, tokenization = fastest(runs, options.repeats, clock)
-    model.autocast = None
-    error = precision_error(model, work.tokens, [SITE])[SITE]
     plan = plan_batches(work.tokens.lengths, limit or 8192)
     padded = sum(len(batch) * work.tokens.lengths[batch].max() for batch in plan)
 

@@ -48,7 +48,7 @@ def test_any_other_pickle_is_refused_and_not_run(
     for content in (payload, {"a": payload} if not isinstance(payload, dict | np.float64) else payload):
         path = tmp_path / "d.pkl"
         path.write_bytes(pickle.dumps(content))
-        with pytest.raises(CheckpointError, match=r"allowed|never run"):
+        with pytest.raises(CheckpointError, match=r"d\.pkl"):
             read_dictionary(path)
     assert not (tmp_path / "run-by-pickle").exists()
 

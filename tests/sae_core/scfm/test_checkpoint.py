@@ -54,7 +54,7 @@ def test_an_unexpected_weight_is_named(write_checkpoint: Write, tiny_weights: We
 
 def test_a_weight_of_another_shape_is_named_with_both_shapes(write_checkpoint: Write) -> None:
     folder = write_checkpoint(args={"d_hid": 20})
-    with pytest.raises(CheckpointError, match=r"linear1\.weight is \(24, 16\) instead of \(20, 16\)"):
+    with pytest.raises(CheckpointError, match=r"linear1\.weight.*\(24, 16\).*\(20, 16\)"):
         load_model(folder)
 
 
@@ -81,7 +81,7 @@ def test_the_number_of_tokens_is_the_checkpoints(write_checkpoint: Write, tiny_w
     longer = tiny_weights | {"encoder.embedding.weight": torch.cat([rows, rows[:5]])}
     assert len(state(load_model(write_checkpoint("longer", weights=longer)))["encoder.embedding.weight"]) == 48
     shorter = tiny_weights | {"encoder.embedding.weight": rows[:-1]}
-    with pytest.raises(CheckpointError, match=r"embed 42 tokens but vocab\.json names 43"):
+    with pytest.raises(CheckpointError, match=r" 42 .*vocab\.json.* 43"):
         load_model(write_checkpoint("shorter", weights=shorter))
 
 
@@ -97,7 +97,7 @@ def test_pickled_code_in_a_checkpoint_is_refused_and_not_run(
     monkeypatch.chdir(tmp_path)
     for write in (torch.save, lambda payload, path: path.write_bytes(pickle.dumps(payload))):
         write({"encoder.embedding.weight": _Payload()}, folder / "best_model.pt")
-        with pytest.raises(CheckpointError, match="pickled code is never run"):
+        with pytest.raises(CheckpointError, match=r"best_model\.pt.*model\.safetensors"):
             load_model(folder)
     assert not (tmp_path / "run-by-pickle").exists()
 
@@ -113,22 +113,22 @@ def test_a_file_with_more_than_tensors_is_refused(write_checkpoint: Write) -> No
 def test_an_incomplete_folder_says_what_it_must_hold(write_checkpoint: Write, name: str) -> None:
     folder = write_checkpoint()
     (folder / name).unlink()
-    with pytest.raises(CheckpointError, match=r"no known family.*args\.json, vocab\.json and best_model\.pt"):
+    with pytest.raises(CheckpointError, match=r"args\.json, vocab\.json and best_model\.pt"):
         load_model(folder)
 
 
 def test_a_path_that_is_no_folder_says_what_is_allowed(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"nowhere is no folder; allowed: 'mini'"):
+    with pytest.raises(CheckpointError, match=r"nowhere .*'mini'"):
         load_model(tmp_path / "nowhere")
 
 
 def test_args_without_a_size_and_other_value_embeddings_are_refused(write_checkpoint: Write) -> None:
     folder = write_checkpoint("style", args={"input_emb_style": "category"})
-    with pytest.raises(CheckpointError, match=r"style.*'category'; supported: 'continuous'"):
+    with pytest.raises(CheckpointError, match=r"style.*'category'.*'continuous'"):
         load_model(folder)
     folder = write_checkpoint("sizes")
     (folder / "args.json").write_text(json.dumps({"nlayers": 3, "embsize": 16}))
-    with pytest.raises(CheckpointError, match="lacks nheads, d_hid"):
+    with pytest.raises(CheckpointError, match="nheads, d_hid"):
         load_model(folder)
 
 

@@ -30,7 +30,7 @@ def test_block_equals_torchs_post_norm_layer(padded: bool) -> None:
     torch.testing.assert_close(out[real], expected[real], atol=1e-5, rtol=1e-5)
 
 
-def test_positions_after_n_keys_ask_but_are_never_seen() -> None:
+def test_positions_after_n_keys_attend_and_are_never_attended_to() -> None:
     block, _ = block_and_oracle()
     x = torch.randn(2, 8, 24, generator=torch.Generator().manual_seed(2))
     out = block(x, index=0, n_keys=5)
@@ -41,5 +41,5 @@ def test_positions_after_n_keys_ask_but_are_never_seen() -> None:
 
 
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
-    with pytest.raises(ConfigError, match="3 heads, d_model 16"):
+    with pytest.raises(ConfigError, match="3 for d_model 16"):
         SelfAttention(d_model=16, n_heads=3)

@@ -111,22 +111,22 @@ def test_a_patch_of_one_cell_leaves_the_others_alone(tiny: ScGPT, tokenize: Toke
 
 
 def test_a_patch_that_changes_the_shape_is_refused(tiny: ScGPT, tokenize: Tokenize) -> None:
-    with pytest.raises(ConfigError, match="keep the shape"):
+    with pytest.raises(ConfigError, match=r"layer\.0.*\(1, 16\)"):
         tiny.embed(tokenize(tiny), patches={"layer.0": lambda x, info: x[:1]})
 
 
 @pytest.mark.parametrize("name", ["embedding", "layer.0", "layer.2"])
-def test_a_run_from_a_prefix_is_bitwise_the_whole_run_with_and_without_a_patch(
+def test_a_run_from_cached_activations_is_bitwise_the_whole_run_with_and_without_a_patch(
     tiny: ScGPT, tokenize: Tokenize, name: str
 ) -> None:
     tokens = tokenize(tiny)
-    prefix = CachedActivations(name, tiny.activations(tokens, [name])[Site.parse(name)])
+    cached = CachedActivations(name, tiny.activations(tokens, [name])[Site.parse(name)])
     for patches in ({}, {name: lambda x, _: x + 1.0}):
-        whole, rest = (tiny.embed(tokens, patches=patches, cached=start) for start in (None, prefix))
+        whole, rest = (tiny.embed(tokens, patches=patches, cached=start) for start in (None, cached))
         assert torch.equal(whole.nan_to_num(7.0), rest.nan_to_num(7.0))
 
 
-def test_a_prefix_of_other_tokens_or_behind_a_patch_is_refused(tiny: ScGPT, tokenize: Tokenize) -> None:
+def test_cached_activations_of_other_tokens_or_after_a_patch_are_refused(tiny: ScGPT, tokenize: Tokenize) -> None:
     tokens = tokenize(tiny)
     x = tiny.activations(tokens, ["layer.1"])[Site.parse("layer.1")]
     with pytest.raises(ConfigError, match=r"\(\d+, 16\).*`activations`"):
@@ -144,9 +144,9 @@ def test_blocks_after_the_deepest_site_are_not_run(
 
 
 def test_a_site_the_model_lacks_is_refused_with_those_it_has(tiny: ScGPT, tokenize: Tokenize) -> None:
-    with pytest.raises(ConfigError, match=r"3 layers.*layer\.2"):
+    with pytest.raises(ConfigError, match=r"layer\.3.*layer\.2"):
         tiny.activations(tokenize(tiny), ["layer.3"])
-    with pytest.raises(ConfigError, match=r"not at 'mlp\.0'"):
+    with pytest.raises(ConfigError, match=r"'mlp\.0'"):
         tiny.embed(tokenize(tiny), site="mlp.0")
 
 
@@ -186,5 +186,5 @@ def test_batches_hold_every_cell_with_tokens_once_and_waste_little() -> None:
     for cells in batches:
         assert len(cells) * lengths[cells].max() <= 4000
         assert lengths[cells].max() <= 1.25 * lengths[cells].min() + 4
-    with pytest.raises(ConfigError, match="at least 1"):
+    with pytest.raises(ConfigError, match=r"max_batch_tokens.*0"):
         plan_batches(lengths, 0)

@@ -26,7 +26,9 @@ MEDIANS = np.array([np.nan] * 4 + [1.0, 2.0, 4.0, 2.0, 1.0])
 
 
 def tokenize(rows: list[list[float]], *, v2: bool = False, max_positions: int = 20, **options: int) -> Tokens:
-    tokenizer = GeneformerTokenizer(medians=MEDIANS, max_positions=max_positions, ends=(CLS, EOS) if v2 else None)
+    tokenizer = GeneformerTokenizer(
+        medians=MEDIANS, max_positions=max_positions, cls_eos_ids=(CLS, EOS) if v2 else None
+    )
     x = sp.csr_matrix(np.array(rows, dtype=np.float32))
     match = GeneMatch(token_id=np.arange(4, 9), matched=np.ones(5, dtype=bool))
     return tokenizer(x.indptr, x.indices, x.data, match, **options)
@@ -57,12 +59,12 @@ def test_v2_cuts_to_two_less_and_then_adds_cls_and_eos() -> None:
     np.testing.assert_array_equal(tokens.lengths, [5, 0, 3])
     np.testing.assert_array_equal(tokens.is_special, [True, False, False, False, True, True, False, True])
     np.testing.assert_array_equal(tokenize([[3, 8, 5, 1, 2]], v2=True, max_tokens=4).gene_id, [CLS, 5, 4, EOS])
-    with pytest.raises(ConfigError, match="at least 3"):
+    with pytest.raises(ConfigError, match="2; allowed: 3"):
         tokenize([[1, 0, 0, 0, 0]], v2=True, max_tokens=2)
 
 
 def test_values_that_are_no_multiples_of_a_unit_are_refused() -> None:
-    with pytest.raises(TokenizationError, match=r"row 1 .*no integer multiples.*raw counts"):
+    with pytest.raises(TokenizationError, match=r"row 1 .*--matrix"):
         tokenize([[1, 2, 3, 0, 0], [0.31, 1.7, 0.52, 2.2, 0.9]])
 
 
@@ -134,28 +136,28 @@ def test_the_pretraining_loss_equals_that_of_transformers(
 ) -> None:
     oracle, model = pair
     tokens = tokenize(model, counts[[0, 1, 2, 4, 5]])  # type: ignore[arg-type]
-    question = model.mask_genes(tokens, seed=0, fraction=0.4)
-    ids, real = padded(question.tokens)
+    task = model.mask_genes(tokens, seed=0, fraction=0.4)
+    ids, real = padded(task.tokens)
     labels = torch.full_like(ids, -100)
-    labels[question.cell, question.position - tokens.offsets[question.cell]] = torch.from_numpy(question.gene_id)
+    labels[task.cell, task.token_rows - tokens.offsets[task.cell]] = torch.from_numpy(task.gene_id)
     with torch.no_grad():
         expected = oracle(input_ids=ids, attention_mask=real.long(), labels=labels).loss
     loss = model.pretraining_loss(tokens, seed=0, mask_fraction=0.4)
     assert loss.mean == pytest.approx(float(expected), abs=1e-5)
-    assert int(loss.n_masked.sum()) == len(question.gene_id)
+    assert int(loss.n_masked.sum()) == len(task.gene_id)
 
 
-def test_hidden_genes_are_masked_replaced_or_left_in_berts_shares(pair: tuple[torch.nn.Module, Geneformer]) -> None:
+def test_genes_are_masked_replaced_or_kept_in_the_shares_of_bert(pair: tuple[torch.nn.Module, Geneformer]) -> None:
     _, model = pair
     rows = sp.csr_matrix(np.random.default_rng(0).integers(1, 50, (400, 25)).astype(np.float32))
     match = model.match_genes([f"GENE{i}" for i in range(25)])
     tokens = model.tokenize(rows.indptr, rows.indices, rows.data, match, seed=0)
-    question = model.mask_genes(tokens, seed=1, fraction=0.2)
-    assert len(question.cell) == 400 * 5
-    assert not tokens.is_special[question.position].any()
-    now = question.tokens.gene_id[question.position]
+    task = model.mask_genes(tokens, seed=1, fraction=0.2)
+    assert len(task.cell) == 400 * 5
+    assert not tokens.is_special[task.token_rows].any()
+    now = task.tokens.gene_id[task.token_rows]
     assert np.mean(now == MASK) == pytest.approx(0.8, abs=0.03)
-    assert np.mean(now == question.gene_id) == pytest.approx(0.1, abs=0.03)
+    assert np.mean(now == task.gene_id) == pytest.approx(0.1, abs=0.03)
     assert now[now != MASK].min() > EOS
 
 
@@ -188,7 +190,7 @@ def test_parts_that_are_not_used_are_listed_and_a_classifier_has_no_head(write_g
     rows = sp.csr_matrix(np.ones((1, 3), dtype=np.float32))
     match = model.match_genes(["GENE0", "GENE1", "GENE2"])
     tokens = model.tokenize(rows.indptr, rows.indices, rows.data, match, seed=0)
-    with pytest.raises(ConfigError, match="no weights of the masked-gene head"):
+    with pytest.raises(ConfigError, match=r"geneformer.*masked-gene head"):
         model.pretraining_loss(tokens)
 
 
@@ -211,17 +213,15 @@ def test_a_missing_weight_is_named(write_geneformer: Write, key: str) -> None:
 
 def test_an_unexpected_weight_and_an_untied_decoder_are_named(write_geneformer: Write) -> None:
     extra = {"bert.encoder.layer.3.output.dense.bias": torch.zeros(16), "lora.weight": torch.zeros(1)}
-    with pytest.raises(
-        CheckpointError, match=r"unexpected bert\.encoder\.layer\.3\.output\.dense\.bias; unexpected lora"
-    ):
+    with pytest.raises(CheckpointError, match=r"bert\.encoder\.layer\.3\.output\.dense\.bias; .*lora\.weight"):
         load_model(write_geneformer("extra", edit=lambda w: w | extra))
     untied = {"cls.predictions.decoder.weight": torch.zeros(44, 16)}
-    with pytest.raises(CheckpointError, match="tied decoder"):
+    with pytest.raises(CheckpointError, match=r"cls\.predictions\.decoder\.weight"):
         load_model(write_geneformer("untied", edit=lambda w: w | untied))
 
 
 def test_other_activations_and_positions_are_refused(write_geneformer: Write) -> None:
-    with pytest.raises(CheckpointError, match="hidden_act 'gelu'; supported: 'relu'"):
+    with pytest.raises(CheckpointError, match=r"'gelu'.*'relu'"):
         load_model(write_geneformer("act", config={"hidden_act": "gelu"}))
     with pytest.raises(CheckpointError, match="'relative_key'"):
         load_model(write_geneformer("pos", config={"position_embedding_type": "relative_key"}))
@@ -246,9 +246,7 @@ def test_a_folder_without_dictionaries_says_where_to_put_them(write_geneformer: 
     folder = write_geneformer("bare/model")
     for path in folder.glob("*.pkl"):
         path.unlink()
-    with pytest.raises(
-        CheckpointError, match=r"no token dictionary for the 44 tokens.*found none; put token_dictionary"
-    ):
+    with pytest.raises(CheckpointError, match=r"44 tokens.*token_dictionary\*\.pkl"):
         load_model(folder)
 
 
@@ -276,7 +274,7 @@ def test_a_gene_without_a_median_never_matches(write_geneformer: Write) -> None:
     path.write_bytes(pickle.dumps(medians))
     assert load_model(folder).match_genes(["GENE0", "GENE1", "<cls>"]).matched.tolist() == [False, True, False]
     path.write_bytes(pickle.dumps(medians | {"ENSG00000000002": 0.0}))
-    with pytest.raises(CheckpointError, match="medians must be positive"):
+    with pytest.raises(CheckpointError, match=r"ENSG00000000002: 0\.0"):
         load_model(folder)
 
 

@@ -20,14 +20,14 @@ def tokens_of(model: FoundationModel, cell: dict[str, int], *, seed: int = 0) ->
     return model.tokenize(np.array([0, len(cell)]), np.arange(len(cell)), values, match, seed=seed)
 
 
-def predicted_bins(model: FoundationModel, cell: dict[str, int], asked: list[str]) -> torch.Tensor:
-    """Masked-value prediction: the asked genes see the cell's genes, which do not see them."""
+def predicted_bins(model: FoundationModel, cell: dict[str, int], masked: list[str]) -> torch.Tensor:
+    """Predicted bins of masked genes, which attend to the cell's genes and are not attended to."""
     assert isinstance(model, ScGPT)
     assert model.decoder is not None
     tokens = tokens_of(model, cell)
-    queries = torch.from_numpy(model.match_genes(asked).token_id)
+    queries = torch.from_numpy(model.match_genes(masked).token_id)
     gene_id = torch.cat([torch.from_numpy(tokens.gene_id), queries])[None]
-    value = torch.cat([torch.from_numpy(tokens.value), torch.full((len(asked),), model.config.mask_value)])[None]
+    value = torch.cat([torch.from_numpy(tokens.value), torch.full((len(masked),), model.config.mask_value)])[None]
     x = model.input_embedding(gene_id, value)
     for i, block in enumerate(model.blocks):
         x = block(x, index=i, n_keys=tokens.n_tokens)

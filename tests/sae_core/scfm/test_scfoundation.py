@@ -52,14 +52,14 @@ def test_a_sample_keeps_values_and_totals_of_the_whole_cell() -> None:
     assert cut.n_tokens == 4
     assert cut.gene_id[-2:].tolist() == [8, 9]
     assert [value_of[g] for g in cut.gene_id.tolist()] == cut.value.tolist()
-    with pytest.raises(ConfigError, match="at least 3"):
+    with pytest.raises(ConfigError, match="2; allowed: 3"):
         tokenize([[3, 1, 90, 6]], max_tokens=2)
 
 
 def test_normalised_values_that_hide_the_read_depth_are_refused() -> None:
-    with pytest.raises(TokenizationError, match="no integer multiples"):
+    with pytest.raises(TokenizationError, match=r"0\.3, 1\.7.*--matrix"):
         tokenize([[0.3, 1.7, 0.52, 2.2]])
-    with pytest.raises(TokenizationError, match="holds one value"):
+    with pytest.raises(TokenizationError, match=r"1\.7.*--matrix"):
         tokenize([[0.0, 1.7, 0.0, 0.0]])
 
 
@@ -158,24 +158,24 @@ def test_the_pretraining_loss_equals_a_plain_computation(
     model, w = load_model(folder), weights_of(folder)
     assert isinstance(model, ScFoundation)
     tokens = tokenize(model)
-    question = model.mask_genes(tokens, seed=2, fraction=0.3)
-    seen = question.tokens
-    assert not set(zip(question.cell.tolist(), question.gene_id.tolist(), strict=True)) & set(
-        zip(seen.cell_of_token().tolist(), seen.gene_id.tolist(), strict=True)
+    task = model.mask_genes(tokens, seed=2, fraction=0.3)
+    unmasked = task.tokens
+    assert not set(zip(task.cell.tolist(), task.gene_id.tolist(), strict=True)) & set(
+        zip(unmasked.cell_of_token().tolist(), unmasked.gene_id.tolist(), strict=True)
     )
     loss = model.pretraining_loss(tokens, seed=2)
-    for cell in np.unique(question.cell):
-        here = slice(*seen.offsets[cell : cell + 2])
-        ids = torch.from_numpy(seen.gene_id[here])
-        encoded = by_torch(w, ids, torch.from_numpy(seen.value[here]))[-1]
+    for cell in np.unique(task.cell):
+        here = slice(*unmasked.offsets[cell : cell + 2])
+        ids = torch.from_numpy(unmasked.gene_id[here])
+        encoded = by_torch(w, ids, torch.from_numpy(unmasked.value[here]))[-1]
         full = model.token_emb(torch.zeros(N_GENES + 2)).detach().clone()
-        asked = torch.from_numpy(question.gene_id[question.cell == cell])
-        full[asked] = w["token_emb.emb_mask.weight"]
+        masked = torch.from_numpy(task.gene_id[task.cell == cell])
+        full[masked] = w["token_emb.emb_mask.weight"]
         full[ids] = encoded
         full = F.linear(full + w["pos_emb.weight"][: N_GENES + 2], w["decoder_embed.weight"], w["decoder_embed.bias"])
         out = F.layer_norm(performer_by_hand(w, full), (8,), w["norm.weight"], w["norm.bias"])
-        predicted = F.linear(out, w["to_final.weight"], w["to_final.bias"])[asked, 0]
-        target = torch.from_numpy(question.target[question.cell == cell])
+        predicted = F.linear(out, w["to_final.weight"], w["to_final.bias"])[masked, 0]
+        target = torch.from_numpy(task.target[task.cell == cell])
         assert float(loss.per_cell[cell]) == pytest.approx(float(((predicted - target) ** 2).mean()), rel=1e-4)
 
 
@@ -191,7 +191,7 @@ def test_the_path_names_a_part_and_the_folder_alone_is_cell(write_scfoundation: 
     assert models["rde"].name == "rde"
     only = write_scfoundation("only", parts=("rde",))
     assert torch.equal(load_model(only).state_dict()[key], models["rde"].state_dict()[key])
-    with pytest.raises(CheckpointError, match="holds rde and not 'cell'"):
+    with pytest.raises(CheckpointError, match=r"'cell'.*rde"):
         load_model(only / "cell")
 
 
@@ -214,18 +214,18 @@ def test_a_checkpoint_without_its_decoder_has_activations_but_no_loss(
     model = load_model(write_scfoundation(edit=lambda w: {k: v for k, v in w.items() if not k.startswith(heads)}))
     tokens = tokenize(model)
     assert model.embed(tokens)[0].isfinite().all()
-    with pytest.raises(ConfigError, match="no decoder weights"):
+    with pytest.raises(ConfigError, match=r"scfoundation.*decoder"):
         model.pretraining_loss(tokens)
 
 
 def test_another_encoder_and_a_lacking_setting_are_refused(write_scfoundation: Write) -> None:
-    with pytest.raises(CheckpointError, match="encoder is a 'performer'"):
+    with pytest.raises(CheckpointError, match=r"'performer'.*'transformer'"):
         load_model(write_scfoundation("other", config={"encoder": {"module_type": "performer"}}))
     folder = write_scfoundation("lacking")
     content = torch.load(folder / "models.ckpt", weights_only=True)
     del content["cell"]["config"]["model_config"]["mae_autobin"]["bin_alpha"]
     torch.save(content, folder / "models.ckpt")
-    with pytest.raises(CheckpointError, match="lacks 'bin_alpha'"):
+    with pytest.raises(CheckpointError, match="'bin_alpha'"):
         load_model(folder)
 
 
@@ -234,10 +234,10 @@ def test_a_missing_or_wrong_gene_list_is_named(write_scfoundation: Write) -> Non
     path = folder / "OS_scRNA_gene_index.19264.tsv"
     text = path.read_text()
     path.write_text(text.replace("GENE39\t39\n", ""))
-    with pytest.raises(CheckpointError, match="names 39 genes, the model has 40"):
+    with pytest.raises(CheckpointError, match=r"19264\.tsv.* 39 .* 40"):
         load_model(folder)
     path.unlink()
-    with pytest.raises(CheckpointError, match="no gene list"):
+    with pytest.raises(CheckpointError, match=r"OS_scRNA_gene_index\.19264\.tsv"):
         load_model(folder)
     (folder.parent / "OS_scRNA_gene_index.19264.tsv").write_text(text)
     assert load_model(folder).vocabulary.n_genes == N_GENES

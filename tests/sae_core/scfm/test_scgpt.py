@@ -69,52 +69,52 @@ def test_the_pretraining_loss_equals_a_plain_computation(
     model = load_model(write_checkpoint())
     assert isinstance(model, ScGPT)
     tokens = without_empty(tokenize(model))
-    question = model.mask_genes(tokens, seed=1, fraction=0.4)
-    assert (question.tokens.value[question.position] == -1).all()
-    assert not tokens.is_special[question.position].any()
+    task = model.mask_genes(tokens, seed=1, fraction=0.4)
+    assert (task.tokens.value[task.token_rows] == -1).all()
+    assert not tokens.is_special[task.token_rows].any()
     w = tiny_weights
-    states, real = by_torch(w, question.tokens)
-    gene, cell = states[-1][real][question.position], states[-1][torch.from_numpy(question.cell), 0]
+    states, real = by_torch(w, task.tokens)
+    gene, cell = states[-1][real][task.token_rows], states[-1][torch.from_numpy(task.cell), 0]
     for i in (0, 2):
         gene = F.leaky_relu(F.linear(gene, w[f"decoder.fc.{i}.weight"], w[f"decoder.fc.{i}.bias"]))
     by_gene = F.linear(gene, w["decoder.fc.4.weight"], w["decoder.fc.4.bias"])[:, 0]
-    ids = torch.from_numpy(question.gene_id)
+    ids = torch.from_numpy(task.gene_id)
     vector = F.layer_norm(
         w["encoder.embedding.weight"][ids], (16,), w["encoder.enc_norm.weight"], w["encoder.enc_norm.bias"]
     )
     query = torch.sigmoid(F.linear(vector, w["mvc_decoder.gene2query.weight"], w["mvc_decoder.gene2query.bias"]))
     by_cell = (F.linear(query, w["mvc_decoder.W.weight"]) * cell).sum(1)
-    target = torch.from_numpy(question.target)
+    target = torch.from_numpy(task.target)
     expected = ((by_gene - target) ** 2 + (by_cell - target) ** 2).mean()
     assert model.pretraining_loss(tokens, seed=1).mean == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_queries_ask_without_being_seen(
+def test_no_token_attends_to_a_masked_query_gene(
     write_checkpoint: Write, tiny_weights: Weights, tokenize: Callable[..., Tokens]
 ) -> None:
     model = load_model(write_checkpoint(args={"objective": "query"}))
     tokens = tokenize(model)
-    question = model.mask_genes(tokens, seed=1, fraction=0.4)
-    assert question.is_query_only is not None
+    task = model.mask_genes(tokens, seed=1, fraction=0.4)
+    assert task.is_query_only is not None
     seen: list[torch.Tensor] = []
 
     plain = model.pretraining_loss(tokens, seed=1, patches={"layer.2": lambda x, info: (seen.append(x), x)[1]})
-    hidden = set(zip(question.cell.tolist(), question.gene_id.tolist(), strict=True))
+    masked = set(zip(task.cell.tolist(), task.gene_id.tolist(), strict=True))
 
-    def move_queries(x: torch.Tensor, info: object) -> torch.Tensor:
+    def move_masked(x: torch.Tensor, info: object) -> torch.Tensor:
         pairs = zip(info.cell.tolist(), info.gene_id.tolist(), strict=True)  # type: ignore[attr-defined]
-        is_masked_gene = torch.tensor([pair in hidden for pair in pairs])
-        return torch.where(is_masked_gene[:, None], x + 1, x)
+        is_masked = torch.tensor([pair in masked for pair in pairs])
+        return torch.where(is_masked[:, None], x + 1, x)
 
     moved: list[torch.Tensor] = []
-    patches = {"layer.0": move_queries, "layer.2": lambda x, info: (moved.append((x, info)), x)[1]}
+    patches = {"layer.0": move_masked, "layer.2": lambda x, info: (moved.append((x, info)), x)[1]}
     model.pretraining_loss(tokens, seed=1, patches=patches)
     assert np.isfinite(plain.mean)
     for before, (after, info) in zip(seen, moved, strict=True):
         pairs = zip(info.cell.tolist(), info.gene_id.tolist(), strict=True)
-        is_masked_gene = torch.tensor([pair in hidden for pair in pairs])
-        torch.testing.assert_close(before[~is_masked_gene], after[~is_masked_gene], atol=1e-6, rtol=0)
-        assert not torch.allclose(before[is_masked_gene], after[is_masked_gene], atol=1e-3)
+        is_masked = torch.tensor([pair in masked for pair in pairs])
+        torch.testing.assert_close(before[~is_masked], after[~is_masked], atol=1e-6, rtol=0)
+        assert not torch.allclose(before[is_masked], after[is_masked], atol=1e-3)
 
 
 def test_the_mini_model_predicts_better_than_the_mean_of_a_cell() -> None:
@@ -162,7 +162,7 @@ def test_the_batch_enters_the_heads(write_finetuned_scgpt: Write, tokenize: Call
 def test_a_checkpoint_with_batches_has_to_be_told_which(
     write_finetuned_scgpt: Write, tokenize: Callable[..., Tokens]
 ) -> None:
-    with pytest.raises(CheckpointError, match=r'3 batches.*"batch_label": I to args\.json, with I from 0 to 2'):
+    with pytest.raises(CheckpointError, match=r'"batch_label": I .*0 to 2'):
         load_model(write_finetuned_scgpt("none", batch_label=None))
     with pytest.raises(CheckpointError, match="3 batches"):
         load_model(write_finetuned_scgpt("four", batch_label=4))

@@ -54,19 +54,19 @@ def test_a_cell_whose_smallest_count_is_not_one_is_recovered() -> None:
 )
 def test_other_transforms_are_refused(bad: object) -> None:
     x = random_counts(3.0)
-    with pytest.raises(TokenizationError, match=r"no integer multiples.*layers/counts"):
+    with pytest.raises(TokenizationError, match="--matrix"):
         recover_counts(x.indptr, bad(x).astype(np.float32))  # type: ignore[operator]
 
 
 def test_large_values_that_are_no_integers_are_refused() -> None:
-    with pytest.raises(TokenizationError, match="row 1 is not integers and not logged"):
+    with pytest.raises(TokenizationError, match=r"row 1 .*1000.*--matrix"):
         recover_counts(np.array([0, 1, 2]), np.array([1.0, 1000.5], dtype=np.float32))
 
 
 def test_a_single_value_is_refused_only_where_the_total_matters() -> None:
     indptr, data = np.array([0, 1]), np.array([2.3], dtype=np.float32)
     np.testing.assert_array_equal(recover_counts(indptr, data), [1.0])
-    with pytest.raises(TokenizationError, match="holds one value"):
+    with pytest.raises(TokenizationError, match=r"row 0 \(2\.3\)"):
         recover_counts(indptr, data, need_total=True)
 
 

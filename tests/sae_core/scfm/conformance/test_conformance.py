@@ -12,7 +12,7 @@ import scipy.sparse as sp
 import torch
 
 from sae_core.errors import CheckpointError, ConfigError, TokenizationError, VocabularyError
-from sae_core.scfm import CachedActivations, FoundationModel, Site, Tokens, load_model, precision_error
+from sae_core.scfm import CachedActivations, FoundationModel, Site, Tokens, load_model
 
 if TYPE_CHECKING:
     from sae_core.scfm import TokenInfo
@@ -51,6 +51,11 @@ def cells_of(tokens: Tokens) -> list[tuple[bytes, bytes, bytes]]:
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.equal(a.nan_to_num(nan=7.0), b.nan_to_num(nan=7.0))
+
+
+def relative_error(rough: torch.Tensor, exact: torch.Tensor) -> float:
+    """Root mean square error of activations, divided by their root mean square."""
+    return float((rough - exact).double().norm() / exact.double().norm())
 
 
 def test_the_family_is_recognised_from_the_folder_and_has_its_name(model: FoundationModel, kind: str) -> None:
@@ -98,7 +103,7 @@ def test_log_normalised_values_give_the_tokens_of_the_counts(
 
 def test_scaled_values_are_refused(model: FoundationModel) -> None:
     scaled = sp.csr_matrix(np.array([[-1.0, 2.0] + [0.5] * 38], dtype=np.float32))
-    with pytest.raises(TokenizationError, match="scaled"):
+    with pytest.raises(TokenizationError, match=r"-1 and 2.*--matrix"):
         tokens_of(model, scaled)
 
 
@@ -158,15 +163,16 @@ def test_float64_agrees_with_float32(model: FoundationModel, tokens: Tokens) -> 
         torch.testing.assert_close(double[site].float(), single[site], atol=1e-5, rtol=0)
 
 
-def test_autocast_keeps_float32_activations_and_its_error_is_measured(
+def test_autocast_keeps_float32_activations_and_its_error_is_small(
     kind: str, checkpoint_of: Checkpoint, counts: sp.csr_matrix
 ) -> None:
-    model = load_model(checkpoint_of(kind), autocast=torch.bfloat16)
+    folder = checkpoint_of(kind)
+    model, exact_model = load_model(folder, autocast=torch.bfloat16), load_model(folder)
     tokens = tokens_of(model, counts)
     assert model.embed(tokens).dtype == torch.float32
-    error = precision_error(model, tokens, ["embedding", model.default_site])
-    assert 0 < error[model.default_site] < 0.05
-    assert model.autocast == torch.bfloat16
+    site = model.default_site
+    rough, exact = (m.activations(tokens, [site])[site] for m in (model, exact_model))
+    assert 0 < relative_error(rough, exact) < 0.05
 
 
 def test_a_patch_that_changes_nothing_is_bitwise_the_unpatched_run(model: FoundationModel, tokens: Tokens) -> None:
@@ -207,19 +213,19 @@ def test_blocks_after_the_deepest_site_are_not_run(
     model.embed(tokens, site="layer.1")
 
 
-def test_a_site_that_the_model_lacks_and_a_patch_behind_the_reading_are_refused(
+def test_a_site_that_the_model_lacks_and_a_patch_after_the_readout_are_refused(
     model: FoundationModel, tokens: Tokens
 ) -> None:
-    with pytest.raises(ConfigError, match=r"no site 'layer\.3'"):
+    with pytest.raises(ConfigError, match=r"'layer\.3'.*layer\.2"):
         model.activations(tokens, ["layer.3"])
     if model.final_norm is None:
-        with pytest.raises(ConfigError, match="no site 'final'"):
+        with pytest.raises(ConfigError, match=r"'final'.*layer\.2"):
             model.activations(tokens, ["final"])
-    with pytest.raises(ConfigError, match=r"layer\.1 lies after layer\.0"):
+    with pytest.raises(ConfigError, match=r"layer\.1 .*layer\.0.*`site`"):
         model.embed(tokens, site="layer.0", patches={"layer.1": lambda x, info: x})
 
 
-def test_a_patch_at_any_site_is_felt_where_its_reading_site_is(model: FoundationModel, tokens: Tokens) -> None:
+def test_a_patch_at_any_site_changes_the_embedding_at_its_readout_site(model: FoundationModel, tokens: Tokens) -> None:
     for site in model.sites:
         at = model.readout_site(site)
         assert at in (model.default_site, model.sites[-1])
@@ -235,10 +241,12 @@ def test_a_gpu_gives_the_numbers_of_the_cpu(kind: str, checkpoint_of: Checkpoint
     a, b = (model.activations(tokens, model.sites) for model in (cpu, gpu))
     for site in cpu.sites:
         torch.testing.assert_close(a[site], b[site], atol=1e-4, rtol=0)
-    assert precision_error(gpu, tokens, [gpu.default_site])[gpu.default_site] < 0.05
+    site = gpu.default_site
+    rough = load_model(folder, device="cuda", autocast=torch.bfloat16).activations(tokens, [site])[site]
+    assert relative_error(rough, b[site]) < 0.05
 
 
-def test_a_prefix_gives_what_the_whole_run_gives(model: FoundationModel, tokens: Tokens) -> None:
+def test_cached_activations_give_what_the_whole_run_gives(model: FoundationModel, tokens: Tokens) -> None:
     site = Site.parse("layer.0")
     x = model.activations(tokens, [site])[site]
     patches = {"layer.1": lambda x, info: x * 0.9}
@@ -254,7 +262,7 @@ def test_readouts_have_their_width_and_others_are_refused(model: FoundationModel
     for readout in model.readouts:
         assert model.embed(tokens, readout=readout).shape == (tokens.n_cells, model.width(readout))
     assert same(model.embed(tokens, readout="official"), model.embed(tokens, readout=model.readouts[0]))
-    with pytest.raises(ConfigError, match="unknown readout 'median'"):
+    with pytest.raises(ConfigError, match=r"'median'.*mean"):
         model.embed(tokens, readout="median")
 
 
@@ -266,7 +274,7 @@ def test_the_mean_readout_is_the_mean_of_the_gene_tokens(model: FoundationModel,
         torch.testing.assert_close(embedded[cell], x[torch.from_numpy(genes)].mean(0), atol=1e-5, rtol=1e-5)
 
 
-def test_the_pretraining_loss_asks_the_same_of_a_cell_in_any_batch(
+def test_the_pretraining_loss_masks_the_same_genes_of_a_cell_in_any_batch(
     model: FoundationModel, counts: sp.csr_matrix, tokens: Tokens
 ) -> None:
     loss = model.pretraining_loss(tokens, seed=3)
@@ -279,21 +287,21 @@ def test_the_pretraining_loss_asks_the_same_of_a_cell_in_any_batch(
     assert model.pretraining_loss(tokens, seed=4).mean != loss.mean
 
 
-def test_the_pretraining_loss_feels_a_patch(model: FoundationModel, tokens: Tokens) -> None:
+def test_a_patch_changes_the_pretraining_loss(model: FoundationModel, tokens: Tokens) -> None:
     plain = model.pretraining_loss(tokens)
     patched = model.pretraining_loss(tokens, patches={"layer.1": lambda x, info: torch.zeros_like(x)})
     assert torch.equal(plain.n_masked, patched.n_masked)
     assert plain.mean != patched.mean
 
 
-def test_answers_are_what_the_loss_is_made_of(kind: str, model: FoundationModel, tokens: Tokens) -> None:
-    question = model.mask_genes(tokens, seed=3, fraction=model.mask_fraction)
-    answers = model.masked_gene_prediction(question)
-    assert answers.prediction.isfinite().all()
-    assert torch.equal(answers.gene_id, torch.from_numpy(question.gene_id))
-    assert answers.cell.diff().min() >= 0
-    error = -answers.prediction if kind.startswith("geneformer") else (answers.prediction - answers.target) ** 2
-    total = torch.zeros(tokens.n_cells).index_add_(0, answers.cell, error)
+def test_the_loss_is_the_mean_error_of_the_predictions(kind: str, model: FoundationModel, tokens: Tokens) -> None:
+    task = model.mask_genes(tokens, seed=3, fraction=model.mask_fraction)
+    predicted = model.masked_gene_prediction(task)
+    assert predicted.prediction.isfinite().all()
+    assert torch.equal(predicted.gene_id, torch.from_numpy(task.gene_id))
+    assert predicted.cell.diff().min() >= 0
+    error = -predicted.prediction if kind.startswith("geneformer") else (predicted.prediction - predicted.target) ** 2
+    total = torch.zeros(tokens.n_cells).index_add_(0, predicted.cell, error)
     loss = model.pretraining_loss(tokens, seed=3)
     found = total / loss.n_masked
     if kind.startswith("scgpt"):  # whose loss adds the error of a second head
@@ -302,23 +310,23 @@ def test_answers_are_what_the_loss_is_made_of(kind: str, model: FoundationModel,
         torch.testing.assert_close(found.double(), loss.per_cell, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
-def test_answers_from_a_prefix_are_those_of_the_whole_run_and_queries_are_marked(
+def test_predictions_from_cached_activations_are_those_of_the_whole_run_and_masked_genes_are_marked(
     kind: str, model: FoundationModel, tokens: Tokens
 ) -> None:
-    question = model.mask_genes(tokens, seed=3, fraction=0.3)
+    task = model.mask_genes(tokens, seed=3, fraction=0.3)
     site, marked = Site.parse("layer.0"), []
-    prefix = CachedActivations(site, model.activations(question, [site])[site])
+    cached = CachedActivations(site, model.activations(task, [site])[site])
     patches = {"layer.1": lambda x, info: (marked.append(info), x * 0.9)[1]}
-    whole, rest = (model.masked_gene_prediction(question, patches=patches, cached=start) for start in (None, prefix))
+    whole, rest = (model.masked_gene_prediction(task, patches=patches, cached=start) for start in (None, cached))
     assert torch.equal(whole.prediction, rest.prediction)
     pairs = {
         (int(c), int(p))
         for i in marked
         for c, p in zip(i.cell[i.is_masked_gene], i.position[i.is_masked_gene], strict=True)
     }
-    rows = np.array([], dtype=int) if question.position is None else question.position
-    cell = question.tokens.cell_of_token()[rows]
-    assert pairs == set(zip(cell.tolist(), (rows - question.tokens.offsets[cell]).tolist(), strict=True))
+    rows = np.array([], dtype=int) if task.token_rows is None else task.token_rows
+    cell = task.tokens.cell_of_token()[rows]
+    assert pairs == set(zip(cell.tolist(), (rows - task.tokens.offsets[cell]).tolist(), strict=True))
 
 
 def test_random_weights_are_a_seeded_control(kind: str, checkpoint_of: Checkpoint, counts: sp.csr_matrix) -> None:
@@ -364,5 +372,5 @@ def test_a_folder_without_its_weights_is_of_no_known_family(kind: str, checkpoin
     folder = checkpoint_of(kind)
     for name in ("best_model.pt", "model.safetensors", "models.ckpt"):
         (folder / name).unlink(missing_ok=True)
-    with pytest.raises(CheckpointError, match="no known family"):
+    with pytest.raises(CheckpointError, match=r"scgpt.*geneformer.*scfoundation"):
         load_model(folder)
