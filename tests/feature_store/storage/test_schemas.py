@@ -9,8 +9,13 @@ from feature_store.storage.layout import ASSOCIATION_TABLES
 
 
 @pytest.mark.parametrize("table", list(schemas.TABLES))
-def test_an_empty_table_satisfies_its_schema(table: str) -> None:
-    schemas.check(table, schemas.empty(table))
+def test_a_table_without_one_of_its_columns_or_with_another_dtype_is_refused(table: str) -> None:
+    frame = schemas.empty(table)
+    for name in schemas.TABLES[table].columns:
+        with pytest.raises(InputError, match=f"'{name}'"):
+            schemas.check(table, frame.drop(name))
+        with pytest.raises(InputError, match=f"'{name}' is Binary"):
+            schemas.check(table, frame.with_columns(pl.Series(name, [], dtype=pl.Binary)))
 
 
 def test_every_association_table_of_the_layout_has_a_schema() -> None:
