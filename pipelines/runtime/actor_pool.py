@@ -8,6 +8,7 @@ therefore be computed twice without harm.
 """
 
 import os
+import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -48,10 +49,11 @@ def limit_threads(n_threads: int) -> None:
     # careful: Polars and OpenMP read these when they make their pools, which is before the first computation
     os.environ.update(OMP_NUM_THREADS=str(n_threads), POLARS_MAX_THREADS=str(n_threads))
     import pyarrow as pa
-    import torch
 
-    torch.set_num_threads(n_threads)
     pa.set_cpu_count(n_threads)
+    # not imported here: it takes 1.7 s, most workers need no torch, and a later import reads OMP_NUM_THREADS
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(n_threads)
 
 
 def do_shards(
