@@ -16,9 +16,10 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
+from feature_store.cells import split_by_size
 from feature_store.errors import IntegrityError, NotFoundError
 from feature_store.storage.commit import Manifest, Run, read_part, write_frame
-from feature_store.storage.layout import as_path, cut
+from feature_store.storage.layout import as_path
 from feature_store.storage.plans import AssociationsPlan, RangesPlan
 
 NONZERO_BYTES = 140
@@ -42,7 +43,7 @@ def feature_ranges(by_feature: Manifest, n_features: int, n_genes: int, *, range
     for part in by_feature.shards:
         # of the features of a part no more is known than their sum
         nonzeros[part.start : part.stop] = part.rows / max(part.stop - part.start, 1)
-    return cut(nonzeros.tolist(), limit=range_bytes / NONZERO_BYTES, most=most)
+    return split_by_size(nonzeros.tolist(), limit=range_bytes / NONZERO_BYTES, most=most)
 
 
 class Measured(NamedTuple):

@@ -14,6 +14,7 @@ annotations                the columns of obs and var
 cell_table, gene_table     the tables `cells` and `genes`
 splits                     which cells are for training, selection and testing
 expression                 log1p(CP10k) by gene
+size_ranges                ranges of genes or features whose sizes are limited
 anndata_export             codes of cells as an AnnData
 """
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         write_expression_part,
     )
     from feature_store.cells.matrices import CSRRows, concat_rows
+    from feature_store.cells.size_ranges import split_by_size
     from feature_store.cells.source import Source, open_source
     from feature_store.cells.splits import SplitConfig, SplitRecord, make_splits
 
@@ -54,6 +56,7 @@ __all__ = [
     "read_split_record",
     "read_splits",
     "read_unit_splits",
+    "split_by_size",
     "to_anndata",
     "write_cells",
     "write_expression_part",
@@ -64,6 +67,7 @@ _MODULES = {
     "cell_table": ("read_cells", "read_split_record", "read_splits", "read_unit_splits", "write_cells"),
     "expression": ("ExpressionReader", "expression_matrix", "plan_expression", "write_expression_part"),
     "matrices": ("CSRRows", "concat_rows"),
+    "size_ranges": ("split_by_size",),
     "source": ("Source", "open_source"),
     "splits": ("SplitConfig", "SplitRecord", "make_splits"),
 }

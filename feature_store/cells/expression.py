@@ -23,11 +23,11 @@ import pyarrow.parquet as pq
 from scipy import sparse
 
 from feature_store.cells.matrices import CSRRows
+from feature_store.cells.size_ranges import split_by_size
 from feature_store.cells.source import BLOCK_ROWS, Source
 from feature_store.errors import IntegrityError
 from feature_store.storage import filesystem
 from feature_store.storage.commit import Run
-from feature_store.storage.layout import cut
 from feature_store.storage.plans import ExpressionPlan
 
 CP10K = 1e4
@@ -66,7 +66,7 @@ def plan_expression(dataset: str, source: Source, genes: pl.DataFrame) -> Expres
         n_cells=source.n_cells,
         n_genes=source.n_genes,
         shard_cells=shard_cells,
-        bounds=tuple(cut(n_values.tolist(), limit=RANGE_NONZEROS, most=RANGE_GENES)),
+        bounds=tuple(split_by_size(n_values.tolist(), limit=RANGE_NONZEROS, most=RANGE_GENES)),
     )
 
 

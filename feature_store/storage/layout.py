@@ -23,7 +23,7 @@ every manifest that was there, whatever the clock says. So copying a store keeps
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -81,19 +81,6 @@ def as_path(root: str | Path) -> Path:
     if not isinstance(root, str):
         return root
     return object_storage.open_path(root) if "://" in root else Path(root)
-
-
-def cut(sizes: Iterable[float], *, limit: float, most: int) -> list[int]:
-    """Where ranges of neighbours begin, and how many neighbours there are: a range has `most` of them, with sizes of
-    `limit` together, at most, but one at least.
-    """
-    bounds, held, place = [0], 0.0, -1
-    for place, size in enumerate(sizes):
-        if place > bounds[-1] and (held + size > limit or place - bounds[-1] >= most):
-            bounds.append(place)
-            held = 0.0
-        held += size
-    return [*bounds, place + 1]
 
 
 def part_name(shard: int) -> str:

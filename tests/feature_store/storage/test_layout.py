@@ -10,7 +10,7 @@ from toy_plans import toy_table
 from feature_store.errors import InputError, NotFoundError
 from feature_store.storage import commit
 from feature_store.storage.hashing import canonical_json, run_id
-from feature_store.storage.layout import ASSOCIATION_TABLES, KINDS, Layout, cut, next_creation_time
+from feature_store.storage.layout import ASSOCIATION_TABLES, KINDS, Layout, next_creation_time
 from feature_store.storage.plans import AssociationsPlan
 
 if TYPE_CHECKING:
@@ -107,17 +107,3 @@ def test_associations_are_complete_only_with_all_their_tables(tmp_path: Path) ->
         assert not any(info.complete for info in layout.runs("associations"))
         commit.write_table(layout.associations_dir("a") / table, FRAME, toy_table(AssociationsPlan))
     assert layout.latest("associations").run == "a"
-
-
-@pytest.mark.parametrize(
-    ("sizes", "limit", "most", "bounds"),
-    [
-        ([1, 1, 1, 1, 1], 2, 9, [0, 2, 4, 5]),
-        ([1, 1, 1, 1, 1], 9, 3, [0, 3, 5]),
-        ([5, 1, 7, 0], 3, 9, [0, 1, 2, 3, 4]),
-        ([0, 0, 3], 3, 9, [0, 3]),
-        ([4, 4, 4, 30, 1, 1, 1, 1, 0], 10, 3, [0, 2, 3, 4, 7, 9]),
-    ],
-)
-def test_ranges_hold_no_more_than_the_limit_and_one_neighbour_at_least(sizes, limit, most, bounds):
-    assert cut(sizes, limit=limit, most=most) == bounds
