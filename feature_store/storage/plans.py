@@ -431,7 +431,7 @@ class SteeringPlan(Plan):
     scib: bool
     seed: int
     config: Mapping[str, Any]
-    """Every constant of steering and of its evaluation that results depend on (`pipelines.steering.config`)."""
+    """Every constant of steering and of its evaluation that results depend on (`pipelines.steering.constants`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
