@@ -6,7 +6,6 @@ about the same gene sets, and was fitted to the same activations at the same k; 
 configuration and training on activations that differ in nothing but the model's weights.
 """
 
-import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,7 +23,7 @@ from feature_store.storage.layout import SUMMARY, Layout
 from feature_store.storage.plans import ActivationsPlan, AssociationsPlan, CodesPlan, ComparisonPlan
 from pipelines.baseline import chain_of_sae
 from pipelines.errors import UsageError
-from pipelines.runtime.progress import progress_bar
+from pipelines.runtime.progress import progress_bar, stderr_console
 
 SAE = "sae"
 """Name of the SAE among its representations."""
@@ -107,13 +106,17 @@ def how_to_make(store: Path, run: str) -> str:
 
 
 def _controls(layout: Layout) -> Iterator[tuple[str, RunChain]]:
-    """Name and chain of the complete associations of controls, newest first, unless a part of the chain is gone."""
+    """Name and chain of the complete associations of controls, newest first; a warning for each with a part gone."""
     for info in layout.runs("associations"):
         if info.complete:
-            with contextlib.suppress(NotFoundError, OutdatedRunError):
+            try:
                 chain = RunChain.of(layout, info.run)
-                if chain.associations.control_of is not None:
-                    yield chain.associations.control_of, chain
+            except (NotFoundError, OutdatedRunError) as error:
+                text = f"warning: associations/{info.run} is left out of the comparison: {error}"
+                stderr_console().print(text, style="yellow", markup=False, soft_wrap=True)
+                continue
+            if chain.associations.control_of is not None:
+                yield chain.associations.control_of, chain
 
 
 def _belongs(chain: RunChain, other: RunChain) -> bool:

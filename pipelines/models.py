@@ -1,4 +1,4 @@
-"""What `scsae models` shows: the versions with what was measured of them, and one version's lineage and evaluations."""
+"""The tables of `scsae models`: all versions with their metrics, and the origin and evaluations of one version."""
 
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ def promotion_facts(promoted: Promotion) -> dict[str, Any]:
 def _evaluations(tracking: Tracking, version: ModelVersion) -> dict[str, dict[str, Any]]:
     return {
         f"evaluation {found.run}": {
-            "question": found.question,
+            "question": found.task,
             "dataset": found.dataset,
             **{
                 key: found.params[key]

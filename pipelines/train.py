@@ -306,7 +306,7 @@ def train_loop(config: dict[str, Any]) -> None:
 def register(layout: Layout, run: commit.Run, options: TrainOptions) -> str:
     """Log the training to MLflow and register its SAE, once; return "NAME VERSION (alias)"."""
     tracking = Tracking(layout)
-    with tracking.alone():
+    with tracking.exclusive():
         found = tracking.of_run(run.path.name)
         if found is None:
             found = _logged(tracking, layout, run, options)

@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from feature_store.query.steering import Role
 from feature_store.storage import commit
 from pipelines.steering.context import Block, Cells, SteeringContext, SteeringPaths
 from pipelines.steering.labels import Texts
-from pipelines.steering.plan import InterventionType, Role, Variant
+from pipelines.steering.plan import InterventionType, Variant
 
 if TYPE_CHECKING:
     import torch

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
+from feature_store.query.steering import Role
 from pipelines.steering.embeddings import SteeredEmbeddings
 from pipelines.steering.evaluation_cells import ALL
 from pipelines.steering.evaluators import MIN_CELLS
 from pipelines.steering.metrics import distances, mixing
-from pipelines.steering.plan import Role, SteeringTask, Task, Variant
+from pipelines.steering.plan import SteeringTask, Task, Variant
 
 MAX_LOSS = 0.02
 """Share of the conservation of cell types that a mixing may cost."""

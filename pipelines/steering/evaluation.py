@@ -22,6 +22,7 @@ import numpy as np
 import polars as pl
 
 from feature_store.query.metrics import HEADLINE_OF_TASK, Direction, metric_of
+from feature_store.query.steering import Role
 from feature_store.storage import schemas
 from pipelines.steering import embedding_baselines
 from pipelines.steering.embeddings import SteeredEmbeddings
@@ -29,7 +30,7 @@ from pipelines.steering.evaluation_cells import ALL, EvaluationCells, MetricValu
 from pipelines.steering.evaluators import Evaluator, MixEvaluator, MoveEvaluator, evaluator_of
 from pipelines.steering.metrics.dose_response import dose_response
 from pipelines.steering.metrics.intervals import Floats, rank_p, student
-from pipelines.steering.plan import Null, Role, SteeringTask, Task, Variant
+from pipelines.steering.plan import Null, SteeringTask, Task, Variant
 
 N_COSTLY = 3
 """Draws of each null for which scIB's scores are computed."""

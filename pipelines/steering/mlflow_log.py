@@ -15,10 +15,10 @@ from typing import Any
 
 import polars as pl
 
+from feature_store.query.steering import Role
 from feature_store.storage.layout import Layout
 from pipelines.config import SteerOptions
 from pipelines.runtime.progress import stderr_console
-from pipelines.steering.plan import Role
 from pipelines.tracking import Tracking
 from pipelines.tracking.provenance import code_tags
 from pipelines.tracking.registry import DATASET_TAG, KIND_TAG, QUESTION_TAG, SAE_TAG
@@ -53,7 +53,7 @@ def log_evaluation(
         StoreWriteError, RunFailedError: the tracking store cannot be written or does not answer; run the stage again.
     """
     tracking = Tracking(layout)
-    with tracking.alone():
+    with tracking.exclusive():
         version = tracking.of_run(plan["sae"])
         model_id = version.model_id if version else None
         for logged in tracking.logged(folder.name):

@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 import polars as pl
 
+from feature_store.query.steering import Role, p_column
 from feature_store.storage import schemas
 from pipelines.config import SteerOptions
 
@@ -35,23 +36,6 @@ class Task(StrEnum):
     MIX = "mix"
 
 
-class Role(StrEnum):
-    """What a condition is in the comparison; stored in the column `role`."""
-
-    UNSTEERED = "unsteered"
-    GRID = "grid"
-    """A point of the grid, the chosen one among them."""
-    REPLACE = "replace"
-    """The chosen edit with the reconstruction in place of the activations."""
-    RECONSTRUCTION = "reconstruction"
-    NULL = "null"
-    BASELINE = "baseline"
-    FLOOR = "floor"
-    """The distance that sampling noise alone leaves."""
-    TREND = "trend"
-    """The dose response of the chosen point."""
-
-
 class Null(StrEnum):
     """What an edit is compared with; the value is the name of its condition."""
 
@@ -62,7 +46,7 @@ class Null(StrEnum):
     @property
     def column(self) -> str:
         """The column of `results` that holds the p-value against it."""
-        return f"p_{self.value.replace(' ', '_')}"
+        return p_column(self.value)
 
 
 class InterventionType(StrEnum):

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 import polars as pl
 
+from feature_store.query.steering import Role
 from pipelines.errors import UsageError
 from pipelines.steering.metrics.intervals import student
-from pipelines.steering.plan import Null, Role
+from pipelines.steering.plan import Null
 
 MIN_SEEDS = 3
 """SAEs behind an interval, at least."""

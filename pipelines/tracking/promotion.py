@@ -58,7 +58,7 @@ def promote(tracking: Tracking, name: str, version: int, *, metric: str | None =
         UsageError: there is no such version or metric, one of the two versions lacks it, or the candidate is worse;
             nothing is changed.
     """
-    with tracking.alone():
+    with tracking.exclusive():
         candidate, champion = tracking.version(name, version), tracking.champion(name)
         mine = scores_of(tracking, candidate)
         if champion is None or champion.version == version:
@@ -147,7 +147,7 @@ def _chosen(
         _own(tracking, candidate, mine, asked, like=theirs)
         _own(tracking, champion, theirs, asked, like=mine)
     either = {**theirs, **mine}
-    own, other = ({(e.question, e.dataset): e for s in of.values() if (e := s.evaluation)} for of in (mine, theirs))
+    own, other = ({(e.task, e.dataset): e for s in of.values() if (e := s.evaluation)} for of in (mine, theirs))
     tasks = {task: evaluation for task, evaluation in own.items() if task in other}
     if len(tasks) > 1:
         steering = [label for label in mine if label in theirs and mine[label].evaluation]

@@ -117,7 +117,10 @@ def origin_of(layout: Layout, version: ModelVersion) -> dict[str, dict[str, Any]
             "place": _place(layout, activations),
         },
         "code": {"version": tags.get("scsae.version"), "commit": tags.get("scsae.commit")},
-        "figures": dict(version.metrics),
+        "figures": {
+            **version.metrics,
+            **{name: f"not measured: {reason}" for name, reason in version.missing.items()},
+        },
     }
 
 

@@ -49,8 +49,8 @@ class Evaluation:
     """Id of the steering run."""
     mlflow_run: str
     sae: str
-    question: str
-    """What was asked of the cells, e.g. "stim -> ctrl"; two evaluations with one question measured the same."""
+    task: str
+    """The steering task in words, such as "stim -> ctrl"; two evaluations of one task measured the same."""
     dataset: str
     params: Mapping[str, str]
     metrics: Mapping[str, float]
@@ -62,8 +62,8 @@ class Evaluation:
         return {name: value for name, value in found.items() if value is not None}
 
     def label(self, headline: str) -> str:
-        """A headline figure with what it is of: "remaining (stim -> ctrl, DATASET)"."""
-        return f"{headline} ({self.question}, {self.dataset})"
+        """The full name of a metric, with its task and data set: "remaining (stim -> ctrl, DATASET)"."""
+        return f"{headline} ({self.task}, {self.dataset})"
 
 
 class Tracking(TrackingStore):
@@ -170,7 +170,7 @@ class Tracking(TrackingStore):
                 run=run.data.tags[RUN_TAG],
                 mlflow_run=run.info.run_id,
                 sae=run.data.tags[SAE_TAG],
-                question=run.data.tags.get(QUESTION_TAG, ""),
+                task=run.data.tags.get(QUESTION_TAG, ""),
                 dataset=run.data.tags.get(DATASET_TAG, ""),
                 params=run.data.params,
                 metrics=run.data.metrics,

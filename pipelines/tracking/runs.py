@@ -45,7 +45,7 @@ class TrackingStore:
     """Runs and their figures in the tracking store of one feature store."""
 
     def __init__(self, layout: Layout, *, reads: bool = False) -> None:
-        """`reads` opens what is there without a lock, so that a store that cannot be written can be asked.
+        """With `reads`, open an existing database without a lock, so that a store that is read-only can be read.
 
         Raises:
             StoreWriteError: the database cannot be made.
@@ -69,7 +69,7 @@ class TrackingStore:
         file = self.uri.removeprefix(_SQLITE).partition("?")[0].removeprefix("file:")
         database = Path(file) if is_sqlite else folder / "server"
         self._lock = database.with_suffix(".lock")
-        with contextlib.nullcontext() if reads else self._alone_in_folder(), self._clear_errors():
+        with contextlib.nullcontext() if reads else self._locked(), self._clear_errors():
             self._select()
             self.client = mlflow.MlflowClient(self.uri, self.uri)
             experiment = self.client.get_experiment_by_name(EXPERIMENT)
@@ -99,24 +99,24 @@ class TrackingStore:
                 os.environ[name] = value
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Be the one driver that writes here: hold it around looking for a run and logging it. Not reentrant.
+    def exclusive(self) -> Iterator[None]:
+        """Hold the lock of the database while a run is looked for and logged; not reentrant.
 
         Raises:
             StoreWriteError: the database cannot be written.
             RunFailedError: the server failed; what is committed in the store stays, and a rerun logs it.
         """
-        with self._alone_in_folder(), self._clear_errors():
+        with self._locked(), self._clear_errors():
             yield
 
     @contextlib.contextmanager
-    def _alone_in_folder(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[None]:
         with clear_write_errors(self._lock.parent):
             self._lock.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             with contextlib.suppress(OSError):
-                # no lock, no harm but in a race: a file system without flock is one that nobody shares
+                # a file system without flock is one that nobody shares: there the lock is not needed
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
@@ -124,7 +124,7 @@ class TrackingStore:
 
     @contextlib.contextmanager
     def _clear_errors(self) -> Iterator[None]:
-        """Say MLflow's errors as ours."""
+        """Raise the errors of MLflow as errors of the package, with the next command."""
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
@@ -135,7 +135,7 @@ class TrackingStore:
             if _UNWRITABLE.search(str(error)):
                 raise StoreWriteError(
                     f"cannot write the tracking database {self.uri}: {text}; free the disk, fix the permissions or "
-                    "name a server in MLFLOW_TRACKING_URI, then run the command again: what is committed stays"
+                    "name a server in MLFLOW_TRACKING_URI, then run the command again: it keeps what is committed"
                 ) from error
             if "unsupported uri" in text.lower():
                 raise UsageError(
@@ -144,7 +144,7 @@ class TrackingStore:
                 ) from error
             raise RunFailedError(
                 f"MLflow at {self.uri} failed: {text}; see that it answers (MLFLOW_TRACKING_URI), then run the "
-                "command again: what is committed stays, and what was not logged is"
+                "command again: it keeps what is committed and logs the rest"
             ) from error
 
     def logged(self, run: str) -> "list[Run]":

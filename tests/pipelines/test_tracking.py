@@ -83,7 +83,7 @@ from pipelines.tracking import Tracking
 print("imported", flush=True)
 sys.stdin.readline()
 tracking = Tracking(Layout(sys.argv[1]))
-with tracking.alone():
+with tracking.exclusive():
     if tracking.find("a") is None:
         with tracking.run("a", params={"k": 4}, tags={}) as run:
             tracking.log_metrics(run, {"fvu": 0.25})
@@ -116,7 +116,7 @@ def test_a_database_that_cannot_be_written_is_read_and_its_error_is_clear(tracki
     assert reading.find("written") is not None
     with (
         pytest.raises(StoreWriteError, match=r"mode=ro.*MLFLOW_TRACKING_URI"),
-        reading.alone(),
+        reading.exclusive(),
     ):
         log(reading, "refused")
 

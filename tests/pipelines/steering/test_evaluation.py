@@ -7,6 +7,7 @@ from scipy import stats
 from sklearn.metrics import f1_score
 
 from feature_store.query.metrics import HEADLINE_OF_TASK, METRICS
+from feature_store.query.steering import Role
 from feature_store.storage import schemas
 from feature_store.storage.layout import Layout
 from pipelines.config import SteerOptions, check
@@ -19,7 +20,7 @@ from pipelines.steering.evaluation_cells import EvaluationCells
 from pipelines.steering.evaluators import MixEvaluator, MoveEvaluator
 from pipelines.steering.metrics.distances import corrected_distance, mean_distance
 from pipelines.steering.metrics.mixing import predict_left_out
-from pipelines.steering.plan import InterventionType, Null, Role, SteeringTask, Task, Variant
+from pipelines.steering.plan import InterventionType, Null, SteeringTask, Task, Variant
 from pipelines.steering.request import SteeringRequest
 
 WIDTH, PER = 5, 12
