@@ -1,4 +1,7 @@
-"""Autoencoders of other libraries, read and written: the same codes and reconstructions, or a refusal that says why.
+"""Reading and writing the autoencoders of other libraries, with equal codes and reconstructions or an error.
+
+A folder of another library goes in and a `SparseAutoencoder` comes out, or the reverse; the doors are `read_foreign`
+and the three `write_*` functions.
 
 | format | files | read | written |
 |---|---|---|---|
@@ -6,8 +9,9 @@
 | sparsify | cfg.json, sae.safetensors | topk | topk |
 | dictionary_learning | config.json, ae.pt | seven classes | all |
 
-None says everything that ours does, and some say more (transcoders, per-token normalisation): what has no exact
-counterpart is never approximated. `parts` has the equations, each format's module what is particular to it.
+No format holds everything that ours does, and some hold more (transcoders, per-token normalisation). Whatever has no
+exact counterpart is an error and is never approximated. `conversion` has the equations, and the module of each format
+has its details.
 """
 
 from collections.abc import Callable
@@ -36,10 +40,10 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class ForeignFormat:
-    """How a library's folder is known, read and written."""
+    """How a folder of another library is recognised, read and written."""
 
     files: tuple[str, str]
-    """The JSON and the weights; a folder that has both is of this format."""
+    """The names of the JSON file and the weights file; a folder that has both is of this format."""
     read: Callable[[Path], SparseAutoencoder]
     write: Callable[[SparseAutoencoder, Path], None]
 
@@ -56,13 +60,15 @@ FOREIGN_FORMATS = {
 
 
 def read_foreign(folder: str | Path) -> SparseAutoencoder:
-    """The autoencoder in a folder of any of `FOREIGN_FORMATS`, known by its files.
+    """The autoencoder in a folder of one of `FOREIGN_FORMATS`, which is recognised by its files.
 
-    It takes raw activations and is saved by `save_sae` like our own. Where a folder does not say k, as most do not that
-    have thresholds, the configuration has k = 1: without effect on a code, to be replaced before a new calibration.
+    The autoencoder takes raw activations, and `save_sae` saves it like our own. Most folders with thresholds do not
+    state k; the configuration then has k = 1, which has no effect on codes and has to be replaced before a new
+    calibration.
 
     Raises:
-        CheckpointError: no such folder, the files of none or of two formats, or something without exact counterpart.
+        CheckpointError: there is no such folder, it has the files of no format or of two, or something in it has no
+            exact counterpart here.
     """
     folder = Path(folder)
     found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
@@ -71,6 +77,6 @@ def read_foreign(folder: str | Path) -> SparseAutoencoder:
         allowed = "; ".join(f"{name}: {' and '.join(record.files)}" for name, record in FOREIGN_FORMATS.items())
         raise CheckpointError(
             f"{folder} holds {sorted(found)[:9]}, the files of {' and '.join(known) or 'no known format'}; allowed is "
-            f"one of {allowed}. A folder of `scsae train` is read by load_sae."
+            f"one of {allowed}. Read a folder of `scsae train` with load_sae."
         )
     return FOREIGN_FORMATS[known[0]].read(folder)

@@ -1,18 +1,19 @@
 """What the formats of other libraries share: the checks of tensors, the equations of the conversion, writing files.
 
 Ours is x_hat = z W_dec + b_dec with z = pre where pre > max(theta, 0), pre = W_enc x + b_enc, rows of W_dec of length 1
-(or the k largest positive pre). Theirs differ by maps that are affine per feature, so what is read is the same function
-up to rounding; all of it is computed in float64 and stored in float32:
+(or the k largest positive pre). Other formats differ by an affine map of each feature, so the converted autoencoder is
+the same function up to rounding. The conversion is computed in float64 and stored in float32:
     input centred, pre = W_enc (x - b_dec) + b_enc    b_enc' = b_enc - W_enc b_dec
     decoder row of length n                           W_dec / n, and W_enc, b_enc, theta, z times n
     gate W_gate x + b_gate > 0, magnitude exp(r_mag) W_gate x + b_mag
                                                       W_enc = exp(r_mag) W_gate, theta = b_mag - exp(r_mag) b_gate
-The k largest of a token are others once features are stretched differently, so a topk autoencoder has to have decoder
-rows of one length, or to rank what its decoder adds. Whatever has no exact counterpart here is refused.
+Scaling features by different factors changes which entries of a token are the k largest, so a topk autoencoder needs
+decoder rows of equal length, or has to rank entries times the length of their decoder row. Whatever has no exact
+counterpart here is an error.
 
-Measured with sae-lens 6.54.12, eai-sparsify 1.3.3 and dictionary-learning 0.1.0, every architecture written here and
-read there and the reverse, random weights and activations: of 559,266 active codes none was active on one side only;
-values of up to 65 and reconstructions agree to 2e-5 (float32), those written without centring to the last bit.
+Measured with sae-lens 6.54.12, eai-sparsify 1.3.3 and dictionary-learning 0.1.0, with every architecture written here
+and read there and the reverse, random weights and activations: of 559,266 active codes none was active on one side
+only. Values of up to 65 and reconstructions agree to 2e-5 (float32), those written without centring to the last bit.
 """
 
 import json
@@ -33,7 +34,7 @@ from sae_core.sae.checkpoint import write_atomically
 from sae_core.sae.config import SAEConfig
 from sae_core.sae.objectives import Weights
 
-UNIT_TOLERANCE = 1e-5  # a length this close to 1 is 1: what float32 leaves of it
+UNIT_TOLERANCE = 1e-5  # a length this close to 1 counts as 1; the difference is rounding in float32
 CONFIG_KEY = "scsae"  # key of the JSON that holds our own configuration
 Tensors = Mapping[str, Tensor]
 
@@ -48,21 +49,21 @@ class TensorFormat:
 
     arch: str
     shapes: Mapping[str, str]
-    """Axes of each tensor, "feature d_model"."""
+    """The axes of each tensor, such as "feature d_model"."""
     optional: Mapping[str, str] = field(default_factory=dict)
     """Tensors that may be absent."""
     to_weights: Callable[[Tensors], Weights]
     from_weights: Callable[[Weights, SAEConfig], Tensors] | None = None
     centred: bool = False
-    """Whether b_dec is subtracted from the input, where the format's JSON does not say."""
+    """Whether b_dec is subtracted from the input, where the JSON of the format does not state it."""
     states_k: bool = False
-    """Whether the format's JSON says k."""
+    """Whether the JSON of the format states k."""
     can_hold: Callable[[Weights], bool] = lambda _: True
-    """Whether it can say these weights, where it is the counterpart of their architecture."""
+    """Whether the format can hold these weights of its architecture."""
 
 
 class StatedConfig(NamedTuple):
-    """What a folder says of the configuration; None: nothing."""
+    """What a folder states about the configuration; None where it states nothing."""
 
     k: int | None = None
     group_stops: Sequence[int] | None = None
@@ -71,7 +72,11 @@ class StatedConfig(NamedTuple):
 
 
 def checked_tensors(folder: Path, tensors: Tensors, tensor_format: TensorFormat) -> dict[str, Tensor]:
-    """The tensors in float64; `CheckpointError` names those that are missing, unexpected or of another shape."""
+    """The tensors in float64.
+
+    Raises:
+        CheckpointError: a tensor is missing, unexpected, of another shape or not finite; the message names it.
+    """
     known = {**tensor_format.shapes, **tensor_format.optional}
     problems = [f"{name} is missing" for name in tensor_format.shapes if name not in tensors]
     problems += [f"{name} is unexpected" for name in tensors if name not in known]
@@ -91,12 +96,12 @@ def checked_tensors(folder: Path, tensors: Tensors, tensor_format: TensorFormat)
 
 
 def unsupported(folder: Path, what: str, found: object, allowed: str) -> CheckpointError:
-    """The error for something that has no exact counterpart here."""
-    return CheckpointError(f"{folder}: {what} is {found!r}, which cannot be taken over exactly; allowed: {allowed}.")
+    """The error for a value that has no exact counterpart here."""
+    return CheckpointError(f"{folder}: {what} is {found!r}, which has no exact counterpart; allowed: {allowed}.")
 
 
 def json_object(folder: Path, values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """An object inside the JSON, empty where there is none; else `CheckpointError`."""
+    """The object `name` of the JSON, empty if it is missing; a `CheckpointError` if it is not an object."""
     found = values.get(name) or {}
     if not isinstance(found, dict):
         raise unsupported(folder, name, found, "a JSON object")
@@ -104,56 +109,56 @@ def json_object(folder: Path, values: Mapping[str, Any], name: str) -> dict[str,
 
 
 def format_named(folder: Path, formats: Mapping[str, TensorFormat], what: str, found: object) -> TensorFormat:
-    """The record of an architecture; `CheckpointError` lists those that are known."""
+    """The record of an architecture; a `CheckpointError` lists the known names."""
     if not isinstance(found, str) or found not in formats:
         raise unsupported(folder, what, found, ", ".join(formats))
     return formats[found]
 
 
 def format_for(formats: Mapping[str, TensorFormat], arch: str, weights: Weights) -> str:
-    """Name of the format that an architecture is written in: its counterpart, or jumprelu if that cannot hold it."""
+    """The name under which an architecture is written: its counterpart, or jumprelu if that cannot hold the weights."""
     written = [name for name, tensor_format in formats.items() if tensor_format.from_weights is not None]
     native = [name for name in written if formats[name].arch == arch and formats[name].can_hold(weights)]
     return native[0] if native else next(name for name in written if formats[name].arch == "jumprelu")
 
 
 def has_no_threshold(weights: Weights) -> bool:
-    """Whether every positive pre-activation counts."""
+    """Whether every positive pre-activation is active."""
     return bool((weights.theta <= 0).all())
 
 
 def has_one_threshold(weights: Weights) -> bool:
-    """Whether all features have one threshold, and none that says it was never fitted."""
+    """Whether all features have the same threshold >= 0; a negative one means that it was never fitted."""
     return bool((weights.theta == weights.theta[0]).all()) and bool(weights.theta[0] >= 0)
 
 
 def is_whole_number(found: object) -> TypeGuard[float]:
-    """Whether it is a whole number >= 1, also one that JSON holds as 32.0."""
+    """Whether a value is a whole number >= 1; 32.0, as JSON may hold it, is one."""
     return isinstance(found, int | float) and not isinstance(found, bool) and found >= 1 and found % 1 == 0
 
 
 def whole_number(folder: Path, what: str, found: object) -> int:
-    """A whole number >= 1; else `CheckpointError`."""
+    """The value as a whole number >= 1; a `CheckpointError` if it is not one."""
     if not is_whole_number(found):
         raise unsupported(folder, what, found, "a whole number >= 1")
     return int(found)
 
 
 def check_agreement(folder: Path, **values: tuple[object, object]) -> None:
-    """`CheckpointError` if the JSON says (first; None: nothing) another value than the tensors do (second)."""
+    """Raise a `CheckpointError` if a value of the JSON (first; None: not stated) differs from the tensors (second)."""
     for name, (said, held) in values.items():
         if said is not None and said != held:
-            raise CheckpointError(f"{folder}: the JSON says {name} = {said!r}, the tensors {held!r}: they do not fit.")
+            raise CheckpointError(f"{folder}: {name} is {said!r} in the JSON and {held!r} in the tensors.")
 
 
 def gated_weights(t: Tensors, W_gate: Tensor, b_gate: Tensor, b_mag: Tensor, W_dec: Tensor, b_dec: Tensor) -> Weights:
-    """The one encoder and the threshold that a gate with a tied magnitude is."""
+    """A gate with tied magnitude as one encoder with a threshold."""
     stretch = t["r_mag"].exp()
     return Weights(stretch.unsqueeze(1) * W_gate, W_dec, b_mag, b_dec, b_mag - stretch * b_gate)
 
 
 def shift_b_enc(weights: Weights, sign: int) -> Weights:
-    """The encoder's bias when b_dec is no longer (-1) or from now on (+1) subtracted from the input."""
+    """The weights with another b_enc: to stop (-1) or to start (+1) subtracting b_dec from the input."""
     return weights._replace(b_enc=weights.b_enc + sign * (weights.W_enc @ weights.b_dec))
 
 
@@ -166,10 +171,10 @@ def build_autoencoder(
     precision: torch.dtype = torch.float32,
     ranks_lengths: bool = False,
 ) -> SparseAutoencoder:
-    """The autoencoder of weights whose input is not centred, its decoder rows made unit, without gradients.
+    """The autoencoder of weights whose input is not centred, with unit decoder rows and without gradients.
 
-    `precision` is that of the stored decoder. `ranks_lengths`: pre-activations are ranked, or compared with theta,
-    times the length of their decoder row.
+    `precision` is that of the stored decoder. `ranks_lengths` says that pre-activations are ranked, or compared with
+    theta, after multiplication by the length of their decoder row.
     """
     config = _config(folder, arch, weights.W_dec, stated)
     per_token = architecture(arch).infer is architecture("topk").infer
@@ -185,7 +190,7 @@ def build_autoencoder(
 def _lengths(
     folder: Path, W_dec: Float[Tensor, "feature d_model"], precision: torch.dtype, *, one: bool
 ) -> Float[Tensor, " feature"]:
-    """Length of each decoder row, or the `one` of all; 1 where that is what rounding left of 1."""
+    """The length of each decoder row, or the mean length if `one` is required; 1 where the difference is rounding."""
     length, tolerance = torch.linalg.vector_norm(W_dec, dim=1), UNIT_TOLERANCE
     low, high = float(length.min()), float(length.max())
     if low == 0:
@@ -197,7 +202,7 @@ def _lengths(
                 folder,
                 "the lengths of the decoder's rows",
                 (low, high),
-                "one length for all, as the k largest of a token are chosen before the decoder stretches them",
+                "one length for all, as the k largest entries are selected before multiplication by these lengths",
             )
         length = length.mean().expand_as(length)
     return torch.where((length - 1).abs() <= tolerance, 1.0, length)
@@ -215,7 +220,7 @@ def _config(folder: Path, arch: str, W_dec: Tensor, stated: StatedConfig) -> SAE
         own = SAEConfig.from_dict(stated.own)
         same = architecture(own.arch).infer is architecture(arch).infer
     except (ConfigError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder} holds no valid configuration: {error}") from error
+        raise CheckpointError(f"{folder} does not hold a valid configuration: {error}") from error
     k = own.k if stated.k is None else stated.k
     if not same or (own.d_model, own.n_features, own.k) != (d_model, n_features, k):
         raise unsupported(
@@ -230,7 +235,7 @@ def folded_weights(sae: SparseAutoencoder) -> Weights:
 
 
 def as_float32(tensors: Tensors) -> dict[str, Tensor]:
-    """What is written: float32 (whole numbers as they are), contiguous, no two sharing memory."""
+    """The tensors to write: floats as float32, contiguous, and no two sharing memory."""
     return {
         name: (tensor.float() if tensor.is_floating_point() else tensor).clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
@@ -238,7 +243,11 @@ def as_float32(tensors: Tensors) -> dict[str, Tensor]:
 
 
 def write_files(folder: Path, weights: str, data: bytes, header: str, values: Mapping[str, Any]) -> None:
-    """Write both files of a folder, the JSON last; `ConfigError`, and nothing written, if it is not plain JSON."""
+    """Write both files of a folder, the JSON last.
+
+    Raises:
+        ConfigError: the values are not plain JSON; nothing has been written.
+    """
     try:
         text = json.dumps(values, indent=1, allow_nan=False)
     except (TypeError, ValueError) as error:

@@ -1,8 +1,9 @@
-"""The two products of a sparse autoencoder that a dense implementation wastes its time on, by device.
+"""The two sparse products of an autoencoder, which take most of the time of a dense implementation, for each device.
 
-`encode` attaches gradients to chosen pre-activations, `decode` multiplies a sparse code with the decoder. A `Kernel`
-is a record of the two; every one equals `DENSE` (dense, plain autograd) in values and gradients, which the tests
-check. A new device is three sparse primitives (`calculus.SparseProducts`) and a new entry in `KERNELS`.
+`encode` attaches gradients to selected pre-activations, and `decode` multiplies a sparse code by the decoder. A
+`Kernel` is a record of the two, and the door is `kernel_for(device)`. Every kernel equals `DENSE` (plain autograd) in
+values and gradients; the tests check this. A new device needs three sparse primitives
+(`sparse_products.SparseProducts`) and an entry in `KERNELS`.
 """
 
 from collections.abc import Callable
@@ -25,8 +26,8 @@ class Kernel:
 
     encode: Callable[[Tensor, Tensor, Tensor, SparseCodes], Tensor]
     """(x [token d_model], W_enc [feature d_model], b_enc [feature], codes) -> values [nnz] of x W_enc^T + b_enc at the
-    places of `codes`, differentiable in x, W_enc and b_enc. `codes.value` holds those values already, unless it is of a
-    coarser type than x."""
+    entries of `codes`, differentiable in x, W_enc and b_enc. `codes.value` has to hold these values already, unless its
+    type is coarser than that of x."""
     decode: Callable[[SparseCodes, Tensor], Tensor]
     """(codes, W_dec [feature d_model]) -> codes W_dec [token d_model], differentiable in `codes.value` and W_dec."""
 
@@ -37,7 +38,11 @@ CPU = Kernel(encode=cpu.PRODUCTS.encode, decode=cpu.PRODUCTS.decode)
 
 @cache
 def triton_kernel() -> Kernel:
-    """The kernel of CUDA devices; `ConfigError` without the package triton, as the dense one would fill the memory."""
+    """The kernel of CUDA devices.
+
+    Raises:
+        ConfigError: the package triton is missing; there is no fallback, as the dense kernel would fill the memory.
+    """
     try:
         from sae_core.sae.kernels import triton
     except ModuleNotFoundError as error:
@@ -51,9 +56,9 @@ def triton_kernel() -> Kernel:
 
 
 KERNELS: dict[str, Callable[[], Kernel]] = {"cpu": lambda: CPU, "cuda": triton_kernel}
-"""What makes the kernel of each type of device that has one of its own."""
+"""A function that gives the kernel, for each type of device that has its own."""
 
 
 def kernel_for(device: torch.device) -> Kernel:
-    """The kernel written for a device's type, or the dense reference, which runs on all of them."""
+    """The kernel for the type of a device, or the dense one, which runs on every device."""
     return KERNELS.get(device.type, lambda: DENSE)()

@@ -1,14 +1,14 @@
-"""Sparse products on a CPU, forwards and backwards: cost in proportion to the nonzeros, not to the features.
+"""Sparse products on a CPU, forward and backward: the cost is proportional to the nonzeros, not to the features.
 
-The primitives of `sparse_products`, in torch's own terms:
-    spmm    `embedding_bag`, a bag a token
-    spmm_t  `embedding_bag`, a bag a feature, after one stable sort
+The primitives of `sparse_products`, as functions of torch:
+    spmm    `embedding_bag` with a bag for each token
+    spmm_t  `embedding_bag` with a bag for each feature, after one stable sort
     sddmm   `torch.sparse.sampled_addmm`
-    sum_t   `index_add`, which is sequential here, so it gives the same bits each time
-At B 4096, d 512, F 8192, k 32 on 2 cores: 1.8, 5.6 and 3.5 ms, against 167 ms for `index_add` in place of spmm_t and
-243 ms for a gather in place of sddmm; the one dense product left, x W_enc^T, takes 183 ms. They stay ahead of the dense
-products up to an eighth full and cost about twice as much at half full (B 1024, d 512, F 4096), where Standard and
-Gated start before their penalty has grown; so they have no dense branch.
+    sum_t   `index_add`, which is sequential on a CPU and therefore gives the same bits each time
+At B 4096, d 512, F 8192, k 32 on 2 cores the first three take 1.8, 5.6 and 3.5 ms, where `index_add` instead of spmm_t
+takes 167 ms and a gather instead of sddmm 243 ms. The one dense product that is left, x W_enc^T, takes 183 ms. The
+sparse products are faster than dense ones for codes up to an eighth full and take about twice as long for codes half
+full (B 1024, d 512, F 4096), as Standard and Gated have before their penalty has grown; there is no dense branch.
 """
 
 import warnings
@@ -26,10 +26,10 @@ from sae_core.sae.kernels.sparse_products import SparseProducts
 def sddmm(
     left: Float[Tensor, "token d_model"], right: Float[Tensor, "feature d_model"], codes: SparseCodes
 ) -> Float[Tensor, " nnz"]:
-    """Inner products of rows of `left` and `right` at the places of `codes`."""
+    """The inner products of rows of `left` and `right` at the entries of `codes`."""
     if codes.nnz == 0:
         return left.new_zeros(0)
-    _take_csr_notice()
+    _silence_csr_warning()
     places = torch.sparse_csr_tensor(
         codes.crow.to(codes.col.dtype),
         codes.col,
@@ -42,7 +42,7 @@ def sddmm(
 
 
 def sum_t(codes: SparseCodes) -> Float[Tensor, " feature"]:
-    """Sum over a feature's tokens of value."""
+    """The sum of the values of each feature over tokens."""
     return codes.value.new_zeros(codes.n_features).index_add_(0, codes.col, codes.value)
 
 
@@ -52,7 +52,7 @@ def weighted_bags(
     weight: Float[Tensor, " nnz"],
     table: Float[Tensor, "rows d_model"],
 ) -> Float[Tensor, "n_bags d_model"]:
-    """Sum over each bag's entries of weight times row of `table`."""
+    """For each bag, the sum over its entries of weight times row of `table`."""
     if index.numel() == 0:
         return table.new_zeros(offsets.numel() - 1, table.shape[1])
     return functional.embedding_bag(
@@ -61,8 +61,8 @@ def weighted_bags(
 
 
 @cache
-def _take_csr_notice() -> None:
-    """Take torch's once-a-process notices about the CSR type (in beta) off the user: here it only carries places."""
+def _silence_csr_warning() -> None:
+    """Silence torch's warning, once a process, that the CSR type is in beta; here it only holds positions."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse", category=UserWarning)
         zero = torch.zeros(1, dtype=torch.int64)

@@ -1,7 +1,7 @@
-"""The dense oracle: both products as matrix products over all features, gradients by plain autograd.
+"""The dense kernel: both products as matrix products over all features, with gradients by plain autograd.
 
-A step costs 10 B d F floating point operations. It is what the fast kernels are tested against, and what runs on a
-device that has none of its own.
+A step costs 10 B d F floating point operations. The other kernels are tested against it, and it runs on devices
+without a kernel of their own.
 """
 
 from jaxtyping import Float
@@ -17,10 +17,10 @@ def encode(
     b_enc: Float[Tensor, " feature"],
     codes: SparseCodes,
 ) -> Float[Tensor, " nnz"]:
-    """Entries of x W_enc^T + b_enc at the places of `codes`."""
+    """The values of x W_enc^T + b_enc at the entries of `codes`."""
     return functional.linear(x, W_enc, b_enc)[codes.row, codes.col.long()]
 
 
 def decode(codes: SparseCodes, W_dec: Float[Tensor, "feature d_model"]) -> Float[Tensor, "token d_model"]:
-    """Codes times decoder."""
+    """The product of codes and decoder."""
     return codes.to_dense() @ W_dec

@@ -1,12 +1,13 @@
-"""Both products of a sparse autoencoder, with their gradients, out of sparse primitives that all read the code once.
+"""The two products of a sparse autoencoder and their gradients, made of sparse primitives that each read a code once.
 
-A sparse decoder under plain autograd gains nothing, because the encoder's backward stays dense; so both products are
-autograd functions of
+A sparse decoder under plain autograd saves nothing, because the backward pass of the encoder stays dense. Both products
+are therefore autograd functions of
     spmm    [token feature] code x [feature d] -> [token d]
     spmm_t  transposed code x [token d] -> [feature d]
-    sddmm   a b^T at the code's places -> [nnz]
+    sddmm   a b^T at the entries of the code -> [nnz]
     sum_t   sum of the code over tokens -> [feature]
-A device gives sums of weighted rows (of which spmm and spmm_t are made), sddmm and sum_t; the calculus is here, once.
+A device provides sums of weighted rows (of which spmm and spmm_t are made), sddmm and sum_t; the gradients are the same
+for all devices and are computed here.
 """
 
 from collections.abc import Callable
@@ -22,22 +23,22 @@ from sae_core.sae.codes import SparseCodes
 
 @dataclass(frozen=True, kw_only=True)
 class SparseProducts:
-    """The primitives of one device; none of them is differentiated, all tensors they get are contiguous."""
+    """The primitives of one device; they are not differentiated, and all their tensors are contiguous."""
 
     weighted_bags: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
     """(index [nnz], offsets [n_bags + 1], weight [nnz], table [rows d]) -> [n_bags d]: bag i is the sum over
-    offsets[i] <= n < offsets[i + 1] of weight n times row index n of the table."""
+    offsets[i] <= n < offsets[i + 1] of weight[n] times row index[n] of the table."""
     sddmm: Callable[[Tensor, Tensor, SparseCodes], Tensor]
-    """(left [token d], right [feature d], codes) -> [nnz]: inner products of rows at the places of the codes."""
+    """(left [token d], right [feature d], codes) -> [nnz]: inner products of rows at the entries of the codes."""
     sum_t: Callable[[SparseCodes], Tensor]
-    """(codes) -> [feature]: sum over a feature's tokens of value."""
+    """(codes) -> [feature]: sum of the values of each feature over tokens."""
 
     def spmm(self, codes: SparseCodes, table: Float[Tensor, "feature d_model"]) -> Float[Tensor, "token d_model"]:
-        """Sum over a token's features of value times row of `table`."""
+        """For each token, the sum over its features of value times row of `table`."""
         return self.weighted_bags(codes.col, codes.crow, codes.value, table)
 
     def spmm_t(self, codes: SparseCodes, table: Float[Tensor, "token d_model"]) -> Float[Tensor, "feature d_model"]:
-        """Sum over a feature's tokens of value times row of `table`."""
+        """For each feature, the sum over its tokens of value times row of `table`."""
         order, offsets = codes.by_feature
         return self.weighted_bags(codes.row[order], offsets, codes.value[order], table)
 
@@ -48,18 +49,21 @@ class SparseProducts:
         b_enc: Float[Tensor, " feature"],
         codes: SparseCodes,
     ) -> Float[Tensor, " nnz"]:
-        """`codes.value`, made anew if coarser than x, with the gradients of x W_enc^T + b_enc at its places."""
+        """The values of x W_enc^T + b_enc at the entries of `codes`, with gradients.
+
+        They are taken from `codes.value`, and computed only if that has another type than x.
+        """
         values: Tensor = _Encode.apply(x, W_enc, b_enc, codes, self)  # type: ignore[no-untyped-call]
         return values
 
     def decode(self, codes: SparseCodes, W_dec: Float[Tensor, "feature d_model"]) -> Float[Tensor, "token d_model"]:
-        """Codes times decoder."""
+        """The product of codes and decoder."""
         x_hat: Tensor = _Decode.apply(codes.value, W_dec, codes, self)  # type: ignore[no-untyped-call]
         return x_hat
 
 
 class _Encode(Function):
-    """v_n = x_t . w_f + b_f at place n = (t, f); dw_f = sum_n dv_n x_t, db_f = sum_n dv_n, dx_t = sum_n dv_n w_f."""
+    """v_n = x_t . w_f + b_f at entry n = (t, f); dw_f = sum_n dv_n x_t, db_f = sum_n dv_n, dx_t = sum_n dv_n w_f."""
 
     @staticmethod
     def forward(
@@ -88,7 +92,7 @@ class _Encode(Function):
 
 
 class _Decode(Function):
-    """x_hat_t = sum_n v_n w_f over places n = (t, f); dv_n = dx_hat_t . w_f, dw_f = sum_n v_n dx_hat_t."""
+    """x_hat_t = sum_n v_n w_f over entries n = (t, f); dv_n = dx_hat_t . w_f, dw_f = sum_n v_n dx_hat_t."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, W_dec: Tensor, codes: SparseCodes, products: SparseProducts) -> Tensor:

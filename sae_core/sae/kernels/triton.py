@@ -1,15 +1,16 @@
-"""Sparse products on a GPU, forwards and backwards: cost in proportion to the nonzeros, no [token feature] matrix.
+"""Sparse products on a GPU, forward and backward: the cost is proportional to the nonzeros, without a dense code.
 
 The primitives of `sparse_products`, as two Triton kernels:
-    spmm, spmm_t, sum_t  weighted sums of rows, a program for each bag and block of d: a bag is a token, or a feature
+    spmm, spmm_t, sum_t  weighted sums of rows, one program for each bag and block of d; a bag is a token, or a feature
                          after one stable sort
-    sddmm                a program for each block of places, which walks along d
-Neither uses atomics, so both give the same bits each time. Sums are in float32 (float64 for float64), and each entry
-of a tile of 32 nonzeros x 128 coordinates has its own until the end, so that no load waits for another. A bag is one
-program's work however long: a feature that fires on every token takes a turn for each 32 of them. Addresses have 64
-bits. Not yet run on a GPU, so without timings: checked in Triton's interpreter and compiled for compute capability 9.0.
+    sddmm                one program for each block of entries, which loops over d
+Neither uses atomics, so both give the same bits each time. Sums are in float32 (float64 for float64), and each element
+of a tile of 32 nonzeros x 128 coordinates has its own sum until the end, so that no load waits for another. One
+program processes a whole bag: a feature that fires on every token takes one iteration for every 32 tokens. Addresses
+have 64 bits. The kernels have not been run on a GPU yet, so there are no timings; they were checked in Triton's
+interpreter and compiled for compute capability 9.0.
 
-Importing this module needs the package triton; `kernel_for` does so when it first meets a CUDA device.
+Importing this module needs the package triton; `kernel_for` imports it for the first CUDA device.
 
 Tillet, Kung, Cox 2019, "Triton: an intermediate language and compiler for tiled neural network computations".
 """
@@ -32,7 +33,7 @@ D_BLOCK = 128  # coordinates of a tile, at most
 def sddmm(
     left: Float[Tensor, "token d_model"], right: Float[Tensor, "feature d_model"], codes: SparseCodes
 ) -> Float[Tensor, " nnz"]:
-    """Inner products of rows of `left` and `right` at the places of `codes`."""
+    """The inner products of rows of `left` and `right` at the entries of `codes`."""
     values, d_model = left.new_empty(codes.nnz), left.shape[1]
     if codes.nnz:
         grid = (triton.cdiv(codes.nnz, N_BLOCK),)
@@ -44,7 +45,7 @@ def sddmm(
 
 
 def sum_t(codes: SparseCodes) -> Float[Tensor, " feature"]:
-    """Sum over a feature's tokens of value; `index_add` would add in another order each time."""
+    """The sum of the values of each feature over tokens; the order of sums in `index_add` would change each time."""
     order, offsets = codes.by_feature
     ones = codes.value.new_ones(codes.n_tokens, 1)
     return weighted_bags(codes.row[order], offsets, codes.value[order], ones).squeeze(1)
@@ -56,7 +57,7 @@ def weighted_bags(
     weight: Float[Tensor, " nnz"],
     table: Float[Tensor, "rows d_model"],
 ) -> Float[Tensor, "n_bags d_model"]:
-    """Sum over each bag's entries of weight times row of `table`."""
+    """For each bag, the sum over its entries of weight times row of `table`."""
     n_bags, d_model = offsets.numel() - 1, table.shape[1]
     if index.numel() == 0:
         return table.new_zeros(n_bags, d_model)
@@ -68,7 +69,7 @@ def weighted_bags(
 
 
 def _tile(d_model: int, dtype: torch.dtype) -> dict[str, Any]:
-    """The constants that a kernel is compiled for."""
+    """The compile-time constants of a kernel."""
     sum_type = tl.float64 if dtype == torch.float64 else tl.float32
     return {"SUM": sum_type, "N": N_BLOCK, "D": min(D_BLOCK, triton.next_power_of_2(d_model))}
 

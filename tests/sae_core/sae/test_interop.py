@@ -151,7 +151,7 @@ def test_saelens_topk_ranks_lengths_or_needs_one_length(tmp_path):
     ranked = read_saelens(saelens_folder(tmp_path, ONES, **cfg, rescale_acts_by_decoder_norm=True))
     assert codes(ranked, [3, 5]) == [[4, 0]]
     assert ranked.config.k == 1
-    with pytest.raises(CheckpointError, match=r"lengths of the decoder's rows is \(0\.5, 2\.0\).*one length for all"):
+    with pytest.raises(CheckpointError, match=r"\(0\.5, 2\.0\)"):
         read_saelens(saelens_folder(tmp_path, ONES, **cfg))
     even = read_saelens(saelens_folder(tmp_path, ONES | {"W_dec": [[2, 0], [0, 2]]}, **cfg))
     assert codes(even, [3, 5]) == [[0, 6]]
@@ -179,7 +179,7 @@ def test_saelens_training_checkpoint_of_batchtopk_is_read_with_its_threshold(tmp
     for threshold in (0.0, -1.0):
         with pytest.raises(CheckpointError, match=f"topk_threshold is {threshold}"):
             read_saelens(saelens_folder(tmp_path, ONES | {"topk_threshold": threshold}, **cfg))
-    with pytest.raises(CheckpointError, match="topk_threshold is missing"):
+    with pytest.raises(CheckpointError, match="topk_threshold"):
         read_saelens(saelens_folder(tmp_path, ONES, **cfg))
     with pytest.raises(CheckpointError, match=r"k is 2\.5"):
         read_saelens(saelens_folder(tmp_path, ONES | {"topk_threshold": 2.5}, **cfg | {"k": 2.5}))
@@ -204,21 +204,21 @@ def test_saelens_k_comes_from_the_training_details_and_is_else_1(tmp_path):
 @pytest.mark.parametrize(
     ("cfg", "message"),
     [
-        ({"architecture": "transcoder"}, "architecture is 'transcoder'.*allowed: standard, jumprelu, topk, gated"),
-        ({"architecture": "skip_transcoder"}, "architecture is 'skip_transcoder'"),
-        ({"architecture": ["x"]}, "architecture is "),
+        ({"architecture": "transcoder"}, "'transcoder'.*standard, jumprelu, topk, gated"),
+        ({"architecture": "skip_transcoder"}, "'skip_transcoder'"),
+        ({"architecture": ["x"]}, r"\['x'\]"),
         ({"normalize_activations": "layer_norm"}, "normalize_activations is 'layer_norm'"),
-        ({"normalize_activations": "constant_norm_rescale"}, "normalize_activations is"),
-        ({"normalize_activations": "expected_average_only_in"}, "normalize_activations is"),
+        ({"normalize_activations": "constant_norm_rescale"}, "normalize_activations"),
+        ({"normalize_activations": "expected_average_only_in"}, "normalize_activations"),
         ({"normalize_activations": True}, "normalize_activations is True"),
         ({"reshape_activations": "patches"}, "reshape_activations is 'patches'"),
         ({"activation_fn": "tanh-relu"}, "activation_fn is 'tanh-relu'"),
         ({"architecture": "topk"}, "k is None"),
-        ({"architecture": "topk", "k": 3, "rescale_acts_by_decoder_norm": True}, "k = 3 is not allowed"),
-        ({"architecture": "jumprelu"}, "threshold is missing"),
-        ({"architecture": "gated"}, "b_gate is missing.*b_enc is unexpected"),
-        ({"d_in": 3}, "d_in = 3, the tensors 2"),
-        ({"d_sae": 3}, "d_sae = 3, the tensors 2"),
+        ({"architecture": "topk", "k": 3, "rescale_acts_by_decoder_norm": True}, r"k = 3\b"),
+        ({"architecture": "jumprelu"}, "threshold"),
+        ({"architecture": "gated"}, "b_gate.*b_enc"),
+        ({"d_in": 3}, r"d_in is 3\b.*\b2\b"),
+        ({"d_sae": 3}, r"d_sae is 3\b.*\b2\b"),
         ({"metadata": "text"}, "metadata is 'text'"),
     ],
 )
@@ -230,13 +230,13 @@ def test_what_saelens_says_beyond_ours_is_refused(tmp_path, cfg, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"W_skip": [[0, 0], [0, 0]]}, "W_skip is unexpected"),
-        ({"scaling_factor": [1, 2]}, "scaling_factor is"),
-        ({"finetuning_scaling_factor": [1, 2]}, "finetuning_scaling_factor is"),
-        ({"W_dec": [[2, 0], [0, 0]]}, "shortest decoder row is 0"),
-        ({"b_enc": [0, float("nan")]}, "b_enc holds values that are not finite"),
-        ({"b_dec": [1, 1, 1]}, r"b_dec is \(3,\) and should be \[d_model\]"),
-        ({"b_dec": [[1, 1]]}, r"b_dec is \(1, 2\)"),
+        ({"W_skip": [[0, 0], [0, 0]]}, "W_skip"),
+        ({"scaling_factor": [1, 2]}, "scaling_factor"),
+        ({"finetuning_scaling_factor": [1, 2]}, "finetuning_scaling_factor"),
+        ({"W_dec": [[2, 0], [0, 0]]}, "decoder row.*0"),
+        ({"b_enc": [0, float("nan")]}, "b_enc"),
+        ({"b_dec": [1, 1, 1]}, r"b_dec .*\(3,\).*\[d_model\]"),
+        ({"b_dec": [[1, 1]]}, r"b_dec .*\(1, 2\)"),
     ],
 )
 def test_tensors_that_do_not_make_an_autoencoder_are_refused(tmp_path, change, message):
@@ -247,10 +247,10 @@ def test_tensors_that_do_not_make_an_autoencoder_are_refused(tmp_path, change, m
 def test_unreadable_files_are_refused(tmp_path):
     folder = saelens_folder(tmp_path, ONES)
     (folder / "sae_weights.safetensors").write_bytes(b"nothing")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match=r"sae_weights\.safetensors"):
         read_saelens(folder)
     (folder / "cfg.json").write_text("{")
-    with pytest.raises(CheckpointError, match="cannot read"):
+    with pytest.raises(CheckpointError, match=r"cfg\.json"):
         read_saelens(folder)
 
 
@@ -270,7 +270,7 @@ def test_sparsify_is_centred_and_keeps_the_k_largest_of_each_token(tmp_path):
 def test_sparsify_sizes_come_from_the_expansion_factor_where_no_number_is_given(tmp_path):
     four = {"encoder.weight": torch.ones(4, 2), "encoder.bias": [0] * 4, "W_dec": [[1, 0]] * 4, "b_dec": [0, 0]}
     assert read_sparsify(sparsify_folder(tmp_path, four, expansion_factor=2)).config.n_features == 4
-    with pytest.raises(CheckpointError, match="num_latents = 64, the tensors 4"):
+    with pytest.raises(CheckpointError, match=r"num_latents is 64\b.*\b4\b"):
         read_sparsify(sparsify_folder(tmp_path, four))
 
 
@@ -283,7 +283,7 @@ def test_sparsify_rows_that_half_precision_rounded_keep_their_codes(tmp_path):
     assert (torch.linalg.vector_norm(stored, dim=1) - 1).abs().max() > 1e-4
     assert torch.equal(sae.W_dec, stored)
     assert torch.equal(sae.W_enc, stored)
-    with pytest.raises(CheckpointError, match="lengths of the decoder's rows"):
+    with pytest.raises(CheckpointError, match="decoder"):
         read_sparsify(sparsify_folder(tmp_path, tensors | {"W_dec": stored}, num_latents=8, d_in=5, k=2))
 
 
@@ -292,24 +292,24 @@ def test_sparsify_rows_that_half_precision_rounded_keep_their_codes(tmp_path):
     [
         ({"transcode": True}, "transcode is True"),
         ({"skip_connection": True}, "skip_connection is True"),
-        ({"activation": "groupmax"}, "activation is 'groupmax'.*allowed: topk"),
+        ({"activation": "groupmax"}, "'groupmax'.*topk"),
         ({"signed": True}, "signed is True"),
         ({"something_new": 0.5}, r"something_new is 0\.5"),
         ({"k": 0}, "k is 0"),
-        ({"k": 9}, "k = 9 is not allowed"),
-        ({"d_in": 7}, "d_in = 7, the tensors 2"),
+        ({"k": 9}, r"k = 9\b"),
+        ({"d_in": 7}, r"d_in is 7\b.*\b2\b"),
     ],
 )
 def test_what_sparsify_says_beyond_ours_is_refused(tmp_path, cfg, message):
     with pytest.raises(CheckpointError, match=message):
         read_sparsify(sparsify_folder(tmp_path, SPARSE, **{"num_latents": 3} | cfg))
-    with pytest.raises(CheckpointError, match="W_skip is unexpected"):
+    with pytest.raises(CheckpointError, match="W_skip"):
         read_sparsify(sparsify_folder(tmp_path, SPARSE | {"W_skip": [[0, 0], [0, 0]]}, num_latents=3))
 
 
 @pytest.mark.parametrize("arch", sorted(set(ARCHITECTURES) - {"topk"}))
 def test_an_architecture_with_thresholds_cannot_be_written_for_sparsify(tmp_path, arch):
-    with pytest.raises(CheckpointError, match=f"arch is '{arch}'.*allowed: topk"):
+    with pytest.raises(CheckpointError, match=f"arch is '{arch}'.*topk"):
         write_sparsify(made(arch), tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
@@ -378,14 +378,14 @@ def test_groups_of_dictionary_learning_are_kept(tmp_path):
 @pytest.mark.parametrize(
     ("dict_class", "change", "trainer", "message"),
     [
-        ("BatchTopKSAE", {"threshold": -1.0}, {"k": 1}, r"threshold is -1\.0.*allowed: one >= 0"),
-        ("BatchTopKSAE", {}, {"k": 1}, "threshold is missing"),
-        ("BatchTopKSAE", {"threshold": 1.0} | COUNT, {"k": 2}, "k = 2, the tensors 1"),
+        ("BatchTopKSAE", {"threshold": -1.0}, {"k": 1}, r"threshold is -1\.0.*>= 0"),
+        ("BatchTopKSAE", {}, {"k": 1}, "threshold"),
+        ("BatchTopKSAE", {"threshold": 1.0} | COUNT, {"k": 2}, r"k is 2\b.*\b1\b"),
         ("BatchTopKSAE", {"threshold": 1.0}, {}, "k is None"),
-        ("BatchTopKSAE", {"threshold": 1.0}, {"k": 1, "dict_size": 3}, "dict_size = 3, the tensors 2"),
-        ("CrossCoder", {}, {}, "dict_class is 'CrossCoder'.*allowed: AutoEncoder"),
-        ("IdentityDict", {}, {}, "dict_class is 'IdentityDict'"),
-        ("AutoEncoderTopK", {}, {"k": 1}, "lengths of the decoder's rows"),
+        ("BatchTopKSAE", {"threshold": 1.0}, {"k": 1, "dict_size": 3}, r"dict_size is 3\b.*\b2\b"),
+        ("CrossCoder", {}, {}, "'CrossCoder'.*AutoEncoder"),
+        ("IdentityDict", {}, {}, "'IdentityDict'"),
+        ("AutoEncoderTopK", {}, {"k": 1}, "decoder"),
     ],
 )
 def test_what_dictionary_learning_says_beyond_ours_is_refused(tmp_path, dict_class, change, trainer, message):
@@ -403,7 +403,7 @@ def test_pickled_code_in_a_weights_file_is_never_run(tmp_path):
 
     folder = dictionary_folder(tmp_path / "ae", LINEAR, "AutoEncoder")
     (folder / "ae.pt").write_bytes(pickle.dumps({"bias": Payload()}))
-    with pytest.raises(CheckpointError, match=r"ae\.pt cannot be read as plain tensors"):
+    with pytest.raises(CheckpointError, match=r"ae\.pt"):
         read_foreign(folder)
     assert not ran.exists()
     (folder / "config.json").write_text('{"trainer": [1]}')
@@ -547,7 +547,7 @@ def test_a_foreign_autoencoder_is_saved_and_loaded_like_our_own(tmp_path, x):
 
 
 def test_values_that_are_no_json_are_refused_and_nothing_is_written(tmp_path):
-    with pytest.raises(ConfigError, match="not plain JSON"):
+    with pytest.raises(ConfigError, match=r"cfg\.json"):
         write_saelens(made("topk"), tmp_path / "new", metadata={"bad": torch.zeros(1)})
     assert not (tmp_path / "new").exists()
 
@@ -555,11 +555,11 @@ def test_values_that_are_no_json_are_refused_and_nothing_is_written(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"k": 7}, "the entry 'scsae' of the JSON"),
-        ({"d_model": 7}, "the entry 'scsae' of the JSON"),
-        ({"arch": "batchtopk"}, "the entry 'scsae' of the JSON"),
-        ({"arch": "vanilla"}, "no valid configuration: arch = 'vanilla'"),
-        ({"what": 1}, r"no valid configuration: .*unknown \['what'\]"),
+        ({"k": 7}, "'scsae'"),
+        ({"d_model": 7}, "'scsae'"),
+        ({"arch": "batchtopk"}, "'scsae'"),
+        ({"arch": "vanilla"}, "arch = 'vanilla'"),
+        ({"what": 1}, r"\['what'\]"),
     ],
 )
 def test_our_configuration_in_a_foreign_folder_has_to_fit_what_is_beside_it(tmp_path, change, message):
@@ -574,16 +574,16 @@ def test_our_configuration_in_a_foreign_folder_has_to_fit_what_is_beside_it(tmp_
 
 def test_a_folder_is_known_by_its_files_and_by_those_of_one_format_only(tmp_path):
     sae = made("topk")
-    with pytest.raises(CheckpointError, match=r"holds \[\], the files of no known format.*saelens: cfg\.json and"):
+    with pytest.raises(CheckpointError, match=r"\[\].*saelens: cfg\.json"):
         read_foreign(tmp_path)
-    with pytest.raises(CheckpointError, match="the files of no known format"):
+    with pytest.raises(CheckpointError, match="absent"):
         read_foreign(tmp_path / "absent")
     save_sae(sae, tmp_path / "ours")
-    with pytest.raises(CheckpointError, match=r"no known format.*read by load_sae"):
+    with pytest.raises(CheckpointError, match="load_sae"):
         read_foreign(tmp_path / "ours")
     write_sparsify(sae, tmp_path / "two")
     write_saelens(sae, tmp_path / "two")
-    with pytest.raises(CheckpointError, match="the files of saelens and sparsify"):
+    with pytest.raises(CheckpointError, match="saelens and sparsify"):
         read_foreign(tmp_path / "two")
 
 

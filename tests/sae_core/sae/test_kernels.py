@@ -229,7 +229,7 @@ def test_a_cuda_device_without_triton_is_refused_with_the_command_that_installs_
     monkeypatch.delitem(sys.modules, "sae_core.sae.kernels.triton", raising=False)
     monkeypatch.delattr(kernels, "triton", raising=False)
     monkeypatch.setitem(sys.modules, "triton", None)
-    with pytest.raises(ConfigError, match=r"needs the package triton, .* Install it: pip install triton$"):
+    with pytest.raises(ConfigError, match="pip install triton"):
         kernel_for(torch.device("cuda"))
 
 
