@@ -1,9 +1,8 @@
 """`scsae serve` and `scsae export-atlas`: make the maps that a store lacks, then show its atlas or write it to files.
 
-The page reads what is in the store and computes nothing but look-ups, so what takes longer, the maps of cells, features
-and steered cells, is made here, once, and kept. A store that cannot be written, or cells too few for a map, cost the
-map and not the atlas. What is wrong with an address or a folder is said before. The four maps of the demo take 20 s
-the first time.
+The page reads the store and computes nothing but look-ups. The maps of cells, features and steered cells take longer:
+they are made here, once, and kept. If the store cannot be written, or has too few cells for a map, the atlas is shown
+without the map. An address or a folder that cannot be used is refused first. The four maps of the demo take 20 s.
 """
 
 import contextlib
@@ -39,7 +38,7 @@ def serve_atlas(
 ) -> None:
     """Show the atlas of a store at an address of this machine until Ctrl-C.
 
-    Raises InputError for an address that cannot be listened at, and what opening a store raises.
+    Raises InputError for an address at which the server cannot listen, and the errors of `FeatureStore.open`.
     """
     from feature_store.atlas.server import listen, serve
 
@@ -48,22 +47,24 @@ def serve_atlas(
     def ready(url: str) -> None:
         console().print(f"the atlas of {root} is at {url} (Ctrl-C ends it)", markup=False, soft_wrap=True)
         if host not in ONLY_HERE:
-            stderr_console().print(f"whoever reaches {host} can read this store: there is no log-in", style="yellow")
+            stderr_console().print(
+                f"everyone who reaches {host} can read this store, because there is no log-in", style="yellow"
+            )
         if open_browser:
-            # a browser in a terminal would keep the server from starting
+            # careful: a browser in a terminal would keep the server from starting
             threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
 
     with listen(host, port) as listening:
         prepared = prepare_atlas(store)
-        # the interrupt that ended it, given back once every answer was sent
+        # careful: the server raises the interrupt again once every answer was sent
         with contextlib.suppress(KeyboardInterrupt):
             serve(prepared, host=host, port=port, listening=listening, ready=ready)
 
 
 def export_atlas(root: Path, folder: Path, *, associations: str | None, codes: str | None) -> None:
-    """Write the atlas of a store to a folder, for any web host, and say how to look at it.
+    """Write the atlas of a store to a folder, for any web host, and print how to open it.
 
-    Raises InputError for a folder that holds something else, StoreWriteError, and what opening a store raises.
+    Raises InputError for a folder that holds something else, StoreWriteError, and the errors of `FeatureStore.open`.
     """
     from feature_store.atlas.export import check_folder, export
 
@@ -89,13 +90,15 @@ def export_atlas(root: Path, folder: Path, *, associations: str | None, codes: s
 
 
 def prepare_atlas(store: FeatureStore) -> FeatureStore:
-    """The store with the maps that it lacked, as far as they can be made; each is named on stderr."""
+    """The store with the maps that it lacked, as far as they can be made; each map is named on stderr."""
     out, root = stderr_console(), store.layout.root
     found = list(missing_maps(store))
     if found and is_local(root) and not os.access(root, os.W_OK):
-        # a map that cannot be kept would be made again, for minutes, at every start
+        # careful: a map that cannot be kept would be made again at every start, which takes minutes
         names = ", ".join(missing.name for missing in found)
-        out.print(f"{root} cannot be written: going on without {names}", style="yellow", markup=False, soft_wrap=True)
+        out.print(
+            f"{root} cannot be written, so the atlas goes without {names}", style="yellow", markup=False, soft_wrap=True
+        )
         return store
     for missing in found:
         clock = Clock()
@@ -103,14 +106,14 @@ def prepare_atlas(store: FeatureStore) -> FeatureStore:
         try:
             missing.make()
         except ON_PURPOSE as error:
-            out.print(f"going on without {missing.name}: {error}", style="yellow", markup=False, soft_wrap=True)
+            out.print(f"the atlas goes without {missing.name}: {error}", style="yellow", markup=False, soft_wrap=True)
         else:
             out.print(f"made {missing.name} in {clock.seconds:.0f} s", markup=False, soft_wrap=True)
     return FeatureStore(store.layout, store.lineage)
 
 
 def missing_maps(store: FeatureStore) -> Iterator[Missing]:
-    """The maps that a store could have and has not."""
+    """The maps that a store lacks and for which it has the tables."""
     from feature_store.maps.features import has_feature_map
     from feature_store.maps.label_profiles import has_profile_map
     from feature_store.maps.steered_cells import has_embeddings

@@ -1,10 +1,10 @@
-"""Columns as bytes that a browser reads without parsing: a small header, then typed arrays as they lie in memory.
+"""A frame as bytes that a browser reads without parsing: a small header, then typed arrays as they are in memory.
 
     u32 H (little endian; 4 + H is a multiple of 8)
     H bytes of JSON: {"n": rows, "columns": [{"name", "kind", "at", "bytes", ...}]}, padded with spaces
-    data: every column begins at a multiple of 8, `at` counts from the first of it
+    data: every column begins at a multiple of 8 bytes; `at` counts from the first byte of the data
 
-| kind | what | null |
+| kind | values | null |
 |---|---|---|
 | f64, f32 | numbers | NaN |
 | i32 | whole numbers; f64 where they are too large | -2147483648 |
@@ -12,9 +12,9 @@
 | category | `codes` (u16 or u32) into `categories` | the number of categories |
 | text | u32 offsets [n + 1], then UTF-8 | the empty text |
 
-Why not Arrow or JSON: the reader of Arrow is 200 kB of somebody else's JavaScript, and 100,000 rows of 15 numbers take
-.3 s to parse as JSON; here a column is a view into what came over the wire, and a text is decoded when it is looked at.
-Float64 stays f64, so that what a page writes into a CSV is what the store holds.
+Arrow would need 200 kB of JavaScript from another project, and 100,000 rows of 15 numbers take .3 s to parse as JSON.
+Here a column is a view of the received bytes, and a text is decoded when it is shown. Float64 stays f64, so that a CSV
+that a page writes holds the numbers of the store.
 """
 
 import json
@@ -30,7 +30,7 @@ _NULL_U8 = 2
 
 
 def encode(frame: pl.DataFrame) -> bytes:
-    """The bytes of a frame. TypeError for a dtype that has no kind (lists, dates)."""
+    """The bytes of a frame. Raises TypeError for a dtype without a kind (lists, dates)."""
     columns: list[dict[str, Any]] = []
     chunks: list[bytes] = []
     at = 0
@@ -60,7 +60,7 @@ def _encoded(series: pl.Series) -> tuple[dict[str, Any], bytes]:
         return {"kind": "text"}, _text(series)
     if isinstance(dtype, pl.Categorical | pl.Enum):
         return _category(series)
-    raise TypeError(f"column {series.name!r} is {dtype}, which has no kind here")
+    raise TypeError(f"column {series.name!r} has the dtype {dtype}, which cannot be written as a column for a browser")
 
 
 def _category(series: pl.Series) -> tuple[dict[str, Any], bytes]:

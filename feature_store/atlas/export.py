@@ -15,23 +15,25 @@ from feature_store.errors import InputError, StoreWriteError
 from feature_store.query.store import FeatureStore
 
 MARK = "scsae-atlas.txt"
-"""Says that a folder was written here, and may be written anew."""
+"""The file that marks a folder as an export, which a later export may replace."""
 _MARK_TEXT = "An exported atlas of scsae; serve this folder over HTTP, e.g. `python -m http.server`.\n"
 
 
 def check_folder(folder: Path) -> None:
     """InputError if a folder holds anything but an earlier export."""
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / MARK).is_file())):
-        raise InputError(f"{folder} holds something that is no exported atlas; name a new or an empty folder")
+        raise InputError(f"{folder} holds files that are not an exported atlas; name a new or an empty folder")
 
 
 def export(store: FeatureStore, folder: str | Path, *, progress: Callable[[int, int], None] | None = None) -> int:
-    """Write the atlas of a store to a folder; returns the bytes written.
+    """Write the atlas of a store to a folder, and return the number of bytes of its data.
 
     `progress(n_done, n_all)` is called after every file. The folder is absent, empty or an earlier export, which is
-    replaced. Raises:
+    replaced.
+
+    Raises:
         InputError: the folder holds something else.
-        StoreWriteError: it cannot be written.
+        StoreWriteError: the folder cannot be written.
     """
     folder = Path(folder)
     check_folder(folder)
@@ -48,7 +50,7 @@ def export(store: FeatureStore, folder: str | Path, *, progress: Callable[[int, 
         for n_done, path in enumerate(paths, start=1):
             found = resources.get(path)
             if found is None:
-                raise InputError(f"the atlas lists {path} and cannot make it; `scsae verify` finds what is damaged")
+                raise InputError(f"the atlas lists {path} but cannot make it; `scsae verify` finds damaged files")
             file = folder / "data" / path
             file.parent.mkdir(parents=True, exist_ok=True)
             written += file.write_bytes(found.body)
@@ -56,6 +58,6 @@ def export(store: FeatureStore, folder: str | Path, *, progress: Callable[[int, 
                 progress(n_done, len(paths))
     except OSError as error:
         raise StoreWriteError(
-            f"cannot write {folder}: {error.strerror or error}; free space, or name another"
+            f"cannot write {folder}: {error.strerror or error}; free some space, or name another folder"
         ) from error
     return written

@@ -1,4 +1,4 @@
-"""The one HTML page: where its files lie, and its text."""
+"""The HTML page of the atlas: the folder of its files, and its text."""
 
 from functools import cache
 from pathlib import Path
@@ -12,23 +12,23 @@ POLICY_IN_PAGE = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'"
 )
-"""What a static host is not asked to send as a header."""
+"""The content security policy as a tag of the page, because a static host sends no such header."""
 SHARED = ("dom", "state", "data", "colour", "axis", "scatter", "table", "features")
 
 
 def title_of(store: FeatureStore) -> str:
-    """The data set, as a title."""
+    """The name of the data set, as the title of the page."""
     return store.lineage.dataset or store.layout.root.name
 
 
 def index_html(store: FeatureStore) -> bytes:
-    """The page of a store; all names in it are escaped."""
+    """The bytes of the page; all names in it are escaped."""
     return _template().render(title=title_of(store), policy=POLICY_IN_PAGE, shared=_shared()).encode()
 
 
 @cache
 def _shared() -> list[str]:
-    """The scripts that most pages need: named in the page, they come at once and not one after the other."""
+    """Paths of the scripts that most pages need; the page names them so that a browser loads them in parallel."""
     return [f"static/js/{name}.js" for name in SHARED]
 
 

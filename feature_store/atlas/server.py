@@ -1,9 +1,9 @@
-"""The atlas over HTTP: the page, its scripts, and the resources below data/, made when they are asked for.
+"""The atlas over HTTP: the page, its scripts, and the resources below data/, which are made at request.
 
-Read-only (GET and HEAD), for one person at 127.0.0.1: no log-in, so an address that others reach shows them all that
-the store holds. A request that names another host is refused: a page elsewhere on the web could otherwise point its own
-name at this address and read along. Scripts and styles come from here alone (content security policy), and nothing from
-the store is ever part of HTML but the title, which is escaped.
+The server is read-only (GET and HEAD) and meant for one person at 127.0.0.1. It has no log-in: an address that others
+reach shows them everything in the store. A request that names another host is refused, because a page elsewhere on the
+web could otherwise point its own name at this address and read the answers. Scripts and styles come from this server
+alone (content security policy). Only the title comes from the store into HTML, and it is escaped.
 """
 
 import socket
@@ -42,7 +42,7 @@ _EVERYWHERE = ("0.0.0.0", "::", "")
 def application(store: FeatureStore, *, hosts: Sequence[str] = LOCAL) -> Starlette:
     """The atlas of a store as an ASGI application that answers requests to `hosts` ("*": to any).
 
-    It begins at once to read what the first page needs.
+    It starts to read the tables of the first page at once, in a thread.
     """
     resources = Resources(store)
     threading.Thread(target=resources.warm, daemon=True).start()
@@ -74,7 +74,7 @@ def application(store: FeatureStore, *, hosts: Sequence[str] = LOCAL) -> Starlet
 
 
 class _Headers:
-    """Send what every answer carries. As plain ASGI: Starlette's base class for this takes as long as the answer."""
+    """Adds the headers of every answer. It is plain ASGI because Starlette's base class takes as long as the answer."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -96,10 +96,10 @@ def serve(
     listening: socket.socket | None = None,
     ready: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Serve the atlas until it is interrupted; `ready` is told the address to open once it answers.
+    """Serve the atlas until it is interrupted; `ready` is called with the address once the server answers.
 
-    `port` 0 takes any that is free. `listening` is what `listen(host, port)` gave to whoever had to know first that the
-    address is free; it is closed at the end. InputError for an address that cannot be listened at.
+    `port` 0 takes any free port. `listening` is a socket of `listen(host, port)`, for callers that check the address
+    first; it is closed at the end. Raises InputError for an address at which the server cannot listen.
     """
     import uvicorn
 
@@ -114,7 +114,7 @@ def serve(
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens at an address; `port` 0 takes any that is free. InputError if it cannot."""
+    """A socket that listens at an address; `port` 0 takes any free port. Raises InputError where that fails."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -122,10 +122,10 @@ def listen(host: str, port: int) -> socket.socket:
         listening.bind((host, port))
         listening.listen(128)
     except (OSError, UnicodeError) as error:
-        # careful: a host that cannot be a name is a UnicodeError
+        # careful: a text that cannot be a host name raises UnicodeError
         listening.close()
         why = getattr(error, "strerror", None) or error
         raise InputError(
-            f"cannot listen at {host}:{port}: {why}; name another with --port (0: any that is free) or --host"
+            f"cannot listen at {host}:{port}: {why}; name another with --port (0 takes any free port) or --host"
         ) from error
     return listening

@@ -114,10 +114,10 @@ def violin(
 
     Raises InputError for an unknown column or one without labels, QueryError for an unknown feature.
     """
-    asked = _groups(store) if groupby is None else [groupby] if isinstance(groupby, str) else list(groupby)
-    cells = cells_of(store, split, *asked)
+    columns = _groups(store) if groupby is None else [groupby] if isinstance(groupby, str) else list(groupby)
+    cells = cells_of(store, split, *columns)
     value = code_of(store, feature, cells)
-    panels = {by: _grouped(value, cells[by], by, split) for by in asked}
+    panels = {by: _grouped(value, cells[by], by, split) for by in columns}
     n_rows = max(map(len, panels.values()))
     longest = max(len(plain(name)) for groups in panels.values() for name in groups)
     width = 3.2 + 0.075 * longest
@@ -131,7 +131,7 @@ def violin(
     if drawn.own:
         drawn.figure.suptitle(f"Feature {plain(name_of(store, feature))}", fontsize=11)
     else:
-        drawn.ax.set_title(f"{plain(name_of(store, feature))} by {words(asked[0])}", fontsize=10)
+        drawn.ax.set_title(f"{plain(name_of(store, feature))} by {words(columns[0])}", fontsize=10)
     finish(drawn, show, save)
     return drawn.axes
 

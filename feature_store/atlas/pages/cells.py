@@ -1,7 +1,7 @@
-"""Cells by their ids, and what fires in each of them.
+"""Cells by their ids, and the features that fire in each cell.
 
-Ids lie in sorted chunks with an index of the first id of each, so that a browser finds a prefix among a million with
-two small requests; what fires in a cell, in chunks of neighbouring cells, as the codes lie.
+The sorted ids are cut into chunks with an index of the first id of each, so that a browser finds a prefix among a
+million ids with two small requests. Features by cell come in chunks of neighbouring cells, the order of the codes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,13 +15,13 @@ from feature_store.atlas.routes import Route, json_bytes
 IDS = 4096
 """Ids of a chunk."""
 CELLS = 1000
-"""Neighbouring cells whose features are told together."""
+"""Neighbouring cells whose features are in one chunk."""
 MOST = 20
-"""Features that are told of a cell."""
+"""Features that are listed of each cell."""
 
 
 def _by_id(data: AtlasData) -> pl.DataFrame:
-    """cell_id and cell_idx of all cells, by the id in lower case: it is looked for in either case."""
+    """cell_id and cell_idx of all cells, sorted by the id in lower case, because a search ignores the case."""
     ids = data.store.frame("cells").select("cell_id", "cell_idx").collect()
     return ids.sort(pl.col("cell_id").str.to_lowercase(), "cell_id", "cell_idx")
 

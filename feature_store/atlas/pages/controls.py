@@ -1,6 +1,6 @@
-"""How far to trust the atlas: the SAE beside its baselines, p-values, agreement of donors, features found again.
+"""The Controls page: the SAE beside its baselines, p-values, agreement of donors, and matches in other SAEs.
 
-Every figure is of `test` cells; what is best was chosen on `select` cells (`feature_store.associations.comparison`).
+Figures are of `test` cells; the best features were chosen on `select` cells (`feature_store.associations.comparison`).
 """
 
 from typing import Any
@@ -17,9 +17,9 @@ from feature_store.query.store import FeatureStore
 
 BINS = 20
 MOST_TARGETS = 60
-"""Targets of a kind that are listed one by one; of more (genes) their excess is counted."""
+"""Targets of a kind up to which each is listed; of more (genes) a histogram of the excess is shown."""
 FLOOR_UNITS = 6
-"""Donors from which on a sign test can say p <= .05."""
+"""The smallest number of donors with which a sign test can reach p <= .05."""
 
 
 def controls(data: AtlasData) -> bytes:
@@ -65,7 +65,7 @@ def _listed(rows: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def _excess(rows: pl.DataFrame) -> dict[str, Any]:
-    """How many targets have which excess over the best baseline: bins of .1 from -1 to 1."""
+    """A histogram of the excess over the best baseline, over targets, in bins of .1 from -1 to 1."""
     excess = rows.filter(pl.col("best"))["excess"].drop_nulls()
     place = ((excess + 1) * 10).floor().clip(0, 19).cast(pl.Int64)
     return {"low": -1.0, "high": 1.0, "counts": _counts(place, 20), "n": len(excess)}
@@ -124,7 +124,7 @@ def _calibration(data: AtlasData) -> dict[str, Any]:
 
 
 def _donors(data: AtlasData) -> dict[str, Any]:
-    """How many donors (else batches) stand behind each split, and how many of them agree with each claim."""
+    """The donors (or batches, where no donor is known) of each split, and how many of them agree with each claim."""
     if not data.has("feature_label") or not data.has("cells"):
         return data.missing("feature_label" if data.has("cells") else "cells")
     cells = data.store.frame("cells").select("split", "donor", "batch").collect()
@@ -153,7 +153,7 @@ def _donors(data: AtlasData) -> dict[str, Any]:
 
 
 def _stability(data: AtlasData) -> dict[str, Any]:
-    """Per other SAE: how near the nearest features are, beside what chance gives; similarity in BINS bins of 0 to 1."""
+    """Per other SAE, the similarity of nearest features in BINS bins of 0 to 1, beside that of chance."""
     if not data.has("feature_match"):
         return data.missing("feature_match")
     found = []

@@ -33,14 +33,14 @@ _MATCH = ("other other_feature_id similarity similarity_test mutual rank null_95
 
 
 def feature_id(data: AtlasData, text: str) -> int:
-    """The feature that a path names. NoSuchResource if there is none."""
+    """The feature that a path names. Raises NoSuchResource if there is none."""
     if not data.has("features") or not text.isascii() or not text.isdigit() or int(text) not in data.row_of:
         raise NoSuchResource(text)
     return int(text)
 
 
 def document(data: AtlasData, text: str) -> bytes:
-    """All that the store knows of one feature."""
+    """Everything in the store about one feature."""
     feature = feature_id(data, text)
     return json_bytes(
         {
@@ -76,7 +76,7 @@ def cells_on_map(data: AtlasData) -> bytes:
 
 
 def cell_names(data: AtlasData) -> bytes:
-    """cell_id of each row of cells.cols; apart from it, as it is asked for when somebody points at a cell."""
+    """cell_id of each row of cells.cols, apart from it because it is read only when a user points at a cell."""
     if not data.has("cells"):
         return encode(pl.DataFrame())
     names = data.store.frame("cells").select("cell_idx", "cell_id").collect()
@@ -89,7 +89,7 @@ def provenance(data: AtlasData) -> bytes:
 
 
 def _cells(data: AtlasData, feature: int) -> dict[str, Any]:
-    """Cells in which it fires: how many, the strongest, violins by label column, features that fire with it."""
+    """The cells in which it fires: their number, the strongest, violins by label column, and correlated features."""
     for table in ("codes", "cells"):
         if not data.has(table):
             return data.missing(table)
@@ -109,7 +109,7 @@ def _cells(data: AtlasData, feature: int) -> dict[str, Any]:
 
 
 def _labels(data: AtlasData, feature: int) -> dict[str, Any]:
-    """The labels that it tells best on `select`, with their figures and null bands on `test`."""
+    """The labels of largest effect on `select` cells, with their figures and null bands on `test` cells."""
     if not data.has("feature_label"):
         return data.missing("feature_label")
     rows = _of_test(data.rows("feature_label", feature), ["label_kind", "label"], "rank_biserial", _LABEL)
@@ -125,7 +125,7 @@ def _labels(data: AtlasData, feature: int) -> dict[str, Any]:
 
 
 def _bands(data: AtlasData, feature: int, rows: pl.DataFrame) -> dict[tuple[str, str], list[float]]:
-    """Ends of the null of each label that has one."""
+    """The ends of the null band of each label that has one."""
     found: dict[tuple[str, str], list[float]] = {}
     if not data.has("codes") or "method" not in rows.columns:
         return found
@@ -153,7 +153,7 @@ def _genes(data: AtlasData, feature: int) -> dict[str, Any]:
 
 
 def _gene_sets(data: AtlasData, feature: int) -> dict[str, Any]:
-    """Gene sets of smallest p on `select` among those that share a gene with it there."""
+    """The gene sets of smallest p on `select` cells, of those that share a gene with it there."""
     if not data.has("feature_geneset"):
         return data.missing("feature_geneset")
     mine, keys = data.rows("feature_geneset", feature), ["collection", "gene_set"]
@@ -177,7 +177,7 @@ def _tokens(data: AtlasData, feature: int) -> dict[str, Any]:
 
 
 def _neighbours(data: AtlasData, feature: int) -> dict[str, Any]:
-    """The nearest features of the same SAE, by the cosine of decoder rows, and how near chance brings a nearest one."""
+    """The nearest features of the same SAE by the cosine of decoder rows, and the cosine that chance gives."""
     if not data.has("feature_neighbour"):
         return data.missing("feature_neighbour")
     rows = data.rows("feature_neighbour", feature).sort("rank").iter_rows(named=True)
@@ -204,7 +204,7 @@ def nearest_of_random(n: int, d: int) -> float:
 
 
 def _matches(data: AtlasData, feature: int) -> dict[str, Any]:
-    """Its nearest in other SAEs: of another seed, layer or model."""
+    """Its nearest features in other SAEs: of another seed, layer or model."""
     if not data.has("feature_match"):
         return data.missing("feature_match")
     rows = data.rows("feature_match", feature).sort("similarity", "other", descending=[True, False], nulls_last=True)
@@ -229,7 +229,7 @@ def _others(data: AtlasData) -> Mapping[str, Mapping[str, Any]]:
 
 
 def _steering(data: AtlasData, feature: int) -> dict[str, Any]:
-    """Steering runs that used it, or ranked it: its rank, and what the run did with all its features."""
+    """The steering runs that used or ranked it, with its rank and the effect of all features of the run."""
     if not data.has("steering"):
         return data.missing("steering")
     uses, scores = data.cached(_uses), data.cached(_scores)
@@ -294,7 +294,7 @@ def _of_test(rows: pl.DataFrame, keys: Sequence[str], key: str, columns: Sequenc
 
 
 def _named(data: AtlasData, row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row about a feature with what tells people who that is."""
+    """A row about a feature, with its class, label and genes."""
     names = ("class", "top_label", "top_genes")
     place = data.row_of.get(row["feature_id"])
     about = {} if place is None else data.features.row(place, named=True)

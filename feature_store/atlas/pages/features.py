@@ -1,6 +1,6 @@
-"""All features at once: the table beside the scatter, and how each of them goes with one label.
+"""The table of all features, and the association of each feature with one label.
 
-They are listed by what they do on `select` cells, and what is told of them is of `test` cells.
+Features are ranked on `select` cells; the figures shown are of `test` cells.
 """
 
 from collections.abc import Iterator
@@ -13,8 +13,8 @@ from feature_store.atlas.routes import Route
 
 CATEGORIES = ("class", "top_label", "top_label_kind", "context_kind")
 MOST_KEPT = 8_000_000
-"""Features times labels whose figures are kept in memory, at most (200 MB): a colour that changes within a tenth of a
-second has no time to read 100,000 features of 40 labels (.25 s). Of more, each label is read when it is asked for."""
+"""Features times labels up to which all figures stay in memory (200 MB): reading 100,000 features of 40 labels takes
+.25 s, and a colour should change within .1 s. Beyond it each label is read at its request."""
 _KEYS, _FIGURES = ("feature_id", "split"), ("auroc", "q")
 _TESTED = pl.col("split") == "test"
 

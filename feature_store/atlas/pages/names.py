@@ -20,12 +20,12 @@ def names(data: AtlasData) -> bytes:
     set, but without a feature), n_cells; what the store has no table for is under `missing`, by list.
     """
     facts: dict[str, Any] = {"missing": {}, "n_cells": sum(data.n_cells.values()) if data.has("cells") else 0}
-    for asked, key in (("label", "labels"), ("gene", "genes"), ("gene_set", "gene_sets")):
-        if data.has(RANKED_BY[asked][0]):
-            facts[key] = [row if asked in KIND_OF else row[0] for row in _names(data, asked).rows()]
+    for name_type, key in (("label", "labels"), ("gene", "genes"), ("gene_set", "gene_sets")):
+        if data.has(RANKED_BY[name_type][0]):
+            facts[key] = [row if name_type in KIND_OF else row[0] for row in _names(data, name_type).rows()]
         else:
             facts[key] = []
-            facts["missing"][key] = data.missing(RANKED_BY[asked][0])["missing"]
+            facts["missing"][key] = data.missing(RANKED_BY[name_type][0])["missing"]
     known = set(facts["genes"])
     every: set[str] = set()
     if data.has("genes"):
@@ -33,34 +33,34 @@ def names(data: AtlasData) -> bytes:
     return json_bytes({**facts, "quiet_genes": sorted(every - known)})
 
 
-def _names(data: AtlasData, asked: str) -> pl.DataFrame:
-    return data.labels if asked == "label" else data.cached(_LISTS[asked])
+def _names(data: AtlasData, name_type: str) -> pl.DataFrame:
+    return data.labels if name_type == "label" else data.cached(_LISTS[name_type])
 
 
-def _list(asked: str) -> Callable[[AtlasData], pl.DataFrame]:
-    return lambda data: names_in(data.store, asked)
+def _list(name_type: str) -> Callable[[AtlasData], pl.DataFrame]:
+    return lambda data: names_in(data.store, name_type)
 
 
-def _ranking(asked: str) -> Callable[[AtlasData], Ranking]:
-    return lambda data: ranking(data.store, asked, _names(data, asked))
+def _ranking(name_type: str) -> Callable[[AtlasData], Ranking]:
+    return lambda data: ranking(data.store, name_type, _names(data, name_type))
 
 
-_LISTS = {asked: _list(asked) for asked in ("gene", "gene_set")}
-_RANKINGS = {asked: _ranking(asked) for asked in RANKED_BY}
+_LISTS = {name_type: _list(name_type) for name_type in ("gene", "gene_set")}
+_RANKINGS = {name_type: _ranking(name_type) for name_type in RANKED_BY}
 
 
-def _route(pattern: str, asked: str) -> Route:
+def _route(pattern: str, name_type: str) -> Route:
     """The features that go with one name, as `Ranking.of`: best first."""
-    table = RANKED_BY[asked][0]
+    table = RANKED_BY[name_type][0]
 
     def make(data: AtlasData, name: str) -> bytes:
         if not data.has(table):
             return json_bytes(data.missing(table))
-        i = path_number(name, _names(data, asked).height)
-        return json_bytes(data.cached(_RANKINGS[asked]).of(i))
+        i = path_number(name, _names(data, name_type).height)
+        return json_bytes(data.cached(_RANKINGS[name_type]).of(i))
 
     def every(data: AtlasData) -> Iterator[tuple[str]]:
-        n = _names(data, asked).height if data.has(table) else 0
+        n = _names(data, name_type).height if data.has(table) else 0
         return ((str(i),) for i in range(n))
 
     return Route(pattern=pattern, make=make, names=every)

@@ -1,4 +1,4 @@
-"""What there is: the first thing that every page reads."""
+"""The overview of the store, which every page reads first."""
 
 from dataclasses import asdict
 from typing import Any

@@ -1,4 +1,4 @@
-"""Where the atlas comes from: data set, model, SAE and its training, and the runs and manifests behind every table."""
+"""The Run page: data set, model, SAE and its training, and the runs and manifests behind every table."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ DENSITY_BINS = 30
 
 
 def run(data: AtlasData) -> bytes:
-    """The sections of the page, each with its facts or with what is missing."""
+    """The sections of the page, each with its facts or with the command that makes them."""
     store = data.store
     provenance = store.provenance()
     runs = {**provenance["runs"], **_several(data)}
@@ -35,7 +35,7 @@ def run(data: AtlasData) -> bytes:
 
 
 def _several(data: AtlasData) -> dict[str, list[str]]:
-    """Kinds of which the atlas may read more than one run."""
+    """The runs of the kinds of which the atlas may read several."""
     lineage = data.store.lineage
     several = {"steering": lineage.steering, "matches": lineage.matches}
     return {kind: list(runs) for kind, runs in several.items() if runs}
@@ -67,7 +67,7 @@ def _sae(data: AtlasData) -> dict[str, Any]:
 
 
 def _training(data: AtlasData) -> dict[str, Any]:
-    """What training noted, a list a column."""
+    """The figures that training recorded, a list a column."""
     if not data.has("training"):
         return data.missing("training")
     return data.store.frame("training").collect().to_dict(as_series=False)

@@ -1,4 +1,4 @@
-"""Steering: what was asked, every figure of `test` cells beside its nulls, and where the cells lie before and after."""
+"""The Steering page: what a run did, every figure of `test` cells beside its nulls, and the cells before and after."""
 
 import shlex
 from collections.abc import Iterator, Mapping
@@ -26,17 +26,17 @@ PLACES = ("pc1", "pc2", "x", "y", "gap")
 _ROW = "condition role n_features dose metric group n_draws n_cells value effect low high chosen".split()
 _ABOUT = ("feature_id", "class", "top_genes", "top_label", "density")
 _DONE: Mapping[str, str] = {
-    "ablate": "ablate: the features are set to 0; it takes no dose",
+    "ablate": "ablate: the features are set to 0, without a dose",
     "clamp": "clamp: the features are set to dose × their 99th percentile on train cells",
     "add": "add: dose × their 99th percentile on train cells is added to the features",
     "scale": "scale: the features are multiplied by the dose",
-    "toward": "toward: the features go the share `dose` of the way to their mean in the cells moved to",
+    "toward": "toward: the features move by the share dose of the way to their mean in the cells moved toward",
     "shift": "shift: dose × the difference of the labels' mean codes is added to the features",
 }
 _CELLS: Mapping[str, str] = {
-    "move": "{target} alone; all others are left as they are",
-    "edit": "all, {target} or not",
-    "mix": "all",
+    "move": "{target} only; all others stay as they are",
+    "edit": "all cells, {target} or not",
+    "mix": "all cells",
 }
 
 
@@ -48,7 +48,7 @@ def runs(data: AtlasData) -> bytes:
 
 
 def document(data: AtlasData, run: str) -> bytes:
-    """One run: its question, the points measured, its figures, its features, and what of it is on a map."""
+    """One run: its title, the measured points, its figures, its features, and its map."""
     results = _results(data, run)
     variants = _variants(data, run)
     rows = results.rows.filter(pl.col("role") != Role.TREND) if "role" in results.rows.columns else results.rows
@@ -96,7 +96,7 @@ def cells(data: AtlasData, run: str) -> bytes:
 
 
 def places(data: AtlasData, run: str, variant: str) -> bytes:
-    """Where the cells of `cells`, in their order, lie under a variant; what it leaves alone lies where it did."""
+    """The places of the cells of `cells`, in their order, under a variant; an unedited cell keeps its place."""
     table, variants = _map(data, run), _variants(data, run)
     chosen = variants.filter("on_map")["variant"]
     number = path_number(variant, int(chosen.max()) + 1 if len(chosen) else 0)  # type: ignore[arg-type]
@@ -110,7 +110,7 @@ def places(data: AtlasData, run: str, variant: str) -> bytes:
 
 
 def _results(data: AtlasData, run: str) -> SteeringResults:
-    """The results of a run. NoSuchResource for what is none."""
+    """The results of a run. Raises NoSuchResource for an id that names none."""
     if not data.has("steering") or run not in data.store.lineage.steering:
         raise NoSuchResource(run)
     return steering_results(data.store, run)
@@ -143,7 +143,7 @@ def _unsteered(table: pl.LazyFrame, variants: pl.DataFrame) -> pl.DataFrame:
 
 
 def _about_map(data: AtlasData, run: str, variants: pl.DataFrame) -> dict[str, Any]:
-    """Cells on the map of a run and the bounds [x0, x1, y0, y1] of what was done; or what makes it."""
+    """The number of cells on the map of a run and its bounds [x0, x1, y0, y1], or the command that makes the map."""
     if not data.has("steering_map"):
         return data.missing("steering_map")
     own = of_role(variants, Role.UNSTEERED, Role.GRID)["variant"].implode()
@@ -158,7 +158,7 @@ def _about_map(data: AtlasData, run: str, variants: pl.DataFrame) -> dict[str, A
 
 
 def _summary(data: AtlasData, results: SteeringResults) -> dict[str, Any]:
-    """The question, the points measured on test cells, the chosen one, and the headline there."""
+    """The title, the points measured on test cells, the chosen point, and the headline metric there."""
     plan, rows = results.plan, results.rows
     named = {name: plan.get(name) for name in ("question", "kind", "target", "toward", "intervention", "n_nulls")}
     grid = of_role(rows, Role.GRID)
@@ -168,7 +168,7 @@ def _summary(data: AtlasData, results: SteeringResults) -> dict[str, Any]:
     return {
         "run": results.run,
         **named,
-        "words": _asked(plan),
+        "words": _title(plan),
         "points": points.to_dicts(),
         "chosen": chosen.select("n_features", "dose").row(0, named=True) if chosen.height else None,
         "headline": headline,
@@ -177,8 +177,8 @@ def _summary(data: AtlasData, results: SteeringResults) -> dict[str, Any]:
     }
 
 
-def _asked(plan: Mapping[str, Any]) -> str:
-    """The question as a heading."""
+def _title(plan: Mapping[str, Any]) -> str:
+    """What the run did, as a heading."""
     kind, target = str(plan.get("kind", "")).replace("_", " "), plan.get("target")
     if plan.get("toward") is not None:
         return f"Move {target} cells toward {plan['toward']}"
@@ -188,16 +188,16 @@ def _asked(plan: Mapping[str, Any]) -> str:
 
 
 def _plan_in_words(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Name and text of what was done, to whom, and how it was chosen."""
+    """Name and text of each part of the plan of a run."""
     done = str(plan.get("intervention"))
     by = plan.get("by")
-    yield "What is done", _DONE.get(done, done) + ("" if by in (None, "none") else f"; means by {by.replace('_', ' ')}")
-    cells = _CELLS.get(str(plan.get("question")), "all").replace("{target}", str(plan.get("target")))
+    yield "Intervention", _DONE.get(done, done) + ("" if by in (None, "none") else f"; means by {by.replace('_', ' ')}")
+    cells = _CELLS.get(str(plan.get("question")), "all cells").replace("{target}", str(plan.get("target")))
     yield "Cells", f"of {', '.join(plan['cells'])}; of these {cells}" if plan.get("cells") else cells
-    yield "Tokens", f"of {', '.join(plan['gene'])} alone" if plan.get("gene") else "of every gene"
+    yield "Tokens", f"those of {', '.join(plan['gene'])}" if plan.get("gene") else "those of every gene"
     given = "given by hand" if plan.get("feature") else "ranked on select cells"
     yield "Features", f"{given}; number and dose chosen on select cells" if len(plan.get("grid", [])) > 1 else given
-    yield "Figures", "of test cells, which nothing was chosen on; intervals are of 95 %"
+    yield "Figures", "on test cells, on which nothing was chosen; intervals are 95 %"
     yield "Nulls", f"{plan.get('n_nulls')} draws of each, at the chosen point"
     readout = str(plan.get("readout"))
     yield "Embedding", "mean over gene tokens" if readout == "mean" else readout
@@ -206,7 +206,7 @@ def _plan_in_words(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _command(data: AtlasData, plan: Mapping[str, Any]) -> str:
-    """What asks the same question of another point, but for --n-features, --dose and --n-nulls."""
+    """The command that runs the same intervention again, without --n-features, --dose and --n-nulls."""
     words = ["scsae", "steer", "--store", str(data.store.layout.root)]
     words += ["--associations", str(plan["associations"])] if plan.get("associations") else []
     for name in ("kind", "target", "toward", "intervention", "by", "readout", "seed"):
@@ -220,7 +220,7 @@ def _command(data: AtlasData, plan: Mapping[str, Any]) -> str:
 
 
 def _metrics(rows: pl.DataFrame) -> list[str]:
-    """Names of the metrics measured, in the order in which they are worth looking at."""
+    """The names of the measured metrics, the most telling first."""
     known = rows["metric"].unique().to_list()
     return [*(name for name in METRICS if name in known), *sorted(set(known) - METRICS.keys())]
 
@@ -245,7 +245,7 @@ def _nulls(rows: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def _trends(rows: pl.DataFrame) -> list[dict[str, Any]]:
-    """By axis: Spearman's correlation of the headline with it, Page's p, and the units behind them."""
+    """By axis, Spearman's correlation of the headline metric with it, Page's p, and the number of units."""
     found = {row["metric"]: row for row in of_role(rows, Role.TREND).iter_rows(named=True)}
     trends = []
     for axis in ("dose", "n_features"):
@@ -256,7 +256,7 @@ def _trends(rows: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def _features(data: AtlasData, results: SteeringResults, variants: pl.DataFrame) -> list[dict[str, Any]]:
-    """Features edited at the largest point of the grid, best first, by name; a smaller one takes the first of them."""
+    """The features of the largest point of the grid, best first; a smaller point takes the first of them."""
     grid = of_role(variants, Role.GRID).sort("n_features", descending=True)
     used = grid["features"][0].to_list() if grid.height else results.plan.get("features") or []
     order = pl.DataFrame({"feature_id": used}, schema={"feature_id": pl.Int32})

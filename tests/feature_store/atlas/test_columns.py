@@ -49,7 +49,7 @@ def test_columns_begin_where_typed_arrays_may(n: int, decode: Callable[[bytes], 
 
 
 def test_what_has_no_kind_is_refused_by_name() -> None:
-    with pytest.raises(TypeError, match="column 'list' is List"):
+    with pytest.raises(TypeError, match=r"'list'.*List"):
         encode(pl.DataFrame({"list": [[1]]}))
 
 

@@ -269,7 +269,7 @@ def test_a_panel_draws_into_the_axes_it_is_given(store):
         ax = Figure().add_subplot()
         assert draw(store, ax=ax) == [ax]
         assert ax.get_title()
-        with pytest.raises(InputError, match="2 panels do not fit into one axes"):
+        with pytest.raises(InputError, match=r"2 panels.*ax="):
             plots.violin(store, 0, ax=ax)
 
 

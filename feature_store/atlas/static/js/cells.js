@@ -9,13 +9,13 @@ export async function findCells(query, most = 8) {
   const index = await json("cell_ids/index.json");
   const numbered = /^#(\d{1,15})$/.exec(query.trim());
   if (numbered) return { hits: Number(numbered[1]) < index.n ? [{ id: `#${Number(numbered[1])}`, idx: Number(numbered[1]) }] : [], isMore: false };
-  const asked = query.trim().toLowerCase(), hits = [];
-  if (!asked || !index.n) return { hits, isMore: false };
+  const wanted = query.trim().toLowerCase(), hits = [];
+  if (!wanted || !index.n) return { hits, isMore: false };
   // the last chunk that begins before the text may hold the first that begins with it
-  for (let chunk = Math.max(0, firstNotBefore(index.first, asked) - 1); chunk < index.first.length; chunk++) {
+  for (let chunk = Math.max(0, firstNotBefore(index.first, wanted) - 1); chunk < index.first.length; chunk++) {
     const { cell_id: ids, cell_idx: cells } = await json(`cell_ids/${chunk}.json`);
-    for (let i = firstNotBefore(ids, asked); i < ids.length; i++) {
-      if (!ids[i].toLowerCase().startsWith(asked)) return { hits, isMore: false };
+    for (let i = firstNotBefore(ids, wanted); i < ids.length; i++) {
+      if (!ids[i].toLowerCase().startsWith(wanted)) return { hits, isMore: false };
       if (hits.length === most) return { hits, isMore: true };
       hits.push({ id: ids[i], idx: cells[i] });
     }
@@ -24,11 +24,11 @@ export async function findCells(query, most = 8) {
 }
 
 // Place of the first of sorted ids that does not come before a text in lower case.
-function firstNotBefore(ids, asked) {
+function firstNotBefore(ids, wanted) {
   let low = 0, high = ids.length;
   while (low < high) {
     const middle = (low + high) >> 1;
-    if (ids[middle].toLowerCase() < asked) low = middle + 1;
+    if (ids[middle].toLowerCase() < wanted) low = middle + 1;
     else high = middle;
   }
   return low;

@@ -1,4 +1,4 @@
-// Reads resources below data/, each once; the least recently asked are forgotten.
+// Reads resources below data/, each once, and keeps the most recently used.
 
 const MOST_KEPT = 200;
 const kept = new Map();

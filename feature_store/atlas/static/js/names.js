@@ -17,7 +17,7 @@ export class Names {
     return new Names(await json("names.json"));
   }
 
-  // entries: {asked, kind, name, text, path}; kinds: key -> {key, asked, title, n, order}, as they are shown. A kind is
+  // entries: {type, kind, name, text, path}; kinds: key -> {key, type, title, n, order}, as they are shown. A kind is
   // "gene", "label:cell_type", "gene_set:hallmark", ...: what tells two names that are spelt alike apart.
   constructor(found) {
     this.missing = found.missing ?? {};
@@ -25,22 +25,22 @@ export class Names {
     this.nCells = found.n_cells ?? 0;
     this.kinds = new Map();
     this.entries = [];
-    for (const [asked, [list, folder]] of Object.entries(LISTS)) {
+    for (const [type, [list, folder]] of Object.entries(LISTS)) {
       (found[list] ?? []).forEach((row, place) => {
         const [of, name] = Array.isArray(row) ? row : [null, row];
-        const kind = of === null ? asked : `${asked}:${of}`;
-        if (!this.kinds.has(kind)) this.kinds.set(kind, { key: kind, asked, title: TITLES[asked](of), n: 0, order: kind === FIRST ? -1 : this.kinds.size });
+        const kind = of === null ? type : `${type}:${of}`;
+        if (!this.kinds.has(kind)) this.kinds.set(kind, { key: kind, type, title: TITLES[type](of), n: 0, order: kind === FIRST ? -1 : this.kinds.size });
         this.kinds.get(kind).n++;
-        this.entries.push({ asked, kind, name, text: plain(name), path: `${folder}/${place}.json` });
+        this.entries.push({ type, kind, name, text: plain(name), path: `${folder}/${place}.json` });
       });
     }
     this.kinds = new Map([...this.kinds].sort(([, a], [, b]) => a.order - b.order));
   }
 
-  // Ask for one name of each sort: a server ranks all of a table at the first question, which of a large one takes seconds.
+  // Request one name of each type: a server ranks a whole table at the first request, which takes seconds for a large table.
   async warm() {
-    for (const sort of Object.keys(LISTS)) {
-      const entry = this.entries.find(({ asked }) => asked === sort);
+    for (const one of Object.keys(LISTS)) {
+      const entry = this.entries.find(({ type }) => type === one);
       if (entry) await json(entry.path).catch(() => null);
     }
   }
@@ -51,16 +51,16 @@ export class Names {
 
   // Groups of matches, [{kind, hits: [entry], n}], the best first; `most` of each, n in all.
   find(query, { kind = null, most = FEW } = {}) {
-    const asked = plain(query);
-    if (!asked) return [];
+    const wanted = plain(query);
+    if (!wanted) return [];
     const among = kind ? this.entries.filter((entry) => entry.kind === kind) : this.entries;
-    const parts = asked.split(" ");
+    const parts = wanted.split(" ");
     let hits = [];
     for (const entry of among) {
-      const score = scoreOf(entry, query, asked, parts);
+      const score = scoreOf(entry, query, wanted, parts);
       if (score < UNLIKE) hits.push({ entry, score });
     }
-    if (hits.length < FEW) hits = hits.concat(this.alike(asked, among, new Set(hits.map(({ entry }) => entry))));
+    if (hits.length < FEW) hits = hits.concat(this.alike(wanted, among, new Set(hits.map(({ entry }) => entry))));
     const groups = new Map();
     for (const hit of hits) {
       if (!groups.has(hit.entry.kind)) groups.set(hit.entry.kind, []);
@@ -74,12 +74,12 @@ export class Names {
   }
 
   // Names spelt like a text, or with a word that is; a letter too many, too few, wrong, or two swapped, is one step.
-  alike(asked, among, known) {
-    const reach = asked.length < 4 ? 0 : asked.length < 6 ? 1 : 2, found = [];
+  alike(wanted, among, known) {
+    const reach = wanted.length < 4 ? 0 : wanted.length < 6 ? 1 : 2, found = [];
     if (reach === 0) return found;
     for (const entry of among) {
       if (known.has(entry)) continue;
-      const steps = stepsTo(asked, entry.text, reach);
+      const steps = stepsTo(wanted, entry.text, reach);
       if (steps <= reach) found.push({ entry, score: 10 + steps });
     }
     return found;
@@ -87,13 +87,13 @@ export class Names {
 
   // The names most like a text, however far off: what is offered where nothing is found.
   nearest(query, { kind = null, n = 5 } = {}) {
-    const asked = plain(query);
-    if (asked.length < 2) return [];
-    const reach = Math.max(2, Math.ceil(asked.length / 2)), found = [];
+    const wanted = plain(query);
+    if (wanted.length < 2) return [];
+    const reach = Math.max(2, Math.ceil(wanted.length / 2)), found = [];
     for (const entry of this.entries) {
       if (kind && entry.kind !== kind) continue;
-      const steps = stepsTo(asked, entry.text, reach);
-      if (steps <= reach && steps < Math.max(asked.length, 3)) found.push({ entry, steps });
+      const steps = stepsTo(wanted, entry.text, reach);
+      if (steps <= reach && steps < Math.max(wanted.length, 3)) found.push({ entry, steps });
     }
     return found.sort((a, b) => a.steps - b.steps || a.entry.text.length - b.entry.text.length).slice(0, n).map(({ entry }) => entry);
   }
@@ -101,21 +101,21 @@ export class Names {
 
 const TITLES = { label: words, gene: () => "gene", gene_set: (of) => `${words(of)} gene set` };
 
-function scoreOf(entry, query, asked, parts) {
+function scoreOf(entry, query, wanted, parts) {
   const { text } = entry;
-  if (text.length < asked.length) return UNLIKE;
-  if (text === asked) return entry.name === query ? 0 : 1;
-  const at = text.indexOf(asked);
-  if (at >= 0 && ` ${text} `.includes(` ${asked} `)) return 2;
+  if (text.length < wanted.length) return UNLIKE;
+  if (text === wanted) return entry.name === query ? 0 : 1;
+  const at = text.indexOf(wanted);
+  if (at >= 0 && ` ${text} `.includes(` ${wanted} `)) return 2;
   if (at === 0) return 3;
-  if (at > 0 && text.includes(` ${asked}`)) return 4;
+  if (at > 0 && text.includes(` ${wanted}`)) return 4;
   if (parts.length > 1 && parts.every((part) => text.startsWith(part) || text.includes(` ${part}`))) return 5;
   return at > 0 ? 6 : UNLIKE;
 }
 
-function stepsTo(asked, text, reach) {
-  let least = distance(asked, text, reach);
-  if (least > 0 && text.includes(" ") && !asked.includes(" ")) for (const word of text.split(" ")) least = Math.min(least, distance(asked, word, reach));
+function stepsTo(wanted, text, reach) {
+  let least = distance(wanted, text, reach);
+  if (least > 0 && text.includes(" ") && !wanted.includes(" ")) for (const word of text.split(" ")) least = Math.min(least, distance(wanted, word, reach));
   return least;
 }
 

@@ -11,7 +11,7 @@ const WIDTH = 84, HEIGHT = 14;
 const log = (p) => (isKnown(p) ? Math.min(-Math.log10(Math.max(p, 1e-300)), 300) : null);
 
 // What is told of each kind: how features were ranked, the figure in a bar, and further columns that the table may have.
-const TOLD = {
+const COLUMNS_OF_TYPE = {
   label: {
     key: "auroc", head: "AUROC", format: (x) => fixed(x, 3), figure: (x) => x, range: () => [0, 1], span: "0 to 1", zero: 0.5,
     how: "by the AUROC of their codes for its cells against all others (0.5 is chance, 0 is the reverse order)",
@@ -40,7 +40,7 @@ export async function rankedPanel(entry, kind, features) {
   const found = await json(entry.path);
   const title = h("h2", { class: "found-title" }, entry.name, " ", h("span", { class: "tag" }, kind.title));
   if (found.missing) return [title, empty(found.missing)];
-  const told = TOLD[entry.asked], { columns, key } = found, ids = columns.feature_id;
+  const told = COLUMNS_OF_TYPE[entry.type], { columns, key } = found, ids = columns.feature_id;
   if (!ids.length) return [title, h("div", { class: "empty", role: "note" }, h("p", {}, `No feature was tested for ${entry.name} on test cells, because too few of them have it.`))];
   const chosenBy = key === told.key ? null : key;
   const drawn = [...columns[told.key], ...(chosenBy ? columns[chosenBy] : [])].map(told.figure).filter(isKnown);

@@ -94,10 +94,10 @@ export class Run {
   commandFor(point, doses) {
     const own = this.doses(point.n_features), i = own.indexOf(point.dose);
     const beside = i + 1 < own.length ? (own[i] + own[i + 1]) / 2 : (point.dose ?? 1) * 1.5;
-    const asked = this.intervention === "ablate" ? [] : doses.length ? [...new Set([...doses, point.dose])].sort((a, b) => a - b) : [beside || 0.5];
+    const measured = this.intervention === "ablate" ? [] : doses.length ? [...new Set([...doses, point.dose])].sort((a, b) => a - b) : [beside || 0.5];
     const count = this.intervention === "ablate" ? 2 * this.counts.at(-1) : point.n_features;
     const n = this.features_given ? "" : ` --n-features ${count}`;
-    return `${this.command}${n}${asked.map((dose) => ` --dose ${tickText(dose)}`).join("")}${this.nullsOption}`;
+    return `${this.command}${n}${measured.map((dose) => ` --dose ${tickText(dose)}`).join("")}${this.nullsOption}`;
   }
 
   get nullsOption() {

@@ -40,16 +40,16 @@ class Atlas {
   constructor(root, about, features) {
     Object.assign(this, { about, features, params: {}, paints: new Map(), filtered: null });
     this.classes = features.column("class");
-    const asked = (key, name, options, also = {}) => h("label", {}, name, h("select", { name: key, onchange: (event) => this.ask({ ...also, [key]: event.target.value }) }, options.map(([value, text]) => h("option", { value }, text))));
+    const choice = (key, name, options, also = {}) => h("label", {}, name, h("select", { name: key, onchange: (event) => this.ask({ ...also, [key]: event.target.value }) }, options.map(([value, text]) => h("option", { value }, text))));
     this.text = h("input", { type: "search", name: "q", placeholder: "gene, label, id …", "aria-label": "Filter features by gene, label or id", size: 18, oninput: later((event) => this.ask({ q: event.target.value }, { replace: true }), 30) });
     this.colourBy = h("label", {}, "Colour", h("select", { name: "color", onchange: (event) => this.ask({ color: event.target.value }) },
       h("option", { value: "class" }, "class"), h("option", { value: "label" }, "best label"),
       Object.entries(NUMBERS).filter(([key]) => features.has(key)).map(([key, { text }]) => h("option", { value: key }, text)),
       groupsOf(about.labels).map(([kind, labels]) => h("optgroup", { label: `AUROC: ${words(kind)}` }, labels.map(({ id, label }) => h("option", { value: `auroc:${id}` }, label))))));
     this.maps = Object.keys(MAPS).filter((name) => about.tables.includes(MAPS[name].table));
-    this.mapped = this.maps.length > 1 ? asked("map", "Map", this.maps.map((name) => [name, MAPS[name].text]), { lasso: null, view: null }) : null;
-    this.labelled = asked("label", "Label", [["", "any"], ...bestLabels(features).map(([name, n]) => [name, `${name} (${n})`])]);
-    this.dense = asked("density", "Density", DENSITIES);
+    this.mapped = this.maps.length > 1 ? choice("map", "Map", this.maps.map((name) => [name, MAPS[name].text]), { lasso: null, view: null }) : null;
+    this.labelled = choice("label", "Label", [["", "any"], ...bestLabels(features).map(([name, n]) => [name, `${name} (${n})`])]);
+    this.dense = choice("density", "Density", DENSITIES);
     this.key = h("div", { class: "map-key" });
     this.status = h("p", { class: "quiet map-status", role: "status", "aria-live": "polite" });
     this.csvButton = h("button", { type: "button", class: "primary", onclick: () => this.save() }, "CSV");
@@ -73,7 +73,7 @@ class Atlas {
     this.table.close();
   }
 
-  // careful: what was asked a moment ago may come after the page was left
+  // careful: a delayed change may arrive after the page was left
   ask(patch, options) { if (parse().page === "atlas") setParams(patch, options); }
 
   columnsOfTable() {
@@ -107,13 +107,13 @@ class Atlas {
     this.lay();
     this.paint();
     // a colour leaves the list as it is
-    const asked = ["off", "class", "label", "density", "q", "lasso", "map"].map((name) => params[name] ?? "").concat(sort, this.label).join("\n");
-    if (asked !== this.filtered) this.filter();
-    this.filtered = asked;
+    const filters = ["off", "class", "label", "density", "q", "lasso", "map"].map((name) => params[name] ?? "").concat(sort, this.label).join("\n");
+    if (filters !== this.filtered) this.filter();
+    this.filtered = filters;
     this.look();
   }
 
-  // The map that is asked for, else the first that there is.
+  // Draw the map that the address names, or the first that there is.
   lay() {
     const name = this.maps.includes(this.params.map) ? this.params.map : this.maps[0];
     if (this.mapped) this.mapped.querySelector("select").value = name;
@@ -123,12 +123,12 @@ class Atlas {
     this.said.textContent = MAPS[name].said;
   }
 
-  // The colour that is asked for, with the figures of a label where it is one's.
+  // Take the colour that the address names, with the figures of a label where it is a label.
   async takeLabel() {
-    const asked = this.params.color ?? "class", id = asked.startsWith("auroc:") ? Number(asked.slice(6)) : null;
+    const wanted = this.params.color ?? "class", id = wanted.startsWith("auroc:") ? Number(wanted.slice(6)) : null;
     const label = id !== null && this.about.labels[id] ? id : null;
-    const isKnown = label !== null || asked === "class" || asked === "label" || (asked in NUMBERS && this.features.has(asked));
-    this.colour = isKnown ? asked : "class";
+    const isKnown = label !== null || wanted === "class" || wanted === "label" || (wanted in NUMBERS && this.features.has(wanted));
+    this.colour = isKnown ? wanted : "class";
     if (label !== this.label) {
       const found = label === null ? null : await columns(`labels/${label}.cols`);
       this.features.beside("own_auroc", found?.get("auroc") ?? null);

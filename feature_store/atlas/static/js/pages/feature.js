@@ -84,7 +84,7 @@ class FeaturePage {
   }
 
   async update({ params }) {
-    const asked = document.activeElement, { name } = asked, box = name ? asked.closest("section") : null;
+    const focused = document.activeElement, { name } = focused, box = name ? focused.closest("section") : null;
     this.params = params;
     this.kept = keptOf(params);
     this.split = params.split === "all" ? "all" : "test";
@@ -92,7 +92,7 @@ class FeaturePage {
     if (this.isNew("spread", [params.by, this.split])) this.drawSpread();
     if (this.isNew("labels", [params.labels])) this.drawLabels();
     await this.drawMap();
-    // what was asked with was drawn anew: whoever types goes on there
+    // the control that had the focus was drawn again: give the focus back
     if (box && document.activeElement === document.body) box.querySelector(`[name="${name}"]`)?.focus();
   }
 

@@ -177,12 +177,12 @@ class Search {
 
   // Show what goes with the match that is marked.
   async settle() {
-    const entry = this.options[this.active] ?? null, asked = (this.showing = {});
+    const entry = this.options[this.active] ?? null, request = (this.showing = {});
     this.settled = entry;
     this.found.setAttribute("aria-busy", "true");
     this.status.textContent = this.summary();
     const panel = entry ? await this.panel(entry) : this.q.trim() ? this.nothing() : this.start();
-    if (asked === this.showing) this.put(panel, entry ? `${entry.kind}/${entry.name}` : "");
+    if (request === this.showing) this.put(panel, entry ? `${entry.kind}/${entry.name}` : "");
   }
 
   fail(error) {
@@ -251,7 +251,7 @@ const NONE = { rowOf: new Map(), at: () => null, genes: () => "", has: () => fal
 
 // A name with the text that was typed marked in it.
 function marked(name, q) {
-  const asked = q.trim(), at = asked ? name.toLowerCase().indexOf(asked.toLowerCase()) : -1;
+  const wanted = q.trim(), at = wanted ? name.toLowerCase().indexOf(wanted.toLowerCase()) : -1;
   if (at < 0) return h("span", {}, name);
-  return h("span", {}, name.slice(0, at), h("mark", {}, name.slice(at, at + asked.length)), name.slice(at + asked.length));
+  return h("span", {}, name.slice(0, at), h("mark", {}, name.slice(at, at + wanted.length)), name.slice(at + wanted.length));
 }
