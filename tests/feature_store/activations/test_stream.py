@@ -28,7 +28,7 @@ def test_batches_are_float32_and_of_one_size_but_for_the_last(store_activations:
     assert [len(batch) for batch in batches] == [7] * 42 + [6]
 
 
-def test_an_epoch_gives_every_token_exactly_once_with_its_own_activation(
+def test_an_epoch_gives_every_token_exactly_once_with_its_activation(
     store_activations: Callable[..., Any],
 ) -> None:
     stored = store_activations()
@@ -119,7 +119,7 @@ def test_a_state_of_another_stream_is_refused(
         TokenStream(reader, **{**OPTIONS, **change}).load_state_dict(state)
 
 
-def test_no_global_generator_is_touched_or_heard(store_activations: Callable[..., Any]) -> None:
+def test_the_global_generator_is_neither_used_nor_changed(store_activations: Callable[..., Any]) -> None:
     reader = store_activations().reader
     np.random.seed(1)
     before = np.random.get_state()[1].copy()  # type: ignore[index,union-attr]
@@ -178,7 +178,7 @@ def test_each_rank_resumes_with_exactly_its_next_batch(store_activations: Callab
         assert start + ids(islice(later, 37)) == calm
 
 
-def test_more_ranks_than_row_groups_and_a_rank_that_is_none_are_refused(store_activations: Callable[..., Any]) -> None:
+def test_more_ranks_than_row_groups_and_a_rank_out_of_range_are_refused(store_activations: Callable[..., Any]) -> None:
     reader = store_activations(n_shards=1, cells_per_shard=3).reader
     with pytest.raises(InputError, match="--num-workers"):
         TokenStream(reader, rank=0, n_ranks=2)
@@ -186,7 +186,7 @@ def test_more_ranks_than_row_groups_and_a_rank_that_is_none_are_refused(store_ac
         TokenStream(reader, rank=2, n_ranks=2)
 
 
-def test_a_sample_is_of_kept_cells_from_all_over_the_run_and_repeats_with_the_seed(
+def test_a_sample_has_kept_cells_from_the_whole_run_and_repeats_with_the_seed(
     store_activations: Callable[..., Any],
 ) -> None:
     stored = store_activations()
@@ -223,7 +223,7 @@ def test_a_sample_reads_no_more_row_groups_than_it_needs(
     assert len(opened) <= 3 < len(groups)
 
 
-def test_every_token_is_as_likely_in_a_sample(store_activations: Callable[..., Any]) -> None:
+def test_every_token_is_equally_likely_in_a_sample(store_activations: Callable[..., Any]) -> None:
     stored = store_activations()
     everything = np.ones(60, dtype=bool)
     samples = (sample_tokens(stored.reader, everything, n_tokens=60, seed=seed) for seed in range(200))

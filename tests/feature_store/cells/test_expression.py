@@ -53,7 +53,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("feature_store.cells.expression.RANGE_GENES", 4)
 
 
-def turned(root: Path, source: Source) -> commit.Run:
+def write_expression(root: Path, source: Source) -> commit.Run:
     layout = Layout(root)
     dataset = str(write_cells(layout, source)["dataset"][0])
     genes = commit.read_table(layout.genes_dir(dataset))
@@ -73,7 +73,7 @@ def log_cp10k(matrix: np.ndarray) -> np.ndarray:
 @pytest.mark.usefixtures("small")
 def test_any_range_of_genes_is_log1p_of_counts_per_ten_thousand_of_all_cells(tmp_path, counts):
     source = open_with(tmp_path / "x.h5ad", counts)
-    run = turned(tmp_path, source)
+    run = write_expression(tmp_path, source)
     assert run.n_shards > 2
     assert len(run.plan["bounds"]) > 4
     expected = log_cp10k(counts)
@@ -92,13 +92,13 @@ def test_log_normalised_values_are_kept_as_they_are(tmp_path, counts):
     values = log_cp10k(counts).astype(np.float32)
     source = open_with(tmp_path / "x.h5ad", values)
     assert source.value_kind == "lognorm"
-    reader = ExpressionReader(turned(tmp_path, source))
+    reader = ExpressionReader(write_expression(tmp_path, source))
     np.testing.assert_array_equal(reader.read(0, N_GENES).toarray(), values)
 
 
 @pytest.mark.usefixtures("small")
-def test_row_groups_are_cut_at_the_same_genes_in_every_part_so_that_a_range_is_one_of_each(tmp_path, counts):
-    run = turned(tmp_path, open_with(tmp_path / "x.h5ad", counts))
+def test_row_groups_end_at_the_same_genes_in_every_part(tmp_path, counts):
+    run = write_expression(tmp_path, open_with(tmp_path / "x.h5ad", counts))
     bounds = run.plan["bounds"]
     for path in run.parts():
         file = pq.ParquetFile(path)
@@ -111,9 +111,9 @@ def test_row_groups_are_cut_at_the_same_genes_in_every_part_so_that_a_range_is_o
 
 
 @pytest.mark.usefixtures("small")
-def test_a_run_resumes_to_the_same_bytes_and_is_of_one_data_set(tmp_path, counts):
+def test_a_resumed_run_has_the_same_bytes_and_another_data_set_is_refused(tmp_path, counts):
     source = open_with(tmp_path / "x.h5ad", counts)
-    run = turned(tmp_path, source)
+    run = write_expression(tmp_path, source)
     calm = run.manifest()
     for shard in (0, 2):
         run.part(shard).unlink()
@@ -121,15 +121,15 @@ def test_a_run_resumes_to_the_same_bytes_and_is_of_one_data_set(tmp_path, counts
     with pytest.raises(IncompleteRunError):
         ExpressionReader(run)
     assert run.pending() == [0, 2]
-    assert turned(tmp_path, source).manifest() == calm
+    assert write_expression(tmp_path, source).manifest() == calm
     other = counts.copy()
     other[0, 0] += 1
     with pytest.raises(PlanMismatchError, match="digest"):
-        turned(tmp_path, open_with(tmp_path / "y.h5ad", other))
+        write_expression(tmp_path, open_with(tmp_path / "y.h5ad", other))
 
 
 def test_a_damaged_part_is_named(tmp_path, counts):
-    run = turned(tmp_path, open_with(tmp_path / "x.h5ad", counts))
+    run = write_expression(tmp_path, open_with(tmp_path / "x.h5ad", counts))
     part = run.part(0)
     content = bytearray(part.read_bytes())
     content[40] ^= 255

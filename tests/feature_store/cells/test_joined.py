@@ -65,7 +65,7 @@ def test_rows_across_files_are_those_of_the_files_below_each_other(save: Callabl
         source.read_rows(20, 27)
 
 
-def test_a_look_at_the_data_takes_as_many_cells_of_each_file(save: Callable[..., Path]) -> None:
+def test_read_first_takes_the_same_number_of_cells_from_each_file(save: Callable[..., Path]) -> None:
     paths = [save(f"{i}.h5ad", ["G1", "G2"], n) for i, n in enumerate((30, 4, 30))]
     rows = open_source(paths).read_first(18)
     wanted = np.concatenate([frames(path).to_numpy()[:6] for path in paths])
@@ -102,7 +102,9 @@ def test_a_name_that_a_file_has_twice_stays_two_genes(save: Callable[..., Path],
     assert (dense(source.read_rows(0, 24), 3) == wanted).all()
 
 
-def test_obs_is_joined_with_nulls_behind_the_name_of_the_file(save: Callable[..., Path], tmp_path: Path) -> None:
+def test_joined_obs_starts_with_the_file_and_has_nulls_for_missing_columns(
+    save: Callable[..., Path], tmp_path: Path
+) -> None:
     a = save("a.h5ad", ["G1"], 3, donor=["d1", "d2", "d3"], age=[1, 2, 3], dose=[1, 2, 3], file=["x", "y", "z"])
     b = save("b.h5ad", ["G1"], 2, donor=["d1", "d4"], age=[0.5, 1.5], dose=["low", "high"], only=[True, False])
     source = open_source([a, b])
@@ -122,7 +124,7 @@ def test_obs_is_joined_with_nulls_behind_the_name_of_the_file(save: Callable[...
     assert cells["cell_id"].n_unique() == 3
 
 
-def test_files_of_one_name_are_told_apart_by_their_folders(save: Callable[..., Path], tmp_path: Path) -> None:
+def test_files_of_one_name_are_named_with_their_folders(save: Callable[..., Path], tmp_path: Path) -> None:
     paths = [save(f"{folder}/cells.h5ad", ["G1"], 2) for folder in ("s1", "s2")]
     source = open_source(paths)
     assert source.obs()["file"].to_list() == ["s1/cells.h5ad"] * 2 + ["s2/cells.h5ad"] * 2
@@ -147,7 +149,7 @@ def test_genes_are_counted_over_all_files(save: Callable[..., Path], tmp_path: P
     assert np.allclose(genes["mean"].to_numpy(), wanted.mean())
 
 
-def test_the_files_and_their_order_are_what_the_data_set_is(
+def test_the_files_and_their_order_determine_the_data_set(
     save: Callable[..., Path], tmp_path: Path, folder_hashes: Callable[[Path], dict[str, str]]
 ) -> None:
     a, b = save("a.h5ad", ["G1", "G2"]), save("b.h5ad", ["G1", "G2"])
@@ -168,7 +170,7 @@ def test_the_files_and_their_order_are_what_the_data_set_is(
     assert open_source([a]).digest == open_source(a).digest
 
 
-def test_one_file_in_a_list_is_that_file(save: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_list_of_one_file_is_the_same_as_the_file(save: Callable[..., Path], tmp_path: Path) -> None:
     path = save("a.h5ad", ["G1", "G2"], donor=["x", "y", "z"] * 4)
     alone, listed = (Layout(tmp_path / name) for name in ("alone", "listed"))
     cells = write_cells(alone, open_source(path), donor="donor")

@@ -135,7 +135,7 @@ def test_reading_rows_never_holds_the_matrix(tmp_path: Path) -> None:
         ({"X": "lognorm", "counts": "lognorm"}, ("X", "lognorm")),
     ],
 )
-def test_raw_counts_are_preferred_to_logs_and_logs_to_nothing(
+def test_raw_counts_are_preferred_to_log_normalised_values(
     write_h5ad: Callable[..., Path], counts: np.ndarray, matrices: dict[str, str], chosen: tuple[str, str]
 ) -> None:
     values = {"counts": counts, "lognorm": np.log1p(counts / 3), "scaled": counts - counts.mean(axis=0)}
@@ -295,7 +295,7 @@ def test_every_obs_column_is_kept_with_its_kind(write_h5ad: Callable[..., Path],
     assert source.obs_names().to_list()[:2] == ["cell-0", "cell-1"]
 
 
-def test_the_digest_is_of_the_content_and_not_of_the_name(
+def test_the_digest_depends_on_the_content_and_not_on_the_name(
     write_h5ad: Callable[..., Path], counts: np.ndarray, tmp_path: Path
 ) -> None:
     path = write_h5ad(counts)
@@ -309,7 +309,7 @@ def test_the_digest_is_of_the_content_and_not_of_the_name(
     assert before == open_source(store).digest
 
 
-def test_cells_carry_their_split_the_named_columns_and_every_obs_column(
+def test_the_cell_table_has_the_split_the_named_columns_and_every_obs_column(
     write_h5ad: Callable[..., Path], counts: np.ndarray, tmp_path: Path
 ) -> None:
     layout = Layout(tmp_path / "store")
@@ -339,7 +339,7 @@ def test_cells_carry_their_split_the_named_columns_and_every_obs_column(
     assert (record.unit, record.n_units, record.fallback) == ("donor", 4, None)
 
 
-def test_splits_may_come_from_a_column_or_from_what_is_known_of_the_units(
+def test_splits_may_come_from_a_column_or_from_the_known_splits_of_units(
     write_h5ad: Callable[..., Path], counts: np.ndarray, obs: pd.DataFrame, tmp_path: Path
 ) -> None:
     patients = sorted(set(obs["patient"]))
@@ -362,7 +362,7 @@ def test_splits_may_come_from_a_column_or_from_what_is_known_of_the_units(
         write_cells(layout, source, split_column="fold")
 
 
-def test_genes_carry_detections_and_means(
+def test_genes_have_their_number_of_cells_and_mean(
     write_h5ad: Callable[..., Path], counts: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("feature_store.cells.gene_table.BLOCK_ROWS", 7)
@@ -376,7 +376,7 @@ def test_genes_carry_detections_and_means(
     assert np.allclose(genes["mean"].to_numpy(), counts.mean(axis=0))
 
 
-def test_obs_columns_with_the_names_of_the_table_keep_apart(
+def test_obs_columns_with_the_name_of_a_table_column_get_a_suffix(
     write_h5ad: Callable[..., Path], counts: np.ndarray, obs: pd.DataFrame, tmp_path: Path
 ) -> None:
     obs = obs[["patient"]].rename(columns={"patient": "donor"})

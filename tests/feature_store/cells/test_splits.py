@@ -54,7 +54,7 @@ def test_the_seed_decides_which_units_go_where(rng: np.random.Generator) -> None
     assert tuple(assign(units, 400, seed=0)) in results
 
 
-def test_a_unit_that_outweighs_all_others_trains() -> None:
+def test_a_unit_larger_than_all_others_goes_to_train() -> None:
     units = np.array(["big"] * 98 + ["a", "b"], dtype=object)
     labels = assign(units, 100)
     assert set(labels[:98]) == {"train"}
@@ -81,12 +81,12 @@ def test_batch_is_the_unit_where_there_is_no_donor() -> None:
     assert record.units == {"train": 1, "select": 1, "test": 1}
 
 
-def test_donor_goes_before_batch() -> None:
+def test_donor_is_preferred_to_batch() -> None:
     _, record = make_splits(12, donor=list("abcd") * 3, batch=list("xyz") * 4)
     assert (record.unit, record.n_units) == ("donor", 4)
 
 
-def test_fewer_than_three_units_fall_back_to_cells_and_say_so() -> None:
+def test_with_fewer_than_three_units_cells_are_split_and_the_record_says_so() -> None:
     labels, record = make_splits(20, donor=["a", "b"] * 10)
     assert record.unit == "cell"
     assert record.n_units == 20
@@ -97,7 +97,9 @@ def test_fewer_than_three_units_fall_back_to_cells_and_say_so() -> None:
 
 
 @pytest.mark.parametrize("fractions", [(0.5, 0.5, 0.5), (1.0, 0.0, 0.0), (0.7, 0.4, -0.1)])
-def test_fractions_that_are_no_shares_are_refused(fractions: tuple[float, float, float]) -> None:
+def test_fractions_that_do_not_sum_to_one_or_are_not_positive_are_refused(
+    fractions: tuple[float, float, float],
+) -> None:
     with pytest.raises(InputError, match=re.escape(str(fractions))):
         SplitConfig(fractions=fractions)
 
@@ -186,7 +188,7 @@ def test_few_units_that_are_known_are_not_divided_into_cells() -> None:
     assert (record.unit, record.fallback) == ("donor", None)
 
 
-def test_a_column_gives_the_splits_and_the_record_says_of_what() -> None:
+def test_splits_are_read_from_a_column_and_the_record_names_the_unit() -> None:
     column = pl.Series(["train", "train", "select", "test"] * 3)
     whole = ["a", "b", "c", "d"] * 3
     labels, record = splits_from_column(column, name="fold", donor=whole)

@@ -225,7 +225,7 @@ def test_statistics_over_all_shards_equal_those_of_all_tokens_at_once(
     assert statistics.feature_token.equals(token_statistics.top_tokens(whole, 20))
 
 
-def test_codes_of_tokens_are_stored_with_place_and_gene_and_pool_to_the_same_cells(
+def test_codes_of_tokens_are_stored_with_position_and_gene_and_pool_to_the_same_cells(
     tmp_path: Path, parts: list[TokenCodes], expected: np.ndarray
 ) -> None:
     run = write(tmp_path / "codes", parts, replace(PLAN, level="token"))

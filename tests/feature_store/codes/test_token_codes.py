@@ -48,7 +48,7 @@ def test_pooling_equals_a_dense_loop_over_cells(
     assert value.dtype == np.float32
 
 
-def test_max_pooling_keeps_the_very_values(tokens: TokenCodes) -> None:
+def test_max_pooling_keeps_values_exactly(tokens: TokenCodes) -> None:
     assert set(token_codes.pool(tokens).value.tolist()) <= set(tokens.codes.data.tolist())
 
 
@@ -127,7 +127,7 @@ def test_statistics_by_gene_equal_polars_over_the_single_nonzeros(tokens: TokenC
         assert np.allclose(result[column].to_numpy(), expected[column].to_numpy(), rtol=1e-12)
 
 
-def test_tokens_by_gene_count_all_tokens_fired_on_or_not(tokens: TokenCodes, split: np.ndarray) -> None:
+def test_tokens_by_gene_count_all_tokens_whether_a_feature_fires_or_not(tokens: TokenCodes, split: np.ndarray) -> None:
     result = token_statistics.gene_statistics(tokens, split)
     schemas.check("token_gene", result)
     assert result["n_tokens"].sum() == tokens.n_tokens

@@ -39,7 +39,7 @@ def test_components_are_those_of_the_scaled_codes(three_kinds):
     np.testing.assert_allclose(np.abs(found), np.abs(wanted), atol=1e-8)
 
 
-def test_features_of_one_or_two_cells_and_constant_ones_do_not_count(three_kinds):
+def test_constant_features_and_those_of_fewer_than_three_cells_do_not_count(three_kinds):
     codes, _ = three_kinds
     rare = np.zeros((60, 3), dtype=np.float32)
     rare[0, 0], rare[:2, 1], rare[:, 2] = 1e6, 1e6, 7

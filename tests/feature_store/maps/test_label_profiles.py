@@ -77,7 +77,7 @@ def write_codes(layout: Layout) -> None:
     codes.finalize()
 
 
-def test_a_profile_is_what_select_cells_say_of_every_label_and_zero_where_they_say_nothing(
+def test_a_profile_has_the_correlation_on_select_cells_with_every_label_or_zero(
     tmp_path: Path, planted: np.ndarray
 ) -> None:
     planted[3, 1] = np.nan
@@ -133,7 +133,7 @@ def test_the_neighbours_are_those_of_exact_euclidean_distances(
 
 
 @pytest.mark.parametrize("n_alike", [40, 60])
-def test_features_of_one_profile_have_places_all_the_same(planted: np.ndarray, n_alike: int) -> None:
+def test_features_with_equal_profiles_have_finite_coordinates(planted: np.ndarray, n_alike: int) -> None:
     planted[:n_alike] = 0
     points = lay_out(planted)
     assert np.isfinite(points).all()

@@ -138,7 +138,7 @@ def test_a_cell_that_is_not_moved_stays_where_it_is(fixed: UnsteeredMap) -> None
     np.testing.assert_allclose(fixed.coordinates(fixed.embedding)[:, :4], fixed.unsteered[:, :4], atol=1e-6)
 
 
-def test_places_change_continuously_with_the_embedding(fixed: UnsteeredMap) -> None:
+def test_coordinates_change_continuously_with_the_embedding(fixed: UnsteeredMap) -> None:
     step = np.random.default_rng(0).normal(size=fixed.embedding.shape)
     moved = [
         np.abs(fixed.coordinates(fixed.embedding + size * step) - fixed.unsteered)[:, :4].max() for size in (1e-6, 1e-3)
@@ -147,7 +147,7 @@ def test_places_change_continuously_with_the_embedding(fixed: UnsteeredMap) -> N
     assert moved[1] < 0.02
 
 
-def test_gap_is_the_distance_to_the_nearest_unsteered_cell_over_their_own(fixed: UnsteeredMap) -> None:
+def test_gap_is_the_distance_to_the_nearest_unsteered_cell_in_units_of_theirs(fixed: UnsteeredMap) -> None:
     points = fixed.embedding
     among = cdist(points, points)
     np.fill_diagonal(among, np.inf)
@@ -164,7 +164,7 @@ def test_a_umap_cannot_show_a_cell_that_left_the_others_and_the_gap_does(fixed: 
     assert far[:, 4].min() > 100
 
 
-def test_neighbours_on_the_umap_are_of_the_own_cloud(fixed: UnsteeredMap) -> None:
+def test_neighbours_on_the_umap_belong_to_the_same_cloud(fixed: UnsteeredMap) -> None:
     among = cdist(fixed.umap, fixed.umap)
     np.fill_diagonal(among, np.inf)
     assert (among.argmin(axis=1) % 3 == np.arange(N_CELLS) % 3).mean() > 0.95
