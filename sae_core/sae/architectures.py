@@ -1,6 +1,6 @@
 """The six architectures; each is a record of its selector, activation, loss, constraints and learned parameters.
 
-| arch | training | loss beside reconstruction | inference | paper (arXiv) |
+| arch | training | loss besides reconstruction | inference | paper (arXiv) |
 |---|---|---|---|---|
 | batchtopk | k * B largest of the batch | AuxK | theta calibrated to E[L0] = k | 2412.06410 |
 | matryoshka | the same, features in nested groups | AuxK | the same | 2503.17547 |

@@ -1,6 +1,6 @@
 """Folders of dictionary_learning: `config.json` and `ae.pt`, a state dict that `torch.load(weights_only=True)` reads.
 
-| dict_class | here | what is particular |
+| dict_class | here | details |
 |---|---|---|
 | AutoEncoder | standard | b_dec, named `bias`, is subtracted from the input; not written |
 | AutoEncoderNew | standard | no centring, decoder rows of any length |
@@ -9,8 +9,8 @@
 | AutoEncoderTopK | topk | centred; its running `threshold` is not used unless asked for, and not read |
 | BatchTopKSAE, MatryoshkaBatchTopKSAE | batchtopk, matryoshka | centred; one `threshold`, negative until fitted |
 
-Decoders are [d_model feature], except where W_dec is a parameter of its own. The factor that activations are divided by
-in training is already in the biases and in the threshold of a finished training.
+Decoders are [d_model feature] in the file, except where W_dec is a separate parameter. The factor by which activations
+are divided during training is already included in the biases and the threshold of a finished training.
 """
 
 import io
@@ -50,7 +50,7 @@ HEADER, WEIGHTS = "config.json", "ae.pt"
 _LINEAR = {"encoder.weight": "feature d_model", "encoder.bias": "feature", "decoder.weight": "d_model feature"}
 _OWN = {"W_enc": "d_model feature", "W_dec": "feature d_model", "b_enc": "feature", "b_dec": "d_model"}
 _COUNT = {"k": ""}
-_UNFITTED = -1.0  # the threshold that was never fitted
+_UNFITTED = -1.0  # the value of a threshold that was never fitted
 
 
 def _linear(t: Tensors, b_dec: str) -> Weights:
@@ -155,10 +155,10 @@ FORMATS = {
 
 
 def read_dictionary_learning(folder: str | Path) -> SparseAutoencoder:
-    """The autoencoder in a folder of dictionary_learning; k of the configuration is 1 where it does not say it.
+    """The autoencoder in a folder of dictionary_learning; its configuration has k = 1 where it states no k.
 
     Raises:
-        CheckpointError: unreadable, or something in it has no exact counterpart here.
+        CheckpointError: the folder cannot be read, or something in it has no exact counterpart here.
     """
     folder = Path(folder)
     header = read_json(folder / HEADER)
@@ -199,8 +199,8 @@ def write_dictionary_learning(
     """Write `sae`, folded, so that dictionary_learning computes the same codes and reconstructions.
 
     Each architecture is written as its counterpart if that can hold its thresholds (none for standard, one for
-    batchtopk and matryoshka), else as JumpReluAutoEncoder. `trainer`: further fields of that name in the JSON (`layer`,
-    `lm_name`). Our own configuration travels with it, so that `read_dictionary_learning` gives it back.
+    batchtopk and matryoshka), else as JumpReluAutoEncoder. `trainer` holds further entries of `trainer` in the JSON
+    (`layer`, `lm_name`). Our own configuration is written too, so that `read_dictionary_learning` restores it.
     """
     weights, config = folded_weights(sae), sae.config
     name = format_for(FORMATS, config.arch, weights)

@@ -1,18 +1,18 @@
 """Folders of SAELens: `cfg.json` and `sae_weights.safetensors`, versions 3 to 6.
 
-| architecture | here | what is particular |
+| architecture | here | details |
 |---|---|---|
 | standard | standard | |
-| jumprelu | jumprelu | a `threshold` a feature; older training checkpoints have `log_threshold` |
-| topk | topk | may rank pre-activations times the decoder's lengths (`rescale_acts_by_decoder_norm`) |
+| jumprelu | jumprelu | one `threshold` for each feature; older training checkpoints have `log_threshold` |
+| topk | topk | may rank pre-activations times the lengths of decoder rows (`rescale_acts_by_decoder_norm`) |
 | gated | gated | |
-| batchtopk, matryoshka_batchtopk | the same | checkpoints of a training, with one `topk_threshold`; not written |
+| batchtopk, matryoshka_batchtopk | the same | training checkpoints with one `topk_threshold`; not written |
 
-A finished BatchTopK is saved by SAELens as jumprelu. W_enc is [d_model feature]. `apply_b_dec_to_input`, true where the
-JSON does not say, subtracts b_dec from the input. Activations that a token's own norm rescales have no counterpart
-here, nor has a factor of the data set that is not in the folder: only `normalize_activations = none` is read (SAELens
-folds the factor in at the end of a training). Before version 6 topk was an activation function of the standard
-architecture. `hook_z` folders take the heads side by side, [token n_heads * d_head].
+SAELens saves a finished BatchTopK as jumprelu. W_enc is [d_model feature] in the file. `apply_b_dec_to_input`, which is
+true where the JSON does not state it, subtracts b_dec from the input. Only `normalize_activations = none` is read:
+scaling each token by its own norm has no counterpart here, and a factor of the data set is not in the folder (SAELens
+folds it into the weights at the end of training). Before version 6 topk was an activation function of the standard
+architecture. `hook_z` folders take the concatenated heads, [token n_heads * d_head].
 """
 
 from collections.abc import Mapping
@@ -96,10 +96,10 @@ FORMATS = {
 
 
 def read_saelens(folder: str | Path) -> SparseAutoencoder:
-    """The autoencoder in a folder of SAELens; k of the configuration is 1 where the folder does not say it.
+    """The autoencoder in a folder of SAELens; its configuration has k = 1 where it states no k.
 
     Raises:
-        CheckpointError: unreadable, or something in it has no exact counterpart here.
+        CheckpointError: the folder cannot be read, or something in it has no exact counterpart here.
     """
     folder = Path(folder)
     cfg = _renamed(read_json(folder / HEADER))
@@ -127,8 +127,8 @@ def write_saelens(sae: SparseAutoencoder, folder: str | Path, *, metadata: Mappi
     """Write `sae`, folded, so that SAELens 6 computes the same codes and reconstructions from raw activations.
 
     topk and gated keep their architecture, as does standard without thresholds; all others become jumprelu, the form in
-    which SAELens itself saves BatchTopK. `metadata`: what SAELens knows of an autoencoder's place (`model_name`,
-    `hook_name`). Our own configuration travels with it, so that `read_saelens` gives it back.
+    which SAELens itself saves BatchTopK. `metadata` holds further entries of SAELens (`model_name`, `hook_name`). Our
+    own configuration is written too, so that `read_saelens` restores it.
     """
     weights = folded_weights(sae)
     name = format_for(FORMATS, sae.config.arch, weights)
@@ -153,7 +153,7 @@ def write_saelens(sae: SparseAutoencoder, folder: str | Path, *, metadata: Mappi
 
 
 def _renamed(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with an `architecture`, and a `k` where topk was an activation function."""
+    """The JSON with an `architecture`, also from versions in which topk was an activation function."""
     activation = cfg.get("activation_fn", cfg.get("activation_fn_str", "relu"))
     named = {"architecture": "standard"} | dict(cfg) | {"activation_fn": activation}
     if activation == "topk" and named["architecture"] in ("standard", "topk"):
@@ -163,7 +163,7 @@ def _renamed(cfg: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _current(folder: Path, tensors: Tensors) -> dict[str, torch.Tensor]:
-    """The tensors as version 6 has them: thresholds themselves, no factors of 1."""
+    """The tensors as in version 6: thresholds instead of their logarithms, without factors equal to 1."""
     current = dict(tensors)
     if "log_threshold" in current:
         current["threshold"] = current.pop("log_threshold").double().exp()
@@ -175,7 +175,7 @@ def _current(folder: Path, tensors: Tensors) -> dict[str, torch.Tensor]:
 
 
 def _check_input(folder: Path, cfg: Mapping[str, Any]) -> None:
-    """Refuse what is done to activations or to codes besides the five tensors."""
+    """Raise a `CheckpointError` if activations or codes are changed by more than the five tensors."""
     allowed: dict[str, tuple[object, ...]] = {
         "normalize_activations": ("none", None, False),
         "reshape_activations": ("none", "hook_z", None),

@@ -1,9 +1,9 @@
 """Folders of sparsify (EleutherAI): `cfg.json` and `sae.safetensors`, versions 0 (as `sae`) and 1.
 
-One architecture, TopK over each token: encoder.weight and W_dec are [feature d_model], b_dec is subtracted from the
-input, the k largest of relu(pre) are kept. There is no threshold, so no other architecture can be written. Transcoders,
-skip connections, groupmax, signed codes and whatever else a version adds to an autoencoder are refused: each is a field
-of the JSON that is set, or a tensor more.
+The one architecture is TopK over each token: encoder.weight and W_dec are [feature d_model], b_dec is subtracted from
+the input, and the k largest entries of relu(pre) are kept. There is no threshold, so no other architecture can be
+written. Transcoders, skip connections, groupmax, signed codes and other additions are errors; each shows as a field of
+the JSON that is set, or as an additional tensor.
 """
 
 from pathlib import Path
@@ -58,7 +58,7 @@ def read_sparsify(folder: str | Path) -> SparseAutoencoder:
     """The autoencoder in a folder of sparsify.
 
     Raises:
-        CheckpointError: unreadable, or something in it has no exact counterpart here.
+        CheckpointError: the folder cannot be read, or something in it has no exact counterpart here.
     """
     folder = Path(folder)
     cfg = read_json(folder / HEADER)
@@ -85,7 +85,7 @@ def write_sparsify(sae: SparseAutoencoder, folder: str | Path) -> None:
     """Write `sae`, folded, so that sparsify computes the same codes and reconstructions from raw activations.
 
     Raises:
-        CheckpointError: any architecture but topk, as the format has no threshold.
+        CheckpointError: the architecture is not topk; the format has no thresholds.
     """
     config, folder = sae.config, Path(folder)
     if sae.architecture.infer is not architecture("topk").infer:

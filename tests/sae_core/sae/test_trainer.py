@@ -33,7 +33,7 @@ def assert_same_state(a: TrainerState, b: TrainerState) -> None:
 
 
 @pytest.mark.parametrize("arch", ["batchtopk", "topk", "jumprelu"])
-def test_a_planted_dictionary_is_recovered(synthetic, arch):
+def test_a_synthetic_dictionary_is_recovered(synthetic, arch):
     config = SAEConfig(d_model=32, n_features=64, k=3, arch=arch)
     learner = trainer(synthetic, config=config, n_steps=500)
     data = synthetic.sample(20_000, 2)
