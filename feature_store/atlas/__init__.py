@@ -5,7 +5,8 @@
 >>> serve(FeatureStore.open("scsae-store"))            # http://127.0.0.1:8300
 >>> export(FeatureStore.open("scsae-store"), "atlas")  # the same page for any web host
 
-It reads the tables of `feature_store.query.store` and nothing else, and writes nothing to the store.
+It reads the store through `feature_store.query` and writes nothing to it. Data go from `data` (tables read once) to
+`pages` (resources of each page) to `resources`, which `server` and `export` use.
 """
 
 from feature_store.atlas.export import export

@@ -38,7 +38,7 @@ _LONGEST = 42
 
 
 class Canvas(NamedTuple):
-    """Axes to draw into, and whether the figure is ours to save, show and close."""
+    """Axes to draw into; `own` if the figure was made here, which then shows and closes it."""
 
     figure: "Figure"
     axes: "list[Axes]"
@@ -60,7 +60,7 @@ def canvas(
 ) -> Canvas:
     """The given axes, or a new figure of `size` inches with panels of equal width side by side.
 
-    InputError before anything is drawn: for `ax` where several panels are needed, and for a file of unknown format.
+    Raises InputError before anything is drawn, for `ax` where several panels are needed or a file of unknown format.
     """
     check_file(save)
     if ax is not None:
@@ -84,7 +84,7 @@ def canvas(
 
 
 def finish(drawn: Canvas, show: bool | None, save: str | Path | None) -> None:
-    """Save, show and close what is ours."""
+    """Save the figure, and show and close it if it was made here."""
     if save is not None:
         import matplotlib as mpl
 
@@ -108,7 +108,7 @@ def check_file(save: str | Path | None) -> None:
 
 
 def plain(text: object, longest: int = _LONGEST) -> str:
-    """Text to be drawn as it stands: one line, cut in the middle to `longest` characters, no formulas."""
+    """A text on one line, cut in the middle to `longest` characters, with `$` escaped so that it starts no formula."""
     line = re.sub(r"\s+", " ", str(text)).strip()
     if len(line) > longest:
         kept = longest - 1
@@ -158,6 +158,6 @@ def beside(ax: "Axes", handles: Sequence[Any], names: Sequence[str], **options: 
 
 
 def _is_watched() -> bool:
-    """Whether a figure of pyplot's is shown by itself: in a notebook, or where pyplot is interactive."""
+    """Whether pyplot shows its figures by itself: in a notebook, or in interactive mode."""
     pyplot = sys.modules.get("matplotlib.pyplot")
     return "ipykernel" in sys.modules or (pyplot is not None and bool(pyplot.isinteractive()))

@@ -37,7 +37,7 @@ _MOST_LABELS = len(_MARKERS) * len(OKABE_ITO)
 _LEGEND = 34
 """Characters of a name in the legend."""
 _FEW = 20
-"""Up to so many firing cells are drawn one by one: a density of fewer would be made up."""
+"""Firing cells up to which each is drawn as a dot, because so few give no density."""
 
 
 def umap(

@@ -1,4 +1,4 @@
-"""What one feature reads: its genes and its gene sets, chosen on `select` cells and shown on others."""
+"""The genes and gene sets of one feature, chosen on `select` cells and shown on other cells."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +32,7 @@ def gene_bars(
 ) -> "Axes":
     """The n genes of largest |Pearson| with the feature's cell code on `select` cells, with their Pearson on `split`.
 
-    Expression is log1p(CP10k); grey where q > alpha on the split. InputError for a feature without tested genes.
+    Expression is log1p(CP10k); grey where q > alpha on the split. Raises InputError for a feature without tested genes.
     """
     mine = _of_feature(store, "feature_gene", feature, split)
     order = [pl.col("pearson").abs(), pl.col("gene")]
@@ -70,7 +70,7 @@ def geneset_bars(
     """The n gene sets of smallest p on `select` cells, with -log10 q of over-representation on `split`.
 
     Beside each bar the genes of the feature that are in the set, of the set's detected genes; the line is alpha, grey
-    what does not reach it. `collection` takes the sets of one file. InputError for a feature without overlap.
+    what does not reach it. `collection` takes the sets of one file. Raises InputError for a feature without overlap.
     """
     mine = _of_feature(store, "feature_geneset", feature, split)
     if collection is not None:

@@ -1,4 +1,4 @@
-"""What the plots read from a store, through its public questions alone."""
+"""What the plots read from a store, through its public queries alone."""
 
 import re
 from typing import TYPE_CHECKING
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from feature_store.query.store import FeatureStore
 
 N_GENES = 3
-"""Genes that name a feature."""
+"""Genes that are shown after the id of a feature."""
 
 
 def read_cells(store: "FeatureStore", *columns: str) -> pl.DataFrame:
-    """cell_idx, split and the columns named, by cell_idx. InputError for an unknown column, with the near one."""
+    """cell_idx, split and the columns named, by cell_idx. Raises InputError for an unknown column."""
     cells = store.frame("cells")
     known = cells.collect_schema().names()
     for column in columns:
@@ -31,7 +31,7 @@ def read_cells(store: "FeatureStore", *columns: str) -> pl.DataFrame:
 
 
 def cells_of(store: "FeatureStore", split: str | None, *columns: str) -> pl.DataFrame:
-    """As `read_cells`, of one split (None: of all)."""
+    """As `read_cells`, for one split; None takes all cells. Raises InputError for a split without cells."""
     check_split(split)
     cells = read_cells(store, *columns)
     chosen = cells if split is None else cells.filter(pl.col("split") == split)
@@ -41,13 +41,13 @@ def cells_of(store: "FeatureStore", split: str | None, *columns: str) -> pl.Data
 
 
 def check_split(split: str | None) -> None:
-    """InputError for what is no split, with the near one."""
+    """Raise InputError for a name that is no split."""
     if split is not None and split not in SPLITS:
         raise InputError(f"no split {split!r}{did_you_mean(split, SPLITS)}; splits are {', '.join(SPLITS)}")
 
 
 def code_of(store: "FeatureStore", feature: int, cells: pl.DataFrame) -> npt.NDArray[np.float64]:
-    """The code of a feature in each of `cells`, 0 where it does not fire. QueryError for an unknown feature."""
+    """The code of a feature in each of `cells`, 0 where it does not fire. Raises QueryError for an unknown feature."""
     n_cells = max(1, int(store.frame("cells").select(pl.len()).collect().item()))
     fires = store.top_cells(feature, n_cells).select("cell_idx", pl.col("value").cast(pl.Float64))
     found = cells.select("cell_idx").join(fires, on="cell_idx", how="left", maintain_order="left")
@@ -65,5 +65,5 @@ def name_of(store: "FeatureStore", feature: int) -> str:
 
 
 def said(split: str | None) -> str:
-    """Which cells are shown, for a title."""
+    """The cells that are shown, in words."""
     return "all cells" if split is None else f"{split} cells"

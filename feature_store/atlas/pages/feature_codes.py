@@ -1,5 +1,5 @@
-"""A feature's code, cell by cell: who fires, how its values spread over labels, what permuted labels would give, and
-which features fire in the same cells.
+"""The code of a feature in cells: where it fires, its distribution by label, the null band of permuted labels, and the
+features that fire in the same cells.
 
 All is computed from the codes when a page asks for it, over every cell of a split and not only those on the map. The
 null band of a label is that of the statistic which is shown, the rank-biserial: of all cells where labels are permuted
@@ -29,11 +29,11 @@ from feature_store.associations.ranks import rank_scores
 from feature_store.atlas.data import AtlasData
 
 SPLITS = ("test", "all")
-"""The cells that a violin can be of."""
+"""The cells that a violin can show: one split, or all."""
 FEW = 20
-"""Up to so many firing cells are drawn one by one: a density of fewer would be made up."""
+"""Firing cells up to which each is drawn as a dot, because so few give no density."""
 N_POINTS = 48
-"""Places at which an outline is known."""
+"""Points of an outline."""
 MOST_GROUPS = 40
 """Labels of a column that are drawn, those of the highest mean."""
 MOST_TOGETHER = 20_000
