@@ -1,11 +1,11 @@
-"""The five tables of the store from what was measured of each range of features.
+"""The five tables of the store, from what was measured of each range of features.
 
-Everything is chosen on `select` and reported on `select` and `test`: thresholds, the genes of a feature (for its text
-and its gene sets), its top label. Classes and scales use the cells that are not test cells (`train` cells were seen
-by the SAE, without labels).
-q is Benjamini-Hochberg over ALL tests of a table and split, also of pairs that are not stored: of features x genes and
-features x sets only pairs that somebody could ask for are kept (`AssociationConfig`), or the table of an atlas would be
-gigabytes of noise. q is a step function of p, so all p are sorted once and each stored pair looks its q up.
+Everything is chosen on `select` cells and reported on `select` and `test` cells: thresholds, the genes of a feature
+(for its text and its gene sets), and its top label. Classes and scales use the cells that are not `test` cells; the SAE
+saw the `train` cells, but without labels.
+q is corrected over ALL tests of a table and split (`multiple_testing`), also over pairs that are not stored: of
+features x genes and features x sets only the pairs that somebody could ask for are kept (`AssociationConfig`), because
+the full table would be gigabytes of noise.
 Cost: 16 bytes a test of features x genes of each split (4096 x 2000: 131 MB), the pairs of one range, and the other
 tables.
 """

@@ -1,4 +1,4 @@
-"""Feature x batch, conditional on cell type: does a feature tell the batch among cells of one type?
+"""The statistics of batches, conditional on cell type: does a feature tell the batch among cells of one type?
 
 Pooled over types, a feature of B cells "finds" every batch that holds more B cells. Here U is summed over cell types
 and batch labels are permuted inside them only, so composition cannot count. Without cell types the comparison is

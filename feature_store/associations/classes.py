@@ -1,4 +1,4 @@
-"""What a feature is about: gene-identity, cell-context, batch, mixed or dead, with a bootstrap confidence.
+"""The class of a feature: gene-identity, cell-context, batch, mixed or dead, with a bootstrap confidence.
 
 Four measures. The effects are shares of variance explained (0 by chance, 1 at most), adjusted for the number of groups
 as adjusted R^2 is:

@@ -1,9 +1,9 @@
-"""What an SAE has above its baselines: target by target, and in all.
+"""The excess of an SAE over its baselines, for each target and over all targets.
 
-A target is a label (cell type, batch, condition, ...) or a gene. Each representation (the SAE, the neurons, the
-components, ...) is asked for its one best feature, by the same rule, on `select` cells: for a label the feature with
+A target is a label (cell type, batch, condition, ...) or a gene. The best feature of each representation (the SAE, the
+neurons, the components, ...) is chosen by the same rule on `select` cells: for a label the feature with
 AUROC above .5 and the smallest p; for a gene the largest |Pearson| of cell code and expression, and the largest F1 of
-firing at the gene's tokens (2 precision recall / (precision + recall)). What it is worth is its figure on `test` cells.
+firing at the gene's tokens (2 precision recall / (precision + recall)). It is reported with its value on `test` cells.
     excess = test figure of the SAE - test figure of the baseline
 The headline is the excess over the BEST baseline of the target, which is the one with the best figure on `select` cells
 as well, so nothing is chosen by what is reported.
@@ -32,9 +32,9 @@ from feature_store.storage import schemas
 
 ALPHA = 0.05
 STRONG = 0.5
-"""Least |rank-biserial| of a feature that counts as telling a label."""
+"""Least |rank-biserial| of a feature that counts as a marker of a label."""
 MIN_CELLS = 5
-"""Least cells of the label, and of the rest, of a unit that has an AUROC of its own."""
+"""Least number of cells of the label, and of the rest, in a unit for which an AUROC is computed."""
 MIN_UNITS = 3
 KEYS = ("target_kind", "target", "statistic")
 TABLES = ("features", "feature_label", "feature_gene", "feature_geneset", "cells", "codes")
@@ -73,7 +73,9 @@ def compare(reference: Representation, baselines: Sequence[Representation]) -> p
 
 
 def describe(representations: Sequence[Representation]) -> pl.DataFrame:
-    """The table `representation`: a row each, the numbers of features that mean something and of each class."""
+    """The table `representation`: a row each, with the numbers of features that mark a label, a batch or a gene set, and
+    of each class.
+    """
     rows = []
     for one in representations:
         features = one.tables["features"].select("class", "dead").collect()

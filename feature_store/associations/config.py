@@ -9,20 +9,20 @@ from feature_store.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class AssociationConfig:
-    """What is kept and how a feature's genes are defined."""
+    """Which pairs are kept, how the genes of a feature are defined, and how classes and p_max are computed."""
 
     alpha: float = 0.05
     """False discovery rate at which a gene counts as associated and a pair is kept."""
     n_genes: int = 30
-    """A feature's genes: at most so many, positively correlated, q <= alpha on the split, by Pearson."""
+    """Largest number of genes of a feature: those with q <= alpha and the largest positive Pearson correlation."""
     n_kept: int = 20
-    """Pairs of a feature kept whatever their q: the strongest correlations, and the genes it fires on most."""
+    """Pairs of a feature that are kept at any q: the strongest correlations, and the genes on which it fires most."""
     n_tokens: int = 20
-    """Top-activating tokens kept per feature."""
+    """Number of top-activating tokens that are kept of each feature."""
     classes: ClassConfig = field(default_factory=ClassConfig)
     replicates: Replicates = field(default_factory=Replicates)
-    """Permutations of the labels behind p_max."""
+    """The permutations of the labels from which p_max is computed."""
 
     def __post_init__(self) -> None:
         if not (0 < self.alpha < 1 and min(self.n_genes, self.n_kept, self.n_tokens) >= 1):
-            raise InputError(f"{self}: alpha is in (0, 1), the counts are at least 1")
+            raise InputError(f"{self}: alpha must lie in (0, 1), and n_genes, n_kept and n_tokens must be at least 1")

@@ -1,6 +1,6 @@
-"""Does an effect hold across donors? The rank-biserial of each donor, how many agree, and an interval over donors.
+"""Do donors agree? The rank-biserial of each donor, how many have the same sign, p_donor and an interval over donors.
 
-The blocked test of `pvalues` takes the donors at hand as given; here they are a sample.
+The blocked test of `rank_tests` takes the donors at hand as given; here they are a sample.
 - A label that varies within donors: the rank-biserial r_d of feature and label inside each donor that has cells on both
   sides, each donor counting once. n_agree: donors whose r_d has the sign of the effect of all cells. p_donor: the signs
   of the r_d are flipped in every combination (Fisher 1935, The Design of Experiments; exact up to MAX_FLIPPED donors,

@@ -1,7 +1,7 @@
-"""p over all features of a label: how often would the best of thousands of features look as good by chance?
+"""p_max, the p over all features of a label: how often would the best of thousands look as good by chance?
 
 Single-step min-p (Westfall & Young 1993, Resampling-Based Multiple Testing): labels are permuted within the blocks of
-the test that the label gets (`pvalues`), of every replicate the smallest p of any feature is kept, and
+the test that the label gets (`rank_tests`), of every replicate the smallest p of any feature is kept, and
     p_max = (1 + number of replicates whose smallest p <= p) / (1 + number of replicates).
 It controls the chance of any false discovery among the features of one label and split, whatever their dependence:
 features that fire together count as one. The smallest p and not the largest |z|, because the z of sparse features is

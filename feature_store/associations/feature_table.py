@@ -30,16 +30,16 @@ def measure_features(
     cell_density = n_fires / max(codes.shape[0], 1)
     density = cell_density if fired is None else np.asarray(fired) / max(n_tokens, 1)
     dead = (n_fires == 0) & (density == 0)
-    open_cells = split != "test"
+    not_test = split != "test"
     merged = None
     for t in (t for name, t in features.tokens.items() if name != "test"):
         merged = t if merged is None else merged + t
     classes = classify(
-        codes[np.flatnonzero(open_cells)],
-        [x.take(open_cells) for x in cells.labels if x.kind != "batch"],
-        b.take(open_cells) if (b := cells.label("batch")) else None,
+        codes[np.flatnonzero(not_test)],
+        [x.take(not_test) for x in cells.labels if x.kind != "batch"],
+        b.take(not_test) if (b := cells.label("batch")) else None,
         merged,
-        units=cells.units.take(open_cells) if cells.units else None,
+        units=cells.units.take(not_test) if cells.units else None,
         dead=dead,
         config=config.classes,
         first_feature=features.first,

@@ -1,17 +1,14 @@
-"""Feature x gene, two questions: on whose tokens does it fire (identity), and whose expression does its cell code
-follow?
+"""Gene correlation: does the cell code of a feature follow the expression of a gene?
 
-Identity, from token counts: precision = fired tokens of g / fired tokens of f; recall = fired tokens of g / tokens of
-g; lift = precision over g's share of all tokens.
+Pearson's and Spearman's correlation of the cell code with log1p(CP10k) over the cells of a split, from additive sums
+(`moments`); the zeros of both sides are one block of ties. p is never that of n independent cells: the ranks within
+each replicate unit are permuted among the cells of the unit, and the moments of that permutation are exact, so
+differences BETWEEN donors count for nothing. p tests the Spearman correlation within units, whichever column a table is
+sorted by. It is conditional on the donors at hand, and takes the cells of a donor as exchangeable.
 
-Expression: Pearson and Spearman of the cell code with log1p(CP10k)
-over the cells of a split, from additive sums (`moments`), zeros of both sides as one block of ties. p is never that
-of n cells: ranks within each replicate unit are permuted among the unit's cells, whose moments are exact, so
-differences BETWEEN donors count for nothing. It tests the (within-unit) Spearman, whatever column one sorts by; it is
-conditional on the donors seen, with cells exchangeable inside a donor.
-Ranks need all cells of a column, but no other column: so the work is cut into tiles, a range of features by a range of
-genes, each exact by itself. Of the expression there is one range of genes at a time (`GeneTiles`), ranked once and kept
-while there is room.
+Ranks need all cells of a column but no other column, so the work is split into tiles, which are a range of features by
+a range of genes, each exact by itself. The expression is read one range of genes at a time (`GeneTiles`), ranked once,
+and kept while there is memory for it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,12 +26,12 @@ from feature_store.associations.ranks import column_ranks
 
 METHOD = "blocked-spearman/1"
 KEPT_BYTES = 400_000_000
-"""Ranked expression that is kept for the next range of features."""
+"""Size in bytes of the ranked expression that is kept for the next range of features."""
 
 
 class Expression(NamedTuple):
-    """Correlations, p and the number of cells with both above zero, each [n_features n_genes]; `within` is None
-    without strata.
+    """Each [n_features n_genes]: the correlations, p, and n_both, the number of cells where both are above zero;
+    `within`, Pearson's correlation inside strata, is None without strata.
     """
 
     pearson: Floats
@@ -45,8 +42,8 @@ class Expression(NamedTuple):
 
 
 class Side(NamedTuple):
-    """One of the two matrices, made ready for every product: values and ranks as float64 of one pattern (CSC of codes,
-    CSR of expression), and their power sums.
+    """One of the two matrices with all that the products need: values, ranks and ranks within blocks as float64 with
+    the same nonzeros (CSC of codes, CSR of expression), and their power sums.
     """
 
     values: Sparse
@@ -58,26 +55,26 @@ class Side(NamedTuple):
     blocked_sums: Floats
 
     def by_cell(self) -> "Side":
-        """The matrices as CSR, again of one pattern."""
+        """The same with matrices in CSR, again with the same nonzeros."""
         own = self.values
         place = sparse.csr_array(sparse.csc_array((np.arange(own.nnz), own.indices, own.indptr), own.shape))
 
-        def turned(matrix: Sparse) -> Sparse:
+        def to_csr(matrix: Sparse) -> Sparse:
             return sparse.csr_array((matrix.data[place.data], place.indices, place.indptr), matrix.shape)
 
-        return self._replace(values=turned(own), ranks=turned(self.ranks), blocked=turned(self.blocked))
+        return self._replace(values=to_csr(own), ranks=to_csr(self.ranks), blocked=to_csr(self.blocked))
 
     @property
     def bytes(self) -> int:
-        """Memory of the matrices."""
+        """Size of the matrices in bytes."""
         pattern = self.values.indices.nbytes + self.values.indptr.nbytes
         return int(pattern + sum(m.data.nbytes for m in (self.values, self.ranks, self.blocked)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class CellBlocks:
-    """The cells of one split: `rows` of the whole, the blocks of the permutation (`units`) and, where there is a cell
-    type, the strata `inside` which Pearson is computed once more.
+    """The cells of one split: `rows` is their mask, `units` are the blocks of the permutation, and `inside` are the
+    strata in which Pearson's correlation is computed once more, None without cell types.
     """
 
     rows: Bools
@@ -87,7 +84,7 @@ class CellBlocks:
 
     @classmethod
     def of(cls, rows: Bools, units: Labels | None, within: Labels | None) -> "CellBlocks":
-        """From labels of all cells [n_cells]; rows: the mask of the split."""
+        """From labels of all cells [n_cells] and the mask of the split."""
         n = int(rows.sum())
         blocks = Strata.of(n, units.take(rows) if units else None)
         return cls(
@@ -103,7 +100,7 @@ class CellBlocks:
         return int(self.units.codes.size)
 
     def side(self, matrix: Sparse) -> Side:
-        """Ranks and sums of a CSC matrix [n n_columns] without stored zeros."""
+        """The ranks and sums of a CSC matrix [n n_columns] without stored zeros."""
         one = Strata.single(self.n)
         weight = (1.0 / (self.units.sizes() + 1.0))[self.units.codes]
         ranks, blocked = column_ranks(matrix, one).scores, column_ranks(matrix, self.units).scores
@@ -119,7 +116,7 @@ class CellBlocks:
         )
 
     def correlate(self, features: Side, genes: Side) -> Expression:
-        """Every feature with every gene of a tile."""
+        """The correlations of every feature with every gene of a tile."""
         one = np.array([float(self.n)])
         cross = cross_product(features.values, genes.values)
         within = None
@@ -149,9 +146,9 @@ class Tile(NamedTuple):
 class GeneTiles:
     """The expression side of the correlations, a range of genes at a time.
 
-    read(start, stop) gives the columns of a range of genes for all cells, CSC [n_cells stop - start] without stored
-    zeros; bounds: where the ranges begin, and the number of genes; blocks: the cells of each split. What was ranked is
-    kept up to `kept_bytes`, the rest is read and ranked anew each time.
+    read(start, stop) returns the columns of a range of genes for all cells, CSC [n_cells stop - start] without stored
+    zeros; bounds: where the ranges begin, and the number of genes; blocks: the cells of each split. Ranked expression
+    is kept up to a size of `kept_bytes`; the rest is read and ranked again each time.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ Three tests, all against the DETECTED genes only (a gene that no cell expresses 
   matched gene lists of Young et al. 2010, doi:10.1186/gb-2010-11-2-r14, without its sampling). What a feature is found
   to follow are mostly genes that are detected often, and so are those of many sets: without matching, both look alike;
 - ranks: does the association score of the set's genes lie above that of the others (Mann-Whitney, same permutation
-  moments as `pvalues`)?
+  moments as `rank_tests`)?
 
 In 9,000 genes of 2,000 real cells (Kang), the genes of 150 features (sums of single genes) against 20 random sets had a
 q <= .05 in no data set by either over-representation where sets were drawn evenly; where they were drawn with odds of
@@ -18,7 +18,8 @@ the detection rate, in all by the plain p, and in .10 (40 bins) or .03 (100 bins
 All ask whether THESE genes are special among genes (competitive null: random gene lists). Genes of a set are
 correlated, so real programs look significant more easily than that null says (Wu & Smyth 2012,
 doi:10.1093/nar/gks461): the 30 genes nearest to a feature of noise hit modules of co-expressed genes in all of 50
-simulated data sets. A feature's genes are therefore those that are associated with it at their own q (`assemble`): then
+simulated data sets. A feature's genes are therefore those that are associated with it at their own q (`gene_table`):
+then
 it was 1 of 200.
 Cost on one core: 4096 features x 50 sets x 9,000 genes 1.1 s, matched 1.3 s more; ranks 1024 x 20 x 765 0.7 s.
 """

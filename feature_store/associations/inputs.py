@@ -1,7 +1,7 @@
-"""What the statistics read: labels and replicate units as plain arrays, checked once.
+"""Labels, replicate units and strata as plain arrays, which are checked once.
 
-A label that is unknown for some cells stays unknown (`known` is False there): such cells leave the tests of that
-label and of no other. Everything downstream is sparse products of these arrays, so nothing here copies the codes.
+A label that is unknown for some cells stays unknown (`known` is False there): these cells are left out of the tests of
+that label, and of no other. All statistics are sparse products of these arrays, so nothing here copies the codes.
 """
 
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ class Labels:
 
     @property
     def n_cells(self) -> int:
-        """Cells, known or not."""
+        """Number of cells, with a known label or without."""
         return int(self.codes.shape[0])
 
     def take(self, cells: Bools) -> "Labels":
@@ -106,7 +106,7 @@ def as_csr(matrix: Sparse, name: str) -> Sparse:
     out = sparse.csr_array(matrix)
     if not np.isfinite(out.data).all():
         bad = int((~np.isfinite(out.data)).sum())
-        raise InputError(f"{name}: {bad} values are NaN or infinite; every stored value has to be finite")
+        raise InputError(f"{name}: {bad} values are NaN or infinite; all values must be finite")
     if (out.data == 0).any():
         out = out.copy()
         out.eliminate_zeros()

@@ -1,4 +1,4 @@
-"""Which features of two autoencoders are the same: the nearest of each in the other, beside what chance gives.
+"""Which features of two autoencoders are the same: the nearest of each in the other, compared with chance.
 
 Where both read one space (one model, one site) a feature is its decoder row, and two are compared by the cosine of
 their rows, with its sign: codes are never negative, so opposite directions are different features. Rows of a saved SAE

@@ -1,12 +1,12 @@
-"""Everything that can be said of a range of features without the other features.
+"""Everything that can be measured of a range of features without the other features.
 
-Ranks need all cells of a feature, so the codes are not cut by cells; but no statistic of a feature needs another
-feature, until it is corrected for how many were tested (`assemble`). So the work is cut into ranges of features: a
-range holds its own codes for all cells, and walks over the expression one range of genes at a time. What a feature gets
-is the same to the bit however the ranges are cut.
+Ranks need all cells of a feature, so the work is not split by cells; but no statistic of a feature needs another
+feature until p is corrected for the number of tests (`assemble`). So the work is split into ranges of features: a range
+holds its own codes for all cells, and reads the expression one range of genes at a time. The statistics of a feature
+are the same to the bit, whatever the bounds of the ranges are.
 
-What leaves a range is small: rows of labels, classes and gene sets; all p of features x genes as bare numbers, as the
-correction is over all tests; and of the pairs themselves those that somebody could still ask for.
+The result of a range is small: rows of labels, classes and gene sets; all p of features x genes as bare numbers, as the
+correction is over all tests; and those pairs themselves that can still be kept.
 Cost: 256 features with 400 thousand nonzeros in 50 thousand cells, 2,000 genes and 46 labels take 7.5 CPU seconds;
 codes that fire everywhere take 3.7 seconds a million nonzeros. Memory: 140 bytes a nonzero of the range's codes, 80
 bytes a pair of a feature and a gene (two splits), and the expression that is kept (`gene_correlation.KEPT_BYTES`).

@@ -36,16 +36,18 @@ class CellInputs:
         unknown = sorted(set(self.split) - set(schemas.SPLITS))
         if unknown or "select" not in self.split:
             raise InputError(
-                f"associations: splits are {sorted(set(self.split))}; allowed are {schemas.SPLITS}, and some cells "
-                "have to be `select`, as thresholds and genes are chosen there"
+                f"the cells have the splits {sorted(set(self.split))}; allowed are {schemas.SPLITS}, and some "
+                "must be `select` cells, because thresholds and genes are chosen on them; make the splits with `scsae extract`"
             )
         for labels in (*self.labels, *([self.units] if self.units else [])):
             if labels.n_cells != self.n_cells:
-                raise InputError(f"labels {labels.kind!r}: {labels.n_cells} cells, the codes have {self.n_cells}")
+                raise InputError(
+                    f"labels {labels.kind!r} are given for {labels.n_cells} cells; the codes have {self.n_cells}"
+                )
 
     @property
     def n_cells(self) -> int:
-        """Cells of all splits."""
+        """Number of cells of all splits."""
         return len(self.split)
 
     def label(self, kind: str) -> Labels | None:
@@ -53,12 +55,12 @@ class CellInputs:
         return next((labels for labels in self.labels if labels.kind == kind), None)
 
     def masks(self) -> dict[str, Bools]:
-        """Cells of each reported split that has any."""
+        """The mask of the cells [n_cells] of each reported split that has any."""
         split = np.asarray(self.split, dtype=object)
         return {name: mask for name in REPORTED if (mask := split == name).any()}
 
     def blocks(self) -> dict[str, CellBlocks]:
-        """The cells of each reported split as the correlations want them."""
+        """The cells of each reported split with their blocks, for the correlations with expression."""
         return {name: CellBlocks.of(mask, self.units, self.label("cell_type")) for name, mask in self.masks().items()}
 
 

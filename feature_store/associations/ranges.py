@@ -1,10 +1,9 @@
-"""How the features of a codes run are cut into ranges, and what was measured of them on disk.
+"""How the features of a codes run are split into ranges, and the tables on disk that were measured of each range.
 
     <root>/associations/<run>/measured/{features,labels,minima,pairs,tests,sets,tokens,splits}/   a part per range
 
-The tables of `Measured` are runs of their own, written range by range together, so an association resumes where it was
-killed. A range is as large as memory allows: what each range costs besides its own codes is one pass over the
-expression.
+Each table of `Measured` is a run of its own, and all of them are written range by range, so an association resumes
+where it was killed. A range is as large as memory allows, because each range costs one pass over the expression.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,25 +22,28 @@ from feature_store.storage.layout import as_path
 from feature_store.storage.plans import AssociationsPlan, RangesPlan
 
 NONZERO_BYTES = 140
-"""Memory that a nonzero of the codes of a range takes while it is measured."""
+"""Memory in bytes that a nonzero of the codes of a range takes while the range is measured."""
 RANGE_PAIRS = 2_000_000
-"""Pairs of a feature and a gene of a range, at most (unless a feature has more genes)."""
+"""Largest number of pairs of a feature and a gene in a range, unless there are more genes than that."""
 RANGES = 16
-"""Ranges at least, so that several actors have work; of RANGE_FEATURES features at least."""
+"""Least number of ranges, so that several actors have work, if ranges then hold RANGE_FEATURES features."""
 RANGE_FEATURES = 64
+"""Least number of features in a range, as far as memory allows."""
 COLUMNLESS = "nothing"
+"""Name of the one column of a table without columns, which Parquet cannot store."""
 
 
 def feature_ranges(by_feature: Manifest, n_features: int, n_genes: int, *, range_bytes: int) -> list[int]:
-    """Where the ranges of features begin, and the number of features: from the sizes of the parts of by_feature.
+    """The bounds of the ranges of features: where each begins, and at the end the number of features.
 
-    range_bytes: memory for the codes of a range, about; a single feature may need more.
+    by_feature: the manifest of the codes by feature, whose parts say how many nonzeros there are; range_bytes: the
+    memory for the codes of a range, approximately; a single feature may need more.
     """
     wanted = max(n_features // RANGES, RANGE_FEATURES)
     most = max(1, min(wanted, RANGE_PAIRS // max(n_genes, 1)))
     nonzeros = np.zeros(n_features)
     for part in by_feature.shards:
-        # of the features of a part no more is known than their sum
+        # only the sum over the features of a part is known
         nonzeros[part.start : part.stop] = part.rows / max(part.stop - part.start, 1)
     return split_by_size(nonzeros.tolist(), limit=range_bytes / NONZERO_BYTES, most=most)
 
@@ -97,19 +99,19 @@ class MeasuredRun:
         return cls(folder, {name: Run.open(folder / name) for name in Measured._fields})
 
     def pending(self) -> list[int]:
-        """Ranges that any of the runs still lacks, ascending; see `Run.pending`."""
+        """The numbers of the ranges that any of the runs still lacks, ascending; see `Run.pending`."""
         return sorted({number for run in self.runs.values() for number in run.pending()})
 
     def is_committed(self, number: int) -> bool:
-        """Whether all tables of a range are there."""
+        """Whether all tables of a range are committed."""
         return all(run.committed(number) for run in self.runs.values())
 
     def commit(self, number: int, measured: Measured) -> int:
-        """Commit what was measured of a range; returns the bytes."""
+        """Commit the tables of a range; returns their size in bytes."""
         start, stop = self.bounds[number], self.bounds[number + 1]
         size = 0
         for name, run in self.runs.items():
-            # Parquet has no table without columns
+            # Parquet cannot store a table without columns
             frame: pl.DataFrame = getattr(measured, name)
             frame = frame if frame.width else pl.DataFrame(schema={COLUMNLESS: pl.Null})
             size += run.commit_shard(number, partial(write_frame, frame=frame), start=start, stop=stop).bytes
@@ -138,7 +140,7 @@ class MeasuredRun:
 
 
 def _begun_with(folder: Path) -> list[int]:
-    """The bounds in the first plan that is there and whole; none: an empty list."""
+    """The bounds in the first plan that exists and is intact; an empty list where there is none."""
     for path in MeasuredRun.folders(folder):
         with suppress(NotFoundError, IntegrityError):
             return list(RangesPlan.of(Run.open(path)).bounds)

@@ -1,4 +1,4 @@
-"""p-values that respect replicate units, and their correction.
+"""Rank tests that respect replicate units: p by permutation of cells within donors, or of whole donors.
 
 Two tests, chosen per label by `varies_within`:
 - A label that varies WITHIN units (cell type inside donors): the label is permuted among the cells of each unit. The
@@ -13,8 +13,9 @@ Two tests, chosen per label by `varies_within`:
 
 Limits. The blocked test is conditional on the donors seen: cells are exchangeable within a donor, so a type effect
 that is particular to these donors is significant too: where the effect of 40 features was drawn anew for every donor,
-about zero, all of 200 data sets had a q <= .05. A claim about donors in general needs `donors`. Without any unit all
-cells are one block, and the method's name says so.
+about zero, all of 200 data sets had a q <= .05. A claim about donors in general needs
+`donor_agreement`. Without any unit all
+cells are one block, and the name of the method says so.
 Cost: 50k cells, 4096 features (1.6 million values), 40 labels, 8 donors 0.65 s on one core, ranks included.
 """
 

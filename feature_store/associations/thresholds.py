@@ -1,5 +1,5 @@
-"""One threshold per feature and label, chosen on `select` cells and applied to other cells: F1 and Matthews'
-correlation (MCC).
+"""F1 and Matthews' correlation (MCC) at one threshold per feature and label, chosen on `select` cells and applied to
+other cells.
 
 The rule is (code > t); t runs over zero and every value seen, the one with the largest |MCC| wins (the larger t among
 equals). MCC keeps its sign. Where it is negative on `select` the rule is turned round (code <= t predicts the label),
