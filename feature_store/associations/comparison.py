@@ -73,8 +73,8 @@ def compare(reference: Representation, baselines: Sequence[Representation]) -> p
 
 
 def describe(representations: Sequence[Representation]) -> pl.DataFrame:
-    """The table `representation`: a row each, with the numbers of features that mark a label, a batch or a gene set, and
-    of each class.
+    """The table `representation`: a row each, with the numbers of features that mark a label, a batch or a gene set,
+    and of each class.
     """
     rows = []
     for one in representations:

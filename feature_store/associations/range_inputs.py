@@ -36,8 +36,8 @@ class CellInputs:
         unknown = sorted(set(self.split) - set(schemas.SPLITS))
         if unknown or "select" not in self.split:
             raise InputError(
-                f"the cells have the splits {sorted(set(self.split))}; allowed are {schemas.SPLITS}, and some "
-                "must be `select` cells, because thresholds and genes are chosen on them; make the splits with `scsae extract`"
+                f"the cells have the splits {sorted(set(self.split))}; allowed are {schemas.SPLITS}, and some must "
+                "be `select` cells, because thresholds and genes are chosen on them; `scsae extract` makes the splits"
             )
         for labels in (*self.labels, *([self.units] if self.units else [])):
             if labels.n_cells != self.n_cells:

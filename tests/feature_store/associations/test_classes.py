@@ -123,5 +123,5 @@ def test_without_labels_only_genes_and_death_are_called(planted):
 
 
 def test_thresholds_out_of_range_are_refused():
-    with pytest.raises(InputError, match=r"precision and effects are in \(0, 1\]"):
+    with pytest.raises(InputError, match=r"cell_effect=0\.0"):
         ClassConfig(cell_effect=0.0)

@@ -107,7 +107,7 @@ def test_without_permutations_there_is_no_p_max(planted):
     rows = associate_labels(planted.codes, planted.cell_type, masks, planted.donor, replicates=Replicates(n=0))
     assert rows.minima.height == 0
     assert family_wise(rows.table, merge_minima([rows.minima]))["p_max"].null_count() == rows.table.height
-    with pytest.raises(InputError, match="at least 0"):
+    with pytest.raises(InputError, match="n=-1"):
         Replicates(n=-1)
 
 

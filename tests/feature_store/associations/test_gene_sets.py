@@ -27,11 +27,11 @@ def test_a_malformed_line_is_named_by_its_number(tmp_path, line):
 
 
 def test_missing_empty_and_repeated_sets_are_refused(tmp_path):
-    with pytest.raises(NotFoundError, match=r"no gene-set file .*nowhere\.gmt"):
+    with pytest.raises(NotFoundError, match=r"nowhere\.gmt"):
         read_gmt(tmp_path / "nowhere.gmt")
     with pytest.raises(InputError, match="no set in it"):
         read_gmt(write(tmp_path, "\n"))
-    with pytest.raises(InputError, match="'S1' is there twice"):
+    with pytest.raises(InputError, match="'S1'"):
         read_gmt(write(tmp_path, "S1\tx\tA\nS1\tx\tB\n"))
 
 

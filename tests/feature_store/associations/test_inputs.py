@@ -22,7 +22,7 @@ def test_strata_are_the_cross_of_their_columns():
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_values_that_are_not_finite_are_refused_with_their_number(value):
-    with pytest.raises(InputError, match="codes: 1 values are NaN or infinite"):
+    with pytest.raises(InputError, match="codes: 1 "):
         as_csr(np.array([[1.0, value]]), "codes")
 
 
@@ -33,5 +33,5 @@ def test_stored_zeros_are_dropped_and_the_input_is_left_alone():
 
 
 def test_codes_out_of_range_are_refused():
-    with pytest.raises(InputError, match=r"allowed are 0\.\.0"):
+    with pytest.raises(InputError, match=r"0\.\.1.* 0\.\.0"):
         Labels(kind="x", codes=np.array([0, 1]), names=("a",), known=np.array([True, True]))

@@ -29,10 +29,10 @@ def test_counts_land_on_the_expression_columns_and_special_tokens_are_left_out()
 
 
 def test_a_feature_that_the_codes_do_not_have_is_refused():
-    with pytest.raises(InputError, match=r"feature_id 1; the codes have features 0\.\.0"):
+    with pytest.raises(InputError, match=r"feature_id 1.* 0\.\.0"):
         token_statistics(*tables(), gene_id=[9, 7], n_features=1)
 
 
 def test_counts_on_different_gene_axes_are_refused():
-    with pytest.raises(InputError, match="fired has 3 genes and gene_tokens 2"):
+    with pytest.raises(InputError, match=r"fired.* 3 .*gene_tokens.* 2"):
         TokenStatistics(fired=sparse.csr_array((1, 3), dtype=np.int64), gene_tokens=np.array([1, 2]))
