@@ -9,6 +9,7 @@ import polars as pl
 from feature_store.errors import InputError
 from feature_store.query.metrics import HEADLINES
 from feature_store.storage.commit import Run
+from feature_store.storage.plans import SteeringResultsPlan
 
 if TYPE_CHECKING:
     from feature_store.query.store import FeatureStore
@@ -41,7 +42,7 @@ class SteeringResults(NamedTuple):
     """A steering run: its id, its plan, and the rows of the table `steering` about its `test` cells."""
 
     run: str
-    plan: dict[str, Any]
+    plan: SteeringResultsPlan
     rows: pl.DataFrame
 
 
@@ -63,7 +64,7 @@ def steering_results(store: "FeatureStore", run: str | None) -> SteeringResults:
         rows = rows.filter(pl.col("split") == "test")
     if "value" in rows.columns:
         rows = rows.filter(pl.col("value").is_not_null())
-    return SteeringResults(chosen[0], Run.open(store.layout.steering_dir(chosen[0]) / "results").plan, rows)
+    return SteeringResults(chosen[0], _plan_of(store, chosen[0]), rows)
 
 
 def of_role(rows: pl.DataFrame, *roles: Role) -> pl.DataFrame:
@@ -99,15 +100,16 @@ def p_column(null: str) -> str:
 def title_of(results: SteeringResults, shown: Callable[[str], str] = str) -> str:
     """What a run did, as a title; `shown` shortens or escapes each name."""
     plan = results.plan
-    if not {"kind", "target"} <= plan.keys():
-        return "Steering against its nulls, test cells"
-    features = plan.get("features")
     point = results.rows.filter(pl.col("chosen")) if "chosen" in results.rows.columns else results.rows.clear()
-    n = point["n_features"][0] if point.height else len(features) if features is not None else None
-    counted = "" if n is None else f"{n} feature{'' if n == 1 else 's'} of "
-    toward = f" toward {shown(plan['toward'])}" if plan.get("toward") else ""
-    return f"Steering {counted}{shown(plan['kind'].replace('_', ' '))} {shown(plan['target'])}{toward}, test cells"
+    n = point["n_features"][0] if point.height else len(plan.features)
+    counted = f"{n} feature{'' if n == 1 else 's'} of "
+    toward = f" toward {shown(plan.toward)}" if plan.toward else ""
+    return f"Steering {counted}{shown(plan.kind.replace('_', ' '))} {shown(plan.target)}{toward}, test cells"
 
 
 def _is_empty(rows: pl.DataFrame, name: str) -> bool:
     return name in rows.columns and rows[name].null_count() == rows.height
+
+
+def _plan_of(store: "FeatureStore", run: str) -> SteeringResultsPlan:
+    return SteeringResultsPlan.of(Run.open(store.layout.steering_dir(run) / "results"))

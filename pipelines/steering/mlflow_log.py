@@ -15,8 +15,9 @@ from typing import Any
 
 import polars as pl
 
-from feature_store.query.steering import Role
+from feature_store.query.steering import ALL, Role
 from feature_store.storage.layout import Layout
+from feature_store.storage.plans import SteeringPlan
 from pipelines.config import SteerOptions
 from pipelines.runtime.progress import stderr_console
 from pipelines.tracking import Tracking
@@ -36,7 +37,7 @@ UNCERTAINTY = ("effect", "low", "high")
 def log_evaluation(
     layout: Layout,
     folder: Path,
-    plan: Mapping[str, Any],
+    plan: SteeringPlan,
     tables: Mapping[str, pl.DataFrame],
     plots: Callable[[], Plots],
 ) -> str:
@@ -45,7 +46,7 @@ def log_evaluation(
     Args:
         layout: the store.
         folder: the steering run; its name is what a repeated stage finds the log by.
-        plan: what determines the run; needs sae, dataset, kind, target, intervention, and toward where there is one.
+        plan: what determines the run.
         tables: by name; `results` gives the metrics. Lists become JSON, any other table csv.
         plots: gives what draws each plot into the PNG whose path it is given; called only if they are to be logged.
 
@@ -54,21 +55,22 @@ def log_evaluation(
     """
     tracking = Tracking(layout)
     with tracking.exclusive():
-        version = tracking.of_run(plan["sae"])
+        version = tracking.of_run(plan.sae)
         model_id = version.model_id if version else None
         for logged in tracking.logged(folder.name):
             if logged.info.status == "FINISHED" and logged.data.tags.get(MODEL_TAG) == model_id:
                 return str(logged.info.run_id)
         tags = {
             KIND_TAG: "steering",
-            SAE_TAG: str(plan["sae"]),
-            DATASET_TAG: str(plan["dataset"]),
+            SAE_TAG: plan.sae,
+            DATASET_TAG: plan.dataset,
             QUESTION_TAG: task_in_words(plan),
-            **{f"scsae.{key}": str(plan[key]) for key in ("associations", "site") if key in plan},
+            "scsae.associations": plan.associations,
+            "scsae.site": plan.site,
             **({MODEL_TAG: model_id} if model_id else {}),
             **code_tags(),
         }
-        params = flat({**plan, "chosen": chosen_point(tables["results"])})
+        params = flat({**plan.to_json(), "chosen": chosen_point(tables["results"])})
         with tracking.run(folder.name, params=params, tags=tags) as mlflow_run:
             tracking.log_metrics(mlflow_run, metrics_of(tables["results"]), model_id=model_id)
             # not beside the run, where a kill would leave it
@@ -79,19 +81,18 @@ def log_evaluation(
     return mlflow_run
 
 
-def task_in_words(plan: Mapping[str, Any]) -> str:
+def task_in_words(plan: SteeringPlan) -> str:
     """The task in words, such as "stim -> ctrl" or "mix batch", with the options that are not the default."""
-    target = plan["target"]
-    if plan.get("toward") is not None:
-        words = f"{target} -> {plan['toward']}"
-    elif target == "all":
-        words = f"mix {plan['kind']}"
+    if plan.toward is not None:
+        words = f"{plan.target} -> {plan.toward}"
+    elif plan.target == ALL:
+        words = f"mix {plan.kind}"
     else:
-        words = f"{plan['intervention']} {plan['kind']} {target}"
+        words = f"{plan.intervention} {plan.kind} {plan.target}"
     fields = SteerOptions.model_fields
     usual = {key: fields[key].get_default(call_default_factory=True) for key in NAMED_OPTIONS if key in fields}
     for key in NAMED_OPTIONS:
-        value = plan.get(key)
+        value = getattr(plan, key)
         if value not in (None, [], ()) and value != usual.get(key):
             words += f", {key} {', '.join(map(str, value)) if isinstance(value, list | tuple) else value}"
     return words

@@ -110,7 +110,6 @@ class SteeringRun:
             features=next(v for v in self.variants if v.chosen).features,
             runs={split: run.manifest().sha for split, (run, _) in sorted(splits.items())},
         )
-        plan = results_plan.table("results")
 
         def made() -> pl.DataFrame:
             return pl.concat(
@@ -125,11 +124,13 @@ class SteeringRun:
                 for split, (run, variants) in splits.items()
             )
 
-        commit.write_table(self.folder / "results", made, plan)
+        commit.write_table(self.folder / "results", made, results_plan.table("results"))
         results = commit.read_table(self.folder / "results")
         tables = {"results": results, "variants": commit.read_table(self.folder / "variants")}
         tables |= {name: frame for name, frame in (("scores", self.scores), ("head", head)) if frame is not None}
-        log_evaluation(request.layout, self.folder, plan, tables, lambda: drawings_of(request, self.folder.name))
+        log_evaluation(
+            request.layout, self.folder, results_plan, tables, lambda: drawings_of(request, self.folder.name)
+        )
         return results
 
     # choices, from train and select cells

@@ -20,6 +20,7 @@ from feature_store.query.steering import (
     p_column,
     steering_results,
 )
+from feature_store.storage.plans import SteeringResultsPlan
 
 PLACES = ("pc1", "pc2", "x", "y", "gap")
 """Columns of the table `steering_map` that say where a cell lies; a store may have no `gap`."""
@@ -55,9 +56,9 @@ def document(data: AtlasData, run: str) -> bytes:
     of_run = {
         **_summary(data, results),
         "plan": [{"name": name, "text": text} for name, text in _plan_in_words(results.plan)],
-        "grid": results.plan.get("grid", []),
+        "grid": results.plan.grid,
         "command": _command(data, results.plan),
-        "features_given": bool(results.plan.get("feature")),
+        "features_given": bool(results.plan.feature),
         "metrics": [
             {"name": name, "words": metric_of(name).description, "better": metric_of(name).better}
             for name in _metrics(rows)
@@ -82,7 +83,7 @@ def cells(data: AtlasData, run: str) -> bytes:
     before = _unsteered(table, variants)
     chosen = variants.filter("chosen")["variant"].implode()
     moved = table.filter(pl.col("variant").is_in(chosen)).select("cell_idx", moved=True).collect()
-    kind = str(_results(data, run).plan.get("kind", "cell_type"))
+    kind = _results(data, run).plan.kind
     about = data.store.frame("cells") if data.has("cells") else before.lazy()
     known = about.collect_schema().names()
     labels = [pl.col(kind).alias("label") if kind in known else pl.lit(None, pl.String).alias("label")]
@@ -160,7 +161,7 @@ def _about_map(data: AtlasData, run: str, variants: pl.DataFrame) -> dict[str, A
 def _summary(data: AtlasData, results: SteeringResults) -> dict[str, Any]:
     """The title, the points measured on test cells, the chosen point, and the headline metric there."""
     plan, rows = results.plan, results.rows
-    named = {name: plan.get(name) for name in ("question", "kind", "target", "toward", "intervention", "n_nulls")}
+    named = {name: getattr(plan, name) for name in ("question", "kind", "target", "toward", "intervention", "n_nulls")}
     grid = of_role(rows, Role.GRID)
     points = grid.select("n_features", "dose").unique().sort("n_features", "dose") if grid.height else pl.DataFrame()
     chosen = grid.filter("chosen") if grid.height else grid
@@ -177,44 +178,39 @@ def _summary(data: AtlasData, results: SteeringResults) -> dict[str, Any]:
     }
 
 
-def _title(plan: Mapping[str, Any]) -> str:
+def _title(plan: SteeringResultsPlan) -> str:
     """What the run did, as a heading."""
-    kind, target = str(plan.get("kind", "")).replace("_", " "), plan.get("target")
-    if plan.get("toward") is not None:
-        return f"Move {target} cells toward {plan['toward']}"
-    if target == ALL:
-        return f"Mix the labels of {kind}"
-    return f"Edit the features of {target}" if target is not None else "Steering"
+    if plan.toward is not None:
+        return f"Move {plan.target} cells toward {plan.toward}"
+    if plan.target == ALL:
+        return f"Mix the labels of {plan.kind.replace('_', ' ')}"
+    return f"Edit the features of {plan.target}"
 
 
-def _plan_in_words(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _plan_in_words(plan: SteeringResultsPlan) -> Iterator[tuple[str, str]]:
     """Name and text of each part of the plan of a run."""
-    done = str(plan.get("intervention"))
-    by = plan.get("by")
-    yield "Intervention", _DONE.get(done, done) + ("" if by in (None, "none") else f"; means by {by.replace('_', ' ')}")
-    cells = _CELLS.get(str(plan.get("question")), "all cells").replace("{target}", str(plan.get("target")))
-    yield "Cells", f"of {', '.join(plan['cells'])}; of these {cells}" if plan.get("cells") else cells
-    yield "Tokens", f"those of {', '.join(plan['gene'])}" if plan.get("gene") else "those of every gene"
-    given = "given by hand" if plan.get("feature") else "ranked on select cells"
-    yield "Features", f"{given}; number and dose chosen on select cells" if len(plan.get("grid", [])) > 1 else given
+    means = "" if plan.by in (None, "none") else f"; means by {str(plan.by).replace('_', ' ')}"
+    yield "Intervention", _DONE.get(plan.intervention, plan.intervention) + means
+    cells = _CELLS.get(plan.question, "all cells").replace("{target}", plan.target)
+    yield "Cells", f"of {', '.join(plan.cells)}; of these {cells}" if plan.cells else cells
+    yield "Tokens", f"those of {', '.join(plan.gene)}" if plan.gene else "those of every gene"
+    given = "given by hand" if plan.feature else "ranked on select cells"
+    yield "Features", f"{given}; number and dose chosen on select cells" if len(plan.grid) > 1 else given
     yield "Figures", "on test cells, on which nothing was chosen; intervals are 95 %"
-    yield "Nulls", f"{plan.get('n_nulls')} draws of each, at the chosen point"
-    readout = str(plan.get("readout"))
-    yield "Embedding", "mean over gene tokens" if readout == "mean" else readout
-    if plan.get("site"):
-        yield "Site", str(plan["site"])
+    yield "Nulls", f"{plan.n_nulls} draws of each, at the chosen point"
+    yield "Embedding", "mean over gene tokens" if plan.readout == "mean" else str(plan.readout)
+    yield "Site", plan.site
 
 
-def _command(data: AtlasData, plan: Mapping[str, Any]) -> str:
+def _command(data: AtlasData, plan: SteeringResultsPlan) -> str:
     """The command that runs the same intervention again, without --n-features, --dose and --n-nulls."""
-    words = ["scsae", "steer", "--store", str(data.store.layout.root)]
-    words += ["--associations", str(plan["associations"])] if plan.get("associations") else []
+    words = ["scsae", "steer", "--store", str(data.store.layout.root), "--associations", plan.associations]
     for name in ("kind", "target", "toward", "intervention", "by", "readout", "seed"):
-        value = plan.get(name)
+        value = getattr(plan, name)
         if value is not None and (name, value) not in (("readout", "mean"), ("seed", 0)):
             words += [f"--{name}", str(value)]
     for name in ("feature", "gene", "cells"):
-        for value in plan.get(name) or ():
+        for value in getattr(plan, name):
             words += [f"--{name}", str(value)]
     return shlex.join(words)
 
@@ -258,7 +254,7 @@ def _trends(rows: pl.DataFrame) -> list[dict[str, Any]]:
 def _features(data: AtlasData, results: SteeringResults, variants: pl.DataFrame) -> list[dict[str, Any]]:
     """The features of the largest point of the grid, best first; a smaller point takes the first of them."""
     grid = of_role(variants, Role.GRID).sort("n_features", descending=True)
-    used = grid["features"][0].to_list() if grid.height else results.plan.get("features") or []
+    used = grid["features"][0].to_list() if grid.height else list(results.plan.features)
     order = pl.DataFrame({"feature_id": used}, schema={"feature_id": pl.Int32})
     known = [name for name in _ABOUT if name in data.features.columns] if data.has("features") else []
     if known:

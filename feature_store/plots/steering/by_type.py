@@ -70,7 +70,7 @@ def steering_distances(
     drawn.ax.set_yticks(y, [plain(group) for group in groups], fontsize=9)
     drawn.ax.set_ylim(len(groups) - 0.5, -0.5)
     drawn.ax.set_xlim(left=0)
-    drawn.ax.set_xlabel(f"{metric_words(name)}; to {plain(results.plan.get('toward') or 'the reference')}", fontsize=9)
+    drawn.ax.set_xlabel(f"{metric_words(name)}; to {plain(results.plan.toward or 'the reference')}", fontsize=9)
     beside(drawn.ax, handles, [plain(text) for text in names])
     head(drawn.ax, title_of(results), least=64)
     finish(drawn, show, save)

@@ -83,9 +83,9 @@ def steering_map(
     handles: list[Any] = [drawn.axes[-1].scatter([], [], s=24, color=colour) for colour in names.values()]
     listed = [*names, *(("mean of a type, before to after",) if any_moved else ())]
     handles += [drawn.axes[-1].plot([], [], color="black", lw=1.3)[0]] if any_moved else []
-    if results.plan.get("toward") in names:
+    if results.plan.toward in names:
         handles.append(drawn.axes[-1].scatter([], [], marker="x", s=28, color="black", lw=1.3))
-        listed.append(f"mean of {results.plan['toward']}")
+        listed.append(f"mean of {results.plan.toward}")
     beside(drawn.axes[-1], handles, [plain(name, 34) for name in listed])
     if drawn.own:
         drawn.figure.suptitle(title_of(results), fontsize=10)
@@ -107,7 +107,7 @@ def embedded_cells(store: "FeatureStore", results: SteeringResults) -> tuple[Flo
     ids = [variants.filter(chosen)["variant"] for chosen in (pl.col("role") == Role.UNSTEERED, pl.col("chosen"))]
     if not all(len(found) for found in ids):
         raise InputError(f"steering run {results.run} has no chosen variant; run `scsae steer` again")
-    kind = str(results.plan.get("kind", "cell_type"))
+    kind = results.plan.kind
     cells = read_cells(store, "cell_type", kind).filter(pl.col("split") == "test")
     cells = cells.select("cell_idx", "cell_type", label=pl.col(kind).cast(pl.String)).drop_nulls("label")
     parts = Run.open(folder / "per_cell").parts()
@@ -132,7 +132,7 @@ def embedded_cells(store: "FeatureStore", results: SteeringResults) -> tuple[Flo
 
 def _colours(labels: pl.Series, results: SteeringResults) -> tuple[list[str], dict[str, str]]:
     """The colour of each cell, and of each label in the legend."""
-    target, toward = results.plan.get("target"), results.plan.get("toward")
+    target, toward = results.plan.target, results.plan.toward
     counts = labels.value_counts(sort=True)[labels.name].to_list()
     if target in counts:
         shown = {str(target): ORANGE} | ({str(toward): BLUE} if toward in counts else {})
@@ -146,7 +146,7 @@ def _colours(labels: pl.Series, results: SteeringResults) -> tuple[list[str], di
 
 def _draw_arrows(panel: "Axes", places: list[Floats], cells: pl.DataFrame, results: SteeringResults) -> bool:
     """Draw an arrow from the mean of each type before to its mean after, over steered cells; True if any was drawn."""
-    target, toward = results.plan.get("target"), results.plan.get("toward")
+    target, toward = results.plan.target, results.plan.toward
     label = cells["label"]
     steered = (label == target).to_numpy() if target in label.to_list() else np.ones(len(label), dtype=bool)
     types = cells["cell_type"].fill_null("unknown")

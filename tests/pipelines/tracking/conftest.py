@@ -5,8 +5,11 @@ from dataclasses import dataclass
 
 import polars as pl
 import pytest
+from toy_plans import toy_plan
 
 from feature_store.storage.layout import Layout
+from feature_store.storage.plans import SteeringPlan
+from pipelines.config import SteerOptions
 from pipelines.steering.mlflow_log import log_evaluation
 from pipelines.tracking import ModelVersion, Tracking
 from pipelines.tracking.registry import MISSING_TAG
@@ -16,11 +19,11 @@ PLAN = {
     "target": "stim",
     "toward": "ctrl",
     "intervention": "shift",
-    "dose": [1.0, 1.5],
-    "n_features": [20, 50],
+    "grid": ((20, 1.0), (50, 1.5)),
+    "max_cells": SteerOptions.model_fields["max_cells"].default,
     "readout": "mean",
     "site": "layer.1",
-    "search": {"seed": 3},
+    "config": {"seed": 3},
 }
 
 
@@ -46,8 +49,11 @@ class Registry:
         """Log an evaluation of made-up figures."""
         folder = self.layout.steering_dir(run)
         folder.mkdir(parents=True, exist_ok=True)
-        of = {**PLAN, **(plan or {}), "sae": sae, "dataset": dataset}
-        chosen = {key: of[key] for key in ("intervention", "dose") if isinstance(of[key], float | str)}
+        given = {**PLAN, **(plan or {})}
+        chosen = {"intervention": given["intervention"]}
+        if (dose := given.pop("dose", None)) is not None:
+            chosen["dose"] = dose
+        of = toy_plan(SteeringPlan, **given, sae=sae, dataset=dataset)
         tables = {
             "results": results(chosen, **values),
             "variants": pl.DataFrame({"variant": [0], "features": [[1, 2]]}),

@@ -1,8 +1,11 @@
 """A steering evaluation is one MLflow run with its tables and plots, on the SAE's model, however often it is logged."""
 
 import pytest
+from toy_plans import toy_plan
 
 from feature_store.query.metrics import COMPARED_BY
+from feature_store.storage.plans import SteeringPlan
+from pipelines.config import SteerOptions
 from pipelines.steering.mlflow_log import task_in_words
 
 
@@ -42,8 +45,8 @@ def test_parameters_tags_tables_and_plots_are_in_the_run(registry):
     )
     logged = registry.tracking.client.get_run(run)
     assert {
-        "dose": "[1.0, 1.5]",
-        "search.seed": "3",
+        "grid": "[[20, 1.0], [50, 1.5]]",
+        "config.seed": "3",
         "toward": "ctrl",
         "chosen.dose": "1.5",
     }.items() <= logged.data.params.items()
@@ -133,4 +136,5 @@ def test_headlines_are_of_the_chosen_variant_on_all_test_cells(registry):
     ],
 )
 def test_a_question_names_what_is_asked_and_what_is_unusual(plan, question):
-    assert task_in_words({"kind": "cell_type", "readout": "mean", **plan}) == question
+    usual = {"kind": "cell_type", "readout": "mean", "max_cells": SteerOptions.model_fields["max_cells"].default}
+    assert task_in_words(toy_plan(SteeringPlan, **{**usual, **plan})) == question
