@@ -22,8 +22,8 @@ from feature_store.maps.features import nearest, unit_rows
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
 from feature_store.storage.plans import SteeringResultsPlan
-from pipelines import cli
 from pipelines.atlas import export_atlas, missing_maps, prepare_atlas, serve_atlas
+from pipelines.cli import queries
 from pipelines.match import decoder_rows
 
 MAPS = ("umap", "feature_umap", "feature_neighbour", "profile_umap")
@@ -155,7 +155,7 @@ def test_a_folder_of_something_else_is_refused_before_a_map_is_made(own_store, t
 
 
 def test_the_command_and_the_server_name_one_address():
-    assert (cli.HOST, cli.PORT) == ("127.0.0.1", server.PORT)
+    assert (queries.HOST, queries.PORT) == ("127.0.0.1", server.PORT)
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +241,7 @@ def test_a_port_that_is_taken_is_one_clear_error(serve):
 
 def test_the_atlas_is_that_of_the_run_that_is_named(serve, ready):
     run = Layout(ready).latest("codes").run
-    served = serve("--port", 0, "--associations", run[:6])
+    served = serve("--port", 0, "--codes", run[:6])
     assert json.loads(served.get("/data/atlas.json")[1])["runs"]["codes"] == run
 
 
