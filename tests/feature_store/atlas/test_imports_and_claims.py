@@ -29,6 +29,7 @@ ALLOWED = {
     "feature_store.query.metrics",
     "feature_store.query.steering",
     "feature_store.query.store",
+    "feature_store.storage.plans",
     "feature_store.storage.schemas",
 }
 """Modules of this project outside the atlas that it may import: queries, schemas, and the statistics of its pages."""
