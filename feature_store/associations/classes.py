@@ -1,40 +1,42 @@
 """The class of a feature: gene-identity, cell-context, batch, mixed or dead, with a bootstrap confidence.
 
-Four measures. The effects are shares of variance explained (0 by chance, 1 at most), adjusted for the number of groups
-as adjusted R^2 is:
-- gene_precision: the share of its firing that falls on the tokens of one gene, the most frequent;
-- gene_effect: of token firing (0 / 1) by the token's gene: 1 for a feature that is a function of the gene alone;
-- context_effect: of the cell code's ranks by cell type or another label, within batches, so that a batch cannot pass
-  for a type;
-- batch_effect: of the ranks by batch, within cell types (and within labels that whole batches carry, such as disease
-  by donor).
-Context and batch effects are the larger of two: the share that all values of the label explain, and of the value that
-stands out most the share it would explain if half of the cells carried it, D^2 / (4 + D^2), D being its distance from
-the rest in standard deviations of a cell, less three standard errors as it is the best of many. The second is for rare
-types: of a feature that fires in 95 % of the cells of a type, in half of the others, and of cells 5 % in the type, the
-type explains less than a tenth of the variance, and nothing else does. Without it planted features of such a type (and
-a background that fires in half of the cells) came out as mixed, 8 of 18 + 18; with three standard errors at most 2 % of
-pure noise passes for a context, that of features firing in 6 cells against labels of 3 to 5 cells, and .3 % for labels
-of 10 cells.
+The class follows from four measures. The effects are shares of variance explained (0 by chance, 1 at most), adjusted
+for the number of groups like adjusted R^2:
+- gene_precision: the share of a feature's firing that falls on the tokens of its most frequent gene;
+- gene_effect: the share of token firing (0 / 1) that the token's gene explains; it is 1 for a feature that is a
+  function of the gene alone;
+- context_effect: the share of the cell code's rank variance that cell type or another label explains within batches, so
+  that a batch is not taken for a type;
+- batch_effect: the share of the rank variance that batch explains within cell types (and within labels that whole
+  batches carry, such as disease by donor).
+The context and batch effects are the larger of two shares. The first is the share that all values of the label explain.
+The second is D^2 / (4 + D^2), the share that the most distinct value would explain if half of the cells carried it; D
+is its distance from the rest in standard deviations of a cell, less three standard errors because it is the best of
+many. The second share is for rare types: if 5 % of the cells are of a type and a feature fires in 95 % of them and in
+half of the others, the type explains less than a tenth of the variance, and nothing else explains it. Without it, 8 of
+18 + 18 planted features of such a type (and a background that fires in half of the cells) were classified as mixed.
+With three standard errors, at most 2 % of pure noise is taken for a context (features that fire in 6 cells, labels of 3
+to 5 cells), and .3 % for labels of 10 cells.
 
-Rule, the first that holds:
-- dead: never fires;
-- gene-identity: gene_precision >= 0.5, it reads one gene;
+The class is the first of these that holds:
+- dead: the feature never fires;
+- gene-identity: gene_precision >= 0.5, the feature reads one gene;
 - cell-context: context_effect >= 0.1 and at least twice batch_effect; batch: the mirror image; mixed: both are >= 0.1;
-- gene-identity: gene_effect >= 0.5, it reads a family of genes in whatever cell;
-- mixed: nothing of this explains it.
+- gene-identity: gene_effect >= 0.5, the feature reads a family of genes in any cell;
+- mixed: none of these explains the feature.
 Cell context comes before gene families because nearly every feature of a gene-token model follows its gene (median
 gene_effect .89 in an SAE of the mini model's third block): a feature that reads B-cell genes and marks B cells is
-cell-context, and its gene_effect says that it does so by the genes present. A design of one batch per type cannot tell
-them apart and gives mixed.
-Limits. Mixed is also what has a weak effect: planted features that fire on a tenth of all tokens and on two to four
-tenths of their target's keep the right class in 7 of 10 cases. Donors' own levels pass for a label that donors carry as
-a whole when donors are few; the confidence, which resamples donors, and `p_donor` of the label show it.
+cell-context, and its gene_effect shows that it does so by the genes present. A design of one batch per type cannot
+separate the two and gives mixed.
+Limits. Features with a weak effect are also called mixed: planted features that fire on a tenth of all tokens and on
+two to four tenths of their target's tokens keep the right class in 7 of 10 cases. With few donors, differences between
+donors can be taken for the effect of a label that whole donors carry; the confidence, which resamples donors, and
+`p_donor` of the label show this.
 
-Confidence = share of resamples with the same class: Bayesian bootstrap (exponential weights, Rubin 1981,
-doi:10.1214/aos/1176345338), which drops no batch, over units where there are at least 5, else over cells; for
-gene_effect, firing is redrawn token by token.
-Cost: 50k cells, 4096 features (1.6 million values), 30 resamples 7 s on one core; linear in values x resamples.
+The confidence is the share of resamples with the same class. The Bayesian bootstrap (exponential weights, Rubin 1981,
+doi:10.1214/aos/1176345338), which drops no batch, resamples units if there are at least 5, else cells; for gene_effect,
+the firing is redrawn token by token.
+Cost: 7 s on one core for 50k cells, 4096 features (1.6 million values) and 30 resamples; linear in values x resamples.
 """
 
 from collections.abc import Sequence
@@ -62,13 +64,13 @@ class ClassConfig:
     """Thresholds of the class rule."""
 
     gene_precision: float = 0.5
-    """Share of the firing on one gene from which on a feature is gene-identity whatever the cells."""
+    """Least share of the firing on one gene that makes a feature gene-identity, whatever the cells."""
     gene_effect: float = 0.5
-    """Share of token firing explained by the gene from which on it is gene-identity where no cell label explains it."""
+    """Least share of token firing that the gene explains in a gene-identity feature that no cell label explains."""
     cell_effect: float = 0.1
-    """Share of the cell code's rank variance from which on a context or a batch counts."""
+    """Least share of the cell code's rank variance at which a context or a batch counts."""
     ratio: float = 2.0
-    """How many times larger the winner of context and batch has to be."""
+    """Least ratio of the larger to the smaller of the context and batch effects that decides between them."""
     n_bootstrap: int = 30
     seed: int = 0
 
@@ -79,15 +81,16 @@ class ClassConfig:
 
 
 class _GeneMeasures(NamedTuple):
-    """precision and effect, each [1 + n_resamples, n_features], the first row as counted."""
+    """precision and effect, each [1 + n_resamples, n_features]; the first row holds the observed values."""
 
     precision: Floats
     effect: Floats
 
 
 class _Contrast(NamedTuple):
-    """One effect made ready for weighted sums: rank scores, their squares, indicators of groups (a label's cells in a
-    stratum) and strata [n_groups or n_strata, n_cells], and which groups belong to each label and stratum.
+    """The arrays from which one effect is computed by weighted sums: rank scores, their squares, indicators of groups
+    (a label's cells in a stratum) and of strata [n_groups or n_strata, n_cells], and the groups of each label and
+    stratum.
     """
 
     kind: str
@@ -100,7 +103,7 @@ class _Contrast(NamedTuple):
     cells: Bools
 
     def effect(self, weight: Floats) -> Floats:
-        """Effect [n_features] of the label, cells weighted [n_cells]: of all its values, or of the best one."""
+        """The effect [n_features] of the label under cell weights [n_cells]: of all its values, or of the best one."""
         w = weight[self.cells]
         n_group, n_stratum = self.group @ w, self.stratum @ w
         in_group, in_stratum = (((by * w) @ self.scores).toarray() for by in (self.group, self.stratum))
@@ -112,7 +115,7 @@ class _Contrast(NamedTuple):
         alive, total_df = total > 1e-12, w.sum() - (n_stratum > 0).sum()
         share = np.divide(_square_over(in_group, n_group) - means, total, out=np.zeros_like(total), where=alive)
         overall = 1 - (1 - share) * total_df / residual_df
-        # one value of the label against the rest: its sum above expectation, and the cells that this rests on
+        # one value of the label against the rest: its sum above expectation, and the effective number of cells
         per_cell = np.maximum(n_stratum, 1e-12)
         above = self.label_groups @ (in_group - n_group[:, None] * (in_stratum / per_cell[:, None])[self.stratum_of])
         n_compared = (self.label_groups @ (n_group * (1 - n_group / per_cell[self.stratum_of])))[:, None]
@@ -138,7 +141,7 @@ def classify(
     """One row per feature: class, class_confidence, the four measures, and context_kind, the label behind the context.
 
     codes: CSR [n_cells n_features] of cells that are not test cells; contexts: labels of the cell's state, kind
-    cell_type among them where known; tokens: None leaves what genes explain null; dead: bool [n_features];
+    cell_type among them where known; tokens: if None, the gene measures are null; dead: bool [n_features];
     first_feature: the id of the first column. A feature's row is the same whatever other features are in the call.
     """
     n_cells, n_features = codes.shape
@@ -187,7 +190,7 @@ def _rule(genes: _GeneMeasures, context: Floats, batch: Floats, dead: Bools, con
 def _contrasts(
     codes: Sparse, contexts: Sequence[Labels], batch: Labels | None
 ) -> tuple[list[_Contrast], _Contrast | None]:
-    """The context contrasts and the batch contrast, each within what could pass for it."""
+    """The context contrasts and the batch contrast, each within strata of the labels that could be mistaken for it."""
     n_cells = codes.shape[0]
     cell_type = next((labels for labels in contexts if labels.kind == "cell_type"), None)
     if batch is None:
@@ -204,8 +207,8 @@ def _contrasts(
 
 
 def _contrast(codes: Sparse, labels: Labels, strata: Strata | None) -> _Contrast:
-    """Ranks within strata that hold at least two values of the label; all cells as one where there is no such
-    stratum.
+    """The contrast of a label by ranks within the strata that hold at least two of its values; if there are none, all
+    cells are one stratum.
     """
     strata = strata or Strata.single(labels.n_cells)
     present = (strata.indicator() @ labels.one_hot()).toarray() > 0
@@ -235,7 +238,7 @@ def _contrast(codes: Sparse, labels: Labels, strata: Strata | None) -> _Contrast
 
 
 def _cell_weights(n_cells: int, units: Labels | None, config: ClassConfig) -> list[Floats]:
-    """Bayesian bootstrap weights [n_cells] of sum n_cells, by unit where there are enough units, else by cell."""
+    """Bayesian bootstrap weights [n_cells] that sum to n_cells, by unit if there are enough units, else by cell."""
     cluster = np.arange(n_cells)
     by_unit = Strata.of(n_cells, units)
     if by_unit.n_strata >= MIN_UNITS_RESAMPLED:
@@ -246,17 +249,17 @@ def _cell_weights(n_cells: int, units: Labels | None, config: ClassConfig) -> li
 
 
 def _gene_measures(tokens: TokenStatistics, config: ClassConfig, first_feature: int) -> _GeneMeasures:
-    """What the gene explains of a feature's firing: as counted, then n_bootstrap times with firing redrawn."""
+    """The gene measures of each feature: the observed ones, then n_bootstrap ones with the firing redrawn."""
     fired = sparse.csr_array(tokens.fired)
     count = tokens.gene_tokens[fired.indices]
     feature_of = sparse.csr_array((np.ones(fired.nnz), np.arange(fired.nnz), fired.indptr), (fired.shape[0], fired.nnz))
-    # a token fires once: counts above the tokens of the gene would be another gene axis, which the shapes cannot show
+    # a feature fires at most once on a token, so larger counts mean a wrong gene axis, which the shapes cannot show
     if (fired.data > count).any():
         raise InputError("token counts: a feature fired on more tokens of a gene than there are; check the gene axis")
     draws = np.empty((fired.nnz, 1 + config.n_bootstrap))
     draws[:, 0] = fired.data
     for feature in np.flatnonzero(np.diff(fired.indptr)):
-        # seeded by the feature, so that its redraws do not depend on its neighbours
+        # the seed holds the feature, so that its redraws do not depend on the other features of the call
         rng = np.random.default_rng([config.seed, 1, first_feature + int(feature)])
         mine = slice(fired.indptr[feature], fired.indptr[feature + 1])
         rate = fired.data[mine] / count[mine]
@@ -276,5 +279,5 @@ def _gene_measures(tokens: TokenStatistics, config: ClassConfig, first_feature: 
 
 
 def _square_over(sums: Floats, n: Floats) -> Floats:
-    """Sum over rows of sums^2 / n [n_features]."""
+    """The sum over rows of sums^2 / n [n_features]."""
     return sum_rows(sums**2 / np.maximum(n, 1)[:, None])

@@ -1,20 +1,21 @@
 """The excess of an SAE over its baselines, for each target and over all targets.
 
 A target is a label (cell type, batch, condition, ...) or a gene. The best feature of each representation (the SAE, the
-neurons, the components, ...) is chosen by the same rule on `select` cells: for a label the feature with
-AUROC above .5 and the smallest p; for a gene the largest |Pearson| of cell code and expression, and the largest F1 of
-firing at the gene's tokens (2 precision recall / (precision + recall)). It is reported with its value on `test` cells.
-    excess = test figure of the SAE - test figure of the baseline
-The headline is the excess over the BEST baseline of the target, which is the one with the best figure on `select` cells
-as well, so nothing is chosen by what is reported.
+neurons, the components, ...) is chosen by the same rule on `select` cells: for a label the feature with AUROC above .5
+and the smallest p; for a gene the feature with the largest |Pearson| of cell code and expression, and that with the
+largest F1 of firing at the gene's tokens (2 precision recall / (precision + recall)). It is reported with its value on
+`test` cells.
+    excess = test value of the SAE - test value of the baseline
+The headline is the excess over the BEST baseline of the target. That baseline is also chosen by its value on `select`
+cells, so no choice uses the cells of the report.
 
-Uncertainty. A label's excess is paired: both features read the same cells. Within each replicate unit (donor, else
-batch) of the `test` cells with MIN_CELLS of the label and of the rest the two AUROCs are compared: `n_better` of
-`n_units`, and from 3 units on the 95 % t interval [low, high] of the mean difference. Cells are never the sample. The
-interval in `summarise` is over targets, which share cells and so are not independent: it says how even the excess is
-among them, not how sure.
-Limits: a representation with more features has more to choose from; select figures show it (they fall on `test`), test
-figures do not. Only pairs of feature and gene that the store keeps (`AssociationConfig`) can be chosen.
+Uncertainty. The excess of a label is paired, because both features read the same cells. The two AUROCs are compared
+within each replicate unit (donor, else batch) of the `test` cells that has MIN_CELLS cells of the label and of the
+rest. This gives `n_better` of `n_units` and, for at least 3 units, the 95 % t interval [low, high] of the mean
+difference. Cells are never the replicates. The interval in `summarise` is over targets, which share cells and are not
+independent: it shows how much the excess varies among targets, not how certain it is.
+Limits. A representation with more features has more to choose from. This inflates its values on `select` cells, not
+those on `test` cells. Only pairs of feature and gene that the store keeps (`AssociationConfig`) can be chosen.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,18 +33,18 @@ from feature_store.storage import schemas
 
 ALPHA = 0.05
 STRONG = 0.5
-"""Least |rank-biserial| of a feature that counts as a marker of a label."""
+"""A feature whose |rank-biserial| is above this counts as a marker of a label."""
 MIN_CELLS = 5
-"""Least number of cells of the label, and of the rest, in a unit for which an AUROC is computed."""
+"""Least number of cells of the label, and of the rest, in a unit for which the AUROC is computed."""
 MIN_UNITS = 3
 KEYS = ("target_kind", "target", "statistic")
 TABLES = ("features", "feature_label", "feature_gene", "feature_geneset", "cells", "codes")
-"""The tables of a representation that are read."""
+"""The tables that are read of a representation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Representation:
-    """One way to read the cells: its name, its associations run, its tables by name (TABLES), and the l0, fvu and
+    """One representation of the cells: its name, its associations run, its tables by name (TABLES), and the l0, fvu and
     recovery of its SAE.
     """
 
@@ -54,10 +55,10 @@ class Representation:
 
 
 def compare(reference: Representation, baselines: Sequence[Representation]) -> pl.DataFrame:
-    """The table `comparison`: a row a target, statistic and representation.
+    """The table `comparison`, with one row per target, statistic and representation.
 
-    Columns `excess` and what follows it are those of baselines: the reference's figure minus theirs; `best` marks the
-    baseline that the target's headline is over.
+    The column `excess`, the reference's value minus the baseline's, and the columns after it are null for the
+    reference; `best` marks the baseline that the headline of the target compares with.
     """
     rows = pl.concat([_best_features(one) for one in (reference, *baselines)])
     own = rows.filter(pl.col("representation") == reference.name)
@@ -73,8 +74,8 @@ def compare(reference: Representation, baselines: Sequence[Representation]) -> p
 
 
 def describe(representations: Sequence[Representation]) -> pl.DataFrame:
-    """The table `representation`: a row each, with the numbers of features that mark a label, a batch or a gene set,
-    and of each class.
+    """The table `representation`, with one row per representation: the numbers of features that mark a label, a batch
+    or a gene set, and of each class.
     """
     rows = []
     for one in representations:
@@ -99,8 +100,8 @@ def describe(representations: Sequence[Representation]) -> pl.DataFrame:
 
 
 def summarise(comparison: pl.DataFrame) -> pl.DataFrame:
-    """The headline: per kind of target and statistic the mean test figure of the reference and of the best baselines,
-    and the mean excess with its 95 % t interval over targets (null for fewer than 3).
+    """The headline: for each kind of target and statistic, the mean test value of the reference and of the best
+    baselines, and the mean excess with its 95 % t interval over targets (null for fewer than 3).
     """
     best = comparison.filter(pl.col("best")).with_columns(own=pl.col("test") + pl.col("excess"))
     found = best.group_by("target_kind", "statistic").agg(
@@ -122,7 +123,7 @@ def summarise(comparison: pl.DataFrame) -> pl.DataFrame:
 
 
 def _best_features(one: Representation) -> pl.DataFrame:
-    """The best feature of each target, chosen on `select` cells, with its figures on `test` cells."""
+    """The best feature of each target, chosen on `select` cells, with its values on `test` cells."""
     genes = one.tables["feature_gene"].with_columns(label_kind=pl.lit("gene"), label=pl.col("gene"))
     precision, recall = pl.col("identity_precision"), pl.col("identity_recall")
     identity = genes.with_columns(identity_f1=2 * precision * recall / (precision + recall)).filter(
@@ -138,12 +139,12 @@ def _best_features(one: Representation) -> pl.DataFrame:
 
 
 def _chosen(rows: pl.LazyFrame, statistic: str, *, by: str | None = None, signed: bool = False) -> pl.DataFrame:
-    """The best row of each target on `select`: the smallest `by`, then the largest |statistic|; its figure on `test`.
+    """The best feature of each target on `select` (smallest `by`, then largest |statistic|), with its value on `test`.
 
-    `signed`: the figure counts as found where it keeps the sign that it has on `select`.
+    If `signed`, the value on `test` is multiplied by the sign of the value on `select`, so that a reversal is negative.
     """
     target = ["label_kind", "label"]
-    # a test row may be missing (no token of the gene there): the feature is then worth nothing that is known
+    # a feature has no test value if no test cell has a token of the gene; the inner join below leaves the target out
     known = rows.drop_nulls(statistic).with_columns(strength=pl.col(statistic).abs())
     order = [*target, *([by] if by else []), "strength", "feature_id"]
     down = [name == "strength" for name in order]
@@ -160,7 +161,7 @@ def _chosen(rows: pl.LazyFrame, statistic: str, *, by: str | None = None, signed
     return (
         found.rename({"label_kind": "target_kind", "label": "target", "strength": "select"})
         .drop("sign", statistic)
-        # identity has no test of its own
+        # gene identity is not tested for significance, so it has no p and q
         .with_columns(pl.lit(statistic).alias("statistic"), *([] if statistic != "identity_f1" else _NO_P))
         .collect()
     )
@@ -197,7 +198,7 @@ def _by_unit(reference: Representation, baselines: Sequence[Representation], row
 
 
 def _values(one: Representation, cells: pl.DataFrame, labels: pl.DataFrame) -> dict[int, Floats]:
-    """Code [n_cells] of each chosen feature of a representation; zeros where it is not active."""
+    """The code [n_cells] of each chosen feature of a representation, 0 where the feature is not active."""
     wanted = labels.filter(pl.col("representation") == one.name)["feature_id"].unique().to_list()
     codes = (
         one.tables["codes"]
@@ -214,8 +215,8 @@ def _values(one: Representation, cells: pl.DataFrame, labels: pl.DataFrame) -> d
 
 
 def _auroc_by_unit(code: Floats, cells: pl.DataFrame, kind: str, name: str, *, unit: str) -> Floats:
-    """AUROC of a code for a label within each unit [n_units], among cells of one type for a batch; NaN where a unit
-    has too few cells of a side.
+    """The AUROC of a code for a label within each unit [n_units], for a batch within cell types; NaN if a unit has too
+    few cells with or without the label.
     """
     labels, units = (Labels.from_values(column, cells[column].to_list()) for column in (kind, unit))
     within = Labels.from_values("cell_type", cells["cell_type"].to_list()) if kind == "batch" else None
@@ -232,7 +233,7 @@ def _auroc_by_unit(code: Floats, cells: pl.DataFrame, kind: str, name: str, *, u
 
 
 def _interval(difference: Floats) -> dict[str, float | int | None]:
-    """Units compared, those in which the reference is better, and the 95 % t interval of the mean difference."""
+    """The numbers of units and of those in which the reference is better, and the 95 % t interval of the mean."""
     known = difference[np.isfinite(difference)]
     found: dict[str, float | int | None] = {"n_units": known.size, "n_better": int((known > 0).sum())}
     if known.size < MIN_UNITS:

@@ -1,19 +1,20 @@
-"""Do donors agree? The rank-biserial of each donor, how many have the same sign, p_donor and an interval over donors.
+"""Agreement of donors: the rank-biserial of each donor, the number with the same sign, p_donor, and an interval.
 
-The blocked test of `rank_tests` takes the donors at hand as given; here they are a sample.
-- A label that varies within donors: the rank-biserial r_d of feature and label inside each donor that has cells on both
-  sides, each donor counting once. n_agree: donors whose r_d has the sign of the effect of all cells. p_donor: the signs
-  of the r_d are flipped in every combination (Fisher 1935, The Design of Experiments; exact up to MAX_FLIPPED donors,
-  beyond by Student's t, its approximation, and never below 2^(1 - n)). Interval: mean of the r_d +- t s / sqrt(n).
-- A label that is constant within donors: the AUROC of all cells with the variance of clustered placements (Obuchowski
-  1997, doi:10.2307/2533958), donors being the clusters, and t with Satterthwaite's degrees of freedom as in Brunner &
-  Munzel (2000, Biometrical Journal 42:17); with a cell a donor it is their interval. p_donor is the p of the test by
-  unit.
+The blocked test of `rank_tests` takes the donors as given; the statistics of this module take them as a sample.
+- If the label varies within donors, the rank-biserial r_d of feature and label is computed inside each donor that has
+  cells on both sides, and each donor counts once. n_agree is the number of donors whose r_d has the sign of the effect
+  of all cells. p_donor flips the signs of the r_d in every combination (Fisher 1935, The Design of Experiments). It is
+  exact up to MAX_FLIPPED donors; beyond, it is approximated by Student's t and never below 2^(1 - n). The interval is
+  the mean of the r_d +- t s / sqrt(n).
+- If the label is constant within donors, the interval is that of the AUROC of all cells with the variance of clustered
+  placements (Obuchowski 1997, doi:10.2307/2533958), where donors are the clusters, and t with Satterthwaite's degrees
+  of freedom as in Brunner & Munzel (2000, Biometrical Journal 42:17). With one cell per donor it equals their interval.
+  p_donor is the p of the test by unit.
 
-Limits. With n donors no p_donor is below 2^(1 - n): 8 donors are needed for .01. A donor with one cell of the label
-counts as much as one with hundreds. Intervals are of 95 %, pointwise, and have no width where donors do not differ at
-all. The interval of a mean needs three donors, that of placements two on each side; its coverage was .93 to .97 with 3
-and 3, 4 and 4, or 8 and 8 simulated donors, and .87 with 2 and 6.
+Limits. With n donors p_donor is never below 2^(1 - n): 8 donors are needed for .01. A donor with one cell of the label
+counts as much as one with hundreds. Intervals are pointwise 95 % intervals, and have no width if donors do not differ
+at all. The interval of a mean needs three donors, that of placements two on each side; the coverage of the latter was
+.93 to .97 with 3 and 3, 4 and 4, or 8 and 8 simulated donors, and .87 with 2 and 6.
 """
 
 from itertools import product
@@ -34,9 +35,9 @@ _CHUNK_VALUES = 4_000_000
 
 
 class DonorEffects(NamedTuple):
-    """Over donors with cells on both sides of a label: their number [n_labels], how many agree in sign with the effect
-    of all cells, sign-flip p, and the interval of the mean rank-biserial, each [n_features n_labels]; NaN: too few
-    donors.
+    """Statistics of the donors with cells on both sides of a label: their number [n_labels], and the number that agree
+    in sign with the effect of all cells, the sign-flip p, and the interval of the mean rank-biserial, each [n_features
+    n_labels]; NaN if there are too few donors.
     """
 
     n_donors: Floats
@@ -47,14 +48,14 @@ class DonorEffects(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """Ends of the interval of a rank-biserial [n_features n_labels], NaN where there are too few donors."""
+    """The ends of the interval of a rank-biserial [n_features n_labels], NaN if there are too few donors."""
 
     low: Floats
     high: Floats
 
 
 def across_donors(codes: Sparse, indicator: Sparse, donors: Strata, effect: Floats) -> DonorEffects:
-    """Agreement of donors about labels that vary within them.
+    """The agreement of donors on the effects of labels that vary within donors.
 
     codes: CSR [n_cells n_features]; indicator: CSR one-hot [n_cells n_labels]; effect: the rank-biserial of all cells
     [n_features n_labels].
@@ -78,7 +79,7 @@ def across_donors(codes: Sparse, indicator: Sparse, donors: Strata, effect: Floa
 
 
 def donor_effects(codes: Sparse, indicator: Sparse, donors: Strata) -> Floats:
-    """Rank-biserial inside each donor [n_donors n_features n_labels], NaN where a donor lacks a side."""
+    """The rank-biserial inside each donor [n_donors n_features n_labels], NaN if a donor has cells on one side only."""
     n_labels, size = indicator.shape[1], donors.sizes()[:, None]
     scores, zero_rank = rank_scores(codes, donors)
     rows, columns = indicator.nonzero()
@@ -93,7 +94,7 @@ def donor_effects(codes: Sparse, indicator: Sparse, donors: Strata) -> Floats:
 
 
 def sign_flip_p(effects: Floats) -> Floats:
-    """Two-sided p of the sum of effects, [n_donors] or [n_donors n_columns], when each sign is flipped at random."""
+    """The two-sided p of the sum of effects [n_donors] or [n_donors n_columns] under random flips of each sign."""
     n = effects.shape[0]
     observed = np.abs(sum_rows(effects))
     if n <= MAX_FLIPPED:
@@ -108,8 +109,8 @@ def sign_flip_p(effects: Floats) -> Floats:
 
 
 def between_donors(codes: Sparse, indicator: Sparse, donors: Strata) -> Interval:
-    """Interval of the rank-biserial of all cells for labels that (nearly) are constant within donors; shapes as
-    `across_donors`.
+    """The interval of the rank-biserial of all cells for labels that are (nearly) constant within donors; the shapes
+    are those of `across_donors`.
     """
     n_cells, n_features = codes.shape
     low, high = (np.full((n_features, indicator.shape[1]), np.nan) for _ in range(2))
@@ -123,7 +124,7 @@ def between_donors(codes: Sparse, indicator: Sparse, donors: Strata) -> Interval
         if ((size > 0).sum(axis=0) < 2).any():
             continue
         own = rank_scores(codes, Strata(codes=side, n_strata=2))
-        # how many cells of the other side lie below: the rank among all minus the rank within the own side
+        # the number of cells of the other side below: the rank among all cells minus the rank within the own side
         sums = ((pooled.scores - own.scores).T @ crossed).toarray().reshape(n_features, -1, 2)
         below = sums + size * (pooled.zero_rank.T[:, :, None] - own.zero_rank.T[:, None])
         n_rest, n_label = size.sum(axis=0)
@@ -133,7 +134,7 @@ def between_donors(codes: Sparse, indicator: Sparse, donors: Strata) -> Interval
 
 
 def _placement_interval(label: Floats, rest: Floats, n_label: Floats, n_rest: Floats) -> Interval:
-    """Interval [n_features] from sums of placements by donor [n_features n_donors] and each side's cells [n_donors]."""
+    """The interval [n_features] from sums of placements by donor [n_features n_donors] and cells a side [n_donors]."""
     n, m = n_label.sum(), n_rest.sum()
     area = sum_rows(label.T) / n
     of_label, of_rest = (label - n_label * area[:, None]).T, (rest - n_rest * area[:, None]).T
@@ -160,7 +161,7 @@ def _interval_of_mean(effects: Floats) -> Interval:
 
 
 def _mean_and_error(effects: Floats) -> tuple[Floats, Floats]:
-    """Mean over donors and its standard error [n_columns]."""
+    """The mean over donors and its standard error, each [n_columns]."""
     n = effects.shape[0]
     mean = sum_rows(effects) / n
     error: Floats = np.sqrt(sum_rows((effects - mean) ** 2) / max(n - 1, 1) / n)

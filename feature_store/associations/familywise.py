@@ -1,18 +1,18 @@
-"""p_max, the p over all features of a label: how often would the best of thousands look as good by chance?
+"""p_max, the family-wise p over all features of a label: how often the best feature looks as good by chance.
 
-Single-step min-p (Westfall & Young 1993, Resampling-Based Multiple Testing): labels are permuted within the blocks of
-the test that the label gets (`rank_tests`), of every replicate the smallest p of any feature is kept, and
+The method is single-step min-p (Westfall & Young 1993, Resampling-Based Multiple Testing). Labels are permuted within
+the blocks of the label's test (`rank_tests`), the smallest p of any feature is kept for every replicate, and
     p_max = (1 + number of replicates whose smallest p <= p) / (1 + number of replicates).
 It controls the chance of any false discovery among the features of one label and split, whatever their dependence:
-features that fire together count as one. The smallest p and not the largest |z|, because the z of sparse features is
-skewed and would drown the others: with 500 features, a fifth each firing in .8, .4, .05, .01 and .007 of 600 cells,
-and labels of 8 or 90 cells, a planted feature of density .05 had p_max <= .05 in 73 % of 150 data sets by the smallest
-p and in 38 % by the largest |z|.
+features that fire together count as one. The statistic is the smallest p and not the largest |z|, because the z of
+sparse features is skewed and would dominate. With 500 features, a fifth each firing in .8, .4, .05, .01 and .007 of 600
+cells, and labels of 8 or 90 cells, a planted feature of density .05 had p_max <= .05 in 73 % of 150 data sets by the
+smallest p and in 38 % by the largest |z|.
 
-Permutations are seeded by label kind and split, so they are the same in every range of features: a range keeps its own
-smallest p, and ranges are merged by taking the smaller one.
-Limits. No p_max is below 1 / (1 + replicates). It corrects over the features of one label, not over labels; `q` is over
-everything. It inherits the null of its test: cells exchangeable within a donor, or donors exchangeable.
+Permutations are seeded by label kind and split, so they are the same in every range of features: each range keeps its
+own smallest p, and ranges are merged by taking the smaller one.
+Limits. p_max is never below 1 / (1 + replicates). It corrects over the features of one label and not over labels; `q`
+corrects over all tests. It has the null of its test: cells are exchangeable within a donor, or donors are exchangeable.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,13 +32,13 @@ from feature_store.errors import InputError
 
 KEYS = ("label_kind", "label", "split")
 _CHUNK_VALUES = 2_000_000
-# permuted scores are summed in another order than the observed ones
+# careful: permuted scores are summed in another order than the observed ones, so equal sums differ by rounding
 _TOLERANCE = 1 + 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replicates:
-    """How many permutations of the labels, and their seed."""
+    """The number of permutations of the labels, and their seed."""
 
     n: int = 100
     seed: int = 0
@@ -48,12 +48,12 @@ class Replicates:
             raise InputError(f"{self}: the number of permutations is at least 0 (0: no p_max)")
 
     def generator(self, *names: str) -> np.random.Generator:
-        """A generator of its own for every label kind, split and test."""
+        """The generator of one label kind, split and test."""
         return np.random.default_rng([self.seed, *(crc32(name.encode()) for name in names)])
 
 
 def smallest_p(test: RankTest, n_replicates: int, rng: np.random.Generator) -> Floats:
-    """Smallest p of any column in every replicate of the labels permuted within strata [n_replicates n_labels]."""
+    """The smallest p of any column for each permutation of the labels within strata [n_replicates n_labels]."""
     n_labels = test.indicator.shape[1]
     null = spread(test.moments)
     expected = (test.scores.T @ test.indicator).toarray() - test.moments.statistic
@@ -77,7 +77,7 @@ def smallest_p(test: RankTest, n_replicates: int, rng: np.random.Generator) -> F
 
 
 def minima_table(smallest: Floats, kind: str, labels: Sequence[str], split: str) -> pl.DataFrame:
-    """Rows label_kind, label, split, replicate, min_p of `smallest_p`'s result."""
+    """The result of `smallest_p` as rows label_kind, label, split, replicate, min_p."""
     n_replicates, n_labels = smallest.shape
     return pl.DataFrame(
         {
@@ -91,13 +91,13 @@ def minima_table(smallest: Floats, kind: str, labels: Sequence[str], split: str)
 
 
 def merge_minima(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
-    """The minima over several ranges of features; needs at least one part."""
+    """The minima over several ranges of features, of which there is at least one."""
     keys = [*KEYS, "replicate"]
     return pl.concat(parts).group_by(keys).agg(pl.col("min_p").min()).sort(keys)
 
 
 def family_wise(table: pl.DataFrame, minima: pl.DataFrame) -> pl.DataFrame:
-    """`table` (label_kind, label, split, p) with p_max, null for a label without replicates."""
+    """`table` (label_kind, label, split, p) with the column p_max, which is null for a label without replicates."""
     null = {key: np.sort(part["min_p"].to_numpy()) for key, part in minima.partition_by(*KEYS, as_dict=True).items()}
     out = np.full(table.height, np.nan)
     numbered = table.select(*KEYS, "p").with_row_index()
@@ -111,8 +111,8 @@ def family_wise(table: pl.DataFrame, minima: pl.DataFrame) -> pl.DataFrame:
 
 
 def _permuted(test: RankTest, step: int, n: int, rng: np.random.Generator) -> Iterator[Sparse]:
-    """One-hot CSR [n_rows n_drawn (n_labels + 1)] of at most `step` replicates at a time; the last column of a
-    replicate holds the rows without a label.
+    """Permuted labels, one-hot CSR [n_rows n_drawn (n_labels + 1)], at most `step` replicates at a time; the last
+    column of a replicate marks the rows without a label.
     """
     n_rows, n_labels = test.indicator.shape
     code = np.full(n_rows, n_labels, dtype=np.int32)
@@ -136,8 +136,8 @@ def _permuted(test: RankTest, step: int, n: int, rng: np.random.Generator) -> It
 def _lower(best: Floats, z: Floats, skew: Floats) -> None:
     """Lower `best` [n_drawn n_labels] to the smallest p of z [n_columns n_drawn n_labels], skew [n_columns n_labels].
 
-    The gamma function is costly, so it is evaluated at the likely best column first (by Bernstein's bound), and then
-    only where the normal tail, which no p is below, is not above what that one gave.
+    The gamma function is costly. It is therefore evaluated at the column that is likely the best (by Bernstein's
+    bound), and then only where the normal tail, a lower bound of every p, is not above the p of that column.
     """
     if z.size == 0:
         return
@@ -150,7 +150,7 @@ def _lower(best: Floats, z: Floats, skew: Floats) -> None:
 
 
 def _smallest_exact(test: RankTest, label: int, n_replicates: int, rng: np.random.Generator) -> Floats:
-    """Smallest enumerated p of any column for assignments drawn at random [n_replicates]."""
+    """The smallest enumerated p of any column for each of n_replicates assignments drawn at random [n_replicates]."""
     distance, _ = test.deviations(label)
     drawn = rng.integers(distance.shape[0], size=n_replicates)
     smallest = np.ones(n_replicates)

@@ -1,27 +1,27 @@
-"""Gene sets x features: which sets a feature's genes belong to.
+"""Enrichment of a feature's genes in gene sets.
 
-Three tests, all against the DETECTED genes only (a gene that no cell expresses cannot be found and is no background):
-- over-representation: hypergeometric upper tail of the overlap between a feature's genes and a set; odds ratio with
-  1/2 added to every cell of the 2 x 2 table, above 1 for enrichment and below for depletion;
-- matched over-representation: the same against random genes of the same detection rates. Genes are binned by the
-  number of cells that express them, the overlap in bin b is hypergeometric (N_b genes, K_b of the set, m_b of the
-  feature), bins are independent, and p_matched is the upper tail of their sum, by exact convolution (the null of
-  matched gene lists of Young et al. 2010, doi:10.1186/gb-2010-11-2-r14, without its sampling). What a feature is found
-  to follow are mostly genes that are detected often, and so are those of many sets: without matching, both look alike;
-- ranks: does the association score of the set's genes lie above that of the others (Mann-Whitney, same permutation
-  moments as `rank_tests`)?
+There are three tests. Their background is the DETECTED genes only, because a gene that no cell expresses cannot be
+found:
+- over-representation: the hypergeometric upper tail of the overlap between a feature's genes and a set, and the odds
+  ratio with 1/2 added to every cell of the 2 x 2 table, above 1 for enrichment and below 1 for depletion;
+- matched over-representation: the same against random genes of the same detection rates. Genes are binned by the number
+  of cells that express them, the overlap in bin b is hypergeometric (N_b genes, K_b of the set, m_b of the feature),
+  bins are independent, and p_matched is the upper tail of their sum, by exact convolution (the null of matched gene
+  lists of Young et al. 2010, doi:10.1186/gb-2010-11-2-r14, without its sampling). The genes associated with a feature
+  are mostly detected often, and so are the genes of many sets; without matching, this alone looks like enrichment;
+- ranks: whether the association score of the set's genes lies above that of the others (Mann-Whitney, with the
+  permutation moments of `rank_tests`).
 
-In 9,000 genes of 2,000 real cells (Kang), the genes of 150 features (sums of single genes) against 20 random sets had a
-q <= .05 in no data set by either over-representation where sets were drawn evenly; where they were drawn with odds of
-the detection rate, in all by the plain p, and in .10 (40 bins) or .03 (100 bins) by p_matched.
+The genes of 150 features (sums of single genes) were tested against 20 random sets in 9,000 genes of 2,000 real cells
+(Kang). If sets were drawn evenly, neither over-representation gave a q <= .05 in any data set. If they were drawn with
+odds of the detection rate, the plain p did in all data sets, and p_matched in .10 (40 bins) or .03 (100 bins) of them.
 
-All ask whether THESE genes are special among genes (competitive null: random gene lists). Genes of a set are
-correlated, so real programs look significant more easily than that null says (Wu & Smyth 2012,
-doi:10.1093/nar/gks461): the 30 genes nearest to a feature of noise hit modules of co-expressed genes in all of 50
-simulated data sets. A feature's genes are therefore those that are associated with it at their own q (`gene_table`):
-then
-it was 1 of 200.
-Cost on one core: 4096 features x 50 sets x 9,000 genes 1.1 s, matched 1.3 s more; ranks 1024 x 20 x 765 0.7 s.
+All three tests have a competitive null (random gene lists). The genes of a set are correlated, so real programs look
+significant more easily than under that null (Wu & Smyth 2012, doi:10.1093/nar/gks461): the 30 genes nearest to a
+feature of noise were enriched in modules of co-expressed genes in all of 50 simulated data sets. A feature's genes are
+therefore those that are associated with it at their own q (`gene_table`), which reduced this to 1 of 200.
+Cost on one core: 1.1 s for 4096 features x 50 sets x 9,000 genes, 1.3 s more if matched; ranks .7 s for 1024 x 20 x
+765.
 """
 
 from typing import NamedTuple
@@ -37,13 +37,13 @@ from feature_store.associations.rank_tests import blocked_rank_test
 
 METHOD = "hypergeometric/1 background=detected"
 N_BINS = 100
-"""Bins of detection at most; each holds GENES_PER_BIN genes at least."""
+"""Largest number of bins of detection; each bin holds at least GENES_PER_BIN genes."""
 GENES_PER_BIN = 20
 _CHUNK_VALUES = 4_000_000
 
 
 class OverRepresentation(NamedTuple):
-    """overlap, odds_ratio (Haldane-corrected), one-sided p and p_matched, each [n_features n_sets]."""
+    """overlap, odds_ratio (Haldane-corrected), and one-sided p and p_matched, each [n_features n_sets]."""
 
     overlap: Floats
     odds_ratio: Floats
@@ -52,7 +52,7 @@ class OverRepresentation(NamedTuple):
 
 
 class RankEnrichment(NamedTuple):
-    """rank_biserial (NaN where a set has no or all genes) and two-sided p, each [n_features n_sets]."""
+    """rank_biserial (NaN if a set has no genes or all genes) and two-sided p, each [n_features n_sets]."""
 
     rank_biserial: Floats
     p: Floats
@@ -63,8 +63,8 @@ def over_representation(
 ) -> OverRepresentation:
     """Hypergeometric tests of every feature's genes against every set.
 
-    chosen: bool [n_features n_genes], the feature's genes; membership: CSR [n_genes n_sets]; detected: bool
-    [n_genes], the background; n_cells: the cells that express each gene [n_genes]; without it p_matched is p. A pair
+    chosen: bool [n_features n_genes], the feature's genes; membership: CSR [n_genes n_sets]; detected: bool [n_genes],
+    the background; n_cells: the number of cells that express each gene [n_genes]; without it p_matched is p. A pair
     without overlap has p 1 and stays among the tests.
     """
     background = np.flatnonzero(detected)
@@ -86,7 +86,7 @@ def over_representation(
 
 
 def detection_bins(n_cells: Floats) -> Strata:
-    """Genes [n_genes] in bins of about equal size by the cells that express them; equal genes share a bin."""
+    """Bins of about equal size of the genes [n_genes] by the number of cells that express them; ties share a bin."""
     n_bins = int(np.clip(n_cells.size // GENES_PER_BIN, 1, N_BINS))
     midrank = rankdata(n_cells) - 0.5
     codes = np.unique((midrank * n_bins / max(n_cells.size, 1)).astype(np.int64), return_inverse=True)[1]
@@ -94,7 +94,7 @@ def detection_bins(n_cells: Floats) -> Strata:
 
 
 def rank_enrichment(score: Floats, membership: Sparse, detected: Bools) -> RankEnrichment:
-    """Mann-Whitney of the score [n_features n_genes] of a set's genes against the other detected genes."""
+    """The Mann-Whitney test of the score [n_features n_genes] of a set's genes against the other detected genes."""
     background = np.flatnonzero(detected)
     members, one = membership[background], Strata.single(background.size)
     effect = np.zeros((score.shape[0], membership.shape[1]))
@@ -109,7 +109,7 @@ def rank_enrichment(score: Floats, membership: Sparse, detected: Bools) -> RankE
 
 
 def _matched_p(overlap: Floats, mine: Sparse, members: Sparse, bins: Strata) -> Floats:
-    """Upper tail of the overlap [n_features n_sets] as a sum of hypergeometric counts over bins; 1 without overlap."""
+    """The upper tail of the overlap [n_features n_sets], a sum of hypergeometric counts of bins; 1 without overlap."""
     of_feature = np.asarray((mine @ bins.indicator().T).toarray()).astype(np.int64)
     of_set = np.asarray((bins.indicator() @ members).toarray()).astype(np.int64)
     p = np.ones_like(overlap)

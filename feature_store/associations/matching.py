@@ -1,30 +1,34 @@
-"""Which features of two autoencoders are the same: the nearest of each in the other, compared with chance.
+"""Matches the features of two autoencoders: the nearest feature of each in the other, compared with chance.
 
-Where both read one space (one model, one site) a feature is its decoder row, and two are compared by the cosine of
-their rows, with its sign: codes are never negative, so opposite directions are different features. Rows of a saved SAE
-are unit directions of the raw activations (the normaliser has one scale and is folded in), so nothing is to be undone.
-Elsewhere (another layer, another model) they are compared by the correlation of their cell codes over the same cells:
-the pair is chosen on `select` cells (`similarity`) and reported on `test` cells (`similarity_test`), as the best of
-thousands is flattered where it is chosen.
+If both autoencoders read one space (one model, one site), features are compared by the signed cosine of their decoder
+rows: codes are never negative, so opposite directions are different features. The rows of a saved SAE are unit
+directions of the raw activations (the normaliser has one scale and is folded in), so they are compared as they are.
+Otherwise (another layer, another model) features are compared by the correlation of their cell codes over the same
+cells. The pair is chosen on `select` cells (`similarity`) and reported on `test` cells (`similarity_test`), because the
+best of thousands is inflated on the cells on which it was chosen.
 
-Matches are mutual nearest neighbours, which are one to one by themselves; the best assignment (Hungarian) costs
-O(F^3), and the pairs that it adds are those that at least one side likes better elsewhere.
+Matches are mutual nearest neighbours, which are one to one by construction. The best assignment (Hungarian) costs
+O(F^3), and in each pair that it adds, at least one feature has a nearer one elsewhere.
 
-Null: the nearest of what has no counterpart. Directions: random ones of the mean and covariance of the side's own rows,
-as activations fill few dimensions; uniform ones, which the literature shows, are easier to beat (mini model, F 1024: a
-median of .28 for .39) and are there as `random_median`. Codes: cells permuted within donors, all features of one side
-alike, so that the features keep their correlations with each other and their differences between donors. `null_95` is
-the quantile of these maxima that a match has to exceed for p <= .05, p = (1 + #{maxima >= similarity}) / (1 + draws),
-of one feature and not of all.
-Cells that are large in one code are large in the other (more genes, larger maxima), and every model sees which genes a
-cell has, so a correlation far beyond this null may be no more than that: hold it against the correlations with an SAE
-of the model with random weights (mini model: medians of .44 to .50 on test cells, for .67 between seeds).
+The null is the similarity of the nearest feature where there is no counterpart. For directions, random ones are drawn
+with the mean and covariance of the side's own rows, because activations fill few dimensions; uniform ones, which the
+literature reports, are easier to beat (mini model, F 1024: a median of .28 against .39) and are given as
+`random_median`. For codes, cells are permuted within donors, in the same way for all features of one side, so that the
+features keep their correlations with each other and their differences between donors. `null_95` is the quantile of
+these maxima that a match has to exceed for p <= .05, with p = (1 + #{maxima >= similarity}) / (1 + draws). It corrects
+within one feature and not over all features.
+Limits. Cells with large values in one code have large values in the other (more genes, larger maxima), and every model
+sees which genes a cell has, so this alone may put a correlation far beyond the null. Compare it with the correlations
+with an SAE of the model with random weights (mini model: medians of .44 to .50 on test cells, against .67 between
+seeds).
 
-Cost: one product [n_features n_features] per permutation, in blocks. CPU seconds of one core, 39 permutations: F 1024
-over 500 cells, 80 % full, 1.3; F 4096 over 5,000 cells, 32 features a cell, 8; the same 30 % full about 150.
+Cost: one product [n_features n_features] per permutation, in blocks. With 39 permutations one core takes 1.3 s for F
+1024 over 500 cells with 80 % nonzero codes, 8 s for F 4096 over 5,000 cells with 32 features a cell, and about 150 s
+for the latter with 30 % nonzero codes.
 
-Stability by nearest cosine of decoder rows: Bricken et al. 2023, transformer-circuits.pub/2023/monosemantic-features;
-permutation p: Phipson & Smyth 2010, doi:10.2202/1544-6115.1585.
+The nearest cosine of decoder rows as a measure of stability is from Bricken et al. 2023,
+transformer-circuits.pub/2023/monosemantic-features, the permutation p from Phipson & Smyth 2010,
+doi:10.2202/1544-6115.1585.
 """
 
 import math
@@ -41,21 +45,21 @@ from feature_store.errors import InputError
 
 Correlation = Literal["pearson", "spearman"]
 Dead: TypeAlias = tuple[Bools | None, Bools | None]
-"""Features of each side that take no part; None: all do."""
+"""Which features of each side are left out; None leaves out none."""
 LEVEL = 0.05
 MIN_NULL = 19
-"""Draws from which on a p of 0.05 can be reached."""
+"""Least number of draws that can give a p of 0.05."""
 N_DIRECTIONS = 1000
-"""Random directions of a null of cosines."""
+"""Number of random directions in a null of cosines."""
 STABLE = 0.7
-"""Similarity from which on a mutual match counts as the same feature: a convention."""
+"""Least similarity at which a mutual match counts as the same feature, by convention."""
 _BLOCK_VALUES = 4_000_000
 _DENSE = 0.05
-"""Share of nonzeros from which on a dense product is the faster one."""
+"""Share of nonzeros above which a dense product is faster than a sparse one."""
 
 
 class Matches(NamedTuple):
-    """The features of each side, matched in the other; columns as in `match_directions`."""
+    """The matches of the features of each side in the other; `match_directions` describes the columns."""
 
     of_a: pl.DataFrame
     of_b: pl.DataFrame
@@ -73,7 +77,7 @@ class _Vectors(NamedTuple):
 
 
 class _Nearest(NamedTuple):
-    """Of each feature: its nearest in the other side, how near that is, and how near the second is."""
+    """For each feature its nearest feature of the other side, and the similarities of the nearest and the second."""
 
     match: Ints
     similarity: Floats
@@ -89,14 +93,14 @@ def match_directions(
 ) -> Matches:
     """Match the rows of two decoders of one space by cosine.
 
-    a [n_features_a d_model], b [n_features_b d_model]: raw directions of any length but zero; dead: features of either
-    that take no part (None: all do); seed: of the null's directions.
+    a [n_features_a d_model], b [n_features_b d_model]: raw directions of any nonzero length; dead: features of either
+    side that are left out (None: none); seed: the seed of the null's directions.
 
-    Each frame has a row a feature: feature_id, other_feature_id, similarity, similarity_test (null here), runner_up
-    (similarity of the second nearest), rank (its place, from 1, among the features of its own side in the eyes of its
-    match), mutual (each is the other's nearest), null_median and null_95 of the null's maxima, p, dead, method, and
-    random_median (of the nearest of uniform random directions). Features that are dead have nulls. Raises InputError
-    for another width, or rows that are not finite or zero.
+    Each frame has one row per feature: feature_id, other_feature_id, similarity, similarity_test (null here), runner_up
+    (the similarity of the second nearest), rank (its place, from 1, among the features of its own side by similarity to
+    its match), mutual (each is the other's nearest), null_median and null_95 of the null's maxima, p, dead, method, and
+    random_median (the median similarity of the nearest of uniform random directions). Dead features have nulls. Raises
+    InputError if the widths differ, or if a row is zero or not finite.
     """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
         raise InputError(f"directions are {a.shape} and {b.shape}; they need rows of the same width (d_model)")
@@ -123,12 +127,12 @@ def match_codes(
 ) -> Matches:
     """Match the features of two codes of the same cells by the correlation of their cell codes.
 
-    select, test: the two codes, CSR [n_cells n_features_a] and [n_cells n_features_b], rows in one order, of the cells
-    on which pairs are chosen and of those on which they are reported; units: donors of the select cells, within which
-    the null permutes them; dead as in `match_directions`, which has the columns. Features that are constant over the
-    select cells have nulls too; those constant over the test cells, a null similarity_test. Spearman's correlation has
-    ties at their midranks, the zeros among them. Raises InputError for codes of other cells, fewer than 3 select cells
-    or fewer than 19 permutations.
+    select, test: the two codes, CSR [n_cells n_features_a] and [n_cells n_features_b] with rows in the same order, of
+    the cells on which pairs are chosen and of those on which they are reported; units: the donors of the select cells,
+    within which the null permutes the cells; dead and the columns of the result are as in `match_directions`. Features
+    that are constant over the select cells have nulls too, and those constant over the test cells have a null
+    similarity_test. Spearman's correlation gives ties, zeros included, their midranks. Raises InputError if the codes
+    are of different cells, or for fewer than 3 select cells or fewer than 19 permutations.
     """
     if n_null < MIN_NULL:
         raise InputError(f"n_null was {n_null}; p <= {LEVEL} needs at least {MIN_NULL} permutations")
@@ -146,11 +150,11 @@ def match_codes(
 
 
 def summarise(matched: pl.DataFrame) -> dict[str, float]:
-    """What one side's matches come to, over the features that are compared; NaN where there is nothing to tell.
+    """A summary of the matches of one side, over the features that are compared; NaN where a value is not defined.
 
-    compared: number of features; similarity, similarity_test, null, random: medians; mutual: share of mutual matches;
-    beyond null: share of p <= .05; stable: share of mutual matches of a similarity (on test cells, of codes) of at
-    least .7.
+    compared: the number of features; similarity, similarity_test, null, random: medians; mutual: the share of mutual
+    matches; beyond null: the share with p <= .05; stable: the share of mutual matches with a similarity (for codes,
+    that on test cells) of at least .7.
     """
     compared = matched.filter(pl.col("other_feature_id").is_not_null())
     tested = compared["similarity_test"].null_count() < compared.height
@@ -169,7 +173,7 @@ def summarise(matched: pl.DataFrame) -> dict[str, float]:
 
 
 def _directions(rows: npt.NDArray[np.floating], name: str) -> _Vectors:
-    """Rows [n_features d_model] as columns about the origin: their correlation is then the cosine."""
+    """Rows [n_features d_model] as columns that are not centred, so that their correlation is the cosine."""
     norm = np.linalg.norm(rows.astype(np.float64), axis=1)
     if not (np.isfinite(norm).all() and (norm > 0).all()):
         bad = int(np.flatnonzero(~(np.isfinite(norm) & (norm > 0)))[0])
@@ -178,7 +182,7 @@ def _directions(rows: npt.NDArray[np.floating], name: str) -> _Vectors:
 
 
 def _alike(rows: _Vectors, rng: np.random.Generator) -> _Vectors:
-    """Normal directions of the mean and covariance of the rows: sums of all of them with random weights."""
+    """Normal directions with the mean and covariance of the rows, as sums of all rows with random weights."""
     n_rows = rows.values.shape[1]
     mean = rows.values.mean(axis=1)
     weights = rng.standard_normal((N_DIRECTIONS, n_rows)) / math.sqrt(max(n_rows - 1, 1))
@@ -198,7 +202,7 @@ def _check_cells(select: tuple[Sparse, Sparse], test: tuple[Sparse, Sparse], uni
 
 
 def _codes(pair: tuple[Sparse, Sparse], correlation: Correlation) -> tuple[_Vectors, _Vectors]:
-    """Both codes, or the midranks that Spearman correlates, dense where that is the faster product."""
+    """Both codes, or their midranks for Spearman's correlation; dense where the dense product is faster."""
     matrices = [as_csr(codes, "codes").astype(np.float64) for codes in pair]
     if correlation == "spearman":
         matrices = [rank_scores(codes, Strata.single(codes.shape[0])).scores for codes in matrices]
@@ -212,7 +216,7 @@ def _centred(values: Sparse) -> _Vectors:
     mean = np.asarray(values.sum(axis=0)).ravel() / n
     squares = np.asarray((values * values).sum(axis=0)).ravel()
     variance = squares - n * mean**2
-    # careful: what a constant column leaves is rounding noise
+    # careful: the variance of a constant column is rounding noise and not 0
     return _Vectors(values, mean, np.sqrt(np.where(variance > 1e-12 * squares, variance, 0.0)))
 
 
@@ -229,7 +233,7 @@ def _alive(sides: tuple[_Vectors, _Vectors], dead: Dead) -> list[Ints]:
 
 
 def _blocks(a: _Vectors, b: _Vectors) -> Iterator[tuple[slice, Floats]]:
-    """Similarities of a block of a's features with all of b's, block by block."""
+    """The similarities of a's features with all of b's, one block of a's features at a time."""
     n, n_a = a.values.shape
     step = max(1, _BLOCK_VALUES // max(len(b.norm), 1))
     for start in range(0, n_a, step):
@@ -254,7 +258,7 @@ def _nearest(a: _Vectors, b: _Vectors) -> _Nearest:
 
 
 def _ranks(a: _Vectors, b: _Vectors, found: _Nearest) -> Ints:
-    """1 + the features of a that are nearer to a feature's match than itself [n_features]."""
+    """1 + the number of features of a that are nearer to a feature's match than that feature [n_features]."""
     rank = np.ones(len(a.norm), dtype=np.int64)
     for _, block in _blocks(a, b):
         rank += (block[:, found.match] > found.similarity).sum(axis=0)
@@ -262,7 +266,7 @@ def _ranks(a: _Vectors, b: _Vectors, found: _Nearest) -> Ints:
 
 
 def _maxima(a: _Vectors, b: _Vectors) -> tuple[Floats, Floats]:
-    """The similarity of each feature of a, and of b, with its nearest."""
+    """The similarity of each feature of a, and of each of b, with its nearest feature on the other side."""
     of_a, of_b = np.full(len(a.norm), -np.inf), np.full(len(b.norm), -np.inf)
     for rows, block in _blocks(a, b):
         of_a[rows] = block.max(axis=1)
@@ -273,7 +277,7 @@ def _maxima(a: _Vectors, b: _Vectors) -> tuple[Floats, Floats]:
 def _permuted_maxima(
     a: _Vectors, b: _Vectors, strata: Strata, n_null: int, rng: np.random.Generator
 ) -> Iterator[tuple[Floats, Floats]]:
-    """`_maxima` after permuting the cells of a within strata."""
+    """`_maxima` with the cells of a permuted within strata, n_null times."""
     by_stratum = np.argsort(strata.codes, kind="stable")
     for _ in range(n_null):
         order = np.empty_like(by_stratum)
@@ -291,7 +295,7 @@ def _matches(
     method: str,
     held_out: tuple[_Vectors, _Vectors] | None = None,
 ) -> Matches:
-    """Frames of both sides; null [n_compared n_draws], or [1 n_draws] where it is the same for all features."""
+    """The frames of both sides; null is [n_compared n_draws], or [1 n_draws] if it is the same for all features."""
     found = _nearest(compared[0], compared[1]), _nearest(compared[1], compared[0])
     frames = []
     for own, other in ((0, 1), (1, 0)):
@@ -320,12 +324,12 @@ def _matches(
 
 
 def _place(n_draws: int) -> int:
-    """Index, among ascending draws, of the one that a similarity has to exceed for p <= LEVEL."""
+    """The index, among ascending draws, of the draw that a similarity has to exceed for p <= LEVEL."""
     return n_draws - int(LEVEL * (n_draws + 1) + 1e-9)
 
 
 def _paired(a: _Vectors, b: _Vectors) -> Floats:
-    """Correlation of each column of a with the same column of b; NaN where one is constant."""
+    """The correlation of each column of a with the same column of b; NaN where one of them is constant."""
     cross = np.asarray((a.values * b.values).sum(axis=0)).ravel() - a.values.shape[0] * a.mean * b.mean
     scale = a.norm * b.norm
     correlation: Floats = np.divide(cross, scale, out=np.full(len(scale), np.nan), where=scale > 0)
@@ -333,7 +337,7 @@ def _paired(a: _Vectors, b: _Vectors) -> Floats:
 
 
 def _with_the_rest(rows: pl.DataFrame, n_features: int, dead: Bools | None, method: str) -> pl.DataFrame:
-    """All features of a side in order: those that were not compared have no match."""
+    """All features of a side in order; those that were not compared have no match."""
     every = pl.DataFrame(
         {"feature_id": np.arange(n_features), "dead": np.zeros(n_features, dtype=bool) if dead is None else dead}
     )

@@ -1,17 +1,17 @@
 """F1 and Matthews' correlation (MCC) at one threshold per feature and label, chosen on `select` cells and applied to
 other cells.
 
-The rule is (code > t); t runs over zero and every value seen, the one with the largest |MCC| wins (the larger t among
-equals). MCC keeps its sign. Where it is negative on `select` the rule is turned round (code <= t predicts the label),
-so a "not a T cell" feature gets the F1 of the rule one would use. Codes are non-negative; of a signed baseline only
-the positive side is searched.
+The rule is (code > t). The threshold t is zero or one of the observed values, namely the one with the largest |MCC| (of
+equal ones, the larger t). MCC keeps its sign. If it is negative on `select`, the rule is inverted (code <= t predicts
+the label), so a "not a T cell" feature gets the F1 of the rule that one would use. Codes are non-negative; for a signed
+baseline only the positive values are searched.
 
-Not every value has to be tried for every label. With n cells, L of the label, f cells above t and b of them of the
-label, MCC = (n b - L f) / sqrt(L (n - L) f (n - f)) falls in f at a fixed b: its derivative has the sign of f (2 b - L)
-- n b <= 0. So it is largest just below a cell of the label and smallest just above the next one, and a value is a
-candidate for the label of its own cell only.
-Cost: a sort of the values, whatever the number of labels: 50k cells, 4096 features (1.6 million values), 40 labels
-.9 s on one core.
+Only some values are candidates for a label. With n cells, L of the label, f cells above t and b of them of the label,
+MCC = (n b - L f) / sqrt(L (n - L) f (n - f)) decreases in f at a fixed b, because its derivative has the sign of f (2 b
+- L) - n b <= 0. It is therefore largest just below a cell of the label and smallest just above the next one, and a
+value is a candidate only for the label of its own cell.
+Cost: one sort of the values, whatever the number of labels; .9 s on one core for 50k cells, 4096 features (1.6 million
+values) and 40 labels.
 """
 
 from typing import NamedTuple
@@ -25,7 +25,7 @@ _CHUNK = 500_000
 
 
 class ThresholdRule(NamedTuple):
-    """threshold [n_features n_labels] and `inverted` where (code <= threshold) predicts the label."""
+    """threshold [n_features n_labels], and `inverted`, which is true where (code <= threshold) predicts the label."""
 
     threshold: Floats
     inverted: Bools
@@ -39,8 +39,8 @@ class Scores(NamedTuple):
 
 
 def choose_thresholds(codes: Sparse, indicator: Sparse) -> ThresholdRule:
-    """The threshold of largest |MCC| per feature and label; codes CSR [n_cells n_features], indicator CSR one-hot,
-    every cell known.
+    """The threshold with the largest |MCC| per feature and label; codes: CSR [n_cells n_features]; indicator: CSR
+    one-hot [n_cells n_labels], in which every cell has a label.
     """
     positive = _positive_columns(codes)
     n_cells, n_features = positive.shape
@@ -51,20 +51,20 @@ def choose_thresholds(codes: Sparse, indicator: Sparse) -> ThresholdRule:
         rows = chunk.feature + start
         above = matthews(n_cells, n_label[chunk.label], chunk.n_before, chunk.both_before)
         below = matthews(n_cells, n_label[chunk.label], chunk.n_through, chunk.both_through)
-        # of equals the larger threshold, which is the one above
+        # careful: of two equal |MCC| the larger threshold is taken, which is the one above
         upper = np.abs(above) >= np.abs(below)
         mcc, at = np.where(upper, above, below), np.where(upper, chunk.value, chunk.next_value)
         first = _first_largest(np.abs(mcc), chunk.feature * n_label.size + chunk.label)
         threshold[rows[first], chunk.label[first]] = at[first]
         best[rows[first], chunk.label[first]] = mcc[first]
-    # all stored values: the one candidate that belongs to no cell
+    # a threshold of zero takes all stored values, and is the one candidate that belongs to no cell
     everything = matthews(n_cells, n_label[None, :], *_counts(positive, label_of, np.zeros_like(threshold)))
     better = np.abs(everything) > np.abs(best)
     return ThresholdRule(np.where(better, 0.0, threshold), np.where(better, everything, best) < 0)
 
 
 def apply_thresholds(codes: Sparse, indicator: Sparse, rule: ThresholdRule) -> Scores:
-    """F1 and MCC of a rule on any cells; codes CSR [n_cells n_features], indicator CSR one-hot [n_cells n_labels]."""
+    """F1 and MCC of a rule on any cells; codes: CSR [n_cells n_features]; indicator: CSR one-hot [n_cells n_labels]."""
     positive = _positive_columns(codes)
     n_cells = positive.shape[0]
     label_of, n_label = _label_of(indicator)
@@ -77,15 +77,15 @@ def apply_thresholds(codes: Sparse, indicator: Sparse, rule: ThresholdRule) -> S
 
 
 def matthews(n: int, n_label: Floats, n_predicted: Floats, n_both: Floats) -> Floats:
-    """MCC of 2 x 2 tables with n cells, 0 where a margin is empty (Matthews 1975, doi:10.1016/0005-2795(75)90109-9)."""
+    """The MCC of 2 x 2 tables of n cells, 0 if a margin is empty (Matthews 1975, doi:10.1016/0005-2795(75)90109-9)."""
     spread = n_label * (n - n_label) * n_predicted * (n - n_predicted)
     scale = np.sqrt(np.where(spread > 0, spread, 1.0))
     return np.where(spread > 0, (n * n_both - n_label * n_predicted) / scale, 0.0)
 
 
 class _Sorted(NamedTuple):
-    """One entry for each feature, label and value that a cell of the label has: how many cells, and how many of the
-    label, have a larger code (`before`), or one at least as large (`through`).
+    """One entry for each feature, label and value that a cell of the label has: the numbers of cells, and of cells of
+    the label, with a larger code (`before`) or with a code at least as large (`through`).
     """
 
     feature: Ints
@@ -99,7 +99,7 @@ class _Sorted(NamedTuple):
 
     @classmethod
     def of(cls, block: Sparse, label_of: Ints, n_labels: int) -> "_Sorted":
-        """From CSC of positive values, [n_cells n_features]."""
+        """Make the entries from a CSC matrix of positive values [n_cells n_features]."""
         size = np.diff(block.indptr).astype(np.int64)
         feature = np.repeat(np.arange(size.size), size)
         order = np.lexsort((-block.data, feature))
@@ -113,7 +113,7 @@ class _Sorted(NamedTuple):
         lower = np.where(
             np.r_[of_run[1:], -1][: starts.size] == of_run, np.r_[value[starts][1:], 0.0][: starts.size], 0.0
         )
-        # cells of one label together, in the order of their values
+        # the stable sort groups the cells of one label and keeps the order of their values
         key = feature * n_labels + label_of[block.indices[order]]
         together = np.argsort(key, kind="stable")
         key, run = key[together], run[together]
@@ -135,7 +135,7 @@ class _Sorted(NamedTuple):
 
 
 def _first_largest(values: Floats, key: Ints) -> Ints:
-    """Where the largest value of each key is, of equals the first; keys ascend."""
+    """The index of the largest value of each key, the first of equal ones; keys ascend."""
     starts = np.flatnonzero(np.r_[True, np.diff(key) > 0][: key.size])
     if starts.size == 0:
         return starts
@@ -145,7 +145,7 @@ def _first_largest(values: Floats, key: Ints) -> Ints:
 
 
 def _counts(positive: Sparse, label_of: Ints, threshold: Floats) -> tuple[Floats, Floats]:
-    """Cells above each threshold [n_features n_labels], and those of the label among them."""
+    """The numbers of cells above each threshold [n_features n_labels], and of cells of the label among them."""
     n_labels = threshold.shape[1]
     n_fires, n_both = np.zeros_like(threshold), np.zeros_like(threshold)
     for start, stop in _column_chunks(positive):
@@ -162,7 +162,7 @@ def _counts(positive: Sparse, label_of: Ints, threshold: Floats) -> tuple[Floats
 
 
 def _label_of(indicator: Sparse) -> tuple[Ints, Floats]:
-    """The label of each cell, and cells per label."""
+    """The label of each cell [n_cells], and the number of cells of each label [n_labels]."""
     label_of = np.zeros(indicator.shape[0], dtype=np.int64)
     rows, columns = indicator.nonzero()
     label_of[rows] = columns
@@ -170,7 +170,7 @@ def _label_of(indicator: Sparse) -> tuple[Ints, Floats]:
 
 
 def _positive_columns(codes: Sparse) -> Sparse:
-    """CSC of the positive values."""
+    """The positive values as a CSC matrix."""
     out = sparse.csc_array(codes, copy=True)
     if (out.data <= 0).any():
         out.data[out.data < 0] = 0

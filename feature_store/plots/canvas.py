@@ -1,9 +1,9 @@
-"""What the plots share: axes, panels side by side, text that is drawn as it stands, and files of the same bytes.
+"""The helpers that all plots share: axes, panels side by side, escaped text, and files with reproducible bytes.
 
-A figure is matplotlib's own object, not pyplot's, unless somebody looks at it (a notebook, or show=True): nothing has
-to be closed and no display is needed. Names go through `plain`: `$` starts no formula, and what is too long is cut in
-the middle, where names that belong together differ least. A picture is saved with what lies outside the axes and
-without its time of making, so that the same store gives the same bytes.
+A figure is made without pyplot unless it is shown (in a notebook, or with show=True), so that nothing has to be closed
+and no display is needed. Names go through `plain`, which escapes `$`, so that it starts no formula, and shortens long
+names in the middle, where related names differ least. A picture is saved with the artists outside its axes and without
+a time stamp, so that the same store gives the same bytes.
 """
 
 import re
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREY, PALE = "#0072B2", "#D55E00", "#999999", "#E4E4E4"
 CLASS_COLOURS: Mapping[str, str] = dict(zip(CLASSES, ("#009E73", BLUE, ORANGE, "#E69F00", "#BBBBBB"), strict=True))
-"""Colours of the feature classes, of Okabe and Ito's eight."""
+"""The colours of the feature classes, from Okabe and Ito's eight."""
 OKABE_ITO = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 LEGEND_ROWS = 20
 SMALL = 8.0
-"""Points of the smaller text; nothing is below 7."""
+"""Size of the smaller text in points; no text is below 7."""
 
 _SUFFIXES: Mapping[str, Mapping[str, Any]] = {
     ".png": {"Software": None},
@@ -38,7 +38,7 @@ _LONGEST = 42
 
 
 class Canvas(NamedTuple):
-    """Axes to draw into; `own` if the figure was made here, which then shows and closes it."""
+    """The axes to draw into; `own` is true if this module made the figure, and then shows and closes it."""
 
     figure: "Figure"
     axes: "list[Axes]"
@@ -46,7 +46,7 @@ class Canvas(NamedTuple):
 
     @property
     def ax(self) -> "Axes":
-        """The first axes, of a plot that has one panel."""
+        """The first axes, which are the only ones of a plot with one panel."""
         return self.axes[0]
 
 
@@ -122,7 +122,7 @@ def words(name: str) -> str:
 
 
 def head(ax: "Axes", title: str, *, loc: Literal["left", "center"] = "center", least: int = 34) -> None:
-    """The title of a panel, each line of it wrapped to the panel's width, but not below `least` characters."""
+    """Set the title of a panel, each line wrapped to the width of the panel, but to at least `least` characters."""
     figure = ax.get_figure(root=True)
     assert figure is not None
     inches = ax.get_position().width * figure.get_figwidth()
@@ -131,7 +131,7 @@ def head(ax: "Axes", title: str, *, loc: Literal["left", "center"] = "center", l
 
 
 def key(ax: "Axes", colours: Mapping[str, str], used: set[str]) -> None:
-    """A legend of the colours in use right of the panel, if there are two or more."""
+    """Draw a legend of the colours in use right of the panel, if there are two or more."""
     from matplotlib.patches import Patch
 
     handles = [Patch(color=colour, label=name) for name, colour in colours.items() if colour in used]
@@ -140,7 +140,7 @@ def key(ax: "Axes", colours: Mapping[str, str], used: set[str]) -> None:
 
 
 def beside(ax: "Axes", handles: Sequence[Any], names: Sequence[str], **options: Any) -> None:
-    """A legend right of the panel, in columns of LEGEND_ROWS; the names are drawn as they stand."""
+    """Draw a legend right of the panel, in columns of LEGEND_ROWS; the names are drawn unchanged."""
     legend = ax.legend(
         handles,
         [str(i) for i in range(len(names))],

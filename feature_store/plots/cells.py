@@ -1,4 +1,4 @@
-"""Cells one by one: a feature or a label on a map of the cells, and the distribution of a feature's code by label."""
+"""Plots of single cells: a feature or a label on the map of the cells, and a feature's code by label."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,9 +35,9 @@ GROUPS = ("cell_type", "batch")
 _MARKERS = "o^sDvPX*"
 _MOST_LABELS = len(_MARKERS) * len(OKABE_ITO)
 _LEGEND = 34
-"""Characters of a name in the legend."""
+"""Largest number of characters of a name in the legend."""
 _FEW = 20
-"""Firing cells up to which each is drawn as a dot, because so few give no density."""
+"""Up to this number of firing cells, each is drawn as a dot, because so few give no density."""
 
 
 def umap(
@@ -50,12 +50,13 @@ def umap(
     save: str | Path | None = None,
     ax: "Axes | None" = None,
 ) -> "list[Axes]":
-    """Features (by id) and columns of the cell table on a map of the cells, a panel each.
+    """Draw features (by id) and columns of the cell table on the map of the cells, one panel each.
 
-    A feature's colour is its cell code (the codes' own unit); cells of the split in which it is silent are grey, those
-    of other splits pale, the strongest are drawn last. `split` None draws all cells, those that the autoencoder was
-    trained on among them. The map is the store's own (`maps.cells`: laid out and written to the store at the
-    first call, some 10 s) unless `coordinates` [n_cells 2] are given, `adata.obsm["X_umap"]` for one, NaN for none.
+    The colour of a feature is its cell code (in the unit of the codes). Cells of the split in which the feature does
+    not fire are grey, cells of other splits are pale, and the strongest cells are drawn last. `split` None draws all
+    cells, including those that the autoencoder was trained on. The map is that of the store (`maps.cells`, which the
+    first call computes and writes to the store in about 10 s) unless `coordinates` [n_cells 2] are given, for example
+    `adata.obsm["X_umap"]`; cells at NaN are left out.
 
     Raises InputError for an unknown column and for coordinates of another shape, QueryError for an unknown feature.
     """
@@ -106,11 +107,11 @@ def violin(
     save: str | Path | None = None,
     ax: "Axes | None" = None,
 ) -> "list[Axes]":
-    """A feature's cell code by columns of the cell table, a panel each: by default by cell type, and by batch.
+    """Draw a feature's cell code by columns of the cell table, one panel each; the default is cell type and batch.
 
-    Labels with the highest mean come first. A violin is of the cells in which the feature fires (dots where these are
-    few), its line their median; beside it stands the share of the label's cells in which it fires. Cells without a
-    label are left out.
+    Labels with the highest mean come first. A violin shows the cells in which the feature fires (as dots if there are
+    few), and its line is their median. The text beside it gives the share of the label's cells in which the feature
+    fires. Cells without a label are left out.
 
     Raises InputError for an unknown column or one without labels, QueryError for an unknown feature.
     """
@@ -137,7 +138,7 @@ def violin(
 
 
 def _points(store: "FeatureStore", coordinates: npt.NDArray[np.floating] | None) -> pl.DataFrame:
-    """cell_idx, x, y of the cells that are on the map."""
+    """The cells that are on the map, as rows cell_idx, x, y."""
     cells = read_cells(store)
     if coordinates is not None:
         if coordinates.shape != (cells.height, 2):
@@ -152,7 +153,7 @@ def _points(store: "FeatureStore", coordinates: npt.NDArray[np.floating] | None)
 
 
 def _width(labels: pl.Series) -> float:
-    """Inches of a panel with a legend of these labels."""
+    """The width in inches of a panel with a legend of these labels."""
     names = labels.drop_nulls().unique().cast(pl.String).to_list()
     longest = max((len(plain(name, _LEGEND)) for name in names), default=0)
     return 3.6 + (0.7 + 0.07 * longest) * -(-min(len(names), _MOST_LABELS) // LEGEND_ROWS)
@@ -166,7 +167,7 @@ def _draw_values(
     unit: str,
     grey: npt.NDArray[np.bool_],
 ) -> None:
-    """Dots by value, the largest last, those of `grey` below them; signed values are coloured about 0."""
+    """Draw dots coloured by value, the largest last and those of `grey` first; signed colours centre on 0."""
     below, above = np.flatnonzero(grey), np.flatnonzero(~grey)
     signed = bool((value[above] < 0).any())
     above = above[np.argsort(np.abs(value[above]), kind="stable")]
@@ -189,8 +190,8 @@ def _draw_values(
 
 
 def _draw_labels(ax: "Axes", xy: npt.NDArray[Any], labels: pl.Series, size: float) -> None:
-    """Dots by label: eight colours by eight markers, the most frequent labels first; the rest and unknown ones are
-    grey.
+    """Draw dots by label, with eight colours by eight markers for the most frequent labels; the other labels and
+    unknown ones are grey.
     """
     from matplotlib.lines import Line2D
 
@@ -215,7 +216,7 @@ def _draw_labels(ax: "Axes", xy: npt.NDArray[Any], labels: pl.Series, size: floa
 
 
 def _groups(store: "FeatureStore") -> list[str]:
-    """The columns to group by where none is asked for: those of cell type and batch that have labels."""
+    """The columns to group by if none is given: cell type and batch, as far as they have labels."""
     cells = read_cells(store, *GROUPS)
     found = [name for name in GROUPS if cells[name].null_count() < cells.height]
     if not found:
@@ -229,7 +230,7 @@ def _groups(store: "FeatureStore") -> list[str]:
 def _grouped(
     value: npt.NDArray[np.float64], labels: pl.Series, by: str, split: str | None
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """The values of each label, highest mean first."""
+    """The values of each label, the label with the highest mean first."""
     frame = pl.DataFrame({"label": labels.cast(pl.String), "value": value}).drop_nulls("label")
     if frame.is_empty():
         raise InputError(f"no cell has a value in the column {by!r} ({said(split)}); name another")

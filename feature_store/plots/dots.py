@@ -1,4 +1,4 @@
-"""Features by labels: how strong each association is, how many cells fire, and what of it is significant."""
+"""The dot plot of features by labels: effect size, share of firing cells, and significance."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from feature_store.query.store import FeatureStore
 
 _SMALLEST, _RANGE = 16.0, 170.0
-"""Area of a dot in square points: _SMALLEST + _RANGE * share of cells firing."""
+"""The area of a dot in square points is _SMALLEST + _RANGE * share of cells in which the feature fires."""
 _PITCH = 0.34
-"""Inches from dot to dot."""
+"""Distance between neighbouring dots in inches."""
 _SIGNIFICANT, _OTHER = "#000000", "#BBBBBB"
 
 
@@ -36,12 +36,12 @@ def dotplot(
     save: str | Path | None = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Features x labels of a kind that was tested (`feature_label`).
+    """A dot plot of features by the labels of a kind that was tested (table `feature_label`).
 
-    Colour: rank-biserial correlation with the label, -1 to 1 (for batches within cell types). Size: share of the
-    label's cells in which the feature fires. Black rim: q <= alpha on the split; grey rim: not
-    significant; no dot: not tested, as the split has no cells of the label or no others. `features` None takes
-    `best_features`.
+    The colour is the rank-biserial correlation with the label, -1 to 1 (for batches within cell types). The size is the
+    share of the label's cells in which the feature fires. A black rim means q <= alpha on the split, a grey rim that
+    the association is not significant. A dot is missing if the pair was not tested, because the split has no cells of
+    the label or no others. `features` None takes `best_features`.
 
     Raises InputError for a kind of label or a split without tests, QueryError for an unknown feature.
     """
@@ -86,8 +86,8 @@ def dotplot(
 
 
 def best_features(store: "FeatureStore", groupby: str = "cell_type") -> pl.DataFrame:
-    """feature_id, label and p: for each label the positively associated feature of smallest p on `select` cells, each
-    feature once, in the order of the labels; no rows where no label of this kind was tested.
+    """For each label the positively associated feature with the smallest p on `select` cells, as rows feature_id, label
+    and p in the order of the labels, each feature once; no rows if no label of this kind was tested.
     """
     here = (pl.col("label_kind") == groupby) & (pl.col("split") == "select") & (pl.col("auroc") > 0.5)
     positive = store.frame("feature_label").filter(here).select("feature_id", "label", "p").collect()
@@ -96,7 +96,7 @@ def best_features(store: "FeatureStore", groupby: str = "cell_type") -> pl.DataF
 
 
 def _absent(known: list[str], shown: list[str]) -> str:
-    """The labels that the split has no cells of, for the title."""
+    """The labels without cells in the split, as a text for the title."""
     absent = [plain(label, 24) for label in known if label not in shown]
     listed = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
     return f" (none of {listed})" if absent else ""
@@ -115,13 +115,13 @@ def _tested(store: "FeatureStore", kind: str) -> pl.DataFrame:
 
 
 def _one_hot(column: pl.Series, labels: list[str]) -> npt.NDArray[np.float64]:
-    """Indicator [n_labels n_cells]."""
+    """The indicator of each label [n_labels n_cells]."""
     text = column.cast(pl.String).fill_null("").to_numpy()
     return np.stack([text == label for label in labels]).astype(np.float64)
 
 
 def _place(drawn: Canvas, n_columns: int, n_rows: int, below: int, beside: int) -> None:
-    """Size figure and axes in inches: equal room for each dot, and for names of so many characters below and beside."""
+    """Set the size of figure and axes from the numbers of dots, and of characters of the names below and beside."""
     width, height = _PITCH * (n_columns + 0.4), _PITCH * (n_rows + 0.4)
     left, bottom = 0.4 + 0.075 * beside, max(0.4 + 0.075 * below, 2.6 - height)
     whole = (left + width + 1.9, bottom + height + 0.7)
@@ -153,7 +153,7 @@ def _draw(ax: "Axes", dots: pl.DataFrame, shape: tuple[int, int], alpha: float) 
 
 
 def _keys(ax: "Axes", drawn: Any, alpha: float) -> None:
-    """Both keys right of the axes, in inches, so that a large plot does not stretch them."""
+    """Draw both keys right of the axes, with sizes in inches, so that a large plot does not stretch them."""
     figure = ax.figure
     width = ax.get_position().width * figure.get_figwidth()  # type: ignore[union-attr]
     height = ax.get_position().height * figure.get_figheight()  # type: ignore[union-attr]

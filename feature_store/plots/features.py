@@ -1,4 +1,4 @@
-"""All features at once: how often they fire, and whether batch or biology explains them."""
+"""Plots of all features: their densities, and the shares of variance that batch and cell context explain."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +24,8 @@ def density_histogram(
     save: str | Path | None = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """How often features fire: log10 of the share of tokens, stacked by class; dead features are counted in the
-    title.
+    """A histogram of feature density, log10 of the share of tokens, stacked by class; the title gives the number of
+    dead features.
     """
     features = store.frame("features").select("feature_id", "density", "class").collect()
     alive = features.filter(pl.col("density") > 0)
@@ -60,12 +60,12 @@ def batch_quadrant(
     save: str | Path | None = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Batch against cell context: the share of rank variance each explains given the other, a dot per feature, by
-    class.
+    """A scatter plot of batch effect against context effect, the share of rank variance that each explains given the
+    other, with one dot per feature, coloured by class.
 
-    The dashed lines are the class rule's threshold (`ClassConfig.cell_effect`); the n_named strongest of each axis
-    carry their id, and their label where there is room. Both are measured on the cells that are not `test` cells, as
-    the classes are. InputError for a data set without batches.
+    The dashed lines are the class rule's threshold (`ClassConfig.cell_effect`). The n_named strongest features of each
+    axis are marked with their id, and with their label where there is room. Both effects are measured on the cells that
+    are not `test` cells, as the classes are. Raises InputError for a data set without batches.
     """
     known = store.frame("features").collect_schema().names()
     if missing := [name for name in _EFFECTS if name not in known]:
@@ -105,14 +105,14 @@ def batch_quadrant(
 
 
 def _classes(features: pl.DataFrame) -> list[str]:
-    """The classes that occur, in the order of the colours."""
+    """The classes that occur, in the order of `CLASS_COLOURS`."""
     order = {name: i for i, name in enumerate(CLASS_COLOURS)}
     found = features["class"].drop_nulls().unique().to_list()
     return sorted(found, key=lambda name: (order.get(name, len(order)), name))
 
 
 def _refuse_without_groups(store: "FeatureStore") -> None:
-    """InputError where one of the two axes has nothing to be explained by."""
+    """Raise InputError if the store has no batches or no cell labels, so that one of the two axes is not defined."""
     cells = store.frame("cells").select(pl.col("batch", "cell_type").n_unique(), n=pl.len()).collect()
     if cells["batch"][0] < 2:
         raise InputError(
@@ -122,8 +122,8 @@ def _refuse_without_groups(store: "FeatureStore") -> None:
 
 
 def _name_strongest(ax: "Axes", features: pl.DataFrame, threshold: float, n: int, limit: float) -> None:
-    """Write the id, and the label where there is room, beside the n strongest features of each axis; what would cover
-    another is left out.
+    """Write the id, and the label where there is room, beside the n strongest features of each axis; a text that would
+    cover another is left out.
     """
     from matplotlib.patheffects import withStroke
 

@@ -1,4 +1,4 @@
-"""The genes and gene sets of one feature, chosen on `select` cells and shown on other cells."""
+"""Bar plots of the genes and gene sets of one feature, which are chosen on `select` cells and shown on other cells."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,9 +30,10 @@ def gene_bars(
     save: str | Path | None = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """The n genes of largest |Pearson| with the feature's cell code on `select` cells, with their Pearson on `split`.
+    """A bar plot of the n genes with the largest |Pearson| on `select` cells, by their Pearson on `split`.
 
-    Expression is log1p(CP10k); grey where q > alpha on the split. Raises InputError for a feature without tested genes.
+    Pearson's correlation is that of the feature's cell code with expression, log1p(CP10k). A bar is grey if q > alpha
+    on the split. Raises InputError for a feature without tested genes.
     """
     mine = _of_feature(store, "feature_gene", feature, split)
     order = [pl.col("pearson").abs(), pl.col("gene")]
@@ -67,10 +68,11 @@ def geneset_bars(
     save: str | Path | None = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """The n gene sets of smallest p on `select` cells, with -log10 q of over-representation on `split`.
+    """A bar plot of the n gene sets with the smallest p on `select` cells, by -log10 q of enrichment on `split`.
 
-    Beside each bar the genes of the feature that are in the set, of the set's detected genes; the line is alpha, grey
-    what does not reach it. `collection` takes the sets of one file. Raises InputError for a feature without overlap.
+    The text beside each bar gives the number of the feature's genes in the set, of the set's detected genes. The line
+    is at alpha, and bars that do not reach it are grey. `collection` takes the sets of one file. Raises InputError for
+    a feature without overlap.
     """
     mine = _of_feature(store, "feature_geneset", feature, split)
     if collection is not None:

@@ -1,4 +1,4 @@
-"""What the plots read from a store, through its public queries alone."""
+"""The inputs of the plots, read through the public queries of a store alone."""
 
 import re
 from typing import TYPE_CHECKING
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from feature_store.query.store import FeatureStore
 
 N_GENES = 3
-"""Genes that are shown after the id of a feature."""
+"""Number of genes that are shown after the id of a feature."""
 
 
 def read_cells(store: "FeatureStore", *columns: str) -> pl.DataFrame:
-    """cell_idx, split and the columns named, by cell_idx. Raises InputError for an unknown column."""
+    """Rows cell_idx, split and the given columns, sorted by cell_idx. Raises InputError for an unknown column."""
     cells = store.frame("cells")
     known = cells.collect_schema().names()
     for column in columns:
@@ -31,7 +31,7 @@ def read_cells(store: "FeatureStore", *columns: str) -> pl.DataFrame:
 
 
 def cells_of(store: "FeatureStore", split: str | None, *columns: str) -> pl.DataFrame:
-    """As `read_cells`, for one split; None takes all cells. Raises InputError for a split without cells."""
+    """The rows of `read_cells` of one split, or of all cells (None). Raises InputError for a split without cells."""
     check_split(split)
     cells = read_cells(store, *columns)
     chosen = cells if split is None else cells.filter(pl.col("split") == split)
@@ -65,5 +65,5 @@ def name_of(store: "FeatureStore", feature: int) -> str:
 
 
 def said(split: str | None) -> str:
-    """The cells that are shown, in words."""
+    """The cells of a split in words, for titles."""
     return "all cells" if split is None else f"{split} cells"

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from feature_store.query.store import FeatureStore
 
 ALL = "all"
-"""The group of a figure over all cells, and the target of a run that mixes all labels."""
+"""The group of a value over all cells, and the target of a run that mixes all labels."""
 
 
 class Role(StrEnum):
-    """What a condition of a steering run is for: the column `role` of `steering` and `steering_variants`."""
+    """The role of a condition of a steering run: the column `role` of `steering` and `steering_variants`."""
 
     UNSTEERED = "unsteered"
-    """The model as it is."""
+    """The model without a change."""
     GRID = "grid"
     """The intervention at one number of features and one dose."""
     REPLACE = "replace"
@@ -33,7 +33,7 @@ class Role(StrEnum):
     BASELINE = "baseline"
     """A method that uses the labels and no features."""
     FLOOR = "floor"
-    """The part of a distance that sampling noise alone leaves."""
+    """The distance that sampling noise alone leaves."""
     TREND = "trend"
     """A statistic along the doses or the numbers of features, and not a condition."""
 
@@ -47,10 +47,10 @@ class SteeringResults(NamedTuple):
 
 
 def steering_results(store: "FeatureStore", run: str | None) -> SteeringResults:
-    """The results of the run with this id, or with an id that begins so; None takes the newest run.
+    """The results of the run whose id is or begins with `run`; None takes the newest run.
 
-    Figures that could not be measured, for want of cells, are left out. Raises InputError for an id that names no run,
-    or more than one.
+    Values that could not be measured, because cells were too few, are left out. Raises InputError for an id that names
+    no run, or more than one.
     """
     table = store.frame("steering").collect()
     runs = list(store.lineage.steering)
@@ -68,7 +68,7 @@ def steering_results(store: "FeatureStore", run: str | None) -> SteeringResults:
 
 
 def of_role(rows: pl.DataFrame, *roles: Role) -> pl.DataFrame:
-    """The rows with one of these roles; none where the run is too old to know roles."""
+    """The rows with one of these roles; no rows if the run is so old that it has no roles."""
     if "role" not in rows.columns:
         return rows.clear()
     return rows.filter(pl.col("role").is_in([role.value for role in roles]))
@@ -81,24 +81,24 @@ def of_all_cells(rows: pl.DataFrame, metric: str) -> pl.DataFrame:
 
 
 def headline_of(results: SteeringResults) -> str | None:
-    """The metric that answers the question of the run; None where none of them was measured."""
+    """The headline metric of the run, the first of `HEADLINES` that was measured; None if none was."""
     return next((name for name in HEADLINES if name in results.rows["metric"]), None)
 
 
 def at_chosen_point(results: SteeringResults, metric: str) -> dict[str, Any] | None:
-    """The row of a metric, over all cells, at the point that was chosen on `select` cells; None where there is none."""
+    """The row of a metric, over all cells, at the point that was chosen on `select` cells; None if there is none."""
     rows = of_role(of_all_cells(results.rows, metric), Role.GRID)
     rows = rows.filter("chosen") if "chosen" in rows.columns else rows.clear()
     return rows.row(0, named=True) if rows.height else None
 
 
 def p_column(null: str) -> str:
-    """The column that holds the p of every condition against a null."""
+    """The name of the column that holds the p of every condition against a null."""
     return f"p_{null.replace(' ', '_')}"
 
 
 def title_of(results: SteeringResults, shown: Callable[[str], str] = str) -> str:
-    """What a run did, as a title; `shown` shortens or escapes each name."""
+    """A title that says what a run did; `shown` shortens or escapes each name."""
     plan = results.plan
     point = results.rows.filter(pl.col("chosen")) if "chosen" in results.rows.columns else results.rows.clear()
     n = point["n_features"][0] if point.height else len(plan.features)

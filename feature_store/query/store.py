@@ -406,7 +406,7 @@ class FeatureStore:
                 raise QueryError(
                     f"{len(found)} cells have cell_id {cell!r}; give the cell_idx of one: {join_names(found)}"
                 )
-            # the same barcode with more, or less, before or after it
+            # the same barcode with a longer or shorter prefix or suffix
             alike = cell_id.str.to_lowercase().str.contains(cell.lower(), literal=True)
             alike |= pl.lit(cell.lower()).str.contains(cell_id.str.to_lowercase(), literal=True)
             hint = did_you_mean(cell, cells.filter(alike).head(3).collect()["cell_id"].to_list(), n=3)
@@ -437,7 +437,7 @@ class FeatureStore:
 
 
 def _of_one_kind(found: pl.DataFrame, column: str, name: str, kind: str | None) -> pl.DataFrame:
-    """The rows of one label or gene set, of those with its name in several kinds or collections."""
+    """The rows of one label or gene set, chosen by `kind` if several kinds or collections have its name."""
     of = KIND_OF.get(column)
     if of is None:
         if kind is not None:
@@ -460,6 +460,6 @@ RANKED_BY: Mapping[str, tuple[str, str, bool]] = {
     "label": ("feature_label", "auroc", True),
     "gene_set": ("feature_geneset", "p", False),
 }
-"""What features are looked up by: the table, the column by which they are ranked, and whether the largest is first."""
+"""For each kind of look-up: the table, the column that ranks the features, and whether the largest is first."""
 KIND_OF: Mapping[str, str] = {"label": "label_kind", "gene_set": "collection"}
 """The column that tells two labels, or two gene sets, of the same name apart."""

@@ -73,7 +73,7 @@ class Tables:
         return CodeReader(self.layout.codes_dir(self.lineage.codes))
 
     def manifests(self) -> dict[str, str]:
-        """The sha256 of the manifest of each table that is of a single run."""
+        """The sha256 of the manifest of each table that a single run holds."""
         single = {table: of for table, of in self.folders.items() if len(of) == 1}
         return {table: Run.open(folder).manifest().sha for table, (folder,) in single.items()}
 
@@ -150,7 +150,7 @@ def _folders(layout: Layout, lineage: Lineage) -> dict[str, list[Path]]:
 
 
 def _training(folder: Path) -> pl.LazyFrame:
-    """The metrics that training logged, a row a step; no rows for a baseline, which is fitted without steps."""
+    """The metrics that training logged, one row per step; no rows for a baseline, which is fitted without steps."""
     rows = json.loads(read_bytes(folder / HISTORY))
     frame = pl.DataFrame(rows, infer_schema_length=None) if rows else pl.DataFrame(schema={"step": pl.Float64})
     return frame.select(pl.col("step").cast(pl.Int64), pl.exclude("step")).lazy()
@@ -164,5 +164,5 @@ def _scan(folder: Path) -> pl.LazyFrame:
             schema = pl.read_parquet_schema(source)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise IntegrityError(f"{parts[0]} cannot be read: {error}; {REPAIR}") from error
-    # a filter first: 100 rows of a million cells of 15 columns in 40 ms instead of 60
+    # filtering first reads 100 rows of a million cells of 15 columns in 40 ms instead of 60 ms
     return pl.scan_parquet([scan_source(part) for part in parts], schema=schema, glob=False, parallel="prefiltered")
