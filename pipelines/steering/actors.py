@@ -1,8 +1,8 @@
-"""Cells under many interventions: their embeddings, and what the model predicts of genes that are hidden from it.
+"""The actors that steer cells: they write embeddings under every variant, and predictions of masked genes.
 
-A shard is so many cells, in blocks of bounded memory. For each block the layers before the site run once and its tokens
-are encoded once (`SteeredModel`). A table holds the rows of a variant for the cells that it steers alone: the others
-are, bit for bit, as in variant 0, which every cell has.
+A shard is a fixed number of cells, in blocks of bounded memory. For each block the layers before the site run once and
+the tokens are encoded once (`SteeredModel`). A table holds the rows of a variant only for the cells that the variant
+steers; the other cells are, bit for bit, as in variant 0, which every cell has.
 """
 
 from abc import ABC, abstractmethod
@@ -27,26 +27,26 @@ if TYPE_CHECKING:
     from sae_core.steering import Displace, GroupMeans, Intervention, SteeredModel, Steering
 
 HEAD_SEED = 0
-"""Seed of the genes that are hidden, which are the same for every variant."""
+"""The seed of the choice of masked genes, which are the same for every variant."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SteerJob:
-    """Everything an actor needs to steer any shard; plain values, so that it travels.
+    """The inputs with which an actor steers any shard, as plain values that Ray can send to it.
 
     Attributes:
-        paths: of model, data and SAE.
-        run: folder of the run that is written.
-        group_means: folder of the run of group means, if the variants go by any.
-        group_mean_features: features of the columns of each of its parts; none for vectors of activations.
-        variants: ways to run the model, unsteered first.
+        paths: the paths of model, data and SAE.
+        run: the folder of the run that is written.
+        group_means: the folder of the run of group means, if any variant needs one.
+        group_mean_features: the features of the columns of each of its parts; none for vectors of activations.
+        variants: the variants that the model is run under, unsteered first.
         cells: cell_idx [n_cells], ascending; a shard is `shard_cells` of them.
-        steered: which of them are steered [n_cells].
-        group: group of each in the group means [n_cells].
-        scale: 99th percentile of each feature, the unit of clamp and add.
-        genes: vocabulary ids of the genes whose tokens are steered; None: all.
-        readout: the embedding that is read.
-        shard_cells: cells of a shard.
+        steered: which of the cells are steered [n_cells].
+        group: the group of each cell in the group means [n_cells].
+        scale: the 99th percentile of each feature, the unit of clamp and add.
+        genes: the vocabulary ids of the genes whose tokens are steered; None: all.
+        readout: the kind of embedding that is computed.
+        shard_cells: the number of cells of a shard.
     """
 
     paths: SteeringPaths
@@ -64,7 +64,7 @@ class SteerJob:
 
 
 class _SteeringWorker(ABC):
-    """Does shards of a `SteerJob`."""
+    """An actor that writes the shards of a `SteerJob`."""
 
     def __init__(self, job: SteerJob) -> None:
         import torch
@@ -78,7 +78,7 @@ class _SteeringWorker(ABC):
         self._means_of_variant: dict[int, GroupMeans | None] = {}
 
     def shard(self, number: int) -> dict[str, int]:
-        """Do and commit shard `number` unless it is there; return counts."""
+        """Compute and commit shard `number` unless it is committed; return counts."""
         own = slice(number * self.job.shard_cells, (number + 1) * self.job.shard_cells)
         cells, steered = self.job.cells[own], self.job.steered[own]
         if not self.run.committed(number):
@@ -101,7 +101,7 @@ class _SteeringWorker(ABC):
                 yield self.rows(block, running, variant)
 
     def steering(self, variant: Variant, cells: Cells) -> "Steering | Displace | None":
-        """The change that a variant makes to these cells; None where it makes none."""
+        """The change that a variant makes to these cells; None if it makes none."""
         import torch
 
         from sae_core.steering import Displace, Steering, random_direction
@@ -129,7 +129,7 @@ class _SteeringWorker(ABC):
         )
 
     def _intervention(self, variant: Variant, means: "GroupMeans | None", group: "torch.Tensor") -> "Intervention":
-        """The change of the features; the reconstruction scales one of them by 1, which changes nothing."""
+        """The intervention on the variant's features; for the reconstruction it scales one feature by 1."""
         from sae_core.steering import Ablate, Add, Clamp, Scale, Shift, Toward
 
         features, dose = sorted(variant.features), 1.0 if variant.dose is None else variant.dose
@@ -154,7 +154,7 @@ class _SteeringWorker(ABC):
                 raise ValueError(f"variant {variant.id} ({variant.name}) has no intervention")
 
     def _group_means(self, variant: Variant) -> "GroupMeans | None":
-        """The rows of the variant's part, with the columns of its features; None if there are none."""
+        """The variant's part of the group means, with the columns of its features; None if there are none."""
         if variant.id not in self._means_of_variant:
             assert variant.references is not None
             assert self.job.group_means is not None
@@ -166,7 +166,7 @@ class _SteeringWorker(ABC):
 
 
 def read_group_means(part: Path, group_code: dict[str, int], columns: Sequence[int] | None) -> "GroupMeans | None":
-    """The stored rows of those groups that there are codes for, with some columns (None: all); None if there are none.
+    """The stored rows of the groups in `group_code`, with some columns (None: all); None if there are no rows.
 
     Rows are sorted by the name of the group, and codes ascend with the names.
     """
@@ -188,7 +188,7 @@ def read_group_means(part: Path, group_code: dict[str, int], columns: Sequence[i
 
 
 class SteeredEmbedder(_SteeringWorker):
-    """Embeds cells under every variant: rows cell_idx, variant, embedding."""
+    """Writes the embeddings of cells under every variant, as rows cell_idx, variant, embedding."""
 
     def rows(self, block: Block, running: "SteeredModel", variant: Variant) -> pl.DataFrame:
         """See _SteeringWorker."""
@@ -206,7 +206,7 @@ class SteeredEmbedder(_SteeringWorker):
 
 
 class MaskedGenePredictor(_SteeringWorker):
-    """Predicts hidden genes of cells with the model's head: rows cell_idx, variant, gene_id, answer, target."""
+    """Writes the head's predictions of masked genes, as rows cell_idx, variant, gene_id, answer, target."""
 
     def rows(self, block: Block, running: "SteeredModel", variant: Variant) -> pl.DataFrame:
         """See _SteeringWorker."""

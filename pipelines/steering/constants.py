@@ -1,4 +1,4 @@
-"""The constants that steering results depend on: all numbers in capitals of the modules that compute them.
+"""The constants that steering results depend on, which are all numeric constants of the modules that compute results.
 
 They are part of a steering run's plan, so that another value gives another run. Constants whose name begins with an
 underscore bound memory and change no result.

@@ -1,4 +1,4 @@
-"""Model, data and SAE opened together, and the tokens of any cells: every shard job of steering runs on them."""
+"""The model, data and SAE that every job of steering needs, loaded together, with the tokens of any cells."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from sae_core.scfm import Tokens
 
 _GAP_CELLS = 16
-"""Cells between two chosen ones that are read as well: a separate read costs as much as about 16 rows."""
+"""Gaps of up to this number of cells between two chosen ones are read too: a read costs as much as about 16 rows."""
 Cells = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SteeringPaths:
-    """Where model, data and SAE lie; plain values, so that it travels to an actor.
+    """The paths of model, data and SAE, as plain values that Ray can send to an actor.
 
     Attributes:
-        activations, sae: folders of the runs.
-        store, dataset: root of the store, and the data set in it.
-        site: where the SAE reads.
-        seed: of the tokens, as in the extraction.
+        activations, sae: the folders of the runs.
+        store, dataset: the root of the store, and the data set in it.
+        site: the activation point that the SAE reads.
+        seed: the seed of the tokens, as in the extraction.
         device: "cpu" or "cuda".
     """
 
@@ -43,14 +43,14 @@ class SteeringPaths:
 
 
 class Block(NamedTuple):
-    """Cells of bounded size together: their cell_idx [n], ascending, and their tokens."""
+    """A block of cells of bounded size: their cell_idx [n], ascending, and their tokens."""
 
     cells: Cells
     tokens: "Tokens"
 
 
 class SteeringContext:
-    """Model, data and SAE of a `SteeringPaths`, opened once in each actor."""
+    """The model, data and SAE of a `SteeringPaths`, loaded once in each actor."""
 
     def __init__(self, paths: SteeringPaths) -> None:
         from sae_core.sae import load_sae
@@ -66,7 +66,7 @@ class SteeringContext:
         self.site = Site.parse(paths.site)
 
     def blocks(self, cells: Cells) -> Iterator[Block]:
-        """Tokens of the cells (ascending cell_idx), in blocks of at most BLOCK_TOKENS tokens, or one cell."""
+        """The tokens of the cells (ascending cell_idx), in blocks of at most BLOCK_TOKENS tokens, or of one cell."""
         for chosen in np.split(cells, np.flatnonzero(np.diff(cells) > _GAP_CELLS) + 1):
             if not len(chosen):
                 continue

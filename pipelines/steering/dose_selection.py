@@ -1,4 +1,4 @@
-"""How many features are edited and by which dose: the point of the grid that does best on `select` cells."""
+"""The choice of the number of features and the dose: the best point of the grid on `select` cells."""
 
 from collections.abc import Sequence
 
@@ -13,15 +13,15 @@ from pipelines.steering.metrics import distances, mixing
 from pipelines.steering.plan import SteeringTask, Task, Variant
 
 MAX_LOSS = 0.02
-"""Share of the conservation of cell types that a mixing may cost."""
+"""Largest share of the conservation of cell types that a mixing may lose."""
 
 
 def choose_dose(task: SteeringTask, variants: Sequence[Variant], embedded: SteeredEmbeddings) -> Variant:
-    """The point of the grid, a number of features and a dose, that does best on these (select) cells.
+    """The best point of the grid, a number of features and a dose, on these (select) cells.
 
-    Move: the point where the least share of the distance remains. Mix: the point that mixes best among those that lose
-    at most MAX_LOSS of the conservation of cell types; where every point loses more, the one that loses least. Of equal
-    points it is the first, which has the fewest features.
+    For move it is the point with the smallest remaining share of the distance. For mix it is the point that mixes best
+    among those that lose at most MAX_LOSS of the conservation of cell types, or, if every point loses more, the point
+    that loses least. Of equal points it is the first, which has the fewest features.
     """
     grid = [variant for variant in variants if variant.role is Role.GRID]
     if task.type is Task.MOVE:
@@ -37,7 +37,7 @@ def choose_dose(task: SteeringTask, variants: Sequence[Variant], embedded: Steer
 
 
 def _remaining(task: SteeringTask, embedded: SteeredEmbeddings, variant: int) -> float:
-    """The share of the distance that remains under a variant, of all cells; infinite where it is not defined."""
+    """The share of the distance that remains under a variant, over all cells; infinite if it is not defined."""
     labels = embedded.labels
     table = distances.distance_table(
         embedded.unsteered,

@@ -1,10 +1,13 @@
-"""Corrections of embeddings without an autoencoder: the baselines beside which steering is reported.
+"""Corrections of embeddings that need no autoencoder, which are the baselines of steering.
 
-- `centre`: x - mean of its batch + mean of all. Uses batch labels alone, so it also removes what differs between
-  batches because their cell types do; `centre_within` does the same inside each cell type, which uses labels that a
-  real correction would not have, and so is a ceiling, not a rival.
-- `harmony`: Korsunsky et al. 2019 (doi:10.1038/s41592-019-0619-0) by harmonypy, of the extra `evaluate`.
-- `MeanDifference`: the vector from target to toward cells by group, learned on reference cells and added to others.
+- `centre` is x - mean of its batch + mean of all cells. It uses batch labels alone, so it also removes differences
+  between batches that come from their cell types.
+- `centre_within` does the same inside each cell type. It uses labels that a real correction does not have, so it is an
+  upper bound and not a competitor.
+- `harmony` is the method of Korsunsky et al. 2019 (doi:10.1038/s41592-019-0619-0) by harmonypy, from the extra
+  `evaluate`.
+- `MeanDifference` adds the vector from target to toward cells of each group, learned on reference cells, to other
+  cells.
 """
 
 from importlib.util import find_spec
@@ -17,7 +20,7 @@ from pipelines.steering.metrics.intervals import Bools, Floats, Ints, Names, blo
 EXTRA = "pip install 'scsae[evaluate]'"
 HARMONY_VERSION = "2."
 MIN_HARMONY = 6
-"""Cells that Harmony clusters, at least."""
+"""Least number of cells that Harmony can cluster."""
 
 
 def centre(embedding: Floats, batch: Names) -> Floats:
@@ -55,7 +58,7 @@ def harmony(embedding: Floats, batch: Names, *, seed: int = 0) -> Floats:
         raise UsageError(f"there are {len(values)} cells, and Harmony needs at least {MIN_HARMONY} to cluster them")
     import harmonypy
 
-    # clusters: harmonypy's own rule, n / 30 up to 100, makes none of fewer than 15 cells
+    # harmonypy's own number of clusters, n / 30 up to 100, is 0 for fewer than 15 cells
     n_clusters = int(min(max(round(len(values) / 30), 2), 100))
     done = harmonypy.run_harmony(
         values, {"batch": names}, "batch", nclust=n_clusters, random_state=seed, verbose=False, ncores=1
@@ -70,7 +73,7 @@ def harmony(embedding: Floats, batch: Names, *, seed: int = 0) -> Floats:
 
 
 class MeanDifference:
-    """Mean of toward cells minus mean of target cells by group, learned on reference cells."""
+    """The mean of toward cells minus the mean of target cells by group, learned on reference cells."""
 
     def __init__(self, reference: Floats, is_target: Bools, is_toward: Bools, group: Names) -> None:
         """Learn from reference cells [n_cells width]; a group without target or toward cells gets no vector."""
@@ -82,9 +85,9 @@ class MeanDifference:
                 self.vectors[str(name)] = values[toward].mean(0) - values[target].mean(0)
 
     def applied(self, embedding: Floats, is_target: Bools, group: Names, *, amount: float = 1.0) -> Floats:
-        """Add `amount` times their group's vector to target cells of embedding [n_cells width], float64.
+        """The embedding [n_cells width], float64, with `amount` times their group's vector added to target cells.
 
-        Cells of a group without a vector stay where they are.
+        Cells of a group without a vector are unchanged.
         """
         out, names = np.array(embedding, dtype=np.float64), np.asarray(group, dtype=str)
         for name, vector in self.vectors.items():

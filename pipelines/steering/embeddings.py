@@ -12,13 +12,13 @@ from pipelines.steering.metrics.intervals import Floats
 
 @dataclass(frozen=True, kw_only=True)
 class SteeredEmbeddings:
-    """The embeddings of a run, variant by variant.
+    """The embeddings of a run, by variant.
 
     Attributes:
-        cell_idx: cells that have a label and an embedding, ascending [n_cells].
-        labels: of these.
-        unsteered: embeddings [n_cells width].
-        moved: by variant, rows of the cells that it steers and their embeddings.
+        cell_idx: the cells that have a label and an embedding, ascending [n_cells].
+        labels: the labels of these cells.
+        unsteered: their unsteered embeddings [n_cells width].
+        moved: for each variant, the rows of the cells that it steers and their embeddings.
     """
 
     cell_idx: np.ndarray
@@ -28,7 +28,7 @@ class SteeredEmbeddings:
 
     @classmethod
     def of(cls, stored: pl.DataFrame, cells: pl.DataFrame, kind: str) -> "SteeredEmbeddings":
-        """From the rows cell_idx, variant, embedding of a run, and the cell table."""
+        """Make it from the rows cell_idx, variant, embedding of a run, and from the cell table."""
         known = stored.filter(pl.col("embedding").arr.first().is_not_nan())
         known = known.join(cells.filter(pl.col(kind).is_not_null()).select("cell_idx"), on="cell_idx", how="semi")
         by_variant = {
@@ -47,7 +47,7 @@ class SteeredEmbeddings:
         )
 
     def under(self, variant: int) -> Floats:
-        """Embeddings of all cells under a variant [n_cells width]."""
+        """The embeddings of all cells under a variant [n_cells width]."""
         if variant not in self.moved:
             return self.unsteered
         out = self.unsteered.copy()

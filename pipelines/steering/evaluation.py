@@ -1,17 +1,17 @@
-"""The results of a steering run from its stored embeddings: every condition on every metric, beside its nulls.
+"""The results of a steering run from its stored embeddings: every metric of every condition, compared with nulls.
 
-An effect is a condition's value less the unsteered one. Intervals are 95 % intervals of the effect: over subsamples of
-the cells of each donor, cell type and label for a single variant, Student's t over the draws of a null. `p_<null>` is
-the share of the null's draws whose effect is at least as good, counting the condition itself; it is given for the
-conditions at the point where the nulls were drawn. Cells without a label or a token are left out.
+An effect is the value of a condition minus the unsteered value. Intervals are 95 % intervals of the effect: for a
+single variant over subsamples of the cells of each donor, cell type and label, for a null Student's t over its draws.
+`p_<null>` is the share of the null's draws whose effect is at least as good, counting the condition itself; it is given
+for the conditions at the point where the nulls were drawn. Cells without a label or a token are left out.
 
 On `test` cells the table also holds conditions that need no model: `floor` (the distance that sampling noise alone
 leaves), the mean difference of embeddings learned on the cells of the other splits, and, for mix, centring and Harmony,
-which see the batches of the test cells. Rows of role `trend` say whether a metric follows the dose and the number of
+which use the batches of the test cells. Rows of role `trend` say whether a metric follows the dose and the number of
 features.
 
-Cost: .3 s a variant for 1,000 test cells. scIB's scores (`scib`) take 10 s and more, so they are computed for the
-chosen variant, the reconstruction, the baselines and 3 draws of each null alone.
+Cost: .3 s per variant for 1,000 test cells. scIB's scores (`scib`) take 10 s and more, so they are computed only for
+the chosen variant, the reconstruction, the baselines and 3 draws of each null.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,14 +33,14 @@ from pipelines.steering.metrics.intervals import Floats, rank_p, student
 from pipelines.steering.plan import Null, SteeringTask, Task, Variant
 
 N_COSTLY = 3
-"""Draws of each null for which scIB's scores are computed."""
+"""Number of draws of each null for which scIB's scores are computed."""
 FLOOR, EMBEDDING_DIFFERENCE = "floor", "mean difference of embeddings"
 _COMPARED = (Role.REPLACE, Role.RECONSTRUCTION, Role.BASELINE)
-"""Roles beside the chosen variant whose effects are ranked among the draws of the nulls."""
+"""The roles, besides the chosen variant, whose effects are ranked among the draws of the nulls."""
 CENTRING, CENTRING_WITHIN, HARMONY = "centring", "centring within types", "Harmony"
 
 Values = dict[tuple[str, str], MetricValue]
-"""Metrics of one condition by (metric, group)."""
+"""The metrics of one condition by (metric, group)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,16 +66,16 @@ def evaluate(
     scib: bool = False,
     n_samples: int | None = None,
 ) -> pl.DataFrame:
-    """The rows of `results` of one split, from its cells and unsteered `train` cells: every condition on every metric.
+    """The rows of `results` of one split, every metric of every condition, from its cells and unsteered `train` cells.
 
     Args:
-        task: what steering is for.
-        variants: unsteered first.
+        task: the steering task.
+        variants: the variants, unsteered first.
         embedded: their embeddings, and those of unsteered `train` cells.
-        split: the cells that are evaluated.
-        seed: of subsamples, halves and Harmony.
+        split: the split whose cells are evaluated.
+        seed: the seed of subsamples, halves and Harmony.
         scib: whether to compute scIB's scores too (mix alone; needs the extra `evaluate`).
-        n_samples: subsamples behind an interval; default: 500.
+        n_samples: the number of subsamples behind an interval; default: 500.
     """
     own = embedded.labels.split == split
     cells = _evaluation_cells(embedded, own, seed, n_samples)
@@ -142,14 +142,14 @@ def _by_key(values: Iterable[MetricValue]) -> Values:
 
 
 def _is_costly(variant: Variant) -> bool:
-    """Whether scIB's scores are computed for it."""
+    """Whether scIB's scores are computed for a variant."""
     if variant.role is Role.NULL:
         return variant.draw < N_COSTLY
     return variant.chosen or variant.role is not Role.GRID
 
 
 def _baselines(task: SteeringTask, embedded: SteeredEmbeddings, own: np.ndarray, seed: int) -> dict[str, Floats]:
-    """Embeddings of the evaluated cells under the baselines that need no model, by name."""
+    """The embeddings of the evaluated cells under each baseline that needs no model, by name."""
     unsteered, labels = embedded.unsteered[own], embedded.labels.at(own)
     label, types = labels.label.astype(str), labels.cell_type.astype(str)
     if task.type is Task.MOVE:
@@ -174,7 +174,7 @@ def _baselines(task: SteeringTask, embedded: SteeredEmbeddings, own: np.ndarray,
 
 
 def _rows(conditions: Sequence[_Condition], cells: EvaluationCells, split: str) -> list[dict[str, Any]]:
-    """A row for every condition, metric and group that was measured; the first condition is the unsteered one."""
+    """One row for each condition, metric and group that was measured; the first condition is the unsteered one."""
     (base,) = conditions[0].draws
     nulls = {null: next((own.draws for own in conditions if own.name == null), []) for null in Null}
     rows = []
@@ -234,8 +234,8 @@ def _dose_responses(
 ) -> list[dict[str, Any]]:
     """Spearman's correlation and Page's p of the headline metric with the dose and with the number of features.
 
-    Units are donors by types where donors have cells of both labels, else types (move); one for mix, hence no p. Of
-    features, the unsteered cells are the 0.
+    For move, the units are donors by types if donors have cells of both labels, else types. Mix has one unit, hence no
+    p. The unsteered cells are the point of 0 features.
     """
     chosen = next((variant for variant in variants if variant.chosen), None)
     if chosen is None or not isinstance(evaluator, MoveEvaluator | MixEvaluator):

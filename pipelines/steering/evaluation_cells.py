@@ -1,15 +1,15 @@
-"""The cells that conditions are evaluated on, and a metric of them with its values in subsamples.
+"""The cells that conditions are evaluated on, and the value of a metric on them with its values in subsamples.
 
-A `MetricValue` is one metric of one group of cells. Its `sampled` values are of the same subsamples for every
-condition, so that the interval of an effect is of paired differences. A subsample leaves a fifth of the cells of each
-donor, cell type and label out, which repeats no cell, and the spread is scaled to that of samples (the delete-d
-jackknife, Shao & Wu 1989, doi:10.1214/aos/1176347263). A bootstrap would draw cells twice, and those are 0 apart, so
-its interval of a distance would lie above the distance. Neighbours are not found anew in a subsample. Distances are
-those of weighted means, one product a type: 500 subsamples of 5,000 cells of 256 numbers take .2 s.
+A `MetricValue` is one metric of one group of cells. Its `sampled` values come from the same subsamples for every
+condition, so that the interval of an effect is that of paired differences. A subsample leaves out a fifth of the cells
+of each donor, cell type and label, and repeats no cell; the spread is scaled to that of samples (the delete-d
+jackknife, Shao & Wu 1989, doi:10.1214/aos/1176347263). A bootstrap would draw cells twice, at a distance of 0 from each
+other, so its interval of a distance would lie above the distance. Neighbours are not searched again in a subsample.
+Distances are those of weighted means, one product per type: 500 subsamples of 5,000 cells of 256 numbers take .2 s.
 
-In simulations the 95 % intervals held the truth in 98 %, where noise is as large as the distance in 92 % (distances),
-98 % (the share that remains) and 100 % (corrected distances). Energy distances have no interval: their pairs would take
-minutes.
+In simulations the 95 % intervals held the truth in 98 % of cases. If noise is as large as the distance, they held it in
+92 % (distances), 98 % (the share that remains) and 100 % (corrected distances). Energy distances have no interval,
+because their pairs would take minutes.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from pipelines.steering.metrics.intervals import UNKNOWN, Bools, Floats, Interva
 ALL = "all"
 """The group of all cells together."""
 N_SAMPLES = 500
-"""Subsamples behind an interval."""
+"""Number of subsamples behind an interval."""
 Strings = npt.NDArray[np.str_]
 
 
@@ -37,7 +37,7 @@ class MetricValue(NamedTuple):
     value: float | None
     n_cells: int
     sampled: Floats | None = None
-    """Its values in subsamples of the cells [n_samples]; None where it is not sampled."""
+    """Its values in subsamples of the cells [n_samples]; None if it is not sampled."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,15 +45,15 @@ class EvaluationCells:
     """The cells that conditions are evaluated on, in the order of their embeddings.
 
     Attributes:
-        unsteered: their embeddings [n_cells width].
-        label: of the kind that is steered [n_cells].
-        cell_type: [n_cells]; one type for all where none is known.
-        donor: [n_cells], "" where it is unknown: then cells count as independent.
-        train: unsteered embeddings of `train` cells [n_train width], which classifiers are fitted on.
-        train_label: their labels [n_train].
-        train_type: their types [n_train].
-        seed: of the subsamples.
-        n_samples: how many subsamples.
+        unsteered: their unsteered embeddings [n_cells width].
+        label: their labels of the kind that is steered [n_cells].
+        cell_type: their types [n_cells]; one type for all if none is known.
+        donor: their donors [n_cells], "" if unknown, in which case cells count as independent.
+        train: the unsteered embeddings of `train` cells [n_train width], which classifiers are fitted on.
+        train_label: the labels of the `train` cells [n_train].
+        train_type: the types of the `train` cells [n_train].
+        seed: the seed of the subsamples.
+        n_samples: the number of subsamples.
     """
 
     unsteered: Floats
@@ -68,7 +68,7 @@ class EvaluationCells:
 
     @cached_property
     def kept(self) -> npt.NDArray[np.float32]:
-        """1 for the cells that a subsample keeps [n_samples n_cells]: four of five of each donor, type and label."""
+        """1 for the cells that a subsample keeps [n_samples n_cells]; it keeps 4 of 5 of each donor, type and label."""
         rng = np.random.default_rng(self.seed)
         kept = np.ones((self.n_samples, len(self.label)), dtype=np.float32)
         block = blocks(len(self.label), self.donor, self.cell_type, self.label)
@@ -80,7 +80,7 @@ class EvaluationCells:
         return kept
 
     def interval(self, effect: float | None, steered: MetricValue, unsteered: MetricValue) -> Interval:
-        """95 % interval of an effect: the spread over subsamples, scaled to that of samples."""
+        """The 95 % interval of an effect, from the spread over subsamples, scaled to that of samples."""
         if effect is None or steered.sampled is None or unsteered.sampled is None:
             return UNKNOWN
         n_kept, n_cells = float(self.kept[0].sum()), len(self.label)
@@ -92,7 +92,7 @@ class EvaluationCells:
         return UNKNOWN if low is None or high is None else Interval(effect + low, effect + high)
 
     def mean(self, metric: str, values: Floats, cells: Bools | None = None, group: str = ALL) -> MetricValue:
-        """The mean of values as a metric; one value for each of `cells` (None: of all)."""
+        """The mean of values as a metric; there is one value for each of `cells` (None: all cells)."""
         own = np.ones(len(self.label), dtype=bool) if cells is None else cells
         if not own.any():
             return MetricValue(metric, group, None, 0)
@@ -101,7 +101,7 @@ class EvaluationCells:
         return MetricValue(metric, group, float(np.mean(values)), int(own.sum()), sampled)
 
     def macro_f1(self, metric: str, truth: Strings, predicted: Strings, cells: Bools, group: str = ALL) -> MetricValue:
-        """Macro-F1 over the labels in `truth` [n_own] as a metric, of `cells`."""
+        """The macro-F1 over the labels in `truth` [n_own] of `cells`, as a metric."""
         if not cells.any():
             return MetricValue(metric, group, None, 0)
         kept, scores = self.kept[:, cells], []

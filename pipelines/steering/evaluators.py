@@ -1,12 +1,12 @@
 """The metrics of one embedding under one steering task, by group.
 
-What each task measures:
+The metrics of each task:
 
-    move   distances to the cells moved toward, from where the cells were, and the share of the first that `remaining`
-           is; movement along and off the line between them; whether the moved cells keep their type; the share of
-           their neighbours that carry the label
+    move   distances of the moved cells to the `toward` cells and to their unsteered selves, and `remaining`, the share
+           of the distance that is left; movement along and off the line between the labels; whether the moved cells
+           keep their type; the share of their neighbours that carry the label
     mix    leave-one-batch-out accuracy and macro-F1, mixing of batches and conservation of labels
-    edit   the share of neighbours that carry the label, of its own cells and of the others
+    edit   the share of neighbours that carry the label, for the cells of the label and for the others
 """
 
 from abc import ABC, abstractmethod
@@ -25,13 +25,13 @@ from pipelines.steering.metrics.knn import KNNClassifier, knn_labels
 from pipelines.steering.plan import SteeringTask, Task
 
 MIN_CELLS = 10
-"""A cell type with fewer cells on either side is left out of distances: of six cells, noise alone leaves half."""
+"""Least number of cells of a type on either side for a distance; with six, noise alone leaves half of it."""
 DISTANCES = {
     "mean": ("distance", "remaining"),
     "corrected": ("distance_corrected", "remaining_corrected"),
     "energy": ("energy_distance", "energy_remaining"),
 }
-"""Kind of distance: the names of the distance to the label moved to, and of its share that remains."""
+"""For each kind of distance, the names of the distance to the `toward` label and of the share that remains."""
 _LEFT_OUT = ("lobo_accuracy", "lobo_macro_f1")
 
 
@@ -43,16 +43,16 @@ class Evaluator(ABC):
 
     @abstractmethod
     def metrics(self, embedding: Floats) -> list[MetricValue]:
-        """Every metric by group."""
+        """The values of every metric, by group."""
 
 
 class EditEvaluator(Evaluator):
-    """Whether neighbours carry the label, for the cells that carry it and for the others."""
+    """The share of neighbours that carry the label, for the cells that carry it and for the others."""
 
     def __init__(self, cells: EvaluationCells, target: str) -> None:
         super().__init__(cells)
         self.is_target = cells.label == target
-        # select cells are embedded without train cells: nothing is chosen by neighbours
+        # there are no train cells beside select cells, because no choice uses neighbours
         self._knn = (
             KNNClassifier(cells.train, cells.train_label.tolist(), cells.unsteered, cells.label.tolist(), target)
             if len(cells.train)
@@ -69,7 +69,7 @@ class EditEvaluator(Evaluator):
 
 
 class MoveEvaluator(EditEvaluator):
-    """How far the cells of one label are from those of another, type by type, and what else changed."""
+    """The distances of the cells of one label to those of another within types, and the other changes of the cells."""
 
     def __init__(self, cells: EvaluationCells, target: str, toward: str) -> None:
         super().__init__(cells, target)
@@ -91,7 +91,7 @@ class MoveEvaluator(EditEvaluator):
         )
 
     def metrics(self, embedding: Floats) -> list[MetricValue]:
-        """Distances, movement, types, and neighbours of the moved cells: nothing happens to the others."""
+        """The distances, movement, types and neighbours of the moved cells; the other cells do not change."""
         return [
             *self._distances(embedding),
             *self._movement(embedding),
@@ -100,7 +100,7 @@ class MoveEvaluator(EditEvaluator):
         ]
 
     def floor(self) -> list[MetricValue]:
-        """Distances as they would be if the moved cells were drawn from those moved to: sampling noise alone."""
+        """The distances that sampling noise alone would give if the moved cells were a sample of the `toward` cells."""
         found = []
         for row in self.table(self.cells.unsteered, n_splits=4).iter_rows(named=True):
             distance, remaining = DISTANCES[row["distance"]]
@@ -110,7 +110,7 @@ class MoveEvaluator(EditEvaluator):
         return found
 
     def units(self, embedding: Floats) -> dict[tuple[str, str], float]:
-        """`remaining` by (donor, type) where donors have cells of both labels, else by type (donor "")."""
+        """`remaining` by (donor, type) if donors have cells of both labels, else by type (donor "")."""
         donor = self.cells.donor.tolist() if (self.cells.donor != "").any() else None
         table = self.table(embedding, donor=donor, kinds=("mean",)).filter(pl.col("group") != ALL)
         table = table.drop_nulls("remaining")
@@ -134,7 +134,7 @@ class MoveEvaluator(EditEvaluator):
         return found
 
     def _sampled(self, embedding: Floats) -> dict[tuple[str, str, str], Floats]:
-        """Distances in subsamples by (kind, group, before | after), for the kinds that go by means."""
+        """The distances in subsamples by (kind, group, before | after), for the kinds that are computed from means."""
         found: dict[tuple[str, str, str], Floats] = {}
         groups = []
         for name in np.unique(self.cells.cell_type):
@@ -154,7 +154,7 @@ class MoveEvaluator(EditEvaluator):
         return found
 
     def _moments(self, values: Floats, cells: Bools) -> tuple[Floats, Floats]:
-        """Means [n_samples width] of `cells` in the subsamples, and what noise adds to their squared distance."""
+        """The means [n_samples width] of `cells` in the subsamples, and what noise adds to their squared distance."""
         kept, own = self.cells.kept[:, cells], values[cells]
         n = kept.sum(1)
         # careful: variances about a far origin would lose digits in single precision
@@ -175,7 +175,7 @@ class MoveEvaluator(EditEvaluator):
         ]
 
     def _type_preservation(self, embedding: Floats) -> list[MetricValue]:
-        """Whether the moved cells keep their type, by their nearest neighbours among unsteered train cells."""
+        """The preservation of the type of the moved cells, by their nearest neighbours among unsteered train cells."""
         own = self.is_target
         if self._types is None:
             return []
@@ -188,7 +188,7 @@ class MoveEvaluator(EditEvaluator):
 
 
 class MixEvaluator(Evaluator):
-    """Whether batches mix and cell types stay."""
+    """The mixing of batches and the conservation of cell types."""
 
     @cached_property
     def _conservation(self) -> float | None:
@@ -197,7 +197,7 @@ class MixEvaluator(Evaluator):
         ).conservation
 
     def metrics(self, embedding: Floats) -> list[MetricValue]:
-        """Leave-one-batch-out by batch and over batches, mixing, conservation and its relative loss."""
+        """The leave-one-batch-out metrics by batch and over batches, mixing, conservation and its relative loss."""
         batch, types, n = self.cells.label.tolist(), self.cells.cell_type.tolist(), len(embedding)
         mixed, conservation = mixing.quick_mixing(embedding, batch, types)
         before = self._conservation
@@ -210,7 +210,7 @@ class MixEvaluator(Evaluator):
         ]
 
     def _left_out(self, embedding: Floats) -> list[MetricValue]:
-        """Leave-one-batch-out (`mixing.predict_left_out`) by batch, and the mean over batches."""
+        """The leave-one-batch-out metrics (`mixing.predict_left_out`) by batch, and their means over batches."""
         cells = self.cells
         batches = np.unique(cells.label)
         if len(batches) < 2:
@@ -243,7 +243,7 @@ def evaluator_of(task: SteeringTask, cells: EvaluationCells) -> EditEvaluator | 
 
 
 def _mean_of(found: Sequence[MetricValue]) -> MetricValue:
-    """The mean of one metric over groups, each weighing the same."""
+    """The mean of one metric over groups, each with the same weight."""
     values = [own.value for own in found if own.value is not None]
     sampled = [own.sampled for own in found if own.sampled is not None]
     return MetricValue(

@@ -1,14 +1,14 @@
-"""Which features are edited: they are scored on `select` cells alone, and drawn again for every null.
+"""The choice of the features that are edited: they are scored on `select` cells alone, and drawn again for every null.
 
 edit    the features with the smallest p for the label (table feature_label).
-move    the mean displacement: a cell's code is the mean of its tokens' codes; a unit gives the difference of its mean
-        over `target` cells and over `toward` cells; the score is the mean over units. A unit is a cell type of a donor
-        with both labels, so that a difference of composition or of donors is not taken for the condition; where donors
-        carry one label each, a unit is a cell type, with donors' means averaged.
-mix     the variance between batches inside a cell type, less what sampling of cells alone gives, mean over types:
-        sum_b (m_b - m)^2 / (B - 1) - mean_b(s_b^2 / n_b).
+move    the mean displacement. The code of a cell is the mean of its tokens' codes. A unit gives the difference of its
+        means over `target` cells and over `toward` cells, and the score is the mean over units. A unit is a cell type
+        of a donor with both labels, so that a difference of composition or of donors is not taken for the condition; if
+        donors carry one label each, a unit is a cell type, with the means of donors averaged.
+mix     the variance between batches inside a cell type minus the part that sampling of cells alone gives, as a mean
+        over types: sum_b (m_b - m)^2 / (B - 1) - mean_b(s_b^2 / n_b).
 
-As decoder rows are unit vectors, both scores are in the activation's own units: how far a feature moves it.
+Decoder rows are unit vectors, so both scores are in units of the activation: how far a feature moves it.
 """
 
 from collections.abc import Sequence
@@ -27,12 +27,12 @@ from pipelines.steering.labels import CellLabels, Texts
 from pipelines.steering.plan import SteeringTask, Task
 
 MIN_CELLS = 5
-"""Cells of a unit on each side, at least."""
+"""Least number of cells of a unit on each side."""
 Index = npt.NDArray[np.int64]
 
 
 class FeatureScores(NamedTuple):
-    """Score of each feature [n_features], the units behind it, and in how many of them it has the mean's sign."""
+    """The score of each feature [n_features], the number of units, and the number that have the sign of the mean."""
 
     score: npt.NDArray[np.float64]
     n_units: int
@@ -40,10 +40,10 @@ class FeatureScores(NamedTuple):
 
 
 def score_features(mean_codes: sparse.csr_array, labels: CellLabels, task: SteeringTask) -> FeatureScores:
-    """Scores of all features from the mean codes [n_cells n_features] of these (select) cells.
+    """The scores of all features from the mean codes [n_cells n_features] of these (select) cells.
 
     Raises:
-        UsageError: the cells hold nothing to compare.
+        UsageError: no unit has enough cells on both sides, so there is nothing to compare.
     """
     values = _differences(mean_codes, labels, task) if task.type is Task.MOVE else _excess(mean_codes, labels)
     if not len(values):
@@ -53,14 +53,14 @@ def score_features(mean_codes: sparse.csr_array, labels: CellLabels, task: Steer
 
 
 def rank_features(found: FeatureScores, task: SteeringTask, alive: npt.NDArray[np.bool_]) -> Index:
-    """Living features, best first: by |score| for move, by score for mix; equal ones by id."""
+    """The ids of the features that fire, best first: by |score| for move, by score for mix, and ties by id."""
     key = np.abs(found.score) if task.type is Task.MOVE else found.score
     order = np.argsort(-key, kind="stable")
     return order[alive[order]]
 
 
 def scores_frame(found: FeatureScores, order: Index, density: npt.NDArray[np.float64]) -> pl.DataFrame:
-    """The table `scores`, best first."""
+    """The table `scores`, the best feature first."""
     columns = {
         "feature_id": order,
         "score": found.score[order],
@@ -73,7 +73,7 @@ def scores_frame(found: FeatureScores, order: Index, density: npt.NDArray[np.flo
 
 
 def _differences(mean_codes: sparse.csr_array, labels: CellLabels, task: SteeringTask) -> npt.NDArray[np.float64]:
-    """Mean of target less mean of toward cells, unit by unit [n_units n_features]."""
+    """The mean of target cells minus the mean of toward cells, by unit [n_units n_features]."""
     sides = labels.label == task.target, labels.label == task.toward
     pairs = []
     for donor, kind in sorted(set(zip(labels.donor, labels.cell_type, strict=True))):
@@ -93,7 +93,7 @@ def _differences(mean_codes: sparse.csr_array, labels: CellLabels, task: Steerin
 
 
 def _excess(mean_codes: sparse.csr_array, labels: CellLabels) -> npt.NDArray[np.float64]:
-    """Variance between labels less what sampling gives, type by type [n_types n_features]."""
+    """The variance between labels minus the part due to sampling, by type [n_types n_features]."""
     squares = mean_codes.multiply(mean_codes).tocsr()
     values = []
     for least in (MIN_CELLS, 2):
@@ -115,8 +115,9 @@ def _excess(mean_codes: sparse.csr_array, labels: CellLabels) -> npt.NDArray[np.
 def shuffle_labels(labels: CellLabels, task: SteeringTask, rng: np.random.Generator) -> CellLabels:
     """The same cells with shuffled labels, for a null.
 
-    Mix: labels permuted among the cells of a type, in each split. Move: `target` and `toward` permuted among the cells
-    of a type of a donor; where donors carry one label each, whole donors exchange theirs within the split.
+    For mix, labels are permuted among the cells of a type within each split. For move, `target` and `toward` are
+    permuted among the cells of a type of a donor; if donors carry one label each, whole donors exchange their labels
+    within the split.
     """
     label = labels.label.copy()
     if task.type is Task.MIX:
@@ -178,16 +179,16 @@ def choose_features_of_label(
 ) -> tuple[str, pl.DataFrame]:
     """Return the target of an edit and its features, ranked: those with the smallest p for it on `select` cells.
 
-    By p and not by AUROC: of a label with few cells, some feature always has a high AUROC by chance.
+    The rank is by p and not by AUROC, because for a label with few cells some feature has a high AUROC by chance.
 
     Args:
-        labels: table feature_label.
-        features: table features.
-        options: kind and target (None takes the label of the kind with the best feature).
-        kinds: kinds of label that the data set has.
+        labels: the table feature_label.
+        features: the table features.
+        options: the options with kind and target (None takes the label of the kind with the best feature).
+        kinds: the kinds of label that the data set has.
 
     Raises:
-        UsageError: no such kind or target, or no feature has an AUROC above 0.5 for it.
+        UsageError: the kind or target is unknown, or no feature has an AUROC above 0.5 for it.
     """
     check_kind(options.kind, kinds)
     known = labels.filter((pl.col("label_kind") == options.kind) & (pl.col("split") == "select"))

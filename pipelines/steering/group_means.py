@@ -1,15 +1,17 @@
-"""Mean codes of groups of cells by gene, and the differences between them: `shift` and `toward` move codes by them.
+"""Mean codes of groups of cells by gene, and their differences, by which `shift` and `toward` change codes.
 
-With m(side, type, gene) the mean code of the tokens of a gene in the sampled cells of a side (a label) and a type:
-    move    difference m(toward, type, gene) - m(target, type, gene); of the cells of `target`, by type
-    mix     difference mean_b' m(b', type, gene) - m(b, type, gene); of the cells of batch b
-Few tokens make a poor mean, so a difference d of a type is shrunk toward D, the mean over types weighted by their
-tokens: d' = w d + (1 - w) D with w = n / (n + 5), n the tokens of the poorer side. The difference is shrunk and not the
-two means, because sides with unequal n would bring the difference between types in. D compares sides within types, so
-that it holds no difference of composition. A (type, gene) without tokens on both sides has no row: nothing is changed.
+Let m(side, type, gene) be the mean code of the tokens of a gene in the sampled cells of a side (a label) and a type:
+    move    the difference m(toward, type, gene) - m(target, type, gene), for the cells of `target`, by type
+    mix     the difference mean_b' m(b', type, gene) - m(b, type, gene), for the cells of batch b
+The mean of few tokens is uncertain, so the difference d of a type is shrunk toward D, the mean over types weighted by
+their tokens: d' = w d + (1 - w) D with w = n / (n + 5), where n is the number of tokens of the side with fewer tokens.
+The difference is shrunk and not the two means, because sides with unequal n would add the difference between types. D
+compares sides within types, so that it holds no difference of composition. A (type, gene) without tokens on both sides
+has no row, and its codes are not changed.
 
-`by` says by what codes are grouped: both; gene (D alone); cell_type and none, which are the same without genes.
-The mean-difference vector at the SAE's site, which needs no SAE, is the same with mean activations for codes.
+`by` is the grouping of codes: both (type and gene), gene (D alone), cell_type, or none; the last two do not separate
+genes. The mean-difference vector at the SAE's site, which needs no SAE, is computed in the same way with mean
+activations instead of codes.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,14 +29,14 @@ from pipelines.steering.token_sample import TokenSample
 
 By = Literal["cell_type", "gene", "both", "none"]
 PRIOR_TOKENS = 5.0
-"""Tokens that the mean over types weighs as much as."""
+"""The weight of the mean over types, as a number of tokens."""
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
 class MeansTable(NamedTuple):
-    """Rows by (group, gene), sorted, each once: group of the cell [row], vocabulary id of the gene [row] (None: one row
-    for all genes), values [row n_values] in the order of the features.
+    """A table with one row per (group, gene), sorted: the group of the cell [row], the vocabulary id of the gene [row]
+    (None: one row for all genes), and values [row n_values] in the order of the features.
     """
 
     group: Texts
@@ -43,7 +45,7 @@ class MeansTable(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """Differences by (side, type, gene): codes of side, type and gene [row], tokens of the poorer side [row]."""
+    """Differences by (side, type, gene): codes of side, type and gene [row], tokens of the side with fewer [row]."""
 
     side: Ints
     kind: Ints
@@ -54,15 +56,15 @@ class _Rows(NamedTuple):
 
 
 def default_grouping(task: SteeringTask) -> By:
-    """The grouping unless the options give one: without genes, so that the mean also holds which genes a cell has.
+    """The grouping if the options give none: without genes, so that the mean also reflects which genes a cell has.
 
-    On `select` donors of Kang et al. .41 of the distance to control remained by cell type, .46 by type and gene.
+    On `select` donors of Kang et al. .41 of the distance to control remained by cell type, and .46 by type and gene.
     """
     return "none" if task.type is Task.MIX else "cell_type"
 
 
 def group_of_cells(labels: CellLabels, task: SteeringTask, by: By) -> Texts:
-    """The group of each cell in `MeansTable` [n_cells]: its type, its batch, both, or ""."""
+    """The group of each cell in `MeansTable` [n_cells], which is its type, its batch, both, or ""."""
     kinds = labels.cell_type if by in ("cell_type", "both") else np.full(len(labels.label), "", dtype=object)
     if task.type is not Task.MIX:
         return kinds
@@ -81,12 +83,12 @@ def code_group_means(
     """The rows that `shift` adds to the codes of `features`, or that `toward` moves them to, at dose 1.
 
     Args:
-        sample: of token codes.
-        labels: of its cells.
-        task: move or mix; its intervention says whether the rows hold differences or means.
-        features: which, in the order of the columns.
-        by: what codes are grouped by.
-        cells: which sampled cells may be used [n_cells].
+        sample: the sample of token codes.
+        labels: the labels of its cells.
+        task: the task, move or mix; its intervention determines whether the rows hold differences or means.
+        features: the features, in the order of the columns.
+        by: the grouping of codes.
+        cells: the sampled cells that may be used [n_cells].
     """
     codes = sample.codes
 
@@ -101,7 +103,7 @@ def code_group_means(
 def mean_differences(
     sample: TokenSample, labels: CellLabels, task: SteeringTask, *, by: By, cells: npt.NDArray[np.bool_]
 ) -> MeansTable:
-    """Mean-difference vectors of activations [group d_model]: a cell is a unit, its mean activation the value."""
+    """The mean-difference vectors of activations [group d_model], from the mean activation of each cell."""
     mean = sample.mean.astype(np.float64)
     units = np.flatnonzero(sample.n_tokens > 0)
 
@@ -122,7 +124,7 @@ def mean_differences(
 
 
 def means_frame(table: MeansTable) -> pl.DataFrame:
-    """The rows as they are stored: group, gene_id (null where genes are not told apart), value."""
+    """The rows as they are stored: group, gene_id (null if genes are not separated), value."""
     n = len(table.group)
     gene_id = pl.Series(table.gene_id, dtype=pl.Int64) if table.gene_id is not None else pl.Series([None] * n)
     return pl.DataFrame(
@@ -146,7 +148,7 @@ def _table(
     cell_of_unit: Ints,
     gene_of_unit: Ints,
 ) -> MeansTable:
-    """The table of the units (tokens, cells) of the chosen cells; `column(j)` gives the units with a value and it."""
+    """The table of the units (tokens or cells) of the chosen cells; `column(j)` gives units and their values."""
     kinds = sorted(set(labels.cell_type))
     sides = [task.target, str(task.toward)] if task.type is Task.MOVE else sorted(set(labels.label[cells]) - {""})
     side_of = {name: i for i, name in enumerate(sides)}
@@ -193,7 +195,7 @@ def _table(
 
 
 def _of_move(side: Ints, kind: Ints, gene: Ints, n: Floats, mean: Floats) -> _Rows:
-    """Side 1 less side 0, of the (type, gene) that both have."""
+    """Side 1 minus side 0, for each (type, gene) that both sides have."""
     place = kind * (gene.max(initial=0) + 1) + gene
     _, a, b = np.intersect1d(place[side == 0], place[side == 1], return_indices=True)
     a, b = np.flatnonzero(side == 0)[a], np.flatnonzero(side == 1)[b]
@@ -201,7 +203,7 @@ def _of_move(side: Ints, kind: Ints, gene: Ints, n: Floats, mean: Floats) -> _Ro
 
 
 def _of_mix(side: Ints, kind: Ints, gene: Ints, n: Floats, mean: Floats) -> _Rows:
-    """The mean over batches less each batch, of the (type, gene) that at least two have."""
+    """The mean over batches minus each batch, for each (type, gene) that at least two batches have."""
     _, place = np.unique(kind * (gene.max(initial=0) + 1) + gene, return_inverse=True)
     n_sides = np.bincount(place)
     pool = sparse.csr_array((np.ones(len(place)), (place, np.arange(len(place)))), shape=(len(n_sides), len(place)))
@@ -218,7 +220,7 @@ class _Coarse(NamedTuple):
 
 
 def _shrunk(rows: _Rows, values: Floats) -> tuple[Floats, _Coarse]:
-    """Values of the rows shrunk toward their mean over types, and that mean by (side, gene)."""
+    """The values of the rows, shrunk toward their mean over types, and that mean by (side, gene)."""
     n_genes = int(rows.gene.max(initial=0)) + 1
     keys, place = np.unique(rows.side * n_genes + rows.gene, return_inverse=True)
     pool = sparse.csr_array((rows.n, (place, np.arange(len(place)))), shape=(len(keys), len(place)))

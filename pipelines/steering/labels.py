@@ -1,4 +1,4 @@
-"""CellLabels, types, donors and splits of cells, as arrays in one order."""
+"""The labels, types, donors and splits of cells, as arrays in one order."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,12 @@ Texts = npt.NDArray[np.object_]
 
 @dataclass(frozen=True, kw_only=True)
 class CellLabels:
-    """What is known of some cells, strings [n_cells] each; a null is "".
+    """The labels of some cells, as strings [n_cells] each; a null is "".
 
     Attributes:
-        label: of the kind that is steered.
-        cell_type: of the cell, inside which labels are compared; "" where it is the kind that is steered.
-        donor, split: of the cell.
+        label: the label of the kind that is steered.
+        cell_type: the type, inside which labels are compared; "" if it is the kind that is steered.
+        donor, split: the donor and the split.
     """
 
     label: Texts
@@ -26,7 +26,7 @@ class CellLabels:
 
     @classmethod
     def of(cls, cells: pl.DataFrame, kind: str) -> "CellLabels":
-        """Of rows of the cell table, in their order."""
+        """The labels in rows of the cell table, in their order."""
         columns = {"label": kind, "cell_type": "cell_type", "donor": "donor", "split": "split"}
         found = {
             name: np.array(cells[column].cast(pl.String).fill_null("").to_list(), dtype=object)
@@ -37,7 +37,7 @@ class CellLabels:
         return cls(**found)
 
     def at(self, index: npt.NDArray[np.generic]) -> "CellLabels":
-        """Those of some cells."""
+        """The labels of the cells at these positions."""
         return CellLabels(
             label=self.label[index], cell_type=self.cell_type[index], donor=self.donor[index], split=self.split[index]
         )

@@ -1,8 +1,8 @@
-"""What the model predicts of hidden genes of steered cells, gene by gene, beside the difference between real cells.
+"""The model's predictions of masked genes in steered cells, by gene, beside the difference between real cells.
 
-The same genes are hidden in every variant. `change` is the mean prediction for steered cells less that for the same
-cells unsteered; `difference` is the mean of the true values in `toward` cells less that in `target` cells (null where
-the task has no such cells, or the gene was hidden in none of them). If steering does what it should, they agree.
+The same genes are masked in every variant. `change` is the mean prediction for steered cells minus that for the same
+cells unsteered. `difference` is the mean of the true values in `toward` cells minus that in `target` cells (null if the
+task has no such cells, or the gene was masked in none of them). The two agree if steering works.
 """
 
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from feature_store.storage import schemas
 from pipelines.steering.plan import Variant
 
 MASKED_GENE_CELLS = 300
-"""Test cells with hidden genes, at most: of those that are steered, and of those that they are moved toward."""
+"""Largest number of test cells with masked genes, of the steered cells and of the `toward` cells each."""
 
 
 def masked_gene_variants(variants: Sequence[Variant]) -> tuple[Variant, ...]:
-    """Unsteered, the chosen variant, and the first draw of each null."""
+    """The variants whose predictions are made: unsteered, the chosen one, and the first draw of each null."""
     return tuple(v for v in variants if v.id == 0 or v.chosen or (v.null is not None and v.draw == 0))
 
 
@@ -28,10 +28,10 @@ def masked_gene_table(
     """The table `head`, by variant and gene.
 
     Args:
-        answers: rows cell_idx, variant, gene_id, answer, target.
-        variants: those of the answers.
-        toward: cell_idx of the cells that the others are moved toward.
-        genes: symbol and gene_id.
+        answers: the rows cell_idx, variant, gene_id, answer, target.
+        variants: the variants of these rows.
+        toward: the cell_idx of the `toward` cells.
+        genes: the symbol and gene_id of each gene.
     """
     names = dict(genes.select("gene_id", "symbol").iter_rows())
     is_toward = pl.col("cell_idx").is_in(list(toward))
@@ -65,7 +65,7 @@ def masked_gene_table(
 
 
 def masked_gene_cells(cells: np.ndarray, steered: np.ndarray, *, seed: int) -> np.ndarray:
-    """Ascending cell_idx of at most MASKED_GENE_CELLS of the steered cells and as many of the others, drawn by seed."""
+    """The ascending cell_idx of up to MASKED_GENE_CELLS steered cells and as many of the others, drawn by seed."""
     rng = np.random.default_rng(seed)
     chosen = [
         own if len(own) <= MASKED_GENE_CELLS else rng.choice(own, MASKED_GENE_CELLS, replace=False)

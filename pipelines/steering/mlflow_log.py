@@ -1,9 +1,9 @@
-"""Log a steering evaluation to MLflow: one run, with parameters, figures, tables and plots, attached to its SAE.
+"""Log a steering evaluation to MLflow, as one run with parameters, metrics, tables and plots, attached to its SAE.
 
-Only the chosen variant, the nulls and the baselines become metrics, each of all cells together: an evaluation of a grid
-has thousands of rows, which are in the tables attached. The chosen one is called `chosen` whatever was done, so that
-evaluations can be compared; what was done is among the parameters. Plots come last, and one that cannot be drawn is
-said on stderr and left out: it can be drawn from the store at any time.
+Only the chosen variant, the nulls and the baselines become metrics, each over all cells: the evaluation of a grid has
+thousands of rows, which are in the attached tables. The chosen variant is always called `chosen`, so that evaluations
+can be compared; its intervention is among the parameters. Plots come last. A plot that cannot be drawn is left out and
+reported on stderr, because it can be drawn from the store at any time.
 """
 
 import json
@@ -26,11 +26,11 @@ from pipelines.tracking.registry import DATASET_TAG, KIND_TAG, QUESTION_TAG, SAE
 
 MODEL_TAG = "scsae.model_id"
 Plots = Mapping[str, Callable[[Path], object]]
-"""What draws each plot, by name, into the file that it is given."""
+"""The function that draws each plot into a given file, by the name of the plot."""
 BESIDE = tuple(role.value for role in Role if role not in (Role.GRID, Role.TREND))
-"""Roles that are logged beside what was chosen."""
+"""The roles that are logged beside the chosen variant."""
 NAMED_OPTIONS = ("readout", "cells", "gene", "max_cells")
-"""Options that change which cells are measured and how: named in the task where they are not the default."""
+"""Options that change which cells are measured and how; the task names them if they are not the default."""
 UNCERTAINTY = ("effect", "low", "high")
 
 
@@ -41,14 +41,14 @@ def log_evaluation(
     tables: Mapping[str, pl.DataFrame],
     plots: Callable[[], Plots],
 ) -> str:
-    """Log the evaluation in `folder` unless it is logged, whole, with the SAE's model; return the MLflow run id.
+    """Log the evaluation in `folder` with the SAE's model, unless it is logged completely; return the MLflow run id.
 
     Args:
-        layout: the store.
-        folder: the steering run; its name is what a repeated stage finds the log by.
-        plan: what determines the run.
-        tables: by name; `results` gives the metrics. Lists become JSON, any other table csv.
-        plots: gives what draws each plot into the PNG whose path it is given; called only if they are to be logged.
+        layout: the layout of the store.
+        folder: the folder of the steering run; a repeated stage finds the log by its name.
+        plan: the plan of the run.
+        tables: the tables by name; `results` gives the metrics. Tables with lists become JSON, all others csv.
+        plots: returns the functions that draw each plot into a PNG of a given path; it is called only to log plots.
 
     Raises:
         StoreWriteError, RunFailedError: the tracking store cannot be written or does not answer; run the stage again.
@@ -73,7 +73,7 @@ def log_evaluation(
         params = flat({**plan.to_json(), "chosen": chosen_point(tables["results"])})
         with tracking.run(folder.name, params=params, tags=tags) as mlflow_run:
             tracking.log_metrics(mlflow_run, metrics_of(tables["results"]), model_id=model_id)
-            # not beside the run, where a kill would leave it
+            # careful: a kill would leave files that lie in the folder of the run
             with tempfile.TemporaryDirectory() as scratch:
                 made = Path(scratch)
                 tracking.log_files(mlflow_run, [_write(frame, made / name) for name, frame in tables.items()])
@@ -99,7 +99,7 @@ def task_in_words(plan: SteeringPlan) -> str:
 
 
 def chosen_point(results: pl.DataFrame) -> dict[str, Any]:
-    """Number of features and dose of the chosen variant; nothing where none was chosen."""
+    """The number of features and the dose of the chosen variant; empty if none was chosen."""
     chosen = results.filter(_is_chosen()).select("n_features", "dose").unique()
     return chosen.row(0, named=True) if chosen.height == 1 else {}
 
@@ -109,9 +109,9 @@ def _is_chosen() -> pl.Expr:
 
 
 def metrics_of(results: pl.DataFrame) -> dict[str, float]:
-    """`split/condition/metric` of all cells together: of the chosen variant with its uncertainty, nulls, baselines.
+    """The metrics `split/condition/metric` over all cells of the chosen variant (with intervals), nulls and baselines.
 
-    A null or baseline with several points of a grid is logged at the chosen one.
+    A null or baseline with several points of a grid is logged at the chosen point.
     """
     of_all = results.filter(pl.col("group") == "all")
     chosen = of_all.filter(_is_chosen())
@@ -132,7 +132,7 @@ def metrics_of(results: pl.DataFrame) -> dict[str, float]:
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested mappings as dotted names; lists as JSON."""
+    """A nested mapping as one mapping with dotted names; lists become JSON."""
     found: dict[str, str] = {}
     for key, value in content.items():
         name = f"{prefix}{key}"
@@ -144,7 +144,7 @@ def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def clean(name: str) -> str:
-    """A name with those characters alone that MLflow takes, and at most 250 of them."""
+    """A name with only the characters that MLflow allows, and at most 250 of them."""
     return re.sub(r"[^\w\-. /:]", "", name)[:250]
 
 
@@ -159,12 +159,12 @@ def _write(frame: pl.DataFrame, path: Path) -> Path:
 
 
 def _drawn(plots: Callable[[], Plots], folder: Path, run: str) -> list[Path]:
-    """Files of the plots that could be drawn; what could not is said once, with the reason of each."""
+    """The files of the plots that could be drawn; one message gives the reason for each plot that could not."""
     drawn, failed = [], []
     drawings: Plots = {}
     try:
         drawings = plots()
-    except Exception as error:  # noqa: BLE001  a picture must not cost the log
+    except Exception as error:  # noqa: BLE001  a plot must never fail the log
         failed.append(f"none could be begun: {error!r}")
     for name, draw in drawings.items():
         file = folder / f"{name}.png"

@@ -1,12 +1,12 @@
-"""What a steering run is for and the ways in which it runs the model: its task, the grid, the nulls, the baseline.
+"""The task of a steering run, and the variants under which it runs the model: the grid, the nulls and the baseline.
 
-Three tasks, told apart by the options:
+The options choose one of three tasks:
     edit    the features of one label are edited in all cells
-    move    cells of one label (`target`) are moved to another (`toward`); the others stay as they are
-    mix     features that tell the labels of a kind apart (batches, for example) are edited in all cells
+    move    cells of one label (`target`) are moved to another (`toward`); the other cells do not change
+    mix     features that separate the labels of a kind (batches, for example) are edited in all cells
 
-A `Variant` is one way to run the model. On `select` cells there are the variants of the grid. On `test` cells there are
-the chosen point, the two cross-sections of the grid through it, the same edit in mode `replace` beside the
+A `Variant` is one way to run the model. The `select` cells are run under the variants of the grid. The `test` cells are
+run under the chosen point, the two cross-sections of the grid through it, the same edit in mode `replace` and the
 reconstruction alone, the draws of the nulls, and the mean-difference vector at the SAE's site.
 """
 
@@ -22,14 +22,14 @@ from feature_store.storage import schemas
 from pipelines.config import SteerOptions
 
 ALL = "all"
-"""The target of a mix."""
+"""The target of the task mix."""
 UNSTEERED, RECONSTRUCTION, MEAN_DIFFERENCE = "unsteered", "reconstruction", "mean difference"
-"""Names of conditions."""
+"""The names of conditions."""
 _OWN = {"direction_seed": pl.Int64(), "references": pl.Int32()}
 
 
 class Task(StrEnum):
-    """What steering is for."""
+    """The kind of a steering task."""
 
     EDIT = "edit"
     MOVE = "move"
@@ -37,7 +37,7 @@ class Task(StrEnum):
 
 
 class Null(StrEnum):
-    """What an edit is compared with; the value is the name of its condition."""
+    """A null that an edit is compared with; the value is the name of its condition."""
 
     RANDOM_FEATURES = "random features"
     RANDOM_DIRECTION = "random direction"
@@ -45,12 +45,12 @@ class Null(StrEnum):
 
     @property
     def column(self) -> str:
-        """The column of `results` that holds the p-value against it."""
+        """The column of `results` that holds the p-value against this null."""
         return p_column(self.value)
 
 
 class InterventionType(StrEnum):
-    """What an intervention does to the features."""
+    """The kind of change that an intervention makes to the features."""
 
     ABLATE = "ablate"
     SCALE = "scale"
@@ -61,12 +61,12 @@ class InterventionType(StrEnum):
 
     @property
     def needs_group_means(self) -> bool:
-        """Whether it goes by the mean codes of groups of cells."""
+        """Whether the intervention uses the mean codes of groups of cells."""
         return self in (InterventionType.TOWARD, InterventionType.SHIFT)
 
     @property
     def neutral_dose(self) -> float | None:
-        """The dose at which it changes nothing; None where there is none."""
+        """The dose at which the intervention changes nothing; None if there is no such dose."""
         match self:
             case InterventionType.ADD | InterventionType.TOWARD | InterventionType.SHIFT:
                 return 0.0
@@ -78,7 +78,7 @@ class InterventionType(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class SteeringTask:
-    """What steering is for and on which label; `target` is `ALL` for mix, `toward` a label for move alone."""
+    """The task of steering and its labels; `target` is `ALL` for mix, and `toward` is a label for move alone."""
 
     type: Task
     kind: str
@@ -104,16 +104,17 @@ class Variant:
     """One way to run the model.
 
     Attributes:
-        id: its number among those of its table; 0 is unsteered.
-        name: of the condition, for people; `role` says what it is. `draw` tells the draws of a null apart, `n_features`
-            and `dose` the points of the grid.
-        role: what it is compared as.
-        intervention: what is done to the features; None where nothing is.
+        id: the number of the variant in its table; 0 is unsteered.
+        name: the displayed name of the condition. `draw` separates the draws of a null, and `n_features` and `dose` the
+            points of the grid.
+        role: the role of the condition.
+        intervention: the change of the features; None if there is none.
         features: the features that are edited, best first; none for unsteered, the reconstruction and the baseline.
         mode: whether the change is added to the activations or the reconstruction replaces them.
-        direction_seed: of the direction of the random-direction null; its norm is that of the edit of `features`.
-        references: number of the part of the group means that the intervention goes by.
-        chosen: whether it is the one that the search chose.
+        direction_seed: the seed of the direction of the random-direction null; its norm is that of the edit of
+            `features`.
+        references: the number of the part of the group means that the intervention uses.
+        chosen: whether the search chose this variant.
     """
 
     id: int
@@ -130,12 +131,12 @@ class Variant:
 
     @property
     def null(self) -> Null | None:
-        """The null that it is a draw of."""
+        """The null of which the variant is a draw; None if it is not a draw of a null."""
         return Null(self.name) if self.role is Role.NULL else None
 
 
 def task_of(options: SteerOptions, target: str) -> SteeringTask:
-    """The task that checked options give for a target."""
+    """The task that checked options define for a target."""
     type_ = Task.MIX if options.target == ALL else Task.EDIT if options.toward is None else Task.MOVE
     default = InterventionType.SHIFT if type_ is Task.MOVE else InterventionType.ABLATE
     return SteeringTask(
@@ -148,15 +149,15 @@ def task_of(options: SteerOptions, target: str) -> SteeringTask:
 
 
 def grid_of(options: SteerOptions) -> tuple[Point, ...]:
-    """All points of the grid, ascending; features that are given explicitly are one number of features."""
+    """All points of the grid, ascending; explicitly given features give one number of features."""
     numbers = (len(set(options.feature)),) if options.feature else options.n_features
     return tuple(Point(n, dose) for n in sorted(set(numbers)) for dose in sorted(set(options.dose)))
 
 
 def cross_sections(grid: Sequence[Point], chosen: Point, intervention: InterventionType) -> tuple[Point, ...]:
-    """The chosen point first, then the points that differ from it in one coordinate.
+    """The chosen point, followed by the points that differ from it in one coordinate.
 
-    Where there are several doses, the dose at which its features stay as they are is among them.
+    If there are several doses, the neutral dose, at which the features do not change, is among them.
     """
     others = [point for point in grid if (point.n_features == chosen.n_features) != (point.dose == chosen.dose)]
     neutral = intervention.neutral_dose
@@ -166,7 +167,7 @@ def cross_sections(grid: Sequence[Point], chosen: Point, intervention: Intervent
 
 
 def search_variants(task: SteeringTask, ranked: Sequence[int], grid: Sequence[Point]) -> tuple[Variant, ...]:
-    """Unsteered, and every point of the grid, on part 0 of the group means."""
+    """The unsteered variant and one for every point of the grid, with part 0 of the group means."""
     references = 0 if task.intervention.needs_group_means else None
     return _numbered(
         [
@@ -197,14 +198,14 @@ def report_variants(
     """The variants that test cells are run under.
 
     Args:
-        task: what steering is for.
-        ranked: features, best first.
-        points: `cross_sections`: the chosen one first.
-        random: draws of the null of random features.
-        shuffled: draws of the null of shuffled labels (none: there is no such null).
-        seed: of the random directions, as many as `random`.
-        displacement: part of the group means that holds the mean-difference vectors, if there are labels to take them
-            from.
+        task: the steering task.
+        ranked: the features, best first.
+        points: the points of `cross_sections`, the chosen one first.
+        random: the draws of the null of random features.
+        shuffled: the draws of the null of shuffled labels; empty if there is no such null.
+        seed: the seed of the random directions, of which there are as many as draws in `random`.
+        displacement: the part of the group means that holds the mean-difference vectors; None if there are no labels to
+            compute them from.
     """
     references = 0 if task.intervention.needs_group_means else None
     chosen, *rest = points
@@ -270,7 +271,7 @@ def variants_frame(variants: Sequence[Variant]) -> pl.DataFrame:
 
 
 def read_variants(frame: pl.DataFrame) -> tuple[Variant, ...]:
-    """The variants of such a table."""
+    """The variants that a table `variants` holds."""
     return tuple(
         Variant(
             id=row["variant"],

@@ -1,4 +1,4 @@
-"""What is shown of a finished steering run: the figures that the stage prints, and its plots."""
+"""The report of a finished steering run: the numbers that the stage prints, and its plots."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ from pipelines.steering.request import SteeringRequest
 
 
 def drawings_of(request: SteeringRequest, run: str) -> dict[str, Callable[[Path], object]]:
-    """The plots of a finished run, by name; nothing is drawn yet."""
+    """The functions that draw the plots of a finished run, by name."""
     from feature_store import FeatureStore
     from feature_store.plots.steering import steering_drawings
 
@@ -21,7 +21,7 @@ def drawings_of(request: SteeringRequest, run: str) -> dict[str, Callable[[Path]
 
 
 def facts_of(request: SteeringRequest, chosen: Variant, results: pl.DataFrame) -> dict[str, Any]:
-    """The figures that a stage shows: the headline metric of the task, beside its nulls and baseline."""
+    """The numbers that the stage prints: the headline metric of the task, with its nulls and baseline."""
     metric = HEADLINE_OF_TASK[request.task.type]
     rows = results.filter(split="test", group=ALL, metric=metric)
     own = rows.filter("chosen").row(0, named=True)

@@ -1,4 +1,4 @@
-"""The request of a steering run: options read against the store and checked whole, before anything is written."""
+"""The request of a steering run: its options, all checked against the store before anything is written."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,16 +33,16 @@ class SteeringRequest:
     """A checked request to steer with one SAE.
 
     Attributes:
-        options, layout: as given.
-        chain: the runs that it starts from.
-        associations: their table of features.
-        task, by: what steering is for, and by what the group means are grouped.
-        features: table features of the associations.
-        cells: rows of the cell table that matter: labelled, and for move of one of the two labels.
-        steered: cell_idx of those that an intervention may steer, ascending.
-        genes: symbol and gene_id of the genes that model and data share.
-        gene_ids: of the genes whose tokens are steered; None: all.
-        by_label: for edit, the features of the label, ranked.
+        options, layout: the options and the layout of the store, unchanged.
+        chain: the runs that steering starts from.
+        associations: the associations run that features are chosen from.
+        task, by: the steering task, and the grouping of the group means.
+        features: the table features of the associations.
+        cells: the rows of the cell table that have a label, for move one of the two labels.
+        steered: the cell_idx of the cells that an intervention may steer, ascending.
+        genes: the symbol and gene_id of the genes that model and data share.
+        gene_ids: the gene_id of the genes whose tokens are steered; None: all.
+        by_label: for edit, the ranked features of the label.
     """
 
     options: SteerOptions
@@ -60,11 +60,11 @@ class SteeringRequest:
 
     @classmethod
     def of(cls, options: SteerOptions, layout: Layout) -> "SteeringRequest":
-        """Read and check everything.
+        """Read the inputs from the store and check all options.
 
         Raises:
-            UsageError: no such kind, label, feature, gene or cell, too few features or cells, or an SAE that does not
-                belong to the model and site, or scIB's scores without the extra.
+            UsageError: a kind, label, feature, gene or cell is unknown, features or cells are too few, the SAE does not
+                belong to the model and site, or scIB's scores are wanted without the extra.
             NotFoundError: there are no associations.
         """
         if options.scib:
@@ -119,15 +119,15 @@ class SteeringRequest:
 
     @property
     def grid(self) -> tuple[Point, ...]:
-        """Points of the grid."""
+        """The points of the grid."""
         if self.by_label is None or self.options.feature:
             return grid_of(self.options)
-        # a label may have fewer features than were asked for
+        # a label may have fewer features than the options give
         return tuple(point._replace(n_features=min(point[0], self.by_label.height)) for point in grid_of(self.options))
 
     @property
     def needs_token_sample(self) -> bool:
-        """Whether mean codes are needed, to choose features or as group means."""
+        """Whether a sample of token codes is needed, to choose features or for group means."""
         return self.task.type is not Task.EDIT
 
     @cached_property
@@ -137,7 +137,7 @@ class SteeringRequest:
 
     @property
     def plan(self) -> SteeringPlan:
-        """What determines the run."""
+        """The plan, which holds all that determines the run."""
         options, task = self.options, self.task
         return SteeringPlan(
             control_of=self.chain.associations.control_of,
@@ -166,7 +166,7 @@ class SteeringRequest:
         )
 
     def paths(self) -> SteeringPaths:
-        """Where actors find model, data and SAE."""
+        """The paths at which actors find model, data and SAE."""
         return SteeringPaths(
             activations=str(self.chain.activations_run.path.resolve()),
             sae=str(self.layout.saes_dir(self.chain.associations.sae).resolve()),
@@ -178,7 +178,7 @@ class SteeringRequest:
         )
 
     def sample(self, splits: Sequence[str], *, most: int, equal: bool = False) -> Cells:
-        """Ascending cell_idx of a sample of each split; labels and types keep their proportions, or are equal."""
+        """The ascending cell_idx of a sample of each split; labels and types keep their proportions, or are equal."""
         drawn = [
             sample_cells(
                 self.cells.filter(split=split),
@@ -273,7 +273,7 @@ def _check_labels(task: SteeringTask, labels: pl.Series) -> None:
 
 
 def _mask(options: SteerOptions, cells: pl.DataFrame) -> pl.Expr:
-    """Cells that one of --cells lets through."""
+    """The cells that at least one of --cells selects."""
     chosen = []
     for text in options.cells:
         column, _, value = text.partition("=")

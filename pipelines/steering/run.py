@@ -1,17 +1,17 @@
-"""`scsae steer`: choose features and dose on `select` cells, steer `test` cells, evaluate; resumed by calling again.
+"""`scsae steer`: choose features and dose on `select` cells, steer `test` cells and evaluate; a second call resumes.
 
-The folder of a run holds, in the order in which they are made:
+The folder of a run holds these tables, in the order in which they are made:
 
     survey/      codes of tokens of a sample of train and select cells       (move, mix)
     scores/      features ranked on select cells
-    references/  group means of train cells (search/), of train and select cells (test/)
+    references/  group means of train cells (search/), and of train and select cells (test/)
     search/      select cells under every point of the grid                  (where there are several points)
     variants/    the variants that test cells are run under: the chosen point, nulls, baseline
     per_cell/    train cells unsteered, test cells under every variant
-    answers/     what the model predicts of hidden genes                     (--head), head/ by gene
-    results/     every condition on every metric
+    answers/     the model's predictions of masked genes                     (--head), head/ by gene
+    results/     every metric of every condition
 
-No table that something is chosen from holds test cells.
+No choice uses a table that holds test cells.
 """
 
 from collections.abc import Sequence
@@ -63,7 +63,7 @@ def steer(options: SteerOptions, store: Path, *, address: str | None = None) -> 
     """Steer as the options say, evaluate on `test` cells, and log to MLflow.
 
     Raises:
-        UsageError: see `SteeringRequest.of`.
+        UsageError: an option is invalid; see `SteeringRequest.of`.
         NotFoundError: there are no associations.
     """
     clock = Clock()
@@ -82,12 +82,12 @@ def steer(options: SteerOptions, store: Path, *, address: str | None = None) -> 
 
 
 class SteeringRun:
-    """The tables of one steering run, each made when it is needed and not there.
+    """The tables of one steering run, each of which is made when it is needed and missing.
 
     Attributes:
         request: the checked request.
-        folder: of the run.
-        tables: those that are made by shards.
+        folder: the folder of the run.
+        tables: the tables that are made in shards.
     """
 
     def __init__(self, request: SteeringRequest, address: str | None) -> None:
@@ -98,7 +98,7 @@ class SteeringRun:
         self.tables = ShardedTables(request, self.folder, self.plan, address)
 
     def results(self) -> pl.DataFrame:
-        """The table `results`, logged to MLflow."""
+        """The table `results`, which is also logged to MLflow."""
         request = self.request
         per_cell = self.per_cell()
         head = self.masked_genes() if request.options.head else None
@@ -133,25 +133,25 @@ class SteeringRun:
         )
         return results
 
-    # choices, from train and select cells
+    # the choices, which use train and select cells
 
     @cached_property
     def token_sample(self) -> TokenSample:
-        """Token codes of a sample of train and select cells."""
+        """The token codes of a sample of train and select cells."""
         return self.tables.token_sample(
             self.request.sample(("train", "select"), most=token_sample.SAMPLE_CELLS, equal=True)
         )
 
     @cached_property
     def labels(self) -> CellLabels:
-        """Labels of the sampled cells."""
+        """The labels of the sampled cells."""
         rows = pl.DataFrame({"cell_idx": self.token_sample.cell_idx})
         own = rows.join(self.request.cells, on="cell_idx", how="left", maintain_order="left")
         return CellLabels.of(own, self.request.task.kind)
 
     @cached_property
     def scores(self) -> pl.DataFrame | None:
-        """Features ranked on select cells; None where the features were given and none was to be chosen."""
+        """The features ranked on select cells; None if the options give the features."""
         by_label = self.request.by_label
         if by_label is None and self.request.options.feature:
             return None
@@ -161,7 +161,7 @@ class SteeringRun:
 
     @property
     def ranked(self) -> list[int]:
-        """Features to edit, best first."""
+        """The features to edit, best first."""
         if self.request.options.feature or self.scores is None:
             return list(dict.fromkeys(self.request.options.feature))
         return self.scores.sort("rank")["feature_id"].to_list()
@@ -173,7 +173,7 @@ class SteeringRun:
 
     @cached_property
     def search(self) -> commit.Run:
-        """Select cells under every point of the grid."""
+        """The run with select cells under every point of the grid."""
         request, means = self.request, None
         cells = request.sample(("select",), most=request.options.max_cells)
         if request.task.intervention.needs_group_means:
@@ -185,14 +185,14 @@ class SteeringRun:
 
     @cached_property
     def chosen(self) -> Point:
-        """The point of the grid that does best on select cells."""
+        """The best point of the grid on select cells."""
         if len(self.request.grid) == 1:
             return self.request.grid[0]
         best = choose_dose(self.request.task, self.search_variants, self.embeddings(self.search))
         assert best.dose is not None
         return Point(len(best.features), best.dose)
 
-    # what is run on test cells
+    # the tables of test cells
 
     @cached_property
     def variants(self) -> tuple[Variant, ...]:
@@ -202,12 +202,12 @@ class SteeringRun:
         return read_variants(commit.read_table(self.folder / "variants"))
 
     def per_cell(self) -> commit.Run:
-        """Train cells unsteered and test cells under every variant."""
+        """The run with train cells unsteered and test cells under every variant."""
         cells = self.request.sample(("train", "test"), most=self.request.options.max_cells)
         return self.tables.steered(SteeredEmbedder, "per_cell", cells, self.variants, self.report_group_means())
 
     def masked_genes(self) -> pl.DataFrame:
-        """The table `head`: what the model predicts of hidden genes, by gene."""
+        """The table `head`: the model's predictions of masked genes, by gene."""
         request = self.request
         every = request.sample(("test",), most=request.options.max_cells)
         toward = request.cells.filter(pl.col(request.task.kind).cast(pl.String) == (request.task.toward or ""))
@@ -226,7 +226,7 @@ class SteeringRun:
         return commit.read_table(self.folder / "head")
 
     def report_group_means(self) -> GroupMeansRun | None:
-        """Group means of train and select cells, one part for each that the variants name."""
+        """The group means of train and select cells, with each part that the variants need; None if they need none."""
         by_part = {v.references: v for v in reversed(self.variants) if v.references is not None}
         if not by_part:
             return None
@@ -245,7 +245,7 @@ class SteeringRun:
         return self.tables.group_means(REPORT, features, table)
 
     def embeddings(self, run: commit.Run) -> SteeredEmbeddings:
-        """The embeddings of a table."""
+        """The embeddings that a run holds."""
         return SteeredEmbeddings.of(commit.read_table(run.path), self.request.cells, self.request.task.kind)
 
     def _scored(self) -> pl.DataFrame:
@@ -281,7 +281,7 @@ class SteeringRun:
         return mean_differences(self.token_sample, self.labels, self.request.task, by=self.request.by, cells=usable)
 
     def _variants(self) -> tuple[Variant, ...]:
-        """`report_variants` with the nulls drawn."""
+        """The variants of `report_variants`, after the draws of the nulls."""
         request, options, task = self.request, self.request.options, self.request.task
         density = torch.from_numpy(request.features["density"].to_numpy().copy())
         own = self.ranked[: self.chosen.n_features]

@@ -1,8 +1,8 @@
-"""Several SAEs, one task: the mean over them with its 95 % interval, and how many are better than their nulls.
+"""Summary of one task over several SAEs: the mean with its 95 % interval, and the number better than their nulls.
 
-The SAE is the replicate, because an SAE of another seed has other features: its chosen point was searched on `select`
-cells by itself, and its nulls are its own. Student's t over SAEs covers what another training run would change, on
-these cells; at least three are needed, and their interval is wide (t = 4.3). An SAE is better than a null if its rank p
+The SAE is the replicate, because an SAE of another seed has other features: each SAE has its own chosen point, searched
+on `select` cells, and its own nulls. Student's t over SAEs covers the variation between training runs on the same
+cells; at least three SAEs are needed, and their interval is wide (t = 4.3). An SAE is better than a null if its rank p
 against that null is at most .05, in the metric's direction, which takes 19 draws or more.
 """
 
@@ -16,9 +16,9 @@ from pipelines.steering.metrics.intervals import student
 from pipelines.steering.plan import Null
 
 MIN_SEEDS = 3
-"""SAEs behind an interval, at least."""
+"""Least number of SAEs behind an interval."""
 P_LEVEL = 0.05
-"""Rank p at which an SAE counts as better than a null."""
+"""Largest rank p at which an SAE counts as better than a null."""
 _P = [null.column for null in Null]
 _POOLED = [role.value for role in Role if role is not Role.GRID]
 
@@ -27,17 +27,17 @@ def over_seeds(frames: Sequence[pl.DataFrame], *, split: str = "test") -> pl.Dat
     """Summarise the results of several SAEs.
 
     Args:
-        frames: tables `results` of the same task, one for each SAE.
-        split: whose cells.
+        frames: the tables `results` of the same task, one for each SAE.
+        split: the split whose cells are summarised.
 
     Returns:
         condition ("chosen" for what each SAE's search chose, whatever its number of features and dose), role, metric,
         group, n_seeds (SAEs that have a value), mean, low, high (of the value), effect, effect_low, effect_high (of the
-        value less the unsteered one), and for each null n_better_NULL, the SAEs whose p against it is at most .05,
-        of n_compared_NULL.
+        value minus the unsteered one), and for each null n_better_NULL, the SAEs whose p against it is at most .05, of
+        n_compared_NULL.
 
     Raises:
-        UsageError: fewer than 3 tables, or a table without a chosen point.
+        UsageError: there are fewer than 3 tables, or a table has no chosen point.
     """
     if len(frames) < MIN_SEEDS:
         raise UsageError(
@@ -81,7 +81,7 @@ def over_seeds(frames: Sequence[pl.DataFrame], *, split: str = "test") -> pl.Dat
 
 
 def _no_intervention() -> pl.Expr:
-    """The condition, with `shift, replace` as `replace`: the intervention is the same for all SAEs."""
+    """The condition, with `shift, replace` renamed `replace`, because the intervention is the same for all SAEs."""
     return pl.when(pl.col("role") == Role.REPLACE.value).then(pl.lit("replace")).otherwise("condition")
 
 

@@ -1,4 +1,4 @@
-"""Writes the tables of a steering run that are made shard by shard, by actors, and finds those that are there."""
+"""Writes the tables of a steering run that actors make in shards, and finds the shards that are complete."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -25,11 +25,11 @@ from pipelines.steering.token_sample import (
 )
 
 SHARD_CELLS = 64
-"""Cells that an actor steers between two commits."""
+"""Number of cells that an actor steers between two commits."""
 
 
 class GroupMeansRun(NamedTuple):
-    """A finished run of group means, with the features of the columns of each of its parts."""
+    """A finished run of group means, and the features of the columns of each of its parts."""
 
     run: commit.Run
     features: tuple[tuple[int, ...], ...]
@@ -39,7 +39,7 @@ class ShardedTables:
     """The sharded tables of one steering run.
 
     Attributes:
-        n_done, n_reused: shards done now, and found.
+        n_done, n_reused: the numbers of shards that this call made, and that it found complete.
     """
 
     def __init__(self, request: SteeringRequest, folder: Path, plan: SteeringPlan, address: str | None) -> None:
@@ -47,7 +47,7 @@ class ShardedTables:
         self.n_done = self.n_reused = 0
 
     def token_sample(self, cells: Cells) -> TokenSample:
-        """Token codes and mean activations of some cells."""
+        """The token codes and mean activations of some cells."""
         n_shards = -(-len(cells) // TOKEN_SHARD_CELLS)
         codes, means = (
             commit.Run.create(self.folder / "survey" / name, self.plan.table(name, n_shards=n_shards))
@@ -78,7 +78,7 @@ class ShardedTables:
     def steered(
         self, worker: type, table: str, cells: Cells, variants: tuple[Variant, ...], means: GroupMeansRun | None
     ) -> commit.Run:
-        """A table of cells under variants, made by `worker`."""
+        """The run of a table of cells under variants, which `worker` makes."""
         request = self.request
         rows = pl.DataFrame({"cell_idx": cells}).join(request.cells, on="cell_idx", how="left", maintain_order="left")
         labels = CellLabels.of(rows, request.task.kind)
@@ -109,7 +109,7 @@ class ShardedTables:
         return run
 
     def _do(self, worker: type, job: Any, runs: Sequence[commit.Run], *, title: str) -> None:
-        """Do the shards that any of the runs lacks, and finish the runs."""
+        """Make the shards that any of the runs lacks, and finish the runs."""
         pending = sorted({shard for run in runs for shard in run.pending()})
         if pending:
             with runs[0].exclusive():

@@ -1,11 +1,11 @@
 """Token codes and mean activations of a sample of `train` and `select` cells, from which features are chosen.
 
-The choice of features and the group means need the codes of tokens of both labels and of every type, and need them
-again for every draw of shuffled labels; so they are computed once and kept, in the folder `survey`. The sample takes as
-many cells of each (label, type) as there are, up to the cap, so that rare types have their means. Test cells are never
+The choice of features and the group means need the token codes of both labels and of every type, again for every draw
+of shuffled labels. The codes are therefore computed once and stored in the folder `survey`. The sample takes equal
+numbers of cells of each (label, type) as far as there are enough, so that rare types have means. Test cells are never
 sampled.
 
-Cost: 8 bytes a nonzero in memory; 4,000 cells of 240 tokens at k = 16 are 15 million.
+Cost: 8 bytes per nonzero in memory; 4,000 cells of 240 tokens at k = 16 have 15 million nonzeros.
 """
 
 from collections.abc import Sequence
@@ -21,19 +21,19 @@ from feature_store.storage import commit
 from pipelines.steering.context import Block, Cells, SteeringContext, SteeringPaths
 
 TOKEN_SHARD_CELLS = 256
-"""Cells whose tokens an actor encodes between two commits."""
+"""Number of cells whose tokens an actor encodes between two commits."""
 SAMPLE_CELLS = 2000
-"""Cells of each split in the sample, at most."""
+"""Largest number of cells of each split in the sample."""
 KEYS = ("cell_idx", "token_pos", "gene_id")
 
 
 def sample_cells(
     cells: pl.DataFrame, *, most: int, seed: int, strata: Sequence[str], equal: bool = False
 ) -> npt.NDArray[np.int64]:
-    """Ascending cell_idx of at most `most` of these cells, of one split, drawn by (seed, cell_idx, split).
+    """The ascending cell_idx of at most `most` of these cells, of one split, drawn by (seed, cell_idx, split).
 
-    Every stratum (a combination of values of the columns `strata`) keeps its share; with `equal` strata get the same
-    number, as far as they have so many. A function of these cells alone: what other splits hold does not matter.
+    Every stratum (a combination of values of the columns `strata`) keeps its share; with `equal`, strata get the same
+    number, as far as they have enough cells. The sample depends on these cells alone, and not on other splits.
     """
     if cells.height <= most:
         return np.sort(cells["cell_idx"].to_numpy())
@@ -49,13 +49,13 @@ def sample_cells(
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSampleJob:
-    """Everything an actor needs to encode any shard; plain values, so that it travels.
+    """The inputs with which an actor encodes any shard, as plain values that Ray can send to it.
 
     Attributes:
-        paths: of model, data and SAE.
-        codes, means: folders of the two runs that are written: token codes, and a row a cell.
-        cells: cell_idx [n_cells] of the sample, ascending; a shard is TOKEN_SHARD_CELLS of them.
-        shard_cells: cells of a shard.
+        paths: the paths of model, data and SAE.
+        codes, means: the folders of the two runs that are written, one of token codes and one with a row per cell.
+        cells: the cell_idx [n_cells] of the sample, ascending; a shard is TOKEN_SHARD_CELLS of them.
+        shard_cells: the number of cells of a shard.
     """
 
     paths: SteeringPaths
@@ -66,7 +66,7 @@ class TokenSampleJob:
 
 
 class TokenSampler:
-    """Does shards of a `TokenSampleJob`: the body of an actor, callable without Ray."""
+    """Writes the shards of a `TokenSampleJob`; it is the body of an actor and works without Ray."""
 
     def __init__(self, job: TokenSampleJob) -> None:
         self.job = job
@@ -74,7 +74,7 @@ class TokenSampler:
         self.codes, self.means = commit.Run.open(job.codes), commit.Run.open(job.means)
 
     def shard(self, number: int) -> dict[str, int]:
-        """TokenSample and commit shard `number` unless it is there; return counts."""
+        """Encode and commit shard `number` unless it is committed; return counts."""
         start = number * self.job.shard_cells
         cells = self.job.cells[start : start + self.job.shard_cells]
         if not (self.codes.committed(number) and self.means.committed(number)):
@@ -90,7 +90,7 @@ class TokenSampler:
         return {"shards": 1, "cells": len(cells), "variants": 1}
 
     def _encode(self, block: Block) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """Codes of the gene tokens of a block, and the mean activation of each of its cells."""
+        """The codes of the gene tokens of a block, and the mean activation of each of its cells."""
         import torch
 
         tokens = block.tokens
@@ -99,7 +99,7 @@ class TokenSampler:
         cell = tokens.cell_of_token()[at]
         codes = self.context.sae.encode(x[at].to(self.context.paths.device))
         n_active = np.diff(codes.crow.cpu().numpy())
-        # a token on which no feature fires has one row without a feature, so that means know of it
+        # a token on which no feature fires has one row without a feature, so that means count it
         rows = np.repeat(np.arange(len(at)), np.maximum(n_active, 1))
         is_code = np.repeat(n_active > 0, np.maximum(n_active, 1))
         feature, value = np.zeros(len(rows), np.int32), np.zeros(len(rows), np.float32)
@@ -126,15 +126,15 @@ class TokenSampler:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSample:
-    """A sample in memory.
+    """A sample of tokens in memory.
 
     Attributes:
-        cell_idx: of the sampled cells, with or without gene tokens, ascending [n_cells].
-        n_tokens: gene tokens of each [n_cells].
-        mean: mean activation of its gene tokens, float32 [n_cells d_model]; 0 where it has none.
-        cell: index into `cell_idx` of each token [n_tokens].
-        gene_id: vocabulary id of each token [n_tokens].
-        codes: token codes, float32 [n_tokens n_features], sparse by feature.
+        cell_idx: the sampled cells, with or without gene tokens, ascending [n_cells].
+        n_tokens: the number of gene tokens of each cell [n_cells].
+        mean: the mean activation of its gene tokens, float32 [n_cells d_model]; 0 if it has none.
+        cell: the index into `cell_idx` of each token [n_tokens].
+        gene_id: the vocabulary id of each token [n_tokens].
+        codes: the token codes, float32 [n_tokens n_features], sparse by feature.
     """
 
     cell_idx: Cells
@@ -146,7 +146,7 @@ class TokenSample:
 
     @property
     def mean_codes(self) -> sparse.csr_array:
-        """Mean code of each cell's gene tokens, float64 [n_cells n_features]."""
+        """The mean code of each cell's gene tokens, float64 [n_cells n_features]."""
         n_tokens = len(self.cell)
         weight = 1.0 / np.maximum(self.n_tokens, 1)[self.cell]
         pool = sparse.csr_array((weight, (self.cell, np.arange(n_tokens))), shape=(len(self.cell_idx), n_tokens))

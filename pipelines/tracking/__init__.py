@@ -1,8 +1,8 @@
 """MLflow: one run for each training and each steering evaluation, and the registry of SAEs with its champion.
 
-`runs` opens the database and logs runs. `registry` holds the versions of each SAE and what was measured of them.
-`promotion` decides whether a version becomes the champion. `provenance` says what a version was made from. Which
-metrics count, and which way, is in `feature_store.query.metrics`.
+`runs` opens the database and logs runs. `registry` holds the versions of each SAE and their metrics. `promotion`
+decides whether a version becomes the champion. `provenance` records the inputs of a version.
+`feature_store.query.metrics` holds the metrics that are compared and their directions.
 """
 
 from pipelines.tracking.promotion import Promotion, promote

@@ -1,12 +1,13 @@
-"""The rule by which `champion` moves: a version replaces it if one metric, measured on `test` cells, is not worse.
+"""The rule for `champion`: a version replaces the champion if one metric, measured on `test` cells, is not worse.
 
 The metric is the one given by `--metric`. Without it, it is the first of `COMPARED_BY` in the steering evaluation that
 both versions have (of the same task and data set); without such an evaluation, the FVU of `test` tokens; and where
 neither version has one, the FVU of `select` tokens, which calibrated the SAE. If one of the two versions lacks that
 metric, the promotion is refused: no other metric takes its place unless `--metric` says so.
 
-Test cells are for reporting: each promotion by them is a choice, and after many of them the champion's metric is too
-good. Nothing forces a version through; to have another champion, delete the alias in MLflow and give the reason there.
+Test cells are for reporting. Each promotion is a choice on test cells, so after many promotions the champion's metric
+is too good. No option overrides the rule; to have another champion, delete the alias in MLflow and give the reason
+there.
 """
 
 from collections.abc import Mapping
@@ -32,7 +33,7 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Promotion:
-    """What was promoted over which version (None: there was no other champion), and by which metric."""
+    """A promotion: the version, the champion that it replaced (None if there was none), and the metric."""
 
     version: ModelVersion
     over: int | None = None
@@ -45,18 +46,18 @@ class Promotion:
 def promote(tracking: Tracking, name: str, version: int, *, metric: str | None = None) -> Promotion:
     """Give `champion` to a version unless it is worse than the champion in one metric measured on `test` cells.
 
-    Promoting by test cells again and again selects on them: the champion's metric is then too good.
+    Repeated promotions select on test cells, which makes the champion's metric too good.
 
     Args:
         tracking: the registry.
-        name: registered name.
-        version: the candidate.
+        name: the registered name.
+        version: the candidate version.
         metric: a metric of a steering evaluation ("remaining"), one with its task and data set as `scsae models` names
-            it, test_fvu or select_fvu; None chooses as the module says.
+            it, test_fvu or select_fvu; None chooses by the rule of this module.
 
     Raises:
-        UsageError: there is no such version or metric, one of the two versions lacks it, or the candidate is worse;
-            nothing is changed.
+        UsageError: the version or metric is unknown, one of the two versions lacks the metric, or the candidate is
+            worse. Nothing is changed then.
     """
     with tracking.exclusive():
         candidate, champion = tracking.version(name, version), tracking.champion(name)
@@ -76,7 +77,7 @@ def promote(tracking: Tracking, name: str, version: int, *, metric: str | None =
 
 
 def scores_of(tracking: Tracking, version: ModelVersion) -> dict[str, Score]:
-    """What a version can be compared by: the newest evaluation of each task, then the figures of its training."""
+    """The metrics that can compare a version: the newest evaluation of each task, then those of its training."""
     scores: dict[str, Score] = {}
     for evaluation in tracking.evaluations(version.tags.get(RUN_TAG, "")):
         for name, value in evaluation.headlines.items():
@@ -137,7 +138,7 @@ def _chosen(
     theirs: Mapping[str, Score],
     asked: str | None,
 ) -> tuple[str, str | None]:
-    """The metric to compare, and a note about it. UsageError if one of the two versions lacks it."""
+    """The metric to compare, and a note about it. Raises UsageError if one of the two versions lacks it."""
     if asked is not None:
         found = [label for label in _matching({**theirs, **mine}, asked) if label in mine and label in theirs]
         if len(found) > 1:
@@ -175,7 +176,7 @@ def _nothing_to_compare(
     champion: ModelVersion,
     theirs: Mapping[str, Score],
 ) -> str:
-    """The error for two versions of which one lacks the metric that is compared by default."""
+    """The error message if one of two versions lacks the metric that is compared by default."""
     has = "; ".join(
         f"version {version.version} has {', '.join(scores) or 'none'}{_why_missing(version, label)}"
         for version, scores in ((candidate, mine), (champion, theirs))
@@ -202,7 +203,7 @@ def _own(
     *,
     like: Mapping[str, Score] = {},
 ) -> str:
-    """The full name of the metric asked for; UsageError, with the command that measures it, if the version lacks it."""
+    """The full name of a metric. Raises UsageError, with the command that measures it, if the version lacks it."""
     found = _matching(scores, asked)
     if like and (wanted := _matching(like, asked)):
         found = [label for label in found if label in wanted]
@@ -226,7 +227,7 @@ def _matching(scores: Mapping[str, Score], asked: str) -> list[str]:
 
 
 def _how_to_measure(tracking: Tracking, version: ModelVersion, asked: str, like: Mapping[str, Score]) -> str:
-    """The command that gives a version the metric; for steering, as the version that has it was measured."""
+    """The command that measures a metric of a version; for steering, with the options of the version that has it."""
     store = f"--store {tracking.layout.root}"
     if asked in COMPARED_BY_TRAINING:
         return f"measure it by training it again: `scsae train {store}` (one without test cells has no test_fvu)"
@@ -242,6 +243,6 @@ def _how_to_measure(tracking: Tracking, version: ModelVersion, asked: str, like:
 
 
 def _associations_of(layout: Layout, sae: str, dataset: str | None) -> str | None:
-    """The newest complete associations of an SAE, on a data set if one is given; None where there are none."""
+    """The newest complete associations of an SAE, on a data set if one is given; None if there are none."""
     found = newest_run_of(layout, "associations", {"sae": sae, "dataset": dataset})
     return None if found is None else found.run

@@ -1,8 +1,8 @@
-"""What a registered version came from, as tags when it is registered and as facts when it is asked for.
+"""The provenance of a registered version: tags that are written at registration, and facts that are read from them.
 
-Version -> SAE run -> activations run -> data set (digests of its files) and foundation model (digest), and the code.
-Each run is named with the hash of its manifest, and so of all its bytes. The tags outlive the store; whether a run is
-still there, unchanged, is looked up.
+The chain is version -> SAE run -> activations run -> data set (digests of its files) and foundation model (digest), and
+the code. Each run is recorded with the hash of its manifest, and so of all its bytes. The tags remain if the store is
+lost; whether a run still exists unchanged is read from the store.
 """
 
 import importlib.metadata
@@ -26,17 +26,17 @@ GIT_S = 10
 
 @cache
 def code_tags() -> dict[str, str]:
-    """Version of the package, and the commit where it runs from its own git checkout ("+" for one with changes)."""
+    """The version of the package, and the commit if it runs from its git checkout ("+" for one with changes)."""
     tags = {"scsae.version": importlib.metadata.version("scsae")}
     root = Path(pipelines.__file__).resolve().parents[1]
-    # an installed package lies in somebody else's checkout, if in any: that commit says nothing of it
+    # careful: an installed package may lie in the checkout of another project, whose commit is unrelated
     if _git(root, "rev-parse", "--show-toplevel") == str(root) and (head := _git(root, "rev-parse", "HEAD")):
         tags["scsae.commit"] = head + ("+" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
     return tags
 
 
 def _git(root: Path, *command: str) -> str | None:
-    """What git says of a folder; None without git or without a repository."""
+    """The output of a git command in a folder; None without git or without a repository."""
     try:
         done = subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True, timeout=GIT_S)
     except (OSError, subprocess.TimeoutExpired):
@@ -45,7 +45,7 @@ def _git(root: Path, *command: str) -> str | None:
 
 
 def origin_tags(layout: Layout, run: commit.Run) -> dict[str, str]:
-    """Tags of a version made of the SAE in `run`: everything above it, by name and hash."""
+    """The tags of a version of the SAE in `run`: the names and hashes of all its inputs."""
     plan = SAEPlan.of(run)
     activations = commit.Run.open(layout.activations_dir(plan.activations))
     tags = {
@@ -70,7 +70,7 @@ def origin_tags(layout: Layout, run: commit.Run) -> dict[str, str]:
 
 
 def data_files(layout: Layout, dataset: str) -> dict[str, str]:
-    """Sha256 of each file of a data set by the file's name; empty where the store no longer knows them."""
+    """The sha256 of each file of a data set, by the file's name; empty if the store no longer has them."""
     try:
         where = json.loads(filesystem.read_bytes(layout.cells_dir(dataset) / SOURCE_FILE))
     except FileNotFoundError:
@@ -80,7 +80,7 @@ def data_files(layout: Layout, dataset: str) -> dict[str, str]:
 
 
 def origin_of(layout: Layout, version: ModelVersion) -> dict[str, dict[str, Any]]:
-    """Facts of a version by what they are of: the version, its SAE, activations, data set, model and code."""
+    """The facts about a version in groups: the version, its SAE, activations, data set, model and code."""
     tags = version.tags
     digests = json.loads(tags.get("scsae.data_files", "{}")) or data_files(layout, tags.get(DATASET_TAG, ""))
     sae, activations, dataset = (tags.get(name, "") for name in (RUN_TAG, "scsae.activations", DATASET_TAG))
@@ -125,7 +125,7 @@ def origin_of(layout: Layout, version: ModelVersion) -> dict[str, dict[str, Any]
 
 
 def _state(folder: Path, sha: str | None) -> str:
-    """Whether the run that was registered is what the store holds, by its manifest."""
+    """A text that says whether the store holds the registered run unchanged, by its manifest."""
     try:
         now = commit.Run.open(folder).manifest().sha
     except StoreError as error:

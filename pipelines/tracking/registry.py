@@ -1,7 +1,8 @@
-"""The registry: versions of SAEs, the champion among them, and what steering evaluations measured of each.
+"""The registry: the versions of SAEs, the champion among them, and the steering evaluations of each.
 
-A version is registered last, tagged with the run and the hash of its manifest, so that a rerun finds it. An evaluation
-is an MLflow run of its own, tagged with the SAE's run; its figures are attached to the version's LoggedModel too.
+Registering a version is the last step, with tags for the run and the hash of its manifest, so that a rerun finds it. An
+evaluation is an MLflow run of its own with a tag for the SAE's run; its metrics are also attached to the version's
+LoggedModel.
 """
 
 import json
@@ -16,28 +17,28 @@ from pipelines.tracking.runs import RUN_TAG, TrackingStore
 CHAMPION = "champion"
 KIND_TAG, SAE_TAG, DATASET_TAG, QUESTION_TAG = "scsae.kind", "scsae.sae", "scsae.dataset", "scsae.question"
 MISSING_TAG = "scsae.missing"
-"""Figures of the training that could not be had, each with its reason, as JSON."""
+"""The tag with the metrics of the training that could not be measured, each with its reason, as JSON."""
 ANSWER = "test/chosen"
-"""Where the figures of the chosen variant on `test` cells are, among an evaluation's metrics."""
+"""The prefix of the metrics of the chosen variant on `test` cells in an evaluation."""
 MODEL_CODE = Path(__file__).parent.with_name("registered_sae.py")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelVersion:
-    """One version in the registry, with what it came from."""
+    """One version in the registry, with its provenance."""
 
     name: str
     version: int
     aliases: tuple[str, ...]
     metrics: Mapping[str, float]
-    """Figures of its training."""
+    """The metrics of its training."""
     tags: Mapping[str, str]
     model_id: str
     mlflow_run: str
 
     @property
     def missing(self) -> dict[str, str]:
-        """The reason for each figure of its training that could not be had."""
+        """The reason for each metric of its training that could not be measured."""
         return dict(json.loads(self.tags.get(MISSING_TAG, "{}")))
 
 
@@ -46,18 +47,18 @@ class Evaluation:
     """One steering evaluation that was logged."""
 
     run: str
-    """Id of the steering run."""
+    """The id of the steering run."""
     mlflow_run: str
     sae: str
     task: str
-    """The steering task in words, such as "stim -> ctrl"; two evaluations of one task measured the same."""
+    """The steering task in words, such as "stim -> ctrl"; evaluations of one task measure the same thing."""
     dataset: str
     params: Mapping[str, str]
     metrics: Mapping[str, float]
 
     @property
     def headlines(self) -> dict[str, float]:
-        """Metrics of the chosen variant on `test` cells by which versions are compared, the one that decides first."""
+        """The metrics of the chosen variant on `test` cells that compare versions; the first one decides."""
         found = {name: self.metrics.get(f"{ANSWER}/{name}") for name in COMPARED_BY}
         return {name: value for name, value in found.items() if value is not None}
 
@@ -103,7 +104,7 @@ class Tracking(TrackingStore):
         return self.settled(self.version(name, int(version.version)))
 
     def settled(self, found: ModelVersion) -> ModelVersion:
-        """A version with what a crash may have kept from it: the alias, where its name has no champion yet."""
+        """The version, after the alias that a crash may have prevented is set if its name has no champion yet."""
         if self.champion(found.name) is None:
             self.client.set_registered_model_alias(found.name, CHAMPION, str(found.version))
         return self.version(found.name, found.version)
@@ -121,7 +122,7 @@ class Tracking(TrackingStore):
         return self.version(name, int(found.version))
 
     def version(self, name: str, version: int) -> ModelVersion:
-        """Return one registered version; raise UsageError when it does not exist."""
+        """Return one registered version; raise UsageError if it does not exist."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -154,7 +155,7 @@ class Tracking(TrackingStore):
         return self.version(found[0].name, int(found[0].version)) if found else None
 
     def evaluations(self, sae: str | None = None) -> list[Evaluation]:
-        """Return the steering evaluations whose log is whole, newest first; of one SAE's run, or of all."""
+        """Return the steering evaluations with a complete log, newest first, of one SAE's run or of all."""
         wanted = f"tags.`{KIND_TAG}` = 'steering' and attributes.status = 'FINISHED'"
         if sae is not None:
             wanted += f" and tags.`{SAE_TAG}` = '{sae}'"

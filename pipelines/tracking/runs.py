@@ -1,14 +1,14 @@
-"""The tracking store: opened once by the driver, one run for what one store run measured, however often it is logged.
+"""The tracking store, which holds one MLflow run for each store run, however often that is logged.
 
-sqlite below the store unless $MLFLOW_TRACKING_URI names a server. Object storage holds no database: for a store there
-it is below ./scsae-local, in the folder and on the machine of the driver, and whoever works from several names a
-server. Only drivers log. Processes that open a fresh database together crash in its migrations, and two that look for
-a run and log it log it twice: both are done under a lock (flock) beside the database. mlflow is imported on first use:
-it takes 1.3 s.
+The database is sqlite below the store unless $MLFLOW_TRACKING_URI names a server. Object storage cannot hold a
+database. For a store there it is below ./scsae-local in the working folder of the driver, and work from several
+machines needs a server. Only drivers log. Processes that create a database at the same time crash in its migrations,
+and two that look for a run at the same time log it twice, so both steps hold a lock (flock) beside the database. mlflow
+is imported on first use, because that takes 1.3 s.
 
-Runs are found again by the tag `scsae.run`. What a crash left unfinished is taken up by the next call: what is in it
-already is the same, as it follows from the store run, and metrics carry the run's own start as their time, so that
-logging one twice leaves one.
+Runs are found again by the tag `scsae.run`. The next call completes a run that a crash left unfinished. Its content is
+the same, because it follows from the store run, and metrics carry the start of the run as their time, so that a metric
+that is logged twice is stored once.
 """
 
 import contextlib
@@ -34,27 +34,27 @@ EXPERIMENT = "scsae"
 RUN_TAG = "scsae.run"
 VALUE_CHARACTERS = 500
 BATCH = 1000
-"""Metrics in one call, at most: the limit of a server."""
+"""Largest number of metrics in one call, which is the limit of a server."""
 MODEL_BATCH = 100
-"""The same with a model: mlflow fails on more of them where some are logged already."""
+"""The same limit for metrics of a model: mlflow fails on more of them if some are logged already."""
 _SQLITE = "sqlite:///"
 _UNWRITABLE = re.compile(r"readonly database|unable to open database|disk is full|Permission denied|Read-only", re.I)
 
 
 class TrackingStore:
-    """Runs and their figures in the tracking store of one feature store."""
+    """The runs and their metrics in the tracking store of one feature store."""
 
     def __init__(self, layout: Layout, *, reads: bool = False) -> None:
         """With `reads`, open an existing database without a lock, so that a store that is read-only can be read.
 
         Raises:
             StoreWriteError: the database cannot be made.
-            UsageError: $MLFLOW_TRACKING_URI names nothing that MLflow knows.
+            UsageError: $MLFLOW_TRACKING_URI is not an address that MLflow supports.
             RunFailedError: the server does not answer.
         """
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        # careful: the default of 7 doubles its pause each time and takes minutes to say that a server is down
+        # careful: the default of 7 retries doubles each pause, so a server that is down is reported after minutes
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         with quiet():
             import mlflow.pyfunc
@@ -81,7 +81,7 @@ class TrackingStore:
 
     @classmethod
     def existing(cls, layout: Layout) -> Self:
-        """Open the registry to read from it; raise NotFoundError, and make nothing, where there is none yet."""
+        """Open the registry to read from it; raise NotFoundError, and create nothing, if there is none yet."""
         if not (os.environ.get("MLFLOW_TRACKING_URI") or (layout.mlflow_dir / "mlflow.db").is_file()):
             raise NotFoundError(
                 f"{layout.root} has no model registry yet; type `scsae train --store {layout.root}` first"
@@ -89,7 +89,7 @@ class TrackingStore:
         return cls(layout, reads=bool((layout.mlflow_dir / "mlflow.db").is_file()))
 
     def _select(self) -> None:
-        """Point mlflow's global calls at this store, without leaving it in the environment for the next one."""
+        """Point mlflow's global calls at this store, and keep its address out of the environment."""
         kept = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
         self._mlflow.set_tracking_uri(self.uri)
         self._mlflow.set_registry_uri(self.uri)
@@ -100,11 +100,11 @@ class TrackingStore:
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Hold the lock of the database while a run is looked for and logged; not reentrant.
+        """Hold the lock of the database while a run is looked for and logged; the lock is not reentrant.
 
         Raises:
             StoreWriteError: the database cannot be written.
-            RunFailedError: the server failed; what is committed in the store stays, and a rerun logs it.
+            RunFailedError: the server failed; the run in the store is kept, and a rerun logs it.
         """
         with self._locked(), self._clear_errors():
             yield
@@ -116,7 +116,7 @@ class TrackingStore:
             descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             with contextlib.suppress(OSError):
-                # a file system without flock is one that nobody shares: there the lock is not needed
+                # a file system without flock is not shared, so the lock is not needed there
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
@@ -124,7 +124,7 @@ class TrackingStore:
 
     @contextlib.contextmanager
     def _clear_errors(self) -> Iterator[None]:
-        """Raise the errors of MLflow as errors of the package, with the next command."""
+        """Turn errors of MLflow into errors of this package with the next command."""
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
@@ -148,7 +148,7 @@ class TrackingStore:
             ) from error
 
     def logged(self, run: str) -> "list[Run]":
-        """The MLflow runs that store run `run` has, finished or not, newest first."""
+        """The MLflow runs of store run `run`, finished or not, newest first."""
         return list(self.client.search_runs([self.experiment_id], f"tags.`{RUN_TAG}` = '{run}'"))
 
     def find(self, run: str) -> str | None:
@@ -157,10 +157,10 @@ class TrackingStore:
 
     @contextlib.contextmanager
     def run(self, run: str, *, params: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[str]:
-        """Open the MLflow run of store run `run`, or a new one, with its parameters; yield the MLflow run id."""
+        """Open the MLflow run of store run `run`, or a new one, log its parameters and yield the MLflow run id."""
         self._select()
         left = next(iter(self.logged(run)), None)
-        # careful: a parameter of a run cannot be changed, and the code that left it may have said another
+        # careful: a parameter of a run cannot be changed, and an older version may have logged another value
         known = left.data.params if left else {}
         with (
             quiet(),
@@ -171,21 +171,21 @@ class TrackingStore:
                 tags={**tags, RUN_TAG: run},
             ) as active,
         ):
-            # a run that is taken up ignores the tags of start_run
+            # a run that is resumed ignores the tags of start_run
             self._mlflow.set_tags({**tags, RUN_TAG: run})
             new = {key: str(value)[:VALUE_CHARACTERS] for key, value in params.items() if key not in known}
             self._mlflow.log_params(new)
             yield active.info.run_id
 
     def log_curves(self, mlflow_run: str, history: Sequence[Mapping[str, float]]) -> None:
-        """Log rows of {"step": n, metric: value, ...} in batches, never one call a number."""
+        """Log rows of {"step": n, metric: value, ...} in batches, and not with one call per number."""
         self._log(
             mlflow_run,
             [(key, float(value), int(row["step"])) for row in history for key, value in row.items() if key != "step"],
         )
 
     def log_metrics(self, mlflow_run: str, metrics: Mapping[str, float], *, model_id: str | None = None) -> None:
-        """Log final figures of a run; with `model_id` they are attached to that registered model as well."""
+        """Log the final metrics of a run; with `model_id` they are also attached to that registered model."""
         self._log(mlflow_run, [(key, float(value), 0) for key, value in metrics.items()], model_id=model_id)
 
     def _log(self, mlflow_run: str, values: Sequence[tuple[str, float, int]], *, model_id: str | None = None) -> None:
@@ -209,7 +209,7 @@ class TrackingStore:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep mlflow's advice about type hints and input examples off the screen: the signature is given."""
+    """Suppress mlflow's advice about type hints and input examples, because the signature is given."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="(?is).*(type hint|input example)")
         shown = warnings.showwarning

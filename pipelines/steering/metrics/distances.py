@@ -1,18 +1,20 @@
-"""How far steering took cells: distances between the cells to move, the moved cells and the cells to be reached.
+"""Distances between the target cells, the steered target cells and the `toward` cells of steering.
 
-Three kinds, each inside a group (cell type), because between groups all other differences would be counted too:
+There are three kinds. Each is computed inside a group (cell type), because distances between groups would include all
+other differences:
 
-- `mean`: |m_a - m_b|, Euclidean between means. Sampling noise alone makes it E[d^2] = tr S_a / n_a + tr S_b / n_b.
+- `mean`: |m_a - m_b|, Euclidean between means. Sampling noise alone gives E[d^2] = tr S_a / n_a + tr S_b / n_b.
 - `corrected`: sqrt(max(0, |m_a - m_b|^2 - tr S_a / n_a - tr S_b / n_b)), unbiased in the square.
-- `energy`: sqrt(max(0, 2 E|a - b| - E|a - a'| - E|b - b'|)), which sees more than means. The U-statistic, which leaves
-  a cell's distance to itself out: unbiased in the square, so equal clouds score 0 at any size (the usual V-statistic
-  is biased upward by E|a - a'| / n_a). Székely & Rizzo 2013, doi:10.1016/j.jspi.2013.03.018.
+- `energy`: sqrt(max(0, 2 E|a - b| - E|a - a'| - E|b - b'|)), which compares whole distributions and not means alone. It
+  is the U-statistic, which leaves out the distance of a cell to itself. It is unbiased in the square, so equal clouds
+  score 0 at any size (the usual V-statistic is biased upward by E|a - a'| / n_a). Székely & Rizzo 2013,
+  doi:10.1016/j.jspi.2013.03.018.
 
-Steered cells are the target cells themselves, moved, so `dist(steered, target)` is a paired comparison: its noise is
-that of the cells' movements, and cell i is left out of its own cross term.
+Steered cells are the same cells as the target cells, so `dist(steered, target)` is a paired comparison: its noise is
+that of the cells' movements, and the pair of a cell with itself is left out of the cross term.
 
-Cost: `energy` goes through pairs in blocks of 1,024 rows (8 MB per 1,000 cells of the other cloud) and takes at most
-`max_cells` cells of each cloud, a seeded sample: 5,000 x 5,000 cells of 512 numbers take 2.5 s of one core.
+Cost: `energy` computes pairs in blocks of 1,024 rows (8 MB per 1,000 cells of the other cloud) and takes a seeded
+sample of at most `max_cells` cells of each cloud; 5,000 x 5,000 cells of 512 numbers take 2.5 s of one core.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,31 +27,31 @@ from pipelines.errors import UsageError
 from pipelines.steering.metrics.intervals import Bools, Floats, Ints, Names
 
 MIN_CELLS = 10
-"""Cells of a group on each side, at least."""
+"""Least number of cells of a group on each side."""
 MAX_CELLS = 5_000
-"""Cells of each cloud in an energy distance, at most."""
+"""Largest number of cells of each cloud in an energy distance."""
 N_SPLITS = 4
-"""Random halves behind the distance that sampling noise alone leaves."""
+"""Number of random halves behind the distance that sampling noise alone leaves."""
 ALL = "all"
-"""The group of all groups together."""
+"""The name of the group of all groups together."""
 _BLOCK = 1024
 
 
 def mean_distance(a: Floats, b: Floats, *, paired: bool = False, seed: int = 0) -> float:
-    """Euclidean distance between the means of a [n_a width] and b [n_b width], in the embedding's unit."""
+    """The Euclidean distance between the means of a [n_a width] and b [n_b width], in the embedding's unit."""
     return float(np.linalg.norm(_float(a).mean(0) - _float(b).mean(0)))
 
 
 def corrected_distance(a: Floats, b: Floats, *, paired: bool = False, seed: int = 0) -> float:
-    """`mean_distance` less sampling noise, 0 where noise explains it all; each cloud has at least 2 cells.
+    """`mean_distance` minus sampling noise, 0 if noise explains all of it; each cloud has at least 2 cells.
 
-    paired: row i of both is the same cell, so the noise is that of a - b.
+    If `paired`, row i of both is the same cell, so the noise is that of a - b.
     """
     return float(np.sqrt(max(0.0, squared_distance(a, b, paired=paired))))
 
 
 def squared_distance(a: Floats, b: Floats, *, paired: bool = False) -> float:
-    """Unbiased estimate of the squared distance between the populations' means; negative by chance where they agree."""
+    """The unbiased estimate of the squared distance between population means, which can be negative by chance."""
     a, b = _float(a), _float(b)
     clouds = (a - b,) if paired else (a, b)
     noise = sum(float(cloud.var(0, ddof=1).sum()) / len(cloud) for cloud in clouds)
@@ -57,20 +59,20 @@ def squared_distance(a: Floats, b: Floats, *, paired: bool = False) -> float:
 
 
 def energy_distance(a: Floats, b: Floats, *, paired: bool = False, seed: int = 0, max_cells: int = MAX_CELLS) -> float:
-    """Energy distance of a [n_a width] and b [n_b width], unbiased in the square, 0 where that is negative.
+    """The energy distance of a [n_a width] and b [n_b width], unbiased in the square, and 0 if the square is negative.
 
     Args:
-        a: one cloud, at least 2 cells.
-        b: the other.
-        paired: row i of both is the same cell: pairs (i, i) are left out.
-        seed: of the sample of cells where a cloud holds more than `max_cells`.
-        max_cells: cells taken of each cloud at most; paired clouds keep the same cells.
+        a: one cloud of at least 2 cells.
+        b: the other cloud.
+        paired: whether row i of both is the same cell, so that pairs (i, i) are left out.
+        seed: the seed of the sample of cells of a cloud that holds more than `max_cells`.
+        max_cells: the largest number of cells taken of each cloud; paired clouds keep the same cells.
     """
     rng = np.random.default_rng(seed)
     rows = _sample(len(a), max_cells, rng)
     others = rows if paired else _sample(len(b), max_cells, rng)
     a, b = _float(a)[rows], _float(b)[others]
-    centre = (a.mean(0) + b.mean(0)) / 2  # or the expansion of |a - b|^2 would lose the digits that the mean takes
+    centre = (a.mean(0) + b.mean(0)) / 2  # careful: the expansion of |a - b|^2 loses digits far from the origin
     a, b = a - centre, b - centre
     within = _mean_pair(a, a, without_diagonal=True) + _mean_pair(b, b, without_diagonal=True)
     return float(np.sqrt(max(0.0, 2 * _mean_pair(a, b, without_diagonal=paired) - within)))
@@ -84,9 +86,10 @@ KINDS: dict[str, Callable[..., float]] = {
 
 
 def floor(cells: Floats, n_a: int, n_b: int, *, kind: str, seed: int = 0, n_splits: int = N_SPLITS) -> float | None:
-    """What `kind` calls the distance of n_a to n_b cells of one population: random halves of cells [n width].
+    """The distance of `kind` between n_a and n_b cells of one population, from random halves of cells [n width].
 
-    Mean over splits, scaled by sqrt((1 / n_a + 1 / n_b) / (1 / n_half + 1 / n_other_half)); None for under 4 cells.
+    It is the mean over splits, scaled by sqrt((1 / n_a + 1 / n_b) / (1 / n_half + 1 / n_other_half)); None for fewer
+    than 4 cells.
     """
     half = len(cells) // 2
     if half < 2 or not n_splits:
@@ -111,28 +114,29 @@ def distance_table(
     n_splits: int = N_SPLITS,
     seed: int = 0,
 ) -> pl.DataFrame:
-    """Distances by group, and over groups.
+    """The table of distances by group and over groups.
 
     Args:
-        unsteered: embeddings [n_cells width].
-        steered: of the same cells under one condition [n_cells width]; only the rows of target cells are read.
-        is_target: cells that were to move [n_cells].
-        is_toward: cells to be reached [n_cells], taken unsteered.
-        group: cell type of every cell [n_cells].
-        donor: of every cell [n_cells]; then the table is also made inside every donor.
-        kinds: keys of `KINDS`.
-        min_cells: a group with fewer target or fewer toward cells is left out.
-        n_splits: random halves behind `floor`; 0 leaves it out.
-        seed: of samples and halves.
+        unsteered: the unsteered embeddings [n_cells width].
+        steered: the embeddings of the same cells under one condition [n_cells width]; only the rows of target cells are
+            read.
+        is_target: which cells are target cells [n_cells].
+        is_toward: which cells are toward cells [n_cells]; they are taken unsteered.
+        group: the cell type of every cell [n_cells].
+        donor: the donor of every cell [n_cells]; if given, the table is also made inside every donor.
+        kinds: the kinds of distance, keys of `KINDS`.
+        min_cells: the least number of target and of toward cells; a group with fewer of either is left out.
+        n_splits: the number of random halves behind `floor`; 0 leaves `floor` out.
+        seed: the seed of samples and halves.
 
     Returns:
         distance (kind), donor (null: all cells), group, n_target, n_toward, target_toward, steered_target,
-        steered_toward, remaining = steered_toward / target_toward (null where that is 0), floor, and, in rows of group
-        "all", left_out, the groups that had too few cells. "all" holds means over groups, each weighing the same, and
-        the ratio of these means; its numbers are null where every group was left out.
+        steered_toward, remaining = steered_toward / target_toward (null if that is 0), floor, and, in rows of group
+        "all", left_out, the groups that had too few cells. "all" holds means over groups with equal weights and the
+        ratio of these means; its numbers are null if every group was left out.
 
     Raises:
-        UsageError: arrays of different numbers of cells, an unknown kind, or `min_cells` below 2.
+        UsageError: arrays have different numbers of cells, a kind is unknown, or `min_cells` is below 2.
     """
     names, donors = np.asarray(group, dtype=str), None if donor is None else np.asarray(donor, dtype=str)
     _check_cells(unsteered, steered, is_target, is_toward, names, *([] if donors is None else [donors]))
@@ -172,7 +176,7 @@ SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
 
 
 class _Clouds(NamedTuple):
-    """One group's cells."""
+    """The cells of one group."""
 
     group: str
     target: Floats
@@ -221,7 +225,7 @@ def _distances(cloud: _Clouds, kind: str, n_splits: int, seed: int) -> dict[str,
 
 
 def _over_groups(rows: list[dict[str, object]]) -> dict[str, object]:
-    """Cells summed, distances averaged over groups, and the ratio of the averages."""
+    """The row over all groups: sums of cells, means of distances, and the ratio of these means."""
     frame = pl.DataFrame(rows, schema=SCHEMA)
     means = frame.select(pl.col("target_toward", "steered_target", "steered_toward", "floor").mean()).row(0, named=True)
     before, after = means["target_toward"], means["steered_toward"]
@@ -234,7 +238,7 @@ def _over_groups(rows: list[dict[str, object]]) -> dict[str, object]:
 
 
 def _mean_pair(a: Floats, b: Floats, *, without_diagonal: bool) -> float:
-    """Mean Euclidean distance over pairs of rows, the pairs (i, i) left out on demand."""
+    """The mean Euclidean distance over pairs of rows, optionally without the pairs (i, i)."""
     b_squared = (b**2).sum(1)
     total = 0.0
     for start in range(0, len(a), _BLOCK):

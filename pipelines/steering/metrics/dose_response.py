@@ -1,9 +1,9 @@
-"""Whether a metric follows the dose of steering in every unit alike.
+"""Tests of whether a metric follows the dose of steering in every unit.
 
-Page's L (1963, doi:10.1080/01621459.1963.10500843) takes a unit's values (a donor's cells of one type) over the doses
-as ranks and asks whether they follow the order of the doses, one-sided in the direction the metric should go; units
-are the replicates, so doses need not act linearly nor units start from the same value. Spearman's correlation of the
-mean curve with the dose says how monotone the curve is, without a claim of significance.
+Page's L (1963, doi:10.1080/01621459.1963.10500843) ranks the values of a unit (a donor's cells of one type) over the
+doses and tests whether the ranks follow the order of the doses, one-sided in the intended direction of the metric.
+Units are the replicates, so doses need not act linearly, and units need not start from the same value. Spearman's
+correlation of the mean curve with the dose measures how monotone the curve is and is not a test.
 """
 
 from collections.abc import Sequence
@@ -16,18 +16,18 @@ from pipelines.errors import UsageError
 from pipelines.steering.metrics.intervals import Floats
 
 MIN_DOSES = 3
-"""Doses of a curve, at least."""
+"""Least number of doses of a curve."""
 MIN_UNITS = 2
-"""Units of Page's test, at least."""
+"""Least number of units of Page's test."""
 
 
 class DoseResponse(NamedTuple):
-    """Page's test over units and Spearman's correlation of their mean curve; None where there is too little data."""
+    """Page's test over units and Spearman's correlation of their mean curve; None if there are too few data."""
 
     p: float | None
     """One-sided p of Page's L; None for fewer than 3 doses or 2 units."""
     spearman: float | None
-    """Of dose and mean curve, +1 where it rises with every dose; None for fewer than 3 doses or a flat curve."""
+    """Correlation of dose and mean curve, +1 if it rises with every dose; None for under 3 doses or a flat curve."""
     n_units: int
     n_doses: int
 
@@ -36,13 +36,13 @@ def dose_response(doses: Sequence[float] | Floats, values: Floats, *, increasing
     """Test whether values rise (or fall) with the dose.
 
     Args:
-        doses: one per column, in any order, each once [n_doses].
-        values: a metric per unit and dose [n_units n_doses]; a unit with a value that is not finite is left out. Equal
-            values share their mean rank, which makes p larger rather than smaller.
+        doses: the dose of each column, in any order, each once [n_doses].
+        values: the metric of each unit and dose [n_units n_doses]; a unit with a value that is not finite is left out.
+            Equal values share their mean rank, which makes p larger rather than smaller.
         increasing: whether the metric should rise with the dose; False tests a fall.
 
     Raises:
-        UsageError: values are not [n_units n_doses], or a dose is there twice.
+        UsageError: values are not [n_units n_doses], or a dose occurs twice.
     """
     dose, table = np.asarray(doses, dtype=np.float64), np.asarray(values, dtype=np.float64)
     if table.ndim != 2 or table.shape[1] != len(dose):

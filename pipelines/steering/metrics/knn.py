@@ -1,4 +1,4 @@
-"""CellLabels by nearest neighbours: which label the neighbours of a cell carry, and how far the cell moved.
+"""Classification by nearest neighbours: the labels of a cell's neighbours, and the distance that the cell moved.
 
 A classifier of k = 5 nearest neighbours is fitted once, on the unsteered embeddings of `train` cells, and applied to
 the same cells under every variant. For the cells that carry the target label and for the others it gives the share of
@@ -16,11 +16,11 @@ from sklearn.neighbors import KNeighborsClassifier
 from pipelines.steering.metrics.intervals import Bools, Floats, Names
 
 N_NEIGHBORS = 5
-"""Neighbours of a cell among `train` cells."""
+"""Number of neighbours of a cell among `train` cells."""
 
 
 def knn_labels(train: Floats, labels: Names) -> Callable[[Floats], npt.NDArray[Any]]:
-    """A function that gives embeddings [n_cells width] the most frequent label [n_cells] of their neighbours."""
+    """A function of embeddings [n_cells width] that returns the most frequent label of their neighbours [n_cells]."""
     predict: Callable[[Floats], npt.NDArray[Any]] = _fitted(train, labels).predict
     return predict
 
@@ -31,7 +31,7 @@ class KNNClassifier:
     def __init__(
         self, train: Floats, train_labels: Sequence[str], test: Floats, test_labels: Sequence[str], target: str
     ) -> None:
-        """Fit on train [n_train width] and remember the unsteered test [n_test width] embeddings."""
+        """Fit on train [n_train width] and keep the unsteered test [n_test width] embeddings."""
         self._knn = _fitted(train, train_labels)
         self._unsteered = np.asarray(test, dtype=np.float64)
         self._labels = np.asarray(test_labels, dtype=str)

@@ -1,12 +1,13 @@
 """scIB's scores of an embedding (Luecken et al. 2022, doi:10.1038/s41592-021-01336-8), by `scib-metrics`.
 
-Aggregates are those of its Benchmarker: batch correction is the mean of BRAS, iLISI, kBET, graph connectivity and PCR
-comparison; bio conservation of isolated labels, k-means NMI and ARI, silhouette label and cLISI; total = .4 and .6 of
-them. Silhouette batch is reported beside BRAS and is in no aggregate: it calls batches mixed that lie in pairs
-(Rautenstrauch & Ohler 2025, doi:10.1038/s41587-025-02743-4). A score that is not defined for the data is None
-with its reason, and aggregates are means of the others, so compare only embeddings of the same cells.
+The aggregates are those of its Benchmarker: batch correction is the mean of BRAS, iLISI, kBET, graph connectivity and
+PCR comparison; bio-conservation is the mean of isolated labels, k-means NMI and ARI, silhouette label and cLISI; the
+total is .4 of the first plus .6 of the second. Silhouette batch is reported beside BRAS and is in no aggregate, because
+it scores batches that lie in pairs as mixed (Rautenstrauch & Ohler 2025, doi:10.1038/s41587-025-02743-4). A score that
+is not defined for the data is None with a reason, and aggregates are means of the others, so only embeddings of the
+same cells can be compared.
 
-Neighbours are exact, found once for LISI (90), kBET (50) and connectivity (15).
+Neighbours are exact and are searched once for LISI (90), kBET (50) and connectivity (15).
 
 Cost: the extra is 0.4 GB (jax). A process pays 3.5 s to import it, 5 s to compile the rest for a new number of cells
 (1 s from jax's cache in `$XDG_CACHE_HOME/scsae/jax`), and 25 s to compile kBET's neighbours with numba; 1,000 cells
@@ -36,25 +37,25 @@ OTHERS = ("silhouette_batch",)
 AGGREGATES = ("batch_correction", "bio_conservation", "total")
 _AGGREGATE_METRICS = {"batch_correction": "scib_batch", "bio_conservation": "scib_bio", "total": "scib_total"}
 WEIGHTS = (0.4, 0.6)
-"""Weights of batch correction and of bio-conservation in the total."""
+"""The weights of batch correction and of bio-conservation in the total."""
 MIN_CELLS = 4
-"""Cells below which no score is computed."""
+"""Least number of cells for any score."""
 KBET_MIN = 10
-"""Cells of a label for kBET, at least."""
+"""Least number of cells of a label for kBET."""
 LISI_MIN = 10
-"""Cells for LISI, at least: its perplexity is a third of the neighbours and has to be above 1."""
+"""Least number of cells for LISI, whose perplexity is a third of the neighbours and has to be above 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scib:
-    """Scores of one embedding, 1 best; a score of None has its reason."""
+    """The scores of one embedding, of which 1 is best; a score of None has a reason."""
 
     values: dict[str, float | None]
     reasons: dict[str, str]
 
 
 class _Score(NamedTuple):
-    """One score: why it is not defined for these cells, if it is not, and how it is computed."""
+    """One score: the reason why it is not defined for these cells, if any, and the function that computes it."""
 
     problem: str | None
     compute: Callable[[], Any]
@@ -71,7 +72,7 @@ def metric_name(score: str) -> str:
 
 
 def check_scib() -> None:
-    """UsageError if scib-metrics is not installed."""
+    """Raise UsageError if scib-metrics is not installed."""
     if not has_scib():
         raise UsageError(f"scIB's scores need scib-metrics, which is not installed; run: {EXTRA}")
 
@@ -80,14 +81,15 @@ def scib(embedding: Floats, unsteered: Floats, batch: Names, label: Names, *, kb
     """Score an embedding.
 
     Args:
-        embedding: [n_cells width].
-        unsteered: of the same cells [n_cells any_width]; PCR comparison is relative to it, and 0 for itself.
-        batch: of every cell [n_cells].
-        label: cell type of every cell [n_cells].
-        kbet: whether to compute kBET, the slowest; without it batch correction is the mean of the other four.
+        embedding: the embedding [n_cells width].
+        unsteered: the unsteered embedding of the same cells [n_cells any_width]; PCR comparison is relative to it, and
+            is 0 for the unsteered embedding itself.
+        batch: the batch of every cell [n_cells].
+        label: the cell type of every cell [n_cells].
+        kbet: whether to compute kBET, the slowest score; without it batch correction is the mean of the other four.
 
     Raises:
-        UsageError: the extra `evaluate` is not installed, fewer than 4 cells, lengths that differ, or values that are
+        UsageError: the extra `evaluate` is not installed, there are fewer than 4 cells, lengths differ, or values are
             not finite.
     """
     values, before = np.asarray(embedding, dtype=np.float32), np.asarray(unsteered, dtype=np.float32)
@@ -153,7 +155,7 @@ def _scores(
 
 
 def _neighbors(library: Any, values: Floats) -> Callable[[int], Any]:
-    """Exact neighbours, found once, as scib-metrics reads them: a function of how many, the cell itself first."""
+    """A function of k that returns the k exact neighbours for scib-metrics, the cell itself first; one search."""
     most = min(90, len(values))
     distances, indices = NearestNeighbors(n_neighbors=most, algorithm="brute").fit(values).kneighbors(values)
     found = library.nearest_neighbors.NeighborsResults(indices=indices, distances=distances)
@@ -174,7 +176,7 @@ def _check(values: Floats, before: Floats, batches: Names, labels: Names) -> Non
 
 @cache
 def _library() -> Any:
-    """scib_metrics, with jax on the CPU, its compilations kept, and nothing printed."""
+    """The module scib_metrics, with jax on the CPU, with cached compilations and without printed output."""
     check_scib()
     with _quiet():
         import jax
@@ -194,7 +196,7 @@ def _library() -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warnings of what scib-metrics calls; what matters of them is a reason."""
+    """Suppress the warnings of the libraries that scib-metrics calls; the relevant ones are given as reasons."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,8 +1,8 @@
-"""What steering moved that it should not have: the cells' types, and the part of the movement that leads elsewhere.
+"""Side effects of steering: changes of the cells' types, and movement in other directions than the intended one.
 
-`macro_f1` scores types as nearest neighbours see them. `off_axis` splits the movement inside each type into a part
+`macro_f1` scores the types that nearest neighbours predict. `off_axis` splits the movement inside each type into a part
 along the line from target to toward cells and the rest, in units of that line's length. Noise counts as movement in
-`off_axis_cells`, which averages the cells' own departures, and hardly in `off_axis`, which is of the mean movement.
+`off_axis_cells`, the mean over single cells, and hardly in `off_axis`, which is that of the mean movement.
 """
 
 import numpy as np
@@ -12,11 +12,11 @@ from sklearn.metrics import f1_score
 from pipelines.steering.metrics.intervals import Bools, Floats, Names
 
 MIN_CELLS = 10
-"""Cells of a type on each side, at least."""
+"""Least number of cells of a type on each side."""
 
 
 def macro_f1(truth: Names, predicted: Names) -> float:
-    """F1 averaged over the labels in `truth`; a label never predicted scores 0."""
+    """The mean F1 over the labels in `truth`; a label that is never predicted scores 0."""
     return float(f1_score(truth, predicted, labels=np.unique(truth), average="macro", zero_division=0.0))
 
 
@@ -29,15 +29,15 @@ def off_axis(
     *,
     min_cells: int = MIN_CELLS,
 ) -> pl.DataFrame:
-    """Movement of target cells along and beside the line from their group's mean to that of the toward cells.
+    """The movement of target cells along and off the line from their group's mean to that of the toward cells.
 
-    Args: as `distances.distance_table`.
+    The arguments are those of `distances.distance_table`.
 
     Returns:
-        group, n_cells, axis (the line's length, in the embedding's unit), along (1: the whole way, beyond 1: too far,
-        below 0: backward), off_axis (of the mean movement) and off_axis_cells (mean over cells of their own), in units
-        of the axis; groups too small are missing. The row "all", there if any group is: lengths averaged over groups,
-        divided by the mean axis.
+        group, n_cells, axis (the line's length, in the embedding's unit), along (1: the whole way, above 1: too far,
+        below 0: backward), off_axis (of the mean movement) and off_axis_cells (the mean over single cells), in units of
+        the axis. Groups that are too small are missing. If there is any group, the row "all" holds the mean lengths
+        over groups, divided by the mean axis.
     """
     names = np.asarray(group, dtype=str)
     rows: list[dict[str, object]] = []
