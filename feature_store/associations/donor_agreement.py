@@ -169,7 +169,7 @@ def _mean_and_error(effects: Floats) -> tuple[Floats, Floats]:
 
 
 def _both_sides(indicator: Sparse, donors: Strata) -> Bools:
-    """Which donors have cells with and without each label [n_donors n_labels]."""
+    """Whether each donor has cells both with and without each label [n_donors n_labels]."""
     n_label = np.asarray((donors.indicator() @ indicator).toarray())
     answer: Bools = (n_label > 0) & (n_label < donors.sizes()[:, None])
     return answer

@@ -132,7 +132,7 @@ class SteeringRequest:
 
     @cached_property
     def alive(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Which features fire [n_features]."""
+        """Whether each feature fires [n_features]."""
         return ((~self.features["dead"]) & (self.features["density"] > 0)).to_numpy()
 
     @property
@@ -192,7 +192,7 @@ class SteeringRequest:
         return np.sort(np.concatenate(drawn))
 
     def is_steered(self, cells: Cells) -> "np.ndarray[Any, np.dtype[np.bool_]]":
-        """Which of these cells an intervention may steer."""
+        """Whether an intervention may steer each of these cells [n_cells]."""
         return np.isin(cells, self.steered)
 
     def check_cells(self) -> None:

@@ -45,7 +45,7 @@ class TrackingStore:
     """The runs and their metrics in the tracking store of one feature store."""
 
     def __init__(self, layout: Layout, *, reads: bool = False) -> None:
-        """With `reads`, open an existing database without a lock, so that a store that is read-only can be read.
+        """Open the database; with `reads`, an existing one without a lock, so that a read-only store can be read.
 
         Raises:
             StoreWriteError: the database cannot be made.
