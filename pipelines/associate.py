@@ -1,9 +1,9 @@
-"""Association: codes, labels and expression into the tables that say what a feature means, by Ray actors.
+"""Association: Ray actors relate codes to labels and expression, and write the tables that annotate features.
 
-The statistics are `feature_store.associations`; here they are given their inputs: the cell table with its splits, the
-expression of the data set turned by gene (once a data set), and, range by range of features, cell codes and token
-counts. What is measured of a range is committed, so an association resumes where it was killed; the tables are
-assembled from that at the end, here.
+`feature_store.associations` computes the statistics. This module gives them their inputs: the cell table with its
+splits, the expression of the data set by gene (written once per data set), and the cell codes and token counts of each
+range of features. The statistics of each range are committed, so an association resumes after a kill; this process
+assembles the tables from them at the end.
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,14 +52,14 @@ class ExpressionJob:
 
 
 class ExpressionWriter:
-    """Does shards of an `ExpressionJob`: the body of an actor, callable without Ray."""
+    """Computes shards of an `ExpressionJob`; it is the body of an actor and can be called without Ray."""
 
     def __init__(self, job: ExpressionJob) -> None:
         self.source = open_source(job.data, matrix=job.matrix)
         self.run = commit.Run.open(job.run)
 
     def shard(self, number: int) -> dict[str, int]:
-        """Turn and commit the cells of shard `number` unless they are there; return what was done, counted."""
+        """Transpose and commit the cells of shard `number` unless they are committed; return the progress counts."""
         if self.run.committed(number):
             return {"nonzeros": 0}
         return {"nonzeros": write_expression_part(self.run, number, self.source)}
@@ -67,7 +67,7 @@ class ExpressionWriter:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureJob:
-    """Everything an actor needs to measure any range of features; plain values, so that it travels."""
+    """Everything an actor needs to measure any range of features; it holds plain values, so it can be pickled."""
 
     store: str
     codes: str
@@ -77,7 +77,7 @@ class MeasureJob:
 
 
 class Measurer:
-    """Does ranges of a `MeasureJob`: the body of an actor, callable without Ray."""
+    """Measures ranges of a `MeasureJob`; it is the body of an actor and can be called without Ray."""
 
     def __init__(self, job: MeasureJob) -> None:
         layout = Layout(as_path(job.store))
@@ -91,7 +91,7 @@ class Measurer:
         self.tiles = GeneTiles(expression.read, expression.bounds, self.cells.blocks())
 
     def shard(self, number: int) -> dict[str, int]:
-        """Measure and commit range `number` unless it is there; return what was done, counted."""
+        """Measure and commit range `number` unless it is committed; return the counts for the progress display."""
         start, stop = self.measured.bounds[number], self.measured.bounds[number + 1]
         counts = {"features": stop - start, "bytes": 0}
         if self.measured.is_committed(number):
@@ -101,7 +101,7 @@ class Measurer:
         return counts | {"bytes": size}
 
     def _features(self, start: int, stop: int) -> FeatureRange:
-        """Codes and token counts of the features [start, stop)."""
+        """Return the codes and token counts of the features [start, stop)."""
         statistics = load_statistics(self.codes.folder, features=(start, stop))
         symbols = dict(self.genes.select("gene_id", "symbol").drop_nulls().iter_rows())
         return FeatureRange(
@@ -120,15 +120,15 @@ class Measurer:
 
 
 def associate(options: AssociateOptions, store: Path, *, address: str | None = None) -> StageResult:
-    """Compute the five association tables of a codes run; what is committed already is not computed again.
+    """Compute the five association tables of a codes run; committed ranges and tables are not computed again.
 
-    With `data`, the newest SAE (or `sae`) encodes that data set first. Raises as `associate_all`.
+    With `data`, the newest SAE (or `sae`) encodes that data set first. It raises what `associate_all` raises.
     """
     return associate_all(options, store, address=address)[-1]
 
 
 def associate_all(options: AssociateOptions, store: Path, *, address: str | None = None) -> list[StageResult]:
-    """The associations, after the encoding of `data` where there are any.
+    """Return the results of the association, preceded by that of the encoding of `data` if `data` is given.
 
     Raises:
         NotFoundError: there are no codes, or a gene-set file is missing.
@@ -168,7 +168,7 @@ def _associate(
     pending: list[int] = []
     is_measured = all(_is_intact(path) for path in MeasuredRun.folders(folder / MEASURED))
     if not is_measured:
-        # before anything is written: the data set may have changed
+        # this precedes every write, because the data set may have changed
         write_expression_by_gene(layout, codes.plan.dataset, options, address=address)
     if missing or not is_measured:
         with commit.exclusive(folder):
@@ -212,7 +212,7 @@ def _assemble(
     sets: Sequence[GeneSets],
     config: AssociationConfig,
 ) -> None:
-    """Write the five tables; those of them that are intact stay. feature_gene has a part for each range."""
+    """Write the five tables, except those that are intact. feature_gene has one part per range."""
     bounds = measured.bounds
     pairs = commit.Run.create(
         folder / "feature_gene", plan.table("feature_gene", n_shards=len(bounds) - 1, bounds=bounds)
@@ -230,7 +230,7 @@ def _assemble(
 def write_expression_by_gene(
     layout: Layout, dataset: str, options: ActorOptions, *, address: str | None = None
 ) -> commit.Run:
-    """Write the expression of a data set by gene; where it is finished already, its files are not needed.
+    """Write the expression of a data set by gene; a complete run is reused without reading the data set's files.
 
     Raises:
         UsageError, InputError: the data set changed or moved since it was extracted.
@@ -250,7 +250,7 @@ def write_expression_by_gene(
 
 
 def cell_inputs(layout: Layout, codes: CodesRun, sets: Sequence[GeneSets]) -> CellInputs:
-    """The cells of a codes run with their labels, its genes and the gene sets."""
+    """Return the cells of a codes run with their labels, its genes and the gene sets."""
     dataset = codes.plan.dataset
     cells = read_cells(layout.cells_dir(dataset))
     kinds = label_kinds(layout, dataset, cells)
@@ -265,9 +265,9 @@ def cell_inputs(layout: Layout, codes: CodesRun, sets: Sequence[GeneSets]) -> Ce
 
 
 def label_kinds(layout: Layout, dataset: str, cells: pl.DataFrame) -> list[str]:
-    """Columns of the cell table that features are associated with: cell_type, batch, and those named by --label.
+    """Return the cell-table columns that features are associated with: cell_type, batch, and those named by --label.
 
-    An obs column whose name is taken by the table's own column (`donor`, say, without --donor) is there as `donor_obs`.
+    An obs column that shares its name with the table's own (such as `donor` without --donor) is called `donor_obs`.
     """
     plan = CellsPlan.of(commit.Run.open(layout.cells_dir(dataset)))
     own, taken = (
@@ -291,5 +291,5 @@ def _nonzeros_done(total: Mapping[str, int], seconds: float) -> str:
 
 
 def _is_intact(path: Path) -> bool:
-    """Whether a table is there, whole and unharmed."""
+    """Return whether a table is complete and undamaged."""
     return not commit.verify(path)

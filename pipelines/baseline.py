@@ -1,13 +1,13 @@
-"""Baselines of an SAE: fitted, encoded and associated as it was, so that its excess over them can be read off.
+"""Baselines of an SAE: they are fitted, encoded and associated as the SAE was, to measure its excess over them.
 
-A baseline is a run of kind `saes` like any other (`sae_core.sae.baselines` says what its directions are), marked as a
-control in its plan: commands take it only where it is named. It is fitted to a sample of the `train` tokens that the
-SAE was trained on, its threshold and figures come from the SAE's own `select` tokens and cells, its codes are made of
-the cells that the SAE's were made of, and its tables by the same association. `random-model` is a whole chain: the
-foundation model with random weights, extracted as the model was, and an SAE trained as the SAE was.
+A baseline is a run of kind `saes` (`sae_core.sae.baselines` defines its directions) whose plan marks it as a control:
+commands use it only if it is named. It is fitted to a sample of the `train` tokens that the SAE was trained on, its
+threshold and metrics come from the SAE's own `select` tokens and cells, its codes cover the cells that the SAE's codes
+cover, and the same association makes its tables. `random-model` is a whole chain: the foundation model with random
+weights, extracted with the options of the original model, and an SAE trained with the options of the original SAE.
 
-Each stage is resumable, so all of this is. Cost beside encoding and association: `baselines` has it; 65,536 tokens
-and their whitened copy are held in memory (d_model 512: .4 GB).
+Every stage can be resumed, and so can the whole. `baselines` states the cost of a fit; beside it, 65,536 tokens and
+their whitened copy are held in memory (0.4 GB at d_model 512).
 """
 
 import json
@@ -51,7 +51,7 @@ from pipelines.training_loop import (
 
 
 def chain_of_sae(layout: Layout, info: RunInfo, *, option: str) -> RunChain:
-    """Return the chain above the associations of an SAE. UsageError if they are a control's."""
+    """Return the chain of runs behind the associations of an SAE. UsageError if they belong to a control."""
     chain = RunChain.of(layout, info.run)
     if control := chain.associations.control_of:
         raise UsageError(f"{option} was {info.run!r}, a control itself ({control}); name the associations of an SAE")
@@ -59,10 +59,10 @@ def chain_of_sae(layout: Layout, info: RunInfo, *, option: str) -> RunChain:
 
 
 def baseline(options: BaselineOptions, store: Path, *, address: str | None = None) -> list[StageResult]:
-    """Make the baselines that the options name, up to their associations; resumed by calling again.
+    """Make the baselines that the options name, up to their associations; calling it again resumes.
 
     Raises:
-        NotFoundError: the SAE has no associations, or what they were made of is gone.
+        NotFoundError: the SAE has no associations, or a run that they were made from is missing.
         UsageError: the run is a baseline itself, or the gene sets are not those of its associations.
         ConfigError: a baseline has fewer features than the SAE has active ones.
     """
@@ -163,7 +163,7 @@ def _fitted(
 def _random_model(
     kind: str, options: BaselineOptions, store: Path, chain: RunChain, address: str | None
 ) -> Iterator[StageResult]:
-    """Extract the model with random weights as the model was extracted, and train an SAE as the SAE was."""
+    """Extract activations of the model with random weights and train an SAE on them, with the original options."""
     from pipelines.extract import extract
     from pipelines.train import train
 
@@ -174,7 +174,7 @@ def _random_model(
 
 
 def encode_options(layout: Layout, chain: RunChain, sae: str, options: ActorOptions) -> EncodeOptions:
-    """The options that encode with `sae` the cells that the chain's codes are of, in the same way."""
+    """Return the options that encode the cells of the chain's codes with `sae`, in the same way."""
     plan, own = chain.codes, chain.activations.dataset
     shared: dict[str, Any] = {"sae": sae, "pooling": plan.pooling, "level": plan.level, **_actors(options)}
     if plan.fused is None:
@@ -185,7 +185,7 @@ def encode_options(layout: Layout, chain: RunChain, sae: str, options: ActorOpti
 
 
 def extract_options(layout: Layout, chain: RunChain, options: ActorOptions) -> ExtractOptions:
-    """The options that extract the chain's activations again, from the model with random weights."""
+    """Return the options that extract the chain's activations again, from the model with random weights."""
     plan, place = chain.activations, load_model_location(chain.activations_run)
     same = ("dtype", "precision", "tokens_per_cell", "readout", "seed", "shard_cells")
     return ExtractOptions(
@@ -199,7 +199,7 @@ def extract_options(layout: Layout, chain: RunChain, options: ActorOptions) -> E
 
 
 def train_options(chain: RunChain, activations: str) -> TrainOptions:
-    """The options that train the chain's SAE again, on other activations."""
+    """Return the options that train the chain's SAE again, on other activations."""
     sae, train, n_ranks = chain.sae.sae, chain.sae.train, chain.sae.n_ranks
     same = {name: sae[name] for name in ("arch", "k", "l1_coefficient", "groups", "n_features")}
     how = {name: value for name, value in train.items() if name in TrainOptions.model_fields}
@@ -208,13 +208,13 @@ def train_options(chain: RunChain, activations: str) -> TrainOptions:
         **how,
         activations=activations,
         recovery_cells=chain.sae.recovery_cells,
-        # one rank in this process gives the bytes of one worker
+        # training in this process gives the same bytes as one worker
         num_workers=0 if n_ranks == 1 else n_ranks,
     )
 
 
 def _data_of(layout: Layout, dataset: str) -> dict[str, Any]:
-    """The options that name a data set and the columns of its cells."""
+    """Return the options that name a data set and the columns of its cells."""
     folder = layout.cells_dir(dataset)
     where, cells = json.loads((folder / SOURCE_FILE).read_text()), CellsPlan.of(commit.Run.open(folder))
     columns = {"donor": cells.donor, "batch": cells.batch, "cell_type": cells.cell_type}
@@ -227,7 +227,7 @@ def _actors(options: ActorOptions) -> dict[str, Any]:
 
 
 def _check_gene_sets(options: BaselineOptions, chain: RunChain) -> None:
-    """UsageError if the tables would not be about the gene sets that the chain's are about."""
+    """Raise UsageError if the gene sets differ from those of the chain's associations."""
     wanted = chain.associations.gene_sets
     sets = [read_gmt(path) for path in options.gmt] or [canonical_immune()]
     given = tuple(GeneSetFile(collection=one.collection, sha256=one.digest) for one in sets)

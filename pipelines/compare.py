@@ -1,9 +1,9 @@
-"""The comparison of an SAE with its baselines: which runs belong together, and the tables `comparison` and
-`representation` of them (`feature_store.associations.comparison` has the statistics).
+"""The comparison of an SAE with its baselines: this module finds the runs that belong together and writes the tables
+`comparison` and `representation` (`feature_store.associations.comparison` computes the statistics).
 
-A baseline of an SAE reads the same cells in the same way (data set, pooling, level, fused or stored), stands in tables
-about the same gene sets, and was fitted to the same activations at the same k; a random model's SAE has the same
-configuration and training on activations that differ in nothing but the model's weights.
+A baseline of an SAE encodes the same cells in the same way (data set, pooling, level, fused or stored), is associated
+with the same gene sets, and was fitted to the same activations at the same k. The SAE of a random model has the same
+configuration and training, on activations that differ only in the weights of the model.
 """
 
 import json
@@ -31,7 +31,7 @@ FIGURES = {"l0": "select_l0", "fvu": "select_fvu", "recovery": "select_recovery"
 
 
 class Comparison(NamedTuple):
-    """The run that holds it, and its tables."""
+    """A comparison: the name of its run, and its two tables."""
 
     run: str
     comparison: pl.DataFrame
@@ -39,11 +39,11 @@ class Comparison(NamedTuple):
 
 
 def compare_with_baselines(store: Path, run: str | None = None) -> Comparison:
-    """Compare the SAE of an associations run with all its baselines in the store; read back where it was done.
+    """Compare the SAE of an associations run with all its baselines in the store, or read an existing comparison.
 
     Raises:
         NotFoundError: there are no associations.
-        UsageError: the run is a baseline itself, or there is none of it.
+        UsageError: the run is a baseline itself, or it has no baseline in the store.
     """
     layout = Layout(store)
     info = resolve_run(layout, "associations", run, option="--associations")
@@ -70,7 +70,7 @@ def compare_with_baselines(store: Path, run: str | None = None) -> Comparison:
 
 
 def baselines_of(layout: Layout, chain: RunChain) -> dict[str, str]:
-    """The newest associations run of each baseline of the reference in the store, by name."""
+    """Return the newest associations run of each baseline of the chain's SAE in the store, by name."""
     found: dict[str, str] = {}
     for name, other in _controls(layout):
         if name not in found and _belongs(chain, other):
@@ -79,7 +79,7 @@ def baselines_of(layout: Layout, chain: RunChain) -> dict[str, str]:
 
 
 def excess_in_words(store: Path, run: str) -> str:
-    """The line below the associations of an SAE: its excess over the baselines, or the command that makes them."""
+    """Return a line on the excess of an SAE over its baselines, or on the command that makes them."""
     layout = Layout(store)
     chain = RunChain.of(layout, run)
     if control := chain.associations.control_of:
@@ -90,7 +90,7 @@ def excess_in_words(store: Path, run: str) -> str:
 
 
 def in_words(found: Comparison) -> str:
-    """The headline as one line."""
+    """Return the mean excess over the best baseline as one line of text."""
     parts = [
         f"{row['target_kind']} {row['statistic']} {row['mean_excess']:+.3f} ({row['reference']:.3f}, "
         f"{row['n']} targets)"
@@ -101,12 +101,12 @@ def in_words(found: Comparison) -> str:
 
 
 def how_to_make(store: Path, run: str) -> str:
-    """The command that makes the baselines of an associations run."""
+    """Return a sentence with the command that makes the baselines of an associations run."""
     return f"`scsae baseline --associations {run} --store {store}` makes neurons, PCA, ICA and random directions"
 
 
 def _controls(layout: Layout) -> Iterator[tuple[str, RunChain]]:
-    """Name and chain of the complete associations of controls, newest first; a warning for each with a part gone."""
+    """Yield name and chain of the controls' complete associations, newest first; warn of each with a missing run."""
     for info in layout.runs("associations"):
         if info.complete:
             try:
@@ -120,7 +120,7 @@ def _controls(layout: Layout) -> Iterator[tuple[str, RunChain]]:
 
 
 def _belongs(chain: RunChain, other: RunChain) -> bool:
-    """Whether the second is a baseline of the first; see the module."""
+    """Return whether `other` is a baseline of `chain`; see the module."""
     one, two = chain.associations, other.associations
     same_tables = (one.dataset, one.gene_sets, one.config) == (two.dataset, two.gene_sets, two.config)
     if not same_tables or _reading(chain.codes) != _reading(other.codes):
@@ -137,7 +137,7 @@ def _belongs(chain: RunChain, other: RunChain) -> bool:
 
 
 def _reading(codes: CodesPlan) -> CodesPlan:
-    """How cells were read, whatever the SAE."""
+    """Return the plan of codes without the entries that depend on the SAE or the model's weights."""
     fused = None if codes.fused is None else replace(codes.fused, model_digest="")
     return replace(codes, fused=fused, control_of=None, sae="", sae_manifest="", activations="", n_features=0)
 
@@ -147,7 +147,7 @@ def _without_model(activations: ActivationsPlan) -> ActivationsPlan:
 
 
 def _opened(layout: Layout, name: str, run: str) -> Representation:
-    """A representation with the figures that its SAE was committed with."""
+    """Return a representation with the metrics in the summary of its SAE."""
     store = FeatureStore.open(layout.root, associations=run)
     plan = AssociationsPlan.of(commit.Run.open(layout.associations_dir(run) / "features"))
     summary = json.loads((layout.saes_dir(plan.sae) / SUMMARY).read_text())

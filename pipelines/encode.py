@@ -1,10 +1,10 @@
 """Encoding: activations into sparse codes and token statistics, by Ray actors, shard by shard.
 
-The activations are stored ones, or come fresh from the foundation model in the same actor (fused): an atlas is encoded
-without its activations ever lying on a disk. Both ways give the codes run the same bytes: fresh activations are rounded
-to the type that the SAE's were stored in, and encoded in the same pieces. A token's code depends on nothing but the
-token (the threshold encoder); tokens are pooled to cell codes and counted by gene. At the end the by-feature copy is
-sorted out of the cell codes, by actors too where it takes more than one pass over them.
+The activations are read from a store, or computed by the foundation model in the same actor (fused), so that an atlas
+is encoded without writing its activations to disk. Both ways give the codes run the same bytes: fresh activations are
+rounded to the dtype in which the SAE's activations were stored, and encoded in the same pieces. A token's code depends
+on that token alone (the threshold encoder). Tokens are pooled to cell codes and counted by gene. At the end the cell
+codes are sorted into the by-feature copy, by actors if that takes more than one pass over them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -40,14 +40,14 @@ from pipelines.runtime.stage import Clock, StageResult
 from pipelines.shard_size import cells_per_shard
 
 CODE_BYTES = 8
-"""Bytes of one nonzero of a token's code in memory: its value and its feature."""
+"""Bytes that one nonzero of a token's code takes in memory, for its value and its feature."""
 DEFAULT_SHARD = "128MB"
 KEY_DTYPES = {"cell_idx": np.int64, "token_pos": np.int32, "gene_id": np.int32}
 
 
 @dataclass(frozen=True, kw_only=True)
 class FusedJob:
-    """The forward pass of a fused encoding: where its activations are read and how they are rounded."""
+    """The forward pass of a fused encoding, the site of its activations and the dtype they are rounded to."""
 
     forward: ForwardJob
     site: str
@@ -58,7 +58,7 @@ class FusedJob:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeJob:
-    """Everything an actor needs to encode any shard; plain values, so that it travels."""
+    """Everything an actor needs to encode any shard; it holds plain values, so it can be pickled."""
 
     source: str | FusedJob
     """Folder of the stored activations, or the forward pass that makes them."""
@@ -69,11 +69,11 @@ class EncodeJob:
 
 
 class Activations(Protocol):
-    """Where an encoder takes the activations of a shard from."""
+    """The source from which an encoder takes the activations of a shard."""
 
     @property
     def halvings(self) -> int:
-        """How often memory ran out."""
+        """Number of times that memory ran out."""
 
     def extent(self, shard: int) -> tuple[int, int]:
         """Cells [start, stop) of a shard."""
@@ -83,7 +83,7 @@ class Activations(Protocol):
 
 
 class StoredActivations:
-    """The parts of an activations run."""
+    """Activations read from the parts of an activations run."""
 
     halvings = 0
 
@@ -104,7 +104,7 @@ class StoredActivations:
 
 
 class FreshActivations:
-    """The foundation model run over the shard's cells."""
+    """Activations that the foundation model computes for the shard's cells."""
 
     def __init__(self, job: FusedJob) -> None:
         from sae_core.scfm import Site
@@ -115,7 +115,7 @@ class FreshActivations:
 
     @property
     def halvings(self) -> int:
-        """How often memory ran out."""
+        """Number of times that memory ran out."""
         return self.forward.halvings
 
     def extent(self, shard: int) -> tuple[int, int]:
@@ -137,7 +137,7 @@ class FreshActivations:
 
 
 def _pieces(parts: list[tuple[Any, ...]]) -> list[ActivationBlock]:
-    """Cut the tokens of `parts` into pieces of ROW_GROUP_ROWS, and the rest, which may be empty."""
+    """Split the tokens of `parts` into pieces of ROW_GROUP_ROWS; the last piece holds the rest and may be empty."""
     if not parts:
         return []
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
@@ -149,7 +149,7 @@ def _pieces(parts: list[tuple[Any, ...]]) -> list[ActivationBlock]:
 
 
 class Encoder:
-    """Does shards of an `EncodeJob`: the body of an actor, callable without Ray."""
+    """Computes shards of an `EncodeJob`; it is the body of an actor and can be called without Ray."""
 
     def __init__(self, job: EncodeJob) -> None:
         from sae_core.sae import load_sae
@@ -164,7 +164,7 @@ class Encoder:
         self.split = read_splits(job.cells)
 
     def shard(self, number: int) -> dict[str, int]:
-        """Encode and commit shard `number` unless it is there; return what was done, counted."""
+        """Encode and commit shard `number` unless it is committed; return the counts for the progress display."""
         start, stop = self.activations.extent(number)
         counts = {"cells": stop - start, "tokens": 0, "bytes": 0, "halvings": 0}
         runs = (self.codes.by_cell, *self.codes.statistics.values())
@@ -177,7 +177,7 @@ class Encoder:
         return counts | {"tokens": tokens.n_tokens, "bytes": marker.bytes, "halvings": halvings}
 
     def _encode(self, number: int) -> TokenCodes:
-        """Token codes of one shard; activations are let go of piece by piece."""
+        """Return the token codes of one shard; activations are released piece by piece."""
         import torch
 
         keys: dict[str, list[Any]] = {name: [np.empty(0, dtype)] for name, dtype in KEY_DTYPES.items()}
@@ -195,29 +195,29 @@ class Encoder:
 
 @dataclass(frozen=True, kw_only=True)
 class SortJob:
-    """The by-feature copy: the codes folder, and the buckets [first, stop) of each shard."""
+    """The job that makes the by-feature copy: the codes folder, and the buckets [first, stop) of each shard."""
 
     codes: str
     groups: tuple[tuple[int, int], ...]
 
 
 class Sorter:
-    """Does shards of a `SortJob`: the body of an actor, callable without Ray."""
+    """Computes shards of a `SortJob`; it is the body of an actor and can be called without Ray."""
 
     def __init__(self, job: SortJob) -> None:
         self.groups = job.groups
         self.by_feature = ByFeature(job.codes)
 
     def shard(self, number: int) -> dict[str, int]:
-        """Sort and commit the buckets of group `number`; return the nonzeros."""
+        """Sort and commit the buckets of group `number`; return the number of nonzeros."""
         return {"nonzeros": self.by_feature.write(*self.groups[number])}
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """What is to be encoded: the part of the plan that says so, and where it comes from.
+    """The cells to encode: their part of the codes plan, and the source of their activations.
 
-    `opened`: data and model of a fused encoding, whose matched genes are not noted beside stored activations.
+    `opened` holds data and model of a fused encoding; its matched genes are not written beside stored activations.
     """
 
     dataset: str
@@ -228,12 +228,11 @@ class _Plan:
 
 
 def encode(options: EncodeOptions, store: Path, *, address: str | None = None) -> StageResult:
-    """Encode with an SAE: its stored activations, or any cells by running the foundation model; resumed by calling
-    again.
+    """Encode the SAE's stored activations, or any cells by running the foundation model; calling it again resumes.
 
     Raises:
         NotFoundError: there is no SAE, or its activations are gone.
-        UsageError, InputError: the foundation model or the data set changed, or the data are wrong.
+        UsageError, InputError: the foundation model or the data set changed, or the data are invalid.
     """
     clock = Clock()
     layout = Layout(store)
@@ -291,10 +290,10 @@ def encode(options: EncodeOptions, store: Path, *, address: str | None = None) -
 
 
 def sort_by_feature(folder: Path, options: ActorOptions, *, address: str | None = None) -> None:
-    """Build by_feature/ of a codes folder: here if one pass over the codes is enough, else by actors; resumed.
+    """Build by_feature/ of a codes folder, in this process if one pass is enough, else by actors; it can be resumed.
 
     Raises:
-        IncompleteRunError: by_cell is not finished.
+        IncompleteRunError: by_cell is not complete.
         BusyError, RunFailedError: see `encode`.
     """
     by_feature = ByFeature(folder)
@@ -327,7 +326,7 @@ def _plan_stored(activations: commit.Run) -> _Plan:
 
 
 def _plan_fused(layout: Layout, options: EncodeOptions, sae: SAEPlan, activations: commit.Run) -> _Plan:
-    """Open model and data, write the cells of new data, and cut the cells into shards."""
+    """Open the model and the data, write the cell table of new data, and divide the cells into shards."""
     trained_on = ActivationsPlan.of(activations)
     model = load_recorded_model(activations)
     if options.data:
@@ -393,9 +392,9 @@ def _plan_fused(layout: Layout, options: EncodeOptions, sae: SAEPlan, activation
 
 
 def _known_splits(trained_on: Path, source: Source, options: EncodeOptions) -> dict[str, str]:
-    """Splits that the units of new data have among the cells that the SAE was trained on, which `trained_on` holds."""
+    """Return the splits of those units of new data that are among the SAE's training cells in `trained_on`."""
     unit = "donor" if options.donor else "batch" if options.batch else None
     plan = CellsPlan.of(commit.Run.open(trained_on))
-    # the same file, dealt alike, is the same data set
+    # the same file with the same split is the same data set
     same = plan.digest == source.digest and plan.split_column is None
     return {} if unit is None or same else read_unit_splits(trained_on, unit)

@@ -1,8 +1,8 @@
 """Extraction: foundation-model activations of every token, by Ray actors, into Parquet shards.
 
 One shard is a range of cells. An actor runs the model over it block by block (`pipelines.forward`) up to the deepest
-site asked for, and writes one Parquet file per site as it goes: its memory does not depend on the shard's size. Gene
-tokens are kept; special tokens (`<cls>`) are context, not data. With `--readout`, one vector a cell is kept instead.
+requested site, and writes one Parquet file per site as it goes, so its memory does not depend on the shard's size. Gene
+tokens are stored and special tokens (`<cls>`) are not. With `--readout`, one vector per cell is stored instead.
 """
 
 from contextlib import ExitStack
@@ -41,7 +41,7 @@ ITEMSIZE = {"f16": 2, "bf16": 2, "f32": 4}
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """Everything an actor needs to do any shard of an extraction; plain values, so that it travels."""
+    """Everything an actor needs to compute any shard of an extraction; it holds plain values, so it can be pickled."""
 
     forward: ForwardJob
     sites: tuple[str, ...]
@@ -52,7 +52,7 @@ class Workload:
 
 
 class Extractor:
-    """Does shards of a `Workload`: the body of an actor, callable without Ray."""
+    """Computes shards of a `Workload`; it is the body of an actor and can be called without Ray."""
 
     def __init__(self, work: Workload) -> None:
         from sae_core.scfm import Site
@@ -70,7 +70,7 @@ class Extractor:
         missing = [site for site, run in self.runs.items() if run.committed(number) is None]
         before = self.forward.halvings
         markers: dict[Site, commit.ShardMarker] = {}
-        # careful: where a writer believed dead commits one site meanwhile, the others are still ours to do
+        # careful: another writer may commit one site meanwhile; the other sites must still be computed here
         while left := [site for site in missing if site not in markers]:
             self._commit(number, left, {}, markers, start, stop)
         return {
@@ -120,7 +120,7 @@ class Extractor:
 
 
 def extract(options: ExtractOptions, store: Path, *, address: str | None = None) -> list[StageResult]:
-    """Extract activations at every site asked for; one run per site, resumed by calling again.
+    """Extract activations at every requested site, one run per site; calling it again resumes.
 
     Raises:
         InputError, VocabularyError, CheckpointError, UsageError: data, model or options are wrong; nothing is written.
@@ -181,7 +181,7 @@ def extract(options: ExtractOptions, store: Path, *, address: str | None = None)
 
 
 def forward_job(options: ExtractOptions, inputs: LoadedInputs) -> ForwardJob:
-    """Return the forward pass that an extraction asks for."""
+    """Return the job that describes the forward pass of an extraction."""
     return ForwardJob(
         data=tuple(str(path.resolve()) for path in inputs.source.paths),
         matrix=inputs.source.matrix,
@@ -199,9 +199,9 @@ def forward_job(options: ExtractOptions, inputs: LoadedInputs) -> ForwardJob:
 def _create_run(
     layout: Layout, options: ExtractOptions, inputs: LoadedInputs, *, dataset: str, site: "Site"
 ) -> commit.Run:
-    """Make or reopen the activations run of one site, its plan being what determines its content and nothing else.
+    """Create or reopen the activations run of one site; its plan holds only what determines its content.
 
-    Beside it: which token each gene of the data set is, and where the model lies now.
+    The token of each gene of the data set and the present location of the model are written beside it.
     """
     width = inputs.model.d_model if options.readout is None else inputs.model.width(options.readout)
     shard_cells = cells_per_shard(
@@ -232,7 +232,7 @@ def _create_run(
 
 
 def _check_readout(options: ExtractOptions, inputs: LoadedInputs, sites: "Sequence[Site]") -> None:
-    """Raise UsageError where the model cannot give one vector a cell as asked."""
+    """Raise UsageError if the model cannot give one vector per cell by the requested readout."""
     if options.readout is None:
         return
     model = inputs.model

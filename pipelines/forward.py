@@ -1,10 +1,10 @@
-"""The foundation model over a range of cells, in blocks of bounded memory: what extraction stores and fusion encodes.
+"""The forward pass of the foundation model over a range of cells, in blocks of bounded memory.
 
-A block is whole cells that follow each other, of at most BLOCK_TOKENS tokens together (or one cell), so an actor holds
-one block of activations a site however large its shard is: 67 MB at d_model 512. Where blocks begin follows from the
-cells of the shard alone, so a resumed shard runs the same batches as an undisturbed one and gives the same bits. Where
-memory runs out, the batch is halved and the count of halvings is reported; such a shard agrees with an undisturbed one
-to rounding (1e-5), not to the bit.
+A block holds whole consecutive cells of at most BLOCK_TOKENS tokens together (or one cell), so an actor holds one block
+of activations per site however large its shard is: 67 MB at d_model 512. The blocks depend on the cells of the shard
+alone, so a resumed shard runs the same batches as an undisturbed one and gives the same bits. If memory runs out, the
+batch is halved and the number of halvings is reported; such a shard agrees with an undisturbed one to rounding (1e-5),
+not to the bit. Extraction stores the blocks; fused encoding encodes them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,13 +28,13 @@ BLOCK_TOKENS = 32_768
 
 @dataclass(frozen=True, kw_only=True)
 class ForwardJob:
-    """Which cells, which model and what of it; plain values, so that it travels to an actor.
+    """The data set, the model and the options of a forward pass; it holds plain values, so it can be pickled.
 
     Attributes:
         data, matrix: files of the data set and the matrix in them.
         model, random_init, precision, device: the model, the dtype of its matrix products and where it runs.
         tokens_per_cell: gene tokens kept of each cell, drawn from (seed, cell); None keeps all.
-        readout: None keeps tokens; else one vector a cell, by this readout of the model.
+        readout: None keeps tokens; otherwise one vector per cell is kept, by this readout of the model.
         batch_tokens: most tokens of one forward pass.
     """
 
@@ -52,7 +52,7 @@ class ForwardJob:
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Activations of some cells: a row a token (or a cell), float32 `act[site]` [n_tokens d_model] in host memory."""
+    """Activations of consecutive cells, a row per token (or cell); float32 `act[site]` [n_tokens d_model] in RAM."""
 
     cell_idx: npt.NDArray[np.int64]
     token_pos: npt.NDArray[np.int32]
@@ -61,15 +61,15 @@ class Block:
 
     @property
     def n_tokens(self) -> int:
-        """Rows."""
+        """Number of rows."""
         return len(self.cell_idx)
 
 
 class Forward:
-    """Data and model opened once, to be run over any ranges of cells.
+    """A data set and a model that are opened once and run over any ranges of cells.
 
     Attributes:
-        halvings: how often memory ran out and the batch was halved, so far.
+        halvings: how often memory has run out and the batch was halved.
     """
 
     def __init__(self, job: ForwardJob) -> None:
@@ -85,7 +85,7 @@ class Forward:
         self.halvings = 0
 
     def blocks(self, start: int, stop: int, sites: "tuple[Site, ...]") -> Iterator[Block]:
-        """Yield the activations of cells [start, stop) in order; cells without a gene that the model knows have none.
+        """Yield the activations of cells [start, stop) in order; cells without a gene known to the model have no rows.
 
         Raises:
             RunFailedError: one cell alone does not fit into memory.
@@ -120,13 +120,13 @@ class Forward:
         return Block(
             cell_idx=cell + first_cell,
             token_pos=np.zeros(len(cell), np.int32),
-            # careful: a whole cell is no gene; an id past the vocabulary's end matches none
+            # careful: a row for a whole cell has no gene; an id past the vocabulary's end matches none
             gene_id=np.full(len(cell), len(self.model.vocabulary.tokens), np.int32),
             act={site: act[cell].float().numpy() for site, act in found.items()},
         )
 
     def _within_memory(self, tokens: "Tokens", run: Any) -> "dict[Site, Tensor]":
-        """Call `run`, with half the batch as often as memory runs out."""
+        """Call `run`, halving the batch each time that memory runs out."""
         while True:
             try:
                 found: dict[Site, Tensor] = run()
@@ -145,7 +145,7 @@ class Forward:
 
 
 def cut_cells(lengths: npt.NDArray[np.int64], max_tokens: int) -> list[tuple[int, int]]:
-    """Cut cells that follow each other into ranges [first, last) of at most `max_tokens` tokens, or of one cell."""
+    """Return ranges [first, last) of consecutive cells, of at most `max_tokens` tokens each or of one cell."""
     ranges, first, total = [], 0, 0
     for cell, length in enumerate(lengths.tolist()):
         if cell > first and total + length > max_tokens:
@@ -172,7 +172,7 @@ def choose_tokens(tokens: "Tokens", per_cell: int | None, *, first_cell: int, se
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a GPU or in host memory."""
+    """Return whether an allocation failed, on a GPU or in host memory."""
     import torch
 
     # careful: torch has a class for GPU memory alone; the host allocator raises a bare RuntimeError
@@ -181,20 +181,20 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def autocast_of(precision: str) -> Any:
-    """The torch dtype of `--precision`, None for that of the weights."""
+    """Return the torch dtype of `--precision`, or None for that of the weights."""
     import torch
 
     return {"f32": None, "bf16": torch.bfloat16}[precision]
 
 
 def rate(total: Mapping[str, int], seconds: float) -> str:
-    """Return cells/s, tokens/s and what was written, and whether memory ran out: the text beside the progress."""
+    """Return the text beside the progress bar: cells/s, tokens/s, GB written, and halvings if memory ran out."""
     per_second = f"{total['cells'] / seconds:,.0f} cells/s {total['tokens'] / seconds:,.0f} tokens/s"
     halved = f" (out of memory: batch halved {total['halvings']} times)" if total["halvings"] else ""
     return f"{per_second} {total['bytes'] / 1e9:,.2f} GB{halved}"
 
 
 def out_of_memory_fact(total: Mapping[str, int]) -> dict[str, str]:
-    """Return the line of the result that says so if memory ran out."""
+    """Return a line of the result with the number of halvings, or nothing if memory never ran out."""
     n = total.get("halvings", 0)
     return {"out of memory": f"the batch was halved {n} times; --batch-tokens starts lower"} if n else {}

@@ -1,7 +1,7 @@
-"""Data and model together: opened and matched before anything is written, and found again by later stages.
+"""Loading of a data set with a model: both are opened and matched before anything is written; later stages reload them.
 
-A run's id says nothing of where files lie, so that a moved file does not make another run. Where they are now is noted
-beside the runs (`source.json` by the cells, `model.json` by the activations) and checked by digest when it is recalled.
+A run's id does not depend on file locations, so moving a file does not make another run. The present locations are
+written beside the runs (`source.json` by the cells, `model.json` by the activations) and checked by digest when loaded.
 """
 
 import json
@@ -36,21 +36,21 @@ SOURCE_FILE = "source.json"
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedInputs:
-    """A data set and a model that fit each other."""
+    """A data set and a model whose genes are matched."""
 
     source: Source
     model: "FoundationModel"
     match: "GeneMatch"
     coverage: "Coverage"
-    """What the model sees of the probe: the first cells of the data set, of each file as many."""
+    """Coverage of the probe: the first cells of the data set, equally many of each file."""
     mean_tokens: float
-    """Gene tokens a cell of the probe."""
+    """Mean number of gene tokens per cell of the probe."""
     probe_seconds: float
     """Seconds that tokenizing and embedding one cell took."""
 
 
 def load_inputs(options: DataOptions) -> LoadedInputs:
-    """Open data and model and match their genes; nothing is written. Raises the input errors of both."""
+    """Open data and model and match their genes; nothing is written. It raises the input errors of both."""
     from sae_core.scfm import load_model
 
     source = open_source(options.data, matrix=options.matrix, progress=delayed_progress_bar)
@@ -59,7 +59,7 @@ def load_inputs(options: DataOptions) -> LoadedInputs:
 
 
 def match_inputs(source: Source, model: "FoundationModel") -> LoadedInputs:
-    """Match the genes of data and model and probe the first cells; nothing is written. VocabularyError: none match."""
+    """Match the genes of data and model and probe the first cells; nothing is written. VocabularyError if none do."""
     match = model.match_genes(source.gene_symbols, source.ensembl_ids)
     rows = source.read_first(PROBE_CELLS)
     tokens = model.tokenize(rows.indptr, rows.indices, rows.data, match, seed=0)
@@ -93,7 +93,7 @@ def parse_sites(layers: tuple[str, ...], model: "FoundationModel") -> tuple["Sit
 
 
 def save_model_location(run: commit.Run, options: DataOptions, inputs: LoadedInputs) -> None:
-    """Note beside an activations run where the model lies now, and which token each gene of the data set is."""
+    """Write beside an activations run the present location of the model and the token of each gene of the data set."""
     place = ModelLocation(
         model=absolute_model_path(options.model),
         random_init=options.random_init,
@@ -105,23 +105,23 @@ def save_model_location(run: commit.Run, options: DataOptions, inputs: LoadedInp
 
 
 def save_token_of_gene(folder: Path, inputs: LoadedInputs, plan_sha: str) -> None:
-    """Note in the folder of a run which token each gene of the data set is."""
+    """Write into the folder of a run the token of each gene of the data set."""
     commit.write_table(
         folder / GENES_TABLE, token_of_gene(inputs), TokenOfGenePlan(beside=plan_sha).table("token_of_gene")
     )
 
 
 def load_token_of_gene(layout: Layout, codes: CodesRun) -> pl.DataFrame:
-    """Return what `save_token_of_gene` noted: beside the codes of a fused encoding, else beside its activations."""
+    """Return the table of `save_token_of_gene`, from the codes of a fused encoding or from the activations."""
     fused = codes.plan.fused is not None
     folder = codes.folder if fused else layout.activations_dir(codes.plan.activations)
     return commit.read_table(folder / GENES_TABLE)
 
 
 def token_of_gene(inputs: LoadedInputs) -> pl.DataFrame:
-    """gene_idx, symbol and the model's token id (null where it does not know the gene) of each gene of the data.
+    """Return gene_idx, symbol and the model's token id (null for an unknown gene) of each gene of the data.
 
-    Data that name their genes by Ensembl id alone get the model's own name of the gene, so that gene sets match.
+    If the data name their genes only by Ensembl id, the symbol is the model's name of it, so that gene sets match.
     """
     matched, tokens = inputs.match.matched, inputs.model.vocabulary.tokens
     ensembl = inputs.source.ensembl_ids or [""] * inputs.source.n_genes
@@ -142,7 +142,7 @@ def token_of_gene(inputs: LoadedInputs) -> pl.DataFrame:
 
 
 def save_source_location(layout: Layout, dataset: str, source: Source) -> None:
-    """Note where the files of the data set lie now, beside its cells: a later stage reads expression from there."""
+    """Write the present location of the data set's files beside its cells; later stages read expression from there."""
     where = {
         "path": _one_or_all([str(path.resolve()) for path in source.paths]),
         "matrix": source.matrix,
@@ -152,13 +152,13 @@ def save_source_location(layout: Layout, dataset: str, source: Source) -> None:
 
 
 def absolute_model_path(model: str) -> str:
-    """Return `--model` as other processes and machines find it: "mini", or an absolute path."""
-    # a path may name a part of a checkpoint folder, so it need not exist itself
+    """Return `--model` in a form that other processes and machines can use: "mini", or an absolute path."""
+    # the path may name a part of a checkpoint folder, so it need not exist itself
     return model if model == "mini" else str(Path(model).resolve())
 
 
 class ModelLocation(NamedTuple):
-    """Where a model lay when it was used, how it was used, and what it was."""
+    """Location of a model when it was used, the options of its use, and its digest."""
 
     model: str
     random_init: bool
@@ -167,12 +167,12 @@ class ModelLocation(NamedTuple):
 
 
 def load_model_location(run: commit.Run) -> ModelLocation:
-    """Return what `save_model_location` noted beside an activations run."""
+    """Return the location that `save_model_location` wrote beside an activations run."""
     return ModelLocation(**json.loads((run.path / MODEL_FILE).read_text()))
 
 
 def load_recorded_model(run: commit.Run, *, device: str = "cpu") -> "FoundationModel":
-    """Load the model that made an activations run, from where it was then; UsageError where it changed."""
+    """Load the model that made an activations run from its recorded location; UsageError if it changed."""
     from sae_core.scfm import load_model
 
     place = load_model_location(run)
@@ -186,7 +186,7 @@ def load_recorded_model(run: commit.Run, *, device: str = "cpu") -> "FoundationM
 
 
 def load_recorded_source(layout: Layout, dataset: str) -> Source:
-    """Open the data set where `save_source_location` noted it; raise InputError where the file moved or changed."""
+    """Open the data set at its recorded location; InputError if a file moved, UsageError if it changed."""
     where = json.loads((layout.cells_dir(dataset) / SOURCE_FILE).read_text())
     source = open_source(where["path"], matrix=where["matrix"], progress=delayed_progress_bar)
     noted = [where["digest"]] if isinstance(where["digest"], str) else where["digest"]
@@ -200,5 +200,5 @@ def load_recorded_source(layout: Layout, dataset: str) -> Source:
 
 
 def _one_or_all(values: Sequence[str]) -> str | list[str]:
-    """The value itself where there is one, as it was noted before data sets had several files."""
+    """Return a single value itself, which is the format from before data sets had several files, else a list."""
     return values[0] if len(values) == 1 else list(values)

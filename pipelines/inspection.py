@@ -1,4 +1,4 @@
-"""`scsae inspect`: what a data set and a model have in common, and what extraction would cost."""
+"""`scsae inspect` reports how a data set and a model match, and the cost of an extraction."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from pipelines.inputs import load_inputs
 
 
 def inspect_data(options: DataOptions) -> dict[str, Any]:
-    """Return facts about data and model: the genes that match, and the size and time of the extraction."""
+    """Return facts about data and model: the matched genes, and the size and time of an extraction."""
     inputs = load_inputs(options)
     source, model, seen = inputs.source, inputs.model, inputs.coverage
     n_tokens = inputs.mean_tokens * source.n_cells

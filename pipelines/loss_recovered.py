@@ -1,16 +1,16 @@
-"""What a foundation model still does when its activations are replaced by an autoencoder's reconstruction.
+"""Recovery: how well a foundation model works when an SAE's reconstruction replaces its activations.
 
     recovery = 1 - MSE(embedding with x_hat, embedding) / MSE(embedding with 0, embedding)
     recovery of the loss = 1 - (loss with x_hat - loss) / (loss with 0 - loss)
 
-1: nothing is lost; 0: x_hat is worth no more than an ablation. x is replaced at the gene tokens, which is what the
-autoencoder was trained on; special tokens keep theirs. The embedding is the mean over the gene tokens at the site where
+At 1 nothing is lost; at 0 x_hat is no better than an ablation. x is replaced at the gene tokens, on which the SAE was
+trained; special tokens keep their activations. The embedding is the mean over the gene tokens at the site where
 the model reads cells; the loss is the model's own pretraining loss (scGPT, Geneformer, scFoundation differ in it), on
-genes hidden by one seed. Its recovery is a ratio of small differences where the model needs these activations little
-(mini on the demo's cells: 441, 448 ablated): it is given only where the ablation costs more than chance, CLEAR standard
-errors of its mean over cells, and the losses themselves always.
+genes hidden by one seed. Its recovery is a ratio of small differences if the ablation hardly changes the loss (mini
+on the demo's cells: 441, ablated 448). It is therefore given only if the mean cost of the ablation over cells exceeds
+CLEAR standard errors; the losses themselves are always given.
 
-Cost on the mini model, d 128, one thread: 40 ms a cell of 240 genes.
+Cost on the mini model (d_model 128, one thread): 40 ms per cell of 240 genes.
 """
 
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -40,7 +40,7 @@ CLEAR = 2.0
 
 
 class Losses(NamedTuple):
-    """Mean pretraining loss over cells: of the model as it is, with x_hat, and with 0."""
+    """Mean pretraining loss over cells: of the unchanged model, with x_hat, and with 0."""
 
     whole: float
     x_hat: float
@@ -48,17 +48,17 @@ class Losses(NamedTuple):
 
 
 class Recovery(NamedTuple):
-    """Recovery of the embedding and of the loss: see the module."""
+    """Recovery of the embedding and of the loss; see the module."""
 
     embedding: float
     loss: float | str
-    """The reason where it could not be had."""
+    """The recovery of the loss, or the reason why there is none."""
     losses: Losses | None
     """None where the model has no such loss."""
 
 
 class RecoveryProbe:
-    """Some cells in a model, as they are and ablated: what a reconstruction is measured against."""
+    """Embeddings and losses of a sample of cells, unchanged and ablated, against which an SAE is measured."""
 
     def __init__(self, model: "FoundationModel", tokens: "Tokens", site: "Site | str") -> None:
         """UsageError if no cell has a gene that the model knows, or the ablation changes no embedding."""
@@ -71,7 +71,7 @@ class RecoveryProbe:
         self._loss_whole, self._loss_ablated = self._loss(None), self._loss(_ablated)
 
     def of(self, sae: "SparseAutoencoder") -> Recovery:
-        """Recovery by an autoencoder that takes raw activations."""
+        """Return the recovery by an SAE that takes raw activations."""
         patch = _reconstructed(sae)
         embedding = 1 - self._squares(patch) / self._damage
         whole, x_hat, ablated = self._loss_whole, self._loss(patch), self._loss_ablated
@@ -94,11 +94,11 @@ class RecoveryProbe:
         return self._model.embed(self.tokens, site=at, patches=patches, cached=self._prefix).double()
 
     def _squares(self, patch: "Patch") -> float:
-        """Mean squared change of the embedding; cells without a gene have none."""
+        """Return the mean squared change of the embedding, over the cells that have a gene."""
         return float((self._embed(patch) - self._whole).square().nanmean())
 
     def _loss(self, patch: "Patch | None") -> "torch.Tensor | str":
-        """Loss of each cell that has hidden genes, or why the checkpoint gives none."""
+        """Return the loss of each cell that has hidden genes, or the reason why the checkpoint gives none."""
         from sae_core.errors import ConfigError
 
         patches = {} if patch is None else {self._site: patch}
@@ -110,7 +110,7 @@ class RecoveryProbe:
 
 
 def probe(activations: commit.Run, store: str, cells: npt.NDArray[np.int64], *, device: str) -> RecoveryProbe | str:
-    """The cells in the model that made `activations`, or the reason why they cannot be run through it again."""
+    """Return a probe of `cells` in the model that made `activations`, or the reason why it cannot run them."""
     plan = ActivationsPlan.of(activations)
     if plan.readout is not None:
         return "the run holds vectors of cells, not activations of tokens"
@@ -129,7 +129,7 @@ def probe(activations: commit.Run, store: str, cells: npt.NDArray[np.int64], *, 
 
 
 def value_or_reason(make: "Callable[[], T]") -> T | str:
-    """What `make` gives, or why it cannot: a figure that is beside the point must not cost a training its end."""
+    """Return the result of `make`, or why it failed: an optional metric must never fail a training run."""
     try:
         return make()
     except (*ON_PURPOSE, OSError, MemoryError, RuntimeError) as error:
@@ -139,13 +139,13 @@ def value_or_reason(make: "Callable[[], T]") -> T | str:
 
 
 def _rows(source: "Source", cells: npt.NDArray[np.int64]) -> CSRRows:
-    """Ascending cells of the data set; neighbours are read together."""
+    """Read the rows of ascending cells of the data set; adjacent cells are read together."""
     runs = np.split(cells, np.flatnonzero(np.diff(cells) > 1) + 1)
     return concat_rows([source.read_rows(int(run[0]), int(run[-1]) + 1) for run in runs])
 
 
 def _prefix(model: "FoundationModel", tokens: "Tokens", site: "Site | str") -> "CachedActivations | None":
-    """Activations at the site, so that the blocks before it run once; None for a site inside a block."""
+    """Return activations at the site, so that earlier blocks run once; None for a site inside a block."""
     from sae_core.scfm import CachedActivations, Site
 
     at = Site.parse(site)

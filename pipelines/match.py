@@ -1,13 +1,13 @@
-"""Matching: which features of one autoencoder are found again by others, of another seed, layer, model or data set.
+"""Matching: which features of one SAE recur in SAEs of another seed, layer, model or data set.
 
-Autoencoders of one space (the same model and site, thus the same width) are compared by the directions of their decoder
-rows, whatever cells they were trained on; all others by their codes of the same cells, `select` cells to choose the
-pairs and `test` cells to report them. A pair of autoencoders is one run with the matches of both sides, so it is the
-same run from whichever side it is asked for. See `feature_store.associations.matching`.
+SAEs of one space (the same model and site, thus the same width) are compared by the directions of their decoder rows,
+whatever cells they were trained on. All others are compared by their codes of the same cells: pairs are chosen on
+`select` cells and reported on `test` cells. A pair of SAEs is one run that holds the matches of both sides, so either
+order of the pair gives the same run. See `feature_store.associations.matching`.
 
-Two of the same --seed start from the same directions, and it is said, as what is left of them passes for agreement:
-after training on other donors of the same data, 47 % of the features were found again from the same start and 19 % from
-another one (mini model, layer 2, F 1024, 800 steps).
+Two SAEs of the same --seed start from the same directions. A warning is shown, because a shared start inflates the
+agreement: after training on other donors of the same data, 47 % of the features recurred from the same start and 19 %
+from another one (mini model, layer 2, n_features 1024, 800 steps).
 """
 
 import json
@@ -53,10 +53,10 @@ class _SAE(NamedTuple):
 
 
 def match(options: MatchOptions, store: Path) -> list[StageResult]:
-    """Match the features of one SAE with those of each of the others; pairs that are matched already are not again.
+    """Match the features of one SAE with those of each other SAE; existing matches are reused.
 
     Raises:
-        NotFoundError: there is no SAE, or none of that name.
+        NotFoundError: the store has no SAE, or none of the given name.
         UsageError: no other was named, or two that read different spaces have no codes of the same cells; nothing is
             written.
     """
@@ -106,7 +106,7 @@ def match(options: MatchOptions, store: Path) -> list[StageResult]:
 
 
 def _plan(layout: Layout, sae: _SAE, other: _SAE, options: MatchOptions) -> MatchPlan:
-    """What determines a match; the two SAEs in the order of their names, so that it is the same from either side."""
+    """Return the plan of a match; it holds the two SAEs in the order of their names, so either order gives one plan."""
     if sae.run == other.run:
         raise UsageError(f"--other was {other.run!r}, the SAE itself; give another one")
     shared = _share_space(sae, other)
@@ -146,7 +146,7 @@ def _share_space(a: _SAE, b: _SAE) -> bool:
 
 
 def _shared_start(a: _SAE, b: _SAE) -> dict[str, str]:
-    """A warning for SAEs that began as one: what they kept of it looks like agreement, and no null knows of it."""
+    """Return a warning if both SAEs had the same start, which inflates the agreement and which no null corrects."""
     if a.plan.baseline is not None or b.plan.baseline is not None:
         return {}
     starts = [(one.plan.n_features, one.plan.d_model, one.plan.seed) for one in (a, b)]
@@ -162,16 +162,16 @@ def _name(sae: _SAE) -> str:
 
 
 def _codes_of(layout: Layout, sae: _SAE) -> list[CodesRun]:
-    """The complete codes runs of an SAE, those of the cells that it was trained on first, then the newest."""
+    """Return the complete codes runs of an SAE: those of its training data set first, then the newest."""
     runs = [CodesRun.open(info.path) for info in layout.runs("codes") if info.complete]
     own = [run for run in runs if run.plan.sae == sae.run]
     return sorted(own, key=lambda run: run.plan.dataset != sae.plan.dataset)
 
 
 def _codes_of_same_cells(layout: Layout, pair: Sequence[_SAE]) -> tuple[CodesRun, CodesRun]:
-    """Codes of both SAEs of the same files, pooled alike; UsageError with the commands that make them.
+    """Return codes of both SAEs of the same files with the same pooling; UsageError names the commands that make them.
 
-    One file may be two data sets, dealt to the splits in two ways, where the SAEs were trained on other cells.
+    One file may be two data sets with different splits, if the SAEs were trained on different cells.
     """
 
     def cells_of(codes: CodesRun) -> tuple[str, str]:
@@ -197,7 +197,7 @@ def _digest_of(layout: Layout, dataset: str) -> str:
 
 
 def _encode_command(layout: Layout, sae: _SAE, dataset: str) -> str:
-    """The command that makes codes of an SAE of the cells of a data set."""
+    """Return the command that encodes the cells of a data set with an SAE."""
     command = f"scsae encode --sae {sae.run} --store {layout.root}"
     if sae.plan.dataset == dataset:
         return command
@@ -211,7 +211,7 @@ def _encode_command(layout: Layout, sae: _SAE, dataset: str) -> str:
 
 
 def _table(layout: Layout, plan: MatchPlan) -> pl.DataFrame:
-    """The matches of both sides as one table."""
+    """Return the matches of both sides as one table."""
     codes = [None if run is None else CodesRun.open(layout.codes_dir(run)) for run in plan.codes]
     dead = [None if run is None else _never_fires(run) for run in codes]
     if plan.method == COSINE:
@@ -227,7 +227,7 @@ def _table(layout: Layout, plan: MatchPlan) -> pl.DataFrame:
 
 
 def decoder_rows(folder: Path) -> npt.NDArray[np.float32]:
-    """Decoder rows of a saved SAE [n_features d_model]."""
+    """Return the decoder rows of a saved SAE, float32 [n_features d_model]."""
     from sae_core.sae import load_sae
 
     with filesystem.local_folder(folder) as local:
@@ -236,7 +236,7 @@ def decoder_rows(folder: Path) -> npt.NDArray[np.float32]:
 
 
 def _never_fires(codes: CodesRun) -> Bools:
-    """Features without a code in any cell [n_features]."""
+    """Return a mask of the features without a code in any cell [n_features]."""
     silent = np.ones(codes.n_features, dtype=bool)
     for part in codes.by_cell.parts():
         silent[commit.read_part(part, ["feature_id"])["feature_id"].to_numpy()] = False
@@ -244,9 +244,9 @@ def _never_fires(codes: CodesRun) -> Bools:
 
 
 def _match_codes(layout: Layout, plan: MatchPlan, codes: Sequence[CodesRun], dead: Dead) -> Matches:
-    """Choose on `select` cells, report on `test` cells: of either a seeded sample, where there are more than enough.
+    """Choose pairs on `select` cells and report them on `test` cells, a seeded sample of at most `max_cells` of each.
 
-    The splits are those of the first data set, but for cells that the second SAE was trained on.
+    The splits are those of the first data set, except that training cells of the second SAE count as `train`.
     """
     cells = read_cells(layout.cells_dir(codes[0].plan.dataset))
     split = read_splits(layout.cells_dir(codes[0].plan.dataset))

@@ -1,4 +1,5 @@
-"""The registered model: activations in, codes out. MLflow loads this file as code, with the SAE's folder as artifact.
+"""The registered model, which maps activations to codes. MLflow loads this file as code, with the SAE's folder as its
+artifact.
 
 No pickle is written or read: the artifact is `sae.safetensors` and `config.json`. Loading takes about 0.1 s.
 """
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 
 class RegisteredSAE(mlflow.pyfunc.PythonModel):
-    """Threshold encoder of a trained SAE behind `predict`."""
+    """An MLflow model whose `predict` is the threshold encoder of a trained SAE."""
 
     def load_context(self, context: Any) -> None:
         """Read the SAE from the artifact folder."""

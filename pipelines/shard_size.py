@@ -1,21 +1,21 @@
-"""How many cells make a shard of an extraction or of an encoding."""
+"""The number of cells in a shard of an extraction or of an encoding."""
 
 from pipelines.config import ForwardOptions, parse_size
 from pipelines.inputs import LoadedInputs
 
 SHARDS, LEAST_CELLS = 16, 32
-"""By default a data set makes at least so many shards, of at least so many cells."""
+"""By default a data set is divided into at least SHARDS shards, of at least LEAST_CELLS cells each."""
 
 
 def cells_per_shard(
     options: ForwardOptions, inputs: LoadedInputs, *, default: str, row_bytes: float, rows_per_cell: int | None
 ) -> int:
-    """Return the cells of one shard: as given, or as many as make `shard_size` bytes.
+    """Return the number of cells of one shard: `shard_cells` if given, else as many as fill `shard_size` bytes.
 
-    Where neither is given, as many as make `default` bytes, but no more than a 16th of the cells, so that a small data
-    set, too, is shared by several actors and loses little when it is interrupted; never by the number of actors, as the
-    run is the same wherever it is made. `rows_per_cell`: the most rows kept of a cell (None: all its tokens), each of
-    `row_bytes`.
+    Without either option a shard fills `default` bytes but holds at most a 16th of the cells, so that several actors
+    share a small data set too and an interruption loses little. The number never depends on the number of actors,
+    because a run must be the same wherever it is made. `rows_per_cell` is the most rows kept of a cell (None: all its
+    tokens), and each row takes `row_bytes`.
     """
     if options.shard_cells is not None:
         return options.shard_cells

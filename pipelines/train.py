@@ -1,8 +1,8 @@
 """Training: a Ray Train job that fits sparse autoencoders to stored activations.
 
-The loop is a plain function, `training_loop.fit`; Ray Train gives it workers, restarts and a place in the cluster.
-Each autoencoder is a run of its own, found by what determines it: one that is trained alone, again, or in a sweep with
-others is the same run with the same bytes.
+The loop is a plain function, `training_loop.fit`; Ray Train schedules its workers in the cluster and restarts them.
+Each SAE is a run of its own whose name is a hash of its plan, so an SAE that is trained alone, again, or in a sweep
+with others is the same run with the same bytes.
 """
 
 import contextlib
@@ -46,13 +46,13 @@ MODEL_FILES = ("sae.safetensors", "config.json")
 
 
 class TrainingWarnings:
-    """Shows early warnings on stderr, each kind of each run once."""
+    """Shows early warnings on stderr, once per run and kind."""
 
     def __init__(self) -> None:
         self._shown: set[tuple[str, str]] = set()
 
     def show(self, run: str, findings: Sequence[dict[str, Any]]) -> None:
-        """Print the warnings that were not shown before."""
+        """Print those warnings that have not been shown before."""
         for found in findings:
             if (run, found["kind"]) not in self._shown:
                 self._shown.add((run, found["kind"]))
@@ -61,7 +61,7 @@ class TrainingWarnings:
 
 
 def train(options: TrainOptions, store: Path, *, address: str | None = None) -> StageResult:
-    """Fit one SAE to an activations run, save it and register it; resumed by calling again. See `train_all`."""
+    """Fit one SAE to an activations run, save it and register it; calling it again resumes. See `train_all`."""
     asked = {"arch": options.arch, "k": options.k, "l1_coefficient": options.l1_coefficient}
     if several := {name: values for name, values in asked.items() if len(values) > 1}:
         raise UsageError(f"one SAE is trained here, but there are several of {several}; give one of each")
@@ -70,7 +70,7 @@ def train(options: TrainOptions, store: Path, *, address: str | None = None) -> 
 
 
 def train_all(options: TrainOptions, store: Path, *, address: str | None = None) -> list[StageResult]:
-    """Fit an SAE for each combination of arch, k and l1_coefficient, all on one read of the activations.
+    """Fit an SAE for each combination of arch, k and l1_coefficient, reading the activations once for all.
 
     Raises:
         NotFoundError, ConfigError, UsageError: there are no activations, or an option is not allowed; nothing is
@@ -83,7 +83,7 @@ def train_all(options: TrainOptions, store: Path, *, address: str | None = None)
     clock = Clock()
     layout = Layout(store)
     parent = commit.Run.open(resolve_run(layout, "activations", options.activations, option="--activations").path)
-    # damage is named even where nothing is left to do
+    # damaged activations are reported even if every SAE is complete
     parent.manifest()
     source = ActivationsPlan.of(parent)
     train_config = train_config_of(options)
@@ -159,7 +159,7 @@ def train_all(options: TrainOptions, store: Path, *, address: str | None = None)
 
 
 def sae_configs_of(options: TrainOptions, d_model: int) -> "list[SAEConfig]":
-    """The SAEs that the options ask for, each once; ConfigError if one is not allowed."""
+    """Return the configurations of the requested SAEs without duplicates; ConfigError if one is not allowed."""
     from sae_core.sae import SAEConfig
     from sae_core.sae.architectures import architecture
 
@@ -175,7 +175,7 @@ def sae_configs_of(options: TrainOptions, d_model: int) -> "list[SAEConfig]":
 
 
 def train_config_of(options: TrainOptions) -> "TrainConfig":
-    """How they are trained; ConfigError if it is not allowed."""
+    """Return the training configuration; ConfigError if it is not allowed."""
     from sae_core.sae import TrainConfig
 
     given = {
@@ -194,7 +194,7 @@ def train_config_of(options: TrainOptions) -> "TrainConfig":
 
 
 def _check_shares(options: TrainOptions, parent: commit.Run) -> None:
-    """UsageError if the workers cannot share a step's tokens, or the row groups, evenly."""
+    """Raise UsageError if the tokens of a step or the row groups do not divide evenly among the workers."""
     n = max(1, options.num_workers)
     if options.batch_size % n:
         raise UsageError(
@@ -208,7 +208,7 @@ def _check_shares(options: TrainOptions, parent: commit.Run) -> None:
 
 
 def _run_job(job: TrainJob, options: TrainOptions, early_warnings: TrainingWarnings, *, address: str | None) -> None:
-    """Run the loop under Ray Train and show its progress; raise the loop's own error when it failed on purpose."""
+    """Run the loop under Ray Train and show its progress; an expected error of the loop is raised unchanged."""
     with ray_session(address=address), progress_bar("train", options.n_steps, "steps") as report:
         import ray.train
         from ray.train.torch import TorchTrainer
@@ -239,7 +239,7 @@ def _run_job(job: TrainJob, options: TrainOptions, early_warnings: TrainingWarni
 
 
 def _say_if_waiting(options: TrainOptions) -> None:
-    """Say so if there is no room for all workers now: Ray Train waits for it without a word. UsageError: for none."""
+    """Warn if not all workers fit now, because Ray Train waits silently; UsageError if not one of them fits."""
     n = options.num_workers
     if n and (fit_now := actors_that_fit(None, num_cpus=options.num_cpus, num_gpus=options.num_gpus, n_tasks=n)) < n:
         stderr_console().print(
@@ -250,7 +250,7 @@ def _say_if_waiting(options: TrainOptions) -> None:
 
 @contextlib.contextmanager
 def _ctrl_c_interrupts() -> Iterator[None]:
-    """Undo what Ray Train makes of Ctrl-C: it ends the process, and its handler outlives the training."""
+    """Restore the handler of Ctrl-C, because that of Ray Train ends the process and outlives the training."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -292,7 +292,7 @@ def _shown_progress(
 
 
 def train_loop(config: dict[str, Any]) -> None:
-    """What a Ray Train worker runs: `fit`, reporting to Ray Train."""
+    """Run `fit` in a Ray Train worker and report its metrics to Ray Train."""
     import ray.train
 
     from sae_core.sae.parallel import TorchCommunicator
@@ -311,14 +311,14 @@ def register(layout: Layout, run: commit.Run, options: TrainOptions) -> str:
         if found is None:
             found = _logged(tracking, layout, run, options)
         elif tracking.find(run.path.name) is None:
-            # a crash came between the registration and the end of its run
+            # the process died between the registration and the end of its MLflow run
             tracking.client.set_terminated(found.mlflow_run)
         found = tracking.settled(found)
     return f"{found.name} {found.version}" + "".join(f" ({alias})" for alias in found.aliases)
 
 
 def _logged(tracking: Tracking, layout: Layout, run: commit.Run, options: TrainOptions) -> ModelVersion:
-    """Log a training, with its curves and figures, and register what it made."""
+    """Log a training with its curves and metrics, and register its SAE."""
     plan, summary = SAEPlan.of(run), json.loads((run.path / SUMMARY).read_text())
     metrics = {name: value for name, value in summary.items() if isinstance(value, int | float)}
     name = options.name or f"{plan.control_of or 'sae'}-{plan.model}-{plan.site}"
@@ -332,7 +332,7 @@ def _logged(tracking: Tracking, layout: Layout, run: commit.Run, options: TrainO
         tracking.log_curves(mlflow_run, json.loads((run.path / HISTORY).read_text()))
         tracking.log_metrics(mlflow_run, metrics)
         with filesystem.local_folder(run.path) as folder, filesystem.scratch_folder(run.path) as made:
-            # the checkpoints beside them are several times as large, and nothing that a user of the model needs
+            # the checkpoints beside them are several times as large, and users of the model do not need them
             artifact = made / "sae"
             artifact.mkdir()
             for file in MODEL_FILES:

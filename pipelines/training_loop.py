@@ -1,13 +1,13 @@
 """The training loop: a plain function, `fit`, that reads a run's tokens once and trains one or more autoencoders.
 
 Checkpoints are the loop's own (atomic, safetensors + JSON, two kept), so a run resumes bit for bit with or without a
-worker process. Tokens of `train` cells are fitted; tokens of `select` cells calibrate the threshold and give the
-reported figures. The normaliser and those figures come from seeded samples of the whole run, as cells of an atlas
-often lie sorted by study.
+worker process. The SAE is fitted to tokens of `train` cells; tokens of `select` cells calibrate the threshold and
+give the reported metrics. The normaliser and those metrics come from seeded samples of the whole run, because the cells
+of an atlas are often sorted by study.
 
-With several ranks each reads its share of the row groups and takes its share of a step's tokens; they stay equal
-(`sae_core.sae.parallel`), and the first of them writes. Several autoencoders (a sweep) take each the step that they
-would take alone, and each has a run and checkpoints of its own.
+With several ranks, each rank reads its share of the row groups and takes its share of a step's tokens. All ranks hold
+the same weights (`sae_core.sae.parallel`), and the first rank writes. Each SAE of a sweep takes the same steps as it
+would alone, and has a run and checkpoints of its own.
 """
 
 import json
@@ -36,24 +36,24 @@ if TYPE_CHECKING:
     from sae_core.sae.parallel import Communicator
 
 REPORT_STEPS = 50
-"""Steps between two rows of the curves."""
+"""Number of steps between two rows of the training curves."""
 HELD_OUT_TOKENS = 65_536
-"""Tokens of a split that figures are measured on, at most."""
+"""Most tokens of a split on which metrics are measured."""
 NORMALISER_TOKENS = 1_000_000
-"""Tokens that mean and scale of the activations are measured on, at most."""
+"""Most tokens on which mean and scale of the activations are measured."""
 CHECKPOINTS = "checkpoints"
 CHECKPOINT_HEADER = "trainer.json"
 PROGRESS = "progress.json"
 EVALUATED_SPLITS = ("select", "test")
-"""Cells whose tokens give a summary its FVU. Those of `test` cells are reported and decide nothing here."""
+"""Splits on whose tokens the FVU of a summary is measured. That of `test` cells is only reported; nothing uses it."""
 SAE_FILES = ("sae.safetensors", "config.json", HISTORY, SUMMARY)
 
 Finding = dict[str, Any]
-"""kind, step, value and message of an early warning, as JSON values."""
+"""The kind, step, value and message of an early warning, as JSON values."""
 
 
 def evaluation_constants() -> dict[str, Any]:
-    """Return the constants that the curves and figures of a training depend on: part of its plan."""
+    """Return the constants on which the curves and metrics of a training depend; they are part of its plan."""
     return {
         "report_steps": REPORT_STEPS,
         "held_out_tokens": HELD_OUT_TOKENS,
@@ -64,7 +64,7 @@ def evaluation_constants() -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class SAEJob:
-    """One autoencoder: its run folder and its configurations; plain values, so that it travels to a worker."""
+    """The run folder and configurations of one SAE; it holds plain values, so it can be sent to a worker."""
 
     folder: str
     sae: dict[str, Any]
@@ -73,9 +73,9 @@ class SAEJob:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainJob:
-    """Everything the training loop needs; plain values, so that it travels to a worker.
+    """Everything the training loop needs; it holds plain values, so it can be sent to a worker.
 
-    The autoencoders share number of steps, tokens a step and seed, which determine what the stream gives.
+    The SAEs share the number of steps, the tokens per step and the seed, which determine the token stream.
     """
 
     activations: str
@@ -89,7 +89,7 @@ class TrainJob:
 
 
 class SAERun:
-    """One autoencoder in training, with what was seen of it so far."""
+    """One SAE in training, with its metrics and warnings so far."""
 
     def __init__(self, folder: Path, trainer: "Trainer") -> None:
         self.folder = folder
@@ -99,7 +99,7 @@ class SAERun:
         """The first finding of each kind."""
 
     def note(self, metrics: "StepMetrics") -> dict[str, float]:
-        """Keep the metrics of a step, and what they give reason to warn of."""
+        """Store the metrics of a step and the warnings that follow from them; return the metrics."""
         row = {key: float(value) for key, value in metrics._asdict().items()}
         self.history.append(row)
         for found in self.trainer.dead_feature_risks():
@@ -107,16 +107,16 @@ class SAERun:
         return row
 
     def checkpoints(self) -> dict[int, Path]:
-        """Checkpoint folders by step; a torn one is among them."""
+        """Return the checkpoint folders by step; an incomplete one may be among them."""
         return {int(path.name.removeprefix("step-")): path for path in (self.folder / CHECKPOINTS).glob("step-*")}
 
     def load(self, state: "TrainerState", extra: dict[str, Any]) -> None:
-        """Go on from a checkpoint; CheckpointError if it is of another configuration."""
+        """Continue from a checkpoint; CheckpointError if it is of another configuration."""
         self.trainer.load_state_dict(state)
         self.history, self.findings = extra["history"], extra["findings"]
 
     def save(self, stream: dict[str, Any]) -> None:
-        """Write a checkpoint and keep the newest two: a crash during the write leaves the one before."""
+        """Write a checkpoint and keep the newest two, so that a crash during the write leaves the one before."""
         from sae_core.sae import save_training
 
         target = self.folder / CHECKPOINTS / f"step-{self.trainer.n_steps_done:08d}"
@@ -136,7 +136,7 @@ def fit(
     report: Callable[[dict[str, float]], None] = lambda _: None,
     communicator: "Communicator | None" = None,
 ) -> None:
-    """Fit, checkpoint, calibrate, evaluate and commit the autoencoders of `job`; resumes from the newest checkpoint.
+    """Fit, checkpoint, calibrate, evaluate and commit the SAEs of `job`; a restart resumes from the newest checkpoint.
 
     Raises:
         TrainingError: a loss is not finite; its last good checkpoint is kept, and the others of a sweep are finished.
@@ -203,12 +203,12 @@ def fit(
 
 
 def _batches(stream: TokenStream) -> Generator[npt.NDArray[np.float32], None, None]:
-    """The batches of a stream, as what can be closed: its reading thread ends with the loop."""
+    """Yield the batches of a stream from a generator, whose `close` ends the reading thread with the loop."""
     yield from stream
 
 
 def fit_normaliser(reader: ActivationReader, keep_cells: npt.NDArray[np.bool_], *, seed: int) -> "Normaliser":
-    """Fit mean and scale to a seeded sample of a million tokens of the kept cells, from all over the run."""
+    """Fit mean and scale to a seeded sample of a million tokens of the kept cells, from the whole run."""
     import torch
 
     from sae_core.sae import Normaliser
@@ -220,7 +220,7 @@ def fit_normaliser(reader: ActivationReader, keep_cells: npt.NDArray[np.bool_], 
 def held_out(
     reader: ActivationReader, keep_cells: npt.NDArray[np.bool_], *, seed: int, split: str = "select"
 ) -> "torch.Tensor":
-    """Return a seeded sample of up to 65,536 tokens of the kept cells, from all over the run, float32
+    """Return a seeded sample of up to 65,536 tokens of the kept cells, from the whole run, float32
     [n_tokens d_model]; TrainingError if one is not finite.
     """
     import torch
@@ -240,7 +240,7 @@ def held_out(
 
 
 def _resume(runs: Sequence[SAERun], stream: TokenStream, ranks: "Communicator") -> int:
-    """Put trainers and stream where the newest checkpoint that all runs have left them; return its step, or 0."""
+    """Restore trainers and stream from the newest checkpoint that all runs have; return its step, or 0 without one."""
     from sae_core.errors import CheckpointError, TrainingError
     from sae_core.sae import load_training
 
@@ -253,7 +253,7 @@ def _resume(runs: Sequence[SAERun], stream: TokenStream, ranks: "Communicator") 
                 with filesystem.local_folder(steps[step]) as local:
                     loaded.append(load_training(local))
         except CheckpointError:
-            # careful: a kill during the write leaves a torn newest one; the one before it is whole
+            # careful: a kill during the write leaves an incomplete newest checkpoint; the one before it is whole
             continue
         for run, (state, extra) in zip(runs, loaded, strict=True):
             run.load(state, extra)
@@ -272,7 +272,7 @@ def _resume(runs: Sequence[SAERun], stream: TokenStream, ranks: "Communicator") 
 
 
 def _place(stream: TokenStream, ranks: "Communicator") -> dict[str, Any]:
-    """Where the streams of all ranks are, as JSON."""
+    """Return the positions of the streams of all ranks, as JSON values."""
     state = stream.state_dict()
     return {"stream": state, "places": ranks.gather([state["epoch"], state["position"]])}
 
@@ -286,7 +286,7 @@ def _finish(
     seed: int,
     gamma: float,
 ) -> None:
-    """Calibrate, evaluate and commit each autoencoder, on the same `select` tokens and cells."""
+    """Calibrate, evaluate and commit each SAE, on the same `select` tokens and cells."""
     import torch
 
     batches = torch.split(held_out(reader, split == "select", seed=seed).to(job.device), 4096)
@@ -301,7 +301,7 @@ def _finish(
 def select_probe(
     run: commit.Run, store: str, split: npt.NDArray[Any], *, n_cells: int, seed: int, device: str
 ) -> RecoveryProbe | str:
-    """A seeded draw of `n_cells` `select` cells in the model that made the activations `run`, or why there is none."""
+    """Return a probe of `n_cells` seeded `select` cells in the model of the activations `run`, or why there is none."""
     if not n_cells:
         return "none was asked for (--recovery-cells 0)"
     select = np.flatnonzero(split == "select")
@@ -312,7 +312,7 @@ def select_probe(
 def held_out_batches(
     reader: ActivationReader, split: npt.NDArray[Any], *, seed: int, device: str
 ) -> "Sequence[torch.Tensor] | str":
-    """Tokens of `test` cells, drawn as those of `select` cells are, or why there are none."""
+    """Return tokens of `test` cells, sampled like those of `select` cells, or the reason why there are none."""
     import torch
 
     tokens = value_or_reason(lambda: held_out(reader, split == "test", seed=seed, split="test"))
@@ -325,9 +325,9 @@ def figures_of(
     reported: "Sequence[torch.Tensor] | str",
     measured: RecoveryProbe | str,
 ) -> dict[str, Any]:
-    """Figures of the summary: of `select` tokens in `batches`, `test` tokens in `reported`, and cells in the probe.
+    """Return the metrics of the summary, on `select` tokens in `batches`, `test` tokens in `reported`, and probe cells.
 
-    `missing`, there if any figure is, gives the reason for each figure that could not be had.
+    If a metric could not be measured, the entry `missing` gives the reason for each such metric.
     """
     from sae_core.sae import evaluate
 
@@ -341,7 +341,7 @@ def figures_of(
 
 
 def shown_figures(summary: dict[str, Any]) -> dict[str, Any]:
-    """The summary as a stage shows it: each missing figure under its own name, with the reason."""
+    """Return the summary as a stage shows it, with the reason in place of each missing metric."""
     missing = summary.get("missing", {})
     shown = {name: value for name, value in summary.items() if name != "missing"}
     return shown | {name: f"not measured: {reason}" for name, reason in missing.items()}
@@ -361,7 +361,7 @@ def _figures(sae: "SparseAutoencoder", batches: "Sequence[torch.Tensor]") -> dic
 
 
 def _recovery(sae: "SparseAutoencoder", measured: RecoveryProbe | str) -> tuple[dict[str, float], dict[str, str]]:
-    """Recovery of embedding and loss as entries of the summary, and the reason for each that could not be had."""
+    """Return recovery of embedding and loss as entries of the summary, and the reason for each missing entry."""
     recovery = measured if isinstance(measured, str) else value_or_reason(lambda: measured.of(sae))
     if isinstance(measured, str) or isinstance(recovery, str):
         return {}, dict.fromkeys(("select_recovery", "select_recovery_loss"), str(recovery))
@@ -374,7 +374,7 @@ def _recovery(sae: "SparseAutoencoder", measured: RecoveryProbe | str) -> tuple[
 
 
 def create_sae_run(layout: Layout, plan: SAEPlan) -> commit.Run:
-    """Make or reopen the run of an SAE, whose parts are SAE_FILES."""
+    """Create or reopen the run of an SAE, whose parts are SAE_FILES."""
     content = plan.table("sae", n_shards=len(SAE_FILES), files=SAE_FILES)
     return commit.Run.create(layout.saes_dir(plan.id), content)
 
@@ -387,7 +387,7 @@ def commit_sae(
     history: Sequence[dict[str, float]] = (),
     findings: Sequence[Finding] = (),
 ) -> None:
-    """Commit weights, configuration, curve and figures to a run of SAE_FILES."""
+    """Commit weights, configuration, curves and metrics to a run of SAE_FILES."""
     from sae_core.sae import save_sae
 
     run = commit.Run.open(folder)
@@ -396,7 +396,7 @@ def commit_sae(
         plan = SAEPlan.of(run)
         save_sae(sae, made, {"activations": plan.activations, "site": plan.site})
         for name, content in {HISTORY: list(history), SUMMARY: summary}.items():
-            # careful: rows that came back from a checkpoint have their keys in another order
+            # careful: rows loaded from a checkpoint have their keys in another order
             (made / name).write_text(json.dumps(content, sort_keys=True))
         for shard, name in enumerate(SAE_FILES):
             run.commit_shard(shard, _copy_from(made / name), start=shard, stop=shard + 1)
