@@ -1,6 +1,6 @@
-"""Commit and resume: a run is a folder of parts, each written once by an atomic rename, all listed by one manifest.
+"""Commit and resume: a run is a folder of parts; each is written once by an atomic rename, and one manifest lists all.
 
-Protocol (every table, every stage):
+Every table of every stage follows this protocol:
 1. write `.tmp-<shard>-<uuid>`, fsync, rename to the part's deterministic name, fsync the folder;
 2. write the shard's marker the same way: {shard, start, stop, rows, bytes, sha256, plan_sha};
 3. once every shard has its marker, create MANIFEST.json exclusively. Readers open what a manifest lists and never glob.
@@ -9,18 +9,18 @@ conditional puts. There is nothing to rename, to lock or to clean up.
 
 A part's bytes are a function of (plan, shard) alone, so a killed run that is resumed equals an undisturbed one byte for
 byte, and a retry or a writer believed dead can do no harm: whoever comes second finds a valid marker and throws its own
-work away. Two kinds of advisory lock (flock) refine this, and both vanish with their process: a writer holds one on its
+work away. Two kinds of advisory lock (flock) refine this, and both end with their process: a writer holds one on its
 temporary file, so that `pending` removes only what no living writer owns, and one on plan.json for the few milliseconds
 of publishing, so that a part and its marker always come from the same writer. On a file system without flock, and on
 object storage, nothing is removed and publishing relies on the determinism alone. Two drivers on one run are therefore
-no danger; `exclusive` sends the second one away because its work would be for nothing.
+harmless; `exclusive` refuses the second one because it would only repeat work.
 
-Damage is repaired by running again. plan.json, markers and manifest carry a hash of themselves: the plan is asked for
-again by its stage, a marker follows from its part, the manifest from the markers, a part from the plan.
+Running the stage again repairs damage. plan.json, markers and manifest carry a hash of themselves: the stage supplies
+the plan again, a marker follows from its part, the manifest from the markers, and a part from the plan.
 
-Cost: one sha256 over each part when it is written (about 1.5 GB/s a core with SHA extensions, .4 without) and one more
+Cost: one sha256 over each part when it is written (about 1.5 GB/s a core with SHA extensions, 0.4 without) and one more
 for every part that `pending` or `verify` re-reads (which on object storage downloads it). Durability is POSIX fsync:
-committed parts outlive a power cut.
+committed parts survive a power cut.
 """
 
 import hashlib
@@ -73,13 +73,13 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 2
-"""Of plan.json, markers and manifest: what they hold and what it means. The content of runs has versions of its own."""
+"""Format of plan.json, markers and manifest. The content of runs has versions of its own."""
 TABLE_ROW_GROUP_ROWS = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardMarker:
-    """What committed one part: rows [start, stop) of the plan's axis, the rows and bytes of the file, and its hash."""
+    """The marker of a committed part: range [start, stop) of the plan's axis, rows, bytes and hash of the file."""
 
     shard: int
     start: int
@@ -94,7 +94,7 @@ class ShardMarker:
 class Manifest:
     """All markers of a complete run, in shard order, and when it was created.
 
-    `sha` identifies the run's whole content, and is the same for a run that is made again: it leaves out the time.
+    `sha` identifies the run's whole content; it excludes the time, so a repeated run has the same one.
     """
 
     plan_sha: str
@@ -103,17 +103,17 @@ class Manifest:
 
     @property
     def rows(self) -> int:
-        """Rows of all parts."""
+        """Number of rows of all parts."""
         return sum(marker.rows for marker in self.shards)
 
     @property
     def bytes(self) -> int:
-        """Size of all parts."""
+        """Size of all parts in bytes."""
         return sum(marker.bytes for marker in self.shards)
 
     @property
     def sha(self) -> str:
-        """Sha256 of the manifest without its time, thereby of every part."""
+        """Sha256 of the manifest without its time; it covers every part through the part's hash."""
         return hashlib.sha256(filesystem.sealed(self._content()).encode()).hexdigest()
 
     def to_json(self) -> str:
@@ -151,9 +151,9 @@ class Run:
     def create(cls, path: str | Path, plan: Mapping[str, Any]) -> "Run":
         """Make the folder and its plan.json, or open the folder if it holds this very plan.
 
-        A damaged plan.json is written anew: parts of another plan do not pass for those of this one. Raises
+        A damaged plan.json is rewritten; the hash in the markers excludes parts of another plan. It raises
         PlanMismatchError naming each differing key with both values, InputError for a plan without `n_shards` or with
-        what JSON cannot hold, StoreWriteError if the folder cannot be written.
+        values that JSON cannot hold, StoreWriteError if the folder cannot be written.
         """
         path = as_path(path)
         wanted: dict[str, Any] = json.loads(canonical_json({"format_version": FORMAT_VERSION, **plan}))
@@ -200,21 +200,21 @@ class Run:
         return self.path / (files[shard] if files else part_name(shard))
 
     def committed(self, shard: int) -> ShardMarker | None:
-        """The shard's marker if its part is there with the marker's size and hash, else None."""
+        """Return the shard's marker if its part exists with the marker's size and hash, else None."""
         marker = self._marker(shard)
         return marker if marker is not None and _part_problem(self.part(shard), marker) is None else None
 
     def pending(self) -> list[int]:
-        """Shards still to write, ascending; removes temporary files whose writer is gone.
+        """Return the uncommitted shards, ascending, and remove temporary files whose writer is gone.
 
-        Every committed part is read and hashed again, so a truncated file or a flipped byte is written anew.
+        Every committed part is read and hashed again, so a truncated or altered part counts as uncommitted.
         """
         with clear_write_errors(self.path):
             filesystem.remove_abandoned(self.path)
         return [shard for shard in range(self.n_shards) if self.committed(shard) is None]
 
     def commit_shard(self, shard: int, write: Callable[[Path], int], *, start: int, stop: int) -> ShardMarker:
-        """Write and commit one shard unless a valid marker says that it is there; returns the marker that holds.
+        """Write and commit one shard unless it has a valid marker; return the valid marker.
 
         `write(path)` fills the temporary file at `path` and returns its number of rows; `start` and `stop` are the
         shard's range on the plan's axis (cells, features). Whatever `write` raises leaves no file behind; a full disk
@@ -246,11 +246,11 @@ class Run:
         return marker
 
     def finalize(self) -> Manifest:
-        """Create MANIFEST.json from the markers, or return the one that is there; a damaged one is written anew, with
-        the time that it holds if that can still be read.
+        """Create MANIFEST.json from the markers, or return the existing one; a damaged one is rewritten with its
+        creation time if that can still be read.
 
-        Sizes are checked, hashes are not (`commit_shard` took them and `pending` re-takes them on resume).
-        Raises IncompleteRunError naming the shards that lack a marker or a whole part.
+        Sizes are checked, hashes are not (`commit_shard` computes them and `pending` repeats this on resume).
+        It raises IncompleteRunError naming the shards that lack a marker or a whole part.
         """
         try:
             return self.manifest()
@@ -268,7 +268,7 @@ class Run:
             )
         created = next_creation_time(self.path)
         if damaged and (kept := creation_time(self.path / MANIFEST)) is not None:
-            # careful: the damage may be in the time itself, but no run is of the future
+            # careful: the time itself may be damaged, but no run is from the future
             created = min(created, kept)
         text = Manifest(plan_sha=self.plan_sha, shards=tuple(done), created=created).to_json()
         with clear_write_errors(self.path), filesystem.locked(self.path / PLAN):
@@ -276,12 +276,12 @@ class Run:
                 replace_text(self.path / MANIFEST, text)
             else:
                 filesystem.create_exclusively(self.path / MANIFEST, text)
-            # of writers that died while others went on
+            # writers that died while others continued left temporary files
             filesystem.remove_abandoned(self.path)
         return self.manifest()
 
     def manifest(self) -> Manifest:
-        """The manifest. IncompleteRunError while there is none, IntegrityError if it is damaged or of another plan."""
+        """Return the manifest. IncompleteRunError if there is none; IntegrityError: damaged, or of another plan."""
         path = self.path / MANIFEST
         try:
             content = filesystem.read_sealed(path)
@@ -301,13 +301,13 @@ class Run:
         return manifest
 
     def parts(self) -> list[Path]:
-        """Paths of all parts in shard order, from the manifest (so only of a complete run)."""
+        """Return the paths of all parts in shard order, from the manifest, so the run must be complete."""
         return [self.part(marker.shard) for marker in self.manifest().shards]
 
     def verify(self) -> list[str]:
-        """Every problem of the run by name, after reading and hashing every part; an empty list means intact.
+        """Read and hash every part and return every problem of the run; an empty list means that it is intact.
 
-        Without a manifest to go by, the parts are held against their markers.
+        Without a valid manifest, the parts are compared with their markers.
         """
         listed: list[ShardMarker | None]
         try:
@@ -324,11 +324,11 @@ class Run:
         return problems
 
     def exclusive(self) -> AbstractContextManager[None]:
-        """Be the one driver of this run until the block ends; BusyError where another is. See `exclusive`."""
+        """Make this process the only driver until the block ends; BusyError if there is one. See `exclusive`."""
         return exclusive(self.path)
 
     def _marker(self, shard: int) -> ShardMarker | None:
-        """The shard's marker, None if there is none of this plan or it is damaged."""
+        """Return the shard's marker, or None if there is none of this plan or it is damaged."""
         try:
             return self._read_marker(shard)
         except (FileNotFoundError, IntegrityError):
@@ -351,7 +351,7 @@ class Run:
         try:
             found = self._read_marker(shard)
         except FileNotFoundError:
-            # careful: a run that was not finished has shards that are merely still to do
+            # careful: in an incomplete run, a shard without a marker is not a problem
             return f"{path}: missing" if listed is not None or self.part(shard).is_file() else None
         except IntegrityError as error:
             return str(error)
@@ -364,7 +364,7 @@ class Run:
         try:
             listed = self.manifest().shards[marker.shard]
         except (IncompleteRunError, IntegrityError):
-            # no manifest yet, or a damaged one that `finalize` writes anew
+            # there is no manifest yet, or a damaged one that `finalize` rewrites
             return
         if listed != marker:
             raise IntegrityError(
@@ -375,7 +375,7 @@ class Run:
 
 
 def verify(path: str | Path) -> list[str]:
-    """Every problem of the run in a folder, a damaged or missing plan.json included; an empty list means intact."""
+    """Return every problem of the run in a folder, including those of plan.json; an empty list means intact."""
     try:
         run = Run.open(path)
     except (IntegrityError, NotFoundError, OutdatedRunError) as error:
@@ -388,10 +388,10 @@ def write_table(
 ) -> Manifest:
     """Write a whole table as a run of one shard; the plan gets `n_shards` = 1.
 
-    Calling it again with the same plan writes nothing and returns the manifest that is there, unless the part was
-    damaged since; a frame that is costly to make can be given as a function, called only when it is needed and before
-    anything is written. The row order is part of the content, so sort it. zstd-1, row groups of 65,536 rows, with
-    statistics, page index and page checksums. Raises what `Run.create` and `Run.commit_shard` raise.
+    Calling it again with the same plan writes nothing and returns the existing manifest, unless the part was damaged
+    since. A frame that is costly to compute can be given as a function, which is called only if needed and before
+    anything is written. The row order is part of the content, so sort it. The file has zstd-1, row groups of 65,536
+    rows, statistics, page index and page checksums. It raises what `Run.create` and `Run.commit_shard` raise.
     """
     path = as_path(path)
     if filesystem.size_bytes(path / MANIFEST) is not None:
@@ -405,18 +405,18 @@ def write_table(
 
 
 def read_table(path: str | Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
-    """Read all parts of a complete run into one frame, in shard order; all columns, or those named.
+    """Read all parts of a complete run into one frame, in shard order, with all columns or those in `columns`.
 
-    NotFoundError, IncompleteRunError, IntegrityError.
+    It raises NotFoundError, IncompleteRunError or IntegrityError.
     """
     return pl.concat([read_part(part, columns) for part in Run.open(path).parts()])
 
 
 def read_part(path: Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
-    """Read one part, every page checked. IntegrityError if it is not as written.
+    """Read one part and check every page. IntegrityError if a checksum fails.
 
-    Polars' own reader checks no page (a flipped byte becomes a wrong number) and is 4 times faster: .03 s for .14 s a
-    core for 2 million rows of 5 columns.
+    Polars' own reader checks no page (a flipped byte becomes a wrong number) and is 4 times faster: 0.03 s instead of
+    0.14 s on one core for 2 million rows of 5 columns.
     """
     try:
         with (
@@ -431,8 +431,8 @@ def read_part(path: Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
 
 
 def write_frame(path: Path, frame: pl.DataFrame) -> int:
-    """Write a frame as Parquet, reproducibly, and return its rows: what `Run.commit_shard` wants written."""
-    # row group by row group: Arrow's copy of all rows would double what the frame takes
+    """Write a frame as reproducible Parquet and return its number of rows, as `Run.commit_shard` requires."""
+    # each row group is converted alone, because Arrow's copy of all rows would double the memory
     slices = (
         frame.slice(start, TABLE_ROW_GROUP_ROWS) for start in range(0, max(frame.height, 1), TABLE_ROW_GROUP_ROWS)
     )
@@ -467,7 +467,7 @@ def _explain_difference(path: Path, found: Mapping[str, Any], wanted: Mapping[st
 
 
 def _flat(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a plan, those of mappings in it under `name.entry`."""
+    """Return the entries of a plan; those of nested mappings are named `name.entry`."""
     flat: dict[str, Any] = {}
     for key, value in plan.items():
         entries = _flat(value) if isinstance(value, Mapping) else {}

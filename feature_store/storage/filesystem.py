@@ -1,9 +1,9 @@
-"""The few operations that commits are made of, in a folder and on object storage: put whole, create once, hash.
+"""The file operations that commits need, in a folder and on object storage: atomic put, exclusive creation, hash.
 
-In a folder: a temporary file beside its target, fsync, an atomic rename, an exclusive hard link. A temporary file is
-locked (flock) by its writer, so that a process that cleans up can tell the file of a living writer from one that a
-killed writer left: the lock vanishes with its process. POSIX only. On object storage (`object_storage`) a
-temporary file is on the local disk, and putting it is atomic by itself. This module alone asks which one a path is.
+In a folder they are a temporary file beside its target, fsync, an atomic rename and an exclusive hard link (POSIX
+only). The writer locks (flock) its temporary file, and the lock ends with its process, so that a process that cleans up
+can distinguish the file of a living writer from that of a killed one. On object storage (`object_storage`) a temporary
+file is on the local disk, and a put is atomic by itself. Only this module distinguishes the two kinds of path.
 """
 
 import contextlib
@@ -40,18 +40,18 @@ _UNWRITABLE = {
 
 
 def is_local(path: Path) -> bool:
-    """Whether a path is in the file system of this machine."""
+    """Return whether a path is in the file system of this machine."""
     return isinstance(path, Path)
 
 
 def sha256(path: Path) -> str:
-    """Sha256 of a file's bytes, 64 hex digits."""
+    """Return the sha256 of a file's bytes, 64 hex digits."""
     with path.open("rb") if is_local(path) else _open_object(path, block_size=READ_BYTES) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def size_bytes(path: Path) -> int | None:
-    """Size of a file, None if there is none."""
+    """Return the size of a file in bytes, None if there is none."""
     if not is_local(path):
         found = object_storage.head(path)
         return None if found is None else found.bytes
@@ -62,17 +62,17 @@ def size_bytes(path: Path) -> int | None:
 
 
 def read_bytes(path: Path) -> bytes:
-    """All of a small file, on object storage in one request."""
+    """Return the content of a small file; object storage needs one request."""
     return path.read_bytes() if is_local(path) else object_storage.read(path)
 
 
 def sealed(content: Mapping[str, Any]) -> str:
-    """JSON text of a small file of the store, with a hash of the rest under `check`."""
+    """Return the JSON text of a small file of the store, with a hash of its content under `check`."""
     return canonical_json({**content, CHECK: content_sha(content)[:16]})
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """The content of a file that `sealed` made. FileNotFoundError, IntegrityError if a byte of it changed."""
+    """Return the content of a file that `sealed` made. FileNotFoundError; IntegrityError if a byte changed."""
     try:
         content = json.loads(read_bytes(path))
     except ValueError as error:
@@ -88,7 +88,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def temporary_file(folder: Path, label: str) -> Iterator[Path]:
-    """An empty local file, removed on leaving unless it was put: locked and in `folder` where that is local."""
+    """Yield an empty local file, removed at the end unless it was put; in a local `folder` it is there and locked."""
     if not is_local(folder):
         descriptor, name = tempfile.mkstemp(prefix=f"{TEMPORARY}{label}-")
         path = Path(name)
@@ -102,13 +102,13 @@ def temporary_file(folder: Path, label: str) -> Iterator[Path]:
 
 
 def flush(temporary: Path, target: Path) -> None:
-    """Put the bytes of a temporary file on the disk, if that is where `target` will be."""
+    """Flush the bytes of a temporary file to the disk if `target` is local."""
     if is_local(target):
         fsync(temporary)
 
 
 def put(temporary: Path, target: Path) -> None:
-    """Make a flushed temporary file the file `target`, whole; what was there is replaced."""
+    """Move a flushed temporary file to `target` atomically; an existing file is replaced."""
     if not is_local(target):
         object_storage.put(temporary, target)
         return
@@ -117,7 +117,7 @@ def put(temporary: Path, target: Path) -> None:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove the temporary files of a folder whose writer is gone: those that nobody holds the lock of."""
+    """Remove those temporary files of a folder whose writer is gone, that is, which no process has locked."""
     if not is_local(folder):
         return
     for path in folder.glob(f"{TEMPORARY}*"):
@@ -131,14 +131,14 @@ def remove_abandoned(folder: Path) -> None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink(missing_ok=True)
         except OSError:
-            # a living writer holds the lock, or the file system has none: not ours to remove
+            # a living writer holds the lock, or the file system has no locks, so the file must stay
             continue
         finally:
             os.close(descriptor)
 
 
 def fsync(path: Path) -> None:
-    """Put a local file's bytes, or a local folder's entries, on the disk."""
+    """Flush a local file's bytes, or a local folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -147,13 +147,13 @@ def fsync(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it; object storage has none to make."""
+    """Create a folder and its parents; object storage needs no folders."""
     if is_local(path):
         path.mkdir(parents=True, exist_ok=True)
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder and all that it holds."""
+    """Remove a folder and its content."""
     if is_local(path):
         shutil.rmtree(path)
     else:
@@ -172,7 +172,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def create_exclusively(path: Path, text: str) -> None:
-    """Create `path` whole, or leave the file that another process created first."""
+    """Create `path` atomically, or keep the file that another process created first."""
     if not is_local(path):
         object_storage.create(path, text)
         return
@@ -186,7 +186,7 @@ def create_exclusively(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file, in this process against another; nothing to hold where there are no locks."""
+    """Hold the lock of a file against other processes; without support for locks nothing is held."""
     if not is_local(path):
         yield
         return
@@ -201,7 +201,7 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def parquet_source(path: Path) -> Iterator[Any]:
-    """What pyarrow reads a Parquet file from; on object storage it requests the ranges that it reads and no more."""
+    """Yield a source of a Parquet file for pyarrow; on object storage it requests only the ranges that are read."""
     if is_local(path):
         yield path
         return
@@ -210,13 +210,13 @@ def parquet_source(path: Path) -> Iterator[Any]:
 
 
 def scan_source(path: Path) -> str:
-    """What Polars scans a Parquet file from: it reads object storage itself."""
+    """Return the source of a Parquet file for Polars, which reads object storage itself."""
     return str(path)
 
 
 @contextlib.contextmanager
 def local_folder(path: Path) -> Iterator[Path]:
-    """The files of a folder in a local one, for readers that know no other: itself, or a copy for as long as needed."""
+    """Yield a local folder with the files of `path`, for readers of local files: itself, or a temporary copy."""
     if is_local(path):
         yield path
         return
@@ -227,7 +227,7 @@ def local_folder(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def written_folder(path: Path, *, last: str) -> Iterator[Path]:
-    """A local folder to write the files of `path` into: itself, or one that is put on leaving, `last` at the end."""
+    """Yield a local folder for the files of `path`: itself, or one whose files are put at the end, `last` last."""
     if is_local(path):
         yield path
         return
@@ -239,18 +239,18 @@ def written_folder(path: Path, *, last: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def scratch_folder(beside: Path) -> Iterator[Path]:
-    """An empty local folder, removed on leaving: inside the folder `beside` where that is local."""
+    """Yield an empty local folder, removed at the end; it is inside the folder `beside` if that is local."""
     with tempfile.TemporaryDirectory(dir=beside if is_local(beside) else None, prefix=TEMPORARY) as made:
         yield Path(made)
 
 
 @contextlib.contextmanager
 def clear_write_errors(folder: Path) -> Iterator[None]:
-    """Turn the errors of a folder that cannot be written into StoreWriteError; others pass."""
+    """Convert the errors of a folder that cannot be written into StoreWriteError; other errors pass."""
     try:
         yield
     except OSError as error:
-        # an object store that forbids gives no errno
+        # an object store that denies access gives no errno
         if error.errno not in _UNWRITABLE and not isinstance(error, PermissionError):
             raise
         raise StoreWriteError(

@@ -1,4 +1,4 @@
-"""Where everything lies: the folders of a store, the names of a run's files, and when a run was created.
+"""The layout of a store: its folders, the names of a run's files, and the creation times of runs.
 
     <root>/cells/<dataset>/        the cell table (one part), with genes/ and expression/ (by gene) beside it
     <root>/activations/<run>/      plan.json  part-00012.parquet  part-00012.json  MANIFEST.json
@@ -13,13 +13,13 @@
     <root>/comparisons/<run>/      comparison/  representation/
     <root>/mlflow/                 mlflow.db  artifacts/
 
-The root is a folder, or `s3://BUCKET/PREFIX` on object storage: `as_path` makes a path of either, with the arithmetic
-and the reading of pathlib, and only `filesystem` (the operations) ever asks which one it is. A run's name is a
-short hash of what determines its content (`plans`), so asking twice for the same thing finds the same folder. Listing a
-kind reads one folder and the manifests of its runs (on object storage a request each).
+The root is a folder, or `s3://BUCKET/PREFIX` on object storage: `as_path` makes a path of either, with the interface
+of pathlib, and only `filesystem` (the operations) distinguishes them. A run's name is a short hash of the plan that
+determines its content (`plans`), so the same request always finds the same folder. Listing a kind reads one folder and
+the manifests of its runs (one request each on object storage).
 
-Which run is the newest is read inside the runs: a manifest holds the time at which it was created, later than that of
-every manifest that was there, whatever the clock says. So copying a store keeps its defaults.
+Manifests determine which run is the newest: each holds its creation time, which is later than that of every earlier
+manifest, whatever the clock says. Copying a store therefore keeps its defaults.
 """
 
 import re
@@ -72,11 +72,11 @@ _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 def as_path(root: str | Path) -> Path:
-    """A folder as a pathlib Path, or `s3://BUCKET/PREFIX` as a path of the same interface on object storage.
+    """Return a folder as a pathlib Path, or `s3://BUCKET/PREFIX` as a path of the same interface.
 
     Endpoint, region and credentials of object storage are those of the AWS_* environment ($AWS_ENDPOINT_URL for
-    anything but AWS) and of ~/.aws. InputError for another protocol or where the extra `s3` is not installed,
-    NotFoundError if the bucket does not answer (asked once a process).
+    anything but AWS) and of ~/.aws. InputError for another protocol or without the extra `s3`,
+    NotFoundError if the bucket does not answer (checked once per process).
     """
     if not isinstance(root, str):
         return root
@@ -84,12 +84,12 @@ def as_path(root: str | Path) -> Path:
 
 
 def part_name(shard: int) -> str:
-    """File name of a shard's Parquet part."""
+    """Return the file name of a shard's Parquet part."""
     return f"part-{shard:05d}.parquet"
 
 
 def marker_name(shard: int) -> str:
-    """File name of a shard's marker, the small JSON that commits the part."""
+    """Return the file name of a shard's marker, the small JSON file that commits the part."""
     return f"part-{shard:05d}.json"
 
 
@@ -97,8 +97,8 @@ def marker_name(shard: int) -> str:
 class RunInfo:
     """One run folder.
 
-    `created` is the latest creation time in the manifests of its tables; None while it is incomplete, and for a
-    complete run with a manifest that holds none any more because it was damaged.
+    `created` is the latest creation time in the manifests of its tables. It is None for an incomplete run, and for a
+    complete run with a damaged manifest whose time is lost.
     """
 
     kind: str
@@ -109,7 +109,7 @@ class RunInfo:
 
 
 class Layout:
-    """The folders of one store, e.g. `Layout("scsae-store").activations_dir("0f3a...")`. Creates nothing."""
+    """The folders of one store, e.g. `Layout("scsae-store").activations_dir("0f3a...")`. It creates nothing."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = as_path(root)
@@ -146,7 +146,7 @@ class Layout:
         return self.run_dir("saes", run)
 
     def feature_map_dir(self, run: str) -> Path:
-        """The map of an SAE's features, umap/ and neighbours/, beside its weights; absent until it was asked for."""
+        """The map of an SAE's features, umap/ and neighbours/, beside its weights; it exists once it is computed."""
         return self.saes_dir(run) / "map"
 
     def codes_dir(self, run: str) -> Path:
@@ -154,15 +154,15 @@ class Layout:
         return self.run_dir("codes", run)
 
     def umap_dir(self, run: str) -> Path:
-        """The map of the cells made of their codes, beside these; absent until it was asked for."""
+        """The map of the cells from their codes, beside the codes; it exists once it is computed."""
         return self.codes_dir(run) / "umap"
 
     def associations_dir(self, run: str) -> Path:
-        """Association tables, a run folder each."""
+        """Association tables, each of which is a run folder."""
         return self.run_dir("associations", run)
 
     def profile_map_dir(self, run: str) -> Path:
-        """The map of the features by their labels, beside the associations; absent until it was asked for."""
+        """The map of the features by their labels, beside the associations; it exists once it is computed."""
         return self.associations_dir(run) / "map"
 
     def steering_dir(self, run: str) -> Path:
@@ -174,12 +174,12 @@ class Layout:
         return self.run_dir("matches", run)
 
     def comparisons_dir(self, run: str) -> Path:
-        """An SAE beside its baselines."""
+        """The comparison of an SAE with its baselines."""
         return self.run_dir("comparisons", run)
 
     @property
     def local_root(self) -> Path:
-        """The folder of what has to be local files: the root, or `scsae-local/BUCKET-PREFIX` for object storage."""
+        """The folder of files that must be local: the root, or `scsae-local/BUCKET-PREFIX` for object storage."""
         return object_storage.stand_in(self.root)
 
     @property
@@ -188,7 +188,7 @@ class Layout:
         return self.local_root / "mlflow"
 
     def runs(self, kind: str) -> list[RunInfo]:
-        """All runs of a kind: complete ones first, the newest first, then the incomplete ones by name."""
+        """Return all runs of a kind: the complete ones, newest first, then the incomplete ones by name."""
         folder = self.kind_dir(kind)
         if not folder.is_dir():
             return []
@@ -196,11 +196,11 @@ class Layout:
         return sorted(found, key=lambda info: (info.complete, info.created or _NEVER), reverse=True)
 
     def command_for(self, kind: str) -> str:
-        """The command that makes a run of a kind in this store."""
+        """Return the command that makes a run of a kind in this store."""
         return f"{_MADE_BY[kind]} --store {self.root}"
 
     def latest(self, kind: str) -> RunInfo:
-        """The newest complete run. NotFoundError names the incomplete ones and the command that makes one."""
+        """Return the newest complete run. NotFoundError names the incomplete ones and the command that makes one."""
         runs = self.runs(kind)
         for info in runs:
             if info.complete:
@@ -213,13 +213,13 @@ class Layout:
 
 
 def tables_of(info: RunInfo) -> list[Path]:
-    """The folders of a run that have a plan of their own, or have to."""
+    """Return the folders of a run that have a plan of their own or need one."""
     needed = {(info.path / name).parent for name in _COMPLETE_WHEN[info.kind]}
     return sorted({*needed, *(plan.parent for plan in info.path.rglob(PLAN))})
 
 
 def creation_time(manifest: Path) -> datetime | None:
-    """When a manifest was created; None where there is none, or where a damaged one holds no time any more."""
+    """Return the creation time of a manifest; None if there is no manifest or its time is lost to damage."""
     try:
         found = _CREATED.search(manifest.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
@@ -228,10 +228,10 @@ def creation_time(manifest: Path) -> datetime | None:
 
 
 def next_creation_time(table: Path) -> datetime:
-    """The creation time of the manifest that a table (a folder of some run) gets now.
+    """Return the creation time for a new manifest of a table (a folder of some run).
 
-    It is the present time, but later than that of the same table of every other run of its kind in the store, so that
-    a clock that was set back, or that of another machine, does not put a new run behind an old one.
+    It is the present time, but always later than that of the same table of every other run of its kind in the store,
+    so that a clock that was set back, or that of another machine, cannot order a new run before an old one.
     """
     now = datetime.now(tz=UTC)
     kind = next((folder for folder in table.parents if folder.name in _COMPLETE_WHEN), None)
@@ -247,6 +247,6 @@ def _inspect(kind: str, path: Path) -> RunInfo:
     complete = all(file.is_file() for file in needed)
     times = [creation_time(file) for file in needed] if complete else []
     known = [time for time in times if time is not None]
-    # a run of which one time is lost has no place in the order
+    # a run with a lost time cannot be ordered
     created = max(known) if known and len(known) == len(times) else None
     return RunInfo(kind=kind, run=path.name, path=path, complete=complete, created=created)

@@ -1,13 +1,13 @@
-"""Object storage that speaks S3: what `feature_store.storage.filesystem` does where there is no folder.
+"""Object storage with the S3 interface: the operations behind `feature_store.storage.filesystem` for S3 paths.
 
-An object appears whole or not at all, and a reader sees the last one put: so a part needs no temporary name, no fsync
-and no lock. What a folder does by an exclusive link is a conditional put here (`If-None-Match: *`), which the store
-answers with 412 where there is an object; a store that ignores the condition is refused. AWS settles even puts of one
-moment; not every store does (OpenStack Swift tells both that they made it, and keeps the last). Nothing depends on it:
-plan, markers and manifest have the same bytes whoever puts them. Reading goes through paths of universal-pathlib,
-requests through s3fs; neither is imported before the first URI.
+An object appears whole or not at all, and a reader sees the latest put, so a part needs no temporary name, no fsync and
+no lock. In place of an exclusive link there is a conditional put (`If-None-Match: *`), which the store answers with 412
+if the object exists; a store that ignores the condition is refused. AWS decides even between simultaneous puts; not
+every store does (OpenStack Swift reports success to both and keeps the last). Nothing depends on it: plan, markers and
+manifest have the same bytes whichever process puts them. Reads use paths of universal-pathlib and requests use s3fs;
+neither is imported before the first URI.
 
-Cost: a request or two for each file operation, and a part lies on the local disk ($TMPDIR) until it is up.
+Cost: one or two requests per file operation, and a part lies on the local disk ($TMPDIR) until it is uploaded.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ _TRIES = 5
 
 
 class Head(NamedTuple):
-    """Of one object: its size, its version, and the seconds since it was put, by the store's own clock."""
+    """The size and version of one object, and the seconds since it was put, by the store's own clock."""
 
     bytes: int
     etag: str
@@ -35,7 +35,7 @@ class Head(NamedTuple):
 
 
 def open_path(uri: str) -> Path:
-    """A path on object storage, with the arithmetic and the reading of pathlib.
+    """Return a path on object storage, with the interface of pathlib for joining and reading.
 
     InputError for another protocol or without the extra `s3`, NotFoundError if the bucket does not answer.
     """
@@ -48,7 +48,7 @@ def open_path(uri: str) -> Path:
         from upath import UPath
     except ImportError as error:
         raise InputError(f"{uri} is on object storage, which needs more packages: pip install 'scsae[s3]'") from error
-    # careful: fsspec remembers listings, and other processes write here
+    # careful: fsspec caches listings, and other processes write here
     path: Any = UPath(uri.rstrip("/"), use_listings_cache=False)
     _reach(bucket)
     found: Path = path
@@ -56,32 +56,32 @@ def open_path(uri: str) -> Path:
 
 
 def stand_in(root: Any) -> Path:
-    """The local folder of a store: itself, or for one on object storage `scsae-local/BUCKET-PREFIX`."""
+    """Return the local folder of a store: itself, or `scsae-local/BUCKET-PREFIX` for object storage."""
     if isinstance(root, Path):
         return root
     return Path(STAND_IN) / str(root.path).strip("/").replace("/", "-")
 
 
 def read(target: Any) -> bytes:
-    """All of an object, in one request."""
+    """Return the content of an object, by one request."""
     data: bytes = target.fs.cat_file(target.path, max_concurrency=1)
     return data
 
 
 def put(source: Path, target: Any) -> None:
-    """Put a local file as one object, in place of what is there."""
+    """Put a local file as one object; an existing object is replaced."""
     with _clear_errors(target):
         target.fs.put_file(str(source), target.path)
 
 
 def put_text(target: Any, text: str) -> None:
-    """Put a small object, in place of what is there."""
+    """Put a small object; an existing object is replaced."""
     with _clear_errors(target):
         target.fs.pipe_file(target.path, text.encode())
 
 
 def create(target: Any, text: str) -> bool:
-    """Put a small object unless there is one; whether it was put. StoreWriteError if the store knows no such put."""
+    """Put a small object unless it exists; return whether it was put. StoreWriteError if the store cannot do so."""
     made = _put_if(target, text, IfNoneMatch="*") is not None
     if made:
         _refuse_if_overwritten(target, text)
@@ -89,9 +89,9 @@ def create(target: Any, text: str) -> bool:
 
 
 def replace(target: Any, text: str, *, etag: str) -> bool:
-    """Put a small object in place of the version `etag`; False where there is another by now.
+    """Replace the version `etag` of a small object; return False if the object has changed since.
 
-    A store without `If-Match` (it says so: 501) puts it in any case.
+    If the store lacks `If-Match` (it answers 501), the object is put unconditionally.
     """
     try:
         return _put_if(target, text, IfMatch=etag) is not None
@@ -103,7 +103,7 @@ def replace(target: Any, text: str, *, etag: str) -> bool:
 
 
 def head(target: Any) -> Head | None:
-    """Size, version and age of an object, None if there is none."""
+    """Return size, version and age of an object, None if there is none."""
     bucket, key, _ = target.fs.split_path(target.path)
     try:
         answer = target.fs.call_s3("head_object", Bucket=bucket, Key=key)
@@ -122,13 +122,13 @@ def download(folder: Any, target: Path) -> None:
 
 
 def remove(folder: Any) -> None:
-    """Delete every object below `folder`; none is fine."""
+    """Delete every object below `folder`, if there are any."""
     with contextlib.suppress(FileNotFoundError):
         folder.fs.rm(folder.path, recursive=True)
 
 
 def _put_if(target: Any, text: str, **condition: str) -> str | None:
-    """The version put, None where the condition does not hold."""
+    """Return the version that was put, or None if the condition does not hold."""
     bucket, key, _ = target.fs.split_path(target.path)
     with _clear_errors(target):
         for last in (False,) * (_TRIES - 1) + (True,):
@@ -139,7 +139,7 @@ def _put_if(target: Any, text: str, **condition: str) -> str | None:
                 status = _status(error)
                 if status == _EXISTS or isinstance(error, FileExistsError):
                     return None
-                # 409: the object was being put or deleted by another at this moment
+                # 409: another process was putting or deleting the object at this moment
                 if status != _CONFLICT or last:
                     raise
             time.sleep(0.2)
@@ -148,7 +148,7 @@ def _put_if(target: Any, text: str, **condition: str) -> str | None:
 
 @functools.cache
 def _reach(bucket: str) -> None:
-    """Ask once a process whether the bucket is there, so that what is not set up is said before anything is done."""
+    """Check once per process that the bucket answers, so that a missing setup is reported before any work."""
     import s3fs
     from botocore.exceptions import BotoCoreError
 
@@ -165,7 +165,7 @@ _CONDITIONAL: set[str] = set()
 
 
 def _refuse_if_overwritten(target: Any, text: str) -> None:
-    """Ask for what has to be refused, once a bucket and process: a store that does it ignores conditions."""
+    """Repeat a put that must fail, once per bucket and process; a store that accepts it ignores conditions."""
     bucket = target.fs.split_path(target.path)[0]
     if bucket in _CONDITIONAL:
         return
@@ -179,7 +179,7 @@ def _refuse_if_overwritten(target: Any, text: str) -> None:
 
 @contextlib.contextmanager
 def _clear_errors(target: Any) -> Iterator[None]:
-    """Say what could not be put where; PermissionError passes, as `files.clear_write_errors` knows it."""
+    """Convert a failed put into StoreWriteError; PermissionError passes to `filesystem.clear_write_errors`."""
     from botocore.exceptions import BotoCoreError
 
     try:
@@ -191,7 +191,7 @@ def _clear_errors(target: Any) -> Iterator[None]:
 
 
 def _status(error: BaseException) -> int | None:
-    """HTTP status behind an error of s3fs."""
+    """Return the HTTP status behind an error of s3fs."""
     response = getattr(error.__cause__, "response", None) or {}
     status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     return None if status is None else int(status)

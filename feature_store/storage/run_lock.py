@@ -1,11 +1,11 @@
-"""One driver per run: the second one leaves at once, and says who is at work.
+"""The run lock: a run has one driver, and a second one stops at once with an error that names the first.
 
-Two drivers on one run do no harm (whoever commits a shard second throws its work away) but do all work twice. In a
-folder the driver holds a lock (flock) on `driver.json`, which vanishes with its process; where there is no flock nobody
-is sent away. On object storage `driver.json` is a lease: made by a conditional put, renewed every 20 s, and taken over,
-by a put conditional on its version, once it was not renewed for 60 s by the store's own clock. A driver that slept for
-longer and lost its lease goes on, and so do two that a store without atomic conditions let in at one moment: that is
-again the harmless case.
+Two drivers on one run do no harm (whichever commits a shard second discards its work) but do all work twice. In a
+folder the driver holds a lock (flock) on `driver.json`, which ends with its process; without flock no driver is
+refused. On object storage `driver.json` is a lease: it is created by a conditional put, renewed every 20 s, and taken
+over, by a put conditional on its version, after 60 s without renewal by the store's own clock. A driver that was
+suspended for longer and lost its lease continues, and so do two drivers that a store without atomic conditions accepts
+at one moment; both cases are harmless.
 """
 
 import contextlib
@@ -31,9 +31,9 @@ LAPSE_S = 60.0
 
 @contextlib.contextmanager
 def exclusive(folder: str | Path) -> Iterator[None]:
-    """Be the one driver of the run in `folder` until the block ends; the folder is made if it is not there.
+    """Make this process the only driver of the run in `folder`, which is created if needed, until the block ends.
 
-    BusyError, naming host, process and time, where another process (or another thread of this one) drives it;
+    BusyError, naming host, process and time, if another process (or another thread of this one) drives it;
     StoreWriteError if the folder cannot be written.
     """
     path = as_path(folder)
@@ -53,7 +53,7 @@ def _locked(folder: Path) -> Iterator[None]:
         (folder / DRIVER).unlink(missing_ok=True)
         os.close(descriptor)
         if made:
-            # a run that was refused leaves nothing
+            # a folder without content is removed, so that a refused run leaves nothing
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
@@ -68,10 +68,10 @@ def _take_lock(path: Path) -> int:
             os.close(descriptor)
             raise BusyError(_busy(path, who, "it is free once that process ends")) from None
         except OSError:
-            # no flock on this file system: nothing can be held
+            # this file system has no flock, so no lock can be held
             pass
         with contextlib.suppress(FileNotFoundError):
-            # careful: the one before removes the file as it leaves, perhaps between our open and our lock
+            # careful: the previous driver removes the file when it ends, perhaps between this open and this lock
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, json.dumps(_me()).encode())
@@ -96,7 +96,7 @@ def _leased(folder: Path) -> Iterator[None]:
 
 
 class _Lease:
-    """A lease on object storage; `beat` makes every renewal another version of the object."""
+    """A lease on object storage; the counter `beat` gives every renewal a new version of the object."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -104,7 +104,7 @@ class _Lease:
         self.beat = 0
 
     def take(self) -> None:
-        """Make the lease, or take over one that lapsed; BusyError while another holds it."""
+        """Create the lease, or take over a lapsed one; BusyError while another driver holds it."""
         while not object_storage.create(self.path, self._text()):
             found = object_storage.head(self.path)
             try:
@@ -114,7 +114,7 @@ class _Lease:
             if found is None:
                 continue
             if self._is_mine(holder):
-                # the put was repeated because its answer was lost
+                # the response of the put was lost and the put was repeated
                 return
             if found.age_s < LAPSE_S:
                 left = f"if that process was killed, it is free in {LAPSE_S - found.age_s:.0f} s"
@@ -123,10 +123,10 @@ class _Lease:
                 return
 
     def renew_until(self, stopped: threading.Event) -> None:
-        """Renew every RENEW_S; end where another took the lease over."""
+        """Renew the lease every RENEW_S seconds; stop if another driver has taken it over."""
         while not stopped.wait(RENEW_S):
             with contextlib.suppress(Exception):
-                # a store that does not answer now may do so the next time; a lapsed lease does no harm
+                # a store that does not answer now may answer the next time; a lapsed lease does no harm
                 found = object_storage.head(self.path)
                 if found is None or not self._is_mine(filesystem.read_bytes(self.path)):
                     return
@@ -134,9 +134,9 @@ class _Lease:
                 object_storage.replace(self.path, self._text(), etag=found.etag)
 
     def leave(self) -> None:
-        """Give the lease back, if it still is this one's."""
+        """Delete the lease if this driver still holds it."""
         with contextlib.suppress(Exception):
-            # it lapses anyway
+            # a lease that cannot be deleted lapses
             if self._is_mine(filesystem.read_bytes(self.path)):
                 self.path.unlink()
 

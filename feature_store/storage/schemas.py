@@ -1,8 +1,8 @@
-"""The columns and dtypes of every table of the store: the one home of their names.
+"""The columns and dtypes of every table of the store, defined only here.
 
-A table may carry more columns than are named here (every obs column of the cells, the method of an association); those
-that are named have exactly this name and dtype. Codes store `feature_id` as u16 where the features fit, and readers
-widen it; all other tables use i32, so that joins need no cast and differences do not wrap around.
+A table may have more columns than are listed here (every obs column of the cells, the method of an association); the
+listed columns have exactly this name and dtype. Codes store `feature_id` as u16 if all features fit, and readers widen
+it; all other tables use i32, so that joins need no cast and differences do not wrap around.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ def _table(not_null: str, **columns: type[pl.DataType] | pl.DataType) -> TableSc
 
 
 TABLES: Mapping[str, TableSchema] = {
-    # one row a cell of a data set; donor, batch and cell_type are the obs columns that the user named, else null
+    # one row per cell of a data set; donor, batch and cell_type are the obs columns that the user named, else null
     "cells": _table(
         "cell_idx cell_id dataset split",
         cell_idx=pl.Int64,
@@ -42,7 +42,7 @@ TABLES: Mapping[str, TableSchema] = {
         batch=pl.String,
         cell_type=pl.String,
     ),
-    # one row a gene of a data set; n_cells: cells with a value above 0; mean: over all cells, of the matrix's values
+    # one row per gene of a data set; n_cells: cells with a value above 0; mean: over all cells, of the matrix's values
     "genes": _table(
         "gene_idx symbol n_cells mean",
         gene_idx=pl.Int32,
@@ -51,15 +51,15 @@ TABLES: Mapping[str, TableSchema] = {
         n_cells=pl.Int64,
         mean=pl.Float64,
     ),
-    # one row a nonzero of the cell codes, by cell and then feature
+    # one row per nonzero of the cell codes, by cell and then feature
     "codes": _table("cell_idx feature_id value", cell_idx=pl.Int64, feature_id=pl.Int32, value=pl.Float32),
-    # one row a cell that was laid out (`feature_store.maps.cells`); x and y have no unit
+    # one row per cell of the map (`feature_store.maps.cells`); x and y have no unit
     "umap": _table("cell_idx x y", cell_idx=pl.Int64, x=pl.Float32, y=pl.Float32),
-    # one row a feature of an SAE (`feature_store.maps.features`)
+    # one row per feature of an SAE (`feature_store.maps.features`)
     "feature_umap": _table("feature_id x y", feature_id=pl.Int32, x=pl.Float32, y=pl.Float32),
-    # one row a living feature of associations (`feature_store.maps.label_profiles`)
+    # one row per living feature of associations (`feature_store.maps.label_profiles`)
     "profile_umap": _table("feature_id x y", feature_id=pl.Int32, x=pl.Float32, y=pl.Float32),
-    # the nearest others of a feature by the cosine of their decoder rows; rank 1 is the nearest
+    # the nearest features of each feature by the cosine of their decoder rows; rank 1 is the nearest
     "feature_neighbour": _table(
         "feature_id rank other_feature_id cosine",
         feature_id=pl.Int32,
@@ -158,7 +158,7 @@ TABLES: Mapping[str, TableSchema] = {
         gene=pl.String,
         value=pl.Float32,
     ),
-    # one row a feature of `sae`, matched with its nearest in the SAE `other`, and the other way round
+    # one row per feature of `sae`, matched with its nearest in the SAE `other`; both directions are there
     "feature_match": _table(
         "feature_id sae other mutual dead method",
         feature_id=pl.Int32,
@@ -177,7 +177,7 @@ TABLES: Mapping[str, TableSchema] = {
         dead=pl.Boolean,
         method=pl.String,
     ),
-    # one row a target, statistic and representation (an SAE, its baselines), of its one best feature
+    # one row per target, statistic and representation (an SAE, its baselines), for its one best feature
     "comparison": _table(
         "target_kind target statistic representation feature_id best",
         target_kind=pl.String,
@@ -198,7 +198,7 @@ TABLES: Mapping[str, TableSchema] = {
         n_units=pl.Int64,
         n_better=pl.Int64,
     ),
-    # one row a representation: features that tell a label or match a gene set on `test` cells, features of each class
+    # one row per representation: its features with a label or gene set on `test` cells, and those of each class
     "representation": _table(
         "representation run n_features n_dead",
         representation=pl.String,
@@ -217,8 +217,8 @@ TABLES: Mapping[str, TableSchema] = {
         class_mixed=pl.Int64,
         class_dead=pl.Int64,
     ),
-    # one row a (split, condition, point of the grid, metric, group): group is "all" or a label; effect: value less the
-    # unsteered one; low, high: its 95 % interval; p_NULL: of the null's draws, null where there is nothing to compare
+    # one row per (split, condition, point of the grid, metric, group): group is "all" or a label; effect: value minus
+    # the unsteered value; low, high: its 95 % interval; p_NULL: p-value from the null's draws, null without draws
     "steering": _table(
         "split condition role metric group n_draws chosen",
         split=pl.String,
@@ -240,7 +240,7 @@ TABLES: Mapping[str, TableSchema] = {
         p_shuffled_labels=pl.Float64,
         chosen=pl.Boolean,
     ),
-    # one row a way in which `test` cells were run; features: best first; references: part that holds its mean codes
+    # one row per steered variant of the `test` cells; features: best first
     "steering_variants": _table(
         "variant name role n_features mode draw features chosen",
         variant=pl.Int32,
@@ -255,7 +255,7 @@ TABLES: Mapping[str, TableSchema] = {
         features=pl.List(pl.Int32),
         chosen=pl.Boolean,
     ),
-    # one row a living feature, best first; score: on `select` cells, in units of its code (of an edit: rank-biserial)
+    # one row per living feature, best first; score: on `select` cells, in units of its code (edits: rank-biserial)
     "steering_scores": _table(
         "feature_id score rank",
         feature_id=pl.Int32,
@@ -265,7 +265,7 @@ TABLES: Mapping[str, TableSchema] = {
         density=pl.Float64,
         rank=pl.Int32,
     ),
-    # one row a (condition, draw, gene) of the model's own answers about hidden genes of steered cells
+    # one row per (condition, draw, gene) of the model's predictions of masked genes of steered cells
     "steering_head": _table(
         "condition draw gene n_cells",
         condition=pl.String,
@@ -275,7 +275,7 @@ TABLES: Mapping[str, TableSchema] = {
         change=pl.Float64,
         difference=pl.Float64,
     ),
-    # one row a (variant, `test` cell) that was laid out; pc1, pc2: of the cells' embeddings
+    # one row per (variant, `test` cell) of the map; pc1, pc2: principal components of the cells' embeddings
     "steering_map": _table(
         "variant cell_idx x y",
         variant=pl.Int32,
@@ -289,14 +289,14 @@ TABLES: Mapping[str, TableSchema] = {
 
 
 def schema(table: str) -> TableSchema:
-    """The schema of a table. InputError lists the tables."""
+    """Return the schema of a table. InputError lists the tables."""
     if table not in TABLES:
         raise InputError(f"no table {table!r}; tables are {', '.join(TABLES)}")
     return TABLES[table]
 
 
 def check(table: str, frame: pl.DataFrame) -> None:
-    """Raise InputError naming every missing column, wrong dtype and forbidden null; more columns are fine."""
+    """Raise InputError naming every missing column, wrong dtype and forbidden null; additional columns are allowed."""
     wanted = schema(table)
     problems = []
     for name, dtype in wanted.columns.items():
@@ -313,9 +313,9 @@ def check(table: str, frame: pl.DataFrame) -> None:
 
 
 def conform(table: str, frame: pl.DataFrame) -> pl.DataFrame:
-    """`frame` with the named columns first, in order, cast to their dtypes without loss; then `check`ed.
+    """Return `frame` with the schema's columns first, in order, cast to their dtypes without loss, and `check` it.
 
-    Raises InputError for a missing column or a value that the dtype cannot hold.
+    It raises InputError for a missing column or a value that the dtype cannot hold.
     """
     wanted = schema(table).columns
     try:
@@ -328,5 +328,5 @@ def conform(table: str, frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def empty(table: str) -> pl.DataFrame:
-    """The table without rows: what a stage writes where there is nothing to report."""
+    """Return the table without rows, which a stage writes if it has no results."""
     return pl.DataFrame(schema=dict(schema(table).columns))
