@@ -217,7 +217,7 @@ class Sorter:
 class _Plan:
     """The cells to encode: their part of the codes plan, and the source of their activations.
 
-    `opened` holds data and model of a fused encoding; its matched genes are not written beside stored activations.
+    `inputs` holds data and model of a fused encoding, whose matched genes are written beside the codes, else None.
     """
 
     dataset: str
@@ -392,7 +392,7 @@ def _plan_fused(layout: Layout, options: EncodeOptions, sae: SAEPlan, activation
 
 
 def _known_splits(trained_on: Path, source: Source, options: EncodeOptions) -> dict[str, str]:
-    """Return the splits of those units of new data that are among the SAE's training cells in `trained_on`."""
+    """Return the split of each donor or batch of the SAE's data set `trained_on`, which new data must keep."""
     unit = "donor" if options.donor else "batch" if options.batch else None
     plan = CellsPlan.of(commit.Run.open(trained_on))
     # the same file with the same split is the same data set

@@ -194,7 +194,7 @@ def train_config_of(options: TrainOptions) -> "TrainConfig":
 
 
 def _check_shares(options: TrainOptions, parent: commit.Run) -> None:
-    """Raise UsageError if the tokens of a step or the row groups do not divide evenly among the workers."""
+    """Raise UsageError if the workers cannot share a step's tokens evenly, or outnumber the row groups."""
     n = max(1, options.num_workers)
     if options.batch_size % n:
         raise UsageError(

@@ -351,7 +351,7 @@ class Run:
         try:
             found = self._read_marker(shard)
         except FileNotFoundError:
-            # careful: in an incomplete run, a shard without a marker is not a problem
+            # careful: in an incomplete run, a shard without part and marker is not a problem
             return f"{path}: missing" if listed is not None or self.part(shard).is_file() else None
         except IntegrityError as error:
             return str(error)
