@@ -100,12 +100,13 @@ def test_a_folder_that_cannot_be_written_costs_its_map_and_not_the_atlas(own_sto
 
 def test_a_steering_run_has_a_map_made_if_it_kept_its_embeddings(own_store):
     layout, table = Layout(own_store), pl.DataFrame({"variant": [0]})
+    plan = toy_table(SteeringResultsPlan, sae=FeatureStore.open(own_store).lineage.sae)
     for run, names in {"aaaa": ("results", "variants"), "bbbb": ("results", "variants", "per_cell")}.items():
         for name in names:
-            commit.write_table(layout.steering_dir(run) / name, table, toy_table(SteeringResultsPlan))
+            commit.write_table(layout.steering_dir(run) / name, table, plan)
     missing = [missing.name for missing in missing_maps(FeatureStore.open(own_store))]
     assert missing[-1] == "the map of steering run bbbb"
-    commit.write_table(layout.steering_dir("bbbb") / "map", table, toy_table(SteeringResultsPlan))
+    commit.write_table(layout.steering_dir("bbbb") / "map", table, plan)
     assert [missing.name for missing in missing_maps(FeatureStore.open(own_store))] == missing[:-1]
 
 
