@@ -1,5 +1,5 @@
 # make demo: the whole job on real cells.  make test: the suite.  make lint: style, types, imports.
-# make test-whole: the demo's answers, a run killed again and again, a submitted job; minutes each.  make test-slow: all slow ones.
+# make test-whole: the demo, a run killed again and again, a submitted job, a lost node; minutes each.  make test-slow: all.
 # Each makes .venv on its first call, with the versions of constraints.txt.
 PYTHON ?= python3
 VENV ?= .venv
@@ -21,11 +21,15 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/scsae demo
 
+# the tests without Ray share the cores, with one thread each; those with Ray start clusters of their own, one after another
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 POLARS_MAX_THREADS=2 \
+		$(BIN)/python -m pytest -n auto --dist loadfile -m 'not slow and not gpu and not ray'
+	$(BIN)/python -m pytest -m 'ray and not slow and not gpu'
 
 test-whole: $(STAMP)
-	$(BIN)/python -m pytest -m 'not gpu' tests/e2e/test_demo.py tests/e2e/test_kill.py tests/e2e/test_submit.py
+	$(BIN)/python -m pytest -m 'not gpu' \
+		tests/e2e/test_demo.py tests/e2e/test_kill.py tests/e2e/test_submit.py tests/e2e/test_two_nodes.py
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m 'slow and not gpu'

@@ -13,6 +13,8 @@ from feature_store.storage import commit
 from feature_store.storage.layout import Layout
 from pipelines.runtime.actor_pool import SHARDS_PER_ACTOR
 
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
 # The first node has room for one actor, the second for another; `attempts` gets a line for every shard that is begun.
 DRIVER = """
 import os, signal, sys, threading, time
