@@ -87,22 +87,23 @@ def newest_run(layout: Layout, kind: str) -> RunInfo:
             f"all complete {kind} runs in {layout.root} are controls, which are taken only where they are named: "
             f"{named}"
         )
-    if found.outdated:
-        raise NotFoundError(
-            f"all complete {kind} runs in {layout.root} were made by other versions of scsae "
-            f"({', '.join(info.run for info in found.outdated)}); make them anew with `{layout.command_for(kind)}`"
-        )
+    _raise_if_outdated(layout, kind, found)
     return layout.latest(kind)
 
 
 def newest_run_of(layout: Layout, kind: str, of: Mapping[str, str | None]) -> RunInfo | None:
-    """Return the newest complete run of a kind made of what is named in `of`, a control where there is no
-    other, None where there is none.
+    """Return the newest complete run of a kind made of what is named in `of`, or a control where there is no other.
 
-    `of`: ids by field of the plan, such as {"sae": ...}. IntegrityError as from `newest_run`.
+    None where there is none at all. `of`: ids by field of the plan, such as {"sae": ...}.
+
+    Raises:
+        NotFoundError: other versions of scsae made all of them; the message names the command that makes them anew.
+        IntegrityError: as from `newest_run`.
     """
     found = _candidates(layout, kind, of)
     every = [*found.others, *(info for info, _ in found.controls)]
+    if not every:
+        _raise_if_outdated(layout, kind, found)
     return every[0] if every else None
 
 
@@ -255,6 +256,14 @@ def _candidates(layout: Layout, kind: str, of: Mapping[str, str | None]) -> _Can
         else:
             controls.append((info, control))
     return _Candidates(others=others, controls=controls, outdated=outdated)
+
+
+def _raise_if_outdated(layout: Layout, kind: str, found: _Candidates) -> None:
+    if found.outdated:
+        raise NotFoundError(
+            f"all complete {kind} runs in {layout.root} were made by other versions of scsae "
+            f"({', '.join(info.run for info in found.outdated)}); make them anew with `{layout.command_for(kind)}`"
+        )
 
 
 def _plan_of_candidate(layout: Layout, info: RunInfo) -> Plan | None:

@@ -8,12 +8,13 @@ On object storage a part is written to the local disk, hashed and put whole, the
 conditional puts. There is nothing to rename, to lock or to clean up.
 
 A part's bytes are a function of (plan, shard) alone, so a killed run that is resumed equals an undisturbed one byte for
-byte, and a retry or a writer believed dead can do no harm: whoever comes second finds a valid marker and throws its own
-work away. Two kinds of advisory lock (flock) refine this, and both end with their process: a writer holds one on its
-temporary file, so that `pending` removes only what no living writer owns, and one on plan.json for the few milliseconds
-of publishing, so that a part and its marker always come from the same writer. On a file system without flock, and on
-object storage, nothing is removed and publishing relies on the determinism alone. Two drivers on one run are therefore
-harmless; `exclusive` refuses the second one because it would only repeat work.
+byte, but for the time at which its manifests were created. A retry, or a writer believed dead, can do no harm: whoever
+comes second finds a valid marker and throws its own work away. Two kinds of advisory lock (flock) refine this, and both
+end with their process: a writer holds one on its temporary file, so that `pending` removes only what no living writer
+owns, and one on plan.json for the few milliseconds of publishing, so that a part and its marker always come from the
+same writer. On a file system without flock, and on object storage, nothing is removed and publishing relies on the
+determinism alone. Two drivers on one run are therefore harmless; `exclusive` refuses the second one because it would
+only repeat work.
 
 Running the stage again repairs damage. plan.json, markers and manifest carry a hash of themselves: the stage supplies
 the plan again, a marker follows from its part, the manifest from the markers, and a part from the plan.

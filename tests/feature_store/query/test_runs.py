@@ -171,6 +171,8 @@ def test_runs_of_another_version_of_their_stage_are_passed_over_and_named_where_
         shutil.rmtree(layout.saes_dir(run))
     with pytest.raises(NotFoundError, match=r"later.*scsae train"):
         newest_run(layout, "saes")
+    with pytest.raises(NotFoundError, match=r"later.*scsae train"):
+        newest_run_of(layout, "saes", {})
 
 
 def test_runs_of_an_older_format_of_the_store_are_passed_over(layout):
