@@ -12,6 +12,7 @@ would alone, and has a run and checkpoints of its own.
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -252,8 +253,9 @@ def _resume(runs: Sequence[SAERun], stream: TokenStream, ranks: "Communicator") 
             for steps in found:
                 with filesystem.local_folder(steps[step]) as local:
                     loaded.append(load_training(local))
-        except CheckpointError:
+        except CheckpointError as error:
             # careful: a kill during the write leaves an incomplete newest checkpoint; the one before it is whole
+            print(f"warning: {error}; training resumes from the checkpoint before it", file=sys.stderr)
             continue
         for run, (state, extra) in zip(runs, loaded, strict=True):
             run.load(state, extra)

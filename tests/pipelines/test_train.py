@@ -88,13 +88,14 @@ def test_an_interrupted_run_ends_in_the_same_bytes_as_an_undisturbed_one(job_in)
     assert files_of(broken) == files_of(calm)
 
 
-def test_a_torn_newest_checkpoint_is_passed_over_for_the_one_before(job_in):
+def test_a_torn_newest_checkpoint_is_named_and_passed_over_for_the_one_before(job_in, capsys):
     calm, broken = job_in("calm"), job_in("broken")
     fit(calm)
     interrupt(broken)
     newest = sorted((folder_of(broken) / "checkpoints").iterdir())[-1]
     (newest / "trainer.json").write_text("{")
     fit(broken)
+    assert newest.name in capsys.readouterr().err
     assert files_of(broken) == files_of(calm)
 
 
