@@ -1,5 +1,5 @@
 # make demo: the whole job on real cells.  make test: the suite.  make lint: style, types, imports.
-# make test-whole: the demo, a run killed again and again, a submitted job, a lost node; minutes each.  make test-slow: all.
+# make test-whole: the demo, a recipe, a run killed again and again, a submitted job, a lost node.  make test-slow: all.
 # Each makes .venv on its first call, with the versions of constraints.txt.
 PYTHON ?= python3
 VENV ?= .venv
@@ -29,7 +29,8 @@ test: $(STAMP)
 
 test-whole: $(STAMP)
 	$(BIN)/python -m pytest -m 'not gpu' \
-		tests/e2e/test_demo.py tests/e2e/test_kill.py tests/e2e/test_submit.py tests/e2e/test_two_nodes.py
+		tests/e2e/test_demo.py tests/e2e/test_kill.py tests/e2e/test_submit.py tests/e2e/test_two_nodes.py \
+		tests/e2e/test_recipe.py
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m 'slow and not gpu'

@@ -14,7 +14,7 @@ from pipelines.tracking import Tracking
 from pipelines.verify import verify_run
 
 # the tests of each stage and of the demo have actors
-pytestmark = pytest.mark.usefixtures("module_without_actors")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("module_without_actors")]
 
 KINDS = ("saes", "codes", "associations", "steering")
 
