@@ -238,24 +238,28 @@ class _Candidates:
     others: Sequence[RunInfo]
     controls: Sequence[tuple[RunInfo, str]]
     outdated: Sequence[RunInfo]
+    """Runs of other versions, where there is none of this one, of whatever parents."""
 
 
 def _candidates(layout: Layout, kind: str, of: Mapping[str, str | None]) -> _Candidates:
     """The complete runs made of what is named in `of`. IntegrityError where a plan or a time is damaged."""
     others, controls, outdated = [], [], []
+    n_current = 0
     for info in layout.runs(kind):
         if not info.complete:
             continue
         plan = _plan_of_candidate(layout, info)
         if plan is None:
             outdated.append(info)
-        elif _differences(plan, of):
             continue
-        elif (control := _control_in(plan)) is None:
+        n_current += 1
+        if _differences(plan, of):
+            continue
+        if (control := _control_in(plan)) is None:
             others.append(info)
         else:
             controls.append((info, control))
-    return _Candidates(others=others, controls=controls, outdated=outdated)
+    return _Candidates(others=others, controls=controls, outdated=[] if n_current else outdated)
 
 
 def _raise_if_outdated(layout: Layout, kind: str, found: _Candidates) -> None:
@@ -286,8 +290,10 @@ def _plan_of_candidate(layout: Layout, info: RunInfo) -> Plan | None:
 
 
 def _control_in(plan: Plan) -> str | None:
-    control: str | None = getattr(plan, "control_of", None)
-    return control
+    """What control a plan says that its run is; None for the kinds of runs that are never taken as a default."""
+    if isinstance(plan, ActivationsPlan | SAEPlan | CodesPlan | AssociationsPlan | SteeringPlan):
+        return plan.control_of
+    return None
 
 
 def _one_named(runs: Sequence[RunInfo], run: str, *, option: str, where: str, show_kind: bool = False) -> RunInfo:

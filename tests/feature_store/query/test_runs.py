@@ -175,6 +175,11 @@ def test_runs_of_another_version_of_their_stage_are_passed_over_and_named_where_
         newest_run_of(layout, "saes", {})
 
 
+def test_runs_of_another_version_are_no_reason_to_refuse_where_this_version_has_made_runs_of_other_parents(layout):
+    commit.write_table(layout.saes_dir("later"), FRAME, {**toy_plan(SAEPlan).table("sae"), "version": 1})
+    assert newest_run_of(layout, "saes", {"activations": "none of these"}) is None
+
+
 def test_runs_of_an_older_format_of_the_store_are_passed_over(layout):
     folder = layout.saes_dir("old")
     shutil.copytree(layout.saes_dir("model"), folder)
