@@ -25,6 +25,7 @@ from feature_store.associations import (
     measure,
     token_statistics,
 )
+from feature_store.associations.constants import association_constants
 from feature_store.associations.gene_sets import GeneSets, canonical_immune, read_gmt
 from feature_store.cells import ExpressionReader, open_source, plan_expression, read_cells, write_expression_part
 from feature_store.codes import CodesRun, load_feature_codes, load_statistics
@@ -158,6 +159,7 @@ def _associate(
         dataset=codes.plan.dataset,
         gene_sets=tuple(GeneSetFile(collection=one.collection, sha256=one.digest) for one in sets),
         config=as_json(config),
+        constants=as_json(association_constants()),
     )
     folder = layout.associations_dir(plan.id)
     genes = load_token_of_gene(layout, codes)["symbol"].to_list()

@@ -15,12 +15,13 @@ from typing import NamedTuple
 import polars as pl
 
 from feature_store import FeatureStore
+from feature_store.associations import comparison
 from feature_store.associations.comparison import TABLES, Representation, compare, describe, summarise
 from feature_store.errors import NotFoundError, OutdatedRunError
 from feature_store.query.runs import RunChain, resolve_run
 from feature_store.storage import commit
 from feature_store.storage.layout import SUMMARY, Layout
-from feature_store.storage.plans import ActivationsPlan, AssociationsPlan, CodesPlan, ComparisonPlan
+from feature_store.storage.plans import ActivationsPlan, AssociationsPlan, CodesPlan, ComparisonPlan, constants_of
 from pipelines.baseline import chain_of_sae
 from pipelines.errors import UsageError
 from pipelines.runtime.progress import progress_bar, stderr_console
@@ -51,7 +52,7 @@ def compare_with_baselines(store: Path, run: str | None = None) -> Comparison:
     found = baselines_of(layout, chain)
     if not found:
         raise UsageError(f"associations/{chain.run} have no baseline to compare with; {how_to_make(store, chain.run)}")
-    plan = ComparisonPlan(associations=chain.run, baselines=found)
+    plan = ComparisonPlan(associations=chain.run, baselines=found, constants=constants_of((comparison,)))
     folder = layout.comparisons_dir(plan.id)
 
     def tables() -> dict[str, pl.DataFrame]:
@@ -122,7 +123,9 @@ def _controls(layout: Layout) -> Iterator[tuple[str, RunChain]]:
 def _belongs(chain: RunChain, other: RunChain) -> bool:
     """Return whether `other` is a baseline of `chain`; see the module."""
     one, two = chain.associations, other.associations
-    same_tables = (one.dataset, one.gene_sets, one.config) == (two.dataset, two.gene_sets, two.config)
+    same_tables = all(
+        getattr(one, name) == getattr(two, name) for name in ("dataset", "gene_sets", "config", "constants")
+    )
     if not same_tables or _reading(chain.codes) != _reading(other.codes):
         return False
     if other.sae.baseline is None:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from feature_store.associations import Labels
+from feature_store.associations import Labels, matching
 from feature_store.associations.inputs import Bools
 from feature_store.associations.matching import Dead, Matches, match_codes, match_directions, summarise
 from feature_store.cells import read_cells, read_splits
@@ -28,7 +28,7 @@ from feature_store.codes import CodesRun, load_cell_codes
 from feature_store.query.runs import resolve_run
 from feature_store.storage import commit, filesystem, schemas
 from feature_store.storage.layout import Layout, RunInfo
-from feature_store.storage.plans import CellsPlan, MatchPlan, SAEPlan
+from feature_store.storage.plans import CellsPlan, MatchPlan, SAEPlan, constants_of
 from pipelines.config import MatchOptions
 from pipelines.errors import UsageError
 from pipelines.inputs import SOURCE_FILE
@@ -137,6 +137,7 @@ def _plan(layout: Layout, sae: _SAE, other: _SAE, options: MatchOptions) -> Matc
         dataset=codes[0].plan.dataset if by_codes and codes[0] else None,
         n_null=options.n_null if by_codes else None,
         max_cells=options.max_cells if by_codes else None,
+        constants=constants_of((matching,)),
     )
 
 

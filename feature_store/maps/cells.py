@@ -72,7 +72,7 @@ def cell_map(layout: Layout, codes: str, config: CellMapConfig | None = None) ->
     """
     config = config or CellMapConfig()
     by_cell = Run.open(layout.codes_dir(codes) / "by_cell")
-    plan = MapPlan(made_of={"by_cell": by_cell.manifest().sha}, config=as_json(config))
+    plan = MapPlan(made_of={"by_cell": by_cell.manifest().sha}, config={**as_json(config), "min_firing": MIN_FIRING})
 
     def make() -> pl.DataFrame:
         n_cells = Run.open(layout.cells_dir(CodesPlan.of(by_cell).dataset)).manifest().rows

@@ -14,7 +14,7 @@ made by `as_json` from the records that define them.
 """
 
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, ClassVar, Literal, Protocol, Self, Union, get_args, get_origin, get_type_hints
 
@@ -45,6 +45,25 @@ def as_json(record: Any) -> Any:
     if isinstance(record, list | tuple):
         return [as_json(value) for value in record]
     return record
+
+
+def constants_of(modules: Sequence[types.ModuleType]) -> dict[str, Any]:
+    """Return the numbers in capitals of modules by `module.NAME`: a plan holds those that the content depends on.
+
+    Names that begin with an underscore are left out: they bound memory and change no result.
+    """
+    return {
+        f"{module.__name__.rpartition('.')[2]}.{name}": value
+        for module in modules
+        for name, value in sorted(vars(module).items())
+        if name.isupper() and not name.startswith("_") and _is_number(value)
+    }
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return bool(value) and all(map(_is_number, value))
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,6 +379,8 @@ class AssociationsPlan(Plan):
     gene_sets: tuple[GeneSetFile, ...]
     config: Mapping[str, Any]
     """`feature_store.associations.AssociationConfig`."""
+    constants: Mapping[str, Any]
+    """The constants that the statistics depend on (`feature_store.associations.constants`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -386,6 +407,8 @@ class MatchPlan(Plan):
     dataset: str | None
     n_null: int | None
     max_cells: int | None
+    constants: Mapping[str, Any]
+    """Those of `feature_store.associations.matching`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -398,6 +421,8 @@ class ComparisonPlan(Plan):
     associations: str
     baselines: Mapping[str, str]
     """Associations run of each baseline."""
+    constants: Mapping[str, Any]
+    """Those of `feature_store.associations.comparison`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ underscore bound memory and change no result.
 from types import ModuleType
 from typing import Any
 
+from feature_store.storage.plans import constants_of
 from pipelines.steering import (
     actors,
     dose_selection,
@@ -52,15 +53,4 @@ MODULES: tuple[ModuleType, ...] = (
 
 def result_constants() -> dict[str, Any]:
     """Return the constants by `module.NAME`."""
-    return {
-        f"{module.__name__.rpartition('.')[2]}.{name}": value
-        for module in MODULES
-        for name, value in sorted(vars(module).items())
-        if name.isupper() and not name.startswith("_") and _is_number(value)
-    }
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, tuple):
-        return bool(value) and all(map(_is_number, value))
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return constants_of(MODULES)
