@@ -81,8 +81,8 @@ def newest_run(layout: Layout, kind: str) -> RunInfo:
     found = _candidates(layout, kind, {})
     if found.others:
         return found.others[0]
-    if found.controls:
-        named = ", ".join(f"{info.run} ({control})" for info, control in found.controls)
+    if found.current:
+        named = ", ".join(f"{info.run} ({control})" for info, control in found.current)
         raise NotFoundError(
             f"all complete {kind} runs in {layout.root} are controls, which are taken only where they are named: "
             f"{named}"
@@ -101,7 +101,7 @@ def newest_run_of(layout: Layout, kind: str, of: Mapping[str, str | None]) -> Ru
         IntegrityError: as from `newest_run`.
     """
     found = _candidates(layout, kind, of)
-    every = [*found.others, *(info for info, _ in found.controls)]
+    every = found.others or [info for info, _ in found.current]
     if not every:
         _raise_if_outdated(layout, kind, found)
     return every[0] if every else None
@@ -233,33 +233,28 @@ def plans_of(layout: Layout, lineage: Lineage) -> dict[str, dict[str, Any]]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Candidates:
-    """Complete runs of a kind, newest first in each list."""
+    """Complete runs of a kind, newest first."""
 
-    others: Sequence[RunInfo]
-    controls: Sequence[tuple[RunInfo, str]]
+    current: Sequence[tuple[RunInfo, str | None]]
+    """Runs of this version, and of what control each is."""
     outdated: Sequence[RunInfo]
     """Runs of other versions, where there is none of this one, of whatever parents."""
+
+    @property
+    def others(self) -> list[RunInfo]:
+        """The runs that are no controls."""
+        return [info for info, control in self.current if control is None]
 
 
 def _candidates(layout: Layout, kind: str, of: Mapping[str, str | None]) -> _Candidates:
     """The complete runs made of what is named in `of`. IntegrityError where a plan or a time is damaged."""
-    others, controls, outdated = [], [], []
-    n_current = 0
-    for info in layout.runs(kind):
-        if not info.complete:
-            continue
-        plan = _plan_of_candidate(layout, info)
-        if plan is None:
-            outdated.append(info)
-            continue
-        n_current += 1
-        if _differences(plan, of):
-            continue
-        if (control := _control_in(plan)) is None:
-            others.append(info)
-        else:
-            controls.append((info, control))
-    return _Candidates(others=others, controls=controls, outdated=[] if n_current else outdated)
+    infos = [info for info in layout.runs(kind) if info.complete]
+    plans = [(info, _plan_of_candidate(layout, info)) for info in infos]
+    known = [(info, plan) for info, plan in plans if plan is not None]
+    return _Candidates(
+        current=[(info, _control_in(plan)) for info, plan in known if not _differences(plan, of)],
+        outdated=[] if known else infos,
+    )
 
 
 def _raise_if_outdated(layout: Layout, kind: str, found: _Candidates) -> None:
@@ -328,13 +323,7 @@ def _check_dataset(layout: Layout, dataset: str | None) -> None:
 
 def _steering(layout: Layout, sae: str | None) -> tuple[str, ...]:
     """The complete steering runs of an SAE, newest first; `sae` None: all."""
-    return tuple(info.run for info in _candidates_of_sae(layout, "steering", sae))
-
-
-def _candidates_of_sae(layout: Layout, kind: str, sae: str | None) -> list[RunInfo]:
-    found = _candidates(layout, kind, {"sae": sae})
-    every = [*found.others, *(info for info, _ in found.controls)]
-    return sorted(every, key=lambda info: str(info.created), reverse=True)
+    return tuple(info.run for info, _ in _candidates(layout, "steering", {"sae": sae}).current)
 
 
 def _matches(layout: Layout, sae: str | None) -> tuple[str, ...]:
