@@ -24,6 +24,7 @@ import polars as pl
 
 from feature_store.errors import IntegrityError, NotFoundError, QueryError
 from feature_store.query.runs import Lineage, lineage_of, plans_of
+from feature_store.query.statements import check_statement
 from feature_store.query.suggestions import closest_names, did_you_mean, join_names, same_but_for_case
 from feature_store.query.tables import Tables
 from feature_store.storage.commit import Run
@@ -33,8 +34,6 @@ from feature_store.storage.layout import ASSOCIATION_TABLES, KINDS, MANIFEST, PL
 if TYPE_CHECKING:
     import anndata
 
-_READS_ONLY = re.compile(r"\s*(?:SELECT|WITH|SHOW|EXPLAIN|FROM|\()", re.IGNORECASE)
-_READS_FILES = re.compile(r"\bread_(?:csv|ipc|json|ndjson|parquet)\s*\(", re.IGNORECASE)
 _NO_COLUMN = re.compile(r"(?:unable to find column|no column named) [\"']([^\"']+)[\"']")
 _NO_TABLE = re.compile(r"relation '([^']+)' was not found")
 CELLS_KEPT = 2_000_000
@@ -144,14 +143,11 @@ class FeatureStore:
 
         Raises:
             QueryError: a table or column is unknown (the nearest names are given), the syntax is wrong, or the
-                statement does anything but read these tables.
+                statement does anything but read these tables (`feature_store.query.statements`).
             IntegrityError: a part is missing or truncated. A single flipped byte is found by `scsae verify` and by the
                 stages that read these parts, but not here, as Polars does not check the checksums of pages.
         """
-        if not _READS_ONLY.match(query) or _READS_FILES.search(query):
-            raise QueryError(
-                f"only queries over the store's tables are allowed (SELECT, WITH, SHOW TABLES, EXPLAIN); got {query!r}"
-            )
+        check_statement(query)
         try:
             return pl.SQLContext({table: self.frame(table) for table in self.tables()}, eager=True).execute(query)
         except pl.exceptions.PolarsError as error:
