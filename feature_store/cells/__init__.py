@@ -11,6 +11,7 @@ rooms need is exported here, on first use; its modules are imported by nobody el
 source, anndata_file       a data set of one or more files; one file
 matrices, value_kinds      ranges of rows of a matrix on disk; whether its values are counts or log-normalised
 annotations                the columns of obs and var
+canonical                  the one text of an id or a label
 cell_table, gene_table     the tables `cells` and `genes`
 splits                     which cells are for training, selection and testing
 expression                 log1p(CP10k) by gene
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from feature_store.cells.anndata_export import to_anndata
+    from feature_store.cells.canonical import canonical, canonical_name, canonical_text
     from feature_store.cells.cell_table import (
         read_cells,
         read_split_record,
@@ -47,6 +49,9 @@ __all__ = [
     "Source",
     "SplitConfig",
     "SplitRecord",
+    "canonical",
+    "canonical_name",
+    "canonical_text",
     "concat_rows",
     "expression_matrix",
     "make_splits",
@@ -64,6 +69,7 @@ __all__ = [
 
 _MODULES = {
     "anndata_export": ("to_anndata",),
+    "canonical": ("canonical", "canonical_name", "canonical_text"),
     "cell_table": ("read_cells", "read_split_record", "read_splits", "read_unit_splits", "write_cells"),
     "expression": ("ExpressionReader", "expression_matrix", "plan_expression", "write_expression_part"),
     "matrices": ("CSRRows", "concat_rows"),
