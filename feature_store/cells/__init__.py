@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from feature_store.cells.anndata_export import to_anndata
-    from feature_store.cells.canonical import canonical, canonical_name, canonical_text
+    from feature_store.cells.canonical import canonical_column, canonical_name, canonical_text
     from feature_store.cells.cell_table import (
         read_cells,
         read_split_record,
@@ -49,7 +49,7 @@ __all__ = [
     "Source",
     "SplitConfig",
     "SplitRecord",
-    "canonical",
+    "canonical_column",
     "canonical_name",
     "canonical_text",
     "concat_rows",
@@ -69,7 +69,7 @@ __all__ = [
 
 _MODULES = {
     "anndata_export": ("to_anndata",),
-    "canonical": ("canonical", "canonical_name", "canonical_text"),
+    "canonical": ("canonical_column", "canonical_name", "canonical_text"),
     "cell_table": ("read_cells", "read_split_record", "read_splits", "read_unit_splits", "write_cells"),
     "expression": ("ExpressionReader", "expression_matrix", "plan_expression", "write_expression_part"),
     "matrices": ("CSRRows", "concat_rows"),

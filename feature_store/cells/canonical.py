@@ -45,7 +45,7 @@ def canonical_name(value: Any) -> str | None:
     return name
 
 
-def canonical(column: str | pl.Expr) -> pl.Expr:
+def canonical_column(column: str | pl.Expr) -> pl.Expr:
     """The canonical text of a column, as an expression."""
     expression = pl.col(column) if isinstance(column, str) else column
     return expression.map_batches(canonical_text, return_dtype=pl.String)
@@ -78,7 +78,7 @@ def _of_floats(column: pl.Series) -> pl.Series:
     number = pl.col("x")
     size = number.abs()
     is_whole = (number == number.round()) & (size < _INT64)
-    # Polars and Python write other fractions alike
+    # Polars and Python write other fractions alike; the text of a float32 is the shortest that names it
     is_extreme = ~is_whole & ((size < 1e-4) | (size >= 1e15))
     frame = column.fill_nan(None).to_frame("x")
     frame = frame.with_columns(
@@ -90,7 +90,7 @@ def _of_floats(column: pl.Series) -> pl.Series:
     places = frame["is_extreme"].arg_true()
     text = frame["text"]
     if len(places):
-        text = text.scatter(places, [str(value) for value in frame["x"].gather(places).to_numpy()])
+        text = text.scatter(places, [repr(float(str(value))) for value in frame["x"].gather(places).to_numpy()])
     return text.rename(column.name)
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import polars as pl
 import pytest
 
-from feature_store.cells import canonical, canonical_name, canonical_text
+from feature_store.cells import canonical_column, canonical_name, canonical_text
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_a_column_has_the_same_texts_in_every_type(dtype: type[pl.DataType]) -> 
     found = canonical_text(column)
     assert (found.name, found.dtype) == ("donor", pl.String)
     assert found.to_list() == ["3", None, "0", "101"]
-    assert pl.DataFrame({"x": column}).lazy().select(canonical("x")).collect()["x"].to_list() == found.to_list()
+    assert pl.DataFrame({"x": column}).lazy().select(canonical_column("x")).collect()["x"].to_list() == found.to_list()
 
 
 def test_arrays_and_empty_columns_have_texts_too() -> None:
@@ -65,6 +65,6 @@ def test_arrays_and_empty_columns_have_texts_too() -> None:
 def test_fractions_are_written_as_python_writes_them(rng: np.random.Generator) -> None:
     numbers = rng.standard_normal(300) * 10.0 ** rng.integers(-20, 20, 300)
     for array in (numbers, numbers.astype(np.float32)):
-        wanted = [str(int(x)) if float(x).is_integer() and abs(x) < 2**63 else str(x) for x in array]
+        wanted = [str(int(x)) if float(x).is_integer() and abs(x) < 2**63 else repr(float(str(x))) for x in array]
         assert canonical_text(array).to_list() == wanted
         assert canonical_text(wanted).to_list() == wanted
