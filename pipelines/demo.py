@@ -209,7 +209,7 @@ def _next(store: Path, plots: list[Path], seconds: float, associations: str) -> 
         "",
         "Next:",
         f"  {scsae} features --gene CD79A{option}",
-        f"  {scsae} features --cell 0{option}",
+        f"  {scsae} features --cell-idx 0{option}",
         f'  {scsae} sql "SELECT class, COUNT(*) AS n FROM features GROUP BY class"{option}',
         f"  {scsae} models{option}",
         f"  {scsae} inspect YOUR.h5ad",

@@ -1,6 +1,7 @@
 """Plots of single cells: a feature or a label on the map of the cells, and a feature's code by label."""
 
 from collections.abc import Sequence
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,8 @@ def umap(
 
     Raises InputError for an unknown column and for coordinates of another shape, QueryError for an unknown feature.
     """
-    wanted = [color] if isinstance(color, int | str) else list(color)
+    given = [color] if np.ndim(color) == 0 else list(color)  # type: ignore[arg-type,list-item]
+    wanted = [by if isinstance(by, str) else index(by) for by in given]
     check_file(save)
     if not wanted:
         raise InputError("nothing to colour the cells by; give a feature, 17, or a column of the cells, 'cell_type'")

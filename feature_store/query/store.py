@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property, wraps
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
@@ -230,9 +231,10 @@ class FeatureStore:
 
     @_names_damage
     def features_of(self, cell: int | str, n: int = 20) -> pl.DataFrame:
-        """The n features with the largest code in a cell, given by cell_idx or cell_id, each with class and top genes.
+        """The n features with the largest code in a cell, each with class and top genes.
 
-        >>> store.features_of("AAACATTGAGCTAC-1", n=5)
+        >>> store.features_of("AAACATTGAGCTAC-1", n=5)  # the cell of this cell_id
+        >>> store.features_of(17)  # the cell at this place, its cell_idx; "17" is a cell_id
 
         This reads one row group of the one part of codes/by_cell that holds the cell. Raises QueryError for a cell that
         is not in the cell table.
@@ -292,7 +294,8 @@ class FeatureStore:
         because the expression is in the file that was encoded.
 
         Args:
-            cells: a condition on the cell table, or cell_idx or cell_id in the order wanted; default: all.
+            cells: a condition on the cell table, or cell_idx (numbers) or cell_id (texts) in the order wanted; default:
+                all.
             features: feature ids in the order wanted; default: all.
             tables: the tables about features to include; default: all that associations made.
             key: the name of the codes in `obsm`.
@@ -332,14 +335,16 @@ class FeatureStore:
         )
 
     def _chosen_cells(self, cells: pl.Expr | Sequence[int | str] | None) -> pl.DataFrame:
-        """The rows of the cell table that meet a condition, or those of cell_idx or cell_id in the order given."""
+        """The rows of the cell table that meet a condition, or those of cell_idx (numbers) or cell_id (texts) in the
+        order given.
+        """
         table = self.frame("cells")
         if cells is None or isinstance(cells, pl.Expr):
             try:
                 return (table if cells is None else table.filter(cells)).collect()
             except pl.exceptions.PolarsError as error:
                 raise QueryError(self._explain(str(error))) from error
-        indices = [self._cell_idx(cell if isinstance(cell, str) else int(cell)) for cell in cells]
+        indices = [self._cell_idx(cell) for cell in cells]
         chosen = pl.DataFrame({"cell_idx": indices}, schema={"cell_idx": pl.Int64})
         rows = self._cells_of(chosen["cell_idx"].unique())
         return chosen.join(rows, on="cell_idx", how="left", maintain_order="left")
@@ -390,24 +395,38 @@ class FeatureStore:
         return self.frame(table).select(pl.col(column).drop_nulls().unique()).collect()[column].to_list()
 
     def _cell_idx(self, cell: int | str) -> int:
-        if isinstance(cell, int) and 0 <= cell < self._n_cells:
-            return cell
-        cell_id, hint = pl.col("cell_id"), ""
+        """The cell_idx of a cell that is named by its cell_id, a text, or by its place, a whole number."""
         if isinstance(cell, str):
-            cells = self.frame("cells").select("cell_idx", "cell_id")
-            found = cells.filter(cell_id == cell).collect()["cell_idx"].to_list()
-            if len(found) == 1:
-                return int(found[0])
-            if found:
-                raise QueryError(
-                    f"{len(found)} cells have cell_id {cell!r}; give the cell_idx of one: {join_names(found)}"
-                )
-            # the same barcode with a longer or shorter prefix or suffix
-            alike = cell_id.str.to_lowercase().str.contains(cell.lower(), literal=True)
-            alike |= pl.lit(cell.lower()).str.contains(cell_id.str.to_lowercase(), literal=True)
-            hint = did_you_mean(cell, cells.filter(alike).head(3).collect()["cell_id"].to_list(), n=3)
+            return self._cell_named(cell)
+        try:
+            place = index(cell)
+        except TypeError as error:
+            raise QueryError(
+                f"a cell was {cell!r}; give a cell_id as a text or a cell_idx as a whole number"
+            ) from error
+        if not 0 <= place < self._n_cells:
+            raise QueryError(
+                f"no cell has cell_idx {place}; those of data set {self.lineage.dataset} are 0 to {self._n_cells - 1}"
+            )
+        return place
+
+    def _cell_named(self, name: str) -> int:
+        cells = self.frame("cells").select("cell_idx", "cell_id")
+        cell_id = pl.col("cell_id")
+        found = cells.filter(cell_id == name).collect()["cell_idx"].to_list()
+        if len(found) == 1:
+            return int(found[0])
+        if found:
+            raise QueryError(
+                f"{len(found)} cells have cell_id {name!r}; give the cell_idx of one (--cell-idx): {join_names(found)}"
+            )
+        # the same barcode with a longer or shorter prefix or suffix
+        alike = cell_id.str.to_lowercase().str.contains(name.lower(), literal=True)
+        alike |= pl.lit(name.lower()).str.contains(cell_id.str.to_lowercase(), literal=True)
+        hint = did_you_mean(name, cells.filter(alike).head(3).collect()["cell_id"].to_list(), n=3)
         raise QueryError(
-            f"no cell {cell!r}{hint}; data set {self.lineage.dataset} has cell_idx 0 to {self._n_cells - 1}"
+            f"no cell of data set {self.lineage.dataset} has cell_id {name!r}{hint}; a cell can be named by its place "
+            f"as well, cell_idx 0 to {self._n_cells - 1} (--cell-idx)"
         )
 
     def _describe(self, found: pl.DataFrame) -> pl.DataFrame:

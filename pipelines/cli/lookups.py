@@ -1,6 +1,5 @@
 """The answers of `scsae sql` and `scsae features`."""
 
-import re
 from dataclasses import dataclass
 
 import polars as pl
@@ -25,7 +24,7 @@ def ask(store: FeatureStore, query: str) -> pl.DataFrame:
 
 @dataclass(frozen=True, kw_only=True)
 class Lookup:
-    """The options of `scsae features`: one of gene, label, gene set and cell (cell_idx or cell_id), or none of them.
+    """The options of `scsae features`: one of gene, label, gene set and cell (by id or by place), or none of them.
 
     `kind` is the kind of the label, or the collection of the gene set, if several have the same name.
     """
@@ -34,12 +33,13 @@ class Lookup:
     label: str | None = None
     gene_set: str | None = None
     cell: str | None = None
+    cell_idx: int | None = None
     kind: str | None = None
     n: int = 20
 
     def __post_init__(self) -> None:
-        given = {"--gene": self.gene, "--label": self.label, "--gene-set": self.gene_set, "--cell": self.cell}
-        named = [name for name, value in given.items() if value is not None]
+        given = {name: getattr(self, name) for name in ("gene", "label", "gene_set", "cell", "cell_idx")}
+        named = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
         if len(named) > 1:
             raise UsageError(f"{' and '.join(named)} were given together; give one of them")
         if self.kind is not None and self.label is None and self.gene_set is None:
@@ -47,10 +47,10 @@ class Lookup:
 
     def answer(self, store: FeatureStore) -> pl.DataFrame:
         """Return the features, strongest first; without a look-up all features, densest first."""
-        if self.cell is not None:
-            cell = int(self.cell) if re.fullmatch(r"-?\d+", self.cell) else self.cell
+        cell = self.cell if self.cell_idx is None else self.cell_idx
+        if cell is not None:
             found = store.features_of(cell, self.n)
-            return found if found.height else _without_rows(found, f"no feature is above 0 in cell {self.cell}")
+            return found if found.height else _without_rows(found, f"no feature is above 0 in cell {cell}")
         if self.gene is not None or self.label is not None or self.gene_set is not None:
             asked = {"gene": self.gene, "label": self.label, "gene_set": self.gene_set, "kind": self.kind}
             return store.features_for(**asked).head(self.n)

@@ -59,8 +59,9 @@ def features(
     gene: Annotated[str | None, typer.Option("--gene", help="Show the features of this gene.")] = None,
     label: Annotated[str | None, typer.Option("--label", help="Show the features of this label.")] = None,
     gene_set: Annotated[str | None, typer.Option("--gene-set", help="Show the features of this gene set.")] = None,
-    cell: Annotated[
-        str | None, typer.Option("--cell", help="Show the features active in this cell (cell_idx or cell_id).")
+    cell: Annotated[str | None, typer.Option("--cell", help="Show the features active in the cell of this id.")] = None,
+    cell_idx: Annotated[
+        int | None, typer.Option("--cell-idx", min=0, help="Show the features active in the cell at this place.")
     ] = None,
     kind: Annotated[
         str | None,
@@ -80,7 +81,7 @@ def features(
     from feature_store import FeatureStore
     from pipelines.cli.lookups import Lookup, write_lookup
 
-    asked = Lookup(gene=gene, label=label, gene_set=gene_set, cell=cell, kind=kind, n=n)
+    asked = Lookup(gene=gene, label=label, gene_set=gene_set, cell=cell, cell_idx=cell_idx, kind=kind, n=n)
     to = destination(form, output)
     write_lookup(asked, FeatureStore.open(store, associations=associations, codes=codes), to)
 

@@ -307,7 +307,7 @@ def test_the_store_may_be_named_by_the_environment(scsae, chain):
 
 
 def test_features_of_a_cell_are_its_largest_codes(scsae_here, chain):
-    done = scsae_here("features", "--cell", 5, "--n", 4, "--format", "json", "--store", chain.store)
+    done = scsae_here("features", "--cell-idx", 5, "--n", 4, "--format", "json", "--store", chain.store)
     assert done.returncode == 0
     frame = pl.concat(
         [pl.read_parquet(part) for part in (Layout(chain.store).latest("codes").path / "by_cell").glob("*.parquet")]
@@ -320,10 +320,18 @@ def test_features_of_a_cell_are_its_largest_codes(scsae_here, chain):
 
 def test_a_cell_is_named_by_its_place_or_by_its_id(scsae_here, chain):
     asked = [
-        scsae_here("features", "--cell", cell, "--format", "csv", "--store", chain.store) for cell in ("5", "cell5")
+        scsae_here("features", *cell, "--format", "csv", "--store", chain.store)
+        for cell in (("--cell-idx", 5), ("--cell", "cell5"))
     ]
     assert asked[0].stdout.count("\n") > 1
     assert asked[0].stdout == asked[1].stdout
+    unknown = scsae_here("features", "--cell", 5, "--store", chain.store)
+    assert unknown.returncode == 2
+    assert "'5'" in unknown.stderr
+    assert "--cell-idx" in unknown.stderr
+    both = scsae_here("features", "--cell", 5, "--cell-idx", 5, "--store", chain.store)
+    assert both.returncode == 2
+    assert "--cell and --cell-idx" in both.stderr
 
 
 def test_an_answer_without_rows_says_why_and_is_written_all_the_same(scsae_here, chain):

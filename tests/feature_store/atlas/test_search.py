@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -355,6 +356,23 @@ def test_a_cell_is_found_by_the_beginning_of_its_id_and_by_its_number(
     assert all(text in facts for text in ("#29", "test", "T", "d3"))
     page.locator("#search-input").fill("#400")
     page.get_by_text("Nothing is called “#400”").wait_for()
+
+
+def test_an_id_of_digits_is_an_id_even_where_it_looks_like_a_place(
+    open_page: Callable[..., Page], small_store: Any, serving: Callable[[FeatureStore], str]
+) -> None:
+    ids = [str((place * 7 + 5) % 40) for place in range(40)]
+    ids[3], ids[9], ids[10] = "#5", "ab", "Ab"
+    folder = small_store.layout.cells_dir("toy")
+    shutil.rmtree(folder)
+    cells = small_store.cells.with_columns(cell_id=pl.Series(ids))
+    commit.write_table(folder, cells, {"table": "cells", "dataset": "toy"})
+    store = FeatureStore.open(small_store.layout.root)
+    address = serving(store)
+    for name, place in (("17", ids.index("17")), ("#5", 3), ("#6", 6), ("ab", 9), ("Ab", 10)):
+        page = open_page(f"#/search?kind=cell&q={name.replace('#', '%23')}", address=address)
+        wait_for(page, f"cell/{name}")
+        assert shown(page) == store.features_of(place)["feature_id"].to_list(), name
 
 
 def test_the_number_of_a_feature_opens_its_page(open_page: Callable[..., Page]) -> None:

@@ -286,9 +286,35 @@ def test_a_cell_is_found_by_its_name_if_the_name_is_one_cells(store: FeatureStor
     assert store.features_of("cell-17").equals(store.features_of(17))
     with pytest.raises(QueryError, match=r"'cell-0'.*cell_idx.* 0, 1"):
         store.features_of("cell-0")
-    for cell in ("99", 40, -1):
-        with pytest.raises(QueryError, match=f"{cell!r}.* toy .*0 to 39"):
+    for cell in (40, -1, np.int64(40)):
+        with pytest.raises(QueryError, match=f"{cell}.* toy .*0 to 39"):
             store.features_of(cell)
+    for cell in (17.0, 17.5, None):
+        with pytest.raises(QueryError, match=f"{cell!r}.*cell_id.*cell_idx"):
+            store.features_of(cell)
+
+
+@pytest.fixture
+def numbered(small_store: SmallStore) -> FeatureStore:
+    """The cells are called "0" to "39", each by another number than its place."""
+    folder = small_store.layout.cells_dir("toy")
+    shutil.rmtree(folder)
+    cells = small_store.cells.with_columns(cell_id=((pl.col("cell_idx") * 7 + 5) % 40).cast(pl.String))
+    commit.write_table(folder, cells, {"table": "cells", "dataset": "toy"})
+    return FeatureStore.open(small_store.layout.root)
+
+
+def test_a_cell_id_of_digits_is_an_id_and_a_number_is_a_place(numbered: FeatureStore) -> None:
+    for place in range(40):
+        name = str((place * 7 + 5) % 40)
+        assert numbered.features_of(name).equals(numbered.features_of(place))
+        assert numbered.features_of(np.int64(place)).equals(numbered.features_of(place))
+    assert not numbered.features_of("17").equals(numbered.features_of(17))
+    chosen = numbered.to_anndata(cells=["17", 17, np.int32(5)])
+    assert chosen.obs_names.tolist() == ["17", str((17 * 7 + 5) % 40), "0"]
+    for missing in ("40", "017", "17.0", "-1"):
+        with pytest.raises(QueryError, match=f"cell_id {missing!r}.*cell_idx 0 to 39.*--cell-idx"):
+            numbered.features_of(missing)
 
 
 @pytest.mark.parametrize(

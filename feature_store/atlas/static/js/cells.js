@@ -4,23 +4,31 @@ import { json } from "./data.js";
 
 const CHUNK = 1000;
 
-// The cells whose id begins with a text, whatever its case: [{id, idx}], at most `most`, and whether there are more.
+// The cells whose id begins with a text, whatever its case, else the one at #cell_idx: [{id, idx}], at most `most`, and
+// whether there are more.
 export async function findCells(query, most = 8) {
   const index = await json("cell_ids/index.json");
-  const numbered = /^#(\d{1,15})$/.exec(query.trim());
-  if (numbered) return { hits: Number(numbered[1]) < index.n ? [{ id: `#${Number(numbered[1])}`, idx: Number(numbered[1]) }] : [], isMore: false };
+  const named = await withId(index, query, most), numbered = /^#(\d{1,15})$/.exec(query.trim());
+  // an id is an id, even one that looks like a place
+  if (named.hits.length || !numbered || Number(numbered[1]) >= index.n) return named;
+  return { hits: [{ id: `#${Number(numbered[1])}`, idx: Number(numbered[1]) }], isMore: false };
+}
+
+async function withId(index, query, most) {
   const wanted = query.trim().toLowerCase(), hits = [];
-  if (!wanted || !index.n) return { hits, isMore: false };
+  // of ids that differ in case alone, the one that was typed comes first
+  const found = (isMore) => ({ hits: hits.sort((a, b) => (b.id === query.trim()) - (a.id === query.trim())), isMore });
+  if (!wanted || !index.n) return found(false);
   // the last chunk that begins before the text may hold the first that begins with it
   for (let chunk = Math.max(0, firstNotBefore(index.first, wanted) - 1); chunk < index.first.length; chunk++) {
     const { cell_id: ids, cell_idx: cells } = await json(`cell_ids/${chunk}.json`);
     for (let i = firstNotBefore(ids, wanted); i < ids.length; i++) {
-      if (!ids[i].toLowerCase().startsWith(wanted)) return { hits, isMore: false };
-      if (hits.length === most) return { hits, isMore: true };
+      if (!ids[i].toLowerCase().startsWith(wanted)) return found(false);
+      if (hits.length === most) return found(true);
       hits.push({ id: ids[i], idx: cells[i] });
     }
   }
-  return { hits, isMore: false };
+  return found(false);
 }
 
 // Place of the first of sorted ids that does not come before a text in lower case.
