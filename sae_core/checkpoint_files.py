@@ -11,9 +11,11 @@ import hashlib
 import io
 import json
 import pickle
+import re
+import struct
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,38 +26,107 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sae_core.errors import CheckpointError
+from sae_core.incomplete_files import check_complete
 
+INDEX = ".index.json"
+"""End of the name of the file that lists the parts of weights that are split over several files."""
 _SHOWN = 8
+_MALFORMED = (struct.error, ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError)
+"""What torch raises on a file whose content is not as the format has it."""
+_TRUNCATED = re.compile("EOF|truncated|ran out of input|central directory|requires a buffer", re.IGNORECASE)
+_ADAPTER = re.compile(
+    r"lora_|base_model\.model\.|\.base_layer\.|ia3_|prompt_embeddings|prefix_encoder|(^|[._])\w*adapter", re.IGNORECASE
+)
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file.
+
+    Raises:
+        CheckpointError: the file cannot be read, is not whole (`check_complete`) or is not UTF-8.
+    """
+    check_complete(path)
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        CheckpointError: the file cannot be read, is not JSON or does not hold an object.
+        CheckpointError: the file cannot be read, is not whole, is not JSON or does not hold an object.
     """
+    text = read_text(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
+        value = json.loads(text)
+    except RecursionError:
+        raise CheckpointError(f"cannot read {path}: it is nested too deeply; allowed: a JSON object") from None
+    except ValueError as error:
+        if text.lstrip().startswith("{") and not text.rstrip().endswith("}"):
+            raise _cut_off(path) from error
+        raise CheckpointError(f"cannot read {path}: {error}; it begins {text.strip()[:40]!r}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a {type(value).__name__}; allowed: a JSON object")
     return value
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors by name, from a .safetensors file or a torch file that holds nothing else.
+def weight_files(path: Path) -> tuple[Path, ...]:
+    """The files of weights: `path` itself, or the index `path` and the parts that it lists.
 
     Raises:
-        CheckpointError: the file cannot be read, or it holds other objects.
+        CheckpointError: the index cannot be read or lists a file outside its folder.
     """
+    if not path.name.endswith(INDEX):
+        return (path,)
+    of_tensor = read_json(path).get("weight_map")
+    if not isinstance(of_tensor, dict) or not of_tensor or not all(isinstance(n, str) for n in of_tensor.values()):
+        raise CheckpointError(f"{path} has no weight_map from tensors to files; fetch the file again")
+    names = sorted(set(of_tensor.values()))
+    if outside := [name for name in names if Path(name).name != name]:
+        raise CheckpointError(f"{path} lists {outside[0]!r}; allowed: names of files in its own folder")
+    return (path, *(path.parent / name for name in names))
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors by name, from a .safetensors file, a torch file that holds nothing else, or an index of such files.
+
+    Raises:
+        CheckpointError: a file cannot be read, is not whole, holds other objects, or is not what the index says.
+    """
+    if path.name.endswith(INDEX):
+        return _read_parts(path)
     weights = _read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise CheckpointError(f"{path.name} holds other objects than tensors by name; allowed: a bare state dict")
     return weights
 
 
+def _read_parts(index: Path) -> dict[str, Tensor]:
+    """Tensors of all files that an index lists, exactly those that it names."""
+    of_tensor = read_json(index).get("weight_map", {})
+    weights: dict[str, Tensor] = {}
+    for path in weight_files(index)[1:]:
+        if not path.is_file():
+            raise CheckpointError(f"{path.name}, which {index.name} lists, is not in {path.parent}; fetch it")
+        for name, value in read_weights(path).items():
+            if of_tensor.get(name) != path.name:
+                raise CheckpointError(
+                    f"{path.name} holds {name!r}, which {index.name} gives to {of_tensor.get(name)!r}; the files are "
+                    "of different checkpoints: fetch all of them again"
+                )
+            weights[name] = value
+    if missing := [name for name in of_tensor if name not in weights]:
+        raise CheckpointError(
+            f"{of_tensor[missing[0]]} lacks {missing[0]!r}, which {index.name} gives to it; the files are of different "
+            "checkpoints: fetch all of them again"
+        )
+    return weights
+
+
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    check_complete(path)
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
@@ -68,19 +139,29 @@ def read_torch(path: Path) -> Any:
     Zip files (torch 1.6 and later) are memory-mapped, so only the tensors that are used are read.
 
     Raises:
-        CheckpointError: the file cannot be read, or it holds other objects.
+        CheckpointError: the file cannot be read, is not whole, or holds other objects.
     """
+    check_complete(path)
     try:
         with warnings.catch_warnings():
             # torch warns of an unusual pickle protocol before it refuses the file; the error below is enough
             warnings.simplefilter("ignore", UserWarning)
             mapped = _starts_as_zip(path)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, *_MALFORMED) as error:
+        if _TRUNCATED.search(str(error)) or isinstance(error, EOFError):
+            raise _cut_off(path) from error
         raise CheckpointError(
             f"{path.name} cannot be read as plain tensors ({type(error).__name__}); pickled code is never run; save "
             "the bare state dict or convert it to model.safetensors"
         ) from error
+
+
+def _cut_off(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is incomplete: it ends after {path.stat().st_size:,} bytes in the middle of its content; fetch the "
+        "file again"
+    )
 
 
 def _starts_as_zip(path: Path) -> bool:
@@ -103,6 +184,7 @@ def load_weights(
         CheckpointError: a weight is missing, unexpected or of another shape; the message names it.
     """
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    refuse_adapters(weights)
     problems = [f"missing {official(key)}" for key in expected if key not in weights]
     problems += [f"unexpected {official(key)}" for key in weights if key not in expected]
     problems += [
@@ -116,6 +198,21 @@ def load_weights(
     model.load_state_dict(dict(weights))
 
 
+def refuse_adapters(names: Iterable[str]) -> None:
+    """Check that no name of a tensor is that of an adapter, which would have to be added to the base model.
+
+    Raises:
+        CheckpointError: one is; the message names it and says what to do.
+    """
+    found = [name for name in names if _ADAPTER.search(name)]
+    if found:
+        raise CheckpointError(
+            f"the weights hold an adapter ({len(found)} tensors, e.g. {found[0]!r}), which changes the network; merge "
+            "LoRA into the base model (in peft: model.merge_and_unload(), then save the state dict), or give the "
+            "checkpoint without adapters"
+        )
+
+
 def read_dictionary(path: Path) -> dict[str, Any]:
     """Dictionary from names to numbers or names, in a .json or .pkl file. Pickled code is never run.
 
@@ -125,9 +222,12 @@ def read_dictionary(path: Path) -> dict[str, Any]:
     if path.suffix == ".json":
         found: Any = read_json(path)
     else:
+        check_complete(path)
         try:
             found = _DictionaryUnpickler(io.BytesIO(path.read_bytes())).load()
         except (OSError, EOFError, ValueError, TypeError, IndexError, AttributeError, pickle.UnpicklingError) as error:
+            if _TRUNCATED.search(str(error)) or isinstance(error, EOFError):
+                raise _cut_off(path) from error
             raise CheckpointError(
                 f"{path} cannot be read as a dictionary of names and numbers ({error}); pickled code is never run"
             ) from error

@@ -22,7 +22,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from sae_core.checkpoint_files import read_text
 from sae_core.errors import CheckpointError, ConfigError
+from sae_core.incomplete_files import check_complete
 from sae_core.sae.autoencoder import SparseAutoencoder
 from sae_core.sae.config import SAEConfig
 from sae_core.sae.trainer import TrainerState
@@ -142,26 +144,29 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def _read_header(path: Path, kind: str) -> dict[str, Any]:
+    if not path.exists() and not path.is_symlink():
+        raise CheckpointError(f"{path} does not exist: give a folder that `scsae train` or save_sae has written.")
     try:
-        header = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{path} does not exist: give a folder that `scsae train` or save_sae has written."
-        ) from None
-    except (OSError, ValueError) as error:
+        header = json.loads(read_text(path))
+    except (RecursionError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}. Save it again.") from error
     found = (header.get("format"), header.get("version")) if isinstance(header, dict) else (None, None)
     if found not in {(kind, version) for version in range(1, VERSION + 1)}:
         raise CheckpointError(
             f"{path} has format {found}; this version of scsae reads {kind!r}, versions 1 to {VERSION}. Save it again."
         )
-    missing = {"weights_sha256", "extra"} - set(header)
-    if missing:
-        raise CheckpointError(f"{path} lacks {', '.join(sorted(missing))}. Save it again.")
+    content = "config" if kind == SAE_FORMAT else "meta"
+    for name, expected in {"weights_sha256": str, "extra": dict, content: dict}.items():
+        if name not in header:
+            raise CheckpointError(f"{path} lacks {name}. Save it again.")
+        if not isinstance(header[name], expected):
+            allowed = "a text" if expected is str else "a JSON object"
+            raise CheckpointError(f"{path} has {name} {header[name]!r}; allowed: {allowed}. Save it again.")
     return dict(header)
 
 
 def _read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
+    check_complete(path)
     try:
         data = path.read_bytes()
     except OSError as error:

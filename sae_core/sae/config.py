@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from itertools import accumulate
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from sae_core.errors import ConfigError
 
@@ -33,6 +33,7 @@ def _require_share(config: object, *names: str) -> None:
 
 
 def _checked_keys(cls: type, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    _require(isinstance(values, Mapping), "an object of fields and values", cls.__name__, values)
     known = {field.name: field.default is MISSING for field in fields(cls)}
     unknown = sorted(set(values) - set(known))
     missing = [name for name, needed in known.items() if needed and name not in values]
@@ -41,7 +42,26 @@ def _checked_keys(cls: type, values: Mapping[str, Any]) -> Mapping[str, Any]:
             f"{cls.__name__} cannot be made from the keys {sorted(values)}: {unknown} are unknown and {missing} are "
             f"missing; its fields are {', '.join(known)}."
         )
+    for name, hint in get_type_hints(cls).items():
+        if name in values:
+            _require_type(name, values[name], get_args(hint) or (hint,))
     return values
+
+
+def _require_type(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    """Check the type of a value from JSON; a list of numbers stands for a tuple."""
+    if Ellipsis in allowed:
+        ok = isinstance(value, list | tuple) and all(_is_number(entry) for entry in value)
+        _require(ok, "a list of numbers", name, value)
+        return
+    words = {int: "a whole number", float: "a finite number", str: "a text", type(None): "null"}
+    checks = {int: type(value) is int, float: _is_number(value), str: isinstance(value, str), type(None): value is None}
+    known = [kind for kind in words if kind in allowed]
+    _require(any(checks[kind] for kind in known), " or ".join(words[kind] for kind in known), name, value)
+
+
+def _is_number(value: object) -> bool:
+    return type(value) is int or (type(value) is float and math.isfinite(value))
 
 
 @dataclass(frozen=True, kw_only=True)

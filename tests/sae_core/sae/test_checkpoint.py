@@ -209,3 +209,42 @@ def test_nothing_is_pickled(sae, tmp_path):
     header = json.loads((tmp_path / "sae.safetensors").read_bytes()[8 : 8 + header_size])
     assert sorted(header) == ["W_dec", "W_enc", "b_dec", "b_enc", "theta"]
     assert header["W_dec"] == {"dtype": "F32", "shape": [20, 6], "data_offsets": header["W_dec"]["data_offsets"]}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"config": {"d_model": 6, "n_features": 20, "k": 3} | {name: value}}
+        for name, value in [
+            ("k_aux", "many"),
+            ("aux_coefficient", "small"),
+            ("bandwidth", None),
+            ("groups", "all"),
+            ("groups", ["a"]),
+            ("arch", 3),
+        ]
+    ]
+    + [{"config": "word"}, {"extra": 3}, {"weights_sha256": None}, {"version": "2"}],
+)
+def test_a_field_of_the_config_of_another_type_is_named_with_its_value(sae, tmp_path, change):
+    save_sae(sae, tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    name, value = next(iter(change.items()))
+    if isinstance(value, dict):
+        name, value = list(value.items())[-1]
+    with pytest.raises(CheckpointError, match=rf"config\.json.*{name}") as caught:
+        load_sae(tmp_path)
+    assert repr(value).strip("[]") in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "sae.safetensors"])
+def test_a_pointer_or_half_a_file_of_an_autoencoder_is_recognised(sae, tmp_path, name):
+    save_sae(sae, tmp_path)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 99\n")
+    with pytest.raises(CheckpointError, match=rf"{name} is a Git LFS pointer"):
+        load_sae(tmp_path)
+    (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match=name):
+        load_sae(tmp_path)
