@@ -260,8 +260,8 @@ def cell_inputs(layout: Layout, codes: CodesRun, sets: Sequence[GeneSets]) -> Ce
     return CellInputs(
         split=cells["split"].to_list(),
         genes=load_token_of_gene(layout, codes)["symbol"].to_list(),
-        labels=[Labels.from_values(kind, cells[kind].to_list()) for kind in kinds],
-        units=None if units is None else Labels.from_values(units, cells[units].to_list()),
+        labels=[Labels.from_values(kind, cells[kind]) for kind in kinds],
+        units=None if units is None else Labels.from_values(units, cells[units]),
         gene_sets=sets,
     )
 

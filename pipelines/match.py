@@ -265,7 +265,7 @@ def _match_codes(layout: Layout, plan: MatchPlan, codes: Sequence[CodesRun], dea
     return match_codes(
         select,
         test,
-        units=None if unit is None else Labels.from_values(unit, cells[unit].gather(chosen["select"]).to_list()),
+        units=None if unit is None else Labels.from_values(unit, cells[unit].gather(chosen["select"])),
         correlation="spearman" if plan.method == "spearman" else "pearson",
         dead=dead,
         n_null=plan.n_null or 0,

@@ -218,8 +218,8 @@ def _auroc_by_unit(code: Floats, cells: pl.DataFrame, kind: str, name: str, *, u
     """The AUROC of a code for a label within each unit [n_units], for a batch within cell types; NaN if a unit has too
     few cells with or without the label.
     """
-    labels, units = (Labels.from_values(column, cells[column].to_list()) for column in (kind, unit))
-    within = Labels.from_values("cell_type", cells["cell_type"].to_list()) if kind == "batch" else None
+    labels, units = (Labels.from_values(column, cells[column]) for column in (kind, unit))
+    within = Labels.from_values("cell_type", cells["cell_type"]) if kind == "batch" else None
     mine: Bools = labels.known & (labels.codes == labels.names.index(name))
     areas = np.full(len(units.names), np.nan)
     for at in range(len(units.names)):

@@ -10,8 +10,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 from scipy import sparse
 
+from feature_store.cells import canonical_text
 from feature_store.errors import InputError
 
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -42,14 +44,14 @@ class Labels:
             )
 
     @classmethod
-    def from_values(cls, kind: str, values: Sequence[Any] | npt.NDArray[Any]) -> "Labels":
-        """Labels from one value per cell; None and NaN mean unknown. Names are sorted as text."""
-        known = np.array([v is not None and v == v for v in values], dtype=bool)
-        text = np.array([str(v) if k else "" for v, k in zip(values, known, strict=True)], dtype=object)
-        names = tuple(sorted(set(text[known])))
-        lookup = {name: i for i, name in enumerate(names)}
-        codes = np.array([lookup.get(v, 0) for v in text], dtype=np.int64)
-        return cls(kind=kind, codes=codes, names=names, known=known)
+    def from_values(cls, kind: str, values: pl.Series | Sequence[Any] | npt.NDArray[Any]) -> "Labels":
+        """Labels from one value per cell, by their canonical text, by which names are sorted; a missing value means
+        unknown.
+        """
+        text = canonical_text(values)
+        names = text.drop_nulls().unique().sort()
+        codes = text.cast(pl.Enum(names)).to_physical().fill_null(0).to_numpy().astype(np.int64)
+        return cls(kind=kind, codes=codes, names=tuple(names), known=text.is_not_null().to_numpy())
 
     @property
     def n_cells(self) -> int:

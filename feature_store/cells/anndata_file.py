@@ -65,7 +65,7 @@ class AnnDataFile:
         return rows
 
     def obs(self) -> pl.DataFrame:
-        """Every obs column, in order: categories become strings, NaN null; numbers, booleans and dates stay."""
+        """Every obs column, in order, as by `annotations.column_of`."""
         node = self._file["obs"]
         if node.attrs.get("encoding-version") != COLUMNWISE:
             with _reading(self.path, "obs"):

@@ -1,12 +1,12 @@
 """The names of genes in var and the columns of obs, of one AnnData file and of several joined.
 
 A column of obs goes from HDF5 or zarr to Polars in blocks, or by the codes of its categories: as Python strings a
-million cells would take 80 MB a column.
+million cells would take 80 MB a column. Text stays as it is in the file; categories of numbers become canonical text.
 """
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from feature_store.cells.canonical import canonical_text
 from feature_store.errors import InputError
 
 BLOCK_CELLS = 65_536
@@ -61,7 +62,7 @@ def _strings(column: Any) -> list[str]:
 
 def column_of(name: str, node: Any, read: Callable[[Any], Any]) -> pl.Series:
     """One obs column from its HDF5 or zarr node: numbers, booleans and dates stay, NaN becomes null, everything else
-    (categories) becomes strings.
+    (categories) becomes text.
 
     Strings, categories and plain arrays, which are nearly all columns, never become Python objects for all cells at
     once; `read` makes a pandas array of any other node, and of the categories. KeyError, ValueError or PolarsError for
@@ -71,9 +72,8 @@ def column_of(name: str, node: Any, read: Callable[[Any], Any]) -> pl.Series:
     if encoding == "string-array":
         return strings_of(name, node, read)
     if encoding == "categorical":
-        categories = np.asarray(read(node["categories"])).tolist()
+        names = _texts(name, np.asarray(read(node["categories"])))
         codes = pl.Series(np.asarray(node["codes"][:]).astype(np.int64))
-        names = pl.Series(name, [str(category) for category in categories], dtype=pl.String)
         return names.gather(codes.set(codes < 0, None))
     if encoding == "array" and node.dtype.isnative and node.dtype.str[1:] in _PLAIN:
         return pl.Series(name, np.asarray(node[:]), nan_to_null=True)
@@ -83,9 +83,9 @@ def column_of(name: str, node: Any, read: Callable[[Any], Any]) -> pl.Series:
 
 
 def strings_of(name: str, node: Any, read: Callable[[Any], Any]) -> pl.Series:
-    """The strings of a node [n], read block by block, or with `read` if it is not an array of strings."""
+    """The strings of a node [n], read block by block, or the texts of what `read` gives for another array."""
     if node.attrs.get("encoding-type") != "string-array":
-        return pl.Series(name, [str(value) for value in read(node)], dtype=pl.String)
+        return _texts(name, np.asarray(read(node))).fill_null("")
     text = node.asstr() if hasattr(node, "asstr") else node
     starts = range(0, max(node.shape[0], 1), BLOCK_CELLS)
     return pl.concat([pl.Series(name, text[a : a + BLOCK_CELLS].tolist(), dtype=pl.String) for a in starts])
@@ -96,18 +96,30 @@ def obs_series(name: str, column: Any) -> pl.Series:
     if getattr(column.dtype, "kind", "O") in "biufmM" and column.dtype.name != "category":
         kept: pl.Series = pl.from_pandas(column, nan_to_null=True).rename(name)
         return kept
-    values = [None if missing else str(value) for value, missing in zip(column, column.isna(), strict=True)]
-    return pl.Series(name, values, dtype=pl.String)
+    values = np.array(
+        [None if gone else value for value, gone in zip(column, column.isna(), strict=True)], dtype=object
+    )
+    return _texts(name, values)
 
 
-def join_obs(parts: Sequence[tuple[str, int, pl.DataFrame]]) -> pl.DataFrame:
+def _texts(name: str, values: npt.NDArray[Any]) -> pl.Series:
+    """Text as it is, and the canonical text of anything else."""
+    are_text = values.dtype.kind in "TU" or all(value is None or isinstance(value, str) for value in values.tolist())
+    texts = pl.Series(values.tolist(), dtype=pl.String) if are_text else canonical_text(values)
+    return texts.rename(name)
+
+
+def join_obs(parts: Sequence[tuple[str, int, pl.DataFrame]], *, alike: Collection[str] = ()) -> pl.DataFrame:
     """The obs of several files, one below the other, with a first column `file` that names the file of each cell.
 
     `parts` are the name, the number of cells and the obs of each file. Columns come in the order of their first
     appearance, and are null in files without them. Numbers take the type that holds all of them; columns that are
-    numbers in one file and text in another become strings. A column with the name `file` becomes `file_obs`.
+    numbers in one file and text in another become canonical text. A column with the name `file` becomes `file_obs`.
+    InputError for a column in `alike` whose values cannot mean the same in two files (`_check_alike`).
     """
     frames = [frame for _, _, frame in parts]
+    for name in alike:
+        _check_alike(name, {file: frame[name] for file, _, frame in parts if name in frame.columns})
     marked = [
         pl.DataFrame([pl.Series(_MARK, [name]).new_from_index(0, n)]).hstack(_as_text_where_types_differ(frame, frames))
         for name, n, frame in parts
@@ -122,7 +134,47 @@ def _as_text_where_types_differ(frame: pl.DataFrame, frames: Sequence[pl.DataFra
         types = [other.schema[name] for other in frames if name in other.columns]
         return len(set(types)) > 1 and not all(dtype.is_numeric() for dtype in types)
 
-    return frame.with_columns(pl.col(name).cast(pl.String) for name in frame.columns if differ(name))
+    def widened(column: pl.Series) -> pl.Series:
+        # by its text: the float64 nearest to a float32 of 0.1 is not 0.1
+        return column.cast(pl.String).cast(pl.Float64) if column.dtype == pl.Float32 and mixed(column.name) else column
+
+    def mixed(name: str) -> bool:
+        return pl.Float64 in {other.schema[name] for other in frames if name in other.columns}
+
+    return frame.select(canonical_text(column) if differ(column.name) else widened(column) for column in frame)
+
+
+def _check_alike(name: str, columns: Mapping[str, pl.Series]) -> None:
+    """Raise InputError if a column holds numbers (or truth values) in one file, and in another what cannot be one.
+
+    Texts that are the canonical text of numbers are numbers ("1015", and not "P1" or "007").
+    """
+    kinds = {file: _kind_of(column) for file, column in columns.items() if column.null_count() < len(column)}
+    typed = {file: kind for file, kind in kinds.items() if kind != "text"}
+    for file, kind in typed.items():
+        for other in (other for other, found in kinds.items() if found != kind):
+            if (odd := _first_unlike(columns[other], kind)) is not None:
+                raise InputError(
+                    f"the obs column {name!r} holds {kind} in {file} and the {kinds[other].removesuffix('s')} {odd!r} "
+                    f"in {other}, so its values cannot be compared between these files; write it in one form in all of "
+                    f"them, for example as text: a.obs[{name!r}] = a.obs[{name!r}].astype(str)"
+                )
+
+
+def _kind_of(column: pl.Series) -> str:
+    return "numbers" if column.dtype.is_numeric() else "truth values" if column.dtype == pl.Boolean else "text"
+
+
+def _first_unlike(column: pl.Series, kind: str) -> str | None:
+    """The first value whose canonical text is not that of a value of this kind."""
+    for text in canonical_text(column).drop_nulls().unique(maintain_order=True):
+        try:
+            fits = text in ("True", "False") if kind == "truth values" else canonical_text([float(text)])[0] == text
+        except ValueError:
+            fits = False
+        if not fits:
+            return str(text)
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ import polars as pl
 
 from feature_store.cells.anndata_file import names_with_closest
 from feature_store.cells.annotations import without_clashes
+from feature_store.cells.canonical import canonical_text
 from feature_store.cells.gene_table import gene_table
 from feature_store.cells.source import Source, short_names
 from feature_store.cells.splits import (
@@ -46,8 +47,10 @@ def write_cells(
     """Write the tables `cells` and `genes` of a data set, splits included, and return the cells.
 
     `donor`, `batch` and `cell_type` name obs columns, which become the columns of that name (null if None); every obs
-    column is kept as well. An obs column with the name of a column of the table is dropped if the table's column is
-    made of it, and else gets the suffix `_obs`. `labels` names further obs columns of interest; they are checked and
+    column is kept as well. Ids and labels are canonical text (`canonical`), so a donor is one donor whatever type a
+    file stores its id in; labels that are numbers stay numbers. An obs column with the name of a column of the table is
+    dropped if the table's column is made of it, and else gets the suffix `_obs`. `labels` names further obs columns of
+    interest; they are checked and
     noted in the plan. `dataset` None takes the file's name and a hash of its content and of these options.
 
     In several files, equal names of donors (batches, cell types) mean one donor: if two files call different people
@@ -61,15 +64,18 @@ def write_cells(
     set's name is taken by other content.
     """
     split = split or SplitConfig()
-    obs = source.obs()
     columns = {"donor": donor, "batch": batch, "cell_type": cell_type}
-    for option, column in (*columns.items(), ("split", split_column), *(("label", label) for label in labels)):
+    options = (*columns.items(), ("split", split_column), *(("label", label) for label in labels))
+    obs = source.obs(alike=[column for _, column in options if column is not None])
+    for option, column in options:
         if column is not None and column not in obs.columns:
             raise InputError(
                 f"--{option.replace('_', '-')} was {column!r}, which is not an obs column of "
                 f"{', '.join(map(str, source.paths))}; they have {names_with_closest(column, obs.columns)}"
             )
-    named = {key: None if column is None else obs[column].cast(pl.String) for key, column in columns.items()}
+    texts = [name for name in dict.fromkeys(labels) if not obs[name].dtype.is_numeric()]
+    obs = obs.with_columns(canonical_text(obs[name]) for name in texts)
+    named = {key: None if column is None else canonical_text(obs[column]) for key, column in columns.items()}
     if split_column is None:
         split_of_cell, record = make_splits(
             source.n_cells, donor=named["donor"], batch=named["batch"], known=known_splits, config=split

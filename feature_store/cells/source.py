@@ -5,7 +5,7 @@ one data set: its cells follow each other in the order of the files, and its gen
 of the content is one pass over the bytes (about 1.5 GB/s).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from hashlib import sha256
@@ -125,15 +125,17 @@ class Source:
             [self.read_rows(a, a + min(share, file.n_cells)) for a, file in zip(starts, self._files, strict=True)]
         )
 
-    def obs(self) -> pl.DataFrame:
-        """Every obs column, in order: categories become strings, NaN null; numbers, booleans and dates stay.
+    def obs(self, alike: Collection[str] = ()) -> pl.DataFrame:
+        """Every obs column, in order: categories become text, NaN null; numbers, booleans and dates stay.
 
         The obs of several files lie one below the other, with a first column `file` (`annotations.join_obs`).
+        InputError for a column in `alike` whose values cannot be compared between files.
         """
         if len(self._files) == 1:
             return self._files[0].obs()
         names = short_names(self.paths)
-        return join_obs([(name, file.n_cells, file.obs()) for name, file in zip(names, self._files, strict=True)])
+        parts = [(name, file.n_cells, file.obs()) for name, file in zip(names, self._files, strict=True)]
+        return join_obs(parts, alike=alike)
 
     def obs_names(self) -> pl.Series:
         """Names of the cells in the files [n_cells]; they may repeat, so `cell_idx` is the key."""

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from feature_store.cells.canonical import canonical_text
 from feature_store.errors import InputError
 from feature_store.storage.schemas import SPLITS
 
@@ -101,7 +102,7 @@ def splits_from_column(
     be chosen in one split and reported in another only if both hold these batches; the record's `fallback` says so.
     InputError for a value that is not a split, for a split without cells, and for a donor in two splits.
     """
-    values = column.cast(pl.String)
+    values = canonical_text(column)
     if differ := sorted({str(value) for value in values.unique()} ^ set(SPLITS)):
         raise InputError(
             f"--split was {name!r}, whose values differ from {', '.join(SPLITS)} in {', '.join(differ[:5])}; each cell "
@@ -167,9 +168,7 @@ class _Factor(NamedTuple):
 def _factorize(units: Units, n_cells: int) -> _Factor:
     if len(units) != n_cells:
         raise InputError(f"units has {len(units)} entries for {n_cells} cells")
-    if not isinstance(units, pl.Series):
-        units = pl.Series([None if unit is None else str(unit) for unit in units], dtype=pl.String)
-    filled = units.cast(pl.String).fill_null(_MISSING)
+    filled = canonical_text(units).fill_null(_MISSING)
     names = filled.unique().sort()
     return _Factor(names.to_list(), filled.cast(pl.Enum(names)).to_physical().to_numpy())
 

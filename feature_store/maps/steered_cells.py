@@ -36,6 +36,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from feature_store.cells import canonical_column
 from feature_store.errors import InputError
 from feature_store.maps.umap import MIN_POINTS, umap_from_neighbours
 from feature_store.storage import schemas
@@ -181,7 +182,7 @@ def _labelled(layout: Layout, per_cell: Run) -> pl.DataFrame:
     """cell_idx and label of the test cells that have a label."""
     plan = SteeringPlan.of(per_cell)
     cells = read_table(layout.cells_dir(plan.dataset), columns=["cell_idx", "split", plan.kind])
-    test = cells.filter(pl.col("split") == "test").select("cell_idx", label=pl.col(plan.kind).cast(pl.String))
+    test = cells.filter(pl.col("split") == "test").select("cell_idx", label=canonical_column(plan.kind))
     return test.drop_nulls("label")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from feature_store.cells import canonical_text
 from feature_store.errors import InputError, NotFoundError
 from feature_store.plots.canvas import (
     BLUE,
@@ -156,7 +157,7 @@ def _points(store: "FeatureStore", coordinates: npt.NDArray[np.floating] | None)
 
 def _width(labels: pl.Series) -> float:
     """The width in inches of a panel with a legend of these labels."""
-    names = labels.drop_nulls().unique().cast(pl.String).to_list()
+    names = canonical_text(labels.unique()).drop_nulls().to_list()
     longest = max((len(plain(name, _LEGEND)) for name in names), default=0)
     return 3.6 + (0.7 + 0.07 * longest) * -(-min(len(names), _MOST_LABELS) // LEGEND_ROWS)
 
@@ -197,7 +198,7 @@ def _draw_labels(ax: "Axes", xy: npt.NDArray[Any], labels: pl.Series, size: floa
     """
     from matplotlib.lines import Line2D
 
-    text = labels.cast(pl.String)
+    text = canonical_text(labels)
     counts = text.drop_nulls().value_counts().sort("count", labels.name, descending=[True, False])
     names = counts[labels.name].to_list()
     named = names[: _MOST_LABELS - 1] if len(names) > _MOST_LABELS else names
@@ -233,7 +234,7 @@ def _grouped(
     value: npt.NDArray[np.float64], labels: pl.Series, by: str, split: str | None
 ) -> dict[str, npt.NDArray[np.float64]]:
     """The values of each label, the label with the highest mean first."""
-    frame = pl.DataFrame({"label": labels.cast(pl.String), "value": value}).drop_nulls("label")
+    frame = pl.DataFrame({"label": canonical_text(labels), "value": value}).drop_nulls("label")
     if frame.is_empty():
         raise InputError(f"no cell has a value in the column {by!r} ({said(split)}); name another")
     groups = {str(name): part["value"].to_numpy() for (name,), part in frame.group_by("label", maintain_order=True)}

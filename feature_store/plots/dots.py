@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from feature_store.cells import canonical_text
 from feature_store.errors import InputError
 from feature_store.plots.canvas import SMALL, Canvas, canvas, finish, head, plain, words
 from feature_store.plots.inputs import cells_of, check_split, code_of, name_of, said
@@ -56,7 +57,7 @@ def dotplot(
         )
     cells = cells_of(store, split, groupby)
     known = sorted(tested["label"].unique().to_list())
-    labels = sorted(set(known) & set(cells[groupby].cast(pl.String).drop_nulls()))
+    labels = sorted(set(known) & set(canonical_text(cells[groupby]).drop_nulls()))
     of_label = _one_hot(cells[groupby], labels)
     firing = np.stack([of_label @ (code_of(store, f, cells) != 0) for f in chosen], axis=1).ravel()
     firing = firing / np.maximum(of_label.sum(axis=1), 1).repeat(len(chosen))
@@ -116,7 +117,7 @@ def _tested(store: "FeatureStore", kind: str) -> pl.DataFrame:
 
 def _one_hot(column: pl.Series, labels: list[str]) -> npt.NDArray[np.float64]:
     """The indicator of each label [n_labels n_cells]."""
-    text = column.cast(pl.String).fill_null("").to_numpy()
+    text = canonical_text(column).fill_null("").to_numpy()
     return np.stack([text == label for label in labels]).astype(np.float64)
 
 

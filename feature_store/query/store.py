@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 import polars as pl
 
+from feature_store.cells import canonical_name
 from feature_store.errors import IntegrityError, NotFoundError, QueryError
 from feature_store.query.runs import Lineage, lineage_of, plans_of
 from feature_store.query.statements import check_statement
@@ -201,6 +202,8 @@ class FeatureStore:
             raise QueryError(f"give exactly one of gene, label and gene_set; got {', '.join(named) or 'none'}")
         column, name = next(iter(named.items()))
         table, key, descending = RANKED_BY[column]
+        if column == "label":
+            name = canonical_name(name) or name
         found = _of_one_kind(self._rows_about(table, column, name), column, name, kind)
         if "split" in found.columns:
             if "test" not in (splits := found["split"].unique().to_list()):

@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from feature_store.cells import canonical_text
+
 Texts = npt.NDArray[np.object_]
 
 
@@ -29,7 +31,7 @@ class CellLabels:
         """The labels in rows of the cell table, in their order."""
         columns = {"label": kind, "cell_type": "cell_type", "donor": "donor", "split": "split"}
         found = {
-            name: np.array(cells[column].cast(pl.String).fill_null("").to_list(), dtype=object)
+            name: np.array(canonical_text(cells[column]).fill_null("").to_list(), dtype=object)
             for name, column in columns.items()
         }
         if kind == "cell_type":

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from feature_store.cells import read_cells
+from feature_store.cells import canonical_column, canonical_name, canonical_text, read_cells
 from feature_store.codes import CodesRun
 from feature_store.query.runs import RunChain, resolve_run
 from feature_store.query.suggestions import did_you_mean, join_names
@@ -69,6 +69,7 @@ class SteeringRequest:
         """
         if options.scib:
             check_scib()
+        options = _with_canonical_labels(options)
         named = resolve_run(layout, "associations", options.associations, option="--associations")
         chain = RunChain.of(layout, named.run)
         _check_site(chain)
@@ -85,10 +86,10 @@ class SteeringRequest:
         assert target is not None
         task = task_of(options, target)
         _check_features(options, features, by_label)
-        label = pl.col(options.kind).cast(pl.String)
+        label = canonical_column(options.kind)
         cells = every.filter(label.is_not_null())
         if task.type is Task.MOVE:
-            _check_labels(task, cells[options.kind].cast(pl.String))
+            _check_labels(task, canonical_text(cells[options.kind]))
             cells = cells.filter(label.is_in([task.target, task.toward]))
         steered = cells.filter(_mask(options, every))
         if task.type is Task.MOVE:
@@ -207,7 +208,7 @@ class SteeringRequest:
         }
         for split in (split for split, is_needed in needed.items() if is_needed):
             own = self.cells.filter(split=split)
-            found = own[task.kind].cast(pl.String).unique().drop_nulls().to_list()
+            found = canonical_text(own[task.kind]).unique().drop_nulls().to_list()
             wanted = [] if task.type is Task.MIX else [task.target, task.toward]
             if missing := [name for name in wanted if name is not None and name not in found]:
                 raise UsageError(
@@ -223,6 +224,22 @@ class SteeringRequest:
                     f"--cells {' '.join(options.cells)} selects none of the {own.height} {split} cells that could be "
                     f"steered ({task.text}); choose cells that occur there"
                 )
+
+
+def _with_canonical_labels(options: SteerOptions) -> SteerOptions:
+    """The options with every label in its canonical text, so that `true` and `True` ask for the same run."""
+
+    def label(text: str) -> str:
+        return canonical_name(text) or text
+
+    pairs = (text.partition("=") for text in options.cells)
+    return options.model_copy(
+        update={
+            "target": options.target and label(options.target),
+            "toward": options.toward and label(options.toward),
+            "cells": tuple(f"{column}={label(value)}" for column, _, value in pairs),
+        }
+    )
 
 
 def _check_site(chain: RunChain) -> None:
@@ -282,13 +299,13 @@ def _mask(options: SteerOptions, cells: pl.DataFrame) -> pl.Expr:
                 f"--cells was {text!r}; columns of the cell table are {join_names(cells.columns)}"
                 f"{did_you_mean(column, cells.columns)}"
             )
-        found = cells[column].cast(pl.String).unique().drop_nulls().to_list()
+        found = canonical_text(cells[column]).unique().drop_nulls().to_list()
         if value not in found:
             raise UsageError(
                 f"--cells was {text!r}, which selects nothing; {column} is one of: {join_names(found)}"
                 f"{did_you_mean(value, found)}"
             )
-        chosen.append(pl.col(column).cast(pl.String) == value)
+        chosen.append(canonical_column(column) == value)
     return pl.any_horizontal(chosen) if chosen else pl.lit(True)
 
 

@@ -24,6 +24,7 @@ import numpy as np
 import polars as pl
 import torch
 
+from feature_store.cells import canonical_column
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
 from feature_store.storage.plans import SteeringResultsPlan
@@ -210,7 +211,7 @@ class SteeringRun:
         """The table `head`: the model's predictions of masked genes, by gene."""
         request = self.request
         every = request.sample(("test",), most=request.options.max_cells)
-        toward = request.cells.filter(pl.col(request.task.kind).cast(pl.String) == (request.task.toward or ""))
+        toward = request.cells.filter(canonical_column(request.task.kind) == (request.task.toward or ""))
         is_steered, is_toward = request.is_steered(every), np.isin(every, toward["cell_idx"].to_numpy())
         kept = is_steered | is_toward
         cells = masked_gene_cells(every[kept], is_steered[kept], seed=request.options.seed)

@@ -27,6 +27,7 @@ from feature_store.associations.inputs import Bools, Floats, Ints, Labels, Spars
 from feature_store.associations.label_p_values import BLOCKED
 from feature_store.associations.ranks import rank_scores
 from feature_store.atlas.data import AtlasData
+from feature_store.cells import canonical_column
 
 SPLITS = ("test", "all")
 """The cells that a violin can show: one split, or all."""
@@ -114,7 +115,7 @@ class Codes:
         table = self._data.store.frame("cells")
         if column not in table.collect_schema():
             return None
-        text = table.select("cell_idx", pl.col(column).cast(pl.String)).sort("cell_idx").collect()[column]
+        text = table.select("cell_idx", canonical_column(column)).sort("cell_idx").collect()[column]
         names = sorted(text.drop_nulls().unique().to_list())
         codes = text.cast(pl.Enum(names)).to_physical().fill_null(0).cast(pl.Int64).to_numpy()
         return Labels(kind=column, codes=codes, names=tuple(names), known=text.is_not_null().to_numpy())

@@ -9,6 +9,7 @@ import polars as pl
 from feature_store.atlas.columns import encode
 from feature_store.atlas.data import AtlasData, NoSuchResource, path_number
 from feature_store.atlas.routes import Route, json_bytes
+from feature_store.cells import canonical_column
 from feature_store.query.metrics import METRICS, metric_of
 from feature_store.query.steering import (
     ALL,
@@ -88,7 +89,7 @@ def cells(data: AtlasData, run: str) -> bytes:
     known = about.collect_schema().names()
     labels = [pl.col(kind).alias("label") if kind in known else pl.lit(None, pl.String).alias("label")]
     labels += [pl.col("cell_type") if "cell_type" in known else pl.lit(None, pl.String).alias("cell_type")]
-    own = about.select("cell_idx", *(one.cast(pl.String) for one in labels)).collect()
+    own = about.select("cell_idx", *map(canonical_column, labels)).collect()
     found = before.join(own, on="cell_idx", how="left", maintain_order="left")
     found = found.join(moved, on="cell_idx", how="left", maintain_order="left")
     categories = pl.col("label", "cell_type").cast(pl.Categorical)

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from feature_store.cells import canonical_column
 from feature_store.errors import InputError
 from feature_store.plots.canvas import BLUE, OKABE_ITO, ORANGE, SMALL, beside, canvas, finish, head, plain
 from feature_store.plots.inputs import read_cells
@@ -109,7 +110,7 @@ def embedded_cells(store: "FeatureStore", results: SteeringResults) -> tuple[Flo
         raise InputError(f"steering run {results.run} has no chosen variant; run `scsae steer` again")
     kind = results.plan.kind
     cells = read_cells(store, "cell_type", kind).filter(pl.col("split") == "test")
-    cells = cells.select("cell_idx", "cell_type", label=pl.col(kind).cast(pl.String)).drop_nulls("label")
+    cells = cells.select("cell_idx", "cell_type", label=canonical_column(kind)).drop_nulls("label")
     parts = Run.open(folder / "per_cell").parts()
     stored = pl.scan_parquet([scan_source(part) for part in parts], glob=False)
     columns = []

@@ -23,6 +23,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+FORMS = {
+    "integer": lambda ids: np.array(ids),
+    "float": lambda ids: np.array(ids, dtype=float),
+    "float32": lambda ids: np.array(ids, dtype=np.float32),
+    "text": lambda ids: [str(i) for i in ids],
+    "text of floats": lambda ids: [str(float(i)) for i in ids],
+    "category of integers": lambda ids: pd.Categorical(ids),
+    "category of floats": lambda ids: pd.Categorical(np.array(ids, dtype=float)),
+    "category of text": lambda ids: pd.Categorical([str(i) for i in ids]),
+    "nullable integer": lambda ids: pd.array(ids, dtype="Int64"),
+}
+"""The same donors as a file may hold them."""
+
+
 @pytest.fixture
 def save(tmp_path: Path, rng: np.random.Generator) -> Callable[..., Path]:
     """Write random counts of `n` cells and these genes; `log` stores their logarithms."""
@@ -263,3 +277,47 @@ def test_real_files_of_two_studies_are_one_data_set(scsae_data: Path, tmp_path: 
     check_whole_units(cells["split"].to_numpy(), cells["donor"])
     assert cells.group_by("file").len().sort("file")["len"].to_list() == [one.n_cells for one in alone]
     assert cells.filter(pl.col("donor").is_null()).height == 0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_donor_is_one_donor_in_whatever_type_each_file_holds_it(
+    save: Callable[..., Path], tmp_path: Path, form: str
+) -> None:
+    ids = [1015, 7, 1256, 7, 1015, 3] * 2
+    paths = [
+        save(f"{i}.h5ad", ["G1"], donor=FORMS[one](ids)) for i, one in enumerate((form, "float", "category of text"))
+    ]
+    cells = write_cells(Layout(tmp_path / "store"), open_source(paths), donor="donor", labels=["donor"])
+    assert cells["donor"].to_list() == [str(i) for i in ids] * 3
+    assert cells.group_by("donor").agg(pl.col("split").n_unique())["split"].to_list() == [1] * 4
+
+
+def test_truth_values_and_their_texts_are_one_label(save: Callable[..., Path], tmp_path: Path) -> None:
+    a = save("a.h5ad", ["G1"], 3, treated=[True, False, True], dose=np.array([0.1, 1, 0.1], dtype=np.float32))
+    b = save("b.h5ad", ["G1"], 3, treated=pd.Categorical(["True", "False", None]), dose=[0.1, 1.0, 0.5])
+    c = save("c.h5ad", ["G1"], 2, treated=["true", "FALSE"])
+    cells = write_cells(Layout(tmp_path / "store"), open_source([a, b, c]), labels=["treated", "dose"])
+    assert cells["treated"].to_list() == ["True", "False", "True", "True", "False", None, "True", "False"]
+    assert cells["dose"].to_list() == [0.1, 1.0, 0.1, 0.1, 1.0, 0.5, None, None]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        ([1, 2, 3], ["1", "P2", "3"], "numbers.*'P2'"),
+        ([1.0, 2.0, 3.0], ["01", "02", "03"], "numbers.*'01'"),
+        ([True, False, True], ["yes", "no", "yes"], "truth values.*'yes'"),
+        ([True, False, True], [1, 0, 1], "truth values.*'1'"),
+    ],
+)
+def test_ids_that_cannot_be_compared_between_files_are_an_error_that_names_files_and_column(
+    save: Callable[..., Path], tmp_path: Path, first: list[object], second: list[object], words: str
+) -> None:
+    source = open_source([save("a.h5ad", ["G1"], 3, who=first), save("b.h5ad", ["G1"], 3, who=second)])
+    layout = Layout(tmp_path / "store")
+    for option in ({"donor": "who"}, {"batch": "who"}, {"labels": ["who"]}):
+        with pytest.raises(InputError, match=rf"'who'.*{words}") as caught:
+            write_cells(layout, source, **option)
+        assert all(word in str(caught.value) for word in ("a.h5ad", "b.h5ad", "astype(str)"))
+    assert not layout.root.exists()
+    assert write_cells(layout, source)["who"].dtype == pl.String or not isinstance(second[0], str)
