@@ -13,6 +13,7 @@ def inspect_data(options: DataOptions) -> dict[str, Any]:
     n_tokens = inputs.mean_tokens * source.n_cells
     probe = f"of the first {len(seen.genes_per_cell)} cells" + (", some of each file" if len(source.paths) > 1 else "")
     unmatched = seen.top_unmatched(source.gene_symbols)
+    n_added = seen.n_matched - seen.n_tokens_matched
     n_truncated = seen.n_truncated(model.max_genes)
     return {
         "data": ", ".join(map(str, source.paths)),
@@ -24,7 +25,9 @@ def inspect_data(options: DataOptions) -> dict[str, Any]:
         "obs columns": ", ".join(source.obs().columns) or "none",
         "model": f"{model.name} ({model.family}, {model.n_layers} layers, d_model {model.d_model})",
         "genes matched": f"{seen.n_matched} of {seen.n_genes} ({seen.n_matched / seen.n_genes:.0%})",
-        "genes of the model": f"{seen.n_tokens_matched} of {seen.n_vocabulary} found",
+        "matched by": f"Ensembl id: {seen.n_matched - seen.n_by_symbol}, symbol: {seen.n_by_symbol}",
+        "genes of the model": f"{seen.n_tokens_matched} of {seen.n_vocabulary} found"
+        + (f"; {n_added} genes of the data are added to another of the same name" if n_added else ""),
         "share of values matched": f"{seen.share_of_counts:.0%} {probe} ({seen.value_kind})",
         "largest unmatched": ", ".join(f"{name} {share:.2%}" for name, share in unmatched.items()) or "none",
         "cells without a matched gene": f"{int(seen.is_empty.sum())} {probe}: kept, without tokens",

@@ -34,7 +34,7 @@ def gene_names(var: Any) -> tuple[list[str], list[str] | None]:
 
     A symbol is taken from the first of `SYMBOL_COLUMNS` that does not hold Ensembl ids; without one, or where it is
     missing, it is the var name. Ensembl ids are taken from the first of `ENSEMBL_COLUMNS` that mostly holds such ids,
-    else from the var names if most of them are; "" where missing.
+    else from the var names if most of them are; "" where missing or not of that form ("ENSGunknown_7SK_1").
     """
     names = [str(name) for name in var.index]
     columns = {str(name).lower(): _strings(var[name]) for name in reversed(list(var.columns))}
@@ -44,7 +44,7 @@ def gene_names(var: Any) -> tuple[list[str], list[str] | None]:
     symbols = next((columns[key] for key in SYMBOL_COLUMNS if key in columns and not _are_ensembl(columns[key])), names)
     return (
         [_VERSION.sub("", name) if _ENSEMBL.match(name) else name for name in map(_first, symbols, names)],
-        None if ensembl is None else [_VERSION.sub("", name) for name in ensembl],
+        None if ensembl is None else [_VERSION.sub("", name) if _ENSEMBL.match(name) else "" for name in ensembl],
     )
 
 

@@ -196,7 +196,7 @@ class TokenOfGenePlan(Plan):
     """The token of each gene, beside the run that it belongs to."""
 
     stage = "token_of_gene"
-    version = 4
+    version = 5
 
     beside: str
     """Sha256 of that run's plan."""
@@ -207,7 +207,7 @@ class ActivationsPlan(Plan):
     """Token activations at one site."""
 
     stage = "activations"
-    version = 4
+    version = 5
 
     control_of: str | None
     dataset: str
@@ -316,7 +316,7 @@ class CodesPlan(Plan):
     """Codes by cell, with the statistics of their tokens."""
 
     stage = "codes"
-    version = 4
+    version = 5
 
     control_of: str | None
     sae: str

@@ -20,6 +20,8 @@ class Coverage:
     n_genes: int
     n_matched: int
     """Number of columns of the data that the model knows."""
+    n_by_symbol: int
+    """Number of columns among them that were found by symbol, as they give no Ensembl id that the model knows."""
     n_tokens_matched: int
     """Number of different genes of the model among them; smaller where several columns are one gene."""
     n_vocabulary: int
@@ -64,6 +66,7 @@ def coverage_of(
     return Coverage(
         n_genes=match.n_genes,
         n_matched=match.n_matched,
+        n_by_symbol=match.n_by_symbol,
         n_tokens_matched=len(np.unique(match.token_id[match.matched])),
         n_vocabulary=n_vocabulary,
         share_of_counts=float(of_gene[match.matched].sum()),

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from sae_core.checkpoint_files import digest_files, read_dictionary, read_json, read_weights
 from sae_core.errors import CheckpointError
 from sae_core.scfm.geneformer import Geneformer, GeneformerConfig, geneformer_from_weights
-from sae_core.scfm.vocabulary import Vocabulary
+from sae_core.scfm.vocabulary import Vocabulary, ensembl_id
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 FILES = "config.json (model_type bert), model.safetensors (or pytorch_model.bin), and Geneformer's dictionaries"
@@ -112,7 +112,7 @@ def _dictionaries(place: Path, token_path: Path, ids: Mapping[str, Any]) -> Dict
     vocabulary = Vocabulary(
         tokens=tuple(tokens),
         special=frozenset(special),
-        prefer="ensembl",
+        genes_are="ids",
         **_names(read.get("gene_name_id", {}), read.get("ensembl_mapping", {}), set(tokens) - special),
     )
     return Dictionaries(vocabulary, medians, tuple(paths))
@@ -124,6 +124,6 @@ def _names(id_of_symbol: Mapping[str, str], current: Mapping[str, str], genes: s
     names = {**current, **{name: current.get(gene, gene) for name, gene in names.items()}}
     known = {name: gene for name, gene in names.items() if gene in genes}
     return {
-        "ensembl": {name: gene for name, gene in known.items() if name.startswith("ENS")},
-        "aliases": {name: gene for name, gene in known.items() if not name.startswith("ENS")},
+        "ensembl": {name: gene for name, gene in known.items() if ensembl_id(name)},
+        "aliases": {name: gene for name, gene in known.items() if name and not ensembl_id(name)},
     }

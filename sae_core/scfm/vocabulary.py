@@ -1,12 +1,19 @@
 """Gene vocabularies: from symbols (and Ensembl ids, where a checkpoint knows them) to token ids.
 
-`GeneMatch` reports, for each column of the data, whether and where it was found, so that no gene is dropped silently.
-Several columns may match one token (duplicated symbols, a symbol and an Ensembl id); their values are added when tokens
-are made.
+An Ensembl id identifies a gene and a symbol may not: symbols are reused, and clone names are aliases of other genes.
+Geneformer knows genes by id, so the id decides and symbols are for genes without one: a gene whose id the model lacks
+has no token, whatever its symbol is. scGPT and scFoundation know genes by symbol, so a gene is found by its symbol.
+Where a table of ids (`vocab_ensembl.json`) says that the token of this symbol is another gene, the id decides there
+too; if the table lacks the gene's id, the symbol holds unless another column of the data has the token's own id.
+
+`GeneMatch` reports, for each column of the data, whether, where and how it was found, so that no gene is dropped
+silently. Several columns may match one token (duplicated symbols, outdated ids); their values are added when tokens are
+made.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +25,8 @@ from jaxtyping import Bool, Int64
 from sae_core.checkpoint_files import read_json
 from sae_core.errors import CheckpointError, VocabularyError
 
+_ENSEMBL_ID = re.compile(r"(ENS[A-Z]*GR?\d{6,})(\.\d+)?(_PAR_Y)?", re.IGNORECASE)
+
 
 @dataclass(frozen=True, kw_only=True)
 class GeneMatch:
@@ -25,6 +34,8 @@ class GeneMatch:
 
     token_id: Int64[np.ndarray, " gene"]
     matched: Bool[np.ndarray, " gene"]
+    n_by_symbol: int = 0
+    """Number of columns that were found by their symbol; the others were found by their Ensembl id."""
 
     @property
     def n_genes(self) -> int:
@@ -49,11 +60,12 @@ class Vocabulary:
     """Ensembl id (without version) to token."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Other names to token."""
-    prefer: Literal["symbol", "ensembl"] = "symbol"
-    """"symbol": a gene's symbol is tried before its Ensembl id, and a token's own name before the maps. "ensembl"
-    (Geneformer): the Ensembl id is tried first, and the maps before the token's own name, because they collapse
-    outdated ids; a name is tried as it is, then in upper case."""
+    genes_are: Literal["symbols", "ids"] = "symbols"
+    """What the tokens of genes are. "ids" (Geneformer): a gene with an Ensembl id is found by it alone, and `ensembl`
+    comes before the token's own name, because it collapses outdated ids; a symbol is tried as it is, then in upper
+    case."""
     _ids: dict[str, int] = field(init=False, repr=False, compare=False)
+    _with_id: frozenset[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Index the tokens.
@@ -70,6 +82,7 @@ class Vocabulary:
             if unknown := [symbol for symbol in names.values() if symbol not in ids]:
                 raise CheckpointError(f"{of} lead to tokens that the vocabulary lacks: {', '.join(unknown[:5])}")
         object.__setattr__(self, "_ids", ids)
+        object.__setattr__(self, "_with_id", frozenset(self.ensembl.values()))
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -93,9 +106,10 @@ class Vocabulary:
         return token in self._ids
 
     def match(self, symbols: Sequence[str], ensembl_ids: Sequence[str] | None = None) -> GeneMatch:
-        """Token of each gene, found by its symbol or Ensembl id in the order that `prefer` gives.
+        """Token of each gene: by its Ensembl id if it has one that decides (module docstring), else by its symbol.
 
-        A symbol that is an Ensembl id is looked up as one; version suffixes (".3") are ignored.
+        What has not the form of an Ensembl id ("", "ENSGunknown_7SK_1") is none, wherever it stands, and a symbol that
+        has it is one. Version suffixes (".3") are ignored.
 
         Raises:
             VocabularyError: the two sequences differ in length, or no gene matches.
@@ -104,8 +118,14 @@ class Vocabulary:
             raise VocabularyError(
                 f"there are {len(symbols)} symbols but {len(ensembl_ids)} Ensembl ids; give one of each per gene"
             )
-        ids = [""] * len(symbols) if ensembl_ids is None else ensembl_ids
-        found = [self._find(str(symbol), str(ensembl_id)) for symbol, ensembl_id in zip(symbols, ids, strict=True)]
+        given = [""] * len(symbols) if ensembl_ids is None else ensembl_ids
+        ids = [ensembl_id(str(i)) or ensembl_id(str(symbol)) for symbol, i in zip(symbols, given, strict=True)]
+        by_id = [self._find_id(i) for i in ids]
+        by_symbol = [self._find_symbol(str(s), i, own) for s, i, own in zip(symbols, ids, by_id, strict=True)]
+        # a second gene of the same symbol is not the model's where the model's own is there
+        taken = {own for own, token in zip(by_id, by_symbol, strict=True) if token is None}
+        by_symbol = [t if i is None or t not in taken else None for i, t in zip(ids, by_symbol, strict=True)]
+        found = [own if token is None else token for own, token in zip(by_id, by_symbol, strict=True)]
         matched = np.array([i is not None for i in found], dtype=bool)
         if not matched.any():
             own = [t for t in self.tokens if t not in self.special][:3]
@@ -113,36 +133,42 @@ class Vocabulary:
                 f"none of the {len(symbols)} genes of the data is in the vocabulary of {self.n_genes} genes; the data "
                 f"has {', '.join(map(str, symbols[:3]))}, the vocabulary has {', '.join(own)}" + self._other_names()
             )
-        return GeneMatch(token_id=np.array([i or 0 for i in found], dtype=np.int64), matched=matched)
+        token_id = np.array([i or 0 for i in found], dtype=np.int64)
+        return GeneMatch(token_id=token_id, matched=matched, n_by_symbol=sum(t is not None for t in by_symbol))
 
     def _other_names(self) -> str:
-        if self.prefer == "ensembl":
+        if self.genes_are == "ids":
             known = f", and knows symbols such as {next(iter(self.aliases))}" if self.aliases else " and no symbols"
             return known + "; give the data human Ensembl ids (ENSG...) as var names or in a var column"
         known = f" and Ensembl ids such as {next(iter(self.ensembl))}" if self.ensembl else " and no Ensembl ids"
         return known + "; give the data human gene symbols in the vocabulary's spelling as var names"
 
-    def _find(self, symbol: str, ensembl_id: str) -> int | None:
-        if self.prefer == "ensembl":
-            return next((i for name in (ensembl_id, symbol) if (i := self._find_ensembl(name)) is not None), None)
-        if symbol in self._ids and symbol not in self.special:
-            return self._ids[symbol]
-        for candidate in (ensembl_id, symbol):
-            known = self.ensembl.get(candidate.partition(".")[0])
-            if known is not None:
-                return self._ids[known]
-        known = self.aliases.get(symbol)
-        return None if known is None else self._ids[known]
+    def _find_id(self, identifier: str | None) -> int | None:
+        if identifier is None:
+            return None
+        token = self.ensembl.get(identifier, identifier if self.genes_are == "ids" else None)
+        return None if token is None or token in self.special else self._ids.get(token)
 
-    def _find_ensembl(self, name: str) -> int | None:
-        stem = name.partition(".")[0] if name.upper().startswith("ENS") else name
-        for candidate in (stem, stem.upper()):
-            known = self.ensembl.get(candidate) or self.aliases.get(candidate)
-            if known is not None:
-                return self._ids[known]
-            if candidate in self._ids and candidate not in self.special:
-                return self._ids[candidate]
-        return None
+    def _find_symbol(self, symbol: str, identifier: str | None, by_id: int | None) -> int | None:
+        """Token of a symbol where the symbol decides, although the id leads elsewhere (`by_id`) or nowhere (None)."""
+        if self.genes_are == "ids":
+            names = (symbol, symbol.upper()) if identifier is None else ()
+        else:
+            names = (symbol,)
+        token = next((t for name in names if (t := name if name in self._ids else self.aliases.get(name))), None)
+        if token is None or token in self.special or (by_id is not None and token in self._with_id):
+            return None
+        return self._ids[token]
+
+
+def ensembl_id(name: str) -> str | None:
+    """The Ensembl gene id in `name` without its version, in upper case; None if `name` is no such id.
+
+    The copy of a gene on chromosome Y ("ENSG00000182378.15_PAR_Y") has the id of the gene; an old id of such a copy
+    ("ENSGR0000182378") is one of its own, as in Geneformer V1.
+    """
+    found = _ENSEMBL_ID.fullmatch(name.strip())
+    return None if found is None else found[1].upper()
 
 
 def read_vocabulary(path: Path, *, ensembl_path: Path | None = None) -> Vocabulary:

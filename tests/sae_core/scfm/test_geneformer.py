@@ -304,6 +304,25 @@ def test_the_real_dictionaries_are_read_from_pickles_as_from_json(
     assert match.token_id[1] == match.token_id[3]
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_every_gene_of_gencode_goes_to_the_token_of_its_id_and_to_no_other(vocab: Path, version: int) -> None:
+    folder = vocab / f"geneformer_v{version}"
+    vocabulary = find_dictionaries(folder, n_tokens=25426 if version == 1 else 20275).vocabulary
+    ids = json.loads((folder / "token_dictionary.json").read_text())
+    current = json.loads((folder / "ensembl_mapping_dict.json").read_text()) if version == 2 else {t: t for t in ids}
+    info = [line.split(",")[1:3] for line in (vocab / "gene_info_table.csv").read_text().splitlines()[1:]]
+    gencode = [line.split(",") for line in (vocab / "GENCODEv44_Gene_id2name.csv").read_text().splitlines()]
+    genes = dict([*info, *gencode])
+    match = vocabulary.match(list(genes.values()), list(genes))
+    found = np.where(match.matched, match.token_id, -1)
+    has_id = np.array(["unknown" not in name for name in genes])
+    expected = np.array([ids.get(current.get(name), -1) for name in genes])
+    np.testing.assert_array_equal(found[has_id], expected[has_id])
+    assert match.n_by_symbol == (found[~has_id] >= 0).sum() > 0
+    assert found[list(genes).index("ENSG00000270012")] != ids["ENSG00000049769"]  # LL0XNC01-7P3.1, not PPP1R3F
+    assert found[list(genes).index("ENSG00000215790")] != ids["ENSG00000189339"]  # SLC35E2, not SLC35E2B
+
+
 def test_the_real_medians_of_v2_have_ties(vocab: Path) -> None:
     medians = find_dictionaries(vocab / "geneformer_v2", n_tokens=20275).medians
     _, n_equal = np.unique(list(medians.values()), return_counts=True)
