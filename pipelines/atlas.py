@@ -45,7 +45,7 @@ def serve_atlas(
     store = FeatureStore.open(root, associations=associations, codes=codes)
 
     def ready(url: str) -> None:
-        console().print(f"the atlas of {root} is at {url} (Ctrl-C ends it)", markup=False, soft_wrap=True)
+        console().print(f"the atlas of {root} is at {url} (Ctrl-C ends it)", soft_wrap=True)
         if host not in ONLY_HERE:
             stderr_console().print(
                 f"everyone who reaches {host} can read this store, because there is no log-in", style="yellow"
@@ -83,8 +83,9 @@ def export_atlas(root: Path, folder: Path, *, associations: str | None, codes: s
         size = export(store, folder, progress=progress)
     console().print(
         f"the atlas of {root} is in {folder} ({size / 1e6:.1f} MB, {clock.seconds:.0f} s); any web host serves it, and "
-        f"so does\n  python -m http.server --bind 127.0.0.1 --directory {shlex.quote(str(folder))}",
-        markup=False,
+        "so does",
+        f"  python -m http.server --bind 127.0.0.1 --directory {shlex.quote(str(folder))}",
+        sep="\n",
         soft_wrap=True,
     )
 
@@ -96,19 +97,17 @@ def prepare_atlas(store: FeatureStore) -> FeatureStore:
     if found and is_local(root) and not os.access(root, os.W_OK):
         # careful: a map that cannot be kept would be made again at every start, which takes minutes
         names = ", ".join(missing.name for missing in found)
-        out.print(
-            f"{root} cannot be written, so the atlas goes without {names}", style="yellow", markup=False, soft_wrap=True
-        )
+        out.print(f"{root} cannot be written, so the atlas goes without {names}", style="yellow", soft_wrap=True)
         return store
     for missing in found:
         clock = Clock()
-        out.print(f"making {missing.name}, once", markup=False, soft_wrap=True)
+        out.print(f"making {missing.name}, once", soft_wrap=True)
         try:
             missing.make()
         except ON_PURPOSE as error:
-            out.print(f"the atlas goes without {missing.name}: {error}", style="yellow", markup=False, soft_wrap=True)
+            out.print(f"the atlas goes without {missing.name}: {error}", style="yellow", soft_wrap=True)
         else:
-            out.print(f"made {missing.name} in {clock.seconds:.0f} s", markup=False, soft_wrap=True)
+            out.print(f"made {missing.name} in {clock.seconds:.0f} s", soft_wrap=True)
     return FeatureStore(store.layout, store.lineage)
 
 

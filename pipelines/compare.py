@@ -114,7 +114,7 @@ def _controls(layout: Layout) -> Iterator[tuple[str, RunChain]]:
                 chain = RunChain.of(layout, info.run)
             except (NotFoundError, OutdatedRunError) as error:
                 text = f"warning: associations/{info.run} is left out of the comparison: {error}"
-                stderr_console().print(text, style="yellow", markup=False, soft_wrap=True)
+                stderr_console().print(text, style="yellow", soft_wrap=True)
                 continue
             if chain.associations.control_of is not None:
                 yield chain.associations.control_of, chain

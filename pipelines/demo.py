@@ -116,9 +116,7 @@ def run_demo(
         own = set(schemas.schema("cells").columns)
         columns = [name for name in found.frame("cells").collect_schema().names() if name not in own]
         known = f"of {', '.join(columns)}" if columns else "but this data set has no obs column"
-        console().print(
-            f"to look up the features of cell types, give their obs column: --cell-type COLUMN, {known}", markup=False
-        )
+        console().print(f"to look up the features of cell types, give their obs column: --cell-type COLUMN, {known}")
     if batch is not None or data is None:
         _answer(found, BATCHES, "Which features tell batches apart among cells of one type?")
     if "steering" in by_kind:
@@ -149,8 +147,8 @@ def ask(found: FeatureStore, label: str) -> None:
 
 def _answer(found: FeatureStore, query: str, question: str) -> pl.DataFrame:
     out = console()
-    out.print(f"\n{question}", style="bold")
-    out.print(query, style="dim", markup=False, soft_wrap=True)
+    out.print("", question, sep="\n", style="bold")
+    out.print(*query.splitlines(), sep="\n", style="dim", soft_wrap=True)
     answer = found.sql(query)
     print_frame(answer)
     return answer
@@ -217,4 +215,4 @@ def _next(store: Path, plots: list[Path], seconds: float, associations: str) -> 
         "",
         f"Look at the features in a web browser:  {scsae} serve{option}{run}",
     ]
-    console().print("\n".join(lines), markup=False, soft_wrap=True)
+    console().print(*lines, sep="\n", soft_wrap=True)

@@ -5,7 +5,7 @@ PipelineError
 └── RunFailedError  a run failed or was interrupted; the same command resumes it
 
 Exit codes: 0 the command has finished; 1 a run failed and can be resumed; 2 the input or the options are wrong, and
-nothing was written.
+nothing was written. An error of the input that is found only after something was written has exit code 1 as well.
 """
 
 from feature_store import errors as store_errors
@@ -37,20 +37,7 @@ _RUN_FAILED = (
 )
 
 
-def exit_code(error: BaseException) -> int:
-    """Return 1 for an error of a run that can be resumed and for an unexpected error, 2 for an error of the input."""
-    return 1 if isinstance(error, _RUN_FAILED) or not isinstance(error, ON_PURPOSE) else 2
-
-
-def root_cause(error: BaseException) -> BaseException:
-    """Return the error raised on purpose inside the wrappers of Ray, or `error` itself if there is none."""
-    seen: list[BaseException | None] = [error]
-    while seen and (current := seen.pop()) is not None:
-        if isinstance(current, ON_PURPOSE):
-            return current
-        failures = getattr(current, "worker_failures", None)
-        if isinstance(failures, dict):
-            seen.extend(failures.values())
-        seen.extend((getattr(current, "cause", None), current.__cause__))
-        seen = [e for e in seen if isinstance(e, BaseException)]
-    return error
+def exit_code(error: BaseException, *, has_written: bool = False) -> int:
+    """Return 2 for an error of the input if nothing was written, else 1: a failed run or an unexpected error."""
+    is_of_input = isinstance(error, ON_PURPOSE) and not isinstance(error, _RUN_FAILED)
+    return 2 if is_of_input and not has_written else 1

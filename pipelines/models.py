@@ -45,7 +45,7 @@ def for_people(versions: pl.DataFrame) -> pl.DataFrame:
     decides = dict(sorted(first.items()))
     rows = versions.select(labels).iter_rows(named=True)
     said = [
-        "\n".join(
+        "; ".join(
             f"{label.partition(' ')[0]} {row[label]:.3f} {of}"
             for of, label in decides.items()
             if row[label] is not None
@@ -72,7 +72,7 @@ def write_version(facts: dict[str, dict[str, Any]], to: Destination) -> None:
 
     if to.is_printed_table:
         for part, own in facts.items():
-            console().print(part, style="bold", markup=False)
+            console().print(part, style="bold")
             print_facts({f"  {key}": value for key, value in own.items()})
         return
     rows = [

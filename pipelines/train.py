@@ -21,8 +21,9 @@ from feature_store.storage import commit, filesystem
 from feature_store.storage.layout import HISTORY, SUMMARY, Layout, as_path
 from feature_store.storage.plans import ActivationsPlan, SAEPlan, as_json
 from pipelines.config import TrainOptions
-from pipelines.errors import ON_PURPOSE, RunFailedError, UsageError, root_cause
+from pipelines.errors import UsageError
 from pipelines.runtime.cluster import actors_that_fit, ray_session
+from pipelines.runtime.failures import explained, root_cause
 from pipelines.runtime.progress import progress_bar, stderr_console
 from pipelines.runtime.stage import Clock, StageResult
 from pipelines.tracking import ModelVersion, Tracking
@@ -57,7 +58,7 @@ class TrainingWarnings:
             if (run, found["kind"]) not in self._shown:
                 self._shown.add((run, found["kind"]))
                 text = f"warning: saes/{run}, step {found['step']}: {found['message']}"
-                stderr_console().print(text, style="yellow", markup=False, soft_wrap=True)
+                stderr_console().print(text, style="yellow", soft_wrap=True)
 
 
 def train(options: TrainOptions, store: Path, *, address: str | None = None) -> StageResult:
@@ -209,6 +210,8 @@ def _check_shares(options: TrainOptions, parent: commit.Run) -> None:
 
 def _run_job(job: TrainJob, options: TrainOptions, early_warnings: TrainingWarnings, *, address: str | None) -> None:
     """Run the loop under Ray Train and show its progress; an expected error of the loop is raised unchanged."""
+    # the workers write in processes of their own
+    filesystem.note_write()
     with ray_session(address=address), progress_bar("train", options.n_steps, "steps") as report:
         import ray.train
         from ray.train.torch import TorchTrainer
@@ -229,13 +232,8 @@ def _run_job(job: TrainJob, options: TrainOptions, early_warnings: TrainingWarni
         with _shown_progress(folders, report, early_warnings), _ctrl_c_interrupts():
             try:
                 trainer.fit()
-            except Exception as error:
-                cause = root_cause(error)
-                if not isinstance(cause, ON_PURPOSE):
-                    raise RunFailedError(
-                        f"the training job failed: {error}; run the command again to resume"
-                    ) from error
-                raise cause from None
+            except Exception as error:  # noqa: BLE001  Ray wraps whatever a worker raises
+                raise explained(root_cause(error)) from None
 
 
 def _say_if_waiting(options: TrainOptions) -> None:

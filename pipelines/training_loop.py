@@ -12,7 +12,6 @@ would alone, and has a run and checkpoints of its own.
 
 import json
 import shutil
-import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from feature_store.storage.layout import HISTORY, SUMMARY, Layout, as_path
 from feature_store.storage.plans import SAEPlan
 from pipelines.errors import UsageError
 from pipelines.loss_recovered import RecoveryProbe, probe, value_or_reason
+from pipelines.runtime.progress import stderr_console
 
 if TYPE_CHECKING:
     import torch
@@ -255,7 +255,8 @@ def _resume(runs: Sequence[SAERun], stream: TokenStream, ranks: "Communicator") 
                     loaded.append(load_training(local))
         except CheckpointError as error:
             # careful: a kill during the write leaves an incomplete newest checkpoint; the one before it is whole
-            print(f"warning: {error}; training resumes from the checkpoint before it", file=sys.stderr)
+            text = f"warning: {error}; training resumes from the checkpoint before it"
+            stderr_console().print(text, style="yellow", soft_wrap=True)
             continue
         for run, (state, extra) in zip(runs, loaded, strict=True):
             run.load(state, extra)

@@ -14,10 +14,10 @@ def verify_run(run: str, store: Path) -> int:
     problems = [problem for table in tables for problem in commit.verify(table)]
     console = stderr_console()
     for problem in problems:
-        console.print(problem, style="red", markup=False, soft_wrap=True)
+        console.print(problem, style="red", soft_wrap=True)
     if problems:
-        console.print(f"{run}: {len(problems)} problems; run its stage again to repair it", style="red", markup=False)
+        console.print(f"{run}: {len(problems)} problems; run its stage again to repair it", style="red")
         return 1
     n_parts = sum(commit.Run.open(table).n_shards for table in tables)
-    console.print(f"{run}: {n_parts} parts in {len(tables)} tables are intact", markup=False)
+    console.print(f"{run}: {n_parts} parts in {len(tables)} tables are intact")
     return 0

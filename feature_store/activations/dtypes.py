@@ -68,7 +68,7 @@ def _refuse_non_finite(act: npt.NDArray[Any], stored: npt.NDArray[Any], dtype: s
     token, column = np.argwhere(~np.isfinite(to_float32(stored)))[0]
     given = to_float32(act[token]) if act.dtype == np.uint16 else act[token]
     value = float(given[column])
-    why = "the model gave a value that is not finite"
+    why = "the model gave a value that is not finite; give a checkpoint that is whole, or --precision f32"
     if np.isfinite(value):
         why = f"{dtype} cannot hold this value (f16 ends at 65504); use --dtype bf16 or --dtype f32"
     raise InputError(f"activation {value:g} of token {token}, dimension {column}: {why}")

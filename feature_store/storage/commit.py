@@ -455,15 +455,15 @@ def write_frame(path: Path, frame: pl.DataFrame) -> int:
 def _explain_difference(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     absent = "(absent)"
     found, wanted = _flat(found), _flat(wanted)
-    lines = [
-        f"  {key}: {found.get(key, absent)!r} in the folder, {wanted.get(key, absent)!r} asked for"
+    differences = [
+        f"{key}: {found.get(key, absent)!r} in the folder, {wanted.get(key, absent)!r} asked for"
         for key in sorted({*found, *wanted})
         if found.get(key, absent) != wanted.get(key, absent)
     ]
     return (
-        f"{path} was made with another plan; it differs in\n"
-        + "\n".join(lines)
-        + "\nask for what the folder holds, choose another name or --store, or delete the folder"
+        f"{path} was made with another plan; it differs in "
+        + ", ".join(differences)
+        + "; ask for what the folder holds, choose another name or --store, or delete the folder"
     )
 
 

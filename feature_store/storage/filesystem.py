@@ -37,6 +37,18 @@ _UNWRITABLE = {
     errno.ENOTDIR,
     errno.EEXIST,
 }
+_n_writes = 0
+
+
+def note_write() -> None:
+    """Count a write of this process, or that another process may now write for it."""
+    global _n_writes
+    _n_writes += 1
+
+
+def n_writes() -> int:
+    """Return how often this process has put, created or replaced a file of a store."""
+    return _n_writes
 
 
 def is_local(path: Path) -> bool:
@@ -109,6 +121,7 @@ def flush(temporary: Path, target: Path) -> None:
 
 def put(temporary: Path, target: Path) -> None:
     """Move a flushed temporary file to `target` atomically; an existing file is replaced."""
+    note_write()
     if not is_local(target):
         object_storage.put(temporary, target)
         return
@@ -162,6 +175,7 @@ def remove_folder(path: Path) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a small text file atomically; the file it replaces stays whole until then."""
+    note_write()
     if not is_local(path):
         object_storage.put_text(path, text)
         return
@@ -173,6 +187,7 @@ def replace_text(path: Path, text: str) -> None:
 
 def create_exclusively(path: Path, text: str) -> None:
     """Create `path` atomically, or keep the file that another process created first."""
+    note_write()
     if not is_local(path):
         object_storage.create(path, text)
         return

@@ -66,5 +66,5 @@ def write_lookup(asked: Lookup, store: FeatureStore, to: Destination) -> None:
 
 
 def _without_rows(answer: pl.DataFrame, why: str) -> pl.DataFrame:
-    stderr_console().print(f"no rows: {why}", markup=False, soft_wrap=True)
+    stderr_console().print(f"no rows: {why}", soft_wrap=True)
     return answer

@@ -8,6 +8,7 @@ import typer
 from pipelines.cli.parameters import Associations, Codes, Form, Output, Store, destination
 from pipelines.config import DEFAULT_STORE, DataOptions, check, option_help
 from pipelines.plot import KINDS
+from pipelines.runtime.visible import visible
 
 HOST, PORT = "127.0.0.1", 8300
 """The address at which the atlas is served by default."""
@@ -119,7 +120,7 @@ def plot_command(
         PlotRequest(feature=feature or (), label=label or (), split=split, n=n, save=save, steering=steering),
         store,
     )
-    typer.echo(save)
+    typer.echo(visible(str(save)))
 
 
 @commands.command()

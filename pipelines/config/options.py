@@ -89,7 +89,7 @@ def check(cls: type[T], values: dict[str, Any], where: str) -> T:
     try:
         return cls(**values)
     except pydantic.ValidationError as error:
-        raise UsageError("\n".join(_explain(cls, dict(e), where) for e in error.errors())) from None
+        raise UsageError("; ".join(_explain(cls, dict(e), where) for e in error.errors())) from None
 
 
 def _explain(cls: type[Options], error: dict[str, Any], where: str) -> str:

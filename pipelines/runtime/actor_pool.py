@@ -13,9 +13,11 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from feature_store.storage.filesystem import note_write
 from pipelines.config import ActorOptions
 from pipelines.errors import RunFailedError
 from pipelines.runtime.cluster import actors_that_fit, ray_session
+from pipelines.runtime.failures import root_cause
 from pipelines.runtime.progress import progress_bar, stderr_console
 from pipelines.runtime.stage import Clock
 
@@ -80,12 +82,15 @@ def do_shards(
     Raises:
         UsageError: no node has the resources of one actor.
         RunFailedError: the session was lost, no actor starts, or actors die repeatedly.
+        Exception: an actor raised it; it has the class that it had there.
     """
     total = Counter[str]()
     if not shards:
         return total
     import ray
 
+    # actors write in processes of their own
+    note_write()
     with ray_session(address=address) as session, progress_bar(title, len(shards), "shards") as report:
         n_actors = actors_that_fit(
             options.num_actors, num_cpus=options.num_cpus, num_gpus=options.num_gpus, n_tasks=len(shards)
@@ -131,7 +136,7 @@ class ActorPool:
 
         Raises:
             RunFailedError: no actor starts, actors die repeatedly, or `check_session` raises it.
-            ray.exceptions.RayTaskError: a shard, or making a worker, raised an error.
+            Exception: a shard, or making a worker, raised it in its actor; it has the class that it had there.
         """
         for _ in range(self._n_actors):
             self._start_actor()
@@ -171,8 +176,8 @@ class ActorPool:
 
         try:
             result = ray.get(ref)
-        except RayTaskError:
-            raise
+        except RayTaskError as error:
+            raise root_cause(error) from None
         except RayError as error:
             self._replace_actor(ref, error)
             return
@@ -231,7 +236,7 @@ class ActorPool:
         if seconds > GIVE_UP_AFTER_S:
             raise RunFailedError(f"{text}; run the same command again when the cluster has room")
         if not noticed:
-            stderr_console().print(f"{text}; waiting", style="yellow", markup=False, soft_wrap=True)
+            stderr_console().print(f"{text}; waiting", style="yellow", soft_wrap=True)
         return True
 
 

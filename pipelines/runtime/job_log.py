@@ -15,6 +15,7 @@ from typing import Any
 
 from pipelines.errors import RunFailedError
 from pipelines.runtime.progress import stderr_console
+from pipelines.runtime.visible import visible
 
 POLL_S = 1.0
 LOG_INTERVAL_S = 30.0
@@ -126,7 +127,8 @@ class JobLog:
 
     def _write(self, text: str) -> None:
         self._n_written += len(text)
-        sys.stdout.write(text)
+        # careful: other programs of the job may print control characters
+        sys.stdout.write(visible(text, keep="\n\t"))
         sys.stdout.flush()
 
     def _wait_for_dashboard(self, error: Exception) -> None:
@@ -158,4 +160,4 @@ def _is_connection_error(error: Exception) -> bool:
 
 def print_notice(text: str) -> None:
     """Print a notice about a job on stderr."""
-    stderr_console().print(text, style="yellow", markup=False, soft_wrap=True)
+    stderr_console().print(text, style="yellow", soft_wrap=True)

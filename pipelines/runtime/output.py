@@ -2,6 +2,9 @@
 
 A table is for reading: it has three significant digits, and on stdout the first ROWS_SHOWN rows only. The other forms
 hold every row and every digit. A destination is checked before the query runs.
+
+In a table, and in csv and json on a terminal, control characters of a value are visible (`runtime.visible`); in a file
+or a pipe, csv, json and parquet hold each value as it is.
 """
 
 import io
@@ -11,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from pipelines.errors import UsageError
-from pipelines.runtime.progress import stderr_console
+from pipelines.runtime.progress import PlainConsole, stderr_console
+from pipelines.runtime.visible import visible
 
 ROWS_SHOWN = 50
 PLAIN_WIDTH = 160
@@ -69,16 +72,18 @@ class Destination:
         content = _bytes(frame, self.form)
         if self.file is not None:
             self.file.write_bytes(content)
-            stderr_console().print(f"{frame.height} rows in {self.file}", markup=False, soft_wrap=True)
+            stderr_console().print(f"{frame.height} rows in {self.file}", soft_wrap=True)
             return
+        if sys.stdout.isatty():
+            content = visible(content.decode(), keep="\n\t").encode()
         sys.stdout.buffer.write(content)
         sys.stdout.flush()
 
 
-def console() -> Console:
+def console() -> PlainConsole:
     """Return the console for results, as wide as the terminal, or PLAIN_WIDTH wide without one."""
-    found = Console(highlight=False)
-    return found if found.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
+    found = PlainConsole()
+    return found if found.is_terminal else PlainConsole(width=PLAIN_WIDTH)
 
 
 def print_frame(frame: pl.DataFrame, *, title: str | None = None, limit: int = ROWS_SHOWN) -> None:
@@ -104,13 +109,17 @@ def text_of(value: Any) -> str:
 
 
 def _table(frame: pl.DataFrame, title: str | None) -> Table:
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = Table(title=None if title is None else plain(title), title_justify="left", header_style="bold")
     for name, dtype in frame.schema.items():
-        table.add_column(name, justify="right" if dtype.is_numeric() else "left", overflow="fold")
+        table.add_column(plain(name), justify="right" if dtype.is_numeric() else "left", overflow="fold")
     for row in frame.iter_rows():
-        # careful: rich reads markup such as [bold] in a str
-        table.add_row(*(Text(text_of(value)) for value in row))
+        table.add_row(*(plain(text_of(value)) for value in row))
     return table
+
+
+def plain(text: str) -> Text:
+    """Return what a table prints for a text: rich would read markup such as [bold] in a str."""
+    return Text(visible(text))
 
 
 def _bytes(frame: pl.DataFrame, form: str) -> bytes:
@@ -126,7 +135,7 @@ def _bytes(frame: pl.DataFrame, form: str) -> bytes:
             frame.write_parquet(buffer)
         case _:
             text = io.StringIO()
-            Console(file=text, highlight=False, width=PLAIN_WIDTH).print(_table(frame, None))
+            PlainConsole(file=text, width=PLAIN_WIDTH).print(_table(frame, None))
             buffer.write(text.getvalue().encode())
     return buffer.getvalue()
 

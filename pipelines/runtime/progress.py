@@ -6,10 +6,12 @@ Results go to stdout as tables, so that stderr can be discarded.
 import contextlib
 import time
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from pipelines.runtime.visible import visible
 
 LINE_INTERVAL_S = 5.0
 SHOW_AFTER_S = 2.0
@@ -23,9 +25,20 @@ class ProgressCallback(Protocol):
         """Report that `completed` units are done in total; `note` is a short text such as a rate."""
 
 
-def stderr_console() -> Console:
+class PlainConsole(Console):
+    """A console that prints a text as it is: without markup such as [bold], and with its control characters visible."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print texts, each on one line, and other objects of rich."""
+        super().print(*(visible(one) if isinstance(one, str) else one for one in objects), **options)
+
+
+def stderr_console() -> PlainConsole:
     """Return the console for progress, warnings and errors."""
-    return Console(stderr=True, highlight=False)
+    return PlainConsole(stderr=True)
 
 
 @contextlib.contextmanager
@@ -34,16 +47,16 @@ def progress_bar(title: str, total: int, unit: str) -> Iterator[ProgressCallback
     console = stderr_console()
     if console.is_terminal:
         columns = (
-            TextColumn("{task.description:<12}"),
+            TextColumn("{task.description:<12}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn(f"{unit} {{task.fields[note]}}"),
+            TextColumn(f"{unit} {{task.fields[note]}}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=console) as bar:
-            task = bar.add_task(title, total=total, note="")
-            yield lambda completed, note="": bar.update(task, completed=completed, note=note)
+            task = bar.add_task(visible(title), total=total, note="")
+            yield lambda completed, note="": bar.update(task, completed=completed, note=visible(note))
         return
     started = last = time.monotonic()
     shown = 0

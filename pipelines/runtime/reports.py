@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 from rich.table import Table
-from rich.text import Text
 
 from feature_store.storage.commit import read_table
 from feature_store.storage.layout import Layout
-from pipelines.runtime.output import console, print_frame, text_of
+from pipelines.runtime.output import console, plain, print_frame, text_of
 from pipelines.runtime.stage import StageResult
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ def print_results(results: Sequence[StageResult], store: Path) -> None:
         facts = {"run": f"{result.kind}/{result.run}", "done now": result.done, "reused": result.reused, **result.facts}
         print_facts({**facts, "seconds": round(result.seconds, 1)})
     if results:
-        out.print(f"next: {NEXT[results[-1].kind]} --store {store}", markup=False, soft_wrap=True)
+        out.print(f"next: {NEXT[results[-1].kind]} --store {store}", soft_wrap=True)
 
 
 def results_frame(results: Sequence[StageResult]) -> pl.DataFrame:
@@ -52,7 +51,7 @@ def print_facts(facts: Mapping[str, Any]) -> None:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for key, value in facts.items():
-        table.add_row(Text(key), Text(text_of(value)))
+        table.add_row(plain(key), plain(text_of(value)))
     console().print(table)
 
 
@@ -98,7 +97,7 @@ def print_comparison(found: "Comparison") -> None:
     title = "AUROC on test cells of the best feature on select cells, and the excess over the best baseline"
     print_frame(tests.join(above, on=keys, how="left", maintain_order="left"), title=title, limit=200)
     print_frame(summarise(found.comparison), title="Mean over targets, test cells")
-    console().print("every target: scsae compare --format csv, or scsae sql 'SELECT * FROM comparison'", markup=False)
+    console().print("every target: scsae compare --format csv, or scsae sql 'SELECT * FROM comparison'")
 
 
 def print_excess(store: Path, run: str) -> None:
@@ -106,4 +105,4 @@ def print_excess(store: Path, run: str) -> None:
     from pipelines.compare import excess_in_words
     from pipelines.loss_recovered import value_or_reason
 
-    console().print(value_or_reason(lambda: excess_in_words(store, run)), markup=False, soft_wrap=True)
+    console().print(value_or_reason(lambda: excess_in_words(store, run)), soft_wrap=True)

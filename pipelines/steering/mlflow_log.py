@@ -177,5 +177,5 @@ def _drawn(plots: Callable[[], Plots], folder: Path, run: str) -> list[Path]:
     if failed:
         text = f"warning: steering/{run} is logged without some of its plots ({'; '.join(failed)}); draw them with "
         text += f"`scsae plot steering-all --steering {run} --save plots`"
-        stderr_console().print(text, style="yellow", markup=False, soft_wrap=True)
+        stderr_console().print(text, style="yellow", soft_wrap=True)
     return drawn

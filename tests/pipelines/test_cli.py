@@ -3,8 +3,10 @@
 Most of it without a process for each command, which takes a second or two to import what it needs; for some, one.
 """
 
+import errno
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -20,6 +22,7 @@ import pytest
 import typer
 
 from feature_store import FeatureStore
+from feature_store.errors import InputError
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
 from pipelines.cli import app, main
@@ -232,6 +235,68 @@ def assert_refused(chain, bad, tiny_data, tiny_model):
 @pytest.mark.parametrize("case", BAD_INPUT)
 def test_bad_input_gives_one_clear_message_and_exit_code_2_and_writes_nothing(scsae_here, assert_refused, case):
     assert_refused(scsae_here, case)
+
+
+def test_a_weight_that_is_not_finite_is_refused_before_anything_is_written(scsae_here, tiny_data, tiny_model, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "nan"))
+    weights = load_file(folder / "model.safetensors")
+    name = next(key for key in weights if "layers.1.norm2.weight" in key)
+    weights[name][3] = math.nan
+    save_file(weights, folder / "model.safetensors")
+    done = scsae_here("extract", tiny_data, "--model", folder, "--layer", 1, "--store", "new")
+    assert done.returncode == 2
+    assert name in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not list(scsae_here.here.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (InputError("activation nan of token 0"), "activation nan"),
+        (OSError(errno.ENOSPC, "No space left on device"), "run the same command again"),
+        (MemoryError(), "--num-actors"),
+    ],
+)
+def test_an_error_after_a_write_is_one_line_and_exits_1(scsae_here, tiny_data, tiny_model, monkeypatch, error, words):
+    def fail(*_arguments, **_options):
+        raise error
+
+    monkeypatch.setattr("pipelines.extract.do_shards", fail)
+    done = scsae_here("extract", tiny_data, "--model", tiny_model, "--layer", 1, "--store", "new")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert words in done.stderr
+    assert list(scsae_here.here.iterdir())
+
+
+def test_an_unexpected_error_keeps_its_traceback_in_plain_text_for_a_report(scsae_here, monkeypatch):
+    error = ZeroDivisionError("of \x1b[31mred\x1b[39m\n[bold]")
+    error.add_note("inside the actor:\n\x1b[36mray::A\x1b[39m")
+
+    def fail(*_arguments, **_options):
+        raise error
+
+    monkeypatch.setattr("pipelines.inspection.inspect_data", fail)
+    done = scsae_here("inspect", "x.h5ad")
+    assert done.returncode == 1
+    for words in ("Traceback (most recent", "in fail", "inside the actor:", "ray::A", "report it", "[bold]"):
+        assert words in done.stderr
+    assert "\x1b" not in done.stderr
+
+
+def test_control_characters_in_a_path_are_printed_as_text(scsae_here):
+    done = scsae_here("extract", "a\x1b[31m\nerror: b\u202e.h5ad", "--layer", 1)
+    assert done.returncode == 2
+    assert r"a\x1b[31m\nerror: b\u202e.h5ad" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not {"\x1b", "\u202e"} & set(done.stderr)
+    refused = scsae_here("features", "--\x1b[31m")
+    assert refused.returncode == 2
+    assert r"--\x1b[31m" in refused.stderr
 
 
 IN_DEFAULT = ("missing file", "no such option", "misspelt column")

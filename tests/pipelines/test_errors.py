@@ -1,9 +1,9 @@
-"""Exit codes follow the error trees, whatever wraps the error."""
+"""Exit codes follow the error trees, and exit code 2 says that nothing was written."""
 
 import pytest
 
 from feature_store import errors as store_errors
-from pipelines.errors import RunFailedError, UsageError, exit_code, root_cause
+from pipelines.errors import RunFailedError, UsageError, exit_code
 from sae_core import errors as core_errors
 
 
@@ -31,18 +31,5 @@ def test_input_errors_exit_2_and_run_errors_exit_1(error, code):
     assert exit_code(error) == code
 
 
-def test_the_error_raised_on_purpose_is_found_behind_its_wrappers():
-    inner = core_errors.TrainingError("the loss is nan")
-
-    class WorkerGroupError(Exception):
-        def __init__(self):
-            self.worker_failures = {0: inner}
-
-    outer = RuntimeError("outer")
-    outer.__cause__ = WorkerGroupError()
-    assert root_cause(outer) is inner
-
-
-def test_an_error_without_a_known_cause_is_itself():
-    error = ZeroDivisionError()
-    assert root_cause(error) is error
+def test_an_error_of_the_input_that_comes_after_a_write_exits_1():
+    assert exit_code(UsageError("x"), has_written=True) == 1

@@ -45,7 +45,7 @@ def test_people_see_the_figure_of_each_evaluation_that_decides_in_one_column(sto
     frame = for_people(versions_frame(store).filter(name="m"))
     assert frame.width < 8
     assert frame["steering on test cells"].to_list() == [
-        "remaining 0.500 (stim -> ctrl, data)\nremaining 0.600 (stim -> ctrl, skin)",
+        "remaining 0.500 (stim -> ctrl, data); remaining 0.600 (stim -> ctrl, skin)",
         "scib_total 0.700 (mix batch, data)",
     ]
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,6 +58,15 @@ def test_a_weight_of_another_shape_is_named_with_both_shapes(write_checkpoint: W
     folder = write_checkpoint(args={"d_hid": 20})
     with pytest.raises(CheckpointError, match=r"linear1\.weight.*\(24, 16\).*\(20, 16\)"):
         load_model(folder)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_weight_that_is_not_finite_is_named(write_checkpoint: Write, tiny_weights: Weights, value: float) -> None:
+    name = next(key for key in tiny_weights if "norm2.weight" in key)
+    weights = {**tiny_weights, name: tiny_weights[name].clone()}
+    weights[name][0] = value
+    with pytest.raises(CheckpointError, match=re.escape(name)):
+        load_model(write_checkpoint(weights=weights))
 
 
 def test_unused_parts_of_an_official_checkpoint_are_listed_not_loaded(
