@@ -22,6 +22,7 @@ from pipelines.inputs import (
     LoadedInputs,
     absolute_model_path,
     load_inputs,
+    matrix_facts,
     parse_sites,
     save_model_location,
     save_source_location,
@@ -163,6 +164,7 @@ def extract(options: ExtractOptions, store: Path, *, address: str | None = None)
     facts = {
         "dataset": dataset,
         "cells": inputs.source.n_cells,
+        **matrix_facts(inputs.source),
         "genes matched": f"{inputs.match.n_matched} of {inputs.source.n_genes}",
         **out_of_memory_fact(total),
     }

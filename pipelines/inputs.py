@@ -77,6 +77,23 @@ def match_inputs(source: Source, model: "FoundationModel") -> LoadedInputs:
     )
 
 
+def matrix_facts(source: Source, *, absent: str = "") -> dict[str, str]:
+    """Return which matrix was taken and why, and the matrices and features that were not.
+
+    Where there are none of these, `absent` is the fact, or, if it is empty, there is no such fact.
+    """
+    names = [f"{path.name}: " if len(source.paths) > 1 else "" for path in source.paths]
+    found = list(zip(names, source.choices, strict=True))
+    passed_over = [f"{file}{name} ({why})" for file, choice in found for name, why in choice.passed_over.items()]
+    facts = {
+        "matrix": f"{source.matrix} ({source.value_kind})",
+        "why this matrix": "; ".join(dict.fromkeys(f"{file}{choice.reason}" for file, choice in found)),
+        "passed over": "; ".join(passed_over),
+        "features left out": ", ".join(f"{n:,} {kind}" for kind, n in source.left_out.items()),
+    }
+    return {name: fact or absent for name, fact in facts.items() if fact or absent}
+
+
 def parse_sites(layers: tuple[str, ...], model: "FoundationModel") -> tuple["Site", ...]:
     """Return the sites that `--layer` names (a bare number is that layer's output), checked against the model."""
     from sae_core.scfm import Site

@@ -3,7 +3,7 @@
 from typing import Any
 
 from pipelines.config import DataOptions
-from pipelines.inputs import load_inputs
+from pipelines.inputs import load_inputs, matrix_facts
 
 
 def inspect_data(options: DataOptions) -> dict[str, Any]:
@@ -17,7 +17,7 @@ def inspect_data(options: DataOptions) -> dict[str, Any]:
     n_truncated = seen.n_truncated(model.max_genes)
     return {
         "data": ", ".join(map(str, source.paths)),
-        "matrix": f"{source.matrix} ({source.value_kind})",
+        **matrix_facts(source, absent="none"),
         "cells": source.n_cells,
         "genes": f"{source.n_genes}, {source.n_genes_in_all} of them in every file"
         if len(source.paths) > 1

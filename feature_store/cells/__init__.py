@@ -10,6 +10,8 @@ rooms need is exported here, on first use; its modules are imported by nobody el
 
 source, anndata_file       a data set of one or more files; one file
 matrices, value_kinds      ranges of rows of a matrix on disk; whether its values are counts or log-normalised
+matrix_choice              which matrix of a file is taken, and why not the others
+feature_types              which features are genes
 annotations                the columns of obs and var
 canonical                  the one text of an id or a label
 cell_table, gene_table     the tables `cells` and `genes`

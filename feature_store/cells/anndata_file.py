@@ -1,9 +1,9 @@
 """One AnnData file (.h5ad, .zarr): it is opened, its matrix is chosen, and its cells and genes are read.
 
 The file is opened, never loaded: var is read whole, obs column by column, the matrix in ranges of rows (`matrices`).
-Raw counts are preferred, log-normalised values accepted, scaled ones refused; which of them a matrix holds is told from
-sampled rows and checked again on every row that is read (`value_kinds`). Format: anndata on-disk specification 0.1.0
-and 0.2.0. Opening costs .05-.4 s.
+Counts of all genes are preferred, log-normalised values accepted, other values refused (`matrix_choice`); what a matrix
+holds is told from sampled rows and checked again on every row that is read (`value_kinds`). Features that are no genes
+are left out (`feature_types`). Format: anndata on-disk specification 0.1.0 and 0.2.0. Opening costs .05-.4 s.
 """
 
 import difflib
@@ -17,8 +17,10 @@ import h5py
 import polars as pl
 
 from feature_store.cells.annotations import column_of, gene_names, obs_series, strings_of
+from feature_store.cells.feature_types import GeneColumns, GeneFeatures, gene_features
 from feature_store.cells.matrices import CSRRows, RowMatrix, open_matrix
-from feature_store.cells.value_kinds import KINDS, USABLE, check_rows, value_kind
+from feature_store.cells.matrix_choice import Candidate, MatrixChoice, choose_matrix, named_matrix
+from feature_store.cells.value_kinds import check_rows, values_of
 from feature_store.errors import InputError
 
 HASH_BLOCK_BYTES = 1 << 22
@@ -31,27 +33,96 @@ class AnnDataFile:
 
     Attributes:
         path: the file or zarr folder.
-        matrix: the matrix in use, "X", "raw" or "layers/NAME".
+        candidates: the matrices of the file that were looked at, and what they hold.
+        choice: the matrix in use, why it was taken, and what was passed over.
+        matrix: its name, "X", "raw" or "layers/NAME".
         value_kind: "counts" or "lognorm".
-        n_cells, n_genes: shape of that matrix.
+        n_cells, n_genes: shape of that matrix, of which the columns are genes alone.
+        left_out: number of features that are no genes, by their type.
         gene_symbols: symbol of each gene [n_genes]; the var name where there is no symbol.
         ensembl_ids: Ensembl id of each gene without version, "" where unknown; None if the file has none.
     """
 
-    def __init__(self, path: Path, file: Any, *, matrix: str, kind: str) -> None:
+    def __init__(self, path: Path, file: Any, *, matrix: str | None = None) -> None:
         self.path = path
-        self.matrix = matrix
-        self.value_kind = kind
         self._file = file
-        self._rows: RowMatrix = _matrix(file, matrix, path)
-        self.n_cells, self.n_genes = self._rows.shape
-        with _reading(path, "var"):
-            self.gene_symbols, self.ensembl_ids = gene_names(_read(file["raw/var" if matrix == "raw" else "var"]))
-        if len(self.gene_symbols) != self.n_genes:
+        self._vars: dict[str, tuple[Any, GeneFeatures]] = {}
+        names = _matrix_names(file)
+        if matrix is not None and matrix not in names:
             raise InputError(
-                f"{matrix} of {path} has {self.n_genes} columns, but var has {len(self.gene_symbols)} genes; "
+                f"--matrix was {matrix!r}, not a matrix of {path}; it has {names_with_closest(matrix, names)}"
+            )
+        self._errors: dict[str, InputError] = {}
+        self.candidates = [self._candidate(name) for name in (names if matrix is None else [matrix])]
+        choice = choose_matrix(self.candidates)
+        if choice is None:
+            raise self._no_usable_matrix(names, requested=matrix)
+        self._use(choice if matrix is None else named_matrix(choice.taken))
+
+    def use_kind(self, kind: str) -> bool:
+        """Take the best matrix of values of this kind instead; False, and no change, if there is none."""
+        choice = choose_matrix(self.candidates, kind=kind)
+        if choice is not None:
+            self._use(choice)
+        return choice is not None
+
+    def _use(self, choice: MatrixChoice) -> None:
+        self.choice = choice
+        self.matrix, self.value_kind = choice.taken.name, choice.taken.kind
+        self._rows = self._gene_matrix(self.matrix)
+        self.n_cells, self.n_genes = self._rows.shape
+        var, features = self._var(self.matrix)
+        self.left_out = features.left_out
+        with _reading(self.path, "var"):
+            self.gene_symbols, self.ensembl_ids = gene_names(var[features.is_gene])
+
+    def _candidate(self, name: str) -> Candidate:
+        """What a matrix holds, or why it cannot be used."""
+        where = f"{name} of {self.path}"
+        try:
+            matrix = self._gene_matrix(name)
+            return Candidate(name=name, n_genes=matrix.shape[1], values=values_of(matrix, where))
+        except InputError as error:
+            self._errors[name] = error
+            return Candidate(name=name, problem=str(error).removeprefix(where).lstrip(" ,:").partition(";")[0])
+
+    def _gene_matrix(self, name: str) -> RowMatrix:
+        """The matrix of this name, with genes as columns."""
+        matrix = open_matrix(self._file["raw/X" if name == "raw" else name], name, str(self.path))
+        if 0 in matrix.shape:
+            raise InputError(f"{name} of {self.path} is empty: {matrix.shape[0]} cells x {matrix.shape[1]} genes")
+        is_gene = self._var(name)[1].is_gene
+        if len(is_gene) != matrix.shape[1]:
+            raise InputError(
+                f"{name} of {self.path} has {matrix.shape[1]} columns, but var has {len(is_gene)} genes; "
                 "write the file again with anndata"
             )
+        return matrix if is_gene.all() else GeneColumns(matrix, is_gene)
+
+    def _var(self, matrix: str) -> tuple[Any, GeneFeatures]:
+        """The var frame of a matrix, and which of its features are genes."""
+        name = "raw/var" if matrix == "raw" else "var"
+        if name not in self._vars:
+            with _reading(self.path, "var"):
+                var = _read(self._file[name])
+            self._vars[name] = (var, gene_features(var, str(self.path)))
+        return self._vars[name]
+
+    def _no_usable_matrix(self, names: Sequence[str], *, requested: str | None) -> InputError:
+        """The error for a file of which no matrix, or not the requested one, can be used."""
+        if self._errors and len({one.problem for one in self.candidates}) == 1:
+            return next(iter(self._errors.values()))
+        others = [one for one in map(self._candidate, names) if one.name != requested] if requested else []
+        every = [*self.candidates, *others]
+        usable = [one.name for one in every if one.is_usable]
+        subject = (
+            f"matrix {requested} of {self.path} holds neither counts nor"
+            if requested
+            else f"no matrix of {self.path} holds counts or"
+        )
+        advice = f"use --matrix {usable[0]}" if usable else "store the raw counts, for example in layers['counts']"
+        contents = "; ".join(f"{one.name}: {one.says()}" for one in every) or "it has none"
+        return InputError(f"{subject} log-normalised values ({contents}); {advice}")
 
     def close(self) -> None:
         """Close the file."""
@@ -100,10 +171,9 @@ class AnnDataFile:
 def open_file(path: Path, *, matrix: str | None = None) -> AnnDataFile:
     """Open an .h5ad file or an AnnData .zarr folder.
 
-    `matrix` is "X", "raw" or "layers/NAME"; None takes the first of: X if it holds counts, layers/counts if it does,
-    raw (counts or log-normalised), X if it is log-normalised. InputError for a missing or damaged file, one that is
-    not an AnnData, an empty matrix, a matrix stored by column, NaN, and values that are neither counts nor
-    log-normalised (the message lists what every matrix of the file holds).
+    `matrix` is "X", "raw" or "layers/NAME"; None takes the best (`matrix_choice`). InputError for a missing or damaged
+    file, one that is not an AnnData, an empty matrix, and one without a matrix of counts or of log-normalised values
+    (the message lists what every matrix of the file holds).
     """
     file = _open(path)
     missing = [name for name in ("obs", "var") if name not in file]
@@ -112,16 +182,12 @@ def open_file(path: Path, *, matrix: str | None = None) -> AnnDataFile:
             f"{path} is not an AnnData: it has no {' and no '.join(missing)}; it has {', '.join(file) or 'nothing'}; "
             "give an .h5ad file or an AnnData .zarr folder"
         )
-    names = _matrix_names(file)
-    if matrix is not None and matrix not in names:
-        raise InputError(f"--matrix was {matrix!r}, not a matrix of {path}; it has {names_with_closest(matrix, names)}")
-    kinds: dict[str, str] = {}
-    for name, wanted in _PREFERENCE if matrix is None else ((matrix, USABLE),):
-        if name in names and name not in kinds:
-            kinds[name] = value_kind(_matrix(file, name, path), f"{name} of {path}")
-        if kinds.get(name) in wanted:
-            return AnnDataFile(path, file, matrix=name, kind=kinds[name])
-    raise InputError(_no_usable_matrix(file, path, names, requested=matrix))
+    try:
+        return AnnDataFile(path, file, matrix=matrix)
+    except InputError:
+        if hasattr(file, "close"):
+            file.close()
+        raise
 
 
 def files_below(path: Path) -> list[Path]:
@@ -144,14 +210,6 @@ def names_with_closest(name: str, names: Iterable[str]) -> str:
     names = list(names)
     closest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return (", ".join(names) or "none") + (f"; did you mean {closest[0]!r}?" if closest else "")
-
-
-_PREFERENCE: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("X", ("counts",)),
-    ("layers/counts", ("counts",)),
-    ("raw", USABLE),
-    ("X", USABLE),
-)
 
 
 def _open(path: Path) -> Any:
@@ -181,32 +239,6 @@ def _matrix_names(file: Any) -> list[str]:
 
 def _is_there(file: Any, name: str) -> bool:
     return name in file and file[name].attrs.get("encoding-type") != "null"
-
-
-def _matrix(file: Any, name: str, path: Path) -> RowMatrix:
-    matrix = open_matrix(file["raw/X" if name == "raw" else name], name, str(path))
-    if 0 in matrix.shape:
-        raise InputError(f"{name} of {path} is empty: {matrix.shape[0]} cells x {matrix.shape[1]} genes")
-    return matrix
-
-
-def _no_usable_matrix(file: Any, path: Path, names: Sequence[str], *, requested: str | None) -> str:
-    contents, usable = [], []
-    for name in names:
-        try:
-            kind = value_kind(_matrix(file, name, path), f"{name} of {path}")
-        except InputError as error:
-            contents.append(f"{name}: {error}")
-            continue
-        contents.append(f"{name}: {KINDS[kind]}")
-        usable += [name] if kind in USABLE else []
-    subject = (
-        f"matrix {requested} of {path} holds neither counts nor"
-        if requested
-        else f"no matrix of {path} holds counts or"
-    )
-    advice = f"use --matrix {usable[0]}" if usable else "store the raw counts, for example in layers['counts']"
-    return f"{subject} log-normalised values ({'; '.join(contents) or 'it has none'}); {advice}"
 
 
 def _read(node: Any) -> Any:

@@ -88,6 +88,8 @@ def write_cells(
     plan = CellsPlan(
         digest=source.digest,
         matrix=source.matrix,
+        value_kind=source.value_kind,
+        left_out=source.left_out,
         **columns,
         labels=tuple(labels),
         split=SplitPlan(**asdict(split), **asdict(record)),

@@ -5,6 +5,7 @@ one data set: its cells follow each other in the order of the files, and its gen
 of the content is one pass over the bytes (about 1.5 GB/s).
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
@@ -17,6 +18,7 @@ import polars as pl
 from feature_store.cells.anndata_file import AnnDataFile, digest, files_below, open_file
 from feature_store.cells.annotations import join_genes, join_obs
 from feature_store.cells.matrices import CSRRows, concat_rows, sort_rows
+from feature_store.cells.value_kinds import USABLE
 from feature_store.errors import InputError
 
 BLOCK_ROWS = 4096
@@ -38,6 +40,8 @@ class Source:
         paths: its files (or zarr folders); their order determines the order of cells and genes.
         matrix: the matrix in use, "X", "raw" or "layers/NAME"; one for each file, comma-separated, if they differ.
         value_kind: "counts" or "lognorm", the same in every file.
+        choices: for each file the matrix that was taken, why, and what was passed over.
+        left_out: number of features of the files that are no genes, by their type; the matrix does not hold them.
         n_cells, n_genes: numbers of cells of all files and of genes in the union.
         n_genes_in_all: number of genes that every file has; a cell has 0 of a gene that its file lacks.
         gene_symbols: symbol of each gene [n_genes]; the var name where there is no symbol.
@@ -50,6 +54,8 @@ class Source:
         matrices = [file.matrix for file in files]
         self.matrix = matrices[0] if len(set(matrices)) == 1 else ",".join(matrices)
         self.value_kind = files[0].value_kind
+        self.choices = tuple(file.choice for file in files)
+        self.left_out = dict(sum((Counter(file.left_out) for file in files), Counter[str]()))
         self.progress = progress
         self._files = tuple(files)
         # file i holds the cells [_first[i], _first[i + 1])
@@ -153,8 +159,9 @@ def open_source(
     """Open an .h5ad file or an AnnData .zarr folder, or several as one data set.
 
     `matrix` is "X", "raw" or "layers/NAME" in every file, or one for each, comma-separated; None chooses in each file
-    (`anndata_file.open_file`). `progress` shows the long passes. InputError as from `open_file`, for a file given
-    twice, files of counts and of log-normalised values together, and files without a gene in common.
+    the best matrix of a kind that all files have (`matrix_choice`). `progress` shows the long passes. InputError as
+    from `open_file`, for a file given twice, files of counts and of log-normalised values together, and files without
+    a gene in common.
     """
     files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     for i, path in enumerate(files):
@@ -169,13 +176,21 @@ def open_source(
             f"--matrix was {matrix!r}, {len(named)} matrices for {len(files)} files; name one, or one for each file"
         )
     opened = [open_file(path, matrix=name) for path, name in zip(files, named, strict=True)]
-    if len({file.value_kind for file in opened}) > 1:
+    if len({file.value_kind for file in opened}) > 1 and not (matrix is None and _use_one_kind(opened)):
         kinds = "; ".join(f"{file.path}: {file.matrix} holds {file.value_kind}" for file in opened)
         raise InputError(
             f"files of counts and of log-normalised values cannot be joined ({kinds}); name matrices of the same kind "
             "for all files, for example --matrix X,layers/counts"
         )
     return Source(opened, progress=progress)
+
+
+def _use_one_kind(files: Sequence[AnnDataFile]) -> bool:
+    """Take in every file a matrix of the same kind, counts if every file has them; False if there is no such kind."""
+    for kind in USABLE:
+        if all(any(one.kind == kind for one in file.candidates) for file in files):
+            return all(file.use_kind(kind) for file in files)
+    return False
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

@@ -139,11 +139,14 @@ class CellsPlan(Plan):
     """The cell table of a data set, whose name ends in the beginning of this plan's id."""
 
     stage = "cells"
-    version = 4
+    version = 5
 
     digest: str
     """Sha256 of the content of the files."""
     matrix: str
+    value_kind: str
+    left_out: Mapping[str, int]
+    """Number of features of the files that are no genes, by their type."""
     donor: str | None
     batch: str | None
     cell_type: str | None
@@ -161,7 +164,7 @@ class GenesPlan(Plan):
     """The gene table of a data set."""
 
     stage = "genes"
-    version = 4
+    version = 5
 
     dataset: str
     digest: str
@@ -173,7 +176,7 @@ class ExpressionPlan(Plan):
     """The expression of a data set by gene."""
 
     stage = "expression"
-    version = 4
+    version = 5
 
     dataset: str
     digest: str

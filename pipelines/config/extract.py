@@ -38,7 +38,7 @@ class DataOptions(Options):
     their genes are joined, obs gets a column `file`, and a donor of the same name is the same donor in all of them."""
     matrix: str | None = None
     """Matrix to read: X, raw or layers/NAME. For several files give one for all, or one for each, comma-separated.
-    Default: the matrix of counts, else the one of log-normalised values."""
+    Default: the one that says most about the counts of all genes; `scsae inspect` says which and why."""
     model: str = "mini"
     """Foundation model: a checkpoint folder, or `mini`, the small model of the project."""
     random_init: bool = False

@@ -441,6 +441,8 @@ def test_inspect_reports_coverage_and_writes_nothing(scsae_here, tiny_cells, tin
     known = counts[:, 2:]
     assert facts["cells"] == "72"
     assert facts["matrix"] == "X (counts)"
+    assert facts["why this matrix"] == "counts of 30 genes"
+    assert (facts["passed over"], facts["features left out"]) == ("none", "none")
     assert facts["genes matched"] == "28 of 30 (93%)"
     assert facts["share of values matched"].startswith(f"{known.sum() / counts.sum():.0%} ")
     assert facts["tokens per cell"] == str(round((known > 0).sum(axis=1).mean(), 1))

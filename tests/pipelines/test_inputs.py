@@ -15,7 +15,14 @@ from feature_store.storage.layout import Layout
 from pipelines.config import DataOptions, check
 from pipelines.errors import UsageError
 from pipelines.extract import extract
-from pipelines.inputs import SOURCE_FILE, load_inputs, load_recorded_source, save_source_location, token_of_gene
+from pipelines.inputs import (
+    SOURCE_FILE,
+    load_inputs,
+    load_recorded_source,
+    matrix_facts,
+    save_source_location,
+    token_of_gene,
+)
 from pipelines.inspection import inspect_data
 from pipelines.runtime import progress
 from sae_core.scfm import load_model
@@ -154,3 +161,18 @@ def test_only_what_takes_long_is_shown(capsys, monkeypatch):
     with progress.delayed_progress_bar("hash", 3, "MB") as report:
         report(3)
     assert capsys.readouterr().err.startswith("hash         3/3 MB")
+
+
+def test_the_matrices_and_features_that_were_passed_over_are_told_with_the_reason(tmp_path, tiny_cells):
+    adata = tiny_cells.copy()
+    adata.layers["umi"] = adata.X.copy()
+    adata.X = adata.X.log1p()
+    adata.var["feature_types"] = ["Gene Expression"] * (adata.n_vars - 2) + ["Antibody Capture"] * 2
+    path = tmp_path / "a.h5ad"
+    adata.write_h5ad(path)
+    with open_source(path) as source:
+        facts = matrix_facts(source)
+    assert facts["matrix"] == "layers/umi (counts)"
+    assert facts["why this matrix"] == f"counts of {adata.n_vars - 2} genes"
+    assert facts["passed over"] == f"X (log-normalised of {adata.n_vars - 2} genes)"
+    assert facts["features left out"] == "2 Antibody Capture"

@@ -131,7 +131,7 @@ def test_layers_and_a_raw_of_more_genes_are_read_with_their_own_genes(
     adata.raw = whole
     for options in ({}, {"zarr_format": 2}, {"zarr_format": 3}):
         path = save(adata, **options)
-        with open_source(path) as layer:
+        with open_source(path, matrix="layers/counts") as layer:
             assert (layer.matrix, layer.n_genes) == ("layers/counts", 4)
             assert (dense(layer.read_rows(0, N_CELLS), 4) == counts[:, :4]).all()
         with open_source(path, matrix="raw") as raw:
