@@ -24,6 +24,7 @@ def inspect_data(options: DataOptions) -> dict[str, Any]:
         else source.n_genes,
         "obs columns": ", ".join(source.obs().columns) or "none",
         "model": f"{model.name} ({model.family}, {model.n_layers} layers, d_model {model.d_model})",
+        "checkpoint": "; ".join(model.notes) or "as its authors have it",
         "genes matched": f"{seen.n_matched} of {seen.n_genes} ({seen.n_matched / seen.n_genes:.0%})",
         "matched by": f"Ensembl id: {seen.n_matched - seen.n_by_symbol}, symbol: {seen.n_by_symbol}",
         "genes of the model": f"{seen.n_tokens_matched} of {seen.n_vocabulary} found"

@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from sae_core.checkpoint_files import digest_files, read_json, read_weights
+from sae_core.checkpoint_files import read_json
 from sae_core.errors import CheckpointError, ConfigError
-from sae_core.scfm import geneformer_files, scfoundation_files
+from sae_core.scfm import geneformer_files, scfoundation_files, scgpt_files
 from sae_core.scfm.foundation import FoundationModel
-from sae_core.scfm.scgpt import ScGPT, ScGPTConfig, scgpt_from_weights
-from sae_core.scfm.vocabulary import Vocabulary, read_vocabulary
 
 MINI = Path(__file__).parent / "mini"
-_SCGPT_WEIGHTS = ("model.safetensors", "best_model.pt")
-_SCGPT_SPECIAL = ("<pad>", "<cls>", "<eoc>")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +66,7 @@ def load_model(
     if autocast not in (None, torch.bfloat16, torch.float16):
         raise ConfigError(f"autocast was {autocast}; allowed: torch.bfloat16, torch.float16, None")
     folder = MINI if str(path) == "mini" else Path(path)
+    _refuse_adapter_folder(folder)
     family = next((family for family in FAMILIES if family.matches(folder)), None)
     if family is None and not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; allowed: 'mini' or a checkpoint folder. {_known_folders()}")
@@ -88,27 +85,14 @@ def load_model(
     return model.to(device=device, dtype=dtype or torch.float32).eval().requires_grad_(False)
 
 
-def _load_scgpt(folder: Path) -> ScGPT:
-    weights_path = next(folder / name for name in _SCGPT_WEIGHTS if (folder / name).is_file())
-    ensembl_path = folder / "vocab_ensembl.json"
-    ensembl = ensembl_path if ensembl_path.is_file() else None
-    weights = read_weights(weights_path)
-    vocabulary = _with_special(read_vocabulary(folder / "vocab.json", ensembl_path=ensembl))
-    model = scgpt_from_weights(ScGPTConfig.from_args(read_json(folder / "args.json")), vocabulary, weights)
-    files = [folder / "args.json", folder / "vocab.json", *([ensembl] if ensembl else []), weights_path]
-    model.digest = digest_files(files)
-    return model
-
-
-def _with_special(vocabulary: Vocabulary) -> Vocabulary:
-    """Vocabulary in which special tokens that the file lacks follow the genes, in upstream's order."""
-    missing = tuple(token for token in _SCGPT_SPECIAL if token not in vocabulary)
-    return replace(vocabulary, tokens=vocabulary.tokens + missing) if "<cls>" in missing else vocabulary
-
-
-def _is_scgpt(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in ("args.json", "vocab.json")) and any(
-        (folder / name).is_file() for name in _SCGPT_WEIGHTS
+def _refuse_adapter_folder(folder: Path) -> None:
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        return
+    base = read_json(path).get("base_model_name_or_path")
+    raise CheckpointError(
+        f"{folder} holds an adapter (adapter_config.json) of the model {base!r}, which is no model of its own; merge "
+        "it: in peft, PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(OTHER), and give OTHER"
     )
 
 
@@ -119,9 +103,9 @@ def _known_folders() -> str:
 FAMILIES = (
     Family(
         name="scgpt",
-        files="args.json, vocab.json and best_model.pt (or model.safetensors)",
-        matches=_is_scgpt,
-        load=_load_scgpt,
+        files=scgpt_files.FILES,
+        matches=scgpt_files.is_scgpt,
+        load=scgpt_files.load_scgpt,
     ),
     Family(
         name="geneformer",

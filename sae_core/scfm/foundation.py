@@ -54,6 +54,7 @@ class FoundationModel(nn.Module, ABC):
         mask_fraction: share of a cell's genes that the pretraining masks.
         max_genes: largest number of gene tokens of a cell; None where there is no limit.
         ignored_weights: weights of the checkpoint that neither activations nor the pretraining loss need.
+        notes: what a user should know of the checkpoint: defaults that were taken, what is not read, how it was tuned.
         autocast: dtype of the matrix products; None is the dtype of the weights.
     """
 
@@ -67,6 +68,7 @@ class FoundationModel(nn.Module, ABC):
     mask_fraction: float
     max_genes: int | None = None
     ignored_weights: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     autocast: torch.dtype | None = None
 
     @property

@@ -11,9 +11,10 @@ A fine-tuned checkpoint may add batch labels, which only the heads use (`batch_e
 common (`bn`) or one per batch (`dsbn`); `batch_label` in args.json chooses the batch.
 
 Module names are those of the official checkpoints (flash-attention naming), so a state dict loads without renaming;
-torch's `in_proj_` naming and the levels `_impl.` and `module.` are renamed. Weights of unused parts (`cls_decoder.`,
-`flag_encoder.`, adversarial and zero-inflation heads) are listed in `ignored_weights`; any other unexpected or missing
-weight is an error.
+torch's `in_proj_` naming and the levels `_impl.` and `module.` are renamed. Weights that no activation needs are not
+read and listed in `ignored_weights`: classifiers, adversarial and zero-inflation heads, and a `decoder` or
+`mvc_decoder` of another form than above ("concat query", "sum query", several modalities). Any other unexpected or
+missing weight is an error.
 
 Cui et al. 2024, scGPT, 10.1038/s41592-024-02201-0.
 """
@@ -31,8 +32,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from sae_core.checkpoint_files import load_weights
+from sae_core.checkpoint_files import load_weights, refuse_adapters
 from sae_core.errors import CheckpointError, ConfigError
+from sae_core.json_fields import JsonFields
 from sae_core.scfm.batches import Batch
 from sae_core.scfm.binning import TieBreak
 from sae_core.scfm.encoder import EncoderBlock
@@ -52,17 +54,17 @@ from sae_core.scfm.tokens import Tokens
 from sae_core.scfm.vocabulary import GeneMatch, Vocabulary
 
 _RENAMES = (
-    (re.compile(r"^module\."), ""),
+    (re.compile(r"^((module|model|scgpt|_orig_mod)\.)+"), ""),
     (re.compile(r"self_attn\._impl\."), "self_attn."),
     (re.compile(r"self_attn\.in_proj_"), "self_attn.Wqkv."),
 )
-_UNUSED = (
-    "cls_decoder.",
-    "flag_encoder.",
-    "grad_reverse_discriminator.",
-    "decoder.zero_logit.",
-    "mvc_decoder.W_zero_logit.",
+_UNUSED = re.compile(
+    r"^(flag_encoder|mod_encoder|\w*discriminator\w*|\w*classif\w*|\w*head\w*|(?!decoder\.|mvc_decoder\.)\w*decoder\w*)\."
+    r"|^decoder\.zero_logit\.|^mvc_decoder\.W_zero_logit\."
 )
+"""Weights of heads that neither activations nor the pretraining loss need."""
+_LAYER = re.compile(r"^transformer_encoder\.layers\.(\d+)\.")
+_SIZES = ("nlayers", "nheads", "embsize", "d_hid")
 _HEADS = ("decoder.", "mvc_decoder.")
 
 Objective = Literal["masked", "query"]
@@ -115,31 +117,48 @@ class ScGPTConfig:
 
     @classmethod
     def from_args(cls, args: Mapping[str, Any]) -> ScGPTConfig:
-        """Config from the content of an `args.json`; keys that the network does not need are ignored.
+        """Config from the content of an `args.json` (`from_fields`)."""
+        return cls.from_fields(JsonFields(args, file="args.json"))
+
+    @classmethod
+    def from_fields(cls, fields: JsonFields) -> ScGPTConfig:
+        """Config from the fields of an `args.json`; those that the network does not need are ignored.
 
         Raises:
-            CheckpointError: a key is missing, or the value embedding is not the continuous one.
+            CheckpointError: a field is missing or has a value that is not allowed, or the network is of another form
+                than the one here; the message names field and value.
         """
-        if missing := [key for key in ("nlayers", "nheads", "embsize", "d_hid") if key not in args]:
-            raise CheckpointError(f"args.json lacks {', '.join(missing)}; give the args.json of an scGPT model")
-        if (style := args.get("input_emb_style", "continuous")) != "continuous":
-            raise CheckpointError(f"args.json has input_emb_style {style!r}; allowed: 'continuous'")
-        pad_value = float(args.get("pad_value", -2))
+        if missing := [name for name in _SIZES if name not in fields.values]:
+            raise CheckpointError(f"{fields.file} lacks {', '.join(missing)}; give the args.json of an scGPT model")
+        _check_form(fields)
+        n_layers, n_heads, d_model, d_hidden = (fields.whole(name) for name in _SIZES)
+        if d_model % n_heads:
+            raise fields.wrong("nheads", f"a divisor of embsize {d_model}")
+        pad_value = fields.number("pad_value", -2.0)
+        # the mini model records in args.json that it was trained with query genes
+        objective = "query" if "n_queries" in fields.table("pretraining") else "masked"
         return cls(
-            n_layers=int(args["nlayers"]),
-            n_heads=int(args["nheads"]),
-            d_model=int(args["embsize"]),
-            d_hidden=int(args["d_hid"]),
-            n_bins=int(args.get("n_bins", 51)),
-            max_seq_len=int(args.get("max_seq_len", 1200)),
+            n_layers=n_layers,
+            n_heads=n_heads,
+            d_model=d_model,
+            d_hidden=d_hidden,
+            n_bins=fields.whole("n_bins", 51, at_least=3),
+            max_seq_len=fields.whole("max_seq_len", 1200, at_least=2),
             pad_value=pad_value,
-            mask_value=float(args.get("mask_value", -1)),
-            cls_value=float(args.get("cls_value", pad_value)),
-            tie_break=args.get("tie_break", "random"),
-            # the mini model records in args.json that it was trained with query genes
-            objective=args.get("objective", "query" if "n_queries" in args.get("pretraining", {}) else "masked"),
-            batch_label=None if (label := args.get("batch_label")) is None else int(label),
+            mask_value=fields.number("mask_value", -1.0),
+            cls_value=fields.number("cls_value", pad_value),
+            tie_break=cast("TieBreak", fields.choice("tie_break", "random", get_args(TieBreak))),
+            objective=cast("Objective", fields.choice("objective", objective, get_args(Objective))),
+            batch_label=fields.whole("batch_label", at_least=0) if fields.has("batch_label") else None,
         )
+
+
+def _check_form(fields: JsonFields) -> None:
+    """Check the fields that say that values enter, or blocks are built, in another way than here."""
+    fields.choice("input_emb_style", "continuous", ["continuous"])
+    fields.choice("input_style", "binned", ["binned"])
+    if fields.flag("pre_norm", False):
+        raise fields.wrong("pre_norm", "false")
 
 
 class _TransformerEncoder(nn.Module):
@@ -295,34 +314,74 @@ def scgpt_from_weights(config: ScGPTConfig, vocabulary: Vocabulary, weights: Map
     """Model with the given weights, in float32 whatever dtype they have.
 
     Raises:
-        CheckpointError: a weight is missing, unexpected or of another shape; the message names it.
+        CheckpointError: a weight is missing, unexpected or of another shape, an adapter is among them, or there are
+            more or fewer gene vectors than tokens; the message names it.
     """
-    named = {_canonical(key): value for key, value in weights.items()}
-    used = {key: value.float() for key, value in named.items() if not key.startswith(_UNUSED)}
-    rows = used.get("encoder.embedding.weight")
-    if rows is None:
+    named = {canonical_name(key): value for key, value in weights.items()}
+    refuse_adapters(named)
+    if any(key.startswith("pert_encoder.") for key in named):
+        raise CheckpointError(
+            "the weights hold pert_encoder: a checkpoint tuned to predict perturbations, whose input marks the "
+            "perturbed genes and takes values that are not binned; give a checkpoint of the encoder without it"
+        )
+    rows = named.get("encoder.embedding.weight")
+    if rows is None or rows.ndim != 2:
         raise CheckpointError("the weights lack encoder.embedding.weight; give the state dict of an scGPT checkpoint")
-    if len(rows) < len(vocabulary):
+    if len(rows) != len(vocabulary):
         raise CheckpointError(
             f"the weights have vectors of {len(rows)} tokens but vocab.json names {len(vocabulary)}; give this "
             "checkpoint's vocab.json"
         )
-    heads = [head for head in _HEADS if any(key.startswith(head) for key in used)]
-    batches = used.get("batch_encoder.embedding.weight")
+    _check_sizes(config, named)
+    heads, n_batches, ignored = _heads(config, named)
+    used = {key: value.float() for key, value in named.items() if key not in ignored}
     norm = _input_norm(used)
     if norm is not None and norm.n_batches is not None and config.batch_label not in range(norm.n_batches):
         raise CheckpointError(_which_batch("the checkpoint", norm.n_batches))
-    model = ScGPT.empty(
-        config,
-        vocabulary,
-        n_tokens=len(rows),
-        heads=heads,
-        norm=norm,
-        n_batches=0 if batches is None else len(batches),
-    )
+    model = ScGPT.empty(config, vocabulary, n_tokens=len(rows), heads=heads, norm=norm, n_batches=n_batches)
     load_weights(model, used, what="args.json")
-    model.ignored_weights = tuple(sorted(key for key in named if key.startswith(_UNUSED)))
+    model.ignored_weights = tuple(sorted(ignored))
     return model
+
+
+def sizes_of(weights: Mapping[str, Tensor]) -> dict[str, int]:
+    """The fields of `args.json` that weights tell, by canonical names: nlayers, embsize and d_hid."""
+    sizes = {"nlayers": 1 + max((int(m[1]) for key in weights if (m := _LAYER.match(key))), default=-1)}
+    tensors = {"embsize": ("encoder.embedding.weight", 1), "d_hid": ("transformer_encoder.layers.0.linear1.weight", 0)}
+    found = {name: (weights.get(key), axis) for name, (key, axis) in tensors.items()}
+    return sizes | {name: t.shape[axis] for name, (t, axis) in found.items() if t is not None and t.ndim == 2}
+
+
+def _check_sizes(config: ScGPTConfig, weights: Mapping[str, Tensor]) -> None:
+    """Check that no size is larger than the weights have it, before a network is built that may not fit into memory."""
+    stated = {"nlayers": config.n_layers, "embsize": config.d_model, "d_hid": config.d_hidden}
+    wrong = {name: size for name, size in sizes_of(weights).items() if stated[name] > size}
+    if wrong:
+        each = "; ".join(
+            f"{name} is {stated[name]} in args.json and {size} in the weights" for name, size in wrong.items()
+        )
+        raise CheckpointError(f"the weights do not fit args.json: {each}; give the args.json of this checkpoint")
+
+
+def _heads(config: ScGPTConfig, weights: Mapping[str, Tensor]) -> tuple[list[str], int, set[str]]:
+    """The heads that can be run, the number of batches whose vectors they take, and the weights that are not needed."""
+    ignored = {key for key in weights if _UNUSED.search(key)}
+    batches = weights.get("batch_encoder.embedding.weight")
+    n_batches = 0 if batches is None else len(batches)
+    heads = []
+    for name, head in (("decoder.", ExpressionDecoder), ("mvc_decoder.", CellValueDecoder)):
+        own = {key for key in weights if key.startswith(name)} - ignored
+        shapes = {key.removeprefix(name): tuple(weights[key].shape) for key in own}
+        with torch.random.fork_rng(devices=[]):
+            state = head(d_model=config.d_model, with_batch=n_batches > 0).state_dict()
+        if shapes == {key: tuple(value.shape) for key, value in state.items()}:
+            heads.append(name)
+        else:
+            ignored |= own
+    if not heads:
+        ignored |= {key for key in weights if key.startswith("batch_encoder.")}
+        n_batches = 0
+    return heads, n_batches, ignored
 
 
 def _input_norm(weights: Mapping[str, Tensor]) -> InputNorm | None:
@@ -339,7 +398,8 @@ def _which_batch(name: str, n_batches: int) -> str:
     )
 
 
-def _canonical(key: str) -> str:
+def canonical_name(key: str) -> str:
+    """Name of a weight as the official checkpoints have it."""
     for pattern, name in _RENAMES:
         key = pattern.sub(name, key)
     return key

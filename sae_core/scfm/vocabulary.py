@@ -178,8 +178,14 @@ def read_vocabulary(path: Path, *, ensembl_path: Path | None = None) -> Vocabula
         CheckpointError: a file cannot be read, or the ids are not 0, 1, ..., n - 1.
     """
     ids = read_json(path)
+    for token, i in ids.items():
+        if type(i) is not int:
+            raise CheckpointError(f"{path.name} has {token!r}: {i!r}; allowed: the row of each token, a whole number")
     tokens = sorted(ids, key=lambda token: ids[token])
     if [ids[token] for token in tokens] != list(range(len(tokens))):
         raise CheckpointError(f"{path}: the ids of {len(tokens)} tokens are not the numbers 0 to {len(tokens) - 1}")
     ensembl = {} if ensembl_path is None else read_json(ensembl_path)
+    for name, token in ensembl.items():
+        if not isinstance(token, str):
+            raise CheckpointError(f"{ensembl_path} has {name!r}: {token!r}; allowed: the token of each Ensembl id")
     return Vocabulary(tokens=tuple(tokens), ensembl=ensembl)

@@ -4,11 +4,14 @@ import json
 import math
 import pickle
 import re
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sae_core.errors import CheckpointError
 from sae_core.scfm import ScGPT, ScGPTConfig, Tokens, load_model
@@ -87,13 +90,76 @@ def test_a_checkpoint_without_pretraining_heads_loads_without_them(
     assert model.mvc_decoder is None
 
 
-def test_the_number_of_tokens_is_the_checkpoints(write_checkpoint: Write, tiny_weights: Weights) -> None:
+@pytest.mark.parametrize("n_rows", [41, 42, 44, 48])
+def test_a_vocabulary_of_another_size_than_the_embedding_is_refused_with_both_numbers(
+    write_checkpoint: Write, tiny_weights: Weights, n_rows: int
+) -> None:
     rows = tiny_weights["encoder.embedding.weight"]
-    longer = tiny_weights | {"encoder.embedding.weight": torch.cat([rows, rows[:5]])}
-    assert len(state(load_model(write_checkpoint("longer", weights=longer)))["encoder.embedding.weight"]) == 48
-    shorter = tiny_weights | {"encoder.embedding.weight": rows[:-1]}
-    with pytest.raises(CheckpointError, match=r" 42 .*vocab\.json.* 43"):
-        load_model(write_checkpoint("shorter", weights=shorter))
+    folder = write_checkpoint(weights=tiny_weights | {"encoder.embedding.weight": torch.cat([rows, rows])[:n_rows]})
+    with pytest.raises(CheckpointError, match=rf" {n_rows} rows.*vocab\.json names 43 .*give the vocab\.json"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("missing", [["<eoc>"], ["<pad>", "<eoc>"], ["<pad>", "<cls>", "<eoc>"]])
+def test_special_tokens_that_the_vocabulary_lacks_are_appended_before_sizes_are_compared(
+    write_checkpoint: Write, missing: list[str]
+) -> None:
+    folder = write_checkpoint()
+    kept = [token for token in json.loads((folder / "vocab.json").read_text()) if token not in missing]
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(kept)}))
+    assert load_model(folder).vocabulary.tokens == (*kept, *missing)
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(kept[1:])}))
+    with pytest.raises(CheckpointError, match=r" 43 rows.* 42 "):
+        load_model(folder)
+
+
+def test_the_vocabulary_in_the_folder_that_fits_is_named(write_checkpoint: Write) -> None:
+    folder = write_checkpoint()
+    (folder / "vocab.json").rename(folder / "census_vocab.json")
+    (folder / "vocab.json").write_text(json.dumps({"GENE0": 0}))
+    with pytest.raises(CheckpointError, match=r" 43 rows.* 4 .*census_vocab\.json"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "n_names", "n_rows", "likely"),
+    [
+        ("default_gene_vocab.json", 48295, 60697, "whole-human"),
+        ("finetuned_model_vocab.json", 60697, 36574, "earlier release"),
+        ("default_census_vocab.json", 60697, 48295, "default_gene_vocab"),
+    ],
+)
+def test_the_wrong_official_vocabulary_is_refused_and_the_right_one_named(
+    write_checkpoint: Write, tiny_weights: Weights, scsae_data: Path, file: str, n_names: int, n_rows: int, likely: str
+) -> None:
+    folder = write_checkpoint(weights=tiny_weights | {"encoder.embedding.weight": torch.zeros(n_rows, 16)})
+    shutil.copy(official_vocabulary(scsae_data, file), folder / "vocab.json")
+    with pytest.raises(CheckpointError, match=rf" {n_rows} rows.*vocab\.json names {n_names} .*{likely}"):
+        load_model(folder)
+
+
+def test_the_genes_of_the_official_vocabulary_in_another_order_are_refused(
+    write_checkpoint: Write, tiny_weights: Weights, scsae_data: Path
+) -> None:
+    weights = tiny_weights | {"encoder.embedding.weight": torch.zeros(60697, 16)}
+    folder = write_checkpoint(weights=weights)
+    ids = json.loads(official_vocabulary(scsae_data, "default_census_vocab.json").read_text())
+    (folder / "vocab.json").write_text(json.dumps(ids))
+    assert load_model(folder).vocabulary.n_genes == 60694
+    shuffled = {token: i for i, token in enumerate(reversed(list(ids)))}
+    (folder / "vocab.json").write_text(json.dumps(shuffled))
+    with pytest.raises(CheckpointError, match=r"vocab\.json .*60694 .*another order.*own_vocabulary"):
+        load_model(folder)
+    own = write_checkpoint("own", weights=weights, args={"own_vocabulary": True})
+    (own / "vocab.json").write_text(json.dumps(shuffled))
+    assert load_model(own).vocabulary.n_genes == 60694
+
+
+def official_vocabulary(scsae_data: Path, name: str) -> Path:
+    path = scsae_data.parent / "vocab" / "scgpt" / name
+    if not path.is_file():
+        pytest.skip(f"{path} is no file: the official vocabularies lie beside SCSAE_DATA")
+    return path
 
 
 class _Payload:
@@ -150,7 +216,7 @@ def test_args_of_the_whole_human_model_are_understood(write_checkpoint: Write, t
     config = ScGPTConfig.from_args(args)
     assert (config.n_layers, config.n_heads, config.d_model, config.d_hidden) == (12, 8, 512, 512)
     assert (config.cls_value, config.tie_break, config.value_clamp) == (-2.0, "random", 512.0)
-    with pytest.raises(CheckpointError, match=r"missing transformer_encoder\.layers\.3.* and \d+ more"):
+    with pytest.raises(CheckpointError, match=r"nlayers is 12 in args\.json and 3 in the weights.*embsize is 512"):
         load_model(write_checkpoint("full", args=args))
     small = args | {"nlayers": 3, "nheads": 2, "embsize": 16, "d_hid": 24}
     model = load_model(write_checkpoint("small", args=small))
@@ -197,3 +263,227 @@ def test_dtype_is_honoured_and_weights_ask_for_no_gradient(
     assert not any(p.requires_grad for p in model.parameters())
     assert not model.training
     assert model.embed(tokenize(model)).dtype == torch.bfloat16
+
+
+NULL = ["n_bins", "max_seq_len", "pad_value", "mask_value", "cls_value", "tie_break", "objective", "input_emb_style"]
+
+
+@pytest.mark.parametrize("name", [*NULL, "input_style", "batch_label", "pretraining", "include_zero_gene", "dropout"])
+def test_null_in_args_is_the_default_and_said_where_the_network_needs_it(write_checkpoint: Write, name: str) -> None:
+    model, plain = load_model(write_checkpoint("null", args={name: None})), load_model(write_checkpoint("plain"))
+    assert isinstance(model, ScGPT)
+    assert isinstance(plain, ScGPT)
+    default = {"max_seq_len": 1200}.get(name)
+    assert model.config == (plain.config if default is None else replace(plain.config, max_seq_len=default))
+    assert any(f"{name} null" in note for note in model.notes) == (name in [*NULL, "input_style", "include_zero_gene"])
+
+
+@pytest.mark.parametrize("name", ["nlayers", "nheads", "embsize", "d_hid"])
+def test_null_for_a_size_is_named(write_checkpoint: Write, name: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"args\.json has {name} null"):
+        load_model(write_checkpoint(args={name: None}))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("n_bins", "many"),
+        ("n_bins", -1),
+        ("n_bins", 2),
+        ("n_bins", True),
+        ("max_seq_len", "1200"),
+        ("max_seq_len", 1),
+        ("max_seq_len", 12.5),
+        ("pad_value", "low"),
+        ("pad_value", False),
+        ("mask_value", [-1]),
+        ("cls_value", "zero"),
+        ("nlayers", "three"),
+        ("nheads", 3),
+        ("embsize", -16),
+        ("d_hid", {}),
+        ("batch_label", "lung"),
+        ("batch_label", -1),
+        ("tie_break", "left"),
+        ("objective", 3),
+        ("pretraining", 3),
+        ("input_style", "log1p"),
+        ("pre_norm", True),
+        ("pre_norm", "yes"),
+        ("own_vocabulary", "yes"),
+        ("include_zero_gene", "yes"),
+    ],
+)
+def test_a_value_in_args_that_is_not_allowed_is_named_with_its_field(
+    write_checkpoint: Write, name: str, value: object
+) -> None:
+    with pytest.raises(CheckpointError, match=rf"args\.json has {name} .*allowed") as caught:
+        load_model(write_checkpoint(args={name: value}))
+    assert repr(value) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["nlayers", "embsize", "d_hid"])
+def test_a_size_that_no_memory_could_hold_is_refused_before_a_network_is_built(
+    write_checkpoint: Write, name: str
+) -> None:
+    with pytest.raises(CheckpointError, match=rf"{name} is 1000000000 in args\.json"):
+        load_model(write_checkpoint(args={name: 1_000_000_000}))
+
+
+@pytest.mark.parametrize("row", [1.0, "1", None, True, [1]])
+def test_a_row_in_the_vocabulary_that_is_no_number_is_named(write_checkpoint: Write, row: object) -> None:
+    folder = write_checkpoint()
+    ids = json.loads((folder / "vocab.json").read_text())
+    (folder / "vocab.json").write_text(json.dumps(ids | {"GENE1": row}))
+    with pytest.raises(CheckpointError, match=r"vocab\.json has 'GENE1'"):
+        load_model(folder)
+
+
+def test_an_ensembl_id_that_leads_to_no_name_is_refused(write_checkpoint: Write) -> None:
+    folder = write_checkpoint()
+    (folder / "vocab_ensembl.json").write_text('{"ENSG1": 5}')
+    with pytest.raises(CheckpointError, match=r"vocab_ensembl\.json has 'ENSG1': 5"):
+        load_model(folder)
+
+
+HEADS = {
+    "mvc_decoder": {"gene2query.weight": (64, 16), "fc1.weight": (64, 80), "fc2.weight": (1, 64)},
+    "decoder": {"coeff_decoder.fc.0.weight": (16, 16), "bias_decoder.fc.0.weight": (16, 16)},
+    "cls_decoder": {"_decoder.0.weight": (16, 16), "out_layer.weight": (4, 16)},
+    "grad_reverse_discriminator": {"out_layer.weight": (3, 16)},
+    "mod_encoder": {"embedding.weight": (2, 16), "enc_norm.weight": (16,)},
+    "my_head": {"weight": (2, 16)},
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_that_no_activation_needs_does_not_block_reading_and_is_said(
+    write_checkpoint: Write, tiny_weights: Weights, tokenize: Callable[..., Tokens], head: str
+) -> None:
+    kept = {key: value for key, value in tiny_weights.items() if not key.startswith(f"{head}.")}
+    own = {f"{head}.{key}": torch.ones(shape) for key, shape in HEADS[head].items()}
+    model, plain = load_model(write_checkpoint("a", weights=kept | own)), load_model(write_checkpoint("b"))
+    assert set(model.ignored_weights) == set(own)
+    assert any(head in note for note in model.notes)
+    tokens = tokenize(model)
+    found, expected = (m.activations(tokens, ["layer.2"])[m.sites[-1]] for m in (model, plain))
+    assert torch.equal(found, expected)
+
+
+def test_batch_vectors_without_a_head_that_takes_them_do_not_block_reading(
+    write_checkpoint: Write, tiny_weights: Weights
+) -> None:
+    kept = {key: value for key, value in tiny_weights.items() if "decoder" not in key}
+    model = load_model(write_checkpoint(weights=kept | {"batch_encoder.embedding.weight": torch.ones(3, 16)}))
+    assert model.ignored_weights == ("batch_encoder.embedding.weight",)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "base_model.model.encoder.embedding.weight",
+        "transformer_encoder.layers.0.self_attn.out_proj.lora_A.default.weight",
+        "transformer_encoder.layers.0.self_attn.Wqkv.base_layer.weight",
+        "transformer_encoder.layers.1.MLP_Adapter.D_fc1.weight",
+        "encoder.adapter.weight",
+    ],
+)
+def test_adapters_are_named_and_refused(write_checkpoint: Write, tiny_weights: Weights, name: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"adapter .*{re.escape(name)}.*merge"):
+        load_model(write_checkpoint(weights=tiny_weights | {name: torch.ones(2, 2)}))
+
+
+def test_a_folder_of_an_adapter_alone_or_beside_its_base_is_refused(write_checkpoint: Write, tmp_path: Path) -> None:
+    for folder in (write_checkpoint(), tmp_path):
+        (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base"}))
+        with pytest.raises(CheckpointError, match=r"adapter_config\.json.*'org/base'.*merge"):
+            load_model(folder)
+
+
+def test_a_checkpoint_of_perturbation_prediction_is_refused(write_checkpoint: Write, tiny_weights: Weights) -> None:
+    with pytest.raises(CheckpointError, match="pert_encoder"):
+        load_model(write_checkpoint(weights=tiny_weights | {"pert_encoder.weight": torch.ones(3, 16)}))
+
+
+@pytest.mark.parametrize("file", ["model.pt", "pytorch_model.bin", "model.safetensors", "best_model.pt"])
+@pytest.mark.parametrize("vocabulary", ["vocab.json", "default_census_vocab.json"])
+@pytest.mark.parametrize("args", ["args.json", "config.json"])
+def test_the_names_of_mirrors_are_read(
+    write_checkpoint: Write, tiny_weights: Weights, file: str, vocabulary: str, args: str
+) -> None:
+    folder = write_checkpoint()
+    (folder / "best_model.pt").unlink()
+    save_file(tiny_weights, folder / file) if file.endswith("safetensors") else torch.save(tiny_weights, folder / file)
+    (folder / "vocab.json").rename(folder / vocabulary)
+    (folder / "args.json").rename(folder / args)
+    assert torch.equal(state(load_model(folder))["encoder.enc_norm.bias"], tiny_weights["encoder.enc_norm.bias"])
+
+
+def test_weights_in_parts_are_read_and_each_part_counts_for_the_digest(
+    write_checkpoint: Write, tiny_weights: Weights
+) -> None:
+    folder = write_checkpoint()
+    (folder / "best_model.pt").unlink()
+    of_tensor = {name: f"model-{1 + (i > 9)}.safetensors" for i, name in enumerate(tiny_weights)}
+    for part in set(of_tensor.values()):
+        save_file({name: tiny_weights[name] for name in of_tensor if of_tensor[name] == part}, folder / part)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": of_tensor}))
+    before = load_model(folder)
+    assert all(torch.equal(state(before)[name], value) for name, value in tiny_weights.items())
+    part = {name: tiny_weights[name] + 1 for name in of_tensor if of_tensor[name] == "model-2.safetensors"}
+    save_file(part, folder / "model-2.safetensors")
+    assert load_model(folder).digest != before.digest
+
+
+def test_without_args_the_fields_to_write_are_printed_and_are_right(write_checkpoint: Write) -> None:
+    folder = write_checkpoint()
+    (folder / "args.json").unlink()
+    with pytest.raises(CheckpointError, match=r"args\.json is missing.*Write \S*args\.json: ") as caught:
+        load_model(folder)
+    written = json.loads(re.search(r"\{.*\}", str(caught.value))[0])
+    assert {name: written[name] for name in ("nlayers", "embsize", "d_hid")} == {
+        "nlayers": 3,
+        "embsize": 16,
+        "d_hid": 24,
+    }
+    (folder / "args.json").write_text(json.dumps(written))
+    assert load_model(folder).n_layers == 3
+
+
+def test_without_a_vocabulary_the_one_to_fetch_is_named(write_checkpoint: Write) -> None:
+    folder = write_checkpoint()
+    (folder / "vocab.json").unlink()
+    with pytest.raises(CheckpointError, match=r"vocab\.json is missing.*43 rows"):
+        load_model(folder)
+
+
+def test_several_vocabularies_are_told_apart_by_the_rows_of_the_embedding(write_checkpoint: Write) -> None:
+    folder = write_checkpoint()
+    text = (folder / "vocab.json").read_text()
+    (folder / "vocab.json").rename(folder / "b_vocab.json")
+    (folder / "a_vocab.json").write_text('{"GENE0": 0}')
+    assert len(load_model(folder).vocabulary) == 43
+    (folder / "a_vocab.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"a_vocab\.json, b_vocab\.json.*vocab\.json"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("file", ["args.json", "vocab.json", "best_model.pt"])
+def test_a_pointer_in_the_place_of_any_file_of_a_folder_is_recognised(write_checkpoint: Write, file: str) -> None:
+    folder = write_checkpoint()
+    (folder / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 205379072\n")
+    with pytest.raises(CheckpointError, match=rf"{file} is a Git LFS pointer.*205,379,072"):
+        load_model(folder)
+
+
+def test_a_checkpoint_tuned_on_zero_genes_and_batches_says_so(write_finetuned_scgpt: Write) -> None:
+    folder = write_finetuned_scgpt(batch_label=2)
+    args = json.loads((folder / "args.json").read_text())
+    assert any("3 batches" in note and "batch 2" in note for note in load_model(folder).notes)
+    assert not any("zeros" in note for note in load_model(folder).notes)
+    tuned = {"include_zero_gene": True, "n_hvg": 1200, "max_seq_len": 1201, "use_batch_labels": True}
+    (folder / "args.json").write_text(json.dumps(args | tuned))
+    note = next(note for note in load_model(folder).notes if "zeros" in note)
+    for told in ("include_zero_gene true", "n_hvg 1200", "max_seq_len 1201", "DSBN true", "nonzero genes alone"):
+        assert told in note

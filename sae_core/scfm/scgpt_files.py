@@ -1,0 +1,207 @@
+"""Reader of scGPT's files: settings, vocabulary and weights in one folder, under official names or those of mirrors.
+
+    args.json            sizes and settings; mirrors call it config.json             needed
+    vocab.json           token -> row of the embedding; else the only *vocab*.json   needed
+    best_model.pt        state dict; or one of `WEIGHTS`                             needed
+    vocab_ensembl.json   Ensembl id -> token                                         optional
+
+The rows of the embedding are looked up by the vocabulary, so the two must be of one checkpoint. As the authors' loader
+does, special tokens that the vocabulary lacks are appended to it; then it must have exactly as many tokens as there are
+rows. The genes of the official vocabulary are also refused in another order than its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from sae_core.checkpoint_files import check_rows, digest_files, read_json, read_weights, weight_files
+from sae_core.errors import CheckpointError
+from sae_core.json_fields import JsonFields
+from sae_core.scfm.scgpt import ScGPT, ScGPTConfig, canonical_name, scgpt_from_weights, sizes_of
+from sae_core.scfm.vocabulary import Vocabulary, read_vocabulary
+
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "best_model.pt",
+    "model.pt",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+FILES = "args.json, vocab.json and best_model.pt (or model.safetensors)"
+SPECIAL = ("<pad>", "<cls>", "<eoc>")
+_TUNING = (
+    "include_zero_gene",
+    "n_hvg",
+    "max_seq_len",
+    "input_style",
+    "DSBN",
+    "use_batch_labels",
+    "per_seq_batch_sample",
+)
+"""Fields of args.json that tell how a checkpoint was tuned."""
+_ENSEMBL = "vocab_ensembl.json"
+_LIKELY = {
+    60697: "the vocab.json of the official whole-human folder (default_census_vocab.json and the special tokens)",
+    48295: "default_gene_vocab.json of the scgpt package",
+    36574: "the vocab.json of the official folder of the earlier release",
+}
+"""Vocabularies of the official checkpoints, by the rows of their embedding."""
+_OFFICIAL = {"4c95895d6c288eb8": "0fa06ff254247c8d", "86ece9c048955a37": "86ece9c048955a37"}
+"""Digests of the genes of official vocabularies: sorted by name -> in the order of their rows."""
+
+
+def is_scgpt(folder: Path) -> bool:
+    """Whether a folder holds weights and settings of scGPT, or, without settings, weights that are scGPT's by name."""
+    weights = _weights_file(folder)
+    if weights is None or _args_file(folder) is not None:
+        return weights is not None
+    if (folder / "config.json").exists():
+        return False
+    return any(canonical_name(name).startswith("value_encoder.") for name in read_weights(weights))
+
+
+def load_scgpt(folder: Path) -> ScGPT:
+    """Model in a folder.
+
+    Raises:
+        CheckpointError: a file is missing, cannot be read or does not fit the others; the message names it.
+    """
+    weights_path, args_path = _weights_file(folder), _args_file(folder)
+    assert weights_path is not None
+    weights = {canonical_name(name): value for name, value in read_weights(weights_path).items()}
+    n_rows = len(weights.get("encoder.embedding.weight", ()))
+    if args_path is None:
+        raise CheckpointError(
+            f"args.json is missing; an scGPT folder holds {FILES}. Write {folder / 'args.json'}: "
+            f"{json.dumps(_written_args(weights))} (nheads and the settings after it are those of the official models; "
+            "the weights do not tell them)"
+        )
+    fields = JsonFields(read_json(args_path), file=args_path.name)
+    vocab_path = _vocabulary_file(folder, n_rows)
+    ensembl = folder / _ENSEMBL if (folder / _ENSEMBL).is_file() else None
+    vocabulary = _with_special(read_vocabulary(vocab_path, ensembl_path=ensembl))
+    _check_vocabulary(vocabulary, vocab_path, n_rows, own=fields.flag("own_vocabulary", False))
+    model = scgpt_from_weights(ScGPTConfig.from_fields(fields), vocabulary, weights)
+    files = [args_path, vocab_path, *([ensembl] if ensembl else []), *weight_files(weights_path)]
+    model.digest = digest_files(files)
+    notes = tuple(_notes(fields, model, vocab_path))
+    model.notes = (*fields.notes, *notes)
+    return model
+
+
+def _notes(fields: JsonFields, model: ScGPT, vocab_path: Path) -> Iterator[str]:
+    """What a user should know of the checkpoint."""
+    if vocab_path.name != "vocab.json":
+        yield f"{vocab_path.name} is taken as its vocabulary"
+    if model.ignored_weights:
+        unread = ", ".join(sorted({name.partition(".")[0] for name in model.ignored_weights}))
+        yield f"not read, as no activation needs it: {unread}"
+    if model.decoder is None:
+        yield "without a decoder that can be run, so without a pretraining loss and masked-gene prediction"
+    yield from _tuning_notes(fields, model)
+
+
+def _tuning_notes(fields: JsonFields, model: ScGPT) -> Iterator[str]:
+    """What the settings tell of the cells on which a checkpoint was tuned, where they differ from those fed here."""
+    told = [f"{name} {json.dumps(fields.values[name])}" for name in _TUNING if fields.values.get(name)]
+    if fields.flag("include_zero_gene", False) or fields.has("n_hvg"):
+        yield (
+            f"{fields.file} says that it was tuned on cells of chosen genes ({', '.join(told)}): in the authors' "
+            "tutorial each cell has all of these genes as tokens, zeros included, and <cls> has the value 0. Here a "
+            "cell's nonzero genes alone are fed, of all genes of the data, and <cls> has the value "
+            f"{model.config.cls_value:g}"
+        )
+    if model.dsbn is not None:
+        yield (
+            f"tuned with a norm for each of {len(model.dsbn.bns)} batches: all cells are fed as batch "
+            f"{model.config.batch_label}, which batch_label in {fields.file} chooses"
+        )
+
+
+def _weights_file(folder: Path) -> Path | None:
+    # a link to a file that is gone is taken too, so that the reader names it
+    paths = (folder / name for name in WEIGHTS)
+    return next((path for path in paths if path.is_file() or path.is_symlink()), None)
+
+
+def _args_file(folder: Path) -> Path | None:
+    if (folder / "args.json").is_file():
+        return folder / "args.json"
+    config = folder / "config.json"
+    return config if config.is_file() and "embsize" in read_json(config) else None
+
+
+def _vocabularies(folder: Path) -> list[Path]:
+    """Files that may be the vocabulary: vocab.json alone where it is there."""
+    if (folder / "vocab.json").is_file():
+        return [folder / "vocab.json"]
+    return sorted(path for path in folder.glob("*vocab*.json") if path.name != _ENSEMBL)
+
+
+def _vocabulary_file(folder: Path, n_rows: int) -> Path:
+    found = _vocabularies(folder)
+    if len(found) > 1:
+        found = [path for path in found if _n_tokens(path) == n_rows] or found
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(path.name for path in found)
+        raise CheckpointError(f"which of {names} is the vocabulary of this checkpoint? Call it vocab.json")
+    raise CheckpointError(
+        f"vocab.json is missing; an scGPT folder holds {FILES}. It has to name the {n_rows} rows of the embedding"
+        + (f": {_LIKELY[n_rows]}" if n_rows in _LIKELY else ", as JSON from token to row")
+    )
+
+
+def _n_tokens(path: Path) -> int:
+    """Number of tokens of a vocabulary, with the special ones that it lacks."""
+    return len({*read_json(path), *SPECIAL})
+
+
+def _with_special(vocabulary: Vocabulary) -> Vocabulary:
+    """Vocabulary in which special tokens that the file lacks follow the others, in upstream's order."""
+    missing = tuple(token for token in SPECIAL if token not in vocabulary)
+    return replace(vocabulary, tokens=vocabulary.tokens + missing) if missing else vocabulary
+
+
+def _check_vocabulary(vocabulary: Vocabulary, path: Path, n_rows: int, *, own: bool) -> None:
+    """Check that the vocabulary is that of the embedding's rows.
+
+    Raises:
+        CheckpointError: it has another size, or the official genes in another order.
+    """
+    others = [*path.parent.glob("*vocab*.json"), *path.parent.resolve().parent.glob("*vocab*.json")]
+    fitting = [str(o) for o in others if o.name not in (path.name, _ENSEMBL) and _n_tokens(o) == n_rows]
+    check_rows(
+        "encoder.embedding.weight",
+        n_rows,
+        path.name,
+        len(vocabulary),
+        what="tokens, <pad>, <cls> and <eoc> included",
+        likely=fitting[0] if fitting else _LIKELY.get(n_rows, "the vocab.json that was saved with this checkpoint"),
+    )
+    genes = [token for token in vocabulary.tokens if token not in SPECIAL]
+    in_order = _OFFICIAL.get(_digest(sorted(genes)))
+    if in_order is not None and _digest(genes) != in_order and not own:
+        raise CheckpointError(
+            f"{path.name} names the {len(genes)} genes of an official vocabulary in another order than that has, so "
+            'genes would get the rows of others; give the official file, or add "own_vocabulary": true to args.json if '
+            "this checkpoint was trained with this order"
+        )
+
+
+def _digest(names: list[str]) -> str:
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+
+
+def _written_args(weights: Mapping[str, Tensor]) -> dict[str, object]:
+    """Content of an args.json for these weights, with the official settings where the weights tell nothing."""
+    official = {"nheads": 8, "n_bins": 51, "max_seq_len": 1200, "pad_value": -2, "mask_value": -1}
+    return {**sizes_of(weights), **official, "input_emb_style": "continuous"}
