@@ -15,7 +15,7 @@ from typing import NamedTuple
 import polars as pl
 
 from feature_store import FeatureStore
-from feature_store.associations import comparison
+from feature_store.associations import claims, comparison
 from feature_store.associations.comparison import TABLES, Representation, compare, describe, summarise
 from feature_store.errors import NotFoundError, OutdatedRunError
 from feature_store.query.runs import RunChain, resolve_run
@@ -52,7 +52,7 @@ def compare_with_baselines(store: Path, run: str | None = None) -> Comparison:
     found = baselines_of(layout, chain)
     if not found:
         raise UsageError(f"associations/{chain.run} have no baseline to compare with; {how_to_make(store, chain.run)}")
-    plan = ComparisonPlan(associations=chain.run, baselines=found, constants=constants_of((comparison,)))
+    plan = ComparisonPlan(associations=chain.run, baselines=found, constants=constants_of((claims, comparison)))
     folder = layout.comparisons_dir(plan.id)
 
     def tables() -> dict[str, pl.DataFrame]:

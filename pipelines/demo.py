@@ -11,6 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from feature_store import FeatureStore, Layout
+from feature_store.associations.claims import NAMED_AT
 from feature_store.storage import schemas
 from pipelines.config import (
     DEFAULT_STORE,
@@ -43,25 +44,25 @@ JOIN feature_label AS test
   ON test.feature_id = chosen.feature_id AND test.label_kind = chosen.label_kind AND test.label = chosen.label
 JOIN features ON features.feature_id = chosen.feature_id
 WHERE chosen.split = 'select' AND test.split = 'test' AND chosen.label_kind = 'cell_type' AND chosen.label = '{label}'
-  AND chosen.auroc > 0.5
+  AND chosen.auroc > 0.5 AND test.q <= 0.05
 ORDER BY chosen.p
 LIMIT 3"""
 GENE_SETS = """\
 SELECT feature_id, gene_set, overlap, n_set, odds_ratio, q
 FROM feature_geneset
-WHERE split = 'test' AND overlap > 0 AND feature_id IN ({features})
+WHERE split = 'test' AND overlap > 0 AND q <= 0.05 AND feature_id IN ({features})
 ORDER BY q
 LIMIT 5"""
 ANY_GENE_SETS = """\
 SELECT feature_id, gene_set, overlap, n_set, odds_ratio, q
 FROM feature_geneset
-WHERE split = 'test' AND overlap > 0
+WHERE split = 'test' AND overlap > 0 AND q <= 0.05
 ORDER BY q
 LIMIT 5"""
 BATCHES = """\
 SELECT feature_id, label, auroc, q, method
 FROM feature_label
-WHERE split = 'test' AND label_kind = 'batch' AND auroc > 0.5
+WHERE split = 'test' AND label_kind = 'batch' AND auroc > 0.5 AND q <= 0.05
 ORDER BY p
 LIMIT 3"""
 
@@ -151,6 +152,8 @@ def _answer(found: FeatureStore, query: str, question: str) -> pl.DataFrame:
     out.print(*query.splitlines(), sep="\n", style="dim", soft_wrap=True)
     answer = found.sql(query)
     print_frame(answer)
+    if not answer.height:
+        out.print(f"none at {NAMED_AT} on test cells")
     return answer
 
 

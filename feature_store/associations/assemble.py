@@ -2,10 +2,10 @@
 
 Everything is chosen on `select` cells and reported on `select` and `test` cells: thresholds, the genes of a feature
 (for its text and its gene sets), and its top label. Classes and scales use the cells that are not `test` cells; the SAE
-saw the `train` cells, but without labels.
-q is corrected over ALL tests of a table and split (`multiple_testing`), also over pairs that are not stored: of
-features x genes and features x sets only the pairs that somebody could ask for are kept (`AssociationConfig`), because
-the full table would be gigabytes of noise.
+saw the `train` cells, but without labels. A feature is named only after what is significant on `test` cells (`claims`).
+q is corrected over ALL tests of a kind of labels, of the genes, or of a collection of gene sets, split by split
+(`multiple_testing`), also over pairs that are not stored: of features x genes and features x sets only the pairs that
+somebody could ask for are kept (`AssociationConfig`), because the full table would be gigabytes of noise.
 Cost: 16 bytes a test of features x genes of each split (4096 x 2000: 131 MB), the pairs of one range, and the other
 tables.
 """
@@ -56,7 +56,7 @@ def assemble_measured(
         top_genes.append(found.top_genes)
         set_table.add(measured.read("sets", number), found.genes_of_feature)
     tables = {
-        "features": feature_table(measured, pl.concat(top_genes), labels),
+        "features": feature_table(measured, pl.concat(top_genes), labels, n_genes=len(genes), classes=config.classes),
         "feature_label": labels,
         "feature_geneset": set_table.table(),
         "feature_token": measured.read_all("tokens"),

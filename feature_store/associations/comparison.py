@@ -27,17 +27,18 @@ from scipy import sparse
 from scipy.stats import t as student
 
 from feature_store.associations.auroc import auroc
+from feature_store.associations.claims import holds_on_test, is_significant
 from feature_store.associations.classes import CLASSES
 from feature_store.associations.inputs import Bools, Floats, Labels, Strata
 from feature_store.storage import schemas
 
-ALPHA = 0.05
 STRONG = 0.5
 """A feature whose |rank-biserial| is above this counts as a marker of a label."""
 MIN_CELLS = 5
 """Least number of cells of the label, and of the rest, in a unit for which the AUROC is computed."""
 MIN_UNITS = 3
 KEYS = ("target_kind", "target", "statistic")
+IDENTITY = "identity_f1"
 TABLES = ("features", "feature_label", "feature_gene", "feature_geneset", "cells", "codes")
 """The tables that are read of a representation."""
 
@@ -58,7 +59,10 @@ def compare(reference: Representation, baselines: Sequence[Representation]) -> p
     """The table `comparison`, with one row per target, statistic and representation.
 
     The column `excess`, the reference's value minus the baseline's, and the columns after it are null for the
-    reference; `best` marks the baseline that the headline of the target compares with.
+    reference; `best` marks the baseline that the headline of the target compares with. feature_id is null where the
+    feature is not significant for the target on `test` cells (`claims`), or has the other sign there: its value is
+    compared, and it is not named.
+    The firing on a gene's tokens is not tested, so a feature is named there for its share alone.
     """
     rows = pl.concat([_best_features(one) for one in (reference, *baselines)])
     own = rows.filter(pl.col("representation") == reference.name)
@@ -70,7 +74,10 @@ def compare(reference: Representation, baselines: Sequence[Representation]) -> p
     others = others.join(_by_unit(reference, baselines, rows), on=[*KEYS, "representation"], how="left")
     table = pl.concat([own, others.drop("own")], how="diagonal").with_columns(pl.col("best").fill_null(False))
     first = pl.col("representation") != reference.name
-    return schemas.conform("comparison", table.sort(*KEYS, first, "representation"))
+    kept_sign = pl.col("test") > pl.when(pl.col("statistic") == "auroc").then(0.5).otherwise(0.0)
+    named = (is_significant() & kept_sign) | (pl.col("statistic") == IDENTITY)
+    table = table.sort(*KEYS, first, "representation").with_columns(pl.when(named).then("feature_id"))
+    return schemas.conform("comparison", table)
 
 
 def describe(representations: Sequence[Representation]) -> pl.DataFrame:
@@ -81,7 +88,7 @@ def describe(representations: Sequence[Representation]) -> pl.DataFrame:
     for one in representations:
         features = one.tables["features"].select("class", "dead").collect()
         counts = dict(features["class"].value_counts().iter_rows())
-        significant = (pl.col("split") == "test") & (pl.col("q") <= ALPHA)
+        significant = holds_on_test()
         strong = significant & (pl.col("rank_biserial").abs() > STRONG)
         rows.append(
             {
@@ -133,7 +140,7 @@ def _best_features(one: Representation) -> pl.DataFrame:
     frames = [
         _chosen(labels.filter((pl.col("auroc") > 0.5) | (pl.col("split") == "test")), "auroc", by="p"),
         _chosen(genes, "pearson", signed=True),
-        _chosen(identity, "identity_f1"),
+        _chosen(identity, IDENTITY),
     ]
     return pl.concat(frames, how="diagonal").with_columns(representation=pl.lit(one.name))
 
@@ -162,7 +169,7 @@ def _chosen(rows: pl.LazyFrame, statistic: str, *, by: str | None = None, signed
         found.rename({"label_kind": "target_kind", "label": "target", "strength": "select"})
         .drop("sign", statistic)
         # gene identity is not tested for significance, so it has no p and q
-        .with_columns(pl.lit(statistic).alias("statistic"), *([] if statistic != "identity_f1" else _NO_P))
+        .with_columns(pl.lit(statistic).alias("statistic"), *([] if statistic != IDENTITY else _NO_P))
         .collect()
     )
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from feature_store.associations.claims import ALPHA
 from feature_store.associations.classes import ClassConfig
 from feature_store.associations.familywise import Replicates
 from feature_store.errors import InputError
@@ -11,7 +12,7 @@ from feature_store.errors import InputError
 class AssociationConfig:
     """Which pairs are kept, how the genes of a feature are defined, and how classes and p_max are computed."""
 
-    alpha: float = 0.05
+    alpha: float = ALPHA
     """False discovery rate at which a gene counts as associated and a pair is kept."""
     n_genes: int = 30
     """Largest number of genes of a feature: those with q <= alpha and the largest positive Pearson correlation."""

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from feature_store.associations import (
+    claims,
     classes,
     donor_agreement,
     feature_table,
@@ -19,6 +20,7 @@ from feature_store.associations import (
 from feature_store.storage.plans import constants_of
 
 MODULES: tuple[ModuleType, ...] = (
+    claims,
     classes,
     donor_agreement,
     feature_table,

@@ -1,14 +1,16 @@
 """Gene identity: on the tokens of which genes does a feature fire?
 
 From token counts: precision = fired tokens of g / fired tokens of f; recall = fired tokens of g / tokens of g;
-lift = precision over g's share of all tokens.
+lift = precision over g's share of all tokens. The p of a pair is the hypergeometric upper tail of its fired tokens: as
+many tokens as the feature fires on, drawn at random from all of them.
 """
 
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import hypergeom
 
-from feature_store.associations.inputs import Floats
+from feature_store.associations.inputs import Floats, Ints
 from feature_store.associations.token_statistics import TokenStatistics
 
 
@@ -27,3 +29,12 @@ def identity(tokens: TokenStatistics) -> Identity:
     per_gene = np.maximum(tokens.gene_tokens, 1)[None, :]
     precision = fired / per_feature
     return Identity(precision, fired / per_gene, precision * tokens.n_tokens / per_gene)
+
+
+def excess_p(tokens: TokenStatistics, genes: Ints) -> Floats:
+    """The p of firing on more tokens of a gene than by chance, for the genes [n_features n] of each feature."""
+    rows = np.arange(genes.shape[0])[:, None]
+    fired = np.asarray(tokens.fired.tocsr()[rows, genes].todense())
+    of_feature = tokens.feature_tokens.astype(np.int64)[:, None]
+    p: Floats = hypergeom.sf(fired - 1, tokens.n_tokens, tokens.gene_tokens[genes], of_feature)
+    return p

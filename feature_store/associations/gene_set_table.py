@@ -10,7 +10,7 @@ from feature_store.associations.gene_set_enrichment import METHOD, over_represen
 from feature_store.associations.gene_sets import GeneSets
 from feature_store.associations.gene_table import GeneStatistics
 from feature_store.associations.inputs import Bools
-from feature_store.associations.multiple_testing import q_over_splits
+from feature_store.associations.multiple_testing import q_within
 from feature_store.associations.range_inputs import CellInputs
 from feature_store.associations.split_facts import SplitFacts, split_columns, with_split
 
@@ -77,9 +77,9 @@ class GeneSetTable:
         if not self._frames:
             return pl.DataFrame()
         table = pl.concat(self._frames).with_columns(
-            q=q_over_splits("p"),
-            q_matched=q_over_splits("p_matched"),
-            q_rank=q_over_splits("p_rank"),
+            q=q_within("p", "collection"),
+            q_matched=q_within("p_matched", "collection"),
+            q_rank=q_within("p_rank", "collection"),
         )
         keys = ["feature_id", "collection", "gene_set"]
         wanted = pl.any_horizontal(pl.col("overlap") > 0, pl.col("q_rank") <= self._config.alpha).any().over(keys)

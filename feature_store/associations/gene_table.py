@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
+from feature_store.associations.claims import are_significant
 from feature_store.associations.config import AssociationConfig
 from feature_store.associations.gene_correlation import METHOD, Expression, GeneTiles
 from feature_store.associations.gene_identity import Identity, identity
@@ -113,8 +114,8 @@ def split_rows(genes: Mapping[str, GeneStatistics], tiles: GeneTiles) -> pl.Data
 
 
 class RangeGenes(NamedTuple):
-    """Of a range of features: its rows of `feature_gene`; the columns feature_id and top_genes; and the genes of each
-    feature by split [n_features n_genes].
+    """Of a range of features: its rows of `feature_gene`; the columns feature_id and top_genes, which are chosen on
+    `select` cells and significant on `test` cells; and the genes of each feature by split [n_features n_genes].
     """
 
     rows: pl.DataFrame
@@ -149,7 +150,8 @@ class GeneTable:
             for split, q_of in self._q.items()
             for part in [pairs.filter(pl.col("split") == split)]
         }
-        kept, best, chosen = np.zeros(shape, dtype=bool), np.zeros(shape), {}
+        kept, confirmed = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
+        best, chosen = np.zeros(shape), {}
         for split, part in parts.items():
             place, found = (part["feature_id"].to_numpy() - first, part["gene_idx"].to_numpy()), part["q"] <= alpha
             score = np.zeros(shape)
@@ -158,10 +160,13 @@ class GeneTable:
             if split == "select":
                 kept[place] = found | part["kept"]
                 best = np.where(chosen[split], score, 0.0)
+            if split == "test":
+                positive = (part["spearman"] > 0) & (part["pearson"] > 0)
+                confirmed[place] = are_significant(part["q"].to_numpy()) & positive.to_numpy()
         names = pl.DataFrame(
             {
                 "feature_id": pl.Series(np.arange(first, first + n_features), dtype=pl.Int32),
-                "top_genes": pl.Series(top_names(best, self._genes, 10), dtype=pl.String),
+                "top_genes": pl.Series(top_names(np.where(confirmed, best, 0.0), self._genes, 10), dtype=pl.String),
             }
         )
         return RangeGenes(self._rows(parts, kept, first), names, chosen)

@@ -5,7 +5,7 @@ import polars as pl
 from feature_store.associations.batch_statistics import associate_batch
 from feature_store.associations.familywise import Replicates, family_wise, merge_minima
 from feature_store.associations.label_statistics import LabelRows, associate_labels
-from feature_store.associations.multiple_testing import q_over_splits
+from feature_store.associations.multiple_testing import q_within
 from feature_store.associations.range_inputs import CellInputs, FeatureRange
 from feature_store.associations.ranges import MeasuredRun
 
@@ -34,4 +34,4 @@ def label_table(measured: MeasuredRun) -> pl.DataFrame:
     if not table.width:
         return table
     table = family_wise(table, merge_minima(measured.read_parts("minima")))
-    return table.with_columns(q=q_over_splits("p")).sort("feature_id", "label_kind", "label", "split")
+    return table.with_columns(q=q_within("p", "label_kind")).sort("feature_id", "label_kind", "label", "split")

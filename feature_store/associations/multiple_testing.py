@@ -1,6 +1,8 @@
 """Correction for the number of tests: q, the adjusted p of Benjamini and Hochberg (1995, J. R. Stat. Soc. B 57:289).
 
-q is always over ALL tests of a table and split, also over the pairs that are not stored.
+q is over ALL tests of one question and split, also over the pairs that are not stored. A question is what could have
+been asked alone: one kind of label, one number of the cells, one collection of gene sets, or the genes of the data set.
+The q of one therefore does not depend on what else was asked.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,9 +20,9 @@ def benjamini_hochberg(p: Floats) -> Floats:
     return q
 
 
-def q_over_splits(column: str) -> pl.Expr:
-    """An expression: the q of a column of p, corrected over all rows of a split."""
-    return pl.col(column).map_batches(_q, return_dtype=pl.Float64).over("split")
+def q_within(column: str, question: str) -> pl.Expr:
+    """An expression: the q of a column of p, corrected over all rows of the same split and value of `question`."""
+    return pl.col(column).map_batches(_q, return_dtype=pl.Float64).over("split", question)
 
 
 def q_lookup(parts: Sequence[Floats]) -> Callable[[Floats], Floats]:

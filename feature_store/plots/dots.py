@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from feature_store.associations.claims import NAMED_AT, holds_on_test
 from feature_store.cells import canonical_text
 from feature_store.errors import InputError
 from feature_store.plots.canvas import SMALL, Canvas, canvas, finish, head, plain, words
@@ -44,13 +45,19 @@ def dotplot(
     the association is not significant. A dot is missing if the pair was not tested, because the split has no cells of
     the label or no others. `features` None takes `best_features`.
 
-    Raises InputError for a kind of label or a split without tests, QueryError for an unknown feature.
+    Raises InputError for a kind of label or a split without tests, and where no feature is given and none is
+    significant for any label; QueryError for an unknown feature.
     """
     check_split(split)
     tested = _tested(store, groupby)
     chosen = best_features(store, groupby)["feature_id"].to_list() if features is None else list(features)
+    if features is None and not chosen:
+        raise InputError(
+            f"no label of kind {groupby!r} has a feature at {NAMED_AT} on test cells; name the features to draw with "
+            "--feature"
+        )
     rows = tested.filter((pl.col("split") == split) & pl.col("feature_id").is_in(chosen))
-    if not chosen or rows.is_empty():
+    if rows.is_empty():
         raise InputError(
             f"feature_label has no row of features {chosen} by {groupby} on split {split!r}; "
             f"see `scsae features --label LABEL --store {store.layout.root}`"
@@ -80,7 +87,8 @@ def dotplot(
     drawn.ax.set_xticks(range(len(chosen)), names, rotation=90, fontsize=9)
     drawn.ax.set_yticks(range(len(labels)), rows_named, fontsize=9)
     kind = words(groupby)
-    what = f"Best feature of each {kind} by p on select cells" if features is None else f"Features by {kind}"
+    best = f"Best feature of each {kind} by p on select cells, if {NAMED_AT} on test cells"
+    what = best if features is None else f"Features by {kind}"
     head(drawn.ax, f"{what}\n{said(split)}{_absent(known, labels)}", loc="left", least=56)
     finish(drawn, show, save)
     return drawn.ax
@@ -88,12 +96,15 @@ def dotplot(
 
 def best_features(store: "FeatureStore", groupby: str = "cell_type") -> pl.DataFrame:
     """For each label the positively associated feature with the smallest p on `select` cells, as rows feature_id, label
-    and p in the order of the labels, each feature once; no rows if no label of this kind was tested.
+    and p in the order of the labels, each feature once. A label whose feature is not significant on `test` cells has no
+    row (`associations.claims`).
     """
-    here = (pl.col("label_kind") == groupby) & (pl.col("split") == "select") & (pl.col("auroc") > 0.5)
-    positive = store.frame("feature_label").filter(here).select("feature_id", "label", "p").collect()
-    ranked = positive.sort("p", "feature_id", nulls_last=True).unique("label", keep="first", maintain_order=True)
-    return ranked.sort("label").unique("feature_id", keep="first", maintain_order=True)
+    keys = ["feature_id", "label"]
+    positive = store.frame("feature_label").filter((pl.col("label_kind") == groupby) & (pl.col("auroc") > 0.5))
+    on_select = positive.filter(pl.col("split") == "select").select(*keys, "p").collect()
+    ranked = on_select.sort("p", "feature_id", nulls_last=True).unique("label", keep="first", maintain_order=True)
+    named = ranked.join(positive.filter(holds_on_test()).select(keys).collect(), on=keys, how="semi")
+    return named.sort("label").unique("feature_id", keep="first", maintain_order=True)
 
 
 def _absent(known: list[str], shown: list[str]) -> str:

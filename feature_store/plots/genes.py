@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from feature_store.errors import InputError
@@ -50,7 +51,7 @@ def gene_bars(
     drawn.ax.set_ylim(rows.height - 0.4, -0.6)
     drawn.ax.axvline(0, color="black", lw=0.8)
     drawn.ax.set_xlabel(f"Pearson with expression, {said(split)}", fontsize=9)
-    head(drawn.ax, f"Genes of feature {feature}")
+    head(drawn.ax, f"Genes of feature {feature}{_nothing(q <= alpha, 'gene', alpha)}")
     key(drawn.ax, {"positive": BLUE, "negative": ORANGE, f"q > {alpha:g}": GREY}, set(colours))
     finish(drawn, show, save)
     return drawn.ax
@@ -108,10 +109,15 @@ def geneset_bars(
     drawn.ax.set_xlim(0, top * 1.12)
     drawn.ax.axvline(-np.log10(alpha), color="black", lw=0.8, ls="--")
     drawn.ax.set_xlabel(f"-log10 q, {said(split)} (genes shared / in the set)", fontsize=9)
-    head(drawn.ax, f"Gene sets of feature {plain(name_of(store, feature))}")
+    head(drawn.ax, f"Gene sets of feature {plain(name_of(store, feature))}{_nothing(q <= alpha, 'gene set', alpha)}")
     key(drawn.ax, {f"q ≤ {alpha:g}": BLUE, f"q > {alpha:g}": GREY}, set(colours))
     finish(drawn, show, save)
     return drawn.ax
+
+
+def _nothing(significant: npt.NDArray[np.bool_], what: str, alpha: float) -> str:
+    """A line for the title where nothing that is drawn is significant."""
+    return "" if significant.any() else f"\nno {what} at q ≤ {alpha:g}"
 
 
 def _of_feature(store: "FeatureStore", table: str, feature: int, split: str) -> pl.DataFrame:

@@ -372,7 +372,7 @@ class AssociationsPlan(Plan):
     """Associations of features with labels, genes and gene sets."""
 
     stage = "associations"
-    version = 4
+    version = 5
 
     control_of: str | None
     codes: str
@@ -419,7 +419,7 @@ class ComparisonPlan(Plan):
     """An SAE beside its baselines."""
 
     stage = "comparison"
-    version = 4
+    version = 5
 
     associations: str
     baselines: Mapping[str, str]

@@ -177,9 +177,10 @@ TABLES: Mapping[str, TableSchema] = {
         dead=pl.Boolean,
         method=pl.String,
     ),
-    # one row per target, statistic and representation (an SAE, its baselines), for its one best feature
+    # one row per target, statistic and representation (an SAE, its baselines), for its one best feature; feature_id is
+    # null where that feature is not significant for the target on `test` cells
     "comparison": _table(
-        "target_kind target statistic representation feature_id best",
+        "target_kind target statistic representation best",
         target_kind=pl.String,
         target=pl.String,
         statistic=pl.String,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from feature_store import FeatureStore
+from feature_store.associations.claims import NAMED_AT, is_significant
 from pipelines.errors import UsageError
 from pipelines.runtime.output import Destination
 from pipelines.runtime.progress import stderr_console
@@ -53,7 +54,14 @@ class Lookup:
             return found if found.height else _without_rows(found, f"no feature is above 0 in cell {cell}")
         if self.gene is not None or self.label is not None or self.gene_set is not None:
             asked = {"gene": self.gene, "label": self.label, "gene_set": self.gene_set, "kind": self.kind}
-            return store.features_for(**asked).head(self.n)
+            found = store.features_for(**asked)
+            name = next(value for value in asked.values() if value is not None)
+            n_named = found.filter(is_significant()).height if "q" in found.columns else found.height
+            if not n_named:
+                _say(f"no feature of {name!r} at {NAMED_AT} on test cells; those with the largest effect are shown")
+            elif n_named < min(found.height, self.n):
+                _say(f"{n_named} of {found.height} features have {NAMED_AT} for {name!r} on test cells; see q")
+            return found.head(self.n)
         features = store.frame("features").sort("density", "feature_id", descending=[True, False])
         return features.head(self.n).collect()
 
@@ -66,5 +74,10 @@ def write_lookup(asked: Lookup, store: FeatureStore, to: Destination) -> None:
 
 
 def _without_rows(answer: pl.DataFrame, why: str) -> pl.DataFrame:
-    stderr_console().print(f"no rows: {why}", soft_wrap=True)
+    _say(f"no rows: {why}")
     return answer
+
+
+def _say(text: str) -> None:
+    """Print a line on stderr, beside an answer on stdout."""
+    stderr_console().print(text, soft_wrap=True)

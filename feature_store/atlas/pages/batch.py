@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from feature_store.associations.claims import is_significant
 from feature_store.associations.classes import ClassConfig
 from feature_store.atlas.columns import encode
 from feature_store.atlas.data import AtlasData
@@ -48,7 +49,8 @@ def about(data: AtlasData) -> bytes:
 def best_batches(data: AtlasData) -> bytes:
     """A row a feature, in the order of the table: its batch of largest effect on `select` cells, with its test figures.
 
-    The batch is null where no batch has cells in both splits.
+    The batch is null where no batch has cells in both splits, and where it has q > .05 (`claims`) or the other sign on
+    `test` cells.
     """
     schema = {"batch": pl.String, "auroc_select": pl.Float64, **dict.fromkeys(FIGURES, pl.Float64)}
     if not data.has("features"):
@@ -64,7 +66,9 @@ def best_batches(data: AtlasData) -> bytes:
     order = [pl.col("feature_id"), -strength.round(12), -pl.col("auroc_select"), pl.col("label")]
     found = select.join(test, on=KEY, how="inner").sort(order).unique("feature_id", keep="first").collect()
     ordered = data.features.select("feature_id").join(found, on="feature_id", how="left", maintain_order="left")
-    return encode(_as_categories(ordered.rename({"label": "batch"}).select(list(schema))))
+    same_sign = (pl.col("auroc") > 0.5) == (pl.col("auroc_select") > 0.5)
+    named = ordered.with_columns(pl.when(is_significant() & same_sign).then("label").alias("batch"))
+    return encode(_as_categories(named.select(list(schema))))
 
 
 def _as_categories(found: pl.DataFrame) -> pl.DataFrame:

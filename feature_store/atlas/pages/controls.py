@@ -7,7 +7,8 @@ from typing import Any
 
 import polars as pl
 
-from feature_store.associations.comparison import ALPHA, KEYS, STRONG, summarise
+from feature_store.associations.claims import ALPHA, is_significant
+from feature_store.associations.comparison import KEYS, STRONG, summarise
 from feature_store.associations.matching import STABLE
 from feature_store.associations.matching import summarise as summarise_matches
 from feature_store.atlas.data import AtlasData
@@ -90,7 +91,7 @@ def _significance(data: AtlasData) -> dict[str, Any]:
 
 
 def _shares(store: FeatureStore) -> list[dict[str, Any]]:
-    claimed = (pl.col("q") <= ALPHA).fill_null(False)
+    claimed = is_significant()
     rows = store.frame("feature_label").filter(pl.col("split") == "test")
     found = rows.group_by("label_kind", "label").agg(
         n=pl.len(),
@@ -131,7 +132,7 @@ def _donors(data: AtlasData) -> dict[str, Any]:
     known = [name for name in ("donor", "batch") if cells[name].null_count() < cells.height]
     units = cells.drop_nulls(known[0]).group_by("split").agg(pl.col(known[0]).n_unique()) if known else None
     rows = data.store.frame("feature_label").filter(pl.col("split") == "test").drop_nulls(["n_agree", "n_donors"])
-    rows = rows.filter(pl.col("n_donors") > 0).with_columns(claimed=(pl.col("q") <= ALPHA).fill_null(False))
+    rows = rows.filter(pl.col("n_donors") > 0).with_columns(claimed=is_significant())
     agree = rows.group_by("label_kind", "n_donors", "n_agree", "claimed").agg(n=pl.len())
     held = (
         rows.filter("claimed")

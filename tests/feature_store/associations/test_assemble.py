@@ -18,6 +18,7 @@ from feature_store.associations import (
     benjamini_hochberg,
     feature_ranges,
 )
+from feature_store.associations.feature_table import top_label
 from feature_store.associations.gene_sets import GeneSets, canonical_immune
 from feature_store.associations.ranges import NONZERO_BYTES
 from feature_store.errors import InputError
@@ -84,13 +85,63 @@ def test_every_association_row_carries_what_makes_it_believable(tables):
         assert (frame["q"] >= frame["p"] - 1e-15).all()
 
 
-def test_q_of_labels_is_over_all_tests_of_the_split_dead_features_included(tables, planted):
+def test_q_of_labels_is_over_all_tests_of_the_kind_and_split_dead_features_included(tables, planted):
     test = tables["feature_label"].filter(pl.col("split") == "test")
     assert test["feature_id"].n_unique() == len(planted.meaning)
     assert set(test["label_kind"]) == {"batch", "cell_type"}
-    np.testing.assert_allclose(test["q"], benjamini_hochberg(test["p"].to_numpy()))
+    for _, kind in test.group_by("label_kind"):
+        np.testing.assert_allclose(kind["q"], benjamini_hochberg(kind["p"].to_numpy()))
     dead = test.filter(pl.col("feature_id") == planted.meaning.index("dead"))
     assert (dead["p"] == 1).all()
+
+
+def test_q_of_a_kind_and_of_a_collection_do_not_depend_on_what_else_was_asked(tables, planted, tables_of):
+    alone = tables_of(**inputs_of(planted, labels=[planted.cell_type]), config=CONFIG)
+    more = GeneSets(
+        collection="more",
+        names=tuple(f"S{i}" for i in range(30)),
+        descriptions=("",) * 30,
+        genes=tuple((f"G{i}", f"G{i + 1}", f"G{i + 2}") for i in range(30)),
+    )
+    both = tables_of(**inputs_of(planted, gene_sets=[more, SETS]), config=CONFIG)
+    mine = tables["feature_label"].filter(pl.col("label_kind") == "cell_type")
+    assert mine.equals(alone["feature_label"])
+    assert both["feature_geneset"].filter(pl.col("collection") == "mine").equals(tables["feature_geneset"])
+
+
+def test_no_feature_has_a_name_or_class_that_test_cells_do_not_confirm(planted, tables_of):
+    """Within donors the codes of the test cells are shuffled, so that nothing holds on them."""
+    rng = np.random.default_rng(0)
+    order = np.arange(planted.codes.shape[0])
+    for donor in range(len(planted.donor.names)):
+        cells = np.flatnonzero((planted.donor.codes == donor) & (np.array(planted.split) == "test"))
+        order[cells] = rng.permutation(cells)
+    silent = TokenStatistics(fired=planted.tokens.fired * 0, gene_tokens=planted.tokens.gene_tokens)
+    counts = {"train": planted.tokens, "select": planted.tokens, "test": silent}
+    inputs = inputs_of(planted, codes=planted.codes[order], tokens=counts, labels=[planted.cell_type])
+    out = tables_of(**inputs, config=CONFIG)
+    test = out["feature_label"].filter(pl.col("split") == "test")
+    assert test["q"].min() > 0.05
+    features = out["features"]
+    assert set(features["class"]) <= {"gene-identity", "mixed", "dead"}
+    for name in ("top_label", "top_label_kind", "top_label_auroc", "top_genes", "top_identity_genes", "context_kind"):
+        assert features[name].null_count() == features.height, name
+
+
+def test_the_top_label_is_the_one_of_the_largest_lower_bound_and_not_the_rarest():
+    def row(label, split, auroc, low, q):
+        found = {"feature_id": 0, "label_kind": "cell_type", "label": label, "split": split, "n_label": 12}
+        return found | {"auroc": auroc, "low": low, "q": q}
+
+    ranked = [
+        *(row("rare", split, 0.99, -0.2, 0.01) for split in ("select", "test")),
+        *(row("common", split, 0.85, 0.5, 0.01) for split in ("select", "test")),
+        *(row("one donor", split, 1.0, None, 0.01) for split in ("select", "test")),
+        *(row("by chance", split, 1.0, 0.9, 0.2) for split in ("select", "test")),
+    ]
+    assert top_label(pl.DataFrame(ranked))["top_label"].to_list() == ["common"]
+    lost = [one | {"q": 0.06} if one["split"] == "test" else one for one in ranked]
+    assert top_label(pl.DataFrame(lost)).is_empty()
 
 
 def test_features_name_their_genes_label_and_class(tables, planted):
@@ -140,8 +191,12 @@ def test_nothing_that_select_decides_looks_at_test_cells(tables, planted, tables
         assert mine.join(theirs, on=keys, how="inner").height > 0
         joined = mine.join(theirs, on=keys, suffix="_other")
         assert (joined["p"] == joined["p_other"]).all()
-    for column in ("class", "top_genes", "top_label", "p99"):
-        assert tables["features"][column].equals(other["features"][column])
+    assert tables["features"]["p99"].equals(other["features"]["p99"])
+    # a name is taken away where test cells do not confirm it, and never replaced by another
+    names = tables["features"].join(other["features"], on="feature_id", suffix="_other")
+    for column in ("top_label", "top_identity_genes", "context_kind"):
+        kept = names.drop_nulls([column, f"{column}_other"])
+        assert kept[column].equals(kept[f"{column}_other"]), column
     thresholds = [
         t["feature_label"].sort("feature_id", "label_kind", "label", "split")["threshold"] for t in (tables, other)
     ]

@@ -15,7 +15,7 @@ from feature_store.associations.comparison import Representation, compare, descr
 from feature_store.storage import schemas
 
 LABEL = {"feature_id": 0, "label_kind": "cell_type", "label": "B", "split": "select", "auroc": 0.9, "p": 0.01}
-GENE = {"feature_id": 0, "gene": "G", "split": "select", "pearson": 0.5, "p": 0.01}
+GENE = {"feature_id": 0, "gene": "G", "split": "select", "pearson": 0.5, "p": 0.01, "q": 0.02}
 CELLS = pl.DataFrame({"cell_idx": [0, 1], "split": "test", "cell_type": ["B", "T"], "donor": None, "batch": None})
 
 
@@ -84,7 +84,14 @@ def test_a_gene_gets_the_largest_correlation_on_select_cells_and_a_changed_sign_
     ]
     table = compare(representation("sae", genes=rows), [])
     assert (found(table, "sae", "G")["feature_id"], found(table, "sae", "G")["test"]) == (1, 0.5)
-    assert found(table, "sae", "H")["test"] == pytest.approx(-0.2)
+    assert (found(table, "sae", "H")["feature_id"], found(table, "sae", "H")["test"]) == (None, pytest.approx(-0.2))
+
+
+@pytest.mark.parametrize(("q", "named"), [(0.05, 0), (0.051, None)])
+def test_the_best_feature_of_a_target_is_named_only_where_it_is_significant_on_test_cells(q, named):
+    rows = both_splits({**LABEL, "feature_id": 0}, {"auroc": 0.9, "q": 0.001}, {"auroc": 0.8, "q": q})
+    row = found(compare(representation("sae", rows), []), "sae")
+    assert (row["feature_id"], row["test"]) == (named, 0.8)
 
 
 def test_identity_is_f1_of_firing_at_the_genes_tokens():

@@ -4,7 +4,7 @@ import pytest
 from scipy.stats import false_discovery_control
 
 from feature_store.associations import benjamini_hochberg
-from feature_store.associations.multiple_testing import q_lookup, q_over_splits
+from feature_store.associations.multiple_testing import q_lookup, q_within
 
 
 def by_definition(p):
@@ -31,9 +31,10 @@ def test_a_p_that_is_none_is_refused_and_does_not_spoil_the_others(wrong):
         benjamini_hochberg(np.array([0.1, wrong]))
 
 
-def test_a_column_of_p_is_corrected_split_by_split(rng):
-    table = pl.DataFrame({"split": ["select", "test"] * 30, "p": rng.random(60)}).with_columns(q=q_over_splits("p"))
-    for _, part in table.group_by("split"):
+def test_q_is_corrected_by_split_and_question_and_not_over_what_else_was_asked(rng):
+    asked = {"split": ["select", "test"] * 30, "kind": ["a"] * 20 + ["b"] * 40, "p": rng.random(60)}
+    table = pl.DataFrame(asked).with_columns(q=q_within("p", "kind"))
+    for _, part in table.group_by("split", "kind"):
         np.testing.assert_array_max_ulp(part["q"].to_numpy(), by_definition(part["p"].to_numpy()), maxulp=2)
 
 

@@ -19,6 +19,7 @@ ATLAS = Path(feature_store.atlas.__file__).parent
 SCRIPTS = sorted(STATIC.rglob("*.js"))
 PAGES = sorted((ATLAS / "pages").glob("*.py"))
 ALLOWED = {
+    "feature_store.associations.claims",
     "feature_store.associations.classes",
     "feature_store.associations.comparison",
     "feature_store.associations.inputs",

@@ -308,6 +308,18 @@ def test_features_of_a_dotplot_are_the_best_positive_ones_on_select_cells(store)
     assert plots.best_features(store, "batch").is_empty()
 
 
+def test_no_plot_names_a_feature_or_gene_that_is_not_significant_on_test_cells(make, cells, dense):
+    weak = {
+        name: frame.with_columns(q=pl.lit(0.06)) if "q" in frame.columns else frame for name, frame in tables().items()
+    }
+    other = make(cells, dense, weak)
+    assert plots.best_features(other).is_empty()
+    with pytest.raises(InputError, match=r"'cell_type'.*0\.05.*--feature"):
+        plots.dotplot(other)
+    for drawn in (plots.gene_bars(other, 0), plots.geneset_bars(other, 0)):
+        assert "q ≤ 0.05" in drawn.get_title("left") + drawn.get_title()
+
+
 def test_a_dotplot_names_the_labels_that_the_split_lacks(make, cells, dense):
     lacking = cells.with_columns(
         cell_type=pl.when((pl.col("cell_type") == "NK") & (pl.col("split") == "test")).then(None).otherwise("cell_type")

@@ -3,6 +3,7 @@
 import datetime
 import io
 import math
+import re
 
 import polars as pl
 import pytest
@@ -107,3 +108,13 @@ def test_a_look_up_has_one_subject():
         Lookup(label="B", cell="3")
     with pytest.raises(UsageError, match=r"--kind was 'batch'.*--label or --gene-set"):
         Lookup(gene="CD79A", kind="batch")
+
+
+@pytest.mark.parametrize(("q", "said"), [([0.01, 0.2], "1 of 2 .*0.05"), ([0.06, None], "no feature of 'B'.*0.05")])
+def test_a_look_up_says_how_many_features_are_significant(q, said, capfd):
+    class Store:
+        def features_for(self, **_):
+            return pl.DataFrame({"feature_id": [1, 2], "q": q})
+
+    assert Lookup(label="B").answer(Store()).height == 2
+    assert re.search(said, capfd.readouterr().err)

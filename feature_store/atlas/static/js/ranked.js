@@ -47,7 +47,7 @@ export async function rankedPanel(entry, kind, features) {
   const range = told.range(drawn);
   const more = told.more.filter((one) => columns[one.key]);
   const heads = [{ text: "id", class: "number", title: "Feature" }, "genes, best label", { text: "class", class: "wide" }, chosenBy ? { text: "select", class: "number wide", title: `${told.about ?? told.head} on select cells, by which features are ranked` } : null,
-    { text: told.head, class: "number", title: `${told.about ?? told.head} on test cells` }, { text: told.span, class: "bar-head", title: "Bar: test cells; line: select cells" }, { text: "q", class: "number", title: "Benjamini-Hochberg over all tests" }, { text: `q ≤ ${ALPHA}`, class: "wide" }, ...more.map(({ head, title }) => ({ text: head, class: "number wide", title }))];
+    { text: told.head, class: "number", title: `${told.about ?? told.head} on test cells` }, { text: told.span, class: "bar-head", title: "Bar: test cells; line: select cells" }, { text: "q", class: "number", title: "Benjamini-Hochberg over all tests of this kind" }, { text: `q ≤ ${ALPHA}`, class: "wide" }, ...more.map(({ head, title }) => ({ text: head, class: "number wide", title }))];
   const rows = ids.map((id, i) => {
     const at = (name) => columns[name]?.[i] ?? null;
     const isSure = isKnown(at("q")) && at("q") <= ALPHA, quiet = isSure ? "number" : "number quiet";
@@ -63,7 +63,7 @@ export async function rankedPanel(entry, kind, features) {
   const shown = found.n > ids.length ? `the best ${count(ids.length)} of ${count(found.n)} features` : found.n === 1 ? "the only feature with figures" : `all ${count(found.n)} features with figures`;
   return [
     title,
-    h("p", { class: "quiet" }, `${shown[0].toUpperCase()}${shown.slice(1)}, ranked on select cells ${told.how}. The other figures are of test cells, which were not used for the ranking; ${count(nSure)} of the listed features are significant (q ≤ ${ALPHA}). In a bar, the line marks the value on select cells.`),
+    h("p", { class: "quiet" }, `${shown[0].toUpperCase()}${shown.slice(1)}, ranked on select cells ${told.how}. The other figures are of test cells, which were not used for the ranking; ${nSure ? `${count(nSure)} of the listed features are significant (q ≤ ${ALPHA})` : `none of the listed features is significant: there is no feature of ${entry.name} at q ≤ ${ALPHA}`}. In a bar, the line marks the value on select cells.`),
     smallTable(heads.filter((head) => head !== null), rows, { caption: `Features that go with ${entry.name}, best first` }),
     h("p", { class: "found-save" }, h("button", { type: "button", onclick: () => save(entry, columns, features) }, "CSV")),
   ];
@@ -92,7 +92,7 @@ export function featurePanel(id, features) {
   const row = features.rowOf.get(id), label = features.at("top_label", row);
   return [
     h("h2", { class: "found-title" }, `Feature ${id} `, h("span", { class: "tag" }, "feature")),
-    h("p", {}, classOf(id, features), h("span", {}, label ? ` · best label ${label}` : "")),
+    h("p", {}, classOf(id, features), h("span", {}, label ? ` · best label ${label}` : " · no label at q ≤ 0.05")),
     h("p", { class: "quiet" }, features.genes(row, 10)),
     h("p", {}, h("a", { href: href("feature", id) }, `Open feature ${id}`)),
   ];
@@ -109,7 +109,7 @@ function nameOf(id, features) {
   const row = features.rowOf.get(id);
   if (row === undefined) return DASH;
   const label = features.at("top_label", row);
-  return h("span", {}, features.genes(row, 3) || "no genes", label ? h("span", { class: "quiet" }, ` · ${label}`) : null);
+  return h("span", {}, features.genes(row, 3) || "no gene at q ≤ 0.05", label ? h("span", { class: "quiet" }, ` · ${label}`) : null);
 }
 
 function classOf(id, features) {

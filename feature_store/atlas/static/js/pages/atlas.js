@@ -81,15 +81,15 @@ class Atlas {
     const number = (key, head, format, more = {}) => ({ key, head, numeric: true, width: 72, cell: (row) => format(features.at(key, row), row), ...more });
     const own = this.label === null || this.label === undefined ? [] : [
       number("own_auroc_select", "AUROC", (x, row) => auroc(features.at("own_auroc", row), features.at("own_q", row)), { title: `AUROC of ${this.about.labels[this.label].label} on test cells; listed by that on select cells` }),
-      number("own_q", "q", pvalue, { title: "Benjamini-Hochberg over all tests", width: 72 }),
+      number("own_q", "q", pvalue, { title: "Benjamini-Hochberg over all features and the labels of a kind", width: 72 }),
     ];
     return [
       { key: "feature_id", head: "id", numeric: true, width: 50, cell: (row) => h("a", { href: href("feature", features.ids[row]), tabindex: -1, onclick: (event) => event.stopPropagation() }, String(features.ids[row])) },
       ...own,
-      { key: "top_label", head: "best label", title: "Best label on select cells", width: 116, cell: text("top_label") },
+      { key: "top_label", head: "best label", title: "Best label on select cells, if q ≤ 0.05 on test cells", width: 116, cell: text("top_label") },
       ...(own.length ? [] : [
         number("top_label_auroc_select", "AUROC", (x, row) => auroc(features.at("top_label_auroc", row), features.at("top_label_q", row)), { title: "AUROC of the best label on test cells; listed by that on select cells, where it was chosen" }),
-        number("top_label_q", "q", pvalue, { title: "Benjamini-Hochberg over all tests" }),
+        number("top_label_q", "q", pvalue, { title: "Benjamini-Hochberg over all features and the labels of a kind" }),
       ]),
       { key: "top_genes", head: "genes", cell: (row) => features.genes(row, 4) || "–" },
       { key: "class", head: "class", width: 116, wide: true, cell: (row) => h("span", {}, h("span", { class: "swatch", style: { background: CLASS[features.at("class", row)] ?? "var(--null)" } }), ` ${features.at("class", row) ?? "–"}`) },
@@ -244,7 +244,7 @@ class Atlas {
     this.tip.hidden = row === null;
     if (row === null) return;
     const { features, plot } = this;
-    clear(this.tip, h("strong", {}, features.name(row)), h("div", {}, `${features.at("class", row) ?? "unclassified"} · ${features.at("top_label", row) ?? "no label"} (AUROC ${fixed(features.at("top_label_auroc", row), 2)}, q ${pvalue(features.at("top_label_q", row))}, test)`), h("div", { class: "quiet" }, `fires at ${percent(features.at("density", row))} of tokens`));
+    clear(this.tip, h("strong", {}, features.name(row)), h("div", {}, `${features.at("class", row) ?? "unclassified"} · ${features.at("top_label", row) === null ? "no label at q ≤ 0.05" : `${features.at("top_label", row)} (AUROC ${fixed(features.at("top_label_auroc", row), 2)}, q ${pvalue(features.at("top_label_q", row))}, test)`}`), h("div", { class: "quiet" }, `fires at ${percent(features.at("density", row))} of tokens`));
     this.tip.style.left = `${Math.max(4, Math.min(x + 14, plot.box.clientWidth - 260))}px`;
     this.tip.style.top = `${Math.min(y + 14, plot.box.clientHeight - 80)}px`;
   }

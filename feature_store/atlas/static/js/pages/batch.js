@@ -110,9 +110,9 @@ class Batch {
       number("batch_effect", "batch", "Share of the rank variance of the code that batch explains within cell types", (x) => fixed(x, 3)),
       number("context_effect", "context", "Share that cell context explains within batches", (x) => fixed(x, 3)),
       ...(known ? [
-        { key: "batch", head: "goes with", title: "The batch that it goes with most on select cells", width: 86, wide: true, cell: (row) => features.at("batch", row) ?? "–" },
-        number("batch_auroc", "AUROC", "For that batch, on test cells, within cell types", (x) => fixed(x, 3), { wide: true }),
-        { ...number("batch_q", "q", "Benjamini-Hochberg over all tests of labels", pvalue, { wide: true, width: 66 }), cell: (row) => significant(features.at("batch_q", row)) },
+        { key: "batch", head: "goes with", title: "The batch that it goes with most on select cells, if q ≤ 0.05 on test cells", width: 86, wide: true, cell: (row) => features.at("batch", row) ?? "–" },
+        number("batch_auroc", "AUROC", "For the batch that it goes with most on select cells, on test cells, within cell types", (x) => fixed(x, 3), { wide: true }),
+        { ...number("batch_q", "q", "Benjamini-Hochberg over all features and batches", pvalue, { wide: true, width: 66 }), cell: (row) => significant(features.at("batch_q", row)) },
       ] : []),
       number("density", "density", "Share of tokens at which it fires", (x) => percent(x), { wide: true, width: 74 }),
     ];
@@ -218,7 +218,7 @@ class Batch {
     this.tip.hidden = row === null;
     if (row === null) return;
     const { features, plot } = this;
-    clear(this.tip, h("strong", {}, features.name(row)), h("div", {}, `${features.at("class", row) ?? "unclassified"} · ${features.at("top_label", row) ?? "no label"}`), h("div", { class: "quiet" }, `batch ${fixed(this.batch[row])} · context ${fixed(this.context[row])}`));
+    clear(this.tip, h("strong", {}, features.name(row)), h("div", {}, `${features.at("class", row) ?? "unclassified"} · ${features.at("top_label", row) ?? "no label at q ≤ 0.05"}`), h("div", { class: "quiet" }, `batch ${fixed(this.batch[row])} · context ${fixed(this.context[row])}`));
     this.tip.style.left = `${Math.max(4, Math.min(x + 14, plot.box.clientWidth - 240))}px`;
     this.tip.style.top = `${Math.min(y + 14, plot.box.clientHeight - 80)}px`;
   }

@@ -85,8 +85,8 @@ function targetFigures(key, targets, names) {
       h("figure", {}, h("figcaption", { class: "quiet" }, "SAE minus the best baseline (the marker shows which one), with the 95 % interval over donors where at least 3 can be compared"), fitted((width) => dotRows(width, { rows: over, domain: [-Math.min(1, reach), Math.min(1, reach)], title: "excess of the SAE", zero: 0, label: `Excess of the SAE over the best baseline for ${targets.length} ${kinds(kind)}` })))),
     h("details", {}, h("summary", {}, "The figures as a table"), smallTable(["label", "SAE feature", figure, "q", "best baseline", figure, "excess [95 %]", "donors better"], sorted.map((target) => {
       const mine = own(target), row = best(target);
-      return [target.target, mine ? h("a", { href: href("feature", mine.feature_id) }, String(mine.feature_id)) : "–", fixed(mine?.test), mine && !(mine.q <= 0.05) ? h("span", { class: "quiet", title: "not significant" }, pvalue(mine.q)) : pvalue(mine?.q), row?.representation ?? "–", fixed(row?.test), row ? `${signed(row.excess)} ${range(row.low, row.high)}` : "–", row && row.n_units ? `${row.n_better} of ${row.n_units}` : "–"];
-    }), { numeric: [2, 3, 5, 6, 7], caption: "Chosen on select cells, figures of test cells" })));
+      return [target.target, isKnown(mine?.feature_id) ? h("a", { href: href("feature", mine.feature_id) }, String(mine.feature_id)) : "–", fixed(mine?.test), mine && !(mine.q <= 0.05) ? h("span", { class: "quiet", title: "not significant" }, pvalue(mine.q)) : pvalue(mine?.q), row?.representation ?? "–", fixed(row?.test), row ? `${signed(row.excess)} ${range(row.low, row.high)}` : "–", row && row.n_units ? `${row.n_better} of ${row.n_units}` : "–"];
+    }), { numeric: [2, 3, 5, 6, 7], caption: "Chosen on select cells, figures of test cells; a feature is named at q ≤ 0.05" })));
 }
 
 function significancePanel(of, { alpha, strong }) {

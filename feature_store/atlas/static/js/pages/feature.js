@@ -56,13 +56,13 @@ class FeaturePage {
     return h("div", { class: "feature-head" },
       h("div", {},
         h("h1", {}, `Feature ${id}${nameOf(about) ? `: ${nameOf(about)}` : ""}`),
-        about.top_genes ? h("p", {}, "Genes it goes with: ", h("i", {}, genesOf(about.top_genes).slice(0, 8).join(", "))) : null,
+        about.dead ? null : h("p", {}, ...(about.top_genes ? ["Genes it goes with: ", h("i", {}, genesOf(about.top_genes).slice(0, 8).join(", "))] : ["No gene at q ≤ 0.05 on test cells."])),
         h("p", {}, h("span", { class: "feature-class" }, h("span", { class: "swatch", style: { background: CLASS[about.class] ?? "var(--null)" } }), about.class ?? "no class"), confident, MEANS[about.class] ? `: ${MEANS[about.class](about)}.` : null),
         h("ul", { class: "facts" },
           h("li", {}, "fires on ", h("b", {}, percent(about.density, 2)), " of tokens"),
           fires ? h("li", {}, "in ", h("b", {}, `${count(fires.test.n_firing)} of ${count(fires.test.n)}`), " test cells") : null,
           isKnown(about.gene_precision) ? h("li", {}, h("b", {}, percent(about.gene_precision, 0)), " of its firing is on one gene") : null,
-          about.top_label ? h("li", {}, "best label on select cells ", h("b", {}, about.top_label), ` (AUROC ${fixed(about.top_label_auroc, 2)} on test cells)`) : null),
+          about.dead ? null : h("li", {}, ...(about.top_label ? ["best label on select cells ", h("b", {}, about.top_label), ` (AUROC ${fixed(about.top_label_auroc, 2)} on test cells)`] : ["no label at q ≤ 0.05 on test cells"]))),
         explained.length ? h("p", { class: "quiet" }, `Variance explained: ${explained.join(", ")}.`) : null,
         about.dead ? h("p", { class: "empty", role: "note" }, "This feature is dead: it fires on no token of this data set, so there is nothing to show.") : null),
       this.steps);
@@ -248,7 +248,7 @@ class FeaturePage {
     const more = labels.rows.length > FEW_LABELS ? h("button", { type: "button", name: "labels", class: "more", onclick: () => setParams({ labels: isAll ? null : "all" }) }, isAll ? "Show the strongest" : `Show ${labels.rows.length}`) : null;
     fill(this.scores, h("ul", { class: "key" }, mark("point", "q ≤ 0.05"), mark("weak", "not significant"), hasBand ? mark("band", "95 % of permuted labels") : null, hasDonors ? mark("interval", "95 % across donors") : null),
       forest(rows, { link, label: `Rank-biserial of feature ${this.id} with ${rows.length} labels, test cells` }), more,
-      h("p", { class: "quiet" }, `${n} of ${rows.length} have q ≤ 0.05 (Benjamini-Hochberg over all features and labels). A rank-biserial of 1 means that the code of every cell with the label is above that of every other cell; below 0 it is smaller in cells with the label. Batches are compared within cell types.`,
+      h("p", { class: "quiet" }, `${n} of ${rows.length} have q ≤ 0.05 (Benjamini-Hochberg over all features and the labels of a kind). A rank-biserial of 1 means that the code of every cell with the label is above that of every other cell; below 0 it is smaller in cells with the label. Batches are compared within cell types.`,
         labels.n_labels > labels.rows.length ? ` Shown are the ${labels.rows.length} strongest of ${labels.n_labels} on select cells.` : "", labels.n_unseen ? ` ${labels.n_unseen} more ${labels.n_unseen > 1 ? "are" : "is"} not on test cells.` : ""),
       hasBand ? h("p", { class: "quiet" }, "The band is that of the same statistic for labels permuted within donors (or batches; batches themselves within cell types). It is not centred on 0 where donors with more cells of a label have larger codes in general.") : h("p", { class: "quiet" }, "There is no null band, because these labels were tested by permuting whole donors, or by a method that has none."),
       hasDonors ? null : h("p", { class: "quiet" }, "There is no interval, because it needs three donors or batches that have cells with and without the label."));
@@ -268,7 +268,7 @@ class FeaturePage {
       bars(expression.map((row) => ({ gene: row.gene, value: row.pearson, mark: row.pearson_within_type, q: row.q, note: isKnown(row.pearson) ? pvalue(row.q) : "not on test", title: `${row.gene}: Pearson ${fixed(row.pearson, 3)} on test cells (${fixed(row.select_pearson, 3)} on select), within cell types ${fixed(row.pearson_within_type, 3)}; q ${pvalue(row.q)}; n ${count(row.n)}, both in ${count(row.nnz)}` })), { range, title: "Pearson with log1p(CP10k), test cells", label: `Genes of feature ${this.id} by expression`, noted: "q" }),
       h("h3", {}, "By identity: on which gene's tokens does it fire?"),
       bars(identity.map((row) => ({ gene: row.gene, value: row.identity_precision, note: isKnown(row.lift) ? `× ${fmt(row.lift, 2)}` : "not on test", title: `${row.gene}: ${percent(row.identity_precision)} of its firing on test cells (${percent(row.select_identity_precision)} on select); it fires on ${percent(row.identity_recall)} of the gene's tokens; ${fmt(row.lift)} times the gene's share of all tokens` })), { range: [0, Math.max(0.05, ...identity.map((row) => row.identity_precision ?? 0))], title: "share of its firing, test cells", label: `Genes of feature ${this.id} by identity`, noted: "times chance" }),
-      h("p", { class: "quiet" }, "The genes are the strongest on select cells; their figures are of test cells. Identity is a share, without a test."));
+      h("p", { class: "quiet" }, `The genes are the strongest on select cells; their figures are of test cells.${expression.some((row) => isKnown(row.q) && row.q <= ALPHA) ? "" : " No gene has q ≤ 0.05 by expression."} Identity is a share; the feature is named after its gene where the excess over chance is significant on test cells.`));
   }
 
   sets() {
@@ -282,7 +282,7 @@ class FeaturePage {
     ]);
     const title = (text, more, own) => ({ text, title: more, class: own });
     return fill(box, smallTable(["gene set", title("shared", "Genes of the feature that are in the set, of the set's detected genes"), title("odds", "Odds ratio"), title("q", "Over-representation against all detected genes"), title("q matched", "Against genes detected in as many cells"), title("q ranks", "Rank test over all detected genes", "wide")], rows, { numeric: [1, 2, 3, 4, 5] }),
-      h("p", { class: "quiet" }, `Over-representation of its ${sets.rows[0].n_genes ?? ""} genes on test cells; the sets have the smallest p on select cells. Grey: q > 0.05.`));
+      h("p", { class: "quiet" }, `Over-representation of its ${sets.rows[0].n_genes ?? ""} genes on test cells; the sets have the smallest p on select cells. Grey: q > 0.05.${sets.rows.some((row) => isKnown(row.q) && row.q <= ALPHA) ? "" : " No gene set has q ≤ 0.05."}`));
   }
 
   top() {

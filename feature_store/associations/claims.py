@@ -1,0 +1,33 @@
+"""What a feature may be named after: a label, batch, gene or gene set whose association has q <= ALPHA on `test` cells.
+
+The candidate is chosen on `select` cells, and named only if the test on `test` cells, which had no part in the choice,
+is significant. Candidates are ranked by the lower bound of the interval over donors and not by their effect, because
+the noise of rare labels wins any ranking by effect: of 1,024 features of 8,684 real cells, 562 had their largest AUROC
+for a type of 12 `select` cells. Tables, plots and pages all ask this module, so that none of them names what
+another does not.
+"""
+
+import polars as pl
+
+from feature_store.associations.inputs import Bools, Floats
+
+ALPHA = 0.05
+"""The largest q at which a feature is named after something."""
+NAMED_AT = f"q <= {ALPHA:g}"
+"""The rule in words, for messages: `no label at q <= 0.05`."""
+
+
+def is_significant(q: str = "q") -> pl.Expr:
+    """An expression: whether q is at most ALPHA; False where there is no q."""
+    return (pl.col(q) <= ALPHA).fill_null(value=False)
+
+
+def are_significant(q: Floats) -> Bools:
+    """Whether each q of an array is at most ALPHA; False where it is NaN."""
+    found: Bools = q <= ALPHA
+    return found
+
+
+def holds_on_test(q: str = "q") -> pl.Expr:
+    """An expression for tables with a column `split`: whether a row is of `test` cells and significant."""
+    return (pl.col("split") == "test") & is_significant(q)
