@@ -1,25 +1,22 @@
 """Reads the files of checkpoints (weights, JSON, dictionaries) without running any code in them.
 
 Weights come from safetensors or `torch.load(weights_only=True)`. Geneformer's dictionaries are pickles that hold numpy
-scalars; they are read by an unpickler that allows a few harmless constructors and refuses every other name, so a pickle
-can build a dictionary of names and numbers and nothing else.
+scalars, and scFoundation's torch file holds settings beside its tensors; both are read by `sae_core.unpickling`, which
+runs nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import pickle
 import re
 import struct
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -27,10 +24,13 @@ from torch import Tensor, nn
 
 from sae_core.errors import CheckpointError
 from sae_core.incomplete_files import check_complete
+from sae_core.torch_files import read_torch_objects
+from sae_core.unpickling import NUMBERS, UnpicklingError, unpickle
 
 INDEX = ".index.json"
 """End of the name of the file that lists the parts of weights that are split over several files."""
 _SHOWN = 8
+_MAX_PICKLE_BYTES = 1 << 28
 _MALFORMED = (struct.error, ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError)
 """What torch raises on a file whose content is not as the format has it."""
 _TRUNCATED = re.compile("EOF|truncated|ran out of input|central directory|requires a buffer", re.IGNORECASE)
@@ -254,15 +254,7 @@ def read_dictionary(path: Path) -> dict[str, Any]:
     if path.suffix == ".json":
         found: Any = read_json(path)
     else:
-        check_complete(path)
-        try:
-            found = _DictionaryUnpickler(io.BytesIO(path.read_bytes())).load()
-        except (OSError, EOFError, ValueError, TypeError, IndexError, AttributeError, pickle.UnpicklingError) as error:
-            if _TRUNCATED.search(str(error)) or isinstance(error, EOFError):
-                raise _cut_off(path) from error
-            raise CheckpointError(
-                f"{path} cannot be read as a dictionary of names and numbers ({error}); pickled code is never run"
-            ) from error
+        found = _read_pickle(path)
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} holds a {type(found).__name__}; allowed: a dictionary of names and numbers")
     for key, value in found.items():
@@ -274,44 +266,36 @@ def read_dictionary(path: Path) -> dict[str, Any]:
     return dict(found)
 
 
-class _Dtype:
-    """Replaces numpy.dtype while unpickling: holds a type code and a byte order, and has no other behaviour."""
-
-    def __init__(self, code: str, *_: object) -> None:
-        self.code, self.order = code, "="
-
-    def __setstate__(self, state: Sequence[Any]) -> None:
-        self.order = state[1]
-
-
-def _scalar(dtype: _Dtype, raw: bytes) -> int | float:
-    kind = np.dtype(dtype.code).newbyteorder(">" if dtype.order == ">" else "<" if dtype.order == "<" else "=")
-    if kind.kind not in "iufb":
-        raise pickle.UnpicklingError(f"a numpy scalar of type {dtype.code!r} is not a number")
-    number: int | float = np.frombuffer(raw, dtype=kind, count=1)[0].item()
-    return number
+def _read_pickle(path: Path) -> Any:
+    check_complete(path)
+    try:
+        if (size := path.stat().st_size) > _MAX_PICKLE_BYTES:
+            raise UnpicklingError(f"it has {size:,} bytes; allowed: {_MAX_PICKLE_BYTES:,}")
+        return unpickle(path.read_bytes(), NUMBERS).value
+    except EOFError as error:
+        raise _cut_off(path) from error
+    except (OSError, UnpicklingError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a dictionary of names and numbers ({error}); pickled code is never run"
+        ) from error
 
 
-def _latin1(text: str, encoding: str) -> bytes:
-    """Bytes of a scalar, which pickle protocol 2 writes as text."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"encoding {encoding!r} is not allowed")
-    return text.encode("latin1")
+def read_torch_with_settings(path: Path) -> Any:
+    """Tensors, plain values and settings of other packages in a torch file (`sae_core.torch_files`).
 
-
-class _DictionaryUnpickler(pickle.Unpickler):
-    allowed: Mapping[tuple[str, str], Callable[..., Any]] = {
-        ("numpy", "dtype"): _Dtype,
-        ("numpy.core.multiarray", "scalar"): _scalar,
-        ("numpy._core.multiarray", "scalar"): _scalar,
-        ("_codecs", "encode"): _latin1,
-        ("collections", "OrderedDict"): OrderedDict,
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.allowed:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which is not allowed")
-        return self.allowed[module, name]
+    Raises:
+        CheckpointError: the file cannot be read, is not whole, or holds what could run.
+    """
+    check_complete(path)
+    try:
+        return read_torch_objects(path)
+    except EOFError as error:
+        raise _cut_off(path) from error
+    except (OSError, UnpicklingError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as tensors and settings ({error}); pickled code is never run; give the file as its "
+            "authors publish it"
+        ) from error
 
 
 def digest_files(paths: Sequence[Path], *, salt: str = "") -> str:

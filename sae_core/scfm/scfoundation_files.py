@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sae_core.checkpoint_files import digest_files, read_json, read_torch
+from sae_core.checkpoint_files import digest_files, read_json, read_torch_with_settings
 from sae_core.errors import CheckpointError
 from sae_core.scfm.scfoundation import (
     SOURCE,
@@ -42,7 +42,7 @@ def load_scfoundation(path: Path) -> ScFoundation:
         CheckpointError: a file is missing, cannot be read or does not fit the others; the message names it.
     """
     folder = _home(path)
-    parts = read_torch(folder / _WEIGHTS)
+    parts = read_torch_with_settings(folder / _WEIGHTS)
     name = path.name if folder != path else None
     part_name, part = _part(parts, name)
     config = ScFoundationConfig.from_checkpoint(part["config"])

