@@ -20,13 +20,20 @@ from feature_store.associations import (
     GeneTiles,
     Labels,
     MeasuredRun,
+    Numbers,
     assemble_measured,
     feature_ranges,
     measure,
     token_statistics,
 )
+from feature_store.associations.claims import NAMED_AT
 from feature_store.associations.constants import association_constants
-from feature_store.associations.gene_sets import GeneSets, canonical_immune, read_gmt
+from feature_store.associations.gene_sets import (
+    GeneSets,
+    read_collections,
+    refuse_without_shared_genes,
+    without_shared_genes,
+)
 from feature_store.cells import ExpressionReader, open_source, plan_expression, read_cells, write_expression_part
 from feature_store.codes import CodesRun, load_feature_codes, load_statistics
 from feature_store.query.runs import resolve_run
@@ -38,6 +45,7 @@ from pipelines.encode import encode
 from pipelines.inputs import load_recorded_source, load_token_of_gene
 from pipelines.runtime.actor_pool import do_shards
 from pipelines.runtime.cluster import one_ray_session
+from pipelines.runtime.progress import stderr_console
 from pipelines.runtime.stage import Clock, StageResult
 
 EXPRESSION, MEASURED = "expression", "measured"
@@ -121,7 +129,7 @@ class Measurer:
 
 
 def associate(options: AssociateOptions, store: Path, *, address: str | None = None) -> StageResult:
-    """Compute the five association tables of a codes run; committed ranges and tables are not computed again.
+    """Compute the association tables of a codes run; committed ranges and tables are not computed again.
 
     With `data`, the newest SAE (or `sae`) encodes that data set first. It raises what `associate_all` raises.
     """
@@ -133,23 +141,34 @@ def associate_all(options: AssociateOptions, store: Path, *, address: str | None
 
     Raises:
         NotFoundError: there are no codes, or a gene-set file is missing.
-        UsageError, InputError: a gene-set file is malformed, or the data set changed before its expression was read.
+        UsageError, InputError: a gene-set file is malformed, or none of its sets shares a gene with the data; or the
+            data set changed before its expression was read.
     """
-    sets = tuple([read_gmt(path) for path in options.gmt] or [canonical_immune()])
+    sets = read_collections(options.gmt)
     with one_ray_session():
         if not options.data:
-            return [_associate(options, options.codes, sets, store, address)]
+            return [associate_with(options, sets, store, address=address)]
         given = {name: getattr(options, name) for name in EncodeOptions.model_fields if hasattr(options, name)}
         encoded = encode(EncodeOptions(**given), store, address=address)
-        return [encoded, _associate(options, encoded.run, sets, store, address)]
+        of_codes = options.model_copy(update={"codes": encoded.run, "data": ()})
+        return [encoded, associate_with(of_codes, sets, store, address=address)]
 
 
-def _associate(
-    options: AssociateOptions, run: str | None, sets: tuple[GeneSets, ...], store: Path, address: str | None
+def associate_with(
+    options: AssociateOptions, sets: tuple[GeneSets, ...], store: Path, *, address: str | None = None
 ) -> StageResult:
+    """Associate the codes run that the options name with these gene sets, whatever files the options name.
+
+    Sets that share no gene with the data are named in a warning.
+    """
     clock = Clock()
     layout = Layout(store)
-    codes = CodesRun.open(resolve_run(layout, "codes", run, option="--codes").path)
+    codes = CodesRun.open(resolve_run(layout, "codes", options.codes, option="--codes").path)
+    genes = load_token_of_gene(layout, codes)["symbol"].to_list()
+    if options.gmt:
+        refuse_without_shared_genes(sets, genes)
+    for text in without_shared_genes(sets, genes):
+        stderr_console().print(f"warning: {text}", style="yellow", soft_wrap=True)
     config = AssociationConfig()
     plan = AssociationsPlan(
         control_of=codes.plan.control_of,
@@ -162,7 +181,6 @@ def _associate(
         constants=as_json(association_constants()),
     )
     folder = layout.associations_dir(plan.id)
-    genes = load_token_of_gene(layout, codes)["symbol"].to_list()
     by_feature = commit.Run.open(codes.folder / "by_feature").manifest()
     range_bytes = parse_size(options.range_size)
     bounds = feature_ranges(by_feature, codes.n_features, len(genes), range_bytes=range_bytes)
@@ -188,7 +206,8 @@ def _associate(
             if missing:
                 _assemble(folder, plan, measured, genes, sets, config)
     n_units = len(MeasuredRun.open(folder / MEASURED).bounds) - 1 + len(ASSOCIATION_TABLES)
-    features = commit.read_table(folder / "features", ["dead", "class"])
+    features = commit.read_table(folder / "features", ["dead", "class", "top_label"])
+    numbers = number_columns(layout, codes.plan.dataset, read_cells(layout.cells_dir(codes.plan.dataset)))
     return StageResult(
         kind="associations",
         run=folder.name,
@@ -201,6 +220,8 @@ def _associate(
             "dataset": codes.plan.dataset,
             "features": features.height,
             "dead": int(features["dead"].sum()),
+            "with a label": f"{features['top_label'].count()} at {NAMED_AT} on test cells",
+            **({"measured as numbers": ", ".join(numbers)} if numbers else {}),
             **{f"class {name}": n for name, n in features["class"].value_counts(sort=True).iter_rows()},
         },
     )
@@ -214,7 +235,7 @@ def _assemble(
     sets: Sequence[GeneSets],
     config: AssociationConfig,
 ) -> None:
-    """Write the five tables, except those that are intact. feature_gene has one part per range."""
+    """Write the tables, except those that are intact. feature_gene has one part per range."""
     bounds = measured.bounds
     pairs = commit.Run.create(
         folder / "feature_gene", plan.table("feature_gene", n_shards=len(bounds) - 1, bounds=bounds)
@@ -255,29 +276,46 @@ def cell_inputs(layout: Layout, codes: CodesRun, sets: Sequence[GeneSets]) -> Ce
     """Return the cells of a codes run with their labels, its genes and the gene sets."""
     dataset = codes.plan.dataset
     cells = read_cells(layout.cells_dir(dataset))
-    kinds = label_kinds(layout, dataset, cells)
+    kinds, numbers = label_kinds(layout, dataset, cells), number_columns(layout, dataset, cells)
     units = next((kind for kind in ("donor", "batch") if cells[kind].null_count() < cells.height), None)
     return CellInputs(
         split=cells["split"].to_list(),
         genes=load_token_of_gene(layout, codes)["symbol"].to_list(),
         labels=[Labels.from_values(kind, cells[kind]) for kind in kinds],
+        numbers=[
+            Numbers.from_values(name, cells[name].cast(pl.Float64).fill_null(float("nan")).to_numpy())
+            for name in numbers
+        ],
         units=None if units is None else Labels.from_values(units, cells[units]),
         gene_sets=sets,
     )
 
 
 def label_kinds(layout: Layout, dataset: str, cells: pl.DataFrame) -> list[str]:
-    """Return the cell-table columns that features are associated with: cell_type, batch, and those named by --label.
+    """Return the cell-table columns whose labels features are associated with: cell_type, batch, and those named by
+    --label that group the cells.
 
     An obs column that shares its name with the table's own (such as `donor` without --donor) is called `donor_obs`.
     """
     plan = CellsPlan.of(commit.Run.open(layout.cells_dir(dataset)))
+    named = [column for label, column in _label_columns(plan).items() if label not in plan.numbers]
+    return [kind for kind in dict.fromkeys(("cell_type", "batch", *named)) if cells[kind].null_count() < cells.height]
+
+
+def number_columns(layout: Layout, dataset: str, cells: pl.DataFrame) -> list[str]:
+    """Return the cell-table columns that --label named and that are measured as numbers."""
+    plan = CellsPlan.of(commit.Run.open(layout.cells_dir(dataset)))
+    named = [column for label, column in _label_columns(plan).items() if label in plan.numbers]
+    return [name for name in named if cells[name].null_count() < cells.height]
+
+
+def _label_columns(plan: CellsPlan) -> dict[str, str]:
+    """Return the cell-table column of each obs column that --label named."""
     own, taken = (
         schemas.schema("cells").columns,
         {"donor": plan.donor, "batch": plan.batch, "cell_type": plan.cell_type},
     )
-    named = [f"{label}_obs" if label in own and taken.get(label) != label else label for label in plan.labels]
-    return [kind for kind in dict.fromkeys(("cell_type", "batch", *named)) if cells[kind].null_count() < cells.height]
+    return {label: f"{label}_obs" if label in own and taken.get(label) != label else label for label in plan.labels}
 
 
 def _expression_dir(layout: Layout, dataset: str) -> Path:

@@ -11,7 +11,7 @@ their whitened copy are held in memory (0.4 GB at d_model 512).
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from feature_store.activations import ActivationReader, sample_tokens
-from feature_store.associations.gene_sets import canonical_immune, read_gmt
+from feature_store.associations.gene_sets import GeneSets, read_collections, sets_of_table
 from feature_store.cells import read_splits
+from feature_store.errors import IntegrityError
 from feature_store.query.runs import RunChain, resolve_run
 from feature_store.storage import commit
 from feature_store.storage.layout import PLAN, SUMMARY, Layout, RunInfo
@@ -75,7 +76,7 @@ def baseline(options: BaselineOptions, store: Path, *, address: str | None = Non
 
 
 def _stages(options: BaselineOptions, store: Path, chain: RunChain, address: str | None) -> Iterator[StageResult]:
-    from pipelines.associate import associate
+    from pipelines.associate import associate_with
     from pipelines.encode import encode
 
     for kind in dict.fromkeys(options.kind):
@@ -88,7 +89,8 @@ def _stages(options: BaselineOptions, store: Path, chain: RunChain, address: str
         codes = encode(encode_options(Layout(store), chain, sae.run, options), store, address=address)
         yield codes
         own = {name: getattr(options, name) for name in ActorOptions.model_fields}
-        yield associate(AssociateOptions(codes=codes.run, gmt=options.gmt, **own), store, address=address)
+        sets = gene_sets_of(Layout(store), chain)
+        yield associate_with(AssociateOptions(codes=codes.run, **own), sets, store, address=address)
 
 
 def _fitted(
@@ -226,12 +228,28 @@ def _actors(options: ActorOptions) -> dict[str, Any]:
     return {name: getattr(options, name) for name in ActorOptions.model_fields}
 
 
+def gene_sets_of(layout: Layout, chain: RunChain) -> tuple[GeneSets, ...]:
+    """Return the gene sets that the chain's features were associated with, from its table `gene_sets`."""
+    sets = sets_of_table(commit.read_table(layout.associations_dir(chain.run) / "gene_sets"))
+    if _files_of(sets) != chain.associations.gene_sets:
+        raise IntegrityError(
+            f"the table gene_sets of associations/{chain.run} does not hold the sets of its plan; "
+            f"`scsae verify {chain.run} --store {layout.root}` names damaged files"
+        )
+    return sets
+
+
 def _check_gene_sets(options: BaselineOptions, chain: RunChain) -> None:
-    """Raise UsageError if the gene sets differ from those of the chain's associations."""
+    """Raise UsageError if gene-set files are given that differ from those of the chain's associations."""
     wanted = chain.associations.gene_sets
-    sets = [read_gmt(path) for path in options.gmt] or [canonical_immune()]
-    given = tuple(GeneSetFile(collection=one.collection, sha256=one.digest) for one in sets)
+    given = _files_of(read_collections(options.gmt)) if options.gmt else wanted
     if given != wanted:
         names = {"--gmt": given, f"associations/{chain.run}": wanted}
         told = "; ".join(f"{name}: {', '.join(one.collection for one in found)}" for name, found in names.items())
-        raise UsageError(f"the gene sets are not those of the SAE's associations ({told}); give the same --gmt files")
+        raise UsageError(
+            f"the gene sets are not those of the SAE's associations ({told}); leave --gmt out to take these"
+        )
+
+
+def _files_of(sets: Sequence[GeneSets]) -> tuple[GeneSetFile, ...]:
+    return tuple(GeneSetFile(collection=one.collection, sha256=one.digest) for one in sets)

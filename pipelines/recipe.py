@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from feature_store.associations.gene_sets import read_collections
 from pipelines.config import PARENTS, Options, Recipe
 from pipelines.errors import UsageError
 from pipelines.runtime.cluster import one_ray_session
@@ -18,10 +19,13 @@ def run_recipe(recipe: Recipe, store: Path, *, address: str | None = None) -> li
 
     If several sites are extracted, the later stages run for each of them. A stage whose predecessor is not in the
     recipe starts from the run that its own option names (`train.activations`, `encode.sae`, ...), or from the newest
-    run in the store. UsageError for a recipe without a stage.
+    run in the store. UsageError for a recipe without a stage; InputError, NotFoundError for a gene-set file.
     """
     if recipe == Recipe(store=recipe.store):
         raise UsageError("the recipe has no stage; give at least one of extract, train, encode, associate, steer")
+    if recipe.associate is not None:
+        # a file that is wrong is found now, and not after hours of the stages before
+        read_collections(recipe.associate.gmt)
     with one_ray_session():
         return list(_stages(recipe, store, address))
 

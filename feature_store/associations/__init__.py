@@ -1,7 +1,7 @@
 """What each feature goes with: labels, batches, genes and gene sets, and what an SAE has above its baselines.
 
 The door is `measure`, which computes all statistics of a range of features, and `assemble_measured`, which makes the
-five tables of the store from the ranges that were measured (`pipelines.associate` runs both). Cells come from
+tables of the store from the ranges that were measured (`pipelines.associate` runs both). Cells come from
 `feature_store.cells` and codes from `feature_store.codes` as plain arrays; tables go to `feature_store.maps` and
 `feature_store.query`, from which nothing is imported here.
 
@@ -23,13 +23,15 @@ Statistics, each in a file of its own
     gene_identity          precision, recall and lift of a gene's tokens
     gene_correlation       Pearson and Spearman correlation with a gene's expression
     gene_set_enrichment    over-representation and rank test of a gene set
+    number_statistics      Spearman correlation with a number of the cells
     classes                gene-identity / cell-context / batch / mixed / dead
     ranks, moments         midranks that stay sparse; sums that give correlations and permutation moments
 Tables
     label_statistics, batch_statistics    all statistics of one kind of labels; of batches within cell types
-    label_table, gene_table, gene_set_table, feature_table    the rows of a range, and the finished table
+    label_table, number_table, gene_table, gene_set_table, feature_table    the rows of a range, and the finished table
+    claims                 what a feature may be named after
     split_facts, top_names                what the rows of a split share; the names of the largest scores
-    measure, ranges, assemble             all of it for one range; ranges on disk; the five tables
+    measure, ranges, assemble             all of it for one range; ranges on disk; the tables of the store
 Between runs
     comparison             the excess of an SAE over its baselines
     matching               the same features in two SAEs
@@ -44,7 +46,7 @@ from feature_store.associations.familywise import Replicates, family_wise, merge
 from feature_store.associations.gene_correlation import GeneTiles
 from feature_store.associations.gene_identity import identity
 from feature_store.associations.gene_set_enrichment import over_representation, rank_enrichment
-from feature_store.associations.inputs import Labels, Strata, as_csr
+from feature_store.associations.inputs import Labels, Numbers, Strata, as_csr
 from feature_store.associations.label_statistics import LabelRows, associate_labels
 from feature_store.associations.measure import measure
 from feature_store.associations.moments import BlockMoments
@@ -69,6 +71,7 @@ __all__ = [
     "Labels",
     "Measured",
     "MeasuredRun",
+    "Numbers",
     "Replicates",
     "Strata",
     "TokenStatistics",

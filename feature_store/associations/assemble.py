@@ -1,4 +1,4 @@
-"""The five tables of the store, from what was measured of each range of features.
+"""The tables of the store about features, from what was measured of each range of features.
 
 Everything is chosen on `select` cells and reported on `select` and `test` cells: thresholds, the genes of a feature
 (for its text and its gene sets), and its top label. Classes and scales use the cells that are not `test` cells; the SAE
@@ -17,9 +17,10 @@ import polars as pl
 from feature_store.associations.config import AssociationConfig
 from feature_store.associations.feature_table import feature_table
 from feature_store.associations.gene_set_table import GeneSetTable
-from feature_store.associations.gene_sets import GeneSets
+from feature_store.associations.gene_sets import GeneSets, table_of_sets
 from feature_store.associations.gene_table import GeneTable
 from feature_store.associations.label_table import label_table
+from feature_store.associations.number_table import number_table
 from feature_store.associations.ranges import MeasuredRun
 from feature_store.associations.split_facts import read_split_facts
 from feature_store.storage import schemas
@@ -33,7 +34,8 @@ def assemble_measured(
     *,
     keep_pairs: Callable[[int, pl.DataFrame], object] | None = None,
 ) -> dict[str, pl.DataFrame]:
-    """The tables features, feature_label, feature_gene, feature_geneset and feature_token, sorted, in their schemas.
+    """The tables features, feature_label, feature_number, feature_gene, feature_geneset, feature_token and gene_sets,
+    sorted, in their schemas.
 
     genes: names of the columns of the expression; gene_sets: the collections that were measured. If keep_pairs is
     given, it is called with the number of each range in order and its rows of `feature_gene`, which is by far the
@@ -58,8 +60,10 @@ def assemble_measured(
     tables = {
         "features": feature_table(measured, pl.concat(top_genes), labels, n_genes=len(genes), classes=config.classes),
         "feature_label": labels,
+        "feature_number": number_table(measured),
         "feature_geneset": set_table.table(),
         "feature_token": measured.read_all("tokens"),
+        "gene_sets": table_of_sets(gene_sets, genes),
     }
     finished = {
         name: schemas.conform(name, frame) if frame.width else schemas.empty(name) for name, frame in tables.items()

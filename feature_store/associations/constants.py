@@ -15,6 +15,7 @@ from feature_store.associations import (
     gene_set_enrichment,
     moments,
     mutual_information,
+    number_statistics,
     rank_tests,
 )
 from feature_store.storage.plans import constants_of
@@ -27,6 +28,7 @@ MODULES: tuple[ModuleType, ...] = (
     gene_set_enrichment,
     moments,
     mutual_information,
+    number_statistics,
     rank_tests,
 )
 

@@ -74,7 +74,7 @@ def across_donors(codes: Sparse, indicator: Sparse, donors: Strata, effect: Floa
             agrees = (np.sign(mine) == np.sign(effect[rows, label])) & (mine != 0)
             n_agree[rows, label] = agrees.sum(axis=0)
             p[rows, label] = sign_flip_p(mine)
-            low[rows, label], high[rows, label] = _interval_of_mean(mine)
+            low[rows, label], high[rows, label] = interval_of_mean(mine)
     return DonorEffects(both.sum(axis=0).astype(np.float64), n_agree, p, low, high)
 
 
@@ -150,7 +150,8 @@ def _placement_interval(label: Floats, rest: Floats, n_label: Floats, n_rest: Fl
     return Interval(np.maximum(2 * area - 1 - half, -1.0), np.minimum(2 * area - 1 + half, 1.0))
 
 
-def _interval_of_mean(effects: Floats) -> Interval:
+def interval_of_mean(effects: Floats) -> Interval:
+    """The interval of the mean over donors of effects [n_donors n_columns]."""
     n = effects.shape[0]
     if n < MIN_DONORS:
         nothing = np.full(effects.shape[1], np.nan)

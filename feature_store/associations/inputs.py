@@ -70,6 +70,33 @@ class Labels:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """A number of each cell: `values` float64 [n_cells], of which those that are not `known` mean nothing."""
+
+    name: str
+    values: Floats
+    known: Bools
+
+    def __post_init__(self) -> None:
+        if self.values.shape != self.known.shape or self.values.ndim != 1:
+            raise InputError(
+                f"numbers {self.name!r}: values {self.values.shape}, known {self.known.shape}; expected one a cell"
+            )
+
+    @classmethod
+    def from_values(cls, name: str, values: Sequence[float] | npt.NDArray[Any]) -> "Numbers":
+        """Numbers from one value per cell; NaN means unknown."""
+        floats = np.asarray(values, dtype=np.float64)
+        known = ~np.isnan(floats)
+        return cls(name=name, values=np.where(known, floats, 0.0), known=known)
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells, with a known number or without."""
+        return int(self.values.shape[0])
+
+
+@dataclass(frozen=True, kw_only=True)
 class Strata:
     """Blocks of cells inside which labels are exchangeable under the null: `codes[i]` in 0..n_strata-1 for every
     cell.

@@ -21,6 +21,7 @@ from feature_store.associations.gene_correlation import GeneTiles
 from feature_store.associations.gene_set_table import measure_gene_sets
 from feature_store.associations.gene_table import measure_genes, pair_rows, split_rows
 from feature_store.associations.label_table import measure_labels
+from feature_store.associations.number_table import measure_numbers
 from feature_store.associations.range_inputs import CellInputs, FeatureRange
 from feature_store.associations.ranges import Measured
 from feature_store.associations.split_facts import with_split
@@ -37,6 +38,7 @@ def measure(
     return Measured(
         features=measure_features(features, cells, genes["select"].identity, config),
         labels=labels.table,
+        numbers=measure_numbers(features, cells),
         minima=labels.minima,
         pairs=pair_rows(genes, first, config),
         tests=pl.concat([with_split(name, p=np.sort(s.expression.p, axis=None)) for name, s in genes.items()]),

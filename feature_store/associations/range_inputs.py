@@ -10,7 +10,7 @@ import polars as pl
 
 from feature_store.associations.gene_correlation import CellBlocks
 from feature_store.associations.gene_sets import GeneSets
-from feature_store.associations.inputs import Bools, Labels, Sparse
+from feature_store.associations.inputs import Bools, Labels, Numbers, Sparse
 from feature_store.associations.token_statistics import TokenStatistics
 from feature_store.errors import InputError
 from feature_store.storage import schemas
@@ -22,13 +22,14 @@ REPORTED = ("select", "test")
 class CellInputs:
     """What every range of features shares: the cells with their labels, the genes and the gene sets.
 
-    split [n_cells] of train / select / test; labels of any kinds, where "batch" is tested within "cell_type"; units:
-    the replicate unit (donor, else batch); genes: the names of the columns of the expression.
+    split [n_cells] of train / select / test; labels of any kinds, where "batch" is tested within "cell_type"; numbers
+    of the cells; units: the replicate unit (donor, else batch); genes: the names of the columns of the expression.
     """
 
     split: Sequence[str]
     genes: Sequence[str]
     labels: Sequence[Labels] = ()
+    numbers: Sequence[Numbers] = ()
     units: Labels | None = None
     gene_sets: Sequence[GeneSets] = ()
 
@@ -43,6 +44,11 @@ class CellInputs:
             if labels.n_cells != self.n_cells:
                 raise InputError(
                     f"labels {labels.kind!r} are given for {labels.n_cells} cells; the codes have {self.n_cells}"
+                )
+        for number in self.numbers:
+            if number.n_cells != self.n_cells:
+                raise InputError(
+                    f"numbers {number.name!r} are given for {number.n_cells} cells; the codes have {self.n_cells}"
                 )
 
     @property

@@ -1,6 +1,7 @@
 """How the features of a codes run are split into ranges, and the tables on disk that were measured of each range.
 
-    <root>/associations/<run>/measured/{features,labels,minima,pairs,tests,sets,tokens,splits}/   a part per range
+    <root>/associations/<run>/measured/{features,labels,numbers,minima,pairs,tests,sets,tokens,splits}/
+        a part per range
 
 Each table of `Measured` is a run of its own, and all of them are written range by range, so an association resumes
 where it was killed. A range is as large as memory allows, because each range costs one pass over the expression.
@@ -51,15 +52,16 @@ def feature_ranges(by_feature: Manifest, n_features: int, n_genes: int, *, range
 class Measured(NamedTuple):
     """The tables that are measured of one range of features.
 
-    features: class, density, scale, top_identity_genes; labels: the rows of `feature_label` without q and p_max;
-    minima: the smallest p under permuted labels (`familywise`); pairs: the candidates for `feature_gene`
-    (`gene_table.pair_rows`); tests: split and p of all features x genes, ascending; sets: the rank tests of gene sets
-    (`gene_set_table.measure_gene_sets`); tokens: the rows of `feature_token`; splits: n, n_donors and n_cells of each
-    split, the same in all ranges.
+    features: class, density, scale, and the candidates for top_identity_genes; labels: the rows of `feature_label`
+    without q and p_max; numbers: the rows of `feature_number` without q; minima: the smallest p under permuted labels
+    (`familywise`); pairs: the candidates for `feature_gene` (`gene_table.pair_rows`); tests: split and p of all
+    features x genes, ascending; sets: the rank tests of gene sets (`gene_set_table.measure_gene_sets`); tokens: the
+    rows of `feature_token`; splits: n, n_donors and n_cells of each split, the same in all ranges.
     """
 
     features: pl.DataFrame
     labels: pl.DataFrame
+    numbers: pl.DataFrame
     minima: pl.DataFrame
     pairs: pl.DataFrame
     tests: pl.DataFrame

@@ -14,6 +14,7 @@ matrix_choice              which matrix of a file is taken, and why not the othe
 feature_types              which features are genes
 annotations                the columns of obs and var
 canonical                  the one text of an id or a label
+label_columns              which labels are groups of cells, and which are numbers of cells
 cell_table, gene_table     the tables `cells` and `genes`
 splits                     which cells are for training, selection and testing
 expression                 log1p(CP10k) by gene

@@ -16,6 +16,7 @@ from feature_store.cells.anndata_file import names_with_closest
 from feature_store.cells.annotations import without_clashes
 from feature_store.cells.canonical import canonical_text
 from feature_store.cells.gene_table import gene_table
+from feature_store.cells.label_columns import LabelKind, label_kind, refuse_names
 from feature_store.cells.source import Source, short_names
 from feature_store.cells.splits import (
     SplitConfig,
@@ -48,7 +49,8 @@ def write_cells(
 
     `donor`, `batch` and `cell_type` name obs columns, which become the columns of that name (null if None); every obs
     column is kept as well. Ids and labels are canonical text (`canonical`), so a donor is one donor whatever type a
-    file stores its id in; labels that are numbers stay numbers. An obs column with the name of a column of the table is
+    file stores its id in; labels that are numbers stay numbers, and those with many values are measured as numbers
+    (`label_columns`). An obs column with the name of a column of the table is
     dropped if the table's column is made of it, and else gets the suffix `_obs`. `labels` names further obs columns of
     interest; they are checked and
     noted in the plan. `dataset` None takes the file's name and a hash of its content and of these options.
@@ -61,7 +63,8 @@ def write_cells(
 
     Calling it again with the same arguments writes nothing. The genes cost one pass over the matrix, which checks every
     value. Raises InputError for an obs column that does not exist (nothing is written), PlanMismatchError if the data
-    set's name is taken by other content.
+    set's name is taken by other content. InputError also where a label, batch or cell type has a value of its own in
+    most cells.
     """
     split = split or SplitConfig()
     columns = {"donor": donor, "batch": batch, "cell_type": cell_type}
@@ -72,6 +75,11 @@ def write_cells(
             raise InputError(
                 f"--{option.replace('_', '-')} was {column!r}, which is not an obs column of "
                 f"{', '.join(map(str, source.paths))}; they have {names_with_closest(column, obs.columns)}"
+            )
+    for option, column in (("cell_type", cell_type), ("batch", batch), *(("label", label) for label in labels)):
+        if column is not None:
+            refuse_names(
+                f"--{option.replace('_', '-')}", obs[column] if option == "label" else obs[column].cast(pl.String)
             )
     texts = [name for name in dict.fromkeys(labels) if not obs[name].dtype.is_numeric()]
     obs = obs.with_columns(canonical_text(obs[name]) for name in texts)
@@ -92,6 +100,7 @@ def write_cells(
         left_out=source.left_out,
         **columns,
         labels=tuple(labels),
+        numbers=tuple(label for label in dict.fromkeys(labels) if label_kind(obs[label]) is LabelKind.NUMBERS),
         split=SplitPlan(**asdict(split), **asdict(record)),
         split_column=split_column,
         kept_splits=kept or None,

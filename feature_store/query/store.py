@@ -6,10 +6,10 @@ answer, and nothing is ever written. Codes are read in the sort order that suits
 (`feature_store.codes`).
 
 In SQL the tables are `cells`, `genes`, `training`, `feature_umap`, `feature_neighbour`, `codes`, `umap`, `features`,
-`feature_label`, `feature_gene`, `feature_geneset`, `feature_token`, `profile_umap`, `steering`, `steering_variants`,
-`steering_scores`, `steering_head`, `steering_map`, `feature_match`, `comparison` and `representation`, as far as the
-store has them (`feature_store.query.tables`). All of them are about the SAE of the associations, so they join by
-feature_id; the column `run` tells steering runs apart.
+`feature_label`, `feature_number`, `feature_gene`, `feature_geneset`, `feature_token`, `gene_sets`, `profile_umap`,
+`steering`, `steering_variants`, `steering_scores`, `steering_head`, `steering_map`, `feature_match`, `comparison` and
+`representation`, as far as the store has them (`feature_store.query.tables`). All of them are about the SAE of the
+associations, so they join by feature_id; the column `run` tells steering runs apart.
 """
 
 import json
@@ -29,6 +29,7 @@ from feature_store.query.runs import Lineage, lineage_of, plans_of
 from feature_store.query.statements import check_statement
 from feature_store.query.suggestions import closest_names, did_you_mean, join_names, same_but_for_case
 from feature_store.query.tables import Tables
+from feature_store.storage import schemas
 from feature_store.storage.commit import Run
 from feature_store.storage.filesystem import REPAIR, read_bytes, read_sealed
 from feature_store.storage.layout import ASSOCIATION_TABLES, KINDS, MANIFEST, PLAN, SUMMARY, Layout
@@ -179,27 +180,29 @@ class FeatureStore:
         gene: str | None = None,
         label: str | None = None,
         gene_set: str | None = None,
+        number: str | None = None,
         kind: str | None = None,
     ) -> pl.DataFrame:
-        """The features of one gene, label or gene set, the strongest first, each with its class and top genes.
+        """The features of one gene, label, gene set or number of the cells, the strongest first, with class and genes.
 
         >>> store.features_for(label="CD19+ B")
         >>> store.features_for(gene="MS4A1").head(5)
+        >>> store.features_for(number="pct_mito")
 
         Features of a label are ranked by AUROC, those of a gene by the correlation of the cell code with its
-        expression, and those of a gene set by p. The rank is that on `select` cells (column `select_auroc`, for
-        example), and the other columns are measured on `test` cells, because the best of many is flattered on the cells
-        on which it was chosen. Upper and lower case do not matter. `kind`, the label_kind of a label or the collection
-        of a gene set, tells two of the same name apart.
+        expression, those of a gene set by p, and those of a number by Spearman's correlation within donors. The rank is
+        that on `select` cells (column `select_auroc`, for example), and the other columns are measured on `test` cells,
+        because the best of many is flattered on the cells on which it was chosen. Upper and lower case do not matter.
+        `kind`, the label_kind of a label or the collection of a gene set, tells two of the same name apart.
 
         Raises:
             QueryError: not exactly one name is given, or the name is unknown, ambiguous, or not measured on `test`
                 cells.
         """
-        given = {"gene": gene, "label": label, "gene_set": gene_set}
+        given = {"gene": gene, "label": label, "gene_set": gene_set, "number": number}
         named = {column: name for column, name in given.items() if name is not None}
         if len(named) != 1:
-            raise QueryError(f"give exactly one of gene, label and gene_set; got {', '.join(named) or 'none'}")
+            raise QueryError(f"give exactly one of gene, label, gene_set and number; got {', '.join(named) or 'none'}")
         column, name = next(iter(named.items()))
         table, key, descending = RANKED_BY[column]
         if column == "label":
@@ -211,7 +214,8 @@ class FeatureStore:
                     f"{column} {name!r} is measured on {join_names(splits)} cells but not on test cells; its rows: "
                     f"`SELECT * FROM {table}`"
                 )
-            names = [n for n in ("feature_id", "label_kind", "label", "gene", "collection", "gene_set") if n in found]
+            named_by = ("feature_id", "label_kind", "label", "gene", "collection", "gene_set", "number")
+            names = [n for n in named_by if n in found]
             chosen = found.filter(pl.col("split") == "select").select(*names, pl.col(key).alias(f"select_{key}"))
             found = found.filter(pl.col("split") == "test").join(chosen, on=names, how="left")
             key = f"select_{key}"
@@ -316,7 +320,8 @@ class FeatureStore:
             self._check_feature(feature)
         obs = self._chosen_cells(cells)
         order = pl.DataFrame({"feature_id": wanted}, schema={"feature_id": pl.Int32})
-        known = [table for table in ASSOCIATION_TABLES if table in self._tables.folders]
+        about_features = [table for table in ASSOCIATION_TABLES if "feature_id" in schemas.schema(table).columns]
+        known = [table for table in about_features if table in self._tables.folders]
         about = {}
         for table in known if tables is None else tables:
             if "feature_id" not in self.frame(table).collect_schema():
@@ -386,8 +391,11 @@ class FeatureStore:
         known = self._values(table, column)
         same = same_but_for_case(name, known)
         if len(same) != 1:
+            other = "number" if column == "label" else "label_kind" if column == "number" else None
+            of_number = other == "number" and name in self._values("feature_number", other)
+            hint = f"; it is a number of the cells: ask for it with number {name!r}" if of_number else ""
             raise QueryError(
-                f"no {column} {name!r} in {table}{did_you_mean(name, known, n=3)}; it has {join_names(known)}"
+                f"no {column} {name!r} in {table}{did_you_mean(name, known, n=3)}{hint}; it has {join_names(known)}"
             )
         return rows.filter(pl.col(column) == same[0]).collect()
 
@@ -477,6 +485,7 @@ RANKED_BY: Mapping[str, tuple[str, str, bool]] = {
     "gene": ("feature_gene", "pearson", True),
     "label": ("feature_label", "auroc", True),
     "gene_set": ("feature_geneset", "p", False),
+    "number": ("feature_number", "spearman", True),
 }
 """For each kind of look-up: the table, the column that ranks the features, and whether the largest is first."""
 KIND_OF: Mapping[str, str] = {"label": "label_kind", "gene_set": "collection"}

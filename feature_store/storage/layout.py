@@ -5,7 +5,8 @@
     <root>/saes/<run>/             ray_train/  sae.safetensors  config.json  history.json  summary.json  MANIFEST.json
                                    map/{umap,neighbours}/
     <root>/codes/<run>/            by_cell/  by_feature/  stats/{feature_gene,gene,feature_token}/
-    <root>/associations/<run>/     features/  feature_label/  feature_gene/  feature_geneset/  feature_token/
+    <root>/associations/<run>/     features/  feature_label/  feature_number/  feature_gene/  feature_geneset/
+                                   feature_token/  gene_sets/
                                    measured/ (what these are assembled from, a part per range of features)  map/
     <root>/steering/<run>/         results/  per_cell/  variants/  scores/  [search/  survey/  references/  head/
                                    map/  ...]
@@ -37,7 +38,9 @@ TEMPORARY = ".tmp-"
 HISTORY = "history.json"
 SUMMARY = "summary.json"
 
-ASSOCIATION_TABLES = ("features", "feature_label", "feature_gene", "feature_geneset", "feature_token")
+ASSOCIATION_TABLES = (
+    *("features", "feature_label", "feature_number", "feature_gene", "feature_geneset", "feature_token", "gene_sets"),
+)
 COMPARISON_TABLES = ("comparison", "representation")
 STATISTICS_TABLES = ("feature_gene", "gene", "feature_token")
 

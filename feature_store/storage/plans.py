@@ -151,6 +151,8 @@ class CellsPlan(Plan):
     batch: str | None
     cell_type: str | None
     labels: tuple[str, ...]
+    numbers: tuple[str, ...]
+    """Those of `labels` that are measured as numbers (`cells.label_columns`)."""
     split: SplitPlan
     split_column: str | None
     kept_splits: Mapping[str, str] | None

@@ -124,6 +124,23 @@ TABLES: Mapping[str, TableSchema] = {
         p_max=pl.Float64,
         q=pl.Float64,
     ),
+    # one row per (feature, number of the cells, split); spearman: within donors; spearman_all: over all cells
+    "feature_number": _table(
+        "feature_id number split",
+        feature_id=pl.Int32,
+        number=pl.String,
+        split=pl.String,
+        spearman=pl.Float64,
+        spearman_all=pl.Float64,
+        n=pl.Int64,
+        n_donors=pl.Int64,
+        n_agree=pl.Int64,
+        low=pl.Float64,
+        high=pl.Float64,
+        p=pl.Float64,
+        p_donor=pl.Float64,
+        q=pl.Float64,
+    ),
     "feature_gene": _table(
         "feature_id gene",
         feature_id=pl.Int32,
@@ -149,6 +166,16 @@ TABLES: Mapping[str, TableSchema] = {
         p_matched=pl.Float64,
         q=pl.Float64,
         q_matched=pl.Float64,
+    ),
+    # the gene sets that features were tested against; n_shared: genes of the set that the data have
+    "gene_sets": _table(
+        "collection gene_set n_genes n_shared genes",
+        collection=pl.String,
+        gene_set=pl.String,
+        description=pl.String,
+        n_genes=pl.Int64,
+        n_shared=pl.Int64,
+        genes=pl.List(pl.String),
     ),
     "feature_token": _table(
         "feature_id cell_idx token_pos gene value",

@@ -11,10 +11,12 @@ from pipelines.runtime.output import Destination
 from pipelines.runtime.progress import stderr_console
 
 LOOKUP_COLUMNS = (
-    "feature_id gene label gene_set value select_auroc auroc select_pearson pearson identity_precision lift overlap "
-    "n_set odds_ratio q q_matched class top_label top_genes"
+    "feature_id gene label gene_set number value select_auroc auroc select_pearson pearson select_spearman spearman "
+    "identity_precision lift overlap n_set odds_ratio q q_matched class top_label top_genes"
 ).split()
 """The columns of a look-up in a table; the other forms have every column."""
+NAMES = ("gene", "label", "gene_set", "number")
+"""What features can be looked up by in `FeatureStore.features_for`."""
 
 
 def ask(store: FeatureStore, query: str) -> pl.DataFrame:
@@ -25,7 +27,7 @@ def ask(store: FeatureStore, query: str) -> pl.DataFrame:
 
 @dataclass(frozen=True, kw_only=True)
 class Lookup:
-    """The options of `scsae features`: one of gene, label, gene set and cell (by id or by place), or none of them.
+    """The options of `scsae features`: one of gene, label, gene set, number and cell (by id or by place), or none.
 
     `kind` is the kind of the label, or the collection of the gene set, if several have the same name.
     """
@@ -33,13 +35,14 @@ class Lookup:
     gene: str | None = None
     label: str | None = None
     gene_set: str | None = None
+    number: str | None = None
     cell: str | None = None
     cell_idx: int | None = None
     kind: str | None = None
     n: int = 20
 
     def __post_init__(self) -> None:
-        given = {name: getattr(self, name) for name in ("gene", "label", "gene_set", "cell", "cell_idx")}
+        given = {name: getattr(self, name) for name in (*NAMES, "cell", "cell_idx")}
         named = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
         if len(named) > 1:
             raise UsageError(f"{' and '.join(named)} were given together; give one of them")
@@ -52,10 +55,10 @@ class Lookup:
         if cell is not None:
             found = store.features_of(cell, self.n)
             return found if found.height else _without_rows(found, f"no feature is above 0 in cell {cell}")
-        if self.gene is not None or self.label is not None or self.gene_set is not None:
-            asked = {"gene": self.gene, "label": self.label, "gene_set": self.gene_set, "kind": self.kind}
-            found = store.features_for(**asked)
-            name = next(value for value in asked.values() if value is not None)
+        asked = {name: value for name in NAMES if (value := getattr(self, name)) is not None}
+        if asked:
+            found = store.features_for(**asked, kind=self.kind)
+            (name,) = asked.values()
             n_named = found.filter(is_significant()).height if "q" in found.columns else found.height
             if not n_named:
                 _say(f"no feature of {name!r} at {NAMED_AT} on test cells; those with the largest effect are shown")

@@ -64,6 +64,9 @@ def features(
     cell_idx: Annotated[
         int | None, typer.Option("--cell-idx", min=0, help="Show the features active in the cell at this place.")
     ] = None,
+    number: Annotated[
+        str | None, typer.Option("--number", help="Show the features of this number of the cells, e.g. pct_mito.")
+    ] = None,
     kind: Annotated[
         str | None,
         typer.Option("--kind", help="Kind of the label, or collection of the gene set, if several have the same name."),
@@ -75,14 +78,15 @@ def features(
     form: Form = None,
     output: Output = None,
 ) -> None:
-    """Look up features by gene, label, gene set or cell.
+    """Look up features by gene, label, gene set, number of the cells, or cell.
 
     Without any of these, all features are shown, the densest first.
     """
     from feature_store import FeatureStore
     from pipelines.cli.lookups import Lookup, write_lookup
 
-    asked = Lookup(gene=gene, label=label, gene_set=gene_set, cell=cell, cell_idx=cell_idx, kind=kind, n=n)
+    names = {"gene": gene, "label": label, "gene_set": gene_set, "number": number}
+    asked = Lookup(**names, cell=cell, cell_idx=cell_idx, kind=kind, n=n)
     to = destination(form, output)
     write_lookup(asked, FeatureStore.open(store, associations=associations, codes=codes), to)
 

@@ -16,7 +16,8 @@ class AssociateOptions(CellOptions, ForwardOptions):
     sae: str | None = None
     """SAE run that encodes `data`; default: the newest. Without `data` give `codes` instead."""
     gmt: tuple[Path, ...] = ()
-    """GMT file of gene sets; may be repeated. Default: the canonical immune programs of the project."""
+    """GMT file of gene sets, which may be compressed (.gz, .bz2, .xz); may be repeated. Default: the canonical immune
+    programs of the project."""
     data: Files = ()
     """First encode the cells of other .h5ad files or .zarr folders with a trained SAE, then associate its features with
     these cells; may be repeated."""

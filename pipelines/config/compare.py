@@ -53,6 +53,7 @@ class BaselineOptions(ActorOptions):
     )
     """Baseline to make: neurons, pca, ica, random or random-model; may be repeated. Default: all but random-model."""
     gmt: tuple[Path, ...] = ()
-    """GMT file that the features of the SAE were associated with; may be repeated."""
+    """GMT file that the features of the SAE were associated with; may be repeated. Default: the gene sets of these
+    associations, which the store holds."""
     fit_tokens: int = Field(default=65_536, ge=2)
     """Number of tokens of `train` cells, a seeded sample, from which means, components and directions are estimated."""

@@ -70,7 +70,8 @@ class CellOptions(Options):
     cell_type: str | None = None
     """obs column of the cell type."""
     label: tuple[str, ...] = ()
-    """Another obs column to associate features with, e.g. condition; may be repeated."""
+    """Another obs column to associate features with, e.g. condition; may be repeated. A column of numbers with many
+    different values, e.g. pct_mito, is correlated with features instead (table `feature_number`)."""
     split: str | None = None
     """obs column that says train, select or test of each cell. Default: whole donors, else batches, are dealt to the
     splits; in other data than the SAE's, those that it knows keep theirs."""

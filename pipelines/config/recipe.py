@@ -5,6 +5,7 @@ from pathlib import Path
 import pydantic
 import yaml
 
+from feature_store.storage.text_files import read_text
 from pipelines.config.associate import AssociateOptions
 from pipelines.config.encode import EncodeOptions
 from pipelines.config.extract import ExtractOptions
@@ -78,13 +79,16 @@ class Recipe(Options):
 
 
 def load_recipe(path: Path) -> Recipe:
-    """Read a YAML recipe; raise UsageError for a missing file, invalid YAML or an unknown key."""
-    if not path.exists():
-        raise UsageError(f"the recipe {path} does not exist; give the path of a YAML file")
+    """Read a YAML recipe.
+
+    Raises:
+        NotFoundError, InputError: there is no such file, or it is no text (`storage.text_files`).
+        UsageError: the text is no YAML, or a key or value is not allowed.
+    """
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(read_text(path, "the recipe"))
     except yaml.YAMLError as error:
-        raise UsageError(f"the recipe {path} is not valid YAML: {error}") from None
+        raise UsageError(f"the recipe {path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UsageError(f"the recipe {path} holds {values!r}; give a mapping of stages to their options")
     return check(Recipe, values, f"recipe {path}")

@@ -138,7 +138,7 @@ def about_features(n: int, types: list[str], rng: np.random.Generator) -> dict[s
         "feature_label": filled("feature_label", grid),
         "feature_gene": filled("feature_gene", of_genes.unique(["feature_id", "split", "gene"], maintain_order=True)),
         "feature_geneset": schemas.empty("feature_geneset"),
-        "feature_token": schemas.empty("feature_token"),
+        **{name: schemas.empty(name) for name in ("feature_token", "feature_number", "gene_sets")},
         "feature_umap": pl.DataFrame({"feature_id": f, "x": places[:, 0], "y": places[:, 1]}),
     }
 

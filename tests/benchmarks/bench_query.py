@@ -122,7 +122,7 @@ def association_tables(n_features: int) -> dict[str, pl.DataFrame]:
         "feature_label": crossed(label, ["auroc", "p", "q"]),
         "feature_gene": crossed({"gene": [f"GENE{i}" for i in range(N_GENES)]}, ["pearson", "p", "q"]),
         "feature_geneset": crossed({"collection": ["c"], "gene_set": [f"set {i}" for i in range(20)]}, ["p", "q"]),
-        "feature_token": schemas.empty("feature_token"),
+        **{name: schemas.empty(name) for name in ("feature_token", "feature_number", "gene_sets")},
     }
     return {name: _complete(name, frame) for name, frame in frames.items()}
 

@@ -212,7 +212,7 @@ def _association_tables() -> dict[str, pl.DataFrame]:
         "feature_label": _complete("feature_label", label),
         "feature_gene": _complete("feature_gene", gene),
         "feature_geneset": _complete("feature_geneset", geneset),
-        "feature_token": schemas.empty("feature_token"),
+        **{name: schemas.empty(name) for name in ("feature_token", "feature_number", "gene_sets")},
     }
 
 

@@ -13,17 +13,19 @@ from feature_store.associations import (
     ClassConfig,
     Labels,
     MeasuredRun,
+    Numbers,
     TokenStatistics,
     assemble_measured,
     benjamini_hochberg,
     feature_ranges,
 )
 from feature_store.associations.feature_table import top_label
-from feature_store.associations.gene_sets import GeneSets, canonical_immune
+from feature_store.associations.gene_sets import GeneSets, canonical_immune, sets_of_table
 from feature_store.associations.ranges import NONZERO_BYTES
 from feature_store.errors import InputError
 from feature_store.storage import schemas
 from feature_store.storage.commit import Manifest, ShardMarker
+from feature_store.storage.layout import ASSOCIATION_TABLES
 
 SETS = GeneSets(
     collection="mine",
@@ -40,6 +42,7 @@ def inputs_of(planted, **changes):
         "split": planted.split,
         "genes": planted.genes,
         "labels": [planted.cell_type, planted.batch],
+        "numbers": [Numbers.from_values(name, (np.arange(600) * step) % 97) for name, step in (("pct", 5), ("n", 7))],
         "units": planted.donor,
         "gene_sets": [SETS],
     }
@@ -68,7 +71,7 @@ def tables(planted, tables_of):
 
 
 def test_tables_hold_their_schemas_and_no_nan(tables):
-    assert set(tables) == {"features", "feature_label", "feature_gene", "feature_geneset", "feature_token"}
+    assert set(tables) == set(ASSOCIATION_TABLES)
     for name, frame in tables.items():
         schemas.check(name, frame)
         assert frame.height > 0
@@ -77,7 +80,7 @@ def test_tables_hold_their_schemas_and_no_nan(tables):
 
 
 def test_every_association_row_carries_what_makes_it_believable(tables):
-    for name in ("feature_label", "feature_gene", "feature_geneset"):
+    for name in ("feature_label", "feature_number", "feature_gene", "feature_geneset"):
         frame = tables[name]
         for column in ("feature_id", "split", "n", "n_donors", "p", "q", "method"):
             assert frame[column].null_count() == 0, (name, column)
@@ -96,7 +99,10 @@ def test_q_of_labels_is_over_all_tests_of_the_kind_and_split_dead_features_inclu
 
 
 def test_q_of_a_kind_and_of_a_collection_do_not_depend_on_what_else_was_asked(tables, planted, tables_of):
-    alone = tables_of(**inputs_of(planted, labels=[planted.cell_type]), config=CONFIG)
+    inputs = inputs_of(planted)
+    number = inputs["cells"]["numbers"][:1]
+    alone = tables_of(**inputs_of(planted, labels=[planted.cell_type], numbers=number), config=CONFIG)
+    assert tables["feature_number"].filter(number="pct").equals(alone["feature_number"])
     more = GeneSets(
         collection="more",
         names=tuple(f"S{i}" for i in range(30)),
@@ -172,6 +178,14 @@ def test_the_gene_set_of_a_type_is_found_on_both_splits(tables):
     assert (rows["odds_ratio"] > 10).all()
     assert (rows["q"] < 0.01).all()
     assert (rows["rank_biserial"] > 0.9).all()
+
+
+def test_the_table_of_gene_sets_lists_all_sets_with_the_genes_that_the_data_share(tables):
+    assert tables["gene_sets"].select("gene_set", "n_genes", "n_shared").rows() == [
+        ("OF_TYPE_A", 4, 4),
+        ("EMPTY", 1, 0),
+    ]
+    assert sets_of_table(tables["gene_sets"]) == (SETS,)
 
 
 def test_top_tokens_are_ranked_by_value_without_special_tokens(tables):
@@ -273,11 +287,12 @@ def test_ranges_are_narrow_where_features_are_full():
 
 
 def test_without_labels_units_tokens_or_sets_the_tables_are_still_there(planted, tables_of):
-    inputs = inputs_of(planted, labels=[], units=None, tokens={}, top_tokens=None, gene_sets=[])
+    inputs = inputs_of(planted, labels=[], numbers=[], units=None, tokens={}, top_tokens=None, gene_sets=[])
     out = tables_of(**inputs, config=CONFIG)
     in_ranges = tables_of(**inputs, config=CONFIG, bounds=[0, 9, 42])
     assert all(frame.equals(in_ranges[name]) for name, frame in out.items())
     assert out["feature_label"].height == out["feature_geneset"].height == out["feature_token"].height == 0
+    assert out["feature_number"].height == out["gene_sets"].height == 0
     assert out["features"]["top_label"].null_count() == out["features"].height
     assert out["feature_gene"]["identity_precision"].null_count() == out["feature_gene"].height
     assert out["feature_gene"]["n_donors"].null_count() == out["feature_gene"].height

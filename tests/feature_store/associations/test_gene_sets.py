@@ -1,10 +1,18 @@
+import gzip
+
 import numpy as np
 import pytest
 from scipy import sparse
 from scipy.stats import fisher_exact, mannwhitneyu
 
 from feature_store.associations.gene_set_enrichment import over_representation, rank_enrichment
-from feature_store.associations.gene_sets import canonical_immune, read_gmt
+from feature_store.associations.gene_sets import (
+    canonical_immune,
+    read_collections,
+    read_gmt,
+    refuse_without_shared_genes,
+    without_shared_genes,
+)
 from feature_store.errors import InputError, NotFoundError
 
 
@@ -33,6 +41,38 @@ def test_missing_empty_and_repeated_sets_are_refused(tmp_path):
         read_gmt(write(tmp_path, "\n"))
     with pytest.raises(InputError, match="'S1'"):
         read_gmt(write(tmp_path, "S1\tx\tA\nS1\tx\tB\n"))
+
+
+def test_weights_of_enrichr_and_latin1_and_compressed_files_are_read(tmp_path):
+    line = b"S\tna\xefve\tCD74,1.0\tB2M,0.5\tHLA-A,2e-3\tA,B\n"
+    (tmp_path / "enrichr.gmt.gz").write_bytes(gzip.compress(line))
+    sets = read_gmt(tmp_path / "enrichr.gmt.gz")
+    assert (sets.collection, sets.descriptions, sets.genes) == (
+        "enrichr",
+        ("naïve",),
+        (("CD74", "B2M", "HLA-A", "A,B"),),
+    )
+
+
+def test_two_files_of_one_name_are_refused_as_their_sets_could_not_be_told_apart(tmp_path):
+    paths = [tmp_path / name / "h.gmt" for name in "ab"]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text("S\tx\tA\n")
+    with pytest.raises(InputError, match=r"a/h\.gmt.*b/h\.gmt.*'h'"):
+        read_collections(paths)
+    assert read_collections([]) == (canonical_immune(),)
+
+
+def test_sets_without_a_gene_of_the_data_are_named_with_the_reason(tmp_path):
+    some = read_collections([write(tmp_path, "MINE\tx\tCD74\nMOUSE\tx\tCd79a\tMs4a1\nOTHER\tx\tYAL001C\n")])
+    genes = ["CD74", "CD79A", "MS4A1"]
+    refuse_without_shared_genes(some, genes)
+    (said,) = without_shared_genes(some, genes)
+    assert all(word in said for word in ("2 of 3", "'my_sets'", "MOUSE", "OTHER", "Cd79a", "CD79A"))
+    assert without_shared_genes(some, ["CD74", "Cd79a", "YAL001C"]) == []
+    with pytest.raises(InputError, match="'my_sets'.*MINE.*CD74"):
+        refuse_without_shared_genes(some, ["ENSG01", "ENSG02"])
 
 
 def test_the_shipped_collection_holds_the_canonical_markers():

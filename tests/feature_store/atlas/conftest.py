@@ -118,6 +118,7 @@ def association_tables(rng: np.random.Generator) -> dict[str, pl.DataFrame]:
         "feature_gene": schemas.conform("feature_gene", gene_rows(rng)),
         "feature_geneset": schemas.conform("feature_geneset", geneset_rows(rng)),
         "feature_token": schemas.conform("feature_token", token_rows(rng)),
+        **{name: schemas.empty(name) for name in ("feature_number", "gene_sets")},
     }
 
 

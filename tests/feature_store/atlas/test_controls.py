@@ -15,6 +15,7 @@ from feature_store import FeatureStore
 from feature_store.associations.comparison import summarise
 from feature_store.atlas.resources import Resources
 from feature_store.storage import commit
+from feature_store.storage.layout import ASSOCIATION_TABLES
 from feature_store.storage.plans import AssociationsPlan
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def with_random(atlas_root: Path, tmp_path: Path) -> FeatureStore:
         q=pl.when(pl.col("feature_id") % 2 == 0).then(0.01).otherwise(0.5), rank_biserial=pl.lit(0.7)
     )
     commit.write_table(root / "associations" / "4a2d" / "feature_label", labels, plan)
-    for table in ("features", "feature_gene", "feature_geneset", "feature_token"):
+    for table in set(ASSOCIATION_TABLES) - {"feature_label"}:
         commit.write_table(root / "associations" / "4a2d" / table, commit.read_table(own / table), plan)
     return FeatureStore.open(root)
 

@@ -18,7 +18,7 @@ from feature_store.atlas.pages import cells as cell_pages
 from feature_store.atlas.resources import Resources
 from feature_store.codes import CodesRun
 from feature_store.storage import commit
-from feature_store.storage.layout import Layout
+from feature_store.storage.layout import ASSOCIATION_TABLES, Layout
 from feature_store.storage.plans import AssociationsPlan, CodesPlan
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def with_labels(small_store: Any) -> Callable[[Callable[[pl.DataFrame], pl.DataF
 
     def make(change: Callable[[pl.DataFrame], pl.DataFrame]) -> FeatureStore:
         layout, old = small_store.layout, FeatureStore.open(small_store.layout.root)
-        for name in ("features", "feature_gene", "feature_geneset", "feature_token", "feature_label"):
+        for name in ASSOCIATION_TABLES:
             frame = old.frame(name).collect()
             frame = change(frame) if name == "feature_label" else frame
             commit.write_table(

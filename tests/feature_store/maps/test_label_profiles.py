@@ -18,7 +18,7 @@ from feature_store.errors import InputError, PlanMismatchError
 from feature_store.maps import label_profiles
 from feature_store.maps.label_profiles import ProfileMapConfig, has_profile_map, lay_out, profiles
 from feature_store.storage import commit, schemas
-from feature_store.storage.layout import Layout
+from feature_store.storage.layout import ASSOCIATION_TABLES, Layout
 from feature_store.storage.plans import AssociationsPlan, CodesPlan
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def write(root: Path, planted: np.ndarray, *, labels: list[tuple[str, str]] = LA
     for name, frame in {
         "features": schemas.conform("features", features.with_columns(**empty)),
         "feature_label": schemas.conform("feature_label", table.with_columns(**none)),
-        **{name: schemas.empty(name) for name in ("feature_gene", "feature_geneset", "feature_token")},
+        **{name: schemas.empty(name) for name in set(ASSOCIATION_TABLES) - {"features", "feature_label"}},
     }.items():
         commit.write_table(
             layout.associations_dir("a550c") / name,

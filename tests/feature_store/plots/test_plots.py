@@ -126,7 +126,7 @@ def tables():
         }
     )
     return {"features": features, "feature_label": label, "feature_gene": gene, "feature_geneset": geneset,
-            "feature_token": schemas.empty("feature_token")}  # fmt: skip
+            **{name: schemas.empty(name) for name in ("feature_token", "feature_number", "gene_sets")}}  # fmt: skip
 
 
 def steering():

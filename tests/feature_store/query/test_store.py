@@ -28,9 +28,7 @@ from feature_store.storage.plans import AssociationsPlan, CodesPlan, SteeringRes
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-TABLES = [
-    *("cells", "codes", "features", "feature_label", "feature_gene", "feature_geneset", "feature_token", "steering")
-]
+TABLES = ["cells", "codes", *ASSOCIATION_TABLES, "steering"]
 
 
 @pytest.fixture
@@ -54,7 +52,7 @@ def test_every_table_of_the_store_has_its_design_name(store: FeatureStore) -> No
     assert store.tables() == TABLES
     for table in TABLES:
         assert isinstance(store.frame(table), pl.LazyFrame)
-    for table in ("cells", "codes", "features", "feature_label", "feature_gene", "feature_geneset", "feature_token"):
+    for table in ("cells", "codes", *ASSOCIATION_TABLES):
         schemas.check(table, store.frame(table).collect())
 
 
