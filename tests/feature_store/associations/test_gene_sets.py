@@ -71,7 +71,7 @@ def test_sets_without_a_gene_of_the_data_are_named_with_the_reason(tmp_path):
     (said,) = without_shared_genes(some, genes)
     assert all(word in said for word in ("2 of 3", "'my_sets'", "MOUSE", "OTHER", "Cd79a", "CD79A"))
     assert without_shared_genes(some, ["CD74", "Cd79a", "YAL001C"]) == []
-    with pytest.raises(InputError, match="'my_sets'.*MINE.*CD74"):
+    with pytest.raises(InputError, match=r"'my_sets'.*MINE.*CD74"):
         refuse_without_shared_genes(some, ["ENSG01", "ENSG02"])
 
 
