@@ -56,16 +56,19 @@ def load_sae(folder: str | Path, *, device: str = "cpu") -> SparseAutoencoder:
     """
     info = read_info(folder)
     tensors = _read_tensors(Path(folder) / "sae.safetensors", info.weights_sha256)
-    _repeat_theta(tensors, "theta", info.config)
-    sae = SparseAutoencoder(info.config)
-    expected = sae.state_dict()
-    wrong = sorted(set(_WEIGHTS) ^ set(tensors)) or [n for n in _WEIGHTS if tensors[n].shape != expected[n].shape]
+    shape = (info.config.n_features, info.config.d_model)
+    if "theta" in tensors and "W_dec" in tensors and tensors["W_dec"].shape == shape:
+        _repeat_theta(tensors, "theta", info.config)
+    # before an autoencoder is built, which may not fit into memory where the configuration has a wrong size
+    expected = {"W_enc": shape, "W_dec": shape, "b_enc": shape[:1], "b_dec": shape[1:], "theta": shape[:1]}
+    wrong = sorted(set(_WEIGHTS) ^ set(tensors)) or [n for n in _WEIGHTS if tensors[n].shape != expected[n]]
     if wrong:
         raise CheckpointError(
             f"{folder}: the tensors {', '.join(wrong)} are missing, unexpected or misshapen for {info.config}. "
             "Save the autoencoder again with save_sae."
         )
-    sae.load_state_dict(expected | tensors)
+    sae = SparseAutoencoder(info.config)
+    sae.load_state_dict(sae.state_dict() | tensors)
     return sae.requires_grad_(False).to(device)
 
 
@@ -151,7 +154,7 @@ def _read_header(path: Path, kind: str) -> dict[str, Any]:
     except (RecursionError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}. Save it again.") from error
     found = (header.get("format"), header.get("version")) if isinstance(header, dict) else (None, None)
-    if found not in {(kind, version) for version in range(1, VERSION + 1)}:
+    if found not in [(kind, version) for version in range(1, VERSION + 1)]:
         raise CheckpointError(
             f"{path} has format {found}; this version of scsae reads {kind!r}, versions 1 to {VERSION}. Save it again."
         )

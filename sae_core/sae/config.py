@@ -42,10 +42,13 @@ def _checked_keys(cls: type, values: Mapping[str, Any]) -> Mapping[str, Any]:
             f"{cls.__name__} cannot be made from the keys {sorted(values)}: {unknown} are unknown and {missing} are "
             f"missing; its fields are {', '.join(known)}."
         )
-    for name, hint in get_type_hints(cls).items():
-        if name in values:
-            _require_type(name, values[name], get_args(hint) or (hint,))
-    return values
+    kinds = {name: get_args(hint) or (hint,) for name, hint in get_type_hints(cls).items()}
+    for name, value in values.items():
+        _require_type(name, value, kinds[name])
+    # JSON may write 0 for 0.0
+    return {
+        name: float(value) if float in kinds[name] and type(value) is int else value for name, value in values.items()
+    }
 
 
 def _require_type(name: str, value: object, allowed: tuple[object, ...]) -> None:

@@ -108,6 +108,14 @@ def json_object(folder: Path, values: Mapping[str, Any], name: str) -> dict[str,
     return found
 
 
+def flag(folder: Path, values: Mapping[str, Any], name: str, default: bool) -> bool:
+    """A true or false of the JSON; a `CheckpointError` if it is neither."""
+    found = values.get(name, default)
+    if not isinstance(found, bool):
+        raise unsupported(folder, name, found, "true or false")
+    return found
+
+
 def format_named(folder: Path, formats: Mapping[str, TensorFormat], what: str, found: object) -> TensorFormat:
     """The record of an architecture; a `CheckpointError` lists the known names."""
     if not isinstance(found, str) or found not in formats:
@@ -217,6 +225,8 @@ def _config(folder: Path, arch: str, W_dec: Tensor, stated: StatedConfig) -> SAE
         config = SAEConfig(d_model=d_model, n_features=n_features, k=stated.k or 1, arch=arch, groups=groups)
         if stated.own is None:
             return config
+        if not isinstance(stated.own, dict):
+            raise unsupported(folder, f"the entry {CONFIG_KEY!r} of the JSON", stated.own, "an object, or no entry")
         own = SAEConfig.from_dict(stated.own)
         same = architecture(own.arch).infer is architecture(arch).infer
     except (ConfigError, TypeError, ValueError) as error:

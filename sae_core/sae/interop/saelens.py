@@ -34,6 +34,7 @@ from sae_core.sae.interop.conversion import (
     build_autoencoder,
     check_agreement,
     checked_tensors,
+    flag,
     folded_weights,
     format_for,
     format_named,
@@ -102,7 +103,7 @@ def read_saelens(folder: str | Path) -> SparseAutoencoder:
         CheckpointError: the folder cannot be read, or something in it has no exact counterpart here.
     """
     folder = Path(folder)
-    cfg = _renamed(read_json(folder / HEADER))
+    cfg = _renamed(folder, read_json(folder / HEADER))
     tensors = _current(folder, read_weights(folder / WEIGHTS))
     tensor_format = format_named(folder, FORMATS, "architecture", cfg["architecture"])
     _check_input(folder, cfg)
@@ -115,11 +116,11 @@ def read_saelens(folder: str | Path) -> SparseAutoencoder:
     check_agreement(folder, d_in=(cfg.get("d_in"), len(weights.b_dec)), d_sae=(cfg.get("d_sae"), len(weights.b_enc)))
     return build_autoencoder(
         folder,
-        shift_b_enc(weights, -1) if cfg.get("apply_b_dec_to_input", True) else weights,
+        shift_b_enc(weights, -1) if flag(folder, cfg, "apply_b_dec_to_input", True) else weights,
         arch=tensor_format.arch,
         stated=_stated(folder, cfg, tensor_format, len(weights.b_enc)),
         precision=tensors["W_dec"].dtype,
-        ranks_lengths=tensor_format.states_k and bool(cfg.get("rescale_acts_by_decoder_norm", False)),
+        ranks_lengths=tensor_format.states_k and flag(folder, cfg, "rescale_acts_by_decoder_norm", False),
     )
 
 
@@ -152,12 +153,12 @@ def write_saelens(sae: SparseAutoencoder, folder: str | Path, *, metadata: Mappi
     write_files(Path(folder), WEIGHTS, data, HEADER, cfg)
 
 
-def _renamed(cfg: Mapping[str, Any]) -> dict[str, Any]:
+def _renamed(folder: Path, cfg: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON with an `architecture`, also from versions in which topk was an activation function."""
     activation = cfg.get("activation_fn", cfg.get("activation_fn_str", "relu"))
     named = {"architecture": "standard"} | dict(cfg) | {"activation_fn": activation}
     if activation == "topk" and named["architecture"] in ("standard", "topk"):
-        k = (cfg.get("activation_fn_kwargs") or {}).get("k", cfg.get("k"))
+        k = json_object(folder, cfg, "activation_fn_kwargs").get("k", cfg.get("k"))
         return named | {"architecture": "topk", "k": k, "activation_fn": "relu"}
     return named
 
@@ -190,7 +191,11 @@ def _stated(folder: Path, cfg: Mapping[str, Any], tensor_format: TensorFormat, n
     metadata = json_object(folder, cfg, "metadata")
     own, stops = metadata.get(CONFIG_KEY), None
     if tensor_format.arch == "matryoshka":
-        stops = [stop for stop in cfg.get("matryoshka_widths", []) if stop != n_features] + [n_features]
+        widths = cfg.get("matryoshka_widths") or []
+        if not isinstance(widths, list):
+            raise unsupported(folder, "matryoshka_widths", widths, "a list of whole numbers")
+        stops = [whole_number(folder, "matryoshka_widths", stop) for stop in widths if stop != n_features]
+        stops.append(n_features)
     if tensor_format.states_k:
         return StatedConfig(k=whole_number(folder, "k", cfg.get("k")), group_stops=stops, own=own)
     details = json_object(folder, metadata, "training_architecture_details")

@@ -70,8 +70,10 @@ def read_sparsify(folder: str | Path) -> SparseAutoencoder:
     tensors = read_weights(folder / WEIGHTS)
     weights = FORMAT.to_weights(checked_tensors(folder, tensors, FORMAT))
     n_features, d_model = weights.W_dec.shape
-    expected = cfg.get("num_latents") or d_model * cfg.get("expansion_factor", n_features / d_model)
-    check_agreement(folder, d_in=(cfg.get("d_in"), d_model), num_latents=(expected, n_features))
+    expected = cfg.get("num_latents")
+    if not expected and cfg.get("expansion_factor") is not None:
+        expected = d_model * whole_number(folder, "expansion_factor", cfg["expansion_factor"])
+    check_agreement(folder, d_in=(cfg.get("d_in"), d_model), num_latents=(expected or None, n_features))
     return build_autoencoder(
         folder,
         shift_b_enc(weights, -1),

@@ -224,7 +224,7 @@ def test_nothing_is_pickled(sae, tmp_path):
             ("arch", 3),
         ]
     ]
-    + [{"config": "word"}, {"extra": 3}, {"weights_sha256": None}, {"version": "2"}],
+    + [{"config": "word"}, {"extra": 3}, {"weights_sha256": None}, {"version": "2"}, {"version": []}],
 )
 def test_a_field_of_the_config_of_another_type_is_named_with_its_value(sae, tmp_path, change):
     save_sae(sae, tmp_path)
@@ -236,6 +236,24 @@ def test_a_field_of_the_config_of_another_type_is_named_with_its_value(sae, tmp_
     with pytest.raises(CheckpointError, match=rf"config\.json.*{name}") as caught:
         load_sae(tmp_path)
     assert repr(value).strip("[]") in str(caught.value)
+
+
+def test_a_size_that_no_memory_could_hold_is_refused_before_an_autoencoder_is_built(sae, tmp_path):
+    save_sae(sae, tmp_path)
+    path = tmp_path / "config.json"
+    body = json.loads(path.read_text())
+    for name in ("d_model", "n_features"):
+        path.write_text(json.dumps(body | {"config": body["config"] | {name: 10**12}}))
+        with pytest.raises(CheckpointError, match="W_enc"):
+            load_sae(tmp_path)
+
+
+def test_a_number_that_json_writes_without_its_fraction_is_read(sae, tmp_path):
+    save_sae(sae, tmp_path)
+    path = tmp_path / "config.json"
+    body = json.loads(path.read_text())
+    path.write_text(json.dumps(body | {"config": body["config"] | {"aux_coefficient": 0}}))
+    assert load_sae(tmp_path).config.aux_coefficient == 0
 
 
 @pytest.mark.parametrize("name", ["config.json", "sae.safetensors"])

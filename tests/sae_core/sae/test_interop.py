@@ -220,6 +220,13 @@ def test_saelens_k_comes_from_the_training_details_and_is_else_1(tmp_path):
         ({"d_in": 3}, r"d_in is 3\b.*\b2\b"),
         ({"d_sae": 3}, r"d_sae is 3\b.*\b2\b"),
         ({"metadata": "text"}, "metadata is 'text'"),
+        ({"apply_b_dec_to_input": "false"}, "apply_b_dec_to_input is 'false'"),
+        (
+            {"architecture": "topk", "k": 1, "rescale_acts_by_decoder_norm": "no"},
+            "rescale_acts_by_decoder_norm is 'no'",
+        ),
+        ({"activation_fn": "topk", "activation_fn_kwargs": "k"}, "activation_fn_kwargs is 'k'"),
+        ({"metadata": {"scsae": "text"}}, "'scsae'.*'text'"),
     ],
 )
 def test_what_saelens_says_beyond_ours_is_refused(tmp_path, cfg, message):
@@ -252,6 +259,27 @@ def test_unreadable_files_are_refused(tmp_path):
     (folder / "cfg.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"cfg\.json"):
         read_saelens(folder)
+
+
+@pytest.mark.parametrize("widths", ["all", 3, ["a"], [0.5]])
+def test_widths_of_groups_that_are_no_whole_numbers_are_refused(tmp_path, widths):
+    folder = saelens_folder(
+        tmp_path,
+        ONES | {"topk_threshold": 0.5},
+        architecture="matryoshka_batchtopk",
+        k=1,
+        matryoshka_widths=widths,
+    )
+    with pytest.raises(CheckpointError, match="matryoshka_widths"):
+        read_saelens(folder)
+
+
+@pytest.mark.parametrize("name", ["cfg.json", "sae_weights.safetensors"])
+def test_a_pointer_in_a_folder_of_another_library_is_recognised(tmp_path, name):
+    folder = saelens_folder(tmp_path, ONES)
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 99\n")
+    with pytest.raises(CheckpointError, match=rf"{name} is a Git LFS pointer"):
+        read_foreign(folder)
 
 
 # sparsify
@@ -298,6 +326,8 @@ def test_sparsify_rows_that_half_precision_rounded_keep_their_codes(tmp_path):
         ({"k": 0}, "k is 0"),
         ({"k": 9}, r"k = 9\b"),
         ({"d_in": 7}, r"d_in is 7\b.*\b2\b"),
+        ({"num_latents": None, "expansion_factor": "many"}, "expansion_factor is 'many'"),
+        ({"num_latents": "many"}, "num_latents is 'many'"),
     ],
 )
 def test_what_sparsify_says_beyond_ours_is_refused(tmp_path, cfg, message):
