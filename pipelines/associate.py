@@ -44,6 +44,7 @@ from pipelines.config import ActorOptions, AssociateOptions, EncodeOptions, pars
 from pipelines.encode import encode
 from pipelines.inputs import load_recorded_source, load_token_of_gene
 from pipelines.runtime.actor_pool import do_shards
+from pipelines.runtime.checks import check_before_work
 from pipelines.runtime.cluster import one_ray_session
 from pipelines.runtime.progress import stderr_console
 from pipelines.runtime.stage import Clock, StageResult
@@ -144,6 +145,7 @@ def associate_all(options: AssociateOptions, store: Path, *, address: str | None
         UsageError, InputError: a gene-set file is malformed, or none of its sets shares a gene with the data; or the
             data set changed before its expression was read.
     """
+    check_before_work(Layout(store), address=address)
     sets = read_collections(options.gmt)
     with one_ray_session():
         if not options.data:

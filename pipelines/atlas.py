@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from feature_store import FeatureStore
-from feature_store.storage.filesystem import is_local
+from feature_store.storage.filesystem import check_writable, is_local
 from feature_store.storage.layout import MANIFEST, Layout
 from pipelines.errors import ON_PURPOSE
 from pipelines.runtime.output import console
@@ -70,6 +70,7 @@ def export_atlas(root: Path, folder: Path, *, associations: str | None, codes: s
 
     store = FeatureStore.open(root, associations=associations, codes=codes)
     check_folder(folder)
+    check_writable(folder)
     store = prepare_atlas(store)
     clock = Clock()
     with contextlib.ExitStack() as stack:

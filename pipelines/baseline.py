@@ -36,6 +36,7 @@ from pipelines.config import (
 )
 from pipelines.errors import UsageError
 from pipelines.inputs import SOURCE_FILE, load_model_location
+from pipelines.runtime.checks import check_before_work
 from pipelines.runtime.cluster import one_ray_session
 from pipelines.runtime.progress import progress_bar
 from pipelines.runtime.stage import Clock, StageResult
@@ -68,6 +69,7 @@ def baseline(options: BaselineOptions, store: Path, *, address: str | None = Non
         ConfigError: a baseline has fewer features than the SAE has active ones.
     """
     layout = Layout(store)
+    check_before_work(layout, address=address)
     info = resolve_run(layout, "associations", options.associations, option="--associations")
     chain = chain_of_sae(layout, info, option="--associations")
     _check_gene_sets(options, chain)

@@ -35,6 +35,7 @@ from pipelines.inputs import (
     save_token_of_gene,
 )
 from pipelines.runtime.actor_pool import do_shards
+from pipelines.runtime.checks import check_before_work
 from pipelines.runtime.progress import delayed_progress_bar
 from pipelines.runtime.stage import Clock, StageResult
 from pipelines.shard_size import cells_per_shard
@@ -236,6 +237,7 @@ def encode(options: EncodeOptions, store: Path, *, address: str | None = None) -
     """
     clock = Clock()
     layout = Layout(store)
+    check_before_work(layout, address=address)
     sae = commit.Run.open(resolve_run(layout, "saes", options.sae, option="--sae").path)
     of_sae = SAEPlan.of(sae)
     activations = commit.Run.open(layout.activations_dir(of_sae.activations))

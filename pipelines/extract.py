@@ -28,6 +28,7 @@ from pipelines.inputs import (
     save_source_location,
 )
 from pipelines.runtime.actor_pool import do_shards
+from pipelines.runtime.checks import check_before_work
 from pipelines.runtime.stage import Clock, StageResult
 from pipelines.shard_size import cells_per_shard
 
@@ -127,10 +128,11 @@ def extract(options: ExtractOptions, store: Path, *, address: str | None = None)
         InputError, VocabularyError, CheckpointError, UsageError: data, model or options are wrong; nothing is written.
     """
     clock = Clock()
+    layout = Layout(store)
+    check_before_work(layout, address=address)
     inputs = load_inputs(options)
     sites = parse_sites(options.layer, inputs.model)
     _check_readout(options, inputs, sites)
-    layout = Layout(store)
     cells = write_cells(
         layout,
         inputs.source,

@@ -32,6 +32,7 @@ from feature_store.storage.plans import CellsPlan, MatchPlan, SAEPlan, constants
 from pipelines.config import MatchOptions
 from pipelines.errors import UsageError
 from pipelines.inputs import SOURCE_FILE
+from pipelines.runtime.checks import check_before_work
 from pipelines.runtime.progress import progress_bar
 from pipelines.runtime.stage import Clock, StageResult
 
@@ -61,6 +62,7 @@ def match(options: MatchOptions, store: Path) -> list[StageResult]:
             written.
     """
     layout = Layout(store)
+    check_before_work(layout)
     sae = _SAE.of(resolve_run(layout, "saes", options.sae, option="--sae"))
     if not options.other:
         known = [info.run for info in layout.runs("saes") if info.complete and info.run != sae.run]

@@ -1,13 +1,16 @@
 """The stages of a recipe, run in order on one Ray session; each starts from the run that the stage before it made."""
 
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from feature_store.associations.gene_sets import read_collections
+from feature_store.storage.layout import Layout
 from pipelines.config import PARENTS, Options, Recipe
 from pipelines.errors import UsageError
+from pipelines.runtime.checks import check_before_work, check_tracking
 from pipelines.runtime.cluster import one_ray_session
 from pipelines.runtime.stage import StageResult
 
@@ -19,13 +22,18 @@ def run_recipe(recipe: Recipe, store: Path, *, address: str | None = None) -> li
 
     If several sites are extracted, the later stages run for each of them. A stage whose predecessor is not in the
     recipe starts from the run that its own option names (`train.activations`, `encode.sae`, ...), or from the newest
-    run in the store. UsageError for a recipe without a stage; InputError, NotFoundError for a gene-set file.
+    run in the store. UsageError for a recipe without a stage. A store or MLflow server that cannot be written, an
+    address without a cluster and a gene-set file that cannot be read are errors before the first stage.
     """
     if recipe == Recipe(store=recipe.store):
         raise UsageError("the recipe has no stage; give at least one of extract, train, encode, associate, steer")
+    layout = Layout(store)
+    check_before_work(layout, address=address)
     if recipe.associate is not None:
         # a file that is wrong is found now, and not after hours of the stages before
         read_collections(recipe.associate.gmt)
+    if (recipe.train is not None or recipe.steer) and os.environ.get("MLFLOW_TRACKING_URI"):
+        check_tracking(layout)
     with one_ray_session():
         return list(_stages(recipe, store, address))
 

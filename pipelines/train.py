@@ -22,13 +22,14 @@ from feature_store.storage.layout import HISTORY, SUMMARY, Layout, as_path
 from feature_store.storage.plans import ActivationsPlan, SAEPlan, as_json
 from pipelines.config import TrainOptions
 from pipelines.errors import UsageError
+from pipelines.runtime.checks import check_before_work, check_tracking
 from pipelines.runtime.cluster import actors_that_fit, ray_session
 from pipelines.runtime.failures import explained, root_cause
 from pipelines.runtime.progress import progress_bar, stderr_console
 from pipelines.runtime.stage import Clock, StageResult
 from pipelines.tracking import ModelVersion, Tracking
 from pipelines.tracking.provenance import origin_tags
-from pipelines.tracking.registry import MISSING_TAG
+from pipelines.tracking.registry import MISSING_TAG, registered_name
 from pipelines.training_loop import (
     PROGRESS,
     SAEJob,
@@ -83,6 +84,7 @@ def train_all(options: TrainOptions, store: Path, *, address: str | None = None)
 
     clock = Clock()
     layout = Layout(store)
+    check_before_work(layout, address=address)
     parent = commit.Run.open(resolve_run(layout, "activations", options.activations, option="--activations").path)
     # damaged activations are reported even if every SAE is complete
     parent.manifest()
@@ -106,6 +108,7 @@ def train_all(options: TrainOptions, store: Path, *, address: str | None = None)
         for sae_config in sae_configs_of(options, source.d_model)
     ]
     _check_shares(options, parent)
+    check_tracking(layout)
     runs = [create_sae_run(layout, plan) for plan in plans]
     pending = [run for run in runs if run.pending()]
     early_warnings, failed = TrainingWarnings(), None
@@ -319,7 +322,7 @@ def _logged(tracking: Tracking, layout: Layout, run: commit.Run, options: TrainO
     """Log a training with its curves and metrics, and register its SAE."""
     plan, summary = SAEPlan.of(run), json.loads((run.path / SUMMARY).read_text())
     metrics = {name: value for name, value in summary.items() if isinstance(value, int | float)}
-    name = options.name or f"{plan.control_of or 'sae'}-{plan.model}-{plan.site}"
+    name = options.name or registered_name(f"{plan.control_of or 'sae'}-{plan.model}-{plan.site}")
     findings = ", ".join(found["kind"] for found in summary["findings"]) or "none"
     tags = {**origin_tags(layout, run), "scsae.findings": findings}
     if missing := summary.get("missing"):

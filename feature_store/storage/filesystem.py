@@ -274,6 +274,21 @@ def clear_write_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def check_writable(folder: Path) -> None:
+    """Raise StoreWriteError if a file cannot be made in a local folder, or the folder cannot be made; nothing is left.
+
+    Object storage is not checked, because that would take a put and a deletion.
+    """
+    if not is_local(folder):
+        return
+    with clear_write_errors(folder):
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not existing.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(existing))
+        with tempfile.TemporaryFile(dir=existing) as file:
+            file.write(b"x")
+
+
 def _locked_file(folder: Path, label: str) -> tuple[Path, int]:
     while True:
         path = folder / f"{TEMPORARY}{label}-{uuid.uuid4().hex}"

@@ -9,6 +9,21 @@ from pipelines.config.options import Options, Positive, PositiveFloat, as_tuple
 
 Arch = Literal["batchtopk", "matryoshka", "topk", "jumprelu", "gated", "standard"]
 
+MAX_NAME = 250
+
+
+def check_registered_name(name: str | None) -> str | None:
+    """Return a name that the model registry takes; ValueError for any other."""
+    if name is None:
+        return None
+    is_plain = name.isprintable() and not {"/", ":"} & set(name) and not name.startswith(".")
+    if is_plain and name.strip() and len(name) <= MAX_NAME:
+        return name
+    raise ValueError(
+        f"allowed in the model registry: 1 to {MAX_NAME} printable characters without / and :, of which the first is "
+        "no dot; e.g. --name sae-mine"
+    )
+
 
 class TrainOptions(Options):
     """Fit a sparse autoencoder to stored activations with Ray Train."""
@@ -61,5 +76,5 @@ class TrainOptions(Options):
     """CPU cores of each worker; more than one is faster only on cores that are otherwise idle."""
     num_gpus: float = Field(default=0.0, ge=0)
     """GPUs of each worker."""
-    name: str | None = None
+    name: Annotated[str | None, pydantic.AfterValidator(check_registered_name)] = None
     """Name in the model registry; default: sae-MODEL-SITE."""

@@ -72,12 +72,13 @@ class Session:
                 )
 
 
-def _connection_error(address: tuple[str, int]) -> OSError | None:
+def _connection_error(address: tuple[str, int]) -> Exception | None:
     """Return why a connection fails, None if it succeeds. The kernel accepts it even if the process is busy."""
     try:
         with socket.create_connection(address, timeout=CONNECT_TIMEOUT_S):
             return None
-    except OSError as error:
+    except (OSError, OverflowError, UnicodeError) as error:
+        # a port above 65,535, or a host that is no name
         return error
 
 
@@ -127,10 +128,43 @@ def _sigterm_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
+def check_address(address: str | None) -> None:
+    """Raise UsageError if nothing listens at `address` (or $RAY_ADDRESS), within CONNECT_TIMEOUT_S.
+
+    Ray itself waits for minutes for an address that does not answer.
+    """
+    known = address or os.environ.get("RAY_ADDRESS")
+    is_open = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    if is_open or not known or known in ("local", "auto"):
+        return
+    scheme, _, place = known.rpartition("://")
+    if scheme not in ("", "ray"):
+        if scheme in ("http", "https"):
+            raise UsageError(
+                f"--address (or RAY_ADDRESS) was {known!r}, the address of a dashboard, which `scsae submit` takes; "
+                "give HOST:6379 or ray://HOST:10001"
+            )
+        return
+    host, _, port = place.partition("/")[0].rpartition(":")
+    if not host or not port.isdecimal():
+        raise UsageError(f"--address (or RAY_ADDRESS) was {known!r}; give HOST:6379 or ray://HOST:10001")
+    if trouble := _connection_error((host.strip("[]"), int(port))):
+        raise UsageError(_no_cluster(known, trouble))
+
+
+def _no_cluster(known: str, error: Exception) -> str:
+    why = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return (
+        f"no Ray cluster answers at {known} ({why}); give --address of one that runs, e.g. ray://HEAD:10001, or leave "
+        "it out (and unset RAY_ADDRESS) to use this machine"
+    )
+
+
 def _connect(known: str | None, num_cpus: int | None) -> None:
     """Connect to the cluster at `known`, or start a session on this machine."""
     import ray
 
+    check_address(known)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
     # careful: without "local", Ray joins any head that was started on this machine with `ray start`
     local = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES, "num_cpus": num_cpus}
@@ -138,10 +172,7 @@ def _connect(known: str | None, num_cpus: int | None) -> None:
         ray.init(address=known or "local", **({} if known else local), **quiet)
     except Exception as error:  # a raylet that does not come up is a bare Exception
         if known:
-            raise UsageError(
-                f"no Ray cluster answers at {known} ({error}); give --address of one that runs, e.g. "
-                "ray://HEAD:10001, or leave it out to use this machine"
-            ) from error
+            raise UsageError(_no_cluster(known, error)) from error
         raise RunFailedError(f"Ray did not start on this machine ({error}); run the same command again") from error
 
 

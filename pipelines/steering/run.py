@@ -30,6 +30,7 @@ from feature_store.storage.layout import Layout
 from feature_store.storage.plans import SteeringResultsPlan
 from pipelines.config import SteerOptions
 from pipelines.errors import UsageError
+from pipelines.runtime.checks import check_before_work, check_tracking
 from pipelines.runtime.stage import Clock, StageResult
 from pipelines.steering import feature_selection, shards, token_sample
 from pipelines.steering.actors import MaskedGenePredictor, SteeredEmbedder
@@ -68,7 +69,10 @@ def steer(options: SteerOptions, store: Path, *, address: str | None = None) -> 
         NotFoundError: there are no associations.
     """
     clock = Clock()
-    run = SteeringRun(SteeringRequest.of(options, Layout(store)), address)
+    layout = Layout(store)
+    check_before_work(layout, address=address)
+    run = SteeringRun(SteeringRequest.of(options, layout), address)
+    check_tracking(layout)
     results = run.results()
     chosen = next(variant for variant in run.variants if variant.chosen)
     return StageResult(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from feature_store.query.metrics import COMPARED_BY
+from pipelines.config.train import MAX_NAME
 from pipelines.errors import UsageError
 from pipelines.tracking.runs import RUN_TAG, TrackingStore
 
@@ -67,6 +68,12 @@ class Evaluation:
         return f"{headline} ({self.task}, {self.dataset})"
 
 
+def registered_name(text: str) -> str:
+    """Return a text as a name that the registry takes: the folder of a model may be called anything."""
+    kept = "".join("-" if one in "/:" or not one.isprintable() else one for one in text)
+    return kept[:MAX_NAME].lstrip(".")
+
+
 class Tracking(TrackingStore):
     """The tracking store of one feature store, with the registry in it."""
 
@@ -98,10 +105,22 @@ class Tracking(TrackingStore):
         )
         active = self._mlflow.active_run().info.run_id
         self.log_metrics(active, metrics, model_id=logged.model_id)
-        if not self.client.search_registered_models(f"name = '{name}'"):
+        if not self._knows(name):
             self.client.create_registered_model(name)
         version = self.client.create_model_version(name, logged.model_uri, run_id=active, tags=dict(tags))
         return self.settled(self.version(name, int(version.version)))
+
+    def _knows(self, name: str) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        # careful: a search by name would have to quote it
+        try:
+            self.client.get_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+        return True
 
     def settled(self, found: ModelVersion) -> ModelVersion:
         """The version, after the alias that a crash may have prevented is set if its name has no champion yet."""

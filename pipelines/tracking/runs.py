@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "scsae"
 RUN_TAG = "scsae.run"
+CHECKED_TAG = "scsae.writable"
 VALUE_CHARACTERS = 500
 BATCH = 1000
 """Largest number of metrics in one call, which is the limit of a server."""
@@ -87,6 +88,15 @@ class TrackingStore:
                 f"{layout.root} has no model registry yet; type `scsae train --store {layout.root}` first"
             )
         return cls(layout, reads=bool((layout.mlflow_dir / "mlflow.db").is_file()))
+
+    def check_writable(self) -> None:
+        """Write a tag of the experiment, which has no other use than to fail before the work does.
+
+        Raises:
+            StoreWriteError, RunFailedError: see `exclusive`.
+        """
+        with self.exclusive():
+            self.client.set_experiment_tag(self.experiment_id, CHECKED_TAG, "yes")
 
     def _select(self) -> None:
         """Point mlflow's global calls at this store, and keep its address out of the environment."""

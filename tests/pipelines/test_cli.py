@@ -205,6 +205,7 @@ BAD_INPUT = {
         "models promote sae-tiny-layer.1 9 --store {store}",
         ["sae-tiny-layer.1 version 9", "sae-tiny-layer.1 1"],
     ),
+    "name that no registry takes": ("train --name a/b --store {store}", ["name", "'a/b'", "--name sae-mine"]),
     "columns without data": ("demo --cell-type type --store new", ["'type'", "--data"]),
 }
 

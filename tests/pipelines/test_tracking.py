@@ -119,6 +119,8 @@ def test_a_database_that_cannot_be_written_is_read_and_its_error_is_clear(tracki
         reading.exclusive(),
     ):
         log(reading, "refused")
+    with pytest.raises(StoreWriteError, match="mode=ro"):
+        reading.check_writable()
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):

@@ -1,6 +1,7 @@
 """Ray is started when something needs it, once, and stopped; what does not fit, answer or live on is said."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 
 from pipelines.errors import RunFailedError, UsageError
 from pipelines.runtime import cluster
-from pipelines.runtime.cluster import Session, actors_that_fit, ray_session
+from pipelines.runtime.cluster import Session, actors_that_fit, check_address, ray_session
 
 SESSIONS = """
 import sys
@@ -127,6 +128,35 @@ def test_the_head_on_another_machine_may_be_silent_for_a_while(session, deaf_por
         session.raise_if_lost()
 
 
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "[::ffff:127.0.0.1]:{}"])
+def test_an_address_at_which_nothing_listens_is_refused_at_once(monkeypatch, deaf_port, form):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", lambda **_options: pytest.fail("Ray would wait for minutes"))
+    address = form.format(deaf_port)
+    with pytest.raises(UsageError, match=rf"{re.escape(address)}.*--address"), ray_session(address=address):
+        pass
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(UsageError, match=rf"{re.escape(address)}.*--address"):
+        check_address(None)
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("http://127.0.0.1:8265", r"scsae submit.*HOST:6379"),
+        ("head", "HOST:6379"),
+        ("head:port", "HOST:6379"),
+        ("127.0.0.1:70000", "70000"),
+        ("no-such-host.invalid:6379", "no-such-host"),
+    ],
+)
+def test_an_address_of_another_kind_is_refused_with_the_kinds_there_are(monkeypatch, address, words):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with pytest.raises(UsageError, match=words) as refused:
+        check_address(address)
+    assert "\n" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("address", "error", "words"),
     [
@@ -140,6 +170,7 @@ def test_a_cluster_that_does_not_answer_is_an_error_of_whoever_named_it(monkeypa
 
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr("ray.init", refuse)
+    monkeypatch.setattr(cluster, "_connection_error", lambda _address: None)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(error, match=words), ray_session(address=address):
         pass
