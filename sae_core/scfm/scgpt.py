@@ -74,7 +74,8 @@ Objective = Literal["masked", "query"]
 class ScGPTConfig:
     """Settings of the network and the tokenizer, from `args.json`.
 
-    `cls_value`, `tie_break`, `objective` and `batch_label` are keys that upstream's `args.json` does not have.
+    `cls_value`, `tie_break`, `objective`, `batch_label` and `input_genes` (a file of the folder with the symbols of the
+    genes that are fed) are keys that upstream's `args.json` does not have.
     """
 
     n_layers: int
@@ -93,6 +94,8 @@ class ScGPTConfig:
     """Tied counts get a random bin among those that they span (upstream), or the midpoint of these (deterministic)."""
     objective: Objective = "masked"
     """Pretraining: other tokens attend to "masked" genes, and never attend to a "query" gene."""
+    include_zeros: bool = False
+    """Every gene of `input_genes` that the data has is a token of each cell, zeros included (fine-tuned)."""
     batch_label: int | None = None
     """Batch of a fine-tuned checkpoint to which the cells are assigned, where the checkpoint has batches."""
 
@@ -135,6 +138,8 @@ class ScGPTConfig:
         if d_model % n_heads:
             raise fields.wrong("nheads", f"a divisor of embsize {d_model}")
         pad_value = fields.number("pad_value", -2.0)
+        # zeros of all genes of the data would not fit into a cell's input, so the choice of genes comes first
+        include_zeros = fields.flag("include_zero_gene", False) and fields.has("input_genes")
         # the mini model records in args.json that it was trained with query genes
         objective = "query" if "n_queries" in fields.table("pretraining") else "masked"
         return cls(
@@ -146,9 +151,10 @@ class ScGPTConfig:
             max_seq_len=fields.whole("max_seq_len", 1200, at_least=2),
             pad_value=pad_value,
             mask_value=fields.number("mask_value", -1.0),
-            cls_value=fields.number("cls_value", pad_value),
+            cls_value=fields.number("cls_value", 0.0 if include_zeros else pad_value),
             tie_break=cast("TieBreak", fields.choice("tie_break", "random", get_args(TieBreak))),
             objective=cast("Objective", fields.choice("objective", objective, get_args(Objective))),
+            include_zeros=include_zeros,
             batch_label=fields.whole("batch_label", at_least=0) if fields.has("batch_label") else None,
         )
 
@@ -208,6 +214,7 @@ class ScGPT(FoundationModel):
             n_bins=config.n_bins,
             max_seq_len=config.max_seq_len,
             tie_break=config.tie_break,
+            include_zeros=config.include_zeros,
         )
 
     @classmethod
@@ -253,7 +260,7 @@ class ScGPT(FoundationModel):
         seed: int,
         max_tokens: int | None = None,
     ) -> Tokens:
-        """`<cls>` and the nonzero genes of each cell with binned values (`ScGPTTokenizer`)."""
+        """`<cls>` and the genes of each cell with binned values (`ScGPTTokenizer`)."""
         return self.tokenizer(indptr, indices, data, match, seed=seed, max_tokens=max_tokens)
 
     def pool(

@@ -4,6 +4,7 @@
     vocab.json           token -> row of the embedding; else the only *vocab*.json   needed
     best_model.pt        state dict; or one of `WEIGHTS`                             needed
     vocab_ensembl.json   Ensembl id -> token                                         optional
+    input_genes          in args.json: a file with a symbol a line, the genes fed    optional
 
 The rows of the embedding are looked up by the vocabulary, so the two must be of one checkpoint. As the authors' loader
 does, special tokens that the vocabulary lacks are appended to it; then it must have exactly as many tokens as there are
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sae_core.checkpoint_files import check_rows, digest_files, read_json, read_weights, weight_files
+from sae_core.checkpoint_files import check_rows, digest_files, read_json, read_text, read_weights, weight_files
 from sae_core.errors import CheckpointError
 from sae_core.json_fields import JsonFields
 from sae_core.scfm.scgpt import ScGPT, ScGPTConfig, canonical_name, scgpt_from_weights, sizes_of
@@ -88,9 +89,12 @@ def load_scgpt(folder: Path) -> ScGPT:
     ensembl = folder / _ENSEMBL if (folder / _ENSEMBL).is_file() else None
     vocabulary = _with_special(read_vocabulary(vocab_path, ensembl_path=ensembl))
     _check_vocabulary(vocabulary, vocab_path, n_rows, own=fields.flag("own_vocabulary", False))
+    genes_path = _input_genes_file(folder, fields)
+    if genes_path is not None:
+        vocabulary = _restricted(vocabulary, genes_path)
     model = scgpt_from_weights(ScGPTConfig.from_fields(fields), vocabulary, weights)
-    files = [args_path, vocab_path, *([ensembl] if ensembl else []), *weight_files(weights_path)]
-    model.digest = digest_files(files)
+    optional = [path for path in (ensembl, genes_path) if path is not None]
+    model.digest = digest_files([args_path, vocab_path, *optional, *weight_files(weights_path)])
     notes = tuple(_notes(fields, model, vocab_path))
     model.notes = (*fields.notes, *notes)
     return model
@@ -109,19 +113,28 @@ def _notes(fields: JsonFields, model: ScGPT, vocab_path: Path) -> Iterator[str]:
 
 
 def _tuning_notes(fields: JsonFields, model: ScGPT) -> Iterator[str]:
-    """What the settings tell of the cells on which a checkpoint was tuned, where they differ from those fed here."""
-    told = [f"{name} {json.dumps(fields.values[name])}" for name in _TUNING if fields.values.get(name)]
-    if fields.flag("include_zero_gene", False) or fields.has("n_hvg"):
+    """What the settings tell of the cells on which a checkpoint was tuned, and what is fed to it here."""
+    config, has_choice = model.config, fields.has("input_genes")
+    is_tuned = fields.flag("include_zero_gene", False) or bool(fields.values.get("n_hvg"))
+    if is_tuned:
+        told = [f"{name} {json.dumps(fields.values[name])}" for name in _TUNING if fields.values.get(name)]
         yield (
             f"{fields.file} says that it was tuned on cells of chosen genes ({', '.join(told)}): in the authors' "
-            "tutorial each cell has all of these genes as tokens, zeros included, and <cls> has the value 0. Here a "
-            "cell's nonzero genes alone are fed, of all genes of the data, and <cls> has the value "
-            f"{model.config.cls_value:g}"
+            "tutorial each cell has all of these genes as tokens, zeros included, and <cls> has the value 0"
+        )
+    if is_tuned or has_choice:
+        of = " of input_genes" if has_choice else ""
+        fed = f"all genes{of} in every cell, zeros included" if config.include_zeros else f"nonzero genes{of} alone"
+        yield f"fed to it here: {fed}; <cls> has the value {config.cls_value:g}"
+    if is_tuned and not config.include_zeros:
+        yield (
+            "to feed the genes of the tuning with their zeros, write their symbols into a file of this folder, one a "
+            f'line, and add "input_genes": FILE and "include_zero_gene": true to {fields.file}'
         )
     if model.dsbn is not None:
         yield (
             f"tuned with a norm for each of {len(model.dsbn.bns)} batches: all cells are fed as batch "
-            f"{model.config.batch_label}, which batch_label in {fields.file} chooses"
+            f"{config.batch_label}, which batch_label in {fields.file} chooses"
         )
 
 
@@ -169,6 +182,30 @@ def _with_special(vocabulary: Vocabulary) -> Vocabulary:
     """Vocabulary in which special tokens that the file lacks follow the others, in upstream's order."""
     missing = tuple(token for token in SPECIAL if token not in vocabulary)
     return replace(vocabulary, tokens=vocabulary.tokens + missing) if missing else vocabulary
+
+
+def _input_genes_file(folder: Path, fields: JsonFields) -> Path | None:
+    name = fields.values.get("input_genes")
+    if name is None:
+        return None
+    if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
+        raise fields.wrong("input_genes", "the name of a file in this folder with one gene symbol a line")
+    return folder / name
+
+
+def _restricted(vocabulary: Vocabulary, path: Path) -> Vocabulary:
+    """Vocabulary in which genes of the data match only the genes that a file lists.
+
+    Raises:
+        CheckpointError: the file lists a gene that the vocabulary lacks, or none.
+    """
+    genes = {line.strip() for line in read_text(path).splitlines() if line.strip()}
+    if unknown := sorted(gene for gene in genes if gene not in vocabulary):
+        raise CheckpointError(f"{path.name} lists {len(unknown)} genes that the vocabulary lacks, e.g. {unknown[0]!r}")
+    if not genes:
+        raise CheckpointError(f"{path.name} lists no gene; write one gene symbol a line")
+    others = (token for token in vocabulary.tokens if token not in genes)
+    return replace(vocabulary, special=vocabulary.special | frozenset(others))
 
 
 def _check_vocabulary(vocabulary: Vocabulary, path: Path, n_rows: int, *, own: bool) -> None:

@@ -1,4 +1,4 @@
-"""scGPT's tokenizer: `<cls>` and the nonzero genes of a cell with binned values.
+"""scGPT's tokenizer: `<cls>` and the nonzero genes of a cell with binned values; with zeros where the model has them.
 
 Cells are tokenized in whole CSR blocks; only random tie breaks and truncation loop over cells. The random numbers of a
 cell come from the seed and the cell's content (gene ids and value ranks), so they depend neither on its batch nor on
@@ -28,6 +28,8 @@ class ScGPTTokenizer:
     n_bins: int
     max_seq_len: int
     tie_break: TieBreak
+    include_zeros: bool = False
+    """Whether every matched gene of the data is a token of each cell, with the value 0 where it is not expressed."""
 
     def __call__(
         self,
@@ -42,7 +44,7 @@ class ScGPTTokenizer:
         """Tokens of cells in CSR form: `<cls>` and the matched nonzero genes, with values binned per cell.
 
         Columns of one gene are added first. A cell with more genes than fit keeps a sample of them, drawn from (seed,
-        its content) after binning, as upstream does. A cell without a matched gene has no token.
+        its content) after binning, as upstream does. A cell without an expressed gene of the model has no token.
 
         Raises:
             TokenizationError: a value is negative or not finite, or `match` lacks a column of the data.
@@ -54,7 +56,13 @@ class ScGPTTokenizer:
         n_cells = len(indptr) - 1
         gene_id, value, cell = matched_values(indptr, indices, data, match)
         digits = digit_ranges(value, cell, n_cells=n_cells, n_bins=self.n_bins)
-        digit, kept = self._draw(gene_id, digits, np.bincount(cell, minlength=n_cells), limit=limit, seed=seed)
+        n_of_cell = np.bincount(cell, minlength=n_cells)
+        if self.include_zeros:
+            digit, _ = self._draw(gene_id, digits, n_of_cell, limit=len(gene_id) + 1, seed=seed)
+            gene_id, digit, cell = _with_zeros(gene_id, digit, cell, np.unique(match.token_id[match.matched]))
+            kept = _sample(gene_id, digit, np.bincount(cell, minlength=n_cells), limit=limit, seed=seed)
+        else:
+            digit, kept = self._draw(gene_id, digits, n_of_cell, limit=limit, seed=seed)
         return self._with_cls(gene_id[kept], digit[kept], cell[kept], n_cells)
 
     def _draw(
@@ -98,3 +106,34 @@ class ScGPTTokenizer:
         values = np.full(offsets[-1], self.cls_value, dtype=np.float32)
         ids[~is_special], values[~is_special] = gene_id, digit
         return Tokens(offsets=offsets.astype(np.int64), gene_id=ids, value=values, is_special=is_special)
+
+
+def _with_zeros(
+    gene_id: Int64[np.ndarray, " value"],
+    digit: Float[np.ndarray, " value"],
+    cell: Int64[np.ndarray, " value"],
+    genes: Int64[np.ndarray, " gene"],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gene id, digit and cell of all `genes` (sorted) in every cell that has a value; the digit is 0 without one."""
+    cells, row = np.unique(cell, return_inverse=True)
+    dense = np.zeros((len(cells), len(genes)), dtype=digit.dtype)
+    dense[row, np.searchsorted(genes, gene_id)] = digit
+    return np.tile(genes, len(cells)), dense.ravel(), np.repeat(cells, len(genes))
+
+
+def _sample(
+    gene_id: Int64[np.ndarray, " value"],
+    digit: Float[np.ndarray, " value"],
+    n_of_cell: Int64[np.ndarray, " cell"],
+    *,
+    limit: int,
+    seed: int,
+) -> Int64[np.ndarray, " kept"]:
+    """Values that stay where a cell has a place for `limit` tokens, drawn from (seed, its genes and digits)."""
+    keep = np.ones(len(gene_id), dtype=bool)
+    stop = np.cumsum(n_of_cell)
+    for c in np.flatnonzero(n_of_cell > limit - 1):
+        here = slice(stop[c] - n_of_cell[c], stop[c])
+        rng = cell_generator(seed, gene_id[here], digit[here])
+        keep[here.start + rng.permutation(n_of_cell[c])[limit - 1 :]] = False
+    return np.flatnonzero(keep)

@@ -445,6 +445,7 @@ def test_inspect_reports_coverage_and_writes_nothing(scsae_here, tiny_cells, tin
     assert facts["why this matrix"] == "counts of 30 genes"
     assert (facts["passed over"], facts["features left out"]) == ("none", "none")
     assert facts["genes matched"] == "28 of 30 (93%)"
+    assert facts["checkpoint"] == "as its authors have it"
     assert facts["share of values matched"].startswith(f"{known.sum() / counts.sum():.0%} ")
     assert facts["tokens per cell"] == str(round((known > 0).sum(axis=1).mean(), 1))
     assert facts["obs columns"] == "type, donor, batch"

@@ -1,6 +1,7 @@
 """Data and model together: which gene is which token, and where several files of one data set lie."""
 
 import json
+import shutil
 
 import anndata
 import numpy as np
@@ -176,3 +177,13 @@ def test_the_matrices_and_features_that_were_passed_over_are_told_with_the_reaso
     assert facts["why this matrix"] == f"counts of {adata.n_vars - 2} genes"
     assert facts["passed over"] == f"X (log-normalised of {adata.n_vars - 2} genes)"
     assert facts["features left out"] == "2 Antibody Capture"
+
+
+def test_inspect_says_what_is_particular_about_a_checkpoint(tiny_data, tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "tuned")
+    args = json.loads((folder / "args.json").read_text())
+    tuned = {"n_bins": None, "include_zero_gene": True, "n_hvg": 1200}
+    (folder / "args.json").write_text(json.dumps(args | tuned))
+    facts = inspect_data(DataOptions(data=(tiny_data,), model=str(folder)))
+    for told in ("n_bins null: 51", "n_hvg 1200", "nonzero genes alone", "input_genes"):
+        assert told in facts["checkpoint"]

@@ -8,8 +8,11 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from safetensors.torch import save_file
 
@@ -484,6 +487,84 @@ def test_a_checkpoint_tuned_on_zero_genes_and_batches_says_so(write_finetuned_sc
     assert not any("zeros" in note for note in load_model(folder).notes)
     tuned = {"include_zero_gene": True, "n_hvg": 1200, "max_seq_len": 1201, "use_batch_labels": True}
     (folder / "args.json").write_text(json.dumps(args | tuned))
-    note = next(note for note in load_model(folder).notes if "zeros" in note)
+    notes = "; ".join(load_model(folder).notes)
     for told in ("include_zero_gene true", "n_hvg 1200", "max_seq_len 1201", "DSBN true", "nonzero genes alone"):
-        assert told in note
+        assert told in notes
+    assert "input_genes" in notes
+
+
+@pytest.fixture
+def write_tuned(write_checkpoint: Write) -> Write:
+    """Write a folder whose cells are to have all of `genes`, zeros included."""
+
+    def write(name: str = "tuned", *, genes: str, **args: Any) -> Path:
+        folder = write_checkpoint(name, args={"input_genes": "hvg.txt", "include_zero_gene": True} | args)
+        (folder / "hvg.txt").write_text(genes)
+        return folder
+
+    return write
+
+
+def test_chosen_genes_are_tokens_of_every_cell_with_their_zeros(
+    write_tuned: Write, write_checkpoint: Write, tokenize: Callable[..., Tokens], counts: sp.csr_matrix
+) -> None:
+    chosen = [0, 2, 7, 30, 31]
+    genes = "".join(f"GENE{i}\n" for i in chosen)
+    model = load_model(write_tuned(genes=genes, tie_break="midpoint"))
+    assert isinstance(model, ScGPT)
+    tokens = tokenize(model)
+    has_any = counts[:, chosen].getnnz(axis=1) > 0
+    assert tokens.lengths.tolist() == [6 if has else 0 for has in has_any]
+    ids, values = tokens.gene_id.reshape(-1, 6), tokens.value.reshape(-1, 6)
+    assert (ids[:, 1:] == chosen).all()
+    assert (values[:, 0] == 0).all()
+    dense = counts[:, chosen].toarray()[has_any]
+    assert ((values[:, 1:] == 0) == (dense == 0)).all()
+    # the bins are those of a cell with these genes alone
+    plain = load_model(write_checkpoint("plain", args={"tie_break": "midpoint"}))
+    alone = sp.csr_matrix(np.where(np.isin(np.arange(40), chosen), counts.toarray(), 0))
+    expected = tokenize(plain, x=alone)
+    assert values[:, 1:][dense > 0].tolist() == expected.value[~expected.is_special].tolist()
+    assert any("zeros included" in note for note in model.notes)
+
+
+def test_chosen_genes_beyond_the_input_are_sampled_by_seed_and_cell(
+    write_tuned: Write, tokenize: Callable[..., Tokens]
+) -> None:
+    model = load_model(write_tuned(genes="\n".join(f"GENE{i}" for i in range(40)), max_seq_len=12))
+    one, same, other = (tokenize(model, seed=seed) for seed in (0, 0, 1))
+    assert set(one.lengths.tolist()) == {0, 12}
+    assert (one.gene_id == same.gene_id).all()
+    assert (one.value == same.value).all()
+    assert (one.gene_id != other.gene_id).any()
+    assert len({tuple(row) for row in one.gene_id.reshape(-1, 12)}) > 1
+
+
+def test_chosen_genes_without_zeros_are_the_nonzero_ones_among_them(
+    write_tuned: Write, tokenize: Callable[..., Tokens]
+) -> None:
+    tokens = tokenize(load_model(write_tuned(genes="GENE0\nGENE7\n", include_zero_gene=False)))
+    assert set(tokens.gene_id[~tokens.is_special].tolist()) == {0, 7}
+    assert (tokens.value[~tokens.is_special] > 0).all()
+    assert set(tokens.value[tokens.is_special].tolist()) == {-2.0}
+
+
+@pytest.mark.parametrize(
+    ("genes", "args", "message"),
+    [
+        ("GENE0\nNOGENE\n", {}, r"hvg\.txt lists 1 .*'NOGENE'"),
+        ("\n", {}, r"hvg\.txt lists no gene"),
+        ("GENE0", {"input_genes": "other.txt"}, r"input_genes 'other\.txt'"),
+        ("GENE0", {"input_genes": 5}, "input_genes 5"),
+        ("GENE0", {"input_genes": "../hvg.txt"}, "input_genes"),
+    ],
+)
+def test_a_choice_of_genes_that_cannot_be_read_is_refused(
+    write_tuned: Write, genes: str, args: dict[str, object], message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        load_model(write_tuned(genes=genes, **args))
+
+
+def test_the_choice_of_genes_counts_for_the_digest(write_tuned: Write) -> None:
+    assert load_model(write_tuned("a", genes="GENE0")).digest != load_model(write_tuned("b", genes="GENE1")).digest
