@@ -15,7 +15,7 @@ import struct
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from safetensors import SafetensorError
@@ -29,6 +29,8 @@ from sae_core.unpickling import NUMBERS, UnpicklingError, unpickle
 
 INDEX = ".index.json"
 """End of the name of the file that lists the parts of weights that are split over several files."""
+_WRAPPERS = ("model_state_dict", "state_dict", "model")
+"""Keys under which training scripts keep the state dict beside other values."""
 _SHOWN = 8
 _MAX_PICKLE_BYTES = 1 << 28
 _MALFORMED = (struct.error, ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError)
@@ -98,9 +100,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if path.name.endswith(INDEX):
         return _read_parts(path)
     weights = _read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise CheckpointError(f"{path.name} holds other objects than tensors by name; allowed: a bare state dict")
-    return weights
+    inner = (weights[name] for name in _WRAPPERS if name in weights) if isinstance(weights, dict) else ()
+    found = next((held for held in (weights, *inner) if _is_state_dict(held)), None)
+    if found is None:
+        raise CheckpointError(
+            f"{path.name} holds other objects than tensors by name; allowed: a bare state dict, or one under "
+            f"{', '.join(_WRAPPERS)}"
+        )
+    return found
+
+
+def _is_state_dict(held: object) -> TypeGuard[dict[str, Tensor]]:
+    return isinstance(held, dict) and bool(held) and all(isinstance(value, Tensor) for value in held.values())
 
 
 def _read_parts(index: Path) -> dict[str, Tensor]:

@@ -65,6 +65,8 @@ _UNUSED = re.compile(
 """Weights of heads that neither activations nor the pretraining loss need."""
 _LAYER = re.compile(r"^transformer_encoder\.layers\.(\d+)\.")
 _SIZES = ("nlayers", "nheads", "embsize", "d_hid")
+_TUTORIAL_NAMES = {"nheads": "nhead", "embsize": "layer_size", "d_hid": "layer_size"}
+"""Names of sizes in the settings of the authors' tutorials of fine-tuning."""
 _HEADS = ("decoder.", "mvc_decoder.")
 
 Objective = Literal["masked", "query"]
@@ -131,6 +133,8 @@ class ScGPTConfig:
             CheckpointError: a field is missing or has a value that is not allowed, or the network is of another form
                 than the one here; the message names field and value.
         """
+        named = {name: fields.values[other] for name, other in _TUTORIAL_NAMES.items() if other in fields.values}
+        fields.values = {**named, **fields.values}
         if missing := [name for name in _SIZES if name not in fields.values]:
             raise CheckpointError(f"{fields.file} lacks {', '.join(missing)}; give the args.json of an scGPT model")
         _check_form(fields)

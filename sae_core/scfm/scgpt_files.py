@@ -37,15 +37,9 @@ WEIGHTS = (
 )
 FILES = "args.json, vocab.json and best_model.pt (or model.safetensors)"
 SPECIAL = ("<pad>", "<cls>", "<eoc>")
-_TUNING = (
-    "include_zero_gene",
-    "n_hvg",
-    "max_seq_len",
-    "input_style",
-    "DSBN",
-    "use_batch_labels",
-    "per_seq_batch_sample",
-)
+_OF_TUNING = ("include_zero_gene", "explicit_zero_prob", "n_hvg", "DSBN", "GEPC", "ecs_thres", "dab_weight")
+"""Fields of args.json that tuning has, and pretraining has not."""
+_TUNING = (*_OF_TUNING, "max_seq_len", "input_style", "use_batch_labels", "per_seq_batch_sample")
 """Fields of args.json that tell how a checkpoint was tuned."""
 _ENSEMBL = "vocab_ensembl.json"
 _LIKELY = {
@@ -109,32 +103,43 @@ def _notes(fields: JsonFields, model: ScGPT, vocab_path: Path) -> Iterator[str]:
         yield f"not read, as no activation needs it: {unread}"
     if model.decoder is None:
         yield "without a decoder that can be run, so without a pretraining loss and masked-gene prediction"
+    if absent := [name for name in ("n_bins", "max_seq_len") if name not in fields.values]:
+        yield (
+            f"{fields.file} lacks {' and '.join(absent)}: n_bins {model.config.n_bins} and max_seq_len "
+            f"{model.config.max_seq_len} were taken"
+        )
     yield from _tuning_notes(fields, model)
 
 
 def _tuning_notes(fields: JsonFields, model: ScGPT) -> Iterator[str]:
-    """What the settings tell of the cells on which a checkpoint was tuned, and what is fed to it here."""
+    """What settings and weights tell of the cells on which a checkpoint was tuned, and what is fed to it here."""
     config, has_choice = model.config, fields.has("input_genes")
-    is_tuned = fields.flag("include_zero_gene", False) or bool(fields.values.get("n_hvg"))
-    if is_tuned:
-        told = [f"{name} {json.dumps(fields.values[name])}" for name in _TUNING if fields.values.get(name)]
+    includes_zeros = fields.flag("include_zero_gene", False) if fields.has("include_zero_gene") else None
+    told = [f"{name} {json.dumps(fields.values[name])}" for name in _TUNING if fields.values.get(name)]
+    is_tuned = any(entry.split()[0] in _OF_TUNING for entry in told)
+    if model.dsbn is not None or any("zero_logit" in name for name in model.ignored_weights):
+        told.append("a norm for each batch" if model.dsbn is not None else "heads for the probability of zeros")
+        is_tuned = True
+    if is_tuned and includes_zeros is False:
+        yield f"tuned on cells of chosen genes without their zeros ({', '.join(told)})"
+    elif is_tuned:
         yield (
-            f"{fields.file} says that it was tuned on cells of chosen genes ({', '.join(told)}): in the authors' "
-            "tutorial each cell has all of these genes as tokens, zeros included, and <cls> has the value 0"
+            f"tuned as in the authors' integration tutorial ({', '.join(told)}): there every cell has all of the "
+            "chosen genes as tokens, zeros included, and <cls> has the value 0"
         )
     if is_tuned or has_choice:
         of = " of input_genes" if has_choice else ""
         fed = f"all genes{of} in every cell, zeros included" if config.include_zeros else f"nonzero genes{of} alone"
         yield f"fed to it here: {fed}; <cls> has the value {config.cls_value:g}"
-    if is_tuned and not config.include_zeros:
+    if is_tuned and includes_zeros is not False and not config.include_zeros:
         yield (
             "to feed the genes of the tuning with their zeros, write their symbols into a file of this folder, one a "
             f'line, and add "input_genes": FILE and "include_zero_gene": true to {fields.file}'
         )
     if model.dsbn is not None:
         yield (
-            f"tuned with a norm for each of {len(model.dsbn.bns)} batches: all cells are fed as batch "
-            f"{config.batch_label}, which batch_label in {fields.file} chooses"
+            f"of the norms for {len(model.dsbn.bns)} batches, all cells are given that of batch {config.batch_label}, "
+            f"which batch_label in {fields.file} chooses; batches of the data are not taken from a column"
         )
 
 

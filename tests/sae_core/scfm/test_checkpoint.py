@@ -483,14 +483,50 @@ def test_a_pointer_in_the_place_of_any_file_of_a_folder_is_recognised(write_chec
 def test_a_checkpoint_tuned_on_zero_genes_and_batches_says_so(write_finetuned_scgpt: Write) -> None:
     folder = write_finetuned_scgpt(batch_label=2)
     args = json.loads((folder / "args.json").read_text())
-    assert any("3 batches" in note and "batch 2" in note for note in load_model(folder).notes)
-    assert not any("zeros" in note for note in load_model(folder).notes)
+    notes = "; ".join(load_model(folder).notes)
+    for told in ("DSBN true", "a norm for each batch", "zeros included", "3 batches", "batch 2", "nonzero genes alone"):
+        assert told in notes
     tuned = {"include_zero_gene": True, "n_hvg": 1200, "max_seq_len": 1201, "use_batch_labels": True}
     (folder / "args.json").write_text(json.dumps(args | tuned))
     notes = "; ".join(load_model(folder).notes)
-    for told in ("include_zero_gene true", "n_hvg 1200", "max_seq_len 1201", "DSBN true", "nonzero genes alone"):
+    for told in ("include_zero_gene true", "n_hvg 1200", "max_seq_len 1201", "input_genes"):
         assert told in notes
-    assert "input_genes" in notes
+    (folder / "args.json").write_text(json.dumps(args | tuned | {"include_zero_gene": False}))
+    assert any("without their zeros" in note for note in load_model(folder).notes)
+
+
+def test_heads_for_zeros_tell_of_a_tuning_on_them(write_checkpoint: Write, tiny_weights: Weights) -> None:
+    assert not any("zeros" in note for note in load_model(write_checkpoint("plain")).notes)
+    model = load_model(write_checkpoint(weights=tiny_weights | {"decoder.zero_logit.0.weight": torch.ones(16, 16)}))
+    assert any("zeros included" in note for note in model.notes)
+
+
+def test_the_names_of_sizes_in_the_tutorials_are_read(write_checkpoint: Write, tiny_weights: Weights) -> None:
+    square = {
+        "linear1.weight": torch.ones(16, 16),
+        "linear1.bias": torch.ones(16),
+        "linear2.weight": torch.ones(16, 16),
+    }
+    weights = {
+        key: square.get(key.split(".", 3)[-1], value) if "transformer_encoder" in key else value
+        for key, value in tiny_weights.items()
+    }
+    folder = write_checkpoint(weights=weights)
+    (folder / "args.json").write_text(json.dumps({"nlayers": 3, "nhead": 2, "layer_size": 16, "GEPC": True}))
+    model = load_model(folder)
+    assert isinstance(model, ScGPT)
+    assert (model.config.n_heads, model.config.d_model, model.config.d_hidden) == (2, 16, 16)
+    assert any("GEPC true" in note for note in model.notes)
+    assert any("lacks n_bins and max_seq_len" in note for note in model.notes)
+
+
+@pytest.mark.parametrize("key", ["model_state_dict", "state_dict", "model"])
+def test_a_state_dict_among_the_values_of_a_training_script_is_read(
+    write_checkpoint: Write, tiny_weights: Weights, key: str
+) -> None:
+    folder = write_checkpoint()
+    torch.save({"epoch": 3, key: tiny_weights, "optimizer": {"lr": 0.1}}, folder / "best_model.pt")
+    assert all(torch.equal(state(load_model(folder))[name], value) for name, value in tiny_weights.items())
 
 
 @pytest.fixture
