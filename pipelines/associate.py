@@ -35,14 +35,14 @@ from feature_store.associations.gene_sets import (
     without_shared_genes,
 )
 from feature_store.cells import ExpressionReader, open_source, plan_expression, read_cells, write_expression_part
-from feature_store.codes import CodesRun, load_feature_codes, load_statistics
+from feature_store.codes import CodesRun, cells_with_tokens, load_feature_codes, load_statistics
 from feature_store.query.runs import resolve_run
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import ASSOCIATION_TABLES, Layout, as_path
 from feature_store.storage.plans import AssociationsPlan, CellsPlan, GeneSetFile, as_json
 from pipelines.config import ActorOptions, AssociateOptions, EncodeOptions, parse_size
 from pipelines.encode import encode
-from pipelines.inputs import load_recorded_source, load_token_of_gene
+from pipelines.inputs import load_recorded_source, load_token_of_gene, tokenless_fact
 from pipelines.runtime.actor_pool import do_shards
 from pipelines.runtime.checks import check_before_work
 from pipelines.runtime.cluster import one_ray_session
@@ -222,6 +222,7 @@ def associate_with(
             "dataset": codes.plan.dataset,
             "features": features.height,
             "dead": int(features["dead"].sum()),
+            **tokenless_fact(layout, codes),
             "with a label": f"{features['top_label'].count()} at {NAMED_AT} on test cells",
             **({"measured as numbers": ", ".join(numbers)} if numbers else {}),
             **{f"class {name}": n for name, n in features["class"].value_counts(sort=True).iter_rows()},
@@ -279,9 +280,10 @@ def cell_inputs(layout: Layout, codes: CodesRun, sets: Sequence[GeneSets]) -> Ce
     dataset = codes.plan.dataset
     cells = read_cells(layout.cells_dir(dataset))
     kinds, numbers = label_kinds(layout, dataset, cells), number_columns(layout, dataset, cells)
+    has_tokens = cells_with_tokens(codes.folder, cells.height)
     units = next((kind for kind in ("donor", "batch") if cells[kind].null_count() < cells.height), None)
     return CellInputs(
-        split=cells["split"].to_list(),
+        split=[split if known else None for split, known in zip(cells["split"], has_tokens.tolist(), strict=True)],
         genes=load_token_of_gene(layout, codes)["symbol"].to_list(),
         labels=[Labels.from_values(kind, cells[kind]) for kind in kinds],
         numbers=[

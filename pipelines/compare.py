@@ -157,6 +157,6 @@ def _opened(layout: Layout, name: str, run: str) -> Representation:
     return Representation(
         name=name,
         run=run,
-        tables={table: store.frame(table) for table in TABLES},
+        tables={table: store.cells_with_tokens() if table == "cells" else store.frame(table) for table in TABLES},
         figures={key: summary.get(entry) for key, entry in FIGURES.items()},
     )

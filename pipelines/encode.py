@@ -33,6 +33,7 @@ from pipelines.inputs import (
     match_inputs,
     save_source_location,
     save_token_of_gene,
+    tokenless_fact,
 )
 from pipelines.runtime.actor_pool import do_shards
 from pipelines.runtime.checks import check_before_work
@@ -286,6 +287,7 @@ def encode(options: EncodeOptions, store: Path, *, address: str | None = None) -
             "dataset": what.dataset,
             "nonzeros": manifest.rows,
             "bytes a nonzero": round(manifest.bytes / max(manifest.rows, 1), 2),
+            **tokenless_fact(layout, codes),
             **out_of_memory_fact(total),
         },
     )

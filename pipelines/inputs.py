@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from feature_store.cells import Source, open_source
-from feature_store.codes import CodesRun
+from feature_store.codes import CodesRun, cells_with_tokens
 from feature_store.storage import commit, filesystem
 from feature_store.storage.layout import Layout
 from feature_store.storage.plans import TokenOfGenePlan
@@ -32,6 +32,7 @@ TIMED_CELLS = 16
 GENES_TABLE = "genes"
 MODEL_FILE = "model.json"
 SOURCE_FILE = "source.json"
+TOKENLESS = "they have no gene that the model knows, as empty droplets do: remove them, or see `scsae inspect`"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +157,13 @@ def token_of_gene(inputs: LoadedInputs) -> pl.DataFrame:
         }
     )
     return frame.with_columns(gene_id=pl.when(pl.Series(matched)).then("gene_id"))
+
+
+def tokenless_fact(layout: Layout, codes: CodesRun) -> dict[str, str]:
+    """Return how many cells of a codes run have no token, or nothing if every cell has one."""
+    n_cells = commit.Run.open(layout.cells_dir(codes.plan.dataset)).manifest().rows
+    n = n_cells - int(cells_with_tokens(codes.folder, n_cells).sum())
+    return {} if n == 0 else {"CELLS WITHOUT TOKENS": f"{n:,} of {n_cells:,}, left out of every statistic; {TOKENLESS}"}
 
 
 def save_source_location(layout: Layout, dataset: str, source: Source) -> None:

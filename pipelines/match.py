@@ -24,7 +24,7 @@ from feature_store.associations import Labels, matching
 from feature_store.associations.inputs import Bools
 from feature_store.associations.matching import Dead, Matches, match_codes, match_directions, summarise
 from feature_store.cells import read_cells, read_splits
-from feature_store.codes import CodesRun, load_cell_codes
+from feature_store.codes import CodesRun, cells_with_tokens, load_cell_codes
 from feature_store.query.runs import resolve_run
 from feature_store.storage import commit, filesystem, schemas
 from feature_store.storage.layout import Layout, RunInfo
@@ -254,10 +254,11 @@ def _match_codes(layout: Layout, plan: MatchPlan, codes: Sequence[CodesRun], dea
     cells = read_cells(layout.cells_dir(codes[0].plan.dataset))
     split = read_splits(layout.cells_dir(codes[0].plan.dataset))
     split[read_splits(layout.cells_dir(codes[1].plan.dataset)) == "train"] = "train"
+    has_tokens = cells_with_tokens(codes[0].folder, cells.height) & cells_with_tokens(codes[1].folder, cells.height)
     rng = np.random.default_rng(plan.seed)
     chosen = {}
     for name in ("select", "test"):
-        of_split = np.flatnonzero(split == name)
+        of_split = np.flatnonzero((split == name) & has_tokens)
         chosen[name] = np.sort(rng.permutation(of_split)[: plan.max_cells])
     select, test = (
         (load_cell_codes(codes[0].by_cell, cells.height, rows), load_cell_codes(codes[1].by_cell, cells.height, rows))

@@ -15,6 +15,7 @@ from feature_store.associations.gene_identity import Identity, excess_p
 from feature_store.associations.inputs import Sparse
 from feature_store.associations.range_inputs import CellInputs, FeatureRange
 from feature_store.associations.ranges import MeasuredRun
+from feature_store.storage.schemas import SPLITS
 
 MIN_LABEL_CELLS = 5
 """Least cells of a label on `select` that can be the top label of a feature."""
@@ -34,10 +35,11 @@ def measure_features(
     fired = sum(t.feature_tokens for t in tokens) if tokens else None
     n_tokens = sum(t.n_tokens for t in tokens)
     n_fires = np.bincount(codes.indices, minlength=codes.shape[1])
-    cell_density = n_fires / max(codes.shape[0], 1)
+    is_used = np.isin(split, SPLITS)
+    cell_density = n_fires / max(int(is_used.sum()), 1)
     density = cell_density if fired is None else np.asarray(fired) / max(n_tokens, 1)
     dead = (n_fires == 0) & (density == 0)
-    not_test = split != "test"
+    not_test = is_used & (split != "test")
     merged = None
     for t in (t for name, t in features.tokens.items() if name != "test"):
         merged = t if merged is None else merged + t

@@ -22,11 +22,12 @@ REPORTED = ("select", "test")
 class CellInputs:
     """What every range of features shares: the cells with their labels, the genes and the gene sets.
 
-    split [n_cells] of train / select / test; labels of any kinds, where "batch" is tested within "cell_type"; numbers
-    of the cells; units: the replicate unit (donor, else batch); genes: the names of the columns of the expression.
+    split [n_cells] of train / select / test, None for a cell without tokens, which is in no statistic; labels of any
+    kinds, where "batch" is tested within "cell_type"; numbers of the cells; units: the replicate unit (donor, else
+    batch); genes: the names of the columns of the expression.
     """
 
-    split: Sequence[str]
+    split: Sequence[str | None]
     genes: Sequence[str]
     labels: Sequence[Labels] = ()
     numbers: Sequence[Numbers] = ()
@@ -34,11 +35,12 @@ class CellInputs:
     gene_sets: Sequence[GeneSets] = ()
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.split) - set(schemas.SPLITS))
-        if unknown or "select" not in self.split:
+        splits = set(self.split) - {None}
+        if splits - set(schemas.SPLITS) or "select" not in splits:
             raise InputError(
-                f"the cells have the splits {sorted(set(self.split))}; allowed are {schemas.SPLITS}, and some must "
-                "be `select` cells, because thresholds and genes are chosen on them; `scsae extract` makes the splits"
+                f"the cells with tokens have the splits {sorted(map(str, splits))}; allowed are {schemas.SPLITS}, and "
+                "some must be `select` cells, because thresholds and genes are chosen on them; `scsae extract` makes "
+                "the splits"
             )
         for labels in (*self.labels, *([self.units] if self.units else [])):
             if labels.n_cells != self.n_cells:

@@ -14,7 +14,7 @@ parquet                         the Parquet encoding of both sort orders
 from feature_store.codes.by_feature import ByFeature, build_by_feature
 from feature_store.codes.code_reader import CodeReader
 from feature_store.codes.codes_run import CodesRun
-from feature_store.codes.load import Statistics, load_cell_codes, load_feature_codes, load_statistics
+from feature_store.codes.load import Statistics, cells_with_tokens, load_cell_codes, load_feature_codes, load_statistics
 from feature_store.codes.token_codes import TokenCodes
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Statistics",
     "TokenCodes",
     "build_by_feature",
+    "cells_with_tokens",
     "load_cell_codes",
     "load_feature_codes",
     "load_statistics",

@@ -13,6 +13,7 @@ from feature_store.codes.parquet import read_columns
 from feature_store.codes.token_statistics import merge_feature_gene, merge_gene, merge_top
 from feature_store.errors import InputError
 from feature_store.storage.commit import Run, ShardMarker, read_part
+from feature_store.storage.layout import as_path
 from feature_store.storage.plans import ByFeaturePlan, CodesPlan
 
 MERGE_PARTS = 16
@@ -75,6 +76,16 @@ def load_feature_codes(run: Run, n_cells: int, start: int, stop: int) -> sparse.
         indptr = np.concatenate([[0], np.cumsum(np.bincount(row[first], minlength=n_cells))])
         codes = sparse.csr_array((codes.data[first], codes.indices[first], indptr), shape=codes.shape)
     return codes
+
+
+def cells_with_tokens(folder: str | Path, n_cells: int) -> npt.NDArray[np.bool_]:
+    """Whether each cell [n_cells] of a finished codes run has a token; a cell without a gene that the model knows, such
+    as an empty droplet, has none, and takes part in no statistic.
+    """
+    has_tokens = np.zeros(n_cells, dtype=bool)
+    for path in Run.open(as_path(folder) / "stats" / "cell").parts():
+        has_tokens[read_part(path, ["cell_idx"])["cell_idx"].to_numpy()] = True
+    return has_tokens
 
 
 def load_statistics(folder: str | Path, *, features: tuple[int, int] | None = None) -> Statistics:

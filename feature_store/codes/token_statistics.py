@@ -2,6 +2,7 @@
 
     token_feature_gene  tokens of (split, gene) on which f fires, with the sum, sum of squares and maximum of z[f]
     token_gene          tokens of (split, gene), whether a feature fires or not
+    cell_tokens         tokens of each cell that has any
     token_top           the n tokens with the largest z[f] of each feature
 
 Sums are kept by split, so that a feature chosen on `select` can be reported on `test`: nothing is selected and reported
@@ -42,6 +43,12 @@ def gene_statistics(tokens: TokenCodes, split: npt.NDArray[Any]) -> pl.DataFrame
     keys, group = _split_gene(tokens, split)
     counts = np.bincount(group, minlength=keys.height)
     return schemas.conform("token_gene", keys.with_columns(pl.Series("n_tokens", counts)))
+
+
+def cell_statistics(tokens: TokenCodes) -> pl.DataFrame:
+    """Table `cell_tokens` of these tokens, by cell."""
+    cells, counts = np.unique(tokens.cell_idx, return_counts=True)
+    return schemas.conform("cell_tokens", pl.DataFrame({"cell_idx": cells, "n_tokens": counts.astype(np.int32)}))
 
 
 def top_tokens(tokens: TokenCodes, n: int) -> pl.DataFrame:

@@ -26,7 +26,7 @@ import polars as pl
 from scipy import sparse
 
 from feature_store.associations.inputs import Sparse
-from feature_store.codes import load_cell_codes
+from feature_store.codes import cells_with_tokens, load_cell_codes
 from feature_store.errors import InputError
 from feature_store.maps.umap import MIN_POINTS, umap_from_neighbours
 from feature_store.storage import schemas
@@ -76,7 +76,8 @@ def cell_map(layout: Layout, codes: str, config: CellMapConfig | None = None) ->
 
     def make() -> pl.DataFrame:
         n_cells = Run.open(layout.cells_dir(CodesPlan.of(by_cell).dataset)).manifest().rows
-        chosen = sample(n_cells, config)
+        with_tokens = np.flatnonzero(cells_with_tokens(layout.codes_dir(codes), n_cells))
+        chosen = with_tokens[sample(len(with_tokens), config)]
         points = lay_out(load_cell_codes(by_cell, n_cells, chosen), config)
         return schemas.conform("umap", pl.DataFrame({"cell_idx": chosen, "x": points[:, 0], "y": points[:, 1]}))
 

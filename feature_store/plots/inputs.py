@@ -19,8 +19,10 @@ N_GENES = 3
 
 
 def read_cells(store: "FeatureStore", *columns: str) -> pl.DataFrame:
-    """Rows cell_idx, split and the given columns, sorted by cell_idx. Raises InputError for an unknown column."""
-    cells = store.frame("cells")
+    """Rows cell_idx, split and the given columns of the cells with tokens, sorted by cell_idx. Raises InputError for an
+    unknown column.
+    """
+    cells = store.cells_with_tokens()
     known = cells.collect_schema().names()
     for column in columns:
         if column not in known:

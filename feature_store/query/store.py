@@ -5,11 +5,11 @@ set. Only the parts of finished manifests are read, so a process that writes int
 answer, and nothing is ever written. Codes are read in the sort order that suits the query, in SQL too
 (`feature_store.codes`).
 
-In SQL the tables are `cells`, `genes`, `training`, `feature_umap`, `feature_neighbour`, `codes`, `umap`, `features`,
-`feature_label`, `feature_number`, `feature_gene`, `feature_geneset`, `feature_token`, `gene_sets`, `profile_umap`,
-`steering`, `steering_variants`, `steering_scores`, `steering_head`, `steering_map`, `feature_match`, `comparison` and
-`representation`, as far as the store has them (`feature_store.query.tables`). All of them are about the SAE of the
-associations, so they join by feature_id; the column `run` tells steering runs apart.
+In SQL the tables are `cells`, `genes`, `training`, `feature_umap`, `feature_neighbour`, `codes`, `cell_tokens`, `umap`,
+`features`, `feature_label`, `feature_number`, `feature_gene`, `feature_geneset`, `feature_token`, `gene_sets`,
+`profile_umap`, `steering`, `steering_variants`, `steering_scores`, `steering_head`, `steering_map`, `feature_match`,
+`comparison` and `representation`, as far as the store has them (`feature_store.query.tables`). All of them are about
+the SAE of the associations, so they join by feature_id; the column `run` tells steering runs apart.
 """
 
 import json
@@ -120,6 +120,18 @@ class FeatureStore:
         Raises QueryError for an unknown table, with the nearest name or the command that makes it.
         """
         return self._tables.frame(table)
+
+    def cells_with_tokens(self) -> pl.LazyFrame:
+        """The cell table without the cells that have no tokens, such as empty droplets; no statistic counts these.
+
+        >>> store.cells_with_tokens().select(pl.len()).collect()
+
+        Where the store has no codes, nothing says which cells have tokens, and all are there.
+        """
+        cells = self.frame("cells")
+        if "cell_tokens" not in self.tables():
+            return cells
+        return cells.join(self.frame("cell_tokens").select("cell_idx"), on="cell_idx", how="semi")
 
     def made_by(self, table: str) -> str:
         """The command that makes a table, whether or not this store has it.

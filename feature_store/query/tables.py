@@ -34,7 +34,7 @@ _MAP: Mapping[str, str] = {"feature_umap": "umap", "feature_neighbour": "neighbo
 MADE_BY: Mapping[str, str] = {
     **dict.fromkeys(("cells", "genes"), "scsae extract DATA"),
     "training": "scsae train",
-    "codes": "scsae encode",
+    **dict.fromkeys(("codes", "cell_tokens"), "scsae encode"),
     **dict.fromkeys(ASSOCIATION_TABLES, "scsae associate"),
     **dict.fromkeys(_STEERING, "scsae steer"),
     **dict.fromkeys(("umap", *_MAP, "profile_umap", "steering_map"), "scsae serve"),
@@ -129,6 +129,8 @@ def _folders(layout: Layout, lineage: Lineage) -> dict[str, list[Path]]:
         folders |= {table: [folder] for table, folder in sae.items() if (folder / MANIFEST).is_file()}
     if lineage.codes is not None:
         folders["codes"] = [layout.codes_dir(lineage.codes) / "by_cell"]
+        if (layout.codes_dir(lineage.codes) / "stats" / "cell" / MANIFEST).is_file():
+            folders["cell_tokens"] = [layout.codes_dir(lineage.codes) / "stats" / "cell"]
         if (layout.umap_dir(lineage.codes) / MANIFEST).is_file():
             folders["umap"] = [layout.umap_dir(lineage.codes)]
     if lineage.associations is not None:

@@ -42,7 +42,7 @@ ASSOCIATION_TABLES = (
     *("features", "feature_label", "feature_number", "feature_gene", "feature_geneset", "feature_token", "gene_sets"),
 )
 COMPARISON_TABLES = ("comparison", "representation")
-STATISTICS_TABLES = ("feature_gene", "gene", "feature_token")
+STATISTICS_TABLES = ("feature_gene", "gene", "feature_token", "cell")
 
 # A run counts as complete once all of these exist in its folder.
 _COMPLETE_WHEN: Mapping[str, tuple[str, ...]] = {

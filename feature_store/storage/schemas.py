@@ -79,6 +79,8 @@ TABLES: Mapping[str, TableSchema] = {
         max=pl.Float32,
     ),
     # all tokens of (split, gene), whether or not any feature fires
+    # one row per cell that has tokens; a cell without any, such as an empty droplet, is in no statistic
+    "cell_tokens": _table("cell_idx n_tokens", cell_idx=pl.Int64, n_tokens=pl.Int32),
     "token_gene": _table("split gene_id n_tokens", split=pl.String, gene_id=pl.Int32, n_tokens=pl.Int64),
     # the top-activating tokens of each feature of a shard or a run
     "token_top": _table(

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from feature_store.cells import canonical_column, canonical_name, canonical_text, read_cells
-from feature_store.codes import CodesRun
+from feature_store.codes import CodesRun, cells_with_tokens
 from feature_store.query.runs import RunChain, resolve_run
 from feature_store.query.suggestions import did_you_mean, join_names
 from feature_store.storage import commit
@@ -87,7 +87,8 @@ class SteeringRequest:
         task = task_of(options, target)
         _check_features(options, features, by_label)
         label = canonical_column(options.kind)
-        cells = every.filter(label.is_not_null())
+        has_tokens = cells_with_tokens(layout.codes_dir(chain.associations.codes), every.height)
+        cells = every.filter(label.is_not_null() & pl.Series(has_tokens))
         if task.type is Task.MOVE:
             _check_labels(task, canonical_text(cells[options.kind]))
             cells = cells.filter(label.is_in([task.target, task.toward]))

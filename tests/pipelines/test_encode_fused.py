@@ -1,8 +1,10 @@
 """Fused encoding: the same bytes as encoding stored activations, and cells that no activation was ever stored of."""
 
+import anndata
 import numpy as np
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
 from feature_store.activations import ActivationReader
 from feature_store.cells import read_unit_splits
@@ -12,7 +14,7 @@ from feature_store.storage import commit
 from feature_store.storage.layout import STATISTICS_TABLES, Layout
 from pipelines import encode as stage
 from pipelines import forward
-from pipelines.associate import associate
+from pipelines.associate import associate, associate_all
 from pipelines.config import AssociateOptions, EncodeOptions, TrainOptions
 from pipelines.encode import FreshActivations, FusedJob, encode
 from pipelines.errors import UsageError
@@ -156,3 +158,28 @@ def test_options_that_nothing_would_follow_are_refused(given, words):
 
     with pytest.raises(UsageError, match=words):
         check(EncodeOptions, given, "scsae encode")
+
+
+def test_empty_droplets_are_counted_aloud_and_change_no_statistic(own_store, tmp_path, without_actors, tiny_cells):
+    cells = tiny_cells.copy()
+    cells.X = cells.X[::-1].copy()
+    cells.obs_names = [f"new{i}" for i in range(cells.n_obs)]
+    cells.obs["dealt"] = ["train", "select", "test"] * (cells.n_obs // 3)
+    droplets = cells[cells.obs["type"] == "A"].copy()
+    droplets.X = droplets.X * 0
+    droplets.obs_names = [f"droplet{i}" for i in range(droplets.n_obs)]
+    tables = {}
+    for name, adata in (("cells", cells), ("both", anndata.concat([cells, droplets], merge="same"))):
+        adata.write_h5ad(tmp_path / f"{name}.h5ad")
+        options = AssociateOptions(data=tmp_path / f"{name}.h5ad", cell_type="type", split="dealt")
+        encoded, associated = associate_all(options, own_store)
+        said = "CELLS WITHOUT TOKENS"
+        for result in (encoded, associated):
+            assert (said in result.facts) == (name == "both")
+        tables[name] = [commit.read_table(associated.path / table) for table in ("features", "feature_label")]
+    assert associated.facts[said].startswith(f"{droplets.n_obs} of {cells.n_obs + droplets.n_obs}, ")
+    for mine, wanted in zip(tables["both"], tables["cells"], strict=True):
+        assert_frame_equal(mine, wanted)
+    store = FeatureStore.open(own_store, associations=associated.run)
+    assert store.cells_with_tokens().select(pl.len()).collect().item() == cells.n_obs
+    assert store.frame("cells").select(pl.len()).collect().item() == cells.n_obs + droplets.n_obs

@@ -94,14 +94,16 @@ class Codes:
         columns = ["cell_idx", "cell_id", "split", *data.label_columns]
         self.cells = data.store.frame("cells").select(columns).sort("cell_idx").collect()
         self.n_features = data.features.height
-        self._split = {name: (self.cells["split"] == name).to_numpy() for name in ("select", "test")}
-        self._split["all"] = np.ones(self.cells.height, dtype=bool)
+        used = data.store.cells_with_tokens().select("cell_idx").collect()["cell_idx"]
+        self._split = {"all": self.cells["cell_idx"].is_in(used.implode()).to_numpy()}
+        for name in ("select", "test"):
+            self._split[name] = self._split["all"] & (self.cells["split"] == name).to_numpy()
         self.firing = lru_cache(maxsize=4)(self._firing)
         self.labels = lru_cache(maxsize=32)(self._labels)
         self._columns = lru_cache(maxsize=2)(self._read_columns)
 
     def mask(self, split: str) -> Bools:
-        """Which cells are of a split, or all of them [n_cells]."""
+        """Which cells with tokens are of a split, or all of them [n_cells]."""
         return self._split[split]
 
     def _firing(self, feature: int) -> Firing:

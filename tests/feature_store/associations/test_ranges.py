@@ -8,6 +8,7 @@ import pytest
 from scipy import sparse
 
 from feature_store.associations import (
+    AssociationConfig,
     ClassConfig,
     Labels,
     Strata,
@@ -105,3 +106,31 @@ def test_ami_of_a_pair_does_not_depend_on_the_pairs_beside(rng):
             3000, n_label[one], n_predicted[one], np.maximum(both, n_label + n_predicted - 3000)[one]
         )
         assert mine[0] == whole[i]
+
+
+def test_cells_without_tokens_change_no_statistic(planted, tables_of):
+    n = 150
+
+    def labels_of(labels):
+        # the empty droplets carry a type, a donor and a batch
+        return Labels.from_values(labels.kind, [labels.names[i] for i in labels.codes] + [labels.names[0]] * n)
+
+    config = AssociationConfig(classes=ClassConfig(n_bootstrap=5))
+    cells = {"genes": planted.genes, "units": planted.donor, "labels": [planted.cell_type, planted.batch]}
+    tokens = dict.fromkeys(("train", "select", "test"), planted.tokens)
+    wanted = tables_of({**cells, "split": planted.split}, planted.codes, planted.expression, config, tokens=tokens)
+    more = {
+        "genes": planted.genes,
+        "units": labels_of(planted.donor),
+        "labels": [labels_of(planted.cell_type), labels_of(planted.batch)],
+        "split": [*planted.split, *[None] * n],
+    }
+    empty = [sparse.csr_array((n, matrix.shape[1])) for matrix in (planted.codes, planted.expression)]
+    codes, expression = (
+        sparse.csr_array(sparse.vstack([matrix, rows]))
+        for matrix, rows in zip((planted.codes, planted.expression), empty, strict=True)
+    )
+    found = tables_of(more, codes, expression, config, tokens=tokens)
+    assert wanted["features"]["class"].n_unique() > 2
+    for name, table in wanted.items():
+        assert found[name].equals(table), name

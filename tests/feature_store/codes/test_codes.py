@@ -89,6 +89,18 @@ def test_more_cells_than_the_data_set_has_are_refused(finished: codes.CodesRun) 
         codes.load_cell_codes(finished.by_cell, 20)
 
 
+def test_cells_without_a_token_are_told_from_cells_whose_features_do_not_fire(
+    tmp_path: Path, parts: list[TokenCodes]
+) -> None:
+    parts[1] = parts[1].select(~np.isin(parts[1].cell_idx, (12, 17)))
+    silent = replace(parts[2], codes=sparse.csr_array(parts[2].codes.shape, dtype=np.float32))
+    run = write(tmp_path / "codes", [*parts[:2], silent, parts[3]])
+    run.finalize()
+    wanted = np.isin(np.arange(N_CELLS), np.concatenate([part.cell_idx for part in parts]))
+    assert not wanted[[12, 17]].any()
+    assert (codes.cells_with_tokens(run.folder, N_CELLS) == wanted).all()
+
+
 @pytest.mark.parametrize("bounds", [(0, 12), (3, 8), (4, 5), (11, 12)])
 @pytest.mark.parametrize("level", ["cell", "token"])
 def test_codes_of_a_range_of_features_are_those_columns_of_the_cell_codes(
