@@ -199,6 +199,8 @@ def extract_options(layout: Layout, chain: RunChain, options: ActorOptions) -> E
         layer=(plan.site,),
         model=place.model,
         random_init=True,
+        # the data set was accepted when its activations were extracted
+        min_matched_share=0,
     )
 
 

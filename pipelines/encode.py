@@ -31,6 +31,7 @@ from pipelines.inputs import (
     load_recorded_model,
     load_recorded_source,
     match_inputs,
+    refuse_few_matched,
     save_source_location,
     save_token_of_gene,
     tokenless_fact,
@@ -340,6 +341,7 @@ def _plan_fused(layout: Layout, options: EncodeOptions, sae: SAEPlan, activation
     inputs = match_inputs(source, model)
     dataset = trained_on.dataset
     if options.data:
+        refuse_few_matched(inputs, options.min_matched_share)
         cells = write_cells(
             layout,
             source,

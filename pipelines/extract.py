@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from feature_store.activations import ActivationWriter
 from feature_store.cells import SplitConfig, write_cells
 from feature_store.storage import commit
@@ -19,11 +21,14 @@ from pipelines.config import ExtractOptions
 from pipelines.errors import UsageError
 from pipelines.forward import Forward, ForwardJob, out_of_memory_fact, rate
 from pipelines.inputs import (
+    TOKENLESS,
     LoadedInputs,
     absolute_model_path,
+    few_matched,
     load_inputs,
     matrix_facts,
     parse_sites,
+    refuse_few_matched,
     save_model_location,
     save_source_location,
 )
@@ -54,11 +59,16 @@ class Workload:
 
 
 class Extractor:
-    """Computes shards of a `Workload`; it is the body of an actor and can be called without Ray."""
+    """Computes shards of a `Workload`; it is the body of an actor and can be called without Ray.
+
+    Attributes:
+        tokenless: cells of the latest shard that have no token.
+    """
 
     def __init__(self, work: Workload) -> None:
         from sae_core.scfm import Site
 
+        self.tokenless = 0
         self.work = work
         self.forward = Forward(work.forward)
         self.runs: dict[Site, commit.Run] = {
@@ -66,9 +76,10 @@ class Extractor:
         }
 
     def shard(self, number: int) -> dict[str, int]:
-        """Compute and commit shard `number` at every site that lacks it; return cells, tokens, bytes and halvings."""
+        """Compute and commit shard `number` at every site that lacks it; return the counts for the progress display."""
         start = number * self.work.shard_cells
         stop = min(start + self.work.shard_cells, self.work.n_cells)
+        self.tokenless = 0
         missing = [site for site, run in self.runs.items() if run.committed(number) is None]
         before = self.forward.halvings
         markers: dict[Site, commit.ShardMarker] = {}
@@ -78,6 +89,7 @@ class Extractor:
         return {
             "cells": stop - start,
             "tokens": max((marker.rows for marker in markers.values()), default=0),
+            "tokenless": self.tokenless,
             "bytes": sum(marker.bytes for marker in markers.values()),
             "halvings": self.forward.halvings - before,
         }
@@ -108,7 +120,7 @@ class Extractor:
         """Write the activations of cells [start, stop) to one file a site; return the tokens."""
         job, model = self.work.forward, self.forward.model
         width = model.d_model if job.readout is None else model.width(job.readout)
-        n_tokens = 0
+        n_tokens, used = 0, 0
         with ExitStack() as stack:
             writers = {}
             for site, path in parts.items():
@@ -118,6 +130,9 @@ class Extractor:
                 for site, writer in writers.items():
                     writer.write(block.cell_idx, block.token_pos, block.gene_id, block.act[site])
                 n_tokens += block.n_tokens
+                # the tokens of a cell are in one block
+                used += len(np.unique(block.cell_idx))
+        self.tokenless = stop - start - used
         return n_tokens
 
 
@@ -131,6 +146,7 @@ def extract(options: ExtractOptions, store: Path, *, address: str | None = None)
     layout = Layout(store)
     check_before_work(layout, address=address)
     inputs = load_inputs(options)
+    refuse_few_matched(inputs, options.min_matched_share)
     sites = parse_sites(options.layer, inputs.model)
     _check_readout(options, inputs, sites)
     cells = write_cells(
@@ -168,6 +184,7 @@ def extract(options: ExtractOptions, store: Path, *, address: str | None = None)
         "cells": inputs.source.n_cells,
         **matrix_facts(inputs.source),
         "genes matched": f"{inputs.match.n_matched} of {inputs.source.n_genes}",
+        **_warnings(inputs, total),
         **out_of_memory_fact(total),
     }
     return [
@@ -182,6 +199,17 @@ def extract(options: ExtractOptions, store: Path, *, address: str | None = None)
         )
         for site, run in zip(sites, runs, strict=True)
     ]
+
+
+def _warnings(inputs: LoadedInputs, total: "Mapping[str, int]") -> dict[str, str]:
+    """Return what is unusual about the cells: few matched genes although they were accepted, cells without tokens."""
+    few = few_matched(inputs, ExtractOptions.model_fields["min_matched_share"].default)
+    facts = {} if few is None else {"FEW GENES MATCHED": few}
+    if n := total.get("tokenless", 0):
+        facts["CELLS WITHOUT TOKENS"] = (
+            f"{n:,} of {total['cells']:,} computed now, left out of every statistic; {TOKENLESS}"
+        )
+    return facts
 
 
 def forward_job(options: ExtractOptions, inputs: LoadedInputs) -> ForwardJob:

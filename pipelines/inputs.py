@@ -78,6 +78,30 @@ def match_inputs(source: Source, model: "FoundationModel") -> LoadedInputs:
     )
 
 
+def few_matched(inputs: LoadedInputs, min_share: float) -> str | None:
+    """Return why data are refused whose counts lie in other genes than the model's; None if enough do, or all are 0."""
+    from sae_core.scfm import likely_mismatch
+
+    source, model, seen = inputs.source, inputs.model, inputs.coverage
+    if seen.share_of_counts >= min_share or (seen.share_of_counts == 0 and not seen.unmatched.any()):
+        return None
+    reason = likely_mismatch(source.gene_symbols, source.ensembl_ids)
+    of_model = ", ".join([token for token in model.vocabulary.tokens if token not in model.vocabulary.special][:3])
+    accepted = f"{int(seen.share_of_counts * 1000) / 1000:g}"
+    return (
+        f"only {seen.share_of_counts:.1%} of the counts of {', '.join(map(str, source.paths))} lie in genes that "
+        f"{model.name} knows ({seen.n_matched:,} of {seen.n_genes:,} genes), and {min_share:.0%} are needed; "
+        f"{reason or 'the genes of the data are ' + ', '.join(source.gene_symbols[:3]) + ', ...'}; the model has "
+        f"{of_model}, ...; see `scsae inspect`, or take these genes as they are with --min-matched-share {accepted}"
+    )
+
+
+def refuse_few_matched(inputs: LoadedInputs, min_share: float) -> None:
+    """Raise UsageError if less than this share of the counts lies in genes that the model knows."""
+    if reason := few_matched(inputs, min_share):
+        raise UsageError(reason)
+
+
 def matrix_facts(source: Source, *, absent: str = "") -> dict[str, str]:
     """Return which matrix was taken and why, and the matrices and features that were not.
 

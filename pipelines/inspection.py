@@ -3,7 +3,7 @@
 from typing import Any
 
 from pipelines.config import DataOptions
-from pipelines.inputs import load_inputs, matrix_facts
+from pipelines.inputs import few_matched, load_inputs, matrix_facts
 
 
 def inspect_data(options: DataOptions) -> dict[str, Any]:
@@ -15,6 +15,7 @@ def inspect_data(options: DataOptions) -> dict[str, Any]:
     unmatched = seen.top_unmatched(source.gene_symbols)
     n_added = seen.n_matched - seen.n_tokens_matched
     n_truncated = seen.n_truncated(model.max_genes)
+    few = few_matched(inputs, options.min_matched_share)
     return {
         "data": ", ".join(map(str, source.paths)),
         **matrix_facts(source, absent="none"),
@@ -31,10 +32,11 @@ def inspect_data(options: DataOptions) -> dict[str, Any]:
         + (f"; {n_added} genes of the data are added to another of the same name" if n_added else ""),
         "share of values matched": f"{seen.share_of_counts:.0%} {probe} ({seen.value_kind})",
         "largest unmatched": ", ".join(f"{name} {share:.2%}" for name, share in unmatched.items()) or "none",
-        "cells without a matched gene": f"{int(seen.is_empty.sum())} {probe}: kept, without tokens",
+        "cells without a matched gene": f"{int(seen.is_empty.sum())} {probe}: without tokens, in no statistic",
         "cells cut to the model's input": f"{n_truncated} {probe}"
         + (f", to {model.max_genes} genes" if n_truncated else ""),
         "tokens per cell": round(inputs.mean_tokens, 1),
         "activations, f16": f"{n_tokens * model.d_model * 2 / 1e9:.2f} GB per site",
         "time, one core": f"{inputs.probe_seconds * source.n_cells:,.0f} s, through all layers",
+        **({"REFUSED BY EXTRACT": few} if few else {}),
     }

@@ -5,10 +5,10 @@ from pathlib import Path
 import pydantic
 
 from pipelines.config.extract import ForwardOptions
-from pipelines.config.options import ActorOptions, CellOptions, Files, parse_size
+from pipelines.config.options import ActorOptions, CellOptions, Files, GeneOptions, parse_size
 
 
-class AssociateOptions(CellOptions, ForwardOptions):
+class AssociateOptions(CellOptions, GeneOptions, ForwardOptions):
     """Associate features with labels, batches, genes and gene sets."""
 
     codes: str | None = None
@@ -45,7 +45,8 @@ class AssociateOptions(CellOptions, ForwardOptions):
                 f"sae was {self.sae!r}, but it only encodes data; name a codes run with codes, or give data"
             )
         fields = type(self).model_fields
-        of_data = {"matrix", *CellOptions.model_fields, *ForwardOptions.model_fields} - set(ActorOptions.model_fields)
+        of_data = {"matrix", *CellOptions.model_fields, *GeneOptions.model_fields, *ForwardOptions.model_fields}
+        of_data -= set(ActorOptions.model_fields)
         given = sorted(name for name in of_data if getattr(self, name) != fields[name].default)
         if given and not self.data:
             raise ValueError(f"{', '.join(given)} apply to other data only; give data, or leave them out")

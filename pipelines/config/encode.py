@@ -5,10 +5,10 @@ from typing import Literal
 import pydantic
 
 from pipelines.config.extract import ForwardOptions
-from pipelines.config.options import ActorOptions, CellOptions, Files
+from pipelines.config.options import ActorOptions, CellOptions, Files, GeneOptions
 
 
-class EncodeOptions(CellOptions, ForwardOptions):
+class EncodeOptions(CellOptions, GeneOptions, ForwardOptions):
     """Compute the sparse codes of cells and the statistics of tokens.
 
     The activations are the stored ones, or, with --fused or --data, those of a new forward pass.
@@ -32,7 +32,7 @@ class EncodeOptions(CellOptions, ForwardOptions):
         """Refuse options that need a forward pass or other data."""
         fields = type(self).model_fields
         given = {name for name, field in fields.items() if getattr(self, name) != field.default}
-        of_data = sorted(given & {"matrix", *CellOptions.model_fields})
+        of_data = sorted(given & {"matrix", *CellOptions.model_fields, *GeneOptions.model_fields})
         if of_data and not self.data:
             raise ValueError(f"{', '.join(of_data)} apply to other data only; give data, or leave them out")
         of_forward = sorted(given & (set(ForwardOptions.model_fields) - set(ActorOptions.model_fields)))

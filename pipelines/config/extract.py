@@ -5,7 +5,7 @@ from typing import Literal
 import pydantic
 from pydantic import Field
 
-from pipelines.config.options import ActorOptions, CellOptions, Files, Options, parse_size
+from pipelines.config.options import ActorOptions, CellOptions, Files, GeneOptions, parse_size
 
 
 class ForwardOptions(ActorOptions):
@@ -30,7 +30,7 @@ class ForwardOptions(ActorOptions):
         return self
 
 
-class DataOptions(Options):
+class DataOptions(GeneOptions):
     """The cells, how they are read, and the foundation model."""
 
     data: Files = Field(min_length=1)

@@ -77,6 +77,14 @@ class CellOptions(Options):
     splits; in other data than the SAE's, those that it knows keep theirs."""
 
 
+class GeneOptions(Options):
+    """How well the genes of the data have to match those of the foundation model."""
+
+    min_matched_share: float = Field(default=0.3, ge=0, le=1)
+    """Least share of the counts that lies in genes that the foundation model knows; data below it are refused, because
+    their genes are probably of another species or named otherwise."""
+
+
 def option_help(cls: type[Options], field: str) -> str:
     """Return the description of an option on one line, with its choices if it has any."""
     info = cls.model_fields[field]

@@ -16,6 +16,7 @@ how to add a family.
 from sae_core.scfm.checkpoint import load_model
 from sae_core.scfm.coverage import Coverage
 from sae_core.scfm.foundation import CachedActivations, FoundationModel
+from sae_core.scfm.gene_names import likely_mismatch
 from sae_core.scfm.geneformer import Geneformer, GeneformerConfig
 from sae_core.scfm.pretraining import MaskedGenePrediction, MaskedGeneTask, PretrainingLoss
 from sae_core.scfm.scfoundation import ScFoundation, ScFoundationConfig
@@ -43,5 +44,6 @@ __all__ = [
     "TokenInfo",
     "Tokens",
     "Vocabulary",
+    "likely_mismatch",
     "load_model",
 ]

@@ -24,6 +24,7 @@ from jaxtyping import Bool, Int64
 
 from sae_core.checkpoint_files import read_json
 from sae_core.errors import CheckpointError, VocabularyError
+from sae_core.scfm.gene_names import likely_mismatch
 
 _ENSEMBL_ID = re.compile(r"(ENS[A-Z]*GR?\d{6,})(\.\d+)?(_PAR_Y)?", re.IGNORECASE)
 
@@ -131,7 +132,8 @@ class Vocabulary:
             own = [t for t in self.tokens if t not in self.special][:3]
             raise VocabularyError(
                 f"none of the {len(symbols)} genes of the data is in the vocabulary of {self.n_genes} genes; the data "
-                f"has {', '.join(map(str, symbols[:3]))}, the vocabulary has {', '.join(own)}" + self._other_names()
+                f"has {', '.join(map(str, symbols[:3]))}, the vocabulary has {', '.join(own)}"
+                + (f"; {reason}" if (reason := likely_mismatch(symbols, ensembl_ids)) else self._other_names())
             )
         token_id = np.array([i or 0 for i in found], dtype=np.int64)
         return GeneMatch(token_id=token_id, matched=matched, n_by_symbol=sum(t is not None for t in by_symbol))

@@ -1,6 +1,7 @@
 """Data and model together: which gene is which token, and where several files of one data set lie."""
 
 import json
+import re
 import shutil
 
 import anndata
@@ -13,7 +14,8 @@ from feature_store.cells import open_source, write_cells
 from feature_store.errors import InputError
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
-from pipelines.config import DataOptions, check
+from pipelines.config import DataOptions, EncodeOptions, check
+from pipelines.encode import encode
 from pipelines.errors import UsageError
 from pipelines.extract import extract
 from pipelines.inputs import (
@@ -187,3 +189,42 @@ def test_inspect_says_what_is_particular_about_a_checkpoint(tiny_data, tiny_mode
     facts = inspect_data(DataOptions(data=(tiny_data,), model=str(folder)))
     for told in ("n_bins null: 51", "n_hvg 1200", "nonzero genes alone", "input_genes"):
         assert told in facts["checkpoint"]
+
+
+@pytest.fixture
+def mouse_like(tmp_path, tiny_cells):
+    """The tiny cells with symbols in lower case, of which two are the model's."""
+    adata = tiny_cells.copy()
+    adata.var_names = [name if i in (5, 25) else name.lower() for i, name in enumerate(adata.var_names)]
+    path = tmp_path / "mouse.h5ad"
+    adata.write_h5ad(path)
+    return path
+
+
+def test_data_of_which_few_counts_match_are_refused_unless_told(
+    mouse_like, tmp_path, without_actors, extract_options, tiny_cells
+):
+    known = tiny_cells.X[:, [5, 25]].sum() / tiny_cells.X.sum()
+    store = tmp_path / "store"
+    options = extract_options.model_copy(update={"data": (mouse_like,)})
+    with pytest.raises(UsageError, match=r"species.*`scsae inspect`.*--min-matched-share") as error:
+        extract(options, store)
+    assert f"{known:.1%}" in str(error.value)
+    assert not store.exists()
+    facts = inspect_data(DataOptions(data=mouse_like, model=options.model))
+    assert facts["REFUSED BY EXTRACT"] == str(error.value)
+    share = float(re.search(r"--min-matched-share (\S+)$", str(error.value))[1])
+    (result,) = extract(options.model_copy(update={"min_matched_share": share}), store)
+    assert result.facts["tokens"] == (tiny_cells.X[:, [5, 25]] > 0).sum()
+    assert "FEW GENES MATCHED" in result.facts
+    n_empty = int((tiny_cells.X[:, [5, 25]].sum(axis=1) == 0).sum())
+    assert result.facts["CELLS WITHOUT TOKENS"].startswith(f"{n_empty} of {tiny_cells.n_obs} ")
+
+
+def test_other_data_of_which_few_counts_match_are_not_encoded(mouse_like, own_store, without_actors):
+    with pytest.raises(UsageError, match="--min-matched-share"):
+        encode(EncodeOptions(data=mouse_like), own_store)
+
+
+def test_data_that_match_are_not_said_to_be_refused(tiny_data, tiny_model):
+    assert "REFUSED BY EXTRACT" not in inspect_data(DataOptions(data=tiny_data, model=str(tiny_model)))
