@@ -22,6 +22,7 @@ from feature_store.cells.matrices import CSRRows, RowMatrix, open_matrix
 from feature_store.cells.matrix_choice import Candidate, MatrixChoice, choose_matrix, named_matrix
 from feature_store.cells.value_kinds import check_rows, values_of
 from feature_store.errors import InputError
+from feature_store.storage.data_files import refuse_other_than_hdf5, refuse_unfetched, refuse_unfetched_below
 
 HASH_BLOCK_BYTES = 1 << 22
 COLUMNWISE = "0.2.0"
@@ -177,6 +178,10 @@ def open_file(path: Path, *, matrix: str | None = None) -> AnnDataFile:
     """
     file = _open(path)
     missing = [name for name in ("obs", "var") if name not in file]
+    if "mod" in file and "X" not in file:
+        modalities = ", ".join(file["mod"])
+        command = f"import mudata; mudata.read({str(path)!r})['rna'].write_h5ad('rna.h5ad')"
+        raise InputError(f'{path} is a MuData with {modalities}; write its RNA alone: python -c "{command}"')
     if missing:
         raise InputError(
             f"{path} is not an AnnData: it has no {' and no '.join(missing)}; it has {', '.join(file) or 'nothing'}; "
@@ -187,6 +192,8 @@ def open_file(path: Path, *, matrix: str | None = None) -> AnnDataFile:
     except InputError:
         if hasattr(file, "close"):
             file.close()
+        if path.is_dir():
+            refuse_unfetched_below(path)
         raise
 
 
@@ -221,10 +228,14 @@ def _open(path: Path) -> Any:
             raise InputError(f"{path} is a folder but not a zarr group; give an .h5ad file or an AnnData .zarr folder")
         import zarr
 
+        for name in ("zarr.json", ".zgroup"):
+            if (path / name).is_file():
+                refuse_unfetched(path / name)
         try:
             return zarr.open_group(path, mode="r")
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise InputError(f"{path} is not a zarr group, or is damaged ({error}); copy the folder again") from error
+    refuse_other_than_hdf5(path)
     try:
         return h5py.File(path, "r", locking="best-effort")
     except OSError as error:

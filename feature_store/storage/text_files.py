@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from feature_store.errors import InputError, NotFoundError
+from feature_store.storage.data_files import refuse_unfetched
 
 MOST_BYTES = 1_000_000_000
 """Largest size of a text, uncompressed."""
@@ -30,13 +31,14 @@ def read_text(path: str | Path, what: str, *, latin1: bool = False) -> str:
 
     Raises:
         NotFoundError: there is no such file.
-        InputError: it is a folder, cannot be opened, is damaged, too large, an archive of files, or no text.
+        InputError: it is a folder, was never fetched (`refuse_unfetched`), cannot be opened, is damaged, too large, an archive of files, or no text.
     """
     path = Path(path)
     if path.is_dir():
         raise InputError(f"{what} {path} is a folder; give a file")
     if not path.exists():
         raise NotFoundError(f"{what} {path} does not exist; give the path of a file")
+    refuse_unfetched(path)
     content = _content(path, what)
     if content.startswith(_ARCHIVE):
         raise InputError(f"{what} {path} is a zip archive; unpack it, and give the file inside")

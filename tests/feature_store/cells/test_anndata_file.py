@@ -311,7 +311,7 @@ def test_damage_that_the_sample_missed_is_refused_when_the_genes_are_counted(tmp
 
 def test_a_file_that_is_empty_or_cut_off_is_refused(tmp_path: Path, save: Callable[..., Path]) -> None:
     (tmp_path / "empty.h5ad").touch()
-    with pytest.raises(InputError, match=r"empty\.h5ad.*HDF5"):
+    with pytest.raises(InputError, match=r"empty\.h5ad.*0 bytes"):
         open_source(tmp_path / "empty.h5ad")
     whole = save(anndata.AnnData(np.ones((500, 40), np.float32)), compression="gzip").read_bytes()
     for share in (0.05, 0.5, 0.99):

@@ -28,7 +28,7 @@ from feature_store.storage.plans import AssociationsPlan, CodesPlan, SteeringRes
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-TABLES = ["cells", "codes", *ASSOCIATION_TABLES, "steering"]
+TABLES = ["cells", "codes", "cell_tokens", *ASSOCIATION_TABLES, "steering"]
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_every_table_of_the_store_has_its_design_name(store: FeatureStore) -> No
     assert store.tables() == TABLES
     for table in TABLES:
         assert isinstance(store.frame(table), pl.LazyFrame)
-    for table in ("cells", "codes", *ASSOCIATION_TABLES):
+    for table in ("cells", "codes", "cell_tokens", *ASSOCIATION_TABLES):
         schemas.check(table, store.frame(table).collect())
 
 
@@ -368,7 +368,7 @@ def test_codes_of_tokens_answer_the_same_questions(
     run.commit_shard(0, small_store.tokens, start=0, stop=40, split_of_cell=small_store.cells["split"].to_numpy())
     run.finalize()
     other = FeatureStore.open(layout.root)
-    assert other.tables() == ["cells", "codes"]
+    assert other.tables() == ["cells", "codes", "cell_tokens"]
     assert other.top_cells(4, 7).equals(store.top_cells(4, 7))
     assert other.features_of(17, 5).equals(store.features_of(17, 5).select("feature_id", "value"))
 
