@@ -31,7 +31,8 @@ def read_text(path: str | Path, what: str, *, latin1: bool = False) -> str:
 
     Raises:
         NotFoundError: there is no such file.
-        InputError: it is a folder, was never fetched (`refuse_unfetched`), cannot be opened, is damaged, too large, an archive of files, or no text.
+        InputError: it is a folder, was never fetched (`refuse_unfetched`), cannot be opened, is damaged, too large, an
+            archive of files, or no text.
     """
     path = Path(path)
     if path.is_dir():
