@@ -13,6 +13,7 @@ from pathlib import Path
 from feature_store.query.metrics import COMPARED_BY
 from pipelines.config.train import MAX_NAME
 from pipelines.errors import UsageError
+from pipelines.runtime.visible import visible
 from pipelines.tracking.runs import RUN_TAG, TrackingStore
 
 CHAMPION = "champion"
@@ -107,7 +108,9 @@ class Tracking(TrackingStore):
         self.log_metrics(active, metrics, model_id=logged.model_id)
         if not self._knows(name):
             self.client.create_registered_model(name)
-        version = self.client.create_model_version(name, logged.model_uri, run_id=active, tags=dict(tags))
+        version = self.client.create_model_version(
+            name, logged.model_uri, run_id=active, tags={key: visible(value) for key, value in tags.items()}
+        )
         return self.settled(self.version(name, int(version.version)))
 
     def _knows(self, name: str) -> bool:

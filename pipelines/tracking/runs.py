@@ -26,6 +26,7 @@ from feature_store.errors import NotFoundError, StoreWriteError
 from feature_store.storage.filesystem import clear_write_errors
 from feature_store.storage.layout import Layout
 from pipelines.errors import RunFailedError, UsageError
+from pipelines.runtime.visible import visible
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -169,6 +170,8 @@ class TrackingStore:
     def run(self, run: str, *, params: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[str]:
         """Open the MLflow run of store run `run`, or a new one, log its parameters and yield the MLflow run id."""
         self._select()
+        # labels and paths are logged as they are printed, because other programs print them from there
+        tags = {name: visible(value) for name, value in tags.items()}
         left = next(iter(self.logged(run)), None)
         # careful: a parameter of a run cannot be changed, and an older version may have logged another value
         known = left.data.params if left else {}
@@ -183,7 +186,7 @@ class TrackingStore:
         ):
             # a run that is resumed ignores the tags of start_run
             self._mlflow.set_tags({**tags, RUN_TAG: run})
-            new = {key: str(value)[:VALUE_CHARACTERS] for key, value in params.items() if key not in known}
+            new = {key: visible(str(value))[:VALUE_CHARACTERS] for key, value in params.items() if key not in known}
             self._mlflow.log_params(new)
             yield active.info.run_id
 

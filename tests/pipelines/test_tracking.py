@@ -52,6 +52,14 @@ def test_the_server_that_the_environment_names_is_used(tmp_path, monkeypatch):
     assert Tracking(Layout(tmp_path / "one")).find("a") is None
 
 
+def test_control_characters_of_parameters_and_tags_are_logged_as_visible_text(tracking):
+    with tracking.run("hostile", params={"label": "T\x1b[31m"}, tags={"scsae.question": "a\u202e -> b\n"}) as found:
+        pass
+    logged = tracking.client.get_run(found).data
+    assert logged.params["label"] == r"T\x1b[31m"
+    assert logged.tags["scsae.question"] == r"a\u202e -> b\n"
+
+
 def test_a_run_that_failed_does_not_count_as_logged(tracking):
     with pytest.raises(ZeroDivisionError), tracking.run("failed", params={}, tags={}):
         raise ZeroDivisionError
