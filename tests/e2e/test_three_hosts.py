@@ -75,14 +75,12 @@ class Story(NamedTuple):
     lost_ns: dict[int, int]
     said: str
     store: Path
-    seconds: float
 
 
 @pytest.fixture(scope="module")
 def story(calm, tmp_path_factory):
     if reason := why_not():
         pytest.skip(f"three hosts cannot be made here: {reason}")
-    began = time.monotonic()
     folder = tmp_path_factory.mktemp("hosts")
     (folder / "home").mkdir()
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "SCSAE_"))}
@@ -158,7 +156,6 @@ def story(calm, tmp_path_factory):
             lost_ns=lost,
             said=(folder / "driver").read_text(),
             store=folder / "store",
-            seconds=time.monotonic() - began,
         )
 
 
