@@ -55,6 +55,10 @@ from sae_core.scfm.vocabulary import GeneMatch, Vocabulary
 
 _RENAMES = (
     (re.compile(r"^((module|model|scgpt|_orig_mod)\.)+"), ""),
+    # names of a mirror on the Hugging Face hub
+    (re.compile(r"^gene_encoder\."), "encoder."),
+    (re.compile(r"^transformer\."), "transformer_encoder."),
+    (re.compile(r"^expr_decoder\."), "decoder."),
     (re.compile(r"self_attn\._impl\."), "self_attn."),
     (re.compile(r"self_attn\.in_proj_"), "self_attn.Wqkv."),
 )
@@ -167,6 +171,7 @@ def _check_form(fields: JsonFields) -> None:
     """Check the fields that say that values enter, or blocks are built, in another way than here."""
     fields.choice("input_emb_style", "continuous", ["continuous"])
     fields.choice("input_style", "binned", ["binned"])
+    fields.choice("norm_scheme", "post", ["post"])
     if fields.flag("pre_norm", False):
         raise fields.wrong("pre_norm", "false")
 

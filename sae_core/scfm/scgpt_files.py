@@ -81,8 +81,9 @@ def load_scgpt(folder: Path) -> ScGPT:
     fields = JsonFields(read_json(args_path), file=args_path.name)
     vocab_path = _vocabulary_file(folder, n_rows)
     ensembl = folder / _ENSEMBL if (folder / _ENSEMBL).is_file() else None
-    vocabulary = _with_special(read_vocabulary(vocab_path, ensembl_path=ensembl))
-    _check_vocabulary(vocabulary, vocab_path, n_rows, own=fields.flag("own_vocabulary", False))
+    in_file = read_vocabulary(vocab_path, ensembl_path=ensembl)
+    vocabulary = _with_special(in_file)
+    _check_vocabulary(vocabulary, vocab_path, n_rows, n_in_file=len(in_file), own=fields.flag("own_vocabulary", False))
     genes_path = _input_genes_file(folder, fields)
     if genes_path is not None:
         vocabulary = _restricted(vocabulary, genes_path)
@@ -213,7 +214,7 @@ def _restricted(vocabulary: Vocabulary, path: Path) -> Vocabulary:
     return replace(vocabulary, special=vocabulary.special | frozenset(others))
 
 
-def _check_vocabulary(vocabulary: Vocabulary, path: Path, n_rows: int, *, own: bool) -> None:
+def _check_vocabulary(vocabulary: Vocabulary, path: Path, n_rows: int, *, n_in_file: int, own: bool) -> None:
     """Check that the vocabulary is that of the embedding's rows.
 
     Raises:
@@ -226,7 +227,7 @@ def _check_vocabulary(vocabulary: Vocabulary, path: Path, n_rows: int, *, own: b
         n_rows,
         path.name,
         len(vocabulary),
-        what="tokens, <pad>, <cls> and <eoc> included",
+        what=f"tokens, <pad>, <cls> and <eoc> included ({n_in_file} in the file)",
         likely=fitting[0] if fitting else _LIKELY.get(n_rows, "the vocab.json that was saved with this checkpoint"),
     )
     genes = [token for token in vocabulary.tokens if token not in SPECIAL]

@@ -137,7 +137,10 @@ def test_the_wrong_official_vocabulary_is_refused_and_the_right_one_named(
 ) -> None:
     folder = write_checkpoint(weights=tiny_weights | {"encoder.embedding.weight": torch.zeros(n_rows, 16)})
     shutil.copy(official_vocabulary(scsae_data, file), folder / "vocab.json")
-    with pytest.raises(CheckpointError, match=rf" {n_rows} rows.*vocab\.json names {n_names} .*{likely}"):
+    n_in_file = len(json.loads((folder / "vocab.json").read_text()))
+    with pytest.raises(
+        CheckpointError, match=rf" {n_rows} rows.*vocab\.json names {n_names} .*\({n_in_file} in the file.*{likely}"
+    ):
         load_model(folder)
 
 
@@ -312,6 +315,7 @@ def test_null_for_a_size_is_named(write_checkpoint: Write, name: str) -> None:
         ("pretraining", 3),
         ("input_style", "log1p"),
         ("pre_norm", True),
+        ("norm_scheme", "pre"),
         ("pre_norm", "yes"),
         ("own_vocabulary", "yes"),
         ("include_zero_gene", "yes"),
@@ -421,6 +425,18 @@ def test_the_names_of_mirrors_are_read(
     (folder / "vocab.json").rename(folder / vocabulary)
     (folder / "args.json").rename(folder / args)
     assert torch.equal(state(load_model(folder))["encoder.enc_norm.bias"], tiny_weights["encoder.enc_norm.bias"])
+
+
+def test_the_names_of_weights_in_a_mirror_are_read(write_checkpoint: Write, tiny_weights: Weights) -> None:
+    names = {"encoder.": "gene_encoder.", "transformer_encoder.": "transformer.", "decoder.": "expr_decoder."}
+    renamed = {
+        next((new + key.removeprefix(old) for old, new in names.items() if key.startswith(old)), key).replace(
+            "self_attn.Wqkv.", "self_attn.in_proj_"
+        ): value
+        for key, value in tiny_weights.items()
+    }
+    loaded = state(load_model(write_checkpoint(weights=renamed)))
+    assert all(torch.equal(loaded[name], value) for name, value in tiny_weights.items())
 
 
 def test_weights_in_parts_are_read_and_each_part_counts_for_the_digest(
