@@ -16,13 +16,13 @@ import numpy as np
 from scipy import sparse
 
 from feature_store.activations import ROW_GROUP_ROWS, ActivationBlock, ActivationReader, to_stored
-from feature_store.cells import Source, SplitConfig, open_source, read_splits, read_unit_splits, write_cells
+from feature_store.cells import SplitConfig, open_source, read_split_record, read_splits, write_cells
 from feature_store.codes import ByFeature, CodesRun, TokenCodes
 from feature_store.codes.codes_run import TOP_TOKENS
 from feature_store.query.runs import resolve_run
 from feature_store.storage import commit, filesystem
 from feature_store.storage.layout import Layout, as_path
-from feature_store.storage.plans import ActivationsPlan, CellsPlan, CodesPlan, FusedForward, SAEPlan
+from feature_store.storage.plans import ActivationsPlan, CodesPlan, FusedForward, SAEPlan
 from pipelines.config import ActorOptions, EncodeOptions
 from pipelines.forward import Forward, ForwardJob, out_of_memory_fact, rate
 from pipelines.inputs import (
@@ -286,6 +286,7 @@ def encode(options: EncodeOptions, store: Path, *, address: str | None = None) -
         seconds=clock.seconds,
         facts={
             "dataset": what.dataset,
+            **({"splits": read_split_record(layout.cells_dir(what.dataset)).text} if options.data else {}),
             "nonzeros": manifest.rows,
             "bytes a nonzero": round(manifest.bytes / max(manifest.rows, 1), 2),
             **tokenless_fact(layout, codes),
@@ -349,9 +350,9 @@ def _plan_fused(layout: Layout, options: EncodeOptions, sae: SAEPlan, activation
             batch=options.batch,
             cell_type=options.cell_type,
             labels=options.label,
-            split=SplitConfig(seed=trained_on.seed),
+            split=SplitConfig(seed=trained_on.seed, by=options.split_by),
             split_column=options.split,
-            known_splits=_known_splits(layout.cells_dir(dataset), source, options),
+            trained_on=trained_on.dataset,
         )
         dataset = str(cells["dataset"][0])
         save_source_location(layout, dataset, source)
@@ -395,12 +396,3 @@ def _plan_fused(layout: Layout, options: EncodeOptions, sae: SAEPlan, activation
         n_cells=source.n_cells,
     )
     return _Plan(dataset=dataset, n_shards=-(-source.n_cells // shard_cells), source=job, fused=fused, inputs=inputs)
-
-
-def _known_splits(trained_on: Path, source: Source, options: EncodeOptions) -> dict[str, str]:
-    """Return the split of each donor or batch of the SAE's data set `trained_on`, which new data must keep."""
-    unit = "donor" if options.donor else "batch" if options.batch else None
-    plan = CellsPlan.of(commit.Run.open(trained_on))
-    # the same file with the same split is the same data set
-    same = plan.digest == source.digest and plan.split_column is None
-    return {} if unit is None or same else read_unit_splits(trained_on, unit)

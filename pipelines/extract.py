@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from feature_store.activations import ActivationWriter
-from feature_store.cells import SplitConfig, write_cells
+from feature_store.cells import SplitConfig, read_split_record, write_cells
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
 from feature_store.storage.plans import RANDOM_MODEL, ActivationsPlan
@@ -156,7 +156,7 @@ def extract(options: ExtractOptions, store: Path, *, address: str | None = None)
         batch=options.batch,
         cell_type=options.cell_type,
         labels=options.label,
-        split=SplitConfig(seed=options.seed),
+        split=SplitConfig(seed=options.seed, by=options.split_by),
         split_column=options.split,
     )
     dataset = str(cells["dataset"][0])
@@ -183,6 +183,7 @@ def extract(options: ExtractOptions, store: Path, *, address: str | None = None)
         "dataset": dataset,
         "cells": inputs.source.n_cells,
         **matrix_facts(inputs.source),
+        "splits": read_split_record(layout.cells_dir(dataset)).text,
         "genes matched": f"{inputs.match.n_matched} of {inputs.source.n_genes}",
         **_warnings(inputs, total),
         **out_of_memory_fact(total),

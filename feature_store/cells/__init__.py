@@ -16,6 +16,7 @@ annotations                the columns of obs and var
 canonical                  the one text of an id or a label
 label_columns              which labels are groups of cells, and which are numbers of cells
 cell_table, gene_table     the tables `cells` and `genes`
+cell_digests               how the same cell is recognised in another file
 splits                     which cells are for training, selection and testing
 expression                 log1p(CP10k) by gene
 size_ranges                ranges of genes or features whose sizes are limited
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
         read_cells,
         read_split_record,
         read_splits,
-        read_unit_splits,
         write_cells,
     )
     from feature_store.cells.expression import (
@@ -63,7 +63,6 @@ __all__ = [
     "read_cells",
     "read_split_record",
     "read_splits",
-    "read_unit_splits",
     "split_by_size",
     "to_anndata",
     "write_cells",
@@ -73,7 +72,7 @@ __all__ = [
 _MODULES = {
     "anndata_export": ("to_anndata",),
     "canonical": ("canonical_column", "canonical_name", "canonical_text"),
-    "cell_table": ("read_cells", "read_split_record", "read_splits", "read_unit_splits", "write_cells"),
+    "cell_table": ("read_cells", "read_split_record", "read_splits", "write_cells"),
     "expression": ("ExpressionReader", "expression_matrix", "plan_expression", "write_expression_part"),
     "matrices": ("CSRRows", "concat_rows"),
     "size_ranges": ("split_by_size",),

@@ -1,4 +1,4 @@
-"""The table `cells` of a data set, with the split of each cell; writing it writes the table `genes` as well.
+"""The table `cells` of a data set, with the split of each cell; writing it writes `genes` and `digests` as well.
 
 The cell table takes 16 bytes a cell and column in memory, and the cells' names; the gene table is one pass over the
 matrix. Measured (`tests/benchmarks/bench_ingest.py`, 2 cores of an AMD EPYC, 2,000 genes, 20 values a cell, 5 obs
@@ -6,8 +6,10 @@ columns): opening and writing 10 thousand cells takes .7 CPU seconds and 225 MB 
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
+from functools import cache
+from hashlib import sha256
 from pathlib import Path
 
 import polars as pl
@@ -15,10 +17,13 @@ import polars as pl
 from feature_store.cells.anndata_file import names_with_closest
 from feature_store.cells.annotations import without_clashes
 from feature_store.cells.canonical import canonical_text
-from feature_store.cells.gene_table import gene_table
+from feature_store.cells.cell_digests import known_splits, same_cells
+from feature_store.cells.gene_table import matrix_tables
 from feature_store.cells.label_columns import LabelKind, label_kind, refuse_names
 from feature_store.cells.source import Source, short_names
 from feature_store.cells.splits import (
+    UNKNOWN,
+    KnownSplits,
     SplitConfig,
     SplitLabels,
     SplitRecord,
@@ -29,7 +34,7 @@ from feature_store.cells.splits import (
 from feature_store.errors import InputError
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import Layout
-from feature_store.storage.plans import CellsPlan, GenesPlan, SplitPlan
+from feature_store.storage.plans import CellsPlan, DigestsPlan, GenesPlan, SplitPlan
 
 
 def write_cells(
@@ -43,9 +48,9 @@ def write_cells(
     labels: Sequence[str] = (),
     split: SplitConfig | None = None,
     split_column: str | None = None,
-    known_splits: Mapping[str, str] | None = None,
+    trained_on: str | None = None,
 ) -> pl.DataFrame:
-    """Write the tables `cells` and `genes` of a data set, splits included, and return the cells.
+    """Write the tables `cells`, `genes` and `digests` of a data set, splits included, and return the cells.
 
     `donor`, `batch` and `cell_type` name obs columns, which become the columns of that name (null if None); every obs
     column is kept as well. Ids and labels are canonical text (`canonical`), so a donor is one donor whatever type a
@@ -58,13 +63,14 @@ def write_cells(
     In several files, equal names of donors (batches, cell types) mean one donor: if two files call different people
     "1", they share a split, which loses some balance and leaks nothing.
 
-    The splits are made by `make_splits`, in which units keep their `known_splits` (`read_unit_splits`), or come from
-    the obs column `split_column` (`splits_from_column`).
+    The splits are made by `make_splits`, or come from the obs column `split_column` (`splits_from_column`). Cells that
+    are among those of the data set `trained_on`, on which an SAE was trained, keep the splits that they have there, and
+    so do its donors (or batches) by their names.
 
-    Calling it again with the same arguments writes nothing. The genes cost one pass over the matrix, which checks every
-    value. Raises InputError for an obs column that does not exist (nothing is written), PlanMismatchError if the data
-    set's name is taken by other content. InputError also where a label, batch or cell type has a value of its own in
-    most cells.
+    Calling it again with the same arguments writes nothing. Genes and digests cost one pass over the matrix, which
+    checks every value; with `trained_on`, a file that the store does not hold yet is passed over before. Raises
+    InputError for an obs column that does not exist (nothing is written), PlanMismatchError if the data set's name is
+    taken by other content. InputError also where a label, batch or cell type has a value of its own in most cells.
     """
     split = split or SplitConfig()
     columns = {"donor": donor, "batch": batch, "cell_type": cell_type}
@@ -84,15 +90,18 @@ def write_cells(
     texts = [name for name in dict.fromkeys(labels) if not obs[name].dtype.is_numeric()]
     obs = obs.with_columns(canonical_text(obs[name]) for name in texts)
     named = {key: None if column is None else canonical_text(obs[column]) for key, column in columns.items()}
+    tables = cache(lambda: matrix_tables(source))
+    known = None if trained_on is None else _known_splits(layout, trained_on, source, lambda: tables().digests)
+    units = {"donor": named["donor"], "batch": named["batch"]}
     if split_column is None:
-        split_of_cell, record = make_splits(
-            source.n_cells, donor=named["donor"], batch=named["batch"], known=known_splits, config=split
-        )
+        split_of_cell, record = make_splits(source.n_cells, **units, config=split)
+        if known is not None and _changes(known, split_of_cell, units):
+            split_of_cell, record = make_splits(source.n_cells, **units, known=known, config=split)
+        else:
+            known = None
     else:
-        split_of_cell, record = splits_from_column(
-            obs[split_column], name=split_column, donor=named["donor"], batch=named["batch"]
-        )
-    kept = {} if split_column else _kept(named[record.unit] if record.unit in named else None, known_splits)
+        split_of_cell, record = splits_from_column(obs[split_column], name=split_column, **units, known=known)
+        known = None
     plan = CellsPlan(
         digest=source.digest,
         matrix=source.matrix,
@@ -103,7 +112,8 @@ def write_cells(
         numbers=tuple(label for label in dict.fromkeys(labels) if label_kind(obs[label]) is LabelKind.NUMBERS),
         split=SplitPlan(**asdict(split), **asdict(record)),
         split_column=split_column,
-        kept_splits=kept or None,
+        kept_splits=None if known is None else _kept_units(known, units) or None,
+        kept_cells=None if known is None or not record.n_kept else sha256(known.cells.tobytes()).hexdigest(),
         sources=tuple(short_names(source.paths)) if len(source.paths) > 1 else (),
     )
     dataset = dataset or f"{_slug(source.paths)}-{plan.id[:6]}"
@@ -118,7 +128,9 @@ def write_cells(
     used = {**columns, "split": split_column}
     cells = schemas.conform("cells", pl.DataFrame(table).hstack(without_clashes(obs, used, tuple(table))))
     genes_plan = GenesPlan(dataset=dataset, digest=source.digest, matrix=source.matrix)
-    commit.write_table(layout.genes_dir(dataset), lambda: gene_table(source), genes_plan.table("genes"))
+    digests_plan = DigestsPlan(dataset=dataset, digest=source.digest, matrix=source.matrix)
+    commit.write_table(layout.genes_dir(dataset), lambda: tables().genes, genes_plan.table("genes"))
+    commit.write_table(layout.digests_dir(dataset), lambda: tables().digests, digests_plan.table("digests"))
     commit.write_table(layout.cells_dir(dataset), cells, plan.table("cells", dataset=dataset))
     return cells
 
@@ -136,20 +148,52 @@ def read_splits(folder: str | Path) -> SplitLabels:
 def read_split_record(folder: str | Path) -> SplitRecord:
     """How the cells in `Layout.cells_dir(dataset)` were split, and whether each donor is in one split."""
     plan = CellsPlan.of(commit.Run.open(folder)).split
-    return SplitRecord(unit=plan.unit, n_units=plan.n_units, cells=plan.cells, units=plan.units, fallback=plan.fallback)
+    return SplitRecord(**{field.name: getattr(plan, field.name) for field in fields(SplitRecord)})
 
 
-def read_unit_splits(folder: str | Path, unit: str) -> dict[str, str]:
-    """The split of each donor (or batch, by `unit`) in `Layout.cells_dir(dataset)`; empty if units were divided."""
-    if read_split_record(folder).unit != unit:
-        return {}
-    return dict(commit.read_table(folder, [unit, "split"]).drop_nulls().unique().iter_rows())
+def _known_splits(layout: Layout, trained_on: str, source: Source, digests: Callable[[], pl.DataFrame]) -> KnownSplits:
+    """What the data set of a trained SAE says of the cells of a source."""
+    run = commit.Run.open(layout.cells_dir(trained_on))
+    plan = CellsPlan.of(run)
+    unit = plan.split.unit
+    known = commit.read_table(run.path, list(dict.fromkeys(["cell_id", "split", *([] if unit == "cell" else [unit])])))
+    if plan.digest == source.digest:
+        return same_cells(known, unit)
+    known = known.hstack(commit.read_table(layout.digests_dir(trained_on)).drop("cell_idx"))
+    mine = source.obs_names().to_frame("cell_id").hstack(_digests(layout, source, digests).drop("cell_idx"))
+    return known_splits(mine, known, unit)
 
 
-def _kept(units: pl.Series | None, known: Mapping[str, str] | None) -> dict[str, str]:
+def _digests(layout: Layout, source: Source, digests: Callable[[], pl.DataFrame]) -> pl.DataFrame:
+    """The digests of the cells of a source: from the store, if it holds a data set of the same content, else made."""
+    for info in layout.runs("cells"):
+        if info.complete and commit.Run.open(info.path).plan.get("version") == CellsPlan.version:
+            plan = CellsPlan.of(commit.Run.open(info.path))
+            if (plan.digest, plan.matrix) == (source.digest, source.matrix):
+                return commit.read_table(layout.digests_dir(info.run))
+    return digests()
+
+
+def _changes(known: KnownSplits, split_of_cell: SplitLabels, units: Mapping[str, pl.Series | None]) -> bool:
+    """Whether the known splits differ from those of cells that were split without them, or leave cells unknown."""
+    numbers = pl.Series(split_of_cell.tolist(), dtype=pl.Enum(schemas.SPLITS)).to_physical().to_numpy()
+    unit = units.get(known.unit)
+    by_name = pl.Series([None], dtype=pl.String).new_from_index(0, len(numbers))
+    if unit is not None:
+        by_name = unit.replace_strict(
+            list(known.units), list(known.units.values()), default=None, return_dtype=pl.String
+        )
+    named = by_name.cast(pl.Enum(schemas.SPLITS)).to_physical().cast(pl.Int8).fill_null(UNKNOWN).to_numpy()
+    is_known = (known.cells != UNKNOWN) | (named != UNKNOWN)
+    agrees = ((known.cells == UNKNOWN) | (known.cells == numbers)) & ((named == UNKNOWN) | (named == numbers))
+    return bool(is_known.any() and not (is_known & agrees).all())
+
+
+def _kept_units(known: KnownSplits, units: Mapping[str, pl.Series | None]) -> dict[str, str]:
     """The known splits of the units of these cells, in the order of their names."""
-    present = set() if units is None else set(units.unique())
-    return {name: split for name, split in sorted((known or {}).items()) if name in present}
+    unit = units.get(known.unit)
+    present = set() if unit is None else set(unit.unique())
+    return {name: split for name, split in sorted(known.units.items()) if name in present}
 
 
 def _slug(paths: Sequence[Path]) -> str:

@@ -147,6 +147,20 @@ class Source:
         """Names of the cells in the files [n_cells]; they may repeat, so `cell_idx` is the key."""
         return pl.concat([file.obs_names() for file in self._files])
 
+    def gene_names_of_files(self) -> list[tuple[int, list[str], list[str] | None]]:
+        """For each file the number of cells up to its end, and the symbols and Ensembl ids that it gives to each gene
+        of the union ("" where it has no such gene).
+        """
+        found = []
+        for file, columns, stop in zip(self._files, self._columns, self._first[1:].tolist(), strict=True):
+            names = []
+            for own in (file.gene_symbols, file.ensembl_ids):
+                placed = np.full(self.n_genes, "", dtype=object)
+                placed[columns] = own if own is not None else ""
+                names.append(placed.tolist())
+            found.append((stop, names[0], None if file.ensembl_ids is None else names[1]))
+        return found
+
     def _in_joined_genes(self, rows: CSRRows, i: int) -> CSRRows:
         if len(self._files) == 1:
             return rows

@@ -1,6 +1,6 @@
 """The layout of a store: its folders, the names of a run's files, and the creation times of runs.
 
-    <root>/cells/<dataset>/        the cell table (one part), with genes/ and expression/ (by gene) beside it
+    <root>/cells/<dataset>/        the cell table (one part), with genes/, digests/ and expression/ (by gene)
     <root>/activations/<run>/      plan.json  part-00012.parquet  part-00012.json  MANIFEST.json
     <root>/saes/<run>/             ray_train/  sae.safetensors  config.json  history.json  summary.json  MANIFEST.json
                                    map/{umap,neighbours}/
@@ -139,6 +139,10 @@ class Layout:
     def genes_dir(self, dataset: str) -> Path:
         """The gene table of a data set, beside its cells."""
         return self.cells_dir(dataset) / "genes"
+
+    def digests_dir(self, dataset: str) -> Path:
+        """The digests of the cells of a data set, beside them."""
+        return self.cells_dir(dataset) / "digests"
 
     def activations_dir(self, run: str) -> Path:
         """Token activations of one site."""

@@ -127,10 +127,14 @@ class SplitPlan:
 
     seed: int
     fractions: tuple[float, ...]
+    by: Literal["donor", "batch", "cell"] | None
     unit: str
     n_units: int
     cells: Mapping[str, int]
     units: Mapping[str, int]
+    n_batches: int
+    n_batches_in_all: int
+    n_kept: int
     fallback: str | None
 
 
@@ -157,6 +161,8 @@ class CellsPlan(Plan):
     split_column: str | None
     kept_splits: Mapping[str, str] | None
     """Splits that donors or batches have among the cells of a trained SAE, and keep."""
+    kept_cells: str | None
+    """Sha256 of the splits that cells have there, and keep."""
     sources: tuple[str, ...]
     """Short names of the files where there are several."""
 
@@ -166,6 +172,18 @@ class GenesPlan(Plan):
     """The gene table of a data set."""
 
     stage = "genes"
+    version = 5
+
+    dataset: str
+    digest: str
+    matrix: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DigestsPlan(Plan):
+    """The digests of the cells of a data set."""
+
+    stage = "digests"
     version = 5
 
     dataset: str

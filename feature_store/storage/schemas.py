@@ -51,6 +51,14 @@ TABLES: Mapping[str, TableSchema] = {
         n_cells=pl.Int64,
         mean=pl.Float64,
     ),
+    # one row per cell of a data set (`feature_store.cells.cell_digests`); n_detected: genes with a value
+    "digests": _table(
+        "cell_idx n_detected symbol_digest",
+        cell_idx=pl.Int64,
+        n_detected=pl.Int32,
+        symbol_digest=pl.UInt64,
+        ensembl_digest=pl.UInt64,
+    ),
     # one row per nonzero of the cell codes, by cell and then feature
     "codes": _table("cell_idx feature_id value", cell_idx=pl.Int64, feature_id=pl.Int32, value=pl.Float32),
     # one row per cell of the map (`feature_store.maps.cells`); x and y have no unit

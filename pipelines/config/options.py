@@ -73,8 +73,20 @@ class CellOptions(Options):
     """Another obs column to associate features with, e.g. condition; may be repeated. A column of numbers with many
     different values, e.g. pct_mito, is correlated with features instead (table `feature_number`)."""
     split: str | None = None
-    """obs column that says train, select or test of each cell. Default: whole donors, else batches, are dealt to the
-    splits; in other data than the SAE's, those that it knows keep theirs."""
+    """obs column that says train, select or test of each cell. Default: whole donors, or without donors single cells,
+    are dealt to the splits, so that every batch is in every split where possible; in other data than the SAE's, cells
+    and donors that it knows keep theirs."""
+    split_by: Literal["donor", "batch", "cell"] | None = None
+    """What is dealt to the splits whole: donor, batch (held-out batches, which cannot be mixed by steering) or cell.
+    Default: donor, and cell without donors."""
+
+    @pydantic.model_validator(mode="after")
+    def _one_way_to_split(self) -> "CellOptions":
+        if self.split is not None and self.split_by is not None:
+            raise ValueError(f"split was {self.split!r} and split_by was {self.split_by!r}; give one of them")
+        if self.split_by in ("donor", "batch") and getattr(self, self.split_by) is None:
+            raise ValueError(f"split_by was {self.split_by!r}; name the column with --{self.split_by} COLUMN too")
+        return self
 
 
 class GeneOptions(Options):

@@ -9,7 +9,14 @@ import polars as pl
 import pytest
 
 from feature_store.cells import SplitConfig, make_splits, open_source
-from feature_store.cells.splits import SplitLabels, check_whole_units, split_labels, splits_from_column
+from feature_store.cells.splits import (
+    UNKNOWN,
+    KnownSplits,
+    SplitLabels,
+    check_whole_units,
+    split_labels,
+    splits_from_column,
+)
 from feature_store.errors import InputError
 from feature_store.storage.schemas import SPLITS
 
@@ -73,12 +80,78 @@ def test_by_cell_gives_the_fractions_exactly_and_a_cell_to_each() -> None:
     assert sorted(assign(None, 3)) == ["select", "test", "train"]
 
 
-def test_batch_is_the_unit_where_there_is_no_donor() -> None:
+def known_units(n_cells: int, units: dict[str, str]) -> KnownSplits:
+    return KnownSplits(cells=np.full(n_cells, UNKNOWN, dtype=np.int8), unit="donor", units=units)
+
+
+def known_cells(labels: list[str | None]) -> KnownSplits:
+    return KnownSplits(cells=np.array([UNKNOWN if one is None else SPLITS.index(one) for one in labels], dtype=np.int8))
+
+
+def splits_of(labels: SplitLabels, units: Any) -> dict[str, set[str]]:
+    return {unit: set(labels[np.array(units) == unit]) for unit in set(units)}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("n_batches", [1, 2, 5])
+def test_without_donors_the_cells_of_every_batch_are_in_every_split(n_batches: int, seed: int) -> None:
+    batch = [f"b{i % n_batches}" for i in range(40 * n_batches)]
+    labels, record = make_splits(len(batch), batch=batch, config=SplitConfig(seed=seed))
+    for one in set(batch):
+        own = labels[np.array(batch) == one]
+        assert [int((own == split).sum()) for split in SPLITS] == [20, 10, 10]
+    assert (record.unit, record.n_batches, record.n_batches_in_all) == ("cell", n_batches, n_batches)
+    assert f"inside {n_batches} batch" in record.text
+    assert record.text.count(f"{n_batches} of {n_batches} batches in every split") == 1
+
+
+def test_batches_of_few_cells_are_dealt_together() -> None:
+    labels, record = make_splits(36, batch=["big"] * 30 + ["a", "a", "b", "c", "d", "d"])
+    assert record.cells == {split: int((labels == split).sum()) for split in SPLITS}
+    assert set(labels[:30]) == set(labels[30:]) == set(SPLITS)
+    assert record.n_batches_in_all == 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("n_donors", [3, 4, 7])
+def test_donors_are_dealt_so_that_every_batch_is_in_every_split(n_donors: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    pairs = [(f"b{b}", f"b{b}d{d}") for b in range(4) for d in range(n_donors)]
+    cells = [pairs[i] for i in rng.choice(len(pairs), 3000, p=rng.dirichlet(np.full(len(pairs), 3.0)))]
+    batch, donor = (list(column) for column in zip(*cells, strict=True))
+    labels, record = make_splits(3000, donor=donor, batch=batch, config=SplitConfig(seed=seed))
+    check_whole_units(labels, donor)
+    assert all(found == set(SPLITS) for found in splits_of(labels, batch).values())
+    assert (record.unit, record.n_batches_in_all) == ("donor", 4)
+
+
+def test_donors_in_several_batches_and_batches_of_few_donors_are_dealt_as_far_as_possible() -> None:
+    donor = ["d1", "d2", "d3", "d1", "d2", "d3", "d4", "d5"] * 10
+    batch = ["x", "x", "x", "y", "y", "y", "z", "z"] * 10
+    labels, record = make_splits(80, donor=donor, batch=batch)
+    check_whole_units(labels, donor)
+    found = splits_of(labels, batch)
+    assert found["x"] == found["y"] == set(SPLITS)
+    assert len(found["z"]) == 2
+    assert (record.n_batches, record.n_batches_in_all) == (3, 2)
+
+
+def test_whole_batches_are_held_out_on_request() -> None:
     batch = ["x", "y", "z"] * 10
-    labels, record = make_splits(30, batch=batch)
+    labels, record = make_splits(30, batch=batch, config=SplitConfig(by="batch"))
+    check_whole_units(labels, batch)
     assert (record.unit, record.n_units, record.fallback) == ("batch", 3, None)
     assert record.cells == {split: int((labels == split).sum()) for split in SPLITS}
     assert record.units == {"train": 1, "select": 1, "test": 1}
+    assert record.n_batches_in_all == 0
+    assert record.text.startswith("3 whole batches: 10 train, 10 select, 10 test cells")
+
+
+def test_a_unit_of_which_there_is_no_column_is_refused() -> None:
+    with pytest.raises(InputError, match=r"'batch'.*--batch COLUMN"):
+        make_splits(30, config=SplitConfig(by="batch"))
+    _, record = make_splits(30, donor=list("abcde") * 6, config=SplitConfig(by="cell"))
+    assert record.unit == "cell"
 
 
 def test_donor_is_preferred_to_batch() -> None:
@@ -164,7 +237,7 @@ def test_a_column_of_splits_becomes_an_array_that_shares_its_strings():
 def test_known_units_keep_their_splits_and_new_ones_are_held_out(rng: np.random.Generator) -> None:
     units = donors(rng, 600, 9)
     known = {"donor-0": "test", "donor-1": "train", "donor-2": "select", "elsewhere": "train"}
-    labels, record = make_splits(600, donor=units, known=known)
+    labels, record = make_splits(600, donor=units, known=known_units(600, known))
     check_whole_units(labels, units)
     for name in ("donor-0", "donor-1", "donor-2"):
         assert set(labels[units == name]) == {known[name]}
@@ -176,16 +249,64 @@ def test_known_units_keep_their_splits_and_new_ones_are_held_out(rng: np.random.
 def test_units_of_which_none_is_known_are_assigned_as_without_known_units(rng: np.random.Generator) -> None:
     units = donors(rng, 200, 6)
     free, record = make_splits(200, donor=units)
-    labels, again = make_splits(200, donor=units, known={"elsewhere": "test"})
+    labels, again = make_splits(200, donor=units, known=known_units(200, {"elsewhere": "test"}))
     assert (labels == free).all()
     assert again == record
 
 
 def test_few_units_that_are_known_are_not_divided_into_cells() -> None:
-    labels, record = make_splits(20, donor=["a", "b"] * 10, known={"a": "train"})
+    labels, record = make_splits(20, donor=["a", "b"] * 10, known=known_units(20, {"a": "train"}))
     assert set(labels[::2]) == {"train"}
     assert len(set(labels[1::2]) & {"select", "test"}) == 1
     assert (record.unit, record.fallback) == ("donor", None)
+
+
+def test_known_cells_keep_their_splits_whatever_they_are_split_by() -> None:
+    own = ["train", "select", "test", None] * 15
+    donor, batch = [f"d{i % 7}" for i in range(60)], [f"b{i % 2}" for i in range(60)]
+    for options in ({}, {"donor": donor}, {"batch": batch}, {"donor": donor, "batch": batch}):
+        labels, record = make_splits(60, known=known_cells(own), **options)
+        assert [one for one, split in zip(labels, own, strict=True) if split] == [split for split in own if split]
+        assert record.n_kept == 45
+        assert "45 cells keep the split" in record.text
+    assert set(labels[3::4]) == {"train"}, "a donor with cells in train is not held out"
+    assert "7 of 7 donors" in str(record.fallback)
+    labels, record = make_splits(60, known=known_cells(own))
+    assert set(labels[3::4]) == {"select", "test"}, "cells that the SAE has not seen are held out"
+
+
+def test_a_donor_that_is_known_by_its_cells_keeps_their_split_under_another_name() -> None:
+    donor = [f"d{i % 6}" for i in range(60)]
+    names = dict(zip(sorted(set(donor)), ["train", "train", "select", "test", None, None], strict=True))
+    # one cell of each donor is known
+    own = [names[one] if i < 6 else None for i, one in enumerate(donor)]
+    labels, record = make_splits(60, donor=donor, known=known_cells(own))
+    check_whole_units(labels, donor)
+    assert all(splits_of(labels, donor)[name] == {split} for name, split in names.items() if split)
+    assert splits_of(labels, donor)["d4"] | splits_of(labels, donor)["d5"] <= {"select", "test"}
+    assert (record.unit, record.fallback) == ("donor", None)
+
+
+def test_a_donor_with_the_name_of_one_and_the_cells_of_another_takes_the_split_that_is_not_held_out() -> None:
+    known = KnownSplits(cells=np.array([0, *[UNKNOWN] * 5] * 5, dtype=np.int8), unit="donor", units={"a": "test"})
+    labels, _ = make_splits(30, donor=["a", "b", "b", "b", "c", "d"] * 5, known=known)
+    assert set(labels[::6]) == {"train"}
+
+
+def test_one_new_cell_among_known_ones_is_held_out() -> None:
+    labels, _ = make_splits(4, known=known_cells(["train", "select", None, "test"]))
+    assert labels.tolist()[2] in ("select", "test")
+
+
+def test_a_column_that_moves_known_cells_or_holds_out_a_known_donor_is_refused() -> None:
+    column = pl.Series(["train", "select", "test"] * 4)
+    same = known_cells(column.to_list())
+    assert splits_from_column(column, name="fold", known=same)[0].tolist() == column.to_list()
+    with pytest.raises(InputError, match=r"'fold'.* 1 cells.*row 2 \(train .*test.*leave --split out"):
+        splits_from_column(column, name="fold", known=known_cells(["train", None, "train", *[None] * 9]))
+    with pytest.raises(InputError, match=r"'fold'.*donor 'c'.*leave --split out"):
+        splits_from_column(column, name="fold", donor=list("abc") * 4, known=known_units(12, {"c": "train"}))
+    splits_from_column(column, name="fold", donor=list("abc") * 4, known=known_units(12, {"c": "select", "b": "test"}))
 
 
 def test_splits_are_read_from_a_column_and_the_record_names_the_unit() -> None:
