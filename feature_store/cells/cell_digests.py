@@ -13,7 +13,7 @@ the others with a known name are trusted to be those cells, too. Not recognised:
 down-sampled, a selection of genes, and genes under other names, unless the cells have the same names and nearly the
 same order by their number of genes (`_same_by_name`).
 
-This costs 20 bytes a cell on disk, and about .15 CPU seconds a million values in the pass over the matrix that the gene
+This costs 20 bytes a cell on disk, and about .1 CPU seconds a million values in the pass over the matrix that the gene
 table makes anyway.
 """
 

@@ -170,7 +170,7 @@ def _nothing_to_compare(labels: CellLabels, task: SteeringTask) -> str:
         )
     return (
         f"no cell type has select cells of two {task.kind} labels ({found}), and features are chosen on them; extract "
-        "with a --split COLUMN that has cells of each batch in all splits, or give --feature"
+        "so that each is in every split, with --batch COLUMN and --split-by cell, or with --split COLUMN, or give --feature"
     )
 
 

@@ -216,9 +216,10 @@ class SteeringRequest:
                     f"no {split} cell has {task.kind} {missing[0]!r}; choose another --target or another data split"
                 )
             if task.type is Task.MIX and len(found) < 2:
+                n = canonical_text(self.cells[task.kind]).n_unique()
                 raise UsageError(
-                    f"{split} cells have one {task.kind}, {found}: nothing to mix; extract with a --split COLUMN "
-                    "that deals each of them to all splits"
+                    f"{split} cells have {len(found)} {task.kind} of {n}, {join_names(found)}: nothing to mix; extract "
+                    "so that each is in every split, with --batch COLUMN and --split-by cell, or with --split COLUMN"
                 )
             if split != "train" and not self.is_steered(own["cell_idx"].to_numpy()).any():
                 raise UsageError(

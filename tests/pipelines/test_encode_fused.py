@@ -7,7 +7,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from feature_store.activations import ActivationReader
-from feature_store.cells import read_unit_splits
+from feature_store.cells import read_cells
 from feature_store.codes import load_cell_codes
 from feature_store.query.store import FeatureStore
 from feature_store.storage import commit
@@ -117,19 +117,35 @@ def test_another_data_set_is_encoded_and_associated_without_any_stored_activatio
     assert cells.filter(pl.col("donor").is_null()).is_empty()
 
 
+def splits_of_donors(folder):
+    return dict(read_cells(folder).select("donor", "split").unique().iter_rows())
+
+
+def test_the_training_file_without_any_option_keeps_the_split_of_every_cell(own_store, without_actors, chain):
+    layout = Layout(own_store)
+    (own,) = layout.runs("cells")
+    done = encode(EncodeOptions(data=chain.extract.data), own_store)
+    assert done.facts["dataset"] != own.run
+    again = read_cells(layout.cells_dir(done.facts["dataset"]))
+    assert again["split"].to_list() == read_cells(own.path)["split"].to_list()
+    assert again["donor"].null_count() == again.height
+    assert "72 cells keep the split" in done.facts["splits"]
+
+
 def test_a_donor_keeps_its_split_in_other_data_and_the_same_file_is_the_same_data_set(
     own_store, without_actors, tiny_cells, tmp_path, chain
 ):
     layout = Layout(own_store)
     (own,) = layout.runs("cells")
-    mine = read_unit_splits(own.path, "donor")
+    mine = splits_of_donors(own.path)
     other = tiny_cells[tiny_cells.obs["donor"].isin(["D0", "D1", "D2", "D3"])].copy()
     other.obs["person"] = other.obs.pop("donor").astype(str).replace({"D3": "new"}).to_numpy()
     other.write_h5ad(tmp_path / "other.h5ad")
     done = encode(EncodeOptions(data=(tmp_path / "other.h5ad",), donor="person"), own_store)
-    theirs = read_unit_splits(layout.cells_dir(done.facts["dataset"]), "donor")
+    theirs = splits_of_donors(layout.cells_dir(done.facts["dataset"]))
     assert {name: theirs[name] for name in ("D0", "D1", "D2")} == {name: mine[name] for name in ("D0", "D1", "D2")}
-    assert theirs["new"] in ("select", "test")
+    assert theirs["new"] == mine["D3"], "it has the cells of D3"
+    assert "keep the split" in done.facts["splits"]
     same = chain.extract.model_dump(include={"data", "donor", "batch", "cell_type"})
     assert encode(EncodeOptions(**same), own_store).facts["dataset"] == own.run
 

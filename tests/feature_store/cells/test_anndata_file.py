@@ -16,7 +16,7 @@ import pytest
 from scipy import sparse
 
 from feature_store.cells import CSRRows, open_source, write_cells
-from feature_store.cells.gene_table import gene_table
+from feature_store.cells.gene_table import matrix_tables
 from feature_store.errors import InputError
 from feature_store.storage.layout import Layout
 
@@ -329,7 +329,7 @@ def test_a_block_whose_bytes_changed_is_refused_naming_its_rows(tmp_path: Path, 
     content[chunk.byte_offset + 10 : chunk.byte_offset + 60] = bytes(50)
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"X of .*: rows \[\d+, \d+\).*copy it again"):
-        gene_table(open_source(path))
+        matrix_tables(open_source(path))
 
 
 def test_no_cells_are_refused(save: Callable[..., Path]) -> None:

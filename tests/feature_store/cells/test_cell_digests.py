@@ -42,7 +42,8 @@ def adata(rng: np.random.Generator) -> anndata.AnnData:
 
 
 def log_normalised(a: anndata.AnnData) -> anndata.AnnData:
-    a.X = np.log1p(a.X.toarray() / np.maximum(a.X.sum(axis=1), 1) * np.float32(1e4)).astype(np.float32)
+    counts = a.X.toarray()
+    a.X = np.log1p(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) * np.float32(1e4))
     return a
 
 
@@ -152,12 +153,10 @@ def test_a_file_joined_with_new_cells_keeps_the_known_ones_and_holds_out_the_oth
     new = adata[:20].copy()
     new.X = sparse.csr_matrix(rng.poisson(1.0, new.shape).astype(np.float32))
     new.obs_names = [f"new {i}" for i in range(20)]
-    new.write_h5ad(tmp_path / "new.h5ad")
     # other symbols in the file before: the digest of a cell is that of its own file
     new.var_names = [f"old {name}" for name in new.var_names]
-    cells = write_cells(
-        layout, open_source([write(new, tmp_path / "b.h5ad").paths[0], tmp_path / "own.h5ad"]), trained_on=dataset
-    )
+    new.write_h5ad(tmp_path / "new.h5ad")
+    cells = write_cells(layout, open_source([tmp_path / "new.h5ad", tmp_path / "own.h5ad"]), trained_on=dataset)
     assert cells["split"].to_list()[20:] == list(split_of.values())
     assert set(cells["split"].to_list()[:20]) == {"select", "test"}
 
@@ -194,12 +193,8 @@ def test_the_digest_is_that_of_the_ranks_and_names_of_the_genes(rng: np.random.G
 
 def test_cells_of_few_genes_need_the_same_name_and_repeated_cells_are_not_held_out() -> None:
     def frame(ids: list[str], digests: list[int], n: int, **columns: object) -> pl.DataFrame:
-        table = {
-            "cell_id": ids,
-            "n_detected": [n] * len(ids),
-            "symbol_digest": digests,
-            "ensembl_digest": [None] * len(ids),
-        }
+        none = [None] * len(ids)
+        table = {"cell_id": ids, "n_detected": [n] * len(ids), "symbol_digest": digests, "ensembl_digest": none}
         types = {"symbol_digest": pl.UInt64, "ensembl_digest": pl.UInt64}
         return pl.DataFrame({**table, **columns}, schema_overrides=types)
 

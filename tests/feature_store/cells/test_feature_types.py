@@ -11,7 +11,7 @@ import pytest
 from scipy import sparse
 
 from feature_store.cells import expression_matrix, open_source, write_cells
-from feature_store.cells.gene_table import gene_table
+from feature_store.cells.gene_table import matrix_tables
 from feature_store.errors import InputError
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
@@ -68,7 +68,7 @@ def test_features_that_are_no_genes_are_in_no_matrix_and_no_total(
     for mine, wanted in zip(both.read_rows(3, 20), alone.read_rows(3, 20), strict=True):
         assert (mine == wanted).all()
     assert (expression_matrix(both) != expression_matrix(alone)).nnz == 0
-    assert gene_table(both).equals(gene_table(alone))
+    assert matrix_tables(both).genes.equals(matrix_tables(alone).genes)
 
 
 @pytest.mark.parametrize("column", ["feature_type", "chromosome"])
