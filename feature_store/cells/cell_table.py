@@ -54,10 +54,9 @@ def write_cells(
 
     `donor`, `batch` and `cell_type` name obs columns, which become the columns of that name (null if None); every obs
     column is kept as well. Ids and labels are canonical text (`canonical`), so a donor is one donor whatever type a
-    file stores its id in; labels that are numbers stay numbers, and those with many values are measured as numbers
-    (`label_columns`). An obs column with the name of a column of the table is
-    dropped if the table's column is made of it, and else gets the suffix `_obs`. `labels` names further obs columns of
-    interest; they are checked and
+    file stores its id in; labels with so many values that they are measured as numbers stay numbers (`label_columns`).
+    An obs column with the name of a column of the table is dropped if the table's column is made of it, and else gets
+    the suffix `_obs`. `labels` names further obs columns of interest; they are checked and
     noted in the plan. `dataset` None takes the file's name and a hash of its content and of these options.
 
     In several files, equal names of donors (batches, cell types) mean one donor: if two files call different people
@@ -87,8 +86,8 @@ def write_cells(
             refuse_names(
                 f"--{option.replace('_', '-')}", obs[column] if option == "label" else obs[column].cast(pl.String)
             )
-    texts = [name for name in dict.fromkeys(labels) if not obs[name].dtype.is_numeric()]
-    obs = obs.with_columns(canonical_text(obs[name]) for name in texts)
+    numbers = tuple(name for name in dict.fromkeys(labels) if label_kind(obs[name]) is LabelKind.NUMBERS)
+    obs = obs.with_columns(canonical_text(obs[name]) for name in dict.fromkeys(labels) if name not in numbers)
     named = {key: None if column is None else canonical_text(obs[column]) for key, column in columns.items()}
     tables = cache(lambda: matrix_tables(source))
     known = None if trained_on is None else _known_splits(layout, trained_on, source, lambda: tables().digests)
@@ -111,7 +110,7 @@ def write_cells(
         left_out=source.left_out,
         **columns,
         labels=tuple(labels),
-        numbers=tuple(label for label in dict.fromkeys(labels) if label_kind(obs[label]) is LabelKind.NUMBERS),
+        numbers=numbers,
         split=SplitPlan(**asdict(split), **asdict(record)),
         split_column=split_column,
         kept_splits=None if known is None else _kept_units(known, named) or None,

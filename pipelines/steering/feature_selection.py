@@ -170,7 +170,8 @@ def _nothing_to_compare(labels: CellLabels, task: SteeringTask) -> str:
         )
     return (
         f"no cell type has select cells of two {task.kind} labels ({found}), and features are chosen on them; extract "
-        "so that each is in every split, with --batch COLUMN and --split-by cell, or with --split COLUMN, or give --feature"
+        "so that each is in every split, with --batch COLUMN and --split-by cell or with --split COLUMN, or give "
+        "--feature"
     )
 
 

@@ -298,7 +298,7 @@ def test_truth_values_and_their_texts_are_one_label(save: Callable[..., Path], t
     c = save("c.h5ad", ["G1"], 2, treated=["true", "FALSE"])
     cells = write_cells(Layout(tmp_path / "store"), open_source([a, b, c]), labels=["treated", "dose"])
     assert cells["treated"].to_list() == ["True", "False", "True", "True", "False", None, "True", "False"]
-    assert cells["dose"].to_list() == [0.1, 1.0, 0.1, 0.1, 1.0, 0.5, None, None]
+    assert cells["dose"].to_list() == ["0.1", "1", "0.1", "0.1", "1", "0.5", None, None]
 
 
 @pytest.mark.parametrize(
