@@ -215,8 +215,8 @@ def load_weights(
     model.load_state_dict(dict(weights))
 
 
-def check_rows(table: str, n_rows: int, file: str, n_names: int, *, what: str, likely: str) -> None:
-    """Check that a table has one row for each name in the file by which its rows are looked up.
+def wrong_rows(table: str, n_rows: int, file: str, n_names: int, *, what: str, likely: str) -> CheckpointError:
+    """The error for a table that has more or fewer rows than there are names by which its rows are looked up.
 
     Args:
         table: name of the tensor or file that has the rows.
@@ -225,15 +225,11 @@ def check_rows(table: str, n_rows: int, file: str, n_names: int, *, what: str, l
         n_names: how many it names.
         what: what the names are of.
         likely: the file that probably belongs to the table.
-
-    Raises:
-        CheckpointError: the numbers differ, so that each name would get the row of another.
     """
-    if n_rows != n_names:
-        raise CheckpointError(
-            f"{table} has {n_rows} rows but {file} names {n_names} {what}, so names would get the rows of others; give "
-            f"{likely}"
-        )
+    return CheckpointError(
+        f"{table} has {n_rows} rows but {file} names {n_names} {what}, so names would get the rows of others; give "
+        f"{likely}"
+    )
 
 
 def refuse_adapters(names: Iterable[str]) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sae_core.checkpoint_files import check_rows, digest_files, read_json, read_text, read_weights, weight_files
+from sae_core.checkpoint_files import digest_files, read_json, read_text, read_weights, weight_files, wrong_rows
 from sae_core.errors import CheckpointError
 from sae_core.json_fields import JsonFields
 from sae_core.scfm.scgpt import ScGPT, ScGPTConfig, canonical_name, scgpt_from_weights, sizes_of
@@ -220,16 +220,15 @@ def _check_vocabulary(vocabulary: Vocabulary, path: Path, n_rows: int, *, n_in_f
     Raises:
         CheckpointError: it has another size, or the official genes in another order.
     """
-    others = [*path.parent.glob("*vocab*.json"), *path.parent.resolve().parent.glob("*vocab*.json")]
-    fitting = [str(o) for o in others if o.name not in (path.name, _ENSEMBL) and _n_tokens(o) == n_rows]
-    check_rows(
-        "encoder.embedding.weight",
-        n_rows,
-        path.name,
-        len(vocabulary),
-        what=f"tokens, <pad>, <cls> and <eoc> included ({n_in_file} in the file)",
-        likely=fitting[0] if fitting else _LIKELY.get(n_rows, "the vocab.json that was saved with this checkpoint"),
-    )
+    if len(vocabulary) != n_rows:
+        raise wrong_rows(
+            "encoder.embedding.weight",
+            n_rows,
+            path.name,
+            len(vocabulary),
+            what=f"tokens, <pad>, <cls> and <eoc> included ({n_in_file} in the file)",
+            likely=_likely_vocabulary(path, n_rows),
+        )
     genes = [token for token in vocabulary.tokens if token not in SPECIAL]
     in_order = _OFFICIAL.get(_digest(sorted(genes)))
     if in_order is not None and _digest(genes) != in_order and not own:
@@ -238,6 +237,18 @@ def _check_vocabulary(vocabulary: Vocabulary, path: Path, n_rows: int, *, n_in_f
             'genes would get the rows of others; give the official file, or add "own_vocabulary": true to args.json if '
             "this checkpoint was trained with this order"
         )
+
+
+def _likely_vocabulary(path: Path, n_rows: int) -> str:
+    """The file near a vocabulary that has the right number of tokens, or else what is known of that number."""
+    for place in (path.parent, path.resolve().parent.parent):
+        for other in sorted(place.glob("*vocab*.json")):
+            try:
+                if other != path and other.name != _ENSEMBL and _n_tokens(other) == n_rows:
+                    return str(other)
+            except CheckpointError:
+                continue
+    return _LIKELY.get(n_rows, "the vocab.json that was saved with this checkpoint")
 
 
 def _digest(names: list[str]) -> str:

@@ -120,6 +120,7 @@ def test_the_vocabulary_in_the_folder_that_fits_is_named(write_checkpoint: Write
     folder = write_checkpoint()
     (folder / "vocab.json").rename(folder / "census_vocab.json")
     (folder / "vocab.json").write_text(json.dumps({"GENE0": 0}))
+    (folder / "a_vocab.json").write_text("damaged")
     with pytest.raises(CheckpointError, match=r" 43 rows.* 4 .*census_vocab\.json"):
         load_model(folder)
 
