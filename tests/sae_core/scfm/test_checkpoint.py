@@ -543,7 +543,8 @@ def test_a_state_dict_among_the_values_of_a_training_script_is_read(
 ) -> None:
     folder = write_checkpoint()
     torch.save({"epoch": 3, key: tiny_weights, "optimizer": {"lr": 0.1}}, folder / "best_model.pt")
-    assert all(torch.equal(state(load_model(folder))[name], value) for name, value in tiny_weights.items())
+    loaded = state(load_model(folder))
+    assert all(torch.equal(loaded[name], value) for name, value in tiny_weights.items())
 
 
 @pytest.fixture
