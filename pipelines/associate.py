@@ -186,11 +186,11 @@ def associate_with(
     by_feature = commit.Run.open(codes.folder / "by_feature").manifest()
     range_bytes = parse_size(options.range_size)
     bounds = feature_ranges(by_feature, codes.n_features, len(genes), range_bytes=range_bytes)
-    missing = [name for name in ASSOCIATION_TABLES if not _is_intact(folder / name)]
+    missing = [name for name in ASSOCIATION_TABLES if not commit.is_intact(folder / name)]
     pending: list[int] = []
-    is_measured = all(_is_intact(path) for path in MeasuredRun.folders(folder / MEASURED))
-    if not is_measured:
-        # this precedes every write, because the data set may have changed
+    is_measured = all(commit.is_intact(path) for path in MeasuredRun.folders(folder / MEASURED))
+    if not is_measured or layout.is_present(_expression_dir(layout, codes.plan.dataset)):
+        # this precedes every write, because the data set may have changed; damaged expression is made anew in any case
         write_expression_by_gene(layout, codes.plan.dataset, options, address=address)
     if missing or not is_measured:
         with commit.exclusive(folder):
@@ -262,7 +262,7 @@ def write_expression_by_gene(
         UsageError, InputError: the data set changed or moved since it was extracted.
     """
     folder = _expression_dir(layout, dataset)
-    if _is_intact(folder):
+    if commit.is_intact(folder):
         return commit.Run.open(folder)
     with load_recorded_source(layout, dataset) as source:
         plan = plan_expression(dataset, source, commit.read_table(layout.genes_dir(dataset)))
@@ -332,8 +332,3 @@ def _features_done(total: Mapping[str, int], seconds: float) -> str:
 
 def _nonzeros_done(total: Mapping[str, int], seconds: float) -> str:
     return f"{total['nonzeros'] / 1e6:,.1f} M values"
-
-
-def _is_intact(path: Path) -> bool:
-    """Return whether a table is complete and undamaged."""
-    return not commit.verify(path)

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from feature_store import FeatureStore
+from feature_store.storage.commit import is_intact
 from feature_store.storage.filesystem import check_writable, is_local
-from feature_store.storage.layout import MANIFEST, Layout
+from feature_store.storage.layout import Layout
 from pipelines.errors import ON_PURPOSE
 from pipelines.runtime.output import console
 from pipelines.runtime.progress import ProgressCallback, progress_bar, stderr_console
@@ -114,19 +115,20 @@ def prepare_atlas(store: FeatureStore) -> FeatureStore:
 
 def missing_maps(store: FeatureStore) -> Iterator[Missing]:
     """The maps that a store lacks and for which it has the tables."""
+    from feature_store.maps.cells import has_cell_map
     from feature_store.maps.features import has_feature_map
     from feature_store.maps.label_profiles import has_profile_map
     from feature_store.maps.steered_cells import has_embeddings
 
     layout, lineage = store.layout, store.lineage
-    if (codes := lineage.codes) is not None and "umap" not in store.tables():
+    if (codes := lineage.codes) is not None and not has_cell_map(layout, codes):
         yield Missing("the map of the cells", partial(_map_cells, layout, codes))
     if (sae := lineage.sae) is not None and "training" in store.tables() and not has_feature_map(layout, sae):
         yield Missing("the map of the features", partial(_map_features, layout, sae))
     if (associations := lineage.associations) is not None and not has_profile_map(layout, associations):
         yield Missing("the map of the features by their labels", partial(_map_profiles, layout, associations))
     for run in lineage.steering:
-        if has_embeddings(layout, run) and not (layout.steering_dir(run) / "map" / MANIFEST).is_file():
+        if has_embeddings(layout, run) and not is_intact(layout.steering_dir(run) / "map"):
             yield Missing(f"the map of steering run {run}", partial(_map_steering, layout, run))
 
 

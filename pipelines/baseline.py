@@ -10,7 +10,6 @@ Every stage can be resumed, and so can the whole. `baselines` states the cost of
 their whitened copy are held in memory (0.4 GB at d_model 512).
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +20,10 @@ import numpy as np
 from feature_store.activations import ActivationReader, sample_tokens
 from feature_store.associations.gene_sets import GeneSets, read_collections, sets_of_table
 from feature_store.cells import read_splits
-from feature_store.errors import IntegrityError
+from feature_store.errors import IntegrityError, NotFoundError
 from feature_store.query.runs import RunChain, resolve_run
 from feature_store.storage import commit
-from feature_store.storage.layout import PLAN, SUMMARY, Layout, RunInfo
+from feature_store.storage.layout import SUMMARY, Layout, RunInfo
 from feature_store.storage.plans import RANDOM_MODEL, BaselineFit, CellsPlan, GeneSetFile, SAEPlan, as_json
 from pipelines.config import (
     ActorOptions,
@@ -35,7 +34,7 @@ from pipelines.config import (
     TrainOptions,
 )
 from pipelines.errors import UsageError
-from pipelines.inputs import SOURCE_FILE, load_model_location
+from pipelines.inputs import load_model_location, load_source_location
 from pipelines.runtime.checks import check_before_work
 from pipelines.runtime.cluster import one_ray_session
 from pipelines.runtime.progress import progress_bar
@@ -127,7 +126,7 @@ def _fitted(
         evaluation=as_json(evaluation_constants()),
     )
     folder, seed = layout.saes_dir(wanted.id), of_sae.seed
-    done = (folder / PLAN).is_file() and not commit.Run.open(folder).pending()
+    done = _is_fitted(folder)
     if not done:
         reader = ActivationReader(activations)
         split = read_splits(layout.cells_dir(of_sae.dataset))
@@ -151,7 +150,7 @@ def _fitted(
             report(1)
     run = commit.Run.open(folder)
     run.finalize()
-    summary = shown_figures(json.loads((folder / SUMMARY).read_text()))
+    summary = shown_figures(run.read_json(SUMMARY))
     summary.pop("findings")
     yield StageResult(
         kind="saes",
@@ -219,10 +218,18 @@ def train_options(chain: RunChain, activations: str) -> TrainOptions:
     )
 
 
+def _is_fitted(folder: Path) -> bool:
+    """Whether all files of a baseline are there; one whose plan is gone or damaged is fitted again, which mends it."""
+    try:
+        return not commit.Run.open(folder).pending()
+    except (NotFoundError, IntegrityError):
+        return False
+
+
 def _data_of(layout: Layout, dataset: str) -> dict[str, Any]:
     """Return the options that name a data set and the columns of its cells."""
     folder = layout.cells_dir(dataset)
-    where, cells = json.loads((folder / SOURCE_FILE).read_text()), CellsPlan.of(commit.Run.open(folder))
+    where, cells = load_source_location(layout, dataset), CellsPlan.of(commit.Run.open(folder))
     columns = {"donor": cells.donor, "batch": cells.batch, "cell_type": cells.cell_type}
     named = {"label": cells.labels, "split": cells.split_column}
     return {"data": where["path"], "matrix": where["matrix"], **columns, **named}

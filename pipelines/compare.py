@@ -6,7 +6,6 @@ with the same gene sets, and was fitted to the same activations at the same k. T
 configuration and training, on activations that differ only in the weights of the model.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -153,7 +152,7 @@ def _opened(layout: Layout, name: str, run: str) -> Representation:
     """Return a representation with the metrics in the summary of its SAE."""
     store = FeatureStore.open(layout.root, associations=run)
     plan = AssociationsPlan.of(commit.Run.open(layout.associations_dir(run) / "features"))
-    summary = json.loads((layout.saes_dir(plan.sae) / SUMMARY).read_text())
+    summary = commit.Run.open(layout.saes_dir(plan.sae)).read_json(SUMMARY)
     return Representation(
         name=name,
         run=run,

@@ -20,7 +20,7 @@ from feature_store.cells import SplitConfig, open_source, read_split_record, rea
 from feature_store.codes import ByFeature, CodesRun, TokenCodes
 from feature_store.codes.codes_run import TOP_TOKENS
 from feature_store.query.runs import resolve_run
-from feature_store.storage import commit, filesystem
+from feature_store.storage import commit
 from feature_store.storage.layout import Layout, as_path
 from feature_store.storage.plans import ActivationsPlan, CodesPlan, FusedForward, SAEPlan
 from pipelines.config import ActorOptions, EncodeOptions
@@ -30,6 +30,7 @@ from pipelines.inputs import (
     load_model_location,
     load_recorded_model,
     load_recorded_source,
+    load_stored_sae,
     match_inputs,
     refuse_few_matched,
     save_source_location,
@@ -155,13 +156,10 @@ class Encoder:
     """Computes shards of an `EncodeJob`; it is the body of an actor and can be called without Ray."""
 
     def __init__(self, job: EncodeJob) -> None:
-        from sae_core.sae import load_sae
-
         self.activations: Activations = (
             FreshActivations(job.source) if isinstance(job.source, FusedJob) else StoredActivations(job.source)
         )
-        with filesystem.local_folder(as_path(job.sae)) as folder:
-            self.sae = load_sae(folder, device=job.device)
+        self.sae = load_stored_sae(as_path(job.sae), device=job.device)
         self.device = job.device
         self.codes = CodesRun.open(job.codes)
         self.split = read_splits(job.cells)

@@ -4,11 +4,10 @@ A run's id does not depend on file locations, so moving a file does not make ano
 written beside the runs (`source.json` by the cells, `model.json` by the activations) and checked by digest when loaded.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -16,7 +15,8 @@ import polars as pl
 from feature_store.cells import Source, open_source
 from feature_store.codes import CodesRun, cells_with_tokens
 from feature_store.storage import commit, filesystem
-from feature_store.storage.layout import Layout
+from feature_store.storage.hashing import sealed
+from feature_store.storage.layout import MODEL_FILE, SOURCE_FILE, Layout
 from feature_store.storage.plans import TokenOfGenePlan
 from pipelines.config import DataOptions
 from pipelines.errors import UsageError
@@ -25,13 +25,12 @@ from pipelines.runtime.progress import delayed_progress_bar
 from pipelines.runtime.stage import Clock
 
 if TYPE_CHECKING:
+    from sae_core.sae import SparseAutoencoder
     from sae_core.scfm import Coverage, FoundationModel, GeneMatch, Site
 
 PROBE_CELLS = 512
 TIMED_CELLS = 16
 GENES_TABLE = "genes"
-MODEL_FILE = "model.json"
-SOURCE_FILE = "source.json"
 TOKENLESS = "they have no gene that the model knows, as empty droplets do: remove them, or see `scsae inspect`"
 
 
@@ -142,7 +141,7 @@ def save_model_location(run: commit.Run, options: DataOptions, inputs: LoadedInp
         precision=options.precision,
         digest=inputs.model.digest,
     )
-    filesystem.replace_text(run.path / MODEL_FILE, json.dumps(place._asdict(), indent=1))
+    filesystem.replace_text(run.path / MODEL_FILE, sealed(place._asdict()))
     save_token_of_gene(run.path, inputs, run.plan_sha)
 
 
@@ -197,7 +196,7 @@ def save_source_location(layout: Layout, dataset: str, source: Source) -> None:
         "matrix": source.matrix,
         "digest": _one_or_all(source.digests),
     }
-    filesystem.replace_text(layout.cells_dir(dataset) / SOURCE_FILE, json.dumps(where, indent=1))
+    filesystem.replace_text(layout.cells_dir(dataset) / SOURCE_FILE, sealed(where))
 
 
 def absolute_model_path(model: str) -> str:
@@ -216,8 +215,22 @@ class ModelLocation(NamedTuple):
 
 
 def load_model_location(run: commit.Run) -> ModelLocation:
-    """Return the location that `save_model_location` wrote beside an activations run."""
-    return ModelLocation(**json.loads((run.path / MODEL_FILE).read_text()))
+    """Return the location that `save_model_location` wrote beside an activations run. IntegrityError."""
+    return ModelLocation(**filesystem.read_required(run.path / MODEL_FILE))
+
+
+def load_source_location(layout: Layout, dataset: str) -> dict[str, Any]:
+    """Return what `save_source_location` wrote beside the cells of a data set: path, matrix, digest. IntegrityError."""
+    return filesystem.read_required(layout.cells_dir(dataset) / SOURCE_FILE)
+
+
+def load_stored_sae(folder: Path, *, device: str = "cpu") -> "SparseAutoencoder":
+    """Load the SAE of a run. IntegrityError if one of its files does not have the bytes that were committed."""
+    from sae_core.sae import load_sae
+
+    commit.Run.open(folder).checked_parts()
+    with filesystem.local_folder(folder) as local:
+        return load_sae(local, device=device)
 
 
 def load_recorded_model(run: commit.Run, *, device: str = "cpu") -> "FoundationModel":
@@ -236,7 +249,7 @@ def load_recorded_model(run: commit.Run, *, device: str = "cpu") -> "FoundationM
 
 def load_recorded_source(layout: Layout, dataset: str) -> Source:
     """Open the data set at its recorded location; InputError if a file moved, UsageError if it changed."""
-    where = json.loads((layout.cells_dir(dataset) / SOURCE_FILE).read_text())
+    where = load_source_location(layout, dataset)
     source = open_source(where["path"], matrix=where["matrix"], progress=delayed_progress_bar)
     noted = [where["digest"]] if isinstance(where["digest"], str) else where["digest"]
     for path, now, then in zip(source.paths, source.digests, noted, strict=True):

@@ -10,7 +10,6 @@ agreement: after training on other donors of the same data, 47 % of the features
 from another one (mini model, layer 2, n_features 1024, 800 steps).
 """
 
-import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,12 +25,12 @@ from feature_store.associations.matching import Dead, Matches, match_codes, matc
 from feature_store.cells import read_cells, read_splits
 from feature_store.codes import CodesRun, cells_with_tokens, load_cell_codes
 from feature_store.query.runs import resolve_run
-from feature_store.storage import commit, filesystem, schemas
+from feature_store.storage import commit, schemas
 from feature_store.storage.layout import Layout, RunInfo
 from feature_store.storage.plans import CellsPlan, MatchPlan, SAEPlan, constants_of
 from pipelines.config import MatchOptions
 from pipelines.errors import UsageError
-from pipelines.inputs import SOURCE_FILE
+from pipelines.inputs import load_source_location, load_stored_sae
 from pipelines.runtime.checks import check_before_work
 from pipelines.runtime.progress import progress_bar
 from pipelines.runtime.stage import Clock, StageResult
@@ -204,8 +203,8 @@ def _encode_command(layout: Layout, sae: _SAE, dataset: str) -> str:
     command = f"scsae encode --sae {sae.run} --store {layout.root}"
     if sae.plan.dataset == dataset:
         return command
-    folder = layout.cells_dir(dataset)
-    paths, plan = json.loads(filesystem.read_bytes(folder / SOURCE_FILE))["path"], CellsPlan.of(commit.Run.open(folder))
+    paths = load_source_location(layout, dataset)["path"]
+    plan = CellsPlan.of(commit.Run.open(layout.cells_dir(dataset)))
     columns = {"donor": plan.donor, "batch": plan.batch, "cell-type": plan.cell_type, "split": plan.split_column}
     given = [("--data", path) for path in ([paths] if isinstance(paths, str) else paths)]
     given += [(f"--{option}", column) for option, column in columns.items() if column is not None]
@@ -231,17 +230,14 @@ def _table(layout: Layout, plan: MatchPlan) -> pl.DataFrame:
 
 def decoder_rows(folder: Path) -> npt.NDArray[np.float32]:
     """Return the decoder rows of a saved SAE, float32 [n_features d_model]."""
-    from sae_core.sae import load_sae
-
-    with filesystem.local_folder(folder) as local:
-        rows: npt.NDArray[np.float32] = load_sae(local).W_dec.numpy()
+    rows: npt.NDArray[np.float32] = load_stored_sae(folder).W_dec.numpy()
     return rows
 
 
 def _never_fires(codes: CodesRun) -> Bools:
     """Return a mask of the features without a code in any cell [n_features]."""
     silent = np.ones(codes.n_features, dtype=bool)
-    for part in codes.by_cell.parts():
+    for part in codes.by_cell.checked_parts():
         silent[commit.read_part(part, ["feature_id"])["feature_id"].to_numpy()] = False
     return silent
 

@@ -139,7 +139,7 @@ def train_all(options: TrainOptions, store: Path, *, address: str | None = None)
         if failed is not None and run.pending():
             continue
         run.finalize()
-        summary = json.loads((run.path / SUMMARY).read_text())
+        summary = run.read_json(SUMMARY)
         findings = summary.pop("findings")
         if run in pending:
             early_warnings.show(run.path.name, findings)
@@ -320,7 +320,7 @@ def register(layout: Layout, run: commit.Run, options: TrainOptions) -> str:
 
 def _logged(tracking: Tracking, layout: Layout, run: commit.Run, options: TrainOptions) -> ModelVersion:
     """Log a training with its curves and metrics, and register its SAE."""
-    plan, summary = SAEPlan.of(run), json.loads((run.path / SUMMARY).read_text())
+    plan, summary = SAEPlan.of(run), run.read_json(SUMMARY)
     metrics = {name: value for name, value in summary.items() if isinstance(value, int | float)}
     name = options.name or registered_name(f"{plan.control_of or 'sae'}-{plan.model}-{plan.site}")
     findings = ", ".join(found["kind"] for found in summary["findings"]) or "none"
@@ -330,7 +330,7 @@ def _logged(tracking: Tracking, layout: Layout, run: commit.Run, options: TrainO
     params = {**plan.sae, **plan.train}
     params |= {name: getattr(plan, name) for name in ("model", "site", "n_ranks", "recovery_cells")}
     with tracking.run(run.path.name, params=params, tags=tags) as mlflow_run:
-        tracking.log_curves(mlflow_run, json.loads((run.path / HISTORY).read_text()))
+        tracking.log_curves(mlflow_run, run.read_json(HISTORY))
         tracking.log_metrics(mlflow_run, metrics)
         with filesystem.local_folder(run.path) as folder, filesystem.scratch_folder(run.path) as made:
             # the checkpoints beside them are several times as large, and users of the model do not need them

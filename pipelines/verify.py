@@ -1,23 +1,56 @@
-"""`scsae verify`: read and hash every file of a run."""
+"""`scsae verify`: read and hash every file of a run. `scsae forget`: take what is gone off the list of commits."""
 
 from pathlib import Path
 
+from feature_store.errors import IntegrityError
 from feature_store.query.runs import resolve_any_run
-from feature_store.storage import commit
-from feature_store.storage.layout import Layout, tables_of
+from feature_store.storage import commit, commits, filesystem
+from feature_store.storage.layout import LOCATIONS, Layout, RunInfo, tables_of
 from pipelines.runtime.progress import stderr_console
 
 
 def verify_run(run: str, store: Path) -> int:
-    """Check the hashes of the run whose id starts with `run`; print the damaged files; return the exit code, 0 or 1."""
-    tables = tables_of(resolve_any_run(Layout(store), run))
-    problems = [problem for table in tables for problem in commit.verify(table)]
+    """Check every file of the run that `run` names; print what is damaged or gone; return the exit code, 0 or 1."""
+    layout = Layout(store)
+    info = resolve_any_run(layout, run)
+    tables = tables_of(info)
+    problems = {table: commit.verify(table) for table in tables}
+    problems[info.path] = [*problems.get(info.path, []), *_location_problems(info)]
+    damaged = [table for table, found in problems.items() if found]
     console = stderr_console()
-    for problem in problems:
+    for problem in dict.fromkeys(problem for found in problems.values() for problem in found):
         console.print(problem, style="red", soft_wrap=True)
-    if problems:
-        console.print(f"{run}: {len(problems)} problems; run its stage again to repair it", style="red")
+    if damaged:
+        n_problems = sum(map(len, problems.values()))
+        commands = ", ".join(dict.fromkeys(f"`{layout.command_for_table(table)}`" for table in damaged))
+        console.print(
+            f"{run}: {n_problems} problems; run its stage again, with the options that it was run with, to repair it: "
+            f"{commands}",
+            style="red",
+            soft_wrap=True,
+        )
         return 1
     n_parts = sum(commit.Run.open(table).n_shards for table in tables)
     console.print(f"{run}: {n_parts} parts in {len(tables)} tables are intact")
     return 0
+
+
+def forget_run(run: str, store: Path) -> None:
+    """Take a run that was deleted by hand off the list of commits, and print what was taken off.
+
+    Raises NotFoundError for a run that is not known, or of which nothing is gone.
+    """
+    layout = Layout(store)
+    for table in commits.forget(layout, resolve_any_run(layout, run)):
+        stderr_console().print(f"forgot {table}", soft_wrap=True)
+
+
+def _location_problems(info: RunInfo) -> list[str]:
+    """What is wrong with the small files of a run that say where its data set or model is."""
+    problems = []
+    for name in LOCATIONS.get(info.kind, ()) if info.complete else ():
+        try:
+            filesystem.read_required(info.path / name)
+        except IntegrityError as error:
+            problems.append(str(error))
+    return problems

@@ -154,7 +154,8 @@ class ActivationReader:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self._paths = run.parts()
+        # every read checks its pages, so only the footers need a check here
+        self._paths = run.checked_parts(max_bytes=0)
         self._footers = [_footer(path) for path in self._paths]
         tags = {key.decode(): value.decode() for key, value in (self._footers[0].metadata or {}).items()}
         self.dtype: str = tags["dtype"]

@@ -127,7 +127,7 @@ class MeasuredRun:
     def read(self, table: str, number: int) -> pl.DataFrame:
         """One table of one range, as it was measured. IntegrityError."""
         run = self.runs[table]
-        frame = read_part(run.part(number))
+        frame = read_part(run.checked_part(number))
         return pl.DataFrame() if frame.columns == [COLUMNLESS] else frame
 
     def read_parts(self, table: str) -> list[pl.DataFrame]:

@@ -112,7 +112,7 @@ class ExpressionReader:
         plan = ExpressionPlan.of(run)
         self.n_cells = plan.n_cells
         self.bounds = list(plan.bounds)
-        self._parts = run.parts()
+        self._parts = run.checked_parts()
 
     def read(self, start: int, stop: int) -> sparse.csc_array:
         """CSC float32 [n_cells stop - start] of the genes [start, stop) of all cells, without stored zeros."""

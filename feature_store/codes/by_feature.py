@@ -79,7 +79,7 @@ class ByFeature:
 
     def _rows_of_buckets(self) -> npt.NDArray[np.int64]:
         total = np.zeros(self.n_features, dtype=np.int64)
-        for path in self.by_cell.parts():
+        for path in self.by_cell.checked_parts():
             total += np.bincount(read_columns(path, ["feature_id"])[0], minlength=self.n_features)
         return np.add.reduceat(total, self.bounds[:-1])
 
@@ -90,7 +90,7 @@ class ByFeature:
             names = ["cell_idx", "token_pos", "gene_id", "feature_id", "value"]
         gathered: list[dict[str, list[npt.NDArray[Any]]]] = [{name: [] for name in names} for _ in bounds[1:]]
         bucket_of = np.searchsorted(bounds, np.arange(self.n_features), side="right").astype(np.uint16) - np.uint16(1)
-        for path in self.by_cell.parts():
+        for path in self.by_cell.checked_parts():
             columns = dict(zip(names, read_columns(path, names), strict=True))
             # careful: the number of a feature before the first bucket wraps around to a large one
             bucket = bucket_of[columns["feature_id"]]

@@ -59,11 +59,11 @@ class SortOrder:
 
     def parts_of(self, allowed: Mask | None) -> list[str]:
         """The parts to scan for the values of `column` that are `allowed` [stop]; all parts if None."""
-        chosen = (m for m in self.markers if allowed is None or allowed[m.start : m.stop].any())
-        return [scan_source(self.run.part(marker.shard)) for marker in chosen]
+        chosen = [m for m in self.markers if allowed is None or allowed[m.start : m.stop].any()]
+        return [scan_source(path) for path in self.run.checked_parts(chosen)]
 
     def _row_groups_of(self, marker: ShardMarker, value: int) -> Iterator[pl.DataFrame]:
-        path = self.run.part(marker.shard)
+        (path,) = self.run.checked_parts([marker])
         footer = self._footers.get(marker.shard)
         try:
             with (

@@ -58,7 +58,7 @@ def load_feature_codes(run: Run, n_cells: int, start: int, stop: int) -> sparse.
     parts = []
     for marker in run.manifest().shards:
         if marker.start < stop and marker.stop > start:
-            feature, cell, value = read_columns(run.part(marker.shard), ["feature_id", "cell_idx", "value"])
+            feature, cell, value = read_columns(run.checked_parts([marker])[0], ["feature_id", "cell_idx", "value"])
             # sorted by feature
             low, high = np.searchsorted(feature, [start, stop])
             parts.append((feature[low:high].astype(np.int32) - start, cell[low:high], value[low:high]))
@@ -83,7 +83,7 @@ def cells_with_tokens(folder: str | Path, n_cells: int) -> npt.NDArray[np.bool_]
     as an empty droplet, has none, and takes part in no statistic.
     """
     has_tokens = np.zeros(n_cells, dtype=bool)
-    for path in Run.open(as_path(folder) / "stats" / "cell").parts():
+    for path in Run.open(as_path(folder) / "stats" / "cell").checked_parts():
         has_tokens[read_part(path, ["cell_idx"])["cell_idx"].to_numpy()] = True
     return has_tokens
 
@@ -105,7 +105,7 @@ def load_statistics(folder: str | Path, *, features: tuple[int, int] | None = No
 
 def _merge_parts(run: Run, merge: Any, features: tuple[int, int] | None = None) -> pl.DataFrame:
     """Merge the parts of a run, MERGE_PARTS at a time; memory holds these and the merged table."""
-    paths = run.parts()
+    paths = run.checked_parts()
     merged: pl.DataFrame = merge([])
     for low in range(0, len(paths), MERGE_PARTS):
         parts = (read_part(path) for path in paths[low : low + MERGE_PARTS])
@@ -119,7 +119,7 @@ def _merge_parts(run: Run, merge: Any, features: tuple[int, int] | None = None) 
 def _cell_codes_of_part(
     run: Run, marker: ShardMarker
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    cell_idx, feature_id, value = read_columns(run.part(marker.shard), ["cell_idx", "feature_id", "value"])
+    cell_idx, feature_id, value = read_columns(run.checked_parts([marker])[0], ["cell_idx", "feature_id", "value"])
     if CodesPlan.of(run).level == "token" and len(cell_idx):
         order = np.lexsort((feature_id, cell_idx))
         cell_idx, feature_id, value = cell_idx[order], feature_id[order], value[order]

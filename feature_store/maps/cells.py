@@ -30,8 +30,8 @@ from feature_store.codes import cells_with_tokens, load_cell_codes
 from feature_store.errors import InputError
 from feature_store.maps.umap import MIN_POINTS, umap_from_neighbours
 from feature_store.storage import schemas
-from feature_store.storage.commit import Run, read_table, write_table
-from feature_store.storage.layout import MANIFEST, Layout
+from feature_store.storage.commit import Run, is_intact, read_table, write_table
+from feature_store.storage.layout import Layout
 from feature_store.storage.plans import CodesPlan, MapPlan, as_json
 
 MIN_FIRING = 3
@@ -60,8 +60,8 @@ class CellMapConfig:
 
 
 def has_cell_map(layout: Layout, codes: str) -> bool:
-    """Whether the store holds the map of a codes run."""
-    return (layout.umap_dir(codes) / MANIFEST).is_file()
+    """Whether the store holds the map of a codes run, undamaged."""
+    return is_intact(layout.umap_dir(codes))
 
 
 def cell_map(layout: Layout, codes: str, config: CellMapConfig | None = None) -> pl.DataFrame:

@@ -37,8 +37,8 @@ import polars as pl
 from feature_store.errors import InputError
 from feature_store.maps.umap import MIN_POINTS, umap_from_neighbours
 from feature_store.storage import schemas
-from feature_store.storage.commit import Run, read_table, write_table
-from feature_store.storage.layout import MANIFEST, Layout
+from feature_store.storage.commit import Run, is_intact, read_table, write_table
+from feature_store.storage.layout import Layout
 from feature_store.storage.plans import MapPlan, as_json
 
 Rows = npt.NDArray[np.floating]
@@ -81,9 +81,9 @@ class NearestFeatures(NamedTuple):
 
 
 def has_feature_map(layout: Layout, sae: str) -> bool:
-    """Whether the store holds the map of an SAE."""
+    """Whether the store holds the map of an SAE, undamaged."""
     folder = layout.feature_map_dir(sae)
-    return all((folder / name / MANIFEST).is_file() for name in ("umap", "neighbours"))
+    return all(is_intact(folder / name) for name in ("umap", "neighbours"))
 
 
 def feature_map(

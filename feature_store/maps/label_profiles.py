@@ -42,8 +42,8 @@ from feature_store.errors import InputError
 from feature_store.maps.features import most_similar
 from feature_store.maps.umap import MIN_POINTS, umap_from_neighbours
 from feature_store.storage import schemas
-from feature_store.storage.commit import Run, read_part, read_table, write_table
-from feature_store.storage.layout import MANIFEST, Layout
+from feature_store.storage.commit import Run, is_intact, read_part, read_table, write_table
+from feature_store.storage.layout import Layout
 from feature_store.storage.plans import MapPlan, as_json
 
 MIN_LABELS = 3
@@ -66,8 +66,8 @@ class ProfileMapConfig:
 
 
 def has_profile_map(layout: Layout, associations: str) -> bool:
-    """Whether the store holds the map of an associations run."""
-    return (layout.profile_map_dir(associations) / MANIFEST).is_file()
+    """Whether the store holds the map of an associations run, undamaged."""
+    return is_intact(layout.profile_map_dir(associations))
 
 
 def profile_map(layout: Layout, associations: str, config: ProfileMapConfig | None = None) -> pl.DataFrame:
@@ -102,7 +102,7 @@ def profiles(feature_label: Run, features: pl.Series) -> npt.NDArray[np.float64]
     columns = ["feature_id", *_LABEL, "split", "rank_biserial"]
     chosen = [
         read_part(part, columns).filter(pl.col("split") == "select", pl.col("feature_id").is_in(features.implode()))
-        for part in feature_label.parts()
+        for part in feature_label.checked_parts()
     ]
     rows = pl.concat(chosen).filter(pl.col("rank_biserial").is_finite())
     labels = rows.select(_LABEL).unique().sort(_LABEL)

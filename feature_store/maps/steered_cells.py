@@ -192,7 +192,7 @@ def _map_table(per_cell: Run, cells: pl.DataFrame, variants: pl.DataFrame, confi
     wanted = cells["cell_idx"].implode()
     unsteered = pl.concat(
         _finite(read_part(part).filter((pl.col("variant") == base) & pl.col("cell_idx").is_in(wanted)))
-        for part in per_cell.parts()
+        for part in per_cell.checked_parts()
     )
     known = sample(cells.join(unsteered.select("cell_idx"), on="cell_idx", how="semi"), config)["cell_idx"]
     if len(known) < MIN_POINTS:
@@ -201,7 +201,7 @@ def _map_table(per_cell: Run, cells: pl.DataFrame, variants: pl.DataFrame, confi
     unsteered_map = UnsteeredMap(embedding=_array(rows_unsteered), config=config)
     tables = [_rows(rows_unsteered, unsteered_map.unsteered)]
     others = variants["variant"].filter(variants["variant"] != base).implode()
-    for part in per_cell.parts():
+    for part in per_cell.checked_parts():
         rows = read_part(part).filter(pl.col("cell_idx").is_in(known.implode()) & pl.col("variant").is_in(others))
         if (rows := _finite(rows)).height:
             tables.append(_rows(rows, unsteered_map.coordinates(_array(rows))))

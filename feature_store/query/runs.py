@@ -5,13 +5,14 @@ what associations descend from (`RunChain`), and which runs a `FeatureStore` rea
 
 A default is never a control: what results are held against, a baseline in the form of an SAE or a model with random
 weights, and all that is made of them. Each plan says so itself (`plans.Plan.control_of`), so no parent is asked. Where
-the plan of a candidate, or the time of its manifest, is damaged, there is no default: the error names the file. Runs
-that another version of their stage made are passed over. Two small files are read for a run.
+the plan of a candidate, or its manifest, is damaged or gone, there is no default: the error names the file, and what to
+type (`scsae forget` where the run was deleted on purpose). Runs that are named still open. Runs that another version of
+their stage made are passed over. Two small files are read for a run.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self, TypeVar
 
 from feature_store.errors import IntegrityError, NotFoundError, OutdatedRunError, StoreError
 from feature_store.storage.commit import Run
@@ -58,15 +59,20 @@ def resolve_run(layout: Layout, kind: str, run: str | None, *, option: str) -> R
     """
     if run is None:
         return newest_run(layout, kind)
-    complete = [info for info in layout.runs(kind) if info.complete]
-    if not complete:
+    known = [info for info in layout.runs(kind) if info.complete or info.lost]
+    if not known:
         # says how to make one
         layout.latest(kind)
-    return _one_named(complete, run, option=option, where=f"complete {kind} runs in {layout.root}")
+    found = _one_named(known, run, option=option, where=f"complete {kind} runs in {layout.root}")
+    layout.refuse_lost([found])
+    return found
 
 
 def resolve_any_run(layout: Layout, run: str) -> RunInfo:
-    """Return the run of whatever kind, complete or not, that `run` names. NotFoundError for none and for several."""
+    """Return the run of whatever kind, complete, incomplete or gone, that an id, its beginning or KIND/ID names.
+
+    NotFoundError for none and for several.
+    """
     every = [info for kind in KINDS for info in layout.runs(kind)]
     return _one_named(every, run, option="RUN", where=f"runs in {layout.root}", show_kind=True)
 
@@ -165,6 +171,9 @@ class Lineage:
     sae: str | None = None
     matches: tuple[str, ...] = ()
     comparison: str | None = None
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    """Kinds of run (steering, matches, comparisons) of which it cannot be told what belongs to the SAE, and why: a plan
+    or manifest is damaged or gone. Their tables cannot be read; the others can."""
 
 
 def lineage_of(
@@ -177,7 +186,7 @@ def lineage_of(
 
     Raises:
         NotFoundError: a run is not there, or runs do not belong together.
-        IntegrityError: a plan is damaged.
+        IntegrityError: a plan or manifest that decides which runs these are is damaged, or a run is gone.
     """
     _check_dataset(layout, dataset)
     chosen_codes = None
@@ -203,23 +212,30 @@ def lineage_of(
         plan = CodesPlan.of(Run.open(chosen_codes.path / "by_cell"))
     dataset = dataset or (None if plan is None else plan.dataset)
     _check_dataset(layout, dataset)
-    cells = [info.run for info in layout.runs("cells") if info.complete]
+    cells = layout.runs("cells")
+    if dataset is None:
+        layout.refuse_lost(cells)
+        dataset = next((info.run for info in cells if info.complete), None)
     sae = None if plan is None else plan.sae
+    unreadable: dict[str, str] = {}
     return Lineage(
-        dataset=dataset or next(iter(cells), None),
+        dataset=dataset,
         codes=None if chosen_codes is None else chosen_codes.run,
         associations=None if chosen is None else chosen.run,
-        steering=_steering(layout, sae),
+        steering=_or_reason("steering", lambda: _steering(layout, sae), (), unreadable),
         sae=sae,
-        matches=_matches(layout, sae),
-        comparison=_comparison(layout, chosen.run) if chosen else None,
+        matches=_or_reason("matches", lambda: _matches(layout, sae), (), unreadable),
+        comparison=_or_reason("comparisons", lambda: _comparison(layout, chosen.run), None, unreadable)
+        if chosen
+        else None,
+        unreadable=unreadable,
     )
 
 
 def plans_of(layout: Layout, lineage: Lineage) -> dict[str, dict[str, Any]]:
     """Return the plans of what is read and of what it was made of, by kind, activations first.
 
-    A run that was deleted has none; the plan of one that is damaged is {"unreadable": why}.
+    A run that was deleted and forgotten has none; the plan of one that is damaged or gone is {"unreadable": why}.
     """
     sae = _content_or_reason(layout, "saes", lineage.sae)
     plans = {
@@ -247,8 +263,10 @@ class _Candidates:
 
 
 def _candidates(layout: Layout, kind: str, of: Mapping[str, str | None]) -> _Candidates:
-    """The complete runs made of what is named in `of`. IntegrityError where a plan or a time is damaged."""
-    infos = [info for info in layout.runs(kind) if info.complete]
+    """The complete runs made of what is named in `of`. IntegrityError where one is gone, or a plan or time damaged."""
+    every = layout.runs(kind)
+    layout.refuse_lost(every)
+    infos = [info for info in every if info.complete]
     plans = [(info, _plan_of_candidate(layout, info)) for info in infos]
     known = [(info, plan) for info, plan in plans if plan is not None]
     return _Candidates(
@@ -293,7 +311,7 @@ def _control_in(plan: Plan) -> str | None:
 
 def _one_named(runs: Sequence[RunInfo], run: str, *, option: str, where: str, show_kind: bool = False) -> RunInfo:
     """The one run that an id, or the beginning of one, names."""
-    exact = [info for info in runs if info.run == run]
+    exact = [info for info in runs if run in (info.run, f"{info.kind}/{info.run}")]
     matches = exact or [info for info in runs if info.run.startswith(run)]
     if len(matches) != 1:
         known = ", ".join(f"{info.kind}/{info.run}" if show_kind else info.run for info in runs) or "none"
@@ -316,9 +334,23 @@ def _refuse_others(layout: Layout, info: RunInfo, of: Mapping[str, str | None]) 
 
 
 def _check_dataset(layout: Layout, dataset: str | None) -> None:
-    known = [info.run for info in layout.runs("cells") if info.complete]
+    every = layout.runs("cells")
+    layout.refuse_lost([info for info in every if info.run == dataset])
+    known = [info.run for info in every if info.complete]
     if dataset is not None and dataset not in known:
         raise NotFoundError(f"no data set {dataset!r} in {layout.root}; there are {', '.join(known) or 'none'}")
+
+
+T = TypeVar("T")
+
+
+def _or_reason(kind: str, find: Callable[[], T], nothing: T, unreadable: dict[str, str]) -> T:
+    """What `find` finds, or `nothing`, with the reason noted, where a run of the kind is damaged or gone."""
+    try:
+        return find()
+    except IntegrityError as error:
+        unreadable[kind] = str(error)
+        return nothing
 
 
 def _steering(layout: Layout, sae: str | None) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ the SAE of the associations, so they join by feature_id; the column `run` tells 
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cached_property, wraps
 from operator import index
@@ -24,15 +25,14 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 import polars as pl
 
 from feature_store.cells import canonical_name
-from feature_store.errors import IntegrityError, NotFoundError, QueryError
+from feature_store.errors import NotFoundError, QueryError, StoreError
 from feature_store.query.runs import Lineage, lineage_of, plans_of
 from feature_store.query.statements import check_statement
 from feature_store.query.suggestions import closest_names, did_you_mean, join_names, same_but_for_case
 from feature_store.query.tables import Tables
 from feature_store.storage import schemas
 from feature_store.storage.commit import Run
-from feature_store.storage.filesystem import REPAIR, read_bytes, read_sealed
-from feature_store.storage.layout import ASSOCIATION_TABLES, KINDS, MANIFEST, PLAN, SUMMARY, Layout
+from feature_store.storage.layout import ASSOCIATION_TABLES, KINDS, SUMMARY, Layout
 
 if TYPE_CHECKING:
     import anndata
@@ -159,15 +159,22 @@ class FeatureStore:
         Raises:
             QueryError: a table or column is unknown (the nearest names are given), the syntax is wrong, or the
                 statement does anything but read these tables (`feature_store.query.statements`).
-            IntegrityError: a part is missing or truncated. A single flipped byte is found by `scsae verify` and by the
-                stages that read these parts, but not here, as Polars does not check the checksums of pages.
+            IntegrityError: a table that the query names was committed and is gone, or a part of it is missing or has
+                other bytes than were committed. Of parts of more than 256 MB, and on object storage, only the size and
+                the end are compared here; `scsae verify` hashes every part.
         """
         check_statement(query)
         try:
-            return pl.SQLContext({table: self.frame(table) for table in self.tables()}, eager=True).execute(query)
+            return pl.SQLContext(self._frames_for(query), eager=True).execute(query)
         except pl.exceptions.PolarsError as error:
             self.raise_if_damaged(error)
             raise QueryError(self._explain(str(error))) from error
+
+    def _frames_for(self, query: str) -> dict[str, pl.LazyFrame]:
+        """A frame of each table, empty where the text of the query does not hold its name: it is not opened then."""
+        return {
+            table: self.frame(table) if table.lower() in query.lower() else pl.LazyFrame() for table in self.tables()
+        }
 
     def why_empty(self, query: str) -> str:
         """Why a query found no rows: the first text in it that its column does not hold, with the nearest values.
@@ -284,16 +291,13 @@ class FeatureStore:
         of its files is missing.
         """
         sae = sae or self.lineage.sae
-        if sae is None or not (self.layout.saes_dir(sae) / MANIFEST).is_file():
+        if sae is None or not self.layout.is_present(self.layout.saes_dir(sae)):
             raise NotFoundError(
                 f"{self.layout.root} has no SAE {sae or 'that its codes name'}; train one with "
                 f"`{self.made_by('training')}`"
             )
-        folder = self.layout.saes_dir(sae)
-        try:
-            return {"run": sae, **read_sealed(folder / PLAN), "summary": json.loads(read_bytes(folder / SUMMARY))}
-        except FileNotFoundError as error:
-            raise IntegrityError(f"a file of {folder} is missing ({error}); {REPAIR}") from error
+        run = Run.open(self.layout.saes_dir(sae))
+        return {"run": sae, **run.plan, "summary": run.read_json(SUMMARY)}
 
     def to_anndata(
         self,
@@ -466,7 +470,11 @@ class FeatureStore:
             return self._tables.no_table(name)
         if no_column := _NO_COLUMN.search(message):
             name = no_column[1]
-            columns = {table: self.frame(table).collect_schema().names() for table in self.tables()}
+            columns: dict[str, list[str]] = {}
+            for table in self.tables():
+                with suppress(StoreError):
+                    # a damaged table is no reason not to name the columns of the others
+                    columns[table] = self.frame(table).collect_schema().names()
             alike = closest_names(name, sorted({c for names in columns.values() for c in names}))
             places = [f"{c} ({', '.join(t for t, names in columns.items() if c in names)})" for c in alike]
             hint = f"; did you mean {' or '.join(places)}?" if places else ""

@@ -3,10 +3,12 @@
 Most tables are a run of their own, that is a folder with a manifest. There are three exceptions: `codes` are stored in
 two sort orders, `training` is a file in the run of the SAE, and a steering table has a folder in every steering run.
 
-Opening checks whether one or two files exist for each table; nothing is read before `frame` is called.
+Opening checks whether one or two files exist for each table; nothing is read before `frame` is called, which compares
+the bytes of the parts with those that were committed, once a process (`commit.Run.checked_parts`). A table that was
+committed and is gone is still a table of the store, and its `frame` an error; so are the tables of those kinds of run
+that `Lineage.unreadable` names.
 """
 
-import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +16,12 @@ from pathlib import Path
 import polars as pl
 
 from feature_store.codes import CodeReader
-from feature_store.errors import IntegrityError, NotFoundError, QueryError
+from feature_store.errors import IntegrityError, NotFoundError, QueryError, StoreError
 from feature_store.query.runs import Lineage
 from feature_store.query.suggestions import did_you_mean
 from feature_store.storage.commit import Run
-from feature_store.storage.filesystem import REPAIR, parquet_source, read_bytes, scan_source, size_bytes
-from feature_store.storage.layout import ASSOCIATION_TABLES, COMPARISON_TABLES, HISTORY, MANIFEST, Layout
+from feature_store.storage.filesystem import REPAIR, parquet_source, scan_source
+from feature_store.storage.layout import ASSOCIATION_TABLES, COMPARISON_TABLES, HISTORY, Layout
 
 _STEERING: Mapping[str, str] = {
     "steering": "results",
@@ -31,6 +33,12 @@ _STEERING: Mapping[str, str] = {
 """Table -> the folder of a steering run with its rows."""
 _MAP: Mapping[str, str] = {"feature_umap": "umap", "feature_neighbour": "neighbours"}
 """Table -> the folder of the map of an SAE with its rows."""
+_KIND_OF: Mapping[str, str] = {
+    **dict.fromkeys(_STEERING, "steering"),
+    "feature_match": "matches",
+    **dict.fromkeys(COMPARISON_TABLES, "comparisons"),
+}
+"""Table -> the kind of its run, of those kinds that `Lineage.unreadable` can name."""
 MADE_BY: Mapping[str, str] = {
     **dict.fromkeys(("cells", "genes"), "scsae extract DATA"),
     "training": "scsae train",
@@ -54,13 +62,20 @@ class Tables:
         self._frames: dict[str, pl.LazyFrame] = {}
 
     def names(self) -> list[str]:
-        """The names of the tables that the store has."""
+        """The names of the tables that the store has, those that cannot be read among them."""
         return list(self.folders)
 
     def frame(self, table: str) -> pl.LazyFrame:
-        """A table as a lazy frame. Raises QueryError for one that is missing, with the command that makes it."""
+        """A table as a lazy frame.
+
+        Raises:
+            QueryError: it is missing; the message names the command that makes it.
+            IntegrityError: it was committed and is gone, or is damaged.
+        """
         if table not in self.folders:
             raise QueryError(self.no_table(table))
+        if reason := self.lineage.unreadable.get(_KIND_OF.get(table, "")):
+            raise IntegrityError(reason)
         if table not in self._frames:
             self._frames[table] = self._scan(table)
         return self._frames[table]
@@ -73,20 +88,26 @@ class Tables:
         return CodeReader(self.layout.codes_dir(self.lineage.codes))
 
     def manifests(self) -> dict[str, str]:
-        """The sha256 of the manifest of each table that a single run holds."""
-        single = {table: of for table, of in self.folders.items() if len(of) == 1}
-        return {table: Run.open(folder).manifest().sha for table, (folder,) in single.items()}
+        """The sha256 of the manifest of each table that a single run holds, or why it is "unreadable: ..."."""
+        return {
+            table: self._manifest(table, of[0])
+            for table, of in self.folders.items()
+            if len(of) == 1 or _KIND_OF.get(table) in self.lineage.unreadable
+        }
 
     def raise_if_damaged(self, error: Exception) -> None:
-        """Raise IntegrityError with the names of the parts that are missing or have another size, if there are any."""
-        damaged = []
-        for folder in {folder for folders in self.folders.values() for folder in folders}:
-            run = Run.open(folder)
-            for marker in run.manifest().shards:
-                if size_bytes(run.part(marker.shard)) != marker.bytes:
-                    damaged.append(str(run.part(marker.shard)))
-        if damaged:
-            raise IntegrityError(f"damaged or missing: {', '.join(sorted(damaged))}; {REPAIR}") from error
+        """Raise IntegrityError with the names of parts of the tables that were read, if any are missing or damaged."""
+        problems: dict[str, None] = {}
+        folders = {folder for table in self._frames for folder in self.folders[table]}
+        if "codes" in self._frames or "codes" in self.__dict__:
+            folders |= {self.codes.by_cell.run.path, self.codes.folder / "by_feature"}
+        for folder in folders:
+            try:
+                Run.open(folder).checked_parts()
+            except StoreError as problem:
+                problems[str(problem)] = None
+        if problems:
+            raise IntegrityError("; ".join(sorted(problems))) from error
 
     def made_by(self, table: str) -> str:
         """The command that makes a table, whether or not it is there. Raises QueryError for an unknown table."""
@@ -100,6 +121,13 @@ class Tables:
         if name in MADE_BY:
             return f"no table {name!r} yet: `{self.made_by(name)}` makes it; tables: {known}"
         return f"no table {name!r}{did_you_mean(name, self.names())}; tables: {known}"
+
+    def _manifest(self, table: str, folder: Path) -> str:
+        reason = self.lineage.unreadable.get(_KIND_OF.get(table, ""))
+        try:
+            return f"unreadable: {reason}" if reason else Run.open(folder).manifest().sha
+        except StoreError as error:
+            return f"unreadable: {error}"
 
     def _scan(self, table: str) -> pl.LazyFrame:
         folders = self.folders[table]
@@ -121,46 +149,57 @@ def _folders(layout: Layout, lineage: Lineage) -> dict[str, list[Path]]:
     folders: dict[str, list[Path]] = {}
     if lineage.dataset is not None:
         folders["cells"] = [layout.cells_dir(lineage.dataset)]
-        if layout.genes_dir(lineage.dataset).exists():
+        if layout.is_present(layout.genes_dir(lineage.dataset)):
             folders["genes"] = [layout.genes_dir(lineage.dataset)]
     if lineage.sae is not None:
         sae = {"training": layout.saes_dir(lineage.sae)}
         sae |= {table: layout.feature_map_dir(lineage.sae) / name for table, name in _MAP.items()}
-        folders |= {table: [folder] for table, folder in sae.items() if (folder / MANIFEST).is_file()}
+        folders |= {table: [folder] for table, folder in sae.items() if layout.is_present(folder)}
     if lineage.codes is not None:
         folders["codes"] = [layout.codes_dir(lineage.codes) / "by_cell"]
-        if (layout.codes_dir(lineage.codes) / "stats" / "cell" / MANIFEST).is_file():
+        if layout.is_present(layout.codes_dir(lineage.codes) / "stats" / "cell"):
             folders["cell_tokens"] = [layout.codes_dir(lineage.codes) / "stats" / "cell"]
-        if (layout.umap_dir(lineage.codes) / MANIFEST).is_file():
+        if layout.is_present(layout.umap_dir(lineage.codes)):
             folders["umap"] = [layout.umap_dir(lineage.codes)]
     if lineage.associations is not None:
         folder = layout.associations_dir(lineage.associations)
         folders |= {table: [folder / table] for table in ASSOCIATION_TABLES}
-        if (layout.profile_map_dir(lineage.associations) / MANIFEST).is_file():
+        if layout.is_present(layout.profile_map_dir(lineage.associations)):
             folders["profile_umap"] = [layout.profile_map_dir(lineage.associations)]
+    steering = _read_or_all(layout, "steering", lineage.steering, lineage)
     for table, folder_name in _STEERING.items():
-        every = [layout.steering_dir(run) / folder_name for run in lineage.steering]
+        every = [layout.steering_dir(run) / folder_name for run in steering]
         # the tables of scores, masked genes and maps are optional in a steering run
-        if found := [folder for folder in every if (folder / MANIFEST).is_file()]:
+        if found := [folder for folder in every if layout.is_present(folder)]:
             folders[table] = found
-    if lineage.matches:
-        folders["feature_match"] = [layout.matches_dir(run) / "feature_match" for run in lineage.matches]
-    if lineage.comparison is not None:
-        folder = layout.comparisons_dir(lineage.comparison)
-        folders |= {table: [folder / table] for table in COMPARISON_TABLES}
+    if matches := _read_or_all(layout, "matches", lineage.matches, lineage):
+        folders["feature_match"] = [layout.matches_dir(run) / "feature_match" for run in matches]
+    compared = () if lineage.comparison is None else (lineage.comparison,)
+    for run in _read_or_all(layout, "comparisons", compared, lineage)[:1]:
+        folders |= {table: [layout.comparisons_dir(run) / table] for table in COMPARISON_TABLES}
     return folders
+
+
+def _read_or_all(layout: Layout, kind: str, runs: tuple[str, ...], lineage: Lineage) -> tuple[str, ...]:
+    """The runs of a kind that are read; all of them where it cannot be told which are, so that their tables are named.
+
+    Their frames are errors then.
+    """
+    if kind not in lineage.unreadable:
+        return runs
+    return tuple(info.run for info in layout.runs(kind) if info.complete or info.lost)
 
 
 def _training(folder: Path) -> pl.LazyFrame:
     """The metrics that training logged, one row per step; no rows for a baseline, which is fitted without steps."""
-    rows = json.loads(read_bytes(folder / HISTORY))
+    rows = Run.open(folder).read_json(HISTORY)
     frame = pl.DataFrame(rows, infer_schema_length=None) if rows else pl.DataFrame(schema={"step": pl.Float64})
     return frame.select(pl.col("step").cast(pl.Int64), pl.exclude("step")).lazy()
 
 
 def _scan(folder: Path) -> pl.LazyFrame:
     """The parts of a complete run as one lazy frame."""
-    parts = Run.open(folder).parts()
+    parts = Run.open(folder).checked_parts()
     try:
         with parquet_source(parts[0]) as source:
             schema = pl.read_parquet_schema(source)

@@ -2,8 +2,9 @@
 
 Every table of every stage follows this protocol:
 1. write `.tmp-<shard>-<uuid>`, fsync, rename to the part's deterministic name, fsync the folder;
-2. write the shard's marker the same way: {shard, start, stop, rows, bytes, sha256, plan_sha};
-3. once every shard has its marker, create MANIFEST.json exclusively. Readers open what a manifest lists and never glob.
+2. write the shard's marker the same way: {shard, start, stop, rows, bytes, sha256, end_sha256, plan_sha};
+3. once every shard has its marker, create MANIFEST.json exclusively, then put the table on the store's list of commits
+   (`commits`). Readers open what a manifest lists and never glob.
 On object storage a part is written to the local disk, hashed and put whole, then its marker; plan and manifest are
 conditional puts. There is nothing to rename, to lock or to clean up.
 
@@ -19,15 +20,21 @@ only repeat work.
 Running the stage again repairs damage. plan.json, markers and manifest carry a hash of themselves: the stage supplies
 the plan again, a marker follows from its part, the manifest from the markers, and a part from the plan.
 
+A reader that does not check the pages of a part (Polars does not) hashes it first: `checked_parts` does so once a
+process for each part of up to CHECKED_BYTES in a local folder. Of every other part, which `verify` hashes, it compares
+the size and hashes the end: a Parquet file has its footer there, which page checksums do not cover. That is enough for
+readers that do check the pages, such as that of activations.
+
 Cost: one sha256 over each part when it is written (about 1.5 GB/s a core with SHA extensions, 0.4 without) and one more
-for every part that `pending` or `verify` re-reads (which on object storage downloads it). Durability is POSIX fsync:
-committed parts survive a power cut.
+for every part that `pending`, `verify` (which on object storage download it) or `checked_parts` re-read. Durability is
+POSIX fsync: committed parts survive a power cut.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from itertools import chain
@@ -45,18 +52,22 @@ from feature_store.errors import (
     NotFoundError,
     OutdatedRunError,
     PlanMismatchError,
+    StoreError,
+    StoreWriteError,
 )
-from feature_store.storage import filesystem
+from feature_store.storage import commits, filesystem
 from feature_store.storage.filesystem import clear_write_errors, replace_text
-from feature_store.storage.hashing import canonical_json, content_sha
+from feature_store.storage.hashing import canonical_json, content_sha, sealed
 from feature_store.storage.layout import (
     MANIFEST,
     PLAN,
+    Layout,
     as_path,
-    creation_time,
+    lost_message,
     marker_name,
     next_creation_time,
     part_name,
+    store_of,
 )
 from feature_store.storage.run_lock import exclusive
 
@@ -65,6 +76,7 @@ __all__ = [
     "Run",
     "ShardMarker",
     "exclusive",
+    "is_intact",
     "read_part",
     "read_table",
     "replace_text",
@@ -73,14 +85,19 @@ __all__ = [
     "write_table",
 ]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Format of plan.json, markers and manifest. The content of runs has versions of its own."""
 TABLE_ROW_GROUP_ROWS = 65_536
+CHECKED_BYTES = 256 << 20
+"""Size of the largest part that is hashed before a process first reads it without a check of its pages (.15 s)."""
+CHECK_THREADS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardMarker:
-    """The marker of a committed part: range [start, stop) of the plan's axis, rows, bytes and hash of the file."""
+    """The marker of a committed part: range [start, stop) of the plan's axis, rows, size and hash of the file, and the
+    hash of its last END_BYTES.
+    """
 
     shard: int
     start: int
@@ -88,6 +105,7 @@ class ShardMarker:
     rows: int
     bytes: int
     sha256: str
+    end_sha256: str
     plan_sha: str
 
 
@@ -115,11 +133,11 @@ class Manifest:
     @property
     def sha(self) -> str:
         """Sha256 of the manifest without its time; it covers every part through the part's hash."""
-        return hashlib.sha256(filesystem.sealed(self._content()).encode()).hexdigest()
+        return hashlib.sha256(sealed(self._content()).encode()).hexdigest()
 
     def to_json(self) -> str:
         """The text of MANIFEST.json."""
-        return filesystem.sealed({**self._content(), "created": self.created.isoformat(timespec="microseconds")})
+        return sealed({**self._content(), "created": self.created.isoformat(timespec="microseconds")})
 
     def _content(self) -> dict[str, Any]:
         return {
@@ -168,9 +186,9 @@ class Run:
             try:
                 filesystem.read_sealed(path / PLAN)
             except FileNotFoundError:
-                filesystem.create_exclusively(path / PLAN, filesystem.sealed(wanted))
+                filesystem.create_exclusively(path / PLAN, sealed(wanted))
             except IntegrityError:
-                replace_text(path / PLAN, filesystem.sealed(wanted))
+                replace_text(path / PLAN, sealed(wanted))
         run = cls.open(path)
         if run.plan_sha != content_sha(wanted):
             raise PlanMismatchError(_explain_difference(path, run.plan, wanted))
@@ -183,6 +201,10 @@ class Run:
         try:
             plan = filesystem.read_sealed(path / PLAN)
         except (FileNotFoundError, NotADirectoryError):
+            if filesystem.size_bytes(path / MANIFEST) is not None:
+                raise IntegrityError(f"{path} was damaged: it has no {PLAN}; {filesystem.REPAIR}") from None
+            if commits.is_on_list(path):
+                raise IntegrityError(lost_message(path)) from None
             raise NotFoundError(
                 f"no run in {path}: it has no {PLAN}; list what there is with `scsae sql 'SHOW TABLES'`"
             ) from None
@@ -235,6 +257,7 @@ class Run:
                 rows=rows,
                 bytes=temporary.stat().st_size,
                 sha256=filesystem.sha256(temporary),
+                end_sha256=filesystem.end_sha256(temporary),
                 plan_sha=self.plan_sha,
             )
             with filesystem.locked(self.path / PLAN):
@@ -243,22 +266,27 @@ class Run:
                     return found
                 self._refuse_other_bytes(marker)
                 filesystem.put(temporary, self.part(shard))
-                replace_text(self.path / marker_name(shard), filesystem.sealed(asdict(marker)))
+                replace_text(self.path / marker_name(shard), sealed(asdict(marker)))
         return marker
 
     def finalize(self) -> Manifest:
-        """Create MANIFEST.json from the markers, or return the existing one; a damaged one is rewritten with its
-        creation time if that can still be read.
+        """Create MANIFEST.json from the markers, or return the existing one, and put the table on the list of commits.
 
-        Sizes are checked, hashes are not (`commit_shard` computes them and `pending` repeats this on resume).
-        It raises IncompleteRunError naming the shards that lack a marker or a whole part.
+        A manifest that was damaged or is gone gets the creation time that the list has for it. Sizes are checked,
+        hashes are not (`commit_shard` computes them and `pending` repeats this on resume). It raises IncompleteRunError
+        naming the shards that lack a marker or a whole part.
         """
         try:
-            return self.manifest()
+            manifest = self.manifest()
         except IncompleteRunError:
             damaged = False
         except IntegrityError:
             damaged = True
+        else:
+            with suppress(StoreWriteError), clear_write_errors(self.path):
+                # a process may have died before it wrote the list; a store that is only read needs none
+                commits.put_on_list(self.path, manifest=manifest.sha, created=manifest.created)
+            return manifest
         markers = [self._marker(shard) for shard in range(self.n_shards)]
         done = [marker for marker in markers if marker is not None and self._has_size(marker)]
         if len(done) < self.n_shards:
@@ -267,26 +295,39 @@ class Run:
                 f"{self.path}: {len(missing)} of {self.n_shards} shards are not committed (first: {missing[:5]}); "
                 "run the same command again to resume"
             )
-        created = next_creation_time(self.path)
-        if damaged and (kept := creation_time(self.path / MANIFEST)) is not None:
-            # careful: the time itself may be damaged, but no run is from the future
-            created = min(created, kept)
+        created = commits.listed_creation_time(self.path) or next_creation_time(self.path)
         text = Manifest(plan_sha=self.plan_sha, shards=tuple(done), created=created).to_json()
         with clear_write_errors(self.path), filesystem.locked(self.path / PLAN):
             if damaged:
                 replace_text(self.path / MANIFEST, text)
             else:
                 filesystem.create_exclusively(self.path / MANIFEST, text)
+            # careful: another process may have created it
+            manifest = self.manifest()
+            commits.put_on_list(self.path, manifest=manifest.sha, created=manifest.created)
             # writers that died while others continued left temporary files
             filesystem.remove_abandoned(self.path)
-        return self.manifest()
+        self._list_what_others_left()
+        return manifest
+
+    def _list_what_others_left(self) -> None:
+        """Put on the list the tables of this store whose writers died between the manifest and the list."""
+        root = store_of(self.path)
+        for table in () if root is None else commits.unlisted_tables(Layout(root)):
+            with suppress(StoreError):
+                # a damaged table of another run is no reason to fail here
+                other = Run.open(table)
+                manifest = other.manifest()
+                commits.put_on_list(table, manifest=manifest.sha, created=manifest.created)
 
     def manifest(self) -> Manifest:
         """Return the manifest. IncompleteRunError if there is none; IntegrityError: damaged, or of another plan."""
         path = self.path / MANIFEST
         try:
             content = filesystem.read_sealed(path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
+            if commits.is_on_list(self.path):
+                raise IntegrityError(lost_message(self.path)) from None
             raise IncompleteRunError(
                 f"{self.path} has no {MANIFEST}: it was interrupted or is still being written; "
                 "run the same command again to resume"
@@ -305,6 +346,37 @@ class Run:
         """Return the paths of all parts in shard order, from the manifest, so the run must be complete."""
         return [self.part(marker.shard) for marker in self.manifest().shards]
 
+    def checked_parts(
+        self, markers: Sequence[ShardMarker] | None = None, *, max_bytes: int = CHECKED_BYTES
+    ) -> list[Path]:
+        """Return the paths of all parts, or of those of some markers of the manifest, after a check of their bytes.
+
+        A part of up to `max_bytes` is hashed; of a larger part, and on object storage, which checks its objects itself,
+        the size is compared and the end is hashed. Neither is done twice in a process while size and times of the file
+        stay. IntegrityError names every part that is missing or has other bytes.
+        """
+        markers = self.manifest().shards if markers is None else markers
+
+        def check(marker: ShardMarker) -> str | None:
+            return _problem_now(self.part(marker.shard), marker, whole=marker.bytes <= max_bytes)
+
+        if len(markers) < 2:
+            found = [check(marker) for marker in markers]
+        else:
+            with ThreadPoolExecutor(max_workers=CHECK_THREADS) as threads:
+                found = list(threads.map(check, markers))
+        if problems := [problem for problem in found if problem is not None]:
+            raise IntegrityError(f"{'; '.join(problems)}; {filesystem.REPAIR}")
+        return [self.part(marker.shard) for marker in markers]
+
+    def checked_part(self, shard: int) -> Path:
+        """Return the path of one part after the check that `checked_parts` makes."""
+        return self.checked_parts([self.manifest().shards[shard]])[0]
+
+    def read_json(self, name: str) -> Any:
+        """Return the content of a part of this name that is JSON, after the check of `checked_parts`."""
+        return json.loads(filesystem.read_bytes(self.checked_part(self.plan["files"].index(name))))
+
     def verify(self) -> list[str]:
         """Read and hash every part and return every problem of the run; an empty list means that it is intact.
 
@@ -312,7 +384,10 @@ class Run:
         """
         listed: list[ShardMarker | None]
         try:
-            listed, problems = list(self.manifest().shards), []
+            manifest = self.manifest()
+            listed, problems = list(manifest.shards), []
+            if (problem := commits.problem_on_list(self.path, manifest.sha)) is not None:
+                problems.append(problem)
         except (IncompleteRunError, IntegrityError) as error:
             listed, problems = [self._marker(shard) for shard in range(self.n_shards)], [str(error)]
         for shard, marker in enumerate(listed):
@@ -384,6 +459,11 @@ def verify(path: str | Path) -> list[str]:
     return run.verify()
 
 
+def is_intact(path: str | Path) -> bool:
+    """Return whether a table is complete and undamaged; every part is hashed."""
+    return not verify(path)
+
+
 def write_table(
     path: str | Path, frame: pl.DataFrame | Callable[[], pl.DataFrame], plan: Mapping[str, Any]
 ) -> Manifest:
@@ -410,7 +490,7 @@ def read_table(path: str | Path, columns: Sequence[str] | None = None) -> pl.Dat
 
     It raises NotFoundError, IncompleteRunError or IntegrityError.
     """
-    return pl.concat([read_part(part, columns) for part in Run.open(path).parts()])
+    return pl.concat([read_part(part, columns) for part in Run.open(path).checked_parts()])
 
 
 def read_part(path: Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
@@ -476,13 +556,55 @@ def _flat(plan: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+_HASHED: dict[tuple[str, bool], tuple[str, tuple[int, ...]]] = {}
+"""Parts that this process has hashed, as a whole or their end: the sha256, and size and times of the file then."""
+
+
+def _problem_now(path: Path, marker: ShardMarker, *, whole: bool) -> str | None:
+    """What is wrong with a part, by the hash of the `whole` of it or of its end, which is taken once a process."""
+    state: tuple[int, ...] = ()
+    if filesystem.is_local(path):
+        try:
+            found = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return f"{path}: missing"
+        # careful: the state is taken before the hash, so that a change in between is seen the next time
+        state = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    else:
+        whole = False
+    key, hashed = (str(path), whole), (marker.sha256, state)
+    if _HASHED.get(key) == hashed:
+        return None
+    problem = _part_problem(path, marker) if whole else _end_problem(path, marker)
+    if problem is None:
+        _HASHED[key] = hashed
+    return problem
+
+
+def _end_problem(path: Path, marker: ShardMarker) -> str | None:
+    problem = _size_problem(path, marker)
+    if problem is not None:
+        return problem
+    digest = filesystem.end_sha256(path)
+    if digest != marker.end_sha256:
+        return f"{path}: its last bytes have sha256 {digest[:12]} where {marker.end_sha256[:12]} was committed"
+    return None
+
+
 def _part_problem(path: Path, marker: ShardMarker) -> str | None:
+    problem = _size_problem(path, marker)
+    if problem is not None:
+        return problem
+    digest = filesystem.sha256(path)
+    if digest != marker.sha256:
+        return f"{path}: sha256 {digest[:12]} where {marker.sha256[:12]} was committed (its bytes changed)"
+    return None
+
+
+def _size_problem(path: Path, marker: ShardMarker) -> str | None:
     size = filesystem.size_bytes(path)
     if size is None:
         return f"{path}: missing"
     if size != marker.bytes:
         return f"{path}: {size} bytes where {marker.bytes} were committed (truncated or overwritten)"
-    digest = filesystem.sha256(path)
-    if digest != marker.sha256:
-        return f"{path}: sha256 {digest[:12]} where {marker.sha256[:12]} was committed (its bytes changed)"
     return None

@@ -10,22 +10,22 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from feature_store.errors import IntegrityError, StoreWriteError
 from feature_store.storage import object_storage
-from feature_store.storage.hashing import canonical_json, content_sha
+from feature_store.storage.hashing import unsealed
 from feature_store.storage.layout import TEMPORARY
 
 READ_BYTES = 1 << 24
-CHECK = "check"
+END_BYTES = 1 << 18
+"""Bytes at the end of a part that have a hash of their own; the footer of a part of 256 MB takes 15 kB."""
 REPAIR = "run its stage again to repair it (`scsae verify RUN` lists all damage)"
 _UNWRITABLE = {
     errno.EACCES,
@@ -62,6 +62,14 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def end_sha256(path: Path) -> str:
+    """Return the sha256 of the last END_BYTES of a file, or of all of it where it is smaller."""
+    with path.open("rb") if is_local(path) else _open_object(path, cache_type="none") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - END_BYTES, 0))
+        return hashlib.sha256(file.read()).hexdigest()
+
+
 def size_bytes(path: Path) -> int | None:
     """Return the size of a file in bytes, None if there is none."""
     if not is_local(path):
@@ -78,24 +86,20 @@ def read_bytes(path: Path) -> bytes:
     return path.read_bytes() if is_local(path) else object_storage.read(path)
 
 
-def sealed(content: Mapping[str, Any]) -> str:
-    """Return the JSON text of a small file of the store, with a hash of its content under `check`."""
-    return canonical_json({**content, CHECK: content_sha(content)[:16]})
-
-
 def read_sealed(path: Path) -> dict[str, Any]:
     """Return the content of a file that `sealed` made. FileNotFoundError; IntegrityError if a byte changed."""
     try:
-        content = json.loads(read_bytes(path))
+        return unsealed(read_bytes(path))
     except ValueError as error:
-        raise IntegrityError(f"{path} was damaged: it is not JSON any more ({error}); {REPAIR}") from error
-    if not isinstance(content, dict):
-        raise IntegrityError(f"{path} was damaged: it holds {type(content).__name__}, not an object; {REPAIR}")
-    noted = content.pop(CHECK, None)
-    if noted != content_sha(content)[:16]:
-        what = "has no hash of itself, as an older version wrote it" if noted is None else "does not have its hash"
-        raise IntegrityError(f"{path} was damaged: its content {what}; {REPAIR}")
-    return content
+        raise IntegrityError(f"{path} was damaged: {error}; {REPAIR}") from error
+
+
+def read_required(path: Path) -> dict[str, Any]:
+    """Return the content of a file that `sealed` made. IntegrityError if it is gone or a byte changed."""
+    try:
+        return read_sealed(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise IntegrityError(f"{path} is missing; {REPAIR}") from None
 
 
 @contextlib.contextmanager

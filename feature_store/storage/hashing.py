@@ -1,4 +1,4 @@
-"""The hash of a plan, which names its run: canonical JSON, its sha256, and the run id."""
+"""Hashes of small content: canonical JSON, its sha256, the run id of a plan, and JSON files that carry their hash."""
 
 import hashlib
 import json
@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from feature_store.errors import InputError
+
+CHECK = "check"
 
 
 def canonical_json(content: Mapping[str, Any]) -> str:
@@ -24,3 +26,29 @@ def content_sha(content: Mapping[str, Any]) -> str:
 def run_id(content: Mapping[str, Any]) -> str:
     """The name of a run: the first 12 hex digits of `content_sha` of whatever determines the run's content."""
     return content_sha(content)[:12]
+
+
+def sealed(content: Mapping[str, Any]) -> str:
+    """Return the JSON text of a small file of the store, with a hash of its content under `check`."""
+    return canonical_json({**content, CHECK: content_sha(content)[:16]})
+
+
+def unsealed(data: bytes) -> dict[str, Any]:
+    """Return the content of what `sealed` made. ValueError, which says what is wrong, if a byte changed."""
+    try:
+        content = json.loads(data)
+    except ValueError as error:
+        raise ValueError(f"it is not JSON any more ({error})") from error
+    except RecursionError as error:
+        raise ValueError("it is not JSON any more (too deeply nested)") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds {type(content).__name__}, not an object")
+    noted = content.pop(CHECK, None)
+    try:
+        expected = content_sha(content)[:16]
+    except InputError as error:
+        raise ValueError(f"it holds what no file of the store holds ({error})") from error
+    if noted != expected:
+        what = "has no hash of itself, as an older version wrote it" if noted is None else "does not have its hash"
+        raise ValueError(f"its content {what}")
+    return content

@@ -12,6 +12,7 @@
                                    map/  ...]
     <root>/matches/<run>/          feature_match/
     <root>/comparisons/<run>/      comparison/  representation/
+    <root>/commits/                the list of commits: KIND~RUN~TABLE.json, a small file a table
     <root>/mlflow/                 mlflow.db  artifacts/
 
 The root is a folder, or `s3://BUCKET/PREFIX` on object storage: `as_path` makes a path of either, with the interface
@@ -21,22 +22,33 @@ the manifests of its runs (one request each on object storage).
 
 Manifests determine which run is the newest: each holds its creation time, which is later than that of every earlier
 manifest, whatever the clock says. Copying a store therefore keeps its defaults.
+
+The list of commits (`commits`) tells a run that is gone from one that never was: a table that is on the list and has no
+manifest is damage, which `scsae forget` accepts. Its names alone are read here, by one listing. A manifest that is not
+on the list counts like any other.
 """
 
+import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from feature_store.errors import InputError, NotFoundError
+from feature_store.errors import InputError, IntegrityError, NotFoundError
 from feature_store.storage import object_storage
+from feature_store.storage.hashing import unsealed
 
 PLAN = "plan.json"
 MANIFEST = "MANIFEST.json"
 TEMPORARY = ".tmp-"
+COMMITS = "commits"
 HISTORY = "history.json"
 SUMMARY = "summary.json"
+MODEL_FILE = "model.json"
+SOURCE_FILE = "source.json"
+LOCATIONS = {"cells": (SOURCE_FILE,), "activations": (MODEL_FILE,)}
+"""Kind of run: the small files beside its table that say where the data set or the model is."""
 
 ASSOCIATION_TABLES = (
     *("features", "feature_label", "feature_number", "feature_gene", "feature_geneset", "feature_token", "gene_sets"),
@@ -69,8 +81,16 @@ _MADE_BY: Mapping[str, str] = {
     "matches": "scsae match",
     "comparisons": "scsae compare",
 }
+_TABLE_MADE_BY: Mapping[tuple[str, ...], str] = {
+    ("cells", "expression"): "scsae associate",
+    ("saes", "map"): "scsae serve",
+    ("codes", "umap"): "scsae serve",
+    ("associations", "map"): "scsae serve",
+    ("steering", "map"): "scsae serve",
+}
+"""Tables that another command makes than the one that makes a run of their kind."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_CREATED = re.compile(rb'"created":"([0-9T:.+-]{26,32})"')
+_BETWEEN, _JSON = "~", ".json"
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
@@ -101,7 +121,8 @@ class RunInfo:
     """One run folder.
 
     `created` is the latest creation time in the manifests of its tables. It is None for an incomplete run, and for a
-    complete run with a damaged manifest whose time is lost.
+    complete run with a damaged manifest. `lost` are those of the tables that make a run complete which were committed
+    and have no manifest any more ("" for a run that is one table); their folders, or that of the run, may be gone too.
     """
 
     kind: str
@@ -109,6 +130,7 @@ class RunInfo:
     path: Path
     complete: bool
     created: datetime | None
+    lost: tuple[str, ...] = ()
 
 
 class Layout:
@@ -195,20 +217,51 @@ class Layout:
         return self.local_root / "mlflow"
 
     def runs(self, kind: str) -> list[RunInfo]:
-        """Return all runs of a kind: the complete ones, newest first, then the incomplete ones by name."""
-        folder = self.kind_dir(kind)
-        if not folder.is_dir():
-            return []
-        found = [_inspect(kind, path) for path in sorted(folder.iterdir()) if path.is_dir()]
+        """Return all runs of a kind: the complete ones, newest first, then the incomplete and lost ones by name."""
+        folder, listed = self.kind_dir(kind), self.committed(kind)
+        there = {path.name: path for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else {}
+        gone = {run: folder / run for run in listed if run not in there}
+        found = [_inspect(kind, path, listed.get(run, set())) for run, path in sorted({**there, **gone}.items())]
+        found = [info for info in found if info.run in there or info.lost]
         return sorted(found, key=lambda info: (info.complete, info.created or _NEVER), reverse=True)
+
+    def committed(self, kind: str) -> dict[str, set[str]]:
+        """Return the tables of each run of a kind that are on the list of commits ("" for a run that is one table)."""
+        tables: dict[str, set[str]] = {}
+        for of, run, *table in committed_tables(self.root):
+            if of == kind:
+                tables.setdefault(run, set()).add("/".join(table))
+        return tables
+
+    def is_present(self, table: Path) -> bool:
+        """Return whether a table was committed, also if its manifest is gone since (`commit.Run` then says so)."""
+        return (table / MANIFEST).is_file() or ((entry := entry_of(table)) is not None and entry.is_file())
+
+    def refuse_lost(self, infos: Sequence[RunInfo]) -> None:
+        """Raise IntegrityError if one of these runs was committed and is gone."""
+        for info in infos:
+            if info.lost:
+                raise IntegrityError(lost_message(info.path / info.lost[0]))
 
     def command_for(self, kind: str) -> str:
         """Return the command that makes a run of a kind in this store."""
         return f"{_MADE_BY[kind]} --store {self.root}"
 
+    def command_for_table(self, table: Path) -> str:
+        """Return the command that makes a table of this store, given by its folder."""
+        kind, _, *folders = table.relative_to(self.root).parts
+        made_by = _TABLE_MADE_BY.get((kind, *folders[:1]), _MADE_BY[kind])
+        return f"{made_by} --store {self.root}"
+
     def latest(self, kind: str) -> RunInfo:
-        """Return the newest complete run. NotFoundError names the incomplete ones and the command that makes one."""
+        """Return the newest complete run.
+
+        Raises:
+            IntegrityError: a run was committed and is gone.
+            NotFoundError: there is none; it names the incomplete ones and the command that makes one.
+        """
         runs = self.runs(kind)
+        self.refuse_lost(runs)
         for info in runs:
             if info.complete:
                 return info
@@ -220,18 +273,67 @@ class Layout:
 
 
 def tables_of(info: RunInfo) -> list[Path]:
-    """Return the folders of a run that have a plan of their own or need one."""
+    """Return the folders of a run that hold a table, or held one when it was committed."""
+    root = info.path.parent.parent
+    listed = {root.joinpath(*entry) for entry in committed_tables(root) if entry[:2] == (info.kind, info.run)}
     needed = {(info.path / name).parent for name in _COMPLETE_WHEN[info.kind]}
-    return sorted({*needed, *(plan.parent for plan in info.path.rglob(PLAN))})
+    found = {file.parent for name in (PLAN, MANIFEST) for file in info.path.rglob(name)}
+    return sorted({*needed, *listed, *found})
+
+
+def needed_tables(kind: str) -> list[str]:
+    """Return the tables that make a run of a kind complete ("" for a run that is one table)."""
+    return [name.removesuffix(MANIFEST).rstrip("/") for name in _COMPLETE_WHEN[kind]]
+
+
+def entry_of(table: Path) -> Path | None:
+    """Return the file of a table in the list of commits of its store; None for a folder that is in no store."""
+    kind = _kind_folder(table)
+    if kind is None:
+        return None
+    return kind.parent / COMMITS / f"{_BETWEEN.join((kind.name, *table.relative_to(kind).parts))}{_JSON}"
+
+
+def committed_tables(root: Path) -> set[tuple[str, ...]]:
+    """Return kind, run and folders of each table on the list of commits of a store, by one listing."""
+    try:
+        names = [path.name for path in (root / COMMITS).iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+    return {tuple(name.removesuffix(_JSON).split(_BETWEEN)) for name in names if name.endswith(_JSON)}
+
+
+def lost_message(table: Path) -> str:
+    """Return the message of an error about a table that was committed and is gone."""
+    kind = _kind_folder(table)
+    if kind is None:
+        return f"{table} was committed and is gone; run its stage again"
+    run = table.relative_to(kind).parts[0]
+    layout = Layout(kind.parent)
+    return (
+        f"{kind.name}/{run} was committed and is gone: there is no {table / MANIFEST}; make it again with "
+        f"`{layout.command_for(kind.name)}` and the options that it was made with, or, if it was deleted on purpose, "
+        f"type `scsae forget {kind.name}/{run} --store {layout.root}`"
+    )
 
 
 def creation_time(manifest: Path) -> datetime | None:
-    """Return the creation time of a manifest; None if there is no manifest or its time is lost to damage."""
+    """Return the creation time of a manifest; None if there is no manifest or it is damaged."""
     try:
-        found = _CREATED.search(manifest.read_bytes())
+        data = manifest.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return None if found is None else datetime.fromisoformat(found[1].decode())
+    key = hashlib.sha256(data).digest()
+    if key not in _TIMES:
+        try:
+            _TIMES[key] = datetime.fromisoformat(unsealed(data)["created"])
+        except (KeyError, TypeError, ValueError):
+            _TIMES[key] = None
+    return _TIMES[key]
+
+
+_TIMES: dict[bytes, datetime | None] = {}
+"""Creation times by the sha256 of the manifest: one of ten thousand shards takes 50 ms to check."""
 
 
 def next_creation_time(table: Path) -> datetime:
@@ -241,7 +343,7 @@ def next_creation_time(table: Path) -> datetime:
     so that a clock that was set back, or that of another machine, cannot order a new run before an old one.
     """
     now = datetime.now(tz=UTC)
-    kind = next((folder for folder in table.parents if folder.name in _COMPLETE_WHEN), None)
+    kind = _kind_folder(table)
     if kind is None:
         return now
     name = table.relative_to(kind).parts[1:]
@@ -249,11 +351,23 @@ def next_creation_time(table: Path) -> datetime:
     return max([now, *(time + timedelta(microseconds=1) for time in times if time is not None)])
 
 
-def _inspect(kind: str, path: Path) -> RunInfo:
-    needed = [path / name for name in _COMPLETE_WHEN[kind]]
-    complete = all(file.is_file() for file in needed)
-    times = [creation_time(file) for file in needed] if complete else []
+def store_of(table: Path) -> Path | None:
+    """Return the root of the store that a table is in; None for a folder that is in no store."""
+    kind = _kind_folder(table)
+    return None if kind is None else kind.parent
+
+
+def _kind_folder(table: Path) -> Path | None:
+    """Return the folder of all runs of the kind that a table is of; None for a folder that is in no store."""
+    return next((folder for folder in table.parents if folder.name in _COMPLETE_WHEN), None)
+
+
+def _inspect(kind: str, path: Path, listed: Set[str]) -> RunInfo:
+    needed = {name: path / name / MANIFEST for name in needed_tables(kind)}
+    missing = [name for name, file in needed.items() if not file.is_file()]
+    times = [] if missing else [creation_time(file) for file in needed.values()]
     known = [time for time in times if time is not None]
     # a run with a lost time cannot be ordered
     created = max(known) if known and len(known) == len(times) else None
-    return RunInfo(kind=kind, run=path.name, path=path, complete=complete, created=created)
+    lost = tuple(name for name in missing if name in listed)
+    return RunInfo(kind=kind, run=path.name, path=path, complete=not missing, created=created, lost=lost)

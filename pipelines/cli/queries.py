@@ -168,8 +168,23 @@ def export_atlas_command(
 def verify(run: Annotated[str, typer.Argument(help="Run id, or its beginning.")], store: Store = DEFAULT_STORE) -> None:
     """Read and hash every file of a run.
 
-    Damaged files are named, and the exit code is then 1.
+    Files that are damaged or gone are named, with the command that repairs them, and the exit code is then 1.
     """
     from pipelines.verify import verify_run
 
     raise typer.Exit(verify_run(run, store))
+
+
+@commands.command()
+def forget(
+    run: Annotated[str, typer.Argument(help="Run id, or its beginning; KIND/ID where two kinds have it.")],
+    store: Store = DEFAULT_STORE,
+) -> None:
+    """Forget a run that was deleted by hand.
+
+    A store keeps a list of what was committed, so that a run that is gone is an error and no default comes from another
+    run unnoticed. This takes the run off that list.
+    """
+    from pipelines.verify import forget_run
+
+    forget_run(run, store)

@@ -158,7 +158,7 @@ class _SteeringWorker(ABC):
         if variant.id not in self._means_of_variant:
             assert variant.references is not None
             assert self.job.group_means is not None
-            part = commit.Run.open(self.job.group_means).part(variant.references)
+            part = commit.Run.open(self.job.group_means).checked_part(variant.references)
             columns = self.job.group_mean_features[variant.references]
             at = [columns.index(feature) for feature in sorted(variant.features)] if columns else None
             self._means_of_variant[variant.id] = read_group_means(part, self.group_code, at)

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from feature_store.storage import commit, filesystem
+from feature_store.storage import commit
 from feature_store.storage.layout import Layout, as_path
 from pipelines.forward import BLOCK_TOKENS, cut_cells
-from pipelines.inputs import load_recorded_model, load_recorded_source
+from pipelines.inputs import load_recorded_model, load_recorded_source, load_stored_sae
 
 if TYPE_CHECKING:
     from sae_core.scfm import Tokens
@@ -53,7 +53,6 @@ class SteeringContext:
     """The model, data and SAE of a `SteeringPaths`, loaded once in each actor."""
 
     def __init__(self, paths: SteeringPaths) -> None:
-        from sae_core.sae import load_sae
         from sae_core.scfm import Site
 
         self.paths = paths
@@ -61,8 +60,7 @@ class SteeringContext:
         self.model = load_recorded_model(commit.Run.open(paths.activations), device=paths.device)
         self.source = load_recorded_source(layout, paths.dataset)
         self.match = self.model.match_genes(self.source.gene_symbols, self.source.ensembl_ids)
-        with filesystem.local_folder(as_path(paths.sae)) as folder:
-            self.sae = load_sae(folder, device=paths.device)
+        self.sae = load_stored_sae(as_path(paths.sae), device=paths.device)
         self.site = Site.parse(paths.site)
 
     def blocks(self, cells: Cells) -> Iterator[Block]:

@@ -158,7 +158,7 @@ def read_token_sample(codes: Path, means: Path, n_features: int) -> TokenSample:
     of_cell = commit.read_table(means)
     cell_idx = of_cell["cell_idx"].to_numpy()
     cell, gene, feature, value, lengths = [], [], [], [], []
-    for part in commit.Run.open(codes).parts():
+    for part in commit.Run.open(codes).checked_parts():
         frame = commit.read_part(part)
         key = frame.select(KEYS[:2]).to_numpy()
         first = np.flatnonzero(np.r_[len(key) > 0, (np.diff(key, axis=0) != 0).any(1)][: len(key)])

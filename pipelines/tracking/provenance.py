@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pipelines
-from feature_store.errors import StoreError
-from feature_store.storage import commit, filesystem
+from feature_store.errors import IntegrityError, StoreError
+from feature_store.storage import commit
 from feature_store.storage.layout import Layout
 from feature_store.storage.plans import SAEPlan
-from pipelines.inputs import SOURCE_FILE, load_model_location
+from pipelines.inputs import load_model_location, load_source_location
 from pipelines.tracking.registry import DATASET_TAG, ModelVersion
 from pipelines.tracking.runs import RUN_TAG
 
@@ -72,8 +72,8 @@ def origin_tags(layout: Layout, run: commit.Run) -> dict[str, str]:
 def data_files(layout: Layout, dataset: str) -> dict[str, str]:
     """The sha256 of each file of a data set, by the file's name; empty if the store no longer has them."""
     try:
-        where = json.loads(filesystem.read_bytes(layout.cells_dir(dataset) / SOURCE_FILE))
-    except FileNotFoundError:
+        where = load_source_location(layout, dataset)
+    except IntegrityError:
         return {}
     paths, digests = (value if isinstance(value, list) else [value] for value in (where["path"], where["digest"]))
     return {Path(path).name: digest for path, digest in zip(paths, digests, strict=True)}

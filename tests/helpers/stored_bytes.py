@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 
 def bytes_of(path: Path) -> bytes:
-    """The bytes of a file; of a manifest, its content without the time and the hash over it."""
-    if path.name != "MANIFEST.json":
+    """The bytes of a file; of a manifest or its place on the list of commits, without the time and the hash over it."""
+    if path.name != "MANIFEST.json" and path.parent.name != "commits":
         return path.read_bytes()
     content = json.loads(path.read_bytes())
     return json.dumps({key: value for key, value in content.items() if key not in ("created", "check")}).encode()

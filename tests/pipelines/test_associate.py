@@ -14,6 +14,7 @@ import pandas as pd
 import polars as pl
 import pytest
 import scipy.sparse as sp
+from sealed_files import rewrite_sealed
 from sklearn.metrics import roc_auc_score
 from stored_bytes import contents_of
 
@@ -239,7 +240,7 @@ def test_a_data_file_that_changed_since_its_extraction_is_refused_with_the_comma
     changed.X[0, 0] += 1
     changed.write_h5ad(tmp_path / "changed.h5ad")
     note = next((own_store / "cells").glob("*/source.json"))
-    note.write_text(json.dumps({**json.loads(note.read_text()), "path": str(tmp_path / "changed.h5ad")}))
+    rewrite_sealed(note, path=str(tmp_path / "changed.h5ad"))
     gmt = tmp_path / "new.gmt"
     gmt.write_text("set\t\tGENE1\n")
     without_expression(own_store)
@@ -251,7 +252,7 @@ def test_a_data_file_that_changed_since_its_extraction_is_refused_with_the_comma
 
 def test_a_data_file_that_moved_is_named(own_store, without_actors, tmp_path):
     note = next((own_store / "cells").glob("*/source.json"))
-    note.write_text(json.dumps({**json.loads(note.read_text()), "path": str(tmp_path / "gone.h5ad")}))
+    rewrite_sealed(note, path=str(tmp_path / "gone.h5ad"))
     gmt = tmp_path / "new.gmt"
     gmt.write_text("set\t\tGENE1\n")
     assert associate(AssociateOptions(gmt=(gmt,)), own_store).done, "its expression is in the store"

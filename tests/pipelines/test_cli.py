@@ -31,7 +31,7 @@ from pipelines.train import train
 
 COMMANDS = (
     "demo inspect extract train encode associate match baseline compare steer run submit sql features plot models "
-    "serve export-atlas verify"
+    "serve export-atlas verify forget"
 ).split()
 
 

@@ -19,9 +19,9 @@ from pipelines.encode import encode
 from pipelines.errors import UsageError
 from pipelines.extract import extract
 from pipelines.inputs import (
-    SOURCE_FILE,
     load_inputs,
     load_recorded_source,
+    load_source_location,
     matrix_facts,
     save_source_location,
     token_of_gene,
@@ -103,7 +103,7 @@ def test_the_files_of_a_data_set_are_found_again_in_their_order(remembered, two_
     both = load_recorded_source(remembered, "both")
     assert both.paths == two_files
     assert both.digest == open_source(two_files).digest
-    noted = json.loads((remembered.cells_dir("one") / SOURCE_FILE).read_text())
+    noted = load_source_location(remembered, "one")
     assert noted == {"path": str(two_files[0]), "matrix": "X", "digest": open_source(two_files[0]).digest}
 
 

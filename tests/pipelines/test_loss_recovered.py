@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from sealed_files import rewrite_sealed
 
 from feature_store.cells import read_splits
 from feature_store.storage import commit
-from feature_store.storage.layout import Layout
-from pipelines.inputs import SOURCE_FILE, load_recorded_model
+from feature_store.storage.layout import SOURCE_FILE, Layout
+from pipelines.inputs import load_recorded_model
 from pipelines.loss_recovered import RecoveryProbe, probe, value_or_reason
 from sae_core.sae import load_sae
 
@@ -97,7 +98,7 @@ def test_the_summary_of_a_training_has_it(chain):
 def test_a_source_that_is_gone_or_vectors_of_cells_are_a_reason_and_no_error(chain, activations, own_store):
     layout = Layout(own_store)
     file = layout.cells_dir(activations.plan["dataset"]) / SOURCE_FILE
-    file.write_text(json.dumps({**json.loads(file.read_text()), "path": str(own_store / "away.h5ad")}))
+    rewrite_sealed(file, path=str(own_store / "away.h5ad"))
     said = probe(activations, str(own_store), np.arange(3), device="cpu")
     assert isinstance(said, str)
     assert "away.h5ad" in said

@@ -6,7 +6,7 @@ import pytest
 
 from feature_store.errors import BusyError, IntegrityError
 from feature_store.storage import commit
-from feature_store.storage.layout import Layout, tables_of
+from feature_store.storage.layout import ASSOCIATION_TABLES, Layout, tables_of
 from pipelines.associate import associate
 from pipelines.config import AssociateOptions, EncodeOptions
 from pipelines.encode import encode
@@ -39,8 +39,8 @@ def flip(path):
 
 @pytest.mark.parametrize(
     ("kind", "done"),
-    # associations are computed together, so a damaged one costs all five
-    [("activations", 0), ("saes", 0), ("codes", 0), ("associations", 5)],
+    # associations are computed together, so a damaged one costs all
+    [("activations", 0), ("saes", 0), ("codes", 0), ("associations", len(ASSOCIATION_TABLES))],
 )
 def test_damaged_plans_and_manifests_are_named_and_repaired_by_running_the_stage_again(
     own_store, again, capsys, kind, done
@@ -63,7 +63,7 @@ def test_damaged_plans_and_manifests_are_named_and_repaired_by_running_the_stage
 def test_a_stage_says_which_file_of_its_parent_is_damaged_and_what_to_type(own_store, again):
     manifest = Layout(own_store).latest("activations").path / "MANIFEST.json"
     flip(manifest)
-    with pytest.raises(IntegrityError, match=r"MANIFEST\.json was damaged: .*run its stage again to repair it"):
+    with pytest.raises(IntegrityError, match=r"MANIFEST\.json of .*activations.*damaged; .*run its stage again"):
         again["saes"](own_store)
 
 
@@ -71,7 +71,7 @@ def test_a_missing_plan_is_a_problem_and_no_traceback(own_store, capsys):
     info = Layout(own_store).latest("codes")
     (info.path / "by_cell" / "plan.json").unlink()
     assert verify_run(info.run, own_store) == 1
-    assert "by_cell: it has no plan.json" in capsys.readouterr().err
+    assert "by_cell was damaged: it has no plan.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

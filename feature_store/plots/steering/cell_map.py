@@ -111,7 +111,7 @@ def embedded_cells(store: "FeatureStore", results: SteeringResults) -> tuple[Flo
     kind = results.plan.kind
     cells = read_cells(store, "cell_type", kind).filter(pl.col("split") == "test")
     cells = cells.select("cell_idx", "cell_type", label=canonical_column(kind)).drop_nulls("label")
-    parts = Run.open(folder / "per_cell").parts()
+    parts = Run.open(folder / "per_cell").checked_parts()
     stored = pl.scan_parquet([scan_source(part) for part in parts], glob=False)
     columns = []
     for found in ids:

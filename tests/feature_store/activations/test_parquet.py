@@ -10,6 +10,7 @@ import pytest
 
 from feature_store.activations import ActivationReader, ActivationWriter, to_float32, to_stored
 from feature_store.errors import IncompleteRunError, InputError, IntegrityError
+from feature_store.storage import filesystem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -158,7 +159,11 @@ def test_an_unfinished_run_is_not_read(store_activations: Callable[..., Any]) ->
         ActivationReader(run)
 
 
-def test_a_flipped_byte_is_found_when_its_row_group_is_read(store_activations: Callable[..., Any]) -> None:
+def test_a_flipped_byte_is_found_when_its_row_group_is_read(
+    store_activations: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the end of a part, which is hashed when the run is opened, is its footer here
+    monkeypatch.setattr(filesystem, "END_BYTES", 64)
     stored = store_activations()
     path = stored.run.part(1)
     data = bytearray(path.read_bytes())
@@ -172,10 +177,20 @@ def test_a_flipped_byte_is_found_when_its_row_group_is_read(store_activations: C
     assert len(reader.read(1, 1).act) == 16
 
 
+def test_a_flipped_byte_of_a_footer_is_found_when_the_run_is_opened(store_activations: Callable[..., Any]) -> None:
+    stored = store_activations()
+    path = stored.run.part(1)
+    data = path.read_bytes()
+    for place in range(len(data) - 8 - int.from_bytes(data[-8:-4], "little"), len(data), 97):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        with pytest.raises(IntegrityError, match=r"part-00001\.parquet"):
+            ActivationReader(stored.run)
+
+
 def test_a_truncated_part_is_named(store_activations: Callable[..., Any]) -> None:
     stored = store_activations()
     stored.run.part(2).write_bytes(stored.run.part(2).read_bytes()[:-40])
-    with pytest.raises(IntegrityError, match=r"part-00002\.parquet.*scsae extract"):
+    with pytest.raises(IntegrityError, match=r"part-00002\.parquet: .* bytes where"):
         ActivationReader(stored.run)
 
 

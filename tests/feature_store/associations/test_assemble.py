@@ -259,7 +259,7 @@ def manifest(rows):
         plan_sha="",
         created=datetime.now(tz=UTC),
         shards=tuple(
-            ShardMarker(shard=i, start=10 * i, stop=10 * i + 10, rows=n, bytes=0, sha256="", plan_sha="")
+            ShardMarker(shard=i, start=10 * i, stop=10 * i + 10, rows=n, bytes=0, sha256="", end_sha256="", plan_sha="")
             for i, n in enumerate(rows)
         ),
     )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 import pytest
+from deleted_runs import forget_deleted
 from scipy import sparse
 from toy_plans import toy_plan, toy_table
 
@@ -530,6 +531,7 @@ def store_without(atlas_root: Path, tmp_path: Path) -> Callable[..., FeatureStor
         root = shutil.copytree(atlas_root, tmp_path / "less")
         for folder in folders:
             shutil.rmtree(root / folder)
+        forget_deleted(root)
         return FeatureStore.open(root)
 
     return make

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 import pytest
 import yaml
+from deleted_runs import forget_deleted
 from matplotlib.path import Path as Polygon
 
 from feature_store import FeatureStore
@@ -64,6 +65,7 @@ def store_with_cells(atlas_root: Path, tmp_path: Path) -> Callable[..., FeatureS
         cells = FeatureStore.open(atlas_root).frame("cells").collect().with_columns(**columns)
         shutil.rmtree(root / "cells" / "toy")
         commit.write_table(root / "cells" / "toy", cells, {"table": "cells", "dataset": "toy"})
+        forget_deleted(root)
         return FeatureStore.open(root)
 
     return make

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pytest
+from deleted_runs import delete_run
 from toy_plans import toy_plan
 
 from feature_store import FeatureStore
@@ -22,7 +23,7 @@ from feature_store.query.runs import (
     resolve_run,
 )
 from feature_store.storage import commit
-from feature_store.storage.filesystem import sealed
+from feature_store.storage.hashing import sealed
 from feature_store.storage.layout import ASSOCIATION_TABLES, MANIFEST, PLAN, STATISTICS_TABLES, Layout
 from feature_store.storage.plans import ActivationsPlan, AssociationsPlan, CellsPlan, CodesPlan, SAEPlan
 
@@ -168,7 +169,7 @@ def test_runs_of_another_version_of_their_stage_are_passed_over_and_named_where_
     commit.write_table(folder, FRAME, {**toy_plan(SAEPlan).table("sae"), "version": 1})
     assert newest_run(layout, "saes").run == "plain"
     for run in ("plain", "pca", "model"):
-        shutil.rmtree(layout.saes_dir(run))
+        delete_run(layout.saes_dir(run))
     with pytest.raises(NotFoundError, match=r"later.*scsae train"):
         newest_run(layout, "saes")
     with pytest.raises(NotFoundError, match=r"later.*scsae train"):

@@ -15,6 +15,7 @@ import pandas as pd
 import polars as pl
 import pytest
 import toy_plans
+from deleted_runs import delete_run
 from toy_plans import toy_plan, toy_table
 
 import feature_store
@@ -474,7 +475,7 @@ def test_what_is_not_named_follows_from_what_is(
 
 
 def test_codes_without_associations_are_read_without_those_of_others(two_sets: Layout) -> None:
-    shutil.rmtree(two_sets.associations_dir("beef"))
+    delete_run(two_sets.associations_dir("beef"))
     assert FeatureStore.open(two_sets.root).lineage.associations == "a550c"
     store = FeatureStore.open(two_sets.root, codes="f00d")
     assert (store.lineage.dataset, store.lineage.associations) == ("other", None)

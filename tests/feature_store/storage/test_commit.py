@@ -24,6 +24,7 @@ from feature_store.errors import (
     StoreWriteError,
 )
 from feature_store.storage import commit, filesystem
+from feature_store.storage.hashing import sealed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -104,7 +105,7 @@ def test_a_bad_plan_is_refused_before_anything_is_written(tmp_path: Path, plan: 
 
 def test_a_plan_of_another_format_version_is_refused(run: commit.Run) -> None:
     content = filesystem.read_sealed(run.path / "plan.json")
-    (run.path / "plan.json").write_text(filesystem.sealed({**content, "format_version": 99}))
+    (run.path / "plan.json").write_text(sealed({**content, "format_version": 99}))
     with pytest.raises(OutdatedRunError, match="99"):
         commit.Run.open(run.path)
 
@@ -251,7 +252,7 @@ def test_a_damaged_table_is_refused_when_it_is_read(tmp_path: Path) -> None:
     whole = bytearray(part.read_bytes())
     whole[column.data_page_offset + column.total_compressed_size - 1] ^= 1
     part.write_bytes(whole)
-    with pytest.raises(IntegrityError, match=r"part-00000\.parquet cannot be read: .*scsae verify"):
+    with pytest.raises(IntegrityError, match=r"part-00000\.parquet: sha256 .*its bytes changed.*scsae verify"):
         commit.read_table(tmp_path / "t")
 
 
@@ -438,3 +439,52 @@ def test_a_table_whose_frame_cannot_be_made_leaves_nothing(tmp_path: Path) -> No
 def test_the_same_table_gives_the_same_bytes(tmp_path: Path) -> None:
     shas = {commit.write_table(tmp_path / name, FRAME, {"k": 1}).sha for name in ("one", "two")}
     assert len(shas) == 1
+
+
+def flipped(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_part_is_hashed_once_a_process_and_again_when_its_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit.write_table(tmp_path / "t", FRAME, {})
+    run = commit.Run.open(tmp_path / "t")
+    hashed: list[Path] = []
+    sha256 = filesystem.sha256
+    monkeypatch.setattr(filesystem, "sha256", lambda path: hashed.append(path) or sha256(path))
+    (part,) = run.checked_parts()
+    assert run.checked_parts() == [part]
+    assert hashed == [part]
+    data = part.read_bytes()
+    flipped(part, len(data) // 2)
+    for _ in range(2):
+        with pytest.raises(IntegrityError, match=r"part-00000\.parquet: sha256 .*scsae verify"):
+            run.checked_parts()
+    part.write_bytes(data)
+    assert run.checked_parts() == [part]
+    part.unlink()
+    with pytest.raises(IntegrityError, match=r"part-00000\.parquet: missing"):
+        run.checked_parts()
+
+
+def test_of_a_large_part_the_end_is_hashed_and_verify_hashes_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filesystem, "END_BYTES", 64)
+    commit.write_table(tmp_path / "t", FRAME, {})
+    run = commit.Run.open(tmp_path / "t")
+    (part,) = run.checked_parts(max_bytes=10)
+    data = part.read_bytes()
+    flipped(part, len(data) - 40)
+    with pytest.raises(IntegrityError, match=r"part-00000\.parquet: its last bytes"):
+        run.checked_parts(max_bytes=10)
+    part.write_bytes(data)
+    flipped(part, 20)
+    assert run.checked_parts(max_bytes=10) == [part]
+    assert any("its bytes changed" in problem for problem in run.verify())
+    part.write_bytes(data[:-1])
+    with pytest.raises(IntegrityError, match=r"part-00000\.parquet: .* bytes where"):
+        run.checked_parts(max_bytes=10)
