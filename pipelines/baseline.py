@@ -196,6 +196,7 @@ def extract_options(layout: Layout, chain: RunChain, options: ActorOptions) -> E
         **{name: getattr(plan, name) for name in same},
         **_actors(options),
         layer=(plan.site,),
+        **place.of_family,
         model=place.model,
         random_init=True,
         # the data set was accepted when its activations were extracted

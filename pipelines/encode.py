@@ -367,6 +367,7 @@ def _plan_fused(layout: Layout, options: EncodeOptions, sae: SAEPlan, activation
         data=tuple(str(path.resolve()) for path in source.paths),
         matrix=source.matrix,
         model=place.model,
+        of_family=place.of_family,
         random_init=place.random_init,
         precision=place.precision,
         device="cuda" if options.num_gpus > 0 else "cpu",

@@ -219,6 +219,7 @@ def forward_job(options: ExtractOptions, inputs: LoadedInputs) -> ForwardJob:
         data=tuple(str(path.resolve()) for path in inputs.source.paths),
         matrix=inputs.source.matrix,
         model=absolute_model_path(options.model),
+        of_family=options.of_family,
         random_init=options.random_init,
         precision=options.precision,
         device="cuda" if options.num_gpus > 0 else "cpu",

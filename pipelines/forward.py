@@ -32,7 +32,8 @@ class ForwardJob:
 
     Attributes:
         data, matrix: files of the data set and the matrix in them.
-        model, random_init, precision, device: the model, the dtype of its matrix products and where it runs.
+        model, of_family, random_init: the model, and the options of its family (`DataOptions.of_family`).
+        precision, device: the dtype of the model's matrix products and where it runs.
         tokens_per_cell: gene tokens kept of each cell, drawn from (seed, cell); None keeps all.
         readout: None keeps tokens; otherwise one vector per cell is kept, by this readout of the model.
         batch_tokens: most tokens of one forward pass.
@@ -41,6 +42,7 @@ class ForwardJob:
     data: tuple[str, ...]
     matrix: str
     model: str
+    of_family: Mapping[str, str]
     random_init: bool
     precision: str
     device: str
@@ -77,7 +79,11 @@ class Forward:
 
         self.job = job
         self.model: FoundationModel = load_model(
-            job.model, device=job.device, autocast=autocast_of(job.precision), random_init=job.random_init
+            job.model,
+            device=job.device,
+            autocast=autocast_of(job.precision),
+            random_init=job.random_init,
+            **job.of_family,
         )
         self.source = open_source(job.data, matrix=job.matrix)
         self.match = self.model.match_genes(self.source.gene_symbols, self.source.ensembl_ids)

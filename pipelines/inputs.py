@@ -4,7 +4,7 @@ A run's id does not depend on file locations, so moving a file does not make ano
 written beside the runs (`source.json` by the cells, `model.json` by the activations) and checked by digest when loaded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -54,7 +54,12 @@ def load_inputs(options: DataOptions) -> LoadedInputs:
     from sae_core.scfm import load_model
 
     source = open_source(options.data, matrix=options.matrix, progress=delayed_progress_bar)
-    model = load_model(options.model, autocast=autocast_of(options.precision), random_init=options.random_init)
+    model = load_model(
+        options.model,
+        autocast=autocast_of(options.precision),
+        random_init=options.random_init,
+        **options.of_family,
+    )
     return match_inputs(source, model)
 
 
@@ -140,6 +145,7 @@ def save_model_location(run: commit.Run, options: DataOptions, inputs: LoadedInp
         random_init=options.random_init,
         precision=options.precision,
         digest=inputs.model.digest,
+        of_family=options.of_family,
     )
     filesystem.replace_text(run.path / MODEL_FILE, sealed(place._asdict()))
     save_token_of_gene(run.path, inputs, run.plan_sha)
@@ -212,6 +218,8 @@ class ModelLocation(NamedTuple):
     random_init: bool
     precision: str
     digest: str
+    of_family: Mapping[str, str]
+    """Options that one family of models has (`DataOptions.of_family`)."""
 
 
 def load_model_location(run: commit.Run) -> ModelLocation:
@@ -238,7 +246,13 @@ def load_recorded_model(run: commit.Run, *, device: str = "cpu") -> "FoundationM
     from sae_core.scfm import load_model
 
     place = load_model_location(run)
-    model = load_model(place.model, device=device, autocast=autocast_of(place.precision), random_init=place.random_init)
+    model = load_model(
+        place.model,
+        device=device,
+        autocast=autocast_of(place.precision),
+        random_init=place.random_init,
+        **place.of_family,
+    )
     if model.digest != place.digest:
         raise UsageError(
             f"the checkpoint in {place.model} changed since {run.path.name} was extracted "

@@ -21,6 +21,11 @@ def inspect_command(
     data: Annotated[list[Path], typer.Argument(help=option_help(DataOptions, "data"))],
     model: Annotated[str, typer.Option("--model", help=option_help(DataOptions, "model"))] = "mini",
     matrix: Annotated[str | None, typer.Option("--matrix", help=option_help(DataOptions, "matrix"))] = None,
+    dictionaries: Annotated[
+        str | None, typer.Option("--dictionaries", help=option_help(DataOptions, "dictionaries"))
+    ] = None,
+    part: Annotated[str | None, typer.Option("--part", help=option_help(DataOptions, "part"))] = None,
+    resolution: Annotated[str | None, typer.Option("--resolution", help=option_help(DataOptions, "resolution"))] = None,
 ) -> None:
     """Report what the data and the model have in common.
 
@@ -31,6 +36,7 @@ def inspect_command(
     from pipelines.runtime.reports import print_facts
 
     values = {"data": data, "model": model, "matrix": matrix}
+    values |= {"dictionaries": dictionaries, "part": part, "resolution": resolution}
     print_facts(inspect_data(check(DataOptions, values, "scsae inspect")))
 
 

@@ -1,5 +1,6 @@
 """The options of reading cells and of running the foundation model over them."""
 
+from pathlib import Path
 from typing import Literal
 
 import pydantic
@@ -41,10 +42,24 @@ class DataOptions(GeneOptions):
     Default: the one that says most about the counts of all genes; `scsae inspect` says which and why."""
     model: str = "mini"
     """Foundation model: a checkpoint folder, or `mini`, the small model of the project."""
+    dictionaries: str | None = None
+    """Geneformer: the folder of its dictionaries. Default: searched in the checkpoint's folder and those above it."""
+    part: Literal["cell", "rde", "gene"] | None = None
+    """scFoundation: the part of models.ckpt: cell (the default), rde (read depth enhancement) or gene."""
+    resolution: str | None = None
+    """scFoundation: the read depth at which the model predicts: t4 (the default) is log10 of the depth, a0.5 adds to
+    that of the cell, f2 multiplies the cell's depth."""
     random_init: bool = False
     """Use random weights instead of the trained ones, as a control."""
     precision: Literal["f32", "bf16"] = "f32"
     """Precision of the matrix products: f32, or bf16 (autocast), which is several times faster on hardware for it."""
+
+    @property
+    def of_family(self) -> dict[str, str]:
+        """The options that one family of models has, in a form that other processes and machines can use."""
+        dictionaries = None if self.dictionaries is None else str(Path(self.dictionaries).resolve())
+        given = {"dictionaries": dictionaries, "part": self.part, "resolution": self.resolution}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 class ExtractOptions(DataOptions, CellOptions, ForwardOptions):

@@ -30,8 +30,10 @@ class Family:
     """The files of a folder, for error messages."""
     matches: Callable[[Path], bool]
     """Whether a path is a folder of this family."""
-    load: Callable[[Path], FoundationModel]
-    """The model in a folder; `load_model` adds name, dtype and device."""
+    load: Callable[..., FoundationModel]
+    """The model in a folder, given the options that the family takes; `load_model` adds name, dtype and device."""
+    options: frozenset[str] = frozenset()
+    """The options of `load_model` for this family alone."""
 
 
 def load_model(
@@ -42,6 +44,9 @@ def load_model(
     autocast: torch.dtype | None = None,
     random_init: bool = False,
     seed: int = 0,
+    dictionaries: str | Path | None = None,
+    part: str | None = None,
+    resolution: str | None = None,
 ) -> FoundationModel:
     """Model in a checkpoint folder, in evaluation mode and without gradients.
 
@@ -58,10 +63,13 @@ def load_model(
         random_init: keep architecture and vocabulary and draw the weights from `seed`, as a control for the
             pretrained weights.
         seed: of the random weights.
+        dictionaries: folder of Geneformer's dictionaries, if they are not in or near its own.
+        part: part of scFoundation's `models.ckpt`: cell, rde or gene.
+        resolution: read depth at which scFoundation predicts, e.g. "t4" (`scfoundation_tokenizer.Resolution`).
 
     Raises:
         CheckpointError: no folder, no known family, or files that cannot be read or do not fit together.
-        ConfigError: an autocast dtype that is not allowed.
+        ConfigError: an autocast dtype that is not allowed, or an option that the family does not have.
     """
     if autocast not in (None, torch.bfloat16, torch.float16):
         raise ConfigError(f"autocast was {autocast}; allowed: torch.bfloat16, torch.float16, None")
@@ -73,8 +81,16 @@ def load_model(
     if family is None:
         held = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
         raise CheckpointError(f"{folder} holds no checkpoint of a known family, but {held}. {_known_folders()}")
+    given = {"dictionaries": Path(dictionaries) if dictionaries else None, "part": part, "resolution": resolution}
+    options = {name: value for name, value in given.items() if value is not None}
+    if foreign := options.keys() - family.options:
+        name = min(foreign)
+        takes = next(other.name for other in FAMILIES if name in other.options)
+        raise ConfigError(
+            f"{name} was {str(options[name])!r}, but {folder} is a {family.name} model; only {takes} has it"
+        )
     try:
-        model = family.load(folder)
+        model = family.load(folder, **options)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     model.name = "mini" if folder == MINI else folder.resolve().name
@@ -112,11 +128,13 @@ FAMILIES = (
         files=geneformer_files.FILES,
         matches=geneformer_files.is_geneformer,
         load=geneformer_files.load_geneformer,
+        options=frozenset({"dictionaries"}),
     ),
     Family(
         name="scfoundation",
         files=scfoundation_files.FILES,
         matches=scfoundation_files.is_scfoundation,
         load=scfoundation_files.load_scfoundation,
+        options=frozenset({"part", "resolution"}),
     ),
 )

@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -24,8 +24,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from sae_core.checkpoint_files import load_weights
+from sae_core.checkpoint_files import load_weights, refuse_adapters
 from sae_core.errors import CheckpointError
+from sae_core.json_fields import JsonFields
 from sae_core.scfm.batches import Batch
 from sae_core.scfm.encoder import EncoderBlock
 from sae_core.scfm.foundation import FoundationModel, masked_mean
@@ -36,7 +37,7 @@ from sae_core.scfm.tokens import Tokens
 from sae_core.scfm.values import cell_generator
 from sae_core.scfm.vocabulary import GeneMatch, Vocabulary
 
-_NEEDED = (
+NEEDED = (
     "hidden_size",
     "num_hidden_layers",
     "num_attention_heads",
@@ -44,10 +45,13 @@ _NEEDED = (
     "vocab_size",
     "max_position_embeddings",
 )
-_UNUSED = ("embeddings.position_ids", "pooler.", "classifier.")
+"""Fields of a `config.json` that tell the sizes of the network."""
+_UNUSED = re.compile(r"^embeddings\.position_ids$|^(?!embeddings?\.|embedding\.|encoder\.|layers\.|head\.)")
+"""Weights that neither activations nor the pretraining loss need: whatever lies outside embedding, blocks and head."""
 _RENAMES = tuple(
     (re.compile(pattern), name)
     for pattern, name in (
+        (r"^((module|_orig_mod|model)\.)+", ""),
         (r"LayerNorm\.gamma$", "LayerNorm.weight"),
         (r"LayerNorm\.beta$", "LayerNorm.bias"),
         (r"^bert\.", ""),
@@ -101,28 +105,31 @@ class GeneformerConfig:
     init_std: float = 0.02
 
     @classmethod
-    def from_json(cls, config: Mapping[str, Any]) -> GeneformerConfig:
-        """Config from the content of a `config.json`.
+    def from_fields(cls, fields: JsonFields) -> GeneformerConfig:
+        """Config from the fields of a `config.json`.
 
         Raises:
-            CheckpointError: a key is missing, or the activation or the positions are not Geneformer's.
+            CheckpointError: a field is missing or wrong, or the activation or the positions are not Geneformer's.
         """
-        if missing := [key for key in _NEEDED if key not in config]:
-            raise CheckpointError(f"config.json lacks {', '.join(missing)}; give the config.json of a Geneformer model")
-        fixed = {"hidden_act": "relu", "position_embedding_type": "absolute"}
-        for key, value in fixed.items():
-            if config.get(key, value) != value:
-                raise CheckpointError(f"config.json has {key} {config[key]!r}; allowed: {value!r}")
+        if missing := [name for name in NEEDED if name not in fields.values]:
+            raise CheckpointError(
+                f"{fields.file} lacks {', '.join(missing)}; give the config.json of a Geneformer model"
+            )
+        fields.choice("hidden_act", "relu", ["relu"])
+        fields.choice("position_embedding_type", "absolute", ["absolute"])
+        n_heads, d_model = fields.whole("num_attention_heads"), fields.whole("hidden_size")
+        if d_model % n_heads:
+            raise fields.wrong("num_attention_heads", f"a divisor of hidden_size {d_model}")
         return cls(
-            n_layers=int(config["num_hidden_layers"]),
-            n_heads=int(config["num_attention_heads"]),
-            d_model=int(config["hidden_size"]),
-            d_hidden=int(config["intermediate_size"]),
-            n_tokens=int(config["vocab_size"]),
-            max_positions=int(config["max_position_embeddings"]),
-            n_types=int(config.get("type_vocab_size", 2)),
-            eps=float(config.get("layer_norm_eps", 1e-12)),
-            init_std=float(config.get("initializer_range", 0.02)),
+            n_layers=fields.whole("num_hidden_layers"),
+            n_heads=n_heads,
+            d_model=d_model,
+            d_hidden=fields.whole("intermediate_size"),
+            n_tokens=fields.whole("vocab_size"),
+            max_positions=fields.whole("max_position_embeddings"),
+            n_types=fields.whole("type_vocab_size", 2),
+            eps=fields.number("layer_norm_eps", 1e-12),
+            init_std=fields.number("initializer_range", 0.02),
         )
 
 
@@ -177,7 +184,7 @@ class Geneformer(FoundationModel):
             vocabulary, medians, max_positions=config.max_positions, has_cls_eos=has_cls_eos
         )
         self.max_genes = self.tokenizer.max_genes(None)
-        self.readouts = ("mean", "cls") if has_cls_eos else ("mean",)
+        self.readouts = ("cls", "mean") if has_cls_eos else ("mean",)
 
     @property
     def blocks(self) -> Sequence[EncoderBlock]:
@@ -266,19 +273,15 @@ class Geneformer(FoundationModel):
 def geneformer_from_weights(
     config: GeneformerConfig, vocabulary: Vocabulary, medians: Mapping[str, float], weights: Mapping[str, Tensor]
 ) -> Geneformer:
-    """Model with the weights of a `BertForMaskedLM`, or of a `BertModel` or classifier, which have no masked-gene head.
+    """Model with the weights (`canonical_weights`) of a `BertForMaskedLM`, or of another model on a `BertModel`.
+
+    A model that was tuned for other tasks has no masked-gene head; its classifiers and poolers are not read.
 
     Raises:
         CheckpointError: a weight is missing, unexpected or of another shape, or the head is not tied to the embedding.
     """
-    named: dict[str, Tensor] = {}
-    for key, value in weights.items():
-        name = key
-        for pattern, replacement in _RENAMES:
-            name = pattern.sub(replacement, name)
-        named[name] = value.float()
-    ignored = tuple(sorted(key for key in named if key.startswith(_UNUSED)))
-    used = _stacked({key: value for key, value in named.items() if key not in ignored})
+    ignored = tuple(sorted(key for key in weights if _UNUSED.search(key)))
+    used = _stacked({key: value for key, value in weights.items() if key not in ignored})
     tied, word = used.pop("head.tied", None), used.get("embedding.word.weight")
     if tied is not None and word is not None and not torch.equal(tied, word):
         raise CheckpointError(
@@ -289,6 +292,22 @@ def geneformer_from_weights(
     load_weights(model, used, what="config.json", official=_official)
     model.ignored_weights = ignored
     return model
+
+
+def canonical_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a checkpoint in float32, by the names of the modules here.
+
+    Raises:
+        CheckpointError: an adapter is among them.
+    """
+    refuse_adapters(weights)
+    named: dict[str, Tensor] = {}
+    for key, value in weights.items():
+        name = key
+        for pattern, replacement in _RENAMES:
+            name = pattern.sub(replacement, name)
+        named[name] = value.float()
+    return named
 
 
 def _official(name: str) -> str:

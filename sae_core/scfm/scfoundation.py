@@ -24,13 +24,13 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from sae_core.checkpoint_files import load_weights
-from sae_core.errors import CheckpointError
+from sae_core.json_fields import JsonFields
 from sae_core.scfm.batches import Batch
 from sae_core.scfm.encoder import EncoderBlock
-from sae_core.scfm.foundation import FoundationModel, masked_mean
+from sae_core.scfm.foundation import FINAL, FoundationModel, masked_mean
 from sae_core.scfm.pretraining import MaskedGeneBatch, MaskedGeneTask, sample_masked_genes
 from sae_core.scfm.scfoundation_decoder import Performer
-from sae_core.scfm.scfoundation_tokenizer import ScFoundationTokenizer
+from sae_core.scfm.scfoundation_tokenizer import T4, Resolution, ScFoundationTokenizer
 from sae_core.scfm.tokens import Tokens
 from sae_core.scfm.vocabulary import GeneMatch, Vocabulary
 
@@ -70,34 +70,39 @@ class ScFoundationConfig:
         Raises:
             CheckpointError: the config is of another model or encoder, or a key is missing.
         """
-        try:
-            name = config["model"]
-            if name != "mae_autobin":
-                raise CheckpointError(f"the checkpoint's config has model {name!r}; allowed: 'mae_autobin'")
-            merged = {**config["model_config"][name], **config["dataset_config"]["rnaseq"]}
-            encoder, decoder = merged["encoder"], merged.get("decoder")
-            if encoder.get("module_type", "transformer") != "transformer":
-                raise CheckpointError(f"the encoder is a {encoder['module_type']!r}; allowed: 'transformer'")
-            return cls(
-                **dict(zip(("d_model", "n_layers", "n_heads"), (int(encoder[key]) for key in _SIZES), strict=True)),
-                n_genes=int(merged["seq_len"]) - 2,
-                n_bins=int(merged["bin_num"]),
-                bin_alpha=float(merged["bin_alpha"]),
-                pad_value=float(merged["pad_token_id"]),
-                mask_value=float(merged["mask_token_id"]),
-                decoder=None if decoder is None else _decoder_config(decoder),
-            )
-        except KeyError as error:
-            raise CheckpointError(
-                f"the checkpoint's config lacks {error}; give the models.ckpt of scFoundation"
-            ) from error
+        fields = JsonFields(config, file="the checkpoint's config")
+        name = fields.choice("model", None, ["mae_autobin"])
+        model = _inner(fields, "model_config", name)
+        merged = JsonFields({**model, **_inner(fields, "dataset_config", "rnaseq")}, file=fields.file)
+        encoder = JsonFields(merged.table("encoder"), file=f"{fields.file}, encoder")
+        encoder.choice("module_type", "transformer", ["transformer"])
+        d_model, n_layers, n_heads = (encoder.whole(size) for size in _SIZES)
+        if d_model % n_heads:
+            raise encoder.wrong("heads", f"a divisor of hidden_dim {d_model}")
+        return cls(
+            d_model=d_model,
+            n_layers=n_layers,
+            n_heads=n_heads,
+            n_genes=merged.whole("seq_len", at_least=3) - 2,
+            n_bins=merged.whole("bin_num"),
+            bin_alpha=merged.number("bin_alpha"),
+            pad_value=merged.number("pad_token_id"),
+            mask_value=merged.number("mask_token_id"),
+            decoder=_decoder_config(merged) if merged.has("decoder") else None,
+        )
 
 
-def _decoder_config(config: Mapping[str, Any]) -> DecoderConfig | None:
-    if config.get("module_type", "performer") != "performer":
+def _inner(fields: JsonFields, name: str, key: str) -> Mapping[str, Any]:
+    """Table `key` in table `name`."""
+    return JsonFields(fields.table(name), file=f"{fields.file}, {name}").table(key)
+
+
+def _decoder_config(merged: JsonFields) -> DecoderConfig | None:
+    fields = JsonFields(merged.table("decoder"), file=f"{merged.file}, decoder")
+    if fields.values.get("module_type", "performer") != "performer":
         return None
-    d_model, n_layers, n_heads = (int(config[key]) for key in _SIZES)
-    return DecoderConfig(d_model=d_model, n_layers=n_layers, n_heads=n_heads, d_head=int(config.get("dim_head", 64)))
+    d_model, n_layers, n_heads = (fields.whole(size) for size in _SIZES)
+    return DecoderConfig(d_model=d_model, n_layers=n_layers, n_heads=n_heads, d_head=fields.whole("dim_head", 64))
 
 
 class AutoDiscretization(nn.Module):
@@ -134,7 +139,14 @@ class ScFoundation(FoundationModel):
     readouts = ("all", "mean", "max", "source", "target")
     mask_fraction = 0.3
 
-    def __init__(self, config: ScFoundationConfig, vocabulary: Vocabulary, *, with_decoder: bool = True) -> None:
+    def __init__(
+        self,
+        config: ScFoundationConfig,
+        vocabulary: Vocabulary,
+        *,
+        with_decoder: bool = True,
+        resolution: Resolution = T4,
+    ) -> None:
         super().__init__()
         self.config, self.vocabulary = config, vocabulary
         self.name, self.digest = "scfoundation", ""
@@ -147,7 +159,9 @@ class ScFoundation(FoundationModel):
             self.decoder = Performer(n_layers=c.n_layers, d_model=c.d_model, n_heads=c.n_heads, d_head=c.d_head)
             self.decoder_embed = nn.Linear(config.d_model, c.d_model)
             self.norm, self.to_final = nn.LayerNorm(c.d_model), nn.Linear(c.d_model, 1)
-        self.tokenizer = ScFoundationTokenizer(target_id=vocabulary.id_of(TARGET), source_id=vocabulary.id_of(SOURCE))
+        self.tokenizer = ScFoundationTokenizer(
+            target_id=vocabulary.id_of(TARGET), source_id=vocabulary.id_of(SOURCE), resolution=resolution
+        )
 
     @property
     def blocks(self) -> Sequence[EncoderBlock]:
@@ -220,18 +234,54 @@ class ScFoundation(FoundationModel):
         """log1p CP10k of each masked gene by the decoder, whose input has zeros for genes that are not expressed."""
         if self.decoder is None:
             raise self._lacks_head("the decoder")
-        n_genes = self.config.n_genes + 2
-        not_expressed = self.token_emb(x.new_zeros(1)) + self.pos_emb.weight[:n_genes]
         mask_vector = self.token_emb(x.new_full((1,), self.config.mask_value))[0]
         found = torch.zeros_like(masked.target)
         for row in range(len(x)):
             here, real = masked.row == row, batch.is_real[row]
-            full = not_expressed.clone()
-            full[masked.gene_id[here]] = mask_vector + self.pos_emb(masked.gene_id[here])
-            full[batch.gene_id[row][real]] = x[row][real].to(full.dtype) + self.pos_emb(batch.gene_id[row][real])
-            decoded = self.norm(self.decoder(self.decoder_embed(full)))[masked.gene_id[here]]
-            found[here] = self.to_final(decoded)[:, 0]
+            hidden = masked.gene_id[here]
+            decoded = self._decoded(x[row][real], batch.gene_id[row][real], (hidden, mask_vector))
+            found[here] = self.to_final(decoded[hidden])[:, 0]
         return found
+
+    def _decoded(
+        self,
+        x: Float[Tensor, "token d_model"],
+        gene_id: Int64[Tensor, " token"],
+        masked: tuple[Tensor, Tensor] | None = None,
+    ) -> Float[Tensor, "vocabulary d_decoder"]:
+        """The decoder's vectors of all genes, T and S, given the encoder's of a cell's own tokens.
+
+        `masked` are the genes that are hidden from the encoder, and the vector in their place.
+        """
+        assert self.decoder is not None
+        places = self.pos_emb.weight[: self.config.n_genes + 2]
+        full = self.token_emb(x.new_zeros(1)).expand(len(places), -1).clone()
+        if masked is not None:
+            full[masked[0]] = masked[1]
+        full[gene_id] = x.to(full.dtype)
+        return cast("Tensor", self.norm(self.decoder(self.decoder_embed(full + places))))
+
+    @torch.no_grad()
+    def gene_embeddings(self, tokens: Tokens, *, max_batch_tokens: int = 8192) -> Float[Tensor, "cell gene d_decoder"]:
+        """Vector of every gene of the model in each cell, from the decoder: upstream's output type "gene".
+
+        The part "gene" of the checkpoint is meant for it. A full-size cell takes about 20 s on one core and 40 MB; a
+        cell without tokens has NaN.
+
+        Raises:
+            ConfigError: the checkpoint has no weights of the decoder.
+        """
+        if self.decoder is None or self.config.decoder is None:
+            raise self._lacks_head("the decoder")
+        n_genes = self.config.n_genes
+        out = torch.full((tokens.n_cells, n_genes, self.config.decoder.d_model), torch.nan)
+        encoded = self.activations(tokens, ["final"], max_batch_tokens=max_batch_tokens)[FINAL]
+        device = self.pos_emb.weight.device
+        for cell in np.flatnonzero(tokens.lengths):
+            here = slice(*tokens.offsets[cell : cell + 2].tolist())
+            ids = torch.from_numpy(tokens.gene_id[here]).to(device)
+            out[cell] = self._decoded(encoded[here].to(device), ids)[:n_genes].float().cpu()
+        return out
 
     def prediction_error(
         self, x: Float[Tensor, "row position d_model"], batch: Batch, masked: MaskedGeneBatch
@@ -259,12 +309,16 @@ class ScFoundation(FoundationModel):
 
 
 def scfoundation_from_weights(
-    config: ScFoundationConfig, vocabulary: Vocabulary, weights: Mapping[str, Tensor]
+    config: ScFoundationConfig,
+    vocabulary: Vocabulary,
+    weights: Mapping[str, Tensor],
+    *,
+    resolution: Resolution = T4,
 ) -> ScFoundation:
     """Model with the weights of one part of `models.ckpt`, whose names may have the prefix `model.`.
 
     Raises:
-        CheckpointError: a weight is missing, unexpected or of another shape.
+        CheckpointError: a weight is missing, unexpected or of another shape, or an adapter is among them.
     """
     named = {_canonical(key): value.float() for key, value in weights.items()}
     has_decoder = any(key.startswith(_DECODER) for key in named)
@@ -272,7 +326,7 @@ def scfoundation_from_weights(
     if config.decoder is None:
         ignored = tuple(sorted(key for key in named if key.startswith(_DECODER)))
     with torch.random.fork_rng(devices=[]):
-        model = ScFoundation(config, vocabulary, with_decoder=has_decoder).eval()
+        model = ScFoundation(config, vocabulary, with_decoder=has_decoder, resolution=resolution).eval()
     load_weights(
         model, {key: value for key, value in named.items() if key not in ignored}, what="the config", official=_official
     )

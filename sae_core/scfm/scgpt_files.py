@@ -13,7 +13,6 @@ rows. The genes of the official vocabulary are also refused in another order tha
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -21,7 +20,15 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sae_core.checkpoint_files import digest_files, read_json, read_text, read_weights, weight_files, wrong_rows
+from sae_core.checkpoint_files import (
+    digest_files,
+    digest_names,
+    read_json,
+    read_text,
+    read_weights,
+    weight_files,
+    wrong_rows,
+)
 from sae_core.errors import CheckpointError
 from sae_core.json_fields import JsonFields
 from sae_core.scfm.scgpt import ScGPT, ScGPTConfig, canonical_name, scgpt_from_weights, sizes_of
@@ -230,8 +237,8 @@ def _check_vocabulary(vocabulary: Vocabulary, path: Path, n_rows: int, *, n_in_f
             likely=_likely_vocabulary(path, n_rows),
         )
     genes = [token for token in vocabulary.tokens if token not in SPECIAL]
-    in_order = _OFFICIAL.get(_digest(sorted(genes)))
-    if in_order is not None and _digest(genes) != in_order and not own:
+    in_order = _OFFICIAL.get(digest_names(sorted(genes)))
+    if in_order is not None and digest_names(genes) != in_order and not own:
         raise CheckpointError(
             f"{path.name} names the {len(genes)} genes of an official vocabulary in another order than that has, so "
             'genes would get the rows of others; give the official file, or add "own_vocabulary": true to args.json if '
@@ -249,10 +256,6 @@ def _likely_vocabulary(path: Path, n_rows: int) -> str:
             except CheckpointError:
                 continue
     return _LIKELY.get(n_rows, "the vocab.json that was saved with this checkpoint")
-
-
-def _digest(names: list[str]) -> str:
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
 
 def _written_args(weights: Mapping[str, Tensor]) -> dict[str, object]:

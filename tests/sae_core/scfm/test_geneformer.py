@@ -194,6 +194,56 @@ def test_parts_that_are_not_used_are_listed_and_a_classifier_has_no_head(write_g
         model.pretraining_loss(tokens)
 
 
+HEADS = (
+    "classification_heads.0.weight",
+    "classification_heads.1.bias",
+    "attention_pool.attention_weights.weight",
+    "regression_head.0.weight",
+    "qa_outputs.bias",
+    "cls.seq_relationship.weight",
+    "bert.pooler.dense.weight",
+    "some_projector.net.2.weight",
+)
+
+
+def test_heads_of_other_tasks_do_not_block_reading(write_geneformer: Write) -> None:
+    extra = {name: torch.zeros(3) for name in HEADS}
+    tuned = load_model(write_geneformer("tuned", edit=lambda w: w | extra))
+    plain = load_model(write_geneformer("plain"))
+    assert {name.removeprefix("bert.") for name in HEADS} == set(tuned.ignored_weights)
+    assert all(torch.equal(tuned.state_dict()[key], value) for key, value in plain.state_dict().items())
+    assert "classification_heads" in " ".join(tuned.notes)
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "model."])
+def test_names_of_wrappers_are_taken_off(write_geneformer: Write, wrapper: str) -> None:
+    tuned = load_model(write_geneformer("tuned", edit=lambda w: {wrapper + key: v for key, v in w.items()}))
+    plain = load_model(write_geneformer("plain"))
+    assert all(torch.equal(tuned.state_dict()[key], value) for key, value in plain.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "name", ["bert.encoder.layer.0.attention.self.query.lora_A.default.weight", "adapter.down.weight"]
+)
+def test_an_adapter_is_named_and_refused_with_what_to_do(write_geneformer: Write, name: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"{re.escape(name)}.*merge_and_unload"):
+        load_model(write_geneformer(edit=lambda w: w | {name: torch.zeros(2, 16)}))
+
+
+def test_a_config_without_a_model_type_is_recognised_by_its_fields(write_geneformer: Write) -> None:
+    assert isinstance(load_model(write_geneformer("null", config={"model_type": None})), Geneformer)
+    with pytest.raises(CheckpointError, match="known family"):
+        load_model(write_geneformer("other", config={"model_type": "gpt2"}))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("vocab_size", "many"), ("num_hidden_layers", None), ("num_attention_heads", 3)]
+)
+def test_a_wrong_field_of_the_config_is_named(write_geneformer: Write, name: str, value: object) -> None:
+    with pytest.raises(CheckpointError, match=name):
+        load_model(write_geneformer(config={name: value}))
+
+
 @pytest.mark.parametrize(
     "key",
     [
@@ -212,8 +262,8 @@ def test_a_missing_weight_is_named(write_geneformer: Write, key: str) -> None:
 
 
 def test_an_unexpected_weight_and_an_untied_decoder_are_named(write_geneformer: Write) -> None:
-    extra = {"bert.encoder.layer.3.output.dense.bias": torch.zeros(16), "lora.weight": torch.zeros(1)}
-    with pytest.raises(CheckpointError, match=r"bert\.encoder\.layer\.3\.output\.dense\.bias; .*lora\.weight"):
+    extra = {"bert.encoder.layer.3.output.dense.bias": torch.zeros(16), "bert.embeddings.more": torch.zeros(1)}
+    with pytest.raises(CheckpointError, match=r"embeddings\.more; .*encoder\.layer\.3\.output\.dense\.bias"):
         load_model(write_geneformer("extra", edit=lambda w: w | extra))
     untied = {"cls.predictions.decoder.weight": torch.zeros(44, 16)}
     with pytest.raises(CheckpointError, match=r"cls\.predictions\.decoder\.weight"):
@@ -239,7 +289,47 @@ def test_dictionaries_of_both_versions_side_by_side_are_told_apart(write_genefor
     for path in (tmp_path / "home" / "geneformer").iterdir():
         path.rename(tmp_path / "home" / path.name)
     assert load_model(one).readouts == ("mean",)
-    assert load_model(two).readouts == ("mean", "cls")
+    assert load_model(two).readouts == ("cls", "mean")
+
+
+def test_fine_tuned_models_of_the_official_repository_find_its_dictionaries(
+    write_geneformer: Write, tmp_path: Path
+) -> None:
+    home = tmp_path / "Geneformer"
+    one = write_geneformer("Geneformer/fine_tuned_models/one", version=1, dictionaries="../../geneformer/x")
+    two = write_geneformer("Geneformer/fine_tuned_models/two", version=2, dictionaries="../../geneformer")
+    deeper = write_geneformer(
+        "Geneformer/fine_tuned_models/two/checkpoint-9", version=2, dictionaries="../../../geneformer"
+    )
+    (home / "geneformer" / "x").rename(home / "geneformer" / "gene_dictionaries_30m")
+    assert load_model(one).readouts == ("mean",)
+    assert load_model(two).readouts == load_model(deeper).readouts == ("cls", "mean")
+    linked = tmp_path / "linked"
+    linked.symlink_to(two)
+    assert load_model(linked).digest == load_model(two).digest
+
+
+def test_dictionaries_may_be_named_and_then_no_others_are_taken(write_geneformer: Write, tmp_path: Path) -> None:
+    here, away = write_geneformer("here/model"), write_geneformer("away/model", dictionaries="../only")
+    only = tmp_path / "away" / "only"
+    names = {f"OTHER{i}": f"ENSG{i + 1:011d}" for i in range(40)}
+    (only / "gene_name_id_dict_gc104M.pkl").write_bytes(pickle.dumps(names))
+    with pytest.raises(CheckpointError, match=r"44 tokens.*--dictionaries DIR"):
+        load_model(away)
+    model = load_model(away, dictionaries=only)
+    assert model.match_genes(["OTHER3"]).n_matched == 1
+    assert load_model(here, dictionaries=only).digest != load_model(here).digest
+    assert str(only) in " ".join(model.notes)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"found: none"):
+        load_model(here, dictionaries=tmp_path / "empty")
+    with pytest.raises(CheckpointError, match=r"nowhere.*no folder"):
+        load_model(here, dictionaries=tmp_path / "nowhere")
+
+
+def test_rows_of_the_embedding_and_vocab_size_must_agree(write_geneformer: Write) -> None:
+    with pytest.raises(CheckpointError, match=r"44 rows.*vocab_size 42"):
+        load_model(write_geneformer(config={"vocab_size": 42}))
 
 
 def test_a_folder_without_dictionaries_says_where_to_put_them(write_geneformer: Write) -> None:
@@ -266,15 +356,19 @@ def test_v2_collapses_outdated_ids_and_aliases(write_geneformer: Write) -> None:
     np.testing.assert_array_equal(match.token_id[:4], [4, 5, 11, 12])
 
 
-def test_a_gene_without_a_median_never_matches(write_geneformer: Write) -> None:
+def test_a_gene_without_a_median_and_a_median_of_zero_are_refused(write_geneformer: Write) -> None:
     folder = write_geneformer()
     path = folder / "gene_median_dictionary_gc104M.pkl"
     medians = read_dictionary(path)
-    del medians["ENSG00000000001"]
-    path.write_bytes(pickle.dumps(medians))
-    assert load_model(folder).match_genes(["GENE0", "GENE1", "<cls>"]).matched.tolist() == [False, True, False]
     path.write_bytes(pickle.dumps(medians | {"ENSG00000000002": 0.0}))
     with pytest.raises(CheckpointError, match=r"ENSG00000000002: 0\.0"):
+        load_model(folder)
+    del medians["ENSG00000000001"]
+    path.write_bytes(pickle.dumps(medians))
+    with pytest.raises(CheckpointError, match=r"1 of the 40 genes .*39 .*ENSG00000000001"):
+        load_model(folder)
+    path.write_bytes(pickle.dumps(dict.fromkeys(medians, "x")))
+    with pytest.raises(CheckpointError, match=r"gene_median.*'x'"):
         load_model(folder)
 
 
@@ -302,6 +396,44 @@ def test_the_real_dictionaries_are_read_from_pickles_as_from_json(
     match = plain.vocabulary.match(markers)
     assert match.n_matched == len(markers)
     assert match.token_id[1] == match.token_id[3]
+
+
+COMPANIONS = ("gene_median_dictionary.json", "gene_name_id_dict.json", "ensembl_mapping_dict.json")
+
+
+@pytest.mark.parametrize(("version", "n_tokens"), [(1, 25426), (2, 20275)])
+def test_dictionaries_of_the_other_release_are_refused_with_both_numbers(
+    vocab: Path, tmp_path: Path, version: int, n_tokens: int
+) -> None:
+    own, other = vocab / f"geneformer_v{version}", vocab / f"geneformer_v{3 - version}"
+    n_other = {25426: 20275, 20275: 25426}[n_tokens]
+    with pytest.raises(
+        CheckpointError, match=rf"the {n_tokens} tokens.*V{version}.*{n_other} tokens.*token_dictionary_gc"
+    ):
+        find_dictionaries(tmp_path, n_tokens=n_tokens, dictionaries=other)
+    for name in COMPANIONS:
+        for path in tmp_path.iterdir():
+            path.unlink()
+        for path in own.glob("*.json"):
+            (tmp_path / path.name).symlink_to(path)
+        if not (other / name).is_file():
+            continue
+        (tmp_path / name).unlink(missing_ok=True)
+        (tmp_path / name).symlink_to(other / name)
+        n = len(json.loads((other / name).read_text()))
+        with pytest.raises(
+            CheckpointError, match=rf"{name} (has {n} entries|leads to).*{n_tokens - 2 * version}|{n_tokens}"
+        ):
+            find_dictionaries(tmp_path, n_tokens=n_tokens)
+
+
+def test_official_tokens_with_other_ids_are_refused(vocab: Path, tmp_path: Path) -> None:
+    ids = json.loads((vocab / "geneformer_v2" / "token_dictionary.json").read_text())
+    a, b = "ENSG00000000003", "ENSG00000000419"
+    (tmp_path / "token_dictionary.json").write_text(json.dumps(ids | {a: ids[b], b: ids[a]}))
+    (tmp_path / COMPANIONS[0]).symlink_to(vocab / "geneformer_v2" / COMPANIONS[0])
+    with pytest.raises(CheckpointError, match=r"V2 with other ids"):
+        find_dictionaries(tmp_path, n_tokens=20275)
 
 
 @pytest.mark.parametrize("version", [1, 2])

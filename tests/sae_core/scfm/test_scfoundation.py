@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import argparse
 import math
+import pickle
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +18,7 @@ from sae_core.errors import CheckpointError, ConfigError, TokenizationError
 from sae_core.scfm import GeneMatch, ScFoundation, Site, Tokens, load_model
 from sae_core.scfm.scfoundation_decoder import Performer
 from sae_core.scfm.scfoundation_files import read_gene_list
-from sae_core.scfm.scfoundation_tokenizer import ScFoundationTokenizer
+from sae_core.scfm.scfoundation_tokenizer import Resolution, ScFoundationTokenizer
 
 Write = Callable[..., Path]
 N_GENES, D = 40, 16
@@ -225,7 +228,7 @@ def test_another_encoder_and_a_lacking_setting_are_refused(write_scfoundation: W
     content = torch.load(folder / "models.ckpt", weights_only=True)
     del content["cell"]["config"]["model_config"]["mae_autobin"]["bin_alpha"]
     torch.save(content, folder / "models.ckpt")
-    with pytest.raises(CheckpointError, match="'bin_alpha'"):
+    with pytest.raises(CheckpointError, match="bin_alpha"):
         load_model(folder)
 
 
@@ -241,6 +244,145 @@ def test_a_missing_or_wrong_gene_list_is_named(write_scfoundation: Write) -> Non
         load_model(folder)
     (folder.parent / "OS_scRNA_gene_index.19264.tsv").write_text(text)
     assert load_model(folder).vocabulary.n_genes == N_GENES
+
+
+def test_a_gene_list_of_another_size_is_refused_with_both_numbers(write_scfoundation: Write, scsae_data: Path) -> None:
+    folder = write_scfoundation()
+    official = scsae_data.parent / "vocab" / "scfoundation" / "OS_scRNA_gene_index.19264.tsv"
+    path = folder / official.name
+    path.write_text(official.read_text())
+    with pytest.raises(CheckpointError, match=r"19264 genes.* 40 genes.*OS_scRNA"):
+        load_model(folder)
+    lines = official.read_text().splitlines()
+    names = [line.split("\t")[0] for line in lines[1:]]
+    for wrong in (sorted(names, reverse=True), [names[1], names[0], *names[2:]]):
+        path.write_text("gene_name\tindex\n" + "".join(f"{name}\t{i}\n" for i, name in enumerate(wrong)))
+        with pytest.raises(CheckpointError, match=r"19264 genes of the official list with other indices"):
+            read_gene_list(path, n_genes=19264)
+    path.write_text("gene_name\tindex\nA\t0\nA\t1\n")
+    with pytest.raises(CheckpointError, match=r"1 genes twice"):
+        read_gene_list(path, n_genes=2)
+
+
+def test_rows_of_pos_emb_and_the_config_must_agree(write_scfoundation: Write) -> None:
+    longer = write_scfoundation(edit=lambda w: w | {"pos_emb.weight": torch.zeros(N_GENES + 5, D)})
+    with pytest.raises(CheckpointError, match=r"45 rows.*seq_len 42.*43"):
+        load_model(longer)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("t4", [4.0, 4.0]),
+        ("t4.5", [4.5, 4.5]),
+        ("a5", [6.0, 7.0]),
+        ("a-0.5", [0.5, 1.5]),
+        ("f1", [1.0, 2.0]),
+        ("f20", [math.log10(200), math.log10(2000)]),
+    ],
+)
+def test_the_resolution_is_a_target_an_addition_or_a_factor(text: str, expected: list[float]) -> None:
+    # as the authors' script has it: t T, a log10(total) + a, f log10(total * f); the totals are 10 and 100
+    x = sp.csr_matrix(np.array([[3, 1, 90, 6], [0, 100, 0, 0]], dtype=np.float32))
+    match = GeneMatch(token_id=np.array([2, 0, 5, 1]), matched=np.array([True, True, False, True]))
+    resolution = Resolution.parse(text)
+    made = ScFoundationTokenizer(target_id=8, source_id=9, resolution=resolution)
+    tokens = made(x.indptr, x.indices, x.data, match, seed=0)
+    np.testing.assert_allclose(tokens.value[tokens.gene_id == 8], expected, rtol=1e-6)
+    np.testing.assert_allclose(tokens.value[tokens.gene_id == 9], [1, 2], rtol=1e-6)
+    assert Resolution.parse(str(resolution)) == resolution
+
+
+@pytest.mark.parametrize("text", ["", "4", "t", "t0", "t-1", "tfour", "f0", "f-1", "anan", "tinf", "x4"])
+def test_another_resolution_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"allowed: t .*t4.*f1"):
+        Resolution.parse(text)
+
+
+def test_parts_and_resolutions_are_options_that_change_the_digest(write_scfoundation: Write, tmp_path: Path) -> None:
+    folder = write_scfoundation()
+    by_path, by_option = load_model(folder / "rde"), load_model(folder, part="rde")
+    assert by_path.digest == by_option.digest
+    deeper = load_model(folder, part="rde", resolution="t4.5")
+    assert isinstance(deeper, ScFoundation)
+    assert deeper.tokenizer.resolution == Resolution("t", 4.5)
+    assert load_model(folder, resolution="t4.0").digest == load_model(folder).digest
+    assert len({by_path.digest, deeper.digest, load_model(folder).digest}) == 3
+    assert "t4.5" in " ".join(deeper.notes)
+    with pytest.raises(CheckpointError, match=r"'rde'.*'gene'"):
+        load_model(folder / "rde", part="gene")
+    with pytest.raises(ConfigError, match=r"dictionaries.*scfoundation.*geneformer"):
+        load_model(folder, dictionaries=tmp_path)
+    with pytest.raises(ConfigError, match=r"part.*scgpt.*scfoundation"):
+        load_model("mini", part="rde")
+
+
+def test_a_file_of_one_model_has_no_parts(write_scfoundation: Write) -> None:
+    folder = write_scfoundation()
+    content = torch.load(folder / "models.ckpt", weights_only=True)
+    expected = load_model(folder, part="rde").state_dict()
+    for path in (folder / "mine.ckpt", folder / "models.ckpt"):
+        torch.save(content["rde"], path)
+        for given in (path, folder) if path.name == "models.ckpt" else (path,):
+            state = load_model(given).state_dict()
+            assert all(torch.equal(state[key], value) for key, value in expected.items())
+    with pytest.raises(CheckpointError, match=r"no part 'rde'"):
+        load_model(folder, part="rde")
+
+
+class _Settings(dict[str, object]):
+    """A config of some other package: a dictionary with attributes."""
+
+
+def test_paths_numpy_scalars_and_other_dictionaries_in_the_config_are_read(write_scfoundation: Write) -> None:
+    folder = write_scfoundation()
+    content = torch.load(folder / "models.ckpt", weights_only=True)
+    expected = load_model(folder).state_dict()
+    for part in content.values():
+        config = part["config"]
+        sizes = config["model_config"]["mae_autobin"]
+        sizes |= {"bin_num": np.int64(sizes["bin_num"]), "bin_alpha": np.float32(0.7), "save": Path("/data/runs")}
+        sizes["encoder"] = _Settings(sizes["encoder"])
+        part["config"] = _Settings(config, logger=argparse.Namespace(level=1), device=torch.device("cuda:0"))
+        part["state_dict"] = OrderedDict(part["state_dict"])
+    torch.save(content, folder / "models.ckpt")
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(folder / "models.ckpt", weights_only=True)
+    state = load_model(folder).state_dict()
+    assert all(torch.equal(state[key], value) for key, value in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("seq_len", "many"), ("bin_num", [7]), ("bin_alpha", {}), ("encoder", 3), ("pad_token_id", None)],
+)
+def test_a_setting_of_another_kind_is_named(write_scfoundation: Write, name: str, value: object) -> None:
+    folder = write_scfoundation()
+    content = torch.load(folder / "models.ckpt", weights_only=True)
+    content["cell"]["config"]["model_config"]["mae_autobin"] |= {name: value}
+    content["cell"]["config"]["dataset_config"]["rnaseq"].pop(name, None)
+    torch.save(content, folder / "models.ckpt")
+    with pytest.raises(CheckpointError, match=name):
+        load_model(folder)
+
+
+def test_gene_embeddings_are_the_decoders_vectors_of_all_genes(
+    write_scfoundation: Write, tokenize: Callable[..., Tokens]
+) -> None:
+    folder = write_scfoundation()
+    model, w = load_model(folder, part="gene"), weights_of(folder, "gene")
+    assert isinstance(model, ScFoundation)
+    tokens = tokenize(model)
+    found = model.gene_embeddings(tokens)
+    assert found.shape == (12, N_GENES, 8)
+    assert found[tokens.lengths == 0].isnan().all()
+    here = slice(*tokens.offsets[4:6])
+    ids = torch.from_numpy(tokens.gene_id[here])
+    full = model.token_emb(torch.zeros(N_GENES + 2)).detach().clone()
+    full[ids] = by_torch(w, ids, torch.from_numpy(tokens.value[here]))[-1]
+    full = F.linear(full + w["pos_emb.weight"][: N_GENES + 2], w["decoder_embed.weight"], w["decoder_embed.bias"])
+    expected = F.layer_norm(performer_by_hand(w, full), (8,), w["norm.weight"], w["norm.bias"])[:N_GENES]
+    torch.testing.assert_close(found[4], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_the_real_gene_list_is_read(scsae_data: Path) -> None:
