@@ -24,7 +24,7 @@ from feature_store.associations.inputs import Bools
 from feature_store.associations.matching import Dead, Matches, match_codes, match_directions, summarise
 from feature_store.cells import read_cells, read_splits
 from feature_store.codes import CodesRun, cells_with_tokens, load_cell_codes
-from feature_store.query.runs import resolve_run
+from feature_store.query.runs import newest_run, resolve_run
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import Layout, RunInfo
 from feature_store.storage.plans import CellsPlan, MatchPlan, SAEPlan, constants_of
@@ -62,15 +62,11 @@ def match(options: MatchOptions, store: Path) -> list[StageResult]:
     """
     layout = Layout(store)
     check_before_work(layout)
-    sae = _SAE.of(resolve_run(layout, "saes", options.sae, option="--sae"))
-    if not options.other:
-        known = [info.run for info in layout.runs("saes") if info.complete and info.run != sae.run]
-        raise UsageError(
-            f"no --other was given to match {_name(sae)} with; "
-            + (f"there are {', '.join(known)}" if known else "it is the only one: train another with `scsae train`")
-        )
     named = [resolve_run(layout, "saes", other, option="--other") for other in options.other]
     others = [_SAE.of(info) for info in dict.fromkeys(named)]
+    sae = _SAE.of(_matched(layout, options.sae, [other.run for other in others]))
+    if not others:
+        raise UsageError(f"no --other was given to match {_name(sae)} with; {_commands(layout, sae.run)}")
     plans = [_plan(layout, sae, other, options) for other in others]
     results = []
     for other, plan in zip(others, plans, strict=True):
@@ -106,10 +102,26 @@ def match(options: MatchOptions, store: Path) -> list[StageResult]:
     return results
 
 
+def _matched(layout: Layout, named: str | None, others: Sequence[str]) -> RunInfo:
+    """Return the SAE whose features are matched: the one that is named, else the newest that is none of the others."""
+    if named is None:
+        return newest_run(layout, "saes", but=others)
+    return resolve_run(layout, "saes", named, option="--sae")
+
+
+def _commands(layout: Layout, sae: str) -> str:
+    """Return a sentence with the command that matches an SAE with each other one of the store."""
+    known = [info.run for info in layout.runs("saes") if info.complete and info.run != sae]
+    if not known:
+        return f"it is the only one: train another with `scsae train --seed 1 --store {layout.root}`"
+    commands = [f"`scsae match --sae {sae} --other {other} --store {layout.root}`" for other in known]
+    return f"there are {len(known)} others: {', '.join(commands)}"
+
+
 def _plan(layout: Layout, sae: _SAE, other: _SAE, options: MatchOptions) -> MatchPlan:
     """Return the plan of a match; it holds the two SAEs in the order of their names, so either order gives one plan."""
     if sae.run == other.run:
-        raise UsageError(f"--other was {other.run!r}, the SAE itself; give another one")
+        raise UsageError(f"--other was {other.run!r}, the SAE itself; {_commands(layout, sae.run)}")
     shared = _share_space(sae, other)
     method: Method
     if options.method == "auto":
@@ -185,9 +197,10 @@ def _codes_of_same_cells(layout: Layout, pair: Sequence[_SAE]) -> tuple[CodesRun
             if cells == same:
                 return one, two
     dataset = next((run.plan.dataset for _, run in (*a, *b)), pair[0].plan.dataset)
-    digest = _digest_of(layout, dataset)
-    lacking = [sae for sae, runs in zip(pair, (a, b), strict=True) if digest not in {cells[0] for cells, _ in runs}]
-    commands = " and ".join(f"`{_encode_command(layout, sae, dataset)}`" for sae in lacking or pair)
+    pooling = next((run.plan.pooling for _, run in (*a, *b)), "max")
+    wanted = (_digest_of(layout, dataset), pooling)
+    lacking = [sae for sae, runs in zip(pair, (a, b), strict=True) if wanted not in {cells for cells, _ in runs}]
+    commands = " and ".join(f"`{_encode_command(layout, sae, dataset, pooling)}`" for sae in lacking)
     raise UsageError(
         f"{_name(pair[0])} and {_name(pair[1])} are compared by their codes of the same cells, pooled alike, and there "
         f"are none of both; make them with {commands}"
@@ -198,14 +211,17 @@ def _digest_of(layout: Layout, dataset: str) -> str:
     return CellsPlan.of(commit.Run.open(layout.cells_dir(dataset))).digest
 
 
-def _encode_command(layout: Layout, sae: _SAE, dataset: str) -> str:
+def _encode_command(layout: Layout, sae: _SAE, dataset: str, pooling: str) -> str:
     """Return the command that encodes the cells of a data set with an SAE."""
-    command = f"scsae encode --sae {sae.run} --store {layout.root}"
+    command = f"scsae encode --sae {sae.run} --store {layout.root}{'' if pooling == 'max' else f' --pooling {pooling}'}"
     if sae.plan.dataset == dataset:
         return command
-    paths = load_source_location(layout, dataset)["path"]
-    plan = CellsPlan.of(commit.Run.open(layout.cells_dir(dataset)))
-    columns = {"donor": plan.donor, "batch": plan.batch, "cell-type": plan.cell_type, "split": plan.split_column}
+    where = load_source_location(layout, dataset)
+    paths, plan = where["path"], CellsPlan.of(commit.Run.open(layout.cells_dir(dataset)))
+    columns = {
+        **{"matrix": where["matrix"], "donor": plan.donor, "batch": plan.batch, "cell-type": plan.cell_type},
+        "split": plan.split_column,
+    }
     given = [("--data", path) for path in ([paths] if isinstance(paths, str) else paths)]
     given += [(f"--{option}", column) for option, column in columns.items() if column is not None]
     given += [("--label", label) for label in plan.labels]

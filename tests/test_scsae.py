@@ -44,7 +44,7 @@ def test_the_whole_job_runs_through_the_door(ray_local, tiny_data, tiny_model, t
     assert scsae.open(store, codes=encoded.run).lineage.codes == encoded.run
     assert scsae.load_sae(trained.path).config.n_features == 48
     assert scsae.load_model(tiny_model).d_model == 16
-    assert scsae.plots.dotplot(opened, show=False) is not None
+    assert scsae.plots.dotplot(opened, [0, 1], show=False) is not None
 
 
 def test_the_cells_are_looked_at_without_writing(tiny_data, tiny_model, tmp_path, monkeypatch):

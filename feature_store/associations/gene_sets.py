@@ -74,7 +74,7 @@ def read_gmt(path: str | Path, *, collection: str | None = None) -> GeneSets:
     path = Path(path)
     names, descriptions, genes = [], [], []
     # careful: splitlines would also split at characters that are part of a name
-    for number, line in enumerate(read_text(path, "the gene-set file", latin1=True).split("\n"), start=1):
+    for number, line in enumerate(_read(path).split("\n"), start=1):
         if not line.strip():
             continue
         fields = [field.strip() for field in line.split("\t")]
@@ -93,6 +93,11 @@ def read_gmt(path: str | Path, *, collection: str | None = None) -> GeneSets:
         descriptions=tuple(descriptions),
         genes=tuple(genes),
     )
+
+
+def _read(path: Path) -> str:
+    wanted = "a .gmt file (name, description, genes; tab-separated)"
+    return read_text(path, "the gene-set file", wanted=wanted, latin1=True)
 
 
 def read_collections(paths: Sequence[str | Path]) -> tuple[GeneSets, ...]:
@@ -159,7 +164,7 @@ def refuse_without_shared_genes(collections: Sequence[GeneSets], genes: Sequence
     """Raise InputError for a collection of which no set shares a gene with `genes`."""
     for sets in collections:
         if not any(sets.n_shared(genes)):
-            raise InputError(f"{_unshared(sets, genes)}; give sets of the names that the data have")
+            raise InputError(f"{_unshared(sets, genes)}. Give sets of the names that the data have")
 
 
 def _unshared(sets: GeneSets, genes: Sequence[str]) -> str:
@@ -170,6 +175,6 @@ def _unshared(sets: GeneSets, genes: Sequence[str]) -> str:
     in_case = next(((gene, folded[gene.casefold()]) for gene in members if gene.casefold() in folded), None)
     hint = f"the sets have {', '.join(members[:3])}; the data have {', '.join(list(genes)[:3])}"
     if in_case is not None:
-        hint = f"the names differ in upper and lower case ({in_case[0]} and {in_case[1]}): sets of another species?"
+        hint = f"the names differ in upper and lower case ({in_case[0]} and {in_case[1]}), as those of two species do"
     said = f"{len(alone)} of {len(sets.names)} gene sets of {sets.collection!r} share no gene with the data"
     return f"{said}: {which}; {hint}"

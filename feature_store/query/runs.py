@@ -10,7 +10,7 @@ type (`scsae forget` where the run was deleted on purpose). Runs that are named 
 their stage made are passed over. Two small files are read for a run.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
 
@@ -77,8 +77,8 @@ def resolve_any_run(layout: Layout, run: str) -> RunInfo:
     return _one_named(every, run, option="RUN", where=f"runs in {layout.root}", show_kind=True)
 
 
-def newest_run(layout: Layout, kind: str) -> RunInfo:
-    """Return the newest complete run of a kind that is no control.
+def newest_run(layout: Layout, kind: str, *, but: Collection[str] = ()) -> RunInfo:
+    """Return the newest complete run of a kind that is no control, and none of `but` unless there is no other.
 
     Raises:
         NotFoundError: there is none; the message names the command that makes one, or the controls, to be named.
@@ -86,7 +86,7 @@ def newest_run(layout: Layout, kind: str) -> RunInfo:
     """
     found = _candidates(layout, kind, {})
     if found.others:
-        return found.others[0]
+        return next((info for info in found.others if info.run not in but), found.others[0])
     if found.current:
         named = ", ".join(f"{info.run} ({control})" for info, control in found.current)
         raise NotFoundError(

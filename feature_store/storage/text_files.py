@@ -26,8 +26,9 @@ _MARKS: Mapping[bytes, str] = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-1
 _ARCHIVE = b"PK\x03\x04"
 
 
-def read_text(path: str | Path, what: str, *, latin1: bool = False) -> str:
-    """The text of a file, with all ends of lines as newlines; `what` names the kind of file in errors.
+def read_text(path: str | Path, what: str, *, wanted: str, latin1: bool = False) -> str:
+    """The text of a file, with all ends of lines as newlines; `what` and `wanted` name the file and
+    its kind in errors, such as "the recipe" and "a YAML file".
 
     Raises:
         NotFoundError: there is no such file.
@@ -36,16 +37,16 @@ def read_text(path: str | Path, what: str, *, latin1: bool = False) -> str:
     """
     path = Path(path)
     if path.is_dir():
-        raise InputError(f"{what} {path} is a folder; give a file")
+        raise InputError(f"{what} {path} is a folder; give {wanted}")
     if not path.exists():
-        raise NotFoundError(f"{what} {path} does not exist; give the path of a file")
+        raise NotFoundError(f"{what} {path} does not exist; give {wanted}")
     refuse_unfetched(path)
     content = _content(path, what)
     if content.startswith(_ARCHIVE):
         raise InputError(f"{what} {path} is a zip archive; unpack it, and give the file inside")
     encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
     if encoding != "utf-16" and b"\0" in content[:65_536]:
-        raise InputError(f"{what} {path} is a binary file; give a text file")
+        raise InputError(f"{what} {path} is a binary file; give {wanted}")
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:

@@ -11,7 +11,7 @@ from pipelines.config.compare import BaselineOptions, MatchOptions
 from pipelines.config.encode import EncodeOptions
 from pipelines.config.extract import DataOptions, ExtractOptions, ForwardOptions
 from pipelines.config.options import ActorOptions, CellOptions, Options, check, option_help, parse_size
-from pipelines.config.recipe import PARENTS, Recipe, load_recipe
+from pipelines.config.recipe import PARENTS, Recipe, load_recipe, recipe_text
 from pipelines.config.steer import SteerOptions
 from pipelines.config.train import TrainOptions
 
@@ -41,4 +41,5 @@ __all__ = [
     "load_recipe",
     "option_help",
     "parse_size",
+    "recipe_text",
 ]

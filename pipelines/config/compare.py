@@ -21,7 +21,7 @@ class MatchOptions(Options):
     """
 
     sae: str | None = None
-    """SAE run whose features are matched; default: the newest."""
+    """SAE run whose features are matched; default: the newest that is no `other`."""
     other: tuple[str, ...] = ()
     """SAE run to match with; may be repeated."""
     method: Literal["auto", "cosine", "pearson", "spearman"] = "auto"

@@ -5,6 +5,7 @@ from pathlib import Path
 import pydantic
 import yaml
 
+from feature_store.errors import StoreError
 from feature_store.storage.text_files import read_text
 from pipelines.config.associate import AssociateOptions
 from pipelines.config.encode import EncodeOptions
@@ -78,15 +79,18 @@ class Recipe(Options):
         return self
 
 
-def load_recipe(path: Path) -> Recipe:
-    """Read a YAML recipe.
-
-    Raises:
-        NotFoundError, InputError: there is no such file, or it is no text (`storage.text_files`).
-        UsageError: the text is no YAML, or a key or value is not allowed.
-    """
+def recipe_text(path: Path) -> str:
+    """Return the text of a recipe; raise UsageError for a file that is missing or no text."""
     try:
-        values = yaml.safe_load(read_text(path, "the recipe"))
+        return read_text(path, "the recipe", wanted="a YAML file, saved as UTF-8")
+    except StoreError as error:
+        raise UsageError(str(error)) from None
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a YAML recipe; raise UsageError for a file that is missing or no text, invalid YAML or an unknown key."""
+    try:
+        values = yaml.safe_load(recipe_text(path))
     except yaml.YAMLError as error:
         raise UsageError(f"the recipe {path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from feature_store.storage.hashing import run_id
-from feature_store.storage.text_files import read_text
-from pipelines.config import DEFAULT_STORE, Recipe, load_recipe
+from pipelines.config import DEFAULT_STORE, Recipe, load_recipe, recipe_text
 from pipelines.errors import RunFailedError, UsageError
 from pipelines.runtime.job_log import JobLog, print_notice
 
@@ -49,7 +48,7 @@ def submit_recipe(recipe: Path, *, store: str | None, address: str, env: Sequenc
     refuse_relative(checked, target)
     variables = parse_env(env)
     client = _connect(address)
-    text = read_text(recipe, "the recipe")
+    text = recipe_text(recipe)
     job = _start(client, job_id(text, target, variables), entrypoint(text, target), variables)
     if not wait:
         sys.stdout.write(f"{job}\n")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -18,6 +19,7 @@ from sealed_files import rewrite_sealed
 from sklearn.metrics import roc_auc_score
 from stored_bytes import contents_of
 
+from feature_store import FeatureStore
 from feature_store.cells import expression_matrix, open_source, read_cells, write_cells
 from feature_store.codes import CodesRun, load_statistics
 from feature_store.errors import InputError, NotFoundError
@@ -197,6 +199,25 @@ def test_gene_sets_come_from_the_files_named(own_store, without_actors, chain, t
     assert sets["overlap"].max() <= 10
 
 
+def test_sets_without_a_gene_of_the_data_are_named_and_a_file_without_any_is_refused(
+    own_store, without_actors, tmp_path, capsys
+):
+    gmt = tmp_path / "programs.gmt"
+    gmt.write_text("some\t\tGENE1\nmouse\t\tGene2\tGene3\n")
+    found = associate(AssociateOptions(gmt=(gmt,)), own_store)
+    said = " ".join(capsys.readouterr().err.split())
+    assert re.search("1 of 2 gene sets of 'programs'.*mouse.*Gene2 and GENE2", said)
+    listed = FeatureStore.open(own_store, associations=found.run).sql(
+        "SELECT gene_set FROM gene_sets WHERE n_shared = 0"
+    )
+    assert listed.rows() == [("mouse",)]
+    gmt.write_text("mouse\t\tGene2\tGene3\n")
+    known = set(Layout(own_store).runs("associations"))
+    with pytest.raises(InputError, match=r"'programs'.*mouse.*Gene2 and GENE2"):
+        associate(AssociateOptions(gmt=(gmt,)), own_store)
+    assert set(Layout(own_store).runs("associations")) == known
+
+
 def test_the_same_gene_sets_in_a_file_of_another_place_are_the_same_run(own_store, without_actors, tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
@@ -209,7 +230,7 @@ def test_the_same_gene_sets_in_a_file_of_another_place_are_the_same_run(own_stor
 @pytest.mark.parametrize(
     ("content", "error", "words"),
     [
-        (None, NotFoundError, r"no gene-set file .*sets\.gmt; give a \.gmt file"),
+        (None, NotFoundError, r"gene-set file .*sets\.gmt .*give a \.gmt file"),
         ("one\tdescription\tGENE1\ntwo\tonly a description\n", InputError, r"sets\.gmt, line 2.*at least one gene"),
         ("a name and genes by spaces GENE1 GENE2\n", InputError, r"line 1.*tab-separated"),
         ("\n\n", InputError, "no set in it"),
@@ -286,7 +307,7 @@ def test_a_damaged_table_is_named_by_verify_and_written_again_to_the_same_bytes(
 def test_a_kill_between_two_tables_costs_only_the_tables_that_lack(own_store):
     folder = Layout(own_store).latest("associations").path
     calm = {name: commit.Run.open(folder / name).manifest() for name in ASSOCIATION_TABLES}
-    for name in ASSOCIATION_TABLES[2:]:
+    for name in ASSOCIATION_TABLES[-3:]:
         (folder / name / "MANIFEST.json").unlink()
         (folder / name / "part-00000.json").unlink()
     again = associate(AssociateOptions(), own_store)

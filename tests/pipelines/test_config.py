@@ -2,8 +2,10 @@
 
 import pytest
 
+from feature_store.errors import NotFoundError
 from pipelines.config import ExtractOptions, Recipe, TrainOptions, check, load_recipe, parse_size
 from pipelines.errors import UsageError
+from pipelines.recipe import run_recipe
 
 
 @pytest.mark.parametrize(
@@ -60,6 +62,24 @@ def test_a_wrong_recipe_is_refused_with_what_is_wrong(tmp_path, text, words):
     file.write_text(text)
     with pytest.raises(UsageError, match=words):
         load_recipe(file)
+
+
+@pytest.mark.parametrize(
+    "content", [b"extract:\n  data: [d\xe4ta.h5ad]\n", b"\x89HDF\r\n\x1a\n\0", b"a: \x01b\n", None]
+)
+def test_a_recipe_that_is_no_text_is_refused_in_one_line(tmp_path, content):
+    file = tmp_path / "recipe.yaml"
+    file.mkdir() if content is None else file.write_bytes(content)
+    with pytest.raises(UsageError, match=r"recipe\.yaml") as refused:
+        load_recipe(file)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_gene_set_file_of_a_recipe_is_read_before_any_stage_runs(tmp_path):
+    values = {"extract": {"data": "cells.h5ad", "layer": ["1"]}, "associate": {"gmt": [str(tmp_path / "none.gmt")]}}
+    with pytest.raises(NotFoundError, match=r"none\.gmt"):
+        run_recipe(check(Recipe, values, "recipe"), tmp_path / "store")
+    assert not (tmp_path / "store").exists()
 
 
 def test_a_missing_recipe_is_named(tmp_path):

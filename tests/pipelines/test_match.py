@@ -192,6 +192,19 @@ def test_other_data_of_two_layers_are_compared_once_the_command_of_the_error_was
     assert result.done == 1
 
 
+def test_the_printed_command_works_and_the_newest_sae_may_be_named_as_the_other(four, own):
+    with pytest.raises(UsageError) as refused:
+        match(MatchOptions(), own)
+    commands = re.findall(r"`scsae ([^`]*)`", str(refused.value))
+    (command,) = [one for one in commands if f"--other {four.seed}" in one]
+    app(shlex.split(command), standalone_mode=False)
+    (same,) = match(MatchOptions(sae=four.cells, other=(four.seed,)), own)
+    assert same.reused == 1
+    # the newest that is not named is matched, here one of another layer
+    with pytest.raises(UsageError, match=f"scsae encode --sae {four.layer}"):
+        match(MatchOptions(other=(four.cells,)), own)
+
+
 def test_what_two_layers_lack_is_named_with_the_command_and_nothing_is_written(four, own):
     before = written(own)
     command = rf"make them with `scsae encode --sae {four.layer} --store [^`]*own`$"
@@ -203,9 +216,13 @@ def test_what_two_layers_lack_is_named_with_the_command_and_nothing_is_written(f
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({}, UsageError, "no --other was given to match saes/{first} .*; there are .*{seed}"),
+        (
+            {},
+            UsageError,
+            "no --other was given to match saes/{first} .*`scsae match --sae {first} --other {seed} --store",
+        ),
         ({"other": ("zzz",)}, NotFoundError, "--other was 'zzz', which names none of the complete saes runs"),
-        ({"other": ("{first}",)}, UsageError, "--other was '{first}', the SAE itself"),
+        ({"other": ("{first}",)}, UsageError, "--other was '{first}', the SAE itself; .*--other {seed}"),
         ({"other": ("{layer}",), "method": "cosine"}, UsageError, "--method was 'cosine', but .* different spaces"),
     ],
 )
@@ -219,7 +236,7 @@ def test_what_cannot_be_matched_is_refused_and_nothing_is_written(four, options,
 
 
 def test_the_only_sae_is_told_to_train_another(chain):
-    with pytest.raises(UsageError, match="it is the only one: train another with `scsae train`"):
+    with pytest.raises(UsageError, match="it is the only one: train another with `scsae train --seed 1"):
         match(MatchOptions(), chain.store)
 
 

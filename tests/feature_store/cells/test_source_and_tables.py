@@ -26,6 +26,7 @@ from feature_store.cells.splits import check_whole_units
 from feature_store.errors import InputError, PlanMismatchError
 from feature_store.storage.commit import Run
 from feature_store.storage.layout import Layout
+from feature_store.storage.plans import CellsPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -397,6 +398,22 @@ def test_cell_names_may_repeat(
     cells = write_cells(Layout(tmp_path / "s"), open_source(path))
     assert cells["cell_id"].unique().to_list() == ["same"]
     assert cells["cell_idx"].n_unique() == N_CELLS
+
+
+def test_numbers_are_labels_that_are_measured_as_numbers_and_names_of_cells_are_refused(
+    write_h5ad: Callable[..., Path], counts: np.ndarray, obs: pd.DataFrame, tmp_path: Path
+) -> None:
+    obs["barcode"] = [f"AAC{i}" for i in range(N_CELLS)]
+    layout = Layout(tmp_path / "store")
+    with open_source(write_h5ad(counts)) as source:
+        for options in ({"labels": ["note", "barcode"]}, {"cell_type": "barcode"}, {"batch": "age"}):
+            with pytest.raises(InputError, match=r"--(label|cell-type|batch) was '(barcode|age)'.*30 .*30 cells"):
+                write_cells(layout, source, **options)
+        assert not layout.root.exists()
+        cells = write_cells(layout, source, labels=["score", "age", "doublet", "note"], dataset="d")
+    plan = CellsPlan.of(Run.open(layout.cells_dir("d")))
+    assert plan.numbers == ("score", "age")
+    assert cells["score"].dtype == pl.Float64
 
 
 def test_an_unknown_obs_column_is_refused_with_the_nearest_and_nothing_is_written(

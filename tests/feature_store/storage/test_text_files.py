@@ -23,14 +23,14 @@ from feature_store.storage.text_files import plain_stem, read_text
 )
 def test_a_text_is_read_whatever_its_compression_mark_and_ends_of_lines(tmp_path, content):
     (tmp_path / "x.gmt").write_bytes(content)
-    assert read_text(tmp_path / "x.gmt", "the file") == "a\tb\nc"
+    assert read_text(tmp_path / "x.gmt", "the file", wanted="a text") == "a\tb\nc"
 
 
 def test_latin1_is_read_where_it_is_allowed(tmp_path):
     (tmp_path / "x").write_bytes(b"na\xefve")
-    assert read_text(tmp_path / "x", "the file", latin1=True) == "naïve"
+    assert read_text(tmp_path / "x", "the file", wanted="a text", latin1=True) == "naïve"
     with pytest.raises(InputError, match=r"0xef.*UTF-8"):
-        read_text(tmp_path / "x", "the recipe")
+        read_text(tmp_path / "x", "the recipe", wanted="a text")
 
 
 @pytest.mark.parametrize(
@@ -47,15 +47,15 @@ def test_latin1_is_read_where_it_is_allowed(tmp_path):
 def test_what_is_no_text_is_refused_in_one_line(tmp_path, content, said):
     (tmp_path / "x").write_bytes(content)
     with pytest.raises(InputError, match=said) as found:
-        read_text(tmp_path / "x", "the file", latin1=True)
+        read_text(tmp_path / "x", "the file", wanted="a text", latin1=True)
     assert "\n" not in str(found.value)
 
 
 def test_a_folder_and_a_missing_file_are_named(tmp_path):
     with pytest.raises(InputError, match="folder"):
-        read_text(tmp_path, "the recipe")
+        read_text(tmp_path, "the recipe", wanted="a text")
     with pytest.raises(NotFoundError, match="nothing"):
-        read_text(tmp_path / "nothing", "the recipe")
+        read_text(tmp_path / "nothing", "the recipe", wanted="a text")
 
 
 def test_the_collection_of_a_compressed_file_is_named_without_the_suffix_of_the_compression():
