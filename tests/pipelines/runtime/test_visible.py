@@ -1,11 +1,14 @@
 """Names, labels and errors that hold control characters or markup are printed as visible text, wherever they are."""
 
+import ast
 import io
+from pathlib import Path
 
 import polars as pl
 import pytest
 from rich.progress import Progress
 
+import pipelines
 from pipelines.runtime import progress
 from pipelines.runtime.output import Destination, console, print_frame
 from pipelines.runtime.progress import PlainConsole, progress_bar, stderr_console
@@ -87,3 +90,16 @@ def test_csv_and_json_are_visible_on_a_terminal_and_exact_in_a_file(tmp_path, ca
         assert b"\\u202e" in shown
         assert b"\x1b" not in shown
         assert shown.endswith(b"\n")
+
+
+def test_every_module_prints_through_the_consoles_that_make_text_visible():
+    found = []
+    for file in sorted(Path(pipelines.__file__).parent.rglob("*.py")):
+        for call in (node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)):
+            name = ast.unparse(call.func)
+            arguments = [ast.unparse(one) for one in call.args]
+            if name in ("print", "Console", "sys.stderr.write", "traceback.print_exc"):
+                found.append(f"{file.name}: {name}")
+            if name == "typer.echo" and not arguments[0].startswith("visible("):
+                found.append(f"{file.name}: {name}({arguments[0]})")
+    assert found == []
