@@ -124,7 +124,7 @@ BAD_INPUT = {
     "no data": ("extract --layer 1 --store new", ["Missing argument", "--help"]),
     "no gene in common": (
         "extract {bad}/mouse.h5ad --model {model} --layer 1 --store new",
-        ["30 genes", "Mouse0, Mouse1, Mouse2", "GENE2, GENE3", "human gene symbols"],
+        ["30 genes", "Mouse0, Mouse1, Mouse2", "GENE2, GENE3", "human orthologues"],
     ),
     "no such obs column": (
         f"{EXTRACT} --donor doner",
@@ -162,7 +162,7 @@ BAD_INPUT = {
     "too few permutations": ("match --other zzz --n-null 5 --store {store}", ["n_null was 5", "19"]),
     "no such target": ("steer --target C --store {store}", ["--target.*'C'", "A, B"]),
     "no such kind": ("steer --kind celltype --store {store}", ["--kind.*'celltype'", "cell_type, batch"]),
-    "missing recipe": ("run {bad}/none.yaml --store new", ["none.yaml", "YAML"]),
+    "missing recipe": ("run {bad}/none.yaml --store new", ["none.yaml", "does not exist"]),
     "unknown recipe key": (
         "run {bad}/wrong_key.yaml --store new",
         ["'train.n_feature'", "'n_features'"],
