@@ -100,7 +100,7 @@ class SplitRecord:
         whole = f"{self.n_units} whole {_plural(self.unit, self.n_units)}"
         inside = f"single cells inside {self.n_batches} {_plural('batch', self.n_batches)}"
         parts = [whole if self.unit != "cell" else inside if self.n_batches else "single cells"]
-        parts[0] += ": " + ", ".join(f"{n} {split}" for split, n in self.cells.items()) + " cells"
+        parts[0] += ": " + ", ".join(f"{self.cells.get(split, 0)} {split}" for split in SPLITS) + " cells"
         if self.n_batches and self.unit != "batch":
             parts.append(f"{self.n_batches_in_all} of {self.n_batches} batches in every split")
         if self.n_kept:

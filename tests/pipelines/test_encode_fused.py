@@ -167,6 +167,9 @@ def test_cell_vectors_are_stored_trained_on_and_encoded_as_one_token_a_cell(chai
     [
         ({"tokens_per_cell": 4}, r"tokens_per_cell .*give fused"),
         ({"donor": "who"}, r"donor .*give data"),
+        ({"split_by": "cell"}, r"split_by .*give data"),
+        ({"data": "d.h5ad", "split_by": "batch"}, r"split_by was 'batch'.*--batch COLUMN"),
+        ({"data": "d.h5ad", "split_by": "cell", "split": "fold"}, r"split was 'fold'.*split_by was 'cell'"),
     ],
 )
 def test_options_that_nothing_would_follow_are_refused(given, words):
@@ -178,7 +181,8 @@ def test_options_that_nothing_would_follow_are_refused(given, words):
 
 def test_empty_droplets_are_counted_aloud_and_change_no_statistic(own_store, tmp_path, without_actors, tiny_cells):
     cells = tiny_cells.copy()
-    cells.X = cells.X[::-1].copy()
+    # other cells than those of the SAE, whose splits are kept
+    cells.X = cells.X[:, ::-1].copy()
     cells.obs_names = [f"new{i}" for i in range(cells.n_obs)]
     cells.obs["dealt"] = ["train", "select", "test"] * (cells.n_obs // 3)
     droplets = cells[cells.obs["type"] == "A"].copy()

@@ -1,10 +1,13 @@
 """Options of steering: three tasks, and what contradicts itself is refused with what to type."""
 
+import polars as pl
 import pytest
 
+from feature_store.storage.schemas import SPLITS
 from pipelines.config import SteerOptions, check
 from pipelines.errors import UsageError
 from pipelines.steering.plan import InterventionType, Point, cross_sections, grid_of, task_of
+from pipelines.steering.request import SteeringRequest, _with_canonical_labels
 
 MOVE = {"kind": "condition", "target": "stim", "toward": "ctrl"}
 
@@ -60,3 +63,29 @@ def test_the_report_has_the_two_cross_sections_through_the_chosen_point_and_doin
 
 def test_features_that_are_named_are_one_number_of_features():
     assert grid_of(SteerOptions(target="B", feature=(4, 2, 4))) == (Point(2, 1.0),)
+
+
+def mixing_request(batch: dict[str, list[str]]) -> SteeringRequest:
+    """A request to mix batches of a data set with four cells in each split."""
+    options = SteerOptions(kind="batch", target="all", feature=(1,))
+    cells = pl.DataFrame(
+        [(split, name) for split, names in batch.items() for name in names], schema=["split", "batch"], orient="row"
+    ).with_row_index("cell_idx")
+    fields = dict.fromkeys(("layout", "chain", "associations", "features", "genes", "gene_ids", "by_label"))
+    steered = cells["cell_idx"].to_numpy()
+    task = task_of(options, "all")
+    return SteeringRequest(options=options, task=task, by="none", cells=cells, steered=steered, **fields)
+
+
+def test_batches_can_be_mixed_where_every_split_has_them_and_else_the_error_says_how_to_extract():
+    mixing_request({split: ["x", "y", "x", "y"] for split in SPLITS}).check_cells()
+    whole = {"train": ["x"] * 4, "select": ["x"] * 4, "test": ["y"] * 4}
+    with pytest.raises(UsageError, match=r"test cells have 1 batch of 2, y: .*--split-by cell.*--split COLUMN"):
+        mixing_request(whole).check_cells()
+
+
+def test_labels_that_are_asked_for_are_compared_by_value():
+    options = SteerOptions(kind="treated", target="true", toward="FALSE", cells=("dose=1.0", "name=B=1"))
+    found = _with_canonical_labels(options)
+    assert (found.target, found.toward, found.cells) == ("True", "False", ("dose=1", "name=B=1"))
+    assert _with_canonical_labels(SteerOptions(target="nan")).target == "nan"
