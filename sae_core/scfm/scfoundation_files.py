@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sae_core.checkpoint_files import digest_files, digest_names, read_json, read_torch_with_settings
+from sae_core.checkpoint_files import digest_files, digest_names, read_text, read_torch_with_settings
 from sae_core.errors import CheckpointError
 from sae_core.scfm.scfoundation import (
     SOURCE,
@@ -25,7 +25,7 @@ from sae_core.scfm.scfoundation import (
     scfoundation_from_weights,
 )
 from sae_core.scfm.scfoundation_tokenizer import T4, Resolution
-from sae_core.scfm.vocabulary import Vocabulary
+from sae_core.scfm.vocabulary import Vocabulary, read_ensembl
 
 FILES = "models.ckpt and OS_scRNA_gene_index.19264.tsv"
 PARTS = ("cell", "rde", "gene")
@@ -58,7 +58,7 @@ def load_scfoundation(path: Path, *, part: str | None = None, resolution: str | 
     config = ScFoundationConfig.from_checkpoint(chosen["config"])
     genes_path = _gene_list(folder)
     ensembl_path = folder / "vocab_ensembl.json"
-    ensembl = read_json(ensembl_path) if ensembl_path.is_file() else {}
+    ensembl = read_ensembl(ensembl_path) if ensembl_path.is_file() else {}
     tensors = {str(name): value for name, value in chosen["state_dict"].items()}
     vocabulary = read_gene_list(genes_path, n_genes=_n_genes(tensors, config), ensembl=ensembl)
     model = scfoundation_from_weights(config, vocabulary, tensors, resolution=depth)
@@ -85,7 +85,7 @@ def read_gene_list(path: Path, *, n_genes: int, ensembl: Mapping[str, str] | Non
     Raises:
         CheckpointError: the file is no such table, or does not hold `n_genes` genes numbered from 0.
     """
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line for line in read_text(path).splitlines() if line.strip()]
     rows = [line.replace(",", "\t").split("\t") for line in lines[1:]]
     try:
         index = {row[0].strip(): int(row[1]) for row in rows}

@@ -185,8 +185,17 @@ def read_vocabulary(path: Path, *, ensembl_path: Path | None = None) -> Vocabula
     tokens = sorted(ids, key=lambda token: ids[token])
     if [ids[token] for token in tokens] != list(range(len(tokens))):
         raise CheckpointError(f"{path}: the ids of {len(tokens)} tokens are not the numbers 0 to {len(tokens) - 1}")
-    ensembl = {} if ensembl_path is None else read_json(ensembl_path)
+    return Vocabulary(tokens=tuple(tokens), ensembl={} if ensembl_path is None else read_ensembl(ensembl_path))
+
+
+def read_ensembl(path: Path) -> dict[str, str]:
+    """A table from Ensembl ids to tokens.
+
+    Raises:
+        CheckpointError: the file cannot be read, or an id leads to anything but a name.
+    """
+    ensembl = read_json(path)
     for name, token in ensembl.items():
         if not isinstance(token, str):
-            raise CheckpointError(f"{ensembl_path} has {name!r}: {token!r}; allowed: the token of each Ensembl id")
-    return Vocabulary(tokens=tuple(tokens), ensembl=ensembl)
+            raise CheckpointError(f"{path} has {name!r}: {token!r}; allowed: the token of each Ensembl id")
+    return ensembl

@@ -394,3 +394,28 @@ def test_the_real_gene_list_is_read(scsae_data: Path) -> None:
     assert vocabulary.tokens[0] == "A1BG"
     assert vocabulary.id_of("<S>") == 19265
     assert vocabulary.match(["CD3D", "MS4A1", "LYZ"]).n_matched == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"empty \(0 bytes\)"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 228232\n", "Git LFS pointer"),
+        (b"<!DOCTYPE html><html></html>", "web page"),
+        (b"gene_name\tindex\nGENE\xff\t0\n", "cannot read"),
+    ],
+)
+def test_a_gene_list_that_is_none_is_recognised(
+    write_scfoundation: Callable[..., Path], content: bytes, message: str
+) -> None:
+    folder = write_scfoundation()
+    (folder / "OS_scRNA_gene_index.19264.tsv").write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"OS_scRNA_gene_index\.19264\.tsv.*{message}|{message}.*19264\.tsv"):
+        load_model(folder)
+
+
+def test_an_ensembl_id_that_leads_to_no_name_is_refused(write_scfoundation: Callable[..., Path]) -> None:
+    folder = write_scfoundation()
+    (folder / "vocab_ensembl.json").write_text('{"ENSG1": 5}')
+    with pytest.raises(CheckpointError, match=r"vocab_ensembl\.json has 'ENSG1': 5"):
+        load_model(folder)
