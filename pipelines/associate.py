@@ -37,8 +37,9 @@ from feature_store.associations.gene_sets import (
 from feature_store.cells import ExpressionReader, open_source, plan_expression, read_cells, write_expression_part
 from feature_store.codes import CodesRun, cells_with_tokens, load_feature_codes, load_statistics
 from feature_store.query.runs import resolve_run
-from feature_store.storage import commit, schemas
+from feature_store.storage import commit
 from feature_store.storage.layout import ASSOCIATION_TABLES, Layout, as_path
+from feature_store.storage.obs_columns import column_of
 from feature_store.storage.plans import AssociationsPlan, CellsPlan, GeneSetFile, as_json
 from pipelines.config import ActorOptions, AssociateOptions, EncodeOptions, parse_size
 from pipelines.encode import encode
@@ -299,7 +300,7 @@ def label_kinds(layout: Layout, dataset: str, cells: pl.DataFrame) -> list[str]:
     """Return the cell-table columns whose labels features are associated with: cell_type, batch, and those named by
     --label that group the cells.
 
-    An obs column that shares its name with the table's own (such as `donor` without --donor) is called `donor_obs`.
+    They are named as in the table (`obs_columns.column_of`).
     """
     plan = CellsPlan.of(commit.Run.open(layout.cells_dir(dataset)))
     named = [column for label, column in _label_columns(plan).items() if label not in plan.numbers]
@@ -315,11 +316,8 @@ def number_columns(layout: Layout, dataset: str, cells: pl.DataFrame) -> list[st
 
 def _label_columns(plan: CellsPlan) -> dict[str, str]:
     """Return the cell-table column of each obs column that --label named."""
-    own, taken = (
-        schemas.schema("cells").columns,
-        {"donor": plan.donor, "batch": plan.batch, "cell_type": plan.cell_type},
-    )
-    return {label: f"{label}_obs" if label in own and taken.get(label) != label else label for label in plan.labels}
+    own = {"donor": plan.donor, "batch": plan.batch, "cell_type": plan.cell_type}
+    return {label: label if own.get(label) == label else column_of(label) for label in plan.labels}
 
 
 def _expression_dir(layout: Layout, dataset: str) -> Path:

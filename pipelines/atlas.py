@@ -110,7 +110,7 @@ def prepare_atlas(store: FeatureStore) -> FeatureStore:
             out.print(f"the atlas goes without {missing.name}: {error}", style="yellow", soft_wrap=True)
         else:
             out.print(f"made {missing.name} in {clock.seconds:.0f} s", soft_wrap=True)
-    return FeatureStore(store.layout, store.lineage)
+    return FeatureStore(store.layout, store.lineage, named=store.named)
 
 
 def missing_maps(store: FeatureStore) -> Iterator[Missing]:

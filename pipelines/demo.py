@@ -13,6 +13,7 @@ import polars as pl
 from feature_store import FeatureStore, Layout
 from feature_store.associations.claims import NAMED_AT
 from feature_store.storage import schemas
+from feature_store.storage.obs_columns import shown_name
 from pipelines.config import (
     DEFAULT_STORE,
     AssociateOptions,
@@ -115,7 +116,7 @@ def run_demo(
     if not labels:
         _answer(found, ANY_GENE_SETS, "Which gene sets do features match?")
         own = set(schemas.schema("cells").columns)
-        columns = [name for name in found.frame("cells").collect_schema().names() if name not in own]
+        columns = [shown_name(name) for name in found.frame("cells").collect_schema().names() if name not in own]
         known = f"of {', '.join(columns)}" if columns else "but this data set has no obs column"
         console().print(f"to look up the features of cell types, give their obs column: --cell-type COLUMN, {known}")
     if batch is not None or data is None:
@@ -198,7 +199,7 @@ def draw(found: FeatureStore, by_kind: dict[str, StageResult], store: Path, aske
 def _next(store: Path, plots: list[Path], seconds: float, associations: str) -> None:
     """Print where the results are and the next commands; the last one opens the atlas of these associations."""
     layout = Layout(store)
-    option = "" if store == DEFAULT_STORE else f" --store {store}"
+    option = "" if store == DEFAULT_STORE else f" {layout.store_option}"
     # the path that was typed is shown, as the virtual environment may not be on the PATH
     typed = Path(sys.argv[0])
     scsae = str(typed) if typed.name == "scsae" and not shutil.which("scsae") else "scsae"

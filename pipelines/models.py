@@ -35,6 +35,8 @@ def versions_frame(store: Path) -> pl.DataFrame:
         }
         for v, found in zip(versions, scores, strict=True)
     ]
+    if not rows:
+        return pl.DataFrame(schema=dict.fromkeys((*IDENTITY, *TRAINING, *LINEAGE), pl.String))
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
@@ -43,16 +45,16 @@ def for_people(versions: pl.DataFrame) -> pl.DataFrame:
     labels = [name for name in versions.columns if name not in (*IDENTITY, *TRAINING, *LINEAGE)]
     first = {label.partition(" ")[2]: label for label in reversed(labels)}
     decides = dict(sorted(first.items()))
-    rows = versions.select(labels).iter_rows(named=True)
     said = [
         "; ".join(
             f"{label.partition(' ')[0]} {row[label]:.3f} {of}"
             for of, label in decides.items()
             if row[label] is not None
         )
-        for row in rows
+        for row in versions.iter_rows(named=True)
     ]
-    return versions.select(*IDENTITY, "test_fvu", pl.Series("steering on test cells", said), "sae run", "data set")
+    steering = pl.Series("steering on test cells", said, dtype=pl.String)
+    return versions.select(*IDENTITY, "test_fvu", steering, "sae run", "data set")
 
 
 def version_facts(store: Path, name: str, version: int) -> dict[str, dict[str, Any]]:

@@ -158,6 +158,14 @@ def plot(kind: str, request: PlotRequest, store: Path) -> None:
         UsageError: there is no such kind, or it does not take an option that was given; nothing is drawn.
         InputError, QueryError, NotFoundError: as the plot itself, and `FeatureStore.open`.
     """
+    chosen = check_request(kind, request, store)
+    from feature_store import FeatureStore
+
+    chosen.draw(FeatureStore.open(store), request)
+
+
+def check_request(kind: str, request: PlotRequest, store: Path) -> Kind:
+    """Return the kind of plot that was asked for. UsageError as from `plot`."""
     chosen = KINDS.get(kind.replace("_", "-"))
     if chosen is None:
         raise UsageError(f"there is no plot {kind!r}{did_you_mean(kind, list(KINDS))}; plots are {', '.join(KINDS)}")
@@ -170,6 +178,4 @@ def plot(kind: str, request: PlotRequest, store: Path) -> None:
             f"the plot {kind} shows {most} feature, and --feature was given {len(request.feature)} times; give it once "
             f"(`scsae features --label LABEL --store {store}` lists features)"
         )
-    from feature_store import FeatureStore
-
-    chosen.draw(FeatureStore.open(store), request)
+    return chosen

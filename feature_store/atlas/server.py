@@ -8,6 +8,7 @@ alone (content security policy). Only the title comes from the store into HTML, 
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 from starlette.applications import Starlette
@@ -23,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from feature_store.atlas.page import POLICY_IN_PAGE, STATIC, index_html
 from feature_store.atlas.resources import Resources
+from feature_store.atlas.routes import Resource
 from feature_store.errors import InputError, StoreError
 from feature_store.query.store import FeatureStore
 
@@ -36,28 +38,40 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-cache",
 }
+STATE = "Atlas-State"
+"""The header of an answer that names the state of the store: a page reads everything again once it is another."""
+CHECK_S = 1.0
+"""Seconds between two looks at the runs of a store."""
 _EVERYWHERE = ("0.0.0.0", "::", "")
 
 
 def application(store: FeatureStore, *, hosts: Sequence[str] = LOCAL) -> Starlette:
     """The atlas of a store as an ASGI application that answers requests to `hosts` ("*": to any).
 
-    It starts to read the tables of the first page at once, in a thread.
+    It starts to read the tables of the first page at once, in a thread. Runs that are committed while it answers are
+    read from then on: the store is looked at again at a request, at most once in CHECK_S seconds.
     """
-    resources = Resources(store)
-    threading.Thread(target=resources.warm, daemon=True).start()
+    newest = _Newest(store)
 
     async def page(_: Request) -> Response:
-        return Response(index_html(store), media_type="text/html; charset=utf-8")
+        try:
+            now = await run_in_threadpool(newest.resources)
+        except StoreError as error:
+            return JSONResponse({"error": str(error)}, status_code=500)
+        return Response(index_html(now.data.store), media_type="text/html; charset=utf-8")
 
     async def data(request: Request) -> Response:
+        def answer() -> tuple[Resource | None, str]:
+            now = newest.resources()
+            return now.get(request.path_params["path"]), now.data.store.state
+
         try:
-            found = await run_in_threadpool(resources.get, request.path_params["path"])
+            found, state = await run_in_threadpool(answer)
         except StoreError as error:
             return JSONResponse({"error": str(error)}, status_code=500)
         if found is None:
-            return JSONResponse({"error": "no such resource"}, status_code=404)
-        return Response(found.body, media_type=found.media_type)
+            return JSONResponse({"error": "no such resource"}, status_code=404, headers={STATE: state})
+        return Response(found.body, media_type=found.media_type, headers={STATE: state})
 
     return Starlette(
         routes=[
@@ -71,6 +85,32 @@ def application(store: FeatureStore, *, hosts: Sequence[str] = LOCAL) -> Starlet
             Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts)),
         ],
     )
+
+
+class _Newest:
+    """The resources of a store as it is now; those of before are let go with all that they read."""
+
+    def __init__(self, store: FeatureStore) -> None:
+        self._lock = threading.Lock()
+        self._resources = self._warmed(store)
+        self._checked = time.monotonic()
+        # careful: the state is that of now, and not that of the first look at the store
+        _ = store.state
+
+    def resources(self) -> Resources:
+        """The resources. Raises as `FeatureStore.open` where the store was damaged since."""
+        with self._lock:
+            if time.monotonic() - self._checked >= CHECK_S:
+                store = self._resources.data.store.renewed()
+                if store is not self._resources.data.store:
+                    self._resources = self._warmed(store)
+                self._checked = time.monotonic()
+            return self._resources
+
+    def _warmed(self, store: FeatureStore) -> Resources:
+        resources = Resources(store)
+        threading.Thread(target=resources.warm, daemon=True).start()
+        return resources
 
 
 class _Headers:

@@ -16,6 +16,7 @@ import polars as pl
 
 from feature_store.cells.canonical import canonical_text
 from feature_store.errors import InputError
+from feature_store.storage.obs_columns import PREFIX
 
 BLOCK_CELLS = 65_536
 FILE_COLUMN = "file"
@@ -72,9 +73,10 @@ def column_of(name: str, node: Any, read: Callable[[Any], Any]) -> pl.Series:
     if encoding == "string-array":
         return strings_of(name, node, read)
     if encoding == "categorical":
-        names = _texts(name, np.asarray(read(node["categories"])))
+        # careful: methods of a series fail where its name is a pattern, such as `^x$`
+        names = _texts("", np.asarray(read(node["categories"])))
         codes = pl.Series(np.asarray(node["codes"][:]).astype(np.int64))
-        return names.gather(codes.set(codes < 0, None))
+        return names.gather(codes.set(codes < 0, None)).rename(name)
     if encoding == "array" and node.dtype.isnative and node.dtype.str[1:] in _PLAIN:
         return pl.Series(name, np.asarray(node[:]), nan_to_null=True)
     import pandas as pd
@@ -114,7 +116,7 @@ def join_obs(parts: Sequence[tuple[str, int, pl.DataFrame]], *, alike: Collectio
 
     `parts` are the name, the number of cells and the obs of each file. Columns come in the order of their first
     appearance, and are null in files without them. Numbers take the type that holds all of them; columns that are
-    numbers in one file and text in another become canonical text. A column with the name `file` becomes `file_obs`.
+    numbers in one file and text in another become canonical text. A column with the name `file` becomes `obs_file`.
     InputError for a column in `alike` whose values cannot mean the same in two files (`_check_alike`).
     """
     frames = [frame for _, _, frame in parts]
@@ -125,8 +127,10 @@ def join_obs(parts: Sequence[tuple[str, int, pl.DataFrame]], *, alike: Collectio
         for name, n, frame in parts
     ]
     joined = pl.concat(marked, how="diagonal_relaxed")
-    file = joined.select(pl.col(_MARK).alias(FILE_COLUMN))
-    return file.hstack(without_clashes(joined.drop(_MARK), {}, (FILE_COLUMN,)))
+    own = FILE_COLUMN
+    while own in joined.columns:
+        own = f"{PREFIX}{own}"
+    return joined.rename({FILE_COLUMN: own}, strict=False).rename({_MARK: FILE_COLUMN})
 
 
 def _as_text_where_types_differ(frame: pl.DataFrame, frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
@@ -240,19 +244,3 @@ def _numbered(names: Iterable[str]) -> list[tuple[str, int]]:
         numbered.append((name, seen[name]))
         seen[name] += 1
     return numbered
-
-
-def without_clashes(obs: pl.DataFrame, used: Mapping[str, str | None], table: Sequence[str]) -> pl.DataFrame:
-    """Obs with the suffix `_obs` for columns that have the name of a column of `table`.
-
-    `used`: the obs column of which a column of the table is made; it is dropped if both have the same name.
-    """
-    obs = obs.drop([key for key, column in used.items() if column == key])
-    taken = {*table, *obs.columns}
-    for name in [name for name in obs.columns if name in table]:
-        new = f"{name}_obs"
-        while new in taken:
-            new += "_obs"
-        taken.add(new)
-        obs = obs.rename({name: new})
-    return obs

@@ -15,7 +15,6 @@ from pathlib import Path
 import polars as pl
 
 from feature_store.cells.anndata_file import names_with_closest
-from feature_store.cells.annotations import without_clashes
 from feature_store.cells.canonical import canonical_text
 from feature_store.cells.cell_digests import known_splits, same_cells
 from feature_store.cells.gene_table import matrix_tables
@@ -34,6 +33,7 @@ from feature_store.cells.splits import (
 from feature_store.errors import InputError
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import Layout
+from feature_store.storage.obs_columns import column_of
 from feature_store.storage.plans import CellsPlan, DigestsPlan, GenesPlan, SplitPlan
 
 
@@ -53,10 +53,10 @@ def write_cells(
     """Write the tables `cells`, `genes` and `digests` of a data set, splits included, and return the cells.
 
     `donor`, `batch` and `cell_type` name obs columns, which become the columns of that name (null if None); every obs
-    column is kept as well. Ids and labels are canonical text (`canonical`), so a donor is one donor whatever type a
-    file stores its id in; labels with so many values that they are measured as numbers stay numbers (`label_columns`).
-    An obs column with the name of a column of the table is dropped if the table's column is made of it, and else gets
-    the suffix `_obs`. `labels` names further obs columns of interest; they are checked and
+    column is kept as well, under the name of `obs_columns.column_of`. Ids and labels are canonical text (`canonical`),
+    so a donor is one donor whatever type a file stores its id in; labels with so many values that they are measured as
+    numbers stay numbers (`label_columns`). An obs column with the name of a column of the table is dropped if the
+    table's column is made of it. `labels` names further obs columns of interest; they are checked and
     noted in the plan. `dataset` None takes the file's name and a hash of its content and of these options.
 
     In several files, equal names of donors (batches, cell types) mean one donor: if two files call different people
@@ -126,8 +126,8 @@ def write_cells(
         **{key: pl.Series([None], dtype=pl.String).new_from_index(0, source.n_cells) if column is None else column
            for key, column in named.items()},
     }  # fmt: skip
-    used = {**columns, "split": split_column}
-    cells = schemas.conform("cells", pl.DataFrame(table).hstack(without_clashes(obs, used, tuple(table))))
+    kept_obs = obs.drop([key for key, column in {**columns, "split": split_column}.items() if column == key])
+    cells = schemas.conform("cells", pl.DataFrame(table).hstack(kept_obs.rename(column_of)))
     genes_plan = GenesPlan(dataset=dataset, digest=source.digest, matrix=source.matrix)
     digests_plan = DigestsPlan(dataset=dataset, digest=source.digest, matrix=source.matrix)
     commit.write_table(layout.genes_dir(dataset), lambda: tables().genes, genes_plan.table("genes"))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from feature_store.associations.classes import CLASSES
 from feature_store.errors import InputError
+from feature_store.storage.obs_columns import shown_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -118,7 +119,7 @@ def plain(text: object, longest: int = _LONGEST) -> str:
 
 def words(name: str) -> str:
     """A column's name in words."""
-    return plain(name.replace("_", " "))
+    return plain(shown_name(name).replace("_", " "))
 
 
 def head(ax: "Axes", title: str, *, loc: Literal["left", "center"] = "center", least: int = 34) -> None:

@@ -26,7 +26,7 @@ from feature_store.plots.canvas import (
     plain,
     words,
 )
-from feature_store.plots.inputs import cells_of, code_of, name_of, read_cells, said
+from feature_store.plots.inputs import cells_of, code_of, columns_named, name_of, read_cells, said
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,11 +63,10 @@ def umap(
     Raises InputError for an unknown column and for coordinates of another shape, QueryError for an unknown feature.
     """
     given = [color] if np.ndim(color) == 0 else list(color)  # type: ignore[arg-type,list-item]
-    wanted = [by if isinstance(by, str) else index(by) for by in given]
+    wanted = [columns_named(store, by)[0] if isinstance(by, str) else index(by) for by in given]
     check_file(save)
     if not wanted:
         raise InputError("nothing to colour the cells by; give a feature, 17, or a column of the cells, 'cell_type'")
-    read_cells(store, *(name for name in wanted if isinstance(name, str)))
     points = _points(store, coordinates)
     shown = cells_of(store, split, *(name for name in wanted if isinstance(name, str)))
     inside = points.join(shown, on="cell_idx", maintain_order="left")
@@ -118,7 +117,8 @@ def violin(
 
     Raises InputError for an unknown column or one without labels, QueryError for an unknown feature.
     """
-    columns = _groups(store) if groupby is None else [groupby] if isinstance(groupby, str) else list(groupby)
+    named = [groupby] if isinstance(groupby, str) else groupby
+    columns = _groups(store) if named is None else columns_named(store, *named)
     cells = cells_of(store, split, *columns)
     value = code_of(store, feature, cells)
     panels = {by: _grouped(value, cells[by], by, split) for by in columns}
@@ -198,9 +198,9 @@ def _draw_labels(ax: "Axes", xy: npt.NDArray[Any], labels: pl.Series, size: floa
     """
     from matplotlib.lines import Line2D
 
-    text = canonical_text(labels)
-    counts = text.drop_nulls().value_counts().sort("count", labels.name, descending=[True, False])
-    names = counts[labels.name].to_list()
+    text = canonical_text(labels).alias("label")
+    counts = text.drop_nulls().value_counts().sort("count", "label", descending=[True, False])
+    names = counts["label"].to_list()
     named = names[: _MOST_LABELS - 1] if len(names) > _MOST_LABELS else names
     values = text.to_numpy()
     rest = ~np.isin(values.astype(str), named) | text.is_null().to_numpy()

@@ -14,6 +14,7 @@ from feature_store.errors import InputError
 from feature_store.plots.canvas import SMALL, Canvas, canvas, finish, head, plain, words
 from feature_store.plots.inputs import cells_of, check_split, code_of, name_of, said
 from feature_store.query.suggestions import did_you_mean
+from feature_store.storage.obs_columns import find_column, shown_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,11 +50,12 @@ def dotplot(
     significant for any label; QueryError for an unknown feature.
     """
     check_split(split)
-    tested = _tested(store, groupby)
-    chosen = best_features(store, groupby)["feature_id"].to_list() if features is None else list(features)
+    named, groupby = groupby, _kind_named(store, groupby)
+    tested = store.frame("feature_label").filter(pl.col("label_kind") == groupby).collect()
+    chosen = best_features(store, named)["feature_id"].to_list() if features is None else list(features)
     if features is None and not chosen:
         raise InputError(
-            f"no label of kind {groupby!r} has a feature at {NAMED_AT} on test cells; name the features to draw with "
+            f"no label of kind {named!r} has a feature at {NAMED_AT} on test cells; name the features to draw with "
             "--feature"
         )
     rows = tested.filter((pl.col("split") == split) & pl.col("feature_id").is_in(chosen))
@@ -99,8 +101,8 @@ def best_features(store: "FeatureStore", groupby: str = "cell_type") -> pl.DataF
     and p in the order of the labels, each feature once. A label whose feature is not significant on `test` cells has no
     row (`associations.claims`).
     """
-    keys = ["feature_id", "label"]
-    positive = store.frame("feature_label").filter((pl.col("label_kind") == groupby) & (pl.col("auroc") > 0.5))
+    keys, kind = ["feature_id", "label"], find_column(groupby, _kinds(store))
+    positive = store.frame("feature_label").filter((pl.col("label_kind") == kind) & (pl.col("auroc") > 0.5))
     on_select = positive.filter(pl.col("split") == "select").select(*keys, "p").collect()
     ranked = on_select.sort("p", "feature_id", nulls_last=True).unique("label", keep="first", maintain_order=True)
     named = ranked.join(positive.filter(holds_on_test()).select(keys).collect(), on=keys, how="semi")
@@ -114,16 +116,23 @@ def _absent(known: list[str], shown: list[str]) -> str:
     return f" (none of {listed})" if absent else ""
 
 
-def _tested(store: "FeatureStore", kind: str) -> pl.DataFrame:
-    table = store.frame("feature_label")
-    found = table.filter(pl.col("label_kind") == kind).collect()
-    if found.is_empty():
-        known = table.select(pl.col("label_kind").unique().sort()).collect()["label_kind"].to_list()
+def _kinds(store: "FeatureStore") -> list[str]:
+    """The kinds of label that features were tested for."""
+    kinds = store.frame("feature_label").select(pl.col("label_kind").unique().sort()).collect()["label_kind"]
+    return [str(kind) for kind in kinds]
+
+
+def _kind_named(store: "FeatureStore", name: str) -> str:
+    """The kind of label that a name means. Raises InputError for one that was not tested."""
+    kinds = _kinds(store)
+    kind = find_column(name, kinds)
+    if kind is None:
+        known = [shown_name(one) for one in kinds]
         raise InputError(
-            f"no label of kind {kind!r} was tested{did_you_mean(kind, known)}; kinds are {', '.join(known) or 'none'}: "
+            f"no label of kind {name!r} was tested{did_you_mean(name, known)}; kinds are {', '.join(known) or 'none'}: "
             "name them when extracting, `scsae extract DATA --cell-type COLUMN --label COLUMN`"
         )
-    return found
+    return kind
 
 
 def _one_hot(column: pl.Series, labels: list[str]) -> npt.NDArray[np.float64]:

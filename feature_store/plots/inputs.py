@@ -9,6 +9,7 @@ import polars as pl
 
 from feature_store.errors import InputError
 from feature_store.query.suggestions import did_you_mean
+from feature_store.storage.obs_columns import columns_of_cells, find_column, shown_name
 from feature_store.storage.schemas import SPLITS
 
 if TYPE_CHECKING:
@@ -18,18 +19,23 @@ N_GENES = 3
 """Number of genes that are shown after the id of a feature."""
 
 
-def read_cells(store: "FeatureStore", *columns: str) -> pl.DataFrame:
-    """Rows cell_idx, split and the given columns of the cells with tokens, sorted by cell_idx. Raises InputError for an
-    unknown column.
-    """
-    cells = store.cells_with_tokens()
-    known = cells.collect_schema().names()
-    for column in columns:
-        if column not in known:
+def columns_named(store: "FeatureStore", *names: str) -> list[str]:
+    """The columns of the cell table that names mean, which are those of obs. Raises InputError for an unknown one."""
+    known = columns_of_cells(store.frame("cells"))
+    found = [find_column(name, known) for name in names]
+    for name, column in zip(names, found, strict=True):
+        if column is None:
+            shown = [shown_name(one) for one in known]
             raise InputError(
-                f"the cells have no column {column!r}{did_you_mean(column, known)}; they have {', '.join(known)}"
+                f"the cells have no column {name!r}{did_you_mean(name, shown)}; they have {', '.join(shown)}"
             )
-    return cells.select(*dict.fromkeys(("cell_idx", "split", *columns))).sort("cell_idx").collect()
+    return [column for column in found if column is not None]
+
+
+def read_cells(store: "FeatureStore", *columns: str) -> pl.DataFrame:
+    """Rows cell_idx, split and the given columns of the cells with tokens, sorted by cell_idx."""
+    wanted = dict.fromkeys(("cell_idx", "split", *columns))
+    return store.cells_with_tokens().select(*wanted).sort("cell_idx").collect()
 
 
 def cells_of(store: "FeatureStore", split: str | None, *columns: str) -> pl.DataFrame:

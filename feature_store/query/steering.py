@@ -9,6 +9,7 @@ import polars as pl
 from feature_store.errors import InputError
 from feature_store.query.metrics import HEADLINES
 from feature_store.storage.commit import Run
+from feature_store.storage.obs_columns import shown_name
 from feature_store.storage.plans import SteeringResultsPlan
 
 if TYPE_CHECKING:
@@ -104,7 +105,9 @@ def title_of(results: SteeringResults, shown: Callable[[str], str] = str) -> str
     n = point["n_features"][0] if point.height else len(plan.features)
     counted = f"{n} feature{'' if n == 1 else 's'} of "
     toward = f" toward {shown(plan.toward)}" if plan.toward else ""
-    return f"Steering {counted}{shown(plan.kind.replace('_', ' '))} {shown(plan.target)}{toward}, test cells"
+    return (
+        f"Steering {counted}{shown(shown_name(plan.kind).replace('_', ' '))} {shown(plan.target)}{toward}, test cells"
+    )
 
 
 def _is_empty(rows: pl.DataFrame, name: str) -> bool:

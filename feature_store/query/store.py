@@ -33,6 +33,7 @@ from feature_store.query.tables import Tables
 from feature_store.storage import schemas
 from feature_store.storage.commit import Run
 from feature_store.storage.layout import ASSOCIATION_TABLES, KINDS, SUMMARY, Layout
+from feature_store.storage.obs_columns import column_of, find_column
 
 if TYPE_CHECKING:
     import anndata
@@ -72,9 +73,11 @@ class FeatureStore:
     >>> store.sql("SELECT class, count(*) AS n FROM features GROUP BY class")
     """
 
-    def __init__(self, layout: Layout, lineage: Lineage) -> None:
+    def __init__(self, layout: Layout, lineage: Lineage, *, named: Mapping[str, str | None] | None = None) -> None:
         self.layout = layout
         self.lineage = lineage
+        self.named = dict(named or {})
+        """The runs that were named when the store was opened, by parameter of `open`."""
         self._tables = Tables(layout, lineage)
         self._has_read_cells = False
 
@@ -105,8 +108,24 @@ class FeatureStore:
         layout = Layout(root)
         if not any(layout.runs(kind) for kind in KINDS):
             raise NotFoundError(f"{layout.root} holds no runs; make some with `scsae demo --store {layout.root}`")
-        lineage = lineage_of(layout, associations=associations, codes=codes, dataset=dataset)
-        return cls(layout, lineage)
+        named = {"associations": associations, "codes": codes, "dataset": dataset}
+        return cls(layout, lineage_of(layout, **named), named=named)
+
+    def renewed(self) -> "FeatureStore":
+        """The store as it is now: this one if no run or table was added, taken away or made anew, else a new one.
+
+        >>> store = store.renewed()
+
+        Runs that were named when it was opened stay those. Two small files are read for a run, and one for a table.
+        Raises as `open`.
+        """
+        found = FeatureStore.open(self.layout.root, **self.named)
+        return self if found.state == self.state else found
+
+    @cached_property
+    def state(self) -> str:
+        """A short text that differs where other runs are read, or a run of the same name was made anew."""
+        return self._tables.state()
 
     def tables(self) -> list[str]:
         """The names of the tables that this store has, for example `['cells', 'codes', 'features']`."""
@@ -475,7 +494,8 @@ class FeatureStore:
                 with suppress(StoreError):
                     # a damaged table is no reason not to name the columns of the others
                     columns[table] = self.frame(table).collect_schema().names()
-            alike = closest_names(name, sorted({c for names in columns.values() for c in names}))
+            of_obs = [column_of(name)] if column_of(name) in columns.get("cells", []) else []
+            alike = of_obs or closest_names(name, sorted({c for names in columns.values() for c in names}))
             places = [f"{c} ({', '.join(t for t, names in columns.items() if c in names)})" for c in alike]
             hint = f"; did you mean {' or '.join(places)}?" if places else ""
             return f"no column {name!r}{hint}; `SELECT * FROM features LIMIT 1` shows the columns of a table"
@@ -494,6 +514,7 @@ def _of_one_kind(found: pl.DataFrame, column: str, name: str, kind: str | None) 
         raise QueryError(
             f"{column} {name!r} is in {len(kinds)} values of {of}: {join_names(kinds)}; choose one with --kind"
         )
+    kind = kind if kind is None or column == "gene_set" else find_column(kind, kinds) or kind
     if kind is not None and kind not in kinds:
         raise QueryError(
             f"no {column} {name!r} in {of} {kind!r}{did_you_mean(kind, kinds)}; it is in {join_names(kinds)}"

@@ -9,6 +9,7 @@ committed and is gone is still a table of the store, and its `frame` an error; s
 that `Lineage.unreadable` names.
 """
 
+import hashlib
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from feature_store.query.runs import Lineage
 from feature_store.query.suggestions import did_you_mean
 from feature_store.storage.commit import Run
 from feature_store.storage.filesystem import REPAIR, parquet_source, scan_source
-from feature_store.storage.layout import ASSOCIATION_TABLES, COMPARISON_TABLES, HISTORY, Layout
+from feature_store.storage.layout import ASSOCIATION_TABLES, COMPARISON_TABLES, HISTORY, MANIFEST, Layout, creation_time
 
 _STEERING: Mapping[str, str] = {
     "steering": "results",
@@ -95,6 +96,13 @@ class Tables:
             if len(of) == 1 or _KIND_OF.get(table) in self.lineage.unreadable
         }
 
+    def state(self) -> str:
+        """A hash of the runs that are read and of the times at which their tables were committed."""
+        times = {
+            str(folder): creation_time(folder / MANIFEST) for folders in self.folders.values() for folder in folders
+        }
+        return hashlib.sha256(repr((self.lineage, sorted(times.items()))).encode()).hexdigest()[:16]
+
     def raise_if_damaged(self, error: Exception) -> None:
         """Raise IntegrityError with the names of parts of the tables that were read, if any are missing or damaged."""
         problems: dict[str, None] = {}
@@ -113,7 +121,7 @@ class Tables:
         """The command that makes a table, whether or not it is there. Raises QueryError for an unknown table."""
         if table not in MADE_BY:
             raise QueryError(self.no_table(table))
-        return f"{MADE_BY[table]} --store {self.layout.root}"
+        return f"{MADE_BY[table]} {self.layout.store_option}"
 
     def no_table(self, name: str) -> str:
         """The message of an error: the table is not made yet, or its name is unknown."""

@@ -30,6 +30,7 @@ on the list counts like any other.
 
 import hashlib
 import re
+import shlex
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -245,7 +246,12 @@ class Layout:
 
     def command_for(self, kind: str) -> str:
         """Return the command that makes a run of a kind in this store."""
-        return f"{_MADE_BY[kind]} --store {self.root}"
+        return f"{_MADE_BY[kind]} {self.store_option}"
+
+    @property
+    def store_option(self) -> str:
+        """The option `--store ROOT` as it is typed in a shell."""
+        return f"--store {shlex.quote(str(self.root))}"
 
     def command_for_table(self, table: Path) -> str:
         """Return the command that makes a table of this store, given by its folder."""

@@ -326,6 +326,18 @@ TABLES: Mapping[str, TableSchema] = {
 }
 
 
+OTHER_COLUMNS = frozenset(
+    (
+        "context_effect batch_effect gene_effect gene_precision context_kind cell_density top_identity_genes "
+        "top_label_kind top_label_auroc top_label_auroc_select top_label_q px py method n_label z split n n_donors "
+        "pearson_within_type n_genes n_set p_rank q_rank rank_biserial run direction_seed references gap "
+        "select_auroc select_pearson select_p select_rank_biserial select_identity_precision"
+    ).split()
+)
+"""Names of columns beyond those of TABLES that associations and steering add to tables about features and cells, and of
+the figures that queries and pages set beside them."""
+
+
 def schema(table: str) -> TableSchema:
     """Return the schema of a table. InputError lists the tables."""
     if table not in TABLES:

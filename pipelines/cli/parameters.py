@@ -67,14 +67,14 @@ def stage_command(
     def register(body: Callable[..., None]) -> None:
         name = body.__name__.removesuffix("_command")
 
-        def command(**given: Any) -> None:
+        def command(context: typer.Context, **given: Any) -> None:
             where: dict[str, Any] = {key: given.pop(key) for key in ("store", "address") if key in given}
             if "form" in given:
                 where["to"] = destination(given.pop("form"), given.pop("output"))
-            values = {key: value for key, value in given.items() if value is not None and value != []}
-            body(check(cls, values, f"scsae {name}"), **where)
+            body(given_options(cls, context), **where)
 
-        parameters = [_parameter(cls, field, positional=field == argument) for field in cls.model_fields]
+        parameters = [_keyword("context", typer.Context, inspect.Parameter.empty)]
+        parameters += [_parameter(cls, field, positional=field == argument) for field in cls.model_fields]
         parameters.append(_keyword("store", Store, DEFAULT_STORE))
         if "address" in inspect.signature(body).parameters:
             parameters.append(_keyword("address", Address, None))
@@ -82,9 +82,20 @@ def stage_command(
             parameters += [_keyword("form", Form, None), _keyword("output", Output, None)]
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in parameters}
+        command.options_class = cls  # type: ignore[attr-defined]
         commands.command(name, help=cls.__doc__)(command)
 
     return register
+
+
+def given_options(cls: type[Options], context: typer.Context) -> Options:
+    """The options of a command line, of those alone that were given: a default excludes no other option."""
+    values = {
+        field: context.params[field]
+        for field in cls.model_fields
+        if (source := context.get_parameter_source(field)) is not None and source.name != "DEFAULT"
+    }
+    return check(cls, values, f"scsae {context.info_name}")
 
 
 def destination(form: Format | None, output: Path | None) -> "Destination":

@@ -33,7 +33,7 @@ def print_results(results: Sequence[StageResult], store: Path) -> None:
         facts = {"run": f"{result.kind}/{result.run}", "done now": result.done, "reused": result.reused, **result.facts}
         print_facts({**facts, "seconds": round(result.seconds, 1)})
     if results:
-        out.print(f"next: {NEXT[results[-1].kind]} --store {store}", soft_wrap=True)
+        out.print(f"next: {NEXT[results[-1].kind]} {Layout(store).store_option}", soft_wrap=True)
 
 
 def results_frame(results: Sequence[StageResult]) -> pl.DataFrame:

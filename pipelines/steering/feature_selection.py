@@ -21,6 +21,7 @@ import polars as pl
 from scipy import sparse
 
 from feature_store.storage import schemas
+from feature_store.storage.obs_columns import find_column, shown_name
 from pipelines.config import SteerOptions
 from pipelines.errors import UsageError
 from pipelines.steering.labels import CellLabels, Texts
@@ -162,14 +163,15 @@ def _mean(mean_codes: sparse.csr_array, cells: Index) -> npt.NDArray[np.float64]
 
 
 def _nothing_to_compare(labels: CellLabels, task: SteeringTask) -> str:
+    kind = shown_name(task.kind)
     found = {str(name): int((labels.label == name).sum()) for name in sorted(set(labels.label) - {""})}
     if task.type is Task.MOVE:
         return (
-            f"the select cells with tokens have {task.kind} {found}; features are chosen on them, so both "
+            f"the select cells with tokens have {kind} {found}; features are chosen on them, so both "
             f"{task.target!r} and {task.toward!r} need cells; extract with another --split COLUMN, or give --feature"
         )
     return (
-        f"no cell type has select cells of two {task.kind} labels ({found}), and features are chosen on them; extract "
+        f"no cell type has select cells of two {kind} labels ({found}), and features are chosen on them; extract "
         "so that each is in every split, with --batch COLUMN and --split-by cell or with --split COLUMN, or give "
         "--feature"
     )
@@ -191,26 +193,23 @@ def choose_features_of_label(
     Raises:
         UsageError: the kind or target is unknown, or no feature has an AUROC above 0.5 for it.
     """
-    check_kind(options.kind, kinds)
-    known = labels.filter((pl.col("label_kind") == options.kind) & (pl.col("split") == "select"))
+    kind = kind_named(options.kind, kinds)
+    shown = shown_name(kind)
+    known = labels.filter((pl.col("label_kind") == kind) & (pl.col("split") == "select"))
     names = known["label"].unique().sort().to_list()
     if options.target is not None and options.target not in names:
-        raise UsageError(
-            f"--target was {options.target!r}; {options.kind} among select cells is one of: {', '.join(names)}"
-        )
+        raise UsageError(f"--target was {options.target!r}; {shown} among select cells is one of: {', '.join(names)}")
     alive = features.filter(~pl.col("dead"))["feature_id"]
     better = known.filter(pl.col("feature_id").is_in(alive.implode()) & (pl.col("auroc") > 0.5)).sort("p", "feature_id")
     if options.target is None and not better.height:
         raise UsageError(
-            f"no feature has an AUROC above 0.5 for any {options.kind} on select cells, so there is nothing to steer; "
+            f"no feature has an AUROC above 0.5 for any {shown} on select cells, so there is nothing to steer; "
             "give --feature"
         )
     target = str(options.target if options.target is not None else better["label"][0])
     own = better.filter(pl.col("label") == target)
     if not own.height:
-        raise UsageError(
-            f"no feature has an AUROC above 0.5 for {options.kind} {target!r} on select cells; give --feature"
-        )
+        raise UsageError(f"no feature has an AUROC above 0.5 for {shown} {target!r} on select cells; give --feature")
     frame = own.join(features.select("feature_id", "density"), on="feature_id", how="left", maintain_order="left")
     own_scores = frame.select(
         "feature_id",
@@ -223,7 +222,9 @@ def choose_features_of_label(
     return target, schemas.conform("steering_scores", own_scores)
 
 
-def check_kind(kind: str, kinds: Sequence[str]) -> None:
-    """Raise UsageError if the data set has no such kind of label."""
-    if kind not in kinds:
-        raise UsageError(f"--kind was {kind!r}; this data set has {', '.join(kinds) or 'no labels'}")
+def kind_named(name: str, kinds: Sequence[str]) -> str:
+    """The kind of label, a column of the cell table, that a name means. UsageError if the data set has none."""
+    kind = find_column(name, kinds)
+    if kind is None:
+        raise UsageError(f"--kind was {name!r}; this data set has {', '.join(map(shown_name, kinds)) or 'no labels'}")
+    return kind

@@ -17,6 +17,7 @@ import polars as pl
 
 from feature_store.query.steering import ALL, Role
 from feature_store.storage.layout import Layout
+from feature_store.storage.obs_columns import shown_name
 from feature_store.storage.plans import SteeringPlan
 from pipelines.config import SteerOptions
 from pipelines.runtime.progress import stderr_console
@@ -86,9 +87,9 @@ def task_in_words(plan: SteeringPlan) -> str:
     if plan.toward is not None:
         words = f"{plan.target} -> {plan.toward}"
     elif plan.target == ALL:
-        words = f"mix {plan.kind}"
+        words = f"mix {shown_name(plan.kind)}"
     else:
-        words = f"{plan.intervention} {plan.kind} {plan.target}"
+        words = f"{plan.intervention} {shown_name(plan.kind)} {plan.target}"
     fields = SteerOptions.model_fields
     usual = {key: fields[key].get_default(call_default_factory=True) for key in NAMED_OPTIONS if key in fields}
     for key in NAMED_OPTIONS:

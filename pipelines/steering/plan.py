@@ -19,6 +19,7 @@ import polars as pl
 
 from feature_store.query.steering import Role, p_column
 from feature_store.storage import schemas
+from feature_store.storage.obs_columns import shown_name
 from pipelines.config import SteerOptions
 
 ALL = "all"
@@ -89,7 +90,7 @@ class SteeringTask:
     @property
     def text(self) -> str:
         """The task in short, such as `condition = stim -> ctrl`."""
-        return f"{self.kind} = {self.target}" + ("" if self.toward is None else f" -> {self.toward}")
+        return f"{shown_name(self.kind)} = {self.target}" + ("" if self.toward is None else f" -> {self.toward}")
 
 
 class Point(NamedTuple):

@@ -14,6 +14,7 @@ from feature_store.query.runs import RunChain, resolve_run
 from feature_store.query.suggestions import did_you_mean, join_names
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
+from feature_store.storage.obs_columns import columns_of_cells, find_column, shown_name
 from feature_store.storage.plans import SteeringPlan, as_json
 from pipelines.associate import label_kinds
 from pipelines.config import SteerOptions
@@ -21,7 +22,7 @@ from pipelines.errors import UsageError
 from pipelines.inputs import load_token_of_gene
 from pipelines.steering.constants import result_constants
 from pipelines.steering.context import Cells, SteeringPaths
-from pipelines.steering.feature_selection import check_kind, choose_features_of_label
+from pipelines.steering.feature_selection import choose_features_of_label, kind_named
 from pipelines.steering.group_means import By, default_grouping
 from pipelines.steering.metrics.scib import check_scib
 from pipelines.steering.plan import ALL, Point, SteeringTask, Task, grid_of, task_of
@@ -77,12 +78,15 @@ class SteeringRequest:
         features = commit.read_table(associations.path)
         dataset = chain.associations.dataset
         every = read_cells(layout.cells_dir(dataset))
+        # from here on the names are those of the columns of the cell table
         kinds = label_kinds(layout, dataset, every)
+        kind = kind_named(options.kind, kinds)
+        chosen = [_column_and_value(text, every) for text in options.cells]
+        given, options = options, options.model_copy(update={"kind": kind, "cells": tuple(map("=".join, chosen))})
         by_label, target = None, options.target
         if options.toward is None and options.target != ALL:
             labels = commit.read_table(associations.path.parent / "feature_label")
-            target, by_label = choose_features_of_label(labels, features, options, kinds=kinds)
-        check_kind(options.kind, kinds)
+            target, by_label = choose_features_of_label(labels, features, given, kinds=kinds)
         assert target is not None
         task = task_of(options, target)
         _check_features(options, features, by_label)
@@ -92,7 +96,7 @@ class SteeringRequest:
         if task.type is Task.MOVE:
             _check_labels(task, canonical_text(cells[options.kind]))
             cells = cells.filter(label.is_in([task.target, task.toward]))
-        steered = cells.filter(_mask(options, every))
+        steered = cells.filter(_mask(chosen, every))
         if task.type is Task.MOVE:
             steered = steered.filter(label == task.target)
         genes = load_token_of_gene(layout, CodesRun.open(layout.codes_dir(chain.associations.codes)))
@@ -199,7 +203,7 @@ class SteeringRequest:
 
     def check_cells(self) -> None:
         """Raise UsageError unless every split has the cells that the task needs."""
-        task, options = self.task, self.options
+        task, options, kind = self.task, self.options, shown_name(self.task.kind)
         searches = len(self.grid) > 1
         chooses = self.needs_token_sample and not options.feature
         needed = {
@@ -213,12 +217,12 @@ class SteeringRequest:
             wanted = [] if task.type is Task.MIX else [task.target, task.toward]
             if missing := [name for name in wanted if name is not None and name not in found]:
                 raise UsageError(
-                    f"no {split} cell has {task.kind} {missing[0]!r}; choose another --target or another data split"
+                    f"no {split} cell has {kind} {missing[0]!r}; choose another --target or another data split"
                 )
             if task.type is Task.MIX and len(found) < 2:
                 n = canonical_text(self.cells[task.kind]).n_unique()
                 raise UsageError(
-                    f"{split} cells have {len(found)} {task.kind} of {n}, {join_names(found)}: nothing to mix; extract "
+                    f"{split} cells have {len(found)} {kind} of {n}, {join_names(found)}: nothing to mix; extract "
                     "so that each is in every split, with --batch COLUMN and --split-by cell, or with --split COLUMN"
                 )
             if split != "train" and not self.is_steered(own["cell_idx"].to_numpy()).any():
@@ -229,17 +233,15 @@ class SteeringRequest:
 
 
 def _with_canonical_labels(options: SteerOptions) -> SteerOptions:
-    """The options with every label in its canonical text, so that `true` and `True` ask for the same run."""
+    """The options with target and toward in their canonical text, so that `true` and `True` ask for the same run."""
 
     def label(text: str) -> str:
         return canonical_name(text) or text
 
-    pairs = (text.partition("=") for text in options.cells)
     return options.model_copy(
         update={
             "target": options.target and label(options.target),
             "toward": options.toward and label(options.toward),
-            "cells": tuple(f"{column}={label(value)}" for column, _, value in pairs),
         }
     )
 
@@ -283,32 +285,40 @@ def _check_features(options: SteerOptions, features: pl.DataFrame, by_label: pl.
 
 
 def _check_labels(task: SteeringTask, labels: pl.Series) -> None:
-    names = labels.unique().drop_nulls().sort().to_list()
+    names, kind = labels.unique().drop_nulls().sort().to_list(), shown_name(task.kind)
     for option, name in (("--target", task.target), ("--toward", task.toward)):
         if name not in names:
             raise UsageError(
-                f"{option} was {name!r}; {task.kind} is one of: {join_names(names)}{did_you_mean(str(name), names)}"
+                f"{option} was {name!r}; {kind} is one of: {join_names(names)}{did_you_mean(str(name), names)}"
             )
 
 
-def _mask(options: SteerOptions, cells: pl.DataFrame) -> pl.Expr:
-    """The cells that at least one of --cells selects."""
-    chosen = []
-    for text in options.cells:
-        column, _, value = text.partition("=")
-        if column not in cells.columns:
-            raise UsageError(
-                f"--cells was {text!r}; columns of the cell table are {join_names(cells.columns)}"
-                f"{did_you_mean(column, cells.columns)}"
-            )
+def _mask(chosen: Sequence[tuple[str, str]], cells: pl.DataFrame) -> pl.Expr:
+    """The cells that have any of these values, each given with its column."""
+    for column, value in chosen:
         found = canonical_text(cells[column]).unique().drop_nulls().to_list()
         if value not in found:
             raise UsageError(
-                f"--cells was {text!r}, which selects nothing; {column} is one of: {join_names(found)}"
-                f"{did_you_mean(value, found)}"
+                f"--cells was {shown_name(column)}={value}, which selects nothing; {shown_name(column)} is one of: "
+                f"{join_names(found)}{did_you_mean(value, found)}"
             )
-        chosen.append(canonical_column(column) == value)
-    return pl.any_horizontal(chosen) if chosen else pl.lit(True)
+    masks = [canonical_column(column) == value for column, value in chosen]
+    return pl.any_horizontal(masks) if masks else pl.lit(True)
+
+
+def _column_and_value(text: str, cells: pl.DataFrame) -> tuple[str, str]:
+    """The column of the cell table and the canonical value that COLUMN=VALUE means; a name may hold a `=` itself."""
+    known = columns_of_cells(cells)
+    for end in (place for place, letter in enumerate(text) if letter == "="):
+        column = find_column(text[:end], known)
+        if column is not None:
+            value = text[end + 1 :]
+            return column, canonical_name(value) or value
+    shown = [shown_name(column) for column in known]
+    raise UsageError(
+        f"--cells was {text!r}; columns of the cell table are {join_names(shown)}"
+        f"{did_you_mean(text.partition('=')[0], shown)}"
+    )
 
 
 def _gene_ids(symbols: Sequence[str], genes: pl.DataFrame) -> tuple[int, ...] | None:

@@ -38,12 +38,12 @@ def sample_cells(
     if cells.height <= most:
         return np.sort(cells["cell_idx"].to_numpy())
     order = np.random.default_rng(seed).permutation(cells.height)
-    drawn = cells.sort("cell_idx").with_columns(_draw=pl.Series(order))
-    of_stratum = pl.struct(*strata) if strata else pl.lit(0)
-    rank = pl.col("_draw").rank("ordinal").over(of_stratum)
-    size = pl.len().over(of_stratum)
+    of_stratum = pl.struct(pl.col(name).alias(str(place)) for place, name in enumerate(strata)) if strata else pl.lit(0)
+    drawn = cells.sort("cell_idx").select("cell_idx", stratum=of_stratum).with_columns(draw=pl.Series(order))
+    rank = pl.col("draw").rank("ordinal").over("stratum")
+    size = pl.len().over("stratum")
     place = rank if equal else (rank - 0.5) / size
-    kept = drawn.with_columns(_place=place).sort("_place", "_draw").head(most)
+    kept = drawn.with_columns(place=place).sort("place", "draw").head(most)
     return np.sort(kept["cell_idx"].to_numpy())
 
 

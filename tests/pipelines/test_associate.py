@@ -97,8 +97,8 @@ def cells_with(chain, layout, **columns):
     [
         ({"cell_type": "type", "batch": "batch"}, ["cell_type", "batch"]),
         ({"cell_type": "type"}, ["cell_type"]),
-        ({"batch": "batch", "labels": ["type", "donor"]}, ["batch", "type", "donor_obs"]),
-        ({"donor": "donor", "labels": ["donor", "batch"]}, ["donor", "batch_obs"]),
+        ({"batch": "batch", "labels": ["type", "donor"]}, ["batch", "type", "obs_donor"]),
+        ({"donor": "donor", "labels": ["donor", "batch"]}, ["donor", "obs_batch"]),
         ({"batch": "batch", "labels": ["batch", "type", "type"]}, ["batch", "type"]),
         ({}, []),
     ],

@@ -96,7 +96,7 @@ def _in_both(data: AtlasData) -> int:
 
 def _no_batches(data: AtlasData, batches: list[dict[str, Any]]) -> dict[str, Any]:
     of = "all cells are of one batch" if batches else "no column of the cells is named as their batch"
-    command = f"scsae extract DATA --batch COLUMN --store {data.store.layout.root}"
+    command = f"scsae extract DATA --batch COLUMN {data.store.layout.store_option}"
     return {"missing": {"table": "batch", "command": command}, "why": f"There is nothing to compare: {of}."}
 
 

@@ -43,7 +43,7 @@ def _baselines(data: AtlasData) -> dict[str, Any]:
     """Per target the best feature of every representation, and the excess of the SAE over each baseline."""
     if not data.has("comparison"):
         missing = data.missing("comparison")["missing"]
-        return {"missing": {**missing, "command": f"scsae baseline --store {data.store.layout.root}"}}
+        return {"missing": {**missing, "command": f"scsae baseline {data.store.layout.store_option}"}}
     table = data.store.frame("comparison").collect()
     targets, counted = [], []
     for (kind, statistic), rows in table.group_by("target_kind", "statistic", maintain_order=True):
@@ -87,7 +87,7 @@ def _significance(data: AtlasData) -> dict[str, Any]:
             except NotFoundError:
                 continue  # its run was deleted since
             shares.append({"representation": name, "rows": _shares(store)})
-    return {"of": shares, "command": f"scsae baseline --kind random --store {data.store.layout.root}"}
+    return {"of": shares, "command": f"scsae baseline --kind random {data.store.layout.store_option}"}
 
 
 def _shares(store: FeatureStore) -> list[dict[str, Any]]:

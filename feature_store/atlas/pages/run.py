@@ -29,7 +29,7 @@ def run(data: AtlasData) -> bytes:
             "runs": runs,
             "manifests": provenance["manifests"],
             "plans": provenance["plans"],
-            "verify": [f"scsae verify {run} --store {store.layout.root}" for run in dict.fromkeys(every)],
+            "verify": [f"scsae verify {run} {store.layout.store_option}" for run in dict.fromkeys(every)],
         }
     )
 

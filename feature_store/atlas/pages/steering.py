@@ -21,6 +21,7 @@ from feature_store.query.steering import (
     p_column,
     steering_results,
 )
+from feature_store.storage.obs_columns import shown_name
 from feature_store.storage.plans import SteeringResultsPlan
 
 PLACES = ("pc1", "pc2", "x", "y", "gap")
@@ -162,7 +163,7 @@ def _about_map(data: AtlasData, run: str, variants: pl.DataFrame) -> dict[str, A
 def _summary(data: AtlasData, results: SteeringResults) -> dict[str, Any]:
     """The title, the points measured on test cells, the chosen point, and the headline metric there."""
     plan, rows = results.plan, results.rows
-    named = {name: getattr(plan, name) for name in ("question", "kind", "target", "toward", "intervention", "n_nulls")}
+    named = {name: getattr(plan, name) for name in ("question", "target", "toward", "intervention", "n_nulls")}
     grid = of_role(rows, Role.GRID)
     points = grid.select("n_features", "dose").unique().sort("n_features", "dose") if grid.height else pl.DataFrame()
     chosen = grid.filter("chosen") if grid.height else grid
@@ -170,6 +171,7 @@ def _summary(data: AtlasData, results: SteeringResults) -> dict[str, Any]:
     return {
         "run": results.run,
         **named,
+        "kind": shown_name(plan.kind),
         "words": _title(plan),
         "points": points.to_dicts(),
         "chosen": chosen.select("n_features", "dose").row(0, named=True) if chosen.height else None,
@@ -184,7 +186,7 @@ def _title(plan: SteeringResultsPlan) -> str:
     if plan.toward is not None:
         return f"Move {plan.target} cells toward {plan.toward}"
     if plan.target == ALL:
-        return f"Mix the labels of {plan.kind.replace('_', ' ')}"
+        return f"Mix the labels of {shown_name(plan.kind).replace('_', ' ')}"
     return f"Edit the features of {plan.target}"
 
 
@@ -193,7 +195,8 @@ def _plan_in_words(plan: SteeringResultsPlan) -> Iterator[tuple[str, str]]:
     means = "" if plan.by in (None, "none") else f"; means by {str(plan.by).replace('_', ' ')}"
     yield "Intervention", _DONE.get(plan.intervention, plan.intervention) + means
     cells = _CELLS.get(plan.question, "all cells").replace("{target}", plan.target)
-    yield "Cells", f"of {', '.join(plan.cells)}; of these {cells}" if plan.cells else cells
+    chosen = ", ".join(f"{shown_name(column)}={value}" for column, _, value in (c.partition("=") for c in plan.cells))
+    yield "Cells", f"of {chosen}; of these {cells}" if chosen else cells
     yield "Tokens", f"those of {', '.join(plan.gene)}" if plan.gene else "those of every gene"
     given = "given by hand" if plan.feature else "ranked on select cells"
     yield "Features", f"{given}; number and dose chosen on select cells" if len(plan.grid) > 1 else given
@@ -207,12 +210,14 @@ def _command(data: AtlasData, plan: SteeringResultsPlan) -> str:
     """The command that runs the same intervention again, without --n-features, --dose and --n-nulls."""
     words = ["scsae", "steer", "--store", str(data.store.layout.root), "--associations", plan.associations]
     for name in ("kind", "target", "toward", "intervention", "by", "readout", "seed"):
-        value = getattr(plan, name)
+        value = shown_name(plan.kind) if name == "kind" else getattr(plan, name)
         if value is not None and (name, value) not in (("readout", "mean"), ("seed", 0)):
             words += [f"--{name}", str(value)]
-    for name in ("feature", "gene", "cells"):
+    for name in ("feature", "gene"):
         for value in getattr(plan, name):
             words += [f"--{name}", str(value)]
+    for column, _, value in (text.partition("=") for text in plan.cells):
+        words += ["--cells", f"{shown_name(column)}={value}"]
     return shlex.join(words)
 
 

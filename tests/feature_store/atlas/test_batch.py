@@ -13,6 +13,7 @@ import pytest
 import yaml
 from deleted_runs import forget_deleted
 from matplotlib.path import Path as Polygon
+from printed_commands import refusal
 
 from feature_store import FeatureStore
 from feature_store.atlas.resources import Resources
@@ -221,6 +222,8 @@ def test_the_recipe_and_the_command_describe_the_same_run_whose_result_the_steer
     }  # fmt: skip
     words = shlex.split(page.locator(".batch-command").inner_text())
     assert words[:4] == ["scsae", "steer", "--store", str(atlas_root)]
+    for code in page.locator(".batch-steer code").all_inner_texts():
+        assert refusal(code) is None
     options = list(zip(words[4::2], words[5::2], strict=True))
     assert [int(value) for name, value in options if name == "--feature"] == wanted
     assert {name.removeprefix("--"): value for name, value in options if name != "--feature"} == {

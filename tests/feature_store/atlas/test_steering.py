@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 import pytest
+from printed_commands import refusal
 
 from feature_store.atlas.resources import Resources
 from feature_store.storage import commit
@@ -108,6 +109,7 @@ def test_the_command_for_another_point_asks_the_same_question(store_without: Cal
     words = shlex.split(json_of(store, f"steering/{RUN}.json")["command"])
     given = dict(zip(words[2::2], words[3::2], strict=True))
     assert words[:2] == ["scsae", "steer"]
+    assert refusal(shlex.join(words)) is None
     assert given == {
         "--store": str(store.layout.root), "--associations": "a550c", "--kind": "condition", "--target": odd,
         "--toward": "ctrl", "--intervention": "shift", "--by": "cell_type", "--cells": "cell_type=NK, bright",
@@ -305,6 +307,8 @@ def test_what_was_not_measured_comes_with_its_command(open_page: Open) -> None:
     text = page.locator("section", has_text="What was not measured").last.inner_text()
     assert "measured at dose 0.5, 1, 1.5" in text
     assert "--n-features 10 --dose 2.25 --n-nulls 20" in text
+    for code in page.locator("section code").all_inner_texts():
+        assert refusal(code) is None
 
 
 def test_a_hostile_cell_type_is_text(open_page: Open, hostile: str) -> None:

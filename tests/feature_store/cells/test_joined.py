@@ -128,7 +128,7 @@ def test_joined_obs_starts_with_the_file_and_has_nulls_for_missing_columns(
         "donor": ["d1", "d2", "d3", "d1", "d4"],
         "age": [1.0, 2.0, 3.0, 0.5, 1.5],
         "dose": ["1", "2", "3", "low", "high"],
-        "file_obs": ["x", "y", "z", None, None],
+        "obs_file": ["x", "y", "z", None, None],
         "only": [None, None, None, True, False],
     }
     assert source.obs_names().to_list() == ["cell 0", "cell 1", "cell 2", "cell 0", "cell 1"]

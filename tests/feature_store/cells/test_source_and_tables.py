@@ -323,7 +323,7 @@ def test_the_cell_table_has_the_split_the_named_columns_and_every_obs_column(
     )
     assert cells.columns == [
         *("cell_idx", "cell_id", "dataset", "split", "donor", "batch", "cell_type"),
-        *("patient", "label", "age", "score", "doublet", "note"),
+        *("patient", "obs_label", "age", "obs_score", "doublet", "note"),
     ]
     assert cells["cell_idx"].to_list() == list(range(N_CELLS))
     assert cells["donor"].to_list() == cells["patient"].to_list()
@@ -346,7 +346,7 @@ def test_splits_may_come_from_a_column_and_donors_keep_those_that_an_sae_knows_b
     layout = Layout(tmp_path / "store")
     by_column = write_cells(layout, open_source(write_h5ad(counts, obs=obs)), donor="patient", split_column="split")
     assert by_column["split"].to_list() == obs["split"].tolist()
-    assert "split_obs" not in by_column.columns
+    assert "obs_split" not in by_column.columns
     # other cells of the same donors
     new = obs.drop(columns="split").set_axis([f"new-{i}" for i in range(N_CELLS)])
     other = open_source(write_h5ad(counts[:, ::-1].copy(), obs=new, name="other.h5ad"))
@@ -373,19 +373,21 @@ def test_genes_have_their_number_of_cells_and_mean(
     assert np.allclose(genes["mean"].to_numpy(), counts.mean(axis=0))
 
 
-def test_obs_columns_with_the_name_of_a_table_column_get_a_suffix(
+def test_obs_columns_with_the_name_of_a_column_of_any_table_get_a_prefix(
     write_h5ad: Callable[..., Path], counts: np.ndarray, obs: pd.DataFrame, tmp_path: Path
 ) -> None:
     obs = obs[["patient"]].rename(columns={"patient": "donor"})
     obs["split"] = "mine"
     obs["cell_type"] = "theirs"
-    obs["cell_type_obs"] = "taken"
+    obs["obs_cell_type"] = "taken"
+    obs["gene"] = "TP53"
+    obs["condition"] = "kept"
     cells = write_cells(Layout(tmp_path / "s"), open_source(write_h5ad(counts, obs=obs)), dataset="d", donor="donor")
-    assert cells.columns[7:] == ["split_obs", "cell_type_obs_obs", "cell_type_obs"]
+    assert cells.columns[7:] == ["obs_split", "obs_cell_type", "obs_obs_cell_type", "obs_gene", "condition"]
     assert cells["donor"].to_list() == obs["donor"].tolist()
-    assert set(cells["split_obs"]) == {"mine"}
+    assert set(cells["obs_split"]) == {"mine"}
     assert cells["cell_type"].null_count() == N_CELLS
-    assert set(cells["cell_type_obs_obs"]) == {"theirs"}
+    assert set(cells["obs_cell_type"]) == {"theirs"}
 
 
 def test_cell_names_may_repeat(

@@ -2,6 +2,7 @@
 
 const MOST_KEPT = 200;
 const kept = new Map();
+let stored = null;
 
 export class NotThere extends Error {}
 
@@ -29,6 +30,13 @@ async function fetched(path) {
   if (!response.ok) {
     const said = await response.json().catch(() => ({}));
     throw new Error(said.error ?? `${path} cannot be read (${response.status}).`);
+  }
+  const now = response.headers.get("Atlas-State");
+  stored ??= now;
+  // another run was committed: what this page has read is of the store before
+  if (now !== null && now !== stored) {
+    location.reload();
+    return new Promise(() => {});
   }
   return response;
 }

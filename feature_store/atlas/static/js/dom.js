@@ -54,7 +54,10 @@ export const fixed = (x, digits = 3) => (isKnown(x) ? x.toFixed(digits) : DASH);
 export const percent = (x, digits = 1) => (isKnown(x) ? `${(100 * x).toFixed(x !== 0 && Math.abs(x) < 0.001 ? 3 : digits)} %` : DASH);
 export const pvalue = (p) => (!isKnown(p) ? DASH : p < 1e-300 ? "< 1e-300" : p < 0.001 ? p.toExponential(1) : p.toFixed(3));
 export const count = (n) => (isKnown(n) ? n.toLocaleString("en") : DASH);
-export const words = (name) => String(name).replaceAll("_", " ");
+// The columns of the table of cells that are not of obs; a column of obs with such a name is called obs_NAME there.
+const OWN = ["cell_idx", "cell_id", "dataset", "split", "donor", "batch", "cell_type"];
+const ofObs = (name) => (name.startsWith("obs_") && !OWN.includes(name.slice(4)) ? name.slice(4) : name);
+export const words = (name) => ofObs(String(name)).replaceAll("_", " ");
 
 // What stands where a table is missing: why, and the command that makes it.
 export function empty(missing, why) {
