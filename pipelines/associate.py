@@ -36,14 +36,16 @@ from feature_store.associations.gene_sets import (
 )
 from feature_store.cells import ExpressionReader, open_source, plan_expression, read_cells, write_expression_part
 from feature_store.codes import CodesRun, cells_with_tokens, load_feature_codes, load_statistics
+from feature_store.errors import NotFoundError
 from feature_store.query.runs import resolve_run
 from feature_store.storage import commit
 from feature_store.storage.layout import ASSOCIATION_TABLES, Layout, as_path
 from feature_store.storage.obs_columns import column_of
 from feature_store.storage.plans import AssociationsPlan, CellsPlan, GeneSetFile, as_json
-from pipelines.config import ActorOptions, AssociateOptions, EncodeOptions, parse_size
+from pipelines.config import ActorOptions, AssociateOptions, CellOptions, EncodeOptions, parse_size
 from pipelines.encode import encode
 from pipelines.inputs import load_recorded_source, load_token_of_gene, tokenless_fact
+from pipelines.moved_data import record_if_same, record_new_place
 from pipelines.runtime.actor_pool import do_shards
 from pipelines.runtime.checks import check_before_work
 from pipelines.runtime.cluster import one_ray_session
@@ -149,12 +151,31 @@ def associate_all(options: AssociateOptions, store: Path, *, address: str | None
     check_before_work(Layout(store), address=address)
     sets = read_collections(options.gmt)
     with one_ray_session():
-        if not options.data:
-            return [associate_with(options, sets, store, address=address)]
+        if not options.data or _is_of_moved_data(options, Layout(store)):
+            return [associate_with(options.model_copy(update={"data": ()}), sets, store, address=address)]
         given = {name: getattr(options, name) for name in EncodeOptions.model_fields if hasattr(options, name)}
         encoded = encode(EncodeOptions(**given), store, address=address)
         of_codes = options.model_copy(update={"codes": encoded.run, "data": ()})
         return [encoded, associate_with(of_codes, sets, store, address=address)]
+
+
+def _is_of_moved_data(options: AssociateOptions, layout: Layout) -> bool:
+    """Return whether `data` are those of the codes at a new place, which is then recorded.
+
+    Raises:
+        UsageError: `codes` names codes of other data.
+    """
+    if options.codes is not None:
+        run = resolve_run(layout, "codes", options.codes, option="--codes")
+        record_new_place(layout, CodesRun.open(run.path).plan.dataset, options.data)
+        return True
+    if options.sae is not None or any(getattr(options, name) for name in ("matrix", *CellOptions.model_fields)):
+        return False
+    try:
+        run = resolve_run(layout, "codes", None, option="--codes")
+    except NotFoundError:
+        return False
+    return record_if_same(layout, CodesRun.open(run.path).plan.dataset, options.data)
 
 
 def associate_with(

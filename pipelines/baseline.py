@@ -34,7 +34,8 @@ from pipelines.config import (
     TrainOptions,
 )
 from pipelines.errors import UsageError
-from pipelines.inputs import load_model_location, load_source_location
+from pipelines.inputs import load_model_location, load_source_location, refuse_missing
+from pipelines.moved_data import record_new_place
 from pipelines.runtime.checks import check_before_work
 from pipelines.runtime.cluster import one_ray_session
 from pipelines.runtime.progress import progress_bar
@@ -72,6 +73,7 @@ def baseline(options: BaselineOptions, store: Path, *, address: str | None = Non
     info = resolve_run(layout, "associations", options.associations, option="--associations")
     chain = chain_of_sae(layout, info, option="--associations")
     _check_gene_sets(options, chain)
+    record_new_place(layout, chain.activations.dataset, options.data)
     with one_ray_session():
         return list(_stages(options, store, chain, address))
 
@@ -230,6 +232,7 @@ def _is_fitted(folder: Path) -> bool:
 def _data_of(layout: Layout, dataset: str) -> dict[str, Any]:
     """Return the options that name a data set and the columns of its cells."""
     folder = layout.cells_dir(dataset)
+    refuse_missing(layout, dataset, stage="baseline")
     where, cells = load_source_location(layout, dataset), CellsPlan.of(commit.Run.open(folder))
     columns = {"donor": cells.donor, "batch": cells.batch, "cell_type": cells.cell_type}
     named = {"label": cells.labels, "split": cells.split_column}

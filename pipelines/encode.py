@@ -23,7 +23,7 @@ from feature_store.query.runs import resolve_run
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout, as_path
 from feature_store.storage.plans import ActivationsPlan, CodesPlan, FusedForward, SAEPlan
-from pipelines.config import ActorOptions, EncodeOptions
+from pipelines.config import ActorOptions, CellOptions, EncodeOptions, ForwardOptions
 from pipelines.forward import Forward, ForwardJob, out_of_memory_fact, rate
 from pipelines.inputs import (
     LoadedInputs,
@@ -37,6 +37,7 @@ from pipelines.inputs import (
     save_token_of_gene,
     tokenless_fact,
 )
+from pipelines.moved_data import record_if_same
 from pipelines.runtime.actor_pool import do_shards
 from pipelines.runtime.checks import check_before_work
 from pipelines.runtime.progress import delayed_progress_bar
@@ -241,6 +242,7 @@ def encode(options: EncodeOptions, store: Path, *, address: str | None = None) -
     sae = commit.Run.open(resolve_run(layout, "saes", options.sae, option="--sae").path)
     of_sae = SAEPlan.of(sae)
     activations = commit.Run.open(layout.activations_dir(of_sae.activations))
+    options = _without_moved_data(layout, options, of_sae.dataset)
     what = (
         _plan_fused(layout, options, of_sae, activations)
         if options.fused or options.data
@@ -319,6 +321,19 @@ def _sorting_rate(total: Mapping[str, int], seconds: float) -> str:
     return f"{total['nonzeros'] / seconds:,.0f} nonzeros/s"
 
 
+def _without_moved_data(layout: Layout, options: EncodeOptions, dataset: str) -> EncodeOptions:
+    """Return the options without `data` if these are the SAE's own data at a new place, which is then recorded."""
+    columns = {"matrix", *CellOptions.model_fields} & options.model_fields_set
+    if not options.data or any(getattr(options, name) for name in columns):
+        return options
+    if not record_if_same(layout, dataset, options.data):
+        return options
+    # options of a forward pass ask for one
+    of_forward = set(ForwardOptions.model_fields) - set(ActorOptions.model_fields)
+    fused = any(getattr(options, name) != EncodeOptions.model_fields[name].default for name in of_forward)
+    return options.model_copy(update={"data": (), "fused": options.fused or fused})
+
+
 def _plan_stored(activations: commit.Run) -> _Plan:
     return _Plan(
         dataset=ActivationsPlan.of(activations).dataset,
@@ -336,7 +351,7 @@ def _plan_fused(layout: Layout, options: EncodeOptions, sae: SAEPlan, activation
     if options.data:
         source = open_source(options.data, matrix=options.matrix, progress=delayed_progress_bar)
     else:
-        source = load_recorded_source(layout, trained_on.dataset)
+        source = load_recorded_source(layout, trained_on.dataset, stage="encode --fused")
     inputs = match_inputs(source, model)
     dataset = trained_on.dataset
     if options.data:

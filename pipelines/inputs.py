@@ -197,12 +197,31 @@ def tokenless_fact(layout: Layout, codes: CodesRun) -> dict[str, str]:
 
 def save_source_location(layout: Layout, dataset: str, source: Source) -> None:
     """Write the present location of the data set's files beside its cells; later stages read expression from there."""
-    where = {
-        "path": _one_or_all([str(path.resolve()) for path in source.paths]),
-        "matrix": source.matrix,
-        "digest": _one_or_all(source.digests),
-    }
-    filesystem.replace_text(layout.cells_dir(dataset) / SOURCE_FILE, sealed(where))
+    paths = tuple(str(path.resolve()) for path in source.paths)
+    write_source_location(layout, dataset, SourceLocation(paths, source.matrix, source.digests))
+
+
+class SourceLocation(NamedTuple):
+    """Where the files of a data set were when they were last used, their matrix, and the digest of each."""
+
+    paths: tuple[str, ...]
+    matrix: str
+    digests: tuple[str, ...]
+
+
+def write_source_location(layout: Layout, dataset: str, where: SourceLocation) -> None:
+    """Write the location of a data set's files beside its cells."""
+    content = {"path": _one_or_all(where.paths), "matrix": where.matrix, "digest": _one_or_all(where.digests)}
+    filesystem.replace_text(layout.cells_dir(dataset) / SOURCE_FILE, sealed(content))
+
+
+def source_location(layout: Layout, dataset: str) -> SourceLocation:
+    """Return what `write_source_location` wrote. IntegrityError as from `load_source_location`."""
+    content = load_source_location(layout, dataset)
+    paths, digests = (
+        (value,) if isinstance(value, str) else tuple(value) for value in (content["path"], content["digest"])
+    )
+    return SourceLocation(paths, content["matrix"], digests)
 
 
 def absolute_model_path(model: str) -> str:
@@ -261,12 +280,25 @@ def load_recorded_model(run: commit.Run, *, device: str = "cpu") -> "FoundationM
     return model
 
 
-def load_recorded_source(layout: Layout, dataset: str) -> Source:
-    """Open the data set at its recorded location; InputError if a file moved, UsageError if it changed."""
-    where = load_source_location(layout, dataset)
-    source = open_source(where["path"], matrix=where["matrix"], progress=delayed_progress_bar)
-    noted = [where["digest"]] if isinstance(where["digest"], str) else where["digest"]
-    for path, now, then in zip(source.paths, source.digests, noted, strict=True):
+def refuse_missing(layout: Layout, dataset: str, *, stage: str) -> None:
+    """Raise UsageError, with the command that names the new place, if a file of the data set is not where it was."""
+    where = source_location(layout, dataset)
+    if missing := [path for path in where.paths if not Path(path).exists()]:
+        raise UsageError(
+            f"`scsae {stage}` reads the data set {dataset} again, but {missing[0]} is not there; if it was moved or "
+            "renamed, name its new place (--data once for each file) with the other options as before: "
+            f"scsae {stage} --data NEWPATH --store {layout.root}"
+        )
+
+
+def load_recorded_source(layout: Layout, dataset: str, *, stage: str = "associate") -> Source:
+    """Open the data set at its recorded location, for a stage that reads it again; UsageError if a file moved or
+    changed.
+    """
+    where = source_location(layout, dataset)
+    refuse_missing(layout, dataset, stage=stage)
+    source = open_source(where.paths, matrix=where.matrix, progress=delayed_progress_bar)
+    for path, now, then in zip(source.paths, source.digests, where.digests, strict=True):
         if now != then:
             raise UsageError(
                 f"{path} changed since its extraction (sha256 {now[:12]}, was {then[:12]}); "

@@ -119,7 +119,7 @@ def probe(activations: commit.Run, store: str, cells: npt.NDArray[np.int64], *, 
 
     def made() -> RecoveryProbe:
         model = load_recorded_model(activations, device=device)
-        with load_recorded_source(Layout(store), plan.dataset) as source:
+        with load_recorded_source(Layout(store), plan.dataset, stage="train") as source:
             match = model.match_genes(source.gene_symbols, source.ensembl_ids)
             rows = _rows(source, cells)
         tokens = model.tokenize(rows.indptr, rows.indices, rows.data, match, seed=plan.seed)

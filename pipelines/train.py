@@ -22,6 +22,7 @@ from feature_store.storage.layout import HISTORY, SUMMARY, Layout, as_path
 from feature_store.storage.plans import ActivationsPlan, SAEPlan, as_json
 from pipelines.config import TrainOptions
 from pipelines.errors import UsageError
+from pipelines.moved_data import record_new_place
 from pipelines.runtime.checks import check_before_work, check_tracking
 from pipelines.runtime.cluster import actors_that_fit, ray_session
 from pipelines.runtime.failures import explained, root_cause
@@ -89,6 +90,7 @@ def train_all(options: TrainOptions, store: Path, *, address: str | None = None)
     # damaged activations are reported even if every SAE is complete
     parent.manifest()
     source = ActivationsPlan.of(parent)
+    record_new_place(layout, source.dataset, options.data)
     train_config = train_config_of(options)
     plans = [
         SAEPlan(

@@ -12,7 +12,7 @@ class AssociateOptions(CellOptions, GeneOptions, ForwardOptions):
     """Associate features with labels, batches, genes and gene sets."""
 
     codes: str | None = None
-    """Codes run to associate; default: the newest. With `data` give `sae` instead."""
+    """Codes run to associate; default: the newest. With other `data` give `sae` instead."""
     sae: str | None = None
     """SAE run that encodes `data`; default: the newest. Without `data` give `codes` instead."""
     gmt: tuple[Path, ...] = ()
@@ -20,7 +20,8 @@ class AssociateOptions(CellOptions, GeneOptions, ForwardOptions):
     programs of the project."""
     data: Files = ()
     """First encode the cells of other .h5ad files or .zarr folders with a trained SAE, then associate its features with
-    these cells; may be repeated."""
+    these cells; may be repeated. Files of the data set of the codes, given without other options of data, tell where
+    it is now."""
     matrix: str | None = None
     """Matrix of `data` to read: X, raw or layers/NAME; default: as in extract."""
     range_size: str = "600MB"
@@ -36,10 +37,8 @@ class AssociateOptions(CellOptions, GeneOptions, ForwardOptions):
     @pydantic.model_validator(mode="after")
     def _of_other_data(self) -> "AssociateOptions":
         """Refuse options that need other data, and a codes run together with other data."""
-        if self.data and self.codes is not None:
-            raise ValueError(
-                f"codes was {self.codes!r}, but codes of data are made anew; give sae instead, or leave data out"
-            )
+        if self.codes is not None and (self.sae is not None or self.matrix is not None):
+            raise ValueError(f"codes was {self.codes!r}, but codes of other data are made anew; give sae without codes")
         if self.sae is not None and not self.data:
             raise ValueError(
                 f"sae was {self.sae!r}, but it only encodes data; name a codes run with codes, or give data"

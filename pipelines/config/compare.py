@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field
 
-from pipelines.config.options import ActorOptions, Options, as_tuple
+from pipelines.config.options import ActorOptions, MovedDataOptions, Options, as_tuple
 
 BaselineKind = Literal["neurons", "pca", "ica", "random", "random-model"]
 
@@ -35,7 +35,7 @@ class MatchOptions(Options):
     """Seed of the random directions, the permutations and the sample."""
 
 
-class BaselineOptions(ActorOptions):
+class BaselineOptions(ActorOptions, MovedDataOptions):
     """Make the baselines of an SAE and compare it with them.
 
     Baselines are fitted, encoded and associated by the same code and into the same tables as the SAE.

@@ -89,6 +89,14 @@ class CellOptions(Options):
         return self
 
 
+class MovedDataOptions(Options):
+    """Where the data set is, for stages that read it again."""
+
+    data: Files = ()
+    """File or .zarr folder of the data set, if it was moved or renamed since its extraction; it is checked to be the
+    same. Once for each file, if there are several."""
+
+
 class GeneOptions(Options):
     """How well the genes of the data have to match those of the foundation model."""
 

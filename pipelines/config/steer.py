@@ -5,13 +5,13 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field
 
-from pipelines.config.options import ActorOptions, Positive, as_tuple
+from pipelines.config.options import ActorOptions, MovedDataOptions, Positive, as_tuple
 
 FeatureId = Annotated[int, Field(ge=0)]
 Dose = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class SteerOptions(ActorOptions):
+class SteerOptions(ActorOptions, MovedDataOptions):
     """Edit features inside the running model and measure how its cells change.
 
     There are three tasks. --target LABEL edits the features of a label in all cells. --target LABEL --toward OTHER

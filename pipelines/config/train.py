@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field
 
-from pipelines.config.options import Options, Positive, PositiveFloat, as_tuple
+from pipelines.config.options import MovedDataOptions, Positive, PositiveFloat, as_tuple
 
 Arch = Literal["batchtopk", "matryoshka", "topk", "jumprelu", "gated", "standard"]
 
@@ -25,7 +25,7 @@ def check_registered_name(name: str | None) -> str | None:
     )
 
 
-class TrainOptions(Options):
+class TrainOptions(MovedDataOptions):
     """Fit a sparse autoencoder to stored activations with Ray Train."""
 
     activations: str | None = None

@@ -58,7 +58,7 @@ class SteeringContext:
         self.paths = paths
         layout = Layout(paths.store)
         self.model = load_recorded_model(commit.Run.open(paths.activations), device=paths.device)
-        self.source = load_recorded_source(layout, paths.dataset)
+        self.source = load_recorded_source(layout, paths.dataset, stage="steer")
         self.match = self.model.match_genes(self.source.gene_symbols, self.source.ensembl_ids)
         self.sae = load_stored_sae(as_path(paths.sae), device=paths.device)
         self.site = Site.parse(paths.site)

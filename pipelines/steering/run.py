@@ -30,6 +30,7 @@ from feature_store.storage.layout import Layout
 from feature_store.storage.plans import SteeringResultsPlan
 from pipelines.config import SteerOptions
 from pipelines.errors import UsageError
+from pipelines.moved_data import record_new_place
 from pipelines.runtime.checks import check_before_work, check_tracking
 from pipelines.runtime.stage import Clock, StageResult
 from pipelines.steering import feature_selection, shards, token_sample
@@ -71,7 +72,9 @@ def steer(options: SteerOptions, store: Path, *, address: str | None = None) -> 
     clock = Clock()
     layout = Layout(store)
     check_before_work(layout, address=address)
-    run = SteeringRun(SteeringRequest.of(options, layout), address)
+    request = SteeringRequest.of(options, layout)
+    record_new_place(layout, request.chain.associations.dataset, options.data)
+    run = SteeringRun(request, address)
     check_tracking(layout)
     results = run.results()
     chosen = next(variant for variant in run.variants if variant.chosen)
