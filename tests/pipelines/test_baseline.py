@@ -138,13 +138,14 @@ def test_making_them_again_does_nothing(held_against):
 def test_a_damaged_baseline_is_fitted_again_to_the_same_bytes(own_store):
     options = BaselineOptions(kind=("pca",), fit_tokens=1000)
     (sae, codes, _) = baseline(options, own_store)
-    weights = sae.path / "sae.safetensors"
-    content = weights.read_bytes()
-    weights.write_bytes(content[:-1] + b"x")
-    (again, same, _) = baseline(options, own_store)
-    assert (again.run, again.done) == (sae.run, 1)
-    assert weights.read_bytes() == content
-    assert (same.run, same.done) == (codes.run, 0)
+    for name, damage in {"sae.safetensors": lambda data: data[:-1] + b"x", "plan.json": lambda _: b"{"}.items():
+        file = sae.path / name
+        content = file.read_bytes()
+        file.write_bytes(damage(content))
+        (again, same, _) = baseline(options, own_store)
+        assert again.run == sae.run
+        assert file.read_bytes() == content
+        assert (same.run, same.done) == (codes.run, 0)
 
 
 def test_a_random_models_sae_is_trained_as_the_sae_was_on_a_model_of_other_weights(held_against, reference):
