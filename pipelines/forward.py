@@ -42,7 +42,7 @@ class ForwardJob:
     data: tuple[str, ...]
     matrix: str
     model: str
-    of_family: Mapping[str, str]
+    of_family: Mapping[str, Any]
     random_init: bool
     precision: str
     device: str

@@ -237,7 +237,7 @@ class ModelLocation(NamedTuple):
     random_init: bool
     precision: str
     digest: str
-    of_family: Mapping[str, str]
+    of_family: Mapping[str, Any]
     """Options that one family of models has (`DataOptions.of_family`)."""
 
 

@@ -36,5 +36,5 @@ def excess_p(tokens: TokenStatistics, genes: Ints) -> Floats:
     rows = np.arange(genes.shape[0])[:, None]
     fired = np.asarray(tokens.fired.tocsr()[rows, genes].todense())
     of_feature = tokens.feature_tokens.astype(np.int64)[:, None]
-    p: Floats = hypergeom.sf(fired - 1, tokens.n_tokens, tokens.gene_tokens[genes], of_feature)
-    return p
+    p = hypergeom.sf(fired - 1, tokens.n_tokens, tokens.gene_tokens[genes], of_feature)
+    return np.asarray(p)

@@ -62,7 +62,7 @@ def umap(
 
     Raises InputError for an unknown column and for coordinates of another shape, QueryError for an unknown feature.
     """
-    given = [color] if np.ndim(color) == 0 else list(color)  # type: ignore[arg-type,list-item]
+    given: list[Any] = [color] if np.ndim(color) == 0 else list(color)  # type: ignore[arg-type]
     wanted = [columns_named(store, by)[0] if isinstance(by, str) else index(by) for by in given]
     check_file(save)
     if not wanted:

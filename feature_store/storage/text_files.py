@@ -10,14 +10,14 @@ import lzma
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from feature_store.errors import InputError, NotFoundError
 from feature_store.storage.data_files import refuse_unfetched
 
 MOST_BYTES = 1_000_000_000
 """Largest size of a text, uncompressed."""
-_COMPRESSED: Mapping[bytes, tuple[str, Callable[[Path], IO[Any]]]] = {
+_COMPRESSED: Mapping[bytes, tuple[str, Callable[..., Any]]] = {
     b"\x1f\x8b": ("gzip", gzip.open),
     b"BZh": ("bzip2", bz2.open),
     b"\xfd7zXZ\x00": ("xz", lzma.open),

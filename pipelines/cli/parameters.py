@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from feature_store.errors import StoreError
 from feature_store.storage.layout import as_path
 from pipelines.config import ADDRESS_HELP, DEFAULT_STORE, STORE_HELP, Options, check, option_help
 
 if TYPE_CHECKING:
+    from click import Context
+
     from pipelines.runtime.output import Destination
 
 
@@ -27,6 +30,17 @@ def _store(text: str) -> Path:
 StoreOption = typer.Option("--store", envvar="SCSAE_STORE", help=STORE_HELP, parser=_store, metavar="ROOT")
 Store = Annotated[Path, StoreOption]
 Address = Annotated[str | None, typer.Option("--address", help=ADDRESS_HELP)]
+
+
+class QueryCommand(TyperCommand):
+    """A command whose argument is an SQL statement, which may begin with a comment: `-- why`, a new line, SELECT ..."""
+
+    def parse_args(self, ctx: "Context", args: list[str]) -> list[str]:
+        """Put the statement behind the options, where what begins with two dashes is no option."""
+        statements = [arg for arg in args if arg.startswith("--") and "\n" in arg]
+        if statements:
+            args = [*(arg for arg in args if arg not in statements), "--", *statements]
+        return super().parse_args(ctx, args)
 
 
 class Format(StrEnum):

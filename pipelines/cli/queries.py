@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.parameters import Associations, Codes, Form, Output, Store, destination
+from pipelines.cli.parameters import Associations, Codes, Form, Output, QueryCommand, Store, destination
 from pipelines.config import DEFAULT_STORE, DataOptions, check, option_help
 from pipelines.plot import KINDS
 from pipelines.runtime.visible import visible
@@ -40,7 +40,7 @@ def inspect_command(
     print_facts(inspect_data(check(DataOptions, values, "scsae inspect")))
 
 
-@commands.command()
+@commands.command(cls=QueryCommand)
 def sql(
     query: Annotated[str, typer.Argument(help="SQL query over the tables of the store.")],
     store: Store = DEFAULT_STORE,

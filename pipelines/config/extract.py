@@ -1,7 +1,7 @@
 """The options of reading cells and of running the foundation model over them."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pydantic
 from pydantic import Field
@@ -55,7 +55,7 @@ class DataOptions(GeneOptions):
     """Precision of the matrix products: f32, or bf16 (autocast), which is several times faster on hardware for it."""
 
     @property
-    def of_family(self) -> dict[str, str]:
+    def of_family(self) -> dict[str, Any]:
         """The options that one family of models has, in a form that other processes and machines can use."""
         dictionaries = None if self.dictionaries is None else str(Path(self.dictionaries).resolve())
         given = {"dictionaries": dictionaries, "part": self.part, "resolution": self.resolution}

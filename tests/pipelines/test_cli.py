@@ -409,6 +409,13 @@ def test_an_answer_without_rows_says_why_and_is_written_all_the_same(scsae_here,
     assert (scsae_here.here / "answer.csv").read_text() == "feature_id\n"
 
 
+def test_a_query_may_begin_with_a_comment(scsae_here, chain):
+    query = "-- how many cells\nSELECT count(*) AS n FROM cells"
+    for order in (("sql", query, "--format", "csv"), ("sql", "--format", "csv", query)):
+        done = scsae_here(*order, "--store", chain.store)
+        assert (done.returncode, done.stdout) == (0, "n\n72\n"), done.stderr
+
+
 def test_a_query_may_name_the_run_that_it_is_about(scsae_here, chain):
     run = Layout(chain.store).latest("codes").run
     done = scsae_here("sql", "SHOW TABLES", "--codes", run[:8], "--format", "csv", "--store", chain.store)

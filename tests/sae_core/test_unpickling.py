@@ -215,7 +215,7 @@ def runs(flag: str) -> None:
         runs,
         _Kind.ONE,
     ],
-    ids=str,
+    ids=range(13),
 )
 def test_nothing_in_a_torch_file_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, payload: object) -> None:
     monkeypatch.chdir(tmp_path)
