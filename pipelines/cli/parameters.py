@@ -14,8 +14,6 @@ from feature_store.storage.layout import as_path
 from pipelines.config import ADDRESS_HELP, DEFAULT_STORE, STORE_HELP, Options, check, option_help
 
 if TYPE_CHECKING:
-    from click import Context
-
     from pipelines.runtime.output import Destination
 
 
@@ -35,7 +33,7 @@ Address = Annotated[str | None, typer.Option("--address", help=ADDRESS_HELP)]
 class QueryCommand(TyperCommand):
     """A command whose argument is an SQL statement, which may begin with a comment: `-- why`, a new line, SELECT ..."""
 
-    def parse_args(self, ctx: "Context", args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put the statement behind the options, where what begins with two dashes is no option."""
         statements = [arg for arg in args if arg.startswith("--") and "\n" in arg]
         if statements:
