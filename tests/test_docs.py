@@ -192,7 +192,7 @@ def is_taken(words: str) -> bool:
         ("scsae train --k three", "k was"),
         ("scsae steer --feature 3 --n-features 5", "feature and n_features"),
         ("scsae features --cell A --cell-idx 3", "--cell and --cell-idx"),
-        ("scsae associate --codes RUN --data FILE", "codes was"),
+        ("scsae associate --codes RUN --sae RUN", "codes was"),
         ("scsae plot violin --save FILE.png", "1 feature"),
         ("scsae sql \"SELECT * FROM read_csv('x')\"", "'read_csv'"),
         ("scsae models shw NAME 1", "'shw'"),

@@ -102,7 +102,9 @@ def best_features(store: "FeatureStore", groupby: str = "cell_type") -> pl.DataF
     row (`associations.claims`).
     """
     keys, kind = ["feature_id", "label"], find_column(groupby, _kinds(store))
-    positive = store.frame("feature_label").filter((pl.col("label_kind") == kind) & (pl.col("auroc") > 0.5))
+    positive = store.frame("feature_label").filter(
+        (pl.col("label_kind") == pl.lit(kind, pl.String)) & (pl.col("auroc") > 0.5)
+    )
     on_select = positive.filter(pl.col("split") == "select").select(*keys, "p").collect()
     ranked = on_select.sort("p", "feature_id", nulls_last=True).unique("label", keep="first", maintain_order=True)
     named = ranked.join(positive.filter(holds_on_test()).select(keys).collect(), on=keys, how="semi")

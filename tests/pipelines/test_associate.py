@@ -395,7 +395,7 @@ def test_other_data_are_encoded_by_the_sae_and_associated_in_one_call(own_store,
     [
         ({"donor": "d", "tokens_per_cell": 3}, r"donor, tokens_per_cell .*give data"),
         ({"sae": "5a"}, "sae was '5a'.*give data"),
-        ({"data": "x.h5ad", "codes": "5a"}, "codes was '5a'.*give sae"),
+        ({"data": "x.h5ad", "codes": "5a", "matrix": "X"}, "codes was '5a'.*give sae"),
         ({"matrix": "X"}, r"matrix .*give data"),
     ],
 )

@@ -11,7 +11,6 @@ import pytest
 
 from feature_store.activations import ActivationReader
 from feature_store.cells import open_source, write_cells
-from feature_store.errors import InputError
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
 from pipelines.config import DataOptions, EncodeOptions, check
@@ -113,7 +112,7 @@ def test_the_file_that_changed_is_named(remembered, two_files, tiny_cells):
         load_recorded_source(remembered, "both")
     assert load_recorded_source(remembered, "one").n_cells == 40
     two_files[1].unlink()
-    with pytest.raises(InputError, match=r"no file .*second\.h5ad"):
+    with pytest.raises(UsageError, match=r"second\.h5ad is not there.*--data NEWPATH"):
         load_recorded_source(remembered, "both")
 
 

@@ -14,8 +14,9 @@ from toy_plans import toy_table
 from feature_store import FeatureStore
 from feature_store.associations import Labels, matching
 from feature_store.associations.matching import match_codes, match_directions, summarise
-from feature_store.errors import InputError
-from feature_store.storage import commit, schemas
+from feature_store.errors import InputError, IntegrityError
+from feature_store.query.runs import resolve_any_run
+from feature_store.storage import commit, commits, schemas
 from feature_store.storage.layout import ASSOCIATION_TABLES
 from feature_store.storage.plans import AssociationsPlan, MatchPlan
 
@@ -272,6 +273,9 @@ def test_the_store_shows_the_matches_of_the_sae_that_its_associations_are_of(sma
     for run, pair in (("a", "xy"), ("b", "zx"), ("c", "yz")):
         stored_match(layout, run, *pair)
     shutil.rmtree(layout.associations_dir("a550c"))
+    with pytest.raises(IntegrityError, match="scsae forget associations/a550c"):
+        FeatureStore.open(layout.root)
+    commits.forget(layout, resolve_any_run(layout, "a550c"))
     assert "feature_match" not in FeatureStore.open(layout.root).tables()
     for name in ASSOCIATION_TABLES:
         plan = toy_table(AssociationsPlan, codes="c0de", dataset="toy", sae="x")

@@ -26,10 +26,12 @@ ALLOWED = {
     "feature_store.associations.label_p_values",
     "feature_store.associations.matching",
     "feature_store.associations.ranks",
+    "feature_store.cells",
     "feature_store.errors",
     "feature_store.query.metrics",
     "feature_store.query.steering",
     "feature_store.query.store",
+    "feature_store.storage.obs_columns",
     "feature_store.storage.plans",
     "feature_store.storage.schemas",
 }

@@ -415,7 +415,7 @@ def test_numbers_are_labels_that_are_measured_as_numbers_and_names_of_cells_are_
         cells = write_cells(layout, source, labels=["score", "age", "doublet", "note"], dataset="d")
     plan = CellsPlan.of(Run.open(layout.cells_dir("d")))
     assert plan.numbers == ("score", "age")
-    assert cells["score"].dtype == pl.Float64
+    assert cells["obs_score"].dtype == pl.Float64
 
 
 def test_an_unknown_obs_column_is_refused_with_the_nearest_and_nothing_is_written(

@@ -7,7 +7,7 @@ from feature_store.storage.schemas import SPLITS
 from pipelines.config import SteerOptions, check
 from pipelines.errors import UsageError
 from pipelines.steering.plan import InterventionType, Point, cross_sections, grid_of, task_of
-from pipelines.steering.request import SteeringRequest, _with_canonical_labels
+from pipelines.steering.request import SteeringRequest, _column_and_value, _with_canonical_labels
 
 MOVE = {"kind": "condition", "target": "stim", "toward": "ctrl"}
 
@@ -85,7 +85,9 @@ def test_batches_can_be_mixed_where_every_split_has_them_and_else_the_error_says
 
 
 def test_labels_that_are_asked_for_are_compared_by_value():
-    options = SteerOptions(kind="treated", target="true", toward="FALSE", cells=("dose=1.0", "name=B=1"))
-    found = _with_canonical_labels(options)
-    assert (found.target, found.toward, found.cells) == ("True", "False", ("dose=1", "name=B=1"))
+    found = _with_canonical_labels(SteerOptions(kind="treated", target="true", toward="FALSE"))
+    assert (found.target, found.toward) == ("True", "False")
+    cells = pl.DataFrame({"cell_idx": [0], "dose": ["1"], "name=B": ["1"], "obs_gene": ["x"]})
+    chosen = [_column_and_value(text, cells) for text in ("dose=1.0", "name=B=1", "gene=TRUE")]
+    assert chosen == [("dose", "1"), ("name=B", "1"), ("obs_gene", "True")]
     assert _with_canonical_labels(SteerOptions(target="nan")).target == "nan"
