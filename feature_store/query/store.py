@@ -150,7 +150,9 @@ class FeatureStore:
         cells = self.frame("cells")
         if "cell_tokens" not in self.tables():
             return cells
-        return cells.join(self.frame("cell_tokens").select("cell_idx"), on="cell_idx", how="semi")
+        return cells.join(
+            self.frame("cell_tokens").select("cell_idx"), on="cell_idx", how="semi", maintain_order="left"
+        )
 
     def made_by(self, table: str) -> str:
         """The command that makes a table, whether or not this store has it.

@@ -67,6 +67,7 @@ from feature_store.storage.layout import (
     marker_name,
     next_creation_time,
     part_name,
+    repair_advice,
     store_of,
 )
 from feature_store.storage.run_lock import exclusive
@@ -202,7 +203,7 @@ class Run:
             plan = filesystem.read_sealed(path / PLAN)
         except (FileNotFoundError, NotADirectoryError):
             if filesystem.size_bytes(path / MANIFEST) is not None:
-                raise IntegrityError(f"{path} was damaged: it has no {PLAN}; {filesystem.REPAIR}") from None
+                raise IntegrityError(f"{path} was damaged: it has no {PLAN}; {repair_advice(path)}") from None
             if commits.is_on_list(path):
                 raise IntegrityError(lost_message(path)) from None
             raise NotFoundError(
@@ -337,9 +338,9 @@ class Run:
             created = datetime.fromisoformat(content["created"])
             manifest = Manifest(plan_sha=content["plan_sha"], shards=shards, created=created)
         except (KeyError, TypeError, ValueError) as error:
-            raise IntegrityError(f"{path} is not a manifest: {error!r}; {filesystem.REPAIR}") from error
+            raise IntegrityError(f"{path} is not a manifest: {error!r}; {repair_advice(self.path)}") from error
         if manifest.plan_sha != self.plan_sha or [marker.shard for marker in shards] != list(range(self.n_shards)):
-            raise IntegrityError(f"{path} is not of the {PLAN} beside it; {filesystem.REPAIR}")
+            raise IntegrityError(f"{path} is not of the {PLAN} beside it; {repair_advice(self.path)}")
         return manifest
 
     def parts(self) -> list[Path]:
@@ -366,7 +367,7 @@ class Run:
             with ThreadPoolExecutor(max_workers=CHECK_THREADS) as threads:
                 found = list(threads.map(check, markers))
         if problems := [problem for problem in found if problem is not None]:
-            raise IntegrityError(f"{'; '.join(problems)}; {filesystem.REPAIR}")
+            raise IntegrityError(f"{'; '.join(problems)}; {repair_advice(self.path)}")
         return [self.part(marker.shard) for marker in markers]
 
     def checked_part(self, shard: int) -> Path:
@@ -415,11 +416,11 @@ class Run:
         content = filesystem.read_sealed(path)
         if set(content) != {field.name for field in fields(ShardMarker)}:
             raise IntegrityError(
-                f"{path} is not a marker: it holds {', '.join(content) or 'nothing'}; {filesystem.REPAIR}"
+                f"{path} is not a marker: it holds {', '.join(content) or 'nothing'}; {repair_advice(self.path)}"
             )
         marker = ShardMarker(**content)
         if (marker.shard, marker.plan_sha) != (shard, self.plan_sha):
-            raise IntegrityError(f"{path} is the marker of another shard or plan; {filesystem.REPAIR}")
+            raise IntegrityError(f"{path} is the marker of another shard or plan; {repair_advice(self.path)}")
         return marker
 
     def _marker_problem(self, shard: int, listed: ShardMarker | None) -> str | None:
@@ -431,7 +432,7 @@ class Run:
             return f"{path}: missing" if listed is not None or self.part(shard).is_file() else None
         except IntegrityError as error:
             return str(error)
-        return None if listed in (None, found) else f"{path}: not as the manifest lists it; {filesystem.REPAIR}"
+        return None if listed in (None, found) else f"{path}: not as the manifest lists it; {repair_advice(self.path)}"
 
     def _has_size(self, marker: ShardMarker) -> bool:
         return filesystem.size_bytes(self.part(marker.shard)) == marker.bytes

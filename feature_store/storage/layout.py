@@ -257,7 +257,7 @@ class Layout:
         """Return the command that makes a table of this store, given by its folder."""
         kind, _, *folders = table.relative_to(self.root).parts
         made_by = _TABLE_MADE_BY.get((kind, *folders[:1]), _MADE_BY[kind])
-        return f"{made_by} --store {self.root}"
+        return f"{made_by} {self.store_option}"
 
     def latest(self, kind: str) -> RunInfo:
         """Return the newest complete run.
@@ -319,8 +319,15 @@ def lost_message(table: Path) -> str:
     return (
         f"{kind.name}/{run} was committed and is gone: there is no {table / MANIFEST}; make it again with "
         f"`{layout.command_for(kind.name)}` and the options that it was made with, or, if it was deleted on purpose, "
-        f"type `scsae forget {kind.name}/{run} --store {layout.root}`"
+        f"type `scsae forget {kind.name}/{run} {layout.store_option}`"
     )
+
+
+def repair_advice(table: Path) -> str:
+    """Return what to type where a file of a table is damaged."""
+    root = store_of(table)
+    command = "" if root is None else f": `{Layout(root).command_for_table(table)}`"
+    return f"run its stage again to repair it{command} (`scsae verify RUN` lists all damage)"
 
 
 def creation_time(manifest: Path) -> datetime | None:

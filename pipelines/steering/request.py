@@ -299,7 +299,7 @@ def _mask(chosen: Sequence[tuple[str, str]], cells: pl.DataFrame) -> pl.Expr:
         found = canonical_text(cells[column]).unique().drop_nulls().to_list()
         if value not in found:
             raise UsageError(
-                f"--cells was {shown_name(column)}={value}, which selects nothing; {shown_name(column)} is one of: "
+                f"--cells was {f'{shown_name(column)}={value}'!r}, which selects nothing; {shown_name(column)} is one of "
                 f"{join_names(found)}{did_you_mean(value, found)}"
             )
     masks = [canonical_column(column) == value for column, value in chosen]

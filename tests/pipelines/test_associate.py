@@ -279,7 +279,7 @@ def test_a_data_file_that_moved_is_named(own_store, without_actors, tmp_path):
     assert associate(AssociateOptions(gmt=(gmt,)), own_store).done, "its expression is in the store"
     without_expression(own_store)
     gmt.write_text("set\t\tGENE1\tGENE2\n")
-    with pytest.raises(InputError, match=r"gone\.h5ad"):
+    with pytest.raises(UsageError, match=r"gone\.h5ad is not there.*scsae associate --data NEWPATH"):
         associate(AssociateOptions(gmt=(gmt,)), own_store)
 
 

@@ -279,7 +279,7 @@ def test_options_of_the_stages_are_recalled_from_the_plans(chain, reference):
     layout = Layout(chain.store)
     recalled = extract_options(layout, reference, BaselineOptions(num_cpus=2))
     assert recalled == chain.extract.model_copy(
-        update={"random_init": True, "layer": ("layer.1",), "num_cpus": 2, "matrix": "X"}
+        update={"random_init": True, "layer": ("layer.1",), "num_cpus": 2, "matrix": "X", "min_matched_share": 0}
     )
     again = train_options(reference, "run")
     named = ("arch", "k", "n_features", "n_steps", "batch_size", "seed", "num_workers")

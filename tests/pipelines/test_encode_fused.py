@@ -121,10 +121,10 @@ def splits_of_donors(folder):
     return dict(read_cells(folder).select("donor", "split").unique().iter_rows())
 
 
-def test_the_training_file_without_any_option_keeps_the_split_of_every_cell(own_store, without_actors, chain):
+def test_the_training_file_without_its_donors_keeps_the_split_of_every_cell(own_store, without_actors, chain):
     layout = Layout(own_store)
     (own,) = layout.runs("cells")
-    done = encode(EncodeOptions(data=chain.extract.data), own_store)
+    done = encode(EncodeOptions(data=chain.extract.data, cell_type="type"), own_store)
     assert done.facts["dataset"] != own.run
     again = read_cells(layout.cells_dir(done.facts["dataset"]))
     assert again["split"].to_list() == read_cells(own.path)["split"].to_list()

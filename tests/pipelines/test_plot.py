@@ -123,7 +123,12 @@ def test_every_kind_draws_a_store_that_the_stages_made(scsae_plot, own_store, tm
     store = FeatureStore.open(own_store)
     feature = store.sql("SELECT feature_id FROM feature_geneset WHERE split = 'select' AND overlap > 0 LIMIT 1")
     gene = store.sql("SELECT feature_id FROM feature_gene WHERE split = 'test' LIMIT 1").item()
-    drawn = ["umap --feature 3 --label cell_type", "violin --feature 3", "dotplot", f"gene-bars --feature {gene}"]
+    drawn = [
+        "umap --feature 3 --label cell_type",
+        "violin --feature 3",
+        "dotplot --feature 3",
+        f"gene-bars --feature {gene}",
+    ]
     drawn += ["density-histogram", "batch-quadrant"]
     drawn += [f"geneset-bars --feature {feature.item()}"] if feature.height else []
     for line in drawn:

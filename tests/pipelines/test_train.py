@@ -198,7 +198,7 @@ def test_a_version_leads_back_to_activations_data_model_and_code_and_says_what_i
     assert facts["model"] == {"name": "tiny", "digest": plan["model_digest"], "place": chain.extract.model}
     assert facts["code"]["version"] == importlib.metadata.version("scsae")
     shutil.rmtree(activations.path)
-    assert origin_of(layout, version)["activations"]["state"] == "not in this store (NotFoundError)"
+    assert origin_of(layout, version)["activations"]["state"] == "not in this store (IntegrityError)"
 
 
 def test_a_run_without_test_cells_has_no_figure_of_them(chain, own_store, monkeypatch):
@@ -595,7 +595,16 @@ def test_a_value_that_is_not_finite_in_a_part_ends_with_code_1_and_what_to_do(ra
     values = [*table["act"].to_pylist()]
     values[3] = bad.tobytes()
     column = pa.array(values, table.schema.field("act").type)
-    pq.write_table(table.set_column(3, table.schema.field("act"), column), part, compression="none")
+    marker = run.manifest().shards[2]
+    for file in (part, part.with_suffix(".json"), run.path / "MANIFEST.json"):
+        file.unlink()
+
+    def write(path):
+        pq.write_table(table.set_column(3, table.schema.field("act"), column), path, compression="none")
+        return table.num_rows
+
+    run.commit_shard(2, write, start=marker.start, stop=marker.stop)
+    run.finalize()
     code, said = command(f"train {COMMAND} --seed 9", own_store)
     assert code == 1
     assert "float32" in said
