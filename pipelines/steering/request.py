@@ -296,10 +296,10 @@ def _check_labels(task: SteeringTask, labels: pl.Series) -> None:
 def _mask(chosen: Sequence[tuple[str, str]], cells: pl.DataFrame) -> pl.Expr:
     """The cells that have any of these values, each given with its column."""
     for column, value in chosen:
-        found = canonical_text(cells[column]).unique().drop_nulls().to_list()
+        found, name = canonical_text(cells[column]).unique().drop_nulls().to_list(), shown_name(column)
         if value not in found:
             raise UsageError(
-                f"--cells was {f'{shown_name(column)}={value}'!r}, which selects nothing; {shown_name(column)} is one of "
+                f"--cells was {f'{name}={value}'!r}, which selects nothing; {name} is one of "
                 f"{join_names(found)}{did_you_mean(value, found)}"
             )
     masks = [canonical_column(column) == value for column, value in chosen]
