@@ -27,7 +27,11 @@ def refuse_unfetched(path: Path) -> None:
     zeros at its beginning.
     """
     with path.open("rb") as file:
-        head = file.read(HEAD_BYTES)
+        refuse_unfetched_head(path, file.read(HEAD_BYTES))
+
+
+def refuse_unfetched_head(path: Path, head: bytes) -> None:
+    """Do what `refuse_unfetched` does for a file whose first HEAD_BYTES, or all bytes of a smaller one, were read."""
     if not head:
         raise InputError(f"{path} is empty (0 bytes); fetch it again")
     if head.startswith(b"version https://git-lfs"):

@@ -6,6 +6,7 @@ UTF-8; where `latin1` is allowed, bytes that are no UTF-8 are read as Latin-1, i
 
 import bz2
 import gzip
+import io
 import lzma
 import zlib
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from feature_store.errors import InputError, NotFoundError
-from feature_store.storage.data_files import refuse_unfetched
+from feature_store.storage.data_files import HEAD_BYTES, refuse_unfetched_head
 
 MOST_BYTES = 1_000_000_000
 """Largest size of a text, uncompressed."""
@@ -40,7 +41,6 @@ def read_text(path: str | Path, what: str, *, wanted: str, latin1: bool = False)
         raise InputError(f"{what} {path} is a folder; give {wanted}")
     if not path.exists():
         raise NotFoundError(f"{what} {path} does not exist; give {wanted}")
-    refuse_unfetched(path)
     content = _content(path, what)
     if content.startswith(_ARCHIVE):
         raise InputError(f"{what} {path} is a zip archive; unpack it, and give the file inside")
@@ -68,11 +68,14 @@ def plain_stem(path: str | Path) -> str:
 def _content(path: Path, what: str) -> bytes:
     kind = "file"
     try:
+        # careful: a pipe such as /dev/stdin can be read only once
         with path.open("rb") as file:
-            start = file.read(6)
-        kind, opened = next((found for mark, found in _COMPRESSED.items() if start.startswith(mark)), ("file", None))
-        with path.open("rb") if opened is None else opened(path) as file:
-            content: bytes = file.read(MOST_BYTES + 1)
+            content = file.read(MOST_BYTES + 1)
+        refuse_unfetched_head(path, content[:HEAD_BYTES])
+        kind, opened = next((found for mark, found in _COMPRESSED.items() if content.startswith(mark)), ("file", None))
+        if opened is not None:
+            with opened(io.BytesIO(content)) as file:
+                content = file.read(MOST_BYTES + 1)
     except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{what} {path} is damaged or incomplete ({kind}: {error}); fetch it again") from None
     except OSError as error:

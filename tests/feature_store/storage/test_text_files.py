@@ -3,6 +3,8 @@
 import bz2
 import gzip
 import lzma
+import os
+import threading
 
 import pytest
 
@@ -24,6 +26,16 @@ from feature_store.storage.text_files import plain_stem, read_text
 def test_a_text_is_read_whatever_its_compression_mark_and_ends_of_lines(tmp_path, content):
     (tmp_path / "x.gmt").write_bytes(content)
     assert read_text(tmp_path / "x.gmt", "the file", wanted="a text") == "a\tb\nc"
+
+
+@pytest.mark.parametrize("content", [b"a\tb\nc", gzip.compress(b"a\tb\nc")])
+def test_a_pipe_is_read_once(tmp_path, content):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(content,))
+    writer.start()
+    assert read_text(pipe, "the file", wanted="a text") == "a\tb\nc"
+    writer.join()
 
 
 def test_latin1_is_read_where_it_is_allowed(tmp_path):
