@@ -235,7 +235,9 @@ def _data_of(layout: Layout, dataset: str) -> dict[str, Any]:
     refuse_missing(layout, dataset, stage="baseline")
     where, cells = load_source_location(layout, dataset), CellsPlan.of(commit.Run.open(folder))
     columns = {"donor": cells.donor, "batch": cells.batch, "cell_type": cells.cell_type}
-    named = {"label": cells.labels, "split": cells.split_column}
+    # a column of splits says more than what is dealt
+    by = None if cells.split_column else cells.split.by
+    named = {"label": cells.labels, "split": cells.split_column, "split_by": by}
     return {"data": where["path"], "matrix": where["matrix"], **columns, **named}
 
 

@@ -21,6 +21,7 @@ import polars as pl
 
 MISSING_TEXTS = ("", "nan", "NaN", "NaT", "<NA>")
 _WHOLE = r"^(-?(?:0|[1-9][0-9]*))\.0+$"
+_MAY_CHANGE = r"(?i)^(?:|true|false|nan|nat|<na>|-0|.*\.0+)$"
 _INT64 = 2.0**63
 
 
@@ -95,6 +96,9 @@ def _of_floats(column: pl.Series) -> pl.Series:
 
 
 def _of_texts(column: pl.Series) -> pl.Series:
+    # nearly all columns are canonical: no copy is made
+    if not column.str.contains(_MAY_CHANGE).any():
+        return column
     text = pl.col("x")
     lower = text.str.to_lowercase()
     shown = (
