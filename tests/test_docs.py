@@ -180,7 +180,7 @@ def is_taken(words: str) -> bool:
     """Whether `scsae` takes a command, or would once the arguments are given that a text leaves out."""
     # what is filled in may be a word, or further options
     first = words.partition("&&")[0]
-    refusals = [refusal(first), refusal(first.replace(" X", ""))]
+    refusals = [refusal(first), refusal(re.sub(r" X(?!\S)", "", first))]
     return any(why is None or why.startswith(("MissingParameter", "BadOptionUsage")) for why in refusals)
 
 
