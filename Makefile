@@ -1,5 +1,6 @@
 # make demo: the whole job on real cells.  make test: the suite.  make lint: style, types, imports.
-# make test-whole: the demo, a recipe, a run killed in four ways, a submitted job, a lost node.  make test-slow: all.
+# make test-whole: the demo, a recipe, a run killed in four ways, a submitted job, a lost node, a store on S3.
+# make test-slow: all that takes long.
 # Each makes .venv on its first call, with the versions of constraints.txt.
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +10,7 @@ STAMP := $(VENV)/.installed
 .PHONY: demo test test-whole test-slow lint format clean help
 
 help:
-	@sed -n '1,3p' Makefile
+	@sed -n '1,4p' Makefile
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -31,7 +32,8 @@ test-whole: $(STAMP)
 	$(BIN)/python -m pytest -m 'not gpu' \
 		--deselect tests/e2e/test_kill.py::test_twenty_random_kills_change_nothing \
 		tests/e2e/test_demo.py tests/e2e/test_kill.py tests/e2e/test_submit.py tests/e2e/test_two_nodes.py \
-		tests/e2e/test_recipe.py
+		tests/e2e/test_recipe.py \
+		'tests/feature_store/storage/test_object_storage.py::test_every_stage_runs_on_object_storage_and_a_second_time_does_nothing[moto]'
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m 'slow and not gpu'

@@ -375,10 +375,9 @@ def test_a_store_is_queried_on_object_storage(root: Path, small_store: Any) -> N
     assert Layout(root).latest("associations").run == "a550c"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_actors")
-@pytest.mark.parametrize(
-    "server", [pytest.param(moto, id="moto"), pytest.param(swift, id="swift", marks=pytest.mark.slow)], indirect=True
-)
+@pytest.mark.parametrize("server", [moto, swift], ids=["moto", "swift"], indirect=True)
 def test_every_stage_runs_on_object_storage_and_a_second_time_does_nothing(
     root: Path,
     tiny_data: Path,

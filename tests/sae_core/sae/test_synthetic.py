@@ -51,7 +51,8 @@ def recovered(arch: str, *, n_features: int, d_model: int, l0: float, width: int
     return mean_max_cosine(synthetic.directions, trainer.finish([synthetic.sample(4096, 2)]).W_dec)
 
 
-@pytest.mark.parametrize("arch", ["batchtopk", pytest.param("matryoshka", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["batchtopk", "matryoshka"])
 def test_directions_superposed_twice_are_recovered(arch):
     assert recovered(arch, n_features=128, d_model=64, l0=6.0, width=256, n_steps=800) >= 0.88
 
