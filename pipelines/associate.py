@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from feature_store.associations import (
@@ -205,9 +206,13 @@ def associate_with(
         constants=as_json(association_constants()),
     )
     folder = layout.associations_dir(plan.id)
-    by_feature = commit.Run.open(codes.folder / "by_feature").manifest()
-    range_bytes = parse_size(options.range_size)
-    bounds = feature_ranges(by_feature, codes.n_features, len(genes), range_bytes=range_bytes)
+    nonzeros = np.zeros(codes.n_features, dtype=np.int64)
+    for part in commit.Run.open(codes.folder / "by_feature").manifest().shards:
+        # only the sum over the features of a part is known
+        nonzeros[part.start : part.stop] = part.rows // max(part.stop - part.start, 1)
+    bounds = feature_ranges(
+        nonzeros, len(genes), range_bytes=parse_size(options.range_size), bounds=range(codes.n_features)
+    )
     missing = [name for name in ASSOCIATION_TABLES if not commit.is_intact(folder / name)]
     pending: list[int] = []
     is_measured = all(commit.is_intact(path) for path in MeasuredRun.folders(folder / MEASURED))

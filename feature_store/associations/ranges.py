@@ -7,18 +7,21 @@ Each table of `Measured` is a run of its own, and all of them are written range 
 where it was killed. A range is as large as memory allows, because each range costs one pass over the expression.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
+from feature_store.associations.inputs import Ints
 from feature_store.cells import split_by_size
 from feature_store.errors import IntegrityError, NotFoundError
-from feature_store.storage.commit import Manifest, Run, read_part, write_frame
+from feature_store.storage.commit import Run, read_part, write_frame
 from feature_store.storage.layout import as_path
 from feature_store.storage.plans import AssociationsPlan, RangesPlan
 
@@ -34,19 +37,26 @@ COLUMNLESS = "nothing"
 """Name of the one column of a table without columns, which Parquet cannot store."""
 
 
-def feature_ranges(by_feature: Manifest, n_features: int, n_genes: int, *, range_bytes: int) -> list[int]:
+def feature_ranges(nonzeros: Ints, n_genes: int, *, range_bytes: int, bounds: Sequence[int]) -> list[int]:
     """The bounds of the ranges of features: where each begins, and at the end the number of features.
 
-    by_feature: the manifest of the codes by feature, whose parts say how many nonzeros there are; range_bytes: the
-    memory for the codes of a range, approximately; a single feature may need more.
+    nonzeros: the number of codes of each feature [n_features]; range_bytes: the memory for the codes of a range,
+    approximately; a single feature may need more; bounds: where the groups of features begin that are stored together,
+    ascending. A range is made of whole groups, unless a group alone is more than a range can be.
     """
+    n_features = len(nonzeros)
     wanted = max(n_features // RANGES, RANGE_FEATURES)
     most = max(1, min(wanted, RANGE_PAIRS // max(n_genes, 1)))
-    nonzeros = np.zeros(n_features)
-    for part in by_feature.shards:
-        # only the sum over the features of a part is known
-        nonzeros[part.start : part.stop] = part.rows / max(part.stop - part.start, 1)
-    return split_by_size(nonzeros.tolist(), limit=range_bytes / NONZERO_BYTES, most=most)
+    limit = range_bytes / NONZERO_BYTES
+    before = np.r_[0, np.cumsum(nonzeros)]
+    ranges = [0]
+    for start, stop in pairwise(sorted({0, *bounds, n_features})):
+        if stop - ranges[-1] > most or before[stop] - before[ranges[-1]] > limit:
+            ranges += [start] if start > ranges[-1] else []
+            n_pieces = max(-(-(stop - start) // most), math.ceil((before[stop] - before[start]) / limit))
+            pieces = split_by_size(nonzeros[start:stop].tolist(), limit=limit, most=-(-(stop - start) // n_pieces))
+            ranges += [start + piece for piece in pieces[1:-1]]
+    return [*ranges, n_features]
 
 
 class Measured(NamedTuple):

@@ -2,6 +2,7 @@
 
     python tests/benchmarks/bench_associations.py [--shape 50000 4096 2000] [--k 32] [--per-cell 200] [--actors 1 2]
         [--linear 25000 50000 100000] [--linear-genes 500] [--loop-features 3]
+    python tests/benchmarks/bench_associations.py --wide 32 64 [--wide-shape 200000 2000 60] [--profile 30]
 
 A store is made of random cells (40 cell types, 8 donors, 4 batches and 2 conditions; of one donor the cells are train,
 of four select, of three test: 7 of 8 cells are tested) and of codes that prefer cell types. The stage `associate` runs
@@ -12,10 +13,16 @@ object store. Then the same over more and more cells, with fewer genes, to see t
 The loop is what the field uses: for each feature and label the codes as a dense column over its maximum, cut at .0, .2,
 .4, .6, .8, and sklearn's AMI of each cut. It is timed on a few features, scaled by pairs, and its AMI compared with
 that of `ami_by_threshold` on the same cells.
+
+With --wide, `measure` is called on ranges of so many features, of which each is above zero in three quarters of the
+cells, as max-pooled codes are: CPU seconds a feature and the largest memory of one process with one thread, for the
+first range of an actor and for a later one, which finds the expression ranked. 9 of 10 cells are tested.
 """
 
 import argparse
+import cProfile
 import os
+import pstats
 import subprocess
 import sys
 import tempfile
@@ -32,9 +39,19 @@ import polars as pl
 from scipy import sparse
 from sklearn.metrics import adjusted_mutual_info_score
 
-from feature_store.associations import Labels, ami_by_threshold
+from feature_store.associations import (
+    CellInputs,
+    FeatureRange,
+    GeneTiles,
+    Labels,
+    TokenStatistics,
+    ami_by_threshold,
+    measure,
+)
+from feature_store.associations.gene_sets import canonical_immune
 from feature_store.associations.mutual_information import THRESHOLDS
-from feature_store.cells import open_source, read_cells, write_cells
+from feature_store.cells import open_source, read_cells, split_by_size, write_cells
+from feature_store.cells.expression import RANGE_GENES, RANGE_NONZEROS
 from feature_store.codes import CodesRun, TokenCodes, load_cell_codes
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
@@ -123,6 +140,86 @@ def make_store(root: Path, n_cells: int, n_features: int, n_genes: int, k: int, 
         codes.commit_shard(shard, tokens, start=start, stop=stop, split_of_cell=cells["split"].to_numpy())
     codes.finalize()
     return codes.folder.name
+
+
+def wide_inputs(n_cells: int, n_genes: int, per_cell: int) -> tuple[CellInputs, GeneTiles]:
+    """Cells of 30 types, 20 donors and 4 batches, with their expression; of 20 donors 2 are train, 9 select, 9 test."""
+    rng = np.random.default_rng(0)
+    known = dict.fromkeys(gene for genes in canonical_immune().genes for gene in genes)
+    kind, donor = rng.integers(0, 30, n_cells), rng.integers(0, 20, n_cells)
+    cells = CellInputs(
+        split=np.array(["train", *["select", "test"] * 9, "train"])[donor].tolist(),
+        genes=[*known, *(f"G{i}" for i in range(n_genes))][:n_genes],
+        labels=[
+            Labels.from_values("cell_type", [f"type {i}" for i in kind]),
+            Labels.from_values("batch", [f"batch {i // 5}" for i in donor]),
+        ],
+        units=Labels.from_values("donor", [f"donor {i}" for i in donor]),
+        gene_sets=[canonical_immune()],
+    )
+    gene = rng.integers(0, n_genes, (n_cells, per_cell))
+    counts = sparse.csr_array(
+        (1.0 + rng.poisson(0.5, gene.size), gene.ravel(), np.arange(0, gene.size + 1, per_cell)), (n_cells, n_genes)
+    )
+    counts.sum_duplicates()
+    counts.data = np.log1p(counts.data * 1e4 / np.repeat(rng.integers(500, 3000, n_cells), np.diff(counts.indptr)))
+    by_gene = counts.astype(np.float32).tocsc()
+    bounds = split_by_size(np.diff(by_gene.indptr).tolist(), limit=RANGE_NONZEROS, most=RANGE_GENES)
+    return cells, GeneTiles(lambda start, stop: by_gene[:, start:stop], bounds, cells.blocks())
+
+
+def wide_range(cells: CellInputs, first: int, n_features: int) -> FeatureRange:
+    """Features that are above zero in three quarters of the cells, some of them more in one type, with token counts."""
+    rng = np.random.default_rng([1, first])
+    kind, n_genes = cells.labels[0].codes, len(cells.genes)
+    columns = []
+    for feature in range(first, first + n_features):
+        value = rng.gamma(2.0, 1.0, cells.n_cells) * np.where(kind == feature % 40, 2.0, 1.0)
+        columns.append(np.where(rng.random(cells.n_cells) < 0.75, value, 0.0).astype(np.float32)[:, None])
+    codes = sparse.hstack([sparse.csc_array(column) for column in columns]).tocsr()
+    gene_tokens = rng.integers(1_000, 100_000, n_genes)
+    fired = sparse.csr_array(rng.binomial(gene_tokens, rng.beta(0.1, 10, (n_features, n_genes))))
+    counts = TokenStatistics(fired=fired, gene_tokens=gene_tokens)
+    return FeatureRange(first=first, codes=codes, tokens={"select": counts, "test": counts})
+
+
+def wide(n_cells: int, n_genes: int, per_cell: int, widths: list[int], profiled: int) -> None:
+    """Time and memory of `measure` on full features; each width in a process of its own."""
+    for width in widths:
+        command = [sys.executable, __file__, "--wide-one", *map(str, (n_cells, n_genes, per_cell, width, profiled))]
+        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"})
+
+
+def wide_one(n_cells: int, n_genes: int, per_cell: int, width: int, profiled: int) -> None:
+    """Measure two ranges of so many features and print what they took."""
+    cells, tiles = wide_inputs(n_cells, n_genes, per_cell)
+    for first in (0, width):
+        features = wide_range(cells, first, width)
+        before = memory("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")
+        profile = cProfile.Profile()
+        start = time.process_time()
+        if profiled and first:
+            profile.runcall(measure, features, cells, tiles)
+        else:
+            measure(features, cells, tiles)
+        seconds, nnz = time.process_time() - start, features.codes.nnz
+        peak = memory("VmHWM")
+        print(
+            f"{width} features, {nnz / 1e6:.1f} M nonzeros, {'later' if first else 'first'} range: "
+            f"{seconds / width:.3f} CPU s a feature, {seconds / nnz * 1e6:.2f} s a million nonzeros, "
+            f"peak {peak / 1e9:.2f} GB, {(peak - before) / nnz:.0f} bytes a nonzero above the inputs",
+            flush=True,
+        )
+        if profiled and first:
+            pstats.Stats(profile).sort_stats("tottime").print_stats(profiled)
+            pstats.Stats(profile).sort_stats("cumulative").print_stats("associations", 2 * profiled)
+
+
+def memory(name: str) -> int:
+    """VmRSS or VmHWM of this process in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 class Watch:
@@ -241,8 +338,20 @@ def main() -> None:
     parser.add_argument("--linear", type=int, nargs="*", default=(25_000, 50_000, 100_000))
     parser.add_argument("--linear-genes", type=int, default=500)
     parser.add_argument("--loop-features", type=int, default=3)
+    parser.add_argument("--wide", type=int, nargs="+", help="features of a range")
+    parser.add_argument(
+        "--wide-shape", type=int, nargs=3, default=(200_000, 2000, 60), metavar=("CELLS", "GENES", "PER_CELL")
+    )
+    parser.add_argument("--wide-one", type=int, nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--profile", type=int, default=0, help="lines of a profile by function")
     args = parser.parse_args()
     n_cells, n_features, n_genes = args.shape
+    if args.wide_one:
+        wide_one(*args.wide_one)
+        return
+    if args.wide:
+        wide(*args.wide_shape, args.wide, args.profile)
+        return
     with tempfile.TemporaryDirectory() as folder:
         run = make_store(Path(folder), n_cells, n_features, n_genes, args.k, args.per_cell)
         print(f"{n_cells} cells x {n_features} features (k {args.k}) x {n_genes} genes ({args.per_cell} a cell)")

@@ -1,4 +1,3 @@
-from datetime import UTC, datetime
 from itertools import pairwise
 
 import anndata
@@ -24,7 +23,6 @@ from feature_store.associations.gene_sets import GeneSets, canonical_immune, set
 from feature_store.associations.ranges import NONZERO_BYTES
 from feature_store.errors import InputError
 from feature_store.storage import schemas
-from feature_store.storage.commit import Manifest, ShardMarker
 from feature_store.storage.layout import ASSOCIATION_TABLES
 
 SETS = GeneSets(
@@ -253,18 +251,6 @@ def test_rows_of_genes_that_are_taken_range_by_range_are_those_of_the_whole_tabl
     assert pl.concat(taken.values()).equals(tables["feature_gene"])
 
 
-def manifest(rows):
-    """Parts of ten features each with so many nonzeros."""
-    return Manifest(
-        plan_sha="",
-        created=datetime.now(tz=UTC),
-        shards=tuple(
-            ShardMarker(shard=i, start=10 * i, stop=10 * i + 10, rows=n, bytes=0, sha256="", end_sha256="", plan_sha="")
-            for i, n in enumerate(rows)
-        ),
-    )
-
-
 @pytest.mark.parametrize(
     ("n_features", "n_genes", "range_bytes", "widths"),
     [
@@ -276,14 +262,30 @@ def manifest(rows):
     ],
 )
 def test_ranges_of_features_are_as_wide_as_work_and_memory_allow(n_features, n_genes, range_bytes, widths):
-    bounds = feature_ranges(manifest([10_000] * -(-n_features // 10)), n_features, n_genes, range_bytes=range_bytes)
+    nonzeros = np.full(n_features, 1000)
+    bounds = feature_ranges(nonzeros, n_genes, range_bytes=range_bytes, bounds=range(n_features))
     assert (bounds[0], bounds[-1]) == (0, n_features)
     assert {b - a for a, b in pairwise(bounds)} == widths
 
 
 def test_ranges_are_narrow_where_features_are_full():
-    bounds = feature_ranges(manifest([10, 100_000, 10]), 30, 5, range_bytes=30_000 * NONZERO_BYTES)
+    nonzeros = np.repeat([1, 10_000, 1], 10)
+    bounds = feature_ranges(nonzeros, 5, range_bytes=30_000 * NONZERO_BYTES, bounds=range(30))
     assert bounds == [0, 12, 15, 18, 30]
+
+
+@pytest.mark.parametrize(
+    ("groups", "ranges"),
+    [
+        ([0, 10, 20, 30, 40], [0, 30, 40]),  # whole groups
+        ([0, 20], [0, 20, 40]),  # the last group ends with the features
+        ([0, 5, 40], [0, 5, 23, 40]),  # a group that is too large is cut evenly
+        ([], [0, 20, 40]),
+    ],
+)
+def test_ranges_end_where_groups_of_stored_features_end(groups, ranges):
+    found = feature_ranges(np.full(40, 1000), 5, range_bytes=30_000 * NONZERO_BYTES, bounds=groups)
+    assert found == ranges
 
 
 def test_without_labels_units_tokens_or_sets_the_tables_are_still_there(planted, tables_of):
