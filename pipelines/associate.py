@@ -170,7 +170,9 @@ def _is_of_moved_data(options: AssociateOptions, layout: Layout) -> bool:
         run = resolve_run(layout, "codes", options.codes, option="--codes")
         record_new_place(layout, CodesRun.open(run.path).plan.dataset, options.data)
         return True
-    if options.sae is not None or any(getattr(options, name) for name in ("matrix", *CellOptions.model_fields)):
+    fields = AssociateOptions.model_fields
+    columns = ("matrix", *CellOptions.model_fields)
+    if options.sae is not None or any(getattr(options, name) != fields[name].default for name in columns):
         return False
     try:
         run = resolve_run(layout, "codes", None, option="--codes")

@@ -238,7 +238,7 @@ def _data_of(layout: Layout, dataset: str) -> dict[str, Any]:
     # a column of splits says more than what is dealt
     by = None if cells.split_column else cells.split.by
     named = {"label": cells.labels, "split": cells.split_column, "split_by": by}
-    return {"data": where["path"], "matrix": where["matrix"], **columns, **named}
+    return {"data": where["path"], "matrix": where["matrix"], **columns, **named, "panel": cells.panel.n_cells}
 
 
 def _actors(options: ActorOptions) -> dict[str, Any]:

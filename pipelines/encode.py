@@ -323,14 +323,15 @@ def _sorting_rate(total: Mapping[str, int], seconds: float) -> str:
 
 def _without_moved_data(layout: Layout, options: EncodeOptions, dataset: str) -> EncodeOptions:
     """Return the options without `data` if these are the SAE's own data at a new place, which is then recorded."""
-    columns = {"matrix", *CellOptions.model_fields} & options.model_fields_set
-    if not options.data or any(getattr(options, name) for name in columns):
+    fields = EncodeOptions.model_fields
+    columns = ("matrix", *CellOptions.model_fields)
+    if not options.data or any(getattr(options, name) != fields[name].default for name in columns):
         return options
     if not record_if_same(layout, dataset, options.data):
         return options
     # options of a forward pass ask for one
     of_forward = set(ForwardOptions.model_fields) - set(ActorOptions.model_fields)
-    fused = any(getattr(options, name) != EncodeOptions.model_fields[name].default for name in of_forward)
+    fused = any(getattr(options, name) != fields[name].default for name in of_forward)
     return options.model_copy(update={"data": (), "fused": options.fused or fused})
 
 
@@ -365,6 +366,7 @@ def _plan_fused(layout: Layout, options: EncodeOptions, sae: SAEPlan, activation
             labels=options.label,
             split=SplitConfig(seed=trained_on.seed, by=options.split_by),
             split_column=options.split,
+            panel=options.panel,
             trained_on=trained_on.dataset,
         )
         dataset = str(cells["dataset"][0])

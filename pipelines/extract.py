@@ -158,6 +158,7 @@ def extract(options: ExtractOptions, store: Path, *, address: str | None = None)
         labels=options.label,
         split=SplitConfig(seed=options.seed, by=options.split_by),
         split_column=options.split,
+        panel=options.panel,
     )
     dataset = str(cells["dataset"][0])
     save_source_location(layout, dataset, inputs.source)

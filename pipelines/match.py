@@ -22,7 +22,7 @@ import polars as pl
 from feature_store.associations import Labels, matching
 from feature_store.associations.inputs import Bools
 from feature_store.associations.matching import Dead, Matches, match_codes, match_directions, summarise
-from feature_store.cells import read_cells, read_splits
+from feature_store.cells import PANEL_CELLS, read_cells, read_splits
 from feature_store.codes import CodesRun, cells_with_tokens, load_cell_codes
 from feature_store.query.runs import newest_run, resolve_run
 from feature_store.storage import commit, schemas
@@ -221,11 +221,12 @@ def _encode_command(layout: Layout, sae: _SAE, dataset: str, pooling: str) -> st
     columns = {
         **{"matrix": where["matrix"], "donor": plan.donor, "batch": plan.batch, "cell-type": plan.cell_type},
         "split": plan.split_column,
+        "panel": None if plan.panel.wanted is None and plan.panel.n_cells <= PANEL_CELLS else plan.panel.n_cells,
     }
     given = [("--data", path) for path in ([paths] if isinstance(paths, str) else paths)]
     given += [(f"--{option}", column) for option, column in columns.items() if column is not None]
     given += [("--label", label) for label in plan.labels]
-    return " ".join([command, *(f"{option} {shlex.quote(value)}" for option, value in given)])
+    return " ".join([command, *(f"{option} {shlex.quote(str(value))}" for option, value in given)])
 
 
 def _table(layout: Layout, plan: MatchPlan) -> pl.DataFrame:

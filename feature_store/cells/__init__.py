@@ -18,6 +18,7 @@ label_columns              which labels are groups of cells, and which are numbe
 cell_table, gene_table     the tables `cells` and `genes`
 cell_digests               how the same cell is recognised in another file
 splits                     which cells are for training, selection and testing
+panel                      which cells get everything, where there are too many for all of them
 expression                 log1p(CP10k) by gene
 size_ranges                ranges of genes or features whose sizes are limited
 anndata_export             codes of cells as an AnnData
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from feature_store.cells.canonical import canonical_column, canonical_name, canonical_text
     from feature_store.cells.cell_table import (
         read_cells,
+        read_panel,
         read_split_record,
         read_splits,
         write_cells,
@@ -42,11 +44,13 @@ if TYPE_CHECKING:
         write_expression_part,
     )
     from feature_store.cells.matrices import CSRRows, concat_rows
+    from feature_store.cells.panel import PANEL_CELLS
     from feature_store.cells.size_ranges import split_by_size
     from feature_store.cells.source import Source, open_source
     from feature_store.cells.splits import SplitConfig, SplitRecord, make_splits
 
 __all__ = [
+    "PANEL_CELLS",
     "CSRRows",
     "ExpressionReader",
     "Source",
@@ -61,6 +65,7 @@ __all__ = [
     "open_source",
     "plan_expression",
     "read_cells",
+    "read_panel",
     "read_split_record",
     "read_splits",
     "split_by_size",
@@ -72,9 +77,10 @@ __all__ = [
 _MODULES = {
     "anndata_export": ("to_anndata",),
     "canonical": ("canonical_column", "canonical_name", "canonical_text"),
-    "cell_table": ("read_cells", "read_split_record", "read_splits", "write_cells"),
+    "cell_table": ("read_cells", "read_panel", "read_split_record", "read_splits", "write_cells"),
     "expression": ("ExpressionReader", "expression_matrix", "plan_expression", "write_expression_part"),
     "matrices": ("CSRRows", "concat_rows"),
+    "panel": ("PANEL_CELLS",),
     "size_ranges": ("split_by_size",),
     "source": ("Source", "open_source"),
     "splits": ("SplitConfig", "SplitRecord", "make_splits"),

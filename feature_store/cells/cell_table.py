@@ -12,6 +12,8 @@ from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from feature_store.cells.anndata_file import names_with_closest
@@ -19,6 +21,7 @@ from feature_store.cells.canonical import canonical_text
 from feature_store.cells.cell_digests import known_splits, same_cells
 from feature_store.cells.gene_table import matrix_tables
 from feature_store.cells.label_columns import LabelKind, label_kind, refuse_names
+from feature_store.cells.panel import PANEL_CELLS, draw_panel
 from feature_store.cells.source import Source, short_names
 from feature_store.cells.splits import (
     UNKNOWN,
@@ -26,6 +29,7 @@ from feature_store.cells.splits import (
     SplitConfig,
     SplitLabels,
     SplitRecord,
+    factorize,
     make_splits,
     split_labels,
     splits_from_column,
@@ -34,7 +38,7 @@ from feature_store.errors import InputError
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import Layout
 from feature_store.storage.obs_columns import column_of
-from feature_store.storage.plans import CellsPlan, DigestsPlan, GenesPlan, SplitPlan
+from feature_store.storage.plans import CellsPlan, DigestsPlan, GenesPlan, PanelPlan, SplitPlan
 
 
 def write_cells(
@@ -48,6 +52,7 @@ def write_cells(
     labels: Sequence[str] = (),
     split: SplitConfig | None = None,
     split_column: str | None = None,
+    panel: int = PANEL_CELLS,
     trained_on: str | None = None,
 ) -> pl.DataFrame:
     """Write the tables `cells`, `genes` and `digests` of a data set, splits included, and return the cells.
@@ -65,6 +70,9 @@ def write_cells(
     The splits are made by `make_splits`, or come from the obs column `split_column` (`splits_from_column`). Cells that
     are among those of the data set `trained_on`, on which an SAE was trained, keep the splits that they have there, and
     so do its donors (or batches) by their names.
+
+    The panel has at most `panel` cells (`panel.draw_panel`); it is the same whatever `panel` is where all cells are
+    in it.
 
     Calling it again with the same arguments writes nothing. Genes and digests cost one pass over the matrix, which
     checks every value; with `trained_on`, a file that the store does not hold yet is passed over before. Raises
@@ -103,6 +111,19 @@ def write_cells(
             split_of_cell, record = make(known=known)
         else:
             known = None
+    in_panel, panel_plan = _panel(
+        split_of_cell,
+        {
+            **{key: named[key] for key in ("donor", "cell_type")},
+            **{
+                name if columns.get(name) == name else column_of(name): obs[name]
+                for name in labels
+                if name not in (*numbers, donor, cell_type)
+            },
+        },
+        n_wanted=panel,
+        seed=split.seed,
+    )
     plan = CellsPlan(
         digest=source.digest,
         matrix=source.matrix,
@@ -115,6 +136,7 @@ def write_cells(
         split_column=split_column,
         kept_splits=None if known is None else _kept_units(known, named) or None,
         kept_cells=None if known is None or not record.n_kept else sha256(known.cells.tobytes()).hexdigest(),
+        panel=panel_plan,
         sources=tuple(short_names(source.paths)) if len(source.paths) > 1 else (),
     )
     dataset = dataset or f"{_slug(source.paths)}-{plan.id[:6]}"
@@ -123,6 +145,7 @@ def write_cells(
         "cell_id": source.obs_names(),
         "dataset": pl.Series([dataset], dtype=pl.String).new_from_index(0, source.n_cells),
         "split": pl.Series(split_of_cell.tolist(), dtype=pl.String),
+        "panel": pl.Series(in_panel),
         **{key: pl.Series([None], dtype=pl.String).new_from_index(0, source.n_cells) if column is None else column
            for key, column in named.items()},
     }  # fmt: skip
@@ -146,10 +169,31 @@ def read_splits(folder: str | Path) -> SplitLabels:
     return split_labels(commit.read_table(folder, ["split"])["split"])
 
 
+def read_panel(folder: str | Path) -> npt.NDArray[np.int64]:
+    """The ascending cell_idx of the panel of the cells in `Layout.cells_dir(dataset)`; it reads no other column."""
+    return np.flatnonzero(commit.read_table(folder, ["panel"])["panel"].to_numpy()).astype(np.int64)
+
+
 def read_split_record(folder: str | Path) -> SplitRecord:
     """How the cells in `Layout.cells_dir(dataset)` were split, and whether each donor is in one split."""
     plan = CellsPlan.of(commit.Run.open(folder)).split
     return SplitRecord(**{field.name: getattr(plan, field.name) for field in fields(SplitRecord)})
+
+
+def _panel(
+    split_of_cell: SplitLabels, columns: Mapping[str, pl.Series | None], *, n_wanted: int, seed: int
+) -> tuple[npt.NDArray[np.bool_], PanelPlan]:
+    """Whether each cell is in the panel [n_cells], and its plan; the strata are those of split and `columns`."""
+    n_cells = len(split_of_cell)
+    if n_cells <= n_wanted:
+        plan = PanelPlan(wanted=None, n_cells=n_cells, seed=None, strata=(), sha256=None)
+        return np.ones(n_cells, dtype=np.bool_), plan
+    known = {name: column for name, column in columns.items() if column is not None}
+    split = pl.Series(split_of_cell.tolist(), dtype=pl.Enum(schemas.SPLITS)).to_physical().to_numpy()
+    codes = [split, *(factorize(column, n_cells).unit_of_cell for column in known.values())]
+    in_panel = draw_panel(codes, n_cells, n_wanted=n_wanted, seed=seed)
+    drawn = sha256(np.flatnonzero(in_panel).astype("<i8").tobytes()).hexdigest()
+    return in_panel, PanelPlan(wanted=n_wanted, n_cells=n_wanted, seed=seed, strata=("split", *known), sha256=drawn)
 
 
 def _known_splits(layout: Layout, trained_on: str, source: Source, digests: Callable[[], pl.DataFrame]) -> KnownSplits:

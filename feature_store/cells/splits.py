@@ -129,8 +129,8 @@ def make_splits(
     config = config or SplitConfig()
     kind = _unit(config.by, donor, batch, known)
     units = {"donor": donor, "batch": batch, "cell": None}[kind]
-    factor = None if units is None else _factorize(units, n_cells)
-    batches = None if batch is None else _factorize(batch, n_cells)
+    factor = None if units is None else factorize(units, n_cells)
+    batches = None if batch is None else factorize(batch, n_cells)
     kept = np.full(n_cells, UNKNOWN, dtype=np.int8) if known is None else known.cells
     known_units = _known_units(factor, known, kind)
     fallback = None
@@ -191,9 +191,9 @@ def splits_from_column(
             raise
         units, fallback = None, f"{error.args[0].partition(';')[0]}: figures are of held-out cells of the same batches"
     if units is not None:
-        first = np.unique(_factorize(units, len(labels)).unit_of_cell, return_index=True)[1]
+        first = np.unique(factorize(units, len(labels)).unit_of_cell, return_index=True)[1]
         split_of_unit = split_of_cell[first]
-    batches = None if batch is None else _factorize(batch, len(labels))
+    batches = None if batch is None else factorize(batch, len(labels))
     return labels, _record("cell" if units is None else kind, split_of_cell, split_of_unit, batches, fallback)
 
 
@@ -207,7 +207,7 @@ def _check_known(split_of_cell: _Ints, donor: Units | None, known: KnownSplits, 
             "--split out, and these cells keep their split"
         )
     if donor is not None and known.unit == "donor":
-        factor = _factorize(donor, len(split_of_cell))
+        factor = factorize(donor, len(split_of_cell))
         trained = np.array([known.units.get(one) == SPLITS[0] for one in factor.names], dtype=bool)
         if len(moved := np.flatnonzero(trained[factor.unit_of_cell] & (split_of_cell != 0))):
             who = factor.names[factor.unit_of_cell[moved[0]]]
@@ -227,7 +227,7 @@ def _unit(by: SplitBy | None, donor: Units | None, batch: Units | None, known: K
     return by
 
 
-def _known_units(factor: "_Factor | None", known: KnownSplits | None, kind: str) -> dict[int, int]:
+def _known_units(factor: "Factor | None", known: KnownSplits | None, kind: str) -> dict[int, int]:
     """The split of each unit that is known by its name or by its cells: the first of SPLITS where there are several."""
     if factor is None or known is None:
         return {}
@@ -245,7 +245,7 @@ def _record(
     kind: str,
     split_of_cell: _Ints,
     split_of_unit: _Ints,
-    batches: "_Factor | None",
+    batches: "Factor | None",
     fallback: str | None,
     *,
     n_kept: int = 0,
@@ -277,7 +277,7 @@ def _plural(kind: str, n: int) -> str:
 
 def check_whole_units(labels: SplitLabels, units: Units) -> None:
     """Raise InputError naming the first unit whose cells lie in more than one split."""
-    names, unit_of_cell = _factorize(units, len(labels))
+    names, unit_of_cell = factorize(units, len(labels))
     present = np.stack([np.bincount(unit_of_cell[labels == split], minlength=len(names)) > 0 for split in SPLITS])
     divided = np.flatnonzero(present.sum(axis=0) > 1)
     if len(divided):
@@ -299,23 +299,24 @@ _NAMES: SplitLabels = np.array(SPLITS, dtype=object)
 _MISSING = "\0missing"
 
 
-class _Factor(NamedTuple):
+class Factor(NamedTuple):
     """Units by number: their names, sorted, and the unit of each cell [n_cells]."""
 
     names: list[str]
     unit_of_cell: npt.NDArray[np.integer]
 
 
-def _factorize(units: Units, n_cells: int) -> _Factor:
+def factorize(units: Units, n_cells: int) -> Factor:
+    """Units by number, by their canonical text; a missing unit is one of its own. InputError for another length."""
     if len(units) != n_cells:
         raise InputError(f"units has {len(units)} entries for {n_cells} cells")
     filled = canonical_text(units).fill_null(_MISSING)
     names = filled.unique().sort()
-    return _Factor(names.to_list(), filled.cast(pl.Enum(names)).to_physical().to_numpy())
+    return Factor(names.to_list(), filled.cast(pl.Enum(names)).to_physical().to_numpy())
 
 
 def _assign_cells(
-    n_cells: int, config: SplitConfig, kept: npt.NDArray[np.int8], batches: _Factor | None
+    n_cells: int, config: SplitConfig, kept: npt.NDArray[np.int8], batches: Factor | None
 ) -> npt.NDArray[np.intp]:
     """Split of each cell, by its number: those that are kept as they are, the others in the fractions in each batch.
 
@@ -345,7 +346,7 @@ def _assign_cells(
 
 
 def _assign_units(
-    units: _Factor, config: SplitConfig, known: Mapping[int, int], batches: _Factor | None
+    units: Factor, config: SplitConfig, known: Mapping[int, int], batches: Factor | None
 ) -> npt.NDArray[np.intp]:
     """Split of each unit, by its number: the known ones first, then the largest, each to the split that lacks the most
     cells; none stays empty, and no split lacks a batch that has a unit for each split.
@@ -386,7 +387,7 @@ class _Coverage:
         lacks: whether a batch has no cell in a split yet [n_batches 3].
     """
 
-    def __init__(self, units: _Factor, batches: _Factor | None) -> None:
+    def __init__(self, units: Factor, batches: Factor | None) -> None:
         n_batches = 0 if batches is None else len(batches.names)
         self.lacks = np.ones((n_batches, len(SPLITS)), dtype=bool)
         self._waiting = np.zeros(n_batches, dtype=int)

@@ -139,11 +139,26 @@ class SplitPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PanelPlan:
+    """Which cells of a data set get everything (`cells.panel`). Where all do, only `n_cells` is set, so that the data
+    set is the same however many were asked for.
+    """
+
+    wanted: int | None
+    n_cells: int
+    seed: int | None
+    strata: tuple[str, ...]
+    """The columns of the table `cells` whose combinations are the strata."""
+    sha256: str | None
+    """Sha256 of the numbers of the drawn cells, as int64."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CellsPlan(Plan):
     """The cell table of a data set, whose name ends in the beginning of this plan's id."""
 
     stage = "cells"
-    version = 5
+    version = 6
 
     digest: str
     """Sha256 of the content of the files."""
@@ -163,6 +178,7 @@ class CellsPlan(Plan):
     """Splits that donors or batches have among the cells of a trained SAE, and keep."""
     kept_cells: str | None
     """Sha256 of the splits that cells have there, and keep."""
+    panel: PanelPlan
     sources: tuple[str, ...]
     """Short names of the files where there are several."""
 

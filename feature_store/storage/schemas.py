@@ -31,13 +31,15 @@ def _table(not_null: str, **columns: type[pl.DataType] | pl.DataType) -> TableSc
 
 
 TABLES: Mapping[str, TableSchema] = {
-    # one row per cell of a data set; donor, batch and cell_type are the obs columns that the user named, else null
+    # one row per cell of a data set; donor, batch and cell_type are the obs columns that the user named, else null;
+    # panel: whether the cell is one of those that get everything (`feature_store.cells.panel`)
     "cells": _table(
-        "cell_idx cell_id dataset split",
+        "cell_idx cell_id dataset split panel",
         cell_idx=pl.Int64,
         cell_id=pl.String,
         dataset=pl.String,
         split=pl.String,
+        panel=pl.Boolean,
         donor=pl.String,
         batch=pl.String,
         cell_type=pl.String,

@@ -79,6 +79,10 @@ class CellOptions(Options):
     split_by: Literal["donor", "batch", "cell"] | None = None
     """What is dealt to the splits whole: donor, batch (held-out batches, which cannot be mixed by steering) or cell.
     Default: donor, and cell without donors."""
+    panel: int = Field(default=200_000, ge=1)
+    """Number of cells that get everything: full codes, associations, maps. Of a data set with more cells they are drawn
+    in proportion from split, donor, cell type and label, with rare groups whole; the other cells get their largest
+    codes."""
 
     @pydantic.model_validator(mode="after")
     def _one_way_to_split(self) -> "CellOptions":

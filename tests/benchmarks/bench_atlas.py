@@ -52,6 +52,7 @@ def write_store(root: Path, n_features: int, n_cells: int, n_labels: int) -> Non
         cell_id=pl.format("CELL{}-1", "cell_idx"),
         dataset=pl.lit("large"),
         split=pl.Series(rng.choice(["train", "select", "test"], n_cells)),
+        panel=pl.lit(True),
         donor=pl.format("donor {}", pl.col("cell_idx") % 20),
         batch=pl.format("batch {}", pl.col("cell_idx") % 7),
         cell_type=pl.Series(rng.choice(types, n_cells)),

@@ -87,6 +87,7 @@ def cell_table(n_cells: int) -> pl.DataFrame:
                 "cell_id": names,
                 "dataset": "synthetic",
                 "split": np.array(["train", "select", "test"])[rng.integers(0, 3, n_cells)],
+                "panel": True,
                 "donor": pl.Series(rng.integers(0, 100, n_cells)).cast(pl.String),
                 "batch": pl.Series(rng.integers(0, 20, n_cells)).cast(pl.String),
                 "cell_type": pl.Series(rng.integers(0, N_LABELS, n_cells)).cast(pl.String),

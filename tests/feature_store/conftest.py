@@ -145,6 +145,7 @@ def small_store_template(tmp_path_factory: pytest.TempPathFactory) -> SmallStore
                 "cell_id": [f"cell-{i // 2}" if i < 2 else f"cell-{i}" for i in range(40)],
                 "dataset": "toy",
                 "split": SPLIT_OF_CELL.tolist(),
+                "panel": True,
                 "donor": [f"d{i % 5}" for i in range(40)],
                 "batch": None,
                 "cell_type": ["B", "T"] * 20,

@@ -59,6 +59,7 @@ def cell_table() -> pl.DataFrame:
             "cell_id": [f"AC{n:04d}-1" for n in i],
             "dataset": "toy",
             "split": [("train", "train", "select", "test")[n // 8 % 4] for n in i],
+            "panel": True,
             "donor": [DONORS[n // 2 % 4] for n in i],
             "batch": [BATCHES[n // 4 % 2] for n in i],
             "cell_type": [TYPES[n % 4] for n in i],

@@ -322,7 +322,7 @@ def test_the_cell_table_has_the_split_the_named_columns_and_every_obs_column(
         split=SplitConfig(seed=4),
     )
     assert cells.columns == [
-        *("cell_idx", "cell_id", "dataset", "split", "donor", "batch", "cell_type"),
+        *("cell_idx", "cell_id", "dataset", "split", "panel", "donor", "batch", "cell_type"),
         *("patient", "obs_label", "age", "obs_score", "doublet", "note"),
     ]
     assert cells["cell_idx"].to_list() == list(range(N_CELLS))
@@ -383,7 +383,7 @@ def test_obs_columns_with_the_name_of_a_column_of_any_table_get_a_prefix(
     obs["gene"] = "TP53"
     obs["condition"] = "kept"
     cells = write_cells(Layout(tmp_path / "s"), open_source(write_h5ad(counts, obs=obs)), dataset="d", donor="donor")
-    assert cells.columns[7:] == ["obs_split", "obs_cell_type", "obs_obs_cell_type", "obs_gene", "condition"]
+    assert cells.columns[8:] == ["obs_split", "obs_cell_type", "obs_obs_cell_type", "obs_gene", "condition"]
     assert cells["donor"].to_list() == obs["donor"].tolist()
     assert set(cells["obs_split"]) == {"mine"}
     assert cells["cell_type"].null_count() == N_CELLS

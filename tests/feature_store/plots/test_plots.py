@@ -72,6 +72,7 @@ def cell_table():
             "cell_id": [f"c{i}" for i in range(N_CELLS)],
             "dataset": "toy",
             "split": [SPLITS[i % 3] for i in range(N_CELLS)],
+            "panel": True,
             "donor": [f"d{i % 3}" for i in range(N_CELLS)],
             "batch": [f"b{i % 2}" for i in range(N_CELLS)],
             "cell_type": ["B cell"] * 36 + ["NK"] * 33 + [None] * 3,

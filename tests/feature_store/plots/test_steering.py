@@ -75,6 +75,7 @@ def cell_table(n=120):
     return pl.DataFrame(
         {
             "cell_idx": np.arange(n), "cell_id": [f"c{i}" for i in range(n)], "dataset": "toy", "split": "test",
+            "panel": True,
             "donor": [f"d{i % 3}" for i in range(n)], "batch": [f"b{i % 2}" for i in range(n)],
             "cell_type": [TYPES[i % 4] for i in range(n)],
             "condition": [["ctrl", "stim"][i // 4 % 2] for i in range(n)],

@@ -55,7 +55,7 @@ export const percent = (x, digits = 1) => (isKnown(x) ? `${(100 * x).toFixed(x !
 export const pvalue = (p) => (!isKnown(p) ? DASH : p < 1e-300 ? "< 1e-300" : p < 0.001 ? p.toExponential(1) : p.toFixed(3));
 export const count = (n) => (isKnown(n) ? n.toLocaleString("en") : DASH);
 // The columns of the table of cells that are not of obs; a column of obs with such a name is called obs_NAME there.
-const OWN = ["cell_idx", "cell_id", "dataset", "split", "donor", "batch", "cell_type"];
+const OWN = ["cell_idx", "cell_id", "dataset", "split", "panel", "donor", "batch", "cell_type"];
 const ofObs = (name) => (name.startsWith("obs_") && !OWN.includes(name.slice(4)) ? name.slice(4) : name);
 export const words = (name) => ofObs(String(name)).replaceAll("_", " ");
 

@@ -1,0 +1,174 @@
+"""The panel of a data set: the cells that get everything, where there are too many for all of them to get it.
+
+Up to a wanted number of cells the panel is all cells. Of more cells it is a seeded draw inside strata, which are the
+combinations of split, donor, cell type and other labels that occur (a missing value is a value):
+
+    floor       each stratum gives min(size, t) cells, with the largest t <= STRATUM_CELLS for which this is at most
+                half of the panel, so that a rare group is measured on all of its cells;
+    share       the rest of the panel goes to the strata in proportion to the cells that they have left, so that what is
+                estimated on the panel is close to what all cells would give. Shares are rounded so that the strata up
+                to any one have their exact sum within a cell: where most strata have less than one cell of the panel,
+                splits and donors, which come first, still have their share. The seed decides who is rounded up, so that
+                every stratum has its exact share on average;
+    values      each value of each column by itself then gets at least min(size, t) cells, with t <= VALUE_CELLS by the
+                same rule, from its strata by their shares, as far as half of what the floors leave free allows. 1,000
+                cells put the standard error of an AUROC at .01.
+
+Inside a stratum every set of cells is equally likely: each cell has a random number, which depends on the seed and its
+position alone, and the smallest are taken. Beside the codes of the columns this takes 4 bytes a cell in memory.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+PANEL_CELLS = 200_000
+"""Cells of a panel, where no other number is asked for."""
+STRATUM_CELLS = 100
+"""Most cells of a stratum that are taken whole."""
+VALUE_CELLS = 1_000
+"""Cells that a value of a column has at least, where it has as many and the panel has room."""
+_BLOCK_CELLS = 1 << 20
+_MOST_PAIRS = 1 << 26
+_STREAM = 17
+"""Sets the random numbers of the panel apart from those of the splits, which have the same seed."""
+
+Ints = npt.NDArray[np.integer]
+Counts = npt.NDArray[np.int64]
+
+
+def draw_panel(columns: Sequence[Ints], n_cells: int, *, n_wanted: int, seed: int) -> npt.NDArray[np.bool_]:
+    """Whether each cell is in the panel [n_cells]: all cells if they are at most `n_wanted`, else exactly `n_wanted`.
+
+    `columns` are the codes of split, donor, cell type and labels, each [n_cells], as far as there are such columns: a
+    code is the number of a value, from 0 on, and a missing value has a number of its own.
+    """
+    if n_cells <= n_wanted:
+        return np.ones(n_cells, dtype=np.bool_)
+    stratum, values = _cross(columns, n_cells)
+    sizes = np.bincount(stratum, minlength=len(values))
+    offset = np.random.default_rng((seed, _STREAM)).random()
+    return _draw(stratum, sizes, panel_counts(sizes, values, n_wanted, offset=offset), seed)
+
+
+def panel_counts(sizes: Ints, values: Ints, n_wanted: int, *, offset: float = 0.5) -> Counts:
+    """The number of cells that each stratum gives to the panel [n_strata].
+
+    `sizes` are the strata's cells, and `values` the code of each of them in each column [n_strata n_columns]. Sums of
+    shares are rounded down after `offset`, in [0, 1), is added.
+    """
+    floors = np.minimum(sizes, _floor(sizes, STRATUM_CELLS, n_wanted))
+    counts = _filled(sizes, floors, n_wanted, offset)
+    for of_stratum in values.T:
+        of_value, has = (_sums(of_stratum, cells) for cells in (sizes, counts))
+        lacks = np.maximum(np.minimum(of_value, _floor(of_value, VALUE_CELLS, n_wanted)) - has, 0)
+        is_short = lacks[of_stratum] > 0
+        free = n_wanted - int(np.where(is_short, counts, floors).sum())
+        if lacks.sum() > free // 2:
+            lacks = _shares(np.array([free // 2]), lacks, np.zeros(len(lacks), dtype=np.int64), offset)
+        floors = np.where(is_short, counts, floors) + _shares(lacks, sizes - counts, of_stratum, offset)
+        counts = _filled(sizes, floors, n_wanted, offset)
+    return counts
+
+
+def _floor(sizes: Ints, most: int, n_wanted: int) -> int:
+    """The largest number up to `most` of which every group can have as many, or all that it has, in half the panel."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if 2 * np.minimum(sizes, middle).sum() <= n_wanted else (low, middle - 1)
+    return low
+
+
+def _filled(sizes: Ints, floors: Ints, n_wanted: int, offset: float) -> Counts:
+    """The floors and a share of what they leave of the panel, in proportion to the cells that are left."""
+    room = sizes - floors
+    return floors + _shares(np.array([n_wanted - floors.sum()]), room, np.zeros(len(room), dtype=np.int64), offset)
+
+
+def _shares(amounts: Ints, weights: Ints, group: Ints, offset: float) -> Counts:
+    """Whole numbers in proportion to the weights, whose sum in each group is its amount, and none above its weight.
+
+    No amount is above the sum of the weights of its group. The sum of the numbers up to any one in its group is the
+    exact sum plus the offset, rounded down.
+    """
+    order = np.argsort(group, kind="stable")
+    own = group[order]
+    total = _sums(group, weights)
+    until = np.cumsum(weights[order]) - (np.cumsum(total) - total)[own]
+    # careful: an amount times a sum of weights stays below 2 ** 63 up to 3 billion cells
+    up_to = (amounts[own] * until + (offset * total).astype(np.int64)[own]) // np.maximum(total[own], 1)
+    is_first = np.diff(own, prepend=-1) > 0
+    counts = np.empty(len(weights), dtype=np.int64)
+    counts[order] = np.where(is_first, up_to, np.diff(up_to, prepend=0))
+    return counts
+
+
+def _sums(group: Ints, cells: Ints) -> Counts:
+    sums = np.zeros(int(group.max()) + 1, dtype=np.int64)
+    np.add.at(sums, group, cells)
+    return sums
+
+
+def _cross(columns: Sequence[Ints], n_cells: int) -> tuple[npt.NDArray[np.int32], Ints]:
+    """The stratum of each cell, and the code of each stratum in each column [n_strata n_columns].
+
+    The strata are sorted by the first column, then the second, and so on.
+    """
+    stratum = np.zeros(n_cells, dtype=np.int32)
+    values = np.zeros((1, 0), dtype=np.int64)
+    for codes in columns:
+        n_codes = int(codes.max()) + 1
+        pairs = _pairs(stratum, codes, n_codes, len(values))
+        for cells in _blocks(n_cells):
+            stratum[cells] = np.searchsorted(pairs, stratum[cells].astype(np.int64) * n_codes + codes[cells])
+        values = np.column_stack([values[pairs // n_codes], pairs % n_codes])
+    return stratum, values
+
+
+def _pairs(stratum: npt.NDArray[np.int32], codes: Ints, n_codes: int, n_strata: int) -> Counts:
+    """The numbers of the pairs of stratum and code that occur, ascending."""
+    blocks = (stratum[cells].astype(np.int64) * n_codes + codes[cells] for cells in _blocks(len(stratum)))
+    if n_strata * n_codes > _MOST_PAIRS:
+        return np.unique(np.concatenate([np.unique(block) for block in blocks]))
+    occurs = np.zeros(n_strata * n_codes, dtype=np.bool_)
+    for block in blocks:
+        occurs[block] = True
+    return np.flatnonzero(occurs)
+
+
+def _draw(stratum: npt.NDArray[np.int32], sizes: Ints, counts: Ints, seed: int) -> npt.NDArray[np.bool_]:
+    """Whether each cell is one of the `counts` cells of its stratum with the smallest random numbers [n_cells]."""
+    limit = (counts + 6 * np.sqrt(counts) + 20) / sizes
+    while True:
+        cells, numbers = _below(limit, stratum, seed)
+        own = stratum[cells]
+        n_found = np.bincount(own, minlength=len(sizes))
+        if (n_found >= counts).all():
+            break
+        # in less than one draw of 10 ** 8
+        limit = np.where(n_found < counts, 2 * limit, limit)
+    order = np.lexsort((numbers, own))
+    place = np.arange(len(order)) - np.repeat(np.cumsum(n_found) - n_found, n_found)
+    drawn = np.zeros(len(stratum), dtype=np.bool_)
+    drawn[cells[order[place < counts[own[order]]]]] = True
+    return drawn
+
+
+def _below(
+    limit: npt.NDArray[np.float64], stratum: npt.NDArray[np.int32], seed: int
+) -> tuple[Counts, npt.NDArray[np.float64]]:
+    """The cells whose random number, uniform in [0, 1), is below the limit of their stratum, and these numbers."""
+    rng = np.random.default_rng((seed, _STREAM, 1))
+    cells, numbers = [], []
+    for block in _blocks(len(stratum)):
+        random = rng.random(block.stop - block.start)
+        found = np.flatnonzero(random < limit[stratum[block]])
+        cells.append(found + block.start)
+        numbers.append(random[found])
+    return np.concatenate(cells), np.concatenate(numbers)
+
+
+def _blocks(n_cells: int) -> Iterator[slice]:
+    return (slice(start, min(start + _BLOCK_CELLS, n_cells)) for start in range(0, n_cells, _BLOCK_CELLS))
