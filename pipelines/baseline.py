@@ -19,7 +19,7 @@ import numpy as np
 
 from feature_store.activations import ActivationReader, sample_tokens
 from feature_store.associations.gene_sets import GeneSets, read_collections, sets_of_table
-from feature_store.cells import read_splits
+from feature_store.cells import PANEL_CELLS, read_splits
 from feature_store.errors import IntegrityError, NotFoundError
 from feature_store.query.runs import RunChain, resolve_run
 from feature_store.storage import commit
@@ -238,7 +238,9 @@ def _data_of(layout: Layout, dataset: str) -> dict[str, Any]:
     # a column of splits says more than what is dealt
     by = None if cells.split_column else cells.split.by
     named = {"label": cells.labels, "split": cells.split_column, "split_by": by}
-    return {"data": where["path"], "matrix": where["matrix"], **columns, **named, "panel": cells.panel.n_cells}
+    # a panel of all cells is one of any number from theirs on
+    panel = cells.panel.wanted or max(cells.panel.n_cells, PANEL_CELLS)
+    return {"data": where["path"], "matrix": where["matrix"], **columns, **named, "panel": panel}
 
 
 def _actors(options: ActorOptions) -> dict[str, Any]:
