@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from feature_store.associations import (
@@ -58,11 +59,12 @@ EXPRESSION, MEASURED = "expression", "measured"
 
 @dataclass(frozen=True, kw_only=True)
 class ExpressionJob:
-    """The files of a data set and the run that holds its expression by gene."""
+    """The files of a data set, its panel, and the run that holds its expression by gene."""
 
     data: tuple[str, ...]
     matrix: str
     run: str
+    cells: str
 
 
 class ExpressionWriter:
@@ -71,12 +73,13 @@ class ExpressionWriter:
     def __init__(self, job: ExpressionJob) -> None:
         self.source = open_source(job.data, matrix=job.matrix)
         self.run = commit.Run.open(job.run)
+        self.panel = _panel(job.cells)
 
     def shard(self, number: int) -> dict[str, int]:
         """Transpose and commit the cells of shard `number` unless they are committed; return the progress counts."""
         if self.run.committed(number):
             return {"nonzeros": 0}
-        return {"nonzeros": write_expression_part(self.run, number, self.source)}
+        return {"nonzeros": write_expression_part(self.run, number, self.source, self.panel)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +104,10 @@ class Measurer:
         self.config = job.config
         self.genes = load_token_of_gene(layout, self.codes)
         self.cells = cell_inputs(layout, self.codes, job.gene_sets)
-        expression = ExpressionReader(commit.Run.open(_expression_dir(layout, self.codes.plan.dataset)))
+        dataset = self.codes.plan.dataset
+        expression = ExpressionReader(
+            commit.Run.open(_expression_dir(layout, dataset)), _panel(layout.cells_dir(dataset))
+        )
         self.tiles = GeneTiles(expression.read, expression.bounds, self.cells.blocks())
 
     def shard(self, number: int) -> dict[str, int]:
@@ -294,9 +300,13 @@ def write_expression_by_gene(
     if commit.is_intact(folder):
         return commit.Run.open(folder)
     with load_recorded_source(layout, dataset) as source:
-        plan = plan_expression(dataset, source, commit.read_table(layout.genes_dir(dataset)))
+        genes, cells = commit.read_table(layout.genes_dir(dataset)), layout.cells_dir(dataset)
+        plan = plan_expression(dataset, source, genes, _panel(cells))
         job = ExpressionJob(
-            data=tuple(str(path.resolve()) for path in source.paths), matrix=source.matrix, run=str(folder.resolve())
+            data=tuple(str(path.resolve()) for path in source.paths),
+            matrix=source.matrix,
+            run=str(folder.resolve()),
+            cells=str(cells.resolve()),
         )
     run = commit.Run.create(folder, plan.table("expression", n_shards=plan.n_shards))
     do_shards(ExpressionWriter, job, run.pending(), options, title="expression", note=_nonzeros_done, address=address)
@@ -346,6 +356,11 @@ def _label_columns(plan: CellsPlan) -> dict[str, str]:
     """Return the cell-table column of each obs column that --label named."""
     own = {"donor": plan.donor, "batch": plan.batch, "cell_type": plan.cell_type}
     return {label: label if own.get(label) == label else column_of(label) for label in plan.labels}
+
+
+def _panel(cells: str | Path) -> npt.NDArray[np.int64]:
+    """Return the cells of a data set whose expression is stored by gene: all of them."""
+    return np.arange(commit.Run.open(cells).manifest().rows)
 
 
 def _expression_dir(layout: Layout, dataset: str) -> Path:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from feature_store.cells import CSRRows, Source, concat_rows
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
 from feature_store.storage.plans import ActivationsPlan
@@ -121,7 +120,7 @@ def probe(activations: commit.Run, store: str, cells: npt.NDArray[np.int64], *, 
         model = load_recorded_model(activations, device=device)
         with load_recorded_source(Layout(store), plan.dataset, stage="train") as source:
             match = model.match_genes(source.gene_symbols, source.ensembl_ids)
-            rows = _rows(source, cells)
+            rows = source.read_cells(cells)
         tokens = model.tokenize(rows.indptr, rows.indices, rows.data, match, seed=plan.seed)
         return RecoveryProbe(model, tokens, plan.site)
 
@@ -136,12 +135,6 @@ def value_or_reason(make: "Callable[[], T]") -> T | str:
         if not (isinstance(error, (*ON_PURPOSE, OSError)) or is_out_of_memory(error)):
             raise
         return str(error)
-
-
-def _rows(source: "Source", cells: npt.NDArray[np.int64]) -> CSRRows:
-    """Read the rows of ascending cells of the data set; adjacent cells are read together."""
-    runs = np.split(cells, np.flatnonzero(np.diff(cells) > 1) + 1)
-    return concat_rows([source.read_rows(int(run[0]), int(run[-1]) + 1) for run in runs])
 
 
 def _prefix(model: "FoundationModel", tokens: "Tokens", site: "Site | str") -> "CachedActivations | None":

@@ -1,16 +1,20 @@
-"""Expression by gene: log1p(CP10k) of a data set, stored so that a range of genes of all cells is read alone.
+"""Expression by gene: log1p(CP10k) of the cells of the panel, stored so that a range of genes of all is read alone.
 
-    <root>/cells/<dataset>/expression/   a part per range of cells; nonzeros sorted by (gene, cell), a row group per
-                                         range of genes
+    <root>/cells/<dataset>/expression/   a part per range of the panel; nonzeros sorted by (gene, cell), a row group
+                                         per range of genes
 
 The files of a data set are sorted by cell; statistics with ranks need all cells of a gene. So the matrix is transposed
-once: a part holds a range of cells, and the row groups of every part end at the same genes, at `bounds`, so that a
+once: a part holds a range of the panel, and the row groups of every part end at the same genes, at `bounds`, so that a
 reader needs one row group of each part. A value is log1p of counts per 10,000; log-normalised values stay as they are.
 The bytes of a part follow from (plan, shard), so the run resumes like any other.
+
+`panel` is everywhere the panel of the data set: ascending indices of cells [n_panel]. The parts keep these indices; in
+memory a row is a position in the panel.
 Measured (50 thousand cells, 2,000 genes, 200 values a cell): 3.7 bytes a nonzero, written in .7 CPU seconds from rows
 in memory, read in .2.
 """
 
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,14 +32,16 @@ from feature_store.cells.source import BLOCK_ROWS, Source
 from feature_store.errors import IntegrityError
 from feature_store.storage import filesystem
 from feature_store.storage.commit import Run
+from feature_store.storage.layout import repair_advice
 from feature_store.storage.plans import ExpressionPlan
 
 CP10K = 1e4
 PART_NONZEROS = 8_000_000
 """Approximate nonzeros of a part; writing it takes 40 bytes of memory for each."""
 RANGE_NONZEROS = 4_000_000
-"""The most nonzeros of all cells in a range of genes, unless a single gene has more."""
+"""The most nonzeros of the panel expected in a range of genes, unless a single gene has more."""
 RANGE_GENES = 1024
+Panel = npt.NDArray[np.int64]
 _SCHEMA = pa.schema(
     [
         pa.field("gene_idx", pa.int32(), nullable=False),
@@ -47,38 +53,45 @@ _SCHEMA = pa.schema(
 
 def expression_matrix(source: Source) -> sparse.csr_array:
     """log1p(CP10k) of a whole data set in memory, as CSR float32 [n_cells n_genes]."""
-    return _log_cp10k(source, 0, source.n_cells)
+    return _log_cp10k(source, np.arange(source.n_cells))
 
 
-def plan_expression(dataset: str, source: Source, genes: pl.DataFrame) -> ExpressionPlan:
-    """What determines the run: the data set's content, its matrix, and how cells and genes are cut.
+def plan_expression(dataset: str, source: Source, genes: pl.DataFrame, panel: Panel) -> ExpressionPlan:
+    """What determines the run: the data set's content, its matrix, its panel, and how the panel and genes are cut.
 
     genes: the data set's table `genes`, whose n_cells tells how full the matrix is.
     """
-    n_values = genes["n_cells"].to_numpy()
+    # the panel is expected to be as full as the data set; of all cells this is exact
+    n_values = -(-genes["n_cells"].to_numpy() * len(panel) // source.n_cells)
     n_parts = max(-(-int(n_values.sum()) // PART_NONZEROS), 1)
-    shard_cells = -(-source.n_cells // n_parts)
     return ExpressionPlan(
         dataset=dataset,
         digest=source.digest,
         matrix=source.matrix,
         value_kind=source.value_kind,
-        n_cells=source.n_cells,
+        panel=panel_digest(panel),
+        n_cells=len(panel),
         n_genes=source.n_genes,
-        shard_cells=shard_cells,
+        shard_cells=-(-len(panel) // n_parts),
         bounds=tuple(split_by_size(n_values.tolist(), limit=RANGE_NONZEROS, most=RANGE_GENES)),
     )
 
 
-def write_expression_part(run: Run, shard: int, source: Source) -> int:
-    """Commit the cells of one shard and return the number of nonzeros."""
+def panel_digest(panel: Panel) -> str:
+    """Sha256 of the indices of the panel's cells."""
+    return sha256(panel.astype("<i8").tobytes()).hexdigest()
+
+
+def write_expression_part(run: Run, shard: int, source: Source, panel: Panel) -> int:
+    """Commit one shard, a range of positions in the panel, and return the number of nonzeros."""
     plan = ExpressionPlan.of(run)
     start = shard * plan.shard_cells
     stop = min(start + plan.shard_cells, plan.n_cells)
 
     def write(path: Path) -> int:
         # careful: cell_idx counts the cells of the data set, a row those of the part
-        by_gene = _log_cp10k(source, start, stop).tocsc()
+        cells = panel[start:stop]
+        by_gene = _log_cp10k(source, cells).tocsc()
         with pq.ParquetWriter(
             path,
             _SCHEMA,
@@ -96,7 +109,7 @@ def write_expression_part(run: Run, shard: int, source: Source) -> int:
             for low, high in pairwise(plan.bounds):
                 span = slice(by_gene.indptr[low], by_gene.indptr[high])
                 gene = np.repeat(np.arange(low, high, dtype=np.int32), np.diff(by_gene.indptr[low : high + 1]))
-                columns = [gene, by_gene.indices[span].astype(np.int64) + start, by_gene.data[span]]
+                columns = [gene, cells[by_gene.indices[span]], by_gene.data[span]]
                 if gene.size:
                     table = pa.Table.from_arrays([pa.array(column) for column in columns], schema=_SCHEMA)
                     writer.write_table(table, row_group_size=gene.size)
@@ -106,20 +119,25 @@ def write_expression_part(run: Run, shard: int, source: Source) -> int:
 
 
 class ExpressionReader:
-    """Reads ranges of genes of a finished expression run. Raises IncompleteRunError, IntegrityError."""
+    """Reads ranges of genes of a finished expression run of this panel. IncompleteRunError, IntegrityError."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, panel: Panel) -> None:
         plan = ExpressionPlan.of(run)
-        self.n_cells = plan.n_cells
+        if plan.panel != panel_digest(panel):
+            raise IntegrityError(
+                f"{run.path} holds other cells than the panel of its data set; {repair_advice(run.path)}"
+            )
         self.bounds = list(plan.bounds)
+        self._panel = panel
         self._parts = run.checked_parts()
 
     def read(self, start: int, stop: int) -> sparse.csc_array:
-        """CSC float32 [n_cells stop - start] of the genes [start, stop) of all cells, without stored zeros."""
+        """CSC float32 [n_panel stop - start] of the genes [start, stop), without stored zeros."""
         parts = [_read_genes(path, start, stop) for path in self._parts]
         gene, cell, value = (np.concatenate(column) for column in zip(*parts, strict=True))
+        row = np.searchsorted(self._panel, cell).astype(np.int32)
         # parts come in the order of cells, and tocsc keeps this order within a gene
-        return sparse.coo_array((value, (cell, gene - start)), shape=(self.n_cells, stop - start)).tocsc()
+        return sparse.coo_array((value, (row, gene - start)), shape=(len(self._panel), stop - start)).tocsc()
 
 
 def _read_genes(path: Path, start: int, stop: int) -> list[npt.NDArray[Any]]:
@@ -133,12 +151,12 @@ def _read_genes(path: Path, start: int, stop: int) -> list[npt.NDArray[Any]]:
         raise IntegrityError(f"{path} cannot be read: {error}; {filesystem.REPAIR}") from error
     gene, cell, value = (column.to_numpy() for column in table.columns)
     low, high = np.searchsorted(gene, [start, stop])
-    return [gene[low:high], cell[low:high].astype(np.int32), value[low:high]]
+    return [gene[low:high], cell[low:high], value[low:high]]
 
 
-def _log_cp10k(source: Source, start: int, stop: int) -> sparse.csr_array:
-    """CSR float32 [stop - start n_genes] without stored zeros, a block of cells at a time."""
-    blocks = [source.read_rows(low, min(low + BLOCK_ROWS, stop)) for low in range(start, stop, BLOCK_ROWS)]
+def _log_cp10k(source: Source, cells: Panel) -> sparse.csr_array:
+    """CSR float32 [n_cells n_genes] of the cells without stored zeros, a block of cells at a time."""
+    blocks = [source.read_cells(cells[low : low + BLOCK_ROWS]) for low in range(0, len(cells), BLOCK_ROWS)]
     return sparse.csr_array(sparse.vstack([_normalised(rows, source) for rows in blocks]))
 
 

@@ -149,6 +149,14 @@ def concat_rows(parts: Sequence[CSRRows]) -> CSRRows:
     )
 
 
+def select_rows(rows: CSRRows, picked: npt.NDArray[np.int64]) -> CSRRows:
+    """The rows at the positions `picked` [n_picked], in this order."""
+    lengths = np.diff(rows.indptr)[picked]
+    indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    places = np.arange(indptr[-1]) + np.repeat(rows.indptr[picked] - indptr[:-1], lengths)
+    return CSRRows(indptr=indptr, indices=rows.indices[places], data=rows.data[places])
+
+
 def sort_rows(rows: CSRRows, *, where: str, start: int = 0) -> CSRRows:
     """The same rows with ascending columns, because files may hold them in any order.
 

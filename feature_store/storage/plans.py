@@ -209,16 +209,19 @@ class DigestsPlan(Plan):
 
 @dataclass(frozen=True, kw_only=True)
 class ExpressionPlan(Plan):
-    """The expression of a data set by gene."""
+    """The expression of the panel of a data set by gene."""
 
     stage = "expression"
-    version = 5
+    version = 6
 
     dataset: str
     digest: str
     matrix: str
     value_kind: str
+    panel: str
+    """Sha256 of the indices of the panel's cells."""
     n_cells: int
+    """Cells of the panel."""
     n_genes: int
     shard_cells: int
     bounds: tuple[int, ...]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
 import pytest
 from stored_bytes import hashes_of
@@ -127,7 +128,8 @@ def questions(root: Path, runs: dict[str, list[str]], names: list[str]) -> dict[
         return [reader.read(one.shard, one.group).act.tobytes() for one in reader.row_groups]
 
     def expression() -> bytes:
-        reader = ExpressionReader(commit.Run.open(cells / "expression"))
+        run = commit.Run.open(cells / "expression")
+        reader = ExpressionReader(run, np.arange(run.plan["n_cells"]))
         return reader.read(0, reader.bounds[-1]).toarray().tobytes()
 
     def measured() -> list[str]:

@@ -53,14 +53,18 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("feature_store.cells.expression.RANGE_GENES", 4)
 
 
-def write_expression(root: Path, source: Source) -> commit.Run:
+EVERY_CELL = np.arange(N_CELLS)
+PANEL = np.array([0, 3, 4, 5, 7, 11, 19, 20, 31, 33, 34, 48])
+
+
+def write_expression(root: Path, source: Source, panel: np.ndarray = EVERY_CELL) -> commit.Run:
     layout = Layout(root)
     dataset = str(write_cells(layout, source)["dataset"][0])
     genes = commit.read_table(layout.genes_dir(dataset))
-    plan = plan_expression(dataset, source, genes)
+    plan = plan_expression(dataset, source, genes, panel)
     run = commit.Run.create(root / "expression", plan.table("expression", n_shards=plan.n_shards))
     for shard in run.pending():
-        write_expression_part(run, shard, source)
+        write_expression_part(run, shard, source, panel)
     run.finalize()
     return run
 
@@ -77,7 +81,7 @@ def test_any_range_of_genes_is_log1p_of_counts_per_ten_thousand_of_all_cells(tmp
     assert run.n_shards > 2
     assert len(run.plan["bounds"]) > 4
     expected = log_cp10k(counts)
-    reader = ExpressionReader(run)
+    reader = ExpressionReader(run, EVERY_CELL)
     np.testing.assert_allclose(expression_matrix(source).toarray(), expected, rtol=1e-6)
     for start, stop in ((0, N_GENES), (2, 9), (4, 5), *zip(reader.bounds[:-1], reader.bounds[1:], strict=True)):
         found = reader.read(start, stop)
@@ -88,11 +92,31 @@ def test_any_range_of_genes_is_log1p_of_counts_per_ten_thousand_of_all_cells(tmp
 
 
 @pytest.mark.usefixtures("small")
+def test_the_rows_are_the_panel_and_the_parts_name_the_cells_of_the_data_set(tmp_path, counts, monkeypatch):
+    monkeypatch.setattr("feature_store.cells.expression.PART_NONZEROS", 30)
+    run = write_expression(tmp_path, open_with(tmp_path / "x.h5ad", counts), PANEL)
+    assert run.n_shards > 1
+    reader = ExpressionReader(run, PANEL)
+    for start, stop in ((0, N_GENES), (2, 9), (4, 5)):
+        found = reader.read(start, stop)
+        assert (found.dtype, found.shape) == (np.float32, (len(PANEL), stop - start))
+        assert found.has_sorted_indices
+        np.testing.assert_allclose(found.toarray(), log_cp10k(counts)[PANEL, start:stop], rtol=1e-6)
+    stored = commit.read_table(run.path)
+    assert sorted(set(stored["cell_idx"])) == PANEL.tolist()
+    shards = run.manifest().shards
+    assert [shard.start for shard in shards[1:]] == [shard.stop for shard in shards[:-1]]
+    assert shards[-1].stop == len(PANEL)
+    with pytest.raises(IntegrityError, match="panel"):
+        ExpressionReader(run, EVERY_CELL)
+
+
+@pytest.mark.usefixtures("small")
 def test_log_normalised_values_are_kept_as_they_are(tmp_path, counts):
     values = log_cp10k(counts).astype(np.float32)
     source = open_with(tmp_path / "x.h5ad", values)
     assert source.value_kind == "lognorm"
-    reader = ExpressionReader(write_expression(tmp_path, source))
+    reader = ExpressionReader(write_expression(tmp_path, source), EVERY_CELL)
     np.testing.assert_array_equal(reader.read(0, N_GENES).toarray(), values)
 
 
@@ -119,7 +143,7 @@ def test_a_resumed_run_has_the_same_bytes_and_another_data_set_is_refused(tmp_pa
         run.part(shard).unlink()
     (run.path / "MANIFEST.json").unlink()
     with pytest.raises(IncompleteRunError):
-        ExpressionReader(run)
+        ExpressionReader(run, EVERY_CELL)
     assert run.pending() == [0, 2]
     assert write_expression(tmp_path, source).manifest() == calm
     other = counts.copy()
@@ -135,4 +159,4 @@ def test_a_damaged_part_is_named(tmp_path, counts):
     content[40] ^= 255
     part.write_bytes(bytes(content))
     with pytest.raises(IntegrityError, match="part-00000"):
-        ExpressionReader(run).read(0, N_GENES)
+        ExpressionReader(run, EVERY_CELL).read(0, N_GENES)

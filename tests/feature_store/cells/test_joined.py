@@ -79,6 +79,12 @@ def test_rows_across_files_are_those_of_the_files_below_each_other(save: Callabl
         source.read_rows(20, 27)
 
 
+def test_scattered_cells_of_several_files_have_the_genes_of_all(save: Callable[..., Path]) -> None:
+    paths = save("a.h5ad", ["G1", "G2", "G3"]), save("b.h5ad", ["G3", "G4", "G1"], 5), save("c.h5ad", ["G5", "G2"], 9)
+    cells = np.array([1, 4, 11, 12, 16, 17, 25])
+    assert (dense(open_source(paths).read_cells(cells), 5) == frames(*paths).to_numpy()[cells]).all()
+
+
 def test_read_first_takes_the_same_number_of_cells_from_each_file(save: Callable[..., Path]) -> None:
     paths = [save(f"{i}.h5ad", ["G1", "G2"], n) for i, n in enumerate((30, 4, 30))]
     rows = open_source(paths).read_first(18)

@@ -109,6 +109,43 @@ def test_rows_are_read_as_they_were_written(write_h5ad: Callable[..., Path], cou
     assert rows.indptr[0] == 0
 
 
+@pytest.mark.parametrize("gap", [1, 3, 64])
+@pytest.mark.parametrize("how", list(STORED))
+def test_scattered_cells_are_the_rows_of_those_cells(
+    write_h5ad: Callable[..., Path], counts: np.ndarray, how: str, gap: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("feature_store.cells.source.GAP_ROWS", gap)
+    convert, name, options = STORED[how]
+    with open_source(write_h5ad(convert(counts), name=name, **options)) as source:
+        for wanted in ([], [0], [29], [3, 4, 5], [0, 2, 7, 8, 9, 20, 29], list(range(N_CELLS))):
+            rows = source.read_cells(np.array(wanted, dtype=np.int64))
+            found = sparse.csr_array((rows.data, rows.indices, rows.indptr), shape=(len(wanted), N_GENES))
+            assert (found.toarray() == counts[wanted]).all()
+            assert (rows.indptr.dtype, rows.indices.dtype, rows.data.dtype) == (np.int64, np.int32, np.float32)
+
+
+def test_scattered_cells_are_read_in_ranges(
+    write_h5ad: Callable[..., Path], counts: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("feature_store.cells.source.GAP_ROWS", 4)
+    monkeypatch.setattr("feature_store.cells.source.BLOCK_ROWS", 8)
+    source = open_source(write_h5ad(sparse.csr_matrix(counts)))
+    ranges = []
+    read = source.read_rows
+    monkeypatch.setattr(source, "read_rows", lambda start, stop: ranges.append((start, stop)) or read(start, stop))
+    source.read_cells(np.array([0, 2, 6, 7, 9, 12, 20, 21, 26]))
+    # a gap of more than 4 begins another range, and so does the ninth row
+    assert ranges == [(0, 8), (9, 13), (20, 22), (26, 27)]
+
+
+@pytest.mark.parametrize("cells", [[3, 3], [4, 2], [-1, 2], [29, 30]])
+def test_cells_that_do_not_ascend_in_the_data_are_refused(
+    write_h5ad: Callable[..., Path], counts: np.ndarray, cells: list[int]
+) -> None:
+    with pytest.raises(InputError, match=r"\[0, 30\)"):
+        open_source(write_h5ad(sparse.csr_matrix(counts))).read_cells(np.array(cells))
+
+
 def test_reading_rows_never_holds_the_matrix(tmp_path: Path) -> None:
     n_cells, n_genes = 50_000, 200
     matrix = sparse.random_array((n_cells, n_genes), density=0.2, format="csr", random_state=0, dtype=np.float32)
