@@ -1,9 +1,9 @@
 """Association: Ray actors relate codes to labels and expression, and write the tables that annotate features.
 
-`feature_store.associations` computes the statistics. This module gives them their inputs: the cell table with its
-splits, the expression of the data set by gene (written once per data set), and the cell codes and token counts of each
-range of features. The statistics of each range are committed, so an association resumes after a kill; this process
-assembles the tables from them at the end.
+`feature_store.associations` computes the statistics, which are of the panel's cells. This module gives them their
+inputs: the cell table with its splits, the expression of the data set by gene (written once per data set), and the cell
+codes and token counts of each range of features. The statistics of each range are committed, so an association resumes
+after a kill; this process assembles the tables from them at the end.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,8 +36,21 @@ from feature_store.associations.gene_sets import (
     refuse_without_shared_genes,
     without_shared_genes,
 )
-from feature_store.cells import ExpressionReader, open_source, plan_expression, read_cells, write_expression_part
-from feature_store.codes import CodesRun, cells_with_tokens, load_feature_codes, load_statistics
+from feature_store.cells import (
+    ExpressionReader,
+    open_source,
+    plan_expression,
+    read_cells,
+    read_panel,
+    write_expression_part,
+)
+from feature_store.codes import (
+    CodesRun,
+    load_feature_codes,
+    load_token_counts,
+    load_top_tokens,
+    panel_with_tokens,
+)
 from feature_store.errors import NotFoundError
 from feature_store.query.runs import resolve_run
 from feature_store.storage import commit
@@ -99,10 +112,10 @@ class Measurer:
     def __init__(self, job: MeasureJob) -> None:
         layout = Layout(as_path(job.store))
         self.codes = CodesRun.open(layout.codes_dir(job.codes))
-        self.by_feature = commit.Run.open(self.codes.folder / "by_feature")
         self.measured = MeasuredRun.open(job.measured)
         self.config = job.config
         self.genes = load_token_of_gene(layout, self.codes)
+        self.panel = read_panel(layout.cells_dir(self.codes.plan.dataset))
         self.cells = cell_inputs(layout, self.codes, job.gene_sets)
         dataset = self.codes.plan.dataset
         expression = ExpressionReader(
@@ -122,20 +135,20 @@ class Measurer:
 
     def _features(self, start: int, stop: int) -> FeatureRange:
         """Return the codes and token counts of the features [start, stop)."""
-        statistics = load_statistics(self.codes.folder, features=(start, stop))
+        counts = load_token_counts(self.codes, start, stop)
         symbols = dict(self.genes.select("gene_id", "symbol").drop_nulls().iter_rows())
         return FeatureRange(
             first=start,
-            codes=load_feature_codes(self.by_feature, self.cells.n_cells, start, stop),
+            codes=load_feature_codes(self.codes, self.panel, start, stop),
             tokens=token_statistics(
-                statistics.feature_gene.with_columns(pl.col("feature_id") - start),
-                statistics.gene,
+                counts.feature_gene.with_columns(pl.col("feature_id") - start),
+                counts.gene,
                 gene_id=self.genes["gene_id"].to_list(),
                 n_features=stop - start,
             ),
-            top_tokens=statistics.feature_token.with_columns(
-                gene=pl.col("gene_id").replace_strict(symbols, default=None, return_dtype=pl.String)
-            ).drop("gene_id"),
+            top_tokens=load_top_tokens(self.codes, start, stop)
+            .with_columns(gene=pl.col("gene_id").replace_strict(symbols, default=None, return_dtype=pl.String))
+            .drop("gene_id"),
         )
 
 
@@ -257,7 +270,7 @@ def associate_with(
             "dataset": codes.plan.dataset,
             "features": features.height,
             "dead": int(features["dead"].sum()),
-            **tokenless_fact(layout, codes),
+            **tokenless_fact(codes),
             "with a label": f"{features['top_label'].count()} at {NAMED_AT} on test cells",
             **({"measured as numbers": ", ".join(numbers)} if numbers else {}),
             **{f"class {name}": n for name, n in features["class"].value_counts(sort=True).iter_rows()},
@@ -315,11 +328,11 @@ def write_expression_by_gene(
 
 
 def cell_inputs(layout: Layout, codes: CodesRun, sets: Sequence[GeneSets]) -> CellInputs:
-    """Return the cells of a codes run with their labels, its genes and the gene sets."""
+    """Return the panel's cells with their labels, the genes of a codes run and the gene sets."""
     dataset = codes.plan.dataset
-    cells = read_cells(layout.cells_dir(dataset))
+    cells = read_cells(layout.cells_dir(dataset)).filter("panel")
     kinds, numbers = label_kinds(layout, dataset, cells), number_columns(layout, dataset, cells)
-    has_tokens = cells_with_tokens(codes.folder, cells.height)
+    has_tokens = panel_with_tokens(codes, cells["cell_idx"].to_numpy())
     units = next((kind for kind in ("donor", "batch") if cells[kind].null_count() < cells.height), None)
     return CellInputs(
         split=[split if known else None for split, known in zip(cells["split"], has_tokens.tolist(), strict=True)],

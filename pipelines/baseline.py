@@ -181,10 +181,11 @@ def _random_model(
 def encode_options(layout: Layout, chain: RunChain, sae: str, options: ActorOptions) -> EncodeOptions:
     """Return the options that encode the cells of the chain's codes with `sae`, in the same way."""
     plan, own = chain.codes, chain.activations.dataset
-    shared: dict[str, Any] = {"sae": sae, "pooling": plan.pooling, "level": plan.level, **_actors(options)}
+    shared: dict[str, Any] = {"sae": sae, "pooling": plan.pooling, "level": plan.level, "keep": plan.keep}
+    shared |= _actors(options)
     if plan.fused is None:
         return EncodeOptions(**shared)
-    cut: dict[str, Any] = {"tokens_per_cell": plan.fused.tokens_per_cell, "shard_cells": plan.fused.shard_cells}
+    cut: dict[str, Any] = {"tokens_per_cell": plan.fused.tokens_per_cell, "shard_cells": plan.cut.panel_cells}
     other = {} if plan.dataset == own else _data_of(layout, plan.dataset)
     return EncodeOptions(**shared, **cut, **other, fused=not other)
 
@@ -198,6 +199,7 @@ def extract_options(layout: Layout, chain: RunChain, options: ActorOptions) -> E
         **{name: getattr(plan, name) for name in same},
         **_actors(options),
         layer=(plan.site,),
+        cells=None if plan.cells is None else plan.n_cells,
         **place.of_family,
         model=place.model,
         random_init=True,

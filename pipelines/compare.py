@@ -139,9 +139,10 @@ def _belongs(chain: RunChain, other: RunChain) -> bool:
 
 
 def _reading(codes: CodesPlan) -> CodesPlan:
-    """Return the plan of codes without the entries that depend on the SAE or the model's weights."""
+    """Return the plan of codes without the entries that depend on the SAE, on the model's weights or on the shards."""
     fused = None if codes.fused is None else replace(codes.fused, model_digest="")
-    return replace(codes, fused=fused, control_of=None, sae="", sae_manifest="", activations="", n_features=0)
+    cut = replace(codes.cut, panel_cells=1, other_cells=1)
+    return replace(codes, fused=fused, cut=cut, control_of=None, sae="", sae_manifest="", activations="", n_features=0)
 
 
 def _without_model(activations: ActivationsPlan) -> ActivationsPlan:
@@ -156,6 +157,6 @@ def _opened(layout: Layout, name: str, run: str) -> Representation:
     return Representation(
         name=name,
         run=run,
-        tables={table: store.cells_with_tokens() if table == "cells" else store.frame(table) for table in TABLES},
+        tables={table: store.panel_cells() if table == "cells" else store.frame(table) for table in TABLES},
         figures={key: summary.get(entry) for key, entry in FIGURES.items()},
     )

@@ -1,28 +1,37 @@
-"""Encoding: activations into sparse codes and token statistics, by Ray actors, shard by shard.
+"""Encoding: activations into sparse codes and statistics, by Ray actors, shard by shard.
 
 The activations are read from a store, or computed by the foundation model in the same actor (fused), so that an atlas
 is encoded without writing its activations to disk. Both ways give the codes run the same bytes: fresh activations are
 rounded to the dtype in which the SAE's activations were stored, and encoded in the same pieces. A token's code depends
-on that token alone (the threshold encoder). Tokens are pooled to cell codes and counted by gene. At the end the cell
-codes are sorted into the by-feature copy, by actors if that takes more than one pass over them.
+on that token alone (the threshold encoder). Tokens are pooled to cell codes, and reduced to the statistics of the
+shard, on the device as they come (`sae_core.sae.reductions`), so memory does not grow with the shard's tokens. At the
+end the statistics of the features are merged over the shards, by actors if there are many.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from scipy import sparse
 
 from feature_store.activations import ROW_GROUP_ROWS, ActivationBlock, ActivationReader, to_stored
-from feature_store.cells import SplitConfig, open_source, read_split_record, read_splits, write_cells
-from feature_store.codes import ByFeature, CodesRun, TokenCodes
-from feature_store.codes.codes_run import TOP_TOKENS
+from feature_store.cells import (
+    SplitConfig,
+    open_source,
+    read_panel,
+    read_split_numbers,
+    read_split_record,
+    write_cells,
+)
+from feature_store.codes import CodesRun, Merging, cells_of_shard, span_of_shard
+from feature_store.codes.codes_run import TOP_CELLS, TOP_TOKENS
+from feature_store.codes.cut import OTHER_CELLS, Cells
+from feature_store.codes.parquet import Columns
 from feature_store.query.runs import resolve_run
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout, as_path
-from feature_store.storage.plans import ActivationsPlan, CodesPlan, FusedForward, SAEPlan
+from feature_store.storage.plans import ActivationsPlan, CellsPlan, CodesCut, CodesPlan, FusedForward, SAEPlan
 from pipelines.config import ActorOptions, CellOptions, EncodeOptions, ForwardOptions
 from pipelines.forward import Forward, ForwardJob, out_of_memory_fact, rate
 from pipelines.inputs import (
@@ -44,10 +53,14 @@ from pipelines.runtime.progress import delayed_progress_bar
 from pipelines.runtime.stage import Clock, StageResult
 from pipelines.shard_size import cells_per_shard
 
+if TYPE_CHECKING:
+    from sae_core.sae import ShardStatistics
+
 CODE_BYTES = 8
 """Bytes that one nonzero of a token's code takes in memory, for its value and its feature."""
-DEFAULT_SHARD = "128MB"
-KEY_DTYPES = {"cell_idx": np.int64, "token_pos": np.int32, "gene_id": np.int32}
+DEFAULT_SHARD = "512MB"
+PANEL_ENTRIES = 24_000_000
+"""Cells times features of a shard of the panel at most: its nonzeros are sorted by feature in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +70,6 @@ class FusedJob:
     forward: ForwardJob
     site: str
     dtype: str
-    shard_cells: int
-    n_cells: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,17 +85,14 @@ class EncodeJob:
 
 
 class Activations(Protocol):
-    """The source from which an encoder takes the activations of a shard."""
+    """The source from which an encoder takes the activations of some cells."""
 
     @property
     def halvings(self) -> int:
         """Number of times that memory ran out."""
 
-    def extent(self, shard: int) -> tuple[int, int]:
-        """Cells [start, stop) of a shard."""
-
-    def blocks(self, shard: int) -> Iterator[ActivationBlock]:
-        """The tokens of a shard, in order, in pieces of ROW_GROUP_ROWS."""
+    def blocks(self, cells: Cells) -> Iterator[ActivationBlock]:
+        """The tokens of the cells (ascending cell_idx), in order, in blocks of any size."""
 
 
 class StoredActivations:
@@ -97,19 +105,24 @@ class StoredActivations:
         self.reader = ActivationReader(self.run)
         self.shards = self.run.manifest().shards
 
-    def extent(self, shard: int) -> tuple[int, int]:
+    def blocks(self, cells: Cells) -> Iterator[ActivationBlock]:
         """See Activations."""
-        return self.shards[shard].start, self.shards[shard].stop
-
-    def blocks(self, shard: int) -> Iterator[ActivationBlock]:
-        """See Activations."""
+        if not len(cells):
+            return
+        first, last = int(cells[0]), int(cells[-1])
+        parts = {marker.shard for marker in self.shards if marker.start <= last and first < marker.stop}
+        whole_range = len(cells) == last - first + 1
         for group in self.reader.row_groups:
-            if group.shard == shard:
-                yield self.reader.read(shard, group.group)
+            if group.shard in parts:
+                block = self.reader.read(group.shard, group.group)
+                place = np.searchsorted(cells, block.cell_idx)
+                inside = cells[np.minimum(place, len(cells) - 1)] == block.cell_idx
+                if inside.any():
+                    yield block if whole_range and inside.all() else _rows(block, inside)
 
 
 class FreshActivations:
-    """Activations that the foundation model computes for the shard's cells."""
+    """Activations that the foundation model computes for the cells."""
 
     def __init__(self, job: FusedJob) -> None:
         from sae_core.scfm import Site
@@ -123,34 +136,38 @@ class FreshActivations:
         """Number of times that memory ran out."""
         return self.forward.halvings
 
-    def extent(self, shard: int) -> tuple[int, int]:
+    def blocks(self, cells: Cells) -> Iterator[ActivationBlock]:
         """See Activations."""
-        start = shard * self.job.shard_cells
-        return start, min(start + self.job.shard_cells, self.job.n_cells)
-
-    def blocks(self, shard: int) -> Iterator[ActivationBlock]:
-        """See Activations."""
-        waiting: list[tuple[Any, ...]] = []
-        for block in self.forward.blocks(*self.extent(shard), (self.site,)):
+        for block in self.forward.blocks(cells, (self.site,)):
             act = to_stored(block.act[self.site], self.job.dtype)
-            waiting.append((block.cell_idx, block.token_pos, block.gene_id, act))
-            if sum(len(part[0]) for part in waiting) >= ROW_GROUP_ROWS:
-                *whole, rest = _pieces(waiting)
-                yield from whole
-                waiting = [(rest.cell_idx, rest.token_pos, rest.gene_id, rest.act)]
-        yield from (piece for piece in _pieces(waiting) if len(piece.cell_idx))
+            yield ActivationBlock(cell_idx=block.cell_idx, token_pos=block.token_pos, gene_id=block.gene_id, act=act)
 
 
-def _pieces(parts: list[tuple[Any, ...]]) -> list[ActivationBlock]:
-    """Split the tokens of `parts` into pieces of ROW_GROUP_ROWS; the last piece holds the rest and may be empty."""
-    if not parts:
-        return []
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    pieces = []
-    for low in range(0, len(columns[0]) + 1, ROW_GROUP_ROWS):
-        cell_idx, token_pos, gene_id, act = (column[low : low + ROW_GROUP_ROWS] for column in columns)
-        pieces.append(ActivationBlock(cell_idx=cell_idx, token_pos=token_pos, gene_id=gene_id, act=act))
-    return pieces
+def in_pieces(blocks: Iterator[ActivationBlock]) -> Iterator[ActivationBlock]:
+    """Cut the tokens of the blocks into pieces of ROW_GROUP_ROWS; the last piece holds the rest."""
+    waiting: list[ActivationBlock] = []
+    n_waiting = 0
+    for block in blocks:
+        waiting.append(block)
+        n_waiting += len(block.cell_idx)
+        if n_waiting >= ROW_GROUP_ROWS:
+            joined = waiting[0] if len(waiting) == 1 else _joined(waiting)
+            whole = n_waiting - n_waiting % ROW_GROUP_ROWS
+            for low in range(0, whole, ROW_GROUP_ROWS):
+                yield _rows(joined, slice(low, low + ROW_GROUP_ROWS))
+            waiting, n_waiting = [_rows(joined, slice(whole, None))], n_waiting - whole
+    if n_waiting:
+        yield _joined(waiting)
+
+
+def _joined(blocks: list[ActivationBlock]) -> ActivationBlock:
+    names = ("cell_idx", "token_pos", "gene_id", "act")
+    return ActivationBlock(**{name: np.concatenate([getattr(block, name) for block in blocks]) for name in names})
+
+
+def _rows(block: ActivationBlock, rows: Any) -> ActivationBlock:
+    names = ("cell_idx", "token_pos", "gene_id", "act")
+    return ActivationBlock(**{name: getattr(block, name)[rows] for name in names})
 
 
 class Encoder:
@@ -163,56 +180,82 @@ class Encoder:
         self.sae = load_stored_sae(as_path(job.sae), device=job.device)
         self.device = job.device
         self.codes = CodesRun.open(job.codes)
-        self.split = read_splits(job.cells)
+        self.panel = read_panel(job.cells)
+        self.split = read_split_numbers(job.cells)
 
     def shard(self, number: int) -> dict[str, int]:
         """Encode and commit shard `number` unless it is committed; return the counts for the progress display."""
-        start, stop = self.activations.extent(number)
-        counts = {"cells": stop - start, "tokens": 0, "bytes": 0, "halvings": 0}
-        runs = (self.codes.by_cell, *self.codes.statistics.values())
-        if all(run.committed(number) for run in runs):
+        cut = self.codes.cut
+        cells = cells_of_shard(cut, number, self.panel)
+        counts = {"cells": len(cells), "tokens": 0, "bytes": 0, "halvings": 0}
+        if self.codes.committed(number):
             return counts
         before = self.activations.halvings
-        tokens = self._encode(number)
-        marker = self.codes.commit_shard(number, tokens, start=start, stop=stop, split_of_cell=self.split)
-        halvings = self.activations.halvings - before
-        return counts | {"tokens": tokens.n_tokens, "bytes": marker.bytes, "halvings": halvings}
 
-    def _encode(self, number: int) -> TokenCodes:
-        """Return the token codes of one shard; activations are released piece by piece."""
+        def encode_to(write: Any) -> Mapping[str, Columns]:
+            statistics = self._encode(cells, write, of_panel=number < cut.n_panel_shards)
+            counts["tokens"] = int(statistics.cells.n_tokens.sum())
+            return statistics_tables(statistics)
+
+        start, stop = span_of_shard(cut, number, self.panel)
+        marker = self.codes.commit_shard(number, encode_to, start=start, stop=stop)
+        return counts | {"bytes": marker.bytes, "halvings": self.activations.halvings - before}
+
+    def _encode(self, cells: Cells, write: Any, *, of_panel: bool) -> "ShardStatistics":
+        """Give the codes of the cells to `write`, block by block, and return the statistics of their tokens."""
         import torch
 
-        keys: dict[str, list[Any]] = {name: [np.empty(0, dtype)] for name, dtype in KEY_DTYPES.items()}
-        parts = [sparse.csr_array((0, self.sae.config.n_features), dtype=np.float32)]
-        for block in self.activations.blocks(number):
-            found = self.sae.encode(torch.from_numpy(np.array(block.act_f32())).to(self.device))
-            arrays = (found.value.cpu().numpy(), found.col.cpu().numpy(), found.crow.cpu().numpy())
-            parts.append(sparse.csr_array(arrays, shape=(found.n_tokens, found.n_features)))
-            for name in KEY_DTYPES:
-                keys[name].append(getattr(block, name))
-        return TokenCodes(
-            **{name: np.concatenate(keys[name]) for name in KEY_DTYPES}, codes=sparse.vstack(parts, format="csr")
+        from sae_core.sae import ShardReduction
+
+        plan = self.codes.plan
+        reduction = ShardReduction(
+            n_features=plan.n_features,
+            pooling=plan.pooling,
+            keep=None if of_panel else plan.keep,
+            level=plan.level,
+            n_top_cells=plan.top_cells,
+            n_top_tokens=plan.top_tokens,
+            by_gene=of_panel,
         )
+        names = self.codes.code_columns
+        for block in in_pieces(self.activations.blocks(cells)):
+            found = self.sae.encode(torch.from_numpy(np.array(block.act_f32())).to(self.device))
+            codes = reduction.add(
+                found,
+                cell_idx=block.cell_idx,
+                token_pos=block.token_pos,
+                gene_id=block.gene_id,
+                split=self.split[block.cell_idx],
+            )
+            if codes is not None:
+                write({name: getattr(codes, name) for name in names})
+        codes, statistics = reduction.finish()
+        write({name: getattr(codes, name) for name in names})
+        return statistics
 
 
-@dataclass(frozen=True, kw_only=True)
-class SortJob:
-    """The job that makes the by-feature copy: the codes folder, and the buckets [first, stop) of each shard."""
+def statistics_tables(found: "ShardStatistics") -> dict[str, Columns]:
+    """The statistics of a shard as the columns of the tables of a codes run."""
+    tables = {
+        "feature_gene": found.feature_gene,
+        "gene": found.gene_tokens,
+        "feature_token": found.top_tokens,
+        "feature_cell": found.top_cells,
+        "firing": found.firing,
+        "cell": found.cells,
+    }
+    return {name: rows._asdict() for name, rows in tables.items() if rows is not None}
 
-    codes: str
-    groups: tuple[tuple[int, int], ...]
 
+class Merger:
+    """Merges ranges of features of a codes folder; it is the body of an actor and can be called without Ray."""
 
-class Sorter:
-    """Computes shards of a `SortJob`; it is the body of an actor and can be called without Ray."""
-
-    def __init__(self, job: SortJob) -> None:
-        self.groups = job.groups
-        self.by_feature = ByFeature(job.codes)
+    def __init__(self, codes: str) -> None:
+        self.merging = Merging(codes)
 
     def shard(self, number: int) -> dict[str, int]:
-        """Sort and commit the buckets of group `number`; return the number of nonzeros."""
-        return {"nonzeros": self.by_feature.write(*self.groups[number])}
+        """Merge and commit range `number` of the features; return their number."""
+        return {"features": self.merging.write(number)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +266,7 @@ class _Plan:
     """
 
     dataset: str
-    n_shards: int
+    cut: CodesCut
     source: str | FusedJob
     fused: FusedForward | None
     inputs: LoadedInputs | None
@@ -231,6 +274,8 @@ class _Plan:
 
 def encode(options: EncodeOptions, store: Path, *, address: str | None = None) -> StageResult:
     """Encode the SAE's stored activations, or any cells by running the foundation model; calling it again resumes.
+
+    Activations of a sample of the cells are for training: the foundation model then runs over all cells.
 
     Raises:
         NotFoundError: there is no SAE, or its activations are gone.
@@ -245,8 +290,8 @@ def encode(options: EncodeOptions, store: Path, *, address: str | None = None) -
     options = _without_moved_data(layout, options, of_sae.dataset)
     what = (
         _plan_fused(layout, options, of_sae, activations)
-        if options.fused or options.data
-        else _plan_stored(activations)
+        if options.fused or options.data or ActivationsPlan.of(activations).cells is not None
+        else _plan_stored(layout, activations)
     )
     plan = CodesPlan(
         control_of=of_sae.control_of,
@@ -257,10 +302,13 @@ def encode(options: EncodeOptions, store: Path, *, address: str | None = None) -
         n_features=of_sae.n_features,
         pooling=options.pooling,
         level=options.level,
+        keep=options.keep,
+        top_cells=TOP_CELLS,
         top_tokens=TOP_TOKENS,
+        cut=what.cut,
         fused=what.fused,
     )
-    codes = CodesRun.create(layout.codes_dir(plan.id), plan, n_shards=what.n_shards)
+    codes = CodesRun.create(layout.codes_dir(plan.id), plan)
     if what.inputs is not None:
         save_token_of_gene(codes.folder, what.inputs, codes.by_cell.plan_sha)
     pending = codes.pending()
@@ -276,49 +324,46 @@ def encode(options: EncodeOptions, store: Path, *, address: str | None = None) -
         with codes.by_cell.exclusive():
             total = do_shards(Encoder, job, pending, options, title="encode", note=rate, address=address)
     manifest = codes.finalize_shards()
-    sort_by_feature(codes.folder, options, address=address)
+    merge_statistics(codes.folder, options, address=address)
     return StageResult(
         kind="codes",
         run=codes.folder.name,
         path=codes.folder,
         done=len(pending),
-        reused=what.n_shards - len(pending),
+        reused=plan.cut.n_shards - len(pending),
         seconds=clock.seconds,
         facts={
             "dataset": what.dataset,
             **({"splits": read_split_record(layout.cells_dir(what.dataset)).text} if options.data else {}),
             "nonzeros": manifest.rows,
             "bytes a nonzero": round(manifest.bytes / max(manifest.rows, 1), 2),
-            **tokenless_fact(layout, codes),
+            **tokenless_fact(codes),
             **out_of_memory_fact(total),
         },
     )
 
 
-def sort_by_feature(folder: Path, options: ActorOptions, *, address: str | None = None) -> None:
-    """Build by_feature/ of a codes folder, in this process if one pass is enough, else by actors; it can be resumed.
+def merge_statistics(folder: Path, options: ActorOptions, *, address: str | None = None) -> None:
+    """Build merged/ of a codes folder, in this process if it is one range of features, else by actors; it can be
+    resumed.
 
     Raises:
-        IncompleteRunError: by_cell is not complete.
+        IncompleteRunError: the tables of the shards are not complete.
         BusyError, RunFailedError: see `encode`.
     """
-    by_feature = ByFeature(folder)
-    groups = tuple(by_feature.groups())
-    if len(groups) > 1:
-        job = SortJob(codes=str(folder.resolve()), groups=groups)
+    merging = Merging(folder)
+    pending = merging.pending()
+    if len(merging.bounds) == 2:
+        for number in pending:
+            merging.write(number)
+    elif pending:
         without_gpu = options.model_copy(update={"num_gpus": 0.0})
-        with by_feature.run.exclusive():
-            do_shards(
-                Sorter, job, range(len(groups)), without_gpu, title="by feature", note=_sorting_rate, address=address
-            )
-    else:
-        for first, stop in groups:
-            by_feature.write(first, stop)
-    by_feature.finalize()
+        do_shards(Merger, str(folder), pending, without_gpu, title="merge", note=_merge_rate, address=address)
+    merging.finalize()
 
 
-def _sorting_rate(total: Mapping[str, int], seconds: float) -> str:
-    return f"{total['nonzeros'] / seconds:,.0f} nonzeros/s"
+def _merge_rate(total: Mapping[str, int], seconds: float) -> str:
+    return f"{total['features'] / seconds:,.0f} features/s"
 
 
 def _without_moved_data(layout: Layout, options: EncodeOptions, dataset: str) -> EncodeOptions:
@@ -335,10 +380,12 @@ def _without_moved_data(layout: Layout, options: EncodeOptions, dataset: str) ->
     return options.model_copy(update={"data": (), "fused": options.fused or fused})
 
 
-def _plan_stored(activations: commit.Run) -> _Plan:
+def _plan_stored(layout: Layout, activations: commit.Run) -> _Plan:
+    plan = ActivationsPlan.of(activations)
+    n_panel = CellsPlan.of(commit.Run.open(layout.cells_dir(plan.dataset))).panel.n_cells
     return _Plan(
-        dataset=ActivationsPlan.of(activations).dataset,
-        n_shards=activations.n_shards,
+        dataset=plan.dataset,
+        cut=CodesCut(n_cells=plan.n_cells, n_panel=n_panel, panel_cells=plan.shard_cells, other_cells=OTHER_CELLS),
         source=str(activations.path.resolve()),
         fused=None,
         inputs=None,
@@ -372,12 +419,22 @@ def _plan_fused(layout: Layout, options: EncodeOptions, sae: SAEPlan, activation
         dataset = str(cells["dataset"][0])
         save_source_location(layout, dataset, source)
     readout = trained_on.readout
+    n_panel = CellsPlan.of(commit.Run.open(layout.cells_dir(dataset))).panel.n_cells
     shard_cells = cells_per_shard(
         options,
         inputs,
+        n_cells=n_panel,
         default=DEFAULT_SHARD,
         row_bytes=sae.k * CODE_BYTES,
         rows_per_cell=options.tokens_per_cell if readout is None else 1,
+    )
+    if options.shard_cells is None and options.shard_size is None:
+        shard_cells = min(shard_cells, max(1, PANEL_ENTRIES // sae.n_features))
+    cut = CodesCut(
+        n_cells=source.n_cells,
+        n_panel=n_panel,
+        panel_cells=shard_cells,
+        other_cells=options.shard_cells or OTHER_CELLS,
     )
     place = load_model_location(activations)
     forward = ForwardJob(
@@ -402,13 +459,6 @@ def _plan_fused(layout: Layout, options: EncodeOptions, sae: SAEPlan, activation
         tokens_per_cell=options.tokens_per_cell,
         seed=trained_on.seed,
         matrix=source.matrix,
-        shard_cells=shard_cells,
     )
-    job = FusedJob(
-        forward=forward,
-        site=trained_on.site,
-        dtype=trained_on.dtype,
-        shard_cells=shard_cells,
-        n_cells=source.n_cells,
-    )
-    return _Plan(dataset=dataset, n_shards=-(-source.n_cells // shard_cells), source=job, fused=fused, inputs=inputs)
+    job = FusedJob(forward=forward, site=trained_on.site, dtype=trained_on.dtype)
+    return _Plan(dataset=dataset, cut=cut, source=job, fused=fused, inputs=inputs)

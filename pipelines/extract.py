@@ -1,25 +1,28 @@
 """Extraction: foundation-model activations of every token, by Ray actors, into Parquet shards.
 
-One shard is a range of cells. An actor runs the model over it block by block (`pipelines.forward`) up to the deepest
-requested site, and writes one Parquet file per site as it goes, so its memory does not depend on the shard's size. Gene
-tokens are stored and special tokens (`<cls>`) are not. With `--readout`, one vector per cell is stored instead.
+One shard is a range of cells, or of those of a sample (`--cells`). An actor runs the model over it block by block
+(`pipelines.forward`) up to the deepest requested site, and writes one Parquet file per site as it goes, so its memory
+does not depend on the shard's size. Gene tokens are stored and special tokens (`<cls>`) are not. With `--readout`, one
+vector per cell is stored instead.
 """
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import polars as pl
 
 from feature_store.activations import ActivationWriter
-from feature_store.cells import SplitConfig, read_split_record, write_cells
-from feature_store.storage import commit
-from feature_store.storage.layout import Layout
-from feature_store.storage.plans import RANDOM_MODEL, ActivationsPlan
+from feature_store.cells import SplitConfig, draw_cells, read_split_record, write_cells
+from feature_store.storage import commit, schemas
+from feature_store.storage.layout import Layout, as_path
+from feature_store.storage.plans import RANDOM_MODEL, ActivationsPlan, SamplePlan
 from pipelines.config import ExtractOptions
 from pipelines.errors import UsageError
-from pipelines.forward import Forward, ForwardJob, out_of_memory_fact, rate
+from pipelines.forward import Cells, Forward, ForwardJob, out_of_memory_fact, rate
 from pipelines.inputs import (
     TOKENLESS,
     LoadedInputs,
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     from sae_core.scfm import Site
 
 DEFAULT_SHARD = "256MB"
+SAMPLE = "sample"
 ITEMSIZE = {"f16": 2, "bf16": 2, "f32": 4}
 
 
@@ -56,6 +60,8 @@ class Workload:
     dtype: str
     shard_cells: int
     n_cells: int
+    sample: str | None
+    """Folder of the table of the cells, if they are a sample."""
 
 
 class Extractor:
@@ -71,23 +77,23 @@ class Extractor:
         self.tokenless = 0
         self.work = work
         self.forward = Forward(work.forward)
+        self.cells = _cells(work.sample, work.n_cells)
         self.runs: dict[Site, commit.Run] = {
             Site.parse(name): commit.Run.open(folder) for name, folder in zip(work.sites, work.folders, strict=True)
         }
 
     def shard(self, number: int) -> dict[str, int]:
         """Compute and commit shard `number` at every site that lacks it; return the counts for the progress display."""
-        start = number * self.work.shard_cells
-        stop = min(start + self.work.shard_cells, self.work.n_cells)
+        cells = self.cells[number * self.work.shard_cells : (number + 1) * self.work.shard_cells]
         self.tokenless = 0
         missing = [site for site, run in self.runs.items() if run.committed(number) is None]
         before = self.forward.halvings
         markers: dict[Site, commit.ShardMarker] = {}
         # careful: another writer may commit one site meanwhile; the other sites must still be computed here
         while left := [site for site in missing if site not in markers]:
-            self._commit(number, left, {}, markers, start, stop)
+            self._commit(number, left, {}, markers, cells)
         return {
-            "cells": stop - start,
+            "cells": len(cells),
             "tokens": max((marker.rows for marker in markers.values()), default=0),
             "tokenless": self.tokenless,
             "bytes": sum(marker.bytes for marker in markers.values()),
@@ -100,24 +106,24 @@ class Extractor:
         sites: "Sequence[Site]",
         parts: "dict[Site, Path]",
         markers: "dict[Site, commit.ShardMarker]",
-        start: int,
-        stop: int,
+        cells: Cells,
     ) -> int:
         """Open a part of each of `sites`, one inside the other, then fill them all in one pass; return the tokens."""
         if not sites:
-            return self._fill(parts, start, stop)
+            return self._fill(parts, cells)
         n_tokens = 0
 
         def write(path: Path) -> int:
             nonlocal n_tokens
-            n_tokens = self._commit(number, sites[1:], {**parts, sites[0]: path}, markers, start, stop)
+            n_tokens = self._commit(number, sites[1:], {**parts, sites[0]: path}, markers, cells)
             return n_tokens
 
+        start, stop = int(cells[0]), int(cells[-1]) + 1
         markers[sites[0]] = self.runs[sites[0]].commit_shard(number, write, start=start, stop=stop)
         return n_tokens
 
-    def _fill(self, parts: "dict[Site, Path]", start: int, stop: int) -> int:
-        """Write the activations of cells [start, stop) to one file a site; return the tokens."""
+    def _fill(self, parts: "dict[Site, Path]", cells: Cells) -> int:
+        """Write the activations of the cells to one file a site; return the tokens."""
         job, model = self.work.forward, self.forward.model
         width = model.d_model if job.readout is None else model.width(job.readout)
         n_tokens, used = 0, 0
@@ -126,13 +132,13 @@ class Extractor:
             for site, path in parts.items():
                 metadata = {"site": str(site), "plan_sha": self.runs[site].plan_sha, "dtype": self.work.dtype}
                 writers[site] = stack.enter_context(ActivationWriter(path, width, metadata))
-            for block in self.forward.blocks(start, stop, tuple(parts)):
+            for block in self.forward.blocks(cells, tuple(parts)):
                 for site, writer in writers.items():
                     writer.write(block.cell_idx, block.token_pos, block.gene_id, block.act[site])
                 n_tokens += block.n_tokens
                 # the tokens of a cell are in one block
                 used += len(np.unique(block.cell_idx))
-        self.tokenless = stop - start - used
+        self.tokenless = len(cells) - used
         return n_tokens
 
 
@@ -162,7 +168,10 @@ def extract(options: ExtractOptions, store: Path, *, address: str | None = None)
     )
     dataset = str(cells["dataset"][0])
     save_source_location(layout, dataset, inputs.source)
-    runs = [_create_run(layout, options, inputs, dataset=dataset, site=site) for site in sites]
+    sample = None
+    if options.cells is not None and options.cells < inputs.source.n_cells:
+        sample = draw_cells(layout.cells_dir(dataset), options.cells, seed=options.seed)
+    runs = [_create_run(layout, options, inputs, sample, dataset=dataset, site=site) for site in sites]
     pending = sorted({shard for run in runs for shard in run.pending()})
     total: Mapping[str, int] = {}
     if pending:
@@ -172,7 +181,8 @@ def extract(options: ExtractOptions, store: Path, *, address: str | None = None)
             folders=tuple(str(run.path.resolve()) for run in runs),
             dtype=options.dtype,
             shard_cells=ActivationsPlan.of(runs[0]).shard_cells,
-            n_cells=inputs.source.n_cells,
+            n_cells=ActivationsPlan.of(runs[0]).n_cells,
+            sample=None if sample is None else str((runs[0].path / SAMPLE).resolve()),
         )
         with ExitStack() as driving:
             for run in runs:
@@ -183,6 +193,7 @@ def extract(options: ExtractOptions, store: Path, *, address: str | None = None)
     facts = {
         "dataset": dataset,
         "cells": inputs.source.n_cells,
+        **({} if sample is None else {"activations": f"of a sample of {len(sample):,} cells"}),
         **matrix_facts(inputs.source),
         "splits": read_split_record(layout.cells_dir(dataset)).text,
         "genes matched": f"{inputs.match.n_matched} of {inputs.source.n_genes}",
@@ -232,16 +243,24 @@ def forward_job(options: ExtractOptions, inputs: LoadedInputs) -> ForwardJob:
 
 
 def _create_run(
-    layout: Layout, options: ExtractOptions, inputs: LoadedInputs, *, dataset: str, site: "Site"
+    layout: Layout,
+    options: ExtractOptions,
+    inputs: LoadedInputs,
+    sample: Cells | None,
+    *,
+    dataset: str,
+    site: "Site",
 ) -> commit.Run:
     """Create or reopen the activations run of one site; its plan holds only what determines its content.
 
     The token of each gene of the data set and the present location of the model are written beside it.
     """
     width = inputs.model.d_model if options.readout is None else inputs.model.width(options.readout)
+    n_cells = inputs.source.n_cells if sample is None else len(sample)
     shard_cells = cells_per_shard(
         options,
         inputs,
+        n_cells=n_cells,
         default=DEFAULT_SHARD,
         row_bytes=width * ITEMSIZE[options.dtype],
         rows_per_cell=options.tokens_per_cell if options.readout is None else 1,
@@ -249,6 +268,7 @@ def _create_run(
     plan = ActivationsPlan(
         control_of=RANDOM_MODEL if options.random_init else None,
         dataset=dataset,
+        cells=None if sample is None else sha256(sample.astype("<i8").tobytes()).hexdigest(),
         model=inputs.model.name,
         model_digest=inputs.model.digest,
         site=str(site),
@@ -258,12 +278,23 @@ def _create_run(
         tokens_per_cell=options.tokens_per_cell,
         readout=options.readout,
         seed=options.seed,
-        n_cells=inputs.source.n_cells,
+        n_cells=n_cells,
         shard_cells=shard_cells,
     )
     run = commit.Run.create(layout.activations_dir(plan.id), plan.table("activations", n_shards=plan.n_shards))
+    if sample is not None:
+        beside = SamplePlan(beside=run.plan_sha, cells=plan.cells or "")
+        table = schemas.conform("sample", pl.DataFrame({"cell_idx": sample}))
+        commit.write_table(run.path / SAMPLE, table, beside.table("sample"))
     save_model_location(run, options, inputs)
     return run
+
+
+def _cells(sample: str | None, n_cells: int) -> Cells:
+    """Return the cells whose activations are stored, ascending."""
+    if sample is None:
+        return np.arange(n_cells, dtype=np.int64)
+    return commit.read_table(as_path(sample))["cell_idx"].to_numpy()
 
 
 def _check_readout(options: ExtractOptions, inputs: LoadedInputs, sites: "Sequence[Site]") -> None:

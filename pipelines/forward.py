@@ -1,6 +1,6 @@
-"""The forward pass of the foundation model over a range of cells, in blocks of bounded memory.
+"""The forward pass of the foundation model over some cells, in blocks of bounded memory.
 
-A block holds whole consecutive cells of at most BLOCK_TOKENS tokens together (or one cell), so an actor holds one block
+A block holds whole cells of at most BLOCK_TOKENS tokens together (or one cell), so an actor holds one block
 of activations per site however large its shard is: 67 MB at d_model 512. The blocks depend on the cells of the shard
 alone, so a resumed shard runs the same batches as an undisturbed one and gives the same bits. If memory runs out, the
 batch is halved and the number of halvings is reported; such a shard agrees with an undisturbed one to rounding (1e-5),
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from sae_core.scfm import FoundationModel, Site, Tokens
 
+Cells = npt.NDArray[np.int64]
 READ_CELLS = 256
 BLOCK_TOKENS = 32_768
 
@@ -54,7 +55,7 @@ class ForwardJob:
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Activations of consecutive cells, a row per token (or cell); float32 `act[site]` [n_tokens d_model] in RAM."""
+    """Activations of some cells, a row per token (or cell); float32 `act[site]` [n_tokens d_model] in RAM."""
 
     cell_idx: npt.NDArray[np.int64]
     token_pos: npt.NDArray[np.int32]
@@ -90,41 +91,43 @@ class Forward:
         self.batch_tokens = job.batch_tokens
         self.halvings = 0
 
-    def blocks(self, start: int, stop: int, sites: "tuple[Site, ...]") -> Iterator[Block]:
-        """Yield the activations of cells [start, stop) in order; cells without a gene known to the model have no rows.
+    def blocks(self, cells: Cells, sites: "tuple[Site, ...]") -> Iterator[Block]:
+        """Yield the activations of the cells (ascending cell_idx) in order; cells without a gene known to the model
+        have no rows.
 
         Raises:
             RunFailedError: one cell alone does not fit into memory.
         """
-        for low in range(start, stop, READ_CELLS):
-            rows = self.source.read_rows(low, min(low + READ_CELLS, stop))
+        for low in range(0, len(cells), READ_CELLS):
+            read = cells[low : low + READ_CELLS]
+            rows = self.source.read_cells(read)
             tokens = self.model.tokenize(rows.indptr, rows.indices, rows.data, self.match, seed=self.job.seed)
             for first, last in cut_cells(tokens.lengths, BLOCK_TOKENS):
-                yield self._block(tokens.cells(first, last), low + first, sites)
+                yield self._block(tokens.cells(first, last), read[first:last], sites)
 
-    def _block(self, tokens: "Tokens", first_cell: int, sites: "tuple[Site, ...]") -> Block:
+    def _block(self, tokens: "Tokens", cells: Cells, sites: "tuple[Site, ...]") -> Block:
         if self.job.readout is not None:
-            return self._pooled_block(tokens, first_cell, sites, self.job.readout)
-        chosen = choose_tokens(tokens, self.job.tokens_per_cell, first_cell=first_cell, seed=self.job.seed)
+            return self._pooled_block(tokens, cells, sites, self.job.readout)
+        chosen = choose_tokens(tokens, self.job.tokens_per_cell, cells=cells, seed=self.job.seed)
         cell = tokens.cell_of_token()[chosen]
         found = self._within_memory(
             tokens, lambda: self.model.activations(tokens, sites, max_batch_tokens=self.batch_tokens)
         )
         return Block(
-            cell_idx=cell + first_cell,
+            cell_idx=cells[cell],
             token_pos=(chosen - tokens.offsets[cell]).astype(np.int32),
             gene_id=tokens.gene_id[chosen].astype(np.int32),
             act={site: act[chosen].float().numpy() for site, act in found.items()},
         )
 
-    def _pooled_block(self, tokens: "Tokens", first_cell: int, sites: "tuple[Site, ...]", readout: str) -> Block:
+    def _pooled_block(self, tokens: "Tokens", cells: Cells, sites: "tuple[Site, ...]", readout: str) -> Block:
         found = self._within_memory(
             tokens,
             lambda: self.model.embeddings(tokens, sites, readout=readout, max_batch_tokens=self.batch_tokens),
         )
         cell = np.flatnonzero(np.bincount(tokens.cell_of_token()[~tokens.is_special], minlength=tokens.n_cells))
         return Block(
-            cell_idx=cell + first_cell,
+            cell_idx=cells[cell],
             token_pos=np.zeros(len(cell), np.int32),
             # careful: a row for a whole cell has no gene; an id past the vocabulary's end matches none
             gene_id=np.full(len(cell), len(self.model.vocabulary.tokens), np.int32),
@@ -161,8 +164,8 @@ def cut_cells(lengths: npt.NDArray[np.int64], max_tokens: int) -> list[tuple[int
     return [*ranges, (first, len(lengths))] if len(lengths) else []
 
 
-def choose_tokens(tokens: "Tokens", per_cell: int | None, *, first_cell: int, seed: int) -> npt.NDArray[np.int64]:
-    """Return the positions of the gene tokens to keep, ascending: all, or `per_cell` drawn from (seed, cell index)."""
+def choose_tokens(tokens: "Tokens", per_cell: int | None, *, cells: Cells, seed: int) -> npt.NDArray[np.int64]:
+    """Return the positions of the gene tokens to keep, ascending: all, or `per_cell` drawn from (seed, cell_idx)."""
     genes = np.flatnonzero(~tokens.is_special)
     if per_cell is None:
         return genes
@@ -172,7 +175,7 @@ def choose_tokens(tokens: "Tokens", per_cell: int | None, *, first_cell: int, se
     for i in range(tokens.n_cells):
         own = genes[bounds[i] : bounds[i + 1]]
         if len(own) > per_cell:
-            own = np.sort(np.random.default_rng([seed, first_cell + i]).choice(own, per_cell, replace=False))
+            own = np.sort(np.random.default_rng([seed, int(cells[i])]).choice(own, per_cell, replace=False))
         kept.append(own)
     return np.concatenate(kept) if kept else genes
 

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from feature_store.cells import Source, open_source
-from feature_store.codes import CodesRun, cells_with_tokens
+from feature_store.codes import CodesRun, n_without_tokens
 from feature_store.storage import commit, filesystem
 from feature_store.storage.hashing import sealed
 from feature_store.storage.layout import MODEL_FILE, SOURCE_FILE, Layout
@@ -188,11 +188,14 @@ def token_of_gene(inputs: LoadedInputs) -> pl.DataFrame:
     return frame.with_columns(gene_id=pl.when(pl.Series(matched)).then("gene_id"))
 
 
-def tokenless_fact(layout: Layout, codes: CodesRun) -> dict[str, str]:
+def tokenless_fact(codes: CodesRun) -> dict[str, str]:
     """Return how many cells of a codes run have no token, or nothing if every cell has one."""
-    n_cells = commit.Run.open(layout.cells_dir(codes.plan.dataset)).manifest().rows
-    n = n_cells - int(cells_with_tokens(codes.folder, n_cells).sum())
-    return {} if n == 0 else {"CELLS WITHOUT TOKENS": f"{n:,} of {n_cells:,}, left out of every statistic; {TOKENLESS}"}
+    n = n_without_tokens(codes)
+    return (
+        {}
+        if n == 0
+        else {"CELLS WITHOUT TOKENS": f"{n:,} of {codes.cut.n_cells:,}, left out of every statistic; {TOKENLESS}"}
+    )
 
 
 def save_source_location(layout: Layout, dataset: str, source: Source) -> None:

@@ -22,8 +22,8 @@ import polars as pl
 from feature_store.associations import Labels, matching
 from feature_store.associations.inputs import Bools
 from feature_store.associations.matching import Dead, Matches, match_codes, match_directions, summarise
-from feature_store.cells import PANEL_CELLS, read_cells, read_splits
-from feature_store.codes import CodesRun, cells_with_tokens, load_cell_codes
+from feature_store.cells import PANEL_CELLS, read_cells, read_panel, read_splits
+from feature_store.codes import CodesRun, load_cell_codes, panel_firing, panel_with_tokens
 from feature_store.query.runs import newest_run, resolve_run
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import Layout, RunInfo
@@ -252,11 +252,17 @@ def decoder_rows(folder: Path) -> npt.NDArray[np.float32]:
 
 
 def _never_fires(codes: CodesRun) -> Bools:
-    """Return a mask of the features without a code in any cell [n_features]."""
-    silent = np.ones(codes.n_features, dtype=bool)
-    for part in codes.by_cell.checked_parts():
-        silent[commit.read_part(part, ["feature_id"])["feature_id"].to_numpy()] = False
+    """Return a mask of the features without a code in any cell of the panel [n_features]."""
+    silent: Bools = panel_firing(codes) == 0
     return silent
+
+
+def _with_tokens(layout: Layout, codes: CodesRun, n_cells: int) -> Bools:
+    """Return a mask of the panel's cells that have tokens [n_cells]."""
+    panel = read_panel(layout.cells_dir(codes.plan.dataset))
+    has_tokens = np.zeros(n_cells, dtype=bool)
+    has_tokens[panel] = panel_with_tokens(codes, panel)
+    return has_tokens
 
 
 def _match_codes(layout: Layout, plan: MatchPlan, codes: Sequence[CodesRun], dead: Dead) -> Matches:
@@ -267,14 +273,14 @@ def _match_codes(layout: Layout, plan: MatchPlan, codes: Sequence[CodesRun], dea
     cells = read_cells(layout.cells_dir(codes[0].plan.dataset))
     split = read_splits(layout.cells_dir(codes[0].plan.dataset))
     split[read_splits(layout.cells_dir(codes[1].plan.dataset)) == "train"] = "train"
-    has_tokens = cells_with_tokens(codes[0].folder, cells.height) & cells_with_tokens(codes[1].folder, cells.height)
+    has_tokens = _with_tokens(layout, codes[0], cells.height) & _with_tokens(layout, codes[1], cells.height)
     rng = np.random.default_rng(plan.seed)
     chosen = {}
     for name in ("select", "test"):
         of_split = np.flatnonzero((split == name) & has_tokens)
         chosen[name] = np.sort(rng.permutation(of_split)[: plan.max_cells])
     select, test = (
-        (load_cell_codes(codes[0].by_cell, cells.height, rows), load_cell_codes(codes[1].by_cell, cells.height, rows))
+        (load_cell_codes(codes[0], rows), load_cell_codes(codes[1], rows))
         for rows in (chosen["select"], chosen["test"])
     )
     unit = next((kind for kind in ("donor", "batch") if cells[kind].null_count() < cells.height), None)

@@ -8,9 +8,16 @@ SHARDS, LEAST_CELLS = 16, 32
 
 
 def cells_per_shard(
-    options: ForwardOptions, inputs: LoadedInputs, *, default: str, row_bytes: float, rows_per_cell: int | None
+    options: ForwardOptions,
+    inputs: LoadedInputs,
+    *,
+    n_cells: int,
+    default: str,
+    row_bytes: float,
+    rows_per_cell: int | None,
 ) -> int:
-    """Return the number of cells of one shard: `shard_cells` if given, else as many as fill `shard_size` bytes.
+    """Return the number of cells of one shard of `n_cells`: `shard_cells` if given, else as many as fill `shard_size`
+    bytes.
 
     Without either option a shard fills `default` bytes but holds at most a 16th of the cells, so that several actors
     share a small data set too and an interruption loses little. The number never depends on the number of actors,
@@ -23,4 +30,4 @@ def cells_per_shard(
     fitting = max(1, int(parse_size(options.shard_size or default) // (rows * row_bytes)))
     if options.shard_size is not None:
         return fitting
-    return min(fitting, max(LEAST_CELLS, -(-inputs.source.n_cells // SHARDS)))
+    return min(fitting, max(LEAST_CELLS, -(-n_cells // SHARDS)))

@@ -13,6 +13,7 @@ from scipy import sparse
 
 from feature_store.associations.inputs import Floats, Ints, Sparse
 from feature_store.errors import InputError
+from feature_store.storage.schemas import SPLITS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,8 @@ class TokenStatistics:
 def token_statistics(
     fired: pl.DataFrame, gene: pl.DataFrame, *, gene_id: Sequence[int | None], n_features: int
 ) -> dict[str, TokenStatistics]:
-    """Counts by split from the tables `token_feature_gene` and `token_gene` of a codes run.
+    """Counts by split from the tables `token_feature_gene` and `token_gene` of a codes run; rows of the same key are
+    added.
 
     gene_id: the vocabulary id of every column of the expression matrix, None where the model does not know the gene;
     of columns that share an id the first gets the tokens. Raises InputError where a feature id is not below
@@ -64,12 +66,12 @@ def token_statistics(
     column = column.drop_nulls().unique("gene_id", keep="first", maintain_order=True)
     fired, gene = fired.join(column, on="gene_id"), gene.join(column, on="gene_id")
     out = {}
-    for split in gene["split"].unique().sort().to_list():
+    for number in gene["split"].unique().sort().to_list():
         counts = np.zeros(len(gene_id), dtype=np.int64)
-        mine = gene.filter(pl.col("split") == split)
+        mine = gene.filter(pl.col("split") == number)
         np.add.at(counts, mine["column"].to_numpy(), mine["n_tokens"].to_numpy())
-        part = fired.filter(pl.col("split") == split)
+        part = fired.filter(pl.col("split") == number)
         place = (part["feature_id"].to_numpy(), part["column"].to_numpy())
         matrix = sparse.coo_array((part["n_tokens"].to_numpy(), place), shape=(n_features, len(gene_id))).tocsr()
-        out[split] = TokenStatistics(fired=matrix, gene_tokens=counts)
+        out[SPLITS[number]] = TokenStatistics(fired=matrix, gene_tokens=counts)
     return out

@@ -1,31 +1,43 @@
-"""SAE codes of a data set: sparse codes of tokens become cell codes, stored in two sort orders with their statistics.
+"""SAE codes of a data set: codes of the panel's cells in two orders, compact codes of all others, and statistics.
 
-`TokenCodes` are pooled to cell codes and committed shard by shard with `CodesRun`; `ByFeature` sorts the finished
-codes by feature. They are read back whole (`load_cell_codes`, `load_feature_codes`, `load_statistics`), or one cell or
-feature at a time and in SQL (`CodeReader`).
+`CodesRun` commits shards, whose statistics `Merging` merges over all cells. They are read back as matrices and tables
+(`load`), or one cell or feature at a time and in SQL (`CodeReader`).
 
-token_codes, token_statistics   codes of tokens, their pooling to cells, and their statistics by gene
-codes_run                       the folder of a codes run, written shard by shard
-by_feature                      the same nonzeros sorted by feature, built from by_cell
-load, code_reader               whole matrices and tables; look-ups and lazy scans
-parquet                         the Parquet encoding of both sort orders
+cut                 the cells of each shard
+codes_run           the folder of a codes run, written shard by shard
+merge               the statistics of the features over all cells
+load, code_reader   matrices and tables; look-ups and lazy scans
+parquet             the Parquet encoding of both sort orders
 """
 
-from feature_store.codes.by_feature import ByFeature, build_by_feature
 from feature_store.codes.code_reader import CodeReader
 from feature_store.codes.codes_run import CodesRun
-from feature_store.codes.load import Statistics, cells_with_tokens, load_cell_codes, load_feature_codes, load_statistics
-from feature_store.codes.token_codes import TokenCodes
+from feature_store.codes.cut import cells_of_shard, span_of_shard
+from feature_store.codes.load import (
+    TokenCounts,
+    load_cell_codes,
+    load_feature_codes,
+    load_token_counts,
+    load_top_tokens,
+    n_without_tokens,
+    panel_firing,
+    panel_with_tokens,
+)
+from feature_store.codes.merge import Merging, build_merged
 
 __all__ = [
-    "ByFeature",
     "CodeReader",
     "CodesRun",
-    "Statistics",
-    "TokenCodes",
-    "build_by_feature",
-    "cells_with_tokens",
+    "Merging",
+    "TokenCounts",
+    "build_merged",
+    "cells_of_shard",
     "load_cell_codes",
     "load_feature_codes",
-    "load_statistics",
+    "load_token_counts",
+    "load_top_tokens",
+    "n_without_tokens",
+    "panel_firing",
+    "panel_with_tokens",
+    "span_of_shard",
 ]

@@ -1,35 +1,29 @@
-"""Cell codes of a finished run, read in the sort order that suits a query: by cell, or by feature.
+"""Codes of a finished run, read in the sort order that suits a query: by cell, or by feature.
 
-A look-up opens one part, found from the manifest, and reads the row groups whose statistics include the cell or the
-feature. As the values of a feature fall, the n largest need only its first row groups. Manifests and Parquet footers
-are kept in memory, because a finished run never changes. Pages are checked.
+A look-up of a cell opens one part, found from the manifest, one of a feature every part of by_feature; both read the
+row groups whose statistics include it. The cells with the largest codes of a feature are in merged/feature_cell.
+Manifests and Parquet footers are kept in memory, because a finished run never changes. Pages are checked.
 
 `scan` makes one lazy frame of both orders, as a source for the optimizer of Polars: it receives the filter, evaluates
-the conditions on feature_id (or cell_idx) alone for every id, and reads only the parts with an id that passes, in the
+the conditions on feature_id (or cell_idx) alone for every id, and reads only what holds an id that passes, in the
 better order. So any form of the filter helps (=, IN, BETWEEN, OR), nothing is parsed, and rows come by cell in either
-order.
-
-CPU time, warm, of 50M nonzeros, 1M cells, 4096 features (`tests/benchmarks/bench_query.py`): the 100 cells of a feature
-3 ms (by a scan and a sort of the part, and of the cell table: 80), all features of a cell 5, SQL by feature_id 5 (600
-over by_cell), SQL by cell_idx 5. A filter that joins another table to find its features reads everything (600).
+order. The codes are those of the panel's cells; `scan_compact` has the largest codes of all others.
 """
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 from polars.io.plugins import register_io_source
 
-from feature_store.errors import IntegrityError
-from feature_store.storage.commit import Run, ShardMarker
-from feature_store.storage.filesystem import REPAIR, parquet_source, scan_source
-from feature_store.storage.plans import CodesPlan
+from feature_store.codes.codes_run import CodesRun
+from feature_store.codes.parquet import read_row_groups
+from feature_store.errors import QueryError
+from feature_store.storage.commit import Run
+from feature_store.storage.filesystem import scan_source
 
 SPARSE_SHARE = 32
 """by_feature is scanned if the filter leaves one feature, or at most one in this many: its rows have to be sorted by
@@ -37,64 +31,15 @@ cell, which at one in 20 takes as long as reading all of by_cell (CPU, 4096 feat
 Mask = npt.NDArray[np.bool_]
 
 
-class SortOrder:
-    """One sort order of a codes run: its rows are sorted by `column`, and each part holds a range of it."""
-
-    def __init__(self, folder: Path, column: str) -> None:
-        self.run = Run.open(folder)
-        self.column = column
-        self.markers = self.run.manifest().shards
-        self._footers: dict[int, Any] = {}
-
-    @property
-    def stop(self) -> int:
-        """End of the range of `column`."""
-        return max(marker.stop for marker in self.markers)
-
-    def row_groups_of(self, value: int) -> Iterator[pl.DataFrame]:
-        """The rows with this value of `column`, a row group at a time, in order. IntegrityError for a damaged part."""
-        for marker in self.markers:
-            if marker.start <= value < marker.stop:
-                yield from self._row_groups_of(marker, value)
-
-    def parts_of(self, allowed: Mask | None) -> list[str]:
-        """The parts to scan for the values of `column` that are `allowed` [stop]; all parts if None."""
-        chosen = [m for m in self.markers if allowed is None or allowed[m.start : m.stop].any()]
-        return [scan_source(path) for path in self.run.checked_parts(chosen)]
-
-    def _row_groups_of(self, marker: ShardMarker, value: int) -> Iterator[pl.DataFrame]:
-        (path,) = self.run.checked_parts([marker])
-        footer = self._footers.get(marker.shard)
-        try:
-            with (
-                parquet_source(path) as source,
-                pq.ParquetFile(source, metadata=footer, page_checksum_verification=True) as file,
-            ):
-                self._footers[marker.shard] = file.metadata
-                place = file.schema_arrow.get_field_index(self.column)
-                for group in range(file.num_row_groups):
-                    statistics = file.metadata.row_group(group).column(place).statistics
-                    if statistics is None or statistics.min <= value <= statistics.max:
-                        frame = pl.from_arrow(file.read_row_group(group))
-                        assert isinstance(frame, pl.DataFrame)
-                        yield frame.filter(pl.col(self.column) == value)
-        except (OSError, pa.ArrowException) as error:
-            raise IntegrityError(f"{path} cannot be read: {error}; {REPAIR}") from error
-
-
 class CodeReader:
     """The codes of one finished run, in both orders; `folder` is the codes folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.by_cell = SortOrder(folder / "by_cell", "cell_idx")
-        self.plan = CodesPlan.of(self.by_cell.run)
+        self.run = CodesRun.open(folder)
+        self.plan = self.run.plan
         self.n_features = self.plan.n_features
-
-    @cached_property
-    def by_feature(self) -> SortOrder:
-        """The order by feature, opened on first use."""
-        return SortOrder(self.folder / "by_feature", "feature_id")
+        self._footers: dict[Path, Any] = {}
 
     @property
     def schema(self) -> dict[str, pl.DataType]:
@@ -102,56 +47,125 @@ class CodeReader:
         keys = {"token_pos": pl.Int32(), "gene_id": pl.Int32()} if self.plan.level == "token" else {}
         return {"cell_idx": pl.Int64(), **keys, "feature_id": pl.Int32(), "value": pl.Float32()}
 
+    @property
+    def of_all_cells(self) -> bool:
+        """Whether the panel holds all cells, so that every cell has all its codes."""
+        return self.run.compact is None
+
     def top_cells(self, feature: int, n: int) -> pl.DataFrame:
-        """cell_idx and value of the n cells with the largest code of a feature; of equal ones the first."""
-        top = pl.DataFrame(schema={"cell_idx": pl.Int64, "value": pl.Float32})
-        for rows in self.by_feature.row_groups_of(feature):
-            # the first token of a cell is the largest
-            top = pl.concat([top, rows.select(top.columns)]).unique("cell_idx", keep="first", maintain_order=True)
-            if top.height >= n:
-                break
-        return top.head(n)
+        """cell_idx and value of the n cells with the largest code of a feature among all cells; of equal ones the
+        first.
+
+        QueryError for more cells than are kept of a feature, unless the panel holds all cells.
+        """
+        if n > self.plan.top_cells:
+            if not self.of_all_cells:
+                raise QueryError(
+                    f"the {self.plan.top_cells} cells with the largest codes of a feature are kept, and {n} were asked "
+                    f"for; the codes of the panel's cells are in the table `codes`: SELECT * FROM codes WHERE "
+                    f"feature_id = {feature} ORDER BY value DESC LIMIT {n}"
+                )
+            return self.codes_of(feature).sort("value", "cell_idx", descending=[True, False]).head(n)
+        run = Run.open(self.folder / "merged" / "feature_cell")
+        markers = [marker for marker in run.manifest().shards if marker.start <= feature < marker.stop]
+        rows = self._rows(run.checked_parts(markers, max_bytes=0), "feature_id", feature, feature + 1)
+        return rows.select("cell_idx", "value").head(n)
+
+    def codes_of(self, feature: int) -> pl.DataFrame:
+        """cell_idx and value of the panel's cells in which a feature fires, by cell."""
+        rows = self._by_feature(feature, feature + 1).select("cell_idx", "value")
+        # codes of tokens: a cell's is that of its strongest
+        return rows.group_by("cell_idx", maintain_order=True).agg(pl.col("value").max())
 
     def features_of(self, cell: int) -> pl.DataFrame:
-        """feature_id and value of all features of a cell, the largest value first; of equal ones the first."""
-        empty = pl.DataFrame(schema={"feature_id": pl.Int32, "value": pl.Float32})
-        groups = self.by_cell.row_groups_of(cell)
-        rows = [group.select(pl.col("feature_id").cast(pl.Int32), "value") for group in groups]
-        features = pl.concat([empty, *rows]).group_by("feature_id", maintain_order=True).agg(pl.col("value").max())
+        """feature_id and value of all features of a cell, the largest value first; of equal ones the first.
+
+        Of a cell outside the panel they are those of its largest codes.
+        """
+        rows = [
+            self._rows([run.checked_parts([marker], max_bytes=0)[0]], "cell_idx", cell, cell + 1)
+            for run in (self.run.by_cell, self.run.compact)
+            if run is not None
+            for marker in run.manifest().shards
+            if marker.start <= cell < marker.stop
+        ]
+        found = pl.concat(rows).select(pl.col("feature_id").cast(pl.Int32), "value")
+        features = found.group_by("feature_id", maintain_order=True).agg(pl.col("value").max())
         return features.sort("value", "feature_id", descending=[True, False])
 
     def scan(self) -> pl.LazyFrame:
-        """All codes as one lazy frame, by cell and then feature; the module says how a filter is used."""
+        """The codes of the panel's cells as one lazy frame, by cell and then feature; the module says how a filter is
+        used.
+        """
         return register_io_source(self._read, schema=self.schema)
+
+    def scan_compact(self) -> pl.LazyFrame:
+        """The largest codes of the cells outside the panel as one lazy frame, by cell and then feature."""
+        if self.run.compact is None:
+            return pl.LazyFrame(schema=self.schema)
+        return register_io_source(self._read_compact, schema=self.schema)
 
     def _read(
         self, columns: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, _batch_size: int | None
     ) -> Iterator[pl.DataFrame]:
         conditions = [] if predicate is None else _conjuncts(predicate)
         features = _allowed(conditions, "feature_id", self.n_features, pl.Int32())
-        cells = _allowed(conditions, "cell_idx", self.by_cell.stop, pl.Int64())
-        frame = self._by_feature(features) if n_rows is None and _is_sparser(features, cells) else self._by_cell(cells)
-        if n_rows is not None:
-            # careful: Polars means the first rows of the table here, before the filter
-            frame = self._by_cell(None).head(n_rows)
-        if predicate is not None:
-            frame = frame.filter(predicate)
-        yield frame.select(columns or list(self.schema)).collect()
+        cells = _allowed(conditions, "cell_idx", self.run.cut.n_cells, pl.Int64())
+        if features is not None and n_rows is None and _is_sparser(features, cells):
+            frame = self._by_features(features)
+        else:
+            frame = self._by_cell(self.run.by_cell, cells, n_rows)
+        yield _selected(frame, predicate, columns or list(self.schema))
 
-    def _by_cell(self, cells: Mask | None) -> pl.LazyFrame:
-        return self._scan(self.by_cell.parts_of(cells))
+    def _read_compact(
+        self, columns: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, _batch_size: int | None
+    ) -> Iterator[pl.DataFrame]:
+        assert self.run.compact is not None
+        conditions = [] if predicate is None else _conjuncts(predicate)
+        cells = _allowed(conditions, "cell_idx", self.run.cut.n_cells, pl.Int64())
+        yield _selected(self._by_cell(self.run.compact, cells, n_rows), predicate, columns or list(self.schema))
 
-    def _by_feature(self, features: Mask | None) -> pl.LazyFrame:
-        keys = [name for name in ("cell_idx", "token_pos", "feature_id") if name in self.schema]
-        return self._scan(self.by_feature.parts_of(features)).sort(keys)
-
-    def _scan(self, parts: list[str]) -> pl.LazyFrame:
+    def _by_cell(self, run: Run, cells: Mask | None, n_rows: int | None) -> pl.LazyFrame:
+        """The rows of the parts with a cell that is allowed; with `n_rows`, the first rows of the table."""
+        chosen = [
+            marker
+            for marker in run.manifest().shards
+            if n_rows is not None or cells is None or cells[marker.start : marker.stop].any()
+        ]
+        parts = [scan_source(path) for path in run.checked_parts(chosen)]
         if not parts:
             return pl.LazyFrame(schema=self.schema)
         stored = {**self.schema, "feature_id": pl.UInt32() if self.n_features > 1 << 16 else pl.UInt16()}
         cast_options = pl.ScanCastOptions(integer_cast="upcast")
         frame = pl.scan_parquet(parts, schema=stored, cast_options=cast_options, glob=False)
-        return frame.with_columns(pl.col("feature_id").cast(pl.Int32))
+        frame = frame.with_columns(pl.col("feature_id").cast(pl.Int32))
+        # careful: Polars means the first rows of the table here, before the filter
+        return frame if n_rows is None else frame.head(n_rows)
+
+    def _by_features(self, allowed: Mask) -> pl.LazyFrame:
+        ids = np.flatnonzero(allowed)
+        if not len(ids):
+            return pl.LazyFrame(schema=self.schema)
+        # neighbouring features are read together
+        ranges = np.split(ids, np.flatnonzero(np.diff(ids) > 1) + 1)
+        rows = pl.concat([self._by_feature(int(some[0]), int(some[-1]) + 1) for some in ranges])
+        keys = [name for name in ("cell_idx", "token_pos", "feature_id") if name in self.schema]
+        return rows.lazy().select(pl.col(name).cast(dtype) for name, dtype in self.schema.items()).sort(keys)
+
+    def _by_feature(self, start: int, stop: int) -> pl.DataFrame:
+        return self._rows(self.run.by_feature.checked_parts(max_bytes=0), "feature_id", start, stop)
+
+    def _rows(self, paths: Sequence[Path], column: str, start: int, stop: int) -> pl.DataFrame:
+        """The rows of some parts with a value of the column in [start, stop), by part."""
+        found = []
+        for path in paths:
+            rows, self._footers[path] = read_row_groups(path, column, start, stop, footer=self._footers.get(path))
+            found.append(rows)
+        return pl.concat(found)
+
+
+def _selected(frame: pl.LazyFrame, predicate: pl.Expr | None, columns: list[str]) -> pl.DataFrame:
+    return (frame if predicate is None else frame.filter(predicate)).select(columns).collect()
 
 
 def _conjuncts(predicate: pl.Expr) -> list[pl.Expr]:

@@ -1,6 +1,5 @@
 """Codes and token statistics of a finished run, loaded into memory."""
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,120 +8,154 @@ import polars as pl
 from scipy import sparse
 
 from feature_store.codes.codes_run import CodesRun
-from feature_store.codes.parquet import read_columns
-from feature_store.codes.token_statistics import merge_feature_gene, merge_gene, merge_top
+from feature_store.codes.cut import Cells
+from feature_store.codes.parquet import read_row_groups
 from feature_store.errors import InputError
-from feature_store.storage.commit import Run, ShardMarker, read_part
-from feature_store.storage.layout import as_path
-from feature_store.storage.plans import ByFeaturePlan, CodesPlan
+from feature_store.storage import schemas
+from feature_store.storage.commit import Run, read_part
 
-MERGE_PARTS = 16
+Bools = npt.NDArray[np.bool_]
 
 
-class Statistics(NamedTuple):
-    """The merged token statistics of a codes run: tables token_feature_gene, token_gene and token_top."""
+class TokenCounts(NamedTuple):
+    """The tables token_feature_gene, for some features, and token_gene; both may have several rows of the same key."""
 
     feature_gene: pl.DataFrame
     gene: pl.DataFrame
-    feature_token: pl.DataFrame
 
 
-def load_cell_codes(run: Run, n_cells: int, cells: npt.NDArray[Any] | None = None) -> sparse.csr_array:
-    """Cell codes as CSR float32 [n_cells n_features] of a finished by_cell run, indices sorted.
+def load_cell_codes(codes: CodesRun, cells: Cells) -> sparse.csr_array:
+    """Codes of some cells (cell_idx, in any order) as CSR float32 [len(cells) n_features], indices sorted.
 
-    `cells` (bool [n_cells], or cell_idx) selects cells, in their order: [len(cells) n_features]; parts without any of
-    them are not read. Codes of tokens are max-pooled. InputError for a cell_idx of n_cells or more.
+    Of a cell outside the panel they are its largest. Codes of tokens are max-pooled. Parts without any of the cells are
+    not read. InputError for a cell that the run does not have.
     """
-    chosen = None if cells is None else np.flatnonzero(cells) if cells.dtype == np.bool_ else np.asarray(cells)
-    parts = []
-    for marker in run.manifest().shards:
-        if chosen is None or ((marker.start <= chosen) & (chosen < marker.stop)).any():
-            parts.append(_cell_codes_of_part(run, marker))
-    cell_idx = np.concatenate([np.empty(0, np.int64), *(part[0] for part in parts)])
-    if len(cell_idx) and int(cell_idx.max()) >= n_cells:
-        raise InputError(f"{run.path} has codes of cell {int(cell_idx.max())}; the data set has {n_cells} cells")
-    indptr = np.concatenate([[0], np.cumsum(np.bincount(cell_idx, minlength=n_cells))])
-    feature_id = np.concatenate([np.empty(0, np.int32), *(part[1] for part in parts)])
-    value = np.concatenate([np.empty(0, np.float32), *(part[2] for part in parts)])
-    codes = sparse.csr_array((value, feature_id, indptr), shape=(n_cells, CodesPlan.of(run).n_features))
-    return codes if chosen is None else codes[chosen]
+    wanted, place = np.unique(cells, return_inverse=True)
+    if len(wanted) and not 0 <= int(wanted[0]) <= int(wanted[-1]) < codes.cut.n_cells:
+        raise InputError(
+            f"{codes.folder} has codes of {codes.cut.n_cells} cells; cell {int(wanted[0])} to {int(wanted[-1])} were "
+            "asked for"
+        )
+    found = [
+        _codes_of_part(run, shard, low, high, wanted)
+        for run in (codes.by_cell, codes.compact)
+        if run is not None
+        for shard, low, high in _parts_with(run, wanted)
+    ]
+    row = np.concatenate([np.empty(0, np.int64), *(part[0] for part in found)])
+    feature = np.concatenate([np.empty(0, np.int32), *(part[1] for part in found)])
+    value = np.concatenate([np.empty(0, np.float32), *(part[2] for part in found)])
+    # the rows of a cell are together and in the order of its features
+    loaded = sparse.coo_array((value, (row, feature)), shape=(len(wanted), codes.n_features)).tocsr()
+    return loaded if np.array_equal(wanted, cells) else loaded[place]
 
 
-def load_feature_codes(run: Run, n_cells: int, start: int, stop: int) -> sparse.csr_array:
-    """Cell codes of the features [start, stop) of all cells as CSR float32 [n_cells stop - start], indices sorted, from
-    a finished by_feature run.
+def load_feature_codes(codes: CodesRun, panel: Cells, start: int, stop: int) -> sparse.csr_array:
+    """Codes of the features [start, stop) of the panel's cells as CSR float32 [n_panel stop - start], indices sorted.
 
-    Parts without any of them are not read. Codes of tokens are max-pooled. InputError for a cell_idx of n_cells or
-    more. Peak memory: 24 bytes a nonzero.
+    Codes of tokens are max-pooled. Each part gives its row groups of these features. InputError for another panel than
+    that of the run. Peak memory: 32 bytes a nonzero.
     """
-    parts = []
-    for marker in run.manifest().shards:
-        if marker.start < stop and marker.stop > start:
-            feature, cell, value = read_columns(run.checked_parts([marker])[0], ["feature_id", "cell_idx", "value"])
-            # sorted by feature
-            low, high = np.searchsorted(feature, [start, stop])
-            parts.append((feature[low:high].astype(np.int32) - start, cell[low:high], value[low:high]))
-    feature = np.concatenate([np.empty(0, np.int32), *(part[0] for part in parts)])
-    cell = np.concatenate([np.empty(0, np.int64), *(part[1] for part in parts)])
-    value = np.concatenate([np.empty(0, np.float32), *(part[2] for part in parts)])
-    if len(cell) and int(cell.max()) >= n_cells:
-        raise InputError(f"{run.path} has codes of cell {int(cell.max())}; the data set has {n_cells} cells")
-    indptr = np.concatenate([[0], np.cumsum(np.bincount(feature, minlength=stop - start))])
-    # careful: tocsr keeps the order of a feature's values within a cell, so the largest stays the first
-    codes = sparse.csc_array((value, cell, indptr), shape=(n_cells, stop - start)).tocsr()
-    if ByFeaturePlan.of(run).level == "token":
-        row = np.repeat(np.arange(n_cells), np.diff(codes.indptr))
-        first = (np.diff(row, prepend=-1) != 0) | (np.diff(codes.indices, prepend=-1) != 0)
-        indptr = np.concatenate([[0], np.cumsum(np.bincount(row[first], minlength=n_cells))])
-        codes = sparse.csr_array((codes.data[first], codes.indices[first], indptr), shape=codes.shape)
-    return codes
+    if len(panel) != codes.cut.n_panel:
+        raise InputError(f"{codes.folder} has a panel of {codes.cut.n_panel} cells; {len(panel)} were given")
+    rows, columns, values = [np.empty(0, np.int32)], [np.empty(0, np.int32)], [np.empty(0, np.float32)]
+    # every read checks its pages, so only the footers need a check here
+    for path in codes.by_feature.checked_parts(max_bytes=0):
+        frame, _ = read_row_groups(path, "feature_id", start, stop)
+        cell, feature, value = (frame[name].to_numpy() for name in ("cell_idx", "feature_id", "value"))
+        if codes.plan.level == "token":
+            cell, feature, value = _pooled(cell, feature, value)
+        place = np.searchsorted(panel, cell)
+        if len(cell) and not (place[-1] < len(panel) and (panel[np.minimum(place, len(panel) - 1)] == cell).all()):
+            raise InputError(f"{codes.folder} has codes of cells that are not in the panel that was given")
+        rows.append(place.astype(np.int32))
+        columns.append(feature.astype(np.int32) - np.int32(start))
+        values.append(value)
+    shape = (len(panel), stop - start)
+    place = (np.concatenate(rows), np.concatenate(columns))
+    loaded = sparse.coo_array((np.concatenate(values), place), shape=shape).tocsr()
+    loaded.sort_indices()
+    return loaded
 
 
-def cells_with_tokens(folder: str | Path, n_cells: int) -> npt.NDArray[np.bool_]:
-    """Whether each cell [n_cells] of a finished codes run has a token; a cell without a gene that the model knows, such
-    as an empty droplet, has none, and takes part in no statistic.
+def load_token_counts(codes: CodesRun, start: int, stop: int) -> TokenCounts:
+    """On how many tokens of each gene the features [start, stop) fire in the panel's cells, and how many tokens there
+    are; the sums over rows of the same key are the counts.
     """
-    has_tokens = np.zeros(n_cells, dtype=bool)
-    for path in Run.open(as_path(folder) / "stats" / "cell").checked_parts():
-        has_tokens[read_part(path, ["cell_idx"])["cell_idx"].to_numpy()] = True
-    return has_tokens
-
-
-def load_statistics(folder: str | Path, *, features: tuple[int, int] | None = None) -> Statistics:
-    """The token statistics of a finished codes run, merged over its shards in their order, so every call gives the same
-    bits.
-
-    `features` (start, stop) keeps only the rows of these features.
-    """
-    codes = CodesRun.open(folder)
-    n_top = codes.plan.top_tokens
-    return Statistics(
-        feature_gene=_merge_parts(codes.statistics["feature_gene"], merge_feature_gene, features),
-        gene=_merge_parts(codes.statistics["gene"], merge_gene),
-        feature_token=_merge_parts(codes.statistics["feature_token"], lambda parts: merge_top(parts, n_top), features),
+    paths = codes.tables["stats/feature_gene"].checked_parts(max_bytes=0)
+    fired = [read_row_groups(path, "feature_id", start, stop)[0] for path in paths]
+    gene = [read_part(path) for path in codes.tables["stats/gene"].checked_parts()]
+    return TokenCounts(
+        schemas.conform("token_feature_gene", pl.concat(fired)), schemas.conform("token_gene", pl.concat(gene))
     )
 
 
-def _merge_parts(run: Run, merge: Any, features: tuple[int, int] | None = None) -> pl.DataFrame:
-    """Merge the parts of a run, MERGE_PARTS at a time; memory holds these and the merged table."""
-    paths = run.checked_parts()
-    merged: pl.DataFrame = merge([])
-    for low in range(0, len(paths), MERGE_PARTS):
-        parts = (read_part(path) for path in paths[low : low + MERGE_PARTS])
-        if features is not None:
-            wanted = pl.col("feature_id").is_between(*features, closed="left")
-            parts = (part.filter(wanted) for part in parts)
-        merged = merge([merged, *parts])
-    return merged
+def load_top_tokens(codes: CodesRun, start: int, stop: int) -> pl.DataFrame:
+    """The table token_top of the features [start, stop), over all cells, the largest first."""
+    run = Run.open(codes.folder / "merged" / "feature_token")
+    markers = [marker for marker in run.manifest().shards if marker.start < stop and start < marker.stop]
+    paths = run.checked_parts(markers, max_bytes=0)
+    return pl.concat([schemas.empty("token_top"), *(read_row_groups(p, "feature_id", start, stop)[0] for p in paths)])
 
 
-def _cell_codes_of_part(
-    run: Run, marker: ShardMarker
+def panel_firing(codes: CodesRun) -> npt.NDArray[np.int64]:
+    """In how many cells of the panel each feature fires [n_features]."""
+    n_cells = np.zeros(codes.n_features, np.int64)
+    for path in _of_panel(codes, "stats/firing"):
+        frame = read_part(path, ["feature_id", "n_cells"])
+        np.add.at(n_cells, frame["feature_id"].to_numpy(), frame["n_cells"].to_numpy())
+    return n_cells
+
+
+def panel_with_tokens(codes: CodesRun, panel: Cells) -> Bools:
+    """Whether each cell of the panel [n_panel] has a token; a cell without a gene that the model knows, such as an
+    empty droplet, has none, and takes part in no statistic.
+    """
+    cells = [read_part(path, ["cell_idx"])["cell_idx"].to_numpy() for path in _of_panel(codes, "stats/cell")]
+    has_tokens = np.zeros(len(panel), dtype=bool)
+    has_tokens[np.searchsorted(panel, np.concatenate(cells))] = True
+    return has_tokens
+
+
+def n_without_tokens(codes: CodesRun) -> int:
+    """Number of cells, of all, that have no token."""
+    return codes.cut.n_cells - codes.tables["stats/cell"].manifest().rows
+
+
+def _of_panel(codes: CodesRun, table: str) -> list[Any]:
+    """The parts of the panel's shards of a table of all cells."""
+    run = codes.tables[table]
+    return run.checked_parts(run.manifest().shards[: codes.cut.n_panel_shards])
+
+
+def _parts_with(run: Run, cells: Cells) -> list[tuple[int, int, int]]:
+    """The parts whose range holds any of the ascending cells, and which of these: shard, first, one after the last."""
+    shards = run.manifest().shards
+    found = np.searchsorted(cells, [edge for marker in shards for edge in (marker.start, marker.stop)])
+    spans = found.reshape(-1, 2).tolist()
+    return [(marker.shard, low, high) for marker, (low, high) in zip(shards, spans, strict=True) if low < high]
+
+
+def _codes_of_part(
+    run: Run, shard: int, low: int, high: int, cells: Cells
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    cell_idx, feature_id, value = read_columns(run.checked_parts([marker])[0], ["cell_idx", "feature_id", "value"])
-    if CodesPlan.of(run).level == "token" and len(cell_idx):
-        order = np.lexsort((feature_id, cell_idx))
-        cell_idx, feature_id, value = cell_idx[order], feature_id[order], value[order]
-        new = np.flatnonzero((np.diff(cell_idx, prepend=-1) != 0) | (np.diff(feature_id.astype(int), prepend=-1) != 0))
-        cell_idx, feature_id, value = cell_idx[new], feature_id[new], np.maximum.reduceat(value, new)
-    return cell_idx, feature_id.astype(np.int32), value
+    """Row, feature and value of the codes of `cells[low:high]` in one part; a row is the place in `cells`."""
+    (path,) = run.checked_parts([run.manifest().shards[shard]], max_bytes=0)
+    frame, _ = read_row_groups(path, "cell_idx", int(cells[low]), int(cells[high - 1]) + 1)
+    cell, feature, value = (frame[name].to_numpy() for name in ("cell_idx", "feature_id", "value"))
+    row = low + np.searchsorted(cells[low:high], cell)
+    inside = cells[np.minimum(row, high - 1)] == cell
+    row, feature, value = row[inside], feature[inside].astype(np.int32), value[inside]
+    if "token_pos" in frame.columns and len(row):
+        order = np.lexsort((feature, row))
+        row, feature, value = _pooled(row[order], feature[order], value[order])
+    return row, feature, value
+
+
+def _pooled(cell: Any, feature: Any, value: Any) -> tuple[Any, Any, Any]:
+    """One row a (cell, feature), with its largest value, of rows in which those of the same pair are together."""
+    if not len(cell):
+        return cell, feature, value
+    new = (np.diff(cell, prepend=-1) != 0) | (np.diff(feature.astype(np.int64), prepend=-1) != 0)
+    first = np.flatnonzero(new)
+    return cell[first], feature[first], np.maximum.reduceat(value, first)

@@ -26,13 +26,14 @@ import polars as pl
 from scipy import sparse
 
 from feature_store.associations.inputs import Sparse
-from feature_store.codes import cells_with_tokens, load_cell_codes
+from feature_store.cells import read_panel
+from feature_store.codes import CodesRun, load_cell_codes, panel_with_tokens
 from feature_store.errors import InputError
 from feature_store.maps.umap import MIN_POINTS, umap_from_neighbours
 from feature_store.storage import schemas
-from feature_store.storage.commit import Run, is_intact, read_table, write_table
+from feature_store.storage.commit import is_intact, read_table, write_table
 from feature_store.storage.layout import Layout
-from feature_store.storage.plans import CodesPlan, MapPlan, as_json
+from feature_store.storage.plans import MapPlan, as_json
 
 MIN_FIRING = 3
 """A feature counts if it fires in at least this many cells: a single cell would be far from all others."""
@@ -67,18 +68,20 @@ def has_cell_map(layout: Layout, codes: str) -> bool:
 def cell_map(layout: Layout, codes: str, config: CellMapConfig | None = None) -> pl.DataFrame:
     """The map of a codes run: cell_idx (ascending), x, y; the first call makes and commits it, later calls read it.
 
-    The number of cells is that of the data set in the codes' plan. Raises PlanMismatchError if the store has the map of
+    The cells are those of the panel that have tokens. Raises PlanMismatchError if the store has the map of
     another config, StoreWriteError if it cannot be written, and what `lay_out` raises.
     """
     config = config or CellMapConfig()
-    by_cell = Run.open(layout.codes_dir(codes) / "by_cell")
-    plan = MapPlan(made_of={"by_cell": by_cell.manifest().sha}, config={**as_json(config), "min_firing": MIN_FIRING})
+    run = CodesRun.open(layout.codes_dir(codes))
+    plan = MapPlan(
+        made_of={"by_cell": run.by_cell.manifest().sha}, config={**as_json(config), "min_firing": MIN_FIRING}
+    )
 
     def make() -> pl.DataFrame:
-        n_cells = Run.open(layout.cells_dir(CodesPlan.of(by_cell).dataset)).manifest().rows
-        with_tokens = np.flatnonzero(cells_with_tokens(layout.codes_dir(codes), n_cells))
+        panel = read_panel(layout.cells_dir(run.plan.dataset))
+        with_tokens = panel[panel_with_tokens(run, panel)]
         chosen = with_tokens[sample(len(with_tokens), config)]
-        points = lay_out(load_cell_codes(by_cell, n_cells, chosen), config)
+        points = lay_out(load_cell_codes(run, chosen), config)
         return schemas.conform("umap", pl.DataFrame({"cell_idx": chosen, "x": points[:, 0], "y": points[:, 1]}))
 
     folder = layout.umap_dir(codes)

@@ -33,9 +33,9 @@ def columns_named(store: "FeatureStore", *names: str) -> list[str]:
 
 
 def read_cells(store: "FeatureStore", *columns: str) -> pl.DataFrame:
-    """Rows cell_idx, split and the given columns of the cells with tokens, sorted by cell_idx."""
+    """Rows cell_idx, split and the given columns of the panel's cells with tokens, sorted by cell_idx."""
     wanted = dict.fromkeys(("cell_idx", "split", *columns))
-    return store.cells_with_tokens().select(*wanted).sort("cell_idx").collect()
+    return store.panel_cells().select(*wanted).sort("cell_idx").collect()
 
 
 def cells_of(store: "FeatureStore", split: str | None, *columns: str) -> pl.DataFrame:
@@ -56,8 +56,7 @@ def check_split(split: str | None) -> None:
 
 def code_of(store: "FeatureStore", feature: int, cells: pl.DataFrame) -> npt.NDArray[np.float64]:
     """The code of a feature in each of `cells`, 0 where it does not fire. Raises QueryError for an unknown feature."""
-    n_cells = max(1, int(store.frame("cells").select(pl.len()).collect().item()))
-    fires = store.top_cells(feature, n_cells).select("cell_idx", pl.col("value").cast(pl.Float64))
+    fires = store.codes_of(feature).with_columns(pl.col("value").cast(pl.Float64))
     found = cells.select("cell_idx").join(fires, on="cell_idx", how="left", maintain_order="left")
     return found["value"].fill_null(0.0).to_numpy()
 

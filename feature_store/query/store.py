@@ -140,14 +140,15 @@ class FeatureStore:
         """
         return self._tables.frame(table)
 
-    def cells_with_tokens(self) -> pl.LazyFrame:
-        """The cell table without the cells that have no tokens, such as empty droplets; no statistic counts these.
+    def panel_cells(self) -> pl.LazyFrame:
+        """The cells that statistics are of: those of the panel (all cells of a data set that is not larger), without
+        cells that have no tokens, such as empty droplets.
 
-        >>> store.cells_with_tokens().select(pl.len()).collect()
+        >>> store.panel_cells().select(pl.len()).collect()
 
-        Where the store has no codes, nothing says which cells have tokens, and all are there.
+        Where the store has no codes, nothing says which cells have tokens, and all of the panel are there.
         """
-        cells = self.frame("cells")
+        cells = self.frame("cells").filter("panel")
         if "cell_tokens" not in self.tables():
             return cells
         return cells.join(
@@ -263,12 +264,12 @@ class FeatureStore:
 
     @_names_damage
     def top_cells(self, feature: int, n: int = 20) -> pl.DataFrame:
-        """The n cells with the largest code of a feature, with their columns of the cell table.
+        """The n cells with the largest code of a feature among all cells, with their columns of the cell table.
 
         >>> store.top_cells(17, n=5)
 
-        This reads a few row groups of the one part of codes/by_feature that holds the feature. Raises QueryError for a
-        feature that the codes do not have.
+        This reads a row group of the table `feature_cell`. Raises QueryError for a feature that the codes do not have,
+        and for more cells than are kept of a feature, unless the panel holds all cells.
         """
         self._check_feature(feature)
         top = self._tables.codes.top_cells(feature, n)
@@ -277,14 +278,25 @@ class FeatureStore:
         return top.join(self._cells_of(top["cell_idx"]), on="cell_idx", how="left", maintain_order="left")
 
     @_names_damage
+    def codes_of(self, feature: int) -> pl.DataFrame:
+        """cell_idx and value of the panel's cells in which a feature fires, by cell.
+
+        >>> store.codes_of(17)["value"].mean()
+
+        Raises QueryError for a feature that the codes do not have.
+        """
+        self._check_feature(feature)
+        return self._tables.codes.codes_of(feature)
+
+    @_names_damage
     def features_of(self, cell: int | str, n: int = 20) -> pl.DataFrame:
         """The n features with the largest code in a cell, each with class and top genes.
 
         >>> store.features_of("AAACATTGAGCTAC-1", n=5)  # the cell of this cell_id
         >>> store.features_of(17)  # the cell at this place, its cell_idx; "17" is a cell_id
 
-        This reads one row group of the one part of codes/by_cell that holds the cell. Raises QueryError for a cell that
-        is not in the cell table.
+        This reads one row group of the one part that holds the cell; of a cell outside the panel, these are of its
+        largest codes. Raises QueryError for a cell that is not in the cell table.
         """
         codes = self._tables.codes
         return self._describe(codes.features_of(self._cell_idx(cell)).head(n))
@@ -366,7 +378,7 @@ class FeatureStore:
             rows = self.frame(table).filter(pl.col("feature_id").is_in(wanted)).collect()
             joined = order.join(rows, on="feature_id", how="left", maintain_order="left")
             about[table] = joined if table == "features" else rows
-        found = load_cell_codes(codes.by_cell.run, self._n_cells, obs["cell_idx"].to_numpy())
+        found = load_cell_codes(codes.run, obs["cell_idx"].to_numpy())
         provenance = self.provenance()
         return to_anndata(
             obs,

@@ -34,6 +34,13 @@ _STEERING: Mapping[str, str] = {
 """Table -> the folder of a steering run with its rows."""
 _MAP: Mapping[str, str] = {"feature_umap": "umap", "feature_neighbour": "neighbours"}
 """Table -> the folder of the map of an SAE with its rows."""
+_CODES: Mapping[str, str] = {
+    "compact_codes": "compact",
+    "cell_tokens": "stats/cell",
+    "feature_cell": "merged/feature_cell",
+    "feature_firing": "merged/firing",
+}
+"""Table -> the folder of a codes run with its rows."""
 _KIND_OF: Mapping[str, str] = {
     **dict.fromkeys(_STEERING, "steering"),
     "feature_match": "matches",
@@ -43,7 +50,7 @@ _KIND_OF: Mapping[str, str] = {
 MADE_BY: Mapping[str, str] = {
     **dict.fromkeys(("cells", "genes"), "scsae extract DATA"),
     "training": "scsae train",
-    **dict.fromkeys(("codes", "cell_tokens"), "scsae encode"),
+    **dict.fromkeys(("codes", "compact_codes", "cell_tokens", "feature_cell", "feature_firing"), "scsae encode"),
     **dict.fromkeys(ASSOCIATION_TABLES, "scsae associate"),
     **dict.fromkeys(_STEERING, "scsae steer"),
     **dict.fromkeys(("umap", *_MAP, "profile_umap", "steering_map"), "scsae serve"),
@@ -108,7 +115,9 @@ class Tables:
         problems: dict[str, None] = {}
         folders = {folder for table in self._frames for folder in self.folders[table]}
         if "codes" in self._frames or "codes" in self.__dict__:
-            folders |= {self.codes.by_cell.run.path, self.codes.folder / "by_feature"}
+            folders |= {
+                run.path for run in (self.codes.run.by_cell, self.codes.run.by_feature, self.codes.run.compact) if run
+            }
         for folder in folders:
             try:
                 Run.open(folder).checked_parts()
@@ -141,6 +150,8 @@ class Tables:
         folders = self.folders[table]
         if table == "codes":
             return self.codes.scan()
+        if table == "compact_codes":
+            return self.codes.scan_compact()
         if table == "training":
             return _training(folders[0])
         if table in _STEERING:
@@ -164,9 +175,9 @@ def _folders(layout: Layout, lineage: Lineage) -> dict[str, list[Path]]:
         sae |= {table: layout.feature_map_dir(lineage.sae) / name for table, name in _MAP.items()}
         folders |= {table: [folder] for table, folder in sae.items() if layout.is_present(folder)}
     if lineage.codes is not None:
-        folders["codes"] = [layout.codes_dir(lineage.codes) / "by_cell"]
-        if layout.is_present(layout.codes_dir(lineage.codes) / "stats" / "cell"):
-            folders["cell_tokens"] = [layout.codes_dir(lineage.codes) / "stats" / "cell"]
+        codes = layout.codes_dir(lineage.codes)
+        folders["codes"] = [codes / "by_cell"]
+        folders |= {table: [codes / name] for table, name in _CODES.items() if layout.is_present(codes / name)}
         if layout.is_present(layout.umap_dir(lineage.codes)):
             folders["umap"] = [layout.umap_dir(lineage.codes)]
     if lineage.associations is not None:

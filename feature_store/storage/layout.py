@@ -4,7 +4,7 @@
     <root>/activations/<run>/      plan.json  part-00012.parquet  part-00012.json  MANIFEST.json
     <root>/saes/<run>/             ray_train/  sae.safetensors  config.json  history.json  summary.json  MANIFEST.json
                                    map/{umap,neighbours}/
-    <root>/codes/<run>/            by_cell/  by_feature/  stats/{feature_gene,gene,feature_token}/
+    <root>/codes/<run>/            by_cell/  by_feature/  [compact/]  stats/  merged/
     <root>/associations/<run>/     features/  feature_label/  feature_number/  feature_gene/  feature_geneset/
                                    feature_token/  gene_sets/
                                    measured/ (what these are assembled from, a part per range of features)  map/
@@ -55,16 +55,20 @@ ASSOCIATION_TABLES = (
     *("features", "feature_label", "feature_number", "feature_gene", "feature_geneset", "feature_token", "gene_sets"),
 )
 COMPARISON_TABLES = ("comparison", "representation")
-STATISTICS_TABLES = ("feature_gene", "gene", "feature_token", "cell")
+STATISTICS_TABLES = ("feature_gene", "gene", "feature_token", "feature_cell", "firing", "cell")
+MERGED_TABLES = ("feature_token", "feature_cell", "firing")
+CODES_TABLES = (
+    *("by_cell", "by_feature"),
+    *(f"stats/{name}" for name in STATISTICS_TABLES),
+    *(f"merged/{name}" for name in MERGED_TABLES),
+)
 
 # A run counts as complete once all of these exist in its folder.
 _COMPLETE_WHEN: Mapping[str, tuple[str, ...]] = {
     "cells": (MANIFEST,),
     "activations": (MANIFEST,),
     "saes": (MANIFEST,),
-    "codes": tuple(
-        f"{part}/{MANIFEST}" for part in ("by_cell", "by_feature", *(f"stats/{name}" for name in STATISTICS_TABLES))
-    ),
+    "codes": tuple(f"{part}/{MANIFEST}" for part in CODES_TABLES),
     "associations": tuple(f"{table}/{MANIFEST}" for table in ASSOCIATION_TABLES),
     "steering": (f"results/{MANIFEST}",),
     "matches": (f"feature_match/{MANIFEST}",),
@@ -180,7 +184,7 @@ class Layout:
         return self.saes_dir(run) / "map"
 
     def codes_dir(self, run: str) -> Path:
-        """Codes: by_cell/, by_feature/ and stats/ are runs of their own inside."""
+        """Codes: the tables of CODES_TABLES are runs of their own inside."""
         return self.run_dir("codes", run)
 
     def umap_dir(self, run: str) -> Path:

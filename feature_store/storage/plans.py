@@ -249,10 +249,12 @@ class ActivationsPlan(Plan):
     """Token activations at one site."""
 
     stage = "activations"
-    version = 5
+    version = 6
 
     control_of: str | None
     dataset: str
+    cells: str | None
+    """Sha256 of the cell_idx of the cells, if they are a sample of the data set (`feature_store.cells.draw_cells`)."""
     model: str
     model_digest: str
     site: str
@@ -263,12 +265,25 @@ class ActivationsPlan(Plan):
     readout: str | None
     seed: int
     n_cells: int
+    """Cells whose activations are stored."""
     shard_cells: int
 
     @property
     def n_shards(self) -> int:
         """Shards of `shard_cells` cells."""
         return -(-self.n_cells // self.shard_cells)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplePlan(Plan):
+    """The cells whose activations are stored, beside them, if they are a sample of the data set."""
+
+    stage = "sample"
+    version = 1
+
+    beside: str
+    """Sha256 of the plan of the activations."""
+    cells: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -350,7 +365,32 @@ class FusedForward:
     tokens_per_cell: int | None
     seed: int
     matrix: str
-    shard_cells: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodesCut:
+    """How the cells of a data set are divided into the shards of a codes run.
+
+    The first shards are ranges of the panel's cells in their order. They are followed by ranges of all cells, of which
+    a shard holds those outside the panel.
+    """
+
+    n_cells: int
+    n_panel: int
+    panel_cells: int
+    """Cells of the panel in a shard."""
+    other_cells: int
+    """Cells in the range of a shard outside the panel."""
+
+    @property
+    def n_panel_shards(self) -> int:
+        """Shards of the panel."""
+        return -(-self.n_panel // self.panel_cells)
+
+    @property
+    def n_shards(self) -> int:
+        """Shards of all cells; outside the panel there are none if it holds all cells."""
+        return self.n_panel_shards + (-(-self.n_cells // self.other_cells) if self.n_panel < self.n_cells else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,7 +398,7 @@ class CodesPlan(Plan):
     """Codes by cell, with the statistics of their tokens."""
 
     stage = "codes"
-    version = 5
+    version = 6
 
     control_of: str | None
     sae: str
@@ -368,22 +408,29 @@ class CodesPlan(Plan):
     n_features: int
     pooling: Literal["max", "mean"]
     level: Literal["cell", "token"]
+    keep: int
+    """Largest codes kept of a cell outside the panel."""
+    top_cells: int
+    """Cells with the largest codes kept of each feature."""
     top_tokens: int
-    """Top-activating tokens kept of each feature and shard."""
+    """Top-activating tokens kept of each feature."""
+    cut: CodesCut
     fused: FusedForward | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class ByFeaturePlan(Plan):
-    """The copy of codes that is sorted by feature."""
+class MergedPlan(Plan):
+    """The statistics of the features of a codes run over all its cells, merged from those of its shards."""
 
-    stage = "by_feature"
-    version = 4
+    stage = "merged"
+    version = 1
 
-    by_cell: str
-    """Sha256 of the manifest of by_cell."""
-    n_features: int
-    level: str
+    codes: str
+    """Id of the codes run."""
+    made_of: Mapping[str, str]
+    """Sha256 of the manifest of each table that is merged."""
+    bounds: tuple[int, ...]
+    """Where the ranges of features of the parts begin, and the number of features."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,21 +77,21 @@ TABLES: Mapping[str, TableSchema] = {
         other_feature_id=pl.Int32,
         cosine=pl.Float32,
     ),
-    # token statistics of a shard or a run: sums over the tokens of (split, gene) at which the feature fires
-    "token_feature_gene": _table(
-        "split feature_id gene_id n_tokens sum sum_sq max",
-        split=pl.String,
-        feature_id=pl.Int32,
-        gene_id=pl.Int32,
-        n_tokens=pl.Int64,
-        sum=pl.Float64,
-        sum_sq=pl.Float64,
-        max=pl.Float32,
-    ),
-    # all tokens of (split, gene), whether or not any feature fires
+    # one row per cell of a sample of a data set
+    "sample": _table("cell_idx", cell_idx=pl.Int64),
     # one row per cell that has tokens; a cell without any, such as an empty droplet, is in no statistic
     "cell_tokens": _table("cell_idx n_tokens", cell_idx=pl.Int64, n_tokens=pl.Int32),
-    "token_gene": _table("split gene_id n_tokens", split=pl.String, gene_id=pl.Int32, n_tokens=pl.Int64),
+    # one row per (feature, split) that fires, over all cells: cells and tokens on which it fires, and its largest value
+    "feature_firing": _table(
+        "feature_id split n_cells n_tokens max",
+        feature_id=pl.Int32,
+        split=pl.String,
+        n_cells=pl.Int64,
+        n_tokens=pl.Int64,
+        max=pl.Float32,
+    ),
+    # the cells with the largest codes of each feature among all cells, the largest first
+    "feature_cell": _table("feature_id cell_idx value", feature_id=pl.Int32, cell_idx=pl.Int64, value=pl.Float32),
     # the top-activating tokens of each feature of a shard or a run
     "token_top": _table(
         "feature_id cell_idx token_pos gene_id value",
@@ -101,6 +101,16 @@ TABLES: Mapping[str, TableSchema] = {
         gene_id=pl.Int32,
         value=pl.Float32,
     ),
+    # tokens of (split, gene) of the panel's cells at which the feature fires; split: its position in SPLITS
+    "token_feature_gene": _table(
+        "feature_id split gene_id n_tokens",
+        feature_id=pl.Int32,
+        split=pl.UInt8,
+        gene_id=pl.Int32,
+        n_tokens=pl.Int64,
+    ),
+    # all tokens of (split, gene) of the panel's cells, whether or not any feature fires
+    "token_gene": _table("split gene_id n_tokens", split=pl.UInt8, gene_id=pl.Int32, n_tokens=pl.Int64),
     "features": _table(
         "feature_id density dead",
         feature_id=pl.Int32,

@@ -3,6 +3,7 @@
 from typing import Literal
 
 import pydantic
+from pydantic import Field
 
 from pipelines.config.extract import ForwardOptions
 from pipelines.config.options import ActorOptions, CellOptions, Files, GeneOptions
@@ -11,7 +12,8 @@ from pipelines.config.options import ActorOptions, CellOptions, Files, GeneOptio
 class EncodeOptions(CellOptions, GeneOptions, ForwardOptions):
     """Compute the sparse codes of cells and the statistics of tokens.
 
-    The activations are the stored ones, or, with --fused or --data, those of a new forward pass.
+    The activations are the stored ones, or, with --fused or --data, or if a sample of the cells is stored, those of a
+    new forward pass.
     """
 
     sae: str | None = None
@@ -20,6 +22,8 @@ class EncodeOptions(CellOptions, GeneOptions, ForwardOptions):
     """How the codes of the tokens of a cell are combined into the code of the cell."""
     level: Literal["cell", "token"] = "cell"
     """Store the codes of cells, or of every token, which is larger by the number of tokens in a cell."""
+    keep: int = Field(default=256, ge=1)
+    """Largest codes kept of each cell outside the panel (see `extract --panel`), of which everything is kept."""
     fused: bool = False
     """Run the foundation model again over all cells and encode its activations directly; only codes are stored."""
     data: Files = ()

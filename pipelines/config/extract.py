@@ -70,6 +70,9 @@ class ExtractOptions(DataOptions, CellOptions, ForwardOptions):
     repeated."""
     readout: str | None = None
     """Store one vector for each cell instead of its tokens: a readout of the model, such as mean or cls."""
+    cells: int | None = Field(default=None, ge=3)
+    """Number of cells whose activations are stored, a seeded sample in which rare groups are kept (as in the panel):
+    enough to train on part of an atlas. Default: all cells."""
     dtype: Literal["f16", "bf16", "f32"] = "f16"
     """Number type in which the activations are stored."""
     seed: int = Field(default=0, ge=0)

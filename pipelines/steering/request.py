@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from feature_store.cells import canonical_column, canonical_name, canonical_text, read_cells
-from feature_store.codes import CodesRun, cells_with_tokens
+from feature_store.codes import CodesRun, panel_with_tokens
 from feature_store.query.runs import RunChain, resolve_run
 from feature_store.query.suggestions import did_you_mean, join_names
 from feature_store.storage import commit
@@ -77,7 +77,7 @@ class SteeringRequest:
         associations = commit.Run.open(layout.associations_dir(chain.run) / "features")
         features = commit.read_table(associations.path)
         dataset = chain.associations.dataset
-        every = read_cells(layout.cells_dir(dataset))
+        every = read_cells(layout.cells_dir(dataset)).filter("panel")
         # from here on the names are those of the columns of the cell table
         kinds = label_kinds(layout, dataset, every)
         kind = kind_named(options.kind, kinds)
@@ -91,7 +91,8 @@ class SteeringRequest:
         task = task_of(options, target)
         _check_features(options, features, by_label)
         label = canonical_column(options.kind)
-        has_tokens = cells_with_tokens(layout.codes_dir(chain.associations.codes), every.height)
+        codes = CodesRun.open(layout.codes_dir(chain.associations.codes))
+        has_tokens = panel_with_tokens(codes, every["cell_idx"].to_numpy())
         cells = every.filter(label.is_not_null() & pl.Series(has_tokens))
         if task.type is Task.MOVE:
             _check_labels(task, canonical_text(cells[options.kind]))
@@ -99,7 +100,7 @@ class SteeringRequest:
         steered = cells.filter(_mask(chosen, every))
         if task.type is Task.MOVE:
             steered = steered.filter(label == task.target)
-        genes = load_token_of_gene(layout, CodesRun.open(layout.codes_dir(chain.associations.codes)))
+        genes = load_token_of_gene(layout, codes)
         genes = genes.drop_nulls("gene_id").select("symbol", "gene_id").unique("symbol", keep="first").sort("gene_id")
         request = cls(
             options=options,

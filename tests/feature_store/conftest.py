@@ -11,13 +11,14 @@ import polars as pl
 import pytest
 from scipy import sparse
 from stored_bytes import hashes_of
-from toy_plans import toy_plan, toy_table
+from token_codes import TokenCodes, cut_of, toy_codes, write_codes
+from toy_plans import toy_table
 
 from feature_store.activations import ActivationReader, ActivationWriter
-from feature_store.codes import CodesRun, TokenCodes
+from feature_store.codes import CodesRun
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import Layout
-from feature_store.storage.plans import AssociationsPlan, CodesPlan, SteeringResultsPlan
+from feature_store.storage.plans import AssociationsPlan, SteeringResultsPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -155,13 +156,9 @@ def small_store_template(tmp_path_factory: pytest.TempPathFactory) -> SmallStore
         ),
     )
     commit.write_table(layout.cells_dir("toy"), cells, {"table": "cells", "dataset": "toy"})
-    codes = CodesRun.create(
-        layout.codes_dir("c0de"), toy_plan(CodesPlan, n_features=12, dataset="toy", sae="5ae"), n_shards=4
-    )
+    plan = toy_codes(cut_of(40, 10), n_features=12, dataset="toy", sae="5ae")
     parts = [random_tokens(10 * shard, 10 * shard + 10) for shard in range(4)]
-    for shard, tokens in enumerate(parts):
-        codes.commit_shard(shard, tokens, start=10 * shard, stop=10 * shard + 10, split_of_cell=SPLIT_OF_CELL)
-    codes.finalize(n_buckets=5)
+    codes = write_codes(layout.codes_dir("c0de"), plan, parts, SPLIT_OF_CELL)
     for name, frame in _association_tables().items():
         commit.write_table(
             layout.associations_dir("a550c") / name,

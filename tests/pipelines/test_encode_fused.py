@@ -201,5 +201,5 @@ def test_empty_droplets_are_counted_aloud_and_change_no_statistic(own_store, tmp
     for mine, wanted in zip(tables["both"], tables["cells"], strict=True):
         assert_frame_equal(mine, wanted)
     store = FeatureStore.open(own_store, associations=associated.run)
-    assert store.cells_with_tokens().select(pl.len()).collect().item() == cells.n_obs
+    assert store.panel_cells().select(pl.len()).collect().item() == cells.n_obs
     assert store.frame("cells").select(pl.len()).collect().item() == cells.n_obs + droplets.n_obs

@@ -35,10 +35,7 @@ def about(data: AtlasData) -> bytes:
     facts = {
         "batches": batches,
         "n_in_both": _in_both(data),
-        "n_cell_types": data.store.cells_with_tokens()
-        .select(pl.col("cell_type").drop_nulls().n_unique())
-        .collect()
-        .item(),
+        "n_cell_types": data.store.panel_cells().select(pl.col("cell_type").drop_nulls().n_unique()).collect().item(),
         "threshold": ClassConfig().cell_effect,
         "run": data.store.lineage.associations,
         "n_measured": features.drop_nulls(["batch_effect", "context_effect"]).height if measured else 0,
@@ -80,7 +77,7 @@ def _as_categories(found: pl.DataFrame) -> pl.DataFrame:
 
 def _batches(data: AtlasData) -> list[dict[str, Any]]:
     """The cells of each split in every batch, sorted by batch."""
-    counts = data.store.cells_with_tokens().drop_nulls("batch").group_by("batch")
+    counts = data.store.panel_cells().drop_nulls("batch").group_by("batch")
     n = [(pl.col("split") == split).sum().alias(split) for split in SPLITS]
     return counts.agg(n).sort("batch").collect().to_dicts()
 

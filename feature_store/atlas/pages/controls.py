@@ -128,7 +128,7 @@ def _donors(data: AtlasData) -> dict[str, Any]:
     """The donors (or batches, where no donor is known) of each split, and how many of them agree with each claim."""
     if not data.has("feature_label") or not data.has("cells"):
         return data.missing("feature_label" if data.has("cells") else "cells")
-    cells = data.store.cells_with_tokens().select("split", "donor", "batch").collect()
+    cells = data.store.panel_cells().select("split", "donor", "batch").collect()
     known = [name for name in ("donor", "batch") if cells[name].null_count() < cells.height]
     units = cells.drop_nulls(known[0]).group_by("split").agg(pl.col(known[0]).n_unique()) if known else None
     rows = data.store.frame("feature_label").filter(pl.col("split") == "test").drop_nulls(["n_agree", "n_donors"])

@@ -94,7 +94,7 @@ class Codes:
         columns = ["cell_idx", "cell_id", "split", *data.label_columns]
         self.cells = data.store.frame("cells").select(columns).sort("cell_idx").collect()
         self.n_features = data.features.height
-        used = data.store.cells_with_tokens().select("cell_idx").collect()["cell_idx"]
+        used = data.store.panel_cells().select("cell_idx").collect()["cell_idx"]
         self._split = {"all": self.cells["cell_idx"].is_in(used.implode()).to_numpy()}
         for name in ("select", "test"):
             self._split[name] = self._split["all"] & (self.cells["split"] == name).to_numpy()
@@ -107,9 +107,7 @@ class Codes:
         return self._split[split]
 
     def _firing(self, feature: int) -> Firing:
-        rows = self._data.store.frame("codes").filter(pl.col("feature_id") == feature).select("cell_idx", "value")
-        # codes of tokens: a cell's is that of its strongest
-        found = rows.group_by("cell_idx").agg(pl.col("value").max()).sort("cell_idx").collect()
+        found = self._data.store.codes_of(feature)
         return Firing(found["cell_idx"].to_numpy(), found["value"].cast(pl.Float64).to_numpy())
 
     def _labels(self, column: str) -> Labels | None:

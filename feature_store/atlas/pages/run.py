@@ -46,7 +46,7 @@ def _data(data: AtlasData) -> dict[str, Any]:
     if not data.has("cells"):
         return data.missing("cells")
     columns = ("donor", "batch", "cell_type")
-    cells = data.store.cells_with_tokens().select("split", *columns).collect()
+    cells = data.store.panel_cells().select("split", *columns).collect()
     counts = cells.group_by("split").agg(n_cells=pl.len(), **{c: pl.col(c).drop_nulls().n_unique() for c in columns})
     total = {"split": "all", "n_cells": cells.height, **{c: cells[c].drop_nulls().n_unique() for c in columns}}
     n_genes = data.store.frame("genes").select(pl.len()).collect().item() if data.has("genes") else None

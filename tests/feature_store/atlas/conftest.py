@@ -16,16 +16,15 @@ import polars as pl
 import pytest
 from deleted_runs import forget_deleted
 from scipy import sparse
+from token_codes import TokenCodes, cut_of, toy_codes, write_codes
 from toy_plans import toy_plan, toy_table
 
 from feature_store import FeatureStore
 from feature_store.atlas.columns import NULL_I32
-from feature_store.codes import CodesRun, TokenCodes
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import Layout
 from feature_store.storage.plans import (
     AssociationsPlan,
-    CodesPlan,
     ComparisonPlan,
     MatchPlan,
     SAEPlan,
@@ -406,11 +405,8 @@ def write_store(root: Path) -> None:
     genes = pl.DataFrame({"gene_idx": np.arange(40), "symbol": GENES, "ensembl_id": None, "n_cells": 50, "mean": 0.5})
     commit.write_table(layout.genes_dir("toy"), schemas.conform("genes", genes), {"table": "genes"})
     write_sae(layout.saes_dir("5ae"))
-    plan = toy_plan(CodesPlan, n_features=N_FEATURES, dataset="toy", sae="5ae")
-    codes = CodesRun.create(layout.codes_dir("c0de"), plan, n_shards=1)
-    split_of_cell = cells["split"].to_numpy()
-    codes.commit_shard(0, token_codes(cells, rng), start=0, stop=N_CELLS, split_of_cell=split_of_cell)
-    codes.finalize(n_buckets=3)
+    plan = toy_codes(cut_of(N_CELLS, N_CELLS), n_features=N_FEATURES, dataset="toy", sae="5ae")
+    write_codes(layout.codes_dir("c0de"), plan, [token_codes(cells, rng)], cells["split"].to_numpy())
     of = toy_table(AssociationsPlan, codes="c0de", dataset="toy", sae="5ae")
     for name, frame in association_tables(rng).items():
         commit.write_table(layout.associations_dir("a550c") / name, frame, of)

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 import pytest
-from toy_plans import toy_plan, toy_table
+from token_codes import cut_of, toy_codes, write_codes
+from toy_plans import toy_table
 
 from feature_store import FeatureStore
 from feature_store.atlas import ranking
 from feature_store.atlas.pages import cells as cell_pages
 from feature_store.atlas.resources import Resources
-from feature_store.codes import CodesRun
 from feature_store.storage import commit
 from feature_store.storage.layout import ASSOCIATION_TABLES, Layout
-from feature_store.storage.plans import AssociationsPlan, CodesPlan
+from feature_store.storage.plans import AssociationsPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -173,10 +173,8 @@ def test_cells_are_told_in_chunks_that_follow_each_other(
 def test_codes_of_tokens_are_pooled_to_cells(small_store: Any, tmp_path: Path) -> None:
     layout = Layout(tmp_path / "tokens")
     commit.write_table(layout.cells_dir("toy"), small_store.cells, {"table": "cells", "dataset": "toy"})
-    plan = toy_plan(CodesPlan, n_features=12, dataset="toy", level="token", sae="5ae")
-    codes = CodesRun.create(layout.codes_dir("c0de"), plan, n_shards=1)
-    codes.commit_shard(0, small_store.tokens, start=0, stop=40, split_of_cell=small_store.cells["split"].to_numpy())
-    codes.finalize(n_buckets=2)
+    plan = toy_codes(cut_of(40, 40), n_features=12, dataset="toy", level="token", sae="5ae")
+    write_codes(layout.codes_dir("c0de"), plan, [small_store.tokens], small_store.cells["split"].to_numpy())
     store = FeatureStore.open(layout.root)
     found = read(Resources(store), "cell_features/0.json")
     for cell in range(40):

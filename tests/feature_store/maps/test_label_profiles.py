@@ -10,16 +10,16 @@ import pytest
 from scipy import sparse
 from scipy.spatial.distance import cdist
 from sklearn.neighbors import NearestNeighbors
-from toy_plans import toy_plan, toy_table
+from token_codes import TokenCodes, cut_of, toy_codes, write_codes
+from toy_plans import toy_table
 
 from feature_store import FeatureStore
-from feature_store.codes import CodesRun, TokenCodes
 from feature_store.errors import InputError, PlanMismatchError
 from feature_store.maps import label_profiles
 from feature_store.maps.label_profiles import ProfileMapConfig, has_profile_map, lay_out, profiles
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import ASSOCIATION_TABLES, Layout
-from feature_store.storage.plans import AssociationsPlan, CodesPlan
+from feature_store.storage.plans import AssociationsPlan
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,18 +63,15 @@ def write(root: Path, planted: np.ndarray, *, labels: list[tuple[str, str]] = LA
     return layout
 
 
-def write_codes(layout: Layout) -> None:
+def write_toy_codes(layout: Layout) -> None:
     """The codes that the associations are of, of a few cells."""
     commit.write_table(layout.cells_dir("toy"), pl.DataFrame({"cell_idx": [0]}), {"table": "cells"})
-    codes = CodesRun.create(
-        layout.codes_dir("c0de"), toy_plan(CodesPlan, sae="5ae", dataset="toy", n_features=60), n_shards=1
-    )
+    plan = toy_codes(cut_of(1, 1), sae="5ae", dataset="toy", n_features=60)
     zero = np.zeros(1, np.int32)
     tokens = TokenCodes(
         cell_idx=zero.astype(np.int64), token_pos=zero, gene_id=zero, codes=sparse.eye_array(1, 60).tocsr()
     )
-    codes.commit_shard(0, tokens, start=0, stop=1, split_of_cell=np.array(["test"]))
-    codes.finalize()
+    write_codes(layout.codes_dir("c0de"), plan, [tokens], np.array(["test"]))
 
 
 def test_a_profile_has_the_correlation_on_select_cells_with_every_label_or_zero(
@@ -89,7 +86,7 @@ def test_a_profile_has_the_correlation_on_select_cells_with_every_label_or_zero(
 
 def test_a_map_is_made_once_of_living_features_and_read_by_the_store(tmp_path: Path, planted: np.ndarray) -> None:
     layout = write(tmp_path, planted, dead=7)
-    write_codes(layout)
+    write_toy_codes(layout)
     assert not has_profile_map(layout, "a550c")
     assert "profile_umap" not in FeatureStore.open(tmp_path).tables()
     made = label_profiles.profile_map(layout, "a550c")

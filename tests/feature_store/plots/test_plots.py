@@ -9,15 +9,15 @@ import numpy as np
 import polars as pl
 import pytest
 from scipy import sparse
-from toy_plans import toy_plan, toy_table
+from token_codes import TokenCodes, cut_of, toy_codes, write_codes
+from toy_plans import toy_table
 
 from feature_store import FeatureStore, plots
-from feature_store.codes import CodesRun, TokenCodes
 from feature_store.errors import InputError, NotFoundError, QueryError
 from feature_store.plots import canvas
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import Layout
-from feature_store.storage.plans import AssociationsPlan, CodesPlan, SteeringResultsPlan
+from feature_store.storage.plans import AssociationsPlan, SteeringResultsPlan
 
 N_CELLS, N_FEATURES = 72, 6
 SPLITS = ["train", "select", "test"]
@@ -153,13 +153,11 @@ def write_store(root, cells, dense, frames=None, steering=None):
     """A store of these cells, codes and tables, opened."""
     layout = Layout(root)
     commit.write_table(layout.cells_dir("toy"), schemas.conform("cells", cells), {"dataset": "toy"})
-    plan = toy_plan(CodesPlan, n_features=dense.shape[1], dataset="toy", sae="5ae")
-    codes = CodesRun.create(layout.codes_dir("c0de"), plan, n_shards=1)
     n = len(dense)
+    plan = toy_codes(cut_of(n, n), n_features=dense.shape[1], dataset="toy", sae="5ae")
     zeros = np.zeros(n, dtype=np.int32)
     tokens = TokenCodes(cell_idx=np.arange(n), token_pos=zeros, gene_id=zeros, codes=sparse.csr_array(dense))
-    codes.commit_shard(0, tokens, start=0, stop=n, split_of_cell=cells["split"].to_numpy())
-    codes.finalize(n_buckets=2)
+    write_codes(layout.codes_dir("c0de"), plan, [tokens], cells["split"].to_numpy())
     for name, frame in (frames or {}).items():
         folder, of = (
             layout.associations_dir("a550c") / name,

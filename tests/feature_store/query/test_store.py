@@ -16,15 +16,16 @@ import polars as pl
 import pytest
 import toy_plans
 from deleted_runs import delete_run
-from toy_plans import toy_plan, toy_table
+from token_codes import cut_of, toy_codes, write_codes
+from toy_plans import toy_table
 
 import feature_store
 from feature_store import FeatureStore
-from feature_store.codes import CodesRun, load_cell_codes
+from feature_store.codes import load_cell_codes
 from feature_store.errors import IntegrityError, NotFoundError, QueryError
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import ASSOCIATION_TABLES, Layout
-from feature_store.storage.plans import AssociationsPlan, CodesPlan, SteeringResultsPlan
+from feature_store.storage.plans import AssociationsPlan, SteeringResultsPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -356,7 +357,7 @@ def test_a_damaged_part_behind_a_query_is_named_with_what_to_type(
     with pytest.raises(IntegrityError, match=r"part-00002\.parquet"):
         store.features_of(25)
     with pytest.raises(IntegrityError, match=r"part-00002\.parquet"):
-        load_cell_codes(small_store.codes.by_cell, 40)
+        load_cell_codes(small_store.codes, np.arange(40))
 
 
 def test_codes_of_tokens_answer_the_same_questions(
@@ -364,12 +365,10 @@ def test_codes_of_tokens_answer_the_same_questions(
 ) -> None:
     layout = Layout(tmp_path / "tokens")
     shutil.copytree(small_store.layout.cells_dir("toy"), layout.cells_dir("toy"))
-    plan = toy_plan(CodesPlan, n_features=12, dataset="toy", level="token", sae="5ae")
-    run = CodesRun.create(layout.codes_dir("70ce"), plan, n_shards=1)
-    run.commit_shard(0, small_store.tokens, start=0, stop=40, split_of_cell=small_store.cells["split"].to_numpy())
-    run.finalize()
+    plan = toy_codes(cut_of(40, 40), n_features=12, dataset="toy", level="token", sae="5ae")
+    write_codes(layout.codes_dir("70ce"), plan, [small_store.tokens], small_store.cells["split"].to_numpy())
     other = FeatureStore.open(layout.root)
-    assert other.tables() == ["cells", "codes", "cell_tokens"]
+    assert other.tables() == ["cells", "codes", "cell_tokens", "feature_cell", "feature_firing"]
     assert other.top_cells(4, 7).equals(store.top_cells(4, 7))
     assert other.features_of(17, 5).equals(store.features_of(17, 5).select("feature_id", "value"))
 
@@ -442,11 +441,8 @@ def two_sets(small_store: Any) -> Layout:
     """The small store, and newer codes `f00d` of another data set with associations `beef`."""
     layout = small_store.layout
     commit.write_table(layout.cells_dir("other"), small_store.cells, {"dataset": "other"})
-    run = CodesRun.create(
-        layout.codes_dir("f00d"), toy_plan(CodesPlan, n_features=12, dataset="other", sae="5ae"), n_shards=1
-    )
-    run.commit_shard(0, small_store.tokens, start=0, stop=40, split_of_cell=small_store.cells["split"].to_numpy())
-    run.finalize()
+    plan = toy_codes(cut_of(40, 40), n_features=12, dataset="other", sae="5ae")
+    write_codes(layout.codes_dir("f00d"), plan, [small_store.tokens], small_store.cells["split"].to_numpy())
     for table in ASSOCIATION_TABLES:
         frame = commit.read_table(layout.associations_dir("a550c") / table)
         commit.write_table(
@@ -498,25 +494,25 @@ from scipy import sparse
 from feature_store.storage import commit
 from feature_store.codes import CodesRun
 from feature_store.storage.layout import ASSOCIATION_TABLES, Layout
-from feature_store.codes import TokenCodes
-from feature_store.storage.plans import AssociationsPlan, CodesPlan, SteeringResultsPlan
-from toy_plans import toy_plan, toy_table
+from feature_store.storage.plans import AssociationsPlan, SteeringResultsPlan
+from token_codes import TokenCodes, commit_tokens, cut_of, finish, toy_codes
+from toy_plans import toy_table
 
 layout = Layout(sys.argv[1])
 cells = commit.read_table(layout.cells_dir("toy"))
 for i in range(2):
     commit.write_table(layout.cells_dir(f"new{i}"), cells, {"dataset": f"new{i}"})
     commit.write_table(layout.genes_dir("toy"), cells, {"i": 0})
-    plan = toy_plan(CodesPlan, n_features=12, dataset="toy", sae="5ae")
-    codes = CodesRun.create(layout.codes_dir(f"c{i}"), plan, n_shards=4)
+    plan = toy_codes(cut_of(40, 10), n_features=12, dataset="toy", sae="5ae")
+    codes = CodesRun.create(layout.codes_dir(f"c{i}"), plan)
     for shard in range(4):
         start, stop = 10 * shard, 10 * shard + 10
         cell = np.arange(start, stop)
         dense = sparse.csr_array(np.full((10, 12), i + 1.0, np.float32))
         tokens = TokenCodes(cell_idx=cell, token_pos=cell * 0, gene_id=cell * 0, codes=dense)
-        codes.commit_shard(shard, tokens, start=start, stop=stop, split_of_cell=cells["split"].to_numpy())
+        commit_tokens(codes, shard, tokens, start=start, stop=stop, split_of_cell=cells["split"].to_numpy())
         print(i, shard, flush=True)
-    codes.finalize()
+    finish(codes)
     for table in ASSOCIATION_TABLES:
         frame = commit.read_table(layout.associations_dir("a550c") / table)
         plan = toy_table(AssociationsPlan, codes=f"c{i}", dataset="toy", sae="5ae")

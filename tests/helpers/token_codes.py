@@ -1,0 +1,134 @@
+"""Codes of tokens made by hand, and the codes run that they give when they are reduced as an encoder does it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from toy_plans import toy_plan
+
+from feature_store.codes import CodesRun, build_merged
+from feature_store.storage.plans import CodesCut, CodesPlan
+from feature_store.storage.schemas import SPLITS
+from pipelines.encode import statistics_tables
+from sae_core.sae import ShardReduction, SparseCodes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from scipy import sparse
+
+    from feature_store.codes.parquet import Columns
+    from feature_store.storage.commit import ShardMarker
+
+BLOCK = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenCodes:
+    """Codes of tokens by ascending cell, CSR [n_tokens n_features], and cell, position and gene of each token."""
+
+    cell_idx: np.ndarray
+    token_pos: np.ndarray
+    gene_id: np.ndarray
+    codes: sparse.csr_array
+
+    def select(self, keep: np.ndarray) -> TokenCodes:
+        """The tokens where `keep` [n_tokens] is True."""
+        return TokenCodes(
+            cell_idx=self.cell_idx[keep],
+            token_pos=self.token_pos[keep],
+            gene_id=self.gene_id[keep],
+            codes=self.codes[np.flatnonzero(keep)],
+        )
+
+
+def cut_of(n_cells: int, shard_cells: int, *, n_panel: int | None = None, other_cells: int = 25_000) -> CodesCut:
+    """A cut whose panel is all cells, unless it is given."""
+    return CodesCut(
+        n_cells=n_cells,
+        n_panel=n_cells if n_panel is None else n_panel,
+        panel_cells=shard_cells,
+        other_cells=other_cells,
+    )
+
+
+def toy_codes(cut: CodesCut, **given: Any) -> CodesPlan:
+    """The plan of a codes run made by hand."""
+    return toy_plan(CodesPlan, **{"cut": cut, "keep": 4, "top_cells": 100, "top_tokens": 20, **given})
+
+
+def commit_tokens(
+    run: CodesRun, shard: int, tokens: TokenCodes, *, start: int, stop: int, split_of_cell: Any
+) -> ShardMarker:
+    """Reduce the tokens of a shard and commit them; `split_of_cell` names the split of each cell of the data set."""
+    return run.commit_shard(
+        shard, lambda write: reduced(run, shard, tokens, split_of_cell, write), start=start, stop=stop
+    )
+
+
+def reduced(run: CodesRun, shard: int, tokens: TokenCodes, split_of_cell: Any, write: Any) -> Mapping[str, Columns]:
+    """What an encoder gives of a shard: the codes of its cells to `write`, and the statistics of its tokens."""
+    plan, of_panel = run.plan, shard < run.cut.n_panel_shards
+    reduction = ShardReduction(
+        n_features=plan.n_features,
+        pooling=plan.pooling,
+        keep=None if of_panel else plan.keep,
+        level=plan.level,
+        n_top_cells=plan.top_cells,
+        n_top_tokens=plan.top_tokens,
+        by_gene=of_panel,
+    )
+    number = {name: i for i, name in enumerate(SPLITS)}
+    split = np.array([number[str(name)] for name in np.asarray(split_of_cell)], dtype=np.uint8)
+
+    def give(codes: Any) -> None:
+        write({name: getattr(codes, name) for name in run.code_columns})
+
+    for low in range(0, len(tokens.cell_idx), BLOCK):
+        rows = slice(low, low + BLOCK)
+        found = reduction.add(
+            sparse_codes(tokens.codes[rows]),
+            cell_idx=tokens.cell_idx[rows],
+            token_pos=tokens.token_pos[rows],
+            gene_id=tokens.gene_id[rows],
+            split=split[tokens.cell_idx[rows]],
+        )
+        if found is not None:
+            give(found)
+    codes, statistics = reduction.finish()
+    give(codes)
+    return statistics_tables(statistics)
+
+
+def sparse_codes(matrix: sparse.csr_array) -> SparseCodes:
+    """A CSR matrix [n_tokens n_features] as codes, without stored zeros."""
+    matrix = matrix.copy()
+    matrix.eliminate_zeros()
+    matrix.sort_indices()
+    return SparseCodes(
+        crow=torch.from_numpy(matrix.indptr.astype(np.int64)),
+        col=torch.from_numpy(matrix.indices.astype(np.int32)),
+        value=torch.from_numpy(matrix.data.astype(np.float32)),
+        n_features=matrix.shape[1],
+    )
+
+
+def write_codes(folder: Path, plan: CodesPlan, tokens: list[TokenCodes], split_of_cell: Any) -> CodesRun:
+    """A finished codes run whose panel is all cells, of the tokens of each shard in order."""
+    run = CodesRun.create(folder, plan)
+    for shard, part in enumerate(tokens):
+        start = shard * plan.cut.panel_cells
+        stop = min(start + plan.cut.panel_cells, plan.cut.n_cells)
+        commit_tokens(run, shard, part, start=start, stop=stop, split_of_cell=split_of_cell)
+    finish(run)
+    return run
+
+
+def finish(run: CodesRun) -> None:
+    """Finish a run whose shards are committed."""
+    run.finalize_shards()
+    build_merged(run.folder)
