@@ -7,7 +7,6 @@ import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import anndata
 import numpy as np
@@ -21,10 +20,11 @@ from stored_bytes import contents_of
 
 from feature_store import FeatureStore
 from feature_store.cells import expression_matrix, open_source, read_cells, write_cells
-from feature_store.codes import CodesRun, load_statistics
+from feature_store.codes import CodesRun, load_token_counts, load_top_tokens
 from feature_store.errors import InputError, NotFoundError
 from feature_store.storage import commit
 from feature_store.storage.layout import ASSOCIATION_TABLES, Layout
+from feature_store.storage.schemas import SPLITS
 from pipelines.associate import associate, associate_all, cell_inputs, label_kinds
 from pipelines.config import AssociateOptions, Recipe, check
 from pipelines.errors import UsageError
@@ -121,7 +121,7 @@ def test_the_replicate_unit_is_the_donor_else_the_batch_else_none(chain, own_sto
     layout = Layout(own_store)
     codes = CodesRun.open(layout.latest("codes").path)
     plan = replace(codes.plan, dataset=cells_with(chain, layout, **columns))
-    other = SimpleNamespace(plan=plan, folder=codes.folder, by_cell=codes.by_cell, n_features=codes.n_features)
+    other = CodesRun(codes.folder, plan, codes.tables)
     units = cell_inputs(layout, other, []).units
     assert (units.kind if units else None) == unit
     if units is not None:
@@ -168,7 +168,7 @@ def test_pearson_of_a_gene_is_that_of_cell_codes_and_log_expression(chain, store
 
 def test_top_tokens_carry_the_symbol_of_their_gene(chain, tiny_model):
     vocabulary = json.loads((tiny_model / "vocab.json").read_text())
-    tokens = load_statistics(Layout(chain.store).latest("codes").path).feature_token
+    tokens = load_top_tokens(CodesRun.open(Layout(chain.store).latest("codes").path), 0, 48)
     symbol = {(f, c, p): g for f, c, p, g in tokens.drop("value").iter_rows()}
     rows = table(chain, "feature_token")
     assert rows.height == tokens.height > 0
@@ -178,11 +178,11 @@ def test_top_tokens_carry_the_symbol_of_their_gene(chain, tiny_model):
 
 def test_identity_precision_is_the_share_of_a_features_tokens_that_are_the_genes(chain, tiny_model):
     vocabulary = json.loads((tiny_model / "vocab.json").read_text())
-    fired = load_statistics(Layout(chain.store).latest("codes").path).feature_gene
+    fired = load_token_counts(CodesRun.open(Layout(chain.store).latest("codes").path), 0, 48).feature_gene
     rows = table(chain, "feature_gene").drop_nulls("identity_precision")
     assert rows.height > 0
     for feature, gene, split, precision in rows.select("feature_id", "gene", "split", "identity_precision").iter_rows():
-        own = fired.filter(feature_id=feature, split=split)
+        own = fired.filter(feature_id=feature, split=SPLITS.index(split))
         of_gene = own.filter(gene_id=vocabulary.get(gene, -1))["n_tokens"].sum()
         assert precision == pytest.approx(of_gene / max(own["n_tokens"].sum(), 1))
 

@@ -21,7 +21,14 @@ from feature_store import FeatureStore, Lineage
 from feature_store.activations import ActivationReader
 from feature_store.associations import MeasuredRun
 from feature_store.cells import ExpressionReader, read_cells, read_splits
-from feature_store.codes import CodesRun, load_cell_codes, load_feature_codes, load_statistics
+from feature_store.codes import (
+    CodesRun,
+    load_cell_codes,
+    load_feature_codes,
+    load_token_counts,
+    load_top_tokens,
+    panel_firing,
+)
 from feature_store.errors import IntegrityError, NotFoundError, StoreError
 from feature_store.query.runs import RunChain, newest_run
 from feature_store.storage import commit
@@ -138,13 +145,15 @@ def questions(root: Path, runs: dict[str, list[str]], names: list[str]) -> dict[
         return [found.read_all(table).write_json() for table in found.runs]
 
     def statistics() -> list[str]:
-        return [table.write_json() for table in load_statistics(codes)]
+        run = CodesRun.open(codes)
+        tables = [*load_token_counts(run, 0, N_FEATURES), load_top_tokens(run, 0, N_FEATURES)]
+        return [*(table.write_json() for table in tables), str(panel_firing(run).tolist())]
 
-    n_cells = 72
+    cells_of_all = np.arange(72)
     sparse: dict[str, Callable[[], Any]] = {
-        "cell codes": lambda: load_cell_codes(CodesRun.open(codes).by_cell, n_cells).toarray().tobytes(),
+        "cell codes": lambda: load_cell_codes(CodesRun.open(codes), cells_of_all).toarray().tobytes(),
         "feature codes": lambda: (
-            load_feature_codes(commit.Run.open(codes / "by_feature"), n_cells, 0, N_FEATURES).toarray().tobytes()
+            load_feature_codes(CodesRun.open(codes), cells_of_all, 0, N_FEATURES).toarray().tobytes()
         ),
     }
     return {

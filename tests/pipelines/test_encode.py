@@ -10,16 +10,18 @@ import polars as pl
 import pytest
 import torch
 
+from feature_store.codes import CodesRun, load_token_counts, load_top_tokens
 from feature_store.errors import NotFoundError
 from feature_store.storage import commit
-from feature_store.storage.layout import STATISTICS_TABLES, Layout
+from feature_store.storage.layout import CODES_TABLES, Layout
+from feature_store.storage.schemas import SPLITS
 from pipelines.config import EncodeOptions
 from pipelines.encode import Encoder, encode
 from pipelines.verify import verify_run
 from sae_core.sae import load_sae
 
 N_SHARDS, N_CELLS, N_FEATURES = 5, 72, 48
-TABLES = ("by_cell", "by_feature", *(f"stats/{name}" for name in STATISTICS_TABLES))
+MERGED = tuple(table for table in CODES_TABLES if table.startswith("merged/"))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def pooled(tokens, how):
 
 
 def manifests(folder):
-    return {table: commit.Run.open(folder / table).manifest() for table in TABLES}
+    return {table: commit.Run.open(folder / table).manifest() for table in CODES_TABLES}
 
 
 def times(folder):
@@ -72,28 +74,20 @@ def test_mean_pooling_averages_over_all_tokens_of_the_cell_with_zeros(chain, own
 
 
 def test_token_statistics_are_those_of_a_brute_force_count(chain, tokens):
-    from feature_store.codes import load_statistics
-
-    stored = load_statistics(Layout(chain.store).latest("codes").path)
+    stored = load_token_counts(CodesRun.open(Layout(chain.store).latest("codes").path), 0, N_FEATURES)
     counted, fired = {}, {}
     for split, gene, code in tokens.select("split", "gene_id", "code").iter_rows():
         counted[split, gene] = counted.get((split, gene), 0) + 1
         for feature in np.flatnonzero(np.asarray(code)):
-            fired.setdefault((split, gene, int(feature)), []).append(code[feature])
-    assert {(split, gene): n for split, gene, n in stored.gene.iter_rows()} == counted
-    rows = {(row["split"], row["gene_id"], row["feature_id"]): row for row in stored.feature_gene.iter_rows(named=True)}
-    assert rows.keys() == fired.keys()
-    for key, values in fired.items():
-        own = np.array(values, dtype=np.float64)
-        assert rows[key]["n_tokens"] == len(own)
-        expected = [own.sum(), (own**2).sum(), own.max()]
-        np.testing.assert_allclose([rows[key][name] for name in ("sum", "sum_sq", "max")], expected, rtol=1e-5)
+            fired[int(feature), split, gene] = fired.get((int(feature), split, gene), 0) + 1
+    genes = stored.gene.group_by("split", "gene_id").agg(pl.col("n_tokens").sum())
+    assert {(SPLITS[split], gene): n for split, gene, n in genes.iter_rows()} == counted
+    rows = stored.feature_gene.group_by("feature_id", "split", "gene_id").agg(pl.col("n_tokens").sum())
+    assert {(feature, SPLITS[split], gene): n for feature, split, gene, n in rows.iter_rows()} == fired
 
 
 def test_top_tokens_are_the_largest_codes_of_each_feature(chain, tokens):
-    from feature_store.codes import load_statistics
-
-    top = load_statistics(Layout(chain.store).latest("codes").path).feature_token
+    top = load_top_tokens(CodesRun.open(Layout(chain.store).latest("codes").path), 0, N_FEATURES)
     codes = tokens["code"].to_numpy()
     place = {key: i for i, key in enumerate(tokens.select("cell_idx", "token_pos", "gene_id").iter_rows())}
     for feature in range(N_FEATURES):
@@ -122,7 +116,7 @@ def truncate(part):
     part.write_bytes(part.read_bytes()[:-1])
 
 
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("table", CODES_TABLES)
 @pytest.mark.parametrize("damage", [flip, truncate, lambda part: part.unlink()], ids=["flip", "truncate", "delete"])
 def test_a_damaged_part_is_named_by_verify_and_repaired_by_encoding_again(
     own_store, without_actors, capsys, table, damage
@@ -130,13 +124,14 @@ def test_a_damaged_part_is_named_by_verify_and_repaired_by_encoding_again(
     folder = Layout(own_store).latest("codes").path
     before = manifests(folder)
     assert verify_run(folder.name, own_store) == 0
-    part = commit.Run.open(folder / table).part(2)
+    run = commit.Run.open(folder / table)
+    part = run.part(min(2, run.n_shards - 1))
     damage(part)
     capsys.readouterr()
     assert verify_run(folder.name[:6], own_store) == 1
     assert str(part) in capsys.readouterr().err
     again = encode(EncodeOptions(), own_store)
-    assert (again.done, again.reused) == ((0, N_SHARDS) if table == "by_feature" else (1, N_SHARDS - 1))
+    assert (again.done, again.reused) == ((0, N_SHARDS) if table in MERGED else (1, N_SHARDS - 1))
     assert verify_run(folder.name, own_store) == 0
     assert manifests(folder) == before
 
@@ -174,18 +169,18 @@ def in_process(worker, work, shards, *args, **options):
     for shard in shards:
         body.shard(shard)
 
-write = CodesRun._write_codes
+write = CodesRun._write_table
 written = 0
 
-def dies_on_the_third(self, path, tokens):
+def dies_in_the_third(self, path, table, columns):
     global written
-    write(self, path, tokens)
-    written += 1
+    rows = write(self, path, table, columns)
+    written += table == "firing"
     if written == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-    return write(self, path, tokens)
+    return rows
 
-pipelines.encode.do_shards, CodesRun._write_codes = in_process, dies_on_the_third
+pipelines.encode.do_shards, CodesRun._write_table = in_process, dies_in_the_third
 pipelines.encode.encode(EncodeOptions(), Path(sys.argv[1]))
 """
 
@@ -203,24 +198,19 @@ def test_a_kill_while_a_part_is_written_leaves_a_run_that_resumes_to_the_same_by
     assert not list(folder.rglob(".tmp-*"))
 
 
-@pytest.mark.parametrize("kept", [(), (0, 7, 47)])
-def test_the_copy_by_feature_has_the_same_bytes_whoever_sorts_it_and_resumes(
-    chain, own_store, monkeypatch, capsys, kept
-):
+def test_statistics_merged_by_actors_have_the_bytes_of_those_merged_here_and_resume(own_store, monkeypatch, capsys):
     folder = Layout(own_store).latest("codes").path
-    calm, before = manifests(folder), times(folder / "by_cell")
-    for bucket in set(range(N_FEATURES)) - set(kept):
-        (folder / "by_feature" / f"part-{bucket:05d}.parquet").unlink()
-    monkeypatch.setattr("feature_store.codes.by_feature.ByFeature.groups.__kwdefaults__", {"max_rows": 300})
-    reused = times(folder / "by_feature")
+    calm = manifests(folder)
+    frames = {table: commit.read_table(folder / table) for table in MERGED}
+    shutil.rmtree(folder / "merged")
+    monkeypatch.setattr("feature_store.codes.codes_run.MERGE_ROWS", 1000)
     again = encode(EncodeOptions(num_actors=2), own_store)
     assert (again.path, again.done, again.reused) == (folder, 0, N_SHARDS)
-    assert "by feature" in capsys.readouterr().err
-    assert manifests(folder) == calm
-    assert commit.Run.open(folder / "by_feature").verify() == []
-    assert times(folder / "by_cell") == before
-    parts = [folder / "by_feature" / f"part-{bucket:05d}.parquet" for bucket in kept]
-    assert all(times(folder / "by_feature")[part] == reused[part] for part in parts)
+    assert "merge" in capsys.readouterr().err
+    assert [len(commit.Run.open(folder / table).manifest().shards) for table in MERGED] == [16] * len(MERGED)
+    for table, frame in frames.items():
+        assert commit.read_table(folder / table).equals(frame)
+    assert manifests(folder)["by_feature"] == calm["by_feature"]
 
 
 def test_encoding_without_an_sae_says_what_to_run_first(tmp_path):

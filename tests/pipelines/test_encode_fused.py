@@ -8,15 +8,15 @@ from polars.testing import assert_frame_equal
 
 from feature_store.activations import ActivationReader
 from feature_store.cells import read_cells
-from feature_store.codes import load_cell_codes
+from feature_store.codes import CodesRun, load_cell_codes
 from feature_store.query.store import FeatureStore
 from feature_store.storage import commit
-from feature_store.storage.layout import STATISTICS_TABLES, Layout
+from feature_store.storage.layout import CODES_TABLES, Layout
 from pipelines import encode as stage
 from pipelines import forward
 from pipelines.associate import associate, associate_all
 from pipelines.config import AssociateOptions, EncodeOptions, TrainOptions
-from pipelines.encode import FreshActivations, FusedJob, encode
+from pipelines.encode import FreshActivations, FusedJob, encode, in_pieces
 from pipelines.errors import UsageError
 from pipelines.extract import extract, forward_job
 from pipelines.inputs import load_inputs
@@ -24,12 +24,10 @@ from pipelines.train import train
 from sae_core.sae import load_sae
 from sae_core.scfm import load_model
 
-TABLES = ("by_cell", "by_feature", *(f"stats/{name}" for name in STATISTICS_TABLES))
-
 
 def hashes(folder):
     """Sha256 of every part of a codes run, by table."""
-    return {table: [m.sha256 for m in commit.Run.open(folder / table).manifest().shards] for table in TABLES}
+    return {table: [m.sha256 for m in commit.Run.open(folder / table).manifest().shards] for table in CODES_TABLES}
 
 
 @pytest.mark.parametrize("level", ["cell", "token"])
@@ -59,10 +57,8 @@ def test_pieces_of_a_fused_shard_are_the_row_groups_of_the_stored_one(chain, mon
         forward=forward_job(chain.extract, load_inputs(chain.extract)),
         site="layer.1",
         dtype="f32",
-        shard_cells=16,
-        n_cells=72,
     )
-    pieces = list(FreshActivations(job).blocks(2))
+    pieces = list(in_pieces(FreshActivations(job).blocks(np.arange(32, 48))))
     assert [len(piece.cell_idx) for piece in pieces[:-1]] == [100] * (len(pieces) - 1)
     assert 0 < len(pieces[-1].cell_idx) <= 100
     for name in ("cell_idx", "token_pos", "gene_id"):
@@ -77,7 +73,7 @@ def test_an_sae_of_a_token_sample_encodes_all_tokens_when_fused(chain, tmp_path,
     extract(chain.extract.model_copy(update={"tokens_per_cell": 3}), tmp_path)
     train(TrainOptions(n_features=48, k=4, n_steps=30, batch_size=64, num_workers=0), tmp_path)
     fused = encode(EncodeOptions(fused=True), tmp_path)
-    found = load_cell_codes(commit.Run.open(fused.path / "by_cell"), 72).toarray()
+    found = load_cell_codes(CodesRun.open(fused.path), np.arange(72)).toarray()
     model, sae = load_model(chain.extract.model), load_sae(Layout(tmp_path).latest("saes").path)
     rows = tiny_cells.X.tocsr()
     tokens = model.tokenize(rows.indptr, rows.indices, rows.data, model.match_genes(list(tiny_cells.var_names)), seed=0)
@@ -107,8 +103,8 @@ def test_another_data_set_is_encoded_and_associated_without_any_stored_activatio
     n_runs = len(Layout(own_store).runs("activations"))
     done = encode(EncodeOptions(data=(tmp_path / "other.h5ad",), donor="person", cell_type="type"), own_store)
     assert len(Layout(own_store).runs("activations")) == n_runs
-    mine = load_cell_codes(commit.Run.open(done.path / "by_cell"), 72).toarray()
-    theirs = load_cell_codes(commit.Run.open(encode(EncodeOptions(), own_store).path / "by_cell"), 72).toarray()
+    mine = load_cell_codes(CodesRun.open(done.path), np.arange(72)).toarray()
+    theirs = load_cell_codes(CodesRun.open(encode(EncodeOptions(), own_store).path), np.arange(72)).toarray()
     np.testing.assert_allclose(mine, theirs[::-1], rtol=1e-4, atol=1e-5)
     associate(AssociateOptions(codes=done.run), own_store)
     labels = FeatureStore.open(own_store).sql("SELECT DISTINCT label FROM feature_label WHERE label_kind = 'cell_type'")

@@ -16,6 +16,7 @@ from pipelines.shard_size import cells_per_shard
 from sae_core.scfm import Site
 
 SITES = (Site.parse("layer.0"), Site.parse("layer.1"))
+CELLS = np.arange(72)
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +38,10 @@ def test_cells_are_cut_into_runs_of_at_most_so_many_tokens_and_a_longer_cell_sta
 
 
 def test_no_block_holds_more_tokens_than_its_bound_and_all_cells_come_once_in_order(job, monkeypatch):
-    whole = everything(Forward(job).blocks(0, 72, SITES))
+    whole = everything(Forward(job).blocks(CELLS, SITES))
     monkeypatch.setattr(forward, "BLOCK_TOKENS", 64)
     monkeypatch.setattr(forward, "READ_CELLS", 10)
-    blocks = list(Forward(job).blocks(0, 72, SITES))
+    blocks = list(Forward(job).blocks(CELLS, SITES))
     # special tokens count for the bound and are not kept
     assert len(blocks) > 10
     assert max(block.n_tokens for block in blocks) <= 64
@@ -51,9 +52,22 @@ def test_no_block_holds_more_tokens_than_its_bound_and_all_cells_come_once_in_or
         np.testing.assert_allclose(acts[site], whole[1][site], atol=1e-5)
 
 
+def test_scattered_cells_have_the_activations_that_they_have_among_all(job):
+    whole_keys, whole = everything(Forward(job).blocks(CELLS, SITES))
+    some = np.array([0, 3, 4, 5, 17, 40, 70, 71])
+    sampled = dataclasses.replace(job, tokens_per_cell=3)
+    for of, (keys, acts) in ((job, (whole_keys, whole)), (sampled, everything(Forward(sampled).blocks(CELLS, SITES)))):
+        mine, found = everything(Forward(of).blocks(some, SITES))
+        inside = np.isin(keys[0], some)
+        for own, every in zip(mine, keys, strict=True):
+            np.testing.assert_array_equal(own, every[inside])
+        for site in SITES:
+            np.testing.assert_allclose(found[site], acts[site][inside], atol=1e-5)
+
+
 def test_a_cell_vector_is_the_models_own_readout_of_the_cell(job, tiny_cells):
     forward_pass = Forward(dataclasses.replace(job, readout="mean"))
-    keys, acts = everything(forward_pass.blocks(0, 72, SITES))
+    keys, acts = everything(forward_pass.blocks(CELLS, SITES))
     rows = tiny_cells.X.tocsr()
     tokens = forward_pass.model.tokenize(rows.indptr, rows.indices, rows.data, forward_pass.match, seed=0)
     np.testing.assert_array_equal(keys[0], np.arange(72))
@@ -71,7 +85,7 @@ def test_a_cell_vector_is_the_models_own_readout_of_the_cell(job, tiny_cells):
     ],
 )
 def test_where_memory_runs_out_the_batch_is_halved_and_the_numbers_stay(job, monkeypatch, error):
-    whole = everything(Forward(job).blocks(0, 72, SITES))[1]
+    whole = everything(Forward(job).blocks(CELLS, SITES))[1]
     forward_pass = Forward(job)
     run = forward_pass.model.activations
     asked = []
@@ -83,7 +97,7 @@ def test_where_memory_runs_out_the_batch_is_halved_and_the_numbers_stay(job, mon
         return run(tokens, sites, max_batch_tokens=max_batch_tokens)
 
     monkeypatch.setattr(forward_pass.model, "activations", scarce)
-    found = everything(forward_pass.blocks(0, 72, SITES))[1]
+    found = everything(forward_pass.blocks(CELLS, SITES))[1]
     assert asked[:3] == [8192, 4096, 2048]
     assert forward_pass.halvings == 2
     for site in SITES:
@@ -98,7 +112,7 @@ def test_a_cell_that_does_not_fit_alone_ends_the_run_with_what_to_do(job, monkey
 
     monkeypatch.setattr(forward_pass.model, "activations", never)
     with pytest.raises(RunFailedError, match=r"a batch of one cell \(\d+ tokens, on cpu\).*--precision bf16"):
-        next(forward_pass.blocks(0, 72, SITES))
+        next(forward_pass.blocks(CELLS, SITES))
 
 
 def test_other_failures_are_not_taken_for_lack_of_memory():

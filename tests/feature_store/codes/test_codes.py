@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -393,7 +394,7 @@ def test_a_part_is_the_same_however_it_is_given(
     }
     for name, cuts in {"once": [0, 700], "often": [0, 1, 60, 64, 64, 300, 699, 700]}.items():
         with CellCodesWriter(tmp_path / name, n_features=12, names=list(columns)) as writer:
-            for low, high in zip(cuts, cuts[1:], strict=False):
+            for low, high in pairwise(cuts):
                 writer.write({key: column[low:high] for key, column in columns.items()})
         assert writer.n_rows == 700
     assert (tmp_path / "once").read_bytes() == (tmp_path / "often").read_bytes()
