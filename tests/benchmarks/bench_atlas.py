@@ -27,12 +27,12 @@ from scipy import sparse
 
 from feature_store import FeatureStore, Layout
 from feature_store.atlas import serve
-from feature_store.codes import CodesRun, TokenCodes
 from feature_store.storage import commit, schemas
-from feature_store.storage.plans import AssociationsPlan, CodesPlan
+from feature_store.storage.plans import AssociationsPlan
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
-from toy_plans import toy_plan, toy_table
+from token_codes import TokenCodes, cut_of, toy_codes, write_codes
+from toy_plans import toy_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,17 +58,12 @@ def write_store(root: Path, n_features: int, n_cells: int, n_labels: int) -> Non
         cell_type=pl.Series(rng.choice(types, n_cells)),
     )
     commit.write_table(layout.cells_dir("large"), schemas.conform("cells", cells), {"dataset": "large"})
-    codes = CodesRun.create(
-        layout.codes_dir("c0de"),
-        toy_plan(CodesPlan, n_features=n_features, dataset="large", sae="5ae"),
-        n_shards=-(-n_cells // CELLS_PER_SHARD),
+    plan = toy_codes(cut_of(n_cells, CELLS_PER_SHARD), n_features=n_features, dataset="large", sae="5ae")
+    shards = (
+        cell_codes(start, min(start + CELLS_PER_SHARD, n_cells), n_features, np.random.default_rng(shard))
+        for shard, start in enumerate(range(0, n_cells, CELLS_PER_SHARD))
     )
-    split_of_cell = cells["split"].to_numpy()
-    for shard, start in enumerate(range(0, n_cells, CELLS_PER_SHARD)):
-        stop = min(start + CELLS_PER_SHARD, n_cells)
-        tokens = cell_codes(start, stop, n_features, np.random.default_rng(shard))
-        codes.commit_shard(shard, tokens, start=start, stop=stop, split_of_cell=split_of_cell)
-    codes.finalize()
+    write_codes(layout.codes_dir("c0de"), plan, shards, cells["split"].to_numpy())
     points = rng.normal(size=(n_cells, 2)) + 6 * rng.normal(size=(n_labels, 2))[rng.integers(0, n_labels, n_cells)]
     umap = pl.DataFrame({"cell_idx": np.arange(n_cells), "x": points[:, 0], "y": points[:, 1]})
     commit.write_table(layout.umap_dir("c0de"), schemas.conform("umap", umap), {"table": "umap"})

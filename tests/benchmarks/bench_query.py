@@ -27,12 +27,13 @@ import polars as pl
 from scipy import sparse
 
 from feature_store import FeatureStore, Layout
-from feature_store.codes import CodesRun, TokenCodes
+from feature_store.codes import CodesRun, cells_of_shard, span_of_shard
 from feature_store.storage import commit, schemas
-from feature_store.storage.plans import AssociationsPlan, CodesPlan
+from feature_store.storage.plans import AssociationsPlan, CodesCut
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
-from toy_plans import toy_plan, toy_table
+from token_codes import TokenCodes, commit_tokens, finish, toy_codes
+from toy_plans import toy_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 HIGHEST, LOWEST_CELLS = 0.4, 10
 N_LABELS, N_GENES = 40, 50
 WARMUP = 5
+PANEL_CELLS = 200_000
 
 
 def densities(n_cells: int, n_features: int, n_nonzeros: int) -> np.ndarray:
@@ -53,10 +55,10 @@ def densities(n_cells: int, n_features: int, n_nonzeros: int) -> np.ndarray:
     return np.random.default_rng(0).permutation(found)
 
 
-def tokens_of(start: int, stop: int, density: np.ndarray, seed: int) -> TokenCodes:
-    """Codes of cells [start, stop), one token each."""
-    rng = np.random.default_rng((seed, start))
-    n, keys = stop - start, []
+def tokens_of(cells: np.ndarray, density: np.ndarray, seed: int) -> TokenCodes:
+    """Codes of some cells, one token each."""
+    rng = np.random.default_rng((seed, int(cells[0])))
+    n, keys = len(cells), []
     for feature, share in enumerate(density):
         cells = rng.choice(n, rng.binomial(n, share), replace=False, shuffle=False)
         keys.append(cells * len(density) + feature)
@@ -65,11 +67,17 @@ def tokens_of(start: int, stop: int, density: np.ndarray, seed: int) -> TokenCod
     value = rng.exponential(size=len(key)).astype(np.float32) + np.float32(1e-3)
     codes = sparse.csr_array((value, (key % len(density)).astype(np.int32), indptr), shape=(n, len(density)))
     return TokenCodes(
-        cell_idx=np.arange(start, stop),
+        cell_idx=cells,
         token_pos=np.zeros(n, np.int32),
         gene_id=rng.integers(0, 100, n).astype(np.int32),
         codes=codes,
     )
+
+
+def panel_of(n_cells: int) -> np.ndarray:
+    """The cells of a panel of at most PANEL_CELLS."""
+    n = min(n_cells, PANEL_CELLS)
+    return np.sort(np.random.default_rng(6).choice(n_cells, n, replace=False))
 
 
 def cell_table(n_cells: int) -> pl.DataFrame:
@@ -87,7 +95,7 @@ def cell_table(n_cells: int) -> pl.DataFrame:
                 "cell_id": names,
                 "dataset": "synthetic",
                 "split": np.array(["train", "select", "test"])[rng.integers(0, 3, n_cells)],
-                "panel": True,
+                "panel": np.isin(np.arange(n_cells), panel_of(n_cells)),
                 "donor": pl.Series(rng.integers(0, 100, n_cells)).cast(pl.String),
                 "batch": pl.Series(rng.integers(0, 20, n_cells)).cast(pl.String),
                 "cell_type": pl.Series(rng.integers(0, N_LABELS, n_cells)).cast(pl.String),
@@ -136,17 +144,20 @@ def _complete(table: str, frame: pl.DataFrame) -> pl.DataFrame:
 def write_store(root: Path, *, n_cells: int, n_features: int, n_nonzeros: int, shard_cells: int) -> None:
     """The store, resumed like any other."""
     layout = Layout(root)
-    n_shards = -(-n_cells // shard_cells)
-    plan = toy_plan(CodesPlan, n_features=n_features, dataset="synthetic", sae="none", sae_manifest=str(n_nonzeros))
+    panel = panel_of(n_cells)
+    cut = CodesCut(n_cells=n_cells, n_panel=len(panel), panel_cells=shard_cells, other_cells=shard_cells)
+    about = {"dataset": "synthetic", "sae": "none", "sae_manifest": str(n_nonzeros)}
+    plan = toy_codes(cut, n_features=n_features, keep=256, **about)
     commit.write_table(layout.cells_dir("synthetic"), lambda: cell_table(n_cells), {"n_cells": n_cells})
-    codes = CodesRun.create(layout.codes_dir("codes"), plan, n_shards=n_shards)
+    codes = CodesRun.create(layout.codes_dir("codes"), plan)
     density, split = densities(n_cells, n_features, n_nonzeros), np.full(n_cells, "train")
     for shard in codes.pending():
-        start, stop = shard * shard_cells, min((shard + 1) * shard_cells, n_cells)
-        codes.commit_shard(shard, tokens_of(start, stop, density, 3), start=start, stop=stop, split_of_cell=split)
+        start, stop = span_of_shard(cut, shard, panel)
+        tokens = tokens_of(cells_of_shard(cut, shard, panel), density, 3)
+        commit_tokens(codes, shard, tokens, start=start, stop=stop, split_of_cell=split)
     began = time.perf_counter()
-    codes.finalize()
-    print(f"finalize with by_feature: {time.perf_counter() - began:.1f} s", file=sys.stderr)
+    finish(codes)
+    print(f"finalize and merge: {time.perf_counter() - began:.1f} s", file=sys.stderr)
     for name, frame in association_tables(n_features).items():
         commit.write_table(
             layout.associations_dir("assoc") / name,

@@ -16,7 +16,7 @@ from pipelines.encode import statistics_tables
 from sae_core.sae import ShardReduction, SparseCodes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from scipy import sparse
@@ -82,8 +82,8 @@ def reduced(run: CodesRun, shard: int, tokens: TokenCodes, split_of_cell: Any, w
         n_top_tokens=plan.top_tokens,
         by_gene=of_panel,
     )
-    number = {name: i for i, name in enumerate(SPLITS)}
-    split = np.array([number[str(name)] for name in np.asarray(split_of_cell)], dtype=np.uint8)
+    names = np.asarray(split_of_cell)[tokens.cell_idx].astype(str)
+    split = np.select([names == name for name in SPLITS], range(len(SPLITS))).astype(np.uint8)
 
     def give(codes: Any) -> None:
         write({name: getattr(codes, name) for name in run.code_columns})
@@ -95,7 +95,7 @@ def reduced(run: CodesRun, shard: int, tokens: TokenCodes, split_of_cell: Any, w
             cell_idx=tokens.cell_idx[rows],
             token_pos=tokens.token_pos[rows],
             gene_id=tokens.gene_id[rows],
-            split=split[tokens.cell_idx[rows]],
+            split=split[rows],
         )
         if found is not None:
             give(found)
@@ -117,7 +117,7 @@ def sparse_codes(matrix: sparse.csr_array) -> SparseCodes:
     )
 
 
-def write_codes(folder: Path, plan: CodesPlan, tokens: list[TokenCodes], split_of_cell: Any) -> CodesRun:
+def write_codes(folder: Path, plan: CodesPlan, tokens: Iterable[TokenCodes], split_of_cell: Any) -> CodesRun:
     """A finished codes run whose panel is all cells, of the tokens of each shard in order."""
     run = CodesRun.create(folder, plan)
     for shard, part in enumerate(tokens):

@@ -149,7 +149,7 @@ def questions(root: Path, runs: dict[str, list[str]], names: list[str]) -> dict[
         tables = [*load_token_counts(run, 0, N_FEATURES), load_top_tokens(run, 0, N_FEATURES)]
         return [*(table.write_json() for table in tables), str(panel_firing(run).tolist())]
 
-    cells_of_all = np.arange(72)
+    cells_of_all = pl.int_range(72, eager=True).to_numpy()
     sparse: dict[str, Callable[[], Any]] = {
         "cell codes": lambda: load_cell_codes(CodesRun.open(codes), cells_of_all).toarray().tobytes(),
         "feature codes": lambda: (
