@@ -432,7 +432,7 @@ def test_bad_codes_are_refused(tmp_path: Path, tokens: TokenCodes) -> None:
         with pytest.raises(InputError, match=r"3.* 0 to 2"):
             writer.write({**columns, "cell_idx": np.array([6, 6]), "feature_id": np.array([0, 3])})
     run = CodesRun.create(tmp_path / "codes", PLAN)
-    with pytest.raises(InputError, match=r"\[0, 10\).* 10 to 19"):
+    with pytest.raises(InputError, match=r"\[0, 10\).* 10 to 18"):
         commit_tokens(run, 0, of_cells(tokens, np.arange(10, 20)), start=0, stop=10, split_of_cell=SPLIT)
 
 
