@@ -227,12 +227,8 @@ def associate_with(
         constants=as_json(association_constants()),
     )
     folder = layout.associations_dir(plan.id)
-    nonzeros = np.zeros(codes.n_features, dtype=np.int64)
-    for part in commit.Run.open(codes.folder / "by_feature").manifest().shards:
-        # only the sum over the features of a part is known
-        nonzeros[part.start : part.stop] = part.rows // max(part.stop - part.start, 1)
     bounds = feature_ranges(
-        nonzeros, len(genes), range_bytes=parse_size(options.range_size), bounds=range(codes.n_features)
+        panel_firing(codes), len(genes), range_bytes=parse_size(options.range_size), bounds=codes.bounds
     )
     missing = [name for name in ASSOCIATION_TABLES if not commit.is_intact(folder / name)]
     pending: list[int] = []

@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from feature_store.cells.anndata_export import to_anndata
     from feature_store.cells.canonical import canonical_column, canonical_name, canonical_text
     from feature_store.cells.cell_table import (
+        draw_cells,
         read_cells,
         read_panel,
+        read_split_numbers,
         read_split_record,
         read_splits,
         write_cells,
@@ -60,12 +62,14 @@ __all__ = [
     "canonical_name",
     "canonical_text",
     "concat_rows",
+    "draw_cells",
     "expression_matrix",
     "make_splits",
     "open_source",
     "plan_expression",
     "read_cells",
     "read_panel",
+    "read_split_numbers",
     "read_split_record",
     "read_splits",
     "split_by_size",
@@ -77,7 +81,10 @@ __all__ = [
 _MODULES = {
     "anndata_export": ("to_anndata",),
     "canonical": ("canonical_column", "canonical_name", "canonical_text"),
-    "cell_table": ("read_cells", "read_panel", "read_split_record", "read_splits", "write_cells"),
+    "cell_table": (
+        *("draw_cells", "read_cells", "read_panel", "read_split_numbers"),
+        *("read_split_record", "read_splits", "write_cells"),
+    ),
     "expression": ("ExpressionReader", "expression_matrix", "plan_expression", "write_expression_part"),
     "matrices": ("CSRRows", "concat_rows"),
     "panel": ("PANEL_CELLS",),

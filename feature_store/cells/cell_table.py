@@ -174,6 +174,23 @@ def read_panel(folder: str | Path) -> npt.NDArray[np.int64]:
     return np.flatnonzero(commit.read_table(folder, ["panel"])["panel"].to_numpy()).astype(np.int64)
 
 
+def read_split_numbers(folder: str | Path) -> npt.NDArray[np.uint8]:
+    """The split of each cell in `Layout.cells_dir(dataset)` as its position in SPLITS [n_cells]."""
+    split = commit.read_table(folder, ["split"])["split"]
+    return split.replace_strict(list(schemas.SPLITS), range(len(schemas.SPLITS)), return_dtype=pl.UInt8).to_numpy()
+
+
+def draw_cells(folder: str | Path, n: int, *, seed: int) -> npt.NDArray[np.int64]:
+    """A sample of n cells of those in `Layout.cells_dir(dataset)`, drawn as a panel is (`draw_panel`), ascending."""
+    plan = CellsPlan.of(commit.Run.open(folder))
+    own = {"donor": plan.donor, "cell_type": plan.cell_type}
+    labels = [name if name in own.values() else column_of(name) for name in plan.labels if name not in plan.numbers]
+    columns = list(dict.fromkeys(["split", *(key for key, column in own.items() if column is not None), *labels]))
+    cells = commit.read_table(folder, columns)
+    codes = [factorize(cells[name], cells.height).unit_of_cell for name in columns]
+    return np.flatnonzero(draw_panel(codes, cells.height, n_wanted=n, seed=seed)).astype(np.int64)
+
+
 def read_split_record(folder: str | Path) -> SplitRecord:
     """How the cells in `Layout.cells_dir(dataset)` were split, and whether each donor is in one split."""
     plan = CellsPlan.of(commit.Run.open(folder)).split
