@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from feature_store.associations import (
@@ -86,7 +84,7 @@ class ExpressionWriter:
     def __init__(self, job: ExpressionJob) -> None:
         self.source = open_source(job.data, matrix=job.matrix)
         self.run = commit.Run.open(job.run)
-        self.panel = _panel(job.cells)
+        self.panel = read_panel(job.cells)
 
     def shard(self, number: int) -> dict[str, int]:
         """Transpose and commit the cells of shard `number` unless they are committed; return the progress counts."""
@@ -115,12 +113,10 @@ class Measurer:
         self.measured = MeasuredRun.open(job.measured)
         self.config = job.config
         self.genes = load_token_of_gene(layout, self.codes)
-        self.panel = read_panel(layout.cells_dir(self.codes.plan.dataset))
+        self.panel = readread_panel(layout.cells_dir(self.codes.plan.dataset))
         self.cells = cell_inputs(layout, self.codes, job.gene_sets)
-        dataset = self.codes.plan.dataset
-        expression = ExpressionReader(
-            commit.Run.open(_expression_dir(layout, dataset)), _panel(layout.cells_dir(dataset))
-        )
+        folder = _expression_dir(layout, self.codes.plan.dataset)
+        expression = ExpressionReader(commit.Run.open(folder), self.panel)
         self.tiles = GeneTiles(expression.read, expression.bounds, self.cells.blocks())
 
     def shard(self, number: int) -> dict[str, int]:
@@ -310,7 +306,7 @@ def write_expression_by_gene(
         return commit.Run.open(folder)
     with load_recorded_source(layout, dataset) as source:
         genes, cells = commit.read_table(layout.genes_dir(dataset)), layout.cells_dir(dataset)
-        plan = plan_expression(dataset, source, genes, _panel(cells))
+        plan = plan_expression(dataset, source, genes, read_panel(cells))
         job = ExpressionJob(
             data=tuple(str(path.resolve()) for path in source.paths),
             matrix=source.matrix,
@@ -365,11 +361,6 @@ def _label_columns(plan: CellsPlan) -> dict[str, str]:
     """Return the cell-table column of each obs column that --label named."""
     own = {"donor": plan.donor, "batch": plan.batch, "cell_type": plan.cell_type}
     return {label: label if own.get(label) == label else column_of(label) for label in plan.labels}
-
-
-def _panel(cells: str | Path) -> npt.NDArray[np.int64]:
-    """Return the cells of a data set whose expression is stored by gene: all of them."""
-    return np.arange(commit.Run.open(cells).manifest().rows)
 
 
 def _expression_dir(layout: Layout, dataset: str) -> Path:

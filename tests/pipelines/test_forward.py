@@ -128,6 +128,7 @@ def test_a_shard_is_as_large_as_asked_else_a_sixteenth_of_the_cells_or_what_fits
         return cells_per_shard(
             options.model_copy(update=update),
             dataclasses.replace(inputs, source=source, mean_tokens=500.0),
+            n_cells=n_cells,
             default="1MB",
             row_bytes=2.0,
             rows_per_cell=None,
