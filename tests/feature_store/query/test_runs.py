@@ -24,7 +24,7 @@ from feature_store.query.runs import (
 )
 from feature_store.storage import commit
 from feature_store.storage.hashing import sealed
-from feature_store.storage.layout import ASSOCIATION_TABLES, MANIFEST, PLAN, STATISTICS_TABLES, Layout
+from feature_store.storage.layout import ASSOCIATION_TABLES, CODES_TABLES, MANIFEST, PLAN, Layout
 from feature_store.storage.plans import ActivationsPlan, AssociationsPlan, CellsPlan, CodesPlan, SAEPlan
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ RECORDS = {"activations": ActivationsPlan, "saes": SAEPlan, "codes": CodesPlan, 
 TABLES = {
     "activations": ("",),
     "saes": ("",),
-    "codes": ("by_cell", "by_feature", *(f"stats/{name}" for name in STATISTICS_TABLES)),
+    "codes": CODES_TABLES,
     "associations": ASSOCIATION_TABLES,
 }
 PLAN_IN = {"activations": "", "saes": "", "codes": "by_cell", "associations": "features"}
