@@ -337,7 +337,7 @@ def test_a_lookup_opens_only_the_part_that_the_manifest_names(
     store: FeatureStore, small_store: Any, dense: np.ndarray
 ) -> None:
     folder = small_store.codes.folder
-    for shard in (0, 1, 2, 4):
+    for shard in range(4):
         (folder / "by_feature" / f"part-0000{shard}.parquet").write_bytes(b"not Parquet")
     for shard in (0, 2, 3):
         (folder / "by_cell" / f"part-0000{shard}.parquet").write_bytes(b"not Parquet")
