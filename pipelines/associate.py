@@ -47,6 +47,7 @@ from feature_store.codes import (
     load_feature_codes,
     load_token_counts,
     load_top_tokens,
+    panel_firing,
     panel_with_tokens,
 )
 from feature_store.errors import NotFoundError
@@ -113,7 +114,7 @@ class Measurer:
         self.measured = MeasuredRun.open(job.measured)
         self.config = job.config
         self.genes = load_token_of_gene(layout, self.codes)
-        self.panel = readread_panel(layout.cells_dir(self.codes.plan.dataset))
+        self.panel = read_panel(layout.cells_dir(self.codes.plan.dataset))
         self.cells = cell_inputs(layout, self.codes, job.gene_sets)
         folder = _expression_dir(layout, self.codes.plan.dataset)
         expression = ExpressionReader(commit.Run.open(folder), self.panel)

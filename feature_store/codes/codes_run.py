@@ -18,6 +18,7 @@ with the part found from the manifest, 677 ms in the wrong one (measured). Each 
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -186,13 +187,8 @@ class CodesRun:
                 run.commit_shard(part, lambda path: self._write_by_feature(path, kept), start=start, stop=stop)
             elif name.startswith("stats/"):
                 table = name.removeprefix("stats/")
-                columns = statistics[table]
-                run.commit_shard(
-                    part,
-                    lambda path, table=table, columns=columns: self._write_table(path, table, columns),
-                    start=start,
-                    stop=stop,
-                )
+                write = partial(self._write_table, table=table, columns=statistics[table])
+                run.commit_shard(part, write, start=start, stop=stop)
 
     def _write_by_feature(self, path: Path, kept: list[Columns]) -> int:
         names = ["feature_id", *(name for name in self.code_columns if name != "feature_id")]

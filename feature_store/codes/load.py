@@ -72,8 +72,8 @@ def load_feature_codes(codes: CodesRun, panel: Cells, start: int, stop: int) -> 
         columns.append(feature.astype(np.int32) - np.int32(start))
         values.append(value)
     shape = (len(panel), stop - start)
-    place = (np.concatenate(rows), np.concatenate(columns))
-    loaded = sparse.coo_array((np.concatenate(values), place), shape=shape).tocsr()
+    entries = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
+    loaded = sparse.coo_array(entries, shape=shape).tocsr()
     loaded.sort_indices()
     return loaded
 

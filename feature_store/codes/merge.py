@@ -52,7 +52,7 @@ class Merging:
         """Merge and commit one range; return the number of its features."""
         plan = self.codes.plan
         start, stop = self.bounds[number : number + 2]
-        merges = {
+        merges: dict[str, Merge] = {
             "feature_token": partial(_largest, n=plan.top_tokens, ties=["cell_idx", "token_pos"]),
             "feature_cell": partial(_largest, n=plan.top_cells, ties=["cell_idx"]),
             "firing": _sum,

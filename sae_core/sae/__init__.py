@@ -27,6 +27,7 @@ from sae_core.sae.interop import (
 )
 from sae_core.sae.metrics import MetricAccumulator, Metrics, evaluate
 from sae_core.sae.normaliser import Normaliser
+from sae_core.sae.reductions import ShardReduction, ShardStatistics
 from sae_core.sae.sweep import Sweep
 from sae_core.sae.synthetic import SyntheticDictionary, mean_max_cosine
 from sae_core.sae.trainer import StepMetrics, Trainer, TrainerState
@@ -43,6 +44,8 @@ __all__ = [
     "Normaliser",
     "SAEConfig",
     "SAEInfo",
+    "ShardReduction",
+    "ShardStatistics",
     "SparseAutoencoder",
     "SparseCodes",
     "StepMetrics",
