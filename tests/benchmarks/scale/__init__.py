@@ -1,0 +1,1 @@
+"""Benchmarks of a million cells: see bench_scale.py."""
