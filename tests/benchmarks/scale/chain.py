@@ -78,73 +78,50 @@ def measure_size(n_cells: int, options: Any) -> list[dict[str, Any]]:
 
 def report(sizes: Sequence[int], of_size: dict[int, list[dict[str, Any]]]) -> None:
     """Print CPU seconds of each stage and size, growth over proportional growth, memory, and disk."""
-    names = [record["stage"] for record in of_size[sizes[0]]]
-    by = {(record["stage"], n): record for n in sizes for record in of_size[n]}
-    steps = list(pairwise(sizes))
+    by_stage: dict[str, list[dict[str, Any]]] = {}
+    for n in sizes:
+        for record in of_size[n]:
+            by_stage.setdefault(record["stage"], []).append(record)
+    heads = [f"{n:,} cells" for n in sizes]
+
+    def rows(text: Callable[[dict[str, Any]], str]) -> dict[str, list[str]]:
+        return {name: [text(record) for record in records] for name, records in by_stage.items()}
+
     _table(
-        "CPU s (of them driver, actors)",
-        names,
-        [
-            (
-                f"{n:,} cells",
-                lambda name, n=n: "{cpu_s:.0f} ({driver_cpu_s:.0f}, {actors_cpu_s:.0f})".format(**by[name, n]),
-            )
-            for n in sizes
-        ],
+        "CPU s: all, driver, actors, Ray",
+        heads,
+        rows(lambda r: f"{r['cpu_s']:.0f}, {r['driver_cpu_s']:.0f}, {r['actors_cpu_s']:.0f}, {r['ray_cpu_s']:.0f}"),
     )
-    cpu = {key: record["cpu_s"] for key, record in by.items()}
-    _table(
-        "CPU s a 1,000 cells",
-        names,
-        [(f"{n:,} cells", lambda name, n=n: f"{1000 * cpu[name, n] / n:.2f}") for n in sizes],
-    )
-    _table(
-        f"CPU s over proportional growth (limit {LIMIT_GROWTH}), and of the further cells a 1,000",
-        names,
-        [
-            (
-                f"{n:,} to {m:,}",
-                lambda name, n=n, m=m: (
-                    f"{cpu[name, m] / cpu[name, n] * n / m:.2f}, {1000 * (cpu[name, m] - cpu[name, n]) / (m - n):.2f}"
-                ),
-            )
-            for n, m in steps
-        ],
-    )
-    for role in ("driver", "actor"):
+    _table("CPU s a 1,000 cells", heads, rows(lambda r: f"{1000 * r['cpu_s'] / r['cells']:.2f}"))
+    if len(sizes) > 1:
         _table(
-            f"peak MB of {'the driver' if role == 'driver' else 'one actor'}: RSS (PSS)",
-            names,
-            [
-                (
-                    f"{n:,} cells",
-                    lambda name, n=n, role=role: (
-                        f"{by[name, n][role + '_rss_mb']:.0f} ({by[name, n][role + '_pss_mb']:.0f})"
-                    ),
-                )
-                for n in sizes
-            ],
+            f"CPU s over proportional growth (limit {LIMIT_GROWTH}), and CPU s of 1,000 further cells",
+            [f"{n:,} to {m:,}" for n, m in pairwise(sizes)],
+            {name: [_growth(a, b) for a, b in pairwise(records)] for name, records in by_stage.items()},
         )
+    for role, who in {"driver": "the driver", "actor": "one actor"}.items():
+        text = rows(lambda r, role=role: f"{r[role + '_rss_mb']:.0f} ({r[role + '_pss_mb']:.0f})")
+        _table(f"peak MB of {who}: RSS (PSS)", heads, text)
     kb = {
         folder: [sum(r["bytes"].get(folder, 0) for r in of_size[n]) / n / 1000 for n in sizes]
-        for folder in sorted({folder for record in by.values() for folder in record["bytes"]})
-    }
-    kb = {
-        folder: values for folder, values in kb.items() if max(values) > 0.005 and not folder.startswith("activations")
+        for folder in sorted({folder for n in sizes for record in of_size[n] for folder in record["bytes"]})
+        if not folder.startswith("activations")
     }
     kb["all but activations"] = [sum(column) for column in zip(*kb.values(), strict=True)]
-    _table(
-        f"kB a cell on disk (limit {LIMIT_KB} for all but activations)",
-        list(kb),
-        [(f"{n:,} cells", lambda name, i=i: f"{kb[name][i]:.2f}") for i, n in enumerate(sizes)],
-    )
+    shown = {folder: [f"{value:.2f}" for value in values] for folder, values in kb.items() if max(values) > 0.005}
+    _table(f"kB a cell on disk (limit {LIMIT_KB} for all but activations)", heads, shown)
 
 
-def _table(title: str, rows: Sequence[str], columns: Sequence[tuple[str, Callable[[str], str]]]) -> None:
+def _growth(a: dict[str, Any], b: dict[str, Any]) -> str:
+    further = (b["cpu_s"] - a["cpu_s"]) / (b["cells"] - a["cells"])
+    return f"{b['cpu_s'] / a['cpu_s'] * a['cells'] / b['cells']:.2f}, {1000 * further:.2f}"
+
+
+def _table(title: str, heads: Sequence[str], rows: dict[str, list[str]]) -> None:
     """Print a table of Markdown."""
-    print(f"\n| {title} | " + " | ".join(name for name, _ in columns) + " |\n|---" + "|---" * len(columns) + "|")
-    for row in rows:
-        print(f"| {row} | " + " | ".join(value(row) for _, value in columns) + " |")
+    print(f"\n| {title} | " + " | ".join(heads) + " |\n|---" + "|---" * len(heads) + "|")
+    for name, values in rows.items():
+        print(f"| {name} | " + " | ".join(values) + " |")
 
 
 def main(options: Any) -> None:

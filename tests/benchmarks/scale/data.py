@@ -7,7 +7,7 @@ Profiles are tables of 65,536 genes, so that a count costs one look-up. A millio
 
 The counts of a cell follow from (seed, block of 10,000 cells), so a file of fewer cells is the beginning of a larger
 one, except that exactly N_RARE cells, whatever the number of cells, are of the type RARE. Donors come in stretches of
-100 cells, as in joined libraries; five donors make a batch; types are unequal (the largest has 250 times the cells of
+50 cells, as in joined libraries; five donors make a batch; types are unequal (the largest has 250 times the cells of
 the smallest) and their shares differ between donors.
 """
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 VOCABULARY = Path(__file__).parents[3] / "sae_core" / "scfm" / "mini" / "vocab.json"
-BLOCK_CELLS, STRETCH_CELLS = 10_000, 100
+BLOCK_CELLS, STRETCH_CELLS = 10_000, 50
 N_TYPES, N_DONORS, N_BATCHES, N_RARE = 30, 20, 4, 60
 RARE = "rare"
 N_MARKERS, N_LINEAGE, TYPES_PER_LINEAGE = 20, 10, 5
@@ -136,10 +136,10 @@ class Planted:
 
     def _labels(self, rng: np.random.Generator, rare: np.ndarray) -> dict[str, np.ndarray]:
         """Labels of the BLOCK_CELLS cells of a block."""
-        n_stretches = BLOCK_CELLS // STRETCH_CELLS
-        donor = np.repeat(rng.integers(0, N_DONORS, n_stretches), STRETCH_CELLS)
-        condition = np.repeat(rng.integers(0, 2, n_stretches), STRETCH_CELLS)
-        cell_type = (rng.random(BLOCK_CELLS)[:, None] > self.type_shares[donor]).sum(axis=1)
+        donors = np.tile(np.arange(N_DONORS), (BLOCK_CELLS // STRETCH_CELLS // N_DONORS, 1))
+        donor = np.repeat(rng.permuted(donors, axis=1).ravel(), STRETCH_CELLS)
+        condition = np.repeat(rng.integers(0, 2, BLOCK_CELLS // STRETCH_CELLS), STRETCH_CELLS)
+        cell_type = (rng.random(BLOCK_CELLS)[:, None] > self.type_shares[donor, :-1]).sum(axis=1)
         cell_type[rare] = TYPES.index(RARE)
         labels = {"donor": donor, "batch": donor % N_BATCHES, "cell_type": cell_type, "condition": condition}
         return {name: codes.astype(np.int8) for name, codes in labels.items()}
