@@ -13,17 +13,19 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import subprocess
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+# a part without a module is a script of its own
 PARTS = {
     "cells": "scale.data",
     "chain": "scale.chain",
     "panel": "scale.panel_truth",
     "wide": "scale.wide",
-    "driver": "scale.driver",
+    "driver": None,
     "queries": "scale.queries",
 }
 
@@ -48,7 +50,12 @@ def main() -> None:
     options.work = options.work.resolve()
     options.work.mkdir(parents=True, exist_ok=True)
     for name in PARTS if options.part == "all" else [options.part]:
-        importlib.import_module(PARTS[name]).main(options)
+        module = PARTS[name]
+        if module is None:
+            script = Path(__file__).parent / "scale" / f"{name}.py"
+            subprocess.run([sys.executable, script, "--folder", options.work], check=True)
+        else:
+            importlib.import_module(module).main(options)
 
 
 if __name__ == "__main__":
