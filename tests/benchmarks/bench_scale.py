@@ -41,6 +41,8 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=50_000, help="cells of the training sample; 0: all cells")
     parser.add_argument("--tokens-per-cell", type=int, default=0, help="tokens a cell to train on; 0: all")
     parser.add_argument("--encode", nargs="*", default=[], help="further options of encode, e.g. --encode=--keep=256")
+    parser.add_argument("--features", type=int, default=8192, help="features of the wide codes")
+    parser.add_argument("--panel", type=int, default=200_000, help="cells of the panel of the wide codes")
     parser.add_argument(
         "--checkout", type=Path, default=Path(__file__).parents[2], help="folder of the code to measure"
     )
