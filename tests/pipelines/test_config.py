@@ -87,7 +87,8 @@ def test_a_missing_recipe_is_named(tmp_path):
         load_recipe(tmp_path / "nothing.yaml")
 
 
-def test_the_example_recipe_is_valid(pytestconfig):
-    recipe = load_recipe(pytestconfig.rootpath / "infra" / "recipe.yaml")
+@pytest.mark.parametrize("name", ["recipe.yaml", "atlas-10m.yaml"])
+def test_the_example_recipes_are_valid(pytestconfig, name):
+    recipe = load_recipe(pytestconfig.rootpath / "infra" / name)
     assert recipe.extract is not None
     assert recipe.extract.layer == ("6",)
