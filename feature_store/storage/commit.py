@@ -20,14 +20,22 @@ only repeat work.
 Running the stage again repairs damage. plan.json, markers and manifest carry a hash of themselves: the stage supplies
 the plan again, a marker follows from its part, the manifest from the markers, and a part from the plan.
 
+A start costs names and markers, not bytes: `pending` and `committed` take a part that has its marker and the marker's
+size as committed, and hash nothing (of 100 million cells, the hashes would take hours). A part that has its size but
+other bytes is found by whoever reads it, `verify` or a reader; that process removes the part's marker. The shard is
+then pending, so the one thing to do after any error about a damaged part is to run its stage again. Removing a
+marker loses nothing: the manifest lists it too, and the shard that is computed again must have the listed bytes. It is
+done under the lock of publishing, and only if the hash is still wrong there. A process that may not write in the store
+names `scsae verify`, to be typed by a user who may.
+
 A reader that does not check the pages of a part (Polars does not) hashes it first: `checked_parts` does so once a
 process for each part of up to CHECKED_BYTES in a local folder. Of every other part, which `verify` hashes, it compares
 the size and hashes the end: a Parquet file has its footer there, which page checksums do not cover. That is enough for
 readers that do check the pages, such as that of activations.
 
 Cost: one sha256 over each part when it is written (about 1.5 GB/s a core with SHA extensions, 0.4 without) and one more
-for every part that `pending`, `verify` (which on object storage download it) or `checked_parts` re-read. Durability is
-POSIX fsync: committed parts survive a power cut.
+for every part that `verify` (which on object storage downloads it) or `checked_parts` re-read. Durability is POSIX
+fsync: committed parts survive a power cut.
 """
 
 import hashlib
@@ -78,6 +86,7 @@ __all__ = [
     "ShardMarker",
     "exclusive",
     "is_intact",
+    "mark_damaged",
     "read_part",
     "read_table",
     "replace_text",
@@ -224,14 +233,15 @@ class Run:
         return self.path / (files[shard] if files else part_name(shard))
 
     def committed(self, shard: int) -> ShardMarker | None:
-        """Return the shard's marker if its part exists with the marker's size and hash, else None."""
+        """Return the shard's marker if its part exists with the marker's size, else None; nothing is hashed."""
         marker = self._marker(shard)
-        return marker if marker is not None and _part_problem(self.part(shard), marker) is None else None
+        return marker if marker is not None and self._has_size(marker) else None
 
     def pending(self) -> list[int]:
         """Return the uncommitted shards, ascending, and remove temporary files whose writer is gone.
 
-        Every committed part is read and hashed again, so a truncated or altered part counts as uncommitted.
+        A part that is missing or has another size than its marker says counts as uncommitted, and so does one without a
+        marker, which `verify` removes where it finds other bytes. Nothing is hashed.
         """
         with clear_write_errors(self.path):
             filesystem.remove_abandoned(self.path)
@@ -274,8 +284,8 @@ class Run:
         """Create MANIFEST.json from the markers, or return the existing one, and put the table on the list of commits.
 
         A manifest that was damaged or is gone gets the creation time that the list has for it. Sizes are checked,
-        hashes are not (`commit_shard` computes them and `pending` repeats this on resume). It raises IncompleteRunError
-        naming the shards that lack a marker or a whole part.
+        hashes are not (`commit_shard` computes them). It raises IncompleteRunError naming the shards that lack a marker
+        or a whole part.
         """
         try:
             manifest = self.manifest()
@@ -354,7 +364,7 @@ class Run:
 
         A part of up to `max_bytes` is hashed; of a larger part, and on object storage, which checks its objects itself,
         the size is compared and the end is hashed. Neither is done twice in a process while size and times of the file
-        stay. IntegrityError names every part that is missing or has other bytes.
+        stay. IntegrityError names every part that is missing or has other bytes; those are pending from then on.
         """
         markers = self.manifest().shards if markers is None else markers
 
@@ -366,8 +376,10 @@ class Run:
         else:
             with ThreadPoolExecutor(max_workers=CHECK_THREADS) as threads:
                 found = list(threads.map(check, markers))
-        if problems := [problem for problem in found if problem is not None]:
-            raise IntegrityError(f"{'; '.join(problems)}; {repair_advice(self.path)}")
+        if any(found):
+            damaged = [marker.shard for marker, problem in zip(markers, found, strict=True) if problem is not None]
+            problems = "; ".join(problem for problem in found if problem is not None)
+            raise IntegrityError(f"{problems}; {self._mark_damaged(damaged)}")
         return [self.part(marker.shard) for marker in markers]
 
     def checked_part(self, shard: int) -> Path:
@@ -381,7 +393,8 @@ class Run:
     def verify(self) -> list[str]:
         """Read and hash every part and return every problem of the run; an empty list means that it is intact.
 
-        Without a valid manifest, the parts are compared with their markers.
+        A shard with a problem is pending from then on, so that running the stage again repairs it. Without a valid
+        manifest, the parts are compared with their markers.
         """
         listed: list[ShardMarker | None]
         try:
@@ -391,14 +404,42 @@ class Run:
                 problems.append(problem)
         except (IncompleteRunError, IntegrityError) as error:
             listed, problems = [self._marker(shard) for shard in range(self.n_shards)], [str(error)]
-        for shard, marker in enumerate(listed):
-            problem = None if marker is None else _part_problem(self.part(shard), marker)
-            if problem is not None:
-                problems.append(problem)
-            problem = self._marker_problem(shard, marker)
-            if problem is not None:
-                problems.append(problem)
-        return problems
+        found = [self._shard_problem(shard, marker) for shard, marker in enumerate(listed)]
+        damaged = [shard for shard, problem in enumerate(found) if problem is not None]
+        if damaged and (refused := self._remove_markers(damaged)) is not None:
+            problems.append(str(refused))
+        return problems + [problem for problem in found if problem is not None]
+
+    def _mark_damaged(self, shards: Sequence[int]) -> str:
+        """Remove the markers of damaged shards and return what to type."""
+        refused = self._remove_markers(shards)
+        advice = repair_advice(self.path)
+        return advice if refused is None else f"{advice}, after a user who can write there typed `scsae verify RUN`"
+
+    def _remove_markers(self, shards: Sequence[int]) -> StoreWriteError | None:
+        """Remove the markers of those shards that are damaged now; return the error if the folder is read-only."""
+        try:
+            with clear_write_errors(self.path):
+                for shard in shards:
+                    with filesystem.locked(self.path / PLAN):
+                        # careful: another process may have repaired the shard since
+                        if self._shard_problem(shard, self._listed(shard)) is not None:
+                            filesystem.remove_file(self.path / marker_name(shard))
+        except StoreWriteError as error:
+            return error
+        return None
+
+    def _listed(self, shard: int) -> ShardMarker | None:
+        """Return the marker that the manifest has for a shard; without a valid manifest, that of the shard itself."""
+        try:
+            return self.manifest().shards[shard]
+        except (IncompleteRunError, IntegrityError):
+            return self._marker(shard)
+
+    def _shard_problem(self, shard: int, listed: ShardMarker | None) -> str | None:
+        """What is wrong with the part of a shard, which is hashed, or else with its marker."""
+        problem = None if listed is None else _part_problem(self.part(shard), listed)
+        return self._marker_problem(shard, listed) if problem is None else problem
 
     def exclusive(self) -> AbstractContextManager[None]:
         """Make this process the only driver until the block ends; BusyError if there is one. See `exclusive`."""
@@ -461,8 +502,26 @@ def verify(path: str | Path) -> list[str]:
 
 
 def is_intact(path: str | Path) -> bool:
-    """Return whether a table is complete and undamaged; every part is hashed."""
-    return not verify(path)
+    """Return whether a table is complete, its plan and manifest are undamaged and no shard of it is pending.
+
+    It costs as little as `Run.pending`: nothing is hashed, and no file is removed.
+    """
+    try:
+        run = Run.open(path)
+        manifest = run.manifest()
+    except (IncompleteRunError, IntegrityError, NotFoundError, OutdatedRunError):
+        return False
+    return commits.problem_on_list(run.path, manifest.sha) is None and all(map(run.committed, range(run.n_shards)))
+
+
+def mark_damaged(part: Path) -> str:
+    """Return what to type where a part of a run cannot be read; if its bytes changed, it is pending afterwards.
+
+    Readers that check the pages of a part put this into their IntegrityError.
+    """
+    run = Run.open(part.parent)
+    shard = next(shard for shard in range(run.n_shards) if run.part(shard).name == part.name)
+    return run._mark_damaged([shard])
 
 
 def write_table(
@@ -470,10 +529,10 @@ def write_table(
 ) -> Manifest:
     """Write a whole table as a run of one shard; the plan gets `n_shards` = 1.
 
-    Calling it again with the same plan writes nothing and returns the existing manifest, unless the part was damaged
-    since. A frame that is costly to compute can be given as a function, which is called only if needed and before
-    anything is written. The row order is part of the content, so sort it. The file has zstd-1, row groups of 65,536
-    rows, statistics, page index and page checksums. It raises what `Run.create` and `Run.commit_shard` raise.
+    Calling it again with the same plan writes nothing and returns the existing manifest, unless the part is pending
+    (see `Run.pending`). A frame that is costly to compute can be given as a function, which is called only if needed
+    and before anything is written. The row order is part of the content, so sort it. The file has zstd-1, row groups of
+    65,536 rows, statistics, page index and page checksums. It raises what `Run.create` and `Run.commit_shard` raise.
     """
     path = as_path(path)
     if filesystem.size_bytes(path / MANIFEST) is not None:
@@ -507,7 +566,7 @@ def read_part(path: Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
         ):
             frame = pl.from_arrow(file.read(None if columns is None else list(columns)))
     except (OSError, pa.ArrowException) as error:
-        raise IntegrityError(f"{path} cannot be read: {error}; {filesystem.REPAIR}") from error
+        raise IntegrityError(f"{path} cannot be read: {error}; {mark_damaged(path)}") from error
     assert isinstance(frame, pl.DataFrame)
     return frame
 

@@ -177,6 +177,14 @@ def remove_folder(path: Path) -> None:
         object_storage.remove(path)
 
 
+def remove_file(path: Path) -> None:
+    """Remove a file if it is there."""
+    if is_local(path):
+        path.unlink(missing_ok=True)
+    else:
+        object_storage.remove_object(path)
+
+
 def replace_text(path: Path, text: str) -> None:
     """Write a small text file atomically; the file it replaces stays whole until then."""
     note_write()

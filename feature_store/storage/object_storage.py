@@ -121,6 +121,12 @@ def download(folder: Any, target: Path) -> None:
             path.fs.get_file(path.path, str(target / path.name))
 
 
+def remove_object(target: Any) -> None:
+    """Delete one object if it is there."""
+    with _clear_errors(target), contextlib.suppress(FileNotFoundError):
+        target.fs.rm_file(target.path)
+
+
 def remove(folder: Any) -> None:
     """Delete every object below `folder`, if there are any."""
     with contextlib.suppress(FileNotFoundError):

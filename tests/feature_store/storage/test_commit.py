@@ -194,6 +194,7 @@ def test_a_damaged_part_is_named_and_repaired_by_running_again(
 
 def test_a_damaged_part_cannot_be_replaced_by_other_bytes(finished: commit.Run) -> None:
     damage_flip(finished.part(1))
+    assert finished.verify()
 
     def other(path: Path) -> int:
         path.write_bytes(b"other")
@@ -231,6 +232,61 @@ def test_a_damaged_plan_or_manifest_is_named_and_written_again_without_redoing_a
     assert run.pending() == []
     run.finalize()
     assert folder_hashes(finished.path) == before
+
+
+def test_a_start_hashes_no_part(finished: commit.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(path: Path) -> str:
+        raise AssertionError(f"{path} was hashed")
+
+    for name in ("sha256", "end_sha256"):
+        monkeypatch.setattr(filesystem, name, never)
+    assert finished.pending() == []
+    assert finished.committed(1) == finished.manifest().shards[1]
+    assert commit.is_intact(finished.path)
+    damage_truncate(finished.part(1))
+    assert not commit.is_intact(finished.path)
+    assert finished.pending() == [1]
+
+
+def test_a_reader_that_finds_other_bytes_makes_the_shard_pending_and_the_same_command_repairs_it(
+    finished: commit.Run, folder_hashes: Callable[[Path], dict[str, str]]
+) -> None:
+    before = folder_hashes(finished.path)
+    damage_flip(finished.part(1))
+    assert finished.pending() == []
+    with pytest.raises(IntegrityError, match=r"part-00001\.parquet.*run its stage again"):
+        finished.checked_parts()
+    assert finished.pending() == [1]
+    assert not commit.is_intact(finished.path)
+    fill(finished)
+    finished.finalize()
+    assert folder_hashes(finished.path) == before
+
+
+def test_a_part_that_could_not_be_read_but_has_its_bytes_keeps_its_marker(finished: commit.Run) -> None:
+    assert "run its stage again" in commit.mark_damaged(finished.part(1))
+    assert finished.pending() == []
+    damage_flip(finished.part(1))
+    commit.mark_damaged(finished.part(1))
+    assert finished.pending() == [1]
+
+
+def test_a_damaged_part_in_a_store_that_is_only_read_is_named_with_verify(finished: commit.Run) -> None:
+    with without_root() as folder:
+        run = commit.Run.create(folder / "run", PLAN)
+        fill(run)
+        run.finalize()
+        damage_flip(run.part(1))
+        for path in (run.path, run.path / "plan.json"):
+            path.chmod(0o555)
+        with pytest.raises(IntegrityError, match=r"its bytes changed.*a user who can write there .*`scsae verify"):
+            run.checked_parts()
+        assert any("its bytes changed" in problem for problem in run.verify())
+        assert run.pending() == []
+        for path in (run.path, run.path / "plan.json"):
+            path.chmod(0o755)
+        run.verify()
+        assert run.pending() == [1]
 
 
 def test_a_part_and_the_manifest_damaged_together_are_both_made_again(
