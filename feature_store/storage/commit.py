@@ -21,12 +21,13 @@ Running the stage again repairs damage. plan.json, markers and manifest carry a 
 the plan again, a marker follows from its part, the manifest from the markers, and a part from the plan.
 
 A start costs names and markers, not bytes: `pending` and `committed` take a part that has its marker and the marker's
-size as committed, and hash nothing (of 100 million cells, the hashes would take hours). A part that has its size but
-other bytes is found by whoever reads it, `verify` or a reader; that process removes the part's marker. The shard is
-then pending, so the one thing to do after any error about a damaged part is to run its stage again. Removing a
-marker loses nothing: the manifest lists it too, and the shard that is computed again must have the listed bytes. It is
-done under the lock of publishing, and only if the hash is still wrong there. A process that may not write in the store
-names `scsae verify`, to be typed by a user who may.
+size as committed, and hash nothing (of 100 million cells, the hashes would take hours). The folder is listed once; a
+manifest, where there is one, has the sizes, and no marker is read. A part that has its size but other bytes is found by
+whoever reads it, `verify` or a reader; that process removes the part's marker. The shard is then pending, so the one
+thing to do after any error about a damaged part is to run its stage again. Removing a marker loses nothing: the
+manifest lists it too, and the shard that is computed again must have the listed bytes. It is done under the lock of
+publishing, and only if the hash is still wrong there. A process that may not write in the store names `scsae verify`,
+to be typed by a user who may.
 
 A reader that does not check the pages of a part (Polars does not) hashes it first: `checked_parts` does so once a
 process for each part of up to CHECKED_BYTES in a local folder. Of every other part, which `verify` hashes, it compares
@@ -45,6 +46,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -140,7 +142,7 @@ class Manifest:
         """Size of all parts in bytes."""
         return sum(marker.bytes for marker in self.shards)
 
-    @property
+    @cached_property
     def sha(self) -> str:
         """Sha256 of the manifest without its time; it covers every part through the part's hash."""
         return hashlib.sha256(sealed(self._content()).encode()).hexdigest()
@@ -172,6 +174,7 @@ class Run:
         self.plan = dict(plan)
         self.plan_sha = content_sha(self.plan)
         self.n_shards: int = self.plan["n_shards"]
+        self._parsed: tuple[tuple[Any, ...], Manifest] | None = None
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, n_shards={self.n_shards}, plan_sha={self.plan_sha[:12]})"
@@ -229,8 +232,11 @@ class Run:
         """Path of a shard's part, whether or not it exists."""
         if not 0 <= shard < self.n_shards:
             raise InputError(f"shard {shard} is not in 0..{self.n_shards - 1} of {self.path}")
+        return self.path / self._part_name(shard)
+
+    def _part_name(self, shard: int) -> str:
         files = self.plan.get("files")
-        return self.path / (files[shard] if files else part_name(shard))
+        return str(files[shard]) if files else part_name(shard)
 
     def committed(self, shard: int) -> ShardMarker | None:
         """Return the shard's marker if its part exists with the marker's size, else None; nothing is hashed."""
@@ -245,7 +251,29 @@ class Run:
         """
         with clear_write_errors(self.path):
             filesystem.remove_abandoned(self.path)
-        return [shard for shard in range(self.n_shards) if self.committed(shard) is None]
+        try:
+            markers = self._committed_markers(self.manifest())
+        except (IncompleteRunError, IntegrityError):
+            markers = self._committed_markers(None)
+        return [shard for shard, marker in enumerate(markers) if marker is None]
+
+    def _committed_markers(self, manifest: Manifest | None) -> list[ShardMarker | None]:
+        """Return the marker of each shard, None for one that is not committed, from one listing of the folder.
+
+        With a manifest, no marker is read: it is enough that there is one.
+        """
+        sizes = filesystem.file_sizes(self.path)
+        names = [self._part_name(shard) for shard in range(self.n_shards)]
+        there = [shard for shard, name in enumerate(names) if name in sizes and marker_name(shard) in sizes]
+        if manifest is None:
+            found = filesystem.read_many(self.path, self._marker, there)
+        else:
+            found = [manifest.shards[shard] for shard in there]
+        committed: list[ShardMarker | None] = [None] * self.n_shards
+        for marker in found:
+            if marker is not None and sizes[names[marker.shard]] == marker.bytes:
+                committed[marker.shard] = marker
+        return committed
 
     def commit_shard(self, shard: int, write: Callable[[Path], int], *, start: int, stop: int) -> ShardMarker:
         """Write and commit one shard unless it has a valid marker; return the valid marker.
@@ -298,10 +326,10 @@ class Run:
                 # a process may have died before it wrote the list; a store that is only read needs none
                 commits.put_on_list(self.path, manifest=manifest.sha, created=manifest.created)
             return manifest
-        markers = [self._marker(shard) for shard in range(self.n_shards)]
-        done = [marker for marker in markers if marker is not None and self._has_size(marker)]
+        markers = self._committed_markers(None)
+        done = [marker for marker in markers if marker is not None]
         if len(done) < self.n_shards:
-            missing = sorted(set(range(self.n_shards)) - {marker.shard for marker in done})
+            missing = [shard for shard, marker in enumerate(markers) if marker is None]
             raise IncompleteRunError(
                 f"{self.path}: {len(missing)} of {self.n_shards} shards are not committed (first: {missing[:5]}); "
                 "run the same command again to resume"
@@ -332,9 +360,18 @@ class Run:
                 commits.put_on_list(table, manifest=manifest.sha, created=manifest.created)
 
     def manifest(self) -> Manifest:
-        """Return the manifest. IncompleteRunError if there is none; IntegrityError: damaged, or of another plan."""
+        """Return the manifest, which is parsed again only if its file has changed since the last call.
+
+        IncompleteRunError if there is none; IntegrityError: damaged, or of another plan.
+        """
         path = self.path / MANIFEST
+        # careful: the state is taken before the content, so that a change in between is seen by the next call
+        state = filesystem.file_state(path)
+        if state is not None and self._parsed is not None and self._parsed[0] == state:
+            return self._parsed[1]
         try:
+            if state is None:
+                raise FileNotFoundError(path)
             content = filesystem.read_sealed(path)
         except (FileNotFoundError, NotADirectoryError):
             if commits.is_on_list(self.path):
@@ -351,6 +388,7 @@ class Run:
             raise IntegrityError(f"{path} is not a manifest: {error!r}; {repair_advice(self.path)}") from error
         if manifest.plan_sha != self.plan_sha or [marker.shard for marker in shards] != list(range(self.n_shards)):
             raise IntegrityError(f"{path} is not of the {PLAN} beside it; {repair_advice(self.path)}")
+        self._parsed = state, manifest
         return manifest
 
     def parts(self) -> list[Path]:
@@ -371,11 +409,7 @@ class Run:
         def check(marker: ShardMarker) -> str | None:
             return _problem_now(self.part(marker.shard), marker, whole=marker.bytes <= max_bytes)
 
-        if len(markers) < 2:
-            found = [check(marker) for marker in markers]
-        else:
-            with ThreadPoolExecutor(max_workers=CHECK_THREADS) as threads:
-                found = list(threads.map(check, markers))
+        found = filesystem.read_many(self.path, check, markers, local_threads=CHECK_THREADS)
         if any(found):
             damaged = [marker.shard for marker, problem in zip(markers, found, strict=True) if problem is not None]
             problems = "; ".join(problem for problem in found if problem is not None)
@@ -403,8 +437,9 @@ class Run:
             if (problem := commits.problem_on_list(self.path, manifest.sha)) is not None:
                 problems.append(problem)
         except (IncompleteRunError, IntegrityError) as error:
-            listed, problems = [self._marker(shard) for shard in range(self.n_shards)], [str(error)]
-        found = [self._shard_problem(shard, marker) for shard, marker in enumerate(listed)]
+            listed, problems = filesystem.read_many(self.path, self._marker, range(self.n_shards)), [str(error)]
+        with ThreadPoolExecutor(max_workers=CHECK_THREADS) as threads:
+            found = list(threads.map(self._shard_problem, range(self.n_shards), listed))
         damaged = [shard for shard, problem in enumerate(found) if problem is not None]
         if damaged and (refused := self._remove_markers(damaged)) is not None:
             problems.append(str(refused))
@@ -480,9 +515,12 @@ class Run:
 
     def _refuse_other_bytes(self, marker: ShardMarker) -> None:
         try:
+            # asked first, because the error about a manifest that is not there yet costs one more request
+            if filesystem.size_bytes(self.path / MANIFEST) is None:
+                return
             listed = self.manifest().shards[marker.shard]
         except (IncompleteRunError, IntegrityError):
-            # there is no manifest yet, or a damaged one that `finalize` rewrites
+            # a damaged one, which `finalize` rewrites
             return
         if listed != marker:
             raise IntegrityError(
@@ -511,7 +549,7 @@ def is_intact(path: str | Path) -> bool:
         manifest = run.manifest()
     except (IncompleteRunError, IntegrityError, NotFoundError, OutdatedRunError):
         return False
-    return commits.problem_on_list(run.path, manifest.sha) is None and all(map(run.committed, range(run.n_shards)))
+    return commits.problem_on_list(run.path, manifest.sha) is None and None not in run._committed_markers(manifest)
 
 
 def mark_damaged(part: Path) -> str:
@@ -616,22 +654,18 @@ def _flat(plan: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-_HASHED: dict[tuple[str, bool], tuple[str, tuple[int, ...]]] = {}
-"""Parts that this process has hashed, as a whole or their end: the sha256, and size and times of the file then."""
+_HASHED: dict[tuple[str, bool], tuple[str, tuple[Any, ...]]] = {}
+"""Parts that this process has hashed, as a whole or their end: the sha256, and the state of the file then."""
 
 
 def _problem_now(path: Path, marker: ShardMarker, *, whole: bool) -> str | None:
     """What is wrong with a part, by the hash of the `whole` of it or of its end, which is taken once a process."""
-    state: tuple[int, ...] = ()
-    if filesystem.is_local(path):
-        try:
-            found = path.stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return f"{path}: missing"
-        # careful: the state is taken before the hash, so that a change in between is seen the next time
-        state = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-    else:
-        whole = False
+    # careful: the state is taken before the hash, so that a change in between is seen the next time
+    is_local = filesystem.is_local(path)
+    state = filesystem.file_state(path) if is_local else ()
+    if state is None:
+        return f"{path}: missing"
+    whole = whole and is_local
     key, hashed = (str(path), whole), (marker.sha256, state)
     if _HASHED.get(key) == hashed:
         return None
@@ -643,7 +677,7 @@ def _problem_now(path: Path, marker: ShardMarker, *, whole: bool) -> str | None:
 
 def _end_problem(path: Path, marker: ShardMarker) -> str | None:
     problem = _size_problem(path, marker)
-    if problem is not None:
+    if problem is not None or marker.bytes == 0:
         return problem
     digest = filesystem.end_sha256(path)
     if digest != marker.end_sha256:
