@@ -130,7 +130,7 @@ def read_row_groups(path: Path, column: str, start: int, stop: int, *, footer: A
             frame = pl.from_arrow(file.read_row_groups(groups))
             footer = file.metadata
     except (OSError, pa.ArrowException) as error:
-        raise IntegrityError(f"{path} cannot be read: {error}; {REPAIR}") from error
+        raise IntegrityError(f"{path} cannot be read: {error}; {mark_damaged(path)}") from error
     assert isinstance(frame, pl.DataFrame)
     return frame.filter(pl.col(column).is_between(start, stop, closed="left")), footer
 
