@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from scipy import sparse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import numpy.typing as npt
-    from scipy import sparse
 
 Array = np.ndarray[Any, Any]
 BLOCK_ENTRIES = 1 << 22
@@ -110,10 +110,18 @@ def top_cells(tokens: TokenCodes, how: str, n: int) -> tuple[Array, ...]:
 
 def top_tokens(tokens: TokenCodes, n: int) -> tuple[Array, ...]:
     """feature_id, cell_idx, token_pos, gene_id and value of the n tokens of the largest code of each feature."""
-    coo = tokens.codes.tocoo()
-    place = largest_of_feature(coo.col, coo.data, n)
-    token = coo.row[place]
-    return coo.col[place], tokens.cell_idx[token], tokens.token_pos[token], tokens.gene_id[token], coo.data[place]
+    by_feature = sparse.csc_array(tokens.codes)
+    chosen = [np.empty(0, int)]
+    for feature in np.flatnonzero(np.diff(by_feature.indptr)):
+        low, high = by_feature.indptr[feature], by_feature.indptr[feature + 1]
+        places, values = np.arange(low, high), by_feature.data[low:high]
+        if high - low > n:
+            places = places[values >= np.partition(values, -n)[-n]]
+        # stable: equal values stay in the order of their tokens
+        chosen.append(places[np.argsort(-by_feature.data[places], kind="stable")][:n])
+    place = np.concatenate(chosen)
+    token, feature = by_feature.indices[place], np.searchsorted(by_feature.indptr, place, side="right") - 1
+    return feature, tokens.cell_idx[token], tokens.token_pos[token], tokens.gene_id[token], by_feature.data[place]
 
 
 def firing(tokens: TokenCodes, n_splits: int) -> tuple[Array, ...]:

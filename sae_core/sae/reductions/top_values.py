@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
-from sae_core.sae.codes import offsets_of, positions_above
+from sae_core.sae.codes import positions_above
 
-LEAST_BUFFER, LARGEST_BUFFER = 1 << 18, 1 << 23
+LEAST_BUFFER, LARGEST_BUFFER = 1 << 16, 1 << 23
 
 
 class TopRows(NamedTuple):
@@ -39,7 +39,7 @@ class TopValues:
         self.n_features, self.n = n_features, n
         self.threshold = torch.full((n_features,), 0.0 if n else torch.inf, device=device)
         """The n-th largest value of each feature; 0 where there are fewer."""
-        self._kept = self._empty(dtypes, device)
+        self._kept = [torch.zeros(0, dtype=dtype, device=device) for dtype in (torch.int64, *dtypes)]
         self._waiting: list[list[Tensor]] = []
         self._n_waiting = 0
         self._buffer = buffer or min(max(n_features * n, LEAST_BUFFER), LARGEST_BUFFER)
@@ -54,7 +54,7 @@ class TopValues:
             return
         # careful: floats above 0 keep their order as integers
         falling = 0x7FFFFFFF - value.view(torch.int32).long()
-        self._waiting.append([(feature.long() << 32) | falling, value, *columns])
+        self._waiting.append([(feature.long() << 32) | falling, *columns])
         self._n_waiting += value.numel()
         if self._n_waiting >= self._buffer:
             self._merge()
@@ -62,22 +62,27 @@ class TopValues:
     def rows(self) -> TopRows:
         """The largest values of each feature."""
         self._merge()
-        key, value, *columns = self._kept
-        return TopRows(key >> 32, value, columns)
+        key, *columns = self._kept
+        return TopRows(key >> 32, _value_of(key), columns)
 
     def _merge(self) -> None:
         if not self._waiting:
             return
-        joined = [torch.cat(parts) for parts in zip(self._kept, *self._waiting, strict=True)]
+        keys, *columns = (torch.cat(parts) for parts in zip(self._kept, *self._waiting, strict=True))
         self._waiting, self._n_waiting = [], 0
-        key, order = torch.sort(joined[0], stable=True)
-        feature = key >> 32
-        rank = torch.arange(key.numel(), device=key.device) - offsets_of(feature, self.n_features)[feature]
-        kept = rank < self.n
-        order, full = order[kept], rank[kept] == self.n - 1
-        self._kept = [column[order] for column in joined]
-        self.threshold[feature[kept][full]] = self._kept[1][full]
+        keys, order = torch.sort(keys, stable=True)
+        feature = keys >> 32
+        # a row has rank n or more in its feature if the row n places before it is of the same feature
+        among = torch.ones_like(feature, dtype=torch.bool)
+        among[self.n :] = feature[self.n :] != feature[: -self.n]
+        places = positions_above(among, 0.0)
+        keys, order, feature = keys[places], order[places], feature[places]
+        self._kept = [keys, *(column[order] for column in columns)]
+        last = self.n - 1
+        nth = positions_above(feature[last:] == feature[: max(0, feature.numel() - last)], 0.0) + last
+        self.threshold[feature[nth]] = _value_of(keys[nth])
 
-    @staticmethod
-    def _empty(dtypes: tuple[torch.dtype, ...], device: torch.device) -> list[Tensor]:
-        return [torch.zeros(0, dtype=dtype, device=device) for dtype in (torch.int64, torch.float32, *dtypes)]
+
+def _value_of(key: Int64[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """The values in the low half of the keys."""
+    return (0x7FFFFFFF - (key & 0xFFFFFFFF)).int().view(torch.float32)

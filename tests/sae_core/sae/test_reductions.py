@@ -211,16 +211,17 @@ def test_pairs_whose_keys_need_64_bits_are_counted():
 
 
 @pytest.mark.parametrize("buffer", [1, 64, 10**6])
-def test_the_largest_values_are_the_same_for_every_buffer_and_ties_keep_the_first(buffer):
+@pytest.mark.parametrize("n", [1, 5, 300, 3000])
+def test_the_largest_values_are_the_same_for_every_buffer_and_ties_keep_the_first(n, buffer):
     rng = np.random.default_rng(0)
     feature, value = rng.integers(0, 6, size=2000), rng.integers(1, 40, size=2000).astype(np.float32)
-    top = TopValues(7, 5, (torch.int64,), torch.device("cpu"), buffer=buffer)
+    top = TopValues(7, n, (torch.int64,), torch.device("cpu"), buffer=buffer)
     for low in range(0, 2000, 100):
         place = torch.arange(low, low + 100)
         of, values = torch.from_numpy(feature)[place], torch.from_numpy(value)[place]
         chosen = top.candidates(of, values)
         top.add(of[chosen], values[chosen], place[chosen])
-    expected = oracle.largest_of_feature(feature, value, 5)
+    expected = oracle.largest_of_feature(feature, value, n)
     found = top.rows()
     assert found.columns[0].tolist() == expected.tolist()
     assert found.feature.tolist() == feature[expected].tolist()
