@@ -9,6 +9,7 @@ the ranges, so each row is read once. Memory holds MERGED_PARTS parts of a range
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import polars as pl
 
 from feature_store.codes.codes_run import CodesRun
 from feature_store.codes.parquet import read_row_groups
+from feature_store.errors import IntegrityError, NotFoundError, OutdatedRunError
 from feature_store.storage import schemas
 from feature_store.storage.commit import Run, write_frame
 from feature_store.storage.layout import MERGED_TABLES
@@ -26,13 +28,15 @@ Merge = Callable[[pl.DataFrame], pl.DataFrame]
 
 
 class Merging:
-    """The runs merged/ of a codes folder, whose parts any number of processes may write. IncompleteRunError if the
-    tables of the shards are not finished.
+    """The runs merged/ of a codes folder, whose parts any number of processes may write.
+
+    Runs that were begun keep their bounds, which decide nothing but the memory. IncompleteRunError if the tables of the
+    shards are not finished.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.codes = CodesRun.open(folder)
-        self.bounds = self.codes.merge_bounds
+        self.bounds = _begun_with(self.codes.folder) or self.codes.merge_bounds
         self._shards = {name: self.codes.tables[f"stats/{name}"] for name in MERGED_TABLES}
         plan = MergedPlan(
             codes=self.codes.plan.id,
@@ -90,6 +94,13 @@ def build_merged(folder: str | Path) -> None:
     for number in merging.pending():
         merging.write(number)
     merging.finalize()
+
+
+def _begun_with(folder: Path) -> list[int] | None:
+    """The bounds of runs that were begun."""
+    with suppress(NotFoundError, IntegrityError, OutdatedRunError):
+        return list(MergedPlan.of(Run.open(folder / "merged" / MERGED_TABLES[0])).bounds)
+    return None
 
 
 def _largest(rows: pl.DataFrame, *, n: int, ties: list[str]) -> pl.DataFrame:
