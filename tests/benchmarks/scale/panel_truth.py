@@ -27,6 +27,7 @@ from scipy import sparse
 
 from feature_store.associations.auroc import auroc
 from feature_store.associations.classes import ClassConfig, classify
+from feature_store.associations.familywise import Replicates
 from feature_store.associations.gene_correlation import CellBlocks
 from feature_store.associations.inputs import Labels, Strata
 from feature_store.associations.label_statistics import associate_labels
@@ -163,7 +164,7 @@ def auroc_variance(area: np.ndarray, n_label: np.ndarray, n_rest: np.ndarray) ->
     """Hanley and McNeil's variance of an AUROC."""
     q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
     above = area * (1 - area) + (n_label - 1) * (q1 - area**2) + (n_rest - 1) * (q2 - area**2)
-    return above / (n_label * n_rest)
+    return np.divide(above, n_label * n_rest, out=np.full(len(area), np.nan), where=n_label > 0)
 
 
 def equal_panel(columns: list[np.ndarray], n_wanted: int, seed: int) -> np.ndarray:
@@ -192,7 +193,12 @@ def decisions(cells: Cells, inside: np.ndarray) -> tuple[pl.DataFrame, np.ndarra
     splits = {name: split == name for name in ("select", "test")}
     tables = [
         associate_labels(
-            codes, label[kind], splits, label["donor"], within=label["cell_type"] if kind == "batch" else None
+            codes,
+            label[kind],
+            splits,
+            label["donor"],
+            within=label["cell_type"] if kind == "batch" else None,
+            replicates=Replicates(n=0),
         )
         for kind in ("cell_type", "batch", "condition")
     ]
@@ -209,7 +215,8 @@ def decisions(cells: Cells, inside: np.ndarray) -> tuple[pl.DataFrame, np.ndarra
         None,
         units=label["donor"].take(seen),
         dead=np.zeros(codes.shape[1], dtype=bool),
-        config=ClassConfig(),
+        # the class does not depend on the resamples, which give its confidence
+        config=ClassConfig(n_bootstrap=1),
     )
     return table.filter(pl.col("split") == "test"), q, classes["class"].to_list()
 

@@ -161,7 +161,14 @@ def commit_shard(codes: CodesRun, shard: int, tokens: Tokens, panel: np.ndarray,
 def _plan(dataset: str, n_features: int, cut: CodesCut) -> CodesPlan:
     """The plan of codes of no SAE."""
     forward = FusedForward(
-        model_digest="none", site="none", dtype="f16", precision="f32", readout=None, tokens_per_cell=None
+        model_digest="none",
+        site="none",
+        dtype="f16",
+        precision="f32",
+        readout=None,
+        tokens_per_cell=None,
+        seed=0,
+        matrix="X",
     )
     return CodesPlan(
         control_of=None, sae="wide", sae_manifest="none", activations="none", dataset=dataset, n_features=n_features,
