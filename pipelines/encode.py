@@ -1,11 +1,13 @@
 """Encoding: activations into sparse codes and statistics, by Ray actors, shard by shard.
 
 The activations are read from a store, or computed by the foundation model in the same actor (fused), so that an atlas
-is encoded without writing its activations to disk. Both ways give the codes run the same bytes: fresh activations are
-rounded to the dtype in which the SAE's activations were stored, and encoded in the same pieces. A token's code depends
-on that token alone (the threshold encoder). Tokens are pooled to cell codes, and reduced to the statistics of the
-shard, on the device as they come (`sae_core.sae.reductions`), so memory does not grow with the shard's tokens. At the
-end the statistics of the features are merged over the shards, by actors if there are many.
+is encoded without writing its activations to disk. Both ways give the same codes: fresh activations are rounded to the
+dtype in which the SAE's activations were stored, and encoded in the same pieces. They are the same bytes where the
+shards hold the same cells, as they do without other cells than the panel's, and else they agree to rounding (1e-5),
+because the model's batches are cells of a shard. A token's code depends on that token alone (the threshold encoder).
+Tokens are pooled to cell codes, and reduced to the statistics of the shard, on the device as they come
+(`sae_core.sae.reductions`), so memory does not grow with the shard's tokens. At the end the statistics of the features
+are merged over the shards, by actors if there are many.
 """
 
 from collections.abc import Iterator, Mapping

@@ -183,9 +183,14 @@ def read_split_numbers(folder: str | Path) -> npt.NDArray[np.uint8]:
 def draw_cells(folder: str | Path, n: int, *, seed: int) -> npt.NDArray[np.int64]:
     """A sample of n cells of those in `Layout.cells_dir(dataset)`, drawn as a panel is (`draw_panel`), ascending."""
     plan = CellsPlan.of(commit.Run.open(folder))
-    own = {"donor": plan.donor, "cell_type": plan.cell_type}
-    labels = [name if name in own.values() else column_of(name) for name in plan.labels if name not in plan.numbers]
-    columns = list(dict.fromkeys(["split", *(key for key, column in own.items() if column is not None), *labels]))
+    own = {"donor": plan.donor, "batch": plan.batch, "cell_type": plan.cell_type}
+    strata = [key for key in ("donor", "cell_type") if own[key] is not None]
+    labels = [
+        name if own.get(name) == name else column_of(name)
+        for name in plan.labels
+        if name not in (*plan.numbers, plan.donor, plan.cell_type)
+    ]
+    columns = list(dict.fromkeys(["split", *strata, *labels]))
     cells = commit.read_table(folder, columns)
     codes = [factorize(cells[name], cells.height).unit_of_cell for name in columns]
     return np.flatnonzero(draw_panel(codes, cells.height, n_wanted=n, seed=seed)).astype(np.int64)

@@ -1,13 +1,16 @@
 """A codes run on disk: the codes of the panel's cells in two orders, compact codes of all others, and statistics.
 
-    by_cell/                 of the panel: cell_idx (sorted), [token_pos, gene_id], feature_id u16 or u32, value f32
-    by_feature/              the same nonzeros by feature_id and then cell_idx, row groups cut at the same features
-    compact/                 the largest codes of the cells outside the panel, as by_cell; it is absent if there are
-    none stats/feature_gene/      of the panel: tokens of (feature, split, gene) on which the feature fires stats/gene/
-    of the panel: tokens of (split, gene) stats/feature_token/     of all cells: the top-activating tokens of each
-    feature stats/feature_cell/      of all cells: the cells with the largest codes of each feature stats/firing/
-    of all cells: how many cells and tokens each feature fires in stats/cell/              of all cells: tokens of each
-    cell that has any merged/                  feature_token/, feature_cell/ and firing/ over all shards (`merge`)
+    by_cell/              of the panel: cell_idx (sorted), [token_pos, gene_id], feature_id u16 or u32, value f32
+    by_feature/           the same nonzeros by feature_id and then cell_idx, row groups cut at the same features
+    compact/              the largest codes of the cells outside the panel, as by_cell; absent if there are no such
+                          cells
+    stats/feature_gene/   of the panel: tokens of (feature, split, gene) on which the feature fires
+    stats/gene/           of the panel: tokens of (split, gene)
+    stats/feature_token/  of all cells: the top-activating tokens of each feature
+    stats/feature_cell/   of all cells: the cells with the largest codes of each feature
+    stats/firing/         of all cells: how many cells and tokens each feature fires in
+    stats/cell/           of all cells: tokens of each cell that has any
+    merged/               feature_token/, feature_cell/ and firing/ over all shards (`merge`)
 
 A shard holds cells of the panel, or others (`cut`): a table of the panel has a part for each of the former, one of all
 cells for both, the panel's first. All tables of a shard are written in one pass over its cells, so memory holds a block
