@@ -131,6 +131,7 @@ def test_the_associations_of_a_panel_are_those_of_a_data_set_of_its_cells_alone(
         assert_frame_equal(mine, theirs, rel_tol=1e-4, abs_tol=1e-6)
 
 
+@pytest.mark.slow
 def test_codes_of_all_cells_from_activations_of_a_sample_are_those_from_activations_of_all(
     atlas, own_atlas, tmp_path, monkeypatch
 ):
