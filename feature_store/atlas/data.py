@@ -6,11 +6,14 @@ from typing import Any, TypeVar
 
 import polars as pl
 
+from feature_store.query.panel import Panel
 from feature_store.query.store import FeatureStore
 from feature_store.storage.schemas import SPLITS
 
 BLOCK = 256
 """Number of features whose rows are read together: a page needs one feature, an export all of them in order."""
+CELLS_COUNTED = 4_000_000
+"""Cells that are counted at once."""
 MOST_CATEGORIES = 1000
 """A text column of the cell table with more values than this is not offered as a label to colour cells by."""
 PLACES: Mapping[str, tuple[str, str]] = {"feature_umap": ("x", "y"), "profile_umap": ("px", "py")}
@@ -88,15 +91,15 @@ class AtlasData:
         if not self.has("umap"):
             return pl.DataFrame(schema={"cell_idx": pl.Int64, "x": pl.Float32, "y": pl.Float32})
         columns = ["cell_idx", "split", *self.label_columns]
-        cells = self.store.frame("cells").select(columns)
+        cells = self.store.frame("cells").filter("panel").select(columns)
         points = self.store.frame("umap").select("cell_idx", "x", "y")
         found = points.join(cells, on="cell_idx", how="left").sort("cell_idx").collect()
         return found.with_columns(pl.col("split", *self.label_columns).cast(pl.String).cast(pl.Categorical))
 
     @cached_property
     def label_columns(self) -> list[str]:
-        """Text columns of the cell table that group cells: with 1 to MOST_CATEGORIES different values."""
-        table = self.store.frame("cells")
+        """Text columns of the cell table that group the panel's cells: with 1 to MOST_CATEGORIES different values."""
+        table = self.store.frame("cells").filter("panel")
         columns = [name for name, dtype in table.collect_schema().items() if dtype == pl.String and name not in _OWN]
         counts = table.select(pl.col(columns).drop_nulls().n_unique()).collect() if columns else pl.DataFrame()
         first = [name for name in ("cell_type", "batch", "donor") if name in columns]
@@ -106,8 +109,26 @@ class AtlasData:
     @cached_property
     def n_cells(self) -> dict[str, int]:
         """The number of cells of each split."""
-        counts = self.store.frame("cells").group_by("split").len().collect()
+        counts = self.store.frame("cells").group_by("split").len().collect(engine="streaming")
         return {split: int(n) for split in SPLITS for n in counts.filter(split=split)["len"]}
+
+    @cached_property
+    def n_with_tokens(self) -> dict[str, int]:
+        """The number of cells of each split that have tokens, which are those that features can fire in."""
+        counts = dict.fromkeys(SPLITS, 0)
+        # a join of all cells at once would take memory for each of them
+        for start in range(0, sum(self.n_cells.values()), CELLS_COUNTED):
+            inside = pl.col("cell_idx").is_between(start, start + CELLS_COUNTED, closed="left")
+            with_tokens = self.store.frame("cell_tokens").filter(inside).select("cell_idx")
+            cells = self.store.frame("cells").filter(inside).join(with_tokens, on="cell_idx", how="semi")
+            for split, n in cells.group_by("split").len().collect().iter_rows():
+                counts[split] += n
+        return counts
+
+    @property
+    def panel(self) -> Panel | None:
+        """The panel, which pages name beside its figures; None where it is all cells."""
+        return None if self.store.panel.of_all_cells else self.store.panel
 
     def rows(self, table: str, feature: int) -> pl.DataFrame:
         """The rows of a table about one feature, in their order; no rows where the store lacks the table.

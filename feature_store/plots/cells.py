@@ -82,14 +82,16 @@ def umap(
         xy = inside.select("x", "y").to_numpy()
         if isinstance(value, pl.Series) and not value.dtype.is_numeric():
             _draw_labels(panel, xy, value, size)
-            head(panel, f"{words(str(by))}\n{said(split)}")
+            head(panel, f"{words(str(by))}\n{said(store, split)}")
         elif isinstance(value, pl.Series):
             number = value.cast(pl.Float64).fill_null(np.nan).to_numpy()
             _draw_values(panel, xy, number, size, words(str(by)), ~np.isfinite(number))
-            head(panel, f"{words(str(by))}\n{said(split)}")
+            head(panel, f"{words(str(by))}\n{said(store, split)}")
         else:
             _draw_values(panel, xy, value, size, "cell code", value == 0)
-            counted = f"fires in {np.count_nonzero(value):,} of {value.size:,} {said(split).removeprefix('all ')}"
+            counted = (
+                f"fires in {np.count_nonzero(value):,} of {value.size:,} {said(store, split).removeprefix('all ')}"
+            )
             head(panel, f"{plain(name_of(store, int(by)))}\n{counted}")
         panel.set(xticks=[], yticks=[])
         panel.set_xlabel("UMAP 1", fontsize=SMALL)
@@ -121,7 +123,7 @@ def violin(
     columns = _groups(store) if named is None else columns_named(store, *named)
     cells = cells_of(store, split, *columns)
     value = code_of(store, feature, cells)
-    panels = {by: _grouped(value, cells[by], by, split) for by in columns}
+    panels = {by: _grouped(value, cells[by], by, said(store, split)) for by in columns}
     n_rows = max(map(len, panels.values()))
     longest = max(len(plain(name)) for groups in panels.values() for name in groups)
     width = 3.2 + 0.075 * longest
@@ -131,7 +133,7 @@ def violin(
         _draw_violins(panel, groups, bounds)
         panel.set_ylim(n_rows - 0.4, -0.6)
         panel.set_title(f"by {words(by)}", fontsize=10)
-        panel.set_xlabel(f"cell code where it fires, {said(split)}", fontsize=9)
+        panel.set_xlabel(f"cell code where it fires, {said(store, split)}", fontsize=9)
     if drawn.own:
         drawn.figure.suptitle(f"Feature {plain(name_of(store, feature))}", fontsize=11)
     else:
@@ -231,12 +233,12 @@ def _groups(store: "FeatureStore") -> list[str]:
 
 
 def _grouped(
-    value: npt.NDArray[np.float64], labels: pl.Series, by: str, split: str | None
+    value: npt.NDArray[np.float64], labels: pl.Series, by: str, cells: str
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """The values of each label, the label with the highest mean first."""
+    """The values of each label, the label with the highest mean first; `cells` says which cells they are of."""
     frame = pl.DataFrame({"label": canonical_text(labels), "value": value}).drop_nulls("label")
     if frame.is_empty():
-        raise InputError(f"no cell has a value in the column {by!r} ({said(split)}); name another")
+        raise InputError(f"no cell has a value in the column {by!r} ({cells}); name another")
     groups = {str(name): part["value"].to_numpy() for (name,), part in frame.group_by("label", maintain_order=True)}
     return dict(sorted(groups.items(), key=lambda item: (-float(item[1].mean()), item[0])))
 

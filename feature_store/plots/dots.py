@@ -91,7 +91,7 @@ def dotplot(
     kind = words(groupby)
     best = f"Best feature of each {kind} by p on select cells, if {NAMED_AT} on test cells"
     what = best if features is None else f"Features by {kind}"
-    head(drawn.ax, f"{what}\n{said(split)}{_absent(known, labels)}", loc="left", least=56)
+    head(drawn.ax, f"{what}\n{said(store, split)}{_absent(known, labels)}", loc="left", least=56)
     finish(drawn, show, save)
     return drawn.ax
 

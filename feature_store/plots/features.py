@@ -8,6 +8,7 @@ import polars as pl
 
 from feature_store.errors import InputError
 from feature_store.plots.canvas import CLASS_COLOURS, GREY, SMALL, beside, canvas, finish, head, plain
+from feature_store.plots.inputs import of_panel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +47,7 @@ def density_histogram(
         drawn.ax.text(0.5, 0.5, "no feature fires", ha="center", transform=drawn.ax.transAxes)
     drawn.ax.set_xlabel("log10 density (share of tokens on which the feature fires)", fontsize=9)
     drawn.ax.set_ylabel("features", fontsize=9)
-    head(drawn.ax, f"{features.height} features, {features.height - alive.height} dead")
+    head(drawn.ax, f"{features.height} features, {features.height - alive.height} dead{of_panel(store)}")
     finish(drawn, show, save)
     return drawn.ax
 
@@ -96,7 +97,7 @@ def batch_quadrant(
     drawn.ax.set_ylabel("explained by batch (within cell types)", fontsize=9)
     drawn.ax.set_xlim(-0.02 * limit, limit)
     drawn.ax.set_ylim(-0.02 * limit, limit)
-    head(drawn.ax, "Batch or biology?\nshare of rank variance explained, train and select cells")
+    head(drawn.ax, f"Batch or biology?\nshare of rank variance explained, train and select cells{of_panel(store)}")
     _name_strongest(drawn.ax, features, cell_effect, n_named, limit)
     if handles:
         beside(drawn.ax, handles[::-1], names[::-1], markerscale=1.6)

@@ -71,6 +71,11 @@ def name_of(store: "FeatureStore", feature: int) -> str:
     return f"{feature}: {named}" if named else str(feature)
 
 
-def said(split: str | None) -> str:
-    """The cells of a split in words, for titles."""
-    return "all cells" if split is None else f"{split} cells"
+def said(store: "FeatureStore", split: str | None) -> str:
+    """The cells of a split in words, for titles, with the panel where it is not all cells."""
+    return f"{'all' if split is None else split} cells{of_panel(store)}"
+
+
+def of_panel(store: "FeatureStore") -> str:
+    """The panel for the end of a title, ", panel of 12 of 40 cells"; nothing where the panel is all cells."""
+    return "" if store.panel.of_all_cells else f", {store.panel.words}"

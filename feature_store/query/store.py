@@ -5,11 +5,23 @@ set. Only the parts of finished manifests are read, so a process that writes int
 answer, and nothing is ever written. Codes are read in the sort order that suits the query, in SQL too
 (`feature_store.codes`).
 
-In SQL the tables are `cells`, `genes`, `training`, `feature_umap`, `feature_neighbour`, `codes`, `cell_tokens`, `umap`,
-`features`, `feature_label`, `feature_number`, `feature_gene`, `feature_geneset`, `feature_token`, `gene_sets`,
-`profile_umap`, `steering`, `steering_variants`, `steering_scores`, `steering_head`, `steering_map`, `feature_match`,
-`comparison` and `representation`, as far as the store has them (`feature_store.query.tables`). All of them are about
-the SAE of the associations, so they join by feature_id; the column `run` tells steering runs apart.
+In SQL the tables are `cells`, `genes`, `training`, `feature_umap`, `feature_neighbour`, `codes`, `compact_codes`,
+`cell_tokens`, `feature_cell`, `feature_firing`, `umap`, `features`, `feature_label`, `feature_number`, `feature_gene`,
+`feature_geneset`, `feature_token`, `gene_sets`, `profile_umap`, `steering`, `steering_variants`, `steering_scores`,
+`steering_head`, `steering_map`, `feature_match`, `comparison` and `representation`, as far as the store has them
+(`feature_store.query.tables`). All of them are about the SAE of the associations, so they join by feature_id; the
+column `run` tells steering runs apart.
+
+Of a large data set a panel of cells is drawn (`FeatureStore.panel`), and tables differ in the cells that they are of:
+
+    codes            the panel's cells, with all their codes; of a cell outside the panel there is no row
+    compact_codes    every other cell, with its largest codes; there is no such table where the panel is all cells
+    feature_cell     all cells: those with the largest codes of each feature
+    feature_firing   all cells: in how many cells and tokens of each split each feature fires
+    feature_token    all cells: the top-activating tokens of each feature
+    cells            all cells, with a column `panel`; `cell_tokens` has those that have tokens
+    umap, features, feature_label, feature_number, feature_gene, feature_geneset
+                     measured on the panel's cells
 """
 
 import json
@@ -26,6 +38,7 @@ import polars as pl
 
 from feature_store.cells import canonical_name
 from feature_store.errors import NotFoundError, QueryError, StoreError
+from feature_store.query.panel import Panel
 from feature_store.query.runs import Lineage, lineage_of, plans_of
 from feature_store.query.statements import check_statement
 from feature_store.query.suggestions import closest_names, did_you_mean, join_names, same_but_for_case
@@ -34,6 +47,7 @@ from feature_store.storage import schemas
 from feature_store.storage.commit import Run
 from feature_store.storage.layout import ASSOCIATION_TABLES, KINDS, SUMMARY, Layout
 from feature_store.storage.obs_columns import column_of, find_column
+from feature_store.storage.plans import CellsPlan
 
 if TYPE_CHECKING:
     import anndata
@@ -151,9 +165,36 @@ class FeatureStore:
         cells = self.frame("cells").filter("panel")
         if "cell_tokens" not in self.tables():
             return cells
-        return cells.join(
-            self.frame("cell_tokens").select("cell_idx"), on="cell_idx", how="semi", maintain_order="left"
+        with_tokens = self._tables.panel_tokens().select("cell_idx")
+        return cells.join(with_tokens, on="cell_idx", how="semi", maintain_order="left")
+
+    @cached_property
+    def panel(self) -> Panel:
+        """How many cells the panel has, of how many, and how it was drawn.
+
+        >>> store.panel.words
+        'panel of 200,000 of 1,048,576 cells'
+
+        Raises QueryError if the store has no cells.
+        """
+        n_panel = self.frame("cells").select(pl.col("panel").sum()).collect(engine="streaming").item()
+        (folder,) = self._tables.folders["cells"]
+        return Panel(
+            n_panel=n_panel,
+            n_cells=self._n_cells,
+            keep=None if self.lineage.codes is None else self._tables.codes.plan.keep,
+            drawn=None if n_panel == self._n_cells else CellsPlan.of(Run.open(folder)).panel,
         )
+
+    def cells_at(self, cell_idx: pl.Series) -> pl.DataFrame:
+        """The rows of the cell table of some cells, in any order, with a row for each that there is.
+
+        >>> store.cells_at(pl.Series([3, 17]))
+        """
+        is_first, self._has_read_cells = not self._has_read_cells, True
+        if is_first or self._n_cells > CELLS_KEPT:
+            return self.frame("cells").filter(pl.col("cell_idx").is_in(cell_idx.implode())).collect()
+        return self._kept_cells[cell_idx.filter(cell_idx < self._n_cells).to_list()]
 
     def made_by(self, table: str) -> str:
         """The command that makes a table, whether or not this store has it.
@@ -212,6 +253,11 @@ class FeatureStore:
             if known and not any(text in values for values in known.values()):
                 values = sorted({value for values in known.values() for value in values})
                 return f"no {column} is {text!r} in {', '.join(known)}{did_you_mean(text, values, n=3)}"
+        if "compact_codes" in self.tables() and re.search(r"\bcodes\b", query, re.IGNORECASE):
+            return (
+                f"no row meets all the conditions; codes has the {self.panel.words}, and compact_codes the largest "
+                "codes of each other cell"
+            )
         return "no row meets all the conditions"
 
     @_names_damage
@@ -275,7 +321,7 @@ class FeatureStore:
         top = self._tables.codes.top_cells(feature, n)
         if "cells" not in self._tables.folders:
             return top
-        return top.join(self._cells_of(top["cell_idx"]), on="cell_idx", how="left", maintain_order="left")
+        return top.join(self.cells_at(top["cell_idx"]), on="cell_idx", how="left", maintain_order="left")
 
     @_names_damage
     def codes_of(self, feature: int) -> pl.DataFrame:
@@ -295,11 +341,16 @@ class FeatureStore:
         >>> store.features_of("AAACATTGAGCTAC-1", n=5)  # the cell of this cell_id
         >>> store.features_of(17)  # the cell at this place, its cell_idx; "17" is a cell_id
 
-        This reads one row group of the one part that holds the cell; of a cell outside the panel, these are of its
-        largest codes. Raises QueryError for a cell that is not in the cell table.
+        This reads one row group of the one part that holds the cell. Where the panel is not all cells, the column `of`
+        says of what the n are the largest: "all codes" of a cell of the panel, and, for example, "256 largest codes" of
+        any other, of which no more are kept. Raises QueryError for a cell that is not in the cell table.
         """
-        codes = self._tables.codes
-        return self._describe(codes.features_of(self._cell_idx(cell)).head(n))
+        codes, place = self._tables.codes, self._cell_idx(cell)
+        found = codes.features_of(place).head(n)
+        if not codes.of_all_cells:
+            in_panel = self.frame("cells").filter(pl.col("cell_idx") == place).select("panel").collect().item()
+            found = found.with_columns(of=pl.lit("all codes" if in_panel else f"{codes.plan.keep} largest codes"))
+        return self._describe(found)
 
     def provenance(self) -> dict[str, Any]:
         """Where the tables come from: the ids of the runs, the sha256 of the manifest of each table, and the plans from
@@ -345,7 +396,8 @@ class FeatureStore:
         >>> store.to_anndata(cells=pl.col("split") == "test", features=[17, 256])
 
         `obs` is the cell table, indexed by cell_id, or by cell_idx where ids repeat. `obsm[key]` holds the codes,
-        sparse [n_cells n_features]. `uns["sae"]` (`key` without its "X_") holds the tables about features, where
+        sparse [n_cells n_features]; those of a cell outside the panel (obs `panel` is False) are its largest, and its
+        smaller ones are 0 there. `uns["sae"]` (`key` without its "X_") holds the tables about features, where
         `features` has a row for each column of the codes, and the provenance with its plans as JSON. There is no X,
         because the expression is in the file that was encoded.
 
@@ -403,7 +455,7 @@ class FeatureStore:
                 raise QueryError(self._explain(str(error))) from error
         indices = [self._cell_idx(cell) for cell in cells]
         chosen = pl.DataFrame({"cell_idx": indices}, schema={"cell_idx": pl.Int64})
-        rows = self._cells_of(chosen["cell_idx"].unique())
+        rows = self.cells_at(chosen["cell_idx"].unique())
         return chosen.join(rows, on="cell_idx", how="left", maintain_order="left")
 
     def _check_feature(self, feature: int) -> None:
@@ -415,13 +467,6 @@ class FeatureStore:
         """Number of cells of the data set; cell_idx runs from 0 to one less."""
         (folder,) = self._tables.folders["cells"]
         return Run.open(folder).manifest().rows
-
-    def _cells_of(self, cell_idx: pl.Series) -> pl.DataFrame:
-        """Rows of the cell table, in any order."""
-        is_first, self._has_read_cells = not self._has_read_cells, True
-        if is_first or self._n_cells > CELLS_KEPT:
-            return self.frame("cells").filter(pl.col("cell_idx").is_in(cell_idx.implode())).collect()
-        return self._kept_cells[cell_idx.filter(cell_idx < self._n_cells).to_list()]
 
     @cached_property
     def _kept_cells(self) -> pl.DataFrame:

@@ -95,6 +95,11 @@ class Tables:
             raise NotFoundError(f"{self.layout.root} has no codes; make them with `{self.made_by('codes')}`")
         return CodeReader(self.layout.codes_dir(self.lineage.codes))
 
+    def panel_tokens(self) -> pl.LazyFrame:
+        """The rows of `cell_tokens` of the panel's cells, whose parts come first."""
+        (folder,) = self.folders["cell_tokens"]
+        return _scan(folder, n_parts=self.codes.run.cut.n_panel_shards)
+
     def manifests(self) -> dict[str, str]:
         """The sha256 of the manifest of each table that a single run holds, or why it is "unreadable: ..."."""
         return {
@@ -115,9 +120,8 @@ class Tables:
         problems: dict[str, None] = {}
         folders = {folder for table in self._frames for folder in self.folders[table]}
         if "codes" in self._frames or "codes" in self.__dict__:
-            folders |= {
-                run.path for run in (self.codes.run.by_cell, self.codes.run.by_feature, self.codes.run.compact) if run
-            }
+            read = ("by_cell", "by_feature", "compact", "stats/cell")
+            folders |= {run.path for name, run in self.codes.run.tables.items() if name in read}
         for folder in folders:
             try:
                 Run.open(folder).checked_parts()
@@ -216,9 +220,10 @@ def _training(folder: Path) -> pl.LazyFrame:
     return frame.select(pl.col("step").cast(pl.Int64), pl.exclude("step")).lazy()
 
 
-def _scan(folder: Path) -> pl.LazyFrame:
-    """The parts of a complete run as one lazy frame."""
-    parts = Run.open(folder).checked_parts()
+def _scan(folder: Path, *, n_parts: int | None = None) -> pl.LazyFrame:
+    """The parts of a complete run, or the first `n_parts` of them, as one lazy frame."""
+    run = Run.open(folder)
+    parts = run.checked_parts(run.manifest().shards[:n_parts])
     try:
         with parquet_source(parts[0]) as source:
             schema = pl.read_parquet_schema(source)

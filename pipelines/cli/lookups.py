@@ -12,7 +12,7 @@ from pipelines.runtime.progress import stderr_console
 
 LOOKUP_COLUMNS = (
     "feature_id gene label gene_set number value select_auroc auroc select_pearson pearson select_spearman spearman "
-    "identity_precision lift overlap n_set odds_ratio q q_matched class top_label top_genes"
+    "identity_precision lift overlap n_set odds_ratio q q_matched of class top_label top_genes"
 ).split()
 """The columns of a look-up in a table; the other forms have every column."""
 NAMES = ("gene", "label", "gene_set", "number")

@@ -52,7 +52,8 @@ def sql(
     """Query the tables of a store in SQL.
 
     The tables are cells, codes, features, feature_label, feature_gene, feature_geneset and others; `SHOW TABLES` lists
-    them.
+    them. Where the panel is not all cells, codes has the cells of the panel, and compact_codes the largest codes of
+    every other cell.
     """
     from feature_store import FeatureStore
     from pipelines.cli.lookups import ask

@@ -11,14 +11,14 @@ import polars as pl
 import pytest
 from scipy import sparse
 from stored_bytes import hashes_of
-from token_codes import TokenCodes, cut_of, toy_codes, write_codes
+from token_codes import TokenCodes, cut_of, toy_codes, write_codes, write_codes_of_panel
 from toy_plans import toy_table
 
 from feature_store.activations import ActivationReader, ActivationWriter
 from feature_store.codes import CodesRun
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import Layout
-from feature_store.storage.plans import AssociationsPlan, SteeringResultsPlan
+from feature_store.storage.plans import AssociationsPlan, CellsPlan, PanelPlan, SteeringResultsPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -132,6 +132,23 @@ def small_store(tmp_path: Path, small_store_template: SmallStore) -> SmallStore:
     layout = Layout(tmp_path / "store")
     shutil.copytree(small_store_template.layout.root, layout.root)
     return replace(small_store_template, layout=layout, codes=CodesRun.open(layout.codes_dir("c0de")))
+
+
+PANEL = np.array([0, 1, 5, 8, 9, 11, 17, 23, 24, 31, 32, 38])
+
+
+@pytest.fixture
+def panel_store(small_store: SmallStore) -> SmallStore:
+    """The small store where PANEL, 12 of the 40 cells, has all codes, and every other cell its 3 largest."""
+    layout, cells = small_store.layout, small_store.cells.with_columns(panel=pl.col("cell_idx").is_in(PANEL.tolist()))
+    for folder in (layout.cells_dir("toy"), layout.codes_dir("c0de")):
+        shutil.rmtree(folder)
+    drawn = PanelPlan(wanted=12, n_cells=12, seed=7, strata=("split", "donor"), sha256="0" * 64)
+    commit.write_table(layout.cells_dir("toy"), cells, toy_table(CellsPlan, panel=drawn))
+    cut = cut_of(40, 5, n_panel=len(PANEL), other_cells=15)
+    plan = toy_codes(cut, n_features=12, dataset="toy", sae="5ae", keep=3)
+    codes = write_codes_of_panel(layout.codes_dir("c0de"), plan, small_store.tokens, SPLIT_OF_CELL, PANEL)
+    return replace(small_store, codes=codes, cells=cells)
 
 
 @pytest.fixture(scope="session")

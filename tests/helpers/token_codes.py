@@ -10,6 +10,7 @@ import torch
 from toy_plans import toy_plan
 
 from feature_store.codes import CodesRun, build_merged
+from feature_store.codes.cut import cells_of_shard, span_of_shard
 from feature_store.storage.plans import CodesCut, CodesPlan
 from feature_store.storage.schemas import SPLITS
 from pipelines.encode import statistics_tables
@@ -126,6 +127,26 @@ def write_codes(folder: Path, plan: CodesPlan, tokens: Iterable[TokenCodes], spl
         commit_tokens(run, shard, part, start=start, stop=stop, split_of_cell=split_of_cell)
     finish(run)
     return run
+
+
+def write_codes_of_panel(
+    folder: Path, plan: CodesPlan, tokens: TokenCodes, split_of_cell: Any, panel: np.ndarray
+) -> CodesRun:
+    """A finished codes run of the tokens of all cells, of which those of the panel (ascending) have all their codes."""
+    run = CodesRun.create(folder, plan)
+    for shard in range(run.cut.n_shards):
+        own = tokens.select(np.isin(tokens.cell_idx, cells_of_shard(run.cut, shard, panel)))
+        start, stop = span_of_shard(run.cut, shard, panel)
+        commit_tokens(run, shard, own, start=start, stop=stop, split_of_cell=split_of_cell)
+    finish(run)
+    return run
+
+
+def pooled(tokens: TokenCodes, n_cells: int) -> np.ndarray:
+    """The largest code of the tokens of each cell, dense [n_cells n_features]."""
+    dense = np.zeros((n_cells, tokens.codes.shape[1]), np.float32)
+    np.maximum.at(dense, tokens.cell_idx, tokens.codes.toarray())
+    return dense
 
 
 def finish(run: CodesRun) -> None:

@@ -21,7 +21,10 @@ MOST = 20
 
 
 def _by_id(data: AtlasData) -> pl.DataFrame:
-    """cell_id and cell_idx of all cells, sorted by the id in lower case, because a search ignores the case."""
+    """cell_id and cell_idx of all cells, sorted by the id in lower case, because a search ignores the case.
+
+    It is kept, at 24 bytes a cell, and the length of its id where that is more than 12.
+    """
     ids = data.store.frame("cells").select("cell_id", "cell_idx").collect()
     return ids.sort(pl.col("cell_id").str.to_lowercase(), "cell_id", "cell_idx")
 
@@ -52,14 +55,16 @@ def cell_features(data: AtlasData, chunk: str) -> bytes:
     """Cells first to first + n - 1: cell_id, split, labels by column, and of each cell the largest codes (feature_id,
     value) and how many features fire (n_active).
 
-    A value is the shortest decimal of its float32. Where there are no codes, `missing` says so.
+    A value is the shortest decimal of its float32. Where there are no codes, `missing` says so. Where the panel is not
+    all cells, `panel` says which cells are in it, and `keep` how many codes are kept of each other cell at most, so
+    that n_active is at most this.
     """
     if not data.has("cells"):
         raise NoSuchResource(chunk)
     n_cells = sum(data.n_cells.values())
     first = path_number(chunk, -(-n_cells // CELLS)) * CELLS
     inside = (pl.col("cell_idx") >= first) & (pl.col("cell_idx") < first + CELLS)
-    columns = ["cell_idx", "cell_id", "split", *data.label_columns]
+    columns = ["cell_idx", "cell_id", "split", "panel", *data.label_columns]
     cells = data.store.frame("cells").filter(inside).select(columns).sort("cell_idx").collect()
     facts: dict[str, Any] = {
         "first": first,
@@ -68,7 +73,10 @@ def cell_features(data: AtlasData, chunk: str) -> bytes:
     }
     if not data.has("codes"):
         return json_bytes({**facts, **data.missing("codes")})
-    codes = data.store.frame("codes").filter(inside).select("cell_idx", "feature_id", "value").collect()
+    if (panel := data.panel) is not None:
+        facts |= {"panel": cells["panel"].to_list(), "keep": panel.keep}
+    tables = [data.store.frame(name).filter(inside) for name in ("codes", "compact_codes") if data.has(name)]
+    codes = pl.concat(table.select("cell_idx", "feature_id", "value").collect() for table in tables)
     if "token_pos" in data.store.frame("codes").collect_schema():
         codes = codes.group_by("cell_idx", "feature_id").agg(pl.col("value").max())
     codes = codes.sort("cell_idx", "value", "feature_id", descending=[False, True, False])

@@ -79,7 +79,7 @@ def cell_names(data: AtlasData) -> bytes:
     """cell_id of each row of cells.cols, apart from it because it is read only when a user points at a cell."""
     if not data.has("cells"):
         return encode(pl.DataFrame())
-    names = data.store.frame("cells").select("cell_idx", "cell_id").collect()
+    names = data.store.frame("cells").filter("panel").select("cell_idx", "cell_id").collect()
     return encode(data.cells.select("cell_idx").join(names, on="cell_idx", how="left").select("cell_id"))
 
 
@@ -89,23 +89,38 @@ def provenance(data: AtlasData) -> bytes:
 
 
 def _cells(data: AtlasData, feature: int) -> dict[str, Any]:
-    """The cells in which it fires: their number, the strongest, violins by label column, and correlated features."""
-    for table in ("codes", "cells"):
+    """The cells in which it fires: their number and the strongest of all cells; of the panel's cells, violins by label
+    column, and correlated features.
+    """
+    for table in ("codes", "cells", "feature_cell", "feature_firing"):
         if not data.has(table):
             return data.missing(table)
     codes = data.cached(Codes)
-    found = codes.firing(feature)
-    strongest = np.lexsort((found.cell_idx, -found.value))[:N_TOP]
-    top = codes.cells[found.cell_idx[strongest].tolist()].with_columns(value=pl.Series(found.value[strongest]))
     together = codes.together(feature)
     return {
-        "splits": codes.counts(feature),
-        "top": top.to_dicts(),
+        "splits": _counts(data, feature),
+        "top": _with_cells(data, data.rows("feature_cell", feature).head(N_TOP)).to_dicts(),
         "violins": {
             split: {column: codes.violins(feature, column, split) for column in data.label_columns} for split in SPLITS
         },
         "together": together if together is None else [_named(data, row) for row in together],
     }
+
+
+def _counts(data: AtlasData, feature: int) -> dict[str, dict[str, int]]:
+    """All cells with tokens, and those in which a feature fires, of each split that a violin can be of."""
+    n = data.n_with_tokens
+    n_firing = dict(data.rows("feature_firing", feature).select("split", "n_cells").iter_rows())
+    return {
+        "test": {"n": n["test"], "n_firing": n_firing.get("test", 0)},
+        "all": {"n": sum(n.values()), "n_firing": sum(n_firing.values())},
+    }
+
+
+def _with_cells(data: AtlasData, rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows about cells, with the id, split and labels of each cell."""
+    cells = data.store.cells_at(rows["cell_idx"]).select("cell_idx", "cell_id", "split", *data.label_columns)
+    return rows.drop("feature_id").join(cells.unique("cell_idx"), on="cell_idx", how="left", maintain_order="left")
 
 
 def _labels(data: AtlasData, feature: int) -> dict[str, Any]:
@@ -170,10 +185,7 @@ def _tokens(data: AtlasData, feature: int) -> dict[str, Any]:
     if rows.is_empty():
         return {"rows": []}
     top = rows.sort("value", "cell_idx", "token_pos", descending=[True, False, False]).head(N_TOP)
-    if data.has("codes"):
-        cells = data.cached(Codes).cells[top["cell_idx"].to_list()]
-        top = top.hstack(cells.drop("cell_idx"))
-    return {"rows": top.drop("feature_id").to_dicts()}
+    return {"rows": (_with_cells(data, top) if data.has("cells") else top.drop("feature_id")).to_dicts()}
 
 
 def _neighbours(data: AtlasData, feature: int) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """The code of a feature in cells: where it fires, its distribution by label, the null band of permuted labels, and the
 features that fire in the same cells.
 
-All is computed from the codes when a page asks for it, over every cell of a split and not only those on the map. The
-null band of a label is that of the statistic which is shown, the rank-biserial: of all cells where labels are permuted
-within donors (blocks), and of cells inside each type for batches. Its mean and standard deviation under permutation are
-exact (a rank sum is a sum over blocks of draws without replacement); its ends are mean +- 1.96 of them. z of the table
-does not give it: that is of van Elteren's statistic, which weights blocks otherwise, so that rank_biserial / z is the
-null's standard deviation only where there is one block. Labels that are constant within donors are tested by donor, and
-get no band: permuting a handful of donors has no such form.
+All is computed from the codes when a page asks for it, over every cell of the panel in a split and not only those on
+the map. The null band of a label is that of the statistic which is shown, the rank-biserial: of all cells where labels
+are permuted within donors (blocks), and of cells inside each type for batches. Its mean and standard deviation under
+permutation are exact (a rank sum is a sum over blocks of draws without replacement); its ends are mean +- 1.96 of them.
+z of the table does not give it: that is of van Elteren's statistic, which weights blocks otherwise, so that
+rank_biserial / z is the null's standard deviation only where there is one block. Labels that are constant within donors
+are tested by donor, and get no band: permuting a handful of donors has no such form.
 
 Violins are Gaussian densities with Scott's bandwidth, as matplotlib's, of values that are counted into 512 bins first.
 CPU seconds of a document: .022 of a store of 700 cells; of a million firing cells .1 for each column of 20 labels and
@@ -47,9 +47,10 @@ _BLOCKS = f"{BLOCKED} blocks="
 
 
 class Firing(NamedTuple):
-    """The cells in which a feature fires, ascending, and its code there."""
+    """The cells of the panel in which a feature fires, ascending, their places in it, and its code there."""
 
     cell_idx: Ints
+    place: Ints
     value: Floats
 
 
@@ -87,35 +88,42 @@ class Columns(NamedTuple):
 
 
 class Codes:
-    """The cells of a store with their labels as numbers, and the codes of a feature in them."""
+    """The cells of the panel, by cell_idx, with their labels as numbers, and the codes of a feature in them.
+
+    A cell is known by its place among them, so that memory does not grow with the cells outside the panel.
+    """
 
     def __init__(self, data: AtlasData) -> None:
         self._data = data
-        columns = ["cell_idx", "cell_id", "split", *data.label_columns]
-        self.cells = data.store.frame("cells").select(columns).sort("cell_idx").collect()
+        cells = data.store.frame("cells").filter("panel").select("cell_idx", "split").sort("cell_idx").collect()
+        self._cell_idx: Ints = cells["cell_idx"].to_numpy()
         self.n_features = data.features.height
-        used = data.store.panel_cells().select("cell_idx").collect()["cell_idx"]
-        self._split = {"all": self.cells["cell_idx"].is_in(used.implode()).to_numpy()}
+        used = data.store.panel_cells().select("cell_idx").collect()["cell_idx"].to_numpy()
+        has_tokens = np.zeros(cells.height, dtype=bool)
+        has_tokens[np.searchsorted(self._cell_idx, used)] = True
+        self._split = {"all": has_tokens}
         for name in ("select", "test"):
-            self._split[name] = self._split["all"] & (self.cells["split"] == name).to_numpy()
+            self._split[name] = has_tokens & (cells["split"] == name).to_numpy()
         self.firing = lru_cache(maxsize=4)(self._firing)
         self.labels = lru_cache(maxsize=32)(self._labels)
         self._columns = lru_cache(maxsize=2)(self._read_columns)
 
     def mask(self, split: str) -> Bools:
-        """Which cells with tokens are of a split, or all of them [n_cells]."""
+        """Which cells of the panel have tokens and are of a split, or of any [n_panel]."""
         return self._split[split]
 
     def _firing(self, feature: int) -> Firing:
         found = self._data.store.codes_of(feature)
-        return Firing(found["cell_idx"].to_numpy(), found["value"].cast(pl.Float64).to_numpy())
+        cell_idx = found["cell_idx"].to_numpy()
+        return Firing(cell_idx, np.searchsorted(self._cell_idx, cell_idx), found["value"].cast(pl.Float64).to_numpy())
 
     def _labels(self, column: str) -> Labels | None:
         """A column of the cell table as labels; None where there is no such column."""
         table = self._data.store.frame("cells")
         if column not in table.collect_schema():
             return None
-        text = table.select("cell_idx", canonical_column(column)).sort("cell_idx").collect()[column]
+        rows = table.filter("panel").select("cell_idx", canonical_column(column)).sort("cell_idx")
+        text = rows.collect()[column]
         names = sorted(text.drop_nulls().unique().to_list())
         codes = text.cast(pl.Enum(names)).to_physical().fill_null(0).cast(pl.Int64).to_numpy()
         return Labels(kind=column, codes=codes, names=tuple(names), known=text.is_not_null().to_numpy())
@@ -124,18 +132,10 @@ class Codes:
         """The code of a feature in the cells of a mask, CSR [n 1]."""
         found = self.firing(feature)
         place = np.cumsum(mask) - 1
-        inside = mask[found.cell_idx]
-        rows = place[found.cell_idx[inside]]
+        inside = mask[found.place]
+        rows = place[found.place[inside]]
         shape = (int(mask.sum()), 1)
         return as_csr(sparse.csr_array((found.value[inside], (rows, np.zeros_like(rows))), shape=shape), "codes")
-
-    def counts(self, feature: int) -> dict[str, dict[str, int]]:
-        """Cells, and those in which a feature fires, of each split that a violin can be of."""
-        fires = self.firing(feature).cell_idx
-        return {
-            split: {"n": int(self.mask(split).sum()), "n_firing": int(self.mask(split)[fires].sum())}
-            for split in SPLITS
-        }
 
     def violins(self, feature: int, column: str, split: str) -> dict[str, Any]:
         """How a feature's code spreads over the labels of a column, the highest mean first.
@@ -148,8 +148,8 @@ class Codes:
             return {"groups": [], "n_unknown": 0, "n_left_out": 0}
         mask, found = self.mask(split), self.firing(feature)
         n = np.bincount(labels.codes[mask & labels.known], minlength=len(labels.names))
-        inside = (mask & labels.known)[found.cell_idx]
-        code, value = labels.codes[found.cell_idx[inside]], found.value[inside]
+        inside = (mask & labels.known)[found.place]
+        code, value = labels.codes[found.place[inside]], found.value[inside]
         # numpy sorts 16 bits stably by counting
         order = np.argsort(code.astype(np.uint16) if n.size < 1 << 16 else code, kind="stable")
         parts = np.split(value[order], np.cumsum(np.bincount(code, minlength=n.size))[:-1])
@@ -194,11 +194,11 @@ class Codes:
 
     def _read_columns(self, split: str) -> Columns:
         mask = self.mask(split)
-        wanted = self.cells["cell_idx"].filter(pl.Series(mask))
-        rows = self._data.store.frame("codes").filter(pl.col("cell_idx").is_in(wanted.implode()))
+        wanted = self._cell_idx[mask]
+        rows = self._data.store.frame("codes").filter(pl.col("cell_idx").is_in(pl.Series(wanted).implode()))
         keys = ["cell_idx", "feature_id"]
         found = rows.group_by(keys).agg(pl.col("value").max()).sort(keys).collect()
-        place = (np.cumsum(mask) - 1)[found["cell_idx"].to_numpy()]
+        place = np.searchsorted(wanted, found["cell_idx"].to_numpy())
         entries = (found["value"].cast(pl.Float64).to_numpy(), (place, found["feature_id"].to_numpy()))
         return Columns.of(sparse.csc_array(entries, shape=(int(mask.sum()), self.n_features)))
 

@@ -14,8 +14,12 @@ TABLES = (
 
 
 def overview(data: AtlasData) -> bytes:
-    """Title, runs, numbers, labels (a label's id is its place), columns of cells, steering runs, what is missing."""
+    """Title, runs, numbers, labels (a label's id is its place), columns of cells, steering runs, what is missing.
+
+    `panel` has n_panel and n_cells, and is null where the panel is all cells.
+    """
     store = data.store
+    panel = data.panel if data.has("cells") else None
     facts: dict[str, Any] = {
         "title": title_of(store),
         "store": str(store.layout.root),
@@ -25,6 +29,7 @@ def overview(data: AtlasData) -> bytes:
         "labels": data.labels.to_dicts(),
         "n_features": data.features.height if data.has("features") else 0,
         "n_cells": data.n_cells if data.has("cells") else {},
+        "panel": None if panel is None else {"n_panel": panel.n_panel, "n_cells": panel.n_cells},
         "n_on_map": data.cells.height if data.has("cells") else 0,
         "label_columns": data.label_columns if data.has("cells") else [],
     }

@@ -1,5 +1,6 @@
 """The Run page: data set, model, SAE and its training, and the runs and manifests behind every table."""
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,11 @@ def _several(data: AtlasData) -> dict[str, list[str]]:
 
 
 def _data(data: AtlasData) -> dict[str, Any]:
-    """Cells, donors, batches and types of each split, and genes."""
+    """Cells, donors, batches and types of each split, and genes.
+
+    Where the panel is not all cells, they are of the panel, n_of_all counts all cells, and `panel` says how it was
+    drawn.
+    """
     if not data.has("cells"):
         return data.missing("cells")
     columns = ("donor", "batch", "cell_type")
@@ -51,11 +56,15 @@ def _data(data: AtlasData) -> dict[str, Any]:
     total = {"split": "all", "n_cells": cells.height, **{c: cells[c].drop_nulls().n_unique() for c in columns}}
     n_genes = data.store.frame("genes").select(pl.len()).collect().item() if data.has("genes") else None
     order = {split: counts.filter(split=split).to_dicts() for split in data.n_cells}
+    splits = [row for rows in order.values() for row in rows] + [total]
+    facts = {"dataset": data.store.lineage.dataset, "n_genes": n_genes, "label_columns": data.label_columns}
+    if (panel := data.panel) is None:
+        return {**facts, "splits": splits}
+    n_of_all = {**data.n_cells, "all": panel.n_cells}
     return {
-        "dataset": data.store.lineage.dataset,
-        "splits": [row for rows in order.values() for row in rows] + [total],
-        "n_genes": n_genes,
-        "label_columns": data.label_columns,
+        **facts,
+        "splits": [{**row, "n_of_all": n_of_all[row["split"]]} for row in splits],
+        "panel": asdict(panel),
     }
 
 

@@ -16,7 +16,7 @@ import polars as pl
 import pytest
 from deleted_runs import forget_deleted
 from scipy import sparse
-from token_codes import TokenCodes, cut_of, toy_codes, write_codes
+from token_codes import TokenCodes, cut_of, pooled, toy_codes, write_codes, write_codes_of_panel
 from toy_plans import toy_plan, toy_table
 
 from feature_store import FeatureStore
@@ -25,8 +25,10 @@ from feature_store.storage import commit, schemas
 from feature_store.storage.layout import Layout
 from feature_store.storage.plans import (
     AssociationsPlan,
+    CellsPlan,
     ComparisonPlan,
     MatchPlan,
+    PanelPlan,
     SAEPlan,
     SteeringResultsPlan,
 )
@@ -47,6 +49,8 @@ GENE_SETS = [f"SET_{i}" for i in range(6)] + [HOSTILE]
 CLASSES = ("gene-identity", "cell-context", "batch", "mixed")
 NULLS = ("random features", "random direction", "shuffled labels")
 DOSES, COUNTS = (0.5, 1.0, 1.5), (5, 10)
+PANEL = np.sort(np.random.default_rng(5).permutation(N_CELLS)[:120])
+"""The panel of the store whose panel is not all cells."""
 
 
 def cell_table() -> pl.DataFrame:
@@ -398,19 +402,28 @@ def comparison_tables() -> dict[str, pl.DataFrame]:
     return {"comparison": comparison, "representation": schemas.conform("representation", represented)}
 
 
-def write_store(root: Path) -> None:
-    """Every table of a store that was gone through all stages."""
+def write_store(root: Path, panel: np.ndarray | None = None) -> None:
+    """Every table of a store that was gone through all stages; the panel is all cells, unless it is given."""
     rng, layout, cells = np.random.default_rng(0), Layout(root), cell_table()
-    commit.write_table(layout.cells_dir("toy"), cells, {"table": "cells", "dataset": "toy"})
+    tokens = token_codes(cells, rng)
+    if panel is None:
+        commit.write_table(layout.cells_dir("toy"), cells, {"table": "cells", "dataset": "toy"})
+        plan = toy_codes(cut_of(N_CELLS, N_CELLS), n_features=N_FEATURES, dataset="toy", sae="5ae")
+        write_codes(layout.codes_dir("c0de"), plan, [tokens], cells["split"].to_numpy())
+    else:
+        drawn = PanelPlan(wanted=len(panel), n_cells=len(panel), seed=7, strata=("split", "donor"), sha256="0" * 64)
+        cells = cells.with_columns(panel=pl.col("cell_idx").is_in(panel.tolist()))
+        commit.write_table(layout.cells_dir("toy"), cells, toy_table(CellsPlan, panel=drawn))
+        cut = cut_of(N_CELLS, 50, n_panel=len(panel), other_cells=150)
+        plan = toy_codes(cut, n_features=N_FEATURES, dataset="toy", sae="5ae", keep=16)
+        write_codes_of_panel(layout.codes_dir("c0de"), plan, tokens, cells["split"].to_numpy(), panel)
     genes = pl.DataFrame({"gene_idx": np.arange(40), "symbol": GENES, "ensembl_id": None, "n_cells": 50, "mean": 0.5})
     commit.write_table(layout.genes_dir("toy"), schemas.conform("genes", genes), {"table": "genes"})
     write_sae(layout.saes_dir("5ae"))
-    plan = toy_codes(cut_of(N_CELLS, N_CELLS), n_features=N_FEATURES, dataset="toy", sae="5ae")
-    write_codes(layout.codes_dir("c0de"), plan, [token_codes(cells, rng)], cells["split"].to_numpy())
     of = toy_table(AssociationsPlan, codes="c0de", dataset="toy", sae="5ae")
     for name, frame in association_tables(rng).items():
         commit.write_table(layout.associations_dir("a550c") / name, frame, of)
-    write_maps(layout, rng)
+    write_maps(layout, rng, panel)
     match = toy_table(MatchPlan, saes=("5ae", "07he5"), method="cosine")
     commit.write_table(layout.matches_dir("3a7c") / "feature_match", match_rows(rng), match)
     for name, frame in comparison_tables().items():
@@ -419,11 +432,12 @@ def write_store(root: Path) -> None:
     write_steering(layout, cells, rng)
 
 
-def write_maps(layout: Layout, rng: np.random.Generator) -> None:
+def write_maps(layout: Layout, rng: np.random.Generator, panel: np.ndarray | None = None) -> None:
     """Cells in a cloud a type, features in a cloud a preferred type on both maps, ten neighbours of each feature."""
     i, f = np.arange(N_CELLS), np.arange(N_FEATURES)
     cell = np.stack([np.cos(i % 4 * 1.6) * 5, np.sin(i % 4 * 1.6) * 5], axis=1) + rng.normal(size=(N_CELLS, 2))
     umap = schemas.conform("umap", pl.DataFrame({"cell_idx": i, "x": cell[:, 0], "y": cell[:, 1]}))
+    umap = umap if panel is None else umap[panel]
     commit.write_table(layout.umap_dir("c0de"), umap, {"table": "umap"})
     dot = np.stack([np.cos(f % 4 * 1.6) * 4, np.sin(f % 4 * 1.6) * 4], axis=1) + rng.normal(size=(N_FEATURES, 2))
     places = schemas.conform("feature_umap", pl.DataFrame({"feature_id": f, "x": dot[:, 0], "y": dot[:, 1]}))
@@ -512,6 +526,20 @@ def atlas_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def atlas_store(atlas_root: Path) -> FeatureStore:
     """The planted store with every table."""
     return FeatureStore.open(atlas_root)
+
+
+@pytest.fixture(scope="session")
+def panel_atlas(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    """The planted store where PANEL, 120 of the 400 cells, has all codes, and every other cell its 16 largest."""
+    root = tmp_path_factory.mktemp("panel") / "store"
+    write_store(root, PANEL)
+    return FeatureStore.open(root)
+
+
+@pytest.fixture(scope="session")
+def planted_codes() -> np.ndarray:
+    """The codes of all cells of the planted store [N_CELLS N_FEATURES]."""
+    return pooled(token_codes(cell_table(), np.random.default_rng(0)), N_CELLS)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
 // The best features of a name, as a table with a bar for each figure; and the features that fire in a cell.
 
-import { h, svg, count, csv, download, empty, fixed, fmt, percent, pvalue, smallTable, words, isKnown, DASH } from "./dom.js";
+import { h, svg, count, csv, download, empty, fixed, fmt, ofPanel, percent, pvalue, smallTable, words, isKnown, DASH } from "./dom.js";
 import { CLASS } from "./colour.js";
-import { json } from "./data.js";
+import { json, overview } from "./data.js";
 import { href } from "./state.js";
 import { cell } from "./cells.js";
 
@@ -37,7 +37,7 @@ const COLUMNS_OF_TYPE = {
 
 // The panel of a name of `Names`.
 export async function rankedPanel(entry, kind, features) {
-  const found = await json(entry.path);
+  const [found, about] = await Promise.all([json(entry.path), overview()]);
   const title = h("h2", { class: "found-title" }, entry.name, " ", h("span", { class: "tag" }, kind.title));
   if (found.missing) return [title, empty(found.missing)];
   const told = COLUMNS_OF_TYPE[entry.type], { columns, key } = found, ids = columns.feature_id;
@@ -63,7 +63,7 @@ export async function rankedPanel(entry, kind, features) {
   const shown = found.n > ids.length ? `the best ${count(ids.length)} of ${count(found.n)} features` : found.n === 1 ? "the only feature with figures" : `all ${count(found.n)} features with figures`;
   return [
     title,
-    h("p", { class: "quiet" }, `${shown[0].toUpperCase()}${shown.slice(1)}, ranked on select cells ${told.how}. The other figures are of test cells, which were not used for the ranking; ${nSure ? `${count(nSure)} of the listed features are significant (q ≤ ${ALPHA})` : `none of the listed features is significant: there is no feature of ${entry.name} at q ≤ ${ALPHA}`}. In a bar, the line marks the value on select cells.`),
+    h("p", { class: "quiet" }, `${shown[0].toUpperCase()}${shown.slice(1)}, ranked on select cells ${told.how}. The other figures are of test cells, which were not used for the ranking${about.panel ? `; all cells are those${ofPanel(about)}` : ""}; ${nSure ? `${count(nSure)} of the listed features are significant (q ≤ ${ALPHA})` : `none of the listed features is significant: there is no feature of ${entry.name} at q ≤ ${ALPHA}`}. In a bar, the line marks the value on select cells.`),
     smallTable(heads.filter((head) => head !== null), rows, { caption: `Features that go with ${entry.name}, best first` }),
     h("p", { class: "found-save" }, h("button", { type: "button", onclick: () => save(entry, columns, features) }, "CSV")),
   ];
@@ -83,7 +83,9 @@ export async function cellPanel(idx, names, features) {
     { text: fixed(found.values[i], digits), class: "number" }, bar(found.values[i], { range: [0, largest], zero: 0, isSure: true }),
   ]);
   const heads = [{ text: "id", class: "number", title: "Feature" }, "genes, best label", { text: "class", class: "wide" }, { text: "code", class: "number", title: "The largest activation among the cell's tokens, or their mean: as the codes were pooled" }, ""];
-  const shown = found.nActive > rows.length ? `The ${rows.length} with the largest code of ${count(found.nActive)} features that fire in this cell.` : `All ${count(found.nActive)} features that fire in this cell.`;
+  const among = found.isCut ? `the ${count(found.nActive)} largest codes` : `${count(found.nActive)} features that fire in this cell`;
+  const kept = found.isCut === null ? "" : found.inPanel ? " All its codes are kept, because it is in the panel." : found.isCut ? ` It is outside the panel, and of such a cell no more than the ${count(found.keep)} largest codes are kept.` : ` It is outside the panel, but has no more codes than are kept of such a cell.`;
+  const shown = `${found.nActive > rows.length ? `The ${rows.length} with the largest code of ${among}.` : `All ${count(found.nActive)} features that fire in this cell.`}${kept}`;
   return [title, facts, h("p", { class: "quiet" }, shown), smallTable(heads, rows, { caption: `Features of cell ${found.id}, largest code first` })];
 }
 

@@ -1,6 +1,6 @@
 // All features: a scatter and a table of the same ones, filtered, coloured and chosen together.
 
-import { h, clear, empty, count, csv, download, fixed, fmt, later, percent, pvalue, redraw, words } from "../dom.js";
+import { h, clear, empty, count, csv, download, fixed, fmt, later, ofPanel, percent, pvalue, redraw, words } from "../dom.js";
 import { CLASS, byCategory, byNumber, colourOf, legend, rampLegend } from "../colour.js";
 import { columns, overview } from "../data.js";
 import { Features } from "../features.js";
@@ -120,7 +120,8 @@ class Atlas {
     if (!this.plot || name === this.map) return;
     this.map = name;
     this.plot.points(this.features.column(MAPS[name].x).values, this.features.column(MAPS[name].y).values);
-    this.said.textContent = MAPS[name].said;
+    const { about } = this;
+    this.said.textContent = `${MAPS[name].said}${about.panel ? ` All figures are of cells${ofPanel(about)}.` : ""}`;
   }
 
   // Take the colour that the address names, with the figures of a label where it is a label.

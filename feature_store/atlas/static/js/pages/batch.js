@@ -1,6 +1,6 @@
 // Batch or biology: every feature by its batch effect and its cell-context effect, and a recipe to steer with some of them.
 
-import { h, clear, empty, count, csv, download, fixed, percent, pvalue } from "../dom.js";
+import { h, clear, empty, count, csv, download, fixed, ofPanel, percent, pvalue } from "../dom.js";
 import { CLASS, css, legend, packed, QUIET } from "../colour.js";
 import { columns, json, overview } from "../data.js";
 import { Features } from "../features.js";
@@ -81,13 +81,13 @@ class Batch {
   head() {
     const { facts } = this, n = facts.batches.length;
     return [h("h1", {}, "Batch or biology?"),
-      h("p", { class: "batch-lead" }, `Each dot is a feature that fires. The vertical axis is the share of the rank variance of its code that the ${count(n)} batches explain within cell types; the horizontal axis is the share that cell type or another label explains within batches. Both are measured on train and select cells, as the classes are.`)];
+      h("p", { class: "batch-lead" }, `Each dot is a feature that fires. The vertical axis is the share of the rank variance of its code that the ${count(n)} batches explain within cell types; the horizontal axis is the share that cell type or another label explains within batches. Both are measured on train and select cells${ofPanel(this.about)}, as the classes are.`)];
   }
 
   note() {
     const { facts } = this;
     return facts.n_in_both > 1
-      ? "A feature “goes with” the batch of its largest effect on select cells; AUROC and q are of test cells, within cell types. A grey q is not significant."
+      ? `A feature “goes with” the batch of its largest effect on select cells; AUROC and q are of test cells${this.about.panel ? " of the panel" : ""}, within cell types. A grey q is not significant.`
       : "No batch has both select and test cells, so no batch can be chosen on the former and tested on the latter.";
   }
 

@@ -1,10 +1,10 @@
 // How far to trust the atlas: the SAE beside its baselines, the distribution of p-values, whether donors agree, and
 // which features another SAE has too. Every section says what its figures mean and what would be worrying.
 
-import { h, count, empty, fixed, fmt, isKnown, percent, pvalue, smallTable, words } from "../dom.js";
+import { h, count, empty, fixed, fmt, isKnown, ofPanel, percent, pvalue, smallTable, words } from "../dom.js";
 import { fitted } from "../axis.js";
 import { legend } from "../colour.js";
-import { json } from "../data.js";
+import { json, overview } from "../data.js";
 import { href } from "../state.js";
 import { bars, dotRows, histogram, representationLegend } from "../charts_run.js";
 
@@ -16,9 +16,9 @@ const AGREEMENT = ["none", "< ½", "≥ ½", "all but 1", "all"];
 export const title = () => "Controls";
 
 export async function show(root) {
-  const controls = await json("controls.json");
+  const [controls, about] = await Promise.all([json("controls.json"), overview()]);
   root.append(h("h1", {}, "How far to trust this atlas"),
-    h("p", { class: "controls-lead" }, "A claim about a feature can be trusted if simpler representations do not support it as well, if its p-value is calibrated, if donors agree, and if another SAE has the same feature. Everything here was chosen on select cells and is reported on test cells."),
+    h("p", { class: "controls-lead" }, "A claim about a feature can be trusted if simpler representations do not support it as well, if its p-value is calibrated, if donors agree, and if another SAE has the same feature. Everything here was chosen on select cells and is reported on test cells.", about.panel ? ` The cells are those${ofPanel(about)}.` : ""),
     baselinesPanel(controls.baselines), significancePanel(controls.significance, controls), calibrationPanel(controls.calibration, controls),
     donorsPanel(controls.donors, controls), stabilityPanel(controls.stability, controls));
   return {};

@@ -1,7 +1,7 @@
 // One feature: the cells and tokens on which it fires, its labels, genes and gene sets, similar features, and steering runs
 // that used it. What is listed is chosen on `select` cells; figures are of `test` cells.
 
-import { h, svg, clear, empty, smallTable, count, fixed, fmt, isKnown, later, percent, pvalue, words, DASH } from "../dom.js";
+import { h, svg, clear, empty, smallTable, count, fixed, fmt, isKnown, later, ofPanel, percent, pvalue, words, DASH } from "../dom.js";
 import { CLASS, QUIET, byCategory, byNumber, colourOf, cssOf, legend, packed, rampLegend } from "../colour.js";
 import { ALPHA, forest, geneBars, violins } from "../charts_feature.js";
 import { columns, json, NotThere, overview } from "../data.js";
@@ -35,7 +35,7 @@ export async function show(root, { id, params }) {
 
 class FeaturePage {
   constructor(root, about, known, params) {
-    Object.assign(this, { root, about, known, params, id: known.about.feature_id, cells: null, drawn: {} });
+    Object.assign(this, { root, about, known, params, panel: ofPanel(about), id: known.about.feature_id, cells: null, drawn: {} });
     this.kept = keptOf(params);
     this.map = panel("Where it fires");
     this.spread = panel("Its code by label");
@@ -59,11 +59,12 @@ class FeaturePage {
         about.dead ? null : h("p", {}, ...(about.top_genes ? ["Genes it goes with: ", h("i", {}, genesOf(about.top_genes).slice(0, 8).join(", "))] : ["No gene at q ≤ 0.05 on test cells."])),
         h("p", {}, h("span", { class: "feature-class" }, h("span", { class: "swatch", style: { background: CLASS[about.class] ?? "var(--null)" } }), about.class ?? "no class"), confident, MEANS[about.class] ? `: ${MEANS[about.class](about)}.` : null),
         h("ul", { class: "facts" },
-          h("li", {}, "fires on ", h("b", {}, percent(about.density, 2)), " of tokens"),
-          fires ? h("li", {}, "in ", h("b", {}, `${count(fires.test.n_firing)} of ${count(fires.test.n)}`), " test cells") : null,
+          h("li", {}, "fires on ", h("b", {}, percent(about.density, 2)), ` of ${this.panel ? "the panel's " : ""}tokens`),
+          fires ? h("li", {}, "in ", h("b", {}, `${count(fires.test.n_firing)} of ${count(fires.test.n)}`), ` test cells${this.panel ? `, and in ${count(fires.all.n_firing)} of all ${count(fires.all.n)} cells with tokens` : ""}`) : null,
           isKnown(about.gene_precision) ? h("li", {}, h("b", {}, percent(about.gene_precision, 0)), " of its firing is on one gene") : null,
           about.dead ? null : h("li", {}, ...(about.top_label ? ["best label on select cells ", h("b", {}, about.top_label), ` (AUROC ${fixed(about.top_label_auroc, 2)} on test cells)`] : ["no label at q ≤ 0.05 on test cells"]))),
         explained.length ? h("p", { class: "quiet" }, `Variance explained: ${explained.join(", ")}.`) : null,
+        this.panel ? h("p", { class: "quiet of-panel" }, `Figures are of cells${this.panel}; the cells and tokens on which it fires most, and the number of cells in which it fires, are of all cells.`) : null,
         about.dead ? h("p", { class: "empty", role: "note" }, "This feature is dead: it fires on no token of this data set, so there is nothing to show.") : null),
       this.steps);
   }
@@ -167,7 +168,7 @@ class FeaturePage {
     this.values.forEach((value, i) => { if (inside[i]) { n += 1; fires += value !== 0; top = Math.max(top, value); } });
     const known = Float32Array.from(this.values, (value) => (value === 0 ? NaN : value));
     clear(this.key, rampLegend([0, top], (x) => fmt(x), { label: "cell code" }), legend([{ name: "silent", colour: cssOf(QUIET()) }, ...(this.split === "all" ? [] : [{ name: "other splits", colour: "var(--grid)" }])], { label: "Without a code" }),
-      h("p", { class: "quiet" }, `Fires in ${count(fires)} of ${count(n)} ${this.split === "all" ? "cells" : "test cells"} on the map.${this.split === "all" ? " The autoencoder was trained on some of them." : ""}`));
+      h("p", { class: "quiet" }, `Fires in ${count(fires)} of ${count(n)} ${this.split === "all" ? "cells" : "test cells"}${this.panel} on the map.${this.split === "all" ? " The autoencoder was trained on some of them." : ""}`));
     return byNumber(known, [0, top]);
   }
 
@@ -223,7 +224,7 @@ class FeaturePage {
     const found = cells.violins[this.split], both = ["cell_type", "batch"].filter((name) => found[name]?.groups.length), own = found[this.params.by] ? this.params.by : null;
     const shown = own ? [own] : both.length ? both : columnsOf.slice(0, 1);
     if (!shown.length) return fill(this.spread, empty({ table: "cells" }, "The cell table has no column of labels; name some when you extract: scsae extract DATA --cell-type COLUMN --batch COLUMN --label COLUMN."));
-    const of = this.split === "all" ? "all cells" : "test cells", groups = shown.flatMap((name) => found[name].groups), top = Math.max(0, ...groups.map(({ high }) => high ?? 0));
+    const of = `${this.split !== "all" ? "test cells" : this.panel ? "cells" : "all cells"}${this.panel ? " of the panel" : ""}`, groups = shown.flatMap((name) => found[name].groups), top = Math.max(0, ...groups.map(({ high }) => high ?? 0));
     const options = [["", both.length ? both.map(words).join(" and ") : words(shown[0])], ...columnsOf.map((name) => [name, words(name)])];
     fill(this.spread, h("div", { class: "controls" }, this.choice("by", "By", options, own ?? ""), this.splitChoice(this.split)),
       shown.map((name) => {
@@ -231,7 +232,7 @@ class FeaturePage {
         return [h("h3", {}, `By ${words(name)}`), mine.length ? violins(mine, { top, label: `Code of feature ${this.id} by ${words(name)}, ${of}`, title: `cell code where it fires, ${of}` }) : h("p", { class: "quiet" }, `No ${of.replace("cells", "cell")} has a ${words(name)}.`),
           n_unknown || n_left_out ? h("p", { class: "quiet" }, [n_left_out ? `${n_left_out} labels of lower mean are left out. ` : "", n_unknown ? `${count(n_unknown)} cells have no ${words(name)}.` : ""]) : null];
       }),
-      h("p", { class: "quiet" }, "A violin shows the cells in which the feature fires (dots for 20 cells or fewer), with the median as a line and the quartiles as a bar. The label with the highest mean over all its cells comes first."));
+      h("p", { class: "quiet" }, "A violin shows the cells in which the feature fires (dots for 20 cells or fewer), with the median as a line and the quartiles as a bar. The label with the highest mean over all its cells comes first.", this.panel ? ` The cells are those${this.panel}.` : ""));
   }
 
   labels() {
@@ -247,8 +248,8 @@ class FeaturePage {
     const link = (row) => href("search", null, { kind: `label:${row.label_kind}`, q: row.label }), n = rows.filter((row) => row.q !== null && row.q <= ALPHA).length;
     const more = labels.rows.length > FEW_LABELS ? h("button", { type: "button", name: "labels", class: "more", onclick: () => setParams({ labels: isAll ? null : "all" }) }, isAll ? "Show the strongest" : `Show ${labels.rows.length}`) : null;
     fill(this.scores, h("ul", { class: "key" }, mark("point", "q ≤ 0.05"), mark("weak", "not significant"), hasBand ? mark("band", "95 % of permuted labels") : null, hasDonors ? mark("interval", "95 % across donors") : null),
-      forest(rows, { link, label: `Rank-biserial of feature ${this.id} with ${rows.length} labels, test cells` }), more,
-      h("p", { class: "quiet" }, `${n} of ${rows.length} have q ≤ 0.05 (Benjamini-Hochberg over all features and the labels of a kind). A rank-biserial of 1 means that the code of every cell with the label is above that of every other cell; below 0 it is smaller in cells with the label. Batches are compared within cell types.`,
+      forest(rows, { link, label: `Rank-biserial of feature ${this.id} with ${rows.length} labels, test cells${this.panel}` }), more,
+      h("p", { class: "quiet" }, `${n} of ${rows.length} have q ≤ 0.05 (Benjamini-Hochberg over all features and the labels of a kind). A rank-biserial of 1 means that the code of every cell with the label is above that of every other cell; below 0 it is smaller in cells with the label. Batches are compared within cell types.${this.panel ? ` Figures are of test cells${this.panel}.` : ""}`,
         labels.n_labels > labels.rows.length ? ` Shown are the ${labels.rows.length} strongest of ${labels.n_labels} on select cells.` : "", labels.n_unseen ? ` ${labels.n_unseen} more ${labels.n_unseen > 1 ? "are" : "is"} not on test cells.` : ""),
       hasBand ? h("p", { class: "quiet" }, "The band is that of the same statistic for labels permuted within donors (or batches; batches themselves within cell types). It is not centred on 0 where donors with more cells of a label have larger codes in general.") : h("p", { class: "quiet" }, "There is no null band, because these labels were tested by permuting whole donors, or by a method that has none."),
       hasDonors ? null : h("p", { class: "quiet" }, "There is no interval, because it needs three donors or batches that have cells with and without the label."));
@@ -268,7 +269,7 @@ class FeaturePage {
       bars(expression.map((row) => ({ gene: row.gene, value: row.pearson, mark: row.pearson_within_type, q: row.q, note: isKnown(row.pearson) ? pvalue(row.q) : "not on test", title: `${row.gene}: Pearson ${fixed(row.pearson, 3)} on test cells (${fixed(row.select_pearson, 3)} on select), within cell types ${fixed(row.pearson_within_type, 3)}; q ${pvalue(row.q)}; n ${count(row.n)}, both in ${count(row.nnz)}` })), { range, title: "Pearson with log1p(CP10k), test cells", label: `Genes of feature ${this.id} by expression`, noted: "q" }),
       h("h3", {}, "By identity: on which gene's tokens does it fire?"),
       bars(identity.map((row) => ({ gene: row.gene, value: row.identity_precision, note: isKnown(row.lift) ? `× ${fmt(row.lift, 2)}` : "not on test", title: `${row.gene}: ${percent(row.identity_precision)} of its firing on test cells (${percent(row.select_identity_precision)} on select); it fires on ${percent(row.identity_recall)} of the gene's tokens; ${fmt(row.lift)} times the gene's share of all tokens` })), { range: [0, Math.max(0.05, ...identity.map((row) => row.identity_precision ?? 0))], title: "share of its firing, test cells", label: `Genes of feature ${this.id} by identity`, noted: "times chance" }),
-      h("p", { class: "quiet" }, `The genes are the strongest on select cells; their figures are of test cells.${expression.some((row) => isKnown(row.q) && row.q <= ALPHA) ? "" : " No gene has q ≤ 0.05 by expression."} Identity is a share; the feature is named after its gene where the excess over chance is significant on test cells.`));
+      h("p", { class: "quiet" }, `The genes are the strongest on select cells; their figures are of test cells${this.panel}.${expression.some((row) => isKnown(row.q) && row.q <= ALPHA) ? "" : " No gene has q ≤ 0.05 by expression."} Identity is a share; the feature is named after its gene where the excess over chance is significant on test cells.`));
   }
 
   sets() {
@@ -282,7 +283,7 @@ class FeaturePage {
     ]);
     const title = (text, more, own) => ({ text, title: more, class: own });
     return fill(box, smallTable(["gene set", title("shared", "Genes of the feature that are in the set, of the set's detected genes"), title("odds", "Odds ratio"), title("q", "Over-representation against all detected genes"), title("q matched", "Against genes detected in as many cells"), title("q ranks", "Rank test over all detected genes", "wide")], rows, { numeric: [1, 2, 3, 4, 5] }),
-      h("p", { class: "quiet" }, `Over-representation of its ${sets.rows[0].n_genes ?? ""} genes on test cells; the sets have the smallest p on select cells. Grey: q > 0.05.${sets.rows.some((row) => isKnown(row.q) && row.q <= ALPHA) ? "" : " No gene set has q ≤ 0.05."}`));
+      h("p", { class: "quiet" }, `Over-representation of its ${sets.rows[0].n_genes ?? ""} genes on test cells${this.panel}; the sets have the smallest p on select cells. Grey: q > 0.05.${sets.rows.some((row) => isKnown(row.q) && row.q <= ALPHA) ? "" : " No gene set has q ≤ 0.05."}`));
   }
 
   top() {
@@ -296,7 +297,7 @@ class FeaturePage {
     const listed = (rows, heads, none) => (rows.length ? longTable(heads, rows) : h("p", { class: "quiet" }, none));
     return fill(box, h("h3", {}, "Tokens"), tokens.missing ? empty(tokens.missing) : listed(tokenRows, ["gene", "cell", ...named, ...batch, "split", "value"], "It fires on no token of a gene."),
       h("h3", {}, "Cells"), cells.missing ? empty(cells.missing) : listed(cellRows, ["cell", ...named, ...batch, "split", "code"], "It fires in no cell."),
-      h("p", { class: "quiet" }, "Of all splits, strongest first."));
+      h("p", { class: "quiet" }, this.panel ? `Of all ${count(this.about.panel.n_cells)} cells, in the panel or not, and of all splits, strongest first.` : "Of all splits, strongest first."));
   }
 
   // A table of features: `figures` are the heads and cells of what makes them alike.
@@ -317,9 +318,9 @@ class FeaturePage {
   together() {
     const { cells } = this.known, box = panel("In the same cells");
     if (cells.missing) return fill(box, empty(cells.missing));
-    if (!cells.together?.length) return fill(box, empty({}, cells.together ? "No other feature's code correlates with its code on select cells." : "Not computed for more than 20,000 select and test cells."));
+    if (!cells.together?.length) return fill(box, empty({}, cells.together ? `No other feature's code correlates with its code on select cells${this.panel}.` : `Not computed for more than 20,000 select and test cells${this.panel}.`));
     return fill(box, this.likes(cells.together, [{ text: "r", title: "Pearson correlation of the two codes on test cells" }, { text: "r select", title: "By which they were chosen", class: "wide" }], (row) => [fixed(row.pearson, 2), { text: fixed(row.pearson_select, 2), class: "wide" }]),
-      h("p", { class: "quiet" }, "The features are chosen by the correlation of codes across select cells; r is that across test cells. Cells with many genes have large codes of many features, so a small r is weak evidence."));
+      h("p", { class: "quiet" }, `The features are chosen by the correlation of codes across select cells${this.panel}; r is that across test cells. Cells with many genes have large codes of many features, so a small r is weak evidence.`));
   }
 
   elsewhere() {

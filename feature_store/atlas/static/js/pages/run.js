@@ -29,10 +29,12 @@ function facts(entries) {
 function dataPanel(data) {
   if (data.missing) return panel("Data set", empty(data.missing, "No cells were read yet."));
   const kinds = [["n_cells", "cells"], ["donor", "donors"], ["batch", "batches"], ["cell_type", "cell types"]];
-  const known = kinds.filter(([key]) => data.splits.at(-1)[key] > 0);
+  const known = kinds.filter(([key]) => data.splits.at(-1)[key] > 0), drawnPanel = data.panel;
+  const heads = [...(drawnPanel ? ["all cells"] : []), ...known.map(([key, name]) => (drawnPanel && key === "n_cells" ? "cells of the panel" : name))];
   return panel("Data set",
-    facts([["Name", data.dataset], ["Genes", count(data.n_genes)], ["Labels of cells", data.label_columns.map(words).join(", ")]]),
-    smallTable(["split", ...known.map(([, name]) => name)], data.splits.map((row) => [row.split, ...known.map(([key]) => count(row[key]))]), { numeric: known.map((_, i) => i + 1), caption: "Cells of each split, and how many donors, batches and types they are of" }),
+    facts([["Name", data.dataset], ["Genes", count(data.n_genes)], ["Labels of cells", data.label_columns.map(words).join(", ")], ...(drawnPanel ? [["Cells", count(drawnPanel.n_cells)], ["Panel", `${count(drawnPanel.n_panel)} of ${count(drawnPanel.n_cells)} cells`, "The cells that have all their codes"]] : [])]),
+    smallTable(["split", ...heads], data.splits.map((row) => [row.split, ...(drawnPanel ? [count(row.n_of_all)] : []), ...known.map(([key]) => count(row[key]))]), { numeric: heads.map((_, i) => i + 1), caption: drawnPanel ? "Cells of each split; those of the panel that have tokens, and how many donors, batches and types these are of" : "Cells of each split, and how many donors, batches and types they are of" }),
+    drawnPanel ? h("p", { class: "quiet" }, `The panel was drawn at random${drawnPanel.drawn.strata.length ? ` inside strata of ${drawnPanel.drawn.strata.map(words).join(", ")}` : ""}, so that rare strata are in it too (seed ${drawnPanel.drawn.seed}). Associations, classes, maps and densities are of the panel. The cells and tokens with the largest codes of a feature, and the number of cells in which it fires, are of all cells; of a cell outside the panel the ${isKnown(drawnPanel.keep) ? `${count(drawnPanel.keep)} ` : ""}largest codes are kept.`) : null,
     h("p", { class: "quiet" }, "The SAE was trained on train cells; thresholds and features are chosen on select cells; figures are of test cells.", data.splits.at(-1).donor ? "" : " No donor is known, so batches are used in place of donors."));
 }
 

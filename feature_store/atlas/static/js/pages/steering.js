@@ -1,10 +1,10 @@
 // A steering run: its verdict, sliders over the measured points, the cells before and after, and figures beside nulls.
 
-import { h, svg, clear, empty, fixed, fmt, count, pvalue, smallTable, words } from "../dom.js";
+import { h, svg, clear, empty, fixed, fmt, count, ofPanel, pvalue, smallTable, words } from "../dom.js";
 import { fitted, tickText } from "../axis.js";
 import { CellMap, classOf, curve, forest, groups, shape, shapeOf } from "../charts_steering.js";
 import { byCategory, colourOf, cssOf, legend, QUIET } from "../colour.js";
-import { columns, json, NotThere } from "../data.js";
+import { columns, json, NotThere, overview } from "../data.js";
 import { boundsOf } from "../scatter.js";
 import { go, href, setParams } from "../state.js";
 import { ALL, hasDoses, pointText, ROLE, Run } from "../steering_run.js";
@@ -23,14 +23,15 @@ export async function show(root, state) {
   }
   const own = state.id ?? every.runs[0].run;
   if (!every.runs.some(({ run }) => run === own)) throw new NotThere(`This atlas has no steering run “${own}”.`);
-  const page = new Steering(root, every.runs, new Run(await json(`steering/${own}.json`)));
+  const [document_, about] = await Promise.all([json(`steering/${own}.json`), overview()]);
+  const page = new Steering(root, every.runs, new Run(document_), about);
   await page.update(state);
   return { update: (next) => page.update(next), close: () => page.close() };
 }
 
 class Steering {
-  constructor(root, runs, run) {
-    Object.assign(this, { runs, run, view: null, turn: 0 });
+  constructor(root, runs, run, about) {
+    Object.assign(this, { runs, run, about, view: null, turn: 0 });
     this.counts = new Steps({ name: "n", label: "Features edited", onPick: (n) => setParams({ n, dose: null, after: null }, { replace: true }) });
     this.doses = new Steps({ name: "dose", label: "Dose", onPick: (dose) => setParams({ n: this.point.n_features, dose, after: null }, { replace: true }) });
     this.metric = h("select", { name: "metric", onchange: (event) => setParams({ metric: event.target.value }) }, run.metrics.map(({ name, words: said }) => h("option", { value: name }, said)));
@@ -58,7 +59,7 @@ class Steering {
     const choose = h("select", { name: "run", onchange: (event) => go("steering", event.target.value) }, runs.map((one) => h("option", { value: one.run, selected: one.run === run.run }, named(one))));
     const chosen = run.chosen ? `${run.isSearched ? "Chosen on select cells" : "Requested"}: ${run.pointText(run.chosen)}. ` : "";
     return h("div", { class: "steer-head" },
-      h("div", {}, h("h1", {}, run.words), h("p", { class: "quiet" }, `${chosen}All figures are of test cells.`)),
+      h("div", {}, h("h1", {}, run.words), h("p", { class: "quiet" }, `${chosen}All figures are of test cells${ofPanel(this.about)}.`)),
       h("label", {}, "Run", choose));
   }
 
