@@ -86,7 +86,7 @@ def cells(data: AtlasData, run: str) -> bytes:
     chosen = variants.filter("chosen")["variant"].implode()
     moved = table.filter(pl.col("variant").is_in(chosen)).select("cell_idx", moved=True).collect()
     kind = _results(data, run).plan.kind
-    about = data.store.frame("cells") if data.has("cells") else before.lazy()
+    about = data.store.frame("cells").filter("panel") if data.has("cells") else before.lazy()
     known = about.collect_schema().names()
     labels = [pl.col(kind).alias("label") if kind in known else pl.lit(None, pl.String).alias("label")]
     labels += [pl.col("cell_type") if "cell_type" in known else pl.lit(None, pl.String).alias("cell_type")]

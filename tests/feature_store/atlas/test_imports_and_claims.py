@@ -29,6 +29,7 @@ ALLOWED = {
     "feature_store.cells",
     "feature_store.errors",
     "feature_store.query.metrics",
+    "feature_store.query.panel",
     "feature_store.query.steering",
     "feature_store.query.store",
     "feature_store.storage.obs_columns",

@@ -83,9 +83,9 @@ export async function cellPanel(idx, names, features) {
     { text: fixed(found.values[i], digits), class: "number" }, bar(found.values[i], { range: [0, largest], zero: 0, isSure: true }),
   ]);
   const heads = [{ text: "id", class: "number", title: "Feature" }, "genes, best label", { text: "class", class: "wide" }, { text: "code", class: "number", title: "The largest activation among the cell's tokens, or their mean: as the codes were pooled" }, ""];
-  const among = found.isCut ? `the ${count(found.nActive)} largest codes` : `${count(found.nActive)} features that fire in this cell`;
-  const kept = found.isCut === null ? "" : found.inPanel ? " All its codes are kept, because it is in the panel." : found.isCut ? ` It is outside the panel, and of such a cell no more than the ${count(found.keep)} largest codes are kept.` : ` It is outside the panel, but has no more codes than are kept of such a cell.`;
-  const shown = `${found.nActive > rows.length ? `The ${rows.length} with the largest code of ${among}.` : `All ${count(found.nActive)} features that fire in this cell.`}${kept}`;
+  const kept = found.isCut === null ? "" : found.inPanel ? " All its codes are kept, because it is in the panel." : " It is outside the panel, but has no more codes than are kept of such a cell.";
+  const all = found.nActive > rows.length ? `The ${rows.length} with the largest code of ${count(found.nActive)} features that fire in this cell.` : `All ${count(found.nActive)} features that fire in this cell.`;
+  const shown = found.isCut ? `This cell is outside the panel, so only its ${count(found.keep)} largest codes are kept; shown are the ${rows.length} largest.` : `${all}${kept}`;
   return [title, facts, h("p", { class: "quiet" }, shown), smallTable(heads, rows, { caption: `Features of cell ${found.id}, largest code first` })];
 }
 

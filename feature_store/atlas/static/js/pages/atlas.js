@@ -56,7 +56,8 @@ class Atlas {
     this.clearButton = h("button", { type: "button", onclick: () => this.ask({ lasso: null, q: null, label: null, density: null, off: null, class: null }) }, "Clear filters");
     const map = h("div", { class: "map-plot" }), list = h("div", { class: "map-table" });
     this.tip = h("div", { class: "tip", hidden: true });
-    this.said = h("p", { class: "quiet map-said" });
+    this.ofPanel = about.panel ? `All figures are of cells${ofPanel(about)}.` : "";
+    this.said = h("p", { class: "quiet map-said" }, this.ofPanel);
     root.append(h("h1", {}, `${count(features.n)} features of ${about.title}`),
       h("div", { class: "controls" }, this.colourBy, this.mapped, this.labelled, this.dense, this.text, this.clearButton, h("button", { type: "button", onclick: () => this.random() }, "Random feature")),
       h("div", { class: "map" }, h("div", { class: "map-left" }, this.key, map, this.said), h("div", { class: "map-right" }, h("div", { class: "map-list-head" }, this.status, this.csvButton), list)));
@@ -120,8 +121,7 @@ class Atlas {
     if (!this.plot || name === this.map) return;
     this.map = name;
     this.plot.points(this.features.column(MAPS[name].x).values, this.features.column(MAPS[name].y).values);
-    const { about } = this;
-    this.said.textContent = `${MAPS[name].said}${about.panel ? ` All figures are of cells${ofPanel(about)}.` : ""}`;
+    this.said.textContent = `${MAPS[name].said} ${this.ofPanel}`.trim();
   }
 
   // Take the colour that the address names, with the figures of a label where it is a label.

@@ -12,7 +12,7 @@ export const title = () => "Run";
 export async function show(root) {
   const run = await json("run.json");
   root.append(h("h1", {}, `How this atlas was made: ${run.title}`),
-    h("div", { class: "grid run-grid" }, dataPanel(run.data), saePanel(run.sae), densityPanel(run.density), trainingPanel(run.training, run.sae)),
+    h("div", { class: "grid run-grid" }, dataPanel(run.data), saePanel(run.sae), densityPanel(run.density, run.data), trainingPanel(run.training, run.sae)),
     provenancePanel(run));
   return {};
 }
@@ -30,10 +30,10 @@ function dataPanel(data) {
   if (data.missing) return panel("Data set", empty(data.missing, "No cells were read yet."));
   const kinds = [["n_cells", "cells"], ["donor", "donors"], ["batch", "batches"], ["cell_type", "cell types"]];
   const known = kinds.filter(([key]) => data.splits.at(-1)[key] > 0), drawnPanel = data.panel;
-  const heads = [...(drawnPanel ? ["all cells"] : []), ...known.map(([key, name]) => (drawnPanel && key === "n_cells" ? "cells of the panel" : name))];
+  const heads = [...(drawnPanel ? ["cells"] : []), ...known.map(([key, name]) => (drawnPanel && key === "n_cells" ? "panel" : name))];
   return panel("Data set",
     facts([["Name", data.dataset], ["Genes", count(data.n_genes)], ["Labels of cells", data.label_columns.map(words).join(", ")], ...(drawnPanel ? [["Cells", count(drawnPanel.n_cells)], ["Panel", `${count(drawnPanel.n_panel)} of ${count(drawnPanel.n_cells)} cells`, "The cells that have all their codes"]] : [])]),
-    smallTable(["split", ...heads], data.splits.map((row) => [row.split, ...(drawnPanel ? [count(row.n_of_all)] : []), ...known.map(([key]) => count(row[key]))]), { numeric: heads.map((_, i) => i + 1), caption: drawnPanel ? "Cells of each split; those of the panel that have tokens, and how many donors, batches and types these are of" : "Cells of each split, and how many donors, batches and types they are of" }),
+    smallTable(["split", ...heads], data.splits.map((row) => [row.split, ...(drawnPanel ? [count(row.n_of_all)] : []), ...known.map(([key]) => count(row[key]))]), { numeric: heads.map((_, i) => i + 1), caption: drawnPanel ? "Cells of each split, those in the panel that have tokens, and how many donors, batches and types these are of" : "Cells of each split, and how many donors, batches and types they are of" }),
     drawnPanel ? h("p", { class: "quiet" }, `The panel was drawn at random${drawnPanel.drawn.strata.length ? ` inside strata of ${drawnPanel.drawn.strata.map(words).join(", ")}` : ""}, so that rare strata are in it too (seed ${drawnPanel.drawn.seed}). Associations, classes, maps and densities are of the panel. The cells and tokens with the largest codes of a feature, and the number of cells in which it fires, are of all cells; of a cell outside the panel the ${isKnown(drawnPanel.keep) ? `${count(drawnPanel.keep)} ` : ""}largest codes are kept.`) : null,
     h("p", { class: "quiet" }, "The SAE was trained on train cells; thresholds and features are chosen on select cells; figures are of test cells.", data.splits.at(-1).donor ? "" : " No donor is known, so batches are used in place of donors."));
 }
@@ -78,12 +78,12 @@ function trainingPanel(training, sae) {
       fitted((width) => curve(width, { xs, ys: training[key], label: `${name} over ${count(xs.at(-1))} steps, at the end ${fmt(training[key].at(-1))}` }))))));
 }
 
-function densityPanel(density) {
+function densityPanel(density, { panel: drawnPanel }) {
   if (density.missing) return panel("How often features fire", empty(density.missing, "There are no associations yet."));
   const stacks = density.classes.map(({ class: name, counts }) => ({ name, counts, colour: CLASS[name] ?? "#8a8a8a", n: counts.reduce((a, b) => a + b, 0) }));
   const dead = density.n_dead ? h("a", { href: href("atlas", null, { class: "dead" }) }, `${count(density.n_dead)} ${density.n_dead === 1 ? "is" : "are"} dead`) : "none is dead";
   return panel("How often features fire",
-    h("p", {}, `Of ${count(density.n_features)} features `, dead, density.quartiles ? `; half of the others fire on ${percent(density.quartiles[0], 2)} to ${percent(density.quartiles[2], 2)} of all tokens.` : "."),
+    h("p", {}, `Of ${count(density.n_features)} features `, dead, density.quartiles ? `; half of the others fire on ${percent(density.quartiles[0], 2)} to ${percent(density.quartiles[2], 2)} of ${drawnPanel ? "the panel's" : "all"} tokens.` : "."),
     density.edges.length ? [
       fitted((width) => histogram(width, { edges: density.edges, stacks, xTitle: "log10 of density (share of tokens on which a feature fires)", yTitle: "features", label: `Histogram of the density of ${count(density.n_features - density.n_dead)} features by class`, height: 230 })),
       legend(stacks.map(({ name, colour, n }) => ({ name, colour, n })), { label: "Classes" }),
