@@ -1,8 +1,4 @@
-"""`scsae verify`: read and hash every file of a run. `scsae forget`: take what is gone off the list of commits.
-
-A stage that is run again trusts markers and sizes, and hashes nothing. `verify` therefore removes the marker of each
-part in which it finds other bytes (`commit.Run.verify`), so that the command that it names computes that part again.
-"""
+"""`scsae verify`: read and hash every file of a run. `scsae forget`: take what is gone off the list of commits."""
 
 from pathlib import Path
 
@@ -14,10 +10,7 @@ from pipelines.runtime.progress import stderr_console
 
 
 def verify_run(run: str, store: Path) -> int:
-    """Check every file of the run that `run` names; print what is damaged or gone; return the exit code, 0 or 1.
-
-    What is damaged is pending afterwards, so that the stage repairs it.
-    """
+    """Check every file of the run that `run` names; print what is damaged or gone; return the exit code, 0 or 1."""
     layout = Layout(store)
     info = resolve_any_run(layout, run)
     tables = tables_of(info)

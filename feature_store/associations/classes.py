@@ -49,9 +49,10 @@ from scipy import sparse
 
 from feature_store.associations.batch_statistics import batch_strata
 from feature_store.associations.inputs import Bools, Floats, Ints, Labels, Sparse, Strata
-from feature_store.associations.moments import sum_rows
+from feature_store.associations.moments import cross_product, power_sums, sum_rows
 from feature_store.associations.rank_tests import varies_within
-from feature_store.associations.ranks import rank_scores, scale_rows
+from feature_store.associations.ranks import column_ranks, scale_rows
+from feature_store.associations.sorted_columns import Codes, SortedColumns
 from feature_store.associations.token_statistics import TokenStatistics
 from feature_store.errors import InputError
 
@@ -88,31 +89,36 @@ class _GeneMeasures(NamedTuple):
 
 
 class _Contrast(NamedTuple):
-    """The arrays from which one effect is computed by weighted sums: rank scores, their squares, indicators of groups
-    (a label's cells in a stratum) and of strata [n_groups or n_strata, n_cells], and the groups of each label and
-    stratum.
+    """The sums from which one effect is computed: of the rank scores and their squares in each part, the cells of one
+    group (a label's cells in a stratum) that are resampled together [n_parts n_features]; the number of cells of each
+    part and what they are resampled with (`cluster`); indicators of groups and of strata [n_groups or n_strata,
+    n_parts], and the groups of each label and stratum.
     """
 
     kind: str
-    scores: Sparse
-    squares: Sparse
+    scores: Floats | Sparse
+    squares: Floats | Sparse
+    n_cells: Floats
+    cluster: Ints
     group: Sparse
     stratum: Sparse
     label_groups: Sparse
     stratum_of: Ints
-    cells: Bools
 
     def effect(self, weight: Floats) -> Floats:
-        """The effect [n_features] of the label under cell weights [n_cells]: of all its values, or of the best one."""
-        w = weight[self.cells]
-        n_group, n_stratum = self.group @ w, self.stratum @ w
-        in_group, in_stratum = (((by * w) @ self.scores).toarray() for by in (self.group, self.stratum))
+        """The effect [n_features] of the label under the weights of what is resampled [n_clusters]: of all its values,
+        or of the best one.
+        """
+        w = weight[self.cluster]
+        n = w * self.n_cells
+        n_group, n_stratum = self.group @ n, self.stratum @ n
+        in_group, in_stratum = (_sums(by * w, self.scores) for by in (self.group, self.stratum))
         means = _square_over(in_stratum, n_stratum)
-        total = np.asarray(w @ self.squares) - means
-        residual_df = w.sum() - (n_group > 0).sum()
+        total = _sums(sparse.csr_array(w[None, :]), self.squares)[0] - means
+        residual_df = n.sum() - (n_group > 0).sum()
         if residual_df <= 0:
             return np.zeros(total.shape)
-        alive, total_df = total > 1e-12, w.sum() - (n_stratum > 0).sum()
+        alive, total_df = total > 1e-12, n.sum() - (n_stratum > 0).sum()
         share = np.divide(_square_over(in_group, n_group) - means, total, out=np.zeros_like(total), where=alive)
         overall = 1 - (1 - share) * total_df / residual_df
         # one value of the label against the rest: its sum above expectation, and the effective number of cells
@@ -128,7 +134,7 @@ class _Contrast(NamedTuple):
 
 
 def classify(
-    codes: Sparse,
+    codes: Codes,
     contexts: Sequence[Labels],
     batch: Labels | None,
     tokens: TokenStatistics | None,
@@ -144,10 +150,11 @@ def classify(
     cell_type among them where known; tokens: if None, the gene measures are null; dead: bool [n_features];
     first_feature: the id of the first column. A feature's row is the same whatever other features are in the call.
     """
-    n_cells, n_features = codes.shape
-    context, by_batch = _contrasts(codes, contexts, batch)
+    n_features = codes.shape[1]
+    clusters = _clusters(codes.shape[0], units)
+    context, by_batch = _contrasts(SortedColumns.of(codes), contexts, batch, clusters)
     resampled: list[Floats] = []
-    for weight in [np.ones(n_cells), *_cell_weights(n_cells, units, config)]:
+    for weight in [np.ones(clusters.n_strata), *_weights(clusters, config)]:
         c = [contrast.effect(weight) for contrast in context] or [np.zeros(n_features)]
         b = by_batch.effect(weight) if by_batch else np.zeros(n_features)
         resampled.append(np.stack([np.max(c, axis=0), b, np.argmax(c, axis=0).astype(np.float64)]))
@@ -188,25 +195,25 @@ def _rule(genes: _GeneMeasures, context: Floats, batch: Floats, dead: Bools, con
 
 
 def _contrasts(
-    codes: Sparse, contexts: Sequence[Labels], batch: Labels | None
+    codes: SortedColumns, contexts: Sequence[Labels], batch: Labels | None, clusters: Strata
 ) -> tuple[list[_Contrast], _Contrast | None]:
     """The context contrasts and the batch contrast, each within strata of the labels that could be mistaken for it."""
     n_cells = codes.shape[0]
     cell_type = next((labels for labels in contexts if labels.kind == "cell_type"), None)
     if batch is None:
-        return [_contrast(codes, labels, None) for labels in contexts], None
+        return [_contrast(codes, labels, None, clusters) for labels in contexts], None
     in_batches = Strata.of(n_cells, batch)
     aliased = [labels for labels in contexts if not varies_within(labels.one_hot(), in_batches).any()]
     contrasts = []
     for labels in contexts:
         other = batch if all(labels is not a for a in aliased) else cell_type
         contrasts.append(
-            _contrast(codes, labels, None if other is None or other is labels else Strata.of(n_cells, other))
+            _contrast(codes, labels, None if other is None or other is labels else Strata.of(n_cells, other), clusters)
         )
-    return contrasts, _contrast(codes, batch, batch_strata(n_cells, cell_type, *aliased))
+    return contrasts, _contrast(codes, batch, batch_strata(n_cells, cell_type, *aliased), clusters)
 
 
-def _contrast(codes: Sparse, labels: Labels, strata: Strata | None) -> _Contrast:
+def _contrast(codes: SortedColumns, labels: Labels, strata: Strata | None, clusters: Strata) -> _Contrast:
     """The contrast of a label by ranks within the strata that hold at least two of its values; if there are none, all
     cells are one stratum.
     """
@@ -220,32 +227,47 @@ def _contrast(codes: Sparse, labels: Labels, strata: Strata | None) -> _Contrast
         codes=np.unique(strata.codes[cells], return_inverse=True)[1], n_strata=np.unique(strata.codes[cells]).size
     )
     crossed, group = np.unique(inside.codes * len(kept.names) + kept.codes, return_inverse=True)
-    groups = Strata(codes=group, n_strata=crossed.size)
     place = (crossed % len(kept.names), np.arange(crossed.size))
     label_groups = sparse.csr_array((np.ones(crossed.size), place), shape=(len(kept.names), crossed.size))
-    scores = rank_scores(codes[np.flatnonzero(cells)], inside).scores
-    scores = scale_rows(scores, (1.0 / (inside.sizes() + 1.0))[inside.codes])
+    scores = column_ranks(codes.take(cells), inside).scores
+    weight = (1.0 / (inside.sizes() + 1.0))[inside.codes]
+    stratum_of = crossed // len(kept.names)
+    if clusters.n_strata < clusters.codes.size:
+        part, part_of = np.unique(group * clusters.n_strata + clusters.codes[cells], return_inverse=True)
+        group_of, cluster = np.divmod(part, clusters.n_strata)
+        parts = Strata(codes=part_of, n_strata=part.size)
+        sums, squares, _ = power_sums(scores, parts, weight=weight)
+        n_cells = parts.sizes()
+    else:
+        group_of, cluster, n_cells = group, np.flatnonzero(cells), np.ones(group.size)
+        sums = sparse.csc_array(sparse.csr_array(scale_rows(scores, weight)))
+        squares = sums.power(2)
     return _Contrast(
         kind=labels.kind,
-        scores=scores,
-        squares=scores.power(2),
-        group=groups.indicator(),
-        stratum=inside.indicator(),
+        scores=sums,
+        squares=squares,
+        n_cells=n_cells,
+        cluster=cluster,
+        group=Strata(codes=group_of, n_strata=crossed.size).indicator(),
+        stratum=Strata(codes=stratum_of[group_of], n_strata=inside.n_strata).indicator(),
         label_groups=label_groups,
-        stratum_of=crossed // len(kept.names),
-        cells=cells,
+        stratum_of=stratum_of,
     )
 
 
-def _cell_weights(n_cells: int, units: Labels | None, config: ClassConfig) -> list[Floats]:
-    """Bayesian bootstrap weights [n_cells] that sum to n_cells, by unit if there are enough units, else by cell."""
-    cluster = np.arange(n_cells)
+def _clusters(n_cells: int, units: Labels | None) -> Strata:
+    """The cells that are resampled together: those of a unit if there are enough units, else each alone."""
     by_unit = Strata.of(n_cells, units)
     if by_unit.n_strata >= MIN_UNITS_RESAMPLED:
-        cluster = by_unit.codes
+        return by_unit
+    return Strata(codes=np.arange(n_cells), n_strata=n_cells)
+
+
+def _weights(clusters: Strata, config: ClassConfig) -> list[Floats]:
+    """Bayesian bootstrap weights [n_clusters], which sum to the number of cells over the cells."""
     rng = np.random.default_rng(config.seed)
-    drawn = [rng.standard_exponential(int(cluster.max()) + 1)[cluster] for _ in range(config.n_bootstrap)]
-    return [weight * (n_cells / weight.sum()) for weight in drawn]
+    drawn = [rng.standard_exponential(clusters.n_strata) for _ in range(config.n_bootstrap)]
+    return [weight * (clusters.codes.size / weight[clusters.codes].sum()) for weight in drawn]
 
 
 def _gene_measures(tokens: TokenStatistics, config: ClassConfig, first_feature: int) -> _GeneMeasures:
@@ -276,6 +298,11 @@ def _gene_measures(tokens: TokenStatistics, config: ClassConfig, first_feature: 
         largest[alive] = np.maximum.reduceat(draws, fired.indptr[:-1][alive], axis=0)
     precision = largest / np.maximum(feature_of @ draws, 1)
     return _GeneMeasures(precision.T, np.where(total > 1e-12, np.maximum(effect, 0.0), 0.0).T)
+
+
+def _sums(by: Sparse, values: Floats | Sparse) -> Floats:
+    """The weighted sums [n_rows n_features] of values [n_parts n_features] by a sparse matrix [n_rows n_parts]."""
+    return by @ values if isinstance(values, np.ndarray) else cross_product(values, by.T).T
 
 
 def _square_over(sums: Floats, n: Floats) -> Floats:

@@ -25,8 +25,9 @@ from scipy import sparse
 from scipy.special import stdtr, stdtrit
 
 from feature_store.associations.inputs import Bools, Floats, Sparse, Strata
-from feature_store.associations.moments import sum_rows
-from feature_store.associations.ranks import rank_scores
+from feature_store.associations.moments import cross_product, sum_rows
+from feature_store.associations.ranks import column_ranks
+from feature_store.associations.sorted_columns import Codes, SortedColumns
 
 MAX_FLIPPED = 12
 MIN_DONORS = 3
@@ -54,7 +55,7 @@ class Interval(NamedTuple):
     high: Floats
 
 
-def across_donors(codes: Sparse, indicator: Sparse, donors: Strata, effect: Floats) -> DonorEffects:
+def across_donors(codes: Codes, indicator: Sparse, donors: Strata, effect: Floats) -> DonorEffects:
     """The agreement of donors on the effects of labels that vary within donors.
 
     codes: CSR [n_cells n_features]; indicator: CSR one-hot [n_cells n_labels]; effect: the rank-biserial of all cells
@@ -63,12 +64,12 @@ def across_donors(codes: Sparse, indicator: Sparse, donors: Strata, effect: Floa
     n_features, n_labels = codes.shape[1], indicator.shape[1]
     both = _both_sides(indicator, donors)
     n_agree, p, low, high = (np.full((n_features, n_labels), np.nan) for _ in range(4))
-    by_column = sparse.csc_array(codes)
+    columns = SortedColumns.of(codes)
     widest = max(donors.n_strata * n_labels, 2 ** (MAX_FLIPPED - 1))
     step = max(1, _CHUNK_VALUES // widest)
     for start in range(0, n_features, step):
         rows = slice(start, start + step)
-        by_donor = donor_effects(sparse.csr_array(by_column[:, rows]), indicator, donors)
+        by_donor = donor_effects(columns.columns(start, min(start + step, n_features)), indicator, donors)
         for label in np.flatnonzero(both.any(axis=0)):
             mine = by_donor[both[:, label], :, label]
             agrees = (np.sign(mine) == np.sign(effect[rows, label])) & (mine != 0)
@@ -78,14 +79,14 @@ def across_donors(codes: Sparse, indicator: Sparse, donors: Strata, effect: Floa
     return DonorEffects(both.sum(axis=0).astype(np.float64), n_agree, p, low, high)
 
 
-def donor_effects(codes: Sparse, indicator: Sparse, donors: Strata) -> Floats:
+def donor_effects(codes: Codes, indicator: Sparse, donors: Strata) -> Floats:
     """The rank-biserial inside each donor [n_donors n_features n_labels], NaN if a donor has cells on one side only."""
     n_labels, size = indicator.shape[1], donors.sizes()[:, None]
-    scores, zero_rank = rank_scores(codes, donors)
+    scores, zero_rank = column_ranks(codes, donors)
     rows, columns = indicator.nonzero()
     place = (rows, donors.codes[rows] * n_labels + columns)
     crossed = sparse.csr_array((np.ones(rows.size), place), shape=(codes.shape[0], donors.n_strata * n_labels))
-    sums = (scores.T @ crossed).toarray().reshape(-1, donors.n_strata, n_labels).transpose(1, 0, 2)
+    sums = cross_product(scores, crossed).reshape(-1, donors.n_strata, n_labels).transpose(1, 0, 2)
     n_label = np.asarray((donors.indicator() @ indicator).toarray())
     pairs = (n_label * (size - n_label))[:, None]
     u = sums + zero_rank[:, :, None] * n_label[:, None] - (n_label * (n_label + 1) / 2)[:, None]
@@ -108,13 +109,14 @@ def sign_flip_p(effects: Floats) -> Floats:
     return p
 
 
-def between_donors(codes: Sparse, indicator: Sparse, donors: Strata) -> Interval:
+def between_donors(codes: Codes, indicator: Sparse, donors: Strata) -> Interval:
     """The interval of the rank-biserial of all cells for labels that are (nearly) constant within donors; the shapes
     are those of `across_donors`.
     """
     n_cells, n_features = codes.shape
     low, high = (np.full((n_features, indicator.shape[1]), np.nan) for _ in range(2))
-    pooled = rank_scores(codes, Strata.single(n_cells))
+    columns = SortedColumns.of(codes)
+    pooled = column_ranks(columns, Strata.single(n_cells))
     for label in range(indicator.shape[1]):
         side = np.zeros(n_cells, dtype=np.int64)
         side[indicator[:, [label]].nonzero()[0]] = 1
@@ -123,9 +125,11 @@ def between_donors(codes: Sparse, indicator: Sparse, donors: Strata) -> Interval
         size = np.bincount(place[1], minlength=donors.n_strata * 2).reshape(-1, 2).astype(np.float64)
         if ((size > 0).sum(axis=0) < 2).any():
             continue
-        own = rank_scores(codes, Strata(codes=side, n_strata=2))
+        own = column_ranks(columns, Strata(codes=side, n_strata=2))
         # the number of cells of the other side below: the rank among all cells minus the rank within the own side
-        sums = ((pooled.scores - own.scores).T @ crossed).toarray().reshape(n_features, -1, 2)
+        difference = own.scores.copy()
+        difference.data = pooled.scores.data - own.scores.data
+        sums = cross_product(difference, crossed).reshape(n_features, -1, 2)
         below = sums + size * (pooled.zero_rank.T[:, :, None] - own.zero_rank.T[:, None])
         n_rest, n_label = size.sum(axis=0)
         above_rest, above_label = below[:, :, 1] / n_rest, size[:, 0] - below[:, :, 0] / n_label

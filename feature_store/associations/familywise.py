@@ -27,6 +27,7 @@ from scipy.special import ndtri
 from scipy.stats import rankdata
 
 from feature_store.associations.inputs import Floats, Sparse
+from feature_store.associations.moments import cross_product, cross_products
 from feature_store.associations.rank_tests import RankTest, spread, tail_p
 from feature_store.errors import InputError
 
@@ -56,20 +57,19 @@ def smallest_p(test: RankTest, n_replicates: int, rng: np.random.Generator) -> F
     """The smallest p of any column for each permutation of the labels within strata [n_replicates n_labels]."""
     n_labels = test.indicator.shape[1]
     null = spread(test.moments)
-    expected = (test.scores.T @ test.indicator).toarray() - test.moments.statistic
-    by_column = sparse.csc_array(test.scores)
+    expected = cross_product(test.scores, test.indicator) - test.moments.statistic
     smallest = np.ones((n_replicates, n_labels))
-    drawn = _permuted(test, max(1, _CHUNK_VALUES // max(test.scores.shape[0], 1)), n_replicates, rng)
-    done = 0
-    for part in drawn:
-        best = smallest[done : done + part.shape[1] // (n_labels + 1)]
-        width = max(1, _CHUNK_VALUES // part.shape[1])
-        for start in range(0, test.scores.shape[1], width):
-            columns = slice(start, start + width)
-            sums = (by_column[:, columns].T @ part).toarray().reshape(-1, best.shape[0], n_labels + 1)[:, :, :n_labels]
-            z = (sums - expected[columns, None]) / null.sd[columns, None]
+    drawn = list(_permuted(test, max(1, _CHUNK_VALUES // max(test.scores.shape[0], 1)), n_replicates, rng))
+    width = max(1, _CHUNK_VALUES // max(n_replicates * (n_labels + 1), 1))
+    for start in range(0, test.scores.shape[1], width):
+        columns, done = slice(start, start + width), 0
+        scores = test.scores if width >= test.scores.shape[1] else test.scores[:, columns]
+        for sums in cross_products(scores, drawn):
+            best = smallest[done : done + sums.shape[1] // (n_labels + 1)]
+            z = sums.reshape(-1, best.shape[0], n_labels + 1)[:, :, :n_labels]
+            z = (z - expected[columns, None]) / null.sd[columns, None]
             _lower(best, np.where(null.alive[columns, None], z, 0.0), null.skew[columns])
-        done += best.shape[0]
+            done += best.shape[0]
     smallest = np.maximum(smallest, test.fewest()[None, :] * (smallest < 1))
     for label in np.flatnonzero(test.exact):
         smallest[:, label] = _smallest_exact(test, int(label), n_replicates, rng)
@@ -120,17 +120,19 @@ def _permuted(test: RankTest, step: int, n: int, rng: np.random.Generator) -> It
     code[rows] = columns
     by_stratum = np.argsort(test.strata.codes, kind="stable")
     bounds = np.r_[0, np.cumsum(test.strata.sizes())].astype(np.int64)
+    # the matrices share the ones: a label that was drawn takes 4 bytes
+    ones = np.ones(min(step, n) * n_rows)
     for start in range(0, n, step):
         n_drawn = min(step, n - start)
-        index = np.empty((n_rows, n_drawn), dtype=np.int32)
+        index = np.empty((n_drawn, n_rows), dtype=np.int32)
         for i in range(n_drawn):
             moved = code[by_stratum]
             for a, b in pairwise(bounds):
                 rng.shuffle(moved[a:b])
-            index[by_stratum, i] = moved + i * (n_labels + 1)
+            index[i, by_stratum] = moved + i * (n_labels + 1)
         shape = (n_rows, n_drawn * (n_labels + 1))
         pointer = np.arange(n_rows + 1, dtype=np.int32) * n_drawn
-        yield sparse.csr_array((np.ones(index.size), index.ravel(), pointer), shape=shape)
+        yield sparse.csr_array((ones[: index.size], index.T.ravel(), pointer), shape=shape)
 
 
 def _lower(best: Floats, z: Floats, skew: Floats) -> None:

@@ -12,9 +12,9 @@ from feature_store.associations.claims import are_significant, holds_on_test, is
 from feature_store.associations.classes import ClassConfig, classify
 from feature_store.associations.config import AssociationConfig
 from feature_store.associations.gene_identity import Identity, excess_p
-from feature_store.associations.inputs import Sparse
 from feature_store.associations.range_inputs import CellInputs, FeatureRange
 from feature_store.associations.ranges import MeasuredRun
+from feature_store.associations.sorted_columns import SortedColumns
 from feature_store.storage.schemas import SPLITS
 
 MIN_LABEL_CELLS = 5
@@ -30,11 +30,11 @@ def measure_features(
 
     identity: the gene identity on `select` cells, None without tokens.
     """
-    codes, split = features.codes, np.asarray(cells.split, dtype=object)
+    codes, split = SortedColumns.of(features.codes), np.asarray(cells.split, dtype=object)
     tokens = list(features.tokens.values())
     fired = sum(t.feature_tokens for t in tokens) if tokens else None
     n_tokens = sum(t.n_tokens for t in tokens)
-    n_fires = np.bincount(codes.indices, minlength=codes.shape[1])
+    n_fires = codes.sizes()
     is_used = np.isin(split, SPLITS)
     cell_density = n_fires / max(int(is_used.sum()), 1)
     density = cell_density if fired is None else np.asarray(fired) / max(n_tokens, 1)
@@ -44,7 +44,7 @@ def measure_features(
     for t in (t for name, t in features.tokens.items() if name != "test"):
         merged = t if merged is None else merged + t
     classes = classify(
-        codes[np.flatnonzero(not_test)],
+        codes.take(not_test),
         [x.take(not_test) for x in cells.labels if x.kind != "batch"],
         b.take(not_test) if (b := cells.label("batch")) else None,
         merged,
@@ -56,7 +56,7 @@ def measure_features(
     basics = pl.DataFrame({"density": density, "cell_density": cell_density, "dead": dead})
     return (
         classes.hstack(basics)
-        .hstack(_scales(codes[np.flatnonzero(split == "train")]))
+        .hstack(_scales(codes.take(split == "train")))
         .hstack(_identity_genes(features, cells, identity))
     )
 
@@ -127,17 +127,17 @@ def _confirmed_classes(table: pl.DataFrame, labels: pl.DataFrame, config: ClassC
     ).drop("in_context", "in_batch")
 
 
-def _scales(train: Sparse) -> pl.DataFrame:
+def _scales(train: SortedColumns) -> pl.DataFrame:
     """Columns mean (over all train cells), max, and p99, the 99th percentile of the nonzero codes; null for a feature
     that never fires in them.
     """
-    columns = train.tocsc()
+    columns = train.matrix
     values = [columns.data[a:b] for a, b in zip(columns.indptr[:-1], columns.indptr[1:], strict=True)]
     n = train.shape[0]
     return pl.DataFrame(
         {
             "mean": [float(v.sum(dtype=np.float64) / n) if n else None for v in values],
-            "max": [float(v.max()) if v.size else None for v in values],
+            "max": [float(v[-1]) if v.size else None for v in values],
             "p99": [float(np.percentile(v.astype(np.float64), 99)) if v.size else None for v in values],
         },
         schema={"mean": pl.Float64, "max": pl.Float64, "p99": pl.Float64},

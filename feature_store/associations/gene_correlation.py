@@ -23,6 +23,7 @@ from feature_store.associations.inputs import Bools, Floats, Ints, Labels, Spars
 from feature_store.associations.moments import BlockMoments, cross_product, power_sums
 from feature_store.associations.rank_tests import two_sided
 from feature_store.associations.ranks import column_ranks
+from feature_store.associations.sorted_columns import Codes, SortedColumns, csc
 
 METHOD = "blocked-spearman/1"
 KEPT_BYTES = 400_000_000
@@ -42,8 +43,9 @@ class Expression(NamedTuple):
 
 
 class Side(NamedTuple):
-    """One of the two matrices with all that the products need: values, ranks and ranks within blocks as float64 with
-    the same nonzeros (CSC of codes, CSR of expression), and their power sums.
+    """One of the two matrices with all that the products need: values, ranks and ranks within blocks with the same
+    nonzeros (CSC of codes, CSR of expression), 16 bytes a nonzero, and the power sums of all three, the last of them
+    of the ranks within blocks times their weights.
     """
 
     values: Sparse
@@ -57,7 +59,7 @@ class Side(NamedTuple):
     def by_cell(self) -> "Side":
         """The same with matrices in CSR, again with the same nonzeros."""
         own = self.values
-        place = sparse.csr_array(sparse.csc_array((np.arange(own.nnz), own.indices, own.indptr), own.shape))
+        place = sparse.csr_array(csc(np.arange(own.nnz, dtype=np.int32), own.indices, own.indptr, own.shape))
 
         def to_csr(matrix: Sparse) -> Sparse:
             return sparse.csr_array((matrix.data[place.data], place.indices, place.indptr), matrix.shape)
@@ -99,20 +101,18 @@ class CellBlocks:
         """Cells of the split."""
         return int(self.units.codes.size)
 
-    def side(self, matrix: Sparse) -> Side:
-        """The ranks and sums of a CSC matrix [n n_columns] without stored zeros."""
-        one = Strata.single(self.n)
-        weight = (1.0 / (self.units.sizes() + 1.0))[self.units.codes]
-        ranks, blocked = column_ranks(matrix, one).scores, column_ranks(matrix, self.units).scores
-        blocked.data *= weight[blocked.indices]
+    def side(self, codes: Codes) -> Side:
+        """The ranks and sums of a matrix [n n_columns] without stored zeros."""
+        one, columns = Strata.single(self.n), SortedColumns.of(codes)
+        ranks, blocked = column_ranks(columns, one).scores, column_ranks(columns, self.units).scores
         return Side(
-            values=matrix.astype(np.float64),
+            values=columns.matrix,
             ranks=ranks,
             blocked=blocked,
-            sums=power_sums(matrix, one),
-            inner_sums=None if self.inside is None else power_sums(matrix, self.inside),
+            sums=power_sums(columns.matrix, one),
+            inner_sums=None if self.inside is None else power_sums(columns.matrix, self.inside),
             rank_sums=power_sums(ranks, one),
-            blocked_sums=power_sums(blocked, self.units),
+            blocked_sums=power_sums(blocked, self.units, weight=self._weight()),
         )
 
     def correlate(self, features: Side, genes: Side) -> Expression:
@@ -124,15 +124,20 @@ class CellBlocks:
             nested = BlockMoments(n=self.inside.sizes(), a=features.inner_sums, b=genes.inner_sums, cross=cross)
             within = nested.correlation()
         ranks = cross_product(features.ranks, genes.ranks)
-        blocked = cross_product(features.blocked, genes.blocked)
+        blocked = cross_product(features.blocked, genes.blocked, weight=self._weight())
         permuted = BlockMoments(n=self.units.sizes(), a=features.blocked_sums, b=genes.blocked_sums, cross=blocked)
         return Expression(
             pearson=BlockMoments(n=one, a=features.sums, b=genes.sums, cross=cross).correlation(),
             spearman=BlockMoments(n=one, a=features.rank_sums, b=genes.rank_sums, cross=ranks).correlation(),
             within=within,
             p=two_sided(permuted.permutation())[1],
-            n_both=cross_product(_above_zero(features.values), _above_zero(genes.values)),
+            n_both=cross_product(_above_zero(features.values), _above_zero(genes.values), dtype=np.float32),
         )
+
+    def _weight(self) -> Floats:
+        """The weight of the ranks of each cell within its block [n]."""
+        weight: Floats = (1.0 / (self.units.sizes() + 1.0))[self.units.codes]
+        return weight
 
 
 class Tile(NamedTuple):
@@ -189,4 +194,5 @@ class GeneTiles:
 
 
 def _above_zero(values: Sparse) -> Sparse:
-    return type(values)(((values.data > 0).astype(np.float64), values.indices, values.indptr), shape=values.shape)
+    # careful: counts are exact in float32 up to 16 million cells
+    return type(values)(((values.data > 0).astype(np.float32), values.indices, values.indptr), shape=values.shape)

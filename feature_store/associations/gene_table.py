@@ -17,6 +17,7 @@ from feature_store.associations.inputs import Bools, Floats, Ints
 from feature_store.associations.multiple_testing import q_lookup
 from feature_store.associations.range_inputs import FeatureRange
 from feature_store.associations.ranges import MeasuredRun
+from feature_store.associations.sorted_columns import SortedColumns
 from feature_store.associations.split_facts import SplitFacts, split_columns, with_split
 from feature_store.associations.top_names import largest, top_names
 from feature_store.errors import InputError
@@ -35,8 +36,8 @@ class GeneStatistics(NamedTuple):
 def measure_genes(features: FeatureRange, tiles: GeneTiles) -> dict[str, GeneStatistics]:
     """The gene associations of a range of features, by split. InputError for token counts of another gene axis."""
     shape = (features.codes.shape[1], tiles.n_genes)
-    by_feature = features.codes.tocsc()
-    sides = {name: b.side(by_feature[np.flatnonzero(b.rows)]) for name, b in tiles.blocks.items()}
+    columns = SortedColumns.of(features.codes)
+    sides = {name: b.side(columns.split(b.rows)) for name, b in tiles.blocks.items()}
     results, n_cells = {}, {}
     for name, blocks in tiles.blocks.items():
         within = None if blocks.inside is None else np.zeros(shape)

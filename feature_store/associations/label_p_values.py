@@ -17,6 +17,7 @@ from feature_store.associations.donor_agreement import DonorEffects, across_dono
 from feature_store.associations.familywise import Replicates, smallest_p
 from feature_store.associations.inputs import Bools, Floats, Labels, Sparse, Strata
 from feature_store.associations.rank_tests import RankTest, varies_within
+from feature_store.associations.sorted_columns import Codes
 
 BLOCKED = "van-elteren/1"
 BY_UNIT = "unit-rank-permutation/1"
@@ -38,7 +39,7 @@ class LabelPValues(NamedTuple):
 
 
 def label_p_values(
-    codes: Sparse,
+    codes: Codes,
     indicator: Sparse,
     kind: str,
     split: str,
@@ -74,7 +75,7 @@ def label_p_values(
     return LabelPValues(z, p, method, smallest, None if units is None else by_unit, constant, strata)
 
 
-def donor_columns(codes: Sparse, indicator: Sparse, tests: LabelPValues, effect: Floats) -> dict[str, Floats]:
+def donor_columns(codes: Codes, indicator: Sparse, tests: LabelPValues, effect: Floats) -> dict[str, Floats]:
     """n_donors, n_agree, p_donor, low and high, each [n_features n_labels]; NaN where they do not apply.
 
     effect: the rank-biserial [n_features n_labels]. A batch, whose effect is computed inside cell types, has only

@@ -19,7 +19,8 @@ from feature_store.associations.auroc import auroc
 from feature_store.associations.familywise import Replicates, minima_table
 from feature_store.associations.inputs import Bools, Floats, Ints, Labels, Sparse
 from feature_store.associations.label_p_values import LabelPValues, donor_columns, label_p_values
-from feature_store.associations.mutual_information import ami_by_threshold
+from feature_store.associations.mutual_information import CutCounts, adjusted_mutual_information, ami_by_threshold
+from feature_store.associations.sorted_columns import Codes, SortedColumns
 from feature_store.associations.thresholds import ThresholdRule, apply_thresholds, choose_thresholds
 
 
@@ -36,22 +37,22 @@ class LabelRows(NamedTuple):
 class _Cells:
     """The cells of one split whose label is known."""
 
-    codes: Sparse
+    codes: SortedColumns
     indicator: Sparse
     mask: Bools
     tested: Ints
 
     @classmethod
-    def of(cls, codes: Sparse, labels: Labels, mask: Bools) -> "_Cells":
+    def of(cls, codes: SortedColumns, labels: Labels, mask: Bools) -> "_Cells":
         mask = mask & labels.known
         indicator = labels.take(mask).one_hot()
         n_label = np.asarray(indicator.sum(axis=0)).ravel()
         tested = np.flatnonzero((n_label > 0) & (n_label < mask.sum()))
-        return cls(codes=codes[np.flatnonzero(mask)], indicator=indicator, mask=mask, tested=tested)
+        return cls(codes=codes.split(mask), indicator=indicator, mask=mask, tested=tested)
 
 
 def associate_labels(
-    codes: Sparse,
+    codes: Codes,
     labels: Labels,
     splits: dict[str, Bools],
     units: Labels | None,
@@ -67,10 +68,11 @@ def associate_labels(
     first_feature: the id of the first column; replicates: permutations behind p_max. A feature's rows are the same
     whatever other features are in the call. A label all or none of a split's cells carry has no row.
     """
-    cells = {name: _Cells.of(codes, labels, mask) for name, mask in splits.items()}
+    features = SortedColumns.of(codes)
+    cells = {name: _Cells.of(features, labels, mask) for name, mask in splits.items()}
     chosen = cells["select"]
     rule = choose_thresholds(chosen.codes, chosen.indicator)
-    maximum = chosen.codes.max(axis=0).toarray().ravel().astype(np.float64)
+    maximum = chosen.codes.maximum()
     # the threshold on the share of the maximum is chosen on select and kept on test
     best_threshold = ami_by_threshold(chosen.codes, chosen.indicator, maximum).argmax(axis=0)
     frames, minima = [], []
@@ -100,7 +102,13 @@ def _effects(
     tested = part.indicator[:, part.tested]
     area = auroc(part.codes, tested, tests.strata)
     scores = apply_thresholds(part.codes, part.indicator, rule)
-    ami = np.take_along_axis(ami_by_threshold(part.codes, part.indicator, maximum), best_threshold[None], axis=0)[0]
+    counts = CutCounts.of(part.codes, part.indicator, maximum)
+    fires, both = (
+        np.take_along_axis(np.broadcast_to(count, counts.both.shape), best_threshold[None], axis=0)[0]
+        for count in counts
+    )
+    n_label: Floats = np.asarray(part.indicator.sum(axis=0), dtype=np.float64).ravel()
+    ami = adjusted_mutual_information(part.codes.shape[0], n_label[None, :], fires, both)
     unknown = np.where(known, 0.0, np.nan)[None, :]
     rated = {"f1": scores.f1, "mcc": scores.mcc, "ami": ami, "threshold": rule.threshold}
     return {

@@ -23,9 +23,10 @@ from scipy.stats import rankdata
 
 from feature_store.associations.donor_agreement import interval_of_mean, sign_flip_p
 from feature_store.associations.inputs import Bools, Floats, Labels, Numbers, Sparse, Strata
-from feature_store.associations.moments import BlockMoments
+from feature_store.associations.moments import BlockMoments, cross_product
 from feature_store.associations.rank_tests import two_sided
-from feature_store.associations.ranks import rank_scores, scale_rows
+from feature_store.associations.ranks import column_ranks, scale_rows
+from feature_store.associations.sorted_columns import Codes, SortedColumns
 
 BLOCKED = "blocked-spearman/1"
 BY_UNIT = "unit-spearman/1"
@@ -45,22 +46,22 @@ class _Test(NamedTuple):
 
 
 def associate_number(
-    codes: Sparse, number: Numbers, splits: Mapping[str, Bools], units: Labels | None, *, first_feature: int = 0
+    codes: Codes, number: Numbers, splits: Mapping[str, Bools], units: Labels | None, *, first_feature: int = 0
 ) -> pl.DataFrame:
     """Rows of `feature_number` without q: a row a feature and split.
 
     codes: CSR [n_cells n_features]; splits: masks [n_cells]; units: donor or batch of every cell, None if there is
     none; first_feature: the id of the first column. A split in which fewer than two values are known has no rows.
     """
-    frames = []
+    columns, frames = SortedColumns.of(codes), []
     for split, mask in splits.items():
         cells = mask & number.known
         if np.unique(number.values[cells]).size > 1:
             own = None if units is None else Strata.of(int(cells.sum()), units.take(cells))
             kind = "none" if units is None else units.kind
-            frames.append(_rows(codes[np.flatnonzero(cells)], number.values[cells], own, kind))
+            frames.append(_rows(columns.take(cells), number.values[cells], own, kind))
             frames[-1] = frames[-1].select(
-                pl.Series("feature_id", np.arange(first_feature, first_feature + codes.shape[1]), dtype=pl.Int32),
+                pl.Series("feature_id", np.arange(first_feature, first_feature + columns.shape[1]), dtype=pl.Int32),
                 pl.lit(number.name).alias("number"),
                 pl.lit(split).alias("split"),
                 pl.all(),
@@ -68,7 +69,7 @@ def associate_number(
     return pl.concat(frames) if frames else pl.DataFrame()
 
 
-def _rows(codes: Sparse, values: Floats, units: Strata | None, kind: str) -> pl.DataFrame:
+def _rows(codes: SortedColumns, values: Floats, units: Strata | None, kind: str) -> pl.DataFrame:
     n_cells, n_features = codes.shape
     one = Strata.single(n_cells)
     blocks = units or one
@@ -101,18 +102,18 @@ def _ranked(values: Floats) -> Sparse:
     return sparse.csr_array(rankdata(values, "dense").astype(np.float64)[:, None])
 
 
-def _spearman(codes: Sparse, column: Sparse, strata: Strata) -> Floats:
+def _spearman(codes: Codes, column: Sparse, strata: Strata) -> Floats:
     """The rank correlation of every feature with a number inside strata [n_features]."""
     left, right = (_weighted_ranks(matrix, strata) for matrix in (codes, column))
     found: Floats = BlockMoments.of(left, right, strata).correlation()[:, 0]
     return found
 
 
-def _weighted_ranks(matrix: Sparse, strata: Strata) -> Sparse:
-    return scale_rows(rank_scores(matrix, strata).scores, (1.0 / (strata.sizes() + 1.0))[strata.codes])
+def _weighted_ranks(matrix: Codes, strata: Strata) -> Sparse:
+    return scale_rows(column_ranks(matrix, strata).scores, (1.0 / (strata.sizes() + 1.0))[strata.codes])
 
 
-def _blocked(codes: Sparse, column: Sparse, blocks: Strata, kind: str) -> _Test:
+def _blocked(codes: Codes, column: Sparse, blocks: Strata, kind: str) -> _Test:
     moments = BlockMoments.of(_weighted_ranks(codes, blocks), _weighted_ranks(column, blocks), blocks)
     z, p = (values[:, 0] for values in two_sided(moments.permutation()))
     fewest = float(np.exp(-gammaln(blocks.sizes() + 1).sum()))
@@ -120,13 +121,13 @@ def _blocked(codes: Sparse, column: Sparse, blocks: Strata, kind: str) -> _Test:
     return _Test(moments.correlation()[:, 0], z, p, f"{BLOCKED} blocks={kind}")
 
 
-def _by_unit(codes: Sparse, values: Floats, units: Strata, kind: str) -> _Test:
+def _by_unit(codes: Codes, values: Floats, units: Strata, kind: str) -> _Test:
     """The rank correlation of the mean code of each unit with its mean number."""
     size, one = units.sizes(), Strata.single(units.n_strata)
-    mean = np.asarray((units.indicator() @ codes.astype(np.float64)).toarray()) / size[:, None]
+    mean = cross_product(SortedColumns.of(codes).matrix, units.indicator().T).T / size[:, None]
     column = _ranked(np.bincount(units.codes, weights=values, minlength=units.n_strata) / size)
-    scores = rank_scores(sparse.csr_array(mean), one).scores
-    moments = BlockMoments.of(scores, rank_scores(column, one).scores, one)
+    scores = column_ranks(sparse.csr_array(mean), one).scores.astype(np.float64)
+    moments = BlockMoments.of(scores, column_ranks(column, one).scores, one)
     z, p = (found[:, 0] for found in two_sided(moments.permutation()))
     if units.n_strata <= MAX_ORDERED:
         p = _exact_p(scores.toarray(), rankdata(column.toarray().ravel()))
@@ -144,13 +145,13 @@ def _exact_p(scores: Floats, ranks: Floats) -> Floats:
     return found
 
 
-def _across_donors(codes: Sparse, values: Floats, donors: Strata, effect: Floats) -> dict[str, Floats]:
+def _across_donors(codes: SortedColumns, values: Floats, donors: Strata, effect: Floats) -> dict[str, Floats]:
     """n_agree, p_donor, low and high [n_features] from the correlation inside each donor."""
     own = []
     for donor in range(donors.n_strata):
-        rows = np.flatnonzero(donors.codes == donor)
-        if rows.size >= MIN_CELLS and np.unique(values[rows]).size > 1:
-            own.append(_spearman(codes[rows], _ranked(values[rows]), Strata.single(rows.size)))
+        cells = donors.codes == donor
+        if (n := int(cells.sum())) >= MIN_CELLS and np.unique(values[cells]).size > 1:
+            own.append(_spearman(codes.take(cells), _ranked(values[cells]), Strata.single(n)))
     by_donor = np.array(own).reshape(len(own), effect.size)
     if not own:
         unknown = np.full(effect.size, np.nan)

@@ -10,7 +10,8 @@ import polars as pl
 
 from feature_store.associations.gene_correlation import CellBlocks
 from feature_store.associations.gene_sets import GeneSets
-from feature_store.associations.inputs import Bools, Labels, Numbers, Sparse
+from feature_store.associations.inputs import Bools, Labels, Numbers
+from feature_store.associations.sorted_columns import Codes
 from feature_store.associations.token_statistics import TokenStatistics
 from feature_store.errors import InputError
 from feature_store.storage import schemas
@@ -74,11 +75,11 @@ class CellInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureRange:
-    """The features [first, first + n): codes CSR [n_cells n], token counts by split [n n_genes], and top-activating
-    tokens with the columns of `feature_token`.
+    """The features [first, first + n): codes CSR [n_cells n], or sorted; token counts by split [n n_genes]; and
+    top-activating tokens with the columns of `feature_token`.
     """
 
     first: int
-    codes: Sparse
+    codes: Codes
     tokens: Mapping[str, TokenStatistics] = field(default_factory=dict)
     top_tokens: pl.DataFrame | None = None

@@ -29,8 +29,9 @@ from scipy import sparse
 from scipy.special import gammainc, gammaincc, gammaln, ndtr
 
 from feature_store.associations.inputs import Bools, Floats, Sparse, Strata
-from feature_store.associations.moments import BlockMoments, PermutationMoments
-from feature_store.associations.ranks import rank_scores, scale_rows
+from feature_store.associations.moments import BlockMoments, PermutationMoments, cross_product
+from feature_store.associations.ranks import column_ranks, scale_rows
+from feature_store.associations.sorted_columns import Codes, SortedColumns
 
 MAX_ENUMERATED = 5_000
 
@@ -47,7 +48,7 @@ class Spread(NamedTuple):
 class RankTest:
     """A rank test of every column against every label, before its p is read off.
 
-    scores: CSR [n_rows n_columns], rows being cells or units; indicator: CSR [n_rows n_labels], at most one label a
+    scores: CSC [n_rows n_columns], rows being cells or units; indicator: CSR [n_rows n_labels], at most one label a
     row, exchangeable within strata under the null; exact: bool [n_labels], labels whose p is enumerated.
     """
 
@@ -58,15 +59,15 @@ class RankTest:
     exact: Bools
 
     @classmethod
-    def blocked(cls, codes: Sparse, indicator: Sparse, strata: Strata) -> "RankTest":
+    def blocked(cls, codes: Codes, indicator: Sparse, strata: Strata) -> "RankTest":
         """Van Elteren's test of the cells, see `blocked_rank_test`."""
-        scores = scale_rows(rank_scores(codes, strata).scores, (1.0 / (strata.sizes() + 1.0))[strata.codes])
+        scores = scale_rows(column_ranks(codes, strata).scores, (1.0 / (strata.sizes() + 1.0))[strata.codes])
         moments = BlockMoments.of(scores, indicator, strata).permutation()
         exact = np.zeros(indicator.shape[1], dtype=bool)
         return cls(scores=scores, indicator=indicator, strata=strata, moments=moments, exact=exact)
 
     @classmethod
-    def by_unit(cls, codes: Sparse, indicator: Sparse, units: Strata, *, within: Strata | None = None) -> "RankTest":
+    def by_unit(cls, codes: Codes, indicator: Sparse, units: Strata, *, within: Strata | None = None) -> "RankTest":
         """The rank test over replicate units, of labels that are constant within them.
 
         The sample is the mean code of each unit, and a unit carries the label of most of its cells. p is exact, by
@@ -75,15 +76,15 @@ class RankTest:
         """
         size, one = units.sizes()[:, None], Strata.single(units.n_strata)
         if within is None:
-            mean = np.asarray((units.indicator() @ codes.astype(np.float64)).toarray()) / size
+            mean = cross_product(SortedColumns.of(codes).matrix, units.indicator().T).T / size
         else:
-            ranks = scale_rows(rank_scores(codes, within).scores, (1.0 / (within.sizes() + 1.0))[within.codes])
+            ranks = scale_rows(column_ranks(codes, within).scores, (1.0 / (within.sizes() + 1.0))[within.codes])
             share = (units.indicator() @ within.indicator().T).toarray() / within.sizes()
-            expected = sparse.csr_array(share) @ (within.indicator() @ ranks).toarray()
-            mean = ((units.indicator() @ ranks).toarray() - expected) / size
+            expected = sparse.csr_array(share) @ cross_product(ranks, within.indicator().T).T
+            mean = (cross_product(ranks, units.indicator().T).T - expected) / size
         carries = np.asarray((units.indicator() @ indicator).toarray()) / size > 0.5
         carriers = sparse.csr_array(carries.astype(np.float64))
-        scores = rank_scores(sparse.csr_array(mean), one).scores
+        scores = column_ranks(sparse.csr_array(mean), one).scores.astype(np.float64)
         moments = BlockMoments.of(scores, carriers, one).permutation()
         exact = np.array([comb(units.n_strata, int(n)) <= MAX_ENUMERATED for n in carries.sum(axis=0)], dtype=bool)
         return cls(scores=scores, indicator=carriers, strata=one, moments=moments, exact=exact)
@@ -150,7 +151,7 @@ def tail_p(z: Floats, skew: Floats) -> Floats:
     return p
 
 
-def blocked_rank_test(codes: Sparse, indicator: Sparse, strata: Strata) -> tuple[Floats, Floats]:
+def blocked_rank_test(codes: Codes, indicator: Sparse, strata: Strata) -> tuple[Floats, Floats]:
     """Van Elteren's stratified rank-sum test of every column of `codes` against every label: signed z and p, each
     [n_columns n_labels].
 

@@ -17,11 +17,9 @@ values) and 40 labels.
 from typing import NamedTuple
 
 import numpy as np
-from scipy import sparse
 
 from feature_store.associations.inputs import Bools, Floats, Ints, Sparse
-
-_CHUNK = 500_000
+from feature_store.associations.sorted_columns import Codes, SortedColumns, stable_order
 
 
 class ThresholdRule(NamedTuple):
@@ -38,16 +36,16 @@ class Scores(NamedTuple):
     mcc: Floats
 
 
-def choose_thresholds(codes: Sparse, indicator: Sparse) -> ThresholdRule:
+def choose_thresholds(codes: Codes, indicator: Sparse) -> ThresholdRule:
     """The threshold with the largest |MCC| per feature and label; codes: CSR [n_cells n_features]; indicator: CSR
     one-hot [n_cells n_labels], in which every cell has a label.
     """
-    positive = _positive_columns(codes)
+    positive = SortedColumns.of(codes).positive()
     n_cells, n_features = positive.shape
     label_of, n_label = _label_of(indicator)
     threshold, best = (np.zeros((n_features, n_label.size)) for _ in range(2))
-    for start, stop in _column_chunks(positive):
-        chunk = _Sorted.of(positive[:, start:stop], label_of, n_label.size)
+    for start, stop in positive.chunks():
+        chunk = _Sorted.of(positive.columns(start, stop).matrix, label_of, n_label.size)
         rows = chunk.feature + start
         above = matthews(n_cells, n_label[chunk.label], chunk.n_before, chunk.both_before)
         below = matthews(n_cells, n_label[chunk.label], chunk.n_through, chunk.both_through)
@@ -63,9 +61,9 @@ def choose_thresholds(codes: Sparse, indicator: Sparse) -> ThresholdRule:
     return ThresholdRule(np.where(better, 0.0, threshold), np.where(better, everything, best) < 0)
 
 
-def apply_thresholds(codes: Sparse, indicator: Sparse, rule: ThresholdRule) -> Scores:
+def apply_thresholds(codes: Codes, indicator: Sparse, rule: ThresholdRule) -> Scores:
     """F1 and MCC of a rule on any cells; codes: CSR [n_cells n_features]; indicator: CSR one-hot [n_cells n_labels]."""
-    positive = _positive_columns(codes)
+    positive = SortedColumns.of(codes).positive()
     n_cells = positive.shape[0]
     label_of, n_label = _label_of(indicator)
     n_fires, n_both = _counts(positive, label_of, rule.threshold)
@@ -99,10 +97,11 @@ class _Sorted(NamedTuple):
 
     @classmethod
     def of(cls, block: Sparse, label_of: Ints, n_labels: int) -> "_Sorted":
-        """Make the entries from a CSC matrix of positive values [n_cells n_features]."""
+        """Make the entries from a CSC matrix of positive values [n_cells n_features], sorted (`SortedColumns`)."""
         size = np.diff(block.indptr).astype(np.int64)
         feature = np.repeat(np.arange(size.size), size)
-        order = np.lexsort((-block.data, feature))
+        # from the largest value of a feature to its smallest
+        order = (block.indptr[:-1] + block.indptr[1:] - 1)[feature] - np.arange(feature.size)
         value = block.data[order].astype(np.float64)
         # runs of equal values: a threshold falls between runs
         new = np.r_[True, (np.diff(feature) > 0) | (np.diff(value) != 0)][: value.size]
@@ -115,7 +114,7 @@ class _Sorted(NamedTuple):
         )
         # the stable sort groups the cells of one label and keeps the order of their values
         key = feature * n_labels + label_of[block.indices[order]]
-        together = np.argsort(key, kind="stable")
+        together = stable_order(key, size.size * n_labels)
         key, run = key[together], run[together]
         new_key = np.r_[True, np.diff(key) > 0][: key.size]
         heads = np.flatnonzero(new_key | np.r_[True, np.diff(run) > 0][: run.size])
@@ -144,19 +143,19 @@ def _first_largest(values: Floats, key: Ints) -> Ints:
     return first
 
 
-def _counts(positive: Sparse, label_of: Ints, threshold: Floats) -> tuple[Floats, Floats]:
+def _counts(positive: SortedColumns, label_of: Ints, threshold: Floats) -> tuple[Floats, Floats]:
     """The numbers of cells above each threshold [n_features n_labels], and of cells of the label among them."""
-    n_labels = threshold.shape[1]
+    matrix, n_labels = positive.matrix, threshold.shape[1]
     n_fires, n_both = np.zeros_like(threshold), np.zeros_like(threshold)
-    for start, stop in _column_chunks(positive):
-        block = positive[:, start:stop]
-        feature = np.repeat(np.arange(start, stop), np.diff(block.indptr))
-        label = label_of[block.indices]
-        above = block.data > threshold[feature, label]
+    for start, stop in positive.chunks():
+        span = slice(matrix.indptr[start], matrix.indptr[stop])
+        feature = np.repeat(np.arange(start, stop), np.diff(matrix.indptr[start : stop + 1]))
+        label = label_of[matrix.indices[span]]
+        above = matrix.data[span] > threshold[feature, label]
         place = (feature - start)[above] * n_labels + label[above]
         n_both[start:stop] = np.bincount(place, minlength=(stop - start) * n_labels).reshape(-1, n_labels)
         for column in range(start, stop):
-            values = np.sort(positive.data[positive.indptr[column] : positive.indptr[column + 1]])
+            values = matrix.data[matrix.indptr[column] : matrix.indptr[column + 1]]
             n_fires[column] = values.size - np.searchsorted(values, threshold[column], side="right")
     return n_fires, n_both
 
@@ -167,23 +166,3 @@ def _label_of(indicator: Sparse) -> tuple[Ints, Floats]:
     rows, columns = indicator.nonzero()
     label_of[rows] = columns
     return label_of, np.bincount(columns, minlength=indicator.shape[1]).astype(np.float64)
-
-
-def _positive_columns(codes: Sparse) -> Sparse:
-    """The positive values as a CSC matrix."""
-    out = sparse.csc_array(codes, copy=True)
-    if (out.data <= 0).any():
-        out.data[out.data < 0] = 0
-        out.eliminate_zeros()
-    return out
-
-
-def _column_chunks(matrix: Sparse) -> list[tuple[int, int]]:
-    """Ranges of columns whose stored values stay below _CHUNK (at least one column each)."""
-    chunks, start = [], 0
-    while start < matrix.shape[1]:
-        stop = int(np.searchsorted(matrix.indptr, matrix.indptr[start] + _CHUNK, side="right")) - 1
-        stop = min(max(stop, start + 1), matrix.shape[1])
-        chunks.append((start, stop))
-        start = stop
-    return chunks

@@ -458,7 +458,7 @@ class AssociationsPlan(Plan):
     """Associations of features with labels, genes and gene sets."""
 
     stage = "associations"
-    version = 5
+    version = 6
 
     control_of: str | None
     codes: str

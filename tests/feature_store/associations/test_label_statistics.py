@@ -76,7 +76,7 @@ def test_thresholds_reach_the_largest_mcc_and_scores_equal_sklearns(messy):
 def test_thresholds_do_not_depend_on_the_chunks(messy, monkeypatch):
     codes, label, _ = messy
     whole = choose_thresholds(as_csr(codes, "codes"), one_hot(label, 4))
-    monkeypatch.setattr("feature_store.associations.thresholds._CHUNK", 100)
+    monkeypatch.setattr("feature_store.associations.sorted_columns.CHUNK_VALUES", 100)
     parts = choose_thresholds(as_csr(codes, "codes"), one_hot(label, 4))
     np.testing.assert_array_equal(whole.threshold, parts.threshold)
     np.testing.assert_array_equal(whole.inverted, parts.inverted)
