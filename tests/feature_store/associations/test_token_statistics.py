@@ -9,11 +9,11 @@ from feature_store.errors import InputError
 
 def tables():
     fired = pl.DataFrame(
-        {"split": ["train", "train", "test"], "feature_id": [0, 1, 1], "gene_id": [7, 9, 7], "n_tokens": [3, 4, 5]},
+        {"split": [0, 0, 2], "feature_id": [0, 1, 1], "gene_id": [7, 9, 7], "n_tokens": [3, 4, 5]},
         schema_overrides={"gene_id": pl.Int32, "feature_id": pl.Int32},
     )
     gene = pl.DataFrame(
-        {"split": ["train", "train", "train", "test"], "gene_id": [7, 9, 99, 7], "n_tokens": [10, 11, 50, 12]},
+        {"split": [0, 0, 0, 2], "gene_id": [7, 9, 99, 7], "n_tokens": [10, 11, 50, 12]},
         schema_overrides={"gene_id": pl.Int32},
     )
     return fired, gene
