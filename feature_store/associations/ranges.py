@@ -26,7 +26,7 @@ from feature_store.storage.layout import as_path
 from feature_store.storage.plans import AssociationsPlan, RangesPlan
 
 NONZERO_BYTES = 70
-"""Memory in bytes that a nonzero of the codes of a range takes while the range is measured, as measured between ranges of
+"""Memory in bytes that a nonzero of the codes of a range takes while the range is measured: the slope between ranges of
 32 and of 96 full features (`bench_associations.py --wide`)."""
 RANGE_PAIRS = 2_000_000
 """Largest number of pairs of a feature and a gene in a range, unless there are more genes than that."""
