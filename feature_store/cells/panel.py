@@ -3,16 +3,20 @@
 Up to a wanted number of cells the panel is all cells. Of more cells it is a seeded draw inside strata, which are the
 combinations of split, donor, cell type and other labels that occur (a missing value is a value):
 
-    floor       each stratum gives min(size, t) cells, with the largest t <= STRATUM_CELLS for which this is at most
-                half of the panel, so that a rare group is measured on all of its cells;
+    floor       each stratum gives min(size, t) cells, with the largest t <= STRATUM_CELLS for which this is at most a
+                sixteenth of the panel, so that a rare group is measured on all of its cells;
     share       the rest of the panel goes to the strata in proportion to the cells that they have left, so that what is
                 estimated on the panel is close to what all cells would give. Shares are rounded so that the strata up
                 to any one have their exact sum within a cell: where most strata have less than one cell of the panel,
                 splits and donors, which come first, still have their share. The seed decides who is rounded up, so that
                 every stratum has its exact share on average;
-    values      each value of each column by itself then gets at least min(size, t) cells, with t <= VALUE_CELLS by the
-                same rule, from its strata by their shares, as far as half of what the floors leave free allows. 1,000
-                cells put the standard error of an AUROC at .01.
+    values      each value of each column by itself then gets at least min(size, t) cells, t <= VALUE_CELLS and half of
+                the panel for all values, from its strata by their shares, as far as another sixteenth of the panel
+                allows. 1,000 cells put the standard error of an AUROC at .01.
+
+Floors are not free: they change the mixture of types among the others, which an AUROC against the rest sees. With
+floors of half the panel statistics differed from those of all cells by up to 9 standard errors, whatever the seed; with
+a sixteenth, by their standard errors (`docs/measured.md`).
 
 Inside a stratum every set of cells is equally likely: each cell has a random number, which depends on the seed and its
 position alone, and the smallest are taken. Beside the codes of the columns this takes 4 bytes a cell in memory.
@@ -29,6 +33,8 @@ STRATUM_CELLS = 100
 """Most cells of a stratum that are taken whole."""
 VALUE_CELLS = 1_000
 """Cells that a value of a column has at least, where it has as many and the panel has room."""
+FLOORS = 16
+"""The floors of the strata, and those of the values of a column, take at most one in this many cells of the panel."""
 _BLOCK_CELLS = 1 << 20
 _MOST_PAIRS = 1 << 26
 _STREAM = 17
@@ -58,26 +64,26 @@ def panel_counts(sizes: Ints, values: Ints, n_wanted: int, *, offset: float = 0.
     `sizes` are the strata's cells, and `values` the code of each of them in each column [n_strata n_columns]. Sums of
     shares are rounded down after `offset`, in [0, 1), is added.
     """
-    floors = np.minimum(sizes, _floor(sizes, STRATUM_CELLS, n_wanted))
+    floors = np.minimum(sizes, _floor(sizes, STRATUM_CELLS, n_wanted // FLOORS))
     counts = _filled(sizes, floors, n_wanted, offset)
     for of_stratum in values.T:
         of_value, has = (_sums(of_stratum, cells) for cells in (sizes, counts))
-        lacks = np.maximum(np.minimum(of_value, _floor(of_value, VALUE_CELLS, n_wanted)) - has, 0)
+        lacks = np.maximum(np.minimum(of_value, _floor(of_value, VALUE_CELLS, n_wanted // 2)) - has, 0)
         is_short = lacks[of_stratum] > 0
-        free = n_wanted - int(np.where(is_short, counts, floors).sum())
-        if lacks.sum() > free // 2:
-            lacks = _shares(np.array([free // 2]), lacks, np.zeros(len(lacks), dtype=np.int64), offset)
+        most = min(n_wanted - int(np.where(is_short, counts, floors).sum()), n_wanted // FLOORS)
+        if lacks.sum() > most:
+            lacks = _shares(np.array([most]), lacks, np.zeros(len(lacks), dtype=np.int64), offset)
         floors = np.where(is_short, counts, floors) + _shares(lacks, sizes - counts, of_stratum, offset)
         counts = _filled(sizes, floors, n_wanted, offset)
     return counts
 
 
-def _floor(sizes: Ints, most: int, n_wanted: int) -> int:
-    """The largest number up to `most` of which every group can have as many, or all that it has, in half the panel."""
+def _floor(sizes: Ints, most: int, room: int) -> int:
+    """The largest number up to `most` of which every group can have as many, or all that it has, in `room` cells."""
     low, high = 0, most
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if 2 * np.minimum(sizes, middle).sum() <= n_wanted else (low, middle - 1)
+        low, high = (middle, high) if np.minimum(sizes, middle).sum() <= room else (low, middle - 1)
     return low
 
 

@@ -34,16 +34,16 @@ def counts_of(codes: np.ndarray, drawn: np.ndarray) -> list[int]:
 
 
 def test_the_counts_are_those_computed_by_hand() -> None:
-    # floors: min(size, 100) = 100 + 100 + 10 = 210 <= 1000 / 2; the 790 left over 8,900 + 900 + 0 as 717.45 : 72.55
-    # no value is short: the largest t with min(9000, t) + min(1000, t) + 10 <= 500 is 245, so the second lacks 72
-    # 100 + 73 = 173 < 245: it gets 72 more, as (1000 - 210 - 73) / 2 free cells allow; then 655 are left for the first
+    # floors: the largest t with min(9000, t) + min(1000, t) + 10 <= 1000 / 16 is 26
+    # the 938 that are left go over 8,974 : 974 : 0 as 846.16 : 91.84
     sizes, values = np.array([9000, 1000, 10]), np.arange(3)[:, None]
-    floors = np.array([100, 100, 10])
-    shares = np.array([817, 173, 10])
+    floors = np.array([26, 26, 10])
+    shares = np.array([26 + 846, 26 + 92, 10])
     assert panel_counts(sizes, values[:, :0], 1000).tolist() == shares.tolist()
-    assert shares.sum() == floors.sum() + 790
-    # then the second keeps 245, and of the 645 that floors leave, 8,900 : 755 go to the first and to it
-    assert panel_counts(sizes, values, 1000).tolist() == [100 + 595, 245 + 50, 10]
+    assert shares.sum() == floors.sum() + 938
+    # the largest t with min(9000, t) + min(1000, t) + 10 <= 500 is 245, of which the second lacks 127
+    # it gets 1000 / 16 of them, so 180, and 784 are left for 8,974 : 820 as 718.36 : 65.64
+    assert panel_counts(sizes, values, 1000).tolist() == [26 + 718, 180 + 66, 10]
 
 
 def test_a_panel_has_exactly_the_wanted_cells_and_is_the_same_at_every_call() -> None:
