@@ -43,11 +43,13 @@ from pipelines.inputs import (
     load_recorded_source,
     load_stored_sae,
     match_inputs,
+    recorded_digests,
     refuse_few_matched,
     save_source_location,
     save_token_of_gene,
     tokenless_fact,
 )
+from pipelines.matrix_tables import tables_by_actors
 from pipelines.moved_data import record_if_same
 from pipelines.runtime.actor_pool import do_shards
 from pipelines.runtime.checks import check_before_work
@@ -291,7 +293,7 @@ def encode(options: EncodeOptions, store: Path, *, address: str | None = None) -
     activations = commit.Run.open(layout.activations_dir(of_sae.activations))
     options = _without_moved_data(layout, options, of_sae.dataset)
     what = (
-        _plan_fused(layout, options, of_sae, activations)
+        _plan_fused(layout, options, of_sae, activations, address=address)
         if options.fused or options.data or ActivationsPlan.of(activations).cells is not None
         else _plan_stored(layout, activations)
     )
@@ -394,30 +396,39 @@ def _plan_stored(layout: Layout, activations: commit.Run) -> _Plan:
     )
 
 
-def _plan_fused(layout: Layout, options: EncodeOptions, sae: SAEPlan, activations: commit.Run) -> _Plan:
+def _plan_fused(
+    layout: Layout, options: EncodeOptions, sae: SAEPlan, activations: commit.Run, *, address: str | None
+) -> _Plan:
     """Open the model and the data, write the cell table of new data, and divide the cells into shards."""
     trained_on = ActivationsPlan.of(activations)
     model = load_recorded_model(activations)
     if options.data:
-        source = open_source(options.data, matrix=options.matrix, progress=delayed_progress_bar)
+        source = open_source(
+            options.data,
+            matrix=options.matrix,
+            progress=delayed_progress_bar,
+            known_digest=recorded_digests(layout),
+        )
     else:
         source = load_recorded_source(layout, trained_on.dataset, stage="encode --fused")
     inputs = match_inputs(source, model)
     dataset = trained_on.dataset
     if options.data:
         refuse_few_matched(inputs, options.min_matched_share)
-        cells = write_cells(
-            layout,
-            source,
-            donor=options.donor,
-            batch=options.batch,
-            cell_type=options.cell_type,
-            labels=options.label,
-            split=SplitConfig(seed=trained_on.seed, by=options.split_by),
-            split_column=options.split,
-            panel=options.panel,
-            trained_on=trained_on.dataset,
-        )
+        with tables_by_actors(layout, source, options, address=address) as make_tables:
+            cells = write_cells(
+                layout,
+                source,
+                donor=options.donor,
+                batch=options.batch,
+                cell_type=options.cell_type,
+                labels=options.label,
+                split=SplitConfig(seed=trained_on.seed, by=options.split_by),
+                split_column=options.split,
+                panel=options.panel,
+                trained_on=trained_on.dataset,
+                make_tables=make_tables,
+            )
         dataset = str(cells["dataset"][0])
         save_source_location(layout, dataset, source)
     readout = trained_on.readout

@@ -31,10 +31,12 @@ from pipelines.inputs import (
     load_inputs,
     matrix_facts,
     parse_sites,
+    recorded_digests,
     refuse_few_matched,
     save_model_location,
     save_source_location,
 )
+from pipelines.matrix_tables import tables_by_actors
 from pipelines.runtime.actor_pool import do_shards
 from pipelines.runtime.checks import check_before_work
 from pipelines.runtime.stage import Clock, StageResult
@@ -151,21 +153,23 @@ def extract(options: ExtractOptions, store: Path, *, address: str | None = None)
     clock = Clock()
     layout = Layout(store)
     check_before_work(layout, address=address)
-    inputs = load_inputs(options)
+    inputs = load_inputs(options, known_digest=recorded_digests(layout))
     refuse_few_matched(inputs, options.min_matched_share)
     sites = parse_sites(options.layer, inputs.model)
     _check_readout(options, inputs, sites)
-    cells = write_cells(
-        layout,
-        inputs.source,
-        donor=options.donor,
-        batch=options.batch,
-        cell_type=options.cell_type,
-        labels=options.label,
-        split=SplitConfig(seed=options.seed, by=options.split_by),
-        split_column=options.split,
-        panel=options.panel,
-    )
+    with tables_by_actors(layout, inputs.source, options, address=address) as make_tables:
+        cells = write_cells(
+            layout,
+            inputs.source,
+            donor=options.donor,
+            batch=options.batch,
+            cell_type=options.cell_type,
+            labels=options.label,
+            split=SplitConfig(seed=options.seed, by=options.split_by),
+            split_column=options.split,
+            panel=options.panel,
+            make_tables=make_tables,
+        )
     dataset = str(cells["dataset"][0])
     save_source_location(layout, dataset, inputs.source)
     sample = None

@@ -2,22 +2,26 @@
 
 A run's id does not depend on file locations, so moving a file does not make another run. The present locations are
 written beside the runs (`source.json` by the cells, `model.json` by the activations) and checked by digest when loaded.
+A data file is hashed once: `source.json` holds its digest with its state (`feature_store.cells.file_digests`).
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import polars as pl
 
-from feature_store.cells import Source, open_source
+from feature_store.cells import FileState, KnownDigest, Source, no_known_digest, open_source, what_changed
 from feature_store.codes import CodesRun, n_without_tokens
+from feature_store.errors import InputError, StoreError, StoreWriteError
 from feature_store.storage import commit, filesystem
 from feature_store.storage.hashing import sealed
 from feature_store.storage.layout import MODEL_FILE, SOURCE_FILE, Layout
-from feature_store.storage.plans import TokenOfGenePlan
+from feature_store.storage.plans import CellsPlan, TokenOfGenePlan
 from pipelines.config import DataOptions
 from pipelines.errors import UsageError
 from pipelines.forward import autocast_of
@@ -49,11 +53,11 @@ class LoadedInputs:
     """Seconds that tokenizing and embedding one cell took."""
 
 
-def load_inputs(options: DataOptions) -> LoadedInputs:
+def load_inputs(options: DataOptions, *, known_digest: KnownDigest = no_known_digest) -> LoadedInputs:
     """Open data and model and match their genes; nothing is written. It raises the input errors of both."""
     from sae_core.scfm import load_model
 
-    source = open_source(options.data, matrix=options.matrix, progress=delayed_progress_bar)
+    source = open_source(options.data, matrix=options.matrix, progress=delayed_progress_bar, known_digest=known_digest)
     model = load_model(
         options.model,
         autocast=autocast_of(options.precision),
@@ -201,20 +205,33 @@ def tokenless_fact(codes: CodesRun) -> dict[str, str]:
 def save_source_location(layout: Layout, dataset: str, source: Source) -> None:
     """Write the present location of the data set's files beside its cells; later stages read expression from there."""
     paths = tuple(str(path.resolve()) for path in source.paths)
-    write_source_location(layout, dataset, SourceLocation(paths, source.matrix, source.digests))
+    write_source_location(layout, dataset, SourceLocation(paths, source.matrix, source.digests, source.states))
 
 
 class SourceLocation(NamedTuple):
-    """Where the files of a data set were when they were last used, their matrix, and the digest of each."""
+    """Where the files of a data set were when they were last used, their matrix, the digest of each, and the state that
+    it had when it was hashed.
+    """
 
     paths: tuple[str, ...]
     matrix: str
     digests: tuple[str, ...]
+    states: tuple[FileState, ...]
+
+    def known_digest(self, path: Path, state: FileState) -> str | None:
+        """The digest of a file that has been in this state since it was hashed, else None."""
+        known = dict(zip(zip(self.paths, self.states, strict=True), self.digests, strict=True))
+        return known.get((str(path.resolve()), state))
 
 
 def write_source_location(layout: Layout, dataset: str, where: SourceLocation) -> None:
     """Write the location of a data set's files beside its cells."""
-    content = {"path": _one_or_all(where.paths), "matrix": where.matrix, "digest": _one_or_all(where.digests)}
+    content = {
+        "path": _one_or_all(where.paths),
+        "matrix": where.matrix,
+        "digest": _one_or_all(where.digests),
+        "state": [list(state) for state in where.states],
+    }
     filesystem.replace_text(layout.cells_dir(dataset) / SOURCE_FILE, sealed(content))
 
 
@@ -224,7 +241,26 @@ def source_location(layout: Layout, dataset: str) -> SourceLocation:
     paths, digests = (
         (value,) if isinstance(value, str) else tuple(value) for value in (content["path"], content["digest"])
     )
-    return SourceLocation(paths, content["matrix"], digests)
+    return SourceLocation(paths, content["matrix"], digests, tuple(FileState(*state) for state in content["state"]))
+
+
+def recorded_digests(layout: Layout) -> KnownDigest:
+    """Return what gives the digest of a file that a data set of the store was made of, if its state is the same."""
+
+    @cache
+    def locations() -> list[SourceLocation]:
+        found = []
+        for info in layout.runs("cells"):
+            with suppress(StoreError):
+                # careful: the file of an older version has no states
+                CellsPlan.of(commit.Run.open(info.path))
+                found.append(source_location(layout, info.run))
+        return found
+
+    def digest(path: Path, state: FileState) -> str | None:
+        return next((one for where in locations() if (one := where.known_digest(path, state))), None)
+
+    return digest
 
 
 def absolute_model_path(model: str) -> str:
@@ -283,10 +319,14 @@ def load_recorded_model(run: commit.Run, *, device: str = "cpu") -> "FoundationM
     return model
 
 
+def missing_files(layout: Layout, dataset: str) -> list[str]:
+    """Return the files of a data set that are not where they were."""
+    return [path for path in source_location(layout, dataset).paths if not Path(path).exists()]
+
+
 def refuse_missing(layout: Layout, dataset: str, *, stage: str) -> None:
     """Raise UsageError, with the command that names the new place, if a file of the data set is not where it was."""
-    where = source_location(layout, dataset)
-    if missing := [path for path in where.paths if not Path(path).exists()]:
+    if missing := missing_files(layout, dataset):
         raise UsageError(
             f"`scsae {stage}` reads the data set {dataset} again, but {missing[0]} is not there; if it was moved or "
             "renamed, name its new place (--data once for each file) with the other options as before: "
@@ -296,18 +336,42 @@ def refuse_missing(layout: Layout, dataset: str, *, stage: str) -> None:
 
 def load_recorded_source(layout: Layout, dataset: str, *, stage: str = "associate") -> Source:
     """Open the data set at its recorded location, for a stage that reads it again; UsageError if a file moved or
-    changed.
+    changed. A file whose state is the recorded one is not hashed.
     """
     where = source_location(layout, dataset)
     refuse_missing(layout, dataset, stage=stage)
-    source = open_source(where.paths, matrix=where.matrix, progress=delayed_progress_bar)
-    for path, now, then in zip(source.paths, source.digests, where.digests, strict=True):
-        if now != then:
-            raise UsageError(
-                f"{path} changed since its extraction (sha256 {now[:12]}, was {then[:12]}); "
-                "extract it again with `scsae extract`"
-            )
+    source = open_source(
+        where.paths, matrix=where.matrix, progress=delayed_progress_bar, known_digest=where.known_digest
+    )
+    if change := _change(layout, dataset, source, where):
+        raise UsageError(change)
     return source
+
+
+def data_problems(layout: Layout, dataset: str) -> list[str]:
+    """Hash the files of a data set, whatever their state, and return how they changed."""
+    where = source_location(layout, dataset)
+    try:
+        with open_source(where.paths, matrix=where.matrix, progress=delayed_progress_bar) as source:
+            change = _change(layout, dataset, source, where)
+    except InputError as error:
+        return [str(error)]
+    return [change] if change else []
+
+
+def _change(layout: Layout, dataset: str, source: Source, where: SourceLocation) -> str | None:
+    """Return the message about files that changed, with what changed; note the new state of files that did not."""
+    changed = [
+        f"{path} changed since its extraction (sha256 {now[:12]}, was {then[:12]})"
+        for path, now, then in zip(source.paths, source.digests, where.digests, strict=True)
+        if now != then
+    ]
+    if changed:
+        return f"{'; '.join(changed)}: {what_changed(layout, dataset, source)}; extract it again with `scsae extract`"
+    if source.states != where.states:
+        with suppress(StoreWriteError), filesystem.clear_write_errors(layout.root):
+            write_source_location(layout, dataset, where._replace(states=source.states))
+    return None
 
 
 def _one_or_all(values: Sequence[str]) -> str | list[str]:

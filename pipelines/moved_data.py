@@ -9,10 +9,10 @@ files are the same.
 from collections.abc import Sequence
 from pathlib import Path
 
-from feature_store.cells import open_source
+from feature_store.cells import FileState, open_source
 from feature_store.storage.layout import Layout
 from pipelines.errors import UsageError
-from pipelines.inputs import source_location, write_source_location
+from pipelines.inputs import recorded_digests, source_location, write_source_location
 from pipelines.runtime.progress import delayed_progress_bar
 
 
@@ -33,11 +33,13 @@ def record_if_same(layout: Layout, dataset: str, files: Sequence[Path]) -> bool:
     where = source_location(layout, dataset)
     if len(files) != len(where.digests):
         return False
-    place = {}
+    place: dict[str, tuple[str, FileState]] = {}
+    known_digest = recorded_digests(layout)
     for file in files:
-        with open_source(file, progress=delayed_progress_bar) as source:
-            place[source.digest] = str(file.resolve())
+        with open_source(file, progress=delayed_progress_bar, known_digest=known_digest) as source:
+            place[source.digest] = str(file.resolve()), source.states[0]
     if set(place) != set(where.digests):
         return False
-    write_source_location(layout, dataset, where._replace(paths=tuple(place[digest] for digest in where.digests)))
+    paths, states = zip(*(place[digest] for digest in where.digests), strict=True)
+    write_source_location(layout, dataset, where._replace(paths=paths, states=states))
     return True

@@ -6,11 +6,16 @@ from feature_store.errors import IntegrityError
 from feature_store.query.runs import resolve_any_run
 from feature_store.storage import commit, commits, filesystem
 from feature_store.storage.layout import LOCATIONS, Layout, RunInfo, tables_of
+from pipelines.inputs import data_problems, missing_files
 from pipelines.runtime.progress import stderr_console
 
 
 def verify_run(run: str, store: Path) -> int:
-    """Check every file of the run that `run` names; print what is damaged or gone; return the exit code, 0 or 1."""
+    """Check every file of the run that `run` names, and, for a data set, the data files that it was made of; print what
+    is damaged, gone or changed; return the exit code, 0 or 1.
+
+    What is damaged is pending afterwards, so that the stage repairs it.
+    """
     layout = Layout(store)
     info = resolve_any_run(layout, run)
     tables = tables_of(info)
@@ -30,6 +35,8 @@ def verify_run(run: str, store: Path) -> int:
             soft_wrap=True,
         )
         return 1
+    if info.kind == "cells" and _data_changed(layout, info.run):
+        return 1
     n_parts = sum(commit.Run.open(table).n_shards for table in tables)
     console.print(f"{run}: {n_parts} parts in {len(tables)} tables are intact")
     return 0
@@ -43,6 +50,18 @@ def forget_run(run: str, store: Path) -> None:
     layout = Layout(store)
     for table in commits.forget(layout, resolve_any_run(layout, run)):
         stderr_console().print(f"forgot {table}", soft_wrap=True)
+
+
+def _data_changed(layout: Layout, dataset: str) -> bool:
+    """Hash the data files of a data set and print how they changed, or that they are not there."""
+    console = stderr_console()
+    if missing := missing_files(layout, dataset):
+        console.print(f"{', '.join(missing)}: not there, so the data were not compared", soft_wrap=True)
+        return False
+    problems = data_problems(layout, dataset)
+    for problem in problems:
+        console.print(problem, style="red", soft_wrap=True)
+    return bool(problems)
 
 
 def _location_problems(info: RunInfo) -> list[str]:

@@ -9,6 +9,8 @@ tables `cells` and `genes` (`write_cells`) and the expression by gene (`write_ex
 rooms need is exported here, on first use; its modules are imported by nobody else.
 
 source, anndata_file       a data set of one or more files; one file
+file_digests               the sha256 of a file, and how a file is known not to have changed
+changes                    what changed in the files of a data set
 matrices, value_kinds      ranges of rows of a matrix on disk; whether its values are counts or log-normalised
 matrix_choice              which matrix of a file is taken, and why not the others
 feature_types              which features are genes
@@ -39,12 +41,14 @@ if TYPE_CHECKING:
         read_splits,
         write_cells,
     )
+    from feature_store.cells.changes import what_changed
     from feature_store.cells.expression import (
         ExpressionReader,
         expression_matrix,
         plan_expression,
         write_expression_part,
     )
+    from feature_store.cells.file_digests import FileState, KnownDigest, no_known_digest
     from feature_store.cells.matrices import CSRRows, concat_rows
     from feature_store.cells.panel import PANEL_CELLS
     from feature_store.cells.size_ranges import split_by_size
@@ -55,6 +59,8 @@ __all__ = [
     "PANEL_CELLS",
     "CSRRows",
     "ExpressionReader",
+    "FileState",
+    "KnownDigest",
     "Source",
     "SplitConfig",
     "SplitRecord",
@@ -65,6 +71,7 @@ __all__ = [
     "draw_cells",
     "expression_matrix",
     "make_splits",
+    "no_known_digest",
     "open_source",
     "plan_expression",
     "read_cells",
@@ -74,6 +81,7 @@ __all__ = [
     "read_splits",
     "split_by_size",
     "to_anndata",
+    "what_changed",
     "write_cells",
     "write_expression_part",
 ]
@@ -86,6 +94,8 @@ _MODULES = {
         *("read_split_record", "read_splits", "write_cells"),
     ),
     "expression": ("ExpressionReader", "expression_matrix", "plan_expression", "write_expression_part"),
+    "changes": ("what_changed",),
+    "file_digests": ("FileState", "KnownDigest", "no_known_digest"),
     "matrices": ("CSRRows", "concat_rows"),
     "panel": ("PANEL_CELLS",),
     "size_ranges": ("split_by_size",),

@@ -7,8 +7,7 @@ are left out (`feature_types`). Format: anndata on-disk specification 0.1.0 and 
 """
 
 import difflib
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from feature_store.cells.value_kinds import check_rows, values_of
 from feature_store.errors import InputError
 from feature_store.storage.data_files import refuse_other_than_hdf5, refuse_unfetched, refuse_unfetched_below
 
-HASH_BLOCK_BYTES = 1 << 22
 COLUMNWISE = "0.2.0"
 """The version of obs on disk whose columns can be read one by one; an older obs is read whole."""
 
@@ -197,21 +195,6 @@ def open_file(path: Path, *, matrix: str | None = None) -> AnnDataFile:
         raise
 
 
-def files_below(path: Path) -> list[Path]:
-    """The file itself, or every file of a zarr folder, sorted."""
-    return [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-
-
-def digest(path: Path, on_bytes: Callable[[int], None]) -> str:
-    """Sha256 of a file, or of the names and hashes of a zarr folder's files; `on_bytes` gets the size of each block."""
-    if path.is_file():
-        return _sha256(path, on_bytes)
-    total = hashlib.sha256()
-    for part in files_below(path):
-        total.update(f"{part.relative_to(path).as_posix()}:{_sha256(part, on_bytes)}\n".encode())
-    return total.hexdigest()
-
-
 def names_with_closest(name: str, names: Iterable[str]) -> str:
     """The existing names, for an error message, and the one closest to the unknown `name`."""
     names = list(names)
@@ -265,12 +248,3 @@ def _reading(path: Path, what: str) -> Iterator[None]:
         yield
     except (KeyError, ValueError, OSError, TypeError, RuntimeError, AttributeError, pl.exceptions.PolarsError) as error:
         raise InputError(f"{what} of {path} cannot be read ({error}); write the file again with anndata") from error
-
-
-def _sha256(path: Path, on_bytes: Callable[[int], None]) -> str:
-    total = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(HASH_BLOCK_BYTES):
-            total.update(block)
-            on_bytes(len(block))
-    return total.hexdigest()

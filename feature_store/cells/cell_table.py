@@ -19,7 +19,7 @@ import polars as pl
 from feature_store.cells.anndata_file import names_with_closest
 from feature_store.cells.canonical import canonical_text
 from feature_store.cells.cell_digests import known_splits, same_cells
-from feature_store.cells.gene_table import matrix_tables
+from feature_store.cells.gene_table import MakeTables, matrix_tables, shard_cells, stored_tables, write_digests
 from feature_store.cells.label_columns import LabelKind, label_kind, refuse_names
 from feature_store.cells.panel import PANEL_CELLS, draw_panel
 from feature_store.cells.source import Source, short_names
@@ -54,6 +54,7 @@ def write_cells(
     split_column: str | None = None,
     panel: int = PANEL_CELLS,
     trained_on: str | None = None,
+    make_tables: MakeTables = matrix_tables,
 ) -> pl.DataFrame:
     """Write the tables `cells`, `genes` and `digests` of a data set, splits included, and return the cells.
 
@@ -75,7 +76,8 @@ def write_cells(
     in it.
 
     Calling it again with the same arguments writes nothing. Genes and digests cost one pass over the matrix, which
-    checks every value; with `trained_on`, a file that the store does not hold yet is passed over before. Raises
+    checks every value, by `make_tables`; with `trained_on` it precedes the splits. They are copied where the store
+    holds a data set of the same content. Raises
     InputError for an obs column that does not exist (nothing is written), PlanMismatchError if the data set's name is
     taken by other content. InputError also where a label, batch or cell type has a value of its own in most cells.
     """
@@ -97,7 +99,7 @@ def write_cells(
     numbers = tuple(name for name in dict.fromkeys(labels) if label_kind(obs[name]) is LabelKind.NUMBERS)
     obs = obs.with_columns(canonical_text(obs[name]) for name in dict.fromkeys(labels) if name not in numbers)
     named = {key: None if column is None else canonical_text(obs[column]) for key, column in columns.items()}
-    tables = cache(lambda: matrix_tables(source))
+    tables = cache(lambda: stored_tables(layout, source) or make_tables(source))
     known = None if trained_on is None else _known_splits(layout, trained_on, source, lambda: tables().digests)
     make = partial(make_splits, source.n_cells, donor=named["donor"], batch=named["batch"], config=split)
     if split_column is not None:
@@ -151,10 +153,12 @@ def write_cells(
     }  # fmt: skip
     kept_obs = obs.drop([key for key, column in {**columns, "split": split_column}.items() if column == key])
     cells = schemas.conform("cells", pl.DataFrame(table).hstack(kept_obs.rename(column_of)))
-    genes_plan = GenesPlan(dataset=dataset, digest=source.digest, matrix=source.matrix)
-    digests_plan = DigestsPlan(dataset=dataset, digest=source.digest, matrix=source.matrix)
+    content = {"dataset": dataset, "digest": source.digest, "matrix": source.matrix}
+    size = shard_cells(source.n_cells)
+    genes_plan = GenesPlan(**content, shard_cells=size)
+    digests_plan = DigestsPlan(**content, n_cells=source.n_cells, shard_cells=size)
     commit.write_table(layout.genes_dir(dataset), lambda: tables().genes, genes_plan.table("genes"))
-    commit.write_table(layout.digests_dir(dataset), lambda: tables().digests, digests_plan.table("digests"))
+    write_digests(layout.digests_dir(dataset), digests_plan, tables)
     commit.write_table(layout.cells_dir(dataset), cells, plan.table("cells", dataset=dataset))
     return cells
 
@@ -227,18 +231,8 @@ def _known_splits(layout: Layout, trained_on: str, source: Source, digests: Call
     if plan.digest == source.digest:
         return same_cells(known, unit)
     known = known.hstack(commit.read_table(layout.digests_dir(trained_on)).drop("cell_idx"))
-    mine = source.obs_names().to_frame("cell_id").hstack(_digests(layout, source, digests).drop("cell_idx"))
+    mine = source.obs_names().to_frame("cell_id").hstack(digests().drop("cell_idx"))
     return known_splits(mine, known, unit)
-
-
-def _digests(layout: Layout, source: Source, digests: Callable[[], pl.DataFrame]) -> pl.DataFrame:
-    """The digests of the cells of a source: from the store, if it holds a data set of the same content, else made."""
-    for info in layout.runs("cells"):
-        if info.complete and commit.Run.open(info.path).plan.get("version") == CellsPlan.version:
-            plan = CellsPlan.of(commit.Run.open(info.path))
-            if (plan.digest, plan.matrix) == (source.digest, source.matrix):
-                return commit.read_table(layout.digests_dir(info.run))
-    return digests()
 
 
 def _changes(known: KnownSplits, split_of_cell: SplitLabels, units: Mapping[str, pl.Series | None]) -> bool:

@@ -2,7 +2,7 @@
 
 Files are opened, never loaded (`anndata_file`), so memory does not grow with the number of values. Several files are
 one data set: its cells follow each other in the order of the files, and its genes are the union of theirs. The digest
-of the content is one pass over the bytes (about 1.5 GB/s).
+of the content is one pass over the bytes (about 1.5 GB/s), unless it is known (`file_digests`).
 """
 
 from collections import Counter
@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from feature_store.cells.anndata_file import AnnDataFile, digest, files_below, open_file
+from feature_store.cells.anndata_file import AnnDataFile, open_file
 from feature_store.cells.annotations import join_genes, join_obs
+from feature_store.cells.file_digests import FileState, KnownDigest, file_digest, file_state, no_known_digest
 from feature_store.cells.matrices import CSRRows, concat_rows, select_rows, sort_rows
 from feature_store.cells.value_kinds import USABLE
 from feature_store.errors import InputError
@@ -52,7 +53,13 @@ class Source:
         progress: shows the passes over the data.
     """
 
-    def __init__(self, files: Sequence[AnnDataFile], *, progress: Progress = no_progress) -> None:
+    def __init__(
+        self,
+        files: Sequence[AnnDataFile],
+        *,
+        progress: Progress = no_progress,
+        known_digest: KnownDigest = no_known_digest,
+    ) -> None:
         self.paths = tuple(file.path for file in files)
         matrices = [file.matrix for file in files]
         self.matrix = matrices[0] if len(set(matrices)) == 1 else ",".join(matrices)
@@ -60,6 +67,7 @@ class Source:
         self.choices = tuple(file.choice for file in files)
         self.left_out = dict(sum((Counter(file.left_out) for file in files), Counter[str]()))
         self.progress = progress
+        self._known_digest = known_digest
         self._files = tuple(files)
         # file i holds the cells [_first[i], _first[i + 1])
         self._first = np.cumsum([0, *(file.n_cells for file in files)])
@@ -91,26 +99,43 @@ class Source:
             return self.digests[0]
         return sha256("".join(f"{one}\n" for one in self.digests).encode()).hexdigest()
 
-    @cached_property
+    @property
     def digests(self) -> tuple[str, ...]:
-        """Sha256 of each file's content: one pass over its bytes, on first use. InputError if two are the same."""
-        sizes = [sum(part.stat().st_size for part in files_below(path)) for path in self.paths]
+        """Sha256 of each file's content. Those that are not known cost one pass over the bytes, on first use.
+
+        InputError if two are the same.
+        """
+        return tuple(digest for _, digest in self._hashed)
+
+    @property
+    def states(self) -> tuple[FileState, ...]:
+        """The state of each file before it was hashed."""
+        return tuple(state for state, _ in self._hashed)
+
+    @cached_property
+    def _hashed(self) -> list[tuple[FileState, str]]:
+        # careful: the state is taken before the hash, so that a change in between is seen the next time
+        states = [file_state(path) for path in self.paths]
+        known = [self._known_digest(path, state) for path, state in zip(self.paths, states, strict=True)]
+        n_bytes = sum(state.size_bytes for state, digest in zip(states, known, strict=True) if digest is None)
         read = 0
-        with self.progress("hash", sum(sizes) // 1_000_000, "MB") as update:
 
-            def on_bytes(n: int) -> None:
-                nonlocal read
-                read += n
-                update(read // 1_000_000)
+        def on_bytes(n: int) -> None:
+            nonlocal read
+            read += n
+            update(read // 1_000_000)
 
-            digests = tuple(digest(path, on_bytes) for path in self.paths)
+        if None in known:
+            with self.progress("hash", n_bytes // 1_000_000, "MB") as update:
+                known = [one or file_digest(path, on_bytes) for path, one in zip(self.paths, known, strict=True)]
+        digests = [one for one in known if one is not None]
         for i, one in enumerate(digests):
             if one in digests[:i]:
                 raise InputError(
                     f"{self.paths[i]} is a copy of {self.paths[digests.index(one)]}, so its cells would count twice; "
                     "leave one of them out"
                 )
-        return digests
+        return list(zip(states, digests, strict=True))
 
     def read_rows(self, start: int, stop: int) -> CSRRows:
         """Cells [start, stop), with genes as ascending columns. InputError names the row of an impossible value."""
@@ -188,14 +213,18 @@ class Source:
 
 
 def open_source(
-    paths: str | Path | Sequence[str | Path], *, matrix: str | None = None, progress: Progress = no_progress
+    paths: str | Path | Sequence[str | Path],
+    *,
+    matrix: str | None = None,
+    progress: Progress = no_progress,
+    known_digest: KnownDigest = no_known_digest,
 ) -> Source:
     """Open an .h5ad file or an AnnData .zarr folder, or several as one data set.
 
     `matrix` is "X", "raw" or "layers/NAME" in every file, or one for each, comma-separated; None chooses in each file
-    the best matrix of a kind that all files have (`matrix_choice`). `progress` shows the long passes. InputError as
-    from `open_file`, for a file given twice, files of counts and of log-normalised values together, and files without
-    a gene in common.
+    the best matrix of a kind that all files have (`matrix_choice`). `progress` shows the long passes; a file is hashed
+    unless `known_digest` has its digest. InputError as from `open_file`, for a file given twice, files of counts and of
+    log-normalised values together, and files without a gene in common.
     """
     files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     for i, path in enumerate(files):
@@ -216,7 +245,7 @@ def open_source(
             f"files of counts and of log-normalised values cannot be joined ({kinds}); name matrices of the same kind "
             "for all files, for example --matrix X,layers/counts"
         )
-    return Source(opened, progress=progress)
+    return Source(opened, progress=progress, known_digest=known_digest)
 
 
 def _runs(cells: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:

@@ -1,6 +1,7 @@
 """The layout of a store: its folders, the names of a run's files, and the creation times of runs.
 
     <root>/cells/<dataset>/        the cell table (one part), with genes/, digests/ and expression/ (by gene)
+    <root>/matrices/<id>/          sums/  digests/ of a pass over a large matrix, until a data set holds its tables
     <root>/activations/<run>/      plan.json  part-00012.parquet  part-00012.json  MANIFEST.json
     <root>/saes/<run>/             ray_train/  sae.safetensors  config.json  history.json  summary.json  MANIFEST.json
                                    map/{umap,neighbours}/
@@ -170,6 +171,10 @@ class Layout:
     def digests_dir(self, dataset: str) -> Path:
         """The digests of the cells of a data set, beside them."""
         return self.cells_dir(dataset) / "digests"
+
+    def matrix_dir(self, plan: str) -> Path:
+        """What a pass over a matrix has made so far; it is removed when the tables of the data set are complete."""
+        return self.root / "matrices" / plan
 
     def activations_dir(self, run: str) -> Path:
         """Token activations of one site."""

@@ -188,11 +188,13 @@ class GenesPlan(Plan):
     """The gene table of a data set."""
 
     stage = "genes"
-    version = 5
+    version = 6
 
     dataset: str
     digest: str
     matrix: str
+    shard_cells: int
+    """Cells of each of the sums that means are made of (`MatrixPlan`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,11 +202,36 @@ class DigestsPlan(Plan):
     """The digests of the cells of a data set."""
 
     stage = "digests"
-    version = 5
+    version = 6
 
     dataset: str
     digest: str
     matrix: str
+    n_cells: int
+    shard_cells: int
+
+    @property
+    def n_shards(self) -> int:
+        """Shards of `shard_cells` cells."""
+        return -(-self.n_cells // self.shard_cells)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixPlan(Plan):
+    """What a pass over the matrix of some files gives, shard by shard, until the tables of a data set hold it."""
+
+    stage = "matrix"
+    version = 1
+
+    digest: str
+    matrix: str
+    n_cells: int
+    shard_cells: int
+
+    @property
+    def n_shards(self) -> int:
+        """Shards of `shard_cells` cells."""
+        return -(-self.n_cells // self.shard_cells)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,23 +25,23 @@ import numpy as np
 from feature_store.cells import open_source, write_cells
 from feature_store.storage.layout import Layout
 
-N_GENES, PER_CELL, BLOCK_CELLS = 2000, 20, 50_000
+N_GENES, BLOCK_CELLS = 2000, 50_000
 CATEGORIES = {"donor": 40, "batch": 8, "cell_type": 30}
 STRINGS = h5py.string_dtype()
 
 
-def write_file(path: Path, n_cells: int, *, seed: int = 0) -> None:
-    """Write a synthetic .h5ad of `n_cells` cells."""
+def write_file(path: Path, n_cells: int, *, per_cell: int = 20, seed: int = 0) -> None:
+    """Write a synthetic .h5ad of `n_cells` cells with `per_cell` values each."""
     rng = np.random.default_rng(seed)
     with h5py.File(path, "w") as file:
         _mark(file, "anndata", "0.1.0")
         x = _mark(file.create_group("X"), "csr_matrix", "0.1.0")
         x.attrs["shape"] = np.array([n_cells, N_GENES])
         values = {
-            name: x.create_dataset(name, (n_cells * PER_CELL,), dtype, chunks=True, compression="lzf")
+            name: x.create_dataset(name, (n_cells * per_cell,), dtype, chunks=True, compression="lzf")
             for name, dtype in (("data", "f4"), ("indices", "i4"))
         }
-        x["indptr"] = np.arange(0, n_cells * PER_CELL + 1, PER_CELL)
+        x["indptr"] = np.arange(0, n_cells * per_cell + 1, per_cell)
         _frame(file, "var", np.array([f"GENE{i}" for i in range(N_GENES)]))
         obs = _frame(file, "obs", n_cells, columns=[*CATEGORIES, "n_counts", "is_doublet"])
         codes = {name: _categories(obs, name, n, n_cells) for name, n in CATEGORIES.items()}
@@ -49,9 +49,9 @@ def write_file(path: Path, n_cells: int, *, seed: int = 0) -> None:
                  for name, dtype in (("n_counts", "f8"), ("is_doublet", "?"))}  # fmt: skip
         for start in range(0, n_cells, BLOCK_CELLS):
             stop = min(start + BLOCK_CELLS, n_cells)
-            own, shape = slice(start * PER_CELL, stop * PER_CELL), (stop - start, PER_CELL)
-            band = N_GENES // PER_CELL
-            columns = rng.integers(0, band, shape) + band * np.arange(PER_CELL)
+            own, shape = slice(start * per_cell, stop * per_cell), (stop - start, per_cell)
+            band = N_GENES // per_cell
+            columns = rng.integers(0, band, shape) + band * np.arange(per_cell)
             values["indices"][own], values["data"][own] = columns.ravel(), rng.integers(1, 6, columns.size)
             obs["_index"][start:stop] = [f"cell-{i:08d}-AAACCTGA" for i in range(start, stop)]
             for name, n in CATEGORIES.items():

@@ -103,7 +103,13 @@ def test_the_files_of_a_data_set_are_found_again_in_their_order(remembered, two_
     assert both.paths == two_files
     assert both.digest == open_source(two_files).digest
     noted = load_source_location(remembered, "one")
-    assert noted == {"path": str(two_files[0]), "matrix": "X", "digest": open_source(two_files[0]).digest}
+    source = open_source(two_files[0])
+    assert noted == {
+        "path": str(two_files[0]),
+        "matrix": "X",
+        "digest": source.digest,
+        "state": [list(source.states[0])],
+    }
 
 
 def test_the_file_that_changed_is_named(remembered, two_files, tiny_cells):

@@ -1,0 +1,72 @@
+"""The content of data files: its sha256, and the state of a file, by which it is known not to have changed.
+
+Hashing reads every byte (about 1.5 GB/s), so the digest of a file is recorded with the state that the file had: its
+size, its inode, and the times of the last change of its content and of its inode. A file that still has this state has
+the recorded digest, and is not read. A change that leaves all four is not noticed; it takes a file system that does not
+keep these times, as some network file systems, or a clock that was set back. `scsae verify` hashes whatever the state.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+HASH_BLOCK_BYTES = 1 << 22
+
+
+class FileState(NamedTuple):
+    """The state of a file; of a zarr folder the sums over its files."""
+
+    size_bytes: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+
+
+KnownDigest = Callable[[Path, FileState], str | None]
+"""Returns the recorded digest of a file in a state, None if there is none."""
+
+
+def no_known_digest(_path: Path, _state: FileState) -> None:
+    """The `KnownDigest` that knows none."""
+    return
+
+
+def file_state(path: Path) -> FileState:
+    """The state of a file or of a zarr folder, by one pass over its entries."""
+    found = [path.stat()] if path.is_file() else list(_stats_below(path))
+    return FileState(
+        size_bytes=sum(one.st_size for one in found),
+        mtime_ns=sum(one.st_mtime_ns for one in found),
+        ctime_ns=sum(one.st_ctime_ns for one in found),
+        inode=sum(one.st_ino for one in found),
+    )
+
+
+def file_digest(path: Path, on_bytes: Callable[[int], None]) -> str:
+    """Sha256 of a file, or of the names and hashes of a zarr folder's files; `on_bytes` gets the size of each block."""
+    if path.is_file():
+        return _sha256(path, on_bytes)
+    total = hashlib.sha256()
+    for part in sorted(file for file in path.rglob("*") if file.is_file()):
+        total.update(f"{part.relative_to(path).as_posix()}:{_sha256(part, on_bytes)}\n".encode())
+    return total.hexdigest()
+
+
+def _stats_below(folder: Path) -> Iterator[os.stat_result]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _stats_below(Path(entry.path))
+            elif entry.is_file():
+                yield entry.stat()
+
+
+def _sha256(path: Path, on_bytes: Callable[[int], None]) -> str:
+    total = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(HASH_BLOCK_BYTES):
+            total.update(block)
+            on_bytes(len(block))
+    return total.hexdigest()
