@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from feature_store.cells import Source, open_source
-from feature_store.cells.gene_table import (
+from feature_store.cells import (
     MakeTables,
     MatrixPass,
     MatrixTables,
-    gene_table,
+    Source,
+    gene_table_of,
     matrix_tables,
+    open_source,
     shard_cells,
     shard_range,
 )
@@ -118,7 +119,7 @@ def _make(
     for run in (sums, digests):
         run.finalize()
     return MatrixTables(
-        genes=gene_table(source, map(commit.read_part, sums.checked_parts())),
+        genes=gene_table_of(source, map(commit.read_part, sums.checked_parts())),
         n_shards=plan.n_shards,
         digests_of=lambda shard: commit.read_part(digests.checked_part(shard)),
     )

@@ -49,6 +49,15 @@ if TYPE_CHECKING:
         write_expression_part,
     )
     from feature_store.cells.file_digests import FileState, KnownDigest, no_known_digest
+    from feature_store.cells.gene_table import (
+        MakeTables,
+        MatrixPass,
+        MatrixTables,
+        gene_table_of,
+        matrix_tables,
+        shard_cells,
+        shard_range,
+    )
     from feature_store.cells.matrices import CSRRows, concat_rows
     from feature_store.cells.panel import PANEL_CELLS
     from feature_store.cells.size_ranges import split_by_size
@@ -61,6 +70,9 @@ __all__ = [
     "ExpressionReader",
     "FileState",
     "KnownDigest",
+    "MakeTables",
+    "MatrixPass",
+    "MatrixTables",
     "Source",
     "SplitConfig",
     "SplitRecord",
@@ -70,7 +82,9 @@ __all__ = [
     "concat_rows",
     "draw_cells",
     "expression_matrix",
+    "gene_table_of",
     "make_splits",
+    "matrix_tables",
     "no_known_digest",
     "open_source",
     "plan_expression",
@@ -79,6 +93,8 @@ __all__ = [
     "read_split_numbers",
     "read_split_record",
     "read_splits",
+    "shard_cells",
+    "shard_range",
     "split_by_size",
     "to_anndata",
     "what_changed",
@@ -96,6 +112,9 @@ _MODULES = {
     "expression": ("ExpressionReader", "expression_matrix", "plan_expression", "write_expression_part"),
     "changes": ("what_changed",),
     "file_digests": ("FileState", "KnownDigest", "no_known_digest"),
+    "gene_table": tuple(
+        "MakeTables MatrixPass MatrixTables gene_table_of matrix_tables shard_cells shard_range".split()
+    ),
     "matrices": ("CSRRows", "concat_rows"),
     "panel": ("PANEL_CELLS",),
     "size_ranges": ("split_by_size",),

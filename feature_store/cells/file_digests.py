@@ -10,7 +10,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 HASH_BLOCK_BYTES = 1 << 22
 
@@ -24,8 +24,11 @@ class FileState(NamedTuple):
     inode: int
 
 
-KnownDigest = Callable[[Path, FileState], str | None]
-"""Returns the recorded digest of a file in a state, None if there is none."""
+class KnownDigest(Protocol):
+    """Returns the recorded digest of a file in a state, None if there is none."""
+
+    def __call__(self, path: Path, state: FileState, /) -> str | None:
+        """Return the sha256 of `path`, or None."""
 
 
 def no_known_digest(_path: Path, _state: FileState) -> None:

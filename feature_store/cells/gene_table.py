@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -49,7 +49,11 @@ class MatrixTables:
         return pl.concat([self.digests_of(shard) for shard in range(self.n_shards)])
 
 
-MakeTables = Callable[[Source], MatrixTables]
+class MakeTables(Protocol):
+    """Passes over the matrix of a source and returns its tables."""
+
+    def __call__(self, source: Source, /) -> MatrixTables:
+        """Return the tables; InputError names the row of an impossible value."""
 
 
 class MatrixPass:
@@ -107,11 +111,11 @@ def matrix_tables(source: Source) -> MatrixTables:
             one_pass.shard(*shard_range(shard, source.n_cells, size), update)
             for shard in range(-(-source.n_cells // size))
         ]
-    genes = gene_table(source, (shard.sums for shard in made))
+    genes = gene_table_of(source, (shard.sums for shard in made))
     return MatrixTables(genes=genes, n_shards=len(made), digests_of=lambda shard: made[shard].digests)
 
 
-def gene_table(source: Source, sums: Iterable[pl.DataFrame]) -> pl.DataFrame:
+def gene_table_of(source: Source, sums: Iterable[pl.DataFrame]) -> pl.DataFrame:
     """The table `genes` from the sums of all shards, in their order: for each gene the number of cells with a value
     above 0 and the mean over all cells.
     """

@@ -36,6 +36,8 @@ def hashed(monkeypatch):
 @pytest.fixture
 def cells(tiny_cells):
     made = tiny_cells.copy()
+    # careful: writing a file makes categories of text, to which no other value can be assigned
+    made.obs = made.obs.astype(str)
     made.obs["fold"] = np.where(made.obs["donor"].isin(["D0", "D1"]), "test", "train")
     made.obs.loc[made.obs["donor"] == "D2", "fold"] = "select"
     made.obs["condition"] = np.where(np.arange(made.n_obs) % 3, "a", "b")
@@ -47,7 +49,6 @@ def cells(tiny_cells):
 @pytest.fixture
 def data(tmp_path, cells):
     path = tmp_path / "data.h5ad"
-    # careful: writing makes categories of text
     cells.copy().write_h5ad(path)
     return path
 
