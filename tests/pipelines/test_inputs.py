@@ -91,9 +91,9 @@ def remembered(two_files, tmp_path):
     """Both files as data sets of a store: the first alone, and both."""
     layout = Layout(tmp_path / "store")
     for name, paths in (("one", two_files[0]), ("both", two_files)):
-        source = open_source(paths)
-        write_cells(layout, source, dataset=name)
-        save_source_location(layout, name, source)
+        with open_source(paths) as source:
+            write_cells(layout, source, dataset=name)
+            save_source_location(layout, name, source)
     return layout
 
 
