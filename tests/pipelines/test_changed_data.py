@@ -72,23 +72,28 @@ def stored(tmp_path, data):
     return layout
 
 
-def test_a_file_is_hashed_by_the_first_extraction_and_by_no_other_stage(
-    tmp_path, tiny_data, extract_options, train_options, without_actors, hashed
+def test_a_file_is_hashed_by_the_first_extraction_and_not_again(
+    tmp_path, tiny_data, extract_options, without_actors, hashed
 ):
-    from pipelines.train import train
-
     data, store = tmp_path / "data.h5ad", tmp_path / "store"
     shutil.copy(tiny_data, data)
     options = extract_options.model_copy(update={"data": (data,)})
-    extract(options, store)
+    (first,) = extract(options, store)
     assert hashed == [data]
-    extract(options.model_copy(update={"layer": ("0",)}), store)
-    # other cells tables of the same file
-    extract(options.model_copy(update={"batch": None}), store)
-    train(train_options.model_copy(update={"n_steps": 10}), store)
-    encode(EncodeOptions(fused=True), store)
-    encode(EncodeOptions(data=data, donor="donor"), store)
+    (second,) = extract(options.model_copy(update={"layer": ("0",)}), store)
+    # another data set of the same file
+    (third,) = extract(options.model_copy(update={"batch": None}), store)
+    assert first.facts["dataset"] == second.facts["dataset"] != third.facts["dataset"]
+    for dataset in (first.facts["dataset"], third.facts["dataset"]):
+        load_recorded_source(Layout(store), dataset).close()
     assert hashed == [data]
+
+
+def test_encoding_hashes_no_file_that_an_extraction_has_hashed(own_store, tiny_data, without_actors, hashed):
+    encode(EncodeOptions(fused=True), own_store)
+    encode(EncodeOptions(data=tiny_data, donor="donor"), own_store)
+    assert len(list((own_store / "cells").iterdir())) == 2
+    assert hashed == []
 
 
 def test_a_file_that_was_touched_is_hashed_once_more(stored, data, hashed):
