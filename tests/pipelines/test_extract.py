@@ -120,6 +120,7 @@ def test_an_actor_leaves_a_committed_shard_alone(chain, ray_local):
         dtype="f32",
         shard_cells=16,
         n_cells=72,
+        sample=None,
     )
     before = run.part(0).stat().st_mtime_ns
     assert Extractor(work).shard(0) == {"cells": 16, "tokens": 0, "bytes": 0, "tokenless": 0, "halvings": 0}
