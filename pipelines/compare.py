@@ -61,7 +61,7 @@ def compare_with_baselines(store: Path, run: str | None = None) -> Comparison:
             report(len(found) + 1)
         return made
 
-    if any(commit.verify(folder / name) for name in ("comparison", "representation")):
+    if not all(commit.is_intact(folder / name) for name in ("comparison", "representation")):
         for name, frame in tables().items():
             commit.write_table(folder / name, frame, plan.table(name))
     return Comparison(

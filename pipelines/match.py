@@ -73,7 +73,7 @@ def match(options: MatchOptions, store: Path) -> list[StageResult]:
         clock = Clock()
         folder = layout.matches_dir(plan.id)
         path = folder / "feature_match"
-        missing = bool(commit.verify(path))
+        missing = not commit.is_intact(path)
         if missing:
             with commit.exclusive(folder), progress_bar("match", 1, "pairs") as report:
                 commit.write_table(path, _table(layout, plan), plan.table("feature_match"))

@@ -1,4 +1,8 @@
-"""`scsae verify`: read and hash every file of a run. `scsae forget`: take what is gone off the list of commits."""
+"""`scsae verify`: read and hash every file of a run. `scsae forget`: take what is gone off the list of commits.
+
+A stage that is run again trusts markers and sizes, and hashes nothing. `verify` therefore removes the marker of each
+part in which it finds other bytes (`commit.Run.verify`), so that the command that it names computes that part again.
+"""
 
 from pathlib import Path
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from feature_store.activations.dtypes import STORED, to_float32, to_stored
 from feature_store.errors import InputError, IntegrityError
 from feature_store.storage import filesystem
-from feature_store.storage.commit import Run
+from feature_store.storage.commit import Run, mark_damaged
 
 ROW_GROUP_ROWS = 8192
 KEYS = ("cell_idx", "token_pos", "gene_id")
@@ -188,10 +188,7 @@ class ActivationReader:
             ):
                 return file.read_row_group(group, columns=columns, use_threads=False)
         except (OSError, pa.ArrowException) as error:
-            raise IntegrityError(
-                f"{path}, row group {group} cannot be read: {error}; `scsae verify {self.run.path.name}` names "
-                "damaged parts, and running `scsae extract` again repairs them"
-            ) from error
+            raise IntegrityError(f"{path}, row group {group} cannot be read: {error}; {mark_damaged(path)}") from error
 
     def _matrix(self, column: Any) -> npt.NDArray[Any]:
         dtype = STORED[self.dtype]
@@ -210,4 +207,4 @@ def _footer(path: Path) -> Any:
         with filesystem.parquet_source(path) as source:
             return pq.read_metadata(source)
     except (OSError, pa.ArrowException) as error:
-        raise IntegrityError(f"{path} is not a complete Parquet file ({error}); run `scsae extract` again") from error
+        raise IntegrityError(f"{path} is not a complete Parquet file ({error}); {mark_damaged(path)}") from error

@@ -31,7 +31,7 @@ from feature_store.cells.size_ranges import split_by_size
 from feature_store.cells.source import BLOCK_ROWS, Source
 from feature_store.errors import IntegrityError
 from feature_store.storage import filesystem
-from feature_store.storage.commit import Run
+from feature_store.storage.commit import Run, mark_damaged
 from feature_store.storage.layout import repair_advice
 from feature_store.storage.plans import ExpressionPlan
 
@@ -148,7 +148,7 @@ def _read_genes(path: Path, start: int, stop: int) -> list[npt.NDArray[Any]]:
             groups = [i for i, span in enumerate(spans) if span.min < stop and span.max >= start]
             table = file.read_row_groups(groups)
     except (OSError, pa.ArrowException) as error:
-        raise IntegrityError(f"{path} cannot be read: {error}; {filesystem.REPAIR}") from error
+        raise IntegrityError(f"{path} cannot be read: {error}; {mark_damaged(path)}") from error
     gene, cell, value = (column.to_numpy() for column in table.columns)
     low, high = np.searchsorted(gene, [start, stop])
     return [gene[low:high], cell[low:high], value[low:high]]

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from feature_store.errors import InputError, IntegrityError
-from feature_store.storage.filesystem import REPAIR, parquet_source
+from feature_store.storage.commit import mark_damaged
+from feature_store.storage.filesystem import parquet_source
 
 BY_CELL_ROW_GROUP_ROWS = 131_072
 ROW_GROUP_ENTRIES = 1 << 16
@@ -111,7 +112,7 @@ def read_columns(path: Path, names: Sequence[str]) -> list[npt.NDArray[Any]]:
         with parquet_source(path) as source, pq.ParquetFile(source, page_checksum_verification=True) as file:
             return [column.to_numpy() for column in file.read(columns=list(names)).columns]
     except (OSError, pa.ArrowException) as error:
-        raise IntegrityError(f"{path} cannot be read: {error}; {REPAIR}") from error
+        raise IntegrityError(f"{path} cannot be read: {error}; {mark_damaged(path)}") from error
 
 
 def read_row_groups(path: Path, column: str, start: int, stop: int, *, footer: Any = None) -> tuple[pl.DataFrame, Any]:
@@ -129,7 +130,7 @@ def read_row_groups(path: Path, column: str, start: int, stop: int, *, footer: A
             frame = pl.from_arrow(file.read_row_groups(groups))
             footer = file.metadata
     except (OSError, pa.ArrowException) as error:
-        raise IntegrityError(f"{path} cannot be read: {error}; {REPAIR}") from error
+        raise IntegrityError(f"{path} cannot be read: {error}; {mark_damaged(path)}") from error
     assert isinstance(frame, pl.DataFrame)
     return frame.filter(pl.col(column).is_between(start, stop, closed="left")), footer
 

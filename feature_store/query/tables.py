@@ -20,8 +20,8 @@ from feature_store.codes import CodeReader
 from feature_store.errors import IntegrityError, NotFoundError, QueryError, StoreError
 from feature_store.query.runs import Lineage
 from feature_store.query.suggestions import did_you_mean
-from feature_store.storage.commit import Run
-from feature_store.storage.filesystem import REPAIR, parquet_source, scan_source
+from feature_store.storage.commit import Run, mark_damaged
+from feature_store.storage.filesystem import parquet_source, scan_source
 from feature_store.storage.layout import ASSOCIATION_TABLES, COMPARISON_TABLES, HISTORY, MANIFEST, Layout, creation_time
 
 _STEERING: Mapping[str, str] = {
@@ -228,6 +228,6 @@ def _scan(folder: Path, *, n_parts: int | None = None) -> pl.LazyFrame:
         with parquet_source(parts[0]) as source:
             schema = pl.read_parquet_schema(source)
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise IntegrityError(f"{parts[0]} cannot be read: {error}; {REPAIR}") from error
+        raise IntegrityError(f"{parts[0]} cannot be read: {error}; {mark_damaged(parts[0])}") from error
     # filtering first reads 100 rows of a million cells of 15 columns in 40 ms instead of 60 ms
     return pl.scan_parquet([scan_source(part) for part in parts], schema=schema, glob=False, parallel="prefiltered")

@@ -14,15 +14,18 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from feature_store.errors import IntegrityError, StoreWriteError
 from feature_store.storage import object_storage
 from feature_store.storage.hashing import unsealed
 from feature_store.storage.layout import TEMPORARY
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 READ_BYTES = 1 << 24
 END_BYTES = 1 << 18
 """Bytes at the end of a part that have a hash of their own; the footer of a part of 256 MB takes 15 kB."""
@@ -64,7 +67,9 @@ def sha256(path: Path) -> str:
 
 def end_sha256(path: Path) -> str:
     """Return the sha256 of the last END_BYTES of a file, or of all of it where it is smaller."""
-    with path.open("rb") if is_local(path) else _open_object(path, cache_type="none") as file:
+    if not is_local(path):
+        return hashlib.sha256(object_storage.read_end(path, END_BYTES)).hexdigest()
+    with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(size - END_BYTES, 0))
         return hashlib.sha256(file.read()).hexdigest()
@@ -79,6 +84,47 @@ def size_bytes(path: Path) -> int | None:
         return path.stat().st_size
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def file_sizes(folder: Path) -> dict[str, int]:
+    """Return the sizes in bytes of all files of a folder, by name; object storage needs one request for 1,000 files."""
+    if not is_local(folder):
+        return object_storage.sizes(folder)
+    sizes = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            # careful: another process may remove its temporary file at this moment
+            with contextlib.suppress(FileNotFoundError):
+                if entry.is_file():
+                    sizes[entry.name] = entry.stat().st_size
+    return sizes
+
+
+def file_state(path: Path) -> tuple[Any, ...] | None:
+    """Return what differs after every change of a file (its size and times, or its version), None if there is none."""
+    if not is_local(path):
+        head = object_storage.head(path)
+        return None if head is None else (head.bytes, head.etag)
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def read_many(
+    folder: Path, read: Callable[[Item], Result], items: Sequence[Item], *, local_threads: int = 1
+) -> list[Result]:
+    """Return `read(item)` of each item, where `read` reads a file of `folder`.
+
+    On object storage REQUEST_THREADS of them wait at a time: a request takes 25 ms there, and a marker on a local disk
+    50 µs, which threads do not speed up.
+    """
+    n_threads = min(local_threads if is_local(folder) else object_storage.REQUEST_THREADS, len(items))
+    if n_threads < 2:
+        return [read(item) for item in items]
+    with ThreadPoolExecutor(max_workers=n_threads) as threads:
+        return list(threads.map(read, items))
 
 
 def read_bytes(path: Path) -> bytes:
@@ -175,6 +221,14 @@ def remove_folder(path: Path) -> None:
         shutil.rmtree(path)
     else:
         object_storage.remove(path)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file if it is there."""
+    if is_local(path):
+        path.unlink(missing_ok=True)
+    else:
+        object_storage.remove_object(path)
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -24,6 +24,8 @@ PROTOCOL = "s3"
 STAND_IN = "scsae-local"
 _CONFLICT, _EXISTS, _UNKNOWN = 409, 412, 501
 _TRIES = 5
+REQUEST_THREADS = 32
+"""Number of requests that wait for the store at a time where many files are read."""
 
 
 class Head(NamedTuple):
@@ -49,7 +51,9 @@ def open_path(uri: str) -> Path:
     except ImportError as error:
         raise InputError(f"{uri} is on object storage, which needs more packages: pip install 'scsae[s3]'") from error
     # careful: fsspec caches listings, and other processes write here
-    path: Any = UPath(uri.rstrip("/"), use_listings_cache=False)
+    path: Any = UPath(
+        uri.rstrip("/"), use_listings_cache=False, config_kwargs={"max_pool_connections": REQUEST_THREADS}
+    )
     _reach(bucket)
     found: Path = path
     return found
@@ -66,6 +70,21 @@ def read(target: Any) -> bytes:
     """Return the content of an object, by one request."""
     data: bytes = target.fs.cat_file(target.path, max_concurrency=1)
     return data
+
+
+def read_end(target: Any, n_bytes: int) -> bytes:
+    """Return the last bytes of an object that is not empty, or all of a smaller one, by one request."""
+    data: bytes = target.fs.cat_file(target.path, start=-n_bytes)
+    return data
+
+
+def sizes(folder: Any) -> dict[str, int]:
+    """Return the sizes of the objects directly below a folder, by name; 1,000 of them take one request."""
+    try:
+        entries = folder.fs.ls(folder.path, detail=True)
+    except FileNotFoundError:
+        return {}
+    return {entry["name"].rpartition("/")[2]: int(entry["size"]) for entry in entries if entry["type"] == "file"}
 
 
 def put(source: Path, target: Any) -> None:
@@ -119,6 +138,12 @@ def download(folder: Any, target: Path) -> None:
     for path in folder.iterdir():
         if path.is_file():
             path.fs.get_file(path.path, str(target / path.name))
+
+
+def remove_object(target: Any) -> None:
+    """Delete one object if it is there."""
+    with _clear_errors(target), contextlib.suppress(FileNotFoundError):
+        target.fs.rm_file(target.path)
 
 
 def remove(folder: Any) -> None:

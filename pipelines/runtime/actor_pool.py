@@ -4,13 +4,15 @@ The driver keeps the actors itself. Each has at most two shards: one that it com
 actor is never idle until the driver answers. An actor that dies is replaced, and its shards go to the next free actor.
 Ray's own restarts would keep the shards with an actor that may never come back, because its node is gone. The content
 of a shard depends on (plan, shard) alone, and an actor first looks for the marker of a committed shard. A shard may
-therefore be computed twice without harm.
+therefore be computed twice without harm. The driver's own work for a shard does not grow with the number of actors:
+those that can take one more shard are kept by the number of shards that they have.
 """
 
 import os
 import sys
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from feature_store.storage.filesystem import note_write
@@ -110,6 +112,14 @@ def do_shards(
     return total
 
 
+@dataclass(eq=False)
+class _Actor:
+    """The handle of an actor, and its shards by ObjectRef, in the order in which it computes them."""
+
+    handle: Any
+    shards: dict[Any, int] = field(default_factory=dict)
+
+
 class ActorPool:
     """Actors and the shards that are divided among them.
 
@@ -125,10 +135,11 @@ class ActorPool:
     ) -> None:
         self._new_actor, self._n_actors, self._check_session = new_actor, n_actors, check_session
         self._waiting = deque(shards)
-        # by ObjectRef; the shards of one actor are in the order in which it computes them
-        self._starting: dict[Any, Any] = {}
-        self._running: dict[Any, tuple[Any, int]] = {}
-        self._ready: list[Any] = []
+        # by ObjectRef
+        self._starting: dict[Any, _Actor] = {}
+        self._running: dict[Any, _Actor] = {}
+        # ready actors that have 0, 1, ... shards and can take one more, in the order in which they are served
+        self._available: list[OrderedDict[_Actor, None]] = [OrderedDict() for _ in range(SHARDS_PER_ACTOR)]
         self._losses = 0
 
     def results(self) -> Iterator[tuple[int, Any]]:
@@ -146,7 +157,7 @@ class ActorPool:
             if last_check.seconds >= CHECK_INTERVAL_S:
                 self._check_session()
                 last_check = Clock()
-            if self._ready or done:
+            if done or self._running or any(self._available):
                 idle, noticed = Clock(), False
             elif idle.seconds > NOTICE_AFTER_S:
                 noticed = self._report_no_ready_actor(idle.seconds, noticed=noticed)
@@ -166,8 +177,8 @@ class ActorPool:
         return list(done)
 
     def _start_actor(self) -> None:
-        actor = self._new_actor()
-        self._starting[actor.ready.remote()] = actor
+        handle = self._new_actor()
+        self._starting[handle.ready.remote()] = _Actor(handle)
 
     def _handle_done(self, ref: Any) -> Iterator[tuple[int, Any]]:
         """Handle an actor that is ready or has died; yield the shard and its result if a shard is done."""
@@ -182,9 +193,12 @@ class ActorPool:
             self._replace_actor(ref, error)
             return
         if ref in self._starting:
-            self._ready.append(self._starting.pop(ref))
+            self._make_available(self._starting.pop(ref))
             return
-        _, shard = self._running.pop(ref)
+        actor = self._running.pop(ref)
+        self._make_unavailable(actor)
+        shard = actor.shards.pop(ref)
+        self._make_available(actor)
         self._losses = 0
         # assigned before the caller uses the result, so that no actor waits for the driver
         self._assign_shards()
@@ -192,26 +206,33 @@ class ActorPool:
 
     def _assign_shards(self) -> None:
         """Give waiting shards to the actors with the fewest; a second one only if every actor can have one."""
-        for n_in_flight in range(SHARDS_PER_ACTOR):
-            for actor in self._ready:
-                enough = n_in_flight == 0 or len(self._waiting) >= self._n_actors
-                if self._waiting and enough and len(self._shards_of(actor)) <= n_in_flight:
-                    shard = self._waiting.popleft()
-                    self._running[actor.shard.remote(shard)] = actor, shard
+        for n_in_flight, actors in enumerate(self._available):
+            n_needed = 1 if n_in_flight == 0 else self._n_actors
+            while actors and len(self._waiting) >= n_needed:
+                actor, _ = actors.popitem(last=False)
+                shard = self._waiting.popleft()
+                ref = actor.handle.shard.remote(shard)
+                actor.shards[ref], self._running[ref] = shard, actor
+                self._make_available(actor)
 
-    def _shards_of(self, actor: Any) -> dict[Any, int]:
-        return {ref: shard for ref, (whose, shard) in self._running.items() if whose is actor}
+    def _make_available(self, actor: _Actor) -> None:
+        if len(actor.shards) < SHARDS_PER_ACTOR:
+            self._available[len(actor.shards)][actor] = None
+
+    def _make_unavailable(self, actor: _Actor) -> None:
+        if len(actor.shards) < SHARDS_PER_ACTOR:
+            self._available[len(actor.shards)].pop(actor, None)
 
     def _replace_actor(self, ref: Any, error: Exception) -> None:
         """Return the shards of a dead actor to the front of the queue and start another actor."""
         # a lost session ends all actors, and is then the error to report
         self._check_session()
-        actor = self._starting.pop(ref) if ref in self._starting else self._running[ref][0]
-        lost = self._shards_of(actor)
+        actor = self._starting.pop(ref) if ref in self._starting else self._running[ref]
+        lost = actor.shards
         for one in lost:
             del self._running[one]
         self._waiting.extendleft(reversed(lost.values()))
-        self._ready = [other for other in self._ready if other is not actor]
+        self._make_unavailable(actor)
         self._losses += 1
         where = f"at shard {next(iter(lost.values()))}" if lost else "while it started"
         if self._losses >= LOSSES_IN_A_ROW * self._n_actors:

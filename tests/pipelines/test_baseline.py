@@ -31,6 +31,7 @@ from pipelines.inputs import save_source_location
 from pipelines.steering.run import steer
 from pipelines.tracking import Tracking
 from pipelines.train import train_all
+from pipelines.verify import verify_run
 from sae_core.errors import ConfigError
 from sae_core.sae import load_sae
 
@@ -143,6 +144,7 @@ def test_a_damaged_baseline_is_fitted_again_to_the_same_bytes(own_store):
         file = sae.path / name
         content = file.read_bytes()
         file.write_bytes(damage(content))
+        assert verify_run(sae.run, own_store) == 1
         (again, same, _) = baseline(options, own_store)
         assert again.run == sae.run
         assert file.read_bytes() == content

@@ -172,9 +172,10 @@ def test_a_flipped_byte_is_found_when_its_row_group_is_read(
     data[place + 3] ^= 1
     path.write_bytes(data)
     reader = ActivationReader(stored.run)
-    with pytest.raises(IntegrityError, match=r"part-00001\.parquet, row group 0 .*scsae verify run"):
+    with pytest.raises(IntegrityError, match=r"part-00001\.parquet, row group 0 .*run its stage again"):
         reader.read(1, 0)
     assert len(reader.read(1, 1).act) == 16
+    assert stored.run.pending() == [1], "what is to be computed again is on record"
 
 
 def test_a_flipped_byte_of_a_footer_is_found_when_the_run_is_opened(store_activations: Callable[..., Any]) -> None:

@@ -142,7 +142,7 @@ def test_a_read_that_fails_is_raised_where_the_batches_are_used(store_activation
     stream = TokenStream(stored.reader, **OPTIONS)
     for path in stored.run.parts():
         path.unlink()
-    with pytest.raises(IntegrityError, match="scsae extract"):
+    with pytest.raises(IntegrityError, match="run its stage again"):
         next(iter(stream))
 
 

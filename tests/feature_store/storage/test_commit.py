@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -194,6 +194,7 @@ def test_a_damaged_part_is_named_and_repaired_by_running_again(
 
 def test_a_damaged_part_cannot_be_replaced_by_other_bytes(finished: commit.Run) -> None:
     damage_flip(finished.part(1))
+    assert finished.verify()
 
     def other(path: Path) -> int:
         path.write_bytes(b"other")
@@ -231,6 +232,122 @@ def test_a_damaged_plan_or_manifest_is_named_and_written_again_without_redoing_a
     assert run.pending() == []
     run.finalize()
     assert folder_hashes(finished.path) == before
+
+
+def test_a_start_hashes_no_part(finished: commit.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(path: Path) -> str:
+        raise AssertionError(f"{path} was hashed")
+
+    for name in ("sha256", "end_sha256"):
+        monkeypatch.setattr(filesystem, name, never)
+    assert finished.pending() == []
+    assert finished.committed(1) == finished.manifest().shards[1]
+    assert commit.is_intact(finished.path)
+    damage_truncate(finished.part(1))
+    assert not commit.is_intact(finished.path)
+    assert finished.pending() == [1]
+
+
+def files_read(folder: Path, n_shards: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How many small files are read, and sizes asked for, to plan, commit and finish a run and to start it again."""
+    counts = dict.fromkeys(("commit", "half", "finalize", "again"), 0)
+    part = ["commit"]
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            counts[part[0]] += 1
+            return function(*arguments)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("read_bytes", "size_bytes", "file_sizes", "file_state"):
+            patch.setattr(filesystem, name, counted(getattr(filesystem, name)))
+        run = commit.Run.create(folder, {"n_shards": n_shards})
+        fill(run, list(range(n_shards)))
+        part[0] = "half"
+        assert commit.Run.create(folder, {"n_shards": n_shards}).pending() == []
+        part[0] = "finalize"
+        run.finalize()
+        part[0] = "again"
+        again = commit.Run.create(folder, {"n_shards": n_shards})
+        assert again.pending() == []
+        again.finalize()
+        for shard in range(n_shards):
+            again.checked_part(shard)
+    return counts
+
+
+def test_the_files_read_by_a_start_and_an_end_grow_with_the_shards_and_no_faster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, large, larger = (files_read(tmp_path / str(n), n, monkeypatch) for n in (20, 40, 60))
+    for what, n in larger.items():
+        assert n - large[what] == large[what] - small[what], what
+    assert larger["half"] - large["half"] == 20, "a marker each"
+    assert larger["finalize"] - large["finalize"] == 20
+
+
+def test_a_manifest_is_parsed_once_and_again_when_its_file_changes(
+    finished: commit.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[Path] = []
+    read_sealed = filesystem.read_sealed
+    monkeypatch.setattr(filesystem, "read_sealed", lambda path: parsed.append(path) or read_sealed(path))
+    run = commit.Run.open(finished.path)
+    parsed.clear()
+    assert [run.checked_part(shard) for shard in range(3)] == run.parts()
+    assert len(parsed) == 1
+    text = (run.path / "MANIFEST.json").read_bytes()
+    damage_flip(run.path / "MANIFEST.json")
+    with pytest.raises(IntegrityError, match=r"MANIFEST\.json"):
+        run.manifest()
+    (run.path / "MANIFEST.json").write_bytes(text)
+    assert run.manifest() == finished.manifest()
+    (run.path / "MANIFEST.json").unlink()
+    with pytest.raises(IncompleteRunError):
+        run.manifest()
+
+
+def test_a_reader_that_finds_other_bytes_makes_the_shard_pending_and_the_same_command_repairs_it(
+    finished: commit.Run, folder_hashes: Callable[[Path], dict[str, str]]
+) -> None:
+    before = folder_hashes(finished.path)
+    damage_flip(finished.part(1))
+    assert finished.pending() == []
+    with pytest.raises(IntegrityError, match=r"part-00001\.parquet.*run its stage again"):
+        finished.checked_parts()
+    assert finished.pending() == [1]
+    assert not commit.is_intact(finished.path)
+    fill(finished)
+    finished.finalize()
+    assert folder_hashes(finished.path) == before
+
+
+def test_a_part_that_could_not_be_read_but_has_its_bytes_keeps_its_marker(finished: commit.Run) -> None:
+    assert "run its stage again" in commit.mark_damaged(finished.part(1))
+    assert finished.pending() == []
+    damage_flip(finished.part(1))
+    commit.mark_damaged(finished.part(1))
+    assert finished.pending() == [1]
+
+
+def test_a_damaged_part_in_a_store_that_is_only_read_is_named_with_verify(finished: commit.Run) -> None:
+    with without_root() as folder:
+        run = commit.Run.create(folder / "run", PLAN)
+        fill(run)
+        run.finalize()
+        damage_flip(run.part(1))
+        for path in (run.path, run.path / "plan.json"):
+            path.chmod(0o555)
+        with pytest.raises(IntegrityError, match=r"its bytes changed.*a user who can write there .*`scsae verify"):
+            run.checked_parts()
+        assert any("its bytes changed" in problem for problem in run.verify())
+        assert run.pending() == []
+        for path in (run.path, run.path / "plan.json"):
+            path.chmod(0o755)
+        run.verify()
+        assert run.pending() == [1]
 
 
 def test_a_part_and_the_manifest_damaged_together_are_both_made_again(

@@ -306,6 +306,37 @@ def test_a_lost_marker_is_made_again_by_its_shard_alone(finished: commit.Run) ->
     assert finished.verify() == []
 
 
+@EMULATED
+def test_a_start_of_a_finished_run_takes_as_many_requests_for_many_shards_as_for_few(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import s3fs
+
+    requests: list[str] = []
+    call = s3fs.S3FileSystem._call_s3
+
+    async def counted(self: Any, method: str, *arguments: Any, **options: Any) -> Any:
+        requests.append(method)
+        return await call(self, method, *arguments, **options)
+
+    taken = []
+    for n_shards in (2, 12):
+        run = commit.Run.create(root / f"run{n_shards}", {"n_shards": n_shards})
+        fill(run, list(range(n_shards)))
+        with monkeypatch.context() as patch:
+            patch.setattr(s3fs.S3FileSystem, "_call_s3", counted)
+            requests.clear()
+            run.finalize()
+            ending = len(requests)
+            requests.clear()
+            assert commit.Run.open(run.path).pending() == []
+            assert commit.is_intact(run.path)
+            taken.append((ending, len(requests)))
+    (few, start_of_few), (many, start_of_many) = taken
+    assert many - few == 10, "a request for a marker"
+    assert start_of_many == start_of_few
+
+
 def test_damaged_objects_are_named_and_repaired_by_running_again(finished: commit.Run) -> None:
     before = {each: (finished.path / each).read_bytes() for each in names(finished.path)}
     damaged = ["part-00000.parquet", "part-00001.json", "MANIFEST.json"]

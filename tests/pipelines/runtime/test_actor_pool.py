@@ -146,6 +146,56 @@ def test_a_lost_session_is_noticed_while_actors_are_silent(ray_local, tmp_path, 
         list(ActorPool(starter(tmp_path, num_cpus=64), 1, [0], check_session=check_session).results())
 
 
+class Instant:
+    """A handle of an actor without Ray, whose calls return what they would compute."""
+
+    def __init__(self):
+        self.ready = self.shard = self
+
+    def remote(self, *arguments):
+        return (self, arguments)
+
+
+def bytecodes_of(n_actors, n_shards, monkeypatch):
+    """How many bytecodes of the pool are executed for a run in which the actors are ready and done at once."""
+    import ray
+
+    count, turn = 0, 0
+
+    def one_done(refs, **_):
+        nonlocal turn
+        # another actor's shard each time, so that the actors take turns as they do in a run
+        turn += 1
+        return [refs[turn * 7 % len(refs)]], []
+
+    def trace(frame, event, _):
+        nonlocal count
+        if frame.f_code.co_filename != actor_pool.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        count += event == "opcode"
+        return trace
+
+    monkeypatch.setattr(ray, "wait", one_done)
+    monkeypatch.setattr(ray, "get", lambda ref: ref[1])
+    pool, before = ActorPool(Instant, n_actors, range(n_shards), check_session=lambda: None), sys.gettrace()
+    sys.settrace(trace)
+    try:
+        done = sorted(number for number, _ in pool.results())
+    finally:
+        sys.settrace(before)
+    assert done == list(range(n_shards))
+    return count
+
+
+def test_the_work_of_the_driver_for_a_shard_does_not_grow_with_the_actors(monkeypatch):
+    def a_shard(n_actors):
+        more, less = (bytecodes_of(n_actors, n_shards, monkeypatch) for n_shards in (1200, 600))
+        return (more - less) / 600
+
+    assert a_shard(100) < 1.1 * a_shard(10)
+
+
 def test_an_error_of_a_shard_reaches_the_driver(ray_local, tmp_path):
     with pytest.raises(FileNotFoundError, match="missing") as caught:
         run(starter(tmp_path / "missing"), n_shards=1, n_actors=1)
