@@ -416,7 +416,7 @@ def _plan_fused(
     if options.data:
         refuse_few_matched(inputs, options.min_matched_share)
         with tables_by_actors(layout, source, options, address=address) as make_tables:
-            cells = write_cells(
+            dataset = write_cells(
                 layout,
                 source,
                 donor=options.donor,
@@ -429,7 +429,6 @@ def _plan_fused(
                 trained_on=trained_on.dataset,
                 make_tables=make_tables,
             )
-        dataset = str(cells["dataset"][0])
         save_source_location(layout, dataset, source)
     readout = trained_on.readout
     n_panel = CellsPlan.of(commit.Run.open(layout.cells_dir(dataset))).panel.n_cells

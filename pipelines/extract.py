@@ -158,7 +158,7 @@ def extract(options: ExtractOptions, store: Path, *, address: str | None = None)
     sites = parse_sites(options.layer, inputs.model)
     _check_readout(options, inputs, sites)
     with tables_by_actors(layout, inputs.source, options, address=address) as make_tables:
-        cells = write_cells(
+        dataset = write_cells(
             layout,
             inputs.source,
             donor=options.donor,
@@ -170,7 +170,6 @@ def extract(options: ExtractOptions, store: Path, *, address: str | None = None)
             panel=options.panel,
             make_tables=make_tables,
         )
-    dataset = str(cells["dataset"][0])
     save_source_location(layout, dataset, inputs.source)
     sample = None
     if options.cells is not None and options.cells < inputs.source.n_cells:

@@ -23,7 +23,7 @@ def inspect_data(options: DataOptions) -> dict[str, Any]:
         "genes": f"{source.n_genes}, {source.n_genes_in_all} of them in every file"
         if len(source.paths) > 1
         else source.n_genes,
-        "obs columns": ", ".join(source.obs().columns) or "none",
+        "obs columns": ", ".join(source.obs_schema) or "none",
         "model": f"{model.name} ({model.family}, {model.n_layers} layers, d_model {model.d_model})",
         "checkpoint": "; ".join(model.notes) or "as its authors have it",
         "genes matched": f"{seen.n_matched} of {seen.n_genes} ({seen.n_matched / seen.n_genes:.0%})",

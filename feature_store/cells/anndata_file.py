@@ -1,6 +1,6 @@
 """One AnnData file (.h5ad, .zarr): it is opened, its matrix is chosen, and its cells and genes are read.
 
-The file is opened, never loaded: var is read whole, obs column by column, the matrix in ranges of rows (`matrices`).
+The file is opened, never loaded: var is read whole, obs and the matrix in ranges of rows (`annotations`, `matrices`).
 Counts of all genes are preferred, log-normalised values accepted, other values refused (`matrix_choice`); what a matrix
 holds is told from sampled rows and checked again on every row that is read (`value_kinds`). Features that are no genes
 are left out (`feature_types`). Format: anndata on-disk specification 0.1.0 and 0.2.0. Opening costs .05-.4 s.
@@ -9,13 +9,14 @@ are left out (`feature_types`). Format: anndata on-disk specification 0.1.0 and 
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import h5py
 import polars as pl
 
-from feature_store.cells.annotations import column_of, gene_names, obs_series, strings_of
+from feature_store.cells.annotations import ObsColumn, gene_names, obs_column, obs_series, string_column
 from feature_store.cells.feature_types import GeneColumns, GeneFeatures, gene_features
 from feature_store.cells.matrices import CSRRows, RowMatrix, open_matrix
 from feature_store.cells.matrix_choice import Candidate, MatrixChoice, choose_matrix, named_matrix
@@ -134,30 +135,53 @@ class AnnDataFile:
         check_rows(rows, self.value_kind, start, f"{self.matrix} of {self.path}")
         return rows
 
-    def obs(self) -> pl.DataFrame:
-        """Every obs column, in order, as by `annotations.column_of`."""
-        node = self._file["obs"]
+    @property
+    def obs_columns(self) -> list[str]:
+        """Names of the obs columns, in order."""
+        return list(self._obs)
+
+    def obs(self, start: int = 0, stop: int | None = None, columns: Sequence[str] | None = None) -> pl.DataFrame:
+        """The obs columns, or those of these names, of the cells [start, stop), as by `annotations.obs_column`."""
+        stop = self.n_cells if stop is None else stop
+        found = []
+        for name in self._obs if columns is None else columns:
+            with _reading(self.path, f"obs column {name!r}"):
+                found.append(self._obs[name].read(start, stop))
+        return pl.DataFrame(found)
+
+    def obs_names(self, start: int = 0, stop: int | None = None) -> pl.Series:
+        """Names of the cells [start, stop) in the file; they may repeat."""
+        with _reading(self.path, "the index of obs"):
+            return self._obs_index.read(start, self.n_cells if stop is None else stop)
+
+    @cached_property
+    def _obs(self) -> dict[str, ObsColumn]:
+        node, columns = self._file["obs"], {}
         if node.attrs.get("encoding-version") != COLUMNWISE:
             with _reading(self.path, "obs"):
-                frame = _read(node)
-            return pl.DataFrame([obs_series(str(name), frame[name]) for name in frame.columns])
-        columns = []
+                frame = self._obs_frame
+                return {str(name): ObsColumn.of_series(obs_series(str(name), frame[name])) for name in frame.columns}
         for name in map(str, node.attrs["column-order"]):
             with _reading(self.path, f"obs column {name!r}"):
-                columns.append(column_of(name, node[name], _read))
-            self._check_length(f"obs column {name!r}", len(columns[-1]))
-        return pl.DataFrame(columns)
+                columns[name] = obs_column(name, node[name], _read)
+            self._check_length(f"obs column {name!r}", columns[name].n_cells)
+        return columns
 
-    def obs_names(self) -> pl.Series:
-        """Names of the cells in the file [n_cells]; they may repeat."""
+    @cached_property
+    def _obs_index(self) -> ObsColumn:
         node = self._file["obs"]
         with _reading(self.path, "the index of obs"):
             if node.attrs.get("encoding-version") == COLUMNWISE:
-                names = strings_of("cell_id", node[node.attrs["_index"]], _read)
+                index = string_column("cell_id", node[node.attrs["_index"]], _read)
             else:
-                names = pl.Series("cell_id", [str(name) for name in _read(node).index], dtype=pl.String)
-        self._check_length("the index of obs", len(names))
-        return names
+                names = [str(name) for name in self._obs_frame.index]
+                index = ObsColumn.of_series(pl.Series("cell_id", names, dtype=pl.String))
+        self._check_length("the index of obs", index.n_cells)
+        return index
+
+    @cached_property
+    def _obs_frame(self) -> Any:
+        return _read(self._file["obs"])
 
     def _check_length(self, what: str, length: int) -> None:
         if length != self.n_cells:

@@ -1,13 +1,15 @@
 """The names of genes in var and the columns of obs, of one AnnData file and of several joined.
 
-A column of obs goes from HDF5 or zarr to Polars in blocks, or by the codes of its categories: as Python strings a
-million cells would take 80 MB a column. Text stays as it is in the file; categories of numbers become canonical text.
+A column of obs goes from HDF5 or zarr to Polars in ranges of cells, in blocks or by the codes of its categories: as
+Python strings a million cells would take 80 MB a column. Text stays as it is in the file; categories of numbers become
+canonical text.
 """
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -61,40 +63,78 @@ def _strings(column: Any) -> list[str]:
     return ["" if missing else str(value) for value, missing in zip(column, column.isna(), strict=True)]
 
 
-def column_of(name: str, node: Any, read: Callable[[Any], Any]) -> pl.Series:
-    """One obs column from its HDF5 or zarr node: numbers, booleans and dates stay, NaN becomes null, everything else
+@dataclass(frozen=True, kw_only=True)
+class ObsColumn:
+    """One obs column on disk: its number of cells, and what reads those of a range [start, stop)."""
+
+    n_cells: int
+    read: Callable[[int, int], pl.Series]
+
+    @classmethod
+    def of_series(cls, column: pl.Series) -> "ObsColumn":
+        """A column that is in memory."""
+        return cls(n_cells=len(column), read=lambda start, stop: column.slice(start, stop - start))
+
+
+def obs_column(name: str, node: Any, read: Callable[[Any], Any]) -> ObsColumn:
+    """One obs column of an HDF5 or zarr node: numbers, booleans and dates stay, NaN becomes null, everything else
     (categories) becomes text.
 
-    Strings, categories and plain arrays, which are nearly all columns, never become Python objects for all cells at
-    once; `read` makes a pandas array of any other node, and of the categories. KeyError, ValueError or PolarsError for
-    a node that violates the format.
+    Of strings, categories, plain arrays and arrays with a mask, which are nearly all columns, a range alone is in
+    memory, and never as Python objects for all of its cells at once; `read` makes a pandas array of any other node, and
+    of the categories. KeyError, ValueError or PolarsError, here or when a range is read, for a node that violates the
+    format.
     """
     encoding = node.attrs.get("encoding-type")
     if encoding == "string-array":
-        return strings_of(name, node, read)
+        return string_column(name, node, read)
     if encoding == "categorical":
-        # careful: methods of a series fail where its name is a pattern, such as `^x$`
-        names = _texts("", np.asarray(read(node["categories"])))
-        codes = pl.Series(np.asarray(node["codes"][:]).astype(np.int64))
-        return names.gather(codes.set(codes < 0, None)).rename(name)
-    if encoding == "array" and node.dtype.isnative and node.dtype.str[1:] in _PLAIN:
-        return pl.Series(name, np.asarray(node[:]), nan_to_null=True)
+        names, codes = _texts("", np.asarray(read(node["categories"]))), node["codes"]
+
+        def texts(start: int, stop: int) -> pl.Series:
+            # careful: methods of a series fail where its name is a pattern, such as `^x$`
+            numbers = pl.Series(np.asarray(codes[start:stop]).astype(np.int64))
+            return names.gather(numbers.set(numbers < 0, None)).rename(name)
+
+        return ObsColumn(n_cells=codes.shape[0], read=texts)
+    if encoding == "array" and _is_plain(node):
+        return ObsColumn(
+            n_cells=node.shape[0],
+            read=lambda start, stop: pl.Series(name, np.asarray(node[start:stop]), nan_to_null=True),
+        )
+    if encoding in ("nullable-integer", "nullable-boolean") and _is_plain(node["values"]):
+        values, mask = node["values"], node["mask"]
+
+        def numbers(start: int, stop: int) -> pl.Series:
+            found = pl.Series(np.asarray(values[start:stop]))
+            return found.set(pl.Series(np.asarray(mask[start:stop])), None).rename(name)
+
+        return ObsColumn(n_cells=values.shape[0], read=numbers)
     import pandas as pd
 
-    return obs_series(name, pd.Series(read(node)))
+    return ObsColumn.of_series(obs_series(name, pd.Series(read(node))))
 
 
-def strings_of(name: str, node: Any, read: Callable[[Any], Any]) -> pl.Series:
-    """The strings of a node [n], read block by block, or the texts of what `read` gives for another array."""
+def _is_plain(node: Any) -> bool:
+    return bool(node.dtype.isnative) and node.dtype.str[1:] in _PLAIN
+
+
+def string_column(name: str, node: Any, read: Callable[[Any], Any]) -> ObsColumn:
+    """The strings of a node, read block by block, or the texts of what `read` gives for another array."""
     if node.attrs.get("encoding-type") != "string-array":
-        return _texts(name, np.asarray(read(node))).fill_null("")
+        return ObsColumn.of_series(_texts(name, np.asarray(read(node))).fill_null(""))
     text = node.asstr() if hasattr(node, "asstr") else node
-    starts = range(0, max(node.shape[0], 1), BLOCK_CELLS)
-    return pl.concat([pl.Series(name, text[a : a + BLOCK_CELLS].tolist(), dtype=pl.String) for a in starts])
+
+    def strings(start: int, stop: int) -> pl.Series:
+        bounds = [*range(start, stop, BLOCK_CELLS), stop]
+        blocks = pairwise(bounds if len(bounds) > 1 else [start, stop])
+        return pl.concat([pl.Series(name, text[a:b].tolist(), dtype=pl.String) for a, b in blocks])
+
+    return ObsColumn(n_cells=node.shape[0], read=strings)
 
 
 def obs_series(name: str, column: Any) -> pl.Series:
-    """One obs column of a pandas frame, converted as by `column_of`."""
+    """One obs column of a pandas frame, converted as by `obs_column`."""
     if getattr(column.dtype, "kind", "O") in "biufmM" and column.dtype.name != "category":
         kept: pl.Series = pl.from_pandas(column, nan_to_null=True).rename(name)
         return kept
@@ -111,17 +151,14 @@ def _texts(name: str, values: npt.NDArray[Any]) -> pl.Series:
     return texts.rename(name)
 
 
-def join_obs(parts: Sequence[tuple[str, int, pl.DataFrame]], *, alike: Collection[str] = ()) -> pl.DataFrame:
+def join_obs(parts: Sequence[tuple[str, int, pl.DataFrame]]) -> pl.DataFrame:
     """The obs of several files, one below the other, with a first column `file` that names the file of each cell.
 
     `parts` are the name, the number of cells and the obs of each file. Columns come in the order of their first
     appearance, and are null in files without them. Numbers take the type that holds all of them; columns that are
     numbers in one file and text in another become canonical text. A column with the name `file` becomes `obs_file`.
-    InputError for a column in `alike` whose values cannot mean the same in two files (`_check_alike`).
     """
     frames = [frame for _, _, frame in parts]
-    for name in alike:
-        _check_alike(name, {file: frame[name] for file, _, frame in parts if name in frame.columns})
     marked = [
         pl.DataFrame([pl.Series(_MARK, [name]).new_from_index(0, n)]).hstack(_as_text_where_types_differ(frame, frames))
         for name, n, frame in parts
@@ -148,10 +185,11 @@ def _as_text_where_types_differ(frame: pl.DataFrame, frames: Sequence[pl.DataFra
     return frame.select(canonical_text(column) if differ(column.name) else widened(column) for column in frame)
 
 
-def _check_alike(name: str, columns: Mapping[str, pl.Series]) -> None:
+def check_alike(name: str, columns: Mapping[str, pl.Series]) -> None:
     """Raise InputError if a column holds numbers (or truth values) in one file, and in another what cannot be one.
 
-    Texts that are the canonical text of numbers are numbers ("1015", and not "P1" or "007").
+    `columns` are its different values in each file, in the order of their appearance. Texts that are the canonical text
+    of numbers are numbers ("1015", and not "P1" or "007").
     """
     kinds = {file: _kind_of(column) for file, column in columns.items() if column.null_count() < len(column)}
     typed = {file: kind for file, kind in kinds.items() if kind != "text"}

@@ -11,6 +11,7 @@ from dataclasses import asdict, fields
 from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,26 +20,30 @@ import polars as pl
 from feature_store.cells.anndata_file import names_with_closest
 from feature_store.cells.canonical import canonical_text
 from feature_store.cells.cell_digests import known_splits, same_cells
+from feature_store.cells.factors import Factor
 from feature_store.cells.gene_table import MakeTables, matrix_tables, shard_cells, stored_tables, write_digests
-from feature_store.cells.label_columns import LabelKind, label_kind, refuse_names
+from feature_store.cells.label_columns import LabelKind, read_groups
 from feature_store.cells.panel import PANEL_CELLS, draw_panel
-from feature_store.cells.source import Source, short_names
+from feature_store.cells.source import OBS_CELLS, Source, short_names
 from feature_store.cells.splits import (
     UNKNOWN,
     KnownSplits,
     SplitConfig,
     SplitLabels,
+    SplitNumbers,
     SplitRecord,
-    factorize,
-    make_splits,
     split_labels,
+    split_numbers,
     splits_from_column,
 )
 from feature_store.errors import InputError
-from feature_store.storage import commit, schemas
-from feature_store.storage.layout import Layout
+from feature_store.storage import commit, filesystem, schemas
+from feature_store.storage.layout import PLAN, Layout
 from feature_store.storage.obs_columns import column_of
 from feature_store.storage.plans import CellsPlan, DigestsPlan, GenesPlan, PanelPlan, SplitPlan
+
+PART_CELLS = 1 << 18
+"""Cells of a part of the tables `cells` and `digests`."""
 
 
 def write_cells(
@@ -55,8 +60,8 @@ def write_cells(
     panel: int = PANEL_CELLS,
     trained_on: str | None = None,
     make_tables: MakeTables = matrix_tables,
-) -> pl.DataFrame:
-    """Write the tables `cells`, `genes` and `digests` of a data set, splits included, and return the cells.
+) -> str:
+    """Write the tables `cells`, `genes` and `digests` of a data set, splits included, and return the data set's name.
 
     `donor`, `batch` and `cell_type` name obs columns, which become the columns of that name (null if None); every obs
     column is kept as well, under the name of `obs_columns.column_of`. Ids and labels are canonical text (`canonical`),
@@ -84,27 +89,29 @@ def write_cells(
     split = split or SplitConfig()
     columns = {"donor": donor, "batch": batch, "cell_type": cell_type}
     options = (*columns.items(), ("split", split_column), *(("label", label) for label in labels))
-    obs = source.obs(alike=[column for _, column in options if column is not None])
     for option, column in options:
-        if column is not None and column not in obs.columns:
+        if column is not None and column not in source.obs_schema:
             raise InputError(
                 f"--{option.replace('_', '-')} was {column!r}, which is not an obs column of "
-                f"{', '.join(map(str, source.paths))}; they have {names_with_closest(column, obs.columns)}"
+                f"{', '.join(map(str, source.paths))}; they have {names_with_closest(column, source.obs_schema)}"
             )
-    for option, column in (("cell_type", cell_type), ("batch", batch), *(("label", label) for label in labels)):
-        if column is not None:
-            refuse_names(
-                f"--{option.replace('_', '-')}", obs[column] if option == "label" else obs[column].cast(pl.String)
-            )
-    numbers = tuple(name for name in dict.fromkeys(labels) if label_kind(obs[name]) is LabelKind.NUMBERS)
-    obs = obs.with_columns(canonical_text(obs[name]) for name in dict.fromkeys(labels) if name not in numbers)
-    named = {key: None if column is None else canonical_text(obs[column]) for key, column in columns.items()}
+    given = [column for _, column in options if column is not None]
+    source.check_alike(given)
+    read = read_groups(
+        source, given, groups=[column for option, column in options if option != "label" and column is not None]
+    )
+    for option, column in options:
+        if column is not None and option in ("cell_type", "batch", "label"):
+            read[column].refuse_names(f"--{option.replace('_', '-')}", column, as_text=option != "label")
+    numbers = tuple(name for name in dict.fromkeys(labels) if read[name].kind is LabelKind.NUMBERS)
+    factors = {name: one.factor for name, one in read.items() if one.factor is not None}
+    named = {key: None if column is None else factors[column] for key, column in columns.items()}
     tables = cache(lambda: stored_tables(layout, source) or make_tables(source))
     known = None if trained_on is None else _known_splits(layout, trained_on, source, lambda: tables().digests)
-    make = partial(make_splits, source.n_cells, donor=named["donor"], batch=named["batch"], config=split)
+    make = partial(split_numbers, source.n_cells, donor=named["donor"], batch=named["batch"], config=split)
     if split_column is not None:
         split_of_cell, record = splits_from_column(
-            obs[split_column], name=split_column, donor=named["donor"], batch=named["batch"], known=known
+            factors[split_column], name=split_column, donor=named["donor"], batch=named["batch"], known=known
         )
         known = None
     else:
@@ -113,19 +120,11 @@ def write_cells(
             split_of_cell, record = make(known=known)
         else:
             known = None
-    in_panel, panel_plan = _panel(
-        split_of_cell,
-        {
-            **{key: named[key] for key in ("donor", "cell_type")},
-            **{
-                name if columns.get(name) == name else column_of(name): obs[name]
-                for name in labels
-                if name not in (*numbers, donor, cell_type)
-            },
-        },
-        n_wanted=panel,
-        seed=split.seed,
-    )
+    strata = {key: factor for key, factor in named.items() if factor is not None and key != "batch"}
+    for name in labels:
+        if name not in (*numbers, donor, cell_type):
+            strata[name if columns.get(name) == name else column_of(name)] = factors[name]
+    in_panel, panel_plan = _panel(split_of_cell, strata, n_wanted=panel, seed=split.seed)
     plan = CellsPlan(
         digest=source.digest,
         matrix=source.matrix,
@@ -142,25 +141,50 @@ def write_cells(
         sources=tuple(short_names(source.paths)) if len(source.paths) > 1 else (),
     )
     dataset = dataset or f"{_slug(source.paths)}-{plan.id[:6]}"
-    table = {
-        "cell_idx": pl.int_range(source.n_cells, dtype=pl.Int64, eager=True),
-        "cell_id": source.obs_names(),
-        "dataset": pl.Series([dataset], dtype=pl.String).new_from_index(0, source.n_cells),
-        "split": pl.Series(split_of_cell.tolist(), dtype=pl.String),
-        "panel": pl.Series(in_panel),
-        **{key: pl.Series([None], dtype=pl.String).new_from_index(0, source.n_cells) if column is None else column
-           for key, column in named.items()},
-    }  # fmt: skip
-    kept_obs = obs.drop([key for key, column in {**columns, "split": split_column}.items() if column == key])
-    cells = schemas.conform("cells", pl.DataFrame(table).hstack(kept_obs.rename(column_of)))
+    is_dropped = {key for key, column in {**columns, "split": split_column}.items() if column == key}
+    texts = [name for name in dict.fromkeys(labels) if name not in numbers and name not in is_dropped]
+
+    def cells(start: int, stop: int) -> pl.DataFrame:
+        n = stop - start
+        table = {
+            "cell_idx": pl.int_range(start, stop, dtype=pl.Int64, eager=True),
+            "cell_id": source.obs_names(start, stop),
+            "dataset": pl.Series([dataset], dtype=pl.String).new_from_index(0, n),
+            "split": pl.Series(list(schemas.SPLITS)).gather(split_of_cell[start:stop]),
+            "panel": pl.Series(in_panel[start:stop]),
+            **{key: pl.Series([None], dtype=pl.String).new_from_index(0, n) if factor is None else
+               factor.texts(start, stop) for key, factor in named.items()},
+        }  # fmt: skip
+        obs = source.obs(start, stop)
+        obs = obs.select(
+            canonical_text(obs[name]) if name in texts else obs[name] for name in obs.columns if name not in is_dropped
+        )
+        return schemas.conform("cells", pl.DataFrame(table).hstack(obs.rename(column_of)))
+
+    if filesystem.size_bytes(layout.cells_dir(dataset) / PLAN) is None:
+        # of a small data set, a column that cannot be read is found before anything is written
+        cells(0, min(OBS_CELLS, source.n_cells))
     content = {"dataset": dataset, "digest": source.digest, "matrix": source.matrix}
     size = shard_cells(source.n_cells)
     genes_plan = GenesPlan(**content, shard_cells=size)
     digests_plan = DigestsPlan(**content, n_cells=source.n_cells, shard_cells=size)
     commit.write_table(layout.genes_dir(dataset), lambda: tables().genes, genes_plan.table("genes"))
     write_digests(layout.digests_dir(dataset), digests_plan, tables)
-    commit.write_table(layout.cells_dir(dataset), cells, plan.table("cells", dataset=dataset))
-    return cells
+    tables.cache_clear()
+    n_shards = -(-source.n_cells // PART_CELLS)
+    _write_parts(
+        layout.cells_dir(dataset), cells, source.n_cells, plan.table("cells", n_shards=n_shards, dataset=dataset)
+    )
+    return dataset
+
+
+def _write_parts(folder: Path, rows: Callable[[int, int], pl.DataFrame], n_cells: int, plan: Mapping[str, Any]) -> None:
+    """Write a table of cells in parts of PART_CELLS, of which one is in memory; those that are there are left alone."""
+    run = commit.Run.create(folder, plan)
+    for shard in run.pending():
+        start, stop = shard * PART_CELLS, min((shard + 1) * PART_CELLS, n_cells)
+        run.commit_shard(shard, partial(commit.write_frame, frame=rows(start, stop)), start=start, stop=stop)
+    run.finalize()
 
 
 def read_cells(folder: str | Path) -> pl.DataFrame:
@@ -207,19 +231,17 @@ def read_split_record(folder: str | Path) -> SplitRecord:
 
 
 def _panel(
-    split_of_cell: SplitLabels, columns: Mapping[str, pl.Series | None], *, n_wanted: int, seed: int
+    split_of_cell: SplitNumbers, strata: Mapping[str, Factor], *, n_wanted: int, seed: int
 ) -> tuple[npt.NDArray[np.bool_], PanelPlan]:
-    """Whether each cell is in the panel [n_cells], and its plan; the strata are those of split and `columns`."""
+    """Whether each cell is in the panel [n_cells], and its plan; the strata are those of split and `strata`."""
     n_cells = len(split_of_cell)
     if n_cells <= n_wanted:
         plan = PanelPlan(wanted=None, n_cells=n_cells, seed=None, strata=(), sha256=None)
         return np.ones(n_cells, dtype=np.bool_), plan
-    known = {name: column for name, column in columns.items() if column is not None}
-    split = pl.Series(split_of_cell.tolist(), dtype=pl.Enum(schemas.SPLITS)).to_physical().to_numpy()
-    codes = [split, *(factorize(column, n_cells).unit_of_cell for column in known.values())]
+    codes = [split_of_cell, *(factor.unit_of_cell for factor in strata.values())]
     in_panel = draw_panel(codes, n_cells, n_wanted=n_wanted, seed=seed)
     drawn = sha256(np.flatnonzero(in_panel).astype("<i8").tobytes()).hexdigest()
-    return in_panel, PanelPlan(wanted=n_wanted, n_cells=n_wanted, seed=seed, strata=("split", *known), sha256=drawn)
+    return in_panel, PanelPlan(wanted=n_wanted, n_cells=n_wanted, seed=seed, strata=("split", *strata), sha256=drawn)
 
 
 def _known_splits(layout: Layout, trained_on: str, source: Source, digests: Callable[[], pl.DataFrame]) -> KnownSplits:
@@ -235,25 +257,24 @@ def _known_splits(layout: Layout, trained_on: str, source: Source, digests: Call
     return known_splits(mine, known, unit)
 
 
-def _changes(known: KnownSplits, split_of_cell: SplitLabels, units: Mapping[str, pl.Series | None]) -> bool:
+def _changes(known: KnownSplits, split_of_cell: SplitNumbers, units: Mapping[str, Factor | None]) -> bool:
     """Whether the known splits differ from those of cells that were split without them, or leave cells unknown."""
-    numbers = pl.Series(split_of_cell.tolist(), dtype=pl.Enum(schemas.SPLITS)).to_physical().to_numpy()
     unit = units.get(known.unit)
-    by_name = pl.Series([None], dtype=pl.String).new_from_index(0, len(numbers))
+    named = np.full(len(split_of_cell), UNKNOWN, dtype=np.int8)
     if unit is not None:
-        by_name = unit.replace_strict(
-            list(known.units), list(known.units.values()), default=None, return_dtype=pl.String
-        )
-    named = by_name.cast(pl.Enum(schemas.SPLITS)).to_physical().cast(pl.Int8).fill_null(UNKNOWN).to_numpy()
+        of_unit = [schemas.SPLITS.index(known.units[name]) if name in known.units else UNKNOWN for name in unit.names]
+        named = np.array(of_unit, dtype=np.int8)[unit.unit_of_cell]
     is_known = (known.cells != UNKNOWN) | (named != UNKNOWN)
-    agrees = ((known.cells == UNKNOWN) | (known.cells == numbers)) & ((named == UNKNOWN) | (named == numbers))
+    agrees = ((known.cells == UNKNOWN) | (known.cells == split_of_cell)) & (
+        (named == UNKNOWN) | (named == split_of_cell)
+    )
     return bool(is_known.any() and not (is_known & agrees).all())
 
 
-def _kept_units(known: KnownSplits, units: Mapping[str, pl.Series | None]) -> dict[str, str]:
+def _kept_units(known: KnownSplits, units: Mapping[str, Factor | None]) -> dict[str, str]:
     """The known splits of the units of these cells, in the order of their names."""
     unit = units.get(known.unit)
-    present = set() if unit is None else set(unit.unique())
+    present = set() if unit is None else set(unit.names)
     return {name: split for name, split in sorted(known.units.items()) if name in present}
 
 

@@ -6,10 +6,14 @@ measured as numbers (`feature_store.associations.number_statistics`), and column
 value of their own are refused.
 """
 
+from collections.abc import Collection
+from dataclasses import dataclass
 from enum import StrEnum
 
 import polars as pl
 
+from feature_store.cells.factors import Factor, FactorBuilder
+from feature_store.cells.source import OBS_CELLS, Source
 from feature_store.errors import InputError
 
 MOST_GROUPS = 50
@@ -35,21 +39,73 @@ def label_kind(column: pl.Series) -> LabelKind:
     known = column.drop_nulls()
     if column.dtype.is_float():
         known = known.drop_nans()
-    n = known.n_unique()
-    is_own = n * CELLS_OF_A_GROUP > known.len()
-    if column.dtype.is_numeric():
-        many = n > MOST_GROUPS or (is_own and n > LEAST_NUMBERS)
+    return kind_of(known.n_unique(), known.len(), numeric=column.dtype.is_numeric())
+
+
+def kind_of(n_values: int, n_known: int, *, numeric: bool) -> LabelKind:
+    """How a label column with `n_values` different values in `n_known` cells is measured."""
+    is_own = n_values * CELLS_OF_A_GROUP > n_known
+    if numeric:
+        many = n_values > MOST_GROUPS or (is_own and n_values > LEAST_NUMBERS)
         return LabelKind.NUMBERS if many else LabelKind.GROUPS
-    return LabelKind.NAMES if is_own and n > LEAST_NAMES else LabelKind.GROUPS
+    return LabelKind.NAMES if is_own and n_values > LEAST_NAMES else LabelKind.GROUPS
 
 
-def refuse_names(option: str, column: pl.Series) -> None:
-    """Raise InputError for a column whose values name single cells; `option` is the one that gave it."""
-    if label_kind(column) is LabelKind.NAMES:
-        known = column.drop_nulls()
-        example = ", ".join(str(value) for value in known.head(3))
-        raise InputError(
-            f"{option} was {column.name!r}, which has {known.n_unique()} different values in {known.len()} cells "
-            f"({example}, ...): they name cells, not groups of cells. Give a column of groups, or store numbers as "
-            "numbers: --label takes these too"
+@dataclass(frozen=True, kw_only=True)
+class Groups:
+    """An obs column as groups of cells.
+
+    Attributes:
+        numeric: whether it is a column of numbers.
+        factor: the group of each cell; None for numbers that are no groups.
+        n_values, n_known: different values, and cells with a value; of numbers that are no groups, of the cells read.
+        examples: some first values.
+    """
+
+    numeric: bool
+    factor: Factor | None
+    n_values: int
+    n_known: int
+    examples: tuple[str, ...]
+
+    @property
+    def kind(self) -> LabelKind:
+        """How the column is measured if it is a label."""
+        return kind_of(self.n_values, self.n_known, numeric=self.numeric)
+
+    def refuse_names(self, option: str, name: str, *, as_text: bool) -> None:
+        """Raise InputError if the values name single cells; `option` is the one that gave the column.
+
+        Numbers do so only where they are ids, `as_text`.
+        """
+        if kind_of(self.n_values, self.n_known, numeric=self.numeric and not as_text) is LabelKind.NAMES:
+            raise InputError(
+                f"{option} was {name!r}, which has {self.n_values} different values in {self.n_known} cells "
+                f"({', '.join(self.examples)}, ...): they name cells, not groups of cells. Give a column of groups, or "
+                "store numbers as numbers: --label takes these too"
+            )
+
+
+def read_groups(source: Source, columns: Collection[str], *, groups: Collection[str]) -> dict[str, Groups]:
+    """Read obs columns in ranges of cells, once; those in `groups` are groups whatever they hold."""
+    names = list(dict.fromkeys(columns))
+    numeric = {name: source.obs_schema[name].is_numeric() for name in names}
+    builders = {name: FactorBuilder(source.n_cells) for name in names}
+    stopped = set()
+    for start in range(0, source.n_cells, OBS_CELLS):
+        left = [name for name in names if name not in stopped]
+        frame = source.obs(start, min(start + OBS_CELLS, source.n_cells), left) if left else pl.DataFrame()
+        for name in left:
+            builders[name].add(start, frame[name])
+            if numeric[name] and name not in groups and builders[name].n_values > MOST_GROUPS:
+                stopped.add(name)
+    return {
+        name: Groups(
+            numeric=numeric[name],
+            factor=None if name in stopped else builders[name].factor(),
+            n_values=builders[name].n_values,
+            n_known=builders[name].n_known,
+            examples=builders[name].examples,
         )
+        for name in names
+    }

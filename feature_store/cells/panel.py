@@ -22,10 +22,12 @@ Inside a stratum every set of cells is equally likely: each cell has a random nu
 position alone, and the smallest are taken. Beside the codes of the columns this takes 4 bytes a cell in memory.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+
+from feature_store.cells.factors import Ints, blocks_of, pairs_of, sizes_of
 
 PANEL_CELLS = 200_000
 """Cells of a panel, where no other number is asked for."""
@@ -35,12 +37,9 @@ VALUE_CELLS = 1_000
 """Cells that a value of a column has at least, where it has as many and the panel has room."""
 FLOORS = 16
 """The floors of the strata, and those of the values of a column, take at most one in this many cells of the panel."""
-_BLOCK_CELLS = 1 << 20
-_MOST_PAIRS = 1 << 26
 _STREAM = 17
 """Sets the random numbers of the panel apart from those of the splits, which have the same seed."""
 
-Ints = npt.NDArray[np.integer]
 Counts = npt.NDArray[np.int64]
 
 
@@ -53,7 +52,7 @@ def draw_panel(columns: Sequence[Ints], n_cells: int, *, n_wanted: int, seed: in
     if n_cells <= n_wanted:
         return np.ones(n_cells, dtype=np.bool_)
     stratum, values = _cross(columns, n_cells)
-    sizes = np.bincount(stratum, minlength=len(values))
+    sizes = sizes_of(stratum, len(values))
     offset = np.random.default_rng((seed, _STREAM)).random()
     return _draw(stratum, sizes, panel_counts(sizes, values, n_wanted, offset=offset), seed)
 
@@ -126,22 +125,11 @@ def _cross(columns: Sequence[Ints], n_cells: int) -> tuple[npt.NDArray[np.int32]
     values = np.zeros((1, 0), dtype=np.int64)
     for codes in columns:
         n_codes = int(codes.max()) + 1
-        pairs = _pairs(stratum, codes, n_codes, len(values))
-        for cells in _blocks(n_cells):
+        pairs = pairs_of(stratum, codes, len(values), n_codes)
+        for cells in blocks_of(n_cells):
             stratum[cells] = np.searchsorted(pairs, stratum[cells].astype(np.int64) * n_codes + codes[cells])
         values = np.column_stack([values[pairs // n_codes], pairs % n_codes])
     return stratum, values
-
-
-def _pairs(stratum: npt.NDArray[np.int32], codes: Ints, n_codes: int, n_strata: int) -> Counts:
-    """The numbers of the pairs of stratum and code that occur, ascending."""
-    blocks = (stratum[cells].astype(np.int64) * n_codes + codes[cells] for cells in _blocks(len(stratum)))
-    if n_strata * n_codes > _MOST_PAIRS:
-        return np.unique(np.concatenate([np.unique(block) for block in blocks]))
-    occurs = np.zeros(n_strata * n_codes, dtype=np.bool_)
-    for block in blocks:
-        occurs[block] = True
-    return np.flatnonzero(occurs)
 
 
 def _draw(stratum: npt.NDArray[np.int32], sizes: Ints, counts: Ints, seed: int) -> npt.NDArray[np.bool_]:
@@ -168,13 +156,9 @@ def _below(
     """The cells whose random number, uniform in [0, 1), is below the limit of their stratum, and these numbers."""
     rng = np.random.default_rng((seed, _STREAM, 1))
     cells, numbers = [], []
-    for block in _blocks(len(stratum)):
+    for block in blocks_of(len(stratum)):
         random = rng.random(block.stop - block.start)
         found = np.flatnonzero(random < limit[stratum[block]])
         cells.append(found + block.start)
         numbers.append(random[found])
     return np.concatenate(cells), np.concatenate(numbers)
-
-
-def _blocks(n_cells: int) -> Iterator[slice]:
-    return (slice(start, min(start + _BLOCK_CELLS, n_cells)) for start in range(0, n_cells, _BLOCK_CELLS))

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import polars as pl
 
 from feature_store.cells.anndata_file import AnnDataFile, open_file
-from feature_store.cells.annotations import join_genes, join_obs
+from feature_store.cells.annotations import check_alike, join_genes, join_obs
 from feature_store.cells.file_digests import FileState, KnownDigest, file_digest, file_state, no_known_digest
 from feature_store.cells.matrices import CSRRows, concat_rows, select_rows, sort_rows
 from feature_store.cells.value_kinds import USABLE
@@ -26,6 +26,9 @@ from feature_store.errors import InputError
 BLOCK_ROWS = 4096
 GAP_ROWS = 64
 """Rows between two wanted cells that are read along with them: with 200 values each, a read costs as much as 90."""
+OBS_CELLS = 1 << 17
+"""Cells of a range in which obs is read."""
+SOME_NUMBERS = 64
 Progress = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
 """Shows the progress of a pass over the data: `with progress(title, total, unit) as update`, where `update(n)` says
 that n units are done."""
@@ -176,21 +179,45 @@ class Source:
             [self.read_rows(a, a + min(share, file.n_cells)) for a, file in zip(starts, self._files, strict=True)]
         )
 
-    def obs(self, alike: Collection[str] = ()) -> pl.DataFrame:
-        """Every obs column, in order: categories become text, NaN null; numbers, booleans and dates stay.
+    @cached_property
+    def obs_schema(self) -> pl.Schema:
+        """Name and type of every obs column, in order."""
+        return self.obs(0, 0).schema
+
+    def obs(self, start: int = 0, stop: int | None = None, columns: Sequence[str] | None = None) -> pl.DataFrame:
+        """The obs columns, or those of these names, of the cells [start, stop): categories become text, NaN null;
+        numbers, booleans and dates stay.
 
         The obs of several files lie one below the other, with a first column `file` (`annotations.join_obs`).
-        InputError for a column in `alike` whose values cannot be compared between files.
         """
+        stop = self.n_cells if stop is None else stop
         if len(self._files) == 1:
-            return self._files[0].obs()
-        names = short_names(self.paths)
-        parts = [(name, file.n_cells, file.obs()) for name, file in zip(names, self._files, strict=True)]
-        return join_obs(parts, alike=alike)
+            return self._files[0].obs(start, stop, columns)
+        parts = []
+        for i, (name, file) in enumerate(zip(short_names(self.paths), self._files, strict=True)):
+            low, high = (min(max(cell - int(self._first[i]), 0), file.n_cells) for cell in (start, stop))
+            parts.append((name, high - low, file.obs(low, high)))
+        joined = join_obs(parts)
+        return joined if columns is None else joined.select(columns)
 
-    def obs_names(self) -> pl.Series:
-        """Names of the cells in the files [n_cells]; they may repeat, so `cell_idx` is the key."""
-        return pl.concat([file.obs_names() for file in self._files])
+    def obs_names(self, start: int = 0, stop: int | None = None) -> pl.Series:
+        """Names of the cells [start, stop) in the files; they may repeat, so `cell_idx` is the key."""
+        stop = self.n_cells if stop is None else stop
+        return pl.concat(
+            [
+                file.obs_names(*(min(max(cell - first, 0), file.n_cells) for cell in (start, stop)))
+                for first, file in zip(self._first[:-1].tolist(), self._files, strict=True)
+            ]
+        )
+
+    def check_alike(self, columns: Collection[str]) -> None:
+        """Raise InputError for an obs column whose values cannot be compared between the files."""
+        if len(self._files) == 1:
+            return
+        for name in columns:
+            files = {str(path): file for path, file in zip(short_names(self.paths), self._files, strict=True)}
+            having = {path: file for path, file in files.items() if name in file.obs_columns}
+            check_alike(name, {path: _different_values(file, name) for path, file in having.items()})
 
     def gene_names_of_files(self) -> list[tuple[int, list[str], list[str] | None]]:
         """For each file the number of cells up to its end, and the symbols and Ensembl ids that it gives to each gene
@@ -210,6 +237,21 @@ class Source:
         if len(self._files) == 1:
             return rows
         return sort_rows(rows._replace(indices=self._columns[i][rows.indices]), where=str(self.paths[i]))
+
+
+def _different_values(file: AnnDataFile, name: str) -> pl.Series:
+    """The different values of an obs column in the order of their appearance; of numbers, not all where there are many.
+
+    Numbers differ from what is no number by any one of them.
+    """
+    # careful: methods of a series fail where its name is a pattern
+    found = file.obs(0, 0, [name])[name].rename("")
+    for start in range(0, file.n_cells, OBS_CELLS):
+        block = file.obs(start, min(start + OBS_CELLS, file.n_cells), [name])[name].rename("")
+        found = pl.concat([found, block.unique(maintain_order=True)]).unique(maintain_order=True)
+        if found.dtype.is_numeric() and found.drop_nulls().len() > SOME_NUMBERS:
+            break
+    return found
 
 
 def open_source(

@@ -7,7 +7,8 @@ in one split and reported in another only if both hold these batches. Whole batc
 
 Units are assigned largest first, each to the split that lacks the most cells, but to one that a batch of theirs lacks
 where that batch has no unit to spare; units within a factor of two in size are ordered by a hash of (seed, name), so
-the seed decides without spoiling the balance. This costs microseconds per unit, and 20 bytes a cell in memory.
+the seed decides without spoiling the balance. This costs microseconds per unit, and 2 bytes a cell in memory beside the
+numbers of its units; some 30 bytes where cells are dealt singly.
 
 A second data set that a trained SAE encodes may hold cells or donors that it was trained on (`KnownSplits`): each known
 cell keeps its split, and a donor with known cells, or with a known name, takes the one furthest from being held out. A
@@ -17,16 +18,16 @@ Method: grouped hold-out; why whole donors: Squair et al. 2021, doi:10.1038/s414
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from feature_store.cells.canonical import canonical_text
+from feature_store.cells.factors import MISSING, Factor, Ints, Units, blocks_of, factorize, pairs_of, sizes_of
 from feature_store.errors import InputError
 from feature_store.storage.schemas import SPLITS
 
@@ -35,8 +36,8 @@ UNKNOWN = -1
 SplitBy = Literal["donor", "batch", "cell"]
 SplitLabels = npt.NDArray[np.object_]
 """The name of the split of each cell; cells of one split share one string, so a million cells take 8 MB."""
-Units = Sequence[str | None] | npt.NDArray[np.object_] | pl.Series
-_Ints = npt.NDArray[np.integer]
+SplitNumbers = npt.NDArray[np.int8]
+"""The split of each cell as a position in SPLITS."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +117,20 @@ def make_splits(
     known: KnownSplits | None = None,
     config: SplitConfig | None = None,
 ) -> tuple[SplitLabels, SplitRecord]:
+    """The names of the splits that `split_numbers` gives, which does the work, and their record."""
+    numbers, record = split_numbers(n_cells, donor=donor, batch=batch, known=known, config=config)
+    labels: SplitLabels = _NAMES[numbers]
+    return labels, record
+
+
+def split_numbers(
+    n_cells: int,
+    *,
+    donor: Units | None = None,
+    batch: Units | None = None,
+    known: KnownSplits | None = None,
+    config: SplitConfig | None = None,
+) -> tuple[SplitNumbers, SplitRecord]:
     """Split by donor, else by cell, inside batches; by cell where there are fewer than 3 units, and the record's
     `fallback` says so.
 
@@ -144,8 +159,9 @@ def make_splits(
         split_of_cell = split_of_unit = _assign_cells(n_cells, config, kept, batches)
     else:
         split_of_unit = _assign_units(factor, config, known_units, None if kind == "batch" else batches)
-        split_of_cell = np.where(kept == UNKNOWN, split_of_unit[factor.unit_of_cell], kept)
-        divided = np.unique(factor.unit_of_cell[split_of_cell != split_of_unit[factor.unit_of_cell]])
+        of_unit = split_of_unit[factor.unit_of_cell]
+        split_of_cell = np.where(kept == UNKNOWN, of_unit, kept)
+        divided = np.unique(factor.unit_of_cell[split_of_cell != of_unit])
         if len(divided):
             fallback = (
                 f"{len(divided)} of {len(factor.names)} {_plural(kind, len(factor.names))} have cells in several "
@@ -154,17 +170,17 @@ def make_splits(
             factor, split_of_unit = None, split_of_cell
     n_kept = int((kept != UNKNOWN).sum())
     unit = "cell" if factor is None else kind
-    return _NAMES[split_of_cell], _record(unit, split_of_cell, split_of_unit, batches, fallback, n_kept=n_kept)
+    return split_of_cell, _record(unit, split_of_cell, split_of_unit, batches, fallback, n_kept=n_kept)
 
 
 def splits_from_column(
-    column: pl.Series,
+    column: pl.Series | Factor,
     *,
     name: str,
     donor: Units | None = None,
     batch: Units | None = None,
     known: KnownSplits | None = None,
-) -> tuple[SplitLabels, SplitRecord]:
+) -> tuple[SplitNumbers, SplitRecord]:
     """The splits [n_cells] in an obs column called `name`, and their record.
 
     All cells of a donor have to be in one split. Those of a batch need not be: a feature that tells batches apart can
@@ -172,32 +188,33 @@ def splits_from_column(
     InputError for a value that is not a split, for a split without cells, for a donor in two splits, and for cells and
     donors of `train` (of any split, where the very cells are known) that the column moves to another split.
     """
-    values = canonical_text(column)
-    if differ := sorted({str(value) for value in values.unique()} ^ set(SPLITS)):
+    n_cells = len(column.unit_of_cell if isinstance(column, Factor) else column)
+    names, of_cell = factorize(column, n_cells)
+    if differ := sorted({str(None) if found == MISSING else found for found in names} ^ set(SPLITS)):
         raise InputError(
             f"--split was {name!r}, whose values differ from {', '.join(SPLITS)} in {', '.join(differ[:5])}; each cell "
             "needs one of the three, and each of the three needs cells: name another column, or leave --split out"
         )
-    labels = split_labels(values)
-    split_of_cell = split_of_unit = np.array([SPLITS.index(label) for label in labels])
+    split_of_cell = split_of_unit = np.array([SPLITS.index(found) for found in names], dtype=np.int8)[of_cell]
     if known is not None:
         _check_known(split_of_cell, donor, known, name)
     kind, units, fallback = ("donor", donor, None) if donor is not None else ("batch", batch, None)
+    factor = None if units is None else factorize(units, n_cells)
     try:
-        if units is not None:
-            check_whole_units(labels, units)
+        if factor is not None:
+            _check_whole(split_of_cell, factor)
     except InputError as error:
         if kind == "donor":
             raise
-        units, fallback = None, f"{error.args[0].partition(';')[0]}: figures are of held-out cells of the same batches"
-    if units is not None:
-        first = np.unique(factorize(units, len(labels)).unit_of_cell, return_index=True)[1]
-        split_of_unit = split_of_cell[first]
-    batches = None if batch is None else factorize(batch, len(labels))
-    return labels, _record("cell" if units is None else kind, split_of_cell, split_of_unit, batches, fallback)
+        factor, fallback = None, f"{error.args[0].partition(';')[0]}: figures are of held-out cells of the same batches"
+    if factor is not None:
+        split_of_unit = np.zeros(len(factor.names), dtype=np.int8)
+        split_of_unit[factor.unit_of_cell] = split_of_cell
+    batches = None if batch is None else factorize(batch, n_cells)
+    return split_of_cell, _record("cell" if factor is None else kind, split_of_cell, split_of_unit, batches, fallback)
 
 
-def _check_known(split_of_cell: _Ints, donor: Units | None, known: KnownSplits, name: str) -> None:
+def _check_known(split_of_cell: Ints, donor: Units | None, known: KnownSplits, name: str) -> None:
     """Raise InputError if a column of splits moves what a trained SAE knows."""
     if len(moved := np.flatnonzero((known.cells != UNKNOWN) & (known.cells != split_of_cell))):
         cell = int(moved[0])
@@ -227,7 +244,7 @@ def _unit(by: SplitBy | None, donor: Units | None, batch: Units | None, known: K
     return by
 
 
-def _known_units(factor: "Factor | None", known: KnownSplits | None, kind: str) -> dict[int, int]:
+def _known_units(factor: Factor | None, known: KnownSplits | None, kind: str) -> dict[int, int]:
     """The split of each unit that is known by its name or by its cells: the first of SPLITS where there are several."""
     if factor is None or known is None:
         return {}
@@ -243,21 +260,21 @@ def _known_units(factor: "Factor | None", known: KnownSplits | None, kind: str) 
 
 def _record(
     kind: str,
-    split_of_cell: _Ints,
-    split_of_unit: _Ints,
-    batches: "Factor | None",
+    split_of_cell: SplitNumbers,
+    split_of_unit: SplitNumbers,
+    batches: Factor | None,
     fallback: str | None,
     *,
     n_kept: int = 0,
 ) -> SplitRecord:
     cells, units = (
-        dict(zip(SPLITS, np.bincount(split, minlength=len(SPLITS)).tolist(), strict=True))
+        dict(zip(SPLITS, sizes_of(split, len(SPLITS)).tolist(), strict=True))
         for split in (split_of_cell, split_of_unit)
     )
     n_batches = in_all = 0
     if batches is not None:
         n_batches = len(batches.names)
-        pairs = np.unique(batches.unit_of_cell.astype(np.int64) * len(SPLITS) + split_of_cell) // len(SPLITS)
+        pairs = pairs_of(batches.unit_of_cell, split_of_cell, n_batches, len(SPLITS)) // len(SPLITS)
         in_all = int((np.bincount(pairs, minlength=n_batches) == len(SPLITS)).sum())
     return SplitRecord(
         unit=kind,
@@ -277,84 +294,88 @@ def _plural(kind: str, n: int) -> str:
 
 def check_whole_units(labels: SplitLabels, units: Units) -> None:
     """Raise InputError naming the first unit whose cells lie in more than one split."""
-    names, unit_of_cell = factorize(units, len(labels))
-    present = np.stack([np.bincount(unit_of_cell[labels == split], minlength=len(names)) > 0 for split in SPLITS])
-    divided = np.flatnonzero(present.sum(axis=0) > 1)
+    _check_whole(_numbers(pl.Series(labels.tolist(), dtype=pl.String)), factorize(units, len(labels)))
+
+
+def _check_whole(split_of_cell: SplitNumbers, units: Factor) -> None:
+    pairs = pairs_of(units.unit_of_cell, split_of_cell, len(units.names), len(SPLITS))
+    n_splits = np.bincount(pairs // len(SPLITS), minlength=len(units.names))
+    divided = np.flatnonzero(n_splits > 1)
     if len(divided):
-        where = [split for split, has in zip(SPLITS, present[:, divided[0]], strict=True) if has]
+        where = [SPLITS[pair % len(SPLITS)] for pair in pairs[pairs // len(SPLITS) == divided[0]]]
         raise InputError(
-            f"unit {names[divided[0]]!r} has cells in {' and '.join(where)} ({len(divided)} such units); "
+            f"unit {units.names[divided[0]]!r} has cells in {' and '.join(where)} ({len(divided)} such units); "
             "all cells of a unit belong to one split: make the cell table again with `scsae extract`"
         )
 
 
 def split_labels(column: pl.Series) -> SplitLabels:
     """A column of names of splits as an array, in which all cells of a split share one string."""
-    numbers = column.replace_strict(list(SPLITS), list(range(len(SPLITS))), return_dtype=pl.UInt8)
-    labels: SplitLabels = _NAMES[numbers.to_numpy()]
+    labels: SplitLabels = _NAMES[_numbers(column)]
     return labels
 
 
+def _numbers(column: pl.Series) -> SplitNumbers:
+    return column.replace_strict(list(SPLITS), list(range(len(SPLITS))), return_dtype=pl.Int8).to_numpy()
+
+
 _NAMES: SplitLabels = np.array(SPLITS, dtype=object)
-_MISSING = "\0missing"
 
 
-class Factor(NamedTuple):
-    """Units by number: their names, sorted, and the unit of each cell [n_cells]."""
-
-    names: list[str]
-    unit_of_cell: npt.NDArray[np.integer]
-
-
-def factorize(units: Units, n_cells: int) -> Factor:
-    """Units by number, by their canonical text; a missing unit is one of its own. InputError for another length."""
-    if len(units) != n_cells:
-        raise InputError(f"units has {len(units)} entries for {n_cells} cells")
-    filled = canonical_text(units).fill_null(_MISSING)
-    names = filled.unique().sort()
-    return Factor(names.to_list(), filled.cast(pl.Enum(names)).to_physical().to_numpy())
-
-
-def _assign_cells(
-    n_cells: int, config: SplitConfig, kept: npt.NDArray[np.int8], batches: Factor | None
-) -> npt.NDArray[np.intp]:
+def _assign_cells(n_cells: int, config: SplitConfig, kept: SplitNumbers, batches: Factor | None) -> SplitNumbers:
     """Split of each cell, by its number: those that are kept as they are, the others in the fractions in each batch.
 
     Batches of fewer than 3 cells are dealt together.
     """
     if n_cells < MIN_UNITS:
         raise InputError(f"{MIN_UNITS} splits need at least {MIN_UNITS} cells; got {n_cells}")
-    split_of_cell = kept.astype(np.intp)
-    new = np.flatnonzero(kept == UNKNOWN)
+    is_new = kept == UNKNOWN
+    n_new = int(is_new.sum())
     shares = np.array(config.fractions)
     if (kept == 0).any():
         # the SAE is trained already: cells that it has not seen are worth more held out
         shares[0] = 0
         shares /= shares.sum()
-    stratum = np.zeros(len(new), dtype=np.int64) if batches is None else batches.unit_of_cell[new].astype(np.int64) + 1
-    stratum[np.bincount(stratum)[stratum] < MIN_UNITS] = 0
-    sizes = np.bincount(stratum)
+    stratum = np.zeros(n_new, dtype=np.int32)
+    if batches is not None:
+        sizes = sizes_of(batches.unit_of_cell[is_new], len(batches.names))
+        stratum = np.where(sizes < MIN_UNITS, 0, np.arange(1, len(sizes) + 1)).astype(np.int32)[
+            batches.unit_of_cell[is_new]
+        ]
+    sizes = sizes_of(stratum, 1 if batches is None else len(batches.names) + 1)
     # every split gets a cell however few there are
     before = np.cumsum(shares > 0)
     bounds = np.round(np.cumsum(shares) * sizes[:, None]).astype(int)
     bounds = np.clip(bounds, before, sizes[:, None] - (before[-1] - before))
-    order = np.lexsort((np.random.default_rng(config.seed).permutation(len(new)), stratum))
-    place = np.empty(len(new), dtype=np.int64)
-    place[order] = np.arange(len(new)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    split_of_cell[new] = (place[:, None] >= bounds[stratum, :-1]).sum(axis=1)
+    place = _places(np.random.default_rng(config.seed).permutation(n_new).astype(np.int32), stratum, sizes)
+    new = np.empty(n_new, dtype=np.int8)
+    for cells in blocks_of(n_new):
+        new[cells] = (place[cells, None] >= bounds[stratum[cells], :-1]).sum(axis=1)
+    split_of_cell = kept.copy()
+    split_of_cell[is_new] = new
     return split_of_cell
 
 
-def _assign_units(
-    units: Factor, config: SplitConfig, known: Mapping[int, int], batches: Factor | None
-) -> npt.NDArray[np.intp]:
+def _places(rank: npt.NDArray[np.int32], stratum: npt.NDArray[np.int32], sizes: Ints) -> npt.NDArray[np.int32]:
+    """The place of each cell among those of its stratum in the order of the ranks, which are a permutation."""
+    if len(sizes) == 1:
+        return rank
+    order = np.lexsort((rank, stratum))
+    place = np.empty(len(rank), dtype=np.int32)
+    first = np.cumsum(sizes) - sizes
+    for cells in blocks_of(len(rank)):
+        place[order[cells]] = np.arange(cells.start, cells.stop) - first[stratum[order[cells]]]
+    return place
+
+
+def _assign_units(units: Factor, config: SplitConfig, known: Mapping[int, int], batches: Factor | None) -> SplitNumbers:
     """Split of each unit, by its number: the known ones first, then the largest, each to the split that lacks the most
     cells; none stays empty, and no split lacks a batch that has a unit for each split.
     """
-    sizes = np.bincount(units.unit_of_cell, minlength=len(units.names))
+    sizes = sizes_of(units.unit_of_cell, len(units.names))
     lacking = np.array(config.fractions) * sizes.sum()
     n_units = np.zeros(len(SPLITS), dtype=int)
-    split_of = np.zeros(len(sizes), dtype=np.intp)
+    split_of = np.zeros(len(sizes), dtype=np.int8)
     cover = _Coverage(units, batches)
     for unit, split in known.items():
         split_of[unit] = split
@@ -393,7 +414,7 @@ class _Coverage:
         self._waiting = np.zeros(n_batches, dtype=int)
         self._batches_of: list[npt.NDArray[np.integer]] = [np.zeros(0, dtype=int)] * len(units.names)
         if batches is not None:
-            pairs = np.unique(units.unit_of_cell.astype(np.int64) * n_batches + batches.unit_of_cell)
+            pairs = pairs_of(units.unit_of_cell, batches.unit_of_cell, len(units.names), n_batches)
             self._waiting += np.bincount(pairs % n_batches, minlength=n_batches)
             bounds = np.searchsorted(pairs // n_batches, np.arange(len(units.names) + 1))
             self._batches_of = [pairs[a:b] % n_batches for a, b in pairwise(bounds)]

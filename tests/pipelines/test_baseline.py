@@ -10,12 +10,13 @@ from dataclasses import fields, replace
 import numpy as np
 import polars as pl
 import pytest
+from cell_tables import written_cells
 from sklearn.metrics import roc_auc_score
 from toy_plans import toy_plan
 from typer.testing import CliRunner
 
 from feature_store import FeatureStore
-from feature_store.cells import SplitConfig, open_source, read_cells, write_cells
+from feature_store.cells import SplitConfig, open_source, read_cells
 from feature_store.codes import load_cell_codes
 from feature_store.query.metrics import METRICS
 from feature_store.query.runs import RunChain, control_of, newest_run, resolve_run
@@ -293,7 +294,7 @@ def test_how_cells_were_dealt_is_recalled_with_the_data(tiny_data, tmp_path):
     layout = Layout(tmp_path / "store")
     for by in (None, "donor", "cell"):
         source = open_source(tiny_data)
-        cells = write_cells(layout, source, donor="donor", split=SplitConfig(by=by))
+        cells = written_cells(layout, source, donor="donor", split=SplitConfig(by=by))
         dataset = cells["dataset"][0]
         save_source_location(layout, dataset, source)
         assert _data_of(layout, dataset)["split_by"] == by

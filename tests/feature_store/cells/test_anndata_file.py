@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+from cell_tables import written_cells
 from scipy import sparse
 
-from feature_store.cells import CSRRows, open_source, write_cells
+from feature_store.cells import CSRRows, open_source
 from feature_store.cells.gene_table import matrix_tables
 from feature_store.errors import InputError
 from feature_store.storage.layout import Layout
@@ -305,7 +306,7 @@ def test_damage_that_the_sample_missed_is_refused_when_the_genes_are_counted(tmp
     counts = np.ones((20_000, 2), dtype=np.float32)
     source = open_source(csr_file(tmp_path, counts, indices=with_value(2 * 1300, 1)))
     with pytest.raises(InputError, match="row 1300: column 1 "):
-        write_cells(Layout(tmp_path / "store"), source)
+        written_cells(Layout(tmp_path / "store"), source)
     assert not (tmp_path / "store").exists()
 
 
@@ -381,7 +382,7 @@ def test_a_half_copied_zarr_folder_is_refused(zarr_folder: Path, tmp_path: Path,
     gone = zarr_folder / removed
     shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
     with pytest.raises(InputError, match=message):
-        write_cells(Layout(tmp_path / "store"), open_source(zarr_folder), donor="donor")
+        written_cells(Layout(tmp_path / "store"), open_source(zarr_folder), donor="donor")
     assert not (tmp_path / "store").exists()
 
 

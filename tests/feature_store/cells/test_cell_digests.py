@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+from cell_tables import written_cells
 from scipy import sparse
 
-from feature_store.cells import open_source, read_split_record, write_cells
+from feature_store.cells import open_source, read_split_record
 from feature_store.cells.cell_digests import MIN_GENES, known_cells, row_digests
 from feature_store.cells.gene_table import matrix_tables
 from feature_store.cells.matrices import CSRRows
@@ -91,7 +92,7 @@ def write(a: anndata.AnnData, path: Path) -> Source:
 def trained(adata: anndata.AnnData, tmp_path: Path) -> tuple[Layout, str, dict[str, str]]:
     """A store with a data set that an SAE was trained on, its name, and the split of each of its cells."""
     layout = Layout(tmp_path / "store")
-    cells = write_cells(layout, write(adata, tmp_path / "own.h5ad"), donor="person")
+    cells = written_cells(layout, write(adata, tmp_path / "own.h5ad"), donor="person")
     return layout, cells["dataset"][0], dict(cells.select("cell_id", "split").iter_rows())
 
 
@@ -101,7 +102,7 @@ def test_a_cell_keeps_its_split_in_another_file_without_any_option(
 ) -> None:
     layout, dataset, split_of = trained
     adata.obs["own name"] = adata.obs_names.to_numpy()
-    cells = write_cells(layout, write(COPIES[copy](adata.copy()), tmp_path / "copy.h5ad"), trained_on=dataset)
+    cells = written_cells(layout, write(COPIES[copy](adata.copy()), tmp_path / "copy.h5ad"), trained_on=dataset)
     assert cells["split"].to_list() == [split_of[name] for name in cells["own name"]]
     record = read_split_record(layout.cells_dir(cells["dataset"][0]))
     assert record.n_kept == cells.height
@@ -113,11 +114,11 @@ def test_the_same_file_keeps_its_splits_and_is_the_same_data_set_only_with_the_s
     layout, dataset, split_of = trained
     source = open_source(tmp_path / "own.h5ad")
     for options in ({}, {"batch": "lane"}, {"donor": "lane"}, {"donor": "person", "labels": ["lane"]}):
-        cells = write_cells(layout, source, trained_on=dataset, **options)
+        cells = written_cells(layout, source, trained_on=dataset, **options)
         assert cells["split"].to_list() == list(split_of.values()), options
         assert cells["dataset"][0] != dataset
-    assert write_cells(layout, source, trained_on=dataset, donor="person")["dataset"][0] == dataset
-    assert write_cells(layout, source)["split"].to_list() != list(split_of.values())
+    assert written_cells(layout, source, trained_on=dataset, donor="person")["dataset"][0] == dataset
+    assert written_cells(layout, source)["split"].to_list() != list(split_of.values())
 
 
 def test_a_column_of_splits_that_moves_known_cells_is_an_error(
@@ -127,9 +128,9 @@ def test_a_column_of_splits_that_moves_known_cells_is_an_error(
     adata.obs["fold"] = [SPLITS[i % 3] for i in range(N_CELLS)]
     moved = write(adata, tmp_path / "moved.h5ad")
     with pytest.raises(InputError, match=r"'fold'.*cells that the SAE knows.*leave --split out"):
-        write_cells(layout, moved, split_column="fold", trained_on=dataset)
+        written_cells(layout, moved, split_column="fold", trained_on=dataset)
     adata.obs["fold"] = list(split_of.values())
-    kept = write_cells(layout, write(adata, tmp_path / "kept.h5ad"), split_column="fold", trained_on=dataset)
+    kept = written_cells(layout, write(adata, tmp_path / "kept.h5ad"), split_column="fold", trained_on=dataset)
     assert kept["split"].to_list() == list(split_of.values())
 
 
@@ -141,8 +142,8 @@ def test_cells_of_another_experiment_are_new_though_their_names_are_known(
     other.X = sparse.csr_matrix(rng.poisson(other.X.toarray() + 0.3).astype(np.float32))
     other.obs_names = adata.obs_names
     source = write(other, tmp_path / "other.h5ad")
-    found = write_cells(layout, source, trained_on=dataset)
-    assert found["dataset"][0] == write_cells(layout, source)["dataset"][0]
+    found = written_cells(layout, source, trained_on=dataset)
+    assert found["dataset"][0] == written_cells(layout, source)["dataset"][0]
     assert read_split_record(layout.cells_dir(found["dataset"][0])).n_kept == 0
 
 
@@ -156,7 +157,7 @@ def test_a_file_joined_with_new_cells_keeps_the_known_ones_and_holds_out_the_oth
     # other symbols in the file before: the digest of a cell is that of its own file
     new.var_names = [f"old {name}" for name in new.var_names]
     new.write_h5ad(tmp_path / "new.h5ad")
-    cells = write_cells(layout, open_source([tmp_path / "new.h5ad", tmp_path / "own.h5ad"]), trained_on=dataset)
+    cells = written_cells(layout, open_source([tmp_path / "new.h5ad", tmp_path / "own.h5ad"]), trained_on=dataset)
     assert cells["split"].to_list()[20:] == list(split_of.values())
     assert set(cells["split"].to_list()[:20]) == {"select", "test"}
 
@@ -166,7 +167,7 @@ def test_a_selection_of_genes_is_recognised_by_the_names_of_the_cells(
 ) -> None:
     layout, dataset, split_of = trained
     few = adata[:, :100].copy()
-    cells = write_cells(layout, write(few, tmp_path / "few.h5ad"), trained_on=dataset)
+    cells = written_cells(layout, write(few, tmp_path / "few.h5ad"), trained_on=dataset)
     assert cells["split"].to_list() == list(split_of.values())
 
 

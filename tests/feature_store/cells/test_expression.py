@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
+from cell_tables import written_cells
 
 from feature_store.cells import (
     ExpressionReader,
@@ -17,7 +18,6 @@ from feature_store.cells import (
     expression_matrix,
     open_source,
     plan_expression,
-    write_cells,
     write_expression_part,
 )
 from feature_store.errors import IncompleteRunError, IntegrityError, PlanMismatchError
@@ -59,7 +59,7 @@ PANEL = np.array([0, 3, 4, 5, 7, 11, 19, 20, 31, 33, 34, 48])
 
 def write_expression(root: Path, source: Source, panel: np.ndarray = EVERY_CELL) -> commit.Run:
     layout = Layout(root)
-    dataset = str(write_cells(layout, source)["dataset"][0])
+    dataset = str(written_cells(layout, source)["dataset"][0])
     genes = commit.read_table(layout.genes_dir(dataset))
     plan = plan_expression(dataset, source, genes, panel)
     run = commit.Run.create(root / "expression", plan.table("expression", n_shards=plan.n_shards))

@@ -8,9 +8,10 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+from cell_tables import written_cells
 from scipy import sparse
 
-from feature_store.cells import expression_matrix, open_source, write_cells
+from feature_store.cells import expression_matrix, open_source
 from feature_store.cells.gene_table import matrix_tables
 from feature_store.errors import InputError
 from feature_store.storage import commit
@@ -95,6 +96,6 @@ def test_the_plan_of_the_cells_holds_the_matrix_and_what_was_left_out(tmp_path: 
     path = write(tmp_path / "a.h5ad", counts, var_of("feature_types", "Gene Expression", "Antibody Capture"))
     layout = Layout(tmp_path / "store")
     with open_source(path) as source:
-        cells = write_cells(layout, source)
+        cells = written_cells(layout, source)
     plan = CellsPlan.of(commit.Run.open(layout.cells_dir(cells["dataset"][0])))
     assert (plan.matrix, plan.value_kind, plan.left_out) == ("X", "counts", {"Antibody Capture": 2})

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+from cell_tables import written_cells
 from scipy import sparse
 
-from feature_store.cells import CSRRows, open_source, read_cells, read_split_record, write_cells
+from feature_store.cells import CSRRows, open_source, read_cells, read_split_record
 from feature_store.cells.splits import check_whole_units
 from feature_store.errors import InputError
 from feature_store.storage.commit import Run
@@ -138,7 +139,7 @@ def test_joined_obs_starts_with_the_file_and_has_nulls_for_missing_columns(
         "only": [None, None, None, True, False],
     }
     assert source.obs_names().to_list() == ["cell 0", "cell 1", "cell 2", "cell 0", "cell 1"]
-    cells = write_cells(Layout(tmp_path / "store"), source, donor="donor", batch="file", dataset="both")
+    cells = written_cells(Layout(tmp_path / "store"), source, donor="donor", batch="file", dataset="both")
     assert cells["batch"].to_list() == found["file"].to_list()
     assert cells["cell_idx"].to_list() == [0, 1, 2, 3, 4]
     assert cells["cell_id"].n_unique() == 3
@@ -154,7 +155,7 @@ def test_a_donor_in_two_files_is_one_donor_and_in_one_split(save: Callable[..., 
     donors = [f"d{i % 4}" for i in range(12)]
     source = open_source([save("a.h5ad", ["G1"], donor=donors), save("b.h5ad", ["G1"], donor=donors)])
     layout = Layout(tmp_path / "store")
-    cells = write_cells(layout, source, donor="donor")
+    cells = written_cells(layout, source, donor="donor")
     check_whole_units(cells["split"].to_numpy(), cells["donor"])
     assert read_split_record(layout.cells_dir(cells["dataset"][0])).n_units == 4
 
@@ -162,7 +163,7 @@ def test_a_donor_in_two_files_is_one_donor_and_in_one_split(save: Callable[..., 
 def test_genes_are_counted_over_all_files(save: Callable[..., Path], tmp_path: Path) -> None:
     paths = save("a.h5ad", ["G1", "G2"]), save("b.h5ad", ["G2", "G3"], 5)
     layout = Layout(tmp_path / "store")
-    write_cells(layout, open_source(paths), dataset="both")
+    written_cells(layout, open_source(paths), dataset="both")
     genes, wanted = read_cells(layout.genes_dir("both")), frames(*paths)
     assert genes["symbol"].to_list() == ["G1", "G2", "G3"]
     assert genes["n_cells"].to_list() == (wanted > 0).sum().tolist()
@@ -174,7 +175,7 @@ def test_the_files_and_their_order_determine_the_data_set(
 ) -> None:
     a, b = save("a.h5ad", ["G1", "G2"]), save("b.h5ad", ["G1", "G2"])
     layout = Layout(tmp_path / "store")
-    first = write_cells(layout, open_source([a, b]))["dataset"][0]
+    first = written_cells(layout, open_source([a, b]))["dataset"][0]
     assert first.startswith("a-and-1-more-")
     before = folder_hashes(layout.root)
     moved = tmp_path / "elsewhere"
@@ -182,19 +183,19 @@ def test_the_files_and_their_order_determine_the_data_set(
     copies = [(moved / path.name) for path in (a, b)]
     for path, copy in zip((a, b), copies, strict=True):
         copy.write_bytes(path.read_bytes())
-    assert write_cells(layout, open_source(copies))["dataset"][0] == first
+    assert written_cells(layout, open_source(copies))["dataset"][0] == first
     assert folder_hashes(layout.root) == before
     other = open_source([b, a])
     assert other.digest != open_source([a, b]).digest
-    assert write_cells(layout, other)["dataset"][0] not in (first, None)
+    assert written_cells(layout, other)["dataset"][0] not in (first, None)
     assert open_source([a]).digest == open_source(a).digest
 
 
 def test_a_list_of_one_file_is_the_same_as_the_file(save: Callable[..., Path], tmp_path: Path) -> None:
     path = save("a.h5ad", ["G1", "G2"], donor=["x", "y", "z"] * 4)
     alone, listed = (Layout(tmp_path / name) for name in ("alone", "listed"))
-    cells = write_cells(alone, open_source(path), donor="donor")
-    write_cells(listed, open_source([str(path)]), donor="donor")
+    cells = written_cells(alone, open_source(path), donor="donor")
+    written_cells(listed, open_source([str(path)]), donor="donor")
     dataset = cells["dataset"][0]
     assert "file" not in cells.columns
     for folder in (Layout.cells_dir, Layout.genes_dir):
@@ -236,7 +237,7 @@ def test_the_same_cells_twice_are_refused(save: Callable[..., Path], tmp_path: P
     copy = tmp_path / "copy.h5ad"
     copy.write_bytes(path.read_bytes())
     with pytest.raises(InputError, match=r"copy\.h5ad .*a\.h5ad"):
-        write_cells(Layout(tmp_path / "store"), open_source([path, copy]))
+        written_cells(Layout(tmp_path / "store"), open_source([path, copy]))
     assert not (tmp_path / "store").exists()
     with pytest.raises(InputError, match=r"\.h5ad"):
         open_source([])
@@ -245,7 +246,7 @@ def test_the_same_cells_twice_are_refused(save: Callable[..., Path], tmp_path: P
 def test_an_obs_column_that_no_file_has_is_refused_naming_the_files(save: Callable[..., Path], tmp_path: Path) -> None:
     source = open_source([save("a.h5ad", ["G1"], donor=["d"] * 12), save("b.h5ad", ["G1"])])
     with pytest.raises(InputError, match=r"--donor was 'doner'.*a\.h5ad, .*b\.h5ad.* file, donor.*'donor'"):
-        write_cells(Layout(tmp_path / "store"), source, donor="doner")
+        written_cells(Layout(tmp_path / "store"), source, donor="doner")
 
 
 def test_every_pass_over_the_data_reports_what_is_done(save: Callable[..., Path], tmp_path: Path) -> None:
@@ -258,7 +259,7 @@ def test_every_pass_over_the_data_reports_what_is_done(save: Callable[..., Path]
         yield done.append
 
     source = open_source([save("a.h5ad", ["G1"], 9000), save("b.h5ad", ["G1"], 300)], progress=progress)
-    write_cells(Layout(tmp_path / "store"), source)
+    written_cells(Layout(tmp_path / "store"), source)
     assert list(seen) == ["hash", "check values"]
     assert seen["check values"] == (9300, "cells", [4096, 8192, 9000, 9300])
     assert seen["hash"][1] == "MB"
@@ -279,7 +280,7 @@ def test_real_files_of_two_studies_are_one_data_set(scsae_data: Path, tmp_path: 
         assert mine.data.sum() == theirs.data.sum()
         names = [source.gene_symbols[i] for i in mine.indices[: mine.indptr[1]]]
         assert sorted(names) == sorted(one.gene_symbols[i] for i in theirs.indices[: theirs.indptr[1]])
-    cells = write_cells(Layout(tmp_path), source, donor="donor", cell_type="cell_type")
+    cells = written_cells(Layout(tmp_path), source, donor="donor", cell_type="cell_type")
     check_whole_units(cells["split"].to_numpy(), cells["donor"])
     assert cells.group_by("file").len().sort("file")["len"].to_list() == [one.n_cells for one in alone]
     assert cells.filter(pl.col("donor").is_null()).height == 0
@@ -293,7 +294,7 @@ def test_a_donor_is_one_donor_in_whatever_type_each_file_holds_it(
     paths = [
         save(f"{i}.h5ad", ["G1"], donor=FORMS[one](ids)) for i, one in enumerate((form, "float", "category of text"))
     ]
-    cells = write_cells(Layout(tmp_path / "store"), open_source(paths), donor="donor", labels=["donor"])
+    cells = written_cells(Layout(tmp_path / "store"), open_source(paths), donor="donor", labels=["donor"])
     assert cells["donor"].to_list() == [str(i) for i in ids] * 3
     assert cells.group_by("donor").agg(pl.col("split").n_unique())["split"].to_list() == [1] * 4
 
@@ -302,7 +303,7 @@ def test_truth_values_and_their_texts_are_one_label(save: Callable[..., Path], t
     a = save("a.h5ad", ["G1"], 3, treated=[True, False, True], dose=np.array([0.1, 1, 0.1], dtype=np.float32))
     b = save("b.h5ad", ["G1"], 3, treated=pd.Categorical(["True", "False", None]), dose=[0.1, 1.0, 0.5])
     c = save("c.h5ad", ["G1"], 2, treated=["true", "FALSE"])
-    cells = write_cells(Layout(tmp_path / "store"), open_source([a, b, c]), labels=["treated", "dose"])
+    cells = written_cells(Layout(tmp_path / "store"), open_source([a, b, c]), labels=["treated", "dose"])
     assert cells["treated"].to_list() == ["True", "False", "True", "True", "False", None, "True", "False"]
     assert cells["dose"].to_list() == ["0.1", "1", "0.1", "0.1", "1", "0.5", None, None]
 
@@ -323,7 +324,7 @@ def test_ids_that_cannot_be_compared_between_files_are_an_error_that_names_files
     layout = Layout(tmp_path / "store")
     for option in ({"donor": "who"}, {"batch": "who"}, {"labels": ["who"]}):
         with pytest.raises(InputError, match=rf"'who'.*{words}") as caught:
-            write_cells(layout, source, **option)
+            written_cells(layout, source, **option)
         assert all(word in str(caught.value) for word in ("a.h5ad", "b.h5ad", "astype(str)"))
     assert not layout.root.exists()
-    assert write_cells(layout, source)["who"].dtype == pl.String or not isinstance(second[0], str)
+    assert written_cells(layout, source)["who"].dtype == pl.String or not isinstance(second[0], str)

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+from cell_tables import written_cells
 
-from feature_store.cells import PANEL_CELLS, open_source, read_cells, read_panel, write_cells
-from feature_store.cells.panel import _MOST_PAIRS, draw_panel, panel_counts
+from feature_store.cells import PANEL_CELLS, open_source, read_cells, read_panel
+from feature_store.cells.panel import draw_panel, panel_counts
 from feature_store.storage.commit import Run
 from feature_store.storage.layout import Layout
 from feature_store.storage.plans import CellsPlan
@@ -102,9 +103,8 @@ def test_a_panel_of_one_cell_and_one_without_columns_are_drawn() -> None:
 def test_more_combinations_than_fit_in_a_table_are_drawn_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     columns = [of_sizes(500, 250, 250), of_sizes(*[10] * 100), of_sizes(*[100] * 10)]
     drawn = draw_panel(columns, 1_000, n_wanted=200, seed=0)
-    monkeypatch.setattr("feature_store.cells.panel._MOST_PAIRS", 5)
-    monkeypatch.setattr("feature_store.cells.panel._BLOCK_CELLS", 64)
-    assert _MOST_PAIRS > 5
+    monkeypatch.setattr("feature_store.cells.factors._MOST_PAIRS", 5)
+    monkeypatch.setattr("feature_store.cells.factors.BLOCK_CELLS", 64)
     assert np.array_equal(drawn, draw_panel(columns, 1_000, n_wanted=200, seed=0))
 
 
@@ -142,7 +142,7 @@ def source_of(obs: pd.DataFrame, path: Path) -> Source:
 def test_the_cell_table_and_its_plan_hold_the_panel(obs: pd.DataFrame, tmp_path: Path) -> None:
     layout, source = Layout(tmp_path / "store"), source_of(obs, tmp_path / "a.h5ad")
     columns = {"donor": "patient", "cell_type": "label", "labels": ["doublet", "label", "panel"]}
-    dataset = str(write_cells(layout, source, panel=12, **columns)["dataset"][0])
+    dataset = str(written_cells(layout, source, panel=12, **columns)["dataset"][0])
     folder = layout.cells_dir(dataset)
     cells, panel = read_cells(folder), CellsPlan.of(Run.open(folder)).panel
     assert cells.columns[3:5] == ["split", "panel"]
@@ -152,7 +152,7 @@ def test_the_cell_table_and_its_plan_hold_the_panel(obs: pd.DataFrame, tmp_path:
     assert len(read_panel(folder)) == panel.n_cells == panel.wanted == 12
     assert panel.strata == ("split", "donor", "cell_type", "doublet", "obs_panel")
     named = [
-        str(write_cells(layout, source, panel=n, **columns)["dataset"][0]) for n in (13, source.n_cells, PANEL_CELLS)
+        str(written_cells(layout, source, panel=n, **columns)["dataset"][0]) for n in (13, source.n_cells, PANEL_CELLS)
     ]
     assert len({dataset, *named}) == 3
     assert named[1] == named[2]
@@ -164,7 +164,7 @@ def test_the_cell_table_and_its_plan_hold_the_panel(obs: pd.DataFrame, tmp_path:
 def test_a_missing_value_is_a_stratum(obs: pd.DataFrame, tmp_path: Path) -> None:
     obs["rare"] = pd.array([None, *["common"] * (len(obs) - 1)], dtype=object)
     layout, source = Layout(tmp_path / "store"), source_of(obs, tmp_path / "a.h5ad")
-    cells = write_cells(layout, source, cell_type="rare", panel=20)
+    cells = written_cells(layout, source, cell_type="rare", panel=20)
     assert cells.filter(pl.col("cell_type").is_null())["panel"].to_list() == [True]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+from cell_tables import written_cells
 from scipy import sparse
 
 from feature_store.cells import (
@@ -20,7 +21,6 @@ from feature_store.cells import (
     open_source,
     read_cells,
     read_split_record,
-    write_cells,
 )
 from feature_store.cells.splits import check_whole_units
 from feature_store.errors import InputError, PlanMismatchError
@@ -233,7 +233,7 @@ def test_a_row_that_the_sample_missed_is_refused_when_it_is_read(tmp_path: Path,
     with pytest.raises(InputError, match=f"row 1300, column 1: .*{problem}"):
         source.read_rows(1000, 2000)
     with pytest.raises(InputError, match="row 1300"):
-        write_cells(Layout(tmp_path / "store"), source)
+        written_cells(Layout(tmp_path / "store"), source)
     assert not (tmp_path / "store").exists()
 
 
@@ -349,7 +349,7 @@ def test_the_cell_table_has_the_split_the_named_columns_and_every_obs_column(
 ) -> None:
     layout = Layout(tmp_path / "store")
     source = open_source(write_h5ad(counts))
-    cells = write_cells(
+    cells = written_cells(
         layout,
         source,
         dataset="toy",
@@ -381,19 +381,19 @@ def test_splits_may_come_from_a_column_and_donors_keep_those_that_an_sae_knows_b
     known = dict(zip(patients, ("test", "train", "select", "train"), strict=True))
     obs["split"] = obs["patient"].map(known).astype(str)
     layout = Layout(tmp_path / "store")
-    by_column = write_cells(layout, open_source(write_h5ad(counts, obs=obs)), donor="patient", split_column="split")
+    by_column = written_cells(layout, open_source(write_h5ad(counts, obs=obs)), donor="patient", split_column="split")
     assert by_column["split"].to_list() == obs["split"].tolist()
     assert "obs_split" not in by_column.columns
     # other cells of the same donors
     new = obs.drop(columns="split").set_axis([f"new-{i}" for i in range(N_CELLS)])
     other = open_source(write_h5ad(counts[:, ::-1].copy(), obs=new, name="other.h5ad"))
-    kept = write_cells(layout, other, donor="patient", trained_on=by_column["dataset"][0])
+    kept = written_cells(layout, other, donor="patient", trained_on=by_column["dataset"][0])
     assert kept["split"].to_list() == by_column["split"].to_list()
     assert Run.open(layout.cells_dir(kept["dataset"][0])).plan["kept_splits"] == known
-    dealt = write_cells(layout, other, batch="patient", trained_on=by_column["dataset"][0])
-    assert dealt["dataset"][0] == write_cells(layout, other, batch="patient")["dataset"][0]
+    dealt = written_cells(layout, other, batch="patient", trained_on=by_column["dataset"][0])
+    assert dealt["dataset"][0] == written_cells(layout, other, batch="patient")["dataset"][0]
     with pytest.raises(InputError, match="--split was 'fold'"):
-        write_cells(layout, other, split_column="fold")
+        written_cells(layout, other, split_column="fold")
 
 
 def test_genes_have_their_number_of_cells_and_mean(
@@ -402,7 +402,7 @@ def test_genes_have_their_number_of_cells_and_mean(
     monkeypatch.setattr("feature_store.cells.gene_table.BLOCK_ROWS", 7)
     layout = Layout(tmp_path / "store")
     source = open_source(write_h5ad(sparse.csr_matrix(counts), var=pd.DataFrame({"gene_ids": ENSEMBL}, index=SYMBOLS)))
-    write_cells(layout, source, dataset="toy")
+    written_cells(layout, source, dataset="toy")
     genes = read_cells(layout.genes_dir("toy"))
     assert genes["symbol"].to_list() == SYMBOLS
     assert genes["ensembl_id"].to_list() == ENSEMBL
@@ -419,7 +419,7 @@ def test_obs_columns_with_the_name_of_a_column_of_any_table_get_a_prefix(
     obs["obs_cell_type"] = "taken"
     obs["gene"] = "TP53"
     obs["condition"] = "kept"
-    cells = write_cells(Layout(tmp_path / "s"), open_source(write_h5ad(counts, obs=obs)), dataset="d", donor="donor")
+    cells = written_cells(Layout(tmp_path / "s"), open_source(write_h5ad(counts, obs=obs)), dataset="d", donor="donor")
     assert cells.columns[8:] == ["obs_split", "obs_cell_type", "obs_obs_cell_type", "obs_gene", "condition"]
     assert cells["donor"].to_list() == obs["donor"].tolist()
     assert set(cells["obs_split"]) == {"mine"}
@@ -434,7 +434,7 @@ def test_cell_names_may_repeat(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         path = write_h5ad(counts, obs=obs)
-    cells = write_cells(Layout(tmp_path / "s"), open_source(path))
+    cells = written_cells(Layout(tmp_path / "s"), open_source(path))
     assert cells["cell_id"].unique().to_list() == ["same"]
     assert cells["cell_idx"].n_unique() == N_CELLS
 
@@ -447,9 +447,9 @@ def test_numbers_are_labels_that_are_measured_as_numbers_and_names_of_cells_are_
     with open_source(write_h5ad(counts)) as source:
         for options in ({"labels": ["note", "barcode"]}, {"cell_type": "barcode"}, {"batch": "age"}):
             with pytest.raises(InputError, match=r"--(label|cell-type|batch) was '(barcode|age)'.*30 .*30 cells"):
-                write_cells(layout, source, **options)
+                written_cells(layout, source, **options)
         assert not layout.root.exists()
-        cells = write_cells(layout, source, labels=["score", "age", "doublet", "note"], dataset="d")
+        cells = written_cells(layout, source, labels=["score", "age", "doublet", "note"], dataset="d")
     plan = CellsPlan.of(Run.open(layout.cells_dir("d")))
     assert plan.numbers == ("score", "age")
     assert cells["obs_score"].dtype == pl.Float64
@@ -461,9 +461,9 @@ def test_an_unknown_obs_column_is_refused_with_the_nearest_and_nothing_is_writte
     source = open_source(write_h5ad(counts))
     layout = Layout(tmp_path / "store")
     with pytest.raises(InputError, match=r"--cell-type was 'lable'.* patient, .*'label'"):
-        write_cells(layout, source, cell_type="lable")
+        written_cells(layout, source, cell_type="lable")
     with pytest.raises(InputError, match="--label was 'condition'"):
-        write_cells(layout, source, labels=["condition"])
+        written_cells(layout, source, labels=["condition"])
     assert not layout.root.exists()
 
 
@@ -476,10 +476,10 @@ def test_writing_cells_again_reads_no_matrix_and_changes_nothing(
 ) -> None:
     layout = Layout(tmp_path / "store")
     source = open_source(write_h5ad(counts))
-    first = write_cells(layout, source, donor="patient")
+    first = written_cells(layout, source, donor="patient")
     before = folder_hashes(layout.root)
     monkeypatch.setattr(Source, "read_rows", None)
-    assert write_cells(layout, source, donor="patient").equals(first)
+    assert written_cells(layout, source, donor="patient").equals(first)
     assert folder_hashes(layout.root) == before
 
 
@@ -488,12 +488,12 @@ def test_other_options_make_another_data_set_unless_its_name_is_given(
 ) -> None:
     layout = Layout(tmp_path / "store")
     source = open_source(write_h5ad(counts))
-    names = {write_cells(layout, source, **options)["dataset"][0] for options in ({}, {"donor": "patient"})}
+    names = {written_cells(layout, source, **options)["dataset"][0] for options in ({}, {"donor": "patient"})}
     assert len(names) == 2
     assert all(name.startswith("data-") for name in names)
-    write_cells(layout, source, dataset="toy")
+    written_cells(layout, source, dataset="toy")
     with pytest.raises(PlanMismatchError, match=r"donor.*None.*'patient'"):
-        write_cells(layout, source, dataset="toy", donor="patient")
+        written_cells(layout, source, dataset="toy", donor="patient")
 
 
 def test_pbmc68k_is_read_from_its_log_normalised_raw(tmp_path: Path) -> None:
@@ -506,7 +506,7 @@ def test_pbmc68k_is_read_from_its_log_normalised_raw(tmp_path: Path) -> None:
     assert (source.matrix, source.value_kind, source.n_cells, source.n_genes) == ("raw", "lognorm", 700, 765)
     assert source.gene_symbols[0] == "HES4"
     assert (dense(source, 100, 200) == adata.raw.X[100:200].toarray()).all()
-    cells = write_cells(Layout(tmp_path / "s"), source, cell_type="bulk_labels")
+    cells = written_cells(Layout(tmp_path / "s"), source, cell_type="bulk_labels")
     assert cells["cell_type"].to_list() == adata.obs["bulk_labels"].astype(str).tolist()
     with pytest.raises(InputError, match="--matrix raw"):
         open_source(tmp_path / "pbmc.h5ad", matrix="X")
@@ -529,7 +529,7 @@ def test_the_real_files_hold_counts_and_both_kinds_of_names(scsae_data: Path) ->
 def test_kang_is_split_by_donor(scsae_data: Path, tmp_path: Path) -> None:
     source = open_source(scsae_data / "kang18_ifnb_2000x9015_counts.h5ad")
     layout = Layout(tmp_path)
-    cells = write_cells(layout, source, donor="donor", batch="batch", cell_type="cell_type", labels=["condition"])
+    cells = written_cells(layout, source, donor="donor", batch="batch", cell_type="cell_type", labels=["condition"])
     check_whole_units(cells["split"].to_numpy(), cells["donor"].to_list())
     record = read_split_record(layout.cells_dir(cells["dataset"][0]))
     assert (record.unit, record.n_units) == ("donor", 8)
