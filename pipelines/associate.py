@@ -38,8 +38,8 @@ from feature_store.cells import (
     ExpressionReader,
     open_source,
     plan_expression,
-    read_cells,
     read_panel,
+    read_panel_cells,
     write_expression_part,
 )
 from feature_store.codes import (
@@ -250,7 +250,7 @@ def associate_with(
                 _assemble(folder, plan, measured, genes, sets, config)
     n_units = len(MeasuredRun.open(folder / MEASURED).bounds) - 1 + len(ASSOCIATION_TABLES)
     features = commit.read_table(folder / "features", ["dead", "class", "top_label"])
-    numbers = number_columns(layout, codes.plan.dataset, read_cells(layout.cells_dir(codes.plan.dataset)))
+    numbers = number_columns(layout, codes.plan.dataset, read_panel_cells(layout.cells_dir(codes.plan.dataset)))
     return StageResult(
         kind="associations",
         run=folder.name,
@@ -323,7 +323,7 @@ def write_expression_by_gene(
 def cell_inputs(layout: Layout, codes: CodesRun, sets: Sequence[GeneSets]) -> CellInputs:
     """Return the panel's cells with their labels, the genes of a codes run and the gene sets."""
     dataset = codes.plan.dataset
-    cells = read_cells(layout.cells_dir(dataset)).filter("panel")
+    cells = read_panel_cells(layout.cells_dir(dataset))
     kinds, numbers = label_kinds(layout, dataset, cells), number_columns(layout, dataset, cells)
     has_tokens = panel_with_tokens(codes, cells["cell_idx"].to_numpy())
     units = next((kind for kind in ("donor", "batch") if cells[kind].null_count() < cells.height), None)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from feature_store.activations import ROW_GROUP_ROWS, ActivationBlock, ActivationReader, to_stored
 from feature_store.cells import (
@@ -185,7 +186,7 @@ class Encoder:
         self.device = job.device
         self.codes = CodesRun.open(job.codes)
         self.panel = read_panel(job.cells)
-        self.split = read_split_numbers(job.cells)
+        self.cells = job.cells
 
     def shard(self, number: int) -> dict[str, int]:
         """Encode and commit shard `number` unless it is committed; return the counts for the progress display."""
@@ -195,18 +196,22 @@ class Encoder:
         if self.codes.committed(number):
             return counts
         before = self.activations.halvings
+        start, stop = span_of_shard(cut, number, self.panel)
 
         def encode_to(write: Any) -> Mapping[str, Columns]:
-            statistics = self._encode(cells, write, of_panel=number < cut.n_panel_shards)
+            split = read_split_numbers(self.cells, start, stop)
+            statistics = self._encode(cells, split[cells - start], write, of_panel=number < cut.n_panel_shards)
             counts["tokens"] = int(statistics.cells.n_tokens.sum())
             return statistics_tables(statistics)
 
-        start, stop = span_of_shard(cut, number, self.panel)
         marker = self.codes.commit_shard(number, encode_to, start=start, stop=stop)
         return counts | {"bytes": marker.bytes, "halvings": self.activations.halvings - before}
 
-    def _encode(self, cells: Cells, write: Any, *, of_panel: bool) -> "ShardStatistics":
-        """Give the codes of the cells to `write`, block by block, and return the statistics of their tokens."""
+    def _encode(self, cells: Cells, split: npt.NDArray[np.uint8], write: Any, *, of_panel: bool) -> "ShardStatistics":
+        """Give the codes of the cells to `write`, block by block, and return the statistics of their tokens.
+
+        `split` is the position in SPLITS of each of the cells.
+        """
         import torch
 
         from sae_core.sae import ShardReduction
@@ -229,7 +234,7 @@ class Encoder:
                 cell_idx=block.cell_idx,
                 token_pos=block.token_pos,
                 gene_id=block.gene_id,
-                split=self.split[block.cell_idx],
+                split=split[np.searchsorted(cells, block.cell_idx)],
             )
             if codes is not None:
                 write({name: getattr(codes, name) for name in names})

@@ -22,7 +22,7 @@ import polars as pl
 from feature_store.associations import Labels, matching
 from feature_store.associations.inputs import Bools
 from feature_store.associations.matching import Dead, Matches, match_codes, match_directions, summarise
-from feature_store.cells import PANEL_CELLS, read_cells, read_panel, read_splits
+from feature_store.cells import PANEL_CELLS, read_panel_cells
 from feature_store.codes import CodesRun, load_cell_codes, panel_firing, panel_with_tokens
 from feature_store.query.runs import newest_run, resolve_run
 from feature_store.storage import commit, schemas
@@ -257,30 +257,26 @@ def _never_fires(codes: CodesRun) -> Bools:
     return silent
 
 
-def _with_tokens(layout: Layout, codes: CodesRun, n_cells: int) -> Bools:
-    """Return a mask of the panel's cells that have tokens [n_cells]."""
-    panel = read_panel(layout.cells_dir(codes.plan.dataset))
-    has_tokens = np.zeros(n_cells, dtype=bool)
-    has_tokens[panel] = panel_with_tokens(codes, panel)
-    return has_tokens
-
-
 def _match_codes(layout: Layout, plan: MatchPlan, codes: Sequence[CodesRun], dead: Dead) -> Matches:
     """Choose pairs on `select` cells and report them on `test` cells, a seeded sample of at most `max_cells` of each.
 
     The splits are those of the first data set, except that training cells of the second SAE count as `train`.
     """
-    cells = read_cells(layout.cells_dir(codes[0].plan.dataset))
-    split = read_splits(layout.cells_dir(codes[0].plan.dataset))
-    split[read_splits(layout.cells_dir(codes[1].plan.dataset)) == "train"] = "train"
-    has_tokens = _with_tokens(layout, codes[0], cells.height) & _with_tokens(layout, codes[1], cells.height)
+    first, second = (layout.cells_dir(run.plan.dataset) for run in codes)
+    cells = read_panel_cells(first)
+    panel = cells["cell_idx"].to_numpy()
+    other = read_panel_cells(second, ["cell_idx", "split"])
+    in_other = other["cell_idx"].to_numpy()
+    usable = panel_with_tokens(codes[0], panel)
+    usable &= np.isin(panel, in_other[panel_with_tokens(codes[1], in_other)])
+    usable &= ~np.isin(panel, in_other[(other["split"] == "train").to_numpy()])
     rng = np.random.default_rng(plan.seed)
     chosen = {}
     for name in ("select", "test"):
-        of_split = np.flatnonzero((split == name) & has_tokens)
+        of_split = np.flatnonzero((cells["split"] == name).to_numpy() & usable)
         chosen[name] = np.sort(rng.permutation(of_split)[: plan.max_cells])
     select, test = (
-        (load_cell_codes(codes[0], rows), load_cell_codes(codes[1], rows))
+        (load_cell_codes(codes[0], panel[rows]), load_cell_codes(codes[1], panel[rows]))
         for rows in (chosen["select"], chosen["test"])
     )
     unit = next((kind for kind in ("donor", "batch") if cells[kind].null_count() < cells.height), None)

@@ -20,7 +20,7 @@ import polars as pl
 from feature_store.cells.anndata_file import names_with_closest
 from feature_store.cells.canonical import canonical_text
 from feature_store.cells.cell_digests import known_splits, same_cells
-from feature_store.cells.factors import Factor
+from feature_store.cells.factors import Factor, factorize
 from feature_store.cells.gene_table import MakeTables, matrix_tables, shard_cells, stored_tables, write_digests
 from feature_store.cells.label_columns import LabelKind, read_groups
 from feature_store.cells.panel import PANEL_CELLS, draw_panel
@@ -202,10 +202,32 @@ def read_panel(folder: str | Path) -> npt.NDArray[np.int64]:
     return np.flatnonzero(commit.read_table(folder, ["panel"])["panel"].to_numpy()).astype(np.int64)
 
 
-def read_split_numbers(folder: str | Path) -> npt.NDArray[np.uint8]:
-    """The split of each cell in `Layout.cells_dir(dataset)` as its position in SPLITS [n_cells]."""
-    split = commit.read_table(folder, ["split"])["split"]
-    return split.replace_strict(list(schemas.SPLITS), range(len(schemas.SPLITS)), return_dtype=pl.UInt8).to_numpy()
+def read_panel_cells(folder: str | Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
+    """The rows of the panel's cells in `Layout.cells_dir(dataset)`, by cell_idx, with all columns or some.
+
+    One part of the table is in memory at a time.
+    """
+    names = None if columns is None else list(dict.fromkeys([*columns, "panel"]))
+    rows = [commit.read_part(part, names).filter("panel") for part in commit.Run.open(folder).checked_parts()]
+    return pl.concat(rows if columns is None else [part.select(columns) for part in rows])
+
+
+def read_split_numbers(folder: str | Path, start: int = 0, stop: int | None = None) -> npt.NDArray[np.uint8]:
+    """The split of each of the cells [start, stop) in `Layout.cells_dir(dataset)`, as its position in SPLITS; without
+    `stop` of all from `start` on. Only the parts that hold them are read.
+    """
+    run = commit.Run.open(folder)
+    shards = run.manifest().shards
+    stop = shards[-1].stop if stop is None else stop
+    numbers = [np.empty(0, dtype=np.uint8)]
+    for marker in shards:
+        if marker.start < stop and start < marker.stop:
+            (part,) = run.checked_parts([marker])
+            split = commit.read_part(part, ["split"])["split"]
+            split = split[max(start - marker.start, 0) : stop - marker.start]
+            places = range(len(schemas.SPLITS))
+            numbers.append(split.replace_strict(list(schemas.SPLITS), places, return_dtype=pl.UInt8).to_numpy())
+    return np.concatenate(numbers)
 
 
 def draw_cells(folder: str | Path, n: int, *, seed: int) -> npt.NDArray[np.int64]:

@@ -58,7 +58,7 @@ def _of_cells(source: Source, cells: pl.DataFrame) -> Iterator[str]:
 
 
 def _of_columns(source: Source, cells: pl.DataFrame, plan: CellsPlan) -> Iterator[str]:
-    obs = source.obs(alike=[column for column in _roles(plan).values() if column is not None])
+    obs = source.obs()
     named = {column: f"{role} (obs column {column})" for role, column in _roles(plan).items() if column is not None}
     named |= {label: label for label in plan.labels if label not in named}
     gone = [what for column, what in named.items() if column not in obs.columns]

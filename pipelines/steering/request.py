@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from feature_store.cells import canonical_column, canonical_name, canonical_text, read_cells
+from feature_store.cells import canonical_column, canonical_name, canonical_text, read_panel_cells
 from feature_store.codes import CodesRun, panel_with_tokens
 from feature_store.query.runs import RunChain, resolve_run
 from feature_store.query.suggestions import did_you_mean, join_names
@@ -77,7 +77,7 @@ class SteeringRequest:
         associations = commit.Run.open(layout.associations_dir(chain.run) / "features")
         features = commit.read_table(associations.path)
         dataset = chain.associations.dataset
-        every = read_cells(layout.cells_dir(dataset)).filter("panel")
+        every = read_panel_cells(layout.cells_dir(dataset))
         # from here on the names are those of the columns of the cell table
         kinds = label_kinds(layout, dataset, every)
         kind = kind_named(options.kind, kinds)

@@ -52,13 +52,14 @@ from feature_store.associations.gene_sets import canonical_immune
 from feature_store.associations.mutual_information import THRESHOLDS
 from feature_store.cells import open_source, read_cells, split_by_size, write_cells
 from feature_store.cells.expression import RANGE_GENES, RANGE_NONZEROS
-from feature_store.codes import CodesRun, TokenCodes, load_cell_codes
+from feature_store.codes import CodesRun, load_cell_codes
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
-from feature_store.storage.plans import CodesPlan, FusedForward
+from feature_store.storage.plans import FusedForward
 from pipelines.inputs import GENES_TABLE, save_source_location
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
+from token_codes import TokenCodes, commit_tokens, cut_of, finish, toy_codes
 from toy_plans import toy_plan
 
 N_TYPES, N_DONORS, N_BATCHES = 40, 8, 4
@@ -106,15 +107,15 @@ def make_store(root: Path, n_cells: int, n_features: int, n_genes: int, k: int, 
     kind = write_data(root / "data.h5ad", n_cells, n_genes, per_cell, rng)
     layout = Layout(root / "store")
     source = open_source(root / "data.h5ad")
-    cells = write_cells(
+    dataset = write_cells(
         layout, source, donor="donor", batch="batch", cell_type="type", labels=["condition"], split_column="part"
     )
-    dataset = str(cells["dataset"][0])
+    split = read_splits(layout.cells_dir(dataset))
     save_source_location(layout, dataset, source)
-    plan = toy_plan(
-        CodesPlan, sae="bench", dataset=dataset, fused=toy_plan(FusedForward), activations="none", n_features=n_features
+    about = {"sae": "bench", "dataset": dataset, "fused": toy_plan(FusedForward), "activations": "none"}
+    codes = CodesRun.create(
+        layout.codes_dir("bench"), toy_codes(cut_of(n_cells, 10_000), n_features=n_features, **about)
     )
-    codes = CodesRun.create(layout.codes_dir("bench"), plan, n_shards=-(-n_cells // 10_000))
     genes = pl.DataFrame(
         {"gene_idx": np.arange(n_genes, dtype=np.int32), "symbol": source.gene_symbols, "gene_id": range(n_genes)},
         schema_overrides={"gene_id": pl.Int32},
@@ -137,8 +138,8 @@ def make_store(root: Path, n_cells: int, n_features: int, n_genes: int, k: int, 
                 shape=(n_tokens, n_features),
             ),
         )
-        codes.commit_shard(shard, tokens, start=start, stop=stop, split_of_cell=cells["split"].to_numpy())
-    codes.finalize()
+        commit_tokens(codes, shard, tokens, start=start, stop=stop, split_of_cell=split)
+    finish(codes)
     return codes.folder.name
 
 
@@ -303,7 +304,7 @@ def loop(root: Path, run: str, n_sampled: int) -> None:
     codes = CodesRun.open(layout.codes_dir(run))
     cells = read_cells(layout.cells_dir(codes.plan.dataset))
     rows = np.flatnonzero((cells["split"] == "test").to_numpy())
-    matrix = load_cell_codes(codes.by_cell, cells.height)[rows]
+    matrix = load_cell_codes(codes, np.arange(cells.height))[rows]
     labels = Labels.from_values("cell_type", cells["cell_type"].to_numpy()[rows])
     maximum = matrix.max(axis=0).toarray().ravel().astype(np.float64)
     start = time.process_time()

@@ -17,12 +17,11 @@ import numpy as np
 import polars as pl
 import torch
 
-from feature_store.cells import open_source, read_panel, write_cells
+from feature_store.cells import open_source, read_panel, read_split_numbers, write_cells
 from feature_store.codes import CodesRun, build_merged, cells_of_shard, span_of_shard
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
 from feature_store.storage.plans import CodesCut, CodesPlan, FusedForward
-from feature_store.storage.schemas import SPLITS
 from pipelines.encode import statistics_tables
 from pipelines.inputs import GENES_TABLE, save_source_location
 from sae_core.sae import ShardReduction, SparseCodes
@@ -99,10 +98,9 @@ class Tokens:
 def write_store(root: Path, data: Path, *, n_features: int, panel: int) -> str:
     """Cells and codes as the stages would have written them, resumed like any run; returns the codes run."""
     layout, source = Layout(root), open_source(data)
-    cells = write_cells(
+    dataset = write_cells(
         layout, source, donor="donor", batch="batch", cell_type="cell_type", labels=["condition"], panel=panel
     )
-    dataset = str(cells["dataset"][0])
     save_source_location(layout, dataset, source)
     in_panel = read_panel(layout.cells_dir(dataset))
     cut = CodesCut(
@@ -123,7 +121,7 @@ def write_store(root: Path, data: Path, *, n_features: int, panel: int) -> str:
     )
     commit.write_table(codes.folder / GENES_TABLE, genes, {"table": "token_of_gene"})
     tokens = Tokens(source.n_cells, n_features)
-    split = np.select([(cells["split"] == name).to_numpy() for name in SPLITS], range(len(SPLITS))).astype(np.uint8)
+    split = read_split_numbers(layout.cells_dir(dataset))
     for shard in codes.pending():
         commit_shard(codes, shard, tokens, in_panel, split)
     codes.finalize_shards()

@@ -80,7 +80,7 @@ def test_shards_give_the_digests_of_the_whole_and_sums_that_add_up_in_their_orde
 @pytest.mark.usefixtures("small_shards")
 def test_a_part_of_the_digests_that_was_damaged_is_made_again(files: tuple[Path, ...], tmp_path: Path) -> None:
     layout, source = Layout(tmp_path / "store"), open_source(files)
-    dataset = str(write_cells(layout, source)["dataset"][0])
+    dataset = write_cells(layout, source)
     run = commit.Run.open(layout.digests_dir(dataset))
     before = run.manifest()
     assert [(shard.start, shard.stop) for shard in before.shards[-2:]] == [(42, 49), (49, 53)]
@@ -100,10 +100,7 @@ def test_the_same_content_under_other_labels_is_not_passed_over_again(files: tup
         passes.append(source)
         return matrix_tables(source)
 
-    names = [
-        str(write_cells(layout, source, cell_type=column, make_tables=make)["dataset"][0])
-        for column in (None, "type", None)
-    ]
+    names = [write_cells(layout, source, cell_type=column, make_tables=make) for column in (None, "type", None)]
     assert names[0] == names[2] != names[1]
     assert len(passes) == 1
     for folder in (layout.genes_dir, layout.digests_dir):
