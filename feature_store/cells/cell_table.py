@@ -42,7 +42,7 @@ from feature_store.storage.layout import PLAN, Layout
 from feature_store.storage.obs_columns import column_of
 from feature_store.storage.plans import CellsPlan, DigestsPlan, GenesPlan, PanelPlan, SplitPlan
 
-PART_CELLS = 1 << 18
+PART_CELLS = 1 << 17
 """Cells of a part of the tables `cells` and `digests`."""
 
 

@@ -43,7 +43,9 @@ def test_conform_casts_orders_and_keeps_further_columns_behind() -> None:
 
 def test_conform_refuses_a_value_that_the_dtype_cannot_hold() -> None:
     frame = schemas.empty("token_gene").with_columns(pl.col("gene_id").cast(pl.Int64))
-    frame = pl.concat([frame, pl.DataFrame({"split": ["test"], "gene_id": [2**40], "n_tokens": [1]})])
+    frame = pl.concat(
+        [frame, pl.DataFrame({"split": [2], "gene_id": [2**40], "n_tokens": [1]}, schema_overrides={"split": pl.UInt8})]
+    )
     with pytest.raises(InputError, match="token_gene"):
         schemas.conform("token_gene", frame)
 
