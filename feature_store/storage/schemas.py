@@ -61,8 +61,10 @@ TABLES: Mapping[str, TableSchema] = {
         symbol_digest=pl.UInt64,
         ensembl_digest=pl.UInt64,
     ),
-    # one row per nonzero of the cell codes, by cell and then feature
+    # one row per nonzero of the codes of the panel's cells, by cell and then feature
     "codes": _table("cell_idx feature_id value", cell_idx=pl.Int64, feature_id=pl.Int32, value=pl.Float32),
+    # the same of the largest codes of the cells outside the panel
+    "compact_codes": _table("cell_idx feature_id value", cell_idx=pl.Int64, feature_id=pl.Int32, value=pl.Float32),
     # one row per cell of the map (`feature_store.maps.cells`); x and y have no unit
     "umap": _table("cell_idx x y", cell_idx=pl.Int64, x=pl.Float32, y=pl.Float32),
     # one row per feature of an SAE (`feature_store.maps.features`)

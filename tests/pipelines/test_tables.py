@@ -3,7 +3,7 @@
 import pytest
 
 from feature_store import FeatureStore
-from feature_store.codes import load_statistics
+from feature_store.codes import CodesRun, load_token_counts, load_top_tokens
 from feature_store.storage import schemas
 from feature_store.storage.layout import ASSOCIATION_TABLES
 
@@ -15,11 +15,12 @@ def test_every_table_of_a_store_made_by_the_stages_conforms_to_its_schema(chain)
     written = {name: store.frame(name).collect() for name in store.tables()}
     assert set(written) - set(schemas.TABLES) == {"training"}
     assert {"cells", "genes", "codes", *ASSOCIATION_TABLES} <= set(written)
-    statistics = load_statistics(store.layout.codes_dir(store.lineage.codes))
+    codes = CodesRun.open(store.layout.codes_dir(store.lineage.codes))
+    counts = load_token_counts(codes, 0, codes.n_features)
     written |= {
-        "token_feature_gene": statistics.feature_gene,
-        "token_gene": statistics.gene,
-        "token_top": statistics.feature_token,
+        "token_feature_gene": counts.feature_gene,
+        "token_gene": counts.gene,
+        "token_top": load_top_tokens(codes, 0, codes.n_features),
     }
     del written["training"]
     for name, table in written.items():
