@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from feature_store import FeatureStore
 from feature_store.cells import SplitConfig, open_source, read_cells
-from feature_store.codes import load_cell_codes
+from feature_store.codes import CodesRun, load_cell_codes
 from feature_store.query.metrics import METRICS
 from feature_store.query.runs import RunChain, control_of, newest_run, resolve_run
 from feature_store.storage import commit
@@ -181,7 +181,7 @@ def test_the_figures_of_the_comparison_are_sklearns_on_the_stored_codes(held_aga
     for row in rows.iter_rows(named=True):
         plan = commit.Run.open(layout.associations_dir(runs_of[row["representation"]]) / "features").plan
         cells = read_cells(layout.cells_dir(plan["dataset"]))
-        codes = load_cell_codes(commit.Run.open(layout.codes_dir(plan["codes"]) / "by_cell"), cells.height)
+        codes = load_cell_codes(CodesRun.open(layout.codes_dir(plan["codes"])), cells["cell_idx"].to_numpy())
         own, dense = (cells["cell_type"] == row["target"]).to_numpy(), codes.toarray()
         # a feature that is not significant on test cells has its figures and no id
         features = range(dense.shape[1]) if row["feature_id"] is None else [row["feature_id"]]
@@ -302,8 +302,9 @@ def test_how_cells_were_dealt_is_recalled_with_the_data(tiny_data, tmp_path):
 
 def test_a_fused_encoding_of_other_cells_is_recalled_with_its_data(chain, reference):
     layout, plan = Layout(chain.store), reference.codes
-    fused = toy_plan(FusedForward, tokens_per_cell=5, shard_cells=9, model_digest="m")
-    mine = replace(reference, codes=replace(plan, fused=fused, pooling="mean"))
+    fused = toy_plan(FusedForward, tokens_per_cell=5, model_digest="m")
+    cut = replace(plan.cut, panel_cells=9)
+    mine = replace(reference, codes=replace(plan, fused=fused, cut=cut, pooling="mean"))
     same = EncodeOptions(sae="s", pooling="mean", fused=True, tokens_per_cell=5, shard_cells=9)
     assert encode_options(layout, mine, "s", BaselineOptions()) == same
     assert encode_options(layout, reference, "s", BaselineOptions()) == EncodeOptions(sae="s")
