@@ -59,7 +59,7 @@ const OWN = ["cell_idx", "cell_id", "dataset", "split", "panel", "donor", "batch
 const ofObs = (name) => (name.startsWith("obs_") && !OWN.includes(name.slice(4)) ? name.slice(4) : name);
 export const words = (name) => ofObs(String(name)).replaceAll("_", " ");
 
-// The panel beside a figure of it, as " of the panel (12 of 40 cells)"; nothing where the panel is all cells.
+// The panel beside a figure of it, as " of the panel (n of N cells)"; nothing where the panel is all cells.
 export const ofPanel = ({ panel }) => (panel ? ` of the panel (${count(panel.n_panel)} of ${count(panel.n_cells)} cells)` : "");
 
 // What stands where a table is missing: why, and the command that makes it.

@@ -331,7 +331,7 @@ class Steering {
     const limits = kind === MAPS.umap
       ? "The UMAP is computed from the unsteered cells, and a steered cell is placed among the nearest of them, so it cannot show a cell that moved away from all of them. The principal components can, as far as the cell moved along the first two."
       : "The principal components are those of the unsteered cells, and the steered cells are projected onto them. Movement off the first two is not visible.";
-    const sampled = run.map.n_cells ? `${count(run.map.n_cells)} test cells, ${count(moved.length)} of them steered; both panels share their axes. ` : "";
+    const sampled = run.map.n_cells ? `${count(run.map.n_cells)} test cells, ${count(moved.length)} of them steered; both maps share their axes. ` : "";
     const gaps = places.get("gap");
     if (!gaps || variant.role === ROLE.unsteered || !moved.length) return `${sampled}${limits}`;
     return `${sampled}${limits} In all dimensions, the median steered cell lies ${fixed(medianOf(moved.map((i) => gaps.values[i])), 2)} times as far from its nearest unsteered cell as unsteered cells lie from each other (0: at the place of one of them).`;
