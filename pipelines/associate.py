@@ -315,7 +315,9 @@ def write_expression_by_gene(
             cells=str(cells.resolve()),
         )
     run = commit.Run.create(folder, plan.table("expression", n_shards=plan.n_shards))
-    do_shards(ExpressionWriter, job, run.pending(), options, title="expression", note=_nonzeros_done, address=address)
+    if pending := run.pending():
+        with run.exclusive():
+            do_shards(ExpressionWriter, job, pending, options, title="expression", note=_nonzeros_done, address=address)
     run.finalize()
     return run
 

@@ -181,8 +181,8 @@ def _random_model(
 def encode_options(layout: Layout, chain: RunChain, sae: str, options: ActorOptions) -> EncodeOptions:
     """Return the options that encode the cells of the chain's codes with `sae`, in the same way."""
     plan, own = chain.codes, chain.activations.dataset
-    shared: dict[str, Any] = {"sae": sae, "pooling": plan.pooling, "level": plan.level, "keep": plan.keep}
-    shared |= _actors(options)
+    shared: dict[str, Any] = {"sae": sae, "pooling": plan.pooling, "level": plan.level}
+    shared |= {**_actors(options), **({} if plan.keep is None else {"keep": plan.keep})}
     if plan.fused is None:
         return EncodeOptions(**shared)
     cut: dict[str, Any] = {"tokens_per_cell": plan.fused.tokens_per_cell, "shard_cells": plan.cut.panel_cells}

@@ -10,10 +10,10 @@ Tokens are pooled to cell codes, and reduced to the statistics of the shard, on 
 are merged over the shards, by actors if there are many.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,7 @@ from feature_store.cells import (
     write_cells,
 )
 from feature_store.codes import CodesRun, Merging, cells_of_shard, span_of_shard
-from feature_store.codes.codes_run import TOP_CELLS, TOP_TOKENS
+from feature_store.codes.codes_run import TOP_CELLS, TOP_TOKENS, Write
 from feature_store.codes.cut import OTHER_CELLS, Cells
 from feature_store.codes.parquet import Columns
 from feature_store.query.runs import resolve_run
@@ -59,7 +59,7 @@ from pipelines.runtime.stage import Clock, StageResult
 from pipelines.shard_size import cells_per_shard
 
 if TYPE_CHECKING:
-    from sae_core.sae import ShardStatistics
+    from sae_core.sae import ShardStatistics, SparseCodes
 
 CODE_BYTES = 8
 """Bytes that one nonzero of a token's code takes in memory, for its value and its feature."""
@@ -175,6 +175,16 @@ def _rows(block: ActivationBlock, rows: Any) -> ActivationBlock:
     return ActivationBlock(**{name: getattr(block, name)[rows] for name in names})
 
 
+class TokenBlock(NamedTuple):
+    """The codes of tokens by ascending cell, and cell_idx, position, gene and split (position in SPLITS) of each."""
+
+    codes: "SparseCodes"
+    cell_idx: npt.NDArray[np.int64]
+    token_pos: npt.NDArray[np.int32]
+    gene_id: npt.NDArray[np.int32]
+    split: npt.NDArray[np.uint8]
+
+
 class Encoder:
     """Computes shards of an `EncodeJob`; it is the body of an actor and can be called without Ray."""
 
@@ -198,52 +208,49 @@ class Encoder:
         before = self.activations.halvings
         start, stop = span_of_shard(cut, number, self.panel)
 
-        def encode_to(write: Any) -> Mapping[str, Columns]:
+        def encode_to(write: Write) -> Mapping[str, Columns]:
             split = read_split_numbers(self.cells, start, stop)
-            statistics = self._encode(cells, split[cells - start], write, of_panel=number < cut.n_panel_shards)
-            counts["tokens"] = int(statistics.cells.n_tokens.sum())
-            return statistics_tables(statistics)
+            tables = reduce_shard(self.codes, number, self._blocks(cells, split[cells - start]), write)
+            counts["tokens"] = int(tables["cell"]["n_tokens"].sum())
+            return tables
 
         marker = self.codes.commit_shard(number, encode_to, start=start, stop=stop)
         return counts | {"bytes": marker.bytes, "halvings": self.activations.halvings - before}
 
-    def _encode(self, cells: Cells, split: npt.NDArray[np.uint8], write: Any, *, of_panel: bool) -> "ShardStatistics":
-        """Give the codes of the cells to `write`, block by block, and return the statistics of their tokens.
-
-        `split` is the position in SPLITS of each of the cells.
-        """
+    def _blocks(self, cells: Cells, split: npt.NDArray[np.uint8]) -> Iterator[TokenBlock]:
+        """Yield the codes of the tokens of the cells; `split` is the position in SPLITS of each of the cells."""
         import torch
 
-        from sae_core.sae import ShardReduction
-
-        plan = self.codes.plan
-        reduction = ShardReduction(
-            n_features=plan.n_features,
-            pooling=plan.pooling,
-            keep=None if of_panel else plan.keep,
-            level=plan.level,
-            n_top_cells=plan.top_cells,
-            n_top_tokens=plan.top_tokens,
-            by_gene=of_panel,
-        )
-        names = self.codes.code_columns
         for block in in_pieces(self.activations.blocks(cells)):
-            found = self.sae.encode(torch.from_numpy(np.array(block.act_f32())).to(self.device))
-            codes = reduction.add(
-                found,
-                cell_idx=block.cell_idx,
-                token_pos=block.token_pos,
-                gene_id=block.gene_id,
-                split=split[np.searchsorted(cells, block.cell_idx)],
-            )
-            if codes is not None:
-                write({name: getattr(codes, name) for name in names})
-        codes, statistics = reduction.finish()
-        write({name: getattr(codes, name) for name in names})
-        return statistics
+            codes = self.sae.encode(torch.from_numpy(np.array(block.act_f32())).to(self.device))
+            of_token = split[np.searchsorted(cells, block.cell_idx)]
+            yield TokenBlock(codes, block.cell_idx, block.token_pos, block.gene_id, of_token)
 
 
-def statistics_tables(found: "ShardStatistics") -> dict[str, Columns]:
+def reduce_shard(codes: CodesRun, shard: int, blocks: Iterable[TokenBlock], write: Write) -> dict[str, Columns]:
+    """Give the codes of the cells of a shard to `write`, block by block, and return the columns of its statistics."""
+    from sae_core.sae import ShardReduction
+
+    plan, of_panel = codes.plan, shard < codes.cut.n_panel_shards
+    reduction = ShardReduction(
+        n_features=plan.n_features,
+        pooling=plan.pooling,
+        keep=None if of_panel else plan.keep,
+        level=plan.level,
+        n_top_cells=plan.top_cells,
+        n_top_tokens=plan.top_tokens,
+        by_gene=of_panel,
+    )
+    for block in blocks:
+        keys = block._asdict()
+        if (found := reduction.add(keys.pop("codes"), **keys)) is not None:
+            write({name: getattr(found, name) for name in codes.code_columns})
+    found, statistics = reduction.finish()
+    write({name: getattr(found, name) for name in codes.code_columns})
+    return _tables(statistics)
+
+
+def _tables(found: "ShardStatistics") -> dict[str, Columns]:
     """The statistics of a shard as the columns of the tables of a codes run."""
     tables = {
         "feature_gene": found.feature_gene,
@@ -311,7 +318,7 @@ def encode(options: EncodeOptions, store: Path, *, address: str | None = None) -
         n_features=of_sae.n_features,
         pooling=options.pooling,
         level=options.level,
-        keep=options.keep,
+        keep=options.keep if what.cut.n_panel < what.cut.n_cells else None,
         top_cells=TOP_CELLS,
         top_tokens=TOP_TOKENS,
         cut=what.cut,
@@ -361,13 +368,13 @@ def merge_statistics(folder: Path, options: ActorOptions, *, address: str | None
         BusyError, RunFailedError: see `encode`.
     """
     merging = Merging(folder)
-    pending = merging.pending()
-    if len(merging.bounds) == 2:
-        for number in pending:
-            merging.write(number)
-    elif pending:
-        without_gpu = options.model_copy(update={"num_gpus": 0.0})
-        do_shards(Merger, str(folder), pending, without_gpu, title="merge", note=_merge_rate, address=address)
+    if pending := merging.pending():
+        with merging.codes.by_cell.exclusive():
+            if len(merging.bounds) == 2:
+                merging.write(0)
+            else:
+                without_gpu = options.model_copy(update={"num_gpus": 0.0})
+                do_shards(Merger, str(folder), pending, without_gpu, title="merge", note=_merge_rate, address=address)
     merging.finalize()
 
 

@@ -435,8 +435,8 @@ class CodesPlan(Plan):
     n_features: int
     pooling: Literal["max", "mean"]
     level: Literal["cell", "token"]
-    keep: int
-    """Largest codes kept of a cell outside the panel."""
+    keep: int | None
+    """Largest codes kept of a cell outside the panel; None if there are no such cells."""
     top_cells: int
     """Cells with the largest codes kept of each feature."""
     top_tokens: int

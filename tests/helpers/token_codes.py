@@ -13,8 +13,8 @@ from feature_store.codes import CodesRun, build_merged
 from feature_store.codes.cut import cells_of_shard, span_of_shard
 from feature_store.storage.plans import CodesCut, CodesPlan
 from feature_store.storage.schemas import SPLITS
-from pipelines.encode import statistics_tables
-from sae_core.sae import ShardReduction, SparseCodes
+from pipelines.encode import TokenBlock, reduce_shard
+from sae_core.sae import SparseCodes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -73,36 +73,19 @@ def commit_tokens(
 
 def reduced(run: CodesRun, shard: int, tokens: TokenCodes, split_of_cell: Any, write: Any) -> Mapping[str, Columns]:
     """What an encoder gives of a shard: the codes of its cells to `write`, and the statistics of its tokens."""
-    plan, of_panel = run.plan, shard < run.cut.n_panel_shards
-    reduction = ShardReduction(
-        n_features=plan.n_features,
-        pooling=plan.pooling,
-        keep=None if of_panel else plan.keep,
-        level=plan.level,
-        n_top_cells=plan.top_cells,
-        n_top_tokens=plan.top_tokens,
-        by_gene=of_panel,
-    )
     names = np.asarray(split_of_cell)[tokens.cell_idx].astype(str)
     split = np.select([names == name for name in SPLITS], range(len(SPLITS))).astype(np.uint8)
-
-    def give(codes: Any) -> None:
-        write({name: getattr(codes, name) for name in run.code_columns})
-
-    for low in range(0, len(tokens.cell_idx), BLOCK):
-        rows = slice(low, low + BLOCK)
-        found = reduction.add(
+    blocks = (
+        TokenBlock(
             sparse_codes(tokens.codes[rows]),
-            cell_idx=tokens.cell_idx[rows],
-            token_pos=tokens.token_pos[rows],
-            gene_id=tokens.gene_id[rows],
-            split=split[rows],
+            tokens.cell_idx[rows],
+            tokens.token_pos[rows],
+            tokens.gene_id[rows],
+            split[rows],
         )
-        if found is not None:
-            give(found)
-    codes, statistics = reduction.finish()
-    give(codes)
-    return statistics_tables(statistics)
+        for rows in (slice(low, low + BLOCK) for low in range(0, len(tokens.cell_idx), BLOCK))
+    )
+    return reduce_shard(run, shard, blocks, write)
 
 
 def sparse_codes(matrix: sparse.csr_array) -> SparseCodes:

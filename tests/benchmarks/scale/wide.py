@@ -1,7 +1,7 @@
 """Codes of 8,192 features, three quarters full, written and associated without a model.
 
 The cells are those of `scale.data` with their panel. Each has N_TOKENS tokens in which a share of the features fires;
-`ShardReduction` and `CodesRun` make of them what an encoder would have made. By number, a feature follows a type (0
+`reduce_shard` and `CodesRun` make of them what an encoder would have made. By number, a feature follows a type (0
 modulo 4), the gene of the token (1), a batch (2) or nothing (3): it fires in all tokens of its target that it is drawn
 for, with larger codes, and in a share of the others. Cells outside the panel, of which only the largest codes are kept,
 have fewer features in a token. Then `scsae associate` runs on the store as its own process.
@@ -22,9 +22,8 @@ from feature_store.codes import CodesRun, build_merged, cells_of_shard, span_of_
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
 from feature_store.storage.plans import CodesCut, CodesPlan, FusedForward
-from pipelines.encode import statistics_tables
 from pipelines.inputs import GENES_TABLE, save_source_location
-from sae_core.sae import ShardReduction, SparseCodes
+from sae_core.sae import SparseCodes
 from scale.data import Planted, write_data
 from scale.measure import bytes_by_folder, run, scsae
 
@@ -55,7 +54,7 @@ class Tokens:
         self.target = (feature // len(KINDS)) % sizes[self.kind]
 
     def blocks(self, cells: np.ndarray, *, of_panel: bool) -> Iterator[dict[str, Any]]:
-        """The tokens of some cells, BLOCK_CELLS cells at a time, as the arguments of `ShardReduction.add`."""
+        """The tokens of some cells, BLOCK_CELLS cells at a time, as the fields of a `TokenBlock` but its splits."""
         for low in range(0, len(cells), BLOCK_CELLS):
             yield self._block(cells[low : low + BLOCK_CELLS], of_panel)
 
@@ -131,26 +130,13 @@ def write_store(root: Path, data: Path, *, n_features: int, panel: int) -> str:
 
 def commit_shard(codes: CodesRun, shard: int, tokens: Tokens, panel: np.ndarray, split: np.ndarray) -> None:
     """Reduce the tokens of a shard, block by block, and commit its tables."""
-    of_panel, plan = shard < codes.cut.n_panel_shards, codes.plan
-    reduction = ShardReduction(
-        n_features=plan.n_features,
-        pooling=plan.pooling,
-        keep=None if of_panel else plan.keep,
-        level=plan.level,
-        n_top_cells=plan.top_cells,
-        n_top_tokens=plan.top_tokens,
-        by_gene=of_panel,
-    )
     cells = cells_of_shard(codes.cut, shard, panel)
+    of_panel = shard < codes.cut.n_panel_shards
 
     def encode(write: Any) -> Any:
-        for block in tokens.blocks(cells, of_panel=of_panel):
-            found = reduction.add(block.pop("codes"), **block, split=split[block["cell_idx"]])
-            if found is not None:
-                write({name: getattr(found, name) for name in codes.code_columns})
-        found, statistics = reduction.finish()
-        write({name: getattr(found, name) for name in codes.code_columns})
-        return statistics_tables(statistics)
+        blocks = tokens.blocks(cells, of_panel=of_panel)
+        given = (TokenBlock(**block, split=split[block["cell_idx"]]) for block in blocks)
+        return reduce_shard(codes, shard, given, write)
 
     start, stop = span_of_shard(codes.cut, shard, panel)
     codes.commit_shard(shard, encode, start=start, stop=stop)
