@@ -19,7 +19,7 @@ import numpy as np
 
 from feature_store.activations import ActivationReader, sample_tokens
 from feature_store.associations.gene_sets import GeneSets, read_collections, sets_of_table
-from feature_store.cells import PANEL_CELLS, read_splits
+from feature_store.cells import PANEL_CELLS, SELECT, TRAIN, read_split_numbers
 from feature_store.errors import IntegrityError, NotFoundError
 from feature_store.query.runs import RunChain, resolve_run
 from feature_store.storage import commit
@@ -131,10 +131,10 @@ def _fitted(
     done = _is_fitted(folder)
     if not done:
         reader = ActivationReader(activations)
-        split = read_splits(layout.cells_dir(of_sae.dataset))
+        split = read_split_numbers(layout.cells_dir(of_sae.dataset))
         with commit.exclusive(folder), progress_bar(f"baseline {kind}", 1, "fits") as report:
-            train = list(sample_tokens(reader, split == "train", n_tokens=options.fit_tokens, seed=seed))
-            batches = torch.split(held_out(reader, split == "select", seed=seed), 4096)
+            train = list(sample_tokens(reader, split == TRAIN, n_tokens=options.fit_tokens, seed=seed))
+            batches = torch.split(held_out(reader, split == SELECT, seed=seed), 4096)
             reported = held_out_batches(reader, split, seed=seed, device="cpu")
             fitted = fit_baseline(
                 kind,

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from feature_store.activations import ActivationReader, TokenStream, sample_tokens
-from feature_store.cells import read_splits
+from feature_store.cells import SELECT, TEST, TRAIN, read_split_numbers
 from feature_store.storage import commit, filesystem
 from feature_store.storage.layout import HISTORY, SUMMARY, Layout, as_path
 from feature_store.storage.plans import SAEPlan
@@ -153,17 +153,17 @@ def fit(
     torch.set_num_threads(job.n_threads)
     ranks = communicator or Communicator()
     reader = ActivationReader(commit.Run.open(job.activations))
-    split = read_splits(Layout(as_path(job.store)).cells_dir(job.dataset))
+    split = read_split_numbers(Layout(as_path(job.store)).cells_dir(job.dataset))
     config = TrainConfig.from_dict(job.saes[0].train)
     stream = TokenStream(
         reader,
-        keep_cells=split == "train",
+        keep_cells=split == TRAIN,
         batch_tokens=config.batch_size // ranks.size,
         seed=config.seed,
         rank=ranks.rank,
         n_ranks=ranks.size,
     )
-    normaliser = fit_normaliser(reader, split == "train", seed=config.seed)
+    normaliser = fit_normaliser(reader, split == TRAIN, seed=config.seed)
     runs = [
         SAERun(
             as_path(one.folder),
@@ -283,7 +283,7 @@ def _place(stream: TokenStream, ranks: "Communicator") -> dict[str, Any]:
 def _finish(
     job: TrainJob,
     reader: ActivationReader,
-    split: npt.NDArray[Any],
+    split: npt.NDArray[np.uint8],
     runs: Sequence[SAERun],
     *,
     seed: int,
@@ -292,7 +292,7 @@ def _finish(
     """Calibrate, evaluate and commit each SAE, on the same `select` tokens and cells."""
     import torch
 
-    batches = torch.split(held_out(reader, split == "select", seed=seed).to(job.device), 4096)
+    batches = torch.split(held_out(reader, split == SELECT, seed=seed).to(job.device), 4096)
     reported = held_out_batches(reader, split, seed=seed, device=job.device)
     measured = select_probe(reader.run, job.store, split, n_cells=job.recovery_cells, seed=seed, device=job.device)
     for run in runs:
@@ -302,23 +302,23 @@ def _finish(
 
 
 def select_probe(
-    run: commit.Run, store: str, split: npt.NDArray[Any], *, n_cells: int, seed: int, device: str
+    run: commit.Run, store: str, split: npt.NDArray[np.uint8], *, n_cells: int, seed: int, device: str
 ) -> RecoveryProbe | str:
     """Return a probe of `n_cells` seeded `select` cells in the model of the activations `run`, or why there is none."""
     if not n_cells:
         return "none was asked for (--recovery-cells 0)"
-    select = np.flatnonzero(split == "select")
+    select = np.flatnonzero(split == SELECT)
     chosen = np.random.default_rng(seed).choice(select, min(n_cells, len(select)), replace=False)
     return probe(run, store, np.sort(chosen), device=device)
 
 
 def held_out_batches(
-    reader: ActivationReader, split: npt.NDArray[Any], *, seed: int, device: str
+    reader: ActivationReader, split: npt.NDArray[np.uint8], *, seed: int, device: str
 ) -> "Sequence[torch.Tensor] | str":
     """Return tokens of `test` cells, sampled like those of `select` cells, or the reason why there are none."""
     import torch
 
-    tokens = value_or_reason(lambda: held_out(reader, split == "test", seed=seed, split="test"))
+    tokens = value_or_reason(lambda: held_out(reader, split == TEST, seed=seed, split="test"))
     return tokens if isinstance(tokens, str) else torch.split(tokens.to(device), 4096)
 
 

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
         read_panel_cells,
         read_split_numbers,
         read_split_record,
-        read_splits,
         write_cells,
     )
     from feature_store.cells.changes import what_changed
@@ -63,10 +62,13 @@ if TYPE_CHECKING:
     from feature_store.cells.panel import PANEL_CELLS
     from feature_store.cells.size_ranges import split_by_size
     from feature_store.cells.source import Source, open_source
-    from feature_store.cells.splits import SplitConfig, SplitRecord, make_splits
+    from feature_store.cells.splits import SELECT, TEST, TRAIN, SplitConfig, SplitRecord, make_splits
 
 __all__ = [
     "PANEL_CELLS",
+    "SELECT",
+    "TEST",
+    "TRAIN",
     "CSRRows",
     "ExpressionReader",
     "FileState",
@@ -94,7 +96,6 @@ __all__ = [
     "read_panel_cells",
     "read_split_numbers",
     "read_split_record",
-    "read_splits",
     "shard_cells",
     "shard_range",
     "split_by_size",
@@ -109,7 +110,7 @@ _MODULES = {
     "canonical": ("canonical_column", "canonical_name", "canonical_text"),
     "cell_table": (
         *("draw_cells", "read_cells", "read_panel", "read_panel_cells", "read_split_numbers"),
-        *("read_split_record", "read_splits", "write_cells"),
+        *("read_split_record", "write_cells"),
     ),
     "expression": ("ExpressionReader", "expression_matrix", "plan_expression", "write_expression_part"),
     "changes": ("what_changed",),
@@ -121,7 +122,7 @@ _MODULES = {
     "panel": ("PANEL_CELLS",),
     "size_ranges": ("split_by_size",),
     "source": ("Source", "open_source"),
-    "splits": ("SplitConfig", "SplitRecord", "make_splits"),
+    "splits": ("SELECT", "TEST", "TRAIN", "SplitConfig", "SplitRecord", "make_splits"),
 }
 
 

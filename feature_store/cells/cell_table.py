@@ -29,10 +29,8 @@ from feature_store.cells.splits import (
     UNKNOWN,
     KnownSplits,
     SplitConfig,
-    SplitLabels,
     SplitNumbers,
     SplitRecord,
-    split_labels,
     split_numbers,
     splits_from_column,
 )
@@ -190,11 +188,6 @@ def _write_parts(folder: Path, rows: Callable[[int, int], pl.DataFrame], n_cells
 def read_cells(folder: str | Path) -> pl.DataFrame:
     """The cell table in `Layout.cells_dir(dataset)`, sorted by cell_idx. Raises NotFoundError, IncompleteRunError."""
     return commit.read_table(folder)
-
-
-def read_splits(folder: str | Path) -> SplitLabels:
-    """The split of each cell in `Layout.cells_dir(dataset)`, indexed by cell_idx; it reads no other column."""
-    return split_labels(commit.read_table(folder, ["split"])["split"])
 
 
 def read_panel(folder: str | Path) -> npt.NDArray[np.int64]:

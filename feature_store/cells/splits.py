@@ -33,6 +33,7 @@ from feature_store.storage.schemas import SPLITS
 
 MIN_UNITS = len(SPLITS)
 UNKNOWN = -1
+TRAIN, SELECT, TEST = range(len(SPLITS))
 SplitBy = Literal["donor", "batch", "cell"]
 SplitLabels = npt.NDArray[np.object_]
 """The name of the split of each cell; cells of one split share one string, so a million cells take 8 MB."""
@@ -307,12 +308,6 @@ def _check_whole(split_of_cell: SplitNumbers, units: Factor) -> None:
             f"unit {units.names[divided[0]]!r} has cells in {' and '.join(where)} ({len(divided)} such units); "
             "all cells of a unit belong to one split: make the cell table again with `scsae extract`"
         )
-
-
-def split_labels(column: pl.Series) -> SplitLabels:
-    """A column of names of splits as an array, in which all cells of a split share one string."""
-    labels: SplitLabels = _NAMES[_numbers(column)]
-    return labels
 
 
 def _numbers(column: pl.Series) -> SplitNumbers:

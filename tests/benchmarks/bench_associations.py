@@ -110,7 +110,7 @@ def make_store(root: Path, n_cells: int, n_features: int, n_genes: int, k: int, 
     dataset = write_cells(
         layout, source, donor="donor", batch="batch", cell_type="type", labels=["condition"], split_column="part"
     )
-    split = read_splits(layout.cells_dir(dataset))
+    split = read_cells(layout.cells_dir(dataset))["split"]
     save_source_location(layout, dataset, source)
     about = {"sae": "bench", "dataset": dataset, "fused": toy_plan(FusedForward), "activations": "none"}
     codes = CodesRun.create(

@@ -71,24 +71,24 @@ def stored_data(options: argparse.Namespace) -> Data:
         train, held_out = (torch.from_numpy(np.load(path)) for path in options.arrays)
         return Data(train, held_out[:32_768], None)
     from feature_store.activations import ActivationReader
-    from feature_store.cells import read_splits
+    from feature_store.cells import SELECT, TRAIN, read_split_numbers
     from feature_store.storage import commit
     from feature_store.storage.layout import Layout
     from pipelines.training_loop import select_probe
 
     run = commit.Run.open(options.activations)
     reader, store = ActivationReader(run), options.activations.resolve().parents[1]
-    split = read_splits(Layout(store).cells_dir(run.plan["dataset"]))
-    parts: dict[str, list[Tensor]] = {"train": [], "select": []}
+    split = read_split_numbers(Layout(store).cells_dir(run.plan["dataset"]))
+    parts: dict[int, list[Tensor]] = {TRAIN: [], SELECT: []}
     for group in reader.row_groups:
         block = reader.read(group.shard, group.group)
-        for name, found in parts.items():
-            found.append(torch.from_numpy(block.act_f32()[split[block.cell_idx] == name]))
+        for which, found in parts.items():
+            found.append(torch.from_numpy(block.act_f32()[split[block.cell_idx] == which]))
     probe = select_probe(run, str(store), split, n_cells=options.recovery_cells, seed=0, device="cpu")
     if isinstance(probe, str):
         print(f"no recovery: {probe}")
     measure = None if isinstance(probe, str) else lambda sae: probe.of(sae).embedding
-    return Data(shuffled(parts["train"], options.tokens), shuffled(parts["select"], 32_768), measure)
+    return Data(shuffled(parts[TRAIN], options.tokens), shuffled(parts[SELECT], 32_768), measure)
 
 
 def shuffled(parts: list[Tensor], n_tokens: int) -> Tensor:

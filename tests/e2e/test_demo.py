@@ -242,3 +242,11 @@ def test_the_first_example_of_the_readme_finds_the_b_cell_features(demo, place, 
     assert rows.columns == ["feature_id", "select_auroc", "auroc", "q", "top_genes"]
     assert (rows["auroc"] > 0.95).all()
     assert all(B_GENES & set(genes.split()) for genes in rows["top_genes"])
+    shown = [[cell.strip() for cell in re.split("[│┆]", line)[1:-1]] for line in lines if re.match(r"│ \d", line)]
+    assert len(shown) == rows.height
+    for row, (_, chosen, auroc, q, genes) in zip(rows.iter_rows(named=True), shown, strict=True):
+        # another processor rounds otherwise, and trains another autoencoder by a little
+        assert float(chosen) == pytest.approx(row["select_auroc"], abs=0.01)
+        assert float(auroc) == pytest.approx(row["auroc"], abs=0.01)
+        assert 0.01 < float(q) / row["q"] < 100
+        assert genes.split()[0] in row["top_genes"]

@@ -20,7 +20,7 @@ from toy_plans import toy_plan
 from feature_store import FeatureStore, Lineage
 from feature_store.activations import ActivationReader
 from feature_store.associations import MeasuredRun
-from feature_store.cells import ExpressionReader, read_cells, read_splits
+from feature_store.cells import ExpressionReader, read_cells, read_split_numbers
 from feature_store.codes import (
     CodesRun,
     load_cell_codes,
@@ -170,7 +170,7 @@ def questions(root: Path, runs: dict[str, list[str]], names: list[str]) -> dict[
         "provenance": lambda: store().provenance(),
         "facts": lambda: store().sae_facts(),
         "cells": lambda: read_cells(cells).write_json(),
-        "splits": lambda: read_splits(cells).tolist(),
+        "splits": lambda: read_split_numbers(cells).tolist(),
         "model": lambda: load_model_location(commit.Run.open(layout.activations_dir(runs["activations"][0]))),
         "source": lambda: load_source_location(layout, runs["cells"][0]),
         "tokens of genes": lambda: load_token_of_gene(layout, CodesRun.open(codes)).write_json(),

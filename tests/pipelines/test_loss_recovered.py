@@ -7,7 +7,7 @@ import pytest
 import torch
 from sealed_files import rewrite_sealed
 
-from feature_store.cells import read_splits
+from feature_store.cells import SELECT, read_split_numbers
 from feature_store.storage import commit
 from feature_store.storage.layout import SOURCE_FILE, Layout
 from pipelines.inputs import load_recorded_model
@@ -35,7 +35,7 @@ def activations(chain):
 
 @pytest.fixture
 def measured(chain, activations):
-    cells = np.flatnonzero(read_splits(Layout(chain.store).cells_dir(activations.plan["dataset"])) == "select")
+    cells = np.flatnonzero(read_split_numbers(Layout(chain.store).cells_dir(activations.plan["dataset"])) == SELECT)
     found = probe(activations, str(chain.store), cells, device="cpu")
     assert isinstance(found, RecoveryProbe)
     return found

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from feature_store import FeatureStore
-from feature_store.cells import read_splits
+from feature_store.cells import SELECT, TEST, read_split_numbers
 from feature_store.errors import NotFoundError
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import Layout
@@ -131,18 +131,18 @@ def test_other_layers_are_matched_by_codes_chosen_on_select_and_reported_on_test
     table = commit.read_table(result.path / "feature_match")
     of_first = next(info.path for info in Layout(own).runs("codes") if info.path != encoded.path)
     a, b = cell_codes(of_first), cell_codes(encoded.path)
-    split = read_splits(Layout(own).cells_dir(encoded.facts["dataset"]))
+    split = read_split_numbers(Layout(own).cells_dir(encoded.facts["dataset"]))
     rows = table.filter(sae=four.first).drop_nulls("other_feature_id")
     assert rows.height > 20
     assert set(rows["method"]) == {"pearson/1"}
 
-    def correlations(name):
+    def correlations(which):
         with np.errstate(invalid="ignore"):
-            return np.corrcoef(a[split == name].T, b[split == name].T)[:48, 48:]
+            return np.corrcoef(a[split == which].T, b[split == which].T)[:48, 48:]
 
-    chosen, found = correlations("select"), rows["feature_id"].to_numpy()
+    chosen, found = correlations(SELECT), rows["feature_id"].to_numpy()
     np.testing.assert_allclose(rows["similarity"], np.nanmax(chosen[found], axis=1), rtol=1e-6)
-    reported = correlations("test")[found, rows["other_feature_id"].to_numpy()]
+    reported = correlations(TEST)[found, rows["other_feature_id"].to_numpy()]
     np.testing.assert_allclose(rows["similarity_test"].fill_null(np.nan), reported, rtol=1e-6, atol=1e-9)
 
 

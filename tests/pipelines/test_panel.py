@@ -15,6 +15,7 @@ from feature_store import FeatureStore, plots
 from feature_store.activations import ActivationReader
 from feature_store.cells import draw_cells, read_cells, read_panel
 from feature_store.codes import CodesRun, load_cell_codes
+from feature_store.errors import BusyError
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
 from pipelines.associate import associate
@@ -276,6 +277,27 @@ def test_a_changed_obs_column_is_refused_where_the_data_are_read_again(atlas, ow
         with pytest.raises(UsageError, match=r"cells\.h5ad.* changed .*scsae extract"):
             stage()
         assert hashes_of(own_atlas) == before
+
+
+def test_a_second_driver_of_merging_or_expression_is_refused_and_loses_nothing(atlas, own_atlas):
+    codes = Layout(own_atlas).codes_dir(atlas.codes)
+    (dataset,) = Layout(own_atlas).runs("cells")
+    before = hashes_of(own_atlas)
+    shutil.rmtree(codes / "merged")
+    with CodesRun.open(codes).by_cell.exclusive(), pytest.raises(BusyError, match=codes.name):
+        encode(EncodeOptions(keep=KEEP), own_atlas)
+    encode(EncodeOptions(keep=KEEP), own_atlas)
+    expression = dataset.path / "expression"
+    (expression / "MANIFEST.json").unlink()
+    for path in expression.glob("part-*"):
+        path.unlink()
+    with commit.Run.open(expression).exclusive(), pytest.raises(BusyError, match="expression"):
+        associate(AssociateOptions(gmt=(atlas.gmt,)), own_atlas)
+    associate(AssociateOptions(gmt=(atlas.gmt,)), own_atlas)
+    after = hashes_of(own_atlas)
+    assert {name: after.get(name) for name in before if "/commits/" not in name} == {
+        name: sha for name, sha in before.items() if "/commits/" not in name
+    }
 
 
 def test_baselines_matches_plots_and_steering_are_of_the_panels_cells(atlas, own_atlas, tmp_path, monkeypatch):

@@ -157,6 +157,11 @@ def test_stages_that_are_killed_while_they_write_a_table_resume_to_the_same_byte
         "compact/.tmp-00001",
         "stats/feature_gene/.tmp-00001",
         "stats/cell/.tmp-00005",
+        "merged/feature_token/.tmp-00003",
+        "expression/.tmp-00000",
+        "associations/[^/]+/measured/[^/]+/.tmp-00001",
+        "associations/[^/]+/feature_gene/.tmp-00001",
+        "associations/[^/]+/features/.tmp-00000",
     ],
 )
 def test_a_disk_that_fills_up_in_a_table_ends_the_stage_with_one_error_and_it_resumes(

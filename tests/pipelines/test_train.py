@@ -202,16 +202,14 @@ def test_a_version_leads_back_to_activations_data_model_and_code_and_says_what_i
 
 
 def test_a_run_without_test_cells_has_no_figure_of_them(chain, own_store, monkeypatch):
-    from feature_store.cells import read_splits
-
-    original = read_splits
+    from feature_store.cells import TEST, TRAIN, read_split_numbers
 
     def without_test(folder):
-        split = original(folder).copy()
-        split[split == "test"] = "train"
+        split = read_split_numbers(folder)
+        split[split == TEST] = TRAIN
         return split
 
-    monkeypatch.setattr("pipelines.training_loop.read_splits", without_test)
+    monkeypatch.setattr("pipelines.training_loop.read_split_numbers", without_test)
     facts = train(chain.train.model_copy(update={"seed": 5, "n_steps": 3}), own_store).facts
     assert "`test` cell" in facts["test_fvu"]
     assert isinstance(facts["select_fvu"], float)

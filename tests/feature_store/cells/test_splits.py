@@ -14,7 +14,6 @@ from feature_store.cells.splits import (
     KnownSplits,
     SplitLabels,
     check_whole_units,
-    split_labels,
     splits_from_column,
 )
 from feature_store.errors import InputError
@@ -225,13 +224,6 @@ def test_units_may_be_a_list_an_array_or_a_series(rng: np.random.Generator) -> N
         assert assign(other, 200).tolist() == wanted
     numbers = rng.integers(0, 9, 200)
     assert (assign(pl.Series(numbers), 200) == assign([str(i) for i in numbers], 200)).all()
-
-
-def test_a_column_of_splits_becomes_an_array_that_shares_its_strings():
-    column = pl.Series(["train", "test", "select", "train", "test"])
-    labels = split_labels(column)
-    assert labels.tolist() == column.to_list()
-    assert len({id(label) for label in labels}) == 3
 
 
 def test_known_units_keep_their_splits_and_new_ones_are_held_out(rng: np.random.Generator) -> None:
