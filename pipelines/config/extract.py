@@ -17,8 +17,8 @@ class ForwardOptions(ActorOptions):
     shard_cells: int | None = Field(default=None, ge=1)
     """Number of cells in a shard; give this or the shard size."""
     shard_size: str | None = None
-    """Size of a shard, e.g. 256MB, from which the cells in a shard follow; default: 256MB, or a 16th of the cells if
-    that is less."""
+    """Size of a shard, e.g. 256MB, from which the cells in a shard follow; default: 256MB (encode: 512MB), or a 16th of
+    the cells if that is less."""
     batch_tokens: int = Field(default=8192, ge=1)
     """Number of tokens in one forward pass at most; it is halved automatically when memory runs out."""
 

@@ -60,10 +60,11 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class Planted:
-    """The planted structure of a seed."""
+    """The planted structure of a seed; mean_counts: about the mean number of counts of a cell."""
 
     seed: int = 0
     n_genes: int = 2000
+    mean_counts: float = MEAN_COUNTS
 
     @cached_property
     def genes(self) -> list[str]:
@@ -147,7 +148,8 @@ class Planted:
     def _block(self, number: int, n_cells: int, rare: np.ndarray) -> Block:
         rng = self._generator(number)
         labels = self._labels(rng, rare)
-        n_counts = np.exp(rng.normal(np.log(MEAN_COUNTS), SPREAD_COUNTS, BLOCK_CELLS)).astype(np.int64).clip(20, 400)
+        n_counts = np.exp(rng.normal(np.log(self.mean_counts), SPREAD_COUNTS, BLOCK_CELLS)).astype(np.int64)
+        n_counts = n_counts.clip(min(20, int(self.mean_counts)), 400)
         cell = np.repeat(np.arange(BLOCK_CELLS, dtype=np.int32), n_counts)
         # profiles of a cell: rows of `tables`
         first = np.cumsum([0, N_DONORS, len(TYPES), N_BATCHES])
@@ -170,9 +172,17 @@ def barcodes(start: int, stop: int) -> np.ndarray:
     return np.frombuffer(b"ACGT", "S1")[letters.astype(np.int64)].view("S16").ravel()
 
 
-def write_data(path: Path, n_cells: int, *, seed: int = 0, dtype: str = "i4", compression: str | None = None) -> None:
+def write_data(
+    path: Path,
+    n_cells: int,
+    *,
+    seed: int = 0,
+    dtype: str = "i4",
+    compression: str | None = None,
+    mean_counts: float = MEAN_COUNTS,
+) -> None:
     """Write `n_cells` cells as an .h5ad; dtype: i4 or f4; compression: None, lzf or gzip."""
-    planted = Planted(seed)
+    planted = Planted(seed, mean_counts=mean_counts)
     options: dict[str, Any] = {"maxshape": (None,), "chunks": (1 << 17,), "compression": compression}
     with h5py.File(path, "w") as file:
         _mark(file, "anndata", "0.1.0")

@@ -4,13 +4,18 @@ The cells are those of `scale.data` with their panel. Each has N_TOKENS tokens i
 `reduce_shard` and `CodesRun` make of them what an encoder would have made. By number, a feature follows a type (0
 modulo 4), the gene of the token (1), a batch (2) or nothing (3): it fires in all tokens of its target that it is drawn
 for, with larger codes, and in a share of the others. Cells outside the panel, of which only the largest codes are kept,
-have fewer features in a token. Then `scsae associate` runs on the store as its own process.
+have fewer features in a token. Actors write the codes, by cell and by feature, and then `scsae associate` runs, each as
+a process of its own; what drawing the codes takes, which is no part of the work, is told apart.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
 import time
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,18 +23,22 @@ import polars as pl
 import torch
 
 from feature_store.cells import open_source, read_panel, read_split_numbers, write_cells
-from feature_store.codes import CodesRun, build_merged, cells_of_shard, span_of_shard
+from feature_store.codes import CodesRun, cells_of_shard, span_of_shard
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
 from feature_store.storage.plans import CodesCut, CodesPlan, FusedForward
+from pipelines.config import ActorOptions
+from pipelines.encode import TokenBlock, merge_statistics, reduce_shard
 from pipelines.inputs import GENES_TABLE, save_source_location
+from pipelines.runtime.actor_pool import do_shards
 from sae_core.sae import SparseCodes
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from scale.data import Planted, write_data
 from scale.measure import bytes_by_folder, run, scsae
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 N_TOKENS = 8
 MEAN_GAP, MEAN_GAP_OTHER = 5.0, 120.0
@@ -94,21 +103,65 @@ class Tokens:
         }
 
 
-def write_store(root: Path, data: Path, *, n_features: int, panel: int) -> str:
-    """Cells and codes as the stages would have written them, resumed like any run; returns the codes run."""
-    layout, source = Layout(root), open_source(data)
+@dataclass(frozen=True, kw_only=True)
+class WideJob:
+    """The codes folder to fill, the folder of its cells, and the size of both."""
+
+    codes: str
+    cells: str
+    n_cells: int
+    n_features: int
+
+
+class WideWriter:
+    """Writes shards of a `WideJob`; it is the body of an actor."""
+
+    def __init__(self, job: WideJob) -> None:
+        self.codes = CodesRun.open(job.codes)
+        self.tokens = Tokens(job.n_cells, job.n_features)
+        self.panel, self.cells = read_panel(job.cells), job.cells
+        self.drawing = 0.0
+
+    def shard(self, number: int) -> dict[str, int]:
+        """Reduce the tokens of a shard, block by block, and commit its tables; return the CPU ms of drawing them."""
+        cells = cells_of_shard(self.codes.cut, number, self.panel)
+        start, stop = span_of_shard(self.codes.cut, number, self.panel)
+        split = read_split_numbers(self.cells, start, stop)
+        before = self.drawing
+
+        def encode(write: Any) -> Any:
+            blocks = self._drawn(cells, of_panel=number < self.codes.cut.n_panel_shards)
+            given = (TokenBlock(**block, split=split[block["cell_idx"] - start]) for block in blocks)
+            return reduce_shard(self.codes, number, given, write)
+
+        self.codes.commit_shard(number, encode, start=start, stop=stop)
+        return {"cells": len(cells), "ms": round(1000 * (self.drawing - before))}
+
+    def _drawn(self, cells: np.ndarray, *, of_panel: bool) -> Iterator[dict[str, Any]]:
+        blocks = self.tokens.blocks(cells, of_panel=of_panel)
+        while True:
+            began = time.process_time()
+            block = next(blocks, None)
+            self.drawing += time.process_time() - began
+            if block is None:
+                return
+            yield block
+
+
+def write_codes(options: argparse.Namespace) -> None:
+    """Cells and codes as the stages would have written them, resumed like any run; prints the CPU s of drawing."""
+    layout, source = Layout(options.store), open_source(options.data)
     dataset = write_cells(
-        layout, source, donor="donor", batch="batch", cell_type="cell_type", labels=["condition"], panel=panel
+        layout, source, donor="donor", batch="batch", cell_type="cell_type", labels=["condition"], panel=options.panel
     )
     save_source_location(layout, dataset, source)
-    in_panel = read_panel(layout.cells_dir(dataset))
     cut = CodesCut(
         n_cells=source.n_cells,
-        n_panel=len(in_panel),
-        panel_cells=max(1, PANEL_ENTRIES // n_features),
+        n_panel=len(read_panel(layout.cells_dir(dataset))),
+        panel_cells=max(1, PANEL_ENTRIES // options.features),
         other_cells=OTHER_CELLS,
     )
-    plan = _plan(dataset, n_features, cut)
+    plan = _plan(dataset, options.features, cut)
     codes = CodesRun.create(layout.codes_dir(plan.id), plan)
     genes = pl.DataFrame(
         {
@@ -119,27 +172,17 @@ def write_store(root: Path, data: Path, *, n_features: int, panel: int) -> str:
         schema_overrides={"gene_id": pl.Int32},
     )
     commit.write_table(codes.folder / GENES_TABLE, genes, {"table": "token_of_gene"})
-    tokens = Tokens(source.n_cells, n_features)
-    split = read_split_numbers(layout.cells_dir(dataset))
-    for shard in codes.pending():
-        commit_shard(codes, shard, tokens, in_panel, split)
+    job = WideJob(
+        codes=str(codes.folder),
+        cells=str(layout.cells_dir(dataset)),
+        n_cells=source.n_cells,
+        n_features=options.features,
+    )
+    actors = ActorOptions(num_actors=options.actors)
+    total = do_shards(WideWriter, job, codes.pending(), actors, title="codes", note=lambda *_: "", address=None)
     codes.finalize_shards()
-    build_merged(codes.folder)
-    return codes.folder.name
-
-
-def commit_shard(codes: CodesRun, shard: int, tokens: Tokens, panel: np.ndarray, split: np.ndarray) -> None:
-    """Reduce the tokens of a shard, block by block, and commit its tables."""
-    cells = cells_of_shard(codes.cut, shard, panel)
-    of_panel = shard < codes.cut.n_panel_shards
-
-    def encode(write: Any) -> Any:
-        blocks = tokens.blocks(cells, of_panel=of_panel)
-        given = (TokenBlock(**block, split=split[block["cell_idx"]]) for block in blocks)
-        return reduce_shard(codes, shard, given, write)
-
-    start, stop = span_of_shard(codes.cut, shard, panel)
-    codes.commit_shard(shard, encode, start=start, stop=stop)
+    merge_statistics(codes.folder, actors)
+    print(f"drawing the codes took {total.get('ms', 0) / 1000:.0f} CPU s")
 
 
 def _plan(dataset: str, n_features: int, cut: CodesCut) -> CodesPlan:
@@ -177,13 +220,20 @@ def main(options: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not data.exists():
         write_data(data, n_cells)
-    began = time.process_time()
-    written = write_store(store, data, n_features=options.features, panel=options.panel)
-    seconds = time.process_time() - began
-    rows = CodesRun.open(Layout(store).codes_dir(written)).by_cell.manifest().rows
-    n_panel = min(options.panel, n_cells)
-    print(f"{n_cells:,} cells, panel {n_panel:,}, F {options.features:,}: codes written in {seconds:.0f} CPU s")
-    print(f"codes of the panel: {rows / 1e6:.0f} M nonzeros, {rows / n_panel / options.features:.2f} full", flush=True)
+    command = [sys.executable, str(Path(__file__)), "--scale-driver", "--store", str(store), "--data", str(data)]
+    sizes = {"--features": options.features, "--panel": options.panel, "--actors": options.actors}
+    command += [str(part) for pair in sizes.items() for part in pair]
+    # the actors import this folder's modules, too
+    path = f"{options.checkout}:{Path(__file__).parents[1]}"
+    written = run(command, checkout=options.checkout, home=folder, PYTHONPATH=path)
+    print(
+        f"{n_cells:,} cells, panel {options.panel:,}, F {options.features:,}\ncodes: " + json.dumps(written.as_dict())
+    )
+    print(written.output.strip().splitlines()[-1])
+    (codes,) = (Layout(store).root / "codes").iterdir()
+    rows = CodesRun.open(codes).by_cell.manifest().rows
+    full = rows / min(options.panel, n_cells) / options.features
+    print(f"codes of the panel: {rows / 1e6:.0f} M nonzeros, {full:.2f} full", flush=True)
     before = bytes_by_folder(store)
     command = scsae("associate", "--num-actors", options.actors, "--store", store)
     found = run(command, checkout=options.checkout, home=folder)
@@ -192,3 +242,13 @@ def main(options: Any) -> None:
     print("classes: " + check(store))
     for name, size in bytes_by_folder(store).items():
         print(f"  {name:32} {size / 1e9:8.3f} GB" + ("" if name in before else "  (associate)"))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale-driver", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    for name in ("features", "panel", "actors"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    write_codes(parser.parse_args())

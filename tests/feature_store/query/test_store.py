@@ -295,7 +295,7 @@ def test_a_cell_is_found_by_its_name_if_the_name_is_one_cells(store: FeatureStor
 
 
 @pytest.fixture
-def numbered(small_store: SmallStore) -> FeatureStore:
+def numbered(small_store: Any) -> FeatureStore:
     """The cells are called "0" to "39", each by another number than its place."""
     folder = small_store.layout.cells_dir("toy")
     shutil.rmtree(folder)
