@@ -66,6 +66,8 @@ CODE_BYTES = 8
 DEFAULT_SHARD = "512MB"
 PANEL_ENTRIES = 24_000_000
 """Cells times features of a shard of the panel at most: its nonzeros are sorted by feature in memory."""
+PANEL_SHARD_CELLS = 6250
+"""Cells of a shard of the panel at most, as in 100,000 cells without a panel: larger shards only take more memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -453,7 +455,7 @@ def _plan_fused(
         rows_per_cell=options.tokens_per_cell if readout is None else 1,
     )
     if options.shard_cells is None and options.shard_size is None:
-        shard_cells = min(shard_cells, max(1, PANEL_ENTRIES // sae.n_features))
+        shard_cells = min(shard_cells, PANEL_SHARD_CELLS, max(1, PANEL_ENTRIES // sae.n_features))
     cut = CodesCut(
         n_cells=source.n_cells,
         n_panel=n_panel,
