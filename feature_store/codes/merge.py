@@ -5,7 +5,7 @@
     merged/firing/           feature_firing: cells and tokens in which each feature fires
 
 All are exact: the largest of all cells are among the largest of the shards. The row groups of the shards' tables end at
-the ranges, so each row is read once. Memory holds MERGED_PARTS parts of a range.
+the ranges, so each row is read once. Memory holds some MERGED_ROWS rows beside what is merged.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from feature_store.storage.commit import Run, write_frame
 from feature_store.storage.layout import MERGED_TABLES
 from feature_store.storage.plans import MergedPlan
 
-MERGED_PARTS = 32
+MERGED_ROWS = 500_000
 Merge = Callable[[pl.DataFrame], pl.DataFrame]
 
 
@@ -76,12 +76,13 @@ class Merging:
         run = self._shards[name]
         # every read checks its pages, so only the footers need a check here
         paths = run.checked_parts(max_bytes=0)
-        merged: pl.DataFrame | None = None
-        for low in range(0, len(paths), MERGED_PARTS):
-            some = paths[low : low + MERGED_PARTS]
-            parts = [read_row_groups(path, "feature_id", start, stop)[0] for path in some]
-            merged = merge(pl.concat(parts if merged is None else [merged, *parts]))
-        assert merged is not None
+        waiting: list[pl.DataFrame] = []
+        for path in paths:
+            waiting.append(read_row_groups(path, "feature_id", start, stop)[0])
+            # the first is merged already
+            if sum(part.height for part in waiting[1:]) >= MERGED_ROWS:
+                waiting = [merge(pl.concat(waiting))]
+        merged = merge(pl.concat(waiting))
         if name == "firing":
             names = pl.col("split").replace_strict(dict(enumerate(schemas.SPLITS)), return_dtype=pl.String)
             merged = merged.with_columns(names)

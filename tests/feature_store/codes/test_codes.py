@@ -325,7 +325,7 @@ def test_merging_resumes_and_does_not_depend_on_how_many_parts_are_merged_at_onc
     assert Merging(run.folder).pending() == [2, 4]
     build_merged(run.folder)
     assert folder_hashes(run.folder / "merged") == before
-    monkeypatch.setattr(merge, "MERGED_PARTS", 2)
+    monkeypatch.setattr(merge, "MERGED_ROWS", 2)
     shutil.rmtree(run.folder / "merged")
     build_merged(run.folder)
     assert folder_hashes(run.folder / "merged") == before
