@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 CODE_BYTES = 8
 """Bytes that one nonzero of a token's code takes in memory, for its value and its feature."""
 DEFAULT_SHARD = "512MB"
-PANEL_ENTRIES = 24_000_000
+PANEL_ENTRIES = 16_000_000
 """Cells times features of a shard of the panel at most: its nonzeros are sorted by feature in memory."""
 PANEL_SHARD_CELLS = 6250
 """Cells of a shard of the panel at most, as in 100,000 cells without a panel: larger shards only take more memory."""

@@ -17,9 +17,9 @@ from pipelines.config import ExtractOptions, TrainOptions
 from pipelines.extract import extract
 from pipelines.train import train
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-N_CELLS, N_PANEL, SHARD = 3200, 1600, 16
+N_CELLS, N_PANEL, SHARD = 960, 480, 16
 # the driver begins the runs, and actors keep the bounds of runs that were begun
 SMALL_RANGES = "import feature_store.codes.codes_run as codes_run; codes_run.MERGE_ROWS = 1000"
 STAGES = {
@@ -54,7 +54,7 @@ def trained(tiny_model, tmp_path_factory, module_without_actors):
         donor="donor",
         cell_type="type",
         panel=N_PANEL,
-        cells=400,
+        cells=200,
         dtype="f32",
     )
     extract(options, folder / "store")
@@ -103,7 +103,7 @@ def test_codes_merged_statistics_and_associations_are_written_once_whatever_is_k
     encoding = started("own", "encode")
     for kind in ("actor", "driver", "raylet", "actor"):
         # shards have ten tables
-        encoding.go_on_until(int(rng.integers(20, 120)))
+        encoding.go_on_until(int(rng.integers(10, 60)))
         encoding.strike(kind, rng)
     merging = KilledCommand(
         STAGES["encode"][0], encoding.store, tmp_path / "home", tables=["codes/*/merged/*"], before=SMALL_RANGES

@@ -44,7 +44,7 @@ N_TOKENS = 8
 MEAN_GAP, MEAN_GAP_OTHER = 5.0, 120.0
 """Mean distance of two features that fire in one token, in the panel and outside."""
 BLOCK_CELLS = 500
-OTHER_CELLS, PANEL_ENTRIES = 25_000, 24_000_000
+OTHER_CELLS, PANEL_ENTRIES = 25_000, 16_000_000
 KEEP, TOP_CELLS, TOP_TOKENS = 256, 100, 20
 KINDS = ("type", "gene", "batch", "nothing")
 
