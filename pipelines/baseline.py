@@ -20,7 +20,7 @@ import numpy as np
 from feature_store.activations import ActivationReader, sample_tokens
 from feature_store.associations.gene_sets import GeneSets, read_collections, sets_of_table
 from feature_store.cells import PANEL_CELLS, SELECT, TRAIN, read_split_numbers
-from feature_store.errors import IntegrityError, NotFoundError
+from feature_store.errors import IntegrityError
 from feature_store.query.runs import RunChain, resolve_run
 from feature_store.storage import commit
 from feature_store.storage.layout import SUMMARY, Layout, RunInfo
@@ -47,6 +47,7 @@ from pipelines.training_loop import (
     figures_of,
     held_out,
     held_out_batches,
+    is_complete,
     select_probe,
     shown_figures,
 )
@@ -65,7 +66,8 @@ def baseline(options: BaselineOptions, store: Path, *, address: str | None = Non
 
     Raises:
         NotFoundError: the SAE has no associations, or a run that they were made from is missing.
-        UsageError: the run is a baseline itself, or the gene sets are not those of its associations.
+        UsageError: the run is a baseline itself, the gene sets are not those of its associations, or the training of an
+            imported SAE is to be repeated.
         ConfigError: a baseline has fewer features than the SAE has active ones.
     """
     layout = Layout(store)
@@ -73,6 +75,7 @@ def baseline(options: BaselineOptions, store: Path, *, address: str | None = Non
     info = resolve_run(layout, "associations", options.associations, option="--associations")
     chain = chain_of_sae(layout, info, option="--associations")
     _check_gene_sets(options, chain)
+    _check_kinds(options, chain)
     record_new_place(layout, chain.activations.dataset, options.data)
     with one_ray_session():
         return list(_stages(options, store, chain, address))
@@ -123,12 +126,13 @@ def _fitted(
             fit_tokens=options.fit_tokens,
             seed=of_sae.seed,
         ),
+        imported=None,
         n_ranks=1,
         recovery_cells=of_sae.recovery_cells,
         evaluation=as_json(evaluation_constants()),
     )
     folder, seed = layout.saes_dir(wanted.id), of_sae.seed
-    done = _is_fitted(folder)
+    done = is_complete(folder)
     if not done:
         reader = ActivationReader(activations)
         split = read_split_numbers(layout.cells_dir(of_sae.dataset))
@@ -223,14 +227,6 @@ def train_options(chain: RunChain, activations: str) -> TrainOptions:
     )
 
 
-def _is_fitted(folder: Path) -> bool:
-    """Whether all files of a baseline are there; one whose plan is gone or damaged is fitted again, which mends it."""
-    try:
-        return not commit.Run.open(folder).pending()
-    except (NotFoundError, IntegrityError):
-        return False
-
-
 def _data_of(layout: Layout, dataset: str) -> dict[str, Any]:
     """Return the options that name a data set and the columns of its cells."""
     folder = layout.cells_dir(dataset)
@@ -269,6 +265,17 @@ def _check_gene_sets(options: BaselineOptions, chain: RunChain) -> None:
         told = "; ".join(f"{name}: {', '.join(one.collection for one in found)}" for name, found in names.items())
         raise UsageError(
             f"the gene sets are not those of the SAE's associations ({told}); leave --gmt out to take these"
+        )
+
+
+def _check_kinds(options: BaselineOptions, chain: RunChain) -> None:
+    """Raise UsageError if the training of an SAE is to be repeated that was not trained here."""
+    if RANDOM_MODEL in options.kind and chain.sae.imported is not None:
+        others = " ".join(f"--kind {kind}" for kind in options.kind if kind != RANDOM_MODEL) or "--kind neurons"
+        raise UsageError(
+            f"--kind was {RANDOM_MODEL!r}, which trains the same SAE on a model with random weights, but "
+            f"saes/{chain.associations.sae} was imported from {chain.sae.imported.format}, and its training is not "
+            f"known; give others: {others}"
         )
 
 

@@ -129,7 +129,8 @@ def _belongs(chain: RunChain, other: RunChain) -> bool:
         return False
     if other.sae.baseline is None:
         same_sae = (chain.sae.sae, chain.sae.train, chain.sae.site) == (other.sae.sae, other.sae.train, other.sae.site)
-        return same_sae and _without_model(chain.activations) == _without_model(other.activations)
+        is_trained = chain.sae.imported is None and other.sae.imported is None
+        return is_trained and same_sae and _without_model(chain.activations) == _without_model(other.activations)
     fit = other.sae.baseline
     return (
         other.sae.activations == chain.sae.activations

@@ -22,7 +22,9 @@ from pipelines.config import (
     BaselineOptions,
     DataOptions,
     EncodeOptions,
+    ExportSAEOptions,
     ExtractOptions,
+    ImportSAEOptions,
     MatchOptions,
     Options,
     SteerOptions,
@@ -171,6 +173,29 @@ def train(
     from pipelines.train import train_all
 
     return train_all(options, as_path(store), address=address)
+
+
+@takes_options(ImportSAEOptions, first="folder")
+def import_sae(options: ImportSAEOptions, *, store: str | Path = DEFAULT_STORE) -> "StageResult":
+    """Make a run of an SAE of SAELens, sparsify or dictionary_learning, as `train` makes one of its own.
+
+    >>> scsae.import_sae("path/to/sae", activations="0f3a91")
+    >>> scsae.encode()
+    """
+    from pipelines.exchange import import_sae
+
+    return import_sae(options, as_path(store))
+
+
+@takes_options(ExportSAEOptions, first="folder")
+def export_sae(options: ExportSAEOptions, *, store: str | Path = DEFAULT_STORE) -> "StageResult":
+    """Write an SAE as SAELens, sparsify or dictionary_learning reads it; `path` of the result is the folder.
+
+    >>> scsae.export_sae("sae-for-saelens", to="saelens")
+    """
+    from pipelines.exchange import export_sae
+
+    return export_sae(options, as_path(store))
 
 
 @takes_options(EncodeOptions)

@@ -161,7 +161,8 @@ def _share_space(a: _SAE, b: _SAE) -> bool:
 
 def _shared_start(a: _SAE, b: _SAE) -> dict[str, str]:
     """Return a warning if both SAEs had the same start, which inflates the agreement and which no null corrects."""
-    if a.plan.baseline is not None or b.plan.baseline is not None:
+    if not (a.plan.train and b.plan.train):
+        # a baseline or an imported SAE has no start that is known here
         return {}
     starts = [(one.plan.n_features, one.plan.d_model, one.plan.seed) for one in (a, b)]
     if starts[0] != starts[1]:

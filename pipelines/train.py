@@ -7,7 +7,6 @@ with others is the same run with the same bytes.
 
 import contextlib
 import json
-import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from feature_store.activations import ActivationReader
 from feature_store.query.runs import resolve_run
 from feature_store.storage import commit, filesystem
-from feature_store.storage.layout import HISTORY, SUMMARY, Layout, as_path
+from feature_store.storage.layout import SUMMARY, Layout, as_path
 from feature_store.storage.plans import ActivationsPlan, SAEPlan, as_json
 from pipelines.config import TrainOptions
 from pipelines.errors import UsageError
@@ -28,9 +27,7 @@ from pipelines.runtime.cluster import actors_that_fit, ray_session
 from pipelines.runtime.failures import explained, root_cause
 from pipelines.runtime.progress import progress_bar, stderr_console
 from pipelines.runtime.stage import Clock, StageResult
-from pipelines.tracking import ModelVersion, Tracking
-from pipelines.tracking.provenance import origin_tags
-from pipelines.tracking.registry import MISSING_TAG, registered_name
+from pipelines.tracking.registration import register_sae
 from pipelines.training_loop import (
     PROGRESS,
     SAEJob,
@@ -45,7 +42,6 @@ if TYPE_CHECKING:
     from sae_core.sae import SAEConfig, TrainConfig
 
 POLL_S = 0.5
-MODEL_FILES = ("sae.safetensors", "config.json")
 
 
 class TrainingWarnings:
@@ -103,6 +99,7 @@ def train_all(options: TrainOptions, store: Path, *, address: str | None = None)
             sae=sae_config.to_dict(),
             train=train_config.to_dict(),
             baseline=None,
+            imported=None,
             n_ranks=max(1, options.num_workers),
             recovery_cells=options.recovery_cells,
             evaluation=as_json(evaluation_constants()),
@@ -147,7 +144,7 @@ def train_all(options: TrainOptions, store: Path, *, address: str | None = None)
             early_warnings.show(run.path.name, findings)
         summary = shown_figures(summary)
         summary |= {found["kind"]: f"step {found['step']}: {found['message']}" for found in findings}
-        version = register(layout, run, options)
+        version = register_sae(layout, run, name=options.name)
         results.append(
             StageResult(
                 kind="saes",
@@ -304,47 +301,3 @@ def train_loop(config: dict[str, Any]) -> None:
     alone = ray.train.get_context().get_world_size() == 1
     communicator = None if alone else TorchCommunicator(job.device)
     fit(job, report=lambda metrics: ray.train.report(dict(metrics)), communicator=communicator)
-
-
-def register(layout: Layout, run: commit.Run, options: TrainOptions) -> str:
-    """Log the training to MLflow and register its SAE, once; return "NAME VERSION (alias)"."""
-    tracking = Tracking(layout)
-    with tracking.exclusive():
-        found = tracking.of_run(run.path.name)
-        if found is None:
-            found = _logged(tracking, layout, run, options)
-        elif tracking.find(run.path.name) is None:
-            # the process died between the registration and the end of its MLflow run
-            tracking.client.set_terminated(found.mlflow_run)
-        found = tracking.settled(found)
-    return f"{found.name} {found.version}" + "".join(f" ({alias})" for alias in found.aliases)
-
-
-def _logged(tracking: Tracking, layout: Layout, run: commit.Run, options: TrainOptions) -> ModelVersion:
-    """Log a training with its curves and metrics, and register its SAE."""
-    plan, summary = SAEPlan.of(run), run.read_json(SUMMARY)
-    metrics = {name: value for name, value in summary.items() if isinstance(value, int | float)}
-    name = options.name or registered_name(f"{plan.control_of or 'sae'}-{plan.model}-{plan.site}")
-    findings = ", ".join(found["kind"] for found in summary["findings"]) or "none"
-    tags = {**origin_tags(layout, run), "scsae.findings": findings}
-    if missing := summary.get("missing"):
-        tags[MISSING_TAG] = json.dumps(missing)
-    params = {**plan.sae, **plan.train}
-    params |= {name: getattr(plan, name) for name in ("model", "site", "n_ranks", "recovery_cells")}
-    with tracking.run(run.path.name, params=params, tags=tags) as mlflow_run:
-        tracking.log_curves(mlflow_run, run.read_json(HISTORY))
-        tracking.log_metrics(mlflow_run, metrics)
-        with filesystem.local_folder(run.path) as folder, filesystem.scratch_folder(run.path) as made:
-            # the checkpoints beside them are several times as large, and users of the model do not need them
-            artifact = made / "sae"
-            artifact.mkdir()
-            for file in MODEL_FILES:
-                shutil.copyfile(folder / file, artifact / file)
-            return tracking.register(
-                artifact,
-                name=name,
-                d_model=plan.d_model,
-                n_features=plan.n_features,
-                metrics=metrics,
-                tags=tags,
-            )

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from feature_store.activations import ActivationReader, TokenStream, sample_tokens
 from feature_store.cells import SELECT, TEST, TRAIN, read_split_numbers
+from feature_store.errors import IntegrityError, NotFoundError
 from feature_store.storage import commit, filesystem
 from feature_store.storage.layout import HISTORY, SUMMARY, Layout, as_path
 from feature_store.storage.plans import SAEPlan
@@ -380,6 +381,14 @@ def create_sae_run(layout: Layout, plan: SAEPlan) -> commit.Run:
     """Create or reopen the run of an SAE, whose parts are SAE_FILES."""
     content = plan.table("sae", n_shards=len(SAE_FILES), files=SAE_FILES)
     return commit.Run.create(layout.saes_dir(plan.id), content)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether all files of an SAE are there; one whose plan is gone or damaged is made again, which mends it."""
+    try:
+        return not commit.Run.open(folder).pending()
+    except (NotFoundError, IntegrityError):
+        return False
 
 
 def commit_sae(

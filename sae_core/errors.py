@@ -3,6 +3,7 @@
 SaeCoreError
 ├── ConfigError        an argument or option has a value that is not allowed
 ├── CheckpointError    a checkpoint cannot be read, or its files do not fit together
+│   └── UnknownScaleError  an autoencoder takes scaled activations, and its folder does not say by how much
 ├── VocabularyError    a gene or token is not in the model's vocabulary
 ├── TokenizationError  the values of a cell cannot be turned into tokens
 └── TrainingError      training cannot continue, e.g. because the loss is not finite
@@ -21,6 +22,10 @@ class ConfigError(SaeCoreError, ValueError):
 
 class CheckpointError(SaeCoreError):
     """A checkpoint cannot be read, or its files do not fit together."""
+
+
+class UnknownScaleError(CheckpointError):
+    """An autoencoder takes activations that were multiplied by a number which its folder does not hold."""
 
 
 class VocabularyError(SaeCoreError):

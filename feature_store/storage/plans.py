@@ -327,11 +327,29 @@ class BaselineFit:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImportedSAE:
+    """The files of another library from which an SAE was imported."""
+
+    format: str
+    """Name of the library's format."""
+    sha256: str
+    """Digest of its two files."""
+    input_scale: float | None
+    """The number by which activations were multiplied before its training; None: the weights take raw activations."""
+    model: str | None
+    """The model that the files name."""
+    site: str | None
+    """The site that the files name, in the words of the library."""
+    seed: int
+    """Seed of the samples on which it is measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SAEPlan(Plan):
-    """A trained SAE (`train`), or a baseline in the form of one (`baseline`)."""
+    """A trained SAE (`train`), a baseline in the form of one (`baseline`), or one of another library (`imported`)."""
 
     stage = "sae"
-    version = 4
+    version = 5
 
     control_of: str | None
     activations: str
@@ -342,8 +360,9 @@ class SAEPlan(Plan):
     sae: Mapping[str, Any]
     """`sae_core.sae.SAEConfig`."""
     train: Mapping[str, Any]
-    """`sae_core.sae.TrainConfig` of a trained SAE, empty for a baseline."""
+    """`sae_core.sae.TrainConfig` of a trained SAE, else empty."""
     baseline: BaselineFit | None
+    imported: ImportedSAE | None
     n_ranks: int
     recovery_cells: int
     evaluation: Mapping[str, Any]
@@ -351,13 +370,19 @@ class SAEPlan(Plan):
 
     @property
     def id(self) -> str:
-        """The run id. The configuration of a baseline is known after its fit, from which it follows: not part of it."""
-        return super().id if self.baseline is None else run_id({**self.to_json(), "sae": {}})
+        """The run id.
+
+        The configuration of a baseline is known after its fit, that of an imported SAE (its k) once it was measured. It
+        follows from the rest of the plan and is not part of the id.
+        """
+        is_trained = self.baseline is None and self.imported is None
+        return super().id if is_trained else run_id({**self.to_json(), "sae": {}})
 
     @property
     def seed(self) -> int:
-        """Seed of the weights and of the samples."""
-        return int(self.train["seed"]) if self.baseline is None else self.baseline.seed
+        """Seed of the samples, and of the weights of a trained SAE."""
+        made = self.baseline or self.imported
+        return int(self.train["seed"]) if made is None else made.seed
 
     @property
     def d_model(self) -> int:

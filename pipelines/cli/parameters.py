@@ -72,12 +72,12 @@ def stage_command(
 ) -> Callable[[Callable[..., None]], None]:
     """Register `body(options, store[, address][, to])` as a command whose options are the fields of `cls`.
 
-    The field `argument` becomes the positional argument, which may be given several times. `to` is the destination of
-    the result, which --format and --output choose.
+    The field `argument` becomes the positional argument, which may be given several times if the field takes several
+    values. `to` is the destination of the result, which --format and --output choose.
     """
 
     def register(body: Callable[..., None]) -> None:
-        name = body.__name__.removesuffix("_command")
+        name = body.__name__.removesuffix("_command").replace("_", "-")
 
         def command(context: typer.Context, **given: Any) -> None:
             where: dict[str, Any] = {key: given.pop(key) for key in ("store", "address") if key in given}
@@ -125,9 +125,9 @@ def _parameter(cls: type[Options], field: str, *, positional: bool) -> inspect.P
     """Return the command-line parameter of one field."""
     info = cls.model_fields[field]
     if positional:
-        return _keyword(
-            field, Annotated[list[Path], typer.Argument(help=option_help(cls, field))], inspect.Parameter.empty
-        )
+        several = str(info.annotation).startswith("tuple[")
+        given: Any = list[Path] if several else Path
+        return _keyword(field, Annotated[given, typer.Argument(help=option_help(cls, field))], inspect.Parameter.empty)
     kind = _cli_type(info.annotation)
     default = None if info.is_required() else info.get_default(call_default_factory=True)
     if isinstance(default, tuple):

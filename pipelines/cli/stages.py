@@ -13,7 +13,9 @@ from pipelines.config import (
     AssociateOptions,
     BaselineOptions,
     EncodeOptions,
+    ExportSAEOptions,
     ExtractOptions,
+    ImportSAEOptions,
     MatchOptions,
     SteerOptions,
     TrainOptions,
@@ -42,6 +44,25 @@ def train_command(options: TrainOptions, store: Path, address: str | None) -> No
     from pipelines.train import train_all
 
     print_results(train_all(options, store, address=address), store)
+
+
+@stage_command(commands, ImportSAEOptions, argument="folder")
+def import_sae_command(options: ImportSAEOptions, store: Path) -> None:
+    """Import an SAE, and print the result."""
+    from pipelines.exchange import import_sae
+    from pipelines.runtime.reports import print_results
+
+    print_results([import_sae(options, store)], store)
+
+
+@stage_command(commands, ExportSAEOptions, argument="folder")
+def export_sae_command(options: ExportSAEOptions, store: Path) -> None:
+    """Export an SAE, and print where it is."""
+    from pipelines.exchange import export_sae
+    from pipelines.runtime.reports import print_facts
+
+    result = export_sae(options, store)
+    print_facts({"sae": f"saes/{result.run}", "folder": result.path, **result.facts})
 
 
 @stage_command(commands, EncodeOptions)

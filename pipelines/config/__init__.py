@@ -9,6 +9,7 @@ from pathlib import Path
 from pipelines.config.associate import AssociateOptions
 from pipelines.config.compare import BaselineOptions, MatchOptions
 from pipelines.config.encode import EncodeOptions
+from pipelines.config.exchange import ExportSAEOptions, ImportSAEOptions
 from pipelines.config.extract import DataOptions, ExtractOptions, ForwardOptions
 from pipelines.config.options import ActorOptions, CellOptions, Options, check, option_help, parse_size
 from pipelines.config.recipe import PARENTS, Recipe, load_recipe, recipe_text
@@ -30,8 +31,10 @@ __all__ = [
     "CellOptions",
     "DataOptions",
     "EncodeOptions",
+    "ExportSAEOptions",
     "ExtractOptions",
     "ForwardOptions",
+    "ImportSAEOptions",
     "MatchOptions",
     "Options",
     "Recipe",

@@ -16,12 +16,14 @@ import pipelines
 from feature_store.errors import IntegrityError, StoreError
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
-from feature_store.storage.plans import SAEPlan
+from feature_store.storage.plans import SAEPlan, as_json
 from pipelines.inputs import load_model_location, load_source_location
 from pipelines.tracking.registry import DATASET_TAG, ModelVersion
 from pipelines.tracking.runs import RUN_TAG
 
 GIT_S = 10
+IMPORTED_TAG = "scsae.imported"
+"""The tag with what an SAE was imported from, as JSON."""
 
 
 @cache
@@ -59,6 +61,8 @@ def origin_tags(layout: Layout, run: commit.Run) -> dict[str, str]:
         "scsae.site": plan.site,
         **code_tags(),
     }
+    if plan.imported is not None:
+        tags[IMPORTED_TAG] = json.dumps(as_json(plan.imported))
     try:
         tags["scsae.dataset_manifest_sha256"] = commit.Run.open(layout.cells_dir(plan.dataset)).manifest().sha
     except StoreError as error:
@@ -97,6 +101,7 @@ def origin_of(layout: Layout, version: ModelVersion) -> dict[str, dict[str, Any]
             "manifest_sha256": tags.get("scsae.manifest_sha256"),
             "state": _state(layout.saes_dir(sae), tags.get("scsae.manifest_sha256")),
             "site": tags.get("scsae.site"),
+            "imported": tags.get(IMPORTED_TAG),
             "findings": tags.get("scsae.findings"),
         },
         "activations": {

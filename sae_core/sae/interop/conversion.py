@@ -7,6 +7,9 @@ the same function up to rounding. The conversion is computed in float64 and stor
     decoder row of length n                           W_dec / n, and W_enc, b_enc, theta, z times n
     gate W_gate x + b_gate > 0, magnitude exp(r_mag) W_gate x + b_mag
                                                       W_enc = exp(r_mag) W_gate, theta = b_mag - exp(r_mag) b_gate
+An autoencoder that saw c x instead of x in training has biases and thresholds in units of c x: b_enc, b_dec and theta
+are divided by c (`input_scale`); selection commutes with a positive factor.
+
 Scaling features by different factors changes which entries of a token are the k largest, so a topk autoencoder needs
 decoder rows of equal length, or has to rank entries times the length of their decoder row. Whatever has no exact
 counterpart here is an error.
@@ -17,6 +20,7 @@ only. Values of up to 65 and reconstructions agree to 2e-5 (float32), those writ
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -36,6 +40,7 @@ from sae_core.sae.objectives import Weights
 
 UNIT_TOLERANCE = 1e-5  # a length this close to 1 counts as 1; the difference is rounding in float32
 CONFIG_KEY = "scsae"  # key of the JSON that holds our own configuration
+ORIGIN_KEY = "scsae_origin"  # key of the JSON that holds our own `Origin`
 Tensors = Mapping[str, Tensor]
 
 
@@ -62,6 +67,41 @@ class TensorFormat:
     """Whether the format can hold these weights of its architecture."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """The model and the site whose activations an autoencoder reads, as its folder states them; None where it does not.
+
+    Raises:
+        ConfigError: a value is neither a text nor None.
+    """
+
+    model: str | None = None
+    site: str | None = None
+    """In the words of the library, such as "blocks.2.hook_resid_post"; in ours where the folder was written here."""
+    model_digest: str | None = None
+    """Digest of the model's weights; only a folder that was written here states it."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and not isinstance(value, str):
+                raise ConfigError(f"{name} = {value!r} is not allowed: a text, or nothing.")
+
+    def to_dict(self) -> dict[str, str]:
+        """What is stated, as JSON values."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+class ForeignSAE(NamedTuple):
+    """An autoencoder of another library, which takes raw activations here, and what its folder says about it."""
+
+    sae: SparseAutoencoder
+    k_is_stated: bool
+    """Whether the folder states k; where it does not, the configuration has k = 1."""
+    origin: Origin
+    input: str
+    """Why raw activations are what it takes, for people."""
+
+
 class StatedConfig(NamedTuple):
     """What a folder states about the configuration; None where it states nothing."""
 
@@ -69,6 +109,11 @@ class StatedConfig(NamedTuple):
     group_stops: Sequence[int] | None = None
     own: Any = None
     """Our own configuration, if the folder was written here."""
+
+    @property
+    def has_k(self) -> bool:
+        """Whether k is stated."""
+        return self.k is not None or self.own is not None
 
 
 def checked_tensors(folder: Path, tensors: Tensors, tensor_format: TensorFormat) -> dict[str, Tensor]:
@@ -106,6 +151,26 @@ def json_object(folder: Path, values: Mapping[str, Any], name: str) -> dict[str,
     if not isinstance(found, dict):
         raise unsupported(folder, name, found, "a JSON object")
     return found
+
+
+def own_origin(folder: Path, values: Mapping[str, Any]) -> Origin | None:
+    """The origin that a folder which was written here states; None for any other folder.
+
+    Raises:
+        CheckpointError: the entry is not what was written.
+    """
+    if ORIGIN_KEY not in values:
+        return None
+    found = json_object(folder, values, ORIGIN_KEY)
+    try:
+        return Origin(**found)
+    except (ConfigError, TypeError) as error:
+        raise CheckpointError(f"{folder} has an entry {ORIGIN_KEY!r} that cannot be read: {error}") from error
+
+
+def first_text(*values: object) -> str | None:
+    """The first value that is a text and not empty; None if there is none."""
+    return next((value for value in values if isinstance(value, str) and value), None)
 
 
 def flag(folder: Path, values: Mapping[str, Any], name: str, default: bool) -> bool:
@@ -178,18 +243,32 @@ def build_autoencoder(
     stated: StatedConfig,
     precision: torch.dtype = torch.float32,
     ranks_lengths: bool = False,
+    input_scale: float | None = None,
 ) -> SparseAutoencoder:
     """The autoencoder of weights whose input is not centred, with unit decoder rows and without gradients.
 
     `precision` is that of the stored decoder. `ranks_lengths` says that pre-activations are ranked, or compared with
-    theta, after multiplication by the length of their decoder row.
+    theta, after multiplication by the length of their decoder row. `input_scale` is the number by which activations
+    were multiplied before training (None: 1).
+
+    Raises:
+        ConfigError: `input_scale` is not a finite number > 0.
     """
+    unit = 1.0 if input_scale is None else input_scale
+    if not (math.isfinite(unit) and unit > 0):
+        raise ConfigError(f"input_scale = {unit!r} is not allowed: a finite number > 0.")
     config = _config(folder, arch, weights.W_dec, stated)
     per_token = architecture(arch).infer is architecture("topk").infer
     length = _lengths(folder, weights.W_dec, precision, one=per_token and not ranks_lengths)
     column = length.unsqueeze(1)
     theta = weights.theta if ranks_lengths else length * weights.theta
-    folded = Weights(column * weights.W_enc, weights.W_dec / column, length * weights.b_enc, weights.b_dec, theta)
+    folded = Weights(
+        column * weights.W_enc,
+        weights.W_dec / column,
+        length * weights.b_enc / unit,
+        weights.b_dec / unit,
+        theta / unit,
+    )
     sae = SparseAutoencoder(config)
     sae.load_state_dict(sae.state_dict() | {name: value.float() for name, value in folded._asdict().items()})
     return sae.requires_grad_(False)
@@ -242,6 +321,12 @@ def _config(folder: Path, arch: str, W_dec: Tensor, stated: StatedConfig) -> SAE
 def folded_weights(sae: SparseAutoencoder) -> Weights:
     """The folded weights in float64 on the CPU."""
     return Weights(*(weight.detach().double().cpu() for weight in sae.folded().weights))
+
+
+def own_entries(sae: SparseAutoencoder, origin: Origin | None) -> dict[str, Any]:
+    """The entries of the JSON from which a folder is read back as it was written."""
+    stated = {} if origin is None else origin.to_dict()
+    return {CONFIG_KEY: sae.config.to_dict(), **({ORIGIN_KEY: stated} if stated else {})}
 
 
 def as_float32(tensors: Tensors) -> dict[str, Tensor]:

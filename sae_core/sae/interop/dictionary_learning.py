@@ -25,6 +25,8 @@ from sae_core.sae.autoencoder import SparseAutoencoder
 from sae_core.sae.config import SAEConfig
 from sae_core.sae.interop.conversion import (
     CONFIG_KEY,
+    ForeignSAE,
+    Origin,
     StatedConfig,
     TensorFormat,
     Tensors,
@@ -32,6 +34,7 @@ from sae_core.sae.interop.conversion import (
     build_autoencoder,
     check_agreement,
     checked_tensors,
+    first_text,
     folded_weights,
     format_for,
     format_named,
@@ -39,6 +42,8 @@ from sae_core.sae.interop.conversion import (
     has_no_threshold,
     has_one_threshold,
     json_object,
+    own_entries,
+    own_origin,
     shift_b_enc,
     unsupported,
     whole_number,
@@ -154,8 +159,10 @@ FORMATS = {
 }
 
 
-def read_dictionary_learning(folder: str | Path) -> SparseAutoencoder:
+def read_dictionary_learning(folder: str | Path, *, input_scale: float | None = None) -> ForeignSAE:
     """The autoencoder in a folder of dictionary_learning; its configuration has k = 1 where it states no k.
+
+    `input_scale`: the number by which activations were multiplied before training, where the weights do not hold it.
 
     Raises:
         CheckpointError: the folder cannot be read, or something in it has no exact counterpart here.
@@ -180,27 +187,36 @@ def read_dictionary_learning(folder: str | Path) -> SparseAutoencoder:
     k = whole_number(folder, "k", trainer.get("k")) if tensor_format.states_k else None
     check_agreement(folder, k=(k, int(found["k"]) if "k" in found else k))
     sizes = found.get("group_sizes")
-    return build_autoencoder(
+    stated = StatedConfig(
+        k=k,
+        group_stops=None if sizes is None else [int(stop) for stop in sizes.cumsum(0)],
+        own=header.get(CONFIG_KEY),
+    )
+    sae = build_autoencoder(
         folder,
         shift_b_enc(weights, -1) if tensor_format.centred else weights,
         arch=tensor_format.arch,
-        stated=StatedConfig(
-            k=k,
-            group_stops=None if sizes is None else [int(stop) for stop in sizes.cumsum(0)],
-            own=header.get(CONFIG_KEY),
-        ),
+        stated=stated,
         precision=tensors["W_dec" if "W_dec" in tensors else "decoder.weight"].dtype,
+        input_scale=input_scale,
     )
+    origin = own_origin(folder, header) or _origin(trainer)
+    return ForeignSAE(sae, stated.has_k, origin, "dictionary_learning folds its factor into biases and threshold")
 
 
 def write_dictionary_learning(
-    sae: SparseAutoencoder, folder: str | Path, *, trainer: Mapping[str, Any] | None = None
+    sae: SparseAutoencoder,
+    folder: str | Path,
+    *,
+    origin: Origin | None = None,
+    trainer: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `sae`, folded, so that dictionary_learning computes the same codes and reconstructions.
 
     Each architecture is written as its counterpart if that can hold its thresholds (none for standard, one for
-    batchtopk and matryoshka), else as JumpReluAutoEncoder. `trainer` holds further entries of `trainer` in the JSON
-    (`layer`, `lm_name`). Our own configuration is written too, so that `read_dictionary_learning` restores it.
+    batchtopk and matryoshka), else as JumpReluAutoEncoder. Model and site of `origin` are its `lm_name` and
+    `submodule_name`; `trainer` holds further entries of `trainer` in the JSON. Our own configuration is written too, so
+    that `read_dictionary_learning` restores it.
     """
     weights, config = folded_weights(sae), sae.config
     name = format_for(FORMATS, config.arch, weights)
@@ -210,5 +226,13 @@ def write_dictionary_learning(
     tensors = as_float32(theirs(shift_b_enc(weights, +1) if tensor_format.centred else weights, config))
     data = io.BytesIO()
     torch.save(tensors, data)
-    header = {"trainer": {**(trainer or {}), "dict_class": name, **sizes}, CONFIG_KEY: config.to_dict()}
+    named = {} if origin is None else {"lm_name": origin.model, "submodule_name": origin.site}
+    header = {"trainer": {**named, **(trainer or {}), "dict_class": name, **sizes}, **own_entries(sae, origin)}
     write_files(Path(folder), WEIGHTS, data.getvalue(), HEADER, header)
+
+
+def _origin(trainer: Mapping[str, Any]) -> Origin:
+    """Model and site of a training; a layer without a submodule is the output of that layer."""
+    layer = trainer.get("layer")
+    of_layer = f"layer.{layer}" if isinstance(layer, int) and not isinstance(layer, bool) and layer >= 0 else None
+    return Origin(model=first_text(trainer.get("lm_name")), site=first_text(trainer.get("submodule_name"), of_layer))

@@ -9,9 +9,10 @@
 | batchtopk, matryoshka_batchtopk | the same | training checkpoints with one `topk_threshold`; not written |
 
 SAELens saves a finished BatchTopK as jumprelu. W_enc is [d_model feature] in the file. `apply_b_dec_to_input`, which is
-true where the JSON does not state it, subtracts b_dec from the input. Only `normalize_activations = none` is read:
-scaling each token by its own norm has no counterpart here, and a factor of the data set is not in the folder (SAELens
-folds it into the weights at the end of training). Before version 6 topk was an activation function of the standard
+true where the JSON does not state it, subtracts b_dec from the input. `normalize_activations = none` takes raw
+activations; a factor of the data set was folded into the weights at the end of training. Where the JSON still says
+`expected_average_only_in`, it was not, and the folder does not hold it: `input_scale` has to be given. Scaling each
+token by its own norm has no counterpart here. Before version 6 topk was an activation function of the standard
 architecture. `hook_z` folders take the concatenated heads, [token n_heads * d_head].
 """
 
@@ -23,10 +24,13 @@ import safetensors.torch
 import torch
 
 from sae_core.checkpoint_files import read_json, read_weights
+from sae_core.errors import UnknownScaleError
 from sae_core.sae.autoencoder import SparseAutoencoder
 from sae_core.sae.config import SAEConfig
 from sae_core.sae.interop.conversion import (
     CONFIG_KEY,
+    ForeignSAE,
+    Origin,
     StatedConfig,
     TensorFormat,
     Tensors,
@@ -34,6 +38,7 @@ from sae_core.sae.interop.conversion import (
     build_autoencoder,
     check_agreement,
     checked_tensors,
+    first_text,
     flag,
     folded_weights,
     format_for,
@@ -42,6 +47,8 @@ from sae_core.sae.interop.conversion import (
     has_no_threshold,
     is_whole_number,
     json_object,
+    own_entries,
+    own_origin,
     shift_b_enc,
     unsupported,
     whole_number,
@@ -50,6 +57,7 @@ from sae_core.sae.interop.conversion import (
 from sae_core.sae.objectives import Weights
 
 HEADER, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+SCALED = "expected_average_only_in"  # activations times sqrt(d_in) / their mean length, over the whole data set
 WRITTEN_VERSION = "6.0.0"  # the version whose format is written; SAELens takes a folder without one for an older
 _LINEAR = {"W_enc": "d_model feature", "W_dec": "feature d_model", "b_enc": "feature", "b_dec": "d_model"}
 
@@ -96,10 +104,13 @@ FORMATS = {
 }
 
 
-def read_saelens(folder: str | Path) -> SparseAutoencoder:
+def read_saelens(folder: str | Path, *, input_scale: float | None = None) -> ForeignSAE:
     """The autoencoder in a folder of SAELens; its configuration has k = 1 where it states no k.
 
+    `input_scale`: the number by which activations were multiplied before training, where the weights do not hold it.
+
     Raises:
+        UnknownScaleError: the folder states that there is such a number, and it was not given.
         CheckpointError: the folder cannot be read, or something in it has no exact counterpart here.
     """
     folder = Path(folder)
@@ -114,22 +125,39 @@ def read_saelens(folder: str | Path) -> SparseAutoencoder:
         )
     weights = tensor_format.to_weights(found)
     check_agreement(folder, d_in=(cfg.get("d_in"), len(weights.b_dec)), d_sae=(cfg.get("d_sae"), len(weights.b_enc)))
-    return build_autoencoder(
+    stated = _stated(folder, cfg, tensor_format, len(weights.b_enc))
+    scaled = cfg.get("normalize_activations") == SCALED
+    if scaled and input_scale is None:
+        raise UnknownScaleError(
+            f"{folder}: normalize_activations is {SCALED!r}: activations were multiplied by sqrt(d_in) / their mean "
+            "length before training, and the folder does not hold this number; give it as --input-scale "
+            "(input_scale)"
+        )
+    sae = build_autoencoder(
         folder,
         shift_b_enc(weights, -1) if flag(folder, cfg, "apply_b_dec_to_input", True) else weights,
         arch=tensor_format.arch,
-        stated=_stated(folder, cfg, tensor_format, len(weights.b_enc)),
+        stated=stated,
         precision=tensors["W_dec"].dtype,
         ranks_lengths=tensor_format.states_k and flag(folder, cfg, "rescale_acts_by_decoder_norm", False),
+        input_scale=input_scale,
     )
+    said = f"normalize_activations is {cfg.get('normalize_activations', 'not stated')!r}"
+    return ForeignSAE(sae, stated.has_k, _origin(folder, cfg), said)
 
 
-def write_saelens(sae: SparseAutoencoder, folder: str | Path, *, metadata: Mapping[str, Any] | None = None) -> None:
+def write_saelens(
+    sae: SparseAutoencoder,
+    folder: str | Path,
+    *,
+    origin: Origin | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
     """Write `sae`, folded, so that SAELens 6 computes the same codes and reconstructions from raw activations.
 
     topk and gated keep their architecture, as does standard without thresholds; all others become jumprelu, the form in
-    which SAELens itself saves BatchTopK. `metadata` holds further entries of SAELens (`model_name`, `hook_name`). Our
-    own configuration is written too, so that `read_saelens` restores it.
+    which SAELens itself saves BatchTopK. Model and site of `origin` are its `model_name` and `hook_name`; `metadata`
+    holds further entries of SAELens. Our own configuration is written too, so that `read_saelens` restores it.
     """
     weights = folded_weights(sae)
     name = format_for(FORMATS, sae.config.arch, weights)
@@ -148,7 +176,8 @@ def write_saelens(sae: SparseAutoencoder, folder: str | Path, *, metadata: Mappi
     if name == "topk":
         cfg |= {"k": sae.config.k, "rescale_acts_by_decoder_norm": False}
     versions = {"sae_lens_version": WRITTEN_VERSION, "sae_lens_training_version": None}
-    cfg["metadata"] = {**(metadata or {}), **versions, CONFIG_KEY: sae.config.to_dict()}
+    named = {} if origin is None else {"model_name": origin.model, "hook_name": origin.site}
+    cfg["metadata"] = {**named, **(metadata or {}), **versions, **own_entries(sae, origin)}
     data = safetensors.torch.save(as_float32(theirs(weights, sae.config)))
     write_files(Path(folder), WEIGHTS, data, HEADER, cfg)
 
@@ -178,7 +207,7 @@ def _current(folder: Path, tensors: Tensors) -> dict[str, torch.Tensor]:
 def _check_input(folder: Path, cfg: Mapping[str, Any]) -> None:
     """Raise a `CheckpointError` if activations or codes are changed by more than the five tensors."""
     allowed: dict[str, tuple[object, ...]] = {
-        "normalize_activations": ("none", None, False),
+        "normalize_activations": ("none", None, False, SCALED),
         "reshape_activations": ("none", "hook_z", None),
         "activation_fn": ("relu",),
     }
@@ -201,3 +230,12 @@ def _stated(folder: Path, cfg: Mapping[str, Any], tensor_format: TensorFormat, n
     details = json_object(folder, metadata, "training_architecture_details")
     target = details.get("k", details.get("target_l0"))
     return StatedConfig(k=int(target) if own is None and is_whole_number(target) else None, own=own)
+
+
+def _origin(folder: Path, cfg: Mapping[str, Any]) -> Origin:
+    """Model and site: in the metadata, before version 6 beside the other entries, where a site was a `hook_point`."""
+    metadata = json_object(folder, cfg, "metadata")
+    return own_origin(folder, metadata) or Origin(
+        model=first_text(metadata.get("model_name"), cfg.get("model_name")),
+        site=first_text(metadata.get("hook_name"), cfg.get("hook_name"), cfg.get("hook_point")),
+    )

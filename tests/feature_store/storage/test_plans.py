@@ -19,6 +19,7 @@ from feature_store.storage.plans import (
     CodesPlan,
     FusedForward,
     GeneSetFile,
+    ImportedSAE,
     Plan,
     SAEPlan,
     SteeringPlan,
@@ -133,6 +134,16 @@ def test_the_id_of_a_baseline_leaves_out_the_configuration_that_its_fit_gives_it
     assert before.id == after.id
     assert replace(after, baseline=replace(fit, k=3)).id != after.id
     assert (after.n_features, after.k, after.d_model, after.arch, after.seed) == (16, 2, 8, "batchtopk", 3)
+
+
+def test_the_id_of_an_imported_sae_leaves_out_the_k_that_is_measured() -> None:
+    source = ImportedSAE(format="saelens", sha256="ab", input_scale=None, model="m", site="layer.2", seed=3)
+    before = toy_plan(SAEPlan, imported=source)
+    after = replace(before, sae={"arch": "jumprelu", "d_model": 8, "n_features": 16, "k": 2})
+    assert before.id == after.id
+    assert (after.seed, after.k) == (3, 2)
+    ids = {replace(after, imported=changed).id for _, changed in variants(source)}
+    assert len({after.id, *ids}) == len(fields(source)) + 1
 
 
 def test_a_trained_sae_has_the_seed_of_its_training() -> None:

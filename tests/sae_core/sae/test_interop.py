@@ -10,17 +10,16 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from sae_core.errors import CheckpointError, ConfigError
+from sae_core import sae as core
+from sae_core.errors import CheckpointError, ConfigError, UnknownScaleError
 from sae_core.sae import (
     ARCHITECTURES,
     FOREIGN_FORMATS,
+    Origin,
     SAEConfig,
     SparseAutoencoder,
+    find_foreign,
     load_sae,
-    read_dictionary_learning,
-    read_foreign,
-    read_saelens,
-    read_sparsify,
     save_sae,
     write_dictionary_learning,
     write_saelens,
@@ -64,6 +63,22 @@ def dictionary_folder(folder: Path, tensors: Mapping[str, Any], dict_class: str,
     header = {"trainer": {"trainer_class": "Some", "dict_class": dict_class, **trainer}, "buffer": {"ctx_len": 128}}
     (folder / "config.json").write_text(json.dumps(header))
     return folder
+
+
+def read_saelens(folder: Path, **options: Any) -> SparseAutoencoder:
+    return core.read_saelens(folder, **options).sae
+
+
+def read_sparsify(folder: Path, **options: Any) -> SparseAutoencoder:
+    return core.read_sparsify(folder, **options).sae
+
+
+def read_dictionary_learning(folder: Path, **options: Any) -> SparseAutoencoder:
+    return core.read_dictionary_learning(folder, **options).sae
+
+
+def read_foreign(folder: Path, **options: Any) -> SparseAutoencoder:
+    return core.read_foreign(folder, **options).sae
 
 
 def codes(sae: SparseAutoencoder, *x: list[float]) -> list[list[float]]:
@@ -604,7 +619,7 @@ def test_our_configuration_in_a_foreign_folder_has_to_fit_what_is_beside_it(tmp_
 
 def test_a_folder_is_known_by_its_files_and_by_those_of_one_format_only(tmp_path):
     sae = made("topk")
-    with pytest.raises(CheckpointError, match=r"\[\].*saelens: cfg\.json"):
+    with pytest.raises(CheckpointError, match=r"nothing.*saelens: cfg\.json"):
         read_foreign(tmp_path)
     with pytest.raises(CheckpointError, match="absent"):
         read_foreign(tmp_path / "absent")
@@ -615,6 +630,141 @@ def test_a_folder_is_known_by_its_files_and_by_those_of_one_format_only(tmp_path
     write_saelens(sae, tmp_path / "two")
     with pytest.raises(CheckpointError, match="saelens and sparsify"):
         read_foreign(tmp_path / "two")
+
+
+def test_of_two_formats_in_one_folder_the_one_that_is_named_is_read(tmp_path):
+    write_sparsify(made("topk"), tmp_path)
+    write_saelens(made("topk"), tmp_path)
+    with pytest.raises(CheckpointError, match="--format saelens"):
+        find_foreign(tmp_path)
+    assert find_foreign(tmp_path, format="saelens").format == "saelens"
+    with pytest.raises(CheckpointError, match=r"dictionary_learning.*config\.json"):
+        find_foreign(tmp_path, format="dictionary_learning")
+    with pytest.raises(CheckpointError, match=r"'npz'.*saelens"):
+        find_foreign(tmp_path, format="npz")
+
+
+def test_one_autoencoder_below_a_folder_is_found_and_of_several_one_has_to_be_named(tmp_path):
+    write_sparsify(made("topk"), tmp_path / "run" / "layers.3")
+    (tmp_path / "run" / "config.json").write_text("{}")
+    assert find_foreign(tmp_path).folder == tmp_path / "run" / "layers.3"
+    write_saelens(made("gated"), tmp_path / "run" / "layers.4")
+    with pytest.raises(CheckpointError, match=r"2 autoencoders: run/layers\.3, run/layers\.4.*--pick run/layers\.3"):
+        find_foreign(tmp_path)
+    assert find_foreign(tmp_path, format="saelens").folder == tmp_path / "run" / "layers.4"
+    found = find_foreign(tmp_path, pick="run/layers.3")
+    assert (found.format, found.read().sae.config.arch) == ("sparsify", "topk")
+    for wrong in ("layers.3", "..", "run/layers.5"):
+        with pytest.raises(CheckpointError, match=r"--pick.*run/layers\.3, run/layers\.4"):
+            find_foreign(tmp_path, pick=wrong)
+
+
+def test_the_digest_of_a_folder_is_that_of_its_two_files(tmp_path):
+    write_saelens(made("gated"), tmp_path / "a")
+    write_saelens(made("gated"), tmp_path / "b")
+    (tmp_path / "b" / "README.md").write_text("more")
+    one, two = (find_foreign(tmp_path / name).sha256 for name in "ab")
+    assert one == two
+    (tmp_path / "b" / "cfg.json").write_text("{}")
+    assert find_foreign(tmp_path / "b").sha256 != one
+
+
+# what a folder says about model, site and scale
+
+
+@pytest.mark.parametrize("name", FOREIGN_FORMATS)
+def test_model_and_site_come_back_as_they_were_written(tmp_path, name):
+    origin = Origin(model="tiny", site="layer.2", model_digest="ab12")
+    FOREIGN_FORMATS[name].write(made("topk"), tmp_path, origin=origin)
+    assert core.read_foreign(tmp_path).origin == origin
+
+
+@pytest.mark.parametrize(
+    ("cfg", "site"),
+    [
+        ({"metadata": {"model_name": "m", "hook_name": "blocks.2.hook_resid_post"}}, "blocks.2.hook_resid_post"),
+        ({"model_name": "m", "hook_name": "blocks.2.hook_mlp_out"}, "blocks.2.hook_mlp_out"),
+        (
+            {"model_name": "m", "hook_point": "blocks.1.hook_resid_pre", "hook_point_layer": 1},
+            "blocks.1.hook_resid_pre",
+        ),
+        ({"model_name": "m"}, None),
+    ],
+)
+def test_saelens_names_model_and_site_in_every_version(tmp_path, cfg, site):
+    assert core.read_saelens(saelens_folder(tmp_path, ONES, **cfg)).origin == Origin(model="m", site=site)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "site"),
+    [
+        ({"layer": 3, "submodule_name": "resid_post_layer_3"}, "resid_post_layer_3"),
+        ({"layer": 3}, "layer.3"),
+        ({"layer": "3"}, None),
+        ({}, None),
+    ],
+)
+def test_dictionary_learning_names_a_submodule_or_a_layer(tmp_path, trainer, site):
+    folder = dictionary_folder(tmp_path, LINEAR | {"bias": [1, 1]}, "AutoEncoder", lm_name="m", **trainer)
+    assert core.read_dictionary_learning(folder).origin == Origin(model="m", site=site)
+
+
+@pytest.mark.parametrize(
+    ("name", "site"), [("layers.5.mlp", "layers.5.mlp"), ("h.3", "h.3"), ("mine", None), ("v2", None)]
+)
+def test_sparsify_names_the_folder_as_the_module(tmp_path, name, site):
+    folder = sparsify_folder(tmp_path / name, SPARSE, num_latents=3, k=2)
+    assert core.read_sparsify(folder).origin == Origin(site=site)
+
+
+@pytest.mark.parametrize("entry", ["text", {"modell": "m"}, {"model": 3}])
+def test_an_origin_that_was_not_written_here_is_refused(tmp_path, entry):
+    write_sparsify(made("topk"), tmp_path)
+    path = tmp_path / "cfg.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"scsae_origin": entry}))
+    with pytest.raises(CheckpointError, match="scsae_origin"):
+        core.read_foreign(tmp_path)
+
+
+def test_whether_k_is_stated_is_told(tmp_path):
+    assert not core.read_saelens(saelens_folder(tmp_path, ONES)).k_is_stated
+    assert core.read_saelens(
+        saelens_folder(tmp_path, ONES, metadata={"training_architecture_details": {"k": 2}})
+    ).k_is_stated
+    for name in ("saelens", "dictionary_learning"):
+        FOREIGN_FORMATS[name].write(made("jumprelu"), tmp_path / name)
+        assert core.read_foreign(tmp_path / name).k_is_stated
+    folder = dictionary_folder(tmp_path / "new", LINEAR | {"bias": [1, 1]}, "AutoEncoder")
+    assert not core.read_dictionary_learning(folder).k_is_stated
+
+
+SCALE = 2.5
+
+
+@pytest.mark.parametrize(
+    ("name", "arch"),
+    [("sparsify", "topk"), *((name, arch) for name in ("saelens", "dictionary_learning") for arch in ARCHITECTURES)],
+)
+def test_a_scale_of_the_input_is_folded_so_that_raw_activations_give_what_scaled_ones_gave(tmp_path, x, name, arch):
+    sae = made(arch, one_theta=True).folded()
+    FOREIGN_FORMATS[name].write(sae, tmp_path)
+    back = read_foreign(tmp_path, input_scale=SCALE)
+    scaled, raw = sae.encode(SCALE * x), back.encode(x)
+    assert torch.equal(scaled.col, raw.col)
+    assert torch.equal(scaled.crow, raw.crow)
+    assert torch.allclose(scaled.value / SCALE, raw.value, atol=5e-6)
+    assert torch.allclose(sae(SCALE * x) / SCALE, back(x), atol=5e-6)
+    with pytest.raises(ConfigError, match="input_scale"):
+        read_foreign(tmp_path, input_scale=0.0)
+
+
+def test_a_scale_that_saelens_did_not_keep_has_to_be_given(tmp_path):
+    folder = saelens_folder(tmp_path, ONES, normalize_activations="expected_average_only_in")
+    with pytest.raises(UnknownScaleError, match="--input-scale"):
+        read_saelens(folder)
+    # twice the activations: (6, 10), centred (5, 9), pre = (5, 8), x_hat = (10, 4) + (1, 1), and half of that
+    assert codes(read_saelens(folder, input_scale=2.0), [3, 5]) == [[5, 2]]
+    assert recon(read_saelens(folder, input_scale=2.0), [3, 5]) == [[5.5, 2.5]]
 
 
 # the libraries themselves, where they are installed

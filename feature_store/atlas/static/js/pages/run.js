@@ -12,7 +12,7 @@ export const title = () => "Run";
 export async function show(root) {
   const run = await json("run.json");
   root.append(h("h1", {}, `How this atlas was made: ${run.title}`),
-    h("div", { class: "grid run-grid" }, dataPanel(run.data), saePanel(run.sae), densityPanel(run.density, run.data), trainingPanel(run.training, run.sae)),
+    h("div", { class: "grid run-grid" }, dataPanel(run.data, run.sae), saePanel(run.sae), densityPanel(run.density, run.data), trainingPanel(run.training, run.sae)),
     provenancePanel(run));
   return {};
 }
@@ -26,7 +26,7 @@ function facts(entries) {
   return h("dl", { class: "run-facts" }, entries.filter(([, value]) => isKnown(value) && value !== "").map(([name, value, why]) => h("div", {}, h("dt", { title: why }, name), h("dd", {}, value))));
 }
 
-function dataPanel(data) {
+function dataPanel(data, sae) {
   if (data.missing) return panel("Data set", empty(data.missing, "No cells were read yet."));
   const kinds = [["n_cells", "cells"], ["donor", "donors"], ["batch", "batches"], ["cell_type", "cell types"]];
   const known = kinds.filter(([key]) => data.splits.at(-1)[key] > 0), drawnPanel = data.panel;
@@ -35,7 +35,7 @@ function dataPanel(data) {
     facts([["Name", data.dataset], ["Genes", count(data.n_genes)], ["Labels of cells", data.label_columns.map(words).join(", ")], ...(drawnPanel ? [["Cells", count(drawnPanel.n_cells)], ["Panel", `${count(drawnPanel.n_panel)} of ${count(drawnPanel.n_cells)} cells`, "The cells that have all their codes"]] : [])]),
     smallTable(["split", ...heads], data.splits.map((row) => [row.split, ...(drawnPanel ? [count(row.n_of_all)] : []), ...known.map(([key]) => count(row[key]))]), { numeric: heads.map((_, i) => i + 1), caption: drawnPanel ? "Cells of each split, those in the panel that have tokens, and how many donors, batches and types these are of" : "Cells of each split, and how many donors, batches and types they are of" }),
     drawnPanel ? h("p", { class: "quiet" }, `The panel was drawn at random${drawnPanel.drawn.strata.length ? ` inside strata of ${drawnPanel.drawn.strata.map(words).join(", ")}` : ""}, so that rare strata are in it too (seed ${drawnPanel.drawn.seed}). Associations, classes, maps and densities are of the panel. The cells and tokens with the largest codes of a feature, and the number of cells in which it fires, are of all cells; of a cell outside the panel the ${isKnown(drawnPanel.keep) ? `${count(drawnPanel.keep)} ` : ""}largest codes are kept.`) : null,
-    h("p", { class: "quiet" }, "The SAE was trained on train cells; thresholds and features are chosen on select cells; figures are of test cells.", data.splits.at(-1).donor ? "" : " No donor is known, so batches are used in place of donors."));
+    h("p", { class: "quiet" }, sae.imported ? "The SAE was imported, and the cells of its training are not known; features are chosen on select cells; figures are of test cells." : "The SAE was trained on train cells; thresholds and features are chosen on select cells; figures are of test cells.", data.splits.at(-1).donor ? "" : " No donor is known, so batches are used in place of donors."));
 }
 
 function saePanel(sae) {
@@ -46,6 +46,7 @@ function saePanel(sae) {
       ["Model", sae.model], ["Site", sae.site, "The activation that the SAE reads"], ["Architecture", sae.control ? `baseline: ${sae.control}` : shape.arch],
       ["Features", count(shape.n_features)], ["Width of the model", isKnown(shape.d_model) ? `${count(shape.d_model)}` : null], ["k", shape.k, "Active features per token, as configured"],
       ["Steps", isKnown(train.n_steps) ? `${count(train.n_steps)} of ${count(train.batch_size)} tokens` : null], ["Seed", isKnown(train.seed) ? String(train.seed) : null],
+      ["Imported from", sae.imported ? `${sae.imported.format}: ${[sae.imported.site, sae.imported.model].filter(Boolean).join(" of ") || "neither site nor model is named"}` : null, "The library that trained it, and what its files say"], ["Input", summary.imported?.input],
     ]),
     h("h3", {}, "Quality on held-out tokens"),
     facts([
@@ -54,9 +55,9 @@ function saePanel(sae) {
       ["Embedding recovered", isKnown(summary.select_recovery) ? `${percent(summary.select_recovery)} of what ablation takes away${summary.recovery_cells ? `, on ${count(summary.recovery_cells)} cells of select` : ""}` : summary.missing?.select_recovery ?? summary.recovery_skipped, "1 - MSE of the cells' embeddings with the reconstruction in place of the activations / the same with zeros"],
       ["Model's loss", isKnown(summary.select_loss_x_hat) ? `${fmt(summary.select_loss_whole)} as it is, ${fmt(summary.select_loss_x_hat)} with the reconstruction, ${fmt(summary.select_loss_ablated)} ablated` : null, "The model's own pretraining loss on hidden genes of these cells"],
       ["Dead features", isKnown(summary.select_dead_fraction) ? `${percent(summary.select_dead_fraction)} on select tokens` : null],
-      ["Threshold (theta)", isKnown(summary.theta) ? `${fmt(summary.theta)}, set on select` : null, "What a feature has to exceed to count as active, in units of the activations"],
+      ["Threshold (theta)", isKnown(summary.theta) ? `${fmt(summary.theta)}, ${sae.imported ? "as it was imported" : "set on select"}` : null, "What a feature has to exceed to count as active, in units of the activations"],
     ]),
-    (summary.findings ?? []).length ? [h("h3", {}, "Warnings of the training"), h("ul", {}, summary.findings.map((one) => h("li", {}, one.message ?? String(one))))] : null);
+    (summary.findings ?? []).length ? [h("h3", {}, sae.imported ? "Warnings of the import" : "Warnings of the training"), h("ul", {}, summary.findings.map((one) => h("li", {}, one.message ?? String(one))))] : null);
 }
 
 const CURVES = [
@@ -70,7 +71,7 @@ const CURVES = [
 function trainingPanel(training, sae) {
   if (training.missing) return panel("Training", empty(training.missing, "There is no SAE, so no training to show."));
   const xs = training.step ?? [];
-  if (!xs.length) return panel("Training", h("p", { class: "quiet" }, sae.control ? `A baseline (${sae.control}) is fitted without steps.` : "The training recorded no figures."));
+  if (!xs.length) return panel("Training", h("p", { class: "quiet" }, sae.imported ? "It was imported, and its training is not known here." : sae.control ? `A baseline (${sae.control}) is fitted without steps.` : "The training recorded no figures."));
   const drawn = CURVES.filter(([key]) => training[key]?.some(isKnown));
   return h("section", { class: "panel run-training", "aria-label": "Training" }, h("h2", {}, "Training"),
     h("div", { class: "run-curves" }, drawn.map(([key, name, why]) => h("figure", {},
