@@ -123,6 +123,14 @@ def tiny_model(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture
+def toy_plug_in(monkeypatch, tmp_path) -> None:
+    """The package `scsae-toy`, whose entry point is the family of `toy_family`."""
+    from plug_ins import install
+
+    install(monkeypatch, tmp_path / "site-packages", "scsae-toy", "0.3", toy="toy_family:FAMILY")
+
+
 @pytest.fixture(scope="session")
 def shards_here():
     """`do_shards` without Ray: every shard in this process, in order, as an actor would do it."""

@@ -10,11 +10,12 @@ may replace them. Nothing in this package knows of autoencoders or files of cell
 >>> x = model.activations(tokens, ["layer.2"])
 
 Each family has a module for its network, one for its tokenizer and one for its files; docs/how-to-add-a-model.md says
-how to add a family.
+how to add a family, here or from another package.
 """
 
 from sae_core.scfm.checkpoint import load_model
 from sae_core.scfm.coverage import Coverage
+from sae_core.scfm.families import Family
 from sae_core.scfm.foundation import CachedActivations, FoundationModel
 from sae_core.scfm.gene_names import likely_mismatch
 from sae_core.scfm.geneformer import Geneformer, GeneformerConfig
@@ -28,6 +29,7 @@ from sae_core.scfm.vocabulary import GeneMatch, Vocabulary
 __all__ = [
     "CachedActivations",
     "Coverage",
+    "Family",
     "FoundationModel",
     "GeneMatch",
     "Geneformer",

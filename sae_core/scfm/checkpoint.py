@@ -1,14 +1,13 @@
 """From a checkpoint folder to a model: `load_model` recognises the family of the folder and builds its model.
 
-Each family is one record of `FAMILIES`. The shipped `mini` model is an ordinary scGPT folder inside this package; its
-weights are stored as float16 and converted to float32 on loading.
+Each family is one record of `FAMILIES`; other packages add theirs (`sae_core.scfm.families`). The shipped `mini` model
+is an ordinary scGPT folder inside this package; its weights are stored as float16 and converted to float32 on loading.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -16,24 +15,10 @@ import torch
 from sae_core.checkpoint_files import read_json
 from sae_core.errors import CheckpointError, ConfigError
 from sae_core.scfm import geneformer_files, scfoundation_files, scgpt_files
+from sae_core.scfm.families import Family, plug_ins
 from sae_core.scfm.foundation import FoundationModel
 
 MINI = Path(__file__).parent / "mini"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """How a checkpoint folder of one family is recognised and read."""
-
-    name: str
-    files: str
-    """The files of a folder, for error messages."""
-    matches: Callable[[Path], bool]
-    """Whether a path is a folder of this family."""
-    load: Callable[..., FoundationModel]
-    """The model in a folder, given the options that the family takes; `load_model` adds name, dtype and device."""
-    options: frozenset[str] = frozenset()
-    """The options of `load_model` for this family alone."""
 
 
 def load_model(
@@ -75,12 +60,7 @@ def load_model(
         raise ConfigError(f"autocast was {autocast}; allowed: torch.bfloat16, torch.float16, None")
     folder = MINI if str(path) == "mini" else Path(path)
     _refuse_adapter_folder(folder)
-    family = next((family for family in FAMILIES if family.matches(folder)), None)
-    if family is None and not folder.is_dir():
-        raise CheckpointError(f"{folder} is not a folder; allowed: 'mini' or a checkpoint folder. {_known_folders()}")
-    if family is None:
-        held = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
-        raise CheckpointError(f"{folder} holds no checkpoint of a known family, but {held}. {_known_folders()}")
+    family = _family_of(folder)
     given = {"dictionaries": Path(dictionaries) if dictionaries else None, "part": part, "resolution": resolution}
     options = {name: value for name, value in given.items() if value is not None}
     if foreign := options.keys() - family.options:
@@ -101,6 +81,33 @@ def load_model(
     return model.to(device=device, dtype=dtype or torch.float32).eval().requires_grad_(False)
 
 
+def _family_of(folder: Path) -> Family:
+    """The family of a checkpoint folder: one of `FAMILIES`, else the one of another package that recognises it.
+
+    Raises:
+        CheckpointError: there is no such folder, or it is of no family, or of two of other packages.
+    """
+    family = next((one for one in FAMILIES if one.matches(folder)), None)
+    if family is not None:
+        return family
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{folder} is not a folder; allowed: 'mini' or a checkpoint folder. {_known_folders(FAMILIES)}"
+        )
+    found = plug_ins()
+    matching = [one for one in found.families if one.matches(folder)]
+    if len(matching) > 1:
+        names = " and ".join(one.name for one in matching)
+        raise CheckpointError(f"{folder} is recognised by the families {names}; uninstall the package that is wrong")
+    if not matching:
+        held = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
+        raise CheckpointError(
+            f"{folder} holds no checkpoint of a known family, but {held}. "
+            + "; ".join((_known_folders((*FAMILIES, *found.families)), *found.problems))
+        )
+    return matching[0]
+
+
 def _refuse_adapter_folder(folder: Path) -> None:
     path = folder / "adapter_config.json"
     if not path.is_file():
@@ -112,8 +119,8 @@ def _refuse_adapter_folder(folder: Path) -> None:
     )
 
 
-def _known_folders() -> str:
-    return "Known checkpoints: " + "; ".join(f"{family.name}: {family.files}" for family in FAMILIES)
+def _known_folders(families: Iterable[Family]) -> str:
+    return "Known checkpoints: " + "; ".join(f"{family.name}: {family.files}" for family in families)
 
 
 FAMILIES = (

@@ -44,7 +44,7 @@ class FoundationModel(nn.Module, ABC):
     """A single-cell foundation model: a vocabulary, a tokenizer, an input embedding and a stack of encoder blocks.
 
     Attributes:
-        family: kind of model: "scgpt", "geneformer" or "scfoundation".
+        family: kind of model: "scgpt", "geneformer", "scfoundation", or one of another package.
         name: name of the checkpoint folder.
         digest: sha256 of everything that determines the model's numbers.
         d_model: length of a token's vector.
