@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 POOR_FVU = 1.0
 """An SAE with this FVU or more reconstructs no better than the mean activation does."""
 MANY_DEAD = 0.9
-"""Share of the features of a useful SAE of which most may be silent: beyond it, it was made for other activations."""
+"""Share of silent features above which an SAE was most likely made for other activations."""
 
 
 @dataclass(frozen=True, kw_only=True)

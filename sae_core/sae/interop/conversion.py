@@ -169,8 +169,8 @@ def own_origin(folder: Path, values: Mapping[str, Any]) -> Origin | None:
 
 
 def first_text(*values: object) -> str | None:
-    """The first value that is a text and not empty; None if there is none."""
-    return next((value for value in values if isinstance(value, str) and value), None)
+    """The first value that is a text which can be printed and is not empty; None if there is none."""
+    return next((value for value in values if isinstance(value, str) and value and value.isprintable()), None)
 
 
 def flag(folder: Path, values: Mapping[str, Any], name: str, default: bool) -> bool:
