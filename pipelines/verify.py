@@ -4,12 +4,14 @@ A stage that is run again trusts markers and sizes, and hashes nothing. `verify`
 part in which it finds other bytes (`commit.Run.verify`), so that the command that it names computes that part again.
 """
 
+from contextlib import suppress
 from pathlib import Path
 
-from feature_store.errors import IntegrityError
+from feature_store.errors import IntegrityError, StoreError
 from feature_store.query.runs import resolve_any_run
 from feature_store.storage import commit, commits, filesystem
 from feature_store.storage.layout import LOCATIONS, Layout, RunInfo, tables_of
+from feature_store.storage.plans import SAEPlan
 from pipelines.inputs import data_problems, missing_files
 from pipelines.runtime.progress import stderr_console
 
@@ -31,7 +33,7 @@ def verify_run(run: str, store: Path) -> int:
         console.print(problem, style="red", soft_wrap=True)
     if damaged:
         n_problems = sum(map(len, problems.values()))
-        commands = ", ".join(dict.fromkeys(f"`{layout.command_for_table(table)}`" for table in damaged))
+        commands = ", ".join(dict.fromkeys(f"`{_command_for(layout, info, table)}`" for table in damaged))
         console.print(
             f"{run}: {n_problems} problems; run its stage again, with the options that it was run with, to repair it: "
             f"{commands}",
@@ -54,6 +56,16 @@ def forget_run(run: str, store: Path) -> None:
     layout = Layout(store)
     for table in commits.forget(layout, resolve_any_run(layout, run)):
         stderr_console().print(f"forgot {table}", soft_wrap=True)
+
+
+def _command_for(layout: Layout, info: RunInfo, table: Path) -> str:
+    """Return the command that makes a table again; an imported SAE is not trained."""
+    if info.kind == "saes" and table == info.path:
+        with suppress(StoreError):
+            plan = SAEPlan.of(commit.Run.open(table))
+            if plan.imported is not None:
+                return f"scsae import-sae FOLDER --activations {plan.activations} {layout.store_option}"
+    return layout.command_for_table(table)
 
 
 def _data_changed(layout: Layout, dataset: str) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from printed_commands import refusal
 
 import scsae
 from feature_store import FeatureStore
@@ -44,6 +45,7 @@ from pipelines.tracking import Tracking
 from pipelines.tracking.provenance import origin_of
 from pipelines.train import train
 from pipelines.training_loop import fit, held_out
+from pipelines.verify import verify_run
 from sae_core.errors import CheckpointError
 from sae_core.sae import SAEConfig, SparseAutoencoder, evaluate, load_sae, read_foreign, write_sparsify
 
@@ -239,6 +241,17 @@ def test_an_import_that_was_interrupted_ends_in_the_same_bytes(own, both, monkey
     assert stage.import_sae(options, own).done == 1
     again = commit.Run.open(folder_of(own, both.imported)).manifest().shards
     assert [marker.sha256 for marker in again] == [marker.sha256 for marker in original]
+
+
+def test_a_damaged_import_is_mended_by_the_command_that_verify_names(own, both, capsys):
+    file = folder_of(own, both.imported) / "sae.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + b"x")
+    assert verify_run(both.imported, own) == 1
+    named = re.search(r"`(scsae import-sae FOLDER .*?)`", capsys.readouterr().err)[1]
+    assert refusal(named) is None
+    import_sae(ImportSAEOptions(folder=both.theirs, activations=shlex.split(named)[4]), own)
+    assert file.read_bytes() == content
 
 
 def test_an_imported_sae_is_encoded_associated_matched_and_steered(own, both, monkeypatch):

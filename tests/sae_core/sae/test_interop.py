@@ -808,3 +808,73 @@ def test_dictionary_learning_itself_computes_the_same(tmp_path, x, arch, one_the
     theirs, _ = load(str(tmp_path), "cpu")
     z = theirs.encode(x)
     check_same(sae, x, z.detach(), theirs.decode(z).detach())
+
+
+# the reverse: what the libraries themselves write
+
+
+def randomised(theirs: Any, *, unit_decoder: bool = False) -> Any:
+    """Random weights instead of those of a start, thresholds above 0, and codes that are sparse."""
+    generator = torch.Generator().manual_seed(4)
+    for name, value in theirs.state_dict().items():
+        if value.is_floating_point():
+            drawn = torch.randn(value.shape, generator=generator) / 2
+            value.copy_(drawn.abs() if "threshold" in name else drawn)
+    if unit_decoder:
+        theirs.W_dec.data = torch.nn.functional.normalize(theirs.W_dec.data, dim=1)
+    return theirs
+
+
+def check_read(ours: SparseAutoencoder, x: Tensor, z: Tensor, x_hat: Tensor) -> None:
+    """The same features are active, and the reconstruction is the same; theirs may count a code in other units."""
+    assert torch.equal(ours.encode(x).to_dense() > 0, z > 0)
+    assert 0 < int((z > 0).sum()) < z.numel()
+    assert torch.allclose(ours(x), x_hat, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["Standard", "JumpReLU", "TopK", "Gated"])
+def test_what_saelens_itself_writes_is_read_as_it_computes(tmp_path, x, name):
+    lens = library("sae_lens")
+    more = {"k": K} if name == "TopK" else {}
+    config = getattr(lens, f"{name}SAEConfig")(d_in=D, d_sae=F, **more)
+    config.metadata.hook_name, config.metadata.model_name = "blocks.1.hook_resid_post", "m"
+    theirs = randomised(getattr(lens, f"{name}SAE")(config), unit_decoder=name == "TopK")
+    theirs.save_model(tmp_path)
+    found = core.read_foreign(tmp_path)
+    assert found.origin == Origin(model="m", site="blocks.1.hook_resid_post")
+    check_read(found.sae, x, theirs.encode(x).detach(), theirs(x).detach())
+
+
+def test_what_sparsify_itself_writes_is_read_as_it_computes(tmp_path, x):
+    sparse = library("sparsify")
+    theirs = randomised(sparse.SparseCoder(D, sparse.SparseCoderConfig(num_latents=F, k=K)), unit_decoder=True)
+    theirs.save_to_disk(tmp_path / "layers.1")
+    found = core.read_foreign(tmp_path)
+    assert found.origin == Origin(site="layers.1")
+    top = theirs.encode(x)
+    z = torch.zeros(N, F).scatter_(1, top.top_indices, top.top_acts.detach())
+    check_read(found.sae, x, z, z @ theirs.W_dec.detach() + theirs.b_dec.detach())
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("AutoEncoder", {}),
+        ("AutoEncoderNew", {}),
+        ("GatedAutoEncoder", {}),
+        ("JumpReluAutoEncoder", {}),
+        ("BatchTopKSAE", {"k": K}),
+        ("MatryoshkaBatchTopKSAE", {"k": K, "group_sizes": [5, 15]}),
+    ],
+)
+def test_what_dictionary_learning_itself_writes_is_read_as_it_computes(tmp_path, x, name, sizes):
+    place = {"BatchTopKSAE": "trainers.batch_top_k", "MatryoshkaBatchTopKSAE": "trainers.matryoshka_batch_top_k"}
+    module = library(f"dictionary_learning.{place.get(name, 'dictionary')}")
+    theirs = randomised(getattr(module, name)(D, F, **sizes))
+    torch.save(theirs.state_dict(), tmp_path / "ae.pt")
+    trainer = {"dict_class": name, "activation_dim": D, "dict_size": F, "lm_name": "m", "layer": 1, **sizes}
+    (tmp_path / "config.json").write_text(json.dumps({"trainer": trainer}))
+    found = core.read_foreign(tmp_path)
+    assert found.origin == Origin(model="m", site="layer.1")
+    z = theirs.encode(x)
+    check_read(found.sae, x, z.detach(), theirs.decode(z).detach())
