@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,7 +92,8 @@ def _load(family: Family, where: str, folder: Path, **options: Any) -> Foundatio
     return model
 
 
-def _package(point: EntryPoint) -> str:
+def _package(point: Any) -> str:
+    # careful: once importlib_metadata, the backport, is loaded, entry points are of its class
     return point.value if point.dist is None else f"{point.dist.name} {point.dist.version}"
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from toy_family import ToyModel, write_toy
 
-from sae_core.errors import CheckpointError
+from sae_core.errors import CheckpointError, ConfigError
 from sae_core.scfm import FoundationModel, Tokens, load_model
 from scsae.testing.conformance import ModelConformance, random_counts, tokens_of
 
@@ -89,12 +89,23 @@ class TestPlugIn(ModelConformance):
         return write_toy(tmp_path / "toy")
 
 
-class TestPlugInWithoutHead(TestPlugIn):
+class WithoutHead(ModelConformance):
     has_pretraining_head = False
 
-    @pytest.fixture
-    def checkpoint(self, tmp_path: Path, toy_plug_in: None) -> Path:
-        return write_toy(tmp_path / "toy", head=False)
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "test_without_a_pretraining_head_its_loss_and_its_predictions_are_refused",
+        "test_a_patch_that_changes_nothing_is_bitwise_the_unpatched_run",
+    ],
+)
+def test_a_model_without_a_pretraining_head_may_say_so(tmp_path: Path, toy_plug_in: None, test: str) -> None:
+    model = load_model(write_toy(tmp_path / "toy", head=False))
+    tokens = tokens_of(model, random_counts(len(SYMBOLS)), SYMBOLS)
+    getattr(WithoutHead(), test)(model, tokens)
+    with pytest.raises(ConfigError, match="no weights of the head"):
+        ModelConformance().test_a_patch_changes_the_pretraining_loss(model, tokens)
 
 
 class Broken:
