@@ -206,7 +206,7 @@ class ModelConformance:
             assert embedded[:EMPTY_CELL].isfinite().all()
 
     def test_data_of_empty_cells_only_run_through(self, model: FoundationModel, symbols: list[str]) -> None:
-        tokens = tokens_of(model, sp.csr_matrix((3, len(symbols)), dtype=np.float32), symbols)
+        tokens = tokens_of(model, sp.csr_matrix(np.zeros((3, len(symbols)), dtype=np.float32)), symbols)
         assert tokens.n_tokens == 0
         assert model.embed(tokens).isnan().all()
         assert model.activations(tokens, ["layer.0"])[Site.parse("layer.0")].shape == (0, model.d_model)
