@@ -8,7 +8,8 @@ Files become a `Source` (`open_source`), which gives the rows of the matrix, obs
 tables `cells` and `genes` (`write_cells`) and the expression by gene (`write_expression_part`). Everything that other
 rooms need is exported here, on first use; its modules are imported by nobody else.
 
-source, anndata_file       a data set of one or more files; one file
+source                     a data set of one or more files
+files                      the formats of files, each behind the same questions
 file_digests               the sha256 of a file, and how a file is known not to have changed
 changes                    what changed in the files of a data set
 matrices, value_kinds      ranges of rows of a matrix on disk; whether its values are counts or log-normalised

@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from feature_store.cells.anndata_file import names_with_closest
 from feature_store.cells.canonical import canonical_text
 from feature_store.cells.cell_digests import known_splits, same_cells
 from feature_store.cells.factors import Factor, factorize
+from feature_store.cells.files.cell_file import names_with_closest
 from feature_store.cells.gene_table import MakeTables, matrix_tables, shard_cells, stored_tables, write_digests
 from feature_store.cells.label_columns import LabelKind, read_groups
 from feature_store.cells.panel import PANEL_CELLS, draw_panel

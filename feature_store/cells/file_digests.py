@@ -16,7 +16,7 @@ HASH_BLOCK_BYTES = 1 << 22
 
 
 class FileState(NamedTuple):
-    """The state of a file; of a zarr folder the sums over its files."""
+    """The state of a file; of a folder, or of several files, the sums over the files."""
 
     size_bytes: int
     mtime_ns: int
@@ -36,9 +36,12 @@ def no_known_digest(_path: Path, _state: FileState) -> None:
     return
 
 
-def file_state(path: Path) -> FileState:
-    """The state of a file or of a zarr folder, by one pass over its entries."""
-    found = [path.stat()] if path.is_file() else list(_stats_below(path))
+def file_state(content: Path | tuple[Path, ...]) -> FileState:
+    """The state of a file, of a folder, by one pass over its entries, or of several files together."""
+    if isinstance(content, tuple):
+        found = [path.stat() for path in content]
+    else:
+        found = [content.stat()] if content.is_file() else list(_stats_below(content))
     return FileState(
         size_bytes=sum(one.st_size for one in found),
         mtime_ns=sum(one.st_mtime_ns for one in found),
@@ -47,13 +50,20 @@ def file_state(path: Path) -> FileState:
     )
 
 
-def file_digest(path: Path, on_bytes: Callable[[int], None]) -> str:
-    """Sha256 of a file, or of the names and hashes of a zarr folder's files; `on_bytes` gets the size of each block."""
-    if path.is_file():
-        return _sha256(path, on_bytes)
+def file_digest(content: Path | tuple[Path, ...], on_bytes: Callable[[int], None]) -> str:
+    """Sha256 of a file, or of the names and hashes of a folder's files or of several files; `on_bytes` gets the size of
+    each block.
+    """
+    if isinstance(content, tuple):
+        parts = [(path.name, path) for path in content]
+    elif content.is_file():
+        return _sha256(content, on_bytes)
+    else:
+        inside = sorted(file for file in content.rglob("*") if file.is_file())
+        parts = [(path.relative_to(content).as_posix(), path) for path in inside]
     total = hashlib.sha256()
-    for part in sorted(file for file in path.rglob("*") if file.is_file()):
-        total.update(f"{part.relative_to(path).as_posix()}:{_sha256(part, on_bytes)}\n".encode())
+    for name, path in parts:
+        total.update(f"{name}:{_sha256(path, on_bytes)}\n".encode())
     return total.hexdigest()
 
 

@@ -43,16 +43,16 @@ class RowMatrix(Protocol):
         """Rows [start, stop)."""
 
 
-class _SparseRows:
-    def __init__(self, group: Any, where: str) -> None:
-        missing = [name for name in ("indptr", "indices", "data") if name not in group]
-        missing += [] if "shape" in group.attrs else ["shape"]
-        if missing:
-            raise InputError(f"{where} has no {' and no '.join(missing)}; {_COPY_AGAIN}")
-        n_rows, n_columns = (int(n) for n in group.attrs["shape"])
-        self.shape = (n_rows, n_columns)
+class SparseRows:
+    """A sparse matrix stored by row, of arrays on disk: indptr [n_rows + 1], indices and data [n_values].
+
+    InputError if they do not fit together, or if values are missing.
+    """
+
+    def __init__(self, indptr: Any, indices: Any, data: Any, *, shape: tuple[int, int], where: str) -> None:
+        n_rows, _ = self.shape = shape
         self._where = where
-        self._indptr, self._indices, self._data = group["indptr"], group["indices"], group["data"]
+        self._indptr, self._indices, self._data = indptr, indices, data
         if self._indptr.shape != (n_rows + 1,) or self._indices.shape != self._data.shape:
             raise InputError(
                 f"{where} is not a CSR matrix: its shape is {self.shape}, but indptr has {self._indptr.shape}, indices "
@@ -66,6 +66,7 @@ class _SparseRows:
             raise self._bad_indptr(0, n_rows)
 
     def read(self, start: int, stop: int) -> CSRRows:
+        """Rows [start, stop), with ascending columns."""
         with _reading(self._where, start, stop):
             indptr = np.asarray(self._indptr[start : stop + 1]).astype(np.int64)
         low, high = int(indptr[0]), int(indptr[-1])
@@ -124,7 +125,8 @@ def open_matrix(node: Any, name: str, path: str) -> RowMatrix:
         return _DenseRows(node, where)
     encoding = node.attrs.get("encoding-type")
     if encoding == "csr_matrix":
-        return _SparseRows(node, where)
+        indptr, indices, data, shape = _parts_of_sparse(node, where)
+        return SparseRows(indptr, indices, data, shape=shape, where=where)
     if encoding == "csc_matrix":
         raise InputError(
             f"{where} is stored by column (CSC), so cells cannot be read from it; convert it once: "
@@ -134,6 +136,16 @@ def open_matrix(node: Any, name: str, path: str) -> RowMatrix:
         f"{where} has encoding {encoding!r}, but only csr_matrix and dense arrays can be read; write the file again "
         "with a current anndata"
     )
+
+
+def _parts_of_sparse(group: Any, where: str) -> tuple[Any, Any, Any, tuple[int, int]]:
+    """The arrays indptr, indices and data of a sparse matrix, and its shape."""
+    missing = [name for name in ("indptr", "indices", "data") if name not in group]
+    missing += [] if "shape" in group.attrs else ["shape"]
+    if missing:
+        raise InputError(f"{where} has no {' and no '.join(missing)}; {_COPY_AGAIN}")
+    n_rows, n_columns = (int(n) for n in group.attrs["shape"])
+    return group["indptr"], group["indices"], group["data"], (n_rows, n_columns)
 
 
 def concat_rows(parts: Sequence[CSRRows]) -> CSRRows:

@@ -1,6 +1,6 @@
-"""An opened data set: one AnnData file, or several as one.
+"""An opened data set: one file of any format, or several as one.
 
-Files are opened, never loaded (`anndata_file`), so memory does not grow with the number of values. Several files are
+Files are opened, never loaded (`files`), so memory does not grow with the number of values. Several files are
 one data set: its cells follow each other in the order of the files, and its genes are the union of theirs. The digest
 of the content is one pass over the bytes (about 1.5 GB/s), unless it is known (`file_digests`).
 """
@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from feature_store.cells.anndata_file import AnnDataFile, open_file
 from feature_store.cells.annotations import check_alike, join_genes, join_obs
 from feature_store.cells.file_digests import FileState, KnownDigest, file_digest, file_state, no_known_digest
+from feature_store.cells.files.cell_file import CellFile
+from feature_store.cells.files.recognise import FORMATS, open_file
 from feature_store.cells.matrices import CSRRows, concat_rows, select_rows, sort_rows
 from feature_store.cells.value_kinds import USABLE
 from feature_store.errors import InputError
@@ -29,6 +30,13 @@ GAP_ROWS = 64
 OBS_CELLS = 1 << 17
 """Cells of a range in which obs is read."""
 SOME_NUMBERS = 64
+CELL_RANGER_NAMES = frozenset(
+    f"{kind}_{matrix}{suffix}"
+    for kind in ("filtered", "raw", "sample_filtered", "sample_raw")
+    for matrix in ("feature_bc_matrix", "gene_bc_matrices", "gene_bc_matrices_h5")
+    for suffix in ("", ".h5")
+) | {"outs", "count", "matrix.mtx", "matrix.mtx.gz"}
+"""Names of files and folders that are the same in every sample."""
 Progress = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
 """Shows the progress of a pass over the data: `with progress(title, total, unit) as update`, where `update(n)` says
 that n units are done."""
@@ -44,10 +52,13 @@ class Source:
     """An opened data set, made by `open_source`. It is a context manager and cannot be passed between processes.
 
     Attributes:
-        paths: its files (or zarr folders); their order determines the order of cells and genes.
-        matrix: the matrix in use, "X", "raw" or "layers/NAME"; one for each file, comma-separated, if they differ.
+        paths: its files (or folders); their order determines the order of cells and genes.
+        matrix: the matrix in use, such as "X", "raw" or "layers/NAME"; one for each file, comma-separated, if they
+            differ.
         value_kind: "counts" or "lognorm", the same in every file.
         choices: for each file the matrix that was taken, why, and what was passed over.
+        formats: the format of each file, in words.
+        ignored: for each file what else of it is not read, in words.
         left_out: number of features of the files that are no genes, by their type; the matrix does not hold them.
         n_cells, n_genes: numbers of cells of all files and of genes in the union.
         n_genes_in_all: number of genes that every file has; a cell has 0 of a gene that its file lacks.
@@ -58,7 +69,7 @@ class Source:
 
     def __init__(
         self,
-        files: Sequence[AnnDataFile],
+        files: Sequence[CellFile],
         *,
         progress: Progress = no_progress,
         known_digest: KnownDigest = no_known_digest,
@@ -68,6 +79,8 @@ class Source:
         self.matrix = matrices[0] if len(set(matrices)) == 1 else ",".join(matrices)
         self.value_kind = files[0].value_kind
         self.choices = tuple(file.choice for file in files)
+        self.formats = tuple(file.format for file in files)
+        self.ignored = tuple(tuple(file.ignored) for file in files)
         self.left_out = dict(sum((Counter(file.left_out) for file in files), Counter[str]()))
         self.progress = progress
         self._known_digest = known_digest
@@ -118,7 +131,8 @@ class Source:
     @cached_property
     def _hashed(self) -> list[tuple[FileState, str]]:
         # careful: the state is taken before the hash, so that a change in between is seen the next time
-        states = [file_state(path) for path in self.paths]
+        contents = [file.content for file in self._files]
+        states = [file_state(content) for content in contents]
         known = [self._known_digest(path, state) for path, state in zip(self.paths, states, strict=True)]
         n_bytes = sum(state.size_bytes for state, digest in zip(states, known, strict=True) if digest is None)
         read = 0
@@ -130,7 +144,7 @@ class Source:
 
         if None in known:
             with self.progress("hash", n_bytes // 1_000_000, "MB") as update:
-                known = [one or file_digest(path, on_bytes) for path, one in zip(self.paths, known, strict=True)]
+                known = [one or file_digest(content, on_bytes) for content, one in zip(contents, known, strict=True)]
         digests = [one for one in known if one is not None]
         for i, one in enumerate(digests):
             if one in digests[:i]:
@@ -239,7 +253,7 @@ class Source:
         return sort_rows(rows._replace(indices=self._columns[i][rows.indices]), where=str(self.paths[i]))
 
 
-def _different_values(file: AnnDataFile, name: str) -> pl.Series:
+def _different_values(file: CellFile, name: str) -> pl.Series:
     """The different values of an obs column in the order of their appearance; of numbers, not all where there are many.
 
     Numbers differ from what is no number by any one of them.
@@ -261,19 +275,19 @@ def open_source(
     progress: Progress = no_progress,
     known_digest: KnownDigest = no_known_digest,
 ) -> Source:
-    """Open an .h5ad file or an AnnData .zarr folder, or several as one data set.
+    """Open a file or folder of cells (`files`), or several as one data set.
 
-    `matrix` is "X", "raw" or "layers/NAME" in every file, or one for each, comma-separated; None chooses in each file
-    the best matrix of a kind that all files have (`matrix_choice`). `progress` shows the long passes; a file is hashed
-    unless `known_digest` has its digest. InputError as from `open_file`, for a file given twice, files of counts and of
-    log-normalised values together, and files without a gene in common.
+    `matrix` is a matrix of every file, such as "X", "raw" or "layers/NAME", or one for each, comma-separated; None
+    chooses in each file the best matrix of a kind that all files have (`matrix_choice`). `progress` shows the long
+    passes; a file is hashed unless `known_digest` has its digest. InputError as from `open_file`, for a file given
+    twice, files of counts and of log-normalised values together, and files without a gene in common.
     """
     files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     for i, path in enumerate(files):
         if path.resolve() in {other.resolve() for other in files[:i]}:
             raise InputError(f"{path} was given twice, so its cells would count twice; give each file once")
     if not files:
-        raise InputError("no file was given; give an .h5ad file or an AnnData .zarr folder")
+        raise InputError(f"no file was given; give {FORMATS}")
     named = [matrix] * len(files) if matrix is None or len(files) == 1 else matrix.split(",")
     named = named * len(files) if len(named) == 1 else named
     if len(named) != len(files):
@@ -301,7 +315,7 @@ def _runs(cells: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
             start = stop
 
 
-def _use_one_kind(files: Sequence[AnnDataFile]) -> bool:
+def _use_one_kind(files: Sequence[CellFile]) -> bool:
     """Take in every file a matrix of the same kind, counts if every file has them; False if there is no such kind."""
     for kind in USABLE:
         if all(any(one.kind == kind for one in file.candidates) for file in files):
@@ -310,7 +324,20 @@ def _use_one_kind(files: Sequence[AnnDataFile]) -> bool:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """The files' names, with as many parent folders as make them unique, so that a run does not depend on its path."""
+    """The files' names, with as many parent folders as make them unique, so that a run does not depend on its path.
+
+    What Cell Ranger calls its files and folders names no sample: `s1/outs/filtered_feature_bc_matrix.h5` is `s1`.
+    """
     parts = [path.absolute().parts for path in paths]
+    samples = [_sample(part) for part in parts]
+    parts = samples if len(set(samples)) == len(parts) else parts
     depth = next(n for n in range(1, max(map(len, parts)) + 1) if len({part[-n:] for part in parts}) == len(parts))
     return ["/".join(part[-depth:]) for part in parts]
+
+
+def _sample(parts: tuple[str, ...]) -> tuple[str, ...]:
+    """The parts of a path up to the sample: without the names that Cell Ranger gives in every sample."""
+    n = len(parts)
+    while n > 1 and parts[n - 1] in CELL_RANGER_NAMES:
+        n -= 1
+    return parts[:n]

@@ -6,45 +6,35 @@ holds is told from sampled rows and checked again on every row that is read (`va
 are left out (`feature_types`). Format: anndata on-disk specification 0.1.0 and 0.2.0. Opening costs .05-.4 s.
 """
 
-import difflib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import h5py
 import polars as pl
 
 from feature_store.cells.annotations import ObsColumn, gene_names, obs_column, obs_series, string_column
 from feature_store.cells.feature_types import GeneColumns, GeneFeatures, gene_features
+from feature_store.cells.files.cell_file import Content, names_with_closest, reading
 from feature_store.cells.matrices import CSRRows, RowMatrix, open_matrix
 from feature_store.cells.matrix_choice import Candidate, MatrixChoice, choose_matrix, named_matrix
 from feature_store.cells.value_kinds import check_rows, values_of
 from feature_store.errors import InputError
-from feature_store.storage.data_files import refuse_other_than_hdf5, refuse_unfetched, refuse_unfetched_below
 
 COLUMNWISE = "0.2.0"
 """The version of obs on disk whose columns can be read one by one; an older obs is read whole."""
 
 
 class AnnDataFile:
-    """An opened .h5ad file or AnnData .zarr folder; made by `open_file`. It cannot be passed between processes.
+    """An opened .h5ad file or AnnData .zarr folder: see `CellFile`. Its matrices are "X", "raw" and "layers/NAME"."""
 
-    Attributes:
-        path: the file or zarr folder.
-        candidates: the matrices of the file that were looked at, and what they hold.
-        choice: the matrix in use, why it was taken, and what was passed over.
-        matrix: its name, "X", "raw" or "layers/NAME".
-        value_kind: "counts" or "lognorm".
-        n_cells, n_genes: shape of that matrix, of which the columns are genes alone.
-        left_out: number of features that are no genes, by their type.
-        gene_symbols: symbol of each gene [n_genes]; the var name where there is no symbol.
-        ensembl_ids: Ensembl id of each gene without version, "" where unknown; None if the file has none.
-    """
+    ignored: Sequence[str] = ()
 
     def __init__(self, path: Path, file: Any, *, matrix: str | None = None) -> None:
         self.path = path
+        self.content: Content = path
+        self.format = "AnnData .zarr" if path.is_dir() else "AnnData .h5ad"
         self._file = file
         self._vars: dict[str, tuple[Any, GeneFeatures]] = {}
         names = _matrix_names(file)
@@ -191,64 +181,6 @@ class AnnDataFile:
             )
 
 
-def open_file(path: Path, *, matrix: str | None = None) -> AnnDataFile:
-    """Open an .h5ad file or an AnnData .zarr folder.
-
-    `matrix` is "X", "raw" or "layers/NAME"; None takes the best (`matrix_choice`). InputError for a missing or damaged
-    file, one that is not an AnnData, an empty matrix, and one without a matrix of counts or of log-normalised values
-    (the message lists what every matrix of the file holds).
-    """
-    file = _open(path)
-    missing = [name for name in ("obs", "var") if name not in file]
-    if "mod" in file and "X" not in file:
-        modalities = ", ".join(file["mod"])
-        command = f"import mudata; mudata.read({str(path)!r})['rna'].write_h5ad('rna.h5ad')"
-        raise InputError(f'{path} is a MuData with {modalities}; write its RNA alone: python -c "{command}"')
-    if missing:
-        raise InputError(
-            f"{path} is not an AnnData: it has no {' and no '.join(missing)}; it has {', '.join(file) or 'nothing'}; "
-            "give an .h5ad file or an AnnData .zarr folder"
-        )
-    try:
-        return AnnDataFile(path, file, matrix=matrix)
-    except InputError:
-        if hasattr(file, "close"):
-            file.close()
-        if path.is_dir():
-            refuse_unfetched_below(path)
-        raise
-
-
-def names_with_closest(name: str, names: Iterable[str]) -> str:
-    """The existing names, for an error message, and the one closest to the unknown `name`."""
-    names = list(names)
-    closest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return (", ".join(names) or "none") + (f"; did you mean {closest[0]!r}?" if closest else "")
-
-
-def _open(path: Path) -> Any:
-    if not path.exists():
-        beside = sorted(file.name for file in path.parent.glob("*.h5ad")) if path.parent.is_dir() else []
-        raise InputError(f"there is no file {path}; its folder has {names_with_closest(path.name, beside)}")
-    if path.is_dir():
-        if not any((path / name).exists() for name in ("zarr.json", ".zgroup")):
-            raise InputError(f"{path} is a folder but not a zarr group; give an .h5ad file or an AnnData .zarr folder")
-        import zarr
-
-        for name in ("zarr.json", ".zgroup"):
-            if (path / name).is_file():
-                refuse_unfetched(path / name)
-        try:
-            return zarr.open_group(path, mode="r")
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise InputError(f"{path} is not a zarr group, or is damaged ({error}); copy the folder again") from error
-    refuse_other_than_hdf5(path)
-    try:
-        return h5py.File(path, "r", locking="best-effort")
-    except OSError as error:
-        raise InputError(f"{path} is not an HDF5 file, or is damaged ({error}); give an .h5ad file") from error
-
-
 def _matrix_names(file: Any) -> list[str]:
     names = ["X"] if _is_there(file, "X") else []
     names += [f"layers/{name}" for name in file["layers"]] if "layers" in file else []
@@ -265,10 +197,5 @@ def _read(node: Any) -> Any:
     return anndata.io.read_elem(node)
 
 
-@contextmanager
-def _reading(path: Path, what: str) -> Iterator[None]:
-    """Turn an error of the reader into one that names the part and the file."""
-    try:
-        yield
-    except (KeyError, ValueError, OSError, TypeError, RuntimeError, AttributeError, pl.exceptions.PolarsError) as error:
-        raise InputError(f"{what} of {path} cannot be read ({error}); write the file again with anndata") from error
+def _reading(path: Path, what: str) -> AbstractContextManager[None]:
+    return reading(path, what, "write the file again with anndata")

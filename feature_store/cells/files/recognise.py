@@ -1,0 +1,84 @@
+"""Which format a path has, told by its content: a name says nothing about a download that was renamed."""
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from feature_store.cells.files.anndata_file import AnnDataFile
+from feature_store.cells.files.cell_file import CellFile, names_with_closest
+from feature_store.cells.files.tenx_h5 import matrices_of_tenx, open_tenx_h5
+from feature_store.errors import InputError
+from feature_store.storage.data_files import refuse_other_than_hdf5, refuse_unfetched, refuse_unfetched_below
+
+FORMATS = "an .h5ad file, an AnnData .zarr folder or a 10x .h5 file"
+_ZARR_FILES = ("zarr.json", ".zgroup")
+
+
+def open_file(path: Path, *, matrix: str | None = None) -> CellFile:
+    """Open a file or folder of cells.
+
+    `matrix` is a matrix of it, "X", "raw" or "layers/NAME" of an AnnData; None takes the best (`matrix_choice`).
+    InputError for a missing or damaged file, one of no known format, an empty matrix, and one without a matrix of
+    counts or of log-normalised values (the message lists what every matrix of the file holds).
+    """
+    if not path.exists():
+        beside = sorted(file.name for file in path.parent.iterdir()) if path.parent.is_dir() else []
+        beside = [name for name in beside if name.endswith((".h5ad", ".h5", ".zarr"))]
+        raise InputError(f"there is no file {path}; its folder has {names_with_closest(path.name, beside)}")
+    return _open_folder(path, matrix) if path.is_dir() else _open_hdf5(path, matrix)
+
+
+def _open_folder(path: Path, matrix: str | None) -> CellFile:
+    if not any((path / name).exists() for name in _ZARR_FILES):
+        raise InputError(f"{path} is a folder but not a zarr group; give {FORMATS}")
+    return _of_anndata(path, zarr_group(path), matrix)
+
+
+def _open_hdf5(path: Path, matrix: str | None) -> CellFile:
+    refuse_other_than_hdf5(path)
+    try:
+        file = h5py.File(path, "r", locking="best-effort")
+    except OSError as error:
+        raise InputError(f"{path} is not an HDF5 file, or is damaged ({error}); give an .h5ad file") from error
+    if matrices_of_tenx(file):
+        try:
+            return open_tenx_h5(path, file, matrix=matrix)
+        except InputError:
+            file.close()
+            raise
+    return _of_anndata(path, file, matrix)
+
+
+def zarr_group(path: Path) -> Any:
+    """The zarr group in a folder. InputError for one that is damaged or was never fetched."""
+    import zarr
+
+    for name in _ZARR_FILES:
+        if (path / name).is_file():
+            refuse_unfetched(path / name)
+    try:
+        return zarr.open_group(path, mode="r")
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise InputError(f"{path} is not a zarr group, or is damaged ({error}); copy the folder again") from error
+
+
+def _of_anndata(path: Path, file: Any, matrix: str | None) -> AnnDataFile:
+    try:
+        missing = [name for name in ("obs", "var") if name not in file]
+        if "mod" in file and "X" not in file:
+            modalities = ", ".join(file["mod"])
+            command = f"import mudata; mudata.read({str(path)!r})['rna'].write_h5ad('rna.h5ad')"
+            raise InputError(f'{path} is a MuData with {modalities}; write its RNA alone: python -c "{command}"')
+        if missing:
+            raise InputError(
+                f"{path} is not an AnnData: it has no {' and no '.join(missing)}; it has {', '.join(file) or 'nothing'}"
+                f"; give {FORMATS}"
+            )
+        return AnnDataFile(path, file, matrix=matrix)
+    except InputError:
+        if hasattr(file, "close"):
+            file.close()
+        if path.is_dir():
+            refuse_unfetched_below(path)
+        raise
