@@ -49,6 +49,7 @@ from pipelines.inputs import (
     save_source_location,
     save_token_of_gene,
     tokenless_fact,
+    turn_once,
 )
 from pipelines.matrix_tables import tables_by_actors
 from pipelines.moved_data import record_if_same
@@ -444,6 +445,7 @@ def _plan_fused(
                 make_tables=make_tables,
             )
         save_source_location(layout, dataset, source)
+        turn_once(layout, source)
     readout = trained_on.readout
     n_panel = CellsPlan.of(commit.Run.open(layout.cells_dir(dataset))).panel.n_cells
     shard_cells = cells_per_shard(
@@ -466,6 +468,7 @@ def _plan_fused(
     forward = ForwardJob(
         data=tuple(str(path.resolve()) for path in source.paths),
         matrix=source.matrix,
+        rows=source.rows,
         model=place.model,
         of_family=place.of_family,
         random_init=place.random_init,

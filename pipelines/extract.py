@@ -35,6 +35,7 @@ from pipelines.inputs import (
     refuse_few_matched,
     save_model_location,
     save_source_location,
+    turn_once,
 )
 from pipelines.matrix_tables import tables_by_actors
 from pipelines.runtime.actor_pool import do_shards
@@ -171,6 +172,7 @@ def extract(options: ExtractOptions, store: Path, *, address: str | None = None)
             make_tables=make_tables,
         )
     save_source_location(layout, dataset, inputs.source)
+    turn_once(layout, inputs.source)
     sample = None
     if options.cells is not None and options.cells < inputs.source.n_cells:
         sample = draw_cells(layout.cells_dir(dataset), options.cells, seed=options.seed)
@@ -233,6 +235,7 @@ def forward_job(options: ExtractOptions, inputs: LoadedInputs) -> ForwardJob:
     return ForwardJob(
         data=tuple(str(path.resolve()) for path in inputs.source.paths),
         matrix=inputs.source.matrix,
+        rows=inputs.source.rows,
         model=absolute_model_path(options.model),
         of_family=options.of_family,
         random_init=options.random_init,

@@ -33,6 +33,7 @@ class ForwardJob:
 
     Attributes:
         data, matrix: files of the data set and the matrix in them.
+        rows: folders of those matrices that were turned (`Source.rows`).
         model, of_family, random_init: the model, and the options of its family (`DataOptions.of_family`).
         precision, device: the dtype of the model's matrix products and where it runs.
         tokens_per_cell: gene tokens kept of each cell, drawn from (seed, cell); None keeps all.
@@ -42,6 +43,7 @@ class ForwardJob:
 
     data: tuple[str, ...]
     matrix: str
+    rows: tuple[str, ...]
     model: str
     of_family: Mapping[str, Any]
     random_init: bool
@@ -86,7 +88,7 @@ class Forward:
             random_init=job.random_init,
             **job.of_family,
         )
-        self.source = open_source(job.data, matrix=job.matrix)
+        self.source = open_source(job.data, matrix=job.matrix, rows=job.rows)
         self.match = self.model.match_genes(self.source.gene_symbols, self.source.ensembl_ids)
         self.batch_tokens = job.batch_tokens
         self.halvings = 0

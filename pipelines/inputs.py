@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from feature_store.cells import FileState, KnownDigest, Source, no_known_digest, open_source, what_changed
+from feature_store.cells import (
+    FileState,
+    KnownDigest,
+    Source,
+    cost_of_turning,
+    no_known_digest,
+    open_source,
+    turn_matrices,
+    what_changed,
+)
 from feature_store.codes import CodesRun, n_without_tokens
 from feature_store.errors import InputError, StoreError, StoreWriteError
 from feature_store.storage import commit, filesystem
@@ -25,10 +34,11 @@ from feature_store.storage.plans import CellsPlan, TokenOfGenePlan
 from pipelines.config import DataOptions
 from pipelines.errors import UsageError
 from pipelines.forward import autocast_of
-from pipelines.runtime.progress import delayed_progress_bar
+from pipelines.runtime.progress import delayed_progress_bar, stderr_console
 from pipelines.runtime.stage import Clock
 
 if TYPE_CHECKING:
+    from feature_store.cells import ColumnMatrix
     from sae_core.sae import SparseAutoencoder
     from sae_core.scfm import Coverage, FoundationModel, GeneMatch, Site
 
@@ -118,13 +128,26 @@ def matrix_facts(source: Source, *, absent: str = "") -> dict[str, str]:
     names = [f"{path.name}: " if len(source.paths) > 1 else "" for path in source.paths]
     found = list(zip(names, source.choices, strict=True))
     passed_over = [f"{file}{name} ({why})" for file, choice in found for name, why in choice.passed_over.items()]
+    turned = [
+        f"{file}turned once, in rows/{Path(folder).name} of the store" if folder else f"{file}{_to_turn(matrix)}"
+        for file, folder, matrix in zip(names, source.rows, source.column_matrices, strict=True)
+        if folder or matrix is not None
+    ]
     facts = {
+        "format": "; ".join(dict.fromkeys(source.formats)),
         "matrix": f"{source.matrix} ({source.value_kind})",
         "why this matrix": "; ".join(dict.fromkeys(f"{file}{choice.reason}" for file, choice in found)),
         "passed over": "; ".join(passed_over),
+        "not read": "; ".join(f"{file}{what}" for file, one in zip(names, source.ignored, strict=True) for what in one),
+        "NOT STORED CELL BY CELL": "; ".join(turned),
         "features left out": ", ".join(f"{n:,} {kind}" for kind, n in source.left_out.items()),
     }
-    return {name: fact or absent for name, fact in facts.items() if fact or absent}
+    optional = ("not read", "NOT STORED CELL BY CELL")
+    return {name: fact or absent for name, fact in facts.items() if fact or (absent and name not in optional)}
+
+
+def _to_turn(matrix: "ColumnMatrix | None") -> str:
+    return "" if matrix is None else f"extract turns it once into the store, which {cost_of_turning(matrix)}"
 
 
 def parse_sites(layers: tuple[str, ...], model: "FoundationModel") -> tuple["Site", ...]:
@@ -345,7 +368,16 @@ def load_recorded_source(layout: Layout, dataset: str, *, stage: str = "associat
     )
     if change := _change(layout, dataset, source, where):
         raise UsageError(change)
+    turn_once(layout, source)
     return source
+
+
+def turn_once(layout: Layout, source: Source) -> None:
+    """Turn the matrices that do not lie cell by cell, unless the store has them already, and say what it costs.
+
+    InputError for an impossible value, BusyError: see `turn_matrices`.
+    """
+    turn_matrices(layout, source, lambda text: stderr_console().print(text, soft_wrap=True))
 
 
 def data_problems(layout: Layout, dataset: str) -> list[str]:

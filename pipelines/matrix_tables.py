@@ -29,6 +29,7 @@ from feature_store.storage import commit, filesystem
 from feature_store.storage.layout import PLAN, Layout
 from feature_store.storage.plans import MatrixPlan
 from pipelines.config import ActorOptions
+from pipelines.inputs import turn_once
 from pipelines.runtime.actor_pool import do_shards
 
 SUMS, DIGESTS = "sums", "digests"
@@ -40,6 +41,7 @@ class MatrixJob:
 
     data: tuple[str, ...]
     matrix: str
+    rows: tuple[str, ...]
     sums: str
     digests: str
 
@@ -48,7 +50,7 @@ class MatrixReader:
     """Computes shards of a `MatrixJob`; it is the body of an actor and can be called without Ray."""
 
     def __init__(self, job: MatrixJob) -> None:
-        self.matrix_pass = MatrixPass(open_source(job.data, matrix=job.matrix))
+        self.matrix_pass = MatrixPass(open_source(job.data, matrix=job.matrix, rows=job.rows))
         self.sums, self.digests = commit.Run.open(job.sums), commit.Run.open(job.digests)
         self.plan = MatrixPlan.of(self.sums)
 
@@ -72,11 +74,17 @@ def tables_by_actors(
     """
     size = shard_cells(source.n_cells)
     if source.n_cells <= size:
-        yield matrix_tables
+
+        def make_here(source: Source) -> MatrixTables:
+            turn_once(layout, source)
+            return matrix_tables(source)
+
+        yield make_here
         return
     with ExitStack() as lock:
 
-        def make(_source: Source) -> MatrixTables:
+        def make(source: Source) -> MatrixTables:
+            turn_once(layout, source)
             plan = _plan(source)
             folder = layout.matrix_dir(plan.id)
             lock.enter_context(commit.exclusive(folder))
@@ -109,6 +117,7 @@ def _make(
     job = MatrixJob(
         data=tuple(str(path.resolve()) for path in source.paths),
         matrix=source.matrix,
+        rows=source.rows,
         sums=str(sums.path.resolve()),
         digests=str(digests.path.resolve()),
     )

@@ -12,6 +12,8 @@ source                     a data set of one or more files
 files                      the formats of files, each behind the same questions
 file_digests               the sha256 of a file, and how a file is known not to have changed
 changes                    what changed in the files of a data set
+column_matrices, turning    matrices that do not lie cell by cell, and are turned once
+row_parts, list_parts      what they are turned into; Parquet files with lists
 matrices, value_kinds      ranges of rows of a matrix on disk; whether its values are counts or log-normalised
 matrix_choice              which matrix of a file is taken, and why not the others
 feature_types              which features are genes
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
         write_cells,
     )
     from feature_store.cells.changes import what_changed
+    from feature_store.cells.column_matrices import ColumnMatrix
     from feature_store.cells.expression import (
         ExpressionReader,
         expression_matrix,
@@ -64,6 +67,7 @@ if TYPE_CHECKING:
     from feature_store.cells.size_ranges import split_by_size
     from feature_store.cells.source import Source, open_source
     from feature_store.cells.splits import SELECT, TEST, TRAIN, SplitConfig, SplitRecord, make_splits
+    from feature_store.cells.turning import cost_of_turning, turn_matrices
 
 __all__ = [
     "PANEL_CELLS",
@@ -71,6 +75,7 @@ __all__ = [
     "TEST",
     "TRAIN",
     "CSRRows",
+    "ColumnMatrix",
     "ExpressionReader",
     "FileState",
     "KnownDigest",
@@ -84,6 +89,7 @@ __all__ = [
     "canonical_name",
     "canonical_text",
     "concat_rows",
+    "cost_of_turning",
     "draw_cells",
     "expression_matrix",
     "gene_table_of",
@@ -101,6 +107,7 @@ __all__ = [
     "shard_range",
     "split_by_size",
     "to_anndata",
+    "turn_matrices",
     "what_changed",
     "write_cells",
     "write_expression_part",
@@ -113,6 +120,7 @@ _MODULES = {
         *("draw_cells", "read_cells", "read_panel", "read_panel_cells", "read_split_numbers"),
         *("read_split_record", "write_cells"),
     ),
+    "column_matrices": ("ColumnMatrix",),
     "expression": ("ExpressionReader", "expression_matrix", "plan_expression", "write_expression_part"),
     "changes": ("what_changed",),
     "file_digests": ("FileState", "KnownDigest", "no_known_digest"),
@@ -123,6 +131,7 @@ _MODULES = {
     "panel": ("PANEL_CELLS",),
     "size_ranges": ("split_by_size",),
     "source": ("Source", "open_source"),
+    "turning": ("cost_of_turning", "turn_matrices"),
     "splits": ("SELECT", "TEST", "TRAIN", "SplitConfig", "SplitRecord", "make_splits"),
 }
 

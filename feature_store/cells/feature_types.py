@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from feature_store.cells.column_matrices import ColumnMatrix, Sample, column_matrix
 from feature_store.cells.matrices import CSRRows, RowMatrix
 from feature_store.errors import InputError
 
@@ -80,7 +81,20 @@ class GeneColumns:
 
     def read(self, start: int, stop: int) -> CSRRows:
         """Rows [start, stop), with genes as columns."""
-        rows = self._matrix.read(start, stop)
+        return self._genes_of(self._matrix.read(start, stop))
+
+    @property
+    def by_column(self) -> ColumnMatrix | None:
+        """The matrix of all features, if it has to be turned before its rows can be read."""
+        return column_matrix(self._matrix)
+
+    def sample(self) -> Sample:
+        """See `column_matrices.ColumnMatrix.sample`, with genes as columns."""
+        assert self.by_column is not None
+        sample = self.by_column.sample()
+        return sample._replace(rows=self._genes_of(sample.rows))
+
+    def _genes_of(self, rows: CSRRows) -> CSRRows:
         kept = self._is_gene[rows.indices]
         before = np.concatenate([[0], np.cumsum(kept)])
         return CSRRows(

@@ -1,8 +1,8 @@
 """Ranges of rows of an expression matrix in HDF5 or zarr, read without ever holding the matrix.
 
 A matrix is read in contiguous ranges of rows: for CSR a slice of indptr and the slices of data and indices that it
-names, for a dense array pieces of whole chunks. CSC stores columns, so a range of rows would need the whole matrix: it
-is refused with the command that converts it. Ranges of 4,096 rows read 25-60x faster than single random rows. Rows are
+names, for a dense array pieces of whole chunks. CSC stores columns, so a range of rows would need the whole matrix:
+it is turned first (`column_matrices`). Ranges of 4,096 rows read 25-60x faster than single random rows. Rows are
 checked when they are read and have ascending columns whatever their order in the file. A file that was damaged or
 copied in part is refused, but for a missing chunk of a dense zarr array, which means zeros.
 
@@ -58,8 +58,8 @@ class SparseRows:
                 f"{where} is not a CSR matrix: its shape is {self.shape}, but indptr has {self._indptr.shape}, indices "
                 f"{self._indices.shape}, data {self._data.shape}; write the file again with anndata"
             )
-        _check_numeric(self._data, where)
-        _check_chunks(self._data, where)
+        check_numeric(self._data, where)
+        check_chunks(self._data, where)
         with _reading(where, 0, n_rows):
             end = int(self._indptr[n_rows])
         if end != self._data.shape[0]:
@@ -114,31 +114,26 @@ class _DenseRows:
 
 
 def open_matrix(node: Any, name: str, path: str) -> RowMatrix:
-    """The matrix of an HDF5 or zarr node. InputError for CSC, for anything but a matrix of numbers, and for arrays that
-    are incomplete or do not fit together.
+    """The matrix of an HDF5 or zarr node, CSR or dense. InputError for anything but a matrix of numbers, and for arrays
+    that are incomplete or do not fit together.
     """
     where = f"{name} of {path}"
     if hasattr(node, "shape"):
         if len(node.shape) != 2:
             raise InputError(f"{where} is not a matrix: its shape is {node.shape}; name another with --matrix")
-        _check_numeric(node, where)
+        check_numeric(node, where)
         return _DenseRows(node, where)
     encoding = node.attrs.get("encoding-type")
     if encoding == "csr_matrix":
-        indptr, indices, data, shape = _parts_of_sparse(node, where)
+        indptr, indices, data, shape = parts_of_sparse(node, where)
         return SparseRows(indptr, indices, data, shape=shape, where=where)
-    if encoding == "csc_matrix":
-        raise InputError(
-            f"{where} is stored by column (CSC), so cells cannot be read from it; convert it once: "
-            f"{_conversion(name, path)}"
-        )
     raise InputError(
-        f"{where} has encoding {encoding!r}, but only csr_matrix and dense arrays can be read; write the file again "
-        "with a current anndata"
+        f"{where} has encoding {encoding!r}, but only csr_matrix, csc_matrix and dense arrays can be read; write the "
+        "file again with a current anndata"
     )
 
 
-def _parts_of_sparse(group: Any, where: str) -> tuple[Any, Any, Any, tuple[int, int]]:
+def parts_of_sparse(group: Any, where: str) -> tuple[Any, Any, Any, tuple[int, int]]:
     """The arrays indptr, indices and data of a sparse matrix, and its shape."""
     missing = [name for name in ("indptr", "indices", "data") if name not in group]
     missing += [] if "shape" in group.attrs else ["shape"]
@@ -211,21 +206,16 @@ def _reading(where: str, start: int, stop: int) -> Iterator[None]:
         raise InputError(f"{where}: rows [{start}, {stop}) cannot be read ({error}); {_COPY_AGAIN}") from error
 
 
-def _check_numeric(array: Any, where: str) -> None:
+def check_numeric(array: Any, where: str) -> None:
+    """Refuse an array of anything but numbers."""
     if not (np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)):
         raise InputError(f"{where} is a matrix of {array.dtype}, not of numbers; name another with --matrix")
 
 
-def _check_chunks(array: Any, where: str) -> None:
+def check_chunks(array: Any, where: str) -> None:
     """Refuse a sparse matrix with missing chunks: zarr reads them as zeros, and no chunk of its values is all zeros."""
     if hasattr(array, "nchunks_initialized") and array.nchunks_initialized < array.nchunks:
         raise InputError(
             f"{where}: {array.nchunks - array.nchunks_initialized} of {array.nchunks} chunks of its values are missing;"
             f" {_COPY_AGAIN}"
         )
-
-
-def _conversion(name: str, path: str) -> str:
-    target = {"X": "a.X", "raw": "a.X"}.get(name, f"a.layers[{name.removeprefix('layers/')!r}]")
-    load = f"a = anndata.read_h5ad({path!r})" + ("; a = a.raw.to_adata()" if name == "raw" else "")
-    return f"""python -c "import anndata; {load}; {target} = {target}.tocsr(); a.write('rows.h5ad')\""""

@@ -24,6 +24,8 @@ class Candidate:
     name: str
     n_genes: int = 0
     values: MatrixValues | None = None
+    by_column: bool = False
+    """Whether it does not lie cell by cell, and has to be turned first (`column_matrices`)."""
     problem: str | None = None
 
     @property
@@ -79,6 +81,7 @@ def _rank(one: Candidate, most: int) -> tuple[bool | int, ...]:
         one.values.is_binary,
         one.kind != "counts",
         -one.n_genes,
+        one.by_column,
         _place(one.name),
     )
 

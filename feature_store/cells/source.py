@@ -17,10 +17,12 @@ import numpy.typing as npt
 import polars as pl
 
 from feature_store.cells.annotations import check_alike, join_genes, join_obs
+from feature_store.cells.column_matrices import ColumnMatrix
 from feature_store.cells.file_digests import FileState, KnownDigest, file_digest, file_state, no_known_digest
 from feature_store.cells.files.cell_file import CellFile
 from feature_store.cells.files.recognise import FORMATS, open_file
 from feature_store.cells.matrices import CSRRows, concat_rows, select_rows, sort_rows
+from feature_store.cells.row_parts import RowParts
 from feature_store.cells.value_kinds import USABLE
 from feature_store.errors import InputError
 
@@ -65,6 +67,7 @@ class Source:
         gene_symbols: symbol of each gene [n_genes]; the var name where there is no symbol.
         ensembl_ids: Ensembl id of each gene without version, "" where unknown; None if no file has any.
         progress: shows the passes over the data.
+        rows: for each file the folder of its matrix turned into parts of whole cells, "" where it needs none.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Source:
         self.ignored = tuple(tuple(file.ignored) for file in files)
         self.left_out = dict(sum((Counter(file.left_out) for file in files), Counter[str]()))
         self.progress = progress
+        self.rows = ("",) * len(files)
         self._known_digest = known_digest
         self._files = tuple(files)
         # file i holds the cells [_first[i], _first[i + 1])
@@ -153,6 +157,18 @@ class Source:
                     "leave one of them out"
                 )
         return list(zip(states, digests, strict=True))
+
+    @property
+    def column_matrices(self) -> tuple[ColumnMatrix | None, ...]:
+        """For each file its matrix, if that does not lie cell by cell and was not turned; else None."""
+        return tuple(file.by_column for file in self._files)
+
+    def use_rows(self, folders: Sequence[str]) -> None:
+        """Read the cells of each file from the parts in its folder (`row_parts`); "" leaves a file as it is."""
+        self.rows = tuple(folders)
+        for file, folder in zip(self._files, folders, strict=True):
+            if folder:
+                file.use_rows(RowParts(folder))
 
     def read_rows(self, start: int, stop: int) -> CSRRows:
         """Cells [start, stop), with genes as ascending columns. InputError names the row of an impossible value."""
@@ -274,13 +290,15 @@ def open_source(
     matrix: str | None = None,
     progress: Progress = no_progress,
     known_digest: KnownDigest = no_known_digest,
+    rows: Sequence[str] = (),
 ) -> Source:
     """Open a file or folder of cells (`files`), or several as one data set.
 
     `matrix` is a matrix of every file, such as "X", "raw" or "layers/NAME", or one for each, comma-separated; None
     chooses in each file the best matrix of a kind that all files have (`matrix_choice`). `progress` shows the long
-    passes; a file is hashed unless `known_digest` has its digest. InputError as from `open_file`, for a file given
-    twice, files of counts and of log-normalised values together, and files without a gene in common.
+    passes; a file is hashed unless `known_digest` has its digest. `rows` are those of another source
+    of the same files (`Source.rows`). InputError as from `open_file`, for a file given twice, files of counts and of
+    log-normalised values together, and files without a gene in common.
     """
     files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     for i, path in enumerate(files):
@@ -301,7 +319,10 @@ def open_source(
             f"files of counts and of log-normalised values cannot be joined ({kinds}); name matrices of the same kind "
             "for all files, for example --matrix X,layers/counts"
         )
-    return Source(opened, progress=progress, known_digest=known_digest)
+    source = Source(opened, progress=progress, known_digest=known_digest)
+    if any(rows):
+        source.use_rows(rows)
+    return source
 
 
 def _runs(cells: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:

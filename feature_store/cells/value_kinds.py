@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from feature_store.cells.column_matrices import ColumnMatrix, Sample
+from feature_store.cells.feature_types import GeneColumns
 from feature_store.cells.matrices import CSRRows, RowMatrix, concat_rows
 from feature_store.errors import InputError
 
@@ -51,7 +53,8 @@ class MatrixValues:
         kind: one of `KINDS`.
         is_exact: whether they are counts, or logarithms from which the counts can be recovered.
         is_binary: whether they are 0 and 1 alone, as whether a gene was detected.
-        n_values: number of values above 0 in the sampled rows, which are the same rows in every matrix of a file.
+        n_values: number of values above 0 in the sampled rows, which are the same rows in every matrix of a file; of a
+            matrix that does not lie row by row it is what as many rows have on average.
     """
 
     kind: str
@@ -61,7 +64,21 @@ class MatrixValues:
 
 
 def values_of(matrix: RowMatrix, where: str) -> MatrixValues:
-    """What a matrix holds, from up to 1,024 rows spread evenly over it. InputError for NaN or infinity."""
+    """What a matrix holds, from up to 1,024 rows spread evenly over it, or from some of its values where it does not
+    lie row by row. InputError for NaN or infinity.
+    """
+    rows, scale = _sample(matrix, where)
+    kind, is_exact = _kind(rows)
+    is_binary = kind == "counts" and bool(rows.data.max() <= 1)
+    n_values = round(int(np.count_nonzero(rows.data)) * scale)
+    return MatrixValues(kind=kind, is_exact=is_exact, is_binary=is_binary, n_values=n_values)
+
+
+def _sample(matrix: RowMatrix, where: str) -> Sample:
+    if isinstance(matrix, ColumnMatrix) or (isinstance(matrix, GeneColumns) and matrix.by_column is not None):
+        sample = matrix.sample()
+        refuse_rows(sample.rows, ~np.isfinite(sample.rows.data), 0, where, "is not finite")
+        return sample
     n_rows = matrix.shape[0]
     starts = np.unique(np.linspace(0, max(n_rows - SAMPLE_ROWS, 0), SAMPLE_BLOCKS).astype(int))
     blocks = []
@@ -69,10 +86,7 @@ def values_of(matrix: RowMatrix, where: str) -> MatrixValues:
         rows = matrix.read(start, min(start + SAMPLE_ROWS, n_rows))
         refuse_rows(rows, ~np.isfinite(rows.data), start, where, "is not finite")
         blocks.append(rows)
-    rows = concat_rows(blocks)
-    kind, is_exact = _kind(rows)
-    is_binary = kind == "counts" and bool(rows.data.max() <= 1)
-    return MatrixValues(kind=kind, is_exact=is_exact, is_binary=is_binary, n_values=int(np.count_nonzero(rows.data)))
+    return Sample(concat_rows(blocks), 1.0)
 
 
 def _kind(rows: CSRRows) -> tuple[str, bool]:

@@ -2,6 +2,7 @@
 
     <root>/cells/<dataset>/        the cell table (one part), with genes/, digests/ and expression/ (by gene)
     <root>/matrices/<id>/          sums/  digests/ of a pass over a large matrix, until a data set holds its tables
+    <root>/rows/<id>/              parts of whole cells of a matrix that lies otherwise in its file
     <root>/activations/<run>/      plan.json  part-00012.parquet  part-00012.json  MANIFEST.json
     <root>/saes/<run>/             ray_train/  sae.safetensors  config.json  history.json  summary.json  MANIFEST.json
                                    map/{umap,neighbours}/
@@ -175,6 +176,10 @@ class Layout:
     def matrix_dir(self, plan: str) -> Path:
         """What a pass over a matrix has made so far; it is removed when the tables of the data set are complete."""
         return self.root / "matrices" / plan
+
+    def rows_dir(self, plan: str) -> Path:
+        """The parts of whole cells of a matrix that does not lie cell by cell in its file; all stages read them."""
+        return self.root / "rows" / plan
 
     def activations_dir(self, run: str) -> Path:
         """Token activations of one site."""

@@ -158,7 +158,7 @@ class CellsPlan(Plan):
     """The cell table of a data set, whose name ends in the beginning of this plan's id."""
 
     stage = "cells"
-    version = 6
+    version = 7
 
     digest: str
     """Sha256 of the content of the files."""
@@ -181,6 +181,10 @@ class CellsPlan(Plan):
     panel: PanelPlan
     sources: tuple[str, ...]
     """Short names of the files where there are several."""
+    obs: tuple[str, ...]
+    """Sha256 of the content of the tables that obs columns were joined from (`--obs`)."""
+    obs_columns: tuple[str, ...]
+    """The columns of these tables; they are not in the files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,6 +236,31 @@ class MatrixPlan(Plan):
     def n_shards(self) -> int:
         """Shards of `shard_cells` cells."""
         return -(-self.n_cells // self.shard_cells)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsPlan(Plan):
+    """Parts of whole cells of a matrix that does not lie cell by cell in its file (`cells.row_parts`)."""
+
+    stage = "rows"
+    version = 1
+
+    digest: str
+    """Sha256 of the content of the file."""
+    matrix: str
+    n_cells: int
+    n_features: int
+    """Features of the matrix, those that are no genes too."""
+    shard_cells: int
+
+    @property
+    def n_shards(self) -> int:
+        """Shards of `shard_cells` cells."""
+        return -(-self.n_cells // self.shard_cells)
+
+    def range_of(self, shard: int) -> tuple[int, int]:
+        """The cells [start, stop) of a shard."""
+        return shard * self.shard_cells, min((shard + 1) * self.shard_cells, self.n_cells)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,10 @@ from typing import Any
 import polars as pl
 
 from feature_store.cells.annotations import ObsColumn, gene_names, obs_column, obs_series, string_column
+from feature_store.cells.column_matrices import ColumnMatrix, CSCMatrix, column_matrix
 from feature_store.cells.feature_types import GeneColumns, GeneFeatures, gene_features
 from feature_store.cells.files.cell_file import Content, names_with_closest, reading
-from feature_store.cells.matrices import CSRRows, RowMatrix, open_matrix
+from feature_store.cells.matrices import CSRRows, RowMatrix, open_matrix, parts_of_sparse
 from feature_store.cells.matrix_choice import Candidate, MatrixChoice, choose_matrix, named_matrix
 from feature_store.cells.value_kinds import check_rows, values_of
 from feature_store.errors import InputError
@@ -30,6 +31,7 @@ class AnnDataFile:
     """An opened .h5ad file or AnnData .zarr folder: see `CellFile`. Its matrices are "X", "raw" and "layers/NAME"."""
 
     ignored: Sequence[str] = ()
+    by_column: ColumnMatrix | None
 
     def __init__(self, path: Path, file: Any, *, matrix: str | None = None) -> None:
         self.path = path
@@ -60,25 +62,41 @@ class AnnDataFile:
         self.choice = choice
         self.matrix, self.value_kind = choice.taken.name, choice.taken.kind
         self._rows = self._gene_matrix(self.matrix)
+        self.by_column = column_matrix(self._rows)
         self.n_cells, self.n_genes = self._rows.shape
         var, features = self._var(self.matrix)
         self.left_out = features.left_out
         with _reading(self.path, "var"):
             self.gene_symbols, self.ensembl_ids = gene_names(var[features.is_gene])
 
+    def use_rows(self, rows: RowMatrix) -> None:
+        """Read the cells from these rows of all features: the matrix in use, turned."""
+        self._rows, self.by_column = self._genes_of(self.matrix, rows), None
+
     def _candidate(self, name: str) -> Candidate:
         """What a matrix holds, or why it cannot be used."""
         where = f"{name} of {self.path}"
         try:
             matrix = self._gene_matrix(name)
-            return Candidate(name=name, n_genes=matrix.shape[1], values=values_of(matrix, where))
+            by_column = column_matrix(matrix) is not None
+            values = values_of(matrix, where)
+            return Candidate(name=name, n_genes=matrix.shape[1], values=values, by_column=by_column)
         except InputError as error:
             self._errors[name] = error
             return Candidate(name=name, problem=str(error).removeprefix(where).lstrip(" ,:").partition(";")[0])
 
     def _gene_matrix(self, name: str) -> RowMatrix:
         """The matrix of this name, with genes as columns."""
-        matrix = open_matrix(self._file["raw/X" if name == "raw" else name], name, str(self.path))
+        return self._genes_of(name, self._feature_matrix(name))
+
+    def _feature_matrix(self, name: str) -> RowMatrix:
+        node, where = self._file["raw/X" if name == "raw" else name], f"{name} of {self.path}"
+        if node.attrs.get("encoding-type") == "csc_matrix":
+            indptr, indices, data, shape = parts_of_sparse(node, where)
+            return CSCMatrix(indptr, indices, data, shape=shape, where=where)
+        return open_matrix(node, name, str(self.path))
+
+    def _genes_of(self, name: str, matrix: RowMatrix) -> RowMatrix:
         if 0 in matrix.shape:
             raise InputError(f"{name} of {self.path} is empty: {matrix.shape[0]} cells x {matrix.shape[1]} genes")
         is_gene = self._var(name)[1].is_gene

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import polars as pl
 
 from feature_store.cells.annotations import ObsColumn, gene_names
+from feature_store.cells.column_matrices import ColumnMatrix, column_matrix
 from feature_store.cells.feature_types import GeneColumns, gene_features
 from feature_store.cells.matrices import CSRRows, RowMatrix
 from feature_store.cells.matrix_choice import Candidate, MatrixChoice
@@ -39,6 +40,8 @@ class CellFile(Protocol):
         gene_symbols: symbol of each gene [n_genes]; the name of the gene where there is no symbol.
         ensembl_ids: Ensembl id of each gene without version, "" where unknown; None if the file has none.
         ignored: what else of the file is not read, in words.
+        by_column: the matrix in use with all its features, if it does not lie cell by cell: only its first cells can be
+            read until it is turned (`turning`).
     """
 
     path: Path
@@ -54,6 +57,10 @@ class CellFile(Protocol):
     gene_symbols: list[str]
     ensembl_ids: list[str] | None
     ignored: Sequence[str]
+    by_column: ColumnMatrix | None
+
+    def use_rows(self, rows: RowMatrix) -> None:
+        """Read the cells from these rows of all features: the matrix in use, turned."""
 
     def use_kind(self, kind: str) -> bool:
         """Take the best matrix of values of this kind instead; False, and no change, if there is none."""
@@ -117,7 +124,7 @@ class OneMatrixFile:
         self._use(rows)
         self.gene_symbols, self.ensembl_ids = gene_names(var[features.is_gene])
         values = values_of(self._rows, self._where)
-        taken = Candidate(name=name, n_genes=self.n_genes, values=values)
+        taken = Candidate(name=name, n_genes=self.n_genes, values=values, by_column=self.by_column is not None)
         if not taken.is_usable:
             raise InputError(
                 f"{self._where} holds neither counts nor log-normalised values ({KINDS[taken.kind]}); give the file of "
@@ -129,7 +136,12 @@ class OneMatrixFile:
 
     def _use(self, rows: RowMatrix) -> None:
         self._rows = rows if self._is_gene.all() else GeneColumns(rows, self._is_gene)
+        self.by_column = column_matrix(rows)
         self.n_cells, self.n_genes = self._rows.shape
+
+    def use_rows(self, rows: RowMatrix) -> None:
+        """Read the cells from these rows of all features: the matrix, turned."""
+        self._use(rows)
 
     def use_kind(self, kind: str) -> bool:
         """Return whether the matrix is of this kind: there is no other."""

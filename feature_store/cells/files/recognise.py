@@ -7,11 +7,12 @@ import h5py
 
 from feature_store.cells.files.anndata_file import AnnDataFile
 from feature_store.cells.files.cell_file import CellFile, names_with_closest
+from feature_store.cells.files.mtx import is_mtx, matrices_in, open_mtx
 from feature_store.cells.files.tenx_h5 import matrices_of_tenx, open_tenx_h5
 from feature_store.errors import InputError
 from feature_store.storage.data_files import refuse_other_than_hdf5, refuse_unfetched, refuse_unfetched_below
 
-FORMATS = "an .h5ad file, an AnnData .zarr folder or a 10x .h5 file"
+FORMATS = "an .h5ad file, an AnnData .zarr folder, a 10x .h5 file or the folder of a matrix.mtx"
 _ZARR_FILES = ("zarr.json", ".zgroup")
 
 
@@ -26,11 +27,16 @@ def open_file(path: Path, *, matrix: str | None = None) -> CellFile:
         beside = sorted(file.name for file in path.parent.iterdir()) if path.parent.is_dir() else []
         beside = [name for name in beside if name.endswith((".h5ad", ".h5", ".zarr"))]
         raise InputError(f"there is no file {path}; its folder has {names_with_closest(path.name, beside)}")
-    return _open_folder(path, matrix) if path.is_dir() else _open_hdf5(path, matrix)
+    if path.is_dir():
+        return _open_folder(path, matrix)
+    refuse_unfetched(path)
+    return open_mtx(path, matrix=matrix) if is_mtx(path) else _open_hdf5(path, matrix)
 
 
 def _open_folder(path: Path, matrix: str | None) -> CellFile:
     if not any((path / name).exists() for name in _ZARR_FILES):
+        if matrices_in(path):
+            return open_mtx(path, matrix=matrix)
         raise InputError(f"{path} is a folder but not a zarr group; give {FORMATS}")
     return _of_anndata(path, zarr_group(path), matrix)
 
