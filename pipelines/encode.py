@@ -423,6 +423,7 @@ def _plan_fused(
             matrix=options.matrix,
             progress=delayed_progress_bar,
             known_digest=recorded_digests(layout),
+            obs=options.obs,
         )
     else:
         source = load_recorded_source(layout, trained_on.dataset, stage="encode --fused")

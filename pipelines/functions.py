@@ -137,7 +137,11 @@ def open(
 
 
 def inspect(
-    data: str | Path | tuple[str | Path, ...], *, model: str = "mini", matrix: str | None = None
+    data: str | Path | tuple[str | Path, ...],
+    *,
+    model: str = "mini",
+    matrix: str | None = None,
+    obs: str | Path | tuple[str | Path, ...] = (),
 ) -> dict[str, Any]:
     """Return facts about cells and model together: genes matched, tokens per cell, bytes and time. Writes nothing.
 
@@ -145,7 +149,7 @@ def inspect(
     """
     from pipelines.inspection import inspect_data
 
-    values = {"data": data, "model": model, "matrix": matrix}
+    values = {"data": data, "model": model, "matrix": matrix, "obs": obs}
     return inspect_data(check(DataOptions, _as_fields(DataOptions, values), "scsae.inspect"))
 
 

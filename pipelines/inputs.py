@@ -67,7 +67,13 @@ def load_inputs(options: DataOptions, *, known_digest: KnownDigest = no_known_di
     """Open data and model and match their genes; nothing is written. It raises the input errors of both."""
     from sae_core.scfm import load_model
 
-    source = open_source(options.data, matrix=options.matrix, progress=delayed_progress_bar, known_digest=known_digest)
+    source = open_source(
+        options.data,
+        matrix=options.matrix,
+        progress=delayed_progress_bar,
+        known_digest=known_digest,
+        obs=options.obs,
+    )
     model = load_model(
         options.model,
         autocast=autocast_of(options.precision),
@@ -140,9 +146,10 @@ def matrix_facts(source: Source, *, absent: str = "") -> dict[str, str]:
         "passed over": "; ".join(passed_over),
         "not read": "; ".join(f"{file}{what}" for file, one in zip(names, source.ignored, strict=True) for what in one),
         "NOT STORED CELL BY CELL": "; ".join(turned),
+        "obs table": "; ".join(source.obs_facts),
         "features left out": ", ".join(f"{n:,} {kind}" for kind, n in source.left_out.items()),
     }
-    optional = ("not read", "NOT STORED CELL BY CELL")
+    optional = ("not read", "obs table", "NOT STORED CELL BY CELL")
     return {name: fact or absent for name, fact in facts.items() if fact or (absent and name not in optional)}
 
 

@@ -9,7 +9,7 @@ files are the same.
 from collections.abc import Sequence
 from pathlib import Path
 
-from feature_store.cells import FileState, open_source
+from feature_store.cells import FileState, data_files, open_source
 from feature_store.storage.layout import Layout
 from pipelines.errors import UsageError
 from pipelines.inputs import recorded_digests, source_location, write_source_location
@@ -31,6 +31,7 @@ def record_new_place(layout: Layout, dataset: str, files: Sequence[Path]) -> Non
 def record_if_same(layout: Layout, dataset: str, files: Sequence[Path]) -> bool:
     """Write the new place of a data set's files if `files` are the same by their digests; return whether they are."""
     where = source_location(layout, dataset)
+    files = data_files(files)
     if len(files) != len(where.digests):
         return False
     place: dict[str, tuple[str, FileState]] = {}

@@ -17,6 +17,7 @@ row_parts, list_parts      what they are turned into; Parquet files with lists
 matrices, value_kinds      ranges of rows of a matrix on disk; whether its values are counts or log-normalised
 matrix_choice              which matrix of a file is taken, and why not the others
 feature_types              which features are genes
+obs_table                  columns of obs from a table beside the data
 annotations                the columns of obs and var
 canonical                  the one text of an id or a label
 label_columns              which labels are groups of cells, and which are numbers of cells
@@ -65,7 +66,7 @@ if TYPE_CHECKING:
     from feature_store.cells.matrices import CSRRows, concat_rows
     from feature_store.cells.panel import PANEL_CELLS
     from feature_store.cells.size_ranges import split_by_size
-    from feature_store.cells.source import Source, open_source
+    from feature_store.cells.source import Source, data_files, open_source
     from feature_store.cells.splits import SELECT, TEST, TRAIN, SplitConfig, SplitRecord, make_splits
     from feature_store.cells.turning import cost_of_turning, turn_matrices
 
@@ -90,6 +91,7 @@ __all__ = [
     "canonical_text",
     "concat_rows",
     "cost_of_turning",
+    "data_files",
     "draw_cells",
     "expression_matrix",
     "gene_table_of",
@@ -130,7 +132,7 @@ _MODULES = {
     "matrices": ("CSRRows", "concat_rows"),
     "panel": ("PANEL_CELLS",),
     "size_ranges": ("split_by_size",),
-    "source": ("Source", "open_source"),
+    "source": ("Source", "data_files", "open_source"),
     "turning": ("cost_of_turning", "turn_matrices"),
     "splits": ("SELECT", "TEST", "TRAIN", "SplitConfig", "SplitRecord", "make_splits"),
 }

@@ -137,6 +137,8 @@ def write_cells(
         kept_cells=None if known is None or not record.n_kept else sha256(known.cells.tobytes()).hexdigest(),
         panel=panel_plan,
         sources=tuple(short_names(source.paths)) if len(source.paths) > 1 else (),
+        obs=source.obs_digests,
+        obs_columns=source.obs_table_columns,
     )
     dataset = dataset or f"{_slug(source.paths)}-{plan.id[:6]}"
     is_dropped = {key for key, column in {**columns, "split": split_column}.items() if column == key}

@@ -61,6 +61,8 @@ def _of_columns(source: Source, cells: pl.DataFrame, plan: CellsPlan) -> Iterato
     obs = source.obs()
     named = {column: f"{role} (obs column {column})" for role, column in _roles(plan).items() if column is not None}
     named |= {label: label for label in plan.labels if label not in named}
+    # a table beside the data was joined when the cells were written, and is not read again
+    named = {column: what for column, what in named.items() if column not in plan.obs_columns}
     gone = [what for column, what in named.items() if column not in obs.columns]
     if gone:
         yield f"{', '.join(gone)} is no longer there, {CONSEQUENCE}"
@@ -70,7 +72,8 @@ def _of_columns(source: Source, cells: pl.DataFrame, plan: CellsPlan) -> Iterato
             told.append(f"{what} differs in {n:,} cells")
     if told:
         yield f"{'; '.join(told)}, {CONSEQUENCE}"
-    others = [name for name in obs.columns if name not in named and column_of(name) in cells.columns]
+    others = [name for name in obs.columns if name not in (*named, *plan.obs_columns)]
+    others = [name for name in others if column_of(name) in cells.columns]
     different = {name: n for name in others if (n := _n_different(obs[name], cells[column_of(name)]))}
     if different:
         yield f"obs columns differ in up to {max(different.values()):,} cells ({_few(list(different))})"

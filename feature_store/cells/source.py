@@ -20,8 +20,9 @@ from feature_store.cells.annotations import check_alike, join_genes, join_obs
 from feature_store.cells.column_matrices import ColumnMatrix
 from feature_store.cells.file_digests import FileState, KnownDigest, file_digest, file_state, no_known_digest
 from feature_store.cells.files.cell_file import CellFile
-from feature_store.cells.files.recognise import FORMATS, open_file
+from feature_store.cells.files.recognise import FORMATS, files_of, open_file
 from feature_store.cells.matrices import CSRRows, concat_rows, select_rows, sort_rows
+from feature_store.cells.obs_table import JoinedObs, join_tables, obs_facts, read_obs_table
 from feature_store.cells.row_parts import RowParts
 from feature_store.cells.value_kinds import USABLE
 from feature_store.errors import InputError
@@ -88,6 +89,7 @@ class Source:
         self.progress = progress
         self.rows = ("",) * len(files)
         self._known_digest = known_digest
+        self._joined: tuple[JoinedObs, ...] = ()
         self._files = tuple(files)
         # file i holds the cells [_first[i], _first[i + 1])
         self._first = np.cumsum([0, *(file.n_cells for file in files)])
@@ -222,11 +224,11 @@ class Source:
         """
         stop = self.n_cells if stop is None else stop
         if len(self._files) == 1:
-            return self._files[0].obs(start, stop, columns)
+            return self._obs_of(0, start, stop, columns)
         parts = []
-        for i, (name, file) in enumerate(zip(short_names(self.paths), self._files, strict=True)):
+        for i, (name, file) in enumerate(zip(self._short_names, self._files, strict=True)):
             low, high = (min(max(cell - int(self._first[i]), 0), file.n_cells) for cell in (start, stop))
-            parts.append((name, high - low, file.obs(low, high)))
+            parts.append((name, high - low, self._obs_of(i, low, high)))
         joined = join_obs(parts)
         return joined if columns is None else joined.select(columns)
 
@@ -245,9 +247,8 @@ class Source:
         if len(self._files) == 1:
             return
         for name in columns:
-            files = {str(path): file for path, file in zip(short_names(self.paths), self._files, strict=True)}
-            having = {path: file for path, file in files.items() if name in file.obs_columns}
-            check_alike(name, {path: _different_values(file, name) for path, file in having.items()})
+            having = [i for i in range(len(self._files)) if name in self._columns_of(i)]
+            check_alike(name, {self._short_names[i]: self._different_values(i, name) for i in having})
 
     def gene_names_of_files(self) -> list[tuple[int, list[str], list[str] | None]]:
         """For each file the number of cells up to its end, and the symbols and Ensembl ids that it gives to each gene
@@ -263,25 +264,66 @@ class Source:
             found.append((stop, names[0], None if file.ensembl_ids is None else names[1]))
         return found
 
+    @cached_property
+    def _short_names(self) -> list[str]:
+        return short_names(self.paths)
+
+    def join_obs(self, paths: Sequence[Path]) -> None:
+        """Add the columns of tables beside the data: one for all files, or one for each (`obs_table`)."""
+        tables = [read_obs_table(path) for path in paths]
+        names = [file.obs_names() for file in self._files]
+        self._joined = tuple(join_tables(tables, names, list(map(str, self.paths))))
+
+    @property
+    def obs_digests(self) -> tuple[str, ...]:
+        """Sha256 of each table that columns of obs come from."""
+        return tuple(dict.fromkeys(one.table.sha256 for one in self._joined))
+
+    @property
+    def obs_table_columns(self) -> tuple[str, ...]:
+        """The columns of obs that come from tables beside the data."""
+        return tuple(dict.fromkeys(name for one in self._joined for name in one.columns))
+
+    @property
+    def obs_facts(self) -> list[str]:
+        """For each table beside the data, how many cells it has, in words."""
+        return obs_facts(self._joined, [file.obs_columns for file in self._files]) if self._joined else []
+
+    def _columns_of(self, i: int) -> list[str]:
+        """The names of the obs columns of a file, with those of its table."""
+        added = self._joined[i].columns if self._joined else ()
+        return list(dict.fromkeys([*self._files[i].obs_columns, *added]))
+
+    def _obs_of(self, i: int, start: int, stop: int, columns: Sequence[str] | None = None) -> pl.DataFrame:
+        """The obs columns of a file, with those of its table, of its cells [start, stop)."""
+        if not self._joined:
+            return self._files[i].obs(start, stop, columns)
+        names = self._columns_of(i) if columns is None else list(columns)
+        added = {name for name in names if name in self._joined[i].columns}
+        own = self._files[i].obs(start, stop, [name for name in names if name not in added])
+        found = {one.name: one for one in (*own, *self._joined[i].read(start, stop, sorted(added)))}
+        return pl.DataFrame([found[name] for name in names])
+
+    def _different_values(self, i: int, name: str) -> pl.Series:
+        """The different values of an obs column of a file in the order of their appearance; of numbers, not all where
+        there are many.
+
+        Numbers differ from what is no number by any one of them.
+        """
+        # careful: methods of a series fail where its name is a pattern
+        found = self._obs_of(i, 0, 0, [name])[name].rename("")
+        n_cells = self._files[i].n_cells
+        for start in range(0, n_cells, OBS_CELLS):
+            block = self._obs_of(i, start, min(start + OBS_CELLS, n_cells), [name])[name].rename("")
+            found = pl.concat([found, block.unique(maintain_order=True)]).unique(maintain_order=True)
+            if found.dtype.is_numeric() and found.drop_nulls().len() > SOME_NUMBERS:
+                break
+        return found
+
     def _in_joined_genes(self, rows: CSRRows, i: int) -> CSRRows:
         if len(self._files) == 1:
             return rows
         return sort_rows(rows._replace(indices=self._columns[i][rows.indices]), where=str(self.paths[i]))
-
-
-def _different_values(file: CellFile, name: str) -> pl.Series:
-    """The different values of an obs column in the order of their appearance; of numbers, not all where there are many.
-
-    Numbers differ from what is no number by any one of them.
-    """
-    # careful: methods of a series fail where its name is a pattern
-    found = file.obs(0, 0, [name])[name].rename("")
-    for start in range(0, file.n_cells, OBS_CELLS):
-        block = file.obs(start, min(start + OBS_CELLS, file.n_cells), [name])[name].rename("")
-        found = pl.concat([found, block.unique(maintain_order=True)]).unique(maintain_order=True)
-        if found.dtype.is_numeric() and found.drop_nulls().len() > SOME_NUMBERS:
-            break
-    return found
 
 
 def open_source(
@@ -290,17 +332,19 @@ def open_source(
     matrix: str | None = None,
     progress: Progress = no_progress,
     known_digest: KnownDigest = no_known_digest,
+    obs: Sequence[str | Path] = (),
     rows: Sequence[str] = (),
 ) -> Source:
     """Open a file or folder of cells (`files`), or several as one data set.
 
     `matrix` is a matrix of every file, such as "X", "raw" or "layers/NAME", or one for each, comma-separated; None
     chooses in each file the best matrix of a kind that all files have (`matrix_choice`). `progress` shows the long
-    passes; a file is hashed unless `known_digest` has its digest. `rows` are those of another source
-    of the same files (`Source.rows`). InputError as from `open_file`, for a file given twice, files of counts and of
+    passes; a file is hashed unless `known_digest` has its digest. `obs` are tables of further obs
+    columns, one for all files or one for each (`obs_table`). `rows` are those of another source of the same files
+    (`Source.rows`). InputError as from `open_file`, for a file given twice, files of counts and of
     log-normalised values together, and files without a gene in common.
     """
-    files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    files = data_files(paths)
     for i, path in enumerate(files):
         if path.resolve() in {other.resolve() for other in files[:i]}:
             raise InputError(f"{path} was given twice, so its cells would count twice; give each file once")
@@ -320,9 +364,17 @@ def open_source(
             "for all files, for example --matrix X,layers/counts"
         )
     source = Source(opened, progress=progress, known_digest=known_digest)
+    if obs:
+        source.join_obs([Path(path) for path in obs])
     if any(rows):
         source.use_rows(rows)
     return source
+
+
+def data_files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
+    """The files that some paths stand for: a collection of AnnData is several files (`files.recognise`)."""
+    given = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    return [file for path in given for file in files_of(path)]
 
 
 def _runs(cells: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:

@@ -21,6 +21,7 @@ def inspect_command(
     data: Annotated[list[Path], typer.Argument(help=option_help(DataOptions, "data"))],
     model: Annotated[str, typer.Option("--model", help=option_help(DataOptions, "model"))] = "mini",
     matrix: Annotated[str | None, typer.Option("--matrix", help=option_help(DataOptions, "matrix"))] = None,
+    obs: Annotated[list[Path] | None, typer.Option("--obs", help=option_help(DataOptions, "obs"))] = None,
     dictionaries: Annotated[
         str | None, typer.Option("--dictionaries", help=option_help(DataOptions, "dictionaries"))
     ] = None,
@@ -35,7 +36,7 @@ def inspect_command(
     from pipelines.inspection import inspect_data
     from pipelines.runtime.reports import print_facts
 
-    values = {"data": data, "model": model, "matrix": matrix}
+    values = {"data": data, "model": model, "matrix": matrix, "obs": obs or ()}
     values |= {"dictionaries": dictionaries, "part": part, "resolution": resolution}
     print_facts(inspect_data(check(DataOptions, values, "scsae inspect")))
 

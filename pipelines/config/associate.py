@@ -19,9 +19,9 @@ class AssociateOptions(CellOptions, GeneOptions, ForwardOptions):
     """GMT file of gene sets, which may be compressed (.gz, .bz2, .xz); may be repeated. Default: the canonical immune
     programs of the project."""
     data: Files = ()
-    """First encode the cells of other .h5ad files or .zarr folders with a trained SAE, then associate its features with
-    these cells; may be repeated. Files of the data set of the codes, given without other options of data, tell where
-    it is now."""
+    """First encode the cells of other files (of any format, as in extract) with a trained SAE, then associate its
+    features with these cells; may be repeated. Files of the data set of the codes, given without other options of data,
+    tell where it is now."""
     matrix: str | None = None
     """Matrix of `data` to read: X, raw or layers/NAME; default: as in extract."""
     range_size: str = "600MB"

@@ -27,8 +27,8 @@ class EncodeOptions(CellOptions, GeneOptions, ForwardOptions):
     fused: bool = False
     """Run the foundation model again over all cells and encode its activations directly; only codes are stored."""
     data: Files = ()
-    """Encode the cells of other .h5ad files or .zarr folders, with --fused implied; may be repeated. Files of the SAE's
-    own data set, given without other options of data, tell where it is now."""
+    """Encode the cells of other files (of any format, as in extract), with --fused implied; may be repeated. Files of
+    the SAE's own data set, given without other options of data, tell where it is now."""
     matrix: str | None = None
     """Matrix of `data` to read: X, raw or layers/NAME; default: as in extract."""
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import pydantic
 from pydantic import Field
 
-from pipelines.config.options import ActorOptions, CellOptions, Files, GeneOptions, parse_size
+from pipelines.config.options import ActorOptions, CellOptions, Files, GeneOptions, ObsOptions, parse_size
 
 
 class ForwardOptions(ActorOptions):
@@ -31,15 +31,17 @@ class ForwardOptions(ActorOptions):
         return self
 
 
-class DataOptions(GeneOptions):
+class DataOptions(GeneOptions, ObsOptions):
     """The cells, how they are read, and the foundation model."""
 
     data: Files = Field(min_length=1)
-    """The .h5ad files (or AnnData .zarr folders) with the cells. Several files are one data set in the order given:
-    their genes are joined, obs gets a column `file`, and a donor of the same name is the same donor in all of them."""
+    """The files of the cells: .h5ad, AnnData .zarr, 10x .h5 or the folder of a matrix.mtx (docs/files.md lists all).
+    Several files are one data set in the order given: their genes are joined, obs gets a column `file` (for samples:
+    --batch file), and a donor of the same name is the same donor in all of them."""
     matrix: str | None = None
-    """Matrix to read: X, raw or layers/NAME. For several files give one for all, or one for each, comma-separated.
-    Default: the one that says most about the counts of all genes; `scsae inspect` says which and why."""
+    """Matrix to read: X, raw or layers/NAME of an AnnData, the genome of an old 10x .h5 file. For several files give
+    one for all, or one for each, comma-separated. Default: the one that says most about the counts of all genes;
+    `scsae inspect` says which and why."""
     model: str = "mini"
     """Foundation model: a checkpoint folder, or `mini`, the small model of the project."""
     dictionaries: str | None = None

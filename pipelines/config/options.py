@@ -60,7 +60,15 @@ class ActorOptions(Options):
     """GPUs of each actor; 0 uses the CPU."""
 
 
-class CellOptions(Options):
+class ObsOptions(Options):
+    """Annotations of the cells that are not in the file of the cells."""
+
+    obs: Files = ()
+    """CSV, TSV or Parquet table of annotations of the cells, joined by their names (a column `cell_id` or `barcode`, or
+    the first one); its columns count as obs columns. For several files give one table, or one for each, in order."""
+
+
+class CellOptions(ObsOptions):
     """The columns of obs that annotate the cells."""
 
     donor: str | None = None

@@ -1,5 +1,6 @@
 """Which format a path has, told by its content: a name says nothing about a download that was renamed."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,18 @@ import h5py
 
 from feature_store.cells.files.anndata_file import AnnDataFile
 from feature_store.cells.files.cell_file import CellFile, names_with_closest
+from feature_store.cells.files.gene_lists import is_parquet, open_gene_lists, parts_in
 from feature_store.cells.files.mtx import is_mtx, matrices_in, open_mtx
 from feature_store.cells.files.tenx_h5 import matrices_of_tenx, open_tenx_h5
 from feature_store.errors import InputError
 from feature_store.storage.data_files import refuse_other_than_hdf5, refuse_unfetched, refuse_unfetched_below
 
-FORMATS = "an .h5ad file, an AnnData .zarr folder, a 10x .h5 file or the folder of a matrix.mtx"
+FORMATS = (
+    "an .h5ad file, an AnnData .zarr folder, a 10x .h5 file, the folder of a matrix.mtx, or one of Parquet parts with "
+    "lists of genes"
+)
+COLLECTION = "annbatch-preshuffled"
+"""The encoding-type of a zarr group of several AnnData, which annbatch writes."""
 _ZARR_FILES = ("zarr.json", ".zgroup")
 
 
@@ -30,13 +37,41 @@ def open_file(path: Path, *, matrix: str | None = None) -> CellFile:
     if path.is_dir():
         return _open_folder(path, matrix)
     refuse_unfetched(path)
+    if is_parquet(path):
+        return open_gene_lists(path, matrix=matrix)
     return open_mtx(path, matrix=matrix) if is_mtx(path) else _open_hdf5(path, matrix)
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that a path stands for: the data sets of a collection in their order, any other path itself.
+
+    A collection is a zarr group that annbatch wrote, or the folder of .zarr folders that its first versions wrote.
+    """
+    if not path.is_dir():
+        return [path]
+    if not any((path / name).exists() for name in _ZARR_FILES):
+        inside = [one for one in path.iterdir() if re.fullmatch(r"(chunk|dataset)_\d+\.zarr", one.name)]
+        return sorted(inside, key=_place) or [path]
+    names = [one.name for one in path.iterdir() if re.fullmatch(r"dataset_\d+", one.name)]
+    if not names or (path / "obs").exists():
+        return [path]
+    kind = zarr_group(path).attrs.get("encoding-type")
+    return (
+        [path / name for name in sorted(names, key=lambda name: _place(Path(name)))] if kind == COLLECTION else [path]
+    )
+
+
+def _place(path: Path) -> tuple[list[int], str]:
+    """The place of a data set by the numbers in its name: dataset_10 comes after dataset_9."""
+    return [int(number) for number in re.findall(r"\d+", path.name)], path.name
 
 
 def _open_folder(path: Path, matrix: str | None) -> CellFile:
     if not any((path / name).exists() for name in _ZARR_FILES):
         if matrices_in(path):
             return open_mtx(path, matrix=matrix)
+        if parts_in(path):
+            return open_gene_lists(path, matrix=matrix)
         raise InputError(f"{path} is a folder but not a zarr group; give {FORMATS}")
     return _of_anndata(path, zarr_group(path), matrix)
 
