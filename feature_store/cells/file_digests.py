@@ -51,11 +51,11 @@ def file_state(content: Path | tuple[Path, ...]) -> FileState:
 
 
 def file_digest(content: Path | tuple[Path, ...], on_bytes: Callable[[int], None]) -> str:
-    """Sha256 of a file, or of the names and hashes of a folder's files or of several files; `on_bytes` gets the size of
-    each block.
+    """Sha256 of a file, of the names and hashes of a folder's files, or of the hashes of several files in their order;
+    `on_bytes` gets the size of each block.
     """
     if isinstance(content, tuple):
-        parts = [(path.name, path) for path in content]
+        parts = [(str(place), path) for place, path in enumerate(content)]
     elif content.is_file():
         return _sha256(content, on_bytes)
     else:

@@ -206,8 +206,8 @@ class GeneListRows:
             place = int(np.argmax(np.asarray(columns.is_null())))
             row = start + int(np.searchsorted(indptr, place, side="right")) - 1
             raise InputError(
-                f"{part}, row {row}: the gene {genes[place].as_py()} is not in the gene table {self._table}; fetch the gene "
-                "table of these parts"
+                f"{part}, row {row}: the gene {genes[place].as_py()} is not in the gene table {self._table}; fetch the "
+                "gene table of these parts"
             )
         with np.errstate(over="ignore"):
             kept = values[is_kept].astype(np.float32)

@@ -55,10 +55,8 @@ def files_of(path: Path) -> list[Path]:
     names = [one.name for one in path.iterdir() if re.fullmatch(r"dataset_\d+", one.name)]
     if not names or (path / "obs").exists():
         return [path]
-    kind = zarr_group(path).attrs.get("encoding-type")
-    return (
-        [path / name for name in sorted(names, key=lambda name: _place(Path(name)))] if kind == COLLECTION else [path]
-    )
+    is_collection = zarr_group(path).attrs.get("encoding-type") == COLLECTION
+    return sorted((path / name for name in names), key=_place) if is_collection else [path]
 
 
 def _place(path: Path) -> tuple[list[int], str]:

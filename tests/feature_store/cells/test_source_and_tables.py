@@ -237,17 +237,6 @@ def test_a_row_that_the_sample_missed_is_refused_when_it_is_read(tmp_path: Path,
     assert not (tmp_path / "store").exists()
 
 
-def test_a_matrix_stored_by_column_is_refused_with_the_command_that_converts_it(
-    write_h5ad: Callable[..., Path], counts: np.ndarray, tmp_path: Path
-) -> None:
-    path = write_h5ad(sparse.csc_matrix(counts))
-    with pytest.raises(InputError, match="CSC") as error:
-        open_source(path)
-    command = str(error.value).split('python -c "')[1].removesuffix('"')
-    subprocess.run([sys.executable, "-c", command], check=True, cwd=tmp_path)
-    assert (dense(open_source(tmp_path / "rows.h5ad"), 0, N_CELLS) == counts).all()
-
-
 def test_files_that_are_not_anndata_are_refused(
     tmp_path: Path, write_h5ad: Callable[..., Path], counts: np.ndarray
 ) -> None:

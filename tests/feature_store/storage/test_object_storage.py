@@ -407,6 +407,30 @@ def test_a_store_is_queried_on_object_storage(root: Path, small_store: Any) -> N
     assert Layout(root).latest("associations").run == "a550c"
 
 
+@pytest.mark.parametrize("server", [moto], ids=["moto"], indirect=True)
+def test_a_matrix_stored_by_column_is_turned_into_a_store_on_object_storage(root: Path, tmp_path: Path) -> None:
+    import anndata
+    from scipy import sparse
+
+    from feature_store.cells import open_source, turn_matrices
+
+    counts = sparse.csc_matrix(np.random.default_rng(0).poisson(1.0, (60, 9)).astype(np.float32))
+    anndata.AnnData(counts).write_h5ad(tmp_path / "a.h5ad")
+    said: list[str] = []
+    for _ in range(2):
+        with open_source(tmp_path / "a.h5ad") as source:
+            turn_matrices(Layout(root), source, said.append)
+            rows = source.read_rows(0, 60)
+            assert (np.repeat(np.arange(60), np.diff(rows.indptr)) == counts.tocsr().nonzero()[0]).all()
+            assert rows.data.tolist() == counts.tocsr().data.tolist()
+            folders = source.rows
+    assert len(said) == 2
+    assert folders[0].startswith("s3://")
+    # a process that is given the folders
+    with open_source(tmp_path / "a.h5ad", rows=folders) as source:
+        assert source.read_rows(7, 9).data.tolist() == counts.tocsr()[7:9].data.tolist()
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("without_actors")
 @pytest.mark.parametrize("server", [moto, swift], ids=["moto", "swift"], indirect=True)
