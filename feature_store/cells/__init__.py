@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from feature_store.cells.matrices import CSRRows, concat_rows
     from feature_store.cells.panel import PANEL_CELLS
     from feature_store.cells.size_ranges import split_by_size
-    from feature_store.cells.source import Source, data_files, open_source
+    from feature_store.cells.source import Source, data_files, open_source, short_names
     from feature_store.cells.splits import SELECT, TEST, TRAIN, SplitConfig, SplitRecord, make_splits
     from feature_store.cells.turning import cost_of_turning, turn_matrices
 
@@ -107,6 +107,7 @@ __all__ = [
     "read_split_record",
     "shard_cells",
     "shard_range",
+    "short_names",
     "split_by_size",
     "to_anndata",
     "turn_matrices",
@@ -132,7 +133,7 @@ _MODULES = {
     "matrices": ("CSRRows", "concat_rows"),
     "panel": ("PANEL_CELLS",),
     "size_ranges": ("split_by_size",),
-    "source": ("Source", "data_files", "open_source"),
+    "source": ("Source", "data_files", "open_source", "short_names"),
     "turning": ("cost_of_turning", "turn_matrices"),
     "splits": ("SELECT", "TEST", "TRAIN", "SplitConfig", "SplitRecord", "make_splits"),
 }

@@ -93,14 +93,14 @@ class ColumnMatrix(ABC):
     @cached_property
     def _first(self) -> CSRRows:
         n = min(FIRST_CELLS, self.shape[0])
-        found, last = [], 0
+        found, last, in_order = [], 0, self.gives_cells_in_order
         for block in self.entries():
             wanted = block.cell < n
             if wanted.any():
                 found.append(Entries(block.cell[wanted], block.gene[wanted], block.value[wanted]))
-            is_ascending = bool(block.cell[0] >= last and (np.diff(block.cell) >= 0).all())
+            in_order = in_order and bool(block.cell[0] >= last and (np.diff(block.cell) >= 0).all())
             last = int(block.cell[-1])
-            if self.gives_cells_in_order and is_ascending and last >= n:
+            if in_order and last >= n:
                 break
         return rows_of(found, 0, n, self.where)
 

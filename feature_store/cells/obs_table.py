@@ -126,6 +126,8 @@ def _of_text(content: bytes) -> pl.DataFrame:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"the column {twice[0]!r} is there twice")
+    if not rest.strip():
+        return pl.DataFrame(schema=dict.fromkeys(names, pl.String))
     frame = pl.read_csv(
         rest.encode(),
         has_header=False,

@@ -23,7 +23,7 @@ from pipelines.runtime.job_log import JobLog, print_notice
 
 NOT_FOUND = 127
 """Exit code of a shell that does not find the command."""
-_LOCATIONS = ("data", "model", "dictionaries", "gmt")
+_LOCATIONS = ("data", "obs", "model", "dictionaries", "gmt")
 _ANYWHERE = re.compile(r"/|[A-Za-z][A-Za-z0-9+.-]+://")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pipelines
+from feature_store.cells import short_names
 from feature_store.errors import IntegrityError, StoreError
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
@@ -80,7 +81,7 @@ def data_files(layout: Layout, dataset: str) -> dict[str, str]:
     except IntegrityError:
         return {}
     paths, digests = (value if isinstance(value, list) else [value] for value in (where["path"], where["digest"]))
-    return {Path(path).name: digest for path, digest in zip(paths, digests, strict=True)}
+    return dict(zip(short_names([Path(path) for path in paths]), digests, strict=True))
 
 
 def origin_of(layout: Layout, version: ModelVersion) -> dict[str, dict[str, Any]]:

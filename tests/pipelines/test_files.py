@@ -5,6 +5,7 @@ import shutil
 import anndata
 import cell_files
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import sparse
 from typer.testing import CliRunner
@@ -119,7 +120,7 @@ def test_errors_after_opening_turn_nothing(cells, extract_options, tmp_path):
 
 def test_inspect_says_what_a_file_is_and_what_was_not_read(cells, obs, tiny_model, tmp_path):
     antibodies = anndata.AnnData(
-        sparse.csr_matrix(np.ones((cells.n_obs, 2), np.float32)), obs=cells.obs, var=cells.var[:2]
+        sparse.csr_matrix(np.ones((cells.n_obs, 2), np.float32)), obs=cells.obs, var=pd.DataFrame(index=["CD4", "CD8"])
     )
     both = anndata.concat([cells, antibodies], axis=1, merge="first")
     both.var["gene_ids"] = [f"id{i}" for i in range(both.n_vars)]

@@ -45,7 +45,9 @@ class AnnDataFile:
                 f"--matrix was {matrix!r}, not a matrix of {path}; it has {names_with_closest(matrix, names)}"
             )
         self._errors: dict[str, InputError] = {}
-        self.candidates = [self._candidate(name) for name in (names if matrix is None else [matrix])]
+        self.candidates: Sequence[Candidate] = [
+            self._candidate(name) for name in (names if matrix is None else [matrix])
+        ]
         choice = choose_matrix(self.candidates)
         if choice is None:
             raise self._no_usable_matrix(names, requested=matrix)

@@ -105,8 +105,9 @@ class OneMatrixFile:
         reason: str = "the only matrix of the file",
         close: Callable[[], None] = lambda: None,
     ) -> None:
-        self.path, self.format, self.matrix, self.ignored = path, format, name, tuple(ignored)
-        self.content = path if content is None else content
+        self.path, self.format, self.matrix = path, format, name
+        self.ignored: Sequence[str] = tuple(ignored)
+        self.content: Content = path if content is None else content
         self._where = f"{name} of {path}"
         self._close, self._index, self._obs = close, index, dict(obs or {})
         n_cells, n_features = rows.shape
@@ -130,12 +131,12 @@ class OneMatrixFile:
                 f"{self._where} holds neither counts nor log-normalised values ({KINDS[taken.kind]}); give the file of "
                 "the raw counts"
             )
-        self.candidates = [taken]
+        self.candidates: Sequence[Candidate] = [taken]
         self.choice = MatrixChoice(taken=taken, reason=reason)
         self.value_kind = taken.kind
 
     def _use(self, rows: RowMatrix) -> None:
-        self._rows = rows if self._is_gene.all() else GeneColumns(rows, self._is_gene)
+        self._rows: RowMatrix = rows if self._is_gene.all() else GeneColumns(rows, self._is_gene)
         self.by_column = column_matrix(rows)
         self.n_cells, self.n_genes = self._rows.shape
 

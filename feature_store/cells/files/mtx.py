@@ -213,7 +213,8 @@ class MtxMatrix(ColumnMatrix):
         """See `ColumnMatrix`: the first ones."""
         n = 0
         for block in self.entries():
-            yield Entries(*(part[: SAMPLE_VALUES - n] for part in block))
+            left = SAMPLE_VALUES - n
+            yield Entries(block.cell[:left], block.gene[:left], block.value[:left])
             n += len(block.cell)
             if n >= SAMPLE_VALUES:
                 return

@@ -7,7 +7,7 @@ from typing import Any
 import h5py
 
 from feature_store.cells.files.anndata_file import AnnDataFile
-from feature_store.cells.files.cell_file import CellFile, names_with_closest
+from feature_store.cells.files.cell_file import CellFile, names_with_closest, reading
 from feature_store.cells.files.gene_lists import is_parquet, open_gene_lists, parts_in
 from feature_store.cells.files.mtx import is_mtx, matrices_in, open_mtx
 from feature_store.cells.files.tenx_h5 import matrices_of_tenx, open_tenx_h5
@@ -80,7 +80,9 @@ def _open_hdf5(path: Path, matrix: str | None) -> CellFile:
         file = h5py.File(path, "r", locking="best-effort")
     except OSError as error:
         raise InputError(f"{path} is not an HDF5 file, or is damaged ({error}); give an .h5ad file") from error
-    if matrices_of_tenx(file):
+    with reading(path, "the list of its groups"):
+        is_tenx = bool(matrices_of_tenx(file))
+    if is_tenx:
         try:
             return open_tenx_h5(path, file, matrix=matrix)
         except InputError:

@@ -42,10 +42,10 @@ def cells(tiny_cells: anndata.AnnData) -> anndata.AnnData:
 
 @pytest.fixture
 def with_antibodies(cells: anndata.AnnData) -> anndata.AnnData:
-    """The cells with antibodies, one of which has the name of a gene, between their genes."""
+    """The cells with three antibodies between their genes."""
     extra = np.random.default_rng(1).poisson(200, (cells.n_obs, 3))
     var = pd.DataFrame(
-        {"gene_ids": ["GENE3", "CD4", "CD8"], "feature_types": "Antibody Capture"}, index=["GENE3", "CD4", "CD8"]
+        {"gene_ids": ["CD3", "CD4", "CD8"], "feature_types": "Antibody Capture"}, index=["CD3", "CD4", "CD8"]
     )
     own = cells.var.assign(feature_types=cell_files.GENES)
     both = np.hstack([cells.X.toarray()[:, :20], extra, cells.X.toarray()[:, 20:]]).astype(np.float32)
