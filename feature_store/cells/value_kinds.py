@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from feature_store.cells.column_matrices import ColumnMatrix, Sample
+from feature_store.cells.column_matrices import FIRST_CELLS, ColumnMatrix, Sample, column_matrix
 from feature_store.cells.feature_types import GeneColumns
 from feature_store.cells.matrices import CSRRows, RowMatrix, concat_rows
 from feature_store.errors import InputError
@@ -69,6 +69,9 @@ def values_of(matrix: RowMatrix, where: str) -> MatrixValues:
     """
     rows, scale = _sample(matrix, where)
     kind, is_exact = _kind(rows)
+    if kind in ("corrected", "unlogged") and (by_column := column_matrix(matrix)) is not None:
+        # the totals of cells tell these from logarithms, and the sample does not have whole cells
+        kind, is_exact = _kind(matrix.read(0, min(by_column.shape[0], FIRST_CELLS)))
     is_binary = kind == "counts" and bool(rows.data.max() <= 1)
     n_values = round(int(np.count_nonzero(rows.data)) * scale)
     return MatrixValues(kind=kind, is_exact=is_exact, is_binary=is_binary, n_values=n_values)

@@ -70,8 +70,18 @@ def _open_folder(path: Path, matrix: str | None) -> CellFile:
             return open_mtx(path, matrix=matrix)
         if parts_in(path):
             return open_gene_lists(path, matrix=matrix)
-        raise InputError(f"{path} is a folder but not a zarr group; give {FORMATS}")
+        inside = [one.name for one in sorted(path.iterdir()) if _may_be_cells(one)]
+        raise InputError(
+            f"{path} is a folder but not a zarr group, and has no matrix.mtx and no Parquet parts; give {FORMATS}"
+            + (f" (it holds {', '.join(inside[:5])})" if inside else "")
+        )
     return _of_anndata(path, zarr_group(path), matrix)
+
+
+def _may_be_cells(path: Path) -> bool:
+    """Whether what lies in a folder looks like cells, by its name or by what is in it."""
+    is_folder = path.is_dir() and bool(matrices_in(path) or parts_in(path))
+    return is_folder or path.suffix in (".h5ad", ".h5", ".zarr")
 
 
 def _open_hdf5(path: Path, matrix: str | None) -> CellFile:
