@@ -23,6 +23,11 @@ def inspect_data(options: DataOptions) -> dict[str, Any]:
         "genes": f"{source.n_genes}, {source.n_genes_in_all} of them in every file"
         if len(source.paths) > 1
         else source.n_genes,
+        **(
+            {"samples": f"{len(source.paths)} files, which the obs column `file` names; as batches: --batch file"}
+            if len(source.paths) > 1
+            else {}
+        ),
         "obs columns": ", ".join(source.obs_schema) or "none",
         "model": f"{model.name} ({model.family}, {model.n_layers} layers, d_model {model.d_model})",
         "checkpoint": "; ".join(model.notes) or "as its authors have it",
