@@ -26,7 +26,7 @@ from feature_store.cells.list_parts import OpenParts
 from feature_store.cells.matrices import CSRRows, concat_rows
 from feature_store.errors import InputError, IntegrityError
 from feature_store.storage import commit, filesystem
-from feature_store.storage.layout import Layout
+from feature_store.storage.layout import TEMPORARY, Layout
 from feature_store.storage.plans import RowsPlan
 
 GENES, VALUES = "genes", "values"
@@ -111,7 +111,7 @@ def turn(
 
 def _remove_scratch(folder: Path) -> None:
     """Remove what a killed turning left; no other process is at work on the folder."""
-    for path in folder.glob(f"{filesystem.TEMPORARY}*") if filesystem.is_local(folder) else ():
+    for path in folder.glob(f"{TEMPORARY}*") if filesystem.is_local(folder) else ():
         if path.is_dir():
             filesystem.remove_folder(path)
 

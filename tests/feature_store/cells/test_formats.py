@@ -114,7 +114,7 @@ def test_only_genes_are_read_and_the_others_are_counted(
 
 def test_a_file_of_antibodies_alone_is_refused(with_antibodies: anndata.AnnData, tmp_path: Path) -> None:
     antibodies = with_antibodies[:, with_antibodies.var["feature_types"] != cell_files.GENES].copy()
-    with pytest.raises(InputError, match=r"filtered_feature_bc_matrix\.h5 .*antibodycapture"):
+    with pytest.raises(InputError, match=r"filtered_feature_bc_matrix\.h5 .*Antibody Capture"):
         open_source(cell_files.tenx_3(antibodies, tmp_path))
 
 
@@ -157,11 +157,15 @@ def test_a_format_is_told_by_the_content_and_not_by_the_name(cells: anndata.AnnD
 
 
 def test_a_collection_is_its_data_sets_in_the_order_of_their_numbers(cells: anndata.AnnData, tmp_path: Path) -> None:
-    path = cell_files.collection(cells, tmp_path, parts=11)
-    assert [one.name for one in data_files(path)] == [f"dataset_{i}" for i in range(11)]
-    with open_source(path) as source:
-        assert (dense(source) == cells.X.toarray()).all()
-        assert source.obs_names().to_list() == list(cells.obs_names)
+    path = cell_files.collection(cells, tmp_path, parts=1)
+    (path / "dataset_0").rename(path / "dataset_10")
+    for name in ("dataset_9", "dataset_2", "other"):
+        (path / name).mkdir()
+    assert [one.name for one in data_files(path)] == ["dataset_2", "dataset_9", "dataset_10"]
+    for name in ("chunk_10.zarr", "chunk_9.zarr"):
+        (tmp_path / "first version" / name).mkdir(parents=True)
+    assert [one.name for one in data_files(tmp_path / "first version")] == ["chunk_9.zarr", "chunk_10.zarr"]
+    assert data_files(path / "dataset_10") == [path / "dataset_10"]
 
 
 def changed_mtx(folder: Path, change: Callable[[list[str]], list[str]], name: str = "matrix.mtx") -> None:
