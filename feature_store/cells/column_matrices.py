@@ -35,7 +35,7 @@ class Entries(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """Some values of a matrix as rows, and by how much their number is multiplied to be that of 1,024 cells."""
+    """Some values of a matrix as rows, and the number of all values for each of them."""
 
     rows: CSRRows
     scale: float
@@ -80,8 +80,7 @@ class ColumnMatrix(ABC):
         """Some entries as rows, for telling the kind of the values. InputError if the matrix has none."""
         n_cells = self.shape[0]
         rows = rows_of(list(self.some_entries()), 0, n_cells, self.where, whole=False)
-        n = max(len(rows.data), 1)
-        return Sample(rows, self.n_values / n * min(1.0, FIRST_CELLS / n_cells))
+        return Sample(rows, self.n_values / max(len(rows.data), 1))
 
     def read(self, start: int, stop: int) -> CSRRows:
         """Rows [start, stop) of the first FIRST_CELLS. InputError for others: the matrix has to be turned first."""

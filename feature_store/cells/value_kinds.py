@@ -78,12 +78,14 @@ def values_of(matrix: RowMatrix, where: str) -> MatrixValues:
 
 
 def _sample(matrix: RowMatrix, where: str) -> Sample:
+    """The rows that are looked at, and the number of values in rows at the same places for each of theirs."""
+    n_rows = matrix.shape[0]
+    # careful: of few rows, the blocks overlap
+    starts = np.unique(np.linspace(0, max(n_rows - SAMPLE_ROWS, 0), SAMPLE_BLOCKS).astype(int))
     if isinstance(matrix, ColumnMatrix) or (isinstance(matrix, GeneColumns) and matrix.by_column is not None):
         sample = matrix.sample()
         refuse_rows(sample.rows, ~np.isfinite(sample.rows.data), 0, where, "is not finite")
-        return sample
-    n_rows = matrix.shape[0]
-    starts = np.unique(np.linspace(0, max(n_rows - SAMPLE_ROWS, 0), SAMPLE_BLOCKS).astype(int))
+        return sample._replace(scale=sample.scale * len(starts) * min(SAMPLE_ROWS, n_rows) / n_rows)
     blocks = []
     for start in starts.tolist():
         rows = matrix.read(start, min(start + SAMPLE_ROWS, n_rows))

@@ -200,6 +200,10 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def measure(path: Path) -> dict[str, float]:
     """Open, turn and read a file in this process."""
     before = peak_mb()
@@ -215,6 +219,7 @@ def measure(path: Path) -> dict[str, float]:
             "cells": source.n_cells,
             "cells_per_s": round(source.n_cells / seconds),
             "turn_s": round(turned - started, 1),
+            "turned_bytes_a_value": round(_size(Path(store)) / source.n_cells / PER_CELL, 1),
             "total": total,
             "peak_mb": round(peak_mb() - before),
         }

@@ -95,6 +95,22 @@ def test_what_lies_cell_by_cell_is_preferred(counts: np.ndarray, tmp_path: Path)
         assert source.column_matrices == (None,)
 
 
+@pytest.mark.parametrize("n", [50, 90, N_CELLS])
+@pytest.mark.parametrize("convert", [sparse.csr_matrix, sparse.csc_matrix])
+def test_a_matrix_of_all_genes_is_preferred_however_it_lies(
+    counts: np.ndarray, tmp_path: Path, convert: Callable[..., object], n: int
+) -> None:
+    adata = anndata.AnnData(convert(counts[:n]))
+    adata.raw = adata.copy()
+    few = adata[:, :20].copy()
+    few.X = sparse.csr_matrix(counts[:n, :20])
+    few.write_h5ad(tmp_path / "a.h5ad")
+    with open_source(tmp_path / "a.h5ad") as source:
+        assert source.matrix == "raw"
+        share = float(source.choices[0].passed_over["X"].partition("with ")[2].partition("%")[0])
+        assert share == pytest.approx(50, abs=6)
+
+
 @pytest.mark.usefixtures("in_small_steps")
 @pytest.mark.parametrize("after", [0, 1, 2])
 def test_a_turning_that_was_killed_resumes_and_gives_the_same_bytes(
