@@ -6,7 +6,7 @@ sample of them, and the first `FIRST_CELLS` cells, which one pass finds. Memory 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -116,16 +116,21 @@ def rows_of(found: Iterable[Entries], start: int, stop: int, where: str, *, whol
     If the entries are not `whole` cells, a gene may be there twice.
     """
     blocks = list(found)
-    cell, gene, value = (
-        np.concatenate([np.empty(0, dtype), *(block[i] for block in blocks)])
-        for i, dtype in enumerate((np.int64, np.int32, np.float32))
-    )
-    order = np.argsort(cell, kind="stable")
+    cell, gene, value = blocks[0] if len(blocks) == 1 else _joined(blocks)
+    order = np.lexsort((gene, cell)) if whole else np.argsort(cell, kind="stable")
     counts = np.bincount(cell - start, minlength=stop - start)
-    rows = CSRRows(
-        indptr=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), indices=gene[order], data=value[order]
-    )
+    indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    rows = CSRRows(indptr=indptr, indices=gene[order], data=value[order])
+    # of whole cells, what is left to find are genes that are there twice
     return sort_rows(rows, where=where, start=start) if whole else rows
+
+
+def _joined(blocks: Sequence[Entries]) -> Entries:
+    return Entries(
+        cell=np.concatenate([np.empty(0, np.int64), *(block.cell for block in blocks)]),
+        gene=np.concatenate([np.empty(0, np.int32), *(block.gene for block in blocks)]),
+        value=np.concatenate([np.empty(0, np.float32), *(block.value for block in blocks)]),
+    )
 
 
 class CSCMatrix(ColumnMatrix):

@@ -60,7 +60,9 @@ class ListPart:
         self._batch: _Batch | None = None
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file and let go of what was read."""
+        # careful: the iterator refers to this object, so that neither would be freed at once
+        self._batches, self._batch = iter(()), None
         self._stack.close()
 
     def read(self, start: int, stop: int) -> list[Lists]:

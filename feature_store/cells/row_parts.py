@@ -30,7 +30,7 @@ from feature_store.storage.layout import TEMPORARY, Layout
 from feature_store.storage.plans import RowsPlan
 
 GENES, VALUES = "genes", "values"
-PART_VALUES = 1 << 22
+PART_VALUES = 1 << 21
 """Values of a part, on average."""
 ROW_GROUP_CELLS = 1024
 ENTRY = np.dtype([("cell", "<i4"), ("gene", "<i4"), ("value", "<f4")])
