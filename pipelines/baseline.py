@@ -34,7 +34,8 @@ from pipelines.config import (
     TrainOptions,
 )
 from pipelines.errors import UsageError
-from pipelines.inputs import load_model_location, load_source_location, refuse_missing
+from pipelines.external.vectors import load_vectors_location
+from pipelines.inputs import load_model_location, load_source_location, no_model, refuse_missing
 from pipelines.moved_data import record_new_place
 from pipelines.runtime.checks import check_before_work
 from pipelines.runtime.cluster import one_ray_session
@@ -66,8 +67,8 @@ def baseline(options: BaselineOptions, store: Path, *, address: str | None = Non
 
     Raises:
         NotFoundError: the SAE has no associations, or a run that they were made from is missing.
-        UsageError: the run is a baseline itself, the gene sets are not those of its associations, or the training of an
-            imported SAE is to be repeated.
+        UsageError: the run is a baseline itself, the gene sets are not those of its associations, or random-model is
+            wanted of an imported SAE or of activations whose model is not here.
         ConfigError: a baseline has fewer features than the SAE has active ones.
     """
     layout = Layout(store)
@@ -76,6 +77,8 @@ def baseline(options: BaselineOptions, store: Path, *, address: str | None = Non
     chain = chain_of_sae(layout, info, option="--associations")
     _check_gene_sets(options, chain)
     _check_kinds(options, chain)
+    if RANDOM_MODEL in options.kind and (reason := no_model(chain.activations_run)):
+        raise UsageError(f"--kind was {RANDOM_MODEL}, but {reason}; leave that kind out")
     record_new_place(layout, chain.activations.dataset, options.data)
     with one_ray_session():
         return list(_stages(options, store, chain, address))
@@ -191,7 +194,9 @@ def encode_options(layout: Layout, chain: RunChain, sae: str, options: ActorOpti
         return EncodeOptions(**shared)
     cut: dict[str, Any] = {"tokens_per_cell": plan.fused.tokens_per_cell, "shard_cells": plan.cut.panel_cells}
     other = {} if plan.dataset == own else _data_of(layout, plan.dataset)
-    return EncodeOptions(**shared, **cut, **other, fused=not other)
+    if chain.activations.origin == "vectors":
+        other["vectors"] = load_vectors_location(layout.codes_dir(chain.associations.codes)).vectors
+    return EncodeOptions(**shared, **cut, **other, fused="data" not in other)
 
 
 def extract_options(layout: Layout, chain: RunChain, options: ActorOptions) -> ExtractOptions:

@@ -17,16 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from feature_store.activations import ROW_GROUP_ROWS, ActivationBlock, ActivationReader, to_stored
-from feature_store.cells import (
-    SplitConfig,
-    open_source,
-    read_panel,
-    read_split_numbers,
-    read_split_record,
-    write_cells,
-)
+from feature_store.cells import Source, open_source, read_panel, read_split_numbers, read_split_record
 from feature_store.codes import CodesRun, Merging, cells_of_shard, span_of_shard
 from feature_store.codes.codes_run import TOP_CELLS, TOP_TOKENS, Write
 from feature_store.codes.cut import OTHER_CELLS, Cells
@@ -35,23 +29,35 @@ from feature_store.query.runs import resolve_run
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout, as_path
 from feature_store.storage.plans import ActivationsPlan, CellsPlan, CodesCut, CodesPlan, FusedForward, SAEPlan
-from pipelines.config import ActorOptions, CellOptions, EncodeOptions, ForwardOptions
+from pipelines.activations import write_data_set
+from pipelines.config import ActorOptions, CellOptions, EncodeOptions, ForwardOptions, GeneOptions
+from pipelines.config.vectors import VectorsPlace
+from pipelines.errors import UsageError
+from pipelines.external.vectors import (
+    GivenVectors,
+    VectorsJob,
+    VectorsLocation,
+    checked_digest,
+    load_vectors_location,
+    missing_file,
+    open_vectors,
+    save_vectors_location,
+)
 from pipelines.forward import Forward, ForwardJob, out_of_memory_fact, rate
 from pipelines.inputs import (
-    LoadedInputs,
+    genes_without_tokens,
     load_model_location,
     load_recorded_model,
     load_recorded_source,
     load_stored_sae,
     match_inputs,
+    no_model,
     recorded_digests,
     refuse_few_matched,
-    save_source_location,
     save_token_of_gene,
+    token_of_gene,
     tokenless_fact,
-    turn_once,
 )
-from pipelines.matrix_tables import tables_by_actors
 from pipelines.moved_data import record_if_same
 from pipelines.runtime.actor_pool import do_shards
 from pipelines.runtime.checks import check_before_work
@@ -84,8 +90,8 @@ class FusedJob:
 class EncodeJob:
     """Everything an actor needs to encode any shard; it holds plain values, so it can be pickled."""
 
-    source: str | FusedJob
-    """Folder of the stored activations, or the forward pass that makes them."""
+    source: str | FusedJob | VectorsJob
+    """Folder of the stored activations, the forward pass that makes them, or given vectors."""
     sae: str
     cells: str
     codes: str
@@ -151,6 +157,17 @@ class FreshActivations:
             yield ActivationBlock(cell_idx=block.cell_idx, token_pos=block.token_pos, gene_id=block.gene_id, act=act)
 
 
+def activations_of(source: str | FusedJob | VectorsJob) -> Activations:
+    """Open what gives the activations of any cells: a folder of stored ones, a forward pass, or given vectors."""
+    match source:
+        case FusedJob():
+            return FreshActivations(source)
+        case VectorsJob():
+            return GivenVectors(source)
+        case _:
+            return StoredActivations(source)
+
+
 def in_pieces(blocks: Iterator[ActivationBlock]) -> Iterator[ActivationBlock]:
     """Cut the tokens of the blocks into pieces of ROW_GROUP_ROWS; the last piece holds the rest."""
     waiting: list[ActivationBlock] = []
@@ -192,9 +209,7 @@ class Encoder:
     """Computes shards of an `EncodeJob`; it is the body of an actor and can be called without Ray."""
 
     def __init__(self, job: EncodeJob) -> None:
-        self.activations: Activations = (
-            FreshActivations(job.source) if isinstance(job.source, FusedJob) else StoredActivations(job.source)
-        )
+        self.activations = activations_of(job.source)
         self.sae = load_stored_sae(as_path(job.sae), device=job.device)
         self.device = job.device
         self.codes = CodesRun.open(job.codes)
@@ -281,24 +296,28 @@ class Merger:
 class _Plan:
     """The cells to encode: their part of the codes plan, and the source of their activations.
 
-    `inputs` holds data and model of a fused encoding, whose matched genes are written beside the codes, else None.
+    `genes` holds the token of each gene of a fused encoding, and `vectors` the place of its vectors, if it encodes any:
+    both are written beside the codes.
     """
 
     dataset: str
     cut: CodesCut
-    source: str | FusedJob
+    source: str | FusedJob | VectorsJob
     fused: FusedForward | None
-    inputs: LoadedInputs | None
+    genes: pl.DataFrame | None
+    vectors: VectorsLocation | None = None
 
 
 def encode(options: EncodeOptions, store: Path, *, address: str | None = None) -> StageResult:
     """Encode the SAE's stored activations, or any cells by running the foundation model; calling it again resumes.
 
-    Activations of a sample of the cells are for training: the foundation model then runs over all cells.
+    Activations of a sample of the cells are for training: the foundation model then runs over all cells. For an SAE of
+    given vectors, those of other cells are read in place of a forward pass.
 
     Raises:
         NotFoundError: there is no SAE, or its activations are gone.
-        UsageError, InputError: the foundation model or the data set changed, or the data are invalid.
+        UsageError, InputError: the foundation model, the vectors or the data set changed, the data are invalid, or the
+            activations came from a model that is not here.
     """
     clock = Clock()
     layout = Layout(store)
@@ -307,11 +326,7 @@ def encode(options: EncodeOptions, store: Path, *, address: str | None = None) -
     of_sae = SAEPlan.of(sae)
     activations = commit.Run.open(layout.activations_dir(of_sae.activations))
     options = _without_moved_data(layout, options, of_sae.dataset)
-    what = (
-        _plan_fused(layout, options, of_sae, activations, address=address)
-        if options.fused or options.data or ActivationsPlan.of(activations).cells is not None
-        else _plan_stored(layout, activations)
-    )
+    what = _plan(layout, options, of_sae, activations, address=address)
     plan = CodesPlan(
         control_of=of_sae.control_of,
         sae=sae.path.name,
@@ -328,8 +343,10 @@ def encode(options: EncodeOptions, store: Path, *, address: str | None = None) -
         fused=what.fused,
     )
     codes = CodesRun.create(layout.codes_dir(plan.id), plan)
-    if what.inputs is not None:
-        save_token_of_gene(codes.folder, what.inputs, codes.by_cell.plan_sha)
+    if what.genes is not None:
+        save_token_of_gene(codes.folder, what.genes, codes.by_cell.plan_sha)
+    if what.vectors is not None:
+        save_vectors_location(codes.folder, what.vectors)
     pending = codes.pending()
     total: Mapping[str, int] = {}
     if pending:
@@ -353,6 +370,7 @@ def encode(options: EncodeOptions, store: Path, *, address: str | None = None) -
         seconds=clock.seconds,
         facts={
             "dataset": what.dataset,
+            **({} if what.vectors is None else {"vectors": what.vectors.vectors}),
             **({"splits": read_split_record(layout.cells_dir(what.dataset)).text} if options.data else {}),
             "nonzeros": manifest.rows,
             "bytes a nonzero": round(manifest.bytes / max(manifest.rows, 1), 2),
@@ -399,6 +417,29 @@ def _without_moved_data(layout: Layout, options: EncodeOptions, dataset: str) ->
     return options.model_copy(update={"data": (), "fused": options.fused or fused})
 
 
+def _plan(
+    layout: Layout, options: EncodeOptions, sae: SAEPlan, activations: commit.Run, *, address: str | None
+) -> _Plan:
+    """Decide where the activations come from, and refuse options that the decision leaves without effect."""
+    trained_on = ActivationsPlan.of(activations)
+    if options.vectors is not None and trained_on.origin != "vectors":
+        raise UsageError(
+            f"--vectors was {options.vectors!r}, but the SAE was trained on {trained_on.site} of {trained_on.model}, "
+            "not on given vectors; leave --vectors out, or name another --sae"
+        )
+    new = bool(options.fused or options.data or options.vectors or trained_on.cells is not None)
+    if new and trained_on.origin == "vectors":
+        return _plan_vectors(layout, options, sae, activations, address=address)
+    if new and (reason := no_model(activations)):
+        raise UsageError(
+            f"{reason}, so that only the cells that were recorded can be encoded; leave --data and --fused out, or "
+            "record the other cells too and train on them"
+        )
+    if new:
+        return _plan_fused(layout, options, sae, activations, address=address)
+    return _plan_stored(layout, activations)
+
+
 def _plan_stored(layout: Layout, activations: commit.Run) -> _Plan:
     plan = ActivationsPlan.of(activations)
     n_panel = CellsPlan.of(commit.Run.open(layout.cells_dir(plan.dataset))).panel.n_cells
@@ -407,7 +448,7 @@ def _plan_stored(layout: Layout, activations: commit.Run) -> _Plan:
         cut=CodesCut(n_cells=plan.n_cells, n_panel=n_panel, panel_cells=plan.shard_cells, other_cells=OTHER_CELLS),
         source=str(activations.path.resolve()),
         fused=None,
-        inputs=None,
+        genes=None,
     )
 
 
@@ -417,57 +458,18 @@ def _plan_fused(
     """Open the model and the data, write the cell table of new data, and divide the cells into shards."""
     trained_on = ActivationsPlan.of(activations)
     model = load_recorded_model(activations)
-    if options.data:
-        source = open_source(
-            options.data,
-            matrix=options.matrix,
-            progress=delayed_progress_bar,
-            known_digest=recorded_digests(layout),
-            obs=options.obs,
-        )
-    else:
-        source = load_recorded_source(layout, trained_on.dataset, stage="encode --fused")
+    source = _source(layout, options, trained_on)
     inputs = match_inputs(source, model)
-    dataset = trained_on.dataset
     if options.data:
         refuse_few_matched(inputs, options.min_matched_share)
-        with tables_by_actors(layout, source, options, address=address) as make_tables:
-            dataset = write_cells(
-                layout,
-                source,
-                donor=options.donor,
-                batch=options.batch,
-                cell_type=options.cell_type,
-                labels=options.label,
-                split=SplitConfig(seed=trained_on.seed, by=options.split_by),
-                split_column=options.split,
-                panel=options.panel,
-                trained_on=trained_on.dataset,
-                make_tables=make_tables,
-            )
-        save_source_location(layout, dataset, source)
-        turn_once(layout, source)
-    readout = trained_on.readout
-    n_panel = CellsPlan.of(commit.Run.open(layout.cells_dir(dataset))).panel.n_cells
-    shard_cells = cells_per_shard(
-        options,
-        inputs,
-        n_cells=n_panel,
-        default=DEFAULT_SHARD,
-        row_bytes=sae.k * CODE_BYTES,
-        rows_per_cell=options.tokens_per_cell if readout is None else 1,
-    )
-    if options.shard_cells is None and options.shard_size is None:
-        shard_cells = min(shard_cells, PANEL_SHARD_CELLS, max(1, PANEL_ENTRIES // sae.n_features))
-    cut = CodesCut(
-        n_cells=source.n_cells,
-        n_panel=n_panel,
-        panel_cells=shard_cells,
-        other_cells=options.shard_cells or OTHER_CELLS,
+    dataset = _data_set(layout, options, source, trained_on, address=address)
+    rows_per_cell = options.tokens_per_cell if trained_on.readout is None else 1
+    cut = _cut(
+        layout, options, dataset, source.n_cells, sae, mean_tokens=inputs.mean_tokens, rows_per_cell=rows_per_cell
     )
     place = load_model_location(activations)
     forward = ForwardJob(
-        data=tuple(str(path.resolve()) for path in source.paths),
+        data=_paths(source),
         matrix=source.matrix,
         rows=source.rows,
         model=place.model,
@@ -476,7 +478,7 @@ def _plan_fused(
         precision=place.precision,
         device="cuda" if options.num_gpus > 0 else "cpu",
         tokens_per_cell=options.tokens_per_cell,
-        readout=readout,
+        readout=trained_on.readout,
         seed=trained_on.seed,
         batch_tokens=options.batch_tokens,
     )
@@ -485,10 +487,144 @@ def _plan_fused(
         site=trained_on.site,
         dtype=trained_on.dtype,
         precision=place.precision,
-        readout=readout,
+        readout=trained_on.readout,
         tokens_per_cell=options.tokens_per_cell,
         seed=trained_on.seed,
         matrix=source.matrix,
     )
     job = FusedJob(forward=forward, site=trained_on.site, dtype=trained_on.dtype)
-    return _Plan(dataset=dataset, cut=cut, source=job, fused=fused, inputs=inputs)
+    return _Plan(dataset=dataset, cut=cut, source=job, fused=fused, genes=token_of_gene(inputs))
+
+
+def _plan_vectors(
+    layout: Layout, options: EncodeOptions, sae: SAEPlan, activations: commit.Run, *, address: str | None
+) -> _Plan:
+    """Find and check the vectors of the cells, write the cell table of new data, and divide the cells into shards.
+
+    Vectors of the SAE's own cells that are those it was trained on may be named to say where they are now.
+    """
+    _refuse_options_of_a_model(options)
+    trained_on = ActivationsPlan.of(activations)
+    source = _source(layout, options, trained_on)
+    recorded = load_vectors_location(activations.path)
+    place = VectorsPlace.parse(recorded.vectors)
+    if options.vectors is not None:
+        place = VectorsPlace.parse(options.vectors).absolute()
+    elif options.data and place.file is not None:
+        raise UsageError(
+            f"the SAE was trained on vectors of {place}, which are those of other cells; name the vectors of "
+            f"{', '.join(map(str, options.data))} from the same model: `scsae encode --data DATA --vectors "
+            "PATH/vectors.npy`"
+        )
+    elif (missing := missing_file(activations.path)) is not None:
+        raise UsageError(
+            f"the vectors that the SAE was trained on are read again, but {missing} is not there; if it was moved, "
+            "name its new place: `scsae encode --vectors PATH/vectors.npy`, with the other options as before"
+        )
+    vectors = open_vectors(str(place), source)
+    if vectors.width != sae.d_model:
+        raise UsageError(
+            f"{vectors.where} has vectors of {vectors.width} numbers, and the SAE was trained on {sae.d_model} "
+            f"({trained_on.model}); give vectors of the same model"
+        )
+    here = VectorsLocation(str(place), checked_digest(vectors, source, dtype=trained_on.dtype))
+    if not options.data and here.digest == trained_on.model_digest:
+        save_vectors_location(activations.path, here)
+        if not options.fused and trained_on.cells is None:
+            return _plan_stored(layout, activations)
+    elif not options.data and options.vectors is None:
+        raise UsageError(
+            f"the vectors in {place} changed since activations/{activations.path.name} were made of them (sha256 "
+            f"{here.digest[:12]}, was {trained_on.model_digest[:12]}); store them anew with `scsae extract DATA "
+            f"--vectors {place}`, or name others with --vectors"
+        )
+    dataset = _data_set(layout, options, source, trained_on, address=address)
+    fused = FusedForward(
+        model_digest=here.digest,
+        site=trained_on.site,
+        dtype=trained_on.dtype,
+        precision=trained_on.precision,
+        readout=None,
+        tokens_per_cell=None,
+        seed=trained_on.seed,
+        matrix=source.matrix,
+    )
+    return _Plan(
+        dataset=dataset,
+        cut=_cut(layout, options, dataset, source.n_cells, sae, mean_tokens=1.0, rows_per_cell=1),
+        source=VectorsJob(data=_paths(source), matrix=source.matrix, vectors=str(place), dtype=trained_on.dtype),
+        fused=fused,
+        genes=genes_without_tokens(source),
+        vectors=here,
+    )
+
+
+def _refuse_options_of_a_model(options: EncodeOptions) -> None:
+    fields = type(options).model_fields
+    of_model = {"tokens_per_cell", "batch_tokens", *GeneOptions.model_fields}
+    if given := sorted(name for name in of_model if getattr(options, name) != fields[name].default):
+        raise UsageError(
+            f"{', '.join(given)} apply to the forward pass of a model, and the SAE was trained on given vectors; leave "
+            "them out"
+        )
+
+
+def _source(layout: Layout, options: EncodeOptions, trained_on: ActivationsPlan) -> Source:
+    """Open the data set to encode: other data, or those of the SAE."""
+    if not options.data:
+        return load_recorded_source(layout, trained_on.dataset, stage="encode --fused")
+    return open_source(
+        options.data,
+        matrix=options.matrix,
+        progress=delayed_progress_bar,
+        known_digest=recorded_digests(layout),
+        obs=options.obs,
+    )
+
+
+def _data_set(
+    layout: Layout, options: EncodeOptions, source: Source, trained_on: ActivationsPlan, *, address: str | None
+) -> str:
+    """Return the name of the data set to encode; the tables of other data are written."""
+    if not options.data:
+        return trained_on.dataset
+    return write_data_set(
+        layout,
+        source,
+        options,
+        actors=options,
+        seed=trained_on.seed,
+        trained_on=trained_on.dataset,
+        address=address,
+    )
+
+
+def _cut(
+    layout: Layout,
+    options: EncodeOptions,
+    dataset: str,
+    n_cells: int,
+    sae: SAEPlan,
+    *,
+    mean_tokens: float,
+    rows_per_cell: int | None,
+) -> CodesCut:
+    """Divide the cells of a data set into shards, by the rows that are encoded of a cell (`cells_per_shard`)."""
+    n_panel = CellsPlan.of(commit.Run.open(layout.cells_dir(dataset))).panel.n_cells
+    shard_cells = cells_per_shard(
+        options,
+        mean_tokens=mean_tokens,
+        n_cells=n_panel,
+        default=DEFAULT_SHARD,
+        row_bytes=sae.k * CODE_BYTES,
+        rows_per_cell=rows_per_cell,
+    )
+    if options.shard_cells is None and options.shard_size is None:
+        shard_cells = min(shard_cells, PANEL_SHARD_CELLS, max(1, PANEL_ENTRIES // sae.n_features))
+    return CodesCut(
+        n_cells=n_cells, n_panel=n_panel, panel_cells=shard_cells, other_cells=options.shard_cells or OTHER_CELLS
+    )
+
+
+def _paths(source: Source) -> tuple[str, ...]:
+    return tuple(str(path.resolve()) for path in source.paths)

@@ -3,25 +3,32 @@
 One shard is a range of cells, or of those of a sample (`--cells`). An actor runs the model over it block by block
 (`pipelines.forward`) up to the deepest requested site, and writes one Parquet file per site as it goes, so its memory
 does not depend on the shard's size. Gene tokens are stored and special tokens (`<cls>`) are not. With `--readout`, one
-vector per cell is stored instead.
+vector per cell is stored instead; with `--vectors`, vectors that were given (`pipelines.external.extraction`).
 """
 
 from contextlib import ExitStack
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import polars as pl
 
 from feature_store.activations import ActivationWriter
-from feature_store.cells import SplitConfig, draw_cells, read_split_record, write_cells
-from feature_store.storage import commit, schemas
-from feature_store.storage.layout import Layout, as_path
-from feature_store.storage.plans import RANDOM_MODEL, ActivationsPlan, SamplePlan
+from feature_store.cells import read_split_record
+from feature_store.storage import commit
+from feature_store.storage.layout import Layout
+from feature_store.storage.plans import RANDOM_MODEL, ActivationsPlan
+from pipelines.activations import (
+    cells_of,
+    create_activations,
+    digest_of_sample,
+    drawn_sample,
+    sample_folder,
+    write_data_set,
+)
 from pipelines.config import ExtractOptions
 from pipelines.errors import UsageError
+from pipelines.external.extraction import extract_vectors
 from pipelines.forward import Cells, Forward, ForwardJob, out_of_memory_fact, rate
 from pipelines.inputs import (
     TOKENLESS,
@@ -34,23 +41,16 @@ from pipelines.inputs import (
     recorded_digests,
     refuse_few_matched,
     save_model_location,
-    save_source_location,
-    turn_once,
 )
-from pipelines.matrix_tables import tables_by_actors
 from pipelines.runtime.actor_pool import do_shards
 from pipelines.runtime.checks import check_before_work
 from pipelines.runtime.stage import Clock, StageResult
-from pipelines.shard_size import cells_per_shard
+from pipelines.shard_size import ACTIVATIONS_SHARD, ITEMSIZE, cells_per_shard
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from sae_core.scfm import Site
-
-DEFAULT_SHARD = "256MB"
-SAMPLE = "sample"
-ITEMSIZE = {"f16": 2, "bf16": 2, "f32": 4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class Extractor:
         self.tokenless = 0
         self.work = work
         self.forward = Forward(work.forward)
-        self.cells = _cells(work.sample, work.n_cells)
+        self.cells = cells_of(work.sample, work.n_cells)
         self.runs: dict[Site, commit.Run] = {
             Site.parse(name): commit.Run.open(folder) for name, folder in zip(work.sites, work.folders, strict=True)
         }
@@ -146,11 +146,14 @@ class Extractor:
 
 
 def extract(options: ExtractOptions, store: Path, *, address: str | None = None) -> list[StageResult]:
-    """Extract activations at every requested site, one run per site; calling it again resumes.
+    """Extract activations at every requested site, one run per site, or store given vectors; calling it again resumes.
 
     Raises:
-        InputError, VocabularyError, CheckpointError, UsageError: data, model or options are wrong; nothing is written.
+        InputError, VocabularyError, CheckpointError, UsageError: data, model, vectors or options are wrong; nothing is
+            written.
     """
+    if options.vectors is not None:
+        return [extract_vectors(options, store, address=address)]
     clock = Clock()
     layout = Layout(store)
     check_before_work(layout, address=address)
@@ -158,24 +161,8 @@ def extract(options: ExtractOptions, store: Path, *, address: str | None = None)
     refuse_few_matched(inputs, options.min_matched_share)
     sites = parse_sites(options.layer, inputs.model)
     _check_readout(options, inputs, sites)
-    with tables_by_actors(layout, inputs.source, options, address=address) as make_tables:
-        dataset = write_cells(
-            layout,
-            inputs.source,
-            donor=options.donor,
-            batch=options.batch,
-            cell_type=options.cell_type,
-            labels=options.label,
-            split=SplitConfig(seed=options.seed, by=options.split_by),
-            split_column=options.split,
-            panel=options.panel,
-            make_tables=make_tables,
-        )
-    save_source_location(layout, dataset, inputs.source)
-    turn_once(layout, inputs.source)
-    sample = None
-    if options.cells is not None and options.cells < inputs.source.n_cells:
-        sample = draw_cells(layout.cells_dir(dataset), options.cells, seed=options.seed)
+    dataset = write_data_set(layout, inputs.source, options, actors=options, seed=options.seed, address=address)
+    sample = drawn_sample(layout, dataset, options.cells, n_cells=inputs.source.n_cells, seed=options.seed)
     runs = [_create_run(layout, options, inputs, sample, dataset=dataset, site=site) for site in sites]
     pending = sorted({shard for run in runs for shard in run.pending()})
     total: Mapping[str, int] = {}
@@ -187,7 +174,7 @@ def extract(options: ExtractOptions, store: Path, *, address: str | None = None)
             dtype=options.dtype,
             shard_cells=ActivationsPlan.of(runs[0]).shard_cells,
             n_cells=ActivationsPlan.of(runs[0]).n_cells,
-            sample=None if sample is None else str((runs[0].path / SAMPLE).resolve()),
+            sample=sample_folder(runs[0]),
         )
         with ExitStack() as driving:
             for run in runs:
@@ -265,16 +252,17 @@ def _create_run(
     n_cells = inputs.source.n_cells if sample is None else len(sample)
     shard_cells = cells_per_shard(
         options,
-        inputs,
+        mean_tokens=inputs.mean_tokens,
         n_cells=n_cells,
-        default=DEFAULT_SHARD,
+        default=ACTIVATIONS_SHARD,
         row_bytes=width * ITEMSIZE[options.dtype],
         rows_per_cell=options.tokens_per_cell if options.readout is None else 1,
     )
     plan = ActivationsPlan(
         control_of=RANDOM_MODEL if options.random_init else None,
+        origin="model",
         dataset=dataset,
-        cells=None if sample is None else sha256(sample.astype("<i8").tobytes()).hexdigest(),
+        cells=digest_of_sample(sample),
         model=inputs.model.name,
         model_digest=inputs.model.digest,
         site=str(site),
@@ -287,20 +275,9 @@ def _create_run(
         n_cells=n_cells,
         shard_cells=shard_cells,
     )
-    run = commit.Run.create(layout.activations_dir(plan.id), plan.table("activations", n_shards=plan.n_shards))
-    if sample is not None:
-        beside = SamplePlan(beside=run.plan_sha, cells=plan.cells or "")
-        table = schemas.conform("sample", pl.DataFrame({"cell_idx": sample}))
-        commit.write_table(run.path / SAMPLE, table, beside.table("sample"))
+    run = create_activations(layout, plan, sample)
     save_model_location(run, options, inputs)
     return run
-
-
-def _cells(sample: str | None, n_cells: int) -> Cells:
-    """Return the cells whose activations are stored, ascending."""
-    if sample is None:
-        return np.arange(n_cells, dtype=np.int64)
-    return commit.read_table(as_path(sample))["cell_idx"].to_numpy()
 
 
 def _check_readout(options: ExtractOptions, inputs: LoadedInputs, sites: "Sequence[Site]") -> None:

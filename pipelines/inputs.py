@@ -30,7 +30,7 @@ from feature_store.errors import InputError, StoreError, StoreWriteError
 from feature_store.storage import commit, filesystem
 from feature_store.storage.hashing import sealed
 from feature_store.storage.layout import MODEL_FILE, SOURCE_FILE, Layout
-from feature_store.storage.plans import CellsPlan, TokenOfGenePlan
+from feature_store.storage.plans import ActivationsPlan, CellsPlan, TokenOfGenePlan
 from pipelines.config import DataOptions
 from pipelines.errors import UsageError
 from pipelines.forward import autocast_of
@@ -182,14 +182,12 @@ def save_model_location(run: commit.Run, options: DataOptions, inputs: LoadedInp
         of_family=options.of_family,
     )
     filesystem.replace_text(run.path / MODEL_FILE, sealed(place._asdict()))
-    save_token_of_gene(run.path, inputs, run.plan_sha)
+    save_token_of_gene(run.path, token_of_gene(inputs), run.plan_sha)
 
 
-def save_token_of_gene(folder: Path, inputs: LoadedInputs, plan_sha: str) -> None:
-    """Write into the folder of a run the token of each gene of the data set."""
-    commit.write_table(
-        folder / GENES_TABLE, token_of_gene(inputs), TokenOfGenePlan(beside=plan_sha).table("token_of_gene")
-    )
+def save_token_of_gene(folder: Path, genes: pl.DataFrame, plan_sha: str) -> None:
+    """Write into the folder of a run the token of each gene of the data set, as `token_of_gene` makes it."""
+    commit.write_table(folder / GENES_TABLE, genes, TokenOfGenePlan(beside=plan_sha).table("token_of_gene"))
 
 
 def load_token_of_gene(layout: Layout, codes: CodesRun) -> pl.DataFrame:
@@ -220,6 +218,20 @@ def token_of_gene(inputs: LoadedInputs) -> pl.DataFrame:
         }
     )
     return frame.with_columns(gene_id=pl.when(pl.Series(matched)).then("gene_id"))
+
+
+def genes_without_tokens(source: Source) -> pl.DataFrame:
+    """Return the table of `token_of_gene` where a row of activations is a whole cell: no gene has a token."""
+    return _genes_of(source).with_columns(gene_id=pl.lit(None, dtype=pl.Int32))
+
+
+def genes_as_tokens(source: Source) -> pl.DataFrame:
+    """Return the table of `token_of_gene` where the genes of the data are themselves the vocabulary."""
+    return _genes_of(source).with_columns(gene_id="gene_idx")
+
+
+def _genes_of(source: Source) -> pl.DataFrame:
+    return pl.DataFrame({"gene_idx": np.arange(source.n_genes, dtype=np.int32), "symbol": source.gene_symbols})
 
 
 def tokenless_fact(codes: CodesRun) -> dict[str, str]:
@@ -310,8 +322,28 @@ class ModelLocation(NamedTuple):
     """Options that one family of models has (`DataOptions.of_family`)."""
 
 
+NO_MODEL = {
+    "vectors": "are given vectors (extract --vectors), of which no model is here",
+    "recorded": "were recorded by another program, whose model is not here",
+}
+"""By `ActivationsPlan.origin`: why the model of an activations run cannot be run."""
+
+
+def no_model(run: commit.Run) -> str | None:
+    """Return why the model of an activations run cannot be run, or None if scsae ran it itself."""
+    plan = ActivationsPlan.of(run)
+    return None if plan.origin == "model" else f"activations/{run.path.name} of {plan.model} {NO_MODEL[plan.origin]}"
+
+
 def load_model_location(run: commit.Run) -> ModelLocation:
-    """Return the location that `save_model_location` wrote beside an activations run. IntegrityError."""
+    """Return the location that `save_model_location` wrote beside an activations run.
+
+    Raises:
+        IntegrityError: it is missing or damaged.
+        UsageError: the activations come from outside, so that there is no model to run.
+    """
+    if reason := no_model(run):
+        raise UsageError(f"{reason}; extract from a model with `scsae extract DATA --model FOLDER --layer I`")
     return ModelLocation(**filesystem.read_required(run.path / MODEL_FILE))
 
 

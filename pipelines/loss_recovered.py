@@ -23,7 +23,7 @@ from feature_store.storage.layout import Layout
 from feature_store.storage.plans import ActivationsPlan
 from pipelines.errors import ON_PURPOSE, UsageError
 from pipelines.forward import is_out_of_memory
-from pipelines.inputs import load_recorded_model, load_recorded_source
+from pipelines.inputs import load_recorded_model, load_recorded_source, no_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,6 +111,8 @@ class RecoveryProbe:
 def probe(activations: commit.Run, store: str, cells: npt.NDArray[np.int64], *, device: str) -> RecoveryProbe | str:
     """Return a probe of `cells` in the model that made `activations`, or the reason why it cannot run them."""
     plan = ActivationsPlan.of(activations)
+    if reason := no_model(activations):
+        return reason
     if plan.readout is not None:
         return "the run holds vectors of cells, not activations of tokens"
     if not len(cells):

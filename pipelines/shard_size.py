@@ -1,16 +1,18 @@
 """The number of cells in a shard of an extraction or of an encoding."""
 
 from pipelines.config import ForwardOptions, parse_size
-from pipelines.inputs import LoadedInputs
 
+ACTIVATIONS_SHARD = "256MB"
+ITEMSIZE = {"f16": 2, "bf16": 2, "f32": 4}
+"""Bytes of a number of the activations."""
 SHARDS, LEAST_CELLS = 16, 32
 """By default a data set is divided into at least SHARDS shards, of at least LEAST_CELLS cells each."""
 
 
 def cells_per_shard(
     options: ForwardOptions,
-    inputs: LoadedInputs,
     *,
+    mean_tokens: float,
     n_cells: int,
     default: str,
     row_bytes: float,
@@ -21,12 +23,12 @@ def cells_per_shard(
 
     Without either option a shard fills `default` bytes but holds at most a 16th of the cells, so that several actors
     share a small data set too and an interruption loses little. The number never depends on the number of actors,
-    because a run must be the same wherever it is made. `rows_per_cell` is the most rows kept of a cell (None: all its
-    tokens), and each row takes `row_bytes`.
+    because a run must be the same wherever it is made. A cell has `mean_tokens` rows, but `rows_per_cell` at most
+    (None: all its tokens), and each row takes `row_bytes`.
     """
     if options.shard_cells is not None:
         return options.shard_cells
-    rows = max(min(inputs.mean_tokens, rows_per_cell or inputs.mean_tokens), 1.0)
+    rows = max(min(mean_tokens, rows_per_cell or mean_tokens), 1.0)
     fitting = max(1, int(parse_size(options.shard_size or default) // (rows * row_bytes)))
     if options.shard_size is not None:
         return fitting

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from feature_store import plots
     from feature_store.query.store import FeatureStore
+    from pipelines.external.recording import record
+    from pipelines.external.writer import ActivationWriter
     from pipelines.functions import (
         associate,
         baseline,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from sae_core.scfm import load_model
 
 __all__ = [
+    "ActivationWriter",
     "FeatureStore",
     "associate",
     "baseline",
@@ -51,11 +54,18 @@ __all__ = [
     "match",
     "open",
     "plots",
+    "record",
     "steer",
     "train",
 ]
 
-_ROOMS = {"FeatureStore": "feature_store.query.store", "load_model": "sae_core.scfm", "load_sae": "sae_core.sae"}
+_ROOMS = {
+    "ActivationWriter": "pipelines.external.writer",
+    "FeatureStore": "feature_store.query.store",
+    "load_model": "sae_core.scfm",
+    "load_sae": "sae_core.sae",
+    "record": "pipelines.external.recording",
+}
 """Where a name is defined that is no function of `pipelines.functions`."""
 
 

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -242,6 +243,19 @@ class Source:
             ]
         )
 
+    def obsm(self, key: str) -> "ObsmArray":
+        """The arrays of obsm of this name in all files, one below the other; nothing of them is read.
+
+        Raises:
+            InputError: a file has no such array [n_cells d] of numbers, or they differ in d.
+        """
+        arrays = [file.obsm(key) for file in self._files]
+        widths = {str(path): array.shape[1] for path, array in zip(self.paths, arrays, strict=True)}
+        if len(set(widths.values())) > 1:
+            found = ", ".join(f"{path}: {width}" for path, width in widths.items())
+            raise InputError(f"obsm/{key} differs in its number of columns ({found}); give files of one d")
+        return ObsmArray(arrays, self._first.tolist())
+
     def check_alike(self, columns: Collection[str]) -> None:
         """Raise InputError for an obs column whose values cannot be compared between the files."""
         if len(self._files) == 1:
@@ -324,6 +338,27 @@ class Source:
         if len(self._files) == 1:
             return rows
         return sort_rows(rows._replace(indices=self._columns[i][rows.indices]), where=str(self.paths[i]))
+
+
+class ObsmArray:
+    """The arrays of one name in the obsm of all files, in ranges of cells; made by `Source.obsm`.
+
+    Attributes:
+        shape: number of cells of all files, and of columns.
+    """
+
+    def __init__(self, arrays: Sequence[Any], first: Sequence[int]) -> None:
+        self._arrays, self._first = arrays, first
+        self.shape: tuple[int, int] = (first[-1], int(arrays[0].shape[1]))
+
+    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """The rows of the cells [start, stop)."""
+        parts = [
+            array[max(start - low, 0) : stop - low]
+            for array, low, high in zip(self._arrays, self._first[:-1], self._first[1:], strict=True)
+            if start < high and low < stop
+        ]
+        return np.concatenate(parts) if parts else np.empty((0, self.shape[1]), np.float32)
 
 
 def open_source(

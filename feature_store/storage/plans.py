@@ -302,17 +302,22 @@ class TokenOfGenePlan(Plan):
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationsPlan(Plan):
-    """Token activations at one site."""
+    """Activations at one site: of tokens, or one vector a cell."""
 
     stage = "activations"
-    version = 6
+    version = 7
 
     control_of: str | None
+    origin: Literal["model", "vectors", "recorded"]
+    """Where they come from: a model that scsae ran, vectors of cells that were given, or another program that recorded
+    the tokens of its own model. Only the first can be run again."""
     dataset: str
     cells: str | None
     """Sha256 of the cell_idx of the cells, if they are a sample of the data set (`feature_store.cells.draw_cells`)."""
     model: str
+    """Name of the model; of given vectors their `--source-name`."""
     model_digest: str
+    """Sha256 of all that determines the model's numbers; of given vectors, of the vectors of all cells."""
     site: str
     d_model: int
     dtype: str
@@ -621,6 +626,7 @@ class SteeringPlan(Plan):
     cells: tuple[str, ...]
     n_nulls: int
     readout: str | None
+    """The cell embedding that is evaluated; None for given vectors, which are their own output."""
     max_cells: int
     head: bool
     scib: bool

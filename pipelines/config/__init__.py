@@ -11,7 +11,7 @@ from pipelines.config.compare import BaselineOptions, MatchOptions
 from pipelines.config.encode import EncodeOptions
 from pipelines.config.exchange import ExportSAEOptions, ImportSAEOptions
 from pipelines.config.extract import DataOptions, ExtractOptions, ForwardOptions
-from pipelines.config.options import ActorOptions, CellOptions, Options, check, option_help, parse_size
+from pipelines.config.options import ActorOptions, CellOptions, GeneOptions, Options, check, option_help, parse_size
 from pipelines.config.recipe import PARENTS, Recipe, load_recipe, recipe_text
 from pipelines.config.steer import SteerOptions
 from pipelines.config.train import TrainOptions
@@ -34,6 +34,7 @@ __all__ = [
     "ExportSAEOptions",
     "ExtractOptions",
     "ForwardOptions",
+    "GeneOptions",
     "ImportSAEOptions",
     "MatchOptions",
     "Options",

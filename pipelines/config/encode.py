@@ -5,7 +5,7 @@ from typing import Literal
 import pydantic
 from pydantic import Field
 
-from pipelines.config.extract import ForwardOptions
+from pipelines.config.extract import ForwardOptions, Vectors
 from pipelines.config.options import ActorOptions, CellOptions, Files, GeneOptions
 
 
@@ -31,6 +31,9 @@ class EncodeOptions(CellOptions, GeneOptions, ForwardOptions):
     the SAE's own data set, given without other options of data, tell where it is now."""
     matrix: str | None = None
     """Matrix of `data` to read: X, raw or layers/NAME; default: as in extract."""
+    vectors: Vectors = None
+    """Vectors of the cells of `data`, as in extract, for an SAE of given vectors; default: the same obsm/KEY of
+    `data`. Without `data`, those of the SAE's own cells: other vectors, or the new place of the same."""
 
     @pydantic.model_validator(mode="after")
     def _fused_options(self) -> "EncodeOptions":

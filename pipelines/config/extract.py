@@ -1,12 +1,19 @@
 """The options of reading cells and of running the foundation model over them."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
 
 from pipelines.config.options import ActorOptions, CellOptions, Files, GeneOptions, ObsOptions, parse_size
+from pipelines.config.vectors import VectorsPlace
+
+OF_MODEL = frozenset(
+    "model dictionaries part resolution random_init precision min_matched_share layer readout tokens_per_cell "
+    "batch_tokens".split()
+)
+"""Options of the forward pass of a model, which given vectors have none of."""
 
 
 class ForwardOptions(ActorOptions):
@@ -64,14 +71,33 @@ class DataOptions(GeneOptions, ObsOptions):
         return {name: value for name, value in given.items() if value is not None}
 
 
+def _names_vectors(text: str | None) -> str | None:
+    if text is not None:
+        VectorsPlace.parse(text)
+    return text
+
+
+Vectors = Annotated[str | None, pydantic.AfterValidator(_names_vectors)]
+"""What `VectorsPlace.parse` takes."""
+
+
 class ExtractOptions(DataOptions, CellOptions, ForwardOptions):
-    """Run the foundation model over cells and store the activations of their tokens."""
+    """Run the foundation model over cells and store the activations of their tokens.
+
+    With --vectors no model runs: vectors that you have already, one for each cell, are stored in their place.
+    """
 
     layer: tuple[str, ...] = Field(default=(), min_length=0)
     """Activations to store: a layer index (0 is the output of the first block) or a site such as attention.2; may be
     repeated."""
     readout: str | None = None
     """Store one vector for each cell instead of its tokens: a readout of the model, such as mean or cls."""
+    vectors: Vectors = None
+    """Vectors to store instead of running a model, one for each cell: obsm/KEY of the data, FILE.npy, FILE.parquet,
+    FILE.safetensors or FILE.pt. The rows of a file are the cells in their order; a Parquet file may have a column
+    cell_id, by which it is joined. FILE.safetensors:KEY names one of several arrays."""
+    source_name: str | None = None
+    """Name and version of the model that `vectors` are of, e.g. UCE-33l; default: the KEY, or the name of the file."""
     cells: int | None = Field(default=None, ge=3)
     """Number of cells whose activations are stored, a seeded sample in which rare groups are kept (as in the panel):
     enough to train on part of an atlas. Default: all cells."""
@@ -86,4 +112,21 @@ class ExtractOptions(DataOptions, CellOptions, ForwardOptions):
             raise ValueError(
                 "readout stores one vector for each cell, and tokens_per_cell some of its tokens; give one of them"
             )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _vectors_or_model(self) -> "ExtractOptions":
+        """Refuse the options of a model with given vectors, and a name of vectors without any."""
+        given = sorted(self.model_fields_set & OF_MODEL)
+        if self.vectors is not None and given:
+            raise ValueError(
+                f"vectors was {self.vectors!r}, and no model runs, so that {', '.join(given)} would change nothing; "
+                "give vectors without them"
+            )
+        if self.source_name is not None and self.vectors is None:
+            raise ValueError(
+                f"source_name was {self.source_name!r}, which names given vectors; give vectors too, or leave it out"
+            )
+        if self.source_name is not None and not (self.source_name.strip() and self.source_name.isprintable()):
+            raise ValueError(f"source_name was {self.source_name!r}; give a name of printable characters")
         return self

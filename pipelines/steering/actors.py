@@ -17,14 +17,14 @@ import polars as pl
 
 from feature_store.query.steering import Role
 from feature_store.storage import commit
-from pipelines.steering.context import Block, Cells, SteeringContext, SteeringPaths
+from pipelines.steering.context import Block, Cells, SteeringPaths, open_context
 from pipelines.steering.labels import Texts
 from pipelines.steering.plan import InterventionType, Variant
 
 if TYPE_CHECKING:
     import torch
 
-    from sae_core.steering import Displace, GroupMeans, Intervention, SteeredModel, Steering
+    from sae_core.steering import Displace, GroupMeans, Intervention, SteeredModel, SteeredVectors, Steering
 
 HEAD_SEED = 0
 """The seed of the choice of masked genes, which are the same for every variant."""
@@ -45,7 +45,7 @@ class SteerJob:
         group: the group of each cell in the group means [n_cells].
         scale: the 99th percentile of each feature, the unit of clamp and add.
         genes: the vocabulary ids of the genes whose tokens are steered; None: all.
-        readout: the kind of embedding that is computed.
+        readout: the kind of embedding that is computed; None for given vectors, which are their own output.
         shard_cells: the number of cells of a shard.
     """
 
@@ -59,7 +59,7 @@ class SteerJob:
     group: Texts
     scale: tuple[float, ...]
     genes: tuple[int, ...] | None
-    readout: str
+    readout: str | None
     shard_cells: int
 
 
@@ -70,7 +70,7 @@ class _SteeringWorker(ABC):
         import torch
 
         self.job = job
-        self.context = SteeringContext(job.paths)
+        self.context = open_context(job.paths)
         self.run = commit.Run.open(job.run)
         self.unit = torch.tensor(job.scale)
         groups = sorted(set(job.group))
@@ -89,14 +89,12 @@ class _SteeringWorker(ABC):
         return {"shards": 1, "cells": len(cells), "variants": len(self.job.variants)}
 
     @abstractmethod
-    def rows(self, block: Block, running: "SteeredModel", variant: Variant) -> pl.DataFrame:
+    def rows(self, block: Block, running: "SteeredModel | SteeredVectors", variant: Variant) -> pl.DataFrame:
         """The rows of the table for the cells of a block under a variant."""
 
     def _frames(self, cells: Cells, variants: Sequence[Variant] | None = None) -> Iterator[pl.DataFrame]:
-        from sae_core.steering import SteeredModel
-
         for block in self.context.blocks(cells):
-            running = SteeredModel(self.context.model, block.tokens, self.context.sae, self.context.site, is_part=True)
+            running = self.context.running(block)
             for variant in self.job.variants if variants is None else variants:
                 yield self.rows(block, running, variant)
 
@@ -118,7 +116,7 @@ class _SteeringWorker(ABC):
             return Displace(
                 vectors=means, group_of_cell=group, amount=amount, genes=self.job.genes, include_masked_genes=True
             )
-        seed, width = variant.direction_seed, self.context.model.d_model
+        seed, width = variant.direction_seed, self.context.sae.config.d_model
         return Steering(
             sae=self.context.sae,
             intervention=self._intervention(variant, means, group),
@@ -190,11 +188,9 @@ def read_group_means(part: Path, group_code: dict[str, int], columns: Sequence[i
 class SteeredEmbedder(_SteeringWorker):
     """Writes the embeddings of cells under every variant, as rows cell_idx, variant, embedding."""
 
-    def rows(self, block: Block, running: "SteeredModel", variant: Variant) -> pl.DataFrame:
+    def rows(self, block: Block, running: "SteeredModel | SteeredVectors", variant: Variant) -> pl.DataFrame:
         """See _SteeringWorker."""
-        site = self.context.model.readout_site(self.context.site)
-        steering = self.steering(variant, block.cells)
-        embedded = running.embeddings(steering, [site], readout=self.job.readout)[site].float().numpy()
+        embedded = self.context.embeddings(running, self.steering(variant, block.cells), self.job.readout)
         return pl.DataFrame(
             {
                 "cell_idx": block.cells,
@@ -208,8 +204,11 @@ class SteeredEmbedder(_SteeringWorker):
 class MaskedGenePredictor(_SteeringWorker):
     """Writes the head's predictions of masked genes, as rows cell_idx, variant, gene_id, answer, target."""
 
-    def rows(self, block: Block, running: "SteeredModel", variant: Variant) -> pl.DataFrame:
+    def rows(self, block: Block, running: "SteeredModel | SteeredVectors", variant: Variant) -> pl.DataFrame:
         """See _SteeringWorker."""
+        from sae_core.steering import SteeredModel
+
+        assert isinstance(running, SteeredModel)
         found = running.masked_gene_prediction(self.steering(variant, block.cells), seed=HEAD_SEED)
         return pl.DataFrame(
             {

@@ -26,6 +26,10 @@ def facts_of(request: SteeringRequest, chosen: Variant, results: pl.DataFrame) -
     rows = results.filter(split="test", group=ALL, metric=metric)
     own = rows.filter("chosen").row(0, named=True)
     facts: dict[str, Any] = {"target": request.task.text, "features": list(chosen.features)}
+    if request.steers_vectors:
+        facts["steered"] = (
+            f"the given vectors of {request.chain.activations.model} themselves: no model ran behind them"
+        )
     if request.task.type is Task.EDIT:
         facts["effect on target_votes"] = own["effect"]
         facts["95 % interval"] = [own["low"], own["high"]]

@@ -19,7 +19,8 @@ from feature_store.storage.plans import SteeringPlan, as_json
 from pipelines.associate import label_kinds
 from pipelines.config import SteerOptions
 from pipelines.errors import UsageError
-from pipelines.inputs import load_token_of_gene
+from pipelines.external.vectors import VectorsJob, load_vectors_location, refuse_changed
+from pipelines.inputs import load_recorded_source, load_token_of_gene, no_model, source_location
 from pipelines.steering.constants import result_constants
 from pipelines.steering.context import Cells, SteeringPaths
 from pipelines.steering.feature_selection import choose_features_of_label, kind_named
@@ -74,6 +75,8 @@ class SteeringRequest:
         named = resolve_run(layout, "associations", options.associations, option="--associations")
         chain = RunChain.of(layout, named.run)
         _check_site(chain)
+        if chain.activations.origin == "vectors":
+            _refuse_options_of_tokens(options)
         associations = commit.Run.open(layout.associations_dir(chain.run) / "features")
         features = commit.read_table(associations.path)
         dataset = chain.associations.dataset
@@ -164,12 +167,41 @@ class SteeringRequest:
             gene=options.gene,
             cells=options.cells,
             n_nulls=options.n_nulls,
-            readout=options.readout,
+            readout=self.readout,
             max_cells=options.max_cells,
             head=options.head,
             scib=options.scib,
             seed=options.seed,
             config=as_json(result_constants()),
+        )
+
+    @property
+    def steers_vectors(self) -> bool:
+        """Whether given vectors are steered, which no model takes further."""
+        return self.chain.activations.origin == "vectors"
+
+    @property
+    def readout(self) -> str | None:
+        """The cell embedding that is evaluated; None for given vectors, which are their own output."""
+        return None if self.steers_vectors else self.options.readout
+
+    def check_vectors(self) -> None:
+        """Raise UsageError if given vectors that are read again moved or changed; those that are stored are not."""
+        if self.steers_vectors and self.chain.codes.fused is not None:
+            with load_recorded_source(self.layout, self.dataset, stage="steer") as source:
+                folder = self.layout.codes_dir(self.chain.associations.codes)
+                refuse_changed(folder, source, dtype=self.chain.activations.dtype)
+
+    def _vectors(self) -> str | VectorsJob | None:
+        """The given vectors that the codes were made of, if a model was not."""
+        if not self.steers_vectors:
+            return None
+        if self.chain.codes.fused is None:
+            return str(self.chain.activations_run.path.resolve())
+        where = source_location(self.layout, self.dataset)
+        place = load_vectors_location(self.layout.codes_dir(self.chain.associations.codes))
+        return VectorsJob(
+            data=where.paths, matrix=where.matrix, vectors=place.vectors, dtype=self.chain.activations.dtype
         )
 
     def paths(self) -> SteeringPaths:
@@ -182,6 +214,7 @@ class SteeringRequest:
             site=self.chain.sae.site,
             seed=self.chain.activations.seed,
             device="cuda" if self.options.num_gpus > 0 else "cpu",
+            vectors=self._vectors(),
         )
 
     def sample(self, splits: Sequence[str], *, most: int, equal: bool = False) -> Cells:
@@ -249,6 +282,11 @@ def _with_canonical_labels(options: SteerOptions) -> SteerOptions:
 
 def _check_site(chain: RunChain) -> None:
     name, sae, activations = chain.associations.sae, chain.sae, chain.activations
+    if activations.origin == "recorded":
+        raise UsageError(
+            f"{no_model(chain.activations_run)}, and steering runs the model behind the site again: apply "
+            "sae_core.steering.Steering to the output of that module in your own loop, with scsae.load_sae"
+        )
     if activations.readout is not None:
         raise UsageError(
             f"the SAE {name} was trained on cell vectors (--readout {activations.readout}), and the model has tokens "
@@ -264,6 +302,21 @@ def _check_site(chain: RunChain) -> None:
         raise UsageError(
             f"{name} is an SAE of another model or site than its activations {sae.activations}: {said}; train one on "
             "them with `scsae train`"
+        )
+
+
+def _refuse_options_of_tokens(options: SteerOptions) -> None:
+    """Raise UsageError for an option that needs tokens, or a model behind the site."""
+    given = {
+        "--head": options.head,
+        "--gene": options.gene,
+        f"--by {options.by}": options.by in ("gene", "both"),
+        f"--readout {options.readout}": "readout" in options.model_fields_set,
+    }
+    if refused := [name for name, is_given in given.items() if is_given]:
+        raise UsageError(
+            f"{', '.join(refused)}: the SAE was trained on given vectors, one for each cell, which have no tokens of "
+            "genes, and there is no model behind them; leave it out"
         )
 
 

@@ -66,7 +66,7 @@ def steer(options: SteerOptions, store: Path, *, address: str | None = None) -> 
     """Steer as the options say, evaluate on `test` cells, and log to MLflow.
 
     Raises:
-        UsageError: an option is invalid; see `SteeringRequest.of`.
+        UsageError: an option is invalid (see `SteeringRequest.of`), or given vectors moved or changed.
         NotFoundError: there are no associations.
     """
     clock = Clock()
@@ -74,6 +74,7 @@ def steer(options: SteerOptions, store: Path, *, address: str | None = None) -> 
     check_before_work(layout, address=address)
     request = SteeringRequest.of(options, layout)
     record_new_place(layout, request.chain.associations.dataset, options.data)
+    request.check_vectors()
     run = SteeringRun(request, address)
     check_tracking(layout)
     results = run.results()

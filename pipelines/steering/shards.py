@@ -102,7 +102,7 @@ class ShardedTables:
             group=group_of_cells(labels, request.task, request.by),
             scale=tuple(request.features["p99"].fill_null(0.0).to_list()),
             genes=request.gene_ids,
-            readout=request.options.readout,
+            readout=request.readout,
             shard_cells=SHARD_CELLS,
         )
         self._do(worker, job, (run,), title=table.replace("_", " "))

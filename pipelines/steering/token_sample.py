@@ -18,7 +18,7 @@ import polars as pl
 from scipy import sparse
 
 from feature_store.storage import commit
-from pipelines.steering.context import Block, Cells, SteeringContext, SteeringPaths
+from pipelines.steering.context import Block, Cells, SteeringPaths, open_context
 
 TOKEN_SHARD_CELLS = 256
 """Number of cells whose tokens an actor encodes between two commits."""
@@ -70,7 +70,7 @@ class TokenSampler:
 
     def __init__(self, job: TokenSampleJob) -> None:
         self.job = job
-        self.context = SteeringContext(job.paths)
+        self.context = open_context(job.paths)
         self.codes, self.means = commit.Run.open(job.codes), commit.Run.open(job.means)
 
     def shard(self, number: int) -> dict[str, int]:
@@ -94,10 +94,10 @@ class TokenSampler:
         import torch
 
         tokens = block.tokens
-        x = self.context.model.activations(tokens, [self.context.site])[self.context.site].float()
+        x = self.context.activations(block)
         at = np.flatnonzero(~tokens.is_special)
         cell = tokens.cell_of_token()[at]
-        codes = self.context.sae.encode(x[at].to(self.context.paths.device))
+        codes = self.context.sae.encode(x[at].to(self.context.device))
         n_active = np.diff(codes.crow.cpu().numpy())
         # a token on which no feature fires has one row without a feature, so that means count it
         rows = np.repeat(np.arange(len(at)), np.maximum(n_active, 1))

@@ -18,7 +18,7 @@ from feature_store.errors import IntegrityError, StoreError
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
 from feature_store.storage.plans import SAEPlan, as_json
-from pipelines.inputs import load_model_location, load_source_location
+from pipelines.inputs import load_model_location, load_source_location, no_model
 from pipelines.tracking.registry import DATASET_TAG, ModelVersion
 from pipelines.tracking.runs import RUN_TAG
 
@@ -143,6 +143,7 @@ def _state(folder: Path, sha: str | None) -> str:
 
 def _place(layout: Layout, activations: str) -> str | None:
     try:
-        return load_model_location(commit.Run.open(layout.activations_dir(activations))).model
+        run = commit.Run.open(layout.activations_dir(activations))
+        return no_model(run) or load_model_location(run).model
     except (StoreError, FileNotFoundError):
         return None

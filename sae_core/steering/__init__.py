@@ -5,7 +5,8 @@ The room takes a model, tokenized cells, an autoencoder and a site. An `Interven
 activations into embeddings or predictions. The door is `SteeredModel(model, tokens, sae, site)`, which runs many
 patches on the same cells without repeating work; a single patch, such as
 `Steering(sae=sae, intervention=Clamp(features=[7], dose=2.0, unit=p99))`, also goes straight into
-`FoundationModel.embed`. The controls of steering are in `nulls`.
+`FoundationModel.embed`. `SteeredVectors` does the same to vectors of cells that no model takes further. The controls of
+steering are in `nulls`.
 """
 
 from sae_core.steering.apply import Steering
@@ -14,6 +15,7 @@ from sae_core.steering.forward import SteeredModel
 from sae_core.steering.group_means import GroupMeans
 from sae_core.steering.interventions import Ablate, Add, Clamp, Intervention, Scale, Shift, Toward
 from sae_core.steering.nulls import matched_features, random_direction
+from sae_core.steering.vectors import SteeredVectors
 
 __all__ = [
     "Ablate",
@@ -25,6 +27,7 @@ __all__ = [
     "Scale",
     "Shift",
     "SteeredModel",
+    "SteeredVectors",
     "Steering",
     "Toward",
     "matched_features",

@@ -1,7 +1,6 @@
 """The forward pass in blocks: bounded by tokens, the same numbers whatever the cuts, smaller where memory runs out."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -121,13 +120,11 @@ def test_other_failures_are_not_taken_for_lack_of_memory():
 
 def test_a_shard_is_as_large_as_asked_else_a_sixteenth_of_the_cells_or_what_fits(extract_options):
     options = extract_options.model_copy(update={"shard_cells": None})
-    inputs = load_inputs(options)
 
     def cells(n_cells, **update):
-        source = SimpleNamespace(n_cells=n_cells)
         return cells_per_shard(
             options.model_copy(update=update),
-            dataclasses.replace(inputs, source=source, mean_tokens=500.0),
+            mean_tokens=500.0,
             n_cells=n_cells,
             default="1MB",
             row_bytes=2.0,

@@ -36,6 +36,10 @@ _DONE: Mapping[str, str] = {
     "toward": "toward: the features move by the share dose of the way to their mean in the cells moved toward",
     "shift": "shift: dose × the difference of the labels' mean codes is added to the features",
 }
+_EMBEDDING: Mapping[str | None, str] = {
+    None: "the steered vector itself, as no model takes it further",
+    "mean": "mean over gene tokens",
+}
 _CELLS: Mapping[str, str] = {
     "move": "{target} only; all others stay as they are",
     "edit": "all cells, {target} or not",
@@ -197,12 +201,15 @@ def _plan_in_words(plan: SteeringResultsPlan) -> Iterator[tuple[str, str]]:
     cells = _CELLS.get(plan.question, "all cells").replace("{target}", plan.target)
     chosen = ", ".join(f"{shown_name(column)}={value}" for column, _, value in (c.partition("=") for c in plan.cells))
     yield "Cells", f"of {chosen}; of these {cells}" if chosen else cells
-    yield "Tokens", f"those of {', '.join(plan.gene)}" if plan.gene else "those of every gene"
+    if plan.readout is None:
+        yield "Tokens", "none: one given vector a cell"
+    else:
+        yield "Tokens", f"those of {', '.join(plan.gene)}" if plan.gene else "those of every gene"
     given = "given by hand" if plan.feature else "ranked on select cells"
     yield "Features", f"{given}; number and dose chosen on select cells" if len(plan.grid) > 1 else given
     yield "Figures", "on test cells, on which nothing was chosen; intervals are 95 %"
     yield "Nulls", f"{plan.n_nulls} draws of each, at the chosen point"
-    yield "Embedding", "mean over gene tokens" if plan.readout == "mean" else str(plan.readout)
+    yield "Embedding", _EMBEDDING.get(plan.readout, str(plan.readout))
     yield "Site", plan.site
 
 

@@ -164,6 +164,26 @@ class AnnDataFile:
         with _reading(self.path, "the index of obs"):
             return self._obs_index.read(start, self.n_cells if stop is None else stop)
 
+    def obsm(self, key: str) -> Any:
+        """The array of obsm of this name, on disk: shape [n_cells d], dtype, and ranges of rows as numpy.
+
+        Raises:
+            InputError: there is no such key, or it holds no array of numbers of two dimensions.
+        """
+        with _reading(self.path, "obsm"):
+            keys = list(self._file["obsm"]) if "obsm" in self._file else []
+            node = self._file["obsm"][key] if key in keys else None
+        if node is None:
+            raise InputError(f"{self.path} has no obsm/{key}; its obsm has {names_with_closest(key, keys)}")
+        if not hasattr(node, "shape") or len(node.shape) != 2 or node.dtype.kind not in "fiu":
+            holds = f"an array {node.shape} of {node.dtype}" if hasattr(node, "shape") else "a table or a sparse matrix"
+            raise InputError(
+                f"obsm/{key} of {self.path} holds {holds}; it has to be an array of numbers [n_cells d], as "
+                f"adata.obsm[{key!r}] = numpy.asarray(...) makes it"
+            )
+        self._check_length(f"obsm/{key}", node.shape[0])
+        return node
+
     @cached_property
     def _obs(self) -> dict[str, ObsColumn]:
         node, columns = self._file["obs"], {}

@@ -78,6 +78,12 @@ class CellFile(Protocol):
     def obs_names(self, start: int = 0, stop: int | None = None) -> pl.Series:
         """Names of the cells [start, stop) in the file; they may repeat."""
 
+    def obsm(self, key: str) -> Any:
+        """The array of obsm of this name, on disk: shape [n_cells d], dtype, and ranges of rows as numpy.
+
+        InputError if there is none.
+        """
+
     def close(self) -> None:
         """Close the file."""
 
@@ -172,6 +178,13 @@ class OneMatrixFile:
         """Names of the cells [start, stop) in the file; they may repeat."""
         with reading(self.path, "the names of the cells"):
             return self._index.read(start, self.n_cells if stop is None else stop).rename("cell_id")
+
+    def obsm(self, key: str) -> Any:
+        """InputError: an array beside the matrix is AnnData's alone."""
+        raise InputError(
+            f"{self.path} is {self.format}, which has no obsm/{key}; give the vectors as a file of their own, for "
+            "example --vectors vectors.npy"
+        )
 
     def close(self) -> None:
         """Close the file."""

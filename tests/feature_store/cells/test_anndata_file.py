@@ -416,3 +416,23 @@ def test_obs_of_another_length_than_the_matrix_is_refused(save: Callable[..., Pa
         file["var/_index"].attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
     with pytest.raises(InputError, match=r"X of .* 9 .* 8 "):
         open_source(path)
+
+
+@pytest.mark.parametrize("zarr_format", [None, 2, 3])
+def test_an_array_of_obsm_is_read_in_ranges_as_anndata_reads_it(save, counts, rng, zarr_format):
+    cells = anndata.AnnData(counts, obsm={"X_emb": rng.normal(size=(N_CELLS, 5))})
+    source = open_source(save(cells, zarr_format=zarr_format))
+    array = source.obsm("X_emb")
+    assert array.shape == (N_CELLS, 5)
+    for start, stop in ((0, N_CELLS), (7, 9), (3, 3)):
+        np.testing.assert_array_equal(array.read(start, stop), cells.obsm["X_emb"][start:stop])
+
+
+def test_what_is_no_array_of_obsm_is_named(save, counts):
+    cells = anndata.AnnData(counts, obsm={"sparse": sparse.csr_matrix(counts), "text": np.full((N_CELLS, 2), "a")})
+    source = open_source(save(cells))
+    for key, words in (("spars", "did you mean 'sparse'"), ("sparse", "a sparse matrix"), ("text", "of object")):
+        with pytest.raises(InputError, match=rf"data\.h5ad .*{words}|obsm/{key} of .*data\.h5ad holds .*{words}"):
+            source.obsm(key)
+    with pytest.raises(InputError, match="its obsm has none"):
+        open_source(save(anndata.AnnData(counts), zarr_format=3)).obsm("X_emb")

@@ -1,0 +1,26 @@
+"""Stages that start no Ray: every actor and the training run in this process, and nothing is logged to MLflow."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def without_ray(module_without_actors):
+    """Start no actor in any stage, and train by the plain loop, which Ray Train runs without a worker too."""
+    from pipelines.training_loop import fit
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipelines.train._run_job", lambda job, *_arguments, **_options: fit(job))
+        yield
+
+
+@pytest.fixture(scope="module")
+def without_mlflow():
+    """Register no SAE and log no evaluation, which take longer than all stages on the tiny cells."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipelines.train.register", lambda *_: "nowhere")
+        patch.setattr("pipelines.steering.run.log_evaluation", lambda *_: "nowhere")
+        for stage in ("train", "steering.run"):
+            patch.setattr(f"pipelines.{stage}.check_tracking", lambda *_: None)
+        yield
