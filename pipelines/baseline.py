@@ -26,6 +26,7 @@ from feature_store.storage import commit
 from feature_store.storage.layout import SUMMARY, Layout, RunInfo
 from feature_store.storage.plans import RANDOM_MODEL, BaselineFit, CellsPlan, GeneSetFile, SAEPlan, as_json
 from pipelines.config import (
+    NO_COLUMN,
     ActorOptions,
     AssociateOptions,
     BaselineOptions,
@@ -35,6 +36,7 @@ from pipelines.config import (
 )
 from pipelines.errors import UsageError
 from pipelines.external.vectors import load_vectors_location
+from pipelines.genes import recorded_genes
 from pipelines.inputs import load_model_location, load_source_location, no_model, refuse_missing
 from pipelines.moved_data import record_new_place
 from pipelines.runtime.checks import check_before_work
@@ -180,7 +182,8 @@ def _random_model(
     from pipelines.train import train
 
     layout = Layout(store)
-    (extracted,) = extract(extract_options(layout, chain, options), store, address=address)
+    genes = recorded_genes(chain.activations_run)
+    (extracted,) = extract(extract_options(layout, chain, options), store, address=address, genes=genes)
     yield extracted
     yield train(train_options(chain, extracted.run), store, address=address)
 
@@ -237,10 +240,11 @@ def _data_of(layout: Layout, dataset: str) -> dict[str, Any]:
     folder = layout.cells_dir(dataset)
     refuse_missing(layout, dataset, stage="baseline")
     where, cells = load_source_location(layout, dataset), CellsPlan.of(commit.Run.open(folder))
-    columns = {"donor": cells.donor, "batch": cells.batch, "cell_type": cells.cell_type}
+    # where there was none, none is taken now, whatever the schema of the file says
+    columns = {name: getattr(cells, name) or NO_COLUMN for name in ("donor", "batch", "cell_type")}
     # a column of splits says more than what is dealt
     by = None if cells.split_column else cells.split.by
-    named = {"label": cells.labels, "split": cells.split_column, "split_by": by}
+    named = {"label": cells.labels or (NO_COLUMN,), "split": cells.split_column, "split_by": by}
     # a panel of all cells is one of any number from theirs on
     panel = cells.panel.wanted or max(cells.panel.n_cells, PANEL_CELLS)
     return {"data": where["path"], "matrix": where["matrix"], **columns, **named, "panel": panel}

@@ -11,7 +11,7 @@ are merged over the shards, by actors if there are many.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -44,6 +44,7 @@ from pipelines.external.vectors import (
     save_vectors_location,
 )
 from pipelines.forward import Forward, ForwardJob, out_of_memory_fact, rate
+from pipelines.genes import found_genes, recorded_genes, with_genes
 from pipelines.inputs import (
     genes_without_tokens,
     load_model_location,
@@ -63,6 +64,7 @@ from pipelines.runtime.actor_pool import do_shards
 from pipelines.runtime.checks import check_before_work
 from pipelines.runtime.progress import delayed_progress_bar
 from pipelines.runtime.stage import Clock, StageResult
+from pipelines.schema_columns import with_schema_columns
 from pipelines.shard_size import cells_per_shard
 
 if TYPE_CHECKING:
@@ -297,7 +299,7 @@ class _Plan:
     """The cells to encode: their part of the codes plan, and the source of their activations.
 
     `genes` holds the token of each gene of a fused encoding, and `vectors` the place of its vectors, if it encodes any:
-    both are written beside the codes.
+    both are written beside the codes. `facts` are told of it.
     """
 
     dataset: str
@@ -306,6 +308,7 @@ class _Plan:
     fused: FusedForward | None
     genes: pl.DataFrame | None
     vectors: VectorsLocation | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 def encode(options: EncodeOptions, store: Path, *, address: str | None = None) -> StageResult:
@@ -372,6 +375,7 @@ def encode(options: EncodeOptions, store: Path, *, address: str | None = None) -
             "dataset": what.dataset,
             **({} if what.vectors is None else {"vectors": what.vectors.vectors}),
             **({"splits": read_split_record(layout.cells_dir(what.dataset)).text} if options.data else {}),
+            **what.facts,
             "nonzeros": manifest.rows,
             "bytes a nonzero": round(manifest.bytes / max(manifest.rows, 1), 2),
             **tokenless_fact(codes),
@@ -459,9 +463,12 @@ def _plan_fused(
     trained_on = ActivationsPlan.of(activations)
     model = load_recorded_model(activations)
     source = _source(layout, options, trained_on)
-    inputs = match_inputs(source, model)
+    inputs, genes = match_inputs(source, model), recorded_genes(activations)
     if options.data:
         refuse_few_matched(inputs, options.min_matched_share)
+    inputs, by_schema = with_genes(inputs, genes), dict[str, str]()
+    if options.data:
+        options, by_schema = with_schema_columns(options, source)
     dataset = _data_set(layout, options, source, trained_on, address=address)
     rows_per_cell = options.tokens_per_cell if trained_on.readout is None else 1
     cut = _cut(
@@ -481,6 +488,7 @@ def _plan_fused(
         readout=trained_on.readout,
         seed=trained_on.seed,
         batch_tokens=options.batch_tokens,
+        genes=None if genes is None else genes.tokens,
     )
     fused = FusedForward(
         model_digest=model.digest,
@@ -493,7 +501,8 @@ def _plan_fused(
         matrix=source.matrix,
     )
     job = FusedJob(forward=forward, site=trained_on.site, dtype=trained_on.dtype)
-    return _Plan(dataset=dataset, cut=cut, source=job, fused=fused, genes=token_of_gene(inputs))
+    facts = {**by_schema, **found_genes(inputs, genes)}
+    return _Plan(dataset=dataset, cut=cut, source=job, fused=fused, genes=token_of_gene(inputs), facts=facts)
 
 
 def _plan_vectors(
@@ -538,6 +547,9 @@ def _plan_vectors(
             f"{here.digest[:12]}, was {trained_on.model_digest[:12]}); store them anew with `scsae extract DATA "
             f"--vectors {place}`, or name others with --vectors"
         )
+    by_schema = dict[str, str]()
+    if options.data:
+        options, by_schema = with_schema_columns(options, source)
     dataset = _data_set(layout, options, source, trained_on, address=address)
     fused = FusedForward(
         model_digest=here.digest,
@@ -556,6 +568,7 @@ def _plan_vectors(
         fused=fused,
         genes=genes_without_tokens(source),
         vectors=here,
+        facts=by_schema,
     )
 
 

@@ -30,6 +30,15 @@ from pipelines.config import ExtractOptions
 from pipelines.errors import UsageError
 from pipelines.external.extraction import extract_vectors
 from pipelines.forward import Cells, Forward, ForwardJob, out_of_memory_fact, rate
+from pipelines.genes import (
+    ChosenGenes,
+    checked_genes,
+    choose_variable_genes,
+    long_cells,
+    save_genes,
+    tokens_that_go_in,
+    with_genes,
+)
 from pipelines.inputs import (
     TOKENLESS,
     LoadedInputs,
@@ -45,6 +54,7 @@ from pipelines.inputs import (
 from pipelines.runtime.actor_pool import do_shards
 from pipelines.runtime.checks import check_before_work
 from pipelines.runtime.stage import Clock, StageResult
+from pipelines.schema_columns import with_schema_columns
 from pipelines.shard_size import ACTIVATIONS_SHARD, ITEMSIZE, cells_per_shard
 
 if TYPE_CHECKING:
@@ -145,8 +155,12 @@ class Extractor:
         return n_tokens
 
 
-def extract(options: ExtractOptions, store: Path, *, address: str | None = None) -> list[StageResult]:
+def extract(
+    options: ExtractOptions, store: Path, *, address: str | None = None, genes: ChosenGenes | None = None
+) -> list[StageResult]:
     """Extract activations at every requested site, one run per site, or store given vectors; calling it again resumes.
+
+    `genes` are those of another run, instead of a choice by the options.
 
     Raises:
         InputError, VocabularyError, CheckpointError, UsageError: data, model, vectors or options are wrong; nothing is
@@ -161,9 +175,14 @@ def extract(options: ExtractOptions, store: Path, *, address: str | None = None)
     refuse_few_matched(inputs, options.min_matched_share)
     sites = parse_sites(options.layer, inputs.model)
     _check_readout(options, inputs, sites)
+    genes = genes or checked_genes(options, inputs)
+    options, by_schema = with_schema_columns(options, inputs.source)
     dataset = write_data_set(layout, inputs.source, options, actors=options, seed=options.seed, address=address)
+    if genes is None and (n := options.n_variable_genes) is not None:
+        genes = choose_variable_genes(layout, inputs, dataset, n, options, address=address)
+    inputs = with_genes(inputs, genes)
     sample = drawn_sample(layout, dataset, options.cells, n_cells=inputs.source.n_cells, seed=options.seed)
-    runs = [_create_run(layout, options, inputs, sample, dataset=dataset, site=site) for site in sites]
+    runs = [_create_run(layout, options, inputs, sample, genes, dataset=dataset, site=site) for site in sites]
     pending = sorted({shard for run in runs for shard in run.pending()})
     total: Mapping[str, int] = {}
     if pending:
@@ -187,8 +206,10 @@ def extract(options: ExtractOptions, store: Path, *, address: str | None = None)
         "cells": inputs.source.n_cells,
         **({} if sample is None else {"activations": f"of a sample of {len(sample):,} cells"}),
         **matrix_facts(inputs.source),
+        **by_schema,
         "splits": read_split_record(layout.cells_dir(dataset)).text,
         "genes matched": f"{inputs.match.n_matched} of {inputs.source.n_genes}",
+        **({} if genes is None else {"genes chosen": genes.fact}),
         **_warnings(inputs, total),
         **out_of_memory_fact(total),
     }
@@ -207,9 +228,13 @@ def extract(options: ExtractOptions, store: Path, *, address: str | None = None)
 
 
 def _warnings(inputs: LoadedInputs, total: "Mapping[str, int]") -> dict[str, str]:
-    """Return what is unusual about the cells: few matched genes although they were accepted, cells without tokens."""
+    """Return what is unusual about the cells: few matched genes although they were accepted, cells with more genes than
+    the model takes, cells without tokens.
+    """
     few = few_matched(inputs, ExtractOptions.model_fields["min_matched_share"].default)
     facts = {} if few is None else {"FEW GENES MATCHED": few}
+    if (longer := long_cells(inputs)) is not None:
+        facts["LONGER THAN THE INPUT"] = longer
     if n := total.get("tokenless", 0):
         facts["CELLS WITHOUT TOKENS"] = (
             f"{n:,} of {total['cells']:,} computed now, left out of every statistic; {TOKENLESS}"
@@ -232,6 +257,7 @@ def forward_job(options: ExtractOptions, inputs: LoadedInputs) -> ForwardJob:
         readout=options.readout,
         seed=options.seed,
         batch_tokens=options.batch_tokens,
+        genes=tokens_that_go_in(inputs),
     )
 
 
@@ -240,13 +266,15 @@ def _create_run(
     options: ExtractOptions,
     inputs: LoadedInputs,
     sample: Cells | None,
+    genes: ChosenGenes | None,
     *,
     dataset: str,
     site: "Site",
 ) -> commit.Run:
     """Create or reopen the activations run of one site; its plan holds only what determines its content.
 
-    The token of each gene of the data set and the present location of the model are written beside it.
+    The token of each gene of the data set, the chosen genes and the present location of the model are written beside
+    it.
     """
     width = inputs.model.d_model if options.readout is None else inputs.model.width(options.readout)
     n_cells = inputs.source.n_cells if sample is None else len(sample)
@@ -263,6 +291,7 @@ def _create_run(
         origin="model",
         dataset=dataset,
         cells=digest_of_sample(sample),
+        genes=None if genes is None else genes.record,
         model=inputs.model.name,
         model_digest=inputs.model.digest,
         site=str(site),
@@ -276,6 +305,7 @@ def _create_run(
         shard_cells=shard_cells,
     )
     run = create_activations(layout, plan, sample)
+    save_genes(run, genes)
     save_model_location(run, options, inputs)
     return run
 

@@ -37,6 +37,7 @@ class ForwardJob:
         model, of_family, random_init: the model, and the options of its family (`DataOptions.of_family`).
         precision, device: the dtype of the model's matrix products and where it runs.
         tokens_per_cell: gene tokens kept of each cell, drawn from (seed, cell); None keeps all.
+        genes: the model's tokens of the genes that go in; None: all that it knows.
         readout: None keeps tokens; otherwise one vector per cell is kept, by this readout of the model.
         batch_tokens: most tokens of one forward pass.
     """
@@ -53,6 +54,7 @@ class ForwardJob:
     readout: str | None
     seed: int
     batch_tokens: int
+    genes: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +92,8 @@ class Forward:
         )
         self.source = open_source(job.data, matrix=job.matrix, rows=job.rows)
         self.match = self.model.match_genes(self.source.gene_symbols, self.source.ensembl_ids)
+        if job.genes is not None:
+            self.match = self.match.only(np.array(job.genes, dtype=np.int64))
         self.batch_tokens = job.batch_tokens
         self.halvings = 0
 

@@ -7,7 +7,7 @@ A data file is hashed once: `source.json` holds its digest with its state (`feat
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 
 from feature_store.cells import (
+    CSRRows,
     FileState,
     KnownDigest,
     Source,
@@ -45,7 +46,9 @@ if TYPE_CHECKING:
 PROBE_CELLS = 512
 TIMED_CELLS = 16
 GENES_TABLE = "genes"
-TOKENLESS = "they have no gene that the model knows, as empty droplets do: remove them, or see `scsae inspect`"
+TOKENLESS = (
+    "they have none of the genes that go into the model, as empty droplets do: remove them, or see `scsae inspect`"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +90,7 @@ def match_inputs(source: Source, model: "FoundationModel") -> LoadedInputs:
     """Match the genes of data and model and probe the first cells; nothing is written. VocabularyError if none do."""
     match = model.match_genes(source.gene_symbols, source.ensembl_ids)
     rows = source.read_first(PROBE_CELLS)
-    tokens = model.tokenize(rows.indptr, rows.indices, rows.data, match, seed=0)
-    genes_of_cell = np.bincount(tokens.cell_of_token()[~tokens.is_special], minlength=tokens.n_cells)
+    mean_tokens = _mean_tokens(model, rows, match)
     clock = Clock()
     few = source.read_first(TIMED_CELLS)
     model.embed(model.tokenize(few.indptr, few.indices, few.data, match, seed=0))
@@ -97,9 +99,21 @@ def match_inputs(source: Source, model: "FoundationModel") -> LoadedInputs:
         model=model,
         match=match,
         coverage=model.coverage(rows.indptr, rows.indices, rows.data, match),
-        mean_tokens=float(genes_of_cell.mean()),
+        mean_tokens=mean_tokens,
         probe_seconds=clock.seconds / (len(few.indptr) - 1),
     )
+
+
+def only_tokens(inputs: LoadedInputs, tokens: Sequence[int]) -> LoadedInputs:
+    """Return the inputs with a match in which the genes of these tokens of the model alone go in."""
+    match = inputs.match.only(np.array(tokens, dtype=np.int64))
+    rows = inputs.source.read_first(PROBE_CELLS)
+    return replace(inputs, match=match, mean_tokens=_mean_tokens(inputs.model, rows, match))
+
+
+def _mean_tokens(model: "FoundationModel", rows: CSRRows, match: "GeneMatch") -> float:
+    tokens = model.tokenize(rows.indptr, rows.indices, rows.data, match, seed=0)
+    return float(np.bincount(tokens.cell_of_token()[~tokens.is_special], minlength=tokens.n_cells).mean())
 
 
 def few_matched(inputs: LoadedInputs, min_share: float) -> str | None:
@@ -198,7 +212,7 @@ def load_token_of_gene(layout: Layout, codes: CodesRun) -> pl.DataFrame:
 
 
 def token_of_gene(inputs: LoadedInputs) -> pl.DataFrame:
-    """Return gene_idx, symbol and the model's token id (null for an unknown gene) of each gene of the data.
+    """Return gene_idx, symbol and the model's token id (null for a gene that is no token) of each gene of the data.
 
     If the data name their genes only by Ensembl id, the symbol is the model's name of it, so that gene sets match.
     """
@@ -217,7 +231,7 @@ def token_of_gene(inputs: LoadedInputs) -> pl.DataFrame:
             "gene_id": inputs.match.token_id.astype(np.int32),
         }
     )
-    return frame.with_columns(gene_id=pl.when(pl.Series(matched)).then("gene_id"))
+    return frame.with_columns(gene_id=pl.when(pl.Series(inputs.match.used)).then("gene_id"))
 
 
 def genes_without_tokens(source: Source) -> pl.DataFrame:

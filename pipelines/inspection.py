@@ -2,8 +2,10 @@
 
 from typing import Any
 
-from pipelines.config import DataOptions
+from pipelines.config import CellOptions, DataOptions
+from pipelines.genes import long_cells
 from pipelines.inputs import few_matched, load_inputs, matrix_facts
+from pipelines.schema_columns import with_schema_columns
 
 
 def inspect_data(options: DataOptions) -> dict[str, Any]:
@@ -15,7 +17,8 @@ def inspect_data(options: DataOptions) -> dict[str, Any]:
     unmatched = seen.top_unmatched(source.gene_symbols)
     n_added = seen.n_matched - seen.n_tokens_matched
     n_truncated = seen.n_truncated(model.max_genes)
-    few = few_matched(inputs, options.min_matched_share)
+    few, longer = few_matched(inputs, options.min_matched_share), long_cells(inputs)
+    _, by_schema = with_schema_columns(CellOptions(), source)
     return {
         "data": ", ".join(map(str, source.paths)),
         **matrix_facts(source, absent="none"),
@@ -29,6 +32,7 @@ def inspect_data(options: DataOptions) -> dict[str, Any]:
             else {}
         ),
         "obs columns": ", ".join(source.obs_schema) or "none",
+        **by_schema,
         "model": f"{model.name} ({model.family}, {model.n_layers} layers, d_model {model.d_model})",
         "checkpoint": "; ".join(model.notes) or "as its authors have it",
         "genes matched": f"{seen.n_matched} of {seen.n_genes} ({seen.n_matched / seen.n_genes:.0%})",
@@ -40,6 +44,7 @@ def inspect_data(options: DataOptions) -> dict[str, Any]:
         "cells without a matched gene": f"{int(seen.is_empty.sum())} {probe}: without tokens, in no statistic",
         "cells cut to the model's input": f"{n_truncated} {probe}"
         + (f", to {model.max_genes} genes" if n_truncated else ""),
+        **({"LONGER THAN THE INPUT": longer} if longer else {}),
         "tokens per cell": round(inputs.mean_tokens, 1),
         "activations, f16": f"{n_tokens * model.d_model * 2 / 1e9:.2f} GB per site",
         "time, one core": f"{inputs.probe_seconds * source.n_cells:,.0f} s, through all layers",

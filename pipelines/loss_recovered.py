@@ -23,6 +23,7 @@ from feature_store.storage.layout import Layout
 from feature_store.storage.plans import ActivationsPlan
 from pipelines.errors import ON_PURPOSE, UsageError
 from pipelines.forward import is_out_of_memory
+from pipelines.genes import recorded_match
 from pipelines.inputs import load_recorded_model, load_recorded_source, no_model
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def probe(activations: commit.Run, store: str, cells: npt.NDArray[np.int64], *, 
     def made() -> RecoveryProbe:
         model = load_recorded_model(activations, device=device)
         with load_recorded_source(Layout(store), plan.dataset, stage="train") as source:
-            match = model.match_genes(source.gene_symbols, source.ensembl_ids)
+            match = recorded_match(activations, model, source)
             rows = source.read_cells(cells)
         tokens = model.tokenize(rows.indptr, rows.indices, rows.data, match, seed=plan.seed)
         return RecoveryProbe(model, tokens, plan.site)

@@ -145,7 +145,8 @@ def shards_here():
 
 
 def replace_actors(patch, do_shards):
-    for stage in ("extract", "external.extraction", "encode", "associate", "matrix_tables", "steering.shards"):
+    stages = ("extract", "external.extraction", "encode", "associate", "genes", "matrix_tables", "steering.shards")
+    for stage in stages:
         patch.setattr(f"pipelines.{stage}.do_shards", do_shards)
 
 

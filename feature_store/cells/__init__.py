@@ -20,12 +20,14 @@ feature_types              which features are genes
 obs_table                  columns of obs from a table beside the data
 annotations                the columns of obs and var
 canonical                  the one text of an id or a label
+cellxgene, cellxgene_mark  the columns of a file in the schema of CELLxGENE; the mark of such a file
 label_columns              which labels are groups of cells, and which are numbers of cells
 cell_table, gene_table     the tables `cells` and `genes`
 cell_digests               how the same cell is recognised in another file
 splits                     which cells are for training, selection and testing
 panel                      which cells get everything, where there are too many for all of them
 expression                 log1p(CP10k) by gene
+variable_genes, loess      which genes vary most; the curve that is expected of them
 size_ranges                ranges of genes or features whose sizes are limited
 anndata_export             codes of cells as an AnnData
 """
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
         read_split_record,
         write_cells,
     )
+    from feature_store.cells.cellxgene import CellxgeneColumns, cellxgene_columns
     from feature_store.cells.changes import what_changed
     from feature_store.cells.column_matrices import ColumnMatrix
     from feature_store.cells.expression import (
@@ -69,13 +72,25 @@ if TYPE_CHECKING:
     from feature_store.cells.source import Source, data_files, open_source, short_names
     from feature_store.cells.splits import SELECT, TEST, TRAIN, SplitConfig, SplitRecord, make_splits
     from feature_store.cells.turning import cost_of_turning, turn_matrices
+    from feature_store.cells.variable_genes import (
+        BatchSums,
+        TrainBatches,
+        expected_counts,
+        rank_genes,
+        standardised_variance,
+        sums_of_cells,
+        train_batches,
+        variable_gene_constants,
+    )
 
 __all__ = [
     "PANEL_CELLS",
     "SELECT",
     "TEST",
     "TRAIN",
+    "BatchSums",
     "CSRRows",
+    "CellxgeneColumns",
     "ColumnMatrix",
     "ExpressionReader",
     "FileState",
@@ -86,13 +101,16 @@ __all__ = [
     "Source",
     "SplitConfig",
     "SplitRecord",
+    "TrainBatches",
     "canonical_column",
     "canonical_name",
     "canonical_text",
+    "cellxgene_columns",
     "concat_rows",
     "cost_of_turning",
     "data_files",
     "draw_cells",
+    "expected_counts",
     "expression_matrix",
     "gene_table_of",
     "make_splits",
@@ -100,6 +118,7 @@ __all__ = [
     "no_known_digest",
     "open_source",
     "plan_expression",
+    "rank_genes",
     "read_cells",
     "read_panel",
     "read_panel_cells",
@@ -109,8 +128,12 @@ __all__ = [
     "shard_range",
     "short_names",
     "split_by_size",
+    "standardised_variance",
+    "sums_of_cells",
     "to_anndata",
+    "train_batches",
     "turn_matrices",
+    "variable_gene_constants",
     "what_changed",
     "write_cells",
     "write_expression_part",
@@ -125,6 +148,7 @@ _MODULES = {
     ),
     "column_matrices": ("ColumnMatrix",),
     "expression": ("ExpressionReader", "expression_matrix", "plan_expression", "write_expression_part"),
+    "cellxgene": ("CellxgeneColumns", "cellxgene_columns"),
     "changes": ("what_changed",),
     "file_digests": ("FileState", "KnownDigest", "no_known_digest"),
     "gene_table": tuple(
@@ -135,6 +159,10 @@ _MODULES = {
     "size_ranges": ("split_by_size",),
     "source": ("Source", "data_files", "open_source", "short_names"),
     "turning": ("cost_of_turning", "turn_matrices"),
+    "variable_genes": (
+        *("BatchSums", "TrainBatches", "expected_counts", "rank_genes", "standardised_variance", "sums_of_cells"),
+        *("train_batches", "variable_gene_constants"),
+    ),
     "splits": ("SELECT", "TEST", "TRAIN", "SplitConfig", "SplitRecord", "make_splits"),
 }
 

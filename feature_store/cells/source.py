@@ -18,6 +18,7 @@ import numpy.typing as npt
 import polars as pl
 
 from feature_store.cells.annotations import check_alike, join_genes, join_obs
+from feature_store.cells.cellxgene_mark import CellxgeneMark
 from feature_store.cells.column_matrices import ColumnMatrix
 from feature_store.cells.file_digests import FileState, KnownDigest, file_digest, file_state, no_known_digest
 from feature_store.cells.files.cell_file import CellFile
@@ -114,6 +115,11 @@ class Source:
         """Close the files."""
         for file in self._files:
             file.close()
+
+    @property
+    def cellxgene(self) -> tuple[CellxgeneMark | None, ...]:
+        """For each file the mark of the schema of CELLxGENE, None where it has none."""
+        return tuple(file.cellxgene for file in self._files)
 
     @property
     def digest(self) -> str:

@@ -1,9 +1,11 @@
 """The layout of a store: its folders, the names of a run's files, and the creation times of runs.
 
-    <root>/cells/<dataset>/        the cell table (one part), with genes/, digests/ and expression/ (by gene)
+    <root>/cells/<dataset>/        the cell table (one part), with genes/, digests/, expression/ (by gene)
+                                   and variable_genes/<id>/
     <root>/matrices/<id>/          sums/  digests/ of a pass over a large matrix, until a data set holds its tables
     <root>/rows/<id>/              parts of whole cells of a matrix that lies otherwise in its file
-    <root>/activations/<run>/      plan.json  part-00012.parquet  part-00012.json  MANIFEST.json
+    <root>/activations/<run>/      plan.json  part-00012.parquet  part-00012.json  MANIFEST.json  genes/  [sample/
+                                   chosen_genes/]
     <root>/saes/<run>/             ray_train/  sae.safetensors  config.json  history.json  summary.json  MANIFEST.json
                                    map/{umap,neighbours}/
     <root>/codes/<run>/            by_cell/  by_feature/  [compact/]  stats/  merged/
@@ -173,6 +175,10 @@ class Layout:
     def digests_dir(self, dataset: str) -> Path:
         """The digests of the cells of a data set, beside them."""
         return self.cells_dir(dataset) / "digests"
+
+    def variable_genes_dir(self, dataset: str, plan: str) -> Path:
+        """A choice of the most variable genes of a data set, beside its cells."""
+        return self.cells_dir(dataset) / "variable_genes" / plan
 
     def matrix_dir(self, plan: str) -> Path:
         """What a pass over a matrix has made so far; it is removed when the tables of the data set are complete."""

@@ -301,6 +301,36 @@ class TokenOfGenePlan(Plan):
 
 
 @dataclass(frozen=True, kw_only=True)
+class VariableGenesPlan(Plan):
+    """The most variable genes of the `train` cells of a data set (`feature_store.cells.variable_genes`)."""
+
+    stage = "variable_genes"
+    version = 1
+
+    dataset: str
+    digest: str
+    matrix: str
+    considered: str
+    """Sha256 of the gene_idx of the genes that were ranked, as int64."""
+    n: int
+    """Number of genes that were taken."""
+    constants: Mapping[str, Any]
+    """Those of `feature_store.cells.variable_genes` and `loess`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneChoice:
+    """The genes that go into the model, where they are chosen."""
+
+    choice: str
+    """"hvg:N" or "list"."""
+    n_genes: int
+    """Number of the model's genes among them."""
+    sha256: str
+    """Sha256 of the model's names of these genes, sorted, one a line."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ActivationsPlan(Plan):
     """Activations at one site: of tokens, or one vector a cell."""
 
@@ -314,6 +344,8 @@ class ActivationsPlan(Plan):
     dataset: str
     cells: str | None
     """Sha256 of the cell_idx of the cells, if they are a sample of the data set (`feature_store.cells.draw_cells`)."""
+    genes: GeneChoice | None
+    """The genes that may be tokens; None: all that the model knows."""
     model: str
     """Name of the model; of given vectors their `--source-name`."""
     model_digest: str
@@ -345,6 +377,19 @@ class SamplePlan(Plan):
     beside: str
     """Sha256 of the plan of the activations."""
     cells: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChosenGenesPlan(Plan):
+    """The genes that may be tokens, beside the activations, if they are chosen."""
+
+    stage = "chosen_genes"
+    version = 1
+
+    beside: str
+    """Sha256 of the plan of the activations."""
+    sha256: str
+    """That of the choice."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -81,6 +81,27 @@ TABLES: Mapping[str, TableSchema] = {
     ),
     # one row per cell of a sample of a data set
     "sample": _table("cell_idx", cell_idx=pl.Int64),
+    # the most variable genes of a data set, the first one first (`feature_store.cells.variable_genes`); rank: median
+    # over the n_batches batches in which the gene is among the first; variance: standardised, mean over batches
+    "variable_genes": _table(
+        "gene_idx rank n_batches variance",
+        gene_idx=pl.Int32,
+        rank=pl.Float64,
+        n_batches=pl.Int64,
+        variance=pl.Float64,
+    ),
+    # the genes that may be tokens: their token, its name in the model's vocabulary, and the name in the data; rank,
+    # n_batches and variance as above, null for genes of a list
+    "chosen_genes": _table(
+        "gene_id token symbol",
+        gene_id=pl.Int32,
+        token=pl.String,
+        symbol=pl.String,
+        ensembl_id=pl.String,
+        rank=pl.Float64,
+        n_batches=pl.Int64,
+        variance=pl.Float64,
+    ),
     # one row per cell that has tokens; a cell without any, such as an empty droplet, is in no statistic
     "cell_tokens": _table("cell_idx n_tokens", cell_idx=pl.Int64, n_tokens=pl.Int32),
     # one row per (feature, split) that fires, over all cells: cells and tokens on which it fires, and its largest value

@@ -10,8 +10,17 @@ from pipelines.config.associate import AssociateOptions
 from pipelines.config.compare import BaselineOptions, MatchOptions
 from pipelines.config.encode import EncodeOptions
 from pipelines.config.exchange import ExportSAEOptions, ImportSAEOptions
-from pipelines.config.extract import DataOptions, ExtractOptions, ForwardOptions
-from pipelines.config.options import ActorOptions, CellOptions, GeneOptions, Options, check, option_help, parse_size
+from pipelines.config.extract import VARIABLE, DataOptions, ExtractOptions, ForwardOptions
+from pipelines.config.options import (
+    NO_COLUMN,
+    ActorOptions,
+    CellOptions,
+    GeneOptions,
+    Options,
+    check,
+    option_help,
+    parse_size,
+)
 from pipelines.config.recipe import PARENTS, Recipe, load_recipe, recipe_text
 from pipelines.config.steer import SteerOptions
 from pipelines.config.train import TrainOptions
@@ -23,8 +32,10 @@ ADDRESS_HELP = "Ray cluster to use, e.g. ray://HEAD:10001; default: this machine
 __all__ = [
     "ADDRESS_HELP",
     "DEFAULT_STORE",
+    "NO_COLUMN",
     "PARENTS",
     "STORE_HELP",
+    "VARIABLE",
     "ActorOptions",
     "AssociateOptions",
     "BaselineOptions",

@@ -15,6 +15,9 @@ OF_MODEL = frozenset(
 )
 """Options of the forward pass of a model, which given vectors have none of."""
 
+VARIABLE = "hvg:"
+"""What a choice of the most variable genes begins with."""
+
 
 class ForwardOptions(ActorOptions):
     """The tokens taken from the forward pass of the foundation model, and the size of its shards."""
@@ -101,10 +104,28 @@ class ExtractOptions(DataOptions, CellOptions, ForwardOptions):
     cells: int | None = Field(default=None, ge=3)
     """Number of cells whose activations are stored, a seeded sample in which rare groups are kept (as in the panel):
     enough to train on part of an atlas. Default: all cells."""
+    genes: str | None = None
+    """Genes that go into the model: hvg:N, the N most variable ones of the `train` cells, by batch (it needs counts),
+    or a file with a symbol or an Ensembl id a line. Later stages use the same genes, also of other data. Default: all
+    that the model knows, of which it takes a part where a cell has more than fit."""
     dtype: Literal["f16", "bf16", "f32"] = "f16"
     """Number type in which the activations are stored."""
     seed: int = Field(default=0, ge=0)
     """Seed of the splits, the token samples and the order of ties."""
+
+    @property
+    def n_variable_genes(self) -> int | None:
+        """The N of `--genes hvg:N`; None if genes are not chosen by their variance."""
+        return int(self.genes.removeprefix(VARIABLE)) if self.genes and self.genes.startswith(VARIABLE) else None
+
+    @pydantic.field_validator("genes")
+    @classmethod
+    def _number_or_file(cls, value: str | None) -> str | None:
+        if value is not None and value.startswith(VARIABLE):
+            number = value.removeprefix(VARIABLE)
+            if not (number.isascii() and number.isdigit() and int(number) > 0):
+                raise ValueError("give hvg:N with a number of genes, such as hvg:1200, or a file of names")
+        return value
 
     @pydantic.model_validator(mode="after")
     def _tokens_or_cells(self) -> "ExtractOptions":

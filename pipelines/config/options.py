@@ -60,6 +60,10 @@ class ActorOptions(Options):
     """GPUs of each actor; 0 uses the CPU."""
 
 
+NO_COLUMN = "none"
+"""What an option of a column says where it is to be none, although the file has one."""
+
+
 class ObsOptions(Options):
     """Annotations of the cells that are not in the file of the cells."""
 
@@ -69,17 +73,21 @@ class ObsOptions(Options):
 
 
 class CellOptions(ObsOptions):
-    """The columns of obs that annotate the cells."""
+    """The columns of obs that annotate the cells.
+
+    A file in the schema of CELLxGENE needs none of them: its donor_id, cell_type, assay, disease and tissue are taken.
+    """
 
     donor: str | None = None
-    """obs column of the donor, the unit of the splits and of the statistics."""
+    """obs column of the donor, the unit of the splits and of the statistics; `none` takes none of a CELLxGENE file."""
     batch: str | None = None
-    """obs column of the batch."""
+    """obs column of the batch; `none` takes none of a CELLxGENE file."""
     cell_type: str | None = None
-    """obs column of the cell type."""
+    """obs column of the cell type; `none` takes none of a CELLxGENE file."""
     label: tuple[str, ...] = ()
     """Another obs column to associate features with, e.g. condition; may be repeated. A column of numbers with many
-    different values, e.g. pct_mito, is correlated with features instead (table `feature_number`)."""
+    different values, e.g. pct_mito, is correlated with features instead (table `feature_number`). `none` takes none
+    of a CELLxGENE file."""
     split: str | None = None
     """obs column that says train, select or test of each cell. Default: whole donors, or without donors single cells,
     are dealt to the splits, so that every batch is in every split where possible; in other data than the SAE's, cells
@@ -96,7 +104,9 @@ class CellOptions(ObsOptions):
     def _one_way_to_split(self) -> "CellOptions":
         if self.split is not None and self.split_by is not None:
             raise ValueError(f"split was {self.split!r} and split_by was {self.split_by!r}; give one of them")
-        if self.split_by in ("donor", "batch") and getattr(self, self.split_by) is None:
+        if NO_COLUMN in self.label and len(self.label) > 1:
+            raise ValueError(f"label was {', '.join(self.label)}; give `none` alone, or columns")
+        if self.split_by in ("donor", "batch") and getattr(self, self.split_by) in (None, NO_COLUMN):
             raise ValueError(f"split_by was {self.split_by!r}; name the column with --{self.split_by} COLUMN too")
         return self
 

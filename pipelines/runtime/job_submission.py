@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from feature_store.storage.hashing import run_id
-from pipelines.config import DEFAULT_STORE, Recipe, load_recipe, recipe_text
+from pipelines.config import DEFAULT_STORE, VARIABLE, Recipe, load_recipe, recipe_text
 from pipelines.config.vectors import OBSM
 from pipelines.errors import RunFailedError, UsageError
 from pipelines.runtime.job_log import JobLog, print_notice
 
 NOT_FOUND = 127
 """Exit code of a shell that does not find the command."""
-_LOCATIONS = ("data", "obs", "model", "dictionaries", "vectors", "gmt")
+_LOCATIONS = ("data", "obs", "model", "dictionaries", "vectors", "genes", "gmt")
 _ANYWHERE = re.compile(r"/|[A-Za-z][A-Za-z0-9+.-]+://")
 
 
@@ -82,7 +82,7 @@ def _locations(recipe: Recipe) -> Iterator[tuple[str, str]]:
             for key in _LOCATIONS:
                 given = getattr(one, key, None)
                 for value in given if isinstance(given, tuple) else (given,):
-                    if value is not None and value != "mini" and not str(value).startswith(OBSM):
+                    if value is not None and value != "mini" and not str(value).startswith((OBSM, VARIABLE)):
                         yield f"{stage}.{key}", str(value)
 
 

@@ -18,6 +18,7 @@ from pipelines.encode import activations_of
 from pipelines.external.vector_files import READ_ROWS
 from pipelines.external.vectors import NO_GENE, VectorsJob
 from pipelines.forward import BLOCK_TOKENS, cut_cells
+from pipelines.genes import recorded_match
 from pipelines.inputs import load_recorded_model, load_recorded_source, load_stored_sae
 
 if TYPE_CHECKING:
@@ -79,10 +80,11 @@ class SteeringContext:
         from sae_core.scfm import Site
 
         layout = Layout(paths.store)
+        activations = commit.Run.open(paths.activations)
         self.device, self._seed = paths.device, paths.seed
-        self.model = load_recorded_model(commit.Run.open(paths.activations), device=paths.device)
+        self.model = load_recorded_model(activations, device=paths.device)
         self.source = load_recorded_source(layout, paths.dataset, stage="steer")
-        self.match = self.model.match_genes(self.source.gene_symbols, self.source.ensembl_ids)
+        self.match = recorded_match(activations, self.model, self.source)
         self.sae: SparseAutoencoder = load_stored_sae(as_path(paths.sae), device=paths.device)
         self.site = Site.parse(paths.site)
 

@@ -53,6 +53,7 @@ class FoundationModel(nn.Module, ABC):
         readouts: ways to pool the tokens of a cell into one vector; the first is the family's own ("official").
         mask_fraction: share of a cell's genes that the pretraining masks.
         max_genes: largest number of gene tokens of a cell; None where there is no limit.
+        kept_of_long_cells: which genes of cells with more than `max_genes` become tokens, in words.
         ignored_weights: weights of the checkpoint that neither activations nor the pretraining loss need.
         notes: what a user should know of the checkpoint: defaults that were taken, what is not read, how it was tuned.
         autocast: dtype of the matrix products; None is the dtype of the weights.
@@ -67,6 +68,7 @@ class FoundationModel(nn.Module, ABC):
     readouts: tuple[str, ...]
     mask_fraction: float
     max_genes: int | None = None
+    kept_of_long_cells: ClassVar[str] = "a random sample of their genes"
     ignored_weights: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     autocast: torch.dtype | None = None

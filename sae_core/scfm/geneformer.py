@@ -167,6 +167,7 @@ class Geneformer(FoundationModel):
 
     family = "geneformer"
     mask_fraction = 0.15
+    kept_of_long_cells = "the genes of their highest ranks"
 
     def __init__(
         self, config: GeneformerConfig, vocabulary: Vocabulary, medians: Mapping[str, float], *, head: bool = True

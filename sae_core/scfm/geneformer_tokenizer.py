@@ -18,7 +18,7 @@ from jaxtyping import Float64, Int64
 
 from sae_core.errors import CheckpointError, ConfigError
 from sae_core.scfm.tokens import Tokens
-from sae_core.scfm.values import check_values, matched_values, recover_counts
+from sae_core.scfm.values import check_values, chosen_values, matched_values, recover_counts
 from sae_core.scfm.vocabulary import GeneMatch, Vocabulary
 
 _TARGET_SUM = 10_000.0
@@ -80,7 +80,8 @@ class GeneformerTokenizer:
     ) -> Tokens:
         """Tokens of cells in CSR form; the value of a token is the gene's expression divided by its median.
 
-        A cell without matched genes has no token.
+        Where the genes are chosen (`GeneMatch.only`), these alone are ranked; the total stays that of all genes, as it
+        is upstream, where it is counted before genes are selected. A cell without such genes has no token.
 
         Raises:
             TokenizationError: the values are neither counts nor exactly log-normalised counts.
@@ -91,7 +92,7 @@ class GeneformerTokenizer:
         counts = recover_counts(indptr, data)
         n_cells = len(indptr) - 1
         total = np.bincount(np.repeat(np.arange(n_cells), np.diff(indptr)), counts, minlength=n_cells)
-        gene_id, value, cell = matched_values(indptr, indices, counts, match)
+        gene_id, value, cell = chosen_values(matched_values(indptr, indices, counts, match), match)
         scaled = value / self.medians[gene_id]
         order = np.lexsort((gene_id, -scaled, cell))
         n_of_cell = np.bincount(cell, minlength=n_cells)

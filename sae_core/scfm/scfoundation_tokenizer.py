@@ -19,7 +19,14 @@ from jaxtyping import Float64
 
 from sae_core.errors import ConfigError
 from sae_core.scfm.tokens import Tokens
-from sae_core.scfm.values import check_values, matched_values, recover_counts, sample_per_cell
+from sae_core.scfm.values import (
+    GeneValues,
+    check_values,
+    chosen_values,
+    matched_values,
+    recover_counts,
+    sample_per_cell,
+)
 from sae_core.scfm.vocabulary import GeneMatch
 
 ResolutionKind = Literal["t", "a", "f"]
@@ -92,8 +99,9 @@ class ScFoundationTokenizer:
     ) -> Tokens:
         """Tokens of cells in CSR form: genes in the model's order, then T and S.
 
-        A cell without a matched gene has no token. `max_tokens`, which upstream does not have, keeps a sample of the
-        genes drawn from (seed, cell); values, T and S are those of the whole cell.
+        A cell without such a gene has no token. A choice of genes (`GeneMatch.only`) and `max_tokens`, which keeps a
+        sample of the genes drawn from (seed, cell), are not upstream's; values, T and S are those of the whole cell
+        whatever is left out, because S is the depth of the cell.
 
         Raises:
             TokenizationError: the values are neither counts nor exactly log-normalised counts.
@@ -107,6 +115,7 @@ class ScFoundationTokenizer:
         gene_id, value, cell = matched_values(indptr, indices, counts, match)
         total = np.bincount(cell, value, minlength=n_cells).astype(np.float64)
         scaled = np.log1p(value / total[cell] * _TARGET_SUM)
+        gene_id, scaled, cell = chosen_values(GeneValues(gene_id, scaled, cell), match)
         if max_tokens is not None:
             keep = sample_per_cell(gene_id, np.bincount(cell, minlength=n_cells), limit=max_tokens - 2, seed=seed)
             gene_id, scaled, cell = gene_id[keep], scaled[keep], cell[keep]

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int64, Integer
 from sae_core.errors import ConfigError
 from sae_core.scfm.binning import DigitRange, TieBreak, digit_ranges
 from sae_core.scfm.tokens import Tokens
-from sae_core.scfm.values import cell_generator, matched_values
+from sae_core.scfm.values import cell_generator, chosen_values, matched_values
 from sae_core.scfm.vocabulary import GeneMatch
 
 
@@ -29,7 +29,7 @@ class ScGPTTokenizer:
     max_seq_len: int
     tie_break: TieBreak
     include_zeros: bool = False
-    """Whether every matched gene of the data is a token of each cell, with the value 0 where it is not expressed."""
+    """Whether every gene that may be a token is one of each cell, with the value 0 where it is not expressed."""
 
     def __call__(
         self,
@@ -43,8 +43,10 @@ class ScGPTTokenizer:
     ) -> Tokens:
         """Tokens of cells in CSR form: `<cls>` and the matched nonzero genes, with values binned per cell.
 
-        Columns of one gene are added first. A cell with more genes than fit keeps a sample of them, drawn from (seed,
-        its content) after binning, as upstream does. A cell without an expressed gene of the model has no token.
+        Columns of one gene are added first. Where the genes are chosen (`GeneMatch.only`), values are binned among the
+        chosen genes of the cell, as in upstream's tutorials, which select variable genes before they bin. A cell with
+        more genes than fit keeps a sample of them, drawn from (seed, its content) after binning, as upstream does. A
+        cell without an expressed gene of the model has no token.
 
         Raises:
             TokenizationError: a value is negative or not finite, or `match` lacks a column of the data.
@@ -54,12 +56,12 @@ class ScGPTTokenizer:
         if limit < 2:
             raise ConfigError(f"max_tokens was {max_tokens}; allowed: 2 or more (<cls> and a gene)")
         n_cells = len(indptr) - 1
-        gene_id, value, cell = matched_values(indptr, indices, data, match)
+        gene_id, value, cell = chosen_values(matched_values(indptr, indices, data, match), match)
         digits = digit_ranges(value, cell, n_cells=n_cells, n_bins=self.n_bins)
         n_of_cell = np.bincount(cell, minlength=n_cells)
         if self.include_zeros:
             digit, _ = self._draw(gene_id, digits, n_of_cell, limit=len(gene_id) + 1, seed=seed)
-            gene_id, digit, cell = _with_zeros(gene_id, digit, cell, np.unique(match.token_id[match.matched]))
+            gene_id, digit, cell = _with_zeros(gene_id, digit, cell, np.unique(match.token_id[match.used]))
             kept = _sample(gene_id, digit, np.bincount(cell, minlength=n_cells), limit=limit, seed=seed)
         else:
             digit, kept = self._draw(gene_id, digits, n_of_cell, limit=limit, seed=seed)

@@ -74,6 +74,14 @@ def matched_values(indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, ma
     return GeneValues(gene_id[start], total, cell[start])
 
 
+def chosen_values(values: GeneValues, match: GeneMatch) -> GeneValues:
+    """The values of the genes that may be tokens (`GeneMatch.only`), in the same order; without a choice all."""
+    if match.chosen is None:
+        return values
+    keep = np.isin(values.gene_id, match.token_id[match.used])
+    return GeneValues(values.gene_id[keep], values.value[keep], values.cell[keep])
+
+
 def recover_counts(indptr: np.ndarray, data: np.ndarray, *, need_total: bool = False) -> Float64[np.ndarray, " stored"]:
     """Counts of the stored values of CSR rows: integers as they are, log-normalised rows inverted (module docstring).
 

@@ -8,14 +8,14 @@ too; if the table lacks the gene's id, the symbol holds unless another column of
 
 `GeneMatch` reports, for each column of the data, whether, where and how it was found, so that no gene is dropped
 silently. Several columns may match one token (duplicated symbols, outdated ids); their values are added when tokens are
-made.
+made. A match can be narrowed to some genes (`GeneMatch.only`): these alone become tokens.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -37,6 +37,20 @@ class GeneMatch:
     matched: Bool[np.ndarray, " gene"]
     n_by_symbol: int = 0
     """Number of columns that were found by their symbol; the others were found by their Ensembl id."""
+    chosen: Bool[np.ndarray, " gene"] | None = None
+    """Whether the gene of each column may be a token of a cell (`only`); None: every matched gene."""
+
+    @property
+    def used(self) -> Bool[np.ndarray, " gene"]:
+        """Whether each column is a token of the cells that express it: it is matched, and its gene may be a token."""
+        return self.matched if self.chosen is None else self.matched & self.chosen
+
+    def only(self, token_ids: Int64[np.ndarray, " chosen"]) -> GeneMatch:
+        """The same match in which the genes of these tokens alone go into the model.
+
+        The others stay matched, because what a family computes from the whole cell (its total) does not change.
+        """
+        return replace(self, chosen=np.isin(self.token_id, token_ids))
 
     @property
     def n_genes(self) -> int:

@@ -174,6 +174,25 @@ class ModelConformance:
         np.testing.assert_array_equal(found.gene_id, tokens.gene_id)
         np.testing.assert_array_equal(found.offsets, tokens.offsets)
 
+    def test_of_chosen_genes_alone_come_tokens_and_a_cell_without_any_has_none(
+        self, model: FoundationModel, counts: sp.csr_matrix, symbols: list[str]
+    ) -> None:
+        dense = counts.toarray()
+        dense[5, 1:20] = 0
+        x = sp.csr_matrix(dense)
+        whole, match = tokens_of(model, x, symbols), model.match_genes(symbols)
+        wanted = np.unique(match.token_id[1:20][match.matched[1:20]])
+        found = model.tokenize(x.indptr, x.indices, x.data, match.only(wanted), seed=0)
+        assert found.n_cells == whole.n_cells
+        assert set(found.gene_id[~found.is_special]) <= set(wanted)
+        assert found.lengths[[EMPTY_CELL, 5]].tolist() == [0, 0]
+        if (whole.lengths < (model.max_genes or 1000)).all():
+            # cell 5 expresses none of them, so it has no tokens, not even with zeros
+            keep = np.isin(whole.gene_id, wanted) & ~whole.is_special & (found.lengths[whole.cell_of_token()] > 0)
+            np.testing.assert_array_equal(found.gene_id[~found.is_special], whole.gene_id[keep])
+        every = model.tokenize(x.indptr, x.indices, x.data, match.only(match.token_id[match.matched]), seed=0)
+        assert cells_of(every) == cells_of(whole)
+
     def test_log_normalised_values_give_the_tokens_of_the_counts(
         self, model: FoundationModel, tokens: Tokens, counts: sp.csr_matrix, symbols: list[str]
     ) -> None:

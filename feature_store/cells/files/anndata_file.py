@@ -15,6 +15,7 @@ from typing import Any
 import polars as pl
 
 from feature_store.cells.annotations import ObsColumn, gene_names, obs_column, obs_series, string_column
+from feature_store.cells.cellxgene_mark import CellxgeneMark, cellxgene_mark
 from feature_store.cells.column_matrices import ColumnMatrix, CSCMatrix, column_matrix
 from feature_store.cells.feature_types import GeneColumns, GeneFeatures, gene_features
 from feature_store.cells.files.cell_file import Content, names_with_closest, reading
@@ -133,6 +134,12 @@ class AnnDataFile:
         advice = f"use --matrix {usable[0]}" if usable else "store the raw counts, for example in layers['counts']"
         contents = "; ".join(f"{one.name}: {one.says()}" for one in every) or "it has none"
         return InputError(f"{subject} log-normalised values ({contents}); {advice}")
+
+    @property
+    def cellxgene(self) -> CellxgeneMark | None:
+        """The mark of the schema of CELLxGENE; None if the file has none."""
+        with _reading(self.path, "uns"):
+            return cellxgene_mark(self._file)
 
     def close(self) -> None:
         """Close the file."""

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import polars as pl
 
 from feature_store.cells.annotations import ObsColumn, gene_names
+from feature_store.cells.cellxgene_mark import CellxgeneMark
 from feature_store.cells.column_matrices import ColumnMatrix, column_matrix
 from feature_store.cells.feature_types import GeneColumns, gene_features
 from feature_store.cells.matrices import CSRRows, RowMatrix
@@ -58,6 +59,10 @@ class CellFile(Protocol):
     ensembl_ids: list[str] | None
     ignored: Sequence[str]
     by_column: ColumnMatrix | None
+
+    @property
+    def cellxgene(self) -> CellxgeneMark | None:
+        """The mark of the schema of CELLxGENE; None if the file has none."""
 
     def use_rows(self, rows: RowMatrix) -> None:
         """Read the cells from these rows of all features: the matrix in use, turned."""
@@ -145,6 +150,11 @@ class OneMatrixFile:
         self._rows: RowMatrix = rows if self._is_gene.all() else GeneColumns(rows, self._is_gene)
         self.by_column = column_matrix(rows)
         self.n_cells, self.n_genes = self._rows.shape
+
+    @property
+    def cellxgene(self) -> CellxgeneMark | None:
+        """None: the schema of CELLxGENE is one of AnnData."""
+        return None
 
     def use_rows(self, rows: RowMatrix) -> None:
         """Read the cells from these rows of all features: the matrix, turned."""

@@ -18,6 +18,7 @@ from feature_store.storage.plans import (
     CellsPlan,
     CodesPlan,
     FusedForward,
+    GeneChoice,
     GeneSetFile,
     ImportedSAE,
     Plan,
@@ -68,6 +69,7 @@ def filled(record: type[Plan]) -> Plan:
     """A plan with a record wherever one may be."""
     parts = {
         "fused": toy_plan(FusedForward),  # type: ignore[type-var]
+        "genes": toy_plan(GeneChoice),  # type: ignore[type-var]
         "gene_sets": (GeneSetFile(collection="one", sha256="1"),),
     }
     names = {field.name for field in fields(record)}

@@ -66,6 +66,7 @@ ABSOLUTE = {
 def test_absolute_paths_uris_and_the_model_in_the_box_are_accepted():
     job_submission.refuse_relative(Recipe(**ABSOLUTE), "/shared/store")
     job_submission.refuse_relative(Recipe(), "s3://bucket/store")
+    job_submission.refuse_relative(Recipe(extract={"data": "/a.h5ad", "genes": "hvg:1200"}), "/shared/store")
 
 
 @pytest.mark.parametrize(
@@ -75,6 +76,7 @@ def test_absolute_paths_uris_and_the_model_in_the_box_are_accepted():
         (Recipe(extract={"data": "a.h5ad"}), "/s", r"extract\.data was 'a\.h5ad'"),
         (Recipe(extract={"data": "/a.h5ad", "model": "./m"}), "/s", r"extract\.model was './m'"),
         (Recipe(extract={"data": "~/a.h5ad"}), "/s", r"extract\.data was '~/a\.h5ad'"),
+        (Recipe(extract={"data": "/a.h5ad", "genes": "g.txt"}), "/s", r"extract\.genes was 'g\.txt'"),
         (Recipe(associate={"gmt": ["/a.gmt", "b.gmt"]}), "/s", r"associate\.gmt was 'b\.gmt'"),
     ],
 )

@@ -25,12 +25,20 @@ PAD, MASK, CLS, EOS = range(4)
 MEDIANS = np.array([np.nan] * 4 + [1.0, 2.0, 4.0, 2.0, 1.0])
 
 
-def tokenize(rows: list[list[float]], *, v2: bool = False, max_positions: int = 20, **options: int) -> Tokens:
+def tokenize(
+    rows: list[list[float]],
+    *,
+    v2: bool = False,
+    max_positions: int = 20,
+    only: tuple[int, ...] | None = None,
+    **options: int,
+) -> Tokens:
     tokenizer = GeneformerTokenizer(
         medians=MEDIANS, max_positions=max_positions, cls_eos_ids=(CLS, EOS) if v2 else None
     )
     x = sp.csr_matrix(np.array(rows, dtype=np.float32))
     match = GeneMatch(token_id=np.arange(4, 9), matched=np.ones(5, dtype=bool))
+    match = match if only is None else match.only(np.array(only))
     return tokenizer(x.indptr, x.indices, x.data, match, **options)
 
 
@@ -40,6 +48,14 @@ def test_hand_computed_ranks() -> None:
     np.testing.assert_array_equal(tokens.gene_id, [5, 4, 8, 6, 7])
     np.testing.assert_allclose(tokens.value, np.array([4, 3, 2, 1.25, 0.5]) / 19 * 1e4, rtol=1e-6)
     assert not tokens.is_special.any()
+
+
+def test_chosen_genes_are_ranked_alone_by_the_total_of_all() -> None:
+    whole, some = tokenize([[3, 8, 5, 1, 2]]), tokenize([[3, 8, 5, 1, 2]], only=(4, 6))
+    kept = np.isin(whole.gene_id, [4, 6])
+    assert kept.sum() == 2
+    np.testing.assert_array_equal(some.gene_id, whole.gene_id[kept])
+    np.testing.assert_array_equal(some.value, whole.value[kept])
 
 
 def test_ties_are_broken_by_token_id() -> None:

@@ -59,6 +59,15 @@ def test_a_sample_keeps_values_and_totals_of_the_whole_cell() -> None:
         tokenize([[3, 1, 90, 6]], max_tokens=2)
 
 
+def test_chosen_genes_keep_values_and_totals_of_the_whole_cell() -> None:
+    x = sp.csr_matrix(np.array([[3, 1, 90, 6]], dtype=np.float32))
+    match = GeneMatch(token_id=np.arange(4, dtype=np.int64), matched=np.ones(4, dtype=bool))
+    tokenizer = ScFoundationTokenizer(target_id=4, source_id=5)
+    whole, some = (tokenizer(x.indptr, x.indices, x.data, one, seed=0) for one in (match, match.only(np.array([3, 1]))))
+    np.testing.assert_array_equal(some.gene_id, [1, 3, 4, 5])
+    np.testing.assert_array_equal(some.value, whole.value[[1, 3, 4, 5]])
+
+
 def test_normalised_values_that_hide_the_read_depth_are_refused() -> None:
     with pytest.raises(TokenizationError, match=r"0\.3, 1\.7.*--matrix"):
         tokenize([[0.3, 1.7, 0.52, 2.2]])

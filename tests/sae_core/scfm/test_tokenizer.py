@@ -48,6 +48,23 @@ def test_columns_of_one_gene_are_added_and_unmatched_columns_left_out() -> None:
     np.testing.assert_array_equal(tokens.value, np.float32([-2, 3, 1, 2]))
 
 
+def test_chosen_genes_are_binned_among_each_other_and_bring_all_their_columns() -> None:
+    # columns 0 and 2 are gene 5; without gene 1, the highest, the values 2 1 7 are binned alone
+    genes = match([5, 1, 5, 2, 3])
+    tokens = run([[1, 50, 1, 1, 7]], genes.only(np.array([2, 3, 5])), n_bins=4)
+    alone = run([[1, 1, 1, 7]], match([5, 5, 2, 3]), n_bins=4)
+    np.testing.assert_array_equal(tokens.gene_id, [CLS, 2, 3, 5])
+    np.testing.assert_array_equal(tokens.value, alone.value)
+    assert run([[1, 50, 1, 1, 7]], genes, n_bins=4).value[3] < tokens.value[2]
+
+
+def test_chosen_genes_with_zeros_are_tokens_of_every_cell() -> None:
+    genes = match([0, 1, 2, 3]).only(np.array([1, 3]))
+    tokens = run([[4, 0, 1, 2], [1, 0, 0, 0]], genes, include_zeros=True)
+    np.testing.assert_array_equal(tokens.gene_id, [CLS, 1, 3])
+    np.testing.assert_array_equal(tokens.value > 0, [False, False, True])
+
+
 def test_a_cell_without_matched_genes_has_no_token_and_keeps_its_place() -> None:
     tokens = run([[1, 0], [0, 3], [0, 0], [2, 2]], match([4, 0], [True, False]))
     np.testing.assert_array_equal(tokens.lengths, [2, 0, 0, 2])
