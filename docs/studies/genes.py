@@ -17,9 +17,9 @@ from findings_study.cells import prepare
 
 from feature_store import FeatureStore
 from pipelines.config import AssociateOptions, BaselineOptions, EncodeOptions, ExtractOptions, TrainOptions
+from pipelines.runtime.cluster import one_ray_session
 
 LAYER = "1"
-SEEDS = (0, 1, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +32,10 @@ class Arm:
 
 
 ARMS = (
-    Arm(name="300 random tokens", tokens_per_cell=300),
-    Arm(name="1,199 random genes"),
     Arm(name="hvg:300", genes="hvg:300"),
+    Arm(name="300 random tokens of each cell", tokens_per_cell=300),
     Arm(name="hvg:1199", genes="hvg:1199"),
+    Arm(name="1,199 random genes of each cell"),
 )
 
 
@@ -44,16 +44,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Compare choices of genes on the cell lines of sc_mixology.")
     parser.add_argument("--data", type=Path, required=True, help="folder with the .h5ad files ($SCSAE_DATA)")
     parser.add_argument("--store", type=Path, required=True, help="folder of the store")
+    parser.add_argument("--seeds", type=int, default=2, help="number of SAEs of each arm")
+    parser.add_argument("--num-actors", type=int, default=None, help="actors of each stage")
     options = parser.parse_args(arguments)
     file = prepare(options.data, options.store / "data").mixology
-    rows = pl.DataFrame([row for arm in ARMS for row in run_arm(arm, file, options.store)])
-    with pl.Config(
-        tbl_rows=-1, tbl_cols=-1, tbl_formatting="MARKDOWN", tbl_hide_dataframe_shape=True, float_precision=3
-    ):
-        print(table_of(rows))
+    shown = pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_formatting="MARKDOWN", tbl_hide_dataframe_shape=True)
+    rows: list[dict[str, object]] = []
+    with one_ray_session(), shown:
+        for arm in ARMS:
+            rows += run_arm(arm, file, options.store, n_seeds=options.seeds, num_actors=options.num_actors)
+            print(table_of(pl.DataFrame(rows)), flush=True)
 
 
-def extract_options(arm: Arm, file: Path) -> ExtractOptions:
+def extract_options(arm: Arm, file: Path, num_actors: int | None) -> ExtractOptions:
     """The extraction of an arm; batches tell which genes vary, and lines are its cell types."""
     return ExtractOptions(
         data=(file,),
@@ -63,10 +66,11 @@ def extract_options(arm: Arm, file: Path) -> ExtractOptions:
         split="split",
         genes=arm.genes,
         tokens_per_cell=arm.tokens_per_cell,
+        num_actors=num_actors,
     )
 
 
-def run_arm(arm: Arm, file: Path, store: Path) -> Iterator[dict[str, object]]:
+def run_arm(arm: Arm, file: Path, store: Path, *, n_seeds: int, num_actors: int | None) -> Iterator[dict[str, object]]:
     """Run an arm; yield a row for each representation (the SAE of each seed, the neurons) and line."""
     from pipelines.associate import associate
     from pipelines.baseline import baseline
@@ -74,8 +78,8 @@ def run_arm(arm: Arm, file: Path, store: Path) -> Iterator[dict[str, object]]:
     from pipelines.extract import extract
     from pipelines.train import train
 
-    (extracted,) = extract(extract_options(arm, file), store)
-    for seed in SEEDS:
+    (extracted,) = extract(extract_options(arm, file, num_actors), store)
+    for seed in range(n_seeds):
         sae = train(
             TrainOptions(
                 activations=extracted.run,
@@ -88,10 +92,11 @@ def run_arm(arm: Arm, file: Path, store: Path) -> Iterator[dict[str, object]]:
             ),
             store,
         )
-        codes = encode(EncodeOptions(sae=sae.run, pooling="mean"), store)
-        found = {f"SAE {seed}": associate(AssociateOptions(codes=codes.run), store).run}
-        if seed == SEEDS[0]:
-            made = baseline(BaselineOptions(associations=found["SAE 0"], kind=("neurons",)), store)
+        codes = encode(EncodeOptions(sae=sae.run, pooling="mean", num_actors=num_actors), store)
+        found = {f"SAE {seed}": associate(AssociateOptions(codes=codes.run, num_actors=num_actors), store).run}
+        if seed == 0:
+            options = BaselineOptions(associations=found["SAE 0"], kind=("neurons",), num_actors=num_actors)
+            made = baseline(options, store)
             found["neurons"] = made[-1].run
         for name, associations in found.items():
             for row in best_features(FeatureStore.open(store, associations=associations)).iter_rows(named=True):

@@ -11,12 +11,13 @@ from feature_store.activations import ActivationReader
 from feature_store.cells import read_cells
 from feature_store.codes import CodesRun, load_cell_codes
 from feature_store.errors import IntegrityError, NotFoundError
+from feature_store.query.runs import RunChain
 from feature_store.storage import commit
 from feature_store.storage.layout import CODES_TABLES, Layout
-from feature_store.storage.plans import ActivationsPlan
+from feature_store.storage.plans import RANDOM_MODEL, ActivationsPlan
 from pipelines import genes as stage
 from pipelines.associate import associate, associate_all
-from pipelines.baseline import baseline
+from pipelines.baseline import _random_model
 from pipelines.config import AssociateOptions, BaselineOptions, DataOptions, EncodeOptions, ExtractOptions, check
 from pipelines.encode import encode
 from pipelines.errors import UsageError
@@ -159,12 +160,13 @@ def test_steering_and_the_recovery_run_the_model_on_the_chosen_genes(made):
         assert set(tokens.gene_id[~tokens.is_special].tolist()) <= chosen
 
 
-def test_the_random_model_has_the_same_genes_without_their_file(own, extract_options, tmp_path):
-    results = baseline(BaselineOptions(kind=("random-model",), fit_tokens=1000), own)
-    run = next(result.path for result in results if result.kind == "activations")
+def test_the_random_model_has_the_same_genes_without_their_file(own, extract_options):
+    layout = Layout(own)
+    before, chain = layout.latest("activations"), RunChain.of(layout, layout.latest("associations").run)
+    run = next(_random_model(RANDOM_MODEL, BaselineOptions(), own, chain, None)).path
     plan = ActivationsPlan.of(commit.Run.open(run))
-    assert plan.control_of == "random-model"
-    assert plan.genes == ActivationsPlan.of(commit.Run.open(Layout(own).latest("activations").path)).genes
+    assert plan.control_of == RANDOM_MODEL
+    assert plan.genes == ActivationsPlan.of(commit.Run.open(before.path)).genes
     assert chosen_names(run) == set(LISTED)
     assert load_recorded_model(commit.Run.open(run)).digest != load_model(extract_options.model).digest
 

@@ -1,5 +1,7 @@
 """A file in the schema of CELLxGENE needs no option, an option overrules it, and no other file is guessed at."""
 
+import warnings
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -15,6 +17,7 @@ from pipelines.encode import encode
 from pipelines.errors import UsageError
 from pipelines.extract import extract
 from pipelines.inspection import inspect_data
+from pipelines.train import train
 
 pytestmark = pytest.mark.usefixtures("module_without_actors")
 
@@ -110,12 +113,15 @@ def test_several_assays_are_batches(tiny_cells, options, tmp_path):
     assert columns(tmp_path / "store", result)[2] == "assay"
 
 
-def test_other_data_in_the_schema_are_encoded_with_their_columns(chain, own_store, published, tiny_cells, tmp_path):
+def test_other_data_in_the_schema_are_encoded_with_their_columns(options, train_options, tiny_cells, tmp_path):
+    store = tmp_path / "store"
+    extract(options, store)
+    train(train_options.model_copy(update={"n_steps": 5, "recovery_cells": 0}), store)
     other = in_schema(tiny_cells[::-1].copy())
     other.obs_names = [f"other{i}" for i in range(other.n_obs)]
     other.write_h5ad(tmp_path / "other.h5ad")
-    result = encode(EncodeOptions(data=tmp_path / "other.h5ad", cell_type="none"), own_store)
-    assert columns(own_store, result) == ("donor_id", None, None, ("disease",))
+    result = encode(EncodeOptions(data=tmp_path / "other.h5ad", cell_type="none"), store)
+    assert columns(store, result) == ("donor_id", None, None, ("disease",))
     assert "cell type: none (--cell-type)" in result.facts["CELLxGENE schema"]
 
 
@@ -156,7 +162,10 @@ def test_the_version_alone_is_a_mark_only_with_the_columns_and_in_every_file(tin
 
 
 def test_the_mark_is_found_in_a_zarr_folder(tiny_cells, tmp_path):
-    in_schema(tiny_cells).write_zarr(tmp_path / "cells.zarr")
+    cells = in_schema(tiny_cells)
+    with warnings.catch_warnings(), anndata.settings.override(zarr_write_format=3):
+        warnings.simplefilter("ignore")
+        cells.write_zarr(tmp_path / "cells.zarr")
     with open_source(tmp_path / "cells.zarr") as source:
         assert source.cellxgene == ((("5.2.0", 2)),)
 
@@ -170,7 +179,7 @@ def test_none_beside_a_column_and_a_split_by_no_donor_are_refused():
             check(ExtractOptions, {"data": "x.h5ad", **values}, "scsae extract")
 
 
-def test_none_is_no_column_of_a_file_without_the_schema_either(chain, tmp_path):
+def test_none_is_no_column_of_a_file_without_the_schema_either(extract_options, tmp_path):
     given = {"donor": "none", "cell_type": "none"}
-    (result,) = extract(chain.extract.model_copy(update=given), tmp_path)
+    (result,) = extract(extract_options.model_copy(update=given), tmp_path)
     assert columns(tmp_path, result) == (None, None, "batch", ())
