@@ -11,7 +11,7 @@ from pipelines.config.vectors import VectorsPlace
 
 OF_MODEL = frozenset(
     "model dictionaries part resolution random_init precision min_matched_share layer readout tokens_per_cell "
-    "batch_tokens".split()
+    "batch_tokens genes".split()
 )
 """Options of the forward pass of a model, which given vectors have none of."""
 
