@@ -1,7 +1,7 @@
 """The matrices of a data set that do not lie cell by cell are turned, once, into parts of whole cells in the store.
 
 The cost is said before and after, because a large file takes minutes and space: a pass over the file, 12 bytes a value
-of scratch space until the end, and 2 to 4 bytes a value in the store.
+of scratch space until the end, and 2.2 bytes a value in the store (counts of 1 to 5, measured).
 """
 
 import time
