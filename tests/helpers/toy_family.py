@@ -20,7 +20,7 @@ from sae_core.scfm import Family, FoundationModel, GeneMatch, MaskedGeneTask, To
 from sae_core.scfm.encoder import EncoderBlock
 from sae_core.scfm.foundation import masked_mean
 from sae_core.scfm.pretraining import sample_masked_genes
-from sae_core.scfm.values import check_values, matched_values, recover_counts, sample_per_cell
+from sae_core.scfm.values import check_values, chosen_values, matched_values, recover_counts, sample_per_cell
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,7 +68,8 @@ class ToyModel(FoundationModel):
             raise ConfigError(f"max_tokens was {max_tokens}; allowed: 1 or more")
         check_values(indices, data, match)
         n_cells = len(indptr) - 1
-        gene_id, value, cell = matched_values(indptr, indices, recover_counts(indptr, data), match)
+        counts = recover_counts(indptr, data)
+        gene_id, value, cell = chosen_values(matched_values(indptr, indices, counts, match), match)
         if max_tokens is not None:
             n_of_cell = np.bincount(cell, minlength=n_cells)
             kept = sample_per_cell(gene_id, n_of_cell, limit=max_tokens, seed=seed)

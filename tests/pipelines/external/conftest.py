@@ -19,7 +19,7 @@ def without_ray(module_without_actors):
 def without_mlflow():
     """Register no SAE and log no evaluation, which take longer than all stages on the tiny cells."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.train.register", lambda *_: "nowhere")
+        patch.setattr("pipelines.train.register_sae", lambda *_, **__: "nowhere")
         patch.setattr("pipelines.steering.run.log_evaluation", lambda *_: "nowhere")
         for stage in ("train", "steering.run"):
             patch.setattr(f"pipelines.{stage}.check_tracking", lambda *_: None)
