@@ -22,11 +22,15 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/scsae demo
 
-# the tests without Ray share the cores, with one thread each; those with Ray start clusters of their own, one after another
+# the tests without Ray share the cores, with one thread each; those with Ray mostly wait for clusters, which they start one
+# after another, and run beside them
 test: $(STAMP)
+	@mkdir -p .pytest_cache; \
+	$(BIN)/python -m pytest -m 'ray and not slow and not gpu' > .pytest_cache/ray.log 2>&1 & ray=$$!; \
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 POLARS_MAX_THREADS=2 \
-		$(BIN)/python -m pytest -n auto --dist loadfile -m 'not slow and not gpu and not ray'
-	$(BIN)/python -m pytest -m 'ray and not slow and not gpu'
+		$(BIN)/python -m pytest -n auto --dist loadfile -m 'not slow and not gpu and not ray'; others=$$?; \
+	wait $$ray; with_ray=$$?; cat .pytest_cache/ray.log; \
+	exit $$((others || with_ray))
 
 test-whole: $(STAMP)
 	$(BIN)/python -m pytest -m 'not gpu' \

@@ -462,6 +462,7 @@ def test_without_activations_the_command_that_makes_them_is_named(command):
     assert list(command.here.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page_run_in_their_order(own, both, command):
     """`path/to/sae` is one of SAELens, `path/to/run` a training of sparsify, RUN the activations of layer 1."""
     shutil.copytree(own, command.here / "scsae-store")

@@ -25,6 +25,7 @@ from pipelines.steering.run import steer
 from pipelines.train import train
 
 mpl.use("Agg")
+pytestmark = pytest.mark.slow
 ODD = (
     *("*", "^.*$", "^gene$", "a b", 'say "no"', "it's", "a.b", "a=b", "`x`", "[x]", "日本", "Naïve\ttab", "x" * 300),
     *("Gene", "GENE", "obs_gene", "obs_obs_gene", "obs_", "_draw", "len", "count", "literal", "index", "constructor"),

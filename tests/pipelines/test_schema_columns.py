@@ -113,6 +113,7 @@ def test_several_assays_are_batches(tiny_cells, options, tmp_path):
     assert columns(tmp_path / "store", result)[2] == "assay"
 
 
+@pytest.mark.slow
 def test_other_data_in_the_schema_are_encoded_with_their_columns(options, train_options, tiny_cells, tmp_path):
     store = tmp_path / "store"
     extract(options, store)

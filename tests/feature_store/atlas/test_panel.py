@@ -168,6 +168,7 @@ def test_the_page_of_a_cell_outside_the_panel_says_that_its_largest_codes_are_ke
         assert page.locator(".found .rank-bar").count() > 10
 
 
+@pytest.mark.slow
 def test_no_page_names_the_panel_where_it_is_all_cells(open_page: Open) -> None:
     for where in (*PAGES, "#/search?kind=cell&q=AC0001-1"):
         page = open_page(where)

@@ -526,6 +526,7 @@ def test_kang_is_split_by_donor(scsae_data: Path, tmp_path: Path) -> None:
     assert Run.open(layout.cells_dir(cells["dataset"][0])).verify() == []
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_cells(pytestconfig: pytest.Config, tmp_path: Path) -> None:
     bench = pytestconfig.rootpath / "tests" / "benchmarks" / "bench_ingest.py"
     command = [sys.executable, bench, "--cells", "70000", "250000", "--folder", tmp_path]

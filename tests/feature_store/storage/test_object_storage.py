@@ -165,7 +165,7 @@ def wait_for(port: int, log: Path) -> None:
             return
 
 
-@pytest.fixture(scope="module", params=[moto, swift], ids=["moto", "swift"])
+@pytest.fixture(scope="module", params=[moto, pytest.param(swift, marks=pytest.mark.slow)], ids=["moto", "swift"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server with an empty bucket of its name, in the environment."""
     import s3fs

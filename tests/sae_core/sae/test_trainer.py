@@ -32,7 +32,9 @@ def assert_same_state(a: TrainerState, b: TrainerState) -> None:
         assert torch.equal(value, b.tensors[name]), name
 
 
-@pytest.mark.parametrize("arch", ["batchtopk", "topk", "jumprelu"])
+@pytest.mark.parametrize(
+    "arch", ["batchtopk", *(pytest.param(arch, marks=pytest.mark.slow) for arch in ("topk", "jumprelu"))]
+)
 def test_a_synthetic_dictionary_is_recovered(synthetic, arch):
     config = SAEConfig(d_model=32, n_features=64, k=3, arch=arch)
     learner = trainer(synthetic, config=config, n_steps=500)
@@ -126,7 +128,7 @@ def test_jumprelu_trains_towards_k_and_its_thresholds_differ_and_are_never_negat
     torch.testing.assert_close(ratio, ratio.mean().expand(64), rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize("arch", ["standard", "gated"])
+@pytest.mark.parametrize("arch", ["standard", pytest.param("gated", marks=pytest.mark.slow)])
 def test_a_larger_l1_coefficient_makes_a_sparser_code(synthetic, arch):
     data, l0 = [synthetic.sample(256, seed) for seed in range(120)], []
     for coefficient in (0.02, 0.1, 0.5):
@@ -320,10 +322,8 @@ def test_training_uses_no_global_randomness(synthetic):
     assert trainer(synthetic).step(synthetic.sample(128, 0)) == a
 
 
-@pytest.mark.parametrize(
-    "arch",
-    ["batchtopk", *(pytest.param(arch, marks=pytest.mark.slow) for arch in ARCHITECTURES if arch != "batchtopk")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_ranking_in_bfloat16_changes_the_loss_of_a_whole_training_by_less_than_half_a_percent(synthetic, arch):
     data = synthetic.sample(20_000, 2)
     losses = {}

@@ -396,7 +396,7 @@ def vocab(scsae_data: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("version", "n_tokens"), [(1, 25426), (2, 20275)])
+@pytest.mark.parametrize(("version", "n_tokens"), [(1, 25426), pytest.param(2, 20275, marks=pytest.mark.slow)])
 def test_the_real_dictionaries_are_read_from_pickles_as_from_json(
     vocab: Path, tmp_path: Path, version: int, n_tokens: int
 ) -> None:
@@ -452,7 +452,7 @@ def test_official_tokens_with_other_ids_are_refused(vocab: Path, tmp_path: Path)
         find_dictionaries(tmp_path, n_tokens=20275)
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_every_gene_of_gencode_goes_to_the_token_of_its_id_and_to_no_other(vocab: Path, version: int) -> None:
     folder = vocab / f"geneformer_v{version}"
     vocabulary = find_dictionaries(folder, n_tokens=25426 if version == 1 else 20275).vocabulary
