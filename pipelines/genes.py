@@ -130,6 +130,7 @@ def choose_variable_genes(
         job = PassJob(
             data=tuple(str(path.resolve()) for path in source.paths),
             matrix=source.matrix,
+            rows=source.rows,
             cells=str(layout.cells_dir(dataset).resolve()),
             genes=considered,
             batches=batches,
@@ -196,6 +197,7 @@ class PassJob:
 
     Attributes:
         data, matrix: files of the data set and the matrix in them.
+        rows: folders of those matrices that were turned (`Source.rows`).
         cells: folder of the cell table.
         genes: the genes by their places in the data [n_genes].
         batches: the batches of the `train` cells.
@@ -205,6 +207,7 @@ class PassJob:
 
     data: tuple[str, ...]
     matrix: str
+    rows: tuple[str, ...]
     cells: str
     genes: npt.NDArray[np.int64]
     batches: TrainBatches
@@ -217,7 +220,7 @@ class PassReader:
 
     def __init__(self, job: PassJob) -> None:
         self.job = job
-        self.source = open_source(job.data, matrix=job.matrix)
+        self.source = open_source(job.data, matrix=job.matrix, rows=job.rows)
         self.run = commit.Run.open(job.run)
         self.shard_cells = shard_cells(self.source.n_cells)
 

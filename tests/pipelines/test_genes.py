@@ -317,6 +317,19 @@ def test_passes_of_shards_that_are_killed_resume_to_the_same_choice(variable, tm
     np.testing.assert_allclose(tables[0]["variance"], tables[1]["variance"], rtol=1e-12)
 
 
+@pytest.mark.usefixtures("small_shards")
+def test_passes_by_actors_read_a_matrix_that_was_turned(variable, tmp_path, tiny_cells, monkeypatch):
+    # one that was not can be read for its first cells alone, which the command looks at
+    for name in ("feature_store.cells.column_matrices.FIRST_CELLS", "pipelines.inputs.PROBE_CELLS"):
+        monkeypatch.setattr(name, 16)
+    calm = extract(variable, tmp_path / "calm")[0]
+    by_gene = tiny_cells.copy()
+    by_gene.X = by_gene.X.tocsc()
+    by_gene.write_h5ad(tmp_path / "by_gene.h5ad")
+    turned = extract(variable.model_copy(update={"data": (tmp_path / "by_gene.h5ad",)}), tmp_path / "turned")[0]
+    assert chosen_names(turned.path) == chosen_names(calm.path)
+
+
 def test_inspect_and_extract_tell_what_long_cells_lose_and_name_the_option(
     tiny_model, tiny_data, tmp_path, extract_options, tiny_cells
 ):

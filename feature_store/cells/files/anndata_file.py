@@ -8,7 +8,7 @@ are left out (`feature_types`). Format: anndata on-disk specification 0.1.0 and 
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from feature_store.cells.annotations import ObsColumn, gene_names, obs_column, o
 from feature_store.cells.cellxgene_mark import CellxgeneMark, cellxgene_mark
 from feature_store.cells.column_matrices import ColumnMatrix, CSCMatrix, column_matrix
 from feature_store.cells.feature_types import GeneColumns, GeneFeatures, gene_features
-from feature_store.cells.files.cell_file import Content, names_with_closest, reading
+from feature_store.cells.files.cell_file import Content, names_with_closest, read_obs, reading
 from feature_store.cells.matrices import CSRRows, RowMatrix, open_matrix, parts_of_sparse
 from feature_store.cells.matrix_choice import Candidate, MatrixChoice, choose_matrix, named_matrix
 from feature_store.cells.value_kinds import check_rows, values_of
@@ -159,12 +159,7 @@ class AnnDataFile:
 
     def obs(self, start: int = 0, stop: int | None = None, columns: Sequence[str] | None = None) -> pl.DataFrame:
         """The obs columns, or those of these names, of the cells [start, stop), as by `annotations.obs_column`."""
-        stop = self.n_cells if stop is None else stop
-        found = []
-        for name in self._obs if columns is None else columns:
-            with _reading(self.path, f"obs column {name!r}"):
-                found.append(self._obs[name].read(start, stop))
-        return pl.DataFrame(found)
+        return read_obs(self._obs, columns, start, self.n_cells if stop is None else stop, partial(_reading, self.path))
 
     def obs_names(self, start: int = 0, stop: int | None = None) -> pl.Series:
         """Names of the cells [start, stop) in the file; they may repeat."""

@@ -6,7 +6,8 @@ its features are genes is decided here, as for AnnData (`matrix_choice`, `value_
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -177,12 +178,7 @@ class OneMatrixFile:
 
     def obs(self, start: int = 0, stop: int | None = None, columns: Sequence[str] | None = None) -> pl.DataFrame:
         """The obs columns, or those of these names, of the cells [start, stop)."""
-        stop = self.n_cells if stop is None else stop
-        found = []
-        for name in self._obs if columns is None else columns:
-            with reading(self.path, f"obs column {name!r}"):
-                found.append(self._obs[name].read(start, stop))
-        return pl.DataFrame(found)
+        return read_obs(self._obs, columns, start, self.n_cells if stop is None else stop, partial(reading, self.path))
 
     def obs_names(self, start: int = 0, stop: int | None = None) -> pl.Series:
         """Names of the cells [start, stop) in the file; they may repeat."""
@@ -199,6 +195,21 @@ class OneMatrixFile:
     def close(self) -> None:
         """Close the file."""
         self._close()
+
+
+def read_obs(
+    obs: Mapping[str, ObsColumn],
+    columns: Sequence[str] | None,
+    start: int,
+    stop: int,
+    reading_of: Callable[[str], AbstractContextManager[None]],
+) -> pl.DataFrame:
+    """The obs columns of these names, or all, of the cells [start, stop); `reading_of` names the column in an error."""
+    found = []
+    for name in obs if columns is None else columns:
+        with reading_of(f"obs column {name!r}"):
+            found.append(obs[name].read(start, stop))
+    return pl.DataFrame(found)
 
 
 def named_or_only(names: Sequence[str], matrix: str | None, path: Path, *, what: str = "matrices") -> str:
