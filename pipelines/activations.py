@@ -1,6 +1,8 @@
 """What every activations run begins with: the tables of its data set, its folder, and the cells that it holds."""
 
+from collections.abc import Mapping
 from hashlib import sha256
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,11 +13,19 @@ from feature_store.storage import commit, schemas
 from feature_store.storage.layout import Layout, as_path
 from feature_store.storage.plans import ActivationsPlan, SamplePlan
 from pipelines.config import ActorOptions, CellOptions
-from pipelines.inputs import save_source_location, turn_once
+from pipelines.inputs import refuse_changed_data, save_source_location, turn_once
 from pipelines.matrix_tables import tables_by_actors
+from pipelines.schema_columns import with_schema_columns
 
 SAMPLE = "sample"
 Cells = npt.NDArray[np.int64]
+
+
+class DataSet(NamedTuple):
+    """The name of a data set, and what the schema of its files said of its columns, in words."""
+
+    name: str
+    facts: Mapping[str, str]
 
 
 def write_data_set(
@@ -26,22 +36,32 @@ def write_data_set(
     actors: ActorOptions,
     seed: int,
     trained_on: str | None = None,
+    known_as: str | None = None,
     address: str | None = None,
-) -> str:
-    """Write the tables of a data set and the place of its files, and return its name.
+) -> DataSet:
+    """Write the tables of a data set and the place of its files.
 
     Args:
         layout: the layout of the store.
         source: the data set.
-        columns: the columns of obs that annotate the cells, and how these are split.
+        columns: the columns of obs that annotate the cells, and how these are split; the schema of the files may name
+            others (`with_schema_columns`).
         actors: the actors that pass over the matrix of a large data set.
         seed: seed of the splits.
         trained_on: the data set of an SAE, whose cells and donors keep their splits.
+        known_as: the name of the data set where the store has its tables: they are taken as they are, whatever
+            `columns` say.
         address: Ray cluster to use.
 
     Raises:
         InputError: as `write_cells`; nothing is written.
+        UsageError: the files are not those of the known data set any more.
     """
+    if known_as is not None:
+        refuse_changed_data(layout, known_as, source)
+        turn_once(layout, source)
+        return DataSet(known_as, {})
+    columns, facts = with_schema_columns(columns, source)
     with tables_by_actors(layout, source, actors, address=address) as make_tables:
         dataset = write_cells(
             layout,
@@ -58,7 +78,7 @@ def write_data_set(
         )
     save_source_location(layout, dataset, source)
     turn_once(layout, source)
-    return dataset
+    return DataSet(dataset, facts)
 
 
 def drawn_sample(layout: Layout, dataset: str, n: int | None, *, n_cells: int, seed: int) -> Cells | None:

@@ -19,14 +19,13 @@ import numpy as np
 
 from feature_store.activations import ActivationReader, sample_tokens
 from feature_store.associations.gene_sets import GeneSets, read_collections, sets_of_table
-from feature_store.cells import PANEL_CELLS, SELECT, TRAIN, read_split_numbers
+from feature_store.cells import SELECT, TRAIN, read_split_numbers
 from feature_store.errors import IntegrityError
 from feature_store.query.runs import RunChain, resolve_run
 from feature_store.storage import commit
 from feature_store.storage.layout import SUMMARY, Layout, RunInfo
-from feature_store.storage.plans import RANDOM_MODEL, BaselineFit, CellsPlan, GeneSetFile, SAEPlan, as_json
+from feature_store.storage.plans import RANDOM_MODEL, BaselineFit, GeneSetFile, SAEPlan, as_json
 from pipelines.config import (
-    NO_COLUMN,
     ActorOptions,
     AssociateOptions,
     BaselineOptions,
@@ -97,7 +96,8 @@ def _stages(options: BaselineOptions, store: Path, chain: RunChain, address: str
             sae = made
             yield made
         assert sae is not None
-        codes = encode(encode_options(Layout(store), chain, sae.run, options), store, address=address)
+        again = encode_options(Layout(store), chain, sae.run, options)
+        codes = encode(again, store, address=address, dataset=chain.codes.dataset)
         yield codes
         own = {name: getattr(options, name) for name in ActorOptions.model_fields}
         sets = gene_sets_of(Layout(store), chain)
@@ -182,8 +182,13 @@ def _random_model(
     from pipelines.train import train
 
     layout = Layout(store)
-    genes = recorded_genes(chain.activations_run)
-    (extracted,) = extract(extract_options(layout, chain, options), store, address=address, genes=genes)
+    (extracted,) = extract(
+        extract_options(layout, chain, options),
+        store,
+        address=address,
+        dataset=chain.activations.dataset,
+        genes=recorded_genes(chain.activations_run),
+    )
     yield extracted
     yield train(train_options(chain, extracted.run), store, address=address)
 
@@ -236,18 +241,10 @@ def train_options(chain: RunChain, activations: str) -> TrainOptions:
 
 
 def _data_of(layout: Layout, dataset: str) -> dict[str, Any]:
-    """Return the options that name a data set and the columns of its cells."""
-    folder = layout.cells_dir(dataset)
+    """Return the options that name the files of a data set; its tables are in the store."""
     refuse_missing(layout, dataset, stage="baseline")
-    where, cells = load_source_location(layout, dataset), CellsPlan.of(commit.Run.open(folder))
-    # where there was none, none is taken now, whatever the schema of the file says
-    columns = {name: getattr(cells, name) or NO_COLUMN for name in ("donor", "batch", "cell_type")}
-    # a column of splits says more than what is dealt
-    by = None if cells.split_column else cells.split.by
-    named = {"label": cells.labels or (NO_COLUMN,), "split": cells.split_column, "split_by": by}
-    # a panel of all cells is one of any number from theirs on
-    panel = cells.panel.wanted or max(cells.panel.n_cells, PANEL_CELLS)
-    return {"data": where["path"], "matrix": where["matrix"], **columns, **named, "panel": panel}
+    where = load_source_location(layout, dataset)
+    return {"data": where["path"], "matrix": where["matrix"]}
 
 
 def _actors(options: ActorOptions) -> dict[str, Any]:

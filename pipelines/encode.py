@@ -29,7 +29,7 @@ from feature_store.query.runs import resolve_run
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout, as_path
 from feature_store.storage.plans import ActivationsPlan, CellsPlan, CodesCut, CodesPlan, FusedForward, SAEPlan
-from pipelines.activations import write_data_set
+from pipelines.activations import DataSet, write_data_set
 from pipelines.config import ActorOptions, CellOptions, EncodeOptions, ForwardOptions, GeneOptions
 from pipelines.config.vectors import VectorsPlace
 from pipelines.errors import UsageError
@@ -64,7 +64,6 @@ from pipelines.runtime.actor_pool import do_shards
 from pipelines.runtime.checks import check_before_work
 from pipelines.runtime.progress import delayed_progress_bar
 from pipelines.runtime.stage import Clock, StageResult
-from pipelines.schema_columns import with_schema_columns
 from pipelines.shard_size import cells_per_shard
 
 if TYPE_CHECKING:
@@ -311,11 +310,14 @@ class _Plan:
     facts: Mapping[str, str] = field(default_factory=dict)
 
 
-def encode(options: EncodeOptions, store: Path, *, address: str | None = None) -> StageResult:
+def encode(
+    options: EncodeOptions, store: Path, *, address: str | None = None, dataset: str | None = None
+) -> StageResult:
     """Encode the SAE's stored activations, or any cells by running the foundation model; calling it again resumes.
 
     Activations of a sample of the cells are for training: the foundation model then runs over all cells. For an SAE of
-    given vectors, those of other cells are read in place of a forward pass.
+    given vectors, those of other cells are read in place of a forward pass. `dataset` names other data whose tables
+    the store has already, whatever the options say of their columns.
 
     Raises:
         NotFoundError: there is no SAE, or its activations are gone.
@@ -328,8 +330,9 @@ def encode(options: EncodeOptions, store: Path, *, address: str | None = None) -
     sae = commit.Run.open(resolve_run(layout, "saes", options.sae, option="--sae").path)
     of_sae = SAEPlan.of(sae)
     activations = commit.Run.open(layout.activations_dir(of_sae.activations))
-    options = _without_moved_data(layout, options, of_sae.dataset)
-    what = _plan(layout, options, of_sae, activations, address=address)
+    if dataset is None:
+        options = _without_moved_data(layout, options, of_sae.dataset)
+    what = _plan(layout, options, of_sae, activations, known_as=dataset, address=address)
     plan = CodesPlan(
         control_of=of_sae.control_of,
         sae=sae.path.name,
@@ -422,7 +425,13 @@ def _without_moved_data(layout: Layout, options: EncodeOptions, dataset: str) ->
 
 
 def _plan(
-    layout: Layout, options: EncodeOptions, sae: SAEPlan, activations: commit.Run, *, address: str | None
+    layout: Layout,
+    options: EncodeOptions,
+    sae: SAEPlan,
+    activations: commit.Run,
+    *,
+    known_as: str | None,
+    address: str | None,
 ) -> _Plan:
     """Decide where the activations come from, and refuse options that the decision leaves without effect."""
     trained_on = ActivationsPlan.of(activations)
@@ -433,14 +442,14 @@ def _plan(
         )
     new = bool(options.fused or options.data or options.vectors or trained_on.cells is not None)
     if new and trained_on.origin == "vectors":
-        return _plan_vectors(layout, options, sae, activations, address=address)
+        return _plan_vectors(layout, options, sae, activations, known_as=known_as, address=address)
     if new and (reason := no_model(activations)):
         raise UsageError(
             f"{reason}, so that only the cells that were recorded can be encoded; leave --data and --fused out, or "
             "record the other cells too and train on them"
         )
     if new:
-        return _plan_fused(layout, options, sae, activations, address=address)
+        return _plan_fused(layout, options, sae, activations, known_as=known_as, address=address)
     return _plan_stored(layout, activations)
 
 
@@ -457,7 +466,13 @@ def _plan_stored(layout: Layout, activations: commit.Run) -> _Plan:
 
 
 def _plan_fused(
-    layout: Layout, options: EncodeOptions, sae: SAEPlan, activations: commit.Run, *, address: str | None
+    layout: Layout,
+    options: EncodeOptions,
+    sae: SAEPlan,
+    activations: commit.Run,
+    *,
+    known_as: str | None,
+    address: str | None,
 ) -> _Plan:
     """Open the model and the data, write the cell table of new data, and divide the cells into shards."""
     trained_on = ActivationsPlan.of(activations)
@@ -466,10 +481,8 @@ def _plan_fused(
     inputs, genes = match_inputs(source, model), recorded_genes(activations)
     if options.data:
         refuse_few_matched(inputs, options.min_matched_share)
-    inputs, by_schema = with_genes(inputs, genes), dict[str, str]()
-    if options.data:
-        options, by_schema = with_schema_columns(options, source)
-    dataset = _data_set(layout, options, source, trained_on, address=address)
+    inputs = with_genes(inputs, genes)
+    dataset, by_schema = _data_set(layout, options, source, trained_on, known_as=known_as, address=address)
     rows_per_cell = options.tokens_per_cell if trained_on.readout is None else 1
     cut = _cut(
         layout, options, dataset, source.n_cells, sae, mean_tokens=inputs.mean_tokens, rows_per_cell=rows_per_cell
@@ -506,7 +519,13 @@ def _plan_fused(
 
 
 def _plan_vectors(
-    layout: Layout, options: EncodeOptions, sae: SAEPlan, activations: commit.Run, *, address: str | None
+    layout: Layout,
+    options: EncodeOptions,
+    sae: SAEPlan,
+    activations: commit.Run,
+    *,
+    known_as: str | None,
+    address: str | None,
 ) -> _Plan:
     """Find and check the vectors of the cells, write the cell table of new data, and divide the cells into shards.
 
@@ -547,10 +566,7 @@ def _plan_vectors(
             f"{here.digest[:12]}, was {trained_on.model_digest[:12]}); store them anew with `scsae extract DATA "
             f"--vectors {place}`, or name others with --vectors"
         )
-    by_schema = dict[str, str]()
-    if options.data:
-        options, by_schema = with_schema_columns(options, source)
-    dataset = _data_set(layout, options, source, trained_on, address=address)
+    dataset, by_schema = _data_set(layout, options, source, trained_on, known_as=known_as, address=address)
     fused = FusedForward(
         model_digest=here.digest,
         site=trained_on.site,
@@ -596,11 +612,17 @@ def _source(layout: Layout, options: EncodeOptions, trained_on: ActivationsPlan)
 
 
 def _data_set(
-    layout: Layout, options: EncodeOptions, source: Source, trained_on: ActivationsPlan, *, address: str | None
-) -> str:
-    """Return the name of the data set to encode; the tables of other data are written."""
+    layout: Layout,
+    options: EncodeOptions,
+    source: Source,
+    trained_on: ActivationsPlan,
+    *,
+    known_as: str | None,
+    address: str | None,
+) -> DataSet:
+    """Return the data set to encode; the tables of other data are written, unless they are known."""
     if not options.data:
-        return trained_on.dataset
+        return DataSet(trained_on.dataset, {})
     return write_data_set(
         layout,
         source,
@@ -608,6 +630,7 @@ def _data_set(
         actors=options,
         seed=trained_on.seed,
         trained_on=trained_on.dataset,
+        known_as=known_as,
         address=address,
     )
 

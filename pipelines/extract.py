@@ -54,7 +54,6 @@ from pipelines.inputs import (
 from pipelines.runtime.actor_pool import do_shards
 from pipelines.runtime.checks import check_before_work
 from pipelines.runtime.stage import Clock, StageResult
-from pipelines.schema_columns import with_schema_columns
 from pipelines.shard_size import ACTIVATIONS_SHARD, ITEMSIZE, cells_per_shard
 
 if TYPE_CHECKING:
@@ -156,11 +155,16 @@ class Extractor:
 
 
 def extract(
-    options: ExtractOptions, store: Path, *, address: str | None = None, genes: ChosenGenes | None = None
+    options: ExtractOptions,
+    store: Path,
+    *,
+    address: str | None = None,
+    dataset: str | None = None,
+    genes: ChosenGenes | None = None,
 ) -> list[StageResult]:
     """Extract activations at every requested site, one run per site, or store given vectors; calling it again resumes.
 
-    `genes` are those of another run, instead of a choice by the options.
+    `dataset` and `genes` are those of another run, instead of what the options say of the columns and the genes.
 
     Raises:
         InputError, VocabularyError, CheckpointError, UsageError: data, model, vectors or options are wrong; nothing is
@@ -176,8 +180,9 @@ def extract(
     sites = parse_sites(options.layer, inputs.model)
     _check_readout(options, inputs, sites)
     genes = genes or checked_genes(options, inputs)
-    options, by_schema = with_schema_columns(options, inputs.source)
-    dataset = write_data_set(layout, inputs.source, options, actors=options, seed=options.seed, address=address)
+    dataset, by_schema = write_data_set(
+        layout, inputs.source, options, actors=options, seed=options.seed, known_as=dataset, address=address
+    )
     if genes is None and (n := options.n_variable_genes) is not None:
         genes = choose_variable_genes(layout, inputs, dataset, n, options, address=address)
     inputs = with_genes(inputs, genes)

@@ -419,10 +419,15 @@ def load_recorded_source(layout: Layout, dataset: str, *, stage: str = "associat
     source = open_source(
         where.paths, matrix=where.matrix, progress=delayed_progress_bar, known_digest=where.known_digest
     )
-    if change := _change(layout, dataset, source, where):
-        raise UsageError(change)
+    refuse_changed_data(layout, dataset, source)
     turn_once(layout, source)
     return source
+
+
+def refuse_changed_data(layout: Layout, dataset: str, source: Source) -> None:
+    """Raise UsageError, with what changed, if the source is not that of the data set."""
+    if change := _change(layout, dataset, source, source_location(layout, dataset)):
+        raise UsageError(change)
 
 
 def turn_once(layout: Layout, source: Source) -> None:

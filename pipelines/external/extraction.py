@@ -38,7 +38,6 @@ from pipelines.runtime.actor_pool import do_shards
 from pipelines.runtime.checks import check_before_work
 from pipelines.runtime.progress import delayed_progress_bar
 from pipelines.runtime.stage import Clock, StageResult
-from pipelines.schema_columns import with_schema_columns
 from pipelines.shard_size import ACTIVATIONS_SHARD, ITEMSIZE, cells_per_shard
 
 
@@ -99,8 +98,7 @@ def extract_vectors(options: ExtractOptions, store: Path, *, address: str | None
     place = VectorsPlace.parse(str(options.vectors)).absolute()
     vectors = open_vectors(str(place), source)
     digest = checked_digest(vectors, source, dtype=options.dtype)
-    options, by_schema = with_schema_columns(options, source)
-    dataset = write_data_set(layout, source, options, actors=options, seed=options.seed, address=address)
+    dataset, by_schema = write_data_set(layout, source, options, actors=options, seed=options.seed, address=address)
     sample = drawn_sample(layout, dataset, options.cells, n_cells=source.n_cells, seed=options.seed)
     n_cells = source.n_cells if sample is None else len(sample)
     plan = ActivationsPlan(

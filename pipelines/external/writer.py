@@ -33,7 +33,6 @@ from pipelines.external.blocks import Spool, TokenNames
 from pipelines.external.given_data import open_given
 from pipelines.inputs import genes_as_tokens, save_token_of_gene
 from pipelines.runtime.stage import Clock, StageResult
-from pipelines.schema_columns import with_schema_columns
 from pipelines.shard_size import ACTIVATIONS_SHARD, ITEMSIZE, cells_per_shard
 
 TYPICAL_TOKENS = 1000
@@ -188,8 +187,7 @@ class ActivationWriter:
 
     def _create(self) -> commit.Run:
         """Write the tables of the data set and create the run, or open one that was interrupted."""
-        columns, _ = with_schema_columns(self._columns, self.source)
-        dataset = write_data_set(self._layout, self.source, columns, actors=ActorOptions(), seed=self._seed)
+        dataset, _ = write_data_set(self._layout, self.source, self._columns, actors=ActorOptions(), seed=self._seed)
         n_cells = self.source.n_cells
         self._plan = ActivationsPlan(
             control_of=None,

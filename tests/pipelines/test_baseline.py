@@ -10,25 +10,31 @@ from dataclasses import fields, replace
 import numpy as np
 import polars as pl
 import pytest
-from cell_tables import written_cells
 from sklearn.metrics import roc_auc_score
 from toy_plans import toy_plan
 from typer.testing import CliRunner
 
 from feature_store import FeatureStore
-from feature_store.cells import SplitConfig, open_source, read_cells
+from feature_store.cells import read_cells
 from feature_store.codes import CodesRun, load_cell_codes
 from feature_store.query.metrics import METRICS
 from feature_store.query.runs import RunChain, control_of, newest_run, resolve_run
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
 from feature_store.storage.plans import RANDOM_MODEL, ActivationsPlan, FusedForward, SAEPlan
-from pipelines.baseline import _data_of, baseline, encode_options, extract_options, train_options
+from pipelines.baseline import baseline, encode_options, extract_options, train_options
 from pipelines.cli import app
 from pipelines.compare import SAE, baselines_of, compare_with_baselines, excess_in_words
-from pipelines.config import AssociateOptions, BaselineOptions, EncodeOptions, ExtractOptions, SteerOptions, check
+from pipelines.config import (
+    AssociateOptions,
+    BaselineOptions,
+    CellOptions,
+    EncodeOptions,
+    ExtractOptions,
+    SteerOptions,
+    check,
+)
 from pipelines.errors import UsageError
-from pipelines.inputs import save_source_location
 from pipelines.steering.run import steer
 from pipelines.tracking import Tracking
 from pipelines.train import train_all
@@ -282,13 +288,11 @@ def test_more_active_features_than_directions_are_refused_before_anything_is_wri
 def test_options_of_the_stages_are_recalled_from_the_plans(chain, reference):
     layout = Layout(chain.store)
     recalled = extract_options(layout, reference, BaselineOptions(num_cpus=2))
-    given = chain.extract
-    # a column that was not taken is turned off, whatever the schema of the file says
-    columns = {name: getattr(given, name) or "none" for name in ("donor", "batch", "cell_type")}
-    assert recalled == given.model_copy(
+    # the data set is there, so its columns and its panel are not named again
+    columns = {name: ExtractOptions.model_fields[name].default for name in CellOptions.model_fields}
+    assert recalled == chain.extract.model_copy(
         update={
             **columns,
-            "label": given.label or ("none",),
             "random_init": True,
             "layer": ("layer.1",),
             "num_cpus": 2,
@@ -299,16 +303,6 @@ def test_options_of_the_stages_are_recalled_from_the_plans(chain, reference):
     again = train_options(reference, "run")
     named = ("arch", "k", "n_features", "n_steps", "batch_size", "seed", "num_workers")
     assert [getattr(again, name) for name in named] == [getattr(chain.train, name) for name in named]
-
-
-def test_how_cells_were_dealt_is_recalled_with_the_data(tiny_data, tmp_path):
-    layout = Layout(tmp_path / "store")
-    for by in (None, "donor", "cell"):
-        source = open_source(tiny_data)
-        cells = written_cells(layout, source, donor="donor", split=SplitConfig(by=by))
-        dataset = cells["dataset"][0]
-        save_source_location(layout, dataset, source)
-        assert _data_of(layout, dataset)["split_by"] == by
 
 
 def test_a_fused_encoding_of_other_cells_is_recalled_with_its_data(chain, reference):

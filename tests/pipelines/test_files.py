@@ -15,8 +15,9 @@ from feature_store.errors import InputError
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
 from pipelines.associate import associate
+from pipelines.baseline import baseline
 from pipelines.cli import app
-from pipelines.config import AssociateOptions, DataOptions, EncodeOptions
+from pipelines.config import AssociateOptions, BaselineOptions, DataOptions, EncodeOptions
 from pipelines.encode import encode
 from pipelines.errors import UsageError
 from pipelines.extract import extract
@@ -117,6 +118,28 @@ def test_errors_after_opening_turn_nothing(cells, extract_options, tmp_path):
         with pytest.raises(error):
             extract(extract_options.model_copy(update={"data": (path,), **change}), tmp_path / "store")
         assert not (tmp_path / "store" / "rows").exists()
+
+
+def test_a_model_of_random_weights_runs_over_the_data_set_with_its_annotations_from_a_table(
+    cells, obs, extract_options, train_options, tmp_path
+):
+    bare, store = cells.copy(), tmp_path / "store"
+    bare.obs = bare.obs[[]]
+    bare.write_h5ad(tmp_path / "bare.h5ad")
+    options = extract_options.model_copy(update={"data": (tmp_path / "bare.h5ad",), "obs": (obs,)})
+    first = extract(options, store)[0]
+    train(train_options, store)
+    encode(EncodeOptions(), store)
+    associate(AssociateOptions(), store)
+    made = baseline(BaselineOptions(kind=("random-model",), fit_tokens=500), store)
+    assert [result.kind for result in made] == ["activations", "saes", "codes", "associations"]
+    assert made[0].facts["dataset"] == first.facts["dataset"]
+    assert [info.run for info in Layout(store).runs("cells")] == [first.facts["dataset"]]
+    changed = bare[:, ::-1].copy()
+    changed.write_h5ad(tmp_path / "bare.h5ad")
+    shutil.rmtree(made[0].path)
+    with pytest.raises(UsageError, match=r"bare\.h5ad.* changed"):
+        baseline(BaselineOptions(kind=("random-model",), fit_tokens=500), store)
 
 
 def test_inspect_says_what_a_file_is_and_what_was_not_read(cells, obs, tiny_model, tmp_path):

@@ -11,7 +11,6 @@ from feature_store.cells import open_source
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
 from feature_store.storage.plans import CellsPlan
-from pipelines.baseline import _data_of
 from pipelines.config import DataOptions, EncodeOptions, ExtractOptions, check
 from pipelines.encode import encode
 from pipelines.errors import UsageError
@@ -100,9 +99,7 @@ def test_options_overrule_the_schema_and_none_turns_a_column_off(options, tmp_pa
     (bare,) = extract(options.model_copy(update=off), tmp_path)
     assert columns(tmp_path, bare) == (None, None, None, ())
     # what a later stage reads again is what was taken, not what the schema says
-    again = _data_of(Layout(tmp_path), bare.facts["dataset"])
-    again = ExtractOptions(**again, model=options.model, layer=("1",), shard_cells=72, dtype="f32")
-    assert extract(again, tmp_path)[0].run == bare.run
+    assert extract(options, tmp_path, dataset=bare.facts["dataset"])[0].run == bare.run
 
 
 def test_several_assays_are_batches(tiny_cells, options, tmp_path):
