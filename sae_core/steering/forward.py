@@ -147,7 +147,7 @@ class _SiteState:
         self.tokens = inputs.tokens if isinstance(inputs, MaskedGeneTask) else inputs
         device = next(model.parameters()).device
         self.batch = 1 if device.type == "cpu" else GPU_BATCH_TOKENS
-        self.start = _before(self.site, model)
+        self.start = starting_site(self.site, model)
         found = model.activations(inputs, [self.site, self.start], max_batch_tokens=self.batch)
         self.before, self.x = found[self.start], found[self.site].to(device)
         self.info = _info(self.tokens, inputs.is_masked_gene if isinstance(inputs, MaskedGeneTask) else None, device)
@@ -197,7 +197,7 @@ class _SiteState:
         return CachedActivations(self.start, before), {self.site: lambda _, info: x[offsets[info.cell] + info.position]}
 
 
-def _before(site: Site, model: FoundationModel) -> Site:
+def starting_site(site: Site, model: FoundationModel) -> Site:
     """The last site not after `site` at which a forward pass can start."""
     if site.kind in ("embedding", "layer"):
         return site

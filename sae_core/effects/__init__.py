@@ -1,0 +1,25 @@
+"""Effects: what a feature does to the model's prediction of hidden genes, beside what other directions would do.
+
+Part of a cell's genes are hidden, the feature is ablated or boosted on the visible tokens where it fires, the blocks
+after the site run, and the model's pretraining head predicts the hidden genes. The change of the prediction is the
+feature's effect in that cell. The same steps along other directions, of the same length and on the same tokens, are the
+null: random directions, and mixtures of the decoder rows of other features of like density.
+
+hidden_genes   `HiddenGenes`: one cell, and the head's answer for any activations at the site
+directions     `Directions`: the feature's own direction, and those of its nulls
+by_gene        `EffectSums`: the effects of one feature, summed over cells by gene
+"""
+
+from sae_core.effects.by_gene import INTERVENTIONS, EffectSums, FeatureEffect, add_cell
+from sae_core.effects.directions import Directions, draw_directions
+from sae_core.effects.hidden_genes import HiddenGenes
+
+__all__ = [
+    "INTERVENTIONS",
+    "Directions",
+    "EffectSums",
+    "FeatureEffect",
+    "HiddenGenes",
+    "add_cell",
+    "draw_directions",
+]
