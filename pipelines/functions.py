@@ -21,6 +21,7 @@ from pipelines.config import (
     AssociateOptions,
     BaselineOptions,
     DataOptions,
+    EffectsOptions,
     EncodeOptions,
     ExportSAEOptions,
     ExtractOptions,
@@ -265,6 +266,18 @@ def match(options: MatchOptions, *, store: str | Path = DEFAULT_STORE) -> "list[
     from pipelines.match import match
 
     return match(options, as_path(store))
+
+
+@takes_options(EffectsOptions)
+def effects(options: EffectsOptions, *, store: str | Path = DEFAULT_STORE, address: str | None = None) -> "StageResult":
+    """Measure what features do to the model's predictions of hidden genes, beside two nulls.
+
+    >>> scsae.effects(feature=[772, 968])
+    >>> scsae.open().sql("SELECT gene, effect, z, q FROM feature_effect WHERE feature_id = 772 ORDER BY p")
+    """
+    from pipelines.effects import effects
+
+    return effects(options, as_path(store), address=address)
 
 
 @takes_options(SteerOptions)

@@ -24,6 +24,7 @@ from feature_store.storage.plans import (
     CellsPlan,
     CodesPlan,
     ComparisonPlan,
+    EffectsPlan,
     MatchPlan,
     Plan,
     SAEPlan,
@@ -37,6 +38,7 @@ _TABLE_OF: Mapping[str, tuple[str, type[Plan]]] = {
     "codes": ("by_cell", CodesPlan),
     "associations": ("features", AssociationsPlan),
     "steering": ("results", SteeringPlan),
+    "effects": ("feature_effect", EffectsPlan),
     "matches": ("feature_match", MatchPlan),
     "comparisons": ("comparison", ComparisonPlan),
 }
@@ -171,9 +173,10 @@ class Lineage:
     sae: str | None = None
     matches: tuple[str, ...] = ()
     comparison: str | None = None
+    effects: tuple[str, ...] = ()
     unreadable: Mapping[str, str] = field(default_factory=dict)
-    """Kinds of run (steering, matches, comparisons) of which it cannot be told what belongs to the SAE, and why: a plan
-    or manifest is damaged or gone. Their tables cannot be read; the others can."""
+    """Kinds of run (steering, effects, matches, comparisons) of which it cannot be told what belongs to the SAE, and
+    why: a plan or manifest is damaged or gone. Their tables cannot be read; the others can."""
 
 
 def lineage_of(
@@ -228,6 +231,7 @@ def lineage_of(
         comparison=_or_reason("comparisons", lambda: _comparison(layout, chosen.run), None, unreadable)
         if chosen
         else None,
+        effects=_or_reason("effects", lambda: _effects(layout, sae), (), unreadable),
         unreadable=unreadable,
     )
 
@@ -304,7 +308,7 @@ def _plan_of_candidate(layout: Layout, info: RunInfo) -> Plan | None:
 
 def _control_in(plan: Plan) -> str | None:
     """What control a plan says that its run is; None for the kinds of runs that are never taken as a default."""
-    if isinstance(plan, ActivationsPlan | SAEPlan | CodesPlan | AssociationsPlan | SteeringPlan):
+    if isinstance(plan, ActivationsPlan | SAEPlan | CodesPlan | AssociationsPlan | SteeringPlan | EffectsPlan):
         return plan.control_of
     return None
 
@@ -356,6 +360,11 @@ def _or_reason(kind: str, find: Callable[[], T], nothing: T, unreadable: dict[st
 def _steering(layout: Layout, sae: str | None) -> tuple[str, ...]:
     """The complete steering runs of an SAE, newest first; `sae` None: all."""
     return tuple(info.run for info, _ in _candidates(layout, "steering", {"sae": sae}).current)
+
+
+def _effects(layout: Layout, sae: str | None) -> tuple[str, ...]:
+    """The complete effects runs of an SAE, newest first; `sae` None: all."""
+    return tuple(info.run for info, _ in _candidates(layout, "effects", {"sae": sae}).current)
 
 
 def _matches(layout: Layout, sae: str | None) -> tuple[str, ...]:

@@ -22,7 +22,15 @@ from feature_store.query.runs import Lineage
 from feature_store.query.suggestions import did_you_mean
 from feature_store.storage.commit import Run, mark_damaged
 from feature_store.storage.filesystem import parquet_source, scan_source
-from feature_store.storage.layout import ASSOCIATION_TABLES, COMPARISON_TABLES, HISTORY, MANIFEST, Layout, creation_time
+from feature_store.storage.layout import (
+    ASSOCIATION_TABLES,
+    COMPARISON_TABLES,
+    EFFECT_TABLES,
+    HISTORY,
+    MANIFEST,
+    Layout,
+    creation_time,
+)
 
 _STEERING: Mapping[str, str] = {
     "steering": "results",
@@ -43,6 +51,7 @@ _CODES: Mapping[str, str] = {
 """Table -> the folder of a codes run with its rows."""
 _KIND_OF: Mapping[str, str] = {
     **dict.fromkeys(_STEERING, "steering"),
+    **dict.fromkeys(EFFECT_TABLES, "effects"),
     "feature_match": "matches",
     **dict.fromkeys(COMPARISON_TABLES, "comparisons"),
 }
@@ -54,6 +63,7 @@ MADE_BY: Mapping[str, str] = {
     **dict.fromkeys(ASSOCIATION_TABLES, "scsae associate"),
     **dict.fromkeys(_STEERING, "scsae steer"),
     **dict.fromkeys(("umap", *_MAP, "profile_umap", "steering_map"), "scsae serve"),
+    **dict.fromkeys(EFFECT_TABLES, "scsae effects"),
     "feature_match": "scsae match --other SAE",
     **dict.fromkeys(COMPARISON_TABLES, "scsae compare"),
 }
@@ -158,7 +168,7 @@ class Tables:
             return self.codes.scan_compact()
         if table == "training":
             return _training(folders[0])
-        if table in _STEERING:
+        if table in _STEERING or table in EFFECT_TABLES:
             frames = [_scan(folder).with_columns(pl.lit(folder.parent.name).alias("run")) for folder in folders]
             return pl.concat(frames, how="diagonal_relaxed")
         if table == "feature_match":
@@ -168,7 +178,7 @@ class Tables:
 
 
 def _folders(layout: Layout, lineage: Lineage) -> dict[str, list[Path]]:
-    """The run folders of each table; only steering and matches can have several."""
+    """The run folders of each table; only steering, effects and matches can have several."""
     folders: dict[str, list[Path]] = {}
     if lineage.dataset is not None:
         folders["cells"] = [layout.cells_dir(lineage.dataset)]
@@ -195,6 +205,9 @@ def _folders(layout: Layout, lineage: Lineage) -> dict[str, list[Path]]:
         # the tables of scores, masked genes and maps are optional in a steering run
         if found := [folder for folder in every if layout.is_present(folder)]:
             folders[table] = found
+    effects = _read_or_all(layout, "effects", lineage.effects, lineage)
+    for table in EFFECT_TABLES if effects else ():
+        folders[table] = [layout.effects_dir(run) / table for run in effects]
     if matches := _read_or_all(layout, "matches", lineage.matches, lineage):
         folders["feature_match"] = [layout.matches_dir(run) / "feature_match" for run in matches]
     compared = () if lineage.comparison is None else (lineage.comparison,)

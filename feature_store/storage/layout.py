@@ -14,6 +14,7 @@
                                    measured/ (what these are assembled from, a part per range of features)  map/
     <root>/steering/<run>/         results/  per_cell/  variants/  scores/  [search/  survey/  references/  head/
                                    map/  ...]
+    <root>/effects/<run>/          draws/  feature_effect/  feature_effect_summary/
     <root>/matches/<run>/          feature_match/
     <root>/comparisons/<run>/      comparison/  representation/
     <root>/commits/                the list of commits: KIND~RUN~TABLE.json, a small file a table
@@ -59,6 +60,7 @@ LOCATIONS = {"cells": (SOURCE_FILE,), "activations": (MODEL_FILE,)}
 ASSOCIATION_TABLES = (
     *("features", "feature_label", "feature_number", "feature_gene", "feature_geneset", "feature_token", "gene_sets"),
 )
+EFFECT_TABLES = ("feature_effect", "feature_effect_summary")
 COMPARISON_TABLES = ("comparison", "representation")
 STATISTICS_TABLES = ("feature_gene", "gene", "feature_token", "feature_cell", "firing", "cell")
 MERGED_TABLES = ("feature_token", "feature_cell", "firing")
@@ -76,6 +78,7 @@ _COMPLETE_WHEN: Mapping[str, tuple[str, ...]] = {
     "codes": tuple(f"{part}/{MANIFEST}" for part in CODES_TABLES),
     "associations": tuple(f"{table}/{MANIFEST}" for table in ASSOCIATION_TABLES),
     "steering": (f"results/{MANIFEST}",),
+    "effects": tuple(f"{table}/{MANIFEST}" for table in EFFECT_TABLES),
     "matches": (f"feature_match/{MANIFEST}",),
     "comparisons": tuple(f"{table}/{MANIFEST}" for table in COMPARISON_TABLES),
 }
@@ -88,6 +91,7 @@ _MADE_BY: Mapping[str, str] = {
     "codes": "scsae encode",
     "associations": "scsae associate",
     "steering": "scsae steer",
+    "effects": "scsae effects",
     "matches": "scsae match",
     "comparisons": "scsae compare",
 }
@@ -219,6 +223,10 @@ class Layout:
     def steering_dir(self, run: str) -> Path:
         """Steering results."""
         return self.run_dir("steering", run)
+
+    def effects_dir(self, run: str) -> Path:
+        """Effects of the features of an SAE on predictions of hidden genes."""
+        return self.run_dir("effects", run)
 
     def matches_dir(self, run: str) -> Path:
         """The features of two SAEs matched with each other."""

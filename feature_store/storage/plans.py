@@ -612,6 +612,30 @@ class RangesPlan(AssociationsPlan):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EffectsPlan(Plan):
+    """What features do to the predictions of hidden genes."""
+
+    stage = "effects"
+    version = 1
+
+    control_of: str | None
+    associations: str
+    associations_manifest: str
+    sae: str
+    dataset: str
+    site: str
+    features: tuple[int, ...]
+    """The measured features, ascending."""
+    cells: int
+    """Cells of each feature."""
+    n_nulls: int
+    """Directions of each null for each feature."""
+    seed: int
+    constants: Mapping[str, Any]
+    """Those of the modules that draw, measure and score."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MatchPlan(Plan):
     """The features of two SAEs matched with each other."""
 

@@ -230,6 +230,42 @@ TABLES: Mapping[str, TableSchema] = {
         gene=pl.String,
         value=pl.Float32,
     ),
+    # one row per (feature, intervention, gene) of the predictions of hidden genes: effect, in the unit of the model's
+    # head; null: the one of the larger p, which is p; q: over all pairs of the run; direct: the path without blocks
+    "feature_effect": _table(
+        "feature_id intervention gene split effect null p q n_cells",
+        feature_id=pl.Int32,
+        intervention=pl.String,
+        gene=pl.String,
+        split=pl.String,
+        effect=pl.Float64,
+        null=pl.String,
+        null_mean=pl.Float64,
+        null_sd=pl.Float64,
+        z=pl.Float64,
+        p=pl.Float64,
+        p_random=pl.Float64,
+        p_mixture=pl.Float64,
+        q=pl.Float64,
+        direct=pl.Float64,
+        n_cells=pl.Int64,
+        n_donors=pl.Int64,
+    ),
+    # one row per (feature, intervention): genes up and down at q <= .05; strength: root mean square over genes, and its
+    # ratio to the stronger null; specificity: own genes against others; direct_spearman: direct path against effect
+    "feature_effect_summary": _table(
+        "feature_id intervention n_genes n_up n_down strength",
+        feature_id=pl.Int32,
+        intervention=pl.String,
+        n_genes=pl.Int64,
+        n_up=pl.Int64,
+        n_down=pl.Int64,
+        strength=pl.Float64,
+        strength_ratio=pl.Float64,
+        specificity=pl.Float64,
+        specificity_null=pl.Float64,
+        direct_spearman=pl.Float64,
+    ),
     # one row per feature of `sae`, matched with its nearest in the SAE `other`; both directions are there
     "feature_match": _table(
         "feature_id sae other mutual dead method",

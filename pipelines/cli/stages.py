@@ -12,6 +12,7 @@ from pipelines.config import (
     STORE_HELP,
     AssociateOptions,
     BaselineOptions,
+    EffectsOptions,
     EncodeOptions,
     ExportSAEOptions,
     ExtractOptions,
@@ -95,6 +96,15 @@ def match_command(options: MatchOptions, store: Path) -> None:
     from pipelines.runtime.reports import print_results
 
     print_results(match(options, store), store)
+
+
+@stage_command(commands, EffectsOptions)
+def effects_command(options: EffectsOptions, store: Path, address: str | None) -> None:
+    """Measure, and print the result."""
+    from pipelines.effects import effects
+    from pipelines.runtime.reports import print_results
+
+    print_results([effects(options, store, address=address)], store)
 
 
 @stage_command(commands, BaselineOptions)

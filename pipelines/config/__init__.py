@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipelines.config.associate import AssociateOptions
 from pipelines.config.compare import BaselineOptions, MatchOptions
+from pipelines.config.effects import EffectsOptions
 from pipelines.config.encode import EncodeOptions
 from pipelines.config.exchange import ExportSAEOptions, ImportSAEOptions
 from pipelines.config.extract import VARIABLE, DataOptions, ExtractOptions, ForwardOptions
@@ -41,6 +42,7 @@ __all__ = [
     "BaselineOptions",
     "CellOptions",
     "DataOptions",
+    "EffectsOptions",
     "EncodeOptions",
     "ExportSAEOptions",
     "ExtractOptions",

@@ -35,6 +35,7 @@ def as_tuple(value: Any) -> Any:
 Files = Annotated[tuple[Path, ...], pydantic.BeforeValidator(as_tuple)]
 """Paths; a recipe may give one path without a list."""
 Positive = Annotated[int, Field(ge=1)]
+FeatureId = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
 

@@ -5,9 +5,8 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field
 
-from pipelines.config.options import ActorOptions, MovedDataOptions, Positive, as_tuple
+from pipelines.config.options import ActorOptions, FeatureId, MovedDataOptions, Positive, as_tuple
 
-FeatureId = Annotated[int, Field(ge=0)]
 Dose = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 

@@ -74,7 +74,7 @@ class SteeringRequest:
         options = _with_canonical_labels(options)
         named = resolve_run(layout, "associations", options.associations, option="--associations")
         chain = RunChain.of(layout, named.run)
-        _check_site(chain)
+        refuse_other_site(chain)
         if chain.activations.origin == "vectors":
             _refuse_options_of_tokens(options)
         associations = commit.Run.open(layout.associations_dir(chain.run) / "features")
@@ -280,7 +280,8 @@ def _with_canonical_labels(options: SteerOptions) -> SteerOptions:
     )
 
 
-def _check_site(chain: RunChain) -> None:
+def refuse_other_site(chain: RunChain) -> None:
+    """Raise UsageError if the SAE does not read tokens of the model at the site that its activations are of."""
     name, sae, activations = chain.associations.sae, chain.sae, chain.activations
     if activations.origin == "recorded":
         raise UsageError(

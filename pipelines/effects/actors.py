@@ -1,0 +1,150 @@
+"""The actors that measure effects: a shard is a few features, each with its own cells.
+
+The cells of a shard are read, and their genes hidden, once; every feature that fires in a cell is then moved in it. A
+shard holds the mean effects of its features and of each of their null directions, so that nulls can be pooled over all
+features when all shards are there. Memory: the sums of FEATURES_A_SHARD features over the vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from feature_store.cells import read_panel_cells
+from feature_store.codes import CodesRun, load_feature_codes
+from feature_store.storage import commit
+from feature_store.storage.layout import Layout, as_path
+from pipelines.steering.context import Cells, SteeringContext, SteeringPaths
+
+FEATURES_A_SHARD = 8
+MIN_CELLS = 5
+"""Least number of cells in which a gene was hidden and the feature fired; of fewer, a mean says nothing."""
+SPLIT = "test"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EffectsJob:
+    """Everything an actor needs to measure any shard, as plain values.
+
+    Attributes:
+        paths: model, data and SAE.
+        run: the folder of the run of draws.
+        codes: the folder of the codes.
+        features: the measured features; a shard is FEATURES_A_SHARD of them.
+        p99: the 99th percentile of each measured feature.
+        density: in how many cells each feature of the SAE fires [n_features].
+        cells: cells of each feature.
+        n_nulls, seed: of the plan.
+    """
+
+    paths: SteeringPaths
+    run: str
+    codes: str
+    features: tuple[int, ...]
+    p99: tuple[float, ...]
+    density: npt.NDArray[np.int64]
+    cells: int
+    n_nulls: int
+    seed: int
+
+
+class EffectsMeasurer:
+    """Measures shards of an `EffectsJob`; it is the body of an actor and can be called without Ray."""
+
+    def __init__(self, job: EffectsJob) -> None:
+        self.job = job
+        self.run = commit.Run.open(job.run)
+        self.context = SteeringContext(job.paths)
+        self.codes = CodesRun.open(as_path(job.codes))
+        cells = read_panel_cells(Layout(as_path(job.paths.store)).cells_dir(job.paths.dataset))
+        self._panel = cells["cell_idx"].to_numpy()
+        self._is_test = (cells["split"] == SPLIT).to_numpy()
+        # without donors every cell counts as of one
+        self._donor = cells["donor"].fill_null("").rank("dense").to_numpy().astype(np.int64) - 1
+
+    def shard(self, number: int) -> dict[str, int]:
+        """Measure and commit shard `number` unless it is committed; return the counts for the progress display."""
+        first = number * FEATURES_A_SHARD
+        own = self.job.features[first : first + FEATURES_A_SHARD]
+        if not self.run.committed(number):
+            frame = self._measure(own, self.job.p99[first : first + FEATURES_A_SHARD])
+            self.run.commit_shard(
+                number, lambda path: commit.write_frame(path, frame), start=first, stop=first + len(own)
+            )
+        return {"features": len(own)}
+
+    def cells_of(self, feature: int) -> Cells:
+        """The ascending cell_idx of the cells in which a feature is measured: a seeded draw, even over donors."""
+        codes = load_feature_codes(self.codes, self._panel, feature, feature + 1)
+        fires = np.flatnonzero((np.diff(codes.indptr) > 0) & self._is_test)
+        order = np.random.default_rng([self.job.seed, feature]).permutation(fires)
+        donor = self._donor[order]
+        turn = np.empty(len(order), np.int64)
+        for one in np.unique(donor):
+            turn[donor == one] = np.arange((donor == one).sum())
+        return np.sort(self._panel[order[np.argsort(turn, kind="stable")][: self.job.cells]])
+
+    def _measure(self, features: tuple[int, ...], p99: tuple[float, ...]) -> pl.DataFrame:
+        import torch
+
+        from sae_core.effects import EffectSums, HiddenGenes, add_cell, draw_directions
+
+        job, model, sae = self.job, self.context.model, self.context.sae
+        density = torch.from_numpy(job.density.astype(np.float64))
+        cells = [self.cells_of(feature) for feature in features]
+        directions = [
+            draw_directions(sae.W_dec, feature, density, n_nulls=job.n_nulls, seed=job.seed) for feature in features
+        ]
+        sums = [EffectSums(len(model.vocabulary), 1 + 2 * job.n_nulls) for _ in features]
+        for block in self.context.blocks(np.unique(np.concatenate(cells))):
+            for i, cell_idx in enumerate(block.cells.tolist()):
+                cell = HiddenGenes(model, block.tokens.cells(i, i + 1), sae, self.context.site, seed=job.seed)
+                donor = int(self._donor[np.searchsorted(self._panel, cell_idx)])
+                for j, feature in enumerate(features):
+                    if (place := np.searchsorted(cells[j], cell_idx)) < len(cells[j]) and cells[j][place] == cell_idx:
+                        add_cell(sums[j], cell, feature, directions[j], boosted=p99[j], donor=donor)
+        return draws_frame(features, [own.mean() for own in sums], job.n_nulls)
+
+
+def draws_frame(features: tuple[int, ...], found: list, n_nulls: int) -> pl.DataFrame:
+    """The rows of a shard, by feature, intervention and gene; genes of fewer than MIN_CELLS cells are left out."""
+    from sae_core.effects import INTERVENTIONS
+
+    frames = [pl.DataFrame(schema=draws_schema(n_nulls))]
+    for feature, own in zip(features, found, strict=True):
+        kept = own.n_cells >= MIN_CELLS
+        for i, intervention in enumerate(INTERVENTIONS):
+            effect = own.effect[i][:, kept].astype(np.float32)
+            frames.append(
+                pl.DataFrame(
+                    {
+                        "feature_id": np.full(kept.sum(), feature, np.int32),
+                        "intervention": [intervention] * int(kept.sum()),
+                        "gene_id": own.gene_id[kept].astype(np.int32),
+                        "n_cells": own.n_cells[kept].astype(np.int32),
+                        "n_donors": own.n_donors[kept].astype(np.int32),
+                        "effect": effect[0],
+                        "direct": own.direct[i][kept].astype(np.float32),
+                        "random": np.ascontiguousarray(effect[1 : 1 + n_nulls].T),
+                        "mixture": np.ascontiguousarray(effect[1 + n_nulls :].T),
+                    },
+                    schema=draws_schema(n_nulls),
+                )
+            )
+    return pl.concat(frames)
+
+
+def draws_schema(n_nulls: int) -> dict[str, pl.DataType]:
+    """The columns of the table of draws."""
+    return {
+        "feature_id": pl.Int32(),
+        "intervention": pl.String(),
+        "gene_id": pl.Int32(),
+        "n_cells": pl.Int32(),
+        "n_donors": pl.Int32(),
+        "effect": pl.Float32(),
+        "direct": pl.Float32(),
+        "random": pl.Array(pl.Float32, n_nulls),
+        "mixture": pl.Array(pl.Float32, n_nulls),
+    }

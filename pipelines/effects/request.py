@@ -1,0 +1,133 @@
+"""The request of an effects run: its options, checked against the store before anything is written."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+import feature_store.effects.nulls as nulls_module
+import sae_core.effects.directions as directions_module
+from feature_store.codes import CodesRun, panel_firing
+from feature_store.query.runs import RunChain, newest_run_of, resolve_run
+from feature_store.storage import commit
+from feature_store.storage.layout import Layout
+from feature_store.storage.plans import EffectsPlan, constants_of
+from pipelines.config import EffectsOptions
+from pipelines.effects import actors as actors_module
+from pipelines.errors import UsageError
+from pipelines.inputs import no_model
+from pipelines.steering.context import SteeringPaths
+from pipelines.steering.request import refuse_other_site
+
+MIN_NULLS, NULLS_IN_ALL = 4, 100
+"""Directions of each null: least number for a feature, and for all features together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EffectsRequest:
+    """A checked request.
+
+    Attributes:
+        options, layout: as given.
+        chain: the runs that the features descend from.
+        features: the table `features` of the associations.
+        measured: the features that are measured, ascending.
+        n_nulls: directions of each null for each feature.
+    """
+
+    options: EffectsOptions
+    layout: Layout
+    chain: RunChain
+    features: pl.DataFrame
+    measured: tuple[int, ...]
+    n_nulls: int
+
+    @classmethod
+    def of(cls, options: EffectsOptions, layout: Layout) -> "EffectsRequest":
+        """Read the inputs and check all options.
+
+        Raises:
+            UsageError: a feature is unknown or never fires, or no model stands behind the SAE.
+            NotFoundError: there are no associations of the SAE.
+        """
+        if options.sae is None:
+            named = resolve_run(layout, "associations", None, option="--sae")
+        else:
+            sae = resolve_run(layout, "saes", options.sae, option="--sae").run
+            found = newest_run_of(layout, "associations", {"sae": sae})
+            if found is None:
+                raise UsageError(
+                    f"--sae was {options.sae!r}, which has no associations; make them with `scsae encode --sae {sae} "
+                    f"{layout.store_option}` and `{layout.command_for('associations')}`"
+                )
+            named = found
+        chain = RunChain.of(layout, named.run)
+        if chain.activations.origin == "vectors":
+            raise UsageError(
+                f"the SAE {chain.associations.sae} was trained on given vectors, and no model stands behind them: a "
+                "feature changes a vector by its decoder row times the change of its code, and genes not at all; name "
+                "an SAE of a model's tokens with --sae"
+            )
+        if chain.activations.origin == "recorded":
+            raise UsageError(f"{no_model(chain.activations_run)}, and effects run the model behind the site again")
+        refuse_other_site(chain)
+        features = commit.read_table(layout.associations_dir(chain.run) / "features")
+        measured = _measured(options, features)
+        wanted = max(MIN_NULLS, -(-NULLS_IN_ALL // len(measured)))
+        return cls(
+            options=options,
+            layout=layout,
+            chain=chain,
+            features=features,
+            measured=measured,
+            n_nulls=options.n_nulls or wanted,
+        )
+
+    @property
+    def plan(self) -> EffectsPlan:
+        """The plan, which holds all that determines the run."""
+        associations = self.chain.associations
+        run = commit.Run.open(self.layout.associations_dir(self.chain.run) / "features")
+        return EffectsPlan(
+            control_of=associations.control_of,
+            associations=self.chain.run,
+            associations_manifest=run.manifest().sha,
+            sae=associations.sae,
+            dataset=associations.dataset,
+            site=self.chain.sae.site,
+            features=self.measured,
+            cells=self.options.cells,
+            n_nulls=self.n_nulls,
+            seed=self.options.seed,
+            constants=constants_of((nulls_module, directions_module, actors_module)),
+        )
+
+    def paths(self) -> SteeringPaths:
+        """The paths at which actors find model, data and SAE."""
+        return SteeringPaths(
+            activations=str(self.chain.activations_run.path.resolve()),
+            sae=str(self.layout.saes_dir(self.chain.associations.sae).resolve()),
+            store=str(self.layout.root.resolve()),
+            dataset=self.chain.associations.dataset,
+            site=self.chain.sae.site,
+            seed=self.chain.activations.seed,
+            device="cuda" if self.options.num_gpus > 0 else "cpu",
+            vectors=None,
+        )
+
+    def density(self) -> np.ndarray:
+        """In how many cells of the panel each feature fires [n_features]."""
+        return panel_firing(CodesRun.open(self.layout.codes_dir(self.chain.associations.codes)))
+
+
+def _measured(options: EffectsOptions, features: pl.DataFrame) -> tuple[int, ...]:
+    alive = features.filter(~pl.col("dead") & (pl.col("p99") > 0))["feature_id"].to_list()
+    if unknown := [feature for feature in options.feature if feature >= features.height]:
+        raise UsageError(
+            f"--feature was {unknown[0]}; this SAE has features 0 to {features.height - 1}: `scsae features` lists them"
+        )
+    if dead := [feature for feature in options.feature if feature not in set(alive)]:
+        raise UsageError(f"--feature was {dead[0]}, which never fires; choose one that `scsae features` lists")
+    if not alive:
+        raise UsageError("no feature of this SAE fires, so there is nothing to measure; train another one")
+    return tuple(sorted(set(options.feature))) or tuple(sorted(alive))

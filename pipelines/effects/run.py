@@ -1,0 +1,113 @@
+"""The stage: measure shards of features on actors, then pool the nulls and write the tables.
+
+draws/                    mean effects of features and of their null directions, a part for FEATURES_A_SHARD of them
+feature_effect/           a row for each feature, intervention and gene, with z, p and q
+feature_effect_summary/   a row for each feature and intervention
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import polars as pl
+
+from feature_store.codes import CodesRun
+from feature_store.storage import commit
+from feature_store.storage.layout import EFFECT_TABLES, Layout
+from pipelines.config import EffectsOptions
+from pipelines.effects.actors import FEATURES_A_SHARD, EffectsJob, EffectsMeasurer
+from pipelines.effects.request import EffectsRequest
+from pipelines.effects.tables import Draws, summary_frame, write_effects
+from pipelines.inputs import load_token_of_gene
+from pipelines.moved_data import record_new_place
+from pipelines.runtime.actor_pool import do_shards
+from pipelines.runtime.checks import check_before_work
+from pipelines.runtime.stage import Clock, StageResult
+from sae_core.effects import INTERVENTIONS
+
+
+def effects(options: EffectsOptions, store: Path, *, address: str | None = None) -> StageResult:
+    """Measure the effects of features; shards and tables that are there are not made again.
+
+    Raises:
+        UsageError: a feature is unknown or never fires, no model stands behind the SAE, it has no head, or the data
+            moved or changed.
+        NotFoundError: there are no associations.
+    """
+    clock = Clock()
+    layout = Layout(store)
+    check_before_work(layout, address=address)
+    request = EffectsRequest.of(options, layout)
+    record_new_place(layout, request.chain.associations.dataset, options.data)
+    plan = request.plan
+    folder = layout.effects_dir(plan.id)
+    n_shards = -(-len(request.measured) // FEATURES_A_SHARD)
+    missing = [name for name in EFFECT_TABLES if not commit.is_intact(folder / name)]
+    pending: list[int] = []
+    if missing:
+        p99 = request.features["p99"].fill_null(0.0).to_list()
+        run = commit.Run.create(folder / "draws", plan.table("draws", n_shards=n_shards))
+        job = EffectsJob(
+            paths=request.paths(),
+            run=str(run.path.resolve()),
+            codes=str(layout.codes_dir(request.chain.associations.codes).resolve()),
+            features=request.measured,
+            p99=tuple(p99[feature] for feature in request.measured),
+            density=request.density(),
+            cells=options.cells,
+            n_nulls=request.n_nulls,
+            seed=options.seed,
+        )
+        with commit.exclusive(folder):
+            if pending := run.pending():
+                do_shards(EffectsMeasurer, job, pending, options, title="effects", note=_done, address=address)
+            run.finalize()
+            _write_tables(request, folder, run, n_shards)
+    summary = commit.read_table(folder / "feature_effect_summary")
+    return StageResult(
+        kind="effects",
+        run=folder.name,
+        path=folder,
+        done=len(pending) + len(missing),
+        reused=n_shards + len(EFFECT_TABLES) - len(pending) - len(missing),
+        seconds=clock.seconds,
+        facts=_facts(request, summary),
+    )
+
+
+def _write_tables(request: EffectsRequest, folder: Path, run: commit.Run, n_shards: int) -> None:
+    plan, draws = request.plan, Draws(run, INTERVENTIONS)
+    codes = CodesRun.open(request.layout.codes_dir(request.chain.associations.codes))
+    genes = load_token_of_gene(request.layout, codes).drop_nulls("gene_id").select("symbol", "gene_id")
+    genes = genes.unique("gene_id", keep="first").sort("gene_id").with_columns(pl.col("gene_id").cast(pl.Int32))
+    of_draws = {"draws": run.manifest().sha}
+    write_effects(folder / "feature_effect", draws, plan.table("feature_effect", n_shards=n_shards, **of_draws), genes)
+    own = dict(request.features.select("feature_id", pl.col("top_genes").fill_null("").str.split(" ")).iter_rows())
+    written = commit.Run.open(folder / "feature_effect")
+    commit.write_table(
+        folder / "feature_effect_summary",
+        lambda: summary_frame(draws, written, own, genes),
+        plan.table("feature_effect_summary", **of_draws),
+    )
+
+
+def _facts(request: EffectsRequest, summary: pl.DataFrame) -> dict[str, object]:
+    facts: dict[str, object] = {
+        "sae": request.chain.associations.sae,
+        "features": len(request.measured),
+        "in too few cells": len(request.measured) - summary["feature_id"].n_unique(),
+        "nulls": f"{request.n_nulls} random directions and {request.n_nulls} mixtures of features each",
+    }
+    for intervention in INTERVENTIONS:
+        own = summary.filter(intervention=intervention)
+        n = own.filter(pl.col("n_up") + pl.col("n_down") > 0).height
+        facts[f"{intervention}: change a gene"] = f"{n} features at q <= 0.05 on test cells"
+        if (median := own["specificity"].median()) is not None:
+            null = own["specificity_null"].median()
+            facts[f"{intervention}: own genes against others"] = f"{median:.2f} times, nulls {null:.2f} (medians)"
+        if (median := own["direct_spearman"].median()) is not None:
+            facts[f"{intervention}: direct path"] = f"rank correlation {median:.2f} with the effect (median)"
+    return facts
+
+
+def _done(total: Mapping[str, int], seconds: float) -> str:
+    return f"{total['features']} features, {total['features'] / max(seconds, 1e-9):.2f} a second"
