@@ -57,7 +57,9 @@ def test_the_effect_is_the_mean_over_cells_of_single_steered_forwards(whole):
             after = running.masked_gene_prediction(steering)
             if (after.prediction == before.prediction).all():
                 continue
-            for gene, change in zip(before.gene_id.tolist(), (after.prediction - before.prediction).tolist()):
+            for gene, change in zip(
+                before.gene_id.tolist(), (after.prediction - before.prediction).tolist(), strict=True
+            ):
                 changes.setdefault(gene, []).append(change)
     symbols = {context.model.vocabulary.tokens[gene]: values for gene, values in changes.items()}
     own = found.filter(feature_id=feature)
