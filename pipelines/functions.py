@@ -20,12 +20,12 @@ from pipelines.config import (
     STORE_HELP,
     AssociateOptions,
     BaselineOptions,
-    DataOptions,
     EffectsOptions,
     EncodeOptions,
     ExportSAEOptions,
     ExtractOptions,
     ImportSAEOptions,
+    InspectOptions,
     MatchOptions,
     Options,
     SteerOptions,
@@ -140,18 +140,21 @@ def open(
 def inspect(
     data: str | Path | tuple[str | Path, ...],
     *,
-    model: str = "mini",
+    model: str | None = None,
     matrix: str | None = None,
     obs: str | Path | tuple[str | Path, ...] = (),
+    vectors: str | None = None,
 ) -> dict[str, Any]:
-    """Return facts about cells and model together: genes matched, tokens per cell, bytes and time. Writes nothing.
+    """Return facts about cells and model together: genes matched, tokens per cell, bytes and time; or about the vectors
+    of the cells. Writes nothing. The default model is `mini`.
 
     >>> scsae.inspect("cells.h5ad", model="path/to/scGPT_human")["genes matched"]
+    >>> scsae.inspect("cells.h5ad", vectors="obsm/X_uce")["vectors"]
     """
     from pipelines.inspection import inspect_data
 
-    values = {"data": data, "model": model, "matrix": matrix, "obs": obs}
-    return inspect_data(check(DataOptions, _as_fields(DataOptions, values), "scsae.inspect"))
+    values = {"data": data, "model": model, "matrix": matrix, "obs": obs, "vectors": vectors}
+    return inspect_data(check(InspectOptions, _as_fields(InspectOptions, values), "scsae.inspect"))
 
 
 @takes_options(ExtractOptions, first="data")

@@ -1,15 +1,25 @@
-"""`scsae inspect` reports how a data set and a model match, and the cost of an extraction."""
+"""`scsae inspect` reports how a data set and a model match and what an extraction costs, or what given vectors are."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from pipelines.config import CellOptions, DataOptions
+from pipelines.config import CellOptions, DataOptions, InspectOptions
+from pipelines.external.inspection import inspect_vectors
 from pipelines.genes import long_cells
 from pipelines.inputs import few_matched, load_inputs, matrix_facts
 from pipelines.schema_columns import with_schema_columns
 
+if TYPE_CHECKING:
+    from feature_store.cells import Source
+
 
 def inspect_data(options: DataOptions) -> dict[str, Any]:
-    """Return facts about data and model: the matched genes, and the size and time of an extraction."""
+    """Return facts about data and model: the matched genes, and the size and time of an extraction.
+
+    With `vectors`, facts about data and vectors; see `inspect_vectors`.
+    """
+    if isinstance(options, InspectOptions) and options.vectors is not None:
+        return inspect_vectors(options, facts_of=data_facts)
     inputs = load_inputs(options)
     source, model, seen = inputs.source, inputs.model, inputs.coverage
     n_tokens = inputs.mean_tokens * source.n_cells
@@ -18,21 +28,9 @@ def inspect_data(options: DataOptions) -> dict[str, Any]:
     n_added = seen.n_matched - seen.n_tokens_matched
     n_truncated = seen.n_truncated(model.max_genes)
     few, longer = few_matched(inputs, options.min_matched_share), long_cells(inputs)
-    _, by_schema = with_schema_columns(CellOptions(), source)
     return {
-        "data": ", ".join(map(str, source.paths)),
-        **matrix_facts(source, absent="none"),
-        "cells": source.n_cells,
-        "genes": f"{source.n_genes}, {source.n_genes_in_all} of them in every file"
-        if len(source.paths) > 1
-        else source.n_genes,
-        **(
-            {"samples": f"{len(source.paths)} files, which the obs column `file` names; as batches: --batch file"}
-            if len(source.paths) > 1
-            else {}
-        ),
-        "obs columns": ", ".join(source.obs_schema) or "none",
-        **by_schema,
+        **data_facts(source),
+        **vectors_in_obsm(source),
         "model": f"{model.name} ({model.family}, {model.n_layers} layers, d_model {model.d_model})",
         "checkpoint": "; ".join(model.notes) or "as its authors have it",
         "genes matched": f"{seen.n_matched} of {seen.n_genes} ({seen.n_matched / seen.n_genes:.0%})",
@@ -50,3 +48,31 @@ def inspect_data(options: DataOptions) -> dict[str, Any]:
         "time, one core": f"{inputs.probe_seconds * source.n_cells:,.0f} s, through all layers",
         **({"REFUSED BY EXTRACT": few} if few else {}),
     }
+
+
+def data_facts(source: "Source") -> dict[str, Any]:
+    """Return facts about a data set alone."""
+    several = len(source.paths) > 1
+    _, by_schema = with_schema_columns(CellOptions(), source)
+    return {
+        "data": ", ".join(map(str, source.paths)),
+        **matrix_facts(source, absent="none"),
+        "cells": source.n_cells,
+        "genes": f"{source.n_genes}, {source.n_genes_in_all} of them in every file" if several else source.n_genes,
+        **(
+            {"samples": f"{len(source.paths)} files, which the obs column `file` names; as batches: --batch file"}
+            if several
+            else {}
+        ),
+        "obs columns": ", ".join(source.obs_schema) or "none",
+        **by_schema,
+    }
+
+
+def vectors_in_obsm(source: "Source") -> Mapping[str, str]:
+    """Return the arrays of obsm that `--vectors` would take, or nothing if there are none."""
+    widths = source.obsm_widths()
+    if not widths:
+        return {}
+    found = ", ".join(f"{key} ({width:,})" for key, width in sorted(widths.items(), key=lambda one: -one[1]))
+    return {"vectors in obsm": f"{found} numbers a cell: `scsae inspect DATA --vectors obsm/KEY` says what they are"}

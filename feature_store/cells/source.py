@@ -262,6 +262,11 @@ class Source:
             raise InputError(f"obsm/{key} differs in its number of columns ({found}); give files of one d")
         return ObsmArray(arrays, self._first.tolist())
 
+    def obsm_widths(self) -> dict[str, int]:
+        """Number of columns of each array that `obsm` gives: one [n_cells d] of numbers, of the same d in all files."""
+        first, *others = [file.obsm_widths() for file in self._files]
+        return {key: width for key, width in first.items() if all(one.get(key) == width for one in others)}
+
     def check_alike(self, columns: Collection[str]) -> None:
         """Raise InputError for an obs column whose values cannot be compared between the files."""
         if len(self._files) == 1:
@@ -351,11 +356,13 @@ class ObsmArray:
 
     Attributes:
         shape: number of cells of all files, and of columns.
+        dtype: number type of each file, joined if they differ.
     """
 
     def __init__(self, arrays: Sequence[Any], first: Sequence[int]) -> None:
         self._arrays, self._first = arrays, first
         self.shape: tuple[int, int] = (first[-1], int(arrays[0].shape[1]))
+        self.dtype = ", ".join(dict.fromkeys(str(array.dtype) for array in arrays))
 
     def read(self, start: int, stop: int) -> npt.NDArray[Any]:
         """The rows of the cells [start, stop)."""

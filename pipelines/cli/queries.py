@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.parameters import Associations, Codes, Form, Output, QueryCommand, Store, destination
-from pipelines.config import DEFAULT_STORE, DataOptions, check, option_help
+from pipelines.cli.parameters import Associations, Codes, Form, Output, QueryCommand, Store, destination, given_options
+from pipelines.config import DEFAULT_STORE, DataOptions, InspectOptions, option_help
 from pipelines.plot import KINDS
 from pipelines.runtime.visible import visible
 
@@ -18,6 +18,7 @@ commands = typer.Typer()
 
 @commands.command("inspect")
 def inspect_command(
+    context: typer.Context,
     data: Annotated[list[Path], typer.Argument(help=option_help(DataOptions, "data"))],
     model: Annotated[str, typer.Option("--model", help=option_help(DataOptions, "model"))] = "mini",
     matrix: Annotated[str | None, typer.Option("--matrix", help=option_help(DataOptions, "matrix"))] = None,
@@ -27,18 +28,18 @@ def inspect_command(
     ] = None,
     part: Annotated[str | None, typer.Option("--part", help=option_help(DataOptions, "part"))] = None,
     resolution: Annotated[str | None, typer.Option("--resolution", help=option_help(DataOptions, "resolution"))] = None,
+    vectors: Annotated[str | None, typer.Option("--vectors", help=option_help(InspectOptions, "vectors"))] = None,
 ) -> None:
-    """Report what the data and the model have in common.
+    """Report what the data and the model have in common, or what given vectors are.
 
-    Shown are the genes matched, whether the values are counts, tokens per cell, and the bytes and time to expect.
-    Nothing is written.
+    Shown are the genes matched, whether the values are counts, tokens per cell, and the bytes and time to expect; with
+    --vectors their shape, how they are read and joined with the cells, and whether a sample of them is finite. Nothing
+    is written.
     """
     from pipelines.inspection import inspect_data
     from pipelines.runtime.reports import print_facts
 
-    values = {"data": data, "model": model, "matrix": matrix, "obs": obs or ()}
-    values |= {"dictionaries": dictionaries, "part": part, "resolution": resolution}
-    print_facts(inspect_data(check(DataOptions, values, "scsae inspect")))
+    print_facts(inspect_data(given_options(InspectOptions, context)))
 
 
 @commands.command(cls=QueryCommand)

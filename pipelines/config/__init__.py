@@ -11,7 +11,7 @@ from pipelines.config.compare import BaselineOptions, MatchOptions
 from pipelines.config.effects import EffectsOptions
 from pipelines.config.encode import EncodeOptions
 from pipelines.config.exchange import ExportSAEOptions, ImportSAEOptions
-from pipelines.config.extract import VARIABLE, DataOptions, ExtractOptions, ForwardOptions
+from pipelines.config.extract import VARIABLE, DataOptions, ExtractOptions, ForwardOptions, InspectOptions
 from pipelines.config.options import (
     NO_COLUMN,
     ActorOptions,
@@ -49,6 +49,7 @@ __all__ = [
     "ForwardOptions",
     "GeneOptions",
     "ImportSAEOptions",
+    "InspectOptions",
     "MatchOptions",
     "Options",
     "Recipe",

@@ -84,6 +84,28 @@ Vectors = Annotated[str | None, pydantic.AfterValidator(_names_vectors)]
 """What `VectorsPlace.parse` takes."""
 
 
+def _refuse_options_of_model(options: DataOptions, vectors: str | None) -> None:
+    """Raise ValueError for options of the forward pass of a model with given vectors."""
+    given = sorted(options.model_fields_set & OF_MODEL)
+    if vectors is not None and given:
+        raise ValueError(
+            f"vectors was {vectors!r}, and no model runs, so that {', '.join(given)} would change nothing; "
+            "give vectors without them"
+        )
+
+
+class InspectOptions(DataOptions):
+    """Report what the data and the model have in common, or what given vectors are."""
+
+    vectors: Vectors = None
+    """Say what these vectors of the cells are instead of what a model makes of them; as in extract."""
+
+    @pydantic.model_validator(mode="after")
+    def _vectors_or_model(self) -> "InspectOptions":
+        _refuse_options_of_model(self, self.vectors)
+        return self
+
+
 class ExtractOptions(DataOptions, CellOptions, ForwardOptions):
     """Run the foundation model over cells and store the activations of their tokens.
 
@@ -138,12 +160,7 @@ class ExtractOptions(DataOptions, CellOptions, ForwardOptions):
     @pydantic.model_validator(mode="after")
     def _vectors_or_model(self) -> "ExtractOptions":
         """Refuse the options of a model with given vectors, and a name of vectors without any."""
-        given = sorted(self.model_fields_set & OF_MODEL)
-        if self.vectors is not None and given:
-            raise ValueError(
-                f"vectors was {self.vectors!r}, and no model runs, so that {', '.join(given)} would change nothing; "
-                "give vectors without them"
-            )
+        _refuse_options_of_model(self, self.vectors)
         if self.source_name is not None and self.vectors is None:
             raise ValueError(
                 f"source_name was {self.source_name!r}, which names given vectors; give vectors too, or leave it out"

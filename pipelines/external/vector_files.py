@@ -32,6 +32,7 @@ CELL_ID = "cell_id"
 PANDAS_INDEX = "__index_level_0__"
 """The column in which pandas writes an index without a name."""
 READ_ROWS = 4096
+MAPPED = "memory-mapped"
 Rows = Callable[[int, int], npt.NDArray[Any]]
 
 
@@ -42,6 +43,8 @@ class Vectors:
     Attributes:
         where: what messages call them.
         n_rows, width: their shape.
+        dtype: the type that they are stored in.
+        way: how they are read, in words.
         rows: the vectors [start, stop) in the type that they are stored in.
         joined: how they were joined with the cells; "" if in their order.
     """
@@ -49,6 +52,8 @@ class Vectors:
     where: str
     n_rows: int
     width: int
+    dtype: str
+    way: str
     rows: Rows
     joined: str = ""
 
@@ -90,13 +95,15 @@ def open_vector_file(path: Path, key: str | None, source: Source) -> Vectors:
     return _open_safetensors(path, key) if path.suffix == ".safetensors" else _open_torch(path, key)
 
 
-def vectors_of(where: str, shape: Sequence[int], dtype: object, *, is_number: bool, rows: Rows) -> Vectors:
+def vectors_of(
+    where: str, shape: Sequence[int], dtype: object, *, is_number: bool, rows: Rows, way: str = MAPPED
+) -> Vectors:
     """Vectors of an array. InputError unless it has two dimensions, columns, and numbers in them."""
     if len(shape) != 2 or not shape[1] or not is_number:
         raise InputError(
             f"{where} holds an array of shape {tuple(shape)} of {dtype}; vectors are an array of numbers [n_cells d]"
         )
-    return Vectors(where=where, n_rows=int(shape[0]), width=int(shape[1]), rows=rows)
+    return Vectors(where=where, n_rows=int(shape[0]), width=int(shape[1]), dtype=str(dtype), way=way, rows=rows)
 
 
 def _open_npy(path: Path) -> Vectors:
@@ -150,7 +157,8 @@ def _open_torch(path: Path, key: str | None) -> Vectors:
         tensor.is_complex() or tensor.is_quantized or tensor.dtype is torch.bool
     )
     rows: Rows = lambda a, b: _as_numpy(tensor[a:b])  # noqa: E731
-    return vectors_of(where, tensor.shape, tensor.dtype, is_number=is_number, rows=rows)
+    way = MAPPED if zipfile.is_zipfile(path) else "read whole, as a file of torch before 1.6"
+    return vectors_of(where, tensor.shape, tensor.dtype, is_number=is_number, rows=rows, way=way)
 
 
 def _load_torch(path: Path) -> Any:
@@ -198,9 +206,10 @@ def _open_parquet(path: Path, source: Source) -> Vectors:
     table = _VectorTable(path, file, [name for name in schema.names if name != id_column])
     if not table.width:
         raise InputError(f"--vectors: {path} is empty: it has {table.n_rows} rows of {table.width or 0} numbers")
+    about: Any = {"where": str(path), "width": table.width, "dtype": table.dtype, "way": "a row group at a time"}
     if id_column is None:
         rows: Rows = lambda a, b: table.take(np.arange(a, b))  # noqa: E731
-        return Vectors(where=str(path), n_rows=table.n_rows, width=table.width, rows=rows)
+        return Vectors(**about, n_rows=table.n_rows, rows=rows)
     order = _row_of_cell(path, table.ids(id_column), source)
     n_left_out = table.n_rows - len(order)
     joined = f"{len(order):,} of {source.n_cells:,} cells by {CELL_ID}" + (
@@ -208,10 +217,9 @@ def _open_parquet(path: Path, source: Source) -> Vectors:
     )
     if (np.diff(order) > 0).all():
         in_order: Rows = lambda a, b: table.take(order[a:b])  # noqa: E731
-        return Vectors(where=str(path), n_rows=len(order), width=table.width, rows=in_order, joined=joined)
-    return Vectors(
-        where=str(path), n_rows=len(order), width=table.width, rows=_Reordered(table, order).read, joined=joined
-    )
+        return Vectors(**about, n_rows=len(order), rows=in_order, joined=joined)
+    about["way"] += ", into a temporary file in the order of the cells"
+    return Vectors(**about, n_rows=len(order), rows=_Reordered(table, order).read, joined=joined)
 
 
 class _VectorTable:
@@ -228,6 +236,7 @@ class _VectorTable:
                 f"--vectors: {path} has to hold numeric columns, one for each dimension, or one column of lists of "
                 f"numbers, beside {CELL_ID}; it has {held}"
             )
+        self.dtype = ", ".join(dict.fromkeys(str(kind) for kind in types.values()))
         metadata = file.metadata
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self._first = np.cumsum([0, *sizes])

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +19,15 @@ from feature_store.cells import Source, open_source
 from feature_store.errors import InputError
 from feature_store.storage import filesystem
 from feature_store.storage.hashing import sealed
-from feature_store.storage.layout import MODEL_FILE
+from feature_store.storage.layout import MODEL_FILE, Layout
 from pipelines.config.vectors import VectorsPlace
 from pipelines.errors import UsageError
 from pipelines.external.vector_files import READ_ROWS, Vectors, open_vector_file
+from pipelines.inputs import load_recorded_source
 from pipelines.runtime.progress import delayed_progress_bar
+
+if TYPE_CHECKING:
+    from feature_store.query.runs import RunChain
 
 SITE = "vectors"
 """The site of given vectors: they are no point inside a model."""
@@ -86,7 +90,14 @@ def open_vectors(text: str, source: Source) -> Vectors:
     place = VectorsPlace.parse(text)
     if place.file is None:
         array = source.obsm(str(place.key))
-        vectors = Vectors(where=text, n_rows=array.shape[0], width=array.shape[1], rows=array.read)
+        vectors = Vectors(
+            where=text,
+            n_rows=array.shape[0],
+            width=array.shape[1],
+            dtype=array.dtype,
+            way="in ranges of rows",
+            rows=array.read,
+        )
         if not vectors.width:
             raise InputError(f"--vectors was {text!r}, which has no column")
     else:
@@ -110,14 +121,20 @@ def checked_digest(vectors: Vectors, source: Source, *, dtype: str) -> str:
     with delayed_progress_bar("check vectors", vectors.n_rows, "cells") as report:
         for start in range(0, vectors.n_rows, READ_ROWS):
             block = vectors.read(start, min(start + READ_ROWS, vectors.n_rows))
-            if not np.abs(block).max() <= LARGEST[dtype]:
-                _refuse(block, start, vectors, source, dtype)
+            check_numbers(block, start, vectors, source, dtype=dtype)
             digest.update(block.astype("<f4", copy=False).tobytes())
             report(start + len(block))
     return digest.hexdigest()
 
 
-def _refuse(block: npt.NDArray[np.float32], start: int, vectors: Vectors, source: Source, dtype: str) -> None:
+def check_numbers(block: npt.NDArray[np.float32], start: int, vectors: Vectors, source: Source, *, dtype: str) -> None:
+    """Check the vectors of the cells from `start` on, float32 [n d_model].
+
+    Raises:
+        InputError: a number is not finite, or the dtype cannot hold it; the row and its cell are named.
+    """
+    if np.abs(block).max() <= LARGEST[dtype]:
+        return
     with np.errstate(invalid="ignore"):
         row, column = np.argwhere(~(np.abs(block) <= LARGEST[dtype]))[0].tolist()
     value, cell = block[row, column], source.obs_names(start + row, start + row + 1)[0]
@@ -164,3 +181,13 @@ def refuse_changed(folder: Path, source: Source, *, dtype: str) -> None:
             f"the vectors in {place.vectors} changed since {run} was made of them (sha256 {now[:12]}, was "
             f"{place.digest[:12]}); put the former ones back, or run its stage again with the new ones"
         )
+
+
+def refuse_changed_of_codes(layout: Layout, chain: "RunChain", *, stage: str) -> None:
+    """Raise UsageError if the given vectors of the codes of a chain are read again and moved or changed.
+
+    Codes of stored activations read none. InputError: see `refuse_changed`.
+    """
+    if chain.activations.origin == "vectors" and chain.codes.fused is not None:
+        with load_recorded_source(layout, chain.codes.dataset, stage=stage) as source:
+            refuse_changed(layout.codes_dir(chain.associations.codes), source, dtype=chain.activations.dtype)

@@ -173,11 +173,11 @@ class AnnDataFile:
             InputError: there is no such key, or it holds no array of numbers of two dimensions.
         """
         with _reading(self.path, "obsm"):
-            keys = list(self._file["obsm"]) if "obsm" in self._file else []
+            keys = self._obsm_keys()
             node = self._file["obsm"][key] if key in keys else None
         if node is None:
             raise InputError(f"{self.path} has no obsm/{key}; its obsm has {names_with_closest(key, keys)}")
-        if not hasattr(node, "shape") or len(node.shape) != 2 or node.dtype.kind not in "fiu":
+        if not _is_table_of_numbers(node):
             holds = f"an array {node.shape} of {node.dtype}" if hasattr(node, "shape") else "a table or a sparse matrix"
             raise InputError(
                 f"obsm/{key} of {self.path} holds {holds}; it has to be an array of numbers [n_cells d], as "
@@ -185,6 +185,19 @@ class AnnDataFile:
             )
         self._check_length(f"obsm/{key}", node.shape[0])
         return node
+
+    def obsm_widths(self) -> dict[str, int]:
+        """Number of columns of each array of obsm that `obsm` gives, by name."""
+        with _reading(self.path, "obsm"):
+            nodes = {key: self._file["obsm"][key] for key in self._obsm_keys()}
+            return {
+                key: int(node.shape[1])
+                for key, node in nodes.items()
+                if _is_table_of_numbers(node) and node.shape[0] == self.n_cells and node.shape[1]
+            }
+
+    def _obsm_keys(self) -> list[str]:
+        return list(self._file["obsm"]) if "obsm" in self._file else []
 
     @cached_property
     def _obs(self) -> dict[str, ObsColumn]:
@@ -221,6 +234,11 @@ class AnnDataFile:
                 f"{what} of {self.path} has {length} entries, but {self.matrix} has {self.n_cells} cells; "
                 "write the file again with anndata"
             )
+
+
+def _is_table_of_numbers(node: Any) -> bool:
+    """Whether a part of a file is an array of numbers of two dimensions."""
+    return hasattr(node, "shape") and len(node.shape) == 2 and node.dtype.kind in "fiu"
 
 
 def _matrix_names(file: Any) -> list[str]:

@@ -90,6 +90,9 @@ class CellFile(Protocol):
         InputError if there is none.
         """
 
+    def obsm_widths(self) -> dict[str, int]:
+        """Number of columns of each array of obsm that `obsm` gives, by name."""
+
     def close(self) -> None:
         """Close the file."""
 
@@ -191,6 +194,10 @@ class OneMatrixFile:
             f"{self.path} is {self.format}, which has no obsm/{key}; give the vectors as a file of their own, for "
             "example --vectors vectors.npy"
         )
+
+    def obsm_widths(self) -> dict[str, int]:
+        """None: an array beside the matrix is AnnData's alone."""
+        return {}
 
     def close(self) -> None:
         """Close the file."""

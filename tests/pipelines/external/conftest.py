@@ -24,3 +24,12 @@ def without_mlflow():
         for stage in ("train", "steering.run"):
             patch.setattr(f"pipelines.{stage}.check_tracking", lambda *_: None)
         yield
+
+
+@pytest.fixture(scope="module")
+def few_cells():
+    """Steer few cells, and draw nothing of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipelines.steering.evaluators.MIN_CELLS", 2)
+        patch.setattr("pipelines.steering.run.drawings_of", lambda *_: {})
+        yield

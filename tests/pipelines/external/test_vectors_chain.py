@@ -5,14 +5,13 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
+from given_vectors import COLUMNS, said_by, vectors_of
 from scipy.stats import rankdata
 from stored_bytes import hashes_of
-from typer.testing import CliRunner
 
 from feature_store import FeatureStore, plots
 from feature_store.activations import ActivationReader
@@ -26,7 +25,6 @@ from feature_store.storage.layout import CODES_TABLES, Layout
 from feature_store.storage.plans import ActivationsPlan
 from pipelines.associate import associate, associate_all
 from pipelines.baseline import baseline, encode_options
-from pipelines.cli import app
 from pipelines.compare import compare_with_baselines
 from pipelines.config import (
     AssociateOptions,
@@ -49,13 +47,9 @@ from pipelines.train import train
 from pipelines.verify import verify_run
 from sae_core.sae import load_sae
 
-if TYPE_CHECKING:
-    import anndata
-
 pytestmark = pytest.mark.usefixtures("without_ray", "without_mlflow", "few_cells")
 
-WIDTH, N_FEATURES, K = 12, 32, 4
-COLUMNS = {"donor": "donor", "batch": "batch", "cell_type": "type"}
+N_FEATURES, K = 32, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,28 +75,6 @@ class Given:
     @property
     def sae(self) -> Path:
         return Layout(self.store).latest("saes").path
-
-
-@pytest.fixture(scope="module")
-def few_cells():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.steering.evaluators.MIN_CELLS", 2)
-        patch.setattr("pipelines.steering.run.drawings_of", lambda *_: {})
-        yield
-
-
-def vectors_of(cells: anndata.AnnData) -> np.ndarray:
-    """Vectors that follow the type, the batch and the counts of cells, as those of a model would."""
-    rng = np.random.default_rng(5)
-    kind, batch = (cells.obs["type"] == "A").to_numpy(), (cells.obs["batch"] == "b0").to_numpy()
-    design = np.column_stack([kind, ~kind, batch, ~batch, np.log1p(cells.X.toarray())]).astype(np.float64)
-    return (design @ rng.normal(size=(design.shape[1], WIDTH))).astype(np.float32)
-
-
-def said_by(*words: object) -> str:
-    done = CliRunner().invoke(app, [str(word) for word in words])
-    assert done.exit_code == 0, done.exception
-    return done.output
 
 
 @pytest.fixture(scope="module")
