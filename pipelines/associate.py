@@ -188,7 +188,7 @@ def _is_of_moved_data(options: AssociateOptions, layout: Layout) -> bool:
         record_new_place(layout, CodesRun.open(run.path).plan.dataset, options.data)
         return True
     fields = AssociateOptions.model_fields
-    columns = ("matrix", *CellOptions.model_fields)
+    columns = ("matrix", "vectors", *CellOptions.model_fields)
     if options.sae is not None or any(getattr(options, name) != fields[name].default for name in columns):
         return False
     try:

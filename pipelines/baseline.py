@@ -34,10 +34,10 @@ from pipelines.config import (
     TrainOptions,
 )
 from pipelines.errors import UsageError
-from pipelines.external.vectors import load_vectors_location
+from pipelines.external.vectors import load_vectors_location, refuse_changed_of_codes
 from pipelines.genes import recorded_genes
 from pipelines.inputs import load_model_location, load_source_location, no_model, refuse_missing
-from pipelines.moved_data import record_new_place
+from pipelines.moved_data import record_if_same, record_new_place
 from pipelines.runtime.checks import check_before_work
 from pipelines.runtime.cluster import one_ray_session
 from pipelines.runtime.progress import progress_bar
@@ -69,7 +69,7 @@ def baseline(options: BaselineOptions, store: Path, *, address: str | None = Non
     Raises:
         NotFoundError: the SAE has no associations, or a run that they were made from is missing.
         UsageError: the run is a baseline itself, the gene sets are not those of its associations, or random-model is
-            wanted of an imported SAE or of activations whose model is not here.
+            wanted of an imported SAE or of activations whose model is not here; or given vectors moved or changed.
         ConfigError: a baseline has fewer features than the SAE has active ones.
     """
     layout = Layout(store)
@@ -80,7 +80,10 @@ def baseline(options: BaselineOptions, store: Path, *, address: str | None = Non
     _check_kinds(options, chain)
     if RANDOM_MODEL in options.kind and (reason := no_model(chain.activations_run)):
         raise UsageError(f"--kind was {RANDOM_MODEL}, but {reason}; leave that kind out")
-    record_new_place(layout, chain.activations.dataset, options.data)
+    if not (options.data and record_if_same(layout, chain.codes.dataset, options.data)):
+        # codes of other data than the SAE's: either may have moved
+        record_new_place(layout, chain.activations.dataset, options.data)
+    refuse_changed_of_codes(layout, chain, stage="baseline")
     with one_ray_session():
         return list(_stages(options, store, chain, address))
 

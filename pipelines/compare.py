@@ -127,11 +127,14 @@ def _belongs(chain: RunChain, other: RunChain) -> bool:
     )
     if not same_tables or _reading(chain.codes) != _reading(other.codes):
         return False
-    if other.sae.baseline is None:
+    fit = other.sae.baseline
+    if fit is not None and _digest_read(chain.codes) != _digest_read(other.codes):
+        # given vectors of the same cells are as many codes as there are vectors
+        return False
+    if fit is None:
         same_sae = (chain.sae.sae, chain.sae.train, chain.sae.site) == (other.sae.sae, other.sae.train, other.sae.site)
         is_trained = chain.sae.imported is None and other.sae.imported is None
         return is_trained and same_sae and _without_model(chain.activations) == _without_model(other.activations)
-    fit = other.sae.baseline
     return (
         other.sae.activations == chain.sae.activations
         and (fit.d_model, fit.k) == (chain.sae.d_model, chain.sae.k)
@@ -144,6 +147,11 @@ def _reading(codes: CodesPlan) -> CodesPlan:
     fused = None if codes.fused is None else replace(codes.fused, model_digest="")
     cut = replace(codes.cut, panel_cells=1, other_cells=1)
     return replace(codes, fused=fused, cut=cut, control_of=None, sae="", sae_manifest="", activations="", n_features=0)
+
+
+def _digest_read(codes: CodesPlan) -> str | None:
+    """Return the digest of the model, or of the given vectors, that codes were made of; None for stored activations."""
+    return None if codes.fused is None else codes.fused.model_digest
 
 
 def _without_model(activations: ActivationsPlan) -> ActivationsPlan:

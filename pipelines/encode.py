@@ -25,6 +25,7 @@ from feature_store.codes import CodesRun, Merging, cells_of_shard, span_of_shard
 from feature_store.codes.codes_run import TOP_CELLS, TOP_TOKENS, Write
 from feature_store.codes.cut import OTHER_CELLS, Cells
 from feature_store.codes.parquet import Columns
+from feature_store.errors import InputError
 from feature_store.query.runs import resolve_run
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout, as_path
@@ -33,6 +34,7 @@ from pipelines.activations import DataSet, write_data_set
 from pipelines.config import ActorOptions, CellOptions, EncodeOptions, ForwardOptions, GeneOptions
 from pipelines.config.vectors import VectorsPlace
 from pipelines.errors import UsageError
+from pipelines.external.vector_files import Vectors
 from pipelines.external.vectors import (
     GivenVectors,
     VectorsJob,
@@ -541,15 +543,14 @@ def _plan_vectors(
     elif options.data and place.file is not None:
         raise UsageError(
             f"the SAE was trained on vectors of {place}, which are those of other cells; name the vectors of "
-            f"{', '.join(map(str, options.data))} from the same model: `scsae encode --data DATA --vectors "
-            "PATH/vectors.npy`"
+            f"{', '.join(map(str, options.data))} from the same model: --data DATA --vectors PATH/vectors.npy"
         )
     elif (missing := missing_file(activations.path)) is not None:
         raise UsageError(
             f"the vectors that the SAE was trained on are read again, but {missing} is not there; if it was moved, "
             "name its new place: `scsae encode --vectors PATH/vectors.npy`, with the other options as before"
         )
-    vectors = open_vectors(str(place), source)
+    vectors = _opened_vectors(options, place, source)
     if vectors.width != sae.d_model:
         raise UsageError(
             f"{vectors.where} has vectors of {vectors.width} numbers, and the SAE was trained on {sae.d_model} "
@@ -586,6 +587,19 @@ def _plan_vectors(
         vectors=here,
         facts=by_schema,
     )
+
+
+def _opened_vectors(options: EncodeOptions, place: VectorsPlace, source: Source) -> Vectors:
+    """Open the vectors of the cells; where the options name none, an error says which were looked for, and why."""
+    try:
+        return open_vectors(str(place), source)
+    except InputError as error:
+        if options.vectors is not None or not options.data:
+            raise
+        raise InputError(
+            f"{error}; the SAE was trained on {place}, which is read of other data too unless --vectors names "
+            "others: --data DATA --vectors PATH/vectors.npy"
+        ) from error
 
 
 def _refuse_options_of_a_model(options: EncodeOptions) -> None:

@@ -5,13 +5,16 @@ whatever cells they were trained on. All others are compared by their codes of t
 `select` cells and reported on `test` cells. A pair of SAEs is one run that holds the matches of both sides, so either
 order of the pair gives the same run. See `feature_store.associations.matching`.
 
+Whether given vectors of other cells are of one model, only their --source-name says: their SAEs are compared by codes,
+and by directions if --method cosine asks for it.
+
 Two SAEs of the same --seed start from the same directions. A warning is shown, because a shared start inflates the
 agreement: after training on other donors of the same data, 47 % of the features recurred from the same start and 19 %
 from another one (mini model, layer 2, n_features 1024, 800 steps).
 """
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -27,9 +30,11 @@ from feature_store.codes import CodesRun, load_cell_codes, panel_firing, panel_w
 from feature_store.query.runs import newest_run, resolve_run
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import Layout, RunInfo
-from feature_store.storage.plans import CellsPlan, MatchPlan, SAEPlan, constants_of
+from feature_store.storage.plans import ActivationsPlan, CellsPlan, MatchPlan, SAEPlan, constants_of
 from pipelines.config import MatchOptions
+from pipelines.config.vectors import VectorsPlace
 from pipelines.errors import UsageError
+from pipelines.external.vectors import SITE, load_vectors_location
 from pipelines.inputs import load_source_location, load_stored_sae
 from pipelines.runtime.checks import check_before_work
 from pipelines.runtime.progress import progress_bar
@@ -128,7 +133,7 @@ def _plan(layout: Layout, sae: _SAE, other: _SAE, options: MatchOptions) -> Matc
         method = COSINE if shared else "pearson"
     else:
         method = options.method
-    if method == COSINE and not shared:
+    if method == COSINE and not (shared or _share_name(layout, sae, other)):
         raise UsageError(
             f"--method was 'cosine', but {_name(sae)} and {_name(other)} read different spaces; leave --method out to "
             "compare their codes"
@@ -157,6 +162,19 @@ def _plan(layout: Layout, sae: _SAE, other: _SAE, options: MatchOptions) -> Matc
 def _share_space(a: _SAE, b: _SAE) -> bool:
     spaces = [(one.plan.model_digest, one.plan.site, one.plan.d_model) for one in (a, b)]
     return spaces[0] == spaces[1]
+
+
+def _share_name(layout: Layout, a: _SAE, b: _SAE) -> bool:
+    """Return whether both SAEs are of given vectors that are said to be of one model."""
+    same = (a.plan.model, a.plan.d_model) == (b.plan.model, b.plan.d_model)
+    return same and all(_reads_vectors(layout, one) for one in (a, b))
+
+
+def _reads_vectors(layout: Layout, sae: _SAE) -> bool:
+    """Return whether an SAE was trained on given vectors. NotFoundError if those activations are gone."""
+    if sae.plan.site != SITE:
+        return False
+    return ActivationsPlan.of(commit.Run.open(layout.activations_dir(sae.plan.activations))).origin == "vectors"
 
 
 def _shared_start(a: _SAE, b: _SAE) -> dict[str, str]:
@@ -227,7 +245,37 @@ def _encode_command(layout: Layout, sae: _SAE, dataset: str, pooling: str) -> st
     given = [("--data", path) for path in ([paths] if isinstance(paths, str) else paths)]
     given += [(f"--{option}", column) for option, column in columns.items() if column is not None]
     given += [("--label", label) for label in plan.labels]
+    if (vectors := _vectors_of(layout, sae, dataset)) is not None:
+        given.append(("--vectors", vectors))
     return " ".join([command, *(f"{option} {shlex.quote(str(value))}" for option, value in given)])
+
+
+def _vectors_of(layout: Layout, sae: _SAE, dataset: str) -> str | None:
+    """Return the vectors that an SAE of given vectors would encode a data set from; None if they need no name.
+
+    They are those that the store knows of the same model, if it knows any; else the user has to name them.
+    """
+    if not _reads_vectors(layout, sae):
+        return None
+    model = sae.plan.model, sae.plan.d_model
+    own = load_vectors_location(layout.activations_dir(sae.plan.activations)).vectors
+    needs_name = VectorsPlace.parse(own).file is not None
+    return next(_known_vectors(layout, dataset, *model), "PATH/vectors.npy" if needs_name else None)
+
+
+def _known_vectors(layout: Layout, dataset: str, model: str, d_model: int) -> Iterator[str]:
+    """Yield where the vectors of a data set were that are said to be of a model, the newest activations first."""
+    for info in layout.runs("activations"):
+        if info.complete:
+            plan = ActivationsPlan.of(commit.Run.open(info.path))
+            if (plan.origin, plan.dataset, plan.model, plan.d_model) == ("vectors", dataset, model, d_model):
+                yield load_vectors_location(info.path).vectors
+    for info in layout.runs("codes"):
+        codes = CodesRun.open(info.path).plan if info.complete else None
+        if codes is not None and codes.fused is not None and codes.dataset == dataset:
+            read = ActivationsPlan.of(commit.Run.open(layout.activations_dir(codes.activations)))
+            if (read.origin, read.model, read.d_model) == ("vectors", model, d_model):
+                yield load_vectors_location(info.path).vectors
 
 
 def _table(layout: Layout, plan: MatchPlan) -> pl.DataFrame:

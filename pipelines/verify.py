@@ -7,13 +7,14 @@ part in which it finds other bytes (`commit.Run.verify`), so that the command th
 from contextlib import suppress
 from pathlib import Path
 
+from feature_store.codes import CodesRun
 from feature_store.errors import InputError, IntegrityError, StoreError
 from feature_store.query.runs import resolve_any_run
 from feature_store.storage import commit, commits, filesystem
 from feature_store.storage.layout import LOCATIONS, Layout, RunInfo, tables_of
 from feature_store.storage.plans import ActivationsPlan, SAEPlan
 from pipelines.errors import UsageError
-from pipelines.external.vectors import missing_file, refuse_changed
+from pipelines.external.vectors import SITE, missing_file, refuse_changed
 from pipelines.inputs import data_problems, load_recorded_source, missing_files
 from pipelines.runtime.progress import stderr_console
 
@@ -45,7 +46,7 @@ def verify_run(run: str, store: Path) -> int:
         return 1
     if info.kind == "cells" and _data_changed(layout, info.run):
         return 1
-    if info.kind == "activations" and info.complete and _vectors_changed(layout, info):
+    if info.complete and _vectors_changed(layout, info):
         return 1
     n_parts = sum(commit.Run.open(table).n_shards for table in tables)
     console.print(f"{run}: {n_parts} parts in {len(tables)} tables are intact")
@@ -85,21 +86,35 @@ def _data_changed(layout: Layout, dataset: str) -> bool:
 
 
 def _vectors_changed(layout: Layout, info: RunInfo) -> bool:
-    """Hash the given vectors that a run of activations was made of and print whether they changed, or are not there."""
-    plan = ActivationsPlan.of(commit.Run.open(info.path))
-    if plan.origin != "vectors":
+    """Hash the given vectors that a run of activations or codes was made of and print whether they changed, or are not
+    there.
+    """
+    read = _vectors_read(info)
+    if read is None:
         return False
+    dataset, dtype = read
     console = stderr_console()
-    if missing := [*missing_files(layout, plan.dataset), *filter(None, [missing_file(info.path)])]:
+    if missing := [*missing_files(layout, dataset), *filter(None, [missing_file(info.path)])]:
         console.print(f"{', '.join(map(str, missing))}: not there, so the vectors were not compared", soft_wrap=True)
         return False
     try:
-        with load_recorded_source(layout, plan.dataset, stage="verify") as source:
-            refuse_changed(info.path, source, dtype=plan.dtype)
+        with load_recorded_source(layout, dataset, stage="verify") as source:
+            refuse_changed(info.path, source, dtype=dtype)
     except (UsageError, InputError) as error:
         console.print(str(error), style="red", soft_wrap=True)
         return True
     return False
+
+
+def _vectors_read(info: RunInfo) -> tuple[str, str] | None:
+    """Return the data set and the dtype of the given vectors that a run was made of; None if it was made of none."""
+    if info.kind == "activations":
+        plan = ActivationsPlan.of(commit.Run.open(info.path))
+        return (plan.dataset, plan.dtype) if plan.origin == "vectors" else None
+    if info.kind == "codes":
+        codes = CodesRun.open(info.path).plan
+        return (codes.dataset, codes.fused.dtype) if codes.fused is not None and codes.fused.site == SITE else None
+    return None
 
 
 def _location_problems(info: RunInfo) -> list[str]:

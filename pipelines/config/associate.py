@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pydantic
 
-from pipelines.config.extract import ForwardOptions
+from pipelines.config.extract import ForwardOptions, Vectors
 from pipelines.config.options import ActorOptions, CellOptions, Files, GeneOptions, parse_size
 
 
@@ -24,6 +24,9 @@ class AssociateOptions(CellOptions, GeneOptions, ForwardOptions):
     tell where it is now."""
     matrix: str | None = None
     """Matrix of `data` to read: X, raw or layers/NAME; default: as in extract."""
+    vectors: Vectors = None
+    """Vectors of the cells of `data`, as in extract, for an SAE of given vectors; default: the same obsm/KEY of
+    `data`."""
     range_size: str = "600MB"
     """Memory of an actor for the codes of a range of features. Every range reads the expression of all cells once, so
     that more memory is less work if the codes are much larger than this."""
@@ -37,15 +40,15 @@ class AssociateOptions(CellOptions, GeneOptions, ForwardOptions):
     @pydantic.model_validator(mode="after")
     def _of_other_data(self) -> "AssociateOptions":
         """Refuse options that need other data, and a codes run together with other data."""
-        if self.codes is not None and (self.sae is not None or self.matrix is not None):
+        if self.codes is not None and any(one is not None for one in (self.sae, self.matrix, self.vectors)):
             raise ValueError(f"codes was {self.codes!r}, but codes of other data are made anew; give sae without codes")
         if self.sae is not None and not self.data:
             raise ValueError(
                 f"sae was {self.sae!r}, but it only encodes data; name a codes run with codes, or give data"
             )
         fields = type(self).model_fields
-        of_data = {"matrix", *CellOptions.model_fields, *GeneOptions.model_fields, *ForwardOptions.model_fields}
-        of_data -= set(ActorOptions.model_fields)
+        of_data = {"matrix", "vectors", *CellOptions.model_fields, *GeneOptions.model_fields}
+        of_data |= set(ForwardOptions.model_fields) - set(ActorOptions.model_fields)
         given = sorted(name for name in of_data if getattr(self, name) != fields[name].default)
         if given and not self.data:
             raise ValueError(f"{', '.join(given)} apply to other data only; give data, or leave them out")

@@ -19,8 +19,8 @@ from feature_store.storage.plans import SteeringPlan, as_json
 from pipelines.associate import label_kinds
 from pipelines.config import SteerOptions
 from pipelines.errors import UsageError
-from pipelines.external.vectors import VectorsJob, load_vectors_location, refuse_changed
-from pipelines.inputs import load_recorded_source, load_token_of_gene, no_model, source_location
+from pipelines.external.vectors import VectorsJob, load_vectors_location
+from pipelines.inputs import load_token_of_gene, no_model, source_location
 from pipelines.steering.constants import result_constants
 from pipelines.steering.context import Cells, SteeringPaths
 from pipelines.steering.feature_selection import choose_features_of_label, kind_named
@@ -184,13 +184,6 @@ class SteeringRequest:
     def readout(self) -> str | None:
         """The cell embedding that is evaluated; None for given vectors, which are their own output."""
         return None if self.steers_vectors else self.options.readout
-
-    def check_vectors(self) -> None:
-        """Raise UsageError if given vectors that are read again moved or changed; those that are stored are not."""
-        if self.steers_vectors and self.chain.codes.fused is not None:
-            with load_recorded_source(self.layout, self.dataset, stage="steer") as source:
-                folder = self.layout.codes_dir(self.chain.associations.codes)
-                refuse_changed(folder, source, dtype=self.chain.activations.dtype)
 
     def _vectors(self) -> str | VectorsJob | None:
         """The given vectors that the codes were made of, if a model was not."""

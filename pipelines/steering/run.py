@@ -30,6 +30,7 @@ from feature_store.storage.layout import Layout
 from feature_store.storage.plans import SteeringResultsPlan
 from pipelines.config import SteerOptions
 from pipelines.errors import UsageError
+from pipelines.external.vectors import refuse_changed_of_codes
 from pipelines.moved_data import record_new_place
 from pipelines.runtime.checks import check_before_work, check_tracking
 from pipelines.runtime.stage import Clock, StageResult
@@ -74,7 +75,7 @@ def steer(options: SteerOptions, store: Path, *, address: str | None = None) -> 
     check_before_work(layout, address=address)
     request = SteeringRequest.of(options, layout)
     record_new_place(layout, request.chain.associations.dataset, options.data)
-    request.check_vectors()
+    refuse_changed_of_codes(layout, request.chain, stage="steer")
     run = SteeringRun(request, address)
     check_tracking(layout)
     results = run.results()
