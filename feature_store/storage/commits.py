@@ -38,6 +38,8 @@ def put_on_list(table: Path, *, manifest: str, created: datetime) -> None:
             return
     except FileNotFoundError:
         filesystem.make_folder(entry.parent)
+    # careful: no run cleans this folder, which is that of all of them
+    filesystem.remove_abandoned(entry.parent)
     filesystem.replace_text(entry, text)
 
 

@@ -2,9 +2,9 @@
 
 Blocks of tokens may come in any order of the cells, each cell in one block. A shard, a range of cells, is committed as
 soon as every one of its cells has been given, and what is left at the end of the block; until then its tokens are held
-in memory, and beyond `buffer_size` in a temporary file. A block that raises leaves the committed shards and no
-manifest: the run is unfinished, and the same writer takes the cells that are missing. A run that is complete is not
-written again.
+in memory, and beyond `buffer_size` in a temporary folder of the run. A block that raises leaves the committed shards
+and no manifest: the run is unfinished, and the same writer takes the cells that are missing. A run that is complete is
+not written again.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from feature_store.cells import Source, read_split_record
 from feature_store.errors import InputError
 from feature_store.storage import commit, filesystem
 from feature_store.storage.hashing import content_sha, sealed
-from feature_store.storage.layout import MODEL_FILE, Layout, as_path
+from feature_store.storage.layout import MODEL_FILE, TEMPORARY, Layout, as_path
 from feature_store.storage.plans import ActivationsPlan
 from pipelines.activations import create_activations, write_data_set
 from pipelines.config import ActorOptions, CellOptions, ForwardOptions, check, parse_size
@@ -122,6 +122,7 @@ class ActivationWriter:
             self._names = TokenNames(self.source)
             run = self._create()
             stack.enter_context(run.exclusive())
+            _remove_scratch(run.path)
             pending = run.pending()
             if not pending:
                 run.finalize()
@@ -130,7 +131,8 @@ class ActivationWriter:
                     f"{self._name}{self._version and f' {self._version}'} on these cells; use it, or give another "
                     "version to record another model"
                 )
-            scratch = Path(stack.enter_context(TemporaryDirectory()))
+            beside = run.path if filesystem.is_local(run.path) else None
+            scratch = Path(stack.enter_context(TemporaryDirectory(dir=beside, prefix=TEMPORARY)))
             self._stack = stack.pop_all()
         self._run, self.run, self._clock = run, run.path.name, clock
         self._pending, self._n_reused = set(pending), run.n_shards - len(pending)
@@ -268,3 +270,10 @@ class ActivationWriter:
                 "tokens": manifest.rows,
             },
         )
+
+
+def _remove_scratch(run: Path) -> None:
+    """Remove the temporary folders that killed programs left in the folder of a run that this process has locked."""
+    for left in run.glob(f"{TEMPORARY}*") if filesystem.is_local(run) else ():
+        if left.is_dir():
+            filesystem.remove_folder(left)
