@@ -11,6 +11,7 @@ Site and model that the files name are compared with those of the activations, b
 codes that look like codes. The width is compared as well. An SAE that reconstructs worse than the mean is a warning.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,6 +113,16 @@ def import_sae(options: ImportSAEOptions, store: Path) -> StageResult:
             "registered": register_sae(layout, run, name=options.name),
         },
     )
+
+
+def check_folder(options: ImportSAEOptions) -> None:
+    """Raise CheckpointError unless the folder holds an SAE that can be imported, whatever it is to read."""
+    from sae_core.errors import UnknownScaleError
+    from sae_core.sae import find_foreign
+
+    # what scale its input has is told with the activations
+    with suppress(UnknownScaleError):
+        find_foreign(options.folder, format=options.format, pick=options.pick).read(input_scale=options.input_scale)
 
 
 def export_sae(options: ExportSAEOptions, store: Path) -> StageResult:
@@ -274,7 +285,9 @@ def _check_origin(found: "ForeignFolder", origin: "Origin", parent: commit.Run, 
     differences = []
     if named is not None and str(named) != source.site:
         differences.append(f"the site {origin.site!r}, not {source.site}")
-    if origin.model_digest is not None and origin.model_digest != source.model_digest:
+    # the digest of given vectors is that of the vectors, which other cells of the same model do not share
+    is_other_vectors = source.origin == "vectors" and origin.model == source.model
+    if origin.model_digest is not None and origin.model_digest != source.model_digest and not is_other_vectors:
         differences.append(
             f"the model {origin.model!r} with digest {origin.model_digest[:12]}, not {source.model!r} with "
             f"{source.model_digest[:12]}"

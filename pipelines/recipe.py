@@ -23,16 +23,22 @@ def run_recipe(recipe: Recipe, store: Path, *, address: str | None = None) -> li
     If several sites are extracted, the later stages run for each of them. A stage whose predecessor is not in the
     recipe starts from the run that its own option names (`train.activations`, `encode.sae`, ...), or from the newest
     run in the store. UsageError for a recipe without a stage. A store or MLflow server that cannot be written, an
-    address without a cluster and a gene-set file that cannot be read are errors before the first stage.
+    address without a cluster, a gene-set file that cannot be read and a folder without the SAE to import are errors
+    before the first stage.
     """
     if recipe == Recipe(store=recipe.store):
-        raise UsageError("the recipe has no stage; give at least one of extract, train, encode, associate, steer")
+        stages = "extract, train or import-sae, encode, associate, steer"
+        raise UsageError(f"the recipe has no stage; give at least one of {stages}")
     layout = Layout(store)
     check_before_work(layout, address=address)
+    # a file that is wrong is found now, and not after hours of the stages before
     if recipe.associate is not None:
-        # a file that is wrong is found now, and not after hours of the stages before
         read_collections(recipe.associate.gmt)
-    if (recipe.train is not None or recipe.steer) and os.environ.get("MLFLOW_TRACKING_URI"):
+    if recipe.import_sae is not None:
+        from pipelines.exchange import check_folder
+
+        check_folder(recipe.import_sae)
+    if (_makes_sae(recipe) or recipe.steer) and os.environ.get("MLFLOW_TRACKING_URI"):
         check_tracking(layout)
     with one_ray_session():
         return list(_stages(recipe, store, address))
@@ -41,6 +47,7 @@ def run_recipe(recipe: Recipe, store: Path, *, address: str | None = None) -> li
 def _stages(recipe: Recipe, store: Path, address: str | None) -> Iterator[StageResult]:
     from pipelines.associate import associate
     from pipelines.encode import encode
+    from pipelines.exchange import import_sae
     from pipelines.extract import extract
     from pipelines.steering.run import steer
     from pipelines.train import train
@@ -51,11 +58,11 @@ def _stages(recipe: Recipe, store: Path, address: str | None) -> Iterator[StageR
         yield from extracted
         heads = [result.run for result in extracted]
     middle: dict[str, Callable[[Any, Path], StageResult]] = {
-        "train": partial(train, address=address),
+        **({"train": partial(train, address=address)} if recipe.import_sae is None else {"import_sae": import_sae}),
         "encode": partial(encode, address=address),
         "associate": partial(associate, address=address),
     }
-    for head in heads if recipe.train is not None else [None]:
+    for head in heads if _makes_sae(recipe) else [None]:
         run = head
         for name, stage in middle.items():
             options = getattr(recipe, name)
@@ -67,6 +74,11 @@ def _stages(recipe: Recipe, store: Path, address: str | None) -> Iterator[StageR
             run = result.run
         for steering in recipe.steer:
             yield steer(_with_parent(steering, "steer", run), store, address=address)
+
+
+def _makes_sae(recipe: Recipe) -> bool:
+    """Return whether the recipe trains or imports an SAE."""
+    return recipe.train is not None or recipe.import_sae is not None
 
 
 def _with_parent(options: T, stage: str, run: str | None) -> T:

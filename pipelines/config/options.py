@@ -160,11 +160,18 @@ def _explain(cls: type[Options], error: dict[str, Any], where: str) -> str:
 
 
 def _fields_at(cls: type[Options], path: list[str]) -> set[str]:
-    """Return the names of the fields below `path`: the name of a field, perhaps followed by a position in a list."""
-    if path and path[0] in cls.model_fields:
-        below = next(_options_in(cls.model_fields[path[0]].annotation), cls)
-        return set(below.model_fields)
-    return set(cls.model_fields)
+    """Return the keys below `path`: the key of a field, perhaps followed by a position in a list."""
+    fields = {_key_of(name, info): info for name, info in cls.model_fields.items()}
+    if path and path[0] in fields:
+        below = next(_options_in(fields[path[0]].annotation), cls)
+        return {_key_of(name, info) for name, info in below.model_fields.items()}
+    return set(fields)
+
+
+def _key_of(name: str, info: pydantic.fields.FieldInfo) -> str:
+    """Return how a field is written: by its first alias, if it has any."""
+    alias = info.validation_alias
+    return str(alias.choices[0]) if isinstance(alias, pydantic.AliasChoices) else name
 
 
 def _options_in(annotation: Any) -> Iterator[type[Options]]:

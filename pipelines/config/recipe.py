@@ -4,24 +4,29 @@ from pathlib import Path
 
 import pydantic
 import yaml
+from pydantic import Field
 
 from feature_store.errors import StoreError
 from feature_store.storage.text_files import read_text
 from pipelines.config.associate import AssociateOptions
 from pipelines.config.encode import EncodeOptions
+from pipelines.config.exchange import ImportSAEOptions
 from pipelines.config.extract import ExtractOptions
 from pipelines.config.options import Options, check
 from pipelines.config.steer import SteerOptions
 from pipelines.config.train import TrainOptions
 from pipelines.errors import UsageError
 
-PARENTS = {
-    "train": ("extract", "activations"),
-    "encode": ("train", "sae"),
-    "associate": ("encode", "codes"),
-    "steer": ("associate", "associations"),
+PARENTS: dict[str, tuple[tuple[str, ...], str]] = {
+    "train": (("extract",), "activations"),
+    "import_sae": (("extract",), "activations"),
+    "encode": (("train", "import_sae"), "sae"),
+    "associate": (("encode",), "codes"),
+    "steer": (("associate",), "associations"),
 }
-"""For a stage of a recipe, the stage that makes the run it starts from, and the option that names that run."""
+"""For a stage of a recipe, the stages that make the run it starts from, and the option that names that run."""
+IMPORT_SAE = "import-sae"
+"""The key of the import, which is named as its command is."""
 
 
 class Recipe(Options):
@@ -36,6 +41,10 @@ class Recipe(Options):
     """Options of the extraction."""
     train: TrainOptions | None = None
     """Options of the training."""
+    import_sae: ImportSAEOptions | None = Field(
+        default=None, validation_alias=pydantic.AliasChoices(IMPORT_SAE, "import_sae")
+    )
+    """Options of importing an SAE, in the place of a training; the key is `import-sae`."""
     encode: EncodeOptions | None = None
     """Options of the encoding."""
     associate: AssociateOptions | None = None
@@ -56,6 +65,20 @@ class Recipe(Options):
         return self
 
     @pydantic.model_validator(mode="after")
+    def _trained_or_imported(self) -> "Recipe":
+        """Refuse an import beside a training, and one for the activations of several sites."""
+        if self.import_sae is None:
+            return self
+        if self.train is not None:
+            raise ValueError(f"the recipe has train and {IMPORT_SAE}; an SAE is trained or imported: give one of them")
+        if self.extract is not None and len(self.extract.layer) > 1:
+            raise ValueError(
+                f"extract.layer was {list(self.extract.layer)}, but {IMPORT_SAE} takes one SAE, which reads one site; "
+                "give one layer"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _other_data_are_encoded(self) -> "Recipe":
         """Refuse other data for the associations: those of a recipe are of the codes of its encoding."""
         if self.associate is not None and self.associate.data:
@@ -67,16 +90,22 @@ class Recipe(Options):
     @pydantic.model_validator(mode="after")
     def _one_origin(self) -> "Recipe":
         """Refuse a named run if the recipe also has the stage that makes it."""
-        for follower, (maker, field) in PARENTS.items():
+        for follower, (makers, field) in PARENTS.items():
             stages = getattr(self, follower)
+            maker = next((one for one in makers if getattr(self, one) is not None), None)
             for stage in stages if isinstance(stages, tuple) else (stages,):
                 named = None if stage is None else getattr(stage, field)
-                if named is not None and getattr(self, maker) is not None:
+                if named is not None and maker is not None:
                     raise ValueError(
-                        f"{follower}.{field} was {named!r}, but the recipe has {maker} too, which makes that run; "
-                        "leave one of them out"
+                        f"{_key(follower)}.{field} was {named!r}, but the recipe has {_key(maker)} too, which makes "
+                        "that run; leave one of them out"
                     )
         return self
+
+
+def _key(stage: str) -> str:
+    """Return the key of a stage in a recipe."""
+    return IMPORT_SAE if stage == "import_sae" else stage
 
 
 def recipe_text(path: Path) -> str:

@@ -24,7 +24,7 @@ from pipelines.runtime.job_log import JobLog, print_notice
 
 NOT_FOUND = 127
 """Exit code of a shell that does not find the command."""
-_LOCATIONS = ("data", "obs", "model", "dictionaries", "vectors", "genes", "gmt")
+_LOCATIONS = ("data", "obs", "model", "dictionaries", "vectors", "genes", "folder", "gmt")
 _ANYWHERE = re.compile(r"/|[A-Za-z][A-Za-z0-9+.-]+://")
 
 
@@ -83,7 +83,7 @@ def _locations(recipe: Recipe) -> Iterator[tuple[str, str]]:
                 given = getattr(one, key, None)
                 for value in given if isinstance(given, tuple) else (given,):
                     if value is not None and value != "mini" and not str(value).startswith((OBSM, VARIABLE)):
-                        yield f"{stage}.{key}", str(value)
+                        yield f"{stage.replace('_', '-')}.{key}", str(value)
 
 
 def parse_env(env: Sequence[str]) -> dict[str, str]:
