@@ -215,7 +215,8 @@ def _codes_of_same_cells(layout: Layout, pair: Sequence[_SAE]) -> tuple[CodesRun
         for same, two in b:
             if cells == same:
                 return one, two
-    dataset = next((run.plan.dataset for _, run in (*a, *b)), pair[0].plan.dataset)
+    encoded = [run.plan.dataset for _, run in (*a, *b)]
+    dataset = _data_set_of_both(layout, pair, [*encoded, *(sae.plan.dataset for sae in pair)])
     pooling = next((run.plan.pooling for _, run in (*a, *b)), "max")
     wanted = (_digest_of(layout, dataset), pooling)
     lacking = [sae for sae, runs in zip(pair, (a, b), strict=True) if wanted not in {cells for cells, _ in runs}]
@@ -224,6 +225,23 @@ def _codes_of_same_cells(layout: Layout, pair: Sequence[_SAE]) -> tuple[CodesRun
         f"{_name(pair[0])} and {_name(pair[1])} are compared by their codes of the same cells, pooled alike, and there "
         f"are none of both; make them with {commands}"
     )
+
+
+def _data_set_of_both(layout: Layout, pair: Sequence[_SAE], datasets: Sequence[str]) -> str:
+    """Return the first data set that both SAEs can encode. UsageError if tokens were recorded of other cells alone."""
+    for dataset in datasets:
+        if all(_can_encode(layout, sae, dataset) for sae in pair):
+            return dataset
+    raise UsageError(
+        f"{_name(pair[0])} and {_name(pair[1])} are compared by their codes of the same cells, and tokens that another "
+        "program recorded are of other cells; record those of the same cells too, and train on them"
+    )
+
+
+def _can_encode(layout: Layout, sae: _SAE, dataset: str) -> bool:
+    if _digest_of(layout, sae.plan.dataset) == _digest_of(layout, dataset):
+        return True
+    return ActivationsPlan.of(commit.Run.open(layout.activations_dir(sae.plan.activations))).origin != "recorded"
 
 
 def _digest_of(layout: Layout, dataset: str) -> str:

@@ -139,8 +139,8 @@ def by_line(found: pl.DataFrame) -> pl.DataFrame:
     figures = found.group_by("arm", "line", maintain_order=True).agg(
         mean=pl.col("test").mean(), low=pl.col("test").min(), high=pl.col("test").max()
     )
-    texts = figures.select("arm", "line", pl.format("{} ({} to {})", *map(_rounded, ("mean", "low", "high"))))
-    return texts.pivot("line", index="arm", values="literal", sort_columns=True)
+    texts = figures.select("arm", "line", figure=pl.format("{} ({} to {})", *map(_rounded, ("mean", "low", "high"))))
+    return texts.pivot("line", index="arm", values="figure", sort_columns=True)
 
 
 def _rounded(column: str) -> pl.Expr:

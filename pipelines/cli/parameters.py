@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperCommand
@@ -15,6 +15,8 @@ from pipelines.config import ADDRESS_HELP, DEFAULT_STORE, STORE_HELP, Options, c
 
 if TYPE_CHECKING:
     from pipelines.runtime.output import Destination
+
+T = TypeVar("T", bound=Options)
 
 
 def _store(text: str) -> Path:
@@ -100,7 +102,7 @@ def stage_command(
     return register
 
 
-def given_options(cls: type[Options], context: typer.Context) -> Options:
+def given_options(cls: type[T], context: typer.Context) -> T:
     """The options of a command line, of those alone that were given: a default excludes no other option."""
     values = {
         field: context.params[field]

@@ -73,4 +73,5 @@ def _starts(n_rows: int) -> list[int]:
     """Return where the ranges of the sample start: all of READ_ROWS rows each, or SAMPLE_RANGES at equal distances."""
     if n_rows <= SAMPLE_RANGES * READ_ROWS:
         return list(range(0, n_rows, READ_ROWS))
-    return np.linspace(0, n_rows - READ_ROWS, SAMPLE_RANGES).astype(int).tolist()
+    found: list[int] = np.linspace(0, n_rows - READ_ROWS, SAMPLE_RANGES).astype(int).tolist()
+    return found

@@ -181,7 +181,8 @@ class AnnDataFile:
             holds = f"an array {node.shape} of {node.dtype}" if hasattr(node, "shape") else "a table or a sparse matrix"
             raise InputError(
                 f"obsm/{key} of {self.path} holds {holds}; it has to be an array of numbers [n_cells d], as "
-                f"adata.obsm[{key!r}] = numpy.asarray(...) makes it"
+                f"adata.obsm[{key!r}] = numpy.asarray(...) makes it; such arrays are "
+                f"{', '.join(self.obsm_widths()) or 'none of its obsm'}"
             )
         self._check_length(f"obsm/{key}", node.shape[0])
         return node

@@ -131,6 +131,8 @@ def test_what_extract_refuses_is_refused_in_the_same_words(folder, vectors, plac
     assert said.replace("inspect", "extract") == of_extract.replace(f"{folder}/", "")
     if place == "obsm/X_em":
         assert "its obsm has X_cube, X_emb, X_umap; did you mean 'X_emb'?" in said
+    if place == "obsm/X_cube":
+        assert said.endswith("such arrays are X_emb, X_umap")
 
 
 def test_options_of_a_model_are_refused_beside_vectors(folder):

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from given_vectors import COLUMN_OPTIONS, refused_by, said_by, vectors_of
+from given_vectors import COLUMN_OPTIONS, COLUMNS, refused_by, said_by, vectors_of
 from safetensors.numpy import load_file
 from scipy.stats import rankdata
 
+import scsae
 from feature_store.cells import read_cells
 from feature_store.codes import CodesRun, load_cell_codes
 from feature_store.storage import commit
@@ -167,6 +168,25 @@ def test_saes_of_two_sets_of_vectors_are_matched_by_the_commands_of_the_error(tw
     found = found.filter(~pl.col("dead")).sort("feature_id")
     best = (b @ a.T)[found["feature_id"].to_numpy()][:, found["other_feature_id"].to_numpy()]
     np.testing.assert_allclose(found["similarity"], np.diag(best), rtol=1e-4)
+
+
+def test_an_sae_of_recorded_tokens_is_matched_on_the_cells_that_were_recorded(two):
+    rng = np.random.default_rng(0)
+    with scsae.ActivationWriter("store", "a.h5ad", name="net", d_model=6, **COLUMNS) as writer:
+        writer.write(np.repeat(np.arange(72), 3), rng.integers(0, 30, 216), rng.normal(size=(216, 6)))
+    said_by("train", *STEPS)
+    recorded = newest(two.folder, "saes")
+    for _ in range(2):
+        said = refused_by("match", "--sae", recorded, "--other", two.sae_a)
+        command = re.findall(r"`scsae ([^`]*)`", said)[0]
+        assert "--data" not in command, "sae_a has codes of b, which nobody recorded"
+        said_by(*shlex.split(command))
+    assert "pearson correlation" in said_by("match", "--sae", recorded, "--other", two.sae_a)
+    with scsae.ActivationWriter("store", "b.h5ad", name="other", d_model=6, **COLUMNS) as writer:
+        writer.write(np.arange(60), np.zeros(60, int), rng.normal(size=(60, 6)))
+    said_by("train", *STEPS)
+    said = refused_by("match", "--sae", recorded, "--other", newest(two.folder, "saes"))
+    assert "tokens that another program recorded are of other cells" in said
 
 
 def test_the_command_that_a_match_names_has_the_vectors_that_the_store_knows(made, tmp_path, monkeypatch):
