@@ -14,6 +14,7 @@ file_digests               the sha256 of a file, and how a file is known not to 
 changes                    what changed in the files of a data set
 column_matrices, turning    matrices that do not lie cell by cell, and are turned once
 row_parts, list_parts      what they are turned into; Parquet files with lists
+soma_arrays                obs and matrices of a SOMA experiment, of which a condition takes some cells
 matrices, value_kinds      ranges of rows of a matrix on disk; whether its values are counts or log-normalised
 matrix_choice              which matrix of a file is taken, and why not the others
 feature_types              which features are genes

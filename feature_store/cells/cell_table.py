@@ -139,6 +139,7 @@ def write_cells(
         sources=tuple(short_names(source.paths)) if len(source.paths) > 1 else (),
         obs=source.obs_digests,
         obs_columns=source.obs_table_columns,
+        where=source.where,
     )
     dataset = dataset or f"{_slug(source.paths)}-{plan.id[:6]}"
     is_dropped = {key for key, column in {**columns, "split": split_column}.items() if column == key}

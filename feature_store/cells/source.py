@@ -64,6 +64,8 @@ class Source:
         choices: for each file the matrix that was taken, why, and what was passed over.
         formats: the format of each file, in words.
         ignored: for each file what else of it is not read, in words.
+        where: the condition by which the cells were taken (SOMA experiments alone), None without one.
+        filtered: for each file how many of its cells it took, in words; "" without one.
         left_out: number of features of the files that are no genes, by their type; the matrix does not hold them.
         n_cells, n_genes: numbers of cells of all files and of genes in the union.
         n_genes_in_all: number of genes that every file has; a cell has 0 of a gene that its file lacks.
@@ -77,6 +79,7 @@ class Source:
         self,
         files: Sequence[CellFile],
         *,
+        where: str | None = None,
         progress: Progress = no_progress,
         known_digest: KnownDigest = no_known_digest,
     ) -> None:
@@ -87,6 +90,7 @@ class Source:
         self.choices = tuple(file.choice for file in files)
         self.formats = tuple(file.format for file in files)
         self.ignored = tuple(tuple(file.ignored) for file in files)
+        self.where, self.filtered = where, tuple(file.filtered for file in files)
         self.left_out = dict(sum((Counter(file.left_out) for file in files), Counter[str]()))
         self.progress = progress
         self.rows = ("",) * len(files)
@@ -123,10 +127,11 @@ class Source:
 
     @property
     def digest(self) -> str:
-        """Sha256 of the content: that of the file, or that of the digests of all files in their order."""
-        if len(self.digests) == 1:
-            return self.digests[0]
-        return sha256("".join(f"{one}\n" for one in self.digests).encode()).hexdigest()
+        """Sha256 of the content: that of the file, or that of the digests of all files in their order, and of the
+        condition by which the cells were taken.
+        """
+        parts = [*self.digests, *([] if self.where is None else [f"where {self.where}"])]
+        return parts[0] if len(parts) == 1 else sha256("".join(f"{one}\n" for one in parts).encode()).hexdigest()
 
     @property
     def digests(self) -> tuple[str, ...]:
@@ -378,6 +383,7 @@ def open_source(
     paths: str | Path | Sequence[str | Path],
     *,
     matrix: str | None = None,
+    where: str | None = None,
     progress: Progress = no_progress,
     known_digest: KnownDigest = no_known_digest,
     obs: Sequence[str | Path] = (),
@@ -386,10 +392,11 @@ def open_source(
     """Open a file or folder of cells (`files`), or several as one data set.
 
     `matrix` is a matrix of every file, such as "X", "raw" or "layers/NAME", or one for each, comma-separated; None
-    chooses in each file the best matrix of a kind that all files have (`matrix_choice`). `progress` shows the long
-    passes; a file is hashed unless `known_digest` has its digest. `obs` are tables of further obs
-    columns, one for all files or one for each (`obs_table`). `rows` are those of another source of the same files
-    (`Source.rows`). InputError as from `open_file`, for a file given twice, files of counts and of
+    chooses in each file the best matrix of a kind that all files have (`matrix_choice`). `where` is a condition on obs
+    in the syntax of SOMA's value filters: of SOMA experiments, the cells that fulfil it are taken. `progress` shows the
+    long passes; a file is hashed unless `known_digest` has its digest. `obs` are tables of further obs columns, one for
+    all files or one for each (`obs_table`). `rows` are those of another source of the same files (`Source.rows`).
+    InputError as from `open_file`, for a file given twice, files of counts and of
     log-normalised values together, and files without a gene in common.
     """
     files = data_files(paths)
@@ -404,14 +411,14 @@ def open_source(
         raise InputError(
             f"--matrix was {matrix!r}, {len(named)} matrices for {len(files)} files; name one, or one for each file"
         )
-    opened = [open_file(path, matrix=name) for path, name in zip(files, named, strict=True)]
+    opened = [open_file(path, matrix=name, where=where) for path, name in zip(files, named, strict=True)]
     if len({file.value_kind for file in opened}) > 1 and not (matrix is None and _use_one_kind(opened)):
         kinds = "; ".join(f"{file.path}: {file.matrix} holds {file.value_kind}" for file in opened)
         raise InputError(
             f"files of counts and of log-normalised values cannot be joined ({kinds}); name matrices of the same kind "
             "for all files, for example --matrix X,layers/counts"
         )
-    source = Source(opened, progress=progress, known_digest=known_digest)
+    source = Source(opened, where=where, progress=progress, known_digest=known_digest)
     if obs:
         source.join_obs([Path(path) for path in obs])
     if any(rows):

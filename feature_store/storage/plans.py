@@ -161,7 +161,7 @@ class CellsPlan(Plan):
     version = 7
 
     digest: str
-    """Sha256 of the content of the files."""
+    """Sha256 of the content of the files, and of `where`."""
     matrix: str
     value_kind: str
     left_out: Mapping[str, int]
@@ -185,6 +185,13 @@ class CellsPlan(Plan):
     """Sha256 of the content of the tables that obs columns were joined from (`--obs`)."""
     obs_columns: tuple[str, ...]
     """The columns of these tables; they are not in the files."""
+    where: str | None = None
+    """The condition by which cells were taken (`--where`)."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of plan.json; without a condition it does not name one, as before there were any."""
+        content = super().to_json()
+        return content if self.where is not None else {key: content[key] for key in content if key != "where"}
 
 
 @dataclass(frozen=True, kw_only=True)

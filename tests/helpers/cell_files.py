@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import warnings
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import anndata
@@ -154,6 +155,16 @@ def gene_lists(
     return path
 
 
+def soma(adata: anndata.AnnData, folder: Path, *, layer: str = "raw", measurement: str = "RNA", **parts: Any) -> Path:
+    """A SOMA experiment, by TileDB-SOMA's own writer."""
+    import tiledbsoma.io
+
+    path = folder / "experiment"
+    cells = anndata.AnnData(counts_of(adata), obs=adata.obs, var=adata.var, uns=adata.uns, **parts)
+    tiledbsoma.io.from_anndata(str(path), cells, measurement_name=measurement, X_layer_name=layer)
+    return path
+
+
 FORMATS: dict[str, Callable[[anndata.AnnData, Path], Path]] = {
     "h5ad csr": h5ad,
     "h5ad csc": lambda adata, folder: h5ad(adata, folder, sparse.csc_matrix),
@@ -172,7 +183,11 @@ FORMATS: dict[str, Callable[[anndata.AnnData, Path], Path]] = {
     "parquet, one part, no marker": lambda adata, folder: gene_lists(
         adata, folder, parts=1, marker=False, group_rows=99
     ),
+    "soma": soma,
 }
+if find_spec("tiledbsoma") is None:
+    # it is an extra of its own, which need not be installed
+    del FORMATS["soma"]
 """Writers of every format, by name; the writer returns the path to give to `open_source`."""
 WITHOUT_OBS = ("10x", "mtx")
 """How the names of the formats begin that have no obs."""

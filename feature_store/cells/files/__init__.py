@@ -8,4 +8,5 @@ anndata_file    AnnData: .h5ad and .zarr
 tenx_h5         10x: filtered_feature_bc_matrix.h5 of Cell Ranger 2 and 3
 mtx             10x: the folder of matrix.mtx, barcodes.tsv and features.tsv
 gene_lists      Parquet with lists of genes and counts, as Tahoe-100M
+soma            TileDB-SOMA: an experiment, as the Census of CELLxGENE
 """

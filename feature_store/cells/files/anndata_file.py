@@ -32,6 +32,7 @@ class AnnDataFile:
     """An opened .h5ad file or AnnData .zarr folder: see `CellFile`. Its matrices are "X", "raw" and "layers/NAME"."""
 
     ignored: Sequence[str] = ()
+    filtered = ""
     by_column: ColumnMatrix | None
 
     def __init__(self, path: Path, file: Any, *, matrix: str | None = None) -> None:

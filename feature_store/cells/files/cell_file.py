@@ -42,6 +42,7 @@ class CellFile(Protocol):
         gene_symbols: symbol of each gene [n_genes]; the name of the gene where there is no symbol.
         ensembl_ids: Ensembl id of each gene without version, "" where unknown; None if the file has none.
         ignored: what else of the file is not read, in words.
+        filtered: how many of the cells a condition took, in words; "" without one.
         by_column: the matrix in use with all its features, if it does not lie cell by cell: only its first cells can be
             read until it is turned (`turning`).
     """
@@ -59,6 +60,7 @@ class CellFile(Protocol):
     gene_symbols: list[str]
     ensembl_ids: list[str] | None
     ignored: Sequence[str]
+    filtered: str
     by_column: ColumnMatrix | None
 
     @property
@@ -104,6 +106,8 @@ class OneMatrixFile:
     matrix, one that is not as large as `var` and `index` say, one that holds neither counts nor log-normalised values,
     and one without genes.
     """
+
+    filtered = ""
 
     def __init__(
         self,

@@ -10,23 +10,25 @@ from feature_store.cells.files.anndata_file import AnnDataFile
 from feature_store.cells.files.cell_file import CellFile, names_with_closest, reading
 from feature_store.cells.files.gene_lists import is_parquet, open_gene_lists, parts_in
 from feature_store.cells.files.mtx import is_mtx, matrices_in, open_mtx
+from feature_store.cells.files.soma import is_experiment, is_soma, open_soma_experiment
 from feature_store.cells.files.tenx_h5 import matrices_of_tenx, open_tenx_h5
 from feature_store.errors import InputError
 from feature_store.storage.data_files import refuse_other_than_hdf5, refuse_unfetched, refuse_unfetched_below
 
 FORMATS = (
-    "an .h5ad file, an AnnData .zarr folder, a 10x .h5 file, the folder of a matrix.mtx, or one of Parquet parts with "
-    "lists of genes"
+    "an .h5ad file, an AnnData .zarr folder, a 10x .h5 file, the folder of a matrix.mtx, one of Parquet parts with "
+    "lists of genes, or a SOMA experiment"
 )
 COLLECTION = "annbatch-preshuffled"
 """The encoding-type of a zarr group of several AnnData, which annbatch writes."""
 _ZARR_FILES = ("zarr.json", ".zgroup")
 
 
-def open_file(path: Path, *, matrix: str | None = None) -> CellFile:
+def open_file(path: Path, *, matrix: str | None = None, where: str | None = None) -> CellFile:
     """Open a file or folder of cells.
 
     `matrix` is a matrix of it, "X", "raw" or "layers/NAME" of an AnnData; None takes the best (`matrix_choice`).
+    `where` is a condition on obs, by which a SOMA experiment takes some of its cells; InputError for other formats.
     InputError for a missing or damaged file, one of no known format, an empty matrix, and one without a matrix of
     counts or of log-normalised values (the message lists what every matrix of the file holds).
     """
@@ -34,6 +36,14 @@ def open_file(path: Path, *, matrix: str | None = None) -> CellFile:
         beside = sorted(file.name for file in path.parent.iterdir()) if path.parent.is_dir() else []
         beside = [name for name in beside if name.endswith((".h5ad", ".h5", ".zarr"))]
         raise InputError(f"there is no file {path}; its folder has {names_with_closest(path.name, beside)}")
+    if path.is_dir() and is_soma(path):
+        return open_soma_experiment(path, matrix=matrix, where=where)
+    if where is not None:
+        raise InputError(
+            f"--where was {where!r}, but {path} is no SOMA experiment, and only of these a condition takes some of the "
+            "cells; leave it out, or write a file of the cells that you want, for example "
+            "a[a.obs['tissue'] == 'lung'].write_h5ad('lung.h5ad')"
+        )
     if path.is_dir():
         return _open_folder(path, matrix)
     refuse_unfetched(path)
@@ -80,7 +90,7 @@ def _open_folder(path: Path, matrix: str | None) -> CellFile:
 
 def _may_be_cells(path: Path) -> bool:
     """Whether what lies in a folder looks like cells, by its name or by what is in it."""
-    is_folder = path.is_dir() and bool(matrices_in(path) or parts_in(path))
+    is_folder = path.is_dir() and bool(is_experiment(path) or matrices_in(path) or parts_in(path))
     return is_folder or path.suffix in (".h5ad", ".h5", ".zarr")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import shutil
+import sys
 from typing import TYPE_CHECKING, Any
 
 import anndata
@@ -336,6 +337,21 @@ def test_parts_without_what_they_need_are_refused(cells: anndata.AnnData, tmp_pa
     pl.DataFrame({"a": [1]}).write_parquet(other)
     with pytest.raises(InputError, match="no list of genes"):
         open_source(other)
+
+
+def test_a_condition_is_refused_where_the_format_takes_none(cells: anndata.AnnData, tmp_path: Path) -> None:
+    for how in ("h5ad csr", "mtx, 3, gz", "parquet"):
+        with pytest.raises(InputError, match=r"--where was \"type == 'A'\".*SOMA"):
+            open_source(FORMATS[how](cells, tmp_path), where="type == 'A'")
+
+
+def test_an_experiment_without_its_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("obs", "ms"):
+        (tmp_path / "experiment" / name).mkdir(parents=True)
+    (tmp_path / "experiment" / "__tiledb_group.tdb").touch()
+    monkeypatch.setitem(sys.modules, "tiledbsoma", None)
+    with pytest.raises(InputError, match=r"experiment is a SOMA experiment.*pip install 'scsae\[soma\]'"):
+        open_source(tmp_path / "experiment")
 
 
 def test_the_content_identifies_a_folder_whatever_lies_beside_it(cells: anndata.AnnData, tmp_path: Path) -> None:
