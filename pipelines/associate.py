@@ -75,6 +75,7 @@ class ExpressionJob:
 
     data: tuple[str, ...]
     matrix: str
+    where: str | None
     rows: tuple[str, ...]
     run: str
     cells: str
@@ -84,7 +85,7 @@ class ExpressionWriter:
     """Computes shards of an `ExpressionJob`; it is the body of an actor and can be called without Ray."""
 
     def __init__(self, job: ExpressionJob) -> None:
-        self.source = open_source(job.data, matrix=job.matrix, rows=job.rows)
+        self.source = open_source(job.data, matrix=job.matrix, where=job.where, rows=job.rows)
         self.run = commit.Run.open(job.run)
         self.panel = read_panel(job.cells)
 
@@ -312,6 +313,7 @@ def write_expression_by_gene(
         job = ExpressionJob(
             data=tuple(str(path.resolve()) for path in source.paths),
             matrix=source.matrix,
+            where=source.where,
             rows=source.rows,
             run=str(folder.resolve()),
             cells=str(cells.resolve()),

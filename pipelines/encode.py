@@ -493,6 +493,7 @@ def _plan_fused(
     forward = ForwardJob(
         data=_paths(source),
         matrix=source.matrix,
+        where=source.where,
         rows=source.rows,
         model=place.model,
         of_family=place.of_family,
@@ -581,7 +582,13 @@ def _plan_vectors(
     return _Plan(
         dataset=dataset,
         cut=_cut(layout, options, dataset, source.n_cells, sae, mean_tokens=1.0, rows_per_cell=1),
-        source=VectorsJob(data=_paths(source), matrix=source.matrix, vectors=str(place), dtype=trained_on.dtype),
+        source=VectorsJob(
+            data=_paths(source),
+            matrix=source.matrix,
+            where=source.where,
+            vectors=str(place),
+            dtype=trained_on.dtype,
+        ),
         fused=fused,
         genes=genes_without_tokens(source),
         vectors=here,
@@ -619,6 +626,7 @@ def _source(layout: Layout, options: EncodeOptions, trained_on: ActivationsPlan)
     return open_source(
         options.data,
         matrix=options.matrix,
+        where=options.where,
         progress=delayed_progress_bar,
         known_digest=recorded_digests(layout),
         obs=options.obs,

@@ -252,6 +252,7 @@ def forward_job(options: ExtractOptions, inputs: LoadedInputs) -> ForwardJob:
     return ForwardJob(
         data=tuple(str(path.resolve()) for path in inputs.source.paths),
         matrix=inputs.source.matrix,
+        where=inputs.source.where,
         rows=inputs.source.rows,
         model=absolute_model_path(options.model),
         of_family=options.of_family,

@@ -32,7 +32,7 @@ class ForwardJob:
     """The data set, the model and the options of a forward pass; it holds plain values, so it can be pickled.
 
     Attributes:
-        data, matrix: files of the data set and the matrix in them.
+        data, matrix, where: files of the data set, the matrix in them, and the condition by which cells are taken.
         rows: folders of those matrices that were turned (`Source.rows`).
         model, of_family, random_init: the model, and the options of its family (`DataOptions.of_family`).
         precision, device: the dtype of the model's matrix products and where it runs.
@@ -44,6 +44,7 @@ class ForwardJob:
 
     data: tuple[str, ...]
     matrix: str
+    where: str | None
     rows: tuple[str, ...]
     model: str
     of_family: Mapping[str, Any]
@@ -90,7 +91,7 @@ class Forward:
             random_init=job.random_init,
             **job.of_family,
         )
-        self.source = open_source(job.data, matrix=job.matrix, rows=job.rows)
+        self.source = open_source(job.data, matrix=job.matrix, where=job.where, rows=job.rows)
         self.match = self.model.match_genes(self.source.gene_symbols, self.source.ensembl_ids)
         if job.genes is not None:
             self.match = self.match.only(np.array(job.genes, dtype=np.int64))

@@ -142,6 +142,7 @@ def inspect(
     *,
     model: str | None = None,
     matrix: str | None = None,
+    where: str | None = None,
     obs: str | Path | tuple[str | Path, ...] = (),
     vectors: str | None = None,
 ) -> dict[str, Any]:
@@ -153,7 +154,7 @@ def inspect(
     """
     from pipelines.inspection import inspect_data
 
-    values = {"data": data, "model": model, "matrix": matrix, "obs": obs, "vectors": vectors}
+    values = {"data": data, "model": model, "matrix": matrix, "where": where, "obs": obs, "vectors": vectors}
     return inspect_data(check(InspectOptions, _as_fields(InspectOptions, values), "scsae.inspect"))
 
 

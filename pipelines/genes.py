@@ -130,6 +130,7 @@ def choose_variable_genes(
         job = PassJob(
             data=tuple(str(path.resolve()) for path in source.paths),
             matrix=source.matrix,
+            where=source.where,
             rows=source.rows,
             cells=str(layout.cells_dir(dataset).resolve()),
             genes=considered,
@@ -196,7 +197,7 @@ class PassJob:
     """A pass over the counts of `train` cells; it can be pickled.
 
     Attributes:
-        data, matrix: files of the data set and the matrix in them.
+        data, matrix, where: files of the data set, the matrix in them, and the condition by which cells are taken.
         rows: folders of those matrices that were turned (`Source.rows`).
         cells: folder of the cell table.
         genes: the genes by their places in the data [n_genes].
@@ -207,6 +208,7 @@ class PassJob:
 
     data: tuple[str, ...]
     matrix: str
+    where: str | None
     rows: tuple[str, ...]
     cells: str
     genes: npt.NDArray[np.int64]
@@ -220,7 +222,7 @@ class PassReader:
 
     def __init__(self, job: PassJob) -> None:
         self.job = job
-        self.source = open_source(job.data, matrix=job.matrix, rows=job.rows)
+        self.source = open_source(job.data, matrix=job.matrix, where=job.where, rows=job.rows)
         self.run = commit.Run.open(job.run)
         self.shard_cells = shard_cells(self.source.n_cells)
 

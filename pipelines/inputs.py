@@ -73,6 +73,7 @@ def load_inputs(options: DataOptions, *, known_digest: KnownDigest = no_known_di
     source = open_source(
         options.data,
         matrix=options.matrix,
+        where=options.where,
         progress=delayed_progress_bar,
         known_digest=known_digest,
         obs=options.obs,
@@ -158,13 +159,18 @@ def matrix_facts(source: Source, *, absent: str = "") -> dict[str, str]:
         "matrix": f"{source.matrix} ({source.value_kind})",
         "why this matrix": "; ".join(dict.fromkeys(f"{file}{choice.reason}" for file, choice in found)),
         "passed over": "; ".join(passed_over),
+        "where": "" if source.where is None else f"{source.where}: {_taken(names, source)}",
         "not read": "; ".join(f"{file}{what}" for file, one in zip(names, source.ignored, strict=True) for what in one),
         "NOT STORED CELL BY CELL": "; ".join(turned),
         "obs table": "; ".join(source.obs_facts),
         "features left out": ", ".join(f"{n:,} {kind}" for kind, n in source.left_out.items()),
     }
-    optional = ("not read", "obs table", "NOT STORED CELL BY CELL")
+    optional = ("where", "not read", "obs table", "NOT STORED CELL BY CELL")
     return {name: fact or absent for name, fact in facts.items() if fact or (absent and name not in optional)}
+
+
+def _taken(names: Sequence[str], source: Source) -> str:
+    return "; ".join(f"{file}{taken}" for file, taken in zip(names, source.filtered, strict=True))
 
 
 def _to_turn(matrix: "ColumnMatrix | None") -> str:
@@ -261,16 +267,19 @@ def tokenless_fact(codes: CodesRun) -> dict[str, str]:
 def save_source_location(layout: Layout, dataset: str, source: Source) -> None:
     """Write the present location of the data set's files beside its cells; later stages read expression from there."""
     paths = tuple(str(path.resolve()) for path in source.paths)
-    write_source_location(layout, dataset, SourceLocation(paths, source.matrix, source.digests, source.states))
+    write_source_location(
+        layout, dataset, SourceLocation(paths, source.matrix, source.where, source.digests, source.states)
+    )
 
 
 class SourceLocation(NamedTuple):
-    """Where the files of a data set were when they were last used, their matrix, the digest of each, and the state that
-    it had when it was hashed.
+    """Where the files of a data set were when they were last used, their matrix, the condition by which cells were
+    taken (None without one), the digest of each, and the state that it had when it was hashed.
     """
 
     paths: tuple[str, ...]
     matrix: str
+    where: str | None
     digests: tuple[str, ...]
     states: tuple[FileState, ...]
 
@@ -285,6 +294,7 @@ def write_source_location(layout: Layout, dataset: str, where: SourceLocation) -
     content = {
         "path": _one_or_all(where.paths),
         "matrix": where.matrix,
+        "where": where.where,
         "digest": _one_or_all(where.digests),
         "state": [list(state) for state in where.states],
     }
@@ -297,7 +307,9 @@ def source_location(layout: Layout, dataset: str) -> SourceLocation:
     paths, digests = (
         (value,) if isinstance(value, str) else tuple(value) for value in (content["path"], content["digest"])
     )
-    return SourceLocation(paths, content["matrix"], digests, tuple(FileState(*state) for state in content["state"]))
+    states = tuple(FileState(*state) for state in content["state"])
+    # careful: stores from before there was a condition do not name it
+    return SourceLocation(paths, content["matrix"], content.get("where"), digests, states)
 
 
 def recorded_digests(layout: Layout) -> KnownDigest:
@@ -362,7 +374,7 @@ def load_model_location(run: commit.Run) -> ModelLocation:
 
 
 def load_source_location(layout: Layout, dataset: str) -> dict[str, Any]:
-    """Return what `save_source_location` wrote beside the cells of a data set: path, matrix, digest. IntegrityError."""
+    """Return what `save_source_location` wrote beside the cells of a data set. IntegrityError."""
     return filesystem.read_required(layout.cells_dir(dataset) / SOURCE_FILE)
 
 
@@ -417,7 +429,11 @@ def load_recorded_source(layout: Layout, dataset: str, *, stage: str = "associat
     where = source_location(layout, dataset)
     refuse_missing(layout, dataset, stage=stage)
     source = open_source(
-        where.paths, matrix=where.matrix, progress=delayed_progress_bar, known_digest=where.known_digest
+        where.paths,
+        matrix=where.matrix,
+        where=where.where,
+        progress=delayed_progress_bar,
+        known_digest=where.known_digest,
     )
     refuse_changed_data(layout, dataset, source)
     turn_once(layout, source)
@@ -442,7 +458,7 @@ def data_problems(layout: Layout, dataset: str) -> list[str]:
     """Hash the files of a data set, whatever their state, and return how they changed."""
     where = source_location(layout, dataset)
     try:
-        with open_source(where.paths, matrix=where.matrix, progress=delayed_progress_bar) as source:
+        with open_source(where.paths, matrix=where.matrix, where=where.where, progress=delayed_progress_bar) as source:
             change = _change(layout, dataset, source, where)
     except InputError as error:
         return [str(error)]

@@ -256,7 +256,8 @@ def _encode_command(layout: Layout, sae: _SAE, dataset: str, pooling: str) -> st
     where = load_source_location(layout, dataset)
     paths, plan = where["path"], CellsPlan.of(commit.Run.open(layout.cells_dir(dataset)))
     columns = {
-        **{"matrix": where["matrix"], "donor": plan.donor, "batch": plan.batch, "cell-type": plan.cell_type},
+        **{"matrix": where["matrix"], "where": plan.where},
+        **{"donor": plan.donor, "batch": plan.batch, "cell-type": plan.cell_type},
         "split": plan.split_column,
         "panel": None if plan.panel.wanted is None and plan.panel.n_cells <= PANEL_CELLS else plan.panel.n_cells,
     }

@@ -41,6 +41,7 @@ class MatrixJob:
 
     data: tuple[str, ...]
     matrix: str
+    where: str | None
     rows: tuple[str, ...]
     sums: str
     digests: str
@@ -50,7 +51,7 @@ class MatrixReader:
     """Computes shards of a `MatrixJob`; it is the body of an actor and can be called without Ray."""
 
     def __init__(self, job: MatrixJob) -> None:
-        self.matrix_pass = MatrixPass(open_source(job.data, matrix=job.matrix, rows=job.rows))
+        self.matrix_pass = MatrixPass(open_source(job.data, matrix=job.matrix, where=job.where, rows=job.rows))
         self.sums, self.digests = commit.Run.open(job.sums), commit.Run.open(job.digests)
         self.plan = MatrixPlan.of(self.sums)
 
@@ -117,6 +118,7 @@ def _make(
     job = MatrixJob(
         data=tuple(str(path.resolve()) for path in source.paths),
         matrix=source.matrix,
+        where=source.where,
         rows=source.rows,
         sums=str(sums.path.resolve()),
         digests=str(digests.path.resolve()),

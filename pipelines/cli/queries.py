@@ -22,6 +22,7 @@ def inspect_command(
     data: Annotated[list[Path], typer.Argument(help=option_help(DataOptions, "data"))],
     model: Annotated[str, typer.Option("--model", help=option_help(DataOptions, "model"))] = "mini",
     matrix: Annotated[str | None, typer.Option("--matrix", help=option_help(DataOptions, "matrix"))] = None,
+    where: Annotated[str | None, typer.Option("--where", help=option_help(DataOptions, "where"))] = None,
     obs: Annotated[list[Path] | None, typer.Option("--obs", help=option_help(DataOptions, "obs"))] = None,
     dictionaries: Annotated[
         str | None, typer.Option("--dictionaries", help=option_help(DataOptions, "dictionaries"))

@@ -45,13 +45,14 @@ class DataOptions(GeneOptions, ObsOptions):
     """The cells, how they are read, and the foundation model."""
 
     data: Files = Field(min_length=1)
-    """The files of the cells: .h5ad, AnnData .zarr, 10x .h5 or the folder of a matrix.mtx (docs/files.md lists all).
+    """The files of the cells: .h5ad, AnnData .zarr, 10x .h5, the folder of a matrix.mtx or of a SOMA experiment
+    (docs/files.md lists all).
     Several files are one data set in the order given: their genes are joined, obs gets a column `file` (for samples:
     --batch file), and a donor of the same name is the same donor in all of them."""
     matrix: str | None = None
-    """Matrix to read: X, raw or layers/NAME of an AnnData, the genome of an old 10x .h5 file. For several files give
-    one for all, or one for each, comma-separated. Default: the one that says most about the counts of all genes;
-    `scsae inspect` says which and why."""
+    """Matrix to read: X, raw or layers/NAME of an AnnData, the genome of an old 10x .h5 file, LAYER or
+    MEASUREMENT/LAYER of a SOMA experiment. For several files give one for all, or one for each, comma-separated.
+    Default: the one that says most about the counts of all genes; `scsae inspect` says which and why."""
     model: str = "mini"
     """Foundation model: a checkpoint folder, or `mini`, the small model of the project."""
     dictionaries: str | None = None

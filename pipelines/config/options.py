@@ -66,8 +66,11 @@ NO_COLUMN = "none"
 
 
 class ObsOptions(Options):
-    """Annotations of the cells that are not in the file of the cells."""
+    """Which cells of a file are taken, and annotations of them that are not in it."""
 
+    where: str | None = None
+    """Condition on obs columns by which cells of a SOMA experiment are taken, in the syntax of its value filters, e.g.
+    "tissue == 'lung' and is_primary_data == True"; later stages take the same cells. Default: all cells."""
     obs: Files = ()
     """CSV, TSV or Parquet table of annotations of the cells, joined by their names (a column `cell_id` or `barcode`, or
     the first one); its columns count as obs columns. For several files give one table, or one for each, in order."""

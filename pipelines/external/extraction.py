@@ -91,6 +91,7 @@ def extract_vectors(options: ExtractOptions, store: Path, *, address: str | None
     source = open_source(
         options.data,
         matrix=options.matrix,
+        where=options.where,
         progress=delayed_progress_bar,
         known_digest=recorded_digests(layout),
         obs=options.obs,
@@ -135,6 +136,7 @@ def extract_vectors(options: ExtractOptions, store: Path, *, address: str | None
             vectors=VectorsJob(
                 data=tuple(str(path.resolve()) for path in source.paths),
                 matrix=source.matrix,
+                where=source.where,
                 vectors=str(place),
                 dtype=options.dtype,
             ),

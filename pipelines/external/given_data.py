@@ -17,14 +17,18 @@ DATA = "data"
 SCRATCH = ".scratch"
 
 
-def open_given(data: Any, layout: Layout, *, matrix: str | None) -> Source:
+def open_given(data: Any, layout: Layout, *, matrix: str | None, where: str | None) -> Source:
     """Open the cells of one path, of several, or of an AnnData.
 
     Raises:
         InputError: it is none of these, or cannot be opened.
     """
     return open_source(
-        _files_of(data, layout), matrix=matrix, progress=delayed_progress_bar, known_digest=recorded_digests(layout)
+        _files_of(data, layout),
+        matrix=matrix,
+        where=where,
+        progress=delayed_progress_bar,
+        known_digest=recorded_digests(layout),
     )
 
 

@@ -43,6 +43,7 @@ class VectorsJob:
 
     data: tuple[str, ...]
     matrix: str
+    where: str | None
     vectors: str
     dtype: str
 
@@ -59,7 +60,7 @@ class GivenVectors:
 
     def __init__(self, job: VectorsJob) -> None:
         self._dtype = job.dtype
-        self._vectors = open_vectors(job.vectors, open_source(job.data, matrix=job.matrix))
+        self._vectors = open_vectors(job.vectors, open_source(job.data, matrix=job.matrix, where=job.where))
         self.width = self._vectors.width
 
     def blocks(self, cells: Cells) -> Iterator[ActivationBlock]:

@@ -57,7 +57,7 @@ class ActivationWriter:
         version: version of the model. Store, data, name, version and site name the run: change the version when the
             model changes, because an unfinished run of the same version is resumed.
         dtype: number type in which the activations are stored: f16, bf16 or f32.
-        matrix, donor, batch, cell_type, label, split, split_by, panel, seed: as in `scsae.extract`.
+        matrix, where, donor, batch, cell_type, label, split, split_by, panel, seed: as in `scsae.extract`.
         shard_cells: number of cells in a shard; default: as many as have 256 MB of a thousand tokens each, or a 16th
             of the cells if that is less.
         buffer_size: size of the tokens that are held in memory, e.g. 512MB.
@@ -84,6 +84,7 @@ class ActivationWriter:
         version: str = "",
         dtype: str = "f16",
         matrix: str | None = None,
+        where: str | None = None,
         donor: str | None = None,
         batch: str | None = None,
         cell_type: str | None = None,
@@ -96,6 +97,7 @@ class ActivationWriter:
         buffer_size: str = "512MB",
     ) -> None:
         columns: dict[str, Any] = {"donor": donor, "batch": batch, "cell_type": cell_type, "panel": panel}
+        columns["where"] = where
         columns |= {"split": split, "split_by": split_by, "label": as_tuple(label)}
         given = {key: value for key, value in columns.items() if value is not None}
         self._columns = check(CellOptions, given, "scsae.ActivationWriter")
@@ -118,7 +120,9 @@ class ActivationWriter:
         clock = Clock()
         with ExitStack() as stack:
             filesystem.check_writable(self._layout.root)
-            self.source: Source = stack.enter_context(open_given(self._data, self._layout, matrix=self._matrix))
+            self.source: Source = stack.enter_context(
+                open_given(self._data, self._layout, matrix=self._matrix, where=self._columns.where)
+            )
             self._names = TokenNames(self.source)
             run = self._create()
             stack.enter_context(run.exclusive())

@@ -194,7 +194,11 @@ class SteeringRequest:
         where = source_location(self.layout, self.dataset)
         place = load_vectors_location(self.layout.codes_dir(self.chain.associations.codes))
         return VectorsJob(
-            data=where.paths, matrix=where.matrix, vectors=place.vectors, dtype=self.chain.activations.dtype
+            data=where.paths,
+            matrix=where.matrix,
+            where=where.where,
+            vectors=place.vectors,
+            dtype=self.chain.activations.dtype,
         )
 
     def paths(self) -> SteeringPaths:

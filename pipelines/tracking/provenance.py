@@ -17,7 +17,7 @@ from feature_store.cells import short_names
 from feature_store.errors import IntegrityError, StoreError
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
-from feature_store.storage.plans import SAEPlan, as_json
+from feature_store.storage.plans import CellsPlan, SAEPlan, as_json
 from pipelines.inputs import load_model_location, load_source_location, no_model
 from pipelines.tracking.registry import DATASET_TAG, ModelVersion
 from pipelines.tracking.runs import RUN_TAG
@@ -25,6 +25,8 @@ from pipelines.tracking.runs import RUN_TAG
 GIT_S = 10
 IMPORTED_TAG = "scsae.imported"
 """The tag with what an SAE was imported from, as JSON."""
+WHERE_TAG = "scsae.dataset_where"
+"""The tag with the condition by which the cells of the data set were taken, if there was one."""
 
 
 @cache
@@ -65,7 +67,10 @@ def origin_tags(layout: Layout, run: commit.Run) -> dict[str, str]:
     if plan.imported is not None:
         tags[IMPORTED_TAG] = json.dumps(as_json(plan.imported))
     try:
-        tags["scsae.dataset_manifest_sha256"] = commit.Run.open(layout.cells_dir(plan.dataset)).manifest().sha
+        cells = commit.Run.open(layout.cells_dir(plan.dataset))
+        tags["scsae.dataset_manifest_sha256"] = cells.manifest().sha
+        if (where := CellsPlan.of(cells).where) is not None:
+            tags[WHERE_TAG] = where
     except StoreError as error:
         # careful: a trained SAE is registered even if its cell table is gone or damaged, and the reason is kept
         tags["scsae.dataset_manifest_missing"] = f"{type(error).__name__}: {error}"
@@ -115,6 +120,7 @@ def origin_of(layout: Layout, version: ModelVersion) -> dict[str, dict[str, Any]
             "manifest_sha256": tags.get("scsae.dataset_manifest_sha256"),
             "manifest_missing": tags.get("scsae.dataset_manifest_missing"),
             "state": _state(layout.cells_dir(dataset), tags.get("scsae.dataset_manifest_sha256")),
+            "where": tags.get(WHERE_TAG),
             **{f"sha256 of {name}": digest for name, digest in digests.items()},
         },
         "model": {
