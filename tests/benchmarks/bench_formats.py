@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 N_GENES, PER_CELL, BLOCK_CELLS, READ_CELLS = 2000, 100, 10_000, 4096
 STRINGS = h5py.string_dtype()
-FORMATS = ("csr", "csc", "dense", "zarr", "tenx", "mtx", "parquet")
+FORMATS = ("csr", "csc", "dense", "zarr", "tenx", "mtx", "parquet", *(["soma"] if find_spec("tiledbsoma") else []))
 
 
 class Block(NamedTuple):
@@ -191,6 +192,32 @@ def write_parquet(path: Path, n_cells: int) -> None:
         columns = {"genes": lists[0], "expressions": lists[1]}
         columns["BARCODE"] = pa.array([f"c{i:07d}" for i in range(block.start, block.start + n)])
         pq.write_table(pa.table(columns), path / f"train-{block.start:07d}.parquet", row_group_size=n)
+
+
+def write_soma(path: Path, n_cells: int) -> None:
+    """A SOMA experiment, with a fragment for a block of cells."""
+    import tiledbsoma
+
+    frames = {"obs": ("obs_id", names(n_cells)), "ms/RNA/var": ("var_id", GENES)}
+    tables = {
+        place: pa.table({"soma_joinid": np.arange(len(texts)), name: texts.tolist()})
+        for place, (name, texts) in frames.items()
+    }
+    with tiledbsoma.Experiment.create(str(path)) as made:
+        rna = made.add_new_collection("ms").add_new_collection("RNA", tiledbsoma.Measurement)
+        x = rna.add_new_collection("X")
+        x.add_new_sparse_ndarray("raw", type=pa.float32(), shape=(n_cells, N_GENES))
+        for parent, table in zip((made, rna), tables.values(), strict=True):
+            name = "obs" if parent is made else "var"
+            parent.add_new_dataframe(name, schema=table.schema, domain=[(0, table.num_rows - 1)])
+    for place, table in tables.items():
+        with tiledbsoma.open(f"{path}/{place}", "w") as frame:
+            frame.write(table)
+    for block in blocks(n_cells):
+        cell = np.repeat(np.arange(block.start, block.start + len(block.genes)), PER_CELL)
+        columns = {"soma_dim_0": cell, "soma_dim_1": block.genes.ravel().astype(np.int64)}
+        with tiledbsoma.open(f"{path}/ms/RNA/X/raw", "w") as array:
+            array.write(pa.table({**columns, "soma_data": block.counts.ravel()}))
 
 
 WRITERS = {name: globals()[f"write_{name}"] for name in FORMATS}
