@@ -158,7 +158,7 @@ class CellsPlan(Plan):
     """The cell table of a data set, whose name ends in the beginning of this plan's id."""
 
     stage = "cells"
-    version = 7
+    version = 8
 
     digest: str
     """Sha256 of the content of the files, and of `where`."""
@@ -185,13 +185,8 @@ class CellsPlan(Plan):
     """Sha256 of the content of the tables that obs columns were joined from (`--obs`)."""
     obs_columns: tuple[str, ...]
     """The columns of these tables; they are not in the files."""
-    where: str | None = None
+    where: str | None
     """The condition by which cells were taken (`--where`)."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the content of plan.json; without a condition it does not name one, as before there were any."""
-        content = super().to_json()
-        return content if self.where is not None else {key: content[key] for key in content if key != "where"}
 
 
 @dataclass(frozen=True, kw_only=True)
