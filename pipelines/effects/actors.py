@@ -5,7 +5,9 @@ shard holds the mean effects of its features and of each of their null direction
 features when all shards are there. Memory: the sums of FEATURES_A_SHARD features over the vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +18,9 @@ from feature_store.codes import CodesRun, load_feature_codes
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout, as_path
 from pipelines.steering.context import Cells, SteeringContext, SteeringPaths
+
+if TYPE_CHECKING:
+    from sae_core.effects import FeatureEffect
 
 FEATURES_A_SHARD = 8
 MIN_CELLS = 5
@@ -107,7 +112,7 @@ class EffectsMeasurer:
         return draws_frame(features, [own.mean() for own in sums], job.n_nulls)
 
 
-def draws_frame(features: tuple[int, ...], found: list, n_nulls: int) -> pl.DataFrame:
+def draws_frame(features: tuple[int, ...], found: "Sequence[FeatureEffect]", n_nulls: int) -> pl.DataFrame:
     """The rows of a shard, by feature, intervention and gene; genes of fewer than MIN_CELLS cells are left out."""
     from sae_core.effects import INTERVENTIONS
 

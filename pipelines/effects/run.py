@@ -7,7 +7,9 @@ feature_effect_summary/   a row for each feature and intervention
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import polars as pl
 
 from feature_store.codes import CodesRun
@@ -79,7 +81,7 @@ def _write_tables(request: EffectsRequest, folder: Path, run: commit.Run, n_shar
     codes = CodesRun.open(request.layout.codes_dir(request.chain.associations.codes))
     genes = load_token_of_gene(request.layout, codes).drop_nulls("gene_id").select("symbol", "gene_id")
     genes = genes.unique("gene_id", keep="first").sort("gene_id").with_columns(pl.col("gene_id").cast(pl.Int32))
-    of_draws = {"draws": run.manifest().sha}
+    of_draws: dict[str, Any] = {"draws": run.manifest().sha}
     write_effects(folder / "feature_effect", draws, plan.table("feature_effect", n_shards=n_shards, **of_draws), genes)
     own = dict(request.features.select("feature_id", pl.col("top_genes").fill_null("").str.split(" ")).iter_rows())
     written = commit.Run.open(folder / "feature_effect")
@@ -101,12 +103,19 @@ def _facts(request: EffectsRequest, summary: pl.DataFrame) -> dict[str, object]:
         own = summary.filter(intervention=intervention)
         n = own.filter(pl.col("n_up") + pl.col("n_down") > 0).height
         facts[f"{intervention}: change a gene"] = f"{n} features at q <= 0.05 on test cells"
-        if (median := own["specificity"].median()) is not None:
-            null = own["specificity_null"].median()
-            facts[f"{intervention}: own genes against others"] = f"{median:.2f} times, nulls {null:.2f} (medians)"
-        if (median := own["direct_spearman"].median()) is not None:
-            facts[f"{intervention}: direct path"] = f"rank correlation {median:.2f} with the effect (median)"
+        own_genes, nulls, direct = (
+            _median(own[name]) for name in ("specificity", "specificity_null", "direct_spearman")
+        )
+        if own_genes is not None:
+            facts[f"{intervention}: own genes against others"] = f"{own_genes:.2f} times, nulls {nulls:.2f} (medians)"
+        if direct is not None:
+            facts[f"{intervention}: direct path"] = f"rank correlation {direct:.2f} with the effect (median)"
     return facts
+
+
+def _median(values: pl.Series) -> float | None:
+    known = values.drop_nulls().to_numpy()
+    return float(np.median(known)) if len(known) else None
 
 
 def _done(total: Mapping[str, int], seconds: float) -> str:

@@ -8,6 +8,7 @@ both interventions.
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -64,7 +65,7 @@ class Draws:
         return EffectBlock(effect=effect, draws=draws), place
 
 
-def write_effects(folder: Path, draws: Draws, plan: dict, genes: pl.DataFrame) -> None:
+def write_effects(folder: Path, draws: Draws, plan: dict[str, Any], genes: pl.DataFrame) -> None:
     """Write the table `feature_effect`, in as many parts as the draws have.
 
     `genes`: the symbol and gene_id of each gene.
@@ -148,7 +149,7 @@ def summary_frame(
                     "n_up": own.filter((pl.col("q") <= Q) & (pl.col("effect") > pl.col("null_mean"))).height,
                     "n_down": own.filter((pl.col("q") <= Q) & (pl.col("effect") < pl.col("null_mean"))).height,
                     **_strength(drawn),
-                    **_specificity(drawn, names, own_genes.get(int(feature), [])),  # type: ignore[call-overload]
+                    **_specificity(drawn, names, own_genes.get(int(feature), [])),
                     "direct_spearman": _spearman(drawn["direct"].to_numpy(), drawn["effect"].to_numpy()),
                 }
             )
