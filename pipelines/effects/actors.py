@@ -5,7 +5,6 @@ shard holds the mean effects of its features and of each of their null direction
 features when all shards are there. Memory: the sums of FEATURES_A_SHARD features over the vocabulary.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,8 @@ from feature_store.storage.layout import Layout, as_path
 from pipelines.steering.context import Cells, SteeringContext, SteeringPaths
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sae_core.effects import FeatureEffect
 
 FEATURES_A_SHARD = 8

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import polars as pl
 import pytest
 from scipy.stats import false_discovery_control
 
+from feature_store import FeatureStore
 from feature_store.cells import read_panel_cells
 from feature_store.codes import CodesRun, load_cell_codes
-from feature_store.query import FeatureStore
 from feature_store.storage import commit
 from feature_store.storage.layout import EFFECT_TABLES, Layout
 from pipelines.config import EffectsOptions
@@ -20,28 +22,35 @@ from pipelines.steering.context import SteeringContext
 from sae_core.steering import Ablate, SteeredModel, Steering
 
 pytestmark = pytest.mark.ray
-CELLS = 12
+CELLS, N_FEATURES = 12, 20
 
 
 @pytest.fixture(scope="module")
-def whole(chain, tmp_path_factory):
-    """A store with the effects of all features."""
-    import shutil
+def options(chain) -> EffectsOptions:
+    """The densest features, which are the most work, in three shards."""
+    layout = Layout(chain.store)
+    features = commit.read_table(layout.associations_dir(layout.latest("associations").run) / "features")
+    dense = features.sort("density", descending=True)["feature_id"].head(N_FEATURES)
+    return EffectsOptions(feature=tuple(dense.to_list()), cells=CELLS, n_nulls=4)
 
+
+@pytest.fixture(scope="module")
+def whole(chain, options, tmp_path_factory):
+    """A store with the effects of some features."""
     store = shutil.copytree(chain.store, tmp_path_factory.mktemp("effects") / "store")
-    return store, effects(EffectsOptions(cells=CELLS), store)
+    return store, effects(options, store)
 
 
 def table(result, name="feature_effect"):
     return commit.read_table(result.path / name)
 
 
-def test_the_effect_is_the_mean_over_cells_of_single_steered_forwards(whole):
+def test_the_effect_is_the_mean_over_cells_of_single_steered_forwards(whole, options):
     store, result = whole
     found = table(result).filter(intervention="ablate")
     feature = int(found["feature_id"].mode()[0])
     layout = Layout(store)
-    request = EffectsRequest.of(EffectsOptions(cells=CELLS), layout)
+    request = EffectsRequest.of(options, layout)
     context = SteeringContext(request.paths())
     codes = CodesRun.open(layout.codes_dir(request.chain.associations.codes))
     cells = read_panel_cells(layout.cells_dir(request.chain.associations.dataset)).filter(split="test")
@@ -94,19 +103,17 @@ def test_every_feature_has_a_line_that_sums_up_its_genes(whole):
     np.testing.assert_allclose(both["strength"], both["strength_right"], rtol=1e-5)
 
 
-def test_a_second_call_makes_nothing_and_sql_reads_the_tables(whole):
+def test_a_second_call_makes_nothing_and_sql_reads_the_tables(whole, options):
     store, first = whole
-    again = effects(EffectsOptions(cells=CELLS), store)
+    again = effects(options, store)
     assert (again.done, again.run) == (0, first.run)
-    opened = FeatureStore(store)
+    opened = FeatureStore.open(store)
     rows = opened.sql("SELECT feature_id, gene, effect, q FROM feature_effect ORDER BY p LIMIT 3")
     assert rows.height == 3
     assert opened.sql("SELECT count(*) AS n FROM feature_effect_summary").item() > 0
 
 
-def test_a_run_that_was_interrupted_resumes_to_the_same_bytes(whole, chain, tmp_path, monkeypatch):
-    import shutil
-
+def test_a_run_that_was_interrupted_resumes_to_the_same_bytes(whole, chain, options, tmp_path, monkeypatch):
     store = shutil.copytree(chain.store, tmp_path / "store")
     do_shards = run.do_shards
 
@@ -116,9 +123,9 @@ def test_a_run_that_was_interrupted_resumes_to_the_same_bytes(whole, chain, tmp_
 
     monkeypatch.setattr(run, "do_shards", half)
     with pytest.raises(KeyboardInterrupt):
-        effects(EffectsOptions(cells=CELLS), store)
+        effects(options, store)
     monkeypatch.setattr(run, "do_shards", do_shards)
-    result = effects(EffectsOptions(cells=CELLS), store)
+    result = effects(options, store)
     assert result.run == whole[1].run
     for name in ("draws", *EFFECT_TABLES):
         own, other = (commit.Run.open(made.path / name).manifest().sha for made in (result, whole[1]))
