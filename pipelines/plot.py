@@ -93,6 +93,12 @@ def _of_one_feature(name: str) -> "Callable[[FeatureStore, PlotRequest], object]
     return draw
 
 
+def _effect_bars(store: "FeatureStore", request: PlotRequest) -> None:
+    from feature_store import plots
+
+    plots.effect_bars(store, request.feature[0], **request.options("n"))  # type: ignore[arg-type]
+
+
 def _of_store(name: str) -> "Callable[[FeatureStore, PlotRequest], object]":
     """What draws a plot of the whole store."""
 
@@ -126,6 +132,12 @@ KINDS: Mapping[str, Kind] = {
     "gene-bars": Kind(about="the genes of a feature", draw=_of_one_feature("gene_bars"), takes=_ONE, features=(1, 1)),
     "geneset-bars": Kind(
         about="the gene sets of a feature", draw=_of_one_feature("geneset_bars"), takes=_ONE, features=(1, 1)
+    ),
+    "effect-bars": Kind(
+        about="what a feature does to predictions of genes, beside its null",
+        draw=_effect_bars,
+        takes=frozenset({"feature", "n"}),
+        features=(1, 1),
     ),
     "density-histogram": Kind(about="how often features fire", draw=_of_store("density_histogram")),
     "batch-quadrant": Kind(

@@ -21,7 +21,7 @@ from feature_store.plots.canvas import CLASS_COLOURS
 from feature_store.plots.cells import umap, violin
 from feature_store.plots.dots import best_features, dotplot
 from feature_store.plots.features import batch_quadrant, density_histogram
-from feature_store.plots.genes import gene_bars, geneset_bars
+from feature_store.plots.genes import effect_bars, gene_bars, geneset_bars
 from feature_store.plots.steering import (
     steering_all,
     steering_bars,
@@ -38,6 +38,7 @@ __all__ = [
     "best_features",
     "density_histogram",
     "dotplot",
+    "effect_bars",
     "gene_bars",
     "geneset_bars",
     "steering_all",

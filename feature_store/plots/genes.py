@@ -1,14 +1,14 @@
-"""Bar plots of the genes and gene sets of one feature, which are chosen on `select` cells and shown on other cells."""
+"""Bar plots of the genes and gene sets of one feature, and of what the feature does to predictions of genes."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from feature_store.errors import InputError
-from feature_store.plots.canvas import BLUE, GREY, ORANGE, SMALL, canvas, finish, head, key, plain, words
+from feature_store.plots.canvas import BLUE, GREY, ORANGE, PALE, SMALL, canvas, finish, head, key, plain, words
 from feature_store.plots.inputs import check_split, name_of, said
 from feature_store.query.suggestions import did_you_mean
 
@@ -111,6 +111,56 @@ def geneset_bars(
     drawn.ax.set_xlabel(f"-log10 q, {said(store, split)} (genes shared / in the set)", fontsize=9)
     head(drawn.ax, f"Gene sets of feature {plain(name_of(store, feature))}{_nothing(q <= alpha, 'gene set', alpha)}")
     key(drawn.ax, {f"q ≤ {alpha:g}": BLUE, f"q > {alpha:g}": GREY}, set(colours))
+    finish(drawn, show, save)
+    return drawn.ax
+
+
+def effect_bars(
+    store: "FeatureStore",
+    feature: int,
+    *,
+    intervention: Literal["ablate", "boost"] = "ablate",
+    n: int = 15,
+    alpha: float = 0.05,
+    show: bool | None = None,
+    save: str | Path | None = None,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """A bar plot of what a feature does to the predictions of hidden genes: the n genes with the smallest p.
+
+    The band behind a bar is the null, its mean and twice its standard deviation on both sides: what other directions
+    of the same step length do to the gene. A bar is grey if q > alpha. Effects are of the newest run that has the
+    feature. Raises InputError for a feature of which none was measured.
+    """
+    rows = store.frame("feature_effect").filter(
+        (pl.col("feature_id") == feature) & (pl.col("intervention") == intervention)
+    )
+    found = rows.collect()
+    if found.is_empty():
+        raise InputError(
+            f"no effect of feature {feature} ({intervention}) was measured: `scsae effects --feature {feature} --store "
+            f"{store.layout.root}` measures it"
+        )
+    newest = found.filter(pl.col("run") == found["run"][0])
+    shown = newest.sort("p", pl.col("z").abs(), "gene", descending=[False, True, False]).head(n)
+    shown = shown.sort("effect", "gene", descending=[True, False])
+    drawn = canvas(ax, (4.8, 1.4 + 0.25 * shown.height), show=show, save=save)
+    effect, mean, sd, q = (shown[name].to_numpy() for name in ("effect", "null_mean", "null_sd", "q"))
+    colours = np.where(~(q <= alpha), GREY, np.where(effect > 0, BLUE, ORANGE)).tolist()
+    y = np.arange(shown.height)
+    drawn.ax.barh(y, 4 * sd, left=mean - 2 * sd, color=PALE, height=0.9)
+    drawn.ax.barh(y, effect, color=colours, height=0.5)
+    drawn.ax.set_yticks(y, [plain(gene, 24) for gene in shown["gene"]], style="italic", fontsize=9)
+    drawn.ax.set_ylim(shown.height - 0.4, -0.6)
+    drawn.ax.axvline(0, color="black", lw=0.8)
+    drawn.ax.set_xlabel(f"change of the prediction, {said(store, 'test')}", fontsize=9)
+    done = {"ablate": "Ablating", "boost": "Boosting"}[intervention]
+    head(drawn.ax, f"{done} feature {plain(name_of(store, feature))}{_nothing(q <= alpha, 'gene', alpha)}")
+    key(
+        drawn.ax,
+        {"up": BLUE, "down": ORANGE, f"q > {alpha:g}": GREY, "null ± 2 sd": PALE},
+        {*colours, PALE},
+    )
     finish(drawn, show, save)
     return drawn.ax
 

@@ -64,6 +64,7 @@ REACHES = {
         {"features": [1, 2], "groupby": "batch", "split": "select"},
     ),
     "gene-bars --feature 7 --n 4": ("gene_bars", {"feature": 7, "n": 4}),
+    "effect-bars --feature 7 --n 4": ("effect_bars", {"feature": 7, "n": 4}),
     "geneset_bars --feature 7": ("geneset_bars", {"feature": 7}),
     "density-histogram": ("density_histogram", {}),
     "batch-quadrant": ("batch_quadrant", {}),

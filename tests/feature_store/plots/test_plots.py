@@ -17,7 +17,7 @@ from feature_store.errors import InputError, NotFoundError, QueryError
 from feature_store.plots import canvas
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import Layout
-from feature_store.storage.plans import AssociationsPlan, SteeringResultsPlan
+from feature_store.storage.plans import AssociationsPlan, EffectsPlan, SteeringResultsPlan
 
 N_CELLS, N_FEATURES = 72, 6
 SPLITS = ["train", "select", "test"]
@@ -143,6 +143,24 @@ def steering():
     return whole("steering", frame)
 
 
+def effects():
+    """Two genes whose predictions feature 0 changes beyond its null, and one that it does not."""
+    rows = [
+        ("CD79A", -0.8, 0.0, 0.1, 1e-9, 1e-6),
+        ("MS4A1", 0.4, 0.1, 0.1, 1e-3, 0.03),
+        ("CD3D", 0.2, 0.0, 0.3, 0.4, 0.9),
+    ]
+    frame = pl.DataFrame(
+        [
+            {"feature_id": 0, "intervention": way, "gene": gene, "split": "test", "effect": effect * turn, "n_cells": 9,
+             "null": "mixture", "null_mean": mean * turn, "null_sd": sd, "z": (effect - mean) / sd * turn,
+             "p": p, "q": q}
+            for way, turn in (("ablate", 1), ("boost", -1)) for gene, effect, mean, sd, p, q in rows
+        ]
+    )  # fmt: skip
+    return whole("feature_effect", frame)
+
+
 def whole(name, frame):
     """A table with a null in every column that the frame does not have."""
     absent = {column: pl.lit(None) for column in schemas.TABLES[name].columns if column not in frame.columns}
@@ -167,6 +185,10 @@ def write_store(root, cells, dense, frames=None, steering=None):
     if steering is not None:
         plan = toy_table(SteeringResultsPlan, sae="5ae", kind="cell_type", target="B cell", features=(0, 1))
         commit.write_table(layout.steering_dir("57ee4") / "results", steering, plan)
+        plan = toy_table(EffectsPlan, sae="5ae", dataset="toy")
+        commit.write_table(layout.effects_dir("effec") / "feature_effect", effects(), plan)
+        summary = schemas.empty("feature_effect_summary")
+        commit.write_table(layout.effects_dir("effec") / "feature_effect_summary", summary, plan)
     return FeatureStore.open(layout.root)
 
 
@@ -209,6 +231,7 @@ DRAW = {
     "umap": partial(plots.umap, color=["cell_type", 0]),
     "violin": partial(plots.violin, feature=0),
     "steering_bars": plots.steering_bars,
+    "effect_bars": partial(plots.effect_bars, feature=0),
 }
 
 
@@ -335,6 +358,20 @@ def test_genes_are_chosen_on_select_and_shown_on_test_with_grey_for_what_is_not_
     blue, grey = canvas.BLUE, canvas.GREY
     assert [colour_of(bar) for bar in ax.patches] == [blue, blue, grey]  # a q of null is not significant
     assert "test cells" in ax.get_xlabel()
+
+
+def test_effects_are_drawn_before_the_band_of_their_null_with_grey_for_what_is_not_significant(store):
+    ax = plots.effect_bars(store, 0)
+    assert labels_of(ax.yaxis) == ["MS4A1", "CD3D", "CD79A"]
+    bands, bars = ax.patches[:3], ax.patches[3:]
+    assert [bar.get_width() for bar in bars] == pytest.approx([0.4, 0.2, -0.8])
+    assert [(band.get_x(), band.get_width()) for band in bands] == [
+        pytest.approx(own) for own in ((-0.1, 0.4), (-0.6, 1.2), (-0.2, 0.4))
+    ]
+    assert [colour_of(bar) for bar in bars] == [canvas.BLUE, canvas.GREY, canvas.ORANGE]
+    assert "Ablating feature 0: CD79A" in ax.get_title()
+    boosted = plots.effect_bars(store, 0, intervention="boost", n=2)
+    assert [bar.get_width() for bar in boosted.patches[2:]] == pytest.approx([0.8, -0.4])
 
 
 def colour_of(patch):
@@ -524,6 +561,7 @@ REFUSED = {
     "no such split": (lambda s: plots.gene_bars(s, 0, split="tes"), InputError, "'tes'.*'test'"),
     "no such kind": (lambda s: plots.dotplot(s, groupby="celltype"), InputError, "'celltype'.*'cell_type'"),
     "no tested feature": (lambda s: plots.dotplot(s, [3]), InputError, r"\[3\].*cell_type"),
+    "no effects": (lambda s: plots.effect_bars(s, 3), InputError, "feature 3.*scsae effects --feature 3"),
     "no genes": (lambda s: plots.gene_bars(s, 3), InputError, "feature 3.*'test'.*scsae sql"),
     "no such collection": (lambda s: plots.geneset_bars(s, 0, collection="imune"), InputError, "'imune'.*'immune'"),
     "no such metric": (lambda s: plots.steering_bars(s, metric="votes"), InputError, "'votes'.*target_votes"),
