@@ -42,7 +42,7 @@ class FeaturePage {
     root.append(this.head(), h("div", { class: "feature-columns" },
       h("div", {}, this.map, this.labels(), this.top()),
       h("div", {}, this.spread, this.genes(), this.sets())),
-    h("div", { class: "feature-rest" }, this.alike(), this.together(), this.elsewhere(), this.steering(), this.provenance()));
+    h("div", { class: "feature-rest" }, this.effects(), this.alike(), this.together(), this.elsewhere(), this.steering(), this.provenance()));
   }
 
   head() {
@@ -304,6 +304,21 @@ class FeaturePage {
   likes(rows, heads, figures) {
     const known = (row) => [this.link(row.feature_id), breaks(row.top_label ?? DASH), h("i", {}, genesOf(row.top_genes).slice(0, 3).join(" ") || DASH), { text: row.class ?? DASH, class: "wide" }];
     return smallTable(["feature", "best label", "genes", { text: "class", class: "wide" }, ...heads], rows.map((row) => [...known(row), ...figures(row)]), { numeric: [4, 5] });
+  }
+
+  // What ablating and boosting it does to the model's predictions of hidden genes, beside the harder of two nulls.
+  effects() {
+    const { effects } = this.known, box = panel("What it does", "whole");
+    if (effects.missing) return fill(box, empty(effects.missing, "What it does to the model's predictions was not measured yet."));
+    const ways = [["ablate", "Ablated, its code set to 0 where it fires"], ["boost", "Boosted to its 99th percentile where it fires"]].filter(([way]) => effects.rows[way]?.length);
+    if (!ways.length) return fill(box, empty({}, "No gene was hidden in enough test cells in which it fires."));
+    const title = (text, more, own) => ({ text, title: more, class: own });
+    const row = (one) => [h("a", { href: href("search", null, { kind: "gene", q: one.gene }) }, h("i", {}, one.gene)), weak(fixed(one.effect, 3), one.q), `${fixed(one.null_mean, 3)} ± ${fixed(one.null_sd, 3)}`, { text: one.null, class: "wide" }, { text: fixed(one.direct, 3), class: "wide" }, weak(pvalue(one.q), one.q), { text: count(one.n_cells), class: "wide" }];
+    const said = ({ n_genes, n_up, n_down, strength_ratio, specificity, specificity_null, direct_spearman }) => `${count(n_genes)} genes: ${n_up} up and ${n_down} down at q ≤ 0.05. Its steps change predictions ${fixed(strength_ratio, 2)} times as much as those of the harder null.${isKnown(specificity) ? ` Its own genes change ${fixed(specificity, 1)} times as much as others hidden in as many cells (nulls: ${fixed(specificity_null, 1)}).` : ""}${isKnown(direct_spearman) ? ` The direct path ranks genes with a correlation of ${fixed(direct_spearman, 2)} to the effect.` : ""}`;
+    return fill(box, h("div", { class: "feature-effects" }, ways.map(([way, text]) => h("div", {}, h("h3", {}, text),
+      smallTable(["gene", title("effect", "Mean change of the prediction of the hidden gene, in the unit of the model's head"), title("null", "Mean ± standard deviation of what other directions do with steps of the same length"), title("of", "The harder of the two nulls: random directions, or mixtures of other features", "wide"), title("direct", "The same step after the last block, less its mean over genes", "wide"), title("q", "Over all features, genes and interventions of the run"), title("cells", "Test cells in which the gene was hidden and the feature fires", "wide")], effects.rows[way].map(row), { numeric: [1, 2, 4, 5, 6] }),
+      effects.summary[way] ? h("p", { class: "quiet" }, said(effects.summary[way])) : null))),
+      h("p", { class: "quiet" }, `Part of the genes of test cells${this.panel} are hidden, and the model predicts them. Shown are the genes with the smallest p. Grey: q > 0.05.`));
   }
 
   alike() {
