@@ -57,6 +57,13 @@ class SomaFile(OneMatrixFile):
         """The mark of the schema of CELLxGENE, or of its Census; None if the experiment has neither."""
         return self._mark
 
+    def obsm(self, key: str) -> Any:
+        """InputError: of an experiment obs, var and the layers of X are read."""
+        raise InputError(
+            f"obsm/{key} of {self.path} is not read, as it is a SOMA experiment; give the vectors as a file of their "
+            "own, for example --vectors vectors.npy"
+        )
+
 
 def open_soma_experiment(path: Path, *, matrix: str | None = None, where: str | None = None) -> SomaFile:
     """Open the folder of an experiment.

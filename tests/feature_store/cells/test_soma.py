@@ -73,6 +73,8 @@ def test_a_condition_takes_the_cells_that_fulfil_it_in_their_order(census: Path,
         # the name of a cell of the Census is its soma_joinid, which is no annotation
         assert source.obs_names().to_list() == [str(100 + 3 * i) for i in IN_LUNG]
         assert "soma_joinid" not in source.obs_schema
+        with pytest.raises(InputError, match=r"obsm/scvi .* is not read.*--vectors"):
+            source.obsm("scvi")
         assert (every.filtered, (dense(every) == counts).all()) == (("",), True)
 
 
