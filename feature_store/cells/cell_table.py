@@ -36,6 +36,7 @@ from feature_store.cells.splits import (
 )
 from feature_store.errors import InputError
 from feature_store.storage import commit, filesystem, schemas
+from feature_store.storage.addresses import DataPath
 from feature_store.storage.layout import PLAN, Layout
 from feature_store.storage.obs_columns import column_of
 from feature_store.storage.plans import CellsPlan, DigestsPlan, GenesPlan, PanelPlan, SplitPlan
@@ -296,6 +297,6 @@ def _kept_units(known: KnownSplits, units: Mapping[str, Factor | None]) -> dict[
     return {name: split for name, split in sorted(known.units.items()) if name in present}
 
 
-def _slug(paths: Sequence[Path]) -> str:
+def _slug(paths: Sequence[DataPath]) -> str:
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", paths[0].stem).strip("-_") or "data"
     return name if len(paths) == 1 else f"{name}-and-{len(paths) - 1}-more"

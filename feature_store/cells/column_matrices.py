@@ -180,6 +180,8 @@ class CSCMatrix(ColumnMatrix):
         try:
             cell = np.asarray(self._indices[low:high]).astype(np.int64)
             value = np.asarray(self._data[low:high])
+        except InputError:
+            raise
         except (OSError, RuntimeError, ValueError, KeyError) as error:
             raise InputError(
                 f"{self.where}: values [{low}, {high}) cannot be read ({error}); the file is damaged or was copied in "

@@ -4,6 +4,9 @@ Hashing reads every byte (about 1.5 GB/s), so the digest of a file is recorded w
 size, its inode, and the times of the last change of its content and of its inode. A file that still has this state has
 the recorded digest, and is not read. A change that leaves all four is not noticed; it takes a file system that does not
 keep these times, as some network file systems, or a clock that was set back. `scsae verify` hashes whatever the state.
+
+What is at an address is not hashed, which would fetch all of it: its digest is that of its version
+(`remote_objects.RemoteContent`), which is asked for each time it is opened.
 """
 
 import hashlib
@@ -12,11 +15,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from feature_store.cells.files.cell_file import Content
+from feature_store.storage import remote_objects
+from feature_store.storage.addresses import DataPath
+
 HASH_BLOCK_BYTES = 1 << 22
 
 
 class FileState(NamedTuple):
-    """The state of a file; of a folder, or of several files, the sums over the files."""
+    """The state of a file; of a folder, or of several files, the sums over the files; of what is at an address, the
+    size alone.
+    """
 
     size_bytes: int
     mtime_ns: int
@@ -27,17 +36,19 @@ class FileState(NamedTuple):
 class KnownDigest(Protocol):
     """Returns the recorded digest of a file in a state, None if there is none."""
 
-    def __call__(self, path: Path, state: FileState, /) -> str | None:
+    def __call__(self, path: DataPath, state: FileState, /) -> str | None:
         """Return the sha256 of `path`, or None."""
 
 
-def no_known_digest(_path: Path, _state: FileState) -> None:
+def no_known_digest(_path: DataPath, _state: FileState) -> None:
     """The `KnownDigest` that knows none."""
     return
 
 
-def file_state(content: Path | tuple[Path, ...]) -> FileState:
+def file_state(content: Content) -> FileState:
     """The state of a file, of a folder, by one pass over its entries, or of several files together."""
+    if isinstance(content, remote_objects.RemoteContent):
+        return FileState(content.size_bytes, 0, 0, 0)
     if isinstance(content, tuple):
         found = [path.stat() for path in content]
     else:
@@ -50,10 +61,12 @@ def file_state(content: Path | tuple[Path, ...]) -> FileState:
     )
 
 
-def file_digest(content: Path | tuple[Path, ...], on_bytes: Callable[[int], None]) -> str:
+def file_digest(content: Content, on_bytes: Callable[[int], None]) -> str:
     """Sha256 of a file, of the names and hashes of a folder's files, or of the hashes of several files in their order;
     `on_bytes` gets the size of each block.
     """
+    if isinstance(content, remote_objects.RemoteContent):
+        return content.digest
     if isinstance(content, tuple):
         parts = [(str(place), path) for place, path in enumerate(content)]
     elif content.is_file():

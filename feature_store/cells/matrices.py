@@ -202,6 +202,9 @@ def _reading(where: str, start: int, stop: int) -> Iterator[None]:
     """Turn an error of HDF5 or zarr, which names a filter or a chunk, into one that names the rows and the file."""
     try:
         yield
+    except InputError:
+        # a file at an address says itself what is wrong with it
+        raise
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise InputError(f"{where}: rows [{start}, {stop}) cannot be read ({error}); {_COPY_AGAIN}") from error
 
@@ -213,8 +216,13 @@ def check_numeric(array: Any, where: str) -> None:
 
 
 def check_chunks(array: Any, where: str) -> None:
-    """Refuse a sparse matrix with missing chunks: zarr reads them as zeros, and no chunk of its values is all zeros."""
-    if hasattr(array, "nchunks_initialized") and array.nchunks_initialized < array.nchunks:
+    """Refuse a sparse matrix with missing chunks: zarr reads them as zeros, and no chunk of its values is all zeros.
+
+    Where chunks cannot be listed, the store refuses one when it is read (`files.remote_zarr`).
+    """
+    if not getattr(getattr(array, "store", None), "supports_listing", True):
+        array.store.require(array.path)
+    elif hasattr(array, "nchunks_initialized") and array.nchunks_initialized < array.nchunks:
         raise InputError(
             f"{where}: {array.nchunks - array.nchunks_initialized} of {array.nchunks} chunks of its values are missing;"
             f" {_COPY_AGAIN}"

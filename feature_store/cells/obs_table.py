@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -24,12 +23,16 @@ import polars as pl
 
 from feature_store.cells.canonical import canonical_text
 from feature_store.errors import InputError, NotFoundError
+from feature_store.storage.addresses import DataPath, RemotePath
 from feature_store.storage.data_files import HEAD_BYTES, refuse_unfetched_head
+from feature_store.storage.remote_objects import read_whole
 
 NAME_COLUMNS = ("cell_id", "cell_ids", "barcode", "barcodes", "index", "__index_level_0__")
 MISSING = ("", "NA", "nan", "NaN", "NaT", "<NA>")
 """What R and pandas write for a missing value."""
 WANTED = "a table with a row for each cell: .csv, .tsv or .parquet, which may be compressed (.gz)"
+MOST_BYTES = 10**10
+"""Largest size of a table that is fetched from an address."""
 _UNNAMED = "cell_id"
 
 
@@ -43,7 +46,7 @@ class ObsTable:
         sha256: that of its file.
     """
 
-    path: Path
+    path: DataPath
     frame: pl.DataFrame
     sha256: str
 
@@ -84,25 +87,34 @@ class JoinedObs(NamedTuple):
         return [self.table.frame[name].rename("").gather(row).rename(name) for name in names]
 
 
-def read_obs_table(path: Path) -> ObsTable:
+def read_obs_table(path: DataPath) -> ObsTable:
     """Read a table of cells. NotFoundError; InputError for what is no table, has no row, or a column twice."""
-    frame = read_table(path, "the obs table")
+    content = _content(path, "the obs table")
+    frame = _table(content, path, "the obs table")
     if frame.height == 0 or frame.width < 2:
         raise InputError(
             f"the obs table {path} has {frame.height} rows and {frame.width} columns; it needs the names of the cells "
             "and at least one other column, with a header"
         )
-    with path.open("rb") as file:
-        return ObsTable(path, frame, hashlib.file_digest(file, "sha256").hexdigest())
+    return ObsTable(path, frame, hashlib.sha256(content).hexdigest())
 
 
-def read_table(path: Path, what: str) -> pl.DataFrame:
+def read_table(path: DataPath, what: str) -> pl.DataFrame:
     """The table in a CSV, TSV or Parquet file, `what` in errors. NotFoundError; InputError for what is no table."""
+    return _table(_content(path, what), path, what)
+
+
+def _content(path: DataPath, what: str) -> bytes:
+    if isinstance(path, RemotePath):
+        return read_whole(path, most_bytes=MOST_BYTES)
     if not path.exists():
         raise NotFoundError(f"there is no file {path} for {what}; give {WANTED}")
     if path.is_dir():
         raise InputError(f"{what} {path} is a folder; give {WANTED}")
-    content = path.read_bytes()
+    return path.read_bytes()
+
+
+def _table(content: bytes, path: DataPath, what: str) -> pl.DataFrame:
     refuse_unfetched_head(path, content[:HEAD_BYTES])
     try:
         if content[:4] == b"PAR1":

@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,8 @@ from feature_store.cells.obs_table import JoinedObs, join_tables, obs_facts, rea
 from feature_store.cells.row_parts import RowParts
 from feature_store.cells.value_kinds import USABLE
 from feature_store.errors import InputError
+from feature_store.storage.addresses import DataPath, RemotePath, data_path, same_place
+from feature_store.storage.remote_objects import RemoteContent
 
 BLOCK_ROWS = 4096
 GAP_ROWS = 64
@@ -57,7 +58,7 @@ class Source:
     """An opened data set, made by `open_source`. It is a context manager and cannot be passed between processes.
 
     Attributes:
-        paths: its files (or folders); their order determines the order of cells and genes.
+        paths: its files (or folders), or their addresses; their order determines the order of cells and genes.
         matrix: the matrix in use, such as "X", "raw" or "layers/NAME"; one for each file, comma-separated, if they
             differ.
         value_kind: "counts" or "lognorm", the same in every file.
@@ -83,7 +84,7 @@ class Source:
         progress: Progress = no_progress,
         known_digest: KnownDigest = no_known_digest,
     ) -> None:
-        self.paths = tuple(file.path for file in files)
+        self.paths: tuple[DataPath, ...] = tuple(file.path for file in files)
         matrices = [file.matrix for file in files]
         self.matrix = matrices[0] if len(set(matrices)) == 1 else ",".join(matrices)
         self.value_kind = files[0].value_kind
@@ -126,6 +127,19 @@ class Source:
         return tuple(file.cellxgene for file in self._files)
 
     @property
+    def places(self) -> tuple[str | RemotePath, ...]:
+        """The files as another process opens them: absolute paths, and addresses with the version that is open here."""
+        return tuple(
+            path.of_version(content.digest) if isinstance(path, RemotePath) and content else str(same_place(path))
+            for path, content in zip(self.paths, self._of_addresses, strict=True)
+        )
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """For each file its version in words if it is at an address, else ""."""
+        return tuple("" if one is None else one.text for one in self._of_addresses)
+
+    @property
     def digest(self) -> str:
         """Sha256 of the content: that of the file, or that of the digests of all files in their order, and of the
         condition by which the cells were taken.
@@ -135,7 +149,8 @@ class Source:
 
     @property
     def digests(self) -> tuple[str, ...]:
-        """Sha256 of each file's content. Those that are not known cost one pass over the bytes, on first use.
+        """Sha256 of each file's content, or of its version if it is at an address. Those that are not known cost one
+        pass over the bytes, on first use.
 
         InputError if two are the same.
         """
@@ -146,12 +161,20 @@ class Source:
         """The state of each file before it was hashed."""
         return tuple(state for state, _ in self._hashed)
 
+    @property
+    def _of_addresses(self) -> list[RemoteContent | None]:
+        """For each file what stands for its content if it is at an address."""
+        return [file.content if isinstance(file.content, RemoteContent) else None for file in self._files]
+
     @cached_property
     def _hashed(self) -> list[tuple[FileState, str]]:
         # careful: the state is taken before the hash, so that a change in between is seen the next time
         contents = [file.content for file in self._files]
         states = [file_state(content) for content in contents]
-        known = [self._known_digest(path, state) for path, state in zip(self.paths, states, strict=True)]
+        known = [
+            self._known_digest(path, state) if one is None else one.digest
+            for one, path, state in zip(self._of_addresses, self.paths, states, strict=True)
+        ]
         n_bytes = sum(state.size_bytes for state, digest in zip(states, known, strict=True) if digest is None)
         read = 0
 
@@ -298,7 +321,7 @@ class Source:
     def _short_names(self) -> list[str]:
         return short_names(self.paths)
 
-    def join_obs(self, paths: Sequence[Path]) -> None:
+    def join_obs(self, paths: Sequence[DataPath]) -> None:
         """Add the columns of tables beside the data: one for all files, or one for each (`obs_table`)."""
         tables = [read_obs_table(path) for path in paths]
         names = [file.obs_names() for file in self._files]
@@ -380,16 +403,16 @@ class ObsmArray:
 
 
 def open_source(
-    paths: str | Path | Sequence[str | Path],
+    paths: str | DataPath | Sequence[str | DataPath],
     *,
     matrix: str | None = None,
     where: str | None = None,
     progress: Progress = no_progress,
     known_digest: KnownDigest = no_known_digest,
-    obs: Sequence[str | Path] = (),
+    obs: Sequence[str | DataPath] = (),
     rows: Sequence[str] = (),
 ) -> Source:
-    """Open a file or folder of cells (`files`), or several as one data set.
+    """Open a file or folder of cells (`files`), or its address, or several as one data set.
 
     `matrix` is a matrix of every file, such as "X", "raw" or "layers/NAME", or one for each, comma-separated; None
     chooses in each file the best matrix of a kind that all files have (`matrix_choice`). `where` is a condition on obs
@@ -401,7 +424,7 @@ def open_source(
     """
     files = data_files(paths)
     for i, path in enumerate(files):
-        if path.resolve() in {other.resolve() for other in files[:i]}:
+        if same_place(path) in {same_place(other) for other in files[:i]}:
             raise InputError(f"{path} was given twice, so its cells would count twice; give each file once")
     if not files:
         raise InputError(f"no file was given; give {FORMATS}")
@@ -420,15 +443,15 @@ def open_source(
         )
     source = Source(opened, where=where, progress=progress, known_digest=known_digest)
     if obs:
-        source.join_obs([Path(path) for path in obs])
+        source.join_obs([data_path(path) for path in obs])
     if any(rows):
         source.use_rows(rows)
     return source
 
 
-def data_files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
+def data_files(paths: str | DataPath | Sequence[str | DataPath]) -> list[DataPath]:
     """The files that some paths stand for: a collection of AnnData is several files (`files.recognise`)."""
-    given = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    given = [data_path(path) for path in ([paths] if isinstance(paths, str | DataPath) else paths)]
     return [file for path in given for file in files_of(path)]
 
 
@@ -451,12 +474,12 @@ def _use_one_kind(files: Sequence[CellFile]) -> bool:
     return False
 
 
-def short_names(paths: Sequence[Path]) -> list[str]:
+def short_names(paths: Sequence[DataPath]) -> list[str]:
     """The files' names, with as many parent folders as make them unique, so that a run does not depend on its path.
 
     What Cell Ranger calls its files and folders names no sample: `s1/outs/filtered_feature_bc_matrix.h5` is `s1`.
     """
-    parts = [path.absolute().parts for path in paths]
+    parts = [path.parts if isinstance(path, RemotePath) else path.absolute().parts for path in paths]
     samples = [_sample(part) for part in parts]
     parts = samples if len(set(samples)) == len(parts) else parts
     depth = next(n for n in range(1, max(map(len, parts)) + 1) if len({part[-n:] for part in parts}) == len(parts))

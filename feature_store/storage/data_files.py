@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from feature_store.errors import InputError
+from feature_store.storage.addresses import DataPath
 
 HEAD_BYTES = 4096
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -30,7 +31,7 @@ def refuse_unfetched(path: Path) -> None:
         refuse_unfetched_head(path, file.read(HEAD_BYTES))
 
 
-def refuse_unfetched_head(path: Path, head: bytes) -> None:
+def refuse_unfetched_head(path: DataPath, head: bytes) -> None:
     """Do what `refuse_unfetched` does for a file whose first HEAD_BYTES, or all bytes of a smaller one, were read."""
     if not head:
         raise InputError(f"{path} is empty (0 bytes); fetch it again")
@@ -62,7 +63,10 @@ def refuse_unfetched_below(folder: Path) -> None:
 def refuse_archive(path: Path, *, suffix: str) -> None:
     """Raise InputError for a file that is compressed or an archive, with the command that unpacks it to `suffix`."""
     with path.open("rb") as file:
-        head = file.read(8)
+        _refuse_archive_head(path, file.read(8), suffix=suffix)
+
+
+def _refuse_archive_head(path: DataPath, head: bytes, *, suffix: str) -> None:
     for magic, (kind, command) in _ARCHIVES.items():
         if head.startswith(magic):
             to = "" if kind == "zip" else f" > {path.name.split('.')[0]}-unpacked{suffix}"
@@ -71,10 +75,16 @@ def refuse_archive(path: Path, *, suffix: str) -> None:
 
 def refuse_other_than_hdf5(path: Path) -> None:
     """Raise InputError for a file that is not HDF5, or shorter than its own header says, with what it is instead."""
-    refuse_unfetched(path)
-    length, size = _hdf5_length(path), path.stat().st_size
+    with path.open("rb") as file:
+        refuse_other_than_hdf5_head(path, file.read(HEAD_BYTES), path.stat().st_size)
+
+
+def refuse_other_than_hdf5_head(path: DataPath, head: bytes, size: int) -> None:
+    """Do what `refuse_other_than_hdf5` does for a file of `size` bytes whose first HEAD_BYTES were read."""
+    refuse_unfetched_head(path, head)
+    length = _hdf5_length(head)
     if length is None:
-        refuse_archive(path, suffix=".h5ad")
+        _refuse_archive_head(path, head, suffix=".h5ad")
         if separator := _TABLES.get(path.suffix.lower()):
             read = f"pd.read_csv({str(path)!r}, sep='{separator}', index_col=0)"
             command = f"import anndata, pandas as pd; anndata.AnnData({read}).write_h5ad({path.stem + '.h5ad'!r})"
@@ -86,10 +96,8 @@ def refuse_other_than_hdf5(path: Path) -> None:
         )
 
 
-def _hdf5_length(path: Path) -> int | None:
+def _hdf5_length(head: bytes) -> int | None:
     """The number of bytes that an HDF5 file says it has, at least; None if it is no HDF5 file."""
-    with path.open("rb") as file:
-        head = file.read(HEAD_BYTES)
     # a block of the user's own may come first; its length is a power of 2
     start = next((at for at in (0, 512, 1024, 2048) if head[at : at + 8] == _HDF5), None)
     if start is None:

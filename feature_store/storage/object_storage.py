@@ -115,7 +115,7 @@ def replace(target: Any, text: str, *, etag: str) -> bool:
     try:
         return _put_if(target, text, IfMatch=etag) is not None
     except OSError as error:
-        if _status(error) != _UNKNOWN:
+        if status_of(error) != _UNKNOWN:
             raise
     put_text(target, text)
     return True
@@ -161,7 +161,7 @@ def _put_if(target: Any, text: str, **condition: str) -> str | None:
                 answer = target.fs.call_s3("put_object", Bucket=bucket, Key=key, Body=text.encode(), **condition)
                 return str(answer["ETag"])
             except OSError as error:
-                status = _status(error)
+                status = status_of(error)
                 if status == _EXISTS or isinstance(error, FileExistsError):
                     return None
                 # 409: another process was putting or deleting the object at this moment
@@ -215,7 +215,7 @@ def _clear_errors(target: Any) -> Iterator[None]:
         ) from error
 
 
-def _status(error: BaseException) -> int | None:
+def status_of(error: BaseException) -> int | None:
     """Return the HTTP status behind an error of s3fs."""
     response = getattr(error.__cause__, "response", None) or {}
     status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")

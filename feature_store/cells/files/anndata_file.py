@@ -9,7 +9,6 @@ are left out (`feature_types`). Format: anndata on-disk specification 0.1.0 and 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -18,11 +17,12 @@ from feature_store.cells.annotations import ObsColumn, gene_names, obs_column, o
 from feature_store.cells.cellxgene_mark import CellxgeneMark, cellxgene_mark
 from feature_store.cells.column_matrices import ColumnMatrix, CSCMatrix, column_matrix
 from feature_store.cells.feature_types import GeneColumns, GeneFeatures, gene_features
-from feature_store.cells.files.cell_file import Content, names_with_closest, read_obs, reading
+from feature_store.cells.files.cell_file import Content, local, names_with_closest, read_obs, reading
 from feature_store.cells.matrices import CSRRows, RowMatrix, open_matrix, parts_of_sparse
 from feature_store.cells.matrix_choice import Candidate, MatrixChoice, choose_matrix, named_matrix
 from feature_store.cells.value_kinds import check_rows, values_of
 from feature_store.errors import InputError
+from feature_store.storage.addresses import DataPath
 
 COLUMNWISE = "0.2.0"
 """The version of obs on disk whose columns can be read one by one; an older obs is read whole."""
@@ -35,10 +35,11 @@ class AnnDataFile:
     filtered = ""
     by_column: ColumnMatrix | None
 
-    def __init__(self, path: Path, file: Any, *, matrix: str | None = None) -> None:
-        self.path = path
-        self.content: Content = path
-        self.format = "AnnData .zarr" if path.is_dir() else "AnnData .h5ad"
+    def __init__(self, path: DataPath, file: Any, *, matrix: str | None = None, content: Content | None = None) -> None:
+        self.path: DataPath = path
+        self.content: Content = content or local(path)
+        # a group of zarr has its store
+        self.format = "AnnData .zarr" if hasattr(file, "store") else "AnnData .h5ad"
         self._file = file
         self._vars: dict[str, tuple[Any, GeneFeatures]] = {}
         names = _matrix_names(file)
@@ -259,5 +260,5 @@ def _read(node: Any) -> Any:
     return anndata.io.read_elem(node)
 
 
-def _reading(path: Path, what: str) -> AbstractContextManager[None]:
+def _reading(path: DataPath, what: str) -> AbstractContextManager[None]:
     return reading(path, what, "write the file again with anndata")

@@ -21,16 +21,18 @@ from feature_store.cells.matrices import CSRRows, RowMatrix
 from feature_store.cells.matrix_choice import Candidate, MatrixChoice
 from feature_store.cells.value_kinds import KINDS, check_rows, values_of
 from feature_store.errors import InputError
+from feature_store.storage import remote_objects
+from feature_store.storage.addresses import DataPath
 
-Content = Path | tuple[Path, ...]
-"""What the digest of a file covers: the file or all of a folder, or these files alone."""
+Content = Path | tuple[Path, ...] | remote_objects.RemoteContent
+"""What the digest of a file covers: the file or all of a folder, or these files alone; or the version at an address."""
 
 
 class CellFile(Protocol):
     """An opened file of cells; made by `recognise.open_file`. It cannot be passed between processes.
 
     Attributes:
-        path: the file or folder, as it was given.
+        path: the file or folder, or its address, as it was given.
         format: its format, in words.
         content: the files that its digest covers.
         candidates: the matrices of the file that were looked at, and what they hold.
@@ -47,7 +49,7 @@ class CellFile(Protocol):
             read until it is turned (`turning`).
     """
 
-    path: Path
+    path: DataPath
     format: str
     content: Content
     candidates: Sequence[Candidate]
@@ -111,7 +113,7 @@ class OneMatrixFile:
 
     def __init__(
         self,
-        path: Path,
+        path: DataPath,
         *,
         format: str,
         name: str,
@@ -126,7 +128,7 @@ class OneMatrixFile:
     ) -> None:
         self.path, self.format, self.matrix = path, format, name
         self.ignored: Sequence[str] = tuple(ignored)
-        self.content: Content = path if content is None else content
+        self.content: Content = content or local(path)
         self._where = f"{name} of {path}"
         self._close, self._index, self._obs = close, index, dict(obs or {})
         n_cells, n_features = rows.shape
@@ -208,6 +210,12 @@ class OneMatrixFile:
         self._close()
 
 
+def local(path: DataPath) -> Path:
+    """The path of a file that is at no address: what stands for the content of one is known when it is opened."""
+    assert isinstance(path, Path)
+    return path
+
+
 def read_obs(
     obs: Mapping[str, ObsColumn],
     columns: Sequence[str] | None,
@@ -223,7 +231,7 @@ def read_obs(
     return pl.DataFrame(found)
 
 
-def named_or_only(names: Sequence[str], matrix: str | None, path: Path, *, what: str = "matrices") -> str:
+def named_or_only(names: Sequence[str], matrix: str | None, path: DataPath, *, what: str = "matrices") -> str:
     """The name that `--matrix` gives, or the only one. InputError for another name, and for none of several."""
     if matrix is None and len(names) == 1:
         return names[0]
@@ -242,7 +250,7 @@ def names_with_closest(name: str, names: Iterable[str]) -> str:
 
 
 @contextmanager
-def reading(path: Path, what: str, advice: str = "fetch or write the file again") -> Iterator[None]:
+def reading(path: DataPath, what: str, advice: str = "fetch or write the file again") -> Iterator[None]:
     """Turn an error of a reader into one that names the part and the file."""
     try:
         yield

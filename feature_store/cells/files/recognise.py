@@ -1,19 +1,29 @@
 """Which format a path has, told by its content: a name says nothing about a download that was renamed."""
 
 import re
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import h5py
 
 from feature_store.cells.files.anndata_file import AnnDataFile
-from feature_store.cells.files.cell_file import CellFile, names_with_closest, reading
+from feature_store.cells.files.cell_file import CellFile, Content, names_with_closest, reading
 from feature_store.cells.files.gene_lists import is_parquet, open_gene_lists, parts_in
 from feature_store.cells.files.mtx import is_mtx, matrices_in, open_mtx
 from feature_store.cells.files.soma import is_experiment, is_soma, open_soma_experiment
 from feature_store.cells.files.tenx_h5 import matrices_of_tenx, open_tenx_h5
-from feature_store.errors import InputError
-from feature_store.storage.data_files import refuse_other_than_hdf5, refuse_unfetched, refuse_unfetched_below
+from feature_store.errors import InputError, NotFoundError
+from feature_store.storage.addresses import DataPath, RemotePath
+from feature_store.storage.data_files import (
+    HEAD_BYTES,
+    refuse_other_than_hdf5,
+    refuse_other_than_hdf5_head,
+    refuse_unfetched,
+    refuse_unfetched_below,
+)
+from feature_store.storage.range_file import RangeFile, open_object
 
 FORMATS = (
     "an .h5ad file, an AnnData .zarr folder, a 10x .h5 file, the folder of a matrix.mtx, one of Parquet parts with "
@@ -24,40 +34,53 @@ COLLECTION = "annbatch-preshuffled"
 _ZARR_FILES = ("zarr.json", ".zgroup")
 
 
-def open_file(path: Path, *, matrix: str | None = None, where: str | None = None) -> CellFile:
-    """Open a file or folder of cells.
+def open_file(path: DataPath, *, matrix: str | None = None, where: str | None = None) -> CellFile:
+    """Open a file or folder of cells; at an address, an HDF5 file or a group of zarr.
 
     `matrix` is a matrix of it, "X", "raw" or "layers/NAME" of an AnnData; None takes the best (`matrix_choice`).
     `where` is a condition on obs, by which a SOMA experiment takes some of its cells; InputError for other formats.
     InputError for a missing or damaged file, one of no known format, an empty matrix, and one without a matrix of
-    counts or of log-normalised values (the message lists what every matrix of the file holds).
+    counts or of log-normalised values (the message lists what every matrix of the file holds). NotFoundError and
+    InputError as from `open_object` and `open_remote_group` for an address.
     """
+    if isinstance(path, RemotePath):
+        _refuse_condition(path, where)
+        return _open_address(path, matrix)
     if not path.exists():
         beside = sorted(file.name for file in path.parent.iterdir()) if path.parent.is_dir() else []
         beside = [name for name in beside if name.endswith((".h5ad", ".h5", ".zarr"))]
         raise InputError(f"there is no file {path}; its folder has {names_with_closest(path.name, beside)}")
     if path.is_dir() and is_soma(path):
         return open_soma_experiment(path, matrix=matrix, where=where)
+    _refuse_condition(path, where)
+    if path.is_dir():
+        return _open_folder(path, matrix)
+    refuse_unfetched(path)
+    if is_parquet(path):
+        return open_gene_lists(path, matrix=matrix)
+    if is_mtx(path):
+        return open_mtx(path, matrix=matrix)
+    refuse_other_than_hdf5(path)
+    return _open_hdf5(path, matrix)
+
+
+def _refuse_condition(path: DataPath, where: str | None) -> None:
+    """Raise InputError for a condition on what is no SOMA experiment in a folder."""
     if where is not None:
         raise InputError(
             f"--where was {where!r}, but {path} is no SOMA experiment, and only of these a condition takes some of the "
             "cells; leave it out, or write a file of the cells that you want, for example "
             "a[a.obs['tissue'] == 'lung'].write_h5ad('lung.h5ad')"
         )
-    if path.is_dir():
-        return _open_folder(path, matrix)
-    refuse_unfetched(path)
-    if is_parquet(path):
-        return open_gene_lists(path, matrix=matrix)
-    return open_mtx(path, matrix=matrix) if is_mtx(path) else _open_hdf5(path, matrix)
 
 
-def files_of(path: Path) -> list[Path]:
+def files_of(path: DataPath) -> Sequence[DataPath]:
     """The files that a path stands for: the data sets of a collection in their order, any other path itself.
 
-    A collection is a zarr group that annbatch wrote, or the folder of .zarr folders that its first versions wrote.
+    A collection is a zarr group that annbatch wrote, or the folder of .zarr folders that its first versions wrote. What
+    is at an address is never one.
     """
-    if not path.is_dir():
+    if isinstance(path, RemotePath) or not path.is_dir():
         return [path]
     if not any((path / name).exists() for name in _ZARR_FILES):
         inside = [one for one in path.iterdir() if re.fullmatch(r"(chunk|dataset)_\d+\.zarr", one.name)]
@@ -94,21 +117,43 @@ def _may_be_cells(path: Path) -> bool:
     return is_folder or path.suffix in (".h5ad", ".h5", ".zarr")
 
 
-def _open_hdf5(path: Path, matrix: str | None) -> CellFile:
-    refuse_other_than_hdf5(path)
+def _open_address(path: RemotePath, matrix: str | None) -> CellFile:
+    """Open what is at an address: what is called .zarr, or is no object itself, is taken for a group of zarr."""
+    from feature_store.cells.files.remote_zarr import open_remote_group
+
+    if path.suffix != ".zarr":
+        with suppress(NotFoundError):
+            return _open_object(path, matrix)
+    group, content = open_remote_group(path)
+    if group.attrs.get("encoding-type") == COLLECTION:
+        raise InputError(f"{path} is a collection of several AnnData, which is read from a folder alone; download it")
+    return _of_anndata(path, group, matrix, content)
+
+
+def _open_object(path: RemotePath, matrix: str | None) -> CellFile:
+    file, content = open_object(path)
+    refuse_other_than_hdf5_head(path, file.read(HEAD_BYTES), content.size_bytes)
+    return _open_hdf5(path, matrix, file, content)
+
+
+def _open_hdf5(
+    path: DataPath, matrix: str | None, at_address: RangeFile | None = None, content: Content | None = None
+) -> CellFile:
     try:
-        file = h5py.File(path, "r", locking="best-effort")
+        file = h5py.File(at_address or path, "r", locking="best-effort")
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{path} is not an HDF5 file, or is damaged ({error}); give an .h5ad file") from error
     with reading(path, "the list of its groups"):
         is_tenx = bool(matrices_of_tenx(file))
     if is_tenx:
         try:
-            return open_tenx_h5(path, file, matrix=matrix)
+            return open_tenx_h5(path, file, matrix=matrix, content=content)
         except InputError:
             file.close()
             raise
-    return _of_anndata(path, file, matrix)
+    return _of_anndata(path, file, matrix, content)
 
 
 def zarr_group(path: Path) -> Any:
@@ -124,7 +169,7 @@ def zarr_group(path: Path) -> Any:
         raise InputError(f"{path} is not a zarr group, or is damaged ({error}); copy the folder again") from error
 
 
-def _of_anndata(path: Path, file: Any, matrix: str | None) -> AnnDataFile:
+def _of_anndata(path: DataPath, file: Any, matrix: str | None, content: Content | None = None) -> AnnDataFile:
     try:
         missing = [name for name in ("obs", "var") if name not in file]
         if "mod" in file and "X" not in file:
@@ -136,10 +181,10 @@ def _of_anndata(path: Path, file: Any, matrix: str | None) -> AnnDataFile:
                 f"{path} is not an AnnData: it has no {' and no '.join(missing)}; it has {', '.join(file) or 'nothing'}"
                 f"; give {FORMATS}"
             )
-        return AnnDataFile(path, file, matrix=matrix)
+        return AnnDataFile(path, file, matrix=matrix, content=content)
     except InputError:
         if hasattr(file, "close"):
             file.close()
-        if path.is_dir():
+        if isinstance(path, Path) and path.is_dir():
             refuse_unfetched_below(path)
         raise

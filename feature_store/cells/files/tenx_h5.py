@@ -7,15 +7,15 @@ Both store features x barcodes by column, which is cells x features by row, so c
 Format: Cell Ranger, "Feature-Barcode Matrices in HDF5".
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from feature_store.cells.annotations import ObsColumn
-from feature_store.cells.files.cell_file import OneMatrixFile, named_or_only, reading
+from feature_store.cells.files.cell_file import Content, OneMatrixFile, named_or_only, reading
 from feature_store.cells.matrices import SparseRows
+from feature_store.storage.addresses import DataPath
 
 VERSION_3 = "matrix"
 _OF_A_MATRIX = {"barcodes", "data", "indices", "indptr", "shape"}
@@ -30,7 +30,9 @@ def matrices_of_tenx(file: Any) -> list[str]:
     return [name for name in found if set(file[name]) >= _OF_VERSION_2]
 
 
-def open_tenx_h5(path: Path, file: Any, *, matrix: str | None = None) -> OneMatrixFile:
+def open_tenx_h5(
+    path: DataPath, file: Any, *, matrix: str | None = None, content: Content | None = None
+) -> OneMatrixFile:
     """Open a file of 10x, an opened HDF5 file.
 
     `matrix` is "matrix" in version 3, and the genome in version 2, which a file of several genomes needs. InputError as
@@ -57,6 +59,7 @@ def open_tenx_h5(path: Path, file: Any, *, matrix: str | None = None) -> OneMatr
         index=ObsColumn(n_cells=barcodes.shape[0], read=lambda start, stop: _texts("cell_id", barcodes[start:stop])),
         ignored=[f"the genomes {', '.join(one for one in genomes if one != name)}"] if len(genomes) > 1 else [],
         reason="the only matrix of the file" if matrix is None else "named with --matrix",
+        content=content,
         close=file.close,
     )
 

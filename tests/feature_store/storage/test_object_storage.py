@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 import pytest
+from served_files import emulated_s3
 from stored_bytes import bytes_of
 
 from feature_store import FeatureStore
@@ -41,28 +42,8 @@ START_S = 60.0
 @contextmanager
 def moto(_folder: Path) -> Iterator[dict[str, str]]:
     """An emulation of S3 in a thread, one request at a time."""
-    from moto.server import DomainDispatcherApplication, create_backend_app
-    from werkzeug.serving import WSGIRequestHandler, make_server
-
-    class Quiet(WSGIRequestHandler):
-        def log(self, *_: Any) -> None:
-            """Say nothing."""
-
-    app, lock = DomainDispatcherApplication(create_backend_app), threading.Lock()
-
-    def one_at_a_time(environ: Any, start: Any) -> list[bytes]:
-        with lock:
-            return [b"".join(app(environ, start))]
-
-    server = make_server("127.0.0.1", 0, one_at_a_time, threaded=True, request_handler=Quiet)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield {"port": str(server.server_port), "id": "emulated", "key": "emulated"}
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with emulated_s3() as address:
+        yield {"port": address.rpartition(":")[2], "id": "emulated", "key": "emulated"}
 
 
 RINGS = """
