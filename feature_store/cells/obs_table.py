@@ -25,7 +25,7 @@ from feature_store.cells.canonical import canonical_text
 from feature_store.errors import InputError, NotFoundError
 from feature_store.storage.addresses import DataPath, RemotePath
 from feature_store.storage.data_files import HEAD_BYTES, refuse_unfetched_head
-from feature_store.storage.remote_objects import read_whole
+from feature_store.storage.remote_protocols import read_whole
 
 NAME_COLUMNS = ("cell_id", "cell_ids", "barcode", "barcodes", "index", "__index_level_0__")
 MISSING = ("", "NA", "nan", "NaN", "NaT", "<NA>")

@@ -36,7 +36,7 @@ _GS = Protocol(
     "public bucket)",
 )
 PROTOCOLS: Mapping[str, Protocol] = {"s3": _S3, "gs": _GS, "https": _HTTP, "http": _HTTP}
-_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.+)", re.DOTALL)
+_ADDRESS = re.compile(r"([^/]+)://(.+)", re.DOTALL)
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,16 @@ alone costs one block. Memory: CACHED_BLOCKS x BLOCK_BYTES, 48 MB a file.
 import io
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from feature_store.storage.addresses import RemotePath
-from feature_store.storage.remote_objects import RemoteContent, checked_content, content_of, objects_at
+from feature_store.storage.remote_objects import RemoteContent, content_of
+from feature_store.storage.remote_protocols import checked_content, objects_at, read_range
 
-BLOCK_BYTES = 1 << 18
-MOST_BLOCKS = 16
-CACHED_BLOCKS = 192
+BLOCK_BYTES = 1 << 16
+MOST_BLOCKS = 64
+CACHED_BLOCKS = 768
 
 
 class RangeFile(io.RawIOBase):
@@ -70,7 +72,7 @@ class RangeFile(io.RawIOBase):
 
     def _fetch_blocks(self, first: int, wanted: int) -> None:
         """Fetch this number of blocks, or fewer: up to MOST_BLOCKS, the end of the file, or a block that is there."""
-        end = min(first + min(wanted, MOST_BLOCKS), -(-self._size // BLOCK_BYTES))
+        end = min(first + min(wanted, MOST_BLOCKS, CACHED_BLOCKS), -(-self._size // BLOCK_BYTES))
         end = next((number for number in range(first + 1, end) if number in self._blocks), end)
         start = first * BLOCK_BYTES
         content = memoryview(self._fetch(start, min(end * BLOCK_BYTES, self._size)))
@@ -92,4 +94,4 @@ def open_object(path: RemotePath) -> tuple[RangeFile, RemoteContent]:
     objects = objects_at(path)
     version = objects.version(path)
     content = checked_content(path, content_of(path, version))
-    return RangeFile(lambda start, stop: objects.read(path, version, start, stop), version.size_bytes), content
+    return RangeFile(partial(read_range, objects, path, version), version.size_bytes), content

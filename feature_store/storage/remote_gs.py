@@ -54,8 +54,6 @@ class GSObjects:
                 raise not_found(path) if version is None else changed(path, f"it was {version}") from error
             except PermissionError as error:
                 raise not_permitted(path, error) from error
-            except (OSError, TimeoutError) as error:
-                raise TryAgain(str(error) or type(error).__name__) from error
             except Exception as error:
                 raise _explained(path, error) from error
 
@@ -69,9 +67,10 @@ def _version_of(found: Mapping[str, Any]) -> Version:
 def _explained(path: RemotePath, error: Exception) -> Exception:
     """The error for one of gcsfs, google.auth or aiohttp, whose classes have no common base."""
     place = type(error).__module__.partition(".")[0]
-    if place == "google":
+    # gcsfs has no class for it
+    if place == "google" or (isinstance(error, OSError) and str(error).startswith("Forbidden")):
         return not_permitted(path, error)
-    if place == "aiohttp":
+    if place == "aiohttp" or isinstance(error, OSError):
         return TryAgain(str(error) or type(error).__name__)
     code = getattr(error, "code", None)
     if place == "gcsfs" and code is not None:

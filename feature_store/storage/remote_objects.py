@@ -15,14 +15,13 @@ opened.
 """
 
 import hashlib
-import importlib.util
 import time
 from collections.abc import Callable, Mapping
-from functools import cache
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
 from feature_store.errors import InputError, NotFoundError
-from feature_store.storage.addresses import PROTOCOLS, DataPath, RemotePath
+from feature_store.storage.addresses import PROTOCOLS, RemotePath
 
 TRIES = 4
 WAIT_S = 0.3
@@ -47,7 +46,8 @@ class Version(NamedTuple):
         return f"{self.kind} {self.mark}, {self.size_bytes:,} bytes" if self.mark else f"{self.size_bytes:,} bytes"
 
 
-class RemoteContent(NamedTuple):
+@dataclass(frozen=True)
+class RemoteContent:
     """What stands for the content of a file or folder at an address, of which not every byte was read.
 
     Attributes:
@@ -93,42 +93,12 @@ def sha256_of(parts: list[str]) -> str:
     return hashlib.sha256("".join(f"{one}\n" for one in parts).encode()).hexdigest()
 
 
-def checked_content(path: RemotePath, content: RemoteContent) -> RemoteContent:
-    """The content, if it is the version that the path means. InputError for another one."""
-    if path.digest not in (None, content.digest):
-        raise changed(path, f"now it is {content.text}")
-    return content
-
-
 def changed(path: RemotePath, how: str) -> InputError:
     """The error for an object that is not the version that was opened."""
     return InputError(
         f"{path} changed while it was in use ({how}); nothing of the new version was stored: run the command again, "
         "which makes another data set of it"
     )
-
-
-def objects_at(path: RemotePath) -> Objects:
-    """The requests for the protocol of an address. InputError, naming the command, if a package is missing."""
-    needs = PROTOCOLS[path.protocol]
-    if importlib.util.find_spec("fsspec") is None or importlib.util.find_spec(needs.module) is None:
-        raise InputError(f"{path} needs more packages: pip install 'scsae[{needs.extra}]'")
-    return _objects(path.protocol)
-
-
-@cache
-def _objects(protocol: str) -> Objects:
-    if protocol == "s3":
-        from feature_store.storage.remote_s3 import S3Objects
-
-        return S3Objects()
-    if protocol == "gs":
-        from feature_store.storage.remote_gs import GSObjects
-
-        return GSObjects()
-    from feature_store.storage.remote_http import HttpObjects
-
-    return HttpObjects()
 
 
 class TryAgain(Exception):
@@ -158,30 +128,3 @@ def not_found(path: RemotePath) -> NotFoundError:
 def not_permitted(path: RemotePath, reason: object) -> InputError:
     """The error for an object that may not be read."""
     return InputError(f"{path} may not be read ({reason}); {PROTOCOLS[path.protocol].credentials}")
-
-
-def is_there(path: DataPath) -> bool:
-    """Whether there is a file or folder, or, at an address, an object or a group of zarr. InputError if the address
-    does not answer.
-    """
-    if not isinstance(path, RemotePath):
-        return path.exists()
-    objects = objects_at(path)
-    for one in (path, path / "zarr.json", path / ".zgroup"):
-        try:
-            objects.version(one)
-        except NotFoundError:
-            continue
-        return True
-    return False
-
-
-def read_whole(path: RemotePath, *, most_bytes: int, part_bytes: int = 1 << 23) -> bytes:
-    """All bytes of a small object. NotFoundError; InputError if it is larger, or changes meanwhile."""
-    objects = objects_at(path)
-    version = objects.version(path)
-    checked_content(path, content_of(path, version))
-    size = version.size_bytes
-    if size > most_bytes:
-        raise InputError(f"{path} has {size:,} bytes, more than {most_bytes:,}; give a smaller file")
-    return b"".join(objects.read(path, version, low, min(low + part_bytes, size)) for low in range(0, size, part_bytes))

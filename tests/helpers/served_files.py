@@ -6,13 +6,14 @@ that it answers, once or always.
 
 from __future__ import annotations
 
+import json
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote, urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -121,6 +122,64 @@ def served_folder(folder: Path) -> Iterator[ServedFolder]:
         server.server_close()
 
 
+class GoogleHandler(BaseHTTPRequestHandler):
+    """The three requests of Google Cloud Storage that reading takes; the generation of an object is its file's time."""
+
+    protocol_version = "HTTP/1.1"
+    folder: Path
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+    def do_GET(self) -> None:
+        found = urlsplit(self.path)
+        query = {key: values[0] for key, values in parse_qs(found.query).items()}
+        bucket, _, name = found.path.partition("/b/")[2].partition("/o")
+        file = self.folder / bucket / unquote(name.strip("/"))
+        if not name.strip("/"):
+            inside = (self.folder / bucket).rglob("*")
+            names = [one.relative_to(self.folder / bucket).as_posix() for one in inside if one.is_file()]
+            items = [self.facts(bucket, one) for one in sorted(names) if one.startswith(query.get("prefix", ""))]
+            self.answer(200, json.dumps({"kind": "storage#objects", "items": items}).encode())
+        elif not file.is_file() or query.get("generation", self.generation(file)) != self.generation(file):
+            self.answer(404, b"{}")
+        elif query.get("alt") == "media":
+            start, _, last = self.headers["Range"].removeprefix("bytes=").partition("-")
+            self.answer(206, file.read_bytes()[int(start) : int(last) + 1])
+        else:
+            self.answer(200, json.dumps(self.facts(bucket, unquote(name.strip("/")))).encode())
+
+    def facts(self, bucket: str, name: str) -> dict[str, str]:
+        file = self.folder / bucket / name
+        size, time = str(file.stat().st_size), "2026-01-01T00:00:00.000Z"
+        facts = {"kind": "storage#object", "bucket": bucket, "name": name, "size": size, "etag": "x"}
+        return {**facts, "generation": self.generation(file), "updated": time, "timeCreated": time}
+
+    @staticmethod
+    def generation(file: Path) -> str:
+        return str(file.stat().st_mtime_ns)
+
+    def answer(self, status: int, content: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(content)
+
+
+@contextmanager
+def emulated_google(folder: Path) -> Iterator[str]:
+    """The folders of a folder as buckets of Google Cloud Storage, for reading; the address of the server."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Of", (GoogleHandler,), {"folder": folder}))
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 @contextmanager
 def emulated_s3() -> Iterator[str]:
     """An emulation of S3 in a thread, one request at a time; its address."""
@@ -183,6 +242,6 @@ def bucket(patch: Any, name: str) -> Iterator[Bucket]:
 
 def forget_connections() -> None:
     """Let the next request read the environment anew."""
-    from feature_store.storage import remote_objects
+    from feature_store.storage import remote_protocols
 
-    remote_objects._objects.cache_clear()
+    remote_protocols._objects.cache_clear()

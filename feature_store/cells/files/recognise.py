@@ -89,7 +89,8 @@ def files_of(path: DataPath) -> Sequence[DataPath]:
     if not names or (path / "obs").exists():
         return [path]
     is_collection = zarr_group(path).attrs.get("encoding-type") == COLLECTION
-    return sorted((path / name for name in names), key=_place) if is_collection else [path]
+    inside = sorted((path / name for name in names), key=_place)
+    return inside if is_collection else [path]
 
 
 def _place(path: Path) -> tuple[list[int], str]:

@@ -17,15 +17,8 @@ from zarr.core.buffer import Buffer, BufferPrototype
 
 from feature_store.errors import InputError, NotFoundError
 from feature_store.storage.addresses import RemotePath
-from feature_store.storage.remote_objects import (
-    RemoteContent,
-    Version,
-    changed,
-    checked_content,
-    not_found,
-    objects_at,
-    sha256_of,
-)
+from feature_store.storage.remote_objects import RemoteContent, Version, changed, not_found, sha256_of
+from feature_store.storage.remote_protocols import checked_content, objects_at, read_range
 
 METADATA = (".zmetadata", "zarr.json")
 """The objects that may hold the metadata of a whole group: of versions 2 and 3."""
@@ -139,7 +132,7 @@ class RemoteStore(Store):
             content = None
         else:
             start, stop = _bounds(wanted, version.size_bytes)
-            content = b"" if start >= stop else self._objects.read(self.path / key, version, start, stop)
+            content = b"" if start >= stop else read_range(self._objects, self.path / key, version, start, stop)
         if content is None and any(key.startswith(array) for array in self._required):
             raise InputError(
                 f"{self.path}: the chunk {key} of its values is missing; the folder was copied in part: copy it again"
