@@ -53,6 +53,7 @@ from feature_store.codes import (
 from feature_store.errors import NotFoundError
 from feature_store.query.runs import resolve_run
 from feature_store.storage import commit
+from feature_store.storage.addresses import RemotePath
 from feature_store.storage.layout import ASSOCIATION_TABLES, Layout, as_path
 from feature_store.storage.obs_columns import column_of
 from feature_store.storage.plans import AssociationsPlan, CellsPlan, GeneSetFile, as_json
@@ -73,7 +74,7 @@ EXPRESSION, MEASURED = "expression", "measured"
 class ExpressionJob:
     """The files of a data set, its panel, and the run that holds its expression by gene."""
 
-    data: tuple[str, ...]
+    data: tuple[str | RemotePath, ...]
     matrix: str
     where: str | None
     rows: tuple[str, ...]
@@ -311,7 +312,7 @@ def write_expression_by_gene(
         genes, cells = commit.read_table(layout.genes_dir(dataset)), layout.cells_dir(dataset)
         plan = plan_expression(dataset, source, genes, read_panel(cells))
         job = ExpressionJob(
-            data=tuple(str(path.resolve()) for path in source.paths),
+            data=source.places,
             matrix=source.matrix,
             where=source.where,
             rows=source.rows,

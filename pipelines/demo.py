@@ -13,6 +13,7 @@ import polars as pl
 from feature_store import FeatureStore, Layout
 from feature_store.associations.claims import NAMED_AT
 from feature_store.storage import schemas
+from feature_store.storage.addresses import DataPath
 from feature_store.storage.obs_columns import shown_name
 from pipelines.config import (
     DEFAULT_STORE,
@@ -71,7 +72,7 @@ LIMIT 3"""
 def demo_recipe(
     store: Path,
     *,
-    data: Path | None = None,
+    data: DataPath | None = None,
     donor: str | None = None,
     batch: str | None = None,
     cell_type: str | None = None,
@@ -100,7 +101,7 @@ def demo_recipe(
 def run_demo(
     store: Path,
     *,
-    data: Path | None = None,
+    data: DataPath | None = None,
     donor: str | None = None,
     batch: str | None = None,
     cell_type: str | None = None,

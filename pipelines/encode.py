@@ -491,7 +491,7 @@ def _plan_fused(
     )
     place = load_model_location(activations)
     forward = ForwardJob(
-        data=_paths(source),
+        data=source.places,
         matrix=source.matrix,
         where=source.where,
         rows=source.rows,
@@ -583,7 +583,7 @@ def _plan_vectors(
         dataset=dataset,
         cut=_cut(layout, options, dataset, source.n_cells, sae, mean_tokens=1.0, rows_per_cell=1),
         source=VectorsJob(
-            data=_paths(source),
+            data=source.places,
             matrix=source.matrix,
             where=source.where,
             vectors=str(place),
@@ -682,7 +682,3 @@ def _cut(
     return CodesCut(
         n_cells=n_cells, n_panel=n_panel, panel_cells=shard_cells, other_cells=options.shard_cells or OTHER_CELLS
     )
-
-
-def _paths(source: Source) -> tuple[str, ...]:
-    return tuple(str(path.resolve()) for path in source.paths)

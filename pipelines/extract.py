@@ -250,7 +250,7 @@ def _warnings(inputs: LoadedInputs, total: "Mapping[str, int]") -> dict[str, str
 def forward_job(options: ExtractOptions, inputs: LoadedInputs) -> ForwardJob:
     """Return the job that describes the forward pass of an extraction."""
     return ForwardJob(
-        data=tuple(str(path.resolve()) for path in inputs.source.paths),
+        data=inputs.source.places,
         matrix=inputs.source.matrix,
         where=inputs.source.where,
         rows=inputs.source.rows,

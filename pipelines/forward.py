@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from feature_store.cells import open_source
+from feature_store.storage.addresses import RemotePath
 from pipelines.errors import RunFailedError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class ForwardJob:
         batch_tokens: most tokens of one forward pass.
     """
 
-    data: tuple[str, ...]
+    data: tuple[str | RemotePath, ...]
     matrix: str
     where: str | None
     rows: tuple[str, ...]

@@ -40,6 +40,7 @@ from feature_store.cells import (
 from feature_store.errors import BusyError, IntegrityError
 from feature_store.query.suggestions import closest_names
 from feature_store.storage import commit, filesystem, schemas
+from feature_store.storage.addresses import RemotePath
 from feature_store.storage.layout import PLAN, Layout
 from feature_store.storage.plans import ActivationsPlan, ChosenGenesPlan, GeneChoice, VariableGenesPlan
 from feature_store.storage.text_files import read_text
@@ -128,7 +129,7 @@ def choose_variable_genes(
 
     def ranked() -> pl.DataFrame:
         job = PassJob(
-            data=tuple(str(path.resolve()) for path in source.paths),
+            data=source.places,
             matrix=source.matrix,
             where=source.where,
             rows=source.rows,
@@ -206,7 +207,7 @@ class PassJob:
         run: folder in which each shard is committed; "" where it is not.
     """
 
-    data: tuple[str, ...]
+    data: tuple[str | RemotePath, ...]
     matrix: str
     where: str | None
     rows: tuple[str, ...]

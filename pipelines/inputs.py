@@ -29,9 +29,11 @@ from feature_store.cells import (
 from feature_store.codes import CodesRun, n_without_tokens
 from feature_store.errors import InputError, StoreError, StoreWriteError
 from feature_store.storage import commit, filesystem
+from feature_store.storage.addresses import DataPath, RemotePath, data_path
 from feature_store.storage.hashing import sealed
 from feature_store.storage.layout import MODEL_FILE, SOURCE_FILE, Layout
 from feature_store.storage.plans import ActivationsPlan, CellsPlan, TokenOfGenePlan
+from feature_store.storage.remote_protocols import is_there
 from pipelines.config import DataOptions
 from pipelines.errors import UsageError
 from pipelines.forward import autocast_of
@@ -163,9 +165,10 @@ def matrix_facts(source: Source, *, absent: str = "") -> dict[str, str]:
         "not read": "; ".join(f"{file}{what}" for file, one in zip(names, source.ignored, strict=True) for what in one),
         "NOT STORED CELL BY CELL": "; ".join(turned),
         "obs table": "; ".join(source.obs_facts),
+        "version": "; ".join(f"{file}{one}" for file, one in zip(names, source.versions, strict=True) if one),
         "features left out": ", ".join(f"{n:,} {kind}" for kind, n in source.left_out.items()),
     }
-    optional = ("where", "not read", "obs table", "NOT STORED CELL BY CELL")
+    optional = ("where", "not read", "obs table", "version", "NOT STORED CELL BY CELL")
     return {name: fact or absent for name, fact in facts.items() if fact or (absent and name not in optional)}
 
 
@@ -266,15 +269,26 @@ def tokenless_fact(codes: CodesRun) -> dict[str, str]:
 
 def save_source_location(layout: Layout, dataset: str, source: Source) -> None:
     """Write the present location of the data set's files beside its cells; later stages read expression from there."""
-    paths = tuple(str(path.resolve()) for path in source.paths)
-    write_source_location(
-        layout, dataset, SourceLocation(paths, source.matrix, source.where, source.digests, source.states)
+    where = SourceLocation(
+        tuple(map(place_text, source.paths)),
+        source.matrix,
+        source.where,
+        source.digests,
+        source.states,
+        versions=source.versions,
     )
+    write_source_location(layout, dataset, where)
+
+
+def place_text(path: DataPath) -> str:
+    """Return the absolute path of a file, or its address, as it is written into a store."""
+    return path.address if isinstance(path, RemotePath) else str(path.resolve())
 
 
 class SourceLocation(NamedTuple):
     """Where the files of a data set were when they were last used, their matrix, the condition by which cells were
-    taken (None without one), the digest of each, and the state that it had when it was hashed.
+    taken (None without one), the digest of each, and the state that it had when it was hashed; of one at an address,
+    the version in words too.
     """
 
     paths: tuple[str, ...]
@@ -282,11 +296,18 @@ class SourceLocation(NamedTuple):
     where: str | None
     digests: tuple[str, ...]
     states: tuple[FileState, ...]
+    versions: tuple[str, ...]
 
-    def known_digest(self, path: Path, state: FileState) -> str | None:
+    def known_digest(self, path: DataPath, state: FileState) -> str | None:
         """The digest of a file that has been in this state since it was hashed, else None."""
         known = dict(zip(zip(self.paths, self.states, strict=True), self.digests, strict=True))
-        return known.get((str(path.resolve()), state))
+        return known.get((place_text(path), state))
+
+    @property
+    def places(self) -> tuple[str | RemotePath, ...]:
+        """The paths, and the addresses with the version that was used."""
+        found = zip(map(data_path, self.paths), self.digests, strict=True)
+        return tuple(one.of_version(digest) if isinstance(one, RemotePath) else str(one) for one, digest in found)
 
 
 def write_source_location(layout: Layout, dataset: str, where: SourceLocation) -> None:
@@ -297,6 +318,7 @@ def write_source_location(layout: Layout, dataset: str, where: SourceLocation) -
         "where": where.where,
         "digest": _one_or_all(where.digests),
         "state": [list(state) for state in where.states],
+        "version": list(where.versions),
     }
     filesystem.replace_text(layout.cells_dir(dataset) / SOURCE_FILE, sealed(content))
 
@@ -308,8 +330,9 @@ def source_location(layout: Layout, dataset: str) -> SourceLocation:
         (value,) if isinstance(value, str) else tuple(value) for value in (content["path"], content["digest"])
     )
     states = tuple(FileState(*state) for state in content["state"])
-    # careful: stores from before there was a condition do not name it
-    return SourceLocation(paths, content["matrix"], content.get("where"), digests, states)
+    return SourceLocation(
+        paths, content["matrix"], content["where"], digests, states, versions=tuple(content["version"])
+    )
 
 
 def recorded_digests(layout: Layout) -> KnownDigest:
@@ -325,7 +348,7 @@ def recorded_digests(layout: Layout) -> KnownDigest:
                 found.append(source_location(layout, info.run))
         return found
 
-    def digest(path: Path, state: FileState) -> str | None:
+    def digest(path: DataPath, state: FileState) -> str | None:
         return next((one for where in locations() if (one := where.known_digest(path, state))), None)
 
     return digest
@@ -409,7 +432,7 @@ def load_recorded_model(run: commit.Run, *, device: str = "cpu") -> "FoundationM
 
 def missing_files(layout: Layout, dataset: str) -> list[str]:
     """Return the files of a data set that are not where they were."""
-    return [path for path in source_location(layout, dataset).paths if not Path(path).exists()]
+    return [str(path) for path in map(data_path, source_location(layout, dataset).paths) if not is_there(path)]
 
 
 def refuse_missing(layout: Layout, dataset: str, *, stage: str) -> None:
@@ -467,9 +490,12 @@ def data_problems(layout: Layout, dataset: str) -> list[str]:
 
 def _change(layout: Layout, dataset: str, source: Source, where: SourceLocation) -> str | None:
     """Return the message about files that changed, with what changed; note the new state of files that did not."""
+    versions_then = where.versions or ("",) * len(where.paths)
     changed = [
-        f"{path} changed since its extraction (sha256 {now[:12]}, was {then[:12]})"
-        for path, now, then in zip(source.paths, source.digests, where.digests, strict=True)
+        f"{path} changed since its extraction ({version or f'sha256 {now[:12]}'}, was {old or then[:12]})"
+        for path, now, then, version, old in zip(
+            source.paths, source.digests, where.digests, source.versions, versions_then, strict=True
+        )
         if now != then
     ]
     if changed:

@@ -26,6 +26,7 @@ from feature_store.cells import (
 )
 from feature_store.errors import BusyError
 from feature_store.storage import commit, filesystem
+from feature_store.storage.addresses import RemotePath
 from feature_store.storage.layout import PLAN, Layout
 from feature_store.storage.plans import MatrixPlan
 from pipelines.config import ActorOptions
@@ -39,7 +40,7 @@ SUMS, DIGESTS = "sums", "digests"
 class MatrixJob:
     """The files of a data set, and the runs of the sums by gene and of the digests of its cells."""
 
-    data: tuple[str, ...]
+    data: tuple[str | RemotePath, ...]
     matrix: str
     where: str | None
     rows: tuple[str, ...]
@@ -116,7 +117,7 @@ def _make(
         commit.Run.create(folder / name, plan.table(name, n_shards=plan.n_shards)) for name in (SUMS, DIGESTS)
     )
     job = MatrixJob(
-        data=tuple(str(path.resolve()) for path in source.paths),
+        data=source.places,
         matrix=source.matrix,
         where=source.where,
         rows=source.rows,

@@ -7,16 +7,16 @@ files are the same.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from feature_store.cells import FileState, data_files, open_source
+from feature_store.storage.addresses import DataPath
 from feature_store.storage.layout import Layout
 from pipelines.errors import UsageError
-from pipelines.inputs import recorded_digests, source_location, write_source_location
+from pipelines.inputs import place_text, recorded_digests, source_location, write_source_location
 from pipelines.runtime.progress import delayed_progress_bar
 
 
-def record_new_place(layout: Layout, dataset: str, files: Sequence[Path]) -> None:
+def record_new_place(layout: Layout, dataset: str, files: Sequence[DataPath]) -> None:
     """Write the new place of a data set's files, given in any order; UsageError if they are other files."""
     if files and not record_if_same(layout, dataset, files):
         where = source_location(layout, dataset)
@@ -28,19 +28,19 @@ def record_new_place(layout: Layout, dataset: str, files: Sequence[Path]) -> Non
         )
 
 
-def record_if_same(layout: Layout, dataset: str, files: Sequence[Path]) -> bool:
+def record_if_same(layout: Layout, dataset: str, files: Sequence[DataPath]) -> bool:
     """Write the new place of a data set's files if `files` are the same by their digests; return whether they are."""
     where = source_location(layout, dataset)
     files = data_files(files)
     if len(files) != len(where.digests):
         return False
-    place: dict[str, tuple[str, FileState]] = {}
+    place: dict[str, tuple[str, FileState, str]] = {}
     known_digest = recorded_digests(layout)
     for file in files:
         with open_source(file, progress=delayed_progress_bar, known_digest=known_digest) as source:
-            place[source.digest] = str(file.resolve()), source.states[0]
+            place[source.digest] = place_text(file), source.states[0], source.versions[0]
     if set(place) != set(where.digests):
         return False
-    paths, states = zip(*(place[digest] for digest in where.digests), strict=True)
-    write_source_location(layout, dataset, where._replace(paths=paths, states=states))
+    paths, states, versions = zip(*(place[digest] for digest in where.digests), strict=True)
+    write_source_location(layout, dataset, where._replace(paths=paths, states=states, versions=versions))
     return True

@@ -128,7 +128,8 @@ def _parameter(cls: type[Options], field: str, *, positional: bool) -> inspect.P
     info = cls.model_fields[field]
     if positional:
         several = str(info.annotation).startswith("tuple[")
-        given: Any = list[Path] if several else Path
+        # careful: a path of pathlib would lose a slash of an address
+        given: Any = list[str] if several else Path
         return _keyword(field, Annotated[given, typer.Argument(help=option_help(cls, field))], inspect.Parameter.empty)
     kind = _cli_type(info.annotation)
     default = None if info.is_required() else info.get_default(call_default_factory=True)

@@ -19,11 +19,11 @@ commands = typer.Typer()
 @commands.command("inspect")
 def inspect_command(
     context: typer.Context,
-    data: Annotated[list[Path], typer.Argument(help=option_help(DataOptions, "data"))],
+    data: Annotated[list[str], typer.Argument(help=option_help(DataOptions, "data"))],
     model: Annotated[str, typer.Option("--model", help=option_help(DataOptions, "model"))] = "mini",
     matrix: Annotated[str | None, typer.Option("--matrix", help=option_help(DataOptions, "matrix"))] = None,
     where: Annotated[str | None, typer.Option("--where", help=option_help(DataOptions, "where"))] = None,
-    obs: Annotated[list[Path] | None, typer.Option("--obs", help=option_help(DataOptions, "obs"))] = None,
+    obs: Annotated[list[str] | None, typer.Option("--obs", help=option_help(DataOptions, "obs"))] = None,
     dictionaries: Annotated[
         str | None, typer.Option("--dictionaries", help=option_help(DataOptions, "dictionaries"))
     ] = None,

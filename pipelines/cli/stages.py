@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from feature_store.storage.addresses import data_path
 from feature_store.storage.layout import as_path
 from pipelines.cli.parameters import Address, Form, Output, Store, StoreOption, destination, stage_command
 from pipelines.config import (
@@ -198,7 +199,7 @@ def submit(
 def demo(
     store: Store = DEFAULT_STORE,
     data: Annotated[
-        Path | None, typer.Option("--data", help="File of cells to use instead of the 700 PBMC of the project.")
+        str | None, typer.Option("--data", help="File of cells to use instead of the 700 PBMC of the project.")
     ] = None,
     donor: Annotated[str | None, typer.Option("--donor", help="obs column of the donor; needs --data.")] = None,
     batch: Annotated[str | None, typer.Option("--batch", help="obs column of the batch; needs --data.")] = None,
@@ -212,4 +213,4 @@ def demo(
     """
     from pipelines.demo import run_demo
 
-    run_demo(store, data=data, donor=donor, batch=batch, cell_type=cell_type)
+    run_demo(store, data=None if data is None else data_path(data), donor=donor, batch=batch, cell_type=cell_type)

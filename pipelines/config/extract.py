@@ -46,7 +46,7 @@ class DataOptions(GeneOptions, ObsOptions):
 
     data: Files = Field(min_length=1)
     """The files of the cells: .h5ad, AnnData .zarr, 10x .h5, the folder of a matrix.mtx or of a SOMA experiment
-    (docs/files.md lists all).
+    (docs/files.md lists all), or addresses of the first three (s3://, https://, gs://), which are read in ranges.
     Several files are one data set in the order given: their genes are joined, obs gets a column `file` (for samples:
     --batch file), and a donor of the same name is the same donor in all of them."""
     matrix: str | None = None

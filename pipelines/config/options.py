@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
+from feature_store.storage.addresses import DataPath, RemotePath, data_path
 from pipelines.errors import UsageError
 
 T = TypeVar("T", bound="Options")
@@ -29,11 +30,19 @@ def parse_size(text: str) -> int:
 
 def as_tuple(value: Any) -> Any:
     """Return one text, path or number as a tuple, and anything else unchanged."""
-    return (value,) if isinstance(value, str | Path | int | float) else value
+    return (value,) if isinstance(value, str | Path | RemotePath | int | float) else value
 
 
-Files = Annotated[tuple[Path, ...], pydantic.BeforeValidator(as_tuple)]
-"""Paths; a recipe may give one path without a list."""
+def _as_data_paths(value: Any) -> Any:
+    """Return the paths and addresses that texts name; ValueError for an address that is not taken."""
+    given = as_tuple(value)
+    if not isinstance(given, list | tuple):
+        return given
+    return tuple(data_path(one) if isinstance(one, str) else one for one in given)
+
+
+Files = Annotated[tuple[DataPath, ...], pydantic.BeforeValidator(_as_data_paths)]
+"""Paths and addresses; a recipe may give one without a list."""
 Positive = Annotated[int, Field(ge=1)]
 FeatureId = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -72,8 +81,9 @@ class ObsOptions(Options):
     """Condition on obs columns by which cells of a SOMA experiment are taken, in the syntax of its value filters, e.g.
     "tissue == 'lung' and is_primary_data == True"; later stages take the same cells. Default: all cells."""
     obs: Files = ()
-    """CSV, TSV or Parquet table of annotations of the cells, joined by their names (a column `cell_id` or `barcode`, or
-    the first one); its columns count as obs columns. For several files give one table, or one for each, in order."""
+    """CSV, TSV or Parquet table of annotations of the cells, or its address, joined by their names (a column `cell_id`
+    or `barcode`, or the first one); its columns count as obs columns. For several files give one table, or one for
+    each, in order."""
 
 
 class CellOptions(ObsOptions):
@@ -119,8 +129,8 @@ class MovedDataOptions(Options):
     """Where the data set is, for stages that read it again."""
 
     data: Files = ()
-    """File or .zarr folder of the data set, if it was moved or renamed since its extraction; it is checked to be the
-    same. Once for each file, if there are several."""
+    """File, .zarr folder or address of the data set, if it was moved or renamed since its extraction; it is checked to
+    be the same. Once for each file, if there are several."""
 
 
 class GeneOptions(Options):

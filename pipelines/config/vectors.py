@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from feature_store.storage.addresses import is_address
+
 OBSM = "obsm/"
 SUFFIXES = (".npy", ".parquet", ".safetensors", ".pt", ".pth")
 KEYED = (".safetensors", ".pt", ".pth")
@@ -22,6 +24,8 @@ class VectorsPlace(NamedTuple):
         """The place that `--vectors` names. ValueError for anything else than the forms that it takes."""
         if text.startswith(OBSM) and len(text) > len(OBSM):
             return cls(None, text.removeprefix(OBSM))
+        if is_address(text):
+            raise ValueError(f"{text!r} is an address, at which vectors are not read; download them, and give the file")
         keyed = _KEY.fullmatch(text)
         file, key = (keyed[1], keyed[2]) if keyed else (text, None)
         if not file.endswith(SUFFIXES):

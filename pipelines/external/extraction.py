@@ -134,7 +134,7 @@ def extract_vectors(options: ExtractOptions, store: Path, *, address: str | None
     if pending:
         work = VectorsWorkload(
             vectors=VectorsJob(
-                data=tuple(str(path.resolve()) for path in source.paths),
+                data=source.places,
                 matrix=source.matrix,
                 where=source.where,
                 vectors=str(place),

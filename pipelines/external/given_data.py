@@ -8,6 +8,7 @@ from typing import Any
 from feature_store.cells import Source, open_source
 from feature_store.errors import InputError
 from feature_store.storage import filesystem
+from feature_store.storage.addresses import DataPath, data_path
 from feature_store.storage.layout import TEMPORARY, Layout
 from pipelines.inputs import recorded_digests
 from pipelines.runtime.progress import delayed_progress_bar
@@ -18,7 +19,7 @@ SCRATCH = ".scratch"
 
 
 def open_given(data: Any, layout: Layout, *, matrix: str | None, where: str | None) -> Source:
-    """Open the cells of one path, of several, or of an AnnData.
+    """Open the cells of one path or address, of several, or of an AnnData.
 
     Raises:
         InputError: it is none of these, or cannot be opened.
@@ -32,11 +33,11 @@ def open_given(data: Any, layout: Layout, *, matrix: str | None, where: str | No
     )
 
 
-def _files_of(data: Any, layout: Layout) -> list[Path]:
+def _files_of(data: Any, layout: Layout) -> list[DataPath]:
     if isinstance(data, str | Path):
-        return [Path(data)]
+        return [data_path(data)]
     if isinstance(data, Sequence) and data and all(isinstance(one, str | Path) for one in data):
-        return [Path(one) for one in data]
+        return [data_path(one) for one in data]
     if not hasattr(data, "write_h5ad"):
         raise InputError(f"the cells were {type(data).__name__}; give the path of an .h5ad file, or an AnnData")
     if data.isbacked:

@@ -18,6 +18,7 @@ from feature_store.activations import ActivationBlock, to_stored
 from feature_store.cells import Source, open_source
 from feature_store.errors import InputError
 from feature_store.storage import filesystem
+from feature_store.storage.addresses import RemotePath
 from feature_store.storage.hashing import sealed
 from feature_store.storage.layout import MODEL_FILE, Layout
 from pipelines.config.vectors import VectorsPlace
@@ -41,7 +42,7 @@ Cells = npt.NDArray[np.int64]
 class VectorsJob:
     """The data set and its vectors, as plain values that can be pickled, and the dtype that they are rounded to."""
 
-    data: tuple[str, ...]
+    data: tuple[str | RemotePath, ...]
     matrix: str
     where: str | None
     vectors: str

@@ -194,7 +194,7 @@ class SteeringRequest:
         where = source_location(self.layout, self.dataset)
         place = load_vectors_location(self.layout.codes_dir(self.chain.associations.codes))
         return VectorsJob(
-            data=where.paths,
+            data=where.places,
             matrix=where.matrix,
             where=where.where,
             vectors=place.vectors,

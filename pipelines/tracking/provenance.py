@@ -16,6 +16,7 @@ import pipelines
 from feature_store.cells import short_names
 from feature_store.errors import IntegrityError, StoreError
 from feature_store.storage import commit
+from feature_store.storage.addresses import data_path
 from feature_store.storage.layout import Layout
 from feature_store.storage.plans import CellsPlan, SAEPlan, as_json
 from pipelines.inputs import load_model_location, load_source_location, no_model
@@ -86,7 +87,7 @@ def data_files(layout: Layout, dataset: str) -> dict[str, str]:
     except IntegrityError:
         return {}
     paths, digests = (value if isinstance(value, list) else [value] for value in (where["path"], where["digest"]))
-    return dict(zip(short_names([Path(path) for path in paths]), digests, strict=True))
+    return dict(zip(short_names([data_path(path) for path in paths]), digests, strict=True))
 
 
 def origin_of(layout: Layout, version: ModelVersion) -> dict[str, dict[str, Any]]:
