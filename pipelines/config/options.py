@@ -34,10 +34,10 @@ def as_tuple(value: Any) -> Any:
 
 
 def _as_data_paths(value: Any) -> Any:
-    """Return the paths and addresses that texts name; ValueError for an address that is not taken."""
+    """Return the paths and addresses that texts name; ValueError for an address that is not taken, and for no path."""
     given = as_tuple(value)
-    if not isinstance(given, list | tuple):
-        return given
+    if not isinstance(given, list | tuple) or not all(isinstance(one, str | Path | RemotePath) for one in given):
+        raise ValueError("give a path or an address, or a list of them")
     return tuple(data_path(one) if isinstance(one, str) else one for one in given)
 
 

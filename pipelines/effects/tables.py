@@ -153,7 +153,8 @@ def summary_frame(
                     "direct_spearman": _spearman(drawn["direct"].to_numpy(), drawn["effect"].to_numpy()),
                 }
             )
-    return schemas.conform("feature_effect_summary", pl.DataFrame(rows, schema_overrides={"feature_id": pl.Int32}))
+    empty = schemas.empty("feature_effect_summary")
+    return schemas.conform("feature_effect_summary", pl.DataFrame(rows, schema=empty.schema))
 
 
 def _strength(drawn: pl.DataFrame) -> dict[str, float | None]:

@@ -169,7 +169,7 @@ BAD_INPUT = {
     ),
     "empty recipe": (
         "run {bad}/empty.yaml --store new",
-        ["extract, train, encode, associate, steer"],
+        ["extract, train or import-sae, encode, associate, steer"],
     ),
     "two origins": ("run {bad}/two_origins.yaml --store new", ["encode.sae was 'abc'", "train"]),
     "recipe without data": ("run {bad}/absent_data.yaml --store new", ["absent.h5ad"]),

@@ -32,8 +32,8 @@ from feature_store.codes import (
 from feature_store.errors import IntegrityError, NotFoundError, StoreError
 from feature_store.query.runs import RunChain, newest_run
 from feature_store.storage import commit
-from feature_store.storage.layout import KINDS, Layout
-from feature_store.storage.plans import ComparisonPlan, MapPlan, MatchPlan, SAEPlan, SteeringResultsPlan
+from feature_store.storage.layout import EFFECT_TABLES, KINDS, Layout
+from feature_store.storage.plans import ComparisonPlan, EffectsPlan, MapPlan, MatchPlan, SAEPlan, SteeringResultsPlan
 from pipelines.associate import associate
 from pipelines.config import AssociateOptions, EncodeOptions
 from pipelines.encode import encode
@@ -95,6 +95,9 @@ def make_store(root: Path, options: Any) -> None:
         match = toy_plan(MatchPlan, saes=(sae, f"other{seed}"), method="cosine")
         rows = TABLE.with_columns(sae=pl.lit(sae))
         commit.write_table(layout.matches_dir(match.id) / "feature_match", rows, match.table("feature_match"))
+        effects = toy_plan(EffectsPlan, associations=run, sae=sae)
+        for table in EFFECT_TABLES:
+            commit.write_table(layout.effects_dir(effects.id) / table, TABLE, effects.table(table))
         compared = toy_plan(ComparisonPlan, associations=run)
         for table in ("comparison", "representation"):
             commit.write_table(layout.comparisons_dir(compared.id) / table, TABLE, compared.table(table))

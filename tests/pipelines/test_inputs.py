@@ -107,8 +107,10 @@ def test_the_files_of_a_data_set_are_found_again_in_their_order(remembered, two_
     assert noted == {
         "path": str(two_files[0]),
         "matrix": "X",
+        "where": None,
         "digest": source.digest,
         "state": [list(source.states[0])],
+        "version": [""],
     }
 
 

@@ -1,6 +1,5 @@
 """Stages on a SOMA experiment: the same activations, and a condition that later commands recall."""
 
-import json
 import shutil
 
 import cell_files
@@ -140,12 +139,3 @@ def test_every_stage_reads_the_cells_of_the_condition(options, train_options, ce
     shutil.copytree(census / "ms" / "RNA" / "var", path)
     with pytest.raises((InputError, UsageError), match="moved"):
         load_recorded_source(layout, dataset)
-
-
-def test_the_record_of_a_store_from_before_there_were_conditions_is_read(extract_options, tmp_path):
-    layout = Layout(tmp_path)
-    dataset = extract(extract_options, tmp_path)[0].facts["dataset"]
-    plan = commit.Run.open(layout.cells_dir(dataset)).plan
-    assert "where" not in plan
-    assert CellsPlan.read(plan, where="the plan").where is None
-    assert "--where" not in json.dumps(plan)
