@@ -1,5 +1,5 @@
 # make demo: the whole job on real cells.  make test: the suite.  make lint: style, types, imports.
-# make test-whole: the demo, a recipe, a run killed in four ways, a submitted job, a lost node, a store on S3.
+# make test-whole: the pages in Chromium, the demo, a recipe, a run killed in four ways, a submitted job, a lost node, a store on S3.
 # make test-slow: all that takes long.
 # Each makes .venv on its first call, with the versions of constraints.txt.
 PYTHON ?= python3
@@ -26,13 +26,14 @@ demo: $(STAMP)
 # after another, and run beside them
 test: $(STAMP)
 	@mkdir -p .pytest_cache; \
-	$(BIN)/python -m pytest -m 'ray and not slow and not gpu' > .pytest_cache/ray.log 2>&1 & ray=$$!; \
+	$(BIN)/python -m pytest -m 'ray and not slow and not gpu and not browser' > .pytest_cache/ray.log 2>&1 & ray=$$!; \
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 POLARS_MAX_THREADS=2 \
-		$(BIN)/python -m pytest -n auto --dist loadfile -m 'not slow and not gpu and not ray'; others=$$?; \
+		$(BIN)/python -m pytest -n auto --dist loadfile -m 'not slow and not gpu and not ray and not browser'; others=$$?; \
 	wait $$ray; with_ray=$$?; cat .pytest_cache/ray.log; \
 	exit $$((others || with_ray))
 
 test-whole: $(STAMP)
+	OMP_NUM_THREADS=1 POLARS_MAX_THREADS=2 $(BIN)/python -m pytest -n auto --dist loadfile -m 'browser and not slow and not gpu'
 	$(BIN)/python -m pytest -m 'not gpu' \
 		--deselect tests/e2e/test_kill.py::test_twenty_random_kills_change_nothing \
 		tests/e2e/test_demo.py tests/e2e/test_kill.py tests/e2e/test_submit.py tests/e2e/test_two_nodes.py \

@@ -30,17 +30,20 @@ install_import_hook("sae_core", "beartype.beartype")
 
 STARTS_RAY = {"ray_local", "killable"}
 """Fixtures that start Ray."""
+MARKS = {"ray": STARTS_RAY, "browser": {"browser"}}
+"""Marks, and the fixtures that give them."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test that uses a fixture that starts Ray, directly or through other fixtures.
+    """Mark every test that uses a fixture that starts Ray or a browser, directly or through other fixtures.
 
     A test that starts Ray itself, in a process of its own, carries the mark in its module.
     """
     for item in items:
-        if isinstance(item, pytest.Function) and STARTS_RAY & set(item.fixturenames):
-            item.add_marker(pytest.mark.ray)
+        for mark, fixtures in MARKS.items():
+            if isinstance(item, pytest.Function) and fixtures & set(item.fixturenames):
+                item.add_marker(mark)
 
 
 @pytest.fixture(scope="session")

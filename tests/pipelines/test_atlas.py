@@ -34,6 +34,7 @@ def content(store):
     return {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_the_maps_that_a_store_lacks_are_made_once_and_named(own_store, capsys):
     store = FeatureStore.open(own_store)
     assert not set(MAPS) & set(store.tables())

@@ -113,6 +113,7 @@ def test_a_second_call_makes_nothing_and_sql_reads_the_tables(whole, options):
     assert opened.sql("SELECT count(*) AS n FROM feature_effect_summary").item() > 0
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_resumes_to_the_same_bytes(whole, chain, options, tmp_path, monkeypatch):
     store = shutil.copytree(chain.store, tmp_path / "store")
     do_shards = run.do_shards

@@ -120,6 +120,7 @@ def test_errors_after_opening_turn_nothing(cells, extract_options, tmp_path):
         assert not (tmp_path / "store" / "rows").exists()
 
 
+@pytest.mark.slow
 def test_a_model_of_random_weights_runs_over_the_data_set_with_its_annotations_from_a_table(
     cells, obs, extract_options, train_options, tmp_path
 ):

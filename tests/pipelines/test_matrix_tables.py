@@ -34,6 +34,7 @@ def normalised(tmp_path, tiny_cells):
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("small_shards")
+@pytest.mark.slow
 def test_any_number_of_actors_makes_the_tables_of_one_process(ray_local, normalised, tmp_path):
     with open_source(normalised) as source:
         alone = matrix_tables(source)
@@ -49,6 +50,7 @@ def test_any_number_of_actors_makes_the_tables_of_one_process(ray_local, normali
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("small_shards")
+@pytest.mark.slow
 def test_an_impossible_value_is_the_input_error_of_the_actor(ray_local, tmp_path):
     counts = np.random.default_rng(0).poisson(2.0, (20_000, 3)).astype(np.float32)
     counts[11_111, 1] = np.nan

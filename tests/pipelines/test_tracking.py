@@ -30,6 +30,7 @@ def log(tracking, run, *, k=4):
         tracking.log_metrics(mlflow_run, {"fvu": 0.25})
 
 
+@pytest.mark.slow
 def test_two_stores_in_one_process_keep_their_runs_apart(tmp_path):
     one, two = Tracking(Layout(tmp_path / "one")), Tracking(Layout(tmp_path / "two"))
     log(one, "a")

@@ -178,6 +178,7 @@ def codes_of(run):
     return load_sae(run).encode(X).to_dense().numpy().tobytes()
 
 
+@pytest.mark.slow
 def test_the_champion_loaded_in_a_fresh_process_gives_the_same_codes_bit_for_bit(chain, tmp_path):
     layout = Layout(chain.store)
     assert codes_of_the_champion(Tracking(layout).uri, tmp_path) == codes_of(layout.latest("saes").path)
@@ -482,6 +483,7 @@ distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_resume_to_the_bytes_of_an_undisturbed_run(job_in, tmp_path):
     calm, broken = job_in("calm"), job_in("broken")
     texts = [json.dumps(asdict(job)) for job in (calm, broken)]

@@ -38,6 +38,7 @@ def test_principal_components_use_the_known_genes_only() -> None:
     assert same.accuracy < 0.8
 
 
+@pytest.mark.slow
 def test_mini_tells_cell_types_it_never_saw_apart_better_than_random_weights(some_cells: Cells) -> None:
     pretrained = {s.representation: s for s in model_scores(load_model("mini"), some_cells, repeats=1)}
     random = {s.representation: s for s in model_scores(load_model("mini", random_init=True), some_cells, repeats=1)}

@@ -47,6 +47,7 @@ def test_constant_features_and_those_of_fewer_than_three_cells_do_not_count(thre
     np.testing.assert_array_equal(principal_components(more, CONFIG), principal_components(codes, CONFIG))
 
 
+@pytest.mark.slow
 def test_cells_of_a_kind_lie_together_and_the_same_seed_gives_the_same_map(three_kinds):
     codes, kind = three_kinds
     points = lay_out(codes, CONFIG)

@@ -72,6 +72,7 @@ def test_of_equal_cosines_the_smaller_feature_id_comes_first(monkeypatch: pytest
     assert twins.feature_id[[0, 5]].tolist() == [[1, 2, 3, 4], [0, 1, 2, 3]]
 
 
+@pytest.mark.slow
 def test_features_of_a_kind_lie_together_and_the_same_seed_gives_the_same_map(rows: np.ndarray) -> None:
     directions = unit_rows(rows)
     points = lay_out(directions, nearest(directions, 14), FeatureMapConfig())

@@ -514,6 +514,7 @@ def test_plain_text_is_one_short_line_without_formulas(given, drawn):
     assert canvas.plain(given, 7) == drawn
 
 
+@pytest.mark.slow
 def test_sixty_labels_are_told_apart_and_do_not_cover_each_other(make, cells, dense, laid_out):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 

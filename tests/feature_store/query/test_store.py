@@ -522,6 +522,7 @@ for i in range(2):
 """
 
 
+@pytest.mark.slow
 def test_a_store_answers_the_same_while_another_process_writes_into_it_and_a_new_one_sees_what_is_finished(
     store: FeatureStore, small_store: Any
 ) -> None:

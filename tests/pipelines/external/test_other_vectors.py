@@ -170,6 +170,7 @@ def test_saes_of_two_sets_of_vectors_are_matched_by_the_commands_of_the_error(tw
     np.testing.assert_allclose(found["similarity"], np.diag(best), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_sae_of_recorded_tokens_is_matched_on_the_cells_that_were_recorded(two):
     rng = np.random.default_rng(0)
     with scsae.ActivationWriter("store", "a.h5ad", name="net", d_model=6, **COLUMNS) as writer:

@@ -102,6 +102,7 @@ def test_a_recipe_of_vectors_and_an_imported_sae_runs_the_whole_chain_once(outsi
     assert [(one.kind, one.run, one.done) for one in again] == [(kind, runs[kind].run, 0) for kind in KINDS]
 
 
+@pytest.mark.slow
 def test_a_recipe_that_was_interrupted_behind_the_import_resumes_to_the_same_bytes(outside, no_tracking, monkeypatch):
     recipe = load_recipe(outside.recipe(steer=None))
     run_recipe(recipe, outside.folder / "whole")

@@ -18,6 +18,7 @@ def options(tiny_cells, tmp_path) -> ExtractOptions:
     return ExtractOptions(data=tmp_path / "cells.h5ad", vectors="obsm/X_emb", cells=50, shard_cells=16, num_actors=1)
 
 
+@pytest.mark.slow
 def test_actors_store_the_same_bytes(options, ray_local, tmp_path, shards_here, monkeypatch):
     (by_actors,) = extract(options, tmp_path / "actors")
     monkeypatch.setattr("pipelines.external.extraction.do_shards", shards_here)

@@ -93,6 +93,7 @@ def test_an_actor_has_two_shards_in_flight_and_never_more(ray_local, tmp_path):
     assert sum(len(actor.given) for actor in watched) == 30
 
 
+@pytest.mark.slow
 def test_few_shards_are_spread_over_the_actors(ray_local, tmp_path):
     # one actor that held both would wait for the second in vain
     assert run(starter(tmp_path, (), False, 2), n_shards=2, n_actors=2) == [(0, 0), (1, 10)]
@@ -106,11 +107,13 @@ def test_a_killed_actor_is_replaced_and_only_what_it_had_is_done_again(ray_local
     assert sum(n - 1 for n in again.values()) <= SHARDS_PER_ACTOR
 
 
+@pytest.mark.slow
 def test_shards_of_a_lost_actor_go_to_who_is_free_when_there_is_no_room_for_another(ray_local, tmp_path):
     starts = iter([starter(tmp_path, {0}), starter(tmp_path), starter(tmp_path, num_cpus=64)])
     assert run(lambda: next(starts)(), n_shards=6, n_actors=2) == [(i, i * 10) for i in range(6)]
 
 
+@pytest.mark.slow
 def test_a_shard_that_kills_every_actor_ends_the_run_by_name(ray_local, tmp_path):
     # the driver has seen the results before: one that a death took with it would end a row when it comes
     folder, files = tmp_path / "attempts", [tmp_path / "0", tmp_path / "1"]
@@ -235,7 +238,7 @@ def test_an_error_raised_on_purpose_in_making_a_worker_keeps_its_class(ray_local
     assert filesystem.n_writes() > before, "its exit code is not that of a command that wrote nothing"
 
 
-@pytest.mark.parametrize("n_cpus", [1, 2])
+@pytest.mark.parametrize("n_cpus", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_an_actor_computes_with_as_many_threads_as_it_has_cores(ray_local, n_cpus):
     total = do_shards(Threads, None, [0], ActorOptions(num_cpus=n_cpus), title="test", note=lambda *_: "")
     assert total == {"torch": n_cpus, "polars": n_cpus, "pyarrow": n_cpus}

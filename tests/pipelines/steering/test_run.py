@@ -286,6 +286,7 @@ def with_labels(store, change):
         shutil.move(path, folder / name)
 
 
+@pytest.mark.slow
 def test_labels_of_test_cells_do_not_change_what_is_chosen_or_referred_to(steered, own_store, here):
     swapped = pl.when(split="test").then(pl.col("batch").replace({"b0": "b1", "b1": "b0"})).otherwise("batch")
     with_labels(own_store, lambda cells: cells.with_columns(batch=swapped))
@@ -441,7 +442,10 @@ def test_steering_again_does_nothing_and_logs_nothing(steered, monkeypatch, opti
     assert len(tracking.client.search_runs([tracking.experiment_id], f"tags.`scsae.run` = '{again.run}'")) == 1
 
 
-@pytest.mark.parametrize("table", ["survey", "search", "per_cell"])
+SLOW_TABLES = [pytest.param(table, marks=pytest.mark.slow) for table in ("survey", "search")]
+
+
+@pytest.mark.parametrize("table", [*SLOW_TABLES, "per_cell"])
 def test_an_interrupted_steering_resumes_to_the_same_bytes(steered, own_store, here, monkeypatch, table):
     worker = TokenSampler if table == "survey" else SteeredEmbedder
     original = worker.shard
@@ -463,6 +467,7 @@ def test_an_interrupted_steering_resumes_to_the_same_bytes(steered, own_store, h
         assert own == commit.Run.open(steered.moved.path / name).manifest(), name
 
 
+@pytest.mark.slow
 def test_through_an_actor_the_stored_embeddings_are_the_same(steered, ray_local, own_store, without_plots, monkeypatch):
     monkeypatch.setattr(shards, "SHARD_CELLS", 72)
     found = steer(changed(ABLATE, num_actors=1), own_store)
