@@ -169,7 +169,9 @@ def _explain(cls: type[Options], error: dict[str, Any], where: str) -> str:
         hint = f"did you mean {near[0]!r}? " if near else ""
         return f"{where}: the key {name!r} is unknown; {hint}allowed here: {', '.join(allowed)}"
     reason = error["msg"].removeprefix("Value error, ")
-    return f"{where}: {name} was {error.get('input')!r}: {reason}" if location else f"{where}: {reason}"
+    # an address may hold a password
+    given = re.sub(r"//[^/@\s]+@", "//...@", repr(error.get("input")))
+    return f"{where}: {name} was {given}: {reason}" if location else f"{where}: {reason}"
 
 
 def _fields_at(cls: type[Options], path: list[str]) -> set[str]:

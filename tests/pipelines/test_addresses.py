@@ -20,7 +20,7 @@ from feature_store.storage.layout import Layout
 from pipelines.associate import associate
 from pipelines.baseline import baseline
 from pipelines.cli import app
-from pipelines.config import AssociateOptions, BaselineOptions, EncodeOptions
+from pipelines.config import AssociateOptions, BaselineOptions, DataOptions, EncodeOptions, check
 from pipelines.config.options import Files
 from pipelines.encode import encode
 from pipelines.errors import UsageError, exit_code
@@ -238,3 +238,9 @@ def test_actors_of_ray_read_an_address(served, address, tiny_data, tiny_model, t
         )
         frames.append(tables_of(result[0]))
     assert frames[0].equals(frames[1])
+
+
+def test_a_password_in_an_address_is_not_shown():
+    with pytest.raises(UsageError, match=r"data was .*//\.\.\.@host.*holds a user") as refused:
+        check(DataOptions, {"data": "https://user:word@host/a.h5ad"}, "scsae extract")
+    assert "word@" not in str(refused.value)
