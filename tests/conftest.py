@@ -69,7 +69,11 @@ def ray_local(tmp_path_factory):
     from pipelines.runtime.cluster import ray_session
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        home, token = tmp_path_factory.mktemp("home"), Path.home() / ".ray"
+        if token.is_dir():
+            # a session before this one may have read the token, which Ray then writes nowhere again
+            shutil.copytree(token, home / ".ray")
+        patch.setenv("HOME", str(home))
         patch.delenv("RAY_ADDRESS", raising=False)
         with ray_session(num_cpus=2):
             yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -124,12 +123,10 @@ def test_a_recipe_that_was_interrupted_behind_the_import_resumes_to_the_same_byt
 
 @pytest.mark.slow
 def test_the_sae_of_a_recipe_is_registered_as_that_of_the_command(outside):
-    for store, command in (("by-recipe", False), ("by-command", True)):
-        root = outside.folder / store
-        run_recipe(load_recipe(outside.recipe(**{"encode": None, "associate": None, "steer": None})), root)
-        if command:
-            shutil.rmtree(root / "mlflow")
-            said_by("import-sae", outside.folder / "sae", "--store", root)
+    short = {"encode": None, "associate": None, "steer": None}
+    run_recipe(load_recipe(outside.recipe(**short)), outside.folder / "by-recipe")
+    run_recipe(load_recipe(outside.recipe(**short, **{"import-sae": None})), outside.folder / "by-command")
+    said_by("import-sae", outside.folder / "sae", "--store", outside.folder / "by-command")
     versions = [Tracking(Layout(outside.folder / store)).versions() for store in ("by-recipe", "by-command")]
     (one,), (two,) = versions
     assert (one.name, one.version, one.aliases, one.metrics) == (two.name, two.version, two.aliases, two.metrics)
