@@ -17,7 +17,7 @@ from torch import Tensor
 from sae_core.errors import ConfigError
 from sae_core.sae import SparseAutoencoder
 from sae_core.scfm import CachedActivations, FoundationModel, MaskedGeneTask, Patch, Site, TokenInfo, Tokens
-from sae_core.steering.forward import starting_site
+from sae_core.steering.forward import check_width, starting_site
 
 
 class HiddenGenes:
@@ -61,11 +61,7 @@ class HiddenGenes:
         """
         if tokens.n_cells != 1:
             raise ConfigError(f"the tokens are of {tokens.n_cells} cells; give those of one")
-        if sae.config.d_model != model.d_model:
-            raise ConfigError(
-                f"the autoencoder has d_model = {sae.config.d_model}, and {model.name} has {model.d_model}: use the "
-                "model and site that the autoencoder was trained on."
-            )
+        check_width(model, sae)
         self.model, self.sae, self.site = model, sae, Site.parse(site)
         self._task = model.mask_genes(tokens, seed=seed, fraction=model.mask_fraction if fraction is None else fraction)
         self._start = starting_site(self.site, model)

@@ -64,11 +64,7 @@ class SteeredModel:
         Raises:
             ConfigError: the model has no such site, or the autoencoder has another width than the model.
         """
-        if sae.config.d_model != model.d_model:
-            raise ConfigError(
-                f"the autoencoder has d_model = {sae.config.d_model}, and {model.name} has {model.d_model}: use the "
-                "model and site that the autoencoder was trained on."
-            )
+        check_width(model, sae)
         self.model, self.tokens, self.sae, self.is_part = model, tokens, sae, is_part
         self._state = _SiteState(model, tokens, sae, site)
         self.x, self.codes, self.info = self._state.x, self._state.codes, self._state.info
@@ -195,6 +191,15 @@ class _SiteState:
             return CachedActivations(self.site, x), {}
         offsets = torch.from_numpy(tokens.offsets).to(x.device)
         return CachedActivations(self.start, before), {self.site: lambda _, info: x[offsets[info.cell] + info.position]}
+
+
+def check_width(model: FoundationModel, sae: SparseAutoencoder) -> None:
+    """Raise ConfigError for an autoencoder of another width than the model."""
+    if sae.config.d_model != model.d_model:
+        raise ConfigError(
+            f"the autoencoder has d_model = {sae.config.d_model}, and {model.name} has {model.d_model}: use the model "
+            "and site that the autoencoder was trained on."
+        )
 
 
 def starting_site(site: Site, model: FoundationModel) -> Site:
