@@ -324,7 +324,13 @@ def write_source_location(layout: Layout, dataset: str, where: SourceLocation) -
 
 
 def source_location(layout: Layout, dataset: str) -> SourceLocation:
-    """Return what `write_source_location` wrote. IntegrityError as from `load_source_location`."""
+    """Return what `write_source_location` wrote.
+
+    Raises:
+        OutdatedRunError: another version wrote it, which says other things of the files.
+        IntegrityError, NotFoundError: as from `load_source_location`.
+    """
+    CellsPlan.of(commit.Run.open(layout.cells_dir(dataset)))
     content = load_source_location(layout, dataset)
     paths, digests = (
         (value,) if isinstance(value, str) else tuple(value) for value in (content["path"], content["digest"])
@@ -343,8 +349,6 @@ def recorded_digests(layout: Layout) -> KnownDigest:
         found = []
         for info in layout.runs("cells"):
             with suppress(StoreError):
-                # careful: the file of an older version has no states
-                CellsPlan.of(commit.Run.open(info.path))
                 found.append(source_location(layout, info.run))
         return found
 
