@@ -33,15 +33,22 @@ def as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str | Path | RemotePath | int | float) else value
 
 
-def _as_data_paths(value: Any) -> Any:
-    """Return the paths and addresses that texts name; ValueError for an address that is not taken, and for no path."""
-    given = as_tuple(value)
-    if not isinstance(given, list | tuple) or not all(isinstance(one, str | Path | RemotePath) for one in given):
+def _as_data_path(value: Any) -> DataPath:
+    """Return the path or address that a text names; ValueError for an address that is not taken, and for no path."""
+    if not isinstance(value, str | Path | RemotePath):
         raise ValueError("give a path or an address, or a list of them")
-    return tuple(data_path(one) if isinstance(one, str) else one for one in given)
+    return data_path(value)
 
 
-Files = Annotated[tuple[DataPath, ...], pydantic.BeforeValidator(_as_data_paths)]
+def _as_text(path: DataPath) -> str:
+    return path.address if isinstance(path, RemotePath) else str(path)
+
+
+# careful: pydantic's own check of a path takes none that was made before in what was JSON
+_DataPath = Annotated[
+    DataPath, pydantic.PlainValidator(_as_data_path), pydantic.PlainSerializer(_as_text, when_used="json")
+]
+Files = Annotated[tuple[_DataPath, ...], pydantic.BeforeValidator(as_tuple)]
 """Paths and addresses; a recipe may give one without a list."""
 Positive = Annotated[int, Field(ge=1)]
 FeatureId = Annotated[int, Field(ge=0)]
@@ -154,7 +161,11 @@ def check(cls: type[T], values: dict[str, Any], where: str) -> T:
     try:
         return cls(**values)
     except pydantic.ValidationError as error:
-        raise UsageError("; ".join(_explain(cls, dict(e), where) for e in error.errors())) from None
+        found = error.errors()
+        # of a list of which no item is valid, pydantic says as well that it is too short
+        of_items = {one["loc"][0] for one in found if len(one["loc"]) > 1}
+        shown = [one for one in found if one["type"] != "too_short" or one["loc"][0] not in of_items]
+        raise UsageError("; ".join(_explain(cls, dict(one), where) for one in shown)) from None
 
 
 def _explain(cls: type[Options], error: dict[str, Any], where: str) -> str:

@@ -92,3 +92,9 @@ def test_the_example_recipes_are_valid(pytestconfig, name):
     recipe = load_recipe(pytestconfig.rootpath / "infra" / name)
     assert recipe.extract is not None
     assert recipe.extract.layer == ("6",)
+
+
+def test_options_with_paths_and_addresses_are_the_same_after_json():
+    for data in ("cells.h5ad", ["a.h5ad", "s3://bucket/b.h5ad"], "https://host/a.h5ad?key=1"):
+        options = ExtractOptions(data=data, layer=("1",), obs="cells.csv")
+        assert ExtractOptions.model_validate_json(options.model_dump_json()) == options
