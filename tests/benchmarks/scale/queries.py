@@ -21,6 +21,7 @@ import polars as pl
 from bench_query import clocks, drop_cache, percentiles, warm
 
 from feature_store import FeatureStore
+from feature_store.storage.layout import Layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,6 +82,9 @@ def cold(root: Path, name: str, n_cells: int, n_features: int) -> list[list[floa
 
 def pages(root: Path) -> None:
     """Print how long the atlas takes to load."""
+    if not any(info.complete for info in Layout(root).runs("saes")):
+        print("no pages were loaded: this store has no SAE, whose features they are of")
+        return
     executable = shutil.which("chromium")
     if executable is None:
         print("no pages were loaded: install Chromium to measure them")
