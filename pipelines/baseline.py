@@ -247,7 +247,7 @@ def _data_of(layout: Layout, dataset: str) -> dict[str, Any]:
     """Return the options that name the files of a data set; its tables are in the store."""
     refuse_missing(layout, dataset, stage="baseline")
     where = load_source_location(layout, dataset)
-    return {"data": where["path"], "matrix": where["matrix"], "where": where.get("where")}
+    return {"data": where["path"], "matrix": where["matrix"], "where": where["where"]}
 
 
 def _actors(options: ActorOptions) -> dict[str, Any]:

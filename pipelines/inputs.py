@@ -494,11 +494,10 @@ def data_problems(layout: Layout, dataset: str) -> list[str]:
 
 def _change(layout: Layout, dataset: str, source: Source, where: SourceLocation) -> str | None:
     """Return the message about files that changed, with what changed; note the new state of files that did not."""
-    versions_then = where.versions or ("",) * len(where.paths)
     changed = [
         f"{path} changed since its extraction ({version or f'sha256 {now[:12]}'}, was {old or then[:12]})"
         for path, now, then, version, old in zip(
-            source.paths, source.digests, where.digests, source.versions, versions_then, strict=True
+            source.paths, source.digests, where.digests, source.versions, where.versions, strict=True
         )
         if now != then
     ]

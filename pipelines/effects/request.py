@@ -1,12 +1,14 @@
 """The request of an effects run: its options, checked against the store before anything is written."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 
 import feature_store.effects.nulls as nulls_module
+import sae_core.effects.by_gene as by_gene_module
 import sae_core.effects.directions as directions_module
+from feature_store.cells import read_panel_cells
 from feature_store.codes import CodesRun, panel_firing
 from feature_store.query.runs import RunChain, newest_run_of, resolve_run
 from feature_store.storage import commit
@@ -14,13 +16,18 @@ from feature_store.storage.layout import Layout
 from feature_store.storage.plans import EffectsPlan, constants_of
 from pipelines.config import EffectsOptions
 from pipelines.effects import actors as actors_module
+from pipelines.effects import tables as tables_module
 from pipelines.errors import UsageError
 from pipelines.inputs import no_model
-from pipelines.steering.context import SteeringPaths
+from pipelines.steering.context import SteeringContext, SteeringPaths
 from pipelines.steering.request import refuse_other_site
+from sae_core.effects import HiddenGenes
 
+_MODULES = (nulls_module, by_gene_module, directions_module, actors_module, tables_module)
+"""Those whose constants the content depends on."""
 MIN_NULLS, NULLS_IN_ALL = 4, 100
 """Directions of each null: least number for a feature, and for all features together."""
+_ASKED = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +106,7 @@ class EffectsRequest:
             cells=self.options.cells,
             n_nulls=self.n_nulls,
             seed=self.options.seed,
-            constants=constants_of((nulls_module, directions_module, actors_module)),
+            constants=constants_of(_MODULES),
         )
 
     def paths(self) -> SteeringPaths:
@@ -114,6 +121,18 @@ class EffectsRequest:
             device="cuda" if self.options.num_gpus > 0 else "cpu",
             vectors=None,
         )
+
+    def check_head(self) -> None:
+        """Raise ConfigError if the model has no head that predicts hidden genes, by asking it for those of one cell."""
+        # the driver may have no GPU
+        context = SteeringContext(replace(self.paths(), device="cpu"))
+        cells = read_panel_cells(self.layout.cells_dir(self.chain.associations.dataset), ["cell_idx"])["cell_idx"]
+        for block in context.blocks(cells.head(_ASKED).to_numpy()):
+            for i in range(len(block.cells)):
+                cell = HiddenGenes(context.model, block.tokens.cells(i, i + 1), context.sae, context.site)
+                if len(cell.gene_id):
+                    cell.answers(cell.x[None])
+                    return
 
     def density(self) -> np.ndarray:
         """In how many cells of the panel each feature fires [n_features]."""

@@ -31,8 +31,8 @@ def effects(options: EffectsOptions, store: Path, *, address: str | None = None)
     """Measure the effects of features; shards and tables that are there are not made again.
 
     Raises:
-        UsageError: a feature is unknown or never fires, no model stands behind the SAE, it has no head, or the data
-            moved or changed.
+        UsageError: a feature is unknown or never fires, no model stands behind the SAE, or the data moved or changed.
+        ConfigError: the model has no head that predicts hidden genes; nothing is written.
         NotFoundError: there are no associations.
     """
     clock = Clock()
@@ -47,6 +47,7 @@ def effects(options: EffectsOptions, store: Path, *, address: str | None = None)
     pending: list[int] = []
     if missing:
         p99 = request.features["p99"].fill_null(0.0).to_list()
+        request.check_head()
         run = commit.Run.create(folder / "draws", plan.table("draws", n_shards=n_shards))
         job = EffectsJob(
             paths=request.paths(),

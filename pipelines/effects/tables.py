@@ -132,7 +132,8 @@ def summary_frame(
 ) -> pl.DataFrame:
     """A line for each feature and intervention.
 
-    `own_genes`: the genes that a feature goes with, chosen on `select` cells. `genes`: symbol and gene_id.
+    `own_genes`: the genes that a feature goes with, chosen on `select` cells and significant on `test` cells. `genes`:
+    symbol and gene_id.
     """
     rows = []
     symbols = dict(genes.select("gene_id", "symbol").iter_rows())

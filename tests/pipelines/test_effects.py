@@ -19,6 +19,8 @@ from pipelines.effects import actors, effects, run
 from pipelines.effects.request import EffectsRequest
 from pipelines.errors import UsageError
 from pipelines.steering.context import SteeringContext
+from sae_core.errors import ConfigError
+from sae_core.scfm import ScGPT
 from sae_core.steering import Ablate, SteeredModel, Steering
 
 pytestmark = pytest.mark.ray
@@ -154,3 +156,13 @@ def test_unknown_features_are_refused_and_nothing_is_written(chain):
         with pytest.raises(UsageError, match="never fires"):
             effects(EffectsOptions(feature=int(dead["feature_id"][0])), chain.store)
     assert not layout.kind_dir("effects").exists()
+
+
+def test_a_model_without_a_head_is_refused_and_nothing_is_written(chain, options, monkeypatch):
+    def lacks(self, *_):
+        raise self._lacks_head("the decoder")
+
+    monkeypatch.setattr(ScGPT, "predict_masked", lacks)
+    with pytest.raises(ConfigError, match=r"no weights of the decoder.*no masked-gene prediction"):
+        effects(options, chain.store)
+    assert not Layout(chain.store).kind_dir("effects").exists()
