@@ -12,11 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from feature_store.cells import read_panel_cells
-from feature_store.codes import CodesRun, load_feature_codes
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout, as_path
-from pipelines.steering.context import Cells, SteeringContext, SteeringPaths
+from pipelines.effects.cells import MIN_CELLS, FeatureCells
+from pipelines.steering.context import SteeringContext, SteeringPaths
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,9 +23,8 @@ if TYPE_CHECKING:
     from sae_core.effects import FeatureEffect
 
 FEATURES_A_SHARD = 8
-MIN_CELLS = 5
-"""Least number of cells in which a gene was hidden and the feature fired; of fewer, a mean says nothing."""
-SPLIT = "test"
+NULLS = ("random", "mixture")
+"""Columns of the draws of `sae_core.effects.Directions`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +60,8 @@ class EffectsMeasurer:
         self.job = job
         self.run = commit.Run.open(job.run)
         self.context = SteeringContext(job.paths)
-        self.codes = CodesRun.open(as_path(job.codes))
-        cells = read_panel_cells(Layout(as_path(job.paths.store)).cells_dir(job.paths.dataset))
-        self._panel = cells["cell_idx"].to_numpy()
-        self._is_test = (cells["split"] == SPLIT).to_numpy()
-        # without donors every cell counts as of one
-        self._donor = cells["donor"].fill_null("").rank("dense").to_numpy().astype(np.int64) - 1
+        cells_dir = Layout(as_path(job.paths.store)).cells_dir(job.paths.dataset)
+        self.cells = FeatureCells(as_path(job.codes), cells_dir, n_cells=job.cells, seed=job.seed)
 
     def shard(self, number: int) -> dict[str, int]:
         """Measure and commit shard `number` unless it is committed; return the counts for the progress display."""
@@ -80,17 +74,6 @@ class EffectsMeasurer:
             )
         return {"features": len(own)}
 
-    def cells_of(self, feature: int) -> Cells:
-        """The ascending cell_idx of the cells in which a feature is measured: a seeded draw, even over donors."""
-        codes = load_feature_codes(self.codes, self._panel, feature, feature + 1)
-        fires = np.flatnonzero((np.diff(codes.indptr) > 0) & self._is_test)
-        order = np.random.default_rng([self.job.seed, feature]).permutation(fires)
-        donor = self._donor[order]
-        turn = np.empty(len(order), np.int64)
-        for one in np.unique(donor):
-            turn[donor == one] = np.arange((donor == one).sum())
-        return np.sort(self._panel[order[np.argsort(turn, kind="stable")][: self.job.cells]])
-
     def _measure(self, features: tuple[int, ...], p99: tuple[float, ...]) -> pl.DataFrame:
         import torch
 
@@ -98,17 +81,18 @@ class EffectsMeasurer:
 
         job, model, sae = self.job, self.context.model, self.context.sae
         density = torch.from_numpy(job.density.astype(np.float64))
-        cells = [self.cells_of(feature) for feature in features]
+        cells = [self.cells.of(feature) for feature in features]
         directions = [
             draw_directions(sae.W_dec, feature, density, n_nulls=job.n_nulls, seed=job.seed) for feature in features
         ]
+        chosen = [set(own.tolist()) for own in cells]
         sums = [EffectSums(len(model.vocabulary), 1 + 2 * job.n_nulls) for _ in features]
         for block in self.context.blocks(np.unique(np.concatenate(cells))):
             for i, cell_idx in enumerate(block.cells.tolist()):
                 cell = HiddenGenes(model, block.tokens.cells(i, i + 1), sae, self.context.site, seed=job.seed)
-                donor = int(self._donor[np.searchsorted(self._panel, cell_idx)])
+                donor = self.cells.donor(cell_idx)
                 for j, feature in enumerate(features):
-                    if (place := np.searchsorted(cells[j], cell_idx)) < len(cells[j]) and cells[j][place] == cell_idx:
+                    if cell_idx in chosen[j]:
                         add_cell(sums[j], cell, feature, directions[j], boosted=p99[j], donor=donor)
         return draws_frame(features, [own.mean() for own in sums], job.n_nulls)
 
@@ -132,8 +116,8 @@ def draws_frame(features: tuple[int, ...], found: "Sequence[FeatureEffect]", n_n
                         "n_donors": own.n_donors[kept].astype(np.int32),
                         "effect": effect[0],
                         "direct": own.direct[i][kept].astype(np.float32),
-                        "random": np.ascontiguousarray(effect[1 : 1 + n_nulls].T),
-                        "mixture": np.ascontiguousarray(effect[1 + n_nulls :].T),
+                        NULLS[0]: np.ascontiguousarray(effect[1 : 1 + n_nulls].T),
+                        NULLS[1]: np.ascontiguousarray(effect[1 + n_nulls :].T),
                     },
                     schema=draws_schema(n_nulls),
                 )
@@ -151,6 +135,5 @@ def draws_schema(n_nulls: int) -> dict[str, pl.DataType]:
         "n_donors": pl.Int32(),
         "effect": pl.Float32(),
         "direct": pl.Float32(),
-        "random": pl.Array(pl.Float32, n_nulls),
-        "mixture": pl.Array(pl.Float32, n_nulls),
+        **dict.fromkeys(NULLS, pl.Array(pl.Float32, n_nulls)),
     }

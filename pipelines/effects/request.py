@@ -16,6 +16,7 @@ from feature_store.storage.layout import Layout
 from feature_store.storage.plans import EffectsPlan, constants_of
 from pipelines.config import EffectsOptions
 from pipelines.effects import actors as actors_module
+from pipelines.effects import cells as cells_module
 from pipelines.effects import tables as tables_module
 from pipelines.errors import UsageError
 from pipelines.inputs import no_model
@@ -23,7 +24,7 @@ from pipelines.steering.context import SteeringContext, SteeringPaths
 from pipelines.steering.request import refuse_other_site
 from sae_core.effects import HiddenGenes
 
-_MODULES = (nulls_module, by_gene_module, directions_module, actors_module, tables_module)
+_MODULES = (nulls_module, by_gene_module, directions_module, actors_module, cells_module, tables_module)
 """Those whose constants the content depends on."""
 MIN_NULLS, NULLS_IN_ALL = 4, 100
 """Directions of each null: least number for a feature, and for all features together."""

@@ -5,7 +5,8 @@ after the site run, and the model's pretraining head predicts the hidden genes. 
 feature's effect in that cell. The same steps along other directions, of the same length and on the same tokens, are the
 null: random directions, and mixtures of the decoder rows of other features of like density.
 
-hidden_genes   `HiddenGenes`: one cell, and the head's answer for any activations at the site
+cell_at_site   `CellAtSite`: one cell at a site, from which variants go on
+hidden_genes   `HiddenGenes`: one cell with hidden genes, and the head's answer for any activations at the site
 directions     `Directions`: the feature's own direction, and those of its nulls
 by_gene        `EffectSums`: the effects of one feature, summed over cells by gene
 """

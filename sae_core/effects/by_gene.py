@@ -22,8 +22,6 @@ from sae_core.effects.directions import Directions
 from sae_core.effects.hidden_genes import HiddenGenes
 
 INTERVENTIONS = ("ablate", "boost")
-MAX_NUMBERS = 2**23
-"""Numbers of activations that go through the model at once (32 MB in float32)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,19 +99,15 @@ def add_cell(
 
     `boosted` is the value of the code under the boost.
     """
-    z = cell.codes[:, feature]
-    rows = ((z > 0) & cell.is_visible).nonzero()[:, 0]
+    rows = cell.rows_of(feature)
     if not len(rows) or not len(cell.gene_id):
         return False
-    change = torch.stack([-z[rows], boosted - z[rows]]) * directions.norm
+    z = cell.codes[rows, feature]
+    change = torch.stack([-z, boosted - z]) * directions.norm
     steps = change[:, None, :, None] * directions.all[None, :, None, :]  # intervention, direction, token, d_model
     flat = steps.flatten(0, 1)
-    n_at_once = max(1, MAX_NUMBERS // cell.x.numel())
-    answers = []
-    for part in torch.split(torch.cat([torch.zeros_like(flat[:1]), flat]), n_at_once):
-        x = cell.x.repeat(len(part), 1, 1)
-        x[:, rows] += part.to(x.dtype)
-        answers.append(cell.answers(x))
+    variants = torch.split(torch.cat([torch.zeros_like(flat[:1]), flat]), cell.n_at_once)
+    answers = [cell.answers(cell.moved(rows, part)) for part in variants]
     found = torch.cat(answers).double()
     effect = (found[1:] - found[0]).view(len(INTERVENTIONS), -1, len(cell.gene_id)).numpy()
     direct = _direct(cell, rows, change, directions)

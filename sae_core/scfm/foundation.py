@@ -210,6 +210,42 @@ class FoundationModel(nn.Module, ABC):
             self._run(batch, depth, partial(_patch_and_record, batch=batch, out=out, patches=patch_of))
         return out
 
+    def continued(
+        self,
+        tokens: Tokens | MaskedGeneTask,
+        cached: CachedActivations,
+        site: Site | str,
+        *,
+        patches: Mapping[Site | str, Patch] | None = None,
+        max_batch_tokens: int = _MAX_BATCH_TOKENS,
+    ) -> Float[Tensor, "token d_model"]:
+        """Activations at `site` of a forward pass that continues from `cached`, on the model's device.
+
+        Unlike `activations`, gradients flow back to `cached.x` and to what the patches return.
+
+        Raises:
+            ConfigError: as in `activations`, and if `cached` is not of these tokens or lies after `site` or a patch.
+        """
+        wanted, patch_of = self._site(site), self._patches(patches)
+        self._check_cached(cached, _tokens_of(tokens), patch_of)
+        if self._depth(wanted) < self._depth(start := self._site(cached.site)):
+            raise ConfigError(f"site {str(wanted)!r} comes before {str(start)!r}, from which the pass continues")
+        rows, found = [], list[Tensor]()
+        for batch in self._batches(tokens, max_batch_tokens):
+            patch = partial(_patch_and_record, batch=batch, out={}, patches=patch_of)
+
+            def read(at: Site, x: Tensor, batch: Batch = batch, patch: SiteHook = patch) -> Tensor:
+                x = patch(at, x)
+                if at == wanted:
+                    found.append(batch.real(x))
+                return x
+
+            self._run(batch, self._depth(wanted), read, cached)
+            rows.append(batch.token_rows)
+        if not found:
+            return cached.x.new_zeros(0, self.d_model)
+        return torch.cat(found)[torch.cat(rows).argsort().to(found[0].device)]
+
     @torch.no_grad()
     def embed(
         self,

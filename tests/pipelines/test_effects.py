@@ -15,7 +15,8 @@ from feature_store.codes import CodesRun, load_cell_codes
 from feature_store.storage import commit
 from feature_store.storage.layout import EFFECT_TABLES, Layout
 from pipelines.config import EffectsOptions
-from pipelines.effects import actors, effects, run
+from pipelines.effects import cells as effect_cells
+from pipelines.effects import effects, run
 from pipelines.effects.request import EffectsRequest
 from pipelines.errors import UsageError
 from pipelines.steering.context import SteeringContext
@@ -86,7 +87,7 @@ def test_q_is_over_all_pairs_and_p_is_the_larger_of_the_two_nulls(whole):
     assert found.select((pl.col("p") == pl.max_horizontal("p_random", "p_mixture")).all()).item()
     assert set(found["null"]) <= {"random", "mixture"}
     assert set(found["split"]) == {"test"}
-    assert found["n_cells"].min() >= actors.MIN_CELLS
+    assert found["n_cells"].min() >= effect_cells.MIN_CELLS
     z = (found["effect"] - found["null_mean"]) / found["null_sd"]
     np.testing.assert_allclose(found["z"].fill_null(0), z.fill_nan(0), rtol=1e-6, atol=1e-9)
 
