@@ -3,16 +3,19 @@
 The bytes come in blocks, of which the last `CACHED_BLOCKS` are kept. A read of a block that follows one that is kept
 fetches twice as many blocks as that one came with, up to `MOST_BLOCKS` in one request, so that the arrays of a matrix,
 each read from its beginning to its end and all of them in turns, are fetched in few requests and once, and what lies
-alone costs one block. Memory: CACHED_BLOCKS x BLOCK_BYTES, 48 MB a file.
+alone costs one block. Memory: CACHED_BLOCKS x BLOCK_BYTES, 48 MB a file. While such a file is open, Python's cyclic
+collection is held (`feature_store.storage.collection` says why).
 """
 
 import io
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from feature_store.storage.addresses import RemotePath
+from feature_store.storage.collection import hold_collection, release_collection
 from feature_store.storage.remote_objects import RemoteContent, content_of
 from feature_store.storage.remote_protocols import checked_content, objects_at, read_range
 
@@ -22,10 +25,15 @@ CACHED_BLOCKS = 768
 
 
 class RangeFile(io.RawIOBase):
-    """A file of `size` bytes, of which `fetch(start, stop)` gives the bytes [start, stop); made by `open_object`."""
+    """A file of `size` bytes, of which `fetch(start, stop)` gives the bytes [start, stop); made by `open_object`.
+
+    Cyclic collection is held until it is closed, or nobody refers to it.
+    """
 
     def __init__(self, fetch: Callable[[int, int], bytes], size: int) -> None:
         super().__init__()
+        hold_collection()
+        self._release = weakref.finalize(self, release_collection)
         self._fetch, self._size, self._at = fetch, size, 0
         # a block, and the number of blocks that came with it
         self._blocks: OrderedDict[int, tuple[bytes, int]] = OrderedDict()
@@ -37,6 +45,11 @@ class RangeFile(io.RawIOBase):
     def seekable(self) -> bool:
         """True."""
         return True
+
+    def close(self) -> None:
+        """Close the file."""
+        self._release()
+        super().close()
 
     def tell(self) -> int:
         """The present place."""
@@ -92,6 +105,11 @@ def open_object(path: RemotePath) -> tuple[RangeFile, RemoteContent]:
             or it is not the version that the path means. A later read raises it if the object has changed.
     """
     objects = objects_at(path)
-    version = objects.version(path)
-    content = checked_content(path, content_of(path, version))
-    return RangeFile(partial(read_range, objects, path, version), version.size_bytes), content
+    hold_collection()
+    try:
+        # the answer to this request shows that the thread of requests is in no collection that began before
+        version = objects.version(path)
+        content = checked_content(path, content_of(path, version))
+        return RangeFile(partial(read_range, objects, path, version), version.size_bytes), content
+    finally:
+        release_collection()

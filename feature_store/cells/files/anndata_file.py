@@ -23,6 +23,7 @@ from feature_store.cells.matrix_choice import Candidate, MatrixChoice, choose_ma
 from feature_store.cells.value_kinds import check_rows, values_of
 from feature_store.errors import InputError
 from feature_store.storage.addresses import DataPath
+from feature_store.storage.collection import collect_if_due
 
 COLUMNWISE = "0.2.0"
 """The version of obs on disk whose columns can be read one by one; an older obs is read whole."""
@@ -150,6 +151,7 @@ class AnnDataFile:
 
     def read_rows(self, start: int, stop: int) -> CSRRows:
         """Cells [start, stop), with genes as ascending columns. InputError names the row of an impossible value."""
+        collect_if_due()
         rows = self._rows.read(start, stop)
         check_rows(rows, self.value_kind, start, f"{self.matrix} of {self.path}")
         return rows

@@ -23,6 +23,7 @@ from feature_store.cells.value_kinds import KINDS, check_rows, values_of
 from feature_store.errors import InputError
 from feature_store.storage import remote_objects
 from feature_store.storage.addresses import DataPath
+from feature_store.storage.collection import collect_if_due
 
 Content = Path | tuple[Path, ...] | remote_objects.RemoteContent
 """What the digest of a file covers: the file or all of a folder, or these files alone; or the version at an address."""
@@ -176,6 +177,7 @@ class OneMatrixFile:
 
     def read_rows(self, start: int, stop: int) -> CSRRows:
         """Cells [start, stop), with genes as ascending columns. InputError names the row of an impossible value."""
+        collect_if_due()
         rows = self._rows.read(start, stop)
         check_rows(rows, self.value_kind, start, self._where)
         return rows
