@@ -20,6 +20,7 @@ from pipelines.config import (
     STORE_HELP,
     AssociateOptions,
     BaselineOptions,
+    CircuitOptions,
     EffectsOptions,
     EncodeOptions,
     ExportSAEOptions,
@@ -282,6 +283,18 @@ def effects(options: EffectsOptions, *, store: str | Path = DEFAULT_STORE, addre
     from pipelines.effects import effects
 
     return effects(options, as_path(store), address=address)
+
+
+@takes_options(CircuitOptions)
+def circuit(options: CircuitOptions, *, store: str | Path = DEFAULT_STORE, address: str | None = None) -> "StageResult":
+    """Measure which features of a later SAE change when those of an earlier one are ablated, beside two nulls.
+
+    >>> scsae.circuit(from_sae="3f2a91", to_sae="b7c044")
+    >>> scsae.open().sql("SELECT * FROM feature_edge WHERE from_feature_id = 772 ORDER BY p")
+    """
+    from pipelines.circuit import circuit
+
+    return circuit(options, as_path(store), address=address)
 
 
 @takes_options(SteerOptions)

@@ -99,6 +99,12 @@ def _effect_bars(store: "FeatureStore", request: PlotRequest) -> None:
     plots.effect_bars(store, request.feature[0], **request.options("n"))  # type: ignore[arg-type]
 
 
+def _edge_graph(store: "FeatureStore", request: PlotRequest) -> None:
+    from feature_store import plots
+
+    plots.edge_graph(store, request.feature[0], **request.options("n"))  # type: ignore[arg-type]
+
+
 def _of_store(name: str) -> "Callable[[FeatureStore, PlotRequest], object]":
     """What draws a plot of the whole store."""
 
@@ -136,6 +142,12 @@ KINDS: Mapping[str, Kind] = {
     "effect-bars": Kind(
         about="what a feature does to predictions of genes, beside its null",
         draw=_effect_bars,
+        takes=frozenset({"feature", "n"}),
+        features=(1, 1),
+    ),
+    "edge-graph": Kind(
+        about="the features of other layers that change a feature, and those that it changes",
+        draw=_edge_graph,
         takes=frozenset({"feature", "n"}),
         features=(1, 1),
     ),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pipelines.functions import (
         associate,
         baseline,
+        circuit,
         compare,
         effects,
         encode,
@@ -44,6 +45,7 @@ __all__ = [
     "FeatureStore",
     "associate",
     "baseline",
+    "circuit",
     "compare",
     "effects",
     "encode",

@@ -20,6 +20,7 @@ cells out at its first call.
 from feature_store.plots.canvas import CLASS_COLOURS
 from feature_store.plots.cells import umap, violin
 from feature_store.plots.dots import best_features, dotplot
+from feature_store.plots.edges import edge_graph
 from feature_store.plots.features import batch_quadrant, density_histogram
 from feature_store.plots.genes import effect_bars, gene_bars, geneset_bars
 from feature_store.plots.steering import (
@@ -38,6 +39,7 @@ __all__ = [
     "best_features",
     "density_histogram",
     "dotplot",
+    "edge_graph",
     "effect_bars",
     "gene_bars",
     "geneset_bars",

@@ -22,6 +22,7 @@ from feature_store.storage.plans import (
     ActivationsPlan,
     AssociationsPlan,
     CellsPlan,
+    CircuitPlan,
     CodesPlan,
     ComparisonPlan,
     EffectsPlan,
@@ -39,10 +40,12 @@ _TABLE_OF: Mapping[str, tuple[str, type[Plan]]] = {
     "associations": ("features", AssociationsPlan),
     "steering": ("results", SteeringPlan),
     "effects": ("feature_effect", EffectsPlan),
+    "circuits": ("feature_edge", CircuitPlan),
     "matches": ("feature_match", MatchPlan),
     "comparisons": ("comparison", ComparisonPlan),
 }
 """Kind of run: the table whose plan.json is asked for the run's plan, and the record of that plan."""
+_CAN_BE_CONTROL = (*(ActivationsPlan, SAEPlan, CodesPlan, AssociationsPlan, SteeringPlan, EffectsPlan, CircuitPlan),)
 
 
 def resolve_run(layout: Layout, kind: str, run: str | None, *, option: str) -> RunInfo:
@@ -174,9 +177,10 @@ class Lineage:
     matches: tuple[str, ...] = ()
     comparison: str | None = None
     effects: tuple[str, ...] = ()
+    circuits: tuple[str, ...] = ()
     unreadable: Mapping[str, str] = field(default_factory=dict)
-    """Kinds of run (steering, effects, matches, comparisons) of which it cannot be told what belongs to the SAE, and
-    why: a plan or manifest is damaged or gone. Their tables cannot be read; the others can."""
+    """Kinds of run (steering, effects, circuits, matches, comparisons) of which it cannot be told what belongs to the
+    SAE, and why: a plan or manifest is damaged or gone. Their tables cannot be read; the others can."""
 
 
 def lineage_of(
@@ -232,6 +236,7 @@ def lineage_of(
         if chosen
         else None,
         effects=_or_reason("effects", lambda: _effects(layout, sae), (), unreadable),
+        circuits=_or_reason("circuits", lambda: _circuits(layout, sae), (), unreadable),
         unreadable=unreadable,
     )
 
@@ -308,7 +313,7 @@ def _plan_of_candidate(layout: Layout, info: RunInfo) -> Plan | None:
 
 def _control_in(plan: Plan) -> str | None:
     """What control a plan says that its run is; None for the kinds of runs that are never taken as a default."""
-    if isinstance(plan, ActivationsPlan | SAEPlan | CodesPlan | AssociationsPlan | SteeringPlan | EffectsPlan):
+    if isinstance(plan, _CAN_BE_CONTROL):
         return plan.control_of
     return None
 
@@ -365,6 +370,14 @@ def _steering(layout: Layout, sae: str | None) -> tuple[str, ...]:
 def _effects(layout: Layout, sae: str | None) -> tuple[str, ...]:
     """The complete effects runs of an SAE, newest first; `sae` None: all."""
     return tuple(info.run for info, _ in _candidates(layout, "effects", {"sae": sae}).current)
+
+
+def _circuits(layout: Layout, sae: str | None) -> tuple[str, ...]:
+    """The complete circuit runs from or to an SAE, newest first; `sae` None: all."""
+    ends = ({"from_sae": sae}, {"to_sae": sae})
+    found = [info for of in ends for info, _ in _candidates(layout, "circuits", of).current]
+    found = sorted(found, key=lambda info: str(info.created), reverse=True)
+    return tuple(dict.fromkeys(info.run for info in found))
 
 
 def _matches(layout: Layout, sae: str | None) -> tuple[str, ...]:

@@ -638,6 +638,34 @@ class EffectsPlan(Plan):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CircuitPlan(Plan):
+    """Which features of a later SAE change when a feature of an earlier one is ablated."""
+
+    stage = "circuit"
+    version = 1
+
+    control_of: str | None
+    associations: str
+    """Those of the earlier SAE."""
+    associations_manifest: str
+    from_sae: str
+    from_site: str
+    to_sae: str
+    to_sae_manifest: str
+    to_site: str
+    dataset: str
+    features: tuple[int, ...]
+    """The earlier features that are ablated, ascending."""
+    cells: int
+    """Cells of each of them."""
+    n_nulls: int
+    """Directions of each null for each of them."""
+    seed: int
+    constants: Mapping[str, Any]
+    """Those of the modules that draw, measure and score."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MatchPlan(Plan):
     """The features of two SAEs matched with each other."""
 

@@ -266,6 +266,55 @@ TABLES: Mapping[str, TableSchema] = {
         specificity_null=pl.Float64,
         direct_spearman=pl.Float64,
     ),
+    # one row per pair of a feature of an earlier SAE and one of a later SAE: the significant pairs, and those of the
+    # smallest p of each earlier feature. effect: change of the later feature's mean code when the earlier is ablated;
+    # share: effect in units of that code; n_cells: of the earlier feature; n_agree: donors with the sign of the effect
+    "feature_edge": _table(
+        "from_sae from_feature_id to_sae to_feature_id relation split effect null p q n_cells",
+        from_sae=pl.String,
+        from_feature_id=pl.Int32,
+        to_sae=pl.String,
+        to_feature_id=pl.Int32,
+        relation=pl.String,
+        split=pl.String,
+        effect=pl.Float64,
+        share=pl.Float64,
+        null=pl.String,
+        null_mean=pl.Float64,
+        null_sd=pl.Float64,
+        z=pl.Float64,
+        p=pl.Float64,
+        p_random=pl.Float64,
+        p_mixture=pl.Float64,
+        q=pl.Float64,
+        n_cells=pl.Int64,
+        n_cells_fired=pl.Int64,
+        n_donors=pl.Int64,
+        n_agree=pl.Int64,
+        p_donor=pl.Float64,
+    ),
+    # one row per feature of a module of edges; n_features: of the module; n_edges: of the feature inside it
+    "feature_module": _table(
+        "module sae feature_id n_features n_edges",
+        module=pl.Int32,
+        sae=pl.String,
+        feature_id=pl.Int32,
+        n_features=pl.Int64,
+        n_edges=pl.Int64,
+    ),
+    # one row per module and gene set that a feature of it goes with; n_known: features of the module with associations
+    "module_gene_set": _table(
+        "module collection gene_set n_features n_known p q",
+        module=pl.Int32,
+        collection=pl.String,
+        gene_set=pl.String,
+        n_features=pl.Int64,
+        n_known=pl.Int64,
+        n_with_set=pl.Int64,
+        n_all=pl.Int64,
+        p=pl.Float64,
+        q=pl.Float64,
+    ),
     # one row per feature of `sae`, matched with its nearest in the SAE `other`; both directions are there
     "feature_match": _table(
         "feature_id sae other mutual dead method",

@@ -13,6 +13,7 @@ from pipelines.config import (
     STORE_HELP,
     AssociateOptions,
     BaselineOptions,
+    CircuitOptions,
     EffectsOptions,
     EncodeOptions,
     ExportSAEOptions,
@@ -106,6 +107,15 @@ def effects_command(options: EffectsOptions, store: Path, address: str | None) -
     from pipelines.runtime.reports import print_results
 
     print_results([effects(options, store, address=address)], store)
+
+
+@stage_command(commands, CircuitOptions)
+def circuit_command(options: CircuitOptions, store: Path, address: str | None) -> None:
+    """Measure, and print the result."""
+    from pipelines.circuit import circuit
+    from pipelines.runtime.reports import print_results
+
+    print_results([circuit(options, store, address=address)], store)
 
 
 @stage_command(commands, BaselineOptions)

@@ -7,6 +7,7 @@ object. The docstring below a field is its help on the command line and in the n
 from pathlib import Path
 
 from pipelines.config.associate import AssociateOptions
+from pipelines.config.circuit import CircuitOptions
 from pipelines.config.compare import BaselineOptions, MatchOptions
 from pipelines.config.effects import EffectsOptions
 from pipelines.config.encode import EncodeOptions
@@ -41,6 +42,7 @@ __all__ = [
     "AssociateOptions",
     "BaselineOptions",
     "CellOptions",
+    "CircuitOptions",
     "DataOptions",
     "EffectsOptions",
     "EncodeOptions",

@@ -1,6 +1,6 @@
 """The request of an effects run: its options, checked against the store before anything is written."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -58,37 +58,16 @@ class EffectsRequest:
             UsageError: a feature is unknown or never fires, or no model stands behind the SAE.
             NotFoundError: there are no associations of the SAE.
         """
-        if options.sae is None:
-            named = resolve_run(layout, "associations", None, option="--sae")
-        else:
-            sae = resolve_run(layout, "saes", options.sae, option="--sae").run
-            found = newest_run_of(layout, "associations", {"sae": sae})
-            if found is None:
-                raise UsageError(
-                    f"--sae was {options.sae!r}, which has no associations; make them with `scsae encode --sae {sae} "
-                    f"{layout.store_option}` and `{layout.command_for('associations')}`"
-                )
-            named = found
-        chain = RunChain.of(layout, named.run)
-        if chain.activations.origin == "vectors":
-            raise UsageError(
-                f"the SAE {chain.associations.sae} was trained on given vectors, and no model stands behind them: a "
-                "feature changes a vector by its decoder row times the change of its code, and genes not at all; name "
-                "an SAE of a model's tokens with --sae"
-            )
-        if chain.activations.origin == "recorded":
-            raise UsageError(f"{no_model(chain.activations_run)}, and effects run the model behind the site again")
-        refuse_other_site(chain)
+        chain = chain_of(layout, options.sae, option="--sae")
         features = commit.read_table(layout.associations_dir(chain.run) / "features")
-        measured = _measured(options, features)
-        wanted = max(MIN_NULLS, -(-NULLS_IN_ALL // len(measured)))
+        measured = chosen_features(options.feature, features)
         return cls(
             options=options,
             layout=layout,
             chain=chain,
             features=features,
             measured=measured,
-            n_nulls=options.n_nulls or wanted,
+            n_nulls=options.n_nulls or nulls_of_each(len(measured)),
         )
 
     @property
@@ -112,21 +91,12 @@ class EffectsRequest:
 
     def paths(self) -> SteeringPaths:
         """The paths at which actors find model, data and SAE."""
-        return SteeringPaths(
-            activations=str(self.chain.activations_run.path.resolve()),
-            sae=str(self.layout.saes_dir(self.chain.associations.sae).resolve()),
-            store=str(self.layout.root.resolve()),
-            dataset=self.chain.associations.dataset,
-            site=self.chain.sae.site,
-            seed=self.chain.activations.seed,
-            device="cuda" if self.options.num_gpus > 0 else "cpu",
-            vectors=None,
-        )
+        return paths_of(self.chain, "cuda" if self.options.num_gpus > 0 else "cpu")
 
     def check_head(self) -> None:
         """Raise ConfigError if the model has no head that predicts hidden genes, by asking it for those of one cell."""
         # the driver may have no GPU
-        context = SteeringContext(replace(self.paths(), device="cpu"))
+        context = SteeringContext(paths_of(self.chain, "cpu"))
         cells = read_panel_cells(self.layout.cells_dir(self.chain.associations.dataset), ["cell_idx"])["cell_idx"]
         for block in context.blocks(cells.head(_ASKED).to_numpy()):
             for i in range(len(block.cells)):
@@ -140,14 +110,71 @@ class EffectsRequest:
         return panel_firing(CodesRun.open(self.layout.codes_dir(self.chain.associations.codes)))
 
 
-def _measured(options: EffectsOptions, features: pl.DataFrame) -> tuple[int, ...]:
+def chain_of(layout: Layout, sae: str | None, *, option: str) -> RunChain:
+    """The runs that the features of an SAE descend from; `sae` None: the SAE of the newest associations.
+
+    Raises:
+        UsageError: the SAE has no associations, or no model stands behind it.
+        NotFoundError: there is no such SAE, or there are no associations.
+    """
+    if sae is None:
+        named = resolve_run(layout, "associations", None, option=option)
+    else:
+        run = resolve_run(layout, "saes", sae, option=option).run
+        found = newest_run_of(layout, "associations", {"sae": run})
+        if found is None:
+            raise UsageError(
+                f"{option} was {sae!r}, which has no associations; make them with `scsae encode --sae {run} "
+                f"{layout.store_option}` and `{layout.command_for('associations')}`"
+            )
+        named = found
+    chain = RunChain.of(layout, named.run)
+    if chain.activations.origin == "vectors":
+        raise UsageError(
+            f"the SAE {chain.associations.sae} was trained on given vectors, and no model stands behind them: a "
+            "feature changes a vector by its decoder row times the change of its code, and genes not at all; name "
+            f"an SAE of a model's tokens with {option}"
+        )
+    if chain.activations.origin == "recorded":
+        raise UsageError(f"{no_model(chain.activations_run)}, and what a feature does is seen by running the model")
+    refuse_other_site(chain)
+    return chain
+
+
+def chosen_features(asked: tuple[int, ...], features: pl.DataFrame) -> tuple[int, ...]:
+    """The features that were asked for, ascending; all that fire where none was.
+
+    `features`: the table of this name.
+
+    Raises:
+        UsageError: one is unknown or never fires, or none fires.
+    """
     alive = features.filter(~pl.col("dead") & (pl.col("p99") > 0))["feature_id"].to_list()
-    if unknown := [feature for feature in options.feature if feature >= features.height]:
+    if unknown := [feature for feature in asked if feature >= features.height]:
         raise UsageError(
             f"--feature was {unknown[0]}; this SAE has features 0 to {features.height - 1}: `scsae features` lists them"
         )
-    if dead := [feature for feature in options.feature if feature not in set(alive)]:
+    if dead := [feature for feature in asked if feature not in set(alive)]:
         raise UsageError(f"--feature was {dead[0]}, which never fires; choose one that `scsae features` lists")
     if not alive:
         raise UsageError("no feature of this SAE fires, so there is nothing to measure; train another one")
-    return tuple(sorted(set(options.feature))) or tuple(sorted(alive))
+    return tuple(sorted(set(asked))) or tuple(sorted(alive))
+
+
+def nulls_of_each(n_features: int) -> int:
+    """Null draws of each feature: at least MIN_NULLS, and NULLS_IN_ALL of all features together."""
+    return max(MIN_NULLS, -(-NULLS_IN_ALL // n_features))
+
+
+def paths_of(chain: RunChain, device: str) -> SteeringPaths:
+    """The paths at which actors find model, data and SAE of a chain of runs."""
+    return SteeringPaths(
+        activations=str(chain.activations_run.path.resolve()),
+        sae=str(chain.layout.saes_dir(chain.associations.sae).resolve()),
+        store=str(chain.layout.root.resolve()),
+        dataset=chain.associations.dataset,
+        site=chain.sae.site,
+        seed=chain.activations.seed,
+        device=device,
+        vectors=None,
+    )

@@ -9,11 +9,13 @@ cell_at_site   `CellAtSite`: one cell at a site, from which variants go on
 hidden_genes   `HiddenGenes`: one cell with hidden genes, and the head's answer for any activations at the site
 directions     `Directions`: the feature's own direction, and those of its nulls
 by_gene        `EffectSums`: the effects of one feature, summed over cells by gene
+later_codes    `LaterCodes`, `LaterSums`: the effects of one feature on those of a later autoencoder
 """
 
 from sae_core.effects.by_gene import INTERVENTIONS, EffectSums, FeatureEffect, add_cell
 from sae_core.effects.directions import Directions, draw_directions
 from sae_core.effects.hidden_genes import HiddenGenes
+from sae_core.effects.later_codes import LaterCodes, LaterEffect, LaterSums, add_later, check_order
 
 __all__ = [
     "INTERVENTIONS",
@@ -21,6 +23,11 @@ __all__ = [
     "EffectSums",
     "FeatureEffect",
     "HiddenGenes",
+    "LaterCodes",
+    "LaterEffect",
+    "LaterSums",
     "add_cell",
+    "add_later",
+    "check_order",
     "draw_directions",
 ]

@@ -32,8 +32,16 @@ from feature_store.codes import (
 from feature_store.errors import IntegrityError, NotFoundError, StoreError
 from feature_store.query.runs import RunChain, newest_run
 from feature_store.storage import commit
-from feature_store.storage.layout import EFFECT_TABLES, KINDS, Layout
-from feature_store.storage.plans import ComparisonPlan, EffectsPlan, MapPlan, MatchPlan, SAEPlan, SteeringResultsPlan
+from feature_store.storage.layout import CIRCUIT_TABLES, EFFECT_TABLES, KINDS, Layout
+from feature_store.storage.plans import (
+    CircuitPlan,
+    ComparisonPlan,
+    EffectsPlan,
+    MapPlan,
+    MatchPlan,
+    SAEPlan,
+    SteeringResultsPlan,
+)
 from pipelines.associate import associate
 from pipelines.config import AssociateOptions, EncodeOptions
 from pipelines.encode import encode
@@ -98,6 +106,9 @@ def make_store(root: Path, options: Any) -> None:
         effects = toy_plan(EffectsPlan, associations=run, sae=sae)
         for table in EFFECT_TABLES:
             commit.write_table(layout.effects_dir(effects.id) / table, TABLE, effects.table(table))
+        circuit = toy_plan(CircuitPlan, associations=run, from_sae=sae, to_sae=f"other{seed}")
+        for table in CIRCUIT_TABLES:
+            commit.write_table(layout.circuits_dir(circuit.id) / table, TABLE, circuit.table(table))
         compared = toy_plan(ComparisonPlan, associations=run)
         for table in ("comparison", "representation"):
             commit.write_table(layout.comparisons_dir(compared.id) / table, TABLE, compared.table(table))

@@ -16,21 +16,20 @@ from scipy.special import stdtrit
 from feature_store.atlas.columns import encode
 from feature_store.atlas.data import PLACES, AtlasData, NoSuchResource
 from feature_store.atlas.pages.feature_codes import SPLITS, Codes, ends
+from feature_store.atlas.pages.feature_effects import edges, effects
 from feature_store.atlas.routes import Route, json_bytes
 from feature_store.errors import StoreError
 from feature_store.query.metrics import metric_of
 from feature_store.query.steering import SteeringResults, at_chosen_point, headline_of, steering_results, title_of
 
 MOST_LABELS = 60
-N_GENES, N_SETS, N_TOP, N_EFFECTS = 15, 12, 20, 10
+N_GENES, N_SETS, N_TOP = 15, 12, 20
 _P = "p_"
 _LABEL = (
     "label_kind label auroc rank_biserial low high q p p_donor p_max f1 mcc n n_label n_donors n_agree method"
 ).split()
 _GENE = "gene pearson pearson_within_type identity_precision identity_recall lift q n nnz".split()
 _SET = ("collection gene_set overlap n_set n_genes odds_ratio q q_matched rank_biserial q_rank").split()
-_EFFECT = "gene effect null null_mean null_sd direct z q n_cells".split()
-_SUMMARY = "intervention n_genes n_up n_down strength_ratio specificity specificity_null direct_spearman".split()
 _MATCH = ("other other_feature_id similarity similarity_test mutual rank null_95 p method").split()
 
 
@@ -53,7 +52,8 @@ def document(data: AtlasData, text: str) -> bytes:
             "gene_sets": _gene_sets(data, feature),
             "tokens": _tokens(data, feature),
             "neighbours": _neighbours(data, feature),
-            "effects": _effects(data, feature),
+            "effects": effects(data, feature),
+            "edges": edges(data, feature),
             "matches": _matches(data, feature),
             "steering": _steering(data, feature),
         }
@@ -216,27 +216,6 @@ def nearest_of_random(n: int, d: int) -> float:
     """
     t = float(stdtrit(d - 1, 0.95 ** (1 / max(n, 1))))
     return t / math.sqrt(d - 1 + t * t)
-
-
-def _effects(data: AtlasData, feature: int) -> dict[str, Any]:
-    """What it does to predictions of hidden genes, of the newest run that has it: by intervention, the genes of
-    smallest p and a line on all genes.
-    """
-    if not data.has("feature_effect"):
-        return data.missing("feature_effect")
-    rows = data.rows("feature_effect", feature)
-    if rows.is_empty():
-        return {"rows": {}, "summary": {}}
-    run = rows["run"][0]
-    mine = rows.filter(run=run).sort("p", pl.col("z").abs(), "gene", descending=[False, True, False])
-    lines = data.rows("feature_effect_summary", feature).filter(run=run)
-    return {
-        "rows": {
-            str(name): part.head(N_EFFECTS).select(_EFFECT).to_dicts()
-            for (name,), part in mine.group_by("intervention", maintain_order=True)
-        },
-        "summary": {line["intervention"]: line for line in lines.select(_SUMMARY).to_dicts()},
-    }
 
 
 def _matches(data: AtlasData, feature: int) -> dict[str, Any]:

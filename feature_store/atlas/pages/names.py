@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from feature_store.atlas.data import AtlasData, path_number
+from feature_store.atlas.pages.feature_effects import changers
 from feature_store.atlas.ranking import Ranking, names_in, ranking
 from feature_store.atlas.routes import Route, json_bytes
 from feature_store.query.store import KIND_OF, RANKED_BY
@@ -50,14 +51,15 @@ _RANKINGS = {name_type: _ranking(name_type) for name_type in RANKED_BY}
 
 
 def _route(pattern: str, name_type: str) -> Route:
-    """The features that go with one name, as `Ranking.of`: best first."""
+    """The features that go with one name, as `Ranking.of`: best first; for a gene also those that change it."""
     table = RANKED_BY[name_type][0]
 
     def make(data: AtlasData, name: str) -> bytes:
         if not data.has(table):
             return json_bytes(data.missing(table))
         i = path_number(name, _names(data, name_type).height)
-        return json_bytes(data.cached(_RANKINGS[name_type]).of(i))
+        found = data.cached(_RANKINGS[name_type]).of(i)
+        return json_bytes({**found, "changed_by": changers(data, found["gene"])} if name_type == "gene" else found)
 
     def every(data: AtlasData) -> Iterator[tuple[str]]:
         n = _names(data, name_type).height if data.has(table) else 0

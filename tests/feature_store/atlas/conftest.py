@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 import pytest
 from deleted_runs import forget_deleted
+from planted_effects import edge_tables, effect_tables
 from scipy import sparse
 from token_codes import TokenCodes, cut_of, pooled, toy_codes, write_codes, write_codes_of_panel
 from toy_plans import toy_plan, toy_table
@@ -26,7 +27,9 @@ from feature_store.storage.layout import Layout
 from feature_store.storage.plans import (
     AssociationsPlan,
     CellsPlan,
+    CircuitPlan,
     ComparisonPlan,
+    EffectsPlan,
     MatchPlan,
     PanelPlan,
     SAEPlan,
@@ -430,6 +433,12 @@ def write_store(root: Path, panel: np.ndarray | None = None) -> None:
         made_of = toy_table(ComparisonPlan, associations="a550c", baselines={"pca": "9ca", "random": "4a2d"})
         commit.write_table(layout.comparisons_dir("c09a") / name, frame, made_of)
     write_steering(layout, cells, rng)
+    for name, frame in effect_tables(range(20), GENES).items():
+        commit.write_table(layout.effects_dir("effec") / name, frame, toy_table(EffectsPlan, sae="5ae"))
+    for run, ends in (("c1rc", ("5ae", "1a7e")), ("c1rd", ("07he5", "5ae"))):
+        plan = toy_table(CircuitPlan, from_sae=ends[0], to_sae=ends[1])
+        for name, frame in edge_tables(range(10), from_sae=ends[0], to_sae=ends[1]).items():
+            commit.write_table(layout.circuits_dir(run) / name, frame, plan)
 
 
 def write_maps(layout: Layout, rng: np.random.Generator, panel: np.ndarray | None = None) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 import pytest
+from planted_effects import STRONG
 from scipy import sparse
 from scipy.stats import gaussian_kde, rankdata
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from feature_store import FeatureStore
 
 DEAD = 119
+GENES = [f"GENE{i}" for i in range(38)]
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +208,40 @@ def test_a_match_says_what_the_other_autoencoder_is_of(store_without):
     assert (match["other"], match["model"], match["site"], match["seed"]) == ("07he5", "mini", "layer.2", 0)
 
 
+def test_effects_are_the_genes_of_smallest_p_and_a_line_on_all(resources, atlas_store):
+    found = document(resources, STRONG)["effects"]
+    for way in ("ablate", "boost"):
+        mine = atlas_store.frame("feature_effect").filter(feature_id=STRONG, intervention=way).sort("p").collect()
+        assert [row["gene"] for row in found["rows"][way]] == mine["gene"].head(10).to_list()
+        assert found["rows"][way][0]["effect"] == pytest.approx(mine["effect"][0])
+        assert found["summary"][way]["n_down"] == 3
+    assert document(resources, 50)["effects"] == {"rows": {}, "summary": {}}
+
+
+def test_edges_are_the_pairs_of_smallest_p_on_each_side(resources, atlas_store):
+    found = document(resources, STRONG)["edges"]
+    rows = atlas_store.frame("feature_edge").collect()
+    later = rows.filter(from_sae="5ae", from_feature_id=STRONG).sort("p")
+    assert [row["other_feature_id"] for row in found["downstream"]] == later["to_feature_id"].head(8).to_list()
+    assert [(row["relation"], row["other_sae"]) for row in found["downstream"][:2]] == [
+        ("excites", "1a7e"),
+        ("inhibits", "1a7e"),
+    ]
+    earlier = rows.filter(to_sae="5ae", to_feature_id=STRONG).sort("p")
+    assert [row["other_feature_id"] for row in found["upstream"]] == earlier["from_feature_id"].head(8).to_list()
+    assert {row["other_sae"] for row in found["upstream"]} == {"07he5"}
+    assert document(resources, 50)["edges"] == {"upstream": [], "downstream": []}
+
+
+def test_a_gene_names_the_features_that_change_it(resources, atlas_store):
+    names = json.loads(resources.get("names.json").body)["genes"]
+    gene = names.index(GENES[0])
+    found = json.loads(resources.get(f"genes/{gene}.json").body)["changed_by"]
+    mine = atlas_store.frame("feature_effect").filter(gene=GENES[0]).sort("p").collect()
+    assert [row["feature_id"] for row in found] == mine["feature_id"].head(20).to_list()
+    assert {(row["feature_id"], row["q"] <= 0.05) for row in found[:2]} == {(STRONG, True)}
+
+
 def test_top_cells_are_those_of_the_look_up(resources, atlas_store):
     top = atlas_store.top_cells(6, 20)
     rows = document(resources, 6)["cells"]["top"]
@@ -295,9 +331,15 @@ def test_provenance_is_the_stores(resources, atlas_store):
 
 
 def test_parts_of_missing_tables_name_their_commands(store_without, decode):
-    store = store_without("matches", "steering", "saes/5ae/map", "codes/c0de/umap")
+    store = store_without("matches", "steering", "effects", "circuits", "saes/5ae/map", "codes/c0de/umap")
     found = document(Resources(store), 6)
-    for part, table in (("neighbours", "feature_neighbour"), ("matches", "feature_match"), ("steering", "steering")):
+    for part, table in (
+        ("neighbours", "feature_neighbour"),
+        ("matches", "feature_match"),
+        ("steering", "steering"),
+        ("effects", "feature_effect"),
+        ("edges", "feature_edge"),
+    ):
         assert found[part] == {"missing": {"table": table, "command": store.made_by(table)}}
     assert decode(Resources(store).get("codes/6.cols").body).is_empty()
 
@@ -312,7 +354,7 @@ def test_the_page_shows_every_part_and_hostile_names_as_text(open_page, hostile)
     assert hostile in panel(page, "Labels it separates").text_content()
     assert hostile in panel(page, "Its code by label").text_content()
     assert hostile in panel(page, "Gene sets").inner_text()
-    assert page.locator("svg.feature-chart").count() == 5
+    assert page.locator("svg.feature-chart").count() == 6
     assert page.evaluate("window.hacked") is None
     for name in (
         "Where it fires",
@@ -326,6 +368,11 @@ def test_the_page_shows_every_part_and_hostile_names_as_text(open_page, hostile)
     assert "place 5 of 10 features" in panel(page, "Steering with this feature").inner_text()
     assert "p 0.190 against shuffled labels" in panel(page, "Steering with this feature").inner_text()
     assert "07he5" in panel(page, "Similar features in other SAEs").inner_text()
+    assert "3 down at q ≤ 0.05" in panel(page, "What it does").inner_text()
+    beside = panel(page, "Upstream and downstream")
+    assert beside.locator("path.edge").count() == 16
+    assert beside.locator("path.edge.inhibits:not(.weak)").count() == 1
+    assert "07he5" in beside.inner_text()
 
 
 def test_a_colour_is_in_the_address_and_back_undoes_it(open_page, hostile):
@@ -430,9 +477,11 @@ def test_without_associations_a_feature_names_their_command(open_page, store_wit
 
 
 def test_what_is_missing_names_its_command(open_page, store_without, serving):
-    store = store_without("matches", "steering", "saes/5ae/map", "codes/c0de/umap")
+    store = store_without("matches", "steering", "effects", "circuits", "saes/5ae/map", "codes/c0de/umap")
     page = open_page("#/feature/6", address=serving(store))
     for name, table in (
+        ("What it does", "feature_effect"),
+        ("Upstream and downstream", "feature_edge"),
         ("Where it fires", "umap"),
         ("Nearest in direction", "feature_neighbour"),
         ("Steering with this feature", "steering"),

@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import polars as pl
 import pytest
+from planted_effects import STRONG, edge_tables
 from scipy import sparse
 from token_codes import TokenCodes, cut_of, toy_codes, write_codes
 from toy_plans import toy_table
@@ -17,7 +18,7 @@ from feature_store.errors import InputError, NotFoundError, QueryError
 from feature_store.plots import canvas
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import Layout
-from feature_store.storage.plans import AssociationsPlan, EffectsPlan, SteeringResultsPlan
+from feature_store.storage.plans import AssociationsPlan, CircuitPlan, EffectsPlan, SteeringResultsPlan
 
 N_CELLS, N_FEATURES = 72, 6
 SPLITS = ["train", "select", "test"]
@@ -189,6 +190,9 @@ def write_store(root, cells, dense, frames=None, steering=None):
         commit.write_table(layout.effects_dir("effec") / "feature_effect", effects(), plan)
         summary = schemas.empty("feature_effect_summary")
         commit.write_table(layout.effects_dir("effec") / "feature_effect_summary", summary, plan)
+        plan = toy_table(CircuitPlan, from_sae="5ae", to_sae="1a7e")
+        for name, frame in edge_tables([STRONG], from_sae="5ae", to_sae="1a7e").items():
+            commit.write_table(layout.circuits_dir("c1rc") / name, frame, plan)
     return FeatureStore.open(layout.root)
 
 
@@ -232,6 +236,7 @@ DRAW = {
     "violin": partial(plots.violin, feature=0),
     "steering_bars": plots.steering_bars,
     "effect_bars": partial(plots.effect_bars, feature=0),
+    "edge_graph": partial(plots.edge_graph, feature=STRONG),
 }
 
 

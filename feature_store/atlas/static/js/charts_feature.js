@@ -127,3 +127,31 @@ export function geneBars(rows, { range, title, label, link, noted }) {
     return root;
   });
 }
+
+// Features that change this one on the left, this one in the middle, those that it changes on the right. A line is as wide
+// as |z| is large, orange where one inhibits the other, and dashed where q > ALPHA. `named(row)`: the text of a feature.
+export function edgeGraph({ upstream, downstream, me, named, label }) {
+  const step = 24, most = Math.max(upstream.length, downstream.length, 1);
+  return fitted((width) => {
+    const height = most * step + 8, side = Math.min(220, width * 0.32), middle = Math.min(170, width * 0.24), root = drawing({ width, height, label });
+    const largest = Math.max(...[...upstream, ...downstream].map(({ z }) => Math.abs(z ?? 0)), 1), centre = height / 2;
+    const line = (row, [x1, y1], [x2, y2]) => {
+      const isClear = row.q <= ALPHA, bend = (x1 + x2) / 2;
+      root.append(svg("path", { d: `M${x1},${y1} C${bend},${y1} ${bend},${y2} ${x2},${y2}`, class: `edge${row.relation === "inhibits" ? " inhibits" : ""}${isClear ? "" : " weak"}`, "stroke-width": (0.8 + (3.2 * Math.abs(row.z ?? 0)) / largest).toFixed(2) },
+        svg("title", {}, `${named(row)}: ${row.relation}, z ${fixed(row.z, 1)}, q ${pvalue(row.q)}`)));
+    };
+    const place = (i, n) => centre + (i - (n - 1) / 2) * step;
+    upstream.forEach((row, i) => {
+      const y = place(i, upstream.length);
+      line(row, [side, y], [(width - middle) / 2, centre]);
+      root.append(fit(named(row), side - 6, { x: side - 6, y: y + 4, "text-anchor": "end", class: row.q <= ALPHA ? null : "tick-text" }));
+    });
+    downstream.forEach((row, i) => {
+      const y = place(i, downstream.length);
+      line(row, [(width + middle) / 2, centre], [width - side, y]);
+      root.append(fit(named(row), side - 6, { x: width - side + 6, y: y + 4, class: row.q <= ALPHA ? null : "tick-text" }));
+    });
+    root.append(svg("rect", { x: (width - middle) / 2, y: centre - 12, width: middle, height: 24, rx: 6, class: "edge-me" }), fit(me, middle - 10, { x: width / 2, y: centre + 4, "text-anchor": "middle" }));
+    return root;
+  });
+}

@@ -66,6 +66,22 @@ export async function rankedPanel(entry, kind, features) {
     h("p", { class: "quiet" }, `${shown[0].toUpperCase()}${shown.slice(1)}, ranked on select cells ${told.how}. The other figures are of test cells, which were not used for the ranking${about.panel ? `; all cells are those${ofPanel(about)}` : ""}; ${nSure ? `${count(nSure)} of the listed features are significant (q ≤ ${ALPHA})` : `none of the listed features is significant: there is no feature of ${entry.name} at q ≤ ${ALPHA}`}. In a bar, the line marks the value on select cells.`),
     smallTable(heads.filter((head) => head !== null), rows, { caption: `Features that go with ${entry.name}, best first` }),
     h("p", { class: "found-save" }, h("button", { type: "button", onclick: () => save(entry, columns, features) }, "CSV")),
+    entry.type === "gene" ? changers(entry, found.changed_by, features) : null,
+  ];
+}
+
+// The features that change the model's prediction of a gene, as far as effects were measured.
+function changers(entry, rows, features) {
+  if (!rows) return null;
+  const head = h("h3", {}, `Features that change the model's prediction of ${entry.name}`);
+  if (!rows.length) return [head, h("p", { class: "quiet" }, "In no measured feature's cells was it hidden often enough.")];
+  const nSure = new Set(rows.filter(({ q }) => q <= ALPHA).map((row) => row.feature_id)).size, weak = (text, q) => ({ text, class: q <= ALPHA ? "number" : "number quiet" });
+  return [
+    head,
+    h("p", { class: "quiet" }, `${nSure ? `${count(nSure)} of the listed features ${nSure === 1 ? "changes" : "change"} it` : "No feature changes it"} at q ≤ ${ALPHA}, beside steps of the same length in other directions. Listed are those with the smallest p.`),
+    smallTable([{ text: "id", class: "number", title: "Feature" }, "genes, best label", "done", { text: "effect", class: "number", title: "Mean change of the prediction of the hidden gene, in the unit of the model's head" }, { text: "null", class: "number wide", title: "Mean ± standard deviation of the harder null" }, { text: "q", class: "number" }],
+      rows.map((row) => [{ text: featureLink(row.feature_id), class: "number" }, { text: nameOf(row.feature_id, features), class: "found-name" }, row.intervention, weak(fixed(row.effect, 3), row.q), { text: `${fixed(row.null_mean, 3)} ± ${fixed(row.null_sd, 3)}`, class: "number wide" }, weak(pvalue(row.q), row.q)]),
+      { caption: `Features that change the prediction of ${entry.name}` }),
   ];
 }
 

@@ -3,7 +3,7 @@
 
 import { h, svg, clear, empty, smallTable, count, fixed, fmt, isKnown, later, ofPanel, percent, pvalue, words, DASH } from "../dom.js";
 import { CLASS, QUIET, byCategory, byNumber, colourOf, cssOf, legend, packed, rampLegend } from "../colour.js";
-import { ALPHA, forest, geneBars, violins } from "../charts_feature.js";
+import { ALPHA, edgeGraph, forest, geneBars, violins } from "../charts_feature.js";
 import { columns, json, NotThere, overview } from "../data.js";
 import { Scatter, viewOf, viewText } from "../scatter.js";
 import { go, href, parse, setParams } from "../state.js";
@@ -42,7 +42,7 @@ class FeaturePage {
     root.append(this.head(), h("div", { class: "feature-columns" },
       h("div", {}, this.map, this.labels(), this.top()),
       h("div", {}, this.spread, this.genes(), this.sets())),
-    h("div", { class: "feature-rest" }, this.effects(), this.alike(), this.together(), this.elsewhere(), this.steering(), this.provenance()));
+    h("div", { class: "feature-rest" }, this.effects(), this.edges(), this.alike(), this.together(), this.elsewhere(), this.steering(), this.provenance()));
   }
 
   head() {
@@ -319,6 +319,32 @@ class FeaturePage {
       smallTable(["gene", title("effect", "Mean change of the prediction of the hidden gene, in the unit of the model's head"), title("null", "Mean ± standard deviation of what other directions do with steps of the same length"), title("of", "The harder of the two nulls: random directions, or mixtures of other features", "wide"), title("direct", "The same step after the last block, less its mean over genes", "wide"), title("q", "Over all features, genes and interventions of the run"), title("cells", "Test cells in which the gene was hidden and the feature fires", "wide")], effects.rows[way].map(row), { numeric: [1, 2, 4, 5, 6] }),
       effects.summary[way] ? h("p", { class: "quiet" }, said(effects.summary[way])) : null))),
       h("p", { class: "quiet" }, `Part of the genes of test cells${this.panel} are hidden, and the model predicts them. Shown are the genes with the smallest p. Grey: q > 0.05.`));
+  }
+
+  // Which genes drive it: what its code loses when their token is left out, on the token itself and on all others.
+  inputs() {
+    const { inputs } = this.known, box = panel("What makes it fire", "whole");
+    if (inputs.missing) return fill(box, empty(inputs.missing, "Which genes make it fire was not measured yet."));
+    if (!inputs.rows.length) return fill(box, empty({}, "No gene was in enough select and test cells in which it fires."));
+    const path = (one) => (one ? [weak(percent(one.share), one.q), weak(pvalue(one.q), one.q)] : [DASH, DASH]);
+    const row = ({ gene, paths: { "own token": own, "other tokens": other } }) => [h("a", { href: href("search", null, { kind: "gene", q: gene }) }, h("i", {}, gene)), ...path(own), ...path(other), { text: fixed((own ?? other).gradient, 3), class: "wide" }, { text: count((own ?? other).n_cells), class: "wide" }];
+    return fill(box, smallTable(["gene", { text: "own token", title: "Share of the feature's code in the cell that lies on the token of the gene, and goes with it" }, "q", { text: "other tokens", title: "Share of the code that other tokens lose when the token of the gene is left out" }, "q", { text: "gradient", title: "Gradient times input of the token, by which genes are chosen on select cells", class: "wide" }, { text: "cells", title: "Test cells that have the gene and in which the feature fires", class: "wide" }], inputs.rows.map(row), { numeric: [1, 2, 3, 4, 5, 6] }),
+      h("p", { class: "quiet" }, `The token of a gene is left out of test cells${this.panel}, and the code of the cell is measured again. Null: genes of like value in the same cells. Grey: q > 0.05.`));
+  }
+
+  // The features of earlier layers whose ablation changes it, and those of later layers that its ablation changes.
+  edges() {
+    const { edges } = this.known, box = panel("Upstream and downstream", "whole");
+    if (edges.missing) return fill(box, empty(edges.missing, "How it hangs together with features of other layers was not measured yet."));
+    const { upstream, downstream } = edges;
+    if (!upstream.length && !downstream.length) return fill(box, empty({}, "No pair of it and a feature of another layer was measured."));
+    const named = (row) => `${row.other_feature_id}${row.top_label || row.top_genes ? ` ${row.top_label ?? genesOf(row.top_genes).slice(0, 2).join(" ")}` : ""}`;
+    const table = (rows, text) => rows.length ? h("div", {}, h("h3", {}, text, " ", h("span", { class: "quiet" }, [...new Set(rows.map(({ other_sae, site }) => [other_sae, site].filter(Boolean).join(", ")))].join("; "))),
+      smallTable(["feature", { text: "best label, genes", class: "wide" }, { text: "change", title: "Of the mean code of the later feature when the earlier one is ablated, in units of that code" }, "relation", { text: "z", title: "Against steps of the same length in other directions, the harder of two nulls" }, "q", { text: "donors", title: "Donors in which the change has the same sign", class: "wide" }],
+        rows.map((row) => [String(row.other_feature_id), { text: [row.top_label, genesOf(row.top_genes ?? "").slice(0, 3).join(" ")].filter(Boolean).join(": ") || DASH, class: "wide" }, weak(isKnown(row.share) ? percent(row.share, 0) : fixed(row.effect, 3), row.q), weak(row.relation, row.q), weak(fixed(row.z, 1), row.q), weak(pvalue(row.q), row.q), { text: `${row.n_agree} of ${row.n_donors}`, class: "wide" }]), { numeric: [2, 4, 5, 6] })) : h("div", {}, h("h3", {}, text), h("p", { class: "quiet" }, "None was measured."));
+    return fill(box, edgeGraph({ upstream, downstream, me: `${this.id}${nameOf(this.known.about) ? ` ${nameOf(this.known.about)}` : ""}`, named, label: `Features that change feature ${this.id}, and that it changes` }),
+      h("div", { class: "feature-effects" }, table(upstream, "Upstream: ablated, they change it"), table(downstream, "Downstream: its ablation changes them")),
+      h("p", { class: "quiet" }, `Earlier features are ablated in test cells${this.panel}. Shown are the pairs with the smallest p. Grey: q > 0.05. A page of a feature of another SAE is in the atlas of that SAE: `, h("code", {}, "scsae serve --associations RUN"), "."));
   }
 
   alike() {

@@ -1,0 +1,129 @@
+"""The stage: measure shards of earlier features on actors, then pool the nulls and write the tables.
+
+draws/             mean effects of features and of their null directions, a part for FEATURES_A_SHARD of them
+feature_edge/      a row for each significant pair of an earlier and a later feature, and for the next ones
+feature_module/    the modules of features, a row for each member
+module_gene_set/   the gene sets of modules
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from feature_store.query.runs import newest_run_of
+from feature_store.storage import commit
+from feature_store.storage.layout import CIRCUIT_TABLES, Layout
+from pipelines.circuit.actors import FEATURES_A_SHARD, CircuitJob, CircuitMeasurer
+from pipelines.circuit.request import CircuitRequest
+from pipelines.circuit.tables import Q, gene_sets_frame, modules_frame, write_edges
+from pipelines.config import CircuitOptions
+from pipelines.moved_data import record_new_place
+from pipelines.runtime.actor_pool import do_shards
+from pipelines.runtime.checks import check_before_work
+from pipelines.runtime.stage import Clock, StageResult
+
+
+def circuit(options: CircuitOptions, store: Path, *, address: str | None = None) -> StageResult:
+    """Measure the edges between the features of two SAEs; shards and tables that are there are not made again.
+
+    Raises:
+        UsageError: a feature is unknown or never fires, the SAEs do not belong together, or the data moved or changed.
+        ConfigError: the second SAE does not lie later in the model; nothing is written.
+        NotFoundError: there is no such SAE, or the first has no associations.
+    """
+    clock = Clock()
+    layout = Layout(store)
+    check_before_work(layout, address=address)
+    request = CircuitRequest.of(options, layout)
+    record_new_place(layout, request.chain.associations.dataset, options.data)
+    plan = request.plan
+    folder = layout.circuits_dir(plan.id)
+    n_shards = -(-len(request.measured) // FEATURES_A_SHARD)
+    missing = [name for name in CIRCUIT_TABLES if not commit.is_intact(folder / name)]
+    pending: list[int] = []
+    if missing:
+        request.check_order()
+        run = commit.Run.create(folder / "draws", plan.table("draws", n_shards=n_shards))
+        job = CircuitJob(
+            paths=request.paths(),
+            later_sae=str(layout.saes_dir(request.later).resolve()),
+            later_site=request.later_plan.site,
+            run=str(run.path.resolve()),
+            codes=str(layout.codes_dir(request.chain.associations.codes).resolve()),
+            features=request.measured,
+            density=request.density(),
+            cells=options.cells,
+            n_nulls=request.n_nulls,
+            seed=options.seed,
+        )
+        with commit.exclusive(folder):
+            if pending := run.pending():
+                do_shards(CircuitMeasurer, job, pending, options, title="circuit", note=_done, address=address)
+            run.finalize()
+            _write_tables(request, folder, run, n_shards)
+    return StageResult(
+        kind="circuits",
+        run=folder.name,
+        path=folder,
+        done=len(pending) + len(missing),
+        reused=n_shards + len(CIRCUIT_TABLES) - len(pending) - len(missing),
+        seconds=clock.seconds,
+        facts=_facts(request, folder),
+    )
+
+
+def _write_tables(request: CircuitRequest, folder: Path, run: commit.Run, n_shards: int) -> None:
+    plan, sae = request.plan, request.chain.associations.sae
+    of_draws: dict[str, Any] = {"draws": run.manifest().sha}
+    table = plan.table("feature_edge", n_shards=n_shards, **of_draws)
+    edges = write_edges(folder / "feature_edge", run, table, from_sae=sae, to_sae=request.later)
+    significant = pl.concat([commit.read_part(path).filter(pl.col("q") <= Q) for path in edges.checked_parts()])
+    modules = modules_frame(significant, from_sae=sae, to_sae=request.later)
+    commit.write_table(folder / "feature_module", lambda: modules, plan.table("feature_module", **of_draws))
+    commit.write_table(
+        folder / "module_gene_set",
+        lambda: gene_sets_frame(modules, _gene_sets(request)),
+        plan.table("module_gene_set", **of_draws, gene_sets=_associations(request)),
+    )
+
+
+def _associations(request: CircuitRequest) -> dict[str, str]:
+    """The associations of each SAE that has some on the data set of the cells."""
+    found = {request.chain.associations.sae: request.chain.run}
+    of = {"sae": request.later, "dataset": request.chain.associations.dataset}
+    if later := newest_run_of(request.layout, "associations", of):
+        found[request.later] = later.run
+    return found
+
+
+def _gene_sets(request: CircuitRequest) -> pl.DataFrame:
+    """The significant gene sets of all features that fire, of both SAEs; a row without names for those without."""
+    frames = []
+    for sae, run in _associations(request).items():
+        folder = request.layout.associations_dir(run)
+        alive = commit.read_table(folder / "features").filter(~pl.col("dead")).select("feature_id")
+        sets = commit.read_table(folder / "feature_geneset").filter(pl.col("q") <= Q)
+        own = alive.join(sets.select("feature_id", "collection", "gene_set"), on="feature_id", how="left")
+        frames.append(own.with_columns(sae=pl.lit(sae)))
+    return pl.concat(frames)
+
+
+def _facts(request: CircuitRequest, folder: Path) -> dict[str, object]:
+    edges = commit.read_table(folder / "feature_edge")
+    modules = commit.read_table(folder / "feature_module")
+    strong = edges.filter(pl.col("q") <= Q)
+    return {
+        "from": f"{request.chain.associations.sae} at {request.chain.sae.site}",
+        "to": f"{request.later} at {request.later_plan.site}",
+        "ablated": f"{len(request.measured)} features",
+        "nulls": f"{request.n_nulls} random directions and {request.n_nulls} mixtures of features each",
+        "edges": f"{strong.height} at q <= {Q} on test cells, from {strong['from_feature_id'].n_unique()} features to "
+        f"{strong['to_feature_id'].n_unique()}",
+        "modules": modules["module"].n_unique(),
+    }
+
+
+def _done(total: Mapping[str, int], seconds: float) -> str:
+    return f"{total['features']} features, {total['features'] / max(seconds, 1e-9):.2f} a second"

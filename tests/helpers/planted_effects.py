@@ -1,0 +1,77 @@
+"""Tables of effects and edges with planted rows, for tests of pages and plots."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from feature_store.storage import schemas
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+STRONG = 6
+"""The feature whose rows are significant; those of others are not."""
+
+
+def effect_tables(features: Sequence[int], genes: Sequence[str]) -> dict[str, pl.DataFrame]:
+    """Every feature and gene under both interventions; STRONG lowers the first three genes when it is ablated."""
+    rng = np.random.default_rng(11)
+    rows: list[dict[str, Any]] = []
+    for feature in features:
+        for way, turn in (("ablate", 1), ("boost", -1)):
+            for i, gene in enumerate(genes):
+                is_strong = feature == STRONG and i < 3
+                effect = turn * (-2.0 + 0.1 * i if is_strong else float(rng.normal(0, 0.05)))
+                p = 1e-6 * (i + 1) if is_strong else float(rng.uniform(0.05, 1))
+                rows.append(
+                    {
+                        "feature_id": feature, "intervention": way, "gene": gene, "split": "test", "effect": effect,
+                        "null": ("random", "mixture")[i % 2], "null_mean": 0.01, "null_sd": 0.05,
+                        "z": (effect - 0.01) / 0.05, "p": p, "p_random": p / 2, "p_mixture": p,
+                        "q": p * 10 if is_strong else 0.9, "direct": effect / 2, "n_cells": 20 + i, "n_donors": 4,
+                    }
+                )  # fmt: skip
+    summary = [
+        {
+            "feature_id": feature, "intervention": way, "n_genes": len(genes), "n_up": 0,
+            "n_down": 3 if feature == STRONG else 0, "strength": 0.5, "strength_ratio": 1.5, "specificity": 2.5,
+            "specificity_null": 1.1, "direct_spearman": 0.4,
+        }
+        for feature in features
+        for way in ("ablate", "boost")
+    ]  # fmt: skip
+    return {
+        "feature_effect": schemas.conform("feature_effect", pl.DataFrame(rows)),
+        "feature_effect_summary": schemas.conform("feature_effect_summary", pl.DataFrame(summary)),
+    }
+
+
+def edge_tables(features: Sequence[int], *, from_sae: str, to_sae: str, n_to: int = 12) -> dict[str, pl.DataFrame]:
+    """Every pair of a feature and one of `n_to` later ones; STRONG excites the first and inhibits the second."""
+    rng = np.random.default_rng(12)
+    rows: list[dict[str, Any]] = []
+    for feature in features:
+        for to in range(n_to):
+            is_strong = feature == STRONG and to < 2
+            effect = (-0.4, 0.3)[to] if is_strong else float(rng.normal(0, 0.01))
+            p = 1e-5 * (to + 1) if is_strong else float(rng.uniform(0.05, 1))
+            rows.append(
+                {
+                    "from_sae": from_sae, "from_feature_id": feature, "to_sae": to_sae, "to_feature_id": to,
+                    "relation": "excites" if effect < 0 else "inhibits", "split": "test", "effect": effect,
+                    "share": None if to == 3 else effect / 0.8, "null": "mixture", "null_mean": 0.0, "null_sd": 0.02,
+                    "z": effect / 0.02, "p": p, "p_random": p / 2, "p_mixture": p, "q": p * 100 if is_strong else 0.9,
+                    "n_cells": 30, "n_cells_fired": 20, "n_donors": 4, "n_agree": 4 if is_strong else 2,
+                    "p_donor": 0.125,
+                }
+            )  # fmt: skip
+    members = [(from_sae, STRONG), (to_sae, 0), (to_sae, 1)]
+    modules = [{"module": 0, "sae": sae, "feature_id": f, "n_features": 3, "n_edges": 1} for sae, f in members]
+    return {
+        "feature_edge": schemas.conform("feature_edge", pl.DataFrame(rows)),
+        "feature_module": schemas.conform("feature_module", pl.DataFrame(modules)),
+        "module_gene_set": schemas.empty("module_gene_set"),
+    }
