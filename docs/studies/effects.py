@@ -1,0 +1,254 @@
+"""What features of Kang's cells do to the mini model's predictions and to features of a later layer, beside baselines.
+
+python docs/studies/effects.py --data $SCSAE_DATA --store ROOT --out docs
+
+An SAE of layer 1 of the mini model is trained on the cells of eight donors in two conditions (docs/findings.md), and
+neurons, principal components and random directions take its place in the same tables. Of each, the features that go
+best with stimulated cells and with B cells are chosen on `select` cells, and a sample is drawn from those that fire.
+`scsae effects` measures all of them on `test` cells. A set of genes counts as changed by a feature if its genes change
+more than genes that were hidden in as many cells, by more than under every null direction of the feature. Then the
+features of the SAE are ablated and those of an SAE of layer 3 are read (`scsae circuit`).
+
+The section of docs/effects.md between its two marks is written anew.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from findings_study.cells import STIMULATED, StudyFiles, prepare
+from findings_study.page import markdown
+from findings_study.runs import BASELINES, cell_type_recipe, run_baselines, run_cell_types
+from scipy.stats import spearmanr
+
+from feature_store import FeatureStore
+from feature_store.associations.multiple_testing import benjamini_hochberg
+from feature_store.storage import commit
+from pipelines.circuit import circuit
+from pipelines.config import CircuitOptions, EffectsOptions, Recipe
+from pipelines.effects import effects
+from pipelines.effects.actors import NULLS
+from pipelines.recipe import run_recipe
+
+QUESTIONS = (("condition", STIMULATED, "INTERFERON_RESPONSE"), ("cell_type", "B cells", "B_CELL"))
+"""Label kind, label, and the set of genes that features of it are asked for."""
+N_CHOSEN, N_SAMPLE, CELLS, N_NULLS = 10, 100, 32, 4
+N_MATCHED = 10
+LATER_LAYER = "3"
+BEGIN, END = "<!-- kang: begin -->", "<!-- kang: end -->"
+Q = 0.05
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the study and write its section."""
+    parser = argparse.ArgumentParser(description="Study what features do to predictions of genes in real cells.")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the .h5ad files ($SCSAE_DATA)")
+    parser.add_argument("--store", type=Path, required=True, help="folder of the store")
+    parser.add_argument("--out", type=Path, default=Path("docs"), help="folder with effects.md")
+    options = parser.parse_args(arguments)
+
+    files = prepare(options.data, options.store / "data")
+    found = run_cell_types(files, options.store)
+    stores = {"SAE": found, **dict(zip(BASELINES, run_baselines(found).values(), strict=True))}
+    tables = {name: measured(store) for name, store in stores.items()}
+    later = run_recipe(later_recipe(files), options.store)
+    later_sae = next(result.run for result in later if result.kind == "saes")
+    edges = edges_of(found, later_sae)
+    page = options.out / "effects.md"
+    text = page.read_text()
+    before, after = text[: text.index(BEGIN)], text[text.index(END) + len(END) :]
+    page.write_text(f"{before}{BEGIN}\n{section(tables, edges)}\n{END}{after}")
+
+
+def later_recipe(files: StudyFiles) -> Recipe:
+    """The recipe of the cells at a later layer, up to the training."""
+    recipe = cell_type_recipe(files)
+    extract = recipe.extract.model_copy(update={"layer": (LATER_LAYER,)})
+    return recipe.model_copy(update={"extract": extract, "encode": None, "associate": None})
+
+
+def chosen_features(store: FeatureStore) -> dict[str, list[int]]:
+    """The features of each label with the smallest p on `select` cells, stronger in its cells, and under "sample" a
+    seeded draw of those that fire.
+    """
+    labels = (
+        store.frame("feature_label").filter((pl.col("split") == "select") & (pl.col("rank_biserial") > 0)).collect()
+    )
+    found = {}
+    for kind, label, _ in QUESTIONS:
+        own = labels.filter((pl.col("label_kind") == kind) & (pl.col("label") == label))
+        found[label] = own.sort("p", "feature_id")["feature_id"].head(N_CHOSEN).to_list()
+    alive = store.frame("features").filter(~pl.col("dead") & (pl.col("p99") > 0)).collect()["feature_id"].sort()
+    n = min(N_SAMPLE, len(alive))
+    found["sample"] = np.random.default_rng(0).choice(alive.to_numpy(), n, replace=False).tolist()
+    return found
+
+
+def measured(store: FeatureStore) -> dict[str, object]:
+    """The figures of a dictionary: features that change a gene, and what the chosen ones do to their sets."""
+    chosen = chosen_features(store)
+    every = tuple(sorted({feature for some in chosen.values() for feature in some}))
+    result = effects(
+        EffectsOptions(sae=store.lineage.sae, feature=every, cells=CELLS, n_nulls=N_NULLS), store.layout.root
+    )
+    table = commit.read_table(result.path / "feature_effect")
+    summary = commit.read_table(result.path / "feature_effect_summary")
+    sets = dict(store.frame("gene_sets").select("gene_set", "genes").collect().iter_rows())
+    draws = commit.read_table(result.path / "draws")
+    genes = table.select("feature_id", "intervention", "gene", "n_cells", "effect")
+    joined = with_draws(genes, draws)
+    return {
+        "sample": shares(table.filter(pl.col("feature_id").is_in(chosen["sample"])), chosen["sample"]),
+        "strength": summary.filter(pl.col("feature_id").is_in(chosen["sample"])),
+        "sets": {
+            label: [
+                changed
+                for feature in chosen[label]
+                if (changed := change_of_set(joined.filter(feature_id=feature, intervention="ablate"), sets[name]))
+            ]
+            for _, label, name in QUESTIONS
+        },
+    }
+
+
+def with_draws(genes: pl.DataFrame, draws: pl.DataFrame) -> pl.DataFrame:
+    """The rows of `feature_effect` beside their null draws; a feature under an intervention has its genes in the same
+    order in both tables.
+    """
+    pair = ["feature_id", "intervention"]
+    rows, drawn = (frame.sort(pair, maintain_order=True) for frame in (genes, draws))
+    assert rows.select(*pair, "n_cells").equals(drawn.select(*pair, pl.col("n_cells").cast(pl.Int64)))
+    return rows.with_columns(drawn.select(NULLS))
+
+
+def shares(table: pl.DataFrame, features: Sequence[int]) -> dict[str, float]:
+    """The share of features with a gene at q <= .05 when ablated: against both nulls, and against random ones alone."""
+    own = table.filter(intervention="ablate")
+    q = pl.Series("q_random", benjamini_hochberg(own["p_random"].to_numpy()))
+    own = own.with_columns(q, q_both=pl.Series(benjamini_hochberg(own["p"].to_numpy())))
+    n = max(len(features), 1)
+    return {
+        "both nulls": own.filter(pl.col("q_both") <= Q)["feature_id"].n_unique() / n,
+        "random directions": own.filter(pl.col("q_random") <= Q)["feature_id"].n_unique() / n,
+        "features": n,
+    }
+
+
+def change_of_set(rows: pl.DataFrame, genes: Sequence[str]) -> dict[str, float] | None:
+    """How a feature's ablation changes a set of genes, beside genes hidden in as many cells; None for too few genes.
+
+    change: mean effect on the set less that on the matched genes. beyond: whether it lies outside what all null draws
+    of the feature do. ratio: mean |effect| on the set over that on the matched genes; null_ratio: its mean over draws.
+    """
+    is_own = rows["gene"].is_in(list(genes)).to_numpy()
+    if is_own.sum() < 3 or is_own.sum() + N_MATCHED > rows.height:
+        return None
+    n_cells, others = rows["n_cells"].to_numpy().astype(np.int64), np.flatnonzero(~is_own)
+    matched = np.stack(
+        [
+            others[np.argsort(np.abs(n_cells[others] - n_cells[i]), kind="stable")[:N_MATCHED]]
+            for i in np.flatnonzero(is_own)
+        ]
+    )
+    drawn = np.concatenate([rows[null].to_numpy() for null in NULLS], axis=1)
+    values = np.concatenate([rows["effect"].to_numpy()[:, None], drawn], axis=1).astype(np.float64)
+    change = values[is_own].mean(0) - values[matched].mean((0, 1))
+    ratio = np.abs(values[is_own]).mean(0) / np.abs(values[matched]).mean((0, 1))
+    return {
+        "change": float(change[0]),
+        "beyond": float(abs(change[0]) > np.abs(change[1:]).max()),
+        "lowered": float(change[0] < change[1:].min()),
+        "ratio": float(ratio[0]),
+        "null_ratio": float(ratio[1:].mean()),
+        "genes": float(is_own.sum()),
+    }
+
+
+def edges_of(store: FeatureStore, later_sae: str) -> dict[str, object]:
+    """Figures of the edges between the sampled features and those of the later SAE."""
+    chosen = chosen_features(store)
+    every = tuple(sorted({feature for some in chosen.values() for feature in some}))
+    options = CircuitOptions(from_sae=store.lineage.sae, to_sae=later_sae, feature=every, cells=CELLS, n_nulls=N_NULLS)
+    result = circuit(options, store.layout.root)
+    edges, draws = (commit.read_table(result.path / name) for name in ("feature_edge", "draws"))
+    strong = edges.filter(pl.col("q") <= Q)
+    fired = draws.group_by("to_feature_id").agg(pl.col("n_cells_fired").sum()).sort("to_feature_id")
+    raw = draws.filter(pl.col("effect").abs() >= draws["effect"].abs().quantile(1 - strong.height / draws.height))
+    degree = {
+        name: fired.join(frame.group_by("to_feature_id").agg(n=pl.len()), on="to_feature_id", how="left")[
+            "n"
+        ].fill_null(0)
+        for name, frame in (("significant", strong), ("as many of largest effect", raw))
+    }
+    return {
+        "pairs": draws.height,
+        "edges": strong.height,
+        "features": len(every),
+        "from": strong["from_feature_id"].n_unique(),
+        "excite": strong.filter(relation="excites").height,
+        "agree": strong.filter(pl.col("n_agree") == pl.col("n_donors")).height,
+        "modules": commit.read_table(result.path / "feature_module")["module"].n_unique(),
+        "degree": {
+            name: float(spearmanr(values, fired["n_cells_fired"]).statistic) if strong.height else float("nan")
+            for name, values in degree.items()
+        },
+    }
+
+
+def section(tables: Mapping[str, Mapping[str, object]], edges: Mapping[str, object]) -> str:
+    """The section: a table of shares, one of sets, and the edges."""
+    rows = []
+    for name, table in tables.items():
+        sample, strength = table["sample"], table["strength"]
+        ablated = strength.filter(intervention="ablate")
+        rows.append(
+            {
+                "representation": name,
+                "features": int(sample["features"]),
+                "change a gene, both nulls": sample["both nulls"],
+                "random directions alone": sample["random directions"],
+                "strength over the harder null": ablated["strength_ratio"].median(),
+                "direct path, rank correlation": ablated["direct_spearman"].median(),
+            }
+        )
+    sets = []
+    for _, label, name in QUESTIONS:
+        for of, table in tables.items():
+            own = table["sets"][label]
+            median = lambda key, own=own: float(np.median([row[key] for row in own])) if own else None  # noqa: E731
+            sets.append(
+                {
+                    "features of": label,
+                    "genes": name,
+                    "representation": of,
+                    "features": len(own),
+                    "beyond all null draws": int(sum(row["beyond"] for row in own)),
+                    "lower the set": int(sum(row["lowered"] for row in own)),
+                    "set over matched genes": median("ratio"),
+                    "nulls": median("null_ratio"),
+                }
+            )
+    degree = edges["degree"]
+    return f"""
+`python docs/studies/effects.py --data $SCSAE_DATA --store ROOT --out docs` writes this section: Kang et al. 2018, 2,000
+PBMC of eight donors, control and IFN-beta, SAE of layer 1 of the mini model (docs/findings.md), {CELLS} `test` cells a
+feature, {N_NULLS} directions of each null. {N_SAMPLE} features that fire were drawn of each representation and ablated.
+Shares are of features with at least one gene at q <= .05 among these; medians are over features.
+
+{markdown(pl.DataFrame(rows))}
+The {N_CHOSEN} features of each label with the smallest p on `select` cells, ablated. A feature goes beyond all null draws
+where its set of genes changes, against genes hidden in as many cells, more than under each of its {2 * N_NULLS} null
+directions; one in {2 * N_NULLS + 1} would by chance.
+
+{markdown(pl.DataFrame(sets))}
+Edges from {edges["features"]} of the SAE's features to those of an SAE of layer {LATER_LAYER}: of {edges["pairs"]:,} pairs
+{edges["edges"]:,} are significant, from {edges["from"]} features; {edges["excite"]:,} excite, and in
+{edges["agree"]:,} all donors agree in sign. They fall into {edges["modules"]} modules. The number of edges that come
+to a later feature goes with how often it fires with a rank correlation of {degree["significant"]:.2f}; for as many
+pairs of the largest raw effect it is {degree["as many of largest effect"]:.2f}."""
+
+
+if __name__ == "__main__":
+    main()
