@@ -15,6 +15,7 @@ The section of docs/effects.md between its two marks is written anew.
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -86,7 +87,7 @@ def chosen_features(store: FeatureStore) -> dict[str, list[int]]:
     return found
 
 
-def measured(store: FeatureStore) -> dict[str, object]:
+def measured(store: FeatureStore) -> dict[str, Any]:
     """The figures of a dictionary: features that change a gene, and what the chosen ones do to their sets."""
     chosen = chosen_features(store)
     every = tuple(sorted({feature for some in chosen.values() for feature in some}))
@@ -166,7 +167,7 @@ def change_of_set(rows: pl.DataFrame, genes: Sequence[str]) -> dict[str, float] 
     }
 
 
-def edges_of(store: FeatureStore, later_sae: str) -> dict[str, object]:
+def edges_of(store: FeatureStore, later_sae: str) -> dict[str, Any]:
     """Figures of the edges between the sampled features and those of the later SAE."""
     chosen = chosen_features(store)
     every = tuple(sorted({feature for some in chosen.values() for feature in some}))
@@ -197,7 +198,12 @@ def edges_of(store: FeatureStore, later_sae: str) -> dict[str, object]:
     }
 
 
-def section(tables: Mapping[str, Mapping[str, object]], edges: Mapping[str, object]) -> str:
+def median_of(rows: Sequence[Mapping[str, float]], key: str) -> float | None:
+    """The median of a figure over features."""
+    return float(np.median([row[key] for row in rows])) if rows else None
+
+
+def section(tables: Mapping[str, Mapping[str, Any]], edges: Mapping[str, Any]) -> str:
     """The section: a table of shares, one of sets, and the edges."""
     rows = []
     for name, table in tables.items():
@@ -217,7 +223,6 @@ def section(tables: Mapping[str, Mapping[str, object]], edges: Mapping[str, obje
     for _, label, name in QUESTIONS:
         for of, table in tables.items():
             own = table["sets"][label]
-            median = lambda key, own=own: float(np.median([row[key] for row in own])) if own else None  # noqa: E731
             sets.append(
                 {
                     "features of": label,
@@ -226,8 +231,8 @@ def section(tables: Mapping[str, Mapping[str, object]], edges: Mapping[str, obje
                     "features": len(own),
                     "beyond all null draws": int(sum(row["beyond"] for row in own)),
                     "lower the set": int(sum(row["lowered"] for row in own)),
-                    "set over matched genes": median("ratio"),
-                    "nulls": median("null_ratio"),
+                    "set over matched genes": median_of(own, "ratio"),
+                    "nulls": median_of(own, "null_ratio"),
                 }
             )
     degree = edges["degree"]
@@ -238,13 +243,13 @@ feature, {N_NULLS} directions of each null. {N_SAMPLE} features that fire were d
 Shares are of features with at least one gene at q <= .05 among these; medians are over features.
 
 {markdown(pl.DataFrame(rows))}
-The {N_CHOSEN} features of each label with the smallest p on `select` cells, ablated. A feature goes beyond all null draws
-where its set of genes changes, against genes hidden in as many cells, more than under each of its {2 * N_NULLS} null
-directions; one in {2 * N_NULLS + 1} would by chance.
+The {N_CHOSEN} features of each label with the smallest p on `select` cells, ablated. A feature goes beyond all null
+draws where its set of genes changes, against genes hidden in as many cells, more than under each of its {2 * N_NULLS}
+null directions; one in {2 * N_NULLS + 1} would by chance.
 
 {markdown(pl.DataFrame(sets))}
-Edges from {edges["features"]} of the SAE's features to those of an SAE of layer {LATER_LAYER}: of {edges["pairs"]:,} pairs
-{edges["edges"]:,} are significant, from {edges["from"]} features; {edges["excite"]:,} excite, and in
+Edges from {edges["features"]} of the SAE's features to those of an SAE of layer {LATER_LAYER}: of {edges["pairs"]:,}
+pairs {edges["edges"]:,} are significant, from {edges["from"]} features; {edges["excite"]:,} excite, and in
 {edges["agree"]:,} all donors agree in sign. They fall into {edges["modules"]} modules. The number of edges that come
 to a later feature goes with how often it fires with a rank correlation of {degree["significant"]:.2f}; for as many
 pairs of the largest raw effect it is {degree["as many of largest effect"]:.2f}."""

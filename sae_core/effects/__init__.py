@@ -13,12 +13,14 @@ later_codes    `LaterCodes`, `LaterSums`: the effects of one feature on those of
 """
 
 from sae_core.effects.by_gene import INTERVENTIONS, EffectSums, FeatureEffect, add_cell
+from sae_core.effects.cell_at_site import CellAtSite
 from sae_core.effects.directions import Directions, draw_directions
 from sae_core.effects.hidden_genes import HiddenGenes
 from sae_core.effects.later_codes import LaterCodes, LaterEffect, LaterSums, add_later, check_order
 
 __all__ = [
     "INTERVENTIONS",
+    "CellAtSite",
     "Directions",
     "EffectSums",
     "FeatureEffect",
