@@ -77,9 +77,8 @@ def main() -> None:
     ):
         n_variants = 1 + n_interventions * (1 + 2 * options.nulls)
         bound = 1 + n_variants * n_after / model.n_layers
-        print(
-            f"\n{title}\n\n| tokens | forward ms | cell read ms | feature in a cell ms | forwards, of a bound of | CPU min |"
-        )
+        print(f"\n{title}\n")
+        print("| tokens | forward ms | cell read ms | feature in a cell ms | forwards, of a bound of | CPU min |")
         print("|---|---|---|---|---|---|")
         for n_tokens in options.tokens:
             forward, read, move = measure(model, cells_of(model, options.cells, n_tokens), options.nulls)
