@@ -9,18 +9,33 @@ cell_at_site   `CellAtSite`: one cell at a site, from which variants go on
 hidden_genes   `HiddenGenes`: one cell with hidden genes, and the head's answer for any activations at the site
 directions     `Directions`: the feature's own direction, and those of its nulls
 by_gene        `EffectSums`: the effects of one feature, summed over cells by gene
+
+The other way round, `scsae inputs` asks which genes of a cell drive a feature:
+
+candidates     the genes that are left out of cells: those of largest gradient, and null genes like them
+inputs         `CellInputs`: one cell, its gradients, and its features without each of its genes
 """
 
 from sae_core.effects.by_gene import INTERVENTIONS, EffectSums, FeatureEffect, add_cell
+from sae_core.effects.candidates import CellGenes, GeneMeans, InputGenes, choose_genes
 from sae_core.effects.directions import Directions, draw_directions
 from sae_core.effects.hidden_genes import HiddenGenes
+from sae_core.effects.inputs import CellInputs, FeatureInputs, InputSums, add_cell_inputs
 
 __all__ = [
     "INTERVENTIONS",
+    "CellGenes",
+    "CellInputs",
     "Directions",
     "EffectSums",
     "FeatureEffect",
+    "FeatureInputs",
+    "GeneMeans",
     "HiddenGenes",
+    "InputGenes",
+    "InputSums",
     "add_cell",
+    "add_cell_inputs",
+    "choose_genes",
     "draw_directions",
 ]

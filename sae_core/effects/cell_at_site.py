@@ -72,7 +72,9 @@ class CellAtSite:
         """The visible tokens on which a feature fires."""
         return ((self.codes[:, feature] > 0) & self.is_visible).nonzero()[:, 0]
 
-    def moved(self, rows: Tensor, steps: Float[Tensor, "variant row d_model"]) -> Float[Tensor, "variant token d_model"]:
+    def moved(
+        self, rows: Tensor, steps: Float[Tensor, "variant row d_model"]
+    ) -> Float[Tensor, "variant token d_model"]:
         """The activations with a step at some tokens, for each variant."""
         x = self.x.repeat(len(steps), 1, 1)
         x[:, rows] += steps.to(x.dtype)
