@@ -25,6 +25,7 @@ from pipelines.config import (
     ExportSAEOptions,
     ExtractOptions,
     ImportSAEOptions,
+    InputsOptions,
     InspectOptions,
     MatchOptions,
     Options,
@@ -282,6 +283,18 @@ def effects(options: EffectsOptions, *, store: str | Path = DEFAULT_STORE, addre
     from pipelines.effects import effects
 
     return effects(options, as_path(store), address=address)
+
+
+@takes_options(InputsOptions)
+def inputs(options: InputsOptions, *, store: str | Path = DEFAULT_STORE, address: str | None = None) -> "StageResult":
+    """Measure which genes of a cell make features fire, from their own token and from others, beside null genes.
+
+    >>> scsae.inputs(feature=[772, 968])
+    >>> scsae.open().sql("SELECT gene, path, share, z, q FROM feature_input WHERE feature_id = 772 ORDER BY p")
+    """
+    from pipelines.feature_inputs import inputs
+
+    return inputs(options, as_path(store), address=address)
 
 
 @takes_options(SteerOptions)

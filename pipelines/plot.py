@@ -99,6 +99,12 @@ def _effect_bars(store: "FeatureStore", request: PlotRequest) -> None:
     plots.effect_bars(store, request.feature[0], **request.options("n"))  # type: ignore[arg-type]
 
 
+def _input_bars(store: "FeatureStore", request: PlotRequest) -> None:
+    from feature_store import plots
+
+    plots.input_bars(store, request.feature[0], **request.options("n"))  # type: ignore[arg-type]
+
+
 def _of_store(name: str) -> "Callable[[FeatureStore, PlotRequest], object]":
     """What draws a plot of the whole store."""
 
@@ -136,6 +142,12 @@ KINDS: Mapping[str, Kind] = {
     "effect-bars": Kind(
         about="what a feature does to predictions of genes, beside its null",
         draw=_effect_bars,
+        takes=frozenset({"feature", "n"}),
+        features=(1, 1),
+    ),
+    "input-bars": Kind(
+        about="which genes make a feature fire, from their own token and from others",
+        draw=_input_bars,
         takes=frozenset({"feature", "n"}),
         features=(1, 1),
     ),

@@ -25,6 +25,7 @@ from feature_store.storage.plans import (
     CodesPlan,
     ComparisonPlan,
     EffectsPlan,
+    InputsPlan,
     MatchPlan,
     Plan,
     SAEPlan,
@@ -39,6 +40,7 @@ _TABLE_OF: Mapping[str, tuple[str, type[Plan]]] = {
     "associations": ("features", AssociationsPlan),
     "steering": ("results", SteeringPlan),
     "effects": ("feature_effect", EffectsPlan),
+    "inputs": ("feature_input", InputsPlan),
     "matches": ("feature_match", MatchPlan),
     "comparisons": ("comparison", ComparisonPlan),
 }
@@ -174,9 +176,10 @@ class Lineage:
     matches: tuple[str, ...] = ()
     comparison: str | None = None
     effects: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
     unreadable: Mapping[str, str] = field(default_factory=dict)
-    """Kinds of run (steering, effects, matches, comparisons) of which it cannot be told what belongs to the SAE, and
-    why: a plan or manifest is damaged or gone. Their tables cannot be read; the others can."""
+    """Kinds of run (steering, effects, inputs, matches, comparisons) of which it cannot be told what belongs to the
+    SAE, and why: a plan or manifest is damaged or gone. Their tables cannot be read; the others can."""
 
 
 def lineage_of(
@@ -232,6 +235,7 @@ def lineage_of(
         if chosen
         else None,
         effects=_or_reason("effects", lambda: _effects(layout, sae), (), unreadable),
+        inputs=_or_reason("inputs", lambda: _inputs(layout, sae), (), unreadable),
         unreadable=unreadable,
     )
 
@@ -308,7 +312,9 @@ def _plan_of_candidate(layout: Layout, info: RunInfo) -> Plan | None:
 
 def _control_in(plan: Plan) -> str | None:
     """What control a plan says that its run is; None for the kinds of runs that are never taken as a default."""
-    if isinstance(plan, ActivationsPlan | SAEPlan | CodesPlan | AssociationsPlan | SteeringPlan | EffectsPlan):
+    if isinstance(
+        plan, ActivationsPlan | SAEPlan | CodesPlan | AssociationsPlan | SteeringPlan | EffectsPlan | InputsPlan
+    ):
         return plan.control_of
     return None
 
@@ -365,6 +371,11 @@ def _steering(layout: Layout, sae: str | None) -> tuple[str, ...]:
 def _effects(layout: Layout, sae: str | None) -> tuple[str, ...]:
     """The complete effects runs of an SAE, newest first; `sae` None: all."""
     return tuple(info.run for info, _ in _candidates(layout, "effects", {"sae": sae}).current)
+
+
+def _inputs(layout: Layout, sae: str | None) -> tuple[str, ...]:
+    """The complete inputs runs of an SAE, newest first; `sae` None: all."""
+    return tuple(info.run for info, _ in _candidates(layout, "inputs", {"sae": sae}).current)
 
 
 def _matches(layout: Layout, sae: str | None) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from feature_store.storage.layout import (
     COMPARISON_TABLES,
     EFFECT_TABLES,
     HISTORY,
+    INPUT_TABLES,
     MANIFEST,
     Layout,
     creation_time,
@@ -52,6 +53,7 @@ _CODES: Mapping[str, str] = {
 _KIND_OF: Mapping[str, str] = {
     **dict.fromkeys(_STEERING, "steering"),
     **dict.fromkeys(EFFECT_TABLES, "effects"),
+    **dict.fromkeys(INPUT_TABLES, "inputs"),
     "feature_match": "matches",
     **dict.fromkeys(COMPARISON_TABLES, "comparisons"),
 }
@@ -64,6 +66,7 @@ MADE_BY: Mapping[str, str] = {
     **dict.fromkeys(_STEERING, "scsae steer"),
     **dict.fromkeys(("umap", *_MAP, "profile_umap", "steering_map"), "scsae serve"),
     **dict.fromkeys(EFFECT_TABLES, "scsae effects"),
+    **dict.fromkeys(INPUT_TABLES, "scsae inputs"),
     "feature_match": "scsae match --other SAE",
     **dict.fromkeys(COMPARISON_TABLES, "scsae compare"),
 }
@@ -168,7 +171,7 @@ class Tables:
             return self.codes.scan_compact()
         if table == "training":
             return _training(folders[0])
-        if table in _STEERING or table in EFFECT_TABLES:
+        if table in _STEERING or table in (*EFFECT_TABLES, *INPUT_TABLES):
             frames = [_scan(folder).with_columns(pl.lit(folder.parent.name).alias("run")) for folder in folders]
             return pl.concat(frames, how="diagonal_relaxed")
         if table == "feature_match":
@@ -178,7 +181,7 @@ class Tables:
 
 
 def _folders(layout: Layout, lineage: Lineage) -> dict[str, list[Path]]:
-    """The run folders of each table; only steering, effects and matches can have several."""
+    """The run folders of each table; only steering, effects, inputs and matches can have several."""
     folders: dict[str, list[Path]] = {}
     if lineage.dataset is not None:
         folders["cells"] = [layout.cells_dir(lineage.dataset)]
@@ -208,6 +211,9 @@ def _folders(layout: Layout, lineage: Lineage) -> dict[str, list[Path]]:
     effects = _read_or_all(layout, "effects", lineage.effects, lineage)
     for table in EFFECT_TABLES if effects else ():
         folders[table] = [layout.effects_dir(run) / table for run in effects]
+    inputs = _read_or_all(layout, "inputs", lineage.inputs, lineage)
+    for table in INPUT_TABLES if inputs else ():
+        folders[table] = [layout.inputs_dir(run) / table for run in inputs]
     if matches := _read_or_all(layout, "matches", lineage.matches, lineage):
         folders["feature_match"] = [layout.matches_dir(run) / "feature_match" for run in matches]
     compared = () if lineage.comparison is None else (lineage.comparison,)

@@ -15,6 +15,7 @@
     <root>/steering/<run>/         results/  per_cell/  variants/  scores/  [search/  survey/  references/  head/
                                    map/  ...]
     <root>/effects/<run>/          draws/  feature_effect/  feature_effect_summary/
+    <root>/inputs/<run>/           draws/  feature_input/  feature_input_summary/
     <root>/matches/<run>/          feature_match/
     <root>/comparisons/<run>/      comparison/  representation/
     <root>/commits/                the list of commits: KIND~RUN~TABLE.json, a small file a table
@@ -61,6 +62,7 @@ ASSOCIATION_TABLES = (
     *("features", "feature_label", "feature_number", "feature_gene", "feature_geneset", "feature_token", "gene_sets"),
 )
 EFFECT_TABLES = ("feature_effect", "feature_effect_summary")
+INPUT_TABLES = ("feature_input", "feature_input_summary")
 COMPARISON_TABLES = ("comparison", "representation")
 STATISTICS_TABLES = ("feature_gene", "gene", "feature_token", "feature_cell", "firing", "cell")
 MERGED_TABLES = ("feature_token", "feature_cell", "firing")
@@ -79,6 +81,7 @@ _COMPLETE_WHEN: Mapping[str, tuple[str, ...]] = {
     "associations": tuple(f"{table}/{MANIFEST}" for table in ASSOCIATION_TABLES),
     "steering": (f"results/{MANIFEST}",),
     "effects": tuple(f"{table}/{MANIFEST}" for table in EFFECT_TABLES),
+    "inputs": tuple(f"{table}/{MANIFEST}" for table in INPUT_TABLES),
     "matches": (f"feature_match/{MANIFEST}",),
     "comparisons": tuple(f"{table}/{MANIFEST}" for table in COMPARISON_TABLES),
 }
@@ -92,6 +95,7 @@ _MADE_BY: Mapping[str, str] = {
     "associations": "scsae associate",
     "steering": "scsae steer",
     "effects": "scsae effects",
+    "inputs": "scsae inputs",
     "matches": "scsae match",
     "comparisons": "scsae compare",
 }
@@ -227,6 +231,10 @@ class Layout:
     def effects_dir(self, run: str) -> Path:
         """Effects of the features of an SAE on predictions of hidden genes."""
         return self.run_dir("effects", run)
+
+    def inputs_dir(self, run: str) -> Path:
+        """What the genes of cells do to the features of an SAE."""
+        return self.run_dir("inputs", run)
 
     def matches_dir(self, run: str) -> Path:
         """The features of two SAEs matched with each other."""

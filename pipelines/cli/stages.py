@@ -18,6 +18,7 @@ from pipelines.config import (
     ExportSAEOptions,
     ExtractOptions,
     ImportSAEOptions,
+    InputsOptions,
     MatchOptions,
     SteerOptions,
     TrainOptions,
@@ -106,6 +107,15 @@ def effects_command(options: EffectsOptions, store: Path, address: str | None) -
     from pipelines.runtime.reports import print_results
 
     print_results([effects(options, store, address=address)], store)
+
+
+@stage_command(commands, InputsOptions)
+def inputs_command(options: InputsOptions, store: Path, address: str | None) -> None:
+    """Measure, and print the result."""
+    from pipelines.feature_inputs import inputs
+    from pipelines.runtime.reports import print_results
+
+    print_results([inputs(options, store, address=address)], store)
 
 
 @stage_command(commands, BaselineOptions)

@@ -30,7 +30,7 @@ from pipelines.extract import extract
 from pipelines.train import train
 
 COMMANDS = (
-    "demo inspect extract train import-sae export-sae encode associate match effects baseline compare steer run "
+    "demo inspect extract train import-sae export-sae encode associate match effects inputs baseline compare steer run "
     "submit sql features plot models serve export-atlas verify forget"
 ).split()
 

@@ -32,8 +32,16 @@ from feature_store.codes import (
 from feature_store.errors import IntegrityError, NotFoundError, StoreError
 from feature_store.query.runs import RunChain, newest_run
 from feature_store.storage import commit
-from feature_store.storage.layout import EFFECT_TABLES, KINDS, Layout
-from feature_store.storage.plans import ComparisonPlan, EffectsPlan, MapPlan, MatchPlan, SAEPlan, SteeringResultsPlan
+from feature_store.storage.layout import EFFECT_TABLES, INPUT_TABLES, KINDS, Layout
+from feature_store.storage.plans import (
+    ComparisonPlan,
+    EffectsPlan,
+    InputsPlan,
+    MapPlan,
+    MatchPlan,
+    SAEPlan,
+    SteeringResultsPlan,
+)
 from pipelines.associate import associate
 from pipelines.config import AssociateOptions, EncodeOptions
 from pipelines.encode import encode
@@ -98,6 +106,9 @@ def make_store(root: Path, options: Any) -> None:
         effects = toy_plan(EffectsPlan, associations=run, sae=sae)
         for table in EFFECT_TABLES:
             commit.write_table(layout.effects_dir(effects.id) / table, TABLE, effects.table(table))
+        inputs = toy_plan(InputsPlan, associations=run, sae=sae)
+        for table in INPUT_TABLES:
+            commit.write_table(layout.inputs_dir(inputs.id) / table, TABLE, inputs.table(table))
         compared = toy_plan(ComparisonPlan, associations=run)
         for table in ("comparison", "representation"):
             commit.write_table(layout.comparisons_dir(compared.id) / table, TABLE, compared.table(table))
