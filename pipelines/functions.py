@@ -26,6 +26,7 @@ from pipelines.config import (
     ExportSAEOptions,
     ExtractOptions,
     ImportSAEOptions,
+    InputsOptions,
     InspectOptions,
     MatchOptions,
     Options,
@@ -295,6 +296,18 @@ def circuit(options: CircuitOptions, *, store: str | Path = DEFAULT_STORE, addre
     from pipelines.circuit import circuit
 
     return circuit(options, as_path(store), address=address)
+
+
+@takes_options(InputsOptions)
+def inputs(options: InputsOptions, *, store: str | Path = DEFAULT_STORE, address: str | None = None) -> "StageResult":
+    """Measure which genes of a cell make features fire, from their own token and from others, beside null genes.
+
+    >>> scsae.inputs(feature=[772, 968])
+    >>> scsae.open().sql("SELECT gene, path, share, z, q FROM feature_input WHERE feature_id = 772 ORDER BY p")
+    """
+    from pipelines.feature_inputs import inputs
+
+    return inputs(options, as_path(store), address=address)
 
 
 @takes_options(SteerOptions)

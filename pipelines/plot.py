@@ -105,6 +105,12 @@ def _edge_graph(store: "FeatureStore", request: PlotRequest) -> None:
     plots.edge_graph(store, request.feature[0], **request.options("n"))  # type: ignore[arg-type]
 
 
+def _input_bars(store: "FeatureStore", request: PlotRequest) -> None:
+    from feature_store import plots
+
+    plots.input_bars(store, request.feature[0], **request.options("n"))  # type: ignore[arg-type]
+
+
 def _of_store(name: str) -> "Callable[[FeatureStore, PlotRequest], object]":
     """What draws a plot of the whole store."""
 
@@ -148,6 +154,12 @@ KINDS: Mapping[str, Kind] = {
     "edge-graph": Kind(
         about="the features of other layers that change a feature, and those that it changes",
         draw=_edge_graph,
+        takes=frozenset({"feature", "n"}),
+        features=(1, 1),
+    ),
+    "input-bars": Kind(
+        about="which genes make a feature fire, from their own token and from others",
+        draw=_input_bars,
         takes=frozenset({"feature", "n"}),
         features=(1, 1),
     ),

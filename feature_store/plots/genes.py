@@ -1,4 +1,4 @@
-"""Bar plots of the genes and gene sets of one feature, and of what the feature does to predictions of genes."""
+"""Bar plots of one feature: its genes and gene sets, the genes that make it fire, and what it does to predictions."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -160,6 +160,60 @@ def effect_bars(
         drawn.ax,
         {"up": BLUE, "down": ORANGE, f"q > {alpha:g}": GREY, "null ± 2 sd": PALE},
         {*colours, PALE},
+    )
+    finish(drawn, show, save)
+    return drawn.ax
+
+
+def input_bars(
+    store: "FeatureStore",
+    feature: int,
+    *,
+    n: int = 15,
+    alpha: float = 0.05,
+    show: bool | None = None,
+    save: str | Path | None = None,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """A bar plot of the genes that make a feature fire: the n genes with the smallest p by one of the two paths.
+
+    A bar is the share of the feature's sum over a cell that leaving the gene out takes: on the gene's own token, and on
+    the other tokens, which follows at its end, or to the left of 0 where other tokens rise. The band behind the second
+    is its null, the mean of null genes and twice their standard deviation on both sides. A part is grey if q > alpha.
+    Shares are of the newest run that has the feature. Raises InputError for a feature of which none was measured.
+    """
+    found = store.frame("feature_input").filter(pl.col("feature_id") == feature).collect()
+    if found.is_empty():
+        raise InputError(
+            f"no input of feature {feature} was measured: `scsae inputs --feature {feature} --store "
+            f"{store.layout.root}` measures it"
+        )
+    newest = found.filter(pl.col("run") == found["run"][0])
+    own, other = (newest.filter(pl.col("path") == path) for path in ("own token", "other tokens"))
+    both = own.join(other, on="gene", suffix="_other").with_columns(whole=pl.col("share") + pl.col("share_other"))
+    shown = both.sort(pl.min_horizontal("p", "p_other"), pl.col("whole").abs(), "gene", descending=[False, True, False])
+    shown = shown.head(n).sort("whole", "gene", descending=[True, False])
+    drawn = canvas(ax, (4.8, 1.4 + 0.25 * shown.height), show=show, save=save)
+    share, share_other, mean, sd = (
+        shown[name].cast(pl.Float64).fill_null(np.nan).to_numpy()
+        for name in ("share", "share_other", "null_mean_other", "null_sd_other")
+    )
+    is_own, is_other = (shown[name].to_numpy() <= alpha for name in ("q", "q_other"))
+    start, y = np.where(share_other > 0, share, 0.0), np.arange(shown.height)
+    parts = [np.where(is_own, BLUE, GREY).tolist(), np.where(is_other, ORANGE, GREY).tolist()]
+    drawn.ax.barh(y, 4 * sd, left=start + mean - 2 * sd, color=PALE, height=0.9)
+    drawn.ax.barh(y, share, color=parts[0], height=0.5, edgecolor="white", linewidth=0.5)
+    drawn.ax.barh(y, share_other, left=start, color=parts[1], height=0.5, edgecolor="white", linewidth=0.5)
+    drawn.ax.set_yticks(y, [plain(gene, 24) for gene in shown["gene"]], style="italic", fontsize=9)
+    drawn.ax.set_ylim(shown.height - 0.4, -0.6)
+    drawn.ax.axvline(0, color="black", lw=0.8)
+    drawn.ax.set_xlabel(f"share of the feature's sum, {said(store, 'test')}", fontsize=9)
+    significant = is_own | is_other
+    head(drawn.ax, f"Inputs of feature {plain(name_of(store, feature))}{_nothing(significant, 'gene', alpha)}")
+    key(
+        drawn.ax,
+        {"own token": BLUE, "other tokens": ORANGE, f"q > {alpha:g}": GREY, "null of other tokens ± 2 sd": PALE},
+        {*parts[0], *parts[1], PALE},
     )
     finish(drawn, show, save)
     return drawn.ax

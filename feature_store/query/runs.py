@@ -26,6 +26,7 @@ from feature_store.storage.plans import (
     CodesPlan,
     ComparisonPlan,
     EffectsPlan,
+    InputsPlan,
     MatchPlan,
     Plan,
     SAEPlan,
@@ -41,11 +42,14 @@ _TABLE_OF: Mapping[str, tuple[str, type[Plan]]] = {
     "steering": ("results", SteeringPlan),
     "effects": ("feature_effect", EffectsPlan),
     "circuits": ("feature_edge", CircuitPlan),
+    "inputs": ("feature_input", InputsPlan),
     "matches": ("feature_match", MatchPlan),
     "comparisons": ("comparison", ComparisonPlan),
 }
 """Kind of run: the table whose plan.json is asked for the run's plan, and the record of that plan."""
-_CAN_BE_CONTROL = (*(ActivationsPlan, SAEPlan, CodesPlan, AssociationsPlan, SteeringPlan, EffectsPlan, CircuitPlan),)
+_CAN_BE_CONTROL = (
+    *(ActivationsPlan, SAEPlan, CodesPlan, AssociationsPlan, SteeringPlan, EffectsPlan, CircuitPlan, InputsPlan),
+)
 
 
 def resolve_run(layout: Layout, kind: str, run: str | None, *, option: str) -> RunInfo:
@@ -178,9 +182,10 @@ class Lineage:
     comparison: str | None = None
     effects: tuple[str, ...] = ()
     circuits: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
     unreadable: Mapping[str, str] = field(default_factory=dict)
-    """Kinds of run (steering, effects, circuits, matches, comparisons) of which it cannot be told what belongs to the
-    SAE, and why: a plan or manifest is damaged or gone. Their tables cannot be read; the others can."""
+    """Kinds of run (steering, effects, circuits, inputs, matches, comparisons) of which it cannot be told what belongs
+    to the SAE, and why: a plan or manifest is damaged or gone. Their tables cannot be read; the others can."""
 
 
 def lineage_of(
@@ -237,6 +242,7 @@ def lineage_of(
         else None,
         effects=_or_reason("effects", lambda: _effects(layout, sae), (), unreadable),
         circuits=_or_reason("circuits", lambda: _circuits(layout, sae), (), unreadable),
+        inputs=_or_reason("inputs", lambda: _inputs(layout, sae), (), unreadable),
         unreadable=unreadable,
     )
 
@@ -378,6 +384,11 @@ def _circuits(layout: Layout, sae: str | None) -> tuple[str, ...]:
     found = [info for of in ends for info, _ in _candidates(layout, "circuits", of).current]
     found = sorted(found, key=lambda info: str(info.created), reverse=True)
     return tuple(dict.fromkeys(info.run for info in found))
+
+
+def _inputs(layout: Layout, sae: str | None) -> tuple[str, ...]:
+    """The complete inputs runs of an SAE, newest first; `sae` None: all."""
+    return tuple(info.run for info, _ in _candidates(layout, "inputs", {"sae": sae}).current)
 
 
 def _matches(layout: Layout, sae: str | None) -> tuple[str, ...]:

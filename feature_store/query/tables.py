@@ -28,6 +28,7 @@ from feature_store.storage.layout import (
     COMPARISON_TABLES,
     EFFECT_TABLES,
     HISTORY,
+    INPUT_TABLES,
     MANIFEST,
     Layout,
     creation_time,
@@ -54,6 +55,7 @@ _KIND_OF: Mapping[str, str] = {
     **dict.fromkeys(_STEERING, "steering"),
     **dict.fromkeys(EFFECT_TABLES, "effects"),
     **dict.fromkeys(CIRCUIT_TABLES, "circuits"),
+    **dict.fromkeys(INPUT_TABLES, "inputs"),
     "feature_match": "matches",
     **dict.fromkeys(COMPARISON_TABLES, "comparisons"),
 }
@@ -67,6 +69,7 @@ MADE_BY: Mapping[str, str] = {
     **dict.fromkeys(("umap", *_MAP, "profile_umap", "steering_map"), "scsae serve"),
     **dict.fromkeys(EFFECT_TABLES, "scsae effects"),
     **dict.fromkeys(CIRCUIT_TABLES, "scsae circuit"),
+    **dict.fromkeys(INPUT_TABLES, "scsae inputs"),
     "feature_match": "scsae match --other SAE",
     **dict.fromkeys(COMPARISON_TABLES, "scsae compare"),
 }
@@ -171,7 +174,7 @@ class Tables:
             return self.codes.scan_compact()
         if table == "training":
             return _training(folders[0])
-        if table in _STEERING or table in EFFECT_TABLES or table in CIRCUIT_TABLES:
+        if table in _STEERING or table in (*EFFECT_TABLES, *CIRCUIT_TABLES, *INPUT_TABLES):
             frames = [_scan(folder).with_columns(pl.lit(folder.parent.name).alias("run")) for folder in folders]
             return pl.concat(frames, how="diagonal_relaxed")
         if table == "feature_match":
@@ -182,6 +185,7 @@ class Tables:
 
 def _folders(layout: Layout, lineage: Lineage) -> dict[str, list[Path]]:
     """The run folders of each table; only steering, effects, circuits and matches can have several."""
+    """The run folders of each table; only steering, effects, inputs and matches can have several."""
     folders: dict[str, list[Path]] = {}
     if lineage.dataset is not None:
         folders["cells"] = [layout.cells_dir(lineage.dataset)]
@@ -214,6 +218,9 @@ def _folders(layout: Layout, lineage: Lineage) -> dict[str, list[Path]]:
     circuits = _read_or_all(layout, "circuits", lineage.circuits, lineage)
     for table in CIRCUIT_TABLES if circuits else ():
         folders[table] = [layout.circuits_dir(run) / table for run in circuits]
+    inputs = _read_or_all(layout, "inputs", lineage.inputs, lineage)
+    for table in INPUT_TABLES if inputs else ():
+        folders[table] = [layout.inputs_dir(run) / table for run in inputs]
     if matches := _read_or_all(layout, "matches", lineage.matches, lineage):
         folders["feature_match"] = [layout.matches_dir(run) / "feature_match" for run in matches]
     compared = () if lineage.comparison is None else (lineage.comparison,)

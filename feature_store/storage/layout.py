@@ -16,6 +16,7 @@
                                    map/  ...]
     <root>/effects/<run>/          draws/  feature_effect/  feature_effect_summary/
     <root>/circuits/<run>/         draws/  feature_edge/  feature_module/  module_gene_set/
+    <root>/inputs/<run>/           draws/  feature_input/  feature_input_summary/
     <root>/matches/<run>/          feature_match/
     <root>/comparisons/<run>/      comparison/  representation/
     <root>/commits/                the list of commits: KIND~RUN~TABLE.json, a small file a table
@@ -63,6 +64,7 @@ ASSOCIATION_TABLES = (
 )
 EFFECT_TABLES = ("feature_effect", "feature_effect_summary")
 CIRCUIT_TABLES = ("feature_edge", "feature_module", "module_gene_set")
+INPUT_TABLES = ("feature_input", "feature_input_summary")
 COMPARISON_TABLES = ("comparison", "representation")
 STATISTICS_TABLES = ("feature_gene", "gene", "feature_token", "feature_cell", "firing", "cell")
 MERGED_TABLES = ("feature_token", "feature_cell", "firing")
@@ -82,6 +84,7 @@ _COMPLETE_WHEN: Mapping[str, tuple[str, ...]] = {
     "steering": (f"results/{MANIFEST}",),
     "effects": tuple(f"{table}/{MANIFEST}" for table in EFFECT_TABLES),
     "circuits": tuple(f"{table}/{MANIFEST}" for table in CIRCUIT_TABLES),
+    "inputs": tuple(f"{table}/{MANIFEST}" for table in INPUT_TABLES),
     "matches": (f"feature_match/{MANIFEST}",),
     "comparisons": tuple(f"{table}/{MANIFEST}" for table in COMPARISON_TABLES),
 }
@@ -96,6 +99,7 @@ _MADE_BY: Mapping[str, str] = {
     "steering": "scsae steer",
     "effects": "scsae effects",
     "circuits": "scsae circuit",
+    "inputs": "scsae inputs",
     "matches": "scsae match",
     "comparisons": "scsae compare",
 }
@@ -235,6 +239,10 @@ class Layout:
     def circuits_dir(self, run: str) -> Path:
         """Edges between the features of two SAEs of one model."""
         return self.run_dir("circuits", run)
+
+    def inputs_dir(self, run: str) -> Path:
+        """What the genes of cells do to the features of an SAE."""
+        return self.run_dir("inputs", run)
 
     def matches_dir(self, run: str) -> Path:
         """The features of two SAEs matched with each other."""

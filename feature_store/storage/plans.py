@@ -666,6 +666,32 @@ class CircuitPlan(Plan):
 
 
 @dataclass(frozen=True, kw_only=True)
+class InputsPlan(Plan):
+    """What the genes of cells do to features."""
+
+    stage = "inputs"
+    version = 1
+
+    control_of: str | None
+    associations: str
+    associations_manifest: str
+    sae: str
+    dataset: str
+    site: str
+    features: tuple[int, ...]
+    """The measured features, ascending."""
+    cells: int
+    """Cells of each feature on either split."""
+    genes: int
+    """Genes of each feature that are tested."""
+    n_nulls: int
+    """Null genes for each of these."""
+    seed: int
+    constants: Mapping[str, Any]
+    """Those of the modules that choose, measure and score."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MatchPlan(Plan):
     """The features of two SAEs matched with each other."""
 

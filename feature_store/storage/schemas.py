@@ -315,6 +315,43 @@ TABLES: Mapping[str, TableSchema] = {
         p=pl.Float64,
         q=pl.Float64,
     ),
+    # one row per (feature, gene, path): what leaving the gene's token out takes from S, the sum of the feature's code
+    # over the gene tokens of a cell. path: "own token", the code that goes with the token, or "other tokens", the fall
+    # of the rest; change: mean over cells, in units of code; share: change over mean S in the same cells, which
+    # null_mean, null_sd and z are about; gradient: gradient times input, in units of code; q: over all rows of the path
+    "feature_input": _table(
+        "feature_id gene path split change share null p q n_cells",
+        feature_id=pl.Int32,
+        gene=pl.String,
+        path=pl.String,
+        split=pl.String,
+        change=pl.Float64,
+        share=pl.Float64,
+        gradient=pl.Float64,
+        null=pl.String,
+        null_mean=pl.Float64,
+        null_sd=pl.Float64,
+        z=pl.Float64,
+        p=pl.Float64,
+        q=pl.Float64,
+        n_cells=pl.Int64,
+        n_donors=pl.Int64,
+    ),
+    # one row per feature: genes tested, and those at q <= .05 by each path; shares of S in all cells of the feature
+    # that the tested genes take by each path, each left out alone; top_gene: the one at q <= .05 that takes most
+    "feature_input_summary": _table(
+        "feature_id n_cells n_genes n_nulls n_own n_other share_own share_other",
+        feature_id=pl.Int32,
+        n_cells=pl.Int64,
+        n_genes=pl.Int64,
+        n_nulls=pl.Int64,
+        n_own=pl.Int64,
+        n_other=pl.Int64,
+        share_own=pl.Float64,
+        share_other=pl.Float64,
+        gradient_spearman=pl.Float64,
+        top_gene=pl.String,
+    ),
     # one row per feature of `sae`, matched with its nearest in the SAE `other`; both directions are there
     "feature_match": _table(
         "feature_id sae other mutual dead method",

@@ -19,7 +19,8 @@ from pipelines.circuit import actors as actors_module
 from pipelines.circuit import tables as tables_module
 from pipelines.config import CircuitOptions
 from pipelines.effects import cells as cells_module
-from pipelines.effects.request import chain_of, chosen_features, nulls_of_each, paths_of
+from pipelines.effects.chain import chain_behind, measured_features, paths_of
+from pipelines.effects.request import nulls_of_each
 from pipelines.errors import UsageError
 from pipelines.steering.context import SteeringContext, SteeringPaths
 from sae_core.effects import check_order
@@ -59,7 +60,13 @@ class CircuitRequest:
                 second does not lie later.
             NotFoundError: there is no such SAE, or the first has no associations.
         """
-        chain = chain_of(layout, options.from_sae, option="--from-sae")
+        chain = chain_behind(
+            layout,
+            options.from_sae,
+            vectors="a vector is followed by no layer",
+            recorded="a circuit runs the model behind the site again",
+            option="--from-sae",
+        )
         if options.to_sae is None:
             later = newest_later(layout, chain)
         else:
@@ -78,7 +85,7 @@ class CircuitRequest:
                 f"{other[:12]}); name two SAEs of one model, of an earlier and a later layer"
             )
         features = commit.read_table(layout.associations_dir(chain.run) / "features")
-        measured = chosen_features(options.feature, features)
+        measured = measured_features(options.feature, features)
         return cls(
             options=options,
             layout=layout,
@@ -113,11 +120,11 @@ class CircuitRequest:
 
     def paths(self) -> SteeringPaths:
         """The paths at which actors find model, data and the earlier SAE."""
-        return paths_of(self.chain, "cuda" if self.options.num_gpus > 0 else "cpu")
+        return paths_of(self.chain, num_gpus=self.options.num_gpus)
 
     def check_order(self) -> None:
         """Raise ConfigError unless the second SAE reads a later site than the first; this loads the model."""
-        context = SteeringContext(paths_of(self.chain, "cpu"))
+        context = SteeringContext(paths_of(self.chain, num_gpus=0))
         check_order(context.model, context.site, self.later_plan.site)
 
     def density(self) -> np.ndarray:

@@ -19,6 +19,7 @@ from pipelines.config import (
     ExportSAEOptions,
     ExtractOptions,
     ImportSAEOptions,
+    InputsOptions,
     MatchOptions,
     SteerOptions,
     TrainOptions,
@@ -116,6 +117,15 @@ def circuit_command(options: CircuitOptions, store: Path, address: str | None) -
     from pipelines.runtime.reports import print_results
 
     print_results([circuit(options, store, address=address)], store)
+
+
+@stage_command(commands, InputsOptions)
+def inputs_command(options: InputsOptions, store: Path, address: str | None) -> None:
+    """Measure, and print the result."""
+    from pipelines.feature_inputs import inputs
+    from pipelines.runtime.reports import print_results
+
+    print_results([inputs(options, store, address=address)], store)
 
 
 @stage_command(commands, BaselineOptions)

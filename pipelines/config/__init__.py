@@ -13,6 +13,7 @@ from pipelines.config.effects import EffectsOptions
 from pipelines.config.encode import EncodeOptions
 from pipelines.config.exchange import ExportSAEOptions, ImportSAEOptions
 from pipelines.config.extract import VARIABLE, DataOptions, ExtractOptions, ForwardOptions, InspectOptions
+from pipelines.config.inputs import InputsOptions
 from pipelines.config.options import (
     NO_COLUMN,
     ActorOptions,
@@ -51,6 +52,7 @@ __all__ = [
     "ForwardOptions",
     "GeneOptions",
     "ImportSAEOptions",
+    "InputsOptions",
     "InspectOptions",
     "MatchOptions",
     "Options",

@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from feature_store.codes import CodesRun
 from feature_store.storage import commit
 from feature_store.storage.layout import EFFECT_TABLES, Layout
 from pipelines.config import EffectsOptions
 from pipelines.effects.actors import FEATURES_A_SHARD, EffectsJob, EffectsMeasurer
+from pipelines.effects.chain import gene_symbols
 from pipelines.effects.request import EffectsRequest
 from pipelines.effects.tables import draws_of, summary_frame, write_effects
-from pipelines.inputs import load_token_of_gene
 from pipelines.moved_data import record_new_place
 from pipelines.runtime.actor_pool import do_shards
 from pipelines.runtime.checks import check_before_work
@@ -79,9 +78,7 @@ def effects(options: EffectsOptions, store: Path, *, address: str | None = None)
 
 def _write_tables(request: EffectsRequest, folder: Path, run: commit.Run, n_shards: int) -> None:
     plan, draws = request.plan, draws_of(run)
-    codes = CodesRun.open(request.layout.codes_dir(request.chain.associations.codes))
-    genes = load_token_of_gene(request.layout, codes).drop_nulls("gene_id").select("symbol", "gene_id")
-    genes = genes.unique("gene_id", keep="first").sort("gene_id").with_columns(pl.col("gene_id").cast(pl.Int32))
+    genes = gene_symbols(request.chain)
     of_draws: dict[str, Any] = {"draws": run.manifest().sha}
     table = plan.table("feature_effect", n_shards=n_shards, **of_draws)
     written = write_effects(folder / "feature_effect", draws, table, genes)

@@ -23,6 +23,7 @@ NEXT = {
     "steering": "scsae sql 'SELECT * FROM steering'",
     "effects": "scsae sql 'SELECT feature_id, gene, effect, z, q FROM feature_effect WHERE q <= 0.05 ORDER BY p'",
     "circuits": "scsae sql 'SELECT * FROM feature_edge WHERE q <= 0.05 ORDER BY p'",
+    "inputs": "scsae sql 'SELECT feature_id, gene, path, share, z, q FROM feature_input WHERE q <= 0.05 ORDER BY p'",
     "matches": "scsae sql 'SELECT * FROM feature_match WHERE mutual ORDER BY similarity DESC'",
 }
 """The command that follows each kind of run."""

@@ -75,3 +75,27 @@ def edge_tables(features: Sequence[int], *, from_sae: str, to_sae: str, n_to: in
         "feature_module": schemas.conform("feature_module", pl.DataFrame(modules)),
         "module_gene_set": schemas.empty("module_gene_set"),
     }
+
+
+def input_tables(features: Sequence[int], genes: Sequence[str]) -> dict[str, pl.DataFrame]:
+    """Every feature and its first genes by both paths; STRONG reads the second gene from its own token and from others."""
+    rng = np.random.default_rng(13)
+    rows: list[dict[str, Any]] = []
+    for feature in features:
+        for i, gene in enumerate(genes):
+            for path in ("own token", "other tokens"):
+                is_strong = feature == STRONG and i == 1
+                share = (0.3 if path == "own token" else 0.4) if is_strong else float(rng.uniform(0, 0.02))
+                p = 1e-5 if is_strong else float(rng.uniform(0.05, 1))
+                rows.append(
+                    {
+                        "feature_id": feature, "gene": gene, "path": path, "split": "test", "change": 5 * share,
+                        "share": share, "gradient": 4 * share, "null": "genes", "null_mean": 0.01, "null_sd": 0.01,
+                        "z": (share - 0.01) / 0.01, "p": p, "q": p * 10 if is_strong else 0.9, "n_cells": 20 + i,
+                        "n_donors": 4,
+                    }
+                )  # fmt: skip
+    return {
+        "feature_input": schemas.conform("feature_input", pl.DataFrame(rows)),
+        "feature_input_summary": schemas.empty("feature_input_summary"),
+    }

@@ -32,11 +32,12 @@ from feature_store.codes import (
 from feature_store.errors import IntegrityError, NotFoundError, StoreError
 from feature_store.query.runs import RunChain, newest_run
 from feature_store.storage import commit
-from feature_store.storage.layout import CIRCUIT_TABLES, EFFECT_TABLES, KINDS, Layout
+from feature_store.storage.layout import CIRCUIT_TABLES, EFFECT_TABLES, INPUT_TABLES, KINDS, Layout
 from feature_store.storage.plans import (
     CircuitPlan,
     ComparisonPlan,
     EffectsPlan,
+    InputsPlan,
     MapPlan,
     MatchPlan,
     SAEPlan,
@@ -109,6 +110,9 @@ def make_store(root: Path, options: Any) -> None:
         circuit = toy_plan(CircuitPlan, associations=run, from_sae=sae, to_sae=f"other{seed}")
         for table in CIRCUIT_TABLES:
             commit.write_table(layout.circuits_dir(circuit.id) / table, TABLE, circuit.table(table))
+        inputs = toy_plan(InputsPlan, associations=run, sae=sae)
+        for table in INPUT_TABLES:
+            commit.write_table(layout.inputs_dir(inputs.id) / table, TABLE, inputs.table(table))
         compared = toy_plan(ComparisonPlan, associations=run)
         for table in ("comparison", "representation"):
             commit.write_table(layout.comparisons_dir(compared.id) / table, TABLE, compared.table(table))

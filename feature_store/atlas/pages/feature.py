@@ -16,7 +16,7 @@ from scipy.special import stdtrit
 from feature_store.atlas.columns import encode
 from feature_store.atlas.data import PLACES, AtlasData, NoSuchResource
 from feature_store.atlas.pages.feature_codes import SPLITS, Codes, ends
-from feature_store.atlas.pages.feature_effects import edges, effects
+from feature_store.atlas.pages.feature_effects import edges, effects, inputs
 from feature_store.atlas.routes import Route, json_bytes
 from feature_store.errors import StoreError
 from feature_store.query.metrics import metric_of
@@ -53,6 +53,7 @@ def document(data: AtlasData, text: str) -> bytes:
             "tokens": _tokens(data, feature),
             "neighbours": _neighbours(data, feature),
             "effects": effects(data, feature),
+            "inputs": inputs(data, feature),
             "edges": edges(data, feature),
             "matches": _matches(data, feature),
             "steering": _steering(data, feature),

@@ -218,6 +218,16 @@ def test_effects_are_the_genes_of_smallest_p_and_a_line_on_all(resources, atlas_
     assert document(resources, 50)["effects"] == {"rows": {}, "summary": {}}
 
 
+def test_inputs_are_the_genes_that_take_most_of_the_code_with_both_paths(resources, atlas_store):
+    found = document(resources, STRONG)["inputs"]["rows"]
+    mine = atlas_store.frame("feature_input").filter(feature_id=STRONG).collect()
+    total = mine.group_by("gene").agg(pl.col("share").sum()).sort("share", descending=True)
+    assert [row["gene"] for row in found] == total["gene"].head(10).to_list()
+    assert found[0]["gene"] == GENES[1]
+    assert {path: row["share"] for path, row in found[0]["paths"].items()} == {"own token": 0.3, "other tokens": 0.4}
+    assert document(resources, 50)["inputs"] == {"rows": []}
+
+
 def test_edges_are_the_pairs_of_smallest_p_on_each_side(resources, atlas_store):
     found = document(resources, STRONG)["edges"]
     rows = atlas_store.frame("feature_edge").collect()
@@ -331,13 +341,14 @@ def test_provenance_is_the_stores(resources, atlas_store):
 
 
 def test_parts_of_missing_tables_name_their_commands(store_without, decode):
-    store = store_without("matches", "steering", "effects", "circuits", "saes/5ae/map", "codes/c0de/umap")
+    store = store_without("matches", "steering", "effects", "inputs", "circuits", "saes/5ae/map", "codes/c0de/umap")
     found = document(Resources(store), 6)
     for part, table in (
         ("neighbours", "feature_neighbour"),
         ("matches", "feature_match"),
         ("steering", "steering"),
         ("effects", "feature_effect"),
+        ("inputs", "feature_input"),
         ("edges", "feature_edge"),
     ):
         assert found[part] == {"missing": {"table": table, "command": store.made_by(table)}}
@@ -369,6 +380,7 @@ def test_the_page_shows_every_part_and_hostile_names_as_text(open_page, hostile)
     assert "p 0.190 against shuffled labels" in panel(page, "Steering with this feature").inner_text()
     assert "07he5" in panel(page, "Similar features in other SAEs").inner_text()
     assert "3 down at q ≤ 0.05" in panel(page, "What it does").inner_text()
+    assert "30.0 %" in panel(page, "What makes it fire").inner_text()
     beside = panel(page, "Upstream and downstream")
     assert beside.locator("path.edge").count() == 16
     assert beside.locator("path.edge.inhibits:not(.weak)").count() == 1
@@ -477,10 +489,11 @@ def test_without_associations_a_feature_names_their_command(open_page, store_wit
 
 
 def test_what_is_missing_names_its_command(open_page, store_without, serving):
-    store = store_without("matches", "steering", "effects", "circuits", "saes/5ae/map", "codes/c0de/umap")
+    store = store_without("matches", "steering", "effects", "inputs", "circuits", "saes/5ae/map", "codes/c0de/umap")
     page = open_page("#/feature/6", address=serving(store))
     for name, table in (
         ("What it does", "feature_effect"),
+        ("What makes it fire", "feature_input"),
         ("Upstream and downstream", "feature_edge"),
         ("Where it fires", "umap"),
         ("Nearest in direction", "feature_neighbour"),

@@ -18,7 +18,7 @@ from feature_store.errors import InputError, NotFoundError, QueryError
 from feature_store.plots import canvas
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import Layout
-from feature_store.storage.plans import AssociationsPlan, CircuitPlan, EffectsPlan, SteeringResultsPlan
+from feature_store.storage.plans import AssociationsPlan, CircuitPlan, EffectsPlan, InputsPlan, SteeringResultsPlan
 
 N_CELLS, N_FEATURES = 72, 6
 SPLITS = ["train", "select", "test"]
@@ -162,6 +162,24 @@ def effects():
     return whole("feature_effect", frame)
 
 
+def inputs():
+    """Genes of feature 0: one by both paths, one by other tokens, one that lowers it there, one that does nothing."""
+    rows = [
+        ("CD79A", (0.5, 1e-9, 1e-6), (0.2, 1e-9, 1e-6)),
+        ("MS4A1", (0.0, 1.0, 1.0), (0.3, 1e-4, 0.01)),
+        ("CD3D", (0.1, 1e-3, 0.03), (-0.25, 1e-3, 0.02)),
+        ("ACTB", (0.01, 0.5, 0.9), (0.02, 0.4, 0.9)),
+    ]
+    frame = pl.DataFrame(
+        [
+            {"feature_id": 0, "gene": gene, "path": path, "split": "test", "change": 8 * share, "share": share,
+             "null": "genes", "null_mean": -0.02, "null_sd": 0.05, "p": p, "q": q, "n_cells": 9}
+            for gene, *both in rows for path, (share, p, q) in zip(["own token", "other tokens"], both, strict=True)
+        ]
+    )  # fmt: skip
+    return whole("feature_input", frame)
+
+
 def whole(name, frame):
     """A table with a null in every column that the frame does not have."""
     absent = {column: pl.lit(None) for column in schemas.TABLES[name].columns if column not in frame.columns}
@@ -193,6 +211,10 @@ def write_store(root, cells, dense, frames=None, steering=None):
         plan = toy_table(CircuitPlan, from_sae="5ae", to_sae="1a7e")
         for name, frame in edge_tables([STRONG], from_sae="5ae", to_sae="1a7e").items():
             commit.write_table(layout.circuits_dir("c1rc") / name, frame, plan)
+        plan = toy_table(InputsPlan, sae="5ae", dataset="toy")
+        commit.write_table(layout.inputs_dir("1nput") / "feature_input", inputs(), plan)
+        summary = schemas.empty("feature_input_summary")
+        commit.write_table(layout.inputs_dir("1nput") / "feature_input_summary", summary, plan)
     return FeatureStore.open(layout.root)
 
 
@@ -237,6 +259,7 @@ DRAW = {
     "steering_bars": plots.steering_bars,
     "effect_bars": partial(plots.effect_bars, feature=0),
     "edge_graph": partial(plots.edge_graph, feature=STRONG),
+    "input_bars": partial(plots.input_bars, feature=0),
 }
 
 
@@ -377,6 +400,23 @@ def test_effects_are_drawn_before_the_band_of_their_null_with_grey_for_what_is_n
     assert "Ablating feature 0: CD79A" in ax.get_title()
     boosted = plots.effect_bars(store, 0, intervention="boost", n=2)
     assert [bar.get_width() for bar in boosted.patches[2:]] == pytest.approx([0.8, -0.4])
+
+
+def test_inputs_are_stacked_by_path_with_the_null_of_other_tokens_behind_them(store):
+    ax = plots.input_bars(store, 0)
+    assert labels_of(ax.yaxis) == ["CD79A", "MS4A1", "ACTB", "CD3D"]
+    bands, own, other = ax.patches[:4], ax.patches[4:8], ax.patches[8:]
+    assert [bar.get_width() for bar in own] == pytest.approx([0.5, 0, 0.01, 0.1])
+    assert [(bar.get_x(), bar.get_width()) for bar in other] == [
+        pytest.approx(part) for part in ((0.5, 0.2), (0, 0.3), (0.01, 0.02), (0, -0.25))
+    ]
+    assert [(band.get_x(), band.get_width()) for band in bands] == [
+        pytest.approx((start - 0.12, 0.2)) for start in (0.5, 0, 0.01, 0)
+    ]
+    blue, orange, grey = canvas.BLUE, canvas.ORANGE, canvas.GREY
+    assert [colour_of(bar) for bar in own] == [blue, grey, grey, blue]
+    assert [colour_of(bar) for bar in other] == [orange, orange, grey, orange]
+    assert labels_of(plots.input_bars(store, 0, n=2).yaxis) == ["CD79A", "MS4A1"]
 
 
 def colour_of(patch):
@@ -568,6 +608,7 @@ REFUSED = {
     "no such kind": (lambda s: plots.dotplot(s, groupby="celltype"), InputError, "'celltype'.*'cell_type'"),
     "no tested feature": (lambda s: plots.dotplot(s, [3]), InputError, r"\[3\].*cell_type"),
     "no effects": (lambda s: plots.effect_bars(s, 3), InputError, "feature 3.*scsae effects --feature 3"),
+    "no inputs": (lambda s: plots.input_bars(s, 3), InputError, "feature 3.*scsae inputs --feature 3"),
     "no genes": (lambda s: plots.gene_bars(s, 3), InputError, "feature 3.*'test'.*scsae sql"),
     "no such collection": (lambda s: plots.geneset_bars(s, 0, collection="imune"), InputError, "'imune'.*'immune'"),
     "no such metric": (lambda s: plots.steering_bars(s, metric="votes"), InputError, "'votes'.*target_votes"),

@@ -29,17 +29,21 @@ from pipelines.compare import compare_with_baselines
 from pipelines.config import (
     AssociateOptions,
     BaselineOptions,
+    EffectsOptions,
     EncodeOptions,
     ExtractOptions,
+    InputsOptions,
     MatchOptions,
     SteerOptions,
     TrainOptions,
     check,
     load_recipe,
 )
+from pipelines.effects import effects
 from pipelines.encode import encode
 from pipelines.errors import UsageError
 from pipelines.extract import extract
+from pipelines.feature_inputs import inputs
 from pipelines.match import match
 from pipelines.recipe import run_recipe
 from pipelines.steering.run import steer
@@ -221,6 +225,19 @@ def test_a_move_is_drawn_and_the_atlas_says_what_was_steered(own_store):
 def test_steering_refuses_what_needs_tokens_or_a_model(given, options, words):
     with pytest.raises(UsageError, match=f"{words}.*no tokens of genes, and there is no model"):
         steer(SteerOptions(**{"target": "A", **options}), given.store)
+
+
+@pytest.mark.parametrize(
+    ("stage", "options", "words"),
+    [
+        (effects, EffectsOptions(), "a feature changes a vector by its decoder row"),
+        (inputs, InputsOptions(), "a vector has no genes that could be left out"),
+    ],
+)
+def test_what_runs_the_model_behind_a_feature_refuses_given_vectors_and_writes_nothing(given, stage, options, words):
+    with pytest.raises(UsageError, match=f"given vectors, and no model stands behind them: {words}.*--sae"):
+        stage(options, given.store)
+    assert not Layout(given.store).kind_dir(stage.__name__).exists()
 
 
 def test_baselines_and_matches_work_and_a_random_model_is_refused(given, own_store):

@@ -42,7 +42,7 @@ class FeaturePage {
     root.append(this.head(), h("div", { class: "feature-columns" },
       h("div", {}, this.map, this.labels(), this.top()),
       h("div", {}, this.spread, this.genes(), this.sets())),
-    h("div", { class: "feature-rest" }, this.effects(), this.edges(), this.alike(), this.together(), this.elsewhere(), this.steering(), this.provenance()));
+    h("div", { class: "feature-rest" }, this.effects(), this.inputs(), this.edges(), this.alike(), this.together(), this.elsewhere(), this.steering(), this.provenance()));
   }
 
   head() {

@@ -1,0 +1,104 @@
+"""What stages that run the model behind an SAE share: which associations, which features, and where the model is."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from feature_store.cells import read_panel_cells
+from feature_store.codes import CodesRun
+from feature_store.query.runs import RunChain, newest_run_of, resolve_run
+from feature_store.storage.layout import Layout
+from pipelines.errors import UsageError
+from pipelines.inputs import load_token_of_gene, no_model
+from pipelines.steering.context import SteeringContext, SteeringPaths
+from pipelines.steering.request import refuse_other_site
+
+if TYPE_CHECKING:
+    from sae_core.scfm import Tokens
+
+_FIRST_CELLS = 16
+
+
+def chain_behind(layout: Layout, sae: str | None, *, vectors: str, recorded: str, option: str = "--sae") -> RunChain:
+    """The newest associations of the SAE that an option names, or of any, and the runs that they descend from.
+
+    Args:
+        layout: of the store.
+        sae: what the option was; None: the newest associations.
+        vectors: what the error says of an SAE of given vectors, after "no model stands behind them: ".
+        recorded: what the error says of recorded tokens, after "and ".
+        option: the option.
+
+    Raises:
+        UsageError: the SAE has no associations, no model stands behind it, or it reads another site.
+        NotFoundError: there is no such SAE, or there are no associations.
+    """
+    if sae is None:
+        named = resolve_run(layout, "associations", None, option=option)
+    else:
+        run = resolve_run(layout, "saes", sae, option=option).run
+        found = newest_run_of(layout, "associations", {"sae": run})
+        if found is None:
+            raise UsageError(
+                f"{option} was {sae!r}, which has no associations; make them with `scsae encode --sae {run} "
+                f"{layout.store_option}` and `{layout.command_for('associations')}`"
+            )
+        named = found
+    chain = RunChain.of(layout, named.run)
+    if chain.activations.origin == "vectors":
+        raise UsageError(
+            f"the SAE {chain.associations.sae} was trained on given vectors, and no model stands behind them: "
+            f"{vectors}; name an SAE of a model's tokens with {option}"
+        )
+    if chain.activations.origin == "recorded":
+        raise UsageError(f"{no_model(chain.activations_run)}, and {recorded}")
+    refuse_other_site(chain)
+    return chain
+
+
+def measured_features(wanted: Sequence[int], features: pl.DataFrame) -> tuple[int, ...]:
+    """The features to measure, ascending: those that --feature names, or all that fire.
+
+    `features`: the table of the associations. Raises UsageError for a feature that is unknown or never fires.
+    """
+    alive = features.filter(~pl.col("dead") & (pl.col("p99") > 0))["feature_id"].to_list()
+    if unknown := [feature for feature in wanted if feature >= features.height]:
+        raise UsageError(
+            f"--feature was {unknown[0]}; this SAE has features 0 to {features.height - 1}: `scsae features` lists them"
+        )
+    if dead := [feature for feature in wanted if feature not in set(alive)]:
+        raise UsageError(f"--feature was {dead[0]}, which never fires; choose one that `scsae features` lists")
+    if not alive:
+        raise UsageError("no feature of this SAE fires, so there is nothing to measure; train another one")
+    return tuple(sorted(set(wanted))) or tuple(sorted(alive))
+
+
+def paths_of(chain: RunChain, *, num_gpus: float) -> SteeringPaths:
+    """The paths at which actors find model, data and SAE."""
+    layout = chain.layout
+    return SteeringPaths(
+        activations=str(chain.activations_run.path.resolve()),
+        sae=str(layout.saes_dir(chain.associations.sae).resolve()),
+        store=str(layout.root.resolve()),
+        dataset=chain.associations.dataset,
+        site=chain.sae.site,
+        seed=chain.activations.seed,
+        device="cuda" if num_gpus > 0 else "cpu",
+        vectors=None,
+    )
+
+
+def first_cells(context: SteeringContext, chain: RunChain) -> "Iterator[Tokens]":
+    """The tokens of the first cells of the panel, one cell at a time."""
+    cells = read_panel_cells(chain.layout.cells_dir(chain.associations.dataset), ["cell_idx"])["cell_idx"]
+    for block in context.blocks(cells.head(_FIRST_CELLS).to_numpy()):
+        for i in range(len(block.cells)):
+            yield block.tokens.cells(i, i + 1)
+
+
+def gene_symbols(chain: RunChain) -> pl.DataFrame:
+    """The symbol of each gene of the data that is a token, and its gene_id in the model's vocabulary, ascending."""
+    codes = CodesRun.open(chain.layout.codes_dir(chain.associations.codes))
+    genes = load_token_of_gene(chain.layout, codes).drop_nulls("gene_id").select("symbol", "gene_id")
+    return genes.unique("gene_id", keep="first").sort("gene_id").with_columns(pl.col("gene_id").cast(pl.Int32))
