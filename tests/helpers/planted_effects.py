@@ -78,7 +78,7 @@ def edge_tables(features: Sequence[int], *, from_sae: str, to_sae: str, n_to: in
 
 
 def input_tables(features: Sequence[int], genes: Sequence[str]) -> dict[str, pl.DataFrame]:
-    """Every feature and its first genes by both paths; STRONG reads the second gene from its own token and from others."""
+    """Every feature and gene by both paths; STRONG reads the second gene from its own token and from others."""
     rng = np.random.default_rng(13)
     rows: list[dict[str, Any]] = []
     for feature in features:
