@@ -35,7 +35,7 @@ from pipelines.recipe import run_recipe
 
 QUESTIONS = (("condition", STIMULATED, "INTERFERON_RESPONSE"), ("cell_type", "B cells", "B_CELL"))
 """Label kind, label, and the set of genes that features of it are asked for."""
-N_CHOSEN, N_SAMPLE, CELLS, N_NULLS = 10, 100, 32, 4
+N_CHOSEN, N_SAMPLE, CELLS, N_NULLS = 10, 40, 24, 4
 N_MATCHED = 10
 LATER_LAYER = "3"
 BEGIN, END = "<!-- kang: begin -->", "<!-- kang: end -->"
