@@ -65,6 +65,7 @@ REACHES = {
     ),
     "gene-bars --feature 7 --n 4": ("gene_bars", {"feature": 7, "n": 4}),
     "effect-bars --feature 7 --n 4": ("effect_bars", {"feature": 7, "n": 4}),
+    "input-bars --feature 7 --n 4": ("input_bars", {"feature": 7, "n": 4}),
     "geneset_bars --feature 7": ("geneset_bars", {"feature": 7}),
     "density-histogram": ("density_histogram", {}),
     "batch-quadrant": ("batch_quadrant", {}),

@@ -373,7 +373,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("n_draws", [1, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_draws", [1, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
 @pytest.mark.usefixtures("one_thread")
 def test_known_inputs_are_found_by_their_path_and_inert_genes_are_not(n_draws):
     sae = unit_autoencoder(slice(0, N_OWN), LATER, d_model=D_MODEL_WITH_NOISE)
