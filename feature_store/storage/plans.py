@@ -682,7 +682,7 @@ class InputsPlan(Plan):
     """The measured features, ascending."""
     cells: int
     """Cells of each feature on either split."""
-    genes: int
+    n_genes: int
     """Genes of each feature that are tested."""
     n_nulls: int
     """Null genes for each of these."""

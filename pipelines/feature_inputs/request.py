@@ -78,7 +78,7 @@ class InputsRequest:
             site=self.chain.sae.site,
             features=self.measured,
             cells=self.options.cells,
-            genes=self.options.genes,
+            n_genes=self.options.genes,
             n_nulls=self.n_nulls,
             seed=self.options.seed,
             constants=constants_of(_MODULES),

@@ -28,6 +28,7 @@ ALLOWED = {
     "feature_store.associations.ranks",
     "feature_store.cells",
     "feature_store.errors",
+    "feature_store.query.edges",
     "feature_store.query.metrics",
     "feature_store.query.panel",
     "feature_store.query.steering",
