@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from feature_store.associations.multiple_testing import q_lookup
-from feature_store.effects.nulls import EffectBlock, PooledNull, pool_nulls
+from feature_store.effects.nulls import PRIOR, EffectBlock, PooledNull, pool_nulls
 from feature_store.storage import commit
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class Draws:
         groups: its values.
         target: the column of whole numbers that says what was measured: a gene, or a feature of another SAE.
         nulls: the columns of the null draws.
+        prior: draws that the variance of all features counts as in that of a feature's own.
         n_targets: the largest target and one.
     """
 
@@ -44,6 +45,7 @@ class Draws:
     groups: tuple[str, ...]
     target: str
     nulls: tuple[str, ...]
+    prior: float = PRIOR
     n_targets: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -81,7 +83,7 @@ class Draws:
 
     def _pooled(self) -> dict[tuple[str, str], PooledNull]:
         return {
-            (group, null): pool_nulls(partial(self._blocks, group, null), self.n_targets)
+            (group, null): pool_nulls(partial(self._blocks, group, null), self.n_targets, prior=self.prior)
             for group in self.groups
             for null in self.nulls
         }

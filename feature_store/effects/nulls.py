@@ -34,7 +34,8 @@ MIN_DRAWS = 2
 """Null draws of a feature: with one, no draw would be left to scale it by."""
 PRIOR = 4.0
 """Draws that the variance of all features counts as. On a constructed model (tests/helpers/constructed_model.py, 4
-draws, a weak boost) .65 of the known causes were found with that variance alone, .74 with 8, .82 with 4, 2 and 1."""
+draws, a weak boost) .65 of the known causes were found with that variance alone, .74 with 8, .82 with 4, 2 and 1. The p
+of other values is as uniform."""
 _LOG_BINS = np.linspace(np.log(1e-4), np.log(1e6), 40_001)
 _TINY = 1e-300
 
@@ -70,12 +71,14 @@ class PooledNull:
         r: scale of each gene, by which the scale of a feature is measured [n_genes].
         m, s: mean and standard deviation of each gene in units of the feature's scale [n_genes].
         above: the number of null |z| in each bin or a higher one [n_bins + 1].
+        prior: draws that the variance of all features counts as.
     """
 
     r: Float64[np.ndarray, " gene"]
     m: Float64[np.ndarray, " gene"]
     s: Float64[np.ndarray, " gene"]
     above: Int64[np.ndarray, " bin_plus_1"]
+    prior: float
 
     @property
     def n(self) -> int:
@@ -84,7 +87,8 @@ class PooledNull:
 
     def scores(self, block: EffectBlock) -> Scores:
         """The scores of the effects of a block; NaN where the effect is, or where no null says anything of the gene."""
-        z, mean, sd = _z(block.effect, _scales(block.draws, self.r)[:, -1], block.draws[:, :-1], self.m, self.s)
+        scale = _scales(block.draws, self.r)[:, -1]
+        z, mean, sd = _z(block.effect, scale, block.draws[:, :-1], self.m, self.s, self.prior)
         return Scores(mean=mean, sd=sd, z=z, p=self._p(np.abs(z)))
 
     def _p(self, z: Effects) -> Effects:
@@ -94,7 +98,7 @@ class PooledNull:
         return p
 
 
-def pool_nulls(blocks: Callable[[], Iterable[EffectBlock]], n_genes: int) -> PooledNull:
+def pool_nulls(blocks: Callable[[], Iterable[EffectBlock]], n_genes: int, *, prior: float = PRIOR) -> PooledNull:
     """The null of all features, from blocks that can be gone through several times; memory is that of a block.
 
     Each pass takes the blocks in the same order: first the scales of genes, then their moments, then the null z.
@@ -121,11 +125,11 @@ def pool_nulls(blocks: Callable[[], Iterable[EffectBlock]], n_genes: int) -> Poo
         for j in range(block.draws.shape[1]):
             own = block.draws[:, j]
             # one draw of many hardly moves the moments of its gene; its own feature's are without it
-            z = np.abs(_z(own, a[:, j], np.delete(block.draws, j, axis=1), m, s)[0])
+            z = np.abs(_z(own, a[:, j], np.delete(block.draws, j, axis=1), m, s, prior)[0])
             counts += _count(z[~np.isnan(z)])
     # bin i holds the |z| from edge i - 1 to edge i
     above = counts[::-1].cumsum()[::-1].copy()
-    return PooledNull(r=r, m=m, s=s, above=above)
+    return PooledNull(r=r, m=m, s=s, above=above, prior=prior)
 
 
 def _z(
@@ -134,11 +138,12 @@ def _z(
     draws: Draws,
     m: Float64[np.ndarray, " gene"],
     s: Float64[np.ndarray, " gene"],
+    prior: float,
 ) -> tuple[Effects, Effects, Effects]:
     """The z of effects among `draws`, and the mean and standard deviation of their null."""
     mean = a[:, None] * m
     own = (draws - mean[:, None]) ** 2
-    sd = np.sqrt((PRIOR * (a[:, None] * s) ** 2 + own.sum(1)) / (PRIOR + draws.shape[1]))
+    sd = np.sqrt((prior * (a[:, None] * s) ** 2 + own.sum(1)) / (prior + draws.shape[1]))
     distance = effect - mean
     with np.errstate(divide="ignore", invalid="ignore"):
         # a gene that nothing moves was not moved

@@ -5,6 +5,7 @@ import pytest
 
 from feature_store.associations.multiple_testing import benjamini_hochberg
 from feature_store.effects import EffectBlock, pool_nulls
+from feature_store.effects.nulls import PRIOR
 
 N_FEATURES, N_GENES, N_DRAWS, RANK = 60, 80, 4, 5
 
@@ -18,20 +19,21 @@ def answers(rng, n_features=N_FEATURES, n_draws=N_DRAWS):
     return found[:, 0], found[:, 1:]
 
 
-def scores_of(effect, draws, n_blocks=3):
+def scores_of(effect, draws, n_blocks=3, prior=PRIOR):
     parts = np.array_split(np.arange(len(effect)), n_blocks)
     blocks = [EffectBlock(effect=effect[part], draws=draws[part]) for part in parts]
-    null = pool_nulls(lambda: blocks, effect.shape[1])
+    null = pool_nulls(lambda: blocks, effect.shape[1], prior=prior)
     found = [null.scores(block) for block in blocks]
     return null, {name: np.concatenate([getattr(own, name) for own in found]) for name in ("mean", "sd", "z", "p")}
 
 
-def test_random_directions_have_uniform_p_and_at_most_the_nominal_rate_of_false_discoveries():
+@pytest.mark.parametrize("prior", [PRIOR, 1000.0])
+def test_random_directions_have_uniform_p_and_at_most_the_nominal_rate_of_false_discoveries(prior):
     rng = np.random.default_rng(0)
     below, any_found, n = np.zeros(3), 0, 0
     for _ in range(200):
         effect, draws = answers(rng)
-        p = scores_of(effect, draws)[1]["p"]
+        p = scores_of(effect, draws, prior=prior)[1]["p"]
         below += [(p <= level).sum() for level in (0.5, 0.1, 0.01)]
         n += p.size
         any_found += (benjamini_hochberg(p) <= 0.05).any()

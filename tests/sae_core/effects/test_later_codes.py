@@ -9,6 +9,7 @@ from constructed_model import EARLY, LATER, N_EARLY, N_LATER, constructed, rando
 
 from feature_store.associations.multiple_testing import benjamini_hochberg
 from feature_store.effects import EffectBlock, pool_nulls
+from pipelines.circuit.tables import PRIOR
 from sae_core.effects import LaterCodes, LaterSums, add_later, draw_directions
 from sae_core.errors import ConfigError
 from sae_core.sae import SAEConfig, SparseAutoencoder
@@ -155,7 +156,7 @@ def all_edges(model, tokens, *, seed):
     p = []
     for kind in (slice(1, 1 + N_NULLS), slice(1 + N_NULLS, None)):
         block = EffectBlock(effect=found[:, 0], draws=found[:, kind])
-        p.append(pool_nulls(lambda block=block: [block], N_LATER).scores(block).p)
+        p.append(pool_nulls(lambda block=block: [block], N_LATER, prior=PRIOR).scores(block).p)
     return benjamini_hochberg(np.nan_to_num(np.maximum(*p), nan=1.0)), found[:, 0]
 
 
