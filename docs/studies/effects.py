@@ -245,8 +245,8 @@ Shares are of features with at least one gene at q <= .05 among these; medians a
 {markdown(pl.DataFrame(rows))}
 The {N_CHOSEN} features of each label with the smallest p on `select` cells, ablated. A feature goes beyond all null
 draws where its set of genes changes, against genes hidden in as many cells, more than under each of its {2 * N_NULLS}
-null directions; one in {2 * N_NULLS + 1} would by chance. A feature of which fewer than three genes of the set were hidden
-in five of its cells is left out.
+null directions; one in {2 * N_NULLS + 1} would by chance. A feature is left out if fewer than three genes of the set
+were hidden in five of its cells.
 
 {markdown(pl.DataFrame(sets))}
 Edges from {edges["features"]} of the SAE's features to those of an SAE of layer {LATER_LAYER}: of {edges["pairs"]:,}
