@@ -183,6 +183,7 @@ def test_nothing_is_committed_from_a_file_that_changes_between_plan_and_read(
     assert list((tmp_path / "store" / "activations").glob("*/part-*")) == []
 
 
+@pytest.mark.slow
 def test_shards_read_before_a_file_changed_are_kept_and_none_after(
     served, tiny_cells, extract_options, tmp_path, monkeypatch
 ):

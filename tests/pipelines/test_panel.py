@@ -214,6 +214,7 @@ def test_a_panel_of_a_few_cells_goes_through_every_stage(atlas, own_atlas, panel
     assert store.frame("cells").collect().height == N_CELLS
 
 
+@pytest.mark.slow
 def test_data_without_donor_batch_or_type_have_a_panel(atlas, own_atlas):
     def codes_of(keep):
         found = encode(EncodeOptions(data=atlas.extract.data, panel=N_PANEL, keep=keep), own_atlas)
@@ -300,6 +301,7 @@ def test_a_second_driver_of_merging_or_expression_is_refused_and_loses_nothing(a
     }
 
 
+@pytest.mark.slow
 def test_baselines_matches_plots_and_steering_are_of_the_panels_cells(atlas, own_atlas, tmp_path, monkeypatch):
     monkeypatch.setattr("pipelines.steering.evaluators.MIN_CELLS", 2)
     monkeypatch.setattr("pipelines.steering.run.drawings_of", lambda *_: {})

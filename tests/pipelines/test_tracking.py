@@ -43,6 +43,7 @@ def test_two_stores_in_one_process_keep_their_runs_apart(tmp_path):
         assert tracking.find(absent) is None
 
 
+@pytest.mark.slow
 def test_the_server_that_the_environment_names_is_used(tmp_path, monkeypatch):
     uri = f"sqlite:///{tmp_path / 'team.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)

@@ -128,7 +128,8 @@ def test_jumprelu_trains_towards_k_and_its_thresholds_differ_and_are_never_negat
     torch.testing.assert_close(ratio, ratio.mean().expand(64), rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize("arch", ["standard", pytest.param("gated", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["standard", "gated"])
 def test_a_larger_l1_coefficient_makes_a_sparser_code(synthetic, arch):
     data, l0 = [synthetic.sample(256, seed) for seed in range(120)], []
     for coefficient in (0.02, 0.1, 0.5):
@@ -281,6 +282,7 @@ def test_dead_features_are_those_silent_for_the_window_and_firing_revives_them(s
     assert learner.tokens_since_fired[[3, 8]].tolist() == [0, 512]
 
 
+@pytest.mark.slow
 def test_auxk_brings_back_features_that_are_too_small_ever_to_be_chosen(synthetic):
     alive = {}
     for coefficient in (0.0, 1 / 32):
