@@ -208,9 +208,10 @@ def test_names_without_a_table_say_what_makes_it(store_without: Callable[..., Fe
     assert not any(path.startswith("genes/") for path in resources.paths())
 
 
-def shown(page: Page) -> list[int]:
-    """Features in the table, in order."""
-    return [int(text) for text in page.locator(".found tbody tr td:first-child").all_inner_texts()]
+def shown(page: Page, table: int = 0) -> list[int]:
+    """Features in a table, in order: the one of those that go with the name, then that of those that change a gene."""
+    body = page.locator(".found tbody").nth(table)
+    return [int(text) for text in body.locator("tr td:first-child").all_inner_texts()]
 
 
 def wait_for(page: Page, of: str) -> None:
@@ -229,6 +230,8 @@ def test_the_best_match_shows_its_features_while_one_types(
     row = page.locator(".found tbody tr").first.inner_text()
     assert f"{expected['pearson'][0]:.3f}" in row
     assert f"{expected['select_pearson'][0]:.3f}" in row
+    changing = atlas_store.frame("feature_effect").filter(gene="CD79A").sort("p").collect()
+    assert shown(page, 1) == changing["feature_id"].head(20).to_list()
     page.wait_for_url(re.compile(r"#/search\?q=cd79$"))
 
 
