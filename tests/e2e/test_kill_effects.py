@@ -1,5 +1,5 @@
-"""Exactly once in the stages that run the model again: effects and edges end in the bytes of undisturbed ones, though
-actors and drivers are killed.
+"""Exactly once in the stages that run the model again: effects, edges and inputs end in the bytes of undisturbed ones,
+though actors and drivers are killed.
 """
 
 import shutil
@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 STAGES = {
     "effects": (["effects", "--cells", "12", "--n-nulls", "3"], "effects"),
     "circuit": (["circuit", "--cells", "12", "--n-nulls", "3"], "circuits"),
+    "inputs": (["inputs", "--cells", "12", "--genes", "4", "--n-nulls", "3"], "inputs"),
 }
 
 
