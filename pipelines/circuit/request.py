@@ -120,11 +120,11 @@ class CircuitRequest:
 
     def paths(self) -> SteeringPaths:
         """The paths at which actors find model, data and the earlier SAE."""
-        return paths_of(self.chain, num_gpus=self.options.num_gpus)
+        return paths_of(self.chain, "circuit", num_gpus=self.options.num_gpus)
 
     def check_order(self) -> None:
         """Raise ConfigError unless the second SAE reads a later site than the first; this loads the model."""
-        context = SteeringContext(paths_of(self.chain, num_gpus=0))
+        context = SteeringContext(paths_of(self.chain, "circuit", num_gpus=0))
         check_order(context.model, context.site, self.later_plan.site)
 
     def density(self) -> np.ndarray:

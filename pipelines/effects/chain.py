@@ -74,8 +74,8 @@ def measured_features(wanted: Sequence[int], features: pl.DataFrame) -> tuple[in
     return tuple(sorted(set(wanted))) or tuple(sorted(alive))
 
 
-def paths_of(chain: RunChain, *, num_gpus: float) -> SteeringPaths:
-    """The paths at which actors find model, data and SAE."""
+def paths_of(chain: RunChain, stage: str, *, num_gpus: float) -> SteeringPaths:
+    """The paths at which actors find model, data and SAE; `stage` is the command."""
     layout = chain.layout
     return SteeringPaths(
         activations=str(chain.activations_run.path.resolve()),
@@ -85,6 +85,7 @@ def paths_of(chain: RunChain, *, num_gpus: float) -> SteeringPaths:
         site=chain.sae.site,
         seed=chain.activations.seed,
         device="cuda" if num_gpus > 0 else "cpu",
+        stage=stage,
         vectors=None,
     )
 

@@ -92,12 +92,12 @@ class EffectsRequest:
 
     def paths(self) -> SteeringPaths:
         """The paths at which actors find model, data and SAE."""
-        return paths_of(self.chain, num_gpus=self.options.num_gpus)
+        return paths_of(self.chain, "effects", num_gpus=self.options.num_gpus)
 
     def check_head(self) -> None:
         """Raise ConfigError if the model has no head that predicts hidden genes, by asking it for those of one cell."""
         # the driver may have no GPU
-        context = SteeringContext(paths_of(self.chain, num_gpus=0))
+        context = SteeringContext(paths_of(self.chain, "effects", num_gpus=0))
         for tokens in first_cells(context, self.chain):
             cell = HiddenGenes(context.model, tokens, context.sae, context.site)
             if len(cell.gene_id):

@@ -86,12 +86,12 @@ class InputsRequest:
 
     def paths(self) -> SteeringPaths:
         """The paths at which actors find model, data and SAE."""
-        return paths_of(self.chain, num_gpus=self.options.num_gpus)
+        return paths_of(self.chain, "inputs", num_gpus=self.options.num_gpus)
 
     def check_gradient(self) -> None:
         """Raise ConfigError if the model passes no gradient from its embedding to the site, by trying one cell."""
         # the driver may have no GPU
-        context = SteeringContext(paths_of(self.chain, num_gpus=0))
+        context = SteeringContext(paths_of(self.chain, "inputs", num_gpus=0))
         for tokens in first_cells(context, self.chain):
             if tokens.n_tokens:
                 CellInputs(context.model, tokens, context.sae, context.site, self.measured[:1]).attributions()

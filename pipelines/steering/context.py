@@ -44,6 +44,7 @@ class SteeringPaths:
         site: the activation point that the SAE reads.
         seed: the seed of the tokens, as in the extraction.
         device: "cpu" or "cuda".
+        stage: the command that reads the data set again, which errors name.
         vectors: the given vectors that are steered: the folder of an activations run that holds those of all cells, or
             where to read them; None if a model is steered.
     """
@@ -55,6 +56,7 @@ class SteeringPaths:
     site: str
     seed: int
     device: str
+    stage: str
     vectors: str | VectorsJob | None
 
 
@@ -83,7 +85,7 @@ class SteeringContext:
         activations = commit.Run.open(paths.activations)
         self.device, self._seed = paths.device, paths.seed
         self.model = load_recorded_model(activations, device=paths.device)
-        self.source = load_recorded_source(layout, paths.dataset, stage="steer")
+        self.source = load_recorded_source(layout, paths.dataset, stage=paths.stage)
         self.match = recorded_match(activations, self.model, self.source)
         self.sae: SparseAutoencoder = load_stored_sae(as_path(paths.sae), device=paths.device)
         self.site = Site.parse(paths.site)

@@ -211,6 +211,7 @@ class SteeringRequest:
             site=self.chain.sae.site,
             seed=self.chain.activations.seed,
             device="cuda" if self.options.num_gpus > 0 else "cpu",
+            stage="steer",
             vectors=self._vectors(),
         )
 

@@ -151,6 +151,8 @@ def test_without_names_the_newest_associations_and_the_newest_later_sae_are_take
     store, earlier, later = two_layers
     request = CircuitRequest.of(CircuitOptions(), Layout(store))
     assert (request.chain.associations.sae, request.later) == (earlier, later)
+    # a message about data that moved names it
+    assert request.paths().stage == "circuit"
     with pytest.raises(
         UsageError, match=r"no SAE of a later layer of tiny than layer\.1.*scsae extract DATA --layer N"
     ):

@@ -153,6 +153,7 @@ def test_steering_and_the_recovery_run_the_model_on_the_chosen_genes(made):
         site="layer.1",
         seed=0,
         device="cpu",
+        stage="steer",
         vectors=None,
     )
     measured = probe(run, str(made), np.arange(20), device="cpu")

@@ -2,6 +2,7 @@
 
 import shlex
 import shutil
+from functools import partial
 
 import anndata
 import pytest
@@ -86,6 +87,19 @@ def test_every_stage_that_reads_the_data_again_takes_its_new_place(
             with pytest.raises(StopHere):
                 call(new)
         assert source_location(layout, dataset).paths == (str(new),)
+
+
+@pytest.mark.parametrize("stage", ["effects", "inputs"])
+def test_a_stage_that_runs_the_model_again_names_itself_and_writes_nothing(moved, without_actors, stage):
+    layout, dataset, _, new = moved
+    where = source_location(layout, dataset)
+    associate_all(AssociateOptions(data=new, codes=layout.latest("codes").run), layout.root)
+    write_source_location(layout, dataset, where)
+    run = partial(CliRunner().invoke, app)
+    error = run([stage, "--store", str(layout.root)]).exception
+    assert isinstance(error, UsageError)
+    assert str(error).endswith(f": scsae {stage} --data NEWPATH --store {layout.root}")
+    assert not layout.kind_dir(stage).exists()
 
 
 class StopHere(Exception):
