@@ -17,6 +17,7 @@ from feature_store.storage import commit
 from feature_store.storage.layout import Layout, as_path
 from pipelines.effects.actors import NULLS
 from pipelines.effects.cells import MIN_CELLS, FeatureCells
+from pipelines.effects.shards import commit_shard
 from pipelines.inputs import load_stored_sae
 from pipelines.steering.context import SteeringContext, SteeringPaths
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     from sae_core.effects import LaterEffect
 
-FEATURES_A_SHARD = 8
 INTERVENTION = "ablate"
 
 
@@ -69,14 +69,7 @@ class CircuitMeasurer:
 
     def shard(self, number: int) -> dict[str, int]:
         """Measure and commit shard `number` unless it is committed; return the counts for the progress display."""
-        first = number * FEATURES_A_SHARD
-        own = self.job.features[first : first + FEATURES_A_SHARD]
-        if not self.run.committed(number):
-            frame = self._measure(own)
-            self.run.commit_shard(
-                number, lambda path: commit.write_frame(path, frame), start=first, stop=first + len(own)
-            )
-        return {"features": len(own)}
+        return commit_shard(self.run, number, self.job.features, self._measure)
 
     def _measure(self, features: tuple[int, ...]) -> pl.DataFrame:
         import torch
@@ -85,25 +78,16 @@ class CircuitMeasurer:
 
         job, model, sae = self.job, self.context.model, self.context.sae
         density = torch.from_numpy(job.density.astype(np.float64))
-        cells = [self.cells.of(feature) for feature in features]
-        chosen = [set(own.tolist()) for own in cells]
         directions = [
             draw_directions(sae.W_dec, feature, density, n_nulls=job.n_nulls, seed=job.seed) for feature in features
         ]
         sums = [LaterSums(self.later_sae.config.n_features, 1 + 2 * job.n_nulls) for _ in features]
-        for block in self.context.blocks(np.unique(np.concatenate(cells))):
-            for i, cell_idx in enumerate(block.cells.tolist()):
-                cell = LaterCodes(
-                    model,
-                    block.tokens.cells(i, i + 1),
-                    sae,
-                    self.context.site,
-                    later_sae=self.later_sae,
-                    later_site=job.later_site,
-                )
-                for j, feature in enumerate(features):
-                    if cell_idx in chosen[j]:
-                        add_later(sums[j], cell, feature, directions[j], donor=self.cells.donor(cell_idx))
+        for tokens, cell_idx, places in self.cells.each(self.context, features):
+            cell = LaterCodes(
+                model, tokens, sae, self.context.site, later_sae=self.later_sae, later_site=job.later_site
+            )
+            for j in places:
+                add_later(sums[j], cell, features[j], directions[j], donor=self.cells.donor(cell_idx))
         return draws_frame(features, [own.mean(min_cells=MIN_CELLS) for own in sums], job.n_nulls)
 
 

@@ -3,13 +3,10 @@
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
 import feature_store.effects.nulls as nulls_module
 import sae_core.effects.cell_at_site as cell_module
 import sae_core.effects.directions as directions_module
 import sae_core.effects.later_codes as later_module
-from feature_store.codes import CodesRun, panel_firing
 from feature_store.errors import OutdatedRunError
 from feature_store.query.runs import RunChain, resolve_run
 from feature_store.storage import commit
@@ -17,16 +14,27 @@ from feature_store.storage.layout import Layout
 from feature_store.storage.plans import ActivationsPlan, CircuitPlan, SAEPlan, constants_of
 from pipelines.circuit import actors as actors_module
 from pipelines.circuit import tables as tables_module
+from pipelines.circuit.actors import CircuitJob
 from pipelines.config import CircuitOptions
 from pipelines.effects import cells as cells_module
-from pipelines.effects.chain import chain_behind, measured_features, paths_of
+from pipelines.effects import shards as shards_module
+from pipelines.effects.chain import chain_behind, firing_of, measured_features, paths_of
 from pipelines.effects.request import nulls_of_each
 from pipelines.errors import UsageError
-from pipelines.steering.context import SteeringContext, SteeringPaths
+from pipelines.steering.context import SteeringContext
 from sae_core.effects import check_order
 from sae_core.scfm import Site
 
-_MODULES = (nulls_module, cell_module, directions_module, later_module, actors_module, cells_module, tables_module)
+_MODULES = (
+    nulls_module,
+    cell_module,
+    directions_module,
+    later_module,
+    actors_module,
+    cells_module,
+    shards_module,
+    tables_module,
+)
 """Those whose constants the content depends on."""
 
 
@@ -118,18 +126,26 @@ class CircuitRequest:
             constants=constants_of(_MODULES),
         )
 
-    def paths(self) -> SteeringPaths:
-        """The paths at which actors find model, data and the earlier SAE."""
-        return paths_of(self.chain, "circuit", num_gpus=self.options.num_gpus)
+    def job(self, draws: str) -> CircuitJob:
+        """What actors need to write the draws. ConfigError unless the second SAE reads a later site than the first."""
+        self._check_order()
+        return CircuitJob(
+            paths=paths_of(self.chain, "circuit", num_gpus=self.options.num_gpus),
+            later_sae=str(self.layout.saes_dir(self.later).resolve()),
+            later_site=self.later_plan.site,
+            run=draws,
+            codes=str(self.layout.codes_dir(self.chain.associations.codes).resolve()),
+            features=self.measured,
+            density=firing_of(self.chain),
+            cells=self.options.cells,
+            n_nulls=self.n_nulls,
+            seed=self.options.seed,
+        )
 
-    def check_order(self) -> None:
+    def _check_order(self) -> None:
         """Raise ConfigError unless the second SAE reads a later site than the first; this loads the model."""
         context = SteeringContext(paths_of(self.chain, "circuit", num_gpus=0))
         check_order(context.model, context.site, self.later_plan.site)
-
-    def density(self) -> np.ndarray:
-        """In how many cells of the panel each earlier feature fires [n_features]."""
-        return panel_firing(CodesRun.open(self.layout.codes_dir(self.chain.associations.codes)))
 
 
 def newest_later(layout: Layout, chain: RunChain) -> str:

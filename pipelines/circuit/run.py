@@ -6,7 +6,6 @@ feature_module/    the modules of features, a row for each member
 module_gene_set/   the gene sets of modules
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,12 @@ import polars as pl
 from feature_store.query.runs import newest_run_of
 from feature_store.storage import commit
 from feature_store.storage.layout import CIRCUIT_TABLES, Layout
-from pipelines.circuit.actors import FEATURES_A_SHARD, CircuitJob, CircuitMeasurer
+from pipelines.circuit.actors import CircuitMeasurer
 from pipelines.circuit.request import CircuitRequest
 from pipelines.circuit.tables import Q, gene_sets_frame, modules_frame, write_edges
 from pipelines.config import CircuitOptions
+from pipelines.effects.shards import measure_features
 from pipelines.moved_data import record_new_place
-from pipelines.runtime.actor_pool import do_shards
 from pipelines.runtime.checks import check_before_work
 from pipelines.runtime.stage import Clock, StageResult
 
@@ -38,37 +37,24 @@ def circuit(options: CircuitOptions, store: Path, *, address: str | None = None)
     check_before_work(layout, address=address)
     request = CircuitRequest.of(options, layout)
     record_new_place(layout, request.chain.associations.dataset, options.data)
-    plan = request.plan
-    folder = layout.circuits_dir(plan.id)
-    n_shards = -(-len(request.measured) // FEATURES_A_SHARD)
-    missing = [name for name in CIRCUIT_TABLES if not commit.is_intact(folder / name)]
-    pending: list[int] = []
-    if missing:
-        request.check_order()
-        run = commit.Run.create(folder / "draws", plan.table("draws", n_shards=n_shards))
-        job = CircuitJob(
-            paths=request.paths(),
-            later_sae=str(layout.saes_dir(request.later).resolve()),
-            later_site=request.later_plan.site,
-            run=str(run.path.resolve()),
-            codes=str(layout.codes_dir(request.chain.associations.codes).resolve()),
-            features=request.measured,
-            density=request.density(),
-            cells=options.cells,
-            n_nulls=request.n_nulls,
-            seed=options.seed,
-        )
-        with commit.exclusive(folder):
-            if pending := run.pending():
-                do_shards(CircuitMeasurer, job, pending, options, title="circuit", note=_done, address=address)
-            run.finalize()
-            _write_tables(request, folder, run, n_shards)
+    folder = layout.circuits_dir(request.plan.id)
+    done, reused = measure_features(
+        CircuitMeasurer,
+        request.job,
+        lambda draws, n_shards: _write_tables(request, folder, draws, n_shards),
+        folder=folder,
+        plan=request.plan,
+        features=request.measured,
+        tables=CIRCUIT_TABLES,
+        options=options,
+        address=address,
+    )
     return StageResult(
         kind="circuits",
         run=folder.name,
         path=folder,
-        done=len(pending) + len(missing),
-        reused=n_shards + len(CIRCUIT_TABLES) - len(pending) - len(missing),
+        done=done,
+        reused=reused,
         seconds=clock.seconds,
         facts=_facts(request, folder),
     )
@@ -123,7 +109,3 @@ def _facts(request: CircuitRequest, folder: Path) -> dict[str, object]:
         f"{strong['to_feature_id'].n_unique()}",
         "modules": modules["module"].n_unique(),
     }
-
-
-def _done(total: Mapping[str, int], seconds: float) -> str:
-    return f"{total['features']} features, {total['features'] / max(seconds, 1e-9):.2f} a second"

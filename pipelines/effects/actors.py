@@ -15,6 +15,7 @@ import polars as pl
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout, as_path
 from pipelines.effects.cells import MIN_CELLS, FeatureCells
+from pipelines.effects.shards import commit_shard
 from pipelines.steering.context import SteeringContext, SteeringPaths
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     from sae_core.effects import FeatureEffect
 
-FEATURES_A_SHARD = 8
 NULLS = ("random", "mixture")
 """Columns of the draws of `sae_core.effects.Directions`."""
 
@@ -36,7 +36,7 @@ class EffectsJob:
         run: the folder of the run of draws.
         codes: the folder of the codes.
         features: the measured features; a shard is FEATURES_A_SHARD of them.
-        p99: the 99th percentile of each measured feature.
+        p99: the 99th percentile of each feature of the SAE [n_features].
         density: in how many cells each feature of the SAE fires [n_features].
         cells: cells of each feature.
         n_nulls, seed: of the plan.
@@ -65,35 +65,25 @@ class EffectsMeasurer:
 
     def shard(self, number: int) -> dict[str, int]:
         """Measure and commit shard `number` unless it is committed; return the counts for the progress display."""
-        first = number * FEATURES_A_SHARD
-        own = self.job.features[first : first + FEATURES_A_SHARD]
-        if not self.run.committed(number):
-            frame = self._measure(own, self.job.p99[first : first + FEATURES_A_SHARD])
-            self.run.commit_shard(
-                number, lambda path: commit.write_frame(path, frame), start=first, stop=first + len(own)
-            )
-        return {"features": len(own)}
+        return commit_shard(self.run, number, self.job.features, self._measure)
 
-    def _measure(self, features: tuple[int, ...], p99: tuple[float, ...]) -> pl.DataFrame:
+    def _measure(self, features: tuple[int, ...]) -> pl.DataFrame:
         import torch
 
         from sae_core.effects import EffectSums, HiddenGenes, add_cell, draw_directions
 
         job, model, sae = self.job, self.context.model, self.context.sae
         density = torch.from_numpy(job.density.astype(np.float64))
-        cells = [self.cells.of(feature) for feature in features]
         directions = [
             draw_directions(sae.W_dec, feature, density, n_nulls=job.n_nulls, seed=job.seed) for feature in features
         ]
-        chosen = [set(own.tolist()) for own in cells]
         sums = [EffectSums(len(model.vocabulary), 1 + 2 * job.n_nulls) for _ in features]
-        for block in self.context.blocks(np.unique(np.concatenate(cells))):
-            for i, cell_idx in enumerate(block.cells.tolist()):
-                cell = HiddenGenes(model, block.tokens.cells(i, i + 1), sae, self.context.site, seed=job.seed)
-                donor = self.cells.donor(cell_idx)
-                for j, feature in enumerate(features):
-                    if cell_idx in chosen[j]:
-                        add_cell(sums[j], cell, feature, directions[j], boosted=p99[j], donor=donor)
+        for tokens, cell_idx, places in self.cells.each(self.context, features):
+            cell = HiddenGenes(model, tokens, sae, self.context.site, seed=job.seed)
+            donor = self.cells.donor(cell_idx)
+            for j in places:
+                boosted = job.p99[features[j]]
+                add_cell(sums[j], cell, features[j], directions[j], boosted=boosted, donor=donor)
         return draws_frame(features, [own.mean() for own in sums], job.n_nulls)
 
 

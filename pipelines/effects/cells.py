@@ -1,12 +1,17 @@
 """The cells in which a feature is measured."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from feature_store.cells import read_panel_cells
 from feature_store.codes import CodesRun, load_feature_codes
-from pipelines.steering.context import Cells
+from pipelines.steering.context import Cells, SteeringContext
+
+if TYPE_CHECKING:
+    from sae_core.scfm import Tokens
 
 MIN_CELLS = 5
 """Least number of cells of a mean; of fewer, it says nothing."""
@@ -46,6 +51,15 @@ class FeatureCells:
         for one in np.unique(donor):
             turn[donor == one] = np.arange((donor == one).sum())
         return np.sort(self._panel[order[np.argsort(turn, kind="stable")][: self._n_cells]])
+
+    def each(self, context: SteeringContext, features: Sequence[int]) -> "Iterator[tuple[Tokens, int, list[int]]]":
+        """Every cell of some features once: its tokens, its cell_idx, and the places of the features that have it."""
+        cells = [self.of(feature) for feature in features]
+        chosen = [set(own.tolist()) for own in cells]
+        for block in context.blocks(np.unique(np.concatenate(cells))):
+            for i, cell_idx in enumerate(block.cells.tolist()):
+                places = [j for j in range(len(features)) if cell_idx in chosen[j]]
+                yield block.tokens.cells(i, i + 1), cell_idx, places
 
     def donor(self, cell_idx: int) -> int:
         """The number of the donor of a cell."""

@@ -3,10 +3,12 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from feature_store.cells import read_panel_cells
-from feature_store.codes import CodesRun
+from feature_store.codes import CodesRun, panel_firing
 from feature_store.query.runs import RunChain, newest_run_of, resolve_run
 from feature_store.storage.layout import Layout
 from pipelines.errors import UsageError
@@ -103,3 +105,8 @@ def gene_symbols(chain: RunChain) -> pl.DataFrame:
     codes = CodesRun.open(chain.layout.codes_dir(chain.associations.codes))
     genes = load_token_of_gene(chain.layout, codes).drop_nulls("gene_id").select("symbol", "gene_id")
     return genes.unique("gene_id", keep="first").sort("gene_id").with_columns(pl.col("gene_id").cast(pl.Int32))
+
+
+def firing_of(chain: RunChain) -> npt.NDArray[np.int64]:
+    """In how many cells of the panel each feature fires [n_features]."""
+    return panel_firing(CodesRun.open(chain.layout.codes_dir(chain.associations.codes)))

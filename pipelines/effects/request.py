@@ -2,13 +2,11 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 import polars as pl
 
 import feature_store.effects.nulls as nulls_module
 import sae_core.effects.by_gene as by_gene_module
 import sae_core.effects.directions as directions_module
-from feature_store.codes import CodesRun, panel_firing
 from feature_store.query.runs import RunChain
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
@@ -16,12 +14,14 @@ from feature_store.storage.plans import EffectsPlan, constants_of
 from pipelines.config import EffectsOptions
 from pipelines.effects import actors as actors_module
 from pipelines.effects import cells as cells_module
+from pipelines.effects import shards as shards_module
 from pipelines.effects import tables as tables_module
-from pipelines.effects.chain import chain_behind, first_cells, measured_features, paths_of
-from pipelines.steering.context import SteeringContext, SteeringPaths
+from pipelines.effects.actors import EffectsJob
+from pipelines.effects.chain import chain_behind, firing_of, first_cells, measured_features, paths_of
+from pipelines.steering.context import SteeringContext
 from sae_core.effects import HiddenGenes
 
-_MODULES = (nulls_module, by_gene_module, directions_module, actors_module, cells_module, tables_module)
+_MODULES = (nulls_module, by_gene_module, directions_module, actors_module, cells_module, shards_module, tables_module)
 """Those whose constants the content depends on."""
 MIN_NULLS, NULLS_IN_ALL = 4, 100
 """Directions of each null: least number for a feature, and for all features together."""
@@ -90,11 +90,22 @@ class EffectsRequest:
             constants=constants_of(_MODULES),
         )
 
-    def paths(self) -> SteeringPaths:
-        """The paths at which actors find model, data and SAE."""
-        return paths_of(self.chain, "effects", num_gpus=self.options.num_gpus)
+    def job(self, draws: str) -> EffectsJob:
+        """What actors need to write the draws. ConfigError if the model has no head that predicts hidden genes."""
+        self._check_head()
+        return EffectsJob(
+            paths=paths_of(self.chain, "effects", num_gpus=self.options.num_gpus),
+            run=draws,
+            codes=str(self.layout.codes_dir(self.chain.associations.codes).resolve()),
+            features=self.measured,
+            p99=tuple(self.features["p99"].fill_null(0.0).to_list()),
+            density=firing_of(self.chain),
+            cells=self.options.cells,
+            n_nulls=self.n_nulls,
+            seed=self.options.seed,
+        )
 
-    def check_head(self) -> None:
+    def _check_head(self) -> None:
         """Raise ConfigError if the model has no head that predicts hidden genes, by asking it for those of one cell."""
         # the driver may have no GPU
         context = SteeringContext(paths_of(self.chain, "effects", num_gpus=0))
@@ -103,10 +114,6 @@ class EffectsRequest:
             if len(cell.gene_id):
                 cell.answers(cell.x[None])
                 return
-
-    def density(self) -> np.ndarray:
-        """In how many cells of the panel each feature fires [n_features]."""
-        return panel_firing(CodesRun.open(self.layout.codes_dir(self.chain.associations.codes)))
 
 
 def nulls_of_each(n_features: int) -> int:

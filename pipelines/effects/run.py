@@ -5,22 +5,20 @@ feature_effect/           a row for each feature, intervention and gene, with z,
 feature_effect_summary/   a row for each feature and intervention
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from feature_store.storage import commit
 from feature_store.storage.layout import EFFECT_TABLES, Layout
 from pipelines.config import EffectsOptions
-from pipelines.effects.actors import FEATURES_A_SHARD, EffectsJob, EffectsMeasurer
+from pipelines.effects.actors import EffectsMeasurer
 from pipelines.effects.chain import gene_symbols
 from pipelines.effects.request import EffectsRequest
+from pipelines.effects.shards import measure_features, median
 from pipelines.effects.tables import draws_of, summary_frame, write_effects
 from pipelines.moved_data import record_new_place
-from pipelines.runtime.actor_pool import do_shards
 from pipelines.runtime.checks import check_before_work
 from pipelines.runtime.stage import Clock, StageResult
 from sae_core.effects import INTERVENTIONS
@@ -39,38 +37,25 @@ def effects(options: EffectsOptions, store: Path, *, address: str | None = None)
     check_before_work(layout, address=address)
     request = EffectsRequest.of(options, layout)
     record_new_place(layout, request.chain.associations.dataset, options.data)
-    plan = request.plan
-    folder = layout.effects_dir(plan.id)
-    n_shards = -(-len(request.measured) // FEATURES_A_SHARD)
-    missing = [name for name in EFFECT_TABLES if not commit.is_intact(folder / name)]
-    pending: list[int] = []
-    if missing:
-        p99 = request.features["p99"].fill_null(0.0).to_list()
-        request.check_head()
-        run = commit.Run.create(folder / "draws", plan.table("draws", n_shards=n_shards))
-        job = EffectsJob(
-            paths=request.paths(),
-            run=str(run.path.resolve()),
-            codes=str(layout.codes_dir(request.chain.associations.codes).resolve()),
-            features=request.measured,
-            p99=tuple(p99[feature] for feature in request.measured),
-            density=request.density(),
-            cells=options.cells,
-            n_nulls=request.n_nulls,
-            seed=options.seed,
-        )
-        with commit.exclusive(folder):
-            if pending := run.pending():
-                do_shards(EffectsMeasurer, job, pending, options, title="effects", note=_done, address=address)
-            run.finalize()
-            _write_tables(request, folder, run, n_shards)
+    folder = layout.effects_dir(request.plan.id)
+    done, reused = measure_features(
+        EffectsMeasurer,
+        request.job,
+        lambda draws, n_shards: _write_tables(request, folder, draws, n_shards),
+        folder=folder,
+        plan=request.plan,
+        features=request.measured,
+        tables=EFFECT_TABLES,
+        options=options,
+        address=address,
+    )
     summary = commit.read_table(folder / "feature_effect_summary")
     return StageResult(
         kind="effects",
         run=folder.name,
         path=folder,
-        done=len(pending) + len(missing),
-        reused=n_shards + len(EFFECT_TABLES) - len(pending) - len(missing),
+        done=done,
+        reused=reused,
         seconds=clock.seconds,
         facts=_facts(request, summary),
     )
@@ -102,19 +87,10 @@ def _facts(request: EffectsRequest, summary: pl.DataFrame) -> dict[str, object]:
         n = own.filter(pl.col("n_up") + pl.col("n_down") > 0).height
         facts[f"{intervention}: change a gene"] = f"{n} features at q <= 0.05 on test cells"
         own_genes, nulls, direct = (
-            _median(own[name]) for name in ("specificity", "specificity_null", "direct_spearman")
+            median(own[name]) for name in ("specificity", "specificity_null", "direct_spearman")
         )
         if own_genes is not None:
             facts[f"{intervention}: own genes against others"] = f"{own_genes:.2f} times, nulls {nulls:.2f} (medians)"
         if direct is not None:
             facts[f"{intervention}: direct path"] = f"rank correlation {direct:.2f} with the effect (median)"
     return facts
-
-
-def _median(values: pl.Series) -> float | None:
-    known = values.drop_nulls().to_numpy()
-    return float(np.median(known)) if len(known) else None
-
-
-def _done(total: Mapping[str, int], seconds: float) -> str:
-    return f"{total['features']} features, {total['features'] / max(seconds, 1e-9):.2f} a second"

@@ -10,21 +10,19 @@ numbers a gene.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import polars as pl
 
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout, as_path
 from pipelines.effects.cells import MIN_CELLS, FeatureCells
-from pipelines.steering.context import Cells, SteeringContext, SteeringPaths
+from pipelines.effects.shards import commit_shard
+from pipelines.steering.context import SteeringContext, SteeringPaths
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from sae_core.effects import CellGenes, FeatureInputs, GeneMeans
-    from sae_core.scfm import Tokens
 
-FEATURES_A_SHARD = 8
 DRAWS_SCHEMA: dict[str, pl.DataType] = {
     "feature_id": pl.Int32(),
     "gene_id": pl.Int32(),
@@ -78,14 +76,7 @@ class InputsMeasurer:
 
     def shard(self, number: int) -> dict[str, int]:
         """Measure and commit shard `number` unless it is committed; return the counts for the progress display."""
-        first = number * FEATURES_A_SHARD
-        own = self.job.features[first : first + FEATURES_A_SHARD]
-        if not self.run.committed(number):
-            frame = self._measure(own)
-            self.run.commit_shard(
-                number, lambda path: commit.write_frame(path, frame), start=first, stop=first + len(own)
-            )
-        return {"features": len(own)}
+        return commit_shard(self.run, number, self.job.features, self._measure)
 
     def _measure(self, features: tuple[int, ...]) -> pl.DataFrame:
         from sae_core.effects import CellInputs, InputSums, add_cell_inputs, choose_genes
@@ -105,12 +96,10 @@ class InputsMeasurer:
         ]
         sums = [InputSums(own) for own in genes]
 
-        def leave_out(tokens: "Tokens", cell_idx: int, chosen: list[int]) -> None:
-            if chosen := [j for j in chosen if genes[j].n_candidates]:
+        for tokens, cell_idx, places in self.cells["test"].each(context, features):
+            if chosen := [j for j in places if genes[j].n_candidates]:
                 cell = CellInputs(context.model, tokens, context.sae, context.site, [features[j] for j in chosen])
                 add_cell_inputs([sums[j] for j in chosen], cell, donor=self.cells["test"].donor(cell_idx))
-
-        self._each_cell(features, "test", leave_out)
         return draws_frame(features, [own.mean() for own in sums])
 
     def _attributions(self, features: tuple[int, ...]) -> "list[GeneMeans]":
@@ -120,14 +109,12 @@ class InputsMeasurer:
         context = self.context
         means = [GeneMeans(len(context.model.vocabulary)) for _ in features]
 
-        def add(tokens: "Tokens", _: int, chosen: list[int]) -> None:
-            cell = CellInputs(context.model, tokens, context.sae, context.site, [features[j] for j in chosen])
+        for tokens, _, places in self.cells["select"].each(context, features):
+            cell = CellInputs(context.model, tokens, context.sae, context.site, [features[j] for j in places])
             found, is_gene = cell.attributions().double().numpy(), ~tokens.is_special
-            for j, total, own in zip(chosen, cell.total.tolist(), found, strict=True):
+            for j, total, own in zip(places, cell.total.tolist(), found, strict=True):
                 if total > 0:
                     means[j].add(tokens.gene_id[is_gene], own[is_gene])
-
-        self._each_cell(features, "select", add)
         return means
 
     def _test_cells(self, features: tuple[int, ...]) -> "list[CellGenes]":
@@ -136,23 +123,10 @@ class InputsMeasurer:
 
         cells = [CellGenes(len(self.context.model.vocabulary)) for _ in features]
 
-        def add(tokens: "Tokens", _: int, chosen: list[int]) -> None:
-            for j in chosen:
+        for tokens, _, places in self.cells["test"].each(self.context, features):
+            for j in places:
                 cells[j].add(tokens)
-
-        self._each_cell(features, "test", add)
         return cells
-
-    def _each_cell(
-        self, features: tuple[int, ...], split: str, body: "Callable[[Tokens, int, list[int]], None]"
-    ) -> None:
-        """Call `body` with the tokens of each cell, its cell_idx, and the places of the features that have the cell."""
-        cells: list[Cells] = [self.cells[split].of(feature) for feature in features]
-        chosen = [set(own.tolist()) for own in cells]
-        for block in self.context.blocks(np.unique(np.concatenate(cells))):
-            for i, cell_idx in enumerate(block.cells.tolist()):
-                of = [j for j in range(len(features)) if cell_idx in chosen[j]]
-                body(block.tokens.cells(i, i + 1), cell_idx, of)
 
 
 def draws_frame(features: tuple[int, ...], found: "Sequence[FeatureInputs]") -> pl.DataFrame:

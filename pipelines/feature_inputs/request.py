@@ -11,13 +11,15 @@ from feature_store.storage.layout import Layout
 from feature_store.storage.plans import InputsPlan, constants_of
 from pipelines.config import InputsOptions
 from pipelines.effects import cells as cells_module
+from pipelines.effects import shards as shards_module
 from pipelines.effects.chain import chain_behind, first_cells, measured_features, paths_of
 from pipelines.feature_inputs import actors as actors_module
 from pipelines.feature_inputs import tables as tables_module
-from pipelines.steering.context import SteeringContext, SteeringPaths
+from pipelines.feature_inputs.actors import InputsJob
+from pipelines.steering.context import SteeringContext
 from sae_core.effects import CellInputs
 
-_MODULES = (matched_module, candidates_module, inputs_module, actors_module, cells_module, tables_module)
+_MODULES = (matched_module, candidates_module, inputs_module, actors_module, cells_module, shards_module, tables_module)
 """Those whose constants the content depends on."""
 MIN_NULLS, NULLS_IN_ALL = 4, 500
 """Null genes: least number for a gene, and for all genes of all features together."""
@@ -84,11 +86,21 @@ class InputsRequest:
             constants=constants_of(_MODULES),
         )
 
-    def paths(self) -> SteeringPaths:
-        """The paths at which actors find model, data and SAE."""
-        return paths_of(self.chain, "inputs", num_gpus=self.options.num_gpus)
+    def job(self, draws: str) -> InputsJob:
+        """What actors need to write the draws. ConfigError if the model passes no gradient to the site."""
+        self._check_gradient()
+        return InputsJob(
+            paths=paths_of(self.chain, "inputs", num_gpus=self.options.num_gpus),
+            run=draws,
+            codes=str(self.layout.codes_dir(self.chain.associations.codes).resolve()),
+            features=self.measured,
+            cells=self.options.cells,
+            genes=self.options.genes,
+            n_nulls=self.n_nulls,
+            seed=self.options.seed,
+        )
 
-    def check_gradient(self) -> None:
+    def _check_gradient(self) -> None:
         """Raise ConfigError if the model passes no gradient from its embedding to the site, by trying one cell."""
         # the driver may have no GPU
         context = SteeringContext(paths_of(self.chain, "inputs", num_gpus=0))

@@ -14,12 +14,14 @@ from scipy.stats import false_discovery_control, hypergeom, permutation_test
 from feature_store import FeatureStore
 from feature_store.storage import commit
 from feature_store.storage.layout import CIRCUIT_TABLES, Layout
-from pipelines.circuit import circuit, run
+from pipelines.circuit import circuit
 from pipelines.circuit.actors import across_donors
 from pipelines.circuit.request import CircuitRequest
 from pipelines.circuit.tables import EDGES_KEPT, Q, gene_sets_frame, modules_frame
 from pipelines.config import CircuitOptions
+from pipelines.effects import shards
 from pipelines.effects.cells import FeatureCells
+from pipelines.effects.chain import paths_of
 from pipelines.errors import UsageError
 from pipelines.extract import extract
 from pipelines.inputs import load_stored_sae
@@ -66,7 +68,7 @@ def test_the_effect_is_the_mean_over_cells_of_single_patched_passes(two_layers, 
     layout, edges = Layout(store), table(whole)
     feature = int(edges["from_feature_id"].mode()[0])
     request = CircuitRequest.of(options, layout)
-    context = SteeringContext(request.paths())
+    context = SteeringContext(paths_of(request.chain, "circuit", num_gpus=0))
     later = load_stored_sae(layout.saes_dir(later_run))
     chain = request.chain.associations
     drawn = FeatureCells(layout.codes_dir(chain.codes), layout.cells_dir(chain.dataset), n_cells=CELLS, seed=0)
@@ -130,16 +132,16 @@ def test_a_run_that_was_interrupted_resumes_to_the_same_bytes(two_layers, whole,
     store = shutil.copytree(two_layers[0], tmp_path / "store")
     shutil.rmtree(Layout(store).kind_dir("circuits"))
     shutil.rmtree(store / "commits")
-    do_shards = run.do_shards
+    do_shards = shards.do_shards
 
     def half(worker, job, pending, *args, **options):
         do_shards(worker, job, pending[: len(pending) // 2], *args, **options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "do_shards", half)
+    monkeypatch.setattr(shards, "do_shards", half)
     with pytest.raises(KeyboardInterrupt):
         circuit(options, store)
-    monkeypatch.setattr(run, "do_shards", do_shards)
+    monkeypatch.setattr(shards, "do_shards", do_shards)
     result = circuit(options, store)
     assert result.run == whole.run
     for name in ("draws", *CIRCUIT_TABLES):
@@ -152,7 +154,7 @@ def test_without_names_the_newest_associations_and_the_newest_later_sae_are_take
     request = CircuitRequest.of(CircuitOptions(), Layout(store))
     assert (request.chain.associations.sae, request.later) == (earlier, later)
     # a message about data that moved names it
-    assert request.paths().stage == "circuit"
+    assert request.job("draws").paths.stage == "circuit"
     with pytest.raises(
         UsageError, match=r"no SAE of a later layer of tiny than layer\.1.*scsae extract DATA --layer N"
     ):

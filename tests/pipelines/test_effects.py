@@ -16,7 +16,8 @@ from feature_store.storage import commit
 from feature_store.storage.layout import EFFECT_TABLES, Layout
 from pipelines.config import EffectsOptions
 from pipelines.effects import cells as effect_cells
-from pipelines.effects import effects, run
+from pipelines.effects import effects, shards
+from pipelines.effects.chain import paths_of
 from pipelines.effects.request import EffectsRequest
 from pipelines.errors import UsageError
 from pipelines.steering.context import SteeringContext
@@ -54,7 +55,7 @@ def test_the_effect_is_the_mean_over_cells_of_single_steered_forwards(whole, opt
     feature = int(found["feature_id"].mode()[0])
     layout = Layout(store)
     request = EffectsRequest.of(options, layout)
-    context = SteeringContext(request.paths())
+    context = SteeringContext(paths_of(request.chain, "effects", num_gpus=0))
     codes = CodesRun.open(layout.codes_dir(request.chain.associations.codes))
     cells = read_panel_cells(layout.cells_dir(request.chain.associations.dataset)).filter(split="test")
     index = cells["cell_idx"].sort().to_numpy()
@@ -119,16 +120,16 @@ def test_a_second_call_makes_nothing_and_sql_reads_the_tables(whole, options):
 @pytest.mark.slow
 def test_a_run_that_was_interrupted_resumes_to_the_same_bytes(whole, chain, options, tmp_path, monkeypatch):
     store = shutil.copytree(chain.store, tmp_path / "store")
-    do_shards = run.do_shards
+    do_shards = shards.do_shards
 
     def half(worker, job, pending, *args, **options):
         do_shards(worker, job, pending[: len(pending) // 2], *args, **options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "do_shards", half)
+    monkeypatch.setattr(shards, "do_shards", half)
     with pytest.raises(KeyboardInterrupt):
         effects(options, store)
-    monkeypatch.setattr(run, "do_shards", do_shards)
+    monkeypatch.setattr(shards, "do_shards", do_shards)
     result = effects(options, store)
     assert result.run == whole[1].run
     for name in ("draws", *EFFECT_TABLES):

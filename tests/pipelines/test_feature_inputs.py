@@ -16,8 +16,10 @@ from feature_store.storage import commit
 from feature_store.storage.layout import INPUT_TABLES, Layout
 from pipelines.config import InputsOptions
 from pipelines.effects import cells as effect_cells
+from pipelines.effects import shards
+from pipelines.effects.chain import paths_of
 from pipelines.errors import UsageError
-from pipelines.feature_inputs import inputs, run
+from pipelines.feature_inputs import inputs
 from pipelines.feature_inputs.request import InputsRequest
 from pipelines.steering.context import SteeringContext
 from sae_core.errors import ConfigError
@@ -70,7 +72,7 @@ def test_changes_are_means_over_cells_of_single_forwards_without_the_token(whole
     feature = int(found["feature_id"].mode()[0])
     layout = Layout(store)
     request = InputsRequest.of(options, layout)
-    context = SteeringContext(request.paths())
+    context = SteeringContext(paths_of(request.chain, "inputs", num_gpus=0))
     codes = CodesRun.open(layout.codes_dir(request.chain.associations.codes))
     cells = read_panel_cells(layout.cells_dir(request.chain.associations.dataset)).filter(split="test")
     index = cells["cell_idx"].sort().to_numpy()
@@ -153,16 +155,16 @@ def test_a_second_call_makes_nothing_and_sql_reads_the_tables(whole, options):
 @pytest.mark.slow
 def test_a_run_that_was_interrupted_resumes_to_the_same_bytes(whole, chain, options, tmp_path, monkeypatch):
     store = shutil.copytree(chain.store, tmp_path / "store")
-    do_shards = run.do_shards
+    do_shards = shards.do_shards
 
     def half(worker, job, pending, *args, **options):
         do_shards(worker, job, pending[: len(pending) // 2], *args, **options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "do_shards", half)
+    monkeypatch.setattr(shards, "do_shards", half)
     with pytest.raises(KeyboardInterrupt):
         inputs(options, store)
-    monkeypatch.setattr(run, "do_shards", do_shards)
+    monkeypatch.setattr(shards, "do_shards", do_shards)
     result = inputs(options, store)
     assert result.run == whole[1].run
     for name in ("draws", *INPUT_TABLES):
