@@ -380,7 +380,7 @@ def _effects(layout: Layout, sae: str | None) -> tuple[str, ...]:
 
 def _circuits(layout: Layout, sae: str | None) -> tuple[str, ...]:
     """The complete circuit runs from or to an SAE, newest first; `sae` None: all."""
-    ends = ({"from_sae": sae}, {"to_sae": sae})
+    ends = ({"sae": sae}, {"to_sae": sae})
     found = [info for of in ends for info, _ in _candidates(layout, "circuits", of).current]
     found = sorted(found, key=lambda info: str(info.created), reverse=True)
     return tuple(dict.fromkeys(info.run for info in found))

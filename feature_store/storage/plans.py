@@ -614,81 +614,58 @@ class RangesPlan(AssociationsPlan):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EffectsPlan(Plan):
-    """What features do to the predictions of hidden genes."""
+class FeaturesMeasured:
+    """What the plans of those stages have in common that measure features in the running model."""
+
+    control_of: str | None
+    associations: str
+    associations_manifest: str
+    sae: str
+    """The SAE of the features."""
+    site: str
+    """The site that it reads."""
+    dataset: str
+    features: tuple[int, ...]
+    """The measured features, ascending."""
+    cells: int
+    """Cells of each feature, of each split that is used."""
+    n_nulls: int
+    """Null draws of each kind for each feature, or for each of its genes."""
+    seed: int
+    constants: Mapping[str, Any]
+    """Those of the modules that draw, measure and score."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EffectsPlan(FeaturesMeasured, Plan):
+    """What features do to the predictions of hidden genes; the nulls are directions."""
 
     stage = "effects"
     version = 1
 
-    control_of: str | None
-    associations: str
-    associations_manifest: str
-    sae: str
-    dataset: str
-    site: str
-    features: tuple[int, ...]
-    """The measured features, ascending."""
-    cells: int
-    """Cells of each feature."""
-    n_nulls: int
-    """Directions of each null for each feature."""
-    seed: int
-    constants: Mapping[str, Any]
-    """Those of the modules that draw, measure and score."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class CircuitPlan(Plan):
-    """Which features of a later SAE change when a feature of an earlier one is ablated."""
+class CircuitPlan(FeaturesMeasured, Plan):
+    """Which features of a later SAE change when a feature of an earlier one is ablated; the nulls are directions."""
 
     stage = "circuit"
     version = 1
 
-    control_of: str | None
-    associations: str
-    """Those of the earlier SAE."""
-    associations_manifest: str
-    from_sae: str
-    from_site: str
     to_sae: str
+    """The later SAE."""
     to_sae_manifest: str
     to_site: str
-    dataset: str
-    features: tuple[int, ...]
-    """The earlier features that are ablated, ascending."""
-    cells: int
-    """Cells of each of them."""
-    n_nulls: int
-    """Directions of each null for each of them."""
-    seed: int
-    constants: Mapping[str, Any]
-    """Those of the modules that draw, measure and score."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputsPlan(Plan):
-    """What the genes of cells do to features."""
+class InputsPlan(FeaturesMeasured, Plan):
+    """What the genes of cells do to features; the nulls are other genes."""
 
     stage = "inputs"
     version = 1
 
-    control_of: str | None
-    associations: str
-    associations_manifest: str
-    sae: str
-    dataset: str
-    site: str
-    features: tuple[int, ...]
-    """The measured features, ascending."""
-    cells: int
-    """Cells of each feature on either split."""
     n_genes: int
     """Genes of each feature that are tested."""
-    n_nulls: int
-    """Null genes for each of these."""
-    seed: int
-    constants: Mapping[str, Any]
-    """Those of the modules that choose, measure and score."""
 
 
 @dataclass(frozen=True, kw_only=True)

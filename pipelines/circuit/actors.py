@@ -17,9 +17,9 @@ from feature_store.storage import commit
 from feature_store.storage.layout import Layout, as_path
 from pipelines.effects.actors import NULLS
 from pipelines.effects.cells import MIN_CELLS, FeatureCells
-from pipelines.effects.shards import commit_shard
+from pipelines.effects.shards import FeaturesJob, commit_shard
 from pipelines.inputs import load_stored_sae
-from pipelines.steering.context import SteeringContext, SteeringPaths
+from pipelines.steering.context import SteeringContext
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,30 +30,17 @@ INTERVENTION = "ablate"
 
 
 @dataclass(frozen=True, kw_only=True)
-class CircuitJob:
-    """Everything an actor needs to measure any shard, as plain values.
+class CircuitJob(FeaturesJob):
+    """A job of a circuit; its SAE is the earlier one.
 
     Attributes:
-        paths: model, data and the earlier SAE.
         later_sae, later_site: the folder of the later SAE, and its site.
-        run: the folder of the run of draws.
-        codes: the folder of the codes of the earlier SAE.
-        features: the measured features; a shard is FEATURES_A_SHARD of them.
         density: in how many cells each feature of the earlier SAE fires [n_features].
-        cells: cells of each feature.
-        n_nulls, seed: of the plan.
     """
 
-    paths: SteeringPaths
     later_sae: str
     later_site: str
-    run: str
-    codes: str
-    features: tuple[int, ...]
     density: npt.NDArray[np.int64]
-    cells: int
-    n_nulls: int
-    seed: int
 
 
 class CircuitMeasurer:

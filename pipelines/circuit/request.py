@@ -11,14 +11,14 @@ from feature_store.errors import OutdatedRunError
 from feature_store.query.runs import RunChain, resolve_run
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
-from feature_store.storage.plans import ActivationsPlan, CircuitPlan, SAEPlan, constants_of
+from feature_store.storage.plans import ActivationsPlan, CircuitPlan, SAEPlan
 from pipelines.circuit import actors as actors_module
 from pipelines.circuit import tables as tables_module
 from pipelines.circuit.actors import CircuitJob
 from pipelines.config import CircuitOptions
 from pipelines.effects import cells as cells_module
 from pipelines.effects import shards as shards_module
-from pipelines.effects.chain import chain_behind, firing_of, measured_features, paths_of
+from pipelines.effects.chain import FeaturesRequest, chain_behind, firing_of, measured_features, paths_of
 from pipelines.effects.request import nulls_of_each
 from pipelines.errors import UsageError
 from pipelines.steering.context import SteeringContext
@@ -39,25 +39,16 @@ _MODULES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class CircuitRequest:
-    """A checked request.
+class CircuitRequest(FeaturesRequest):
+    """A checked request; the features are those of the earlier SAE.
 
     Attributes:
-        options, layout: as given.
-        chain: the runs that the earlier features descend from.
         later: id of the later SAE.
         later_plan: its plan.
-        measured: the earlier features that are ablated, ascending.
-        n_nulls: directions of each null for each of them.
     """
 
-    options: CircuitOptions
-    layout: Layout
-    chain: RunChain
     later: str
     later_plan: SAEPlan
-    measured: tuple[int, ...]
-    n_nulls: int
 
     @classmethod
     def of(cls, options: CircuitOptions, layout: Layout) -> "CircuitRequest":
@@ -107,39 +98,21 @@ class CircuitRequest:
     @property
     def plan(self) -> CircuitPlan:
         """The plan, which holds all that determines the run."""
-        associations = self.chain.associations
-        run = commit.Run.open(self.layout.associations_dir(self.chain.run) / "features")
         return CircuitPlan(
-            control_of=associations.control_of,
-            associations=self.chain.run,
-            associations_manifest=run.manifest().sha,
-            from_sae=associations.sae,
-            from_site=self.chain.sae.site,
+            **self.plan_fields(_MODULES),
             to_sae=self.later,
             to_sae_manifest=commit.Run.open(self.layout.saes_dir(self.later)).manifest().sha,
             to_site=self.later_plan.site,
-            dataset=associations.dataset,
-            features=self.measured,
-            cells=self.options.cells,
-            n_nulls=self.n_nulls,
-            seed=self.options.seed,
-            constants=constants_of(_MODULES),
         )
 
     def job(self, draws: str) -> CircuitJob:
         """What actors need to write the draws. ConfigError unless the second SAE reads a later site than the first."""
         self._check_order()
         return CircuitJob(
-            paths=paths_of(self.chain, "circuit", num_gpus=self.options.num_gpus),
+            **self.job_fields("circuit", draws),
             later_sae=str(self.layout.saes_dir(self.later).resolve()),
             later_site=self.later_plan.site,
-            run=draws,
-            codes=str(self.layout.codes_dir(self.chain.associations.codes).resolve()),
-            features=self.measured,
             density=firing_of(self.chain),
-            cells=self.options.cells,
-            n_nulls=self.n_nulls,
-            seed=self.options.seed,
         )
 
     def _check_order(self) -> None:

@@ -15,8 +15,8 @@ import polars as pl
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout, as_path
 from pipelines.effects.cells import MIN_CELLS, FeatureCells
-from pipelines.effects.shards import commit_shard
-from pipelines.steering.context import SteeringContext, SteeringPaths
+from pipelines.effects.shards import FeaturesJob, commit_shard
+from pipelines.steering.context import SteeringContext
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,29 +28,16 @@ NULLS = ("random", "mixture")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EffectsJob:
-    """Everything an actor needs to measure any shard, as plain values.
+class EffectsJob(FeaturesJob):
+    """A job of effects.
 
     Attributes:
-        paths: model, data and SAE.
-        run: the folder of the run of draws.
-        codes: the folder of the codes.
-        features: the measured features; a shard is FEATURES_A_SHARD of them.
         p99: the 99th percentile of each feature of the SAE [n_features].
         density: in how many cells each feature of the SAE fires [n_features].
-        cells: cells of each feature.
-        n_nulls, seed: of the plan.
     """
 
-    paths: SteeringPaths
-    run: str
-    codes: str
-    features: tuple[int, ...]
     p99: tuple[float, ...]
     density: npt.NDArray[np.int64]
-    cells: int
-    n_nulls: int
-    seed: int
 
 
 class EffectsMeasurer:

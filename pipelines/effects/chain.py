@@ -1,7 +1,8 @@
 """What stages that run the model behind an SAE share: which associations, which features, and where the model is."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,16 +11,69 @@ import polars as pl
 from feature_store.cells import read_panel_cells
 from feature_store.codes import CodesRun, panel_firing
 from feature_store.query.runs import RunChain, newest_run_of, resolve_run
+from feature_store.storage import commit
 from feature_store.storage.layout import Layout
+from feature_store.storage.plans import constants_of
 from pipelines.errors import UsageError
 from pipelines.inputs import load_token_of_gene, no_model
 from pipelines.steering.context import SteeringContext, SteeringPaths
 from pipelines.steering.request import refuse_other_site
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
+    from pipelines.config import CircuitOptions, EffectsOptions, InputsOptions
     from sae_core.scfm import Tokens
 
 _FIRST_CELLS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesRequest:
+    """A checked request to measure features.
+
+    Attributes:
+        options, layout: as given.
+        chain: the runs that the features descend from.
+        measured: the features that are measured, ascending.
+        n_nulls: null draws of each kind.
+    """
+
+    options: "EffectsOptions | CircuitOptions | InputsOptions"
+    layout: Layout
+    chain: RunChain
+    measured: tuple[int, ...]
+    n_nulls: int
+
+    def plan_fields(self, modules: "Sequence[ModuleType]") -> dict[str, Any]:
+        """The fields of `FeaturesMeasured`; `modules` are those whose constants the content depends on."""
+        associations = self.chain.associations
+        run = commit.Run.open(self.layout.associations_dir(self.chain.run) / "features")
+        return {
+            "control_of": associations.control_of,
+            "associations": self.chain.run,
+            "associations_manifest": run.manifest().sha,
+            "sae": associations.sae,
+            "site": self.chain.sae.site,
+            "dataset": associations.dataset,
+            "features": self.measured,
+            "cells": self.options.cells,
+            "n_nulls": self.n_nulls,
+            "seed": self.options.seed,
+            "constants": constants_of(modules),
+        }
+
+    def job_fields(self, stage: str, draws: str) -> dict[str, Any]:
+        """The fields of `pipelines.effects.shards.FeaturesJob`; `draws` is the folder of the draws."""
+        return {
+            "paths": paths_of(self.chain, stage, num_gpus=self.options.num_gpus),
+            "run": draws,
+            "codes": str(self.layout.codes_dir(self.chain.associations.codes).resolve()),
+            "features": self.measured,
+            "cells": self.options.cells,
+            "n_nulls": self.n_nulls,
+            "seed": self.options.seed,
+        }
 
 
 def chain_behind(layout: Layout, sae: str | None, *, vectors: str, recorded: str, option: str = "--sae") -> RunChain:

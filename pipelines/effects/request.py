@@ -7,17 +7,16 @@ import polars as pl
 import feature_store.effects.nulls as nulls_module
 import sae_core.effects.by_gene as by_gene_module
 import sae_core.effects.directions as directions_module
-from feature_store.query.runs import RunChain
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
-from feature_store.storage.plans import EffectsPlan, constants_of
+from feature_store.storage.plans import EffectsPlan
 from pipelines.config import EffectsOptions
 from pipelines.effects import actors as actors_module
 from pipelines.effects import cells as cells_module
 from pipelines.effects import shards as shards_module
 from pipelines.effects import tables as tables_module
 from pipelines.effects.actors import EffectsJob
-from pipelines.effects.chain import chain_behind, firing_of, first_cells, measured_features, paths_of
+from pipelines.effects.chain import FeaturesRequest, chain_behind, firing_of, first_cells, measured_features, paths_of
 from pipelines.steering.context import SteeringContext
 from sae_core.effects import HiddenGenes
 
@@ -28,23 +27,14 @@ MIN_NULLS, NULLS_IN_ALL = 4, 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class EffectsRequest:
+class EffectsRequest(FeaturesRequest):
     """A checked request.
 
     Attributes:
-        options, layout: as given.
-        chain: the runs that the features descend from.
         features: the table `features` of the associations.
-        measured: the features that are measured, ascending.
-        n_nulls: directions of each null for each feature.
     """
 
-    options: EffectsOptions
-    layout: Layout
-    chain: RunChain
     features: pl.DataFrame
-    measured: tuple[int, ...]
-    n_nulls: int
 
     @classmethod
     def of(cls, options: EffectsOptions, layout: Layout) -> "EffectsRequest":
@@ -74,35 +64,15 @@ class EffectsRequest:
     @property
     def plan(self) -> EffectsPlan:
         """The plan, which holds all that determines the run."""
-        associations = self.chain.associations
-        run = commit.Run.open(self.layout.associations_dir(self.chain.run) / "features")
-        return EffectsPlan(
-            control_of=associations.control_of,
-            associations=self.chain.run,
-            associations_manifest=run.manifest().sha,
-            sae=associations.sae,
-            dataset=associations.dataset,
-            site=self.chain.sae.site,
-            features=self.measured,
-            cells=self.options.cells,
-            n_nulls=self.n_nulls,
-            seed=self.options.seed,
-            constants=constants_of(_MODULES),
-        )
+        return EffectsPlan(**self.plan_fields(_MODULES))
 
     def job(self, draws: str) -> EffectsJob:
         """What actors need to write the draws. ConfigError if the model has no head that predicts hidden genes."""
         self._check_head()
         return EffectsJob(
-            paths=paths_of(self.chain, "effects", num_gpus=self.options.num_gpus),
-            run=draws,
-            codes=str(self.layout.codes_dir(self.chain.associations.codes).resolve()),
-            features=self.measured,
+            **self.job_fields("effects", draws),
             p99=tuple(self.features["p99"].fill_null(0.0).to_list()),
             density=firing_of(self.chain),
-            cells=self.options.cells,
-            n_nulls=self.n_nulls,
-            seed=self.options.seed,
         )
 
     def _check_head(self) -> None:

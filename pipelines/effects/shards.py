@@ -5,6 +5,7 @@ that are made of it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,30 @@ from feature_store.storage import commit
 from feature_store.storage.plans import Plan
 from pipelines.config.options import ActorOptions
 from pipelines.runtime.actor_pool import do_shards
+from pipelines.steering.context import SteeringPaths
 
 FEATURES_A_SHARD = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesJob:
+    """What an actor needs to measure any shard, as plain values.
+
+    Attributes:
+        paths: model, data and SAE.
+        run: the folder of the run of draws.
+        codes: the folder of the codes.
+        features: the measured features; a shard is FEATURES_A_SHARD of them.
+        cells, n_nulls, seed: of the plan.
+    """
+
+    paths: SteeringPaths
+    run: str
+    codes: str
+    features: tuple[int, ...]
+    cells: int
+    n_nulls: int
+    seed: int
 
 
 def measure_features(

@@ -15,8 +15,8 @@ import polars as pl
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout, as_path
 from pipelines.effects.cells import MIN_CELLS, FeatureCells
-from pipelines.effects.shards import commit_shard
-from pipelines.steering.context import SteeringContext, SteeringPaths
+from pipelines.effects.shards import FeaturesJob, commit_shard
+from pipelines.steering.context import SteeringContext
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,25 +40,14 @@ DRAWS_SCHEMA: dict[str, pl.DataType] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputsJob:
-    """Everything an actor needs to measure any shard, as plain values.
+class InputsJob(FeaturesJob):
+    """A job of inputs.
 
     Attributes:
-        paths: model, data and SAE.
-        run: the folder of the run of draws.
-        codes: the folder of the codes.
-        features: the measured features; a shard is FEATURES_A_SHARD of them.
-        cells, genes, n_nulls, seed: of the plan.
+        genes: number of genes of each feature that are tested.
     """
 
-    paths: SteeringPaths
-    run: str
-    codes: str
-    features: tuple[int, ...]
-    cells: int
     genes: int
-    n_nulls: int
-    seed: int
 
 
 class InputsMeasurer:

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 import feature_store.effects.matched as matched_module
 import sae_core.effects.candidates as candidates_module
 import sae_core.effects.inputs as inputs_module
-from feature_store.query.runs import RunChain
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
-from feature_store.storage.plans import InputsPlan, constants_of
+from feature_store.storage.plans import InputsPlan
 from pipelines.config import InputsOptions
 from pipelines.effects import cells as cells_module
 from pipelines.effects import shards as shards_module
-from pipelines.effects.chain import chain_behind, first_cells, measured_features, paths_of
+from pipelines.effects.chain import FeaturesRequest, chain_behind, first_cells, measured_features, paths_of
 from pipelines.feature_inputs import actors as actors_module
 from pipelines.feature_inputs import tables as tables_module
 from pipelines.feature_inputs.actors import InputsJob
@@ -26,21 +25,10 @@ MIN_NULLS, NULLS_IN_ALL = 4, 500
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputsRequest:
-    """A checked request.
-
-    Attributes:
-        options, layout: as given.
-        chain: the runs that the features descend from.
-        measured: the features that are measured, ascending.
-        n_nulls: null genes for each gene.
-    """
+class InputsRequest(FeaturesRequest):
+    """A checked request."""
 
     options: InputsOptions
-    layout: Layout
-    chain: RunChain
-    measured: tuple[int, ...]
-    n_nulls: int
 
     @classmethod
     def of(cls, options: InputsOptions, layout: Layout) -> "InputsRequest":
@@ -69,36 +57,12 @@ class InputsRequest:
     @property
     def plan(self) -> InputsPlan:
         """The plan, which holds all that determines the run."""
-        associations = self.chain.associations
-        run = commit.Run.open(self.layout.associations_dir(self.chain.run) / "features")
-        return InputsPlan(
-            control_of=associations.control_of,
-            associations=self.chain.run,
-            associations_manifest=run.manifest().sha,
-            sae=associations.sae,
-            dataset=associations.dataset,
-            site=self.chain.sae.site,
-            features=self.measured,
-            cells=self.options.cells,
-            n_genes=self.options.genes,
-            n_nulls=self.n_nulls,
-            seed=self.options.seed,
-            constants=constants_of(_MODULES),
-        )
+        return InputsPlan(**self.plan_fields(_MODULES), n_genes=self.options.genes)
 
     def job(self, draws: str) -> InputsJob:
         """What actors need to write the draws. ConfigError if the model passes no gradient to the site."""
         self._check_gradient()
-        return InputsJob(
-            paths=paths_of(self.chain, "inputs", num_gpus=self.options.num_gpus),
-            run=draws,
-            codes=str(self.layout.codes_dir(self.chain.associations.codes).resolve()),
-            features=self.measured,
-            cells=self.options.cells,
-            genes=self.options.genes,
-            n_nulls=self.n_nulls,
-            seed=self.options.seed,
-        )
+        return InputsJob(**self.job_fields("inputs", draws), genes=self.options.genes)
 
     def _check_gradient(self) -> None:
         """Raise ConfigError if the model passes no gradient from its embedding to the site, by trying one cell."""

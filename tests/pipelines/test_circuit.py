@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from interrupted_stages import assert_same_bytes, resumed
 from scipy.stats import false_discovery_control, hypergeom, permutation_test
 
 from feature_store import FeatureStore
@@ -19,7 +20,6 @@ from pipelines.circuit.actors import across_donors
 from pipelines.circuit.request import CircuitRequest
 from pipelines.circuit.tables import EDGES_KEPT, Q, gene_sets_frame, modules_frame
 from pipelines.config import CircuitOptions
-from pipelines.effects import shards
 from pipelines.effects.cells import FeatureCells
 from pipelines.effects.chain import paths_of
 from pipelines.errors import UsageError
@@ -128,25 +128,11 @@ def test_a_second_call_makes_nothing_and_sql_reads_the_tables(two_layers, whole,
 
 
 @pytest.mark.slow
-def test_a_run_that_was_interrupted_resumes_to_the_same_bytes(two_layers, whole, options, tmp_path, monkeypatch):
+def test_a_run_that_was_interrupted_resumes_to_the_same_bytes(two_layers, whole, options, tmp_path):
     store = shutil.copytree(two_layers[0], tmp_path / "store")
     shutil.rmtree(Layout(store).kind_dir("circuits"))
     shutil.rmtree(store / "commits")
-    do_shards = shards.do_shards
-
-    def half(worker, job, pending, *args, **options):
-        do_shards(worker, job, pending[: len(pending) // 2], *args, **options)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(shards, "do_shards", half)
-    with pytest.raises(KeyboardInterrupt):
-        circuit(options, store)
-    monkeypatch.setattr(shards, "do_shards", do_shards)
-    result = circuit(options, store)
-    assert result.run == whole.run
-    for name in ("draws", *CIRCUIT_TABLES):
-        own, other = (commit.Run.open(made.path / name).manifest().sha for made in (result, whole))
-        assert own == other
+    assert_same_bytes(resumed(lambda: circuit(options, store)), whole, CIRCUIT_TABLES)
 
 
 def test_without_names_the_newest_associations_and_the_newest_later_sae_are_taken(two_layers, chain):

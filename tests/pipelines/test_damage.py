@@ -107,7 +107,7 @@ def make_store(root: Path, options: Any) -> None:
         effects = toy_plan(EffectsPlan, associations=run, sae=sae)
         for table in EFFECT_TABLES:
             commit.write_table(layout.effects_dir(effects.id) / table, TABLE, effects.table(table))
-        circuit = toy_plan(CircuitPlan, associations=run, from_sae=sae, to_sae=f"other{seed}")
+        circuit = toy_plan(CircuitPlan, associations=run, sae=sae, to_sae=f"other{seed}")
         for table in CIRCUIT_TABLES:
             commit.write_table(layout.circuits_dir(circuit.id) / table, TABLE, circuit.table(table))
         inputs = toy_plan(InputsPlan, associations=run, sae=sae)

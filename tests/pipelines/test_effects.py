@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import polars as pl
 import pytest
+from interrupted_stages import assert_same_bytes, resumed
 from scipy.stats import false_discovery_control
 
 from feature_store import FeatureStore
@@ -16,7 +17,7 @@ from feature_store.storage import commit
 from feature_store.storage.layout import EFFECT_TABLES, Layout
 from pipelines.config import EffectsOptions
 from pipelines.effects import cells as effect_cells
-from pipelines.effects import effects, shards
+from pipelines.effects import effects
 from pipelines.effects.chain import paths_of
 from pipelines.effects.request import EffectsRequest
 from pipelines.errors import UsageError
@@ -118,23 +119,9 @@ def test_a_second_call_makes_nothing_and_sql_reads_the_tables(whole, options):
 
 
 @pytest.mark.slow
-def test_a_run_that_was_interrupted_resumes_to_the_same_bytes(whole, chain, options, tmp_path, monkeypatch):
+def test_a_run_that_was_interrupted_resumes_to_the_same_bytes(whole, chain, options, tmp_path):
     store = shutil.copytree(chain.store, tmp_path / "store")
-    do_shards = shards.do_shards
-
-    def half(worker, job, pending, *args, **options):
-        do_shards(worker, job, pending[: len(pending) // 2], *args, **options)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(shards, "do_shards", half)
-    with pytest.raises(KeyboardInterrupt):
-        effects(options, store)
-    monkeypatch.setattr(shards, "do_shards", do_shards)
-    result = effects(options, store)
-    assert result.run == whole[1].run
-    for name in ("draws", *EFFECT_TABLES):
-        own, other = (commit.Run.open(made.path / name).manifest().sha for made in (result, whole[1]))
-        assert own == other
+    assert_same_bytes(resumed(lambda: effects(options, store)), whole[1], EFFECT_TABLES)
 
 
 def test_named_features_get_more_nulls_and_other_seeds_are_other_runs(chain, whole):

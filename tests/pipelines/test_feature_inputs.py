@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import polars as pl
 import pytest
+from interrupted_stages import assert_same_bytes, resumed
 from scipy.stats import false_discovery_control, spearmanr
 
 from feature_store import FeatureStore
@@ -16,7 +17,6 @@ from feature_store.storage import commit
 from feature_store.storage.layout import INPUT_TABLES, Layout
 from pipelines.config import InputsOptions
 from pipelines.effects import cells as effect_cells
-from pipelines.effects import shards
 from pipelines.effects.chain import paths_of
 from pipelines.errors import UsageError
 from pipelines.feature_inputs import inputs
@@ -153,23 +153,9 @@ def test_a_second_call_makes_nothing_and_sql_reads_the_tables(whole, options):
 
 
 @pytest.mark.slow
-def test_a_run_that_was_interrupted_resumes_to_the_same_bytes(whole, chain, options, tmp_path, monkeypatch):
+def test_a_run_that_was_interrupted_resumes_to_the_same_bytes(whole, chain, options, tmp_path):
     store = shutil.copytree(chain.store, tmp_path / "store")
-    do_shards = shards.do_shards
-
-    def half(worker, job, pending, *args, **options):
-        do_shards(worker, job, pending[: len(pending) // 2], *args, **options)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(shards, "do_shards", half)
-    with pytest.raises(KeyboardInterrupt):
-        inputs(options, store)
-    monkeypatch.setattr(shards, "do_shards", do_shards)
-    result = inputs(options, store)
-    assert result.run == whole[1].run
-    for name in ("draws", *INPUT_TABLES):
-        own, other = (commit.Run.open(made.path / name).manifest().sha for made in (result, whole[1]))
-        assert own == other
+    assert_same_bytes(resumed(lambda: inputs(options, store)), whole[1], INPUT_TABLES)
 
 
 def test_named_features_get_more_null_genes_and_other_options_are_other_runs(chain):

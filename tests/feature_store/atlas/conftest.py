@@ -439,7 +439,7 @@ def write_store(root: Path, panel: np.ndarray | None = None) -> None:
     for name, frame in input_tables(range(20), GENES[:12]).items():
         commit.write_table(layout.inputs_dir("1nput") / name, frame, toy_table(InputsPlan, sae="5ae"))
     for run, ends in (("c1rc", ("5ae", "1a7e")), ("c1rd", ("07he5", "5ae"))):
-        plan = toy_table(CircuitPlan, from_sae=ends[0], to_sae=ends[1])
+        plan = toy_table(CircuitPlan, sae=ends[0], to_sae=ends[1])
         for name, frame in edge_tables(range(10), from_sae=ends[0], to_sae=ends[1]).items():
             commit.write_table(layout.circuits_dir(run) / name, frame, plan)
 

@@ -208,7 +208,7 @@ def write_store(root, cells, dense, frames=None, steering=None):
         commit.write_table(layout.effects_dir("effec") / "feature_effect", effects(), plan)
         summary = schemas.empty("feature_effect_summary")
         commit.write_table(layout.effects_dir("effec") / "feature_effect_summary", summary, plan)
-        plan = toy_table(CircuitPlan, from_sae="5ae", to_sae="1a7e")
+        plan = toy_table(CircuitPlan, sae="5ae", to_sae="1a7e")
         for name, frame in edge_tables([STRONG], from_sae="5ae", to_sae="1a7e").items():
             commit.write_table(layout.circuits_dir("c1rc") / name, frame, plan)
         plan = toy_table(InputsPlan, sae="5ae", dataset="toy")

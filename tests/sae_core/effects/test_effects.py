@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from constructed_model import EARLY, N_EARLY, N_GENES, constructed, random_cells, unit_autoencoder
+from mini_cells import mini_cells, random_autoencoder
 
 from sae_core.effects import EffectSums, HiddenGenes, add_cell, draw_directions
 from sae_core.errors import ConfigError
-from sae_core.sae import SAEConfig, SparseAutoencoder
-from sae_core.scfm import CachedActivations, Tokens, load_model
+from sae_core.scfm import CachedActivations, load_model
 from sae_core.steering import Ablate, Clamp, SteeredModel, Steering
 
 N_NULLS, N_DRAWN = 3, 8
@@ -23,30 +23,12 @@ def mini():
 
 @pytest.fixture(scope="module")
 def sae(mini):
-    generator = torch.Generator().manual_seed(0)
-    made = SparseAutoencoder(SAEConfig(d_model=mini.d_model, n_features=64, k=4), generator=generator)
-    with torch.no_grad():
-        made.theta.fill_(0.5)
-    return made.requires_grad_(False)
-
-
-def cell_of(model, seed, n_genes=30) -> Tokens:
-    """`<cls>` and random genes with random bins."""
-    rng = np.random.default_rng(seed)
-    gene = rng.choice(np.arange(model.vocabulary.n_genes), n_genes, replace=False)
-    special = model.vocabulary.id_of("<cls>")
-    ids = np.r_[special, np.setdiff1d(gene, special)].astype(np.int64)
-    return Tokens(
-        offsets=np.array([0, len(ids)]),
-        gene_id=ids,
-        value=rng.integers(1, 50, len(ids)).astype(np.float32),
-        is_special=np.arange(len(ids)) == 0,
-    )
+    return random_autoencoder(mini.d_model)
 
 
 @pytest.mark.parametrize("site", ["layer.0", "mlp.1", "embedding"])
 def test_effects_are_those_of_steering_one_variant_at_a_time(mini, sae, site):
-    tokens = cell_of(mini, 1)
+    tokens = mini_cells(mini, seed=1)
     cell = HiddenGenes(mini, tokens, sae, site, seed=3)
     feature = int((cell.codes * cell.is_visible[:, None]).sum(0).argmax())
     directions = draw_directions(sae.W_dec, feature, torch.rand(64) + 0.1, n_nulls=N_NULLS, seed=0)
@@ -68,7 +50,7 @@ def test_effects_are_those_of_steering_one_variant_at_a_time(mini, sae, site):
 
 
 def test_null_steps_have_the_length_and_the_tokens_of_the_features(mini, sae):
-    cell = HiddenGenes(mini, cell_of(mini, 2), sae, "layer.1", seed=0)
+    cell = HiddenGenes(mini, mini_cells(mini, seed=2), sae, "layer.1", seed=0)
     feature = int((cell.codes * cell.is_visible[:, None]).sum(0).argmax())
     directions = draw_directions(sae.W_dec, feature, torch.ones(64), n_nulls=N_NULLS, seed=0)
     z = (cell.codes[:, feature] * cell.is_visible)[:, None]
@@ -83,7 +65,7 @@ def test_null_steps_have_the_length_and_the_tokens_of_the_features(mini, sae):
 
 
 def test_the_direct_path_skips_the_blocks_and_has_mean_zero(mini, sae):
-    tokens = cell_of(mini, 4)
+    tokens = mini_cells(mini, seed=4)
     cell = HiddenGenes(mini, tokens, sae, "layer.1", seed=0)
     feature = int((cell.codes * cell.is_visible[:, None]).sum(0).argmax())
     directions = draw_directions(sae.W_dec, feature, torch.ones(64), n_nulls=2, seed=0)
@@ -102,7 +84,7 @@ def test_the_direct_path_skips_the_blocks_and_has_mean_zero(mini, sae):
 
 
 def test_a_cell_in_which_the_feature_does_not_fire_adds_nothing(mini, sae):
-    cell = HiddenGenes(mini, cell_of(mini, 5), sae, "layer.1")
+    cell = HiddenGenes(mini, mini_cells(mini, seed=5), sae, "layer.1")
     cell.codes[:, 7] = 0
     sums = EffectSums(len(mini.vocabulary), 5)
     directions = draw_directions(sae.W_dec, 7, torch.ones(64), n_nulls=2, seed=0)
@@ -142,9 +124,9 @@ def test_draws_depend_on_seed_and_feature_alone(sae):
 
 def test_wrong_inputs_are_refused(mini, sae):
     with pytest.raises(ConfigError, match="2 cells"):
-        HiddenGenes(mini, cell_of(mini, 0).take(np.array([0, 0])), sae, "layer.1")
+        HiddenGenes(mini, mini_cells(mini, seed=0).take(np.array([0, 0])), sae, "layer.1")
     with pytest.raises(ConfigError, match="d_model = 8"):
-        HiddenGenes(mini, cell_of(mini, 0), SparseAutoencoder(SAEConfig(d_model=8, n_features=8, k=2)), "layer.1")
+        HiddenGenes(mini, mini_cells(mini, seed=0), random_autoencoder(8), "layer.1")
     with pytest.raises(ConfigError, match="and 1 fire"):
         draw_directions(sae.W_dec, 0, torch.tensor([1.0, 1.0] + [0.0] * 62), n_nulls=4, seed=0)
 

@@ -21,13 +21,13 @@ from constructed_model import (
     random_cells,
     unit_autoencoder,
 )
+from mini_cells import mini_cells, random_autoencoder
 
 from sae_core.effects import CellGenes, CellInputs, GeneMeans, InputGenes, InputSums, add_cell_inputs, choose_genes
 from sae_core.effects import inputs as inputs_module
 from sae_core.effects.candidates import levels
 from sae_core.effects.inputs import without_each
 from sae_core.errors import ConfigError
-from sae_core.sae import SAEConfig, SparseAutoencoder
 from sae_core.scfm import CachedActivations, Site, Tokens, load_model
 
 EMBEDDING = Site(kind="embedding")
@@ -40,25 +40,7 @@ def mini():
 
 @pytest.fixture(scope="module")
 def sae(mini):
-    generator = torch.Generator().manual_seed(0)
-    made = SparseAutoencoder(SAEConfig(d_model=mini.d_model, n_features=64, k=4), generator=generator)
-    with torch.no_grad():
-        made.theta.fill_(0.5)
-    return made.requires_grad_(False)
-
-
-def cell_of(model, seed, n_genes=30) -> Tokens:
-    """`<cls>` and random genes with random bins."""
-    rng = np.random.default_rng(seed)
-    special = model.vocabulary.id_of("<cls>")
-    genes = np.setdiff1d(np.arange(model.vocabulary.n_genes), special)
-    ids = np.r_[special, np.sort(rng.choice(genes, n_genes, replace=False))].astype(np.int64)
-    return Tokens(
-        offsets=np.array([0, len(ids)]),
-        gene_id=ids,
-        value=rng.integers(1, 50, len(ids)).astype(np.float32),
-        is_special=np.arange(len(ids)) == 0,
-    )
+    return random_autoencoder(mini.d_model)
 
 
 def densest(model, tokens, sae, site, n=3) -> list[int]:
@@ -91,7 +73,7 @@ def hand_model() -> ConstructedModel:
 
 @pytest.mark.parametrize("site", ["layer.0", "mlp.1", "layer.2", "embedding"])
 def test_the_attribution_is_the_slope_of_the_sum_along_what_a_token_has_beyond_the_mean(mini, sae, site):
-    model, sae, tokens = deepcopy(mini).double(), deepcopy(sae).double(), cell_of(mini, 1, n_genes=12)
+    model, sae, tokens = deepcopy(mini).double(), deepcopy(sae).double(), mini_cells(mini, n_genes=12, seed=1)
     features = densest(model, tokens, sae, site)
     cell = CellInputs(model, tokens, sae, site, features)
     found = cell.attributions()
@@ -131,7 +113,7 @@ def test_attributions_and_paths_of_a_cell_that_can_be_worked_out_by_hand():
 
 @pytest.mark.parametrize("site", ["layer.0", "mlp.1", "layer.2", "embedding"])
 def test_a_cell_without_a_token_is_the_shorter_cell_run_by_itself(mini, sae, site):
-    tokens = cell_of(mini, 2)
+    tokens = mini_cells(mini, seed=2)
     features = densest(mini, tokens, sae, site)
     rows = np.array([1, 7, 30])
     found = CellInputs(mini, tokens, sae, site, features).totals_without(rows)
@@ -150,7 +132,7 @@ def test_a_cell_without_a_token_is_the_shorter_cell_run_by_itself(mini, sae, sit
 
 
 def test_batches_do_not_change_what_is_left(mini, sae, monkeypatch):
-    tokens = cell_of(mini, 3)
+    tokens = mini_cells(mini, seed=3)
     cell = CellInputs(mini, tokens, sae, "layer.1", densest(mini, tokens, sae, "layer.1"))
     rows = np.arange(1, 12)
     together = cell.totals_without(rows)
@@ -160,7 +142,7 @@ def test_batches_do_not_change_what_is_left(mini, sae, monkeypatch):
 
 
 def test_both_paths_add_up_to_the_fall_of_the_sum_over_gene_tokens(mini, sae):
-    tokens = cell_of(mini, 4)
+    tokens = mini_cells(mini, seed=4)
     features = densest(mini, tokens, sae, "layer.1")
     cell = CellInputs(mini, tokens, sae, "layer.1", features)
     genes = [np.sort(tokens.gene_id[1 + j : 20 + j]) for j in range(3)]
@@ -207,7 +189,7 @@ def test_a_null_gene_is_left_out_only_beside_the_gene_for_which_it_was_drawn():
 
 
 def test_a_feature_that_does_not_fire_on_a_gene_token_adds_nothing(mini, sae):
-    tokens = cell_of(mini, 5)
+    tokens = mini_cells(mini, seed=5)
     every = CellInputs(mini, tokens, sae, "layer.1", range(64))
     silent = int(every.total.argmin())
     assert every.total[silent] == 0
@@ -222,9 +204,9 @@ def test_a_feature_that_does_not_fire_on_a_gene_token_adds_nothing(mini, sae):
 
 def test_wrong_inputs_are_refused(mini, sae):
     with pytest.raises(ConfigError, match="2 cells"):
-        CellInputs(mini, cell_of(mini, 0).take(np.array([0, 0])), sae, "layer.1", [0])
+        CellInputs(mini, mini_cells(mini, seed=0).take(np.array([0, 0])), sae, "layer.1", [0])
     with pytest.raises(ConfigError, match="d_model = 8"):
-        CellInputs(mini, cell_of(mini, 0), SparseAutoencoder(SAEConfig(d_model=8, n_features=8, k=2)), "layer.1", [0])
+        CellInputs(mini, mini_cells(mini, seed=0), random_autoencoder(8), "layer.1", [0])
 
     class Cut(Nothing):
         def change(self, x, key_mask):

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 from constructed_model import EARLY, LATER, N_EARLY, N_LATER, constructed, random_cells, unit_autoencoder
+from mini_cells import mini_cells, random_autoencoder
 
 from feature_store.associations.multiple_testing import benjamini_hochberg
 from feature_store.effects import EffectBlock, pool_nulls
 from pipelines.circuit.tables import PRIOR
 from sae_core.effects import LaterCodes, LaterSums, add_later, draw_directions
 from sae_core.errors import ConfigError
-from sae_core.sae import SAEConfig, SparseAutoencoder
-from sae_core.scfm import CachedActivations, Tokens, load_model
+from sae_core.scfm import CachedActivations, load_model
 
 N_NULLS = 16
 
@@ -23,39 +23,17 @@ def mini():
     return load_model("mini")
 
 
-def autoencoder(d_model, seed, theta=0.5):
-    generator = torch.Generator().manual_seed(seed)
-    made = SparseAutoencoder(SAEConfig(d_model=d_model, n_features=48, k=4), generator=generator)
-    with torch.no_grad():
-        made.theta.fill_(theta)
-    return made.requires_grad_(False)
-
-
-def cells_of(model, n_cells, n_genes=20) -> Tokens:
-    rng = np.random.default_rng(0)
-    special = model.vocabulary.id_of("<cls>")
-    genes = np.setdiff1d(np.arange(model.vocabulary.n_genes), special)
-    ids = np.concatenate([np.r_[special, rng.choice(genes, n_genes, replace=False)] for _ in range(n_cells)])
-    n = n_genes + 1
-    return Tokens(
-        offsets=np.arange(0, n * n_cells + 1, n),
-        gene_id=ids.astype(np.int64),
-        value=rng.integers(1, 50, len(ids)).astype(np.float32),
-        is_special=np.arange(len(ids)) % n == 0,
-    )
-
-
 @pytest.mark.parametrize(
     ("site", "later_site"),
     [("layer.0", "layer.2"), ("embedding", "layer.1"), ("mlp.1", "layer.3"), ("attention.1", "mlp.1")],
 )
 def test_effects_are_those_of_one_patched_pass_at_a_time(mini, site, later_site):
-    sae, later = autoencoder(mini.d_model, 0), autoencoder(mini.d_model, 1, theta=0.1)
-    tokens = cells_of(mini, 1)
+    sae, later = random_autoencoder(mini.d_model, seed=0), random_autoencoder(mini.d_model, theta=0.1, seed=1)
+    tokens = mini_cells(mini, 1, n_genes=20)
     cell = LaterCodes(mini, tokens, sae, site, later_sae=later, later_site=later_site)
     feature = int((cell.codes * cell.is_visible[:, None]).sum(0).argmax())
-    directions = draw_directions(sae.W_dec, feature, torch.ones(48), n_nulls=3, seed=0)
-    sums = LaterSums(48, 7)
+    directions = draw_directions(sae.W_dec, feature, torch.ones(64), n_nulls=3, seed=0)
+    sums = LaterSums(64, 7)
     assert add_later(sums, cell, feature, directions, donor=0)
     found = sums.mean(min_cells=0)
 
@@ -78,7 +56,7 @@ def test_effects_are_those_of_one_patched_pass_at_a_time(mini, site, later_site)
 def test_gradients_of_a_continued_pass_are_those_of_finite_differences(mini):
     model = mini.double()
     try:
-        tokens = cells_of(model, 3, n_genes=5)
+        tokens = mini_cells(model, 3, n_genes=5)
         found = model.activations(tokens, ["layer.0", "layer.2"])
         start, expected = found.values()
         after = model.continued(tokens, CachedActivations("layer.0", start), "layer.2", max_batch_tokens=8)
@@ -101,7 +79,7 @@ def test_gradients_of_a_continued_pass_are_those_of_finite_differences(mini):
 
 
 def test_a_continued_pass_goes_forward_only(mini):
-    tokens = cells_of(mini, 1)
+    tokens = mini_cells(mini, 1, n_genes=20)
     (x,) = mini.activations(tokens, ["layer.2"]).values()
     with pytest.raises(ConfigError, match=r"'layer.1' comes before 'layer.2'"):
         mini.continued(tokens, CachedActivations("layer.2", x), "layer.1")
@@ -124,7 +102,7 @@ def test_means_donors_and_later_features_are_counted():
 
 
 def test_wrong_sites_and_widths_are_refused(mini):
-    tokens, sae = cells_of(mini, 1), autoencoder(mini.d_model, 0)
+    tokens, sae = mini_cells(mini, 1, n_genes=20), random_autoencoder(mini.d_model, seed=0)
     for site, later, words in (
         ("layer.2", "layer.1", r"'layer.1' does not come after 'layer.2'"),
         ("layer.1", "layer.1", r"does not come after"),
@@ -133,9 +111,9 @@ def test_wrong_sites_and_widths_are_refused(mini):
         with pytest.raises(ConfigError, match=words):
             LaterCodes(mini, tokens, sae, site, later_sae=sae, later_site=later)
     with pytest.raises(ConfigError, match="d_model = 8"):
-        LaterCodes(mini, tokens, sae, "layer.1", later_sae=autoencoder(8, 0), later_site="layer.2")
+        LaterCodes(mini, tokens, sae, "layer.1", later_sae=random_autoencoder(8, seed=0), later_site="layer.2")
     with pytest.raises(ConfigError, match="2 cells"):
-        LaterCodes(mini, cells_of(mini, 2), sae, "layer.1", later_sae=sae, later_site="layer.2")
+        LaterCodes(mini, mini_cells(mini, 2, n_genes=20), sae, "layer.1", later_sae=sae, later_site="layer.2")
 
 
 def all_edges(model, tokens, *, seed):
