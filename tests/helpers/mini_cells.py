@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from sae_core.scfm import FoundationModel
 
 
-def mini_cells(model: FoundationModel, n_cells: int = 1, *, n_genes: int = 30, seed: int = 0) -> Tokens:
-    """Cells of `<cls>` and random genes, in the order of their ids, with random bins."""
+def mini_cells(
+    model: FoundationModel, n_cells: int = 1, *, n_genes: int = 30, of: int | None = None, seed: int = 0
+) -> Tokens:
+    """Cells of `<cls>` and random genes, all or the first `of`, in the order of their ids, with random bins."""
     rng, special = np.random.default_rng(seed), model.vocabulary.id_of("<cls>")
-    genes = np.setdiff1d(np.arange(model.vocabulary.n_genes), special)
+    genes = np.setdiff1d(np.arange(model.vocabulary.n_genes), special)[:of]
     drawn = (np.sort(rng.choice(genes, n_genes, replace=False)) for _ in range(n_cells))
     n = n_genes + 1
     return Tokens(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from constructed_model import EARLY, N_EARLY, N_GENES, constructed, random_cells, unit_autoencoder
+from constructed_model import EARLY, constructed, random_cells, unit_autoencoder
 from mini_cells import mini_cells, random_autoencoder
 
 from sae_core.effects import EffectSums, HiddenGenes, add_cell, draw_directions
@@ -131,19 +131,20 @@ def test_wrong_inputs_are_refused(mini, sae):
         draw_directions(sae.W_dec, 0, torch.tensor([1.0, 1.0] + [0.0] * 62), n_nulls=4, seed=0)
 
 
-def all_effects(model, tokens, sae, *, n_nulls=N_DRAWN, seed=0):
+def all_effects(model, tokens, sae, site, *, n_nulls=N_DRAWN, seed=0):
     """The effect of every feature, its nulls and the genes: arrays [intervention, feature, direction, gene]."""
-    cells = [HiddenGenes(model, tokens.take(np.array([c])), sae, "layer.0", seed=seed) for c in range(tokens.n_cells)]
+    cells = [HiddenGenes(model, tokens.take(np.array([c])), sae, site, seed=seed) for c in range(tokens.n_cells)]
     density = torch.stack([(cell.codes > 0).double().mean(0) for cell in cells]).mean(0)
-    found = np.full((2, N_EARLY, 1 + 2 * n_nulls, N_GENES + 1), np.nan)
-    for feature in range(N_EARLY):
-        sums = EffectSums(N_GENES + 1, 1 + 2 * n_nulls)
+    n_features, n_tokens = sae.config.n_features, len(model.vocabulary)
+    found = np.full((2, n_features, 1 + 2 * n_nulls, n_tokens), np.nan)
+    for feature in range(n_features):
+        sums = EffectSums(n_tokens, 1 + 2 * n_nulls)
         directions = draw_directions(sae.W_dec, feature, density, n_nulls=n_nulls, seed=seed)
         for cell in cells:
             add_cell(sums, cell, feature, directions, boosted=4.0, donor=0)
         own = sums.mean()
         found[:, feature][:, :, own.gene_id] = own.effect
-    return found[..., 1:]
+    return found
 
 
 def scored(found, n_nulls=N_DRAWN):
@@ -165,14 +166,15 @@ def scored(found, n_nulls=N_DRAWN):
     return q, is_tested
 
 
-@pytest.mark.parametrize("n_draws", [1, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_draws", [1, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+@pytest.mark.usefixtures("one_thread")
 def test_known_causes_are_found_and_inert_features_are_not(n_draws):
     hits, found, planted, inert, n_inert = 0, 0, 0, 0, 0
     for draw in range(n_draws):
         rng = np.random.default_rng(draw)
         model = constructed(rng)
-        q, is_tested = scored(all_effects(model, random_cells(rng, 24), unit_autoencoder(EARLY), seed=draw))
-        is_cause = (model.layers[2].weight != 0).numpy()
+        q, is_tested = scored(all_effects(model, random_cells(rng, 24), unit_autoencoder(EARLY), "layer.0", seed=draw))
+        is_cause = np.pad(model.layers[2].weight != 0, ((0, 0), (1, 0)))  # the first token is <pad>
         is_inert = ~is_cause.any(1)
         chosen = q <= 0.05
         hits += (chosen & is_cause).sum()
@@ -183,3 +185,17 @@ def test_known_causes_are_found_and_inert_features_are_not(n_draws):
     assert hits / planted > 0.95
     assert hits / found > 0.95
     assert inert / n_inert <= 0.05
+
+
+@pytest.mark.parametrize("n_replicates", [2, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+@pytest.mark.usefixtures("one_thread")
+def test_random_directions_in_place_of_features_change_no_gene_beyond_their_nulls(mini, n_replicates):
+    n_wrong = 0
+    for replicate in range(n_replicates):
+        sae = random_autoencoder(mini.d_model, n_features=16, theta=1.0, seed=replicate)
+        tokens = mini_cells(mini, 8, n_genes=30, of=60, seed=replicate)
+        q, is_tested = scored(all_effects(mini, tokens, sae, "layer.1", n_nulls=4, seed=replicate), n_nulls=4)
+        assert is_tested.sum() > 500
+        n_wrong += (q <= 0.05).any()
+    # a discovery is wrong whatever it is, so that the share of replicates with one is the realised false discovery rate
+    assert n_wrong / n_replicates <= 0.05

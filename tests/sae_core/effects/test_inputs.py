@@ -346,15 +346,6 @@ def scored(found):
     return [(own.gene_id[own.of == own.gene_id], *both) for own, *both in zip(found, *paths, strict=True)]
 
 
-@pytest.fixture
-def one_thread():
-    """The constructed model is so small that threads wait for each other most of the time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("n_draws", [1, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
 @pytest.mark.usefixtures("one_thread")
 def test_known_inputs_are_found_by_their_path_and_inert_genes_are_not(n_draws):

@@ -138,7 +138,8 @@ def all_edges(model, tokens, *, seed):
     return benjamini_hochberg(np.nan_to_num(np.maximum(*p), nan=1.0)), found[:, 0]
 
 
-@pytest.mark.parametrize("n_draws", [1, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_draws", [1, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+@pytest.mark.usefixtures("one_thread")
 def test_known_circuits_are_found_and_inert_features_have_no_edges(n_draws):
     hits, found, planted, inert, n_inert = 0, 0, 0, 0, 0
     for draw in range(n_draws):
