@@ -119,7 +119,7 @@ class Measurer:
         self.genes = load_token_of_gene(layout, self.codes)
         self.panel = read_panel(layout.cells_dir(self.codes.plan.dataset))
         self.cells = cell_inputs(layout, self.codes, job.gene_sets)
-        folder = _expression_dir(layout, self.codes.plan.dataset)
+        folder = expression_dir(layout, self.codes.plan.dataset)
         expression = ExpressionReader(commit.Run.open(folder), self.panel)
         self.tiles = GeneTiles(expression.read, expression.bounds, self.cells.blocks())
 
@@ -233,7 +233,7 @@ def associate_with(
     missing = [name for name in ASSOCIATION_TABLES if not commit.is_intact(folder / name)]
     pending: list[int] = []
     is_measured = all(commit.is_intact(path) for path in MeasuredRun.folders(folder / MEASURED))
-    if not is_measured or layout.is_present(_expression_dir(layout, codes.plan.dataset)):
+    if not is_measured or layout.is_present(expression_dir(layout, codes.plan.dataset)):
         # this precedes every write, because the data set may have changed; damaged expression is made anew in any case
         write_expression_by_gene(layout, codes.plan.dataset, options, address=address)
     if missing or not is_measured:
@@ -305,7 +305,7 @@ def write_expression_by_gene(
     Raises:
         UsageError, InputError: the data set changed or moved since it was extracted.
     """
-    folder = _expression_dir(layout, dataset)
+    folder = expression_dir(layout, dataset)
     if commit.is_intact(folder):
         return commit.Run.open(folder)
     with load_recorded_source(layout, dataset) as source:
@@ -371,7 +371,8 @@ def _label_columns(plan: CellsPlan) -> dict[str, str]:
     return {label: label if own.get(label) == label else column_of(label) for label in plan.labels}
 
 
-def _expression_dir(layout: Layout, dataset: str) -> Path:
+def expression_dir(layout: Layout, dataset: str) -> Path:
+    """Return the folder of the expression of a data set by gene."""
     return layout.cells_dir(dataset) / EXPRESSION
 
 

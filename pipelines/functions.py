@@ -30,6 +30,7 @@ from pipelines.config import (
     InspectOptions,
     MatchOptions,
     Options,
+    ProbeOptions,
     SteerOptions,
     TrainOptions,
     check,
@@ -308,6 +309,18 @@ def inputs(options: InputsOptions, *, store: str | Path = DEFAULT_STORE, address
     from pipelines.feature_inputs import inputs
 
     return inputs(options, as_path(store), address=address)
+
+
+@takes_options(ProbeOptions)
+def probe(options: ProbeOptions, *, store: str | Path = DEFAULT_STORE, address: str | None = None) -> "StageResult":
+    """Find the few features that tell the cells of each label from the others, beside baselines and genes.
+
+    >>> scsae.probe(label="cell_type", k=[1, 5, 20])
+    >>> scsae.open().sql("SELECT * FROM feature_probe WHERE label = 'B cells' AND k = 5 ORDER BY rank")
+    """
+    from pipelines.probe import probe_labels
+
+    return probe_labels(options, as_path(store), address=address)
 
 
 @takes_options(SteerOptions)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         inspect,
         match,
         open,
+        probe,
         steer,
         train,
     )
@@ -59,6 +60,7 @@ __all__ = [
     "load_sae",
     "match",
     "open",
+    "probe",
     "plots",
     "record",
     "steer",

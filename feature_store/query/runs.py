@@ -12,12 +12,13 @@ their stage made are passed over. Two small files are read for a run.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Self, TypeVar
 
 from feature_store.errors import IntegrityError, NotFoundError, OutdatedRunError, StoreError
 from feature_store.storage.commit import Run
 from feature_store.storage.filesystem import REPAIR
-from feature_store.storage.layout import KINDS, MANIFEST, PLAN, Layout, RunInfo
+from feature_store.storage.layout import KINDS, MANIFEST, MEASURED_TABLES, PLAN, Layout, RunInfo
 from feature_store.storage.plans import (
     ActivationsPlan,
     AssociationsPlan,
@@ -29,6 +30,7 @@ from feature_store.storage.plans import (
     InputsPlan,
     MatchPlan,
     Plan,
+    ProbePlan,
     SAEPlan,
     SteeringPlan,
 )
@@ -43,6 +45,7 @@ _TABLE_OF: Mapping[str, tuple[str, type[Plan]]] = {
     "effects": ("feature_effect", EffectsPlan),
     "circuits": ("feature_edge", CircuitPlan),
     "inputs": ("feature_input", InputsPlan),
+    "probes": ("feature_probe", ProbePlan),
     "matches": ("feature_match", MatchPlan),
     "comparisons": ("comparison", ComparisonPlan),
 }
@@ -180,11 +183,10 @@ class Lineage:
     sae: str | None = None
     matches: tuple[str, ...] = ()
     comparison: str | None = None
-    effects: tuple[str, ...] = ()
-    circuits: tuple[str, ...] = ()
-    inputs: tuple[str, ...] = ()
+    measured: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The runs of each kind of MEASURED_TABLES, newest first."""
     unreadable: Mapping[str, str] = field(default_factory=dict)
-    """Kinds of run (steering, effects, circuits, inputs, matches, comparisons) of which it cannot be told what belongs
+    """Kinds of run (steering, matches, comparisons, those of MEASURED_TABLES) of which it cannot be told what belongs
     to the SAE, and why: a plan or manifest is damaged or gone. Their tables cannot be read; the others can."""
 
 
@@ -240,9 +242,9 @@ def lineage_of(
         comparison=_or_reason("comparisons", lambda: _comparison(layout, chosen.run), None, unreadable)
         if chosen
         else None,
-        effects=_or_reason("effects", lambda: _effects(layout, sae), (), unreadable),
-        circuits=_or_reason("circuits", lambda: _circuits(layout, sae), (), unreadable),
-        inputs=_or_reason("inputs", lambda: _inputs(layout, sae), (), unreadable),
+        measured={
+            kind: _or_reason(kind, partial(_measured, layout, kind, sae), (), unreadable) for kind in MEASURED_TABLES
+        },
         unreadable=unreadable,
     )
 
@@ -373,22 +375,14 @@ def _steering(layout: Layout, sae: str | None) -> tuple[str, ...]:
     return tuple(info.run for info, _ in _candidates(layout, "steering", {"sae": sae}).current)
 
 
-def _effects(layout: Layout, sae: str | None) -> tuple[str, ...]:
-    """The complete effects runs of an SAE, newest first; `sae` None: all."""
-    return tuple(info.run for info, _ in _candidates(layout, "effects", {"sae": sae}).current)
+def _measured(layout: Layout, kind: str, sae: str | None) -> tuple[str, ...]:
+    """The complete runs of a kind of MEASURED_TABLES of an SAE, newest first; `sae` None: all.
 
-
-def _circuits(layout: Layout, sae: str | None) -> tuple[str, ...]:
-    """The complete circuit runs from or to an SAE, newest first; `sae` None: all."""
-    ends = ({"sae": sae}, {"to_sae": sae})
-    found = [info for of in ends for info, _ in _candidates(layout, "circuits", of).current]
-    found = sorted(found, key=lambda info: str(info.created), reverse=True)
-    return tuple(dict.fromkeys(info.run for info in found))
-
-
-def _inputs(layout: Layout, sae: str | None) -> tuple[str, ...]:
-    """The complete inputs runs of an SAE, newest first; `sae` None: all."""
-    return tuple(info.run for info, _ in _candidates(layout, "inputs", {"sae": sae}).current)
+    A circuit is one of both SAEs that it joins.
+    """
+    ends = ("sae", "to_sae") if kind == "circuits" else ("sae",)
+    found = {info.run: info for end in ends for info, _ in _candidates(layout, kind, {end: sae}).current}
+    return tuple(sorted(found, key=lambda run: str(found[run].created), reverse=True))
 
 
 def _matches(layout: Layout, sae: str | None) -> tuple[str, ...]:

@@ -24,12 +24,11 @@ from feature_store.storage.commit import Run, mark_damaged
 from feature_store.storage.filesystem import parquet_source, scan_source
 from feature_store.storage.layout import (
     ASSOCIATION_TABLES,
-    CIRCUIT_TABLES,
     COMPARISON_TABLES,
-    EFFECT_TABLES,
     HISTORY,
-    INPUT_TABLES,
     MANIFEST,
+    MEASURED_BY,
+    MEASURED_TABLES,
     Layout,
     creation_time,
 )
@@ -53,9 +52,7 @@ _CODES: Mapping[str, str] = {
 """Table -> the folder of a codes run with its rows."""
 _KIND_OF: Mapping[str, str] = {
     **dict.fromkeys(_STEERING, "steering"),
-    **dict.fromkeys(EFFECT_TABLES, "effects"),
-    **dict.fromkeys(CIRCUIT_TABLES, "circuits"),
-    **dict.fromkeys(INPUT_TABLES, "inputs"),
+    **{table: kind for kind, tables in MEASURED_TABLES.items() for table in tables},
     "feature_match": "matches",
     **dict.fromkeys(COMPARISON_TABLES, "comparisons"),
 }
@@ -67,9 +64,7 @@ MADE_BY: Mapping[str, str] = {
     **dict.fromkeys(ASSOCIATION_TABLES, "scsae associate"),
     **dict.fromkeys(_STEERING, "scsae steer"),
     **dict.fromkeys(("umap", *_MAP, "profile_umap", "steering_map"), "scsae serve"),
-    **dict.fromkeys(EFFECT_TABLES, "scsae effects"),
-    **dict.fromkeys(CIRCUIT_TABLES, "scsae circuit"),
-    **dict.fromkeys(INPUT_TABLES, "scsae inputs"),
+    **{table: MEASURED_BY[kind] for kind, tables in MEASURED_TABLES.items() for table in tables},
     "feature_match": "scsae match --other SAE",
     **dict.fromkeys(COMPARISON_TABLES, "scsae compare"),
 }
@@ -174,7 +169,7 @@ class Tables:
             return self.codes.scan_compact()
         if table == "training":
             return _training(folders[0])
-        if table in _STEERING or table in (*EFFECT_TABLES, *CIRCUIT_TABLES, *INPUT_TABLES):
+        if table in _STEERING or _KIND_OF.get(table) in MEASURED_TABLES:
             frames = [_scan(folder).with_columns(pl.lit(folder.parent.name).alias("run")) for folder in folders]
             return pl.concat(frames, how="diagonal_relaxed")
         if table == "feature_match":
@@ -184,8 +179,7 @@ class Tables:
 
 
 def _folders(layout: Layout, lineage: Lineage) -> dict[str, list[Path]]:
-    """The run folders of each table; only steering, effects, circuits and matches can have several."""
-    """The run folders of each table; only steering, effects, inputs and matches can have several."""
+    """The run folders of each table; only those of steering, matches and MEASURED_TABLES can have several."""
     folders: dict[str, list[Path]] = {}
     if lineage.dataset is not None:
         folders["cells"] = [layout.cells_dir(lineage.dataset)]
@@ -212,15 +206,9 @@ def _folders(layout: Layout, lineage: Lineage) -> dict[str, list[Path]]:
         # the tables of scores, masked genes and maps are optional in a steering run
         if found := [folder for folder in every if layout.is_present(folder)]:
             folders[table] = found
-    effects = _read_or_all(layout, "effects", lineage.effects, lineage)
-    for table in EFFECT_TABLES if effects else ():
-        folders[table] = [layout.effects_dir(run) / table for run in effects]
-    circuits = _read_or_all(layout, "circuits", lineage.circuits, lineage)
-    for table in CIRCUIT_TABLES if circuits else ():
-        folders[table] = [layout.circuits_dir(run) / table for run in circuits]
-    inputs = _read_or_all(layout, "inputs", lineage.inputs, lineage)
-    for table in INPUT_TABLES if inputs else ():
-        folders[table] = [layout.inputs_dir(run) / table for run in inputs]
+    for kind, tables in MEASURED_TABLES.items():
+        runs = _read_or_all(layout, kind, lineage.measured.get(kind, ()), lineage)
+        folders |= {table: [layout.run_dir(kind, run) / table for run in runs] for table in (tables if runs else ())}
     if matches := _read_or_all(layout, "matches", lineage.matches, lineage):
         folders["feature_match"] = [layout.matches_dir(run) / "feature_match" for run in matches]
     compared = () if lineage.comparison is None else (lineage.comparison,)

@@ -17,6 +17,7 @@
     <root>/effects/<run>/          draws/  feature_effect/  feature_effect_summary/
     <root>/circuits/<run>/         draws/  feature_edge/  feature_module/  module_gene_set/
     <root>/inputs/<run>/           draws/  feature_input/  feature_input_summary/
+    <root>/probes/<run>/           feature_probe/  probe_score/
     <root>/matches/<run>/          feature_match/
     <root>/comparisons/<run>/      comparison/  representation/
     <root>/commits/                the list of commits: KIND~RUN~TABLE.json, a small file a table
@@ -65,6 +66,14 @@ ASSOCIATION_TABLES = (
 EFFECT_TABLES = ("feature_effect", "feature_effect_summary")
 CIRCUIT_TABLES = ("feature_edge", "feature_module", "module_gene_set")
 INPUT_TABLES = ("feature_input", "feature_input_summary")
+PROBE_TABLES = ("feature_probe", "probe_score")
+MEASURED_TABLES: Mapping[str, tuple[str, ...]] = {
+    "effects": EFFECT_TABLES,
+    "circuits": CIRCUIT_TABLES,
+    "inputs": INPUT_TABLES,
+    "probes": PROBE_TABLES,
+}
+"""Kinds of run of which an SAE may have several, which are read together, and the tables of each."""
 COMPARISON_TABLES = ("comparison", "representation")
 STATISTICS_TABLES = ("feature_gene", "gene", "feature_token", "feature_cell", "firing", "cell")
 MERGED_TABLES = ("feature_token", "feature_cell", "firing")
@@ -82,14 +91,19 @@ _COMPLETE_WHEN: Mapping[str, tuple[str, ...]] = {
     "codes": tuple(f"{part}/{MANIFEST}" for part in CODES_TABLES),
     "associations": tuple(f"{table}/{MANIFEST}" for table in ASSOCIATION_TABLES),
     "steering": (f"results/{MANIFEST}",),
-    "effects": tuple(f"{table}/{MANIFEST}" for table in EFFECT_TABLES),
-    "circuits": tuple(f"{table}/{MANIFEST}" for table in CIRCUIT_TABLES),
-    "inputs": tuple(f"{table}/{MANIFEST}" for table in INPUT_TABLES),
+    **{kind: tuple(f"{table}/{MANIFEST}" for table in tables) for kind, tables in MEASURED_TABLES.items()},
     "matches": (f"feature_match/{MANIFEST}",),
     "comparisons": tuple(f"{table}/{MANIFEST}" for table in COMPARISON_TABLES),
 }
 KINDS = tuple(_COMPLETE_WHEN)
 
+MEASURED_BY: Mapping[str, str] = {
+    "effects": "scsae effects",
+    "circuits": "scsae circuit",
+    "inputs": "scsae inputs",
+    "probes": "scsae probe",
+}
+"""Kinds of MEASURED_TABLES: the command that makes a run."""
 _MADE_BY: Mapping[str, str] = {
     "cells": "scsae extract DATA",
     "activations": "scsae extract DATA",
@@ -97,9 +111,7 @@ _MADE_BY: Mapping[str, str] = {
     "codes": "scsae encode",
     "associations": "scsae associate",
     "steering": "scsae steer",
-    "effects": "scsae effects",
-    "circuits": "scsae circuit",
-    "inputs": "scsae inputs",
+    **MEASURED_BY,
     "matches": "scsae match",
     "comparisons": "scsae compare",
 }
@@ -243,6 +255,10 @@ class Layout:
     def inputs_dir(self, run: str) -> Path:
         """What the genes of cells do to the features of an SAE."""
         return self.run_dir("inputs", run)
+
+    def probes_dir(self, run: str) -> Path:
+        """Probes of labels from the features of an SAE, and from other representations of the same cells."""
+        return self.run_dir("probes", run)
 
     def matches_dir(self, run: str) -> Path:
         """The features of two SAEs matched with each other."""

@@ -669,6 +669,30 @@ class InputsPlan(FeaturesMeasured, Plan):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProbePlan(Plan):
+    """Probes of labels from the features of an SAE, its baselines and genes."""
+
+    stage = "probe"
+    version = 1
+
+    associations: str
+    associations_manifest: str
+    sae: str
+    dataset: str
+    representations: Mapping[str, str]
+    """Associations run of the SAE and of each baseline, by name."""
+    n_genes: int
+    """Number of the most variable genes, which are a representation too; 0: none."""
+    label_kinds: tuple[str, ...]
+    ks: tuple[int, ...]
+    cells: int
+    """Most cells of each split."""
+    seed: int
+    constants: Mapping[str, Any]
+    """Those of the modules that fit and score."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MatchPlan(Plan):
     """The features of two SAEs matched with each other."""
 

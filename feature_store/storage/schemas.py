@@ -352,6 +352,47 @@ TABLES: Mapping[str, TableSchema] = {
         gradient_spearman=pl.Float64,
         top_gene=pl.String,
     ),
+    # one row per representation (an SAE, its baselines, genes, permuted labels), label and feature of its probe with k
+    # features: rank is the order in which features enter, weight is in logits per standard deviation of the feature,
+    # gain is the test AUROC of the first `rank` features less that of those before; feature_id: of a gene its gene_idx
+    "feature_probe": _table(
+        "representation label_kind label split k rank feature_id weight gain",
+        representation=pl.String,
+        label_kind=pl.String,
+        label=pl.String,
+        split=pl.String,
+        k=pl.Int32,
+        rank=pl.Int32,
+        feature_id=pl.Int32,
+        name=pl.String,
+        weight=pl.Float64,
+        gain=pl.Float64,
+    ),
+    # one row per representation, label and k, and one with label null for all labels of the kind together, whose
+    # balanced accuracy and macro-F1 are of the label with the largest logit; intervals are over n_donors donors; n:
+    # test cells of the label
+    "probe_score": _table(
+        "representation label_kind split k n_features auroc balanced_accuracy n n_cells n_donors",
+        representation=pl.String,
+        label_kind=pl.String,
+        label=pl.String,
+        split=pl.String,
+        k=pl.Int32,
+        n_features=pl.Int32,
+        auroc=pl.Float64,
+        auroc_low=pl.Float64,
+        auroc_high=pl.Float64,
+        balanced_accuracy=pl.Float64,
+        balanced_accuracy_low=pl.Float64,
+        balanced_accuracy_high=pl.Float64,
+        macro_f1=pl.Float64,
+        macro_f1_low=pl.Float64,
+        macro_f1_high=pl.Float64,
+        ridge=pl.Float64,
+        n=pl.Int64,
+        n_cells=pl.Int64,
+        n_donors=pl.Int64,
+    ),
     # one row per feature of `sae`, matched with its nearest in the SAE `other`; both directions are there
     "feature_match": _table(
         "feature_id sae other mutual dead method",

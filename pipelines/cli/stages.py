@@ -21,6 +21,7 @@ from pipelines.config import (
     ImportSAEOptions,
     InputsOptions,
     MatchOptions,
+    ProbeOptions,
     SteerOptions,
     TrainOptions,
     load_recipe,
@@ -126,6 +127,15 @@ def inputs_command(options: InputsOptions, store: Path, address: str | None) -> 
     from pipelines.runtime.reports import print_results
 
     print_results([inputs(options, store, address=address)], store)
+
+
+@stage_command(commands, ProbeOptions)
+def probe_command(options: ProbeOptions, store: Path, address: str | None) -> None:
+    """Probe, and print the result."""
+    from pipelines.probe import probe_labels
+    from pipelines.runtime.reports import print_results
+
+    print_results([probe_labels(options, store, address=address)], store)
 
 
 @stage_command(commands, BaselineOptions)

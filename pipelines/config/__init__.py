@@ -24,6 +24,7 @@ from pipelines.config.options import (
     option_help,
     parse_size,
 )
+from pipelines.config.probe import ProbeOptions
 from pipelines.config.recipe import PARENTS, Recipe, load_recipe, recipe_text
 from pipelines.config.steer import SteerOptions
 from pipelines.config.train import TrainOptions
@@ -56,6 +57,7 @@ __all__ = [
     "InspectOptions",
     "MatchOptions",
     "Options",
+    "ProbeOptions",
     "Recipe",
     "SteerOptions",
     "TrainOptions",

@@ -24,6 +24,8 @@ NEXT = {
     "effects": "scsae sql 'SELECT feature_id, gene, effect, z, q FROM feature_effect WHERE q <= 0.05 ORDER BY p'",
     "circuits": "scsae sql 'SELECT * FROM feature_edge WHERE q <= 0.05 ORDER BY p'",
     "inputs": "scsae sql 'SELECT feature_id, gene, path, share, z, q FROM feature_input WHERE q <= 0.05 ORDER BY p'",
+    "probes": "scsae sql 'SELECT representation, k, auroc, balanced_accuracy, macro_f1 FROM probe_score "
+    "WHERE label IS NULL'",
     "matches": "scsae sql 'SELECT * FROM feature_match WHERE mutual ORDER BY similarity DESC'",
 }
 """The command that follows each kind of run."""

@@ -118,9 +118,11 @@ def test_reading_the_registry_of_an_empty_store_makes_nothing(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_database_that_cannot_be_written_is_read_and_its_error_is_clear(tracking, monkeypatch):
+def test_a_database_that_cannot_be_written_is_read_and_its_error_is_clear(tracking, monkeypatch, tmp_path):
     log(tracking, "written")
     database = tracking.layout.mlflow_dir / "mlflow.db"
+    # MLflow makes a folder of this name where it is
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///file:{database}?mode=ro&uri=true")
     reading = Tracking.existing(tracking.layout)
     assert reading.find("written") is not None
