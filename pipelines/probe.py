@@ -20,8 +20,8 @@ import numpy.typing as npt
 import polars as pl
 from scipy import sparse
 
+import feature_store.probes.by_label as by_label_module
 import feature_store.probes.logistic as logistic_module
-import feature_store.probes.probe as probe_module
 import feature_store.probes.scores as scores_module
 from feature_store.associations.inputs import Labels
 from feature_store.cells import read_panel, read_panel_cells
@@ -223,7 +223,7 @@ def _plan(options: ProbeOptions, layout: Layout, chain: RunChain) -> ProbePlan:
         ks=tuple(sorted(set(options.k))),
         cells=options.cells,
         seed=options.seed,
-        constants=constants_of((logistic_module, probe_module, scores_module)),
+        constants=constants_of((logistic_module, by_label_module, scores_module)),
     )
     for kind in plan.label_kinds:
         found = _LabelledCells.of(layout, plan, kind)
@@ -235,8 +235,8 @@ def _plan(options: ProbeOptions, layout: Layout, chain: RunChain) -> ProbePlan:
         )
         if not of_kind.labels():
             raise UsageError(
-                f"--label was {kind!r}, of which fewer than two labels have {probe_module.LEAST_CELLS} cells in each "
-                f"of train, select and test: there is nothing to probe"
+                f"--label was {kind!r}, of which fewer than two labels have {by_label_module.LEAST_CELLS} cells "
+                "in each of train, select and test: there is nothing to probe"
             )
     return plan
 

@@ -1,12 +1,12 @@
 """Probes: which few features of a representation tell the cells of a label from the others, and how well.
 
 logistic  logistic regression with few features, and the order in which a lasso lets features in
-probe     probes of all labels of a kind, fitted on `train`, tuned on `select`, scored on `test` cells
+by_label  probes of all labels of a kind, fitted on `train`, tuned on `select`, scored on `test` cells
 scores    scores of probes, with intervals over donors
 """
 
+from feature_store.probes.by_label import LEAST_CELLS, Probed, ProbedCells, probe
 from feature_store.probes.logistic import Fit, entry_order, fit_ridge
-from feature_store.probes.probe import LEAST_CELLS, Probed, ProbedCells, probe
 from feature_store.probes.scores import Score, auroc, balanced_accuracy, jackknife, macro_f1, macro_recall
 
 __all__ = [

@@ -11,7 +11,9 @@ each lambda is that of coordinate descent on the quadratic approximation of the 
 optimum. The features are centred by the intercept, so that sparse ones stay sparse.
 
 An L1 penalty also shrinks the weights that it lets in. A refit of the first k features has a ridge penalty instead,
-1/2 ridge |w|^2, which is small and keeps the weights finite where a label is separated without error.
+1/2 ridge |w|^2, which keeps the weights finite where a label is separated without error. In a refit the cells of the
+label count as much as all others together: a logit above 0 then means that the cell is more like the label than like
+the rest, however rare the label is, and logits of different labels can be compared.
 """
 
 from typing import Any, NamedTuple
@@ -19,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, log1p
+from sklearn.linear_model import lasso_path
 
 from feature_store.associations.inputs import Bools, Floats, Ints, Sparse
 
@@ -32,7 +35,7 @@ TOLERANCE = 1e-5
 """Change of a weight below which it has converged."""
 SLACK = 1e-3
 """How much, over lambda, the gradient of a feature with weight 0 may exceed lambda."""
-_MOST_NEW, _MOST_STEPS, _MOST_SWEEPS = 20, 50, 200
+_MOST_NEW, _MOST_STEPS = 20, 50
 
 
 class Fit(NamedTuple):
@@ -73,8 +76,7 @@ class _Path:
     def __init__(self, features: Sparse, y: Floats) -> None:
         self._x, self._y = features, y
         self._columns: list[int] = []
-        # the column of ones comes first and is not penalised
-        self._a: Floats = np.ones((len(y), 1))
+        self._a: Floats = np.empty((len(y), 0))
         rate = y.mean()
         self._w: Floats = np.array([np.log(rate / (1 - rate))])
 
@@ -90,50 +92,39 @@ class _Path:
         """The solution at this lambda."""
         while True:
             self._solve_working_set(penalty)
-            gradient = np.abs(self.gradient(expit(self._a @ self._w)))
+            gradient = np.abs(self.gradient(expit(self._w[0] + self._a @ self._w[1:])))
             gradient[self._columns] = 0
             above = np.flatnonzero(gradient > penalty * (1 + SLACK))
             if not above.size:
                 return
             new = above[np.argsort(-gradient[above], kind="stable")][:_MOST_NEW].tolist()
             # those that left the model make room
-            kept = [0, *(1 + np.flatnonzero(self._w[1:])).tolist()]
-            self._columns = [self._columns[i - 1] for i in kept[1:]] + new
+            kept = np.flatnonzero(self._w[1:]).tolist()
+            self._columns = [self._columns[i] for i in kept] + new
             self._a = np.hstack([self._a[:, kept], self._x[:, new].toarray().astype(np.float64)])
-            self._w = np.concatenate([self._w[kept], np.zeros(len(new))])
+            self._w = np.r_[self._w[0], self._w[1:][kept], np.zeros(len(new))]
 
     def _solve_working_set(self, penalty: float) -> None:
-        a, y, n = self._a, self._y, len(self._y)
+        a, y = self._a, self._y
         for _ in range(_MOST_STEPS):
-            p = expit(a @ self._w)
+            eta = self._w[0] + a @ self._w[1:]
+            p = expit(eta)
             weight = np.maximum(p * (1 - p), LEAST_WEIGHT)
-            gram = (a * weight[:, None]).T @ a / n
-            target = gram @ self._w + a.T @ (y - p) / n
-            before, self._w = self._w, _coordinate_descent(gram, target, self._w, penalty)
+            target = eta + (y - p) / weight
+            # the intercept is the weighted mean of what the features leave
+            middle, centre = np.average(target, weights=weight), np.average(a, axis=0, weights=weight)
+            root = np.sqrt(weight)
+            x, z = (a - centre) * root[:, None], (target - middle) * root
+            before = self._w
+            slopes = before[1:]
+            if slopes.size:
+                _, path, *_ = lasso_path(
+                    x, z, alphas=[penalty], precompute=x.T @ x, Xy=x.T @ z, coef_init=slopes, tol=1e-7, max_iter=10_000
+                )
+                slopes = path[:, 0]
+            self._w = np.r_[middle - centre @ slopes, slopes]
             if np.abs(self._w - before).max() < TOLERANCE:
                 return
-
-
-def _coordinate_descent(gram: Floats, target: Floats, start: Floats, penalty: float) -> Floats:
-    """The minimum of w . gram . w / 2 - target . w + penalty |w[1:]|_1."""
-    w = start.copy()
-    residual = target - gram @ w
-    diagonal = gram.diagonal()
-    for _ in range(_MOST_SWEEPS):
-        largest = 0.0
-        for j in range(len(w)):
-            if diagonal[j] <= 0:
-                continue
-            free = residual[j] + diagonal[j] * w[j]
-            shrunk = free if j == 0 else np.sign(free) * max(abs(free) - penalty, 0.0)
-            step = shrunk / diagonal[j] - w[j]
-            if step:
-                w[j] += step
-                residual -= step * gram[:, j]
-                largest = max(largest, abs(step))
-        if largest < TOLERANCE / 10:
-            break
-    return w
 
 
 def fit_ridge(features: Floats, label: Bools, ridge: float, start: Fit | None = None) -> Fit:
@@ -143,19 +134,20 @@ def fit_ridge(features: Floats, label: Bools, ridge: float, start: Fit | None = 
     """
     n, k = features.shape
     a = np.hstack([np.ones((n, 1)), features])
-    y, penalty = label.astype(np.float64), np.r_[0.0, np.full(k, ridge)]
+    y, share, penalty = label.astype(np.float64), _shares(label), np.r_[0.0, np.full(k, ridge)]
     w = np.zeros(k + 1) if start is None else np.r_[start.intercept, start.weight]
-    if start is None:
-        rate = np.clip(y.mean(), 1e-9, 1 - 1e-9)
-        w[0] = np.log(rate / (1 - rate))
-    loss = _ridge_loss(a, y, penalty, w)
+
+    def total(w: Floats) -> float:
+        return log_loss(a @ w, label) + float((penalty * w * w).sum()) / 2
+
+    loss = total(w)
     for _ in range(_MOST_STEPS):
         p = expit(a @ w)
-        slope = a.T @ (p - y) / n + penalty * w
-        curve = (a * (p * (1 - p))[:, None]).T @ a / n + np.diag(penalty + 1e-12)
+        slope = a.T @ (share * (p - y)) + penalty * w
+        curve = (a * (share * p * (1 - p))[:, None]).T @ a + np.diag(penalty + 1e-12)
         step = np.linalg.solve(curve, slope)
         size = 1.0
-        while (new := _ridge_loss(a, y, penalty, w - size * step)) > loss and size > 1e-6:
+        while (new := total(w - size * step)) > loss and size > 1e-6:
             size /= 2
         w, loss = w - size * step, min(new, loss)
         if np.abs(size * step).max() < TOLERANCE / 10:
@@ -164,10 +156,12 @@ def fit_ridge(features: Floats, label: Bools, ridge: float, start: Fit | None = 
 
 
 def log_loss(eta: Floats, label: Bools) -> float:
-    """The mean of log(1 + exp(eta)) - y eta."""
+    """The mean of log(1 + exp(eta)) - y eta, in which the cells of the label count as much as all others together."""
     softplus: npt.NDArray[Any] = np.maximum(eta, 0) + log1p(np.exp(-np.abs(eta)))
-    return float((softplus - label * eta).mean())
+    return float((_shares(label) * (softplus - label * eta)).sum())
 
 
-def _ridge_loss(a: Floats, y: Floats, penalty: Floats, w: Floats) -> float:
-    return log_loss(a @ w, y.astype(bool)) + float((penalty * w * w).sum()) / 2
+def _shares(label: Bools) -> Floats:
+    """The share of each cell in the loss: half of it is that of the label's cells, half that of the others."""
+    n_label = max(int(label.sum()), 1)
+    return np.where(label, 0.5 / n_label, 0.5 / max(len(label) - n_label, 1))

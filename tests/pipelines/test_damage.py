@@ -32,7 +32,7 @@ from feature_store.codes import (
 from feature_store.errors import IntegrityError, NotFoundError, StoreError
 from feature_store.query.runs import RunChain, newest_run
 from feature_store.storage import commit
-from feature_store.storage.layout import CIRCUIT_TABLES, EFFECT_TABLES, INPUT_TABLES, KINDS, Layout
+from feature_store.storage.layout import CIRCUIT_TABLES, EFFECT_TABLES, INPUT_TABLES, KINDS, PROBE_TABLES, Layout
 from feature_store.storage.plans import (
     CircuitPlan,
     ComparisonPlan,
@@ -40,6 +40,7 @@ from feature_store.storage.plans import (
     InputsPlan,
     MapPlan,
     MatchPlan,
+    ProbePlan,
     SAEPlan,
     SteeringResultsPlan,
 )
@@ -113,6 +114,9 @@ def make_store(root: Path, options: Any) -> None:
         inputs = toy_plan(InputsPlan, associations=run, sae=sae)
         for table in INPUT_TABLES:
             commit.write_table(layout.inputs_dir(inputs.id) / table, TABLE, inputs.table(table))
+        probes = toy_plan(ProbePlan, associations=run, sae=sae)
+        for table in PROBE_TABLES:
+            commit.write_table(layout.probes_dir(probes.id) / table, TABLE, probes.table(table))
         compared = toy_plan(ComparisonPlan, associations=run)
         for table in ("comparison", "representation"):
             commit.write_table(layout.comparisons_dir(compared.id) / table, TABLE, compared.table(table))

@@ -2,16 +2,17 @@
 
 For a label against all other cells with a label of the kind, features enter in the order of a lasso on `train` cells
 (`logistic`). The first k of them are refitted on `train` cells with each ridge penalty of RIDGES; the one with the
-smallest log loss on `select` cells is taken. Cells of a label are told by the threshold of largest balanced accuracy on
+smallest log loss on `select` cells, summed over the labels, is taken for all labels, so that their
+logits can be compared. Cells of a label are told by the threshold of largest balanced accuracy on
 `select` cells. Scores are of `test` cells.
 
 Over all labels a cell is given the label with the largest logit; macro-F1 and balanced accuracy are of these. Cells
 whose label has too few cells for a probe are left out of everything.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
@@ -80,46 +81,42 @@ class Probed:
 
 def probe(cells: ProbedCells, ks: Sequence[int]) -> Probed:
     """Probe every label that has enough cells, with each number of features of `ks`."""
-    ks = sorted(set(ks))
-    labels = cells.labels()
+    ks, labels = sorted(set(ks)), cells.labels()
     taken = np.isin(cells.label, labels)
     masks = {name: taken & (cells.split == name) for name in SPLITS}
     columns, own = _scaled(sparse.csc_array(cells.features), masks)
+    made = [
+        _LabelFits.of(own, {name: cells.label[mask] == label for name, mask in masks.items()}, ks[-1])
+        for label in labels
+    ]
+    ridges = _ridges(made, ks[-1])
     chosen: list[tuple[Any, ...]] = []
     rows: list[dict[str, Any]] = []
-    logits: dict[tuple[int, int], Floats] = {}
-    for label in labels:
-        of_label = {name: cells.label[mask] == label for name, mask in masks.items()}
-        order = entry_order(own["train"], of_label["train"], ks[-1])
-        dense = {name: rows_of[:, order].toarray().astype(np.float64) for name, rows_of in own.items()}
-        fits = list(_fits(dense, of_label, len(order)))
-        eta = [fit.predict(dense["test"][:, :k]) for k, (fit, _) in enumerate(fits)]
-        area = [auroc(one, of_label["test"]) for one in eta]
-        for k in ks:
-            n_features = min(k, len(order))
-            fit, ridge = fits[n_features]
-            logits[label, k] = eta[n_features]
+    units = _units(cells, masks["test"])
+    logits = {}
+    for label, of_label in zip(labels, made, strict=True):
+        is_label = cells.label[masks["test"]] == label
+        eta = [of_label.logits(own["test"], k, ridge) for k, ridge in enumerate(ridges)]
+        area = [auroc(one, is_label) for one in eta]
+        edges = [
+            best_threshold(of_label.logits(own["select"], k, ridges[k]), cells.label[masks["select"]] == label)
+            for k in ks
+        ]
+        logits[label] = eta
+        for k, edge in zip(ks, edges, strict=True):
+            n_features = min(k, len(of_label.order))
+            weights = of_label.fit(k, ridges[k]).weight.tolist()
             chosen += [
-                (
-                    label,
-                    k,
-                    rank,
-                    int(columns[order[rank - 1]]),
-                    float(fit.weight[rank - 1]),
-                    area[rank] - area[rank - 1],
-                )
-                for rank in range(1, n_features + 1)
+                (label, k, rank + 1, int(columns[of_label.order[rank]]), weight, area[rank + 1] - area[rank])
+                for rank, weight in enumerate(weights)
             ]
-            edge = best_threshold(fit.predict(dense["select"][:, :n_features]), of_label["select"])
-            rows.append(
-                {"label": label, "k": k, "n_features": n_features, "ridge": ridge}
-                | _scores_of_label(eta[n_features], edge, of_label["test"], _units(cells, masks["test"]))
-            )
-    rows += [
-        {"label": None, "k": k}
-        | _scores_of_all(np.array([logits[label, k] for label in labels]), labels, cells, masks["test"], rows, k)
-        for k in (ks if labels else [])
-    ]
+            found = _scores_of_label(eta[k], edge, is_label, units)
+            rows.append({"label": label, "k": k, "n_features": n_features, "ridge": float(ridges[k]), **found})
+    for k in ks if labels else []:
+        together = np.array([logits[label][k] for label in labels])
+        n_features = max(row["n_features"] for row in rows if row["k"] == k)
+        found = _scores_of_all(together, labels, cells.label[masks["test"]], units)
+        rows.append({"label": None, "k": k, "n_features": n_features, "ridge": float(ridges[k]), **found})
     return Probed(
         features=pl.DataFrame(chosen, schema=_FEATURES, orient="row"),
         scores=pl.DataFrame(rows, schema=_SCORES).with_columns(pl.col(pl.Float64).fill_nan(None)),
@@ -160,18 +157,47 @@ def _scaled(features: Sparse, masks: dict[str, Bools]) -> tuple[Ints, dict[str, 
     return columns, {name: sparse.csc_array(rows_of[:, columns] @ scale) for name, rows_of in own.items()}
 
 
-def _fits(dense: dict[str, Floats], of_label: dict[str, Bools], n_features: int) -> Iterator[tuple[Fit, float]]:
-    """The refits with the first 0, 1, ..., n_features features, and the ridge penalty of each."""
-    for k in range(n_features + 1):
-        best: tuple[float, Fit, float] | None = None
-        fit = None
-        for ridge in RIDGES:
-            fit = fit_ridge(dense["train"][:, :k], of_label["train"], ridge, fit)
-            loss = log_loss(fit.predict(dense["select"][:, :k]), of_label["select"])
-            if best is None or loss < best[0]:
-                best = loss, fit, ridge
-        assert best is not None
-        yield best[1], best[2]
+@dataclass(frozen=True, kw_only=True)
+class _LabelFits:
+    """The features of a label in their order, and the refits of the first 0, 1, ... of them.
+
+    `fits` by number of features and ridge penalty, each with its log loss on `select` cells.
+    """
+
+    order: Ints
+    fits: Mapping[tuple[int, float], tuple[Fit, float]]
+
+    @classmethod
+    def of(cls, features: Mapping[str, Sparse], is_label: Mapping[str, Bools], most: int) -> Self:
+        order = entry_order(features["train"], is_label["train"], most)
+        train, select = (features[name][:, order].toarray().astype(np.float64) for name in ("train", "select"))
+        fits = {}
+        for k in range(len(order) + 1):
+            fit = None
+            for ridge in RIDGES:
+                fit = fit_ridge(train[:, :k], is_label["train"], ridge, fit)
+                fits[k, ridge] = fit, log_loss(fit.predict(select[:, :k]), is_label["select"])
+        return cls(order=order, fits=fits)
+
+    def fit(self, k: int, ridge: float) -> Fit:
+        """The refit of the first k features, or of all where there are fewer."""
+        return self.fits[min(k, len(self.order)), ridge][0]
+
+    def loss(self, k: int, ridge: float) -> float:
+        """Its log loss on `select` cells."""
+        return self.fits[min(k, len(self.order)), ridge][1]
+
+    def logits(self, features: Sparse, k: int, ridge: float) -> Floats:
+        """The logits [n_cells] of features [n_cells n_features]."""
+        return self.fit(k, ridge).predict(features[:, self.order[:k]].toarray().astype(np.float64))
+
+
+def _ridges(made: Sequence[_LabelFits], most: int) -> list[float]:
+    """For each number of features up to `most`, the ridge penalty of the smallest log loss over all labels."""
+    return [
+        min(RIDGES, key=lambda ridge, k=k: sum(one.loss(k, ridge) for one in made))  # type: ignore[misc]
+        for k in range(most + 1)
+    ]
 
 
 def _units(cells: ProbedCells, mask: Bools) -> Ints:
@@ -190,22 +216,18 @@ def _scores_of_label(eta: Floats, edge: float, label: Bools, units: Ints) -> dic
     }
 
 
-def _scores_of_all(
-    logits: Floats, labels: Sequence[int], cells: ProbedCells, test: Bools, rows: Sequence[dict[str, Any]], k: int
-) -> dict[str, Any]:
-    predicted, actual, units = np.array(labels)[logits.argmax(axis=0)], cells.label[test], _units(cells, test)
-    f1 = jackknife(lambda mask: macro_f1(predicted[mask], actual[mask]), units)
-    recall = jackknife(lambda mask: macro_recall(predicted[mask], actual[mask]), units)
+def _scores_of_all(logits: Floats, labels: Sequence[int], actual: Ints, units: Ints) -> dict[str, Any]:
+    """Scores over all labels, from the logits [n_labels n_cells] of each cell."""
+    predicted = np.array(labels)[logits.argmax(axis=0)]
 
     def mean_auroc(mask: Bools) -> float:
         areas = [auroc(eta[mask], actual[mask] == label) for eta, label in zip(logits, labels, strict=True)]
         return float(np.nanmean(areas)) if np.isfinite(areas).any() else np.nan
 
-    own = [row for row in rows if row["k"] == k]
+    f1 = jackknife(lambda mask: macro_f1(predicted[mask], actual[mask]), units)
     return {
-        "n_features": max(row["n_features"] for row in own),
         **_row("auroc", jackknife(mean_auroc, units)),
-        **_row("balanced_accuracy", recall),
+        **_row("balanced_accuracy", jackknife(lambda mask: macro_recall(predicted[mask], actual[mask]), units)),
         **_row("macro_f1", f1),
         "n": len(actual),
         "n_cells": len(actual),
