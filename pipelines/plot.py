@@ -111,6 +111,14 @@ def _input_bars(store: "FeatureStore", request: PlotRequest) -> None:
     plots.input_bars(store, request.feature[0], **request.options("n"))  # type: ignore[arg-type]
 
 
+def _probe_lines(store: "FeatureStore", request: PlotRequest) -> None:
+    from feature_store import plots
+
+    if len(request.label) > 1:
+        raise UsageError(f"--label was given {len(request.label)} times, and probe-lines shows one label; give it once")
+    plots.probe_lines(store, label_kind=request.label[0] if request.label else None, save=request.save)
+
+
 def _of_store(name: str) -> "Callable[[FeatureStore, PlotRequest], object]":
     """What draws a plot of the whole store."""
 
@@ -162,6 +170,11 @@ KINDS: Mapping[str, Kind] = {
         draw=_input_bars,
         takes=frozenset({"feature", "n"}),
         features=(1, 1),
+    ),
+    "probe-lines": Kind(
+        about="how well few features tell labels, for the SAE and what it is held against",
+        draw=_probe_lines,
+        takes=frozenset({"label"}),
     ),
     "density-histogram": Kind(about="how often features fire", draw=_of_store("density_histogram")),
     "batch-quadrant": Kind(

@@ -28,13 +28,14 @@ from feature_store.cells import read_panel, read_panel_cells
 from feature_store.cells.expression import ExpressionReader
 from feature_store.codes import CodesRun, load_cell_codes, panel_with_tokens
 from feature_store.probes import ProbedCells, probe
+from feature_store.query.probes import PERMUTED, SAE
 from feature_store.query.runs import RunChain
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import PROBE_TABLES, Layout
 from feature_store.storage.plans import AssociationsPlan, ProbePlan, constants_of
 from pipelines.associate import expression_dir, label_kinds, write_expression_by_gene
 from pipelines.baseline import chain_of_sae
-from pipelines.compare import SAE, baselines_of
+from pipelines.compare import baselines_of
 from pipelines.config import ProbeOptions
 from pipelines.effects.chain import associations_of
 from pipelines.errors import UsageError
@@ -43,7 +44,7 @@ from pipelines.runtime.checks import check_before_work
 from pipelines.runtime.cluster import one_ray_session
 from pipelines.runtime.stage import Clock, StageResult
 
-GENES, PERMUTED = "genes", "permuted labels"
+GENES = "genes"
 CELL_TYPE = "cell_type"
 _SPLIT = "test"
 _STREAM = 29

@@ -23,6 +23,7 @@ from feature_store.plots.dots import best_features, dotplot
 from feature_store.plots.edges import edge_graph
 from feature_store.plots.features import batch_quadrant, density_histogram
 from feature_store.plots.genes import effect_bars, gene_bars, geneset_bars, input_bars
+from feature_store.plots.probes import probe_lines
 from feature_store.plots.steering import (
     steering_all,
     steering_bars,
@@ -44,6 +45,7 @@ __all__ = [
     "gene_bars",
     "geneset_bars",
     "input_bars",
+    "probe_lines",
     "steering_all",
     "steering_bars",
     "steering_curve",

@@ -133,6 +133,28 @@ def test_matches_are_counted_by_similarity_mutual_ones_apart(atlas_store: Featur
     assert found["beyond null"] == pytest.approx((rows["p"].to_numpy() <= 0.05).mean())
 
 
+def test_probes_have_a_line_for_each_representation_and_the_features_of_each_label(atlas_store: FeatureStore) -> None:
+    (found,) = controls_of(atlas_store)["probes"]["kinds"]
+    assert (found["label_kind"], found["ks"], found["k"]) == ("cell_type", [1, 3], 3)
+    assert [one["of"] for one in found["series"]] == ["sae", "genes", "permuted labels"]
+    assert [point["macro_f1"] for point in found["series"][1]["points"]] == pytest.approx([0.61, 0.63])
+    table = atlas_store.frame("feature_probe").filter(representation="sae", k=3).collect()
+    for one in found["labels"]:
+        mine = table.filter(label=one["label"]).sort("rank")
+        assert [feature["feature_id"] for feature in one["features"]] == mine["feature_id"].to_list()
+        assert [feature["weight"] for feature in one["features"]] == mine["weight"].to_list()
+
+
+def test_a_probe_names_its_features_with_their_signs_and_links_to_them(open_page: Open) -> None:
+    page = open_page("#/controls")
+    said = page.locator("#controls-probes").inner_text()
+    assert "With one feature a label, cell type is told with macro-F1 0.71 by the SAE and 0.61 by genes." in said
+    row = page.locator("#controls-probes tr", has_text="− 1 (CD79A MS4A1)").first
+    assert "+ 0 (CD79A MS4A1)" in row.inner_text()
+    row.get_by_text("− 1 (CD79A MS4A1)").click()
+    page.wait_for_url("**/#/feature/1*")
+
+
 def test_the_page_states_the_figures_with_what_they_mean_and_what_would_be_worrying(open_page: Open) -> None:
     page = open_page("#/controls")
     said = page.locator("main").inner_text()
@@ -141,7 +163,7 @@ def test_the_page_states_the_figures_with_what_they_mean_and_what_would_be_worry
     assert "4 donors" in donors
     assert "0.125" in donors
     assert "67 %" in page.locator("#controls-stability").inner_text()
-    assert said.count("What it means:") == said.count("Worrying:") == 5
+    assert said.count("What it means:") == said.count("Worrying:") == 6
     assert page.locator("svg.chart[aria-label]").count() == page.locator("svg.chart").count() >= 10
     assert page.locator("svg.chart").evaluate_all("all => all.every(c => c.querySelector('title').textContent)")
 
@@ -166,6 +188,7 @@ def test_a_hostile_label_is_text_in_charts_and_tables(open_page: Open, hostile: 
 @pytest.mark.parametrize(
     ("folder", "section", "command"),
     [
+        ("probes", "probes", "scsae probe --store"),
         ("comparisons", "baselines", "scsae baseline --store"),
         ("comparisons", "significance", "scsae baseline --kind random --store"),
         ("matches", "stability", "scsae match --other SAE --store"),
@@ -187,6 +210,6 @@ def test_a_section_without_its_table_names_the_command(
 def test_a_store_of_nothing_but_cells_says_what_to_run_in_every_section(
     store_without: Callable[..., FeatureStore], serving: Callable[[FeatureStore], str], open_page: Open
 ) -> None:
-    folders = ("associations", "comparisons", "matches", "steering", "codes", "saes")
+    folders = ("associations", "comparisons", "matches", "probes", "steering", "codes", "saes")
     page = open_page("#/controls", address=serving(store_without(*folders)))
-    assert page.locator(".controls-panel .empty").count() == 5
+    assert page.locator(".controls-panel .empty").count() == 6

@@ -29,6 +29,7 @@ ALLOWED = {
     "feature_store.cells",
     "feature_store.errors",
     "feature_store.query.edges",
+    "feature_store.query.probes",
     "feature_store.query.metrics",
     "feature_store.query.panel",
     "feature_store.query.steering",

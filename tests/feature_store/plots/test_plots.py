@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import polars as pl
 import pytest
-from planted_effects import STRONG, edge_tables
+from planted_effects import STRONG, edge_tables, probe_tables
 from scipy import sparse
 from token_codes import TokenCodes, cut_of, toy_codes, write_codes
 from toy_plans import toy_table
@@ -18,7 +18,14 @@ from feature_store.errors import InputError, NotFoundError, QueryError
 from feature_store.plots import canvas
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import Layout
-from feature_store.storage.plans import AssociationsPlan, CircuitPlan, EffectsPlan, InputsPlan, SteeringResultsPlan
+from feature_store.storage.plans import (
+    AssociationsPlan,
+    CircuitPlan,
+    EffectsPlan,
+    InputsPlan,
+    ProbePlan,
+    SteeringResultsPlan,
+)
 
 N_CELLS, N_FEATURES = 72, 6
 SPLITS = ["train", "select", "test"]
@@ -215,6 +222,9 @@ def write_store(root, cells, dense, frames=None, steering=None):
         commit.write_table(layout.inputs_dir("1nput") / "feature_input", inputs(), plan)
         summary = schemas.empty("feature_input_summary")
         commit.write_table(layout.inputs_dir("1nput") / "feature_input_summary", summary, plan)
+        plan = toy_table(ProbePlan, sae="5ae", dataset="toy")
+        for name, frame in probe_tables(range(N_FEATURES), ["B cell", "T cell"]).items():
+            commit.write_table(layout.probes_dir("9robe") / name, frame, plan)
     return FeatureStore.open(layout.root)
 
 
@@ -258,6 +268,7 @@ DRAW = {
     "violin": partial(plots.violin, feature=0),
     "steering_bars": plots.steering_bars,
     "effect_bars": partial(plots.effect_bars, feature=0),
+    "probe_lines": plots.probe_lines,
     "edge_graph": partial(plots.edge_graph, feature=STRONG),
     "input_bars": partial(plots.input_bars, feature=0),
 }
@@ -668,3 +679,19 @@ def test_importing_plots_does_not_import_matplotlib():
 def test_every_public_plot_can_be_shown_and_saved():
     for name in set(plots.__all__) - {"CLASS_COLOURS", "best_features"}:
         assert {"show", "save"} <= signature(getattr(plots, name)).parameters.keys(), name
+
+
+def test_probe_lines_are_the_scores_of_each_representation_and_refuse_what_was_not_probed(store):
+    ax = plots.probe_lines(store)
+    rows = store.frame("probe_score").filter(pl.col("label").is_null()).sort("k").collect()
+    for line, name in zip(ax.get_lines(), ("sae", "genes", "permuted labels"), strict=True):
+        np.testing.assert_allclose(line.get_ydata(), rows.filter(representation=name)["macro_f1"])
+    one = plots.probe_lines(store, label="B cell")
+    assert one.get_ylabel() == "AUROC, test cells"
+    for options, words in (
+        ({"label": "Z cell"}, "cell_type has B cell, T cell"),
+        ({"label_kind": "donor"}, "scsae probe --label donor --store"),
+        ({"label": "B cell", "measure": "macro_f1"}, "allowed here are balanced_accuracy, auroc"),
+    ):
+        with pytest.raises(InputError, match=words):
+            plots.probe_lines(store, **options)

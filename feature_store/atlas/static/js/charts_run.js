@@ -9,7 +9,7 @@ const LETTER = 7.2;
 // How the representations look: by shape and colour.
 const LOOKS = {
   sae: ["#0072b2", "circle"], neurons: ["#d55e00", "square"], pca: ["#009e73", "triangle"], ica: ["#cc79a7", "diamond"],
-  random: ["#7f8790", "cross"], "random-model": ["#e69f00", "plus"],
+  random: ["#7f8790", "cross"], "random-model": ["#e69f00", "plus"], genes: ["#56b4e9", "square"], "permuted labels": ["#7f8790", "circle"],
 };
 const lookOf = (name) => LOOKS[name] ?? ["#8c6bb1", "diamond"];
 
@@ -72,6 +72,26 @@ export function histogram(width, { edges, stacks, xTitle, yTitle, label, line = 
         svg("text", { x: x(at.value) + (isLate ? -5 : 5), y: 5, "text-anchor": isLate ? "end" : "start", class: "tick-text" }, at.name));
     }
     xAxis(plot, x, tall, { n: Math.max(2, Math.round(inner / 70)), title: xTitle, width: inner, format });
+  });
+}
+
+// A score against a number of features, which are evenly spaced: series [{of, points: [{k, value, low, high}]}].
+export function scoreLines(width, { ks, series, xTitle, yTitle, label, height = 260 }) {
+  return frame({ width, height, left: 50, right: 14, top: 12, bottom: 42, label }, ({ plot, width: inner, height: tall }) => {
+    const values = series.flatMap(({ points }) => points.flatMap(({ value, low, high }) => [value, low, high])).filter((v) => v !== null && v !== undefined);
+    const y = linear([Math.max(0, Math.min(...values) - 0.03), Math.min(1, Math.max(...values) + 0.03)], [tall, 0]), room = inner / ks.length;
+    yAxis(plot, y, { n: 5, title: yTitle, width: inner, height: tall });
+    plot.append(svg("line", { x1: 0, x2: inner, y1: tall, y2: tall, class: "axis" }), svg("text", { x: inner / 2, y: tall + 34, "text-anchor": "middle", class: "axis-title" }, xTitle));
+    ks.forEach((k, i) => plot.append(svg("text", { x: (i + 0.5) * room, y: tall + 16, "text-anchor": "middle", class: "tick-text" }, String(k))));
+    [...series].reverse().forEach(({ of, points }, j) => {
+      // beside each other, so that no interval hides another
+      const x = (k) => (ks.indexOf(k) + 0.5 + 0.06 * (series.length - 1 - j - (series.length - 1) / 2)) * room, known = points.filter(({ value }) => value !== null && value !== undefined), colour = lookOf(of)[0];
+      plot.append(svg("polyline", { points: known.map(({ k, value }) => `${x(k)},${y(value)}`).join(" "), fill: "none", stroke: colour, "stroke-width": of === "sae" ? 2.4 : 1.4, "stroke-dasharray": of === "permuted labels" ? "5 4" : null }));
+      for (const { k, value, low, high } of known) {
+        if (low !== null && low !== undefined) plot.append(svg("line", { x1: x(k), x2: x(k), y1: y(low), y2: y(high), class: "whisker", stroke: colour }));
+        plot.append(svg("g", {}, svg("title", {}, `${of}, ${k}: ${value.toFixed(3)}`), mark(of, x(k), y(value), of === "sae" ? 5 : 4)));
+      }
+    });
   });
 }
 

@@ -6,7 +6,7 @@ import { fitted } from "../axis.js";
 import { legend } from "../colour.js";
 import { json, overview } from "../data.js";
 import { href } from "../state.js";
-import { bars, dotRows, histogram, representationLegend } from "../charts_run.js";
+import { bars, dotRows, histogram, representationLegend, scoreLines } from "../charts_run.js";
 
 const STATISTICS = { auroc: "AUROC", pearson: "Pearson r", identity_f1: "F1 of firing at its tokens" };
 const MOST_LABELS = 40;
@@ -20,7 +20,7 @@ export async function show(root) {
   root.append(h("h1", {}, "How far to trust this atlas"),
     h("p", { class: "controls-lead" }, "A claim about a feature can be trusted if simpler representations do not support it as well, if its p-value is calibrated, if donors agree, and if another SAE has the same feature. Everything here was chosen on select cells and is reported on test cells.", about.panel ? ` The cells are those${ofPanel(about)}.` : ""),
     baselinesPanel(controls.baselines), significancePanel(controls.significance, controls), calibrationPanel(controls.calibration, controls),
-    donorsPanel(controls.donors, controls), stabilityPanel(controls.stability, controls));
+    donorsPanel(controls.donors, controls), stabilityPanel(controls.stability, controls), probesPanel(controls.probes));
   return {};
 }
 
@@ -158,6 +158,33 @@ function stabilityPanel(of, { stable }) {
     fitted((width) => histogram(width, { edges: edges(of.bins, 0, 1), stacks: [{ name: "mutual nearest", colour: BLUE, counts: other.counts.mutual }, { name: "one way only", colour: ORANGE, counts: other.counts["one way"] }], xTitle: "similarity with the nearest feature", yTitle: "features", at: { value: other.null_95, name: "95 % of chance" }, label: `Similarity of ${other.compared} features with their nearest in ${other.other}` }))));
   return panel("stability", name, null, h("div", { class: "controls-pair" }, figures),
     reading("the similarity of each feature with the nearest feature of the other SAE; chance is that with the nearest of directions (or permuted codes) without a counterpart. A feature with a mutual match far beyond chance does not depend on the seed.", "most similarities below the dashed line, or few mutual matches: such features are one of many possible decompositions of the same activations."));
+}
+
+function probesPanel(of) {
+  const name = "6. How few features tell a label?";
+  if (of.missing) return panel("probes", name, null, empty(of.missing, "It was not measured how many features it takes to tell the cells of a label from the others, nor how many neurons, components or genes."));
+  return panel("probes", name, of.kinds.map(probeVerdict).join(" "),
+    of.kinds.map((kind) => h("div", { class: "controls-targets" }, h("h3", {}, words(kind.label_kind)), representationLegend(kind.series.map((one) => one.of)),
+      h("figure", {}, h("figcaption", { class: "quiet" }, "Macro-F1 on test cells against the number of features of each label's probe, with the 95 % interval over donors"),
+        fitted((width) => scoreLines(Math.min(width, 640), { ks: kind.ks, series: kind.series.map(({ of: one, points }) => ({ of: one, points: points.map((row) => ({ k: row.k, value: row.macro_f1, low: row.macro_f1_low, high: row.macro_f1_high })) })), xTitle: "features", yTitle: "macro-F1, test cells", label: `Macro-F1 of probes of ${words(kind.label_kind)} with ${kind.ks.join(", ")} features; the same figures are in the table below` }))),
+      h("details", {}, h("summary", {}, "The figures as a table"), smallTable(["representation", ...kind.ks.map((k) => `${k}`)], kind.series.map(({ of: one, points }) => [one, ...points.map((row) => `${fixed(row.macro_f1, 2)} ${isKnown(row.macro_f1_low) ? `[${fixed(row.macro_f1_low, 2)}, ${fixed(row.macro_f1_high, 2)}]` : ""}`)]), { numeric: kind.ks.map((_, i) => i + 1), caption: "Macro-F1 on test cells by number of features" })),
+      smallTable(["label", `the ${count(kind.k)} features of its probe: more of it (+), less of it (−)`, "AUROC [95 %]", "balanced accuracy"], kind.labels.map((row) => [row.label, h("span", {}, row.features.map(probeFeature)), `${fixed(row.auroc)} ${isKnown(row.auroc_low) ? `[${fixed(row.auroc_low)}, ${fixed(row.auroc_high)}]` : ""}`, fixed(row.balanced_accuracy)]), { numeric: [2, 3], caption: `Features in the order in which a lasso lets them in; figures of test cells` }))),
+    reading("for each label, a sparse logistic regression chooses features on train cells, is tuned on select cells and evaluated on test cells; every representation is treated alike. Permuted labels show what chance gives.", "neurons, components or genes that reach the same score with as few features, or permuted labels that do."));
+}
+
+function probeFeature({ feature_id: id, name, weight }, i) {
+  const genes = (name ?? "").split(" ").slice(0, 3).join(" ");
+  return [i ? ", " : "", h("a", { href: href("feature", id), title: `weight ${signed(weight)} in logits per standard deviation` }, `${weight < 0 ? "−" : "+"} ${id}${genes ? ` (${genes})` : ""}`)];
+}
+
+// Where the SAE needs fewer features than each of the others, and where not.
+function probeVerdict({ label_kind: kind, ks, series }) {
+  const at = (of, k) => series.find((one) => one.of === of)?.points.find((row) => row.k === k);
+  const rivals = series.map(({ of }) => of).filter((of) => of !== "sae" && of !== "permuted labels");
+  const first = ks[0], own = at("sae", first);
+  if (!rivals.length || !own) return `No other representation was probed for ${words(kind)}.`;
+  const best = rivals.map((of) => [of, at(of, first)?.macro_f1 ?? -1]).sort((a, b) => b[1] - a[1])[0];
+  return `With ${first === 1 ? "one feature" : `${first} features`} a label, ${words(kind)} is told with macro-F1 ${fixed(own.macro_f1, 2)} by the SAE and ${fixed(best[1], 2)} by ${best[0]}.`;
 }
 
 const edges = (n, low, high) => Array.from({ length: n + 1 }, (_, i) => low + ((high - low) * i) / n);
