@@ -6,7 +6,8 @@ from typing import Any
 
 import polars as pl
 
-from feature_store.query.metrics import HEADLINE_OF_TASK
+from feature_store.query.metrics import HEADLINE_OF_TASK, metric_of
+from feature_store.query.steering import Role, of_role
 from pipelines.steering.plan import ALL, MEAN_DIFFERENCE, UNSTEERED, Null, Task, Variant
 from pipelines.steering.request import SteeringRequest
 
@@ -43,4 +44,31 @@ def facts_of(request: SteeringRequest, chosen: Variant, results: pl.DataFrame) -
     for null in Null:
         if (p := own[null.column]) is not None:
             facts[f"p against {null}"] = p
+    if (rival := best_rival(rows, metric)) is not None and is_better(metric, rival["value"], own["value"]):
+        facts["does better"] = f"{rival['condition']}, which needs no features: {metric} {rival['value']:.3g}"
+    if worse := worsened(results.filter(pl.col("chosen") & (pl.col("metric") != metric), split="test", group=ALL)):
+        facts["became worse"] = worse
     return facts
+
+
+def best_rival(rows: pl.DataFrame, metric: str) -> dict[str, Any] | None:
+    """The baseline with the best value of a metric, among rows of this metric; None where none was measured."""
+    others = of_role(rows, Role.BASELINE).drop_nulls("value")
+    if others.is_empty() or metric_of(metric).better is None:
+        return None
+    return others.sort("value", descending=metric_of(metric).better == "higher").row(0, named=True)
+
+
+def is_better(metric: str, value: float, than: float) -> bool:
+    """Whether a value of a metric is better than another."""
+    return value > than if metric_of(metric).better == "higher" else value < than
+
+
+def worsened(rows: pl.DataFrame) -> list[str]:
+    """The metrics that became worse beyond the 95 % interval of their change, with their values before and after."""
+    found = []
+    for row in rows.drop_nulls(["effect", "low", "high"]).iter_rows(named=True):
+        better = metric_of(row["metric"]).better
+        if (better == "lower" and row["low"] > 0) or (better == "higher" and row["high"] < 0):
+            found.append(f"{row['metric']} {row['value'] - row['effect']:.3g} -> {row['value']:.3g}")
+    return found

@@ -224,6 +224,51 @@ def test_the_verdict_claims_no_more_than_the_nulls_allow(open_page: Open, atlas_
         assert (found["kind"], says in " ".join(found["lines"])) == (kind, True), found
 
 
+def test_the_verdict_is_not_green_where_a_baseline_does_better_or_another_metric_became_worse(
+    open_page: Open, atlas_store: FeatureStore
+) -> None:
+    page, document = open_page(HERE), json_of(atlas_store, f"steering/{RUN}.json")
+    rows = document["rows"]
+
+    def place(metric: str, **wanted: object) -> int:
+        (found,) = (
+            i
+            for i, name in enumerate(rows["metric"])
+            if (name, rows["group"][i]) == (metric, "all") and all(rows[key][i] == to for key, to in wanted.items())
+        )
+        return found
+
+    own, rival = place("remaining", chosen=True), place("remaining", role="baseline")
+    accuracy = place("type_accuracy", chosen=True)
+    for null in document["nulls"]:
+        null["n_draws"] = 20
+        rows[null["p"]][own] = 0.0476
+
+    def found() -> tuple[str, str]:
+        said = page.evaluate(
+            """async (about) => {
+              const run = new (await import("./static/js/steering_run.js")).Run(about);
+              return run.verdict(run.metric("remaining"), "all", run.point());
+            }""",
+            document,
+        )
+        return said["kind"], " ".join(said["lines"])
+
+    assert found()[0] == "beats"
+    rows["value"][rival] = 0.2
+    kind, words = found()
+    assert kind == ""
+    assert "It beats its nulls" in words
+    assert "Mean difference, which needs no features, does better: 0.2." in words
+    rows["value"][rival] = 0.7
+    rows["value"][accuracy], rows["effect"][accuracy] = 0.7, -0.2
+    rows["low"][accuracy], rows["high"][accuracy] = -0.3, -0.1
+    kind, words = found()
+    assert kind == ""
+    assert "What became worse:" in words
+    assert "(0.9 to 0.7)" in words
+
+
 def test_the_dose_slider_moves_by_keyboard_along_what_was_computed(open_page: Open) -> None:
     page = open_page(HERE)
     slider = page.get_by_label("Dose", exact=True)

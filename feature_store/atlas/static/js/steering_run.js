@@ -104,7 +104,22 @@ export class Run {
     return ` --n-nulls ${Math.max(LEAST_NULLS, this.n_nulls ?? 0)}`;
   }
 
-  // The verdict on a metric at a point: {kind: "beats" | "fails" | "", lines}.
+  // The best baseline of a metric, if it does better than the row: better by the metric, or a larger change where the
+  // metric has no better direction.
+  rival(metric, group, row) {
+    const gain = ({ value, effect }) => (metric.better === "lower" ? -value : metric.better === "higher" ? value : Math.abs(effect ?? 0));
+    const others = this.of(metric.name, group).filter((one) => one.role === ROLE.baseline && one.value !== null);
+    const best = others.sort((a, b) => gain(b) - gain(a))[0];
+    return best && gain(best) > gain(row) ? best : null;
+  }
+
+  // The other metrics that became worse at a point, beyond the 95 % interval of their change.
+  worsened(metric, group, point) {
+    return this.metrics.filter((one) => one.name !== metric.name && one.better).map((one) => [one, this.at(one.name, group, point)])
+      .filter(([one, row]) => row && row.low !== null && row.high !== null && (one.better === "lower" ? row.low > 0 : row.high < 0));
+  }
+
+  // The verdict on a metric at a point: {kind: "beats" | "fails" | "", lines}. It beats only what does no better.
   verdict(metric, group, point) {
     if (!point) return { kind: "", lines: ["This run stored no figures of single points; run `scsae steer` again."] };
     const row = this.at(metric.name, group, point);
@@ -121,7 +136,10 @@ export class Run {
     const isWorse = row.effect !== null && (metric.better === "lower" ? row.effect > 0 : metric.better === "higher" && row.effect < 0);
     lines.push(isWorse ? `${text} The change is for the worse.` : text);
     lines.push(metric.better === null ? "This metric has no better direction: p is the share of a null's draws, this result counted as one, that change it as much." : "p is the share of a null's draws, this result counted as one, that do at least as well. It is not adjusted for the number of metrics.");
-    return { kind: isWorse ? "fails" : kind, lines };
+    const rival = this.rival(metric, group, row), worsened = this.worsened(metric, group, point);
+    if (rival) lines.splice(2, 0, `${capital(rival.condition)}, which needs no features, does better: ${fmt(rival.value)}.`);
+    if (worsened.length) lines.splice(2, 0, `What became worse: ${listed(worsened.map(([one, { value, effect }]) => `${one.words} (${fmt(value - effect)} to ${fmt(value)})`))}.`);
+    return { kind: isWorse ? "fails" : kind === "beats" && (rival || worsened.length) ? "" : kind, lines };
   }
 
   change(metric, row) {

@@ -1,0 +1,39 @@
+"""What a steering run says beside its headline: the rival that does better, and the metrics that became worse."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+
+from feature_store.query.steering import Role
+from pipelines.steering.report import best_rival, is_better, worsened
+
+
+def rows(*of: tuple[str, str, float | None, float | None, float | None, float | None]) -> pl.DataFrame:
+    return pl.DataFrame(of, schema=["condition", "role", "value", "effect", "low", "high"], orient="row")
+
+
+@pytest.mark.parametrize(("metric", "best", "value"), [("remaining", "centred", 0.2), ("type_accuracy", "mean", 0.4)])
+def test_the_best_rival_is_that_of_the_metrics_direction(metric, best, value):
+    found = rows(
+        ("mean", Role.BASELINE, 0.4, 0.0, None, None),
+        ("centred", Role.BASELINE, 0.2, 0.0, None, None),
+        ("random", Role.NULL, 0.0, 0.0, None, None),
+        ("not measured", Role.BASELINE, None, None, None, None),
+    )
+    rival = best_rival(found, metric)
+    assert (rival["condition"], rival["value"]) == (best, value)
+    assert best_rival(found.filter(condition="random"), metric) is None
+    assert is_better("remaining", 0.2, 0.3)
+    assert not is_better("type_accuracy", 0.2, 0.3)
+
+
+def test_metrics_are_worse_beyond_their_interval_alone():
+    found = rows(
+        ("worse", Role.GRID, 0.7, -0.2, -0.3, -0.1),
+        ("within noise", Role.GRID, 0.85, -0.05, -0.2, 0.1),
+        ("better", Role.GRID, 0.95, 0.05, 0.01, 0.1),
+        ("no interval", Role.GRID, 0.1, -0.8, None, None),
+    ).with_columns(metric=pl.lit("type_accuracy"))
+    assert worsened(found) == ["type_accuracy 0.9 -> 0.7"]
+    assert worsened(found.with_columns(metric=pl.lit("remaining"))) == ["remaining 0.9 -> 0.95"]
