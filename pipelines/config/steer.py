@@ -36,8 +36,8 @@ class SteerOptions(ActorOptions, MovedDataOptions):
     searched."""
     intervention: Literal["ablate", "clamp", "add", "scale", "toward", "shift"] | None = None
     """How the features are edited: ablate, clamp, add or scale; or, by the mean codes of labels, toward (replace a code
-    by the mean of the other label) or shift (add the difference of the means). Default: ablate, and shift with
-    --toward."""
+    by the mean of the other label) or shift (add the difference of the means). Default: ablate; shift with --toward;
+    and with --target all the best of ablate, scale, toward and shift on `select` cells, each of which is reported."""
     dose: Annotated[tuple[Dose, ...], pydantic.BeforeValidator(as_tuple)] = Field(default=(1.0,), min_length=1)
     """Dose of the edit: for clamp and add in units of the 99th percentile of a feature, for scale the factor, for
     toward and shift the share of the way; ablate has no dose. May be repeated: the best dose is then searched."""
@@ -79,7 +79,8 @@ class SteerOptions(ActorOptions, MovedDataOptions):
                 f"intervention was {self.intervention!r}, which needs the mean codes of labels; give "
                 "--toward LABEL, or --target all"
             )
-        if self.by is not None and not by_means:
+        searches_kinds = self.intervention is None and self.target == "all"
+        if self.by is not None and not by_means and not searches_kinds:
             raise ValueError(
                 f"by was {self.by!r}, which applies to toward and shift only; give one of these, or leave by out"
             )
@@ -87,7 +88,8 @@ class SteerOptions(ActorOptions, MovedDataOptions):
             raise ValueError("scib scores how labels mix; give --target all, or leave scib out")
         if self.feature and "n_features" in self.model_fields_set:
             raise ValueError("feature and n_features were both given; give one of them")
-        if len(set(self.dose)) > 1 and not by_means and self.intervention in (None, "ablate"):
+        ablates = self.intervention == "ablate" or (self.intervention is None and not searches_kinds)
+        if len(set(self.dose)) > 1 and not by_means and ablates:
             raise ValueError(
                 f"dose was {list(self.dose)}, but ablate has no dose; leave it out, or give --intervention"
             )

@@ -1,6 +1,7 @@
 """The choice of the number of features and the dose: the best point of the grid on `select` cells."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import polars as pl
@@ -12,6 +13,7 @@ from pipelines.steering.evaluators import MIN_CELLS
 from pipelines.steering.metrics import distances, mixing
 from pipelines.steering.plan import SteeringTask, Task, Variant
 
+T = TypeVar("T")
 MAX_LOSS = 0.02
 """Largest share of the conservation of cell types that a mixing may lose."""
 
@@ -27,13 +29,31 @@ def choose_dose(task: SteeringTask, variants: Sequence[Variant], embedded: Steer
     if task.type is Task.MOVE:
         left = {variant.id: _remaining(task, embedded, variant.id) for variant in grid}
         return min(grid, key=lambda v: left[v.id])
+    found = mixing_of_grid(variants, embedded)
+    return best_mixing([(v, found[v.id]) for v in grid], found[variants[0].id])
+
+
+def mixing_of_grid(variants: Sequence[Variant], embedded: SteeredEmbeddings) -> dict[int, mixing.QuickMixing]:
+    """The mixing and conservation of these cells, unsteered and under each point of the grid, by variant."""
     batch, types = (own.astype(str).tolist() for own in (embedded.labels.label, embedded.labels.cell_type))
-    found = {v.id: mixing.quick_mixing(embedded.under(v.id), batch, types) for v in [variants[0], *grid]}
-    kept = {i: 1.0 if score.conservation is None else score.conservation for i, score in found.items()}
-    allowed = [v for v in grid if kept[v.id] >= (1 - MAX_LOSS) * kept[variants[0].id]]
+    grid = [variant for variant in variants if variant.role is Role.GRID]
+    return {v.id: mixing.quick_mixing(embedded.under(v.id), batch, types) for v in [variants[0], *grid]}
+
+
+def best_mixing(found: Sequence[tuple[T, mixing.QuickMixing]], unsteered: mixing.QuickMixing) -> T:
+    """What mixes best among those that lose at most MAX_LOSS of the conservation; if all lose more, what loses least.
+
+    Of equal ones it is the first.
+    """
+    least = (1 - MAX_LOSS) * _kept(unsteered)
+    allowed = [(one, score) for one, score in found if _kept(score) >= least]
     if not allowed:
-        return max(grid, key=lambda v: kept[v.id])
-    return max(allowed, key=lambda v: found[v.id].mixing or 0.0)
+        return max(found, key=lambda pair: _kept(pair[1]))[0]
+    return max(allowed, key=lambda pair: pair[1].mixing or 0.0)[0]
+
+
+def _kept(score: mixing.QuickMixing) -> float:
+    return 1.0 if score.conservation is None else score.conservation
 
 
 def _remaining(task: SteeringTask, embedded: SteeredEmbeddings, variant: int) -> float:

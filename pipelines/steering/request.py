@@ -45,6 +45,7 @@ class SteeringRequest:
         genes: the symbol and gene_id of the genes that model and data share.
         gene_ids: the gene_id of the genes whose tokens are steered; None: all.
         by_label: for edit, the ranked features of the label.
+        among_kinds: whether runs of other kinds of edit are searched beside this one.
     """
 
     options: SteerOptions
@@ -59,10 +60,13 @@ class SteeringRequest:
     genes: pl.DataFrame
     gene_ids: tuple[int, ...] | None
     by_label: pl.DataFrame | None
+    among_kinds: bool
 
     @classmethod
-    def of(cls, options: SteerOptions, layout: Layout) -> "SteeringRequest":
+    def of(cls, options: SteerOptions, layout: Layout, *, among_kinds: bool = False) -> "SteeringRequest":
         """Read the inputs from the store and check all options.
+
+        `among_kinds`: whether the run is searched together with those of other kinds of edit.
 
         Raises:
             UsageError: a kind, label, feature, gene or cell is unknown, features or cells are too few, the SAE does not
@@ -118,6 +122,7 @@ class SteeringRequest:
             genes=genes,
             gene_ids=_gene_ids(options.gene, genes),
             by_label=by_label,
+            among_kinds=among_kinds,
         )
         request.check_cells()
         return request
@@ -236,7 +241,7 @@ class SteeringRequest:
     def check_cells(self) -> None:
         """Raise UsageError unless every split has the cells that the task needs."""
         task, options, kind = self.task, self.options, shown_name(self.task.kind)
-        searches = len(self.grid) > 1
+        searches = self.among_kinds or len(self.grid) > 1
         chooses = self.needs_token_sample and not options.feature
         needed = {
             "test": True,

@@ -33,10 +33,11 @@ from pipelines.errors import UsageError
 from pipelines.external.vectors import refuse_changed_of_codes
 from pipelines.moved_data import record_new_place
 from pipelines.runtime.checks import check_before_work, check_tracking
+from pipelines.runtime.cluster import one_ray_session
 from pipelines.runtime.stage import Clock, StageResult
-from pipelines.steering import feature_selection, shards, token_sample
+from pipelines.steering import feature_selection, kinds, shards, token_sample
 from pipelines.steering.actors import MaskedGenePredictor, SteeredEmbedder
-from pipelines.steering.dose_selection import choose_dose
+from pipelines.steering.dose_selection import choose_dose, mixing_of_grid
 from pipelines.steering.embeddings import SteeredEmbeddings
 from pipelines.steering.evaluation import evaluate
 from pipelines.steering.group_means import MeansTable, code_group_means, mean_differences
@@ -73,11 +74,37 @@ def steer(options: SteerOptions, store: Path, *, address: str | None = None) -> 
     clock = Clock()
     layout = Layout(store)
     check_before_work(layout, address=address)
+    if kinds.searches_kinds(options):
+        return _steer_best_kind(options, layout, clock, address)
     request = SteeringRequest.of(options, layout)
     record_new_place(layout, request.chain.associations.dataset, options.data)
     refuse_changed_of_codes(layout, request.chain, stage="steer")
-    run = SteeringRun(request, address)
     check_tracking(layout)
+    return _finished(SteeringRun(request, address), clock)
+
+
+def _steer_best_kind(options: SteerOptions, layout: Layout, clock: Clock, address: str | None) -> StageResult:
+    """Search every kind of edit on `select` cells, evaluate each on `test` cells, and return the best one's result."""
+    runs = {}
+    for kind in kinds.KINDS:
+        request = SteeringRequest.of(kinds.options_of(options, kind), layout, among_kinds=True)
+        record_new_place(layout, request.chain.associations.dataset, options.data)
+        refuse_changed_of_codes(layout, request.chain, stage="steer")
+        runs[kind] = SteeringRun(request, address)
+    check_tracking(layout)
+    with one_ray_session():
+        found = [run.on_select() for run in runs.values()]
+        best = kinds.best_kind(found).kind
+        results = {kind: run.results() for kind, run in runs.items() if kind is not best}
+        finished = _finished(runs[best], clock)
+    results[best] = commit.read_table(finished.path / "results")
+    ids = ", ".join(f"{kind.value} {run.folder.name}" for kind, run in runs.items())
+    facts = {"kinds, searched on select cells": ids, **kinds.facts_of_kinds(results)}
+    return replace(finished, facts={**finished.facts, **facts})
+
+
+def _finished(run: "SteeringRun", clock: Clock) -> StageResult:
+    """Finish a run and return its result."""
     results = run.results()
     chosen = next(variant for variant in run.variants if variant.chosen)
     return StageResult(
@@ -201,6 +228,16 @@ class SteeringRun:
         best = choose_dose(self.request.task, self.search_variants, self.embeddings(self.search))
         assert best.dose is not None
         return Point(len(best.features), best.dose)
+
+    def on_select(self) -> kinds.KindOnSelect:
+        """The best point of a mixing on select cells, with its scores."""
+        embedded = self.embeddings(self.search)
+        found = mixing_of_grid(self.search_variants, embedded)
+        best = choose_dose(self.request.task, self.search_variants, embedded)
+        unsteered = found[self.search_variants[0].id]
+        return kinds.KindOnSelect(
+            kind=self.request.task.intervention, point=best, score=found[best.id], unsteered=unsteered
+        )
 
     # the tables of test cells
 

@@ -21,7 +21,8 @@ MOVE = {"kind": "condition", "target": "stim", "toward": "ctrl"}
         ({"target": "B", "intervention": "shift"}, r"'shift'.*--toward LABEL.*--target all"),
         ({"target": "B", "by": "gene"}, "by was 'gene'"),
         ({"feature": [3], "n_features": 2}, "feature and n_features"),
-        ({"target": "all", "dose": [1, 2]}, r"dose was \[1.0, 2.0\].*--intervention"),
+        ({"target": "B", "dose": [1, 2]}, r"dose was \[1.0, 2.0\].*--intervention"),
+        ({"target": "all", "intervention": "ablate", "dose": [1, 2]}, r"dose was \[1.0, 2.0\].*--intervention"),
         ({"target": "B", "n_features": [1, 2]}, r"n_features was \[1, 2\].*--toward LABEL.*--target all"),
         ({"cells": "type"}, r"'type'.*COLUMN=VALUE"),
         ({"feature": [-1]}, "feature was -1"),
@@ -72,6 +73,7 @@ def mixing_request(batch: dict[str, list[str]]) -> SteeringRequest:
         [(split, name) for split, names in batch.items() for name in names], schema=["split", "batch"], orient="row"
     ).with_row_index("cell_idx")
     fields = dict.fromkeys(("layout", "chain", "associations", "features", "genes", "gene_ids", "by_label"))
+    fields["among_kinds"] = False
     steered = cells["cell_idx"].to_numpy()
     task = task_of(options, "all")
     return SteeringRequest(options=options, task=task, by="none", cells=cells, steered=steered, **fields)

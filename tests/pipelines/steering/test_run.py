@@ -13,6 +13,7 @@ from feature_store.cells import open_source, read_cells
 from feature_store.errors import NotFoundError
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
+from feature_store.storage.plans import SteeringPlan
 from pipelines.config import SteerOptions
 from pipelines.errors import UsageError
 from pipelines.runtime.stage import StageResult
@@ -385,6 +386,40 @@ def test_mixing_steers_every_cell_and_shuffles_batches(own_store, here):
         assert not variant or sorted(own["cell_idx"]) == test["cell_idx"].to_list()
     assert {"batch_mixing", "label_conservation"} <= set(results(found)["metric"])
     assert "batch_mixing" in found.facts
+
+
+@pytest.mark.slow
+def test_without_an_intervention_a_mixing_searches_every_kind_and_reports_each(own_store, here):
+    options = SteerOptions(kind="batch", target="all", n_features=(2, 4), dose=(0.5, 1), n_nulls=2)
+    found = steer(options, own_store)
+    layout = Layout(own_store)
+    made = {}
+    for info in layout.runs("steering"):
+        if info.complete:
+            plan = SteeringPlan.of(commit.Run.open(info.path / "search"))
+            if plan.target == "all":
+                made[plan.intervention] = plan
+    assert set(made) == {"ablate", "scale", "toward", "shift"}
+    assert {dose for _, dose in made["ablate"].grid} == {1.0}
+    assert {dose for _, dose in made["scale"].grid} == {0.5}
+    assert {dose for _, dose in made["shift"].grid} == {0.5, 1.0}
+    # the point that mixes best on select cells among those that keep the types, by the tables of the searches
+    best, values = None, {}
+    for intervention, plan in made.items():
+        rows = commit.read_table(layout.steering_dir(plan.id) / "results").filter(split="select", group="all")
+        unsteered = rows.filter(role="unsteered", metric="label_conservation")["value"].item()
+        for row in rows.filter(role="grid", metric="batch_mixing").iter_rows(named=True):
+            at = (pl.col("n_features") == row["n_features"]) & (pl.col("dose") == row["dose"])
+            kept = rows.filter(at, role="grid", metric="label_conservation")["value"].item()
+            if kept >= 0.98 * unsteered:
+                values[intervention] = max(values.get(intervention, -1), row["value"])
+    best = max(values, key=values.get)
+    assert found.facts["intervention"].startswith(best)
+    assert layout.latest("steering").run == found.run == made[best].id
+    for intervention in made:
+        assert "batch_mixing" in found.facts[f"{intervention} on test cells"]
+    again = steer(options, own_store)
+    assert (again.run, again.done) == (found.run, 0)
 
 
 def test_votes_are_shares_of_the_five_nearest_unsteered_train_cells(steered):
