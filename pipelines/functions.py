@@ -29,6 +29,7 @@ from pipelines.config import (
     InputsOptions,
     InspectOptions,
     MatchOptions,
+    ModulesOptions,
     Options,
     ProbeOptions,
     SteerOptions,
@@ -321,6 +322,18 @@ def probe(options: ProbeOptions, *, store: str | Path = DEFAULT_STORE, address: 
     from pipelines.probe import probe_labels
 
     return probe_labels(options, as_path(store), address=address)
+
+
+@takes_options(ModulesOptions)
+def modules(options: ModulesOptions, *, store: str | Path = DEFAULT_STORE) -> "StageResult":
+    """Find groups of features that fire together beyond their rates, and test them on `test` cells.
+
+    >>> scsae.modules()
+    >>> scsae.open().sql("SELECT module, n_features, r_test, q, top_genes FROM module ORDER BY module")
+    """
+    from pipelines.modules import modules
+
+    return modules(options, as_path(store))
 
 
 @takes_options(SteerOptions)

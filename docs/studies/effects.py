@@ -190,7 +190,7 @@ def edges_of(store: FeatureStore, later_sae: str) -> dict[str, Any]:
         "from": strong["from_feature_id"].n_unique(),
         "excite": strong.filter(relation="excites").height,
         "agree": strong.filter(pl.col("n_agree") == pl.col("n_donors")).height,
-        "modules": commit.read_table(result.path / "feature_module")["module"].n_unique(),
+        "modules": commit.read_table(result.path / "edge_module")["module"].n_unique(),
         "degree": {
             name: float(spearmanr(values, fired["n_cells_fired"]).statistic) if strong.height else float("nan")
             for name, values in degree.items()

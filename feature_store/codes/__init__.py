@@ -21,6 +21,7 @@ from feature_store.codes.load import (
     load_top_tokens,
     n_without_tokens,
     panel_firing,
+    panel_tokens,
     panel_with_tokens,
 )
 from feature_store.codes.merge import Merging, build_merged
@@ -38,6 +39,7 @@ __all__ = [
     "load_top_tokens",
     "n_without_tokens",
     "panel_firing",
+    "panel_tokens",
     "panel_with_tokens",
     "span_of_shard",
 ]

@@ -111,10 +111,16 @@ def panel_with_tokens(codes: CodesRun, panel: Cells) -> Bools:
     """Whether each cell of the panel [n_panel] has a token; a cell without a gene that the model knows, such as an
     empty droplet, has none, and takes part in no statistic.
     """
-    cells = [read_part(path, ["cell_idx"])["cell_idx"].to_numpy() for path in _of_panel(codes, "stats/cell")]
-    has_tokens = np.zeros(len(panel), dtype=bool)
-    has_tokens[np.searchsorted(panel, np.concatenate(cells))] = True
-    return has_tokens
+    return panel_tokens(codes, panel) > 0
+
+
+def panel_tokens(codes: CodesRun, panel: Cells) -> npt.NDArray[np.int64]:
+    """The number of tokens of each cell of the panel [n_panel]."""
+    n_tokens = np.zeros(len(panel), dtype=np.int64)
+    for path in _of_panel(codes, "stats/cell"):
+        frame = read_part(path, ["cell_idx", "n_tokens"])
+        n_tokens[np.searchsorted(panel, frame["cell_idx"].to_numpy())] = frame["n_tokens"].to_numpy()
+    return n_tokens
 
 
 def n_without_tokens(codes: CodesRun) -> int:

@@ -29,6 +29,7 @@ from feature_store.storage.plans import (
     EffectsPlan,
     InputsPlan,
     MatchPlan,
+    ModulesPlan,
     Plan,
     ProbePlan,
     SAEPlan,
@@ -46,6 +47,7 @@ _TABLE_OF: Mapping[str, tuple[str, type[Plan]]] = {
     "circuits": ("feature_edge", CircuitPlan),
     "inputs": ("feature_input", InputsPlan),
     "probes": ("feature_probe", ProbePlan),
+    "modules": ("feature_module", ModulesPlan),
     "matches": ("feature_match", MatchPlan),
     "comparisons": ("comparison", ComparisonPlan),
 }

@@ -15,9 +15,10 @@
     <root>/steering/<run>/         results/  per_cell/  variants/  scores/  [search/  survey/  references/  head/
                                    map/  ...]
     <root>/effects/<run>/          draws/  feature_effect/  feature_effect_summary/
-    <root>/circuits/<run>/         draws/  feature_edge/  feature_module/  module_gene_set/
+    <root>/circuits/<run>/         draws/  feature_edge/  edge_module/  edge_module_gene_set/
     <root>/inputs/<run>/           draws/  feature_input/  feature_input_summary/
     <root>/probes/<run>/           feature_probe/  probe_score/
+    <root>/modules/<run>/          feature_module/  module/  module_gene_set/
     <root>/matches/<run>/          feature_match/
     <root>/comparisons/<run>/      comparison/  representation/
     <root>/commits/                the list of commits: KIND~RUN~TABLE.json, a small file a table
@@ -64,7 +65,8 @@ ASSOCIATION_TABLES = (
     *("features", "feature_label", "feature_number", "feature_gene", "feature_geneset", "feature_token", "gene_sets"),
 )
 EFFECT_TABLES = ("feature_effect", "feature_effect_summary")
-CIRCUIT_TABLES = ("feature_edge", "feature_module", "module_gene_set")
+CIRCUIT_TABLES = ("feature_edge", "edge_module", "edge_module_gene_set")
+MODULE_TABLES = ("feature_module", "module", "module_gene_set")
 INPUT_TABLES = ("feature_input", "feature_input_summary")
 PROBE_TABLES = ("feature_probe", "probe_score")
 MEASURED_TABLES: Mapping[str, tuple[str, ...]] = {
@@ -72,6 +74,7 @@ MEASURED_TABLES: Mapping[str, tuple[str, ...]] = {
     "circuits": CIRCUIT_TABLES,
     "inputs": INPUT_TABLES,
     "probes": PROBE_TABLES,
+    "modules": MODULE_TABLES,
 }
 """Kinds of run of which an SAE may have several, which are read together, and the tables of each."""
 COMPARISON_TABLES = ("comparison", "representation")
@@ -102,6 +105,7 @@ MEASURED_BY: Mapping[str, str] = {
     "circuits": "scsae circuit",
     "inputs": "scsae inputs",
     "probes": "scsae probe",
+    "modules": "scsae modules",
 }
 """Kinds of MEASURED_TABLES: the command that makes a run."""
 _MADE_BY: Mapping[str, str] = {
@@ -259,6 +263,10 @@ class Layout:
     def probes_dir(self, run: str) -> Path:
         """Probes of labels from the features of an SAE, and from other representations of the same cells."""
         return self.run_dir("probes", run)
+
+    def modules_dir(self, run: str) -> Path:
+        """Modules of features that fire together."""
+        return self.run_dir("modules", run)
 
     def matches_dir(self, run: str) -> Path:
         """The features of two SAEs matched with each other."""

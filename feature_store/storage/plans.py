@@ -649,7 +649,7 @@ class CircuitPlan(FeaturesMeasured, Plan):
     """Which features of a later SAE change when a feature of an earlier one is ablated; the nulls are directions."""
 
     stage = "circuit"
-    version = 1
+    version = 2
 
     to_sae: str
     """The later SAE."""
@@ -690,6 +690,28 @@ class ProbePlan(Plan):
     seed: int
     constants: Mapping[str, Any]
     """Those of the modules that fit and score."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModulesPlan(Plan):
+    """Modules of features that fire together."""
+
+    stage = "modules"
+    version = 1
+
+    associations: str
+    associations_manifest: str
+    sae: str
+    dataset: str
+    n_features: int
+    """Most features, those of largest variance."""
+    cells: int
+    """Most cells that the modules are found on, and as many on which they are tested."""
+    n_resamples: int
+    n_draws: int
+    seed: int
+    constants: Mapping[str, Any]
+    """Those of the modules that find and test."""
 
 
 @dataclass(frozen=True, kw_only=True)

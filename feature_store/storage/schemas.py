@@ -30,6 +30,18 @@ def _table(not_null: str, **columns: type[pl.DataType] | pl.DataType) -> TableSc
     )
 
 
+_MODULE_GENE_SET = _table(
+    "module collection gene_set n_features n_known p q",
+    module=pl.Int32,
+    collection=pl.String,
+    gene_set=pl.String,
+    n_features=pl.Int64,
+    n_known=pl.Int64,
+    n_with_set=pl.Int64,
+    n_all=pl.Int64,
+    p=pl.Float64,
+    q=pl.Float64,
+)
 TABLES: Mapping[str, TableSchema] = {
     # one row per cell of a data set; donor, batch and cell_type are the obs columns that the user named, else null;
     # panel: whether the cell is one of those that get everything (`feature_store.cells.panel`)
@@ -294,7 +306,7 @@ TABLES: Mapping[str, TableSchema] = {
         p_donor=pl.Float64,
     ),
     # one row per feature of a module of edges; n_features: of the module; n_edges: of the feature inside it
-    "feature_module": _table(
+    "edge_module": _table(
         "module sae feature_id n_features n_edges",
         module=pl.Int32,
         sae=pl.String,
@@ -303,17 +315,31 @@ TABLES: Mapping[str, TableSchema] = {
         n_edges=pl.Int64,
     ),
     # one row per module and gene set that a feature of it goes with; n_known: features of the module with associations
-    "module_gene_set": _table(
-        "module collection gene_set n_features n_known p q",
+    "edge_module_gene_set": _MODULE_GENE_SET,
+    "module_gene_set": _MODULE_GENE_SET,
+    # one row per feature of a module of features that fire together; r: its mean partial correlation with the others
+    "feature_module": _table(
+        "module feature_id n_features r",
         module=pl.Int32,
-        collection=pl.String,
-        gene_set=pl.String,
+        feature_id=pl.Int32,
         n_features=pl.Int64,
-        n_known=pl.Int64,
-        n_with_set=pl.Int64,
-        n_all=pl.Int64,
+        r=pl.Float64,
+    ),
+    # one row per module, and per module that shuffled codes give (control "shuffled codes"); r, r_test: mean partial
+    # correlation of its pairs on train and select cells, and on test cells; null: features that fire as often
+    "module": _table(
+        "module n_features stability r",
+        control=pl.String,
+        module=pl.Int32,
+        n_features=pl.Int64,
+        stability=pl.Float64,
+        r=pl.Float64,
+        r_test=pl.Float64,
+        null_mean=pl.Float64,
+        null_sd=pl.Float64,
         p=pl.Float64,
         q=pl.Float64,
+        top_genes=pl.String,
     ),
     # one row per (feature, gene, path): what leaving the gene's token out takes from S, the sum of the feature's code
     # over the gene tokens of a cell. path: "own token", the code that goes with the token, or "other tokens", the fall

@@ -2,8 +2,8 @@
 
 draws/             mean effects of features and of their null directions, a part for FEATURES_A_SHARD of them
 feature_edge/      a row for each significant pair of an earlier and a later feature, and for the next ones
-feature_module/    the modules of features, a row for each member
-module_gene_set/   the gene sets of modules
+edge_module/    the modules of features, a row for each member
+edge_module_gene_set/   the gene sets of modules
 """
 
 from pathlib import Path
@@ -11,12 +11,14 @@ from typing import Any
 
 import polars as pl
 
+from feature_store.modules import module_gene_sets
 from feature_store.query.runs import newest_run_of
 from feature_store.storage import commit
 from feature_store.storage.layout import CIRCUIT_TABLES, Layout
 from pipelines.circuit.actors import CircuitMeasurer
+from pipelines.circuit.gene_sets import significant_sets
 from pipelines.circuit.request import CircuitRequest
-from pipelines.circuit.tables import Q, gene_sets_frame, modules_frame, write_edges
+from pipelines.circuit.tables import Q, modules_frame, write_edges
 from pipelines.config import CircuitOptions
 from pipelines.effects.shards import measure_features
 from pipelines.moved_data import record_new_place
@@ -67,11 +69,11 @@ def _write_tables(request: CircuitRequest, folder: Path, run: commit.Run, n_shar
     edges = write_edges(folder / "feature_edge", run, table, from_sae=sae, to_sae=request.later)
     significant = pl.concat([commit.read_part(path).filter(pl.col("q") <= Q) for path in edges.checked_parts()])
     modules = modules_frame(significant, from_sae=sae, to_sae=request.later)
-    commit.write_table(folder / "feature_module", lambda: modules, plan.table("feature_module", **of_draws))
+    commit.write_table(folder / "edge_module", lambda: modules, plan.table("edge_module", **of_draws))
     commit.write_table(
-        folder / "module_gene_set",
-        lambda: gene_sets_frame(modules, _gene_sets(request)),
-        plan.table("module_gene_set", **of_draws, gene_sets=_associations(request)),
+        folder / "edge_module_gene_set",
+        lambda: module_gene_sets(modules, _gene_sets(request)),
+        plan.table("edge_module_gene_set", **of_draws, gene_sets=_associations(request)),
     )
 
 
@@ -86,19 +88,12 @@ def _associations(request: CircuitRequest) -> dict[str, str]:
 
 def _gene_sets(request: CircuitRequest) -> pl.DataFrame:
     """The significant gene sets of all features that fire, of both SAEs; a row without names for those without."""
-    frames = []
-    for sae, run in _associations(request).items():
-        folder = request.layout.associations_dir(run)
-        alive = commit.read_table(folder / "features").filter(~pl.col("dead")).select("feature_id")
-        sets = commit.read_table(folder / "feature_geneset").filter(pl.col("q") <= Q)
-        own = alive.join(sets.select("feature_id", "collection", "gene_set"), on="feature_id", how="left")
-        frames.append(own.with_columns(sae=pl.lit(sae)))
-    return pl.concat(frames)
+    return pl.concat(significant_sets(request.layout, sae, run) for sae, run in _associations(request).items())
 
 
 def _facts(request: CircuitRequest, folder: Path) -> dict[str, object]:
     edges = commit.read_table(folder / "feature_edge")
-    modules = commit.read_table(folder / "feature_module")
+    modules = commit.read_table(folder / "edge_module")
     strong = edges.filter(pl.col("q") <= Q)
     return {
         "from": f"{request.chain.associations.sae} at {request.chain.sae.site}",

@@ -21,6 +21,7 @@ from pipelines.config import (
     ImportSAEOptions,
     InputsOptions,
     MatchOptions,
+    ModulesOptions,
     ProbeOptions,
     SteerOptions,
     TrainOptions,
@@ -136,6 +137,15 @@ def probe_command(options: ProbeOptions, store: Path, address: str | None) -> No
     from pipelines.runtime.reports import print_results
 
     print_results([probe_labels(options, store, address=address)], store)
+
+
+@stage_command(commands, ModulesOptions)
+def modules_command(options: ModulesOptions, store: Path) -> None:
+    """Find the modules, and print the result."""
+    from pipelines.modules import modules
+    from pipelines.runtime.reports import print_results
+
+    print_results([modules(options, store)], store)
 
 
 @stage_command(commands, BaselineOptions)

@@ -14,6 +14,7 @@ from pipelines.config.encode import EncodeOptions
 from pipelines.config.exchange import ExportSAEOptions, ImportSAEOptions
 from pipelines.config.extract import VARIABLE, DataOptions, ExtractOptions, ForwardOptions, InspectOptions
 from pipelines.config.inputs import InputsOptions
+from pipelines.config.modules import ModulesOptions
 from pipelines.config.options import (
     NO_COLUMN,
     ActorOptions,
@@ -56,6 +57,7 @@ __all__ = [
     "InputsOptions",
     "InspectOptions",
     "MatchOptions",
+    "ModulesOptions",
     "Options",
     "ProbeOptions",
     "Recipe",

@@ -26,6 +26,7 @@ NEXT = {
     "inputs": "scsae sql 'SELECT feature_id, gene, path, share, z, q FROM feature_input WHERE q <= 0.05 ORDER BY p'",
     "probes": "scsae sql 'SELECT representation, k, auroc, balanced_accuracy, macro_f1 FROM probe_score "
     "WHERE label IS NULL'",
+    "modules": "scsae sql 'SELECT module, n_features, stability, r_test, q, top_genes FROM module'",
     "matches": "scsae sql 'SELECT * FROM feature_match WHERE mutual ORDER BY similarity DESC'",
 }
 """The command that follows each kind of run."""

@@ -72,7 +72,29 @@ def edge_tables(features: Sequence[int], *, from_sae: str, to_sae: str, n_to: in
     modules = [{"module": 0, "sae": sae, "feature_id": f, "n_features": 3, "n_edges": 1} for sae, f in members]
     return {
         "feature_edge": schemas.conform("feature_edge", pl.DataFrame(rows)),
-        "feature_module": schemas.conform("feature_module", pl.DataFrame(modules)),
+        "edge_module": schemas.conform("edge_module", pl.DataFrame(modules)),
+        "edge_module_gene_set": schemas.empty("edge_module_gene_set"),
+    }
+
+
+def cofiring_tables(groups: Sequence[Sequence[int]]) -> dict[str, pl.DataFrame]:
+    """Modules of these features, and one that shuffled codes gave."""
+    members = [
+        {"module": i, "feature_id": feature, "n_features": len(group), "r": 0.3}
+        for i, group in enumerate(groups)
+        for feature in group
+    ]
+    rows = [
+        {"control": control, "module": i, "n_features": len(group), "stability": 0.9, "r": 0.3, "r_test": 0.28,
+         "null_mean": 0.01, "null_sd": 0.02, "p": 0.002, "q": 0.004,
+         "top_genes": None if control else "CD3D IL32 LCK AES"}
+        for control, own in ((None, groups), ("shuffled codes", groups[:1]))
+        for i, group in enumerate(own)
+    ]  # fmt: skip
+    frame = pl.DataFrame(rows, infer_schema_length=None)
+    return {
+        "feature_module": schemas.conform("feature_module", pl.DataFrame(members)),
+        "module": schemas.conform("module", frame),
         "module_gene_set": schemas.empty("module_gene_set"),
     }
 

@@ -13,12 +13,13 @@ from interrupted_stages import assert_same_bytes, resumed
 from scipy.stats import false_discovery_control, hypergeom, permutation_test
 
 from feature_store import FeatureStore
+from feature_store.modules import module_gene_sets
 from feature_store.storage import commit
 from feature_store.storage.layout import CIRCUIT_TABLES, Layout
 from pipelines.circuit import circuit
 from pipelines.circuit.actors import across_donors
 from pipelines.circuit.request import CircuitRequest
-from pipelines.circuit.tables import EDGES_KEPT, Q, gene_sets_frame, modules_frame
+from pipelines.circuit.tables import EDGES_KEPT, Q, modules_frame
 from pipelines.config import CircuitOptions
 from pipelines.effects.cells import FeatureCells
 from pipelines.effects.chain import paths_of
@@ -207,7 +208,7 @@ def test_gene_sets_of_a_module_are_those_that_more_of_it_have_than_chance_gives(
     of_features = pl.DataFrame(rows, schema=["sae", "feature_id", "gene_set"], orient="row").with_columns(
         pl.col("feature_id").cast(pl.Int32), collection=pl.when(pl.col("gene_set").is_not_null()).then(pl.lit("c"))
     )
-    found = gene_sets_frame(modules, of_features)
+    found = module_gene_sets(modules, of_features)
     p = hypergeom.sf([2, 0], 22, [3, 1], 4)
     np.testing.assert_allclose(found.sort("p")["p"], p)
     # the second module has no feature with a set, which makes two more tests

@@ -30,8 +30,8 @@ from pipelines.extract import extract
 from pipelines.train import train
 
 COMMANDS = (
-    "demo inspect extract train import-sae export-sae encode associate match effects circuit inputs probe baseline "
-    "compare steer run submit sql features plot models serve export-atlas verify forget"
+    "demo inspect extract train import-sae export-sae encode associate match effects circuit inputs probe modules "
+    "baseline compare steer run submit sql features plot models serve export-atlas verify forget"
 ).split()
 
 

@@ -32,7 +32,15 @@ from feature_store.codes import (
 from feature_store.errors import IntegrityError, NotFoundError, StoreError
 from feature_store.query.runs import RunChain, newest_run
 from feature_store.storage import commit
-from feature_store.storage.layout import CIRCUIT_TABLES, EFFECT_TABLES, INPUT_TABLES, KINDS, PROBE_TABLES, Layout
+from feature_store.storage.layout import (
+    CIRCUIT_TABLES,
+    EFFECT_TABLES,
+    INPUT_TABLES,
+    KINDS,
+    MODULE_TABLES,
+    PROBE_TABLES,
+    Layout,
+)
 from feature_store.storage.plans import (
     CircuitPlan,
     ComparisonPlan,
@@ -40,6 +48,7 @@ from feature_store.storage.plans import (
     InputsPlan,
     MapPlan,
     MatchPlan,
+    ModulesPlan,
     ProbePlan,
     SAEPlan,
     SteeringResultsPlan,
@@ -114,6 +123,9 @@ def make_store(root: Path, options: Any) -> None:
         inputs = toy_plan(InputsPlan, associations=run, sae=sae)
         for table in INPUT_TABLES:
             commit.write_table(layout.inputs_dir(inputs.id) / table, TABLE, inputs.table(table))
+        modules = toy_plan(ModulesPlan, associations=run, sae=sae)
+        for table in MODULE_TABLES:
+            commit.write_table(layout.modules_dir(modules.id) / table, TABLE, modules.table(table))
         probes = toy_plan(ProbePlan, associations=run, sae=sae)
         for table in PROBE_TABLES:
             commit.write_table(layout.probes_dir(probes.id) / table, TABLE, probes.table(table))

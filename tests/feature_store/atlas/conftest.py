@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 import pytest
 from deleted_runs import forget_deleted
-from planted_effects import edge_tables, effect_tables, input_tables, probe_tables
+from planted_effects import cofiring_tables, edge_tables, effect_tables, input_tables, probe_tables
 from scipy import sparse
 from token_codes import TokenCodes, cut_of, pooled, toy_codes, write_codes, write_codes_of_panel
 from toy_plans import toy_plan, toy_table
@@ -32,6 +32,7 @@ from feature_store.storage.plans import (
     EffectsPlan,
     InputsPlan,
     MatchPlan,
+    ModulesPlan,
     PanelPlan,
     ProbePlan,
     SAEPlan,
@@ -439,6 +440,8 @@ def write_store(root: Path, panel: np.ndarray | None = None) -> None:
         commit.write_table(layout.effects_dir("effec") / name, frame, toy_table(EffectsPlan, sae="5ae"))
     for name, frame in input_tables(range(20), GENES[:12]).items():
         commit.write_table(layout.inputs_dir("1nput") / name, frame, toy_table(InputsPlan, sae="5ae"))
+    for name, frame in cofiring_tables([range(5), range(5, 9)]).items():
+        commit.write_table(layout.modules_dir("m0d") / name, frame, toy_table(ModulesPlan, sae="5ae"))
     for name, frame in probe_tables(range(20), TYPES).items():
         commit.write_table(layout.probes_dir("9robe") / name, frame, toy_table(ProbePlan, sae="5ae"))
     for run, ends in (("c1rc", ("5ae", "1a7e")), ("c1rd", ("07he5", "5ae"))):

@@ -26,7 +26,7 @@ SHOWN = "document.querySelector('.scatter').dataset.shown"
 
 
 def features_of(store: FeatureStore) -> pl.DataFrame:
-    """The table of features with their places, and q of their best label on test cells."""
+    """The table of features with their places, q of their best label on test cells, and the name of their module."""
     tests = (
         store.frame("feature_label")
         .filter(split="test")
@@ -36,7 +36,9 @@ def features_of(store: FeatureStore) -> pl.DataFrame:
     features = (
         store.frame("features").join(tests, on=keys, how="left").join(store.frame("feature_umap"), on="feature_id")
     )
-    return features.sort("feature_id").collect()
+    name = pl.col("module").cast(pl.String) + ": CD3D IL32 LCK"
+    modules = store.frame("feature_module").select("feature_id", module=name)
+    return features.join(modules, on="feature_id", how="left").sort("feature_id").collect()
 
 
 def listed(page: Page) -> list[int]:
@@ -277,3 +279,11 @@ def contrast(a: str, b: str) -> float:
 
     light, dark = sorted((luminance(a), luminance(b)), reverse=True)
     return (light + 0.05) / (dark + 0.05)
+
+
+def test_modules_colour_the_map_by_their_number_and_first_genes(open_page: Open) -> None:
+    page = open_page("#/atlas?color=module")
+    key = page.locator(".map-key").inner_text()
+    assert "0: CD3D IL32 LCK" in key
+    assert "1: CD3D IL32 LCK" in key
+    assert page.get_by_label("Colour").input_value() == "module"

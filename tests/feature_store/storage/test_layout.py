@@ -51,6 +51,7 @@ def test_every_kind_has_its_folder_below_the_root(tmp_path: Path) -> None:
         layout.circuits_dir("x"),
         layout.inputs_dir("x"),
         layout.probes_dir("x"),
+        layout.modules_dir("x"),
         layout.matches_dir("x"),
         layout.comparisons_dir("x"),
     ]

@@ -23,6 +23,9 @@ const NUMBERS = {
   class_confidence: { text: "confidence of the class", format: (x) => fixed(x, 2) },
 };
 
+// Columns of names that colour features, and their words.
+const NAMES = { label: { column: "top_label", text: "best label", all: "Best labels" }, module: { column: "module", text: "module", all: "The largest modules of features that fire together" } };
+
 export const title = () => "Atlas";
 
 export async function show(root, state) {
@@ -43,12 +46,12 @@ class Atlas {
     const choice = (key, name, options, also = {}) => h("label", {}, name, h("select", { name: key, onchange: (event) => this.ask({ ...also, [key]: event.target.value }) }, options.map(([value, text]) => h("option", { value }, text))));
     this.text = h("input", { type: "search", name: "q", placeholder: "gene, label, id …", "aria-label": "Filter features by gene, label or id", size: 18, oninput: later((event) => this.ask({ q: event.target.value }, { replace: true }), 30) });
     this.colourBy = h("label", {}, "Colour", h("select", { name: "color", onchange: (event) => this.ask({ color: event.target.value }) },
-      h("option", { value: "class" }, "class"), h("option", { value: "label" }, "best label"),
+      h("option", { value: "class" }, "class"), Object.entries(NAMES).filter(([, { column }]) => features.has(column)).map(([key, { text }]) => h("option", { value: key }, text)),
       Object.entries(NUMBERS).filter(([key]) => features.has(key)).map(([key, { text }]) => h("option", { value: key }, text)),
       groupsOf(about.labels).map(([kind, labels]) => h("optgroup", { label: `AUROC: ${words(kind)}` }, labels.map(({ id, label }) => h("option", { value: `auroc:${id}` }, label))))));
     this.maps = Object.keys(MAPS).filter((name) => about.tables.includes(MAPS[name].table));
     this.mapped = this.maps.length > 1 ? choice("map", "Map", this.maps.map((name) => [name, MAPS[name].text]), { lasso: null, view: null }) : null;
-    this.labelled = choice("label", "Label", [["", "any"], ...bestLabels(features).map(([name, n]) => [name, `${name} (${n})`])]);
+    this.labelled = choice("label", "Label", [["", "any"], ...frequent(features.column("top_label")).map(([name, n]) => [name, `${name} (${n})`])]);
     this.dense = choice("density", "Density", DENSITIES);
     this.key = h("div", { class: "map-key" });
     this.status = h("p", { class: "quiet map-status", role: "status", "aria-live": "polite" });
@@ -128,7 +131,7 @@ class Atlas {
   async takeLabel() {
     const wanted = this.params.color ?? "class", id = wanted.startsWith("auroc:") ? Number(wanted.slice(6)) : null;
     const label = id !== null && this.about.labels[id] ? id : null;
-    const isKnown = label !== null || wanted === "class" || wanted === "label" || (wanted in NUMBERS && this.features.has(wanted));
+    const isKnown = label !== null || wanted === "class" || (wanted in NAMES && this.features.has(NAMES[wanted].column)) || (wanted in NUMBERS && this.features.has(wanted));
     this.colour = isKnown ? wanted : "class";
     if (label !== this.label) {
       const found = label === null ? null : await columns(`labels/${label}.cols`);
@@ -142,7 +145,7 @@ class Atlas {
 
   paint() {
     const { features, colour } = this;
-    if (colour === "class" || colour === "label") this.paintNames();
+    if (colour === "class" || colour in NAMES) this.paintNames();
     else {
       const { text, log, format } = this.label === null ? NUMBERS[colour] : { text: `AUROC of ${this.about.labels[this.label].label} (test)`, format: (x) => fixed(x, 2) };
       const kind = this.label === null ? "sequential" : "signed";
@@ -168,10 +171,10 @@ class Atlas {
       redraw(this.key, this.classKey());
       return;
     }
-    const column = features.column("top_label"), named = bestLabels(features).slice(0, MOST_NAMED).map(([name]) => name);
+    const column = features.column(NAMES[colour].column), named = frequent(column).slice(0, MOST_NAMED).map(([name]) => name);
     const colours = column.categories.map((name) => (named.includes(name) ? colourOf(named.indexOf(name)) : null));
     this.plot?.colours(byCategory(column.values, colours));
-    redraw(this.key, legend(named.map((name, i) => ({ name, colour: colourOf(i) })), { label: "Best labels" }), this.classKey());
+    redraw(this.key, legend(named.map((name, i) => ({ name, colour: colourOf(i) })), { label: NAMES[colour].all }), this.classKey());
   }
 
   // The classes and how many there are; a click leaves one out.
@@ -274,9 +277,9 @@ function groupsOf(labels) {
   return [...groups];
 }
 
-// Labels that are some feature's best, the most frequent first, and of how many.
-function bestLabels(features) {
-  const column = features.column("top_label"), counts = new Map();
+// The names in a column, the most frequent first, and how often each is there.
+function frequent(column) {
+  const counts = new Map();
   for (const code of column.values) if (code < column.categories.length) counts.set(column.categories[code], (counts.get(column.categories[code]) ?? 0) + 1);
   return [...counts].sort((a, b) => b[1] - a[1] || (a[0] < b[0] ? -1 : 1));
 }
