@@ -27,15 +27,18 @@ from pipelines.config import (
     BaselineOptions,
     EncodeOptions,
     ExtractOptions,
+    ModulesOptions,
     ProbeOptions,
     Recipe,
 )
+from pipelines.modules import modules
 from pipelines.probe import probe_labels
 from pipelines.recipe import run_recipe
 
 KINDS = ("cell_type", "condition")
 BASELINES = ("neurons", "pca", "ica", "random", "random-model")
 SHOWN = 5
+Q = 0.05
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -46,12 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the page")
     options = parser.parse_args(arguments)
     cells = with_folds(prepare(options.data, options.store / "data").kang, options.store / "data" / "kang_folds.h5ad")
-    tables = [probed(cells, options.store, fold) for fold in range(len(FOLDS))]
-    scores, features = (
-        pl.concat(frame.with_columns(fold=pl.lit(fold)) for fold, frame in enumerate(frames))
+    tables = [measured(cells, options.store, fold) for fold in range(len(FOLDS))]
+    scores, features, groups, sets = (
+        pl.concat((frame.with_columns(fold=pl.lit(fold)) for fold, frame in enumerate(frames)), how="diagonal_relaxed")
         for frames in zip(*tables, strict=True)
     )
-    (options.out / "combinations.md").write_text(page(scores, features))
+    (options.out / "combinations.md").write_text(page(scores, features) + modules_section(groups, sets))
 
 
 def with_folds(kang: Path, path: Path) -> Path:
@@ -66,8 +69,10 @@ def with_folds(kang: Path, path: Path) -> Path:
     return path
 
 
-def probed(cells: Path, store: Path, fold: int) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The tables `probe_score` and `feature_probe` of a fold, whose number is the seed of its SAE."""
+def measured(cells: Path, store: Path, fold: int) -> tuple[pl.DataFrame, ...]:
+    """The tables `probe_score`, `feature_probe`, `module` and `module_gene_set` of a fold, the number of which is the
+    seed of its SAE; the latter two of each representation.
+    """
     results = run_recipe(
         Recipe(
             extract=ExtractOptions(
@@ -85,9 +90,20 @@ def probed(cells: Path, store: Path, fold: int) -> tuple[pl.DataFrame, pl.DataFr
         store,
     )
     sae = next(result.run for result in results if result.kind == "saes")
-    baseline(BaselineOptions(associations=results[-1].run, kind=BASELINES), store)
+    others = baseline(BaselineOptions(associations=results[-1].run, kind=BASELINES), store)
     made = probe_labels(ProbeOptions(sae=sae, label=KINDS), store)
-    return commit.read_table(made.path / "probe_score"), commit.read_table(made.path / "feature_probe")
+    saes = {SAE: sae, **dict(zip(BASELINES, (r.run for r in others if r.kind == "saes"), strict=True))}
+    groups, sets = [], []
+    for name, run in saes.items():
+        found = modules(ModulesOptions(sae=run), store)
+        groups.append(commit.read_table(found.path / "module").with_columns(representation=pl.lit(name)))
+        sets.append(commit.read_table(found.path / "module_gene_set").with_columns(representation=pl.lit(name)))
+    return (
+        commit.read_table(made.path / "probe_score"),
+        commit.read_table(made.path / "feature_probe"),
+        pl.concat(groups),
+        pl.concat(sets),
+    )
 
 
 def interval(values: Sequence[float]) -> str:
@@ -221,6 +237,67 @@ Of the SAE's features in these probes of all folds a share of {negatives(feature
 """
         )
     return "".join(parts)
+
+
+def modules_section(groups: pl.DataFrame, sets: pl.DataFrame) -> str:
+    """The section of modules: how many each representation has, and those of the SAE with a gene set."""
+    own = groups.filter(pl.col("control").is_null())
+    strong = sets.filter(pl.col("q") <= Q)
+    rows = []
+    for name in (SAE, *BASELINES):
+        mine, shuffled = (
+            own.filter(representation=name),
+            groups.filter(pl.col("control").is_not_null(), representation=name),
+        )
+        of_fold = [mine.filter(fold=fold) for fold in range(len(FOLDS))]
+        rows.append(
+            {
+                "representation": name,
+                "modules": interval([frame.height for frame in of_fold]),
+                "features in them": interval([frame["n_features"].sum() for frame in of_fold]),
+                "beyond features that fire as often": f"{(mine['q'] <= Q).sum()} of {mine.height}",
+                "with a gene set": strong.filter(representation=name).select("fold", "module").n_unique(),
+                "of shuffled codes": shuffled.height,
+            }
+        )
+    listed = []
+    first = own.filter(representation=SAE, fold=0).sort("module")
+    for row in first.iter_rows(named=True):
+        named = strong.filter(representation=SAE, fold=0, module=row["module"]).sort("p")["gene_set"].head(3).to_list()
+        if named:
+            listed.append(
+                {
+                    "module": row["module"],
+                    "features": row["n_features"],
+                    "stability": row["stability"],
+                    "r, test": row["r_test"],
+                    "null": row["null_mean"],
+                    "gene sets": " ".join(named),
+                    "genes": row["top_genes"],
+                }
+            )
+    return f"""
+## Modules: features that fire together
+
+`scsae modules` groups features by their partial correlation inside cells of one type and donor, given the number of
+tokens, on `train` and `select` cells. A module is a group that resamples of half of the donors give again. Its cohesion
+on `test` cells is held against sets of other features that fire as often, and the whole search is repeated on codes
+that are shuffled inside types and donors (`feature_store/modules`). The tests plant modules and find them, and features
+that follow type or depth alone make none.
+
+```
+.venv/bin/scsae modules
+.venv/bin/scsae sql "SELECT module, n_features, stability, r_test, q, top_genes FROM module"
+.venv/bin/scsae serve                                   # the map of features, coloured by module
+```
+
+The same four folds, numbers of modules with their 95 % interval; `with a gene set` counts modules of all folds with a
+set at q <= .05, `of shuffled codes` those that all folds gave where there is nothing to find:
+
+{markdown(pl.DataFrame(rows))}
+The SAE's modules of the first fold that share a gene set:
+
+{markdown(pl.DataFrame(listed))}"""
 
 
 if __name__ == "__main__":
