@@ -158,6 +158,25 @@ def needed(scores: pl.DataFrame, kind: str, measure: str) -> pl.DataFrame:
     return pl.DataFrame(rows)
 
 
+def verdict(scores: pl.DataFrame, kind: str, measure: str) -> str:
+    """In words: beyond which representations the SAE is, and which are beyond it, with how many features."""
+    every = scores.filter(pl.col("label").is_null(), label_kind=kind).sort("fold")
+    own, lines = every.filter(representation=SAE), []
+    for name in order(every)[1:]:
+        if name == PERMUTED:
+            continue
+        other = every.filter(representation=name)
+        beyond: dict[str, list[str]] = {"above": [], "below": []}
+        for k in sorted(set(own["k"])):
+            less = (own.filter(k=k)[measure] - other.filter(k=k)[measure]).to_numpy()
+            half = t.ppf(0.975, len(less) - 1) * less.std(ddof=1) / np.sqrt(len(less))
+            if abs(less.mean()) > half:
+                beyond["above" if less.mean() > 0 else "below"].append(str(k))
+        said = "; ".join(f"{where} it with {', '.join(ks)}" for where, ks in beyond.items() if ks)
+        lines.append(f"- The SAE against {name}: {said or 'no difference beyond the interval'}.")
+    return "\n".join(lines)
+
+
 def order(rows: pl.DataFrame) -> list[str]:
     """The representations, the SAE first and permuted labels last."""
     names = rows["representation"].unique(maintain_order=True).to_list()
@@ -227,6 +246,10 @@ SAE's features with the labels permuted inside donors: chance.
 The SAE less each of the others, in the same fold:
 
 {markdown(differences(scores, kind, measure))}
+Where the interval of this difference excludes 0:
+
+{verdict(scores, kind, measure)}
+
 How many features each of the others needs, of 1, 2, 5, 10 and 20, to reach the SAE's mean:
 
 {markdown(needed(scores, kind, measure))}
