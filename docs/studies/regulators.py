@@ -124,6 +124,19 @@ def figures(name: str, table: pl.DataFrame, facts: dict[str, object]) -> dict[st
     }
 
 
+def verdict(rows: pl.DataFrame) -> str:
+    """In words: the excess of the SAE beside that of the others."""
+    excess = dict(zip(rows["representation"], rows["excess, share of features"], strict=True))
+    own = excess.pop("SAE")
+    more = [name for name, value in excess.items() if value > own]
+    said = f"More of the features of {', '.join(more)} do." if more else "Of no other representation more do."
+    return (
+        f"Beyond permuted lists, {100 * own:.1f} % of the SAE's features go with the targets of a regulator. {said}\n"
+        "A direction that goes with many genes goes with more lists, whatever it stands for: the share says how often\n"
+        "genes of a program come together, and not that features are regulators."
+    )
+
+
 def page(rows: pl.DataFrame, sae: pl.DataFrame) -> str:
     """The page."""
     real = sae.filter((pl.col("q_matched") <= Q) & ~pl.col("collection").str.starts_with("permuted"))
@@ -145,6 +158,8 @@ genes give without any regulator. All lists are corrected together. Kang et al. 
 docs/combinations.md.
 
 {markdown(rows)}
+{verdict(rows)}
+
 The regulators that most features of the SAE go with:
 
 {markdown(top)}

@@ -75,6 +75,15 @@ def test_permuted_regulators_keep_the_size_of_their_lists_and_the_strata_of_thei
     assert differ > len(files)
 
 
+def test_the_excess_of_the_sae_is_said_beside_that_of_the_others():
+    from regulators import verdict
+
+    rows = pl.DataFrame({"representation": ["SAE", "pca"], "excess, share of features": [0.07, 0.2]})
+    assert "7.0 % of the SAE's features" in verdict(rows)
+    assert "More of the features of pca do." in verdict(rows)
+    assert "Of no other representation more do." in verdict(rows.with_columns(pl.Series(rows.columns[1], [0.3, 0.2])))
+
+
 def test_the_folds_of_the_drug_leave_each_patient_out_once(tmp_path):
     import anndata
     import pandas as pd
