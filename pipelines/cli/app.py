@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import traceback
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -32,6 +32,26 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Sparse autoencoders for single-cell foundation models: extract, train, encode, associate, steer, query.",
 )
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"scsae {version('scsae')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Take the options of the program itself."""
+
+
 app.add_typer(stages.commands)
 app.add_typer(queries.commands)
 app.add_typer(models.commands, name="models")

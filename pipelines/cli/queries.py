@@ -43,6 +43,32 @@ def inspect_command(
     print_facts(inspect_data(given_options(InspectOptions, context)))
 
 
+@commands.command()
+def runs(
+    kind: Annotated[str | None, typer.Option("--kind", help="Only runs of this kind, e.g. saes.")] = None,
+    store: Store = DEFAULT_STORE,
+    form: Form = None,
+    output: Output = None,
+) -> None:
+    """List what is in a store: every run with its kind, state, origin, time and size.
+
+    A control (a baseline, a model with random weights) is taken only where it is named; the newest complete run of a
+    kind that is no control is the default of later commands.
+    """
+    from feature_store.query.run_list import run_list
+    from feature_store.query.suggestions import did_you_mean
+    from feature_store.storage.layout import KINDS, Layout
+    from pipelines.errors import UsageError
+
+    if kind is not None and kind not in KINDS:
+        raise UsageError(f"--kind was {kind!r}{did_you_mean(kind, KINDS)}; kinds are {', '.join(KINDS)}")
+    layout = Layout(store)
+    found = run_list(layout, kind)
+    if found.is_empty():
+        raise UsageError(f"{layout.root} holds no {kind or 'run'}; `scsae demo {layout.store_option}` fills a store")
+    destination(form, output).write(found)
+
+
 @commands.command(cls=QueryCommand)
 def sql(
     query: Annotated[str, typer.Argument(help="SQL query over the tables of the store.")],
