@@ -24,8 +24,7 @@ import feature_store.probes.by_label as by_label_module
 import feature_store.probes.logistic as logistic_module
 import feature_store.probes.scores as scores_module
 from feature_store.associations.inputs import Labels
-from feature_store.cells import read_panel, read_panel_cells
-from feature_store.cells.expression import ExpressionReader
+from feature_store.cells import ExpressionReader, read_panel, read_panel_cells
 from feature_store.codes import CodesRun, load_cell_codes, panel_with_tokens
 from feature_store.probes import ProbedCells, probe
 from feature_store.query.probes import PERMUTED, SAE

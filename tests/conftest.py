@@ -173,7 +173,8 @@ def shards_here():
 
 
 def replace_actors(patch, do_shards):
-    stages = ("extract", "external.extraction", "encode", "associate", "genes", "matrix_tables", "steering.shards")
+    reading = ("extract", "external.extraction", "encode", "genes", "matrix_tables")
+    stages = (*reading, "associate", "probe", "effects.shards", "steering.shards")
     for stage in stages:
         patch.setattr(f"pipelines.{stage}.do_shards", do_shards)
 

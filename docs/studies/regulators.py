@@ -21,8 +21,7 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import TruncatedSVD
 
 from feature_store import FeatureStore
-from feature_store.cells import read_panel
-from feature_store.cells.expression import ExpressionReader
+from feature_store.cells import ExpressionReader, read_panel
 from feature_store.storage import commit
 from pipelines.associate import associate, expression_dir
 from pipelines.baseline import baseline

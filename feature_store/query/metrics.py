@@ -66,6 +66,16 @@ class Metric:
     unit: str = ""
     reason: str = ""
 
+    def gain(self, value: float) -> float | None:
+        """The value with the sign that makes a larger one better; None where there is no better direction."""
+        match self.direction:
+            case Direction.HIGHER:
+                return value
+            case Direction.LOWER:
+                return -value
+            case _:
+                return None
+
     @property
     def better(self) -> Literal["higher", "lower"] | None:
         """The direction as a word that fits before "is better"; None where it depends or there is none."""

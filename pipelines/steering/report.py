@@ -53,22 +53,23 @@ def facts_of(request: SteeringRequest, chosen: Variant, results: pl.DataFrame) -
 
 def best_rival(rows: pl.DataFrame, metric: str) -> dict[str, Any] | None:
     """The baseline with the best value of a metric, among rows of this metric; None where none was measured."""
-    others = of_role(rows, Role.BASELINE).drop_nulls("value")
-    if others.is_empty() or metric_of(metric).better is None:
-        return None
-    return others.sort("value", descending=metric_of(metric).better == "higher").row(0, named=True)
+    found = list(of_role(rows, Role.BASELINE).drop_nulls("value").iter_rows(named=True))
+    gains = [metric_of(metric).gain(row["value"]) for row in found]
+    known = [(gain, -place) for place, gain in enumerate(gains) if gain is not None]
+    return found[-max(known)[1]] if known else None
 
 
 def is_better(metric: str, value: float, than: float) -> bool:
-    """Whether a value of a metric is better than another."""
-    return value > than if metric_of(metric).better == "higher" else value < than
+    """Whether a value of a metric is better than another; False where it has no better direction."""
+    one, other = (metric_of(metric).gain(each) for each in (value, than))
+    return one is not None and other is not None and one > other
 
 
 def worsened(rows: pl.DataFrame) -> list[str]:
     """The metrics that became worse beyond the 95 % interval of their change, with their values before and after."""
     found = []
     for row in rows.drop_nulls(["effect", "low", "high"]).iter_rows(named=True):
-        better = metric_of(row["metric"]).better
-        if (better == "lower" and row["low"] > 0) or (better == "higher" and row["high"] < 0):
+        gains = [metric_of(row["metric"]).gain(row[end]) for end in ("low", "high")]
+        if all(gain is not None and gain < 0 for gain in gains):
             found.append(f"{row['metric']} {row['value'] - row['effect']:.3g} -> {row['value']:.3g}")
     return found

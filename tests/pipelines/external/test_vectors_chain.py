@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from given_vectors import COLUMNS, said_by, vectors_of
@@ -416,3 +417,17 @@ def test_bad_vectors_are_refused_before_anything_is_written(given, tmp_path, vec
     with pytest.raises(InputError, match=words):
         extract(ExtractOptions(data=given.data, vectors=place), tmp_path / "store")
     assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
+
+
+def test_probes_and_modules_take_the_codes_of_given_vectors(own_store):
+    from feature_store.query.probes import PERMUTED, SAE
+    from pipelines.config import ModulesOptions, ProbeOptions
+    from pipelines.modules import modules
+    from pipelines.probe import probe_labels
+
+    probed = probe_labels(ProbeOptions(k=(1, 2), genes=0), own_store)
+    scores = commit.read_table(probed.path / "probe_score").filter(pl.col("label").is_null())
+    assert scores["representation"].to_list() == [SAE, SAE, PERMUTED, PERMUTED]
+    assert scores.filter(representation=SAE, k=2)["auroc"].item() > 0.8
+    found = modules(ModulesOptions(n_resamples=3, n_draws=20), own_store)
+    assert "of shuffled codes" in " ".join(found.facts)

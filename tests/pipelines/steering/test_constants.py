@@ -29,8 +29,10 @@ def test_the_constants_that_decide_what_is_chosen_and_tested_are_among_them():
     assert known <= result_constants().keys()
 
 
-OUTSIDE = {"context", "shards", "seeds"}
-"""context: the tokens of a block bound its memory; shards: `SteeringRun` adds its constant; seeds: of finished runs."""
+OUTSIDE = {"context", "kinds", "shards", "seeds"}
+"""context: the tokens of a block bound its memory; kinds: its dose is in the grid; shards: `SteeringRun` adds its
+constant; seeds: of finished runs.
+"""
 
 
 def test_every_module_of_steering_with_numbers_in_capitals_is_among_them():
