@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from in_process import replace_actors
 from jaxtyping import install_import_hook
 
 if TYPE_CHECKING:
@@ -170,13 +171,6 @@ def shards_here():
         return total
 
     return do_shards
-
-
-def replace_actors(patch, do_shards):
-    reading = ("extract", "external.extraction", "encode", "genes", "matrix_tables")
-    stages = (*reading, "associate", "probe", "effects.shards", "steering.shards")
-    for stage in stages:
-        patch.setattr(f"pipelines.{stage}.do_shards", do_shards)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from in_process import replace_actors
 
 from pipelines.config import AssociateOptions, EncodeOptions, ExtractOptions, TrainOptions
 
@@ -47,18 +48,20 @@ def train_options() -> TrainOptions:
 
 
 @pytest.fixture(scope="session")
-def chain(tmp_path_factory, ray_local, extract_options, train_options) -> Chain:
-    """Every stage run once on the tiny data; read it, do not write to it."""
+def chain(tmp_path_factory, ray_local, shards_here, extract_options, train_options) -> Chain:
+    """Every stage run once on the tiny data, without actors, which the tests of a stage start; do not write to it."""
     from pipelines.associate import associate
     from pipelines.encode import encode
     from pipelines.extract import extract
     from pipelines.train import train
 
     store = tmp_path_factory.mktemp("chain") / "store"
-    extract(extract_options, store)
-    train(train_options, store)
-    encode(EncodeOptions(), store)
-    associate(AssociateOptions(), store)
+    with pytest.MonkeyPatch.context() as patch:
+        replace_actors(patch, shards_here)
+        extract(extract_options, store)
+        train(train_options, store)
+        encode(EncodeOptions(), store)
+        associate(AssociateOptions(), store)
     return Chain(store=store, extract=extract_options, train=train_options)
 
 

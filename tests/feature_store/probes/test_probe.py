@@ -50,10 +50,9 @@ def test_the_planted_features_come_first_with_their_signs_and_gains():
 
 
 def test_nothing_is_found_where_nothing_was_planted():
-    found = np.array([probe(planted(seed, signal=False), KS).scores["auroc"].to_numpy() for seed in range(10)])
-    assert abs(found.mean() - 0.5) < 0.02
-    wide = [probe(planted(seed, signal=False), (5,)).scores for seed in range(10)]
-    covers = pl.concat(wide).filter(pl.col("label").is_not_null())
+    found = pl.concat(probe(planted(seed, signal=False), KS).scores for seed in range(8))
+    assert abs(found["auroc"].mean() - 0.5) < 0.02
+    covers = found.filter(pl.col("label").is_not_null(), k=5)
     assert ((covers["auroc_low"] <= 0.5) & (covers["auroc_high"] >= 0.5)).mean() >= 0.85
 
 

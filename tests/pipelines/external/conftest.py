@@ -7,12 +7,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def without_ray(module_without_actors):
-    """Start no actor in any stage, and train by the plain loop, which Ray Train runs without a worker too."""
-    from pipelines.training_loop import fit
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.train._run_job", lambda job, *_arguments, **_options: fit(job))
-        yield
+    """Start no actor in any stage, and no Ray Train."""
 
 
 @pytest.fixture(scope="module")
