@@ -32,13 +32,18 @@ test: $(STAMP)
 	wait $$ray; with_ray=$$?; cat .pytest_cache/ray.log; \
 	exit $$((others || with_ray))
 
+# clusters wait most of the time, and leave the cores to the pages
 test-whole: $(STAMP)
-	OMP_NUM_THREADS=1 POLARS_MAX_THREADS=2 $(BIN)/python -m pytest -n auto --dist loadfile -m 'browser and not slow and not gpu'
+	@mkdir -p .pytest_cache; \
+	OMP_NUM_THREADS=1 POLARS_MAX_THREADS=2 $(BIN)/python -m pytest -n auto --dist loadfile -m 'browser and not slow and not gpu' \
+		> .pytest_cache/browser.log 2>&1 & browser=$$!; \
 	$(BIN)/python -m pytest -m 'not gpu' \
 		--deselect tests/e2e/test_kill.py::test_twenty_random_kills_change_nothing \
 		tests/e2e/test_demo.py tests/e2e/test_kill.py tests/e2e/test_submit.py tests/e2e/test_two_nodes.py \
 		tests/e2e/test_recipe.py \
-		'tests/feature_store/storage/test_object_storage.py::test_every_stage_runs_on_object_storage_and_a_second_time_does_nothing[moto]'
+		'tests/feature_store/storage/test_object_storage.py::test_every_stage_runs_on_object_storage_and_a_second_time_does_nothing[moto]'; \
+	whole=$$?; wait $$browser; pages=$$?; cat .pytest_cache/browser.log; \
+	exit $$((whole || pages))
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m 'slow and not gpu'
