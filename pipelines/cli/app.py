@@ -38,7 +38,7 @@ def _print_version(is_wanted: bool) -> None:
     if is_wanted:
         from importlib.metadata import version
 
-        typer.echo(f"scsae {version('scsae')}")
+        typer.echo(visible(f"scsae {version('scsae')}"))
         raise typer.Exit
 
 
