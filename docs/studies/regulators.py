@@ -4,7 +4,8 @@ python docs/studies/regulators.py --data $SCSAE_DATA --genesets FOLDER --store R
 
 The first fold of docs/combinations.md: the SAE, neurons, principal components and random directions are associated with
 the targets of each regulator of TRRUST v2 (doi:10.1093/nar/gkx1013), and with the same lists after genes were exchanged
-for others that are detected in as many cells and are co-expressed with the same genes (N_PERMUTED times).
+for others that are detected in as many cells and are co-expressed with the same genes (N_PERMUTED times). The store
+should be another one than that of the study of combinations, which takes the newest associations of each SAE.
 """
 
 import argparse
