@@ -55,7 +55,7 @@ class CellMatrices:
         return cls(
             store=store,
             cells=cells,
-            codes=load_cell_codes(run.by_cell, cells.height),
+            codes=load_cell_codes(run, cells["cell_idx"].to_numpy()),
             expression=expression,
             genes=genes,
         )
