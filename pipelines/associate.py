@@ -333,7 +333,7 @@ def cell_inputs(layout: Layout, codes: CodesRun, sets: Sequence[GeneSets]) -> Ce
     cells = read_panel_cells(layout.cells_dir(dataset))
     kinds, numbers = label_kinds(layout, dataset, cells), number_columns(layout, dataset, cells)
     has_tokens = panel_with_tokens(codes, cells["cell_idx"].to_numpy())
-    units = next((kind for kind in ("donor", "batch") if cells[kind].null_count() < cells.height), None)
+    units = unit_column(cells)
     return CellInputs(
         split=[split if known else None for split, known in zip(cells["split"], has_tokens.tolist(), strict=True)],
         genes=load_token_of_gene(layout, codes)["symbol"].to_list(),
@@ -345,6 +345,11 @@ def cell_inputs(layout: Layout, codes: CodesRun, sets: Sequence[GeneSets]) -> Ce
         units=None if units is None else Labels.from_values(units, cells[units]),
         gene_sets=sets,
     )
+
+
+def unit_column(cells: pl.DataFrame) -> str | None:
+    """Return the column of a cell table with the replicate units: donor, else batch; None where neither is known."""
+    return next((name for name in ("donor", "batch") if cells[name].null_count() < cells.height), None)
 
 
 def label_kinds(layout: Layout, dataset: str, cells: pl.DataFrame) -> list[str]:

@@ -8,6 +8,7 @@
 and the product of that matrix with itself for each resample.
 """
 
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,9 @@ import numpy.typing as npt
 import polars as pl
 
 import feature_store.modules.communities as communities_module
+import feature_store.modules.gene_sets as gene_sets_module
 from feature_store.associations.inputs import Labels
+from feature_store.associations.moments import column_moments
 from feature_store.associations.multiple_testing import benjamini_hochberg
 from feature_store.cells import read_panel_cells
 from feature_store.codes import CodesRun, load_cell_codes, panel_tokens
@@ -29,13 +32,14 @@ from feature_store.modules import (
     module_gene_sets,
     residuals,
     shuffled_in_blocks,
+    significant_sets,
 )
 from feature_store.modules.communities import Modules
 from feature_store.query.runs import RunChain
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import MODULE_TABLES, Layout
 from feature_store.storage.plans import ModulesPlan, constants_of
-from pipelines.circuit.gene_sets import significant_sets
+from pipelines.associate import unit_column
 from pipelines.config import ModulesOptions
 from pipelines.effects.chain import associations_of
 from pipelines.errors import UsageError
@@ -47,6 +51,9 @@ FOUND_ON, TESTED_ON = ("train", "select"), ("test",)
 SHUFFLED = "shuffled codes"
 Q = 0.05
 N_GENES = 8
+"""Genes by which a module is named."""
+LEAST_FIRED = 10
+"""Least number of cells in which a feature fires."""
 _STREAM = 31
 Ints = npt.NDArray[np.int64]
 
@@ -71,7 +78,7 @@ def modules(options: ModulesOptions, store: Path) -> StageResult:
         n_resamples=options.n_resamples,
         n_draws=options.n_draws,
         seed=options.seed,
-        constants=constants_of((communities_module,)),
+        constants=constants_of((communities_module, gene_sets_module, sys.modules[__name__])),
     )
     folder = layout.modules_dir(plan.id)
     missing = [name for name in MODULE_TABLES if not commit.is_intact(folder / name)]
@@ -167,17 +174,15 @@ class _Search:
     def _features(self, cells: pl.DataFrame) -> Ints:
         """The features of the largest variance among these cells, ascending; those that hardly fire are left out."""
         codes = load_cell_codes(self._codes, cells["cell_idx"].to_numpy()).sqrt()
-        n = codes.shape[0]
-        mean, square = (np.asarray(m.sum(axis=0)).ravel() / n for m in (codes, codes.multiply(codes)))
         fired = np.bincount(codes.indices, minlength=codes.shape[1])
-        variance = np.where(fired >= LEAST_FIRED, square - mean**2, 0)
+        variance = np.where(fired >= LEAST_FIRED, column_moments(codes)[1], 0)
         best = np.argsort(-variance, kind="stable")[: self.plan.n_features]
         return np.sort(best[variance[best] > 0]).astype(np.int64)
 
     def _residuals(self, cells: pl.DataFrame, features: Ints) -> tuple[Any, Ints, Ints]:
         """Residuals [n_cells n_features], and the number of the block and of the unit of each cell."""
         codes = load_cell_codes(self._codes, cells["cell_idx"].to_numpy())[:, features]
-        units = next((name for name in ("donor", "batch") if cells[name].null_count() < cells.height), None)
+        units = unit_column(cells)
         unit = np.arange(cells.height) if units is None else _numbers(cells[units])
         kind = _numbers(cells["cell_type"])
         block = kind if units is None else np.unique(np.column_stack([kind, unit]), axis=0, return_inverse=True)[1]
@@ -229,10 +234,6 @@ class _Search:
         )
         named = rows.join(genes, on="module", how="left", maintain_order="left")
         return named.with_columns(pl.when(pl.col("control").is_null()).then("top_genes").alias("top_genes"))
-
-
-LEAST_FIRED = 10
-"""Least number of cells in which a feature fires."""
 
 
 def _numbers(column: pl.Series) -> Ints:

@@ -5,7 +5,8 @@
 
 A part is one kind of label from one representation: the SAE, each of its baselines in the store, the most variable
 genes, and PERMUTED: the SAE with the labels permuted among the cells of each donor and split, which finds nothing but
-chance. `feature_store.probes` has the method.
+chance. `feature_store.probes` has the method. An actor holds the codes of the cells of three splits, at most `--cells`
+of each, at 12 bytes a nonzero code, and a copy of them over their standard deviations.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,15 +25,17 @@ import feature_store.probes.by_label as by_label_module
 import feature_store.probes.logistic as logistic_module
 import feature_store.probes.scores as scores_module
 from feature_store.associations.inputs import Labels
+from feature_store.associations.moments import column_moments
 from feature_store.cells import ExpressionReader, read_panel, read_panel_cells
 from feature_store.codes import CodesRun, load_cell_codes, panel_with_tokens
+from feature_store.errors import OutdatedRunError
 from feature_store.probes import ProbedCells, probe
 from feature_store.query.probes import PERMUTED, SAE
 from feature_store.query.runs import RunChain
 from feature_store.storage import commit, schemas
-from feature_store.storage.layout import PROBE_TABLES, Layout
+from feature_store.storage.layout import PROBE_TABLES, Layout, RunInfo
 from feature_store.storage.plans import AssociationsPlan, ProbePlan, constants_of
-from pipelines.associate import expression_dir, label_kinds, write_expression_by_gene
+from pipelines.associate import expression_dir, label_kinds, unit_column, write_expression_by_gene
 from pipelines.baseline import chain_of_sae
 from pipelines.compare import baselines_of
 from pipelines.config import ProbeOptions
@@ -106,7 +109,7 @@ class ProbeWorker:
         reader = ExpressionReader(commit.Run.open(expression_dir(layout, plan.dataset)), panel)
         rows, train = np.searchsorted(panel, cells.cell_idx), cells.split == "train"
         ranges = list(pairwise(reader.bounds))
-        variance = np.concatenate([_variance(reader.read(*span)[rows[train]]) for span in ranges])
+        variance = np.concatenate([column_moments(reader.read(*span)[rows[train]])[1] for span in ranges])
         wanted = np.sort(np.argsort(-variance, kind="stable")[: plan.n_genes])
         of_range = [wanted[(wanted >= start) & (wanted < stop)] for start, stop in ranges]
         parts = [
@@ -142,7 +145,7 @@ class _LabelledCells:
             kept.append(rng.choice(rows, min(plan.cells, len(rows)), replace=False))
         rows = np.sort(np.concatenate(kept))
         cells, split = cells[rows], split[rows]
-        units = next((name for name in ("donor", "batch") if cells[name].null_count() < cells.height), None)
+        units = unit_column(cells)
         return cls(
             cell_idx=index[rows],
             split=split,
@@ -217,7 +220,7 @@ def _plan(options: ProbeOptions, layout: Layout, chain: RunChain) -> ProbePlan:
         associations_manifest=commit.Run.open(layout.associations_dir(chain.run) / "features").manifest().sha,
         sae=chain.associations.sae,
         dataset=dataset,
-        representations={SAE: chain.run, **baselines_of(layout, chain)},
+        representations={SAE: chain.run, **_baselines(layout, chain)},
         n_genes=options.genes,
         label_kinds=tuple(dict.fromkeys(options.label or ((CELL_TYPE,) if CELL_TYPE in known else known[:1]))),
         ks=tuple(sorted(set(options.k))),
@@ -241,9 +244,31 @@ def _plan(options: ProbeOptions, layout: Layout, chain: RunChain) -> ProbePlan:
     return plan
 
 
+def _baselines(layout: Layout, chain: RunChain) -> dict[str, str]:
+    """The newest associations of each baseline that has codes like those of the chain, by name.
+
+    Probes read codes alone, so that a baseline also counts if the SAE's codes were associated again since, with other
+    gene sets.
+    """
+    found: dict[str, str] = {}
+    for info in layout.runs("associations"):
+        if info.complete and _is_of_codes(info, chain.associations.codes):
+            found = {**baselines_of(layout, RunChain.of(layout, info.run)), **found}
+    return dict(sorted(found.items()))
+
+
+def _is_of_codes(info: RunInfo, codes: str) -> bool:
+    """Whether associations are of these codes; those of another version of the stage are of none."""
+    try:
+        return AssociationsPlan.of(commit.Run.open(info.path / "features")).codes == codes
+    except OutdatedRunError:
+        return False
+
+
 def _parts(plan: ProbePlan) -> list[tuple[str, str]]:
-    """Kind of label and representation of each shard."""
-    representations = [*plan.representations, *([GENES] if plan.n_genes else []), PERMUTED]
+    """Kind of label and representation of each shard; a plan that is read has its names in another order."""
+    known = sorted(plan.representations, key=lambda name: (name != SAE, name))
+    representations = [*known, *([GENES] if plan.n_genes else []), PERMUTED]
     return [(kind, name) for kind in plan.label_kinds for name in representations]
 
 
@@ -255,14 +280,6 @@ def _named(frame: pl.DataFrame, labels: Sequence[str], features: pl.DataFrame) -
         return frame.rename({"n_units": "n_donors"})
     own = features[frame["column"].to_numpy()]
     return frame.with_columns(own["feature_id"], own["name"])
-
-
-def _variance(columns: Any) -> npt.NDArray[np.float64]:
-    values = columns.astype(np.float64)
-    n = max(values.shape[0], 1)
-    mean, square = (np.asarray(part.sum(axis=0)).ravel() / n for part in (values, values.multiply(values)))
-    spread: npt.NDArray[np.float64] = square - mean**2
-    return spread
 
 
 def _facts(scores: pl.DataFrame) -> dict[str, str]:

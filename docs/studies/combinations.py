@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from findings_study.cells import FOLDS, fold_column, fold_splits, prepare, write_cells
+from findings_study.cells import FOLDS, fold_column
 from findings_study.page import markdown
 from findings_study.runs import LAYER, POOLING, TRAIN
 from scipy.stats import t
+from steering_study.cells import kang_file
 
 from feature_store.query.probes import PERMUTED, SAE
 from feature_store.storage import commit
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--store", type=Path, required=True, help="folder of the store")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the page")
     options = parser.parse_args(arguments)
-    cells = with_folds(prepare(options.data, options.store / "data").kang, options.store / "data" / "kang_folds.h5ad")
+    cells = kang_file(options.data, options.store / "data")
     tables = [measured(cells, options.store, fold) for fold in range(len(FOLDS))]
     scores, features, groups, sets = (
         pl.concat((frame.with_columns(fold=pl.lit(fold)) for fold, frame in enumerate(frames)), how="diagonal_relaxed")
@@ -57,38 +58,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     (options.out / "combinations.md").write_text(page(scores, features) + modules_section(groups, sets))
 
 
-def with_folds(kang: Path, path: Path) -> Path:
-    """A file of Kang's cells with the splits of each fold, written unless it is there."""
-    import anndata
-
-    if not path.exists():
-        cells = anndata.read_h5ad(kang)
-        for fold in range(len(FOLDS)):
-            cells.obs[fold_column(fold)] = fold_splits(cells.obs["donor"].astype(str), fold)
-        write_cells(cells, path)
-    return path
+def fold_recipe(cells: Path, fold: int) -> Recipe:
+    """The SAE of a fold, whose number is its seed, up to its associations."""
+    return Recipe(
+        extract=ExtractOptions(
+            data=(cells,),
+            layer=(LAYER,),
+            donor="donor",
+            cell_type="cell_type",
+            label=("condition",),
+            split=fold_column(fold),
+        ),
+        train=TRAIN.model_copy(update={"seed": fold}),
+        encode=EncodeOptions(pooling=POOLING),
+        associate=AssociateOptions(),
+    )
 
 
 def measured(cells: Path, store: Path, fold: int) -> tuple[pl.DataFrame, ...]:
     """The tables `probe_score`, `feature_probe`, `module` and `module_gene_set` of a fold, the number of which is the
     seed of its SAE; the latter two of each representation.
     """
-    results = run_recipe(
-        Recipe(
-            extract=ExtractOptions(
-                data=(cells,),
-                layer=(LAYER,),
-                donor="donor",
-                cell_type="cell_type",
-                label=("condition",),
-                split=fold_column(fold),
-            ),
-            train=TRAIN.model_copy(update={"seed": fold}),
-            encode=EncodeOptions(pooling=POOLING),
-            associate=AssociateOptions(),
-        ),
-        store,
-    )
+    results = run_recipe(fold_recipe(cells, fold), store)
     sae = next(result.run for result in results if result.kind == "saes")
     others = baseline(BaselineOptions(associations=results[-1].run, kind=BASELINES), store)
     made = probe_labels(ProbeOptions(sae=sae, label=KINDS), store)
@@ -230,7 +221,8 @@ the path of the lasso and the refits are those of scikit-learn.
 `python docs/studies/combinations.py --data $SCSAE_DATA --store ROOT --out docs` writes this page: 2,000 PBMC of eight
 donors, control and IFN-beta, layer 1 of the mini model, SAEs as in docs/findings.md. Each of four folds trains on four
 donors, tunes on two and tests on two others, with an SAE of another seed. Figures are means of the four folds with
-their 95 % interval (t, three degrees of freedom), so that donors and seeds vary together. `permuted labels` are the
+their 95 % interval (t, three degrees of freedom), so that donors and seeds vary together; an interval is that of one
+figure, not corrected for their number. `permuted labels` are the
 SAE's features with the labels permuted inside donors: chance.
 """
     ]

@@ -15,10 +15,10 @@ import polars as pl
 from findings_study.cells import write_cells
 from findings_study.page import markdown, shrink
 from steering_study.page import PICTURES, TITLES, move_section
-from steering_study.runs import SteeringRun, steering_runs
+from steering_study.runs import SteeringRun, steering_runs, train_options
 
 from feature_store.storage import commit
-from pipelines.config import AssociateOptions, EncodeOptions, ExtractOptions, Recipe, SteerOptions, TrainOptions
+from pipelines.config import AssociateOptions, EncodeOptions, ExtractOptions, Recipe, SteerOptions
 
 FILE = "glioblastoma_panobinostat_5000x300_counts.h5ad"
 PATIENTS = ("PW030", "PW032", "PW034", "PW036", "PW040")
@@ -95,7 +95,7 @@ def recipe(file: Path, fold: int) -> Recipe:
             # most of the 300 genes were chosen elsewhere; those that the model knows are taken
             min_matched_share=0,
         ),
-        train=TrainOptions(n_features=1024, k=(16,), n_steps=1000, num_workers=0, recovery_cells=0, seed=fold),
+        train=train_options(fold),
         encode=EncodeOptions(pooling="mean"),
         associate=AssociateOptions(),
         steer=(move, move.model_copy(update={"target": DRUG, "toward": CONTROL, "head": False})),

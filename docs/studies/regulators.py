@@ -14,19 +14,18 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from combinations import LAYER, TRAIN, with_folds
-from findings_study.cells import fold_column, prepare
+from combinations import fold_recipe
 from findings_study.page import markdown
-from findings_study.runs import POOLING
 from sklearn.cluster import KMeans
 from sklearn.decomposition import TruncatedSVD
+from steering_study.cells import kang_file
 
 from feature_store import FeatureStore
 from feature_store.cells import ExpressionReader, read_panel
 from feature_store.storage import commit
 from pipelines.associate import associate, expression_dir
 from pipelines.baseline import baseline
-from pipelines.config import AssociateOptions, BaselineOptions, EncodeOptions, ExtractOptions, Recipe
+from pipelines.config import AssociateOptions, BaselineOptions
 from pipelines.recipe import run_recipe
 
 FILE = "trrust_v2_human.symbols.gmt"
@@ -43,23 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--store", type=Path, required=True, help="folder of the store")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the page")
     options = parser.parse_args(arguments)
-    cells = with_folds(prepare(options.data, options.store / "data").kang, options.store / "data" / "kang_folds.h5ad")
-    results = run_recipe(
-        Recipe(
-            extract=ExtractOptions(
-                data=(cells,),
-                layer=(LAYER,),
-                donor="donor",
-                cell_type="cell_type",
-                label=("condition",),
-                split=fold_column(0),
-            ),
-            train=TRAIN.model_copy(update={"seed": 0}),
-            encode=EncodeOptions(pooling=POOLING),
-            associate=AssociateOptions(),
-        ),
-        options.store,
-    )
+    cells = kang_file(options.data, options.store / "data")
+    results = run_recipe(fold_recipe(cells, 0), options.store)
     others = baseline(BaselineOptions(associations=results[-1].run, kind=BASELINES), options.store)
     codes = {"SAE": next(r.run for r in results if r.kind == "codes")}
     codes |= dict(zip(BASELINES, (r.run for r in others if r.kind == "codes"), strict=True))

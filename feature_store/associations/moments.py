@@ -46,6 +46,13 @@ def sum_rows(matrix: Floats) -> Floats:
     return total
 
 
+def column_moments(matrix: Sparse) -> tuple[Floats, Floats]:
+    """Mean and variance (over n, not n - 1) of each column of a sparse [n_rows n_columns], zeros included."""
+    values, n = matrix.astype(np.float64), max(matrix.shape[0], 1)
+    mean = np.asarray(values.sum(axis=0)).ravel() / n
+    return mean, np.asarray(values.multiply(values).sum(axis=0)).ravel() / n - mean**2
+
+
 def power_sums(matrix: Sparse, strata: Strata, *, weight: Floats | None = None) -> Floats:
     """Sums of the first three powers by stratum, float64 [3 n_strata n_columns], of values times the weights of the
     cells [n_cells]; cells are added in their order.

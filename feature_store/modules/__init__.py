@@ -7,7 +7,7 @@ communities  groups of the graph of nearest features, with their stability over 
 
 from feature_store.modules.cofiring import correlations, residuals, shuffled_in_blocks
 from feature_store.modules.communities import Modules, coherence, find_modules
-from feature_store.modules.gene_sets import module_gene_sets
+from feature_store.modules.gene_sets import module_gene_sets, significant_sets
 
 __all__ = [
     "Modules",
@@ -17,4 +17,5 @@ __all__ = [
     "module_gene_sets",
     "residuals",
     "shuffled_in_blocks",
+    "significant_sets",
 ]

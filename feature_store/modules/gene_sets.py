@@ -5,7 +5,10 @@ import polars as pl
 from scipy.stats import hypergeom
 
 from feature_store.associations.multiple_testing import benjamini_hochberg
-from feature_store.storage import schemas
+from feature_store.storage import commit, schemas
+from feature_store.storage.layout import Layout
+
+Q = 0.05
 
 
 def module_gene_sets(modules: pl.DataFrame, of_features: pl.DataFrame) -> pl.DataFrame:
@@ -38,3 +41,15 @@ def module_gene_sets(modules: pl.DataFrame, of_features: pl.DataFrame) -> pl.Dat
     q = benjamini_hochberg(np.concatenate([p, np.ones(n_tests - hits.height)]))[: hits.height]
     found = hits.with_columns(p=pl.Series(p), q=pl.Series(q), n_all=pl.lit(n_all, dtype=pl.Int64))
     return schemas.conform("module_gene_set", found.sort("module", "p", "collection", "gene_set"))
+
+
+def significant_sets(layout: Layout, sae: str, associations: str) -> pl.DataFrame:
+    """The significant gene sets of all features of an SAE that fire; a row without names for those without.
+
+    Columns: sae, feature_id, collection, gene_set.
+    """
+    folder = layout.associations_dir(associations)
+    alive = commit.read_table(folder / "features").filter(~pl.col("dead")).select("feature_id")
+    sets = commit.read_table(folder / "feature_geneset").filter(pl.col("q") <= Q)
+    own = alive.join(sets.select("feature_id", "collection", "gene_set"), on="feature_id", how="left")
+    return own.with_columns(sae=pl.lit(sae))

@@ -19,6 +19,7 @@ import polars as pl
 from scipy import sparse
 
 from feature_store.associations.inputs import Bools, Floats, Ints, Sparse
+from feature_store.associations.moments import column_moments
 from feature_store.probes.logistic import Fit, entry_order, fit_ridge, log_loss
 from feature_store.probes.scores import (
     Score,
@@ -149,10 +150,8 @@ def _scaled(features: Sparse, masks: dict[str, Bools]) -> tuple[Ints, dict[str, 
     their standard deviation among `train` cells.
     """
     own = {name: sparse.csc_array(features[mask]) for name, mask in masks.items()}
-    train, n = own["train"].astype(np.float64), max(int(masks["train"].sum()), 1)
-    square = np.asarray(train.multiply(train).sum(axis=0)).ravel() / n
-    variance = square - (np.asarray(train.sum(axis=0)).ravel() / n) ** 2
-    columns = np.flatnonzero((np.diff(train.indptr) >= LEAST_FIRED) & (variance > 1e-12 * square))
+    mean, variance = column_moments(own["train"])
+    columns = np.flatnonzero((np.diff(own["train"].indptr) >= LEAST_FIRED) & (variance > 1e-12 * mean**2))
     scale = sparse.diags_array(1 / np.sqrt(variance[columns]))
     return columns, {name: sparse.csc_array(rows_of[:, columns] @ scale) for name, rows_of in own.items()}
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import polars as pl
 
 from feature_store.errors import NotFoundError, OutdatedRunError, StoreError
-from feature_store.query.runs import control_of, plan_of
+from feature_store.query.runs import plan_of
 from feature_store.storage.commit import Run
 from feature_store.storage.layout import KINDS, Layout, RunInfo
 
@@ -62,13 +62,13 @@ def _about(layout: Layout, info: RunInfo) -> tuple[str, str | None, str | None]:
     state = "complete" if info.complete else "incomplete"
     try:
         plan = plan_of(layout, info.kind, info.run)
-        control = control_of(layout, info.kind, info.run)
     except OutdatedRunError:
         return "of another version", None, None
     except NotFoundError:
         return state, None, None
     except StoreError:
         return "damaged", None, None
+    control = getattr(plan, "control_of", None)
     if info.kind == "cells":
         return state, control, None
     values = [getattr(plan, field, None) for field in MADE_OF.get(info.kind, ("sae",))]

@@ -11,12 +11,11 @@ from typing import Any
 
 import polars as pl
 
-from feature_store.modules import module_gene_sets
+from feature_store.modules import module_gene_sets, significant_sets
 from feature_store.query.runs import newest_run_of
 from feature_store.storage import commit
 from feature_store.storage.layout import CIRCUIT_TABLES, Layout
 from pipelines.circuit.actors import CircuitMeasurer
-from pipelines.circuit.gene_sets import significant_sets
 from pipelines.circuit.request import CircuitRequest
 from pipelines.circuit.tables import Q, modules_frame, write_edges
 from pipelines.config import CircuitOptions

@@ -14,7 +14,7 @@ from feature_store.query.steering import ALL
 from pipelines.config import SteerOptions
 from pipelines.steering.dose_selection import best_mixing
 from pipelines.steering.metrics.mixing import QuickMixing
-from pipelines.steering.plan import InterventionType, Variant
+from pipelines.steering.plan import InterventionType
 
 KINDS = (InterventionType.ABLATE, InterventionType.SCALE, InterventionType.TOWARD, InterventionType.SHIFT)
 HALF = 0.5
@@ -23,10 +23,9 @@ HALF = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class KindOnSelect:
-    """The best point of a kind on `select` cells, its scores, and those of the unsteered cells."""
+    """The scores of the best point of a kind on `select` cells, and those of the unsteered cells."""
 
     kind: InterventionType
-    point: Variant
     score: QuickMixing
     unsteered: QuickMixing
 

@@ -37,7 +37,7 @@ from pipelines.runtime.cluster import one_ray_session
 from pipelines.runtime.stage import Clock, StageResult
 from pipelines.steering import feature_selection, kinds, shards, token_sample
 from pipelines.steering.actors import MaskedGenePredictor, SteeredEmbedder
-from pipelines.steering.dose_selection import choose_dose, mixing_of_grid
+from pipelines.steering.dose_selection import best_mixing, choose_dose, mixing_of_grid
 from pipelines.steering.embeddings import SteeredEmbeddings
 from pipelines.steering.evaluation import evaluate
 from pipelines.steering.group_means import MeansTable, code_group_means, mean_differences
@@ -230,14 +230,11 @@ class SteeringRun:
         return Point(len(best.features), best.dose)
 
     def on_select(self) -> kinds.KindOnSelect:
-        """The best point of a mixing on select cells, with its scores."""
-        embedded = self.embeddings(self.search)
-        found = mixing_of_grid(self.search_variants, embedded)
-        best = choose_dose(self.request.task, self.search_variants, embedded)
-        unsteered = found[self.search_variants[0].id]
-        return kinds.KindOnSelect(
-            kind=self.request.task.intervention, point=best, score=found[best.id], unsteered=unsteered
-        )
+        """The scores of the best point of a mixing on select cells."""
+        found = mixing_of_grid(self.search_variants, self.embeddings(self.search))
+        unsteered = found.pop(self.search_variants[0].id)
+        best = best_mixing([(score, score) for score in found.values()], unsteered)
+        return kinds.KindOnSelect(kind=self.request.task.intervention, score=best, unsteered=unsteered)
 
     # the tables of test cells
 

@@ -16,7 +16,10 @@ from feature_store.probes import ProbedCells, probe
 from feature_store.query.runs import RunChain
 from feature_store.storage import commit
 from feature_store.storage.layout import PROBE_TABLES, Layout
-from pipelines.config import ProbeOptions
+from feature_store.storage.plans import ProbePlan
+from pipelines.associate import associate
+from pipelines.baseline import baseline
+from pipelines.config import AssociateOptions, BaselineOptions, ProbeOptions
 from pipelines.errors import UsageError
 from pipelines.probe import GENES, PERMUTED, SAE, probe_labels
 
@@ -108,3 +111,14 @@ def test_unknown_labels_and_labels_that_cannot_be_probed_are_refused_and_nothing
         with pytest.raises((UsageError, StoreError), match=words):
             probe_labels(options, chain.store)
     assert not (chain.store / "probes").exists()
+
+
+def test_a_baseline_counts_after_the_codes_were_associated_again_with_other_gene_sets(own_store, tmp_path):
+    baseline(BaselineOptions(kind=("random",)), own_store)
+    (tmp_path / "own.gmt").write_text("SET\tabout\tGENE0\tGENE1\tGENE2\tGENE3\n")
+    again = associate(AssociateOptions(gmt=(tmp_path / "own.gmt",)), own_store)
+    made = probe_labels(ProbeOptions(k=(1,), genes=0), own_store)
+    plan = ProbePlan.of(commit.Run.open(made.path / "probe_score"))
+    assert plan.associations == again.run
+    assert set(plan.representations) == {SAE, "random"}
+    assert set(commit.read_table(made.path / "probe_score")["representation"]) == {SAE, "random", PERMUTED}

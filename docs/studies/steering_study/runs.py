@@ -55,7 +55,7 @@ def kang_recipe(file: Path, fold: int) -> Recipe:
             label=("condition",),
             split=fold_column(fold),
         ),
-        train=_train(fold),
+        train=train_options(fold),
         encode=EncodeOptions(pooling="mean"),
         associate=AssociateOptions(),
         steer=(move, back),
@@ -78,7 +78,7 @@ def mixology_recipe(file: Path, seed: int) -> Recipe:
         extract=ExtractOptions(
             data=(file,), layer=(MIXOLOGY_LAYER,), batch="batch", cell_type="cell_type", split="split"
         ),
-        train=_train(seed),
+        train=train_options(seed),
         encode=EncodeOptions(pooling="mean"),
         associate=AssociateOptions(),
         steer=(ablate, shift),
@@ -96,7 +96,7 @@ def ctcl_recipe(file: Path, fold: int) -> Recipe:
             label=("condition",),
             split="split",
         ),
-        train=_train(fold),
+        train=train_options(fold),
         encode=EncodeOptions(pooling="mean"),
         associate=AssociateOptions(),
         steer=(
@@ -120,5 +120,6 @@ def steering_runs(recipe: Recipe, sae: int, store: Path) -> list[SteeringRun]:
     return [SteeringRun(sae=sae, id=result.run, path=result.path) for result in results]
 
 
-def _train(seed: int) -> TrainOptions:
+def train_options(seed: int) -> TrainOptions:
+    """Those of the SAE of a fold, whose number is its seed."""
     return TrainOptions(n_features=1024, k=(16,), n_steps=1000, num_workers=0, recovery_cells=0, seed=seed)

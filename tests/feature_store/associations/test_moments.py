@@ -6,7 +6,7 @@ from scipy import sparse
 from scipy.stats import pearsonr, spearmanr
 
 from feature_store.associations import BlockMoments, Strata, as_csr, rank_scores
-from feature_store.associations.moments import cross_product, power_sums
+from feature_store.associations.moments import column_moments, cross_product, power_sums
 
 
 def test_permutation_moments_equal_those_of_all_permutations_within_blocks(rng):
@@ -67,3 +67,10 @@ def test_power_sums_of_rows_and_columns_stored_are_the_same(messy):
     expected = [[(codes[block == s] ** k).sum(axis=0) for s in range(3)] for k in (1, 2, 3)]
     np.testing.assert_allclose(power_sums(matrix, strata), expected, atol=1e-9)
     np.testing.assert_array_equal(power_sums(matrix, strata), power_sums(matrix.tocsc(), strata))
+
+
+def test_mean_and_variance_of_columns_count_the_zeros(rng):
+    dense = rng.normal(size=(30, 5)) * (rng.random((30, 5)) < 0.4)
+    mean, variance = column_moments(sparse.csc_array(dense))
+    np.testing.assert_allclose(mean, dense.mean(axis=0))
+    np.testing.assert_allclose(variance, dense.var(axis=0))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from feature_store.query.steering import Role
 from pipelines.config import SteerOptions
 from pipelines.steering.kinds import KINDS, KindOnSelect, best_kind, options_of, searches_kinds
 from pipelines.steering.metrics.mixing import QuickMixing
-from pipelines.steering.plan import InterventionType, Variant
+from pipelines.steering.plan import InterventionType
 
 MIX = SteerOptions(kind="batch", target="all", dose=(0.5, 1, 2))
 
@@ -47,7 +46,6 @@ def test_the_best_kind_mixes_most_among_those_that_keep_the_types(scores, best):
     found = [
         KindOnSelect(
             kind=InterventionType(kind),
-            point=Variant(id=1, name=kind, role=Role.GRID),
             score=QuickMixing(*score),
             unsteered=QuickMixing(0.5, 0.9),
         )
