@@ -157,6 +157,7 @@ class SteeringRun:
                     split=split,
                     seed=request.options.seed,
                     scib=request.options.scib and split == "test",
+                    by=request.by,
                 )
                 for split, (run, variants) in splits.items()
             )
@@ -206,7 +207,8 @@ class SteeringRun:
     @cached_property
     def search_variants(self) -> tuple[Variant, ...]:
         """The variants that select cells are run under."""
-        return search_variants(self.request.task, self.ranked, self.request.grid)
+        displacement = 1 if self.request.task.intervention.needs_group_means else None
+        return search_variants(self.request.task, self.ranked, self.request.grid, displacement=displacement)
 
     @cached_property
     def search(self) -> commit.Run:
@@ -214,10 +216,12 @@ class SteeringRun:
         request, means = self.request, None
         cells = request.sample(("select",), most=request.options.max_cells)
         if request.task.intervention.needs_group_means:
-            features = (tuple(self.ranked[: max(point.n_features for point in request.grid)]),)
-            means = self.tables.group_means(
-                SEARCH, features, lambda _: self._code_means(features[0], self.labels, ("train",))
+            features = tuple(self.ranked[: max(point.n_features for point in request.grid)])
+            parts = (
+                lambda: self._code_means(features, self.labels, ("train",)),
+                lambda: self._mean_differences(("train",)),
             )
+            means = self.tables.group_means(SEARCH, (features, ()), lambda part: parts[part]())
         return self.tables.steered(SteeredEmbedder, "search", cells, self.search_variants, means)
 
     @cached_property
@@ -282,7 +286,7 @@ class SteeringRun:
         def table(part: int) -> MeansTable:
             variant = by_part[part]
             if not variant.features:
-                return self._mean_differences()
+                return self._mean_differences(("train", "select"))
             labels = self._shuffled(variant.draw) if variant.null is Null.SHUFFLED_LABELS else self.labels
             return self._code_means(features[part], labels, ("train", "select"))
 
@@ -312,17 +316,26 @@ class SteeringRun:
     def _code_means(self, features: Sequence[int], labels: CellLabels, splits: Sequence[str]) -> MeansTable:
         task = self.request.task
         usable = np.isin(labels.split.astype(str), splits)
-        table = code_group_means(self.token_sample, labels, task, features, by=self.request.by, cells=usable)
+        table = code_group_means(
+            self.token_sample, labels, task, features, by=self.request.by, cells=usable, types=self._types
+        )
         if not len(table.group) and labels is self.labels:
             raise UsageError(
-                f"{' and '.join(splits)} cells give no mean codes for {task.text}: no cell type has tokens of one gene "
-                "on both sides; give --by none, or other labels"
+                f"{' and '.join(splits)} cells give no mean codes for {task.text} by {self.request.by}: no cell type "
+                "that may be used has tokens of one gene on both sides; give --by none, or other labels"
             )
         return table
 
-    def _mean_differences(self) -> MeansTable:
-        usable = np.isin(self.labels.split.astype(str), ("train", "select"))
-        return mean_differences(self.token_sample, self.labels, self.request.task, by=self.request.by, cells=usable)
+    def _mean_differences(self, splits: Sequence[str]) -> MeansTable:
+        usable = np.isin(self.labels.split.astype(str), splits)
+        return mean_differences(
+            self.token_sample, self.labels, self.request.task, by=self.request.by, cells=usable, types=self._types
+        )
+
+    @cached_property
+    def _types(self) -> frozenset[str]:
+        """The types of all cells that have a label, as some are of test cells alone."""
+        return frozenset(CellLabels.of(self.request.cells, self.request.task.kind).cell_type)
 
     def _variants(self) -> tuple[Variant, ...]:
         """The variants of `report_variants`, after the draws of the nulls."""
