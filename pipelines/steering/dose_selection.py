@@ -8,9 +8,9 @@ import polars as pl
 
 from feature_store.query.steering import Role
 from pipelines.errors import UsageError
+from pipelines.steering import evaluators
 from pipelines.steering.embeddings import SteeredEmbeddings
 from pipelines.steering.evaluation_cells import ALL
-from pipelines.steering.evaluators import MIN_CELLS
 from pipelines.steering.metrics import distances, mixing
 from pipelines.steering.plan import SteeringTask, Task, Variant
 
@@ -34,8 +34,8 @@ def choose_dose(task: SteeringTask, variants: Sequence[Variant], embedded: Steer
         left = {variant.id: _remaining(task, embedded, variant.id) for variant in grid}
         if np.isinf(min(left.values())):
             raise UsageError(
-                f"no cell type has {MIN_CELLS} select cells that are steered and {MIN_CELLS} of {task.toward!r}, on "
-                "which number of features and dose are chosen; give one --n-features and one --dose, or leave --cells "
+                f"no cell type has {evaluators.MIN_CELLS} select cells that are steered and as many of {task.toward!r}, "
+                "on which number of features and dose are chosen; give one --n-features and one --dose, or leave --cells "
                 "out and give --by other_types"
             )
         return min(grid, key=lambda v: left[v.id])
@@ -78,7 +78,7 @@ def _remaining(task: SteeringTask, embedded: SteeredEmbeddings, variant: int) ->
         labels.cell_type.astype(str).tolist(),
         kinds=("mean",),
         n_splits=0,
-        min_cells=MIN_CELLS,
+        min_cells=evaluators.MIN_CELLS,
     )
     remaining = table.filter(pl.col("group") == ALL)["remaining"][0]
     return np.inf if remaining is None else float(remaining)

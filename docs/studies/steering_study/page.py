@@ -89,7 +89,7 @@ def move_section(out: Path, name: str, runs: Sequence[SteeringRun]) -> str:
 
 {verdict_of_move(frames)}
 
-{markdown(_table(summary, MOVE_METRICS))}
+{markdown(table_of(summary, MOVE_METRICS))}
 The share of the distance that remains, for each cell type with enough cells on both sides:
 
 {markdown(by_type.select(pl.col("group").alias("cell type"), "n_seeds", _interval("remaining")))}
@@ -112,7 +112,7 @@ def mix_section(out: Path, name: str, runs: Sequence[SteeringRun]) -> str:
 
 {verdict_of_mix(frames)}
 
-{markdown(_table(summary, MIX_METRICS))}
+{markdown(table_of(summary, MIX_METRICS))}
 Chosen on `select` cells:
 
 {markdown(_chosen(runs, frames))}
@@ -179,9 +179,9 @@ def verdict_of_mix(frames: Sequence[pl.DataFrame]) -> str:
     return "\n".join(lines)
 
 
-def _table(summary: pl.DataFrame, metrics: Sequence[str]) -> pl.DataFrame:
-    """A row a condition, a column a metric: mean [low, high] over SAEs."""
-    rows = summary.filter((pl.col("group") == "all") & pl.col("metric").is_in(metrics) & (pl.col("role") != "trend"))
+def table_of(summary: pl.DataFrame, metrics: Sequence[str], *, group: str = "all") -> pl.DataFrame:
+    """A row a condition, a column a metric of a group of cells: mean [low, high] over SAEs."""
+    rows = summary.filter((pl.col("group") == group) & pl.col("metric").is_in(metrics) & (pl.col("role") != "trend"))
     known = [metric for metric in metrics if metric in rows["metric"].to_list()]
     wide = rows.with_columns(_interval("text")).pivot(
         "metric", index=["condition", "role"], values="text", aggregate_function="first", maintain_order=True
