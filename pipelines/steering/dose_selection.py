@@ -34,9 +34,9 @@ def choose_dose(task: SteeringTask, variants: Sequence[Variant], embedded: Steer
         left = {variant.id: _remaining(task, embedded, variant.id) for variant in grid}
         if np.isinf(min(left.values())):
             raise UsageError(
-                f"no cell type has {evaluators.MIN_CELLS} select cells that are steered and as many of {task.toward!r}, "
-                "on which number of features and dose are chosen; give one --n-features and one --dose, or leave --cells "
-                "out and give --by other_types"
+                f"no cell type has {evaluators.MIN_CELLS} select cells that are steered and as many of "
+                f"{task.toward!r}, on which number of features and dose are chosen; give one --n-features and one "
+                "--dose, or leave --cells out and give --by other_types"
             )
         return min(grid, key=lambda v: left[v.id])
     found = mixing_of_grid(variants, embedded)
@@ -55,11 +55,15 @@ def best_mixing(found: Sequence[tuple[T, mixing.QuickMixing]], unsteered: mixing
 
     Of equal ones it is the first.
     """
-    least = (1 - MAX_LOSS) * _kept(unsteered)
-    allowed = [(one, score) for one, score in found if _kept(score) >= least]
+    allowed = [(one, score) for one, score in found if keeps_types(score, unsteered)]
     if not allowed:
         return max(found, key=lambda pair: _kept(pair[1]))[0]
     return max(allowed, key=lambda pair: pair[1].mixing or 0.0)[0]
+
+
+def keeps_types(score: mixing.QuickMixing, unsteered: mixing.QuickMixing) -> bool:
+    """Whether a mixing loses at most MAX_LOSS of the conservation of cell types."""
+    return _kept(score) >= (1 - MAX_LOSS) * _kept(unsteered)
 
 
 def _kept(score: mixing.QuickMixing) -> float:

@@ -45,6 +45,7 @@ from pipelines.steering.labels import CellLabels
 from pipelines.steering.masked_gene_prediction import masked_gene_cells, masked_gene_table, masked_gene_variants
 from pipelines.steering.mlflow_log import log_evaluation
 from pipelines.steering.plan import (
+    InterventionType,
     Null,
     NullDraw,
     Point,
@@ -85,21 +86,24 @@ def steer(options: SteerOptions, store: Path, *, address: str | None = None) -> 
 
 def _steer_best_kind(options: SteerOptions, layout: Layout, clock: Clock, address: str | None) -> StageResult:
     """Search every kind of edit on `select` cells, evaluate each on `test` cells, and return the best one's result."""
-    runs = {}
+    runs: dict[InterventionType, SteeringRun] = {}
     for kind in kinds.KINDS:
         request = SteeringRequest.of(kinds.options_of(options, kind), layout, among_kinds=True)
         record_new_place(layout, request.chain.associations.dataset, options.data)
         refuse_changed_of_codes(layout, request.chain, stage="steer")
-        runs[kind] = SteeringRun(request, address)
+        # the sample depends on no kind, and takes as long as the search
+        first = next(iter(runs.values()), None)
+        runs[kind] = SteeringRun(request, address, sample_of=first)
     check_tracking(layout)
     with one_ray_session():
         found = [run.on_select() for run in runs.values()]
-        best = kinds.best_kind(found).kind
+        chosen = kinds.best_kind(found)
+        best = chosen.kind
         results = {kind: run.results() for kind, run in runs.items() if kind is not best}
         finished = _finished(runs[best], clock)
     results[best] = commit.read_table(finished.path / "results")
     ids = ", ".join(f"{kind.value} {run.folder.name}" for kind, run in runs.items())
-    facts = {"kinds, searched on select cells": ids, **kinds.facts_of_kinds(results)}
+    facts = {"kinds, searched on select cells": ids, **kinds.facts_of_choice(chosen), **kinds.facts_of_kinds(results)}
     return replace(finished, facts={**finished.facts, **facts})
 
 
@@ -127,8 +131,12 @@ class SteeringRun:
         tables: the tables that are made in shards.
     """
 
-    def __init__(self, request: SteeringRequest, address: str | None) -> None:
+    def __init__(
+        self, request: SteeringRequest, address: str | None, *, sample_of: "SteeringRun | None" = None
+    ) -> None:
+        """`sample_of` is a run with the same cells, SAE and seed, whose token sample this one takes."""
         self.request = request
+        self._sample_of = sample_of
         plan = request.plan
         self.plan = replace(plan, config={**plan.config, "shards.SHARD_CELLS": shards.SHARD_CELLS})
         self.folder = request.layout.steering_dir(self.plan.id)
@@ -176,6 +184,8 @@ class SteeringRun:
     @cached_property
     def token_sample(self) -> TokenSample:
         """The token codes of a sample of train and select cells."""
+        if self._sample_of is not None:
+            return self._sample_of.token_sample
         return self.tables.token_sample(
             self.request.sample(("train", "select"), most=token_sample.SAMPLE_CELLS, equal=True)
         )

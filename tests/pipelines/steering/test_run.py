@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 import torch
 
+from feature_store import FeatureStore
 from feature_store.cells import open_source, read_cells
 from feature_store.errors import NotFoundError
 from feature_store.storage import commit
@@ -231,6 +232,25 @@ def test_the_mean_difference_is_added_in_each_dose_of_the_search(steered, chain)
     found = commit.read_table(steered.moved.path / "results")
     measured = found.filter(condition="mean difference", metric="remaining", group="all").sort("split", "dose")
     assert measured.select("split", "dose").rows() == [(s, d) for s in ("select", "test") for d in (0.5, 1.0)]
+
+
+def test_a_search_of_kinds_takes_one_sample_reports_each_kind_and_finishes_the_best_last(own_store, here):
+    options = SteerOptions(kind="batch", target="all", n_features=(2, 4), dose=(0.5, 1.0), n_nulls=2)
+    found = steer(options, own_store)
+    said = found.facts["kinds, searched on select cells"]
+    runs = dict(part.split() for part in said.split(", "))
+    assert list(runs) == ["ablate", "scale", "toward", "shift"]
+    folders = {kind: Layout(own_store).steering_dir(run) for kind, run in runs.items()}
+    assert sum((folder / "survey").exists() for folder in folders.values()) == 1
+    assert found.path in folders.values()
+    best = next(kind for kind, folder in folders.items() if folder == found.path)
+    for kind, folder in folders.items():
+        chosen = commit.read_table(folder / "results").filter("chosen", split="test", metric="batch_mixing")
+        assert chosen["condition"].item() == kind
+        assert found.facts[f"{kind} on test cells"].startswith(f"batch_mixing {chosen['value'].item():.3f}")
+    assert FeatureStore.open(own_store).lineage.steering[0] == runs[best]
+    alone = steer(changed(options, intervention="shift"), own_store)
+    assert (alone.run, alone.done) == (runs["shift"], 0)
 
 
 def without_toward_cells_of(kind, splits=("train", "select")):
