@@ -21,7 +21,7 @@ from findings_study.cells import CONTROL, KANG, STIMULATED, fold_column, fold_sp
 from findings_study.page import markdown, shrink
 from scipy import stats
 from steering_study.page import results_of, table_of
-from steering_study.runs import KANG_LAYER, SteeringRun, steering_runs
+from steering_study.runs import KANG_LAYER, SteeringRun, small_training, steering_runs
 
 from feature_store import FeatureStore
 from feature_store.plots import steering_pareto
@@ -29,7 +29,7 @@ from feature_store.query.steering import Role
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
 from feature_store.storage.plans import SteeringPlan
-from pipelines.config import AssociateOptions, EncodeOptions, ExtractOptions, Recipe, SteerOptions, TrainOptions
+from pipelines.config import AssociateOptions, EncodeOptions, ExtractOptions, Recipe, SteerOptions
 from pipelines.steering.plan import MEAN_DIFFERENCE, Null
 from pipelines.steering.seeds import over_seeds
 
@@ -37,6 +37,8 @@ TYPES: Mapping[str, str] = {"CD4 T cells": "cd4", "CD14+ Monocytes": "cd14", "B 
 """The types that are left out, and the names of their files."""
 N_FOLDS = 3
 """Folds of donors, each with an SAE of its own seed."""
+GENES = "hvg:600"
+"""The most variable genes of `train` cells: an eighth of the tokens, and of the time."""
 N_FEATURES, DOSES, N_NULLS = (1, 5, 20, 50, 100), (0.5, 1.0, 1.5), 3
 METRICS = ("remaining", "remaining_corrected", "energy_remaining", "off_axis", "type_accuracy", "target_votes")
 SEARCHED = f"{MEAN_DIFFERENCE}, dose searched"
@@ -100,8 +102,9 @@ def unseen_recipe(file: Path, fold: int) -> Recipe:
             cell_type="cell_type",
             label=("condition",),
             split=fold_column(fold),
+            genes=GENES,
         ),
-        train=TrainOptions(n_features=512, k=(16,), n_steps=600, num_workers=0, recovery_cells=0, seed=fold),
+        train=small_training(fold),
         encode=EncodeOptions(pooling="mean"),
         associate=AssociateOptions(),
         steer=(
@@ -343,11 +346,11 @@ HEAD = """# Steering what nobody saw
 `python docs/studies/unseen_type.py --data $SCSAE_DATA --store ROOT --out docs` writes this page: PBMC of eight donors,
 control and IFN-beta-stimulated (Kang et al. 2018, doi:10.1038/nbt.4042). One cell type is left out at a time: its
 stimulated cells are taken out of the data in every donor but the two that are tested. The SAE (BatchTopK, F 512, k 16,
-600 steps, layer 2 of the mini model), the choice of features, the differences, the number of features and the dose come
-from what is left. Then the control cells of that type in the tested donors are steered toward stimulated by what the
-other types show (`--by other_types`: each type is moved by the mean over the others, also on the `select` cells on
-which number and dose are chosen), and held against their stimulated cells, which nothing else used. Three folds of
-donors, each with an SAE of its own seed; 2,000 cells in all.
+500 steps, layer 2 of the mini model, the 600 most variable genes of `train` cells), the choice of features, the
+differences, the number of features and the dose come from what is left. Then the control cells of that type in the
+tested donors are steered toward stimulated by what the other types show (`--by other_types`: each type is moved by the
+mean over the others, also on the `select` cells on which number and dose are chosen), and held against their
+stimulated cells, which nothing else used. Three folds of donors, each with an SAE of its own seed; 2,000 cells in all.
 
 The rival needs no SAE: the mean difference of activations over the other types at the same site, at dose 1 and at the
 dose that its own search on `select` cells chose (`dose searched`). docs/steering.md explains the other conditions;

@@ -14,7 +14,8 @@ from pipelines.recipe import run_recipe
 N_FEATURES = (5, 10, 20, 50, 100)
 DOSES = (0.5, 0.75, 1.0, 1.25, 1.5)
 N_NULLS, FEW_NULLS = 10, 5
-KINDS_N_FEATURES, KINDS_DOSES, KINDS_N_NULLS = (10, 50, 100), (0.5, 1.0, 1.5), 3
+KINDS_GENES = "hvg:400"
+KINDS_N_FEATURES, KINDS_DOSES, KINDS_N_NULLS = (10, 30, 100), (0.5, 1.0, 1.5), 3
 KANG_LAYER, MIXOLOGY_LAYER, CTCL_LAYER = "2", "1", "2"
 
 
@@ -118,26 +119,25 @@ def ctcl_recipe(file: Path, fold: int) -> Recipe:
     )
 
 
-def kinds_recipe(recipe: Recipe, seed: int) -> Recipe:
-    """The same recipe with one steering: batches mixed by a kind of edit that is searched."""
-    steering = SteerOptions(
-        kind="batch",
-        target="all",
-        n_features=KINDS_N_FEATURES,
-        dose=KINDS_DOSES,
-        n_nulls=KINDS_N_NULLS,
-        seed=seed,
-    )
-    return recipe.model_copy(update={"steer": (steering,)})
-
-
-def ctcl_mix_recipe(file: Path, seed: int) -> Recipe:
-    """The skin of six donors, each of whom is a batch."""
+def kinds_recipe(file: Path, seed: int, *, batch: str, layer: str) -> Recipe:
+    """Batches mixed by a kind of edit that is searched."""
     return Recipe(
-        extract=ExtractOptions(data=(file,), layer=(CTCL_LAYER,), batch="donor", cell_type="cell_type", split="split"),
-        train=train_options(seed),
+        extract=ExtractOptions(
+            data=(file,), layer=(layer,), batch=batch, cell_type="cell_type", split="split", genes=KINDS_GENES
+        ),
+        train=small_training(seed),
         encode=EncodeOptions(pooling="mean"),
         associate=AssociateOptions(),
+        steer=(
+            SteerOptions(
+                kind="batch",
+                target="all",
+                n_features=KINDS_N_FEATURES,
+                dose=KINDS_DOSES,
+                n_nulls=KINDS_N_NULLS,
+                seed=seed,
+            ),
+        ),
     )
 
 
@@ -165,6 +165,11 @@ def steering_runs(recipe: Recipe, sae: int, store: Path) -> list[SteeringRun]:
     """Run the recipe of one SAE; return its steering runs in their order."""
     results = [result for result in run_recipe(recipe, store) if result.kind == "steering"]
     return [SteeringRun(sae=sae, id=result.run, path=result.path) for result in results]
+
+
+def small_training(seed: int) -> TrainOptions:
+    """A smaller SAE in fewer steps, for studies of many SAEs."""
+    return TrainOptions(n_features=512, k=(16,), n_steps=500, num_workers=0, recovery_cells=0, seed=seed)
 
 
 def train_options(seed: int) -> TrainOptions:
