@@ -61,6 +61,9 @@ direction`, a step of the same length on every token; `shuffled labels`, for whi
 and `reconstruction`, which only replaces x by x_hat. `mean difference` adds the difference of mean activations at the
 same site, without any SAE. `mean difference of embeddings` adds it to the output: this is all that the other donors
 tell about these. `floor` is the share of the distance that sampling noise alone leaves.
+
+Two more studies have pages of their own: [a drug, by patient](drug.md), and [a cell type that was never seen
+stimulated](unseen_type.md).
 """
 
 

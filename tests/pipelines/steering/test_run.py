@@ -276,6 +276,7 @@ def test_by_other_types_a_type_is_moved_of_which_only_test_cells_have_the_other_
     assert set(own["metric"]) >= {"remaining", "type_accuracy", "type_changed", "target_votes", "target_shift"}
     assert own.filter(metric="target_shift")["value"].item() > 0
     assert results_of_group(found, "B").filter(metric="target_shift")["value"].item() == 0
+    assert found.facts["not moved"].startswith("B: ")
 
 
 def results_of_group(found, group):
