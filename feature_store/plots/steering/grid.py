@@ -122,7 +122,7 @@ def steering_pareto(
     drawn.ax.set_xlabel(metric_words(first), fontsize=9)
     drawn.ax.set_ylabel(metric_words(second), fontsize=9)
     beside(drawn.ax, handles, [plain(name) for name in names])
-    head(drawn.ax, title_of(results), least=64)
+    head(drawn.ax, title_of(results) + ("" if group == ALL else f", {plain(group)}"), least=64)
     finish(drawn, show, save)
     return drawn.ax
 

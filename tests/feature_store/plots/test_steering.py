@@ -240,6 +240,7 @@ def test_the_pareto_plot_draws_one_type_and_the_doses_of_the_mean_difference(sto
     np.testing.assert_allclose(line.get_ydata(), [0.5, 0.3, 0.205, 0.15])
     np.testing.assert_allclose(line.get_xdata(), [0.475, 0.465, 0.465, 0.43])
     assert "mean difference, by dose" in legend_of(ax)
+    assert " ".join(ax.get_title().split()).endswith("test cells, B")
     bars = plots.steering_bars(store, "e3d")
     assert labels_of(bars.yaxis).count("mean difference") == 1
     with pytest.raises(InputError, match=r"'Bb'.*'B'.*B, all"):
