@@ -100,8 +100,8 @@ def steering_map(layout: Layout, run: str, config: SteeringMapConfig | None = No
 
 
 def mapped_variants(variants: pl.DataFrame) -> pl.DataFrame:
-    """The rows of the table `steering_variants` that are on the map: all but the later draws of nulls and the further doses of
-    baselines.
+    """The rows of the table `steering_variants` that are on the map: all but the later draws of nulls and the further
+    doses of baselines.
     """
     kept = (pl.col("role") != "null") | (pl.col("draw") == 0)
     return variants.filter(kept & (pl.col("role") != BASELINE_DOSE))

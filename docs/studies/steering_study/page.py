@@ -456,11 +456,11 @@ donors can only remove what patients have in common.""",
         "sc_mixology: which kind of edit mixes batches",
         """\
 `scsae steer --kind batch --target all` without `--intervention`: ablate, scale, toward and shift are searched on
-`select` cells (10, 30 and 100 features; doses .5, 1 and 1.5, of which scale has .5 alone and ablate none) for the point
+`select` cells (10 and 100 features; doses .5, 1 and 1.5, of which scale has .5 alone and ablate none) for the point
 that mixes most and loses at most 2 % of the conservation of cell types; the best kind is taken, and each is reported.
-Splits are those of the two sections on sc_mixology above, SAEs are smaller (the 400 most variable genes of `train`
-cells, F 512, 500 steps), and nulls have 3 draws. Figures are changes from unsteered cells, means over three SAEs with
-95 % intervals.""",
+Splits are those of the two sections on sc_mixology above, but all is smaller: the 200 most variable genes of `train`
+cells, F 512, 500 steps, at most 250 cells of each split, and nulls of 2 draws. Figures are changes from unsteered
+cells, means over three SAEs with 95 % intervals.""",
     ),
     "ctcl_kinds": (
         "CTCL skin: which kind of edit mixes donors",

@@ -14,8 +14,8 @@ from pipelines.recipe import run_recipe
 N_FEATURES = (5, 10, 20, 50, 100)
 DOSES = (0.5, 0.75, 1.0, 1.25, 1.5)
 N_NULLS, FEW_NULLS = 10, 5
-KINDS_GENES = "hvg:400"
-KINDS_N_FEATURES, KINDS_DOSES, KINDS_N_NULLS = (10, 30, 100), (0.5, 1.0, 1.5), 3
+KINDS_GENES, KINDS_CELLS = "hvg:200", 250
+KINDS_N_FEATURES, KINDS_DOSES, KINDS_N_NULLS = (10, 100), (0.5, 1.0, 1.5), 2
 KANG_LAYER, MIXOLOGY_LAYER, CTCL_LAYER = "2", "1", "2"
 
 
@@ -135,6 +135,7 @@ def kinds_recipe(file: Path, seed: int, *, batch: str, layer: str) -> Recipe:
                 n_features=KINDS_N_FEATURES,
                 dose=KINDS_DOSES,
                 n_nulls=KINDS_N_NULLS,
+                max_cells=KINDS_CELLS,
                 seed=seed,
             ),
         ),
