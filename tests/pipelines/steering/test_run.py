@@ -21,6 +21,7 @@ from pipelines.runtime.stage import StageResult
 from pipelines.steering import shards
 from pipelines.steering.actors import SteeredEmbedder
 from pipelines.steering.feature_selection import choose_features_of_label
+from pipelines.steering.plan import Null
 from pipelines.steering.run import steer
 from pipelines.steering.token_sample import TokenSampler
 from pipelines.tracking import Tracking
@@ -165,7 +166,7 @@ def test_a_search_embeds_select_cells_alone(steered):
     select = cells_of(steered.store).filter(split="select")
     searched = commit.read_table(steered.moved.path / "search")
     assert set(searched["cell_idx"]) == set(select["cell_idx"])
-    assert set(searched["variant"]) == {0, 1, 2, 3, 4}
+    assert set(searched["variant"]) == {*range(1 + 4 + 2)}  # unsteered, the grid, and the mean difference in both doses
 
 
 @pytest.mark.parametrize("condition", ["ablate", "ablate, replace", "reconstruction", "random direction"])
@@ -451,7 +452,7 @@ def test_a_type_is_moved_to_another_and_its_head_asked(own_store, here, steered)
     ours = cells.filter(pl.col("donor") != "D5", split="test", cell_type="A")["cell_idx"]
     assert sorted(steered_cells) == sorted(ours)
     head = commit.read_table(found.path / "head")
-    assert set(head["condition"]) == {"toward", "random features", "random direction", "shuffled labels"}
+    assert set(head["condition"]) == {"toward", "mean difference", *Null}
     answers = commit.read_table(found.path / "answers")
     asked = set(cells.filter(pl.col("cell_idx").is_in(answers["cell_idx"].unique().implode()))["split"])
     assert asked == {"test"}
