@@ -116,7 +116,8 @@ def test_the_verdict_counts_losses_as_well_as_wins():
     text = " ".join(verdict(runs).split())
     assert "9 are on this page (3 for CD4 T cells, 3 for CD14+ Monocytes, 3 for B cells)." in text
     assert "nearer than every null for 6 of them." in text
-    assert "less of the distance than the mean difference for 3, drifted less for 3, and did both for 3." in text
+    assert "they left less of the distance for 3, drifted less for 3, and did both for 3;" in text
+    assert "at dose 1, which searches nothing, they left less for 3." in text
     assert "| B cells | 3 | +0.22 [" in text
     assert "| 0.95 [0.95, 0.95], 0.90 [0.90, 0.90], 0.90 [0.90, 0.90] |" in text
 

@@ -175,7 +175,8 @@ def _verdict_of_kinds(runs: Sequence[SteeringRun], of_kinds: Sequence[Mapping[st
     so_far = "" if len(runs) == len(SEEDS) else f"{len(runs)} of {len(SEEDS)} SAEs was run so far. "
     return (
         f"{so_far}The search took **{counts}** of {len(runs)} SAEs. On `test` cells the kind that was taken mixes\n"
-        f"most of the four for {best},\nmixes better than unsteered cells for {better}, and keeps types within 2 % for {kept}."
+        f"most of the four for {best}, mixes better than unsteered cells for {better}, and keeps types within 2 %\n"
+        f"for {kept}."
     )
 
 
