@@ -224,8 +224,8 @@ def verdict(runs: Sequence[UnseenRun]) -> str:
 
 Of the {len(TYPES) * N_FOLDS} SAEs of the study, {len(runs)} are on this page ({counts}).
 Features moved the unseen type nearer than every null for {nulls} of them. Against the mean difference at its searched
-dose they left less of the distance for {n_better["remaining_corrected"]}, drifted less for {n_better["off_axis"]}, and \
-did both for {n_better["both"]}; against the mean
+dose they left less of the distance for {n_better["remaining_corrected"]},
+drifted less for {n_better["off_axis"]}, and did both for {n_better["both"]}; against the mean
 difference at dose 1, which searches nothing, they left less for {at_one}. `told` is the share of steered cells whose
 neighbours among unsteered `train` cells are of their type, unsteered, under the shift and under the mean difference:
 where it falls, cells were not only stimulated but made like the other types.
