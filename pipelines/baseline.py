@@ -220,7 +220,7 @@ def extract_options(layout: Layout, chain: RunChain, options: ActorOptions) -> E
         **_actors(options),
         layer=(plan.site,),
         cells=None if plan.cells is None else plan.n_cells,
-        **place.of_family,
+        model_option=dict(place.model_options),
         model=place.model,
         random_init=True,
         # the data set was accepted when its activations were extracted

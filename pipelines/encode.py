@@ -496,7 +496,7 @@ def _plan_fused(
         where=source.where,
         rows=source.rows,
         model=place.model,
-        of_family=place.of_family,
+        model_options=place.model_options,
         random_init=place.random_init,
         precision=place.precision,
         device="cuda" if options.num_gpus > 0 else "cpu",

@@ -42,6 +42,7 @@ from pipelines.genes import (
 from pipelines.inputs import (
     TOKENLESS,
     LoadedInputs,
+    absolute_model_options,
     absolute_model_path,
     few_matched,
     load_inputs,
@@ -255,7 +256,7 @@ def forward_job(options: ExtractOptions, inputs: LoadedInputs) -> ForwardJob:
         where=inputs.source.where,
         rows=inputs.source.rows,
         model=absolute_model_path(options.model),
-        of_family=options.of_family,
+        model_options=absolute_model_options(options),
         random_init=options.random_init,
         precision=options.precision,
         device="cuda" if options.num_gpus > 0 else "cpu",

@@ -6,7 +6,7 @@ changed. An unknown key is an error that names the nearest known one.
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -50,6 +50,25 @@ _DataPath = Annotated[
 ]
 Files = Annotated[tuple[_DataPath, ...], pydantic.BeforeValidator(as_tuple)]
 """Paths and addresses; a recipe may give one without a list."""
+
+
+def _as_named_values(value: Any) -> Any:
+    """Return texts NAME=VALUE as a dictionary, and a dictionary unchanged; ValueError for anything else."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    found: dict[str, str] = {}
+    for text in as_tuple(value):
+        name, equals, content = str(text).partition("=")
+        if not (equals and name and content):
+            raise ValueError(f"{str(text)!r} has not the form NAME=VALUE")
+        if name in found:
+            raise ValueError(f"{name} was given twice, as {found[name]!r} and {content!r}")
+        found[name] = content
+    return found
+
+
+ModelOptions = Annotated[dict[str, str], pydantic.BeforeValidator(_as_named_values)]
+"""Options of a family of models by their names; the command line gives each as NAME=VALUE."""
 Positive = Annotated[int, Field(ge=1)]
 FeatureId = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]

@@ -9,24 +9,25 @@ may replace them. Nothing in this package knows of autoencoders or files of cell
 >>> tokens = model.tokenize(indptr, indices, data, match, seed=0)
 >>> x = model.activations(tokens, ["layer.2"])
 
-Each family has a module for its network, one for its tokenizer and one for its files; docs/how-to-add-a-model.md says
-how to add a family, here or from another package.
+Each family has a folder: a module for its network, one for its tokenizer and one for its files;
+docs/how-to-add-a-model.md says how to add a family, here or from another package.
 """
 
-from sae_core.scfm.checkpoint import load_model
+from sae_core.scfm.checkpoint import FAMILIES, load_model
 from sae_core.scfm.coverage import Coverage
-from sae_core.scfm.families import Family
+from sae_core.scfm.families import Family, ModelOption
 from sae_core.scfm.foundation import CachedActivations, FoundationModel
 from sae_core.scfm.gene_names import likely_mismatch
-from sae_core.scfm.geneformer import Geneformer, GeneformerConfig
+from sae_core.scfm.geneformer.network import Geneformer, GeneformerConfig
 from sae_core.scfm.pretraining import MaskedGenePrediction, MaskedGeneTask, PretrainingLoss
-from sae_core.scfm.scfoundation import ScFoundation, ScFoundationConfig
-from sae_core.scfm.scgpt import ScGPT, ScGPTConfig
+from sae_core.scfm.scfoundation.network import ScFoundation, ScFoundationConfig
+from sae_core.scfm.scgpt.network import ScGPT, ScGPTConfig
 from sae_core.scfm.sites import Patch, Site, TokenInfo
 from sae_core.scfm.tokens import Tokens
 from sae_core.scfm.vocabulary import GeneMatch, Vocabulary
 
 __all__ = [
+    "FAMILIES",
     "CachedActivations",
     "Coverage",
     "Family",
@@ -36,6 +37,7 @@ __all__ = [
     "GeneformerConfig",
     "MaskedGenePrediction",
     "MaskedGeneTask",
+    "ModelOption",
     "Patch",
     "PretrainingLoss",
     "ScFoundation",

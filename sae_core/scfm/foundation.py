@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from sae_core.errors import ConfigError
-from sae_core.scfm.batches import Batch, plan_batches
+from sae_core.scfm.batches import Batch, Padding, plan_batches
 from sae_core.scfm.coverage import Coverage, coverage_of
 from sae_core.scfm.encoder import EncoderBlock
 from sae_core.scfm.pretraining import MaskedGeneBatch, MaskedGenePrediction, MaskedGeneTask, PretrainingLoss
@@ -29,6 +30,10 @@ from sae_core.scfm.vocabulary import GeneMatch, Vocabulary
 
 _MAX_BATCH_TOKENS = 8192
 FINAL = Site(kind="final")
+
+
+OF_CELLS = "obs:"
+"""What a value of `FoundationModel.context` begins with that each cell has its own of; a column of obs follows."""
 
 
 class CachedActivations(NamedTuple):
@@ -56,6 +61,8 @@ class FoundationModel(nn.Module, ABC):
         kept_of_long_cells: which genes of cells with more than `max_genes` become tokens, in words.
         ignored_weights: weights of the checkpoint that neither activations nor the pretraining loss need.
         notes: what a user should know of the checkpoint: defaults that were taken, what is not read, how it was tuned.
+        context: facts of a cell that go into the model beside its genes, such as its assay: a value for all cells, or
+            "obs:COLUMN" where each cell has its own. They are options of the family (`Family.options`).
         autocast: dtype of the matrix products; None is the dtype of the weights.
     """
 
@@ -71,6 +78,7 @@ class FoundationModel(nn.Module, ABC):
     kept_of_long_cells: ClassVar[str] = "a random sample of their genes"
     ignored_weights: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    context: Mapping[str, str] = MappingProxyType({})
     autocast: torch.dtype | None = None
 
     @property
@@ -94,14 +102,16 @@ class FoundationModel(nn.Module, ABC):
         *,
         seed: int,
         max_tokens: int | None = None,
+        obs: Mapping[str, Sequence[str]] | None = None,
     ) -> Tokens:
         """Tokens of cells in CSR form: one row per cell, one column per gene of `match`.
 
         Random choices (ties, truncation) are drawn from (seed, the cell's content). `max_tokens`: largest number of
-        tokens of a cell, special tokens included; None is the model's own limit.
+        tokens of a cell, special tokens included; None is the model's own limit. `obs`: by each of `obs_columns`, its
+        value in every cell, "" where it is missing.
 
         Raises:
-            TokenizationError: the values cannot be tokenized.
+            TokenizationError: the values, or those of `obs`, cannot be tokenized.
             ConfigError: `max_tokens` leaves no place for a gene.
         """
 
@@ -173,6 +183,20 @@ class FoundationModel(nn.Module, ABC):
     def coverage(self, indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, match: GeneMatch) -> Coverage:
         """Share of the genes and counts of cells in CSR form that the model knows."""
         return coverage_of(indptr, indices, data, match, n_vocabulary=self.vocabulary.n_genes)
+
+    @property
+    def obs_columns(self) -> tuple[str, ...]:
+        """Columns of obs that `tokenize` needs: those that `context` names."""
+        named = (value.removeprefix(OF_CELLS) for value in self.context.values() if value.startswith(OF_CELLS))
+        return tuple(dict.fromkeys(named))
+
+    def key_bias(self, batch: Batch) -> Float[Tensor, "row position"] | None:
+        """What is added to the attention scores of every key, in all blocks; None: nothing."""
+        return None
+
+    def padding(self, readout: str) -> Padding | None:
+        """Padding that a readout needs, because it takes the padded positions in; None where padding is invisible."""
+        return None
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -266,7 +290,8 @@ class FoundationModel(nn.Module, ABC):
             site: where to read; None is `default_site`.
             patches: as in `activations`.
             cached: activations of these tokens at an earlier site, from which the forward pass continues. Many
-                interventions at one site then share the blocks before it.
+                interventions at one site then share the blocks before it. A readout that needs `padding` runs all
+                blocks, because the activations of the padding are not in it.
             max_batch_tokens: as in `activations`.
 
         Raises:
@@ -312,7 +337,9 @@ class FoundationModel(nn.Module, ABC):
         dtype = next(self.parameters()).dtype
         out = {at: torch.full((tokens.n_cells, self.width(readout)), torch.nan, dtype=dtype) for at in wanted}
         depth = max((self._depth(at) for at in wanted), default=0)
-        for batch in self._batches(tokens, max_batch_tokens):
+        if (padding := self.padding(readout)) is not None:
+            cached = None
+        for batch in self._batches(tokens, max_batch_tokens, padding):
             patch = partial(_patch_and_record, batch=batch, out={}, patches=patch_of)
 
             def pooling(site: Site, x: Tensor, batch: Batch = batch, patch: SiteHook = patch) -> Tensor:
@@ -406,8 +433,9 @@ class FoundationModel(nn.Module, ABC):
                 start = self._site(cached.site)
                 x = batch.padded(cached.x[batch.token_rows].to(batch.gene_id.device))
                 n_done, x = self._depth(start), hook(start, x)
+            key_bias = self.key_bias(batch)
             for i, block in enumerate(self.blocks[n_done:depth], start=n_done):
-                x = block(x, index=i, hook=hook, key_mask=batch.key_mask)
+                x = block(x, index=i, hook=hook, key_mask=batch.key_mask, key_bias=key_bias)
             if self.final_norm is not None and n_done <= self.n_layers < depth:
                 x = hook(FINAL, self.final_norm(x))
         return x
@@ -459,13 +487,18 @@ class FoundationModel(nn.Module, ABC):
     def _patches(self, patches: Mapping[Site | str, Patch] | None) -> dict[Site, Patch]:
         return {self._site(site): patch for site, patch in (patches or {}).items()}
 
-    def _batches(self, tokens: Tokens | MaskedGeneTask, max_batch_tokens: int) -> Iterator[Batch]:
+    def _batches(
+        self, tokens: Tokens | MaskedGeneTask, max_batch_tokens: int, padding: Padding | None = None
+    ) -> Iterator[Batch]:
         parameter, ragged = next(self.parameters()), _tokens_of(tokens)
         marks = {}
         if isinstance(tokens, MaskedGeneTask):
             marks = {"is_masked_gene": tokens.is_masked_gene, "is_query_only": tokens.is_query_only}
-        for cells in plan_batches(ragged.lengths, max_batch_tokens):
-            yield Batch.of(ragged, cells, device=parameter.device, dtype=parameter.dtype, **marks)
+        lengths = ragged.lengths
+        if padding is not None:
+            lengths = np.where(lengths > 0, np.maximum(lengths, padding.length), 0)
+        for cells in plan_batches(lengths, max_batch_tokens):
+            yield Batch.of(ragged, cells, device=parameter.device, dtype=parameter.dtype, padding=padding, **marks)
 
 
 def _tokens_of(tokens: Tokens | MaskedGeneTask) -> Tokens:

@@ -23,7 +23,7 @@ from sae_core.scfm.pretraining import sample_masked_genes
 from sae_core.scfm.values import check_values, chosen_values, matched_values, recover_counts, sample_per_cell
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 HEADER, WEIGHTS = "toy.json", "toy.safetensors"
@@ -63,6 +63,7 @@ class ToyModel(FoundationModel):
         *,
         seed: int,
         max_tokens: int | None = None,
+        obs: Mapping[str, Sequence[str]] | None = None,
     ) -> Tokens:
         if max_tokens is not None and max_tokens < 1:
             raise ConfigError(f"max_tokens was {max_tokens}; allowed: 1 or more")

@@ -86,9 +86,10 @@ def test_scattered_cells_of_several_files_have_the_genes_of_all(save: Callable[.
     assert (dense(open_source(paths).read_cells(cells), 5) == frames(*paths).to_numpy()[cells]).all()
 
 
-def test_read_first_takes_the_same_number_of_cells_from_each_file(save: Callable[..., Path]) -> None:
+def test_the_first_cells_are_the_same_number_of_cells_from_each_file(save: Callable[..., Path]) -> None:
     paths = [save(f"{i}.h5ad", ["G1", "G2"], n) for i, n in enumerate((30, 4, 30))]
-    rows = open_source(paths).read_first(18)
+    source = open_source(paths)
+    rows = source.read_cells(source.first_cells(18))
     wanted = np.concatenate([frames(path).to_numpy()[:6] for path in paths])
     assert (dense(rows, 2) == wanted).all()
 

@@ -3,9 +3,9 @@
     v = leaky_relu(w x + b);  bins = softmax(alpha v + W v + c);  input = bins @ E + Pos(gene)
     n_layers post-norm ReLU blocks, then the final norm (site "final")
 
-T and S are the target and source total counts (`scfoundation_tokenizer`). The cell embedding is [S, T, max over genes,
+T and S are the target and source total counts (`tokenizer`). The cell embedding is [S, T, max over genes,
 mean over genes] of the final norm's output, 4 d_model numbers, where genes exclude T and S. Module names are those of
-the checkpoint without the prefix `model.`. The Performer decoder (`scfoundation_decoder`) is needed by the pretraining
+the checkpoint without the prefix `model.`. The Performer decoder (`decoder`) is needed by the pretraining
 loss, not by activations.
 
 Hao et al. 2024, scFoundation, 10.1038/s41592-024-02305-7.
@@ -29,8 +29,8 @@ from sae_core.scfm.batches import Batch
 from sae_core.scfm.encoder import EncoderBlock
 from sae_core.scfm.foundation import FINAL, FoundationModel, masked_mean
 from sae_core.scfm.pretraining import MaskedGeneBatch, MaskedGeneTask, sample_masked_genes
-from sae_core.scfm.scfoundation_decoder import Performer
-from sae_core.scfm.scfoundation_tokenizer import T4, Resolution, ScFoundationTokenizer
+from sae_core.scfm.scfoundation.decoder import Performer
+from sae_core.scfm.scfoundation.tokenizer import T4, Resolution, ScFoundationTokenizer
 from sae_core.scfm.tokens import Tokens
 from sae_core.scfm.vocabulary import GeneMatch, Vocabulary
 
@@ -127,8 +127,9 @@ class AutoDiscretization(nn.Module):
 class _Encoder(nn.Module):
     def __init__(self, c: ScFoundationConfig) -> None:
         super().__init__()
-        block = {"d_model": c.d_model, "n_heads": c.n_heads, "d_hidden": 4 * c.d_model}
-        self.transformer_encoder = nn.ModuleList(EncoderBlock(**block) for _ in range(c.n_layers))
+        self.transformer_encoder = nn.ModuleList(
+            EncoderBlock(d_model=c.d_model, n_heads=c.n_heads, d_hidden=4 * c.d_model) for _ in range(c.n_layers)
+        )
         self.norm = nn.LayerNorm(c.d_model)
 
 
@@ -188,6 +189,7 @@ class ScFoundation(FoundationModel):
         *,
         seed: int,
         max_tokens: int | None = None,
+        obs: Mapping[str, Sequence[str]] | None = None,
     ) -> Tokens:
         """Expressed genes of each cell, then T and S (`ScFoundationTokenizer`)."""
         return self.tokenizer(indptr, indices, data, match, seed=seed, max_tokens=max_tokens)
