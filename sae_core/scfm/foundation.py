@@ -194,6 +194,10 @@ class FoundationModel(nn.Module, ABC):
         """What is added to the attention scores of every key, in all blocks; None: nothing."""
         return None
 
+    def attention_mask(self, batch: Batch) -> Bool[Tensor, "row position"] | Bool[Tensor, "row position key"] | None:
+        """Keys that a position may attend to: the batch's, or a line of its own for each position; None: all."""
+        return batch.key_mask
+
     def padding(self, readout: str) -> Padding | None:
         """Padding that a readout needs, because it takes the padded positions in; None where padding is invisible."""
         return None
@@ -433,9 +437,9 @@ class FoundationModel(nn.Module, ABC):
                 start = self._site(cached.site)
                 x = batch.padded(cached.x[batch.token_rows].to(batch.gene_id.device))
                 n_done, x = self._depth(start), hook(start, x)
-            key_bias = self.key_bias(batch)
+            key_mask, key_bias = self.attention_mask(batch), self.key_bias(batch)
             for i, block in enumerate(self.blocks[n_done:depth], start=n_done):
-                x = block(x, index=i, hook=hook, key_mask=batch.key_mask, key_bias=key_bias)
+                x = block(x, index=i, hook=hook, key_mask=key_mask, key_bias=key_bias)
             if self.final_norm is not None and n_done <= self.n_layers < depth:
                 x = hook(FINAL, self.final_norm(x))
         return x
