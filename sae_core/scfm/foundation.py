@@ -367,8 +367,8 @@ class FoundationModel(nn.Module, ABC):
     ) -> PretrainingLoss:
         """The model's own pretraining loss on these cells, with `patches` in place (`sae_core.scfm.pretraining`).
 
-        Units: squared bins (scGPT), nats (Geneformer), squared log1p CP10k (scFoundation). The same seed masks the same
-        genes whatever the patches are. No gene is masked in a cell with fewer than two.
+        Units: squared bins (scGPT, Tahoe-x1), nats (Geneformer), squared log1p CP10k (scFoundation). The same seed
+        masks the same genes whatever the patches are. No gene is masked in a cell with fewer than two.
 
         Raises:
             ConfigError: the checkpoint has no weights of the pretraining head.
@@ -396,8 +396,8 @@ class FoundationModel(nn.Module, ABC):
     ) -> MaskedGenePrediction:
         """Predictions of the masked genes of `task` (from `mask_genes`) by the model's own head.
 
-        scGPT predicts the bin from the gene's own token, Geneformer the log probability (nats) of the masked gene,
-        scFoundation log1p CP10k.
+        scGPT and Tahoe-x1 predict the bin from the gene's own token, Geneformer the log probability (nats) of the
+        masked gene, scFoundation log1p CP10k.
 
         Args:
             task: cells with masked genes.
