@@ -1,4 +1,4 @@
-"""Single-cell foundation models (scGPT, Geneformer, scFoundation) as plain torch modules.
+"""Single-cell foundation models (scGPT, Geneformer, scFoundation, Tahoe-x1) as plain torch modules.
 
 The room turns cells into activations and cell embeddings: a checkpoint folder becomes a `FoundationModel`, its
 tokenizer turns counts in CSR form into ragged `Tokens`, and the network gives activations at named sites, where patches
@@ -23,6 +23,7 @@ from sae_core.scfm.pretraining import MaskedGenePrediction, MaskedGeneTask, Pret
 from sae_core.scfm.scfoundation.network import ScFoundation, ScFoundationConfig
 from sae_core.scfm.scgpt.network import ScGPT, ScGPTConfig
 from sae_core.scfm.sites import Patch, Site, TokenInfo
+from sae_core.scfm.tahoe.network import Tahoe, TahoeConfig
 from sae_core.scfm.tokens import Tokens
 from sae_core.scfm.vocabulary import GeneMatch, Vocabulary
 
@@ -45,6 +46,8 @@ __all__ = [
     "ScGPT",
     "ScGPTConfig",
     "Site",
+    "Tahoe",
+    "TahoeConfig",
     "TokenInfo",
     "Tokens",
     "Vocabulary",

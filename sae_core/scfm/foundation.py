@@ -194,6 +194,10 @@ class FoundationModel(nn.Module, ABC):
         """What is added to the attention scores of every key, in all blocks; None: nothing."""
         return None
 
+    def attention_mask(self, batch: Batch) -> Bool[Tensor, "row position"] | Bool[Tensor, "row position key"] | None:
+        """Keys that a position may attend to: the batch's, or a line of its own for each position; None: all."""
+        return batch.key_mask
+
     def padding(self, readout: str) -> Padding | None:
         """Padding that a readout needs, because it takes the padded positions in; None where padding is invisible."""
         return None
@@ -363,8 +367,8 @@ class FoundationModel(nn.Module, ABC):
     ) -> PretrainingLoss:
         """The model's own pretraining loss on these cells, with `patches` in place (`sae_core.scfm.pretraining`).
 
-        Units: squared bins (scGPT), nats (Geneformer), squared log1p CP10k (scFoundation). The same seed masks the same
-        genes whatever the patches are. No gene is masked in a cell with fewer than two.
+        Units: squared bins (scGPT, Tahoe-x1), nats (Geneformer), squared log1p CP10k (scFoundation). The same seed
+        masks the same genes whatever the patches are. No gene is masked in a cell with fewer than two.
 
         Raises:
             ConfigError: the checkpoint has no weights of the pretraining head.
@@ -392,8 +396,8 @@ class FoundationModel(nn.Module, ABC):
     ) -> MaskedGenePrediction:
         """Predictions of the masked genes of `task` (from `mask_genes`) by the model's own head.
 
-        scGPT predicts the bin from the gene's own token, Geneformer the log probability (nats) of the masked gene,
-        scFoundation log1p CP10k.
+        scGPT and Tahoe-x1 predict the bin from the gene's own token, Geneformer the log probability (nats) of the
+        masked gene, scFoundation log1p CP10k.
 
         Args:
             task: cells with masked genes.
@@ -433,9 +437,9 @@ class FoundationModel(nn.Module, ABC):
                 start = self._site(cached.site)
                 x = batch.padded(cached.x[batch.token_rows].to(batch.gene_id.device))
                 n_done, x = self._depth(start), hook(start, x)
-            key_bias = self.key_bias(batch)
+            key_mask, key_bias = self.attention_mask(batch), self.key_bias(batch)
             for i, block in enumerate(self.blocks[n_done:depth], start=n_done):
-                x = block(x, index=i, hook=hook, key_mask=batch.key_mask, key_bias=key_bias)
+                x = block(x, index=i, hook=hook, key_mask=key_mask, key_bias=key_bias)
             if self.final_norm is not None and n_done <= self.n_layers < depth:
                 x = hook(FINAL, self.final_norm(x))
         return x

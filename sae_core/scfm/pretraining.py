@@ -5,7 +5,7 @@ genes are drawn from (seed, cell), so two runs with one seed differ only in what
 what a patch makes the model expect, and how much of the prediction survives it. Predictions and errors are the
 family's own:
 
-    scGPT          binned value                              squared error
+    scGPT, Tahoe   binned value                              squared error
     Geneformer     log probability of the masked gene (nats) cross-entropy, its negative
     scFoundation   log1p CP10k                               squared error
 """
