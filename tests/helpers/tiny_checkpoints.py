@@ -217,4 +217,8 @@ def write_tiny(parent: Path, kind: str) -> Path:
             return write_geneformer(parent, kind, version=int(kind[-1]))
         case "scfoundation":
             return write_scfoundation(parent, kind)
+        case "nicheformer" | "nicheformer-ckpt":
+            from tiny_nicheformer import write_nicheformer
+
+            return write_nicheformer(parent, kind, is_lightning=kind.endswith("ckpt"))
     raise ValueError(kind)
