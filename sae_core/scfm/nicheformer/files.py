@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast, get_args
 
 import numpy as np
 from jaxtyping import Float64
@@ -46,7 +46,14 @@ from sae_core.scfm.nicheformer.network import (
     NicheformerConfig,
     nicheformer_from_weights,
 )
-from sae_core.scfm.nicheformer.tokenizer import N_AUXILIARY, NicheformerTokenizer, TechnologyMeans, prepared_mean
+from sae_core.scfm.nicheformer.tokenizer import (
+    N_AUXILIARY,
+    NicheformerTokenizer,
+    Precision,
+    TechnologyMeans,
+    Ties,
+    prepared_mean,
+)
 from sae_core.scfm.vocabulary import Vocabulary, read_ensembl
 
 WEIGHTS = ("model.safetensors", f"model.safetensors{INDEX}")
@@ -108,8 +115,9 @@ def load_nicheformer(
         CheckpointError: a file is missing, cannot be read or does not fit the others; the message names it.
         ConfigError: an option has a value that is not allowed.
     """
-    if pads not in _PADS:
-        raise ConfigError(f"pads was {pads!r}; allowed: {', '.join(_PADS)}, the token of the padding")
+    _check_choice("ties", ties, get_args(Ties))
+    _check_choice("precision", precision, get_args(Precision))
+    _check_choice("pads", pads, tuple(_PADS))
     weights_path = _weights_file(path)
     assert weights_path is not None
     folder = weights_path.parent
@@ -127,8 +135,8 @@ def load_nicheformer(
             context=context,
             means=found.means,
             max_positions=config.max_positions,
-            ties=ties,  # type: ignore[arg-type]  # the tokenizer checks it
-            precision=precision,  # type: ignore[arg-type]
+            ties=cast("Ties", ties),
+            precision=cast("Precision", precision),
         ),
         checkpoint.weights,
         pad_id=_PADS[pads],
@@ -139,6 +147,11 @@ def load_nicheformer(
     defaults = [name for name in FIELDS if given[name] is None and name not in left_out]
     model.notes = (*checkpoint.fields.notes, *_notes(model, defaults, found))
     return model
+
+
+def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} was {value!r}; allowed: {', '.join(allowed)}")
 
 
 def _read_checkpoint(path: Path) -> Checkpoint:

@@ -60,7 +60,7 @@ _RENAMES = tuple(
         (r"^embeddings\.", "token_embedding."),
         (r"^positional_embedding\.", "position_embedding."),
         (r"^encoder\.layers\.", "layers."),
-        (r"\.self_attn\.in_proj_", ".self_attn.Wqkv."),
+        (r"^(layers\.\d+\.self_attn)\.in_proj_", r"\1.Wqkv."),
     )
 )
 _OFFICIAL = (

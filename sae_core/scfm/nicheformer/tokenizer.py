@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -91,16 +91,6 @@ class NicheformerTokenizer:
     """Largest number of tokens of a cell."""
     ties: Ties = "id"
     precision: Precision = "float64"
-
-    def __post_init__(self) -> None:
-        """Check the choices.
-
-        Raises:
-            ConfigError: one is unknown.
-        """
-        for name, value, allowed in (("ties", self.ties, Ties), ("precision", self.precision, Precision)):
-            if value not in get_args(allowed):
-                raise ConfigError(f"{name} was {value!r}; allowed: {', '.join(get_args(allowed))}")
 
     def max_genes(self, max_tokens: int | None) -> int:
         """Largest number of genes of a cell of at most `max_tokens` tokens (None: of `max_positions`).
