@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -97,7 +98,11 @@ def write_nicheformer(
     weights = weights if is_lightning else hub_weights(weights)
     weights = edit(weights) if edit else weights
     if is_lightning:
-        content = {"epoch": 1, "global_step": 2, "state_dict": weights, "hyper_parameters": fields}
+        content = {"epoch": 1, "pytorch-lightning_version": "2.1.0", "state_dict": OrderedDict(weights)}
+        content |= {
+            "hyper_parameters": fields,
+            "callbacks": {"ModelCheckpoint": {"best_model_score": torch.tensor(1.5)}},
+        }
         torch.save(
             content | {"optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(3)}}}]}, folder / "nicheformer.ckpt"
         )

@@ -23,7 +23,7 @@ from pipelines.extract import extract
 from pipelines.feature_inputs import inputs
 from pipelines.train import train
 
-KINDS = ("scgpt-finetuned", "geneformer-v1", "geneformer-v2", "scfoundation")
+KINDS = ("scgpt-finetuned", "geneformer-v1", "geneformer-v2", "scfoundation", "nicheformer")
 N_FEATURES, CELLS = 3, 24
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("module_without_actors")]
 

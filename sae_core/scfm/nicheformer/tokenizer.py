@@ -49,29 +49,29 @@ class TechnologyMeans:
     """By technology; empty where one mean is given for all cells."""
     of_all: Float64[np.ndarray, " gene"] | None = None
 
-    def rows(self, contexts: CellContexts) -> Float64[np.ndarray, "row gene"]:
-        """The means that these cells need, one row for each technology, in the order of `index`.
+    def of_values(
+        self, contexts: CellContexts, cell: Int64[np.ndarray, " value"], gene: Int64[np.ndarray, " value"]
+    ) -> Float64[np.ndarray, " value"]:
+        """The mean of the gene of each value in the technology of its cell.
 
         Raises:
-            TokenizationError: there is none of a technology.
+            TokenizationError: there are no means of the technology of a cell.
         """
         if self.of_all is not None:
-            return self.of_all[None]
-        needed = dict.fromkeys(contexts.technology)
-        if lacking := [name for name in needed if name not in self.of]:
+            return self.of_all[gene]
+        names = tuple(dict.fromkeys(contexts.technology))
+        if lacking := [name for name in names if name not in self.of]:
             what = "Visium, or of cells whose assay is left out" if lacking[0] is None else lacking[0]
             raise TokenizationError(
                 f"there are no technology means of {what}; there are means of {', '.join(self.of) or 'none'}; give a "
                 "file for all cells: --model-option means=FILE.npy"
             )
-        return np.stack([self.of[name] for name in needed if name is not None])
-
-    def index(self, contexts: CellContexts) -> Int64[np.ndarray, " cell"]:
-        """The row of `rows` for each cell."""
-        if self.of_all is not None:
-            return np.zeros(len(contexts.technology), dtype=np.int64)
-        place = {name: i for i, name in enumerate(dict.fromkeys(contexts.technology))}
-        return np.array([place[name] for name in contexts.technology], dtype=np.int64)
+        row_of_cell = np.array([names.index(name) for name in contexts.technology], dtype=np.int64)
+        found = np.ones(len(cell))
+        for row, name in enumerate(names):
+            here = row_of_cell[cell] == row
+            found[here] = self.of[str(name)][gene[here]]
+        return found
 
 
 def prepared_mean(mean: Float64[np.ndarray, " gene"]) -> Float64[np.ndarray, " gene"]:
@@ -143,7 +143,7 @@ class NicheformerTokenizer:
         total = np.bincount(values.cell, values.value, minlength=len(contexts.technology)).astype(dtype)
         factor = dtype.type(_TARGET_SUM) / np.where(total == 0, 1, total)
         scaled = values.value.astype(dtype) * factor[values.cell]
-        mean = self.means.rows(contexts)[self.means.index(contexts)[values.cell], values.gene_id - N_AUXILIARY]
+        mean = self.means.of_values(contexts, values.cell, values.gene_id - N_AUXILIARY)
         found: Float64[np.ndarray, " value"] = scaled / mean
         return found
 

@@ -72,6 +72,14 @@ def test_hand_computed_tokens() -> None:
     np.testing.assert_array_equal(tokens.is_special, [True] * 3 + [False] * 5 + [True] * 3 + [False])
 
 
+def test_a_block_without_cells_has_no_token() -> None:
+    x = sp.csr_matrix((0, 7), dtype=np.float32)
+    match = GeneMatch(token_id=np.arange(30, 37), matched=np.arange(7) < 6)
+    tokenizer = NicheformerTokenizer(context=Context(assay="obs:assay"), means=MEANS, max_positions=20)
+    tokens = tokenizer(x.indptr, x.indices, x.data, match, obs={"assay": []})
+    assert (tokens.n_cells, tokens.n_tokens) == (0, 0)
+
+
 def test_the_genes_of_the_highest_scores_fill_what_the_context_leaves() -> None:
     row = [[2, 3, 9, 0, 5, 1, 99]]
     np.testing.assert_array_equal(tokenize(row, max_positions=5).gene_id, [5, 15, 3, 34, 31])
@@ -123,7 +131,7 @@ def numba_argsort() -> Callable[[np.ndarray], np.ndarray]:
 
 def test_the_order_of_ties_is_numbas(numba_argsort: Callable[[np.ndarray], np.ndarray]) -> None:
     rng = np.random.default_rng(0)
-    for n in (0, 1, 2, 14, 15, 16, 17, 31, 100, 1000, 3000):
+    for n in (0, 1, 2, 14, 15, 16, 17, 31, 100, 1000):
         few = rng.integers(0, 4, n).astype(float)
         for keys in (few, np.sort(few), -np.sort(few), rng.normal(size=n), -few / rng.integers(1, 6, n)):
             expected = numba_argsort(keys)
