@@ -1,10 +1,10 @@
 """The context of a cell in Nicheformer: its species, assay and modality, each a token before the genes.
 
 A field of the context is one value for all cells, or "obs:COLUMN" where each cell has its own, or "none", which leaves
-its token out. Values are the names of the official tables whatever their case, quotes and underscores, the ids of the
-ontologies that CELLxGENE uses (EFO, NCBITaxon), or the numbers of the tokens, as the official embedding notebook has
-them. A value that is missing or in no table is refused: one official tokenizer stops there too, and the other takes
-token 0, the mask, without a word.
+its token out, as the authors' embedding script leaves out all three. Values are the names of the official tables
+whatever their case, quotes and underscores, the ids of the ontologies that CELLxGENE uses (EFO, NCBITaxon), or the
+numbers of the tokens, as the official embedding notebook has them. A value that is missing or in no table is refused:
+one official tokenizer stops there too, and the other takes token 0, the mask, without a word.
 
 Token 9 is Xenium in two of the official tables (the Xenium notebook, the tokenizer on the hub) and Visium in the
 others; here both names lead to it. The assay also tells the technology whose mean expression divides that of the cell

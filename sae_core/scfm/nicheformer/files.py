@@ -366,11 +366,9 @@ def _read_mean(path: Path, n_genes: int) -> Float64[np.ndarray, " gene"]:
 
 def _notes(model: Nicheformer, defaults: Sequence[str], found: Means) -> Iterator[str]:
     """What a user should know of the checkpoint."""
-    shown = ", ".join(f"{name} {value!r}" for name, value in model.context.items())
-    assumed = f"; {', '.join(defaults)} by default" if defaults else ""
-    yield f"context of a cell: {shown}{assumed}; give --model-option assay=VALUE or assay=obs:COLUMN, and so the others"
-    if BY_ASSAY in model.context.values():
-        yield "modality: spatial for MERFISH, CosMx, Xenium and Visium, else dissociated"
+    shown = [f"{name} {value}{' (default)' * (name in defaults)}" for name, value in model.context.items()]
+    by_assay = " (spatial for MERFISH, CosMx, Xenium, Visium)" if BY_ASSAY in model.context.values() else ""
+    yield f"context of a cell: {', '.join(shown)}{by_assay}; --model-option assay=VALUE or assay=obs:COLUMN changes it"
     if model.context["assay"].startswith(OF_CELLS) or model.tokenizer.context.technologies == ("xenium",):
         yield "Xenium and Visium share token 9, as of two official tables each has one; means are those of Xenium alone"
     if lacking := [name for name in model.tokenizer.context.technologies if name not in found.means.of]:
@@ -379,7 +377,7 @@ def _notes(model: Nicheformer, defaults: Sequence[str], found: Means) -> Iterato
     yield (
         f"technology means: {', '.join(path.name for path in found.paths)}, NaN to 0, rounded half up, 0 to 1, as in "
         "the authors' tokenization notebooks; their embedding notebook and the tokenizer on the hub differ from these"
-        + (f"; {found.n_negative} of the means are negative, and their genes rank last" if found.n_negative else "")
+        + (f"; genes with a negative mean, which rank last: {found.n_negative}" if found.n_negative else "")
     )
     yield f"ties of scores: {model.tokenizer.ties}; scores in {model.tokenizer.precision}"
     yield (

@@ -488,14 +488,18 @@ def test_options_that_change_numbers_change_the_digest_and_two_names_of_one_valu
 def test_what_a_user_should_know_is_noted(write: Write) -> None:
     folder = write()
     notes = " | ".join(load_model(folder).notes)
-    for part in ("species, assay, modality by default", "dissociated_mean_script.npy, NaN to 0", "ties of scores: id"):
+    for part in (
+        "species human (default), assay 10x 3' transcription profiling (default), modality by assay (default)",
+        "dissociated_mean_script.npy, NaN to 0",
+        "ties of scores: id",
+    ):
         assert part in notes
     for part in ("places 4 to 30, padding included", "spatial for MERFISH, CosMx", "embedding notebook"):
         assert part in notes
     of_cells = " | ".join(load_model(folder, options={"assay": "obs:assay"}).notes)
     assert "Xenium and Visium share token 9" in of_cells
-    assert "1 of the means are negative" in of_cells
-    assert "species, modality by default" in of_cells
+    assert "genes with a negative mean, which rank last: 1" in of_cells
+    assert "assay obs:assay, modality by assay (default)" in of_cells
 
 
 @pytest.mark.parametrize("place", [".", "model_means"])
