@@ -19,6 +19,7 @@ from sae_core.scfm.families import Family, ModelOption
 from sae_core.scfm.foundation import CachedActivations, FoundationModel
 from sae_core.scfm.gene_names import likely_mismatch
 from sae_core.scfm.geneformer.network import Geneformer, GeneformerConfig
+from sae_core.scfm.nicheformer.network import Nicheformer, NicheformerConfig
 from sae_core.scfm.pretraining import MaskedGenePrediction, MaskedGeneTask, PretrainingLoss
 from sae_core.scfm.scfoundation.network import ScFoundation, ScFoundationConfig
 from sae_core.scfm.scgpt.network import ScGPT, ScGPTConfig
@@ -39,6 +40,8 @@ __all__ = [
     "MaskedGenePrediction",
     "MaskedGeneTask",
     "ModelOption",
+    "Nicheformer",
+    "NicheformerConfig",
     "Patch",
     "PretrainingLoss",
     "ScFoundation",

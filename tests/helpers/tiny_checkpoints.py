@@ -220,4 +220,8 @@ def write_tiny(parent: Path, kind: str) -> Path:
             return write_scfoundation(parent, kind)
         case "tahoe" | "tahoe-3b":
             return write_tahoe(parent, kind, large=kind == "tahoe-3b")
+        case "nicheformer" | "nicheformer-ckpt":
+            from tiny_nicheformer import write_nicheformer
+
+            return write_nicheformer(parent, kind, is_lightning=kind.endswith("ckpt"))
     raise ValueError(kind)

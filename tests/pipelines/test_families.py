@@ -23,7 +23,7 @@ from pipelines.extract import extract
 from pipelines.feature_inputs import inputs
 from pipelines.train import train
 
-KINDS = ("scgpt-finetuned", "geneformer-v1", "geneformer-v2", "scfoundation", "tahoe")
+KINDS = ("scgpt-finetuned", "geneformer-v1", "geneformer-v2", "scfoundation", "tahoe", "nicheformer")
 N_FEATURES, CELLS = 3, 24
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("module_without_actors")]
 
