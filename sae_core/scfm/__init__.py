@@ -1,4 +1,4 @@
-"""Single-cell foundation models (scGPT, Geneformer, scFoundation) as plain torch modules.
+"""Single-cell foundation models (scGPT, Geneformer, scFoundation, UCE) as plain torch modules.
 
 The room turns cells into activations and cell embeddings: a checkpoint folder becomes a `FoundationModel`, its
 tokenizer turns counts in CSR form into ragged `Tokens`, and the network gives activations at named sites, where patches
@@ -24,10 +24,12 @@ from sae_core.scfm.scfoundation.network import ScFoundation, ScFoundationConfig
 from sae_core.scfm.scgpt.network import ScGPT, ScGPTConfig
 from sae_core.scfm.sites import Patch, Site, TokenInfo
 from sae_core.scfm.tokens import Tokens
+from sae_core.scfm.uce.network import UCE, UCEConfig
 from sae_core.scfm.vocabulary import GeneMatch, Vocabulary
 
 __all__ = [
     "FAMILIES",
+    "UCE",
     "CachedActivations",
     "Coverage",
     "Family",
@@ -47,6 +49,7 @@ __all__ = [
     "Site",
     "TokenInfo",
     "Tokens",
+    "UCEConfig",
     "Vocabulary",
     "likely_mismatch",
     "load_model",
