@@ -64,9 +64,9 @@ def weights(**sizes: int) -> dict[str, torch.Tensor]:
     for key, shape in shapes(**sizes).items():
         generator = torch.Generator().manual_seed(sum(map(ord, key)) * 131 + len(shape))
         is_norm = len(shape) == 1 and key.endswith("weight")
-        # the input has vectors of length 40, so larger weights would leave attention to one key each
-        scale = 0.1 if ".layers." in key else 0.25
-        found[key] = torch.randn(*shape, generator=generator) * scale + float(is_norm)
+        found[key] = torch.randn(*shape, generator=generator) * 0.25 + float(is_norm)
+    # the network multiplies it by sqrt(d_model); so the tiny model has activations about 1
+    found["encoder.2.weight"] /= D**0.5
     found["pe_embedding.weight"][0] = 0
     position, frequency = torch.arange(len(found["pos_encoder.pe"])), 10_000 ** (-torch.arange(0, D, 2) / D)
     angle = position[:, None] * frequency

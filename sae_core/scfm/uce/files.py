@@ -206,7 +206,8 @@ def _needed(folder: Path, name: str) -> Path:
 
 
 def _offsets_file(folder: Path) -> Path:
-    return next((folder / name for name in _OFFSETS if (folder / name).is_file()), _needed(folder, _OFFSETS[0]))
+    found = next((folder / name for name in _OFFSETS if (folder / name).is_file()), None)
+    return _needed(folder, _OFFSETS[0]) if found is None else found
 
 
 def _gene_file(folder: Path, species: str) -> Path:
