@@ -117,6 +117,7 @@ def load_uce(folder: Path, *, species: str | None = None, weights: str | None = 
         held,
     )
     optional = [path for path in (tokens_path, ensembl_path if ensembl else None) if path is not None]
+    # of the file of genes only the order of its symbols counts, and of a table of tokens only one that is used
     model.digest = digest_files(
         [weights_path, folder / _CHROMOSOMES, offsets_path, *optional],
         salt=f"uce {species} {digest_names(symbols)} {table.drawn is not None}\n",
