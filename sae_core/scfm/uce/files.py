@@ -120,7 +120,7 @@ def load_uce(folder: Path, *, species: str | None = None, weights: str | None = 
     # of the file of genes only the order of its symbols counts, and of a table of tokens only one that is used
     model.digest = digest_files(
         [weights_path, folder / _CHROMOSOMES, offsets_path, *optional],
-        salt=f"uce {species} {digest_names(symbols)} {table.drawn is not None}\n",
+        salt=f"uce {species} {digest_names(symbols)}\n",
     )
     model.notes = tuple(_notes(model, species, genome, placed, n_left, weights_path, tokens_path))
     return model

@@ -169,7 +169,7 @@ def sentence_by_hand(
 
 
 def test_tokens_of_two_real_cells_are_the_sentences_written_by_hand(write: Write, scsae_data: Path) -> None:
-    data = anndata.read_h5ad(scsae_data / "kang18_ifnb_2000x9015_counts.h5ad")[[0, 700]]
+    data = anndata.read_h5ad(scsae_data / "kang18_ifnb_2000x9015_counts.h5ad", backed="r")[[0, 700]].to_memory()
     x, names = sp.csr_matrix(data.X), list(data.var_names)
     known = [name for i, name in enumerate(names) if i % 7]
     model = loaded(write(genes={"frog": ["F"], "human": known, "mouse": ["M"]}, n_positions=1536))
