@@ -21,6 +21,7 @@ from sae_core.scfm.nicheformer import files as nicheformer
 from sae_core.scfm.scfoundation import files as scfoundation
 from sae_core.scfm.scgpt import files as scgpt
 from sae_core.scfm.tahoe import files as tahoe
+from sae_core.scfm.uce import files as uce
 
 MINI = Path(__file__).parent / "mini"
 
@@ -135,4 +136,4 @@ def _known_folders(families: Iterable[Family]) -> str:
 
 
 # careful: Nicheformer is asked before scFoundation, which takes any path of a .ckpt
-FAMILIES = (scgpt.FAMILY, geneformer.FAMILY, nicheformer.FAMILY, scfoundation.FAMILY, tahoe.FAMILY)
+FAMILIES = (scgpt.FAMILY, geneformer.FAMILY, nicheformer.FAMILY, scfoundation.FAMILY, tahoe.FAMILY, uce.FAMILY)

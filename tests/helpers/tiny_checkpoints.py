@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from tiny_tahoe import write_tahoe
+from tiny_uce import write_uce
 
 from sae_core.scfm import ScGPT, ScGPTConfig, Vocabulary
 from sae_core.scfm.scgpt.network import init_weights
@@ -224,4 +225,6 @@ def write_tiny(parent: Path, kind: str) -> Path:
             from tiny_nicheformer import write_nicheformer
 
             return write_nicheformer(parent, kind, is_lightning=kind.endswith("ckpt"))
+        case "uce":
+            return write_uce(parent, kind)
     raise ValueError(kind)

@@ -94,6 +94,24 @@ class TestFamilies(ModelConformance):
             load_model(checkpoint)
 
 
+class TestUCE(ModelConformance):
+    family = "uce"
+    has_pretraining_head = False
+    has_fixed_special_tokens = False
+
+    @pytest.fixture
+    def checkpoint(self, checkpoint_of: Checkpoint) -> Path:
+        return checkpoint_of("uce")
+
+    @pytest.fixture
+    def symbols(self) -> list[str]:
+        return SYMBOLS
+
+    @pytest.mark.gpu
+    def test_a_gpu_gives_the_numbers_of_the_cpu(self, checkpoint: Path, model: FoundationModel, tokens: Tokens) -> None:
+        super().test_a_gpu_gives_the_numbers_of_the_cpu(checkpoint, model, tokens)
+
+
 class TestPlugIn(ModelConformance):
     family = "toy"
 
