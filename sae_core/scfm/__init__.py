@@ -1,4 +1,4 @@
-"""Single-cell foundation models (scGPT, Geneformer, scFoundation) as plain torch modules.
+"""Single-cell foundation models (scGPT, Geneformer, scFoundation, TranscriptFormer) as plain torch modules.
 
 The room turns cells into activations and cell embeddings: a checkpoint folder becomes a `FoundationModel`, its
 tokenizer turns counts in CSR form into ragged `Tokens`, and the network gives activations at named sites, where patches
@@ -24,6 +24,7 @@ from sae_core.scfm.scfoundation.network import ScFoundation, ScFoundationConfig
 from sae_core.scfm.scgpt.network import ScGPT, ScGPTConfig
 from sae_core.scfm.sites import Patch, Site, TokenInfo
 from sae_core.scfm.tokens import Tokens
+from sae_core.scfm.transcriptformer.network import TranscriptFormer, TranscriptFormerConfig
 from sae_core.scfm.vocabulary import GeneMatch, Vocabulary
 
 __all__ = [
@@ -47,6 +48,8 @@ __all__ = [
     "Site",
     "TokenInfo",
     "Tokens",
+    "TranscriptFormer",
+    "TranscriptFormerConfig",
     "Vocabulary",
     "likely_mismatch",
     "load_model",

@@ -19,6 +19,7 @@ from sae_core.scfm.foundation import OF_CELLS, FoundationModel
 from sae_core.scfm.geneformer import files as geneformer
 from sae_core.scfm.scfoundation import files as scfoundation
 from sae_core.scfm.scgpt import files as scgpt
+from sae_core.scfm.transcriptformer import files as transcriptformer
 
 MINI = Path(__file__).parent / "mini"
 
@@ -132,4 +133,4 @@ def _known_folders(families: Iterable[Family]) -> str:
     return "Known checkpoints: " + "; ".join(f"{family.name}: {family.files}" for family in families)
 
 
-FAMILIES = (scgpt.FAMILY, geneformer.FAMILY, scfoundation.FAMILY)
+FAMILIES = (scgpt.FAMILY, geneformer.FAMILY, scfoundation.FAMILY, transcriptformer.FAMILY)

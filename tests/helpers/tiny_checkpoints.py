@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from tiny_transcriptformer import write_transcriptformer
 
 from sae_core.scfm import ScGPT, ScGPTConfig, Vocabulary
 from sae_core.scfm.scgpt.network import init_weights
@@ -217,4 +218,6 @@ def write_tiny(parent: Path, kind: str) -> Path:
             return write_geneformer(parent, kind, version=int(kind[-1]))
         case "scfoundation":
             return write_scfoundation(parent, kind)
+        case "transcriptformer":
+            return write_transcriptformer(parent, kind)
     raise ValueError(kind)
