@@ -106,7 +106,7 @@ def write_transcriptformer(
         n_layers=3,
         n_assays=len(assays),
         gene_head=12,
-        biases=bool(tables["model_config"]["attn_bias"]),
+        biases=bool(tables["model_config"]["fw_bias"]),
     )
     weights = {key: draw(key, *shape) + (1.0 if is_unit(key) else 0.0) for key, shape in shapes.items()}
     vectors = [draw(f"special {i}", D_PROTEIN) for i in range(len(SPECIAL))]

@@ -1,4 +1,4 @@
-"""TranscriptFormer: its network against its equations in plain torch, in upstream's layout of places, and its tokens."""
+"""TranscriptFormer: its network against its equations in plain torch, laid out as upstream has it, and its tokens."""
 
 from __future__ import annotations
 
