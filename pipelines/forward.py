@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from feature_store.cells import open_source
+from feature_store.cells import StoredObs, open_source
 from feature_store.storage.addresses import RemotePath
 from pipelines.cell_tokens import tokens_of_cells
 from pipelines.errors import RunFailedError
@@ -42,6 +42,7 @@ class ForwardJob:
         genes: the model's tokens of the genes that go in; None: all that it knows.
         readout: None keeps tokens; otherwise one vector per cell is kept, by this readout of the model.
         batch_tokens: most tokens of one forward pass.
+        cells: folder of the cell table, of which a model takes columns of obs; None: those of the files.
     """
 
     data: tuple[str | RemotePath, ...]
@@ -58,6 +59,7 @@ class ForwardJob:
     seed: int
     batch_tokens: int
     genes: tuple[int, ...] | None = None
+    cells: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +99,7 @@ class Forward:
         self.match = self.model.match_genes(self.source.gene_symbols, self.source.ensembl_ids)
         if job.genes is not None:
             self.match = self.match.only(np.array(job.genes, dtype=np.int64))
+        self._stored_obs = StoredObs(job.cells) if self.model.obs_columns and job.cells is not None else None
         self.batch_tokens = job.batch_tokens
         self.halvings = 0
 
@@ -109,7 +112,9 @@ class Forward:
         """
         for low in range(0, len(cells), READ_CELLS):
             read = cells[low : low + READ_CELLS]
-            tokens = tokens_of_cells(self.model, self.source, self.match, read, seed=self.job.seed)
+            tokens = tokens_of_cells(
+                self.model, self.source, self.match, read, seed=self.job.seed, stored=self._stored_obs
+            )
             for first, last in cut_cells(tokens.lengths, BLOCK_TOKENS):
                 yield self._block(tokens.cells(first, last), read[first:last], sites)
 

@@ -19,6 +19,7 @@ from feature_store.cells import (
     FileState,
     KnownDigest,
     Source,
+    StoredObs,
     cost_of_turning,
     no_known_digest,
     open_source,
@@ -66,6 +67,8 @@ class LoadedInputs:
     """Mean number of gene tokens per cell of the probe."""
     probe_seconds: float
     """Seconds that tokenizing and embedding one cell took."""
+    stored_obs: StoredObs | None
+    """Where columns of obs are read that the model needs; None: in the data."""
 
 
 def load_inputs(options: DataOptions, *, known_digest: KnownDigest = no_known_digest) -> LoadedInputs:
@@ -89,14 +92,14 @@ def load_inputs(options: DataOptions, *, known_digest: KnownDigest = no_known_di
     return match_inputs(source, model)
 
 
-def match_inputs(source: Source, model: "FoundationModel") -> LoadedInputs:
+def match_inputs(source: Source, model: "FoundationModel", stored_obs: StoredObs | None = None) -> LoadedInputs:
     """Match the genes of data and model and probe the first cells; nothing is written. VocabularyError if none do."""
     match = model.match_genes(source.gene_symbols, source.ensembl_ids)
     rows = source.read_cells(source.first_cells(PROBE_CELLS))
-    mean_tokens = _mean_tokens(model, source, match)
+    mean_tokens = _mean_tokens(model, source, match, stored_obs)
     clock = Clock()
     few = source.first_cells(TIMED_CELLS)
-    model.embed(tokens_of_cells(model, source, match, few, seed=0))
+    model.embed(tokens_of_cells(model, source, match, few, seed=0, stored=stored_obs))
     return LoadedInputs(
         source=source,
         model=model,
@@ -104,17 +107,19 @@ def match_inputs(source: Source, model: "FoundationModel") -> LoadedInputs:
         coverage=model.coverage(rows.indptr, rows.indices, rows.data, match),
         mean_tokens=mean_tokens,
         probe_seconds=clock.seconds / len(few),
+        stored_obs=stored_obs,
     )
 
 
 def only_tokens(inputs: LoadedInputs, tokens: Sequence[int]) -> LoadedInputs:
     """Return the inputs with a match in which the genes of these tokens of the model alone go in."""
     match = inputs.match.only(np.array(tokens, dtype=np.int64))
-    return replace(inputs, match=match, mean_tokens=_mean_tokens(inputs.model, inputs.source, match))
+    mean_tokens = _mean_tokens(inputs.model, inputs.source, match, inputs.stored_obs)
+    return replace(inputs, match=match, mean_tokens=mean_tokens)
 
 
-def _mean_tokens(model: "FoundationModel", source: Source, match: "GeneMatch") -> float:
-    tokens = tokens_of_cells(model, source, match, source.first_cells(PROBE_CELLS), seed=0)
+def _mean_tokens(model: "FoundationModel", source: Source, match: "GeneMatch", stored: StoredObs | None) -> float:
+    tokens = tokens_of_cells(model, source, match, source.first_cells(PROBE_CELLS), seed=0, stored=stored)
     return float(np.bincount(tokens.cell_of_token()[~tokens.is_special], minlength=tokens.n_cells).mean())
 
 

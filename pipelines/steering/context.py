@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from feature_store.cells import StoredObs
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout, as_path
 from pipelines.cell_tokens import tokens_of_cells
@@ -87,6 +88,7 @@ class SteeringContext:
         self.model = load_recorded_model(activations, device=paths.device)
         self.source = load_recorded_source(layout, paths.dataset, stage=paths.stage)
         self.match = recorded_match(activations, self.model, self.source)
+        self._stored_obs = StoredObs(layout.cells_dir(paths.dataset))
         self.sae: SparseAutoencoder = load_stored_sae(as_path(paths.sae), device=paths.device)
         self.site = Site.parse(paths.site)
 
@@ -95,7 +97,9 @@ class SteeringContext:
         for chosen in np.split(cells, np.flatnonzero(np.diff(cells) > _GAP_CELLS) + 1):
             if not len(chosen):
                 continue
-            tokens = tokens_of_cells(self.model, self.source, self.match, chosen, seed=self._seed)
+            tokens = tokens_of_cells(
+                self.model, self.source, self.match, chosen, seed=self._seed, stored=self._stored_obs
+            )
             for low, high in cut_cells(tokens.lengths, BLOCK_TOKENS):
                 yield Block(chosen[low:high], tokens.cells(low, high))
 

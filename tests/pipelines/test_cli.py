@@ -31,7 +31,8 @@ from pipelines.train import train
 
 COMMANDS = (
     "demo inspect extract train import-sae export-sae encode associate match effects circuit inputs probe modules "
-    "baseline compare steer run submit runs sql features plot models serve export-atlas verify forget"
+    "baseline compare steer run submit runs sql features plot models "
+    "models-supported serve export-atlas verify forget"
 ).split()
 
 
