@@ -23,7 +23,8 @@ from pipelines.extract import extract
 from pipelines.feature_inputs import inputs
 from pipelines.train import train
 
-KINDS = ("scgpt-finetuned", "geneformer-v1", "geneformer-v2", "scfoundation")
+KINDS = ("scgpt-finetuned", "geneformer-v1", "geneformer-v2", "scfoundation", "transcriptformer")
+OPTIONS = {"transcriptformer": {"assay": "obs:batch"}}
 N_FEATURES, CELLS = 3, 24
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("module_without_actors")]
 
@@ -40,6 +41,7 @@ def test_every_stage_reads_the_model(kind, tiny_data, train_options, tmp_path, m
             ExtractOptions(
                 data=tiny_data,
                 model=str(model),
+                model_option=OPTIONS.get(kind, {}),
                 layer=(layer,),
                 donor="donor",
                 batch="batch",

@@ -139,7 +139,7 @@ class GeneEmbedding(nn.Module):
 
     def forward(self, gene_id: Int64[Tensor, "*shape"]) -> Float[Tensor, "*shape d_model"]:
         """Vector of each gene; a gene that occurs several times is computed once."""
-        different, place = gene_id.unique(return_inverse=True)
+        different, place = torch.unique(gene_id, return_inverse=True)
         return cast("Tensor", self.mlp(self.embedding(different))[place])
 
 

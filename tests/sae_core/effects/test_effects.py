@@ -117,11 +117,10 @@ def test_in_a_causal_model_a_gene_has_an_effect_only_in_cells_where_the_feature_
     expected = (cell.answers(moved[None]) - cell.answers(cell.x[None]))[0]
     np.testing.assert_allclose(sums.mean().effect[0, 0], expected[-len(reached) :], atol=1e-6)
     # where it fires behind all of them, the cell says nothing
-    last = int(cell.is_visible.nonzero()[-1, 0])
     cell.codes[:, 7] = 0
-    cell.codes[last, 7] = 2.0
-    if last >= int(cell.is_asked.nonzero()[-1, 0]):
-        assert not add_cell(EffectSums(len(model.vocabulary), 5), cell, 7, directions, boosted=5.0, donor=0)
+    cell.codes[-1, 7] = 2.0
+    assert cell.rows_of(7).tolist() == [21]
+    assert not add_cell(EffectSums(len(model.vocabulary), 5), cell, 7, directions, boosted=5.0, donor=0)
 
 
 def test_means_cells_and_donors_are_counted_by_gene():
