@@ -1,4 +1,4 @@
-"""Single-cell foundation models as plain torch modules: scGPT, Geneformer, scFoundation, Tahoe-x1, Nicheformer, UCE.
+"""Single-cell foundation models as plain torch modules.
 
 The room turns cells into activations and cell embeddings: a checkpoint folder becomes a `FoundationModel`, its
 tokenizer turns counts in CSR form into ragged `Tokens`, and the network gives activations at named sites, where patches
@@ -26,6 +26,7 @@ from sae_core.scfm.scgpt.network import ScGPT, ScGPTConfig
 from sae_core.scfm.sites import Patch, Site, TokenInfo
 from sae_core.scfm.tahoe.network import Tahoe, TahoeConfig
 from sae_core.scfm.tokens import Tokens
+from sae_core.scfm.transcriptformer.network import TranscriptFormer, TranscriptFormerConfig
 from sae_core.scfm.uce.network import UCE, UCEConfig
 from sae_core.scfm.vocabulary import GeneMatch, Vocabulary
 
@@ -55,6 +56,8 @@ __all__ = [
     "TahoeConfig",
     "TokenInfo",
     "Tokens",
+    "TranscriptFormer",
+    "TranscriptFormerConfig",
     "UCEConfig",
     "Vocabulary",
     "likely_mismatch",

@@ -21,6 +21,7 @@ from sae_core.scfm.nicheformer import files as nicheformer
 from sae_core.scfm.scfoundation import files as scfoundation
 from sae_core.scfm.scgpt import files as scgpt
 from sae_core.scfm.tahoe import files as tahoe
+from sae_core.scfm.transcriptformer import files as transcriptformer
 from sae_core.scfm.uce import files as uce
 
 MINI = Path(__file__).parent / "mini"
@@ -135,5 +136,13 @@ def _known_folders(families: Iterable[Family]) -> str:
     return "Known checkpoints: " + "; ".join(f"{family.name}: {family.files}" for family in families)
 
 
-# careful: Nicheformer is asked before scFoundation, which takes any path of a .ckpt
-FAMILIES = (scgpt.FAMILY, geneformer.FAMILY, nicheformer.FAMILY, scfoundation.FAMILY, tahoe.FAMILY, uce.FAMILY)
+FAMILIES = (
+    scgpt.FAMILY,
+    geneformer.FAMILY,
+    # careful: Nicheformer is asked before scFoundation, which takes any path of a .ckpt
+    nicheformer.FAMILY,
+    scfoundation.FAMILY,
+    tahoe.FAMILY,
+    transcriptformer.FAMILY,
+    uce.FAMILY,
+)

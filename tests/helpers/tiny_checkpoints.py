@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from tiny_tahoe import write_tahoe
+from tiny_transcriptformer import write_transcriptformer
 from tiny_uce import write_uce
 
 from sae_core.scfm import ScGPT, ScGPTConfig, Vocabulary
@@ -227,4 +228,6 @@ def write_tiny(parent: Path, kind: str) -> Path:
             return write_nicheformer(parent, kind, is_lightning=kind.endswith("ckpt"))
         case "uce":
             return write_uce(parent, kind)
+        case "transcriptformer":
+            return write_transcriptformer(parent, kind)
     raise ValueError(kind)

@@ -16,7 +16,7 @@ import torch
 from toy_family import ToyModel, write_toy
 
 from sae_core.errors import CheckpointError, ConfigError
-from sae_core.scfm import FoundationModel, Tokens, load_model
+from sae_core.scfm import FoundationModel, Tokens, TranscriptFormer, load_model
 from scsae.testing.conformance import ModelConformance, random_counts, tokens_of
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ KINDS = (
     "scfoundation",
     "tahoe",
     "tahoe-3b",
+    "transcriptformer",
     "nicheformer",
     "nicheformer-ckpt",
 )
@@ -67,6 +68,8 @@ class TestFamilies(ModelConformance):
         predicted = model.masked_gene_prediction(task)
         squared = (predicted.prediction - predicted.target) ** 2
         error = -predicted.prediction if kind.startswith(RANKED) else squared
+        if isinstance(model, TranscriptFormer):
+            error = model.count_error(predicted.prediction, predicted.target)
         total = torch.zeros(tokens.n_cells).index_add_(0, predicted.cell, error)
         loss = model.pretraining_loss(tokens, seed=3)
         found = total / loss.n_masked
@@ -88,7 +91,13 @@ class TestFamilies(ModelConformance):
             assert model.match_genes([*SYMBOLS[:5], "ENSG00000000001"]).n_matched == 5
 
     def test_a_folder_without_its_weights_is_of_no_known_family(self, checkpoint: Path) -> None:
-        for name in ("best_model.pt", "model.safetensors", "models.ckpt", "nicheformer.ckpt"):
+        for name in (
+            "best_model.pt",
+            "model.safetensors",
+            "models.ckpt",
+            "nicheformer.ckpt",
+            "model_weights.pt",
+        ):
             (checkpoint / name).unlink(missing_ok=True)
         with pytest.raises(CheckpointError, match=r"scgpt.*geneformer.*scfoundation"):
             load_model(checkpoint)
