@@ -60,14 +60,15 @@ class SelfAttention(nn.Module):
         x: Float[Tensor, "row position d_model"],
         *,
         key_mask: Bool[Tensor, "row key"] | Bool[Tensor, "row position key"] | None = None,
-        key_bias: Float[Tensor, "row key"] | None = None,
+        key_bias: Float[Tensor, "row key"] | Float[Tensor, "row position key"] | None = None,
         n_keys: int | None = None,
     ) -> Float[Tensor, "row position d_model"]:
         """softmax(cap(q k^T / sqrt(d_head) + bias of the key)) v, over the keys where `key_mask` is true.
 
         `key_mask` is one of all positions of a row, or has a line of its own for each.
         `n_keys`: only the first `n_keys` positions are keys; the positions after them attend and are never attended to.
-        A position that may attend to no key gets 0 where scores are capped, and NaN elsewhere.
+        The bias of a key is one for all positions, or that of each. A position that may attend to no key gets 0 where
+        scores are capped, and NaN elsewhere.
         """
         n_rows, n_positions, d_model = x.shape
         w, b = self.Wqkv.weight, self.Wqkv.bias
@@ -99,7 +100,7 @@ class SelfAttention(nn.Module):
         allowed = self._allowed(q, k, mask)
         if key_bias is None:
             return allowed
-        bias = key_bias[:, None, None, :].to(q.dtype)
+        bias = (key_bias[:, None, None, :] if key_bias.ndim == 2 else key_bias[:, None]).to(q.dtype)
         return bias if allowed is None else bias.masked_fill(~allowed, -torch.inf)
 
     def _capped(
@@ -157,7 +158,7 @@ class EncoderBlock(nn.Module):
         index: int,
         hook: SiteHook | None = None,
         key_mask: Bool[Tensor, "row key"] | Bool[Tensor, "row position key"] | None = None,
-        key_bias: Float[Tensor, "row key"] | None = None,
+        key_bias: Float[Tensor, "row key"] | Float[Tensor, "row position key"] | None = None,
         n_keys: int | None = None,
     ) -> Float[Tensor, "row position d_model"]:
         """Output of block `index` for input `x`; the masks are those of `SelfAttention`."""

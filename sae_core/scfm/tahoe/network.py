@@ -312,7 +312,7 @@ class Tahoe(FoundationModel):
             x = x.index_put((is_drug,), drug.to(x.dtype))
         return x
 
-    def attention_mask(self, batch: Batch) -> Bool[Tensor, "row position"] | Bool[Tensor, "row position key"] | None:
+    def key_mask(self, batch: Batch) -> Bool[Tensor, "row position"] | Bool[Tensor, "row position key"] | None:
         """A hidden gene attends to itself, though no other position does where `use_attn_mask` is set."""
         is_hidden = batch.value == self.config.mask_value
         if not self.config.use_attn_mask or batch.key_mask is None or not is_hidden.any():

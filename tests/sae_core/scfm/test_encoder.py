@@ -88,6 +88,22 @@ def spelled_out(block: EncoderBlock, x: Tensor, *, bias: Tensor, allowed: Tensor
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
+def test_a_bias_of_each_query_and_key_is_that_of_the_keys_where_all_queries_have_one(softcap: float | None) -> None:
+    block = random_block(softcap=softcap, is_causal=True)
+    x = torch.randn(3, 7, 24, generator=torch.Generator().manual_seed(1))
+    bias = torch.randn(3, 7, generator=torch.Generator().manual_seed(2)) * 3
+    found, expected = (block.self_attn(x, key_bias=b) for b in (bias[:, None].expand(3, 7, 7), bias))
+    torch.testing.assert_close(found, expected)
+    # without its own bias, a query attends as if its own key had none
+    later = bias[:, None] * torch.ones(7, 7).tril(-1)
+    found = block.self_attn(x, key_bias=later)
+    for n in range(7):
+        alone = bias[:, : n + 1].clone()
+        alone[:, n] = 0
+        torch.testing.assert_close(found[:, n], block.self_attn(x[:, : n + 1], key_bias=alone)[:, n])
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
 def test_causal_attention_takes_a_bias_of_the_keys_before_the_cap_and_a_query_without_keys_gets_nothing(
     softcap: float | None,
 ) -> None:
