@@ -344,6 +344,21 @@ def test_each_cell_is_given_the_drug_of_its_column_and_unknown_ones_that_of_no_d
     assert float((rough.float() - exact).abs().max()) < 0.1
 
 
+def test_a_drug_takes_the_place_of_no_gene_where_a_cell_is_shorter_than_the_input(
+    write_tahoe: Write, counts: sp.csr_matrix
+) -> None:
+    folder = write_tahoe(genes=GENES, large=True)
+    plain, treated = load(folder), load(folder, drug="Talc")
+    lengths = [tokens_of(model, counts, GENES).lengths for model in (plain, treated)]
+    assert lengths[0].max() < 32
+    np.testing.assert_array_equal(lengths[1], lengths[0] + (lengths[0] > 0))
+    cut = tokens_of(treated, counts, GENES, max_tokens=5)
+    assert cut.lengths.max() == 5
+    assert cut.is_special.sum() == 22
+    with pytest.raises(ConfigError, match=r"allowed: 3 or more \(<cls>, the drug and a gene\)"):
+        tokens_of(treated, counts, GENES, max_tokens=2)
+
+
 def test_without_a_drug_its_token_is_left_out_and_its_encoder_is_not_read(
     write_tahoe: Write, counts: sp.csr_matrix
 ) -> None:
