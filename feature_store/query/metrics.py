@@ -157,7 +157,7 @@ _STEERING = (
     ),
     Metric(
         name="off_axis",
-        description="movement off that way, as a share of it",
+        description="movement beside the way to the other cells, as a share of it",
         direction=Direction.LOWER,
         source="pipelines.steering.metrics.type_preservation",
         low=0.0,
