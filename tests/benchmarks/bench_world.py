@@ -110,7 +110,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         "absorption": "absorption by children, recovered roots",
         "composition": "root in the row of a child",
     }
-    drawn = canvas(None, (13.5, 3.6), save=path, n_panels=len(panels))
+    drawn = canvas(None, (13.5, 3.6), show=False, save=path, n_panels=len(panels))
     names = [name for name in (*ARCHITECTURES, *BASELINES) if any(row["name"] == name for row in rows)]
     colours = iter(OKABE_ITO)
     shades = {name: GREY if name in BASELINES else next(colours) for name in names}
