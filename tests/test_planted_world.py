@@ -36,7 +36,20 @@ def test_features_fire_as_often_as_the_world_says_and_a_batch_follows_its_seed(w
     torch.testing.assert_close(again.x, world.sample(64, 5).x, rtol=0, atol=0)
     assert not torch.equal(again.x, other.x)
     noise = batch.x - batch.active.to_dense() @ world.directions
-    assert float(noise.std()) == pytest.approx(1.5 * 0.05 / 8, rel=0.02)
+    assert float(noise.std()) == pytest.approx(0.05 / 8, rel=0.02)
+
+
+def test_lengths_are_those_of_their_feature_and_fall_with_its_density(world, batch):
+    length = batch.active.to_dense().double()
+    n = (length > 0).sum(0)
+    mean = length.sum(0) / n
+    often = n > 200
+    torch.testing.assert_close(mean[often], world.mean_length.double()[often], rtol=0.05, atol=0)
+    deviation = (((length - mean) ** 2) * (length > 0)).sum(0).div(n).sqrt()
+    torch.testing.assert_close(deviation[often], world.length_deviation.double()[often], rtol=0.2, atol=0.01)
+    densest, rarest = int(world.density.argmax()), int(world.density.argmin())
+    assert float(world.mean_length[densest]) == pytest.approx(1)
+    assert float(world.mean_length[rarest]) == pytest.approx(0.8, abs=0.02)
 
 
 def test_children_fire_with_their_root_alone_and_one_at_a_time(world, batch):

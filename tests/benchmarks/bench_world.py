@@ -31,6 +31,7 @@ from sae_core.sae import (
     evaluate,
     fit_baseline,
 )
+from sae_core.sae.calibration import calibrate_threshold, calibrated_theta
 from sae_core.sae.objectives import GATE_L1, L1
 
 if TYPE_CHECKING:
@@ -54,12 +55,20 @@ class Bench:
         self.calibration = self._batches(CALIBRATION, FIRST_CALIBRATION)
         self.held_out = [self.world.sample(BATCH, FIRST_HELD_OUT + i) for i in range(HELD_OUT // BATCH)]
         self.normaliser = Normaliser.fit(self.fit.split(BATCH))
+        self._fitted: dict[str, SparseAutoencoder] = {}
 
     def _batches(self, n_tokens: int, first: int) -> list[torch.Tensor]:
         return [self.world.sample(BATCH, first + i).x for i in range(n_tokens // BATCH)]
 
     def baseline(self, kind: str, k: int) -> SparseAutoencoder:
-        return fit_baseline(kind, self.fit, self.calibration, k=k, n_features=self.width, seed=1).sae
+        if kind not in self._fitted:
+            self._fitted[kind] = fit_baseline(kind, self.fit, self.calibration, k=k, n_features=self.width, seed=1).sae
+        # the directions are the same at every k, and those of ica take a minute
+        fitted = self._fitted[kind]
+        sae = SparseAutoencoder(SAEConfig.from_dict(fitted.config.to_dict() | {"k": k}))
+        sae.load_state_dict(fitted.state_dict())
+        sae.theta.copy_(calibrated_theta(sae, calibrate_threshold(sae, self.calibration)))
+        return sae
 
     def trained(self, arch: str, k: int) -> SparseAutoencoder:
         options = self.options

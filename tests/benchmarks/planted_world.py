@@ -30,6 +30,13 @@ TOPICS_AT_ONCE = 8.0
 """Least mean number of active topics of a token, as far as there are so many: dense roots are active oftener."""
 
 
+MEAN_LENGTHS = (1.0, 0.8)
+"""Mean length of the densest and of the rarest feature when active; those between follow the rank of their density."""
+LENGTH_DEVIATION = 0.1
+"""Standard deviations of lengths are |N(LENGTH_DEVIATION, LENGTH_DEVIATION)|, one for each feature."""
+LEAST_LENGTH = 0.1
+
+
 class Batch(NamedTuple):
     """Activations [n_tokens d_model], and the lengths of the active features, sparse [n_tokens n_features]."""
 
@@ -64,6 +71,10 @@ class World:
         topic = topic.clamp(max=1)
         object.__setattr__(self, "topic", topic)
         object.__setattr__(self, "of_topic", (by_topic / topic[:, None]).clamp(max=1).reshape(-1))
+        ranks = self.density.argsort(descending=True).argsort() / (self.n_features - 1)
+        object.__setattr__(self, "mean_length", torch.lerp(*map(torch.tensor, MEAN_LENGTHS), ranks))
+        deviation = (LENGTH_DEVIATION * (1 + torch.randn(self.n_features, generator=generator))).abs()
+        object.__setattr__(self, "length_deviation", deviation)
 
     @property
     def n_roots(self) -> int:
@@ -94,10 +105,11 @@ class World:
         child = self.n_roots + CHILDREN * root + which
         token = torch.cat([token, token[has_child]])
         feature = torch.cat([root, child[has_child]])
-        length = 0.5 - torch.log1p(-torch.rand(len(token), generator=generator))
+        varied = torch.randn(len(token), generator=generator) * self.length_deviation[feature]
+        length = (self.mean_length[feature] + varied).clamp(min=LEAST_LENGTH)
         shape, places = (n_tokens, self.n_features), torch.stack([token, feature])
         active = torch.sparse_coo_tensor(places, length, shape, check_invariants=True).coalesce()
-        noise = torch.randn(n_tokens, self.d_model, generator=generator) * (1.5 * self.noise / self.d_model**0.5)
+        noise = torch.randn(n_tokens, self.d_model, generator=generator) * (self.noise / self.d_model**0.5)
         return Batch(active @ self.directions + noise, active)
 
 
