@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import sys
 from pathlib import Path
@@ -131,6 +132,19 @@ def test_random_directions_recover_nothing(world, batch):
 def test_a_number_of_features_that_is_no_forest_is_refused():
     with pytest.raises(ValueError, match="multiple of 64"):
         World(100, 16)
+
+
+def test_a_baseline_at_another_k_equals_the_one_fitted_at_it(monkeypatch):
+    import bench_world
+
+    for name, value in {"FIT_TOKENS": 4096, "HELD_OUT": 4096, "CALIBRATION": 4096}.items():
+        monkeypatch.setattr(bench_world, name, value)
+    options = argparse.Namespace(features=64, d_model=16, l0=4.0, width=None)
+    bench = bench_world.Bench(options)
+    bench.baseline("ica", 2)
+    again, fitted = bench.baseline("ica", 4), bench_world.Bench(options).baseline("ica", 4)
+    for name, value in fitted.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], value, rtol=0, atol=0)
 
 
 def test_the_benchmark_makes_each_row_once_and_draws_them(monkeypatch, capsys, tmp_path):

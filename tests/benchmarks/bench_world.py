@@ -28,10 +28,11 @@ from sae_core.sae import (
     SparseAutoencoder,
     TrainConfig,
     Trainer,
+    calibrate_threshold,
+    calibrated_theta,
     evaluate,
     fit_baseline,
 )
-from sae_core.sae.calibration import calibrate_threshold, calibrated_theta
 from sae_core.sae.objectives import GATE_L1, L1
 
 if TYPE_CHECKING:
