@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 from pathlib import Path
@@ -154,7 +155,7 @@ def test_the_benchmark_makes_each_row_once_and_draws_them(monkeypatch, capsys, t
         monkeypatch.setattr(bench_world, name, value)
     out, picture = tmp_path / "world.jsonl", tmp_path / "world.png"
     size = "--features 64 --d-model 32 --l0 4 --k 4 --steps 20 --batch 256 --threads 1 --arch batchtopk gated"
-    words = ["bench", *size.split(), "--baseline", "pca", "random", "--out", str(out)]
+    words = ["bench", *size.split(), "--baseline", "pca", "random", "truth", "--out", str(out)]
 
     def printed(*arguments: str) -> list[str]:
         monkeypatch.setattr(sys, "argv", [*words, *arguments])
@@ -164,7 +165,8 @@ def test_the_benchmark_makes_each_row_once_and_draws_them(monkeypatch, capsys, t
         return [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
 
     rows = printed()
-    assert [row.split(" | ")[0].strip("| ") for row in rows[1:]] == ["pca", "random", "batchtopk", "gated"]
+    assert [row.split(" | ")[0].strip("| ") for row in rows[1:]] == ["pca", "random", "truth", "batchtopk", "gated"]
+    assert [json.loads(line)["share"] for line in out.read_text().splitlines()][:3] == [0, 0, 1]
     made = out.read_text()
     assert printed() == rows
     assert printed("--draw", str(picture)) == []

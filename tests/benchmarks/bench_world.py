@@ -41,7 +41,9 @@ if TYPE_CHECKING:
 BATCH, HELD_OUT, CALIBRATION, FIT_TOKENS, SEARCH_STEPS = 4096, 32_768, 16_384, 65_536, 300
 FIRST_HELD_OUT, FIRST_CALIBRATION, FIRST_FIT = 1_000_000, 2_000_000, 3_000_000
 """Seeds of batches that no autoencoder is trained on: those of the table, of thresholds, and of baselines."""
-BASELINES = ("pca", "ica", "random")
+TRUTH = "truth"
+"""The true directions, read as a baseline reads its own: by their product with x above one threshold."""
+BASELINES = ("pca", "ica", "random", TRUTH)
 COLUMNS = ("name", "k", "seed", "l0", "fvu", "dead", *Recovered._fields, "cpu_s")
 
 
@@ -63,7 +65,18 @@ class Bench:
 
     def baseline(self, kind: str, k: int) -> SparseAutoencoder:
         if kind not in self._fitted:
-            self._fitted[kind] = fit_baseline(kind, self.fit, self.calibration, k=k, n_features=self.width, seed=1).sae
+            known = kind == TRUTH
+            fitted = fit_baseline(
+                "random" if known else kind,
+                self.fit,
+                self.calibration,
+                k=k,
+                n_features=self.options.features if known else self.width,
+                seed=1,
+            )
+            self._fitted[kind] = fitted.sae
+            for weight in (fitted.sae.W_enc, fitted.sae.W_dec) if known else ():
+                weight.copy_(self.world.directions)
         # the directions are the same at every k, and those of ica take a minute
         fitted = self._fitted[kind]
         sae = SparseAutoencoder(SAEConfig.from_dict(fitted.config.to_dict() | {"k": k}))
@@ -124,11 +137,12 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     names = [name for name in (*ARCHITECTURES, *BASELINES) if any(row["name"] == name for row in rows)]
     colours = iter(OKABE_ITO)
     shades = {name: GREY if name in BASELINES else next(colours) for name in names}
-    styles = dict(zip(BASELINES, (":", "-.", "--"), strict=True))
+    styles = dict(zip(BASELINES, (":", "-.", "--", (0, (6, 2))), strict=True))
     for axes, (field, title) in zip(drawn.axes, panels.items(), strict=True):
         for name in names:
             own = sorted((row["l0"], row[field]) for row in rows if row["name"] == name)
-            axes.plot(*zip(*own, strict=True), styles.get(name, "-"), marker="o", ms=4, color=shades[name], label=name)
+            style = {"linestyle": styles.get(name, "-"), "color": shades[name], "label": name}
+            axes.plot(*zip(*own, strict=True), marker="o", ms=4, **style)
         axes.set_xscale("log", base=2)
         axes.set_xlabel("L0 on held-out tokens", fontsize=9)
         head(axes, title)
