@@ -6,7 +6,7 @@
 `planted_world` has the world and what recovery, splitting, absorption and composition are. All see the same batches,
 drawn as they go, so that memory is that of one batch. Thresholds are calibrated on tokens that neither training nor the
 table sees. Standard and Gated have no k: their L1 coefficient is searched first, and the table has the L0 that came
-out. Each row is appended to `--out` when it is done, and a row that is there already is not made again.
+out. `--orthogonality` adds the penalty on alike decoder rows, and its weight stands behind the name. Each row is appended to `--out` when it is done, and a row that is there already is not made again.
 """
 
 from __future__ import annotations
@@ -86,7 +86,13 @@ class Bench:
 
     def trained(self, arch: str, k: int) -> SparseAutoencoder:
         options = self.options
-        config = SAEConfig(d_model=options.d_model, n_features=self.width, k=k, arch=arch)
+        config = SAEConfig(
+            d_model=options.d_model,
+            n_features=self.width,
+            k=k,
+            arch=arch,
+            orthogonality_coefficient=options.orthogonality,
+        )
         if not {L1, GATE_L1}.isdisjoint(ARCHITECTURES[arch].objective):
             data = Data(self.fit, torch.cat(self.calibration), None)
             steps = min(SEARCH_STEPS, options.steps)
@@ -98,6 +104,10 @@ class Bench:
             trainer.step(self.world.sample(options.batch, step).x)
         return trainer.finish(self.calibration)
 
+    def label(self, name: str) -> str:
+        penalty = self.options.orthogonality
+        return name if name in BASELINES or not penalty else f"{name}, {penalty:g}"
+
     @torch.no_grad()
     def row(self, name: str, k: int) -> dict[str, Any]:
         """Fit or train one dictionary, and what is measured of it on held-out tokens."""
@@ -107,7 +117,12 @@ class Bench:
         metrics = evaluate(sae, [batch.x for batch in self.held_out])
         judged = ((sae.encode(x).to_dense(), active) for x, active in self.held_out)
         found = recovery(self.world, torch.nn.functional.normalize(sae.W_dec, dim=1), judged)
-        made = {"name": name, "k": k, "seed": self.options.seed, "l1_coefficient": sae.config.l1_coefficient}
+        made = {
+            "name": self.label(name),
+            "k": k,
+            "seed": self.options.seed,
+            "l1_coefficient": sae.config.l1_coefficient,
+        }
         measured = {"l0": metrics.l0, "fvu": metrics.fvu, "dead": metrics.dead_fraction, **found._asdict()}
         return made | measured | {"cpu_s": seconds}
 
@@ -134,15 +149,17 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         "composition": "root in the row of a child",
     }
     drawn = canvas(None, (13.5, 3.6), show=False, save=path, n_panels=len(panels))
-    names = [name for name in (*ARCHITECTURES, *BASELINES) if any(row["name"] == name for row in rows)]
-    colours = iter(OKABE_ITO)
-    shades = {name: GREY if name in BASELINES else next(colours) for name in names}
+    made = dict.fromkeys(row["name"] for row in rows)
+    names = sorted(made, key=lambda name: [*ARCHITECTURES, *BASELINES].index(name.partition(",")[0]))
+    colours = dict(zip(ARCHITECTURES, OKABE_ITO, strict=False))
     styles = dict(zip(BASELINES, (":", "-.", "--", (0, (6, 2))), strict=True))
     for axes, (field, title) in zip(drawn.axes, panels.items(), strict=True):
         for name in names:
             own = sorted((row["l0"], row[field]) for row in rows if row["name"] == name)
-            style = {"linestyle": styles.get(name, "-"), "color": shades[name], "label": name}
-            axes.plot(*zip(*own, strict=True), marker="o", ms=4, **style)
+            arch, _, penalty = name.partition(",")
+            style = {"linestyle": styles.get(name, "--" if penalty else "-"), "color": colours.get(arch, GREY)}
+            marker = "^" if penalty else "o"
+            axes.plot(*zip(*own, strict=True), marker=marker, ms=4, label=name, **style)
         axes.set_xscale("log", base=2)
         axes.set_xlabel("L0 on held-out tokens", fontsize=9)
         head(axes, title)
@@ -160,6 +177,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights")
+    parser.add_argument("--orthogonality", type=float, default=0.0, help="weight of the penalty on alike decoder rows")
     parser.add_argument("--arch", nargs="*", default=list(ARCHITECTURES), choices=list(ARCHITECTURES))
     parser.add_argument("--baseline", nargs="*", default=list(BASELINES), choices=list(BASELINES))
     parser.add_argument("--threads", type=int, default=2)
@@ -176,7 +194,7 @@ def main() -> None:
     print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|", flush=True)
     for k in options.k:
         for name in (*options.baseline, *options.arch):
-            key = {"name": name, "k": k, "seed": options.seed}
+            key = {"name": bench.label(name), "k": k, "seed": options.seed}
             row = next((row for row in done(options.out) if key.items() <= row.items()), None)
             if row is None:
                 row = bench.row(name, k)
