@@ -6,7 +6,8 @@
 `planted_world` has the world and what recovery, splitting, absorption and composition are. All see the same batches,
 drawn as they go, so that memory is that of one batch. Thresholds are calibrated on tokens that neither training nor the
 table sees. Standard and Gated have no k: their L1 coefficient is searched first, and the table has the L0 that came
-out. `--orthogonality` adds the penalty on alike decoder rows, and its weight stands behind the name. Each row is appended to `--out` when it is done, and a row that is there already is not made again.
+out. `--orthogonality` adds the penalty on alike decoder rows, whose weight then stands behind the name. Each row is
+appended to `--out` when it is done, and a row that is there already is not made again.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from sae_core.sae.objectives import GATE_L1, L1
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-BATCH, HELD_OUT, CALIBRATION, FIT_TOKENS, SEARCH_STEPS = 4096, 32_768, 16_384, 65_536, 300
+BATCH, HELD_OUT, CALIBRATION, FIT_TOKENS, SEARCH_STEPS = 4096, 32_768, 16_384, 65_536, 200
 FIRST_HELD_OUT, FIRST_CALIBRATION, FIRST_FIT = 1_000_000, 2_000_000, 3_000_000
 """Seeds of batches that no autoencoder is trained on: those of the table, of thresholds, and of baselines."""
 TRUTH = "truth"
