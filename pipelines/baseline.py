@@ -231,7 +231,9 @@ def extract_options(layout: Layout, chain: RunChain, options: ActorOptions) -> E
 def train_options(chain: RunChain, activations: str) -> TrainOptions:
     """Return the options that train the chain's SAE again, on other activations."""
     sae, train, n_ranks = chain.sae.sae, chain.sae.train, chain.sae.n_ranks
-    same = {name: sae[name] for name in ("arch", "k", "l1_coefficient", "groups", "n_features")}
+    names = ("arch", "k", "l1_coefficient", "orthogonality_coefficient", "groups", "n_features")
+    # an SAE of a version before the penalty has no such field
+    same = {name: sae[name] for name in names if name in sae}
     how = {name: value for name, value in train.items() if name in TrainOptions.model_fields}
     return TrainOptions(
         **same,

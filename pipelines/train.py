@@ -166,7 +166,11 @@ def sae_configs_of(options: TrainOptions, d_model: int) -> "list[SAEConfig]":
     from sae_core.sae import SAEConfig
     from sae_core.sae.architectures import architecture
 
-    shared: dict[str, Any] = {"d_model": d_model, "n_features": options.n_features or 8 * d_model}
+    shared: dict[str, Any] = {
+        "d_model": d_model,
+        "n_features": options.n_features or 8 * d_model,
+        "orthogonality_coefficient": options.orthogonality_coefficient,
+    }
     if options.groups:
         shared["groups"] = options.groups
     configs = []
