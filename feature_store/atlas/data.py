@@ -107,6 +107,20 @@ class AtlasData:
         return [name for name in ordered if 1 <= counts[name][0] <= MOST_CATEGORIES]
 
     @cached_property
+    def number_columns(self) -> list[str]:
+        """Columns of the cell table that hold a number of the panel's cells, such as a measure of their quality."""
+        table = self.store.frame("cells").filter("panel")
+        columns = [n for n, dtype in table.collect_schema().items() if dtype.is_numeric() and n not in _OWN]
+        known = table.select(pl.col(columns).drop_nulls().len()).collect() if columns else pl.DataFrame()
+        return [name for name in columns if known[name][0]]
+
+    @cached_property
+    def unit(self) -> str | None:
+        """The column with the replicate units of the cells: donor, else batch; None where neither is known."""
+        cells = self.store.panel_cells().select("donor", "batch").collect()
+        return next((name for name in ("donor", "batch") if cells[name].null_count() < cells.height), None)
+
+    @cached_property
     def n_cells(self) -> dict[str, int]:
         """The number of cells of each split."""
         counts = self.store.frame("cells").group_by("split").len().collect(engine="streaming")

@@ -17,6 +17,7 @@ from feature_store.atlas.columns import encode
 from feature_store.atlas.data import PLACES, AtlasData, NoSuchResource
 from feature_store.atlas.pages.feature_codes import SPLITS, Codes, ends
 from feature_store.atlas.pages.feature_effects import edges, effects, inputs
+from feature_store.atlas.pages.feature_words import in_words
 from feature_store.atlas.routes import Route, json_bytes
 from feature_store.errors import StoreError
 from feature_store.query.metrics import metric_of
@@ -43,22 +44,21 @@ def feature_id(data: AtlasData, text: str) -> int:
 def document(data: AtlasData, text: str) -> bytes:
     """Everything in the store about one feature."""
     feature = feature_id(data, text)
-    return json_bytes(
-        {
-            "about": data.features.drop(chain(*PLACES.values())).row(data.row_of[feature], named=True),
-            "cells": _cells(data, feature),
-            "labels": _labels(data, feature),
-            "genes": _genes(data, feature),
-            "gene_sets": _gene_sets(data, feature),
-            "tokens": _tokens(data, feature),
-            "neighbours": _neighbours(data, feature),
-            "effects": effects(data, feature),
-            "inputs": inputs(data, feature),
-            "edges": edges(data, feature),
-            "matches": _matches(data, feature),
-            "steering": _steering(data, feature),
-        }
-    )
+    found = {
+        "about": data.features.drop(chain(*PLACES.values())).row(data.row_of[feature], named=True),
+        "cells": _cells(data, feature),
+        "labels": _labels(data, feature),
+        "genes": _genes(data, feature),
+        "gene_sets": _gene_sets(data, feature),
+        "tokens": _tokens(data, feature),
+        "neighbours": _neighbours(data, feature),
+        "effects": effects(data, feature),
+        "inputs": inputs(data, feature),
+        "edges": edges(data, feature),
+        "matches": _matches(data, feature),
+        "steering": _steering(data, feature),
+    }
+    return json_bytes({**found, "summary": in_words(data, feature, found)})
 
 
 def codes_on_map(data: AtlasData, text: str) -> bytes:
@@ -104,6 +104,8 @@ def _cells(data: AtlasData, feature: int) -> dict[str, Any]:
     return {
         "splits": _counts(data, feature),
         "top": _with_cells(data, data.rows("feature_cell", feature).head(N_TOP)).to_dicts(),
+        "histograms": {split: codes.histogram(feature, split) for split in SPLITS},
+        "quantiles": _with_cells(data, codes.by_quantile(feature)).to_dicts(),
         "violins": {
             split: {column: codes.violins(feature, column, split) for column in data.label_columns} for split in SPLITS
         },

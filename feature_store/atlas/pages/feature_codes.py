@@ -41,6 +41,10 @@ MOST_TOGETHER = 20_000
 """Cells of `select` and `test` up to which the features that fire in the same cells are looked for: all codes of these
 cells are held in memory."""
 N_TOGETHER = 10
+N_BARS = 30
+"""Bars of the histogram of a feature's codes."""
+N_FIFTHS, PER_FIFTH = 5, 4
+"""Parts of the cells in which a feature fires, by strength, and cells that are listed of each."""
 _N_BINS = 512
 _NORMAL_95 = 1.959963984540054
 _BLOCKS = f"{BLOCKED} blocks="
@@ -160,6 +164,32 @@ class Codes:
             "n_unknown": int((mask & ~labels.known).sum()),
             "n_left_out": max(0, len(groups) - MOST_GROUPS),
         }
+
+    def histogram(self, feature: int, split: str) -> dict[str, Any]:
+        """How strongly a feature fires: cells of a split in which it does, in N_BARS even bins from 0 to its largest
+        code there, the quartiles of these codes, and the number of all cells.
+        """
+        mask, found = self.mask(split), self.firing(feature)
+        value = found.value[mask[found.place]]
+        about = {"n": int(mask.sum()), "n_firing": int(value.size), "high": float(value.max()) if value.size else 0.0}
+        counts, _ = np.histogram(value, N_BARS, range=(0.0, about["high"] or 1.0))
+        quartiles = np.quantile(value, (0.25, 0.5, 0.75)).tolist() if value.size else None
+        return {**about, "counts": counts.tolist(), "quartiles": quartiles}
+
+    def by_quantile(self, feature: int) -> pl.DataFrame:
+        """Cells of the panel from every fifth of those in which a feature fires, not the strongest alone.
+
+        Columns: feature_id, fifth (1 is the strongest), cell_idx, value; PER_FIFTH cells of each, at even ranks.
+        """
+        found = self.firing(feature)
+        order = np.lexsort((found.cell_idx, -found.value))
+        fifths = np.array_split(order, N_FIFTHS)
+        rows = []
+        for number, part in enumerate(fifths, start=1):
+            places = np.unique(np.linspace(0, part.size - 1, min(PER_FIFTH, part.size)).round().astype(np.int64))
+            rows += [(feature, number, int(found.cell_idx[i]), float(found.value[i])) for i in part[places]]
+        schema = {"feature_id": pl.Int32, "fifth": pl.Int32, "cell_idx": pl.Int64, "value": pl.Float64}
+        return pl.DataFrame(rows, schema=schema, orient="row")
 
     def null_band(self, feature: int, kind: str, method: str) -> Band | None:
         """What permuting the labels of a kind among `test` cells gives, by the method that tested them; None where

@@ -31,9 +31,10 @@ export function logarithmic([low, high], [from, to]) {
 
 export const tickText = (x) => (x !== 0 && (Math.abs(x) < 1e-3 || Math.abs(x) >= 1e5) ? x.toExponential(0) : Number(x.toPrecision(6)).toString());
 
-// An SVG with room for axes; `draw` puts shapes into {plot, width, height}: the inner size. It scales with its column.
-export function frame({ width = 480, height = 240, left = 48, right = 12, top = 10, bottom = 34, label }, draw) {
-  const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, class: "chart", role: "img", "aria-label": label });
+// An SVG with room for axes; `draw` puts shapes into {plot, width, height}: the inner size. It scales with its column. `role`:
+// "group" where there are links inside, which an image would hide from a screen reader.
+export function frame({ width = 480, height = 240, left = 48, right = 12, top = 10, bottom = 34, label, role = "img" }, draw) {
+  const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, class: "chart", role, "aria-label": label });
   const plot = svg("g", { transform: `translate(${left} ${top})` });
   root.append(svg("title", {}, label), plot);
   draw({ plot, width: width - left - right, height: height - top - bottom });

@@ -41,6 +41,19 @@ async function fetched(path) {
   return response;
 }
 
+const LOOK_EVERY = 15_000;
+
+// Call back once, when runs were committed since this page was read. A folder of files names no state, and never changes.
+export function watch(tell) {
+  const timer = setInterval(async () => {
+    if (stored === null || document.hidden) return;
+    const response = await fetch("data/atlas.json", { method: "HEAD" }).catch(() => null), now = response?.headers.get("Atlas-State") ?? stored;
+    if (now === stored) return;
+    clearInterval(timer);
+    tell();
+  }, LOOK_EVERY);
+}
+
 const ARRAYS = { f64: Float64Array, f32: Float32Array, i32: Int32Array, u32: Uint32Array, u16: Uint16Array, u8: Uint8Array };
 const NULL_I32 = -2147483648;
 const decoder = new TextDecoder();

@@ -3,7 +3,8 @@
 import { h, svg, count, csv, download, empty, fixed, fmt, ofPanel, percent, pvalue, smallTable, words, isKnown, DASH } from "./dom.js";
 import { CLASS } from "./colour.js";
 import { json, overview } from "./data.js";
-import { href } from "./state.js";
+import { geneLinks } from "./links_out.js";
+import { href, labelHref } from "./state.js";
 import { cell } from "./cells.js";
 
 const ALPHA = 0.05;
@@ -63,9 +64,10 @@ export async function rankedPanel(entry, kind, features) {
   const shown = found.n > ids.length ? `the best ${count(ids.length)} of ${count(found.n)} features` : found.n === 1 ? "the only feature with figures" : `all ${count(found.n)} features with figures`;
   return [
     title,
+    entry.type === "gene" ? h("p", {}, "Described elsewhere: ", geneLinks(entry.name)) : null,
     h("p", { class: "quiet" }, `${shown[0].toUpperCase()}${shown.slice(1)}, ranked on select cells ${told.how}. The other figures are of test cells, which were not used for the ranking${about.panel ? `; all cells are those${ofPanel(about)}` : ""}; ${nSure ? `${count(nSure)} of the listed features are significant (q ≤ ${ALPHA})` : `none of the listed features is significant: there is no feature of ${entry.name} at q ≤ ${ALPHA}`}. In a bar, the line marks the value on select cells.`),
     smallTable(heads.filter((head) => head !== null), rows, { caption: `Features that go with ${entry.name}, best first` }),
-    h("p", { class: "found-save" }, h("button", { type: "button", onclick: () => save(entry, columns, features) }, "CSV")),
+    h("p", { class: "found-save" }, h("button", { type: "button", onclick: () => save(entry, columns, features) }, "CSV"), entry.type === "label" ? [" ", h("a", { href: labelHref(entry.kind.slice("label:".length), entry.name) }, `The page of ${entry.name}`)] : null),
     entry.type === "gene" ? changers(entry, found.changed_by, features) : null,
   ];
 }
@@ -117,26 +119,25 @@ export function featurePanel(id, features) {
 }
 
 function labelLink(column, value, names) {
-  const entry = names.exactly(String(value), `label:${column}`);
-  return entry ? h("a", { href: href("search", null, { q: entry.name, pick: entry.kind }) }, entry.name) : String(value);
+  return names.exactly(String(value), `label:${column}`) ? h("a", { href: labelHref(column, value) }, String(value)) : String(value);
 }
 
-const featureLink = (id) => h("a", { href: href("feature", id), "aria-label": `Feature ${id}` }, String(id));
+export const featureLink = (id) => h("a", { href: href("feature", id), "aria-label": `Feature ${id}` }, String(id));
 
-function nameOf(id, features) {
+export function nameOf(id, features) {
   const row = features.rowOf.get(id);
   if (row === undefined) return DASH;
   const label = features.at("top_label", row);
   return h("span", {}, features.genes(row, 3) || "no gene at q ≤ 0.05", label ? h("span", { class: "quiet" }, ` · ${label}`) : null);
 }
 
-function classOf(id, features) {
+export function classOf(id, features) {
   const name = features.at("class", features.rowOf.get(id));
   return name ? h("span", { class: "nowrap" }, h("span", { class: "swatch", style: { background: CLASS[name] ?? "" } }), " ", name) : DASH;
 }
 
 // A bar from `zero` to a value, and a line at another.
-function bar(value, { range: [low, high], zero, mark = null, isSure }) {
+export function bar(value, { range: [low, high], zero, mark = null, isSure }) {
   const place = (x) => 1 + ((Math.max(low, Math.min(high, x)) - low) / (high - low || 1)) * (WIDTH - 2);
   const from = place(zero), root = svg("svg", { class: `rank-bar${isSure ? "" : " unsure"}`, viewBox: `0 0 ${WIDTH} ${HEIGHT}`, width: WIDTH, height: HEIGHT, preserveAspectRatio: "none", "aria-hidden": "true" });
   root.append(svg("line", { class: "bar-zero", x1: from, x2: from, y1: 0, y2: HEIGHT }));
