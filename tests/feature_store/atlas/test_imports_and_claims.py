@@ -53,7 +53,7 @@ LINKED = {
     }
 }
 """Scripts with links to other sites, and where to."""
-STATED = {"0.05", "0.5", "95 %", "0.1 %", "1 %", "10 %"}
+STATED = {"100 %", "0.05", "0.5", "95 %", "0.1 %", "1 %", "10 %"}
 """Figures that a page may state: levels of significance, the ends of intervals and of facets, the AUROC of chance."""
 
 

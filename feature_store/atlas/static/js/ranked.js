@@ -91,20 +91,20 @@ function changers(entry, rows, features) {
 export async function cellPanel(idx, names, features) {
   const found = await cell(idx);
   const title = h("h2", { class: "found-title" }, found.id, " ", h("span", { class: "tag" }, "cell"));
-  const labels = [["cell_idx", `#${found.idx}`], ["split", found.split], ...Object.entries(found.labels)].filter(([, value]) => isKnown(value));
+  const labels = [["place in the data set", `#${found.idx}`], ["split", found.split], ...Object.entries(found.labels)].filter(([, value]) => isKnown(value));
   const facts = h("dl", { class: "found-facts" }, labels.map(([name, value]) => h("div", {}, h("dt", {}, words(name)), h("dd", {}, labelLink(name, value, names)))));
   if (found.missing) return [title, facts, empty(found.missing)];
   if (!found.features.length) return [title, facts, h("p", { class: "empty" }, "No feature fires in this cell.")];
-  const largest = found.values[0], digits = largest >= 100 ? 0 : largest >= 1 ? 2 : 4;
+  const largest = Math.max(...found.values), digits = largest >= 100 ? 0 : largest >= 1 ? 2 : 4;
   const rows = found.features.map((id, i) => [
     { text: featureLink(id), class: "number" }, { text: nameOf(id, features), class: "found-name" }, { text: classOf(id, features), class: "wide nowrap" },
-    { text: fixed(found.values[i], digits), class: "number" }, bar(found.values[i], { range: [0, largest], zero: 0, isSure: true }),
+    { text: fixed(found.values[i], digits), class: "number" }, { text: percent(found.percentiles[i]), class: "number" }, bar(found.percentiles[i], { range: [0, 1], zero: 0, isSure: true }),
   ]);
-  const heads = [{ text: "id", class: "number", title: "Feature" }, "genes, best label", { text: "class", class: "wide" }, { text: "code", class: "number", title: "The largest activation among the cell's tokens, or their mean: as the codes were pooled" }, ""];
+  const heads = [{ text: "id", class: "number", title: "Feature" }, "genes, best label", { text: "class", class: "wide" }, { text: "code", class: "number", title: "The largest activation among the cell's tokens, or their mean: as the codes were pooled" }, { text: "above", class: "number", title: "Share of other cells whose code of the same feature is smaller; equal ones count half" }, { text: "0 to 100 %", class: "bar-head" }];
   const kept = found.isCut === null ? "" : found.inPanel ? " All its codes are kept, because it is in the panel." : " It is outside the panel, but has no more codes than are kept of such a cell.";
-  const all = found.nActive > rows.length ? `The ${rows.length} with the largest code of ${count(found.nActive)} features that fire in this cell.` : `All ${count(found.nActive)} features that fire in this cell.`;
-  const shown = found.isCut ? `This cell is outside the panel, so only its ${count(found.keep)} largest codes are kept; shown are the ${rows.length} largest.` : `${all}${kept}`;
-  return [title, facts, h("p", { class: "quiet" }, shown), smallTable(heads, rows, { caption: `Features of cell ${found.id}, largest code first` })];
+  const all = found.nActive > rows.length ? `The ${rows.length} that stand out most of ${count(found.nActive)} features that fire in this cell.` : `All ${count(found.nActive)} features that fire in this cell.`;
+  const shown = found.isCut ? `This cell is outside the panel, so only its ${count(found.keep)} largest codes are kept; shown are the ${rows.length} of them that stand out most.` : `${all}${kept}`;
+  return [title, facts, h("p", { class: "quiet" }, `${shown} Features differ in the size of their codes, so they are ranked by how many other cells have a smaller code of the same feature.`), smallTable(heads, rows, { caption: `Features of cell ${found.id}, the most unusual code first` })];
 }
 
 // The panel of one feature, which is a way to its own page.
