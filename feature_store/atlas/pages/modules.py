@@ -21,7 +21,7 @@ _SET = "collection gene_set n_features n_known n_with_set n_all p q".split()
 
 
 def modules(data: AtlasData) -> bytes:
-    """The modules of the newest run, the most coherent on `test` cells first, and those of shuffled codes."""
+    """The modules of the newest run, the largest first, and those of shuffled codes."""
     if not data.has("module") or not data.has("feature_module"):
         return json_bytes(data.missing("module"))
     run = newest_run(data)
@@ -35,7 +35,8 @@ def modules(data: AtlasData) -> bytes:
     sets = pl.DataFrame(schema={"module": pl.Int32, **dict.fromkeys(_SET, pl.Float64)})
     if data.has("module_gene_set"):
         sets = data.store.frame("module_gene_set").filter(run=run).select("module", *_SET).collect()
-    own = rows.filter(pl.col("control").is_null()).select(_FIGURES).sort("r_test", descending=True, nulls_last=True)
+    own = rows.filter(pl.col("control").is_null()).select(_FIGURES)
+    own = own.sort("n_features", "r_test", "module", descending=[True, True, False], nulls_last=True)
     shuffled = rows.filter(pl.col("control").is_not_null())
     return json_bytes(
         {

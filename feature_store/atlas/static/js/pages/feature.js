@@ -146,7 +146,7 @@ class FeaturePage {
     const inside = this.inSplit(), { values } = this;
     clear(this.controls, this.choice("color", "Colour", [["", "cell code"], ...this.about.label_columns.map((name) => [name, words(name)])], column ?? ""), this.splitChoice(this.split));
     const ink = column ? this.inkOf(column) : this.inkOfCode(inside);
-    const pale = packed(getComputedStyle(document.documentElement).getPropertyValue("--grid").trim());
+    const pale = packed(getComputedStyle(document.documentElement).getPropertyValue("--faint").trim());
     for (let i = 0; i < ink.length; i++) if (!inside[i]) ink[i] = pale;
     this.plot.colours(ink);
     // other splits below, then silent cells, then the firing ones, the strongest on top
@@ -186,7 +186,7 @@ class FeaturePage {
     let top = 0, n = 0, fires = 0;
     this.values.forEach((value, i) => { if (inside[i]) { n += 1; fires += value !== 0; top = Math.max(top, value); } });
     const known = Float32Array.from(this.values, (value) => (value === 0 ? NaN : value));
-    clear(this.key, rampLegend([0, top], (x) => fmt(x), { label: "cell code" }), legend([{ name: "silent", colour: cssOf(QUIET()) }, ...(this.split === "all" ? [] : [{ name: "other splits", colour: "var(--grid)" }])], { label: "Without a code" }),
+    clear(this.key, rampLegend([0, top], (x) => fmt(x), { label: "cell code" }), legend([{ name: "silent", colour: cssOf(QUIET()) }, ...(this.split === "all" ? [] : [{ name: "other splits", colour: "var(--faint)" }])], { label: "Without a code" }),
       h("p", { class: "quiet" }, `Fires in ${count(fires)} of ${count(n)} ${this.split === "all" ? "cells" : "test cells"}${this.panel} on the map.${this.split === "all" ? " The autoencoder was trained on some of them." : ""}`));
     return byNumber(known, [0, top]);
   }

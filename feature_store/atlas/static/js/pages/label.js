@@ -28,8 +28,8 @@ export async function show(root, { id }) {
   const [found, features] = await Promise.all([json(`label_pages/${place}.json`), Features.load()]);
   const panelOf = ofPanel(about);
   root.append(head(found, place, panelOf), h("div", { class: "label-columns" },
-    h("div", {}, probePanel(found, panelOf), listPanel(found, features, "above"), listPanel(found, features, "below")),
-    h("div", {}, profilePanel(found, panelOf), alikePanel(found))));
+    h("div", {}, probePanel(found, panelOf), listPanel(found, features, "above")),
+    h("div", {}, profilePanel(found, panelOf), alikePanel(found), listPanel(found, features, "below"))));
   return {};
 }
 

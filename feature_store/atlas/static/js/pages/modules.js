@@ -78,7 +78,7 @@ function listPanel(modules, shown) {
     ];
   });
   const heads = ["module", { text: "features", class: "number" }, { text: "stability", class: "number", title: "How often its features stay together when the donors (or cells) are drawn again: 1 is always" }, { text: "", class: "wide" }, { text: "r", class: "number", title: "Mean partial correlation of its pairs on test cells" }, { text: "null", class: "number wide", title: "Mean ± standard deviation of as many features that fire as often" }, { text: "q", class: "number", title: "Benjamini-Hochberg over modules" }, { text: "first gene set", class: "wide" }];
-  return h("section", { class: "panel", "aria-label": "List of modules" }, h("h2", {}, "List"), h("div", { class: "modules-list" }, smallTable(heads, rows, { caption: "The most coherent on test cells first" })),
+  return h("section", { class: "panel", "aria-label": "List of modules" }, h("h2", {}, "List"), h("div", { class: "modules-list" }, smallTable(heads, rows, { caption: "The largest first" })),
     h("p", { class: "found-save" }, h("button", { type: "button", onclick: () => save(modules) }, "CSV of all modules and their features")));
 }
 

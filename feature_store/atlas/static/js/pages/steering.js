@@ -351,7 +351,7 @@ class Steps {
   set({ values, value, chosen, format, note }) {
     const { input } = this, place = values.indexOf(value);
     this.values = values;
-    Object.assign(input, { max: String(Math.max(values.length - 1, 0)), disabled: values.length < 2 });
+    Object.assign(input, { max: String(Math.max(values.length - 1, 0)), disabled: values.length < 2, hidden: values.length < 2 });
     input.value = String(place);
     const text = value === null ? "none" : format(value);
     input.setAttribute("aria-valuetext", value === chosen ? `${text}, chosen on select cells` : text);
