@@ -80,5 +80,10 @@ class Resources:
 
     def paths(self) -> Iterator[str]:
         """The paths of all resources."""
+        for _, paths in self.kinds():
+            yield from paths
+
+    def kinds(self) -> Iterator[tuple[str, list[str]]]:
+        """The pattern of each kind of resource, and the paths of all resources of the kind."""
         for route in ROUTES:
-            yield from route.paths(self.data)
+            yield route.pattern, list(route.paths(self.data))
