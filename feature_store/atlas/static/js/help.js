@@ -51,7 +51,7 @@ function make() {
     h("p", {}, "A foundation model turns each gene of a cell into numbers. An autoencoder writes these numbers as a sum of a few features out of many. This atlas says what each feature goes with, how sure that is, and what happens when it is changed."),
     h("ol", { class: "tour" }, TOUR.map(([page, name, text]) => h("li", {}, h("a", { href: href(page), onclick: close }, name), ` ${text}`))),
     h("h2", {}, "Keys"), h("dl", { class: "keys" }, KEYS.map(([key, does]) => h("div", {}, h("dt", {}, h("kbd", {}, key)), h("dd", {}, does)))),
-    h("h2", {}, "Glossary"), h("input", { type: "search", "aria-label": "Find a term in the glossary", placeholder: "find a term", oninput: (event) => draw(event.target.value) }), terms);
+    h("h2", {}, "Glossary"), h("input", { type: "text", "aria-label": "Find a term in the glossary", placeholder: "find a term", oninput: (event) => draw(event.target.value) }), terms);
   draw("");
   document.body.append(made);
   return made;
