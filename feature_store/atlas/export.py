@@ -12,14 +12,13 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from feature_store.atlas import bundles
 from feature_store.atlas.page import STATIC, index_html
 from feature_store.atlas.resources import Resources
 from feature_store.errors import InputError, StoreWriteError
-from feature_store.query.runs import Lineage
 from feature_store.query.store import FeatureStore
-from feature_store.storage.layout import Layout
 
 MARK = "scsae-atlas.txt"
 """The file that marks a folder as an export, which a later export may replace."""
@@ -98,8 +97,9 @@ def _bundle(resources: Resources, paths: Sequence[str]) -> bytes:
     return bundles.packed(found)
 
 
-def _open(layout: Layout, lineage: Lineage) -> None:
-    _opened["here"] = Resources(FeatureStore(layout, lineage))
+def _open(*of: Any) -> None:
+    """Open the runs of another process's store, which a store that is opened anew might no longer read."""
+    _opened["here"] = Resources(FeatureStore(*of))
 
 
 def _bundle_here(paths: Sequence[str]) -> bytes:

@@ -148,8 +148,8 @@ def _members(data: AtlasData, text: str, cell_idx: Ints) -> Bools:
         kind, label = data.labels.row(path_number(text[1:], data.labels.height))
         if kind not in data.store.frame("cells").collect_schema():
             raise NoSuchResource(text)
-        cells = data.store.frame("cells").filter("panel").select("cell_idx", label=canonical_column(kind))
-        found = cells.filter(label=label).select("cell_idx").collect()["cell_idx"].to_numpy()
+        labels = data.store.frame("cells").filter("panel").select("cell_idx", label=canonical_column(kind))
+        found = labels.filter(label=label).select("cell_idx").collect()["cell_idx"].to_numpy()
     elif text[:1] == "p":
         cells = data.cells
         inside = is_inside(cells["x"].to_numpy(), cells["y"].to_numpy(), _corners(text[1:]))

@@ -446,7 +446,7 @@ def test_the_page_shows_every_part_and_hostile_names_as_text(open_page, hostile)
     assert hostile in panel(page, "Labels it separates").text_content()
     assert hostile in panel(page, "Its code by label").text_content()
     assert hostile in panel(page, "Gene sets").inner_text()
-    assert page.locator("svg.feature-chart").count() == 6
+    assert page.locator("svg.feature-chart").count() == 5
     assert page.evaluate("window.hacked") is None
     for name in (
         "Where it fires",
@@ -582,7 +582,7 @@ def test_what_is_missing_names_its_command(open_page, store_without, serving):
         ("Similar features in other SAEs", "feature_match"),
     ):
         assert store.made_by(table) in panel(page, name).inner_text()
-    assert panel(page, "Its code by label").locator("svg").count() == 2
+    assert panel(page, "Its code by label").locator("svg").count() == 1
 
 
 @pytest.mark.parametrize("dark", [False, True])
