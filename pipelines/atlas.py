@@ -79,7 +79,7 @@ def export_atlas(root: Path, folder: Path, *, associations: str | None, codes: s
 
         def progress(n_done: int, n_all: int) -> None:
             if not bars:
-                bars.append(stack.enter_context(progress_bar("export", n_all, "files")))
+                bars.append(stack.enter_context(progress_bar("export", n_all, "bundles")))
             bars[0](n_done)
 
         size = export(store, folder, progress=progress)

@@ -335,6 +335,19 @@ class FeatureStore:
         return self._tables.codes.codes_of(feature)
 
     @_names_damage
+    def codes_between(self, start: int, stop: int) -> pl.DataFrame:
+        """feature_id, cell_idx and value of the panel's cells in which the features start to stop - 1 fire, by feature
+        and cell.
+
+        >>> store.codes_between(0, 16).group_by("feature_id").len()
+
+        Raises QueryError for a feature that the codes do not have.
+        """
+        self._check_feature(start)
+        self._check_feature(stop - 1)
+        return self._tables.codes.codes_between(start, stop)
+
+    @_names_damage
     def features_of(self, cell: int | str, n: int = 20) -> pl.DataFrame:
         """The n features with the largest code in a cell, each with class and top genes.
 
