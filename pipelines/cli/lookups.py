@@ -58,7 +58,9 @@ class Lookup:
         asked = {name: value for name in NAMES if (value := getattr(self, name)) is not None}
         if asked:
             found = store.features_for(**asked, kind=self.kind)
-            (name,) = asked.values()
+            ((column, name),) = asked.items()
+            if column in ("gene", "gene_set") and (note := store.meant_by(column, name).note):
+                _say(note)
             n_named = found.filter(is_significant()).height if "q" in found.columns else found.height
             if not n_named:
                 _say(f"no feature of {name!r} at {NAMED_AT} on test cells; those with the largest effect are shown")
