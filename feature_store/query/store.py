@@ -163,6 +163,19 @@ class FeatureStore:
         """
         return self._tables.frame(table)
 
+    def describe(self, table: str | None = None) -> pl.DataFrame:
+        """What the columns of a table hold, with type and unit; without a table, what each table of this store holds.
+
+        >>> store.describe("feature_label")
+
+        Raises QueryError for an unknown table, with the nearest name or the command that makes it.
+        """
+        from feature_store.query.described import described_columns, described_tables
+
+        if table is None:
+            return described_tables(self.tables())
+        return described_columns(table, self.frame(table).collect_schema())
+
     def panel_cells(self) -> pl.LazyFrame:
         """The cells that statistics are of: those of the panel (all cells of a data set that is not larger), without
         cells that have no tokens, such as empty droplets.
