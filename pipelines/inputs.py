@@ -38,7 +38,6 @@ from pipelines.config import DataOptions
 from pipelines.errors import UsageError
 from pipelines.forward import autocast_of
 from pipelines.runtime.progress import delayed_progress_bar, stderr_console
-from pipelines.runtime.stage import Clock
 
 if TYPE_CHECKING:
     from feature_store.cells import ColumnMatrix
@@ -46,7 +45,6 @@ if TYPE_CHECKING:
     from sae_core.scfm import Coverage, FoundationModel, GeneMatch, Site
 
 PROBE_CELLS = 512
-TIMED_CELLS = 16
 GENES_TABLE = "genes"
 TOKENLESS = (
     "they have none of the genes that go into the model, as empty droplets do: remove them, or see `scsae inspect`"
@@ -64,8 +62,6 @@ class LoadedInputs:
     """Coverage of the probe: the first cells of the data set, equally many of each file."""
     mean_tokens: float
     """Mean number of gene tokens per cell of the probe."""
-    probe_seconds: float
-    """Seconds that tokenizing and embedding one cell took."""
 
 
 def load_inputs(options: DataOptions, *, known_digest: KnownDigest = no_known_digest) -> LoadedInputs:
@@ -94,16 +90,12 @@ def match_inputs(source: Source, model: "FoundationModel") -> LoadedInputs:
     match = model.match_genes(source.gene_symbols, source.ensembl_ids)
     rows = source.read_first(PROBE_CELLS)
     mean_tokens = _mean_tokens(model, rows, match)
-    clock = Clock()
-    few = source.read_first(TIMED_CELLS)
-    model.embed(model.tokenize(few.indptr, few.indices, few.data, match, seed=0))
     return LoadedInputs(
         source=source,
         model=model,
         match=match,
         coverage=model.coverage(rows.indptr, rows.indices, rows.data, match),
         mean_tokens=mean_tokens,
-        probe_seconds=clock.seconds / (len(few.indptr) - 1),
     )
 
 
