@@ -66,7 +66,7 @@ def seconds_per_cell(inputs: LoadedInputs) -> float:
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        seconds = []
+        seconds: list[float] = []
         whole = Clock()
         while len(seconds) <= N_TIMED and (len(seconds) < 2 or whole.seconds < TIMED_S):
             clock = Clock()

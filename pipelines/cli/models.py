@@ -4,11 +4,11 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.parameters import Form, Output, Store, destination
+from pipelines.cli.parameters import CommandGroup, Form, Output, Store, destination
 from pipelines.config import DEFAULT_STORE
 
 commands = typer.Typer(
-    invoke_without_command=True, help="List the registered SAEs, show one version, promote a version."
+    cls=CommandGroup, invoke_without_command=True, help="List the registered SAEs, show one version, promote a version."
 )
 
 
