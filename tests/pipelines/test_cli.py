@@ -332,7 +332,11 @@ def test_a_shell_completes_commands_and_options():
     def completed(words):
         asked = {"_SCSAE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
         return subprocess.run(
-            [Path(sys.executable).with_name("scsae")], env={**os.environ, **asked}, capture_output=True, text=True, check=False
+            [Path(sys.executable).with_name("scsae")],
+            env={**os.environ, **asked},
+            capture_output=True,
+            text=True,
+            check=False,
         ).stdout.split()
 
     assert completed("scsae des") == ["describe"]
