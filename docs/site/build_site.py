@@ -25,8 +25,18 @@ from reference_pages import commands_page, python_page, tables_page
 ROOT = Path(__file__).parents[2]
 TUTORIALS = ("pbmc", "any_vectors", "type_or_gene", "scanpy")
 CARD = Path("sae_core/scfm/mini/MODEL_CARD.md")
-GUIDES = ("files", "genes", "vectors", "exchange-saes", "how-to-add-a-model", "atlas", "atlas-scale")
-METHODS = ("effects", "inputs", "circuits", "measured")
+GUIDES = (
+    "files",
+    "genes",
+    "vectors",
+    "exchange-saes",
+    "how-to-add-a-model",
+    "atlas",
+    "machines",
+    "cluster",
+    "atlas-scale",
+)
+METHODS = ("method", "effects", "inputs", "circuits", "measured")
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
 
@@ -62,7 +72,7 @@ def main() -> None:
 
 def write_pages(folder: Path, *, tutorials: tuple[str, ...] = TUTORIALS) -> None:
     """Write the pages that need no run, with links between them; BuildError for a link to a file that is not there."""
-    named = {ROOT / "README.md": "index.md", ROOT / CARD: "mini-model-card.md"}
+    named = {ROOT / "README.md": "index.md", ROOT / CARD: "mini-model-card.md", ROOT / "infra/README.md": "cluster.md"}
     named |= {file: file.name for file in sorted((ROOT / "docs").glob("*.md"))}
     named |= {ROOT / "docs" / "tutorials" / f"{name}.py": f"tutorials/{name}.md" for name in tutorials}
     for file, name in named.items():

@@ -16,6 +16,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 TIMEOUT_S = 600
 _CELL = re.compile(r"^# %%(?P<kind> \[markdown\])?\s*$", re.MULTILINE)
+_TO_SCRIPT = re.compile(r"\]\((\w+)\.py\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 
@@ -58,7 +59,8 @@ def _parts(notebook: nbformat.NotebookNode, name: str, folder: Path) -> Iterator
     heading, n_pictures = name, 0
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            yield cell.source
+            # in the repository a link leads to the script, on the site to its page
+            yield _TO_SCRIPT.sub(r"](\1.md)", cell.source)
             heading = (_HEADING.findall(cell.source) or [heading])[-1]
             continue
         yield f"```python\n{cell.source}\n```"

@@ -46,7 +46,10 @@ def python_page() -> str:
     for name, member in inspect.getmembers(FeatureStore):
         if not name.startswith("_") and name != "open" and inspect.getdoc(member):
             parts += _documented(f"FeatureStore.{name}", member, level=3)
-    parts += ["## scsae.plots", "Each plot returns a figure; `save=FILE` writes it (`scsae plot KIND --save FILE`)."]
+    parts += [
+        "## scsae.plots",
+        "Each plot returns a figure; `save=FILE` writes it (`scsae plot umap --save FILE.png`).",
+    ]
     for name in scsae.plots.__all__:
         if callable(member := getattr(scsae.plots, name)):
             parts += _documented(f"scsae.plots.{name}", member, level=3)

@@ -65,5 +65,5 @@ scsae.plots.gene_bars(store, feature, n=10)
 store.sql("SELECT class, COUNT(*) AS n, AVG(density) AS density FROM features GROUP BY class ORDER BY n DESC")
 
 # %% [markdown]
-# What to do next: [is a feature a cell type or a gene?](type_or_gene.md), [the codes in scanpy](scanpy.md), and
+# What to do next: [is a feature a cell type or a gene?](type_or_gene.py), [the codes in scanpy](scanpy.py), and
 # `scsae serve`, which shows all of this in a web browser.

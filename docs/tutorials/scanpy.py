@@ -2,7 +2,7 @@
 # # From the store to scanpy
 #
 # The codes of all cells as an AnnData, in which features are columns like genes. This page uses the store of
-# [PBMC in ten minutes](pbmc.md).
+# [PBMC in ten minutes](pbmc.py).
 
 # %%
 import warnings

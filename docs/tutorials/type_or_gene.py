@@ -2,7 +2,7 @@
 # # Is my feature a cell type or a gene?
 #
 # A feature that fires in B cells may read one gene that only B cells have, or what B cells have in common. Both are in
-# the tables. This page uses the store of [PBMC in ten minutes](pbmc.md).
+# the tables. This page uses the store of [PBMC in ten minutes](pbmc.py).
 
 # %%
 import polars as pl
