@@ -9,7 +9,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from printed_commands import refusal
+from printed_commands import commands_in, refusal
 
 import scsae
 from feature_store.query.described import SQL_TABLES, described_columns
@@ -30,7 +30,6 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 DOTTED = re.compile(rf"(?<![\w./-])(?:{'|'.join(PACKAGES[1:])})(?:\.\w+)+(?![\w/-])")
 PLACES = re.compile(rf"(?<![\w./-])(?:{'|'.join((*PACKAGES, 'docs', 'tests', 'infra'))})/[\w./*-]*\w")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-COMMAND = re.compile(r"(?<![\w./-])(?:\.venv/bin/)?scsae (?=[a-z])")
 NO_MODULES = ("__file__", "__path__", "py", "md", "png", "json", "yaml", "h5ad", "npz", "toml")
 
 
@@ -178,16 +177,6 @@ def texts_of(path: Path) -> list[str]:
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             found.append(node.value)
     return found
-
-
-def commands_in(text: str) -> Iterator[str]:
-    """What follows `scsae` wherever a command is quoted or stands in a block of code, to its end."""
-    blocks = re.findall(r"```\w*\n(.*?)```", text, re.DOTALL)
-    quoted = re.findall(r"`(scsae [^`]+)`|\A(scsae [^`]+)\Z", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    for line in [*lines, *(" ".join("".join(pair).split()) for pair in quoted)]:
-        if found := COMMAND.search(line.partition("#")[0]):
-            yield line.partition("#")[0][found.end() :]
 
 
 def is_taken(words: str) -> bool:

@@ -36,7 +36,13 @@ def read_tutorial(file: Path) -> nbformat.NotebookNode:
 
 def run_notebook(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNode:
     """Run all cells in a folder; CellExecutionError names the cell that fails."""
-    client = NotebookClient(notebook, timeout=TIMEOUT_S, resources={"metadata": {"path": str(folder)}})
+    client = NotebookClient(
+        notebook,
+        timeout=TIMEOUT_S,
+        startup_timeout=TIMEOUT_S,
+        extra_arguments=["--log-level=ERROR"],
+        resources={"metadata": {"path": str(folder)}},
+    )
     done: nbformat.NotebookNode = client.execute()
     for cell in done.cells:
         if cell.cell_type == "code":
