@@ -17,6 +17,7 @@ from feature_store import FeatureStore
 from feature_store.query.described import described_columns, described_tables
 from pipelines.cli import app
 
+_CODE = re.compile(r"(`[^`]*`)")
 _NAMED_LINE = re.compile(r"^(\w[\w, ]*): (.*)$")
 
 
@@ -159,12 +160,13 @@ def _table(frame: pl.DataFrame) -> str:
 
 
 def _cell(text: str) -> str:
-    return _escaped(text).replace("|", "\\|")
+    # careful: in code, a bar needs no escape, and the escape would be shown
+    return "".join(part if part.startswith("`") else part.replace("|", "\\|") for part in _CODE.split(_escaped(text)))
 
 
 def _escaped(text: str) -> str:
     """A text whose angle brackets and stars, outside of code, are shown and not read as markup."""
-    parts = re.split(r"(`[^`]*`)", text)
+    parts = _CODE.split(text)
     return "".join(
         part if part.startswith("`") else re.sub(r"([<>*])", r"\\\1", part).replace("__", r"\_\_") for part in parts
     )
