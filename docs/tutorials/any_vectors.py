@@ -43,11 +43,12 @@ scsae.associate(store=store)[-1].facts
 # %% [markdown]
 # ## What its features stand for
 #
-# The best feature of each cell type, chosen on `select` cells, with its AUROC and q on `test` cells.
+# A feature is named after the cell type that it goes with best on `select` cells, if `test` cells confirm it. How many
+# features have each name?
 
 # %%
 opened = scsae.open(store)
-scsae.plots.best_features(opened).select("label", "feature_id", "auroc", "q")
+opened.sql("SELECT top_label, COUNT(*) AS n FROM features WHERE NOT dead GROUP BY top_label ORDER BY n DESC")
 
 # %% [markdown]
 # ## The genes of such a feature

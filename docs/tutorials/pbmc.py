@@ -47,7 +47,7 @@ found.select("feature_id", "select_auroc", "auroc", "q", "top_genes").head(3)
 # correlation, the size the share of cells in which the feature fires, and a black rim means q <= .05.
 
 # %%
-scsae.plots.dotplot(store)
+_ = scsae.plots.dotplot(store)
 # %% [markdown]
 # ## The genes of a feature
 #
@@ -55,7 +55,7 @@ scsae.plots.dotplot(store)
 
 # %%
 feature = found["feature_id"][0]
-scsae.plots.gene_bars(store, feature, n=10)
+_ = scsae.plots.gene_bars(store, feature, n=10)
 # %% [markdown]
 # ## Any question, in SQL
 #

@@ -14,23 +14,33 @@ best = store.features_for(label="CD19+ B").head(5)
 best.select("feature_id", "auroc", "q", "class", "top_genes")
 
 # %% [markdown]
-# ## On which genes' tokens does it fire?
+# ## Which genes go with it?
 #
-# `identity_precision` is the share of the feature's firing that falls on the tokens of one gene. `identity_recall` is
-# the share of the gene's tokens at which it fires, and `lift` says how many times more often than by chance. A feature
-# with .5 or more of its firing on one gene is called gene-identity.
+# `pearson` is the correlation of the cell's code with the gene's expression, and `pearson_within_type` the same inside
+# cell types: where only the first is large, the feature and the gene both follow the type. `identity_precision` is the
+# share of the feature's firing that falls on the tokens of this one gene, and `identity_recall` the share of the gene's
+# tokens at which it fires.
 
 # %%
 feature = int(best["feature_id"][0])
 of_genes = store.frame("feature_gene").filter(pl.col("feature_id") == feature, pl.col("split") == "test")
-columns = ["gene", "identity_precision", "identity_recall", "lift", "pearson", "pearson_within_type"]
-of_genes.select(columns).sort("identity_precision", descending=True, nulls_last=True).head(6).collect()
+columns = ["gene", "pearson", "pearson_within_type", "identity_precision", "identity_recall", "q"]
+of_genes.select(columns).sort("pearson", descending=True, nulls_last=True).head(6).collect()
 
 # %% [markdown]
-# `pearson` is the correlation of the cell's code with the gene's expression over all cells, and `pearson_within_type`
-# the same inside cell types. A feature of a gene keeps its correlation inside types; where only the first is large, the
-# feature and the gene both follow the type.
+# ## And a feature of one gene?
 #
+# A feature that has half of its firing or more on one gene is called gene-identity. This is the one of them that fires
+# most, with the genes on whose tokens it does.
+
+# %%
+features = store.frame("features")
+reads_one = features.filter(pl.col("class") == "gene-identity", pl.col("gene_precision") >= 0.5)
+of_one = reads_one.sort("density", descending=True).collect()["feature_id"][0]
+rows = store.frame("feature_gene").filter(pl.col("feature_id") == of_one, pl.col("split") == "test")
+rows.select(columns).sort("identity_precision", descending=True, nulls_last=True).head(3).collect()
+
+# %% [markdown]
 # ## What explains its firing?
 #
 # `gene_effect` is the share of its firing that the gene of the token explains, `context_effect` the share of the cell
@@ -38,7 +48,7 @@ of_genes.select(columns).sort("identity_precision", descending=True, nulls_last=
 
 # %%
 named = ["feature_id", "class", "gene_precision", "gene_effect", "context_effect", "batch_effect"]
-store.frame("features").join(best.lazy().select("feature_id"), on="feature_id", how="semi").select(named).collect()
+features.filter(pl.col("feature_id").is_in([of_one, *best["feature_id"]])).select(named).collect()
 
 # %% [markdown]
 # Most features of a model of gene tokens follow their gene: gene_effect is high even for a feature of a cell type,
@@ -49,7 +59,7 @@ store.frame("features").join(best.lazy().select("feature_id"), on="feature_id", 
 # The codes of `test` cells by cell type.
 
 # %%
-scsae.plots.violin(store, feature)
+_ = scsae.plots.violin(store, feature)
 # %% [markdown]
 # ## And the same for all features
 #
