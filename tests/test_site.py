@@ -27,8 +27,11 @@ SCRIPT = """# %% [markdown]
 # %%
 import sys
 
+from pipelines.runtime.progress import stderr_console
+
 print("out")
 print("progress", file=sys.stderr)
+stderr_console().print("more progress")
 6 * 7
 
 # %% [markdown]
@@ -86,7 +89,7 @@ def test_a_tutorial_is_run_as_a_notebook_and_shows_what_it_printed_and_drew(tmp_
     assert "[download it](page.ipynb)" in page
     assert "```text\nout\n```" in page
     assert "```text\n42\n```" in page
-    assert "progress\n```" not in page
+    assert "progress\n" not in page
     assert "![A figure](page_1.png)" in page
     assert (tmp_path / "page_1.png").stat().st_size > 1000
 

@@ -43,7 +43,8 @@ class PlainConsole(Console):
     """A console that prints a text as it is: without markup such as [bold], and with its control characters visible."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(highlight=False, markup=False, emoji=False, **options)
+        # in a notebook, rich would show each line of progress as an output of the cell, which is kept
+        super().__init__(highlight=False, markup=False, emoji=False, force_jupyter=False, **options)
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print texts, each on one line, and other objects of rich."""
