@@ -1,16 +1,17 @@
 # make demo: the whole job on real cells.  make test: the suite.  make lint: style, types, imports.
 # make test-pages: the atlas in Chromium.  make test-slow: all that takes long.
 # make test-jobs: the demo, a recipe, a run killed in four ways, a submitted job, a lost node, a store on S3.
+# make docs: the pages in site/, with the tutorials as they ran.
 # Each makes .venv on its first call, with the versions of constraints.txt.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-units test-ray test-pages test-jobs test-slow lint format clean help
+.PHONY: demo test test-units test-ray test-pages test-jobs test-slow docs lint format clean help
 
 help:
-	@sed -n '1,4p' Makefile
+	@sed -n '1,5p' Makefile
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -47,6 +48,9 @@ test-jobs: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m 'slow and not gpu'
+
+docs: $(STAMP)
+	$(BIN)/python docs/site/build_site.py --out site
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -40,7 +40,7 @@ from pipelines.inputs import load_model_location, load_source_location, no_model
 from pipelines.moved_data import record_if_same, record_new_place
 from pipelines.runtime.checks import check_before_work
 from pipelines.runtime.cluster import one_ray_session
-from pipelines.runtime.progress import progress_bar
+from pipelines.runtime.progress import progress_bar, stderr_console
 from pipelines.runtime.stage import Clock, StageResult
 from pipelines.training_loop import (
     commit_sae,
@@ -92,7 +92,9 @@ def _stages(options: BaselineOptions, store: Path, chain: RunChain, address: str
     from pipelines.associate import associate_with
     from pipelines.encode import encode
 
-    for kind in dict.fromkeys(options.kind):
+    kinds = tuple(dict.fromkeys(options.kind))
+    for number, kind in enumerate(kinds, start=1):
+        stderr_console().print(f"baseline {number} of {len(kinds)}: {kind}")
         make: Callable[..., Iterator[StageResult]] = _random_model if kind == RANDOM_MODEL else _fitted
         sae = None
         for made in make(kind, options, store, chain, address):
