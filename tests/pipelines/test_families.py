@@ -27,6 +27,7 @@ from sae_core.errors import ConfigError
 KINDS = (
     *("scgpt-finetuned", "geneformer-v1", "geneformer-v2", "scfoundation", "tahoe", "nicheformer", "uce"),
     "transcriptformer",
+    "aido-cell",
 )
 WITHOUT_HEAD = ("uce",)
 OPTIONS = {"transcriptformer": {"assay": "obs:batch"}}
