@@ -370,8 +370,8 @@ class FoundationModel(nn.Module, ABC):
         """The model's own pretraining loss on these cells, with `patches` in place (`sae_core.scfm.pretraining`).
 
         Units: squared bins (scGPT, Tahoe-x1), nats (Geneformer, Nicheformer, TranscriptFormer), squared log1p CP10k
-        (scFoundation, AIDO.Cell). The same seed masks the same genes whatever the patches are. No gene is masked in a cell with
-        fewer than two.
+        (scFoundation, AIDO.Cell). The same seed masks the same genes whatever the patches are. No gene is masked in a
+        cell with fewer than two.
 
         Raises:
             ConfigError: the checkpoint has no weights of the pretraining head.
