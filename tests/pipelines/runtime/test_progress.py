@@ -74,7 +74,7 @@ def test_on_a_terminal_an_activity_is_shown_while_it_lasts_and_taken_away(monkey
     ("recipe", "n_stages"),
     [
         ({"extract": {"data": "a.h5ad", "layer": ["1", "2"]}, "train": {}, "encode": {}, "associate": {}}, 7),
-        ({"extract": {"data": "a.h5ad", "layer": ["1", "2"]}}, 1),
+        ({"extract": {"data": "a.h5ad", "layer": ["1", "2"]}, "steer": [{"target": "A"}]}, 2),
         ({"encode": {}, "associate": {}, "steer": [{"target": "A"}, {"target": "B"}]}, 4),
     ],
 )
@@ -83,6 +83,8 @@ def test_a_recipe_says_which_stage_of_how_many_begins(recipe, n_stages, capsys):
     stages.begin("extract")
     stages.begin("train")
     assert capsys.readouterr().err == f"stage 1 of {n_stages}: extract\nstage 2 of {n_stages}: train\n"
+    StageNames(Recipe(encode={})).begin("encode")
+    assert capsys.readouterr().err == ""
 
 
 def test_it_is_said_which_baseline_of_how_many_is_made(monkeypatch, capsys, tmp_path):
