@@ -170,7 +170,7 @@ class UCE(FoundationModel):
         self, gene_id: Int64[Tensor, "row position"], value: Float[Tensor, "row position"]
     ) -> Float[Tensor, "row position d_model"]:
         """sqrt(d) LN(gelu(W t + b)) + sinusoid of the position; the value is not used."""
-        distinct, where = gene_id.unique(return_inverse=True)
+        distinct, where = torch.unique(gene_id, return_inverse=True)
         weight = cast("Tensor", self.encoder[0].weight)
         rows = self.table[distinct.cpu()].to(device=weight.device, dtype=weight.dtype)
         projected = self.encoder(F.normalize(rows, dim=-1)) * self.d_model**0.5
