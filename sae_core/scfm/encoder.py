@@ -59,12 +59,13 @@ class SelfAttention(nn.Module):
         self,
         x: Float[Tensor, "row position d_model"],
         *,
-        key_mask: Bool[Tensor, "row key"] | None = None,
+        key_mask: Bool[Tensor, "row key"] | Bool[Tensor, "row position key"] | None = None,
         key_bias: Float[Tensor, "row key"] | Float[Tensor, "row position key"] | None = None,
         n_keys: int | None = None,
     ) -> Float[Tensor, "row position d_model"]:
         """softmax(cap(q k^T / sqrt(d_head) + bias of the key)) v, over the keys where `key_mask` is true.
 
+        `key_mask` is one of all positions of a row, or has a line of its own for each.
         `n_keys`: only the first `n_keys` positions are keys; the positions after them attend and are never attended to.
         The bias of a key is one for all positions, or that of each. A position that may attend to no key gets 0 where
         scores are capped, and NaN elsewhere.
@@ -78,7 +79,7 @@ class SelfAttention(nn.Module):
             q = F.linear(x, w[:d_model], of_query)
             k, v = F.linear(x[:, :n_keys], w[d_model:], of_key).chunk(2, dim=-1)
         q, k, v = (t.view(n_rows, t.shape[1], self.n_heads, -1).transpose(1, 2) for t in (q, k, v))
-        mask = None if key_mask is None else key_mask[:, None, None, :]
+        mask = None if key_mask is None else key_mask[:, None, None] if key_mask.ndim == 2 else key_mask[:, None]
         if self.softcap is not None:
             mixed = torch.cat([self._capped(q, k, v, mask, key_bias, row) for row in range(n_rows)])
         elif self.is_causal or key_bias is not None:
@@ -156,7 +157,7 @@ class EncoderBlock(nn.Module):
         *,
         index: int,
         hook: SiteHook | None = None,
-        key_mask: Bool[Tensor, "row key"] | None = None,
+        key_mask: Bool[Tensor, "row key"] | Bool[Tensor, "row position key"] | None = None,
         key_bias: Float[Tensor, "row key"] | Float[Tensor, "row position key"] | None = None,
         n_keys: int | None = None,
     ) -> Float[Tensor, "row position d_model"]:

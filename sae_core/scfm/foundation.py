@@ -192,8 +192,8 @@ class FoundationModel(nn.Module, ABC):
         named = (value.removeprefix(OF_CELLS) for value in self.context.values() if value.startswith(OF_CELLS))
         return tuple(dict.fromkeys(named))
 
-    def key_mask(self, batch: Batch) -> Bool[Tensor, "row position"] | None:
-        """Positions that others may attend to, in all blocks; None: all."""
+    def key_mask(self, batch: Batch) -> Bool[Tensor, "row position"] | Bool[Tensor, "row position key"] | None:
+        """Positions that others may attend to in all blocks, or a line of its own for each position; None: all."""
         return batch.key_mask
 
     def key_bias(self, batch: Batch) -> Float[Tensor, "row position"] | Float[Tensor, "row position key"] | None:
@@ -369,8 +369,9 @@ class FoundationModel(nn.Module, ABC):
     ) -> PretrainingLoss:
         """The model's own pretraining loss on these cells, with `patches` in place (`sae_core.scfm.pretraining`).
 
-        Units: squared bins (scGPT), nats (Geneformer, TranscriptFormer), squared log1p CP10k (scFoundation). The same
-        seed masks the same genes whatever the patches are. No gene is masked in a cell with fewer than two.
+        Units: squared bins (scGPT, Tahoe-x1), nats (Geneformer, Nicheformer, TranscriptFormer), squared log1p CP10k
+        (scFoundation). The same seed masks the same genes whatever the patches are. No gene is masked in a cell with
+        fewer than two.
 
         Raises:
             ConfigError: the checkpoint has no weights of the pretraining head.
@@ -398,8 +399,8 @@ class FoundationModel(nn.Module, ABC):
     ) -> MaskedGenePrediction:
         """Predictions of the masked genes of `task` (from `mask_genes`) by the model's own head.
 
-        scGPT predicts the bin from the gene's own token, Geneformer the log probability (nats) of the masked gene,
-        scFoundation log1p CP10k, TranscriptFormer the rate of the count.
+        scGPT and Tahoe-x1 predict the bin from the gene's own token, Geneformer and Nicheformer the log probability
+        (nats) of the masked gene, scFoundation log1p CP10k, TranscriptFormer the rate of the count.
 
         Args:
             task: cells with masked genes.

@@ -55,6 +55,18 @@ def test_positions_after_n_keys_attend_and_are_never_attended_to() -> None:
     torch.testing.assert_close(out[:, 7], one_query[:, 5], atol=1e-6, rtol=1e-6)
 
 
+def test_a_mask_may_have_a_line_of_its_own_for_each_position() -> None:
+    block, oracle = block_and_oracle()
+    x = torch.randn(3, 6, 24, generator=torch.Generator().manual_seed(2))
+    hidden = torch.tensor([[0, 0, 1, 0, 1, 0], [0, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0]], dtype=torch.bool)
+    allowed = ~hidden[:, None] | torch.eye(6, dtype=torch.bool)
+    expected = oracle(x, src_mask=~allowed.repeat_interleave(4, 0))
+    torch.testing.assert_close(block(x, index=0, key_mask=allowed), expected, atol=1e-5, rtol=1e-5)
+    rows = torch.ones(3, 6, dtype=torch.bool)
+    same = block(x, index=0, key_mask=rows), block(x, index=0, key_mask=rows[:, None].expand(3, 6, 6))
+    torch.testing.assert_close(*same)
+
+
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
     with pytest.raises(ConfigError, match="3 for d_model 16"):
         SelfAttention(d_model=16, n_heads=3)

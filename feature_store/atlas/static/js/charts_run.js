@@ -30,14 +30,14 @@ export function representationLegend(names) {
     svg("svg", { width: 14, height: 14, viewBox: "0 0 14 14", "aria-hidden": "true" }, mark(name, 7, 7)), h("span", {}, name)))));
 }
 
-// Rows of dots: rows [{name, points: [{of, value, low, high}]}]; `zero`: a line to be held against; null values are left out.
+// Rows of dots: rows [{name, link, points: [{of, value, low, high}]}]; `link` is where a name leads, or null; `zero`: a line to be held against; null values are left out.
 export function dotRows(width, { rows, domain, title, label, zero = null }) {
   const left = Math.round(Math.min(210, width * 0.36)), letters = Math.floor((left - 12) / LETTER);
-  return frame({ width, height: rows.length * ROW + 52, left, right: 14, top: 6, bottom: 40, label }, ({ plot, width: inner, height }) => {
+  return frame({ width, height: rows.length * ROW + 52, left, right: 14, top: 6, bottom: 40, label, role: rows.some(({ link }) => link) ? "group" : "img" }, ({ plot, width: inner, height }) => {
     const x = linear(domain, [0, inner]), inside = (value) => Math.max(-3, Math.min(inner + 3, x(value)));
-    rows.forEach(({ name, points }, i) => {
-      const y = (i + 0.5) * ROW;
-      plot.append(svg("line", { x1: 0, x2: inner, y1: y, y2: y, class: "grid" }), svg("text", { x: -8, y: y + 4, "text-anchor": "end" }, svg("title", {}, name), cut(name, letters)));
+    rows.forEach(({ name, link, points }, i) => {
+      const y = (i + 0.5) * ROW, text = svg("text", { x: -8, y: y + 4, "text-anchor": "end", class: link ? "link" : null }, svg("title", {}, name), cut(name, letters));
+      plot.append(svg("line", { x1: 0, x2: inner, y1: y, y2: y, class: "grid" }), link ? svg("a", { href: link }, text) : text);
       for (const { of, value, low, high } of points) {
         if (value === null || value === undefined) continue;
         if (low !== null && low !== undefined && high !== null) plot.append(svg("line", { x1: inside(low), x2: inside(high), y1: y, y2: y, class: "whisker", stroke: lookOf(of)[0] }));
