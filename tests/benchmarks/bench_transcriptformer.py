@@ -110,7 +110,7 @@ def main() -> None:
         runs: list[Callable[[], object]] = [lambda: stock(model, tokens), ours]
         baseline, fast = fastest(runs, options.repeats, clock)
     print(f"{platform.processor() or platform.machine()}, {options.threads} threads, torch {torch.__version__}")
-    print(f"{source.path.name}: {tokens.n_cells} cells, {tokens.n_tokens} tokens, padded to {PLACES}; site {SITE}")
+    print(f"{source.paths[0].name}: {tokens.n_cells} cells, {tokens.n_tokens} tokens, padded to {PLACES}; site {SITE}")
     for name, seconds in (("stock, padded", baseline), ("ours", fast)):
         print(f"{name:16}{tokens.n_tokens / seconds:10.0f} tokens/s{baseline / seconds:8.2f}")
     print(f"largest difference: {difference:.2e}")
