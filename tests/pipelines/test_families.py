@@ -30,7 +30,7 @@ KINDS = (
     "aido-cell",
 )
 WITHOUT_HEAD = ("uce",)
-OPTIONS = {"transcriptformer": {"assay": "obs:batch"}}
+OPTIONS = {"transcriptformer": ("assay=obs:batch",)}
 N_FEATURES, CELLS = 3, 24
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("module_without_actors")]
 
@@ -47,7 +47,7 @@ def test_every_stage_reads_the_model(kind, tiny_data, train_options, tmp_path, m
             ExtractOptions(
                 data=tiny_data,
                 model=str(model),
-                model_option=OPTIONS.get(kind, {}),
+                model_option=OPTIONS.get(kind, ()),
                 layer=(layer,),
                 donor="donor",
                 batch="batch",

@@ -174,8 +174,8 @@ def _verdict_of_kinds(runs: Sequence[SteeringRun], of_kinds: Sequence[Mapping[st
     better, kept = sum(mixed > 0 for mixed, *_ in on_test), sum(loss <= MAX_LOSS for *_, loss in on_test)
     run = "" if len(runs) == len(SEEDS) else f"{len(runs)} of {len(SEEDS)} SAEs was run so far. "
     return (
-        f"{run}The search took **{counts}** of {len(runs)} SAEs. On `test` cells the kind that was taken mixes most of the\n"
-        f"four for {best}, mixes better than unsteered cells for {better}, and keeps types within 2 % for {kept}."
+        f"{run}The search took **{counts}** of {len(runs)} SAEs. On `test` cells the kind that was taken mixes most of "
+        f"the\nfour for {best}, mixes better than unsteered cells for {better}, and keeps types within 2 % for {kept}."
     )
 
 
