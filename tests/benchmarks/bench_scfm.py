@@ -160,7 +160,7 @@ def main() -> None:
     padded = sum(len(batch) * work.tokens.lengths[batch].max() for batch in plan)
 
     device = torch.cuda.get_device_name() if options.device == "cuda" else f"{options.threads} threads"
-    print(f"{platform.processor() or platform.machine()}, {device}, torch {torch.__version__}, {source.path.name}")
+    print(f"{platform.processor() or platform.machine()}, {device}, torch {torch.__version__}, {source.paths[0].name}")
     print(f"{work.tokens.n_cells} cells, {n} tokens, padded to {work.longest}; scGPT 12 layers, d 512, site {SITE}")
     print(f"{'':24}{'tokens/s':>10}{'ratio':>8}{'GFLOP/s':>10}{'of peak':>9}")
     work_of_site = flops(model, work.tokens)

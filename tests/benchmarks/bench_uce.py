@@ -126,7 +126,7 @@ def main() -> None:
     baseline, fp32, bf16, tokenization = fastest(runs, options.repeats, clock)
     n, unit = tokens.n_tokens, "CPU s" if options.cpu_time else "s"
     print(f"{platform.processor() or platform.machine()}, {options.threads} threads, torch {torch.__version__}")
-    print(f"{source.path.name}: {tokens.n_cells} cells, {n} tokens; UCE 4 layers, d {model.d_model}, site {SITE}")
+    print(f"{source.paths[0].name}: {tokens.n_cells} cells, {n} tokens; UCE 4 layers, d {model.d_model}, site {SITE}")
     for name, seconds in (("stock, padded, fp32", baseline), ("ours, fp32", fp32), ("ours, bf16 autocast", bf16)):
         print(f"{name:24}{n / seconds:10.0f} tokens/{unit}{baseline / seconds:8.2f}")
     print(f"largest difference to the baseline, fp32: {difference:.2e}; relative error of bf16: {error:.2e}")
