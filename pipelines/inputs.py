@@ -39,7 +39,6 @@ from pipelines.config import DataOptions
 from pipelines.errors import UsageError
 from pipelines.forward import autocast_of
 from pipelines.runtime.progress import delayed_progress_bar, stderr_console
-from pipelines.runtime.stage import Clock
 
 if TYPE_CHECKING:
     from feature_store.cells import ColumnMatrix
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
     from sae_core.scfm import Coverage, FoundationModel, GeneMatch, Site
 
 PROBE_CELLS = 512
-TIMED_CELLS = 16
 GENES_TABLE = "genes"
 TOKENLESS = (
     "they have none of the genes that go into the model, as empty droplets do: remove them, or see `scsae inspect`"
@@ -65,8 +63,6 @@ class LoadedInputs:
     """Coverage of the probe: the first cells of the data set, equally many of each file."""
     mean_tokens: float
     """Mean number of gene tokens per cell of the probe."""
-    probe_seconds: float
-    """Seconds that tokenizing and embedding one cell took."""
     stored_obs: StoredObs | None
     """Where columns of obs are read that the model needs; None: in the data."""
 
@@ -97,16 +93,12 @@ def match_inputs(source: Source, model: "FoundationModel", stored_obs: StoredObs
     match = model.match_genes(source.gene_symbols, source.ensembl_ids)
     rows = source.read_cells(source.first_cells(PROBE_CELLS))
     mean_tokens = _mean_tokens(model, source, match, stored_obs)
-    clock = Clock()
-    few = source.first_cells(TIMED_CELLS)
-    model.embed(tokens_of_cells(model, source, match, few, seed=0, stored=stored_obs))
     return LoadedInputs(
         source=source,
         model=model,
         match=match,
         coverage=model.coverage(rows.indptr, rows.indices, rows.data, match),
         mean_tokens=mean_tokens,
-        probe_seconds=clock.seconds / len(few),
         stored_obs=stored_obs,
     )
 
@@ -374,7 +366,7 @@ def absolute_model_options(options: DataOptions) -> dict[str, str]:
 
     paths = {option.name for family in FAMILIES for option in family.options if option.is_path}
     return {
-        name: str(Path(value).resolve()) if name in paths else value for name, value in options.model_option.items()
+        name: str(Path(value).resolve()) if name in paths else value for name, value in options.model_options.items()
     }
 
 

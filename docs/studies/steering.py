@@ -8,11 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from findings_study.cells import FOLDS
-from steering_study.cells import CTCL_FOLDS, SEEDS, ctcl_file, kang_file, mixology_file
+from steering_study.cells import CTCL_FOLDS, SEEDS, ctcl_file, ctcl_mix_file, kang_file, mixology_file
 from steering_study.page import write_page
-from steering_study.runs import SteeringRun, ctcl_recipe, kang_recipe, mixology_recipe, steering_runs
+from steering_study.runs import (
+    SteeringRun,
+    ctcl_mix_recipe,
+    ctcl_recipe,
+    kang_recipe,
+    kinds_recipe,
+    mixology_recipe,
+    steering_runs,
+)
 
-EXPERIMENTS = ("kang", "mixology", "ctcl")
+EXPERIMENTS = ("kang", "mixology", "ctcl", "mixology_kinds", "ctcl_kinds")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -21,7 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with the .h5ad files ($SCSAE_DATA)")
     parser.add_argument("--store", type=Path, required=True, help="folder of the store")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder for steering.md and its figures")
-    parser.add_argument("--only", choices=EXPERIMENTS, action="append", help="run one experiment; may be repeated")
+    parser.add_argument(
+        "--only",
+        choices=EXPERIMENTS,
+        action="append",
+        help="run one experiment, and leave the other sections; may be repeated",
+    )
     options = parser.parse_args(arguments)
 
     sections: dict[str, list[SteeringRun]] = {}
@@ -41,6 +54,12 @@ def run_experiment(experiment: str, data: Path, store: Path) -> list[tuple[str, 
         case "mixology":
             names = ("mixology_ablate", "mixology_shift")
             recipes = [mixology_recipe(mixology_file(data, folder, seed), seed) for seed in SEEDS]
+        case "mixology_kinds":
+            names = ("mixology_kinds",)
+            recipes = [kinds_recipe(mixology_recipe(mixology_file(data, folder, seed), seed), seed) for seed in SEEDS]
+        case "ctcl_kinds":
+            names = ("ctcl_kinds",)
+            recipes = [kinds_recipe(ctcl_mix_recipe(ctcl_mix_file(data, folder, seed), seed), seed) for seed in SEEDS]
         case _:
             names = ("ctcl",)
             recipes = [ctcl_recipe(ctcl_file(data, folder, fold), fold) for fold in range(len(CTCL_FOLDS))]

@@ -47,7 +47,7 @@ from feature_store.storage.plans import MapPlan, SteeringPlan, as_json
 if TYPE_CHECKING:
     from sklearn.neighbors import NearestNeighbors
 
-UNSTEERED = "unsteered"
+UNSTEERED, BASELINE_DOSE = "unsteered", "baseline_dose"
 Floats = npt.NDArray[np.float64]
 _COORDINATES = ("pc1", "pc2", "x", "y", "gap")
 
@@ -100,8 +100,11 @@ def steering_map(layout: Layout, run: str, config: SteeringMapConfig | None = No
 
 
 def mapped_variants(variants: pl.DataFrame) -> pl.DataFrame:
-    """The rows of the table `steering_variants` that are on the map: all but the later draws of nulls."""
-    return variants.filter((pl.col("role") != "null") | (pl.col("draw") == 0))
+    """The rows of the table `steering_variants` that are on the map: all but the later draws of nulls and the further
+    doses of baselines.
+    """
+    kept = (pl.col("role") != "null") | (pl.col("draw") == 0)
+    return variants.filter(kept & (pl.col("role") != BASELINE_DOSE))
 
 
 def sample(cells: pl.DataFrame, config: SteeringMapConfig) -> pl.DataFrame:

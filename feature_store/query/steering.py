@@ -33,6 +33,8 @@ class Role(StrEnum):
     NULL = "null"
     BASELINE = "baseline"
     """A method that uses the labels and no features."""
+    BASELINE_DOSE = "baseline_dose"
+    """A baseline at another dose than 1."""
     FLOOR = "floor"
     """The distance that sampling noise alone leaves."""
     TREND = "trend"

@@ -753,7 +753,7 @@ class SteeringPlan(Plan):
     """A steering run."""
 
     stage = "steering"
-    version = 4
+    version = 5
 
     control_of: str | None
     associations: str

@@ -91,14 +91,33 @@ def sql(
     """Query the tables of a store in SQL.
 
     The tables are cells, codes, features, feature_label, feature_gene, feature_geneset and others; `SHOW TABLES` lists
-    them. Where the panel is not all cells, codes has the cells of the panel, and compact_codes the largest codes of
-    every other cell.
+    them, and `scsae describe TABLE` says what the columns of one hold. Where the panel is not all cells, codes has the
+    cells of the panel, and compact_codes the largest codes of every other cell.
     """
     from feature_store import FeatureStore
     from pipelines.cli.lookups import ask
 
     to = destination(form, output)
     to.write(ask(FeatureStore.open(store, associations=associations, codes=codes), query))
+
+
+@commands.command()
+def describe(
+    table: Annotated[str | None, typer.Argument(help="Table to describe; without one, all tables are listed.")] = None,
+    store: Store = DEFAULT_STORE,
+    associations: Associations = None,
+    codes: Codes = None,
+    form: Form = None,
+    output: Output = None,
+) -> None:
+    """Say what a table of the store holds: a row, its cells and splits, and each column with its unit.
+
+    The columns are those that the table has in the store, and where the store does not have it those that it would
+    have. No store is needed.
+    """
+    from pipelines.cli.lookups import write_description
+
+    write_description(table, store, {"associations": associations, "codes": codes}, destination(form, output))
 
 
 @commands.command()

@@ -41,9 +41,10 @@ class SteerOptions(ActorOptions, MovedDataOptions):
     dose: Annotated[tuple[Dose, ...], pydantic.BeforeValidator(as_tuple)] = Field(default=(1.0,), min_length=1)
     """Dose of the edit: for clamp and add in units of the 99th percentile of a feature, for scale the factor, for
     toward and shift the share of the way; ablate has no dose. May be repeated: the best dose is then searched."""
-    by: Literal["cell_type", "gene", "both", "none"] | None = None
-    """Groups of the mean codes of toward and shift: cell_type, gene (of the token), both or none. Default: cell_type,
-    and none with --target all."""
+    by: Literal["cell_type", "gene", "both", "none", "other_types"] | None = None
+    """Groups of the mean codes of toward and shift: cell_type, gene (of the token), both, none, or other_types, which
+    takes for each type the mean over the other types, so that a type without cells of the other label is moved too.
+    Default: cell_type, and none with --target all."""
     gene: Annotated[tuple[str, ...], pydantic.BeforeValidator(as_tuple)] = ()
     """Edit only the tokens of this gene; may be repeated."""
     cells: Annotated[tuple[str, ...], pydantic.BeforeValidator(as_tuple)] = ()

@@ -110,7 +110,7 @@ class _SteeringWorker(ABC):
         if variant.references is not None and means is None:
             return None
         group = torch.tensor([self.group_code[name] for name in self.job.group[np.searchsorted(self.job.cells, cells)]])
-        if variant.role is Role.BASELINE:
+        if variant.role in (Role.BASELINE, Role.BASELINE_DOSE):
             assert means is not None
             amount = 1.0 if variant.dose is None else variant.dose
             return Displace(

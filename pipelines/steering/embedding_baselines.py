@@ -73,16 +73,25 @@ def harmony(embedding: Floats, batch: Names, *, seed: int = 0) -> Floats:
 
 
 class MeanDifference:
-    """The mean of toward cells minus the mean of target cells by group, learned on reference cells."""
+    """The mean of toward cells minus the mean of target cells by group, learned on reference cells.
 
-    def __init__(self, reference: Floats, is_target: Bools, is_toward: Bools, group: Names) -> None:
-        """Learn from reference cells [n_cells width]; a group without target or toward cells gets no vector."""
+    With `of_other_groups`, the vector of every group, known or not, is the mean over the other groups, weighted by the
+    cells of their smaller side.
+    """
+
+    def __init__(
+        self, reference: Floats, is_target: Bools, is_toward: Bools, group: Names, *, of_other_groups: bool = False
+    ) -> None:
+        """Learn from reference cells [n_cells width]; a group without target or toward cells gives no vector."""
         values, names = np.asarray(reference, dtype=np.float64), np.asarray(group, dtype=str)
         self.vectors: dict[str, Floats] = {}
+        self._n_cells: dict[str, int] = {}
+        self._of_other_groups = of_other_groups
         for name in np.unique(names):
             target, toward = is_target & (names == name), is_toward & (names == name)
             if target.any() and toward.any():
                 self.vectors[str(name)] = values[toward].mean(0) - values[target].mean(0)
+                self._n_cells[str(name)] = int(min(target.sum(), toward.sum()))
 
     def applied(self, embedding: Floats, is_target: Bools, group: Names, *, amount: float = 1.0) -> Floats:
         """The embedding [n_cells width], float64, with `amount` times their group's vector added to target cells.
@@ -90,9 +99,18 @@ class MeanDifference:
         Cells of a group without a vector are unchanged.
         """
         out, names = np.array(embedding, dtype=np.float64), np.asarray(group, dtype=str)
-        for name, vector in self.vectors.items():
-            out[is_target & (names == name)] += amount * vector
+        for name in np.unique(names):
+            if (vector := self._vector(str(name))) is not None:
+                out[is_target & (names == name)] += amount * vector
         return out
+
+    def _vector(self, name: str) -> Floats | None:
+        """The vector of a group; None if it has none."""
+        if not self._of_other_groups:
+            return self.vectors.get(name)
+        others = [other for other in self.vectors if other != name]
+        weights = [self._n_cells[other] for other in others]
+        return np.average([self.vectors[other] for other in others], axis=0, weights=weights) if others else None
 
 
 def _centred(values: Floats, batch: Ints) -> Floats:

@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from pipelines.steering.labels import CellLabels
 from pipelines.steering.metrics.intervals import Floats
+from pipelines.steering.plan import SteeringTask, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,18 @@ class SteeredEmbeddings:
         return cls(
             cell_idx=cell_idx, labels=CellLabels.of(own, kind), unsteered=first["embedding"].to_numpy(), moved=moved
         )
+
+    def is_left(self, task: SteeringTask) -> npt.NDArray[np.bool_]:
+        """The cells of the moved label that no variant steers, such as those that `--cells` leaves out [n_cells].
+
+        They are neither moved cells nor those that cells are moved toward. No cell is left if nothing is steered.
+        """
+        left = np.zeros(len(self.cell_idx), dtype=bool)
+        if task.type is Task.MOVE and self.moved:
+            left |= self.labels.label == task.target
+            for rows, _ in self.moved.values():
+                left[rows] = False
+        return left
 
     def under(self, variant: int) -> Floats:
         """The embeddings of all cells under a variant [n_cells width]."""

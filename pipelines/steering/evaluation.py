@@ -28,6 +28,7 @@ from pipelines.steering import embedding_baselines
 from pipelines.steering.embeddings import SteeredEmbeddings
 from pipelines.steering.evaluation_cells import ALL, EvaluationCells, MetricValue
 from pipelines.steering.evaluators import Evaluator, MixEvaluator, MoveEvaluator, evaluator_of
+from pipelines.steering.group_means import By
 from pipelines.steering.metrics.dose_response import dose_response
 from pipelines.steering.metrics.intervals import Floats, rank_p, student
 from pipelines.steering.plan import Null, SteeringTask, Task, Variant
@@ -37,6 +38,7 @@ N_COSTLY = 3
 FLOOR, EMBEDDING_DIFFERENCE = "floor", "mean difference of embeddings"
 _COMPARED = (Role.REPLACE, Role.RECONSTRUCTION, Role.BASELINE)
 """The roles, besides the chosen variant, whose effects are ranked among the draws of the nulls."""
+_BASELINES = (Role.BASELINE, Role.BASELINE_DOSE)
 CENTRING, CENTRING_WITHIN, HARMONY = "centring", "centring within types", "Harmony"
 
 Values = dict[tuple[str, str], MetricValue]
@@ -64,6 +66,7 @@ def evaluate(
     split: str,
     seed: int,
     scib: bool = False,
+    by: By | None = None,
     n_samples: int | None = None,
 ) -> pl.DataFrame:
     """The rows of `results` of one split, every metric of every condition, from its cells and unsteered `train` cells.
@@ -75,13 +78,14 @@ def evaluate(
         split: the split whose cells are evaluated.
         seed: the seed of subsamples, halves and Harmony.
         scib: whether to compute scIB's scores too (mix alone; needs the extra `evaluate`).
+        by: the grouping of the group means; with other_types, the mean difference of embeddings is of the other types.
         n_samples: the number of subsamples behind an interval; default: 500.
     """
-    own = embedded.labels.split == split
+    own = (embedded.labels.split == split) & ~embedded.is_left(task)
     cells = _evaluation_cells(embedded, own, seed, n_samples)
     evaluator = evaluator_of(task, cells)
     under = {variant.id: embedded.under(variant.id)[own] for variant in variants}
-    baselines = _baselines(task, embedded, own, seed) if split == "test" else {}
+    baselines = _baselines(task, embedded, own, seed, by) if split == "test" else {}
     conditions: dict[tuple[object, ...], _Condition] = {}
     for variant in variants:
         condition = _condition(variant)
@@ -131,7 +135,7 @@ def _condition(variant: Variant) -> _Condition:
         name=variant.name,
         role=variant.role,
         intervention=variant.intervention,
-        n_features=None if variant.role in (Role.UNSTEERED, Role.BASELINE) else len(variant.features),
+        n_features=None if variant.role in (Role.UNSTEERED, *_BASELINES) else len(variant.features),
         dose=variant.dose,
         chosen=variant.chosen,
     )
@@ -145,20 +149,24 @@ def _is_costly(variant: Variant) -> bool:
     """Whether scIB's scores are computed for a variant."""
     if variant.role is Role.NULL:
         return variant.draw < N_COSTLY
-    return variant.chosen or variant.role is not Role.GRID
+    return variant.chosen or variant.role not in (Role.GRID, Role.BASELINE_DOSE)
 
 
-def _baselines(task: SteeringTask, embedded: SteeredEmbeddings, own: np.ndarray, seed: int) -> dict[str, Floats]:
+def _baselines(
+    task: SteeringTask, embedded: SteeredEmbeddings, own: np.ndarray, seed: int, by: By | None
+) -> dict[str, Floats]:
     """The embeddings of the evaluated cells under each baseline that needs no model, by name."""
     unsteered, labels = embedded.unsteered[own], embedded.labels.at(own)
     label, types = labels.label.astype(str), labels.cell_type.astype(str)
     if task.type is Task.MOVE:
-        rest = embedded.labels.at(~own)
+        known = embedded.labels.split != "test"
+        rest = embedded.labels.at(known)
         vector = embedding_baselines.MeanDifference(
-            embedded.unsteered[~own],
+            embedded.unsteered[known],
             (rest.label == task.target).astype(bool),
             (rest.label == task.toward).astype(bool),
             rest.cell_type.astype(str).tolist(),
+            of_other_groups=by == "other_types",
         )
         moved = vector.applied(unsteered, (labels.label == task.target).astype(bool), types.tolist())
         return {EMBEDDING_DIFFERENCE: moved} if vector.vectors else {}

@@ -92,11 +92,17 @@ class MoveEvaluator(EditEvaluator):
 
     def metrics(self, embedding: Floats) -> list[MetricValue]:
         """The distances, movement, types and neighbours of the moved cells; the other cells do not change."""
+        neighbours = {} if self._knn is None else self._knn.columns(embedding)
         return [
             *self._distances(embedding),
             *self._movement(embedding),
             *self._type_preservation(embedding),
-            *(own for own in super().metrics(embedding) if not own.metric.startswith("other")),
+            *(
+                own
+                for name, values in neighbours.items()
+                if not name.startswith("other")
+                for own in self._by_type(name, values)
+            ),
         ]
 
     def floor(self) -> list[MetricValue]:
@@ -181,10 +187,20 @@ class MoveEvaluator(EditEvaluator):
             return []
         truth, after = self.cells.cell_type[own], self._types(embedding[own])
         return [
-            self.cells.mean("type_accuracy", (after == truth).astype(float), own),
+            *self._by_type("type_accuracy", (after == truth).astype(float)),
             self.cells.macro_f1("type_macro_f1", truth, after, own),
-            self.cells.mean("type_changed", (after != self._before).astype(float), own),
+            *self._by_type("type_changed", (after != self._before).astype(float)),
         ]
+
+    def _by_type(self, metric: str, values: Floats) -> list[MetricValue]:
+        """The mean of values of the moved cells [n_moved] over all of them, and over each type of enough cells."""
+        own = self.is_target
+        found, types = [self.cells.mean(metric, values, own)], self.cells.cell_type[own]
+        for name in np.unique(types):
+            if (types == name).sum() >= MIN_CELLS:
+                cells = own & (self.cells.cell_type == name)
+                found.append(self.cells.mean(metric, values[types == name], cells, str(name)))
+        return found
 
 
 class MixEvaluator(Evaluator):

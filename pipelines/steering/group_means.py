@@ -9,12 +9,13 @@ The difference is shrunk and not the two means, because sides with unequal n wou
 compares sides within types, so that it holds no difference of composition. A (type, gene) without tokens on both sides
 has no row, and its codes are not changed.
 
-`by` is the grouping of codes: both (type and gene), gene (D alone), cell_type, or none; the last two do not separate
-genes. The mean-difference vector at the SAE's site, which needs no SAE, is computed in the same way with mean
-activations instead of codes.
+`by` is the grouping of codes: both (type and gene), gene (D alone), cell_type, none, or other_types; the last three do
+not separate genes. With other_types the difference of a type is the mean D over the other types, so that it is also
+defined for a type that has cells of one side alone, or none. The mean-difference vector at the SAE's site, which needs
+no SAE, is computed in the same way with mean activations instead of codes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
@@ -27,7 +28,8 @@ from pipelines.steering.labels import CellLabels, Texts
 from pipelines.steering.plan import InterventionType, SteeringTask, Task
 from pipelines.steering.token_sample import TokenSample
 
-By = Literal["cell_type", "gene", "both", "none"]
+By = Literal["cell_type", "gene", "both", "none", "other_types"]
+_BY_TYPE = ("cell_type", "both", "other_types")
 PRIOR_TOKENS = 5.0
 """The weight of the mean over types, as a number of tokens."""
 Floats = npt.NDArray[np.float64]
@@ -65,7 +67,7 @@ def default_grouping(task: SteeringTask) -> By:
 
 def group_of_cells(labels: CellLabels, task: SteeringTask, by: By) -> Texts:
     """The group of each cell in `MeansTable` [n_cells], which is its type, its batch, both, or ""."""
-    kinds = labels.cell_type if by in ("cell_type", "both") else np.full(len(labels.label), "", dtype=object)
+    kinds = labels.cell_type if by in _BY_TYPE else np.full(len(labels.label), "", dtype=object)
     if task.type is not Task.MIX:
         return kinds
     return np.array([_group(batch, kind) for batch, kind in zip(labels.label, kinds, strict=True)], dtype=object)
@@ -79,6 +81,7 @@ def code_group_means(
     *,
     by: By,
     cells: npt.NDArray[np.bool_],
+    types: Collection[str] = (),
 ) -> MeansTable:
     """The rows that `shift` adds to the codes of `features`, or that `toward` moves them to, at dose 1.
 
@@ -89,6 +92,7 @@ def code_group_means(
         features: the features, in the order of the columns.
         by: the grouping of codes.
         cells: the sampled cells that may be used [n_cells].
+        types: further types that get a row if `by` is other_types; those of the sampled cells always do.
     """
     codes = sample.codes
 
@@ -97,20 +101,39 @@ def code_group_means(
         return codes.indices[low:high].astype(np.int64), codes.data[low:high].astype(np.float64)
 
     gene = sample.gene_id if by in ("gene", "both") else np.zeros_like(sample.gene_id)
-    return _table(column, len(features), labels, task, by=by, cells=cells, cell_of_unit=sample.cell, gene_of_unit=gene)
+    return _table(
+        column,
+        len(features),
+        labels,
+        task,
+        by=by,
+        cells=cells,
+        types=types,
+        cell_of_unit=sample.cell,
+        gene_of_unit=gene,
+    )
 
 
 def mean_differences(
-    sample: TokenSample, labels: CellLabels, task: SteeringTask, *, by: By, cells: npt.NDArray[np.bool_]
+    sample: TokenSample,
+    labels: CellLabels,
+    task: SteeringTask,
+    *,
+    by: By,
+    cells: npt.NDArray[np.bool_],
+    types: Collection[str] = (),
 ) -> MeansTable:
-    """The mean-difference vectors of activations [group d_model], from the mean activation of each cell."""
+    """The mean-difference vectors of activations [group d_model], from the mean activation of each cell.
+
+    The arguments are those of `code_group_means`.
+    """
     mean = sample.mean.astype(np.float64)
     units = np.flatnonzero(sample.n_tokens > 0)
 
     def column(j: int) -> tuple[Ints, Floats]:
         return np.arange(len(units)), mean[units, j]
 
-    coarse: By = "cell_type" if by in ("cell_type", "both") else "none"
+    coarse: By = {"both": "cell_type", "gene": "none"}.get(by, by)  # type: ignore[assignment]
     return _table(
         column,
         mean.shape[1],
@@ -118,6 +141,7 @@ def mean_differences(
         replace(task, intervention=InterventionType.SHIFT),
         by=coarse,
         cells=cells,
+        types=types,
         cell_of_unit=units,
         gene_of_unit=np.zeros(len(units), dtype=np.int64),
     )
@@ -145,11 +169,12 @@ def _table(
     *,
     by: By,
     cells: npt.NDArray[np.bool_],
+    types: Collection[str],
     cell_of_unit: Ints,
     gene_of_unit: Ints,
 ) -> MeansTable:
     """The table of the units (tokens or cells) of the chosen cells; `column(j)` gives units and their values."""
-    kinds = sorted(set(labels.cell_type))
+    kinds = sorted({*labels.cell_type, *types})
     sides = [task.target, str(task.toward)] if task.type is Task.MOVE else sorted(set(labels.label[cells]) - {""})
     side_of = {name: i for i, name in enumerate(sides)}
     side = np.array([side_of.get(name, -1) for name in labels.label])
@@ -172,25 +197,23 @@ def _table(
     side_code, kind_code = cell_kind // len(kinds), cell_kind % len(kinds)
     differ = _of_move if task.type is Task.MOVE else _of_mix
     rows = differ(side_code, kind_code, gene_code, n, mean)
-    values, coarse = _shrunk(rows, rows.difference)
-    if task.intervention == "toward":
-        origins, coarse_origin = _shrunk(rows, rows.origin)
-        values, coarse = values + origins, coarse._replace(values=coarse.values + coarse_origin.values)
-    fine = by in ("cell_type", "both")
-    names = kinds if fine else [""]
-    at_side, at_kind, at_gene = (rows.side, rows.kind, rows.gene) if fine else (coarse.side, None, coarse.gene)
-    values = values if fine else coarse.values
-    of_kind = [names[k] for k in at_kind] if at_kind is not None else [""] * len(at_side)
+    # `toward` goes to the mean of the other side, which is the origin and the difference
+    wanted = rows.origin + rows.difference if task.intervention == "toward" else rows.difference
+    if by == "other_types":
+        placed = _over_other_types(rows, wanted, len(kinds))
+    else:
+        placed = _shrunk(rows, wanted) if by in _BY_TYPE else _over_types(rows, wanted)
+    names = [kinds[k] if by in _BY_TYPE else "" for k in placed.kind]
     group = np.array(
-        of_kind if task.type is Task.MOVE else [_group(sides[s], k) for s, k in zip(at_side, of_kind, strict=True)],
+        names if task.type is Task.MOVE else [_group(sides[s], k) for s, k in zip(placed.side, names, strict=True)],
         dtype=object,
     )
-    gene_id = genes[at_gene] if len(at_gene) else np.empty(0, np.int64)
+    gene_id = genes[placed.gene] if len(placed.gene) else np.empty(0, np.int64)
     order = np.lexsort((gene_id, group.astype(str))) if len(group) else np.empty(0, np.int64)
     return MeansTable(
         group[order],
         gene_id[order].astype(np.int64) if by in ("gene", "both") else None,
-        values[order].astype(np.float32).reshape(len(order), n_columns),
+        placed.values[order].astype(np.float32).reshape(len(order), n_columns),
     )
 
 
@@ -213,19 +236,40 @@ def _of_mix(side: Ints, kind: Ints, gene: Ints, n: Floats, mean: Floats) -> _Row
     return _Rows(side[kept], kind[kept], gene[kept], n[kept], mean[kept], difference)
 
 
-class _Coarse(NamedTuple):
+class _Placed(NamedTuple):
+    """The values of the rows of a table [row n_values], with side, type (0 if types are not separated) and gene."""
+
     side: Ints
+    kind: Ints
     gene: Ints
     values: Floats
 
 
-def _shrunk(rows: _Rows, values: Floats) -> tuple[Floats, _Coarse]:
-    """The values of the rows, shrunk toward their mean over types, and that mean by (side, gene)."""
+def _over_types(rows: _Rows, values: Floats) -> _Placed:
+    """The mean of the rows of each (side, gene) over types, weighted by tokens."""
     n_genes = int(rows.gene.max(initial=0)) + 1
     keys, place = np.unique(rows.side * n_genes + rows.gene, return_inverse=True)
     pool = sparse.csr_array((rows.n, (place, np.arange(len(place)))), shape=(len(keys), len(place)))
-    coarse = (
-        np.asarray(pool @ values) / np.maximum(np.bincount(place, weights=rows.n, minlength=len(keys)), 1.0)[:, None]
-    )
+    weight = np.maximum(np.bincount(place, weights=rows.n, minlength=len(keys)), 1.0)[:, None]
+    return _Placed(keys // n_genes, np.zeros(len(keys), np.int64), keys % n_genes, np.asarray(pool @ values) / weight)
+
+
+def _shrunk(rows: _Rows, values: Floats) -> _Placed:
+    """The values of the rows, shrunk toward their mean over types."""
+    n_genes = int(rows.gene.max(initial=0)) + 1
+    coarse = _over_types(rows, values)
+    place = np.searchsorted(coarse.side * n_genes + coarse.gene, rows.side * n_genes + rows.gene)
     weight = (rows.n / (rows.n + PRIOR_TOKENS))[:, None]
-    return weight * values + (1 - weight) * coarse[place], _Coarse(keys // n_genes, keys % n_genes, coarse)
+    shrunk = weight * values + (1 - weight) * coarse.values[place]
+    return _Placed(rows.side, rows.kind, rows.gene, shrunk)
+
+
+def _over_other_types(rows: _Rows, values: Floats, n_kinds: int) -> _Placed:
+    """For every type, the mean over the rows of the other types; a type without other types has no row."""
+    parts = []
+    for kind in range(n_kinds):
+        kept = rows.kind != kind
+        others = _Rows(*(column[kept] for column in rows))
+        mean = _over_types(others, values[kept])
+        parts.append(mean._replace(kind=np.full(len(mean.side), kind)))
+    return _Placed(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))

@@ -12,7 +12,7 @@ import polars as pl
 
 from feature_store.query.steering import ALL
 from pipelines.config import SteerOptions
-from pipelines.steering.dose_selection import best_mixing
+from pipelines.steering.dose_selection import MAX_LOSS, best_mixing, keeps_types
 from pipelines.steering.metrics.mixing import QuickMixing
 from pipelines.steering.plan import InterventionType
 
@@ -49,6 +49,22 @@ def options_of(options: SteerOptions, kind: InterventionType) -> SteerOptions:
 def best_kind(found: Sequence[KindOnSelect]) -> KindOnSelect:
     """The kind whose best point is the best of all; of equal ones the first."""
     return best_mixing([(one, one.score) for one in found], found[0].unsteered)
+
+
+def facts_of_choice(best: KindOnSelect) -> dict[str, str]:
+    """What is wrong with the best kind on `select` cells, so that it was taken for want of a better one."""
+    facts = {}
+    score, unsteered = best.score, best.unsteered
+    if not keeps_types(score, unsteered):
+        facts["conservation on select cells"] = (
+            f"{score.conservation:.3f} of {unsteered.conservation:.3f}: every point of every kind loses more than "
+            f"{MAX_LOSS:.0%}, and the one that loses least was taken; give smaller --n-features or --dose"
+        )
+    if score.mixing is not None and unsteered.mixing is not None and score.mixing <= unsteered.mixing:
+        facts["mixing on select cells"] = (
+            f"{score.mixing:.3f}, unsteered {unsteered.mixing:.3f}: no kind of edit that keeps the types mixes better"
+        )
+    return facts
 
 
 def facts_of_kinds(results: dict[InterventionType, pl.DataFrame]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
+from feature_store.query.steering import Role
 from feature_store.storage import schemas
 from pipelines.steering.plan import Variant
 
@@ -18,8 +19,9 @@ MASKED_GENE_CELLS = 300
 
 
 def masked_gene_variants(variants: Sequence[Variant]) -> tuple[Variant, ...]:
-    """The variants whose predictions are made: unsteered, the chosen one, and the first draw of each null."""
-    return tuple(v for v in variants if v.id == 0 or v.chosen or (v.null is not None and v.draw == 0))
+    """The variants whose predictions are made: unsteered, the chosen one, the first draw of each null, the baseline."""
+    first = (Role.NULL, Role.BASELINE)
+    return tuple(v for v in variants if v.id == 0 or v.chosen or (v.role in first and v.draw == 0))
 
 
 def masked_gene_table(

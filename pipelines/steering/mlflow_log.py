@@ -28,7 +28,7 @@ from pipelines.tracking.registry import DATASET_TAG, KIND_TAG, QUESTION_TAG, SAE
 MODEL_TAG = "scsae.model_id"
 Plots = Mapping[str, Callable[[Path], object]]
 """The function that draws each plot into a given file, by the name of the plot."""
-BESIDE = tuple(role.value for role in Role if role not in (Role.GRID, Role.TREND))
+BESIDE = tuple(role.value for role in Role if role not in (Role.GRID, Role.BASELINE_DOSE, Role.TREND))
 """The roles that are logged beside the chosen variant."""
 NAMED_OPTIONS = ("readout", "cells", "gene", "max_cells")
 """Options that change which cells are measured and how; the task names them if they are not the default."""

@@ -7,7 +7,8 @@ The options choose one of three tasks:
 
 A `Variant` is one way to run the model. The `select` cells are run under the variants of the grid. The `test` cells are
 run under the chosen point, the two cross-sections of the grid through it, the same edit in mode `replace` and the
-reconstruction alone, the draws of the nulls, and the mean-difference vector at the SAE's site.
+reconstruction alone, the draws of the nulls, and the mean-difference vector at the SAE's site. If shift or toward are
+searched over several doses, that vector is added in the same doses, on `select` and on `test` cells.
 """
 
 from collections.abc import Sequence
@@ -167,15 +168,30 @@ def cross_sections(grid: Sequence[Point], chosen: Point, intervention: Intervent
     return (chosen, *(point for point in sorted(set(others)) if point != chosen))
 
 
-def search_variants(task: SteeringTask, ranked: Sequence[int], grid: Sequence[Point]) -> tuple[Variant, ...]:
-    """The unsteered variant and one for every point of the grid, with part 0 of the group means."""
+def search_variants(
+    task: SteeringTask, ranked: Sequence[int], grid: Sequence[Point], *, displacement: int | None
+) -> tuple[Variant, ...]:
+    """The unsteered variant, one for every point of the grid, with part 0 of the group means, and the mean difference.
+
+    `displacement` is the part that holds the mean-difference vectors; None leaves these out.
+    """
     references = 0 if task.intervention.needs_group_means else None
     return _numbered(
         [
             Variant(id=0, name=UNSTEERED, role=Role.UNSTEERED),
             *(_at(task, ranked, point, references=references) for point in grid),
+            *([] if displacement is None else _mean_differences(task, grid, displacement)),
         ]
     )
+
+
+def _mean_differences(task: SteeringTask, grid: Sequence[Point], displacement: int) -> list[Variant]:
+    """The mean difference at dose 1, and at the doses of the grid if they are shares of the same way."""
+    doses = {point.dose for point in grid} if task.intervention.needs_group_means else set()
+    one = Variant(id=0, name=MEAN_DIFFERENCE, role=Role.BASELINE, dose=1.0, references=displacement)
+    if len(doses) < 2:
+        return [one]
+    return [one, *(replace(one, role=Role.BASELINE_DOSE, dose=dose) for dose in sorted(doses - {0.0, 1.0}))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,9 +264,7 @@ def report_variants(
         ),
     ]
     if displacement is not None:
-        variants.append(
-            Variant(id=0, name=MEAN_DIFFERENCE, role=Role.BASELINE, dose=1.0, references=displacement, draw=0)
-        )
+        variants += _mean_differences(task, points, displacement)
     return _numbered(variants)
 
 

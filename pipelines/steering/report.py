@@ -46,9 +46,19 @@ def facts_of(request: SteeringRequest, chosen: Variant, results: pl.DataFrame) -
             facts[f"p against {null}"] = p
     if (rival := best_rival(rows, metric)) is not None and is_better(metric, rival["value"], own["value"]):
         facts["does better"] = f"{rival['condition']}, which needs no features: {metric} {rival['value']:.3g}"
+    if still := unmoved_types(results):
+        facts["not moved"] = f"{', '.join(still)}: train and select cells show no difference for them" + (
+            "" if request.by == "other_types" else "; --by other_types takes that of the other types"
+        )
     if worse := worsened(results.filter(pl.col("chosen") & (pl.col("metric") != metric), split="test", group=ALL)):
         facts["became worse"] = worse
     return facts
+
+
+def unmoved_types(results: pl.DataFrame) -> list[str]:
+    """The types whose target cells stay where they are at the chosen point of a move, for want of group means."""
+    rows = results.filter(pl.col("chosen") & (pl.col("group") != ALL), split="test", metric="target_shift", value=0.0)
+    return rows.filter(pl.col("intervention").is_in(["shift", "toward"]) & (pl.col("dose") != 0))["group"].to_list()
 
 
 def best_rival(rows: pl.DataFrame, metric: str) -> dict[str, Any] | None:

@@ -34,6 +34,7 @@ from pipelines.external.vectors import refuse_changed_of_codes
 from pipelines.moved_data import record_new_place
 from pipelines.runtime.checks import check_before_work, check_tracking
 from pipelines.runtime.cluster import one_ray_session
+from pipelines.runtime.progress import activity
 from pipelines.runtime.stage import Clock, StageResult
 from pipelines.steering import feature_selection, kinds, shards, token_sample
 from pipelines.steering.actors import MaskedGenePredictor, SteeredEmbedder
@@ -45,6 +46,7 @@ from pipelines.steering.labels import CellLabels
 from pipelines.steering.masked_gene_prediction import masked_gene_cells, masked_gene_table, masked_gene_variants
 from pipelines.steering.mlflow_log import log_evaluation
 from pipelines.steering.plan import (
+    InterventionType,
     Null,
     NullDraw,
     Point,
@@ -85,21 +87,24 @@ def steer(options: SteerOptions, store: Path, *, address: str | None = None) -> 
 
 def _steer_best_kind(options: SteerOptions, layout: Layout, clock: Clock, address: str | None) -> StageResult:
     """Search every kind of edit on `select` cells, evaluate each on `test` cells, and return the best one's result."""
-    runs = {}
+    runs: dict[InterventionType, SteeringRun] = {}
     for kind in kinds.KINDS:
         request = SteeringRequest.of(kinds.options_of(options, kind), layout, among_kinds=True)
         record_new_place(layout, request.chain.associations.dataset, options.data)
         refuse_changed_of_codes(layout, request.chain, stage="steer")
-        runs[kind] = SteeringRun(request, address)
+        # the sample depends on no kind, and takes as long as the search
+        first = next(iter(runs.values()), None)
+        runs[kind] = SteeringRun(request, address, sample_of=first)
     check_tracking(layout)
     with one_ray_session():
         found = [run.on_select() for run in runs.values()]
-        best = kinds.best_kind(found).kind
+        chosen = kinds.best_kind(found)
+        best = chosen.kind
         results = {kind: run.results() for kind, run in runs.items() if kind is not best}
         finished = _finished(runs[best], clock)
     results[best] = commit.read_table(finished.path / "results")
     ids = ", ".join(f"{kind.value} {run.folder.name}" for kind, run in runs.items())
-    facts = {"kinds, searched on select cells": ids, **kinds.facts_of_kinds(results)}
+    facts = {"kinds, searched on select cells": ids, **kinds.facts_of_choice(chosen), **kinds.facts_of_kinds(results)}
     return replace(finished, facts={**finished.facts, **facts})
 
 
@@ -127,8 +132,12 @@ class SteeringRun:
         tables: the tables that are made in shards.
     """
 
-    def __init__(self, request: SteeringRequest, address: str | None) -> None:
+    def __init__(
+        self, request: SteeringRequest, address: str | None, *, sample_of: "SteeringRun | None" = None
+    ) -> None:
+        """`sample_of` is a run with the same cells, SAE and seed, whose token sample this one takes."""
         self.request = request
+        self._sample_of = sample_of
         plan = request.plan
         self.plan = replace(plan, config={**plan.config, "shards.SHARD_CELLS": shards.SHARD_CELLS})
         self.folder = request.layout.steering_dir(self.plan.id)
@@ -157,17 +166,20 @@ class SteeringRun:
                     split=split,
                     seed=request.options.seed,
                     scib=request.options.scib and split == "test",
+                    by=request.by,
                 )
                 for split, (run, variants) in splits.items()
             )
 
-        commit.write_table(self.folder / "results", made, results_plan.table("results"))
+        with activity("steer", "computes the metrics of every condition"):
+            commit.write_table(self.folder / "results", made, results_plan.table("results"))
         results = commit.read_table(self.folder / "results")
         tables = {"results": results, "variants": commit.read_table(self.folder / "variants")}
         tables |= {name: frame for name, frame in (("scores", self.scores), ("head", head)) if frame is not None}
-        log_evaluation(
-            request.layout, self.folder, results_plan, tables, lambda: drawings_of(request, self.folder.name)
-        )
+        with activity("steer", "draws its plots and logs them to MLflow"):
+            log_evaluation(
+                request.layout, self.folder, results_plan, tables, lambda: drawings_of(request, self.folder.name)
+            )
         return results
 
     # the choices, which use train and select cells
@@ -175,6 +187,8 @@ class SteeringRun:
     @cached_property
     def token_sample(self) -> TokenSample:
         """The token codes of a sample of train and select cells."""
+        if self._sample_of is not None:
+            return self._sample_of.token_sample
         return self.tables.token_sample(
             self.request.sample(("train", "select"), most=token_sample.SAMPLE_CELLS, equal=True)
         )
@@ -206,7 +220,8 @@ class SteeringRun:
     @cached_property
     def search_variants(self) -> tuple[Variant, ...]:
         """The variants that select cells are run under."""
-        return search_variants(self.request.task, self.ranked, self.request.grid)
+        displacement = 1 if self.request.task.intervention.needs_group_means else None
+        return search_variants(self.request.task, self.ranked, self.request.grid, displacement=displacement)
 
     @cached_property
     def search(self) -> commit.Run:
@@ -214,10 +229,12 @@ class SteeringRun:
         request, means = self.request, None
         cells = request.sample(("select",), most=request.options.max_cells)
         if request.task.intervention.needs_group_means:
-            features = (tuple(self.ranked[: max(point.n_features for point in request.grid)]),)
-            means = self.tables.group_means(
-                SEARCH, features, lambda _: self._code_means(features[0], self.labels, ("train",))
+            features = tuple(self.ranked[: max(point.n_features for point in request.grid)])
+            parts = (
+                lambda: self._code_means(features, self.labels, ("train",)),
+                lambda: self._mean_differences(("train",)),
             )
+            means = self.tables.group_means(SEARCH, (features, ()), lambda part: parts[part]())
         return self.tables.steered(SteeredEmbedder, "search", cells, self.search_variants, means)
 
     @cached_property
@@ -282,7 +299,7 @@ class SteeringRun:
         def table(part: int) -> MeansTable:
             variant = by_part[part]
             if not variant.features:
-                return self._mean_differences()
+                return self._mean_differences(("train", "select"))
             labels = self._shuffled(variant.draw) if variant.null is Null.SHUFFLED_LABELS else self.labels
             return self._code_means(features[part], labels, ("train", "select"))
 
@@ -293,7 +310,9 @@ class SteeringRun:
         return SteeredEmbeddings.of(commit.read_table(run.path), self.request.cells, self.request.task.kind)
 
     def _scored(self) -> pl.DataFrame:
-        found = self._scores_of(self.labels)
+        labels, _ = self.labels, self.token_sample
+        with activity("steer", "ranks the features on select cells"):
+            found = self._scores_of(labels)
         order = feature_selection.rank_features(found, self.request.task, self.request.alive)
         return feature_selection.scores_frame(found, order, self.request.features["density"].to_numpy())
 
@@ -312,17 +331,26 @@ class SteeringRun:
     def _code_means(self, features: Sequence[int], labels: CellLabels, splits: Sequence[str]) -> MeansTable:
         task = self.request.task
         usable = np.isin(labels.split.astype(str), splits)
-        table = code_group_means(self.token_sample, labels, task, features, by=self.request.by, cells=usable)
+        table = code_group_means(
+            self.token_sample, labels, task, features, by=self.request.by, cells=usable, types=self._types
+        )
         if not len(table.group) and labels is self.labels:
             raise UsageError(
-                f"{' and '.join(splits)} cells give no mean codes for {task.text}: no cell type has tokens of one gene "
-                "on both sides; give --by none, or other labels"
+                f"{' and '.join(splits)} cells give no mean codes for {task.text} by {self.request.by}: no cell type "
+                "that may be used has tokens of one gene on both sides; give --by none, or other labels"
             )
         return table
 
-    def _mean_differences(self) -> MeansTable:
-        usable = np.isin(self.labels.split.astype(str), ("train", "select"))
-        return mean_differences(self.token_sample, self.labels, self.request.task, by=self.request.by, cells=usable)
+    def _mean_differences(self, splits: Sequence[str]) -> MeansTable:
+        usable = np.isin(self.labels.split.astype(str), splits)
+        return mean_differences(
+            self.token_sample, self.labels, self.request.task, by=self.request.by, cells=usable, types=self._types
+        )
+
+    @cached_property
+    def _types(self) -> frozenset[str]:
+        """The types of all cells that have a label, as some are of test cells alone."""
+        return frozenset(CellLabels.of(self.request.cells, self.request.task.kind).cell_type)
 
     def _variants(self) -> tuple[Variant, ...]:
         """The variants of `report_variants`, after the draws of the nulls."""
@@ -338,9 +366,10 @@ class SteeringRun:
         random = [null(matched_features(own, density, seed=options.seed + draw)) for draw in range(options.n_nulls)]
         shuffled = []
         if request.needs_token_sample and (by_means or not options.feature):
-            for draw in range(options.n_nulls):
-                features = own if options.feature else self._ranked_by(self._shuffled(draw))[: len(own)]
-                shuffled.append(null(features))
+            with activity("steer", "ranks the features by shuffled labels"):
+                for draw in range(options.n_nulls):
+                    features = own if options.feature else self._ranked_by(self._shuffled(draw))[: len(own)]
+                    shuffled.append(null(features))
         displaced = (next(part) if by_means else 0) if request.needs_token_sample else None
         return report_variants(
             task,

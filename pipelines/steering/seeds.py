@@ -20,7 +20,7 @@ MIN_SEEDS = 3
 P_LEVEL = 0.05
 """Largest rank p at which an SAE counts as better than a null."""
 _P = [null.column for null in Null]
-_POOLED = [role.value for role in Role if role is not Role.GRID]
+_POOLED = [role.value for role in Role if role not in (Role.GRID, Role.BASELINE_DOSE)]
 
 
 def over_seeds(frames: Sequence[pl.DataFrame], *, split: str = "test") -> pl.DataFrame:

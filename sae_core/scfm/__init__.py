@@ -1,4 +1,4 @@
-"""Single-cell foundation models (scGPT, Geneformer, scFoundation, UCE) as plain torch modules.
+"""Single-cell foundation models as plain torch modules.
 
 The room turns cells into activations and cell embeddings: a checkpoint folder becomes a `FoundationModel`, its
 tokenizer turns counts in CSR form into ragged `Tokens`, and the network gives activations at named sites, where patches
@@ -19,11 +19,14 @@ from sae_core.scfm.families import Family, ModelOption
 from sae_core.scfm.foundation import CachedActivations, FoundationModel
 from sae_core.scfm.gene_names import likely_mismatch
 from sae_core.scfm.geneformer.network import Geneformer, GeneformerConfig
+from sae_core.scfm.nicheformer.network import Nicheformer, NicheformerConfig
 from sae_core.scfm.pretraining import MaskedGenePrediction, MaskedGeneTask, PretrainingLoss
 from sae_core.scfm.scfoundation.network import ScFoundation, ScFoundationConfig
 from sae_core.scfm.scgpt.network import ScGPT, ScGPTConfig
 from sae_core.scfm.sites import Patch, Site, TokenInfo
+from sae_core.scfm.tahoe.network import Tahoe, TahoeConfig
 from sae_core.scfm.tokens import Tokens
+from sae_core.scfm.transcriptformer.network import TranscriptFormer, TranscriptFormerConfig
 from sae_core.scfm.uce.network import UCE, UCEConfig
 from sae_core.scfm.vocabulary import GeneMatch, Vocabulary
 
@@ -40,6 +43,8 @@ __all__ = [
     "MaskedGenePrediction",
     "MaskedGeneTask",
     "ModelOption",
+    "Nicheformer",
+    "NicheformerConfig",
     "Patch",
     "PretrainingLoss",
     "ScFoundation",
@@ -47,8 +52,12 @@ __all__ = [
     "ScGPT",
     "ScGPTConfig",
     "Site",
+    "Tahoe",
+    "TahoeConfig",
     "TokenInfo",
     "Tokens",
+    "TranscriptFormer",
+    "TranscriptFormerConfig",
     "UCEConfig",
     "Vocabulary",
     "likely_mismatch",

@@ -67,6 +67,8 @@ class Batch:
     flat_positions: Int64[Tensor, " token"] | None
     """Positions of the real tokens in the flattened batch; None where every position is real."""
     info: TokenInfo
+    is_task: bool = False
+    """Whether genes are predicted from the batch (`MaskedGeneTask`)."""
 
     @classmethod
     def of(
@@ -79,6 +81,7 @@ class Batch:
         is_masked_gene: Bool[np.ndarray, " token"] | None = None,
         is_query_only: Bool[np.ndarray, " token"] | None = None,
         padding: Padding | None = None,
+        is_task: bool = False,
     ) -> Batch:
         """Batch of the given cells; `is_masked_gene` and `is_query_only` as in `MaskedGeneTask`.
 
@@ -105,6 +108,7 @@ class Batch:
             value=put(value).to(dtype),
             is_real=put(is_real),
             is_gene=put(is_real & ~tokens.is_special[row_of]),
+            is_task=is_task,
             key_mask=None if is_key.all() else put(is_key),
             flat_positions=None if is_real.all() else put(np.flatnonzero(is_real)),
             info=TokenInfo(

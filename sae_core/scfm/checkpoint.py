@@ -14,11 +14,15 @@ import torch
 
 from sae_core.checkpoint_files import read_json
 from sae_core.errors import CheckpointError, ConfigError
+from sae_core.scfm.aido_cell import files as aido_cell
 from sae_core.scfm.families import Family, plug_ins
 from sae_core.scfm.foundation import OF_CELLS, FoundationModel
 from sae_core.scfm.geneformer import files as geneformer
+from sae_core.scfm.nicheformer import files as nicheformer
 from sae_core.scfm.scfoundation import files as scfoundation
 from sae_core.scfm.scgpt import files as scgpt
+from sae_core.scfm.tahoe import files as tahoe
+from sae_core.scfm.transcriptformer import files as transcriptformer
 from sae_core.scfm.uce import files as uce
 
 MINI = Path(__file__).parent / "mini"
@@ -133,4 +137,14 @@ def _known_folders(families: Iterable[Family]) -> str:
     return "Known checkpoints: " + "; ".join(f"{family.name}: {family.files}" for family in families)
 
 
-FAMILIES = (scgpt.FAMILY, geneformer.FAMILY, scfoundation.FAMILY, uce.FAMILY)
+FAMILIES = (
+    scgpt.FAMILY,
+    geneformer.FAMILY,
+    # careful: Nicheformer is asked before scFoundation, which takes any path of a .ckpt
+    nicheformer.FAMILY,
+    scfoundation.FAMILY,
+    tahoe.FAMILY,
+    transcriptformer.FAMILY,
+    uce.FAMILY,
+    aido_cell.FAMILY,
+)

@@ -59,14 +59,16 @@ class SelfAttention(nn.Module):
         self,
         x: Float[Tensor, "row position d_model"],
         *,
-        key_mask: Bool[Tensor, "row key"] | None = None,
-        key_bias: Float[Tensor, "row key"] | None = None,
+        key_mask: Bool[Tensor, "row key"] | Bool[Tensor, "row position key"] | None = None,
+        key_bias: Float[Tensor, "row key"] | Float[Tensor, "row position key"] | None = None,
         n_keys: int | None = None,
     ) -> Float[Tensor, "row position d_model"]:
         """softmax(cap(q k^T / sqrt(d_head) + bias of the key)) v, over the keys where `key_mask` is true.
 
+        `key_mask` is one of all positions of a row, or has a line of its own for each.
         `n_keys`: only the first `n_keys` positions are keys; the positions after them attend and are never attended to.
-        A position that may attend to no key gets 0 where scores are capped, and NaN elsewhere.
+        The bias of a key is one for all positions, or that of each. A position that may attend to no key gets 0 where
+        scores are capped, and NaN elsewhere.
         """
         n_rows, n_positions, d_model = x.shape
         w, b = self.Wqkv.weight, self.Wqkv.bias
@@ -77,7 +79,7 @@ class SelfAttention(nn.Module):
             q = F.linear(x, w[:d_model], of_query)
             k, v = F.linear(x[:, :n_keys], w[d_model:], of_key).chunk(2, dim=-1)
         q, k, v = (t.view(n_rows, t.shape[1], self.n_heads, -1).transpose(1, 2) for t in (q, k, v))
-        mask = None if key_mask is None else key_mask[:, None, None, :]
+        mask = None if key_mask is None else key_mask[:, None, None] if key_mask.ndim == 2 else key_mask[:, None]
         if self.softcap is not None:
             mixed = torch.cat([self._capped(q, k, v, mask, key_bias, row) for row in range(n_rows)])
         elif self.is_causal or key_bias is not None:
@@ -98,7 +100,7 @@ class SelfAttention(nn.Module):
         allowed = self._allowed(q, k, mask)
         if key_bias is None:
             return allowed
-        bias = key_bias[:, None, None, :].to(q.dtype)
+        bias = (key_bias[:, None, None, :] if key_bias.ndim == 2 else key_bias[:, None]).to(q.dtype)
         return bias if allowed is None else bias.masked_fill(~allowed, -torch.inf)
 
     def _capped(
@@ -155,8 +157,8 @@ class EncoderBlock(nn.Module):
         *,
         index: int,
         hook: SiteHook | None = None,
-        key_mask: Bool[Tensor, "row key"] | None = None,
-        key_bias: Float[Tensor, "row key"] | None = None,
+        key_mask: Bool[Tensor, "row key"] | Bool[Tensor, "row position key"] | None = None,
+        key_bias: Float[Tensor, "row key"] | Float[Tensor, "row position key"] | None = None,
         n_keys: int | None = None,
     ) -> Float[Tensor, "row position d_model"]:
         """Output of block `index` for input `x`; the masks are those of `SelfAttention`."""

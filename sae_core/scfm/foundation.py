@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -59,6 +59,7 @@ class FoundationModel(nn.Module, ABC):
         mask_fraction: share of a cell's genes that the pretraining masks.
         max_genes: largest number of gene tokens of a cell; None where there is no limit.
         kept_of_long_cells: which genes of cells with more than `max_genes` become tokens, in words.
+        is_causal: whether a token attends to itself and to those before it alone.
         ignored_weights: weights of the checkpoint that neither activations nor the pretraining loss need.
         notes: what a user should know of the checkpoint: defaults that were taken, what is not read, how it was tuned.
         context: facts of a cell that go into the model beside its genes, such as its assay: a value for all cells, or
@@ -76,6 +77,7 @@ class FoundationModel(nn.Module, ABC):
     mask_fraction: float
     max_genes: int | None = None
     kept_of_long_cells: ClassVar[str] = "a random sample of their genes"
+    is_causal: ClassVar[bool] = False
     ignored_weights: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     context: Mapping[str, str] = MappingProxyType({})
@@ -190,8 +192,12 @@ class FoundationModel(nn.Module, ABC):
         named = (value.removeprefix(OF_CELLS) for value in self.context.values() if value.startswith(OF_CELLS))
         return tuple(dict.fromkeys(named))
 
-    def key_bias(self, batch: Batch) -> Float[Tensor, "row position"] | None:
-        """What is added to the attention scores of every key, in all blocks; None: nothing."""
+    def key_mask(self, batch: Batch) -> Bool[Tensor, "row position"] | Bool[Tensor, "row position key"] | None:
+        """Positions that others may attend to in all blocks, or a line of its own for each position; None: all."""
+        return batch.key_mask
+
+    def key_bias(self, batch: Batch) -> Float[Tensor, "row position"] | Float[Tensor, "row position key"] | None:
+        """What is added in all blocks to the scores of every key, or of every query and key; None: nothing."""
         return None
 
     def padding(self, readout: str) -> Padding | None:
@@ -363,8 +369,9 @@ class FoundationModel(nn.Module, ABC):
     ) -> PretrainingLoss:
         """The model's own pretraining loss on these cells, with `patches` in place (`sae_core.scfm.pretraining`).
 
-        Units: squared bins (scGPT), nats (Geneformer), squared log1p CP10k (scFoundation). The same seed masks the same
-        genes whatever the patches are. No gene is masked in a cell with fewer than two.
+        Units: squared bins (scGPT, Tahoe-x1), nats (Geneformer, Nicheformer, TranscriptFormer), squared log1p CP10k
+        (scFoundation, AIDO.Cell). The same seed masks the same genes whatever the patches are. No gene is masked in a
+        cell with fewer than two.
 
         Raises:
             ConfigError: the checkpoint has no weights of the pretraining head.
@@ -392,8 +399,8 @@ class FoundationModel(nn.Module, ABC):
     ) -> MaskedGenePrediction:
         """Predictions of the masked genes of `task` (from `mask_genes`) by the model's own head.
 
-        scGPT predicts the bin from the gene's own token, Geneformer the log probability (nats) of the masked gene,
-        scFoundation log1p CP10k.
+        scGPT and Tahoe-x1 predict the bin from the gene's own token, Geneformer and Nicheformer the log probability
+        (nats) of the masked gene, scFoundation and AIDO.Cell log1p CP10k, TranscriptFormer the rate of the count.
 
         Args:
             task: cells with masked genes.
@@ -433,9 +440,9 @@ class FoundationModel(nn.Module, ABC):
                 start = self._site(cached.site)
                 x = batch.padded(cached.x[batch.token_rows].to(batch.gene_id.device))
                 n_done, x = self._depth(start), hook(start, x)
-            key_bias = self.key_bias(batch)
+            key_mask, key_bias = self.key_mask(batch), self.key_bias(batch)
             for i, block in enumerate(self.blocks[n_done:depth], start=n_done):
-                x = block(x, index=i, hook=hook, key_mask=batch.key_mask, key_bias=key_bias)
+                x = block(x, index=i, hook=hook, key_mask=key_mask, key_bias=key_bias)
             if self.final_norm is not None and n_done <= self.n_layers < depth:
                 x = hook(FINAL, self.final_norm(x))
         return x
@@ -491,9 +498,9 @@ class FoundationModel(nn.Module, ABC):
         self, tokens: Tokens | MaskedGeneTask, max_batch_tokens: int, padding: Padding | None = None
     ) -> Iterator[Batch]:
         parameter, ragged = next(self.parameters()), _tokens_of(tokens)
-        marks = {}
+        marks: dict[str, Any] = {}
         if isinstance(tokens, MaskedGeneTask):
-            marks = {"is_masked_gene": tokens.is_masked_gene, "is_query_only": tokens.is_query_only}
+            marks = {"is_masked_gene": tokens.is_masked_gene, "is_query_only": tokens.is_query_only, "is_task": True}
         lengths = ragged.lengths
         if padding is not None:
             lengths = np.where(lengths > 0, np.maximum(lengths, padding.length), 0)

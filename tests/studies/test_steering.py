@@ -9,9 +9,10 @@ import polars as pl
 import pytest
 from scipy import sparse
 from steering_study import cells as made
+from steering_study import page
 from steering_study.cells import CTCL_FOLDS, SHARES, ctcl_splits, split_inside, variable_genes
-from steering_study.page import verdict_of_mix, verdict_of_move
-from steering_study.runs import ctcl_recipe, kang_recipe, mixology_recipe
+from steering_study.page import sections_of, verdict_of_mix, verdict_of_move, write_page
+from steering_study.runs import ctcl_mix_recipe, ctcl_recipe, kang_recipe, kinds_recipe, mixology_recipe
 
 from pipelines.steering.plan import Null
 
@@ -102,6 +103,19 @@ def test_a_mix_is_held_to_the_best_null_and_to_what_it_costs():
     assert "scib" not in text
 
 
+def test_running_one_experiment_leaves_the_sections_of_the_others(tmp_path, monkeypatch, pytestconfig):
+    written = (pytestconfig.rootpath / "docs" / "steering.md").read_text()
+    (tmp_path / "steering.md").write_text(written)
+    assert write_page(tmp_path, {}).read_text() == written
+    title, _ = page.TITLES["ctcl"]
+    monkeypatch.setattr(page, "move_section", lambda *_: f"\n## {title}\n\nnew\n")
+    again = write_page(tmp_path, {"ctcl": []}).read_text()
+    assert sections_of(again)[title] == f"\n## {title}\n\nnew\n"
+    assert {name: text for name, text in sections_of(again).items() if name != title} == {
+        name: text for name, text in sections_of(written).items() if name != title
+    }
+
+
 def test_the_page_in_docs_has_every_line_that_the_study_writes(lines_not_written):
     assert lines_not_written("steering") == []
 
@@ -109,3 +123,6 @@ def test_the_page_in_docs_has_every_line_that_the_study_writes(lines_not_written
 def test_the_recipes_name_options_that_exist():
     recipes = [made_of(Path("cells.h5ad"), 0) for made_of in (kang_recipe, mixology_recipe, ctcl_recipe)]
     assert [len(recipe.steer) for recipe in recipes] == [2, 2, 1]
+    for mixed in (mixology_recipe, ctcl_mix_recipe):
+        (steering,) = kinds_recipe(mixed(Path("cells.h5ad"), 0), 0).steer
+        assert (steering.target, steering.intervention) == ("all", None)

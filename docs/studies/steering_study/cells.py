@@ -8,6 +8,8 @@
   accuracy .41 instead of .92).
 - ctcl_FOLD.h5ad: lymphoma and healthy skin (GSE128531), three donors each, genes chosen alike inside `train` donors: a
   patient and a healthy donor are tested, another pair is chosen on, the third trains.
+- ctcl_mix_SEED.h5ad: the same skin, of which each donor is a batch: splits by cell inside types of donors, and the
+  genes most variable inside donors of `train` cells.
 
 A file that is there is left as it is, so that runs made of it stay valid.
 """
@@ -74,6 +76,19 @@ def ctcl_file(data: Path, folder: Path, fold: int) -> Path:
     if not path.exists():
         cells = anndata.read_h5ad(data / CTCL)
         cells.obs["split"] = ctcl_splits(cells.obs["donor"].astype(str).tolist(), fold)
+        write_cells(cells[:, variable_genes(cells, cells.obs["split"] == "train", "donor")].copy(), path)
+    return path
+
+
+def ctcl_mix_file(data: Path, folder: Path, seed: int) -> Path:
+    """The cells of the skin data, split by cell inside each type of each donor, with the genes chosen on `train`."""
+    import anndata
+
+    path = folder / f"ctcl_mix_{seed}.h5ad"
+    if not path.exists():
+        cells = anndata.read_h5ad(data / CTCL)
+        strata = cells.obs["donor"].astype(str) + "|" + cells.obs["cell_type"].astype(str)
+        cells.obs["split"] = split_inside(strata.tolist(), seed=seed)
         write_cells(cells[:, variable_genes(cells, cells.obs["split"] == "train", "donor")].copy(), path)
     return path
 

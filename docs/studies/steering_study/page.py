@@ -1,5 +1,6 @@
 """The page `docs/steering.md` and its figures, from the steering runs that `steering_study` made."""
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,9 +15,11 @@ from feature_store.plots import steering_pareto
 from feature_store.plots.steering import steering_drawings
 from feature_store.storage import commit
 from feature_store.storage.plans import SteeringPlan
+from pipelines.steering.metrics.intervals import student
 from pipelines.steering.plan import MEAN_DIFFERENCE, Null
 from pipelines.steering.seeds import MIN_SEEDS, over_seeds
-from steering_study.runs import SteeringRun
+from steering_study.cells import SEEDS
+from steering_study.runs import SteeringRun, runs_of_kinds
 
 TARGET_REMAINING = 1 / 3
 """Share of the distance that may remain."""
@@ -37,6 +40,9 @@ N_SHOWN = 5
 MIN_CELLS = 10
 """Cells in which a gene was hidden, at least, to be shown."""
 NULL_ROLES = ("null", "reconstruction")
+KINDS = ("ablate", "scale", "toward", "shift")
+RIVALS = (*("random features", "random direction", "mean difference", "centring", "centring within types", "Harmony"),)
+"""Conditions beside the kinds of edit; nulls are those of shift."""
 
 HEAD = """\
 # Steering real cells
@@ -56,21 +62,34 @@ direction`, a step of the same length on every token; `shuffled labels`, for whi
 and `reconstruction`, which only replaces x by x_hat. `mean difference` adds the difference of mean activations at the
 same site, without any SAE. `mean difference of embeddings` adds it to the output: this is all that the other donors
 tell about these. `floor` is the share of the distance that sampling noise alone leaves.
+
+Two more studies have pages of their own: [a drug, by patient](drug.md), and [a cell type that was never seen
+stimulated](unseen_type.md).
 """
 
 
 def write_page(out: Path, by_section: Mapping[str, Sequence[SteeringRun]]) -> Path:
-    """Write steering.md and its figures to `out`; return its path. `by_section` has a run of every SAE."""
+    """Write steering.md and its figures to `out`; return its path. `by_section` has a run of every SAE.
+
+    Sections of a page that is there and that `by_section` does not name are left as they are.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    sections = [HEAD]
-    for name, runs in by_section.items():
-        section = mix_section if name.startswith("mixology") else move_section
-        sections.append(section(out, name, runs))
-    for picture in out.glob("steering_*.png"):
-        shrink(picture)
     page = out / "steering.md"
-    page.write_text("\n".join(sections))
+    sections = sections_of(page.read_text()) if page.exists() else {}
+    for name, runs in by_section.items():
+        section = kinds_section if name.endswith("kinds") else mix_section if "mixology" in name else move_section
+        sections[TITLES[name][0]] = section(out, name, runs)
+        for picture in out.glob(f"steering_{name}_*.png"):
+            shrink(picture)
+    written = [sections[title] for title, _ in TITLES.values() if title in sections]
+    page.write_text("\n".join([HEAD, *written]))
     return page
+
+
+def sections_of(page: str) -> dict[str, str]:
+    """The sections of a written page, by title, each as its function returned it."""
+    parts = [part.rstrip() for part in re.split(r"\n+(?=## )", page)[1:]]
+    return {part.partition("\n")[0].removeprefix("## "): f"\n{part}\n" for part in parts}
 
 
 def move_section(out: Path, name: str, runs: Sequence[SteeringRun]) -> str:
@@ -118,6 +137,98 @@ Chosen on `select` cells:
 {markdown(_chosen(runs, frames))}
 {_pictures(out, name, runs[0])}
 """
+
+
+def kinds_section(out: Path, name: str, runs: Sequence[SteeringRun]) -> str:
+    """Which kind of edit the search took, and what each did on test cells."""
+    title, about = TITLES[name]
+    of_kinds = [runs_of_kinds(run) for run in runs]
+    rows = [_kind_row(kind, runs, of_kinds) for kind in KINDS]
+    last = [results_of(found["shift"]) for found in of_kinds]
+    rivals = [row for row in RIVALS if all(last_one.filter(condition=row).height for last_one in last)]
+    return f"""
+## {title}
+
+{about}
+
+{_verdict_of_kinds(runs, of_kinds)}
+
+{markdown(pl.DataFrame(rows))}
+Beside them, on the same `test` cells, what needs no features:
+
+{markdown(pl.DataFrame([_rival_row(rival, last) for rival in rivals]))}"""
+
+
+def _verdict_of_kinds(runs: Sequence[SteeringRun], of_kinds: Sequence[Mapping[str, SteeringRun]]) -> str:
+    """Which kind was taken, and whether what it did on select cells holds on test cells."""
+    taken = [
+        next(kind for kind, one in found.items() if one.id == run.id) for run, found in zip(runs, of_kinds, strict=True)
+    ]
+    frames = [results_of(run) for run in runs]
+    on_test = [_at(frame, "test", frame.filter("chosen").row(0, named=True)) for frame in frames]
+    counts = ", ".join(f"{kind} for {taken.count(kind)}" for kind in KINDS if kind in taken)
+    best = sum(
+        max(found, key=lambda kind: _mixing_on_test(found[kind])) == kind
+        for kind, found in zip(taken, of_kinds, strict=True)
+    )
+    better, kept = sum(mixed > 0 for mixed, *_ in on_test), sum(loss <= MAX_LOSS for *_, loss in on_test)
+    run = "" if len(runs) == len(SEEDS) else f"{len(runs)} of {len(SEEDS)} SAEs was run so far. "
+    return (
+        f"{run}The search took **{counts}** of {len(runs)} SAEs. On `test` cells the kind that was taken mixes most of "
+        f"the\nfour for {best}, mixes better than unsteered cells for {better}, and keeps types within 2 % for {kept}."
+    )
+
+
+def _mixing_on_test(run: SteeringRun) -> float:
+    return _value(results_of(run), "batch_mixing", chosen=True)
+
+
+def _kind_row(kind: str, runs: Sequence[SteeringRun], of_kinds: Sequence[Mapping[str, SteeringRun]]) -> dict[str, Any]:
+    """What the chosen point of a kind did, over SAEs: on select cells, where it was chosen, and on test cells."""
+    frames = [results_of(found[kind]) for found in of_kinds]
+    points = [frame.filter("chosen").row(0, named=True) for frame in frames]
+    taken = sum(found[kind].id == run.id for run, found in zip(runs, of_kinds, strict=True))
+    on = {
+        split: [_at(frame, split, point) for frame, point in zip(frames, points, strict=True)]
+        for split in ("select", "test")
+    }
+    within = sum(loss <= MAX_LOSS for _, _, loss in on["test"])
+    return {
+        "kind": kind,
+        "taken": f"{taken} of {len(runs)}",
+        "features, dose": "; ".join(f"{point['n_features']}, {point['dose']:g}" for point in points),
+        **{f"mixing, {split}": _changes([mixed for mixed, _, _ in values]) for split, values in on.items()},
+        **{f"conservation, {split}": _changes([kept for _, kept, _ in values]) for split, values in on.items()},
+        "within 2 %, test": f"{within} of {len(runs)}",
+    }
+
+
+def _rival_row(rival: str, frames: Sequence[pl.DataFrame]) -> dict[str, Any]:
+    """What a condition without features did on test cells, over SAEs."""
+    values = [_at(frame, "test", frame.filter(condition=rival, split="test").row(0, named=True)) for frame in frames]
+    return {
+        "condition": rival,
+        "mixing, test": _changes([mixed for mixed, _, _ in values]),
+        "conservation, test": _changes([kept for _, kept, _ in values]),
+    }
+
+
+def _at(frame: pl.DataFrame, split: str, point: Mapping[str, Any]) -> tuple[float, float, float]:
+    """The change of mixing and of conservation at a point, less unsteered, and the share of conservation lost."""
+    own = frame.filter(
+        pl.col("dose").eq_missing(pl.lit(point["dose"])), split=split, group="all", condition=point["condition"]
+    )
+    if point["n_features"] is not None:
+        own = own.filter(n_features=point["n_features"])
+    effects = dict(own.select("metric", "effect").iter_rows())
+    return effects["batch_mixing"], effects["label_conservation"], effects["conservation_loss"]
+
+
+def _changes(values: Sequence[float]) -> str:
+    """The mean of changes, one for each SAE, with its 95 % interval."""
+    low, high = student(list(values))
+    bounds = "" if low is None or high is None else f" [{low:+.3f}, {high:+.3f}]"
+    return f"{sum(values) / len(values):+.3f}{bounds}"
 
 
 def results_of(run: SteeringRun) -> pl.DataFrame:
@@ -179,9 +290,9 @@ def verdict_of_mix(frames: Sequence[pl.DataFrame]) -> str:
     return "\n".join(lines)
 
 
-def _table(summary: pl.DataFrame, metrics: Sequence[str]) -> pl.DataFrame:
-    """A row a condition, a column a metric: mean [low, high] over SAEs."""
-    rows = summary.filter((pl.col("group") == "all") & pl.col("metric").is_in(metrics) & (pl.col("role") != "trend"))
+def _table(summary: pl.DataFrame, metrics: Sequence[str], *, group: str = "all") -> pl.DataFrame:
+    """A row a condition, a column a metric of a group of cells: mean [low, high] over SAEs."""
+    rows = summary.filter((pl.col("group") == group) & pl.col("metric").is_in(metrics) & (pl.col("role") != "trend"))
     known = [metric for metric in metrics if metric in rows["metric"].to_list()]
     wide = rows.with_columns(_interval("text")).pivot(
         "metric", index=["condition", "role"], values="text", aggregate_function="first", maintain_order=True
@@ -342,5 +453,20 @@ mean code (inside lines of `train` and `select` cells, averaged over lines: the 
 Three patients and three healthy donors; three SAEs of layer 2, each tested on one donor of either side. Disease and
 donor are confounded: the distance also holds what any two donors differ in, and a shift by the difference of other
 donors can only remove what patients have in common.""",
+    ),
+    "mixology_kinds": (
+        "sc_mixology: which kind of edit mixes batches",
+        """\
+`scsae steer --kind batch --target all` without `--intervention`: ablate, scale, toward and shift are searched on
+`select` cells (10, 50 and 100 features; doses .5, 1 and 1.5, of which scale has .5 alone and ablate none) for the point
+that mixes most and loses at most 2 % of the conservation of cell types; the best kind is taken, and each is reported.
+SAEs and splits are those of the two sections on sc_mixology above. Figures are changes from unsteered cells, means over
+the SAEs, of which several give a 95 % interval.""",
+    ),
+    "ctcl_kinds": (
+        "CTCL skin: which kind of edit mixes donors",
+        """\
+The same search on skin of three patients and three healthy donors, each a batch, split by cell inside types of donors;
+SAEs of layer 2. What is mixed is all that donors differ in, lymphoma included.""",
     ),
 }

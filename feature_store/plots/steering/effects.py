@@ -71,7 +71,8 @@ def bar_rows(results: SteeringResults, metric: str | None = None) -> pl.DataFram
     """
     rows = of_all_cells(results.rows, measured_metric(results, metric, HEADLINES))
     check_columns(rows, results, ("role", "chosen"))
-    rows = rows.filter((pl.col("role") != Role.UNSTEERED) & ((pl.col("role") != Role.GRID) | pl.col("chosen")))
+    points = pl.col("role").is_in([Role.GRID.value, Role.BASELINE_DOSE.value])
+    rows = rows.filter((pl.col("role") != Role.UNSTEERED) & (~points | pl.col("chosen")))
     if rows.is_empty():
         raise InputError(f"steering run {results.run} has no condition but the unsteered one; run `scsae steer` again")
     return rows.sort(~pl.col("chosen"), maintain_order=True)

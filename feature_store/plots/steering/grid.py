@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import polars as pl
 
 from feature_store.errors import InputError
-from feature_store.plots.canvas import BLUE, beside, canvas, finish, head, plain
+from feature_store.plots.canvas import BLUE, ORANGE, beside, canvas, finish, head, plain
 from feature_store.plots.steering.rows import (
     BESIDE,
     KEYS,
@@ -22,7 +22,8 @@ from feature_store.plots.steering.rows import (
     title_of,
 )
 from feature_store.query.metrics import HEADLINES
-from feature_store.query.steering import Role, SteeringResults, of_all_cells, of_role, steering_results
+from feature_store.query.steering import ALL, Role, SteeringResults, of_all_cells, of_role, steering_results
+from feature_store.query.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,18 +73,21 @@ def steering_pareto(
     *,
     x: str | None = None,
     y: str | None = None,
+    group: str = ALL,
     show: bool | None = None,
     save: str | Path | None = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
     """The gain of a run against its cost: two metrics, a line through the numbers of features and one through the doses
-    at the chosen point, nulls and baselines as points with their 95 % intervals.
+    at the chosen point, one through the doses of the mean difference, nulls and baselines as points with their 95 %
+    intervals.
 
     By default batch mixing is drawn against conservation of labels where both were measured (scIB's first), else the
-    distance that remains against the steered cells' type accuracy. Raises InputError where a metric is missing.
+    distance that remains against the steered cells' type accuracy. `group` is the cell type whose values are drawn;
+    default: all cells. Raises InputError where a metric or group is missing.
     """
     results = steering_results(store, run)
-    first, second, points, point = trade_rows(results, x, y)
+    first, second, points, point = trade_rows(results, x, y, group)
     drawn = canvas(ax, (6.2, 4.2), show=show, save=save)
     handles: list[Any] = []
     names: list[str] = []
@@ -102,6 +106,13 @@ def steering_pareto(
             drawn.ax.annotate(
                 text, (row["value"], row["value_y"]), xytext=(3, 3), textcoords="offset points", fontsize=7
             )
+    baseline = _baseline_doses(points)
+    if baseline.height > 1:
+        (line,) = drawn.ax.plot(baseline["value"], baseline["value_y"], "-.", marker="o", ms=4, color=ORANGE, lw=1.2)
+        handles, names = [*handles, line], [*names, f"{baseline['condition'][-1]}, by dose"]
+        for row in baseline.filter(role=Role.BASELINE_DOSE.value).iter_rows(named=True):
+            at = (row["value"], row["value_y"])
+            drawn.ax.annotate(f"{row['dose']:g}", at, xytext=(3, -8), textcoords="offset points", fontsize=7)
     ring = drawn.ax.scatter(point["value"], point["value_y"], s=90, facecolors="none", edgecolors="black", zorder=4)
     handles, names = [*handles, ring], [*names, "chosen on select cells"]
     others = of_role(points, Role.UNSTEERED, *(role for role in BESIDE if role != Role.FLOOR))
@@ -111,7 +122,7 @@ def steering_pareto(
     drawn.ax.set_xlabel(metric_words(first), fontsize=9)
     drawn.ax.set_ylabel(metric_words(second), fontsize=9)
     beside(drawn.ax, handles, [plain(name) for name in names])
-    head(drawn.ax, title_of(results), least=64)
+    head(drawn.ax, title_of(results) + ("" if group == ALL else f", {plain(group)}"), least=64)
     finish(drawn, show, save)
     return drawn.ax
 
@@ -137,11 +148,11 @@ def curve_rows(
 
 
 def trade_rows(
-    results: SteeringResults, x: str | None = None, y: str | None = None
+    results: SteeringResults, x: str | None = None, y: str | None = None, group: str = ALL
 ) -> tuple[str, str, pl.DataFrame, dict[str, Any]]:
-    """Two metrics, their rows side by side (`value`, `value_y`), and the chosen point.
+    """Two metrics of a group, their rows side by side (`value`, `value_y`), and the chosen point.
 
-    Raises InputError where no pair of TRADES was measured and none is named.
+    Raises InputError where no pair of TRADES was measured and none is named, or where the group has no values of both.
     """
     known = set(results.rows["metric"])
     default = next(((a, b) for a, b in TRADES if {a, b} <= known), None)
@@ -152,11 +163,34 @@ def trade_rows(
         )
     pairs = zip((x, y), default or ("", ""), strict=True)
     first, second = (measured_metric(results, given, (taken,)) for given, taken in pairs)
-    both = [of_all_cells(results.rows, name) for name in (first, second)]
+    both = [_of_group(results, name, group) for name in (first, second)]
     for rows in both:
         check_columns(rows, results)
     points = both[0].join(both[1], on=[*KEYS, "chosen"], suffix="_y", nulls_equal=True, maintain_order="left")
     return first, second, points, chosen_point(points, results)
+
+
+def _of_group(results: SteeringResults, metric: str, group: str) -> pl.DataFrame:
+    """The rows of a metric of a cell type, or of all cells. Raises InputError where there are none."""
+    if group == ALL:
+        return of_all_cells(results.rows, metric)
+    check_columns(results.rows, results, ("group",))
+    of_metric = results.rows.filter(metric=metric)
+    if (rows := of_metric.filter(group=group)).is_empty():
+        known = sorted(of_metric["group"].unique())
+        raise InputError(
+            f"steering run {results.run} has no {metric} of {group!r}{did_you_mean(group, known)}; it has that of "
+            f"{', '.join(known)}"
+        )
+    return rows
+
+
+def _baseline_doses(points: pl.DataFrame) -> pl.DataFrame:
+    """The unsteered cells and a baseline at each of its doses, ascending; the unsteered cells alone if it has one."""
+    doses = of_role(points, Role.BASELINE_DOSE)
+    one = of_role(points, Role.BASELINE).filter(pl.col("condition").is_in(doses["condition"].implode()))
+    zero = of_role(points, Role.UNSTEERED).with_columns(dose=pl.lit(0.0))
+    return pl.concat([zero, one, doses]).sort("dose")
 
 
 def _draw_section(

@@ -27,6 +27,7 @@ from sae_core.checkpoint_files import (
     read_text,
     read_weights,
     weight_files,
+    weight_names,
     wrong_rows,
 )
 from sae_core.errors import CheckpointError
@@ -67,7 +68,7 @@ def is_scgpt(folder: Path) -> bool:
         return weights is not None
     if (folder / "config.json").exists():
         return False
-    return any(canonical_name(name).startswith("value_encoder.") for name in read_weights(weights))
+    return any(canonical_name(name).startswith("value_encoder.") for name in weight_names(weights))
 
 
 def load_scgpt(folder: Path) -> ScGPT:

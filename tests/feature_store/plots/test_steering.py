@@ -223,6 +223,30 @@ def test_the_pareto_plot_trades_the_metrics_of_the_question(store):
     assert set(NULLS) < set(legend_of(mix))
 
 
+def test_the_pareto_plot_draws_one_type_and_the_doses_of_the_mean_difference(store):
+    rows = results().filter(pl.col("group") == "all")
+    more = [
+        result("mean difference", role, metric, value, base, dose=dose)
+        for role, dose, left, drift in (("baseline_dose", 0.5, 0.6, 0.2), ("baseline_dose", 1.5, 0.3, 0.9))
+        for metric, value, base in (("remaining", left, 1.0), ("type_accuracy", 0.95 - drift / 10, 0.95))
+    ]
+    rows = rows.with_columns(dose=pl.when(pl.col("role") == "baseline").then(pl.lit(1.0)).otherwise("dose"))
+    every = pl.concat([rows, schemas.conform("steering", pl.DataFrame(more, infer_schema_length=None))])
+    both = pl.concat([every, every.with_columns(group=pl.lit("B"), value=pl.col("value") / 2)])
+    write_run(store.layout.root, "e3d", PLAN, {"results": both})
+    store = FeatureStore.open(store.layout.root)
+    ax = plots.steering_pareto(store, "e3d", group="B")
+    line = next(line for line in ax.get_lines() if line.get_linestyle() == "-.")
+    np.testing.assert_allclose(line.get_ydata(), [0.5, 0.3, 0.205, 0.15])
+    np.testing.assert_allclose(line.get_xdata(), [0.475, 0.465, 0.465, 0.43])
+    assert "mean difference, by dose" in legend_of(ax)
+    assert " ".join(ax.get_title().split()).endswith("test cells, B")
+    bars = plots.steering_bars(store, "e3d")
+    assert labels_of(bars.yaxis).count("mean difference") == 1
+    with pytest.raises(InputError, match=r"'Bb'.*'B'.*B, all"):
+        plots.steering_pareto(store, "e3d", group="Bb")
+
+
 def test_the_line_of_a_type_runs_from_its_distance_before_to_that_after(store):
     ax = plots.steering_distances(store, MOVE)
     assert labels_of(ax.yaxis) == TYPES

@@ -99,3 +99,14 @@ def test_mean_difference_is_learned_on_reference_and_added_to_target_cells_of_it
     np.testing.assert_array_equal(out, [[1, 11], [1, 1], [1, 1]])
     assert list(vectors.vectors) == ["A"]
     np.testing.assert_array_equal(cells, 1.0)
+
+
+def test_the_mean_difference_of_other_groups_is_learned_without_the_group_s_own_cells():
+    reference = np.array([[0.0, 0], [0, 0], [2, 2], [2, 2], [0, 0], [0, 8], [9, 9]])
+    state = np.array(["s", "s", "c", "c", "s", "c", "s"])
+    vectors = MeanDifference(reference, state == "s", state == "c", [*"AAAABBC"], of_other_groups=True)
+    out = vectors.applied(np.zeros((4, 2)), np.array([True, True, True, False]), [*"ABCC"])
+    # A has two cells on either side, and B one; C has no vector of its own
+    np.testing.assert_allclose(out, [[0, 8], [2, 2], [4 / 3, 4], [0, 0]])
+    alone = MeanDifference(reference, state == "s", state == "c", [*"AAAAAAA"], of_other_groups=True)
+    np.testing.assert_array_equal(alone.applied(np.zeros((1, 2)), np.array([True]), ["A"]), [[0, 0]])

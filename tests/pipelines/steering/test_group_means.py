@@ -1,5 +1,7 @@
 """Mean codes and their differences, against loops over tokens."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import sparse
@@ -153,3 +155,69 @@ def test_groups_are_types_for_a_move_and_batches_for_a_mix(labels):
     assert set(group_of_cells(labels, task("move"), "gene")) == {""}
     assert set(group_of_cells(labels, task("mix"), "gene")) == {"stim", "ctrl"}
     assert set(group_of_cells(labels, task("mix"), "both")) == {f"{b} | {t}" for b in ("stim", "ctrl") for t in "AB"}
+
+
+@pytest.mark.parametrize("name", ["move", "mix"])
+@pytest.mark.parametrize("intervention", ["shift", "toward"])
+def test_by_other_types_a_type_gets_the_mean_over_the_others_even_if_it_has_no_cells(
+    sample, labels, name, intervention
+):
+    """C has cells of one side alone, and D none at all: both get the mean over A and B, which get one another's."""
+    kinds = labels.cell_type.copy()
+    kinds[(labels.label == "stim") & (np.arange(N_CELLS) % 5 == 0)] = "C"
+    labels = CellLabels(**{**vars(labels), "cell_type": kinds})
+    table = code_group_means(
+        sample, labels, task(name, intervention), FEATURES, by="other_types", cells=np.ones(N_CELLS, bool), types=["D"]
+    )
+    dense = sample.codes.toarray()[:, list(FEATURES)].astype(float)
+    n, mean = {}, {}
+    for side, kind in ((side, kind) for side in ("stim", "ctrl") for kind in "AB"):
+        own = np.isin(sample.cell, np.flatnonzero((labels.label == side) & (kinds == kind)))
+        n[side, kind], mean[side, kind] = own.sum(), dense[own].mean(0)
+
+    def row(side, kind):
+        if name == "mix":
+            return (mean["stim", kind] + mean["ctrl", kind]) / 2 - (0 if intervention == "toward" else mean[side, kind])
+        return mean["ctrl", kind] - (0 if intervention == "toward" else mean["stim", kind])
+
+    def weight(side, kind):
+        return n[side, kind] if name == "mix" else min(n["stim", kind], n["ctrl", kind])
+
+    others = {"A": "B", "B": "A", "C": "AB", "D": "AB"}
+    wanted = {
+        kind if name == "move" else f"{side} | {kind}": np.average(
+            [row(side, other) for other in others[kind]],
+            axis=0,
+            weights=[weight(side, other) for other in others[kind]],
+        )
+        for kind in others
+        for side in (("stim",) if name == "move" else ("stim", "ctrl"))
+    }
+    assert table.gene_id is None
+    assert table.group.tolist() == sorted(wanted)
+    np.testing.assert_allclose(table.values, [wanted[group] for group in table.group], rtol=1e-5)
+
+
+def test_by_other_types_neither_codes_nor_activations_of_a_type_change_its_own_row(sample, labels):
+    usable = np.ones(N_CELLS, dtype=bool)
+    rng = np.random.default_rng(4)
+    own = labels.cell_type == "A"
+    codes = sample.codes.toarray()
+    codes[own[sample.cell]] += rng.gamma(1.0, 1.0, codes.shape)[own[sample.cell]].astype(np.float32)
+    mean = sample.mean + own[:, None] * rng.normal(size=sample.mean.shape).astype(np.float32)
+    changed = replace(sample, codes=sparse.csc_array(codes), mean=mean)
+    options = {"by": "other_types", "cells": usable}
+    for before, after in (
+        [code_group_means(one, labels, task("move"), FEATURES, **options) for one in (sample, changed)],
+        [mean_differences(one, labels, task("move"), **options) for one in (sample, changed)],
+    ):
+        assert before.group.tolist() == ["A", "B"]
+        np.testing.assert_array_equal(before.values[0], after.values[0])
+        assert (before.values[1] != after.values[1]).any()
+
+
+def test_by_other_types_one_type_alone_has_no_row(sample, labels):
+    labels = CellLabels(**{**vars(labels), "cell_type": np.full(N_CELLS, "A", dtype=object)})
+    options = {"by": "other_types", "cells": np.ones(N_CELLS, bool)}
+    assert len(code_group_means(sample, labels, task("move"), FEATURES, **options).group) == 0
+    assert len(mean_differences(sample, labels, task("move"), **options).group) == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipelines.config import SteerOptions
-from pipelines.steering.kinds import KINDS, KindOnSelect, best_kind, options_of, searches_kinds
+from pipelines.steering.kinds import KINDS, KindOnSelect, best_kind, facts_of_choice, options_of, searches_kinds
 from pipelines.steering.metrics.mixing import QuickMixing
 from pipelines.steering.plan import InterventionType
 
@@ -52,3 +52,23 @@ def test_the_best_kind_mixes_most_among_those_that_keep_the_types(scores, best):
         for kind, score in scores.items()
     ]
     assert best_kind(found).kind == best
+
+
+@pytest.mark.parametrize(
+    ("score", "said"),
+    [
+        ((0.6, 0.9), {}),
+        ((0.6, 0.883), {}),
+        ((0.6, 0.8), {"conservation on select cells": "0.800 of 0.900"}),
+        ((0.5, 0.9), {"mixing on select cells": "0.500, unsteered 0.500"}),
+        ((0.4, 0.8), {"conservation on select cells": "0.800 of 0.900", "mixing on select cells": "0.400"}),
+        ((None, None), {}),
+    ],
+)
+def test_a_choice_for_want_of_a_better_one_is_said(score, said):
+    best = KindOnSelect(
+        kind=InterventionType.SHIFT, score=QuickMixing(*score), unsteered=QuickMixing(0.5, 0.9 if score[1] else None)
+    )
+    facts = facts_of_choice(best)
+    assert set(facts) == set(said)
+    assert all(facts[name].startswith(words) for name, words in said.items())

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from feature_store.query.steering import Role
-from pipelines.steering.report import best_rival, is_better, worsened
+from pipelines.steering.report import best_rival, is_better, unmoved_types, worsened
 
 
 def rows(*of: tuple[str, str, float | None, float | None, float | None, float | None]) -> pl.DataFrame:
@@ -37,3 +37,15 @@ def test_metrics_are_worse_beyond_their_interval_alone():
     ).with_columns(metric=pl.lit("type_accuracy"))
     assert worsened(found) == ["type_accuracy 0.9 -> 0.7"]
     assert worsened(found.with_columns(metric=pl.lit("remaining"))) == ["remaining 0.9 -> 0.95"]
+
+
+def test_types_that_a_move_leaves_where_they_are_are_named():
+    own = {"split": "test", "metric": "target_shift", "intervention": "shift", "dose": 1.0, "chosen": True}
+    table = pl.DataFrame(
+        [{**own, "group": name, "value": value} for name, value in (("all", 0.0), ("A", 0.0), ("B", 2.0))]
+    )
+    assert unmoved_types(table) == ["A"]
+    assert unmoved_types(table.with_columns(split=pl.lit("select"))) == []
+    assert unmoved_types(table.with_columns(dose=0.0)) == []
+    assert unmoved_types(table.with_columns(chosen=False)) == []
+    assert unmoved_types(table.with_columns(intervention=pl.lit("ablate"))) == []

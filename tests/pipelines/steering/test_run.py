@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 import torch
 
+from feature_store import FeatureStore
 from feature_store.cells import open_source, read_cells
 from feature_store.errors import NotFoundError
 from feature_store.storage import commit
@@ -20,6 +21,7 @@ from pipelines.runtime.stage import StageResult
 from pipelines.steering import shards
 from pipelines.steering.actors import SteeredEmbedder
 from pipelines.steering.feature_selection import choose_features_of_label
+from pipelines.steering.plan import Null
 from pipelines.steering.run import steer
 from pipelines.steering.token_sample import TokenSampler
 from pipelines.tracking import Tracking
@@ -164,7 +166,7 @@ def test_a_search_embeds_select_cells_alone(steered):
     select = cells_of(steered.store).filter(split="select")
     searched = commit.read_table(steered.moved.path / "search")
     assert set(searched["cell_idx"]) == set(select["cell_idx"])
-    assert set(searched["variant"]) == {0, 1, 2, 3, 4}
+    assert set(searched["variant"]) == {*range(1 + 4 + 2)}  # unsteered, the grid, and the mean difference in both doses
 
 
 @pytest.mark.parametrize("condition", ["ablate", "ablate, replace", "reconstruction", "random direction"])
@@ -212,6 +214,91 @@ def test_a_move_adds_the_differences_of_its_references_by_type_and_gene(steered,
 
     at, stored = embeddings(steered.moved, "shift", n_features=len(columns), dose=chosen["dose"])
     np.testing.assert_allclose(stored, embed(chain, at, patch), atol=2e-5)
+
+
+def test_the_mean_difference_is_added_in_each_dose_of_the_search(steered, chain):
+    variants = commit.read_table(steered.moved.path / "variants").filter(name="mean difference")
+    assert variants.select("role", "dose").rows() == [("baseline", 1.0), ("baseline_dose", 0.5)]
+    run = commit.Run.open(steered.moved.path / "references" / "test")
+    rows = commit.read_part(run.part(variants["references"][0]))
+    vector = {row["group"]: np.array(row["value"]) for row in rows.iter_rows(named=True)}
+    kind = cells_of(steered.store)["cell_type"].to_list()
+    for dose in (0.5, 1.0):
+
+        def patch(x, cell, genes, dose=dose):
+            return x + dose * torch.from_numpy(vector[kind[cell]]).float()
+
+        at, stored = embeddings(steered.moved, "mean difference", dose=dose)
+        np.testing.assert_allclose(stored, embed(chain, at, patch), atol=2e-5)
+    found = commit.read_table(steered.moved.path / "results")
+    measured = found.filter(condition="mean difference", metric="remaining", group="all").sort("split", "dose")
+    assert measured.select("split", "dose").rows() == [(s, d) for s in ("select", "test") for d in (0.5, 1.0)]
+
+
+def test_a_search_of_kinds_takes_one_sample_reports_each_kind_and_finishes_the_best_last(own_store, here):
+    options = SteerOptions(kind="batch", target="all", n_features=(2, 4), dose=(0.5, 1.0), n_nulls=2)
+    found = steer(options, own_store)
+    said = found.facts["kinds, searched on select cells"]
+    runs = dict(part.split() for part in said.split(", "))
+    assert list(runs) == ["ablate", "scale", "toward", "shift"]
+    folders = {kind: Layout(own_store).steering_dir(run) for kind, run in runs.items()}
+    assert sum((folder / "survey").exists() for folder in folders.values()) == 1
+    assert found.path in folders.values()
+    best = next(kind for kind, folder in folders.items() if folder == found.path)
+    for kind, folder in folders.items():
+        chosen = commit.read_table(folder / "results").filter("chosen", split="test", metric="batch_mixing")
+        assert chosen["condition"].item() == kind
+        assert found.facts[f"{kind} on test cells"].startswith(f"batch_mixing {chosen['value'].item():.3f}")
+    assert FeatureStore.open(own_store).lineage.steering[0] == runs[best]
+    alone = steer(changed(options, intervention="shift"), own_store)
+    assert (alone.run, alone.done) == (runs["shift"], 0)
+
+
+def without_toward_cells_of(kind, splits=("train", "select")):
+    """The cell table in which cells of `toward` of a type have no label in these splits."""
+    unseen = (pl.col("batch") == MOVE.toward) & (pl.col("cell_type") == kind) & pl.col("split").is_in(splits)
+    return lambda cells: cells.with_columns(batch=pl.when(~unseen).then("batch"))
+
+
+def test_by_other_types_a_type_is_moved_of_which_only_test_cells_have_the_other_label(own_store, here):
+    with_labels(own_store, without_toward_cells_of("A"))
+    found = steer(changed(MOVE, by="other_types"), own_store)
+    run = commit.Run.open(found.path / "references" / "test")
+    rows = commit.read_part(run.part(0))
+    assert rows["group"].to_list() == ["A"]  # B has no other type with cells of both labels
+    kind = dict(cells_of(own_store).select("cell_idx", "cell_type").iter_rows())
+    cells, before = embeddings(found, "unsteered")
+    for condition in ("shift", "mean difference"):
+        at, after = embeddings(found, condition, **({} if condition == "shift" else {"dose": 1.0}))
+        still = (after == before[np.isin(cells, at)]).all(axis=1)
+        assert {kind[cell] for cell, is_still in zip(at, still, strict=True) if is_still} == {"B"}
+        assert {kind[cell] for cell, is_still in zip(at, still, strict=True) if not is_still} == {"A"}
+    own = results_of_group(found, "A")
+    assert set(own["metric"]) >= {"remaining", "type_accuracy", "type_changed", "target_votes", "target_shift"}
+    assert own.filter(metric="target_shift")["value"].item() > 0
+    assert results_of_group(found, "B").filter(metric="target_shift")["value"].item() == 0
+    assert found.facts["not moved"].startswith("B: ")
+
+
+def results_of_group(found, group):
+    return commit.read_table(found.path / "results").filter("chosen", split="test", group=group)
+
+
+def test_a_search_without_cells_to_be_held_against_is_refused(own_store, here):
+    with_labels(own_store, without_toward_cells_of("A", ("select",)))
+    with pytest.raises(UsageError, match=r"select cells.*'b1'.*--n-features.*--by other_types"):
+        steer(changed(MOVE, cells=("cell_type=A",)), own_store)
+
+
+def test_only_the_cells_that_are_steered_are_measured(own_store, here):
+    found = steer(changed(MOVE, n_features=(2,), dose=(1.0,), by="cell_type", cells=("cell_type=A",)), own_store)
+    of_all = commit.read_table(found.path / "results").filter("chosen", split="test", group="all")
+    own = dict(of_all.filter(pl.col("metric").is_in(["remaining", "target_votes"])).select("metric", "n_cells").rows())
+    moved = cells_of(own_store).filter(split="test", batch="b0", cell_type="A")
+    assert own == {"remaining": moved.height, "target_votes": moved.height}
+    assert of_all.filter(metric="remaining")["value"].item() == pytest.approx(
+        results_of_group(found, "A").filter(metric="remaining")["value"].item()
+    )
 
 
 @pytest.mark.parametrize(
@@ -365,7 +452,7 @@ def test_a_type_is_moved_to_another_and_its_head_asked(own_store, here, steered)
     ours = cells.filter(pl.col("donor") != "D5", split="test", cell_type="A")["cell_idx"]
     assert sorted(steered_cells) == sorted(ours)
     head = commit.read_table(found.path / "head")
-    assert set(head["condition"]) == {"toward", "random features", "random direction", "shuffled labels"}
+    assert set(head["condition"]) == {"toward", "mean difference", *Null}
     answers = commit.read_table(found.path / "answers")
     asked = set(cells.filter(pl.col("cell_idx").is_in(answers["cell_idx"].unique().implode()))["split"])
     assert asked == {"test"}

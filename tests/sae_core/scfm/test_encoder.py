@@ -55,6 +55,18 @@ def test_positions_after_n_keys_attend_and_are_never_attended_to() -> None:
     torch.testing.assert_close(out[:, 7], one_query[:, 5], atol=1e-6, rtol=1e-6)
 
 
+def test_a_mask_may_have_a_line_of_its_own_for_each_position() -> None:
+    block, oracle = block_and_oracle()
+    x = torch.randn(3, 6, 24, generator=torch.Generator().manual_seed(2))
+    hidden = torch.tensor([[0, 0, 1, 0, 1, 0], [0, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0]], dtype=torch.bool)
+    allowed = ~hidden[:, None] | torch.eye(6, dtype=torch.bool)
+    expected = oracle(x, src_mask=~allowed.repeat_interleave(4, 0))
+    torch.testing.assert_close(block(x, index=0, key_mask=allowed), expected, atol=1e-5, rtol=1e-5)
+    rows = torch.ones(3, 6, dtype=torch.bool)
+    same = block(x, index=0, key_mask=rows), block(x, index=0, key_mask=rows[:, None].expand(3, 6, 6))
+    torch.testing.assert_close(*same)
+
+
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
     with pytest.raises(ConfigError, match="3 for d_model 16"):
         SelfAttention(d_model=16, n_heads=3)
@@ -73,6 +85,22 @@ def spelled_out(block: EncoderBlock, x: Tensor, *, bias: Tensor, allowed: Tensor
                 weight = (softcap * torch.tanh(score / softcap)).softmax(0)
                 out[row, query, head] = weight @ v[row, keys, head]
     return att.out_proj(out.flatten(2))
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_a_bias_of_each_query_and_key_is_that_of_the_keys_where_all_queries_have_one(softcap: float | None) -> None:
+    block = random_block(softcap=softcap, is_causal=True)
+    x = torch.randn(3, 7, 24, generator=torch.Generator().manual_seed(1))
+    bias = torch.randn(3, 7, generator=torch.Generator().manual_seed(2)) * 3
+    found, expected = (block.self_attn(x, key_bias=b) for b in (bias[:, None].expand(3, 7, 7), bias))
+    torch.testing.assert_close(found, expected)
+    # without its own bias, a query attends as if its own key had none
+    later = bias[:, None] * torch.ones(7, 7).tril(-1)
+    found = block.self_attn(x, key_bias=later)
+    for n in range(7):
+        alone = bias[:, : n + 1].clone()
+        alone[:, n] = 0
+        torch.testing.assert_close(found[:, n], block.self_attn(x[:, : n + 1], key_bias=alone)[:, n])
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])

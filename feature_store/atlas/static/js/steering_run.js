@@ -6,7 +6,8 @@ import { tickText } from "./axis.js";
 export const ALL = "all";
 // What a condition of a run is for: the column `role`, as in feature_store/query/steering.py.
 export const ROLE = Object.freeze({
-  unsteered: "unsteered", grid: "grid", replace: "replace", reconstruction: "reconstruction", null: "null", baseline: "baseline", floor: "floor",
+  unsteered: "unsteered", grid: "grid", replace: "replace", reconstruction: "reconstruction", null: "null", baseline: "baseline", baseline_dose: "baseline_dose",
+  floor: "floor",
 });
 const ALPHA = 0.05;
 const LEAST_NULLS = 20;
