@@ -11,7 +11,7 @@ What differs from upstream, which leaves it open: genes that start at one place 
 (upstream's sort is unstable), probabilities are taken in float64 (upstream: float32), and columns of one gene are added
 before the draws (upstream keeps them apart, so that such a gene is drawn more often). Counts are what upstream takes:
 it cuts the fraction off values that are not counts, while here log-normalised values are turned back into counts
-where that is exact, and refused otherwise. A cell takes about .2 ms.
+where that is exact, and refused otherwise. A cell takes about 1 ms.
 """
 
 from __future__ import annotations
