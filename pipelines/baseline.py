@@ -222,7 +222,7 @@ def extract_options(layout: Layout, chain: RunChain, options: ActorOptions) -> E
         **_actors(options),
         layer=(plan.site,),
         cells=None if plan.cells is None else plan.n_cells,
-        model_option=dict(place.model_options),
+        model_option=tuple(f"{name}={value}" for name, value in place.model_options.items()),
         model=place.model,
         random_init=True,
         # the data set was accepted when its activations were extracted

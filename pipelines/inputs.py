@@ -366,7 +366,7 @@ def absolute_model_options(options: DataOptions) -> dict[str, str]:
 
     paths = {option.name for family in FAMILIES for option in family.options if option.is_path}
     return {
-        name: str(Path(value).resolve()) if name in paths else value for name, value in options.model_option.items()
+        name: str(Path(value).resolve()) if name in paths else value for name, value in options.model_options.items()
     }
 
 

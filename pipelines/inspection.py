@@ -14,8 +14,8 @@ from pipelines.schema_columns import with_schema_columns
 if TYPE_CHECKING:
     from feature_store.cells import Source
 
-TIMED_CELLS, N_TIMED, TIMED_S = 16, 5, 5.0
-"""Cells of a timed run; timed runs at most; seconds after which no further one begins."""
+TIMED_CELLS, TIMED_TOKENS, N_TIMED, TIMED_S = 16, 16_384, 5, 5.0
+"""Cells and gene tokens of a timed run at most; timed runs at most; seconds after which no further one begins."""
 
 
 def inspect_data(options: DataOptions) -> dict[str, Any]:
@@ -63,7 +63,8 @@ def seconds_per_cell(inputs: LoadedInputs) -> float:
     """
     import torch
 
-    few = inputs.source.first_cells(TIMED_CELLS)
+    n = max(1, min(TIMED_CELLS, int(TIMED_TOKENS / max(inputs.mean_tokens, 1))))
+    few = inputs.source.first_cells(n)[:n]
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -92,9 +92,10 @@ class StageNames:
         self._n_begun = 0
 
     def begin(self, name: str) -> None:
-        """Say that a stage begins."""
+        """Say that a stage begins, if there are several."""
         self._n_begun += 1
-        stderr_console().print(f"stage {self._n_begun} of {self._n_stages}: {name}")
+        if self._n_stages > 1:
+            stderr_console().print(f"stage {self._n_begun} of {self._n_stages}: {name}")
 
 
 def _makes_sae(recipe: Recipe) -> bool:

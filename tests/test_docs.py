@@ -121,7 +121,10 @@ def test_every_look_up_and_plot_that_the_examples_call_exists():
 
 def test_every_script_that_a_page_names_exists():
     said = {path: set(re.findall(r"(?<![\w./])(\w+\.py)\b", path.read_text())) for path in PAGES}
-    assert missing(said, lambda name: name == "NAME.py" or any(path.name == name for path in (*SOURCES, *TESTS))) == {}
+    assert (
+        missing(said, lambda name: name == "NAME.py" or any(path.name == name for path in (*SOURCES, *TESTS, *PAGES)))
+        == {}
+    )
 
 
 def test_every_class_and_function_that_a_page_names_in_code_exists():

@@ -24,6 +24,7 @@ from reference_pages import commands_page, python_page, tables_page
 
 ROOT = Path(__file__).parents[2]
 TUTORIALS = ("pbmc", "any_vectors", "type_or_gene", "scanpy")
+STYLE = Path(__file__).with_name("extra.css")
 CARD = Path("sae_core/scfm/mini/MODEL_CARD.md")
 GUIDES = (
     "files",
@@ -78,6 +79,7 @@ def write_pages(folder: Path, *, tutorials: tuple[str, ...] = TUTORIALS) -> None
     for file, name in named.items():
         if file.suffix == ".md":
             (folder / name).write_text(_with_links(file, named))
+    shutil.copyfile(STYLE, folder / STYLE.name)
     for picture in (ROOT / "docs").glob("*.png"):
         shutil.copyfile(picture, folder / picture.name)
     for name, page in {"commands": commands_page, "python": python_page, "tables": tables_page}.items():
@@ -125,6 +127,7 @@ def config_of(pages: Path, out: Path) -> dict[str, object]:
                 },
             ],
         },
+        "extra_css": [STYLE.name],
         "plugins": ["search"],
         "markdown_extensions": ["tables", "admonition", "pymdownx.superfences", {"toc": {"permalink": True}}],
         "validation": {

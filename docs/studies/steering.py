@@ -11,9 +11,8 @@ from findings_study.cells import FOLDS
 from steering_study.cells import CTCL_FOLDS, SEEDS, ctcl_file, ctcl_mix_file, kang_file, mixology_file
 from steering_study.page import write_page
 from steering_study.runs import (
-    CTCL_LAYER,
-    MIXOLOGY_LAYER,
     SteeringRun,
+    ctcl_mix_recipe,
     ctcl_recipe,
     kang_recipe,
     kinds_recipe,
@@ -57,12 +56,10 @@ def run_experiment(experiment: str, data: Path, store: Path) -> list[tuple[str, 
             recipes = [mixology_recipe(mixology_file(data, folder, seed), seed) for seed in SEEDS]
         case "mixology_kinds":
             names = ("mixology_kinds",)
-            files = [mixology_file(data, folder, seed) for seed in SEEDS]
-            recipes = [kinds_recipe(file, seed, batch="batch", layer=MIXOLOGY_LAYER) for seed, file in enumerate(files)]
+            recipes = [kinds_recipe(mixology_recipe(mixology_file(data, folder, seed), seed), seed) for seed in SEEDS]
         case "ctcl_kinds":
             names = ("ctcl_kinds",)
-            files = [ctcl_mix_file(data, folder, seed) for seed in SEEDS]
-            recipes = [kinds_recipe(file, seed, batch="donor", layer=CTCL_LAYER) for seed, file in enumerate(files)]
+            recipes = [kinds_recipe(ctcl_mix_recipe(ctcl_mix_file(data, folder, seed), seed), seed) for seed in SEEDS]
         case _:
             names = ("ctcl",)
             recipes = [ctcl_recipe(ctcl_file(data, folder, fold), fold) for fold in range(len(CTCL_FOLDS))]

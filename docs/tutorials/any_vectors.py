@@ -21,8 +21,8 @@ own.write_h5ad("pbmc.h5ad")
 own
 
 # %% [markdown]
-# The array lies in `obsm` beside the counts. It may also be a file with a row for each cell (`.npy`, `.safetensors`,
-# `.pt`, `.parquet`): [what is read](../vectors.md). `inspect` looks at it and writes nothing.
+# The array lies in `obsm` beside the expression. It may also be a file with a row for each cell (`.npy`, `.pt`,
+# `.safetensors`, `.parquet`): [what is read](../vectors.md). `inspect` looks at it and writes nothing.
 
 # %%
 scsae.inspect("pbmc.h5ad", vectors="obsm/X_pca")["vectors"]

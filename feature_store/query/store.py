@@ -555,7 +555,10 @@ class FeatureStore:
         hint = f"; it is a number of the cells: ask for it with number {name!r}" if of_number else ""
         if column == "gene" and (symbols := symbols_of(name)):
             hint = f"; its other names ({join_names(symbols)}) are not there either"
-        return f"no {column} {name!r} in {table}{did_you_mean(name, known, n=3)}{hint}; it has {join_names(known)}"
+        if column == "gene_set" and not known:
+            hint = "; no set that was tested shares a gene with any feature: `scsae associate --gmt FILE` tests others"
+        has = join_names(known) or "none"
+        return f"no {column} {name!r} in {table}{did_you_mean(name, known, n=3)}{hint}; it has {has}"
 
     def _rows_about(self, table: str, column: str, name: str) -> pl.DataFrame:
         """The rows of a table about the names that a name means."""

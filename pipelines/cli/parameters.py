@@ -150,7 +150,7 @@ def _parameter(cls: type[Options], field: str, *, positional: bool) -> inspect.P
         return _keyword(field, Annotated[given, typer.Argument(help=option_help(cls, field))], inspect.Parameter.empty)
     kind = _cli_type(info.annotation)
     default = None if info.is_required() else info.get_default(call_default_factory=True)
-    if isinstance(default, tuple | dict):
+    if isinstance(default, tuple):
         default = [str(item) for item in default]
     flag = f"--{field.replace('_', '-')}"
     return _keyword(field, Annotated[kind, typer.Option(flag, help=option_help(cls, field))], default)
@@ -159,7 +159,7 @@ def _parameter(cls: type[Options], field: str, *, positional: bool) -> inspect.P
 def _cli_type(annotation: Any) -> Any:
     """Return the type for typer: text for choices, which the options class checks, and a list for a repeated option."""
     text = str(annotation)
-    if text.startswith(("tuple[", "dict[")):
+    if text.startswith("tuple["):
         return list[str]
     for kind in (bool, float, int):
         if annotation is kind or text.startswith(f"{kind.__name__} |"):

@@ -10,7 +10,7 @@ from pipelines.config.options import (
     CellOptions,
     Files,
     GeneOptions,
-    ModelOptions,
+    NamedValues,
     ObsOptions,
     parse_size,
 )
@@ -62,13 +62,18 @@ class DataOptions(GeneOptions, ObsOptions):
     Default: the one that says most about the counts of all genes; `scsae inspect` says which and why."""
     model: str = "mini"
     """Foundation model: a checkpoint folder, or `mini`, the small model of the project."""
-    model_option: ModelOptions = Field(default_factory=dict)
+    model_option: NamedValues = ()
     """Option of the model's family, as NAME=VALUE; may be repeated. What a cell has of its own is taken from a column:
     NAME=obs:COLUMN. `scsae models-supported` lists the options of every family."""
     random_init: bool = False
     """Use random weights instead of the trained ones, as a control."""
     precision: Literal["f32", "bf16"] = "f32"
     """Precision of the matrix products: f32, or bf16 (autocast), which is several times faster on hardware for it."""
+
+    @property
+    def model_options(self) -> dict[str, str]:
+        """The options of the model's family by their names."""
+        return {name: value for name, _, value in (text.partition("=") for text in self.model_option)}
 
 
 def _names_vectors(text: str | None) -> str | None:

@@ -53,22 +53,21 @@ Files = Annotated[tuple[_DataPath, ...], pydantic.BeforeValidator(as_tuple)]
 
 
 def _as_named_values(value: Any) -> Any:
-    """Return texts NAME=VALUE as a dictionary, and a dictionary unchanged; ValueError for anything else."""
-    if isinstance(value, Mapping):
-        return dict(value)
+    """Return texts NAME=VALUE, also those of a dictionary, as a tuple; ValueError for others and repeated names."""
+    texts = [f"{name}={content}" for name, content in value.items()] if isinstance(value, Mapping) else as_tuple(value)
     found: dict[str, str] = {}
-    for text in as_tuple(value):
+    for text in texts:
         name, equals, content = str(text).partition("=")
         if not (equals and name and content):
             raise ValueError(f"{str(text)!r} has not the form NAME=VALUE")
         if name in found:
             raise ValueError(f"{name} was given twice, as {found[name]!r} and {content!r}")
         found[name] = content
-    return found
+    return tuple(texts)
 
 
-ModelOptions = Annotated[dict[str, str], pydantic.BeforeValidator(_as_named_values)]
-"""Options of a family of models by their names; the command line gives each as NAME=VALUE."""
+NamedValues = Annotated[tuple[str, ...], pydantic.BeforeValidator(_as_named_values)]
+"""Texts NAME=VALUE; a recipe and a notebook may give a dictionary."""
 Positive = Annotated[int, Field(ge=1)]
 FeatureId = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]

@@ -79,7 +79,7 @@ def _locations(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for stage in type(recipe).model_fields:
         options = getattr(recipe, stage)
         for one in options if isinstance(options, tuple) else (options,):
-            for name, value in getattr(one, "model_option", {}).items():
+            for name, value in getattr(one, "model_options", {}).items():
                 # careful: which options are paths only the family knows, so all that have a slash count as such
                 if "/" in value:
                     yield f"{stage.replace('_', '-')}.model_option {name}", value

@@ -14,6 +14,7 @@ import torch
 
 from sae_core.checkpoint_files import read_json
 from sae_core.errors import CheckpointError, ConfigError
+from sae_core.scfm.aido_cell import files as aido_cell
 from sae_core.scfm.families import Family, plug_ins
 from sae_core.scfm.foundation import OF_CELLS, FoundationModel
 from sae_core.scfm.geneformer import files as geneformer
@@ -145,4 +146,5 @@ FAMILIES = (
     tahoe.FAMILY,
     transcriptformer.FAMILY,
     uce.FAMILY,
+    aido_cell.FAMILY,
 )

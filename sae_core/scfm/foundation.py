@@ -370,8 +370,8 @@ class FoundationModel(nn.Module, ABC):
         """The model's own pretraining loss on these cells, with `patches` in place (`sae_core.scfm.pretraining`).
 
         Units: squared bins (scGPT, Tahoe-x1), nats (Geneformer, Nicheformer, TranscriptFormer), squared log1p CP10k
-        (scFoundation). The same seed masks the same genes whatever the patches are. No gene is masked in a cell with
-        fewer than two.
+        (scFoundation, AIDO.Cell). The same seed masks the same genes whatever the patches are. No gene is masked in a
+        cell with fewer than two.
 
         Raises:
             ConfigError: the checkpoint has no weights of the pretraining head.
@@ -400,7 +400,7 @@ class FoundationModel(nn.Module, ABC):
         """Predictions of the masked genes of `task` (from `mask_genes`) by the model's own head.
 
         scGPT and Tahoe-x1 predict the bin from the gene's own token, Geneformer and Nicheformer the log probability
-        (nats) of the masked gene, scFoundation log1p CP10k, TranscriptFormer the rate of the count.
+        (nats) of the masked gene, scFoundation and AIDO.Cell log1p CP10k, TranscriptFormer the rate of the count.
 
         Args:
             task: cells with masked genes.

@@ -7,7 +7,7 @@ family's own:
 
     scGPT, Tahoe-x1            binned value                              squared error
     Geneformer, Nicheformer    log probability of the masked gene (nats) cross-entropy, its negative
-    scFoundation               log1p CP10k                               squared error
+    scFoundation, AIDO.Cell    log1p CP10k                               squared error
     TranscriptFormer           rate of the count                         negative log likelihood of the count (nats)
 
 TranscriptFormer is causal and hides nothing: the place before a gene knows neither the gene nor its count, and from

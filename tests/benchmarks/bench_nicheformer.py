@@ -97,7 +97,7 @@ def main() -> None:
         list(runs.values()), options.repeats, time.process_time if options.cpu_time else time.perf_counter
     )
     print(f"{platform.processor() or platform.machine()}, {options.threads} threads, torch {torch.__version__}")
-    print(f"{tokens.n_cells} cells of {source.path.name}, {tokens.n_tokens} tokens; {options.layers} layers, d 512")
+    print(f"{tokens.n_cells} cells of {source.paths[0].name}, {tokens.n_tokens} tokens; {options.layers} layers, d 512")
     for name, took in zip(runs, seconds, strict=True):
         print(f"{name:32}{took / tokens.n_cells * 1e3:10.1f} ms a cell{seconds[0] / took:10.2f}")
     print(f"largest difference of the official embedding: {difference:.1e}")

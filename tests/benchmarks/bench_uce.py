@@ -1,9 +1,9 @@
-"""Speed of reading one layer of a UCE of full size (4 layers, d 1280, random weights) on a data set.
+"""Speed of reading one layer of a UCE of 4 layers with random weights on a data set; d 1280 unless --width divides it.
 
     python tests/benchmarks/bench_uce.py --data FILE.h5ad --cells 4 --repeats 2 --threads 2
 
 The baseline is the stock way: sentences padded to 1,536 positions, as the authors' loader pads them, every token
-projected from its row of 5,120 numbers, `nn.TransformerEncoder` in fp32 with all layers, a forward hook on the layer.
+projected from its row of the table, `nn.TransformerEncoder` in fp32 with all layers, a forward hook on the layer.
 Ours: `FoundationModel.activations` in fp32 and with bf16 autocast. They take turns; a figure is the fastest of the
 repeats. Real tokens are counted, padding never. Places on chromosomes and protein vectors are random.
 """
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 SITE = Site(kind="layer", index=2)
-N_CHROMOSOMES, D_TOKEN, N_POSITIONS = 24, 5120, 1536
+N_CHROMOSOMES, N_POSITIONS = 24, 1536
 
 
-def random_uce(symbols: Sequence[str]) -> UCE:
-    """A model of these genes, each at a random place of a random chromosome."""
+def random_uce(symbols: Sequence[str], *, width: int) -> UCE:
+    """A model of width 1280 / `width` with these genes, each at a random place of a random chromosome."""
     rng, n_genes = np.random.default_rng(0), len(symbols)
     first = N_SPECIAL + n_genes
     names = ("<pad>", "<open>", "<end>", "<cls>", *symbols, *(f"<chromosome {i}>" for i in range(N_CHROMOSOMES)))
@@ -43,9 +43,9 @@ def random_uce(symbols: Sequence[str]) -> UCE:
     chromosome[N_SPECIAL:first] = first + rng.integers(N_CHROMOSOMES, size=n_genes)
     config = UCEConfig(
         n_layers=4,
-        d_model=1280,
-        d_token=D_TOKEN,
-        d_hidden=5120,
+        d_model=1280 // width,
+        d_token=5120 // width,
+        d_hidden=5120 // width,
         d_first=1024,
         d_output=1280,
         n_positions=N_POSITIONS,
@@ -54,7 +54,7 @@ def random_uce(symbols: Sequence[str]) -> UCE:
     tokenizer = UCETokenizer(
         chromosome=chromosome, start=rng.random(len(names)), n_draws=config.n_draws, max_positions=N_POSITIONS
     )
-    table = TokenTable(rows=torch.randn(len(names), D_TOKEN, generator=torch.Generator().manual_seed(0)))
+    table = TokenTable(rows=torch.randn(len(names), config.d_token, generator=torch.Generator().manual_seed(0)))
     model = UCE(config, vocabulary, table, tokenizer).eval().requires_grad_(False)
     model.reset_weights(seed=0)
     model.pos_encoder.pe.zero_()
@@ -98,11 +98,12 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--width", type=int, default=1, help="divides every width of the network")
     parser.add_argument("--cpu-time", action="store_true", help="of this process: for a machine that others use")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     source = open_source(options.data)
-    model = random_uce(tuple(dict.fromkeys(map(str.upper, source.gene_symbols))))
+    model = random_uce(tuple(dict.fromkeys(map(str.upper, source.gene_symbols))), width=options.width)
     rows = source.read_rows(0, options.cells)
     match = model.match_genes(source.gene_symbols)
 
@@ -125,7 +126,7 @@ def main() -> None:
     baseline, fp32, bf16, tokenization = fastest(runs, options.repeats, clock)
     n, unit = tokens.n_tokens, "CPU s" if options.cpu_time else "s"
     print(f"{platform.processor() or platform.machine()}, {options.threads} threads, torch {torch.__version__}")
-    print(f"{source.path.name}: {tokens.n_cells} cells, {n} tokens; UCE 4 layers, d 1280, site {SITE}")
+    print(f"{source.paths[0].name}: {tokens.n_cells} cells, {n} tokens; UCE 4 layers, d {model.d_model}, site {SITE}")
     for name, seconds in (("stock, padded, fp32", baseline), ("ours, fp32", fp32), ("ours, bf16 autocast", bf16)):
         print(f"{name:24}{n / seconds:10.0f} tokens/{unit}{baseline / seconds:8.2f}")
     print(f"largest difference to the baseline, fp32: {difference:.2e}; relative error of bf16: {error:.2e}")

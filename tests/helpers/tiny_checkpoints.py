@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from tiny_aido_cell import write_aido_cell
 from tiny_tahoe import write_tahoe
 from tiny_transcriptformer import write_transcriptformer
 from tiny_uce import write_uce
@@ -228,6 +229,8 @@ def write_tiny(parent: Path, kind: str) -> Path:
             return write_nicheformer(parent, kind, is_lightning=kind.endswith("ckpt"))
         case "uce":
             return write_uce(parent, kind)
+        case "aido-cell":
+            return write_aido_cell(parent, kind, genes=SYMBOLS)
         case "transcriptformer":
             return write_transcriptformer(parent, kind)
     raise ValueError(kind)

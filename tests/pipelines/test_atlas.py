@@ -253,7 +253,7 @@ def test_an_export_says_how_to_look_at_it_and_can_be_made_again(ready, tmp_path,
         export_atlas(ready, folder, associations=None, codes=None)
         said = capsys.readouterr()
         assert f"python -m http.server --bind 127.0.0.1 --directory '{folder}'\n" in said.out
-        assert "files" in said.err
+        assert "bundles" in said.err
         assert (folder / "index.html").is_file()
         assert json.loads((folder / "data/atlas.json").read_text())["n_features"] == 48
     assert FeatureStore.open(ready).frame("features").collect().height == 48

@@ -27,9 +27,10 @@ from sae_core.errors import ConfigError
 KINDS = (
     *("scgpt-finetuned", "geneformer-v1", "geneformer-v2", "scfoundation", "tahoe", "nicheformer", "uce"),
     "transcriptformer",
+    "aido-cell",
 )
 WITHOUT_HEAD = ("uce",)
-OPTIONS = {"transcriptformer": {"assay": "obs:batch"}}
+OPTIONS = {"transcriptformer": ("assay=obs:batch",)}
 N_FEATURES, CELLS = 3, 24
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("module_without_actors")]
 
@@ -46,7 +47,7 @@ def test_every_stage_reads_the_model(kind, tiny_data, train_options, tmp_path, m
             ExtractOptions(
                 data=tiny_data,
                 model=str(model),
-                model_option=OPTIONS.get(kind, {}),
+                model_option=OPTIONS.get(kind, ()),
                 layer=(layer,),
                 donor="donor",
                 batch="batch",

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAMED = sorted({words.strip() for page in PAGES for words in commands_in(page.read_text())})
 CHANGES = ("models promote",)
 """What changes the store, and is tested on its own."""
-SHOWN = [words for words in NAMED if words.startswith(LOOK_UPS) and not words.startswith(CHANGES)]
+SHOWN = [words for words in NAMED if words.startswith(LOOK_UPS) and refusal(words) is None]
+SHOWN = [words for words in SHOWN if not words.startswith(CHANGES)]
 
 
 def stand_ins(store):
@@ -30,18 +32,24 @@ def stand_ins(store):
     }
 
 
+@pytest.fixture(scope="module")
+def store(chain, tmp_path_factory):
+    """A copy of the store, because plots and the atlas make the maps that it lacks."""
+    return Path(shutil.copytree(chain.store, tmp_path_factory.mktemp("named") / "store"))
+
+
 def test_look_ups_of_every_kind_are_named():
     assert {words.split()[0] for words in SHOWN} == set(LOOK_UPS)
 
 
 @pytest.mark.parametrize("words", SHOWN)
-def test_a_look_up_runs_or_names_the_command_that_makes_what_it_needs(words, chain, tmp_path, monkeypatch):
+def test_a_look_up_runs_or_names_the_command_that_makes_what_it_needs(words, store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = stand_ins(FeatureStore.open(chain.store))
+    names = stand_ins(FeatureStore.open(store))
     typed = [names.get(word, word) for word in shlex.split(words)]
     if "--store" in typed:
         typed = typed[: typed.index("--store")]
-    done = CliRunner().invoke(app, [*typed, "--store", str(chain.store)])
+    done = CliRunner().invoke(app, [*typed, "--store", str(store)])
     if done.exit_code == 0:
         return
     said = f"{done.exception} {done.output}"

@@ -12,7 +12,7 @@ from steering_study import cells as made
 from steering_study import page
 from steering_study.cells import CTCL_FOLDS, SHARES, ctcl_splits, split_inside, variable_genes
 from steering_study.page import sections_of, verdict_of_mix, verdict_of_move, write_page
-from steering_study.runs import ctcl_recipe, kang_recipe, kinds_recipe, mixology_recipe
+from steering_study.runs import ctcl_mix_recipe, ctcl_recipe, kang_recipe, kinds_recipe, mixology_recipe
 
 from pipelines.steering.plan import Null
 
@@ -123,5 +123,6 @@ def test_the_page_in_docs_has_every_line_that_the_study_writes(lines_not_written
 def test_the_recipes_name_options_that_exist():
     recipes = [made_of(Path("cells.h5ad"), 0) for made_of in (kang_recipe, mixology_recipe, ctcl_recipe)]
     assert [len(recipe.steer) for recipe in recipes] == [2, 2, 1]
-    (steering,) = kinds_recipe(Path("cells.h5ad"), 0, batch="donor", layer="2").steer
-    assert (steering.target, steering.intervention) == ("all", None)
+    for mixed in (mixology_recipe, ctcl_mix_recipe):
+        (steering,) = kinds_recipe(mixed(Path("cells.h5ad"), 0), 0).steer
+        assert (steering.target, steering.intervention) == ("all", None)

@@ -50,6 +50,7 @@ def results(left: dict[int, float], drift: dict[int, float], *, rival_half: floa
         add("mean difference", role, "remaining_corrected", remaining, dose=dose, half=rival_half)
         add("mean difference", role, "off_axis", beside, dose=dose)
         add("mean difference", role, "type_accuracy", 0.9, dose=dose)
+    add("unsteered", "unsteered", "type_accuracy", 0.95)
     for null in ("random features", "random direction", "shuffled labels"):
         add(null, "null", "remaining_corrected", 0.95, n=5, dose=1.0)
     return pl.DataFrame(rows, infer_schema_length=None)
@@ -113,9 +114,10 @@ def test_the_verdict_counts_losses_as_well_as_wins():
             run.cell_type = name
             runs.append(run)
     text = " ".join(verdict(runs).split())
-    assert "Of 9 SAEs (three for each type), features moved the unseen type nearer than every null for 6." in text
+    assert "9 are on this page (3 for CD4 T cells, 3 for CD14+ Monocytes, 3 for B cells)." in text
+    assert "nearer than every null for 6 of them." in text
     assert "less of the distance than the mean difference for 3, drifted less for 3, and did both for 3." in text
-    assert "| B cells | +0.22 [" in text
+    assert "| B cells | 3 | +0.22 [" in text
 
 
 def test_genes_are_pooled_by_the_cells_in_which_they_were_hidden():

@@ -18,6 +18,7 @@ from feature_store.storage.plans import SteeringPlan
 from pipelines.steering.metrics.intervals import student
 from pipelines.steering.plan import MEAN_DIFFERENCE, Null
 from pipelines.steering.seeds import MIN_SEEDS, over_seeds
+from steering_study.cells import SEEDS
 from steering_study.runs import SteeringRun, runs_of_kinds
 
 TARGET_REMAINING = 1 / 3
@@ -107,7 +108,7 @@ def move_section(out: Path, name: str, runs: Sequence[SteeringRun]) -> str:
 
 {verdict_of_move(frames)}
 
-{markdown(table_of(summary, MOVE_METRICS))}
+{markdown(_table(summary, MOVE_METRICS))}
 The share of the distance that remains, for each cell type with enough cells on both sides:
 
 {markdown(by_type.select(pl.col("group").alias("cell type"), "n_seeds", _interval("remaining")))}
@@ -130,7 +131,7 @@ def mix_section(out: Path, name: str, runs: Sequence[SteeringRun]) -> str:
 
 {verdict_of_mix(frames)}
 
-{markdown(table_of(summary, MIX_METRICS))}
+{markdown(_table(summary, MIX_METRICS))}
 Chosen on `select` cells:
 
 {markdown(_chosen(runs, frames))}
@@ -171,9 +172,10 @@ def _verdict_of_kinds(runs: Sequence[SteeringRun], of_kinds: Sequence[Mapping[st
         for kind, found in zip(taken, of_kinds, strict=True)
     )
     better, kept = sum(mixed > 0 for mixed, *_ in on_test), sum(loss <= MAX_LOSS for *_, loss in on_test)
+    run = "" if len(runs) == len(SEEDS) else f"{len(runs)} of {len(SEEDS)} SAEs was run so far. "
     return (
-        f"The search took **{counts}** of {len(runs)} SAEs. On `test` cells the kind that was taken mixes most of the\n"
-        f"four for {best}, mixes better than unsteered cells for {better}, and keeps types within 2 % for {kept}."
+        f"{run}The search took **{counts}** of {len(runs)} SAEs. On `test` cells the kind that was taken mixes most of "
+        f"the\nfour for {best}, mixes better than unsteered cells for {better}, and keeps types within 2 % for {kept}."
     )
 
 
@@ -288,7 +290,7 @@ def verdict_of_mix(frames: Sequence[pl.DataFrame]) -> str:
     return "\n".join(lines)
 
 
-def table_of(summary: pl.DataFrame, metrics: Sequence[str], *, group: str = "all") -> pl.DataFrame:
+def _table(summary: pl.DataFrame, metrics: Sequence[str], *, group: str = "all") -> pl.DataFrame:
     """A row a condition, a column a metric of a group of cells: mean [low, high] over SAEs."""
     rows = summary.filter((pl.col("group") == group) & pl.col("metric").is_in(metrics) & (pl.col("role") != "trend"))
     known = [metric for metric in metrics if metric in rows["metric"].to_list()]
@@ -456,16 +458,15 @@ donors can only remove what patients have in common.""",
         "sc_mixology: which kind of edit mixes batches",
         """\
 `scsae steer --kind batch --target all` without `--intervention`: ablate, scale, toward and shift are searched on
-`select` cells (10 and 100 features; doses .5, 1 and 1.5, of which scale has .5 alone and ablate none) for the point
+`select` cells (10, 50 and 100 features; doses .5, 1 and 1.5, of which scale has .5 alone and ablate none) for the point
 that mixes most and loses at most 2 % of the conservation of cell types; the best kind is taken, and each is reported.
-Splits are those of the two sections on sc_mixology above, but all is smaller: the 200 most variable genes of `train`
-cells, F 512, 500 steps, at most 250 cells of each split, and nulls of 2 draws. Figures are changes from unsteered
-cells, means over three SAEs with 95 % intervals.""",
+SAEs and splits are those of the two sections on sc_mixology above. Figures are changes from unsteered cells, means over
+the SAEs, of which several give a 95 % interval.""",
     ),
     "ctcl_kinds": (
         "CTCL skin: which kind of edit mixes donors",
         """\
-The same search on skin of three patients and three healthy donors, each donor a batch; splits by cell inside types of
-donors, three SAEs of layer 2. What is mixed is all that donors differ in, lymphoma included.""",
+The same search on skin of three patients and three healthy donors, each a batch, split by cell inside types of donors;
+SAEs of layer 2. What is mixed is all that donors differ in, lymphoma included.""",
     ),
 }

@@ -14,8 +14,7 @@ from pipelines.recipe import run_recipe
 N_FEATURES = (5, 10, 20, 50, 100)
 DOSES = (0.5, 0.75, 1.0, 1.25, 1.5)
 N_NULLS, FEW_NULLS = 10, 5
-KINDS_GENES, KINDS_CELLS = "hvg:200", 250
-KINDS_N_FEATURES, KINDS_DOSES, KINDS_N_NULLS = (10, 100), (0.5, 1.0, 1.5), 2
+KINDS_N_FEATURES, KINDS_DOSES = (10, 50, 100), (0.5, 1.0, 1.5)
 KANG_LAYER, MIXOLOGY_LAYER, CTCL_LAYER = "2", "1", "2"
 
 
@@ -119,26 +118,26 @@ def ctcl_recipe(file: Path, fold: int) -> Recipe:
     )
 
 
-def kinds_recipe(file: Path, seed: int, *, batch: str, layer: str) -> Recipe:
-    """Batches mixed by a kind of edit that is searched."""
+def kinds_recipe(recipe: Recipe, seed: int) -> Recipe:
+    """The same recipe with one steering: batches mixed by a kind of edit that is searched."""
+    steering = SteerOptions(
+        kind="batch",
+        target="all",
+        n_features=KINDS_N_FEATURES,
+        dose=KINDS_DOSES,
+        n_nulls=FEW_NULLS,
+        seed=seed,
+    )
+    return recipe.model_copy(update={"steer": (steering,)})
+
+
+def ctcl_mix_recipe(file: Path, seed: int) -> Recipe:
+    """The skin of six donors, each of whom is a batch."""
     return Recipe(
-        extract=ExtractOptions(
-            data=(file,), layer=(layer,), batch=batch, cell_type="cell_type", split="split", genes=KINDS_GENES
-        ),
-        train=small_training(seed),
+        extract=ExtractOptions(data=(file,), layer=(CTCL_LAYER,), batch="donor", cell_type="cell_type", split="split"),
+        train=train_options(seed),
         encode=EncodeOptions(pooling="mean"),
         associate=AssociateOptions(),
-        steer=(
-            SteerOptions(
-                kind="batch",
-                target="all",
-                n_features=KINDS_N_FEATURES,
-                dose=KINDS_DOSES,
-                n_nulls=KINDS_N_NULLS,
-                max_cells=KINDS_CELLS,
-                seed=seed,
-            ),
-        ),
     )
 
 

@@ -255,19 +255,25 @@ def spread(label: str, n: int, fires: Floats) -> dict[str, Any]:
         "label": label,
         "n": n,
         "n_firing": fires.size,
-        "mean": float(fires.sum()) / n,
+        "mean": _short(float(fires.sum()) / n),
         "outline": None,
         "dots": None,
     }
     if not fires.size:
         return about
     low, q25, median, q75, high = quantiles(fires, (0, 0.25, 0.5, 0.75, 1))
-    about |= {"low": low, "q25": q25, "median": median, "q75": q75, "high": high}
+    figures = {"low": low, "q25": q25, "median": median, "q75": q75, "high": high}
+    about |= {name: _short(value) for name, value in figures.items()}
     if fires.size <= FEW:
-        return about | {"dots": fires.tolist()}
+        return about | {"dots": [_short(value) for value in fires.tolist()]}
     if high - low <= 1e-9 * high:
-        return about | {"dots": [median]}
+        return about | {"dots": [_short(median)]}
     return about | {"outline": np.round(outline(fires), 3).tolist()}
+
+
+def _short(value: float) -> float:
+    """A code with the 7 digits that a float32 has; all 17 of a float64 would double the size of a violin."""
+    return float(f"{value:.7g}")
 
 
 def quantiles(values: Floats, shares: Sequence[float]) -> list[float]:

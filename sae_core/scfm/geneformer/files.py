@@ -102,7 +102,8 @@ def is_geneformer(folder: Path) -> bool:
         return False
     config = read_json(path)
     kind = config.get("model_type")
-    return kind == "bert" or (kind is None and all(name in config for name in NEEDED))
+    is_bert = kind == "bert" or (kind is None and all(name in config for name in NEEDED))
+    return is_bert and "bin_num" not in config  # which AIDO.Cell has
 
 
 def load_geneformer(folder: Path, *, dictionaries: Path | None = None) -> Geneformer:

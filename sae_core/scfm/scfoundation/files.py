@@ -57,7 +57,7 @@ def load_scfoundation(path: Path, *, part: str | None = None, resolution: str | 
     content = read_torch_with_settings(weights_path)
     part_name, chosen = _part(content, part or named, weights_path.name)
     config = ScFoundationConfig.from_checkpoint(chosen["config"])
-    genes_path = _gene_list(folder)
+    genes_path = find_gene_list(folder)
     ensembl_path = folder / "vocab_ensembl.json"
     ensembl = read_ensembl(ensembl_path) if ensembl_path.is_file() else {}
     tensors = {str(name): value for name, value in chosen["state_dict"].items()}
@@ -145,7 +145,12 @@ def _part(content: Any, name: str | None, file: str) -> tuple[str, Mapping[str, 
     return chosen, part
 
 
-def _gene_list(folder: Path) -> Path:
+def find_gene_list(folder: Path) -> Path:
+    """The gene list in a folder or in the one above it.
+
+    Raises:
+        CheckpointError: there is none.
+    """
     for place in (folder, folder.resolve().parent):
         found = sorted([*place.glob("*gene_index*.tsv"), *place.glob("*gene_index*.csv")])
         if found:

@@ -127,3 +127,9 @@ def test_no_other_name_is_listed_for_a_gene_twice_or_as_its_own_symbol() -> None
     for symbol, others in listed.items():
         assert len({symbol, *others}) == 1 + len(others)
         assert all(other == other.upper() and other.isalnum() for other in others)
+
+
+def test_where_no_set_shares_a_gene_with_a_feature_the_next_command_is_named(small_store: Any) -> None:
+    store = replaced(small_store, "feature_geneset", schemas.empty("feature_geneset"))
+    with pytest.raises(QueryError, match=r"'B_CELL' in feature_geneset.*`scsae associate --gmt FILE`.*it has none"):
+        store.features_for(gene_set="B_CELL")

@@ -3,10 +3,12 @@
 import io
 import re
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from pipelines.config import Recipe
+from pipelines import baseline
+from pipelines.config import BaselineOptions, Recipe
 from pipelines.recipe import StageNames
 from pipelines.runtime import progress
 from pipelines.runtime.progress import PlainConsole, activity, progress_bar
@@ -72,7 +74,7 @@ def test_on_a_terminal_an_activity_is_shown_while_it_lasts_and_taken_away(monkey
     ("recipe", "n_stages"),
     [
         ({"extract": {"data": "a.h5ad", "layer": ["1", "2"]}, "train": {}, "encode": {}, "associate": {}}, 7),
-        ({"extract": {"data": "a.h5ad", "layer": ["1", "2"]}}, 1),
+        ({"extract": {"data": "a.h5ad", "layer": ["1", "2"]}, "steer": [{"target": "A"}]}, 2),
         ({"encode": {}, "associate": {}, "steer": [{"target": "A"}, {"target": "B"}]}, 4),
     ],
 )
@@ -81,3 +83,17 @@ def test_a_recipe_says_which_stage_of_how_many_begins(recipe, n_stages, capsys):
     stages.begin("extract")
     stages.begin("train")
     assert capsys.readouterr().err == f"stage 1 of {n_stages}: extract\nstage 2 of {n_stages}: train\n"
+    StageNames(Recipe(encode={})).begin("encode")
+    assert capsys.readouterr().err == ""
+
+
+def test_it_is_said_which_baseline_of_how_many_is_made(monkeypatch, capsys, tmp_path):
+    made = SimpleNamespace(run="run", codes=SimpleNamespace(dataset="cells"))
+    monkeypatch.setattr(baseline, "_fitted", lambda *_: iter([made]))
+    for name in ("encode_options", "gene_sets_of"):
+        monkeypatch.setattr(baseline, name, lambda *_: ())
+    monkeypatch.setattr("pipelines.encode.encode", lambda *_, **__: made)
+    monkeypatch.setattr("pipelines.associate.associate_with", lambda *_, **__: made)
+    options = BaselineOptions(kind=("neurons", "pca", "neurons"))
+    assert len(list(baseline._stages(options, tmp_path, made, None))) == 6
+    assert capsys.readouterr().err == "baseline 1 of 2: neurons\nbaseline 2 of 2: pca\n"

@@ -60,7 +60,9 @@ export function yAxis(plot, scale, { n = 5, title, width, height, format = tickT
     const y = scale(tick);
     plot.append(svg("line", { x1: 0, x2: width, y1: y, y2: y, class: "grid" }), svg("text", { x: -6, y: y + 3.5, "text-anchor": "end", class: "tick-text" }, format(tick)));
   }
-  if (title) plot.append(svg("text", { transform: `translate(-38 ${height / 2}) rotate(-90)`, "text-anchor": "middle", class: "axis-title" }, title));
+  // beyond the longest number
+  const beside = Math.max(38, 14 + 6.3 * Math.max(0, ...scale.ticks(n).map((tick) => format(tick).length)));
+  if (title) plot.append(svg("text", { transform: `translate(${-beside} ${height / 2}) rotate(-90)`, "text-anchor": "middle", class: "axis-title" }, title));
 }
 
 // A box whose chart, `draw(width)`, is drawn anew where its width changes, so that its text keeps its size on a phone.

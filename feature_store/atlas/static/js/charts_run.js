@@ -54,7 +54,7 @@ const cut = (text, n) => (text.length > n ? `${text.slice(0, Math.max(1, n - 1))
 // Counts between edges [n + 1], one list of counts a class on top of each other. `line`: a height to be held against;
 // `at`: a place on the x axis, with its name.
 export function histogram(width, { edges, stacks, xTitle, yTitle, label, line = null, at = null, height = 210, format = tickText }) {
-  return frame({ width, height, left: 50, right: 14, top: 14, bottom: 40, label }, ({ plot, width: inner, height: tall }) => {
+  return frame({ width, height, left: 56, right: 14, top: 14, bottom: 40, label }, ({ plot, width: inner, height: tall }) => {
     const totals = edges.slice(1).map((_, i) => stacks.reduce((sum, { counts }) => sum + counts[i], 0));
     const x = linear([edges[0], edges.at(-1)], [0, inner]), y = linear([0, Math.max(1, ...totals, line ?? 0) * 1.05], [tall, 0]);
     yAxis(plot, y, { n: 4, title: yTitle, width: inner, height: tall });
@@ -77,7 +77,7 @@ export function histogram(width, { edges, stacks, xTitle, yTitle, label, line = 
 
 // A score against a number of features, which are evenly spaced: series [{of, points: [{k, value, low, high}]}].
 export function scoreLines(width, { ks, series, xTitle, yTitle, label, height = 260 }) {
-  return frame({ width, height, left: 50, right: 14, top: 12, bottom: 42, label }, ({ plot, width: inner, height: tall }) => {
+  return frame({ width, height, left: 56, right: 14, top: 12, bottom: 42, label }, ({ plot, width: inner, height: tall }) => {
     const values = series.flatMap(({ points }) => points.flatMap(({ value, low, high }) => [value, low, high])).filter((v) => v !== null && v !== undefined);
     const y = linear([Math.max(0, Math.min(...values) - 0.03), Math.min(1, Math.max(...values) + 0.03)], [tall, 0]), room = inner / ks.length;
     yAxis(plot, y, { n: 5, title: yTitle, width: inner, height: tall });

@@ -10,7 +10,7 @@ import { Scatter } from "../scatter.js";
 import { href, labelHref, parse, setParams } from "../state.js";
 
 const MOST_SHOWN = 8, ALPHA = 0.05;
-const KIND = "scsae kept features";
+const KIND = "features kept in scsae";
 
 export const title = () => "Compare";
 

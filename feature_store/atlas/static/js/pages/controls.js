@@ -137,7 +137,7 @@ function donorsPanel(of, { alpha }) {
   });
   return panel("donors", name, finding,
     figures.length ? h("div", { class: "controls-pair" }, figures) : h("p", { class: "quiet" }, `No claim can be checked in single ${unit}: none of them has cells with and without a label, or nothing is significant.`),
-    of.unit ? reading(`whether the effect has the same sign in each of the ${unit} that have cells with and without a label; noise agrees as often as coin tosses do. p treats the cells of these ${unit} as exchangeable; p_donor in the table treats the ${unit} as the sample.`, `${unit} that agree on significant tests no more often than on the others. An effect of one donor alone is significant in p as well.`) : null);
+    of.unit ? reading(`whether the effect has the same sign in each of the ${unit} that have cells with and without a label; noise agrees as often as coin tosses do. p treats the cells of these ${unit} as exchangeable; p across ${unit} treats the ${unit} as the sample.`, `${unit} that agree on significant tests no more often than on the others. An effect of one donor alone is significant in p as well.`) : null);
 }
 
 // Shares of tests by how many units agree.
