@@ -2,11 +2,11 @@
 
 python docs/studies/unseen_type.py --data $SCSAE_DATA --store ROOT --out docs
 
-Kang et al. 2018 (doi:10.1038/nbt.4042), control PBMC to IFN-beta-stimulated ones. For each of three cell types and
-each of three folds of donors, a file lacks the stimulated cells of the type in `train` and `select` donors, and
-everything from the SAE to the dose is made of it. The control cells of the type in `test` donors are steered by what
-the other types show (`--by other_types` of `scsae steer`), and held against their stimulated cells, which nothing
-else uses. It takes some 30 minutes of two cores.
+Kang et al. 2018 (doi:10.1038/nbt.4042), control PBMC to IFN-beta-stimulated ones. For each of three cell types and each
+of three folds of donors, a file lacks the stimulated cells of the type in `train` and `select` donors, and everything
+from the SAE to the dose is made of it. The control cells of the type in `test` donors are steered by what the other
+types show (`--by other_types`), and held against their stimulated cells, which nothing else uses. It takes
+some 30 minutes of two cores.
 """
 
 import argparse

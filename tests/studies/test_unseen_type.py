@@ -118,6 +118,7 @@ def test_the_verdict_counts_losses_as_well_as_wins():
     assert "nearer than every null for 6 of them." in text
     assert "less of the distance than the mean difference for 3, drifted less for 3, and did both for 3." in text
     assert "| B cells | 3 | +0.22 [" in text
+    assert "| 0.95 [0.95, 0.95], 0.90 [0.90, 0.90], 0.90 [0.90, 0.90] |" in text
 
 
 def test_genes_are_pooled_by_the_cells_in_which_they_were_hidden():

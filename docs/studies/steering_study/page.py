@@ -172,10 +172,11 @@ def _verdict_of_kinds(runs: Sequence[SteeringRun], of_kinds: Sequence[Mapping[st
         for kind, found in zip(taken, of_kinds, strict=True)
     )
     better, kept = sum(mixed > 0 for mixed, *_ in on_test), sum(loss <= MAX_LOSS for *_, loss in on_test)
-    run = "" if len(runs) == len(SEEDS) else f"{len(runs)} of {len(SEEDS)} SAEs was run so far. "
+    so_far = "" if len(runs) == len(SEEDS) else f"{len(runs)} of {len(SEEDS)} SAEs was run so far. "
     return (
-        f"{run}The search took **{counts}** of {len(runs)} SAEs. On `test` cells the kind that was taken mixes most of "
-        f"the\nfour for {best}, mixes better than unsteered cells for {better}, and keeps types within 2 % for {kept}."
+        f"{so_far}The search took **{counts}** of {len(runs)} SAEs. On `test` cells the kind that was taken mixes\n"
+        f"most of the four for {best},\nmixes better than unsteered cells for {better}, and keeps types within 2 % for "
+        f"{kept}."
     )
 
 
