@@ -6,8 +6,8 @@
 Baseline: the same weights in torch's own layers, every cell padded to the 2,048 places of the official models, one cell
 at a time, scores capped and masked as the authors have it, the vectors of all places computed. Ours:
 `FoundationModel.activations`. Both read the last block, where the cell embedding is. The model has the official number
-of places and 2 layers of width 128 with random weights, which takes seconds. The two take turns; a figure is the fastest
-of the repeats. Real tokens are counted, padding never.
+of places and 2 layers of width 128 with random weights, which takes seconds. The two take turns; a figure is the
+fastest of the repeats. Real tokens are counted, padding never.
 """
 
 from __future__ import annotations
