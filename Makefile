@@ -1,16 +1,17 @@
 # make demo: the whole job on real cells.  make test: the suite.  make lint: style, types, imports.
-# make test-whole: the pages in Chromium, the demo, a recipe, a run killed in four ways, a submitted job, a lost node, a store on S3.
-# make test-slow: all that takes long.
+# make test-pages: the atlas in Chromium.  make test-slow: all that takes long.
+# make test-jobs: the demo, a recipe, a run killed in four ways, a submitted job, a lost node, a store on S3.
+# make docs: the pages in site/, with the tutorials as they ran.
 # Each makes .venv on its first call, with the versions of constraints.txt.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-whole test-slow lint format clean help
+.PHONY: demo test test-units test-ray test-pages test-jobs test-slow docs lint format clean help
 
 help:
-	@sed -n '1,4p' Makefile
+	@sed -n '1,5p' Makefile
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -25,28 +26,31 @@ demo: $(STAMP)
 # the tests without Ray share the cores, with one thread each; those with Ray mostly wait for clusters, which they start one
 # after another, and run beside them
 test: $(STAMP)
-	@mkdir -p .pytest_cache; \
-	$(BIN)/python -m pytest -m 'ray and not slow and not gpu and not browser' > .pytest_cache/ray.log 2>&1 & ray=$$!; \
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 POLARS_MAX_THREADS=2 \
-		$(BIN)/python -m pytest -n auto --dist loadfile -m 'not slow and not gpu and not ray and not browser'; others=$$?; \
-	wait $$ray; with_ray=$$?; cat .pytest_cache/ray.log; \
-	exit $$((others || with_ray))
+	@$(MAKE) --no-print-directory -j2 --output-sync=target test-units test-ray
 
-# clusters wait most of the time, and leave the cores to the pages
-test-whole: $(STAMP)
-	@mkdir -p .pytest_cache; \
-	OMP_NUM_THREADS=1 POLARS_MAX_THREADS=2 $(BIN)/python -m pytest -n auto --dist loadfile -m 'browser and not slow and not gpu' \
-		> .pytest_cache/browser.log 2>&1 & browser=$$!; \
+test-units: $(STAMP)
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 POLARS_MAX_THREADS=2 \
+		$(BIN)/python -m pytest -n auto --dist loadfile -m 'not slow and not gpu and not ray and not browser'
+
+test-ray: $(STAMP)
+	$(BIN)/python -m pytest -m 'ray and not slow and not gpu and not browser'
+
+test-pages: $(STAMP)
+	OMP_NUM_THREADS=1 POLARS_MAX_THREADS=2 \
+		$(BIN)/python -m pytest -n auto --dist loadfile -m 'browser and not slow and not gpu'
+
+test-jobs: $(STAMP)
 	$(BIN)/python -m pytest -m 'not gpu' \
 		--deselect tests/e2e/test_kill.py::test_twenty_random_kills_change_nothing \
 		tests/e2e/test_demo.py tests/e2e/test_kill.py tests/e2e/test_submit.py tests/e2e/test_two_nodes.py \
 		tests/e2e/test_recipe.py \
-		'tests/feature_store/storage/test_object_storage.py::test_every_stage_runs_on_object_storage_and_a_second_time_does_nothing[moto]'; \
-	whole=$$?; wait $$browser; pages=$$?; cat .pytest_cache/browser.log; \
-	exit $$((whole || pages))
+		'tests/feature_store/storage/test_object_storage.py::test_every_stage_runs_on_object_storage_and_a_second_time_does_nothing[moto]'
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m 'slow and not gpu'
+
+docs: $(STAMP)
+	$(BIN)/python docs/site/build_site.py --out site
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -67,7 +67,7 @@ from pipelines.runtime.cluster import one_ray_session
 from pipelines.runtime.progress import stderr_console
 from pipelines.runtime.stage import Clock, StageResult
 
-EXPRESSION, MEASURED = "expression", "measured"
+MEASURED = "measured"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -378,7 +378,7 @@ def _label_columns(plan: CellsPlan) -> dict[str, str]:
 
 def expression_dir(layout: Layout, dataset: str) -> Path:
     """Return the folder of the expression of a data set by gene."""
-    return layout.cells_dir(dataset) / EXPRESSION
+    return layout.expression_dir(dataset)
 
 
 def _features_done(total: Mapping[str, int], seconds: float) -> str:

@@ -21,7 +21,7 @@ from feature_store.storage.filesystem import check_writable, is_local
 from feature_store.storage.layout import Layout
 from pipelines.errors import ON_PURPOSE
 from pipelines.runtime.output import console
-from pipelines.runtime.progress import ProgressCallback, progress_bar, stderr_console
+from pipelines.runtime.progress import ProgressCallback, activity, progress_bar, stderr_console
 from pipelines.runtime.stage import Clock
 
 ONLY_HERE = ("127.0.0.1", "localhost", "::1")
@@ -79,7 +79,7 @@ def export_atlas(root: Path, folder: Path, *, associations: str | None, codes: s
 
         def progress(n_done: int, n_all: int) -> None:
             if not bars:
-                bars.append(stack.enter_context(progress_bar("export", n_all, "files")))
+                bars.append(stack.enter_context(progress_bar("export", n_all, "bundles")))
             bars[0](n_done)
 
         size = export(store, folder, progress=progress)
@@ -105,7 +105,8 @@ def prepare_atlas(store: FeatureStore) -> FeatureStore:
         clock = Clock()
         out.print(f"making {missing.name}, once", soft_wrap=True)
         try:
-            missing.make()
+            with activity("atlas", f"makes {missing.name}"):
+                missing.make()
         except ON_PURPOSE as error:
             out.print(f"the atlas goes without {missing.name}: {error}", style="yellow", soft_wrap=True)
         else:

@@ -40,7 +40,7 @@ from pipelines.inputs import load_model_location, load_source_location, no_model
 from pipelines.moved_data import record_if_same, record_new_place
 from pipelines.runtime.checks import check_before_work
 from pipelines.runtime.cluster import one_ray_session
-from pipelines.runtime.progress import progress_bar
+from pipelines.runtime.progress import progress_bar, stderr_console
 from pipelines.runtime.stage import Clock, StageResult
 from pipelines.training_loop import (
     commit_sae,
@@ -92,7 +92,9 @@ def _stages(options: BaselineOptions, store: Path, chain: RunChain, address: str
     from pipelines.associate import associate_with
     from pipelines.encode import encode
 
-    for kind in dict.fromkeys(options.kind):
+    kinds = tuple(dict.fromkeys(options.kind))
+    for number, kind in enumerate(kinds, start=1):
+        stderr_console().print(f"baseline {number} of {len(kinds)}: {kind}")
         make: Callable[..., Iterator[StageResult]] = _random_model if kind == RANDOM_MODEL else _fitted
         sae = None
         for made in make(kind, options, store, chain, address):
@@ -220,7 +222,7 @@ def extract_options(layout: Layout, chain: RunChain, options: ActorOptions) -> E
         **_actors(options),
         layer=(plan.site,),
         cells=None if plan.cells is None else plan.n_cells,
-        **place.of_family,
+        model_option=tuple(f"{name}={value}" for name, value in place.model_options.items()),
         model=place.model,
         random_init=True,
         # the data set was accepted when its activations were extracted
@@ -231,7 +233,9 @@ def extract_options(layout: Layout, chain: RunChain, options: ActorOptions) -> E
 def train_options(chain: RunChain, activations: str) -> TrainOptions:
     """Return the options that train the chain's SAE again, on other activations."""
     sae, train, n_ranks = chain.sae.sae, chain.sae.train, chain.sae.n_ranks
-    same = {name: sae[name] for name in ("arch", "k", "l1_coefficient", "groups", "n_features")}
+    names = ("arch", "k", "l1_coefficient", "orthogonality_coefficient", "groups", "n_features")
+    # an SAE of a version before the penalty has no such field
+    same = {name: sae[name] for name in names if name in sae}
     how = {name: value for name, value in train.items() if name in TrainOptions.model_fields}
     return TrainOptions(
         **same,

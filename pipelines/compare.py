@@ -6,10 +6,10 @@ with the same gene sets, and was fitted to the same activations at the same k. T
 configuration and training, on activations that differ only in the weights of the model.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -98,6 +98,34 @@ def in_words(found: Comparison) -> str:
     ]
     names = ", ".join(name for name in found.representation["representation"] if name != SAE)
     return f"mean excess over the best baseline ({names}), on test cells: {'; '.join(parts) or 'no target in common'}"
+
+
+def verdicts(found: Comparison) -> list[str]:
+    """Return a sentence for each kind of target: whether the SAE is above its best baseline, by how much, how often.
+
+    "Above" and "below" are said where the 95 % interval of the mean excess over targets leaves out 0. Targets share
+    cells, so the interval says how the excess varies among targets, not how certain it is.
+    """
+    return [_verdict(row) for row in summarise(found.comparison).iter_rows(named=True)]
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    name = f"{row['target_kind']}, {row['statistic']}"
+    means = f"{row['reference']:.3f} against {row['best_baseline']:.3f} of the best baseline of each target"
+    n_better = round(row["share_better"] * row["n"])
+    counted = f"better for {n_better} of {row['n']} targets; most often the best baseline: {row['most_often']}"
+    if row["low"] is None:
+        return f"{name}: {means} ({counted}); {row['n']} targets are too few for a verdict"
+    if row["low"] > 0:
+        place = "the SAE is above its baselines"
+    elif row["high"] < 0:
+        place = "the SAE is below its baselines"
+    else:
+        place = "the SAE and its baselines do not differ"
+    interval = (
+        f"difference {row['mean_excess']:+.3f}, 95 % interval over targets {row['low']:+.3f} to {row['high']:+.3f}"
+    )
+    return f"{name}: {place}, {means} ({interval}; {counted})"
 
 
 def how_to_make(store: Path, run: str) -> str:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import polars as pl
 
 from feature_store.activations import ROW_GROUP_ROWS, ActivationBlock, ActivationReader, to_stored
-from feature_store.cells import Source, open_source, read_panel, read_split_numbers, read_split_record
+from feature_store.cells import Source, StoredObs, open_source, read_panel, read_split_numbers, read_split_record
 from feature_store.codes import CodesRun, Merging, cells_of_shard, span_of_shard
 from feature_store.codes.codes_run import TOP_CELLS, TOP_TOKENS, Write
 from feature_store.codes.cut import OTHER_CELLS, Cells
@@ -480,7 +480,8 @@ def _plan_fused(
     trained_on = ActivationsPlan.of(activations)
     model = load_recorded_model(activations)
     source = _source(layout, options, trained_on)
-    inputs, genes = match_inputs(source, model), recorded_genes(activations)
+    stored = None if options.data else StoredObs(layout.cells_dir(trained_on.dataset))
+    inputs, genes = match_inputs(source, model, stored), recorded_genes(activations)
     if options.data:
         refuse_few_matched(inputs, options.min_matched_share)
     inputs = with_genes(inputs, genes)
@@ -496,7 +497,7 @@ def _plan_fused(
         where=source.where,
         rows=source.rows,
         model=place.model,
-        of_family=place.of_family,
+        model_options=place.model_options,
         random_init=place.random_init,
         precision=place.precision,
         device="cuda" if options.num_gpus > 0 else "cpu",
@@ -505,6 +506,7 @@ def _plan_fused(
         seed=trained_on.seed,
         batch_tokens=options.batch_tokens,
         genes=None if genes is None else genes.tokens,
+        cells=str(layout.cells_dir(dataset)),
     )
     fused = FusedForward(
         model_digest=model.digest,

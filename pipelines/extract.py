@@ -42,6 +42,7 @@ from pipelines.genes import (
 from pipelines.inputs import (
     TOKENLESS,
     LoadedInputs,
+    absolute_model_options,
     absolute_model_path,
     few_matched,
     load_inputs,
@@ -192,7 +193,7 @@ def extract(
     total: Mapping[str, int] = {}
     if pending:
         work = Workload(
-            forward=forward_job(options, inputs),
+            forward=forward_job(options, inputs, cells=str(layout.cells_dir(dataset))),
             sites=tuple(str(site) for site in sites),
             folders=tuple(str(run.path.resolve()) for run in runs),
             dtype=options.dtype,
@@ -247,15 +248,15 @@ def _warnings(inputs: LoadedInputs, total: "Mapping[str, int]") -> dict[str, str
     return facts
 
 
-def forward_job(options: ExtractOptions, inputs: LoadedInputs) -> ForwardJob:
-    """Return the job that describes the forward pass of an extraction."""
+def forward_job(options: ExtractOptions, inputs: LoadedInputs, *, cells: str | None = None) -> ForwardJob:
+    """Return the job that describes the forward pass of an extraction; `cells` is the folder of the cell table."""
     return ForwardJob(
         data=inputs.source.places,
         matrix=inputs.source.matrix,
         where=inputs.source.where,
         rows=inputs.source.rows,
         model=absolute_model_path(options.model),
-        of_family=options.of_family,
+        model_options=absolute_model_options(options),
         random_init=options.random_init,
         precision=options.precision,
         device="cuda" if options.num_gpus > 0 else "cpu",
@@ -264,6 +265,7 @@ def forward_job(options: ExtractOptions, inputs: LoadedInputs) -> ForwardJob:
         seed=options.seed,
         batch_tokens=options.batch_tokens,
         genes=tokens_that_go_in(inputs),
+        cells=cells,
     )
 
 

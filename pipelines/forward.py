@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from feature_store.cells import open_source
+from feature_store.cells import StoredObs, open_source
 from feature_store.storage.addresses import RemotePath
+from pipelines.cell_tokens import tokens_of_cells
 from pipelines.errors import RunFailedError
 
 if TYPE_CHECKING:
@@ -35,12 +36,13 @@ class ForwardJob:
     Attributes:
         data, matrix, where: files of the data set, the matrix in them, and the condition by which cells are taken.
         rows: folders of those matrices that were turned (`Source.rows`).
-        model, of_family, random_init: the model, and the options of its family (`DataOptions.of_family`).
+        model, model_options, random_init: the model, and the options of its family.
         precision, device: the dtype of the model's matrix products and where it runs.
         tokens_per_cell: gene tokens kept of each cell, drawn from (seed, cell); None keeps all.
         genes: the model's tokens of the genes that go in; None: all that it knows.
         readout: None keeps tokens; otherwise one vector per cell is kept, by this readout of the model.
         batch_tokens: most tokens of one forward pass.
+        cells: folder of the cell table, of which a model takes columns of obs; None: those of the files.
     """
 
     data: tuple[str | RemotePath, ...]
@@ -48,7 +50,7 @@ class ForwardJob:
     where: str | None
     rows: tuple[str, ...]
     model: str
-    of_family: Mapping[str, Any]
+    model_options: Mapping[str, str]
     random_init: bool
     precision: str
     device: str
@@ -57,6 +59,7 @@ class ForwardJob:
     seed: int
     batch_tokens: int
     genes: tuple[int, ...] | None = None
+    cells: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,12 +93,13 @@ class Forward:
             device=job.device,
             autocast=autocast_of(job.precision),
             random_init=job.random_init,
-            **job.of_family,
+            options=job.model_options,
         )
         self.source = open_source(job.data, matrix=job.matrix, where=job.where, rows=job.rows)
         self.match = self.model.match_genes(self.source.gene_symbols, self.source.ensembl_ids)
         if job.genes is not None:
             self.match = self.match.only(np.array(job.genes, dtype=np.int64))
+        self._stored_obs = StoredObs(job.cells) if self.model.obs_columns and job.cells is not None else None
         self.batch_tokens = job.batch_tokens
         self.halvings = 0
 
@@ -108,8 +112,9 @@ class Forward:
         """
         for low in range(0, len(cells), READ_CELLS):
             read = cells[low : low + READ_CELLS]
-            rows = self.source.read_cells(read)
-            tokens = self.model.tokenize(rows.indptr, rows.indices, rows.data, self.match, seed=self.job.seed)
+            tokens = tokens_of_cells(
+                self.model, self.source, self.match, read, seed=self.job.seed, stored=self._stored_obs
+            )
             for first, last in cut_cells(tokens.lengths, BLOCK_TOKENS):
                 yield self._block(tokens.cells(first, last), read[first:last], sites)
 

@@ -16,10 +16,10 @@ import numpy as np
 import polars as pl
 
 from feature_store.cells import (
-    CSRRows,
     FileState,
     KnownDigest,
     Source,
+    StoredObs,
     cost_of_turning,
     no_known_digest,
     open_source,
@@ -34,11 +34,11 @@ from feature_store.storage.hashing import sealed
 from feature_store.storage.layout import MODEL_FILE, SOURCE_FILE, Layout
 from feature_store.storage.plans import ActivationsPlan, CellsPlan, TokenOfGenePlan
 from feature_store.storage.remote_protocols import is_there
+from pipelines.cell_tokens import tokens_of_cells
 from pipelines.config import DataOptions
 from pipelines.errors import UsageError
 from pipelines.forward import autocast_of
 from pipelines.runtime.progress import delayed_progress_bar, stderr_console
-from pipelines.runtime.stage import Clock
 
 if TYPE_CHECKING:
     from feature_store.cells import ColumnMatrix
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from sae_core.scfm import Coverage, FoundationModel, GeneMatch, Site
 
 PROBE_CELLS = 512
-TIMED_CELLS = 16
 GENES_TABLE = "genes"
 TOKENLESS = (
     "they have none of the genes that go into the model, as empty droplets do: remove them, or see `scsae inspect`"
@@ -64,8 +63,8 @@ class LoadedInputs:
     """Coverage of the probe: the first cells of the data set, equally many of each file."""
     mean_tokens: float
     """Mean number of gene tokens per cell of the probe."""
-    probe_seconds: float
-    """Seconds that tokenizing and embedding one cell took."""
+    stored_obs: StoredObs | None
+    """Where columns of obs are read that the model needs; None: in the data."""
 
 
 def load_inputs(options: DataOptions, *, known_digest: KnownDigest = no_known_digest) -> LoadedInputs:
@@ -84,38 +83,35 @@ def load_inputs(options: DataOptions, *, known_digest: KnownDigest = no_known_di
         options.model,
         autocast=autocast_of(options.precision),
         random_init=options.random_init,
-        **options.of_family,
+        options=absolute_model_options(options),
     )
     return match_inputs(source, model)
 
 
-def match_inputs(source: Source, model: "FoundationModel") -> LoadedInputs:
+def match_inputs(source: Source, model: "FoundationModel", stored_obs: StoredObs | None = None) -> LoadedInputs:
     """Match the genes of data and model and probe the first cells; nothing is written. VocabularyError if none do."""
     match = model.match_genes(source.gene_symbols, source.ensembl_ids)
-    rows = source.read_first(PROBE_CELLS)
-    mean_tokens = _mean_tokens(model, rows, match)
-    clock = Clock()
-    few = source.read_first(TIMED_CELLS)
-    model.embed(model.tokenize(few.indptr, few.indices, few.data, match, seed=0))
+    rows = source.read_cells(source.first_cells(PROBE_CELLS))
+    mean_tokens = _mean_tokens(model, source, match, stored_obs)
     return LoadedInputs(
         source=source,
         model=model,
         match=match,
         coverage=model.coverage(rows.indptr, rows.indices, rows.data, match),
         mean_tokens=mean_tokens,
-        probe_seconds=clock.seconds / (len(few.indptr) - 1),
+        stored_obs=stored_obs,
     )
 
 
 def only_tokens(inputs: LoadedInputs, tokens: Sequence[int]) -> LoadedInputs:
     """Return the inputs with a match in which the genes of these tokens of the model alone go in."""
     match = inputs.match.only(np.array(tokens, dtype=np.int64))
-    rows = inputs.source.read_first(PROBE_CELLS)
-    return replace(inputs, match=match, mean_tokens=_mean_tokens(inputs.model, rows, match))
+    mean_tokens = _mean_tokens(inputs.model, inputs.source, match, inputs.stored_obs)
+    return replace(inputs, match=match, mean_tokens=mean_tokens)
 
 
-def _mean_tokens(model: "FoundationModel", rows: CSRRows, match: "GeneMatch") -> float:
-    tokens = model.tokenize(rows.indptr, rows.indices, rows.data, match, seed=0)
+def _mean_tokens(model: "FoundationModel", source: Source, match: "GeneMatch", stored: StoredObs | None) -> float:
+    tokens = tokens_of_cells(model, source, match, source.first_cells(PROBE_CELLS), seed=0, stored=stored)
     return float(np.bincount(tokens.cell_of_token()[~tokens.is_special], minlength=tokens.n_cells).mean())
 
 
@@ -202,7 +198,7 @@ def save_model_location(run: commit.Run, options: DataOptions, inputs: LoadedInp
         random_init=options.random_init,
         precision=options.precision,
         digest=inputs.model.digest,
-        of_family=options.of_family,
+        model_options=absolute_model_options(options),
     )
     filesystem.replace_text(run.path / MODEL_FILE, sealed(place._asdict()))
     save_token_of_gene(run.path, token_of_gene(inputs), run.plan_sha)
@@ -364,6 +360,16 @@ def absolute_model_path(model: str) -> str:
     return model if model == "mini" else str(Path(model).resolve())
 
 
+def absolute_model_options(options: DataOptions) -> dict[str, str]:
+    """Return `--model-option` in a form that other processes and machines can use: its paths are absolute."""
+    from sae_core.scfm import FAMILIES
+
+    paths = {option.name for family in FAMILIES for option in family.options if option.is_path}
+    return {
+        name: str(Path(value).resolve()) if name in paths else value for name, value in options.model_options.items()
+    }
+
+
 class ModelLocation(NamedTuple):
     """Location of a model when it was used, the options of its use, and its digest."""
 
@@ -371,8 +377,8 @@ class ModelLocation(NamedTuple):
     random_init: bool
     precision: str
     digest: str
-    of_family: Mapping[str, Any]
-    """Options that one family of models has (`DataOptions.of_family`)."""
+    model_options: Mapping[str, str]
+    """Options of the model's family, with absolute paths."""
 
 
 NO_MODEL = {
@@ -424,7 +430,7 @@ def load_recorded_model(run: commit.Run, *, device: str = "cpu") -> "FoundationM
         device=device,
         autocast=autocast_of(place.precision),
         random_init=place.random_init,
-        **place.of_family,
+        options=place.model_options,
     )
     if model.digest != place.digest:
         raise UsageError(

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from feature_store.cells import StoredObs
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
 from feature_store.storage.plans import ActivationsPlan
+from pipelines.cell_tokens import tokens_of_cells
 from pipelines.errors import ON_PURPOSE, UsageError
 from pipelines.forward import is_out_of_memory
 from pipelines.genes import recorded_match
@@ -123,8 +125,8 @@ def probe(activations: commit.Run, store: str, cells: npt.NDArray[np.int64], *, 
         model = load_recorded_model(activations, device=device)
         with load_recorded_source(Layout(store), plan.dataset, stage="train") as source:
             match = recorded_match(activations, model, source)
-            rows = source.read_cells(cells)
-        tokens = model.tokenize(rows.indptr, rows.indices, rows.data, match, seed=plan.seed)
+            stored = StoredObs(Layout(store).cells_dir(plan.dataset))
+            tokens = tokens_of_cells(model, source, match, cells, seed=plan.seed, stored=stored)
         return RecoveryProbe(model, tokens, plan.site)
 
     return value_or_reason(made)

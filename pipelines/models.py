@@ -5,10 +5,12 @@ from typing import Any
 
 import polars as pl
 
+from feature_store.query.metrics import COMPARED_BY
 from feature_store.storage.layout import Layout
 from pipelines.runtime.output import Destination
 from pipelines.tracking import RUN_TAG, ModelVersion, Promotion, Tracking
 from pipelines.tracking.promotion import scores_of
+from pipelines.tracking.registry import ANSWER
 
 TRAINING = ("test_fvu", "select_fvu", "select_l0", "select_dead_fraction")
 IDENTITY = ("name", "version", "alias")
@@ -67,20 +69,32 @@ def version_facts(store: Path, name: str, version: int) -> dict[str, dict[str, A
     return {**origin_of(layout, found), **_evaluations(tracking, found)}
 
 
-def write_version(facts: dict[str, dict[str, Any]], to: Destination) -> None:
-    """Write the facts of one version: in parts for people, else a row a fact, in text of every digit."""
+def write_version(facts: dict[str, dict[str, Any]], to: Destination, *, every: bool = False) -> None:
+    """Write the facts of one version: in parts for people, else a row a fact, in text of every digit.
+
+    every: print all metrics of each evaluation too, and not only those that compare versions.
+    """
     from pipelines.runtime.output import console
     from pipelines.runtime.reports import print_facts
 
     if to.is_printed_table:
         for part, own in facts.items():
             console().print(part, style="bold")
-            print_facts({f"  {key}": value for key, value in own.items()})
+            shown = {key: value for key, value in own.items() if every or _is_shown(key, value)}
+            print_facts({f"  {key}": value for key, value in shown.items()})
+        if not every:
+            console().print("every metric of each evaluation: the same command with --all, or --format csv")
         return
     rows = [
         (part, key, None if value is None else str(value)) for part, own in facts.items() for key, value in own.items()
     ]
     to.write(pl.DataFrame(rows, schema={"part": pl.String, "fact": pl.String, "value": pl.String}, orient="row"))
+
+
+def _is_shown(key: str, value: Any) -> bool:
+    """Return whether a fact is printed without --all: what is there, and of the metrics those that compare versions."""
+    is_metric = "/" in key
+    return value is not None and (not is_metric or key in {f"{ANSWER}/{name}" for name in COMPARED_BY})
 
 
 def promotion_facts(promoted: Promotion) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from feature_store.query.suggestions import did_you_mean
 from pipelines.errors import UsageError
-from pipelines.runtime.progress import stderr_console
+from pipelines.runtime.progress import activity
 
 if TYPE_CHECKING:
     from feature_store import FeatureStore
@@ -57,13 +57,12 @@ class Kind:
 
 def _umap(store: "FeatureStore", request: PlotRequest) -> None:
     from feature_store import plots
-    from feature_store.maps.cells import has_cell_map
+    from feature_store.maps.cells import cell_map, has_cell_map
 
     codes = store.lineage.codes
     if codes is not None and not has_cell_map(store.layout, codes):
-        stderr_console().print(
-            "umap         computes the map of the cells, once for these codes; it takes 10 s or more"
-        )
+        with activity("umap", "computes the map of the cells, once for these codes"):
+            cell_map(store.layout, codes)
     plots.umap(store, [*request.label, *request.feature] or ["cell_type"], split=request.shown(), save=request.save)
 
 

@@ -12,6 +12,7 @@ from pipelines.config import PARENTS, Options, Recipe
 from pipelines.errors import UsageError
 from pipelines.runtime.checks import check_before_work, check_tracking
 from pipelines.runtime.cluster import one_ray_session
+from pipelines.runtime.progress import stderr_console
 from pipelines.runtime.stage import StageResult
 
 T = TypeVar("T", bound=Options)
@@ -53,7 +54,9 @@ def _stages(recipe: Recipe, store: Path, address: str | None) -> Iterator[StageR
     from pipelines.train import train
 
     heads: list[str | None] = [None]
+    stages = StageNames(recipe)
     if recipe.extract is not None:
+        stages.begin("extract")
         extracted = extract(recipe.extract, store, address=address)
         yield from extracted
         heads = [result.run for result in extracted]
@@ -69,11 +72,30 @@ def _stages(recipe: Recipe, store: Path, address: str | None) -> Iterator[StageR
             if options is None:
                 run = None
                 continue
+            stages.begin(name.replace("_", "-"))
             result = stage(_with_parent(options, name, run), store)
             yield result
             run = result.run
         for steering in recipe.steer:
+            stages.begin("steer")
             yield steer(_with_parent(steering, "steer", run), store, address=address)
+
+
+class StageNames:
+    """Says on stderr which stage of how many begins; the stages after the extraction run for each of its sites."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        extracts = recipe.extract is not None
+        sites = recipe.extract.layer if recipe.extract is not None and _makes_sae(recipe) else ()
+        after = (recipe.train, recipe.import_sae, recipe.encode, recipe.associate, *recipe.steer)
+        self._n_stages = extracts + max(len(sites), 1) * sum(options is not None for options in after)
+        self._n_begun = 0
+
+    def begin(self, name: str) -> None:
+        """Say that a stage begins, if there are several."""
+        self._n_begun += 1
+        if self._n_stages > 1:
+            stderr_console().print(f"stage {self._n_begun} of {self._n_stages}: {name}")
 
 
 def _makes_sae(recipe: Recipe) -> bool:

@@ -25,7 +25,7 @@ from pipelines.moved_data import record_new_place
 from pipelines.runtime.checks import check_before_work, check_tracking
 from pipelines.runtime.cluster import actors_that_fit, ray_session
 from pipelines.runtime.failures import explained, root_cause
-from pipelines.runtime.progress import progress_bar, stderr_console
+from pipelines.runtime.progress import activity, progress_bar, stderr_console
 from pipelines.runtime.stage import Clock, StageResult
 from pipelines.tracking.registration import register_sae
 from pipelines.training_loop import (
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from sae_core.sae import SAEConfig, TrainConfig
 
 POLL_S = 0.5
+AT_START, AT_END = "starts its workers", "measures the SAE on select and test tokens and cells"
+"""What is said before the first step and after the last one."""
 
 
 class TrainingWarnings:
@@ -144,7 +146,8 @@ def train_all(options: TrainOptions, store: Path, *, address: str | None = None)
             early_warnings.show(run.path.name, findings)
         summary = shown_figures(summary)
         summary |= {found["kind"]: f"step {found['step']}: {found['message']}" for found in findings}
-        version = register_sae(layout, run, name=options.name)
+        with activity("train", f"registers saes/{run.path.name} in MLflow"):
+            version = register_sae(layout, run, name=options.name)
         results.append(
             StageResult(
                 kind="saes",
@@ -166,7 +169,11 @@ def sae_configs_of(options: TrainOptions, d_model: int) -> "list[SAEConfig]":
     from sae_core.sae import SAEConfig
     from sae_core.sae.architectures import architecture
 
-    shared: dict[str, Any] = {"d_model": d_model, "n_features": options.n_features or 8 * d_model}
+    shared: dict[str, Any] = {
+        "d_model": d_model,
+        "n_features": options.n_features or 8 * d_model,
+        "orthogonality_coefficient": options.orthogonality_coefficient,
+    }
     if options.groups:
         shared["groups"] = options.groups
     configs = []
@@ -231,7 +238,7 @@ def _run_job(job: TrainJob, options: TrainOptions, early_warnings: TrainingWarni
             run_config=ray.train.RunConfig(name="ray_train", storage_path=job.saes[0].folder),
         )
         folders = [as_path(one.folder) for one in job.saes]
-        with _shown_progress(folders, report, early_warnings), _ctrl_c_interrupts():
+        with _shown_progress(folders, options.n_steps, report, early_warnings), _ctrl_c_interrupts():
             try:
                 trainer.fit()
             except Exception as error:  # noqa: BLE001  Ray wraps whatever a worker raises
@@ -263,20 +270,23 @@ def _ctrl_c_interrupts() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _shown_progress(
-    folders: Sequence[Path], report: Callable[..., None], early_warnings: TrainingWarnings
+    folders: Sequence[Path], n_steps: int, report: Callable[..., None], early_warnings: TrainingWarnings
 ) -> Iterator[None]:
     """Show the progress and the warnings that the first worker writes into the runs' folders, until the block ends."""
     stopped = threading.Event()
 
     def look() -> None:
-        rows = []
+        rows: list[dict[str, Any]] = []
         for folder in folders:
             with contextlib.suppress(FileNotFoundError):
                 rows.append(json.loads(filesystem.read_bytes(folder / PROGRESS)))
                 early_warnings.show(folder.name, rows[-1]["findings"])
-        if rows:
-            now = max(rows, key=lambda row: row["step"])
-            report(int(now["step"]), f"mse {now['mse']:.3f} l0 {now['l0']:.1f} dead {now['n_dead']:.0f}")
+        now = max(rows, key=lambda row: row["step"], default=None)
+        if now is None:
+            report(0, AT_START)
+        else:
+            figures = f"mse {now['mse']:.3f} l0 {now['l0']:.1f} dead {now['n_dead']:.0f}"
+            report(int(now["step"]), f"{figures}; {AT_END}" if now["step"] >= n_steps else figures)
 
     def poll() -> None:
         while not stopped.wait(POLL_S):

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import torch
-from safetensors import SafetensorError
+import yaml
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -74,6 +75,35 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+class _YamlLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, which also takes 1e-5 as a number, as OmegaConf and YAML 1.2 do."""
+
+
+_YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The fields of a YAML file. Tags that would make objects are refused.
+
+    Raises:
+        CheckpointError: the file cannot be read, is not whole, is not YAML or does not hold names and values.
+    """
+    text = read_text(path)
+    try:
+        value = yaml.load(text, Loader=_YamlLoader)
+    except RecursionError:
+        raise CheckpointError(
+            f"cannot read {path}: it is nested too deeply; allowed: fields and their values"
+        ) from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path} as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        raise CheckpointError(f"{path} holds a {type(value).__name__}; allowed: fields and their values")
+    return value
+
+
 def weight_files(path: Path) -> tuple[Path, ...]:
     """The files of weights: `path` itself, or the index `path` and the parts that it lists.
 
@@ -108,6 +138,22 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"{', '.join(_WRAPPERS)}"
         )
     return found
+
+
+def weight_names(path: Path) -> list[str]:
+    """Names of the tensors that `read_weights` gives, without their values where the format allows it.
+
+    Raises:
+        CheckpointError: as in `read_weights`.
+    """
+    if path.suffix != ".safetensors":
+        return list(read_weights(path))
+    check_complete(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path.name} cannot be read as safetensors: {error}") from error
 
 
 def _is_state_dict(held: object) -> TypeGuard[dict[str, Tensor]]:
@@ -181,7 +227,12 @@ def _starts_as_zip(path: Path) -> bool:
 
 
 def load_weights(
-    model: nn.Module, weights: Mapping[str, Tensor], *, what: str, official: Callable[[str], str] = str
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    *,
+    what: str,
+    official: Callable[[str], str] = str,
+    assign: bool = False,
 ) -> None:
     """Load all `weights` by name into `model`.
 
@@ -190,6 +241,7 @@ def load_weights(
         weights: by the names of `model.state_dict()`.
         what: the file or config that determines the expected shapes, for error messages.
         official: translates a name into that of the checkpoint file, for error messages.
+        assign: take the tensors themselves and not copies, so that the weights are in memory once.
 
     Raises:
         CheckpointError: a weight is missing, unexpected, of another shape or not finite; the message names it.
@@ -212,7 +264,7 @@ def load_weights(
             f"{len(bad)} weights hold values that are not finite (nan or inf): {', '.join(bad[:_SHOWN])}; the file was "
             "damaged, converted wrongly or saved from a training that diverged; fetch or convert it again"
         )
-    model.load_state_dict(dict(weights))
+    model.load_state_dict(dict(weights), assign=assign)
 
 
 def wrong_rows(table: str, n_rows: int, file: str, n_names: int, *, what: str, likely: str) -> CheckpointError:

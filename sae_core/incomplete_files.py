@@ -15,7 +15,7 @@ from pathlib import Path
 from sae_core.errors import CheckpointError
 
 _HEAD = 4096
-_BINARY = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".pkl", ".torch")
+_BINARY = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".pkl", ".torch", ".h5")
 _MAX_HEADER = 100_000_000  # safetensors' own limit
 _AGAIN = "fetch the file again"
 _LFS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")

@@ -139,7 +139,7 @@ def tiny_model(tmp_path_factory) -> Path:
     from safetensors.torch import save_file
 
     from sae_core.scfm import ScGPT, ScGPTConfig, Vocabulary
-    from sae_core.scfm.scgpt import init_weights
+    from sae_core.scfm.scgpt.network import init_weights
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
     folder.mkdir()

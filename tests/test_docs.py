@@ -2,27 +2,34 @@
 
 import ast
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+import polars as pl
 import pytest
-from printed_commands import refusal
+from printed_commands import commands_in, refusal
 
 import scsae
+from feature_store.query.described import SQL_TABLES, described_columns
 from sae_core.scfm.families import GROUP
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("scsae", "pipelines", "sae_core", "feature_store")
 PAGES = sorted(
-    [ROOT / "README.md", ROOT / "infra" / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("sae_core/**/*.md")]
+    [
+        *(ROOT / "README.md", ROOT / "infra" / "README.md"),
+        *(page for pattern in ("docs/*.md", "docs/tutorials/*.py", "sae_core/**/*.md") for page in ROOT.glob(pattern)),
+    ]
 )
-SOURCES = sorted(path for folder in (*PACKAGES, "docs") for path in (ROOT / folder).rglob("*.py"))
+SOURCES = sorted({path for folder in (*PACKAGES, "docs") for path in (ROOT / folder).rglob("*.py")} - {*PAGES})
+SCRIPTS = sorted((ROOT / "feature_store" / "atlas").rglob("*.js"))
+"""The scripts of the atlas, which print commands too."""
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 DOTTED = re.compile(rf"(?<![\w./-])(?:{'|'.join(PACKAGES[1:])})(?:\.\w+)+(?![\w/-])")
 PLACES = re.compile(rf"(?<![\w./-])(?:{'|'.join((*PACKAGES, 'docs', 'tests', 'infra'))})/[\w./*-]*\w")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-COMMAND = re.compile(r"(?<![\w./-])(?:\.venv/bin/)?scsae (?=[a-z])")
 NO_MODULES = ("__file__", "__path__", "py", "md", "png", "json", "yaml", "h5ad", "npz", "toml")
 
 
@@ -114,7 +121,10 @@ def test_every_look_up_and_plot_that_the_examples_call_exists():
 
 def test_every_script_that_a_page_names_exists():
     said = {path: set(re.findall(r"(?<![\w./])(\w+\.py)\b", path.read_text())) for path in PAGES}
-    assert missing(said, lambda name: name == "NAME.py" or any(path.name == name for path in (*SOURCES, *TESTS))) == {}
+    assert (
+        missing(said, lambda name: name == "NAME.py" or any(path.name == name for path in (*SOURCES, *TESTS, *PAGES)))
+        == {}
+    )
 
 
 def test_every_class_and_function_that_a_page_names_in_code_exists():
@@ -156,8 +166,12 @@ def test_every_link_of_a_page_leads_somewhere(path):
 
 @cache
 def texts_of(path: Path) -> list[str]:
-    """The text of a page; the strings of a module, with X for what is filled in."""
-    if path.suffix != ".py":
+    """The text of a page; the strings of a module or script, with X for what is filled in."""
+    if path.suffix == ".js":
+        texts = re.findall(r"\"((?:[^\"\\\n]|\\.)*)\"|`((?:[^`\\]|\\.)*)`", path.read_text())
+        found = [re.sub(r"\$\{[^}]*\}", "X", quoted or template) for quoted, template in texts]
+        return [text for text in found if text != "scsae atlas"]
+    if path in PAGES:
         return [path.read_text()]
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
@@ -166,16 +180,6 @@ def texts_of(path: Path) -> list[str]:
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             found.append(node.value)
     return found
-
-
-def commands_in(text: str) -> Iterator[str]:
-    """What follows `scsae` wherever a command is quoted or stands in a block of code, to its end."""
-    blocks = re.findall(r"```\w*\n(.*?)```", text, re.DOTALL)
-    quoted = re.findall(r"`(scsae [^`]+)`|\A(scsae [^`]+)\Z", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    for line in [*lines, *(" ".join("".join(pair).split()) for pair in quoted)]:
-        if found := COMMAND.search(line.partition("#")[0]):
-            yield line.partition("#")[0][found.end() :]
 
 
 def is_taken(words: str) -> bool:
@@ -206,7 +210,51 @@ def test_a_command_that_would_be_refused_is_found(command, why):
     assert not is_taken(words)
 
 
+@cache
+def named_commands() -> dict[Path, set[str]]:
+    """The commands that pages, messages, docstrings and the atlas name, by file."""
+    files = (*PAGES, *SOURCES, *SCRIPTS)
+    return {path: {words for text in texts_of(path) for words in commands_in(text)} for path in files}
+
+
 def test_every_command_that_is_named_is_taken_with_its_options():
-    said = {path: {words for text in texts_of(path) for words in commands_in(text)} for path in (*PAGES, *SOURCES)}
-    assert sum(map(len, said.values())) > 100
-    assert missing(said, is_taken) == {}
+    assert sum(map(len, named_commands().values())) > 100
+    assert any(named_commands()[path] for path in SCRIPTS)
+    assert missing(named_commands(), is_taken) == {}
+
+
+@cache
+def empty_tables() -> pl.SQLContext:
+    """Every table that SQL can ask for, without rows; columns of obs are those that the pages name."""
+    types = {"Boolean": pl.Boolean, "String": pl.String, "Int32": pl.Int32, "Int64": pl.Int64}
+    obs = {"cells": dict.fromkeys(("condition", "disease"), pl.String)}
+    tables = {
+        table: {name: types.get(dtype, pl.Float64) for name, dtype in described_columns(table)["column", "type"].rows()}
+        | {"run": pl.String, **obs.get(table, {})}
+        for table in SQL_TABLES
+    }
+    return pl.SQLContext({table: pl.LazyFrame(schema=columns) for table, columns in tables.items()}, eager=True)
+
+
+def statements(words: str) -> Iterator[str]:
+    """The SQL of a command `scsae sql`."""
+    if words.startswith("sql "):
+        yield from shlex.split(words)[1:2]
+
+
+def test_every_sql_statement_that_is_named_finds_its_tables_and_columns():
+    call = re.compile(r"\.sql\(\s*((?:\"[^\"]*\"\s*)+)")
+    asked: dict[Path, set[str]] = {}
+    for path in (*PAGES, *SOURCES):
+        texts = texts_of(path)
+        calls = {"".join(re.findall(r'"([^"]*)"', found)) for text in texts for found in call.findall(text)}
+        asked[path] = calls | {sql for words in named_commands()[path] for sql in statements(words)}
+    asked = {path: {sql for sql in found if not re.search(r"\.\.\.|\bX\b", sql)} for path, found in asked.items()}
+    assert sum(map(len, asked.values())) > 12
+    failed = {}
+    for path, sql in ((path, sql) for path, found in asked.items() for sql in found):
+        try:
+            empty_tables().execute(sql)
+        except pl.exceptions.PolarsError as error:
+            failed[f"{named(path)}: {sql}"] = str(error).splitlines()[0]
+    assert failed == {}

@@ -1,13 +1,14 @@
 """What features of Kang's cells do to the mini model's predictions and to features of a later layer, beside baselines.
 
-python docs/studies/effects.py --data $SCSAE_DATA --store ROOT --out docs
+python docs/studies/effects.py --data $SCSAE_DATA --genesets FOLDER --store ROOT --out docs
 
 An SAE of layer 1 of the mini model is trained on the cells of eight donors in two conditions (docs/findings.md), and
 neurons, principal components and random directions take its place in the same tables. Of each, the features that go
 best with stimulated cells and with B cells are chosen on `select` cells, and a sample is drawn from those that fire.
 `scsae effects` measures all of them on `test` cells. A set of genes counts as changed by a feature if its genes change
-more than genes that were hidden in as many cells, by more than under every null direction of the feature. Then the
-features of the SAE are ablated and those of an SAE of layer 3 are read (`scsae circuit`).
+more than genes that were hidden in as many cells, by more than under every null direction of the feature; the same is
+asked of the targets of each regulator (docs/regulators.md), and of such lists with genes exchanged. Then the features
+of the SAE are ablated and those of an SAE of layer 3 are read (`scsae circuit`).
 
 The section of docs/effects.md between its two marks is written anew.
 """
@@ -22,6 +23,7 @@ import polars as pl
 from findings_study.cells import STIMULATED, StudyFiles, prepare
 from findings_study.page import markdown
 from findings_study.runs import BASELINES, cell_type_recipe, run_baselines, run_cell_types
+from regulators import FILE, N_PERMUTED, permuted_sets, read_sets, strata_of_genes
 from scipy.stats import spearmanr
 
 from feature_store import FeatureStore
@@ -35,7 +37,7 @@ from pipelines.recipe import run_recipe
 
 QUESTIONS = (("condition", STIMULATED, "INTERFERON_RESPONSE"), ("cell_type", "B cells", "B_CELL"))
 """Label kind, label, and the set of genes that features of it are asked for."""
-N_CHOSEN, N_SAMPLE, CELLS, N_NULLS = 10, 40, 24, 4
+N_CHOSEN, N_SAMPLE, CELLS, N_NULLS = 10, 40, 48, 4
 N_MATCHED = 10
 LATER_LAYER = "3"
 BEGIN, END = "<!-- kang: begin -->", "<!-- kang: end -->"
@@ -46,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study and write its section."""
     parser = argparse.ArgumentParser(description="Study what features do to predictions of genes in real cells.")
     parser.add_argument("--data", type=Path, required=True, help="folder with the .h5ad files ($SCSAE_DATA)")
+    parser.add_argument("--genesets", type=Path, required=True, help=f"folder with {FILE}")
     parser.add_argument("--store", type=Path, required=True, help="folder of the store")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder with effects.md")
     options = parser.parse_args(arguments)
@@ -53,7 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     files = prepare(options.data, options.store / "data")
     found = run_cell_types(files, options.store)
     stores = {"SAE": found, **dict(zip(BASELINES, run_baselines(found).values(), strict=True))}
-    tables = {name: measured(store) for name, store in stores.items()}
+    targets, strata = read_sets(options.genesets / FILE), strata_of_genes(found)
+    permuted = [permuted_sets(targets, strata, seed) for seed in range(N_PERMUTED)]
+    tables = {name: measured(store, [targets, *permuted]) for name, store in stores.items()}
     later = run_recipe(later_recipe(files), options.store)
     later_sae = next(result.run for result in later if result.kind == "saes")
     edges = edges_of(found, later_sae)
@@ -87,8 +92,10 @@ def chosen_features(store: FeatureStore) -> dict[str, list[int]]:
     return found
 
 
-def measured(store: FeatureStore) -> dict[str, Any]:
-    """The figures of a dictionary: features that change a gene, and what the chosen ones do to their sets."""
+def measured(store: FeatureStore, regulators: Sequence[Mapping[str, Sequence[str]]]) -> dict[str, Any]:
+    """The figures of a dictionary: features that change a gene, what the chosen ones do to their sets, and how often
+    features change the targets of a regulator (the first of `regulators`) or such lists permuted (the others).
+    """
     chosen = chosen_features(store)
     every = tuple(sorted({feature for some in chosen.values() for feature in some}))
     result = effects(
@@ -111,7 +118,22 @@ def measured(store: FeatureStore) -> dict[str, Any]:
             ]
             for _, label, name in QUESTIONS
         },
+        "regulators": [regulator_share(joined, chosen["sample"], lists) for lists in regulators],
     }
+
+
+def regulator_share(
+    joined: pl.DataFrame, features: Sequence[int], lists: Mapping[str, Sequence[str]]
+) -> tuple[float, int]:
+    """The share of pairs of an ablated feature and a list in which the list changes by more than under all nulls of the
+    feature, and the number of pairs; both are of lists of three genes or more that were hidden.
+    """
+    beyond = []
+    for feature in features:
+        rows = joined.filter(feature_id=feature, intervention="ablate")
+        found = (change_of_set(rows, genes) for genes in lists.values())
+        beyond += [changed["beyond"] for changed in found if changed]
+    return (float(np.mean(beyond)) if beyond else float("nan"), len(beyond))
 
 
 def with_draws(genes: pl.DataFrame, draws: pl.DataFrame) -> pl.DataFrame:
@@ -235,12 +257,25 @@ def section(tables: Mapping[str, Mapping[str, Any]], edges: Mapping[str, Any]) -
                     "nulls": median_of(own, "null_ratio"),
                 }
             )
+    targets = []
+    for of, table in tables.items():
+        (share, n_pairs), *others = table["regulators"]
+        permuted = [other for other, _ in others]
+        targets.append(
+            {
+                "representation": of,
+                "pairs of a feature and a regulator": n_pairs,
+                "beyond all null draws": share,
+                "permuted lists": f"{np.mean(permuted):.3f} ({min(permuted):.3f} to {max(permuted):.3f})",
+            }
+        )
     degree = edges["degree"]
     return f"""
-`python docs/studies/effects.py --data $SCSAE_DATA --store ROOT --out docs` writes this section: Kang et al. 2018, 2,000
-PBMC of eight donors, control and IFN-beta, SAE of layer 1 of the mini model (docs/findings.md), {CELLS} `test` cells a
-feature, {N_NULLS} directions of each null. {N_SAMPLE} features that fire were drawn of each representation and ablated.
-Shares are of features with at least one gene at q <= .05 among these; medians are over features.
+`python docs/studies/effects.py --data $SCSAE_DATA --genesets FOLDER --store ROOT --out docs` writes this section: Kang
+et al. 2018, 2,000 PBMC of eight donors, control and IFN-beta, SAE of layer 1 of the mini model (docs/findings.md),
+{CELLS} `test` cells a feature, {N_NULLS} directions of each null. {N_SAMPLE} features that fire were drawn of each
+representation and ablated. Shares are of features with at least one gene at q <= .05 among these; medians are over
+features.
 
 {markdown(pl.DataFrame(rows))}
 The {N_CHOSEN} features of each label with the smallest p on `select` cells, ablated. A feature goes beyond all null
@@ -249,6 +284,10 @@ null directions; one in {2 * N_NULLS + 1} would by chance. A feature is left out
 were hidden in five of its cells.
 
 {markdown(pl.DataFrame(sets))}
+The sampled features and the targets of each of the 329 regulators of TRRUST v2 ([regulators](regulators.md)), beside
+the same lists with genes exchanged inside strata of detection and co-expression, {N_PERMUTED} times (mean and range):
+
+{markdown(pl.DataFrame(targets))}
 Edges from {edges["features"]} of the SAE's features to those of an SAE of layer {LATER_LAYER}: of {edges["pairs"]:,}
 pairs {edges["edges"]:,} are significant, from {edges["from"]} features; {edges["excite"]:,} excite, and in
 {edges["agree"]:,} all donors agree in sign. They fall into {edges["modules"]} modules. The number of edges that come

@@ -20,7 +20,7 @@ from mini_data import (
 )
 from torch import Tensor
 
-from sae_core.scfm.scgpt_tokenizer import ScGPTTokenizer
+from sae_core.scfm.scgpt.tokenizer import ScGPTTokenizer
 from sae_core.scfm.vocabulary import GeneMatch
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sae_core.scfm import ScGPT, ScGPTConfig, Vocabulary
-from sae_core.scfm.scgpt import init_weights
+from sae_core.scfm.scgpt.network import init_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

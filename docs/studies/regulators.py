@@ -9,7 +9,7 @@ should be another one than that of the study of combinations, which takes the ne
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -59,18 +59,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def write_sets(gmt: Path, store: FeatureStore, folder: Path) -> list[Path]:
     """The regulators' targets, and N_PERMUTED copies with genes exchanged inside strata, as .gmt files."""
-    sets = [line.split("\t") for line in gmt.read_text().splitlines()]
-    strata = strata_of_genes(store)
-    files = [gmt]
+    sets, strata, files = read_sets(gmt), strata_of_genes(store), [gmt]
     for number in range(N_PERMUTED):
-        rng, exchanged = np.random.default_rng(number), {}
-        for _, genes in strata.group_by("stratum", maintain_order=True):
-            names = genes["symbol"].to_list()
-            exchanged.update(dict(zip(names, rng.permutation(names).tolist(), strict=True)))
         files.append(folder / f"permuted_{number}.gmt")
-        lines = ("\t".join([*one[:2], *(exchanged.get(gene, gene) for gene in one[2:])]) for one in sets)
+        lines = ("\t".join([name, "", *genes]) for name, genes in permuted_sets(sets, strata, number).items())
         files[-1].write_text("\n".join(lines) + "\n")
     return files
+
+
+def read_sets(gmt: Path) -> dict[str, list[str]]:
+    """The targets of each regulator."""
+    lines = (line.split("\t") for line in gmt.read_text().splitlines())
+    return {name: genes for name, _, *genes in lines}
+
+
+def permuted_sets(sets: Mapping[str, Sequence[str]], strata: pl.DataFrame, seed: int) -> dict[str, list[str]]:
+    """The same lists with genes exchanged inside the strata of `strata_of_genes`."""
+    rng, exchanged = np.random.default_rng(seed), dict[str, str]()
+    for _, genes in strata.group_by("stratum", maintain_order=True):
+        names = genes["symbol"].to_list()
+        exchanged.update(dict(zip(names, rng.permutation(names).tolist(), strict=True)))
+    return {name: [exchanged.get(gene, gene) for gene in genes] for name, genes in sets.items()}
 
 
 def strata_of_genes(store: FeatureStore) -> pl.DataFrame:

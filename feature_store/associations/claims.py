@@ -28,6 +28,13 @@ def are_significant(q: Floats) -> Bools:
     return found
 
 
+def rank_order() -> list[pl.Expr]:
+    """The expressions by which rows of `select` cells are ranked, each the largest first and nulls last: significance,
+    the lower bound of the interval over donors, and, where too few donors give an interval, the AUROC.
+    """
+    return [is_significant(), pl.col("low"), pl.col("auroc")]
+
+
 def holds_on_test(q: str = "q") -> pl.Expr:
     """An expression for tables with a column `split`: whether a row is of `test` cells and significant."""
     return (pl.col("split") == "test") & is_significant(q)

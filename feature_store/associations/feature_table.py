@@ -8,7 +8,7 @@ gives without them, and its confidence, which was that of the other class, is nu
 import numpy as np
 import polars as pl
 
-from feature_store.associations.claims import are_significant, holds_on_test, is_significant
+from feature_store.associations.claims import are_significant, holds_on_test, rank_order
 from feature_store.associations.classes import ClassConfig, classify
 from feature_store.associations.config import AssociationConfig
 from feature_store.associations.gene_identity import Identity, excess_p
@@ -156,7 +156,7 @@ def top_label(labels: pl.DataFrame) -> pl.DataFrame:
         return pl.DataFrame(schema={"feature_id": pl.Int32, **columns, "top_label_auroc": pl.Float64})
     keys = ["feature_id", "label_kind", "label"]
     usable = (pl.col("n_label") >= MIN_LABEL_CELLS) & (pl.col("label_kind") != "batch") & (pl.col("auroc") > 0.5)
-    ranked = [is_significant(), pl.col("low"), pl.col("auroc")]
+    ranked = rank_order()
     order = [pl.col("feature_id"), *ranked, pl.col("label_kind"), pl.col("label")]
     best = (
         labels.filter((pl.col("split") == "select") & usable)

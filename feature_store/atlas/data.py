@@ -20,6 +20,8 @@ PLACES: Mapping[str, tuple[str, str]] = {"feature_umap": ("x", "y"), "profile_um
 """For each table that holds a map of the features, the names of its x and y in `AtlasData.features`."""
 _OWN = ("cell_idx", "cell_id", "dataset", "split")
 T = TypeVar("T")
+Shape = Callable[[pl.DataFrame], pl.DataFrame]
+"""Rows of a table made into others, for a block of features at once."""
 
 
 class NoSuchResource(LookupError):
@@ -107,6 +109,20 @@ class AtlasData:
         return [name for name in ordered if 1 <= counts[name][0] <= MOST_CATEGORIES]
 
     @cached_property
+    def number_columns(self) -> list[str]:
+        """Columns of the cell table that hold a number of the panel's cells, such as a measure of their quality."""
+        table = self.store.frame("cells").filter("panel")
+        columns = [n for n, dtype in table.collect_schema().items() if dtype.is_numeric() and n not in _OWN]
+        known = table.select(pl.col(columns).drop_nulls().len()).collect() if columns else pl.DataFrame()
+        return [name for name in columns if known[name][0]]
+
+    @cached_property
+    def unit(self) -> str | None:
+        """The column with the replicate units of the cells: donor, else batch; None where neither is known."""
+        cells = self.store.panel_cells().select("donor", "batch").collect()
+        return next((name for name in ("donor", "batch") if cells[name].null_count() < cells.height), None)
+
+    @cached_property
     def n_cells(self) -> dict[str, int]:
         """The number of cells of each split."""
         counts = self.store.frame("cells").group_by("split").len().collect(engine="streaming")
@@ -130,8 +146,11 @@ class AtlasData:
         """The panel, which pages name beside its figures; None where it is all cells."""
         return None if self.store.panel.of_all_cells else self.store.panel
 
-    def rows(self, table: str, feature: int) -> pl.DataFrame:
+    def rows(self, table: str, feature: int, shape: Shape | None = None) -> pl.DataFrame:
         """The rows of a table about one feature, in their order; no rows where the store lacks the table.
+
+        shape: what is made of the rows, with a feature_id; it is called once for many features, because an operation
+        of Polars takes as long for one of them as for hundreds.
 
         Raises NoSuchResource for a feature that the store does not have.
         """
@@ -139,13 +158,15 @@ class AtlasData:
             raise NoSuchResource(feature)
         if not self.has(table):
             return pl.DataFrame()
-        parts, empty = self._block(table, feature // BLOCK)
+        parts, empty = self._block(table, feature // BLOCK, shape)
         return parts.get(feature, empty)
 
-    def _read_block(self, table: str, block: int) -> tuple[dict[int, pl.DataFrame], pl.DataFrame]:
+    def _read_block(self, table: str, block: int, shape: Shape | None) -> tuple[dict[int, pl.DataFrame], pl.DataFrame]:
         """The rows of BLOCK neighbouring features by feature, and an empty frame with the same columns."""
         feature = pl.col("feature_id")
         inside = (feature >= block * BLOCK) & (feature < (block + 1) * BLOCK)
         found = self.store.frame(table).filter(inside).collect()
+        if shape is not None:
+            found = shape(found)
         parts = found.partition_by("feature_id", as_dict=True, maintain_order=True)
         return {int(key): part for (key,), part in parts.items()}, found.clear()

@@ -21,9 +21,12 @@ def title_of(store: FeatureStore) -> str:
     return store.lineage.dataset or store.layout.root.name
 
 
-def index_html(store: FeatureStore) -> bytes:
-    """The bytes of the page; all names in it are escaped."""
-    return _template().render(title=title_of(store), policy=POLICY_IN_PAGE, shared=_shared()).encode()
+def index_html(store: FeatureStore, *, bundled: bool = False) -> bytes:
+    """The bytes of the page; all names in it are escaped. bundled: its data lie in bundles (`atlas.bundles`), and not
+    at a path of their own.
+    """
+    page = _template().render(title=title_of(store), policy=POLICY_IN_PAGE, shared=_shared(), bundled=bundled)
+    return page.encode()
 
 
 @cache

@@ -11,7 +11,20 @@ from collections.abc import Iterator, Sequence
 import polars as pl
 
 from feature_store.atlas.data import AtlasData, NoSuchResource
-from feature_store.atlas.pages import batch, cells, controls, feature, features, names, overview, run, steering
+from feature_store.atlas.pages import (
+    batch,
+    cells,
+    controls,
+    feature,
+    features,
+    labels,
+    modules,
+    names,
+    overview,
+    run,
+    selections,
+    steering,
+)
 from feature_store.atlas.routes import Resource, Route
 from feature_store.errors import StoreError
 from feature_store.query.store import FeatureStore
@@ -21,7 +34,10 @@ ROUTES: Sequence[Route] = (
     *features.ROUTES,
     *feature.ROUTES,
     *names.ROUTES,
+    *labels.ROUTES,
+    *modules.ROUTES,
     *cells.ROUTES,
+    *selections.ROUTES,
     *batch.ROUTES,
     *controls.ROUTES,
     *run.ROUTES,
@@ -64,5 +80,10 @@ class Resources:
 
     def paths(self) -> Iterator[str]:
         """The paths of all resources."""
+        for _, paths in self.kinds():
+            yield from paths
+
+    def kinds(self) -> Iterator[tuple[str, list[str]]]:
+        """The pattern of each kind of resource, and the paths of all resources of the kind."""
         for route in ROUTES:
-            yield from route.paths(self.data)
+            yield route.pattern, list(route.paths(self.data))

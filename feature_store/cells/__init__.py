@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from feature_store.cells.anndata_export import to_anndata
     from feature_store.cells.canonical import canonical_column, canonical_name, canonical_text
     from feature_store.cells.cell_table import (
+        StoredObs,
         draw_cells,
         read_cells,
         read_panel,
@@ -102,6 +103,7 @@ __all__ = [
     "Source",
     "SplitConfig",
     "SplitRecord",
+    "StoredObs",
     "TrainBatches",
     "canonical_column",
     "canonical_name",
@@ -145,7 +147,7 @@ _MODULES = {
     "canonical": ("canonical_column", "canonical_name", "canonical_text"),
     "cell_table": (
         *("draw_cells", "read_cells", "read_panel", "read_panel_cells", "read_split_numbers"),
-        *("read_split_record", "write_cells"),
+        *("read_split_record", "write_cells", "StoredObs"),
     ),
     "column_matrices": ("ColumnMatrix",),
     "expression": ("ExpressionReader", "expression_matrix", "plan_expression", "write_expression_part"),

@@ -38,7 +38,7 @@ from feature_store.errors import InputError
 from feature_store.storage import commit, filesystem, schemas
 from feature_store.storage.addresses import DataPath
 from feature_store.storage.layout import PLAN, Layout
-from feature_store.storage.obs_columns import column_of
+from feature_store.storage.obs_columns import column_of, columns_of_cells, find_column, shown_name
 from feature_store.storage.plans import CellsPlan, DigestsPlan, GenesPlan, PanelPlan, SplitPlan
 
 PART_CELLS = 1 << 17
@@ -225,6 +225,44 @@ def read_split_numbers(folder: str | Path, start: int = 0, stop: int | None = No
             places = range(len(schemas.SPLITS))
             numbers.append(split.replace_strict(list(schemas.SPLITS), places, return_dtype=pl.UInt8).to_numpy())
     return np.concatenate(numbers)
+
+
+class StoredObs:
+    """Columns of obs, by the names that they have in the data, of the cells in `Layout.cells_dir(dataset)`.
+
+    Parts of the table are read as cells of them are wanted; the last one stays in memory.
+
+    Attributes:
+        columns: the names that `read` takes.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self._run = commit.Run.open(folder)
+        self._shards = self._run.manifest().shards
+        known = columns_of_cells(commit.read_part(self._run.checked_parts(self._shards[:1])[0]))
+        self.columns = [shown_name(name) for name in known]
+        self._known = known
+        self._part: tuple[tuple[int, list[str]], pl.DataFrame] = ((-1, []), pl.DataFrame())
+
+    def read(self, cells: npt.NDArray[np.int64], columns: Sequence[str]) -> pl.DataFrame:
+        """The columns of the given cells (ascending indices). InputError for a column that the table lacks."""
+        stored = [find_column(name, self._known) for name in columns]
+        if None in stored:
+            missing = columns[stored.index(None)]
+            close = names_with_closest(missing, self.columns)
+            raise InputError(f"the cells have no column {missing!r}; they have {close}")
+        wanted = [column for column in stored if column is not None]
+        found: list[pl.DataFrame] = []
+        for i, marker in enumerate(self._shards):
+            low, high = np.searchsorted(cells, [marker.start, marker.stop])
+            if low == high and (found or i + 1 < len(self._shards)):
+                continue
+            if self._part[0] != (i, wanted):
+                (part,) = self._run.checked_parts([marker])
+                self._part = (i, wanted), commit.read_part(part, list(dict.fromkeys(wanted)))
+            found.append(self._part[1][cells[low:high] - marker.start])
+        rows = pl.concat(found)
+        return pl.DataFrame([rows[column].alias(name) for name, column in zip(columns, wanted, strict=True)])
 
 
 def draw_cells(folder: str | Path, n: int, *, seed: int) -> npt.NDArray[np.int64]:

@@ -238,12 +238,12 @@ class Source:
             parts.append(rows if stop - start == len(wanted) else select_rows(rows, wanted - start))
         return concat_rows(parts)
 
-    def read_first(self, n: int) -> CSRRows:
+    def first_cells(self, n: int) -> npt.NDArray[np.int64]:
         """About `n` cells, the same number from the start of each file."""
         share = -(-n // len(self._files))
         starts = self._first[:-1].tolist()
-        return concat_rows(
-            [self.read_rows(a, a + min(share, file.n_cells)) for a, file in zip(starts, self._files, strict=True)]
+        return np.concatenate(
+            [np.arange(a, a + min(share, file.n_cells)) for a, file in zip(starts, self._files, strict=True)]
         )
 
     @cached_property
@@ -266,6 +266,15 @@ class Source:
             parts.append((name, high - low, self._obs_of(i, low, high)))
         joined = join_obs(parts)
         return joined if columns is None else joined.select(columns)
+
+    def obs_of_cells(self, cells: npt.NDArray[np.int64], columns: Sequence[str]) -> pl.DataFrame:
+        """The obs columns of these names, of the given cells (ascending indices), read as `read_cells` reads them."""
+        parts = [self.obs(0, 0, columns)]
+        for low, high in _runs(cells):
+            wanted = cells[low:high]
+            start, stop = int(wanted[0]), int(wanted[-1]) + 1
+            parts.append(self.obs(start, stop, columns)[wanted - start])
+        return pl.concat(parts)
 
     def obs_names(self, start: int = 0, stop: int | None = None) -> pl.Series:
         """Names of the cells [start, stop) in the files; they may repeat, so `cell_idx` is the key."""

@@ -77,6 +77,14 @@ class CodeReader:
         # codes of tokens: a cell's is that of its strongest
         return rows.group_by("cell_idx", maintain_order=True).agg(pl.col("value").max())
 
+    def codes_between(self, start: int, stop: int) -> pl.DataFrame:
+        """feature_id, cell_idx and value of the panel's cells in which the features [start, stop) fire, by feature and
+        cell.
+        """
+        rows = self._by_feature(start, stop)
+        keys = ["feature_id", "cell_idx"]
+        return rows.group_by(keys).agg(pl.col("value").max()).sort(keys)
+
     def features_of(self, cell: int) -> pl.DataFrame:
         """feature_id and value of all features of a cell, the largest value first; of equal ones the first.
 

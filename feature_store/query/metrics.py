@@ -289,7 +289,7 @@ _HELD_OUT = (
 )  # fmt: skip
 """Figures of a finished autoencoder or baseline, in `summary.json`."""
 
-_CURVES = (
+CURVES = (
     _of_training("loss", "training loss", Direction.LOWER, _TRAINING),
     _of_training("mse", "squared error a token, training", Direction.LOWER, _TRAINING),
     _of_training("aux", "AuxK loss, unweighted", Direction.LOWER, _TRAINING),
@@ -306,7 +306,7 @@ _CURVES = (
 )  # fmt: skip
 """Figures of a training step, in `history.json`."""
 
-METRICS: Mapping[str, Metric] = {metric.name: metric for metric in (*_STEERING, *_DOSE_RESPONSE, *_HELD_OUT, *_CURVES)}
+METRICS: Mapping[str, Metric] = {metric.name: metric for metric in (*_STEERING, *_DOSE_RESPONSE, *_HELD_OUT, *CURVES)}
 """Every metric by its name."""
 
 HEADLINE_OF_TASK: Mapping[str, str] = {"move": "remaining", "mix": "batch_mixing", "edit": "target_votes"}

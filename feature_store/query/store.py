@@ -38,6 +38,15 @@ import polars as pl
 
 from feature_store.cells import canonical_name
 from feature_store.errors import NotFoundError, QueryError, StoreError
+from feature_store.query.names import (
+    MeantNames,
+    gene_note,
+    names_with_words,
+    other_names,
+    sets_note,
+    symbols_of,
+    without_version,
+)
 from feature_store.query.panel import Panel
 from feature_store.query.runs import Lineage, lineage_of, plans_of
 from feature_store.query.statements import check_statement
@@ -153,6 +162,19 @@ class FeatureStore:
         Raises QueryError for an unknown table, with the nearest name or the command that makes it.
         """
         return self._tables.frame(table)
+
+    def describe(self, table: str | None = None) -> pl.DataFrame:
+        """What the columns of a table hold, with type and unit; without a table, what each table of this store holds.
+
+        >>> store.describe("feature_label")
+
+        Raises QueryError for an unknown table, with the nearest name or the command that makes it.
+        """
+        from feature_store.query.described import described_columns, described_tables
+
+        if table is None:
+            return described_tables(self.tables())
+        return described_columns(table, self.frame(table).collect_schema())
 
     def panel_cells(self) -> pl.LazyFrame:
         """The cells that statistics are of: those of the panel (all cells of a data set that is not larger), without
@@ -280,7 +302,9 @@ class FeatureStore:
         expression, those of a gene set by p, and those of a number by Spearman's correlation within donors. The rank is
         that on `select` cells (column `select_auroc`, for example), and the other columns are measured on `test` cells,
         because the best of many is flattered on the cells on which it was chosen. Upper and lower case do not matter.
-        `kind`, the label_kind of a label or the collection of a gene set, tells two of the same name apart.
+        `kind`, the label_kind of a label or the collection of a gene set, tells two of the same name apart. A gene may
+        be given by another name of it (CD20, ENSG00000156738), and gene sets by words in their names: `meant_by` says
+        what is taken.
 
         Raises:
             QueryError: not exactly one name is given, or the name is unknown, ambiguous, or not measured on `test`
@@ -333,6 +357,19 @@ class FeatureStore:
         """
         self._check_feature(feature)
         return self._tables.codes.codes_of(feature)
+
+    @_names_damage
+    def codes_between(self, start: int, stop: int) -> pl.DataFrame:
+        """feature_id, cell_idx and value of the panel's cells in which the features start to stop - 1 fire, by feature
+        and cell.
+
+        >>> store.codes_between(0, 16).group_by("feature_id").len()
+
+        Raises QueryError for a feature that the codes do not have.
+        """
+        self._check_feature(start)
+        self._check_feature(stop - 1)
+        return self._tables.codes.codes_between(start, stop)
 
     @_names_damage
     def features_of(self, cell: int | str, n: int = 20) -> pl.DataFrame:
@@ -476,22 +513,57 @@ class FeatureStore:
     def _about_features(self) -> pl.DataFrame:
         return self.frame("features").select(_ABOUT_FEATURE).collect()
 
-    def _rows_about(self, table: str, column: str, name: str) -> pl.DataFrame:
-        """The rows of a table with this name in a column; upper and lower case may differ if only one name matches."""
+    def meant_by(self, column: str, name: str) -> MeantNames:
+        """The names that a gene, label, gene set or number has in this store, and a sentence on what was taken.
+
+        >>> store.meant_by("gene", "CD20")
+        MeantNames(names=('MS4A1',), note='CD20 is another name of MS4A1, whose features are shown')
+
+        A name is taken as it is where it is there, else in another case if one name only differs by it; of genes, by
+        another name of the gene (`feature_store.query.names`) or its Ensembl id; of gene sets, all that have its words
+        in their names. Raises QueryError for a name that means nothing here, with the nearest ones, and for one that
+        several genes have.
+        """
+        table = RANKED_BY[column][0]
         rows = self.frame(table)
-        found = rows.filter(pl.col(column) == name).collect()
-        if not found.is_empty():
-            return found
+        if not rows.filter(pl.col(column) == name).head(1).collect().is_empty():
+            return MeantNames((name,))
         known = self._values(table, column)
         same = same_but_for_case(name, known)
-        if len(same) != 1:
-            other = "number" if column == "label" else "label_kind" if column == "number" else None
-            of_number = other == "number" and name in self._values("feature_number", other)
-            hint = f"; it is a number of the cells: ask for it with number {name!r}" if of_number else ""
-            raise QueryError(
-                f"no {column} {name!r} in {table}{did_you_mean(name, known, n=3)}{hint}; it has {join_names(known)}"
-            )
-        return rows.filter(pl.col(column) == same[0]).collect()
+        if len(same) == 1:
+            return MeantNames((same[0],))
+        if column == "gene" and (genes := self._genes_called(name, set(known))):
+            if len(genes) > 1:
+                raise QueryError(f"{name} is another name of {' and '.join(genes)}; name one of them")
+            return MeantNames(genes, gene_note(name, genes[0]))
+        if column == "gene_set" and (sets := names_with_words(name, known)):
+            return MeantNames(tuple(sets), sets_note(name, sets))
+        raise QueryError(self._unknown(table, column, name, known))
+
+    def _genes_called(self, name: str, known: set[str]) -> tuple[str, ...]:
+        """The genes of the table `feature_gene` that have another name, or an Ensembl id."""
+        if "genes" in self.tables():
+            of_id = self.frame("genes").filter(pl.col("ensembl_id") == without_version(name)).select("symbol")
+            if found := [symbol for symbol in of_id.collect()["symbol"].to_list() if symbol in known]:
+                return tuple(dict.fromkeys(found))
+        return other_names(name, known)
+
+    def _unknown(self, table: str, column: str, name: str, known: list[str]) -> str:
+        """The message about a name that a table does not have."""
+        other = "number" if column == "label" else "label_kind" if column == "number" else None
+        of_number = other == "number" and name in self._values("feature_number", other)
+        hint = f"; it is a number of the cells: ask for it with number {name!r}" if of_number else ""
+        if column == "gene" and (symbols := symbols_of(name)):
+            hint = f"; its other names ({join_names(symbols)}) are not there either"
+        if column == "gene_set" and not known:
+            hint = "; no set that was tested shares a gene with any feature: `scsae associate --gmt FILE` tests others"
+        has = join_names(known) or "none"
+        return f"no {column} {name!r} in {table}{did_you_mean(name, known, n=3)}{hint}; it has {has}"
+
+    def _rows_about(self, table: str, column: str, name: str) -> pl.DataFrame:
+        """The rows of a table about the names that a name means."""
+        meant = self.meant_by(column, name)
+        return self.frame(table).filter(pl.col(column).is_in(meant.names)).collect()
 
     def _is_text(self, table: str, column: str) -> bool:
         return self.frame(table).collect_schema().get(column) == pl.String
@@ -569,7 +641,8 @@ def _of_one_kind(found: pl.DataFrame, column: str, name: str, kind: str | None) 
             raise QueryError(f"a {column} has no kind; leave out --kind {kind!r}, or ask for a label or a gene set")
         return found
     kinds = found[of].unique().to_list()
-    if kind is None and len(kinds) > 1:
+    # of several gene sets that a word names, all are shown
+    if kind is None and len(kinds) > 1 and found[column].n_unique() == 1:
         raise QueryError(
             f"{column} {name!r} is in {len(kinds)} values of {of}: {join_names(kinds)}; choose one with --kind"
         )

@@ -200,6 +200,10 @@ class Layout:
         """The gene table of a data set, beside its cells."""
         return self.cells_dir(dataset) / "genes"
 
+    def expression_dir(self, dataset: str) -> Path:
+        """The expression of the panel's cells by gene, beside the cells."""
+        return self.cells_dir(dataset) / "expression"
+
     def digests_dir(self, dataset: str) -> Path:
         """The digests of the cells of a data set, beside them."""
         return self.cells_dir(dataset) / "digests"

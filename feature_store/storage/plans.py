@@ -337,7 +337,7 @@ class ActivationsPlan(Plan):
     """Activations at one site: of tokens, or one vector a cell."""
 
     stage = "activations"
-    version = 7
+    version = 8
 
     control_of: str | None
     origin: Literal["model", "vectors", "recorded"]

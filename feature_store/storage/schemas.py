@@ -1,8 +1,9 @@
 """The columns and dtypes of every table of the store, defined only here.
 
 A table may have more columns than are listed here (every obs column of the cells, the method of an association); the
-listed columns have exactly this name and dtype. Codes store `feature_id` as u16 if all features fit, and readers widen
-it; all other tables use i32, so that joins need no cast and differences do not wrap around.
+listed columns have exactly this name and dtype, and `descriptions` says what each holds. Codes store `feature_id` as
+u16 if all features fit, and readers widen it; all other tables use i32, so that joins need no cast and differences do
+not wrap around.
 """
 
 from collections.abc import Mapping
@@ -43,8 +44,6 @@ _MODULE_GENE_SET = _table(
     q=pl.Float64,
 )
 TABLES: Mapping[str, TableSchema] = {
-    # one row per cell of a data set; donor, batch and cell_type are the obs columns that the user named, else null;
-    # panel: whether the cell is one of those that get everything (`feature_store.cells.panel`)
     "cells": _table(
         "cell_idx cell_id dataset split panel",
         cell_idx=pl.Int64,
@@ -56,7 +55,6 @@ TABLES: Mapping[str, TableSchema] = {
         batch=pl.String,
         cell_type=pl.String,
     ),
-    # one row per gene of a data set; n_cells: cells with a value above 0; mean: over all cells, of the matrix's values
     "genes": _table(
         "gene_idx symbol n_cells mean",
         gene_idx=pl.Int32,
@@ -65,7 +63,6 @@ TABLES: Mapping[str, TableSchema] = {
         n_cells=pl.Int64,
         mean=pl.Float64,
     ),
-    # one row per cell of a data set (`feature_store.cells.cell_digests`); n_detected: genes with a value
     "digests": _table(
         "cell_idx n_detected symbol_digest",
         cell_idx=pl.Int64,
@@ -73,17 +70,11 @@ TABLES: Mapping[str, TableSchema] = {
         symbol_digest=pl.UInt64,
         ensembl_digest=pl.UInt64,
     ),
-    # one row per nonzero of the codes of the panel's cells, by cell and then feature
     "codes": _table("cell_idx feature_id value", cell_idx=pl.Int64, feature_id=pl.Int32, value=pl.Float32),
-    # the same of the largest codes of the cells outside the panel
     "compact_codes": _table("cell_idx feature_id value", cell_idx=pl.Int64, feature_id=pl.Int32, value=pl.Float32),
-    # one row per cell of the map (`feature_store.maps.cells`); x and y have no unit
     "umap": _table("cell_idx x y", cell_idx=pl.Int64, x=pl.Float32, y=pl.Float32),
-    # one row per feature of an SAE (`feature_store.maps.features`)
     "feature_umap": _table("feature_id x y", feature_id=pl.Int32, x=pl.Float32, y=pl.Float32),
-    # one row per living feature of associations (`feature_store.maps.label_profiles`)
     "profile_umap": _table("feature_id x y", feature_id=pl.Int32, x=pl.Float32, y=pl.Float32),
-    # the nearest features of each feature by the cosine of their decoder rows; rank 1 is the nearest
     "feature_neighbour": _table(
         "feature_id rank other_feature_id cosine",
         feature_id=pl.Int32,
@@ -91,10 +82,7 @@ TABLES: Mapping[str, TableSchema] = {
         other_feature_id=pl.Int32,
         cosine=pl.Float32,
     ),
-    # one row per cell of a sample of a data set
     "sample": _table("cell_idx", cell_idx=pl.Int64),
-    # the most variable genes of a data set, the first one first (`feature_store.cells.variable_genes`); rank: median
-    # over the n_batches batches in which the gene is among the first; variance: standardised, mean over batches
     "variable_genes": _table(
         "gene_idx rank n_batches variance",
         gene_idx=pl.Int32,
@@ -102,8 +90,6 @@ TABLES: Mapping[str, TableSchema] = {
         n_batches=pl.Int64,
         variance=pl.Float64,
     ),
-    # the genes that may be tokens: their token, its name in the model's vocabulary, and the name in the data; rank,
-    # n_batches and variance as above, null for genes of a list
     "chosen_genes": _table(
         "gene_id token symbol",
         gene_id=pl.Int32,
@@ -114,9 +100,7 @@ TABLES: Mapping[str, TableSchema] = {
         n_batches=pl.Int64,
         variance=pl.Float64,
     ),
-    # one row per cell that has tokens; a cell without any, such as an empty droplet, is in no statistic
     "cell_tokens": _table("cell_idx n_tokens", cell_idx=pl.Int64, n_tokens=pl.Int32),
-    # one row per (feature, split) that fires, over all cells: cells and tokens on which it fires, and its largest value
     "feature_firing": _table(
         "feature_id split n_cells n_tokens max",
         feature_id=pl.Int32,
@@ -125,9 +109,7 @@ TABLES: Mapping[str, TableSchema] = {
         n_tokens=pl.Int64,
         max=pl.Float32,
     ),
-    # the cells with the largest codes of each feature among all cells, the largest first
     "feature_cell": _table("feature_id cell_idx value", feature_id=pl.Int32, cell_idx=pl.Int64, value=pl.Float32),
-    # the top-activating tokens of each feature of a shard or a run
     "token_top": _table(
         "feature_id cell_idx token_pos gene_id value",
         feature_id=pl.Int32,
@@ -136,7 +118,6 @@ TABLES: Mapping[str, TableSchema] = {
         gene_id=pl.Int32,
         value=pl.Float32,
     ),
-    # tokens of (split, gene) of the panel's cells at which the feature fires; split: its position in SPLITS
     "token_feature_gene": _table(
         "feature_id split gene_id n_tokens",
         feature_id=pl.Int32,
@@ -144,7 +125,6 @@ TABLES: Mapping[str, TableSchema] = {
         gene_id=pl.Int32,
         n_tokens=pl.Int64,
     ),
-    # all tokens of (split, gene) of the panel's cells, whether or not any feature fires
     "token_gene": _table("split gene_id n_tokens", split=pl.UInt8, gene_id=pl.Int32, n_tokens=pl.Int64),
     "features": _table(
         "feature_id density dead",
@@ -181,7 +161,6 @@ TABLES: Mapping[str, TableSchema] = {
         p_max=pl.Float64,
         q=pl.Float64,
     ),
-    # one row per (feature, number of the cells, split); spearman: within donors; spearman_all: over all cells
     "feature_number": _table(
         "feature_id number split",
         feature_id=pl.Int32,
@@ -224,7 +203,6 @@ TABLES: Mapping[str, TableSchema] = {
         q=pl.Float64,
         q_matched=pl.Float64,
     ),
-    # the gene sets that features were tested against; n_shared: genes of the set that the data have
     "gene_sets": _table(
         "collection gene_set n_genes n_shared genes",
         collection=pl.String,
@@ -242,8 +220,6 @@ TABLES: Mapping[str, TableSchema] = {
         gene=pl.String,
         value=pl.Float32,
     ),
-    # one row per (feature, intervention, gene) of the predictions of hidden genes: effect, in the unit of the model's
-    # head; null: the one of the larger p, which is p; q: over all pairs of the run; direct: the path without blocks
     "feature_effect": _table(
         "feature_id intervention gene split effect null p q n_cells",
         feature_id=pl.Int32,
@@ -263,8 +239,6 @@ TABLES: Mapping[str, TableSchema] = {
         n_cells=pl.Int64,
         n_donors=pl.Int64,
     ),
-    # one row per (feature, intervention): genes up and down at q <= .05; strength: root mean square over genes, and its
-    # ratio to the stronger null; specificity: own genes against others; direct_spearman: direct path against effect
     "feature_effect_summary": _table(
         "feature_id intervention n_genes n_up n_down strength",
         feature_id=pl.Int32,
@@ -278,9 +252,6 @@ TABLES: Mapping[str, TableSchema] = {
         specificity_null=pl.Float64,
         direct_spearman=pl.Float64,
     ),
-    # one row per pair of a feature of an earlier SAE and one of a later SAE: the significant pairs, and those of the
-    # smallest p of each earlier feature. effect: change of the later feature's mean code when the earlier is ablated;
-    # share: effect in units of that code; n_cells: of the earlier feature; n_agree: donors with the sign of the effect
     "feature_edge": _table(
         "from_sae from_feature_id to_sae to_feature_id relation split effect null p q n_cells",
         from_sae=pl.String,
@@ -305,7 +276,6 @@ TABLES: Mapping[str, TableSchema] = {
         n_agree=pl.Int64,
         p_donor=pl.Float64,
     ),
-    # one row per feature of a module of edges; n_features: of the module; n_edges: of the feature inside it
     "edge_module": _table(
         "module sae feature_id n_features n_edges",
         module=pl.Int32,
@@ -314,10 +284,8 @@ TABLES: Mapping[str, TableSchema] = {
         n_features=pl.Int64,
         n_edges=pl.Int64,
     ),
-    # one row per module and gene set that a feature of it goes with; n_known: features of the module with associations
     "edge_module_gene_set": _MODULE_GENE_SET,
     "module_gene_set": _MODULE_GENE_SET,
-    # one row per feature of a module of features that fire together; r: its mean partial correlation with the others
     "feature_module": _table(
         "module feature_id n_features r",
         module=pl.Int32,
@@ -325,8 +293,6 @@ TABLES: Mapping[str, TableSchema] = {
         n_features=pl.Int64,
         r=pl.Float64,
     ),
-    # one row per module, and per module that shuffled codes give (control "shuffled codes"); r, r_test: mean partial
-    # correlation of its pairs on train and select cells, and on test cells; null: features that fire as often
     "module": _table(
         "module n_features stability r",
         control=pl.String,
@@ -341,10 +307,6 @@ TABLES: Mapping[str, TableSchema] = {
         q=pl.Float64,
         top_genes=pl.String,
     ),
-    # one row per (feature, gene, path): what leaving the gene's token out takes from S, the sum of the feature's code
-    # over the gene tokens of a cell. path: "own token", the code that goes with the token, or "other tokens", the fall
-    # of the rest; change: mean over cells, in units of code; share: change over mean S in the same cells, which
-    # null_mean, null_sd and z are about; gradient: gradient times input, in units of code; q: over all rows of the path
     "feature_input": _table(
         "feature_id gene path split change share null p q n_cells",
         feature_id=pl.Int32,
@@ -363,8 +325,6 @@ TABLES: Mapping[str, TableSchema] = {
         n_cells=pl.Int64,
         n_donors=pl.Int64,
     ),
-    # one row per feature: genes tested, and those at q <= .05 by each path; shares of S in all cells of the feature
-    # that the tested genes take by each path, each left out alone; top_gene: the one at q <= .05 that takes most
     "feature_input_summary": _table(
         "feature_id n_cells n_genes n_nulls n_own n_other share_own share_other",
         feature_id=pl.Int32,
@@ -378,9 +338,6 @@ TABLES: Mapping[str, TableSchema] = {
         gradient_spearman=pl.Float64,
         top_gene=pl.String,
     ),
-    # one row per representation (an SAE, its baselines, genes, permuted labels), label and feature of its probe with k
-    # features: rank is the order in which features enter, weight is in logits per standard deviation of the feature,
-    # gain is the test AUROC of the first `rank` features less that of those before; feature_id: of a gene its gene_idx
     "feature_probe": _table(
         "representation label_kind label split k rank feature_id weight gain",
         representation=pl.String,
@@ -394,9 +351,6 @@ TABLES: Mapping[str, TableSchema] = {
         weight=pl.Float64,
         gain=pl.Float64,
     ),
-    # one row per representation, label and k, and one with label null for all labels of the kind together, whose
-    # balanced accuracy and macro-F1 are of the label with the largest logit; intervals are over n_donors donors; n:
-    # test cells of the label
     "probe_score": _table(
         "representation label_kind split k n_features auroc balanced_accuracy n n_cells n_donors",
         representation=pl.String,
@@ -419,7 +373,6 @@ TABLES: Mapping[str, TableSchema] = {
         n_cells=pl.Int64,
         n_donors=pl.Int64,
     ),
-    # one row per feature of `sae`, matched with its nearest in the SAE `other`; both directions are there
     "feature_match": _table(
         "feature_id sae other mutual dead method",
         feature_id=pl.Int32,
@@ -438,8 +391,6 @@ TABLES: Mapping[str, TableSchema] = {
         dead=pl.Boolean,
         method=pl.String,
     ),
-    # one row per target, statistic and representation (an SAE, its baselines), for its one best feature; feature_id is
-    # null where that feature is not significant for the target on `test` cells
     "comparison": _table(
         "target_kind target statistic representation best",
         target_kind=pl.String,
@@ -460,7 +411,6 @@ TABLES: Mapping[str, TableSchema] = {
         n_units=pl.Int64,
         n_better=pl.Int64,
     ),
-    # one row per representation: its features with a label or gene set on `test` cells, and those of each class
     "representation": _table(
         "representation run n_features n_dead",
         representation=pl.String,
@@ -479,8 +429,6 @@ TABLES: Mapping[str, TableSchema] = {
         class_mixed=pl.Int64,
         class_dead=pl.Int64,
     ),
-    # one row per (split, condition, point of the grid, metric, group): group is "all" or a label; effect: value minus
-    # the unsteered value; low, high: its 95 % interval; p_NULL: p-value from the null's draws, null without draws
     "steering": _table(
         "split condition role metric group n_draws chosen",
         split=pl.String,
@@ -502,7 +450,6 @@ TABLES: Mapping[str, TableSchema] = {
         p_shuffled_labels=pl.Float64,
         chosen=pl.Boolean,
     ),
-    # one row per steered variant of the `test` cells; features: best first
     "steering_variants": _table(
         "variant name role n_features mode draw features chosen",
         variant=pl.Int32,
@@ -517,7 +464,6 @@ TABLES: Mapping[str, TableSchema] = {
         features=pl.List(pl.Int32),
         chosen=pl.Boolean,
     ),
-    # one row per living feature, best first; score: on `select` cells, in units of its code (edits: rank-biserial)
     "steering_scores": _table(
         "feature_id score rank",
         feature_id=pl.Int32,
@@ -527,7 +473,6 @@ TABLES: Mapping[str, TableSchema] = {
         density=pl.Float64,
         rank=pl.Int32,
     ),
-    # one row per (condition, draw, gene) of the model's predictions of masked genes of steered cells
     "steering_head": _table(
         "condition draw gene n_cells",
         condition=pl.String,
@@ -537,7 +482,6 @@ TABLES: Mapping[str, TableSchema] = {
         change=pl.Float64,
         difference=pl.Float64,
     ),
-    # one row per (variant, `test` cell) of the map; pc1, pc2: principal components of the cells' embeddings
     "steering_map": _table(
         "variant cell_idx x y",
         variant=pl.Int32,

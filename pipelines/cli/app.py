@@ -18,6 +18,7 @@ import typer
 
 from feature_store.storage.filesystem import n_writes
 from pipelines.cli import models, queries, stages
+from pipelines.cli.parameters import CommandGroup
 from pipelines.errors import ON_PURPOSE, exit_code
 from pipelines.runtime.failures import explained, root_cause, without_colours
 from pipelines.runtime.progress import stderr_console
@@ -27,8 +28,8 @@ INTERRUPTED = 130
 """The exit code that typer gives to Ctrl-C."""
 
 app = typer.Typer(
+    cls=CommandGroup,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     help="Sparse autoencoders for single-cell foundation models: extract, train, encode, associate, steer, query.",
 )

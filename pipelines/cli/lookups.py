@@ -1,13 +1,18 @@
-"""The answers of `scsae sql` and `scsae features`."""
+"""The answers of `scsae sql`, `scsae features` and `scsae describe`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import polars as pl
 
 from feature_store import FeatureStore
 from feature_store.associations.claims import NAMED_AT, is_significant
+from feature_store.errors import NotFoundError
+from feature_store.query.described import described_columns, described_tables, description_of
+from feature_store.query.tables import MADE_BY
 from pipelines.errors import UsageError
-from pipelines.runtime.output import Destination
+from pipelines.runtime.output import Destination, print_frame
 from pipelines.runtime.progress import stderr_console
 
 LOOKUP_COLUMNS = (
@@ -58,7 +63,9 @@ class Lookup:
         asked = {name: value for name in NAMES if (value := getattr(self, name)) is not None}
         if asked:
             found = store.features_for(**asked, kind=self.kind)
-            (name,) = asked.values()
+            ((column, name),) = asked.items()
+            if column in ("gene", "gene_set") and (note := store.meant_by(column, name).note):
+                _say(note)
             n_named = found.filter(is_significant()).height if "q" in found.columns else found.height
             if not n_named:
                 _say(f"no feature of {name!r} at {NAMED_AT} on test cells; those with the largest effect are shown")
@@ -74,6 +81,30 @@ def write_lookup(asked: Lookup, store: FeatureStore, to: Destination) -> None:
     answer = asked.answer(store)
     shown = [name for name in LOOKUP_COLUMNS if name in answer.columns]
     to.write(answer.select(shown) if to.form == "table" else answer)
+
+
+def write_description(table: str | None, store: Path, runs: Mapping[str, str | None], to: Destination) -> None:
+    """Write what a table holds, or what there is where no table is named; a table on stdout has a line of title.
+
+    The columns are those of the store if it has the table, else those of the schema. QueryError: an unknown table.
+    """
+    if table is None:
+        to.write(described_tables())
+        return
+    about = description_of(table)
+    try:
+        opened = FeatureStore.open(store, **runs)
+    except NotFoundError:
+        if any(runs.values()):
+            raise
+        opened = None
+    columns = opened.frame(table).collect_schema() if opened is not None and table in opened.tables() else None
+    found = described_columns(table, columns)
+    if to.is_printed_table:
+        title = f"{table}: a row is {about.row}. Measured on: {about.measured_on}. Made by: {MADE_BY[table]}"
+        print_frame(found, title=title, limit=found.height)
+        return
+    to.write(found)
 
 
 def _without_rows(answer: pl.DataFrame, why: str) -> pl.DataFrame:

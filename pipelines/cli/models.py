@@ -4,11 +4,11 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.parameters import Form, Output, Store, destination
+from pipelines.cli.parameters import CommandGroup, Form, Output, Store, destination
 from pipelines.config import DEFAULT_STORE
 
 commands = typer.Typer(
-    invoke_without_command=True, help="List the registered SAEs, show one version, promote a version."
+    cls=CommandGroup, invoke_without_command=True, help="List the registered SAEs, show one version, promote a version."
 )
 
 
@@ -26,18 +26,19 @@ def models(ctx: typer.Context, store: Store = DEFAULT_STORE, form: Form = None, 
 def show(
     name: Annotated[str, typer.Argument(help="Name in the registry.")],
     version: Annotated[int, typer.Argument(help="Version to show.")],
+    every: Annotated[bool, typer.Option("--all", help="Print every metric of each evaluation.")] = False,
     store: Store = DEFAULT_STORE,
     form: Form = None,
     output: Output = None,
 ) -> None:
     """Show one version of a registered SAE.
 
-    Shown are its data files, foundation model, code and runs, and all its evaluations.
+    Shown are its data files, foundation model, code and runs, and of each evaluation the metrics that compare versions.
     """
     from pipelines.models import version_facts, write_version
 
     to = destination(form, output)
-    write_version(version_facts(store, name, version), to)
+    write_version(version_facts(store, name, version), to, every=every)
 
 
 @commands.command()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from feature_store.errors import StoreError
 from feature_store.storage.layout import as_path
@@ -41,6 +41,23 @@ class QueryCommand(TyperCommand):
         if statements:
             args = [*(arg for arg in args if arg not in statements), "--", *statements]
         return super().parse_args(ctx, args)
+
+
+class CommandGroup(TyperGroup):
+    """A group whose help shows the first sentence of each command whole; that of typer cuts it where a line ends."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the list of commands."""
+        found = [(name, self.commands[name]) for name in self.list_commands(ctx)]
+        rows = [(name, first_sentence(command.help or "")) for name, command in found if not command.hidden]
+        if rows:
+            with formatter.section("Commands"):
+                formatter.write_dl(rows)
+
+
+def first_sentence(help_text: str) -> str:
+    """Return the first paragraph of a help text on one line, without the full stop at its end."""
+    return " ".join(help_text.strip().partition("\n\n")[0].split()).removesuffix(".")
 
 
 class Format(StrEnum):

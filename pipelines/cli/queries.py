@@ -24,11 +24,9 @@ def inspect_command(
     matrix: Annotated[str | None, typer.Option("--matrix", help=option_help(DataOptions, "matrix"))] = None,
     where: Annotated[str | None, typer.Option("--where", help=option_help(DataOptions, "where"))] = None,
     obs: Annotated[list[str] | None, typer.Option("--obs", help=option_help(DataOptions, "obs"))] = None,
-    dictionaries: Annotated[
-        str | None, typer.Option("--dictionaries", help=option_help(DataOptions, "dictionaries"))
+    model_option: Annotated[
+        list[str] | None, typer.Option("--model-option", help=option_help(DataOptions, "model_option"))
     ] = None,
-    part: Annotated[str | None, typer.Option("--part", help=option_help(DataOptions, "part"))] = None,
-    resolution: Annotated[str | None, typer.Option("--resolution", help=option_help(DataOptions, "resolution"))] = None,
     vectors: Annotated[str | None, typer.Option("--vectors", help=option_help(InspectOptions, "vectors"))] = None,
 ) -> None:
     """Report what the data and the model have in common, or what given vectors are.
@@ -41,6 +39,18 @@ def inspect_command(
     from pipelines.runtime.reports import print_facts
 
     print_facts(inspect_data(given_options(InspectOptions, context)))
+
+
+@commands.command("models-supported")
+def models_supported(form: Form = None, output: Output = None) -> None:
+    """List the families of foundation models that scsae reads, with their files, genes, lengths, licences and options.
+
+    The sites of every model are embedding, attention.I, mlp.I and layer.I of each block I; `final` follows where the
+    model has a norm after its last block.
+    """
+    from pipelines.supported_models import supported_models
+
+    destination(form, output).write(supported_models())
 
 
 @commands.command()
@@ -81,14 +91,33 @@ def sql(
     """Query the tables of a store in SQL.
 
     The tables are cells, codes, features, feature_label, feature_gene, feature_geneset and others; `SHOW TABLES` lists
-    them. Where the panel is not all cells, codes has the cells of the panel, and compact_codes the largest codes of
-    every other cell.
+    them, and `scsae describe TABLE` says what the columns of one hold. Where the panel is not all cells, codes has the
+    cells of the panel, and compact_codes the largest codes of every other cell.
     """
     from feature_store import FeatureStore
     from pipelines.cli.lookups import ask
 
     to = destination(form, output)
     to.write(ask(FeatureStore.open(store, associations=associations, codes=codes), query))
+
+
+@commands.command()
+def describe(
+    table: Annotated[str | None, typer.Argument(help="Table to describe; without one, all tables are listed.")] = None,
+    store: Store = DEFAULT_STORE,
+    associations: Associations = None,
+    codes: Codes = None,
+    form: Form = None,
+    output: Output = None,
+) -> None:
+    """Say what a table of the store holds: a row, its cells and splits, and each column with its unit.
+
+    The columns are those that the table has in the store, and where the store does not have it those that it would
+    have. No store is needed.
+    """
+    from pipelines.cli.lookups import write_description
+
+    write_description(table, store, {"associations": associations, "codes": codes}, destination(form, output))
 
 
 @commands.command()

@@ -1,16 +1,23 @@
 """The options of reading cells and of running the foundation model over them."""
 
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pydantic
 from pydantic import Field
 
-from pipelines.config.options import ActorOptions, CellOptions, Files, GeneOptions, ObsOptions, parse_size
+from pipelines.config.options import (
+    ActorOptions,
+    CellOptions,
+    Files,
+    GeneOptions,
+    NamedValues,
+    ObsOptions,
+    parse_size,
+)
 from pipelines.config.vectors import VectorsPlace
 
 OF_MODEL = frozenset(
-    "model dictionaries part resolution random_init precision min_matched_share layer readout tokens_per_cell "
+    "model model_option random_init precision min_matched_share layer readout tokens_per_cell "
     "batch_tokens genes".split()
 )
 """Options of the forward pass of a model, which given vectors have none of."""
@@ -55,24 +62,18 @@ class DataOptions(GeneOptions, ObsOptions):
     Default: the one that says most about the counts of all genes; `scsae inspect` says which and why."""
     model: str = "mini"
     """Foundation model: a checkpoint folder, or `mini`, the small model of the project."""
-    dictionaries: str | None = None
-    """Geneformer: the folder of its dictionaries. Default: searched in the checkpoint's folder and those above it."""
-    part: Literal["cell", "rde", "gene"] | None = None
-    """scFoundation: the part of models.ckpt: cell (the default), rde (read depth enhancement) or gene."""
-    resolution: str | None = None
-    """scFoundation: the read depth at which the model predicts: t4 (the default) is log10 of the depth, a0.5 adds to
-    that of the cell, f2 multiplies the cell's depth."""
+    model_option: NamedValues = ()
+    """Option of the model's family, as NAME=VALUE; may be repeated. What a cell has of its own is taken from a column:
+    NAME=obs:COLUMN. `scsae models-supported` lists the options of every family."""
     random_init: bool = False
     """Use random weights instead of the trained ones, as a control."""
     precision: Literal["f32", "bf16"] = "f32"
     """Precision of the matrix products: f32, or bf16 (autocast), which is several times faster on hardware for it."""
 
     @property
-    def of_family(self) -> dict[str, Any]:
-        """The options that one family of models has, in a form that other processes and machines can use."""
-        dictionaries = None if self.dictionaries is None else str(Path(self.dictionaries).resolve())
-        given = {"dictionaries": dictionaries, "part": self.part, "resolution": self.resolution}
-        return {name: value for name, value in given.items() if value is not None}
+    def model_options(self) -> dict[str, str]:
+        """The options of the model's family by their names."""
+        return {name: value for name, _, value in (text.partition("=") for text in self.model_option)}
 
 
 def _names_vectors(text: str | None) -> str | None:

@@ -6,7 +6,7 @@ changed. An unknown key is an error that names the nearest known one.
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -50,6 +50,24 @@ _DataPath = Annotated[
 ]
 Files = Annotated[tuple[_DataPath, ...], pydantic.BeforeValidator(as_tuple)]
 """Paths and addresses; a recipe may give one without a list."""
+
+
+def _as_named_values(value: Any) -> Any:
+    """Return texts NAME=VALUE, also those of a dictionary, as a tuple; ValueError for others and repeated names."""
+    texts = [f"{name}={content}" for name, content in value.items()] if isinstance(value, Mapping) else as_tuple(value)
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, content = str(text).partition("=")
+        if not (equals and name and content):
+            raise ValueError(f"{str(text)!r} has not the form NAME=VALUE")
+        if name in found:
+            raise ValueError(f"{name} was given twice, as {found[name]!r} and {content!r}")
+        found[name] = content
+    return tuple(texts)
+
+
+NamedValues = Annotated[tuple[str, ...], pydantic.BeforeValidator(_as_named_values)]
+"""Texts NAME=VALUE; a recipe and a notebook may give a dictionary."""
 Positive = Annotated[int, Field(ge=1)]
 FeatureId = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]

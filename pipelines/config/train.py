@@ -40,6 +40,8 @@ class TrainOptions(MovedDataOptions):
     l1_coefficient: Annotated[tuple[PositiveFloat, ...], pydantic.BeforeValidator(as_tuple)] = ()
     """Weight of the L1 loss of gated and standard, which sets how many features are active; default: 0.2. May be
     repeated."""
+    orthogonality_coefficient: float = Field(default=0.0, ge=0)
+    """Weight of the penalty on features whose decoder rows have a large cosine; default: 0, which trains without."""
     groups: tuple[PositiveFloat, ...] = ()
     """Share of the features in each nested group of matryoshka, given once for each group; the shares add up to 1.
     Default: 1/16, 1/16, 1/8, 1/4, 1/2."""

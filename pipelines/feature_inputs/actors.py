@@ -93,7 +93,7 @@ class InputsMeasurer:
 
     def _attributions(self, features: tuple[int, ...]) -> "list[GeneMeans]":
         """The attributions of genes on the `select` cells of each feature."""
-        from sae_core.effects import CellInputs, GeneMeans
+        from sae_core.effects import CellInputs, GeneMeans, sums_by_gene
 
         context = self.context
         means = [GeneMeans(len(context.model.vocabulary)) for _ in features]
@@ -103,7 +103,7 @@ class InputsMeasurer:
             found, is_gene = cell.attributions().double().numpy(), ~tokens.is_special
             for j, total, own in zip(places, cell.total.tolist(), found, strict=True):
                 if total > 0:
-                    means[j].add(tokens.gene_id[is_gene], own[is_gene])
+                    means[j].add(*sums_by_gene(tokens.gene_id[is_gene], own[is_gene]))
         return means
 
     def _test_cells(self, features: tuple[int, ...]) -> "list[CellGenes]":

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipelines.errors import RunFailedError, UsageError
+from pipelines.runtime.progress import activity
 from pipelines.runtime.stage import Clock
 
 OBJECT_STORE_BYTES = 100_000_000
@@ -102,7 +103,9 @@ def ray_session(*, address: str | None = None, num_cpus: int | None = None) -> I
             yield Session()
         return
     logging.getLogger("ray").setLevel(logging.ERROR)
-    _connect(address or os.environ.get("RAY_ADDRESS"), num_cpus)
+    known = address or os.environ.get("RAY_ADDRESS")
+    with activity("ray", f"connects to the cluster at {known}" if known else "starts on this machine"):
+        _connect(known, num_cpus)
     try:
         with _sigterm_interrupts():
             yield Session()

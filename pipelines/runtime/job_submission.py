@@ -24,7 +24,7 @@ from pipelines.runtime.job_log import JobLog, print_notice
 
 NOT_FOUND = 127
 """Exit code of a shell that does not find the command."""
-_LOCATIONS = ("data", "obs", "model", "dictionaries", "vectors", "genes", "folder", "gmt")
+_LOCATIONS = ("data", "obs", "model", "vectors", "genes", "folder", "gmt")
 _ANYWHERE = re.compile(r"/|[A-Za-z][A-Za-z0-9+.-]+://")
 
 
@@ -79,6 +79,10 @@ def _locations(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for stage in type(recipe).model_fields:
         options = getattr(recipe, stage)
         for one in options if isinstance(options, tuple) else (options,):
+            for name, value in getattr(one, "model_options", {}).items():
+                # careful: which options are paths only the family knows, so all that have a slash count as such
+                if "/" in value:
+                    yield f"{stage.replace('_', '-')}.model_option {name}", value
             for key in _LOCATIONS:
                 given = getattr(one, key, None)
                 for value in given if isinstance(given, tuple) else (given,):

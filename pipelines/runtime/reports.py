@@ -89,8 +89,9 @@ def print_made(results: Sequence[StageResult]) -> None:
 
 
 def print_comparison(found: "Comparison") -> None:
-    """Print the representations of a comparison, its labels and its means."""
+    """Print the representations of a comparison, its labels, its means, and a verdict for each kind of target."""
     from feature_store.associations.comparison import summarise
+    from pipelines.compare import verdicts
 
     shown = found.representation.drop("run").rename(lambda name: name.removeprefix("class_"))
     print_frame(shown, title="Representations (n_label, n_batch, n_gene_set and classes: features)")
@@ -103,6 +104,8 @@ def print_comparison(found: "Comparison") -> None:
     title = "AUROC on test cells of the best feature on select cells, and the excess over the best baseline"
     print_frame(tests.join(above, on=keys, how="left", maintain_order="left"), title=title, limit=200)
     print_frame(summarise(found.comparison), title="Mean over targets, test cells")
+    console().print("Verdict on test cells", style="bold")
+    console().print(*verdicts(found), sep="\n", soft_wrap=True)
     console().print("every target: scsae compare --format csv, or scsae sql 'SELECT * FROM comparison'")
 
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
 
+from feature_store.cells import StoredObs
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout, as_path
+from pipelines.cell_tokens import tokens_of_cells
 from pipelines.encode import activations_of
 from pipelines.external.vector_files import READ_ROWS
 from pipelines.external.vectors import NO_GENE, VectorsJob
@@ -87,6 +88,7 @@ class SteeringContext:
         self.model = load_recorded_model(activations, device=paths.device)
         self.source = load_recorded_source(layout, paths.dataset, stage=paths.stage)
         self.match = recorded_match(activations, self.model, self.source)
+        self._stored_obs = StoredObs(layout.cells_dir(paths.dataset))
         self.sae: SparseAutoencoder = load_stored_sae(as_path(paths.sae), device=paths.device)
         self.site = Site.parse(paths.site)
 
@@ -95,11 +97,9 @@ class SteeringContext:
         for chosen in np.split(cells, np.flatnonzero(np.diff(cells) > _GAP_CELLS) + 1):
             if not len(chosen):
                 continue
-            start, stop = int(chosen[0]), int(chosen[-1]) + 1
-            rows = self.source.read_rows(start, stop)
-            shape = (stop - start, self.source.n_genes)
-            own = sparse.csr_array((rows.data, rows.indices, rows.indptr), shape=shape)[chosen - start]
-            tokens = self.model.tokenize(own.indptr, own.indices, own.data, self.match, seed=self._seed)
+            tokens = tokens_of_cells(
+                self.model, self.source, self.match, chosen, seed=self._seed, stored=self._stored_obs
+            )
             for low, high in cut_cells(tokens.lengths, BLOCK_TOKENS):
                 yield Block(chosen[low:high], tokens.cells(low, high))
 

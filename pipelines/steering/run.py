@@ -34,6 +34,7 @@ from pipelines.external.vectors import refuse_changed_of_codes
 from pipelines.moved_data import record_new_place
 from pipelines.runtime.checks import check_before_work, check_tracking
 from pipelines.runtime.cluster import one_ray_session
+from pipelines.runtime.progress import activity
 from pipelines.runtime.stage import Clock, StageResult
 from pipelines.steering import feature_selection, kinds, shards, token_sample
 from pipelines.steering.actors import MaskedGenePredictor, SteeredEmbedder
@@ -170,13 +171,15 @@ class SteeringRun:
                 for split, (run, variants) in splits.items()
             )
 
-        commit.write_table(self.folder / "results", made, results_plan.table("results"))
+        with activity("steer", "computes the metrics of every condition"):
+            commit.write_table(self.folder / "results", made, results_plan.table("results"))
         results = commit.read_table(self.folder / "results")
         tables = {"results": results, "variants": commit.read_table(self.folder / "variants")}
         tables |= {name: frame for name, frame in (("scores", self.scores), ("head", head)) if frame is not None}
-        log_evaluation(
-            request.layout, self.folder, results_plan, tables, lambda: drawings_of(request, self.folder.name)
-        )
+        with activity("steer", "draws its plots and logs them to MLflow"):
+            log_evaluation(
+                request.layout, self.folder, results_plan, tables, lambda: drawings_of(request, self.folder.name)
+            )
         return results
 
     # the choices, which use train and select cells
@@ -307,7 +310,9 @@ class SteeringRun:
         return SteeredEmbeddings.of(commit.read_table(run.path), self.request.cells, self.request.task.kind)
 
     def _scored(self) -> pl.DataFrame:
-        found = self._scores_of(self.labels)
+        labels, _ = self.labels, self.token_sample
+        with activity("steer", "ranks the features on select cells"):
+            found = self._scores_of(labels)
         order = feature_selection.rank_features(found, self.request.task, self.request.alive)
         return feature_selection.scores_frame(found, order, self.request.features["density"].to_numpy())
 
@@ -361,9 +366,10 @@ class SteeringRun:
         random = [null(matched_features(own, density, seed=options.seed + draw)) for draw in range(options.n_nulls)]
         shuffled = []
         if request.needs_token_sample and (by_means or not options.feature):
-            for draw in range(options.n_nulls):
-                features = own if options.feature else self._ranked_by(self._shuffled(draw))[: len(own)]
-                shuffled.append(null(features))
+            with activity("steer", "ranks the features by shuffled labels"):
+                for draw in range(options.n_nulls):
+                    features = own if options.feature else self._ranked_by(self._shuffled(draw))[: len(own)]
+                    shuffled.append(null(features))
         displaced = (next(part) if by_means else 0) if request.needs_token_sample else None
         return report_variants(
             task,

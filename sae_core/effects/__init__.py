@@ -18,7 +18,7 @@ inputs         `CellInputs`: one cell, its gradients, and its features without e
 """
 
 from sae_core.effects.by_gene import INTERVENTIONS, EffectSums, FeatureEffect, add_cell
-from sae_core.effects.candidates import CellGenes, GeneMeans, InputGenes, choose_genes
+from sae_core.effects.candidates import CellGenes, GeneMeans, InputGenes, choose_genes, sums_by_gene
 from sae_core.effects.cell_at_site import CellAtSite
 from sae_core.effects.directions import Directions, draw_directions
 from sae_core.effects.hidden_genes import HiddenGenes
@@ -47,4 +47,5 @@ __all__ = [
     "check_order",
     "choose_genes",
     "draw_directions",
+    "sums_by_gene",
 ]

@@ -7,6 +7,9 @@ The effect in a cell is the prediction with the step minus that without it, in t
 the same step at the end of the last block, on the tokens of the feature and on those from which genes are predicted,
 with no block between: what the head reads of the feature's direction. It is given less its mean over the hidden genes
 of the cell, because a head may answer to a direction with one constant for all genes.
+
+In a causal model a token reaches the predictions behind it alone. A gene that is predicted before all tokens of the
+feature is left out in that cell: its prediction says nothing of the feature.
 """
 
 from __future__ import annotations
@@ -95,12 +98,13 @@ class EffectSums:
 def add_cell(
     sums: EffectSums, cell: HiddenGenes, feature: int, directions: Directions, *, boosted: float, donor: int
 ) -> bool:
-    """Add a cell to the sums of a feature; false if the feature fires on none of its visible tokens.
+    """Add a cell to the sums of a feature; false if the feature fires on no visible token that reaches a hidden gene.
 
     `boosted` is the value of the code under the boost.
     """
     rows = cell.rows_of(feature)
-    if not len(rows) or not len(cell.gene_id):
+    reached = cell.reached_from(rows) if len(rows) else np.zeros(0, dtype=bool)
+    if not reached.any():
         return False
     z = cell.codes[rows, feature]
     change = torch.stack([-z, boosted - z]) * directions.norm
@@ -111,7 +115,13 @@ def add_cell(
     found = torch.cat(answers).double()
     effect = (found[1:] - found[0]).view(len(INTERVENTIONS), -1, len(cell.gene_id)).numpy()
     direct = _direct(cell, rows, change, directions)
-    sums.add(cell.gene_id, effect, direct.double().numpy(), donor=donor, n_tokens=len(rows))
+    sums.add(
+        cell.gene_id[reached],
+        effect[:, :, reached],
+        direct.double().numpy()[:, reached],
+        donor=donor,
+        n_tokens=len(rows),
+    )
     return True
 
 

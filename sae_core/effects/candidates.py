@@ -47,6 +47,14 @@ class GeneMeans:
         return found
 
 
+def sums_by_gene(
+    gene_id: Int64[np.ndarray, " gene_token"], value: Float64[np.ndarray, " gene_token"]
+) -> tuple[Int64[np.ndarray, " gene"], Float64[np.ndarray, " gene"]]:
+    """The genes of one cell, ascending, and the sum of a value over the tokens of each (UCE repeats genes)."""
+    genes, place = np.unique(gene_id, return_inverse=True)
+    return genes, np.bincount(place, value, minlength=len(genes))
+
+
 class CellGenes:
     """The genes of some cells, and their levels; memory is 16 bytes a token."""
 
@@ -55,8 +63,9 @@ class CellGenes:
         self._cells: list[tuple[np.ndarray, np.ndarray]] = []
 
     def add(self, tokens: Tokens) -> None:
-        """Add one cell."""
-        self._cells.append((tokens.gene_id[~tokens.is_special], levels(tokens)))
+        """Add one cell; a gene that is repeated counts once, with the level of its tokens."""
+        genes, first = np.unique(tokens.gene_id[~tokens.is_special], return_index=True)
+        self._cells.append((genes, levels(tokens)[first]))
 
     def beside(self, gene: int | None) -> GeneMeans:
         """The number of cells of each gene, and its mean level, among the cells that have `gene`; None: all cells."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from sae_core.effects.cell_at_site import CellAtSite, check_one
@@ -60,6 +60,13 @@ class HiddenGenes(CellAtSite):
         self.last = self.kept[self.last_site]
         self.gene_id: Int64[np.ndarray, " hidden_gene"] = self._task.gene_id
         self.target = torch.from_numpy(self._task.target)
+
+    def reached_from(self, rows: Int64[Tensor, " steered"]) -> Bool[np.ndarray, " hidden_gene"]:
+        """Whether any of these tokens lies where the prediction of each hidden gene can attend to it."""
+        asked = self._task.token_rows
+        if not self.model.is_causal or asked is None:
+            return np.ones(len(self.gene_id), dtype=bool)
+        return asked >= int(rows.min())
 
     def answers(
         self, x: Float[Tensor, "variant token d_model"], site: Site | None = None

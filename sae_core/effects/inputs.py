@@ -8,7 +8,8 @@ When the token of gene g is left out, all other tokens keep their values, and S 
     other(g) = sum over the other tokens of z_f with g in the cell, less the same sum without g
 
 Both add up to the change of S. A gene whose token carries the feature has the first; one that the feature reads from
-other tokens has the second. A token that is left out shortens the cell: in Geneformer, whose positions are ranks, the
+other tokens has the second. Where a model repeats a gene (UCE), all its tokens are left out together. A token that is
+left out shortens the cell: in Geneformer, whose positions are ranks, the
 tokens behind it move up by one, as they would in a cell without the gene.
 
 The gradient costs one pass back for a feature and says the same to first order: that of the sum of the
@@ -100,19 +101,18 @@ class CellInputs:
 
     @torch.no_grad()
     def totals_without(self, rows: Int64[np.ndarray, " left_out"]) -> Float64[Tensor, "left_out feature"]:
-        """S of each feature in the cell without one of these tokens at a time, in host memory.
+        """S of each feature in the cell without the gene of one of these tokens at a time, in host memory.
 
-        The shorter cells have one length and go through the model as batches of at most MAX_NUMBERS activations.
+        The shorter cells go through the model as batches of at most MAX_NUMBERS activations.
         """
-        length = self.tokens.n_tokens - 1
-        at_once = max(1, MAX_NUMBERS // max(length * self._model.d_model, 1))
+        at_once = max(1, MAX_NUMBERS // max((self.tokens.n_tokens - 1) * self._model.d_model, 1))
         found = [torch.zeros(0, len(self._features), dtype=torch.float64)]
         for start in range(0, len(rows), at_once):
             part = without_each(self.tokens, rows[start : start + at_once])
             x = self._model.activations(part, [self.site], max_batch_tokens=max(part.n_tokens, 1))[self.site]
             codes = self._of_features(x.to(self._device), torch.from_numpy(~part.is_special).to(self._device))
-            sums = codes.view(part.n_cells, length, len(self._features)).sum(1, dtype=torch.float64)
-            found.append(sums.cpu())
+            sums = torch.zeros(part.n_cells, len(self._features), dtype=torch.float64)
+            found.append(sums.index_add_(0, torch.from_numpy(part.cell_of_token()), codes.double().cpu()))
         return torch.cat(found)
 
     def _of_features(self, x: Tensor, is_gene: Tensor) -> Tensor:
@@ -121,12 +121,14 @@ class CellInputs:
 
 
 def without_each(tokens: Tokens, rows: Int64[np.ndarray, " left_out"]) -> Tokens:
-    """Copies of one cell, each without one of these tokens; the other tokens keep their order and their values."""
-    n = tokens.n_tokens - 1
-    position = np.arange(n)
-    kept = (position + (position >= rows[:, None])).ravel()
+    """Copies of one cell, each without the gene of one of these tokens; the others keep their order and their values.
+
+    All tokens of the gene are left out, of which most models have one.
+    """
+    is_left = tokens.gene_id != tokens.gene_id[rows, None]
+    kept = np.nonzero(is_left)[1]
     return Tokens(
-        offsets=np.arange(len(rows) + 1, dtype=np.int64) * n,
+        offsets=np.concatenate([[0], np.cumsum(is_left.sum(1))]).astype(np.int64),
         gene_id=tokens.gene_id[kept],
         value=tokens.value[kept],
         is_special=tokens.is_special[kept],
@@ -221,21 +223,24 @@ class InputSums:
 def add_cell_inputs(sums: Sequence[InputSums], cell: CellInputs, *, donor: int) -> None:
     """Leave genes out of a cell, one at a time, and add what that does; `sums` are those of the cell's features.
 
-    A token that several features want left out is left out once. A feature that fires on no gene token of the cell
+    A gene that several features want left out is left out once. A feature that fires on no gene token of the cell
     adds nothing.
     """
     rows = np.flatnonzero(~cell.tokens.is_special)
-    rows = rows[np.argsort(cell.tokens.gene_id[rows])]
-    ids = cell.tokens.gene_id[rows]
+    ids, first, place_of = np.unique(cell.tokens.gene_id[rows], return_index=True, return_inverse=True)
     places = {j: own.places(ids) for j, own in enumerate(sums) if cell.total[j] > 0}
     if not places:
         return
     wanted = np.unique(np.concatenate([sums[j].genes.gene_id[place] for j, place in places.items()]))
-    rows = rows[np.searchsorted(ids, wanted)]
-    without, codes = cell.totals_without(rows).numpy(), cell.codes.double().cpu().numpy()[rows]
-    attribution = cell.attributions().double().numpy()[:, rows]
+    chosen = np.searchsorted(ids, wanted)
+    without = cell.totals_without(rows[first[chosen]]).numpy()
+    # over the tokens of each gene, of which most models have one
+    by_gene = np.zeros((2, len(ids), len(sums)))
+    np.add.at(by_gene[0], place_of, cell.codes.double().cpu().numpy()[rows])
+    np.add.at(by_gene[1], place_of, cell.attributions().double().numpy()[:, rows].T)
+    codes, attribution = by_gene[:, chosen]
     for j, place in places.items():
         at = np.searchsorted(wanted, sums[j].genes.gene_id[place])
         total, own = float(cell.total[j]), codes[at, j]
         other = total - without[at, j] - own
-        sums[j].add(place, total=total, own=own, other=other, gradient=attribution[j, at], donor=donor)
+        sums[j].add(place, total=total, own=own, other=other, gradient=attribution[at, j], donor=donor)

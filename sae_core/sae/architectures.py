@@ -12,6 +12,8 @@
 Every trained autoencoder has the same five tensors: z = pre where pre > theta (a vector over features), except for
 topk, which has no threshold. At inference a token's code never depends on other tokens.
 
+Each can have the penalty on alike decoder rows besides (`orthogonality_coefficient`).
+
 Standard and Gated have no k: `l1_coefficient` determines L0. To reach a target L0, train short runs at a few
 coefficients a factor of 2 apart in one `Sweep` and interpolate in the logarithms; L0 is roughly proportional to
 1 / l1_coefficient.
@@ -35,7 +37,7 @@ from sae_core.sae.activation import jumprelu, relu
 from sae_core.sae.codes import SparseCodes
 from sae_core.sae.config import SAEConfig
 from sae_core.sae.constraints import DECAY_DEAD_THETA, UNIT_NORM, Constraint
-from sae_core.sae.objectives import AUXK, GATE_L1, GATE_RECONSTRUCTION, L0, L1, RECONSTRUCTION, Term
+from sae_core.sae.objectives import AUXK, GATE_L1, GATE_RECONSTRUCTION, L0, L1, ORTHOGONALITY, RECONSTRUCTION, Term
 from sae_core.sae.selectors import above, above_threshold, batch_topk, token_topk
 
 Selector = Callable[[Tensor, Tensor, SAEConfig], SparseCodes]
@@ -81,13 +83,15 @@ def _token_topk(pre: Tensor, theta: Tensor, config: SAEConfig) -> SparseCodes:
 
 
 ARCHITECTURES = {
-    "batchtopk": Architecture(select=_batch_topk, objective=(RECONSTRUCTION, AUXK), calibrated=True),
-    "matryoshka": Architecture(select=_batch_topk, objective=(RECONSTRUCTION, AUXK), calibrated=True, nested=True),
-    "topk": Architecture(select=_token_topk, infer=_token_topk, objective=(RECONSTRUCTION, AUXK)),
+    "batchtopk": Architecture(select=_batch_topk, objective=(RECONSTRUCTION, AUXK, ORTHOGONALITY), calibrated=True),
+    "matryoshka": Architecture(
+        select=_batch_topk, objective=(RECONSTRUCTION, AUXK, ORTHOGONALITY), calibrated=True, nested=True
+    ),
+    "topk": Architecture(select=_token_topk, infer=_token_topk, objective=(RECONSTRUCTION, AUXK, ORTHOGONALITY)),
     "jumprelu": Architecture(
         select=lambda pre, theta, config: above(pre, theta - config.bandwidth / 2),
         activate=jumprelu,
-        objective=(RECONSTRUCTION, L0, AUXK),
+        objective=(RECONSTRUCTION, L0, AUXK, ORTHOGONALITY),
         constraints=(UNIT_NORM, DECAY_DEAD_THETA),
         learned=("theta",),
         initial_theta=chance_threshold,
@@ -96,10 +100,12 @@ ARCHITECTURES = {
     "gated": Architecture(
         select=lambda pre, theta, _: above(pre, theta),
         activate=relu,
-        objective=(RECONSTRUCTION, GATE_L1, GATE_RECONSTRUCTION, AUXK),
+        objective=(RECONSTRUCTION, GATE_L1, GATE_RECONSTRUCTION, AUXK, ORTHOGONALITY),
         learned=("theta", "r_mag"),
     ),
-    "standard": Architecture(select=lambda pre, theta, _: above_threshold(pre, theta), objective=(RECONSTRUCTION, L1)),
+    "standard": Architecture(
+        select=lambda pre, theta, _: above_threshold(pre, theta), objective=(RECONSTRUCTION, L1, ORTHOGONALITY)
+    ),
 }
 
 

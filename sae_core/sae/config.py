@@ -96,6 +96,8 @@ class SAEConfig:
     """jumprelu: weight of (L0 / k - 1)^2."""
     bandwidth: float = 0.05
     """jumprelu: width, in normalised units, of the window around a threshold from which its gradient is estimated."""
+    orthogonality_coefficient: float = 0.0
+    """Weight of the penalty on decoder rows with a large cosine (arXiv 2509.22033); 0 turns it off."""
 
     def __post_init__(self) -> None:
         _require_whole(self, "d_model", "n_features")
@@ -103,7 +105,7 @@ class SAEConfig:
         _require(type(self.k) is int and 1 <= self.k <= self.n_features, rule, "k", self.k)
         if self.k_aux is not None:
             _require_whole(self, "k_aux")
-        for name in ("aux_coefficient", "l1_coefficient", "l0_coefficient"):
+        for name in ("aux_coefficient", "l1_coefficient", "l0_coefficient", "orthogonality_coefficient"):
             value = getattr(self, name)
             _require(math.isfinite(value) and value >= 0, "a finite number >= 0", name, value)
         _require(math.isfinite(self.bandwidth) and self.bandwidth > 0, "a number > 0", "bandwidth", self.bandwidth)

@@ -8,6 +8,7 @@
 | gate_l1 | sum_f relu(gate_f) | 2404.16014, eq. 8 |
 | gate_reconstruction | squared error of relu(gate) through the frozen decoder | 2404.16014, eq. 8 |
 | l0 | (L0 / k - 1)^2, L0 differentiable by a straight-through estimate | 2407.14435 |
+| orthogonality | squared largest cosine of a decoder row with another, a mean over features | 2509.22033 |
 
 A feature that never fires gets no gradient from the reconstruction. AuxK makes the dead features reconstruct the
 residual of the living ones, e = x - x_hat, so that they move toward what is not yet explained. Only the columns of the
@@ -19,6 +20,7 @@ dead features of Standard are all of this kind, so AuxK does not apply to it.
 All terms use the selected entries only, so no term needs a [token feature] matrix where few entries are selected.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,6 +35,8 @@ from sae_core.sae.activation import heaviside
 from sae_core.sae.codes import SparseCodes
 from sae_core.sae.config import SAEConfig
 from sae_core.sae.kernels import Kernel
+
+CHUNK = 1024  # decoder rows that are compared with each other; a step's products then cost CHUNK / B of x W_enc^T
 
 
 class Weights(NamedTuple):
@@ -62,6 +66,8 @@ class Forward:
     """The logarithm of the ratio of the magnitude encoder to the gate encoder: learned by Gated, else zero."""
     config: SAEConfig
     kernel: Kernel
+    step: int
+    """Number of steps done before this one."""
 
     @property
     def x_hat(self) -> Float[Tensor, "token d_model"]:
@@ -159,9 +165,30 @@ def l0_to_target(forward: Forward) -> Float[Tensor, ""]:
     return (n_active / (forward.x.shape[0] * forward.config.k) - 1).square()
 
 
+def orthogonality(forward: Forward) -> Float[Tensor, ""]:
+    """The mean over features of max(0, c_f)^2, with c_f the largest cosine of decoder row f with another row.
+
+    Rows are compared inside random chunks of at most `CHUNK` rows, anew in each step, so that the cost grows with the
+    number of features and not with its square. The chunks depend on the step alone, so that they are the same on all
+    ranks and in a resumed run. Careful: decoder rows have unit length, so that their products are cosines. A row gets
+    a gradient from its own nearest row and from the rows to which it is the nearest.
+    """
+    W_dec = forward.weights.W_dec
+    order = torch.randperm(len(W_dec), generator=torch.Generator().manual_seed(forward.step)).to(W_dec.device)
+    total = W_dec.new_zeros(())
+    for chunk in order.tensor_split(math.ceil(len(order) / CHUNK)):
+        rows = W_dec[chunk]
+        with torch.no_grad():
+            largest, nearest = (rows @ rows.T).fill_diagonal_(0).max(dim=1)
+        cosine = (rows * rows[nearest]).sum(dim=1)
+        total = total + cosine[largest > 0].square().sum()
+    return total / len(W_dec)
+
+
 RECONSTRUCTION = Term(name="reconstruction", value=lambda forward: forward.errors.mean())
 AUXK = Term(name="auxk", value=auxk, weight=lambda config: config.aux_coefficient)
 L1 = Term(name="l1", value=l1, weight=lambda config: config.l1_coefficient, is_sparsity=True)
 GATE_L1 = Term(name="gate_l1", value=gate_l1, weight=lambda config: config.l1_coefficient, is_sparsity=True)
 GATE_RECONSTRUCTION = Term(name="gate_reconstruction", value=gate_reconstruction)
 L0 = Term(name="l0", value=l0_to_target, weight=lambda config: config.l0_coefficient, is_sparsity=True)
+ORTHOGONALITY = Term(name="orthogonality", value=orthogonality, weight=lambda config: config.orthogonality_coefficient)

@@ -262,6 +262,7 @@ class Trainer:
             r_mag=self.r_mag,
             config=config,
             kernel=self.kernel,
+            step=self.n_steps_done,
         )
 
     @torch.no_grad()

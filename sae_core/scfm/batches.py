@@ -8,6 +8,7 @@ padding; padded to the longest cell, as is common, 53 %.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -40,6 +41,15 @@ def plan_batches(lengths: Int64[np.ndarray, " cell"], max_batch_tokens: int) -> 
     return batches
 
 
+class Padding(NamedTuple):
+    """Padding that a model sees, because a readout of it takes the padded positions in (Nicheformer)."""
+
+    length: int
+    """Number of positions to which every cell is padded."""
+    gene_id: int
+    """Token of the padding, with value 0."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """Padded tokens of a few cells, one cell per row."""
@@ -57,6 +67,8 @@ class Batch:
     flat_positions: Int64[Tensor, " token"] | None
     """Positions of the real tokens in the flattened batch; None where every position is real."""
     info: TokenInfo
+    is_task: bool = False
+    """Whether genes are predicted from the batch (`MaskedGeneTask`)."""
 
     @classmethod
     def of(
@@ -68,14 +80,22 @@ class Batch:
         dtype: torch.dtype,
         is_masked_gene: Bool[np.ndarray, " token"] | None = None,
         is_query_only: Bool[np.ndarray, " token"] | None = None,
+        padding: Padding | None = None,
+        is_task: bool = False,
     ) -> Batch:
-        """Batch of the given cells; `is_masked_gene` and `is_query_only` as in `MaskedGeneTask`."""
+        """Batch of the given cells; `is_masked_gene` and `is_query_only` as in `MaskedGeneTask`.
+
+        The positions of `padding` attend to the real tokens and are never attended to, as all padding.
+        """
         start = tokens.offsets[cells]
         lengths = tokens.offsets[cells + 1] - start
-        position = np.arange(lengths.max())
+        position = np.arange(max(lengths.max(), 0 if padding is None else padding.length))
         is_real = position < lengths[:, None]
         row_of = start[:, None] + np.where(is_real, position, 0)
         rows = row_of[is_real]
+        gene_id, value = tokens.gene_id[row_of], tokens.value[row_of]
+        if padding is not None:
+            gene_id, value = np.where(is_real, gene_id, padding.gene_id), np.where(is_real, value, np.float32(0))
         is_key = is_real if is_query_only is None else is_real & ~is_query_only[row_of]
 
         def put(array: np.ndarray) -> Tensor:
@@ -84,10 +104,11 @@ class Batch:
         return cls(
             cells=torch.from_numpy(cells),
             token_rows=torch.from_numpy(rows),
-            gene_id=put(tokens.gene_id[row_of]),
-            value=put(tokens.value[row_of]).to(dtype),
+            gene_id=put(gene_id),
+            value=put(value).to(dtype),
             is_real=put(is_real),
             is_gene=put(is_real & ~tokens.is_special[row_of]),
+            is_task=is_task,
             key_mask=None if is_key.all() else put(is_key),
             flat_positions=None if is_real.all() else put(np.flatnonzero(is_real)),
             info=TokenInfo(

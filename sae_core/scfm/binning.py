@@ -1,8 +1,8 @@
-"""scGPT's per-cell value binning, by ranks.
+"""The per-cell value binning of scGPT and Tahoe-x1, by ranks.
 
-Upstream: edges = quantile(nonzero values, linspace(0, 1, m)), m = n_bins - 1; the digit of x is drawn uniformly from
-lo + 1 ... hi (lo if they are equal), lo = edges below x, hi = edges not above x. Edge j is at the fractional rank
-j (n - 1) / (m - 1) of the sorted values; if x holds ranks first ... last, then
+Upstream: edges = quantile(nonzero values, linspace(0, 1, m)), m = n_bins - 1, lo = edges below x, hi = edges not above
+x. scGPT draws the digit of x uniformly from lo + 1 ... hi (lo if they are equal); that of Tahoe-x1 is lo + 1. Edge j is
+at the fractional rank j (n - 1) / (m - 1) of the sorted values; if x holds ranks first ... last, then
 
     lo = ceil(first (m - 1) / (n - 1)),    hi = floor(last (m - 1) / (n - 1)) + 1
 
@@ -20,6 +20,13 @@ from jaxtyping import Float, Int64
 TieBreak = Literal["random", "midpoint"]
 
 
+class EdgeCounts(NamedTuple):
+    """Number of quantile edges below each value, and of those that are not above it."""
+
+    below: Int64[np.ndarray, " value"]
+    not_above: Int64[np.ndarray, " value"]
+
+
 class DigitRange(NamedTuple):
     """Smallest and largest digit that each value may take (equal where there is no tie)."""
 
@@ -30,7 +37,15 @@ class DigitRange(NamedTuple):
 def digit_ranges(
     values: Float[np.ndarray, " value"], cell: Int64[np.ndarray, " value"], *, n_cells: int, n_bins: int
 ) -> DigitRange:
-    """Digits 1 ... n_bins - 1 that the nonzero `values` of each cell may take; `cell` says whose value it is."""
+    """Digits 1 ... n_bins - 1 that the nonzero `values` of each cell may take in scGPT."""
+    below, not_above = edge_counts(values, cell, n_cells=n_cells, n_bins=n_bins)
+    return DigitRange(np.where(below == not_above, below, below + 1), not_above)
+
+
+def edge_counts(
+    values: Float[np.ndarray, " value"], cell: Int64[np.ndarray, " value"], *, n_cells: int, n_bins: int
+) -> EdgeCounts:
+    """Edges below and not above the nonzero `values` of each cell; `cell` says whose value it is."""
     n_edges = n_bins - 1
     order = np.lexsort((values, cell))
     n_of_cell = np.bincount(cell, minlength=n_cells)
@@ -46,6 +61,6 @@ def digit_ranges(
     n_gaps = np.maximum(n_of_cell[sorted_cell] - 1, 1)
     lo = -(-first * (n_edges - 1) // n_gaps)
     hi = np.where(n_of_cell[sorted_cell] == 1, n_edges, last * (n_edges - 1) // n_gaps + 1)
-    low, high = np.empty_like(cell), np.empty_like(cell)
-    low[order], high[order] = np.where(lo == hi, lo, lo + 1), hi
-    return DigitRange(low, high)
+    below, not_above = np.empty_like(cell), np.empty_like(cell)
+    below[order], not_above[order] = lo, hi
+    return EdgeCounts(below, not_above)

@@ -7,16 +7,23 @@ is an ordinary scGPT folder inside this package; its weights are stored as float
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 
 from sae_core.checkpoint_files import read_json
 from sae_core.errors import CheckpointError, ConfigError
-from sae_core.scfm import geneformer_files, scfoundation_files, scgpt_files
+from sae_core.scfm.aido_cell import files as aido_cell
 from sae_core.scfm.families import Family, plug_ins
-from sae_core.scfm.foundation import FoundationModel
+from sae_core.scfm.foundation import OF_CELLS, FoundationModel
+from sae_core.scfm.geneformer import files as geneformer
+from sae_core.scfm.nicheformer import files as nicheformer
+from sae_core.scfm.scfoundation import files as scfoundation
+from sae_core.scfm.scgpt import files as scgpt
+from sae_core.scfm.tahoe import files as tahoe
+from sae_core.scfm.transcriptformer import files as transcriptformer
+from sae_core.scfm.uce import files as uce
 
 MINI = Path(__file__).parent / "mini"
 
@@ -29,9 +36,7 @@ def load_model(
     autocast: torch.dtype | None = None,
     random_init: bool = False,
     seed: int = 0,
-    dictionaries: str | Path | None = None,
-    part: str | None = None,
-    resolution: str | None = None,
+    options: Mapping[str, str | Path] | None = None,
 ) -> FoundationModel:
     """Model in a checkpoint folder, in evaluation mode and without gradients.
 
@@ -48,9 +53,7 @@ def load_model(
         random_init: keep architecture and vocabulary and draw the weights from `seed`, as a control for the
             pretrained weights.
         seed: of the random weights.
-        dictionaries: folder of Geneformer's dictionaries, if they are not in or near its own.
-        part: part of scFoundation's `models.ckpt`: cell, rde or gene.
-        resolution: read depth at which scFoundation predicts, e.g. "t4" (`scfoundation_tokenizer.Resolution`).
+        options: those of one family (`Family.options`) by name, such as {"part": "rde"} of scFoundation.
 
     Raises:
         CheckpointError: no folder, no known family, or files that cannot be read or do not fit together.
@@ -61,16 +64,9 @@ def load_model(
     folder = MINI if str(path) == "mini" else Path(path)
     _refuse_adapter_folder(folder)
     family = _family_of(folder)
-    given = {"dictionaries": Path(dictionaries) if dictionaries else None, "part": part, "resolution": resolution}
-    options = {name: value for name, value in given.items() if value is not None}
-    if foreign := options.keys() - family.options:
-        name = min(foreign)
-        takes = next(other.name for other in FAMILIES if name in other.options)
-        raise ConfigError(
-            f"{name} was {str(options[name])!r}, but {folder} is a {family.name} model; only {takes} has it"
-        )
+    checked = {name: _checked_option(family, folder, name, value) for name, value in (options or {}).items()}
     try:
-        model = family.load(folder, **options)
+        model = family.load(folder, **checked)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     model.name = "mini" if folder == MINI else folder.resolve().name
@@ -79,6 +75,24 @@ def load_model(
         model.digest = hashlib.sha256(f"{model.digest} random:{seed}".encode()).hexdigest()
     model.autocast = autocast
     return model.to(device=device, dtype=dtype or torch.float32).eval().requires_grad_(False)
+
+
+def _checked_option(family: Family, folder: Path, name: str, value: str | Path) -> str | Path:
+    """The value of an option as the family's reader takes it.
+
+    Raises:
+        ConfigError: the family has no such option, or not one that each cell has its own value of.
+    """
+    own = {option.name: option for option in family.options}
+    if name not in own:
+        takes = [other.name for other in FAMILIES if name in {option.name for option in other.options}]
+        raise ConfigError(
+            f"{name} was {str(value)!r}, but {folder} is a {family.name} model; "
+            + (f"only {' and '.join(takes)} has it" if takes else f"it has {', '.join(own) or 'no options'}")
+        )
+    if str(value).startswith(OF_CELLS) and not own[name].of_cells:
+        raise ConfigError(f"{name} was {str(value)!r}; it is one for all cells, so give its value")
+    return Path(value) if own[name].is_path else str(value)
 
 
 def _family_of(folder: Path) -> Family:
@@ -124,24 +138,13 @@ def _known_folders(families: Iterable[Family]) -> str:
 
 
 FAMILIES = (
-    Family(
-        name="scgpt",
-        files=scgpt_files.FILES,
-        matches=scgpt_files.is_scgpt,
-        load=scgpt_files.load_scgpt,
-    ),
-    Family(
-        name="geneformer",
-        files=geneformer_files.FILES,
-        matches=geneformer_files.is_geneformer,
-        load=geneformer_files.load_geneformer,
-        options=frozenset({"dictionaries"}),
-    ),
-    Family(
-        name="scfoundation",
-        files=scfoundation_files.FILES,
-        matches=scfoundation_files.is_scfoundation,
-        load=scfoundation_files.load_scfoundation,
-        options=frozenset({"part", "resolution"}),
-    ),
+    scgpt.FAMILY,
+    geneformer.FAMILY,
+    # careful: Nicheformer is asked before scFoundation, which takes any path of a .ckpt
+    nicheformer.FAMILY,
+    scfoundation.FAMILY,
+    tahoe.FAMILY,
+    transcriptformer.FAMILY,
+    uce.FAMILY,
+    aido_cell.FAMILY,
 )

@@ -26,6 +26,19 @@ GROUP = "scsae.models"
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelOption:
+    """An option that one family of models has: a keyword of `load_model`, and NAME=VALUE of `--model-option`."""
+
+    name: str
+    help: str
+    """What it does and its default, in a sentence."""
+    is_path: bool = False
+    """Whether the value is a path."""
+    of_cells: bool = False
+    """Whether each cell may have a value of its own, which "obs:COLUMN" says (`FoundationModel.context`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """How a checkpoint folder of one family is recognised and read."""
 
@@ -36,8 +49,14 @@ class Family:
     """Whether a path is a folder of this family."""
     load: Callable[..., FoundationModel]
     """The model in a folder, given the options that the family takes; `load_model` adds name, dtype and device."""
-    options: frozenset[str] = frozenset()
-    """The options of `load_model` for this family alone."""
+    options: tuple[ModelOption, ...] = ()
+    """The options of `load_model` for this family alone; `load` takes their values as text, or a Path."""
+    genes: str = ""
+    """How data sets have to name their genes."""
+    length: str = ""
+    """How many genes of a cell go in."""
+    licence: str = ""
+    """The licence of the weights, as their publishers state it."""
 
 
 class PlugIns(NamedTuple):

@@ -11,7 +11,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import ClassVar, NamedTuple
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from sae_core.errors import ConfigError
-from sae_core.scfm.batches import Batch, plan_batches
+from sae_core.scfm.batches import Batch, Padding, plan_batches
 from sae_core.scfm.coverage import Coverage, coverage_of
 from sae_core.scfm.encoder import EncoderBlock
 from sae_core.scfm.pretraining import MaskedGeneBatch, MaskedGenePrediction, MaskedGeneTask, PretrainingLoss
@@ -29,6 +30,10 @@ from sae_core.scfm.vocabulary import GeneMatch, Vocabulary
 
 _MAX_BATCH_TOKENS = 8192
 FINAL = Site(kind="final")
+
+
+OF_CELLS = "obs:"
+"""What a value of `FoundationModel.context` begins with that each cell has its own of; a column of obs follows."""
 
 
 class CachedActivations(NamedTuple):
@@ -54,8 +59,11 @@ class FoundationModel(nn.Module, ABC):
         mask_fraction: share of a cell's genes that the pretraining masks.
         max_genes: largest number of gene tokens of a cell; None where there is no limit.
         kept_of_long_cells: which genes of cells with more than `max_genes` become tokens, in words.
+        is_causal: whether a token attends to itself and to those before it alone.
         ignored_weights: weights of the checkpoint that neither activations nor the pretraining loss need.
         notes: what a user should know of the checkpoint: defaults that were taken, what is not read, how it was tuned.
+        context: facts of a cell that go into the model beside its genes, such as its assay: a value for all cells, or
+            "obs:COLUMN" where each cell has its own. They are options of the family (`Family.options`).
         autocast: dtype of the matrix products; None is the dtype of the weights.
     """
 
@@ -69,8 +77,10 @@ class FoundationModel(nn.Module, ABC):
     mask_fraction: float
     max_genes: int | None = None
     kept_of_long_cells: ClassVar[str] = "a random sample of their genes"
+    is_causal: ClassVar[bool] = False
     ignored_weights: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    context: Mapping[str, str] = MappingProxyType({})
     autocast: torch.dtype | None = None
 
     @property
@@ -94,14 +104,16 @@ class FoundationModel(nn.Module, ABC):
         *,
         seed: int,
         max_tokens: int | None = None,
+        obs: Mapping[str, Sequence[str]] | None = None,
     ) -> Tokens:
         """Tokens of cells in CSR form: one row per cell, one column per gene of `match`.
 
         Random choices (ties, truncation) are drawn from (seed, the cell's content). `max_tokens`: largest number of
-        tokens of a cell, special tokens included; None is the model's own limit.
+        tokens of a cell, special tokens included; None is the model's own limit. `obs`: by each of `obs_columns`, its
+        value in every cell, "" where it is missing.
 
         Raises:
-            TokenizationError: the values cannot be tokenized.
+            TokenizationError: the values, or those of `obs`, cannot be tokenized.
             ConfigError: `max_tokens` leaves no place for a gene.
         """
 
@@ -173,6 +185,24 @@ class FoundationModel(nn.Module, ABC):
     def coverage(self, indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, match: GeneMatch) -> Coverage:
         """Share of the genes and counts of cells in CSR form that the model knows."""
         return coverage_of(indptr, indices, data, match, n_vocabulary=self.vocabulary.n_genes)
+
+    @property
+    def obs_columns(self) -> tuple[str, ...]:
+        """Columns of obs that `tokenize` needs: those that `context` names."""
+        named = (value.removeprefix(OF_CELLS) for value in self.context.values() if value.startswith(OF_CELLS))
+        return tuple(dict.fromkeys(named))
+
+    def key_mask(self, batch: Batch) -> Bool[Tensor, "row position"] | Bool[Tensor, "row position key"] | None:
+        """Positions that others may attend to in all blocks, or a line of its own for each position; None: all."""
+        return batch.key_mask
+
+    def key_bias(self, batch: Batch) -> Float[Tensor, "row position"] | Float[Tensor, "row position key"] | None:
+        """What is added in all blocks to the scores of every key, or of every query and key; None: nothing."""
+        return None
+
+    def padding(self, readout: str) -> Padding | None:
+        """Padding that a readout needs, because it takes the padded positions in; None where padding is invisible."""
+        return None
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -266,7 +296,8 @@ class FoundationModel(nn.Module, ABC):
             site: where to read; None is `default_site`.
             patches: as in `activations`.
             cached: activations of these tokens at an earlier site, from which the forward pass continues. Many
-                interventions at one site then share the blocks before it.
+                interventions at one site then share the blocks before it. A readout that needs `padding` runs all
+                blocks, because the activations of the padding are not in it.
             max_batch_tokens: as in `activations`.
 
         Raises:
@@ -312,7 +343,9 @@ class FoundationModel(nn.Module, ABC):
         dtype = next(self.parameters()).dtype
         out = {at: torch.full((tokens.n_cells, self.width(readout)), torch.nan, dtype=dtype) for at in wanted}
         depth = max((self._depth(at) for at in wanted), default=0)
-        for batch in self._batches(tokens, max_batch_tokens):
+        if (padding := self.padding(readout)) is not None:
+            cached = None
+        for batch in self._batches(tokens, max_batch_tokens, padding):
             patch = partial(_patch_and_record, batch=batch, out={}, patches=patch_of)
 
             def pooling(site: Site, x: Tensor, batch: Batch = batch, patch: SiteHook = patch) -> Tensor:
@@ -336,8 +369,9 @@ class FoundationModel(nn.Module, ABC):
     ) -> PretrainingLoss:
         """The model's own pretraining loss on these cells, with `patches` in place (`sae_core.scfm.pretraining`).
 
-        Units: squared bins (scGPT), nats (Geneformer), squared log1p CP10k (scFoundation). The same seed masks the same
-        genes whatever the patches are. No gene is masked in a cell with fewer than two.
+        Units: squared bins (scGPT, Tahoe-x1), nats (Geneformer, Nicheformer, TranscriptFormer), squared log1p CP10k
+        (scFoundation, AIDO.Cell). The same seed masks the same genes whatever the patches are. No gene is masked in a
+        cell with fewer than two.
 
         Raises:
             ConfigError: the checkpoint has no weights of the pretraining head.
@@ -365,8 +399,8 @@ class FoundationModel(nn.Module, ABC):
     ) -> MaskedGenePrediction:
         """Predictions of the masked genes of `task` (from `mask_genes`) by the model's own head.
 
-        scGPT predicts the bin from the gene's own token, Geneformer the log probability (nats) of the masked gene,
-        scFoundation log1p CP10k.
+        scGPT and Tahoe-x1 predict the bin from the gene's own token, Geneformer and Nicheformer the log probability
+        (nats) of the masked gene, scFoundation and AIDO.Cell log1p CP10k, TranscriptFormer the rate of the count.
 
         Args:
             task: cells with masked genes.
@@ -406,8 +440,9 @@ class FoundationModel(nn.Module, ABC):
                 start = self._site(cached.site)
                 x = batch.padded(cached.x[batch.token_rows].to(batch.gene_id.device))
                 n_done, x = self._depth(start), hook(start, x)
+            key_mask, key_bias = self.key_mask(batch), self.key_bias(batch)
             for i, block in enumerate(self.blocks[n_done:depth], start=n_done):
-                x = block(x, index=i, hook=hook, key_mask=batch.key_mask)
+                x = block(x, index=i, hook=hook, key_mask=key_mask, key_bias=key_bias)
             if self.final_norm is not None and n_done <= self.n_layers < depth:
                 x = hook(FINAL, self.final_norm(x))
         return x
@@ -459,13 +494,18 @@ class FoundationModel(nn.Module, ABC):
     def _patches(self, patches: Mapping[Site | str, Patch] | None) -> dict[Site, Patch]:
         return {self._site(site): patch for site, patch in (patches or {}).items()}
 
-    def _batches(self, tokens: Tokens | MaskedGeneTask, max_batch_tokens: int) -> Iterator[Batch]:
+    def _batches(
+        self, tokens: Tokens | MaskedGeneTask, max_batch_tokens: int, padding: Padding | None = None
+    ) -> Iterator[Batch]:
         parameter, ragged = next(self.parameters()), _tokens_of(tokens)
-        marks = {}
+        marks: dict[str, Any] = {}
         if isinstance(tokens, MaskedGeneTask):
-            marks = {"is_masked_gene": tokens.is_masked_gene, "is_query_only": tokens.is_query_only}
-        for cells in plan_batches(ragged.lengths, max_batch_tokens):
-            yield Batch.of(ragged, cells, device=parameter.device, dtype=parameter.dtype, **marks)
+            marks = {"is_masked_gene": tokens.is_masked_gene, "is_query_only": tokens.is_query_only, "is_task": True}
+        lengths = ragged.lengths
+        if padding is not None:
+            lengths = np.where(lengths > 0, np.maximum(lengths, padding.length), 0)
+        for cells in plan_batches(lengths, max_batch_tokens):
+            yield Batch.of(ragged, cells, device=parameter.device, dtype=parameter.dtype, padding=padding, **marks)
 
 
 def _tokens_of(tokens: Tokens | MaskedGeneTask) -> Tokens:

@@ -5,9 +5,14 @@ genes are drawn from (seed, cell), so two runs with one seed differ only in what
 what a patch makes the model expect, and how much of the prediction survives it. Predictions and errors are the
 family's own:
 
-    scGPT          binned value                              squared error
-    Geneformer     log probability of the masked gene (nats) cross-entropy, its negative
-    scFoundation   log1p CP10k                               squared error
+    scGPT, Tahoe-x1            binned value                              squared error
+    Geneformer, Nicheformer    log probability of the masked gene (nats) cross-entropy, its negative
+    scFoundation, AIDO.Cell    log1p CP10k                               squared error
+    TranscriptFormer           rate of the count                         negative log likelihood of the count (nats)
+
+TranscriptFormer is causal and hides nothing: the place before a gene knows neither the gene nor its count, and from
+there the count is predicted. A change at a token reaches the places behind it alone. The rates of a cell add up to its
+counts, so that those of the genes before it change by one common factor.
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ class Tokens:
     gene_id: Int64[np.ndarray, " token"]
     """Id in the model's vocabulary."""
     value: Float32[np.ndarray, " token"]
-    """Value as the model takes it: a bin (scGPT), expression in medians (Geneformer), log1p CP10k (scFoundation)."""
+    """Value as the model takes it: a bin (scGPT), expression in medians (Geneformer), log1p CP10k (scFoundation), a
+    count (TranscriptFormer)."""
     is_special: Bool[np.ndarray, " token"]
 
     def __post_init__(self) -> None:

@@ -1,10 +1,11 @@
 """Gene vocabularies: from symbols (and Ensembl ids, where a checkpoint knows them) to token ids.
 
 An Ensembl id identifies a gene and a symbol may not: symbols are reused, and clone names are aliases of other genes.
-Geneformer knows genes by id, so the id decides and symbols are for genes without one: a gene whose id the model lacks
-has no token, whatever its symbol is. scGPT and scFoundation know genes by symbol, so a gene is found by its symbol.
-Where a table of ids (`vocab_ensembl.json`) says that the token of this symbol is another gene, the id decides there
-too; if the table lacks the gene's id, the symbol holds unless another column of the data has the token's own id.
+Geneformer and TranscriptFormer know genes by id, so the id decides and symbols are for genes without one: a gene whose
+id the model lacks has no token, whatever its symbol is. Ids of species that Ensembl names in another way
+("FBgn0000008") are those that the model has. scGPT and scFoundation know genes by symbol, so a gene is found by its
+symbol. Where a table of ids (`vocab_ensembl.json`) says that the token of this symbol is another gene, the id decides
+there too; if the table lacks the gene's id, the symbol holds unless another column of the data has the token's own id.
 
 `GeneMatch` reports, for each column of the data, whether, where and how it was found, so that no gene is dropped
 silently. Several columns may match one token (duplicated symbols, outdated ids); their values are added when tokens are
@@ -123,8 +124,8 @@ class Vocabulary:
     def match(self, symbols: Sequence[str], ensembl_ids: Sequence[str] | None = None) -> GeneMatch:
         """Token of each gene: by its Ensembl id if it has one that decides (module docstring), else by its symbol.
 
-        What has not the form of an Ensembl id ("", "ENSGunknown_7SK_1") is none, wherever it stands, and a symbol that
-        has it is one. Version suffixes (".3") are ignored.
+        What has not the form of an Ensembl id ("", "ENSGunknown_7SK_1") is none, wherever it stands, unless the model
+        knows genes by it, and a symbol that has it is one. Version suffixes (".3") are ignored.
 
         Raises:
             VocabularyError: the two sequences differ in length, or no gene matches.
@@ -134,7 +135,9 @@ class Vocabulary:
                 f"there are {len(symbols)} symbols but {len(ensembl_ids)} Ensembl ids; give one of each per gene"
             )
         given = [""] * len(symbols) if ensembl_ids is None else ensembl_ids
-        ids = [ensembl_id(str(i)) or ensembl_id(str(symbol)) for symbol, i in zip(symbols, given, strict=True)]
+        ids = [
+            self._identifier(str(i)) or self._identifier(str(symbol)) for symbol, i in zip(symbols, given, strict=True)
+        ]
         by_id = [self._find_id(i) for i in ids]
         by_symbol = [self._find_symbol(str(s), i, own) for s, i, own in zip(symbols, ids, by_id, strict=True)]
         # a second gene of the same symbol is not the model's where the model's own is there
@@ -155,9 +158,17 @@ class Vocabulary:
     def _other_names(self) -> str:
         if self.genes_are == "ids":
             known = f", and knows symbols such as {next(iter(self.aliases))}" if self.aliases else " and no symbols"
-            return known + "; give the data human Ensembl ids (ENSG...) as var names or in a var column"
+            return known + "; give the data Ensembl ids (ENSG..., for human) as var names or in a var column"
         known = f" and Ensembl ids such as {next(iter(self.ensembl))}" if self.ensembl else " and no Ensembl ids"
         return known + "; give the data human gene symbols in the vocabulary's spelling as var names"
+
+    def _identifier(self, name: str) -> str | None:
+        """The id of a gene in a name, without its version; None if the name is none."""
+        found = ensembl_id(name)
+        if found is None and self.genes_are == "ids":
+            own = name.strip().partition(".")[0]
+            found = own if own in self._ids and own not in self.special else None
+        return found
 
     def _find_id(self, identifier: str | None) -> int | None:
         if identifier is None:

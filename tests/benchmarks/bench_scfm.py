@@ -1,12 +1,13 @@
-"""Tokens per second of reading one layer of a full-size scGPT, against what the field does, both in this run.
+"""Tokens per second of reading one layer of a full-size scGPT or Tahoe-x1 70M, against what the field does, in one run.
 
     python tests/benchmarks/bench_scfm.py --data $SCSAE_DATA/kang18_ifnb_2000x9015_counts.h5ad
-        [--cells 64] [--repeats 3] [--threads 2] [--cpu-time] [--device cuda]
+        [--family scgpt|tahoe] [--cells 64] [--repeats 3] [--threads 2] [--cpu-time] [--device cuda]
 
 Baseline: the same weights in stock `nn.TransformerEncoder`, fp32, a forward hook on the layer, all 12 layers computed,
-every cell padded to the longest of the data set (at most 1,200 tokens), 8 cells a batch on a CPU, 64 on a GPU. Ours:
-`FoundationModel.activations` in fp32 and with bf16 autocast. They take turns, so that another program on the machine
-slows all; a figure is the fastest of the repeats. Cells are a seeded sample. Real tokens are counted, padding never.
+every cell padded to the longest of the data set (at most the model's own length), 8 cells a batch on a CPU, 64 on a
+GPU. Ours: `FoundationModel.activations` in fp32 and with bf16 autocast. They take turns, so that another program on the
+machine slows all; a figure is the fastest of the repeats. Cells are a seeded sample. Real tokens are counted, padding
+never.
 """
 
 from __future__ import annotations
@@ -21,26 +22,70 @@ import torch
 from torch import nn
 
 from feature_store.cells import Source, open_source
-from sae_core.scfm import GeneMatch, ScGPT, ScGPTConfig, Site, Tokens, Vocabulary
+from sae_core.scfm import GeneMatch, ScGPT, ScGPTConfig, Site, Tahoe, TahoeConfig, Tokens, Vocabulary
 from sae_core.scfm.batches import plan_batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 SITE = Site(kind="layer", index=6)
-CAP = 1200
+Model = ScGPT | Tahoe
+
+
+def full_size_scgpt(source: Source) -> ScGPT:
+    """An scGPT of 12 layers with random weights, which knows the symbols of the data."""
+    config = ScGPTConfig(n_layers=12, n_heads=8, d_model=512, d_hidden=512, max_seq_len=1200)
+    vocabulary = Vocabulary(tokens=(*dict.fromkeys(source.gene_symbols), "<pad>", "<cls>", "<eoc>"))
+    return ScGPT.empty(config, vocabulary, n_tokens=len(vocabulary))
+
+
+def full_size_tahoe(source: Source) -> Tahoe:
+    """A Tahoe-x1 of the size of 70M with random weights, which knows the symbols of the data."""
+    config = TahoeConfig(
+        n_layers=12,
+        n_heads=8,
+        d_model=512,
+        d_hidden=2048,
+        activation="relu",
+        eps=1e-5,
+        gene_norm=True,
+        value_norm=True,
+        value_activation="relu",
+        max_value=512.0,
+        head_layers=1,
+        head_activation="leaky_relu",
+        is_mvc_scaled=True,
+        drug_activation=None,
+        use_attn_mask=True,
+        n_bins=51,
+        right_binning=False,
+        max_length=2048,
+        pad_value=-2.0,
+        mask_value=-1.0,
+        mask_fraction=0.5,
+        keep_first=1,
+    )
+    vocabulary = Vocabulary(tokens=("<pad>", "<cls>", "<eoc>", *dict.fromkeys(source.gene_symbols)))
+    return Tahoe(config, vocabulary, n_rows=len(vocabulary)).eval()
 
 
 class Stock(nn.Module):
     """The field's way: a stock encoder over padded cells, a hook that keeps one layer's output."""
 
-    def __init__(self, model: ScGPT, *, longest: int, batch_cells: int) -> None:
+    def __init__(self, model: Model, *, longest: int, batch_cells: int) -> None:
         super().__init__()
-        c = model.config
-        layer = nn.TransformerEncoderLayer(c.d_model, c.n_heads, c.d_hidden, batch_first=True)
+        c, block = model.config, model.blocks[0]
+        layer = nn.TransformerEncoderLayer(
+            c.d_model,
+            c.n_heads,
+            c.d_hidden,
+            activation=block.activation,
+            norm_first=block.norm_place == "pre",
+            batch_first=True,
+        )
         self.encoder = nn.TransformerEncoder(layer, c.n_layers, enable_nested_tensor=False).eval().requires_grad_(False)
-        state = model.transformer_encoder.state_dict()
-        self.encoder.load_state_dict({k.replace("Wqkv.", "in_proj_"): v for k, v in state.items()})
+        for own, theirs in zip(self.encoder.layers, model.blocks, strict=True):
+            own.load_state_dict({k.replace("Wqkv.", "in_proj_"): v for k, v in theirs.state_dict().items()})
         self.encoder.layers[SITE.index].register_forward_hook(lambda module, args, out: self.kept.append(out))
         self.model, self.longest, self.batch_cells = model, longest, batch_cells
         self.kept: list[torch.Tensor] = []
@@ -49,7 +94,7 @@ class Stock(nn.Module):
     def activations(self, tokens: Tokens) -> torch.Tensor:
         """Activations of every real token at the site."""
         out = []
-        device = self.model.encoder.embedding.weight.device
+        device = next(self.model.parameters()).device
         for start in range(0, tokens.n_cells, self.batch_cells):
             cells = slice(start, start + self.batch_cells)
             lengths = tokens.lengths[cells]
@@ -73,10 +118,10 @@ class Work(NamedTuple):
     tokenize: Callable[[], Tokens]
 
 
-def cells(source: Source, model: ScGPT, match: GeneMatch, n_cells: int) -> Work:
+def cells(source: Source, model: Model, match: GeneMatch, n_cells: int) -> Work:
     """A seeded sample of cells, and the longest cell of the whole data set."""
     rows = source.read_rows(0, source.n_cells)
-    longest = min(int(np.diff(rows.indptr).max()) + 1, CAP)
+    longest = min(int(np.diff(rows.indptr).max()), model.max_genes or 0) + 1
     chosen = np.sort(np.random.default_rng(0).choice(source.n_cells, min(n_cells, source.n_cells), replace=False))
     parts = [np.arange(rows.indptr[i], rows.indptr[i + 1]) for i in chosen]
     indptr = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
@@ -89,7 +134,7 @@ def cells(source: Source, model: ScGPT, match: GeneMatch, n_cells: int) -> Work:
     return Work(tokenize(), longest, tokenize)
 
 
-def flops(model: ScGPT, tokens: Tokens) -> float:
+def flops(model: Model, tokens: Tokens) -> float:
     """Operations that reading the site needs, on real tokens only: products with weights, and attention."""
     c, n = model.config, tokens.lengths.astype(float)
     per_token = 2 * (4 * c.d_model**2 + 2 * c.d_model * c.d_hidden)
@@ -119,6 +164,7 @@ def main() -> None:
     """Run and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True)
+    parser.add_argument("--family", choices=("scgpt", "tahoe"), default="scgpt")
     parser.add_argument("--cells", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -135,10 +181,8 @@ def main() -> None:
         return tick()
 
     source = open_source(options.data)
-    config = ScGPTConfig(n_layers=12, n_heads=8, d_model=512, d_hidden=512, max_seq_len=CAP)
-    symbols = tuple(dict.fromkeys(source.gene_symbols))
-    vocabulary = Vocabulary(tokens=(*symbols, "<pad>", "<cls>", "<eoc>"))
-    model = ScGPT.empty(config, vocabulary, n_tokens=len(vocabulary)).requires_grad_(False)
+    model: Model = full_size_scgpt(source) if options.family == "scgpt" else full_size_tahoe(source)
+    model.requires_grad_(False)
     model.reset_weights(seed=0)
     model.to(options.device)
     work = cells(source, model, model.match_genes(source.gene_symbols), options.cells)
@@ -160,8 +204,10 @@ def main() -> None:
     padded = sum(len(batch) * work.tokens.lengths[batch].max() for batch in plan)
 
     device = torch.cuda.get_device_name() if options.device == "cuda" else f"{options.threads} threads"
-    print(f"{platform.processor() or platform.machine()}, {device}, torch {torch.__version__}, {source.path.name}")
-    print(f"{work.tokens.n_cells} cells, {n} tokens, padded to {work.longest}; scGPT 12 layers, d 512, site {SITE}")
+    print(f"{platform.processor() or platform.machine()}, {device}, torch {torch.__version__}, {source.paths[0].name}")
+    print(
+        f"{work.tokens.n_cells} cells, {n} tokens, padded to {work.longest}; {model.name} 12 layers, d 512, site {SITE}"
+    )
     print(f"{'':24}{'tokens/s':>10}{'ratio':>8}{'GFLOP/s':>10}{'of peak':>9}")
     work_of_site = flops(model, work.tokens)
     for name, seconds, dtype in (

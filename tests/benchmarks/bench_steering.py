@@ -24,7 +24,7 @@ import torch
 
 from sae_core.sae import SAEConfig, SparseAutoencoder
 from sae_core.scfm import FoundationModel, ScGPT, ScGPTConfig, Site, Tokens, Vocabulary, load_model
-from sae_core.scfm.scgpt import init_weights
+from sae_core.scfm.scgpt.network import init_weights
 from sae_core.steering import Ablate, GroupMeans, Shift, SteeredModel, Steering
 
 if TYPE_CHECKING:

@@ -16,6 +16,8 @@ import torch
 from torch.nn import functional
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import Tensor
 
 CHILDREN = 3
@@ -25,7 +27,14 @@ CHILD_SHARE = 0.6
 EXPONENT = 0.6
 """Density of the i-th densest root is in proportion to i ** -EXPONENT."""
 TOPICS_AT_ONCE = 8.0
-"""Mean number of active topics of a token, as far as there are so many."""
+"""Least mean number of active topics of a token, as far as there are so many: dense roots are active oftener."""
+
+
+MEAN_LENGTHS = (1.0, 0.8)
+"""Mean length of the densest and of the rarest feature when active; those between follow the rank of their density."""
+LENGTH_DEVIATION = 0.1
+"""Standard deviations of lengths are |N(LENGTH_DEVIATION, LENGTH_DEVIATION)|, one for each feature."""
+LEAST_LENGTH = 0.1
 
 
 class Batch(NamedTuple):
@@ -62,6 +71,10 @@ class World:
         topic = topic.clamp(max=1)
         object.__setattr__(self, "topic", topic)
         object.__setattr__(self, "of_topic", (by_topic / topic[:, None]).clamp(max=1).reshape(-1))
+        ranks = self.density.argsort(descending=True).argsort() / (self.n_features - 1)
+        object.__setattr__(self, "mean_length", torch.lerp(*map(torch.tensor, MEAN_LENGTHS), ranks))
+        deviation = (LENGTH_DEVIATION * (1 + torch.randn(self.n_features, generator=generator))).abs()
+        object.__setattr__(self, "length_deviation", deviation)
 
     @property
     def n_roots(self) -> int:
@@ -92,66 +105,96 @@ class World:
         child = self.n_roots + CHILDREN * root + which
         token = torch.cat([token, token[has_child]])
         feature = torch.cat([root, child[has_child]])
-        length = 0.5 - torch.log1p(-torch.rand(len(token), generator=generator))
+        varied = torch.randn(len(token), generator=generator) * self.length_deviation[feature]
+        length = (self.mean_length[feature] + varied).clamp(min=LEAST_LENGTH)
         shape, places = (n_tokens, self.n_features), torch.stack([token, feature])
         active = torch.sparse_coo_tensor(places, length, shape, check_invariants=True).coalesce()
-        noise = torch.randn(n_tokens, self.d_model, generator=generator) * (1.5 * self.noise / self.d_model**0.5)
+        noise = torch.randn(n_tokens, self.d_model, generator=generator) * (self.noise / self.d_model**0.5)
         return Batch(active @ self.directions + noise, active)
 
 
 class Recovered(NamedTuple):
-    """How well an autoencoder has a world's features; all are means over features of the world but `learned_alone`.
+    """How well a dictionary has the features of a world; the row of a feature is the decoder row nearest to it.
 
-    cosine: with the nearest decoder row. share: those whose nearest is at RECOVERED or above. precision, recall: of the
-    firing of that row on the feature's tokens, for recovered features. split: recovered features with several decoder
-    rows at SPLIT or above. absorption: of recovered roots, how much oftener their row is silent where a child is active
-    than where none is.
+    A feature is recovered if the cosine with its row is RECOVERED or above. Where no feature counts, a mean is NaN.
     """
 
     cosine: float
+    """Mean over all features of the cosine with their row."""
     share: float
+    """Share of all features that are recovered."""
+    roots: float
+    """Share of the roots that are recovered."""
+    children: float
+    """Share of the children that are recovered."""
     precision: float
+    """Mean over recovered features: the share of the tokens where the row fires on which the feature is active."""
     recall: float
+    """Mean over recovered features: the share of the tokens where the feature is active on which the row fires."""
+    f1: float
+    """Mean of 2 TP / (2 TP + FP + FN) of that firing over all features, recovered or not."""
     split: float
+    """Share of the recovered features that several firing rows belong to: it is nearest to them, at SPLIT or above."""
     absorption: float
+    """Mean over recovered roots: how much oftener the row is silent where a child is active than where none is."""
+    composition: float
+    """Mean over all children of the cosine between their row and the direction of their root, which is 0 in truth and
+    sqrt(1/2) for a row that is the sum of both."""
 
 
-RECOVERED, SPLIT, LEAST_TOKENS = 0.9, 0.7, 10
+RECOVERED, SPLIT, LEAST_TOKENS = 0.9, 0.85, 10
+"""SPLIT is well above sqrt(1/2), so that the sum of a root and its child belongs to neither. Firing counts for features
+that are active on LEAST_TOKENS tokens at least."""
 
 
-def recovery(world: World, directions: Tensor, codes: Tensor, active: Tensor) -> Recovered:
-    """Hold unit decoder rows [n_learned d_model] and their codes on tokens against what was active there.
+def recovery(world: World, directions: Tensor, judged: Iterable[tuple[Tensor, Tensor]]) -> Recovered:
+    """Hold unit decoder rows [n_learned d_model] and their codes against what was active on the same tokens.
 
-    codes, active: sparse or dense [n_tokens n_learned] and [n_tokens n_features].
+    judged: batches of tokens, each as its codes [n_tokens n_learned] and what was active [n_tokens n_features].
     """
-    best = torch.empty(world.n_features)
-    nearest = torch.empty(world.n_features, dtype=torch.int64)
-    n_near = torch.empty(world.n_features)
+    cosine, nearest, belongs = _nearest_rows(world, directions)
+    n_roots = world.n_roots
+    active, fired, both = (torch.zeros(world.n_features, dtype=torch.int64) for _ in range(3))
+    with_child, both_with_child = torch.zeros(n_roots, dtype=torch.int64), torch.zeros(n_roots, dtype=torch.int64)
+    row_fired = torch.zeros(len(directions), dtype=torch.int64)
+    for codes, truth in judged:
+        rows, is_on = codes.to_dense() > 0, truth.to_dense() > 0
+        fires = rows[:, nearest]
+        hit = is_on & fires
+        child = is_on[:, n_roots:].view(len(is_on), n_roots, CHILDREN).any(2)
+        row_fired += rows.sum(0)
+        active, fired, both = active + is_on.sum(0), fired + fires.sum(0), both + hit.sum(0)
+        with_child += child.sum(0)
+        both_with_child += (hit[:, :n_roots] & child).sum(0)
+    seen = active >= LEAST_TOKENS
+    found = cosine >= RECOVERED
+    n_rows = torch.bincount(belongs[(belongs >= 0) & (row_fired > 0)], minlength=world.n_features)
+    alone = active[:n_roots] - with_child
+    compared = found[:n_roots] & (with_child >= LEAST_TOKENS) & (alone >= LEAST_TOKENS)
+    excess = (both[:n_roots] - both_with_child) / alone - both_with_child / with_child
+    children = directions[nearest[n_roots:]].view(n_roots, CHILDREN, -1)
+    return Recovered(
+        cosine=float(cosine.mean()),
+        share=float(found.double().mean()),
+        roots=float(found[:n_roots].double().mean()),
+        children=float(found[n_roots:].double().mean()),
+        precision=float((both / fired.clamp(min=1))[found & seen].mean()),
+        recall=float((both / active)[found & seen].mean()),
+        f1=float((2 * both / (active + fired))[seen].mean()),
+        split=float((n_rows[found] > 1).double().mean()),
+        absorption=float(excess[compared].mean()),
+        composition=float((children @ world.directions[:n_roots, :, None]).mean()),
+    )
+
+
+def _nearest_rows(world: World, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The largest cosine of each feature, the row that has it, and the feature that each row belongs to, or -1."""
+    best, nearest = torch.empty(world.n_features), torch.empty(world.n_features, dtype=torch.int64)
+    row_best, belongs = torch.full((len(directions),), SPLIT), torch.full((len(directions),), -1)
     for first in range(0, world.n_features, 1024):
         cosine = world.directions[first : first + 1024] @ directions.T
         best[first : first + 1024], nearest[first : first + 1024] = cosine.max(1)
-        n_near[first : first + 1024] = (cosine >= SPLIT).sum(1).float()
-    is_on = active.to_dense() > 0
-    fires = (codes.to_dense() if codes.layout != torch.strided else codes) > 0
-    known = (best >= RECOVERED) & (is_on.sum(0) >= LEAST_TOKENS)
-    found = known.nonzero()[:, 0]
-    own, learned = is_on[:, found], fires[:, nearest[found]]
-    both = (own & learned).sum(0).double()
-    precision, recall = both / learned.sum(0).clamp(min=1), both / own.sum(0)
-    roots = found[found < world.n_roots].tolist()
-    excess = []
-    for root in roots:
-        with_child = is_on[:, root] & is_on[:, list(world.child_of(root))].any(1)
-        alone = is_on[:, root] & ~with_child
-        if with_child.sum() >= LEAST_TOKENS and alone.sum() >= LEAST_TOKENS:
-            silent = ~fires[:, nearest[root]]
-            excess.append(float(silent[with_child].double().mean() - silent[alone].double().mean()))
-    nothing = float("nan")
-    return Recovered(
-        cosine=float(best.mean()),
-        share=float((best >= RECOVERED).double().mean()),
-        precision=float(precision.mean()) if len(found) else nothing,
-        recall=float(recall.mean()) if len(found) else nothing,
-        split=float((n_near[best >= RECOVERED] > 1).double().mean()) if (best >= RECOVERED).any() else nothing,
-        absorption=sum(excess) / len(excess) if excess else nothing,
-    )
+        top, feature = cosine.max(0)
+        belongs = torch.where(top >= row_best, feature + first, belongs)
+        row_best = torch.maximum(row_best, top)
+    return best, nearest, belongs

@@ -48,7 +48,15 @@ class Nothing(nn.Module):
     def change(self, x: Tensor, key_mask: Tensor | None) -> Tensor:
         return x
 
-    def forward(self, x: Tensor, *, index: int, hook: Callable[..., Tensor], key_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        index: int,
+        hook: Callable[..., Tensor],
+        key_mask: Tensor | None = None,
+        key_bias: Tensor | None = None,
+    ) -> Tensor:
         return hook(Site(kind="layer", index=index), self.change(x, key_mask))
 
 

@@ -9,10 +9,24 @@ import shlex
 from functools import cache
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+COMMAND = re.compile(r"(?<![\w./-])(?:\.venv/bin/)?scsae (?=[a-z])")
 FILLED_IN = re.compile(r"[A-Z][A-Z_]+(?:\.[a-z0-9]+)?|X|N|…")
 """A word that stands for a value: LABEL, COLUMN, STORE."""
+
+
+def commands_in(text: str) -> Iterator[str]:
+    """What follows `scsae` wherever a command is quoted or stands in a block of code, to its end."""
+    blocks = re.findall(r"```\w*\n(.*?)```", text, re.DOTALL)
+    quoted = re.findall(r"`(scsae [^`]+)`|\A(scsae [^`]+)\Z", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    for line in [*lines, *(" ".join("".join(pair).split()) for pair in quoted)]:
+        if found := COMMAND.search(line.partition("#")[0]):
+            yield line.partition("#")[0][found.end() :]
 
 
 @cache

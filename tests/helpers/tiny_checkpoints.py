@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from tiny_aido_cell import write_aido_cell
+from tiny_tahoe import write_tahoe
+from tiny_transcriptformer import write_transcriptformer
+from tiny_uce import write_uce
 
 from sae_core.scfm import ScGPT, ScGPTConfig, Vocabulary
-from sae_core.scfm.scgpt import init_weights
+from sae_core.scfm.scgpt.network import init_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -217,4 +221,16 @@ def write_tiny(parent: Path, kind: str) -> Path:
             return write_geneformer(parent, kind, version=int(kind[-1]))
         case "scfoundation":
             return write_scfoundation(parent, kind)
+        case "tahoe" | "tahoe-3b":
+            return write_tahoe(parent, kind, large=kind == "tahoe-3b")
+        case "nicheformer" | "nicheformer-ckpt":
+            from tiny_nicheformer import write_nicheformer
+
+            return write_nicheformer(parent, kind, is_lightning=kind.endswith("ckpt"))
+        case "uce":
+            return write_uce(parent, kind)
+        case "aido-cell":
+            return write_aido_cell(parent, kind, genes=SYMBOLS)
+        case "transcriptformer":
+            return write_transcriptformer(parent, kind)
     raise ValueError(kind)

@@ -1,6 +1,7 @@
 """A family of foundation models as another package would bring it: a folder with `toy.json` and `toy.safetensors`.
 
-A gene is its embedding plus its log count along a direction; two blocks; the head predicts the log count.
+A gene is its embedding plus its log count along a direction; two blocks; the head predicts the log count. Counts of
+cells of the platform "deep" are halved.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from torch import Tensor, nn
 
 from sae_core.checkpoint_files import digest_files, load_weights, read_json, read_weights
 from sae_core.errors import ConfigError
-from sae_core.scfm import Family, FoundationModel, GeneMatch, MaskedGeneTask, Tokens, Vocabulary
+from sae_core.scfm import Family, FoundationModel, GeneMatch, MaskedGeneTask, ModelOption, Tokens, Vocabulary
 from sae_core.scfm.encoder import EncoderBlock
-from sae_core.scfm.foundation import masked_mean
+from sae_core.scfm.foundation import OF_CELLS, masked_mean
 from sae_core.scfm.pretraining import sample_masked_genes
 from sae_core.scfm.values import check_values, chosen_values, matched_values, recover_counts, sample_per_cell
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 HEADER, WEIGHTS = "toy.json", "toy.safetensors"
@@ -63,6 +64,7 @@ class ToyModel(FoundationModel):
         *,
         seed: int,
         max_tokens: int | None = None,
+        obs: Mapping[str, Sequence[str]] | None = None,
     ) -> Tokens:
         if max_tokens is not None and max_tokens < 1:
             raise ConfigError(f"max_tokens was {max_tokens}; allowed: 1 or more")
@@ -70,6 +72,7 @@ class ToyModel(FoundationModel):
         n_cells = len(indptr) - 1
         counts = recover_counts(indptr, data)
         gene_id, value, cell = chosen_values(matched_values(indptr, indices, counts, match), match)
+        value = np.where(self._is_deep(n_cells, obs)[cell], value / 2, value)
         if max_tokens is not None:
             n_of_cell = np.bincount(cell, minlength=n_cells)
             kept = sample_per_cell(gene_id, n_of_cell, limit=max_tokens, seed=seed)
@@ -81,6 +84,11 @@ class ToyModel(FoundationModel):
             value=np.log1p(value).astype(np.float32),
             is_special=np.zeros(len(gene_id), dtype=bool),
         )
+
+    def _is_deep(self, n_cells: int, obs: Mapping[str, Sequence[str]] | None) -> np.ndarray:
+        platform = self.context.get("platform", "")
+        each = (obs or {})[platform.removeprefix(OF_CELLS)] if platform.startswith(OF_CELLS) else [platform] * n_cells
+        return np.array(each) == "deep"
 
     def pool(self, x: Tensor, is_gene: Tensor, readout: str) -> Tensor:
         return masked_mean(x, is_gene)
@@ -119,12 +127,13 @@ def is_toy(folder: Path) -> bool:
     return (folder / HEADER).is_file() and (folder / WEIGHTS).is_file()
 
 
-def load_toy(folder: Path) -> ToyModel:
+def load_toy(folder: Path, *, platform: str = "") -> ToyModel:
     config, weights = read_json(folder / HEADER), read_weights(folder / WEIGHTS)
     with torch.random.fork_rng(devices=[]):
         model = ToyModel(config["genes"], head="head.weight" in weights)
     load_weights(model, weights, what=HEADER)
-    model.digest = digest_files([folder / HEADER, folder / WEIGHTS], salt="toy 1")
+    model.context = {"platform": platform}
+    model.digest = digest_files([folder / HEADER, folder / WEIGHTS], salt=f"toy 1 {platform}")
     return model
 
 
@@ -139,7 +148,13 @@ def write_toy(folder: Path, *, genes: Sequence[str] | None = None, head: bool = 
     return folder
 
 
-FAMILY = Family(name="toy", files=f"{HEADER} and {WEIGHTS}", matches=is_toy, load=load_toy)
+FAMILY = Family(
+    name="toy",
+    files=f"{HEADER} and {WEIGHTS}",
+    matches=is_toy,
+    load=load_toy,
+    options=(ModelOption(name="platform", help="Platform of the cells; default: shallow.", of_cells=True),),
+)
 NO_FAMILY = "toy"
 BLIND = replace(FAMILY, matches=lambda folder: folder["x"])
 CLUMSY = replace(FAMILY, load=lambda folder: {}["x"])

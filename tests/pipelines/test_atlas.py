@@ -16,7 +16,7 @@ import pytest
 from toy_plans import toy_table
 
 from feature_store import FeatureStore
-from feature_store.atlas import server
+from feature_store.atlas import bundles, server
 from feature_store.errors import InputError
 from feature_store.maps.features import nearest, unit_rows
 from feature_store.storage import commit
@@ -253,9 +253,10 @@ def test_an_export_says_how_to_look_at_it_and_can_be_made_again(ready, tmp_path,
         export_atlas(ready, folder, associations=None, codes=None)
         said = capsys.readouterr()
         assert f"python -m http.server --bind 127.0.0.1 --directory '{folder}'\n" in said.out
-        assert "files" in said.err
+        assert "bundles" in said.err
         assert (folder / "index.html").is_file()
-        assert json.loads((folder / "data/atlas.json").read_text())["n_features"] == 48
+        first = bundles.unpacked((folder / "data" / "first-0.gz").read_bytes())
+        assert json.loads(first["atlas.json"])["n_features"] == 48
     assert FeatureStore.open(ready).frame("features").collect().height == 48
 
 

@@ -305,6 +305,17 @@ def test_options_of_the_stages_are_recalled_from_the_plans(chain, reference):
     assert [getattr(again, name) for name in named] == [getattr(chain.train, name) for name in named]
 
 
+def test_the_penalty_on_alike_rows_is_recalled_and_is_none_in_an_older_plan(reference):
+    def recalled(sae: dict[str, object]) -> float:
+        chain = replace(reference, sae=replace(reference.sae, sae=sae))
+        return train_options(chain, "run").orthogonality_coefficient
+
+    config = dict(reference.sae.sae)
+    assert recalled(config | {"orthogonality_coefficient": 0.5}) == 0.5
+    del config["orthogonality_coefficient"]
+    assert recalled(config) == 0
+
+
 def test_a_fused_encoding_of_other_cells_is_recalled_with_its_data(chain, reference):
     layout, plan = Layout(chain.store), reference.codes
     fused = toy_plan(FusedForward, tokens_per_cell=5, model_digest="m")

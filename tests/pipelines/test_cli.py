@@ -31,7 +31,8 @@ from pipelines.train import train
 
 COMMANDS = (
     "demo inspect extract train import-sae export-sae encode associate match effects circuit inputs probe modules "
-    "baseline compare steer run submit runs sql features plot models serve export-atlas verify forget"
+    "baseline compare steer run submit runs sql describe features plot models "
+    "models-supported serve export-atlas verify forget"
 ).split()
 
 
@@ -320,6 +321,27 @@ def test_help_lists_every_command(scsae_here):
     assert done.returncode == 0
     listed = re.findall(r"^  ([a-z][a-z-]*)  +\S", done.stdout, flags=re.MULTILINE)
     assert set(listed) == set(COMMANDS)
+
+
+def test_the_help_shows_what_a_command_does_whole(scsae_here):
+    said = " ".join(scsae_here("--help").stdout.split())
+    assert "Measure which features of a later SAE change when a feature of an earlier one is ablated" in said
+    assert "..." not in said.partition("Commands:")[2]
+
+
+def test_a_shell_completes_commands_and_options():
+    def completed(words):
+        asked = {"_SCSAE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+        return subprocess.run(
+            [Path(sys.executable).with_name("scsae")],
+            env={**os.environ, **asked},
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout.split()
+
+    assert completed("scsae des") == ["describe"]
+    assert completed("scsae train --ar") == ["--arch"]
 
 
 def parameters(command, name="scsae"):

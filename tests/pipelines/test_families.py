@@ -22,8 +22,15 @@ from pipelines.encode import encode
 from pipelines.extract import extract
 from pipelines.feature_inputs import inputs
 from pipelines.train import train
+from sae_core.errors import ConfigError
 
-KINDS = ("scgpt-finetuned", "geneformer-v1", "geneformer-v2", "scfoundation")
+KINDS = (
+    *("scgpt-finetuned", "geneformer-v1", "geneformer-v2", "scfoundation", "tahoe", "nicheformer", "uce"),
+    "transcriptformer",
+    "aido-cell",
+)
+WITHOUT_HEAD = ("uce",)
+OPTIONS = {"transcriptformer": ("assay=obs:batch",)}
 N_FEATURES, CELLS = 3, 24
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("module_without_actors")]
 
@@ -40,6 +47,7 @@ def test_every_stage_reads_the_model(kind, tiny_data, train_options, tmp_path, m
             ExtractOptions(
                 data=tiny_data,
                 model=str(model),
+                model_option=OPTIONS.get(kind, ()),
                 layer=(layer,),
                 donor="donor",
                 batch="batch",
@@ -55,12 +63,15 @@ def test_every_stage_reads_the_model(kind, tiny_data, train_options, tmp_path, m
         features = commit.read_table(found.path / "features").sort("density", descending=True)
         # of the first layer: behind the last one no token reaches another
         dense = dense or tuple(features["feature_id"].head(N_FEATURES).to_list())
-    effect = commit.read_table(
-        effects(EffectsOptions(sae=saes[0], feature=dense, cells=CELLS, n_nulls=3), store).path / "feature_effect"
-    )
-    assert set(effect["feature_id"]) == set(dense)
-    assert effect["effect"].is_finite().all()
-    assert (effect["effect"] != 0).any()
+    asked = EffectsOptions(sae=saes[0], feature=dense, cells=CELLS, n_nulls=3)
+    if kind in WITHOUT_HEAD:
+        with pytest.raises(ConfigError, match="no masked-gene prediction"):
+            effects(asked, store)
+    else:
+        effect = commit.read_table(effects(asked, store).path / "feature_effect")
+        assert set(effect["feature_id"]) == set(dense)
+        assert effect["effect"].is_finite().all()
+        assert (effect["effect"] != 0).any()
     read = commit.read_table(
         inputs(InputsOptions(sae=saes[0], feature=dense, cells=CELLS, genes=4, n_nulls=3), store).path / "feature_input"
     )

@@ -367,6 +367,7 @@ def test_options_of_the_core_reach_it_and_are_logged(chain, own_store):
         update={
             "arch": ("matryoshka",),
             "groups": (0.25, 0.75),
+            "orthogonality_coefficient": 0.5,
             "encoder_precision": "bf16",
             "warmup_fraction": 0.2,
             "decay_fraction": 0.5,
@@ -375,7 +376,7 @@ def test_options_of_the_core_reach_it_and_are_logged(chain, own_store):
         }
     )
     plan = commit.Run.open(train(options, own_store).path).plan
-    assert plan["sae"]["groups"] == [0.25, 0.75]
+    assert (plan["sae"]["groups"], plan["sae"]["orthogonality_coefficient"]) == ([0.25, 0.75], 0.5)
     schedule = {"encoder_precision": "bf16", "warmup_fraction": 0.2, "decay_fraction": 0.5, "dead_window_tokens": 500}
     assert schedule.items() <= plan["train"].items()
     tracking = Tracking(Layout(own_store))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import tiny_checkpoints
+import tiny_tahoe
 import torch
 from tiny_checkpoints import N_GENES, SYMBOLS
 
@@ -42,6 +43,11 @@ def write_geneformer(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def write_scfoundation(tmp_path: Path) -> Callable[..., Path]:
     return partial(tiny_checkpoints.write_scfoundation, tmp_path)
+
+
+@pytest.fixture
+def write_tahoe(tmp_path: Path) -> Callable[..., Path]:
+    return partial(tiny_tahoe.write_tahoe, tmp_path)
 
 
 @pytest.fixture

@@ -12,23 +12,16 @@ from feature_store.associations.comparison import KEYS, STRONG, summarise
 from feature_store.associations.matching import STABLE
 from feature_store.associations.matching import summarise as summarise_matches
 from feature_store.atlas.data import AtlasData
+from feature_store.atlas.pages.probes import probes
 from feature_store.atlas.routes import Route, json_bytes
 from feature_store.errors import NotFoundError
-from feature_store.query.probes import SAE, newest_probes
 from feature_store.query.store import FeatureStore
 
 BINS = 20
-SHOWN_FEATURES = 5
-"""Most features of a label's probe that are listed."""
 MOST_TARGETS = 60
 """Targets of a kind up to which each is listed; of more (genes) a histogram of the excess is shown."""
 FLOOR_UNITS = 6
 """The smallest number of donors with which a sign test can reach p <= .05."""
-
-
-_LABEL = ("label", "n", "auroc", "auroc_low", "auroc_high", "balanced_accuracy")
-_FEATURE = ("feature_id", "name", "weight", "gain")
-_POINT = ("k", "macro_f1", "macro_f1_low", "macro_f1_high", "balanced_accuracy", "auroc")
 
 
 def controls(data: AtlasData) -> bytes:
@@ -43,7 +36,7 @@ def controls(data: AtlasData) -> bytes:
             "calibration": _calibration(data),
             "donors": _donors(data),
             "stability": _stability(data),
-            "probes": _probes(data),
+            "probes": probes(data),
         }
     )
 
@@ -79,34 +72,6 @@ def _excess(rows: pl.DataFrame) -> dict[str, Any]:
     excess = rows.filter(pl.col("best"))["excess"].drop_nulls()
     place = ((excess + 1) * 10).floor().clip(0, 19).cast(pl.Int64)
     return {"low": -1.0, "high": 1.0, "counts": _counts(place, 20), "n": len(excess)}
-
-
-def _probes(data: AtlasData) -> dict[str, Any]:
-    """Scores of the newest probes by number of features, and the SAE's features of each label."""
-    if not data.has("probe_score"):
-        return data.missing("probe_score")
-    kinds = []
-    for kind, probes in newest_probes(data.store).items():
-        every = probes.scores.filter(pl.col("label").is_null()).sort("k")
-        shown = max((k for k in every["k"] if k <= SHOWN_FEATURES), default=every["k"].min())
-        own = probes.scores.filter(pl.col("label").is_not_null(), representation=SAE, k=shown)
-        features = probes.features.filter(representation=SAE, k=shown).sort("rank")
-        kinds.append(
-            {
-                "label_kind": kind,
-                "ks": every["k"].unique().sort().to_list(),
-                "k": shown,
-                "series": [
-                    {"of": name, "points": every.filter(representation=name).select(_POINT).to_dicts()}
-                    for name in probes.representations()
-                ],
-                "labels": [
-                    {**row, "features": features.filter(label=row["label"]).select(_FEATURE).to_dicts()}
-                    for row in own.select(_LABEL).to_dicts()
-                ],
-            }
-        )
-    return {"kinds": kinds}
 
 
 def _significance(data: AtlasData) -> dict[str, Any]:

@@ -14,9 +14,10 @@ import polars as pl
 from scipy.special import stdtrit
 
 from feature_store.atlas.columns import encode
-from feature_store.atlas.data import PLACES, AtlasData, NoSuchResource
+from feature_store.atlas.data import PLACES, AtlasData, NoSuchResource, Shape
 from feature_store.atlas.pages.feature_codes import SPLITS, Codes, ends
 from feature_store.atlas.pages.feature_effects import edges, effects, inputs
+from feature_store.atlas.pages.feature_words import in_words
 from feature_store.atlas.routes import Route, json_bytes
 from feature_store.errors import StoreError
 from feature_store.query.metrics import metric_of
@@ -43,22 +44,21 @@ def feature_id(data: AtlasData, text: str) -> int:
 def document(data: AtlasData, text: str) -> bytes:
     """Everything in the store about one feature."""
     feature = feature_id(data, text)
-    return json_bytes(
-        {
-            "about": data.features.drop(chain(*PLACES.values())).row(data.row_of[feature], named=True),
-            "cells": _cells(data, feature),
-            "labels": _labels(data, feature),
-            "genes": _genes(data, feature),
-            "gene_sets": _gene_sets(data, feature),
-            "tokens": _tokens(data, feature),
-            "neighbours": _neighbours(data, feature),
-            "effects": effects(data, feature),
-            "inputs": inputs(data, feature),
-            "edges": edges(data, feature),
-            "matches": _matches(data, feature),
-            "steering": _steering(data, feature),
-        }
-    )
+    found = {
+        "about": data.features.drop(chain(*PLACES.values())).row(data.row_of[feature], named=True),
+        "cells": _cells(data, feature),
+        "labels": _labels(data, feature),
+        "genes": _genes(data, feature),
+        "gene_sets": _gene_sets(data, feature),
+        "tokens": _tokens(data, feature),
+        "neighbours": _neighbours(data, feature),
+        "effects": effects(data, feature),
+        "inputs": inputs(data, feature),
+        "edges": edges(data, feature),
+        "matches": _matches(data, feature),
+        "steering": _steering(data, feature),
+    }
+    return json_bytes({**found, "summary": in_words(data, feature, found)})
 
 
 def codes_on_map(data: AtlasData, text: str) -> bytes:
@@ -104,6 +104,8 @@ def _cells(data: AtlasData, feature: int) -> dict[str, Any]:
     return {
         "splits": _counts(data, feature),
         "top": _with_cells(data, data.rows("feature_cell", feature).head(N_TOP)).to_dicts(),
+        "histograms": {split: codes.histogram(feature, split) for split in SPLITS},
+        "quantiles": _with_cells(data, codes.by_quantile(feature)).to_dicts(),
         "violins": {
             split: {column: codes.violins(feature, column, split) for column in data.label_columns} for split in SPLITS
         },
@@ -131,30 +133,37 @@ def _labels(data: AtlasData, feature: int) -> dict[str, Any]:
     """The labels of largest effect on `select` cells, with their figures and null bands on `test` cells."""
     if not data.has("feature_label"):
         return data.missing("feature_label")
-    rows = _of_test(data.rows("feature_label", feature), ["label_kind", "label"], "rank_biserial", _LABEL)
-    seen = rows.drop_nulls("rank_biserial")
-    seen = seen.sort(pl.col("select_rank_biserial").abs(), "label", descending=[True, False], nulls_last=True)
-    shown = seen.head(MOST_LABELS)
+    rows = _listed(data, "feature_label", feature, _label_rows)
+    seen = [row for row in rows if row["rank_biserial"] is not None]
+    shown = seen[:MOST_LABELS]
     bands = _bands(data, feature, shown)
     return {
-        "n_labels": seen.height,
-        "n_unseen": rows.height - seen.height,
-        "rows": [{**row, "null": bands.get((row["label_kind"], row["label"]))} for row in shown.iter_rows(named=True)],
+        "n_labels": len(seen),
+        "n_unseen": len(rows) - len(seen),
+        "rows": [{**row, "null": bands.get((row["label_kind"], row["label"]))} for row in shown],
     }
 
 
-def _bands(data: AtlasData, feature: int, rows: pl.DataFrame) -> dict[tuple[str, str], list[float]]:
+def _label_rows(rows: pl.DataFrame) -> pl.DataFrame:
+    order = ["feature_id", pl.col("select_rank_biserial").abs(), "label"]
+    found = _of_test(rows, ["label_kind", "label"], "rank_biserial", _LABEL)
+    return found.sort(order, descending=[False, True, False], nulls_last=True)
+
+
+def _bands(data: AtlasData, feature: int, rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[float]]:
     """The ends of the null band of each label that has one."""
     found: dict[tuple[str, str], list[float]] = {}
-    if not data.has("codes") or "method" not in rows.columns:
+    if not data.has("codes"):
         return found
-    for (kind, method), part in rows.drop_nulls("method").group_by("label_kind", "method"):
-        null = data.cached(Codes).null_band(feature, str(kind), str(method))
-        if null is not None:
-            for label in part["label"]:
-                mean, sd = null.of(label)
+    for kind, method in dict.fromkeys((row["label_kind"], row["method"]) for row in rows if row["method"] is not None):
+        null = data.cached(Codes).null_band(feature, kind, method)
+        if null is None:
+            continue
+        for row in rows:
+            if (row["label_kind"], row["method"]) == (kind, method):
+                mean, sd = null.of(row["label"])
                 if sd > 0:
-                    found[str(kind), label] = list(ends(mean, sd))
+                    found[kind, row["label"]] = list(ends(mean, sd))
     return found
 
 
@@ -162,23 +171,38 @@ def _genes(data: AtlasData, feature: int) -> dict[str, Any]:
     """Genes by expression (largest |Pearson| on `select`) and by identity (largest precision on `select`)."""
     if not data.has("feature_gene"):
         return data.missing("feature_gene")
-    mine = data.rows("feature_gene", feature)
-    parts = {}
-    for name, key in (("expression", "pearson"), ("identity", "identity_precision")):
-        rows = _of_test(mine, ["gene"], key, _GENE).filter(pl.col(f"select_{key}").abs() > 0)
-        strongest = rows.sort(pl.col(f"select_{key}").abs(), "gene", descending=[True, False]).head(N_GENES)
-        parts[name] = strongest.to_dicts()
-    return parts
+    shapes = {"expression": _expression_rows, "identity": _identity_rows}
+    return {name: _listed(data, "feature_gene", feature, shape) for name, shape in shapes.items()}
+
+
+def _expression_rows(rows: pl.DataFrame) -> pl.DataFrame:
+    return _strongest_genes(rows, "pearson")
+
+
+def _identity_rows(rows: pl.DataFrame) -> pl.DataFrame:
+    return _strongest_genes(rows, "identity_precision")
+
+
+def _strongest_genes(rows: pl.DataFrame, key: str) -> pl.DataFrame:
+    strength = pl.col(f"select_{key}").abs()
+    found = _of_test(rows, ["gene"], key, _GENE).filter(strength > 0)
+    ordered = found.sort("feature_id", strength, "gene", descending=[False, True, False])
+    return ordered.group_by("feature_id", maintain_order=True).head(N_GENES)
 
 
 def _gene_sets(data: AtlasData, feature: int) -> dict[str, Any]:
     """The gene sets of smallest p on `select` cells, of those that share a gene with it there."""
     if not data.has("feature_geneset"):
         return data.missing("feature_geneset")
-    mine, keys = data.rows("feature_geneset", feature), ["collection", "gene_set"]
-    chosen = mine.filter((pl.col("split") == "select") & (pl.col("overlap") > 0)) if mine.height else mine
-    shared = mine.join(chosen.select(keys), on=keys, how="semi") if mine.height else mine
-    return {"rows": _of_test(shared, keys, "p", _SET).sort("select_p", *keys).head(N_SETS).to_dicts()}
+    return {"rows": _listed(data, "feature_geneset", feature, _set_rows)}
+
+
+def _set_rows(rows: pl.DataFrame) -> pl.DataFrame:
+    keys = ["collection", "gene_set"]
+    chosen = rows.filter((pl.col("split") == "select") & (pl.col("overlap") > 0))
+    shared = rows.join(chosen, on=["feature_id", *keys], how="semi")
+    ordered = _of_test(shared, keys, "p", _SET).sort("feature_id", "select_p", *keys)
+    return ordered.group_by("feature_id", maintain_order=True).head(N_SETS)
 
 
 def _tokens(data: AtlasData, feature: int) -> dict[str, Any]:
@@ -294,15 +318,20 @@ def _headline(results: SteeringResults) -> dict[str, Any]:
     return {"title": title_of(results), "headline": {**figures, "words": metric_of(metric).description, "p": p}}
 
 
+def _listed(data: AtlasData, table: str, feature: int, shape: Shape) -> list[dict[str, Any]]:
+    """The rows of a feature, which a shape made and put in order."""
+    rows = data.rows(table, feature, shape).to_dicts()
+    return [{name: value for name, value in row.items() if name != "feature_id"} for row in rows]
+
+
 def _of_test(rows: pl.DataFrame, keys: Sequence[str], key: str, columns: Sequence[str]) -> pl.DataFrame:
-    """The rows of `test` cells, the columns named, and `select_KEY`, the figure by which they are chosen.
+    """The rows of `test` cells: feature_id, the columns named, and `select_KEY`, the figure by which they are chosen.
 
     A row that `select` cells have alone is kept without figures: it was chosen, and is not seen on `test`.
     """
-    if rows.is_empty():
-        return pl.DataFrame(schema={**dict.fromkeys(columns, pl.Float64), f"select_{key}": pl.Float64})
+    keys = ["feature_id", *keys]
     known = [name for name in columns if name in rows.columns]
-    test = rows.filter(pl.col("split") == "test").select(known)
+    test = rows.filter(pl.col("split") == "test").select("feature_id", *known)
     select = rows.filter(pl.col("split") == "select").select(*keys, pl.col(key).alias(f"select_{key}"))
     return select.join(test, on=keys, how="full", coalesce=True).with_columns(
         pl.lit(None).alias(name) for name in columns if name not in known

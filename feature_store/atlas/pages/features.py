@@ -9,11 +9,10 @@ import polars as pl
 
 from feature_store.atlas.columns import encode
 from feature_store.atlas.data import AtlasData, path_number
+from feature_store.atlas.pages.modules import of_features
 from feature_store.atlas.routes import Route
 
 CATEGORIES = ("class", "top_label", "top_label_kind", "context_kind", "module")
-N_GENES = 3
-"""Genes in the name of a module."""
 MOST_KEPT = 8_000_000
 """Features times labels up to which all figures stay in memory (200 MB): reading 100,000 features of 40 labels takes
 .25 s, and a colour should change within .1 s. Beyond it each label is read at its request."""
@@ -66,21 +65,9 @@ def _table(data: AtlasData) -> bytes:
         keys = ["feature_id", *best.values()]
         found = found.lazy().join(tests.rename(best), on=keys, how="left", maintain_order="left").collect()
     if data.has("feature_module") and data.has("module"):
-        found = found.join(_modules(data), on="feature_id", how="left", maintain_order="left")
+        found = found.join(of_features(data), on="feature_id", how="left", maintain_order="left")
     known = [name for name in CATEGORIES if name in found.columns]
     return encode(found.with_columns(pl.col(known).cast(pl.Categorical)))
-
-
-def _modules(data: AtlasData) -> pl.DataFrame:
-    """feature_id and module of the features of the newest modules, each by its number and first genes."""
-    every, members = (data.store.frame(name).collect() for name in ("module", "feature_module"))
-    newest = data.store.lineage.measured["modules"][0]
-    own = every.filter(pl.col("control").is_null(), run=newest)
-    genes = pl.col("top_genes").str.split(" ").list.head(N_GENES).list.join(" ")
-    name = pl.concat_str([pl.col("module").cast(pl.String), genes], separator=": ", ignore_nulls=True)
-    names = own.select(pl.col("module").alias("number"), name.alias("module"))
-    mine = members.filter(run=newest).select("feature_id", pl.col("module").alias("number"))
-    return mine.join(names, on="number").drop("number")
 
 
 def _labels(data: AtlasData) -> Iterator[tuple[str]]:

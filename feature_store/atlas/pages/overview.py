@@ -5,11 +5,12 @@ from typing import Any
 
 from feature_store.atlas.data import AtlasData
 from feature_store.atlas.page import title_of
+from feature_store.atlas.pages.selections import measures
 from feature_store.atlas.routes import Route, json_bytes
 
 TABLES = (
     "cells features feature_label feature_gene feature_geneset feature_token codes umap feature_umap feature_neighbour "
-    "profile_umap feature_match comparison representation steering steering_map training"
+    "profile_umap feature_match comparison representation steering steering_map training module"
 ).split()
 
 
@@ -32,6 +33,7 @@ def overview(data: AtlasData) -> bytes:
         "panel": None if panel is None else {"n_panel": panel.n_panel, "n_cells": panel.n_cells},
         "n_on_map": data.cells.height if data.has("cells") else 0,
         "label_columns": data.label_columns if data.has("cells") else [],
+        "measures": measures(data),
     }
     return json_bytes(facts)
 

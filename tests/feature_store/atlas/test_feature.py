@@ -16,7 +16,17 @@ from scipy.stats import gaussian_kde, rankdata
 
 from feature_store.associations import Labels, Strata, associate_batch, associate_labels
 from feature_store.atlas.pages.feature import nearest_of_random
-from feature_store.atlas.pages.feature_codes import N_POINTS, Codes, Columns, correlations, null_band, outline, spread
+from feature_store.atlas.pages.feature_codes import (
+    N_POINTS,
+    Codes,
+    Columns,
+    correlations,
+    null_band,
+    outline,
+    quantiles,
+    spread,
+)
+from feature_store.atlas.pages.feature_words import in_words
 from feature_store.atlas.resources import Resources
 from feature_store.query.metrics import METRICS
 
@@ -82,6 +92,77 @@ def test_few_or_equal_firing_cells_are_dots_and_silent_labels_have_neither():
     assert len(spread("a", 100, np.linspace(1, 2, 50))["outline"]) == N_POINTS
     silent = spread("a", 10, np.empty(0))
     assert (silent["n_firing"], silent["mean"], silent["outline"], silent["dots"]) == (0, 0.0, None, None)
+
+
+@pytest.mark.parametrize("split", ["test", "all"])
+def test_the_histogram_of_a_feature_counts_the_cells_in_which_it_fires(resources, atlas_store, split):
+    cells = code_of(atlas_store, 6)
+    values = (cells if split == "all" else cells.filter(split="test"))["value"].to_numpy()
+    fires = values[values != 0]
+    found = document(resources, 6)["cells"]["histograms"][split]
+    assert (found["n"], found["n_firing"]) == (values.size, fires.size)
+    assert found["counts"] == np.histogram(fires, len(found["counts"]), range=(0, fires.max()))[0].tolist()
+    assert found["quartiles"] == pytest.approx(np.quantile(fires, (0.25, 0.5, 0.75)))
+
+
+def test_cells_are_listed_from_every_fifth_of_those_in_which_a_feature_fires(resources, atlas_store):
+    ordered = code_of(atlas_store, 6).filter(pl.col("value") > 0).sort("value", "cell_idx", descending=[True, False])
+    found = document(resources, 6)["cells"]["quantiles"]
+    fifths = np.array_split(np.arange(ordered.height), 5)
+    assert [row["fifth"] for row in found] == [number for number in range(1, 6) for _ in range(4)]
+    for row in found:
+        place = ordered["cell_idx"].to_list().index(row["cell_idx"])
+        assert place in fifths[row["fifth"] - 1]
+        assert row["value"] == ordered["value"][place]
+    assert {found[0]["cell_idx"], found[-1]["cell_idx"]} == {ordered["cell_idx"][0], ordered["cell_idx"][-1]}
+    assert all(row["cell_id"] for row in found)
+
+
+def test_quantiles_are_those_of_numpy(rng):
+    for values in (np.array([2.0]), rng.normal(size=2), rng.normal(size=101)):
+        assert quantiles(values, (0, 0.1, 0.5, 0.77, 1)) == pytest.approx(np.quantile(values, (0, 0.1, 0.5, 0.77, 1)))
+
+
+def test_a_feature_in_words_stands_on_the_figures_of_its_tables(resources, atlas_store):
+    labels = atlas_store.frame("feature_label").filter(split="test", label_kind="cell_type").collect()
+    for feature in (4, 5, 6, 7):
+        about = document(resources, feature)["about"]
+        summary = document(resources, feature)["summary"]
+        (row,) = labels.filter(feature_id=feature, label=about["top_label"]).to_dicts()
+        assert about["top_label"] in summary["text"]
+        first = summary["checks"][0]
+        assert f"AUROC {row['auroc']:.3f} for {about['top_label']}" in first["text"]
+        assert first["holds"] == (row["q"] <= 0.05)
+        donors = next(check for check in summary["checks"] if "donors agree" in check["text"])
+        assert donors["text"].startswith(f"{row['n_agree']} of {row['n_donors']}")
+        assert donors["holds"] == (row["n_agree"] == row["n_donors"] and row["low"] > 0)
+        assert summary["grade"] in ("well supported", "partly supported")
+    assert document(resources, DEAD)["summary"]["grade"] == "silent"
+
+
+def about_of(**given: Any) -> dict[str, Any]:
+    """A document with one feature of nothing but what is given."""
+    names = "top_label top_label_kind top_genes top_identity_genes class class_confidence batch_effect".split()
+    about = {"dead": False, **dict.fromkeys(names), "top_label_auroc_select": 0.9, **given}
+    return {"about": about, "genes": {}, "gene_sets": {}, "matches": {}}
+
+
+def test_a_feature_of_nothing_is_unexplained_and_a_grade_needs_every_check_to_hold(atlas_store):
+    data = Resources(atlas_store).data
+    nothing = in_words(data, 1, about_of(**{"class": "mixed"}))
+    assert nothing["grade"] == "unexplained"
+    assert nothing["text"].startswith("Nothing that was tested explains it")
+    # of feature 4 four of four donors agree; another SAE or a firm class can only take that back
+    label = {"top_label": "B", "top_label_kind": "cell_type", "class": "cell-context"}
+    firm, shaky = (in_words(data, 4, about_of(**label, class_confidence=share)) for share in (0.95, 0.4))
+    assert (firm["grade"], shaky["grade"]) == ("well supported", "partly supported")
+    other = {"other": "beef", "other_feature_id": 3, "similarity": 0.4, "mutual": False, "p": 0.4}
+    lonely = in_words(data, 4, {**about_of(**label), "matches": {"rows": [other]}})
+    assert lonely["grade"] == "partly supported"
+    assert any("0 of 1 nearest features" in check["text"] and check["holds"] is False for check in lonely["checks"])
+    batch = in_words(data, 1, about_of(batch_effect=0.31, **{"class": "batch"}))
+    assert "tells batches apart" in batch["text"]
+    assert "31 %" in batch["checks"][0]["text"]
 
 
 def planted_cells(rng: np.random.Generator, n: int = 240) -> tuple[Any, Labels, Labels]:
@@ -365,7 +446,7 @@ def test_the_page_shows_every_part_and_hostile_names_as_text(open_page, hostile)
     assert hostile in panel(page, "Labels it separates").text_content()
     assert hostile in panel(page, "Its code by label").text_content()
     assert hostile in panel(page, "Gene sets").inner_text()
-    assert page.locator("svg.feature-chart").count() == 6
+    assert page.locator("svg.feature-chart").count() == 5
     assert page.evaluate("window.hacked") is None
     for name in (
         "Where it fires",
@@ -501,7 +582,7 @@ def test_what_is_missing_names_its_command(open_page, store_without, serving):
         ("Similar features in other SAEs", "feature_match"),
     ):
         assert store.made_by(table) in panel(page, name).inner_text()
-    assert panel(page, "Its code by label").locator("svg").count() == 2
+    assert panel(page, "Its code by label").locator("svg").count() == 1
 
 
 @pytest.mark.parametrize("dark", [False, True])

@@ -12,7 +12,15 @@ import pytest
 from cell_tables import written_cells
 from stored_bytes import hashes_of
 
-from feature_store.cells import make_splits, open_source, read_cells, read_panel, read_split_numbers, write_cells
+from feature_store.cells import (
+    StoredObs,
+    make_splits,
+    open_source,
+    read_cells,
+    read_panel,
+    read_split_numbers,
+    write_cells,
+)
 from feature_store.errors import InputError
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
@@ -138,3 +146,22 @@ def test_a_column_that_cannot_be_read_leaves_nothing_in_the_store(tmp_path: Path
     with pytest.raises(InputError, match="obs column 'kind'"):
         write_cells(layout, open_source(tmp_path / "a.h5ad"))
     assert not list((tmp_path / "store" / "cells").glob("*/plan.json"))
+
+
+def test_stored_obs_are_read_by_the_names_of_the_data_in_whichever_parts_they_lie(
+    scsae_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("feature_store.cells.cell_table.PART_CELLS", 700)
+    path, layout = scsae_data / "kang18_ifnb_2000x9015_counts.h5ad", Layout(tmp_path)
+    obs = anndata.read_h5ad(path).obs
+    with open_source(path) as source:
+        folder = layout.cells_dir(write_cells(layout, source, donor="donor", panel=500))
+    stored = StoredObs(folder)
+    assert {"donor", "condition", "n_counts"} <= set(stored.columns)
+    for cells in ([0, 3, 699, 700, 1999], [1400], list(range(650, 1420)), []):
+        found = stored.read(np.array(cells, dtype=np.int64), ["condition", "donor"])
+        assert found.columns == ["condition", "donor"]
+        assert found["condition"].to_list() == texts(obs["condition"].iloc[cells])
+        assert found["donor"].to_list() == texts(obs["donor"].astype(str).iloc[cells])
+    with pytest.raises(InputError, match=r"no column 'donr'.*donor"):
+        stored.read(np.array([0]), ["donr"])

@@ -86,9 +86,16 @@ def test_scattered_cells_of_several_files_have_the_genes_of_all(save: Callable[.
     assert (dense(open_source(paths).read_cells(cells), 5) == frames(*paths).to_numpy()[cells]).all()
 
 
-def test_read_first_takes_the_same_number_of_cells_from_each_file(save: Callable[..., Path]) -> None:
+def test_obs_of_cells_are_those_of_the_same_cells_in_every_file(save: Callable[..., Path]) -> None:
+    source = open_source([save("a.h5ad", ["G1", "G2"], 12), save("b.h5ad", ["G2", "G3"], 1200)])
+    columns, cells = source.obs().columns, np.array([1, 4, 11, 12, 16, 900, 1210])
+    assert source.obs_of_cells(cells, columns).equals(source.obs()[cells])
+
+
+def test_the_first_cells_are_the_same_number_of_cells_from_each_file(save: Callable[..., Path]) -> None:
     paths = [save(f"{i}.h5ad", ["G1", "G2"], n) for i, n in enumerate((30, 4, 30))]
-    rows = open_source(paths).read_first(18)
+    source = open_source(paths)
+    rows = source.read_cells(source.first_cells(18))
     wanted = np.concatenate([frames(path).to_numpy()[:6] for path in paths])
     assert (dense(rows, 2) == wanted).all()
 

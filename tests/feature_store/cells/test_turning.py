@@ -82,7 +82,7 @@ def test_before_it_is_turned_the_first_cells_alone_can_be_read(path: Path, count
     source = open_source(path)
     assert source.value_kind == "counts"
     assert (dense(source, 0, 600) == counts[:600]).all()
-    assert source.read_first(512).indptr[-1] == np.count_nonzero(counts[:512])
+    assert source.read_cells(source.first_cells(512)).indptr[-1] == np.count_nonzero(counts[:512])
     with pytest.raises(InputError, match=r"X of .* does not lie cell by cell.*scsae extract"):
         source.read_rows(2000, 2001)
 

@@ -82,3 +82,16 @@ def test_for_people_it_is_in_parts(store, capsys):
     shown = capsys.readouterr().out
     assert "evaluation eval-3" in shown
     assert "mix batch" in shown
+
+
+def test_people_see_the_metrics_that_compare_versions_and_every_one_if_they_want(store, capsys):
+    facts = version_facts(store, "m", 1)
+    facts["evaluation eval-1"] |= {"test/random features/remaining": 0.25, "test/chosen/p_random_features": 0.125}
+    write_version(facts, Destination(form="table"))
+    shown = capsys.readouterr().out
+    assert "test/chosen/remaining" in shown
+    assert "--all" in shown
+    assert not any(name in shown for name in ("random features", "p_random", "imported"))
+    write_version(facts, Destination(form="table"), every=True)
+    every = capsys.readouterr().out
+    assert all(name in every for name in ("random features", "p_random", "imported"))

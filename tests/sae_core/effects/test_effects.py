@@ -7,10 +7,11 @@ import pytest
 import torch
 from constructed_model import EARLY, constructed, random_cells, unit_autoencoder
 from mini_cells import mini_cells, random_autoencoder
+from tiny_checkpoints import write_tiny
 
 from sae_core.effects import EffectSums, HiddenGenes, add_cell, draw_directions
 from sae_core.errors import ConfigError
-from sae_core.scfm import CachedActivations, load_model
+from sae_core.scfm import CachedActivations, Tokens, load_model
 from sae_core.steering import Ablate, Clamp, SteeredModel, Steering
 
 N_NULLS, N_DRAWN = 3, 8
@@ -90,6 +91,36 @@ def test_a_cell_in_which_the_feature_does_not_fire_adds_nothing(mini, sae):
     directions = draw_directions(sae.W_dec, 7, torch.ones(64), n_nulls=2, seed=0)
     assert not add_cell(sums, cell, 7, directions, boosted=1.0, donor=0)
     assert sums.mean().gene_id.size == 0
+
+
+def test_in_a_causal_model_a_gene_has_an_effect_only_in_cells_where_the_feature_fires_before_it(tmp_path):
+    model = load_model(write_tiny(tmp_path, "transcriptformer"))
+    sae = random_autoencoder(model.d_model, theta=0.0)
+    tokens = Tokens(
+        offsets=np.array([0, 22]),
+        gene_id=np.r_[48, 2, np.arange(7, 27)],
+        value=np.r_[1, 1, np.arange(20) % 5 + 1].astype(np.float32),
+        is_special=np.arange(22) < 2,
+    )
+    cell = HiddenGenes(model, tokens, sae, "layer.0", seed=0)
+    at = int(cell.is_visible.nonzero()[8, 0])
+    cell.codes[:, 7] = 0
+    cell.codes[at, 7] = 2.0
+    sums = EffectSums(len(model.vocabulary), 5)
+    directions = draw_directions(sae.W_dec, 7, torch.ones(64), n_nulls=2, seed=0)
+    assert add_cell(sums, cell, 7, directions, boosted=5.0, donor=0)
+    reached = [gene for gene in cell.gene_id.tolist() if gene - 7 + 2 > at]
+    assert 0 < len(reached) < len(cell.gene_id)
+    assert sums.mean().gene_id.tolist() == reached
+    moved = cell.x.clone()
+    moved[at] -= 2.0 * directions.norm * directions.own
+    expected = (cell.answers(moved[None]) - cell.answers(cell.x[None]))[0]
+    np.testing.assert_allclose(sums.mean().effect[0, 0], expected[-len(reached) :], atol=1e-6)
+    # where it fires behind all of them, the cell says nothing
+    cell.codes[:, 7] = 0
+    cell.codes[-1, 7] = 2.0
+    assert cell.rows_of(7).tolist() == [21]
+    assert not add_cell(EffectSums(len(model.vocabulary), 5), cell, 7, directions, boosted=5.0, donor=0)
 
 
 def test_means_cells_and_donors_are_counted_by_gene():

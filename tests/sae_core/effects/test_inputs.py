@@ -25,7 +25,7 @@ from mini_cells import mini_cells, random_autoencoder
 
 from sae_core.effects import CellGenes, CellInputs, GeneMeans, InputGenes, InputSums, add_cell_inputs, choose_genes
 from sae_core.effects import inputs as inputs_module
-from sae_core.effects.candidates import levels
+from sae_core.effects.candidates import levels, sums_by_gene
 from sae_core.effects.inputs import without_each
 from sae_core.errors import ConfigError
 from sae_core.scfm import CachedActivations, Site, Tokens, load_model
@@ -109,6 +109,33 @@ def test_attributions_and_paths_of_a_cell_that_can_be_worked_out_by_hand():
     np.testing.assert_allclose(later.other, [0, -5, 5], atol=1e-5)
     np.testing.assert_allclose(later.total, [15, 15, 15], rtol=1e-6)
     np.testing.assert_allclose(later.gradient, [0, -5, 5], atol=1e-5)
+
+
+def test_all_tokens_of_a_repeated_gene_are_left_out_together_and_the_gene_counts_once():
+    # gene 0 stands twice in the cell, as a gene that was drawn twice
+    tokens, genes = hand_cell([0, N_EARLY, 0, 5], [1.0, 2.0, 1.0, 1.5]), only([1, 6, N_EARLY + 1])
+    cell = CellInputs(hand_model(), tokens, unit_autoencoder(EARLY, LATER), "layer.2", [0, N_EARLY + 2])
+    alone = CellInputs(
+        hand_model(), hand_cell([N_EARLY, 5], [2.0, 1.5]), unit_autoencoder(EARLY, LATER), "layer.2", [0, N_EARLY + 2]
+    )
+    assert without_each(tokens, np.array([2, 1])).lengths.tolist() == [2, 3]
+    np.testing.assert_allclose(cell.totals_without(np.array([2]))[0], alone.total, rtol=1e-6)
+    sums = [InputSums(genes) for _ in range(2)]
+    add_cell_inputs(sums, cell, donor=0)
+    early, later = (own.mean() for own in sums)
+    assert cell.total.tolist() == pytest.approx([4.0, 20.0])
+    np.testing.assert_allclose(early.own, [2, 0, 2], atol=1e-5)
+    np.testing.assert_allclose(early.other, [0, 0, 0], atol=1e-5)
+    np.testing.assert_allclose(later.own, [10, 5, 5], atol=1e-5)
+    # without gene 0 the mean of the feature is 1 in two tokens; without gene 48, 2/3 in three
+    np.testing.assert_allclose(later.total - later.own - later.other, [10, 20, 10], atol=1e-4)
+    assert early.n_cells.tolist() == [1, 1, 1]
+    cells = CellGenes(N_GENES + 1)
+    cells.add(tokens)
+    assert cells.beside(1).n[[1, 6, N_EARLY + 1]].tolist() == [1, 1, 1]
+    ids, found = sums_by_gene(tokens.gene_id, np.array([1.0, 2.0, 3.0, 4.0]))
+    assert ids.tolist() == [1, 6, N_EARLY + 1]
+    assert found.tolist() == [4.0, 4.0, 2.0]
 
 
 @pytest.mark.parametrize("site", ["layer.0", "mlp.1", "layer.2", "embedding"])

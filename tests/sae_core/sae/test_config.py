@@ -26,6 +26,7 @@ def test_a_wrong_k_is_refused_with_the_rule_and_the_value(k):
         ("aux_coefficient", float("nan")),
         ("l1_coefficient", -0.1),
         ("l0_coefficient", float("inf")),
+        ("orthogonality_coefficient", -0.5),
         ("bandwidth", 0.0),
     ],
 )

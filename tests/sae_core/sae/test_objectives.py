@@ -12,7 +12,7 @@ from torch.nn import functional
 from sae_core.sae import ARCHITECTURES, Normaliser, SAEConfig, TrainConfig, Trainer
 from sae_core.sae.constraints import DECAY_DEAD_THETA, UNIT_NORM, normalise_rows, remove_parallel
 from sae_core.sae.kernels import CPU, DENSE
-from sae_core.sae.objectives import L0, Forward, auxk, loss_of
+from sae_core.sae.objectives import L0, ORTHOGONALITY, Forward, auxk, loss_of, orthogonality
 
 D_MODEL, N_FEATURES, K, BANDWIDTH = 5, 16, 2, 0.4
 LEARNED = ["W_enc", "W_dec", "b_enc", "b_dec", "theta", "r_mag"]
@@ -105,6 +105,9 @@ def dense_term(name: str, arch: str, made: Trainer, x: Tensor, dead: Tensor) -> 
         acts = torch.where(dead, pre.relu(), 0.0)
         kept = acts * torch.zeros_like(acts).scatter(1, acts.topk(min(2, int(dead.sum())), dim=1).indices, 1.0)
         return (e - kept @ sae.W_dec).square().sum() / (e - e.mean(0)).square().sum()
+    if name == "orthogonality":
+        products = sae.W_dec @ sae.W_dec.T - 1e9 * torch.eye(N_FEATURES, dtype=torch.float64)
+        return products.amax(dim=1).relu().square().mean()
     if name == "l1":
         return z.sum(dim=1).mean()
     if name == "l0":
@@ -138,17 +141,19 @@ def test_a_term_equals_its_dense_equation_in_value_and_gradients_and_reaches_the
     )
     for name, a, b in zip(made._learned, found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9, msg=name)
-    # the count of active features moves thresholds alone (arXiv 2407.14435); all else reaches W_enc
-    reached = dict(zip(made._learned, found, strict=True))["theta" if term is L0 else "W_enc"]
+    # the count of active features moves thresholds alone (arXiv 2407.14435), the penalty the decoder; all else W_enc
+    name = {L0: "theta", ORTHOGONALITY: "W_dec"}.get(term, "W_enc")
+    reached = dict(zip(made._learned, found, strict=True))[name]
     assert bool(reached.abs().sum() > 0)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_the_loss_is_the_weighted_sum_of_its_terms_and_sparsity_alone_is_warmed_up(arch):
-    made = learner(arch, silent=(1, 4))
+    made = learner(arch, silent=(1, 4), orthogonality_coefficient=0.7)
     dead = torch.zeros(N_FEATURES, dtype=torch.bool).index_fill(0, torch.tensor([1, 4]), True)
     forward, objective = made._forward(batch(), dead), made.sae.architecture.objective
     weights = {"reconstruction": 1.0, "auxk": 1 / 32, "l1": 0.3, "gate_l1": 0.3, "gate_reconstruction": 1.0, "l0": 1.0}
+    weights["orthogonality"] = 0.7
     sparsity = {"l1", "gate_l1", "l0"}
     for warm_up in (1.0, 0.25):
         loss = loss_of(objective, forward, warm_up=warm_up)
@@ -162,7 +167,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms_and_sparsity_alone_is_warmed_
 @pytest.mark.parametrize("arch", ["batchtopk", "topk", "matryoshka", "standard"])
 def test_gradients_of_the_whole_loss_equal_finite_differences(arch):
     """Where no straight-through estimate or frozen decoder is in the way; steps too small to change what is chosen."""
-    made, x = learner(arch), batch(7)
+    made, x = learner(arch, orthogonality_coefficient=0.5), batch(7)
     alive = torch.zeros(N_FEATURES, dtype=torch.bool)
 
     def loss() -> Tensor:
@@ -253,6 +258,55 @@ def test_a_perfect_reconstruction_leaves_auxk_zero_and_its_gradients_finite():
     loss = auxk(Forward(**{**vars(forward), "nested_x_hat": (forward.x,)}))
     assert loss.item() == 0.0
     assert all(bool(g.isfinite().all()) for g in torch.autograd.grad(loss, made.sae.weights[:3], allow_unused=True))
+
+
+def test_the_penalty_on_alike_rows_passes_gradcheck_and_is_zero_between_rows_that_do_not_point_the_same_way():
+    made = learner()
+    forward = made._forward(batch(), torch.zeros(N_FEATURES, dtype=torch.bool))
+
+    def penalty(W_dec: Tensor) -> Tensor:
+        return orthogonality(Forward(**{**vars(forward), "weights": forward.weights._replace(W_dec=W_dec)}))
+
+    rows = functional.normalize(torch.randn(N_FEATURES, D_MODEL, dtype=torch.float64), dim=1).requires_grad_()
+    assert torch.autograd.gradcheck(penalty, (rows,))
+    axes = torch.eye(D_MODEL, dtype=torch.float64)
+    for none_alike in (axes, torch.cat([axes, -axes]), axes[:1]):
+        assert penalty(none_alike).item() == 0
+    # two of five rows have the cosine .6
+    axes[1, :2] = torch.tensor([0.6, 0.8], dtype=torch.float64)
+    assert penalty(axes).item() == pytest.approx(2 * 0.36 / 5)
+
+
+def test_rows_are_compared_inside_chunks_that_each_step_draws_anew(monkeypatch):
+    monkeypatch.setattr("sae_core.sae.objectives.CHUNK", 5)
+    made = learner()
+    forward = made._forward(batch(), torch.zeros(N_FEATURES, dtype=torch.bool))
+    products = (made.sae.W_dec @ made.sae.W_dec.T).detach()
+    values = set()
+    for step in range(6):
+        order = torch.randperm(N_FEATURES, generator=torch.Generator().manual_seed(step)).tolist()
+        chunks = [order[start : start + 4] for start in range(0, N_FEATURES, 4)]
+        expected = sum(
+            max(0.0, *(products[f, g].item() for g in chunk if g != f)) ** 2 for chunk in chunks for f in chunk
+        )
+        value = orthogonality(Forward(**{**vars(forward), "step": step})).item()
+        assert value == pytest.approx(expected / N_FEATURES)
+        values.add(value)
+    assert len(values) == 6
+    assert forward.step == 0
+
+
+def test_the_penalty_turns_alike_rows_away_from_each_other():
+    x = torch.randn(2000, 8, generator=torch.Generator().manual_seed(3))
+    largest = []
+    for coefficient in (0.0, 5.0):
+        config = SAEConfig(d_model=8, n_features=32, k=2, orthogonality_coefficient=coefficient)
+        made = Trainer(config, TrainConfig(n_steps=60, batch_size=100), Normaliser.fit([x]))
+        for step in range(60):
+            made.step(x[step * 100 % 2000 :][:100])
+        rows = made.sae.W_dec.detach()
+        largest.append(float((rows @ rows.T).fill_diagonal_(-1).amax(dim=1).mean()))
+    assert largest[1] < largest[0] - 0.05
 
 
 def test_the_gradient_parallel_to_a_unit_row_is_removed():

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sae_core.scfm.binning import digit_ranges
+from sae_core.scfm.binning import digit_ranges, edge_counts
 
 
 def by_quantiles(values: np.ndarray, n_bins: int) -> tuple[np.ndarray, np.ndarray]:
@@ -34,6 +34,14 @@ def test_hand_computed_digits() -> None:
     ranges = digit_ranges(np.array([2.0, 1.0, 9.0, 1.0]), np.zeros(4, dtype=np.int64), n_cells=1, n_bins=5)
     np.testing.assert_array_equal(ranges.low, [3, 1, 4, 1])
     np.testing.assert_array_equal(ranges.high, [3, 2, 4, 2])
+
+
+def test_edges_below_and_not_above_by_hand() -> None:
+    # the edges of two cells, 1 1 2 9 and 4, are 1 1 2 9 and four times 4
+    values, cell = np.array([2.0, 4.0, 1.0, 9.0, 1.0]), np.array([0, 1, 0, 0, 0])
+    edges = edge_counts(values, cell, n_cells=2, n_bins=5)
+    np.testing.assert_array_equal(edges.below, [2, 0, 0, 3, 0])
+    np.testing.assert_array_equal(edges.not_above, [3, 4, 2, 4, 2])
 
 
 def test_cells_are_binned_on_their_own() -> None:

@@ -24,7 +24,7 @@ def test_a_family_of_another_package_is_recognised_and_loaded(tmp_path: Path, to
     with pytest.raises(CheckpointError, match=r"scfoundation: .*toy \(scsae-toy 0\.3\): toy\.json"):
         load_model(tmp_path)
     with pytest.raises(ConfigError, match=r"part was 'cell'.*toy \(scsae-toy 0\.3\).*only scfoundation"):
-        load_model(tmp_path / "mine", part="cell")
+        load_model(tmp_path / "mine", options={"part": "cell"})
 
 
 def test_without_the_package_its_folder_is_of_no_known_family(tmp_path: Path) -> None:

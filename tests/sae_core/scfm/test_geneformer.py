@@ -16,8 +16,8 @@ import torch
 from sae_core.checkpoint_files import read_dictionary
 from sae_core.errors import CheckpointError, ConfigError, TokenizationError
 from sae_core.scfm import Geneformer, GeneMatch, Site, Tokens, load_model
-from sae_core.scfm.geneformer_files import find_dictionaries
-from sae_core.scfm.geneformer_tokenizer import GeneformerTokenizer
+from sae_core.scfm.geneformer.files import find_dictionaries
+from sae_core.scfm.geneformer.tokenizer import GeneformerTokenizer
 
 Write = Callable[..., Path]
 PAD, MASK, CLS, EOS = range(4)
@@ -330,17 +330,17 @@ def test_dictionaries_may_be_named_and_then_no_others_are_taken(write_geneformer
     only = tmp_path / "away" / "only"
     names = {f"OTHER{i}": f"ENSG{i + 1:011d}" for i in range(40)}
     (only / "gene_name_id_dict_gc104M.pkl").write_bytes(pickle.dumps(names))
-    with pytest.raises(CheckpointError, match=r"44 tokens.*--dictionaries DIR"):
+    with pytest.raises(CheckpointError, match=r"44 tokens.*--model-option dictionaries=DIR"):
         load_model(away)
-    model = load_model(away, dictionaries=only)
+    model = load_model(away, options={"dictionaries": only})
     assert model.match_genes(["OTHER3"]).n_matched == 1
-    assert load_model(here, dictionaries=only).digest != load_model(here).digest
+    assert load_model(here, options={"dictionaries": only}).digest != load_model(here).digest
     assert str(only) in " ".join(model.notes)
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match=r"found: none"):
-        load_model(here, dictionaries=tmp_path / "empty")
+        load_model(here, options={"dictionaries": tmp_path / "empty"})
     with pytest.raises(CheckpointError, match=r"nowhere.*no folder"):
-        load_model(here, dictionaries=tmp_path / "nowhere")
+        load_model(here, options={"dictionaries": tmp_path / "nowhere"})
 
 
 def test_rows_of_the_embedding_and_vocab_size_must_agree(write_geneformer: Write) -> None:

@@ -16,9 +16,9 @@ from torch import nn
 
 from sae_core.errors import CheckpointError, ConfigError, TokenizationError
 from sae_core.scfm import GeneMatch, ScFoundation, Site, Tokens, load_model
-from sae_core.scfm.scfoundation_decoder import Performer
-from sae_core.scfm.scfoundation_files import read_gene_list
-from sae_core.scfm.scfoundation_tokenizer import Resolution, ScFoundationTokenizer
+from sae_core.scfm.scfoundation.decoder import Performer
+from sae_core.scfm.scfoundation.files import read_gene_list
+from sae_core.scfm.scfoundation.tokenizer import Resolution, ScFoundationTokenizer
 
 Write = Callable[..., Path]
 N_GENES, D = 40, 16
@@ -310,33 +310,33 @@ def test_another_resolution_is_refused(text: str) -> None:
 
 def test_parts_and_resolutions_are_options_that_change_the_digest(write_scfoundation: Write, tmp_path: Path) -> None:
     folder = write_scfoundation()
-    by_path, by_option = load_model(folder / "rde"), load_model(folder, part="rde")
+    by_path, by_option = load_model(folder / "rde"), load_model(folder, options={"part": "rde"})
     assert by_path.digest == by_option.digest
-    deeper = load_model(folder, part="rde", resolution="t4.5")
+    deeper = load_model(folder, options={"part": "rde", "resolution": "t4.5"})
     assert isinstance(deeper, ScFoundation)
     assert deeper.tokenizer.resolution == Resolution("t", 4.5)
-    assert load_model(folder, resolution="t4.0").digest == load_model(folder).digest
+    assert load_model(folder, options={"resolution": "t4.0"}).digest == load_model(folder).digest
     assert len({by_path.digest, deeper.digest, load_model(folder).digest}) == 3
     assert "t4.5" in " ".join(deeper.notes)
     with pytest.raises(CheckpointError, match=r"'rde'.*'gene'"):
-        load_model(folder / "rde", part="gene")
+        load_model(folder / "rde", options={"part": "gene"})
     with pytest.raises(ConfigError, match=r"dictionaries.*scfoundation.*geneformer"):
-        load_model(folder, dictionaries=tmp_path)
+        load_model(folder, options={"dictionaries": tmp_path})
     with pytest.raises(ConfigError, match=r"part.*scgpt.*scfoundation"):
-        load_model("mini", part="rde")
+        load_model("mini", options={"part": "rde"})
 
 
 def test_a_file_of_one_model_has_no_parts(write_scfoundation: Write) -> None:
     folder = write_scfoundation()
     content = torch.load(folder / "models.ckpt", weights_only=True)
-    expected = load_model(folder, part="rde").state_dict()
+    expected = load_model(folder, options={"part": "rde"}).state_dict()
     for path in (folder / "mine.ckpt", folder / "models.ckpt"):
         torch.save(content["rde"], path)
         for given in (path, folder) if path.name == "models.ckpt" else (path,):
             state = load_model(given).state_dict()
             assert all(torch.equal(state[key], value) for key, value in expected.items())
     with pytest.raises(CheckpointError, match=r"no part 'rde'"):
-        load_model(folder, part="rde")
+        load_model(folder, options={"part": "rde"})
 
 
 class _Settings(dict[str, object]):
@@ -379,7 +379,7 @@ def test_gene_embeddings_are_the_decoders_vectors_of_all_genes(
     write_scfoundation: Write, tokenize: Callable[..., Tokens]
 ) -> None:
     folder = write_scfoundation()
-    model, w = load_model(folder, part="gene"), weights_of(folder, "gene")
+    model, w = load_model(folder, options={"part": "gene"}), weights_of(folder, "gene")
     assert isinstance(model, ScFoundation)
     tokens = tokenize(model)
     found = model.gene_embeddings(tokens)

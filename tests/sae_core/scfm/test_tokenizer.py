@@ -8,7 +8,7 @@ import scipy.sparse as sp
 
 from sae_core.errors import ConfigError, TokenizationError
 from sae_core.scfm import GeneMatch, ScGPT, Tokens, load_model
-from sae_core.scfm.scgpt_tokenizer import ScGPTTokenizer
+from sae_core.scfm.scgpt.tokenizer import ScGPTTokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -62,6 +62,23 @@ def test_ids_are_read_with_any_version_in_any_case_and_from_the_place_of_the_sym
     assert tokens_of(BY_ID, [("ONE", "ENSG00000000008"), ("TWO", "")]) == [None, "ENSG00000000002"]
 
 
+def test_ids_of_other_forms_are_those_that_the_model_has_without_their_version() -> None:
+    fly = Vocabulary(
+        tokens=("[PAD]", "FBgn0000008", "YAL001C", "ENSG00000000001"), special=frozenset({"[PAD]"}), genes_are="ids"
+    )
+    genes = [
+        ("a", "FBgn0000008"),
+        ("FBgn0000008.2", ""),
+        ("YAL001C", "ENSG00000000009"),
+        ("[PAD]", "[PAD]"),
+        ("fbgn0000008", ""),
+    ]
+    assert tokens_of(fly, genes) == ["FBgn0000008", "FBgn0000008", None, None, None]
+    assert fly.match(["FBgn0000008", "YAL001C"]).n_by_symbol == 0
+    # where genes are symbols, a name in the place of an id is none
+    assert tokens_of(VOCABULARY, [("unknown", "LYZ"), ("LYZ", "")]) == [None, "LYZ"]
+
+
 def test_where_genes_are_symbols_an_id_decides_only_against_the_tokens_own() -> None:
     own, other, unknown = "ENSG00000156738", "ENSG00000167286", "ENSG00000000077"
     # LYZ has no id in the table, so its name holds; MS4A1 has, so the id of CD3D is CD3D's whatever its symbol

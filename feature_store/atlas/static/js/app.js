@@ -2,13 +2,15 @@
 
 import { isDark } from "./colour.js";
 import { h, clear } from "./dom.js";
-import { overview, NotThere } from "./data.js";
-import { go, href, onChange, parse } from "./state.js";
+import { overview, NotThere, watch } from "./data.js";
+import { help } from "./help.js";
+import { Kept, hrefOf, onKept } from "./kept.js";
+import { comeBack, go, href, onChange, parse } from "./state.js";
 
 const PAGES = [
-  ["atlas", "Atlas"], ["search", "Search"], ["batch", "Batch"], ["steering", "Steering"], ["controls", "Controls"], ["run", "Run"],
+  ["atlas", "Atlas"], ["cells", "Cells"], ["modules", "Modules"], ["search", "Search"], ["compare", "Compare"], ["batch", "Batch"], ["steering", "Steering"], ["controls", "Controls"], ["run", "Run"],
 ];
-const KNOWN = new Set([...PAGES.map(([name]) => name), "feature"]);
+const KNOWN = new Set([...PAGES.map(([name]) => name), "feature", "label"]);
 const root = document.getElementById("app");
 let main = h("main", { id: "main", tabindex: -1 });
 const links = PAGES.map(([name, text]) => h("a", { href: href(name), "data-page": name }, text));
@@ -36,11 +38,23 @@ function themeSwitch() {
   }, "◐");
 }
 
+// The link to Compare says how many features are kept, and carries them along.
+async function countKept() {
+  const about = await overview().catch(() => null), link = links.find((one) => one.dataset.page === "compare");
+  if (!about) return;
+  const { list } = new Kept(about);
+  link.textContent = list.length ? `Compare (${list.length})` : "Compare";
+  link.setAttribute("href", list.length ? hrefOf(list) : href("compare"));
+}
+
+// Runs that are committed while a page is open are announced; the page stays as it is until somebody wants the new ones.
+const news = h("div", { class: "news", role: "status", hidden: true }, h("span", {}, "There are new results in this store."), " ", h("button", { type: "button", onclick: () => location.reload() }, "Reload"));
+
 clear(root,
   h("a", { class: "skip", href: "#main", onclick: (event) => { event.preventDefault(); main.focus(); } }, "Skip to content"),
   h("header", {}, h("a", { class: "brand", href: href("atlas") }, h("img", { src: "static/icon.svg", alt: "", width: 24, height: 24 }), h("span", {}, "scsae atlas")),
-    h("nav", { "aria-label": "Pages" }, links), h("span", { class: "dataset" }, root.dataset.title), themeSwitch()),
-  main);
+    h("nav", { "aria-label": "Pages" }, links), h("span", { class: "dataset" }, root.dataset.title), h("button", { type: "button", class: "tool help-open", "aria-label": "Help: a short tour and the glossary", title: "Help (?)", onclick: () => help() }, "?"), themeSwitch()),
+  news, main);
 
 async function show(state, { anew = false } = {}) {
   const own = ++turn;
@@ -66,6 +80,8 @@ async function show(state, { anew = false } = {}) {
     Object.assign(made, await page.show(fresh, state));
     if (shown !== made) made.close?.();
     fresh.removeAttribute("aria-busy");
+    // "back" returns to the control that was left; whoever went on since stays where they are
+    if (own > 1 && !anew && document.activeElement === fresh) comeBack();
     fresh.dataset.ready = key;
   } catch (error) {
     if (own !== turn) return;
@@ -85,6 +101,15 @@ document.addEventListener("keydown", (event) => {
   const input = document.getElementById("search-input");
   input ? input.focus() : go("search");
 });
+// "?" explains
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "?" || event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, textarea")) return;
+  event.preventDefault();
+  help();
+});
 
+onKept(countKept);
+countKept();
+watch(() => { news.hidden = false; });
 onChange((state) => show(state));
 show(parse());

@@ -7,10 +7,15 @@ export function ticks(low, high, n = 5) {
   if (!(high > low)) return [low];
   const rough = (high - low) / n;
   const unit = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((m) => m * unit).find((s) => (high - low) / s <= n) ?? 10 * unit;
-  const found = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; i++) found.push(Number((i * step).toPrecision(12)));
-  return found;
+  const steps = [0.1, 0.2, 0.5, 1, 2, 5, 10].map((m) => m * unit), first = steps.findIndex((s) => s >= unit && (high - low) / s <= n);
+  const every = (step) => {
+    const found = [];
+    for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; i++) found.push(Number((i * step).toPrecision(12)));
+    return found;
+  };
+  // a single number on an axis gives no scale
+  for (let place = first < 0 ? steps.length - 1 : first; place > 0; place--) if (every(steps[place]).length > 1) return every(steps[place]);
+  return every(steps[0]);
 }
 
 export function linear([low, high], [from, to]) {
@@ -31,9 +36,10 @@ export function logarithmic([low, high], [from, to]) {
 
 export const tickText = (x) => (x !== 0 && (Math.abs(x) < 1e-3 || Math.abs(x) >= 1e5) ? x.toExponential(0) : Number(x.toPrecision(6)).toString());
 
-// An SVG with room for axes; `draw` puts shapes into {plot, width, height}: the inner size. It scales with its column.
-export function frame({ width = 480, height = 240, left = 48, right = 12, top = 10, bottom = 34, label }, draw) {
-  const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, class: "chart", role: "img", "aria-label": label });
+// An SVG with room for axes; `draw` puts shapes into {plot, width, height}: the inner size. It scales with its column. `role`:
+// "group" where there are links inside, which an image would hide from a screen reader.
+export function frame({ width = 480, height = 240, left = 48, right = 12, top = 10, bottom = 34, label, role = "img" }, draw) {
+  const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, class: "chart", role, "aria-label": label });
   const plot = svg("g", { transform: `translate(${left} ${top})` });
   root.append(svg("title", {}, label), plot);
   draw({ plot, width: width - left - right, height: height - top - bottom });
@@ -54,7 +60,9 @@ export function yAxis(plot, scale, { n = 5, title, width, height, format = tickT
     const y = scale(tick);
     plot.append(svg("line", { x1: 0, x2: width, y1: y, y2: y, class: "grid" }), svg("text", { x: -6, y: y + 3.5, "text-anchor": "end", class: "tick-text" }, format(tick)));
   }
-  if (title) plot.append(svg("text", { transform: `translate(-38 ${height / 2}) rotate(-90)`, "text-anchor": "middle", class: "axis-title" }, title));
+  // beyond the longest number
+  const beside = Math.max(38, 14 + 6.3 * Math.max(0, ...scale.ticks(n).map((tick) => format(tick).length)));
+  if (title) plot.append(svg("text", { transform: `translate(${-beside} ${height / 2}) rotate(-90)`, "text-anchor": "middle", class: "axis-title" }, title));
 }
 
 // A box whose chart, `draw(width)`, is drawn anew where its width changes, so that its text keeps its size on a phone.

@@ -42,12 +42,12 @@ function firstNotBefore(ids, wanted) {
   return low;
 }
 
-// {id, idx, split, labels: {column: value}, features, values, nActive, inPanel, keep, isCut, missing} of a cell. isCut: whether
+// {id, idx, split, labels: {column: value}, features, values, percentiles, nActive, inPanel, keep, isCut, missing} of a cell. isCut: whether
 // smaller codes than the `keep` largest may be missing; null where the panel is all cells.
 export async function cell(idx) {
   const found = await json(`cell_features/${Math.floor(idx / CHUNK)}.json`);
   const i = idx - found.first;
   const labels = Object.fromEntries(Object.entries(found.labels).map(([name, column]) => [name, column[i]]));
   const inPanel = found.panel?.[i] ?? true, nActive = found.n_active?.[i] ?? 0, isCut = found.panel ? !inPanel && nActive >= found.keep : null;
-  return { id: found.cell_id[i], idx, split: found.split[i], labels, features: found.feature_id?.[i] ?? [], values: found.value?.[i] ?? [], nActive, inPanel, keep: found.keep, isCut, missing: found.missing ?? null };
+  return { id: found.cell_id[i], idx, split: found.split[i], labels, features: found.feature_id?.[i] ?? [], values: found.value?.[i] ?? [], percentiles: found.percentile?.[i] ?? [], nActive, inPanel, keep: found.keep, isCut, missing: found.missing ?? null };
 }

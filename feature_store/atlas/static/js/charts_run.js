@@ -30,14 +30,14 @@ export function representationLegend(names) {
     svg("svg", { width: 14, height: 14, viewBox: "0 0 14 14", "aria-hidden": "true" }, mark(name, 7, 7)), h("span", {}, name)))));
 }
 
-// Rows of dots: rows [{name, points: [{of, value, low, high}]}]; `zero`: a line to be held against; null values are left out.
+// Rows of dots: rows [{name, link, points: [{of, value, low, high}]}]; `link` is where a name leads, or null; `zero`: a line to be held against; null values are left out.
 export function dotRows(width, { rows, domain, title, label, zero = null }) {
   const left = Math.round(Math.min(210, width * 0.36)), letters = Math.floor((left - 12) / LETTER);
-  return frame({ width, height: rows.length * ROW + 52, left, right: 14, top: 6, bottom: 40, label }, ({ plot, width: inner, height }) => {
+  return frame({ width, height: rows.length * ROW + 52, left, right: 14, top: 6, bottom: 40, label, role: rows.some(({ link }) => link) ? "group" : "img" }, ({ plot, width: inner, height }) => {
     const x = linear(domain, [0, inner]), inside = (value) => Math.max(-3, Math.min(inner + 3, x(value)));
-    rows.forEach(({ name, points }, i) => {
-      const y = (i + 0.5) * ROW;
-      plot.append(svg("line", { x1: 0, x2: inner, y1: y, y2: y, class: "grid" }), svg("text", { x: -8, y: y + 4, "text-anchor": "end" }, svg("title", {}, name), cut(name, letters)));
+    rows.forEach(({ name, link, points }, i) => {
+      const y = (i + 0.5) * ROW, text = svg("text", { x: -8, y: y + 4, "text-anchor": "end", class: link ? "link" : null }, svg("title", {}, name), cut(name, letters));
+      plot.append(svg("line", { x1: 0, x2: inner, y1: y, y2: y, class: "grid" }), link ? svg("a", { href: link }, text) : text);
       for (const { of, value, low, high } of points) {
         if (value === null || value === undefined) continue;
         if (low !== null && low !== undefined && high !== null) plot.append(svg("line", { x1: inside(low), x2: inside(high), y1: y, y2: y, class: "whisker", stroke: lookOf(of)[0] }));
@@ -54,7 +54,7 @@ const cut = (text, n) => (text.length > n ? `${text.slice(0, Math.max(1, n - 1))
 // Counts between edges [n + 1], one list of counts a class on top of each other. `line`: a height to be held against;
 // `at`: a place on the x axis, with its name.
 export function histogram(width, { edges, stacks, xTitle, yTitle, label, line = null, at = null, height = 210, format = tickText }) {
-  return frame({ width, height, left: 50, right: 14, top: 14, bottom: 40, label }, ({ plot, width: inner, height: tall }) => {
+  return frame({ width, height, left: 56, right: 14, top: 14, bottom: 40, label }, ({ plot, width: inner, height: tall }) => {
     const totals = edges.slice(1).map((_, i) => stacks.reduce((sum, { counts }) => sum + counts[i], 0));
     const x = linear([edges[0], edges.at(-1)], [0, inner]), y = linear([0, Math.max(1, ...totals, line ?? 0) * 1.05], [tall, 0]);
     yAxis(plot, y, { n: 4, title: yTitle, width: inner, height: tall });
@@ -77,7 +77,7 @@ export function histogram(width, { edges, stacks, xTitle, yTitle, label, line = 
 
 // A score against a number of features, which are evenly spaced: series [{of, points: [{k, value, low, high}]}].
 export function scoreLines(width, { ks, series, xTitle, yTitle, label, height = 260 }) {
-  return frame({ width, height, left: 50, right: 14, top: 12, bottom: 42, label }, ({ plot, width: inner, height: tall }) => {
+  return frame({ width, height, left: 56, right: 14, top: 12, bottom: 42, label }, ({ plot, width: inner, height: tall }) => {
     const values = series.flatMap(({ points }) => points.flatMap(({ value, low, high }) => [value, low, high])).filter((v) => v !== null && v !== undefined);
     const y = linear([Math.max(0, Math.min(...values) - 0.03), Math.min(1, Math.max(...values) + 0.03)], [tall, 0]), room = inner / ks.length;
     yAxis(plot, y, { n: 5, title: yTitle, width: inner, height: tall });

@@ -8,6 +8,8 @@ export const CLASS = {
   "gene-identity": "#009e73", "cell-context": "#0072b2", batch: "#d55e00", mixed: "#e69f00", dead: "#8a8a8a",
 };
 const VIRIDIS = ["#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"];
+// the darkest part of it could not be seen on dark paper
+const VIRIDIS_ON_DARK = ["#6a54b0", "#5566b5", "#4a7cb4", "#3c92a8", ...VIRIDIS.slice(5)];
 // careful: the middle is neither paper's colour, or dots about it could not be seen
 const SIGNED = { light: ["#1b5ea6", "#5b9bd0", "#9cc0dd", "#bfc4ca", "#eeb79c", "#dd7350", "#a8142a"], dark: ["#4ea1f0", "#4a82b8", "#4f6a85", "#656b73", "#96685a", "#d0694d", "#ff6a55"] };
 const STEPS = 256;
@@ -24,7 +26,7 @@ export function packed(hex, alpha = 255) {
   return ((alpha << 24) | ((value & 255) << 16) | (((value >> 8) & 255) << 8) | (value >> 16)) >>> 0;
 }
 
-export const QUIET = () => packed(isDark() ? "#4a4f57" : "#c9cdd3");
+export const QUIET = () => packed(isDark() ? "#6b737e" : "#c9cdd3");
 
 // The colour of each of n names, the same in every picture: by its place.
 export const colourOf = (i) => NAMED[i % NAMED.length];
@@ -45,7 +47,7 @@ const ramps = {};
 // 256 packed colours: "sequential" (dark to light on dark paper, light to dark on light), "signed" about its middle.
 export function rampOf(kind) {
   const theme = isDark() ? "dark" : "light", key = `${kind}-${theme}`;
-  ramps[key] ??= ramp(kind === "signed" ? SIGNED[theme] : theme === "dark" ? VIRIDIS : [...VIRIDIS].reverse());
+  ramps[key] ??= ramp(kind === "signed" ? SIGNED[theme] : theme === "dark" ? VIRIDIS_ON_DARK : [...VIRIDIS].reverse());
   return ramps[key];
 }
 

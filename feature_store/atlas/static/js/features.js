@@ -2,6 +2,12 @@
 
 import { columns } from "./data.js";
 
+// The maps of the features: their columns, the table behind each, and how far to trust it.
+export const MAPS = {
+  labels: { x: "px", y: "py", table: "profile_umap", text: "label profiles", said: "Features that are associated with the same labels on select cells lie together, by construction of the map." },
+  directions: { x: "x", y: "y", table: "feature_umap", text: "decoder directions", said: "Features whose decoder directions have a large cosine lie together. Most directions in a space of many dimensions are nearly orthogonal, so a short distance on this map is weak evidence." },
+};
+
 export class Features {
   static async load() {
     return new Features(await columns("features.cols"));

@@ -3,7 +3,8 @@
 import { h, svg, count, csv, download, empty, fixed, fmt, ofPanel, percent, pvalue, smallTable, words, isKnown, DASH } from "./dom.js";
 import { CLASS } from "./colour.js";
 import { json, overview } from "./data.js";
-import { href } from "./state.js";
+import { geneLinks } from "./links_out.js";
+import { href, labelHref } from "./state.js";
 import { cell } from "./cells.js";
 
 const ALPHA = 0.05;
@@ -63,9 +64,10 @@ export async function rankedPanel(entry, kind, features) {
   const shown = found.n > ids.length ? `the best ${count(ids.length)} of ${count(found.n)} features` : found.n === 1 ? "the only feature with figures" : `all ${count(found.n)} features with figures`;
   return [
     title,
+    entry.type === "gene" ? h("p", {}, "Described elsewhere: ", geneLinks(entry.name)) : null,
     h("p", { class: "quiet" }, `${shown[0].toUpperCase()}${shown.slice(1)}, ranked on select cells ${told.how}. The other figures are of test cells, which were not used for the ranking${about.panel ? `; all cells are those${ofPanel(about)}` : ""}; ${nSure ? `${count(nSure)} of the listed features are significant (q ≤ ${ALPHA})` : `none of the listed features is significant: there is no feature of ${entry.name} at q ≤ ${ALPHA}`}. In a bar, the line marks the value on select cells.`),
     smallTable(heads.filter((head) => head !== null), rows, { caption: `Features that go with ${entry.name}, best first` }),
-    h("p", { class: "found-save" }, h("button", { type: "button", onclick: () => save(entry, columns, features) }, "CSV")),
+    h("p", { class: "found-save" }, h("button", { type: "button", onclick: () => save(entry, columns, features) }, "CSV"), entry.type === "label" ? [" ", h("a", { href: labelHref(entry.kind.slice("label:".length), entry.name) }, `The page of ${entry.name}`)] : null),
     entry.type === "gene" ? changers(entry, found.changed_by, features) : null,
   ];
 }
@@ -89,20 +91,20 @@ function changers(entry, rows, features) {
 export async function cellPanel(idx, names, features) {
   const found = await cell(idx);
   const title = h("h2", { class: "found-title" }, found.id, " ", h("span", { class: "tag" }, "cell"));
-  const labels = [["cell_idx", `#${found.idx}`], ["split", found.split], ...Object.entries(found.labels)].filter(([, value]) => isKnown(value));
+  const labels = [["place in the data set", `#${found.idx}`], ["split", found.split], ...Object.entries(found.labels)].filter(([, value]) => isKnown(value));
   const facts = h("dl", { class: "found-facts" }, labels.map(([name, value]) => h("div", {}, h("dt", {}, words(name)), h("dd", {}, labelLink(name, value, names)))));
   if (found.missing) return [title, facts, empty(found.missing)];
   if (!found.features.length) return [title, facts, h("p", { class: "empty" }, "No feature fires in this cell.")];
-  const largest = found.values[0], digits = largest >= 100 ? 0 : largest >= 1 ? 2 : 4;
+  const largest = Math.max(...found.values), digits = largest >= 100 ? 0 : largest >= 1 ? 2 : 4;
   const rows = found.features.map((id, i) => [
     { text: featureLink(id), class: "number" }, { text: nameOf(id, features), class: "found-name" }, { text: classOf(id, features), class: "wide nowrap" },
-    { text: fixed(found.values[i], digits), class: "number" }, bar(found.values[i], { range: [0, largest], zero: 0, isSure: true }),
+    { text: fixed(found.values[i], digits), class: "number" }, { text: percent(found.percentiles[i]), class: "number" }, bar(found.percentiles[i], { range: [0, 1], zero: 0, isSure: true }),
   ]);
-  const heads = [{ text: "id", class: "number", title: "Feature" }, "genes, best label", { text: "class", class: "wide" }, { text: "code", class: "number", title: "The largest activation among the cell's tokens, or their mean: as the codes were pooled" }, ""];
+  const heads = [{ text: "id", class: "number", title: "Feature" }, "genes, best label", { text: "class", class: "wide" }, { text: "code", class: "number", title: "The largest activation among the cell's tokens, or their mean: as the codes were pooled" }, { text: "above", class: "number", title: "Share of other cells whose code of the same feature is smaller; equal ones count half" }, { text: "0 to 100 %", class: "bar-head" }];
   const kept = found.isCut === null ? "" : found.inPanel ? " All its codes are kept, because it is in the panel." : " It is outside the panel, but has no more codes than are kept of such a cell.";
-  const all = found.nActive > rows.length ? `The ${rows.length} with the largest code of ${count(found.nActive)} features that fire in this cell.` : `All ${count(found.nActive)} features that fire in this cell.`;
-  const shown = found.isCut ? `This cell is outside the panel, so only its ${count(found.keep)} largest codes are kept; shown are the ${rows.length} largest.` : `${all}${kept}`;
-  return [title, facts, h("p", { class: "quiet" }, shown), smallTable(heads, rows, { caption: `Features of cell ${found.id}, largest code first` })];
+  const all = found.nActive > rows.length ? `The ${rows.length} that stand out most of ${count(found.nActive)} features that fire in this cell.` : `All ${count(found.nActive)} features that fire in this cell.`;
+  const shown = found.isCut ? `This cell is outside the panel, so only its ${count(found.keep)} largest codes are kept; shown are the ${rows.length} of them that stand out most.` : `${all}${kept}`;
+  return [title, facts, h("p", { class: "quiet" }, `${shown} Features differ in the size of their codes, so they are ranked by how many other cells have a smaller code of the same feature.`), smallTable(heads, rows, { caption: `Features of cell ${found.id}, the most unusual code first` })];
 }
 
 // The panel of one feature, which is a way to its own page.
@@ -117,26 +119,25 @@ export function featurePanel(id, features) {
 }
 
 function labelLink(column, value, names) {
-  const entry = names.exactly(String(value), `label:${column}`);
-  return entry ? h("a", { href: href("search", null, { q: entry.name, pick: entry.kind }) }, entry.name) : String(value);
+  return names.exactly(String(value), `label:${column}`) ? h("a", { href: labelHref(column, value) }, String(value)) : String(value);
 }
 
-const featureLink = (id) => h("a", { href: href("feature", id), "aria-label": `Feature ${id}` }, String(id));
+export const featureLink = (id) => h("a", { href: href("feature", id), "aria-label": `Feature ${id}` }, String(id));
 
-function nameOf(id, features) {
+export function nameOf(id, features) {
   const row = features.rowOf.get(id);
   if (row === undefined) return DASH;
   const label = features.at("top_label", row);
   return h("span", {}, features.genes(row, 3) || "no gene at q ≤ 0.05", label ? h("span", { class: "quiet" }, ` · ${label}`) : null);
 }
 
-function classOf(id, features) {
+export function classOf(id, features) {
   const name = features.at("class", features.rowOf.get(id));
   return name ? h("span", { class: "nowrap" }, h("span", { class: "swatch", style: { background: CLASS[name] ?? "" } }), " ", name) : DASH;
 }
 
 // A bar from `zero` to a value, and a line at another.
-function bar(value, { range: [low, high], zero, mark = null, isSure }) {
+export function bar(value, { range: [low, high], zero, mark = null, isSure }) {
   const place = (x) => 1 + ((Math.max(low, Math.min(high, x)) - low) / (high - low || 1)) * (WIDTH - 2);
   const from = place(zero), root = svg("svg", { class: `rank-bar${isSure ? "" : " unsure"}`, viewBox: `0 0 ${WIDTH} ${HEIGHT}`, width: WIDTH, height: HEIGHT, preserveAspectRatio: "none", "aria-hidden": "true" });
   root.append(svg("line", { class: "bar-zero", x1: from, x2: from, y1: 0, y2: HEIGHT }));

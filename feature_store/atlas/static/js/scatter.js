@@ -1,17 +1,20 @@
 // A scatter of up to a million dots on a 2-D canvas, drawn pixel by pixel: no graphics processor, no context to lose,
 // and the same picture everywhere. Dots of up to SMOOTH are smooth at their edges; of more, edges cost more than they show.
 //
-//   const plot = new Scatter(element, {label, equal, axes: {x, y}, onHover(i | null), onPick(i), onLasso(polygon | null), onView(view)})
+//   const plot = new Scatter(element, {label, equal, axes: {x, y}, tip(i), onHover(i | null), onPick(i), onLasso(polygon | null), onView(view)})
 //   plot.points(xs, ys)            numbers [n] of the data; NaN: not drawn
 //   plot.colours(packed)           Uint32Array [n], see colour.js
 //   plot.show(visible)             Uint8Array [n], or null for all
 //   plot.order(indices)            who is drawn, in this order (the last lies on top); null: all, as they come
 //   plot.mark(indices)             rings around these
 //   plot.view = {x, y, zoom}       null: all dots fit;   plot.polygon = [[x, y], ...] or null: the lasso
+//   plot.second = [[x, y], ...] or null: another polygon beside the lasso
 //   plot.lines = [{axis: "x" | "y", at}]   guides across the axes
 //   plot.inside(polygon)           indices of the visible dots within
 //   plot.close()
-// `equal`: one unit is as long in x as in y (a map); else each axis fits by itself, and `axes` names them.
+// `equal`: one unit is as long in x as in y (a map); else each axis fits by itself, and `axes` names them. `tip(i)`: what is
+// said beside the dot under the pointer, nodes or a promise of them. The wheel zooms with Ctrl, or once the map has the focus,
+// so that a page that is scrolled over it goes on; one finger scrolls the page until the map was touched.
 
 import { h, svg, clear } from "./dom.js";
 import { linear, tickText } from "./axis.js";
@@ -21,23 +24,26 @@ const REACH = 10;
 const LEAST_STEP = 4;
 
 export class Scatter {
-  constructor(root, { label = "Scatter", equal = true, axes = null, onHover, onPick, onLasso, onView } = {}) {
-    Object.assign(this, { root, equal, axes, onHover, onPick, onLasso, onView });
+  constructor(root, { label = "Scatter", equal = true, axes = null, tip = null, onHover, onPick, onLasso, onView } = {}) {
+    Object.assign(this, { root, equal, axes, says: tip, onHover, onPick, onLasso, onView });
     this.n = 0;
     this.xs = this.ys = new Float32Array(0);
     this.ink = new Uint32Array(0);
     this.visible = this.sequence = this.grid = null;
     this.marked = [];
     this.chosen = null;
-    this.lassoed = null;
+    this.lassoed = this.other = null;
     this.isLasso = false;
     this.frames = 0;
     this.margin = axes ? { left: 46, right: 8, top: 8, bottom: 38 } : { left: 8, right: 8, top: 8, bottom: 8 };
-    this.canvas = h("canvas", { class: "dots", tabindex: 0, role: "application", "aria-label": `${label}. Arrow keys move, plus and minus zoom, 0 shows all; the table lists the same features.` });
+    this.canvas = h("canvas", { class: "dots", tabindex: 0, role: "application", "aria-label": `${label}. Arrow keys move, plus and minus zoom, 0 shows all.` });
     this.overlay = svg("svg", { class: "overlay", "aria-hidden": "true" });
     const tool = (text, name, act, pressed) => h("button", { type: "button", class: "tool", title: name, "aria-label": name, "aria-pressed": pressed, onclick: act }, text);
     this.lassoButton = onLasso ? tool(icon("M8 3.5c-4 0-6 1.6-6 3.6s2.4 3.6 6 3.6 6-1.6 6-3.6-2-3.6-6-3.6M5 10.4c-1 1-1.4 2.4-.2 3.1", "2.4 1.6"), "Lasso: draw around dots (or hold Shift)", () => this.lasso(!this.isLasso), "false") : null;
-    this.box = h("div", { class: "scatter" }, this.canvas, this.overlay, h("div", { class: "tools" },
+    this.tip = h("div", { class: "tip", hidden: true });
+    this.hint = h("div", { class: "zoom-hint", "aria-hidden": "true", hidden: true }, "Ctrl and wheel zoom; without Ctrl after a click on the map");
+    this.field = h("div", { class: "field" }, this.canvas, this.overlay, this.tip, this.hint);
+    this.box = h("div", { class: "scatter" }, this.field, h("div", { class: "tools" },
       tool(icon("M8 3v10M3 8h10"), "Zoom in", () => this.zoom(1.5)), tool(icon("M3 8h10"), "Zoom out", () => this.zoom(1 / 1.5)), tool(icon("M3 6V3h3M10 3h3v3M13 10v3h-3M6 13H3v-3"), "Show all", () => this.look(null)), this.lassoButton));
     root.append(this.box);
     this.box.scatter = this;
@@ -52,6 +58,7 @@ export class Scatter {
     this.observer.disconnect();
     this.themes.disconnect();
     cancelAnimationFrame(this.waiting);
+    clearTimeout(this.hinting);
     this.box.remove();
   }
 
@@ -67,6 +74,8 @@ export class Scatter {
   mark(indices) { this.marked = indices; this.invalidate(); }
   get view() { return this.chosen; }
   set view(view) { this.chosen = view; this.invalidate(); }
+  get second() { return this.other; }
+  set second(polygon) { this.other = polygon; this.invalidate(); }
   get polygon() { return this.lassoed; }
   set polygon(polygon) { this.lassoed = polygon; this.invalidate(); }
 
@@ -78,7 +87,7 @@ export class Scatter {
 
   // How data become pixels of the page: {x(v), y(v), kx, ky} with inverses.
   get places() {
-    const width = this.box.clientWidth, height = this.box.clientHeight;
+    const width = this.field.clientWidth, height = this.field.clientHeight;
     const { left, right, top, bottom } = this.margin;
     const inner = { width: Math.max(1, width - left - right), height: Math.max(1, height - top - bottom) };
     const { x0, x1, y0, y1 } = this.bounds ?? { x0: 0, x1: 1, y0: 0, y1: 1 };
@@ -96,6 +105,7 @@ export class Scatter {
   }
 
   draw() {
+    if (this.axes) this.margin.left = this.leftMargin();
     const places = this.places, density = window.devicePixelRatio || 1;
     const width = Math.round(places.width * density), height = Math.round(places.height * density);
     if (!width || !height) return;
@@ -130,8 +140,15 @@ export class Scatter {
     const { overlay, radius } = this;
     overlay.setAttribute("viewBox", `0 0 ${places.width} ${places.height}`);
     const rings = this.marked.filter((i) => !Number.isNaN(this.xs[i])).map((i) => svg("circle", { cx: places.x(this.xs[i]), cy: places.y(this.ys[i]), r: radius + 4, class: "ring" }));
-    const polygon = this.lassoed?.length ? svg("polygon", { points: this.lassoed.map(([x, y]) => `${places.x(x).toFixed(1)},${places.y(y).toFixed(1)}`).join(" "), class: "lasso" }) : null;
-    clear(overlay, this.axes ? this.drawAxes(places) : [], polygon, rings);
+    const drawn = (polygon, own) => (polygon?.length ? svg("polygon", { points: polygon.map(([x, y]) => `${places.x(x).toFixed(1)},${places.y(y).toFixed(1)}`).join(" "), class: own }) : null);
+    clear(overlay, this.axes ? this.drawAxes(places) : [], drawn(this.lassoed, "lasso"), drawn(this.other, "lasso second"), rings);
+  }
+
+  // Room for the longest number on the axis and for the name of the axis.
+  leftMargin() {
+    const { toY, inner } = this.places, { top } = this.margin;
+    const up = linear([toY(top + inner.height), toY(top)], [0, 1]).ticks(Math.max(2, Math.round(inner.height / 80)));
+    return Math.max(46, 26 + 6.4 * Math.max(...up.map((v) => tickText(v).length)));
   }
 
   drawAxes({ toX, toY, x, y, width, height, inner }) {
@@ -222,8 +239,12 @@ export class Scatter {
     };
     canvas.addEventListener("pointerup", up);
     canvas.addEventListener("pointercancel", up);
-    canvas.addEventListener("pointerleave", () => this.onHover?.(null));
-    canvas.addEventListener("wheel", (event) => { event.preventDefault(); this.zoom(Math.exp(-event.deltaY * (event.deltaMode ? 0.05 : 0.0015)), ...at(event)); }, { passive: false });
+    canvas.addEventListener("pointerleave", () => { this.point(null); this.onHover?.(null); });
+    canvas.addEventListener("wheel", (event) => {
+      if (!event.ctrlKey && document.activeElement !== canvas) { this.hintAtZoom(); return; }
+      event.preventDefault();
+      this.zoom(Math.exp(-event.deltaY * (event.deltaMode ? 0.05 : 0.0015)), ...at(event));
+    }, { passive: false });
     canvas.addEventListener("keydown", (event) => {
       const step = 40, acts = {
         ArrowLeft: () => this.pan(step, 0), ArrowRight: () => this.pan(-step, 0), ArrowUp: () => this.pan(0, step), ArrowDown: () => this.pan(0, -step),
@@ -238,14 +259,32 @@ export class Scatter {
 
   hover(px, py) {
     const i = this.nearest(px, py);
-    canvasCursor(this.canvas, i !== null);
+    this.canvas.classList.toggle("over", i !== null);
+    this.point(i, px, py);
     this.onHover?.(i, px, py);
+  }
+
+  // Say what the dot under the pointer is, beside it and inside the map.
+  async point(i, px, py) {
+    this.pointed = i;
+    const said = i === null ? null : await this.says?.(i);
+    if (this.pointed !== i) return;
+    this.tip.hidden = !said;
+    if (!said) return;
+    clear(this.tip, said);
+    const { clientWidth: width, clientHeight: height } = this.field, { offsetWidth: wide, offsetHeight: tall } = this.tip;
+    const left = px + 14 + wide <= width - 4 ? px + 14 : px - 14 - wide, top = py + 14 + tall <= height - 4 ? py + 14 : py - 14 - tall;
+    Object.assign(this.tip.style, { left: `${Math.max(4, Math.min(left, width - wide - 4))}px`, top: `${Math.max(4, Math.min(top, height - tall - 4))}px` });
+  }
+
+  hintAtZoom() {
+    this.hint.hidden = false;
+    clearTimeout(this.hinting);
+    this.hinting = setTimeout(() => { this.hint.hidden = true; }, 1500);
   }
 }
 
 const icon = (path, dashes) => svg("svg", { viewBox: "0 0 16 16", class: "icon", "aria-hidden": "true" }, svg("path", { d: path, "stroke-dasharray": dashes }));
-
-function canvasCursor(canvas, isOver) { canvas.classList.toggle("over", isOver); }
 
 function spread(fingers) {
   const [[ax, ay], [bx, by]] = fingers.values();

@@ -16,13 +16,27 @@ import torch
 from toy_family import ToyModel, write_toy
 
 from sae_core.errors import CheckpointError, ConfigError
-from sae_core.scfm import FoundationModel, Tokens, load_model
+from sae_core.scfm import FoundationModel, Tokens, TranscriptFormer, load_model
 from scsae.testing.conformance import ModelConformance, random_counts, tokens_of
 
 if TYPE_CHECKING:
     from typing import Any
 
-KINDS = ("scgpt", "scgpt-finetuned", "geneformer-v1", "geneformer-v2", "scfoundation")
+KINDS = (
+    "scgpt",
+    "scgpt-finetuned",
+    "geneformer-v1",
+    "geneformer-v2",
+    "scfoundation",
+    "tahoe",
+    "tahoe-3b",
+    "transcriptformer",
+    "nicheformer",
+    "nicheformer-ckpt",
+    "aido-cell",
+)
+RANKED = ("geneformer", "nicheformer")
+"""Families that know genes by Ensembl id and predict the gene itself."""
 SYMBOLS = [f"GENE{i}" for i in range(40)]
 Checkpoint = Callable[[str], Path]
 
@@ -45,7 +59,7 @@ class TestFamilies(ModelConformance):
         super().test_a_gpu_gives_the_numbers_of_the_cpu(checkpoint, model, tokens)
 
     def test_the_family_and_the_name_are_those_of_the_folder(self, model: FoundationModel, kind: str) -> None:
-        assert model.family == kind.partition("-")[0]
+        assert model.family == (kind if kind == "aido-cell" else kind.partition("-")[0])
         assert model.name == kind
 
     def test_the_loss_is_the_mean_error_of_the_predictions(
@@ -54,19 +68,22 @@ class TestFamilies(ModelConformance):
         task = model.mask_genes(tokens, seed=3, fraction=model.mask_fraction)
         predicted = model.masked_gene_prediction(task)
         squared = (predicted.prediction - predicted.target) ** 2
-        error = -predicted.prediction if kind.startswith("geneformer") else squared
+        error = -predicted.prediction if kind.startswith(RANKED) else squared
+        if isinstance(model, TranscriptFormer):
+            error = model.count_error(predicted.prediction, predicted.target)
         total = torch.zeros(tokens.n_cells).index_add_(0, predicted.cell, error)
         loss = model.pretraining_loss(tokens, seed=3)
         found = total / loss.n_masked
-        if kind.startswith("scgpt"):  # whose loss adds the error of a second head
-            assert (found <= loss.per_cell)[loss.n_masked > 0].all()
+        second_head = {"scgpt": 1, "tahoe": 2}.get(kind.partition("-")[0])
+        if second_head is not None:  # whose error is added to the loss, or is half of it
+            assert (found <= second_head * loss.per_cell)[loss.n_masked > 0].all()
         else:
             torch.testing.assert_close(found.double(), loss.per_cell, rtol=1e-5, atol=1e-5, equal_nan=True)
 
     def test_matching_is_by_symbol_or_ensembl_id_where_the_checkpoint_knows_them(
         self, kind: str, model: FoundationModel
     ) -> None:
-        if kind.startswith("geneformer"):
+        if kind.startswith(RANKED):
             ids = [f"ENSG{i + 1:011d}.{i % 7}" for i in range(40)]
             by_id, by_symbol = model.match_genes(ids), model.match_genes(SYMBOLS)
             np.testing.assert_array_equal(by_id.token_id, by_symbol.token_id)
@@ -75,10 +92,34 @@ class TestFamilies(ModelConformance):
             assert model.match_genes([*SYMBOLS[:5], "ENSG00000000001"]).n_matched == 5
 
     def test_a_folder_without_its_weights_is_of_no_known_family(self, checkpoint: Path) -> None:
-        for name in ("best_model.pt", "model.safetensors", "models.ckpt"):
+        for name in (
+            "best_model.pt",
+            "model.safetensors",
+            "models.ckpt",
+            "nicheformer.ckpt",
+            "model_weights.pt",
+        ):
             (checkpoint / name).unlink(missing_ok=True)
         with pytest.raises(CheckpointError, match=r"scgpt.*geneformer.*scfoundation"):
             load_model(checkpoint)
+
+
+class TestUCE(ModelConformance):
+    family = "uce"
+    has_pretraining_head = False
+    has_fixed_special_tokens = False
+
+    @pytest.fixture
+    def checkpoint(self, checkpoint_of: Checkpoint) -> Path:
+        return checkpoint_of("uce")
+
+    @pytest.fixture
+    def symbols(self) -> list[str]:
+        return SYMBOLS
+
+    @pytest.mark.gpu
+    def test_a_gpu_gives_the_numbers_of_the_cpu(self, checkpoint: Path, model: FoundationModel, tokens: Tokens) -> None:
+        super().test_a_gpu_gives_the_numbers_of_the_cpu(checkpoint, model, tokens)
 
 
 class TestPlugIn(ModelConformance):

@@ -3,7 +3,7 @@
 import { h, clear, empty, count, csv, download, fixed, fmt, later, ofPanel, percent, pvalue, redraw, words } from "../dom.js";
 import { CLASS, byCategory, byNumber, colourOf, legend, rampLegend } from "../colour.js";
 import { columns, overview } from "../data.js";
-import { Features } from "../features.js";
+import { Features, MAPS } from "../features.js";
 import { Scatter, polygonOf, polygonText, viewOf, viewText } from "../scatter.js";
 import { go, href, parse, setParams } from "../state.js";
 import { VirtualTable } from "../table.js";
@@ -11,10 +11,6 @@ import { VirtualTable } from "../table.js";
 const MOST_NAMED = 11;
 const LEVEL = 0.05;
 const DENSITIES = [["", "any density"], ["0~0.001", "below 0.1 %"], ["0.001~0.01", "0.1 to 1 %"], ["0.01~0.1", "1 to 10 %"], ["0.1~1", "above 10 %"]];
-const MAPS = {
-  labels: { x: "px", y: "py", table: "profile_umap", text: "label profiles", said: "Features that are associated with the same labels on select cells lie together, by construction of the map." },
-  directions: { x: "x", y: "y", table: "feature_umap", text: "decoder directions", said: "Features whose decoder directions have a large cosine lie together. Most directions in a space of many dimensions are nearly orthogonal, so a short distance on this map is weak evidence." },
-};
 const NUMBERS = {
   density: { text: "density (share of tokens)", log: true, format: (x) => percent(x) },
   batch_effect: { text: "batch effect (within cell types)", format: (x) => fixed(x, 2) },
@@ -52,23 +48,22 @@ class Atlas {
     this.maps = Object.keys(MAPS).filter((name) => about.tables.includes(MAPS[name].table));
     this.mapped = this.maps.length > 1 ? choice("map", "Map", this.maps.map((name) => [name, MAPS[name].text]), { lasso: null, view: null }) : null;
     this.labelled = choice("label", "Label", [["", "any"], ...frequent(features.column("top_label")).map(([name, n]) => [name, `${name} (${n})`])]);
+    this.inModule = features.has("module") ? choice("module", "Module", [["", "any"], ...frequent(features.column("module")).map(([name, n]) => [name, `${name} (${n})`])]) : null;
     this.dense = choice("density", "Density", DENSITIES);
     this.key = h("div", { class: "map-key" });
     this.status = h("p", { class: "quiet map-status", role: "status", "aria-live": "polite" });
     this.csvButton = h("button", { type: "button", class: "primary", onclick: () => this.save() }, "CSV");
-    this.clearButton = h("button", { type: "button", onclick: () => this.ask({ lasso: null, q: null, label: null, density: null, off: null, class: null }) }, "Clear filters");
+    this.clearButton = h("button", { type: "button", onclick: () => this.ask({ lasso: null, q: null, label: null, module: null, density: null, off: null, class: null }) }, "Clear filters");
     const map = h("div", { class: "map-plot" }), list = h("div", { class: "map-table" });
-    this.tip = h("div", { class: "tip", hidden: true });
     this.ofPanel = about.panel ? `All figures are of cells${ofPanel(about)}.` : "";
     this.said = h("p", { class: "quiet map-said" }, this.ofPanel);
     root.append(h("h1", {}, `${count(features.n)} features of ${about.title}`),
-      h("div", { class: "controls" }, this.colourBy, this.mapped, this.labelled, this.dense, this.text, this.clearButton, h("button", { type: "button", onclick: () => this.random() }, "Random feature")),
+      h("div", { class: "controls" }, this.colourBy, this.mapped, this.labelled, this.inModule, this.dense, this.text, this.clearButton, h("button", { type: "button", onclick: () => this.random() }, "Random feature")),
       h("div", { class: "map" }, h("div", { class: "map-left" }, this.key, map, this.said), h("div", { class: "map-right" }, h("div", { class: "map-list-head" }, this.status, this.csvButton), list)));
     this.plot = this.maps.length
-      ? new Scatter(map, { label: "Map of features", onHover: (row, x, y) => this.point(row, x, y), onPick: (row) => this.open(row), onView: later((view) => this.ask({ view: viewText(view) }, { replace: true }), 250), onLasso: (polygon) => this.ask({ lasso: polygonText(polygon) }) })
+      ? new Scatter(map, { label: "Map of features; the table lists the same features", tip: (row) => this.about_(row), onHover: (row) => this.mark(row), onPick: (row) => this.open(row), onView: later((view) => this.ask({ view: viewText(view) }, { replace: true }), 250), onLasso: (polygon) => this.ask({ lasso: polygonText(polygon) }) })
       : null;
-    if (this.plot) this.plot.box.append(this.tip);
-    else map.append(empty({ table: "feature_umap", command: about.missing.feature_umap }, "The features have no map yet. The table lists them all."));
+    if (!this.plot) map.append(empty({ table: "feature_umap", command: about.missing.feature_umap }, "The features have no map yet. The table lists them all."));
     this.table = new VirtualTable(list, { label: "Features", columns: this.columnsOfTable(), onSort: (key) => this.sortBy(key), onOpen: (row) => this.open(row), onActive: (row) => this.mark(row) });
   }
 
@@ -106,12 +101,12 @@ class Atlas {
     await this.takeLabel();
     const sort = params.sort ?? (this.label === null ? "-top_label_auroc_select" : "-own_auroc_select");
     [this.sortKey, this.descending] = sort.startsWith("-") ? [sort.slice(1), true] : [sort, false];
-    for (const [field, value] of [[this.colourBy, this.colour], [this.labelled, params.label ?? ""], [this.dense, params.density ?? ""]]) field.querySelector("select").value = value;
+    for (const [field, value] of [[this.colourBy, this.colour], [this.labelled, params.label ?? ""], [this.inModule, params.module ?? ""], [this.dense, params.density ?? ""]]) if (field) field.querySelector("select").value = value;
     if (document.activeElement !== this.text) this.text.value = params.q ?? "";
     this.lay();
     this.paint();
     // a colour leaves the list as it is
-    const filters = ["off", "class", "label", "density", "q", "lasso", "map"].map((name) => params[name] ?? "").concat(sort, this.label).join("\n");
+    const filters = ["off", "class", "label", "module", "density", "q", "lasso", "map"].map((name) => params[name] ?? "").concat(sort, this.label).join("\n");
     if (filters !== this.filtered) this.filter();
     this.filtered = filters;
     this.look();
@@ -197,8 +192,9 @@ class Atlas {
     const { features, params } = this, { n } = features, visible = new Uint8Array(n).fill(1);
     const off = this.off, hidden = this.classes.categories.map((name) => off.has(name));
     if (off.size) for (let i = 0; i < n; i++) if (hidden[this.classes.values[i]]) visible[i] = 0;
-    if (params.label) {
-      const column = features.column("top_label"), code = column.categories.indexOf(params.label);
+    for (const [key, column] of [["label", features.column("top_label")], ["module", features.column("module")]]) {
+      if (!params[key] || !column) continue;
+      const code = column.categories.indexOf(params[key]);
       for (let i = 0; i < n; i++) if (column.values[i] !== code) visible[i] = 0;
     }
     if (params.density) {
@@ -218,7 +214,7 @@ class Atlas {
     this.status.textContent = `${count(this.rows.length)} ${polygon ? "in the lasso" : isAll ? "features" : `of ${count(n)} features`}, ${this.ranked()}`;
     this.csvButton.textContent = `CSV of ${count(this.rows.length)}`;
     this.csvButton.disabled = !this.rows.length;
-    this.clearButton.disabled = !(params.lasso || params.q || params.label || params.density || params.off || params.class);
+    this.clearButton.disabled = !(params.lasso || params.q || params.label || params.module || params.density || params.off || params.class);
   }
 
   // How the list is ordered, in words.
@@ -243,14 +239,14 @@ class Atlas {
     this.plot?.mark([row, this.params.mark ? kept : null].filter((i) => i !== null && i !== undefined));
   }
 
-  point(row, x, y) {
-    this.mark(row);
-    this.tip.hidden = row === null;
-    if (row === null) return;
-    const { features, plot } = this;
-    clear(this.tip, h("strong", {}, features.name(row)), h("div", {}, `${features.at("class", row) ?? "unclassified"} · ${features.at("top_label", row) === null ? "no label at q ≤ 0.05" : `${features.at("top_label", row)} (AUROC ${fixed(features.at("top_label_auroc", row), 2)}, q ${pvalue(features.at("top_label_q", row))}, test)`}`), h("div", { class: "quiet" }, `fires at ${percent(features.at("density", row))} of tokens`));
-    this.tip.style.left = `${Math.max(4, Math.min(x + 14, plot.box.clientWidth - 260))}px`;
-    this.tip.style.top = `${Math.min(y + 14, plot.box.clientHeight - 80)}px`;
+  // What is said of the feature under the pointer.
+  about_(row) {
+    const { features } = this, label = features.at("top_label", row), module = features.at("module", row);
+    return [
+      h("strong", {}, features.name(row)),
+      h("div", {}, `${features.at("class", row) ?? "unclassified"} · ${label === null ? "no label at q ≤ 0.05" : `${label} (AUROC ${fixed(features.at("top_label_auroc", row), 2)}, q ${pvalue(features.at("top_label_q", row))}, test)`}`),
+      h("div", { class: "quiet" }, `fires at ${percent(features.at("density", row))} of tokens${module === null ? "" : ` · module ${module}`}`),
+    ];
   }
 
   open(row) { go("feature", this.features.ids[row]); }

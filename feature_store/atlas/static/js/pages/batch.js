@@ -45,7 +45,6 @@ class Batch {
     this.fields = { y: this.threshold("y", "Batch effect from"), x: this.threshold("x", "Context effect from") };
     this.quadrant = h("select", { name: "quad", onchange: (event) => setParams({ quad: event.target.value, lasso: null, off: null }) }, Object.entries(QUADRANTS).map(([key, { text }]) => h("option", { value: key }, text)));
     this.classes = features.column("class");
-    this.tip = h("div", { class: "tip", hidden: true });
     this.status = h("span", { role: "status", "aria-live": "polite" });
     this.clearLasso = h("button", { type: "button", onclick: () => setParams({ lasso: null, off: null }) }, "Clear lasso");
     this.restore = h("button", { type: "button", onclick: () => setParams({ off: null }) }, "Check all again");
@@ -60,10 +59,9 @@ class Batch {
         h("div", { class: "batch-right" }, h("div", { class: "batch-list-head" }, h("h2", {}, this.status), this.clearLasso, this.restore), list,
           h("p", { class: "quiet batch-note" }, this.note())),
         this.steering));
-    this.plot = new Scatter(plot, { label: "Features by batch effect and cell-context effect", equal: false, axes: { x: "explained by cell context, within batches", y: "explained by batch, within cell types" }, onHover: (row, x, y) => this.point(row, x, y), onPick: (row) => this.open(row), onLasso: (polygon) => setParams({ lasso: polygonText(polygon), off: null }) });
+    this.plot = new Scatter(plot, { label: "Features by batch effect and cell-context effect", equal: false, axes: { x: "explained by cell context, within batches", y: "explained by batch, within cell types" }, tip: (row) => this.about_(row), onHover: (row) => this.mark(row), onPick: (row) => this.open(row), onLasso: (polygon) => setParams({ lasso: polygonText(polygon), off: null }) });
     this.plot.points(this.context, this.batch);
     this.plot.bounds = { x0: 0, x1: this.most.x, y0: 0, y1: this.most.y };
-    this.plot.box.append(this.tip);
     this.table = new VirtualTable(list, { label: "Chosen features. Space checks or unchecks a row, Enter opens it", columns: this.columns(), onSort: (key) => this.sortBy(key), onOpen: (row) => this.open(row), onActive: (row) => this.mark(row) });
     this.table.scroller.addEventListener("keydown", (event) => {
       const row = this.table.indices[this.table.active];
@@ -213,14 +211,10 @@ class Batch {
 
   mark(row) { this.plot.mark(row === null ? [] : [row]); }
 
-  point(row, x, y) {
-    this.mark(row);
-    this.tip.hidden = row === null;
-    if (row === null) return;
-    const { features, plot } = this;
-    clear(this.tip, h("strong", {}, features.name(row)), h("div", {}, `${features.at("class", row) ?? "unclassified"} · ${features.at("top_label", row) ?? "no label at q ≤ 0.05"}`), h("div", { class: "quiet" }, `batch ${fixed(this.batch[row])} · context ${fixed(this.context[row])}`));
-    this.tip.style.left = `${Math.max(4, Math.min(x + 14, plot.box.clientWidth - 240))}px`;
-    this.tip.style.top = `${Math.min(y + 14, plot.box.clientHeight - 80)}px`;
+  // What is said of the feature under the pointer.
+  about_(row) {
+    const { features } = this;
+    return [h("strong", {}, features.name(row)), h("div", {}, `${features.at("class", row) ?? "unclassified"} · ${features.at("top_label", row) ?? "no label at q ≤ 0.05"}`), h("div", { class: "quiet" }, `batch ${fixed(this.batch[row])} · context ${fixed(this.context[row])}`)];
   }
 
   open(row) { go("feature", this.features.ids[row]); }

@@ -5,8 +5,9 @@ import { h, count, empty, fixed, fmt, isKnown, ofPanel, percent, pvalue, smallTa
 import { fitted } from "../axis.js";
 import { legend } from "../colour.js";
 import { json, overview } from "../data.js";
-import { href } from "../state.js";
+import { href, labelHref } from "../state.js";
 import { bars, dotRows, histogram, representationLegend, scoreLines } from "../charts_run.js";
+import { probeFeature } from "../probe_features.js";
 
 const STATISTICS = { auroc: "AUROC", pearson: "Pearson r", identity_f1: "F1 of firing at its tokens" };
 const MOST_LABELS = 40;
@@ -69,12 +70,13 @@ function groupsOf(targets) {
 }
 
 function targetFigures(key, targets, names) {
-  const [kind, statistic] = key.split("\n"), figure = STATISTICS[statistic] ?? statistic;
+  const [kind, statistic] = key.split("\n"), isLabel = statistic === "auroc", figure = STATISTICS[statistic] ?? statistic;
   const own = (target) => target.rows.find(({ excess, best }) => !isKnown(excess) && !best) ?? target.rows[0];
   const best = (target) => target.rows.find((row) => row.best);
   const sorted = [...targets].sort((a, b) => (own(b)?.test ?? 0) - (own(a)?.test ?? 0));
-  const dots = sorted.map((target) => ({ name: target.target, points: [...target.rows].reverse().map(({ representation, test }) => ({ of: representation, value: test })) }));
-  const over = sorted.map((target) => { const row = best(target); return { name: target.target, points: row ? [{ of: row.representation, value: row.excess, low: row.low, high: row.high }] : [] }; });
+  const link = (target) => (isLabel ? labelHref(kind, target.target) : null);
+  const dots = sorted.map((target) => ({ name: target.target, link: link(target), points: [...target.rows].reverse().map(({ representation, test }) => ({ of: representation, value: test })) }));
+  const over = sorted.map((target) => { const row = best(target); return { name: target.target, link: link(target), points: row ? [{ of: row.representation, value: row.excess, low: row.low, high: row.high }] : [] }; });
   const values = dots.flatMap(({ points }) => points.map(({ value }) => value)).filter(isKnown);
   const reach = Math.max(0.1, ...over.flatMap(({ points }) => points.flatMap(({ value, low, high }) => [value, low, high].filter(isKnown).map(Math.abs)))) * 1.1;
   const least = Math.min(0.5, ...values), most = Math.max(statistic === "auroc" ? 1 : 0.5, ...values);
@@ -85,7 +87,7 @@ function targetFigures(key, targets, names) {
       h("figure", {}, h("figcaption", { class: "quiet" }, "SAE minus the best baseline (the marker shows which one), with the 95 % interval over donors where at least 3 can be compared"), fitted((width) => dotRows(width, { rows: over, domain: [-Math.min(1, reach), Math.min(1, reach)], title: "excess of the SAE", zero: 0, label: `Excess of the SAE over the best baseline for ${targets.length} ${kinds(kind)}` })))),
     h("details", {}, h("summary", {}, "The figures as a table"), smallTable(["label", "SAE feature", figure, "q", "best baseline", figure, "excess [95 %]", "donors better"], sorted.map((target) => {
       const mine = own(target), row = best(target);
-      return [target.target, isKnown(mine?.feature_id) ? h("a", { href: href("feature", mine.feature_id) }, String(mine.feature_id)) : "–", fixed(mine?.test), mine && !(mine.q <= 0.05) ? h("span", { class: "quiet", title: "not significant" }, pvalue(mine.q)) : pvalue(mine?.q), row?.representation ?? "–", fixed(row?.test), row ? `${signed(row.excess)} ${range(row.low, row.high)}` : "–", row && row.n_units ? `${row.n_better} of ${row.n_units}` : "–"];
+      return [isLabel ? h("a", { href: labelHref(kind, target.target) }, target.target) : target.target, isKnown(mine?.feature_id) ? h("a", { href: href("feature", mine.feature_id) }, String(mine.feature_id)) : "–", fixed(mine?.test), mine && !(mine.q <= 0.05) ? h("span", { class: "quiet", title: "not significant" }, pvalue(mine.q)) : pvalue(mine?.q), row?.representation ?? "–", fixed(row?.test), row ? `${signed(row.excess)} ${range(row.low, row.high)}` : "–", row && row.n_units ? `${row.n_better} of ${row.n_units}` : "–"];
     }), { numeric: [2, 3, 5, 6, 7], caption: "Chosen on select cells, figures of test cells; a feature is named at q ≤ 0.05" })));
 }
 
@@ -97,7 +99,7 @@ function significancePanel(of, { alpha, strong }) {
   const kindsOf = [...new Set(own.map(({ label_kind }) => label_kind))];
   const drawn = kindsOf.map((kind) => {
     const labels = own.filter(({ label_kind }) => label_kind === kind).sort((a, b) => b.significant - a.significant);
-    const rows = labels.slice(0, MOST_LABELS).map(({ label }) => ({ name: label, points: ["random", "sae"].filter((one) => shares.has(one)).map((one) => ({ of: one, value: shares.get(one).find((row) => row.label_kind === kind && row.label === label)?.significant })) }));
+    const rows = labels.slice(0, MOST_LABELS).map(({ label }) => ({ name: label, link: labelHref(kind, label), points: ["random", "sae"].filter((one) => shares.has(one)).map((one) => ({ of: one, value: shares.get(one).find((row) => row.label_kind === kind && row.label === label)?.significant })) }));
     return h("figure", {}, h("figcaption", {}, words(kind), labels.length > MOST_LABELS ? ` (the first ${MOST_LABELS} of ${labels.length})` : ""), fitted((width) => dotRows(width, { rows, domain: [0, Math.max(alpha * 2, ...rows.flatMap(({ points }) => points.map(({ value }) => value ?? 0))) * 1.05], title: `share of features with q ≤ ${alpha}`, zero: alpha, label: `Share of features that are significant for each ${words(kind)}, in the SAE${random ? " and among random directions" : ""}` })));
   });
   const kind = kindsOf.find((one) => one !== "batch") ?? kindsOf[0];
@@ -135,7 +137,7 @@ function donorsPanel(of, { alpha }) {
   });
   return panel("donors", name, finding,
     figures.length ? h("div", { class: "controls-pair" }, figures) : h("p", { class: "quiet" }, `No claim can be checked in single ${unit}: none of them has cells with and without a label, or nothing is significant.`),
-    of.unit ? reading(`whether the effect has the same sign in each of the ${unit} that have cells with and without a label; noise agrees as often as coin tosses do. p treats the cells of these ${unit} as exchangeable; p_donor in the table treats the ${unit} as the sample.`, `${unit} that agree on significant tests no more often than on the others. An effect of one donor alone is significant in p as well.`) : null);
+    of.unit ? reading(`whether the effect has the same sign in each of the ${unit} that have cells with and without a label; noise agrees as often as coin tosses do. p treats the cells of these ${unit} as exchangeable; p across ${unit} treats the ${unit} as the sample.`, `${unit} that agree on significant tests no more often than on the others. An effect of one donor alone is significant in p as well.`) : null);
 }
 
 // Shares of tests by how many units agree.
@@ -168,13 +170,8 @@ function probesPanel(of) {
       h("figure", { class: "controls-narrow" }, h("figcaption", { class: "quiet" }, "Macro-F1 on test cells against the number of features of each label's probe, with the 95 % interval over donors"),
         fitted((width) => scoreLines(width, { ks: kind.ks, series: kind.series.map(({ of: one, points }) => ({ of: one, points: points.map((row) => ({ k: row.k, value: row.macro_f1, low: row.macro_f1_low, high: row.macro_f1_high })) })), xTitle: "features", yTitle: "macro-F1, test cells", label: `Macro-F1 of probes of ${words(kind.label_kind)} with ${kind.ks.join(", ")} features; the same figures are in the table below` }))),
       h("details", {}, h("summary", {}, "The figures as a table"), smallTable(["representation", ...kind.ks.map((k) => `${k}`)], kind.series.map(({ of: one, points }) => [one, ...points.map((row) => `${fixed(row.macro_f1, 2)} ${isKnown(row.macro_f1_low) ? `[${fixed(row.macro_f1_low, 2)}, ${fixed(row.macro_f1_high, 2)}]` : ""}`)]), { numeric: kind.ks.map((_, i) => i + 1), caption: "Macro-F1 on test cells by number of features" })),
-      smallTable(["label", `the ${count(kind.k)} features of its probe: more of it (+), less of it (−)`, "AUROC [95 %]", "balanced accuracy"], kind.labels.map((row) => [row.label, h("span", {}, row.features.map(probeFeature)), `${fixed(row.auroc)} ${isKnown(row.auroc_low) ? `[${fixed(row.auroc_low)}, ${fixed(row.auroc_high)}]` : ""}`, fixed(row.balanced_accuracy)]), { numeric: [2, 3], caption: `Features in the order in which a lasso lets them in; figures of test cells` }))),
+      smallTable(["label", `the ${count(kind.k)} features of its probe: more of it (+), less of it (−)`, "AUROC [95 %]", "balanced accuracy"], kind.labels.map((row) => [h("a", { href: labelHref(kind.label_kind, row.label) }, row.label), h("span", {}, row.features.map(probeFeature)), `${fixed(row.auroc)} ${isKnown(row.auroc_low) ? `[${fixed(row.auroc_low)}, ${fixed(row.auroc_high)}]` : ""}`, fixed(row.balanced_accuracy)]), { numeric: [2, 3], caption: `Features in the order in which a lasso lets them in; figures of test cells` }))),
     reading("for each label, a sparse logistic regression chooses features on train cells, is tuned on select cells and evaluated on test cells; every representation is treated alike. Permuted labels show what chance gives.", "neurons, components or genes that reach the same score with as few features, or permuted labels that do."));
-}
-
-function probeFeature({ feature_id: id, name, weight }, i) {
-  const genes = (name ?? "").split(" ").slice(0, 3).join(" ");
-  return [i ? ", " : "", h("a", { href: href("feature", id), title: `weight ${signed(weight)} in logits per standard deviation` }, `${weight < 0 ? "−" : "+"} ${id}${genes ? ` (${genes})` : ""}`)];
 }
 
 // Where the SAE needs fewer features than each of the others, and where not.

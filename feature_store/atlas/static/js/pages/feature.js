@@ -3,10 +3,14 @@
 
 import { h, svg, clear, empty, smallTable, count, fixed, fmt, isKnown, later, ofPanel, percent, pvalue, words, DASH } from "../dom.js";
 import { CLASS, QUIET, byCategory, byNumber, colourOf, cssOf, legend, packed, rampLegend } from "../colour.js";
+import { fitted } from "../axis.js";
 import { ALPHA, edgeGraph, forest, geneBars, violins } from "../charts_feature.js";
+import { histogram } from "../charts_run.js";
 import { columns, json, NotThere, overview } from "../data.js";
+import { Kept } from "../kept.js";
+import { geneLinks } from "../links_out.js";
 import { Scatter, viewOf, viewText } from "../scatter.js";
-import { go, href, parse, setParams } from "../state.js";
+import { go, href, labelHref, parse, setParams } from "../state.js";
 
 const MEANS = {
   "gene-identity": () => "it responds to one gene or a family of genes, in whatever cell they are expressed",
@@ -15,6 +19,7 @@ const MEANS = {
   mixed: () => "neither its genes, nor a label of the cells, nor the batch explains it alone",
   dead: () => "it never fires",
 };
+const FIFTHS = ["strongest", "second", "middle", "fourth", "weakest"];
 const MOST_NAMED = 11, FEW_LABELS = 20, FEW_ROWS = 8;
 
 export const title = ({ id }) => `Feature ${id}`;
@@ -37,11 +42,12 @@ class FeaturePage {
   constructor(root, about, known, params) {
     Object.assign(this, { root, about, known, params, panel: ofPanel(about), id: known.about.feature_id, cells: null, drawn: {} });
     this.kept = keptOf(params);
+    this.pins = new Kept(about);
     this.map = panel("Where it fires");
     this.spread = panel("Its code by label");
     root.append(this.head(), h("div", { class: "feature-columns" },
       h("div", {}, this.map, this.labels(), this.top()),
-      h("div", {}, this.spread, this.genes(), this.sets())),
+      h("div", {}, this.spread, this.strength(), this.genes(), this.sets())),
     h("div", { class: "feature-rest" }, this.effects(), this.inputs(), this.edges(), this.alike(), this.together(), this.elsewhere(), this.steering(), this.provenance()));
   }
 
@@ -56,23 +62,37 @@ class FeaturePage {
     return h("div", { class: "feature-head" },
       h("div", {},
         h("h1", {}, `Feature ${id}${nameOf(about) ? `: ${nameOf(about)}` : ""}`),
-        about.dead ? null : h("p", {}, ...(about.top_genes ? ["Genes it goes with: ", h("i", {}, genesOf(about.top_genes).slice(0, 8).join(", "))] : ["No gene at q ≤ 0.05 on test cells."])),
+        this.inWords(),
         h("p", {}, h("span", { class: "feature-class" }, h("span", { class: "swatch", style: { background: CLASS[about.class] ?? "var(--null)" } }), about.class ?? "no class"), confident, MEANS[about.class] ? `: ${MEANS[about.class](about)}.` : null),
         h("ul", { class: "facts" },
           h("li", {}, "fires on ", h("b", {}, percent(about.density, 2)), ` of ${this.panel ? "the panel's " : ""}tokens`),
           fires ? h("li", {}, "in ", h("b", {}, `${count(fires.test.n_firing)} of ${count(fires.test.n)}`), ` test cells${this.panel ? `, and in ${count(fires.all.n_firing)} of all ${count(fires.all.n)} cells with tokens` : ""}`) : null,
           isKnown(about.gene_precision) ? h("li", {}, h("b", {}, percent(about.gene_precision, 0)), " of its firing is on one gene") : null,
-          about.dead ? null : h("li", {}, ...(about.top_label ? ["best label on select cells ", h("b", {}, about.top_label), ` (AUROC ${fixed(about.top_label_auroc, 2)} on test cells)`] : ["no label at q ≤ 0.05 on test cells"]))),
+          about.dead ? null : h("li", {}, ...(about.top_label ? ["best label on select cells ", h("a", { href: labelHref(about.top_label_kind, about.top_label) }, about.top_label), ` (AUROC ${fixed(about.top_label_auroc, 2)} on test cells)`] : ["no label at q ≤ 0.05 on test cells"]))),
         explained.length ? h("p", { class: "quiet" }, `Variance explained: ${explained.join(", ")}.`) : null,
         this.panel ? h("p", { class: "quiet of-panel" }, `Figures are of cells${this.panel}; the cells and tokens on which it fires most, and the number of cells in which it fires, are of all cells.`) : null,
         about.dead ? h("p", { class: "empty", role: "note" }, "This feature is dead: it fires on no token of this data set, so there is nothing to show.") : null),
       this.steps);
   }
 
+  // What it is in sentences, how sure that is, and the figures behind it.
+  inWords() {
+    const { text, grade, means, checks } = this.known.summary, signs = { true: "✓", false: "✗", null: "?" }, said = { true: "supports it", false: "does not support it", null: "could not be asked" };
+    return h("section", { class: "panel in-words", "aria-label": "In words" }, h("p", { class: "in-words-text" }, text),
+      h("p", {}, h("strong", { class: `grade ${grade.replace(" ", "-")}` }, grade), h("span", { class: "quiet" }, `: ${means}.`)),
+      checks.length ? h("ul", { class: "checks" }, checks.map(({ text: figure, holds }) => h("li", { class: holds === null ? "quiet" : null }, h("span", { class: "sign", title: said[holds], "aria-label": said[holds], role: "img" }, signs[holds]), ` ${figure}`))) : null);
+  }
+
   drawSteps() {
     const { id, last } = this;
     const step = (to, text) => (to < 0 || to > last ? h("a", { "aria-disabled": "true" }, text) : this.link(to, text));
-    clear(this.steps, step(id - 1, "‹ Previous"), step(id + 1, "Next ›"), h("button", { type: "button", onclick: () => this.random() }, "Random"), h("a", { href: href("atlas", null, { mark: id }) }, "Show on the Atlas"));
+    clear(this.steps, step(id - 1, "‹ Previous"), step(id + 1, "Next ›"), h("button", { type: "button", onclick: () => this.random() }, "Random"), this.pinButton(), h("a", { href: href("atlas", null, { mark: id }) }, "Show on the Atlas"));
+  }
+
+  // Keep it for Compare, or let it go.
+  pinButton() {
+    const isKept = this.pins.has(this.id);
+    return h("button", { type: "button", name: "keep", "aria-pressed": String(isKept), title: "The page Compare shows what is kept side by side", onclick: () => { this.pins.toggle(this.id); this.drawSteps(); this.steps.querySelector("[name=keep]").focus(); } }, isKept ? "Kept" : "Keep");
   }
 
   // A link to another feature, seen as this one is.
@@ -91,6 +111,7 @@ class FeaturePage {
     this.split = params.split === "all" ? "all" : "test";
     for (const link of this.root.querySelectorAll("a[data-feature]")) link.setAttribute("href", href("feature", link.dataset.feature, this.kept));
     if (this.isNew("spread", [params.by, this.split])) this.drawSpread();
+    if (this.isNew("strength", [this.split])) this.drawStrength();
     if (this.isNew("labels", [params.labels])) this.drawLabels();
     await this.drawMap();
     // the control that had the focus was drawn again: give the focus back
@@ -125,7 +146,7 @@ class FeaturePage {
     const inside = this.inSplit(), { values } = this;
     clear(this.controls, this.choice("color", "Colour", [["", "cell code"], ...this.about.label_columns.map((name) => [name, words(name)])], column ?? ""), this.splitChoice(this.split));
     const ink = column ? this.inkOf(column) : this.inkOfCode(inside);
-    const pale = packed(getComputedStyle(document.documentElement).getPropertyValue("--grid").trim());
+    const pale = packed(getComputedStyle(document.documentElement).getPropertyValue("--faint").trim());
     for (let i = 0; i < ink.length; i++) if (!inside[i]) ink[i] = pale;
     this.plot.colours(ink);
     // other splits below, then silent cells, then the firing ones, the strongest on top
@@ -143,10 +164,8 @@ class FeaturePage {
     this.picked = h("p", { class: "picked", "aria-live": "polite" });
     const box = h("div", { class: "cell-map" });
     fill(this.map, this.controls, box, this.key, this.picked);
-    this.tip = h("div", { class: "tip", hidden: true });
-    this.plot = new Scatter(box, { label: `Map of the cells, coloured by feature ${this.id}`, onHover: (i, x, y) => this.point(i, x, y), onPick: (i) => setParams({ cell: cells.get("cell_idx").at(i) }), onView: later((view) => this.isHere() && setParams({ view: viewText(view) }, { replace: true }), 250) });
+    this.plot = new Scatter(box, { label: `Map of the cells, coloured by feature ${this.id}`, tip: (i) => this.says(i), onPick: (i) => setParams({ cell: cells.get("cell_idx").at(i) }), onView: later((view) => this.isHere() && setParams({ view: viewText(view) }, { replace: true }), 250) });
     this.plot.points(cells.get("x").values, cells.get("y").values);
-    this.plot.box.append(this.tip);
   }
 
   // Whether the address is still that of this feature.
@@ -167,7 +186,7 @@ class FeaturePage {
     let top = 0, n = 0, fires = 0;
     this.values.forEach((value, i) => { if (inside[i]) { n += 1; fires += value !== 0; top = Math.max(top, value); } });
     const known = Float32Array.from(this.values, (value) => (value === 0 ? NaN : value));
-    clear(this.key, rampLegend([0, top], (x) => fmt(x), { label: "cell code" }), legend([{ name: "silent", colour: cssOf(QUIET()) }, ...(this.split === "all" ? [] : [{ name: "other splits", colour: "var(--grid)" }])], { label: "Without a code" }),
+    clear(this.key, rampLegend([0, top], (x) => fmt(x), { label: "cell code" }), legend([{ name: "silent", colour: cssOf(QUIET()) }, ...(this.split === "all" ? [] : [{ name: "other splits", colour: "var(--faint)" }])], { label: "Without a code" }),
       h("p", { class: "quiet" }, `Fires in ${count(fires)} of ${count(n)} ${this.split === "all" ? "cells" : "test cells"}${this.panel} on the map.${this.split === "all" ? " The autoencoder was trained on some of them." : ""}`));
     return byNumber(known, [0, top]);
   }
@@ -193,15 +212,10 @@ class FeaturePage {
     return this.names.at(i) ?? `cell ${this.cells.get("cell_idx").at(i)}`;
   }
 
-  async point(i, x, y) {
-    this.pointed = i;
-    if (i === null) { this.tip.hidden = true; return; }
+  // What is said of the cell under the pointer.
+  async says(i) {
     const [name, ...rest] = this.about_(i, await this.name(i));
-    if (this.pointed !== i) return;
-    clear(this.tip, h("b", {}, name), rest.map((text) => h("div", {}, text)));
-    this.tip.hidden = false;
-    const width = this.plot.box.clientWidth;
-    Object.assign(this.tip.style, x > width / 2 ? { left: "auto", right: `${width - x + 12}px` } : { right: "auto", left: `${x + 12}px` }, { top: `${Math.max(4, y - 20)}px` });
+    return [h("b", {}, name), rest.map((text) => h("div", {}, text))];
   }
 
   // Take the part of the map and the cell that the address names.
@@ -221,11 +235,12 @@ class FeaturePage {
   drawSpread() {
     const { cells } = this.known, columnsOf = this.about.label_columns;
     if (cells.missing) return fill(this.spread, empty(cells.missing));
-    const found = cells.violins[this.split], both = ["cell_type", "batch"].filter((name) => found[name]?.groups.length), own = found[this.params.by] ? this.params.by : null;
-    const shown = own ? [own] : both.length ? both : columnsOf.slice(0, 1);
+    const found = cells.violins[this.split], best = this.known.about.top_label_kind, both = ["cell_type", "batch"].filter((name) => found[name]?.groups.length), own = found[this.params.by] ? this.params.by : null;
+    // without a choice: the labels of the best significant one
+    const first = found[best]?.groups.length ? [best] : both.length ? both : columnsOf.slice(0, 1), shown = own ? [own] : first;
     if (!shown.length) return fill(this.spread, empty({ table: "cells" }, "The cell table has no column of labels; name some when you extract: scsae extract DATA --cell-type COLUMN --batch COLUMN --label COLUMN."));
     const of = `${this.split !== "all" ? "test cells" : this.panel ? "cells" : "all cells"}${this.panel ? " of the panel" : ""}`, groups = shown.flatMap((name) => found[name].groups), top = Math.max(0, ...groups.map(({ high }) => high ?? 0));
-    const options = [["", both.length ? both.map(words).join(" and ") : words(shown[0])], ...columnsOf.map((name) => [name, words(name)])];
+    const options = [["", `${first.map(words).join(" and ")}${first[0] === best ? " (of its best label)" : ""}`], ...columnsOf.map((name) => [name, words(name)])];
     fill(this.spread, h("div", { class: "controls" }, this.choice("by", "By", options, own ?? ""), this.splitChoice(this.split)),
       shown.map((name) => {
         const { groups: mine, n_unknown, n_left_out } = found[name];
@@ -245,7 +260,7 @@ class FeaturePage {
     if (labels.missing) return fill(this.scores, empty(labels.missing));
     if (!labels.rows.length) return fill(this.scores, empty({}, this.known.about.dead ? "A dead feature separates no label." : "No label was tested on test cells."));
     const isAll = this.params.labels === "all", rows = isAll ? labels.rows : labels.rows.slice(0, FEW_LABELS), hasBand = rows.some((row) => row.null), hasDonors = rows.some((row) => row.low !== null);
-    const link = (row) => href("search", null, { kind: `label:${row.label_kind}`, q: row.label }), n = rows.filter((row) => row.q !== null && row.q <= ALPHA).length;
+    const link = (row) => labelHref(row.label_kind, row.label), n = rows.filter((row) => row.q !== null && row.q <= ALPHA).length;
     const more = labels.rows.length > FEW_LABELS ? h("button", { type: "button", name: "labels", class: "more", onclick: () => setParams({ labels: isAll ? null : "all" }) }, isAll ? "Show the strongest" : `Show ${labels.rows.length}`) : null;
     fill(this.scores, h("ul", { class: "key" }, mark("point", "q ≤ 0.05"), mark("weak", "not significant"), hasBand ? mark("band", "95 % of permuted labels") : null, hasDonors ? mark("interval", "95 % across donors") : null),
       forest(rows, { link, label: `Rank-biserial of feature ${this.id} with ${rows.length} labels, test cells${this.panel}` }), more,
@@ -269,6 +284,7 @@ class FeaturePage {
       bars(expression.map((row) => ({ gene: row.gene, value: row.pearson, mark: row.pearson_within_type, q: row.q, note: isKnown(row.pearson) ? pvalue(row.q) : "not on test", title: `${row.gene}: Pearson ${fixed(row.pearson, 3)} on test cells (${fixed(row.select_pearson, 3)} on select), within cell types ${fixed(row.pearson_within_type, 3)}; q ${pvalue(row.q)}; n ${count(row.n)}, both in ${count(row.nnz)}` })), { range, title: "Pearson with log1p(CP10k), test cells", label: `Genes of feature ${this.id} by expression`, noted: "q" }),
       h("h3", {}, "By identity: on which gene's tokens does it fire?"),
       bars(identity.map((row) => ({ gene: row.gene, value: row.identity_precision, note: isKnown(row.lift) ? `× ${fmt(row.lift, 2)}` : "not on test", title: `${row.gene}: ${percent(row.identity_precision)} of its firing on test cells (${percent(row.select_identity_precision)} on select); it fires on ${percent(row.identity_recall)} of the gene's tokens; ${fmt(row.lift)} times the gene's share of all tokens` })), { range: [0, Math.max(0.05, ...identity.map((row) => row.identity_precision ?? 0))], title: "share of its firing, test cells", label: `Genes of feature ${this.id} by identity`, noted: "times chance" }),
+      h("details", {}, h("summary", {}, "These genes at other sites"), h("ul", { class: "checks" }, [...new Set([...expression, ...identity].map(({ gene }) => gene))].slice(0, 8).map((gene) => h("li", {}, h("i", {}, gene), ": ", geneLinks(gene))))),
       h("p", { class: "quiet" }, `The genes are the strongest on select cells; their figures are of test cells${this.panel}.${expression.some((row) => isKnown(row.q) && row.q <= ALPHA) ? "" : " No gene has q ≤ 0.05 by expression."} Identity is a share; the feature is named after its gene where the excess over chance is significant on test cells.`));
   }
 
@@ -284,6 +300,24 @@ class FeaturePage {
     const title = (text, more, own) => ({ text, title: more, class: own });
     return fill(box, smallTable(["gene set", title("shared", "Genes of the feature that are in the set, of the set's detected genes"), title("odds", "Odds ratio"), title("q", "Over-representation against all detected genes"), title("q matched", "Against genes detected in as many cells"), title("q ranks", "Rank test over all detected genes", "wide")], rows, { numeric: [1, 2, 3, 4, 5] }),
       h("p", { class: "quiet" }, `Over-representation of its ${sets.rows[0].n_genes ?? ""} genes on test cells${this.panel}; the sets have the smallest p on select cells. Grey: q > 0.05.${sets.rows.some((row) => isKnown(row.q) && row.q <= ALPHA) ? "" : " No gene set has q ≤ 0.05."}`));
+  }
+
+  // How strongly it fires, and cells from every fifth of those in which it does.
+  strength() {
+    this.force = panel("How strongly it fires");
+    return this.force;
+  }
+
+  drawStrength() {
+    const { cells } = this.known;
+    if (cells.missing) return fill(this.force, empty(cells.missing));
+    const { n, n_firing: fires, high, counts, quartiles } = cells.histograms[this.split], of = `${this.split === "all" ? "cells" : "test cells"}${this.panel}`;
+    if (!fires) return fill(this.force, h("p", { class: "quiet" }, `It fires in none of ${count(n)} ${of}.`));
+    const edges = Array.from({ length: counts.length + 1 }, (_, i) => (high * i) / counts.length), label = this.about.label_columns.includes("cell_type") ? "cell_type" : this.about.label_columns[0];
+    const rows = cells.quantiles.map((row) => [`${FIFTHS[row.fifth - 1]}`, breaks(row.cell_id ? h("a", { href: href("search", null, { kind: "cell", q: row.cell_id }) }, row.cell_id) : String(row.cell_idx)), ...(label ? [breaks(row[label] ?? DASH)] : []), row.split ?? DASH, fixed(row.value, 2)]);
+    return fill(this.force, h("p", {}, `It is silent in ${count(n - fires)} of ${count(n)} ${of}. Where it fires, half of its codes lie between ${fixed(quartiles[0], 2)} and ${fixed(quartiles[2], 2)} (median ${fixed(quartiles[1], 2)}, largest ${fixed(high, 2)}).`),
+      fitted((width) => histogram(width, { edges, stacks: [{ name: "cells", colour: "#0072b2", counts }], xTitle: "cell code where it fires", yTitle: this.split === "all" ? "cells" : "test cells", at: { value: quartiles[1], name: "median" }, height: 180, label: `Histogram of the code of feature ${this.id} in ${count(fires)} ${of}` })),
+      h("h3", {}, "Cells from every fifth of those in which it fires"), smallTable(["fifth", "cell", ...(label ? [words(label)] : []), "split", "code"], rows, { numeric: [label ? 4 : 3], caption: "Of all splits; taken at even ranks, so that weak firing is seen as well as the strongest" }));
   }
 
   top() {

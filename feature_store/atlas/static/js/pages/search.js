@@ -214,7 +214,7 @@ class Search {
   nothing() {
     const { q, kind, names } = this, near = kind === CELL.key ? [] : names.nearest(q, { kind });
     const elsewhere = kind ? names.find(q).reduce((n, group) => n + group.n, 0) : 0;
-    const among = kind === CELL.key ? `${count(names.nCells)} cell ids (by their beginning; #12 is the cell of cell_idx 12)` : kind ? words(names.kinds.get(kind)?.title ?? kind) : this.searched();
+    const among = kind === CELL.key ? `${count(names.nCells)} cell ids (by their beginning; #12 is the cell at place 12 of the data set)` : kind ? words(names.kinds.get(kind)?.title ?? kind) : this.searched();
     return [
       h("h2", { class: "found-title" }, `Nothing is called “${q}”`),
       names.quiet.has(q.trim().toLowerCase()) ? h("p", {}, `${q.trim()} is a gene of this data set, but no feature is associated with it strongly enough to be kept, on any split.`) : null,
@@ -229,7 +229,7 @@ class Search {
     const kinds = [...this.names.kinds.values()].filter(({ key }) => !this.kind || key === this.kind);
     const examples = (key) => this.names.entries.filter((entry) => entry.kind === key).slice(0, kinds.length === 1 ? 200 : EXAMPLES);
     return [
-      h("p", {}, "Type a gene, a label such as a cell type, a gene set, the beginning of a cell id, ", h("code", {}, "#12"), " for the cell of cell_idx 12, or the number of a feature."),
+      h("p", {}, "Type a gene, a label such as a cell type, a gene set, the beginning of a cell id, ", h("code", {}, "#12"), " for the cell at place 12 of the data set, or the number of a feature."),
       kinds.map(({ key, title: name, n }) => h("div", {}, h("h3", {}, words(name), " ", h("span", { class: "quiet" }, count(n))), h("ul", { class: "examples" }, examples(key).map((entry) => h("li", {}, this.link(entry)))))),
       this.lacking(),
     ];

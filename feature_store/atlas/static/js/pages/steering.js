@@ -185,7 +185,7 @@ class Steering {
     const { n, doses, command } = run.notMeasured(point), here = run.doses(point.n_features);
     const measured = run.takesDose ? `On test cells, ${run.pointText({ ...point, dose: null })} ${point.n_features === 1 ? "was" : "were"} measured at dose ${here.map(tickText).join(", ")}.` : `On test cells, ${run.counts.map(count).join(", ")} features were measured.`;
     const rest = n ? ` ${n} more ${n === 1 ? "point" : "points"} of the grid ${n === 1 ? "was" : "were"} tried on select cells, to choose one, and not measured on test cells.` : "";
-    return clear(this.more, h("h2", {}, "What was not measured"), h("p", {}, `${measured}${rest} The slider covers the measured points. ${doses.length ? "This command measures these doses too" : "Another point needs another run, for example"}:`), h("pre", {}, h("code", {}, command)));
+    return clear(this.more, h("h2", {}, "What was not measured"), h("p", {}, `${measured}${rest}${run.counts.length > 1 || here.length > 1 ? " The sliders cover the measured points." : ""} ${doses.length ? "This command measures these doses too" : "Another point needs another run, for example"}:`), h("pre", {}, h("code", {}, command)));
   }
 
   featurePanel() {
@@ -351,7 +351,7 @@ class Steps {
   set({ values, value, chosen, format, note }) {
     const { input } = this, place = values.indexOf(value);
     this.values = values;
-    Object.assign(input, { max: String(Math.max(values.length - 1, 0)), disabled: values.length < 2 });
+    Object.assign(input, { max: String(Math.max(values.length - 1, 0)), disabled: values.length < 2, hidden: values.length < 2 });
     input.value = String(place);
     const text = value === null ? "none" : format(value);
     input.setAttribute("aria-valuetext", value === chosen ? `${text}, chosen on select cells` : text);

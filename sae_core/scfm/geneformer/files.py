@@ -32,7 +32,14 @@ from sae_core.checkpoint_files import (
 )
 from sae_core.errors import CheckpointError
 from sae_core.json_fields import JsonFields
-from sae_core.scfm.geneformer import NEEDED, Geneformer, GeneformerConfig, canonical_weights, geneformer_from_weights
+from sae_core.scfm.families import Family, ModelOption
+from sae_core.scfm.geneformer.network import (
+    NEEDED,
+    Geneformer,
+    GeneformerConfig,
+    canonical_weights,
+    geneformer_from_weights,
+)
 from sae_core.scfm.vocabulary import Vocabulary, ensembl_id
 
 WEIGHTS = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
@@ -95,7 +102,8 @@ def is_geneformer(folder: Path) -> bool:
         return False
     config = read_json(path)
     kind = config.get("model_type")
-    return kind == "bert" or (kind is None and all(name in config for name in NEEDED))
+    is_bert = kind == "bert" or (kind is None and all(name in config for name in NEEDED))
+    return is_bert and "bin_num" not in config  # which AIDO.Cell has
 
 
 def load_geneformer(folder: Path, *, dictionaries: Path | None = None) -> Geneformer:
@@ -151,7 +159,7 @@ def find_dictionaries(folder: Path, *, n_tokens: int, dictionaries: Path | None 
         CheckpointError: no token dictionary has that many tokens, or its companions are missing or not of its release.
     """
     if dictionaries is not None and not dictionaries.is_dir():
-        raise CheckpointError(f"--dictionaries is {dictionaries}, which is no folder; give the folder that holds them")
+        raise CheckpointError(f"dictionaries is {dictionaries}, which is no folder; give the folder that holds them")
     found, places = [], list(dict.fromkeys(_places(folder, dictionaries)))
     for place in places:
         for path in _named(place, "token_dictionary"):
@@ -165,7 +173,8 @@ def find_dictionaries(folder: Path, *, n_tokens: int, dictionaries: Path | None 
         likely = f"token_dictionary_{release.tail}.pkl and its companions ({release.folder} in the official repository)"
     raise CheckpointError(
         f"no token dictionary has the {n_tokens} tokens of this model{_named_release(n_tokens)}; found: "
-        f"{', '.join(found) or 'none'}; put {likely} into {places[0]}, or name their folder with --dictionaries DIR"
+        f"{', '.join(found) or 'none'}; put {likely} into {places[0]}, or name their folder with "
+        "--model-option dictionaries=DIR"
     )
 
 
@@ -284,3 +293,21 @@ def _names(id_of_symbol: Mapping[str, str], current: Mapping[str, str], genes: S
         "ensembl": {name: gene for name, gene in known.items() if ensembl_id(name)},
         "aliases": {name: gene for name, gene in known.items() if name and not ensembl_id(name)},
     }
+
+
+FAMILY = Family(
+    name="geneformer",
+    files=FILES,
+    matches=is_geneformer,
+    load=load_geneformer,
+    options=(
+        ModelOption(
+            name="dictionaries",
+            help="Folder of the dictionaries; default: searched in the checkpoint's folder and those above it.",
+            is_path=True,
+        ),
+    ),
+    genes="human Ensembl ids, or symbols through its dictionary of names",
+    length="2,048 (V1) or 4,096 (V2) places; the genes of the highest ranks of longer cells",
+    licence="Apache-2.0",
+)

@@ -1,11 +1,11 @@
 """scFoundation: values embedded by soft bins, a post-norm encoder over the expressed genes, a final norm.
 
-    v = leaky_relu(w x + b);  bins = softmax(alpha v + W v + c);  input = bins @ E + Pos(gene)
+    x = SoftBins(value) + Pos(gene)                               (`soft_bins`)
     n_layers post-norm ReLU blocks, then the final norm (site "final")
 
-T and S are the target and source total counts (`scfoundation_tokenizer`). The cell embedding is [S, T, max over genes,
+T and S are the target and source total counts (`tokenizer`). The cell embedding is [S, T, max over genes,
 mean over genes] of the final norm's output, 4 d_model numbers, where genes exclude T and S. Module names are those of
-the checkpoint without the prefix `model.`. The Performer decoder (`scfoundation_decoder`) is needed by the pretraining
+the checkpoint without the prefix `model.`. The Performer decoder (`decoder`) is needed by the pretraining
 loss, not by activations.
 
 Hao et al. 2024, scFoundation, 10.1038/s41592-024-02305-7.
@@ -19,7 +19,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
@@ -29,8 +28,9 @@ from sae_core.scfm.batches import Batch
 from sae_core.scfm.encoder import EncoderBlock
 from sae_core.scfm.foundation import FINAL, FoundationModel, masked_mean
 from sae_core.scfm.pretraining import MaskedGeneBatch, MaskedGeneTask, sample_masked_genes
-from sae_core.scfm.scfoundation_decoder import Performer
-from sae_core.scfm.scfoundation_tokenizer import T4, Resolution, ScFoundationTokenizer
+from sae_core.scfm.scfoundation.decoder import Performer
+from sae_core.scfm.scfoundation.tokenizer import T4, Resolution, ScFoundationTokenizer
+from sae_core.scfm.soft_bins import SoftBins
 from sae_core.scfm.tokens import Tokens
 from sae_core.scfm.vocabulary import GeneMatch, Vocabulary
 
@@ -105,30 +105,12 @@ def _decoder_config(merged: JsonFields) -> DecoderConfig | None:
     return DecoderConfig(d_model=d_model, n_layers=n_layers, n_heads=n_heads, d_head=fields.whole("dim_head", 64))
 
 
-class AutoDiscretization(nn.Module):
-    """Value embedding: the mean of bin vectors, weighted by a softmax; masked values and padding have own vectors."""
-
-    def __init__(self, c: ScFoundationConfig) -> None:
-        super().__init__()
-        self.alpha, self.pad_value, self.mask_value = c.bin_alpha, c.pad_value, c.mask_value
-        self.mlp, self.mlp2 = nn.Linear(1, c.n_bins), nn.Linear(c.n_bins, c.n_bins)
-        self.emb = nn.Embedding(c.n_bins, c.d_model)
-        self.emb_mask, self.emb_pad = nn.Embedding(1, c.d_model), nn.Embedding(1, c.d_model)
-
-    def forward(self, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape d_model"]:
-        """Bins @ E; the mask vector where the value is `mask_value`, the padding vector where it is `pad_value`."""
-        v = F.leaky_relu(self.mlp(value[..., None]), 0.1)
-        x = torch.softmax(self.alpha * v + self.mlp2(v), dim=-1) @ self.emb.weight
-        for special, vector in ((self.mask_value, self.emb_mask.weight), (self.pad_value, self.emb_pad.weight)):
-            x = torch.where((value == special)[..., None], vector[0].to(x.dtype), x)
-        return x
-
-
 class _Encoder(nn.Module):
     def __init__(self, c: ScFoundationConfig) -> None:
         super().__init__()
-        block = {"d_model": c.d_model, "n_heads": c.n_heads, "d_hidden": 4 * c.d_model}
-        self.transformer_encoder = nn.ModuleList(EncoderBlock(**block) for _ in range(c.n_layers))
+        self.transformer_encoder = nn.ModuleList(
+            EncoderBlock(d_model=c.d_model, n_heads=c.n_heads, d_hidden=4 * c.d_model) for _ in range(c.n_layers)
+        )
         self.norm = nn.LayerNorm(c.d_model)
 
 
@@ -151,7 +133,13 @@ class ScFoundation(FoundationModel):
         self.config, self.vocabulary = config, vocabulary
         self.name, self.digest = "scfoundation", ""
         self.d_model, self.n_layers = config.d_model, config.n_layers
-        self.token_emb = AutoDiscretization(config)
+        self.token_emb = SoftBins(
+            n_bins=config.n_bins,
+            d_model=config.d_model,
+            alpha=config.bin_alpha,
+            pad_value=config.pad_value,
+            mask_value=config.mask_value,
+        )
         self.pos_emb = nn.Embedding(config.n_genes + 3, config.d_model)
         self.encoder = _Encoder(config)
         self.decoder: Performer | None = None
@@ -188,6 +176,7 @@ class ScFoundation(FoundationModel):
         *,
         seed: int,
         max_tokens: int | None = None,
+        obs: Mapping[str, Sequence[str]] | None = None,
     ) -> Tokens:
         """Expressed genes of each cell, then T and S (`ScFoundationTokenizer`)."""
         return self.tokenizer(indptr, indices, data, match, seed=seed, max_tokens=max_tokens)

@@ -17,14 +17,15 @@ from torch import Tensor
 
 from sae_core.checkpoint_files import digest_files, digest_names, read_text, read_torch_with_settings
 from sae_core.errors import CheckpointError
-from sae_core.scfm.scfoundation import (
+from sae_core.scfm.families import Family, ModelOption
+from sae_core.scfm.scfoundation.network import (
     SOURCE,
     TARGET,
     ScFoundation,
     ScFoundationConfig,
     scfoundation_from_weights,
 )
-from sae_core.scfm.scfoundation_tokenizer import T4, Resolution
+from sae_core.scfm.scfoundation.tokenizer import T4, Resolution
 from sae_core.scfm.vocabulary import Vocabulary, read_ensembl
 
 FILES = "models.ckpt and OS_scRNA_gene_index.19264.tsv"
@@ -52,11 +53,11 @@ def load_scfoundation(path: Path, *, part: str | None = None, resolution: str | 
     folder = weights_path.parent
     named = path.name if _names_part(path) else None
     if part is not None and named is not None and part != named:
-        raise CheckpointError(f"the path names part {named!r} and --part {part!r}; give one of them")
+        raise CheckpointError(f"the path names part {named!r} and the option part {part!r}; give one of them")
     content = read_torch_with_settings(weights_path)
     part_name, chosen = _part(content, part or named, weights_path.name)
     config = ScFoundationConfig.from_checkpoint(chosen["config"])
-    genes_path = _gene_list(folder)
+    genes_path = find_gene_list(folder)
     ensembl_path = folder / "vocab_ensembl.json"
     ensembl = read_ensembl(ensembl_path) if ensembl_path.is_file() else {}
     tensors = {str(name): value for name, value in chosen["state_dict"].items()}
@@ -144,7 +145,12 @@ def _part(content: Any, name: str | None, file: str) -> tuple[str, Mapping[str, 
     return chosen, part
 
 
-def _gene_list(folder: Path) -> Path:
+def find_gene_list(folder: Path) -> Path:
+    """The gene list in a folder or in the one above it.
+
+    Raises:
+        CheckpointError: there is none.
+    """
     for place in (folder, folder.resolve().parent):
         found = sorted([*place.glob("*gene_index*.tsv"), *place.glob("*gene_index*.csv")])
         if found:
@@ -152,3 +158,25 @@ def _gene_list(folder: Path) -> Path:
     raise CheckpointError(
         f"{folder} holds the weights but no gene list; put {_OFFICIAL_LIST} into it or into its parent"
     )
+
+
+FAMILY = Family(
+    name="scfoundation",
+    files=FILES,
+    matches=is_scfoundation,
+    load=load_scfoundation,
+    options=(
+        ModelOption(
+            name="part",
+            help="Part of models.ckpt: cell (the default), rde (read depth enhancement) or gene.",
+        ),
+        ModelOption(
+            name="resolution",
+            help="Read depth at which the model predicts: t4 (the default) is log10 of the depth, a0.5 adds to that of "
+            "the cell, f2 multiplies the cell's depth.",
+        ),
+    ),
+    genes="human gene symbols of its list of 19,264",
+    length="all genes with counts",
+    licence="non-commercial, not to be passed on",
+)

@@ -27,11 +27,13 @@ from sae_core.checkpoint_files import (
     read_text,
     read_weights,
     weight_files,
+    weight_names,
     wrong_rows,
 )
 from sae_core.errors import CheckpointError
 from sae_core.json_fields import JsonFields
-from sae_core.scfm.scgpt import ScGPT, ScGPTConfig, canonical_name, scgpt_from_weights, sizes_of
+from sae_core.scfm.families import Family
+from sae_core.scfm.scgpt.network import ScGPT, ScGPTConfig, canonical_name, scgpt_from_weights, sizes_of
 from sae_core.scfm.vocabulary import Vocabulary, read_vocabulary
 
 WEIGHTS = (
@@ -66,7 +68,7 @@ def is_scgpt(folder: Path) -> bool:
         return weights is not None
     if (folder / "config.json").exists():
         return False
-    return any(canonical_name(name).startswith("value_encoder.") for name in read_weights(weights))
+    return any(canonical_name(name).startswith("value_encoder.") for name in weight_names(weights))
 
 
 def load_scgpt(folder: Path) -> ScGPT:
@@ -262,3 +264,14 @@ def _written_args(weights: Mapping[str, Tensor]) -> dict[str, object]:
     """Content of an args.json for these weights, with the official settings where the weights tell nothing."""
     official = {"nheads": 8, "n_bins": 51, "max_seq_len": 1200, "pad_value": -2, "mask_value": -1}
     return {**sizes_of(weights), **official, "input_emb_style": "continuous"}
+
+
+FAMILY = Family(
+    name="scgpt",
+    files=FILES,
+    matches=is_scgpt,
+    load=load_scgpt,
+    genes="human gene symbols (Ensembl ids with a vocab_ensembl.json)",
+    length="max_seq_len of args.json, 1,200 in the official model; a random sample of the genes of longer cells",
+    licence="MIT",
+)

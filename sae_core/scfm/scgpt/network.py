@@ -40,7 +40,7 @@ from sae_core.scfm.binning import TieBreak
 from sae_core.scfm.encoder import EncoderBlock
 from sae_core.scfm.foundation import FoundationModel, masked_mean
 from sae_core.scfm.pretraining import MaskedGeneBatch, MaskedGeneTask, sample_masked_genes
-from sae_core.scfm.scgpt_parts import (
+from sae_core.scfm.scgpt.parts import (
     BatchNorm,
     CellValueDecoder,
     DomainNorm,
@@ -49,7 +49,7 @@ from sae_core.scfm.scgpt_parts import (
     InputNorm,
     ValueEncoder,
 )
-from sae_core.scfm.scgpt_tokenizer import ScGPTTokenizer
+from sae_core.scfm.scgpt.tokenizer import ScGPTTokenizer
 from sae_core.scfm.tokens import Tokens
 from sae_core.scfm.vocabulary import GeneMatch, Vocabulary
 
@@ -179,8 +179,10 @@ def _check_form(fields: JsonFields) -> None:
 class _TransformerEncoder(nn.Module):
     def __init__(self, config: ScGPTConfig) -> None:
         super().__init__()
-        block = {"d_model": config.d_model, "n_heads": config.n_heads, "d_hidden": config.d_hidden}
-        self.layers = nn.ModuleList(EncoderBlock(**block) for _ in range(config.n_layers))
+        self.layers = nn.ModuleList(
+            EncoderBlock(d_model=config.d_model, n_heads=config.n_heads, d_hidden=config.d_hidden)
+            for _ in range(config.n_layers)
+        )
 
 
 class ScGPT(FoundationModel):
@@ -268,6 +270,7 @@ class ScGPT(FoundationModel):
         *,
         seed: int,
         max_tokens: int | None = None,
+        obs: Mapping[str, Sequence[str]] | None = None,
     ) -> Tokens:
         """`<cls>` and the genes of each cell with binned values (`ScGPTTokenizer`)."""
         return self.tokenizer(indptr, indices, data, match, seed=seed, max_tokens=max_tokens)

@@ -30,7 +30,7 @@ from sae_core.json_fields import JsonFields
 from sae_core.scfm.batches import Batch
 from sae_core.scfm.encoder import EncoderBlock
 from sae_core.scfm.foundation import FoundationModel, masked_mean
-from sae_core.scfm.geneformer_tokenizer import GeneformerTokenizer
+from sae_core.scfm.geneformer.tokenizer import GeneformerTokenizer
 from sae_core.scfm.pretraining import MaskedGeneBatch, MaskedGeneTask, sample_masked_genes
 from sae_core.scfm.sites import Site
 from sae_core.scfm.tokens import Tokens
@@ -177,8 +177,10 @@ class Geneformer(FoundationModel):
         self.name, self.digest = "geneformer", ""
         self.d_model, self.n_layers = config.d_model, config.n_layers
         self.embedding = _Embedding(config)
-        sizes = {"d_model": config.d_model, "n_heads": config.n_heads, "d_hidden": config.d_hidden}
-        self.layers = nn.ModuleList(EncoderBlock(**sizes, eps=config.eps) for _ in range(config.n_layers))
+        self.layers = nn.ModuleList(
+            EncoderBlock(d_model=config.d_model, n_heads=config.n_heads, d_hidden=config.d_hidden, eps=config.eps)
+            for _ in range(config.n_layers)
+        )
         self.head = MaskedGeneHead(config) if head else None
         has_cls_eos = "<cls>" in vocabulary and "<eos>" in vocabulary
         self.tokenizer = GeneformerTokenizer.of(
@@ -212,6 +214,7 @@ class Geneformer(FoundationModel):
         *,
         seed: int,
         max_tokens: int | None = None,
+        obs: Mapping[str, Sequence[str]] | None = None,
     ) -> Tokens:
         """Genes by falling expression relative to their median (`GeneformerTokenizer`); `seed` is not used."""
         return self.tokenizer(indptr, indices, data, match, max_tokens=max_tokens)

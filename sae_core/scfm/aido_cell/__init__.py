@@ -1,0 +1,1 @@
+"""AIDO.Cell: its network, its tokenizer, and the reader of its folders (`files`)."""

@@ -1,0 +1,1 @@
+"""Geneformer: its network, its tokenizer, and the reader of its folders (`files`)."""

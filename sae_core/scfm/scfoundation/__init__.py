@@ -1,0 +1,1 @@
+"""scFoundation: its network, its tokenizer, the decoder of its pretraining, and the reader of its folders (`files`)."""

@@ -1,0 +1,1 @@
+"""scGPT: its network, its tokenizer, and the reader of its folders (`files`)."""

@@ -1,0 +1,1 @@
+"""Tahoe-x1: its network, its tokenizer, and the reader of its folders (`files`)."""

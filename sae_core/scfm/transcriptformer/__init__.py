@@ -1,0 +1,1 @@
+"""TranscriptFormer: its network, its tokenizer, and the reader of its folders (`files`)."""

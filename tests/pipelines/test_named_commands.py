@@ -1,0 +1,58 @@
+"""The look-ups of README and docs run on a store as they are written, or name the command that makes what they need."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from printed_commands import commands_in, refusal
+from typer.testing import CliRunner
+
+from feature_store import FeatureStore
+from pipelines.cli import app
+
+ROOT = Path(__file__).parents[2]
+LOOK_UPS = ("compare", "describe", "features", "models", "plot", "runs", "sql", "verify", "export-atlas")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NAMED = sorted({words.strip() for page in PAGES for words in commands_in(page.read_text())})
+CHANGES = ("models promote",)
+"""What changes the store, and is tested on its own."""
+SHOWN = [words for words in NAMED if words.startswith(LOOK_UPS) and refusal(words) is None]
+SHOWN = [words for words in SHOWN if not words.startswith(CHANGES)]
+
+
+def stand_ins(store):
+    """What takes the place of the names that a page uses: those of the tiny store."""
+    lineage = store.lineage
+    return {
+        **{"B cells": "A", "CELL": "cell0", "TABLE": "features", "DIR": "atlas"},
+        **{"NAME": "sae-tiny-layer.1", "RUN": lineage.associations, "DATASET": lineage.dataset},
+        **{"KIND": "umap", "FILE.png": "plot.png"},
+    }
+
+
+@pytest.fixture(scope="module")
+def store(chain, tmp_path_factory):
+    """A copy of the store, because plots and the atlas make the maps that it lacks."""
+    return Path(shutil.copytree(chain.store, tmp_path_factory.mktemp("named") / "store"))
+
+
+def test_look_ups_of_every_kind_are_named():
+    assert {words.split()[0] for words in SHOWN} == set(LOOK_UPS)
+
+
+@pytest.mark.parametrize("words", SHOWN)
+def test_a_look_up_runs_or_names_the_command_that_makes_what_it_needs(words, store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = stand_ins(FeatureStore.open(store))
+    typed = [names.get(word, word) for word in shlex.split(words)]
+    if "--store" in typed:
+        typed = typed[: typed.index("--store")]
+    done = CliRunner().invoke(app, [*typed, "--store", str(store)])
+    if done.exit_code == 0:
+        return
+    said = f"{done.exception} {done.output}"
+    commands = re.findall(r"`(scsae [^`]+)`", said)
+    assert commands, said
+    assert [why for command in commands if (why := refusal(command)) is not None] == []
