@@ -25,7 +25,7 @@ from pipelines.moved_data import record_new_place
 from pipelines.runtime.checks import check_before_work, check_tracking
 from pipelines.runtime.cluster import actors_that_fit, ray_session
 from pipelines.runtime.failures import explained, root_cause
-from pipelines.runtime.progress import activity, progress_bar, stderr_console
+from pipelines.runtime.progress import activity, progress_bar, repeated, stderr_console
 from pipelines.runtime.stage import Clock, StageResult
 from pipelines.tracking.registration import register_sae
 from pipelines.training_loop import (
@@ -273,7 +273,6 @@ def _shown_progress(
     folders: Sequence[Path], n_steps: int, report: Callable[..., None], early_warnings: TrainingWarnings
 ) -> Iterator[None]:
     """Show the progress and the warnings that the first worker writes into the runs' folders, until the block ends."""
-    stopped = threading.Event()
 
     def look() -> None:
         rows: list[dict[str, Any]] = []
@@ -288,17 +287,8 @@ def _shown_progress(
             figures = f"mse {now['mse']:.3f} l0 {now['l0']:.1f} dead {now['n_dead']:.0f}"
             report(int(now["step"]), f"{figures}; {AT_END}" if now["step"] >= n_steps else figures)
 
-    def poll() -> None:
-        while not stopped.wait(POLL_S):
-            look()
-
-    thread = threading.Thread(target=poll, daemon=True)
-    thread.start()
-    try:
+    with repeated(look, first_s=POLL_S, every_s=POLL_S):
         yield
-    finally:
-        stopped.set()
-        thread.join()
 
 
 def train_loop(config: dict[str, Any]) -> None:

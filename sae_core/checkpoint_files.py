@@ -226,6 +226,13 @@ def _starts_as_zip(path: Path) -> bool:
         return file.read(2) == b"PK"
 
 
+def renamed(name: str, renames: Iterable[tuple[re.Pattern[str], str]]) -> str:
+    """The name of a weight after the renames, one after another."""
+    for pattern, replacement in renames:
+        name = pattern.sub(replacement, name)
+    return name
+
+
 def load_weights(
     model: nn.Module,
     weights: Mapping[str, Tensor],

@@ -74,7 +74,7 @@ def progress_bar(title: str, total: int, unit: str) -> Iterator[ProgressCallback
             yield lambda completed, note="": bar.update(task, completed=completed, note=visible(note))
         return
     lines = _Lines(console, title, total, unit)
-    with _repeated(lines.repeat, first_s=QUIET_S):
+    with repeated(lines.repeat, first_s=QUIET_S, every_s=QUIET_S):
         yield lines.report
 
 
@@ -129,20 +129,20 @@ def activity(title: str, what: str) -> Iterator[None]:
     def line() -> None:
         console.print(f"{title:<12} {what}, {time.monotonic() - started:.0f} s", soft_wrap=True)
 
-    with _repeated(line, first_s=SHOW_AFTER_S):
+    with repeated(line, first_s=SHOW_AFTER_S, every_s=QUIET_S):
         yield
 
 
 @contextlib.contextmanager
-def _repeated(line: Callable[[], None], *, first_s: float) -> Iterator[None]:
-    """Call `line` after `first_s`, and again every QUIET_S while the block runs."""
+def repeated(call: Callable[[], None], *, first_s: float, every_s: float) -> Iterator[None]:
+    """Call `call` in a thread after `first_s` seconds, and again every `every_s`, while the block runs."""
     stopped = threading.Event()
 
     def repeat() -> None:
         wait = first_s
         while not stopped.wait(wait):
-            line()
-            wait = QUIET_S
+            call()
+            wait = every_s
 
     thread = threading.Thread(target=repeat, daemon=True)
     thread.start()

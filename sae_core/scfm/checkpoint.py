@@ -15,8 +15,9 @@ import torch
 from sae_core.checkpoint_files import read_json
 from sae_core.errors import CheckpointError, ConfigError
 from sae_core.scfm.aido_cell import files as aido_cell
+from sae_core.scfm.cell_context import OF_CELLS
 from sae_core.scfm.families import Family, plug_ins
-from sae_core.scfm.foundation import OF_CELLS, FoundationModel
+from sae_core.scfm.foundation import FoundationModel
 from sae_core.scfm.geneformer import files as geneformer
 from sae_core.scfm.nicheformer import files as nicheformer
 from sae_core.scfm.scfoundation import files as scfoundation

@@ -20,7 +20,7 @@ Vaswani et al. 2017, arXiv:1706.03762 (post-norm); Xiong et al. 2020, arXiv:2002
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -119,6 +119,19 @@ class SelfAttention(nn.Module):
         else:
             scores = scores.softmax(-1)
         return (scores.to(v.dtype) @ v[row])[None]
+
+
+def stack_query_key_value(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights in which `self_attn.{query,key,value}` of each block are its `self_attn.Wqkv`.
+
+    An incomplete triple stays, so that `load_weights` names it.
+    """
+    stacked = dict(weights)
+    for key in [key for key in weights if ".self_attn.query." in key]:
+        names = [key.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+        if all(name in stacked for name in names):
+            stacked[key.replace(".query.", ".Wqkv.")] = torch.cat([stacked.pop(name) for name in names])
+    return stacked
 
 
 class EncoderBlock(nn.Module):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from sae_core.errors import ConfigError
 from sae_core.scfm.batches import Batch, Padding, plan_batches
+from sae_core.scfm.cell_context import OF_CELLS
 from sae_core.scfm.coverage import Coverage, coverage_of
 from sae_core.scfm.encoder import EncoderBlock
 from sae_core.scfm.pretraining import MaskedGeneBatch, MaskedGenePrediction, MaskedGeneTask, PretrainingLoss
@@ -30,10 +31,6 @@ from sae_core.scfm.vocabulary import GeneMatch, Vocabulary
 
 _MAX_BATCH_TOKENS = 8192
 FINAL = Site(kind="final")
-
-
-OF_CELLS = "obs:"
-"""What a value of `FoundationModel.context` begins with that each cell has its own of; a column of obs follows."""
 
 
 class CachedActivations(NamedTuple):

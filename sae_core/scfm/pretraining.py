@@ -17,10 +17,13 @@ counts, so that those of the genes before it change by one common factor.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
@@ -136,3 +139,60 @@ def sample_masked_genes(tokens: Tokens, *, seed: int, fraction: float) -> Bool[n
         rng = cell_generator(seed, tokens.gene_id[genes], tokens.value[genes])
         is_masked[rng.permutation(genes)[:n_masked]] = True
     return is_masked
+
+
+def hide_values(
+    tokens: Tokens, is_masked: Bool[np.ndarray, " token"], *, value: float, is_query_only: bool = False
+) -> MaskedGeneTask:
+    """The task in which masked genes have `value` in the place of their own, which is to be predicted.
+
+    `is_query_only`: no other token attends to a masked gene.
+    """
+    return MaskedGeneTask(
+        tokens=replace(tokens, value=np.where(is_masked, np.float32(value), tokens.value)),
+        cell=tokens.cell_of_token()[is_masked],
+        gene_id=tokens.gene_id[is_masked],
+        target=tokens.value[is_masked],
+        token_rows=np.flatnonzero(is_masked),
+        is_query_only=is_masked if is_query_only else None,
+    )
+
+
+def replace_genes(
+    tokens: Tokens,
+    *,
+    seed: int,
+    fraction: float,
+    replacement: Callable[[np.random.Generator, Int64[np.ndarray, " masked_gene"]], np.ndarray],
+) -> MaskedGeneTask:
+    """The task of BERT (arXiv:1810.04805): masked genes become other tokens, and the gene itself is to be predicted.
+
+    `replacement` gives the tokens in the place of the masked genes of a cell, drawn by the generator of the cell.
+
+    Raises:
+        ConfigError: the fraction does not lie between 0 and 1.
+    """
+    masked = np.flatnonzero(sample_masked_genes(tokens, seed=seed, fraction=fraction))
+    gene_id, cell = tokens.gene_id.copy(), tokens.cell_of_token()[masked]
+    bounds = np.searchsorted(cell, np.arange(tokens.n_cells + 1))
+    for here in (masked[a:b] for a, b in pairwise(bounds) if a < b):
+        gene_id[here] = replacement(cell_generator(seed, tokens.gene_id[here], here - here[0]), gene_id[here])
+    return MaskedGeneTask(
+        tokens=replace(tokens, gene_id=gene_id),
+        cell=cell,
+        gene_id=tokens.gene_id[masked],
+        target=np.zeros(len(masked), dtype=np.float32),
+        token_rows=masked,
+    )
+
+
+def log_probability(
+    logits: Callable[[Tensor], Tensor], x: Float[Tensor, "row position d_model"], masked: MaskedGeneBatch
+) -> Float[Tensor, " masked_gene"]:
+    """Log probability, in nats, of each masked gene at its place; `logits` of [gene d_model] are [gene vocabulary].
+
+    Logits of 1,024 genes are in memory at a time.
+    """
+    at_place = torch.split(x[masked.row, masked.column], 1024)
+    parts = zip(at_place, torch.split(masked.gene_id, 1024), strict=True)
+    return -torch.cat([F.cross_entropy(logits(t), gene, reduction="none") for t, gene in parts])

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from sae_core.checkpoint_files import digest_files, load_weights, read_json, read_weights
 from sae_core.errors import ConfigError
 from sae_core.scfm import Family, FoundationModel, GeneMatch, MaskedGeneTask, ModelOption, Tokens, Vocabulary
+from sae_core.scfm.cell_context import OF_CELLS
 from sae_core.scfm.encoder import EncoderBlock
-from sae_core.scfm.foundation import OF_CELLS, masked_mean
+from sae_core.scfm.foundation import masked_mean
 from sae_core.scfm.pretraining import sample_masked_genes
 from sae_core.scfm.values import check_values, chosen_values, matched_values, recover_counts, sample_per_cell
 

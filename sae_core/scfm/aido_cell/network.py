@@ -29,14 +29,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from sae_core.checkpoint_files import load_weights, refuse_adapters
+from sae_core.checkpoint_files import load_weights, refuse_adapters, renamed
 from sae_core.errors import CheckpointError
 from sae_core.json_fields import JsonFields
 from sae_core.scfm.aido_cell.tokenizer import N_DEPTH, AIDOCellTokenizer
 from sae_core.scfm.batches import Batch
-from sae_core.scfm.encoder import EncoderBlock, Norm
+from sae_core.scfm.encoder import EncoderBlock, Norm, stack_query_key_value
 from sae_core.scfm.foundation import FoundationModel, masked_mean
-from sae_core.scfm.pretraining import MaskedGeneBatch, MaskedGeneTask, sample_masked_genes
+from sae_core.scfm.pretraining import MaskedGeneBatch, MaskedGeneTask, hide_values, sample_masked_genes
 from sae_core.scfm.soft_bins import SoftBins
 from sae_core.scfm.tokens import Tokens
 from sae_core.scfm.vocabulary import GeneMatch, Vocabulary
@@ -253,14 +253,7 @@ class AIDOCell(FoundationModel):
         """Hide the values of expressed genes; zeros stay, because most places are zeros."""
         expressed = replace(tokens, is_special=tokens.is_special | (tokens.value == 0))
         is_masked = sample_masked_genes(expressed, seed=seed, fraction=fraction)
-        value = np.where(is_masked, np.float32(self.config.mask_value), tokens.value)
-        return MaskedGeneTask(
-            tokens=replace(tokens, value=value),
-            cell=tokens.cell_of_token()[is_masked],
-            gene_id=tokens.gene_id[is_masked],
-            target=tokens.value[is_masked],
-            token_rows=np.flatnonzero(is_masked),
-        )
+        return hide_values(tokens, is_masked, value=self.config.mask_value)
 
     def predict_masked(
         self, x: Float[Tensor, "row position d_model"], batch: Batch, masked: MaskedGeneBatch
@@ -326,18 +319,11 @@ def _canonical_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights in float32 by the names of the modules here, with query, key and value in one matrix."""
     named: dict[str, Tensor] = {}
     for key, value in weights.items():
-        name = key
-        for pattern, replacement in _RENAMES:
-            name = pattern.sub(replacement, name)
+        name = renamed(key, _RENAMES)
         if name == "head.decoder.bias" and name in named and not torch.equal(named[name], value.float()):
             raise CheckpointError("cls.predictions.bias and cls.predictions.decoder.bias differ; allowed: one bias")
         named[name] = value.float()
-    for key in [key for key in named if ".self_attn.query." in key]:
-        names = [key.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
-        # an incomplete triple stays, so that `load_weights` names it
-        if all(name in named for name in names):
-            named[key.replace(".query.", ".Wqkv.")] = torch.cat([named.pop(name) for name in names])
-    return named
+    return stack_query_key_value(named)
 
 
 def _official(name: str) -> str:

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -24,17 +24,16 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from sae_core.checkpoint_files import load_weights, refuse_adapters
+from sae_core.checkpoint_files import load_weights, refuse_adapters, renamed
 from sae_core.errors import CheckpointError
 from sae_core.json_fields import JsonFields
 from sae_core.scfm.batches import Batch
-from sae_core.scfm.encoder import EncoderBlock
+from sae_core.scfm.encoder import EncoderBlock, stack_query_key_value
 from sae_core.scfm.foundation import FoundationModel, masked_mean
 from sae_core.scfm.geneformer.tokenizer import GeneformerTokenizer
-from sae_core.scfm.pretraining import MaskedGeneBatch, MaskedGeneTask, sample_masked_genes
+from sae_core.scfm.pretraining import MaskedGeneBatch, MaskedGeneTask, log_probability, replace_genes
 from sae_core.scfm.sites import Site
 from sae_core.scfm.tokens import Tokens
-from sae_core.scfm.values import cell_generator
 from sae_core.scfm.vocabulary import GeneMatch, Vocabulary
 
 NEEDED = (
@@ -227,22 +226,14 @@ class Geneformer(FoundationModel):
 
     def mask_genes(self, tokens: Tokens, *, seed: int, fraction: float) -> MaskedGeneTask:
         """Mask genes as BERT does: 80 % become `<mask>`, 10 % another gene, 10 % stay; the gene is to be predicted."""
-        masked = np.flatnonzero(sample_masked_genes(tokens, seed=seed, fraction=fraction))
-        gene_id, cell = tokens.gene_id.copy(), tokens.cell_of_token()[masked]
         genes, mask_id = self.tokenizer.gene_ids, self.vocabulary.id_of("<mask>")
-        bounds = np.searchsorted(cell, np.arange(tokens.n_cells + 1))
-        for here in (masked[a:b] for a, b in pairwise(bounds) if a < b):
-            rng = cell_generator(seed, tokens.gene_id[here], here - here[0])
-            draw = rng.random(len(here))
-            other = genes[rng.integers(len(genes), size=len(here))]
-            gene_id[here] = np.where(draw < 0.8, mask_id, np.where(draw < 0.9, other, gene_id[here]))
-        return MaskedGeneTask(
-            tokens=replace(tokens, gene_id=gene_id),
-            cell=cell,
-            gene_id=tokens.gene_id[masked],
-            target=np.zeros(len(masked), dtype=np.float32),
-            token_rows=masked,
-        )
+
+        def replacement(rng: np.random.Generator, gene_id: np.ndarray) -> np.ndarray:
+            draw = rng.random(len(gene_id))
+            other = genes[rng.integers(len(genes), size=len(gene_id))]
+            return np.where(draw < 0.8, mask_id, np.where(draw < 0.9, other, gene_id))
+
+        return replace_genes(tokens, seed=seed, fraction=fraction, replacement=replacement)
 
     def predict_masked(
         self, x: Float[Tensor, "row position d_model"], batch: Batch, masked: MaskedGeneBatch
@@ -250,10 +241,7 @@ class Geneformer(FoundationModel):
         """Log probability, in nats, of each masked gene at its rank."""
         if self.head is None:
             raise self._lacks_head("the masked-gene head")
-        at_rank = torch.split(x[masked.row, masked.column], 1024)
-        parts = zip(at_rank, torch.split(masked.gene_id, 1024), strict=True)
-        word = self.embedding.word.weight
-        return -torch.cat([F.cross_entropy(self.head(t, word), g, reduction="none") for t, g in parts])
+        return log_probability(partial(self.head, word=self.embedding.word.weight), x, masked)
 
     def prediction_error(
         self, x: Float[Tensor, "row position d_model"], batch: Batch, masked: MaskedGeneBatch
@@ -285,7 +273,7 @@ def geneformer_from_weights(
         CheckpointError: a weight is missing, unexpected or of another shape, or the head is not tied to the embedding.
     """
     ignored = tuple(sorted(key for key in weights if _UNUSED.search(key)))
-    used = _stacked({key: value for key, value in weights.items() if key not in ignored})
+    used = stack_query_key_value({key: value for key, value in weights.items() if key not in ignored})
     tied, word = used.pop("head.tied", None), used.get("embedding.word.weight")
     if tied is not None and word is not None and not torch.equal(tied, word):
         raise CheckpointError(
@@ -305,13 +293,7 @@ def canonical_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         CheckpointError: an adapter is among them.
     """
     refuse_adapters(weights)
-    named: dict[str, Tensor] = {}
-    for key, value in weights.items():
-        name = key
-        for pattern, replacement in _RENAMES:
-            name = pattern.sub(replacement, name)
-        named[name] = value.float()
-    return named
+    return {renamed(key, _RENAMES): value.float() for key, value in weights.items()}
 
 
 def _official(name: str) -> str:
@@ -319,13 +301,3 @@ def _official(name: str) -> str:
     for own, official in _OFFICIAL:
         name = re.sub(own, official, name)
     return name
-
-
-def _stacked(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Query, key and value of each block in one matrix; an incomplete triple stays, so that `load_weights` names it."""
-    parts = ("query", "key", "value")
-    for key in [key for key in weights if ".self_attn.query." in key]:
-        names = [key.replace(".query.", f".{part}.") for part in parts]
-        if all(name in weights for name in names):
-            weights[key.replace(".query.", ".Wqkv.")] = torch.cat([weights.pop(name) for name in names])
-    return weights

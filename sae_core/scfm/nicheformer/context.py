@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from sae_core.errors import ConfigError, TokenizationError
-from sae_core.scfm.foundation import OF_CELLS
+from sae_core.scfm.cell_context import OF_CELLS, values_of_cells
 
 NONE, BY_ASSAY = "none", "by assay"
 """The value of a field whose token is left out, and that of a modality that follows the assay."""
@@ -154,14 +154,7 @@ class Context:
             found = _parsed(name, given)
             assert found is not None
             return [found] * n_cells
-        column = given.removeprefix(OF_CELLS)
-        values = () if obs is None else obs.get(column, ())
-        if len(values) != n_cells:
-            raise TokenizationError(
-                f"the {name} of each cell is that of the obs column {column!r}, of which {len(values)} values were "
-                f"given for {n_cells} cells; give obs={{{column!r}: [a value a cell]}}, or load the model with one "
-                f"{name} for all cells"
-            )
+        column, values = given.removeprefix(OF_CELLS), values_of_cells(name, given, n_cells, obs)
         known = {value: _parsed(name, value) for value in set(values) if value not in (NONE, BY_ASSAY)}
         if wrong := [cell for cell, value in enumerate(values) if known.get(value) is None]:
             unknown = sorted({values[cell] for cell in wrong})

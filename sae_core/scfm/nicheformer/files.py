@@ -35,8 +35,8 @@ from sae_core.checkpoint_files import (
 from sae_core.errors import CheckpointError, ConfigError
 from sae_core.incomplete_files import check_complete
 from sae_core.json_fields import JsonFields
+from sae_core.scfm.cell_context import OF_CELLS
 from sae_core.scfm.families import Family, ModelOption
-from sae_core.scfm.foundation import OF_CELLS
 from sae_core.scfm.nicheformer.context import BY_ASSAY, FIELDS, NONE, Context
 from sae_core.scfm.nicheformer.network import (
     NEEDED,

@@ -19,17 +19,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from sae_core.checkpoint_files import load_weights, refuse_adapters
+from sae_core.checkpoint_files import load_weights, refuse_adapters, renamed
 from sae_core.errors import VocabularyError
 from sae_core.json_fields import JsonFields
 from sae_core.scfm.batches import Batch, Padding
@@ -37,9 +35,8 @@ from sae_core.scfm.encoder import EncoderBlock
 from sae_core.scfm.foundation import FoundationModel, masked_mean
 from sae_core.scfm.nicheformer.context import FIELDS
 from sae_core.scfm.nicheformer.tokenizer import N_AUXILIARY, NicheformerTokenizer
-from sae_core.scfm.pretraining import MaskedGeneBatch, MaskedGeneTask, sample_masked_genes
+from sae_core.scfm.pretraining import MaskedGeneBatch, MaskedGeneTask, log_probability, replace_genes
 from sae_core.scfm.tokens import Tokens
-from sae_core.scfm.values import cell_generator
 from sae_core.scfm.vocabulary import GeneMatch, Vocabulary, ensembl_id
 
 NEEDED = ("dim_model", "nheads", "dim_feedforward", "nlayers", "n_tokens", "context_length")
@@ -208,21 +205,13 @@ class Nicheformer(FoundationModel):
         Upstream hides tokens of the context too, except that of dissociated cells; here genes alone are to be
         predicted, and the context stays.
         """
-        masked = np.flatnonzero(sample_masked_genes(tokens, seed=seed, fraction=fraction))
-        gene_id, cell = tokens.gene_id.copy(), tokens.cell_of_token()[masked]
-        bounds = np.searchsorted(cell, np.arange(tokens.n_cells + 1))
-        for here in (masked[a:b] for a, b in pairwise(bounds) if a < b):
-            rng = cell_generator(seed, tokens.gene_id[here], here - here[0])
-            draw = rng.random(len(here))
-            other = rng.integers(_FIRST_RANDOM, self.config.n_tokens, size=len(here))
-            gene_id[here] = np.where(draw < 0.1, other, np.where(draw < 0.19, gene_id[here], MASK_ID))
-        return MaskedGeneTask(
-            tokens=replace(tokens, gene_id=gene_id),
-            cell=cell,
-            gene_id=tokens.gene_id[masked],
-            target=np.zeros(len(masked), dtype=np.float32),
-            token_rows=masked,
-        )
+
+        def replacement(rng: np.random.Generator, gene_id: np.ndarray) -> np.ndarray:
+            draw = rng.random(len(gene_id))
+            other = rng.integers(_FIRST_RANDOM, self.config.n_tokens, size=len(gene_id))
+            return np.where(draw < 0.1, other, np.where(draw < 0.19, gene_id, MASK_ID))
+
+        return replace_genes(tokens, seed=seed, fraction=fraction, replacement=replacement)
 
     def predict_masked(
         self, x: Float[Tensor, "row position d_model"], batch: Batch, masked: MaskedGeneBatch
@@ -230,9 +219,7 @@ class Nicheformer(FoundationModel):
         """Log probability, in nats, of each masked gene at its rank."""
         if self.classifier_head is None:
             raise self._lacks_head("classifier_head")
-        at_rank = torch.split(x[masked.row, masked.column], 1024)
-        parts = zip(at_rank, torch.split(masked.gene_id, 1024), strict=True)
-        return -torch.cat([F.cross_entropy(self.classifier_head(t), g, reduction="none") for t, g in parts])
+        return log_probability(self.classifier_head, x, masked)
 
     def prediction_error(
         self, x: Float[Tensor, "row position d_model"], batch: Batch, masked: MaskedGeneBatch
@@ -276,7 +263,7 @@ def nicheformer_from_weights(
         CheckpointError: a weight is missing, unexpected or of another shape.
     """
     refuse_adapters(weights)
-    named = {_own_name(key): value for key, value in weights.items()}
+    named = {renamed(key, _RENAMES): value for key, value in weights.items()}
     used = {key: value.float() for key, value in named.items() if _USED.match(key)}
     has_head = any(key.startswith("classifier_head.") for key in used)
     with torch.random.fork_rng(devices=[]):
@@ -284,12 +271,6 @@ def nicheformer_from_weights(
     load_weights(model, used, what=file, official=_official)
     model.ignored_weights = tuple(sorted(key for key in named if key not in used))
     return model
-
-
-def _own_name(name: str) -> str:
-    for pattern, replacement in _RENAMES:
-        name = pattern.sub(replacement, name)
-    return name
 
 
 def _official(name: str) -> str:

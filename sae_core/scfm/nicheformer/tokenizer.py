@@ -7,7 +7,7 @@ technology of the cell (`TechnologyMeans`). Genes that are not expressed have no
 any of them, which upstream would embed by its context alone.
 
 Most scores are tied, because means are whole numbers. Ties "id", the default, are broken by token; "upstream" gives the
-order of the authors' code (`unstable_order`). Of two real cells the two orders agree in 18 % of the places.
+order of the authors' code (`unstable_order`). In real cells the two orders agree in 10 to 12 % of the places.
 Upstream computes the scores in the dtype of the matrix, and rounding decides which of them are equal: 3 x / 3 and x
 differ in single precision more often than in double. "float64", the default, is what a matrix of float64 or integers
 gets there; "float32" is what the usual .h5ad gets.

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -39,7 +39,7 @@ from sae_core.scfm.batches import Batch
 from sae_core.scfm.binning import TieBreak
 from sae_core.scfm.encoder import EncoderBlock
 from sae_core.scfm.foundation import FoundationModel, masked_mean
-from sae_core.scfm.pretraining import MaskedGeneBatch, MaskedGeneTask, sample_masked_genes
+from sae_core.scfm.pretraining import MaskedGeneBatch, MaskedGeneTask, hide_values, sample_masked_genes
 from sae_core.scfm.scgpt.parts import (
     BatchNorm,
     CellValueDecoder,
@@ -284,14 +284,8 @@ class ScGPT(FoundationModel):
     def mask_genes(self, tokens: Tokens, *, seed: int, fraction: float) -> MaskedGeneTask:
         """Mask genes by `mask_value`; their bin is to be predicted. No token attends to them where they are queries."""
         is_masked = sample_masked_genes(tokens, seed=seed, fraction=fraction)
-        value = np.where(is_masked, np.float32(self.config.mask_value), tokens.value)
-        return MaskedGeneTask(
-            tokens=replace(tokens, value=value),
-            cell=tokens.cell_of_token()[is_masked],
-            gene_id=tokens.gene_id[is_masked],
-            target=tokens.value[is_masked],
-            token_rows=np.flatnonzero(is_masked),
-            is_query_only=is_masked if self.config.objective == "query" else None,
+        return hide_values(
+            tokens, is_masked, value=self.config.mask_value, is_query_only=self.config.objective == "query"
         )
 
     def predict_masked(

@@ -33,8 +33,8 @@ from sae_core.checkpoint_files import (
 )
 from sae_core.errors import CheckpointError, ConfigError
 from sae_core.json_fields import JsonFields
+from sae_core.scfm.cell_context import OF_CELLS
 from sae_core.scfm.families import Family, ModelOption
-from sae_core.scfm.foundation import OF_CELLS
 from sae_core.scfm.tahoe.network import (
     EMBEDDING,
     FINGERPRINTS,

@@ -30,7 +30,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import cast, get_args
 
@@ -46,7 +46,7 @@ from sae_core.json_fields import JsonFields
 from sae_core.scfm.batches import Batch
 from sae_core.scfm.encoder import Activation, EncoderBlock
 from sae_core.scfm.foundation import FoundationModel, masked_mean
-from sae_core.scfm.pretraining import MaskedGeneBatch, MaskedGeneTask, sample_masked_genes
+from sae_core.scfm.pretraining import MaskedGeneBatch, MaskedGeneTask, hide_values, sample_masked_genes
 from sae_core.scfm.tahoe.parts import (
     ACTIVATIONS,
     CellValueDecoder,
@@ -345,15 +345,7 @@ class Tahoe(FoundationModel):
     def mask_genes(self, tokens: Tokens, *, seed: int, fraction: float) -> MaskedGeneTask:
         """Hide the values of genes; with `use_attn_mask` no other token attends to a hidden gene."""
         is_masked = sample_masked_genes(tokens, seed=seed, fraction=fraction)
-        value = np.where(is_masked, np.float32(self.config.mask_value), tokens.value)
-        return MaskedGeneTask(
-            tokens=replace(tokens, value=value),
-            cell=tokens.cell_of_token()[is_masked],
-            gene_id=tokens.gene_id[is_masked],
-            target=tokens.value[is_masked],
-            token_rows=np.flatnonzero(is_masked),
-            is_query_only=is_masked if self.config.use_attn_mask else None,
-        )
+        return hide_values(tokens, is_masked, value=self.config.mask_value, is_query_only=self.config.use_attn_mask)
 
     def predict_masked(
         self, x: Float[Tensor, "row position d_model"], batch: Batch, masked: MaskedGeneBatch

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int64, Integer
 
-from sae_core.errors import ConfigError, TokenizationError
+from sae_core.errors import ConfigError
 from sae_core.scfm.binning import edge_counts
-from sae_core.scfm.foundation import OF_CELLS
+from sae_core.scfm.cell_context import values_of_cells
 from sae_core.scfm.tokens import Tokens
 from sae_core.scfm.values import GeneValues, chosen_values, matched_values, sample_per_cell
 from sae_core.scfm.vocabulary import GeneMatch
@@ -50,16 +50,9 @@ class Drugs:
         Raises:
             TokenizationError: `obs` lacks the column.
         """
-        if not self.chosen.startswith(OF_CELLS):
-            return np.full(n_cells, self.token_id[self.chosen], dtype=np.int64)
-        column = self.chosen.removeprefix(OF_CELLS)
-        if obs is None or column not in obs:
-            raise TokenizationError(
-                f"the drug of each cell comes from the obs column {column!r}, which was not given; pass "
-                f"obs={{{column!r}: [the drug of each cell]}}, or load the model with the drug of all cells"
-            )
         unknown = self.token_id[NO_DRUG]
-        return np.array([self.token_id.get(name, unknown) for name in obs[column]], dtype=np.int64)
+        names = values_of_cells("drug", self.chosen, n_cells, obs)
+        return np.array([self.token_id.get(name, unknown) for name in names], dtype=np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)

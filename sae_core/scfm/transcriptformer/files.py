@@ -29,8 +29,8 @@ from sae_core.checkpoint_files import digest_files, digest_names, read_json, rea
 from sae_core.errors import CheckpointError, ConfigError
 from sae_core.incomplete_files import check_complete
 from sae_core.json_fields import JsonFields
+from sae_core.scfm.cell_context import OF_CELLS
 from sae_core.scfm.families import Family, ModelOption
-from sae_core.scfm.foundation import OF_CELLS
 from sae_core.scfm.transcriptformer.network import (
     ASSAYS,
     TABLE,

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64
 
-from sae_core.errors import ConfigError, TokenizationError
-from sae_core.scfm.foundation import OF_CELLS
+from sae_core.errors import ConfigError
+from sae_core.scfm.cell_context import values_of_cells
 from sae_core.scfm.tokens import Tokens
 from sae_core.scfm.values import check_values, chosen_values, matched_values, recover_counts
 from sae_core.scfm.vocabulary import GeneMatch
@@ -102,14 +102,5 @@ class TranscriptFormerTokenizer:
 
     def _assays(self, n_cells: int, obs: Mapping[str, Sequence[str]] | None) -> Int64[np.ndarray, " cell"]:
         """The token of the assay of each cell."""
-        if not self.assay.startswith(OF_CELLS):
-            return np.full(n_cells, self.assay_ids[self.assay], dtype=np.int64)
-        column = self.assay.removeprefix(OF_CELLS)
-        if obs is None or column not in obs:
-            raise TokenizationError(
-                f"the assay of each cell is taken from {self.assay!r}, and obs has "
-                f"{', '.join(map(repr, obs or ())) or 'no column'}; give obs={{{column!r}: [the assay of each cell]}}, "
-                "or one assay for all cells with the option assay=NAME of the model"
-            )
-        found = [self.assay_ids.get(name, self.unknown_assay) for name in obs[column]]
-        return np.array(found, dtype=np.int64)
+        names = values_of_cells("assay", self.assay, n_cells, obs)
+        return np.array([self.assay_ids.get(name, self.unknown_assay) for name in names], dtype=np.int64)

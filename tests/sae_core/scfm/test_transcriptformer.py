@@ -329,8 +329,10 @@ def test_the_assay_is_that_of_each_cell_or_of_all_and_any_other_is_unknown(folde
 
 
 def test_an_assay_that_is_not_given_or_not_known_is_refused_with_what_to_do(folder: Path) -> None:
-    for obs, held in ((None, "no column"), ({"batch": ["1"]}, "'batch'")):
-        with pytest.raises(TokenizationError, match=rf"'obs:assay', and obs has {held}.*assay=NAME"):
+    for obs in (None, {"batch": ["1"]}, {"assay": ["1", "2"]}):
+        with pytest.raises(
+            TokenizationError, match=r"obs column 'assay', of which [02] values .* for 1 cells.*one assay for all"
+        ):
             tokenize(load(folder), [[1.0, 2.0]], GENES[:2], obs=obs)
     with pytest.raises(ConfigError, match=r"assay was '10x 3 v3'.*obs:COLUMN.*\"10x 3' v3\""):
         load(folder, assay="10x 3 v3")
