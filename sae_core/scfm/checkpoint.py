@@ -7,7 +7,8 @@ is an ordinary scGPT folder inside this package; its weights are stored as float
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -71,11 +72,19 @@ def load_model(
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     model.name = "mini" if folder == MINI else folder.resolve().name
+    model.notes = (*model.notes, *_unread(model.ignored_weights))
     if random_init:
         model.reset_weights(seed=seed)
         model.digest = hashlib.sha256(f"{model.digest} random:{seed}".encode()).hexdigest()
     model.autocast = autocast
     return model.to(device=device, dtype=dtype or torch.float32).eval().requires_grad_(False)
+
+
+def _unread(names: Sequence[str]) -> Iterator[str]:
+    """The note that names the modules whose weights were not read."""
+    modules = sorted({re.sub(r"^((module|_orig_mod|model)\.)+", "", name).partition(".")[0] for name in names})
+    if modules:
+        yield f"not read, taken for heads that no activation needs: {', '.join(modules)}"
 
 
 def _checked_option(family: Family, folder: Path, name: str, value: str | Path) -> str | Path:

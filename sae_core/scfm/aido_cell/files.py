@@ -75,9 +75,6 @@ def _notes(model: AIDOCell) -> Iterator[str]:
     yield f"hidden in the pretraining task: {model.mask_fraction:g} of the expressed genes; no file states the share"
     if model.head is None:
         yield "without a head, so without a pretraining loss and masked-gene prediction"
-    if model.ignored_weights:
-        unread = ", ".join(sorted({name.partition(".")[0] for name in model.ignored_weights}))
-        yield f"not read, as no activation needs it: {unread}"
 
 
 def _weights_file(folder: Path) -> Path | None:

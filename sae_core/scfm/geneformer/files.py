@@ -143,9 +143,6 @@ def _notes(model: Geneformer, found: Dictionaries) -> Iterator[str]:
             "official cell embedding (V2, the authors' current release): <cls> after layer "
             f"{model.default_site.index}; mean over the genes is that of V1 and of the first release of V2"
         )
-    if model.ignored_weights:
-        unread = ", ".join(sorted({name.partition(".")[0] for name in model.ignored_weights}))
-        yield f"not read, as no activation needs it: {unread}"
 
 
 def _release_of(n_tokens: int) -> str:

@@ -389,9 +389,6 @@ def _notes(model: Nicheformer, defaults: Sequence[str], found: Means) -> Iterato
         f"genes: {model.vocabulary.n_genes - n_mouse} human ids and {n_mouse} of the mouse; data of mice need human "
         "orthologues"
     )
-    if model.ignored_weights:
-        unread = ", ".join(sorted({name.partition(".")[0] for name in model.ignored_weights}))
-        yield f"not read, as no activation needs it: {unread}"
 
 
 FAMILY = Family(

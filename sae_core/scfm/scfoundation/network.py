@@ -35,6 +35,7 @@ from sae_core.scfm.tokens import Tokens
 from sae_core.scfm.vocabulary import GeneMatch, Vocabulary
 
 TARGET, SOURCE = "<T>", "<S>"
+_ENCODER = ("token_emb.", "pos_emb.", "encoder.")
 _DECODER = ("decoder.", "decoder_embed.", "norm.", "to_final.")
 _SIZES = ("hidden_dim", "depth", "heads")
 
@@ -311,9 +312,8 @@ def scfoundation_from_weights(
     """
     named = {_canonical(key): value.float() for key, value in weights.items()}
     has_decoder = any(key.startswith(_DECODER) for key in named)
-    ignored: tuple[str, ...] = ()
-    if config.decoder is None:
-        ignored = tuple(sorted(key for key in named if key.startswith(_DECODER)))
+    network = _ENCODER if config.decoder is None else (*_ENCODER, *_DECODER)
+    ignored = tuple(sorted(key for key in named if not key.startswith(network)))
     with torch.random.fork_rng(devices=[]):
         model = ScFoundation(config, vocabulary, with_decoder=has_decoder, resolution=resolution).eval()
     load_weights(

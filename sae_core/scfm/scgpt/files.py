@@ -108,9 +108,6 @@ def _notes(fields: JsonFields, model: ScGPT, vocab_path: Path) -> Iterator[str]:
     """What a user should know of the checkpoint."""
     if vocab_path.name != "vocab.json":
         yield f"{vocab_path.name} is taken as its vocabulary"
-    if model.ignored_weights:
-        unread = ", ".join(sorted({name.partition(".")[0] for name in model.ignored_weights}))
-        yield f"not read, as no activation needs it: {unread}"
     if model.decoder is None:
         yield "without a decoder that can be run, so without a pretraining loss and masked-gene prediction"
     if absent := [name for name in ("n_bins", "max_seq_len") if name not in fields.values]:

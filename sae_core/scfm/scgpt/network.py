@@ -63,10 +63,10 @@ _RENAMES = (
     (re.compile(r"self_attn\.in_proj_"), "self_attn.Wqkv."),
 )
 _UNUSED = re.compile(
-    r"^(flag_encoder|mod_encoder|\w*discriminator\w*|\w*classif\w*|\w*head\w*|(?!decoder\.|mvc_decoder\.)\w*decoder\w*)\."
-    r"|^decoder\.zero_logit\.|^mvc_decoder\.W_zero_logit\."
+    r"^(flag_encoder|mod_encoder|decoder\.zero_logit|mvc_decoder\.W_zero_logit)\."
+    r"|^(?!(decoder|mvc_decoder|transformer_encoder|dsbn|bn)\.|\w*(encoder|embed|norm))"
 )
-"""Weights of heads that neither activations nor the pretraining loss need."""
+"""Weights that neither activations nor the pretraining loss need: heads, but no unknown norm or input embedding."""
 _LAYER = re.compile(r"^transformer_encoder\.layers\.(\d+)\.")
 _SIZES = ("nlayers", "nheads", "embsize", "d_hid")
 _TUTORIAL_NAMES = {"nheads": "nhead", "embsize": "layer_size", "d_hid": "layer_size"}

@@ -149,9 +149,6 @@ def _notes(model: Tahoe, fields: JsonFields, n_raw: int, drugs_path: Path | None
     precision = fields.values.get("precision")
     if precision not in (None, "fp32"):
         yield f"the authors run it with precision {precision}; here the products are in float32 unless bf16 is chosen"
-    if model.ignored_weights:
-        unread = ", ".join(sorted({name.split(".")[1] for name in model.ignored_weights}))
-        yield f"not read, as no activation needs it: {unread}"
     if model.expression_decoder is None:
         yield "without an expression decoder, so without a pretraining loss and masked-gene prediction"
     elif config.use_attn_mask:

@@ -63,10 +63,8 @@ EMBEDDING = "gene_encoder.embedding.weight"
 FINGERPRINTS = "chem_encoder.embedding.weight"
 _PREFIX = re.compile(r"^((module|model|_orig_mod)\.)+")
 _RENAMES = ((".up_proj.", ".linear1."), (".down_proj.", ".linear2."))
-_UNUSED = re.compile(
-    r"^(?!expression_decoder\.|mvc_decoder\.)(\w*classif\w*|\w*head\w*|\w*decoder\w*|\w*discriminator\w*)\."
-)
-"""Weights of heads that neither activations nor the pretraining loss need."""
+_UNUSED = re.compile(r"^(?!(expression_decoder|mvc_decoder)\.|\w*(encoder|embed|norm))")
+"""Weights that neither activations nor the pretraining loss need: heads, but no unknown norm or input embedding."""
 _LAYER = re.compile(r"^transformer_encoder\.layers\.(\d+)\.")
 _LARGE = 100_000_000
 """Number of weights above which the network is built without memory of its own, which costs a second or more."""

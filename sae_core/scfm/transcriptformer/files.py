@@ -261,9 +261,6 @@ def _notes(model: TranscriptFormer, *, assays: int, embeddings: Path | None) -> 
         yield f"genes and protein vectors of {embeddings.name}; without the count head, whose biases are of other genes"
     elif model.mu is None:
         yield "without a count head, so without a pretraining loss and masked-gene prediction"
-    if model.ignored_weights:
-        unread = ", ".join(sorted({name.partition(".")[0] for name in model.ignored_weights}))
-        yield f"not read, as no activation needs it: {unread}"
 
 
 FAMILY = Family(

@@ -174,9 +174,6 @@ def _notes(
             f"{genome.n_repeated:,} rows of {_CHROMOSOMES} repeat a symbol of {species}: the first one holds; in the "
             "authors' code each moves the places of all later genes of the data by one"
         )
-    if model.ignored_weights:
-        unread = ", ".join(sorted({name.partition(".")[0] for name in model.ignored_weights}))
-        yield f"not read, as no activation needs it: {unread}"
 
 
 def _torch_files(folder: Path) -> list[Path]:

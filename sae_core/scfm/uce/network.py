@@ -48,7 +48,8 @@ N_DRAWS, N_POSITIONS = 1_024, 1_536
 """Genes drawn of a cell, and positions, of both official models."""
 TABLE = "pe_embedding.weight"
 _LAYER = re.compile(r"^transformer_encoder\.layers\.(\d+)\.")
-_UNUSED = re.compile(r"^(binary_decoder|gene_embedding_layer)\.")
+_UNUSED = re.compile(r"^gene_embedding_layer\.|^(?!decoder\.|\w*(encoder|embed|norm))")
+"""Weights that no activation needs: heads, but no unknown norm or part of the input embedding."""
 _SIZES = {
     "d_model": ("encoder.0.weight", 0),
     "d_token": ("encoder.0.weight", 1),

@@ -195,7 +195,7 @@ def test_every_weight_of_the_real_layout_is_read_or_named(tmp_path: Path) -> Non
     model = load_model(folder)
     assert model.n_layers == 18
     assert model.ignored_weights == ("classifier.bias", "pooler.dense.weight")
-    assert any("not read, as no activation needs it: classifier, pooler" in note for note in model.notes)
+    assert any("not read, taken for heads that no activation needs: classifier, pooler" in note for note in model.notes)
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_every_weight_of_an_official_checkpoint_is_read_or_named(tmp_path: Path)
     model = load_model(folder)
     heads = tuple(f"gene_id_head.layers.{i}.{part}" for i in (0, 2, 4) for part in ("bias", "weight"))
     assert model.ignored_weights == heads
-    assert "not read, as no activation needs it: gene_id_head" in model.notes
+    assert "not read, taken for heads that no activation needs: gene_id_head" in model.notes
     state, read = model.state_dict(), set(shapes) - set(heads)
     for key in read:
         if ".linears." not in key:
