@@ -17,8 +17,8 @@ HEAVY = ("torch", "ray", "mlflow", "polars", "pyarrow", "anndata", "scanpy", "ma
 
 
 def loaded_by(statement: str) -> set[str]:
-    """Top-level modules in sys.modules after `statement` in a fresh interpreter."""
-    code = f"{statement}\nimport sys, json; print(json.dumps([m for m in sys.modules if '.' not in m]))"
+    """The modules in sys.modules after `statement` in a fresh interpreter."""
+    code = f"{statement}\nimport sys, json; print(json.dumps(list(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     return set(json.loads(done.stdout.splitlines()[-1]))
 
@@ -80,6 +80,23 @@ def test_imports_only_point_down():
 
 def test_help_of_the_command_line_imports_nothing_heavy():
     assert loaded_by("import pipelines.cli").isdisjoint(HEAVY)
+
+
+def test_a_look_up_imports_nothing_that_computes_statistics_draws_or_trains():
+    # scipy.stats alone takes as long to import as all that a look-up needs
+    loaded = loaded_by("import pipelines.cli.lookups")
+    needless = {
+        "torch",
+        "ray",
+        "mlflow",
+        "anndata",
+        "matplotlib",
+        "sklearn",
+        "pandas",
+        "scipy.stats",
+        "pyarrow.dataset",
+    }
+    assert loaded.isdisjoint(needless)
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 from scipy import sparse
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from feature_store.associations.auroc import auroc
 from feature_store.associations.claims import holds_on_test, is_significant
@@ -120,7 +120,7 @@ def summarise(comparison: pl.DataFrame) -> pl.DataFrame:
         share_better=(pl.col("excess") > 0).mean(),
         most_often=pl.col("representation").mode().sort().first(),
     )
-    quantile = pl.Series(student.ppf(0.975, np.maximum(found["n"].to_numpy(), 2) - 1))
+    quantile = pl.Series(stdtrit(np.maximum(found["n"].to_numpy(), 2) - 1, 0.975))
     half = pl.when(pl.col("n") >= MIN_UNITS).then(quantile * pl.col("se"))
     return (
         found.with_columns(low=pl.col("mean_excess") - half, high=pl.col("mean_excess") + half)
@@ -245,7 +245,7 @@ def _interval(difference: Floats) -> dict[str, float | int | None]:
     found: dict[str, float | int | None] = {"n_units": known.size, "n_better": int((known > 0).sum())}
     if known.size < MIN_UNITS:
         return {**found, "low": None, "high": None}
-    half = float(student.ppf(0.975, known.size - 1) * known.std(ddof=1) / known.size**0.5)
+    half = float(stdtrit(known.size - 1, 0.975) * known.std(ddof=1) / known.size**0.5)
     return {**found, "low": float(known.mean()) - half, "high": float(known.mean()) + half}
 
 

@@ -24,7 +24,6 @@ import numpy as np
 import polars as pl
 from scipy import sparse
 from scipy.special import ndtri
-from scipy.stats import rankdata
 
 from feature_store.associations.inputs import Floats, Sparse
 from feature_store.associations.moments import cross_product, cross_products
@@ -153,6 +152,8 @@ def _lower(best: Floats, z: Floats, skew: Floats) -> None:
 
 def _smallest_exact(test: RankTest, label: int, n_replicates: int, rng: np.random.Generator) -> Floats:
     """The smallest enumerated p of any column for each of n_replicates assignments drawn at random [n_replicates]."""
+    from scipy.stats import rankdata
+
     distance, _ = test.deviations(label)
     drawn = rng.integers(distance.shape[0], size=n_replicates)
     smallest = np.ones(n_replicates)

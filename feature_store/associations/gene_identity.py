@@ -8,7 +8,6 @@ many tokens as the feature fires on, drawn at random from all of them.
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import hypergeom
 
 from feature_store.associations.inputs import Floats, Ints
 from feature_store.associations.token_statistics import TokenStatistics
@@ -33,6 +32,8 @@ def identity(tokens: TokenStatistics) -> Identity:
 
 def excess_p(tokens: TokenStatistics, genes: Ints) -> Floats:
     """The p of firing on more tokens of a gene than by chance, for the genes [n_features n] of each feature."""
+    from scipy.stats import hypergeom
+
     rows = np.arange(genes.shape[0])[:, None]
     fired = np.asarray(tokens.fired.tocsr()[rows, genes].todense())
     of_feature = tokens.feature_tokens.astype(np.int64)[:, None]

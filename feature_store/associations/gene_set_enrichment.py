@@ -28,7 +28,6 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import sparse
-from scipy.stats import hypergeom, rankdata
 
 from feature_store.associations.auroc import auroc
 from feature_store.associations.inputs import Bools, Floats, Ints, Sparse, Strata
@@ -67,6 +66,8 @@ def over_representation(
     the background; n_cells: the number of cells that express each gene [n_genes]; without it p_matched is p. A pair
     without overlap has p 1 and stays among the tests.
     """
+    from scipy.stats import hypergeom
+
     background = np.flatnonzero(detected)
     members, mine = membership[background], sparse.csr_array(chosen[:, background].astype(np.float64))
     overlap = (mine @ members).toarray()
@@ -87,6 +88,8 @@ def over_representation(
 
 def detection_bins(n_cells: Floats) -> Strata:
     """Bins of about equal size of the genes [n_genes] by the number of cells that express them; ties share a bin."""
+    from scipy.stats import rankdata
+
     n_bins = int(np.clip(n_cells.size // GENES_PER_BIN, 1, N_BINS))
     midrank = rankdata(n_cells) - 0.5
     codes = np.unique((midrank * n_bins / max(n_cells.size, 1)).astype(np.int64), return_inverse=True)[1]
@@ -132,6 +135,8 @@ def _add_bin(mass: Floats, size: int, drawn: Ints, special: Ints) -> Floats:
     """Convolve each column of `mass` [width n_pairs] with the hypergeometric of one bin: `drawn` of `size` genes, of
     which `special` are in the set.
     """
+    from scipy.stats import hypergeom
+
     margins, where = np.unique(drawn * (size + 1) + special, return_inverse=True)
     count = np.arange(int(drawn.max(initial=0)) + 1)[:, None]
     table = hypergeom.pmf(count, size, margins % (size + 1), margins // (size + 1))[:, where]

@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import polars as pl
-from scipy.stats import false_discovery_control
 
 from feature_store.associations.inputs import Floats
 
 
 def benjamini_hochberg(p: Floats) -> Floats:
     """The q of all values of an array of any shape. Raises ValueError where a p is NaN or outside [0, 1]."""
+    from scipy.stats import false_discovery_control
+
     q: Floats = false_discovery_control(p, axis=None).reshape(p.shape)
     return q
 

@@ -19,7 +19,6 @@ import numpy as np
 import polars as pl
 from scipy import sparse
 from scipy.special import gammaln
-from scipy.stats import rankdata
 
 from feature_store.associations.donor_agreement import interval_of_mean, sign_flip_p
 from feature_store.associations.inputs import Bools, Floats, Labels, Numbers, Sparse, Strata
@@ -99,6 +98,8 @@ def _rows(codes: SortedColumns, values: Floats, units: Strata | None, kind: str)
 
 def _ranked(values: Floats) -> Sparse:
     """A number as a sparse column [n 1] without zeros, in the order of its values."""
+    from scipy.stats import rankdata
+
     return sparse.csr_array(rankdata(values, "dense").astype(np.float64)[:, None])
 
 
@@ -123,6 +124,8 @@ def _blocked(codes: Codes, column: Sparse, blocks: Strata, kind: str) -> _Test:
 
 def _by_unit(codes: Codes, values: Floats, units: Strata, kind: str) -> _Test:
     """The rank correlation of the mean code of each unit with its mean number."""
+    from scipy.stats import rankdata
+
     size, one = units.sizes(), Strata.single(units.n_strata)
     mean = cross_product(SortedColumns.of(codes).matrix, units.indicator().T).T / size[:, None]
     column = _ranked(np.bincount(units.codes, weights=values, minlength=units.n_strata) / size)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import polars as pl
-from scipy.stats import hypergeom
 
 from feature_store.associations.multiple_testing import benjamini_hochberg
 from feature_store.storage import commit, schemas
@@ -19,6 +18,8 @@ def module_gene_sets(modules: pl.DataFrame, of_features: pl.DataFrame) -> pl.Dat
         of_features: sae, feature_id, collection and gene_set of each significant pair, and of features without any
             gene set a row without names: the features among which those of a module are drawn.
     """
+    from scipy.stats import hypergeom
+
     empty = schemas.empty("module_gene_set")
     members = modules.join(of_features.select("sae", "feature_id").unique(), on=["sae", "feature_id"], how="semi")
     pairs = of_features.drop_nulls("gene_set").unique(["sae", "feature_id", "collection", "gene_set"])

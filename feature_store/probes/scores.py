@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata, t
+from scipy.special import stdtrit
 
 from feature_store.associations.inputs import Bools, Floats, Ints
 
@@ -39,12 +39,14 @@ def jackknife(score: Callable[[Bools], float], units: Ints) -> Score:
     if m < 2 or not np.isfinite(value):
         return Score(value=value, low=np.nan, high=np.nan, n_units=m)
     se = np.sqrt((m - 1) / m * ((without - without.mean()) ** 2).sum())
-    half = t.ppf((1 + LEVEL) / 2, m - 1) * se
+    half = stdtrit(m - 1, (1 + LEVEL) / 2) * se
     return Score(value=value, low=float(max(value - half, 0)), high=float(min(value + half, 1)), n_units=m)
 
 
 def auroc(eta: Floats, label: Bools) -> float:
     """Probability that a cell of the label has a larger logit than another cell; ties count half. NaN for one kind."""
+    from scipy.stats import rankdata
+
     n_label = int(label.sum())
     n_rest = len(label) - n_label
     if not n_label or not n_rest:
