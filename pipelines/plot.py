@@ -1,5 +1,7 @@
 """`scsae plot KIND`: the pictures of `feature_store.plots` as files, without Python code."""
 
+import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +13,23 @@ from pipelines.runtime.progress import activity
 
 if TYPE_CHECKING:
     from feature_store import FeatureStore
+    from feature_store.plots import ImageFile
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlotRequest:
-    """The options of a `scsae plot` command; an option that was not given is None or empty."""
+    """The kind and the options of a `scsae plot` command; an option that was not given is None or empty."""
 
+    kind: str
     feature: Sequence[int]
     label: Sequence[str]
     split: str | None
     n: int | None
     save: Path
     steering: str | None = None
+    gene: str | None = None
+    dpi: int | None = None
+    size: str | None = None
 
     def given(self) -> set[str]:
         """Names of the options that were given."""
@@ -32,6 +39,7 @@ class PlotRequest:
             "split": self.split,
             "n": self.n,
             "steering": self.steering,
+            "gene": self.gene,
         }
         return {name for name, value in values.items() if value not in (None, [], ())}
 
@@ -41,7 +49,32 @@ class PlotRequest:
 
     def options(self, *names: str) -> dict[str, object]:
         """The keyword arguments of a plot: `save`, and those of the named options that were given."""
-        return {"save": self.save, **{name: getattr(self, name) for name in names if name in self.given()}}
+        return {"save": self.file(), **{name: getattr(self, name) for name in names if name in self.given()}}
+
+    def command(self) -> str:
+        """What was typed, less the store and the file, whose places are of one machine."""
+        options = {"feature": self.feature, "label": self.label}
+        options |= {name: [getattr(self, name)] for name in ("gene", "split", "n", "steering", "dpi", "size")}
+        given = [(name, value) for name, values in options.items() for value in values if value is not None]
+        return shlex.join(
+            ["scsae", "plot", self.kind, *(word for name, value in given for word in (f"--{name}", str(value)))]
+        )
+
+    def file(self) -> "ImageFile":
+        """The file to save to. UsageError for a size that is not WIDTHxHEIGHT."""
+        from feature_store.plots import ImageFile
+
+        given = {} if self.dpi is None else {"dpi": self.dpi}
+        return ImageFile(path=self.save, size=self.inches(), command=self.command(), **given)
+
+    def inches(self) -> tuple[float, float] | None:
+        """The width and height of `size`, None where it was not given. UsageError if they cannot be told."""
+        if self.size is None:
+            return None
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)[x×,](\d+(?:\.\d+)?)", self.size.strip())
+        if found is None or min(float(found[1]), float(found[2])) == 0:
+            raise UsageError(f"--size was {self.size!r}; give width x height in inches, such as 8x5")
+        return float(found[1]), float(found[2])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +96,13 @@ def _umap(store: "FeatureStore", request: PlotRequest) -> None:
     if codes is not None and not has_cell_map(store.layout, codes):
         with activity("umap", "computes the map of the cells, once for these codes"):
             cell_map(store.layout, codes)
-    plots.umap(store, [*request.label, *request.feature] or ["cell_type"], split=request.shown(), save=request.save)
+    plots.umap(store, [*request.label, *request.feature] or ["cell_type"], split=request.shown(), save=request.file())
 
 
 def _violin(store: "FeatureStore", request: PlotRequest) -> None:
     from feature_store import plots
 
-    plots.violin(store, request.feature[0], list(request.label) or None, split=request.shown(), save=request.save)
+    plots.violin(store, request.feature[0], list(request.label) or None, split=request.shown(), save=request.file())
 
 
 def _dotplot(store: "FeatureStore", request: PlotRequest) -> None:
@@ -82,7 +115,7 @@ def _dotplot(store: "FeatureStore", request: PlotRequest) -> None:
 
 
 def _of_one_feature(name: str) -> "Callable[[FeatureStore, PlotRequest], object]":
-    """What draws a plot of one feature, which takes --split and --n."""
+    """What draws a plot of one feature, which takes --n and, for some, --split."""
 
     def draw(store: "FeatureStore", request: PlotRequest) -> None:
         from feature_store import plots
@@ -92,22 +125,10 @@ def _of_one_feature(name: str) -> "Callable[[FeatureStore, PlotRequest], object]
     return draw
 
 
-def _effect_bars(store: "FeatureStore", request: PlotRequest) -> None:
+def _gene_features(store: "FeatureStore", request: PlotRequest) -> None:
     from feature_store import plots
 
-    plots.effect_bars(store, request.feature[0], **request.options("n"))  # type: ignore[arg-type]
-
-
-def _edge_graph(store: "FeatureStore", request: PlotRequest) -> None:
-    from feature_store import plots
-
-    plots.edge_graph(store, request.feature[0], **request.options("n"))  # type: ignore[arg-type]
-
-
-def _input_bars(store: "FeatureStore", request: PlotRequest) -> None:
-    from feature_store import plots
-
-    plots.input_bars(store, request.feature[0], **request.options("n"))  # type: ignore[arg-type]
+    plots.gene_features(store, str(request.gene), **request.options("split", "n"))  # type: ignore[arg-type]
 
 
 def _probe_lines(store: "FeatureStore", request: PlotRequest) -> None:
@@ -115,7 +136,7 @@ def _probe_lines(store: "FeatureStore", request: PlotRequest) -> None:
 
     if len(request.label) > 1:
         raise UsageError(f"--label was given {len(request.label)} times, and probe-lines shows one label; give it once")
-    plots.probe_lines(store, label_kind=request.label[0] if request.label else None, save=request.save)
+    plots.probe_lines(store, label_kind=request.label[0] if request.label else None, save=request.file())
 
 
 def _of_store(name: str) -> "Callable[[FeatureStore, PlotRequest], object]":
@@ -124,7 +145,7 @@ def _of_store(name: str) -> "Callable[[FeatureStore, PlotRequest], object]":
     def draw(store: "FeatureStore", request: PlotRequest) -> None:
         from feature_store import plots
 
-        getattr(plots, name)(store, save=request.save)
+        getattr(plots, name)(store, save=request.file())
 
     return draw
 
@@ -149,24 +170,25 @@ KINDS: Mapping[str, Kind] = {
     "violin": Kind(about="the code of a feature by label and by batch", draw=_violin, takes=_CELLS, features=(1, 1)),
     "dotplot": Kind(about="features by label, with significant effects marked", draw=_dotplot, takes=_CELLS),
     "gene-bars": Kind(about="the genes of a feature", draw=_of_one_feature("gene_bars"), takes=_ONE, features=(1, 1)),
+    "gene-features": Kind(about="the features of a gene", draw=_gene_features, takes=frozenset({"gene", "split", "n"})),
     "geneset-bars": Kind(
         about="the gene sets of a feature", draw=_of_one_feature("geneset_bars"), takes=_ONE, features=(1, 1)
     ),
     "effect-bars": Kind(
         about="what a feature does to predictions of genes, beside its null",
-        draw=_effect_bars,
+        draw=_of_one_feature("effect_bars"),
         takes=frozenset({"feature", "n"}),
         features=(1, 1),
     ),
     "edge-graph": Kind(
         about="the features of other layers that change a feature, and those that it changes",
-        draw=_edge_graph,
+        draw=_of_one_feature("edge_graph"),
         takes=frozenset({"feature", "n"}),
         features=(1, 1),
     ),
     "input-bars": Kind(
         about="which genes make a feature fire, from their own token and from others",
-        draw=_input_bars,
+        draw=_of_one_feature("input_bars"),
         takes=frozenset({"feature", "n"}),
         features=(1, 1),
     ),
@@ -199,26 +221,29 @@ KINDS: Mapping[str, Kind] = {
 }
 
 
-def plot(kind: str, request: PlotRequest, store: Path) -> None:
+def plot(request: PlotRequest, store: Path) -> None:
     """Draw one plot of a store into a file.
 
     Raises:
         UsageError: there is no such kind, or it does not take an option that was given; nothing is drawn.
         InputError, QueryError, NotFoundError: as the plot itself, and `FeatureStore.open`.
     """
-    chosen = check_request(kind, request, store)
+    chosen = check_request(request, store)
     from feature_store import FeatureStore
 
     chosen.draw(FeatureStore.open(store), request)
 
 
-def check_request(kind: str, request: PlotRequest, store: Path) -> Kind:
+def check_request(request: PlotRequest, store: Path) -> Kind:
     """Return the kind of plot that was asked for. UsageError as from `plot`."""
+    kind = request.kind
     chosen = KINDS.get(kind.replace("_", "-"))
     if chosen is None:
         raise UsageError(f"there is no plot {kind!r}{did_you_mean(kind, list(KINDS))}; plots are {', '.join(KINDS)}")
     if unused := sorted(request.given() - chosen.takes):
-        takes = ", ".join(f"--{name}" for name in sorted(chosen.takes)) or "no option but --save and --store"
+        takes = (
+            ", ".join(f"--{name}" for name in sorted(chosen.takes)) or "no option but --save, --dpi, --size and --store"
+        )
         raise UsageError(f"the plot {kind} does not take {', '.join(f'--{name}' for name in unused)}; it takes {takes}")
     least, most = chosen.features
     if len(request.feature) < least or (most is not None and len(request.feature) > most):
@@ -226,4 +251,7 @@ def check_request(kind: str, request: PlotRequest, store: Path) -> Kind:
             f"the plot {kind} shows {most} feature, and --feature was given {len(request.feature)} times; give it once "
             f"(`scsae features --label LABEL --store {store}` lists features)"
         )
+    if "gene" in chosen.takes and request.gene is None:
+        raise UsageError(f"the plot {kind} shows one gene, and --gene was not given; give it, such as --gene MS4A1")
+    request.inches()
     return chosen

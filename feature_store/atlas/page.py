@@ -13,7 +13,7 @@ POLICY_IN_PAGE = (
     "base-uri 'none'; form-action 'none'"
 )
 """The content security policy as a tag of the page, because a static host sends no such header."""
-SHARED = ("dom", "state", "data", "colour", "axis", "scatter", "table", "features")
+SHARED = ("dom", "state", "data", "colour", "axis", "figure", "scatter", "table", "features")
 
 
 def title_of(store: FeatureStore) -> str:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from operator import index
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,14 +14,17 @@ from feature_store.plots.canvas import (
     BLUE,
     GREY,
     LEGEND_ROWS,
+    LIGHT_GREY,
     OKABE_ITO,
     PALE,
     SMALL,
+    below,
     beside,
     canvas,
     check_file,
     finish,
     head,
+    head_all,
     plain,
     words,
 )
@@ -31,6 +33,7 @@ from feature_store.plots.inputs import cells_of, code_of, columns_named, name_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from feature_store.plots.canvas import Save
     from feature_store.query.store import FeatureStore
 
 GROUPS = ("cell_type", "batch")
@@ -49,16 +52,16 @@ def umap(
     split: str | None = "test",
     coordinates: npt.NDArray[np.floating] | None = None,
     show: bool | None = None,
-    save: str | Path | None = None,
+    save: "Save | None" = None,
     ax: "Axes | None" = None,
 ) -> "list[Axes]":
     """Draw features (by id) and columns of the cell table on the map of the cells, one panel each.
 
     The colour of a feature is its cell code (in the unit of the codes). Cells of the split in which the feature does
-    not fire are grey, cells of other splits are pale, and the strongest cells are drawn last. `split` None draws all
-    cells, including those that the autoencoder was trained on. The map is that of the store (`maps.cells`, which the
-    first call computes and writes to the store in about 10 s) unless `coordinates` [n_cells 2] are given, for example
-    `adata.obsm["X_umap"]`; cells at NaN are left out.
+    not fire, or whose label or number is missing, are grey, cells of other splits are pale, and the strongest cells are
+    drawn last. `split` None draws all cells, including those that the autoencoder was trained on. The map is that of
+    the store (`maps.cells`, which the first call computes and writes to the store in about 10 s) unless `coordinates`
+    [n_cells 2] are given, for example `adata.obsm["X_umap"]`; cells at NaN are left out.
 
     Raises InputError for an unknown column and for coordinates of another shape, QueryError for an unknown feature.
     """
@@ -74,21 +77,22 @@ def umap(
         raise InputError(f"no cell of the split {split!r} is on the map; give another split")
     outside = points.join(shown, on="cell_idx", how="anti")
     values = [code_of(store, by, inside) if isinstance(by, int) else inside[by] for by in wanted]
-    width = sum(4.4 if isinstance(value, np.ndarray) or value.dtype.is_numeric() else _width(value) for value in values)
-    drawn = canvas(ax, (width, 3.7), show=show, save=save, n_panels=len(values))
+    width = max(4.4 if isinstance(value, np.ndarray) or value.dtype.is_numeric() else _width(value) for value in values)
+    drawn = canvas(ax, (width, 4.0), show=show, save=save, n_panels=len(values))
     for panel, by, value in zip(drawn.axes, wanted, values, strict=True):
         size = float(np.clip(12_000 / inside.height, 2, 26))
-        panel.scatter(outside["x"], outside["y"], s=size / 2, color=PALE, lw=0, rasterized=True)
+        others = panel.scatter(outside["x"], outside["y"], s=size / 2, color=PALE, lw=0, rasterized=True)
+        keys = {f"cells of other splits ({outside.height})": others} if outside.height else {}
         xy = inside.select("x", "y").to_numpy()
         if isinstance(value, pl.Series) and not value.dtype.is_numeric():
-            _draw_labels(panel, xy, value, size)
+            _draw_labels(panel, xy, value, size, keys)
             head(panel, f"{words(str(by))}\n{said(store, split)}")
         elif isinstance(value, pl.Series):
             number = value.cast(pl.Float64).fill_null(np.nan).to_numpy()
-            _draw_values(panel, xy, number, size, words(str(by)), ~np.isfinite(number))
+            _draw_values(panel, xy, number, size, words(str(by)), (~np.isfinite(number), "missing"), keys)
             head(panel, f"{words(str(by))}\n{said(store, split)}")
         else:
-            _draw_values(panel, xy, value, size, "cell code", value == 0)
+            _draw_values(panel, xy, value, size, "cell code", (value == 0, "does not fire"), keys)
             counted = (
                 f"fires in {np.count_nonzero(value):,} of {value.size:,} {said(store, split).removeprefix('all ')}"
             )
@@ -97,7 +101,7 @@ def umap(
         panel.set_xlabel("UMAP 1", fontsize=SMALL)
         panel.set_ylabel("UMAP 2", fontsize=SMALL)
         panel.spines[:].set_visible(False)
-    finish(drawn, show, save)
+    finish(drawn, store, show, save)
     return drawn.axes
 
 
@@ -108,14 +112,14 @@ def violin(
     *,
     split: str | None = "test",
     show: bool | None = None,
-    save: str | Path | None = None,
+    save: "Save | None" = None,
     ax: "Axes | None" = None,
 ) -> "list[Axes]":
     """Draw a feature's cell code by columns of the cell table, one panel each; the default is cell type and batch.
 
     Labels with the highest mean come first. A violin shows the cells in which the feature fires (as dots if there are
     few), and its line is their median. The text beside it gives the share of the label's cells in which the feature
-    fires. Cells without a label are left out.
+    fires. Cells without a label are left out, and the title of the panel says how many.
 
     Raises InputError for an unknown column or one without labels, QueryError for an unknown feature.
     """
@@ -126,19 +130,20 @@ def violin(
     panels = {by: _grouped(value, cells[by], by, said(store, split)) for by in columns}
     n_rows = max(map(len, panels.values()))
     longest = max(len(plain(name)) for groups in panels.values() for name in groups)
-    width = 3.2 + 0.075 * longest
-    drawn = canvas(ax, (width * len(panels), 1.4 + 0.3 * n_rows), show=show, save=save, n_panels=len(panels))
+    drawn = canvas(ax, (3.2 + 0.075 * longest, 1.4 + 0.3 * n_rows), show=show, save=save, n_panels=len(panels))
     bounds = (min(0.0, float(value.min())), max(float(value.max()), 1e-6))
     for panel, (by, groups) in zip(drawn.axes, panels.items(), strict=True):
         _draw_violins(panel, groups, bounds)
         panel.set_ylim(n_rows - 0.4, -0.6)
-        panel.set_title(f"by {words(by)}", fontsize=10)
+        n_without = cells[by].null_count()
+        without = f" ({n_without} {'cells' if n_without > 1 else 'cell'} without one)" if n_without else ""
+        panel.set_title(f"by {words(by)}{without}", fontsize=10, loc="left")
         panel.set_xlabel(f"cell code where it fires, {said(store, split)}", fontsize=9)
-    if drawn.own:
-        drawn.figure.suptitle(f"Feature {plain(name_of(store, feature))}", fontsize=11)
-    else:
-        drawn.ax.set_title(f"{plain(name_of(store, feature))} by {words(columns[0])}", fontsize=10)
-    finish(drawn, show, save)
+    what = "" if drawn.own else f" by {words(columns[0])}"
+    head_all(drawn, f"Feature {plain(name_of(store, feature))}{what}")
+    shown = [values[values != 0] for groups in panels.values() for values in groups.values()]
+    _violin_key(drawn.axes[-1], any(map(_is_dense, shown)), any(v.size and not _is_dense(v) for v in shown))
+    finish(drawn, store, show, save)
     return drawn.axes
 
 
@@ -158,10 +163,10 @@ def _points(store: "FeatureStore", coordinates: npt.NDArray[np.floating] | None)
 
 
 def _width(labels: pl.Series) -> float:
-    """The width in inches of a panel with a legend of these labels."""
+    """The width in inches of a panel with a legend of these labels, and of the cells that are missing or others."""
     names = canonical_text(labels.unique()).drop_nulls().to_list()
     longest = max((len(plain(name, _LEGEND)) for name in names), default=0)
-    return 3.6 + (0.7 + 0.07 * longest) * -(-min(len(names), _MOST_LABELS) // LEGEND_ROWS)
+    return 3.6 + (0.7 + 0.07 * max(longest, 21)) * -(-(min(len(names), _MOST_LABELS) + 2) // LEGEND_ROWS)
 
 
 def _draw_values(
@@ -170,14 +175,17 @@ def _draw_values(
     value: npt.NDArray[np.float64],
     size: float,
     unit: str,
-    grey: npt.NDArray[np.bool_],
+    grey: tuple[npt.NDArray[np.bool_], str],
+    keys: dict[str, Any],
 ) -> None:
-    """Draw dots coloured by value, the largest last and those of `grey` first; signed colours centre on 0."""
-    below, above = np.flatnonzero(grey), np.flatnonzero(~grey)
+    """Draw dots coloured by value, the largest last and those of `grey` first, which the key names; signed colours
+    centre on 0, with rims, because 0 is white.
+    """
+    silent, above = np.flatnonzero(grey[0]), np.flatnonzero(~grey[0])
     signed = bool((value[above] < 0).any())
     above = above[np.argsort(np.abs(value[above]), kind="stable")]
     top = float(np.abs(value[above]).max()) if above.size else 1.0
-    ax.scatter(xy[below, 0], xy[below, 1], s=size, color="#BDBDBD", lw=0, rasterized=True)
+    quiet = ax.scatter(xy[silent, 0], xy[silent, 1], s=size, color=LIGHT_GREY, lw=0, rasterized=True)
     dots = ax.scatter(
         xy[above, 0],
         xy[above, 1],
@@ -186,17 +194,21 @@ def _draw_values(
         cmap="RdBu_r" if signed else "viridis_r",
         vmin=-top if signed else 0,
         vmax=top,
-        lw=0,
+        lw=0.3 if signed else 0,
+        edgecolors=GREY,
         rasterized=True,
     )
-    bar = ax.figure.colorbar(dots, ax=ax, fraction=0.05, pad=0.02, shrink=0.7)
-    bar.set_label(unit, fontsize=9)
-    bar.ax.tick_params(labelsize=SMALL)
+    if above.size:
+        bar = ax.figure.colorbar(dots, cax=ax.inset_axes((1.02, 0.15, 0.035, 0.7)))
+        bar.set_label(unit, fontsize=9)
+        bar.ax.tick_params(labelsize=SMALL)
+    shown = ({f"{grey[1]} ({silent.size})": quiet} if silent.size else {}) | keys
+    below(ax, shown, 0.25, ncols=2)
 
 
-def _draw_labels(ax: "Axes", xy: npt.NDArray[Any], labels: pl.Series, size: float) -> None:
-    """Draw dots by label, with eight colours by eight markers for the most frequent labels; the other labels and
-    unknown ones are grey.
+def _draw_labels(ax: "Axes", xy: npt.NDArray[Any], labels: pl.Series, size: float, keys: dict[str, Any]) -> None:
+    """Draw dots by label, with eight colours by eight markers for the most frequent labels; the other labels, and cells
+    without one, are two greys.
     """
     from matplotlib.lines import Line2D
 
@@ -205,19 +217,22 @@ def _draw_labels(ax: "Axes", xy: npt.NDArray[Any], labels: pl.Series, size: floa
     names = counts["label"].to_list()
     named = names[: _MOST_LABELS - 1] if len(names) > _MOST_LABELS else names
     values = text.to_numpy()
-    rest = ~np.isin(values.astype(str), named) | text.is_null().to_numpy()
-    handles, entries = [], []
-    ax.scatter(xy[rest, 0], xy[rest, 1], s=size, color=GREY, lw=0, rasterized=True)
+    missing = text.is_null().to_numpy()
+    rest = {"missing": (missing, LIGHT_GREY), "other labels": (~np.isin(values.astype(str), named) & ~missing, GREY)}
+    more: dict[str, Any] = {}
+    for name, (here, colour) in rest.items():
+        dots = ax.scatter(xy[here, 0], xy[here, 1], s=size, color=colour, lw=0, rasterized=True)
+        more |= {f"{name} ({here.sum()})": dots} if here.any() else {}
+    more |= keys
+    handles: list[Any] = []
+    entries = []
     for i, name in enumerate(named):
         style = {"marker": _MARKERS[i // len(OKABE_ITO)], "color": OKABE_ITO[i % len(OKABE_ITO)]}
         here = values == name
         ax.scatter(xy[here, 0], xy[here, 1], s=size, lw=0, rasterized=True, **style)  # type: ignore[arg-type]
         handles.append(Line2D([], [], ls="", ms=5, **style))  # type: ignore[arg-type]
         entries.append(f"{plain(name, _LEGEND)} ({int(here.sum())})")
-    if rest.any():
-        handles.append(Line2D([], [], ls="", ms=5, marker="o", color=GREY))
-        entries.append(f"{'other' if len(named) < len(names) else 'unknown'} ({int(rest.sum())})")
-    beside(ax, handles, entries, handletextpad=0.1)
+    beside(ax, [*handles, *more.values()], [*entries, *more], handletextpad=0.1)
 
 
 def _groups(store: "FeatureStore") -> list[str]:
@@ -247,7 +262,7 @@ def _draw_violins(ax: "Axes", groups: dict[str, npt.NDArray[np.float64]], bounds
     low, high = bounds
     for i, values in enumerate(groups.values()):
         fires = values[values != 0]
-        if fires.size > _FEW and np.ptp(fires) > 1e-9 * np.abs(fires).max():
+        if _is_dense(fires):
             body = ax.violinplot(
                 [fires], positions=[i], widths=0.82, showextrema=False, showmedians=True, orientation="horizontal"
             )
@@ -262,3 +277,22 @@ def _draw_violins(ax: "Axes", groups: dict[str, npt.NDArray[np.float64]], bounds
     ax.text(1.02, -0.75, "cells\nfiring", va="bottom", fontsize=SMALL, transform=ax.get_yaxis_transform())
     ax.set_yticks(range(len(groups)), [f"{plain(n)} ({v.size})" for n, v in groups.items()], fontsize=9)
     ax.set_xlim(low * 1.05, high * 1.05)
+
+
+def _is_dense(fires: npt.NDArray[np.float64]) -> bool:
+    """Whether the values of the firing cells are so many, and so different, that they have a density."""
+    return bool(fires.size > _FEW and np.ptp(fires) > 1e-9 * np.abs(fires).max())
+
+
+def _violin_key(ax: "Axes", any_violins: bool, any_dots: bool) -> None:
+    """Draw a legend of the marks of the violins below the last panel."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    line: Any = {"ls": "", "marker": "|", "color": "black", "ms": 9}
+    shown: dict[str, Any] = {}
+    if any_violins:
+        shown = {"density of the firing cells": Patch(color=BLUE, alpha=0.55), "their median": Line2D([], [], **line)}
+    if any_dots:
+        shown[f"a firing cell (of at most {_FEW})"] = Line2D([], [], ls="", marker="o", ms=4, color=BLUE)
+    below(ax, shown, 0.5)

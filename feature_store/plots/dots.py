@@ -1,7 +1,6 @@
 """The dot plot of features by labels: effect size, share of firing cells, and significance."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import polars as pl
 from feature_store.associations.claims import NAMED_AT, holds_on_test
 from feature_store.cells import canonical_text
 from feature_store.errors import InputError
-from feature_store.plots.canvas import SMALL, Canvas, canvas, finish, head, plain, words
+from feature_store.plots.canvas import SMALL, Canvas, canvas, finish, head, image_file, plain, words
 from feature_store.plots.inputs import cells_of, check_split, code_of, name_of, said
 from feature_store.query.suggestions import did_you_mean
 from feature_store.storage.obs_columns import find_column, shown_name
@@ -19,12 +18,14 @@ from feature_store.storage.obs_columns import find_column, shown_name
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from feature_store.plots.canvas import Save
     from feature_store.query.store import FeatureStore
 
 _SMALLEST, _RANGE = 16.0, 170.0
 """The area of a dot in square points is _SMALLEST + _RANGE * share of cells in which the feature fires."""
 _PITCH = 0.34
 """Distance between neighbouring dots in inches."""
+_LEAST_PITCH = 0.2
 _SIGNIFICANT, _OTHER = "#000000", "#BBBBBB"
 
 
@@ -36,7 +37,7 @@ def dotplot(
     split: str = "test",
     alpha: float = 0.05,
     show: bool | None = None,
-    save: str | Path | None = None,
+    save: "Save | None" = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
     """A dot plot of features by the labels of a kind that was tested (table `feature_label`).
@@ -84,7 +85,8 @@ def dotplot(
     rows_named = [f"{plain(n)} ({c})" for n, c in zip(labels, counts, strict=True)]
     drawn = canvas(ax, (5.0, 5.0), show=show, save=save)
     if drawn.own:
-        _place(drawn, len(chosen), len(labels), max(map(len, names)), max(map(len, rows_named)))
+        given = None if save is None else image_file(save).size
+        _place(drawn, len(chosen), len(labels), max(map(len, names)), max(map(len, rows_named)), given)
     _draw(drawn.ax, effects.with_columns(firing=firing), (len(labels), len(chosen)), alpha)
     drawn.ax.set_xticks(range(len(chosen)), names, rotation=90, fontsize=9)
     drawn.ax.set_yticks(range(len(labels)), rows_named, fontsize=9)
@@ -92,7 +94,7 @@ def dotplot(
     best = f"Best feature of each {kind} by p on select cells, if {NAMED_AT} on test cells"
     what = best if features is None else f"Features by {kind}"
     head(drawn.ax, f"{what}\n{said(store, split)}{_absent(known, labels)}", loc="left", least=56)
-    finish(drawn, show, save)
+    finish(drawn, store, show, save)
     return drawn.ax
 
 
@@ -143,11 +145,24 @@ def _one_hot(column: pl.Series, labels: list[str]) -> npt.NDArray[np.float64]:
     return np.stack([text == label for label in labels]).astype(np.float64)
 
 
-def _place(drawn: Canvas, n_columns: int, n_rows: int, below: int, beside: int) -> None:
-    """Set the size of figure and axes from the numbers of dots, and of characters of the names below and beside."""
+def _place(
+    drawn: Canvas, n_columns: int, n_rows: int, below: int, beside: int, given: tuple[float, float] | None
+) -> None:
+    """Set the size of figure and axes from the numbers of dots, and of characters of the names below and beside.
+
+    Raises InputError where a `given` size of the figure, in inches, has no room for the dots.
+    """
     width, height = _PITCH * (n_columns + 0.4), _PITCH * (n_rows + 0.4)
     left, bottom = 0.4 + 0.075 * beside, max(0.4 + 0.075 * below, 2.6 - height)
     whole = (left + width + 1.9, bottom + height + 0.7)
+    if given is not None:
+        width, height = width + given[0] - whole[0], height + given[1] - whole[1]
+        if min(width / (n_columns + 0.4), height / (n_rows + 0.4)) < _LEAST_PITCH:
+            raise InputError(
+                f"size was {given[0]:g} x {given[1]:g} inches, which has no room for {n_columns} features by {n_rows} "
+                f"labels; give {whole[0]:.0f} x {whole[1]:.0f}, or none"
+            )
+        whole = given
     drawn.figure.set_layout_engine("none")
     drawn.figure.set_size_inches(*whole)
     drawn.ax.set_position((left / whole[0], bottom / whole[1], width / whole[0], height / whole[1]))
@@ -180,7 +195,7 @@ def _keys(ax: "Axes", drawn: Any, alpha: float) -> None:
     figure = ax.figure
     width = ax.get_position().width * figure.get_figwidth()  # type: ignore[union-attr]
     height = ax.get_position().height * figure.get_figheight()  # type: ignore[union-attr]
-    bar = figure.colorbar(drawn, cax=ax.inset_axes((1 + 0.2 / width, 1 - 1.2 / height, 0.14 / width, 1.2 / height)))
+    bar = figure.colorbar(drawn, cax=ax.inset_axes((1 + 0.2 / width, 1 - 1.3 / height, 0.14 / width, 1.2 / height)))
     bar.set_label("rank-biserial", fontsize=SMALL)
     bar.set_ticks([-1, 0, 1])
     bar.ax.tick_params(labelsize=SMALL)
@@ -204,7 +219,7 @@ def _keys(ax: "Axes", drawn: Any, alpha: float) -> None:
         ["10 % of cells fire", "50 %", "100 %", f"q ≤ {alpha:g}", f"q > {alpha:g}"],
         fontsize=SMALL,
         loc="upper left",
-        bbox_to_anchor=(1 + 0.1 / width, 1 - 1.3 / height),
+        bbox_to_anchor=(1 + 0.1 / width, 1 - 1.4 / height),
         frameon=False,
         labelspacing=0.7,
     )

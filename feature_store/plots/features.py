@@ -1,18 +1,18 @@
 """Plots of all features: their densities, and the shares of variance that batch and cell context explain."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
 from feature_store.errors import InputError
-from feature_store.plots.canvas import CLASS_COLOURS, GREY, SMALL, beside, canvas, finish, head, plain
+from feature_store.plots.canvas import CLASS_COLOURS, GREY, beside, canvas, finish, head, name_dots, plain
 from feature_store.plots.inputs import of_panel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from feature_store.plots.canvas import Save
     from feature_store.query.store import FeatureStore
 
 _EFFECTS = ("context_effect", "batch_effect")
@@ -22,7 +22,7 @@ def density_histogram(
     store: "FeatureStore",
     *,
     show: bool | None = None,
-    save: str | Path | None = None,
+    save: "Save | None" = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
     """A histogram of feature density, log10 of the share of tokens, stacked by class; the title gives the number of
@@ -48,7 +48,7 @@ def density_histogram(
     drawn.ax.set_xlabel("log10 density (share of tokens on which the feature fires)", fontsize=9)
     drawn.ax.set_ylabel("features", fontsize=9)
     head(drawn.ax, f"{features.height} features, {features.height - alive.height} dead{of_panel(store)}")
-    finish(drawn, show, save)
+    finish(drawn, store, show, save)
     return drawn.ax
 
 
@@ -58,7 +58,7 @@ def batch_quadrant(
     cell_effect: float = 0.1,
     n_named: int = 6,
     show: bool | None = None,
-    save: str | Path | None = None,
+    save: "Save | None" = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
     """A scatter plot of batch effect against context effect, the share of rank variance that each explains given the
@@ -77,7 +77,8 @@ def batch_quadrant(
     _refuse_without_groups(store)
     limit = max(0.3, *(float(features[name].max() or 0) for name in _EFFECTS)) * 1.08  # type: ignore[arg-type]
     drawn = canvas(ax, (6.6, 4.6), show=show, save=save)
-    handles, names = [], []
+    handles: list[Any] = []
+    names = []
     for name in _classes(features)[::-1]:
         part = features.filter(pl.col("class") == name)
         handles.append(
@@ -91,17 +92,16 @@ def batch_quadrant(
             )
         )
         names.append(f"{plain(name)} ({part.height})")
-    for line in (drawn.ax.axhline, drawn.ax.axvline):
-        line(cell_effect, color="#666666", lw=0.8, ls="--")
+    thresholds = [line(cell_effect, color="#666666", lw=0.8, ls="--") for line in (drawn.ax.axhline, drawn.ax.axvline)]
     drawn.ax.set_xlabel("explained by cell context (within batches)", fontsize=9)
     drawn.ax.set_ylabel("explained by batch (within cell types)", fontsize=9)
     drawn.ax.set_xlim(-0.02 * limit, limit)
     drawn.ax.set_ylim(-0.02 * limit, limit)
     head(drawn.ax, f"Batch or biology?\nshare of rank variance explained, train and select cells{of_panel(store)}")
-    _name_strongest(drawn.ax, features, cell_effect, n_named, limit)
-    if handles:
-        beside(drawn.ax, handles[::-1], names[::-1], markerscale=1.6)
-    finish(drawn, show, save)
+    handles, names = [*handles[::-1], thresholds[0]], [*names[::-1], f"threshold of the classes ({cell_effect:g})"]
+    beside(drawn.ax, handles, names, markerscale=1.6)
+    _name_strongest(drawn.ax, features, cell_effect, n_named)
+    finish(drawn, store, show, save)
     return drawn.ax
 
 
@@ -122,28 +122,15 @@ def _refuse_without_groups(store: "FeatureStore") -> None:
         )
 
 
-def _name_strongest(ax: "Axes", features: pl.DataFrame, threshold: float, n: int, limit: float) -> None:
-    """Write the id, and the label where there is room, beside the n strongest features of each axis; a text that would
-    cover another is left out.
-    """
-    from matplotlib.patheffects import withStroke
-
-    placed: list[tuple[float, float, float]] = []
+def _name_strongest(ax: "Axes", features: pl.DataFrame, threshold: float, n: int) -> None:
+    """Write the id, and the label where there is room, beside the n strongest features of each axis."""
     strongest = [
         features.filter(pl.col(axis) >= threshold).top_k(n, by=axis).sort(axis, "feature_id", descending=[True, False])
         for axis in ("batch_effect", "context_effect")
     ]
+    names = []
     for row in pl.concat(strongest).unique("feature_id", keep="first", maintain_order=True).iter_rows(named=True):
         label = f" {plain(row['top_label'], 24)}" if row["top_label"] and row["class"] != "batch" else ""
-        x, y = row["context_effect"], row["batch_effect"]
-        left = x > 0.6 * limit
-        for text in dict.fromkeys((f"{row['feature_id']}{label}", str(row["feature_id"]))):
-            width = 0.016 * limit * len(text)
-            start = x - width if left else x
-            if any(abs(y - at) < 0.035 * limit and start < b and a < start + width for at, a, b in placed):
-                continue
-            placed.append((y, start, start + width))
-            note = ax.annotate(text, (x, y), xytext=(-4 if left else 4, 3), textcoords="offset points")
-            note.set(fontsize=SMALL - 1, horizontalalignment="right" if left else "left")
-            note.set_path_effects([withStroke(linewidth=2, foreground="white")])
-            break
+        texts = [f"{row['feature_id']}{label}", str(row["feature_id"])]
+        names.append((row["context_effect"], row["batch_effect"], texts))
+    name_dots(ax, names)

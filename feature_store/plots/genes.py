@@ -1,6 +1,7 @@
-"""Bar plots of one feature: its genes and gene sets, the genes that make it fire, and what it does to predictions."""
+"""Bar plots of one feature: its genes and gene sets, the genes that make it fire, and what it does to predictions; and
+of one gene: its features.
+"""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from feature_store.query.suggestions import did_you_mean
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from feature_store.plots.canvas import Save
     from feature_store.query.store import FeatureStore
 
 _LEAST_Q = 1e-300
@@ -28,7 +30,7 @@ def gene_bars(
     split: str = "test",
     alpha: float = 0.05,
     show: bool | None = None,
-    save: str | Path | None = None,
+    save: "Save | None" = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
     """A bar plot of the n genes with the largest |Pearson| on `select` cells, by their Pearson on `split`.
@@ -43,17 +45,49 @@ def gene_bars(
     rows = mine.filter(pl.col("split") == split).join(named, on="gene", how="semi").drop_nulls("pearson")
     rows = rows.sort("pearson", "gene", descending=[True, False])
     drawn = canvas(ax, (4.8, 1.2 + 0.25 * rows.height), show=show, save=save)
-    value, q = (rows[name].cast(pl.Float64).fill_null(np.nan).to_numpy() for name in ("pearson", "q"))
-    colours = np.where(~(q <= alpha), GREY, np.where(value > 0, BLUE, ORANGE)).tolist()
-    y = np.arange(rows.height)
-    drawn.ax.barh(y, value, color=colours, height=0.75)
-    drawn.ax.set_yticks(y, [plain(gene, 24) for gene in rows["gene"]], style="italic", fontsize=9)
-    drawn.ax.set_ylim(rows.height - 0.4, -0.6)
-    drawn.ax.axvline(0, color="black", lw=0.8)
+    significant = _draw_correlations(drawn.ax, rows, alpha)
+    drawn.ax.set_yticks(range(rows.height), [plain(gene, 24) for gene in rows["gene"]], style="italic", fontsize=9)
     drawn.ax.set_xlabel(f"Pearson with expression, {said(store, split)}", fontsize=9)
-    head(drawn.ax, f"Genes of feature {feature}{_nothing(q <= alpha, 'gene', alpha)}")
-    key(drawn.ax, {"positive": BLUE, "negative": ORANGE, f"q > {alpha:g}": GREY}, set(colours))
-    finish(drawn, show, save)
+    head(drawn.ax, f"Genes of feature {feature}{_nothing(significant, 'gene', alpha)}")
+    finish(drawn, store, show, save)
+    return drawn.ax
+
+
+def gene_features(
+    store: "FeatureStore",
+    gene: str,
+    *,
+    n: int = 15,
+    split: str = "test",
+    alpha: float = 0.05,
+    show: bool | None = None,
+    save: "Save | None" = None,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """A bar plot of the features of a gene: the n with the largest |Pearson| on `select` cells, by that on `split`.
+
+    The gene may be given by another name of it (CD20); the title gives the name in the store. A bar is grey if q >
+    alpha on the split. Raises QueryError for an unknown gene, InputError for one that no feature was tested for.
+    """
+    check_split(split)
+    (symbol,) = store.meant_by("gene", gene).names
+    mine = store.frame("feature_gene").filter(pl.col("gene") == symbol).drop_nulls("pearson").collect()
+    order = [pl.col("pearson").abs(), pl.col("feature_id")]
+    strongest = mine.filter(pl.col("split") == "select").sort(order, descending=[True, False]).head(n)
+    rows = mine.filter(pl.col("split") == split).join(strongest.select("feature_id"), on="feature_id", how="semi")
+    if rows.is_empty():
+        raise InputError(
+            f"no feature was tested for {symbol} on select and on {split} cells; "
+            f"`scsae features --gene {symbol} {store.layout.store_option}` lists its features"
+        )
+    rows = rows.sort("pearson", "feature_id", descending=[True, False])
+    drawn = canvas(ax, (5.2, 1.2 + 0.25 * rows.height), show=show, save=save)
+    significant = _draw_correlations(drawn.ax, rows, alpha)
+    names = [plain(name_of(store, feature)) for feature in rows["feature_id"]]
+    drawn.ax.set_yticks(range(rows.height), names, fontsize=9)
+    drawn.ax.set_xlabel(f"Pearson with expression of {plain(symbol, 24)}, {said(store, split)}", fontsize=9)
+    head(drawn.ax, f"Features of {plain(symbol)}{_nothing(significant, 'feature', alpha)}")
+    finish(drawn, store, show, save)
     return drawn.ax
 
 
@@ -66,7 +100,7 @@ def geneset_bars(
     split: str = "test",
     alpha: float = 0.05,
     show: bool | None = None,
-    save: str | Path | None = None,
+    save: "Save | None" = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
     """A bar plot of the n gene sets with the smallest p on `select` cells, by -log10 q of enrichment on `split`.
@@ -107,11 +141,11 @@ def geneset_bars(
     drawn.ax.set_yticks(y, [words(name) for name in names], fontsize=9)
     drawn.ax.set_ylim(rows.height - 0.4, -0.6)
     drawn.ax.set_xlim(0, top * 1.12)
-    drawn.ax.axvline(-np.log10(alpha), color="black", lw=0.8, ls="--")
+    line = drawn.ax.axvline(-np.log10(alpha), color="black", lw=0.8, ls="--")
     drawn.ax.set_xlabel(f"-log10 q, {said(store, split)} (genes shared / in the set)", fontsize=9)
     head(drawn.ax, f"Gene sets of feature {plain(name_of(store, feature))}{_nothing(q <= alpha, 'gene set', alpha)}")
-    key(drawn.ax, {f"q ≤ {alpha:g}": BLUE, f"q > {alpha:g}": GREY}, set(colours))
-    finish(drawn, show, save)
+    key(drawn.ax, {f"q ≤ {alpha:g}": BLUE, f"q > {alpha:g}": GREY}, set(colours), {f"q = {alpha:g}": line})
+    finish(drawn, store, show, save)
     return drawn.ax
 
 
@@ -123,7 +157,7 @@ def effect_bars(
     n: int = 15,
     alpha: float = 0.05,
     show: bool | None = None,
-    save: str | Path | None = None,
+    save: "Save | None" = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
     """A bar plot of what a feature does to the predictions of hidden genes: the n genes with the smallest p.
@@ -161,7 +195,7 @@ def effect_bars(
         {"up": BLUE, "down": ORANGE, f"q > {alpha:g}": GREY, "null ± 2 sd": PALE},
         {*colours, PALE},
     )
-    finish(drawn, show, save)
+    finish(drawn, store, show, save, ("effects", found["run"][0]))
     return drawn.ax
 
 
@@ -172,7 +206,7 @@ def input_bars(
     n: int = 15,
     alpha: float = 0.05,
     show: bool | None = None,
-    save: str | Path | None = None,
+    save: "Save | None" = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
     """A bar plot of the genes that make a feature fire: the n genes with the smallest p by one of the two paths.
@@ -215,8 +249,19 @@ def input_bars(
         {"own token": BLUE, "other tokens": ORANGE, f"q > {alpha:g}": GREY, "null of other tokens ± 2 sd": PALE},
         {*parts[0], *parts[1], PALE},
     )
-    finish(drawn, show, save)
+    finish(drawn, store, show, save, ("inputs", found["run"][0]))
     return drawn.ax
+
+
+def _draw_correlations(ax: "Axes", rows: pl.DataFrame, alpha: float) -> npt.NDArray[np.bool_]:
+    """Draw the column `pearson` as bars, the first on top, grey where q > alpha; return which are significant."""
+    value, q = (rows[name].cast(pl.Float64).fill_null(np.nan).to_numpy() for name in ("pearson", "q"))
+    colours = np.where(~(q <= alpha), GREY, np.where(value > 0, BLUE, ORANGE)).tolist()
+    ax.barh(np.arange(rows.height), value, color=colours, height=0.75)
+    ax.set_ylim(rows.height - 0.4, -0.6)
+    ax.axvline(0, color="black", lw=0.8)
+    key(ax, {"positive": BLUE, "negative": ORANGE, f"q > {alpha:g}": GREY}, set(colours))
+    return q <= alpha
 
 
 def _nothing(significant: npt.NDArray[np.bool_], what: str, alpha: float) -> str:

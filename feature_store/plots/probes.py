@@ -1,17 +1,17 @@
 """How well few features tell labels: a score against the number of features, a line for each representation."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import polars as pl
 
 from feature_store.errors import InputError
-from feature_store.plots.canvas import BLUE, GREY, OKABE_ITO, beside, canvas, finish, head, plain, words
+from feature_store.plots.canvas import BLUE, GREY, INTERVAL, OKABE_ITO, beside, canvas, finish, head, plain, words
 from feature_store.query.probes import PERMUTED, SAE, probes_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from feature_store.plots.canvas import Save
     from feature_store.query.store import FeatureStore
 
 Measure = Literal["macro_f1", "balanced_accuracy", "auroc"]
@@ -25,7 +25,7 @@ def probe_lines(
     label: str | None = None,
     measure: Measure | None = None,
     show: bool | None = None,
-    save: str | Path | None = None,
+    save: "Save | None" = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
     """A score of probes on test cells against their number of features, with its 95 % interval over donors.
@@ -47,6 +47,8 @@ def probe_lines(
         known = ", ".join(probes.scores["label"].drop_nulls().unique().sort().to_list())
         raise InputError(f"label was {label!r}, which was not probed; {kind} has {known}")
     ks = rows["k"].unique().sort().to_list()
+    from matplotlib.lines import Line2D
+
     drawn = canvas(ax, (6.4, 3.8), show=show, save=save)
     handles, names = [], probes.representations()
     others = iter(colour for colour in OKABE_ITO if colour not in (BLUE, "#000000"))
@@ -63,7 +65,10 @@ def probe_lines(
     drawn.ax.set_xticks(range(len(ks)), [str(k) for k in ks])
     drawn.ax.set_xlabel("features of the probe", fontsize=9)
     drawn.ax.set_ylabel(f"{MEASURES[measure]}, test cells", fontsize=9)
+    if rows[f"{measure}_low"].null_count() < rows.height:
+        handles.append(Line2D([], [], ls="", marker="|", ms=12, color=GREY))
+        names = [*names, f"{INTERVAL} over donors"]
     beside(drawn.ax, handles, [plain(name) for name in names])
     head(drawn.ax, f"{words(kind)}: {'all labels' if label is None else plain(label)}")
-    finish(drawn, show, save)
+    finish(drawn, store, show, save, ("probes", rows["run"][0]))
     return drawn.ax

@@ -192,6 +192,24 @@ class Lineage:
     to the SAE, and why: a plan or manifest is damaged or gone. Their tables cannot be read; the others can."""
 
 
+def created_of(layout: Layout, lineage: Lineage) -> dict[str, str]:
+    """When each run of the tables of a lineage was made, by kind and id ("steering dced458727a1"), the main one first.
+
+    Runs of which it cannot be told, because a manifest is damaged, are left out.
+    """
+    main = [("associations", lineage.associations), ("codes", lineage.codes), ("cells", lineage.dataset)]
+    several = [("steering", lineage.steering), *lineage.measured.items()]
+    wanted = [(kind, run) for kind, run in main if run is not None]
+    wanted += [(kind, run) for kind, runs in several for run in runs]
+    known = {
+        (kind, info.run): info.created
+        for kind in dict.fromkeys(kind for kind, _ in wanted)
+        for info in layout.runs(kind)
+    }
+    found = {f"{kind} {run}": known.get((kind, run)) for kind, run in wanted}
+    return {name: created.isoformat(timespec="seconds") for name, created in found.items() if created is not None}
+
+
 def lineage_of(
     layout: Layout, *, associations: str | None = None, codes: str | None = None, dataset: str | None = None
 ) -> Lineage:

@@ -174,7 +174,17 @@ def plot_command(
             "--split", help="Cells to show: test, select or train, or all on maps and violins. Default: test."
         ),
     ] = None,
+    gene: Annotated[
+        str | None, typer.Option("--gene", help="Gene whose features are shown, by symbol, other name or Ensembl id.")
+    ] = None,
     n: Annotated[int | None, typer.Option("--n", min=1, help="Number of bars or of named genes at most.")] = None,
+    dpi: Annotated[
+        int | None, typer.Option("--dpi", min=30, max=1200, help="Pixels per inch of a .png. Default: 200.")
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option("--size", help="Width x height in inches, such as 8x5. Default: as large as what is shown."),
+    ] = None,
     steering: Annotated[str | None, typer.Option("--steering", help="Steering run; default: the newest.")] = None,
     store: Store = DEFAULT_STORE,
 ) -> None:
@@ -184,11 +194,8 @@ def plot_command(
     """
     from pipelines.plot import PlotRequest, plot
 
-    plot(
-        kind,
-        PlotRequest(feature=feature or (), label=label or (), split=split, n=n, save=save, steering=steering),
-        store,
-    )
+    given = {"feature": feature or (), "label": label or (), "split": split, "n": n, "steering": steering, "gene": gene}
+    plot(PlotRequest(kind=kind, **given, save=save, dpi=dpi, size=size), store)  # type: ignore[arg-type]
     typer.echo(visible(str(save)))
 
 

@@ -63,8 +63,8 @@ def refusal(command: str) -> str | None:
             Lookup(**{name: given[name] for name in Lookup.__dataclass_fields__})
         elif parser.name == "plot":
             asked = {name: given[name] or () for name in ("feature", "label")}
-            asked |= {name: given[name] for name in ("split", "n", "save", "steering")}
-            check_request(given["kind"], PlotRequest(**asked), Path("store"))
+            asked |= {name: given[name] for name in ("kind", "split", "n", "save", "steering", "gene", "dpi", "size")}
+            check_request(PlotRequest(**asked), Path("store"))
         elif parser.name == "sql":
             from feature_store.query.statements import check_statement
 

@@ -40,11 +40,11 @@ def called(monkeypatch):
     def record(name, signature, *args, **kwargs):
         bound = signature.bind(*args, **kwargs).arguments
         assert bound.pop("store") is store
-        calls.append((name, {key: str(value) if key == "save" else value for key, value in bound.items()}))
+        calls.append((name, {key: str(value.path) if key == "save" else value for key, value in bound.items()}))
 
     for name in plots.__all__:
         function = getattr(plots, name)
-        if callable(function):
+        if inspect.isfunction(function):
             monkeypatch.setattr(plots, name, partial(record, name, inspect.signature(function)))
     return calls
 
@@ -64,6 +64,7 @@ REACHES = {
         {"features": [1, 2], "groupby": "batch", "split": "select"},
     ),
     "gene-bars --feature 7 --n 4": ("gene_bars", {"feature": 7, "n": 4}),
+    "gene-features --gene CD20 --n 4 --split select": ("gene_features", {"gene": "CD20", "n": 4, "split": "select"}),
     "effect-bars --feature 7 --n 4": ("effect_bars", {"feature": 7, "n": 4}),
     "input-bars --feature 7 --n 4": ("input_bars", {"feature": 7, "n": 4}),
     "geneset_bars --feature 7": ("geneset_bars", {"feature": 7}),
@@ -86,6 +87,18 @@ def test_options_reach_the_plot(scsae_plot, called, line):
     assert called == [(name, {**wanted, **PNG})]
 
 
+def test_a_size_and_the_pixels_per_inch_are_those_of_the_file_and_what_was_typed_is_its_comment(
+    scsae_plot, monkeypatch
+):
+    saved = []
+    monkeypatch.setattr(FeatureStore, "open", lambda root: None)
+    monkeypatch.setattr(plots, "density_histogram", lambda store, save: saved.append(save))
+    scsae_plot("density-histogram --size 8x4.5 --dpi 100 --save a.png --store s")
+    scsae_plot("density_histogram --save a.svg --store s")
+    assert [(file.size, file.dpi) for file in saved] == [((8.0, 4.5), 100), (None, 200)]
+    assert saved[0].command == "scsae plot density-histogram --dpi 100 --size 8x4.5"
+
+
 def test_every_plot_has_its_kind():
     functions = {name for name in plots.__all__ if name.islower() and name != "best_features"}
     assert {name.replace("-", "_") for name in KINDS} == functions
@@ -95,10 +108,14 @@ REFUSED = {
     "violn": "'violn'.*'violin'.*umap, violin",
     "violin": "violin .*--feature .*0.*scsae features --label LABEL --store s",
     "gene-bars --feature 1 --feature 2": "gene-bars .*--feature .*2",
-    "density-histogram --feature 1 --n 3": "density-histogram .*--feature, --n; .*--save and --store",
+    "density-histogram --feature 1 --n 3": "density-histogram .*--feature, --n; .*--save, --dpi, --size and --store",
     "umap --steering 5a": "umap .*--steering; .*--feature, --label, --split",
     "umap --n 3": "umap .*--n; .*--feature, --label, --split",
     "dotplot --label a --label b": "--label .*2",
+    "gene-features --n 3": "gene-features .*--gene MS4A1",
+    "gene-bars --gene CD20 --feature 1": "gene-bars .*--gene; .*--feature, --n, --split",
+    "umap --size 8": "--size was '8'.*8x5",
+    "umap --size 0x5": "--size was '0x5'.*8x5",
 }
 
 

@@ -7,6 +7,7 @@ from feature_store.atlas.data import AtlasData
 from feature_store.atlas.page import title_of
 from feature_store.atlas.pages.selections import measures
 from feature_store.atlas.routes import Route, json_bytes
+from feature_store.query.runs import created_of
 
 TABLES = (
     "cells features feature_label feature_gene feature_geneset feature_token codes umap feature_umap feature_neighbour "
@@ -17,7 +18,8 @@ TABLES = (
 def overview(data: AtlasData) -> bytes:
     """Title, runs, numbers, labels (a label's id is its place), columns of cells, steering runs, what is missing.
 
-    `panel` has n_panel and n_cells, and is null where the panel is all cells.
+    `panel` has n_panel and n_cells, and is null where the panel is all cells. `created` says when each run was made;
+    the first is the run of most figures.
     """
     store = data.store
     panel = data.panel if data.has("cells") else None
@@ -25,6 +27,8 @@ def overview(data: AtlasData) -> bytes:
         "title": title_of(store),
         "store": str(store.layout.root),
         "runs": asdict(store.lineage),
+        "name": store.layout.root.name,
+        "created": created_of(store.layout, store.lineage),
         "tables": store.tables(),
         "missing": {table: store.made_by(table) for table in TABLES if not data.has(table)},
         "labels": data.labels.to_dicts(),

@@ -1,11 +1,13 @@
 """Every picture that a steering run has the tables for."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from feature_store.errors import InputError
+from feature_store.plots.canvas import image_file
 from feature_store.plots.steering.by_type import steering_distances, type_rows
 from feature_store.plots.steering.cell_map import embedded_cells, steering_map
 from feature_store.plots.steering.effects import bar_rows, steering_bars
@@ -14,22 +16,23 @@ from feature_store.plots.steering.grid import curve_rows, steering_curve, steeri
 from feature_store.query.steering import steering_results
 
 if TYPE_CHECKING:
+    from feature_store.plots.canvas import Save
     from feature_store.query.store import FeatureStore
 
 
 def steering_all(
-    store: "FeatureStore", run: str | None = None, *, save: str | Path, show: bool | None = None
+    store: "FeatureStore", run: str | None = None, *, save: "Save", show: bool | None = None
 ) -> list[Path]:
     """Draw every plot that a run has the tables for as PNG files into the folder `save`, and return their paths.
 
     It takes some 3 s for 2,000 cells. Raises InputError for an unknown run.
     """
-    folder = Path(save)
-    made = []
-    for name, draw in steering_drawings(store, run).items():
-        draw(folder / f"{name}.png", show=show)
-        made.append(folder / f"{name}.png")
-    return made
+    given = image_file(save)
+    drawings = steering_drawings(store, run)
+    made = {name: Path(given.path) / f"{name}.png" for name in drawings}
+    for name, draw in drawings.items():
+        draw(replace(given, path=made[name]), show=show)
+    return list(made.values())
 
 
 def steering_drawings(store: "FeatureStore", run: str | None = None) -> dict[str, Callable[..., object]]:
@@ -54,5 +57,5 @@ def steering_drawings(store: "FeatureStore", run: str | None = None) -> dict[str
     return drawings
 
 
-def _draw_into(draw: Any, store: "FeatureStore", run: str, save: Path, *, show: bool | None = None) -> object:
+def _draw_into(draw: Any, store: "FeatureStore", run: str, save: "Save", *, show: bool | None = None) -> object:
     return draw(store, run, save=save, show=show)

@@ -1,6 +1,5 @@
 """The distance to the cells that a run moves toward, per cell type, before and after."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from feature_store.query.steering import ALL, Role, SteeringResults, of_role, st
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from feature_store.plots.canvas import Save
     from feature_store.query.store import FeatureStore
 
 DISTANCES = ("distance_corrected", "distance")
@@ -33,7 +33,7 @@ def steering_distances(
     *,
     metric: str | None = None,
     show: bool | None = None,
-    save: str | Path | None = None,
+    save: "Save | None" = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
     """The distance to the label that cells are moved toward, per cell type: before, after, and under each null.
@@ -67,13 +67,13 @@ def steering_distances(
             )
         )
         names.append(condition)
-    drawn.ax.set_yticks(y, [plain(group) for group in groups], fontsize=9)
+    drawn.ax.set_yticks(y, [plain(group) or "all cells" for group in groups], fontsize=9)
     drawn.ax.set_ylim(len(groups) - 0.5, -0.5)
     drawn.ax.set_xlim(left=0)
     drawn.ax.set_xlabel(f"{metric_words(name)}; to {plain(results.plan.toward or 'the reference')}", fontsize=9)
     beside(drawn.ax, handles, [plain(text) for text in names])
     head(drawn.ax, title_of(results), least=64)
-    finish(drawn, show, save)
+    finish(drawn, store, show, save, ("steering", results.run))
     return drawn.ax
 
 

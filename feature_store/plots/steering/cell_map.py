@@ -1,6 +1,5 @@
 """The embeddings of steered cells before and after, on the principal components of those before."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +8,7 @@ import polars as pl
 
 from feature_store.cells import canonical_column
 from feature_store.errors import InputError
-from feature_store.plots.canvas import BLUE, OKABE_ITO, ORANGE, SMALL, beside, canvas, finish, head, plain
+from feature_store.plots.canvas import BLUE, OKABE_ITO, ORANGE, SMALL, beside, canvas, finish, head_all, plain
 from feature_store.plots.inputs import read_cells
 from feature_store.plots.steering.rows import title_of
 from feature_store.query.steering import Role, SteeringResults, steering_results
@@ -20,6 +19,7 @@ from feature_store.storage.layout import MANIFEST
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from feature_store.plots.canvas import Save
     from feature_store.query.store import FeatureStore
 
 MAX_CELLS = 3000
@@ -37,7 +37,7 @@ def steering_map(
     *,
     seed: int = 0,
     show: bool | None = None,
-    save: str | Path | None = None,
+    save: "Save | None" = None,
     ax: "Axes | None" = None,
 ) -> "list[Axes]":
     """The test cells' embeddings before and after steering, on the principal components of those before.
@@ -55,7 +55,7 @@ def steering_map(
     share = spread[:2] ** 2 / max(float((spread**2).sum()), 1e-30)
     places = [(embedded - mean) @ axes[:2].T for embedded in (before, after)]
     colours, names = _colours(cells["label"], results)
-    drawn = canvas(ax, (8.6, 3.9), show=show, save=save, n_panels=1 if ax is not None else 2)
+    drawn = canvas(ax, (4.3, 3.9), show=show, save=save, n_panels=1 if ax is not None else 2)
     order = rng.permutation(len(before))[:MAX_CELLS]
     size = float(np.clip(9_000 / max(len(order), 1), 2, 24))
     for panel, place, said in zip(
@@ -88,11 +88,8 @@ def steering_map(
         handles.append(drawn.axes[-1].scatter([], [], marker="x", s=28, color="black", lw=1.3))
         listed.append(f"mean of {results.plan.toward}")
     beside(drawn.axes[-1], handles, [plain(name, 34) for name in listed])
-    if drawn.own:
-        drawn.figure.suptitle(title_of(results), fontsize=10)
-    else:
-        head(drawn.ax, title_of(results))
-    finish(drawn, show, save)
+    head_all(drawn, title_of(results))
+    finish(drawn, store, show, save, ("steering", results.run))
     return drawn.axes
 
 

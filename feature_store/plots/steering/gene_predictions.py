@@ -1,19 +1,19 @@
 """The genes that the model predicts in steered cells, against how these genes really differ."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
 from feature_store.errors import InputError
-from feature_store.plots.canvas import BLUE, GREY, PALE, SMALL, canvas, finish, head, plain
+from feature_store.plots.canvas import BLUE, GREY, PALE, beside, canvas, finish, head, name_dots, plain
 from feature_store.plots.steering.rows import title_of
 from feature_store.query.steering import SteeringResults, steering_results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from feature_store.plots.canvas import Save
     from feature_store.query.store import FeatureStore
 
 MIN_CELLS = 10
@@ -26,14 +26,14 @@ def steering_head(
     *,
     n: int = 12,
     show: bool | None = None,
-    save: str | Path | None = None,
+    save: "Save | None" = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
     """The change of masked-gene predictions in steered cells, against how these genes really differ.
 
     Each dot is a gene that was predicted in 10 cells or more: y is the change of its mean prediction, x the difference
     of its mean value between the cells that were moved toward and the target cells. The n genes of largest change are
-    named. The title gives the correlation, and in brackets that of the first draw of each null.
+    named, where there is room. The title gives the correlation, and in brackets that of the first draw of each null.
 
     Raises InputError for a run without predictions (`scsae steer --head` makes them).
     """
@@ -52,17 +52,23 @@ def steering_head(
     strongest = genes.top_k(n, by=pl.col("change").abs())
     drawn.ax.axhline(0, color=PALE, lw=0.8, zorder=0)
     drawn.ax.axvline(0, color=PALE, lw=0.8, zorder=0)
-    drawn.ax.scatter(genes["difference"], genes["change"], s=9, color=GREY, lw=0, alpha=0.6, rasterized=True)
-    drawn.ax.scatter(strongest["difference"], strongest["change"], s=18, color=BLUE, lw=0)
-    _name_genes(drawn.ax, strongest)
+    grey = drawn.ax.scatter(genes["difference"], genes["change"], s=9, color=GREY, lw=0, alpha=0.6, rasterized=True)
+    blue = drawn.ax.scatter(strongest["difference"], strongest["change"], s=18, color=BLUE, lw=0)
     drawn.ax.set_xlabel("real difference: mean of reference cells less target cells", fontsize=9)
     drawn.ax.set_ylabel("change of the model's answer", fontsize=9)
     r = correlations.pop(name)
     nulls = ", ".join(f"{plain(other)} {value:.2f}" for other, value in correlations.items() if value is not None)
     measured = "" if r is None else f"r = {r:.2f} over {genes.height} genes"
     against = f" ({nulls})" if nulls else ""
+    beside(
+        drawn.ax,
+        [blue, grey],
+        [f"largest changes ({strongest.height})", f"other genes ({genes.height - strongest.height})"],
+    )
     head(drawn.ax, f"{title_of(results)}\n{measured}{against}", least=64)
-    finish(drawn, show, save)
+    names = strongest.select("difference", "change", "gene").iter_rows()
+    name_dots(drawn.ax, [(x, y, [plain(gene, 18)]) for x, y, gene in names])
+    finish(drawn, store, show, save, ("steering", results.run))
     return drawn.ax
 
 
@@ -84,30 +90,3 @@ def _correlation(genes: pl.DataFrame) -> float | None:
     if len(both) < 3 or not both.std(axis=0).all():
         return None
     return float(np.corrcoef(both.T)[0, 1])
-
-
-def _name_genes(ax: "Axes", genes: pl.DataFrame) -> None:
-    """Write names beside the dots, and shift a name up or down that would cover another."""
-    from matplotlib.patheffects import withStroke
-
-    placed: list[tuple[float, float, float]] = []
-    (x0, x1), (y0, y1) = ax.get_xlim(), ax.get_ylim()
-    for row in genes.iter_rows(named=True):
-        name = plain(row["gene"], 18)
-        x, y = (row["difference"] - x0) / (x1 - x0), (row["change"] - y0) / (y1 - y0)
-        left = x > 0.6
-        width = 0.02 * len(name)
-        start = x - width if left else x
-        for lift in (0.0, 0.045, -0.045, 0.09, -0.09):
-            if not any(abs(y + lift - at) < 0.04 and start < b and a < start + width for at, a, b in placed):
-                break
-        placed.append((y + lift, start, start + width))
-        note = ax.annotate(
-            name,
-            (row["difference"], row["change"]),
-            xytext=(-4 if left else 4, 2 + lift * 300),
-            textcoords="offset points",
-            fontsize=SMALL - 0.5,
-            horizontalalignment="right" if left else "left",
-        )
-        note.set_path_effects([withStroke(linewidth=2, foreground="white")])

@@ -1,13 +1,12 @@
 """Metrics of a steering run along its doses and its numbers of features, and one metric against another."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
 
 from feature_store.errors import InputError
-from feature_store.plots.canvas import BLUE, ORANGE, beside, canvas, finish, head, plain
+from feature_store.plots.canvas import BLUE, INTERVAL, ORANGE, beside, canvas, finish, head, head_all, name_dots, plain
 from feature_store.plots.steering.rows import (
     BESIDE,
     KEYS,
@@ -28,6 +27,7 @@ from feature_store.query.suggestions import did_you_mean
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from feature_store.plots.canvas import Save
     from feature_store.query.store import FeatureStore
 
 TRADES = (("scib_bio", "scib_batch"), ("label_conservation", "batch_mixing"), ("type_accuracy", "remaining"))
@@ -41,7 +41,7 @@ def steering_curve(
     metric: str | None = None,
     over: Literal["dose", "n_features"] | None = None,
     show: bool | None = None,
-    save: str | Path | None = None,
+    save: "Save | None" = None,
     ax: "Axes | None" = None,
 ) -> "list[Axes]":
     """A metric along the doses and along the numbers of features, a panel each, with its 95 % interval.
@@ -52,18 +52,17 @@ def steering_curve(
     """
     results = steering_results(store, run)
     rows, point, panels = curve_rows(results, metric, over)
-    drawn = canvas(ax, (1.6 + 3.2 * len(panels), 3.6), show=show, save=save, n_panels=len(panels))
+    drawn = canvas(ax, (4.2, 3.8), show=show, save=save, n_panels=len(panels))
     for panel, (axis, part) in zip(drawn.axes, panels.items(), strict=True):
         handles, names = _draw_section(panel, part, axis, point)
         more = _draw_points(panel, rows, axis, point)
         panel.set_xlabel("dose" if axis == "dose" else "features edited", fontsize=9)
         panel.set_ylabel(metric_words(rows["metric"][0]), fontsize=9)
-        panel.set_title(_held(axis, point), fontsize=9)
+        panel.set_title(_held(axis, point), fontsize=9, loc="left")
     handles, names = [*handles, *more[0]], [*names, *more[1]]
     beside(drawn.axes[-1], handles, [plain(name) for name in names])
-    if drawn.own:
-        drawn.figure.suptitle(title_of(results), fontsize=10)
-    finish(drawn, show, save)
+    head_all(drawn, title_of(results))
+    finish(drawn, store, show, save, ("steering", results.run))
     return drawn.axes
 
 
@@ -75,7 +74,7 @@ def steering_pareto(
     y: str | None = None,
     group: str = ALL,
     show: bool | None = None,
-    save: str | Path | None = None,
+    save: "Save | None" = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
     """The gain of a run against its cost: two metrics, a line through the numbers of features and one through the doses
@@ -91,6 +90,7 @@ def steering_pareto(
     drawn = canvas(ax, (6.2, 4.2), show=show, save=save)
     handles: list[Any] = []
     names: list[str] = []
+    named: list[tuple[float, float, list[str]]] = []
     for axis, colour, style in (("n_features", BLUE, "-"), ("dose", "#56B4E9", "--")):
         part = section(points, point, axis)
         if part.height < 2:
@@ -102,17 +102,13 @@ def steering_pareto(
             # careful: the ring marks the point that both lines share, and zero is the same point on both
             if axis == "dose" and (row[axis] == point[axis] or not row[axis]):
                 continue
-            text = f"{'dose ' if axis == 'dose' else ''}{row[axis]:g}"
-            drawn.ax.annotate(
-                text, (row["value"], row["value_y"]), xytext=(3, 3), textcoords="offset points", fontsize=7
-            )
+            named.append((row["value"], row["value_y"], [f"{'dose ' if axis == 'dose' else ''}{row[axis]:g}"]))
     baseline = _baseline_doses(points)
     if baseline.height > 1:
         (line,) = drawn.ax.plot(baseline["value"], baseline["value_y"], "-.", marker="o", ms=4, color=ORANGE, lw=1.2)
         handles, names = [*handles, line], [*names, f"{baseline['condition'][-1]}, by dose"]
         for row in baseline.filter(role=Role.BASELINE_DOSE.value).iter_rows(named=True):
-            at = (row["value"], row["value_y"])
-            drawn.ax.annotate(f"{row['dose']:g}", at, xytext=(3, -8), textcoords="offset points", fontsize=7)
+            named.append((row["value"], row["value_y"], [f"{row['dose']:g}"]))
     ring = drawn.ax.scatter(point["value"], point["value_y"], s=90, facecolors="none", edgecolors="black", zorder=4)
     handles, names = [*handles, ring], [*names, "chosen on select cells"]
     others = of_role(points, Role.UNSTEERED, *(role for role in BESIDE if role != Role.FLOOR))
@@ -123,7 +119,8 @@ def steering_pareto(
     drawn.ax.set_ylabel(metric_words(second), fontsize=9)
     beside(drawn.ax, handles, [plain(name) for name in names])
     head(drawn.ax, title_of(results) + ("" if group == ALL else f", {plain(group)}"), least=64)
-    finish(drawn, show, save)
+    name_dots(drawn.ax, named)
+    finish(drawn, store, show, save, ("steering", results.run))
     return drawn.ax
 
 
@@ -197,10 +194,10 @@ def _draw_section(
     panel: "Axes", part: pl.DataFrame, axis: str, point: Mapping[str, Any]
 ) -> tuple[list[Any], list[str]]:
     x, (low, high) = part[axis].to_numpy(), interval(part)
-    panel.fill_between(x, low, high, color=BLUE, alpha=0.18, lw=0)
+    band = panel.fill_between(x, low, high, color=BLUE, alpha=0.18, lw=0)
     (line,) = panel.plot(x, part["value"], marker="o", ms=4, color=BLUE, lw=1.6)
     ring = panel.scatter([point[axis]], [point["value"]], s=90, facecolors="none", edgecolors="black", zorder=4)
-    return [line, ring], [str(point["condition"]), "chosen on select cells"]
+    return [line, band, ring], [str(point["condition"]), f"its {INTERVAL}", "chosen on select cells"]
 
 
 def _draw_points(panel: "Axes", rows: pl.DataFrame, axis: str, point: Mapping[str, Any]) -> tuple[list[Any], list[str]]:

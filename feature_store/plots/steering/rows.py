@@ -6,7 +6,7 @@ from typing import Any
 import polars as pl
 
 from feature_store.errors import InputError
-from feature_store.plots.canvas import BLUE, GREY, OKABE_ITO, plain
+from feature_store.plots.canvas import BLUE, DARK_GREY, GREY, OKABE_ITO, plain
 from feature_store.query.metrics import metric_of
 from feature_store.query.steering import Role, SteeringResults, of_role
 from feature_store.query.steering import title_of as plain_title_of
@@ -16,7 +16,6 @@ KEYS = ("condition", "role", "n_features", "dose")
 BESIDE = (Role.NULL, Role.BASELINE, Role.FLOOR, Role.RECONSTRUCTION, Role.REPLACE)
 """Roles of the conditions that stand beside the intervention, measured at the chosen point alone."""
 MARKERS = "sD^vPX*p"
-_DARK_GREY = "#555555"
 _BASELINE_COLOURS = [colour for colour in OKABE_ITO if colour not in (BLUE, "#000000", "#F0E442", "#56B4E9")]
 _NOTHING_AT_ZERO = ("add", "shift", "toward")
 
@@ -87,5 +86,5 @@ def mark_colour(role: str, place: int) -> str:
     if role == Role.NULL:
         return GREY
     if role in (Role.RECONSTRUCTION, Role.REPLACE, Role.FLOOR):
-        return _DARK_GREY
+        return DARK_GREY
     return _BASELINE_COLOURS[place % len(_BASELINE_COLOURS)]

@@ -8,6 +8,8 @@ from itertools import pairwise
 import numpy as np
 import polars as pl
 import pytest
+from figures import collisions, texts_of, unkeyed_colours
+from PIL import Image
 from planted_effects import STRONG, edge_tables, probe_tables
 from scipy import sparse
 from token_codes import TokenCodes, cut_of, toy_codes, write_codes
@@ -261,6 +263,7 @@ def laid_out(monkeypatch):
 DRAW = {
     "dotplot": plots.dotplot,
     "gene_bars": partial(plots.gene_bars, feature=0),
+    "gene_features": partial(plots.gene_features, gene="CD79A"),
     "geneset_bars": partial(plots.geneset_bars, feature=0),
     "density_histogram": plots.density_histogram,
     "batch_quadrant": plots.batch_quadrant,
@@ -272,12 +275,6 @@ DRAW = {
     "edge_graph": partial(plots.edge_graph, feature=STRONG),
     "input_bars": partial(plots.input_bars, feature=0),
 }
-
-
-def texts_of(figure):
-    from matplotlib.text import Text
-
-    return [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
 
 
 def labels_of(axis):
@@ -339,6 +336,96 @@ def test_text_has_at_least_seven_points(store, name):
     drawn = DRAW[name](store)
     figure = (drawn[0] if isinstance(drawn, list) else drawn).figure
     assert min(text.get_fontsize() for text in texts_of(figure)) >= 7
+
+
+@pytest.mark.parametrize("name", DRAW)
+def test_no_text_covers_another_and_every_colour_has_a_key(store, name):
+    figure = figure_of(DRAW[name](store))
+    assert collisions(figure) == []
+    assert unkeyed_colours(figure) == set()
+
+
+def figure_of(drawn):
+    return (drawn[0] if isinstance(drawn, list) else drawn).figure
+
+
+def test_long_names_many_labels_and_missing_values_collide_with_nothing(make, cells, dense, laid_out):
+    names = [f"{'a very long name of a cell type ' * (i % 3)}{i % 60:02d}" for i in range(N_CELLS)]
+    hard = make(
+        cells.with_columns(
+            cell_type=pl.Series(names), void=pl.lit(None, pl.Float64), score=pl.Series([None, *range(71)])
+        ),
+        dense,
+        tables(),
+    )
+    drawn = plots.umap(hard, ["cell_type", "batch", "void", "score", "empty", 0, 4], split=None)
+    for figure in (figure_of(drawn), figure_of(plots.violin(hard, 0, ["cell_type", "batch"]))):
+        assert collisions(figure) == []
+        assert unkeyed_colours(figure) == set()
+    keys = [[text.get_text() for text in ax.get_legend().get_texts()] for ax in drawn[2:]]
+    assert keys == [["missing (72)"], ["missing (1)"], ["missing (72)"], ["does not fire (28)"], ["does not fire (72)"]]
+
+
+def test_many_panels_go_on_in_another_row(store):
+    drawn = plots.umap(store, [0, 1, 2, 3, 4])
+    bounds = [ax.get_subplotspec() for ax in drawn]
+    assert [(spec.rowspan.start, spec.colspan.start) for spec in bounds] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+    assert max(figure_of(drawn).get_size_inches()) <= 16
+
+
+def test_text_of_an_svg_is_text_and_its_metadata_name_store_run_date_and_command(store, tmp_path):
+    created = store.layout.latest("associations").created.isoformat(timespec="seconds")
+    files = {
+        suffix: plots.ImageFile(path=tmp_path / f"a{suffix}", command="scsae plot gene-bars --feature 0")
+        for suffix in (".svg", ".png", ".pdf")
+    }
+    for file in files.values():
+        plots.gene_bars(store, 0, save=file)
+    svg = files[".svg"].path.read_text()
+    assert ">CD79A</text>" in svg
+    for fact in ("Genes of feature 0", "store whole, associations a550c", created, files[".svg"].command):
+        assert f">{fact}</" in svg
+    with Image.open(files[".png"].path) as image:
+        assert image.info["Source"] == "store whole, associations a550c"
+        assert image.info["Creation Time"] == created
+        assert image.info["Comment"] == files[".png"].command
+        assert image.info["Title"] == "Genes of feature 0"
+    pdf = files[".pdf"].path.read_bytes()
+    assert b"/Subject (store whole, associations a550c)" in pdf
+    assert f"/CreationDate (D:{created[:10].replace('-', '')}".encode() in pdf
+
+
+def test_the_metadata_of_a_steering_plot_name_its_own_run_and_no_path(store, tmp_path):
+    plots.steering_bars(store, save=tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.info["Source"] == "store whole, steering 57ee4"
+    assert str(store.layout.root.parent).encode() not in (tmp_path / "a.png").read_bytes()
+
+
+@pytest.mark.parametrize("name", DRAW)
+def test_a_file_has_the_size_that_is_asked_for(store, name, tmp_path):
+    DRAW[name](store, save=plots.ImageFile(path=tmp_path / "a.png", size=(12, 8), dpi=50))
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.size == (600, 400)
+
+
+def test_what_is_not_significant_against_a_null_is_a_hollow_bar_with_a_key(make, cells, dense):
+    unsure = steering().with_columns(p_random_features=pl.when(pl.col("role") == "grid").then(0.2))
+    ax = plots.steering_bars(make(cells, dense, tables(), unsure))
+    assert [bar.get_facecolor()[3] for bar in ax.patches] == [0, 1, 1]
+    assert "p > 0.05 against a null" in legend_of(ax)
+    assert unkeyed_colours(ax.figure) == set()
+
+
+def test_the_features_of_a_gene_are_chosen_on_select_and_shown_on_test_under_any_name_of_it(make, cells, dense):
+    rows = [(f, s, r, q) for s, rs in (("select", [0.5, -0.9, 0.1]), ("test", [0.4, -0.7, 0.99]))
+            for f, r, q in zip((0, 1, 2), rs, (1e-4, 0.3, 1e-9), strict=True)]  # fmt: skip
+    gene = pl.DataFrame([{"feature_id": f, "gene": "MS4A1", "split": s, "pearson": r, "q": q} for f, s, r, q in rows])
+    ax = plots.gene_features(make(cells, dense, {**tables(), "feature_gene": gene}), "CD20", n=2)
+    assert labels_of(ax.yaxis) == ["0: CD79A MS4A1 BANK1", "1: MALAT1"]
+    assert [bar.get_width() for bar in ax.patches] == pytest.approx([0.4, -0.7])
+    assert [colour_of(bar) for bar in ax.patches] == [canvas.BLUE, canvas.GREY]
+    assert (ax.get_title(), ax.get_xlabel()) == ("Features of MS4A1", "Pearson with expression of MS4A1, test cells")
 
 
 def test_dots_are_effects_and_shares_of_firing_on_test_cells(store, cells, dense):
@@ -447,7 +534,7 @@ def test_gene_sets_are_chosen_on_select_and_shown_with_q_and_overlap_on_test(sto
 
 def test_violins_are_by_cell_type_and_batch_side_by_side_highest_mean_first(store, cells, dense):
     by_type, by_batch = plots.violin(store, 0)
-    assert [ax.get_title() for ax in (by_type, by_batch)] == ["by cell type", "by batch"]
+    assert [ax.get_title("left") for ax in (by_type, by_batch)] == ["by cell type (1 cell without one)", "by batch"]
     assert labels_of(by_type.yaxis) == ["B cell (12)", "NK (11)"]
     test = (cells["split"] == "test").to_numpy()
     nk = dense[test & (cells["cell_type"] == "NK").fill_null(False).to_numpy(), 0]
@@ -483,8 +570,8 @@ def test_a_map_shows_the_codes_of_test_cells_and_the_others_pale(store, cells, d
 
 def test_a_map_of_labels_has_a_legend_with_counts(store):
     (ax,) = plots.umap(store, "cell_type")
-    assert legend_of(ax) == ["B cell (12)", "NK (11)", "unknown (1)"]
-    assert [len(c.get_offsets()) for c in ax.collections] == [48, 1, 12, 11]
+    assert legend_of(ax) == ["B cell (12)", "NK (11)", "missing (1)", "cells of other splits (48)"]
+    assert [len(c.get_offsets()) for c in ax.collections] == [48, 1, 0, 12, 11]
 
 
 def test_a_map_of_a_number_is_continuous(store):
@@ -509,7 +596,7 @@ def test_own_coordinates_need_no_map_and_leave_out_cells_without_a_place(store, 
     (ax,) = plots.umap(store, "batch", coordinates=own)
     assert laid_out == []
     assert sum(len(c.get_offsets()) for c in ax.collections) == N_CELLS - 1
-    assert legend_of(ax) == ["b1 (12)", "b0 (11)"]
+    assert legend_of(ax) == ["b1 (12)", "b0 (11)", "cells of other splits (48)"]
 
 
 def test_a_map_of_a_signed_number_is_coloured_about_zero_and_grey_where_it_is_unknown(make, cells, dense, laid_out):
@@ -591,9 +678,9 @@ def test_sixty_labels_are_told_apart_and_do_not_cover_each_other(make, cells, de
         FigureCanvasAgg(panel.figure).draw()
         own = panel.yaxis.get_ticklabels() if panel is not ax else panel.get_legend().get_texts()
         assert not overlaps([text.get_window_extent() for text in own])
-    styles = {(tuple(c.get_facecolor()[0]), tuple(c.get_paths()[0].vertices[0])) for c in ax.collections[2:]}
+    styles = {(tuple(c.get_facecolor()[0]), tuple(c.get_paths()[0].vertices[0])) for c in ax.collections[3:]}
     assert len(styles) == 63
-    assert legend_of(ax)[-1] == "other (7)"
+    assert legend_of(ax)[-1] == "other labels (7)"
     assert legend_of(ax)[0].endswith("00 (2)")
 
 
@@ -625,6 +712,22 @@ REFUSED = {
     "no such metric": (lambda s: plots.steering_bars(s, metric="votes"), InputError, "'votes'.*target_votes"),
     "no such run": (lambda s: plots.steering_bars(s, "ffff"), InputError, "'ffff'.*57ee4"),
     "other coordinates": (lambda s: plots.umap(s, 0, coordinates=np.zeros((3, 2))), InputError, r"\(3, 2\).*\(72, 2\)"),
+    "no room": (
+        lambda s: plots.gene_bars(s, 0, save=plots.ImageFile(path="never.png", size=(0.3, 0.3))),
+        InputError,
+        r"0\.3 x 0\.3 inches.*larger",
+    ),
+    "no room for dots": (
+        lambda s: plots.dotplot(s, save=plots.ImageFile(path="dots.png", size=(2, 2))),
+        InputError,
+        "2 x 2 inches.*2 features by 2 labels; give",
+    ),
+    "no file is so large": (
+        lambda s: plots.gene_bars(s, 0, save=plots.ImageFile(path="a.png", size=(900, 5))),
+        InputError,
+        "900 x 5 inches at 200 dpi.*below 328 inches",
+    ),
+    "no gene": (lambda s: plots.gene_features(s, "CD79"), QueryError, "'CD79'.*CD79A"),
     "no such format": (lambda s: plots.umap(s, 0, save="map.bmp"), InputError, r"map\.bmp.*\.png, \.pdf, \.svg"),
 }
 
@@ -677,7 +780,7 @@ def test_importing_plots_does_not_import_matplotlib():
 
 
 def test_every_public_plot_can_be_shown_and_saved():
-    for name in set(plots.__all__) - {"CLASS_COLOURS", "best_features"}:
+    for name in set(plots.__all__) - {"CLASS_COLOURS", "ImageFile", "best_features"}:
         assert {"show", "save"} <= signature(getattr(plots, name)).parameters.keys(), name
 
 

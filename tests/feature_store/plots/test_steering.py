@@ -5,10 +5,12 @@ import shutil
 import numpy as np
 import polars as pl
 import pytest
+from figures import collisions, unkeyed_colours
 from toy_plans import toy_table
 
 from feature_store import FeatureStore, plots
 from feature_store.errors import InputError
+from feature_store.plots import canvas
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import Layout
 from feature_store.storage.plans import SteeringResultsPlan
@@ -179,6 +181,19 @@ def test_a_picture_is_the_same_bytes_twice_and_its_text_is_readable(store, name,
 
 
 @pytest.mark.parametrize("name", DRAW)
+@pytest.mark.parametrize("run", ["a0", "b00c", "c1x"])
+def test_no_text_covers_another_and_every_colour_has_a_key(store, name, run):
+    try:
+        drawn = DRAW[name](store, run)
+    except InputError:
+        assert run != MOVE
+        return
+    figure = (drawn[0] if isinstance(drawn, list) else drawn).figure
+    assert collisions(figure) == []
+    assert unkeyed_colours(figure) - {canvas.PALE.lower()} == set()  # lines at zero
+
+
+@pytest.mark.parametrize("name", DRAW)
 def test_a_plot_draws_into_the_axes_it_is_given(store, name):
     from matplotlib.figure import Figure
 
@@ -199,7 +214,14 @@ def test_the_curve_is_the_cross_section_through_the_chosen_point_on_both_axes(st
     np.testing.assert_allclose(line.get_ydata(), [1.0, *(remaining(n, 1.0) for n in COUNTS)])
     band = by_dose.collections[0].get_paths()[0].vertices
     assert band[:, 1].min() == pytest.approx(min(remaining(20, d) for d in DOSES) - 0.03)
-    assert legend_of(by_count) == ["shift", "chosen on select cells", *NULLS, "mean difference", "floor"]
+    assert legend_of(by_count) == [
+        "shift",
+        "its 95 % interval",
+        "chosen on select cells",
+        *NULLS,
+        "mean difference",
+        "floor",
+    ]
 
 
 @pytest.mark.parametrize(("intervention", "first"), [("shift", 0), ("add", 0), ("clamp", 0.5), ("scale", 0.5)])

@@ -1,6 +1,7 @@
 // Scales and ticks, and the frame of a chart.
 
 import { clear, h, svg } from "./dom.js";
+import { ofChart, saveButtons } from "./figure.js";
 
 // Round numbers between low and high, about n of them.
 export function ticks(low, high, n = 5) {
@@ -65,14 +66,16 @@ export function yAxis(plot, scale, { n = 5, title, width, height, format = tickT
   if (title) plot.append(svg("text", { transform: `translate(${-beside} ${height / 2}) rotate(-90)`, "text-anchor": "middle", class: "axis-title" }, title));
 }
 
-// A box whose chart, `draw(width)`, is drawn anew where its width changes, so that its text keeps its size on a phone.
+// A box whose chart, `draw(width)`, is drawn anew where its width changes, so that its text keeps its size on a phone, and
+// buttons that save it.
 export function fitted(draw, first = 480) {
   let width = first;
-  const box = h("div", { class: "fitted" }, draw(width));
+  const chart = h("div", {}, draw(width));
+  const box = h("div", { class: "fitted" }, chart, h("div", { class: "figure-foot" }, saveButtons(() => box, () => ofChart(chart.firstChild))));
   // a frame later: what changes its own height must not answer the observer at once
   new ResizeObserver(() => requestAnimationFrame(() => {
     const now = Math.round(box.clientWidth);
-    if (now && now !== width) { width = now; clear(box, draw(width)); }
+    if (now && now !== width) { width = now; clear(chart, draw(width)); }
   })).observe(box);
   return box;
 }

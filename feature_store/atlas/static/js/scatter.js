@@ -18,14 +18,18 @@
 
 import { h, svg, clear } from "./dom.js";
 import { linear, tickText } from "./axis.js";
+import { cssOf } from "./colour.js";
+import { dressed, saveButtons } from "./figure.js";
 
 const SMOOTH = 50_000;
 const REACH = 10;
 const LEAST_STEP = 4;
+const MOST_SHAPES = 5000;
 
 export class Scatter {
   constructor(root, { label = "Scatter", equal = true, axes = null, tip = null, onHover, onPick, onLasso, onView } = {}) {
     Object.assign(this, { root, equal, axes, says: tip, onHover, onPick, onLasso, onView });
+    this.label = label;
     this.n = 0;
     this.xs = this.ys = new Float32Array(0);
     this.ink = new Uint32Array(0);
@@ -44,7 +48,7 @@ export class Scatter {
     this.hint = h("div", { class: "zoom-hint", "aria-hidden": "true", hidden: true }, "Ctrl and wheel zoom; without Ctrl after a click on the map");
     this.field = h("div", { class: "field" }, this.canvas, this.overlay, this.tip, this.hint);
     this.box = h("div", { class: "scatter" }, this.field, h("div", { class: "tools" },
-      tool(icon("M8 3v10M3 8h10"), "Zoom in", () => this.zoom(1.5)), tool(icon("M3 8h10"), "Zoom out", () => this.zoom(1 / 1.5)), tool(icon("M3 6V3h3M10 3h3v3M13 10v3h-3M6 13H3v-3"), "Show all", () => this.look(null)), this.lassoButton));
+      tool(icon("M8 3v10M3 8h10"), "Zoom in", () => this.zoom(1.5)), tool(icon("M3 8h10"), "Zoom out", () => this.zoom(1 / 1.5)), tool(icon("M3 6V3h3M10 3h3v3M13 10v3h-3M6 13H3v-3"), "Show all", () => this.look(null)), this.lassoButton, h("span", { class: "tools-rest" }), saveButtons(() => this.box, () => this.picture(), "tool figure-tool")));
     root.append(this.box);
     this.box.scatter = this;
     this.listen();
@@ -142,6 +146,16 @@ export class Scatter {
     const rings = this.marked.filter((i) => !Number.isNaN(this.xs[i])).map((i) => svg("circle", { cx: places.x(this.xs[i]), cy: places.y(this.ys[i]), r: radius + 4, class: "ring" }));
     const drawn = (polygon, own) => (polygon?.length ? svg("polygon", { points: polygon.map(([x, y]) => `${places.x(x).toFixed(1)},${places.y(y).toFixed(1)}`).join(" "), class: own }) : null);
     clear(overlay, this.axes ? this.drawAxes(places) : [], drawn(this.lassoed, "lasso"), drawn(this.other, "lasso second"), rings);
+  }
+
+  // What is drawn, for a file: dots as shapes, or as an image where there are very many.
+  picture() {
+    this.draw();
+    const places = this.places, { width, height } = places, { xs, ys, ink, visible, sequence, radius } = this;
+    const drawn = (sequence ? [...sequence] : Array.from({ length: this.n }, (_, i) => i)).filter((i) => (!visible || visible[i]) && !Number.isNaN(xs[i]) && !Number.isNaN(ys[i]));
+    const inside = drawn.map((i) => [places.x(xs[i]), places.y(ys[i]), ink[i]]).filter(([x, y]) => x >= this.margin.left - 8 && x <= width && y >= 0 && y <= height - this.margin.bottom + 8);
+    const dots = inside.length > MOST_SHAPES ? svg("image", { href: this.canvas.toDataURL(), width, height }) : inside.map(([x, y, colour]) => svg("circle", { cx: x.toFixed(1), cy: y.toFixed(1), r: radius.toFixed(1), fill: cssOf(colour), "fill-opacity": colour >>> 24 === 255 ? null : (colour >>> 24) / 255 }));
+    return { label: this.label, width, height, shapes: [dots, [...this.overlay.children].map(dressed)] };
   }
 
   // Room for the longest number on the axis and for the name of the axis.

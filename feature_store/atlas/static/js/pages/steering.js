@@ -43,6 +43,8 @@ class Steering {
     this.forest = h("section", { class: "panel" });
     this.byGroup = h("section", { class: "panel" });
     this.more = h("section", { class: "panel" });
+    // what figures of this page are of, for the files that they are saved to
+    root.dataset.run = `steering ${run.run}`;
     root.append(this.head(), this.verdict, h("section", { class: "panel steer-controls", "aria-label": "Point and metric" }, this.picks(), this.counts.box, this.doses.box),
       this.mapPanel(), this.table, this.curves,
       h("div", { class: "steer-columns" }, h("div", {}, this.forest, this.featurePanel()), h("div", {}, this.byGroup, this.planPanel(), this.more)));
