@@ -14,14 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from feature_store.cells import Source, open_source
+from feature_store.cells import Source, open_source, recorded_digests
 from feature_store.errors import InputError
 from feature_store.query.suggestions import did_you_mean, join_names
 from feature_store.storage import filesystem
 from feature_store.storage.addresses import DataPath, data_path
 from feature_store.storage.layout import TEMPORARY, Layout
 from pipelines.errors import UsageError
-from pipelines.inputs import recorded_digests
 from pipelines.runtime.progress import delayed_progress_bar, stderr_console
 
 SCRATCH = ".scratch"

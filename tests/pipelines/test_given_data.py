@@ -6,11 +6,11 @@ import pytest
 import scipy.sparse as sp
 
 import scsae
+from feature_store.cells import source_location
 from feature_store.errors import InputError
 from feature_store.storage.layout import Layout
 from pipelines.errors import UsageError
 from pipelines.given_data import files_of
-from pipelines.inputs import source_location
 
 
 @pytest.fixture
