@@ -109,6 +109,44 @@ class FeatureStore:
     def __repr__(self) -> str:
         return f"FeatureStore({str(self.layout.root)!r}, {', '.join(self.tables())})"
 
+    def _repr_html_(self) -> str:
+        from feature_store.query.described import described_tables
+        from feature_store.query.html_table import html_table
+
+        kinds = ("dataset", "sae", "codes", "associations")
+        read = [(kind, run) for kind in kinds if (run := getattr(self.lineage, kind)) is not None]
+        with suppress(StoreError):
+            # what cannot be read is an error of the query that needs it, and not of a picture of the store
+            read = [*read, *self._facts()]
+        tables = described_tables(self.tables()).select("table", "row", "measured_on").rows()
+        return html_table(f"store {self.layout.root}", read) + html_table(
+            "tables", tables, ("table", "a row is", "measured on")
+        )
+
+    def _facts(self) -> list[tuple[str, str]]:
+        """What a notebook shows of the store besides the names of the runs."""
+        facts = []
+        if "cells" in self._tables.folders:
+            is_all = self.panel.n_panel == self.panel.n_cells
+            facts.append(("cells", f"{self.panel.n_cells:,}" if is_all else self.panel.words))
+        plan = plans_of(self.layout, self.lineage).get("saes", {})
+        if {"model", "site", "sae"} <= plan.keys():
+            of_model = f"{plan['sae']['n_features']:,} features of {plan['model']}, {plan['site']}"
+            facts.append(("features", of_model))
+        return facts
+
+    def runs(self, kind: str | None = None) -> pl.DataFrame:
+        """The runs of the store, or those of a kind, in any state, by kind and the newest of each first.
+
+        >>> store.runs("saes")
+
+        `state` is "complete", "incomplete" (the same command resumes it), "lost", "damaged" or "of another version";
+        `control` names a baseline; `bytes` is the size of its tables. Raises InputError for an unknown kind.
+        """
+        from feature_store.query.run_list import run_list
+
+        return run_list(self.layout, kind)
+
     @classmethod
     def open(
         cls,
@@ -460,7 +498,7 @@ class FeatureStore:
             key: the name of the codes in `obsm`.
             X: "lognorm" for log1p of counts per 10,000, "counts" for the values of the data, None for no genes. The
                 files of the data set are read again for counts, and for cells whose expression is not in the store.
-            model: whether there is `obsm["X_model"]`; for tokens, all their stored activations are read (1 GB/s).
+            model: whether there is `obsm["X_model"]`; for tokens, all their activations are read (.3 GB a second).
             features_as_var: put the codes into `X` and the table of features into `var`, named "feature 17", instead of
                 the genes; there is no `obsm[key]` then.
 

@@ -22,7 +22,8 @@ from toy_plans import toy_table
 import feature_store
 from feature_store import FeatureStore
 from feature_store.codes import load_cell_codes
-from feature_store.errors import IntegrityError, NotFoundError, QueryError
+from feature_store.errors import InputError, IntegrityError, NotFoundError, QueryError
+from feature_store.query.run_list import run_list
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import ASSOCIATION_TABLES, Layout
 from feature_store.storage.plans import AssociationsPlan, SteeringResultsPlan
@@ -630,3 +631,29 @@ def test_anndata_is_the_same_after_writing_and_reading(store: FeatureStore, smal
     assert read.obs["day"].iloc[1] == "2024-01-02"
     assert read.obs["genes"].iloc[0] == "A,B"
     assert read.obs["stage"].isna().sum() == 20
+
+
+def test_a_notebook_shows_the_runs_that_are_read_and_what_the_tables_hold(store: FeatureStore) -> None:
+    shown = store._repr_html_()
+    for text in ("<td", "a550c", "c0de", "5ae", "<th", "one feature, label and split", str(store.layout.root)):
+        assert text in shown
+    assert '<td style="text-align: left">40</td>' in shown
+
+
+def test_a_notebook_shows_how_many_cells_the_panel_has(panel_store: Any) -> None:
+    assert "panel of 12 of 40 cells" in FeatureStore.open(panel_store.layout.root)._repr_html_()
+
+
+def test_a_damaged_table_is_no_error_of_what_a_notebook_shows(small_store: Any) -> None:
+    store = FeatureStore.open(small_store.layout.root)
+    (small_store.layout.cells_dir("toy") / "part-00000.parquet").unlink()
+    assert "one feature, label and split" in store._repr_html_()
+
+
+def test_the_runs_of_a_store_are_those_of_the_command(store: FeatureStore) -> None:
+    runs = store.runs()
+    assert runs.equals(run_list(store.layout))
+    assert set(runs["kind"]) >= {"cells", "codes", "associations"}
+    assert store.runs("codes")["run"].to_list() == ["c0de"]
+    with pytest.raises(InputError, match=r"'code'.*codes"):
+        store.runs("code")
