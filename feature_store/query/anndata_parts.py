@@ -62,10 +62,10 @@ def _read_again(layout: Layout, dataset: str, wanted: Cells, values: ExpressionV
         raise QueryError(f"{error}; or leave the expression out with X=None") from error
 
 
-def map_of_cells(places: pl.LazyFrame, cells: Cells) -> npt.NDArray[np.float32]:
+def map_of_cells(places: pl.DataFrame, cells: Cells) -> npt.NDArray[np.float32]:
     """The place of each cell on the map of the codes [n_cells 2], NaN for a cell that it lacks."""
     order = pl.DataFrame({"cell_idx": cells})
-    found = order.join(places.collect(), on="cell_idx", how="left", maintain_order="left")
+    found = order.join(places, on="cell_idx", how="left", maintain_order="left")
     return found.select(pl.col("x", "y").cast(pl.Float32).fill_null(float("nan"))).to_numpy()
 
 

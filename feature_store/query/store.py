@@ -53,7 +53,7 @@ from feature_store.query.statements import check_statement
 from feature_store.query.suggestions import closest_names, did_you_mean, join_names, same_but_for_case
 from feature_store.query.tables import Tables
 from feature_store.storage import schemas
-from feature_store.storage.commit import Run
+from feature_store.storage.commit import Run, read_table
 from feature_store.storage.layout import ASSOCIATION_TABLES, KINDS, SUMMARY, Layout
 from feature_store.storage.obs_columns import column_of, find_column
 from feature_store.storage.plans import CellsPlan
@@ -527,8 +527,9 @@ class FeatureStore:
             values, var = gene_matrix(self.layout, dataset, places, X), self.frame("genes").sort("gene_idx").collect()
             names = var["symbol"]
         obsm: dict[str, Any] = {} if features_as_var else {key: found}
-        if "umap" in self._tables.folders:
-            obsm["X_umap"] = map_of_cells(self.frame("umap"), places)
+        # the map may have been drawn since the store was opened
+        if self.layout.is_present(map_dir := self.layout.umap_dir(codes.folder.name)):
+            obsm["X_umap"] = map_of_cells(read_table(map_dir), places)
         if model and (vectors := vectors_of_model(self.layout, self.lineage.sae, dataset, places)) is not None:
             obsm["X_model"] = vectors
         provenance = self.provenance()

@@ -173,7 +173,11 @@ def test_the_map_is_there_where_it_was_drawn(stored, own):
     np.testing.assert_array_equal(places, [[7, -7], [np.nan, np.nan], [3, -3]])
     (Layout(own.root).root / "commits" / f"codes~{own.codes}~umap.json").unlink()
     shutil.rmtree(Layout(own.root).umap_dir(own.codes))
-    assert "X_umap" not in own.open().to_anndata().obsm
+    opened = own.open()
+    assert "X_umap" not in opened.to_anndata().obsm
+    # a map that was drawn since counts
+    shutil.copytree(Layout(stored.root).umap_dir(own.codes), Layout(own.root).umap_dir(own.codes))
+    assert opened.to_anndata().obsm["X_umap"].shape == (N, 2)
 
 
 def test_features_can_be_the_columns_with_their_table_as_var(stored):
