@@ -22,9 +22,9 @@ adata = store.to_anndata()
 adata
 
 # %% [markdown]
-# `X` holds log1p of counts per 10,000, as scanpy makes it; `X="counts"` gives the values of the data. The codes are in
-# `obsm["X_sae"]`, and the mean activation of each cell is in `obsm["X_model"]`. Matrices are sparse. What a store does
-# not have is not there: without a map there is no `X_umap`.
+# `X` holds log1p of counts per 10,000, as scanpy makes it. `X="counts"` gives the counts instead; these cells have none,
+# because their file is log-normalised. The codes are in `obsm["X_sae"]`, and the mean activation of each cell is in
+# `obsm["X_model"]`. X and codes are sparse. What a store does not have is not there: without a map there is no `X_umap`.
 #
 # ## Genes and features on the map
 #
@@ -34,7 +34,7 @@ adata
 feature = int(store.features_for(label="CD19+ B")["feature_id"][0])
 name = f"feature {feature}"
 adata.obs[name] = adata.obsm["X_sae"][:, [feature]].toarray().ravel()
-sc.pl.umap(adata, color=["cell_type", "CD79A", name], wspace=0.5)
+sc.pl.umap(adata, color=["cell_type", "CD79A", name], ncols=2, wspace=0.7)
 
 # %% [markdown]
 # ## Features as columns
@@ -61,7 +61,7 @@ sc.get.rank_genes_groups_df(codes, group="CD19+ B").head(3)
 # %%
 sc.pp.neighbors(adata, use_rep="X_model", n_neighbors=15)
 sc.tl.umap(adata, key_added="X_umap_model")
-sc.pl.embedding(adata, basis="X_umap_model", color=["cell_type", name], wspace=0.5)
+sc.pl.embedding(adata, basis="X_umap_model", color=["cell_type", name], wspace=0.7)
 
 # %% [markdown]
 # ## To a file, and back

@@ -487,7 +487,7 @@ class FeatureStore:
         - `uns["sae"]` (`key` without its "X_") holds the tables about features, where `features` has a row for each
           column of the codes, and the provenance with its plans as JSON.
 
-        Matrices stay sparse. Memory: 8 bytes a value of X and a code, 4 bytes a number of `X_model`, and twice that
+        X and codes are sparse. Memory: 8 bytes a value of X and a code, 4 bytes a number of `X_model`, and twice that
         while they are put together.
 
         Args:
