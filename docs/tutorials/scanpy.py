@@ -22,9 +22,10 @@ adata = store.to_anndata()
 adata
 
 # %% [markdown]
-# `X` holds log1p of counts per 10,000, as scanpy makes it. `X="counts"` gives the counts instead; these cells have none,
-# because their file is log-normalised. The codes are in `obsm["X_sae"]`, and the mean activation of each cell is in
-# `obsm["X_model"]`. X and codes are sparse. What a store does not have is not there: without a map there is no `X_umap`.
+# `X` holds log1p of counts per 10,000, as scanpy makes it. `X="counts"` gives the counts instead; these cells have
+# none, because their file is log-normalised. The codes are in `obsm["X_sae"]`, and the mean activation of each cell is
+# in `obsm["X_model"]`. X and codes are sparse. What a store does not have is not there: without a map there is no
+# `X_umap`.
 #
 # ## Genes and features on the map
 #

@@ -27,10 +27,10 @@ verdict(steered)
 #
 # ## What happened to the B cells
 #
-# `value` is the share of B cells among the 5 nearest neighbours of a B cell, which are unsteered `train` cells; cells are
-# compared by the mean over their gene tokens at the end of the model. `effect` is the difference from unsteered cells,
-# with its 95% interval. `ablate` adds the change to the activations; `ablate, replace` puts the SAE's reconstruction
-# with the change in their place, and `reconstruction` does so without a change.
+# `value` is the share of B cells among the 5 nearest neighbours of a B cell, which are unsteered `train` cells; cells
+# are compared by the mean over their gene tokens at the end of the model. `effect` is the difference from unsteered
+# cells, with its 95% interval. `ablate` adds the change to the activations; `ablate, replace` puts the SAE's
+# reconstruction with the change in their place, and `reconstruction` does so without a change.
 
 # %%
 store = scsae.open()

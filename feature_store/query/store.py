@@ -487,8 +487,8 @@ class FeatureStore:
         - `uns["sae"]` (`key` without its "X_") holds the tables about features, where `features` has a row for each
           column of the codes, and the provenance with its plans as JSON.
 
-        X and codes are sparse. Memory: 8 bytes a value of X and a code, 4 bytes a number of `X_model`, and twice that
-        while they are put together.
+        X and codes are sparse. Memory: 8 bytes a value of X and a code, 4 bytes a number of `X_model`, and more while
+        they are put together.
 
         Args:
             cells: a condition on the cell table, or cell_idx (numbers) or cell_id (texts) in the order wanted; default:
