@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
 from scipy import sparse
 
@@ -38,8 +39,13 @@ def to_anndata(
 
 
 def _as_csr(array: Any) -> Any:
-    """A sparse array as the matrix that scanpy knows, and anything else as it is."""
-    return sparse.csr_matrix(array) if isinstance(array, sparse.csr_array) else array
+    """A sparse array as the matrix that scanpy knows, with indices of 4 bytes where they fit; or what else it is."""
+    if not isinstance(array, sparse.csr_array):
+        return array
+    matrix: Any = sparse.csr_matrix(array)
+    if max(matrix.nnz, *matrix.shape) <= np.iinfo(np.int32).max:
+        matrix.indices, matrix.indptr = matrix.indices.astype(np.int32), matrix.indptr.astype(np.int32)
+    return matrix
 
 
 def _unique(names: pl.Series) -> Any:

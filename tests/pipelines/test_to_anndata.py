@@ -80,7 +80,9 @@ def lognorm(tiny_cells) -> np.ndarray:
 def test_x_is_what_scanpy_makes_of_the_counts_in_the_order_asked_for(stored, lognorm, tiny_cells):
     store = stored.open()
     adata = store.to_anndata()
-    assert sp.issparse(adata.X)
+    assert {matrix.format for matrix in (adata.X, adata.obsm["X_sae"])} == {"csr"}
+    # 8 bytes a value
+    assert {str(m.dtype) for m in (adata.X, adata.X.indices, adata.obsm["X_sae"].indices)} == {"float32", "int32"}
     np.testing.assert_allclose(adata.X.toarray(), lognorm, rtol=1e-6)
     assert adata.var_names.to_list() == tiny_cells.var_names.to_list()
     some = store.to_anndata(cells=[30, "cell2", 17])
