@@ -29,9 +29,9 @@ model = scsae.load_model(folder)
 # %% [markdown]
 # ## Do the cells fit?
 #
-# `inspect` reads the first cells and writes nothing. What matters most is the share of values that lies in genes which
-# the model knows; below 30% `extract` refuses the data. The largest unmatched genes say why: another species, other
-# names, or genes that the model never had.
+# `inspect` reads the first cells and writes nothing into a store. What matters most is the share of values that lies
+# in genes which the model knows; below 30% `extract` refuses the data. The largest unmatched genes say why: another
+# species, other names, or genes that the model never had.
 
 # %%
 cells = anndata.read_h5ad("data/pbmc68k_reduced.h5ad")

@@ -35,7 +35,7 @@ adata
 feature = int(store.features_for(label="CD19+ B")["feature_id"][0])
 name = f"feature {feature}"
 adata.obs[name] = adata.obsm["X_sae"][:, [feature]].toarray().ravel()
-sc.pl.umap(adata, color=["cell_type", "CD79A", name], ncols=2, wspace=0.7)
+sc.pl.umap(adata, color=["CD79A", name, "cell_type"], wspace=0.2)
 
 # %% [markdown]
 # ## Features as columns
@@ -62,7 +62,7 @@ sc.get.rank_genes_groups_df(codes, group="CD19+ B").head(3)
 # %%
 sc.pp.neighbors(adata, use_rep="X_model", n_neighbors=15)
 sc.tl.umap(adata, key_added="X_umap_model")
-sc.pl.embedding(adata, basis="X_umap_model", color=["cell_type", name], wspace=0.7)
+sc.pl.embedding(adata, basis="X_umap_model", color=[name, "cell_type"], wspace=0.2)
 
 # %% [markdown]
 # ## To a file, and back
