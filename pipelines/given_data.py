@@ -81,6 +81,8 @@ def files_of(data: Any, folder: Path, *, matrix: str | None = None) -> list[Data
 
 def _written(adata: Any, folder: Path, *, matrix: str | None) -> Path:
     """Write an AnnData under the hash of its bytes: the same one is written once."""
+    import anndata
+
     cells = _cells_of(adata, matrix)
     with filesystem.clear_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -88,8 +90,9 @@ def _written(adata: Any, folder: Path, *, matrix: str | None) -> Path:
             made = scratch / "cells.h5ad"
             try:
                 # careful: the default turns the text columns of the caller's AnnData into categories
-                cells.write_h5ad(made, convert_strings_to_categoricals=False)
-            except (TypeError, ValueError, KeyError, NotImplementedError) as error:
+                with anndata.settings.override(allow_write_nullable_strings=True):
+                    cells.write_h5ad(made, convert_strings_to_categoricals=False)
+            except (TypeError, ValueError, KeyError, RuntimeError) as error:
                 raise InputError(
                     f"the AnnData holds what .h5ad does not ({error}); give each column of obs and var values of one "
                     "type, or write a file with adata.write_h5ad and give its path"

@@ -2,15 +2,18 @@
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 
 import scsae
-from feature_store.cells import source_location
+from feature_store.cells import open_source, source_location
 from feature_store.errors import InputError
 from feature_store.storage.layout import Layout
 from pipelines.errors import UsageError
 from pipelines.given_data import files_of
+
+N = 72
 
 
 @pytest.fixture
@@ -90,6 +93,18 @@ def test_the_file_holds_the_matrix_that_was_named(cells, tmp_path):
     assert list(read.layers) == []
     with pytest.raises(UsageError, match=r"'layers/lg'.*did you mean 'layers/log'.*X, layers/log, raw"):
         files_of(cells, tmp_path, matrix="layers/lg")
+
+
+def test_dense_matrices_and_columns_of_any_type_are_read_as_they_were(cells, tmp_path):
+    cells.X = cells.X.toarray()
+    cells.obs["text"] = pd.array(["x", None] * (N // 2), dtype="string")
+    cells.obs["number"] = pd.array([1, None] * (N // 2), dtype="Int64")
+    cells.obs["category"] = pd.Categorical(["a", "b"] * (N // 2))
+    with open_source(files_of(cells, tmp_path, matrix="X"), matrix="X") as source:
+        obs = source.obs(0, 2, ["text", "number", "category"])
+        rows = source.read_rows(0, N)
+    assert obs.rows() == [("x", 1, "a"), (None, None, "b")]
+    assert (sp.csr_array((rows.data, rows.indices, rows.indptr), shape=cells.shape).toarray() == cells.X).all()
 
 
 def test_the_mark_of_cellxgene_stays(cells, tmp_path):
