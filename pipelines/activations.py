@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from feature_store.cells import Source, SplitConfig, draw_cells, write_cells
+from feature_store.cells import Source, SplitConfig, draw_cells, save_source_location, write_cells
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import Layout, as_path
 from feature_store.storage.plans import ActivationsPlan, SamplePlan
 from pipelines.config import ActorOptions, CellOptions
-from pipelines.inputs import refuse_changed_data, save_source_location, turn_once
+from pipelines.inputs import refuse_changed_data, turn_once
 from pipelines.matrix_tables import tables_by_actors
 from pipelines.schema_columns import with_schema_columns
 

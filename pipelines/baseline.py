@@ -19,7 +19,7 @@ import numpy as np
 
 from feature_store.activations import ActivationReader, sample_tokens
 from feature_store.associations.gene_sets import GeneSets, read_collections, sets_of_table
-from feature_store.cells import SELECT, TRAIN, read_split_numbers
+from feature_store.cells import SELECT, TRAIN, load_source_location, read_split_numbers
 from feature_store.errors import IntegrityError
 from feature_store.query.runs import RunChain, resolve_run
 from feature_store.storage import commit
@@ -36,7 +36,7 @@ from pipelines.config import (
 from pipelines.errors import UsageError
 from pipelines.external.vectors import load_vectors_location, refuse_changed_of_codes
 from pipelines.genes import recorded_genes
-from pipelines.inputs import load_model_location, load_source_location, no_model, refuse_missing
+from pipelines.inputs import load_model_location, no_model, refuse_missing
 from pipelines.moved_data import record_if_same, record_new_place
 from pipelines.runtime.checks import check_before_work
 from pipelines.runtime.cluster import one_ray_session

@@ -17,6 +17,7 @@ from feature_store import FeatureStore
 from feature_store.associations import claims, comparison
 from feature_store.associations.comparison import TABLES, Representation, compare, describe, summarise
 from feature_store.errors import NotFoundError, OutdatedRunError
+from feature_store.query.html_table import html_table
 from feature_store.query.runs import RunChain, resolve_run
 from feature_store.storage import commit
 from feature_store.storage.layout import SUMMARY, Layout
@@ -36,6 +37,10 @@ class Comparison(NamedTuple):
     run: str
     comparison: pl.DataFrame
     representation: pl.DataFrame
+
+    def _repr_html_(self) -> str:
+        said = html_table(f"comparisons/{self.run}", [(sentence,) for sentence in verdicts(self)])
+        return f"{said}{self.representation._repr_html_()}{self.comparison._repr_html_()}"
 
 
 def compare_with_baselines(store: Path, run: str | None = None) -> Comparison:

@@ -20,7 +20,15 @@ import numpy.typing as npt
 import polars as pl
 
 from feature_store.activations import ROW_GROUP_ROWS, ActivationBlock, ActivationReader, to_stored
-from feature_store.cells import Source, StoredObs, open_source, read_panel, read_split_numbers, read_split_record
+from feature_store.cells import (
+    Source,
+    StoredObs,
+    open_source,
+    read_panel,
+    read_split_numbers,
+    read_split_record,
+    recorded_digests,
+)
 from feature_store.codes import CodesRun, Merging, cells_of_shard, span_of_shard
 from feature_store.codes.codes_run import TOP_CELLS, TOP_TOKENS, Write
 from feature_store.codes.cut import OTHER_CELLS, Cells
@@ -55,7 +63,6 @@ from pipelines.inputs import (
     load_stored_sae,
     match_inputs,
     no_model,
-    recorded_digests,
     refuse_few_matched,
     save_token_of_gene,
     token_of_gene,

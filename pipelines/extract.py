@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from feature_store.activations import ActivationWriter
-from feature_store.cells import read_split_record
+from feature_store.cells import read_split_record, recorded_digests
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
 from feature_store.storage.plans import RANDOM_MODEL, ActivationsPlan
@@ -48,7 +48,6 @@ from pipelines.inputs import (
     load_inputs,
     matrix_facts,
     parse_sites,
-    recorded_digests,
     refuse_few_matched,
     save_model_location,
 )

@@ -1,23 +1,16 @@
 """The stages as functions with keyword options, for notebooks and scripts; `import scsae` re-exports them.
 
 The options of a function are the fields of the stage's options class, and the check is the one of the command:
-`scsae.train(k=32)` is `scsae train --k 32`. Names, defaults and descriptions are read from the class, so that signature
-and help of a function are always those of the command. A stage itself is imported when its function is called.
+`scsae.train(k=32)` is `scsae train --k 32` (`pipelines.python_options`). Where cells are given as `data`, an AnnData
+may stand in the place of a path (`pipelines.given_data`). A stage itself is imported when its function is called.
 """
 
-import functools
-import textwrap
-from collections.abc import Callable, Mapping
-from inspect import Parameter, Signature, cleandoc, signature
 from pathlib import Path
-from types import GenericAlias
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Any
 
 from feature_store.storage.layout import as_path
 from pipelines.config import (
-    ADDRESS_HELP,
     DEFAULT_STORE,
-    STORE_HELP,
     AssociateOptions,
     BaselineOptions,
     CircuitOptions,
@@ -30,94 +23,16 @@ from pipelines.config import (
     InspectOptions,
     MatchOptions,
     ModulesOptions,
-    Options,
     ProbeOptions,
     SteerOptions,
     TrainOptions,
-    check,
-    option_help,
 )
-from pipelines.config.options import as_tuple
+from pipelines.python_options import takes_options
 
 if TYPE_CHECKING:
     from feature_store.query.store import FeatureStore
     from pipelines.compare import Comparison
     from pipelines.runtime.stage import StageResult
-
-T = TypeVar("T")
-SHARED = {"store": STORE_HELP, "address": ADDRESS_HELP}
-"""Help of the parameters that are not options of a stage."""
-
-
-def takes_options(cls: type[Options], *, first: str | None = None) -> Callable[[Callable[..., T]], Callable[..., T]]:
-    """Turn `body(options, *, store, ...)` into a function whose keyword options are the fields of `cls`.
-
-    The field `first` may be given by position. One value is accepted where an option takes several, and None is the
-    default of every option. The function raises UsageError for an unknown option and for a value that is not allowed.
-    """
-
-    def decorate(body: Callable[..., T]) -> Callable[..., T]:
-        name = body.__name__
-        _, *shared = signature(body).parameters.values()
-
-        @functools.wraps(body)
-        def function(*values: Any, **given: Any) -> T:
-            if len(values) > (first is not None):
-                raise TypeError(f"{name}() takes keyword options; {values[-1]!r} was given without a name")
-            if first is not None and len(values) + (first in given) != 1:
-                raise TypeError(f"{name}() takes {first!r} once; see help(scsae.{name})")
-            given |= {str(first): value for value in values}
-            own = {parameter.name: given.pop(parameter.name) for parameter in shared if parameter.name in given}
-            return body(check(cls, _as_fields(cls, given), f"scsae.{name}"), **own)
-
-        parameters = [_parameter(cls, field, by_position=field == first) for field in cls.model_fields]
-        parameters.sort(key=lambda parameter: parameter.name != first)
-        returned = signature(body).return_annotation
-        function.__signature__ = Signature([*parameters, *shared], return_annotation=returned)  # type: ignore[attr-defined]
-        function.__annotations__ = {p.name: p.annotation for p in (*parameters, *shared)} | {"return": returned}
-        meanings = {parameter.name: option_help(cls, parameter.name) for parameter in parameters}
-        function.__doc__ = _documentation(
-            body, meanings | {parameter.name: SHARED[parameter.name] for parameter in shared}
-        )
-        return function
-
-    return decorate
-
-
-def _parameter(cls: type[Options], field: str, *, by_position: bool) -> Parameter:
-    """Return the parameter of one field."""
-    info = cls.model_fields[field]
-    kind = Parameter.POSITIONAL_OR_KEYWORD if by_position else Parameter.KEYWORD_ONLY
-    default = Parameter.empty if info.is_required() else info.get_default(call_default_factory=True)
-    return Parameter(field, kind, default=default, annotation=_plain_type(info.annotation))
-
-
-def _plain_type(annotation: Any) -> Any:
-    """Return the type of an option without its limits, and with one value beside several."""
-    if get_origin(annotation) is tuple:
-        item, _ = get_args(annotation)
-        item = get_args(item)[0] if get_origin(item) is Annotated else item
-        return item | GenericAlias(tuple, (item, ...))
-    return annotation
-
-
-def _as_fields(cls: type[Options], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that are not None, with a tuple around one value where a field takes several."""
-    values = {name: value for name, value in given.items() if value is not None}
-    for name in values.keys() & cls.model_fields.keys():
-        if get_origin(cls.model_fields[name].annotation) is tuple:
-            values[name] = as_tuple(values[name])
-    return values
-
-
-def _documentation(body: Callable[..., Any], meanings: Mapping[str, str]) -> str:
-    """Return the docstring of `body`, followed by the meaning of every option."""
-    lines = [
-        textwrap.fill(f"{name}: {text}", 112, initial_indent=" " * 4, subsequent_indent=" " * 8)
-        for name, text in meanings.items()
-    ]
-    several = "Options (one that may be repeated takes a value or a tuple of values):"
-    return "\n".join([cleandoc(body.__doc__ or ""), "", several, *lines])
 
 
 def open(
@@ -141,25 +56,17 @@ def open(
     return FeatureStore.open(store, associations=associations, codes=codes, dataset=dataset)
 
 
-def inspect(
-    data: str | Path | tuple[str | Path, ...],
-    *,
-    model: str | None = None,
-    matrix: str | None = None,
-    where: str | None = None,
-    obs: str | Path | tuple[str | Path, ...] = (),
-    vectors: str | None = None,
-) -> dict[str, Any]:
+@takes_options(InspectOptions, first="data")
+def inspect(options: InspectOptions) -> dict[str, Any]:
     """Return facts about cells and model together: genes matched, tokens per cell, bytes and time; or about the vectors
-    of the cells. Writes nothing. The default model is `mini`.
+    of the cells. Writes nothing into a store; an AnnData is read by way of a temporary file.
 
     >>> scsae.inspect("cells.h5ad", model="path/to/scGPT_human")["genes matched"]
-    >>> scsae.inspect("cells.h5ad", vectors="obsm/X_uce")["vectors"]
+    >>> scsae.inspect(adata, vectors="obsm/X_uce")["vectors"]
     """
     from pipelines.inspection import inspect_data
 
-    values = {"data": data, "model": model, "matrix": matrix, "where": where, "obs": obs, "vectors": vectors}
-    return inspect_data(check(InspectOptions, _as_fields(InspectOptions, values), "scsae.inspect"))
+    return inspect_data(options)
 
 
 @takes_options(ExtractOptions, first="data")
@@ -169,6 +76,13 @@ def extract(
     """Run the foundation model over cells and store the activations of their tokens; return a result for each layer.
 
     >>> scsae.extract("cells.h5ad", layer=2, cell_type="cell_type", batch="batch")
+    >>> scsae.extract(adata[adata.obs["tissue"] == "blood"], layer=2, cell_type="cell_type")
+
+    An AnnData, also a view or a backed one, is written once into `data/` of the store, because actors and later stages
+    read the cells again: X, layers and raw (with `matrix` that one alone), obs, var and obsm. It takes the space of an
+    uncompressed .h5ad, and for a view or a backed object the memory of its matrix. The same content gives the same
+    run, and other content another, also than the file that an object was read from; the object is not changed. Every
+    function takes an AnnData as `data`.
     """
     from pipelines.extract import extract
 

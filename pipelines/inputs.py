@@ -1,39 +1,41 @@
 """Loading of a data set with a model: both are opened and matched before anything is written; later stages reload them.
 
 A run's id does not depend on file locations, so moving a file does not make another run. The present locations are
-written beside the runs (`source.json` by the cells, `model.json` by the activations) and checked by digest when loaded.
-A data file is hashed once: `source.json` holds its digest with its state (`feature_store.cells.file_digests`).
+written beside the runs (`source.json` by the cells, `model.json` by the activations) and checked by digest when loaded
+(`feature_store.cells.file_places`).
 """
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import polars as pl
 
 from feature_store.cells import (
-    FileState,
     KnownDigest,
     Source,
+    SourceLocation,
     StoredObs,
+    changed_files,
     cost_of_turning,
+    missing_files,
     no_known_digest,
+    open_recorded,
     open_source,
+    source_location,
     turn_matrices,
     what_changed,
+    write_source_location,
 )
 from feature_store.codes import CodesRun, n_without_tokens
-from feature_store.errors import InputError, StoreError, StoreWriteError
+from feature_store.errors import InputError, StoreWriteError
 from feature_store.storage import commit, filesystem
-from feature_store.storage.addresses import DataPath, RemotePath, data_path
 from feature_store.storage.hashing import sealed
-from feature_store.storage.layout import MODEL_FILE, SOURCE_FILE, Layout
-from feature_store.storage.plans import ActivationsPlan, CellsPlan, TokenOfGenePlan
-from feature_store.storage.remote_protocols import is_there
+from feature_store.storage.layout import MODEL_FILE, Layout
+from feature_store.storage.plans import ActivationsPlan, TokenOfGenePlan
 from pipelines.cell_tokens import tokens_of_cells
 from pipelines.config import DataOptions
 from pipelines.errors import UsageError
@@ -263,97 +265,6 @@ def tokenless_fact(codes: CodesRun) -> dict[str, str]:
     )
 
 
-def save_source_location(layout: Layout, dataset: str, source: Source) -> None:
-    """Write the present location of the data set's files beside its cells; later stages read expression from there."""
-    where = SourceLocation(
-        tuple(map(place_text, source.paths)),
-        source.matrix,
-        source.where,
-        source.digests,
-        source.states,
-        versions=source.versions,
-    )
-    write_source_location(layout, dataset, where)
-
-
-def place_text(path: DataPath) -> str:
-    """Return the absolute path of a file, or its address, as it is written into a store."""
-    return path.address if isinstance(path, RemotePath) else str(path.resolve())
-
-
-class SourceLocation(NamedTuple):
-    """Where the files of a data set were when they were last used, their matrix, the condition by which cells were
-    taken (None without one), the digest of each, and the state that it had when it was hashed; of one at an address,
-    the version in words too.
-    """
-
-    paths: tuple[str, ...]
-    matrix: str
-    where: str | None
-    digests: tuple[str, ...]
-    states: tuple[FileState, ...]
-    versions: tuple[str, ...]
-
-    def known_digest(self, path: DataPath, state: FileState) -> str | None:
-        """The digest of a file that has been in this state since it was hashed, else None."""
-        known = dict(zip(zip(self.paths, self.states, strict=True), self.digests, strict=True))
-        return known.get((place_text(path), state))
-
-    @property
-    def places(self) -> tuple[str | RemotePath, ...]:
-        """The paths, and the addresses with the version that was used."""
-        found = zip(map(data_path, self.paths), self.digests, strict=True)
-        return tuple(one.of_version(digest) if isinstance(one, RemotePath) else str(one) for one, digest in found)
-
-
-def write_source_location(layout: Layout, dataset: str, where: SourceLocation) -> None:
-    """Write the location of a data set's files beside its cells."""
-    content = {
-        "path": _one_or_all(where.paths),
-        "matrix": where.matrix,
-        "where": where.where,
-        "digest": _one_or_all(where.digests),
-        "state": [list(state) for state in where.states],
-        "version": list(where.versions),
-    }
-    filesystem.replace_text(layout.cells_dir(dataset) / SOURCE_FILE, sealed(content))
-
-
-def source_location(layout: Layout, dataset: str) -> SourceLocation:
-    """Return what `write_source_location` wrote.
-
-    Raises:
-        OutdatedRunError: another version wrote it, which says other things of the files.
-        IntegrityError, NotFoundError: as from `load_source_location`.
-    """
-    CellsPlan.of(commit.Run.open(layout.cells_dir(dataset)))
-    content = load_source_location(layout, dataset)
-    paths, digests = (
-        (value,) if isinstance(value, str) else tuple(value) for value in (content["path"], content["digest"])
-    )
-    states = tuple(FileState(*state) for state in content["state"])
-    return SourceLocation(
-        paths, content["matrix"], content["where"], digests, states, versions=tuple(content["version"])
-    )
-
-
-def recorded_digests(layout: Layout) -> KnownDigest:
-    """Return what gives the digest of a file that a data set of the store was made of, if its state is the same."""
-
-    @cache
-    def locations() -> list[SourceLocation]:
-        found = []
-        for info in layout.runs("cells"):
-            with suppress(StoreError):
-                found.append(source_location(layout, info.run))
-        return found
-
-    def digest(path: DataPath, state: FileState) -> str | None:
-        return next((one for where in locations() if (one := where.known_digest(path, state))), None)
-
-    return digest
-
-
 def absolute_model_path(model: str) -> str:
     """Return `--model` in a form that other processes and machines can use: "mini", or an absolute path."""
     # the path may name a part of a checkpoint folder, so it need not exist itself
@@ -406,11 +317,6 @@ def load_model_location(run: commit.Run) -> ModelLocation:
     return ModelLocation(**filesystem.read_required(run.path / MODEL_FILE))
 
 
-def load_source_location(layout: Layout, dataset: str) -> dict[str, Any]:
-    """Return what `save_source_location` wrote beside the cells of a data set. IntegrityError."""
-    return filesystem.read_required(layout.cells_dir(dataset) / SOURCE_FILE)
-
-
 def load_stored_sae(folder: Path, *, device: str = "cpu") -> "SparseAutoencoder":
     """Load the SAE of a run. IntegrityError if one of its files does not have the bytes that were committed."""
     from sae_core.sae import load_sae
@@ -440,11 +346,6 @@ def load_recorded_model(run: commit.Run, *, device: str = "cpu") -> "FoundationM
     return model
 
 
-def missing_files(layout: Layout, dataset: str) -> list[str]:
-    """Return the files of a data set that are not where they were."""
-    return [str(path) for path in map(data_path, source_location(layout, dataset).paths) if not is_there(path)]
-
-
 def refuse_missing(layout: Layout, dataset: str, *, stage: str) -> None:
     """Raise UsageError, with the command that names the new place, if a file of the data set is not where it was."""
     if missing := missing_files(layout, dataset):
@@ -461,13 +362,7 @@ def load_recorded_source(layout: Layout, dataset: str, *, stage: str = "associat
     """
     where = source_location(layout, dataset)
     refuse_missing(layout, dataset, stage=stage)
-    source = open_source(
-        where.paths,
-        matrix=where.matrix,
-        where=where.where,
-        progress=delayed_progress_bar,
-        known_digest=where.known_digest,
-    )
+    source = open_recorded(where, progress=delayed_progress_bar)
     refuse_changed_data(layout, dataset, source)
     turn_once(layout, source)
     return source
@@ -500,21 +395,10 @@ def data_problems(layout: Layout, dataset: str) -> list[str]:
 
 def _change(layout: Layout, dataset: str, source: Source, where: SourceLocation) -> str | None:
     """Return the message about files that changed, with what changed; note the new state of files that did not."""
-    changed = [
-        f"{path} changed since its extraction ({version or f'sha256 {now[:12]}'}, was {old or then[:12]})"
-        for path, now, then, version, old in zip(
-            source.paths, source.digests, where.digests, source.versions, where.versions, strict=True
-        )
-        if now != then
-    ]
+    changed = changed_files(source, where)
     if changed:
         return f"{'; '.join(changed)}: {what_changed(layout, dataset, source)}; extract it again with `scsae extract`"
     if source.states != where.states:
         with suppress(StoreWriteError), filesystem.clear_write_errors(layout.root):
             write_source_location(layout, dataset, where._replace(states=source.states))
     return None
-
-
-def _one_or_all(values: Sequence[str]) -> str | list[str]:
-    """Return a single value itself, which is the format from before data sets had several files, else a list."""
-    return values[0] if len(values) == 1 else list(values)

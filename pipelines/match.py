@@ -25,7 +25,7 @@ import polars as pl
 from feature_store.associations import Labels, matching
 from feature_store.associations.inputs import Bools
 from feature_store.associations.matching import Dead, Matches, match_codes, match_directions, summarise
-from feature_store.cells import PANEL_CELLS, read_panel_cells
+from feature_store.cells import PANEL_CELLS, load_source_location, read_panel_cells
 from feature_store.codes import CodesRun, load_cell_codes, panel_firing, panel_with_tokens
 from feature_store.query.runs import newest_run, resolve_run
 from feature_store.storage import commit, schemas
@@ -35,7 +35,7 @@ from pipelines.config import MatchOptions
 from pipelines.config.vectors import VectorsPlace
 from pipelines.errors import UsageError
 from pipelines.external.vectors import SITE, load_vectors_location
-from pipelines.inputs import load_source_location, load_stored_sae
+from pipelines.inputs import load_stored_sae
 from pipelines.runtime.checks import check_before_work
 from pipelines.runtime.progress import progress_bar
 from pipelines.runtime.stage import Clock, StageResult

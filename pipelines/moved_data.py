@@ -8,11 +8,18 @@ files are the same.
 
 from collections.abc import Sequence
 
-from feature_store.cells import FileState, data_files, open_source
+from feature_store.cells import (
+    FileState,
+    data_files,
+    open_source,
+    place_text,
+    recorded_digests,
+    source_location,
+    write_source_location,
+)
 from feature_store.storage.addresses import DataPath
 from feature_store.storage.layout import Layout
 from pipelines.errors import UsageError
-from pipelines.inputs import place_text, recorded_digests, source_location, write_source_location
 from pipelines.runtime.progress import delayed_progress_bar
 
 

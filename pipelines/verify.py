@@ -7,6 +7,7 @@ part in which it finds other bytes (`commit.Run.verify`), so that the command th
 from contextlib import suppress
 from pathlib import Path
 
+from feature_store.cells import missing_files
 from feature_store.codes import CodesRun
 from feature_store.errors import InputError, IntegrityError, StoreError
 from feature_store.query.runs import resolve_any_run
@@ -15,7 +16,7 @@ from feature_store.storage.layout import LOCATIONS, Layout, RunInfo, tables_of
 from feature_store.storage.plans import ActivationsPlan, SAEPlan
 from pipelines.errors import UsageError
 from pipelines.external.vectors import SITE, missing_file, refuse_changed
-from pipelines.inputs import data_problems, load_recorded_source, missing_files
+from pipelines.inputs import data_problems, load_recorded_source
 from pipelines.runtime.progress import stderr_console
 
 

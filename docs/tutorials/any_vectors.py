@@ -17,15 +17,15 @@ with warnings.catch_warnings():
     shipped = scanpy.datasets.pbmc68k_reduced()
 own = shipped.raw.to_adata()
 own.obsm = {"X_pca": shipped.obsm["X_pca"]}
-own.write_h5ad("pbmc.h5ad")
 own
 
 # %% [markdown]
 # The array lies in `obsm` beside the expression. It may also be a file with a row for each cell (`.npy`, `.pt`,
-# `.safetensors`, `.parquet`): [what is read](../vectors.md). `inspect` looks at it and writes nothing.
+# `.safetensors`, `.parquet`): [what is read](../vectors.md). The cells are given as an AnnData here, and may as well be
+# the path of an `.h5ad` file. `inspect` looks at both and writes nothing into a store.
 
 # %%
-scsae.inspect("pbmc.h5ad", vectors="obsm/X_pca")["vectors"]
+scsae.inspect(own, vectors="obsm/X_pca")["vectors"]
 
 # %% [markdown]
 # ## The same stages
@@ -35,7 +35,7 @@ scsae.inspect("pbmc.h5ad", vectors="obsm/X_pca")["vectors"]
 
 # %%
 store = "vectors-store"
-scsae.extract("pbmc.h5ad", vectors="obsm/X_pca", source_name="PCA-50", cell_type="bulk_labels", store=store)
+scsae.extract(own, vectors="obsm/X_pca", source_name="PCA-50", cell_type="bulk_labels", store=store)
 scsae.train(n_features=128, k=8, n_steps=300, batch_size=256, num_workers=0, store=store)
 scsae.encode(store=store)
 scsae.associate(store=store)[-1].facts

@@ -9,6 +9,7 @@ tables `cells` and `genes` (`write_cells`) and the expression by gene (`write_ex
 rooms need is exported here, on first use; its modules are imported by nobody else.
 
 source                     a data set of one or more files
+file_places                where its files are, and the data set opened again from there
 files                      the formats of files, each behind the same questions
 file_digests               the sha256 of a file, and how a file is known not to have changed
 changes                    what changed in the files of a data set
@@ -54,11 +55,25 @@ if TYPE_CHECKING:
     from feature_store.cells.column_matrices import ColumnMatrix
     from feature_store.cells.expression import (
         ExpressionReader,
+        counts_matrix,
         expression_matrix,
         plan_expression,
         write_expression_part,
     )
     from feature_store.cells.file_digests import FileState, KnownDigest, no_known_digest
+    from feature_store.cells.file_places import (
+        SourceLocation,
+        changed_files,
+        load_source_location,
+        missing_files,
+        open_recorded,
+        place_text,
+        read_again,
+        recorded_digests,
+        save_source_location,
+        source_location,
+        write_source_location,
+    )
     from feature_store.cells.gene_table import (
         MakeTables,
         MatrixPass,
@@ -101,6 +116,7 @@ __all__ = [
     "MatrixPass",
     "MatrixTables",
     "Source",
+    "SourceLocation",
     "SplitConfig",
     "SplitRecord",
     "StoredObs",
@@ -109,27 +125,37 @@ __all__ = [
     "canonical_name",
     "canonical_text",
     "cellxgene_columns",
+    "changed_files",
     "concat_rows",
     "cost_of_turning",
+    "counts_matrix",
     "data_files",
     "draw_cells",
     "expected_counts",
     "expression_matrix",
     "gene_table_of",
+    "load_source_location",
     "make_splits",
     "matrix_tables",
+    "missing_files",
     "no_known_digest",
+    "open_recorded",
     "open_source",
+    "place_text",
     "plan_expression",
     "rank_genes",
+    "read_again",
     "read_cells",
     "read_panel",
     "read_panel_cells",
     "read_split_numbers",
     "read_split_record",
+    "recorded_digests",
+    "save_source_location",
     "shard_cells",
     "shard_range",
     "short_names",
+    "source_location",
     "split_by_size",
     "standardised_variance",
     "sums_of_cells",
@@ -140,6 +166,7 @@ __all__ = [
     "what_changed",
     "write_cells",
     "write_expression_part",
+    "write_source_location",
 ]
 
 _MODULES = {
@@ -150,7 +177,13 @@ _MODULES = {
         *("read_split_record", "write_cells", "StoredObs"),
     ),
     "column_matrices": ("ColumnMatrix",),
-    "expression": ("ExpressionReader", "expression_matrix", "plan_expression", "write_expression_part"),
+    "expression": (
+        "ExpressionReader",
+        "counts_matrix",
+        "expression_matrix",
+        "plan_expression",
+        "write_expression_part",
+    ),
     "cellxgene": ("CellxgeneColumns", "cellxgene_columns"),
     "changes": ("what_changed",),
     "file_digests": ("FileState", "KnownDigest", "no_known_digest"),
@@ -160,6 +193,10 @@ _MODULES = {
     "matrices": ("CSRRows", "concat_rows"),
     "panel": ("PANEL_CELLS",),
     "size_ranges": ("split_by_size",),
+    "file_places": tuple(
+        "SourceLocation changed_files load_source_location missing_files open_recorded place_text read_again "
+        "recorded_digests save_source_location source_location write_source_location".split()
+    ),
     "source": ("Source", "data_files", "open_source", "short_names"),
     "turning": ("cost_of_turning", "turn_matrices"),
     "variable_genes": (

@@ -14,6 +14,7 @@ Measured (50 thousand cells, 2,000 genes, 200 values a cell): 3.7 bytes a nonzer
 in memory, read in .2.
 """
 
+from collections.abc import Callable
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
@@ -51,9 +52,14 @@ _SCHEMA = pa.schema(
 )
 
 
-def expression_matrix(source: Source) -> sparse.csr_array:
-    """log1p(CP10k) of a whole data set in memory, as CSR float32 [n_cells n_genes]."""
-    return _log_cp10k(source, np.arange(source.n_cells))
+def expression_matrix(source: Source, cells: Panel | None = None) -> sparse.csr_array:
+    """log1p(CP10k) of some cells (ascending), or of a whole data set, in memory: CSR float32 [n_cells n_genes]."""
+    return _log_cp10k(source, np.arange(source.n_cells) if cells is None else cells)
+
+
+def counts_matrix(source: Source, cells: Panel) -> sparse.csr_array:
+    """The values of some cells (ascending) as they are in the matrix in use: CSR float32 [n_cells n_genes]."""
+    return _blocks_of(source, cells, lambda rows: _as_csr(rows, source).astype(np.float32))
 
 
 def plan_expression(dataset: str, source: Source, genes: pl.DataFrame, panel: Panel) -> ExpressionPlan:
@@ -139,6 +145,11 @@ class ExpressionReader:
         # parts come in the order of cells, and tocsc keeps this order within a gene
         return sparse.coo_array((value, (row, gene - start)), shape=(len(self._panel), stop - start)).tocsc()
 
+    def rows(self, rows: npt.NDArray[np.integer[Any]]) -> sparse.csr_array:
+        """CSR float32 [n_rows n_genes] of the cells at these places of the panel; a range of genes at a time."""
+        parts = [self.read(start, stop).tocsr()[rows] for start, stop in pairwise(self.bounds)]
+        return sparse.csr_array(sparse.hstack(parts, format="csr"))
+
 
 def _read_genes(path: Path, start: int, stop: int) -> list[npt.NDArray[Any]]:
     """Columns gene_idx, cell_idx and value of a range of genes of one part, with every page checked."""
@@ -156,13 +167,24 @@ def _read_genes(path: Path, start: int, stop: int) -> list[npt.NDArray[Any]]:
 
 def _log_cp10k(source: Source, cells: Panel) -> sparse.csr_array:
     """CSR float32 [n_cells n_genes] of the cells without stored zeros, a block of cells at a time."""
-    blocks = [source.read_cells(cells[low : low + BLOCK_ROWS]) for low in range(0, len(cells), BLOCK_ROWS)]
-    return sparse.csr_array(sparse.vstack([_normalised(rows, source) for rows in blocks]))
+    return _blocks_of(source, cells, lambda rows: _normalised(rows, source))
+
+
+def _blocks_of(source: Source, cells: Panel, make: Callable[[CSRRows], sparse.csr_array]) -> sparse.csr_array:
+    """What `make` makes of each block of the cells, one below the other."""
+    # no cells are one block without rows
+    starts = range(0, max(len(cells), 1), BLOCK_ROWS)
+    return sparse.csr_array(sparse.vstack([make(source.read_cells(cells[low : low + BLOCK_ROWS])) for low in starts]))
+
+
+def _as_csr(rows: CSRRows, source: Source) -> sparse.csr_array:
+    """CSR float64 [n_rows n_genes]."""
+    shape = (len(rows.indptr) - 1, source.n_genes)
+    return sparse.csr_array((rows.data.astype(np.float64), rows.indices, rows.indptr), shape=shape)
 
 
 def _normalised(rows: CSRRows, source: Source) -> sparse.csr_array:
-    shape = (len(rows.indptr) - 1, source.n_genes)
-    block = sparse.csr_array((rows.data.astype(np.float64), rows.indices, rows.indptr), shape=shape)
+    block: Any = _as_csr(rows, source)
     if source.value_kind == "counts":
         total: npt.NDArray[np.float64] = np.asarray(block.sum(axis=1)).ravel()
         block.data = np.log1p(block.data * CP10K / np.repeat(np.maximum(total, 1.0), np.diff(block.indptr)))

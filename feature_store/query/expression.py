@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from scipy import sparse
 
 from feature_store.cells import ExpressionReader, read_panel
 from feature_store.storage.commit import Run, is_intact
@@ -46,8 +45,7 @@ class Expression:
 
     def matrix(self, rows: npt.NDArray[np.int64]) -> Any:
         """CSR float32 [n n_genes] of the cells at these places of the panel."""
-        parts = [self._read_range(start).tocsr()[rows] for start in self._reader.bounds[:-1]]
-        return sparse.csr_array(sparse.hstack(parts, format="csr"))
+        return self._reader.rows(rows)
 
     def _read_range(self, start: int) -> Any:
         """CSC of the range of genes that begins at `start`."""

@@ -53,13 +53,15 @@ from feature_store.query.statements import check_statement
 from feature_store.query.suggestions import closest_names, did_you_mean, join_names, same_but_for_case
 from feature_store.query.tables import Tables
 from feature_store.storage import schemas
-from feature_store.storage.commit import Run
+from feature_store.storage.commit import Run, read_table
 from feature_store.storage.layout import ASSOCIATION_TABLES, KINDS, SUMMARY, Layout
 from feature_store.storage.obs_columns import column_of, find_column
 from feature_store.storage.plans import CellsPlan
 
 if TYPE_CHECKING:
     import anndata
+
+    from feature_store.query.anndata_parts import ExpressionValues
 
 _NO_COLUMN = re.compile(r"(?:unable to find column|no column named) [\"']([^\"']+)[\"']")
 _NO_TABLE = re.compile(r"relation '([^']+)' was not found")
@@ -106,6 +108,44 @@ class FeatureStore:
 
     def __repr__(self) -> str:
         return f"FeatureStore({str(self.layout.root)!r}, {', '.join(self.tables())})"
+
+    def _repr_html_(self) -> str:
+        from feature_store.query.described import described_tables
+        from feature_store.query.html_table import html_table
+
+        kinds = ("dataset", "sae", "codes", "associations")
+        read = [(kind, run) for kind in kinds if (run := getattr(self.lineage, kind)) is not None]
+        with suppress(StoreError):
+            # what cannot be read is an error of the query that needs it, and not of a picture of the store
+            read = [*read, *self._facts()]
+        tables = described_tables(self.tables()).select("table", "row", "measured_on").rows()
+        return html_table(f"store {self.layout.root}", read) + html_table(
+            "tables", tables, ("table", "a row is", "measured on")
+        )
+
+    def _facts(self) -> list[tuple[str, str]]:
+        """What a notebook shows of the store besides the names of the runs."""
+        facts = []
+        if "cells" in self._tables.folders:
+            is_all = self.panel.n_panel == self.panel.n_cells
+            facts.append(("cells", f"{self.panel.n_cells:,}" if is_all else self.panel.words))
+        plan = plans_of(self.layout, self.lineage).get("saes", {})
+        if {"model", "site", "sae"} <= plan.keys():
+            of_model = f"{plan['sae']['n_features']:,} features of {plan['model']}, {plan['site']}"
+            facts.append(("features", of_model))
+        return facts
+
+    def runs(self, kind: str | None = None) -> pl.DataFrame:
+        """The runs of the store, or those of a kind, in any state, by kind and the newest of each first.
+
+        >>> store.runs("saes")
+
+        `state` is "complete", "incomplete" (the same command resumes it), "lost", "damaged" or "of another version";
+        `control` names a baseline; `bytes` is the size of its tables. Raises InputError for an unknown kind.
+        """
+        from feature_store.query.run_list import run_list
+
+        return run_list(self.layout, kind)
 
     @classmethod
     def open(
@@ -427,16 +467,28 @@ class FeatureStore:
         features: Sequence[int] | None = None,
         tables: Sequence[str] | None = None,
         key: str = "X_sae",
+        X: "ExpressionValues | None" = "lognorm",
+        model: bool = True,
+        features_as_var: bool = False,
     ) -> "anndata.AnnData":
-        """The cells with their codes as an AnnData, for scanpy or to write with `.write_h5ad`.
+        """The cells with expression, codes, map and annotations as an AnnData, for scanpy, cellxgene, or `.write_h5ad`.
 
-        >>> store.to_anndata(cells=pl.col("split") == "test", features=[17, 256])
+        >>> adata = store.to_anndata(cells=pl.col("split") == "test", features=[17, 256])
+        >>> sc.pl.umap(adata, color=["cell_type", "MS4A1"])
+        >>> sc.tl.rank_genes_groups(store.to_anndata(features_as_var=True), "cell_type")
 
-        `obs` is the cell table, indexed by cell_id, or by cell_idx where ids repeat. `obsm[key]` holds the codes,
-        sparse [n_cells n_features]; those of a cell outside the panel (obs `panel` is False) are its largest, and its
-        smaller ones are 0 there. `uns["sae"]` (`key` without its "X_") holds the tables about features, where
-        `features` has a row for each column of the codes, and the provenance with its plans as JSON. There is no X,
-        because the expression is in the file that was encoded.
+        - `X` holds the genes, and `var` the table of genes, named by symbol.
+        - `obs` is the cell table, indexed by cell_id, or by cell_idx where ids repeat.
+        - `obsm[key]` holds the codes, sparse [n_cells n_features]; those of a cell outside the panel (obs `panel` is
+          False) are its largest, and its smaller ones are 0 there.
+        - `obsm["X_umap"]` holds the map of the codes, where it was drawn (`scsae serve`, `scsae plot umap`), and
+          `obsm["X_model"]` the mean activation of each cell, where activations of these cells are stored. A cell that
+          the map or a sample of activations lacks is NaN there.
+        - `uns["sae"]` (`key` without its "X_") holds the tables about features, where `features` has a row for each
+          column of the codes, and the provenance with its plans as JSON.
+
+        X and codes are sparse. Memory: 8 bytes a value of X and a code, 4 bytes a number of `X_model`, and more while
+        they are put together.
 
         Args:
             cells: a condition on the cell table, or cell_idx (numbers) or cell_id (texts) in the order wanted; default:
@@ -444,41 +496,76 @@ class FeatureStore:
             features: feature ids in the order wanted; default: all.
             tables: the tables about features to include; default: all that associations made.
             key: the name of the codes in `obsm`.
+            X: "lognorm" for log1p of counts per 10,000, "counts" for the values of the data, None for no genes. The
+                files of the data set are read again for counts, and for cells whose expression is not in the store.
+            model: whether there is `obsm["X_model"]`; for tokens, all their activations are read (.3 GB a second).
+            features_as_var: put the codes into `X` and the table of features into `var`, named "feature 17", instead of
+                the genes; there is no `obsm[key]` then.
 
         Raises:
             NotFoundError: the store has no codes.
-            QueryError: a cell, feature or table is unknown, or the condition is invalid.
+            QueryError: a cell, feature or table is unknown, the condition is invalid, or X cannot be had: the data hold
+                no counts, or their files are gone or changed.
         """
         from feature_store.cells import to_anndata
         from feature_store.codes import load_cell_codes
+        from feature_store.query.anndata_parts import gene_matrix, map_of_cells, vectors_of_model
 
         codes = self._tables.codes
         wanted = [int(feature) for feature in (range(codes.n_features) if features is None else features)]
         for feature in wanted:
             self._check_feature(feature)
         obs = self._chosen_cells(cells)
+        places, dataset = obs["cell_idx"].to_numpy(), codes.plan.dataset
         order = pl.DataFrame({"feature_id": wanted}, schema={"feature_id": pl.Int32})
+        about = self._tables_about(order, tables)
+        found = load_cell_codes(codes.run, places)[:, wanted]
+        values, var, names = None, None, None
+        if features_as_var:
+            values, var, names = found, self._features_as_var(order), pl.Series([f"feature {one}" for one in wanted])
+        elif X is not None:
+            values, var = gene_matrix(self.layout, dataset, places, X), self.frame("genes").sort("gene_idx").collect()
+            names = var["symbol"]
+        obsm: dict[str, Any] = {} if features_as_var else {key: found}
+        # the map may have been drawn since the store was opened
+        if self.layout.is_present(map_dir := self.layout.umap_dir(codes.folder.name)):
+            obsm["X_umap"] = map_of_cells(read_table(map_dir), places)
+        if model and (vectors := vectors_of_model(self.layout, self.lineage.sae, dataset, places)) is not None:
+            obsm["X_model"] = vectors
+        provenance = self.provenance()
+        return to_anndata(
+            obs,
+            X=values,
+            var=var,
+            var_names=names,
+            obsm=obsm,
+            uns={
+                key.removeprefix("X_"): {
+                    **about,
+                    "feature_id": order["feature_id"].to_numpy(),
+                    "provenance": {**provenance, "plans": json.dumps(provenance["plans"], sort_keys=True)},
+                }
+            },
+        )
+
+    def _tables_about(self, order: pl.DataFrame, tables: Sequence[str] | None) -> dict[str, pl.DataFrame]:
+        """The rows about some features of the tables named, or of all that associations made; `features` in order."""
         about_features = [table for table in ASSOCIATION_TABLES if "feature_id" in schemas.schema(table).columns]
         known = [table for table in about_features if table in self._tables.folders]
         about = {}
         for table in known if tables is None else tables:
             if "feature_id" not in self.frame(table).collect_schema():
                 raise QueryError(f"table {table!r} is not about features; allowed are {', '.join(known)}")
-            rows = self.frame(table).filter(pl.col("feature_id").is_in(wanted)).collect()
+            rows = self.frame(table).filter(pl.col("feature_id").is_in(order["feature_id"].implode())).collect()
             joined = order.join(rows, on="feature_id", how="left", maintain_order="left")
             about[table] = joined if table == "features" else rows
-        found = load_cell_codes(codes.run, obs["cell_idx"].to_numpy())
-        provenance = self.provenance()
-        return to_anndata(
-            obs,
-            found[:, wanted],
-            key=key,
-            about={
-                **about,
-                "feature_id": order["feature_id"].to_numpy(),
-                "provenance": {**provenance, "plans": json.dumps(provenance["plans"], sort_keys=True)},
-            },
-        )
+        return about
+
+    def _features_as_var(self, order: pl.DataFrame) -> pl.DataFrame:
+        """The table of features in an order, as far as there is one. QueryError for a feature that is there twice."""
+        if not order["feature_id"].is_unique().all():
+            raise QueryError(f"features were {order['feature_id'].to_list()}; as var, give each once")
+        return self._tables_about(order, ["features"])["features"] if "features" in self._tables.folders else order
 
     def _chosen_cells(self, cells: pl.Expr | Sequence[int | str] | None) -> pl.DataFrame:
         """The rows of the cell table that meet a condition, or those of cell_idx (numbers) or cell_id (texts) in the

@@ -22,7 +22,7 @@
     <root>/matches/<run>/          feature_match/
     <root>/comparisons/<run>/      comparison/  representation/
     <root>/commits/                the list of commits: KIND~RUN~TABLE.json, a small file a table
-    <root>/data/                   cells that a program gave in memory (`pipelines.external.given_data`), as .h5ad files
+    <root>/data/                   cells that a program gave in memory (`pipelines.given_data`), as .h5ad files
     <root>/mlflow/                 mlflow.db  artifacts/
 
 The root is a folder, or `s3://BUCKET/PREFIX` on object storage: `as_path` makes a path of either, with the interface

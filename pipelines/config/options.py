@@ -6,7 +6,7 @@ changed. An unknown key is an error that names the nearest known one.
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -174,8 +174,11 @@ def option_help(cls: type[Options], field: str) -> str:
     return f"{text} One of: {', '.join(choices)}." if choices else text
 
 
-def check(cls: type[T], values: dict[str, Any], where: str) -> T:
-    """Build `cls` from `values`; raise UsageError that names the option, the value and what is allowed."""
+def check(cls: type[T], values: dict[str, Any], where: str, *, beside: Sequence[str] = ()) -> T:
+    """Build `cls` from `values`; raise UsageError that names the option, the value and what is allowed.
+
+    `beside` are names that are taken besides the fields, for the message about an unknown one.
+    """
     try:
         return cls(**values)
     except pydantic.ValidationError as error:
@@ -183,21 +186,24 @@ def check(cls: type[T], values: dict[str, Any], where: str) -> T:
         # of a list of which no item is valid, pydantic says as well that it is too short
         of_items = {one["loc"][0] for one in found if len(one["loc"]) > 1}
         shown = [one for one in found if one["type"] != "too_short" or one["loc"][0] not in of_items]
-        raise UsageError("; ".join(_explain(cls, dict(one), where) for one in shown)) from None
+        raise UsageError("; ".join(_explain(cls, dict(one), where, beside) for one in shown)) from None
 
 
-def _explain(cls: type[Options], error: dict[str, Any], where: str) -> str:
+def _explain(cls: type[Options], error: dict[str, Any], where: str, beside: Sequence[str]) -> str:
     """One line for one pydantic error."""
     location = [str(part) for part in error["loc"]]
     # one of several values: the option is named, as its value is shown
     named = location[:-1] if location and location[-1].isdigit() else location
     name = ".".join(named) or "options"
     if error["type"] == "extra_forbidden":
-        allowed = sorted(_fields_at(cls, location[:-1]))
+        allowed = sorted({*_fields_at(cls, location[:-1]), *beside})
         near = difflib.get_close_matches(location[-1], allowed, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         return f"{where}: the key {name!r} is unknown; {hint}allowed here: {', '.join(allowed)}"
     reason = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "literal_error":
+        near = difflib.get_close_matches(str(error["input"]), re.findall("'([^']*)'", error["ctx"]["expected"]), n=1)
+        reason += f"; did you mean {near[0]!r}?" if near else ""
     # an address may hold a password
     given = re.sub(r"//[^/@\s]+@", "//...@", repr(error.get("input")))
     return f"{where}: {name} was {given}: {reason}" if location else f"{where}: {reason}"

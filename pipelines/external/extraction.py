@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from feature_store.activations import ActivationWriter
-from feature_store.cells import open_source, read_split_record
+from feature_store.cells import open_source, read_split_record, recorded_digests
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
 from feature_store.storage.plans import ActivationsPlan
@@ -33,7 +33,7 @@ from pipelines.external.vectors import (
     save_vectors_location,
 )
 from pipelines.forward import rate
-from pipelines.inputs import genes_without_tokens, matrix_facts, recorded_digests, save_token_of_gene
+from pipelines.inputs import genes_without_tokens, matrix_facts, save_token_of_gene
 from pipelines.runtime.actor_pool import do_shards
 from pipelines.runtime.checks import check_before_work
 from pipelines.runtime.progress import delayed_progress_bar

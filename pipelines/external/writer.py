@@ -30,7 +30,7 @@ from pipelines.config import ActorOptions, CellOptions, ForwardOptions, check, p
 from pipelines.config.options import as_tuple
 from pipelines.errors import UsageError
 from pipelines.external.blocks import Spool, TokenNames
-from pipelines.external.given_data import open_given
+from pipelines.given_data import open_given
 from pipelines.inputs import genes_as_tokens, save_token_of_gene
 from pipelines.runtime.stage import Clock, StageResult
 from pipelines.shard_size import ACTIVATIONS_SHARD, ITEMSIZE, cells_per_shard
@@ -49,8 +49,8 @@ class ActivationWriter:
 
     Args:
         store: folder of the store, or s3://BUCKET/PREFIX.
-        data: the .h5ad files or .zarr folders with the cells, or an AnnData. One in memory is written into the store,
-            because later stages read the expression again.
+        data: the .h5ad files or .zarr folders with the cells, or an AnnData, which is written into the store, because
+            later stages read the expression again.
         name: name of the model.
         d_model: length of a token's vector.
         site: where in the model the vectors are read, in any words.

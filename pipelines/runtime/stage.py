@@ -1,9 +1,12 @@
 """What all stages share: the result of a stage, and a clock."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from feature_store.query.html_table import html_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +30,26 @@ class StageResult:
     reused: int
     seconds: float
     facts: dict[str, Any] = field(default_factory=dict)
+
+    def _repr_html_(self) -> str:
+        return html_table(f"{self.kind}/{self.run}", self._rows().items())
+
+    def _rows(self) -> Mapping[str, Any]:
+        """What a notebook shows of the result, by name."""
+        return {
+            "folder": self.path,
+            "computed now": self.done,
+            "already there": self.reused,
+            "seconds": f"{self.seconds:.1f}",
+            **self.facts,
+        }
+
+
+class StageResults(list[StageResult]):
+    """The results of a call that makes several runs: a list, which a notebook shows as tables."""
+
+    def _repr_html_(self) -> str:
+        return "".join(result._repr_html_() for result in self)
 
 
 class Clock:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from feature_store.cells import canonical_column, canonical_name, canonical_text, read_panel_cells
+from feature_store.cells import canonical_column, canonical_name, canonical_text, read_panel_cells, source_location
 from feature_store.codes import CodesRun, panel_with_tokens
 from feature_store.query.runs import RunChain, resolve_run
 from feature_store.query.suggestions import did_you_mean, join_names
@@ -20,7 +20,7 @@ from pipelines.associate import label_kinds
 from pipelines.config import SteerOptions
 from pipelines.errors import UsageError
 from pipelines.external.vectors import VectorsJob, load_vectors_location
-from pipelines.inputs import load_token_of_gene, no_model, source_location
+from pipelines.inputs import load_token_of_gene, no_model
 from pipelines.steering.constants import result_constants
 from pipelines.steering.context import Cells, SteeringPaths
 from pipelines.steering.feature_selection import choose_features_of_label, kind_named

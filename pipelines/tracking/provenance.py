@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pipelines
-from feature_store.cells import short_names
+from feature_store.cells import load_source_location, short_names
 from feature_store.errors import IntegrityError, StoreError
 from feature_store.storage import commit
 from feature_store.storage.addresses import data_path
 from feature_store.storage.layout import Layout
 from feature_store.storage.plans import CellsPlan, SAEPlan, as_json
-from pipelines.inputs import load_model_location, load_source_location, no_model
+from pipelines.inputs import load_model_location, no_model
 from pipelines.tracking.registry import DATASET_TAG, ModelVersion
 from pipelines.tracking.runs import RUN_TAG
 

@@ -50,13 +50,13 @@ from feature_store.associations import (
 )
 from feature_store.associations.gene_sets import canonical_immune
 from feature_store.associations.mutual_information import THRESHOLDS
-from feature_store.cells import open_source, read_cells, split_by_size, write_cells
+from feature_store.cells import open_source, read_cells, save_source_location, split_by_size, write_cells
 from feature_store.cells.expression import RANGE_GENES, RANGE_NONZEROS
 from feature_store.codes import CodesRun, load_cell_codes
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
 from feature_store.storage.plans import FusedForward
-from pipelines.inputs import GENES_TABLE, save_source_location
+from pipelines.inputs import GENES_TABLE
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 from token_codes import TokenCodes, commit_tokens, cut_of, finish, toy_codes

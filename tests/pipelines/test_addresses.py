@@ -15,6 +15,7 @@ from served_files import served_folder
 from typer.testing import CliRunner
 
 import scsae
+from feature_store.cells import missing_files, source_location
 from feature_store.errors import InputError
 from feature_store.storage import commit, range_file
 from feature_store.storage.layout import Layout
@@ -26,7 +27,7 @@ from pipelines.config.options import Files
 from pipelines.encode import encode
 from pipelines.errors import UsageError, exit_code
 from pipelines.extract import extract
-from pipelines.inputs import load_recorded_source, missing_files, source_location
+from pipelines.inputs import load_recorded_source
 from pipelines.moved_data import record_if_same
 from pipelines.train import train
 from pipelines.verify import verify_run

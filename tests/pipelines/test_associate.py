@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 from stored_bytes import contents_of
 
 from feature_store import FeatureStore
-from feature_store.cells import expression_matrix, open_source, read_cells, write_cells
+from feature_store.cells import expression_matrix, open_source, read_cells, save_source_location, write_cells
 from feature_store.codes import CodesRun, load_token_counts, load_top_tokens
 from feature_store.errors import InputError, NotFoundError
 from feature_store.storage import commit
@@ -28,7 +28,6 @@ from feature_store.storage.schemas import SPLITS
 from pipelines.associate import associate, associate_all, cell_inputs, label_kinds
 from pipelines.config import AssociateOptions, Recipe, check
 from pipelines.errors import UsageError
-from pipelines.inputs import save_source_location
 from pipelines.verify import verify_run
 
 N_UNITS = 1 + len(ASSOCIATION_TABLES)

@@ -8,14 +8,14 @@ import anndata
 import numpy as np
 import pytest
 
-from feature_store.cells import open_source, write_cells
+from feature_store.cells import open_source, recorded_digests, save_source_location, source_location, write_cells
 from feature_store.cells.file_digests import file_digest
 from feature_store.storage.layout import Layout
 from pipelines.config import EncodeOptions
 from pipelines.encode import encode
 from pipelines.errors import UsageError
 from pipelines.extract import extract
-from pipelines.inputs import load_recorded_source, recorded_digests, save_source_location, source_location
+from pipelines.inputs import load_recorded_source
 from pipelines.moved_data import record_if_same
 from pipelines.verify import verify_run
 

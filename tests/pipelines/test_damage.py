@@ -20,7 +20,7 @@ from toy_plans import toy_plan
 from feature_store import FeatureStore, Lineage
 from feature_store.activations import ActivationReader
 from feature_store.associations import MeasuredRun
-from feature_store.cells import ExpressionReader, read_cells, read_split_numbers
+from feature_store.cells import ExpressionReader, load_source_location, read_cells, read_split_numbers
 from feature_store.codes import (
     CodesRun,
     load_cell_codes,
@@ -57,7 +57,7 @@ from pipelines.associate import associate
 from pipelines.config import AssociateOptions, EncodeOptions
 from pipelines.encode import encode
 from pipelines.extract import extract
-from pipelines.inputs import load_model_location, load_source_location, load_stored_sae, load_token_of_gene
+from pipelines.inputs import load_model_location, load_stored_sae, load_token_of_gene
 from pipelines.training_loop import commit_sae, create_sae_run
 from pipelines.verify import forget_run, verify_run
 

@@ -10,7 +10,7 @@ import pytest
 from scipy import sparse
 from typer.testing import CliRunner
 
-from feature_store.cells import read_cells
+from feature_store.cells import read_cells, source_location, write_source_location
 from feature_store.errors import InputError
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
@@ -21,7 +21,7 @@ from pipelines.config import AssociateOptions, BaselineOptions, DataOptions, Enc
 from pipelines.encode import encode
 from pipelines.errors import UsageError
 from pipelines.extract import extract
-from pipelines.inputs import load_recorded_source, source_location, write_source_location
+from pipelines.inputs import load_recorded_source
 from pipelines.inspection import inspect_data
 from pipelines.train import train
 

@@ -10,21 +10,14 @@ import pandas as pd
 import pytest
 
 from feature_store.activations import ActivationReader
-from feature_store.cells import open_source, write_cells
+from feature_store.cells import load_source_location, open_source, save_source_location, write_cells
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
 from pipelines.config import DataOptions, EncodeOptions, check
 from pipelines.encode import encode
 from pipelines.errors import UsageError
 from pipelines.extract import extract
-from pipelines.inputs import (
-    load_inputs,
-    load_recorded_source,
-    load_source_location,
-    matrix_facts,
-    save_source_location,
-    token_of_gene,
-)
+from pipelines.inputs import load_inputs, load_recorded_source, matrix_facts, token_of_gene
 from pipelines.inspection import inspect_data
 from pipelines.runtime import progress
 from sae_core.scfm import load_model

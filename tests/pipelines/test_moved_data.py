@@ -8,6 +8,7 @@ import anndata
 import pytest
 from typer.testing import CliRunner
 
+from feature_store.cells import source_location, write_source_location
 from feature_store.storage.layout import Layout
 from pipelines.associate import associate, associate_all
 from pipelines.baseline import baseline
@@ -20,7 +21,7 @@ from pipelines.config import (
 )
 from pipelines.encode import encode
 from pipelines.errors import UsageError
-from pipelines.inputs import load_recorded_source, source_location, write_source_location
+from pipelines.inputs import load_recorded_source
 from pipelines.steering.run import steer
 from pipelines.train import train_all
 
@@ -122,8 +123,7 @@ def test_the_files_of_the_saes_own_data_are_that_data_set_and_no_other(moved, wi
 
 
 def test_files_of_a_data_set_may_be_named_in_any_order(moved, tiny_cells, tmp_path):
-    from feature_store.cells import open_source, write_cells
-    from pipelines.inputs import save_source_location
+    from feature_store.cells import open_source, save_source_location, write_cells
     from pipelines.moved_data import record_if_same
 
     layout = moved[0]

@@ -7,7 +7,7 @@ import pytest
 import soma_files
 from typer.testing import CliRunner
 
-from feature_store.cells import read_cells
+from feature_store.cells import read_cells, source_location
 from feature_store.errors import InputError
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
@@ -19,7 +19,7 @@ from pipelines.config import AssociateOptions, BaselineOptions, EncodeOptions, E
 from pipelines.encode import encode
 from pipelines.errors import UsageError
 from pipelines.extract import extract
-from pipelines.inputs import data_problems, load_recorded_source, source_location
+from pipelines.inputs import data_problems, load_recorded_source
 from pipelines.moved_data import record_new_place
 from pipelines.train import train
 

@@ -41,3 +41,10 @@ def test_a_verdict_follows_the_interval_over_targets(excess, said):
 def test_of_two_targets_there_is_no_verdict():
     (line,) = verdicts(compared([0.1, 0.2]))
     assert "2 targets are too few for a verdict" in line
+
+
+def test_a_notebook_shows_the_verdict_above_both_tables():
+    made = compared([0.1, 0.11, 0.12])
+    shown = made._repr_html_()
+    assert verdicts(made)[0] in shown
+    assert shown.count("<table") == 3

@@ -22,14 +22,14 @@ import numpy as np
 import polars as pl
 import torch
 
-from feature_store.cells import open_source, read_panel, read_split_numbers, write_cells
+from feature_store.cells import open_source, read_panel, read_split_numbers, save_source_location, write_cells
 from feature_store.codes import CodesRun, cells_of_shard, span_of_shard
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
 from feature_store.storage.plans import CodesCut, CodesPlan, FusedForward
 from pipelines.config import ActorOptions
 from pipelines.encode import TokenBlock, merge_statistics, reduce_shard
-from pipelines.inputs import GENES_TABLE, save_source_location
+from pipelines.inputs import GENES_TABLE
 from pipelines.runtime.actor_pool import do_shards
 from sae_core.sae import SparseCodes
 

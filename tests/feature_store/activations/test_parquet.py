@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from feature_store.activations import ActivationReader, ActivationWriter, to_float32, to_stored
+from feature_store.activations import ActivationReader, ActivationWriter, cell_means, to_float32, to_stored
 from feature_store.errors import IncompleteRunError, InputError, IntegrityError
 from feature_store.storage import filesystem
 
@@ -207,3 +207,15 @@ def test_a_part_written_in_pieces_has_the_bytes_of_one_written_at_once(tmp_path:
                 writer.write(*(key[low:high] for key in keys), act[low:high])
         assert writer.n_tokens == 1000
         assert (tmp_path / "pieces").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_the_mean_of_a_cell_is_over_its_tokens_in_all_row_groups(store_activations):
+    stored = store_activations()
+    cells = np.array([41, 3, 3, 70, 19, 20])
+    means = cell_means(stored.reader, cells)
+    for row, cell in zip(means, cells, strict=True):
+        of_cell = stored.act[stored.cell_idx == cell]
+        expected = of_cell.astype(np.float64).mean(axis=0) if len(of_cell) else np.full(4, np.nan)
+        np.testing.assert_allclose(row, expected, rtol=1e-6)
+    assert np.isnan(means[3]).all()
+    assert cell_means(stored.reader, cells[:0]).shape == (0, 4)

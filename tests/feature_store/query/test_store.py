@@ -22,7 +22,8 @@ from toy_plans import toy_table
 import feature_store
 from feature_store import FeatureStore
 from feature_store.codes import load_cell_codes
-from feature_store.errors import IntegrityError, NotFoundError, QueryError
+from feature_store.errors import InputError, IntegrityError, NotFoundError, QueryError
+from feature_store.query.run_list import run_list
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import ASSOCIATION_TABLES, Layout
 from feature_store.storage.plans import AssociationsPlan, SteeringResultsPlan
@@ -310,7 +311,7 @@ def test_a_cell_id_of_digits_is_an_id_and_a_number_is_a_place(numbered: FeatureS
         assert numbered.features_of(name).equals(numbered.features_of(place))
         assert numbered.features_of(np.int64(place)).equals(numbered.features_of(place))
     assert not numbered.features_of("17").equals(numbered.features_of(17))
-    chosen = numbered.to_anndata(cells=["17", 17, np.int32(5)])
+    chosen = numbered.to_anndata(cells=["17", 17, np.int32(5)], X=None)
     assert chosen.obs_names.tolist() == ["17", str((17 * 7 + 5) % 40), "0"]
     for missing in ("40", "017", "17.0", "-1"):
         with pytest.raises(QueryError, match=f"cell_id {missing!r}.*cell_idx 0 to 39.*--cell-idx"):
@@ -551,7 +552,7 @@ def test_a_store_answers_the_same_while_another_process_writes_into_it_and_a_new
 
 
 def test_anndata_has_the_cells_the_codes_and_the_tables_about_features(store: FeatureStore, dense: np.ndarray) -> None:
-    adata = store.to_anndata()
+    adata = store.to_anndata(X=None)
     assert adata.shape == (40, 0)
     assert (adata.obsm["X_sae"].toarray() == dense).all()
     # two cells have one name
@@ -566,15 +567,19 @@ def test_anndata_has_the_cells_the_codes_and_the_tables_about_features(store: Fe
 
 
 def test_anndata_of_some_cells_and_features_keeps_their_order(store: FeatureStore, dense: np.ndarray) -> None:
-    adata = store.to_anndata(cells=[30, "cell-2", np.int64(17)], features=[5, 3], tables=["features"], key="X_codes")
+    adata = store.to_anndata(
+        cells=[30, "cell-2", np.int64(17)], features=[5, 3], tables=["features"], key="X_codes", X=None
+    )
     assert adata.obs_names.to_list() == ["cell-30", "cell-2", "cell-17"]
     assert (adata.obsm["X_codes"].toarray() == dense[[30, 2, 17]][:, [5, 3]]).all()
     assert adata.uns["codes"]["features"]["feature_id"].to_list() == [5, 3]
     assert set(adata.uns["codes"]) == {"features", "feature_id", "provenance"}
-    test = store.to_anndata(cells=(pl.col("split") == "test") & (pl.col("cell_type") == "T"), features=range(12))
+    test = store.to_anndata(
+        cells=(pl.col("split") == "test") & (pl.col("cell_type") == "T"), features=range(12), X=None
+    )
     assert test.obs["cell_idx"].to_list() == list(range(3, 40, 4))
     assert (test.obsm["X_sae"].toarray() == dense[3::4]).all()
-    assert store.to_anndata(cells=[], features=[]).obsm["X_sae"].shape == (0, 0)
+    assert store.to_anndata(cells=[], features=[], X=None).obsm["X_sae"].shape == (0, 0)
 
 
 def test_anndata_of_what_is_not_there_is_refused(store: FeatureStore) -> None:
@@ -591,7 +596,7 @@ def test_anndata_of_what_is_not_there_is_refused(store: FeatureStore) -> None:
 
 
 def test_anndata_says_which_runs_it_comes_from(store: FeatureStore, small_store: Any) -> None:
-    found = store.to_anndata().uns["sae"]["provenance"]
+    found = store.to_anndata(X=None).uns["sae"]["provenance"]
     assert found["runs"] == {"dataset": "toy", "sae": "5ae", "codes": "c0de", "associations": "a550c"}
     assert found["manifests"]["codes"] == small_store.codes.by_cell.manifest().sha
     assert {"cells", "features", "feature_label"} <= found["manifests"].keys()
@@ -612,7 +617,7 @@ def test_anndata_is_the_same_after_writing_and_reading(store: FeatureStore, smal
     )
     shutil.rmtree(folder)
     commit.write_table(folder, cells, {"table": "cells", "dataset": "toy"})
-    adata = FeatureStore.open(small_store.layout.root).to_anndata()
+    adata = FeatureStore.open(small_store.layout.root).to_anndata(X=None)
     adata.write_h5ad(tmp_path / "codes.h5ad")
     read = anndata.read_h5ad(tmp_path / "codes.h5ad")
     pd.testing.assert_frame_equal(read.obs, adata.obs)
@@ -626,3 +631,29 @@ def test_anndata_is_the_same_after_writing_and_reading(store: FeatureStore, smal
     assert read.obs["day"].iloc[1] == "2024-01-02"
     assert read.obs["genes"].iloc[0] == "A,B"
     assert read.obs["stage"].isna().sum() == 20
+
+
+def test_a_notebook_shows_the_runs_that_are_read_and_what_the_tables_hold(store: FeatureStore) -> None:
+    shown = store._repr_html_()
+    for text in ("<td", "a550c", "c0de", "5ae", "<th", "one feature, label and split", str(store.layout.root)):
+        assert text in shown
+    assert '<td style="text-align: left">40</td>' in shown
+
+
+def test_a_notebook_shows_how_many_cells_the_panel_has(panel_store: Any) -> None:
+    assert "panel of 12 of 40 cells" in FeatureStore.open(panel_store.layout.root)._repr_html_()
+
+
+def test_a_damaged_table_is_no_error_of_what_a_notebook_shows(small_store: Any) -> None:
+    store = FeatureStore.open(small_store.layout.root)
+    (small_store.layout.cells_dir("toy") / "part-00000.parquet").unlink()
+    assert "one feature, label and split" in store._repr_html_()
+
+
+def test_the_runs_of_a_store_are_those_of_the_command(store: FeatureStore) -> None:
+    runs = store.runs()
+    assert runs.equals(run_list(store.layout))
+    assert set(runs["kind"]) >= {"cells", "codes", "associations"}
+    assert store.runs("codes")["run"].to_list() == ["c0de"]
+    with pytest.raises(InputError, match=r"'code'.*codes"):
+        store.runs("code")
