@@ -205,6 +205,7 @@ def flex_sae(task: Task) -> Step:
 PEERS = [
     Peer(name="scsae f32", make=lambda task: ours(task, "f32")),
     Peer(name="scsae bf16", make=lambda task: ours(task, "bf16")),
+    Peer(name="scsae int8", make=lambda task: ours(task, "int8"), archs=("batchtopk",)),
     Peer(name="sparsify", make=sparsify, archs=("topk",)),
     Peer(name="dictionary_learning", make=dictionary_learning),
     Peer(name="SAELens", make=sae_lens),
