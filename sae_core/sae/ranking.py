@@ -94,14 +94,16 @@ class _IntegerProduct:
 
     def __init__(self, x: Tensor, W_enc: Tensor, b_enc: Tensor) -> None:
         tiny, n_features = torch.finfo(x.dtype).tiny, len(W_enc)
-        reach = torch.stack([rows.abs().amax(dim=0) for rows in W_enc.split(CHUNK)]).amax(dim=0)
+        reach = torch.stack([rows.abs().amax(dim=0) for rows in torch.split(W_enc, CHUNK)]).amax(dim=0)
         balance = (x.abs().amax(dim=0).clamp_min(tiny) / reach.clamp_min(tiny)).sqrt()
         x = x / balance
         self._step = max(float(x.abs().max()), tiny) / 63
         self._x = x.div_(self._step).round_().add_(64).to(torch.uint8)
         self._steps = torch.empty(n_features)
         rounded = torch.empty(W_enc.shape, dtype=torch.int8)
-        for rows, steps, out in zip(W_enc.split(CHUNK), self._steps.split(CHUNK), rounded.split(CHUNK), strict=True):
+        for rows, steps, out in zip(
+            torch.split(W_enc, CHUNK), torch.split(self._steps, CHUNK), torch.split(rounded, CHUNK), strict=True
+        ):
             weight = rows * balance
             torch.div(weight.abs().amax(dim=1), 127, out=steps).clamp_min_(tiny)
             out.copy_(weight.div_(steps.unsqueeze(1)).round_())
