@@ -303,33 +303,30 @@ def train_by_ray(config: dict[str, Any], folder: str) -> None:
     """Run the steps in one worker of Ray Train."""
     if importlib.util.find_spec("ray") is None:
         raise SkippedError("the package ray is not installed")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    import ray
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    # workers import what this process can import
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    from pipelines.runtime.cluster import ray_session
 
-    on_gpu = config["device"] == "cuda"
-    paths = os.pathsep.join(sys.path[:3])
-    ray.init(include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": paths}})
-    try:
-        # by value: the worker does not import this file
+    with ray_session():
+        from ray.train import RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+
         TorchTrainer(
+            # by value, as the workers do not import this file
             lambda config, steps=steps_of_training: steps(config) and None,
             train_loop_config=config,
-            scaling_config=ScalingConfig(num_workers=1, use_gpu=on_gpu),
+            scaling_config=ScalingConfig(num_workers=1, use_gpu=config["device"] == "cuda"),
             run_config=RunConfig(name="check", storage_path=folder),
         ).fit()
-    finally:
-        ray.shutdown()
 
 
 SECTIONS: dict[str, tuple[Callable[[Run], list[Row]], int]] = {
     "kernels": (kernels, 45),
     "families": (families, 60),
-    "sae_step": (sae_step, 120),
+    "sae_step": (sae_step, 110),
     "extraction": (extraction, 75),
-    "training": (training, 60),
-    "tests": (tests, 120),
+    "training": (training, 90),
+    "tests": (tests, 100),
 }
 """A function and its limit in seconds, together eight minutes; the tests come last, because they take longest."""
 

@@ -50,7 +50,8 @@ def ranking_on(device: torch.device, precision: str) -> str:
 def has_int8(device: torch.device) -> bool:
     """Whether a device can rank by integers."""
     x86 = device.type == "cpu" and platform.machine().lower() in ("x86_64", "amd64")
-    return x86 and torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() != "DEFAULT"
+    has_onednn = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    return x86 and has_onednn and torch.backends.cpu.get_cpu_capability() != "DEFAULT"
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ SCRIPTS = sysconfig.get_path("scripts")
 @pytest.fixture
 def check(root, monkeypatch) -> ModuleType:
     monkeypatch.setattr(sys, "path", [*sys.path])  # to which the script adds
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # what lies in infra/ is listed in its README
     spec = importlib.util.spec_from_file_location("gpu_check", root / "infra/gpu/check.py")
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "gpu_check", module)
