@@ -33,6 +33,7 @@ from bench_sae_step import device_clock, in_turn, peak_gib, planted, product
 from machine import as_markdown, machine_facts
 from torch.nn import functional
 
+from sae_core.errors import ConfigError
 from sae_core.sae import Normaliser, SAEConfig, TrainConfig, Trainer
 
 if TYPE_CHECKING:
@@ -91,6 +92,8 @@ def ours(task: Task, precision: str) -> Step:
     unit = Normaliser(d_model)
     unit.n_tokens, unit.squares = 1, 1.0  # mean 0 and scale 1: the batches are normalised already
     trainer = Trainer(config, train, unit, device=task.device)
+    if trainer.ranking != precision:
+        raise ConfigError(f"this machine ranks in {trainer.ranking} where {precision} is asked for")
     with torch.no_grad():
         trainer.sae.W_enc.copy_(task.W)
         trainer.sae.W_dec.copy_(task.W)
@@ -297,23 +300,20 @@ def ratio(turns: dict[str, list[float]], slow: str, fast: str) -> float:
 
 
 def timing_table(results: list[dict[str, Any]]) -> list[str]:
-    """The medians of all steps as Markdown, with their ratios to our step of the same architecture."""
+    """The medians of all steps as Markdown, as multiples of each way that our BatchTopK step is done here."""
+    own = [label for label in results[0]["ms"] if label.startswith("scsae") and label.endswith(", batchtopk")]
     lines = [
-        "| B / d / F / k | step | ms | times scsae f32 | times scsae bf16 | peak GiB |",
-        "|---|---|---|---|---|---|",
+        f"| B / d / F / k | step | ms | {' | '.join(f'times {label}' for label in own)} | peak GiB |",
+        "|---|---|---|---|" + "---|" * len(own),
     ]
     for result in results:
         turns = result["ms"]
+        shape = " / ".join(map(str, result["shape"]))
         for label in turns:
-            arch = label.split(", ")[-1] if label != "product" else "batchtopk"
-            against = [ratio(turns, label, f"scsae {p}, {arch}") for p in ("f32", "bf16")]
             peak = f"{result['peak_gib'][label]:.2f}" if label in result.get("peak_gib", {}) else ""
-            shape = " / ".join(map(str, result["shape"]))
-            cells = [shape, label, f"{statistics.median(turns[label]):.1f}", *(f"{a:.2f}" for a in against), peak]
+            against = [f"{ratio(turns, label, one):.2f}" for one in own]
+            cells = [shape, label, f"{statistics.median(turns[label]):.1f}", *against, peak]
             lines.append(f"| {' | '.join(cells)} |")
-        if "sparsify, topk" in turns:
-            times = ratio(turns, "sparsify, topk", "scsae f32, batchtopk")
-            lines.append(f"| {shape} | sparsify's TopK over scsae's BatchTopK | | {times:.2f} | | |")
     return lines
 
 
