@@ -1,6 +1,7 @@
 # make demo: the whole job on real cells.  make test: the suite.  make lint: style, types, imports.
 # make test-pages: the atlas in Chromium.  make test-slow: all that takes long.
 # make test-jobs: the demo, a recipe, a run killed in four ways, a submitted job, a lost node, a store on S3.
+# make gpu: what needs a GPU, in eight minutes; on a CPU in small sizes.
 # make docs: the pages in site/, with the tutorials as they ran.
 # Each makes .venv on its first call, with the versions of constraints.txt.
 PYTHON ?= python3
@@ -8,10 +9,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-units test-ray test-pages test-jobs test-slow docs lint format clean help
+.PHONY: demo test test-units test-ray test-pages test-jobs test-slow gpu docs lint format clean help
 
 help:
-	@sed -n '1,5p' Makefile
+	@sed -n '1,6p' Makefile
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -48,6 +49,9 @@ test-jobs: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m 'slow and not gpu'
+
+gpu:
+	infra/gpu/check.sh
 
 docs: $(STAMP)
 	$(BIN)/python docs/site/build_site.py --out site

@@ -56,6 +56,8 @@ class Architecture:
     """Gives the code of each token at inference, independent of other tokens."""
     objective: tuple[Term, ...]
     constraints: tuple[Constraint, ...] = (UNIT_NORM,)
+    over_batch: bool = False
+    """Whether `select` takes the k * B largest entries of the whole batch, which `ranking` can find by integers."""
     nested: bool = False
     """Whether each group of features, together with the groups before it, has a reconstruction loss."""
     learned: tuple[str, ...] = ()
@@ -83,9 +85,15 @@ def _token_topk(pre: Tensor, theta: Tensor, config: SAEConfig) -> SparseCodes:
 
 
 ARCHITECTURES = {
-    "batchtopk": Architecture(select=_batch_topk, objective=(RECONSTRUCTION, AUXK, ORTHOGONALITY), calibrated=True),
+    "batchtopk": Architecture(
+        select=_batch_topk, over_batch=True, objective=(RECONSTRUCTION, AUXK, ORTHOGONALITY), calibrated=True
+    ),
     "matryoshka": Architecture(
-        select=_batch_topk, objective=(RECONSTRUCTION, AUXK, ORTHOGONALITY), calibrated=True, nested=True
+        select=_batch_topk,
+        over_batch=True,
+        objective=(RECONSTRUCTION, AUXK, ORTHOGONALITY),
+        calibrated=True,
+        nested=True,
     ),
     "topk": Architecture(select=_token_topk, infer=_token_topk, objective=(RECONSTRUCTION, AUXK, ORTHOGONALITY)),
     "jumprelu": Architecture(

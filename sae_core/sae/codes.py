@@ -58,10 +58,16 @@ class SparseCodes:
     @classmethod
     def from_flat(cls, flat: Int64[Tensor, " nnz"], dense: Float[Tensor, "token feature"]) -> "SparseCodes":
         """The entries of `dense` at the row-major positions `flat`, which ascend, as codes."""
-        n_tokens, n_features = dense.shape
+        return cls.from_places(flat, dense.flatten()[flat], *dense.shape)
+
+    @classmethod
+    def from_places(
+        cls, flat: Int64[Tensor, " nnz"], value: Float[Tensor, " nnz"], n_tokens: int, n_features: int
+    ) -> "SparseCodes":
+        """The values at the row-major positions `flat`, which ascend, of a matrix [token feature], as codes."""
         row = torch.div(flat, n_features, rounding_mode="floor")
         col = (flat - row * n_features).to(torch.int32)
-        return cls(crow=offsets_of(row, n_tokens), col=col, value=dense.flatten()[flat], n_features=n_features)
+        return cls(crow=offsets_of(row, n_tokens), col=col, value=value, n_features=n_features)
 
     @classmethod
     def concatenate(cls, parts: "Sequence[SparseCodes]") -> "SparseCodes":

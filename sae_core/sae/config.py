@@ -11,7 +11,7 @@ from typing import Any, get_args, get_type_hints
 
 from sae_core.errors import ConfigError
 
-PRECISIONS = ("f32", "bf16")
+PRECISIONS = ("f32", "bf16", "int8")
 MAX_DEAD_WINDOW = 10_000_000  # tokens; the fixed window of arXiv 2406.04093 is only the upper bound here
 
 
@@ -160,8 +160,10 @@ class TrainConfig:
     theta_decay: float = 0.99
     """Decay per step of the running mean of the threshold; calibration replaces that mean at the end of training."""
     encoder_precision: str = "f32"
-    """Precision in which the pre-activations of all features are ranked, "f32" or "bf16". The values of the selected
-    features and all gradients are float32 in both cases."""
+    """Precision in which the pre-activations of all features are ranked, "f32", "bf16" or "int8". The values of the
+    selected features and all gradients are float32 in each case, and float32 also ranks where the device has no fast
+    product in the other precision (`ranking.ranking_on`), or with int8 another architecture than batchtopk and
+    matryoshka."""
     seed: int = 0
     """Seed of the initial weights."""
 

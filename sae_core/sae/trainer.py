@@ -21,12 +21,14 @@ from torch import Tensor
 from sae_core.errors import CheckpointError, ConfigError, TrainingError
 from sae_core.sae.autoencoder import SparseAutoencoder
 from sae_core.sae.calibration import calibrate_threshold, calibrated_theta
+from sae_core.sae.codes import SparseCodes
 from sae_core.sae.config import SAEConfig, TrainConfig
 from sae_core.sae.dead_features import DeadFeatureRisk, dead_feature_risks
 from sae_core.sae.kernels import Kernel, kernel_for
 from sae_core.sae.normaliser import Normaliser
 from sae_core.sae.objectives import Forward, Loss, loss_of
 from sae_core.sae.parallel import Communicator
+from sae_core.sae.ranking import batch_topk_by_int8, has_int8, ranking_on
 
 
 class StepMetrics(NamedTuple):
@@ -120,8 +122,9 @@ class Trainer:
         self.tokens_since_fired = torch.zeros(sae_config.n_features, dtype=torch.int64, device=device)
         self.n_dead_before = 0
         """Number of features that were dead when the last window of `dead_window` tokens began."""
-        ranked = torch.bfloat16 if train_config.encoder_precision == "bf16" else torch.float32
-        self._workspace = torch.empty(0, sae_config.n_features, device=device, dtype=ranked)
+        self.ranking = ranking_on(torch.device(device), train_config.encoder_precision)
+        """The precision in which this run ranks pre-activations; a resumed run keeps that of its first start."""
+        self._workspace = torch.empty(0)
         rate = train_config.lr_at(0, sae_config.n_features)
         self._adam = torch.optim.Adam(self._learned.values(), lr=rate, fused=True)
         self.sae.mu.copy_(normaliser.mu)
@@ -190,6 +193,7 @@ class Trainer:
             "train_config": self.config.to_dict(),
             "n_steps_done": self.n_steps_done,
             "n_dead_before": self.n_dead_before,
+            "ranking": self.ranking,
         }
         return TrainerState({name: value.detach().cpu().clone() for name, value in tensors.items()}, meta)
 
@@ -202,6 +206,14 @@ class Trainer:
         _check_same("sae_config", self.sae.config.to_dict(), SAEConfig.from_dict(state.meta["sae_config"]).to_dict())
         _check_same("train_config", self.config.to_dict(), TrainConfig.from_dict(state.meta["train_config"]).to_dict())
         tensors, device = state.tensors, self.tokens_since_fired.device
+        # states of earlier versions have no ranking: theirs was the precision that was asked for
+        ranking = str(state.meta.get("ranking", self.config.encoder_precision))
+        if ranking == "int8" and not has_int8(device):
+            raise CheckpointError(
+                f"the saved run ranks its pre-activations in int8, which is not possible on {device}: continue it on a "
+                "CPU of the kind x86 with AVX2, or start a new run."
+            )
+        self.ranking = ranking
         self.sae.load_state_dict({name[4:]: value for name, value in tensors.items() if name.startswith("sae.")})
         with torch.no_grad():
             self.r_mag.copy_(tensors["r_mag"])
@@ -238,16 +250,24 @@ class Trainer:
 
     def _pre_activations(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token feature"]:
         # allocating a [token feature] matrix every step costs page faults: 420 ms against 360 at B 4096, d 512, F 8192
-        dtype = self._workspace.dtype
-        if self._workspace.shape[0] < x.shape[0]:
+        dtype = torch.bfloat16 if self.ranking == "bf16" else x.dtype
+        if len(self._workspace) < len(x) or self._workspace.dtype != dtype:
             self._workspace = x.new_empty(x.shape[0], self.sae.config.n_features, dtype=dtype)
         W_enc, b_enc = self.sae.W_enc.to(dtype), self.sae.b_enc.to(dtype)
         return torch.addmm(b_enc, x.to(dtype), W_enc.T, out=self._workspace[: x.shape[0]])
 
+    @torch.no_grad()
+    def _select(self, x: Float[Tensor, "token d_model"]) -> SparseCodes:
+        sae, arch = self.sae, self.sae.architecture
+        if self.ranking == "int8" and arch.over_batch:
+            codes = batch_topk_by_int8(x, sae.W_enc, sae.b_enc, sae.config.k, self.kernel)
+            if codes is not None:
+                return codes
+        return arch.select(self._pre_activations(x), sae.theta, sae.config)
+
     def _forward(self, x: Float[Tensor, "token d_model"], dead: Bool[Tensor, " feature"]) -> Forward:
         sae, config, arch = self.sae, self.sae.config, self.sae.architecture
-        with torch.no_grad():
-            codes = arch.select(self._pre_activations(x), sae.theta, config).with_index()
+        codes = self._select(x).with_index()
         pre = self.kernel.encode(x, sae.W_enc, sae.b_enc, codes)
         codes = codes.with_value(arch.activate(pre, sae.theta.index_select(0, codes.col), config.bandwidth))
         grouped = codes.split_groups(config.group_stops) if arch.nested else codes

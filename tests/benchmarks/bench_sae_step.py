@@ -122,15 +122,15 @@ def compare_losses(shape: tuple[int, int, int, int], n_steps: int, device: str) 
     )
 
 
-def fastest(functions: list[Callable[[], object]], repeats: int, clock: Callable[[], float]) -> list[float]:
-    """Fastest time of each in milliseconds, taking turns."""
-    best = [float("inf")] * len(functions)
+def in_turn(functions: list[Callable[[], object]], repeats: int, clock: Callable[[], float]) -> list[list[float]]:
+    """Milliseconds of each call of each function, which take turns."""
+    times: list[list[float]] = [[] for _ in functions]
     for _ in range(repeats):
-        for i, function in enumerate(functions):
+        for function, own in zip(functions, times, strict=True):
             start = clock()
             function()
-            best[i] = min(best[i], 1e3 * (clock() - start))
-    return best
+            own.append(1e3 * (clock() - start))
+    return times
 
 
 def main() -> None:
@@ -162,7 +162,8 @@ def main() -> None:
             "bf16": partial(sparse_step, x, n_features, k, "bf16"),
         }
         steps = [*(make() for make in makers.values()), product(x, n_features)]
-        dense, f32, bf16, alone = fastest(steps, options.repeats, device_clock if on_gpu else clock)
+        times = in_turn(steps, options.repeats, device_clock if on_gpu else clock)
+        dense, f32, bf16, alone = map(min, times)
         print(
             f"{n_tokens:>6} {d_model:>5} {n_features:>6} {k:>3} {dense:>9.1f} {f32:>9.1f} {bf16:>9.1f} "
             f"{alone:>9.1f} {dense / f32:>9.1f} {dense / bf16:>10.1f} {bf16 / alone:>12.1f}",
