@@ -310,11 +310,11 @@ def test_the_penalty_turns_alike_rows_away_from_each_other():
 
 
 def test_the_gradient_parallel_to_a_unit_row_is_removed():
-    rows = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
-    grad = torch.tensor([[3.0, 4.0], [1.0, 1.0]])
+    rows = torch.tensor([[1.0, 0.0], [0.6, 0.8]]).repeat(700, 1)  # more rows than a chunk
+    grad = torch.tensor([[3.0, 4.0], [1.0, 1.0]]).repeat(700, 1)
     remove_parallel(grad, rows)
-    torch.testing.assert_close((grad * rows).sum(dim=1), torch.zeros(2), atol=1e-6, rtol=0)
-    torch.testing.assert_close(grad[0], torch.tensor([0.0, 4.0]))
+    torch.testing.assert_close((grad * rows).sum(dim=1), torch.zeros(1400), atol=1e-6, rtol=0)
+    torch.testing.assert_close(grad[::2], torch.tensor([[0.0, 4.0]]).expand(700, 2))
 
 
 def test_rows_are_brought_back_to_unit_length_without_turning():
