@@ -141,7 +141,7 @@ def cell(value: Any) -> str:
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Recovery, F1, absorption and composition against the L0 of held-out tokens, a line for each kind."""
-    from feature_store.plots.canvas import GREY, OKABE_ITO, beside, canvas, finish, head
+    from feature_store.plots.canvas import GREY, OKABE_ITO, beside, canvas, head
 
     panels = {
         "share": "share of true features recovered",
@@ -149,7 +149,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         "absorption": "absorption by children, recovered roots",
         "composition": "root in the row of a child",
     }
-    drawn = canvas(None, (13.5, 3.6), show=False, save=path, n_panels=len(panels))
+    drawn = canvas(None, (3.9, 3.6), show=False, save=path, n_panels=len(panels))
     made = dict.fromkeys(row["name"] for row in rows)
     names = sorted(made, key=lambda name: [*ARCHITECTURES, *BASELINES].index(name.partition(",")[0]))
     colours = dict(zip(ARCHITECTURES, OKABE_ITO, strict=False))
@@ -165,7 +165,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         axes.set_xlabel("L0 on held-out tokens", fontsize=9)
         head(axes, title)
     beside(drawn.axes[-1], drawn.axes[-1].get_legend_handles_labels()[0], names)
-    finish(drawn, None, path)
+    drawn.figure.savefig(path, dpi=120, bbox_inches="tight", metadata={"Software": None})
 
 
 def main() -> None:
