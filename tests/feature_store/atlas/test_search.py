@@ -445,28 +445,32 @@ def test_rows_are_saved_as_the_store_holds_them(
         assert found[column].to_list() == expected[column].to_list()
 
 
-LARGE = """async () => {
+GROWTH = """async () => {
   const { Names } = await import("./static/js/names.js");
   const letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ", letter = (i, j) => letters[((i + 3) * (j + 5) * 7919) % 101 % 26];
   const name = (i, n) => Array.from({ length: n }, (_, j) => letter(i, j)).join("");
-  const names = new Names({
-    genes: Array.from({ length: 20000 }, (_, i) => `${name(i, 4)}${i % 97}`),
-    gene_sets: Array.from({ length: 5000 }, (_, i) => ["go", `GOBP_${name(i, 9)}_OF_${name(i + 3, 8)}_${i}`]),
-    labels: Array.from({ length: 200 }, (_, i) => ["cell_type", `${name(i, 6)} cell ${i}`]),
+  const of = (times) => new Names({
+    genes: Array.from({ length: 2000 * times }, (_, i) => `${name(i, 4)}${i % 97}`),
+    gene_sets: Array.from({ length: 500 * times }, (_, i) => ["go", `GOBP_${name(i, 9)}_OF_${name(i + 3, 8)}_${i}`]),
+    labels: Array.from({ length: 20 * times }, (_, i) => ["cell_type", `${name(i, 6)} cell ${i}`]),
   });
-  const took = [];
-  for (const query of ["a", "e", "ab", "gobp", "cell 17", "regulation of t", "monocyte", "qqqqqqqq", "zzzz", "a1"]) {
+  const some = of(1), many = of(10);
+  const queries = ["a", "e", "ab", "gobp", "cell 17", "regulation of t", "monocyte", "qqqqqqqq", "zzzz", "a1"];
+  const time = (names) => {
     const began = performance.now();
-    names.find(query);
-    took.push(performance.now() - began);
-  }
-  return took;
+    for (const query of queries) names.find(query);
+    return performance.now() - began;
+  };
+  const ratios = [];
+  for (let turn = 0; turn < 7; turn++) ratios.push(1 / (time(some) / time(many)));
+  return ratios;
 }"""
 
 
-def test_twenty_five_thousand_names_are_searched_within_a_tenth_of_a_second(open_page: Callable[..., Page]) -> None:
-    took = open_page("#/search").evaluate(LARGE)
-    assert sorted(took)[len(took) // 2] < 100
+def test_a_search_among_ten_times_as_many_names_takes_about_ten_times_as_long(open_page: Callable[..., Page]) -> None:
+    # in one run and in turn, so that a slow machine changes both
+    ratios = open_page("#/search").evaluate(GROWTH)
+    assert sorted(ratios)[len(ratios) // 2] < 30
 
 
 def edits(a: str, b: str) -> int:
