@@ -97,7 +97,7 @@ class SAERun:
         self.folder = folder
         self.trainer = trainer
         self.history: list[dict[str, float]] = []
-        self.findings: dict[str, Finding] = {}
+        self.findings: dict[str, Finding] = _ranking(trainer)
         """The first finding of each kind."""
 
     def note(self, metrics: "StepMetrics") -> dict[str, float]:
@@ -130,6 +130,18 @@ class SAERun:
             save_training(self.trainer.state_dict(), local, extra)
         for old in sorted(target.parent.glob("step-*"))[:-2]:
             filesystem.remove_folder(old)
+
+
+def _ranking(trainer: "Trainer") -> dict[str, Finding]:
+    """Say that features are not ranked in the precision that was asked for, if they are not."""
+    wanted = trainer.config.encoder_precision
+    if trainer.ranking == wanted:
+        return {}
+    message = (
+        f"encoder_precision was {wanted}, but features are ranked in {trainer.ranking}: for "
+        f"{trainer.sae.config.arch} on this device {wanted} is slower or not possible"
+    )
+    return {"ranking": {"kind": "ranking", "step": 0, "value": None, "message": message}}
 
 
 def fit(

@@ -37,14 +37,15 @@ BLOCK = 256  # tokens whose approximations exist at a time, so that they stay in
 CHUNK = 1024  # features that are rounded at a time, for the same reason
 
 
-def ranking_on(device: torch.device, precision: str) -> str:
+def ranking_on(device: torch.device, precision: str, *, over_batch: bool) -> str:
     """The precision that is used on a device: the one that is asked for where it is faster than float32, else "f32".
 
     On a CPU, bfloat16 needs AMX (without it a step took 7 times as long, with AVX2 alone), and int8 needs an x86
-    processor with AVX2. What a processor can do never changes during a run, unlike a measurement.
+    processor with AVX2 and an architecture that selects over the whole batch (`over_batch`). What a processor can do
+    never changes during a run, unlike a measurement.
     """
     slow_bf16 = device.type == "cpu" and not torch.cpu._is_amx_tile_supported()
-    slow = {"f32": False, "bf16": slow_bf16, "int8": not has_int8(device)}
+    slow = {"f32": False, "bf16": slow_bf16, "int8": not (over_batch and has_int8(device))}
     return "f32" if slow[precision] else precision
 
 

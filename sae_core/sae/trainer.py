@@ -122,7 +122,9 @@ class Trainer:
         self.tokens_since_fired = torch.zeros(sae_config.n_features, dtype=torch.int64, device=device)
         self.n_dead_before = 0
         """Number of features that were dead when the last window of `dead_window` tokens began."""
-        self.ranking = ranking_on(torch.device(device), train_config.encoder_precision)
+        self.ranking = ranking_on(
+            torch.device(device), train_config.encoder_precision, over_batch=self.sae.architecture.over_batch
+        )
         """The precision in which this run ranks pre-activations; a resumed run keeps that of its first start."""
         self._workspace = torch.empty(0)
         rate = train_config.lr_at(0, sae_config.n_features)
@@ -259,7 +261,7 @@ class Trainer:
     @torch.no_grad()
     def _select(self, x: Float[Tensor, "token d_model"]) -> SparseCodes:
         sae, arch = self.sae, self.sae.architecture
-        if self.ranking == "int8" and arch.over_batch:
+        if self.ranking == "int8":
             codes = batch_topk_by_int8(x, sae.W_enc, sae.b_enc, sae.config.k, self.kernel)
             if codes is not None:
                 return codes

@@ -385,6 +385,19 @@ def test_options_of_the_core_reach_it_and_are_logged(chain, own_store):
     assert (logged["encoder_precision"], logged["groups"], logged["warmup_fraction"]) == ("bf16", "[0.25, 0.75]", "0.2")
 
 
+def test_a_precision_that_is_not_used_is_said_and_kept_with_the_figures(chain, own_store, monkeypatch, capsys):
+    import torch
+
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    short = {"n_steps": 10, "arch": ("topk",)}
+    for precision in ("bf16", "int8"):
+        result = train(chain.train.model_copy(update={**short, "encoder_precision": precision}), own_store)
+        said = f"encoder_precision was {precision}, but features are ranked in f32"
+        assert capsys.readouterr().err.count(said) == 1
+        assert said in result.facts["ranking"]
+    assert "ranking" not in train(chain.train.model_copy(update=short), own_store).facts
+
+
 def test_what_the_trainer_finds_is_said_once_and_kept_with_the_figures(chain, own_store, monkeypatch, capsys):
     from sae_core.sae import DeadFeatureRisk, Trainer
 

@@ -65,18 +65,20 @@ def test_a_sample_that_is_louder_than_the_batch_leaves_the_ranking_to_float32():
 
 
 @pytest.mark.parametrize(
-    ("amx", "device", "precision", "expected"),
+    ("amx", "device", "precision", "over_batch", "expected"),
     [
-        (False, "cpu", "bf16", "f32"),
-        (True, "cpu", "bf16", "bf16"),
-        (False, "cuda", "bf16", "bf16"),
-        (False, "cuda", "int8", "f32"),
-        (False, "cpu", "f32", "f32"),
+        (False, "cpu", "bf16", True, "f32"),
+        (True, "cpu", "bf16", True, "bf16"),
+        (True, "cpu", "bf16", False, "bf16"),
+        (False, "cuda", "bf16", True, "bf16"),
+        (False, "cuda", "int8", True, "f32"),
+        (False, "cpu", "int8", False, "f32"),
+        (False, "cpu", "f32", True, "f32"),
     ],
 )
-def test_a_precision_is_used_only_where_it_is_faster(monkeypatch, amx, device, precision, expected):
+def test_a_precision_is_used_only_where_it_is_faster(monkeypatch, amx, device, precision, over_batch, expected):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    assert ranking_on(torch.device(device), precision) == expected
+    assert ranking_on(torch.device(device), precision, over_batch=over_batch) == expected
 
 
 def trainer(synthetic, precision: str) -> Trainer:
