@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GPU_TESTS = ("sae/test_kernels.py", "sae/test_reductions.py", "scfm/conformance", "steering/test_forward.py")
-KINDS = ("scgpt", "geneformer-v1", "geneformer-v2", "scfoundation", "tahoe", "nicheformer", "uce", "transcriptformer")
-KINDS += ("aido-cell",)
 PACKAGES = ("triton", "ray", "eai-sparsify", "dictionary-learning", "sae-lens")
 
 
@@ -93,7 +91,7 @@ def families(run: Run) -> list[Row]:
     from scsae.testing.conformance import random_counts, relative_error, tokens_of
 
     rows = []
-    for kind in KINDS:
+    for kind in tiny_checkpoints.KINDS:
         with tempfile.TemporaryDirectory() as folder:
             path = tiny_checkpoints.write_tiny(Path(folder), kind)
             exact = load_model(path)

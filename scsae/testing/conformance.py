@@ -95,7 +95,7 @@ class ModelConformance:
     @pytest.fixture
     def checkpoint(self, tmp_path: Path) -> Path:
         """A tiny checkpoint folder of the family; it has to be overridden."""
-        raise NotImplementedError("override the fixture `checkpoint` with one that returns a checkpoint folder")
+        pytest.fail("override the fixture `checkpoint` with one that returns a checkpoint folder")
 
     @pytest.fixture
     def model(self, checkpoint: Path) -> FoundationModel:

@@ -210,6 +210,23 @@ def write_scfoundation(
     return folder
 
 
+KINDS = (
+    "scgpt",
+    "scgpt-finetuned",
+    "geneformer-v1",
+    "geneformer-v2",
+    "scfoundation",
+    "tahoe",
+    "tahoe-3b",
+    "transcriptformer",
+    "nicheformer",
+    "nicheformer-ckpt",
+    "uce",
+    "aido-cell",
+)
+"""Every kind of folder that a reader takes."""
+
+
 def write_tiny(parent: Path, kind: str) -> Path:
     """A tiny checkpoint of a kind."""
     match kind:

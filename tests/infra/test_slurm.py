@@ -87,15 +87,6 @@ def wait_for(folder, words):
         time.sleep(0.05)
 
 
-def test_bash_and_the_linter_find_nothing(script):
-    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
-    shellcheck = shutil.which("shellcheck", path=SCRIPTS)
-    if shellcheck is None:
-        pytest.skip("shellcheck is not installed: pip install -e '.[dev]'")
-    done = subprocess.run([shellcheck, script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
-
-
 def test_without_a_recipe_or_outside_slurm_it_says_how_to_call_it(script, short):
     clean = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
     bare = subprocess.run(["bash", script], env=clean, capture_output=True, text=True, check=False)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_checkpoints import write_tiny
+from tiny_checkpoints import KINDS, write_tiny
 
 from sae_core.errors import CheckpointError
 from sae_core.scfm import UCE, load_model
@@ -16,20 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-KINDS = (
-    "scgpt",
-    "scgpt-finetuned",
-    "geneformer-v1",
-    "geneformer-v2",
-    "scfoundation",
-    "tahoe",
-    "tahoe-3b",
-    "transcriptformer",
-    "nicheformer",
-    "nicheformer-ckpt",
-    "uce",
-    "aido-cell",
-)
 Weights = dict[str, torch.Tensor]
 BOTH = ("weight", "bias")
 
