@@ -11,7 +11,6 @@ and with bf16 autocast. They take turns, and a figure is the fastest of the repe
 
 from __future__ import annotations
 
-import argparse
 import platform
 import time
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F
-from bench_scfm import fastest
+from bench_scfm import fastest, parser_of
 from torch import Tensor
 
 from feature_store.cells import open_source
@@ -82,13 +81,8 @@ def stock(model: AIDOCell, tokens: Tokens, layer: int) -> Tensor:
 
 def main() -> None:
     """Run and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--cells", type=int, default=1)
+    parser = parser_of(__doc__, cells=1, repeats=1)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--cpu-time", action="store_true", help="of this process: for a machine that others use")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     source = open_source(options.data)

@@ -11,7 +11,6 @@ timed for both orders of ties. Everything takes turns, and a figure is the faste
 
 from __future__ import annotations
 
-import argparse
 import platform
 import time
 from dataclasses import replace
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from bench_scfm import fastest
+from bench_scfm import fastest, parser_of
 from torch import nn
 
 from feature_store.cells import open_source
@@ -57,13 +56,8 @@ def stock_embedding(model: Nicheformer, layers: nn.ModuleList, tokens: Tokens) -
 
 def main() -> None:
     """Run and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--cells", type=int, default=4)
+    parser = parser_of(__doc__, cells=4, repeats=2)
     parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--cpu-time", action="store_true", help="of this process: for a machine that others use")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     source = open_source(options.data)

@@ -160,17 +160,23 @@ def fastest(runs: list[Callable[[], object]], repeats: int, clock: Callable[[], 
     return best
 
 
+def parser_of(doc: str, *, cells: int, repeats: int) -> argparse.ArgumentParser:
+    """The options that the benchmarks of all families have, with these defaults."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--cells", type=int, default=cells)
+    parser.add_argument("--repeats", type=int, default=repeats)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--cpu-time", action="store_true", help="of this process: for a machine that others use")
+    return parser
+
+
 def main() -> None:
     """Run and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True)
+    parser = parser_of(__doc__, cells=64, repeats=3)
     parser.add_argument("--family", choices=("scgpt", "tahoe"), default="scgpt")
-    parser.add_argument("--cells", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--max-batch-tokens", type=int)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--cpu-time", action="store_true", help="of this process: for a machine that others use")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     tick = time.process_time if options.cpu_time else time.perf_counter

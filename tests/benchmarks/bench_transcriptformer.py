@@ -12,7 +12,6 @@ fastest of the repeats. Real tokens are counted, padding never.
 
 from __future__ import annotations
 
-import argparse
 import platform
 import time
 from typing import TYPE_CHECKING
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F
-from bench_scfm import fastest
+from bench_scfm import fastest, parser_of
 
 from feature_store.cells import Source, open_source
 from sae_core.scfm import Site, Tokens, TranscriptFormer, TranscriptFormerConfig, Vocabulary
@@ -89,12 +88,7 @@ def tokens_of(source: Source, model: TranscriptFormer, n_cells: int) -> Tokens:
 
 def main() -> None:
     """Run and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--cells", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--cpu-time", action="store_true", help="of this process: for a machine that others use")
+    parser = parser_of(__doc__, cells=2, repeats=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     clock = time.process_time if options.cpu_time else time.perf_counter

@@ -10,14 +10,13 @@ repeats. Real tokens are counted, padding never. Places on chromosomes and prote
 
 from __future__ import annotations
 
-import argparse
 import platform
 import time
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from bench_scfm import fastest
+from bench_scfm import fastest, parser_of
 from torch import nn
 from torch.nn.functional import normalize
 
@@ -93,13 +92,8 @@ class Stock(nn.Module):
 
 def main() -> None:
     """Run and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--cells", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser = parser_of(__doc__, cells=4, repeats=2)
     parser.add_argument("--width", type=int, default=1, help="divides every width of the network")
-    parser.add_argument("--cpu-time", action="store_true", help="of this process: for a machine that others use")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     source = open_source(options.data)
