@@ -24,8 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/scsae demo
 
-# the tests without Ray share the cores, with one thread each; those with Ray mostly wait for clusters, which they start one
-# after another, and run beside them
+# the tests without Ray share the cores, with one thread each; those with Ray mostly wait, and run beside them
 test: $(STAMP)
 	@$(MAKE) --no-print-directory -j2 --output-sync=target test-units test-ray
 
@@ -34,7 +33,7 @@ test-units: $(STAMP)
 		$(BIN)/python -m pytest -n auto --dist loadfile -m 'not slow and not gpu and not ray and not browser'
 
 test-ray: $(STAMP)
-	$(BIN)/python -m pytest -m 'ray and not slow and not gpu and not browser'
+	$(BIN)/python -m pytest tests/pipelines -m 'ray and not slow and not gpu and not browser'
 
 test-pages: $(STAMP)
 	OMP_NUM_THREADS=1 POLARS_MAX_THREADS=2 \

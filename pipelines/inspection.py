@@ -9,6 +9,7 @@ from pipelines.external.inspection import inspect_vectors
 from pipelines.genes import long_cells
 from pipelines.inputs import LoadedInputs, few_matched, load_inputs, matrix_facts
 from pipelines.runtime.stage import Clock
+from pipelines.runtime.threads import torch_threads
 from pipelines.schema_columns import with_schema_columns
 
 if TYPE_CHECKING:
@@ -61,22 +62,16 @@ def seconds_per_cell(inputs: LoadedInputs) -> float:
     The first run is not counted, because it allocates memory and compiles; other work on the machine slows single runs,
     which the fastest one shows least.
     """
-    import torch
-
     n = max(1, min(TIMED_CELLS, int(TIMED_TOKENS / max(inputs.mean_tokens, 1))))
     few = inputs.source.first_cells(n)[:n]
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        seconds: list[float] = []
+    seconds: list[float] = []
+    with torch_threads(1):
         whole = Clock()
         while len(seconds) <= N_TIMED and (len(seconds) < 2 or whole.seconds < TIMED_S):
             clock = Clock()
             tokens = tokens_of_cells(inputs.model, inputs.source, inputs.match, few, seed=0)
             inputs.model.embed(tokens)
             seconds.append(clock.seconds)
-    finally:
-        torch.set_num_threads(n_threads)
     return min(seconds[1:]) / len(few)
 
 

@@ -30,6 +30,7 @@ from feature_store.storage.plans import SAEPlan
 from pipelines.errors import UsageError
 from pipelines.loss_recovered import RecoveryProbe, probe, value_or_reason
 from pipelines.runtime.progress import stderr_console
+from pipelines.runtime.threads import torch_threads
 
 if TYPE_CHECKING:
     import torch
@@ -157,13 +158,18 @@ def fit(
         CheckpointError, InputError: a checkpoint is of another configuration or another stream; it is left alone.
         IntegrityError: a part of the activations is missing or damaged.
     """
+    # without a worker the loop is in the process of the caller, whose threads it leaves as they were
+    with torch_threads(job.n_threads):
+        _fit(job, report, communicator)
+
+
+def _fit(job: TrainJob, report: Callable[[dict[str, float]], None], communicator: "Communicator | None") -> None:
     import torch
 
     from sae_core.errors import TrainingError
     from sae_core.sae import SAEConfig, Sweep, TrainConfig, Trainer
     from sae_core.sae.parallel import Communicator
 
-    torch.set_num_threads(job.n_threads)
     ranks = communicator or Communicator()
     reader = ActivationReader(commit.Run.open(job.activations))
     split = read_split_numbers(Layout(as_path(job.store)).cells_dir(job.dataset))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from in_process import replace_actors
-from jaxtyping import install_import_hook
+from shape_checks import check_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from feature_store import FeatureStore
 
 # has to run before anything imports sae_core: its signatures are then checked at every call
-install_import_hook("sae_core", "beartype.beartype")
+check_shapes("sae_core")
 
 
 STARTS_RAY = {"ray_local", "killable"}
@@ -39,12 +39,29 @@ MARKS = {"ray": STARTS_RAY, "browser": {"browser"}}
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark every test that uses a fixture that starts Ray or a browser, directly or through other fixtures.
 
-    A test that starts Ray itself, in a process of its own, carries the mark in its module.
+    A test that starts Ray itself, in a process of its own, carries the mark in its module. `make test` looks for tests
+    with Ray in one folder alone.
     """
+    folder = Path(__file__).parent / "pipelines"
     for item in items:
         for mark, fixtures in MARKS.items():
             if isinstance(item, pytest.Function) and fixtures & set(item.fixturenames):
                 item.add_marker(mark)
+        if {"ray", "slow"} & set(item.keywords) == {"ray"} and folder not in item.path.parents:
+            raise pytest.UsageError(f"{item.nodeid} starts Ray; put it into {folder.name}, or mark it slow")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Let no test start Ray that does not carry the mark: those run beside each other."""
+
+    def refuse(*_arguments: object) -> None:
+        raise AssertionError("this test starts Ray; let it use without_actors, or ray_local, which marks it")
+
+    with pytest.MonkeyPatch.context() as patch:
+        if item.get_closest_marker("ray") is None:
+            patch.setattr("pipelines.runtime.cluster._connect", refuse)
+        return (yield)
 
 
 @pytest.fixture(scope="session")
@@ -162,12 +179,15 @@ def toy_plug_in(monkeypatch, tmp_path) -> None:
 
 @pytest.fixture(scope="session")
 def shards_here():
-    """`do_shards` without Ray: every shard in this process, in order, as an actor would do it."""
+    """`do_shards` without Ray: every shard in this process, in order, as an actor of one core would do it."""
+    from pipelines.runtime.threads import torch_threads
 
     def do_shards(worker, work, shards, *_args, **_options):
-        body, total = worker(work), Counter()
-        for shard in shards:
-            total.update(body.shard(shard))
+        # the last bits of activations depend on the number of threads
+        with torch_threads(1):
+            body, total = worker(work), Counter()
+            for shard in shards:
+                total.update(body.shard(shard))
         return total
 
     return do_shards

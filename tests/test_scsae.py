@@ -25,7 +25,7 @@ STAGES = {
 }
 
 
-def test_the_whole_job_runs_through_the_door(ray_local, tiny_data, tiny_model, tmp_path, without_actors):
+def test_the_whole_job_runs_through_the_door(tiny_data, tiny_model, tmp_path, without_actors):
     store = tmp_path / "store"
     columns = {"donor": "donor", "batch": "batch", "cell_type": "type"}
     (extracted,) = scsae.extract(tiny_data, model=str(tiny_model), layer=1, dtype="f32", store=store, **columns)

@@ -8,8 +8,6 @@ therefore be computed twice without harm. The driver's own work for a shard does
 those that can take one more shard are kept by the number of shards that they have.
 """
 
-import os
-import sys
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +20,7 @@ from pipelines.runtime.cluster import actors_that_fit, ray_session
 from pipelines.runtime.failures import root_cause
 from pipelines.runtime.progress import progress_bar, stderr_console
 from pipelines.runtime.stage import Clock
+from pipelines.runtime.threads import limit_threads
 
 SHARDS_PER_ACTOR = 2
 CHECK_INTERVAL_S = 0.5
@@ -46,18 +45,6 @@ class ShardActor:
     def shard(self, number: int) -> Any:
         """Compute one shard and return its counts."""
         return self._body.shard(number)
-
-
-def limit_threads(n_threads: int) -> None:
-    """Set every thread pool of this process to `n_threads`, whatever $OMP_NUM_THREADS was where Ray was started."""
-    # careful: Polars and OpenMP read these when they make their pools, which is before the first computation
-    os.environ.update(OMP_NUM_THREADS=str(n_threads), POLARS_MAX_THREADS=str(n_threads))
-    import pyarrow as pa
-
-    pa.set_cpu_count(n_threads)
-    # not imported here: it takes 1.7 s, most workers need no torch, and a later import reads OMP_NUM_THREADS
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(n_threads)
 
 
 def do_shards(

@@ -48,18 +48,17 @@ def train_options() -> TrainOptions:
 
 
 @pytest.fixture(scope="session")
-def chain(tmp_path_factory, ray_local, shards_here, extract_options, train_options) -> Chain:
-    """Every stage run once on the tiny data, without actors after the extraction; read it, do not write to it."""
+def chain(tmp_path_factory, shards_here, extract_options, train_options) -> Chain:
+    """Every stage run once on the tiny data, without actors; read it, do not write to it."""
     from pipelines.associate import associate
     from pipelines.encode import encode
     from pipelines.extract import extract
     from pipelines.train import train
 
     store = tmp_path_factory.mktemp("chain") / "store"
-    # the last bits of activations are those of an actor, to which other extractions are held
-    extract(extract_options, store)
     with pytest.MonkeyPatch.context() as patch:
         replace_actors(patch, shards_here)
+        extract(extract_options, store)
         train(train_options, store)
         encode(EncodeOptions(), store)
         associate(AssociateOptions(), store)

@@ -31,7 +31,7 @@ from pipelines.train import train
 from sae_core.effects import LaterEffect
 from sae_core.errors import ConfigError
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("module_without_actors")]
+pytestmark = pytest.mark.usefixtures("module_without_actors")
 CELLS, N_FEATURES = 10, 20
 
 

@@ -26,7 +26,8 @@ from sae_core.errors import ConfigError
 from sae_core.scfm import ScGPT
 from sae_core.steering import Ablate, SteeredModel, Steering
 
-pytestmark = pytest.mark.ray
+pytestmark = pytest.mark.usefixtures("module_without_actors")
+
 CELLS, N_FEATURES = 12, 20
 
 

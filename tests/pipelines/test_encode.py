@@ -198,7 +198,9 @@ def test_a_kill_while_a_part_is_written_leaves_a_run_that_resumes_to_the_same_by
     assert not list(folder.rglob(".tmp-*"))
 
 
-def test_statistics_merged_by_actors_have_the_bytes_of_those_merged_here_and_resume(own_store, monkeypatch, capsys):
+def test_statistics_merged_by_actors_have_the_bytes_of_those_merged_here_and_resume(
+    ray_local, own_store, monkeypatch, capsys
+):
     folder = Layout(own_store).latest("codes").path
     calm = manifests(folder)
     frames = {table: commit.read_table(folder / table) for table in MERGED}

@@ -25,7 +25,7 @@ from pipelines.steering.context import SteeringContext
 from sae_core.errors import ConfigError
 from sae_core.scfm import ScGPT, Site, Tokens
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("module_without_actors")]
+pytestmark = pytest.mark.usefixtures("module_without_actors")
 CELLS, GENES, N_FEATURES = 12, 6, 20
 OWN, OTHER = "own token", "other tokens"
 

@@ -118,7 +118,7 @@ def test_memory_that_runs_out_is_a_reason_and_a_mistake_in_the_code_is_none():
         value_or_reason(fails(RuntimeError("shapes differ")))
 
 
-def test_no_cells_asked_for_is_said_in_the_summary(chain, own_store):
+def test_no_cells_asked_for_is_said_in_the_summary(chain, own_store, without_actors):
     from pipelines.train import train
 
     facts = train(chain.train.model_copy(update={"recovery_cells": 0, "n_steps": 3}), own_store).facts

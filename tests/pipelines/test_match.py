@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from in_process import replace_actors
 from safetensors.numpy import load_file
 
 from feature_store import FeatureStore
@@ -47,7 +48,7 @@ def four(chain, tmp_path_factory, shards_here, tiny_cells) -> Saes:
     tiny_cells[::-1].copy().write_h5ad(file)
     first = Layout(store).latest("saes").run
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.extract.do_shards", shards_here)
+        replace_actors(patch, shards_here)
         seed = train(chain.train.model_copy(update={"seed": 1}), store).run
         extract(chain.extract.model_copy(update={"layer": ("2",)}), store)
         layer = train(chain.train, store).run

@@ -16,7 +16,6 @@ from feature_store.storage.layout import MODULE_TABLES, Layout
 from pipelines.config import ModulesOptions
 from pipelines.modules import SHUFFLED, modules
 
-pytestmark = pytest.mark.ray
 OPTIONS = ModulesOptions(n_resamples=4, n_draws=50)
 
 

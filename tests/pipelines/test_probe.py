@@ -23,7 +23,7 @@ from pipelines.config import AssociateOptions, BaselineOptions, ProbeOptions
 from pipelines.errors import UsageError
 from pipelines.probe import GENES, PERMUTED, SAE, probe_labels
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("module_without_actors")]
+pytestmark = pytest.mark.usefixtures("module_without_actors")
 OPTIONS = ProbeOptions(label=("cell_type", "batch"), k=(1, 3), genes=20)
 
 

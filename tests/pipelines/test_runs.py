@@ -28,7 +28,6 @@ def said(monkeypatch, capsys):
     return run
 
 
-@pytest.mark.ray
 def test_every_run_is_listed_with_its_state_and_what_it_was_made_of(own_store):
     layout = Layout(own_store)
     chain = RunChain.of(layout, layout.latest("associations").run)
@@ -54,7 +53,6 @@ def test_every_run_is_listed_with_its_state_and_what_it_was_made_of(own_store):
     assert run_list(layout, "codes")["state"].to_list() == ["lost"]
 
 
-@pytest.mark.ray
 def test_the_command_prints_the_runs_and_refuses_unknown_kinds(own_store, said):
     code, out, _ = said("runs", "--store", str(own_store), "--format", "csv")
     assert code == 0

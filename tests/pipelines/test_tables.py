@@ -1,13 +1,9 @@
 """The tables that the stages write have the columns and dtypes that `schemas` names."""
 
-import pytest
-
 from feature_store import FeatureStore
 from feature_store.codes import CodesRun, load_token_counts, load_top_tokens
 from feature_store.storage import schemas
 from feature_store.storage.layout import ASSOCIATION_TABLES
-
-pytestmark = pytest.mark.ray
 
 
 def test_every_table_of_a_store_made_by_the_stages_conforms_to_its_schema(chain):

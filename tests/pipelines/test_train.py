@@ -202,7 +202,7 @@ def test_a_version_leads_back_to_activations_data_model_and_code_and_says_what_i
     assert origin_of(layout, version)["activations"]["state"] == "not in this store (IntegrityError)"
 
 
-def test_a_run_without_test_cells_has_no_figure_of_them(chain, own_store, monkeypatch):
+def test_a_run_without_test_cells_has_no_figure_of_them(chain, own_store, monkeypatch, without_actors):
     from feature_store.cells import TEST, TRAIN, read_split_numbers
 
     def without_test(folder):
@@ -225,7 +225,9 @@ def test_every_figure_of_a_training_is_in_the_registry_of_metrics(chain):
     assert {"select_fvu", "l0"} <= written <= set(METRICS)
 
 
-def test_broken_test_tokens_cost_their_figure_alone_and_the_reason_is_kept_everywhere(chain, own_store, monkeypatch):
+def test_broken_test_tokens_cost_their_figure_alone_and_the_reason_is_kept_everywhere(
+    chain, own_store, monkeypatch, without_actors
+):
     from pipelines import training_loop
 
     original = training_loop.held_out
@@ -362,7 +364,7 @@ def test_what_a_crash_kept_from_a_registered_sae_is_made_up_for(own_store, chain
     assert tracking.find(version.tags["scsae.run"]) == version.mlflow_run
 
 
-def test_options_of_the_core_reach_it_and_are_logged(chain, own_store):
+def test_options_of_the_core_reach_it_and_are_logged(chain, own_store, without_actors):
     options = chain.train.model_copy(
         update={
             "arch": ("matryoshka",),
@@ -385,7 +387,9 @@ def test_options_of_the_core_reach_it_and_are_logged(chain, own_store):
     assert (logged["encoder_precision"], logged["groups"], logged["warmup_fraction"]) == ("bf16", "[0.25, 0.75]", "0.2")
 
 
-def test_a_precision_that_is_not_used_is_said_and_kept_with_the_figures(chain, own_store, monkeypatch, capsys):
+def test_a_precision_that_is_not_used_is_said_and_kept_with_the_figures(
+    chain, own_store, monkeypatch, capsys, without_actors
+):
     import torch
 
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
@@ -398,7 +402,9 @@ def test_a_precision_that_is_not_used_is_said_and_kept_with_the_figures(chain, o
     assert "ranking" not in train(chain.train.model_copy(update=short), own_store).facts
 
 
-def test_what_the_trainer_finds_is_said_once_and_kept_with_the_figures(chain, own_store, monkeypatch, capsys):
+def test_what_the_trainer_finds_is_said_once_and_kept_with_the_figures(
+    chain, own_store, monkeypatch, capsys, without_actors
+):
     from sae_core.sae import DeadFeatureRisk, Trainer
 
     monkeypatch.setattr(
@@ -528,7 +534,9 @@ def test_workers_that_cannot_share_are_refused_and_nothing_is_written(chain, cha
     assert Layout(chain.store).runs("saes") == before
 
 
-def test_a_sweep_gives_each_sae_the_bytes_that_it_has_alone_and_does_only_what_is_missing(chain, own_store):
+def test_a_sweep_gives_each_sae_the_bytes_that_it_has_alone_and_does_only_what_is_missing(
+    chain, own_store, without_actors
+):
     options = chain.train.model_copy(update={"seed": 5, "n_steps": 20, "checkpoint_steps": 7})
     swept = {"arch": ("batchtopk", "gated"), "k": (3, 4)}
     results = train_all(options.model_copy(update=swept), own_store)
