@@ -235,6 +235,7 @@ def test_the_mean_difference_is_added_in_each_dose_of_the_search(steered, chain)
     assert measured.select("split", "dose").rows() == [(s, d) for s in ("select", "test") for d in (0.5, 1.0)]
 
 
+@pytest.mark.slow
 def test_a_search_of_kinds_takes_one_sample_reports_each_kind_and_finishes_the_best_last(own_store, here):
     options = SteerOptions(kind="batch", target="all", n_features=(2, 4), dose=(0.5, 1.0), n_nulls=2)
     found = steer(options, own_store)
