@@ -1,0 +1,46 @@
+"""What pip is told about where packages are, uv is told as well."""
+
+import importlib.util
+import subprocess
+
+import pytest
+
+
+@pytest.fixture
+def install(root):
+    spec = importlib.util.spec_from_file_location("install", root / "infra/install.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_environment_overrules_the_files_and_every_place_is_passed_on(install):
+    listed = ":env:.find-links='/wheels'\nglobal.cert='/ca.crt'\nglobal.find-links='/old'\n"
+    listed += "global.extra-index-url='file:///a file:///b'\ninstall.index-url='https://example.org/simple'\n"
+    options = install.configuration(listed)
+    assert options["cert"] == "/ca.crt"
+    assert list(install.places(options)) == [
+        *("--default-index", "https://example.org/simple"),
+        *("--index", "file:///a", "--index", "file:///b"),
+        *("--find-links", "/wheels"),
+    ]
+    assert list(install.places(install.configuration(""))) == []
+
+
+@pytest.mark.parametrize(("fails", "installers"), [("", ["pip", "uv"]), ("uv", ["pip", "uv", "pip", "pip"])])
+def test_pip_installs_where_uv_does_not(install, monkeypatch, fails, installers):
+    commands = []
+
+    def run(command, *, check, **_options):
+        commands.append(command)
+        failed = command[2] == fails
+        assert not (failed and check)
+        return subprocess.CompletedProcess(command, int(failed), stdout="")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    install.main()
+    listed, *others = commands
+    assert listed[-2:] == ["config", "list"]
+    assert [command[2] for command in others] == installers
+    assert all(str(install.ROOT / "constraints.txt") in command for command in others)
+    assert others[-1][-1].endswith("[dev]")
