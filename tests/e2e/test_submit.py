@@ -305,49 +305,41 @@ def crowd(head, story, tmp_path_factory, tiny_data, tiny_model):
     )
 
 
-@pytest.mark.slow
-def test_a_job_that_was_stopped_gives_exit_code_1_and_how_to_resume(crowd):
-    assert crowd.stopped.returncode == 1, crowd.stopped.stderr
-    assert "STOPPED" in crowd.stopped.stderr
-    assert "submit it again to resume" in crowd.stopped.stderr
+class TestCrowd:
+    """Several who submit one recipe, through connections that break; these take longer than the story above."""
 
+    def test_a_job_that_was_stopped_gives_exit_code_1_and_how_to_resume(self, crowd):
+        assert crowd.stopped.returncode == 1, crowd.stopped.stderr
+        assert "STOPPED" in crowd.stopped.stderr
+        assert "submit it again to resume" in crowd.stopped.stderr
 
-@pytest.mark.slow
-def test_two_who_submit_the_same_recipe_at_once_share_one_job(crowd):
-    assert [job[1] for job in crowd.jobs] == ["STOPPED", "SUCCEEDED"]
-    assert crowd.cut_off.returncode == crowd.no_websocket.returncode == 0, crowd.cut_off.stderr
-    took = [stderr for stderr in (crowd.cut_off.stderr, crowd.no_websocket.stderr) if "-1 submitted\n" in stderr]
-    assert len(took) == 1
+    def test_two_who_submit_the_same_recipe_at_once_share_one_job(self, crowd):
+        assert [job[1] for job in crowd.jobs] == ["STOPPED", "SUCCEEDED"]
+        assert crowd.cut_off.returncode == crowd.no_websocket.returncode == 0, crowd.cut_off.stderr
+        took = [stderr for stderr in (crowd.cut_off.stderr, crowd.no_websocket.stderr) if "-1 submitted\n" in stderr]
+        assert len(took) == 1
 
+    def test_after_a_dropped_connection_the_log_goes_on_where_it_stopped(self, crowd):
+        assert "trying again in" in crowd.cut_off.stderr
+        assert sum("/logs/tail" in line for line in crowd.asked["cut_off"]) == 2
+        assert crowd.cut_off.stdout == crowd.no_websocket.stdout
+        # how many shards were left to report depends on when the first job was stopped
+        assert re.search(r"next: scsae train --store \S+crowd\S*\s*$", crowd.cut_off.stdout)
 
-@pytest.mark.slow
-def test_after_a_dropped_connection_the_log_goes_on_where_it_stopped(crowd):
-    assert "trying again in" in crowd.cut_off.stderr
-    assert sum("/logs/tail" in line for line in crowd.asked["cut_off"]) == 2
-    assert crowd.cut_off.stdout == crowd.no_websocket.stdout
-    # how many shards were left to report depends on when the first job was stopped
-    assert re.search(r"next: scsae train --store \S+crowd\S*\s*$", crowd.cut_off.stdout)
+    def test_a_log_that_streams_is_never_fetched_whole_and_one_that_cannot_is_fetched_seldom(self, crowd):
+        assert not [line for line in crowd.asked["cut_off"] if line.endswith("/logs")]
+        # once at the end, and every 30 s on a busy machine, where it is asked for the status once a second or less
+        asked = crowd.asked["plain"]
+        assert len([line for line in asked if line.endswith("/logs")]) <= max(2, len(asked) // 5)
 
+    def test_ctrl_c_leaves_the_job_running_and_says_how_to_follow_and_how_to_stop_it(self, crowd):
+        assert crowd.left.returncode == 1
+        assert "ray job stop --address http://127.0.0.1" in crowd.left.stderr
+        assert "Traceback" not in crowd.left.stderr
 
-@pytest.mark.slow
-def test_a_log_that_streams_is_never_fetched_whole_and_one_that_cannot_is_fetched_seldom(crowd):
-    assert not [line for line in crowd.asked["cut_off"] if line.endswith("/logs")]
-    assert len([line for line in crowd.asked["plain"] if line.endswith("/logs")]) <= 2
+    def test_no_wait_prints_the_id_of_the_job_and_nothing_else(self, crowd):
+        assert crowd.not_waiting.returncode == 0
+        assert crowd.not_waiting.stdout.splitlines() == [crowd.jobs[-1][0]]
 
-
-@pytest.mark.slow
-def test_ctrl_c_leaves_the_job_running_and_says_how_to_follow_and_how_to_stop_it(crowd):
-    assert crowd.left.returncode == 1
-    assert "ray job stop --address http://127.0.0.1" in crowd.left.stderr
-    assert "Traceback" not in crowd.left.stderr
-
-
-@pytest.mark.slow
-def test_no_wait_prints_the_id_of_the_job_and_nothing_else(crowd):
-    assert crowd.not_waiting.returncode == 0
-    assert crowd.not_waiting.stdout.splitlines() == [crowd.jobs[-1][0]]
-
-
-@pytest.mark.slow
-def test_variables_reach_the_job(crowd):
-    assert [job[2] for job in crowd.jobs] == ["noted", "noted"]
+    def test_variables_reach_the_job(self, crowd):
+        assert [job[2] for job in crowd.jobs] == ["noted", "noted"]
