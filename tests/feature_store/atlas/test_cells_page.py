@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 from matplotlib.path import Path as Polygon
+from sampled import WINDOWS
 from scipy import sparse
 from scipy.stats import false_discovery_control, mannwhitneyu
 
@@ -220,8 +221,7 @@ def test_the_numbers_of_the_cells_are_their_columns_and_their_tokens(
     assert resources.get("measures/2.cols") is None
 
 
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [1440, 1024, 390])
+@pytest.mark.parametrize(("width", "dark"), WINDOWS)
 def test_the_page_of_the_cells_fits_its_window(open_page: Callable[..., Page], width: int, dark: bool) -> None:
     page = open_page(f"#/cells?a={SQUARE}", width=width, height=844, dark=dark)
     page.wait_for_function("document.querySelector('.scatter').dataset.shown === '400'")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from sampled import WINDOWS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,8 +100,7 @@ def test_features_side_by_side_say_how_their_codes_correlate(
     assert f"7: {r:.2f}" in row.locator("td").first.inner_text()
 
 
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [1440, 1024, 390])
+@pytest.mark.parametrize(("width", "dark"), WINDOWS)
 def test_the_page_of_kept_features_fits_its_window(open_page: Callable[..., Page], width: int, dark: bool) -> None:
     page = open_page("#/compare?f=3.6.119", width=width, height=844, dark=dark)
     assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 import pytest
+from sampled import WINDOWS
 from scipy.stats import pearsonr
 
 from feature_store.atlas.pages.labels import BINS, MOST_LISTED, one_side
@@ -100,8 +101,7 @@ def test_the_probe_of_a_label_has_its_features_in_order_or_the_command_that_make
     assert missing["command"] == f"scsae probe --label condition --store {atlas_store.layout.root}"
 
 
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [1440, 1024, 390])
+@pytest.mark.parametrize(("width", "dark"), WINDOWS)
 def test_the_page_of_a_label_fits_its_window(open_page: Callable[..., Page], width: int, dark: bool) -> None:
     page = open_page("#/label/cell_type:B", width=width, height=844, dark=dark)
     assert page.evaluate("document.documentElement.scrollWidth") <= width

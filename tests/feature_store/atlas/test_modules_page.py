@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sampled import WINDOWS
 
 from feature_store.atlas.resources import Resources
 
@@ -46,8 +47,7 @@ def test_a_store_without_modules_says_what_to_run(store_without: Callable[..., F
     assert read(store)["missing"]["command"] == f"scsae modules --store {store.layout.root}"
 
 
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [1440, 1024, 390])
+@pytest.mark.parametrize(("width", "dark"), WINDOWS)
 def test_the_page_of_modules_fits_its_window(open_page: Callable[..., Page], width: int, dark: bool) -> None:
     page = open_page("#/modules", width=width, height=844, dark=dark)
     page.wait_for_function("document.querySelector('.scatter').dataset.shown === '120'")

@@ -11,6 +11,7 @@ import pytest
 from figures import collisions, texts_of, unkeyed_colours
 from PIL import Image
 from planted_effects import STRONG, edge_tables, probe_tables
+from sampled import sampled
 from scipy import sparse
 from token_codes import TokenCodes, cut_of, toy_codes, write_codes
 from toy_plans import toy_table
@@ -290,7 +291,7 @@ def overlaps(boxes):
     return any(a.overlaps(b) for a, b in pairwise(boxes))
 
 
-@pytest.mark.parametrize("name", DRAW)
+@pytest.mark.parametrize("name", sampled(DRAW, keep=[*DRAW][::4]))
 def test_a_plot_is_saved_twice_with_the_same_bytes_and_opens_no_figure_of_pyplots(store, name, tmp_path):
     import matplotlib.pyplot as plt
 
@@ -402,7 +403,7 @@ def test_the_metadata_of_a_steering_plot_name_its_own_run_and_no_path(store, tmp
     assert str(store.layout.root.parent).encode() not in (tmp_path / "a.png").read_bytes()
 
 
-@pytest.mark.parametrize("name", DRAW)
+@pytest.mark.parametrize("name", sampled(DRAW, keep=[*DRAW][1::4]))
 def test_a_file_has_the_size_that_is_asked_for(store, name, tmp_path):
     DRAW[name](store, save=plots.ImageFile(path=tmp_path / "a.png", size=(12, 8), dpi=50))
     with Image.open(tmp_path / "a.png") as image:
