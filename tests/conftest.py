@@ -60,12 +60,21 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     Maps of UMAP are drawn by slow tests, and for the pages and jobs.
     """
 
-    def refuse(*_arguments: object) -> None:
-        raise AssertionError("this test starts Ray; let it use without_actors, or ray_local, which marks it")
+    from pipelines.runtime import cluster
+
+    connect = cluster._connect
+
+    def refuse_to_start(known: str | None, num_cpus: int | None) -> None:
+        import ray
+
+        # a test may have put something else into the place of ray.init
+        if known is None and ray.init.__module__.startswith("ray."):
+            raise AssertionError("this test starts Ray; let it use without_actors, or ray_local, which marks it")
+        connect(known, num_cpus)
 
     with pytest.MonkeyPatch.context() as patch:
         if item.get_closest_marker("ray") is None:
-            patch.setattr("pipelines.runtime.cluster._connect", refuse)
+            patch.setattr(cluster, "_connect", refuse_to_start)
         if not {"slow", "browser"} & set(item.keywords):
             patch.setitem(sys.modules, "umap", quick_umap())
         return (yield)

@@ -151,7 +151,10 @@ class Tables:
         """The message of an error: the table is not made yet, or its name is unknown."""
         known = ", ".join(self.names())
         if name in MADE_BY:
-            return f"no table {name!r} yet: `{self.made_by(name)}` makes it; tables: {known}"
+            opened = ""
+            if (kind := _KIND_OF.get(name)) and self.layout.runs(kind):
+                opened = f" (if a run of {kind} was made since the store was opened, open it again)"
+            return f"no table {name!r} yet: `{self.made_by(name)}` makes it{opened}; tables: {known}"
         return f"no table {name!r}{did_you_mean(name, self.names())}; tables: {known}"
 
     def _manifest(self, table: str, folder: Path) -> str:

@@ -23,7 +23,7 @@ import pytest
 
 from feature_store.storage.layout import Layout
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 LIST_JOBS = """
 import sys

@@ -11,7 +11,7 @@ import torch
 
 from feature_store import FeatureStore
 from feature_store.cells import open_source, read_cells
-from feature_store.errors import NotFoundError
+from feature_store.errors import NotFoundError, QueryError
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
 from feature_store.storage.plans import SteeringPlan
@@ -445,7 +445,13 @@ def test_a_type_is_moved_to_another_and_its_head_asked(own_store, here, steered)
         target="A", toward="B", intervention="toward", by="gene", feature=(2, 21), gene=("GENE3", "GENE12"),
         cells=("donor=D0", "donor=D1", "donor=D2", "donor=D3", "donor=D4"), n_nulls=2, head=True,
     )  # fmt: skip
+    opened = FeatureStore.open(own_store)
+    with pytest.raises(QueryError, match=r"no table 'steering' yet: `scsae steer --store [^`]+` makes it; tables: "):
+        opened.frame("steering")
     found = steer(options, own_store)
+    with pytest.raises(QueryError, match=r"makes it \(if a run of steering was made .* open it again\); tables: "):
+        opened.frame("steering")
+    assert FeatureStore.open(own_store).frame("steering").collect().height > 0
     cells = cells_of(own_store)
     variants = commit.read_table(found.path / "variants")
     assert set(variants.filter(role="grid")["features"].item()) == {2, 21}
