@@ -15,8 +15,13 @@ ROOT = Path(__file__).parents[1]
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 CONSTRAINTS = ["-c", str(ROOT / "constraints.txt")]
 PACKAGES = ["-e", f"{ROOT}[dev]"]
-PLACES = {"index-url": "--default-index", "extra-index-url": "--index", "find-links": "--find-links"}
-"""Options of pip, and what they are called in uv."""
+PLACES = {
+    "index-url": "--default-index",
+    "extra-index-url": "--index",
+    "find-links": "--find-links",
+    "constraint": "--constraints",
+}
+"""Options of pip that may hold several addresses or paths, and what they are called in uv."""
 
 
 def configuration(listed: str) -> dict[str, str]:
@@ -27,7 +32,7 @@ def configuration(listed: str) -> dict[str, str]:
 
 
 def places(options: Mapping[str, str]) -> Iterator[str]:
-    """The options of uv for the places where pip looks for packages."""
+    """The options of uv for the places where pip looks for packages, and for what limits their versions."""
     for name, option in PLACES.items():
         for place in options.get(name, "").split():
             yield from (option, place)

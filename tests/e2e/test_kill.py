@@ -12,7 +12,7 @@ from stored_bytes import hashes_of
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 
 
 def tree(store):

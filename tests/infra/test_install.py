@@ -16,6 +16,7 @@ def install(root):
 
 def test_the_environment_overrules_the_files_and_every_place_is_passed_on(install):
     listed = ":env:.find-links='/wheels'\nglobal.cert='/ca.crt'\nglobal.find-links='/old'\n"
+    listed += "global.constraint='/caps.txt'\n"
     listed += "global.extra-index-url='file:///a file:///b'\ninstall.index-url='https://example.org/simple'\n"
     options = install.configuration(listed)
     assert options["cert"] == "/ca.crt"
@@ -23,6 +24,7 @@ def test_the_environment_overrules_the_files_and_every_place_is_passed_on(instal
         *("--default-index", "https://example.org/simple"),
         *("--index", "file:///a", "--index", "file:///b"),
         *("--find-links", "/wheels"),
+        *("--constraints", "/caps.txt"),
     ]
     assert list(install.places(install.configuration(""))) == []
 
