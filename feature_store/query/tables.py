@@ -18,7 +18,7 @@ import polars as pl
 
 from feature_store.codes import CodeReader
 from feature_store.errors import IntegrityError, NotFoundError, QueryError, StoreError
-from feature_store.query.runs import Lineage
+from feature_store.query.runs import Lineage, lineage_of
 from feature_store.query.suggestions import did_you_mean
 from feature_store.storage.commit import Run, mark_damaged
 from feature_store.storage.filesystem import parquet_source, scan_source
@@ -151,11 +151,18 @@ class Tables:
         """The message of an error: the table is not made yet, or its name is unknown."""
         known = ", ".join(self.names())
         if name in MADE_BY:
-            opened = ""
-            if (kind := _KIND_OF.get(name)) and self.layout.runs(kind):
-                opened = f" (if a run of {kind} was made since the store was opened, open it again)"
-            return f"no table {name!r} yet: `{self.made_by(name)}` makes it{opened}; tables: {known}"
+            if self._is_made_now(name):
+                return f"no table {name!r}, which was made after the store was opened: `store.renewed()` has it"
+            return f"no table {name!r} yet: `{self.made_by(name)}` makes it; tables: {known}"
         return f"no table {name!r}{did_you_mean(name, self.names())}; tables: {known}"
+
+    def _is_made_now(self, name: str) -> bool:
+        """Whether a table that was missing when the store was opened is there by now."""
+        runs = {kind: getattr(self.lineage, kind) for kind in ("associations", "codes", "dataset")}
+        try:
+            return name in _folders(self.layout, lineage_of(self.layout, **runs))
+        except StoreError:
+            return False
 
     def _manifest(self, table: str, folder: Path) -> str:
         reason = self.lineage.unreadable.get(_KIND_OF.get(table, ""))

@@ -449,9 +449,11 @@ def test_a_type_is_moved_to_another_and_its_head_asked(own_store, here, steered)
     with pytest.raises(QueryError, match=r"no table 'steering' yet: `scsae steer --store [^`]+` makes it; tables: "):
         opened.frame("steering")
     found = steer(options, own_store)
-    with pytest.raises(QueryError, match=r"makes it \(if a run of steering was made .* open it again\); tables: "):
+    with pytest.raises(
+        QueryError, match=r"'steering', which was made after the store was opened: `store\.renewed\(\)`"
+    ):
         opened.frame("steering")
-    assert FeatureStore.open(own_store).frame("steering").collect().height > 0
+    assert opened.renewed().frame("steering").collect().height > 0
     cells = cells_of(own_store)
     variants = commit.read_table(found.path / "variants")
     assert set(variants.filter(role="grid")["features"].item()) == {2, 21}
