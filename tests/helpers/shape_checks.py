@@ -59,24 +59,28 @@ def decorated(source: str, path: str = "<source>") -> ast.Module:
     return ast.fix_missing_locations(tree)
 
 
-def _decorate(body: Sequence[ast.stmt]) -> None:
+def _decorate(body: Sequence[ast.AST]) -> None:
     for node in body:
         if isinstance(node, ast.FunctionDef):
-            arguments = ast.walk(node.args)
-            annotations = [node.returns, *(n.annotation for n in arguments if isinstance(n, ast.arg))]
-            if _names_shape(annotations):
+            arguments = [n.annotation for n in ast.walk(node.args) if isinstance(n, ast.arg)]
+            if any(map(_names_shape, [node.returns, *arguments])):
                 # the last decorator is the first to be applied: others may hide the annotations
                 node.decorator_list.append(_decorator(node))
-        elif isinstance(node, ast.ClassDef):
-            _decorate(node.body)
-            if _names_shape([n.annotation for n in node.body if isinstance(n, ast.AnnAssign)]):
-                # applied to what @dataclass has made
-                node.decorator_list.insert(0, _decorator(node))
+            continue
+        fields = [n.annotation for n in ast.iter_child_nodes(node) if isinstance(n, ast.AnnAssign)]
+        if isinstance(node, ast.ClassDef) and any(map(_names_shape, fields)):
+            # applied to what @dataclass has made
+            node.decorator_list.insert(0, _decorator(node))
+        # the bodies of classes, and of `if` and `try`
+        _decorate(list(ast.iter_child_nodes(node)))
 
 
-def _names_shape(annotations: Sequence[ast.expr | None]) -> bool:
-    nodes = [node for annotation in annotations if annotation is not None for node in ast.walk(annotation)]
-    return any(isinstance(n, ast.Subscript) and hasattr(jaxtyping, ast.unparse(n.value)) for n in nodes)
+def _names_shape(annotation: ast.expr | None) -> bool:
+    if annotation is None:
+        return False
+    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+        annotation = ast.parse(annotation.value, mode="eval").body
+    return any(isinstance(n, ast.Subscript) and hasattr(jaxtyping, ast.unparse(n.value)) for n in ast.walk(annotation))
 
 
 def _decorator(node: ast.stmt) -> ast.expr:
