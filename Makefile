@@ -1,6 +1,6 @@
 # make demo: the whole job on real cells.  make test: the suite.  make lint: style, types, imports.
 # make test-pages: the atlas in Chromium.  make test-slow: all that takes long.
-# make test-jobs: the demo, a recipe, a run killed in four ways, a submitted job, a store on S3.
+# make test-jobs: the demo, a recipe, a run killed in four ways, a submitted job, a lost node, a store on S3.
 # make gpu: what needs a GPU, in eight minutes; on a CPU in small sizes.
 # make docs: the pages in site/, with the tutorials as they ran.
 # Each makes .venv on its first call, with the versions of constraints.txt.
@@ -42,7 +42,8 @@ test-jobs: $(STAMP)
 	$(BIN)/python -m pytest -m 'not gpu' \
 		--deselect tests/e2e/test_kill.py::test_twenty_random_kills_change_nothing \
 		--deselect tests/e2e/test_submit.py::TestCrowd \
-		tests/e2e/test_demo.py tests/e2e/test_kill.py tests/e2e/test_submit.py tests/e2e/test_recipe.py \
+		tests/e2e/test_demo.py tests/e2e/test_kill.py tests/e2e/test_submit.py tests/e2e/test_two_nodes.py \
+		tests/e2e/test_recipe.py \
 		'tests/feature_store/storage/test_object_storage.py::test_every_stage_runs_on_object_storage_and_a_second_time_does_nothing[moto]'
 
 test-slow: $(STAMP)

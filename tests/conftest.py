@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from in_process import replace_actors
-from quick_maps import quick_umap
 from shape_checks import check_shapes
 
 if TYPE_CHECKING:
@@ -55,10 +53,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Let no test start Ray that does not carry the mark, because those run beside each other, and draw quick maps.
-
-    Maps of UMAP are drawn by slow tests, and for the pages and jobs.
-    """
+    """Let no test start Ray that does not carry the mark: those run beside each other."""
 
     from pipelines.runtime import cluster
 
@@ -75,8 +70,6 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if item.get_closest_marker("ray") is None:
             patch.setattr(cluster, "_connect", refuse_to_start)
-        if not {"slow", "browser"} & set(item.keywords):
-            patch.setitem(sys.modules, "umap", quick_umap())
         return (yield)
 
 

@@ -17,13 +17,15 @@ import threading
 import time
 import urllib.request
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from feature_store.storage.layout import Layout
+from pipelines.runtime.job_log import LOG_INTERVAL_S
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 LIST_JOBS = """
 import sys
@@ -89,7 +91,7 @@ class BadConnection:
     def __init__(self, address, *, drops=False, websockets=True):
         self.target = ("127.0.0.1", int(address.rpartition(":")[2]))
         self.drops, self.websockets = drops, websockets
-        self.asked = []
+        self.asked, self.asked_at = [], []
         self.open = []
         self.away = threading.Event()
         self.server = socket.create_server(("127.0.0.1", 0))
@@ -105,6 +107,7 @@ class BadConnection:
         with contextlib.suppress(OSError), client, socket.create_connection(self.target) as dashboard:
             request = b"" if self.away.is_set() else client.recv(65536)
             self.asked.append(request.partition(b" HTTP")[0].decode())
+            self.asked_at.append(time.monotonic())
             if self.away.is_set() or (b"/logs/tail" in request and not self.websockets):
                 client.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n" if request else b"")
                 return
@@ -118,6 +121,10 @@ class BadConnection:
                 # careful: closing alone leaves the connection open for the thread that reads from it
                 client.shutdown(socket.SHUT_RDWR)
                 threading.Timer(2.5, self.away.clear).start()
+
+    def times_of(self, end):
+        """When addresses with this end were asked for, in seconds."""
+        return [at for line, at in zip(self.asked, self.asked_at, strict=True) if line.endswith(end)]
 
     def close(self):
         for end in (self.server, *self.open):
@@ -264,6 +271,8 @@ class Crowd:
     left: subprocess.CompletedProcess
     not_waiting: subprocess.CompletedProcess
     asked: dict[str, list[str]]
+    fetched_at: list[float]
+    """When the whole log was fetched for the one without a websocket."""
     jobs: list[list[str]]
 
 
@@ -301,6 +310,7 @@ def crowd(head, story, tmp_path_factory, tiny_data, tiny_model):
         left=ended(leaving),
         not_waiting=not_waiting,
         asked={name: proxy.asked for name, proxy in proxies.items()},
+        fetched_at=proxies["plain"].times_of("/logs"),
         jobs=[line for line in head.jobs() if line[0].startswith(job)],
     )
 
@@ -328,9 +338,9 @@ class TestCrowd:
 
     def test_a_log_that_streams_is_never_fetched_whole_and_one_that_cannot_is_fetched_seldom(self, crowd):
         assert not [line for line in crowd.asked["cut_off"] if line.endswith("/logs")]
-        # once at the end, and every 30 s on a busy machine, where it is asked for the status once a second or less
-        asked = crowd.asked["plain"]
-        assert len([line for line in asked if line.endswith("/logs")]) <= max(2, len(asked) // 5)
+        # however long the job takes, LOG_INTERVAL_S lie between two that are not the last, at the end of the job
+        assert crowd.fetched_at
+        assert all(later - earlier >= LOG_INTERVAL_S for earlier, later in pairwise(crowd.fetched_at[:-1]))
 
     def test_ctrl_c_leaves_the_job_running_and_says_how_to_follow_and_how_to_stop_it(self, crowd):
         assert crowd.left.returncode == 1

@@ -43,7 +43,7 @@ def texts(column: pd.Series) -> list[Any]:
     return [None if pd.isna(value) else value for value in column.astype(object)]
 
 
-@pytest.fixture(params=[pytest.param(None, marks=pytest.mark.slow), 700])
+@pytest.fixture(params=[None, 700])
 def ranges(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int | None:
     """Parts, and ranges in which obs is read, of so many cells; None leaves them as they are."""
     if request.param is not None:
