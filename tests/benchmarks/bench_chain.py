@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from machine import as_markdown, machine_facts
+from scale.chain import LAYER, N_FEATURES, N_STEPS, K
 from scale.data import write_data
 from scale.measure import bytes_by_folder, run, scsae
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LAYER, N_FEATURES, K, N_STEPS = 2, 1024, 16, 300
 SYNTHETIC_LABELS = {"donor": "donor", "batch": "batch", "cell_type": "cell_type", "label": "condition"}
 QUESTION = "SELECT feature_id, label, auroc, q FROM feature_label WHERE split = 'test' ORDER BY auroc DESC LIMIT 5"
 RAY = """\

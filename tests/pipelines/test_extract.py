@@ -4,13 +4,15 @@ import os
 
 import numpy as np
 import pytest
+from stored_bytes import hashes_of
 
 from feature_store.activations import ActivationReader
 from feature_store.cells import read_cells
 from feature_store.errors import BusyError, InputError
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
-from pipelines.config import EncodeOptions
+from pipelines.associate import associate
+from pipelines.config import AssociateOptions, EncodeOptions
 from pipelines.encode import encode
 from pipelines.errors import UsageError
 from pipelines.extract import Extractor, Workload, extract, forward_job
@@ -78,6 +80,18 @@ def test_running_again_does_nothing_and_finds_the_same_run(ray_local, chain):
     again = extract(chain.extract, chain.store)[0]
     assert (again.done, again.reused) == (0, 5)
     assert commit.Run.open(again.path).manifest() == before
+
+
+def test_actors_write_the_bytes_of_one_process_in_every_stage(ray_local, chain, tmp_path):
+    extract(chain.extract.model_copy(update={"num_actors": 2}), tmp_path)
+    train(chain.train, tmp_path)
+    encode(EncodeOptions(num_actors=2), tmp_path)
+    associate(AssociateOptions(num_actors=2), tmp_path)
+    here, there = Layout(chain.store), Layout(tmp_path)
+    for kind in ("activations", "saes", "codes", "associations"):
+        one, other = here.latest(kind), there.latest(kind)
+        assert one.run == other.run
+        assert hashes_of(one.path) == hashes_of(other.path)
 
 
 def test_several_sites_come_from_one_call_as_one_run_each(chain, without_actors, tiny_cells, tmp_path):

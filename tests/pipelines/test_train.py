@@ -25,6 +25,7 @@ from feature_store.storage.layout import MANIFEST, Layout
 from pipelines.config import Recipe, TrainOptions, check
 from pipelines.config.train import Arch
 from pipelines.errors import UsageError
+from pipelines.runtime.threads import torch_threads
 from pipelines.tracking import Tracking, promote
 from pipelines.tracking.provenance import origin_of
 from pipelines.train import train, train_all
@@ -214,6 +215,21 @@ def test_a_run_without_test_cells_has_no_figure_of_them(chain, own_store, monkey
     facts = train(chain.train.model_copy(update={"seed": 5, "n_steps": 3}), own_store).facts
     assert "`test` cell" in facts["test_fvu"]
     assert isinstance(facts["select_fvu"], float)
+
+
+def test_training_in_this_process_leaves_its_threads_as_they_were(chain, own_store, without_actors, monkeypatch):
+    import torch
+
+    from pipelines import training_loop
+
+    normaliser, during = training_loop.fit_normaliser, []
+    monkeypatch.setattr(
+        training_loop, "fit_normaliser", lambda *a, **k: during.append(torch.get_num_threads()) or normaliser(*a, **k)
+    )
+    with torch_threads(2):
+        train(chain.train.model_copy(update={"seed": 8, "n_steps": 3, "num_cpus": 1}), own_store)
+        assert torch.get_num_threads() == 2
+    assert during == [1]
 
 
 def test_every_figure_of_a_training_is_in_the_registry_of_metrics(chain):
