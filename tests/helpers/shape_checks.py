@@ -1,8 +1,9 @@
 """Checks the shapes and types that the signatures of a package promise, at every call.
 
-The import hook of jaxtyping decorates every function, also those without a shape and those that are made anew at each
-call: with it the conformance tests take three times as long. Here a function or a dataclass of a module or of a class
-is decorated if its own annotations name a shape (`Float[Tensor, "B d"]`).
+The import hook of jaxtyping prepares every call for shapes, also of functions that name none, and decorates functions
+inside functions anew at each call: with it the conformance tests take three times as long. Here functions of a module
+or of a class, and dataclasses, have their shapes checked if their own annotations name one (`Float[Tensor, "B d"]`);
+the other functions have their types checked by beartype alone. Functions inside functions are left alone.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import CodeType
 
-DECORATOR = "__import__('jaxtyping').jaxtyped(typechecker=__import__('beartype').beartype)"
+TYPES = "__import__('beartype').beartype"
+SHAPES = f"__import__('jaxtyping').jaxtyped(typechecker={TYPES})"
 
 
 def check_shapes(package: str) -> None:
@@ -53,35 +55,48 @@ class _Loader(SourceFileLoader):
 
 
 def decorated(source: str, path: str = "<source>") -> ast.Module:
-    """The tree of a module in which all that names a shape is checked."""
+    """The tree of a module with its decorators."""
     tree = ast.parse(source, path)
-    _decorate(tree.body)
+    _Decorator(tree).decorate(tree.body)
     return ast.fix_missing_locations(tree)
 
 
-def _decorate(body: Sequence[ast.AST]) -> None:
-    for node in body:
-        if isinstance(node, ast.FunctionDef):
-            arguments = [n.annotation for n in ast.walk(node.args) if isinstance(n, ast.arg)]
-            if any(map(_names_shape, [node.returns, *arguments])):
+class _Decorator:
+    """Decorates the functions and classes of one module."""
+
+    def __init__(self, tree: ast.Module) -> None:
+        blocks = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+        imports = [n for block in blocks for n in ast.walk(block) if isinstance(n, ast.alias)]
+        self._unknown = {(n.asname or n.name).split(".")[0] for n in imports}
+        """Names that are not there when the program runs: jaxtyping passes over them, beartype does not."""
+
+    def decorate(self, body: Sequence[ast.AST]) -> None:
+        for node in body:
+            if isinstance(node, ast.FunctionDef):
+                arguments = [n.annotation for n in ast.walk(node.args) if isinstance(n, ast.arg)]
+                is_jaxtyped = any(map(self._needs_jaxtyping, [node.returns, *arguments]))
                 # the last decorator is the first to be applied: others may hide the annotations
-                node.decorator_list.append(_decorator(node))
-            continue
-        fields = [n.annotation for n in ast.iter_child_nodes(node) if isinstance(n, ast.AnnAssign)]
-        if isinstance(node, ast.ClassDef) and any(map(_names_shape, fields)):
-            # applied to what @dataclass has made
-            node.decorator_list.insert(0, _decorator(node))
-        # the bodies of classes, and of `if` and `try`
-        _decorate(list(ast.iter_child_nodes(node)))
+                node.decorator_list.append(_parsed(SHAPES if is_jaxtyped else TYPES, node))
+                continue
+            fields = [n.annotation for n in ast.iter_child_nodes(node) if isinstance(n, ast.AnnAssign)]
+            if isinstance(node, ast.ClassDef) and any(map(self._needs_jaxtyping, fields)):
+                # applied to what @dataclass has made
+                node.decorator_list.insert(0, _parsed(SHAPES, node))
+            # the bodies of classes, and of `if` and `try`
+            self.decorate(list(ast.iter_child_nodes(node)))
+
+    def _needs_jaxtyping(self, annotation: ast.expr | None) -> bool:
+        """Whether an annotation names a shape, or what beartype cannot find."""
+        if annotation is None:
+            return False
+        if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+            annotation = ast.parse(annotation.value, mode="eval").body
+        return any(
+            (isinstance(n, ast.Subscript) and hasattr(jaxtyping, ast.unparse(n.value)))
+            or (isinstance(n, ast.Name) and n.id in self._unknown)
+            for n in ast.walk(annotation)
+        )
 
 
-def _names_shape(annotation: ast.expr | None) -> bool:
-    if annotation is None:
-        return False
-    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
-        annotation = ast.parse(annotation.value, mode="eval").body
-    return any(isinstance(n, ast.Subscript) and hasattr(jaxtyping, ast.unparse(n.value)) for n in ast.walk(annotation))
-
-
-def _decorator(node: ast.stmt) -> ast.expr:
-    return ast.copy_location(ast.parse(DECORATOR, mode="eval").body, node)
+def _parsed(decorator: str, node: ast.stmt) -> ast.expr:
+    return ast.copy_location(ast.parse(decorator, mode="eval").body, node)

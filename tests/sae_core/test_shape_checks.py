@@ -1,4 +1,4 @@
-"""The checks of shapes that every test runs under: what names a shape is checked, wherever it is."""
+"""The checks of shapes and types that every test runs under: what is promised is checked, wherever it is."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import shape_checks
 import torch
+from beartype.roar import BeartypeCallHintParamViolation
 from jaxtyping import TypeCheckError
 
 import sae_core
@@ -19,8 +20,14 @@ from sae_core.sae.reductions.largest import largest_of_each
 MODULE = """
 from __future__ import annotations
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from jaxtyping import Float
 from torch import Tensor
+if TYPE_CHECKING:
+    from fractions import Fraction
+
+def unknown(a: Fraction, n: int) -> int:
+    return n
 
 def same(a: Float[Tensor, "B d"], b: Float[Tensor, "B d"]) -> int:
     return 1
@@ -64,6 +71,7 @@ if True:
 """
 SHAPE = re.compile(r"\w+\[[\w.]+, ['\"]")
 """As it is written: the kind of number, then the kind of array, then a text."""
+DECORATORS = [shape_checks.SHAPES, shape_checks.TYPES]
 ROW, MATRIX = torch.zeros(3), torch.zeros(2, 3)
 
 
@@ -103,6 +111,15 @@ def test_a_wrong_shape_is_refused_wherever_it_is_promised(module, wrong):
         wrong(module)
 
 
+def test_a_wrong_type_is_refused_where_no_shape_is_named(module):
+    with pytest.raises(BeartypeCallHintParamViolation):
+        module.plain([0.0])
+    # beside the name of a type that is imported for type checkers alone
+    assert module.unknown(1, 2) == 2
+    with pytest.raises(TypeCheckError):
+        module.unknown(1, "2")
+
+
 def test_right_shapes_pass_and_what_is_made_at_each_call_is_left_alone(module):
     assert module.same(MATRIX, MATRIX) == module.quoted(MATRIX) == module.Methods().of_self(MATRIX) == 1
     assert module.Pair(MATRIX, MATRIX).a is MATRIX
@@ -118,9 +135,9 @@ def test_every_signature_of_sae_core_that_names_a_shape_is_checked():
             if isinstance(f, ast.FunctionDef) and id(f) not in inner:
                 signature = ast.unparse(f.args) + (ast.unparse(f.returns) if f.returns else "")
                 promised = SHAPE.search(signature)
-                is_checked = any("jaxtyped" in ast.unparse(one) for one in f.decorator_list)
-                assert is_checked == bool(promised), f"{path}: {f.name}"
-                n += is_checked
+                own = ast.unparse(f.decorator_list[-1])
+                assert own in ([shape_checks.SHAPES] if promised else DECORATORS), f"{path}: {f.name}"
+                n += bool(promised)
     assert n > 250
 
 
