@@ -34,7 +34,8 @@ from pipelines.runtime.stage import Clock, StageResult
 
 LAYER = "2"
 SHARD_CELLS = 100
-TRAIN = TrainOptions(n_features=1024, k=(16,), n_steps=800, batch_size=2048, checkpoint_steps=200)
+TRAIN = TrainOptions(n_features=1024, k=(16,), n_steps=800, batch_size=2048, checkpoint_steps=200, num_workers=0)
+"""Trained in the process of the command: the processes of Ray Train start for 20 s, as long as these steps take."""
 P_LEVEL = 0.05
 EMBEDDED_TARGET = "CD19+ B"
 EMBEDDED_LABELS = (EMBEDDED_TARGET, "CD56+ NK")

@@ -22,6 +22,7 @@ from feature_store.storage.plans import ActivationsPlan, SAEPlan, as_json
 from pipelines.config import TrainOptions
 from pipelines.errors import UsageError
 from pipelines.moved_data import record_new_place
+from pipelines.runtime import idle_actors
 from pipelines.runtime.checks import check_before_work, check_tracking
 from pipelines.runtime.cluster import actors_that_fit, ray_session
 from pipelines.runtime.failures import explained, root_cause
@@ -225,6 +226,9 @@ def _run_job(job: TrainJob, options: TrainOptions, early_warnings: TrainingWarni
         import ray.train
         from ray.train.torch import TorchTrainer
 
+        if options.num_workers:
+            # they hold cores and GPUs that the workers need
+            idle_actors.end_all()
         _say_if_waiting(options)
         resources: dict[str, float] = {"CPU": options.num_cpus}
         if options.num_gpus > 0:

@@ -641,7 +641,7 @@ class EffectsPlan(FeaturesMeasured, Plan):
     """What features do to the predictions of hidden genes; the nulls are directions."""
 
     stage = "effects"
-    version = 1
+    version = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -753,7 +753,7 @@ class SteeringPlan(Plan):
     """A steering run."""
 
     stage = "steering"
-    version = 5
+    version = 6
 
     control_of: str | None
     associations: str

@@ -8,6 +8,7 @@ therefore be computed twice without harm. The driver's own work for a shard does
 those that can take one more shard are kept by the number of shards that they have.
 """
 
+import gc
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,8 @@ from typing import Any
 from feature_store.storage.filesystem import note_write
 from pipelines.config import ActorOptions
 from pipelines.errors import RunFailedError
-from pipelines.runtime.cluster import actors_that_fit, ray_session
+from pipelines.runtime import idle_actors
+from pipelines.runtime.cluster import actors_that_fit, ray_session, session_is_shared
 from pipelines.runtime.failures import root_cause
 from pipelines.runtime.progress import progress_bar, stderr_console
 from pipelines.runtime.stage import Clock
@@ -32,19 +34,25 @@ NOTICE_AFTER_S, GIVE_UP_AFTER_S = 30.0, 600.0
 
 
 class ShardActor:
-    """A worker in its own process, with as many threads as it has cores."""
+    """A worker in its own process, with as many threads as it has cores; it may serve several stages in turn."""
 
-    def __init__(self, worker: type, work: Any, n_threads: int) -> None:
-        self._worker, self._work, self._n_threads = worker, work, n_threads
+    def __init__(self, n_threads: int) -> None:
+        self._n_threads = n_threads
+        self._body: Any = None
 
-    def ready(self) -> None:
+    def ready(self, worker: type, work: Any) -> None:
         """Make the worker. This is not done in `__init__`, where Ray replaces the class of an error by text."""
         limit_threads(self._n_threads)
-        self._body = self._worker(self._work)
+        self._body = worker(work)
 
     def shard(self, number: int) -> Any:
         """Compute one shard and return its counts."""
         return self._body.shard(number)
+
+    def rest(self) -> None:
+        """Let go of the worker."""
+        self._body = None
+        gc.collect()
 
 
 def do_shards(
@@ -87,15 +95,19 @@ def do_shards(
         actor_class = ray.remote(ShardActor).options(
             num_cpus=options.num_cpus, num_gpus=options.num_gpus, max_restarts=0, max_task_retries=0
         )
+        resources = (options.num_cpus, options.num_gpus)
+        waiting = idle_actors.take(resources, n_actors)
 
         def new_actor() -> Any:
-            return actor_class.remote(worker, work, options.num_cpus)
+            return waiting.pop() if waiting else actor_class.remote(options.num_cpus)
 
         clock = Clock()
-        pool = ActorPool(new_actor, n_actors, shards, check_session=session.raise_if_lost)
+        pool = ActorPool(new_actor, n_actors, shards, begin=(worker, work), check_session=session.raise_if_lost)
         for n_done, (_, counts) in enumerate(pool.results(), start=1):
             total.update(counts)
             report(n_done, note(total, clock.seconds))
+        if session_is_shared():
+            idle_actors.keep(resources, pool.idle())
     return total
 
 
@@ -111,16 +123,24 @@ class ActorPool:
     """Actors and the shards that are divided among them.
 
     Args:
-        new_actor: starts one more actor and returns its handle, whose methods are `ready` and `shard(number)`.
+        new_actor: returns the handle of one more actor, whose methods are `ready(*begin)` and `shard(number)`.
         n_actors: number of actors, which is kept when one of them dies.
         shards: numbers of the shards that are still to be computed.
+        begin: what an actor is given before its first shard.
         check_session: called every CHECK_INTERVAL_S; raises if the session is lost.
     """
 
     def __init__(
-        self, new_actor: Callable[[], Any], n_actors: int, shards: Sequence[int], *, check_session: Callable[[], None]
+        self,
+        new_actor: Callable[[], Any],
+        n_actors: int,
+        shards: Sequence[int],
+        *,
+        check_session: Callable[[], None],
+        begin: tuple[Any, ...] = (),
     ) -> None:
         self._new_actor, self._n_actors, self._check_session = new_actor, n_actors, check_session
+        self._begin = begin
         self._waiting = deque(shards)
         # by ObjectRef
         self._starting: dict[Any, _Actor] = {}
@@ -152,6 +172,10 @@ class ActorPool:
                 yield from self._handle_done(ref)
             self._assign_shards()
 
+    def idle(self) -> list[Any]:
+        """Return the handles of the actors that are ready and have no shard."""
+        return [actor.handle for actor in self._available[0]]
+
     def _wait(self) -> list[Any]:
         """Return the first ObjectRef that is done, or none after CHECK_INTERVAL_S."""
         import ray
@@ -165,7 +189,7 @@ class ActorPool:
 
     def _start_actor(self) -> None:
         handle = self._new_actor()
-        self._starting[handle.ready.remote()] = _Actor(handle)
+        self._starting[handle.ready.remote(*self._begin)] = _Actor(handle)
 
     def _handle_done(self, ref: Any) -> Iterator[tuple[int, Any]]:
         """Handle an actor that is ready or has died; yield the shard and its result if a shard is done."""

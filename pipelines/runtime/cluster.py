@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipelines.errors import RunFailedError, UsageError
+from pipelines.runtime import idle_actors
 from pipelines.runtime.progress import activity
 from pipelines.runtime.stage import Clock
 
@@ -110,7 +111,7 @@ def ray_session(*, address: str | None = None, num_cpus: int | None = None) -> I
         with _sigterm_interrupts():
             yield Session()
     finally:
-        if not _SESSION_IS_SHARED.get():
+        if not session_is_shared():
             ray.shutdown(wait_for_processes=True)
 
 
@@ -179,11 +180,16 @@ def _connect(known: str | None, num_cpus: int | None) -> None:
         raise RunFailedError(f"Ray did not start on this machine ({error}); run the same command again") from error
 
 
+def session_is_shared() -> bool:
+    """Whether an `one_ray_session` encloses the caller, so that the session outlives this stage."""
+    return _SESSION_IS_SHARED.get()
+
+
 @contextlib.contextmanager
 def one_ray_session() -> Iterator[None]:
     """Share one Ray session among all stages inside the block: the first starts Ray, the end of the block stops it.
 
-    Ray is not started if no stage has anything to compute.
+    Ray is not started if no stage has anything to compute. The actors of a stage serve the next one.
     """
     before = "ray" in sys.modules and sys.modules["ray"].is_initialized()
     token = _SESSION_IS_SHARED.set(True)
@@ -191,7 +197,10 @@ def one_ray_session() -> Iterator[None]:
         yield
     finally:
         _SESSION_IS_SHARED.reset(token)
-        if "ray" in sys.modules and not before:
+        is_ours = "ray" in sys.modules and not before
+        if is_ours or not session_is_shared():
+            idle_actors.forget()
+        if is_ours:
             sys.modules["ray"].shutdown(wait_for_processes=True)
 
 

@@ -25,7 +25,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from sae_core.errors import ConfigError
@@ -62,46 +62,44 @@ class SelfAttention(nn.Module):
         key_mask: Bool[Tensor, "row key"] | Bool[Tensor, "row position key"] | None = None,
         key_bias: Float[Tensor, "row key"] | Float[Tensor, "row position key"] | None = None,
         n_keys: int | None = None,
-    ) -> Float[Tensor, "row position d_model"]:
+        places: Int64[Tensor, "row place"] | None = None,
+    ) -> Float[Tensor, "row position d_model"] | Float[Tensor, "row place d_model"]:
         """softmax(cap(q k^T / sqrt(d_head) + bias of the key)) v, over the keys where `key_mask` is true.
 
         `key_mask` is one of all positions of a row, or has a line of its own for each.
         `n_keys`: only the first `n_keys` positions are keys; the positions after them attend and are never attended to.
+        `places`: the positions of each row whose output is wanted; None: all.
         The bias of a key is one for all positions, or that of each. A position that may attend to no key gets 0 where
         scores are capped, and NaN elsewhere.
         """
         n_rows, n_positions, d_model = x.shape
         w, b = self.Wqkv.weight, self.Wqkv.bias
-        if n_keys is None:
+        if n_keys is None and places is None:
             q, k, v = self.Wqkv(x).chunk(3, dim=-1)
         else:
             of_query, of_key = (None, None) if b is None else (b[:d_model], b[d_model:])
-            q = F.linear(x, w[:d_model], of_query)
+            q = F.linear(at_places(x, places), w[:d_model], of_query)
             k, v = F.linear(x[:, :n_keys], w[d_model:], of_key).chunk(2, dim=-1)
         q, k, v = (t.view(n_rows, t.shape[1], self.n_heads, -1).transpose(1, 2) for t in (q, k, v))
+        # the lines of the queries
+        key_mask, key_bias = (t if t is None or t.ndim == 2 else at_places(t, places) for t in (key_mask, key_bias))
         mask = None if key_mask is None else key_mask[:, None, None] if key_mask.ndim == 2 else key_mask[:, None]
+        if self.is_causal:
+            at = torch.arange(n_positions, device=x.device)[None] if places is None else places
+            before = (torch.arange(k.shape[2], device=x.device) <= at[:, :, None])[:, None]
+            mask = before if mask is None else mask & before
         if self.softcap is not None:
             mixed = torch.cat([self._capped(q, k, v, mask, key_bias, row) for row in range(n_rows)])
-        elif self.is_causal or key_bias is not None:
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self._biased(q, k, mask, key_bias))
         else:
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        out: Tensor = self.out_proj(mixed.transpose(1, 2).reshape(n_rows, n_positions, d_model))
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self._biased(q, mask, key_bias))
+        out: Tensor = self.out_proj(mixed.transpose(1, 2).reshape(n_rows, -1, d_model))
         return out
 
-    def _allowed(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor | None:
-        """Which keys a query may attend to, or None: all."""
-        if not self.is_causal:
-            return mask
-        before = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
-        return before if mask is None else mask & before
-
-    def _biased(self, q: Tensor, k: Tensor, mask: Tensor | None, key_bias: Tensor | None) -> Tensor | None:
-        allowed = self._allowed(q, k, mask)
+    def _biased(self, q: Tensor, mask: Tensor | None, key_bias: Tensor | None) -> Tensor | None:
         if key_bias is None:
-            return allowed
+            return mask
         bias = (key_bias[:, None, None, :] if key_bias.ndim == 2 else key_bias[:, None]).to(q.dtype)
-        return bias if allowed is None else bias.masked_fill(~allowed, -torch.inf)
+        return bias if mask is None else bias.masked_fill(~mask, -torch.inf)
 
     def _capped(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, key_bias: Tensor | None, row: int
@@ -112,8 +110,9 @@ class SelfAttention(nn.Module):
         if key_bias is not None:
             scores = scores + key_bias[row]
         scores = self.softcap * torch.tanh(scores / self.softcap)
-        allowed = self._allowed(q, k, None if mask is None else mask[row])
-        if allowed is not None:
+        if mask is not None:
+            # of all rows, or of each
+            allowed = mask[min(row, len(mask) - 1)]
             # a query without any key attends to nothing; softmax alone would give NaN
             scores = scores.masked_fill(~allowed, -torch.inf).softmax(-1).masked_fill(~allowed, 0.0)
         else:
@@ -173,26 +172,27 @@ class EncoderBlock(nn.Module):
         key_mask: Bool[Tensor, "row key"] | Bool[Tensor, "row position key"] | None = None,
         key_bias: Float[Tensor, "row key"] | Float[Tensor, "row position key"] | None = None,
         n_keys: int | None = None,
-    ) -> Float[Tensor, "row position d_model"]:
-        """Output of block `index` for input `x`; the masks are those of `SelfAttention`."""
+        places: Int64[Tensor, "row place"] | None = None,
+    ) -> Float[Tensor, "row position d_model"] | Float[Tensor, "row place d_model"]:
+        """Output of block `index` for input `x`; masks and `places` are those of `SelfAttention`."""
         hook = hook or _pass
 
         def attention(of: Tensor) -> Tensor:
-            mixed = self.self_attn(of, key_mask=key_mask, key_bias=key_bias, n_keys=n_keys)
+            mixed = self.self_attn(of, key_mask=key_mask, key_bias=key_bias, n_keys=n_keys, places=places)
             return hook(Site(kind="attention", index=index), mixed)
 
         def mlp(of: Tensor) -> Tensor:
             return hook(Site(kind="mlp", index=index), self._feed_forward(of))
 
         if self.norm_place == "post":
-            h = self.norm1(x + attention(x))
+            h = self.norm1(at_places(x, places) + attention(x))
             y = self.norm2(h + mlp(h))
         elif self.norm_place == "pre":
-            h = x + attention(self.norm1(x))
+            h = at_places(x, places) + attention(self.norm1(x))
             y = h + mlp(self.norm2(h))
         else:
             carried = self.norm1(x)
-            carried = self.norm2(carried + attention(carried))
+            carried = self.norm2(at_places(carried, places) + attention(carried))
             y = carried + mlp(carried)
         return hook(Site(kind="layer", index=index), y)
 
@@ -201,6 +201,13 @@ class EncoderBlock(nn.Module):
         hidden = act(self.linear1(x)) if self.gate is None else act(self.gate(x)) * self.linear1(x)
         out: Tensor = self.linear2(hidden)
         return out
+
+
+def at_places(
+    x: Float[Tensor, "row position d"] | Bool[Tensor, "row position d"], places: Int64[Tensor, "row place"] | None
+) -> Tensor:
+    """The vectors at some positions of each row [row place d]; all of them if `places` is None."""
+    return x if places is None else x[torch.arange(len(x), device=x.device)[:, None], places]
 
 
 def _pass(_: Site, x: Tensor) -> Tensor:

@@ -57,6 +57,8 @@ class FoundationModel(nn.Module, ABC):
         max_genes: largest number of gene tokens of a cell; None where there is no limit.
         kept_of_long_cells: which genes of cells with more than `max_genes` become tokens, in words.
         is_causal: whether a token attends to itself and to those before it alone.
+        predicts_in_place: whether `predict_masked` reads x where the masked genes are, and nowhere else. The last block
+            is then run at these places alone.
         ignored_weights: weights of the checkpoint that neither activations nor the pretraining loss need.
         notes: what a user should know of the checkpoint: defaults that were taken, what is not read, how it was tuned.
         context: facts of a cell that go into the model beside its genes, such as its assay: a value for all cells, or
@@ -75,6 +77,7 @@ class FoundationModel(nn.Module, ABC):
     max_genes: int | None = None
     kept_of_long_cells: ClassVar[str] = "a random sample of their genes"
     is_causal: ClassVar[bool] = False
+    predicts_in_place: ClassVar[bool] = False
     ignored_weights: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     context: Mapping[str, str] = MappingProxyType({})
@@ -410,7 +413,9 @@ class FoundationModel(nn.Module, ABC):
         """
         self._check_cached(cached, task.tokens, self._patches(patches))
         found = torch.full((len(task.cell),), torch.nan)
-        for x, batch, masked in self._masked_batches(task, max_batch_tokens, patches, cached):
+        for x, batch, masked in self._masked_batches(
+            task, max_batch_tokens, patches, cached, in_place=self.predicts_in_place
+        ):
             found[masked.task_rows] = self.predict_masked(x, batch, masked).to("cpu", torch.float32)
         cell, gene_id, target = (torch.from_numpy(a) for a in (task.cell, task.gene_id, task.target))
         return MaskedGenePrediction(cell=cell, gene_id=gene_id, prediction=found, target=target)
@@ -421,14 +426,32 @@ class FoundationModel(nn.Module, ABC):
         max_batch_tokens: int,
         patches: Mapping[Site | str, Patch] | None,
         cached: CachedActivations | None = None,
+        *,
+        in_place: bool = False,
     ) -> Iterator[tuple[Tensor, Batch, MaskedGeneBatch]]:
-        """Output of the encoder, batch by batch, and the masked genes of each batch."""
-        patch_of, depth = self._patches(patches), self._depth(self.sites[-1])
-        for batch in self._batches(task, max_batch_tokens):
-            x = self._run(batch, depth, partial(_patch_and_record, batch=batch, out={}, patches=patch_of), cached)
-            yield x, batch, MaskedGeneBatch.of(task, batch)
+        """Output of the encoder, batch by batch, and the masked genes of each batch.
 
-    def _run(self, batch: Batch, depth: int, hook: SiteHook, cached: CachedActivations | None = None) -> Tensor:
+        `in_place`: only what is at the places of the masked genes is wanted.
+        """
+        patch_of, depth = self._patches(patches), self._depth(self.sites[-1])
+        # a patch receives all tokens
+        in_place = in_place and all(site.n_blocks is not None and site.n_blocks < self.n_layers for site in patch_of)
+        for batch in self._batches(task, max_batch_tokens):
+            hook = partial(_patch_and_record, batch=batch, out={}, patches=patch_of)
+            masked = MaskedGeneBatch.of(task, batch)
+            places = masked.places(len(batch.cells)) if in_place else None
+            yield self._run(batch, depth, hook, cached, places=places), batch, masked
+
+    def _run(
+        self,
+        batch: Batch,
+        depth: int,
+        hook: SiteHook,
+        cached: CachedActivations | None = None,
+        *,
+        places: Int64[Tensor, "row place"] | None = None,
+    ) -> Tensor:
+        """Run the blocks; of the last one at `places` alone if they are given, and with zeros elsewhere."""
         device = batch.gene_id.device.type
         with torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None):
             if cached is None:
@@ -437,9 +460,12 @@ class FoundationModel(nn.Module, ABC):
                 start = self._site(cached.site)
                 x = batch.padded(cached.x[batch.token_rows].to(batch.gene_id.device))
                 n_done, x = self._depth(start), hook(start, x)
-            key_mask, key_bias = self.key_mask(batch), self.key_bias(batch)
+            masks: dict[str, Any] = {"key_mask": self.key_mask(batch), "key_bias": self.key_bias(batch)}
             for i, block in enumerate(self.blocks[n_done:depth], start=n_done):
-                x = block(x, index=i, hook=hook, key_mask=key_mask, key_bias=key_bias)
+                if places is None or i < self.n_layers - 1:
+                    x = block(x, index=i, hook=hook, **masks)
+                else:
+                    x = _put_at(places, block(x, index=i, hook=hook, places=places, **masks), x.shape[1])
             if self.final_norm is not None and n_done <= self.n_layers < depth:
                 x = hook(FINAL, self.final_norm(x))
         return x
@@ -503,6 +529,13 @@ class FoundationModel(nn.Module, ABC):
             lengths = np.where(lengths > 0, np.maximum(lengths, padding.length), 0)
         for cells in plan_batches(lengths, max_batch_tokens):
             yield Batch.of(ragged, cells, device=parameter.device, dtype=parameter.dtype, padding=padding, **marks)
+
+
+def _put_at(places: Tensor, found: Tensor, n_positions: int) -> Tensor:
+    """Activations [row position d_model] with what was found at the places of each row, and zeros elsewhere."""
+    x = found.new_zeros(len(found), n_positions, found.shape[-1])
+    x[torch.arange(len(x), device=x.device)[:, None], places] = found
+    return x
 
 
 def _tokens_of(tokens: Tokens | MaskedGeneTask) -> Tokens:

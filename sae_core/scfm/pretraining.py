@@ -94,6 +94,14 @@ class MaskedGeneBatch:
             target=put(task.target[task_rows]).to(batch.value.dtype),
         )
 
+    def places(self, n_rows: int) -> Int64[Tensor, "row place"]:
+        """The columns of each row; a row with fewer masked genes than another repeats position 0."""
+        counts = torch.bincount(self.row, minlength=n_rows)
+        nth = torch.arange(len(self.row), device=self.row.device) - (counts.cumsum(0) - counts)[self.row]
+        found = self.column.new_zeros(n_rows, int(counts.max()) if len(self.row) else 0)
+        found[self.row, nth] = self.column
+        return found
+
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedGenePrediction:

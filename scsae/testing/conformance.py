@@ -443,6 +443,17 @@ class ModelConformance:
         assert torch.equal(model.pretraining_loss(tokens, seed=3).n_masked, n_masked)
 
     @pytest.mark.usefixtures("pretraining")
+    def test_predictions_need_the_last_block_only_where_genes_are_predicted(
+        self, model: FoundationModel, tokens: Tokens
+    ) -> None:
+        task = model.mask_genes(tokens, seed=3, fraction=model.mask_fraction)
+        # a patch at the last block receives all tokens, so that it is run at all of them
+        everywhere = {f"layer.{model.n_layers - 1}": lambda x, info: x}
+        predicted = model.masked_gene_prediction(task).prediction
+        whole = model.masked_gene_prediction(task, patches=everywhere).prediction
+        torch.testing.assert_close(predicted, whole, atol=1e-5, rtol=1e-5)
+
+    @pytest.mark.usefixtures("pretraining")
     def test_predictions_from_cached_activations_are_those_of_the_whole_run_and_masked_genes_are_marked(
         self, model: FoundationModel, tokens: Tokens
     ) -> None:

@@ -163,6 +163,7 @@ class AIDOCell(FoundationModel):
     """The AIDO.Cell network with its tokenizer; `load_model` builds it from a checkpoint folder."""
 
     family = "aido-cell"
+    predicts_in_place = True
     readouts = ("measured", "mean")
     mask_fraction = 0.3
 

@@ -165,6 +165,7 @@ class Geneformer(FoundationModel):
     """The Geneformer network with its tokenizer; `load_model` builds it from a checkpoint folder."""
 
     family = "geneformer"
+    predicts_in_place = True
     mask_fraction = 0.15
     kept_of_long_cells = "the genes of their highest ranks"
 

@@ -116,6 +116,7 @@ class Nicheformer(FoundationModel):
     """The Nicheformer network with its tokenizer; `load_model` builds it from a checkpoint folder."""
 
     family = "nicheformer"
+    predicts_in_place = True
     readouts = (OFFICIAL, "mean")
     kept_of_long_cells = "the genes of their highest ranks"
 

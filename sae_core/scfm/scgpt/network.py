@@ -189,6 +189,7 @@ class ScGPT(FoundationModel):
     """The scGPT network with its tokenizer; `load_model` builds it from a checkpoint, `ScGPT.empty` without weights."""
 
     family = "scgpt"
+    predicts_in_place = True
     readouts = ("cls", "mean")
     mask_fraction = 0.4
 

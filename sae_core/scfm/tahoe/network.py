@@ -233,6 +233,7 @@ class Tahoe(FoundationModel):
     """
 
     family = "tahoe"
+    predicts_in_place = True
     readouts = ("cls", "mean")
 
     def __init__(

@@ -12,8 +12,9 @@ import ray.cloudpickle
 from feature_store.storage import filesystem
 from pipelines.config import ActorOptions
 from pipelines.errors import RunFailedError, UsageError
-from pipelines.runtime import actor_pool
+from pipelines.runtime import actor_pool, idle_actors
 from pipelines.runtime.actor_pool import LOSSES_IN_A_ROW, SHARDS_PER_ACTOR, ActorPool, ShardActor, do_shards
+from pipelines.runtime.cluster import one_ray_session
 
 # actors cannot import it by its name: some packages install a `tests` of their own
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -237,6 +238,56 @@ def test_an_error_raised_on_purpose_in_making_a_worker_keeps_its_class(ray_local
     assert type(caught.value) is UsageError
     assert str(caught.value) == "no checkpoint"
     assert filesystem.n_writes() > before, "its exit code is not that of a command that wrote nothing"
+
+
+class Process:
+    """A worker that tells its process, and whether another worker was in it before."""
+
+    n_before = 0
+
+    def __init__(self, folder):
+        self.folder, self.nth = folder, type(self).n_before
+        type(self).n_before += 1
+
+    def shard(self, number):
+        if number < 0:
+            raise UsageError("a shard failed")
+        (self.folder / f"{os.getpid()}-{self.nth}").touch()
+        return {"shards": 1}
+
+
+def processes_of(folder, shards=(0, 1, 2), *, num_cpus=1, num_actors=1):
+    """The processes in which shards are computed, and how many workers each had had."""
+    folder.mkdir()
+    options = ActorOptions(num_actors=num_actors, num_cpus=num_cpus)
+    total = do_shards(Process, folder, shards, options, title="test", note=lambda *_: "")
+    assert total["shards"] == len(shards)
+    return dict(tuple(map(int, path.name.split("-"))) for path in folder.iterdir())
+
+
+def test_inside_one_session_actors_serve_the_stages_one_after_the_other(ray_local, tmp_path):
+    with one_ray_session():
+        (first,), (second,) = (processes_of(tmp_path / name) for name in "ab")
+        assert first == second
+        wider = processes_of(tmp_path / "c", num_cpus=2)
+        assert first not in wider, "an actor of other resources waits for none"
+        again = processes_of(tmp_path / "d")
+        assert first not in again, "it was ended, because it held the cores"
+        os.kill(next(iter(again)), signal.SIGKILL)
+        assert not again.keys() & processes_of(tmp_path / "e").keys(), "one that died while it waited is replaced"
+        with pytest.raises(UsageError, match="a shard failed"):
+            do_shards(Process, tmp_path, [-1], ActorOptions(num_actors=1), title="test", note=lambda *_: "")
+        assert not idle_actors._waiting, "those of a stage that failed are not kept"
+    assert not idle_actors._waiting
+    apart = [processes_of(tmp_path / name) for name in "fg"]
+    assert not apart[0].keys() & apart[1].keys(), "outside, each stage has its own"
+
+
+def test_an_actor_that_waits_holds_nothing_of_its_last_work():
+    actor = ShardActor(1)
+    actor.ready(Process, None)
+    actor.rest()
+    assert actor._body is None
 
 
 @pytest.mark.parametrize("n_cpus", [pytest.param(1, marks=pytest.mark.slow), 2])

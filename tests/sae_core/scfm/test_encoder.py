@@ -55,6 +55,26 @@ def test_positions_after_n_keys_attend_and_are_never_attended_to() -> None:
     torch.testing.assert_close(out[:, 7], one_query[:, 5], atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("norm_place", ["post", "pre", "carried"])
+@pytest.mark.parametrize("attention", [{}, {"is_causal": True}, {"softcap": 2.0}, {"softcap": 2.0, "is_causal": True}])
+@pytest.mark.parametrize("lines", [False, True])
+def test_the_output_at_some_places_is_that_of_the_whole_block(norm_place: str, attention: Any, lines: bool) -> None:
+    block = random_block(norm_place=norm_place)
+    block.self_attn.softcap, block.self_attn.is_causal = attention.get("softcap"), attention.get("is_causal", False)
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(3, 7, 24, generator=generator)
+    shape = (3, 7, 7) if lines else (3, 7)
+    mask, bias = torch.rand(shape, generator=generator) < 0.7, torch.randn(shape, generator=generator)
+    # a query without a key would be NaN in both
+    mask[..., 0] = True
+    places = torch.tensor([[6, 2, 3], [0, 5, 0], [4, 4, 1]])
+    for masks in ({}, {"key_mask": mask}, {"key_bias": bias}, {"key_mask": mask, "key_bias": bias}):
+        whole, some = (block(x, index=0, places=at, **masks) for at in (None, places))
+        torch.testing.assert_close(some, torch.stack([whole[i, at] for i, at in enumerate(places)]))
+    keys = block(x, index=0, n_keys=5), block(x, index=0, n_keys=5, places=places)
+    torch.testing.assert_close(keys[1], torch.stack([keys[0][i, at] for i, at in enumerate(places)]))
+
+
 def test_a_mask_may_have_a_line_of_its_own_for_each_position() -> None:
     block, oracle = block_and_oracle()
     x = torch.randn(3, 6, 24, generator=torch.Generator().manual_seed(2))
