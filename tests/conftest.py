@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import threading
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -188,16 +187,13 @@ def toy_plug_in(monkeypatch, tmp_path) -> None:
 
 @pytest.fixture(scope="session")
 def shards_here():
-    """`do_shards` without Ray: every shard in this process, in order, as an actor of one core would do it."""
-    from pipelines.runtime.threads import torch_threads
+    """`do_shards` without Ray, whatever number of actors is asked for."""
+    from pipelines.runtime.actor_pool import do_shards as compute
 
-    def do_shards(worker, work, shards, *_args, **_options):
+    def do_shards(worker, work, shards, options, *, title, note, address=None):
         # the last bits of activations depend on the number of threads
-        with torch_threads(1):
-            body, total = worker(work), Counter()
-            for shard in shards:
-                total.update(body.shard(shard))
-        return total
+        one = options.model_copy(update={"num_actors": 0, "num_cpus": 1})
+        return compute(worker, work, shards, one, title=title, note=note)
 
     return do_shards
 

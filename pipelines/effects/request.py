@@ -22,7 +22,7 @@ from sae_core.effects import HiddenGenes
 
 _MODULES = (nulls_module, by_gene_module, directions_module, actors_module, cells_module, shards_module, tables_module)
 """Those whose constants the content depends on."""
-MIN_NULLS, NULLS_IN_ALL = 4, 100
+MIN_NULLS, NULLS_IN_ALL = 3, 100
 """Directions of each null: least number for a feature, and for all features together."""
 
 

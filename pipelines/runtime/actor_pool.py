@@ -16,13 +16,13 @@ from typing import Any
 
 from feature_store.storage.filesystem import note_write
 from pipelines.config import ActorOptions
-from pipelines.errors import RunFailedError
+from pipelines.errors import RunFailedError, UsageError
 from pipelines.runtime import idle_actors
 from pipelines.runtime.cluster import actors_that_fit, ray_session, session_is_shared
 from pipelines.runtime.failures import root_cause
 from pipelines.runtime.progress import progress_bar, stderr_console
 from pipelines.runtime.stage import Clock
-from pipelines.runtime.threads import limit_threads
+from pipelines.runtime.threads import limit_threads, limited_threads
 
 SHARDS_PER_ACTOR = 2
 CHECK_INTERVAL_S = 0.5
@@ -67,6 +67,8 @@ def do_shards(
 ) -> Counter[str]:
     """Compute the shards on actors of `worker(work)` with a progress bar; return the sums of their counts.
 
+    Without actors (`num_actors` 0) they are computed in this process, in order and to the same bytes.
+
     Args:
         worker: class whose method `shard(number)` commits one shard and returns counts by name.
         work: argument of the class, which is sent to every actor.
@@ -77,12 +79,24 @@ def do_shards(
         address: Ray cluster; None uses the open session or starts one on this machine.
 
     Raises:
-        UsageError: no node has the resources of one actor.
+        UsageError: no node has the resources of one actor, or a cluster is named and no actor wanted.
         RunFailedError: the session was lost, no actor starts, or actors die repeatedly.
         Exception: an actor raised it; it has the class that it had there.
     """
     total = Counter[str]()
     if not shards:
+        return total
+    if options.num_actors == 0:
+        if address is not None:
+            raise UsageError(
+                f"--num-actors was 0, which computes in this process, and --address was {address!r}, a cluster; give "
+                "one of them"
+            )
+        with limited_threads(options.num_cpus), progress_bar(title, len(shards), "shards") as report:
+            body, clock = worker(work), Clock()
+            for n_done, shard in enumerate(shards, start=1):
+                total.update(body.shard(shard))
+                report(n_done, note(total, clock.seconds))
         return total
     import ray
 

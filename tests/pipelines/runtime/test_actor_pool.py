@@ -283,6 +283,25 @@ def test_inside_one_session_actors_serve_the_stages_one_after_the_other(ray_loca
     assert not apart[0].keys() & apart[1].keys(), "outside, each stage has its own"
 
 
+def test_without_actors_shards_are_computed_in_this_process_with_the_threads_of_an_actor(tmp_path):
+    import pyarrow as pa
+    import torch
+
+    before = torch.get_num_threads(), pa.cpu_count(), os.environ.get("OMP_NUM_THREADS")
+    torch.set_num_threads(2)
+    try:
+        assert processes_of(tmp_path / "a", num_actors=0).keys() == {os.getpid()}
+        options = ActorOptions(num_actors=0, num_cpus=3)
+        total = do_shards(Threads, None, [0], options, title="test", note=lambda *_: "")
+        assert (total["torch"], total["pyarrow"]) == (3, 3)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before[0])
+    assert (pa.cpu_count(), os.environ.get("OMP_NUM_THREADS")) == before[1:]
+    with pytest.raises(UsageError, match=r"--num-actors was 0.*one of them"):
+        do_shards(Threads, None, [0], options, title="test", note=lambda *_: "", address="ray://head:10001")
+
+
 def test_an_actor_that_waits_holds_nothing_of_its_last_work():
     actor = ShardActor(1)
     actor.ready(Process, None)
