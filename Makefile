@@ -8,6 +8,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# every test process, actor and command would compile all modules anew
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-units test-ray test-pages test-jobs test-slow gpu docs lint format clean help
 
