@@ -1,11 +1,10 @@
 """Codes and token statistics of a finished run, loaded into memory."""
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from scipy import sparse
 
 from feature_store.codes.codes_run import CodesRun
 from feature_store.codes.cut import Cells
@@ -13,6 +12,9 @@ from feature_store.codes.parquet import read_row_groups
 from feature_store.errors import InputError
 from feature_store.storage import schemas
 from feature_store.storage.commit import Run, read_part
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 Bools = npt.NDArray[np.bool_]
 
@@ -24,12 +26,15 @@ class TokenCounts(NamedTuple):
     gene: pl.DataFrame
 
 
-def load_cell_codes(codes: CodesRun, cells: Cells) -> sparse.csr_array:
+def load_cell_codes(codes: CodesRun, cells: Cells) -> "sparse.csr_array":
     """Codes of some cells (cell_idx, in any order) as CSR float32 [len(cells) n_features], indices sorted.
 
     Of a cell outside the panel they are its largest. Codes of tokens are max-pooled. Parts without any of the cells are
     not read. InputError for a cell that the run does not have.
     """
+    # not above: a look-up of a table needs no matrix, and the import takes .3 s
+    from scipy import sparse
+
     wanted, place = np.unique(cells, return_inverse=True)
     if len(wanted) and not 0 <= int(wanted[0]) <= int(wanted[-1]) < codes.cut.n_cells:
         raise InputError(
@@ -50,12 +55,14 @@ def load_cell_codes(codes: CodesRun, cells: Cells) -> sparse.csr_array:
     return loaded if np.array_equal(wanted, cells) else loaded[place]
 
 
-def load_feature_codes(codes: CodesRun, panel: Cells, start: int, stop: int) -> sparse.csr_array:
+def load_feature_codes(codes: CodesRun, panel: Cells, start: int, stop: int) -> "sparse.csr_array":
     """Codes of the features [start, stop) of the panel's cells as CSR float32 [n_panel stop - start], indices sorted.
 
     Codes of tokens are max-pooled. Each part gives its row groups of these features. InputError for another panel than
     that of the run. Peak memory: 32 bytes a nonzero.
     """
+    from scipy import sparse
+
     if len(panel) != codes.cut.n_panel:
         raise InputError(f"{codes.folder} has a panel of {codes.cut.n_panel} cells; {len(panel)} were given")
     rows, columns, values = [np.empty(0, np.int32)], [np.empty(0, np.int32)], [np.empty(0, np.float32)]

@@ -7,7 +7,6 @@ from pathlib import Path
 import polars as pl
 
 from feature_store import FeatureStore
-from feature_store.associations.claims import NAMED_AT, is_significant
 from feature_store.errors import NotFoundError
 from feature_store.query.described import described_columns, described_tables, description_of
 from feature_store.query.tables import MADE_BY
@@ -56,6 +55,9 @@ class Lookup:
 
     def answer(self, store: FeatureStore) -> pl.DataFrame:
         """Return the features, strongest first; without a look-up all features, densest first."""
+        # not above: `scsae sql` needs no statistics
+        from feature_store.associations.claims import NAMED_AT, is_significant
+
         cell = self.cell if self.cell_idx is None else self.cell_idx
         if cell is not None:
             found = store.features_of(cell, self.n)
