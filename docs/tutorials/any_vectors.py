@@ -35,10 +35,10 @@ scsae.inspect(own, vectors="obsm/X_pca")["vectors"]
 
 # %%
 store = "vectors-store"
-scsae.extract(own, vectors="obsm/X_pca", source_name="PCA-50", cell_type="bulk_labels", store=store)
+scsae.extract(own, vectors="obsm/X_pca", source_name="PCA-50", cell_type="bulk_labels", num_actors=0, store=store)
 scsae.train(n_features=128, k=8, n_steps=300, batch_size=256, num_workers=0, store=store)
-scsae.encode(store=store)
-scsae.associate(store=store)[-1].facts
+scsae.encode(num_actors=0, store=store)
+scsae.associate(num_actors=0, store=store)[-1].facts
 
 # %% [markdown]
 # ## What its features stand for

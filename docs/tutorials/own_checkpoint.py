@@ -51,7 +51,7 @@ names = ("checkpoint", "genes matched", "matched by", "share of values matched",
 # %%
 store = "checkpoint-store"
 some = cells[::3]
-runs = scsae.extract(some, model=folder, layer=[1, 2], cell_type="cell_type", store=store)
+runs = scsae.extract(some, model=folder, layer=[1, 2], cell_type="cell_type", num_actors=0, store=store)
 [(run.run, run.facts["site"], run.facts["cells"], run.facts["tokens"]) for run in runs]
 
 # %% [markdown]
@@ -59,7 +59,7 @@ runs = scsae.extract(some, model=folder, layer=[1, 2], cell_type="cell_type", st
 # changed is another model, and its runs are others too.
 
 # %%
-again = scsae.extract(some, model=folder, layer=[1, 2], cell_type="cell_type", store=store)
+again = scsae.extract(some, model=folder, layer=[1, 2], cell_type="cell_type", num_actors=0, store=store)
 [(run.run, run.done) for run in again]
 
 # %% [markdown]
@@ -69,7 +69,7 @@ again = scsae.extract(some, model=folder, layer=[1, 2], cell_type="cell_type", s
 # model has not learned. Such a run is marked as a control, and no later stage takes it unless it is named.
 
 # %%
-control = scsae.extract(some, model=folder, layer=2, random_init=True, cell_type="cell_type", store=store)
+control = scsae.extract(some, model=folder, layer=2, random_init=True, cell_type="cell_type", num_actors=0, store=store)
 scsae.open(store).runs("activations").select("run", "state", "control")
 
 # %% [markdown]

@@ -21,12 +21,15 @@ facts = scsae.inspect(cells)
 # The model reads every cell, and the activations of the tokens of layer 2 are stored. An SAE of 512 features is trained
 # on cells of the split `train`. `encode` gives every cell a code, and `associate` tests every feature against labels,
 # batches, genes and gene sets. To save time the SAE is small and its training short; `scsae demo` trains a larger one.
+#
+# `num_actors=0` and `num_workers=0` compute in this notebook's own process, which is enough for 700 cells. Without them
+# Ray shares the work among processes, or among the machines of a cluster, and the results are the same.
 
 # %%
-scsae.extract(cells, layer=2, batch="channel", cell_type="cell_type", shard_cells=350)
+scsae.extract(cells, layer=2, batch="channel", cell_type="cell_type", num_actors=0)
 trained = scsae.train(n_features=512, k=16, n_steps=400, recovery_cells=0, num_workers=0)
-scsae.encode()
-scsae.associate()
+scsae.encode(num_actors=0)
+scsae.associate(num_actors=0)
 {name: trained[0].facts[name] for name in ("test_fvu", "select_l0", "select_dead_fraction")}
 
 # %% [markdown]
