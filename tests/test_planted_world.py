@@ -16,6 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 
 from planted_world import CHILDREN, LEAST_TOKENS, ROOTS_OF_TOPIC, World, recovery
 
+from sae_core.sae import SAEConfig, SparseAutoencoder
+
 N_TOKENS = 20_000
 
 
@@ -39,6 +41,13 @@ def test_features_fire_as_often_as_the_world_says_and_a_batch_follows_its_seed(w
     assert not torch.equal(again.x, other.x)
     noise = batch.x - batch.active.to_dense() @ world.directions
     assert float(noise.std()) == pytest.approx(0.05 / 8, rel=0.02)
+
+
+def test_an_autoencoder_of_the_same_seed_does_not_start_at_the_truth(world):
+    config = SAEConfig(d_model=64, n_features=256, k=8)
+    rows = SparseAutoencoder(config, generator=torch.Generator().manual_seed(world.seed)).W_dec.detach()
+    # of 256 random rows in 64 dimensions the nearest has a cosine of about .35
+    assert float((world.directions @ rows.T).amax(1).max()) < 0.75
 
 
 def test_lengths_are_those_of_their_feature_and_fall_with_its_density(world, batch):

@@ -4,8 +4,13 @@ There are more directions than dimensions (superposition), and each is active on
 shares are log-uniform over a factor of `spread`, like the densities of features in real models (a few fire on most
 cells, most on a few), and scaled so that `l0` directions are active on average. Lengths are 0.5 plus an exponential
 variable of mean 1. The activations have a mean other than zero and isotropic noise.
+
+The directions must have nothing to do with the weights from which an autoencoder starts, which are drawn from a seed
+as well: a generator of the same seed would start it at the truth. What is drawn here is therefore drawn from seeds of
+its own (`own_seed`).
 """
 
+import hashlib
 import math
 
 import torch
@@ -14,6 +19,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from sae_core.errors import ConfigError
+
+
+def own_seed(seed: int, what: str) -> int:
+    """A seed of the data that is no other generator's: 63 bits of a hash of `what` is drawn and its number."""
+    digest = hashlib.sha256(f"{what} {seed}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 class SyntheticDictionary:
@@ -37,7 +48,7 @@ class SyntheticDictionary:
         Raises:
             ConfigError: the densities for this `l0` would exceed 1.
         """
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(own_seed(seed, "directions"))
         self.directions: Float[Tensor, "feature d_model"] = functional.normalize(
             torch.randn(n_features, d_model, generator=generator), dim=1
         )
@@ -54,7 +65,7 @@ class SyntheticDictionary:
 
     def sample(self, n_tokens: int, seed: int) -> Float[Tensor, "token d_model"]:
         """The activations of `n_tokens` tokens."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(own_seed(seed, "tokens"))
         n_features, d_model = self.directions.shape
         on = torch.rand(n_tokens, n_features, generator=generator) < self.density
         length = 0.5 - torch.log1p(-torch.rand(n_tokens, n_features, generator=generator))

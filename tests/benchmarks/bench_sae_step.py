@@ -24,6 +24,7 @@ import torch
 from torch.nn import functional
 
 from sae_core.sae import Normaliser, SAEConfig, TrainConfig, Trainer
+from sae_core.sae.synthetic import own_seed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,8 +35,8 @@ WARM_UP = 12  # steps before the clock: the sparse step learns where the cutoff 
 
 
 def planted(n_tokens: int, d_model: int, n_features: int, k: int) -> torch.Tensor:
-    """Normalised sums of about k random unit directions."""
-    generator = torch.Generator().manual_seed(0)
+    """Normalised sums of about k random unit directions, which are not those from which a step starts."""
+    generator = torch.Generator().manual_seed(own_seed(0, "planted"))
     directions = functional.normalize(torch.randn(n_features, d_model, generator=generator), dim=1)
     index = torch.randint(n_features, (n_tokens, k), generator=generator)
     x = functional.embedding_bag(index, directions, mode="sum")

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch.nn import functional
 
+from sae_core.sae.synthetic import own_seed
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -57,7 +59,7 @@ class World:
     def __post_init__(self) -> None:
         if self.n_features % ((1 + CHILDREN) * ROOTS_OF_TOPIC):
             raise ValueError(f"n_features has to be a multiple of {(1 + CHILDREN) * ROOTS_OF_TOPIC}")
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(own_seed(self.seed, "world"))
         drawn = torch.randn(self.n_features, self.d_model, generator=generator)
         object.__setattr__(self, "directions", functional.normalize(drawn, dim=1))
         order = torch.randperm(self.n_roots, generator=generator)
@@ -94,7 +96,7 @@ class World:
 
     def sample(self, n_tokens: int, seed: int) -> Batch:
         """A batch of tokens."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(own_seed(seed, "tokens of the world"))
         topic = torch.rand(n_tokens, len(self.topic), generator=generator) < self.topic
         row, number = topic.nonzero().unbind(1)
         places = number[:, None] * ROOTS_OF_TOPIC + torch.arange(ROOTS_OF_TOPIC)

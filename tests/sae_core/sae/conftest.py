@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sae_core.sae import SparseCodes
+from sae_core.sae.synthetic import own_seed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +27,7 @@ class Synthetic(NamedTuple):
 @pytest.fixture(scope="session")
 def synthetic() -> Synthetic:
     n_features, d_model = 64, 32
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(own_seed(0, "directions of the tests"))
     directions = functional.normalize(torch.randn(n_features, d_model, generator=generator), dim=1)
     mean = 0.5 * torch.randn(d_model, generator=generator)
 

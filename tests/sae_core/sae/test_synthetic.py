@@ -5,7 +5,15 @@ import torch
 from torch.nn import functional
 
 from sae_core.errors import ConfigError
-from sae_core.sae import Normaliser, SAEConfig, SyntheticDictionary, TrainConfig, Trainer, mean_max_cosine
+from sae_core.sae import (
+    Normaliser,
+    SAEConfig,
+    SparseAutoencoder,
+    SyntheticDictionary,
+    TrainConfig,
+    Trainer,
+    mean_max_cosine,
+)
 
 
 def test_directions_are_unit_and_tokens_are_sums_of_them_around_the_mean():
@@ -33,6 +41,16 @@ def test_a_seed_gives_the_same_tokens_and_the_global_generator_is_untouched():
 def test_an_l0_that_needs_a_feature_on_more_than_every_token_is_refused():
     with pytest.raises(ConfigError, match=r"l0 = 16\.0 .*\b20 "):
         SyntheticDictionary(n_features=20, d_model=8)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_an_autoencoder_of_the_same_seed_does_not_start_at_the_truth(seed):
+    synthetic = SyntheticDictionary(n_features=64, d_model=32, l0=4.0, seed=seed)
+    config = SAEConfig(d_model=32, n_features=64, k=4)
+    sae = SparseAutoencoder(config, generator=torch.Generator().manual_seed(seed))
+    other = SparseAutoencoder(config, generator=torch.Generator().manual_seed(seed + 7))
+    started, by_chance = (mean_max_cosine(synthetic.directions, one.W_dec.detach()) for one in (sae, other))
+    assert started == pytest.approx(by_chance, abs=0.05)
 
 
 def test_mean_max_cosine_is_the_mean_of_the_largest_cosines():
