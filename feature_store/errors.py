@@ -11,12 +11,18 @@ StoreError
 ├── BusyError           another driver is at work on the run
 └── StoreWriteError     the folder cannot be written: permission denied, read-only, disk full
 
-A message says what was wrong, the value received, what is allowed and what to type next.
+A message says what was wrong, the value received, what is allowed and what to type next. It holds no credentials of an
+address, whatever it was made of.
 """
+
+from feature_store.credentials import without_credentials
 
 
 class StoreError(Exception):
     """Base of every error that `feature_store` raises on purpose."""
+
+    def __init__(self, *parts: object) -> None:
+        super().__init__(*(without_credentials(part) if isinstance(part, str) else part for part in parts))
 
 
 class InputError(StoreError, ValueError):

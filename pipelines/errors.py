@@ -9,11 +9,15 @@ nothing was written. An error of the input that is found only after something wa
 """
 
 from feature_store import errors as store_errors
+from feature_store.credentials import without_credentials
 from sae_core import errors as core_errors
 
 
 class PipelineError(Exception):
-    """The base of all errors that `pipelines` raises on purpose."""
+    """The base of all errors that `pipelines` raises on purpose; its message holds no credentials of an address."""
+
+    def __init__(self, *parts: object) -> None:
+        super().__init__(*(without_credentials(part) if isinstance(part, str) else part for part in parts))
 
 
 class UsageError(PipelineError, ValueError):

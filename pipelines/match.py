@@ -13,8 +13,7 @@ agreement: after training on other donors of the same data, 47 % of the features
 from another one (mini model, layer 2, n_features 1024, 800 steps).
 """
 
-import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -25,16 +24,15 @@ import polars as pl
 from feature_store.associations import Labels, matching
 from feature_store.associations.inputs import Bools
 from feature_store.associations.matching import Dead, Matches, match_codes, match_directions, summarise
-from feature_store.cells import PANEL_CELLS, load_source_location, read_panel_cells
+from feature_store.cells import read_panel_cells
 from feature_store.codes import CodesRun, load_cell_codes, panel_firing, panel_with_tokens
 from feature_store.query.runs import newest_run, resolve_run
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import Layout, RunInfo
 from feature_store.storage.plans import ActivationsPlan, CellsPlan, MatchPlan, SAEPlan, constants_of
 from pipelines.config import MatchOptions
-from pipelines.config.vectors import VectorsPlace
+from pipelines.encode_command import encode_command, reads_vectors
 from pipelines.errors import UsageError
-from pipelines.external.vectors import SITE, load_vectors_location
 from pipelines.inputs import load_stored_sae
 from pipelines.runtime.checks import check_before_work
 from pipelines.runtime.progress import progress_bar
@@ -167,14 +165,7 @@ def _share_space(a: _SAE, b: _SAE) -> bool:
 def _share_name(layout: Layout, a: _SAE, b: _SAE) -> bool:
     """Return whether both SAEs are of given vectors that are said to be of one model."""
     same = (a.plan.model, a.plan.d_model) == (b.plan.model, b.plan.d_model)
-    return same and all(_reads_vectors(layout, one) for one in (a, b))
-
-
-def _reads_vectors(layout: Layout, sae: _SAE) -> bool:
-    """Return whether an SAE was trained on given vectors. NotFoundError if those activations are gone."""
-    if sae.plan.site != SITE:
-        return False
-    return ActivationsPlan.of(commit.Run.open(layout.activations_dir(sae.plan.activations))).origin == "vectors"
+    return same and all(reads_vectors(layout, one.plan) for one in (a, b))
 
 
 def _shared_start(a: _SAE, b: _SAE) -> dict[str, str]:
@@ -220,7 +211,7 @@ def _codes_of_same_cells(layout: Layout, pair: Sequence[_SAE]) -> tuple[CodesRun
     pooling = next((run.plan.pooling for _, run in (*a, *b)), "max")
     wanted = (_digest_of(layout, dataset), pooling)
     lacking = [sae for sae, runs in zip(pair, (a, b), strict=True) if wanted not in {cells for cells, _ in runs}]
-    commands = " and ".join(f"`{_encode_command(layout, sae, dataset, pooling)}`" for sae in lacking)
+    commands = " and ".join(f"`{encode_command(layout, sae.run, dataset, pooling=pooling)}`" for sae in lacking)
     raise UsageError(
         f"{_name(pair[0])} and {_name(pair[1])} are compared by their codes of the same cells, pooled alike, and there "
         f"are none of both; make them with {commands}"
@@ -246,55 +237,6 @@ def _can_encode(layout: Layout, sae: _SAE, dataset: str) -> bool:
 
 def _digest_of(layout: Layout, dataset: str) -> str:
     return CellsPlan.of(commit.Run.open(layout.cells_dir(dataset))).digest
-
-
-def _encode_command(layout: Layout, sae: _SAE, dataset: str, pooling: str) -> str:
-    """Return the command that encodes the cells of a data set with an SAE."""
-    command = f"scsae encode --sae {sae.run} --store {layout.root}{'' if pooling == 'max' else f' --pooling {pooling}'}"
-    if sae.plan.dataset == dataset:
-        return command
-    where = load_source_location(layout, dataset)
-    paths, plan = where["path"], CellsPlan.of(commit.Run.open(layout.cells_dir(dataset)))
-    columns = {
-        **{"matrix": where["matrix"], "where": plan.where},
-        **{"donor": plan.donor, "batch": plan.batch, "cell-type": plan.cell_type},
-        "split": plan.split_column,
-        "panel": None if plan.panel.wanted is None and plan.panel.n_cells <= PANEL_CELLS else plan.panel.n_cells,
-    }
-    given = [("--data", path) for path in ([paths] if isinstance(paths, str) else paths)]
-    given += [(f"--{option}", column) for option, column in columns.items() if column is not None]
-    given += [("--label", label) for label in plan.labels]
-    if (vectors := _vectors_of(layout, sae, dataset)) is not None:
-        given.append(("--vectors", vectors))
-    return " ".join([command, *(f"{option} {shlex.quote(str(value))}" for option, value in given)])
-
-
-def _vectors_of(layout: Layout, sae: _SAE, dataset: str) -> str | None:
-    """Return the vectors that an SAE of given vectors would encode a data set from; None if they need no name.
-
-    They are those that the store knows of the same model, if it knows any; else the user has to name them.
-    """
-    if not _reads_vectors(layout, sae):
-        return None
-    model = sae.plan.model, sae.plan.d_model
-    own = load_vectors_location(layout.activations_dir(sae.plan.activations)).vectors
-    needs_name = VectorsPlace.parse(own).file is not None
-    return next(_known_vectors(layout, dataset, *model), "PATH/vectors.npy" if needs_name else None)
-
-
-def _known_vectors(layout: Layout, dataset: str, model: str, d_model: int) -> Iterator[str]:
-    """Yield where the vectors of a data set were that are said to be of a model, the newest activations first."""
-    for info in layout.runs("activations"):
-        if info.complete:
-            plan = ActivationsPlan.of(commit.Run.open(info.path))
-            if (plan.origin, plan.dataset, plan.model, plan.d_model) == ("vectors", dataset, model, d_model):
-                yield load_vectors_location(info.path).vectors
-    for info in layout.runs("codes"):
-        codes = CodesRun.open(info.path).plan if info.complete else None
-        if codes is not None and codes.fused is not None and codes.dataset == dataset:
-            read = ActivationsPlan.of(commit.Run.open(layout.activations_dir(codes.activations)))
-            if (read.origin, read.model, read.d_model) == ("vectors", model, d_model):
-                yield load_vectors_location(info.path).vectors
 
 
 def _table(layout: Layout, plan: MatchPlan) -> pl.DataFrame:

@@ -20,7 +20,7 @@ DONOR, CELL_TYPE, BATCH = "donor_id", "cell_type", "assay"
 LABELS = ("disease", "tissue")
 POSSIBLE_LABELS = ("sex", "self_reported_ethnicity", "development_stage")
 _PRIMARY = "is_primary_data"
-_REQUIRED = (DONOR, CELL_TYPE, BATCH, "disease")
+REQUIRED = (DONOR, CELL_TYPE, BATCH, "disease")
 _N_SHOWN = 3
 
 
@@ -52,9 +52,9 @@ class CellxgeneColumns:
 def cellxgene_columns(source: Source) -> CellxgeneColumns | None:
     """The columns by the schema; None unless every file has its mark, and the data set its columns."""
     marks = [mark for mark in source.cellxgene if mark is not None]
-    if len(marks) < len(source.paths) or not set(_REQUIRED) <= set(source.obs_schema):
+    if len(marks) < len(source.paths) or not set(REQUIRED) <= set(source.obs_schema):
         return None
-    names = [name for name in (*_REQUIRED, *LABELS[1:], *POSSIBLE_LABELS, _PRIMARY) if name in source.obs_schema]
+    names = [name for name in (*REQUIRED, *LABELS[1:], *POSSIBLE_LABELS, _PRIMARY) if name in source.obs_schema]
     read = read_groups(source, names, groups=names)
 
     def several(name: str) -> str | None:

@@ -30,6 +30,7 @@ def save_source_location(layout: Layout, dataset: str, source: Source) -> None:
         source.digests,
         source.states,
         versions=source.versions,
+        obs=tuple(map(place_text, source.obs_tables)),
     )
     write_source_location(layout, dataset, where)
 
@@ -42,7 +43,7 @@ def place_text(path: DataPath) -> str:
 class SourceLocation(NamedTuple):
     """Where the files of a data set were when they were last used, their matrix, the condition by which cells were
     taken (None without one), the digest of each, and the state that it had when it was hashed; of one at an address,
-    the version in words too.
+    the version in words too. `obs` are the places of the tables that columns of obs were joined from.
     """
 
     paths: tuple[str, ...]
@@ -51,6 +52,7 @@ class SourceLocation(NamedTuple):
     digests: tuple[str, ...]
     states: tuple[FileState, ...]
     versions: tuple[str, ...]
+    obs: tuple[str, ...]
 
     def known_digest(self, path: DataPath, state: FileState) -> str | None:
         """The digest of a file that has been in this state since it was hashed, else None."""
@@ -73,6 +75,7 @@ def write_source_location(layout: Layout, dataset: str, where: SourceLocation) -
         "digest": _one_or_all(where.digests),
         "state": [list(state) for state in where.states],
         "version": list(where.versions),
+        "obs": list(where.obs),
     }
     filesystem.replace_text(layout.cells_dir(dataset) / SOURCE_FILE, sealed(content))
 
@@ -91,7 +94,14 @@ def source_location(layout: Layout, dataset: str) -> SourceLocation:
     )
     states = tuple(FileState(*state) for state in content["state"])
     return SourceLocation(
-        paths, content["matrix"], content["where"], digests, states, versions=tuple(content["version"])
+        paths,
+        content["matrix"],
+        content["where"],
+        digests,
+        states,
+        versions=tuple(content["version"]),
+        # a store of a version that did not keep these places
+        obs=tuple(content.get("obs", ())),
     )
 
 

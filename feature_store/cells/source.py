@@ -337,6 +337,12 @@ class Source:
         self._joined = tuple(join_tables(tables, names, list(map(str, self.paths))))
 
     @property
+    def obs_tables(self) -> tuple[DataPath, ...]:
+        """The tables that columns of obs come from: one for all files, or one for each."""
+        paths = [one.table.path for one in self._joined]
+        return tuple(paths[:1] if len({id(one.table) for one in self._joined}) == 1 else paths)
+
+    @property
     def obs_digests(self) -> tuple[str, ...]:
         """Sha256 of each table that columns of obs come from."""
         return tuple(dict.fromkeys(one.table.sha256 for one in self._joined))

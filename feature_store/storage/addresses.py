@@ -39,11 +39,11 @@ PROTOCOLS: Mapping[str, Protocol] = {"s3": _S3, "gs": _GS, "https": _HTTP, "http
 _ADDRESS = re.compile(r"([^/]+)://(.+)", re.DOTALL)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RemotePath:
     """A file or folder at an address, with the part of the interface of pathlib that data files need.
 
-    Its text leaves out the query of an address of the web, which may hold a signature.
+    Its text and representation leave out the query of an address of the web, which may hold a signature.
 
     Attributes:
         address: the address.
@@ -52,6 +52,9 @@ class RemotePath:
 
     address: str
     digest: str | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
 
     def __str__(self) -> str:
         return self.place if self.place == self.address else f"{self.place}?..."

@@ -98,7 +98,8 @@ class HttpObjects:
                 content = await answer.read() if answer.status == _PARTIAL else b""
                 return _Answer(answer.status, answer.headers.copy(), content)
         except (aiohttp.InvalidURL, aiohttp.TooManyRedirects) as error:
-            raise InputError(f"the address {path} cannot be asked ({type(error).__name__}); check it") from error
+            # careful: the text of these errors is the address, with its signature
+            raise InputError(f"the address {path} cannot be asked ({type(error).__name__}); check it") from None
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise TryAgain(str(error) or type(error).__name__) from error
 

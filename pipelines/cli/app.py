@@ -16,6 +16,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from feature_store.credentials import without_credentials
 from feature_store.storage.filesystem import n_writes
 from pipelines.cli import models, queries, stages
 from pipelines.cli.parameters import CommandGroup
@@ -84,16 +85,16 @@ def _end_with(error: Exception, *, has_written: bool) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     if hasattr(error, "show") and hasattr(error, "format_message"):
-        # an error of typer in the options; its own text may hold the control characters of an argument
-        text = visible(error.format_message(), keep="\n")
+        # an error of typer in the options; its own text may hold the control characters or signature of an argument
+        text = visible(without_credentials(error.format_message()), keep="\n")
         error.format_message = lambda: text
         error.show()
         sys.exit(getattr(error, "exit_code", 2))
     cause = explained(root_cause(error))
     console = stderr_console()
     if not isinstance(cause, ON_PURPOSE):
-        lines = without_colours("".join(traceback.format_exception(cause))).splitlines()
+        lines = without_credentials(without_colours("".join(traceback.format_exception(cause)))).splitlines()
         console.print(*lines, sep="\n", soft_wrap=True)
         console.print("this is a fault of scsae; report it with the lines above", style="yellow", soft_wrap=True)
-    console.print(f"error: {cause}", style="red", soft_wrap=True)
+    console.print(without_credentials(f"error: {cause}"), style="red", soft_wrap=True)
     sys.exit(exit_code(cause, has_written=has_written))

@@ -26,6 +26,8 @@ from pipelines.config import (
     SteerOptions,
     TrainOptions,
     load_recipe,
+    recipe_text,
+    refuse_signed_addresses,
 )
 
 if TYPE_CHECKING:
@@ -232,6 +234,7 @@ def submit(
     """
     from pipelines.runtime.job_submission import submit_recipe
 
+    refuse_signed_addresses(recipe_text(recipe))
     raise typer.Exit(submit_recipe(recipe, store=store, address=address, env=env or (), wait=not no_wait))
 
 

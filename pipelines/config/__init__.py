@@ -26,7 +26,7 @@ from pipelines.config.options import (
     parse_size,
 )
 from pipelines.config.probe import ProbeOptions
-from pipelines.config.recipe import PARENTS, Recipe, load_recipe, recipe_text
+from pipelines.config.recipe import PARENTS, Recipe, load_recipe, recipe_text, refuse_signed_addresses
 from pipelines.config.steer import SteerOptions
 from pipelines.config.train import TrainOptions
 
@@ -68,4 +68,5 @@ __all__ = [
     "option_help",
     "parse_size",
     "recipe_text",
+    "refuse_signed_addresses",
 ]

@@ -205,9 +205,7 @@ def _explain(cls: type[Options], error: dict[str, Any], where: str, beside: Sequ
     if error["type"] == "literal_error":
         near = difflib.get_close_matches(str(error["input"]), re.findall("'([^']*)'", error["ctx"]["expected"]), n=1)
         reason += f"; did you mean {near[0]!r}?" if near else ""
-    # an address may hold a password
-    given = re.sub(r"//[^/@\s]+@", "//...@", repr(error.get("input")))
-    return f"{where}: {name} was {given}: {reason}" if location else f"{where}: {reason}"
+    return f"{where}: {name} was {error.get('input')!r}: {reason}" if location else f"{where}: {reason}"
 
 
 def _fields_at(cls: type[Options], path: list[str]) -> set[str]:

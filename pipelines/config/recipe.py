@@ -6,6 +6,7 @@ import pydantic
 import yaml
 from pydantic import Field
 
+from feature_store.credentials import is_signed
 from feature_store.errors import StoreError
 from feature_store.storage.text_files import read_text
 from pipelines.config.associate import AssociateOptions
@@ -114,6 +115,18 @@ def recipe_text(path: Path) -> str:
         return read_text(path, "the recipe", wanted="a YAML file, saved as UTF-8")
     except StoreError as error:
         raise UsageError(str(error)) from None
+
+
+def refuse_signed_addresses(text: str) -> None:
+    """Raise UsageError for a recipe with an address that holds a signature: Ray shows the text of a job to everybody
+    who can open its dashboard, and keeps it.
+    """
+    for word in text.split():
+        if "://" in word and is_signed(word):
+            raise UsageError(
+                f"the recipe holds the signed address {word}, which Ray would show with its signature; give an s3:// "
+                "or gs:// address, for which the nodes have credentials, or type `scsae run RECIPE` on the head"
+            )
 
 
 def load_recipe(path: Path) -> Recipe:

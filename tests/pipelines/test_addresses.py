@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 
 import scsae
 from feature_store.cells import missing_files, source_location
-from feature_store.errors import InputError
+from feature_store.errors import InputError, NotFoundError
 from feature_store.storage import commit, range_file
 from feature_store.storage.layout import Layout
 from pipelines.associate import associate
 from pipelines.baseline import baseline
-from pipelines.cli import app
+from pipelines.cli import app, main
 from pipelines.config import AssociateOptions, BaselineOptions, DataOptions, EncodeOptions, check
 from pipelines.config.options import Files
 from pipelines.encode import encode
@@ -29,6 +29,7 @@ from pipelines.errors import UsageError, exit_code
 from pipelines.extract import extract
 from pipelines.inputs import load_recorded_source
 from pipelines.moved_data import record_if_same
+from pipelines.runtime.reports import print_results
 from pipelines.train import train
 from pipelines.verify import verify_run
 
@@ -243,6 +244,68 @@ def test_actors_of_ray_read_an_address(served, address, tiny_data, tiny_model, t
         )
         frames.append(tables_of(result[0]))
     assert frames[0].equals(frames[1])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["extract", "SIGNED", "--layer", "1"],
+        ["extract", "abfs://a/b.h5ad?sig=SECRET", "--layer", "1"],
+        ["extract", "https://host?sig=SECRET", "--layer", "1"],
+        ["extract", "https://host:port/a.h5ad?sig=SECRET", "--layer", "1"],
+        ["extract", "cells.h5ad", "--vectors", "SIGNED", "--layer", "1"],
+        ["extract", "cells.h5ad", "--model", "SIGNED", "--layer", "1"],
+        ["extract", "DATA", "--obs", "SIGNED", "--layer", "1"],
+        ["extract", "DATA", "--genes", "SIGNED", "--layer", "1"],
+        ["associate", "--data", "SIGNED"],
+        ["associate", "--gmt", "SIGNED"],
+        ["train", "SIGNED"],
+        ["train", "--store", "SIGNED"],
+        ["import-sae", "SIGNED", "--activations", "a"],
+    ],
+)
+def test_no_error_of_a_command_shows_a_signature(words, served, tiny_data, capfd, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    signed = f"{served.address}/not.h5ad?X-Amz-Signature=SECRET"
+    monkeypatch.setattr(
+        "sys.argv", ["scsae", *(signed if one == "SIGNED" else one.replace("DATA", str(tiny_data)) for one in words)]
+    )
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capfd.readouterr()
+    assert ended.value.code != 0
+    assert said.err.strip()
+    assert "SECRET" not in said.out + said.err
+
+
+def test_a_signature_is_kept_for_later_reads_and_nowhere_else(
+    served, address, extract_options, train_options, tmp_path, capfd
+):
+    """Plans, tables, the database of MLflow and what is printed: `source.json` alone has it."""
+    values = {name: getattr(extract_options, name) for name in extract_options.model_fields_set}
+    shutil.copy(served.folder / "tiny.h5ad", served.folder / "second.h5ad")
+    (served.folder / "obs.csv").write_text("cell_id,stage\n" + "".join(f"cell{i},s{i % 2}\n" for i in range(72)))
+    query, store = "?X-Amz-Signature=SECRET", tmp_path / "store"
+    given = {"data": address + query, "obs": f"{served.address}/obs.csv{query}", "label": ("stage",)}
+    print_results(extract(type(extract_options)(**{**values, **given}), store), store)
+    print_results([train(train_options, store)], store)
+    print_results([encode(EncodeOptions(fused=True), store)], store)
+    print_results([associate(AssociateOptions(), store)], store)
+    with pytest.raises(NotFoundError) as refused:
+        associate(AssociateOptions(data=f"{served.address}/not.h5ad{query}"), store)
+    said = capfd.readouterr()
+    assert "SECRET" not in f"{said.out} {said.err} {refused.value!r}"
+    holders = {path.name for path in tmp_path.rglob("*") if path.is_file() and b"SECRET" in path.read_bytes()}
+    assert holders == {"source.json"}
+    assert any(path.suffix == ".db" for path in tmp_path.rglob("*")), "the registry is a part of what was searched"
+
+
+def test_a_recipe_with_a_signature_is_not_submitted(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("extract:\n  data: 'https://host/a.h5ad?X-Amz-Signature=SECRET'\n  layer: 1\n")
+    result = run("submit", recipe, "--address", "http://127.0.0.1:1")
+    assert isinstance(result.exception, UsageError)
+    assert re.search(r"the signed address 'https://host/a\.h5ad\?\.\.\.'.*`scsae run RECIPE`", str(result.exception))
 
 
 def test_a_password_in_an_address_is_not_shown():

@@ -13,12 +13,15 @@ from in_process import replace_actors
 from safetensors.numpy import load_file
 
 from feature_store import FeatureStore
-from feature_store.cells import SELECT, TEST, read_split_numbers
+from feature_store.cells import SELECT, TEST, read_split_numbers, source_location, write_source_location
 from feature_store.errors import NotFoundError
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import Layout
+from feature_store.storage.plans import SAEPlan
 from pipelines.cli import app
 from pipelines.config import EncodeOptions, MatchOptions
+from pipelines.encode import encode
+from pipelines.encode_command import encode_command
 from pipelines.errors import UsageError
 from pipelines.extract import extract
 from pipelines.match import match
@@ -66,8 +69,6 @@ def own(four, tmp_path) -> Path:
 @pytest.fixture
 def encode_here(monkeypatch, shards_here):
     """Encode with an SAE, without an actor."""
-    from pipelines.encode import encode
-
     monkeypatch.setattr("pipelines.encode.do_shards", shards_here)
     return lambda store, run, **options: encode(EncodeOptions(sae=run, **options), store)
 
@@ -191,6 +192,52 @@ def test_other_data_of_two_layers_are_compared_once_the_command_of_the_error_was
         app(shlex.split(command), standalone_mode=False)
     (result,) = match(MatchOptions(sae=four.cells, other=(four.layer,), n_null=19), own)
     assert result.done == 1
+
+
+def test_the_printed_command_has_the_table_and_the_splits_that_the_data_set_was_made_with(
+    four, own, monkeypatch, shards_here, tiny_cells, chain, tmp_path
+):
+    """The labels are in the table alone, so that the command fails without it; the place has a space."""
+    table, file = tmp_path / "my obs.csv", tmp_path / "plain.h5ad"
+    tiny_cells.obs.to_csv(table)
+    plain = tiny_cells[::2].copy()
+    plain.obs = plain.obs[[]]
+    plain.write_h5ad(file)
+    replace_actors(monkeypatch, shards_here)
+    extract(chain.extract.model_copy(update={"data": (file,), "obs": (table,), "split_by": "batch"}), own)
+    other = train(chain.train, own).run
+    encode(EncodeOptions(sae=other), own)
+    with pytest.raises(UsageError, match="compared by their codes of the same cells") as refused:
+        match(MatchOptions(sae=other, other=(four.layer,)), own)
+    (command,) = re.findall(r"`scsae ([^`]*)`", str(refused.value))
+    assert f"--obs '{table}' --donor donor --batch batch --cell-type type --split-by batch" in command
+    app(shlex.split(command), standalone_mode=False)
+    (result,) = match(MatchOptions(sae=other, other=(four.layer,), n_null=19), own)
+    assert result.done == 1
+
+
+def test_the_printed_command_takes_no_column_of_a_schema_that_was_not_taken_and_shows_no_signature(
+    four, own, tiny_cells, chain, tmp_path, monkeypatch, shards_here
+):
+    table, file = tmp_path / "obs.csv", tmp_path / "plain.h5ad"
+    names = {"type": "cell_type", "donor": "donor_id", "batch": "assay"}
+    cells = tiny_cells.copy()
+    cells.obs = cells.obs.rename(columns=names).assign(disease=[f"d{i % 3}" for i in range(cells.n_obs)])
+    cells.obs.to_csv(table)
+    cells.write_h5ad(file)
+    replace_actors(monkeypatch, shards_here)
+    columns = {"donor": "donor_id", "batch": None, "cell_type": None}
+    extract(chain.extract.model_copy(update={"data": (file,), "obs": (table,), **columns}), own)
+    other = train(chain.train, own).run
+    layout = Layout(own)
+    dataset = SAEPlan.of(commit.Run.open(layout.saes_dir(other))).dataset
+    where = source_location(layout, dataset)
+    assert where.obs == (str(table),)
+    signed = "https://host/a.h5ad?X-Amz-Signature=SECRET"
+    write_source_location(layout, dataset, where._replace(paths=(signed,), obs=()))
+    command = encode_command(layout, four.layer, dataset, pooling="mean")
+    wanted = "--obs FILE --donor donor_id --batch none --cell-type none --label none"
+    assert command.endswith(f"--pooling mean --data 'https://host/a.h5ad?...' --matrix X {wanted}")
 
 
 def test_the_printed_command_works_and_the_newest_sae_may_be_named_as_the_other(four, own):

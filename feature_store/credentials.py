@@ -1,0 +1,33 @@
+"""Credentials in addresses: a signature in the query, or a user and a password. They are shown nowhere.
+
+Errors, printed commands and representations leave them out, so that they reach no terminal, log, notebook or tracking
+server. `source.json` of a data set keeps the query of an address, since later stages read the data with it.
+"""
+
+import re
+
+# careful: a path of pathlib has one slash of the two
+_USER = re.compile(r"(://|\bhttps?:/)[^/@\s?'\"`]+@")
+_QUERY = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]+)(://?[^\s?'\"`<>]+)\?[^\s'\"`<>]*[^\s'\"`<>.,;:)\]}]")
+_SIGNED = re.compile(r"[?&](?:[\w-]*signature|sig|[\w-]*token|[\w-]*credential|[\w-]*key|[\w-]*keyid)=", re.IGNORECASE)
+"""Parameters that sign an address: of S3, of Google, of CloudFront, of Azure (SAS), and tokens of others."""
+_OBJECTS = ("s3", "gs")
+"""Protocols of object storage, whose names of objects may hold a question mark."""
+
+
+def without_credentials(text: str) -> str:
+    """The text with `...` in the place of the query, user and password of each address in it.
+
+    A question mark in an address of object storage begins a query only where a parameter behind it signs it.
+    """
+    return _QUERY.sub(_without_query, _USER.sub(r"\1...@", text)) if ":/" in text else text
+
+
+def is_signed(address: str) -> bool:
+    """Whether the query of an address has a parameter that lets its holder read the object."""
+    return _SIGNED.search(address) is not None
+
+
+def _without_query(found: re.Match[str]) -> str:
+    is_name = found[1].lower() in _OBJECTS and not is_signed(found[0])
+    return found[0] if is_name else f"{found[1]}{found[2]}?..."
