@@ -16,9 +16,9 @@ import numpy.typing as npt
 from feature_store.cells.matrices import CSRRows, RowMatrix, check_chunks, check_numeric, select_rows, sort_rows
 from feature_store.errors import InputError
 
-BLOCK_VALUES = 1 << 20
-"""Entries in memory at a time: a million, 16 MB, and several times that while they are sorted."""
-SAMPLE_VALUES = 1 << 20
+BLOCK_VALUES = 1 << 19
+"""Entries in memory at a time: half a million, 8 MB, and several times that while they are sorted."""
+SAMPLE_VALUES = 1 << 18
 """Most entries from which the kind of the values is told."""
 SAMPLE_PLACES = 64
 FIRST_CELLS = 1024

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from scipy import sparse
 
 from feature_store.cells.column_matrices import ColumnMatrix, Entries, rows_of
 from feature_store.cells.list_parts import OpenParts
@@ -30,7 +31,7 @@ from feature_store.storage.layout import TEMPORARY, Layout
 from feature_store.storage.plans import RowsPlan
 
 GENES, VALUES = "genes", "values"
-PART_VALUES = 1 << 21
+PART_VALUES = 1 << 20
 """Values of a part, on average."""
 ROW_GROUP_CELLS = 1024
 ENTRY = np.dtype([("cell", "<i4"), ("gene", "<i4"), ("value", "<f4")])
@@ -99,6 +100,8 @@ def turn(
                     for shard, rows in made:
                         start, stop = plan.range_of(shard)
                         run.commit_shard(shard, partial(_write_rows, rows=rows), start=start, stop=stop)
+                        # Arrow keeps what it freed, which would be more with every part
+                        pa.default_memory_pool().release_unused()
             return run.finalize().bytes
     except InputError:
         if new:
@@ -129,16 +132,17 @@ def _scatter(
     wanted[list(shards)] = True
     for entries in matrix.entries(update):
         refuse(entries)
-        shard = entries.cell // plan.shard_cells
-        order = np.argsort(shard, kind="stable")
-        sorted_shard = shard[order]
-        packed = np.empty(len(order), dtype=ENTRY)
-        packed["cell"], packed["gene"], packed["value"] = (part[order] for part in entries)
-        starts = np.flatnonzero(np.concatenate([[True], np.diff(sorted_shard) > 0]))
-        for low, high in zip(starts.tolist(), [*starts[1:].tolist(), len(order)], strict=True):
-            if wanted[sorted_shard[low]]:
-                with _scratch_file(scratch, int(sorted_shard[low])).open("ab") as file:
-                    file.write(packed[low:high].tobytes())
+        packed = np.empty(len(entries.cell), dtype=ENTRY)
+        packed["cell"], packed["gene"], packed["value"] = entries
+        shard = packed["cell"] // np.int32(plan.shard_cells)
+        if (np.diff(shard) < 0).any():
+            order = np.argsort(shard, kind="stable")
+            packed, shard = packed[order], shard[order]
+        starts = np.flatnonzero(np.concatenate([[True], np.diff(shard) > 0]))
+        for low, high in zip(starts.tolist(), [*starts[1:].tolist(), len(shard)], strict=True):
+            if wanted[shard[low]]:
+                with _scratch_file(scratch, int(shard[low])).open("ab") as file:
+                    file.write(packed[low:high].data)
 
 
 def _scratch_file(scratch: Path, shard: int) -> Path:
@@ -151,9 +155,13 @@ def _rows_of(scratch: Path, plan: RowsPlan, shard: int, where: str) -> CSRRows:
     start, stop = plan.range_of(shard)
     found = np.fromfile(path, dtype=ENTRY) if path.exists() else np.empty(0, dtype=ENTRY)
     path.unlink(missing_ok=True)
-    entries = Entries(found["cell"].astype(np.int64), found["gene"].astype(np.int32), found["value"].copy())
+    cell, gene, value = found["cell"] - np.int32(start), found["gene"].copy(), found["value"].copy()
     del found
-    return rows_of([entries], start, stop, where)
+    rows = sparse.csr_array((value, (cell, gene)), shape=(stop - start, plan.n_features))
+    # careful: scipy adds up the values of a gene that a cell has twice, which is an error here
+    if rows.nnz < len(value):
+        return rows_of([Entries(cell.astype(np.int64) + start, gene, value)], start, stop, where)
+    return CSRRows(indptr=rows.indptr.astype(np.int64), indices=rows.indices, data=rows.data)
 
 
 def _write_rows(path: Path, rows: CSRRows) -> int:
