@@ -30,9 +30,10 @@ from sae_core.checkpoint_files import (
     weight_names,
     wrong_rows,
 )
-from sae_core.errors import CheckpointError
+from sae_core.errors import CheckpointError, ConfigError
 from sae_core.json_fields import JsonFields
-from sae_core.scfm.families import Family
+from sae_core.scfm.cell_context import OF_CELLS
+from sae_core.scfm.families import Family, ModelOption
 from sae_core.scfm.scgpt.network import ScGPT, ScGPTConfig, canonical_name, scgpt_from_weights, sizes_of
 from sae_core.scfm.vocabulary import Vocabulary, read_vocabulary
 
@@ -71,10 +72,11 @@ def is_scgpt(folder: Path) -> bool:
     return any(canonical_name(name).startswith("value_encoder.") for name in weight_names(weights))
 
 
-def load_scgpt(folder: Path) -> ScGPT:
-    """Model in a folder.
+def load_scgpt(folder: Path, *, include_zeros: str | None = None, batch_label: str | None = None) -> ScGPT:
+    """Model in a folder; the options are those of `FAMILY`.
 
     Raises:
+        ConfigError: an option has a value that is not allowed.
         CheckpointError: a file is missing, cannot be read or does not fit the others; the message names it.
     """
     weights_path, args_path = _weights_file(folder), _args_file(folder)
@@ -90,15 +92,27 @@ def load_scgpt(folder: Path) -> ScGPT:
     fields = JsonFields(read_json(args_path), file=args_path.name)
     vocab_path = _vocabulary_file(folder, n_rows)
     ensembl = folder / _ENSEMBL if (folder / _ENSEMBL).is_file() else None
-    in_file = read_vocabulary(vocab_path, ensembl_path=ensembl)
-    vocabulary = _with_special(in_file)
-    _check_vocabulary(vocabulary, vocab_path, n_rows, n_in_file=len(in_file), own=fields.flag("own_vocabulary", False))
+    named = read_vocabulary(vocab_path, ensembl_path=ensembl)
+    vocabulary = _with_special(named)
+    _check_vocabulary(vocabulary, vocab_path, n_rows, n_in_file=len(named), own=fields.flag("own_vocabulary", False))
     genes_path = _input_genes_file(folder, fields)
     if genes_path is not None:
         vocabulary = _restricted(vocabulary, genes_path)
-    model = scgpt_from_weights(ScGPTConfig.from_fields(fields), vocabulary, weights)
+    in_file = ScGPTConfig.from_fields(fields)
+    zeros, label, column = _zeros_of(include_zeros), *_batch_of(batch_label)
+    config = ScGPTConfig.from_fields(fields, include_zeros=zeros, batch_label=label)
+    model = scgpt_from_weights(config, vocabulary, weights, batch_column=column)
+    if label is not None and label not in range(_n_batches(model)):
+        raise ConfigError(
+            f"batch_label was {label}, but the checkpoint has {_n_batches(model)} batches; allowed: a number below that"
+        )
     optional = [path for path in (ensembl, genes_path) if path is not None]
-    model.digest = digest_files([args_path, vocab_path, *optional, *weight_files(weights_path)])
+    changed = {
+        "include_zeros": config.include_zeros if config.include_zeros != in_file.include_zeros else None,
+        "batch_label": column or (label if label != in_file.batch_label else None),
+    }
+    salt = "".join(f"{name} {value}\n" for name, value in changed.items() if value is not None)
+    model.digest = digest_files([args_path, vocab_path, *optional, *weight_files(weights_path)], salt=salt)
     notes = tuple(_notes(fields, model, vocab_path))
     model.notes = (*fields.notes, *notes)
     return model
@@ -134,20 +148,66 @@ def _tuning_notes(fields: JsonFields, model: ScGPT) -> Iterator[str]:
             f"tuned as in the authors' integration tutorial ({', '.join(told)}): there every cell has all of the "
             "chosen genes as tokens, zeros included, and <cls> has the value 0"
         )
-    if is_tuned or has_choice:
+    if is_tuned or has_choice or config.include_zeros:
         of = " of input_genes" if has_choice else ""
         fed = f"all genes{of} in every cell, zeros included" if config.include_zeros else f"nonzero genes{of} alone"
-        yield f"fed to it here: {fed}; <cls> has the value {config.cls_value:g}"
+        more = f", a random {model.max_genes:,} of them where there are more" if config.include_zeros else ""
+        yield f"fed to it here: {fed}{more}; <cls> has the value {config.cls_value:g}"
     if is_tuned and includes_zeros is not False and not config.include_zeros:
         yield (
-            "to feed the genes of the tuning with their zeros, write their symbols into a file of this folder, one a "
-            f'line, and add "input_genes": FILE and "include_zero_gene": true to {fields.file}'
+            "to feed the genes of the tuning with their zeros, give --model-option include_zeros=true and the genes: "
+            "extract --genes FILE, with the symbols of those of the tuning, one a line (or a file of this folder: "
+            f'"input_genes": FILE and "include_zero_gene": true in {fields.file})'
         )
+    if _n_batches(model):
+        yield from _batch_notes(model, _n_batches(model))
+
+
+def _n_batches(model: ScGPT) -> int:
+    """Number of batches of the tuning of which the model has norms or vectors."""
     if model.dsbn is not None:
-        yield (
-            f"of the norms for {len(model.dsbn.bns)} batches, all cells are given that of batch {config.batch_label}, "
-            f"which batch_label in {fields.file} chooses; batches of the data are not taken from a column"
+        return len(model.dsbn.bns)
+    return 0 if model.batch_encoder is None else model.batch_encoder.embedding.num_embeddings
+
+
+def _batch_notes(model: ScGPT, n_batches: int) -> Iterator[str]:
+    """What the batches of a tuning change, and which batch the cells are given."""
+    if model.dsbn is not None:
+        what = "the norm of its batch"
+        what += "" if model.batch_encoder is None else ", and its heads the vector of the batch"
+    else:
+        what = "the vector of its batch, in the heads alone"
+    if model.batch_labels is not None:
+        given = f"the batch of each cell is in {model.batch_labels.chosen}"
+    elif model.config.batch_label is None:
+        given = "no batch is chosen, so that the heads cannot be run"
+    else:
+        given = f"all cells are given batch {model.config.batch_label}"
+    yield (
+        f"tuned with {n_batches} batches: a cell gets {what}; {given}; --model-option batch_label=obs:COLUMN takes the "
+        f"number of each cell's batch in the tuning from a column, batch_label=I gives all cells one (0 to "
+        f"{n_batches - 1})"
+    )
+
+
+def _zeros_of(given: str | None) -> bool | None:
+    """What the option include_zeros says; None where it says nothing."""
+    if given is not None and given not in ("true", "false"):
+        raise ConfigError(f"include_zeros was {given!r}; allowed: true, false")
+    return None if given is None else given == "true"
+
+
+def _batch_of(given: str | None) -> tuple[int | None, str | None]:
+    """What the option batch_label says: the batch of all cells, or the column of obs with that of each."""
+    if given is None:
+        return None, None
+    if given.startswith(OF_CELLS) and given != OF_CELLS:
+        return None, given
+    if not given.isdecimal():
+        raise ConfigError(
+            f"batch_label was {given!r}; allowed: the number of a batch of the tuning, from 0 on, or obs:COLUMN"
         )
+    return int(given), None
 
 
 def _weights_file(folder: Path) -> Path | None:
@@ -268,6 +328,20 @@ FAMILY = Family(
     files=FILES,
     matches=is_scgpt,
     load=load_scgpt,
+    options=(
+        ModelOption(
+            name="include_zeros",
+            help="true: every gene that may go in and that the data have is a token of each cell, zeros included, as "
+            "in the authors' fine-tuning; false: those that the cell expresses. Default: include_zero_gene of "
+            "args.json where input_genes names the genes, else false.",
+        ),
+        ModelOption(
+            name="batch_label",
+            help="Batch of a fine-tuned model that the cells are given: obs:COLUMN, a column with the number of each "
+            "cell's batch in the tuning, or such a number for all cells; default: batch_label of args.json.",
+            of_cells=True,
+        ),
+    ),
     genes="human gene symbols (Ensembl ids with a vocab_ensembl.json)",
     length="max_seq_len of args.json, 1,200 in the official model; a random sample of the genes of longer cells",
     licence="MIT",

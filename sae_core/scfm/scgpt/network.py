@@ -8,7 +8,8 @@ The pretraining heads predict the value of a masked gene:
     mvc_decoder  v_hat = (W sigmoid(W_q Emb(gene))) . x_cls       from the cell token
 
 A fine-tuned checkpoint may add batch labels, which only the heads use (`batch_encoder`), and a batch norm of the input,
-common (`bn`) or one per batch (`dsbn`); `batch_label` in args.json chooses the batch.
+common (`bn`) or one per batch (`dsbn`). The batch is that of all cells (`batch_label` in args.json, or the option of
+this name), or each cell's own by a column of obs (`BatchLabels`).
 
 Module names are those of the official checkpoints (flash-attention naming), so a state dict loads without renaming;
 torch's `in_proj_` naming and the levels `_impl.` and `module.` are renamed. Weights that no activation needs are not
@@ -23,7 +24,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -49,7 +51,7 @@ from sae_core.scfm.scgpt.parts import (
     InputNorm,
     ValueEncoder,
 )
-from sae_core.scfm.scgpt.tokenizer import ScGPTTokenizer
+from sae_core.scfm.scgpt.tokenizer import BatchLabels, ScGPTTokenizer
 from sae_core.scfm.tokens import Tokens
 from sae_core.scfm.vocabulary import GeneMatch, Vocabulary
 
@@ -101,7 +103,7 @@ class ScGPTConfig:
     objective: Objective = "masked"
     """Pretraining: other tokens attend to "masked" genes, and never attend to a "query" gene."""
     include_zeros: bool = False
-    """Every gene of `input_genes` that the data has is a token of each cell, zeros included (fine-tuned)."""
+    """Every gene that may go in and that the data has is a token of each cell, zeros included (fine-tuned)."""
     batch_label: int | None = None
     """Batch of a fine-tuned checkpoint to which the cells are assigned, where the checkpoint has batches."""
 
@@ -130,8 +132,12 @@ class ScGPTConfig:
         return cls.from_fields(JsonFields(args, file="args.json"))
 
     @classmethod
-    def from_fields(cls, fields: JsonFields) -> ScGPTConfig:
+    def from_fields(
+        cls, fields: JsonFields, *, include_zeros: bool | None = None, batch_label: int | None = None
+    ) -> ScGPTConfig:
         """Config from the fields of an `args.json`; those that the network does not need are ignored.
+
+        `include_zeros` and `batch_label` take the place of what the file says of zeros and of the batch of all cells.
 
         Raises:
             CheckpointError: a field is missing or has a value that is not allowed, or the network is of another form
@@ -147,7 +153,10 @@ class ScGPTConfig:
             raise fields.wrong("nheads", f"a divisor of embsize {d_model}")
         pad_value = fields.number("pad_value", -2.0)
         # zeros of all genes of the data would not fit into a cell's input, so the choice of genes comes first
-        include_zeros = fields.flag("include_zero_gene", False) and fields.has("input_genes")
+        of_file = fields.flag("include_zero_gene", False) and fields.has("input_genes")
+        include_zeros = of_file if include_zeros is None else include_zeros
+        if batch_label is None and fields.has("batch_label"):
+            batch_label = fields.whole("batch_label", at_least=0)
         # the mini model records in args.json that it was trained with query genes
         objective = "query" if "n_queries" in fields.table("pretraining") else "masked"
         return cls(
@@ -163,7 +172,7 @@ class ScGPTConfig:
             tie_break=cast("TieBreak", fields.choice("tie_break", "random", get_args(TieBreak))),
             objective=cast("Objective", fields.choice("objective", objective, get_args(Objective))),
             include_zeros=include_zeros,
-            batch_label=fields.whole("batch_label", at_least=0) if fields.has("batch_label") else None,
+            batch_label=batch_label,
         )
 
 
@@ -186,7 +195,11 @@ class _TransformerEncoder(nn.Module):
 
 
 class ScGPT(FoundationModel):
-    """The scGPT network with its tokenizer; `load_model` builds it from a checkpoint, `ScGPT.empty` without weights."""
+    """The scGPT network with its tokenizer; `load_model` builds it from a checkpoint, `ScGPT.empty` without weights.
+
+    Attributes:
+        batch_labels: where the batch of each cell comes from; None: all cells have that of the config, if any.
+    """
 
     family = "scgpt"
     predicts_in_place = True
@@ -205,6 +218,7 @@ class ScGPT(FoundationModel):
     ) -> None:
         super().__init__()
         self.config, self.vocabulary = config, vocabulary
+        self.batch_labels: BatchLabels | None = None
         self.max_genes = config.max_seq_len - 1
         self.name, self.digest = "scgpt", ""
         self.d_model, self.n_layers = config.d_model, config.n_layers
@@ -257,10 +271,30 @@ class ScGPT(FoundationModel):
         self, gene_id: Int64[Tensor, "row position"], value: Float[Tensor, "row position"]
     ) -> Float[Tensor, "row position d_model"]:
         """LN(Emb(gene)) + LN(W2 relu(W1 min(v, 512))), then the checkpoint's batch norm where it has one."""
-        x: Tensor = self.encoder(gene_id) + self.value_encoder(value)
+        genes = gene_id
+        if (labels := self.batch_labels) is not None:
+            genes = gene_id.masked_fill(gene_id >= labels.first_token, self.tokenizer.cls_id)
+        x: Tensor = self.encoder(genes) + self.value_encoder(value)
         if self.dsbn is not None:
-            x = self.dsbn.bns[cast("int", self.config.batch_label)](x)
+            x = self._normed_by_batch(x, gene_id)
         return x if self.bn is None else self.bn(x)
+
+    def _normed_by_batch(
+        self, x: Float[Tensor, "row position d_model"], gene_id: Int64[Tensor, "row position"]
+    ) -> Float[Tensor, "row position d_model"]:
+        """Input normed by the batch of its cell: with statistics of the tuning, so that cells do not meet."""
+        norms, label = cast("DomainNorm", self.dsbn).bns, self._label_of_cell(gene_id)
+        normed = torch.empty_like(x)
+        for batch in sorted(set(label.tolist())):
+            own = label == batch
+            normed[own] = norms[batch](x[own])
+        return normed
+
+    def _label_of_cell(self, gene_id: Int64[Tensor, "row position"]) -> Int64[Tensor, " row"]:
+        """Batch of each cell: that which its first token tells, or that of all cells."""
+        if self.batch_labels is None:
+            return gene_id.new_full((len(gene_id),), cast("int", self.config.batch_label))
+        return gene_id[:, 0] - self.batch_labels.first_token
 
     def tokenize(
         self,
@@ -274,7 +308,8 @@ class ScGPT(FoundationModel):
         obs: Mapping[str, Sequence[str]] | None = None,
     ) -> Tokens:
         """`<cls>` and the genes of each cell with binned values (`ScGPTTokenizer`)."""
-        return self.tokenizer(indptr, indices, data, match, seed=seed, max_tokens=max_tokens)
+        cls = None if self.batch_labels is None else self.batch_labels.cls_of_cells(len(indptr) - 1, obs)
+        return self.tokenizer(indptr, indices, data, match, seed=seed, max_tokens=max_tokens, cls=cls)
 
     def pool(
         self, x: Float[Tensor, "row position d_model"], is_gene: Bool[Tensor, "row position"], readout: str
@@ -295,7 +330,8 @@ class ScGPT(FoundationModel):
         """Bin of each masked gene, predicted by `decoder` from the gene's own token."""
         if self.decoder is None:
             raise self._lacks_head("the decoder")
-        found: Tensor = self.decoder(self._with_batch_vector(x[masked.row, masked.column])[None])[0]
+        own = self._with_batch_vector(x[masked.row, masked.column], batch, masked)
+        found: Tensor = self.decoder(own[None])[0]
         return found
 
     def prediction_error(
@@ -304,19 +340,20 @@ class ScGPT(FoundationModel):
         """Squared error of `decoder`, plus that of `mvc_decoder` where the checkpoint has one, in squared bins."""
         error = (self.predict_masked(x, batch, masked) - masked.target) ** 2
         if self.mvc_decoder is not None:
-            by_cell = self.mvc_decoder(
-                self._with_batch_vector(x[masked.row, 0]), self.encoder(masked.gene_id)[:, None]
-            )[:, 0]
+            cell = self._with_batch_vector(x[masked.row, 0], batch, masked)
+            by_cell = self.mvc_decoder(cell, self.encoder(masked.gene_id)[:, None])[:, 0]
             error = error + (by_cell - masked.target) ** 2
         return error
 
-    def _with_batch_vector(self, x: Float[Tensor, "masked_gene d_model"]) -> Float[Tensor, "masked_gene d_head"]:
-        """Input of a head: activations, followed by the batch's vector where the checkpoint has batches."""
+    def _with_batch_vector(
+        self, x: Float[Tensor, "masked_gene d_model"], batch: Batch, masked: MaskedGeneBatch
+    ) -> Float[Tensor, "masked_gene d_head"]:
+        """Input of a head: activations, followed by the vector of the cell's batch where the checkpoint has batches."""
         if self.batch_encoder is None:
             return x
-        if self.config.batch_label is None:
-            raise ConfigError(_which_batch(self.name, self.batch_encoder.embedding.num_embeddings))
-        label = torch.full((len(x),), self.config.batch_label, device=x.device)
+        if self.config.batch_label is None and self.batch_labels is None:
+            raise ConfigError(_which_batch(self.name, self.batch_encoder.embedding.num_embeddings, None))
+        label = self._label_of_cell(batch.gene_id)[masked.row]
         return torch.cat([x, self.batch_encoder(label)], dim=-1)
 
     def reset_weights(self, *, seed: int) -> None:
@@ -324,10 +361,13 @@ class ScGPT(FoundationModel):
         init_weights(self, seed=seed)
 
 
-def scgpt_from_weights(config: ScGPTConfig, vocabulary: Vocabulary, weights: Mapping[str, Tensor]) -> ScGPT:
-    """Model with the given weights, in float32 whatever dtype they have.
+def scgpt_from_weights(
+    config: ScGPTConfig, vocabulary: Vocabulary, weights: Mapping[str, Tensor], *, batch_column: str | None = None
+) -> ScGPT:
+    """Model with the given weights, in float32 whatever dtype they have; the batch of each cell is in `batch_column`.
 
     Raises:
+        ConfigError: a batch is chosen, and the checkpoint has none, or not that one.
         CheckpointError: a weight is missing, unexpected or of another shape, an adapter is among them, or there are
             more or fewer gene vectors than tokens; the message names it.
     """
@@ -350,12 +390,33 @@ def scgpt_from_weights(config: ScGPTConfig, vocabulary: Vocabulary, weights: Map
     heads, n_batches, ignored = _heads(config, named)
     used = {key: value.float() for key, value in named.items() if key not in ignored}
     norm = _input_norm(used)
-    if norm is not None and norm.n_batches is not None and config.batch_label not in range(norm.n_batches):
-        raise CheckpointError(_which_batch("the checkpoint", norm.n_batches))
+    n_norms = 0 if norm is None else norm.n_batches or 0
+    if batch_column is not None:
+        if not (n_norms or n_batches):
+            raise ConfigError(
+                f"batch_label was {batch_column}, but the checkpoint has neither a norm nor a vector of each batch; "
+                "leave batch_label out"
+            )
+    elif n_norms and config.batch_label not in range(n_norms):
+        raise CheckpointError(_which_batch("the checkpoint", n_norms, config.batch_label))
     model = ScGPT.empty(config, vocabulary, n_tokens=len(rows), heads=heads, norm=norm, n_batches=n_batches)
     load_weights(model, used, what="args.json")
+    if batch_column is not None:
+        _take_batches_of_cells(model, batch_column, n_norms or n_batches)
     model.ignored_weights = tuple(sorted(ignored))
     return model
+
+
+def _take_batches_of_cells(model: ScGPT, column: str, n_batches: int) -> None:
+    """Give a model the batch of each cell, with a special token for the `<cls>` of each batch behind its vocabulary."""
+    first, tokens = len(model.vocabulary), tuple(f"<cls:batch {i}>" for i in range(n_batches))
+    model.vocabulary = replace(
+        model.vocabulary,
+        tokens=(*model.vocabulary.tokens, *tokens),
+        special=model.vocabulary.special | frozenset(tokens),
+    )
+    model.batch_labels = BatchLabels(chosen=column, n_batches=n_batches, first_token=first)
+    model.context = MappingProxyType({"batch_label": column})
 
 
 def sizes_of(weights: Mapping[str, Tensor]) -> dict[str, int]:
@@ -405,10 +466,11 @@ def _input_norm(weights: Mapping[str, Tensor]) -> InputNorm | None:
     return InputNorm(None, affine="bn.weight" in weights) if "bn.running_mean" in weights else None
 
 
-def _which_batch(name: str, n_batches: int) -> str:
+def _which_batch(name: str, n_batches: int, label: int | None) -> str:
     return (
-        f"{name} was fine-tuned with {n_batches} batches and args.json does not choose one of them; add "
-        f'"batch_label": I to args.json, with I from 0 to {n_batches - 1}'
+        f"{name} was fine-tuned with {n_batches} batches, and its batch_label ({label}) is none of them: give "
+        "--model-option batch_label=obs:COLUMN, a column with the number of each cell's batch in the tuning, or "
+        f"batch_label=I for all cells, with I from 0 to {n_batches - 1} (or add it to args.json)"
     )
 
 

@@ -7,16 +7,51 @@ whether the values are counts or log-normalised. Genes are in vocabulary order; 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int64, Integer
 
-from sae_core.errors import ConfigError
+from sae_core.errors import ConfigError, TokenizationError
 from sae_core.scfm.binning import DigitRange, TieBreak, digit_ranges
+from sae_core.scfm.cell_context import values_of_cells
 from sae_core.scfm.tokens import Tokens
 from sae_core.scfm.values import cell_generator, chosen_values, matched_values
 from sae_core.scfm.vocabulary import GeneMatch
+
+_ZEROS_AT_A_TIME = 1 << 22
+"""Genes of cells, zeros included, that are in memory before a sample is drawn of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchLabels:
+    """The batch of the tuning to which each cell belongs, by a column of obs.
+
+    The label travels with the cell as another token in the place of `<cls>`, which has the vector of `<cls>`.
+    """
+
+    chosen: str
+    """"obs:COLUMN"."""
+    n_batches: int
+    first_token: int
+    """Token of the `<cls>` of a cell of batch 0; those of the other batches follow."""
+
+    def cls_of_cells(self, n_cells: int, obs: Mapping[str, Sequence[str]] | None) -> Int64[np.ndarray, " cell"]:
+        """Token of the `<cls>` of each cell.
+
+        Raises:
+            TokenizationError: `obs` lacks the column, or a value in it is no number of a batch.
+        """
+        texts = values_of_cells("batch_label", self.chosen, n_cells, obs)
+        allowed = {str(i): self.first_token + i for i in range(self.n_batches)}
+        if wrong := [text for text in texts if text not in allowed]:
+            raise TokenizationError(
+                f"a cell has the batch_label {wrong[0]!r} ({self.chosen}); allowed: a whole number from 0 to "
+                f"{self.n_batches - 1}, the place of its batch in the tuning (the authors' scripts number batches by "
+                "their sorted names); write such a column for every cell"
+            )
+        return np.array([allowed[text] for text in texts], dtype=np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +75,10 @@ class ScGPTTokenizer:
         *,
         seed: int,
         max_tokens: int | None = None,
+        cls: Int64[np.ndarray, " cell"] | None = None,
     ) -> Tokens:
-        """Tokens of cells in CSR form: `<cls>` and the matched nonzero genes, with values binned per cell.
+        """Tokens of cells in CSR form: `<cls>` (or the token `cls` of the cell in its place) and the matched nonzero
+        genes, with values binned per cell.
 
         Columns of one gene are added first. Where the genes are chosen (`GeneMatch.only`), values are binned among the
         chosen genes of the cell, as in upstream's tutorials, which select variable genes before they bin. A cell with
@@ -61,11 +98,12 @@ class ScGPTTokenizer:
         n_of_cell = np.bincount(cell, minlength=n_cells)
         if self.include_zeros:
             digit, _ = self._draw(gene_id, digits, n_of_cell, limit=len(gene_id) + 1, seed=seed)
-            gene_id, digit, cell = _with_zeros(gene_id, digit, cell, np.unique(match.token_id[match.used]))
-            kept = _sample(gene_id, digit, np.bincount(cell, minlength=n_cells), limit=limit, seed=seed)
+            genes = np.unique(match.token_id[match.used])
+            gene_id, digit, cell = _with_zeros(gene_id, digit, cell, genes, limit=limit, seed=seed)
         else:
             digit, kept = self._draw(gene_id, digits, n_of_cell, limit=limit, seed=seed)
-        return self._with_cls(gene_id[kept], digit[kept], cell[kept], n_cells)
+            gene_id, digit, cell = gene_id[kept], digit[kept], cell[kept]
+        return self._with_cls(gene_id, digit, cell, np.full(n_cells, self.cls_id) if cls is None else cls)
 
     def _draw(
         self,
@@ -97,14 +135,15 @@ class ScGPTTokenizer:
         gene_id: Int64[np.ndarray, " value"],
         digit: Float[np.ndarray, " value"],
         cell: Int64[np.ndarray, " value"],
-        n_cells: int,
+        cls: Int64[np.ndarray, " cell"],
     ) -> Tokens:
-        n_of_cell = np.bincount(cell, minlength=n_cells)
+        n_of_cell = np.bincount(cell, minlength=len(cls))
         length = np.where(n_of_cell > 0, n_of_cell + 1, 0)
         offsets = np.concatenate([[0], np.cumsum(length)])
         is_special = np.zeros(offsets[-1], dtype=bool)
         is_special[offsets[:-1][length > 0]] = True
-        ids = np.full(offsets[-1], self.cls_id, dtype=np.int64)
+        ids = np.empty(offsets[-1], dtype=np.int64)
+        ids[is_special] = cls[length > 0]
         values = np.full(offsets[-1], self.cls_value, dtype=np.float32)
         ids[~is_special], values[~is_special] = gene_id, digit
         return Tokens(offsets=offsets.astype(np.int64), gene_id=ids, value=values, is_special=is_special)
@@ -115,12 +154,27 @@ def _with_zeros(
     digit: Float[np.ndarray, " value"],
     cell: Int64[np.ndarray, " value"],
     genes: Int64[np.ndarray, " gene"],
+    *,
+    limit: int,
+    seed: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gene id, digit and cell of all `genes` (sorted) in every cell that has a value; the digit is 0 without one."""
+    """Gene id, digit and cell of all `genes` (sorted) in every cell that has a value; the digit is 0 without one.
+
+    Where a cell has a place for fewer tokens (`limit`), they are a sample of its genes, zeros included.
+    """
     cells, row = np.unique(cell, return_inverse=True)
-    dense = np.zeros((len(cells), len(genes)), dtype=digit.dtype)
-    dense[row, np.searchsorted(genes, gene_id)] = digit
-    return np.tile(genes, len(cells)), dense.ravel(), np.repeat(cells, len(genes))
+    step = max(1, _ZEROS_AT_A_TIME // max(len(genes), 1))
+    found = [(gene_id[:0], digit[:0], cell[:0])]
+    for start in range(0, len(cells), step):
+        own = cells[start : start + step]
+        here = (row >= start) & (row < start + step)
+        dense = np.zeros((len(own), len(genes)), dtype=digit.dtype)
+        dense[row[here] - start, np.searchsorted(genes, gene_id[here])] = digit[here]
+        of_gene, of_digit = np.tile(genes, len(own)), dense.ravel()
+        kept = _sample(of_gene, of_digit, np.full(len(own), len(genes)), limit=limit, seed=seed)
+        found.append((of_gene[kept], of_digit[kept], np.repeat(own, len(genes))[kept]))
+    ids, digits, owners = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return ids, digits, owners
 
 
 def _sample(

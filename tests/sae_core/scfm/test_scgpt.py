@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -10,8 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sae_core.errors import CheckpointError, ConfigError
+from sae_core.errors import CheckpointError, ConfigError, TokenizationError
 from sae_core.scfm import ScGPT, Site, Tokens, load_model
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
 
 Write = Callable[..., Path]
 Weights = dict[str, torch.Tensor]
@@ -162,7 +166,7 @@ def test_the_batch_enters_the_heads(write_finetuned_scgpt: Write, tokenize: Call
 def test_a_checkpoint_with_batches_has_to_be_told_which(
     write_finetuned_scgpt: Write, tokenize: Callable[..., Tokens]
 ) -> None:
-    with pytest.raises(CheckpointError, match=r'"batch_label": I .*0 to 2'):
+    with pytest.raises(CheckpointError, match=r"batch_label=obs:COLUMN.*batch_label=I .*0 to 2"):
         load_model(write_finetuned_scgpt("none", batch_label=None))
     with pytest.raises(CheckpointError, match="3 batches"):
         load_model(write_finetuned_scgpt("four", batch_label=4))
@@ -195,3 +199,108 @@ def test_the_real_vocabulary_is_that_of_the_human_model(scsae_data: Path) -> Non
     vocabulary = read_vocabulary(path)
     assert (len(vocabulary), vocabulary.n_genes) == (60697, 60694)
     assert [vocabulary.id_of(token) for token in ("<pad>", "<cls>", "<eoc>")] == [60694, 60695, 60696]
+
+
+BATCHES = ["0", "2", "1", "1", "0", "2", "2", "0", "1", "0", "2", "1"]
+"""The batch of each of the twelve cells."""
+
+
+def test_the_batch_of_each_cell_normalises_its_input(
+    write_finetuned_scgpt: Write, tokenize: Callable[..., Tokens]
+) -> None:
+    folder = write_finetuned_scgpt(batch_label=None)
+    model = load_model(folder, options={"batch_label": "obs:run"})
+    assert model.obs_columns == ("run",)
+    w = torch.load(folder / "best_model.pt", weights_only=True)
+    tokens = tokenize(model, obs={"run": BATCHES})
+    label = torch.tensor([int(one) for one, n in zip(BATCHES, tokens.lengths, strict=True) if n])
+    row = {name: torch.stack([w[f"dsbn.bns.{i}.{name}"] for i in label]) for name in ("weight", "bias")}
+    row |= {name: torch.stack([w[f"dsbn.bns.{i}.{name}"] for i in label]) for name in ("running_mean", "running_var")}
+
+    def normalised(x: torch.Tensor) -> torch.Tensor:
+        mean, var, weight, bias = (row[name][:, None] for name in ("running_mean", "running_var", "weight", "bias"))
+        return (x - mean) / torch.sqrt(var + 6.1e-5) * weight + bias
+
+    plain = without_empty(tokens)
+    ids = np.where(plain.is_special, model.vocabulary.id_of("<cls>"), plain.gene_id)
+    direct = Tokens(offsets=plain.offsets, gene_id=ids, value=plain.value, is_special=plain.is_special)
+    states, real = by_torch(w, direct, normalised)
+    found = model.activations(tokens, ["embedding", "layer.2"])
+    torch.testing.assert_close(found[Site.parse("embedding")], states[0][real], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found[Site.parse("layer.2")], states[-1][real], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("norm", ["dsbn", "bn"])
+def test_cells_of_several_batches_are_what_each_is_with_a_model_of_its_batch(
+    write_finetuned_scgpt: Write, tokenize: Callable[..., Tokens], norm: str
+) -> None:
+    folder = write_finetuned_scgpt(norm=norm, batch_label=None)
+    mixed = load_model(folder, options={"batch_label": "obs:run"})
+    tokens = tokenize(mixed, obs={"run": BATCHES})
+    activations = mixed.activations(tokens, ["layer.1"])[Site.parse("layer.1")]
+    task = mixed.mask_genes(tokens, seed=3, fraction=0.3)
+    error = mixed.pretraining_loss(tokens, seed=3).per_cell
+    assert len(task.target) > 20
+    for batch in range(3):
+        alone = load_model(folder, options={"batch_label": str(batch)})
+        own = np.flatnonzero(np.array(BATCHES) == str(batch))
+        same = tokenize(alone)
+        rows = tokens.rows(own)
+        assert torch.equal(alone.activations(same, ["layer.1"])[Site.parse("layer.1")][rows], activations[rows])
+        expected = alone.pretraining_loss(same, seed=3).per_cell[own]
+        torch.testing.assert_close(error[own], expected, atol=1e-6, rtol=1e-6, equal_nan=True)
+    assert len({load_model(folder, options={"batch_label": one}).digest for one in ("obs:run", "0", "1")}) == 3
+
+
+def test_a_batch_that_the_tuning_did_not_have_is_refused(
+    write_finetuned_scgpt: Write, write_checkpoint: Write, tokenize: Callable[..., Tokens]
+) -> None:
+    folder = write_finetuned_scgpt(batch_label=1)
+    assert load_model(folder, options={"batch_label": "1"}).digest == load_model(folder).digest
+    model = load_model(folder, options={"batch_label": "obs:run"})
+    for bad in ("3", "", "lane 1", "-1"):
+        with pytest.raises(TokenizationError, match=rf"batch_label '{bad}' .*allowed: a whole number from 0 to 2"):
+            tokenize(model, obs={"run": [*BATCHES[:-1], bad]})
+    with pytest.raises(ConfigError, match=r"batch_label was 'b1'; allowed: the number of a batch.*obs:COLUMN"):
+        load_model(folder, options={"batch_label": "b1"})
+    with pytest.raises(ConfigError, match="batch_label was 7, but the checkpoint has 3 batches"):
+        load_model(write_finetuned_scgpt("heads", norm="bn"), options={"batch_label": "7"})
+    for one in ("obs:run", "0"):
+        with pytest.raises(ConfigError, match="batch_label was"):
+            load_model(write_checkpoint(f"plain-{one[0]}"), options={"batch_label": one})
+
+
+def test_zeros_of_all_genes_go_in_as_torch_computes_it(
+    write_checkpoint: Write, tiny_weights: Weights, tokenize: Callable[..., Tokens], counts: sp.csr_matrix
+) -> None:
+    folder = write_checkpoint(args={"tie_break": "midpoint", "max_seq_len": 41})
+    model = load_model(folder, options={"include_zeros": "true"})
+    tokens = tokenize(model)
+    has_any = counts.getnnz(axis=1) > 0
+    assert tokens.lengths.tolist() == [41 if has else 0 for has in has_any]
+    plain = tokenize(load_model(folder))
+    values = tokens.value.reshape(-1, 41)
+    assert (tokens.gene_id.reshape(-1, 41)[:, 1:] == np.arange(40)).all()
+    assert (values[:, 0] == 0).all()
+    assert values[values > 0].tolist() == plain.value[~plain.is_special].tolist()
+    assert ((values[:, 1:] == 0) == (counts.toarray()[has_any] == 0)).all()
+    states, real = by_torch(tiny_weights, without_empty(tokens))
+    found = model.activations(tokens, ["layer.2"])[Site.parse("layer.2")]
+    torch.testing.assert_close(found, states[-1][real], atol=1e-5, rtol=0)
+    assert model.digest != load_model(folder).digest
+    assert load_model(folder, options={"include_zeros": "false"}).digest == load_model(folder).digest
+    with pytest.raises(ConfigError, match="include_zeros was 'yes'; allowed: true, false"):
+        load_model(folder, options={"include_zeros": "yes"})
+
+
+def test_a_sample_of_genes_with_zeros_does_not_depend_on_the_cells_beside(
+    write_checkpoint: Write, tokenize: Callable[..., Tokens], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(write_checkpoint(args={"max_seq_len": 12}), options={"include_zeros": "true"})
+    whole = tokenize(model)
+    assert set(whole.lengths.tolist()) == {0, 12}
+    assert (whole.value[~whole.is_special] == 0).any()
+    monkeypatch.setattr("sae_core.scfm.scgpt.tokenizer._ZEROS_AT_A_TIME", 90)
+    by_twos = tokenize(model)
+    assert (by_twos.gene_id == whole.gene_id).all()
+    assert (by_twos.value == whole.value).all()
