@@ -104,6 +104,7 @@ def test_the_files_of_a_data_set_are_found_again_in_their_order(remembered, two_
         "digest": source.digest,
         "state": [list(source.states[0])],
         "version": [""],
+        "obs": [],
     }
 
 

@@ -85,7 +85,7 @@ def test_steering_and_effects_give_cells_their_batches_and_zeros(made, train_opt
     encode(EncodeOptions(), store)
     found = associate(AssociateOptions(), store)
     dense = commit.read_table(found.path / "features").sort("density", descending=True)["feature_id"].head(2).to_list()
-    result = steer(SteerOptions(target=("A",), n_nulls=2, n_features=(3,)), store)
+    result = steer(SteerOptions(target="A", n_nulls=2, n_features=(3,)), store)
     assert result.done > 0
     effect = commit.read_table(
         effects(EffectsOptions(feature=tuple(dense), cells=24, n_nulls=3), store).path / "feature_effect"
