@@ -48,19 +48,28 @@ def _encoded(series: pl.Series) -> tuple[dict[str, Any], bytes]:
     dtype = series.dtype
     if dtype in (pl.Float64, pl.Float32):
         kind = "f64" if dtype == pl.Float64 else "f32"
-        return {"kind": kind}, _bytes(series.fill_null(float("nan")).to_numpy(), f"<{kind[0]}{int(kind[1:]) // 8}")
+        return {"kind": kind}, _bytes(_filled(series, float("nan")), f"<{kind[0]}{int(kind[1:]) // 8}")
     if dtype == pl.Boolean:
-        return {"kind": "u8"}, _bytes(series.cast(pl.UInt8).fill_null(_NULL_U8).to_numpy(), "u1")
+        return {"kind": "u8"}, _bytes(_filled(series.cast(pl.UInt8), _NULL_U8), "u1")
     if dtype.is_integer():
-        largest = max((abs(int(x)) for x in (series.min(), series.max()) if isinstance(x, int)), default=0)
-        if largest < -NULL_I32:
-            return {"kind": "i32"}, _bytes(series.cast(pl.Int64).fill_null(NULL_I32).to_numpy(), "<i4")
-        return {"kind": "f64"}, _bytes(series.cast(pl.Float64).fill_null(float("nan")).to_numpy(), "<f8")
+        if _is_small(series):
+            return {"kind": "i32"}, _bytes(_filled(series.cast(pl.Int64), NULL_I32), "<i4")
+        return {"kind": "f64"}, _bytes(_filled(series.cast(pl.Float64), float("nan")), "<f8")
     if dtype == pl.String:
         return {"kind": "text"}, _text(series)
     if isinstance(dtype, pl.Categorical | pl.Enum):
         return _category(series)
     raise TypeError(f"column {series.name!r} has the dtype {dtype}, which cannot be written as a column for a browser")
+
+
+def _filled(series: pl.Series, null: float) -> npt.NDArray[Any]:
+    # filling what has no nulls takes as long as all else
+    return (series.fill_null(null) if series.null_count() else series).to_numpy()
+
+
+def _is_small(series: pl.Series) -> bool:
+    """Whether whole numbers fit beside the null of an i32."""
+    return all(x is None or abs(int(x)) < -NULL_I32 for x in (series.min(), series.max()))  # type: ignore[arg-type]
 
 
 def _category(series: pl.Series) -> tuple[dict[str, Any], bytes]:

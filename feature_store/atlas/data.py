@@ -1,9 +1,11 @@
 """The tables of a store that several pages of the atlas need; each is read once and kept."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property, lru_cache
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from feature_store.query.panel import Panel
@@ -14,14 +16,23 @@ BLOCK = 256
 """Number of features whose rows are read together: a page needs one feature, an export all of them in order."""
 CELLS_COUNTED = 4_000_000
 """Cells that are counted at once."""
+MOST_DESCRIBED = 20_000
+"""Cells whose ids and labels are kept at most, because the same cells are the strongest of many features."""
 MOST_CATEGORIES = 1000
 """A text column of the cell table with more values than this is not offered as a label to colour cells by."""
 PLACES: Mapping[str, tuple[str, str]] = {"feature_umap": ("x", "y"), "profile_umap": ("px", "py")}
 """For each table that holds a map of the features, the names of its x and y in `AtlasData.features`."""
 _OWN = ("cell_idx", "cell_id", "dataset", "split")
 T = TypeVar("T")
-Shape = Callable[[pl.DataFrame], pl.DataFrame]
-"""Rows of a table made into others, for a block of features at once."""
+Shape = Callable[["AtlasData", pl.DataFrame], pl.DataFrame]
+"""Rows of a table made into others that keep their feature_id, for a block of features at once."""
+
+
+class Block(NamedTuple):
+    """The rows of BLOCK neighbouring features, by feature, and the first row of each of them and the end."""
+
+    rows: pl.DataFrame
+    starts: npt.NDArray[np.int64]
 
 
 class NoSuchResource(LookupError):
@@ -42,6 +53,7 @@ class AtlasData:
         self.store = store
         self._block = lru_cache(maxsize=24)(self._read_block)
         self._cached: dict[Callable[[AtlasData], Any], Any] = {}
+        self._described: dict[int, dict[str, Any]] = {}
 
     def cached(self, make: Callable[["AtlasData"], T]) -> T:
         """The result of `make(self)`, which is computed at the first call and kept."""
@@ -146,27 +158,44 @@ class AtlasData:
         """The panel, which pages name beside its figures; None where it is all cells."""
         return None if self.store.panel.of_all_cells else self.store.panel
 
-    def rows(self, table: str, feature: int, shape: Shape | None = None) -> pl.DataFrame:
+    def cells_at(self, cell_idx: Iterable[int]) -> list[dict[str, Any]]:
+        """cell_id, split and labels of cells, in the order given; null where the cell table has no such cell."""
+        wanted = list(cell_idx)
+        new = set(wanted) - self._described.keys()
+        if len(self._described) + len(new) > MOST_DESCRIBED:
+            self._described.clear()
+            new = set(wanted)
+        if new:
+            columns = ["cell_id", "split", *self.label_columns]
+            found = self.store.cells_at(pl.Series(sorted(new), dtype=pl.Int64)).select("cell_idx", *columns)
+            self._described.update(dict.fromkeys(new, dict.fromkeys(columns)))
+            self._described.update((row.pop("cell_idx"), row) for row in found.to_dicts())
+        return [self._described[place] for place in wanted]
+
+    def rows(self, table: str, feature: int, shape: Shape | None = None) -> list[dict[str, Any]]:
         """The rows of a table about one feature, in their order; no rows where the store lacks the table.
 
-        shape: what is made of the rows, with a feature_id; it is called once for many features, because an operation
-        of Polars takes as long for one of them as for hundreds.
+        shape: what is made of the rows first; it is called once for many features, because an operation of Polars takes
+        as long for one of them as for hundreds.
 
         Raises NoSuchResource for a feature that the store does not have.
         """
         if feature not in self.row_of:
             raise NoSuchResource(feature)
         if not self.has(table):
-            return pl.DataFrame()
-        parts, empty = self._block(table, feature // BLOCK, shape)
-        return parts.get(feature, empty)
+            return []
+        block = self._block(table, feature // BLOCK, shape)
+        start, stop = block.starts[feature % BLOCK : feature % BLOCK + 2].tolist()
+        rows = block.rows.slice(start, stop - start).to_dicts()
+        for row in rows:
+            del row["feature_id"]
+        return rows
 
-    def _read_block(self, table: str, block: int, shape: Shape | None) -> tuple[dict[int, pl.DataFrame], pl.DataFrame]:
-        """The rows of BLOCK neighbouring features by feature, and an empty frame with the same columns."""
-        feature = pl.col("feature_id")
-        inside = (feature >= block * BLOCK) & (feature < (block + 1) * BLOCK)
-        found = self.store.frame(table).filter(inside).collect()
+    def _read_block(self, table: str, block: int, shape: Shape | None) -> Block:
+        feature, first = pl.col("feature_id"), block * BLOCK
+        found = self.store.frame(table).filter((feature >= first) & (feature < first + BLOCK)).collect()
         if shape is not None:
-            found = shape(found)
-        parts = found.partition_by("feature_id", as_dict=True, maintain_order=True)
-        return {int(key): part for (key,), part in parts.items()}, found.clear()
+            found = shape(self, found)
+        found = found.sort("feature_id", maintain_order=True)
+        starts = np.searchsorted(found["feature_id"].to_numpy(), np.arange(first, first + BLOCK + 1))
+        return Block(found, starts)

@@ -14,8 +14,8 @@ import polars as pl
 from scipy.special import stdtrit
 
 from feature_store.atlas.columns import encode
-from feature_store.atlas.data import PLACES, AtlasData, NoSuchResource, Shape
-from feature_store.atlas.pages.feature_codes import SPLITS, Codes, ends
+from feature_store.atlas.data import PLACES, AtlasData, NoSuchResource
+from feature_store.atlas.pages.feature_codes import SPLITS, Codes
 from feature_store.atlas.pages.feature_effects import edges, effects, inputs
 from feature_store.atlas.pages.feature_words import in_words
 from feature_store.atlas.routes import Route, json_bytes
@@ -31,6 +31,7 @@ _LABEL = (
 ).split()
 _GENE = "gene pearson pearson_within_type identity_precision identity_recall lift q n nnz".split()
 _SET = ("collection gene_set overlap n_set n_genes odds_ratio q q_matched rank_biserial q_rank").split()
+_NAMES = ("class", "top_label", "top_genes")
 _MATCH = ("other other_feature_id similarity similarity_test mutual rank null_95 p method").split()
 
 
@@ -45,7 +46,7 @@ def document(data: AtlasData, text: str) -> bytes:
     """Everything in the store about one feature."""
     feature = feature_id(data, text)
     found = {
-        "about": data.features.drop(chain(*PLACES.values())).row(data.row_of[feature], named=True),
+        "about": data.cached(_about).row(data.row_of[feature], named=True),
         "cells": _cells(data, feature),
         "labels": _labels(data, feature),
         "genes": _genes(data, feature),
@@ -59,6 +60,11 @@ def document(data: AtlasData, text: str) -> bytes:
         "steering": _steering(data, feature),
     }
     return json_bytes({**found, "summary": in_words(data, feature, found)})
+
+
+def _about(data: AtlasData) -> pl.DataFrame:
+    """The table `features` without the coordinates on the maps."""
+    return data.features.drop(chain(*PLACES.values()))
 
 
 def codes_on_map(data: AtlasData, text: str) -> bytes:
@@ -103,12 +109,10 @@ def _cells(data: AtlasData, feature: int) -> dict[str, Any]:
     together = codes.together(feature)
     return {
         "splits": _counts(data, feature),
-        "top": _with_cells(data, data.rows("feature_cell", feature).head(N_TOP)).to_dicts(),
+        "top": _with_cells(data, data.rows("feature_cell", feature, _first_rows)),
         "histograms": {split: codes.histogram(feature, split) for split in SPLITS},
-        "quantiles": _with_cells(data, codes.by_quantile(feature)).to_dicts(),
-        "violins": {
-            split: {column: codes.violins(feature, column, split) for column in data.label_columns} for split in SPLITS
-        },
+        "quantiles": _with_cells(data, codes.by_quantile(feature)),
+        "violins": {split: codes.violins(feature, data.label_columns, split) for split in SPLITS},
         "together": together if together is None else [_named(data, row) for row in together],
     }
 
@@ -116,24 +120,27 @@ def _cells(data: AtlasData, feature: int) -> dict[str, Any]:
 def _counts(data: AtlasData, feature: int) -> dict[str, dict[str, int]]:
     """All cells with tokens, and those in which a feature fires, of each split that a violin can be of."""
     n = data.n_with_tokens
-    n_firing = dict(data.rows("feature_firing", feature).select("split", "n_cells").iter_rows())
+    n_firing = {row["split"]: row["n_cells"] for row in data.rows("feature_firing", feature)}
     return {
         "test": {"n": n["test"], "n_firing": n_firing.get("test", 0)},
         "all": {"n": sum(n.values()), "n_firing": sum(n_firing.values())},
     }
 
 
-def _with_cells(data: AtlasData, rows: pl.DataFrame) -> pl.DataFrame:
+def _first_rows(data: AtlasData, rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.group_by("feature_id", maintain_order=True).head(N_TOP)
+
+
+def _with_cells(data: AtlasData, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows about cells, with the id, split and labels of each cell."""
-    cells = data.store.cells_at(rows["cell_idx"]).select("cell_idx", "cell_id", "split", *data.label_columns)
-    return rows.drop("feature_id").join(cells.unique("cell_idx"), on="cell_idx", how="left", maintain_order="left")
+    return [{**row, **cell} for row, cell in zip(rows, data.cells_at(row["cell_idx"] for row in rows), strict=True)]
 
 
 def _labels(data: AtlasData, feature: int) -> dict[str, Any]:
     """The labels of largest effect on `select` cells, with their figures and null bands on `test` cells."""
     if not data.has("feature_label"):
         return data.missing("feature_label")
-    rows = _listed(data, "feature_label", feature, _label_rows)
+    rows = data.rows("feature_label", feature, _label_rows)
     seen = [row for row in rows if row["rank_biserial"] is not None]
     shown = seen[:MOST_LABELS]
     bands = _bands(data, feature, shown)
@@ -144,26 +151,23 @@ def _labels(data: AtlasData, feature: int) -> dict[str, Any]:
     }
 
 
-def _label_rows(rows: pl.DataFrame) -> pl.DataFrame:
+def _label_rows(data: AtlasData, rows: pl.DataFrame) -> pl.DataFrame:
     order = ["feature_id", pl.col("select_rank_biserial").abs(), "label"]
     found = _of_test(rows, ["label_kind", "label"], "rank_biserial", _LABEL)
     return found.sort(order, descending=[False, True, False], nulls_last=True)
 
 
-def _bands(data: AtlasData, feature: int, rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[float]]:
+def _bands(data: AtlasData, feature: int, rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Any]:
     """The ends of the null band of each label that has one."""
-    found: dict[tuple[str, str], list[float]] = {}
     if not data.has("codes"):
-        return found
-    for kind, method in dict.fromkeys((row["label_kind"], row["method"]) for row in rows if row["method"] is not None):
-        null = data.cached(Codes).null_band(feature, kind, method)
-        if null is None:
-            continue
-        for row in rows:
-            if (row["label_kind"], row["method"]) == (kind, method):
-                mean, sd = null.of(row["label"])
-                if sd > 0:
-                    found[kind, row["label"]] = list(ends(mean, sd))
+        return {}
+    methods = dict.fromkeys((row["label_kind"], row["method"]) for row in rows if row["method"] is not None)
+    ends = {(kind, method): data.cached(Codes).null_ends(feature, kind, method) or {} for kind, method in methods}
+    found = {}
+    for row in rows:
+        band = ends.get((row["label_kind"], row["method"]), {}).get(row["label"])
+        if band is not None:
+            found[row["label_kind"], row["label"]] = band
     return found
 
 
@@ -172,14 +176,14 @@ def _genes(data: AtlasData, feature: int) -> dict[str, Any]:
     if not data.has("feature_gene"):
         return data.missing("feature_gene")
     shapes = {"expression": _expression_rows, "identity": _identity_rows}
-    return {name: _listed(data, "feature_gene", feature, shape) for name, shape in shapes.items()}
+    return {name: data.rows("feature_gene", feature, shape) for name, shape in shapes.items()}
 
 
-def _expression_rows(rows: pl.DataFrame) -> pl.DataFrame:
+def _expression_rows(data: AtlasData, rows: pl.DataFrame) -> pl.DataFrame:
     return _strongest_genes(rows, "pearson")
 
 
-def _identity_rows(rows: pl.DataFrame) -> pl.DataFrame:
+def _identity_rows(data: AtlasData, rows: pl.DataFrame) -> pl.DataFrame:
     return _strongest_genes(rows, "identity_precision")
 
 
@@ -194,10 +198,10 @@ def _gene_sets(data: AtlasData, feature: int) -> dict[str, Any]:
     """The gene sets of smallest p on `select` cells, of those that share a gene with it there."""
     if not data.has("feature_geneset"):
         return data.missing("feature_geneset")
-    return {"rows": _listed(data, "feature_geneset", feature, _set_rows)}
+    return {"rows": data.rows("feature_geneset", feature, _set_rows)}
 
 
-def _set_rows(rows: pl.DataFrame) -> pl.DataFrame:
+def _set_rows(data: AtlasData, rows: pl.DataFrame) -> pl.DataFrame:
     keys = ["collection", "gene_set"]
     chosen = rows.filter((pl.col("split") == "select") & (pl.col("overlap") > 0))
     shared = rows.join(chosen, on=["feature_id", *keys], how="semi")
@@ -209,18 +213,20 @@ def _tokens(data: AtlasData, feature: int) -> dict[str, Any]:
     """The tokens on which it fires most, of all splits, with their cells."""
     if not data.has("feature_token"):
         return data.missing("feature_token")
-    rows = data.rows("feature_token", feature)
-    if rows.is_empty():
-        return {"rows": []}
-    top = rows.sort("value", "cell_idx", "token_pos", descending=[True, False, False]).head(N_TOP)
-    return {"rows": (_with_cells(data, top) if data.has("cells") else top.drop("feature_id")).to_dicts()}
+    rows = data.rows("feature_token", feature, _token_rows)
+    return {"rows": _with_cells(data, rows) if data.has("cells") else rows}
+
+
+def _token_rows(data: AtlasData, rows: pl.DataFrame) -> pl.DataFrame:
+    order = ["feature_id", "value", "cell_idx", "token_pos"]
+    return _first_rows(data, rows.sort(order, descending=[False, True, False, False]))
 
 
 def _neighbours(data: AtlasData, feature: int) -> dict[str, Any]:
     """The nearest features of the same SAE by the cosine of decoder rows, and the cosine that chance gives."""
     if not data.has("feature_neighbour"):
         return data.missing("feature_neighbour")
-    rows = data.rows("feature_neighbour", feature).sort("rank").iter_rows(named=True)
+    rows = sorted(data.rows("feature_neighbour", feature), key=lambda row: row["rank"])
     named = [_named(data, {"feature_id": row["other_feature_id"], "cosine": row["cosine"]}) for row in rows]
     return {"rows": named, "null_95": data.cached(_nearest_of_random)}
 
@@ -247,11 +253,13 @@ def _matches(data: AtlasData, feature: int) -> dict[str, Any]:
     """Its nearest features in other SAEs: of another seed, layer or model."""
     if not data.has("feature_match"):
         return data.missing("feature_match")
-    rows = data.rows("feature_match", feature).sort("similarity", "other", descending=[True, False], nulls_last=True)
-    others = data.cached(_others)
-    return {
-        "rows": [{**{name: row[name] for name in _MATCH}, **others[row["other"]]} for row in rows.iter_rows(named=True)]
-    }
+    rows, others = data.rows("feature_match", feature, _match_rows), data.cached(_others)
+    return {"rows": [{**row, **others[row["other"]]} for row in rows]}
+
+
+def _match_rows(data: AtlasData, rows: pl.DataFrame) -> pl.DataFrame:
+    ordered = rows.sort("similarity", "other", descending=[True, False], nulls_last=True)
+    return ordered.select("feature_id", *_MATCH)
 
 
 def _others(data: AtlasData) -> Mapping[str, Mapping[str, Any]]:
@@ -318,12 +326,6 @@ def _headline(results: SteeringResults) -> dict[str, Any]:
     return {"title": title_of(results), "headline": {**figures, "words": metric_of(metric).description, "p": p}}
 
 
-def _listed(data: AtlasData, table: str, feature: int, shape: Shape) -> list[dict[str, Any]]:
-    """The rows of a feature, which a shape made and put in order."""
-    rows = data.rows(table, feature, shape).to_dicts()
-    return [{name: value for name, value in row.items() if name != "feature_id"} for row in rows]
-
-
 def _of_test(rows: pl.DataFrame, keys: Sequence[str], key: str, columns: Sequence[str]) -> pl.DataFrame:
     """The rows of `test` cells: feature_id, the columns named, and `select_KEY`, the figure by which they are chosen.
 
@@ -340,10 +342,12 @@ def _of_test(rows: pl.DataFrame, keys: Sequence[str], key: str, columns: Sequenc
 
 def _named(data: AtlasData, row: Mapping[str, Any]) -> dict[str, Any]:
     """A row about a feature, with its class, label and genes."""
-    names = ("class", "top_label", "top_genes")
     place = data.row_of.get(row["feature_id"])
-    about = {} if place is None else data.features.row(place, named=True)
-    return {**row, **{name: about.get(name) for name in names}}
+    return {**row, **(dict.fromkeys(_NAMES) if place is None else data.cached(_names)[place])}
+
+
+def _names(data: AtlasData) -> list[dict[str, Any]]:
+    return data.features.select(_NAMES).to_dicts()
 
 
 def _features(data: AtlasData) -> Iterator[tuple[str]]:

@@ -3,6 +3,7 @@ features that change the model's prediction of a gene, for the search.
 """
 
 from collections.abc import Mapping
+from itertools import groupby
 from typing import Any
 
 import polars as pl
@@ -23,37 +24,54 @@ def effects(data: AtlasData, feature: int) -> dict[str, Any]:
     """
     if not data.has("feature_effect"):
         return data.missing("feature_effect")
-    rows = data.rows("feature_effect", feature)
-    if rows.is_empty():
-        return {"rows": {}, "summary": {}}
-    run = rows["run"][0]
-    mine = _by_p(rows.filter(run=run).lazy(), "gene").collect()
-    lines = data.rows("feature_effect_summary", feature).filter(run=run)
+    rows = data.rows("feature_effect", feature, _effect_rows)
+    lines = data.rows("feature_effect_summary", feature)
     return {
         "rows": {
-            str(name): part.head(N_GENES).select(_EFFECT).to_dicts()
-            for (name,), part in mine.group_by("intervention", maintain_order=True)
+            str(name): [{key: row[key] for key in _EFFECT} for row in part]
+            for name, part in groupby(rows, lambda row: row["intervention"])
         },
-        "summary": {line["intervention"]: line for line in lines.select(_SUMMARY).to_dicts()},
+        "summary": {
+            line["intervention"]: {key: line[key] for key in _SUMMARY}
+            for line in lines
+            if rows and line["run"] == rows[0]["run"]
+        },
     }
+
+
+def _effect_rows(data: AtlasData, rows: pl.DataFrame) -> pl.DataFrame:
+    """Of the newest run of each feature, by intervention, the genes of smallest p; the newest run comes first."""
+    ordered = _by_p(_of_newest_run(rows).lazy(), "gene").collect()
+    # interventions in the order of the smallest p, as genes are
+    first = ordered.group_by("feature_id", "intervention", maintain_order=True).head(N_GENES)
+    places = first.select("feature_id", "intervention").unique(maintain_order=True).with_row_index("place")
+    return first.join(places, on=["feature_id", "intervention"], how="left", maintain_order="left").sort(
+        "place", maintain_order=True
+    )
+
+
+def _of_newest_run(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.filter(pl.col("run") == pl.col("run").first().over("feature_id"))
 
 
 def inputs(data: AtlasData, feature: int) -> dict[str, Any]:
     """What makes it fire, of the newest run that has it: the genes whose tokens, left out, change its code most."""
     if not data.has("feature_input"):
         return data.missing("feature_input")
-    rows = data.rows("feature_input", feature)
-    if rows.is_empty():
-        return {"rows": []}
-    mine = rows.filter(run=rows["run"][0])
-    largest = (
-        mine.group_by("gene").agg(total=pl.col("share").sum().abs()).sort("total", "gene", descending=[True, False])
-    )
-    genes = []
-    for gene in largest.head(N_GENES)["gene"]:
-        paths = {row["path"]: row for row in mine.filter(pl.col("gene") == gene).select(_INPUT).iter_rows(named=True)}
-        genes.append({"gene": gene, "paths": paths})
-    return {"rows": genes}
+    genes: dict[str, dict[str, Any]] = {}
+    for row in data.rows("feature_input", feature, _input_rows):
+        paths = genes.setdefault(row["gene"], {})
+        paths[row["path"]] = {key: row[key] for key in _INPUT}
+    return {"rows": [{"gene": gene, "paths": paths} for gene, paths in genes.items()]}
+
+
+def _input_rows(data: AtlasData, rows: pl.DataFrame) -> pl.DataFrame:
+    """Of the newest run of each feature, all paths of the genes that take the largest share of its code."""
+    mine, pair = _of_newest_run(rows), ["feature_id", "gene"]
+    total = mine.group_by(pair).agg(total=pl.col("share").sum().abs())
+    largest = total.sort("feature_id", "total", "gene", descending=[False, True, False])
+    largest = largest.group_by("feature_id", maintain_order=True).head(N_GENES).drop("total").with_row_index("place")
+    return mine.join(largest, on=pair, how="inner", maintain_order="left").sort("place", maintain_order=True)
 
 
 def edges(data: AtlasData, feature: int) -> dict[str, Any]:

@@ -16,17 +16,10 @@ from scipy.stats import gaussian_kde, rankdata
 
 from feature_store.associations import Labels, Strata, associate_batch, associate_labels
 from feature_store.atlas.pages.feature import nearest_of_random
-from feature_store.atlas.pages.feature_codes import (
-    N_POINTS,
-    Codes,
-    Columns,
-    correlations,
-    null_band,
-    outline,
-    quantiles,
-    spread,
-)
+from feature_store.atlas.pages.feature_codes import Codes, Columns, correlations
 from feature_store.atlas.pages.feature_words import in_words
+from feature_store.atlas.pages.null_bands import null_band
+from feature_store.atlas.pages.violins import MOST_GROUPS, N_POINTS, Grouping, outlines, quantiles, spread, violins
 from feature_store.atlas.resources import Resources
 from feature_store.query.metrics import METRICS
 
@@ -76,22 +69,38 @@ def test_violins_are_of_every_cell_of_a_split(resources, atlas_store, split, col
         assert quartiles == pytest.approx(np.quantile(fires, (0, 0.25, 0.5, 0.75, 1)))
 
 
-def test_an_outline_is_the_density_of_scipy_relative_to_its_peak(rng):
-    values = rng.gamma(3.0, 0.7, 4000)
-    place = np.linspace(values.min(), values.max(), N_POINTS)
-    width = max(values.std(ddof=1) * values.size**-0.2, place[1] - place[0])
-    density = gaussian_kde(values, bw_method=width / values.std(ddof=1))(place)
-    assert outline(values) == pytest.approx(density / density.max(), abs=0.004)
+def test_outlines_are_the_densities_of_scipy_relative_to_their_peaks(rng):
+    # more groups than are worked out at once
+    groups = [np.sort(rng.gamma(3.0, 0.7, size)) for size in [4000, 21, 300, 2] * 20]
+    shapes = outlines(np.repeat(np.arange(80), [len(one) for one in groups]), np.concatenate(groups), 80)
+    for values, shape in zip(groups, shapes, strict=True):
+        place = np.linspace(values.min(), values.max(), N_POINTS)
+        width = max(values.std(ddof=1) * values.size**-0.2, place[1] - place[0])
+        density = gaussian_kde(values, bw_method=width / values.std(ddof=1))(place)
+        assert shape == pytest.approx(density / density.max(), abs=0.004)
 
 
 def test_few_or_equal_firing_cells_are_dots_and_silent_labels_have_neither():
-    few = np.array([0.5, 1.0, 2.0])
-    assert spread("a", 10, few)["dots"] == [0.5, 1.0, 2.0]
-    assert spread("a", 10, few)["outline"] is None
-    assert spread("a", 100, np.full(50, 1.5))["dots"] == [1.5]
-    assert len(spread("a", 100, np.linspace(1, 2, 50))["outline"]) == N_POINTS
-    silent = spread("a", 10, np.empty(0))
-    assert (silent["n_firing"], silent["mean"], silent["outline"], silent["dots"]) == (0, 0.0, None, None)
+    values = [np.array([2.0, 0.5, 1.0]), np.empty(0), np.full(50, 1.5), np.linspace(1, 2, 50)]
+    few, silent, equal, wide = spread(np.repeat(np.arange(4), [3, 0, 50, 50]), np.concatenate(values), 4)
+    assert (few["dots"], few["outline"], few["n_firing"]) == ([0.5, 1.0, 2.0], None, 3)
+    assert silent == {"n_firing": 0, "outline": None, "dots": None}
+    assert equal["dots"] == [1.5]
+    assert len(wide["outline"]) == N_POINTS
+    assert spread(np.empty(0, np.int64), np.empty(0), 0) == []
+
+
+def test_violins_are_of_the_labels_of_highest_mean_and_leave_out_cells_without_one():
+    n, names = np.array([2] * MOST_GROUPS + [2, 0]), tuple(f"l{i:02d}" for i in range(MOST_GROUPS + 2))
+    code = np.concatenate([np.repeat(np.arange(MOST_GROUPS + 1), 2), [-1]])
+    fires = np.arange(0, code.size, 2)
+    found = violins({"type": Grouping(names, code, n, 1)}, fires, 1.0 + code[fires])["type"]
+    assert [group["label"] for group in found["groups"]] == list(names[MOST_GROUPS:0:-1])
+    assert (found["n_unknown"], found["n_left_out"]) == (1, 1)
+    assert (found["groups"][0]["n"], found["groups"][0]["mean"]) == (2, (1.0 + MOST_GROUPS) / 2)
+    assert violins({"none": Grouping((), np.full(3, -1), np.empty(0, np.int64), 0)}, np.arange(2), np.ones(2)) == {
+        "none": {"groups": [], "n_unknown": 0, "n_left_out": 0}
+    }
 
 
 @pytest.mark.parametrize("split", ["test", "all"])
@@ -119,8 +128,12 @@ def test_cells_are_listed_from_every_fifth_of_those_in_which_a_feature_fires(res
 
 
 def test_quantiles_are_those_of_numpy(rng):
-    for values in (np.array([2.0]), rng.normal(size=2), rng.normal(size=101)):
-        assert quantiles(values, (0, 0.1, 0.5, 0.77, 1)) == pytest.approx(np.quantile(values, (0, 0.1, 0.5, 0.77, 1)))
+    groups, shares = [np.array([2.0]), rng.normal(size=2), rng.normal(size=101)], np.array([0, 0.1, 0.5, 0.77, 1])
+    found = quantiles(
+        np.concatenate([np.sort(one) for one in groups]), np.array([0, 1, 3]), np.array([1, 2, 101]), shares
+    )
+    for values, row in zip(groups, found, strict=True):
+        assert row == pytest.approx(np.quantile(values, shares))
 
 
 def test_a_feature_in_words_stands_on_the_figures_of_its_tables(resources, atlas_store):
@@ -182,11 +195,10 @@ def test_the_effect_behind_a_null_band_is_the_one_of_the_table(rng):
     codes, kinds, donors = planted_cells(rng)
     rows = associate_labels(codes, kinds, {"select": np.ones(240, dtype=bool)}, donors).table
     mask = kinds.known
+    blocks = Strata.of(int(mask.sum()), donors.take(mask))
+    band = null_band(codes[np.flatnonzero(mask)], kinds.take(mask), blocks, within=False)
     for feature in range(3):
-        one = sparse.csr_array(codes[np.flatnonzero(mask)][:, [feature]])
-        blocks = Strata.of(int(mask.sum()), donors.take(mask))
-        band = null_band(one, kinds.take(mask), blocks, within=False)
-        for name, effect in zip(band.names, band.effect, strict=True):
+        for name, effect in zip(band.names, band.effect[:, feature], strict=True):
             (shown,) = rows.filter(feature_id=feature, label=name)["rank_biserial"]
             assert effect == pytest.approx(shown, abs=1e-12)
 
@@ -195,9 +207,9 @@ def test_the_effect_of_a_batch_is_that_within_types(rng):
     codes, kinds, donors = planted_cells(rng)
     batch = Labels.from_values("batch", [f"b{i % 2}" for i in range(240)])
     rows = associate_batch(codes, batch, {"select": np.ones(240, dtype=bool)}, kinds, units=donors).table
-    band = null_band(sparse.csr_array(codes[:, [1]]), batch, Strata.of(240, kinds), within=True)
-    assert band.mean == pytest.approx([0, 0], abs=1e-12)
-    for name, effect in zip(band.names, band.effect, strict=True):
+    band = null_band(codes, batch, Strata.of(240, kinds), within=True)
+    assert band.mean == pytest.approx(np.zeros((2, 3)), abs=1e-12)
+    for name, effect in zip(band.names, band.effect[:, 1], strict=True):
         (shown,) = rows.filter(feature_id=1, label=name)["rank_biserial"]
         assert effect == pytest.approx(shown, abs=1e-12)
 
@@ -220,16 +232,18 @@ def test_a_null_band_has_the_moments_of_every_permutation(within):
 
     each = [combinations(np.flatnonzero(block == b), int(is_label[block == b].sum())) for b in range(3)]
     every = [effect(np.concatenate(chosen)) for chosen in product(*each)]
-    assert band.effect[1] == pytest.approx(effect(np.flatnonzero(is_label)))
-    assert (band.mean[1], band.sd[1]) == pytest.approx((np.mean(every), np.std(every)))
+    assert band.effect[1, 0] == pytest.approx(effect(np.flatnonzero(is_label)))
+    assert (band.mean[1, 0], band.sd[1, 0]) == pytest.approx((np.mean(every), np.std(every)))
+    low, high = np.mean(every) - 1.96 * np.std(every), np.mean(every) + 1.96 * np.std(every)
+    assert band.ends(0)["label"] == pytest.approx((max(low, -1), min(high, 1)), abs=1e-4)
 
 
 def test_labels_tested_by_whole_donors_have_no_null_band(resources):
     codes = resources.data.cached(Codes)
-    assert codes.null_band(3, "condition", "unit-rank-permutation/1 units=donor") is None
-    assert codes.null_band(3, "condition", "something/2 blocks=donor") is None
-    assert codes.null_band(3, "condition", "van-elteren/1 blocks=nowhere") is None
-    assert codes.null_band(3, "condition", "van-elteren/1 blocks=none") is not None
+    assert codes.null_ends(3, "condition", "unit-rank-permutation/1 units=donor") is None
+    assert codes.null_ends(3, "condition", "something/2 blocks=donor") is None
+    assert codes.null_ends(3, "condition", "van-elteren/1 blocks=nowhere") is None
+    assert codes.null_ends(3, "condition", "van-elteren/1 blocks=none") is not None
 
 
 def test_labels_are_chosen_on_select_and_shown_as_on_test(resources, atlas_store):
@@ -350,7 +364,8 @@ def test_features_of_the_same_cells_correlate_as_numpy_says(resources, atlas_sto
     order = np.argsort(-np.nan_to_num(select, nan=-1.0))
     assert [row["feature_id"] for row in rows] == [i for i in order if i != 6][: len(rows)]
     assert [row["pearson"] for row in rows] == pytest.approx([test[row["feature_id"]] for row in rows], abs=1e-5)
-    assert np.isnan(correlations(Columns.of(sparse.csc_array(np.array([[1.0, 0], [2, 0], [3, 0]]))), 0)[1])
+    constant = Columns.of(sparse.csc_array(np.array([[1.0, 0], [2, 0], [3, 0]])))
+    assert np.isnan(correlations(constant, 0, 2)).tolist() == [[False, True], [True, True]]
 
 
 def test_the_nearest_of_random_directions_is_as_simulated(rng):
@@ -393,6 +408,18 @@ def test_codes_of_cells_that_are_not_on_the_map_are_left_out(store_without, deco
     cells = resources.data.cells["cell_idx"].to_numpy()[codes["place"].to_numpy()]
     expected = code_of(store, 6).filter((pl.col("value") > 0) & (pl.col("cell_idx") % 3 == 1))
     assert cells.tolist() == expected["cell_idx"].to_list()
+
+
+def test_cells_are_described_in_the_order_asked_however_few_are_kept(atlas_store, monkeypatch):
+    data = Resources(atlas_store).data
+    table = atlas_store.frame("cells").sort("cell_idx").select("cell_id", "split", "batch").collect().to_dicts()
+    monkeypatch.setattr("feature_store.atlas.data.MOST_DESCRIBED", 5)
+    for places in ([7, 3, 7, 399], [3, 4, 5, 6, 7, 8, 9], [], [9, 1]):
+        found = data.cells_at(places)
+        assert [{name: row[name] for name in ("cell_id", "split", "batch")} for row in found] == [
+            table[i] for i in places
+        ]
+    assert data.cells_at([400, 2])[0]["cell_id"] is None
 
 
 def test_a_document_is_the_same_bytes_whenever_it_is_made(resources, atlas_store):
