@@ -29,10 +29,11 @@ from feature_store.cells import (
     read_split_record,
     recorded_digests,
 )
-from feature_store.codes import CodesRun, Merging, cells_of_shard, span_of_shard
+from feature_store.codes import CodesRun, Merging, TokenPiece, TopCells, cells_of_shard, span_of_shard
 from feature_store.codes.codes_run import TOP_CELLS, TOP_TOKENS, Write
 from feature_store.codes.cut import OTHER_CELLS, Cells
 from feature_store.codes.parquet import Columns
+from feature_store.codes.top_cells import FOLDER as TOP_CELLS_FOLDER
 from feature_store.errors import InputError
 from feature_store.query.runs import resolve_run
 from feature_store.storage import commit
@@ -61,6 +62,7 @@ from pipelines.inputs import (
     load_recorded_model,
     load_recorded_source,
     load_stored_sae,
+    load_token_of_gene,
     match_inputs,
     no_model,
     refuse_few_matched,
@@ -71,6 +73,7 @@ from pipelines.inputs import (
 from pipelines.moved_data import record_if_same
 from pipelines.runtime.actor_pool import do_shards
 from pipelines.runtime.checks import check_before_work
+from pipelines.runtime.cluster import one_ray_session
 from pipelines.runtime.progress import delayed_progress_bar
 from pipelines.runtime.stage import Clock, StageResult
 from pipelines.shard_size import cells_per_shard
@@ -106,6 +109,15 @@ class EncodeJob:
     cells: str
     codes: str
     device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopCellsJob:
+    """Everything an actor needs to encode the cells in which features fire most."""
+
+    encode: EncodeJob
+    gene_of: Mapping[int, str]
+    """The gene of each gene_id."""
 
 
 class Activations(Protocol):
@@ -238,14 +250,14 @@ class Encoder:
 
         def encode_to(write: Write) -> Mapping[str, Columns]:
             split = read_split_numbers(self.cells, start, stop)
-            tables = reduce_shard(self.codes, number, self._blocks(cells, split[cells - start]), write)
+            tables = reduce_shard(self.codes, number, self.blocks(cells, split[cells - start]), write)
             counts["tokens"] = int(tables["cell"]["n_tokens"].sum())
             return tables
 
         marker = self.codes.commit_shard(number, encode_to, start=start, stop=stop)
         return counts | {"bytes": marker.bytes, "halvings": self.activations.halvings - before}
 
-    def _blocks(self, cells: Cells, split: npt.NDArray[np.uint8]) -> Iterator[TokenBlock]:
+    def blocks(self, cells: Cells, split: npt.NDArray[np.uint8]) -> Iterator[TokenBlock]:
         """Yield the codes of the tokens of the cells; `split` is the position in SPLITS of each of the cells."""
         import torch
 
@@ -289,6 +301,29 @@ def _tables(found: "ShardStatistics") -> dict[str, Columns]:
         "cell": found.cells,
     }
     return {name: rows._asdict() for name, rows in tables.items() if rows is not None}
+
+
+class TopCellEncoder:
+    """Encodes the cells in which features fire most, token by token; it is the body of an actor and can be called
+    without Ray.
+    """
+
+    def __init__(self, job: TopCellsJob) -> None:
+        self.encoder = Encoder(job.encode)
+        self.top = TopCells(job.encode.codes)
+        self.gene_of = job.gene_of
+
+    def shard(self, number: int) -> dict[str, int]:
+        """Encode and commit the cells of range `number` of the features; return their number."""
+        return {"cells": self.top.write(number, self._pieces, self.gene_of)}
+
+    def _pieces(self, cells: Cells) -> Iterator[TokenPiece]:
+        for block in self.encoder.blocks(cells, np.zeros(len(cells), dtype=np.uint8)):
+            crow, col, value = (part.cpu().numpy() for part in (block.codes.crow, block.codes.col, block.codes.value))
+            token = np.repeat(np.arange(len(block.cell_idx)), np.diff(crow))
+            yield TokenPiece(
+                block.cell_idx, block.token_pos, block.gene_id, token, col.astype(np.int32), value.astype(np.float32)
+            )
 
 
 class Merger:
@@ -364,18 +399,20 @@ def encode(
         save_vectors_location(codes.folder, what.vectors)
     pending = codes.pending()
     total: Mapping[str, int] = {}
-    if pending:
-        job = EncodeJob(
-            source=what.source,
-            sae=str(sae.path.resolve()),
-            cells=str(layout.cells_dir(what.dataset).resolve()),
-            codes=str(codes.folder.resolve()),
-            device="cuda" if options.num_gpus > 0 else "cpu",
-        )
-        with codes.by_cell.exclusive():
-            total = do_shards(Encoder, job, pending, options, title="encode", note=rate, address=address)
-    manifest = codes.finalize_shards()
-    merge_statistics(codes.folder, options, address=address)
+    job = EncodeJob(
+        source=what.source,
+        sae=str(sae.path.resolve()),
+        cells=str(layout.cells_dir(what.dataset).resolve()),
+        codes=str(codes.folder.resolve()),
+        device="cuda" if options.num_gpus > 0 else "cpu",
+    )
+    with one_ray_session():
+        if pending:
+            with codes.by_cell.exclusive():
+                total = do_shards(Encoder, job, pending, options, title="encode", note=rate, address=address)
+        manifest = codes.finalize_shards()
+        merge_statistics(codes.folder, options, address=address)
+        _encode_top_cells(layout, job, options, address=address)
     return StageResult(
         kind="codes",
         run=codes.folder.name,
@@ -413,6 +450,21 @@ def merge_statistics(folder: Path, options: ActorOptions, *, address: str | None
                 without_gpu = options.model_copy(update={"num_gpus": 0.0})
                 do_shards(Merger, str(folder), pending, without_gpu, title="merge", note=_merge_rate, address=address)
     merging.finalize()
+
+
+def _encode_top_cells(layout: Layout, job: EncodeJob, options: ActorOptions, *, address: str | None) -> None:
+    """Write the tokens of the cell in which each feature fires most, where tokens are genes; it can be resumed."""
+    codes = CodesRun.open(job.codes)
+    genes = load_token_of_gene(layout, codes).drop_nulls("gene_id")
+    # where a cell is one vector it has no order
+    if genes.is_empty() or commit.is_intact(codes.folder / TOP_CELLS_FOLDER):
+        return
+    top = TopCells(codes.folder)
+    if pending := top.pending():
+        of_top = TopCellsJob(encode=job, gene_of=dict(genes.select("gene_id", "symbol").iter_rows()))
+        with codes.by_cell.exclusive():
+            do_shards(TopCellEncoder, of_top, pending, options, title="top cells", note=rate, address=address)
+    top.finalize()
 
 
 def _merge_rate(total: Mapping[str, int], seconds: float) -> str:

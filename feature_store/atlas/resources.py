@@ -22,6 +22,7 @@ from feature_store.atlas.pages import (
     names,
     overview,
     run,
+    selection_recipes,
     selections,
     steering,
 )
@@ -38,6 +39,7 @@ ROUTES: Sequence[Route] = (
     *modules.ROUTES,
     *cells.ROUTES,
     *selections.ROUTES,
+    *selection_recipes.ROUTES,
     *batch.ROUTES,
     *controls.ROUTES,
     *run.ROUTES,

@@ -6,6 +6,7 @@
 cut                 the cells of each shard
 codes_run           the folder of a codes run, written shard by shard
 merge               the statistics of the features over all cells
+top_cells           the tokens of the cell in which each feature fires most
 load, code_reader   matrices and tables; look-ups and lazy scans
 parquet             the Parquet encoding of both sort orders
 """
@@ -25,12 +26,15 @@ from feature_store.codes.load import (
     panel_with_tokens,
 )
 from feature_store.codes.merge import Merging, build_merged
+from feature_store.codes.top_cells import TokenPiece, TopCells
 
 __all__ = [
     "CodeReader",
     "CodesRun",
     "Merging",
     "TokenCounts",
+    "TokenPiece",
+    "TopCells",
     "build_merged",
     "cells_of_shard",
     "load_cell_codes",

@@ -6,11 +6,11 @@ answer, and nothing is ever written. Codes are read in the sort order that suits
 (`feature_store.codes`).
 
 In SQL the tables are `cells`, `genes`, `training`, `feature_umap`, `feature_neighbour`, `codes`, `compact_codes`,
-`cell_tokens`, `feature_cell`, `feature_firing`, `umap`, `features`, `feature_label`, `feature_number`, `feature_gene`,
-`feature_geneset`, `feature_token`, `gene_sets`, `profile_umap`, `steering`, `steering_variants`, `steering_scores`,
-`steering_head`, `steering_map`, `feature_match`, `comparison` and `representation`, as far as the store has them
-(`feature_store.query.tables`). All of them are about the SAE of the associations, so they join by feature_id; the
-column `run` tells steering runs apart.
+`cell_tokens`, `feature_cell`, `feature_firing`, `top_cell_token`, `umap`, `features`, `feature_label`,
+`feature_number`, `feature_gene`, `feature_geneset`, `feature_token`, `gene_sets`, `profile_umap`, `steering`,
+`steering_variants`, `steering_scores`, `steering_head`, `steering_map`, `feature_match`, `comparison` and
+`representation`, as far as the store has them (`feature_store.query.tables`). All of them are about the SAE of the
+associations, so they join by feature_id; the column `run` tells steering runs apart.
 
 Of a large data set a panel of cells is drawn (`FeatureStore.panel`), and tables differ in the cells that they are of:
 
@@ -19,6 +19,7 @@ Of a large data set a panel of cells is drawn (`FeatureStore.panel`), and tables
     feature_cell     all cells: those with the largest codes of each feature
     feature_firing   all cells: in how many cells and tokens of each split each feature fires
     feature_token    all cells: the top-activating tokens of each feature
+    top_cell_token   the tokens, in order, of the cell in which each feature fires most
     cells            all cells, with a column `panel`; `cell_tokens` has those that have tokens
     umap, features, feature_label, feature_number, feature_gene, feature_geneset
                      measured on the panel's cells

@@ -48,6 +48,7 @@ _CODES: Mapping[str, str] = {
     "cell_tokens": "stats/cell",
     "feature_cell": "merged/feature_cell",
     "feature_firing": "merged/firing",
+    "top_cell_token": "top_cells",
 }
 """Table -> the folder of a codes run with its rows."""
 _KIND_OF: Mapping[str, str] = {
@@ -60,7 +61,7 @@ _KIND_OF: Mapping[str, str] = {
 MADE_BY: Mapping[str, str] = {
     **dict.fromkeys(("cells", "genes"), "scsae extract DATA"),
     "training": "scsae train",
-    **dict.fromkeys(("codes", "compact_codes", "cell_tokens", "feature_cell", "feature_firing"), "scsae encode"),
+    **dict.fromkeys(("codes", *_CODES), "scsae encode"),
     **dict.fromkeys(ASSOCIATION_TABLES, "scsae associate"),
     **dict.fromkeys(_STEERING, "scsae steer"),
     **dict.fromkeys(("umap", *_MAP, "profile_umap", "steering_map"), "scsae serve"),

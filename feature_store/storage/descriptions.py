@@ -185,6 +185,10 @@ DESCRIPTIONS: Mapping[str, TableDescription] = {
     "token_top": TableDescription(
         row="one of the tokens at which a feature fires most", measured_on="all cells and splits"
     ),
+    "top_cell_token": TableDescription(
+        row="one token of the cell in which a feature fires most, in the order of the model's input",
+        measured_on="that cell, of all cells and splits; the code is 0 at tokens on which the feature does not fire",
+    ),
     "token_feature_gene": TableDescription(
         row="one feature, split and gene at whose tokens it fires",
         measured_on="cells of the panel",

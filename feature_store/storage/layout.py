@@ -8,7 +8,7 @@
                                    chosen_genes/]
     <root>/saes/<run>/             ray_train/  sae.safetensors  config.json  history.json  summary.json  MANIFEST.json
                                    map/{umap,neighbours}/
-    <root>/codes/<run>/            by_cell/  by_feature/  [compact/]  stats/  merged/
+    <root>/codes/<run>/            by_cell/  by_feature/  [compact/]  stats/  merged/  [top_cells/]
     <root>/associations/<run>/     features/  feature_label/  feature_number/  feature_gene/  feature_geneset/
                                    feature_token/  gene_sets/
                                    measured/ (what these are assembled from, a part per range of features)  map/

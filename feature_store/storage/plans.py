@@ -567,6 +567,21 @@ class MergedPlan(Plan):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TopCellsPlan(Plan):
+    """The tokens of the cell in which each feature of a codes run fires most."""
+
+    stage = "top_cells"
+    version = 1
+
+    codes: str
+    """Id of the codes run."""
+    made_of: str
+    """Sha256 of the manifest of the table of the cells with the largest codes."""
+    at_once: int
+    """Features of a part."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MapPlan(Plan):
     """A map of cells or features beside the run that it is of."""
 

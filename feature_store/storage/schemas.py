@@ -118,6 +118,14 @@ TABLES: Mapping[str, TableSchema] = {
         gene_id=pl.Int32,
         value=pl.Float32,
     ),
+    "top_cell_token": _table(
+        "feature_id cell_idx token_pos value",
+        feature_id=pl.Int32,
+        cell_idx=pl.Int64,
+        token_pos=pl.Int32,
+        gene=pl.String,
+        value=pl.Float32,
+    ),
     "token_feature_gene": _table(
         "feature_id split gene_id n_tokens",
         feature_id=pl.Int32,

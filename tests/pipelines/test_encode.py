@@ -9,7 +9,9 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from deleted_runs import forget_deleted
 
+from feature_store import FeatureStore
 from feature_store.codes import CodesRun, load_token_counts, load_top_tokens
 from feature_store.errors import NotFoundError
 from feature_store.storage import commit
@@ -17,6 +19,7 @@ from feature_store.storage.layout import CODES_TABLES, Layout
 from feature_store.storage.schemas import SPLITS
 from pipelines.config import EncodeOptions
 from pipelines.encode import Encoder, encode
+from pipelines.inputs import load_token_of_gene
 from pipelines.verify import verify_run
 from sae_core.sae import load_sae
 
@@ -96,6 +99,50 @@ def test_top_tokens_are_the_largest_codes_of_each_feature(chain, tokens):
         np.testing.assert_allclose(own["value"].to_numpy(), expected, rtol=1e-5)
         at = [place[key] for key in own.select("cell_idx", "token_pos", "gene_id").iter_rows()]
         np.testing.assert_allclose(codes[at, feature], own["value"].to_numpy(), rtol=1e-5)
+
+
+def test_the_cell_in_which_a_feature_fires_most_is_kept_token_by_token(chain, tokens):
+    store = FeatureStore.open(chain.store)
+    symbols = dict(
+        load_token_of_gene(store.layout, CodesRun.open(store.layout.latest("codes").path))
+        .select("gene_id", "symbol")
+        .drop_nulls()
+        .iter_rows()
+    )
+    found = store.frame("top_cell_token").collect()
+    strongest = store.frame("feature_cell").collect()
+    for feature in range(N_FEATURES):
+        own = found.filter(feature_id=feature)
+        cells = strongest.filter(feature_id=feature)["cell_idx"]
+        assert own["cell_idx"].unique().to_list() == cells.head(1).to_list()
+        expected = tokens.filter(cell_idx=cells[0]).sort("token_pos") if len(cells) else tokens.clear()
+        assert own["token_pos"].to_list() == expected["token_pos"].to_list()
+        assert own["gene"].to_list() == [symbols[gene] for gene in expected["gene_id"]]
+        codes = expected["code"].to_numpy()[:, feature] if len(cells) else []
+        np.testing.assert_allclose(own["value"].to_numpy(), codes, rtol=1e-5)
+    assert 0 < found["feature_id"].n_unique() <= N_FEATURES
+
+
+def test_the_tokens_of_top_cells_that_are_missing_are_made_without_encoding_again(own_store, without_actors):
+    folder = Layout(own_store).latest("codes").path
+    before, part = times(folder), (folder / "top_cells" / "part-00000.parquet").read_bytes()
+    shutil.rmtree(folder / "top_cells")
+    forget_deleted(own_store)
+    assert "top_cell_token" not in FeatureStore.open(own_store).tables()
+    assert encode(EncodeOptions(), own_store).done == 0
+    assert (folder / "top_cells" / "part-00000.parquet").read_bytes() == part
+    kept = {path for path in before if "top_cells" not in path.parts}
+    assert {path: time for path, time in times(folder).items() if path in kept} == {path: before[path] for path in kept}
+
+
+def test_features_of_several_ranges_have_the_same_tokens_as_of_one(own_store, without_actors, monkeypatch):
+    whole = FeatureStore.open(own_store).frame("top_cell_token").collect()
+    shutil.rmtree(Layout(own_store).latest("codes").path / "top_cells")
+    forget_deleted(own_store)
+    monkeypatch.setattr("feature_store.codes.top_cells.FEATURES_AT_ONCE", 20)
+    encode(EncodeOptions(), own_store)
+    assert len(list((Layout(own_store).latest("codes").path / "top_cells").glob("*.parquet"))) == 3
+    assert FeatureStore.open(own_store).frame("top_cell_token").collect().equals(whole)
 
 
 def test_encoding_again_does_nothing(chain):

@@ -18,6 +18,7 @@ from feature_store.atlas.data import PLACES, AtlasData, NoSuchResource
 from feature_store.atlas.pages.feature_codes import SPLITS, Codes
 from feature_store.atlas.pages.feature_effects import edges, effects, inputs
 from feature_store.atlas.pages.feature_words import in_words
+from feature_store.atlas.pages.violins import short
 from feature_store.atlas.routes import Route, json_bytes
 from feature_store.errors import StoreError
 from feature_store.query.metrics import metric_of
@@ -52,6 +53,7 @@ def document(data: AtlasData, text: str) -> bytes:
         "genes": _genes(data, feature),
         "gene_sets": _gene_sets(data, feature),
         "tokens": _tokens(data, feature),
+        "in_order": _in_order(data, feature),
         "neighbours": _neighbours(data, feature),
         "effects": effects(data, feature),
         "inputs": inputs(data, feature),
@@ -220,6 +222,20 @@ def _tokens(data: AtlasData, feature: int) -> dict[str, Any]:
 def _token_rows(data: AtlasData, rows: pl.DataFrame) -> pl.DataFrame:
     order = ["feature_id", "value", "cell_idx", "token_pos"]
     return _first_rows(data, rows.sort(order, descending=[False, True, False, False]))
+
+
+def _in_order(data: AtlasData, feature: int) -> dict[str, Any]:
+    """The tokens of the cell in which it fires most, in the order of the input: the cell, and columns of its tokens."""
+    if not data.has("top_cell_token"):
+        return data.missing("top_cell_token")
+    rows = data.rows("top_cell_token", feature)
+    if not rows:
+        return {"cell": None, "tokens": {}}
+    (cell,) = _with_cells(data, [{"cell_idx": rows[0]["cell_idx"]}]) if data.has("cells") else [{}]
+    columns = {"position": "token_pos", "gene": "gene", "value": "value"}
+    tokens: dict[str, list[Any]] = {name: [row[column] for row in rows] for name, column in columns.items()}
+    tokens["value"] = [short(value) for value in tokens["value"]]
+    return {"cell": cell, "tokens": tokens}
 
 
 def _neighbours(data: AtlasData, feature: int) -> dict[str, Any]:

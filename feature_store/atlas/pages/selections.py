@@ -92,8 +92,8 @@ def compare(data: AtlasData, a: str, b: str) -> bytes:
         if not data.has(table):
             return json_bytes(data.missing(table))
     cells = data.cached(_compared)
-    in_a = _members(data, a, cells.cell_idx)
-    in_b = ~in_a if b == REST else _members(data, b, cells.cell_idx)
+    in_a = members(data, a, cells.cell_idx)
+    in_b = ~in_a if b == REST else members(data, b, cells.cell_idx)
     labels = Labels(kind="group", codes=np.where(in_a, 0, 1), names=("a", "b"), known=in_a | in_b)
     masks = {split: (cells.split == split).to_numpy() for split in _SPLITS}
     of_b = in_b & ~in_a
@@ -142,7 +142,7 @@ def _rows(values: Sparse, labels: Labels, masks: dict[str, Bools], unit: Labels 
     return found.rename({"feature_id": "place"}).with_columns(q=q_within("p", "label_kind"))
 
 
-def _members(data: AtlasData, text: str, cell_idx: Ints) -> Bools:
+def members(data: AtlasData, text: str, cell_idx: Ints) -> Bools:
     """Which of the cells belong to a group. Raises NoSuchResource for a name that is none."""
     if text[:1] == "l":
         kind, label = data.labels.row(path_number(text[1:], data.labels.height))

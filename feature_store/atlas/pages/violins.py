@@ -59,7 +59,7 @@ def violins(groupings: Mapping[str, Grouping], place: Ints, value: Floats) -> di
         is_shown = number[code] >= 0
         group.append(number[code[is_shown]])
         inside.append(here[is_shown])
-        groups = [{"label": names[i], "n": int(n[i]), "mean": _short(mean[i])} for i in shown[:MOST_GROUPS]]
+        groups = [{"label": names[i], "n": int(n[i]), "mean": short(mean[i])} for i in shown[:MOST_GROUPS]]
         abouts += groups
         left_out = max(0, len(shown) - MOST_GROUPS)
         found[column] = {"groups": groups, "n_unknown": n_unknown, "n_left_out": left_out}
@@ -86,18 +86,18 @@ def spread(group: Ints, value: Floats, n_groups: int) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [{"n_firing": size, "outline": None, "dots": None} for size in count.tolist()]
     for place, figures in zip(filled.tolist(), five.tolist(), strict=True):
         about = found[place]
-        about |= {name: _short(figure) for name, figure in zip(_FIGURES, figures, strict=True)}
+        about |= {name: short(figure) for name, figure in zip(_FIGURES, figures, strict=True)}
         if number[place] >= 0:
             about["outline"] = shapes[number[place]]
         elif about["n_firing"] <= FEW:
-            about["dots"] = [_short(one) for one in value[start[place] :][: about["n_firing"]].tolist()]
+            about["dots"] = [short(one) for one in value[start[place] :][: about["n_firing"]].tolist()]
         else:
             about["dots"] = [about["median"]]
     return found
 
 
-def _short(value: float) -> float:
-    """A code with the 7 digits that a float32 has; all 17 of a float64 would double the size of a violin."""
+def short(value: float) -> float:
+    """A code with the 7 digits that a float32 has; all 17 of a float64 would double the size of a document."""
     return float(f"{value:.7g}")
 
 

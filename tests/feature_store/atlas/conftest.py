@@ -22,6 +22,7 @@ from toy_plans import toy_plan, toy_table
 
 from feature_store import FeatureStore
 from feature_store.atlas.columns import NULL_I32
+from feature_store.codes import TokenPiece, TopCells
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import Layout
 from feature_store.storage.plans import (
@@ -423,6 +424,7 @@ def write_store(root: Path, panel: np.ndarray | None = None) -> None:
         cut = cut_of(N_CELLS, 50, n_panel=len(panel), other_cells=150)
         plan = toy_codes(cut, n_features=N_FEATURES, dataset="toy", sae="5ae", keep=16)
         write_codes_of_panel(layout.codes_dir("c0de"), plan, tokens, cells["split"].to_numpy(), panel)
+    write_top_cells(layout, tokens)
     genes = pl.DataFrame({"gene_idx": np.arange(40), "symbol": GENES, "ensembl_id": None, "n_cells": 50, "mean": 0.5})
     commit.write_table(layout.genes_dir("toy"), schemas.conform("genes", genes), {"table": "genes"})
     write_sae(layout.saes_dir("5ae"))
@@ -448,6 +450,23 @@ def write_store(root: Path, panel: np.ndarray | None = None) -> None:
         plan = toy_table(CircuitPlan, sae=ends[0], to_sae=ends[1])
         for name, frame in edge_tables(range(10), from_sae=ends[0], to_sae=ends[1]).items():
             commit.write_table(layout.circuits_dir(run) / name, frame, plan)
+
+
+def write_top_cells(layout: Layout, tokens: TokenCodes) -> None:
+    """The tokens of the cell in which each feature fires most; the last gene is taken for a special
+    token.
+    """
+
+    def pieces(cells: np.ndarray) -> Iterator[TokenPiece]:
+        rows = np.flatnonzero(np.isin(tokens.cell_idx, cells))
+        codes = tokens.codes[rows].tocoo()
+        keys = tokens.cell_idx[rows], tokens.token_pos[rows], tokens.gene_id[rows]
+        yield TokenPiece(*keys, codes.row, codes.col.astype(np.int32), codes.data)
+
+    top = TopCells(layout.codes_dir("c0de"))
+    for number in top.pending():
+        top.write(number, pieces, dict(enumerate(GENES[:-1])))
+    top.finalize()
 
 
 def write_maps(layout: Layout, rng: np.random.Generator, panel: np.ndarray | None = None) -> None:

@@ -296,6 +296,18 @@ def test_gene_sets_tokens_neighbours_and_matches_are_the_stores(resources, atlas
     assert (match["other"], match["model"], match["seed"]) == ("07he5", None, None)
 
 
+def test_the_tokens_of_one_cell_are_in_order_with_the_code_at_each(resources, atlas_store):
+    found = document(resources, 6)["in_order"]
+    (strongest,) = atlas_store.top_cells(6, 1).to_dicts()
+    assert (found["cell"]["cell_idx"], found["cell"]["cell_id"]) == (strongest["cell_idx"], strongest["cell_id"])
+    assert found["tokens"]["position"] == [0, 1, 2]
+    assert max(found["tokens"]["value"]) == pytest.approx(strongest["value"], rel=1e-6)
+    top = atlas_store.frame("top_cell_token").filter(feature_id=6).collect()
+    assert found["tokens"]["gene"] == top["gene"].to_list()
+    assert found["tokens"]["value"] == pytest.approx(top["value"].to_list(), rel=1e-6)
+    assert document(resources, DEAD)["in_order"] == {"cell": None, "tokens": {}}
+
+
 def test_a_match_says_what_the_other_autoencoder_is_of(store_without):
     store = store_without()
     shutil.copytree(store.layout.saes_dir("5ae"), store.layout.saes_dir("07he5"))
@@ -449,9 +461,11 @@ def test_provenance_is_the_stores(resources, atlas_store):
 
 
 def test_parts_of_missing_tables_name_their_commands(store_without, decode):
-    store = store_without("matches", "steering", "effects", "inputs", "circuits", "saes/5ae/map", "codes/c0de/umap")
+    of_codes = ("codes/c0de/umap", "codes/c0de/top_cells")
+    store = store_without("matches", "steering", "effects", "inputs", "circuits", "saes/5ae/map", *of_codes)
     found = document(Resources(store), 6)
     for part, table in (
+        ("in_order", "top_cell_token"),
         ("neighbours", "feature_neighbour"),
         ("matches", "feature_match"),
         ("steering", "steering"),
@@ -538,6 +552,27 @@ def test_a_cell_says_which_it_is_and_leads_to_its_features(open_page, atlas_stor
     again.get_by_role("link", name="Next ›").click()
     again.wait_for_selector("main[data-ready='feature/7']")
     again.wait_for_selector(f".picked a:text-is('{name}')")
+
+
+def test_the_tokens_of_a_cell_are_chips_that_say_their_code_to_pointer_and_keys(open_page, resources):
+    tokens = document(resources, 6)["in_order"]["tokens"]
+    page = open_page("#/feature/6")
+    box = panel(page, "One cell, token by token")
+    names = [gene or "special token" for gene in tokens["gene"]]
+    assert box.locator("ol.chips li").all_inner_texts() == names
+    fires = [code > 0 for code in tokens["value"]]
+    assert box.locator("ol.chips li").evaluate_all("(all) => all.map((one) => one.className === 'chip fires')") == fires
+    box.locator("ol.chips").focus()
+    page.keyboard.press("End")
+    assert box.locator(".chip-said").inner_text().startswith(f"{names[-1]}, position 2: ")
+    page.keyboard.press("ArrowLeft")
+    said = box.locator(".chip-said").inner_text()
+    assert said.startswith(f"{names[1]}, position 1: ")
+    assert ("silent" in said) == (not fires[1])
+    box.locator("ol.chips li").first.hover()
+    assert box.locator(".chip-said").inner_text().startswith(f"{names[0]}, position 0: ")
+    box.locator("summary").click()
+    assert box.locator("table tbody tr").count() == sum(fires)
 
 
 def test_the_neighbours_in_the_list_keep_the_view(open_page):

@@ -52,6 +52,7 @@ class Cells {
     this.said = h("span", { class: "quiet", role: "status" });
     this.key = h("div", { class: "cells-key", "aria-live": "polite" });
     const box = h("div", { class: "cells-map" });
+    this.recipeSaid = h("span", { class: "quiet", role: "status" });
     this.groups = h("section", { class: "panel", "aria-label": "Groups" });
     this.result = h("section", { class: "panel cells-result", "aria-label": "What tells them apart", "aria-live": "polite" });
     root.append(h("h1", {}, `${count(cells.n)} cells of ${about.title}`),
@@ -192,7 +193,22 @@ class Cells {
       group && group !== REST ? h("button", { type: "button", onclick: () => this.ask({ [key]: null }) }, `Clear ${key.toUpperCase()}`) : null));
     redraw(this.groups, h("h2", {}, "Groups of cells"),
       h("p", { class: "quiet" }, "Draw a lasso on the map (its tool, or hold Shift), or press a name in the legend. What you draw next becomes the group that is marked here. Without a group B, group A is compared with all other cells."),
-      lines, a ? h("p", { class: "found-save" }, h("button", { type: "button", onclick: () => this.save(inA, inB) }, "CSV of the groups"), " ", h("button", { type: "button", onclick: () => this.saveIds(inA) }, "Ids of A"), " ", h("span", { class: "quiet" }, "one cell_id a line, as AnnData's obs_names: adata[ids]")) : null);
+      lines, a ? h("p", { class: "found-save" }, h("button", { type: "button", onclick: () => this.save(inA, inB) }, "CSV of the groups"), " ", h("button", { type: "button", onclick: () => this.saveIds(inA) }, "Ids of A"), " ", h("span", { class: "quiet" }, "one cell_id a line, as AnnData's obs_names: adata[ids]")) : null,
+      a ? h("p", { class: "found-save" }, h("button", { type: "button", onclick: () => this.saveRecipe("recipe") }, "Recipe of the groups"), " ", h("button", { type: "button", onclick: () => this.saveRecipe("table") }, "Its table"), " ", this.recipeSaid) : null);
+  }
+
+  // A recipe that makes the groups a label of the cells, tests it and steers with it, and the table that it joins.
+  async saveRecipe(part) {
+    const names = { recipe: "selection-recipe.yaml", table: "selection.csv" };
+    let found;
+    try {
+      found = await json(`selection_recipes/${this.a}/${this.b}.json`);
+    } catch (error) {
+      if (!(error instanceof NotThere)) throw error;
+      found = { why_not: "An exported atlas makes no recipes of groups; a served one does." };
+    }
+    if (found[part]) download(names[part], found[part], part === "table" ? "text/csv;charset=utf-8" : "application/yaml");
+    clear(this.recipeSaid, ...(found[part] ? ["Put ", h("code", {}, names.recipe), " and ", h("code", {}, names.table), " into one folder, and run there ", h("code", {}, `scsae run ${names.recipe} --store ${this.about.store}`), ". It encodes the cells again with the group as a label, tests every feature for it, and steers with those of A."] : [found.why_not ?? "The cells have no map yet."]));
   }
 
   async save(inA, inB) {

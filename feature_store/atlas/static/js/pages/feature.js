@@ -48,7 +48,7 @@ class FeaturePage {
     root.append(this.head(), h("div", { class: "feature-columns" },
       h("div", {}, this.map, this.labels(), this.top()),
       h("div", {}, this.spread, this.strength(), this.genes(), this.sets())),
-    h("div", { class: "feature-rest" }, this.effects(), this.inputs(), this.edges(), this.alike(), this.together(), this.elsewhere(), this.steering(), this.provenance()));
+    h("div", { class: "feature-rest" }, this.inOrder(), this.effects(), this.inputs(), this.edges(), this.alike(), this.together(), this.elsewhere(), this.steering(), this.provenance()));
   }
 
   head() {
@@ -334,6 +334,21 @@ class FeaturePage {
       h("p", { class: "quiet" }, this.panel ? `Of all ${count(this.about.panel.n_cells)} cells, in the panel or not, and of all splits, strongest first.` : "Of all splits, strongest first."));
   }
 
+  // The genes of one cell in the order of the model's input, each with the feature's code at its token.
+  inOrder() {
+    const { cell, tokens, missing } = this.known.in_order, box = panel("One cell, token by token", "whole");
+    if (missing) return fill(box, empty(missing, "The tokens of single cells were not kept."));
+    if (!cell) return fill(box, h("p", { class: "quiet" }, "It fires in no cell."));
+    const { position, gene, value } = tokens, top = Math.max(...value), n_firing = value.filter((code) => code > 0).length;
+    const name = cell.cell_id ? h("a", { href: href("search", null, { kind: "cell", q: cell.cell_id }) }, cell.cell_id) : String(cell.cell_idx);
+    const labels = [...new Set(this.about.label_columns.map((column) => cell[column]).filter(isKnown))], called = (i) => gene[i] ?? "special token";
+    const fires = position.map((_, i) => i).filter((i) => value[i] > 0);
+    return fill(box, h("p", {}, "The cell in which it fires most: ", name, labels.length ? `, ${labels.join(", ")}` : "", `, ${cell.split ?? "no"} cell. It fires on ${count(n_firing)} of ${count(position.length)} tokens.`),
+      chips(position.map((at, i) => ({ text: called(i), value: value[i], says: `${called(i)}, position ${at}: ${value[i] > 0 ? fmt(value[i]) : "silent"}` })), top, "Genes of the cell in the order of the model's input"),
+      fires.length ? h("details", {}, h("summary", {}, "The tokens on which it fires, as a table"), smallTable(["position", "gene", "code"], fires.map((i) => [String(position[i]), h("i", {}, called(i)), fmt(value[i])]), { numeric: [0, 2] })) : null,
+      h("p", { class: "quiet" }, "The stronger the colour, the larger the code at this token. Of other cells the codes of single tokens are not kept, except those listed above."));
+  }
+
   // A table of features: `figures` are the heads and cells of what makes them alike.
   likes(rows, heads, figures) {
     const known = (row) => [this.link(row.feature_id), breaks(row.top_label ?? DASH), h("i", {}, genesOf(row.top_genes).slice(0, 3).join(" ") || DASH), { text: row.class ?? DASH, class: "wide" }];
@@ -466,6 +481,34 @@ function mark(kind, text) {
     within: () => svg("line", { x1: 11, x2: 11, y1: 0, y2: 14, class: "within" }),
   }[kind];
   return h("li", {}, svg("svg", { viewBox: "0 0 22 14", "aria-hidden": "true" }, shape()), text);
+}
+
+// The darkest is light enough for text on it, and a line below tells shades apart.
+const shade = (share) => ({ background: `color-mix(in srgb, var(--accent) ${Math.round(4 + 32 * share)}%, var(--paper))`, borderBottomColor: `color-mix(in srgb, var(--accent) ${Math.round(20 + 80 * share)}%, var(--paper))` });
+
+// Texts in order, coloured by their value; the one under the pointer, or that the arrow keys reach, is said below.
+function chips(items, top, label) {
+  const said = h("p", { class: "chip-said quiet", "aria-live": "polite" }, "Point at a token, or move with the arrow keys, to see its code.");
+  const shown = items.map(({ text, value }) => h("li", { class: value > 0 ? "chip fires" : "chip", style: value > 0 ? shade(value / top) : null }, text));
+  let at = -1;
+  const move = (to, isKey) => {
+    if (to < 0 || to >= items.length) return;
+    shown[at]?.classList.remove("here");
+    at = to;
+    shown[at].classList.add("here");
+    said.textContent = items[at].says;
+    if (isKey) shown[at].scrollIntoView({ block: "nearest" });
+  };
+  const steps = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
+  const list = h("ol", { class: "chips", tabindex: 0, "aria-label": label,
+    onpointerover: ({ target }) => move(shown.indexOf(target), false),
+    onkeydown: (event) => {
+      const to = event.key === "Home" ? 0 : event.key === "End" ? items.length - 1 : event.key in steps ? at + steps[event.key] : null;
+      if (to === null) return;
+      event.preventDefault();
+      move(Math.max(0, to), true);
+    } }, shown);
+  return h("div", {}, list, said);
 }
 
 // The first rows of a table, and the others when asked for.
