@@ -463,8 +463,12 @@ def _encode_top_cells(layout: Layout, job: EncodeJob, options: ActorOptions, *, 
     if pending := top.pending():
         of_top = TopCellsJob(encode=job, gene_of=dict(genes.select("gene_id", "symbol").iter_rows()))
         with codes.by_cell.exclusive():
-            do_shards(TopCellEncoder, of_top, pending, options, title="top cells", note=rate, address=address)
+            do_shards(TopCellEncoder, of_top, pending, options, title="top cells", note=_cell_rate, address=address)
     top.finalize()
+
+
+def _cell_rate(total: Mapping[str, int], seconds: float) -> str:
+    return f"{total['cells'] / seconds:,.0f} cells/s"
 
 
 def _merge_rate(total: Mapping[str, int], seconds: float) -> str:

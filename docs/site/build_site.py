@@ -23,7 +23,7 @@ from notebooks import page_of, read_tutorial, run_notebook
 from reference_pages import commands_page, python_page, tables_page
 
 ROOT = Path(__file__).parents[2]
-TUTORIALS = ("pbmc", "own_checkpoint", "any_vectors", "type_or_gene", "steering", "scanpy")
+TUTORIALS = ("pbmc", "own_checkpoint", "any_vectors", "type_or_gene", "steering", "scanpy", "batch", "cluster")
 STYLE = Path(__file__).with_name("extra.css")
 CARD = Path("sae_core/scfm/mini/MODEL_CARD.md")
 GUIDES = (

@@ -293,3 +293,12 @@ def test_the_map_is_coloured_by_a_gene_a_feature_or_a_number(
     page.locator("input[name=of]").fill("3")
     page.keyboard.press("Enter")
     page.wait_for_function("document.querySelector('.ramp-legend')?.textContent.includes('code of feature 3')")
+
+
+def test_groups_of_cells_whose_place_is_not_known_have_no_recipe_and_the_page_says_so(
+    open_page: Callable[..., Page],
+) -> None:
+    page = open_page(f"#/cells?a={SQUARE}")
+    page.get_by_role("button", name="Recipe of the groups").click()
+    page.wait_for_selector(".found-save [role=status]:not(:empty)")
+    assert "where its cells are" in page.locator(".found-save [role=status]").inner_text()
