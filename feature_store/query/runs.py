@@ -169,6 +169,11 @@ class RunChain:
         return cls(layout=layout, run=associations, associations=own, codes=codes, sae=sae, activations=activations)
 
     @property
+    def cells(self) -> CellsPlan:
+        """The plan of the cell table of the codes. NotFoundError, IntegrityError, OutdatedRunError."""
+        return CellsPlan.of(Run.open(self.layout.cells_dir(self.codes.dataset)))
+
+    @property
     def activations_run(self) -> Run:
         """The run of the activations."""
         return Run.open(self.layout.activations_dir(self.sae.activations))

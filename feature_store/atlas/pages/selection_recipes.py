@@ -18,8 +18,6 @@ from feature_store.atlas.routes import Route, json_bytes
 from feature_store.cells import source_location
 from feature_store.errors import StoreError
 from feature_store.query.runs import RunChain
-from feature_store.storage.commit import Run
-from feature_store.storage.plans import CellsPlan
 
 LABEL = "atlas_selection"
 """The obs column that the recipe makes a label of."""
@@ -54,7 +52,7 @@ def _encoding(data: AtlasData) -> dict[str, Any] | str:
         chain = RunChain.of(store.layout, store.lineage.associations)
         if chain.activations.origin != "model":
             return "The activations came from outside, so scsae cannot encode these cells with another label by itself."
-        plan = CellsPlan.of(Run.open(store.layout.cells_dir(chain.codes.dataset)))
+        plan = chain.cells
         place = source_location(store.layout, chain.codes.dataset)
     except StoreError as error:
         return f"The store does not say where its cells are: {error}"
