@@ -29,7 +29,7 @@ tested = of_batches.group_by("feature_id").agg(pl.col("q").min(), pl.col("auroc"
 # ## A batch effect that is made up
 #
 # Half of the cells, drawn at random, are called the second batch, and the expression of a fifth of the genes is
-# multiplied by ten in them, before the logarithm. So the batch has nothing to do with the cell type. **This is no
+# multiplied by four in them, before the logarithm. So the batch has nothing to do with the cell type. **This is no
 # effect of a real experiment**, which would be neither so even nor so well known.
 
 # %%
@@ -38,7 +38,7 @@ cells = anndata.read_h5ad("data/pbmc68k_reduced.h5ad")
 is_second = rng.random(cells.n_obs) < 0.5
 is_changed = rng.random(cells.n_vars) < 0.2
 values = np.expm1(cells.X.toarray())
-values[np.ix_(is_second, is_changed)] *= 10
+values[np.ix_(is_second, is_changed)] *= 4
 cells.X = sparse.csr_matrix(np.log1p(values).astype(np.float32))
 cells.obs["planted"] = np.where(is_second, "second", "first")
 {"cells of the second batch": int(is_second.sum()), "genes that are changed": int(is_changed.sum())}
@@ -84,8 +84,8 @@ genes = [gene for text in found["top_genes"].head(20).drop_nulls() for gene in t
 # With `kind="batch", target="all"` the features that distinguish the batches inside cell types are edited at every
 # token, and the model runs on. Four kinds of edits are tried on `select` cells: switching the features off (ablate),
 # scaling them, and moving their codes to the mean of the other batch (toward) or by the difference of the means
-# (shift). The best one is reported on `test` cells. To save time the nulls have three draws, so that p cannot be smaller
-# than 1/4, and 60 cells of each split are taken.
+# (shift). The best one is reported on `test` cells. To save time the nulls have three draws, so that p cannot be
+# smaller than 1/4, and 60 cells of each split are taken.
 
 # %%
 steered = scsae.steer(kind="batch", target="all", n_features=20, n_nulls=3, max_cells=60, store=mixed)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -75,9 +76,11 @@ address = f"http://127.0.0.1:{dashboard}"
 
 
 def is_up(url: str) -> bool:
-    """Whether something answers there."""
+    """Whether a head answers there, if only that it wants its token, which Ray's own clients know."""
     try:
         return bool(urllib.request.urlopen(url, timeout=5))
+    except urllib.error.HTTPError as error:
+        return error.code == 401
     except OSError:
         return False
 
