@@ -8,6 +8,7 @@
 # %%
 import atexit
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -108,8 +109,9 @@ def submit() -> subprocess.CompletedProcess[str]:
 
 done = submit()
 assert done.returncode == 0, done.stderr
-begun = [line for line in done.stdout.splitlines() if line.startswith("stage ")]
-print("exit code", done.returncode, *begun, sep="\n")
+# a bar of progress overwrites its line
+begun = re.findall(r"stage \d of \d: \w+", done.stdout)
+{"exit code": done.returncode, "log": begun}
 
 # %% [markdown]
 # ## The job
