@@ -9,16 +9,20 @@ import re
 # careful: a path of pathlib has one slash of the two
 _USER = re.compile(r"(://|\bhttps?:/)[^/@\s?'\"`]+@")
 _QUERY = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]+)(://?[^\s?'\"`<>]+)\?[^\s'\"`<>]*[^\s'\"`<>.,;:)\]}]")
-_SIGNED = re.compile(r"[?&](?:[\w-]*signature|sig|[\w-]*token|[\w-]*credential|[\w-]*key|[\w-]*keyid)=", re.IGNORECASE)
-"""Parameters that sign an address: of S3, of Google, of CloudFront, of Azure (SAS), and tokens of others."""
-_OBJECTS = ("s3", "gs")
-"""Protocols of object storage, whose names of objects may hold a question mark."""
+_SIGNED = re.compile(
+    r"[?&](?:[\w-]*signature|sig|[\w-]*token|[\w-]*credential|[\w-]*key|[\w-]*keyid|[\w-]*password)=", re.IGNORECASE
+)
+"""Parameters that sign an address: of S3, of Google, of CloudFront, of Azure (SAS), and tokens and passwords of
+others."""
+_WEB = ("http", "https")
+"""Protocols whose queries are never shown. Names of objects may hold a question mark, and the query of a database
+(`sqlite:///FILE?mode=ro`) says how it was opened."""
 
 
 def without_credentials(text: str) -> str:
     """The text with `...` in the place of the query, user and password of each address in it.
 
-    A question mark in an address of object storage begins a query only where a parameter behind it signs it.
+    Of an address that is not of the web, a query is left out only where a parameter of it lets its holder in.
     """
     return _QUERY.sub(_without_query, _USER.sub(r"\1...@", text)) if ":/" in text else text
 
@@ -29,5 +33,5 @@ def is_signed(address: str) -> bool:
 
 
 def _without_query(found: re.Match[str]) -> str:
-    is_name = found[1].lower() in _OBJECTS and not is_signed(found[0])
-    return found[0] if is_name else f"{found[1]}{found[2]}?..."
+    is_harmless = found[1].lower() not in _WEB and not is_signed(found[0])
+    return found[0] if is_harmless else f"{found[1]}{found[2]}?..."

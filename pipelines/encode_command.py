@@ -7,8 +7,7 @@ address is not printed: `?...` stands in its place, and has to be filled in agai
 import shlex
 from collections.abc import Iterator
 
-from feature_store.cells import PANEL_CELLS, source_location
-from feature_store.cells.cellxgene import REQUIRED
+from feature_store.cells import PANEL_CELLS, has_cellxgene_columns, source_location
 from feature_store.codes import CodesRun
 from feature_store.storage import commit
 from feature_store.storage.addresses import data_path
@@ -58,7 +57,7 @@ def _data_options(layout: Layout, dataset: str) -> Iterator[tuple[str, object]]:
     columns: dict[str, tuple[str, ...]] = {name: () if one is None else (one,) for name, one in taken.items()}
     known = {shown_name(name) for name in commit.read_part(run.checked_parts()[0]).columns}
     # careful: where an option is left out, the schema of CELLxGENE names the column
-    not_given = (NO_COLUMN,) if set(REQUIRED) <= known else ()
+    not_given = (NO_COLUMN,) if has_cellxgene_columns(known) else ()
     for option, names in {**columns, "label": plan.labels}.items():
         yield from ((option, name) for name in names or not_given)
     if plan.split_column is not None:

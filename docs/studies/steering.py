@@ -56,8 +56,7 @@ def run_experiment(experiment: str, data: Path, store: Path) -> list[tuple[str, 
             recipes = [mixology_recipe(mixology_file(data, folder, seed), seed) for seed in SEEDS]
         case "mixology_kinds":
             names = ("mixology_kinds",)
-            files = [mixology_file(data, folder, seed, for_kinds=True) for seed in SEEDS]
-            recipes = [kinds_recipe(mixology_recipe(file, seed), seed) for seed, file in zip(SEEDS, files, strict=True)]
+            recipes = [kinds_recipe(mixology_recipe(mixology_file(data, folder, seed), seed), seed) for seed in SEEDS]
         case "ctcl_kinds":
             names = ("ctcl_kinds",)
             recipes = [kinds_recipe(ctcl_mix_recipe(ctcl_mix_file(data, folder, seed), seed), seed) for seed in SEEDS]

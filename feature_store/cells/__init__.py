@@ -50,7 +50,7 @@ if TYPE_CHECKING:
         read_split_record,
         write_cells,
     )
-    from feature_store.cells.cellxgene import CellxgeneColumns, cellxgene_columns
+    from feature_store.cells.cellxgene import CellxgeneColumns, cellxgene_columns, has_cellxgene_columns
     from feature_store.cells.changes import what_changed
     from feature_store.cells.column_matrices import ColumnMatrix
     from feature_store.cells.expression import (
@@ -134,6 +134,7 @@ __all__ = [
     "expected_counts",
     "expression_matrix",
     "gene_table_of",
+    "has_cellxgene_columns",
     "load_source_location",
     "make_splits",
     "matrix_tables",
@@ -184,7 +185,7 @@ _MODULES = {
         "plan_expression",
         "write_expression_part",
     ),
-    "cellxgene": ("CellxgeneColumns", "cellxgene_columns"),
+    "cellxgene": ("CellxgeneColumns", "cellxgene_columns", "has_cellxgene_columns"),
     "changes": ("what_changed",),
     "file_digests": ("FileState", "KnownDigest", "no_known_digest"),
     "gene_table": tuple(

@@ -10,6 +10,7 @@ Cells that CELLxGENE counts in another data set (`is_primary_data` is False) are
 Schema: https://github.com/chanzuckerberg/single-cell-curation
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from feature_store.cells.factors import sizes_of
@@ -49,10 +50,15 @@ class CellxgeneColumns:
     n_filtered: int
 
 
+def has_cellxgene_columns(obs: Iterable[str]) -> bool:
+    """Whether there is every column of obs that the schema of CELLxGENE needs."""
+    return set(REQUIRED) <= set(obs)
+
+
 def cellxgene_columns(source: Source) -> CellxgeneColumns | None:
     """The columns by the schema; None unless every file has its mark, and the data set its columns."""
     marks = [mark for mark in source.cellxgene if mark is not None]
-    if len(marks) < len(source.paths) or not set(REQUIRED) <= set(source.obs_schema):
+    if len(marks) < len(source.paths) or not has_cellxgene_columns(source.obs_schema):
         return None
     names = [name for name in (*REQUIRED, *LABELS[1:], *POSSIBLE_LABELS, _PRIMARY) if name in source.obs_schema]
     read = read_groups(source, names, groups=names)

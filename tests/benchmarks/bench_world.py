@@ -154,14 +154,17 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     names = sorted(made, key=lambda name: [*ARCHITECTURES, *BASELINES].index(name.partition(",")[0]))
     colours = dict(zip(ARCHITECTURES, OKABE_ITO, strict=False))
     styles = dict(zip(BASELINES, (":", "-.", "--", (0, (6, 2))), strict=True))
+    markers = dict(zip(BASELINES, "sDv*", strict=True))
     for axes, (field, title) in zip(drawn.axes, panels.items(), strict=True):
         for name in names:
             own = sorted((row["l0"], row[field]) for row in rows if row["name"] == name)
             arch, _, penalty = name.partition(",")
             style = {"linestyle": styles.get(name, "--" if penalty else "-"), "color": colours.get(arch, GREY)}
-            marker = "^" if penalty else "o"
+            marker = markers.get(name, "^" if penalty else "o")
             axes.plot(*zip(*own, strict=True), marker=marker, ms=4, label=name, **style)
         axes.set_xscale("log", base=2)
+        axes.set_xticks(sorted({row["k"] for row in rows}))
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.set_xlabel("L0 on held-out tokens", fontsize=9)
         head(axes, title)
     beside(drawn.axes[-1], drawn.axes[-1].get_legend_handles_labels()[0], names)

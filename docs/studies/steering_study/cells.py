@@ -8,7 +8,6 @@
   accuracy .41 instead of .92).
 - ctcl_FOLD.h5ad: lymphoma and healthy skin (GSE128531), three donors each, genes chosen alike inside `train` donors: a
   patient and a healthy donor are tested, another pair is chosen on, the third trains.
-- mixology_kinds_SEED.h5ad: the cells of mixology_SEED.h5ad with fewer genes.
 - ctcl_mix_SEED.h5ad: the same skin, of which each donor is a batch: splits by cell inside types of donors, and the
   genes most variable inside donors of `train` cells.
 
@@ -38,8 +37,7 @@ SEEDS = (0, 1, 2)
 """Of the splits of sc_mixology's cells, and of the SAEs trained on them."""
 SHARES = (0.4, 0.25, 0.35)
 """Of train, select and test cells of each line in each batch."""
-N_GENES, KINDS_GENES = 1200, 400
-"""Variable genes of the cells; fewer where kinds of edit are compared, which takes many variants of each cell."""
+N_GENES = 1200
 CTCL_FOLDS = (("CTCL-5", "HC-1"), ("CTCL-6", "HC-2"), ("CTCL-8", "HC-3"))
 """The patient and the healthy donor that a fold tests; it chooses on the next fold's, and the third's train."""
 
@@ -57,18 +55,16 @@ def kang_file(data: Path, folder: Path) -> Path:
     return path
 
 
-def mixology_file(data: Path, folder: Path, seed: int, *, for_kinds: bool = False) -> Path:
+def mixology_file(data: Path, folder: Path, seed: int) -> Path:
     """The cells of sc_mixology, split by cell inside each line of each batch, with the genes chosen on `train`."""
     import anndata
 
-    path = folder / (f"mixology_kinds_{seed}.h5ad" if for_kinds else f"mixology_{seed}.h5ad")
+    path = folder / f"mixology_{seed}.h5ad"
     if not path.exists():
         cells = shared_genes(anndata.read_h5ad(data / MIXOLOGY))
         strata = cells.obs["batch"].astype(str) + "|" + cells.obs["cell_type"].astype(str)
         cells.obs["split"] = split_inside(strata.tolist(), seed=seed)
-        n_genes = KINDS_GENES if for_kinds else N_GENES
-        chosen = variable_genes(cells, cells.obs["split"] == "train", "batch", n_genes=n_genes)
-        write_cells(cells[:, chosen].copy(), path)
+        write_cells(cells[:, variable_genes(cells, cells.obs["split"] == "train", "batch")].copy(), path)
     return path
 
 
@@ -93,8 +89,7 @@ def ctcl_mix_file(data: Path, folder: Path, seed: int) -> Path:
         cells = anndata.read_h5ad(data / CTCL)
         strata = cells.obs["donor"].astype(str) + "|" + cells.obs["cell_type"].astype(str)
         cells.obs["split"] = split_inside(strata.tolist(), seed=seed)
-        chosen = variable_genes(cells, cells.obs["split"] == "train", "donor", n_genes=KINDS_GENES)
-        write_cells(cells[:, chosen].copy(), path)
+        write_cells(cells[:, variable_genes(cells, cells.obs["split"] == "train", "donor")].copy(), path)
     return path
 
 
@@ -116,14 +111,14 @@ def split_inside(strata: Sequence[str], *, seed: int) -> list[str]:
 
 
 def variable_genes(
-    cells: "anndata.AnnData", chosen: "Sequence[bool]", batch: str, *, n_genes: int = N_GENES
+    cells: "anndata.AnnData", chosen: "Sequence[bool]", batch: str
 ) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
-    """The most variable genes of log1p CP10k inside batches of the chosen cells (scanpy)."""
+    """The N_GENES most variable genes of log1p CP10k inside batches of the chosen cells (scanpy)."""
     import scanpy as sc
 
     these = cells[np.asarray(chosen)].copy()
     sc.pp.normalize_total(these, target_sum=1e4)
     sc.pp.log1p(these)
     sc.pp.filter_genes(these, min_cells=3)
-    sc.pp.highly_variable_genes(these, n_top_genes=n_genes, batch_key=batch)
+    sc.pp.highly_variable_genes(these, n_top_genes=N_GENES, batch_key=batch)
     return np.asarray(cells.var_names.isin(these.var_names[these.var["highly_variable"]]))

@@ -461,9 +461,8 @@ donors can only remove what patients have in common.""",
 `scsae steer --kind batch --target all` without `--intervention`: ablate, scale, toward and shift are searched on
 `select` cells (10, 50 and 100 features; doses .5, 1 and 1.5, of which scale has .5 alone and ablate none) for the point
 that mixes most and loses at most 2 % of the conservation of cell types; the best kind is taken, and each is reported.
-Splits and layer are those of the two sections on sc_mixology above, with 400 genes in place of 1,200 and smaller SAEs
-(F 512, k 16, 500 steps), because every cell passes under many variants. Figures are changes from unsteered cells, means
-over the SAEs, of which several give a 95 % interval.""",
+SAEs and splits are those of the two sections on sc_mixology above. Figures are changes from unsteered cells, means over
+the SAEs, of which several give a 95 % interval.""",
     ),
     "ctcl_kinds": (
         "CTCL skin: which kind of edit mixes donors",

@@ -119,7 +119,7 @@ def ctcl_recipe(file: Path, fold: int) -> Recipe:
 
 
 def kinds_recipe(recipe: Recipe, seed: int) -> Recipe:
-    """The same recipe with a smaller SAE and one steering: batches mixed by a kind of edit that is searched."""
+    """The same recipe with one steering: batches mixed by a kind of edit that is searched."""
     steering = SteerOptions(
         kind="batch",
         target="all",
@@ -128,7 +128,7 @@ def kinds_recipe(recipe: Recipe, seed: int) -> Recipe:
         n_nulls=FEW_NULLS,
         seed=seed,
     )
-    return recipe.model_copy(update={"train": small_training(seed), "steer": (steering,)})
+    return recipe.model_copy(update={"steer": (steering,)})
 
 
 def ctcl_mix_recipe(file: Path, seed: int) -> Recipe:
