@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from sae_core.scfm import FoundationModel, TokenInfo, Tokens
+    from sae_core.scfm import FoundationModel, Patch, TokenInfo, Tokens
 
 EMPTY_CELL = 3
 """The cell of `random_counts` that has no count."""
@@ -448,7 +448,7 @@ class ModelConformance:
     ) -> None:
         task = model.mask_genes(tokens, seed=3, fraction=model.mask_fraction)
         # a patch at the last block receives all tokens, so that it is run at all of them
-        everywhere = {f"layer.{model.n_layers - 1}": lambda x, info: x}
+        everywhere: dict[Site | str, Patch] = {f"layer.{model.n_layers - 1}": lambda x, info: x}
         predicted = model.masked_gene_prediction(task).prediction
         whole = model.masked_gene_prediction(task, patches=everywhere).prediction
         torch.testing.assert_close(predicted, whole, atol=1e-5, rtol=1e-5)
