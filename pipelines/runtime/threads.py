@@ -8,10 +8,14 @@ from collections.abc import Iterator
 
 def limit_threads(n_threads: int) -> None:
     """Set every thread pool of this process to `n_threads`, whatever $OMP_NUM_THREADS was where Ray was started."""
-    # careful: Polars and OpenMP read these when they make their pools, which is before the first computation
+    # careful: Polars reads this when it makes its pool, which is before its first computation
+    os.environ["POLARS_MAX_THREADS"] = str(n_threads)
+    _limit_others(n_threads)
+
+
+def _limit_others(n_threads: int) -> None:
+    """Set the thread pools that can be changed later, too: all but that of Polars."""
     os.environ["OMP_NUM_THREADS"] = str(n_threads)
-    if "polars" not in sys.modules:
-        os.environ["POLARS_MAX_THREADS"] = str(n_threads)
     import pyarrow as pa
 
     pa.set_cpu_count(n_threads)
@@ -24,13 +28,13 @@ def limit_threads(n_threads: int) -> None:
 def limited_threads(n_threads: int) -> Iterator[None]:
     """Compute with `n_threads` inside the block, as an actor with as many cores does, and as before after it.
 
-    Polars keeps the threads with which it was loaded; its results do not depend on their number.
+    Polars keeps its threads: they can be chosen once in a process, which goes on after the block.
     """
     import pyarrow as pa
 
     before, n_arrow = os.environ.get("OMP_NUM_THREADS"), pa.cpu_count()
     n_torch = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
-    limit_threads(n_threads)
+    _limit_others(n_threads)
     try:
         yield
     finally:
