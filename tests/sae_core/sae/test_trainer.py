@@ -38,14 +38,14 @@ def assert_same_state(a: TrainerState, b: TrainerState) -> None:
 def test_a_synthetic_dictionary_is_recovered(synthetic, arch):
     # twice as many features as there are; with as many, some rows stay sums of two (mean cosine .91 to .98)
     config = SAEConfig(d_model=32, n_features=128, k=3, arch=arch)
-    learner = trainer(synthetic, config=config, n_steps=1000)
+    learner = trainer(synthetic, config=config, n_steps=1500)
     data = synthetic.sample(20_000, 2)
-    for step in range(1000):
+    for step in range(1500):
         metrics = learner.step(data[128 * step % 19_000 :][:512])
     sae = learner.finish([synthetic.sample(4000, 3)])
     cosine = (synthetic.directions @ sae.W_dec.T).amax(dim=1)
-    assert cosine.mean() >= 0.95
-    assert cosine.min() >= 0.75
+    assert cosine.mean() >= 0.98
+    assert cosine.min() >= 0.9
     found = evaluate(sae, [synthetic.sample(4000, 3)])
     assert found.fvu < {"batchtopk": 0.12, "topk": 0.18, "jumprelu": 0.12}[arch]
     assert found.l0 == pytest.approx(3, rel=0.05 if arch == "topk" else 0.02)
