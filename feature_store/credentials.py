@@ -27,6 +27,13 @@ def without_credentials(text: str) -> str:
     return _QUERY.sub(_without_query, _USER.sub(r"\1...@", text)) if ":/" in text else text
 
 
+class WithoutCredentials(Exception):
+    """The base of errors whose message holds no credentials of an address, whatever it was made of."""
+
+    def __init__(self, *parts: object) -> None:
+        super().__init__(*(without_credentials(part) if isinstance(part, str) else part for part in parts))
+
+
 def is_signed(address: str) -> bool:
     """Whether the query of an address has a parameter that lets its holder read the object."""
     return _SIGNED.search(address) is not None

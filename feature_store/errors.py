@@ -15,14 +15,11 @@ A message says what was wrong, the value received, what is allowed and what to t
 address, whatever it was made of.
 """
 
-from feature_store.credentials import without_credentials
+from feature_store.credentials import WithoutCredentials
 
 
-class StoreError(Exception):
+class StoreError(WithoutCredentials):
     """Base of every error that `feature_store` raises on purpose."""
-
-    def __init__(self, *parts: object) -> None:
-        super().__init__(*(without_credentials(part) if isinstance(part, str) else part for part in parts))
 
 
 class InputError(StoreError, ValueError):

@@ -9,15 +9,12 @@ nothing was written. An error of the input that is found only after something wa
 """
 
 from feature_store import errors as store_errors
-from feature_store.credentials import without_credentials
+from feature_store.credentials import WithoutCredentials
 from sae_core import errors as core_errors
 
 
-class PipelineError(Exception):
+class PipelineError(WithoutCredentials):
     """The base of all errors that `pipelines` raises on purpose; its message holds no credentials of an address."""
-
-    def __init__(self, *parts: object) -> None:
-        super().__init__(*(without_credentials(part) if isinstance(part, str) else part for part in parts))
 
 
 class UsageError(PipelineError, ValueError):
