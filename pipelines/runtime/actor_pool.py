@@ -37,11 +37,14 @@ class ShardActor:
     """A worker in its own process, with as many threads as it has cores; it may serve several stages in turn."""
 
     def __init__(self, n_threads: int) -> None:
+        # before the worker is received, with which the process loads Polars
+        limit_threads(n_threads)
         self._n_threads = n_threads
         self._body: Any = None
 
     def ready(self, worker: type, work: Any) -> None:
         """Make the worker. This is not done in `__init__`, where Ray replaces the class of an error by text."""
+        # torch may have been loaded with the worker, or by the one before
         limit_threads(self._n_threads)
         self._body = worker(work)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 def limit_threads(n_threads: int) -> None:
     """Set every thread pool of this process to `n_threads`, whatever $OMP_NUM_THREADS was where Ray was started."""
-    # careful: Polars reads this when it makes its pool, which is before its first computation
+    # careful: Polars reads this when it is loaded, and never again
     os.environ["POLARS_MAX_THREADS"] = str(n_threads)
     _limit_others(n_threads)
 

@@ -20,6 +20,7 @@ SIGNED = {
     "CloudFront": "https://d1.cloudfront.net/a.h5ad?Expires=1&Signature=SECRET&Key-Pair-Id=K1",
     "token": "https://host/a.h5ad?access_token=SECRET",
     "s3 with a query": "s3://bucket/a.h5ad?X-Amz-Signature=SECRET",
+    "password of a database": "postgresql://host/a.h5ad?password=SECRET",
     "SAS of another protocol": "abfs://c@account/a.h5ad?sig=SECRET",
 }
 
@@ -39,6 +40,7 @@ def test_text_without_credentials_stays_as_it_is():
         "is that so? s3://bucket/a?b and gs://bucket/a?b/c.h5ad",
         "see http://127.0.0.1:8265, or https://host/a.h5ad.",
         "the column 'sig=' is missing?",
+        "sqlite:////store/mlflow.db?mode=ro",
         "models:/sae-mine@champion, or C:/data?",
     ):
         assert without_credentials(text) == text

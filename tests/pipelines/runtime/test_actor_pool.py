@@ -241,28 +241,24 @@ def test_an_error_raised_on_purpose_in_making_a_worker_keeps_its_class(ray_local
 
 
 class Process:
-    """A worker that tells its process, and whether another worker was in it before."""
-
-    n_before = 0
+    """A worker that tells its process; a shard below zero fails."""
 
     def __init__(self, folder):
-        self.folder, self.nth = folder, type(self).n_before
-        type(self).n_before += 1
+        self.folder = folder
 
     def shard(self, number):
         if number < 0:
             raise UsageError("a shard failed")
-        (self.folder / f"{os.getpid()}-{self.nth}").touch()
+        (self.folder / str(os.getpid())).touch()
         return {"shards": 1}
 
 
-def processes_of(folder, shards=(0, 1, 2), *, num_cpus=1, num_actors=1):
-    """The processes in which shards are computed, and how many workers each had had."""
+def processes_of(folder, *, num_cpus=1, num_actors=1):
+    """The processes in which three shards are computed."""
     folder.mkdir()
     options = ActorOptions(num_actors=num_actors, num_cpus=num_cpus)
-    total = do_shards(Process, folder, shards, options, title="test", note=lambda *_: "")
-    assert total["shards"] == len(shards)
-    return dict(tuple(map(int, path.name.split("-"))) for path in folder.iterdir())
+    assert do_shards(Process, folder, range(3), options, title="test", note=lambda *_: "") == {"shards": 3}
+    return {int(path.name) for path in folder.iterdir()}
 
 
 def test_inside_one_session_actors_serve_the_stages_one_after_the_other(ray_local, tmp_path):
@@ -274,13 +270,13 @@ def test_inside_one_session_actors_serve_the_stages_one_after_the_other(ray_loca
         again = processes_of(tmp_path / "d")
         assert first not in again, "it was ended, because it held the cores"
         os.kill(next(iter(again)), signal.SIGKILL)
-        assert not again.keys() & processes_of(tmp_path / "e").keys(), "one that died while it waited is replaced"
+        assert not again & processes_of(tmp_path / "e"), "one that died while it waited is replaced"
         with pytest.raises(UsageError, match="a shard failed"):
             do_shards(Process, tmp_path, [-1], ActorOptions(num_actors=1), title="test", note=lambda *_: "")
         assert not idle_actors._waiting, "those of a stage that failed are not kept"
     assert not idle_actors._waiting
     apart = [processes_of(tmp_path / name) for name in "fg"]
-    assert not apart[0].keys() & apart[1].keys(), "outside, each stage has its own"
+    assert not apart[0] & apart[1], "outside, each stage has its own"
 
 
 def test_without_actors_shards_are_computed_in_this_process_with_the_threads_of_an_actor(tmp_path):
@@ -290,7 +286,7 @@ def test_without_actors_shards_are_computed_in_this_process_with_the_threads_of_
     before = torch.get_num_threads(), pa.cpu_count(), os.environ.get("OMP_NUM_THREADS")
     torch.set_num_threads(2)
     try:
-        assert processes_of(tmp_path / "a", num_actors=0).keys() == {os.getpid()}
+        assert processes_of(tmp_path / "a", num_actors=0) == {os.getpid()}
         options = ActorOptions(num_actors=0, num_cpus=3)
         total = do_shards(Threads, None, [0], options, title="test", note=lambda *_: "")
         assert (total["torch"], total["pyarrow"]) == (3, 3)
@@ -302,7 +298,9 @@ def test_without_actors_shards_are_computed_in_this_process_with_the_threads_of_
         do_shards(Threads, None, [0], options, title="test", note=lambda *_: "", address="ray://head:10001")
 
 
-def test_an_actor_that_waits_holds_nothing_of_its_last_work():
+def test_an_actor_that_waits_holds_nothing_of_its_last_work(monkeypatch):
+    # the threads here are those of all tests
+    monkeypatch.setattr(actor_pool, "limit_threads", lambda _: None)
     actor = ShardActor(1)
     actor.ready(Process, None)
     actor.rest()
@@ -314,8 +312,8 @@ def test_an_actor_that_waits_holds_nothing_of_its_last_work():
 def test_an_actor_computes_with_as_many_threads_as_it_has_cores(ray_local, n_cpus):
     import polars as pl
 
-    # the process has loaded Polars with the work before it can limit its threads, as every stage's
-    total = do_shards(Threads, pl.DataFrame(), [0], ActorOptions(num_cpus=n_cpus), title="test", note=lambda *_: "")
+    # the process has loaded Polars with the work before it can limit its threads, as that of every stage
+    total = do_shards(Threads, pl.Int64, [0], ActorOptions(num_cpus=n_cpus), title="test", note=lambda *_: "")
     assert total == {"torch": n_cpus, "polars": n_cpus, "pyarrow": n_cpus}
 
 
