@@ -6,17 +6,19 @@ An SAE of layer 1 of the mini model is trained on the cells of eight donors in t
 neurons, principal components and random directions take its place in the same tables. Of each, the features that go
 best with stimulated cells and with B cells are chosen on `select` cells, and a sample is drawn from those that fire.
 `scsae effects` measures all of them on `test` cells. A set of genes counts as changed by a feature if its genes change
-more than genes that were hidden in as many cells, by more than under every null direction of the feature; the same is
-asked of the targets of each regulator (docs/regulators.md), and of such lists with genes exchanged. Then the features
+more than genes that were hidden in as many cells, by more than under every null direction of the feature (features of
+B cells are measured once more for this, in all cells, because few cells have their genes); the same is asked of the
+targets of each regulator (docs/regulators.md), and of such lists with genes exchanged. Then the features
 of the SAE are ablated and those of an SAE of layer 3 are read (`scsae circuit`).
 
 The section of docs/effects.md between its two marks is written anew.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -38,6 +40,8 @@ from pipelines.recipe import run_recipe
 QUESTIONS = (("condition", STIMULATED, "INTERFERON_RESPONSE"), ("cell_type", "B cells", "B_CELL"))
 """Label kind, label, and the set of genes that features of it are asked for."""
 N_CHOSEN, N_SAMPLE, CELLS, N_NULLS = 10, 40, 48, 4
+CELLS_OF_LABEL = {"B cells": 512}
+"""Cells in which the features of a label are measured for its set, where they are not the CELLS of all."""
 N_MATCHED = 10
 LATER_LAYER = "3"
 BEGIN, END = "<!-- kang: begin -->", "<!-- kang: end -->"
@@ -97,42 +101,51 @@ def measured(store: FeatureStore, regulators: Sequence[Mapping[str, Sequence[str
     features change the targets of a regulator (the first of `regulators`) or such lists permuted (the others).
     """
     chosen = chosen_features(store)
-    every = tuple(sorted({feature for some in chosen.values() for feature in some}))
-    result = effects(
-        EffectsOptions(sae=store.lineage.sae, feature=every, cells=CELLS, n_nulls=N_NULLS), store.layout.root
-    )
-    table = commit.read_table(result.path / "feature_effect")
-    summary = commit.read_table(result.path / "feature_effect_summary")
     sets = dict(store.frame("gene_sets").select("gene_set", "genes").collect().iter_rows())
-    draws = commit.read_table(result.path / "draws")
-    genes = table.select("feature_id", "intervention", "gene", "n_cells", "effect")
-    joined = with_draws(genes, draws)
+    everything = effects_of(store, [feature for some in chosen.values() for feature in some], CELLS)
+    changes = {}
+    for _, label, name in QUESTIONS:
+        cells = CELLS_OF_LABEL.get(label, CELLS)
+        joined = everything.joined if cells == CELLS else effects_of(store, chosen[label], cells).joined
+        found = (SetChanges(joined, feature).of(sets[name]) for feature in chosen[label])
+        changes[label] = [change for change in found if change]
+    is_sampled = pl.col("feature_id").is_in(chosen["sample"])
+    sampled = [SetChanges(everything.joined, feature) for feature in chosen["sample"]]
     return {
-        "sample": shares(table.filter(pl.col("feature_id").is_in(chosen["sample"])), chosen["sample"]),
-        "strength": summary.filter(pl.col("feature_id").is_in(chosen["sample"])),
-        "sets": {
-            label: [
-                changed
-                for feature in chosen[label]
-                if (changed := change_of_set(joined.filter(feature_id=feature, intervention="ablate"), sets[name]))
-            ]
-            for _, label, name in QUESTIONS
-        },
-        "regulators": [regulator_share(joined, chosen["sample"], lists) for lists in regulators],
+        "sample": shares(everything.table.filter(is_sampled), chosen["sample"]),
+        "strength": everything.summary.filter(is_sampled),
+        "sets": changes,
+        "regulators": [regulator_share(sampled, lists) for lists in regulators],
     }
 
 
-def regulator_share(
-    joined: pl.DataFrame, features: Sequence[int], lists: Mapping[str, Sequence[str]]
-) -> tuple[float, int]:
+class Measured(NamedTuple):
+    """Tables of a run of `scsae effects`: genes, features, and the genes beside their null draws."""
+
+    table: pl.DataFrame
+    summary: pl.DataFrame
+    joined: pl.DataFrame
+
+
+def effects_of(store: FeatureStore, features: Iterable[int], cells: int) -> Measured:
+    """Measure some features in at most so many cells each."""
+    every = tuple(sorted(set(features)))
+    result = effects(
+        EffectsOptions(sae=store.lineage.sae, feature=every, cells=cells, n_nulls=N_NULLS), store.layout.root
+    )
+    table, summary, draws = (
+        commit.read_table(result.path / name) for name in ("feature_effect", "feature_effect_summary", "draws")
+    )
+    genes = table.select("feature_id", "intervention", "gene", "n_cells", "effect")
+    return Measured(table, summary, with_draws(genes, draws))
+
+
+def regulator_share(sampled: Sequence["SetChanges"], lists: Mapping[str, Sequence[str]]) -> tuple[float, int]:
     """The share of pairs of an ablated feature and a list in which the list changes by more than under all nulls of the
     feature, and the number of pairs; both are of lists of three genes or more that were hidden.
     """
-    beyond = []
-    for feature in features:
-        rows = joined.filter(feature_id=feature, intervention="ablate")
-        found = (change_of_set(rows, genes) for genes in lists.values())
-        beyond += [changed["beyond"] for changed in found if changed]
+    found = [changes.of(genes) for changes in sampled for genes in lists.values()]
+    beyond = [change["beyond"] for change in found if change]
     return (float(np.mean(beyond)) if beyond else float("nan"), len(beyond))
 
 
@@ -159,34 +172,45 @@ def shares(table: pl.DataFrame, features: Sequence[int]) -> dict[str, float]:
     }
 
 
-def change_of_set(rows: pl.DataFrame, genes: Sequence[str]) -> dict[str, float] | None:
-    """How a feature's ablation changes a set of genes, beside genes hidden in as many cells; None for too few genes.
+class SetChanges:
+    """How a feature's ablation changes sets of genes, beside genes hidden in as many cells."""
 
-    change: mean effect on the set less that on the matched genes. beyond: whether it lies outside what all null draws
-    of the feature do. ratio: mean |effect| on the set over that on the matched genes; null_ratio: its mean over draws.
-    """
-    is_own = rows["gene"].is_in(list(genes)).to_numpy()
-    if is_own.sum() < 3 or is_own.sum() + N_MATCHED > rows.height:
-        return None
-    n_cells, others = rows["n_cells"].to_numpy().astype(np.int64), np.flatnonzero(~is_own)
-    matched = np.stack(
-        [
-            others[np.argsort(np.abs(n_cells[others] - n_cells[i]), kind="stable")[:N_MATCHED]]
-            for i in np.flatnonzero(is_own)
-        ]
-    )
-    drawn = np.concatenate([rows[null].to_numpy() for null in NULLS], axis=1)
-    values = np.concatenate([rows["effect"].to_numpy()[:, None], drawn], axis=1).astype(np.float64)
-    change = values[is_own].mean(0) - values[matched].mean((0, 1))
-    ratio = np.abs(values[is_own]).mean(0) / np.abs(values[matched]).mean((0, 1))
-    return {
-        "change": float(change[0]),
-        "beyond": float(abs(change[0]) > np.abs(change[1:]).max()),
-        "lowered": float(change[0] < change[1:].min()),
-        "ratio": float(ratio[0]),
-        "null_ratio": float(ratio[1:].mean()),
-        "genes": float(is_own.sum()),
-    }
+    def __init__(self, joined: pl.DataFrame, feature: int) -> None:
+        rows = joined.filter(feature_id=feature, intervention="ablate")
+        self._place = {gene: place for place, gene in enumerate(rows["gene"])}
+        self._n_cells = rows["n_cells"].to_numpy().astype(np.int64)
+        drawn = [rows[null].to_numpy() for null in NULLS]
+        self._values = np.concatenate([rows["effect"].to_numpy()[:, None], *drawn], axis=1).astype(np.float64)
+        self._nearest = cache(self._genes_by_distance)
+
+    def _genes_by_distance(self, n_cells: int) -> np.ndarray:
+        return np.argsort(np.abs(self._n_cells - n_cells), kind="stable")
+
+    def of(self, genes: Sequence[str]) -> dict[str, float] | None:
+        """The change of a set; None where fewer than three of its genes were hidden, or too few others.
+
+        change: mean effect on the set less that on the matched genes. beyond: whether it lies outside what all null
+        draws of the feature do. ratio: mean |effect| on the set over that on the matched genes; null_ratio: its mean
+        over draws.
+        """
+        own = np.array(sorted({self._place[gene] for gene in genes if gene in self._place}), dtype=np.int64)
+        if len(own) < 3 or len(own) + N_MATCHED > len(self._n_cells):
+            return None
+        is_own = np.zeros(len(self._n_cells), dtype=bool)
+        is_own[own] = True
+        by_distance = (self._nearest(int(self._n_cells[place])) for place in own)
+        matched = np.stack([order[~is_own[order]][:N_MATCHED] for order in by_distance])
+        values = self._values
+        change = values[own].mean(0) - values[matched].mean((0, 1))
+        ratio = np.abs(values[own]).mean(0) / np.abs(values[matched]).mean((0, 1))
+        return {
+            "change": float(change[0]),
+            "beyond": float(abs(change[0]) > np.abs(change[1:]).max()),
+            "lowered": float(change[0] < change[1:].min()),
+            "ratio": float(ratio[0]),
+            "null_ratio": float(ratio[1:].mean()),
+            "genes": float(len(own)),
+        }
 
 
 def edges_of(store: FeatureStore, later_sae: str) -> dict[str, Any]:
@@ -278,7 +302,8 @@ representation and ablated. Shares are of features with at least one gene at q <
 features.
 
 {markdown(pl.DataFrame(rows))}
-The {N_CHOSEN} features of each label with the smallest p on `select` cells, ablated. A feature goes beyond all null
+The {N_CHOSEN} features of each label with the smallest p on `select` cells, ablated; those of
+{" and ".join(CELLS_OF_LABEL)} in all `test` cells in which they fire. A feature goes beyond all null
 draws where its set of genes changes, against genes hidden in as many cells, more than under each of its {2 * N_NULLS}
 null directions; one in {2 * N_NULLS + 1} would by chance. A feature is left out if fewer than three genes of the set
 were hidden in five of its cells.
