@@ -5,12 +5,16 @@ import shlex
 import shutil
 from pathlib import Path
 
+import anndata
+import numpy as np
+import pandas as pd
 import pytest
 from printed_commands import commands_in, refusal
 from typer.testing import CliRunner
 
 from feature_store import FeatureStore
 from pipelines.cli import app
+from sae_core.scfm import load_model
 
 ROOT = Path(__file__).parents[2]
 LOOK_UPS = ("compare", "describe", "features", "models", "plot", "runs", "sql", "verify", "export-atlas")
@@ -56,3 +60,31 @@ def test_a_look_up_runs_or_names_the_command_that_makes_what_it_needs(words, sto
     commands = re.findall(r"`(scsae [^`]+)`", said)
     assert commands, said
     assert [why for command in commands if (why := refusal(command)) is not None] == []
+
+
+def test_the_first_commands_for_ones_own_cells_run_as_the_readme_has_them(tmp_path, monkeypatch):
+    """They need no checkpoint: the model is that of the project."""
+    block = (ROOT / "README.md").read_text().partition("## Your own cells")[2].split("```")[1]
+    inspect, extract, *_ = commands_in(f"```{block}```")
+    vocabulary = load_model("mini").vocabulary
+    genes = [token for token in vocabulary.tokens if token not in vocabulary.special][:200]
+    n_cells = 24
+    obs = pd.DataFrame(
+        {
+            "donor_id": [f"donor {i % 6}" for i in range(n_cells)],
+            "batch": [f"batch {i % 2}" for i in range(n_cells)],
+            "cell_type": [("B cells", "T cells")[i // 2 % 2] for i in range(n_cells)],
+            "condition": [("ctrl", "stim")[i // 4 % 2] for i in range(n_cells)],
+        },
+        index=[f"cell{i}" for i in range(n_cells)],
+    )
+    counts = np.random.default_rng(0).poisson(1.0, (n_cells, len(genes))).astype(np.float32)
+    anndata.AnnData(counts, obs=obs, var=pd.DataFrame(index=genes)).write_h5ad(tmp_path / "cells.h5ad")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SCSAE_STORE", "my-store")
+    for words in (inspect, f"{extract} --num-actors 0"):
+        done = CliRunner().invoke(app, shlex.split(words))
+        assert done.exit_code == 0, f"{done.exception} {done.output}"
+    cells = FeatureStore.open("my-store").frame("cells").collect()
+    assert {"donor", "batch", "cell_type", "condition"} <= set(cells.columns)
+    assert cells.height == n_cells
