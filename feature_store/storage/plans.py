@@ -656,7 +656,7 @@ class EffectsPlan(FeaturesMeasured, Plan):
     """What features do to the predictions of hidden genes; the nulls are directions."""
 
     stage = "effects"
-    version = 2
+    version = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -664,7 +664,7 @@ class CircuitPlan(FeaturesMeasured, Plan):
     """Which features of a later SAE change when a feature of an earlier one is ablated; the nulls are directions."""
 
     stage = "circuit"
-    version = 2
+    version = 3
 
     to_sae: str
     """The later SAE."""
@@ -677,7 +677,7 @@ class InputsPlan(FeaturesMeasured, Plan):
     """What the genes of cells do to features; the nulls are other genes."""
 
     stage = "inputs"
-    version = 1
+    version = 2
 
     n_genes: int
     """Genes of each feature that are tested."""

@@ -2,7 +2,7 @@
 
 The cells of a shard are read, and run up to the earlier site, once; every feature that fires in a cell is then ablated
 in it. A shard holds the mean effects of its features and of each of their null directions on the later features.
-Memory: the sums of FEATURES_A_SHARD features over the later ones, for each direction and each donor.
+Memory: the sums of the features of a shard over the later ones, for each direction and each donor.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """The stage: measure shards of earlier features on actors, then pool the nulls and write the tables.
 
-draws/             mean effects of features and of their null directions, a part for FEATURES_A_SHARD of them
+draws/             mean effects of features and of their null directions, a part for a few of them
 feature_edge/      a row for each significant pair of an earlier and a later feature, and for the next ones
 edge_module/    the modules of features, a row for each member
 edge_module_gene_set/   the gene sets of modules

@@ -2,7 +2,7 @@
 
 The cells of a shard are read, and their genes hidden, once; every feature that fires in a cell is then moved in it. A
 shard holds the mean effects of its features and of each of their null directions, so that nulls can be pooled over all
-features when all shards are there. Memory: the sums of FEATURES_A_SHARD features over the vocabulary.
+features when all shards are there. Memory: the sums of the features of a shard over the vocabulary.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """The stage: measure shards of features on actors, then pool the nulls and write the tables.
 
-draws/                    mean effects of features and of their null directions, a part for FEATURES_A_SHARD of them
+draws/                    mean effects of features and of their null directions, a part for a few of them
 feature_effect/           a row for each feature, intervention and gene, with z, p and q
 feature_effect_summary/   a row for each feature and intervention
 """

@@ -1,6 +1,6 @@
 """What the stages that measure features in the running model share: a run of draws in shards, then its tables.
 
-A shard is FEATURES_A_SHARD features, in the order of the plan. The run is a folder with the table `draws` and those
+A shard is a few features, in the order of the plan (`features_a_shard`). The run is a folder with the table `draws` and those
 that are made of it.
 """
 
@@ -18,7 +18,15 @@ from pipelines.config.options import ActorOptions
 from pipelines.runtime.actor_pool import do_shards
 from pipelines.steering.context import SteeringPaths
 
-FEATURES_A_SHARD = 8
+FEATURES_A_SHARD, SHARDS_OF_FEW = 8, 16
+
+
+def features_a_shard(n_features: int) -> int:
+    """How many features are measured together: FEATURES_A_SHARD, and of few features as many as make SHARDS_OF_FEW.
+
+    Those of a shard share the reading of their cells; a feature alone can use one actor only.
+    """
+    return min(FEATURES_A_SHARD, max(1, -(-n_features // SHARDS_OF_FEW)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +37,7 @@ class FeaturesJob:
         paths: model, data and SAE.
         run: the folder of the run of draws.
         codes: the folder of the codes.
-        features: the measured features; a shard is FEATURES_A_SHARD of them.
+        features: the measured features.
         cells, n_nulls, seed: of the plan.
     """
 
@@ -67,7 +75,7 @@ def measure_features(
         options: those of the actors.
         address: of the cluster; None starts Ray here.
     """
-    n_shards = -(-len(features) // FEATURES_A_SHARD)
+    n_shards = -(-len(features) // features_a_shard(len(features)))
     missing = [name for name in tables if not commit.is_intact(folder / name)]
     pending: list[int] = []
     if missing:
@@ -86,8 +94,9 @@ def commit_shard(
     run: commit.Run, number: int, features: Sequence[int], measure: Callable[[tuple[int, ...]], pl.DataFrame]
 ) -> dict[str, int]:
     """Commit what `measure` finds of the features of a shard, unless it is committed; return their number."""
-    first = number * FEATURES_A_SHARD
-    own = tuple(features[first : first + FEATURES_A_SHARD])
+    size = features_a_shard(len(features))
+    first = number * size
+    own = tuple(features[first : first + size])
     if not run.committed(number):
         frame = measure(own)
         run.commit_shard(number, lambda path: commit.write_frame(path, frame), start=first, stop=first + len(own))

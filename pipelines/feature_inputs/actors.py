@@ -3,7 +3,7 @@
 The genes of a feature are chosen on its `select` cells. Its `test` cells are then gone through twice: for their genes,
 among which null genes are drawn, and with the model; a token that several features of the shard want left out of a cell
 is left out once. A shard holds what every gene does, null genes too, so that these can be pooled over all features when
-all shards are there. Memory, for each of FEATURES_A_SHARD features: 16 bytes a token of its `test` cells, and a few
+all shards are there. Memory, for each feature of a shard: 16 bytes a token of its `test` cells, and a few
 numbers a gene.
 """
 

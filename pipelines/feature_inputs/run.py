@@ -1,6 +1,6 @@
 """The stage: measure shards of features on actors, then pool the null genes and write the tables.
 
-draws/                   what genes and null genes do to features, a part for FEATURES_A_SHARD of them
+draws/                   what genes and null genes do to features, a part for a few of them
 feature_input/           a row for each feature, gene and path, with z, p and q
 feature_input_summary/   a row for each feature
 """

@@ -47,7 +47,7 @@ def two_layers(chain, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def options(two_layers) -> CircuitOptions:
-    """The densest features, which are the most work, in three shards."""
+    """The densest features, which are the most work, in several shards."""
     store, earlier, later = two_layers
     layout = Layout(store)
     features = commit.read_table(layout.associations_dir(layout.latest("associations").run) / "features")

@@ -20,6 +20,7 @@ from pipelines.effects import cells as effect_cells
 from pipelines.effects import effects
 from pipelines.effects.chain import paths_of
 from pipelines.effects.request import EffectsRequest
+from pipelines.effects.shards import features_a_shard
 from pipelines.errors import UsageError
 from pipelines.steering.context import SteeringContext
 from sae_core.errors import ConfigError
@@ -33,7 +34,7 @@ CELLS, N_FEATURES = 12, 20
 
 @pytest.fixture(scope="module")
 def options(chain) -> EffectsOptions:
-    """The densest features, which are the most work, in three shards."""
+    """The densest features, which are the most work, in several shards."""
     layout = Layout(chain.store)
     features = commit.read_table(layout.associations_dir(layout.latest("associations").run) / "features")
     dense = features.sort("density", descending=True)["feature_id"].head(N_FEATURES)
@@ -156,3 +157,8 @@ def test_a_model_without_a_head_is_refused_and_nothing_is_written(chain, options
     with pytest.raises(ConfigError, match=r"no weights of the decoder.*no masked-gene prediction"):
         effects(options, chain.store)
     assert not Layout(chain.store).kind_dir("effects").exists()
+
+
+@pytest.mark.parametrize(("n_features", "size"), [(1, 1), (16, 1), (17, 2), (100, 7), (128, 8), (10_000, 8)])
+def test_few_features_are_spread_over_actors_and_many_share_the_reading_of_cells(n_features, size):
+    assert features_a_shard(n_features) == size

@@ -32,7 +32,7 @@ OWN, OTHER = "own token", "other tokens"
 
 @pytest.fixture(scope="module")
 def options(chain) -> InputsOptions:
-    """The densest features, which are the most work, in three shards."""
+    """The densest features, which are the most work, in several shards."""
     layout = Layout(chain.store)
     features = commit.read_table(layout.associations_dir(layout.latest("associations").run) / "features")
     dense = features.sort("density", descending=True)["feature_id"].head(N_FEATURES)
