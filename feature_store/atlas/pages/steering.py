@@ -17,9 +17,11 @@ from feature_store.query.steering import (
     SteeringResults,
     at_chosen_point,
     headline_of,
+    least_p,
     of_role,
     p_column,
     steering_results,
+    too_few_draws,
 )
 from feature_store.storage.obs_columns import shown_name
 from feature_store.storage.plans import SteeringResultsPlan
@@ -245,10 +247,16 @@ def _ps(rows: pl.DataFrame) -> list[str]:
 
 
 def _nulls(rows: pl.DataFrame) -> list[dict[str, Any]]:
-    """Name, column of p and draws of each null that was drawn."""
+    """Name, column of p, draws and least p of each null that was drawn; `too_few` is a text where no p can be small."""
     drawn = of_role(rows, Role.NULL).group_by("condition", maintain_order=True)
     return [
-        {"name": name, "p": p_column(name), "n_draws": n_draws}
+        {
+            "name": name,
+            "p": p_column(name),
+            "n_draws": n_draws,
+            "least_p": least_p(n_draws),
+            "too_few": too_few_draws(n_draws),
+        }
         for name, n_draws in drawn.agg(pl.col("n_draws").max()).iter_rows()
     ]
 

@@ -12,6 +12,7 @@ import pytest
 from printed_commands import refusal
 
 from feature_store.atlas.resources import Resources
+from feature_store.query.steering import too_few_draws
 from feature_store.storage import commit
 
 if TYPE_CHECKING:
@@ -100,6 +101,9 @@ def test_nulls_are_named_with_their_draws_and_their_column_of_p(atlas_store: Fea
         (name, 5) for name in ("random features", "random direction", "shuffled labels")
     ]
     assert all(one["p"] in document["rows"] for one in document["nulls"])
+    assert {(one["least_p"], one["too_few"]) for one in document["nulls"]} == {
+        (1 / 6, "with 5 draws of each, p is 0.17 at best")
+    }
 
 
 def test_the_command_for_another_point_asks_the_same_question(store_without: Callable[..., FeatureStore]) -> None:
@@ -203,7 +207,7 @@ def test_the_verdict_claims_no_more_than_the_nulls_allow(open_page: Open, atlas_
             (1 / 6, 1 / 6, 0.5),
             -0.4,
             "",
-            "It cannot be said that it beats its nulls: with 5 draws of each, p is 0.167",
+            "It cannot be said that it beats its nulls: with 5 draws of each, p is 0.17 at best",
         ),
         (5, (0.5, 0.5, 0.5), -0.4, "fails", "It cannot be said that it beats its nulls"),
         (20, (0.0476, 0.0476, 0.0476), 0.2, "fails", "The change is for the worse"),
@@ -212,7 +216,7 @@ def test_the_verdict_claims_no_more_than_the_nulls_allow(open_page: Open, atlas_
     ):
         rows["effect"][own] = effect
         for null, p in zip(document["nulls"], ps, strict=True):
-            null["n_draws"] = draws
+            null |= {"n_draws": draws, "least_p": 1 / (draws + 1), "too_few": too_few_draws(draws)}
             rows[null["p"]][own] = p
         found = page.evaluate(
             """async (about) => {
@@ -241,7 +245,7 @@ def test_the_verdict_is_not_green_where_a_baseline_does_better_or_another_metric
     own, rival = place("remaining", chosen=True), place("remaining", role="baseline")
     accuracy = place("type_accuracy", chosen=True)
     for null in document["nulls"]:
-        null["n_draws"] = 20
+        null |= {"n_draws": 20, "least_p": 1 / 21, "too_few": None}
         rows[null["p"]][own] = 0.0476
 
     def found() -> tuple[str, str]:

@@ -411,7 +411,7 @@ def test_a_file_has_the_size_that_is_asked_for(store, name, tmp_path):
 
 
 def test_what_is_not_significant_against_a_null_is_a_hollow_bar_with_a_key(make, cells, dense):
-    unsure = steering().with_columns(p_random_features=pl.when(pl.col("role") == "grid").then(0.2))
+    unsure = steering().with_columns(p_random_features=pl.when(pl.col("role") == "grid").then(0.2), n_draws=20)
     ax = plots.steering_bars(make(cells, dense, tables(), unsure))
     assert [bar.get_facecolor()[3] for bar in ax.patches] == [0, 1, 1]
     assert "p > 0.05 against a null" in legend_of(ax)

@@ -270,6 +270,27 @@ def test_the_pareto_plot_draws_one_type_and_the_doses_of_the_mean_difference(sto
         plots.steering_pareto(store, "e3d", group="Bb")
 
 
+@pytest.mark.parametrize(
+    ("n_draws", "ps", "faces", "keyed"),
+    [
+        (10, (1 / 11, 1 / 11, 1 / 11), "hatched", ["ahead of every draw; with 10 draws of each, p is 0.091 at best"]),
+        (10, (1 / 11, 2 / 11, 1 / 11), "hollow", ["p > 0.05 against a null"]),
+        (19, (0.05, 0.05, 0.05), "solid", []),
+        (20, (1 / 21, 2 / 21, 1 / 21), "hollow", ["p > 0.05 against a null"]),
+    ],
+)
+def test_a_bar_that_draws_are_too_few_to_judge_is_not_drawn_as_one_that_failed(store, n_draws, ps, faces, keyed):
+    named = zip(("random_features", "random_direction", "shuffled_labels"), ps, strict=True)
+    given = {f"p_{name}": pl.when(pl.col("chosen")).then(p) for name, p in named}
+    rows = results().with_columns(n_draws=pl.when(pl.col("role") == "null").then(n_draws).otherwise(1), **given)
+    write_run(store.layout.root, "f4e", PLAN, {"results": schemas.conform("steering", rows)})
+    ax = plots.steering_bars(FeatureStore.open(store.layout.root), "f4e")
+    bar = ax.patches[0]
+    hatched, filled = bool(bar.get_hatch()), bar.get_facecolor()[3] == 1
+    assert {(True, False): "hatched", (False, False): "hollow", (False, True): "solid"}[hatched, filled] == faces
+    assert [" ".join(name.split()) for name in legend_of(ax) if "null" in name[4:] or "ahead" in name] == keyed
+
+
 def test_the_line_of_a_type_runs_from_its_distance_before_to_that_after(store):
     ax = plots.steering_distances(store, MOVE)
     assert labels_of(ax.yaxis) == TYPES

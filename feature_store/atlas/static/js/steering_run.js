@@ -154,15 +154,15 @@ export class Run {
   }
 
   beside(row, known) {
-    const draws = Math.min(...known.map((one) => one.n_draws)), least = 1 / (draws + 1);
+    const fewest = known.reduce((least, one) => (one.n_draws < least.n_draws ? one : least)), draws = fewest.n_draws;
     const said = (ones) => listed(ones.map(({ name, pValue }) => `${name} (p ${pvalue(pValue)})`));
     if (row.effect === 0) return { kind: "fails", text: `Nothing changed, so it does not beat its nulls: ${said(known)}.` };
     const beaten = known.filter(({ pValue }) => pValue <= ALPHA), others = known.filter(({ pValue }) => pValue > ALPHA);
     if (!others.length) return { kind: "beats", text: `It beats its nulls: ${said(beaten)}, ${plural(draws, "draw")} of each.` };
-    if (!beaten.length && least > ALPHA) {
-      const ahead = known.filter(({ pValue }) => pValue <= least + 1e-9), behind = known.filter((one) => !ahead.includes(one));
+    if (!beaten.length && fewest.too_few) {
+      const ahead = known.filter(({ pValue }) => pValue <= fewest.least_p + 1e-9), behind = known.filter((one) => !ahead.includes(one));
       const better = ahead.length ? ` It is ahead of every draw of ${listed(ahead.map(({ name }) => name))}${behind.length ? `, and not of ${said(behind)}` : ""}.` : ` It is not ahead of ${said(behind)}.`;
-      return { kind: ahead.length ? "" : "fails", text: `It cannot be said that it beats its nulls: with ${plural(draws, "draw")} of each, p is ${pvalue(least)} at best.${better}` };
+      return { kind: ahead.length ? "" : "fails", text: `It cannot be said that it beats its nulls: ${fewest.too_few}.${better}` };
     }
     if (!beaten.length) return { kind: "fails", text: `It does not beat its nulls: ${said(others)}, ${plural(draws, "draw")} of each.` };
     return { kind: "fails", text: `It does not beat all its nulls: not ${said(others)}; it beats ${said(beaten)}, ${plural(draws, "draw")} of each.` };
