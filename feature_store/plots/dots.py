@@ -7,10 +7,11 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from feature_store.associations.claims import NAMED_AT, holds_on_test
+from feature_store.associations.claims import ALPHA, NAMED_AT, holds_on_test
+from feature_store.associations.feature_table import MIN_LABEL_CELLS
 from feature_store.cells import canonical_text
 from feature_store.errors import InputError
-from feature_store.plots.canvas import SMALL, Canvas, canvas, finish, head, image_file, plain, words
+from feature_store.plots.canvas import GREY, SMALL, Canvas, canvas, finish, head, image_file, plain, words
 from feature_store.plots.inputs import cells_of, check_split, code_of, name_of, said
 from feature_store.query.suggestions import did_you_mean
 from feature_store.storage.obs_columns import find_column, shown_name
@@ -26,6 +27,10 @@ _SMALLEST, _RANGE = 16.0, 170.0
 _PITCH = 0.34
 """Distance between neighbouring dots in inches."""
 _LEAST_PITCH = 0.2
+_PALE = 0.2
+"""Opacity of the dots of a label with fewer than MIN_LABEL_CELLS cells, whose effect is that of single cells."""
+_PALE_FACE = "#F5DDDD"
+_MOST_NAMED = 4
 _SIGNIFICANT, _OTHER = "#000000", "#BBBBBB"
 
 
@@ -45,7 +50,8 @@ def dotplot(
     The colour is the rank-biserial correlation with the label, -1 to 1 (for batches within cell types). The size is the
     share of the label's cells in which the feature fires. A black rim means q <= alpha on the split, a grey rim that
     the association is not significant. A dot is missing if the pair was not tested, because the split has no cells of
-    the label or no others. `features` None takes `best_features`.
+    the label or no others. Dots of a label with fewer than MIN_LABEL_CELLS cells of the split are pale. `features` None
+    takes `best_features`, and the title names the labels for which there is none.
 
     Raises InputError for a kind of label or a split without tests, and where no feature is given and none is
     significant for any label; QueryError for an unknown feature.
@@ -53,7 +59,8 @@ def dotplot(
     check_split(split)
     named, groupby = groupby, _kind_named(store, groupby)
     tested = store.frame("feature_label").filter(pl.col("label_kind") == groupby).collect()
-    chosen = best_features(store, named)["feature_id"].to_list() if features is None else list(features)
+    confirmed = _confirmed(store, named) if features is None else None
+    chosen = _each_once(confirmed)["feature_id"].to_list() if confirmed is not None else list(features or ())
     if features is None and not chosen:
         raise InputError(
             f"no label of kind {named!r} has a feature at {NAMED_AT} on test cells; name the features to draw with "
@@ -87,13 +94,24 @@ def dotplot(
     if drawn.own:
         given = None if save is None else image_file(save).size
         _place(drawn, len(chosen), len(labels), max(map(len, names)), max(map(len, rows_named)), given)
-    _draw(drawn.ax, effects.with_columns(firing=firing), (len(labels), len(chosen)), alpha)
+    is_rare = counts < MIN_LABEL_CELLS
+    dots = effects.with_columns(firing=firing, is_rare=is_rare.repeat(len(chosen)))
+    _draw(drawn.ax, dots, (len(labels), len(chosen)), alpha)
     drawn.ax.set_xticks(range(len(chosen)), names, rotation=90, fontsize=9)
     drawn.ax.set_yticks(range(len(labels)), rows_named, fontsize=9)
-    kind = words(groupby)
-    best = f"Best feature of each {kind} by p on select cells, if {NAMED_AT} on test cells"
-    what = best if features is None else f"Features by {kind}"
-    head(drawn.ax, f"{what}\n{said(store, split)}{_absent(known, labels)}", loc="left", least=56)
+    for tick, is_pale in zip(drawn.ax.get_yticklabels(), is_rare, strict=True):
+        tick.set_color(GREY if is_pale else "black")
+    kind, cells_drawn = words(groupby), f"drawn on {said(store, split)}"
+    title = f"Features by {kind}, {cells_drawn}"
+    if confirmed is not None:
+        title = f"The feature with the smallest p for each {kind} on select cells, {cells_drawn}"
+        where = "" if split == "test" else " on test cells"
+        # a label without cells is named below
+        if none := [label for label in labels if label not in set(confirmed["label"])]:
+            title += f"\nNone for {_listed(none)}: not confirmed at q ≤ {ALPHA:g}{where}"
+    if absent := [label for label in known if label not in labels]:
+        title += f"\nNo {split} cells of {_listed(absent)}"
+    head(drawn.ax, title, loc="left", least=56)
     finish(drawn, store, show, save)
     return drawn.ax
 
@@ -103,6 +121,15 @@ def best_features(store: "FeatureStore", groupby: str = "cell_type") -> pl.DataF
     and p in the order of the labels, each feature once. A label whose feature is not significant on `test` cells has no
     row (`associations.claims`).
     """
+    return _each_once(_confirmed(store, groupby))
+
+
+def _each_once(confirmed: pl.DataFrame) -> pl.DataFrame:
+    return confirmed.unique("feature_id", keep="first", maintain_order=True)
+
+
+def _confirmed(store: "FeatureStore", groupby: str) -> pl.DataFrame:
+    """The rows of `best_features`, but with a feature of several labels once for each of them."""
     keys, kind = ["feature_id", "label"], find_column(groupby, _kinds(store))
     positive = store.frame("feature_label").filter(
         (pl.col("label_kind") == pl.lit(kind, pl.String)) & (pl.col("auroc") > 0.5)
@@ -110,14 +137,13 @@ def best_features(store: "FeatureStore", groupby: str = "cell_type") -> pl.DataF
     on_select = positive.filter(pl.col("split") == "select").select(*keys, "p").collect()
     ranked = on_select.sort("p", "feature_id", nulls_last=True).unique("label", keep="first", maintain_order=True)
     named = ranked.join(positive.filter(holds_on_test()).select(keys).collect(), on=keys, how="semi")
-    return named.sort("label").unique("feature_id", keep="first", maintain_order=True)
+    return named.sort("label")
 
 
-def _absent(known: list[str], shown: list[str]) -> str:
-    """The labels without cells in the split, as a text for the title."""
-    absent = [plain(label, 24) for label in known if label not in shown]
-    listed = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
-    return f" (none of {listed})" if absent else ""
+def _listed(labels: list[str]) -> str:
+    """Labels for a title: the first of them, and how many more there are."""
+    shown = ", ".join(plain(label, 32) for label in labels[:_MOST_NAMED])
+    return shown + (f" and {len(labels) - _MOST_NAMED} more" if len(labels) > _MOST_NAMED else "")
 
 
 def _kinds(store: "FeatureStore") -> list[str]:
@@ -174,6 +200,7 @@ def _draw(ax: "Axes", dots: pl.DataFrame, shape: tuple[int, int], alpha: float) 
     effect, q = (dots[name].cast(pl.Float64).fill_null(np.nan).to_numpy() for name in ("rank_biserial", "q"))
     tested = np.isfinite(effect)
     firing = dots["firing"].to_numpy()[tested]
+    is_rare = dots["is_rare"].to_numpy()[tested]
     drawn = ax.scatter(
         x[tested],
         y[tested],
@@ -184,13 +211,14 @@ def _draw(ax: "Axes", dots: pl.DataFrame, shape: tuple[int, int], alpha: float) 
         vmax=1,
         edgecolors=np.where(q[tested] <= alpha, _SIGNIFICANT, _OTHER).tolist(),
         linewidths=np.where(q[tested] <= alpha, 1.1, 0.5).tolist(),
+        alpha=np.where(is_rare, _PALE, 1.0),
     )
     ax.set_xlim(-0.7, n_features - 0.3)
     ax.set_ylim(n_labels - 0.3, -0.7)
-    _keys(ax, drawn, alpha)
+    _keys(ax, drawn, alpha, any_rare=bool(is_rare.any()))
 
 
-def _keys(ax: "Axes", drawn: Any, alpha: float) -> None:
+def _keys(ax: "Axes", drawn: Any, alpha: float, *, any_rare: bool) -> None:
     """Draw both keys right of the axes, with sizes in inches, so that a large plot does not stretch them."""
     figure = ax.figure
     width = ax.get_position().width * figure.get_figwidth()  # type: ignore[union-attr]
@@ -199,10 +227,17 @@ def _keys(ax: "Axes", drawn: Any, alpha: float) -> None:
     bar.set_label("rank-biserial", fontsize=SMALL)
     bar.set_ticks([-1, 0, 1])
     bar.ax.tick_params(labelsize=SMALL)
+    # a colour bar of dots with an opacity each would take that of the first
+    bar.set_alpha(1)
+    bar.solids.set(alpha=1)  # type: ignore[union-attr]
     entries = [(share, "#FFFFFF", _OTHER) for share in (0.1, 0.5, 1.0)] + [
         (0.5, "#FFFFFF", _SIGNIFICANT),
         (0.5, "#FFFFFF", _OTHER),
     ]
+    names = ["10 % of cells fire", "50 %", "100 %", f"q ≤ {alpha:g}", f"q > {alpha:g}"]
+    if any_rare:
+        entries.append((0.5, _PALE_FACE, _OTHER))
+        names.append(f"pale: below {MIN_LABEL_CELLS} cells")
     handles = [
         ax.scatter(
             [],
@@ -216,7 +251,7 @@ def _keys(ax: "Axes", drawn: Any, alpha: float) -> None:
     ]
     ax.legend(
         handles,
-        ["10 % of cells fire", "50 %", "100 %", f"q ≤ {alpha:g}", f"q > {alpha:g}"],
+        names,
         fontsize=SMALL,
         loc="upper left",
         bbox_to_anchor=(1 + 0.1 / width, 1 - 1.4 / height),

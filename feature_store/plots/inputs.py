@@ -62,13 +62,17 @@ def code_of(store: "FeatureStore", feature: int, cells: pl.DataFrame) -> npt.NDA
 
 
 def name_of(store: "FeatureStore", feature: int) -> str:
-    """A feature's id with the first of its genes, "17: CD79A MS4A1 BANK1", or the id alone."""
+    """A feature's id with the first of its genes, "17: CD79A MS4A1 BANK1", or "17 (no gene)"; the id alone where genes
+    were not tested.
+    """
     if "features" not in store.tables():
         return str(feature)
     found = store.frame("features").filter(pl.col("feature_id") == feature).select("top_genes").collect()["top_genes"]
     genes = re.split(r"[,\s]+", found[0] or "") if len(found) else []
     named = " ".join(gene for gene in genes[:N_GENES] if gene)
-    return f"{feature}: {named}" if named else str(feature)
+    if not len(found):
+        return str(feature)
+    return f"{feature}: {named}" if named else f"{feature} (no gene)"
 
 
 def said(store: "FeatureStore", split: str | None) -> str:

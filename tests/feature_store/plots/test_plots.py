@@ -439,7 +439,8 @@ def test_dots_are_effects_and_shares_of_firing_on_test_cells(store, cells, dense
     np.testing.assert_allclose(dots.get_sizes().reshape(2, 2), 16 + 170 * np.array(shares))
     assert labels_of(ax.yaxis) == ["B cell (12)", "NK (11)"]
     assert labels_of(ax.xaxis) == ["0: CD79A MS4A1 BANK1", "1: MALAT1"]
-    assert ax.get_title("left") == "Features by cell type\ntest cells"
+    assert ax.get_title("left") == "Features by cell type, drawn on test cells"
+    assert "pale: below 5 cells" not in legend_of(ax)
 
 
 def test_dots_have_a_black_rim_where_significant_and_none_is_drawn_where_nothing_was_tested(store):
@@ -475,7 +476,33 @@ def test_a_dotplot_names_the_labels_that_the_split_lacks(make, cells, dense):
     )
     ax = plots.dotplot(make(lacking, dense, tables()))
     assert labels_of(ax.yaxis) == ["B cell (12)"]
-    assert "none of NK" in ax.get_title("left")
+    title = ax.get_title("left")
+    assert title.endswith("\nNo test cells of NK")
+    assert "None for" not in title
+
+
+def test_a_dotplot_names_the_labels_without_a_confirmed_feature_and_the_features_without_a_gene(make, cells, dense):
+    weak = tables()
+    is_nk = (pl.col("label") == "NK") & (pl.col("split") == "test")
+    weak["feature_label"] = weak["feature_label"].with_columns(q=pl.when(is_nk).then(0.06).otherwise("q"))
+    weak["features"] = weak["features"].with_columns(top_genes=pl.lit(None, pl.String))
+    ax = plots.dotplot(make(cells, dense, weak))
+    title = " ".join(ax.get_title("left").split())
+    assert title == (
+        "The feature with the smallest p for each cell type on select cells, drawn on test cells "
+        "None for NK: not confirmed at q ≤ 0.05"
+    )
+    assert labels_of(ax.xaxis) == ["0 (no gene)"]
+
+
+def test_the_dots_of_a_label_with_few_cells_are_pale_and_the_key_says_so(make, cells, dense):
+    nk = (pl.col("cell_type") == "NK") & (pl.col("split") == "test")
+    few = cells.with_columns(cell_type=pl.when(nk & (nk.cum_sum() > 4)).then(None).otherwise("cell_type"))
+    ax = plots.dotplot(make(few, dense, tables()), [0, 1])
+    assert labels_of(ax.yaxis) == ["B cell (12)", "NK (4)"]
+    dots = ax.collections[0]
+    assert np.asarray(dots.get_alpha()).tolist() == [1, 1, 0.2, 0.2]
+    assert "pale: below 5 cells" in legend_of(ax)
 
 
 def test_genes_are_chosen_on_select_and_shown_on_test_with_grey_for_what_is_not_significant(store):
