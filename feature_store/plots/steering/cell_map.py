@@ -1,6 +1,6 @@
 """The embeddings of steered cells before and after, on the principal components of those before."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -8,7 +8,18 @@ import polars as pl
 
 from feature_store.cells import canonical_column
 from feature_store.errors import InputError
-from feature_store.plots.canvas import BLUE, OKABE_ITO, ORANGE, SMALL, beside, canvas, finish, head_all, plain
+from feature_store.plots.canvas import (
+    BLUE,
+    OKABE_ITO,
+    ORANGE,
+    SMALL,
+    beside,
+    canvas,
+    finish,
+    head_all,
+    name_dots,
+    plain,
+)
 from feature_store.plots.inputs import read_cells
 from feature_store.plots.steering.rows import title_of
 from feature_store.query.steering import Role, SteeringResults, steering_results
@@ -31,6 +42,18 @@ OTHERS = "#BBBBBB"
 Floats = npt.NDArray[np.float64]
 
 
+class MovedType(NamedTuple):
+    """A cell type on the map: the means of its steered cells before and after, and that of the cells of the type that
+    they were moved toward, which is None where these are fewer than MIN_CELLS.
+    """
+
+    name: str
+    start: Floats
+    stop: Floats
+    aim: Floats | None
+    n_aim: int
+
+
 def steering_map(
     store: "FeatureStore",
     run: str | None = None,
@@ -44,8 +67,10 @@ def steering_map(
 
     The components are fitted once, on unsteered cells, and the steered cells are projected onto them, so that the cells
     move and the map does not. Colours are the labels of the run (target and toward, or batches). An arrow runs from the
-    mean of a cell type before to its mean after; a cross marks the mean of the cells that it was moved toward. At most
-    3,000 cells are drawn. Raises InputError for a run without stored embeddings.
+    mean of a cell type before to its mean after, and a cross marks the mean of the cells of the same type that it was
+    moved toward; both bear the number of the type in the key. Means are of MIN_CELLS cells or more, and the key says
+    which types have too few for a cross. At most 3,000 cells are drawn. Raises InputError for a run without stored
+    embeddings.
     """
     results = steering_results(store, run)
     before, after, cells = embedded_cells(store, results)
@@ -80,15 +105,25 @@ def steering_map(
     for panel in drawn.axes:
         panel.set_xlim(low[0] - margin[0], high[0] + margin[0])
         panel.set_ylim(low[1] - margin[1], high[1] + margin[1])
-    any_moved = _draw_arrows(drawn.axes[-1], places, cells, results)
-    handles: list[Any] = [drawn.axes[-1].scatter([], [], s=24, color=colour) for colour in names.values()]
-    listed = [*names, *(("mean of a type, before to after",) if any_moved else ())]
-    handles += [drawn.axes[-1].plot([], [], color="black", lw=1.3)[0]] if any_moved else []
-    if results.plan.toward in names:
-        handles.append(drawn.axes[-1].scatter([], [], marker="x", s=28, color="black", lw=1.3))
-        listed.append(f"mean of {results.plan.toward}")
-    beside(drawn.axes[-1], handles, [plain(name, 34) for name in listed])
+    panel, toward = drawn.axes[-1], results.plan.toward
+    moved = moved_types(places, cells, results)
+    handles: list[Any] = [panel.scatter([], [], s=24, color=colour) for colour in names.values()]
+    listed = [plain(name, 34) for name in names]
+    if moved:
+        handles += panel.plot([], [], color="black", lw=1.3, marker=">", ms=5)
+        listed.append("mean of a type, before to after")
+    if any(one.aim is not None for one in moved):
+        handles.append(panel.scatter([], [], marker="x", s=28, color="black", lw=1.3))
+        listed.append(f"mean of its {plain(toward, 24)} cells")
+    for number, one in enumerate(moved, start=1):
+        _draw_moved(panel, one)
+        handles += panel.plot([], [], ls="none", marker=f"${number}$", ms=6 if number < 10 else 9, color="black", mew=0)
+        few = f" (no cross: {one.n_aim} {plain(toward, 12)})" if toward is not None and one.aim is None else ""
+        listed.append(plain(one.name, 34) + few)
+    beside(panel, handles, listed)
     head_all(drawn, title_of(results))
+    marks = [(place, str(i)) for i, one in enumerate(moved, 1) for place in (one.start, one.aim) if place is not None]
+    name_dots(panel, [(x, y, [number]) for (x, y), number in marks], fontsize=SMALL, fontweight="bold")
     finish(drawn, store, show, save, ("steering", results.run))
     return drawn.axes
 
@@ -142,24 +177,31 @@ def _colours(labels: pl.Series, results: SteeringResults) -> tuple[list[str], di
     return [shown.get(label, OTHERS) for label in labels], names
 
 
-def _draw_arrows(panel: "Axes", places: list[Floats], cells: pl.DataFrame, results: SteeringResults) -> bool:
-    """Draw an arrow from the mean of each type before to its mean after, over steered cells; True if any was drawn."""
+def moved_types(places: list[Floats], cells: pl.DataFrame, results: SteeringResults) -> list[MovedType]:
+    """The means of the types that have MIN_CELLS steered cells, sorted by name.
+
+    places: of the cells before and after, [cell 2] each.
+    """
     target, toward = results.plan.target, results.plan.toward
     label = cells["label"]
     steered = (label == target).to_numpy() if target in label.to_list() else np.ones(len(label), dtype=bool)
     types = cells["cell_type"].fill_null("unknown")
-    any_moved = False
+    found = []
     for name in types.unique().sort():
         own = (types == name).to_numpy()
         moved = own & steered
         if moved.sum() < MIN_CELLS:
             continue
-        any_moved = True
         start, stop = (place[moved].mean(axis=0) for place in places)
-        panel.annotate(
-            "", stop, start, arrowprops={"arrowstyle": "-|>", "lw": 1.3, "color": "black", "mutation_scale": 9}
-        )
-        if toward is not None and (reference := own & (label == toward).to_numpy()).sum() >= MIN_CELLS:
-            x, y = places[0][reference].mean(axis=0)
-            panel.scatter(x, y, marker="x", s=28, color="black", lw=1.3, zorder=4)
-    return any_moved
+        aim = own & (label == toward).to_numpy() if toward is not None else np.zeros(len(own), dtype=bool)
+        n_aim = int(aim.sum())
+        found.append(MovedType(name, start, stop, places[0][aim].mean(axis=0) if n_aim >= MIN_CELLS else None, n_aim))
+    return found
+
+
+def _draw_moved(panel: "Axes", one: MovedType) -> None:
+    panel.annotate(
+        "", one.stop, one.start, arrowprops={"arrowstyle": "-|>", "lw": 1.3, "color": "black", "mutation_scale": 9}
+    )
+    if one.aim is not None:
+        panel.scatter(*one.aim, marker="x", s=28, color="black", lw=1.3, zorder=4)

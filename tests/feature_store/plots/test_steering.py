@@ -312,9 +312,27 @@ def test_the_map_is_fitted_on_unsteered_cells_and_steered_ones_are_projected(sto
         drawn = np.abs(panel.collections[0].get_offsets())
         wanted = np.abs(pca.transform(embedded))
         np.testing.assert_allclose(np.sort(drawn, axis=0), np.sort(wanted, axis=0), atol=1e-6)
-    assert legend_of(panel) == ["stim", "ctrl", "mean of a type, before to after", "mean of ctrl"]
-    arrows = [text for text in panel.texts if hasattr(text, "arrow_patch")]
+    marks = ["mean of a type, before to after", "mean of its ctrl cells"]
+    assert legend_of(panel) == ["stim", "ctrl", *marks, *sorted(TYPES)]
+    arrows = [text for text in panel.texts if text.arrow_patch is not None]
     assert len(arrows) == 4
+    # each number stands at an arrow and at a cross
+    numbers = [text.get_text() for text in panel.texts if text not in arrows]
+    assert sorted(numbers) == sorted(2 * ["1", "2", "3", "4"])
+
+
+def test_the_key_of_a_map_says_which_types_have_too_few_cells_for_a_cross(template, tmp_path):
+    root = shutil.copytree(template, tmp_path / "store")
+    is_ctrl_nk = (pl.col("cell_type") == "NK") & (pl.col("condition") == "ctrl")
+    cells = cell_table().with_columns(
+        condition=pl.when(is_ctrl_nk & (is_ctrl_nk.cum_sum() > 9)).then(pl.lit("other")).otherwise("condition")
+    )
+    shutil.rmtree(Layout(root).cells_dir("toy"))
+    commit.write_table(Layout(root).cells_dir("toy"), schemas.conform("cells", cells), {"dataset": "toy"})
+    panel = plots.steering_map(FeatureStore.open(root), MOVE)[-1]
+    assert legend_of(panel)[-4:] == ["B", "CD14 Mono", "CD4 T", "NK (no cross: 9 ctrl)"]
+    crosses = [dots for dots in panel.collections if dots.get_paths()[0].vertices.shape[0] == 4]
+    assert sum(len(dots.get_offsets()) for dots in crosses) == 3
 
 
 def test_the_head_is_correlated_with_the_real_difference_and_its_nulls_beside(store):
