@@ -90,6 +90,22 @@ def test_every_feature_is_drawn_and_listed_best_first(open_page: Open, atlas_sto
     assert page.locator("[role=grid]").get_attribute("aria-rowcount") == "121"
 
 
+@pytest.mark.parametrize("address", ["", "#/?color=auroc:0", "#/?sort=top_label_auroc", "#/batch"])
+def test_the_column_with_the_mark_shows_the_values_by_which_the_rows_are_sorted(open_page: Open, address: str) -> None:
+    page = open_page(address)
+    marked = page.locator("[aria-sort]")
+    marked.wait_for()
+    assert marked.count() == 1
+    direction = marked.get_attribute("aria-sort")
+    place = page.locator("[role=columnheader]").all_inner_texts().index(marked.inner_text())
+    shown = page.evaluate(
+        "(i) => [...document.querySelectorAll('.vt-row')].map((row) => row.children[i].textContent)", place
+    )
+    values = [float(text) for text in shown if re.fullmatch(r"-?[\d.]+", text)]
+    assert len(values) > 5
+    assert values == sorted(values, reverse=direction == "descending")
+
+
 def test_a_lasso_lists_the_features_within_it_and_saves_them_as_the_store_has_them(
     open_page: Open, atlas_store: FeatureStore
 ) -> None:
@@ -173,7 +189,7 @@ def test_a_label_ranks_features_on_select_cells_and_shows_them_on_test_cells(
     )
     assert listed(page)[:8] == best["feature_id"].to_list()[:8]
     first = page.locator(".vt-row").first.locator("[role=gridcell]").all_inner_texts()
-    assert first[1] == f"{test[best['feature_id'][0]]:.3f}"
+    assert first[1:3] == [f"{best['auroc'][0]:.3f}", f"{test[best['feature_id'][0]]:.3f}"]
     assert hostile in page.locator(".ramp-legend").inner_text()
 
 

@@ -77,21 +77,23 @@ class Atlas {
 
   columnsOfTable() {
     const { features } = this, text = (key) => (row) => features.at(key, row) ?? "–";
-    const number = (key, head, format, more = {}) => ({ key, head, numeric: true, width: 72, cell: (row) => format(features.at(key, row), row), ...more });
+    const number = (key, head, format, more = {}) => ({ key, head, numeric: true, width: 70, cell: (row) => format(features.at(key, row), row), ...more });
     const own = this.label === null || this.label === undefined ? [] : [
-      number("own_auroc_select", "AUROC", (x, row) => auroc(features.at("own_auroc", row), features.at("own_q", row)), { title: `AUROC of ${this.about.labels[this.label].label} on test cells; listed by that on select cells` }),
+      number("own_auroc_select", "select", (x) => auroc(x, null), { title: `AUROC of ${this.about.labels[this.label].label} on select cells`, said: "AUROC on select cells", width: 74 }),
+      number("own_auroc", "AUROC", (x, row) => auroc(x, features.at("own_q", row)), { title: `AUROC of ${this.about.labels[this.label].label} on test cells`, said: "AUROC on test cells", width: 72 }),
       number("own_q", "q", pvalue, { title: "Benjamini-Hochberg over all features and the labels of a kind", width: 72 }),
     ];
     return [
       { key: "feature_id", head: "id", numeric: true, width: 50, cell: (row) => h("a", { href: href("feature", features.ids[row]), tabindex: -1, onclick: (event) => event.stopPropagation() }, String(features.ids[row])) },
       ...own,
-      { key: "top_label", head: "best label", title: "Best label on select cells, if q ≤ 0.05 on test cells", width: 116, cell: text("top_label") },
+      { key: "top_label", head: "best label", title: "Best label on select cells, if q ≤ 0.05 on test cells", width: 102, cell: text("top_label") },
       ...(own.length ? [] : [
-        number("top_label_auroc_select", "AUROC", (x, row) => auroc(features.at("top_label_auroc", row), features.at("top_label_q", row)), { title: "AUROC of the best label on test cells; listed by that on select cells, where it was chosen" }),
-        number("top_label_q", "q", pvalue, { title: "Benjamini-Hochberg over all features and the labels of a kind" }),
+        number("top_label_auroc_select", "select", (x) => auroc(x, null), { title: "AUROC of the best label on select cells, where it was chosen", said: "AUROC on select cells", width: 74 }),
+        number("top_label_auroc", "AUROC", (x, row) => auroc(x, features.at("top_label_q", row)), { title: "AUROC of the best label on test cells", said: "AUROC on test cells", width: 72 }),
+        number("top_label_q", "q", pvalue, { title: "Benjamini-Hochberg over all features and the labels of a kind", width: 72 }),
       ]),
       { key: "top_genes", head: "genes", cell: (row) => features.genes(row, 4) || "–" },
-      { key: "class", head: "class", width: 116, wide: true, cell: (row) => h("span", {}, h("span", { class: "swatch", style: { background: CLASS[features.at("class", row)] ?? "var(--null)" } }), ` ${features.at("class", row) ?? "–"}`) },
+      { key: "class", head: "class", width: 112, wide: true, cell: (row) => h("span", {}, h("span", { class: "swatch", style: { background: CLASS[features.at("class", row)] ?? "var(--null)" } }), ` ${features.at("class", row) ?? "–"}`) },
       number("density", "density", (x) => percent(x), { title: "Share of tokens at which it fires", wide: true }),
     ];
   }
@@ -219,7 +221,9 @@ class Atlas {
 
   // How the list is ordered, in words.
   ranked() {
-    return this.sortKey.endsWith("_select") && this.descending ? "best on select cells first; figures of test cells" : `by ${words(this.sortKey)}`;
+    if (this.sortKey.endsWith("_select") && this.descending) return "best on select cells first; AUROC and q are of test cells";
+    const { said, head } = this.columnsOfTable().find(({ key }) => key === this.sortKey) ?? {};
+    return `by ${said ?? head ?? words(this.sortKey)}`;
   }
 
   look() {
