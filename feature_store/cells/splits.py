@@ -105,6 +105,8 @@ class SplitRecord:
         parts[0] += ": " + ", ".join(f"{self.cells.get(split, 0)} {split}" for split in SPLITS) + " cells"
         if self.n_batches and self.unit != "batch":
             parts.append(f"{self.n_batches_in_all} of {self.n_batches} batches in every split")
+            if self.n_batches_in_all < self.n_batches:
+                parts[-1] += " (what goes with a batch is confirmed only if it has select and test cells)"
         if self.n_kept:
             parts.append(f"{self.n_kept} cells keep the split that the SAE knows")
         return "; ".join([*parts, *([] if self.fallback is None else [self.fallback])])

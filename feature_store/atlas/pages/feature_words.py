@@ -21,12 +21,11 @@ LEAST_CONFIDENCE = 0.8
 GRADES: Mapping[str, str] = {
     "well supported": "the association is significant on test cells, every further check that was made holds, and "
     "donors or another SAE are among them",
-    "partly supported": "the association is significant on test cells, and some further check fails, or neither donors "
-    "nor another SAE were there to ask",
+    "partly supported": "the association is significant on test cells",
     "unexplained": "no label, gene or gene set is significant on test cells",
     "silent": "it does not fire",
 }
-"""The grades, and what each means."""
+"""The grades, and what each means; `_doubts` says what "partly" leaves open."""
 
 
 class Check(NamedTuple):
@@ -53,7 +52,7 @@ def in_words(data: AtlasData, feature: int, document: Mapping[str, Any]) -> dict
     return {
         "text": text,
         "grade": grade,
-        "means": GRADES[grade],
+        "means": GRADES[grade] + (_doubts(checks) if grade == "partly supported" else ""),
         "checks": [{"text": check.text, "holds": check.holds} for check in checks],
     }
 
@@ -68,6 +67,17 @@ def _grade(checks: Sequence[Check]) -> str:
     asked = [check for check in checks if check.holds is not None]
     sure = all(check.holds for check in asked) and any(check.is_independent for check in asked)
     return "well supported" if sure else "partly supported"
+
+
+def _doubts(checks: Sequence[Check]) -> str:
+    """What keeps a feature from being well supported: the checks that failed, and whether none was independent."""
+    failed = [check.text for check in checks if check.holds is False]
+    alone = not any(check.is_independent and check.holds is not None for check in checks)
+    parts = (
+        [f"{'this check fails' if len(failed) == 1 else 'these checks fail'}: {'; '.join(failed)}"] if failed else []
+    )
+    parts += ["neither donors nor another SAE could be asked"] if alone else []
+    return ", but " + ", and ".join(parts)
 
 
 def _sentences(about: Mapping[str, Any], document: Mapping[str, Any]) -> Iterator[str]:

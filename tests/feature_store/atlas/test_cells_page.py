@@ -230,6 +230,12 @@ def test_the_page_of_the_cells_fits_its_window(open_page: Callable[..., Page], w
     assert page.locator(".cells-told h3").count() == 2
 
 
+def test_no_panel_of_the_cells_is_empty_before_a_group_is_chosen(open_page: Callable[..., Page]) -> None:
+    page = open_page("#/cells")
+    page.get_by_text("Choose a group of cells, and the features").wait_for()
+    assert all(text.strip() for text in page.locator("section.panel").all_inner_texts())
+
+
 def test_a_lasso_becomes_a_group_that_is_saved_with_its_ids(
     open_page: Callable[..., Page], atlas_store: FeatureStore
 ) -> None:

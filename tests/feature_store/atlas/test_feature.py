@@ -169,6 +169,14 @@ def test_a_feature_of_nothing_is_unexplained_and_a_grade_needs_every_check_to_ho
     label = {"top_label": "B", "top_label_kind": "cell_type", "class": "cell-context"}
     firm, shaky = (in_words(data, 4, about_of(**label, class_confidence=share)) for share in (0.95, 0.4))
     assert (firm["grade"], shaky["grade"]) == ("well supported", "partly supported")
+    significant = "the association is significant on test cells"
+    assert shaky["means"] == (
+        f"{significant}, but this check fails: the class cell-context in 40 % of resampled data sets"
+    )
+    data.unit = "batch"
+    alone = in_words(data, 4, about_of(**label, class_confidence=0.95))
+    assert alone["means"] == f"{significant}, but neither donors nor another SAE could be asked"
+    data.unit = "donor"
     other = {"other": "beef", "other_feature_id": 3, "similarity": 0.4, "mutual": False, "p": 0.4}
     lonely = in_words(data, 4, {**about_of(**label), "matches": {"rows": [other]}})
     assert lonely["grade"] == "partly supported"
@@ -529,6 +537,7 @@ def test_a_colour_is_in_the_address_and_back_undoes_it(open_page, hostile):
 
 def test_a_cell_says_which_it_is_and_leads_to_its_features(open_page, atlas_store):
     page = open_page("#/feature/6")
+    page.locator(".cell-map").scroll_into_view_if_needed()
     at = page.evaluate(
         "() => { const s = document.querySelector('.cell-map .scatter').scatter, p = s.places;"
         " const b = s.canvas.getBoundingClientRect(); return [b.left + p.x(s.xs[50]), b.top + p.y(s.ys[50])]; }"

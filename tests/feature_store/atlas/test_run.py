@@ -77,6 +77,12 @@ def test_the_page_shows_the_figures_and_a_curve_for_all_that_training_noted(
     assert '"codes": "c0de"' in page.locator("details[open] pre").inner_text()
 
 
+def test_features_that_are_silent_in_the_evaluation_are_not_called_dead(open_page: Open) -> None:
+    text = open_page("#/run").locator("#main").inner_text()
+    assert "Silent features\n1 of 120 on select tokens" in text
+    assert "Dead features\n0" not in text
+
+
 def test_dead_features_are_a_link_to_their_list(open_page: Open) -> None:
     page = open_page("#/run", width=390, height=844)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390

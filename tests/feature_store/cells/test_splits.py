@@ -102,6 +102,14 @@ def test_without_donors_the_cells_of_every_batch_are_in_every_split(n_batches: i
     assert (record.unit, record.n_batches, record.n_batches_in_all) == ("cell", n_batches, n_batches)
     assert f"inside {n_batches} batch" in record.text
     assert record.text.count(f"{n_batches} of {n_batches} batches in every split") == 1
+    assert "confirmed" not in record.text
+
+
+def test_the_record_says_what_batches_that_are_not_in_every_split_cannot_be_used_for() -> None:
+    names = [f"d{i // 10}" for i in range(80)]
+    labels, record = make_splits(80, donor=names, batch=names)
+    assert all(len(own) == 1 for own in splits_of(labels, names).values())
+    assert "0 of 8 batches in every split (what goes with a batch is confirmed only if" in record.text
 
 
 def test_batches_of_few_cells_are_dealt_together() -> None:

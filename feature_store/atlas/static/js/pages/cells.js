@@ -39,7 +39,7 @@ const groupText = (polygon) => `p${polygon.flat().map((v) => Number(v.toPrecisio
 
 class Cells {
   constructor(root, known) {
-    Object.assign(this, known, { root, turn: 0, compared: null });
+    Object.assign(this, known, { root, turn: 0, compared: undefined });
     const { about, cells } = this, columnsOf = about.label_columns;
     const option = (kind, name, text) => h("option", { value: `${kind}:${name}` }, text);
     this.by = h("select", { name: "color", onchange: () => this.choose() },
@@ -189,7 +189,7 @@ class Cells {
     plot.second = polygonIn(b);
     const lines = [["a", a, inA], ["b", b, inB]].map(([key, group, flags]) => h("div", { class: `cells-group ${key}` },
       h("label", {}, h("input", { type: "radio", name: "next", value: key, checked: this.next === key, onchange: () => this.ask({ next: key === "b" ? "b" : null }, { replace: true }) }), h("strong", {}, `Group ${key.toUpperCase()}`)),
-      h("span", {}, group ? `${this.nameOf(group)}: ${count(sum(flags))} of ${count(cells.n)} cells${splitWords(cells, flags)}` : key === "a" ? "nobody yet" : "all other cells"),
+      h("span", {}, group ? `${this.nameOf(group)}: ${count(sum(flags))} of ${count(cells.n)} cells${splitWords(cells, flags)}` : key === "a" ? "no cells yet" : "all other cells"),
       group && group !== REST ? h("button", { type: "button", onclick: () => this.ask({ [key]: null }) }, `Clear ${key.toUpperCase()}`) : null));
     redraw(this.groups, h("h2", {}, "Groups of cells"),
       h("p", { class: "quiet" }, "Draw a lasso on the map (its tool, or hold Shift), or press a name in the legend. What you draw next becomes the group that is marked here. Without a group B, group A is compared with all other cells."),

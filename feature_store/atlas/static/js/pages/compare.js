@@ -82,7 +82,7 @@ class Compare {
     const own = ++this.turn, shown = this.list.slice(0, MOST_SHOWN);
     for (const plot of this.plots) plot.close();
     this.plots = [];
-    if (!this.list.length) return clear(this.body, h("p", { class: "quiet" }, "Nobody is kept yet. Press Keep on the page of a feature, or add one by its number."));
+    if (!this.list.length) return clear(this.body, h("p", { class: "quiet" }, "No feature is kept yet. Press Keep on the page of a feature, or add one by its number."));
     const found = await Promise.all(shown.map(({ id }) => json(`features/${id}.json`)));
     const hasMap = this.about.n_on_map > 0 && this.about.tables.includes("codes");
     const [cells, ...codes] = hasMap ? await Promise.all([columns("cells.cols"), ...shown.map(({ id }) => columns(`codes/${id}.cols`))]) : [null];

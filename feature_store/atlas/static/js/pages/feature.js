@@ -240,7 +240,7 @@ class FeaturePage {
     const first = found[best]?.groups.length ? [best] : both.length ? both : columnsOf.slice(0, 1), shown = own ? [own] : first;
     if (!shown.length) return fill(this.spread, empty({ table: "cells" }, "The cell table has no column of labels; name some when you extract: scsae extract DATA --cell-type COLUMN --batch COLUMN --label COLUMN."));
     const of = `${this.split !== "all" ? "test cells" : this.panel ? "cells" : "all cells"}${this.panel ? " of the panel" : ""}`, groups = shown.flatMap((name) => found[name].groups), top = Math.max(0, ...groups.map(({ high }) => high ?? 0));
-    const options = [["", `${first.map(words).join(" and ")}${first[0] === best ? " (of its best label)" : ""}`], ...columnsOf.map((name) => [name, words(name)])];
+    const options = [["", `${first.map(words).join(" and ")}${first[0] === best ? " (best label)" : ""}`], ...columnsOf.map((name) => [name, words(name)])];
     fill(this.spread, h("div", { class: "controls" }, this.choice("by", "By", options, own ?? ""), this.splitChoice(this.split)),
       shown.map((name) => {
         const { groups: mine, n_unknown, n_left_out } = found[name];

@@ -54,7 +54,7 @@ function saePanel(sae) {
       ["Active features per token (L0)", isKnown(summary.select_l0) ? `${fixed(summary.select_l0, 1)} on select` : null],
       ["Embedding recovered", isKnown(summary.select_recovery) ? `${percent(summary.select_recovery)} of what ablation takes away${summary.recovery_cells ? `, on ${count(summary.recovery_cells)} cells of select` : ""}` : summary.missing?.select_recovery ?? summary.recovery_skipped, "1 - MSE of the cells' embeddings with the reconstruction in place of the activations / the same with zeros"],
       ["Model's loss", isKnown(summary.select_loss_x_hat) ? `${fmt(summary.select_loss_whole)} as it is, ${fmt(summary.select_loss_x_hat)} with the reconstruction, ${fmt(summary.select_loss_ablated)} ablated` : null, "The model's own pretraining loss on hidden genes of these cells"],
-      ["Dead features", isKnown(summary.select_dead_fraction) ? `${percent(summary.select_dead_fraction)} on select tokens` : null],
+      ["Silent features", isKnown(summary.select_dead_fraction) ? silent(summary, shape.n_features) : null, "A feature that is silent on these tokens may fire on others; one that fires on no token of the data set is dead"],
       ["Threshold (theta)", isKnown(summary.theta) ? `${fmt(summary.theta)}, ${sae.imported ? "as it was imported" : "set on select"}` : null, "What a feature has to exceed to count as active, in units of the activations"],
     ]),
     (summary.findings ?? []).length ? [h("h3", {}, sae.imported ? "Warnings of the import" : "Warnings of the training"), h("ul", {}, summary.findings.map((one) => h("li", {}, one.message ?? String(one))))] : null);
@@ -79,12 +79,18 @@ function trainingPanel(training, sae) {
       fitted((width) => curve(width, { xs, ys: training[key], label: `${name} over ${count(xs.at(-1))} steps, at the end ${fmt(training[key].at(-1))}` }))))));
 }
 
+// Features that fire on none of the select tokens on which the SAE was measured.
+function silent({ select_dead_fraction: fraction, select_tokens: tokens }, n) {
+  const counted = isKnown(n) ? `${count(Math.round(fraction * n))} of ${count(n)}` : percent(fraction);
+  return `${counted} on ${isKnown(tokens) ? `the ${count(tokens)} select tokens measured` : "select tokens"}`;
+}
+
 function densityPanel(density, { panel: drawnPanel }) {
   if (density.missing) return panel("How often features fire", empty(density.missing, "There are no associations yet."));
   const stacks = density.classes.map(({ class: name, counts }) => ({ name, counts, colour: CLASS[name] ?? "#8a8a8a", n: counts.reduce((a, b) => a + b, 0) }));
-  const dead = density.n_dead ? h("a", { href: href("atlas", null, { class: "dead" }) }, `${count(density.n_dead)} ${density.n_dead === 1 ? "is" : "are"} dead`) : "none is dead";
+  const dead = density.n_dead ? h("a", { href: href("atlas", null, { class: "dead" }) }, `${count(density.n_dead)} ${density.n_dead === 1 ? "is" : "are"} dead`) : "none is dead, as each fires on some token of the data set";
   return panel("How often features fire",
-    h("p", {}, `Of ${count(density.n_features)} features `, dead, density.quartiles ? `; half of the others fire on ${percent(density.quartiles[0], 2)} to ${percent(density.quartiles[2], 2)} of ${drawnPanel ? "the panel's" : "all"} tokens.` : "."),
+    h("p", {}, `Of ${count(density.n_features)} features `, dead, density.quartiles ? `; half of ${density.n_dead ? "the others" : "them"} fire on ${percent(density.quartiles[0], 2)} to ${percent(density.quartiles[2], 2)} of ${drawnPanel ? "the panel's" : "all"} tokens.` : "."),
     density.edges.length ? [
       fitted((width) => histogram(width, { edges: density.edges, stacks, xTitle: "log10 of density (share of tokens on which a feature fires)", yTitle: "features", label: `Histogram of the density of ${count(density.n_features - density.n_dead)} features by class`, height: 230 })),
       legend(stacks.map(({ name, colour, n }) => ({ name, colour, n })), { label: "Classes" }),
