@@ -2,7 +2,8 @@
 
 The page reads the store and computes nothing but look-ups. The maps of cells, features and steered cells take longer:
 they are made here, once, and kept. If the store cannot be written, or has too few cells for a map, the atlas is shown
-without the map. An address or a folder that cannot be used is refused first. The four maps of the demo take 20 s.
+without the map. An address or a folder that cannot be used is refused first. The first map of a process takes longest,
+because UMAP is compiled then. A page that is opened meanwhile says which map is being made.
 """
 
 import contextlib
@@ -41,7 +42,7 @@ def serve_atlas(
 
     Raises InputError for an address at which the server cannot listen, and the errors of `FeatureStore.open`.
     """
-    from feature_store.atlas.server import listen, serve
+    from feature_store.atlas.server import listen, serve, waiting_page
 
     store = FeatureStore.open(root, associations=associations, codes=codes)
 
@@ -56,7 +57,8 @@ def serve_atlas(
             threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
 
     with listen(host, port) as listening:
-        prepared = prepare_atlas(store)
+        with waiting_page(listening) as making:
+            prepared = prepare_atlas(store, making)
         # careful: the server raises the interrupt again once every answer was sent
         with contextlib.suppress(KeyboardInterrupt):
             serve(prepared, host=host, port=port, listening=listening, ready=ready)
@@ -76,9 +78,13 @@ def export_atlas(root: Path, folder: Path, *, associations: str | None, codes: s
     clock = Clock()
     with contextlib.ExitStack() as stack:
         bars: list[ProgressCallback] = []
+        # careful: tables are read and processes started before the first bundle, which the bar could not count
+        before = stack.enter_context(contextlib.ExitStack())
+        before.enter_context(activity("export", "reads the tables and makes the first bundles"))
 
         def progress(n_done: int, n_all: int) -> None:
             if not bars:
+                before.close()
                 bars.append(stack.enter_context(progress_bar("export", n_all, "bundles")))
             bars[0](n_done)
 
@@ -92,8 +98,10 @@ def export_atlas(root: Path, folder: Path, *, associations: str | None, codes: s
     )
 
 
-def prepare_atlas(store: FeatureStore) -> FeatureStore:
-    """The store with the maps that it lacked, as far as they can be made; each map is named on stderr."""
+def prepare_atlas(store: FeatureStore, making: Callable[[str], None] = lambda _: None) -> FeatureStore:
+    """The store with the maps that it lacked, as far as they can be made; each map is named on stderr, and to `making`
+    before it is made.
+    """
     out, root = stderr_console(), store.layout.root
     found = list(missing_maps(store))
     if found and is_local(root) and not os.access(root, os.W_OK):
@@ -103,6 +111,7 @@ def prepare_atlas(store: FeatureStore) -> FeatureStore:
         return store
     for missing in found:
         clock = Clock()
+        making(missing.name)
         out.print(f"making {missing.name}, once", soft_wrap=True)
         try:
             with activity("atlas", f"makes {missing.name}"):

@@ -6,10 +6,12 @@ web could otherwise point its own name at this address and read the answers. Scr
 alone (content security policy). Only the title comes from the store into HTML, and it is escaped.
 """
 
+import contextlib
+import html
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -42,6 +44,10 @@ STATE = "Atlas-State"
 """The header of an answer that names the state of the store: a page reads everything again once it is another."""
 CHECK_S = 1.0
 """Seconds between two looks at the runs of a store."""
+WAIT_S = 2
+"""Seconds after which the page that says what is being made asks for the atlas again."""
+_POLL_S = 0.1
+_REQUEST_BYTES = 65_536
 _EVERYWHERE = ("0.0.0.0", "::", "")
 
 
@@ -151,6 +157,56 @@ def serve(
         name = "127.0.0.1" if host in _EVERYWHERE else f"[{host}]" if ":" in host else host
         ready(f"http://{name}:{chosen}")
         uvicorn.Server(config).run(sockets=[listening])
+
+
+@contextlib.contextmanager
+def waiting_page(listening: socket.socket) -> Iterator[Callable[[str], None]]:
+    """Answer every request to a socket with a page that says what is being made, until the block ends.
+
+    The block calls what it gets with the name of each thing that it makes. The page asks again every WAIT_S seconds and
+    so becomes the atlas once this is served. It holds nothing of the store.
+    """
+    made, stopped = ["the maps of the atlas"], threading.Event()
+    listening.settimeout(_POLL_S)
+
+    def answer() -> None:
+        while not stopped.is_set():
+            with contextlib.suppress(OSError):
+                connection, _ = listening.accept()
+                with connection:
+                    connection.settimeout(1)
+                    connection.recv(_REQUEST_BYTES)
+                    connection.sendall(_waiting(made[0]))
+
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+
+    def name(what: str) -> None:
+        made[0] = what
+
+    try:
+        yield name
+    finally:
+        stopped.set()
+        thread.join()
+        listening.settimeout(None)
+
+
+def _waiting(made: str) -> bytes:
+    """The answer of `waiting_page`."""
+    text = f"The server is making {made}, once for this store. The atlas appears here when that is done."
+    body = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="{WAIT_S}">'
+        f"<title>scsae atlas</title><p>{html.escape(text)}</p></html>\n"
+    ).encode()
+    headers = {
+        **_HEADERS,
+        "Content-Type": "text/html; charset=utf-8",
+        "Retry-After": str(WAIT_S),
+        "Connection": "close",
+    }
+    lines = ["HTTP/1.1 503 Service Unavailable", *(f"{name}: {value}" for name, value in headers.items())]
+    return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
 
 
 def listen(host: str, port: int) -> socket.socket:

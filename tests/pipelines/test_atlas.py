@@ -247,6 +247,21 @@ def test_the_atlas_is_that_of_the_run_that_is_named(serve, ready):
     assert json.loads(served.get("/data/atlas.json")[1])["runs"]["codes"] == run
 
 
+def test_an_export_says_what_it_does_before_its_first_bundle(ready, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("pipelines.runtime.progress.SHOW_AFTER_S", 0.0)
+    export_atlas(ready, tmp_path / "atlas", associations=None, codes=None)
+    lines = capsys.readouterr().err.splitlines()
+    assert "reads the tables and makes the first bundles" in lines[0]
+    assert all("reads the tables" not in line for line in lines[1:])
+
+
+def test_the_page_is_told_which_map_is_made(own_store):
+    told = []
+    prepare_atlas(own_store, told.append)
+    assert told[0] == "the map of the cells"
+    prepare_atlas(own_store, lambda name: pytest.fail(f"{name} was made again"))
+
+
 def test_an_export_says_how_to_look_at_it_and_can_be_made_again(ready, tmp_path, capsys):
     folder = tmp_path / "an atlas"
     for _ in range(2):

@@ -7,6 +7,7 @@ import http.client
 import json
 import math
 import socket
+import time
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -15,7 +16,7 @@ import pytest
 
 from feature_store.atlas import serve
 from feature_store.atlas.resources import ROUTES, Resources
-from feature_store.atlas.server import listen
+from feature_store.atlas.server import listen, waiting_page
 from feature_store.errors import InputError
 
 if TYPE_CHECKING:
@@ -105,6 +106,30 @@ def test_the_address_that_it_names_is_the_one_that_it_answers_at(
     serve(atlas_store, host=host, listening=listening, ready=lambda address: said.extend((address, connected(address))))
     assert said[1] == "connected"
     assert listening.fileno() == -1
+
+
+def test_a_page_that_is_opened_while_maps_are_made_names_the_map_and_asks_again() -> None:
+    with listen("127.0.0.1", 0) as listening:
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        with waiting_page(listening) as making:
+            assert b"is making the maps of the atlas, once" in answer(address, "/")[2]
+            making("the map of <b>cells</b>")
+            status, headers, body = answer(address, "/data/atlas.json")
+        assert (status, headers["retry-after"], headers["cache-control"]) == (503, "2", "no-cache")
+        assert b"is making the map of &lt;b&gt;cells&lt;/b&gt;, once" in body
+        assert b'http-equiv="refresh" content="2"' in body
+        # a request after the block waits for the server
+        with socket.create_connection(listening.getsockname(), timeout=5):
+            connection, _ = listening.accept()
+            connection.close()
+
+
+def test_a_visitor_who_asks_nothing_does_not_keep_the_atlas_from_being_served() -> None:
+    with listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname(), timeout=5):
+        started = time.monotonic()
+        with waiting_page(listening):
+            pass
+        assert time.monotonic() - started < 5
 
 
 def connected(address: str) -> str:
