@@ -88,7 +88,7 @@ def test_a_folder_that_cannot_be_written_costs_its_map_and_not_the_atlas(own_sto
         folder.write_text("in the way")
     ready = prepare_atlas(store)
     assert ready.tables() == store.tables()
-    said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("making")]
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("the atlas goes without")]
     assert len(said) == 3
     assert said[0].startswith(
         f"the atlas goes without the map of the cells: cannot write in {layout.codes_dir('x').parent}"
@@ -257,9 +257,9 @@ def test_an_export_says_what_it_does_before_its_first_bundle(ready, tmp_path, ca
 
 def test_the_page_is_told_which_map_is_made(own_store):
     told = []
-    prepare_atlas(own_store, told.append)
+    ready = prepare_atlas(FeatureStore.open(own_store), told.append)
     assert told[0] == "the map of the cells"
-    prepare_atlas(own_store, lambda name: pytest.fail(f"{name} was made again"))
+    prepare_atlas(ready, lambda name: pytest.fail(f"{name} was made again"))
 
 
 def test_an_export_says_how_to_look_at_it_and_can_be_made_again(ready, tmp_path, capsys):
