@@ -211,7 +211,7 @@ def _draw(ax: "Axes", dots: pl.DataFrame, shape: tuple[int, int], alpha: float) 
         vmax=1,
         edgecolors=np.where(q[tested] <= alpha, _SIGNIFICANT, _OTHER).tolist(),
         linewidths=np.where(q[tested] <= alpha, 1.1, 0.5).tolist(),
-        alpha=np.where(is_rare, _PALE, 1.0),
+        alpha=np.where(is_rare, _PALE, 1.0),  # type: ignore[arg-type]
     )
     ax.set_xlim(-0.7, n_features - 0.3)
     ax.set_ylim(n_labels - 0.3, -0.7)

@@ -200,8 +200,9 @@ def moved_types(places: list[Floats], cells: pl.DataFrame, results: SteeringResu
 
 
 def _draw_moved(panel: "Axes", one: MovedType) -> None:
-    panel.annotate(
-        "", one.stop, one.start, arrowprops={"arrowstyle": "-|>", "lw": 1.3, "color": "black", "mutation_scale": 9}
-    )
+    (x0, y0), (x1, y1) = one.start, one.stop
+    arrow = {"arrowstyle": "-|>", "lw": 1.3, "color": "black", "mutation_scale": 9}
+    panel.annotate("", (x1, y1), (x0, y0), arrowprops=arrow)
     if one.aim is not None:
-        panel.scatter(*one.aim, marker="x", s=28, color="black", lw=1.3, zorder=4)
+        x, y = one.aim
+        panel.scatter(x, y, marker="x", s=28, color="black", lw=1.3, zorder=4)
