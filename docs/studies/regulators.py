@@ -148,7 +148,7 @@ regulators of TRRUST v2. A feature counts if a regulator has q <= {Q} against ge
 (`q_matched`). `permuted` are the same lists with genes exchanged inside strata of detection ({N_BINS} bins) and
 co-expression ({N_CLUSTERS} clusters of genes on `train` cells), {N_PERMUTED} times, mean and range: what co-expressed
 genes give without any regulator. All lists are corrected together. Kang et al. 2018, the first fold of
-docs/combinations.md.
+docs/combinations.md. Whether the features' effects prefer targets is in [effects](effects.md).
 
 {markdown(rows)}
 {verdict(rows)}
