@@ -15,6 +15,8 @@ ALPHA = 0.05
 """The largest q at which a feature is named after something."""
 NAMED_AT = f"q <= {ALPHA:g}"
 """The rule in words, for messages: `no label at q <= 0.05`."""
+ENOUGH_DRAWS = round(1 / ALPHA) - 1
+"""The smallest number of draws of a null with which p can be ALPHA."""
 
 
 def is_significant(q: str = "q") -> pl.Expr:
@@ -26,6 +28,11 @@ def are_significant(q: Floats) -> Bools:
     """Whether each q of an array is at most ALPHA; False where it is NaN."""
     found: Bools = q <= ALPHA
     return found
+
+
+def least_p(n_draws: int) -> float:
+    """The smallest p that a comparison with draws of a null can give: 1 / (1 + n_draws)."""
+    return 1 / (1 + n_draws)
 
 
 def rank_order() -> list[pl.Expr]:

@@ -19,7 +19,7 @@ from pipelines.feature_inputs.actors import InputsMeasurer
 from pipelines.feature_inputs.request import InputsRequest
 from pipelines.feature_inputs.tables import PATHS, summary_frame, write_inputs
 from pipelines.moved_data import record_new_place
-from pipelines.runtime.checks import check_before_work
+from pipelines.runtime.checks import check_before_work, warn_of_few_draws
 from pipelines.runtime.stage import Clock, StageResult
 
 
@@ -36,6 +36,10 @@ def inputs(options: InputsOptions, store: Path, *, address: str | None = None) -
     check_before_work(layout, address=address)
     request = InputsRequest.of(options, layout)
     record_new_place(layout, request.chain.associations.dataset, options.data)
+    n_drawn = len(request.measured) * options.genes * request.n_nulls
+    warn_of_few_draws(
+        n_drawn, "null genes of all features together", enough="leave out --n-nulls, and 500 or more are drawn"
+    )
     folder = layout.inputs_dir(request.plan.id)
     done, reused = measure_features(
         InputsMeasurer,

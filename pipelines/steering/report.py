@@ -1,11 +1,12 @@
 """The report of a finished steering run: the numbers that the stage prints, and its plots."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from feature_store.associations.claims import ALPHA, ENOUGH_DRAWS, least_p
 from feature_store.query.metrics import HEADLINE_OF_TASK, metric_of
 from feature_store.query.steering import Role, of_role
 from pipelines.steering.plan import ALL, MEAN_DIFFERENCE, UNSTEERED, Null, Task, Variant
@@ -44,6 +45,8 @@ def facts_of(request: SteeringRequest, chosen: Variant, results: pl.DataFrame) -
     for null in Null:
         if (p := own[null.column]) is not None:
             facts[f"p against {null}"] = p
+    if few := few_nulls(own, request.options.n_nulls):
+        facts["nulls"] = few
     if (rival := best_rival(rows, metric)) is not None and is_better(metric, rival["value"], own["value"]):
         facts["does better"] = f"{rival['condition']}, which needs no features: {metric} {rival['value']:.3g}"
     if still := unmoved_types(results):
@@ -53,6 +56,24 @@ def facts_of(request: SteeringRequest, chosen: Variant, results: pl.DataFrame) -
     if worse := worsened(results.filter(pl.col("chosen") & (pl.col("metric") != metric), split="test", group=ALL)):
         facts["became worse"] = worse
     return facts
+
+
+def few_nulls(own: Mapping[str, Any], n_draws: int) -> str | None:
+    """What the p of the chosen point mean where its nulls have too few draws for a p of ALPHA; None where they do not.
+
+    `own`: the row of the chosen point, with a column of p for each null; `n_draws`: draws of each null.
+    """
+    measured = {null: own[null.column] for null in Null if own[null.column] is not None}
+    if not measured or n_draws >= ENOUGH_DRAWS:
+        return None
+    beaten = [null for null, p in measured.items() if p <= least_p(n_draws) * (1 + 1e-9)]
+    others = [null for null in measured if null not in beaten]
+    said = [f"the effect is ahead of every draw of {' and '.join(beaten)}"] if beaten else []
+    said += [f"the effect is not ahead of every draw of {' and '.join(others)}"] if others else []
+    return (
+        f"with {n_draws} draws of each p is {least_p(n_draws):.2g} at best; {'; '.join(said)}; --n-nulls "
+        f"{ENOUGH_DRAWS} is the fewest with which p can be {ALPHA:g}"
+    )
 
 
 def unmoved_types(results: pl.DataFrame) -> list[str]:

@@ -24,6 +24,7 @@ import numpy as np
 import polars as pl
 import torch
 
+from feature_store.associations.claims import ENOUGH_DRAWS
 from feature_store.cells import canonical_column
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
@@ -32,7 +33,7 @@ from pipelines.config import SteerOptions
 from pipelines.errors import UsageError
 from pipelines.external.vectors import refuse_changed_of_codes
 from pipelines.moved_data import record_new_place
-from pipelines.runtime.checks import check_before_work, check_tracking
+from pipelines.runtime.checks import check_before_work, check_tracking, warn_of_few_draws
 from pipelines.runtime.cluster import one_ray_session
 from pipelines.runtime.progress import activity
 from pipelines.runtime.stage import Clock, StageResult
@@ -82,7 +83,13 @@ def steer(options: SteerOptions, store: Path, *, address: str | None = None) -> 
     record_new_place(layout, request.chain.associations.dataset, options.data)
     refuse_changed_of_codes(layout, request.chain, stage="steer")
     check_tracking(layout)
+    _warn_of_few_nulls(options)
     return _finished(SteeringRun(request, address), clock)
+
+
+def _warn_of_few_nulls(options: SteerOptions) -> None:
+    enough = f"--n-nulls {ENOUGH_DRAWS} is the fewest that allow it"
+    warn_of_few_draws(options.n_nulls, "draws of each null", enough=enough)
 
 
 def _steer_best_kind(options: SteerOptions, layout: Layout, clock: Clock, address: str | None) -> StageResult:
@@ -96,6 +103,7 @@ def _steer_best_kind(options: SteerOptions, layout: Layout, clock: Clock, addres
         first = next(iter(runs.values()), None)
         runs[kind] = SteeringRun(request, address, sample_of=first)
     check_tracking(layout)
+    _warn_of_few_nulls(options)
     with one_ray_session():
         found = [run.on_select() for run in runs.values()]
         chosen = kinds.best_kind(found)

@@ -6,7 +6,8 @@ import polars as pl
 import pytest
 
 from feature_store.query.steering import Role
-from pipelines.steering.report import best_rival, is_better, unmoved_types, worsened
+from pipelines.steering.plan import Null
+from pipelines.steering.report import best_rival, few_nulls, is_better, unmoved_types, worsened
 
 
 def rows(*of: tuple[str, str, float | None, float | None, float | None, float | None]) -> pl.DataFrame:
@@ -49,3 +50,20 @@ def test_types_that_a_move_leaves_where_they_are_are_named():
     assert unmoved_types(table.with_columns(dose=0.0)) == []
     assert unmoved_types(table.with_columns(chosen=False)) == []
     assert unmoved_types(table.with_columns(intervention=pl.lit("ablate"))) == []
+
+
+def test_few_draws_say_which_nulls_the_effect_beat_and_how_many_draws_are_enough():
+    beaten, other, missing = Null.RANDOM_FEATURES, Null.RANDOM_DIRECTION, Null.SHUFFLED_LABELS
+    said = few_nulls({beaten.column: 1 / 11, other.column: 2 / 11, missing.column: None}, 10)
+    assert "with 10 draws of each p is 0.091 at best" in said
+    assert "the effect is ahead of every draw of random features; " in said
+    assert "the effect is not ahead of every draw of random direction; " in said
+    assert "--n-nulls 19 is" in said
+    assert missing not in said
+
+
+def test_nineteen_draws_and_no_p_need_no_such_line():
+    row = {null.column: 1 / 20 for null in Null}
+    assert few_nulls(row, 19) is None
+    assert few_nulls({null.column: 1 / 19 for null in Null}, 18) is not None
+    assert few_nulls(dict.fromkeys(row), 10) is None
