@@ -34,6 +34,7 @@ from feature_store.associations.gene_sets import (
     refuse_without_shared_genes,
     without_shared_genes,
 )
+from feature_store.associations.held_out_units import unit_column
 from feature_store.cells import (
     ExpressionReader,
     open_source,
@@ -59,7 +60,7 @@ from feature_store.storage.obs_columns import column_of
 from feature_store.storage.plans import AssociationsPlan, CellsPlan, GeneSetFile, as_json
 from pipelines.config import ActorOptions, AssociateOptions, CellOptions, EncodeOptions, parse_size
 from pipelines.encode import encode
-from pipelines.inputs import load_recorded_source, load_token_of_gene, tokenless_fact
+from pipelines.inputs import load_recorded_source, load_token_of_gene, tokenless_fact, warn_of_few_units
 from pipelines.moved_data import record_if_same, record_new_place
 from pipelines.runtime.actor_pool import do_shards
 from pipelines.runtime.checks import check_before_work
@@ -168,15 +169,18 @@ def associate_all(options: AssociateOptions, store: Path, *, address: str | None
         UsageError, InputError: a gene-set file is malformed, or none of its sets shares a gene with the data; or the
             data set changed before its expression was read.
     """
-    check_before_work(Layout(store), address=address)
+    layout = Layout(store)
+    check_before_work(layout, address=address)
     sets = read_collections(options.gmt)
     with one_ray_session():
-        if not options.data or _is_of_moved_data(options, Layout(store)):
-            return [associate_with(options.model_copy(update={"data": ()}), sets, store, address=address)]
-        given = {name: getattr(options, name) for name in EncodeOptions.model_fields if hasattr(options, name)}
-        encoded = encode(EncodeOptions(**given), store, address=address)
-        of_codes = options.model_copy(update={"codes": encoded.run, "data": ()})
-        return [encoded, associate_with(of_codes, sets, store, address=address)]
+        encoded, of_codes = [], options.model_copy(update={"data": ()})
+        if options.data and not _is_of_moved_data(options, layout):
+            given = {name: getattr(options, name) for name in EncodeOptions.model_fields if hasattr(options, name)}
+            encoded = [encode(EncodeOptions(**given), store, address=address)]
+            of_codes = of_codes.model_copy(update={"codes": encoded[0].run})
+        found = associate_with(of_codes, sets, store, address=address)
+    warn_of_few_units(layout, str(found.facts["dataset"]))
+    return [*encoded, found]
 
 
 def _is_of_moved_data(options: AssociateOptions, layout: Layout) -> bool:
@@ -345,11 +349,6 @@ def cell_inputs(layout: Layout, codes: CodesRun, sets: Sequence[GeneSets]) -> Ce
         units=None if units is None else Labels.from_values(units, cells[units]),
         gene_sets=sets,
     )
-
-
-def unit_column(cells: pl.DataFrame) -> str | None:
-    """Return the column of a cell table with the replicate units: donor, else batch; None where neither is known."""
-    return next((name for name in ("donor", "batch") if cells[name].null_count() < cells.height), None)
 
 
 def label_kinds(layout: Layout, dataset: str, cells: pl.DataFrame) -> list[str]:

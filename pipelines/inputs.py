@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import polars as pl
 
+from feature_store.associations.held_out_units import UNITS, limit_of_claims
 from feature_store.cells import (
     KnownDigest,
     Source,
@@ -25,6 +26,7 @@ from feature_store.cells import (
     no_known_digest,
     open_recorded,
     open_source,
+    read_panel_cells,
     source_location,
     turn_matrices,
     what_changed,
@@ -263,6 +265,13 @@ def tokenless_fact(codes: CodesRun) -> dict[str, str]:
         if n == 0
         else {"CELLS WITHOUT TOKENS": f"{n:,} of {codes.cut.n_cells:,}, left out of every statistic; {TOKENLESS}"}
     )
+
+
+def warn_of_few_units(layout: Layout, dataset: str) -> None:
+    """Print a warning if the donors of the test cells are too few for a claim about other donors."""
+    cells = read_panel_cells(layout.cells_dir(dataset), ["split", *UNITS])
+    if text := limit_of_claims(cells):
+        stderr_console().print(f"warning: {text}", style="yellow", soft_wrap=True)
 
 
 def absolute_model_path(model: str) -> str:

@@ -20,6 +20,7 @@ import polars as pl
 
 import feature_store.modules.communities as communities_module
 import feature_store.modules.gene_sets as gene_sets_module
+from feature_store.associations.held_out_units import unit_column
 from feature_store.associations.inputs import Labels
 from feature_store.associations.moments import column_moments
 from feature_store.associations.multiple_testing import benjamini_hochberg
@@ -39,7 +40,6 @@ from feature_store.query.runs import RunChain
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import MODULE_TABLES, Layout
 from feature_store.storage.plans import ModulesPlan, constants_of
-from pipelines.associate import unit_column
 from pipelines.config import ModulesOptions
 from pipelines.effects.chain import associations_of
 from pipelines.errors import UsageError

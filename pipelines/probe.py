@@ -24,6 +24,7 @@ from scipy import sparse
 import feature_store.probes.by_label as by_label_module
 import feature_store.probes.logistic as logistic_module
 import feature_store.probes.scores as scores_module
+from feature_store.associations.held_out_units import unit_column
 from feature_store.associations.inputs import Labels
 from feature_store.associations.moments import column_moments
 from feature_store.cells import ExpressionReader, read_panel, read_panel_cells
@@ -35,7 +36,7 @@ from feature_store.query.runs import RunChain
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import PROBE_TABLES, Layout, RunInfo
 from feature_store.storage.plans import AssociationsPlan, ProbePlan, constants_of
-from pipelines.associate import expression_dir, label_kinds, unit_column, write_expression_by_gene
+from pipelines.associate import expression_dir, label_kinds, write_expression_by_gene
 from pipelines.baseline import chain_of_sae
 from pipelines.compare import baselines_of
 from pipelines.config import ProbeOptions

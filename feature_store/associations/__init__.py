@@ -30,6 +30,7 @@ Tables
     label_statistics, batch_statistics    all statistics of one kind of labels; of batches within cell types
     label_table, number_table, gene_table, gene_set_table, feature_table    the rows of a range, and the finished table
     claims                 what a feature may be named after
+    held_out_units         whether the donors of the test cells allow a claim about other donors
     split_facts, top_names                what the rows of a split share; the names of the largest scores
     measure, ranges, assemble             all of it for one range; ranges on disk; the tables of the store
 Between runs

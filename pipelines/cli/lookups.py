@@ -21,6 +21,8 @@ LOOKUP_COLUMNS = (
 """The columns of a look-up in a table; the other forms have every column."""
 NAMES = ("gene", "label", "gene_set", "number")
 """What features can be looked up by in `FeatureStore.features_for`."""
+ACROSS_CELLS = ("gene", "label", "number")
+"""Those of NAMES whose q is of a test on cells, and so of donors."""
 
 
 def ask(store: FeatureStore, query: str) -> pl.DataFrame:
@@ -57,6 +59,7 @@ class Lookup:
         """Return the features, strongest first; without a look-up all features, densest first."""
         # not above: `scsae sql` needs no statistics
         from feature_store.associations.claims import NAMED_AT, is_significant
+        from feature_store.associations.held_out_units import UNITS, limit_of_claims
 
         cell = self.cell if self.cell_idx is None else self.cell_idx
         if cell is not None:
@@ -73,6 +76,10 @@ class Lookup:
                 _say(f"no feature of {name!r} at {NAMED_AT} on test cells; those with the largest effect are shown")
             elif n_named < min(found.height, self.n):
                 _say(f"{n_named} of {found.height} features have {NAMED_AT} for {name!r} on test cells; see q")
+            if column in ACROSS_CELLS and "cells" in store.tables():
+                units = store.panel_cells().select("split", *UNITS).collect()
+                if limit := limit_of_claims(units):
+                    _say(limit)
             return found.head(self.n)
         features = store.frame("features").sort("density", "feature_id", descending=[True, False])
         return features.head(self.n).collect()

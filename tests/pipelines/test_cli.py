@@ -22,6 +22,7 @@ import pytest
 import typer
 
 from feature_store import FeatureStore
+from feature_store.associations.held_out_units import limit_of_claims
 from feature_store.errors import InputError
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
@@ -269,9 +270,11 @@ def test_an_error_after_a_write_is_one_line_and_exits_1(scsae_here, tiny_data, t
     monkeypatch.setattr("pipelines.extract.do_shards", fail)
     done = scsae_here("extract", tiny_data, "--model", tiny_model, "--layer", 1, "--store", "new")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert words in done.stderr
+    # before it, extract said that it knows no donors
+    *before, said = done.stderr.splitlines()
+    assert said.startswith("error: ")
+    assert words in said
+    assert [line.partition(":")[0] for line in before] == ["warning"]
     assert list(scsae_here.here.iterdir())
 
 
@@ -450,6 +453,18 @@ def test_the_result_of_associations_can_be_read_by_a_program(scsae_here, chain):
     assert done.returncode == 0, done.stderr
     (row,) = json.loads(done.stdout)
     assert (row["kind"], row["run"]) == ("associations", Layout(chain.store).latest("associations").run)
+
+
+@pytest.mark.parametrize("asked", [("features", "--label", "A"), ("associate",)], ids=["features", "associate"])
+def test_few_donors_are_said_beside_the_answer(scsae_here, chain, asked):
+    done = scsae_here(*asked, "--format", "json", "--store", chain.store)
+    assert done.returncode == 0, done.stderr
+    limit = limit_of_claims(FeatureStore.open(chain.store).panel_cells().collect())
+    assert limit is not None
+    assert done.stderr.count(limit) == 1
+    assert limit not in done.stdout
+    other = scsae_here("features", "--cell-idx", 5, "--format", "json", "--store", chain.store)
+    assert other.stderr == ""
 
 
 @pytest.mark.parametrize("form", ["table", "csv"])

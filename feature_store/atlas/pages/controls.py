@@ -9,6 +9,7 @@ import polars as pl
 
 from feature_store.associations.claims import ALPHA, is_significant
 from feature_store.associations.comparison import KEYS, STRONG, summarise
+from feature_store.associations.held_out_units import limit_of_claims, unit_column, units_by_split
 from feature_store.associations.matching import STABLE
 from feature_store.associations.matching import summarise as summarise_matches
 from feature_store.atlas.data import AtlasData
@@ -20,8 +21,6 @@ from feature_store.query.store import FeatureStore
 BINS = 20
 MOST_TARGETS = 60
 """Targets of a kind up to which each is listed; of more (genes) a histogram of the excess is shown."""
-FLOOR_UNITS = 6
-"""The smallest number of donors with which a sign test can reach p <= .05."""
 
 
 def controls(data: AtlasData) -> bytes:
@@ -131,8 +130,7 @@ def _donors(data: AtlasData) -> dict[str, Any]:
     if not data.has("feature_label") or not data.has("cells"):
         return data.missing("feature_label" if data.has("cells") else "cells")
     cells = data.store.panel_cells().select("split", "donor", "batch").collect()
-    known = [name for name in ("donor", "batch") if cells[name].null_count() < cells.height]
-    units = cells.drop_nulls(known[0]).group_by("split").agg(pl.col(known[0]).n_unique()) if known else None
+    limit = limit_of_claims(cells)
     rows = data.store.frame("feature_label").filter(pl.col("split") == "test").drop_nulls(["n_agree", "n_donors"])
     rows = rows.filter(pl.col("n_donors") > 0).with_columns(claimed=is_significant())
     agree = rows.group_by("label_kind", "n_donors", "n_agree", "claimed").agg(n=pl.len())
@@ -147,9 +145,9 @@ def _donors(data: AtlasData) -> dict[str, Any]:
         )
     )
     return {
-        "unit": known[0] if known else None,
-        "units": {} if units is None else dict(units.sort("split").rows()),
-        "enough": FLOOR_UNITS,
+        "unit": unit_column(cells),
+        "units": units_by_split(cells),
+        "limit": None if limit is None else f"{limit[0].upper()}{limit[1:]}.",
         "agree": agree.sort(pl.all()).collect().to_dicts(),
         "kinds": held.sort("label_kind").collect().to_dicts(),
     }

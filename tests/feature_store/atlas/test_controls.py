@@ -13,6 +13,7 @@ from toy_plans import toy_table
 
 from feature_store import FeatureStore
 from feature_store.associations.comparison import summarise
+from feature_store.associations.held_out_units import limit_of_claims
 from feature_store.atlas.resources import Resources
 from feature_store.storage import commit
 from feature_store.storage.layout import ASSOCIATION_TABLES
@@ -114,6 +115,9 @@ def test_donors_that_agree_are_counted_for_claims_and_for_the_rest(atlas_store: 
     found = controls_of(atlas_store)["donors"]
     rows = of_test(atlas_store).with_columns(claimed=pl.col("q") <= 0.05)
     assert (found["unit"], found["units"]["test"]) == ("donor", 4)
+    limit = limit_of_claims(atlas_store.panel_cells().collect())
+    assert limit is not None
+    assert found["limit"].lower() == f"{limit}.".lower()
     assert sum(row["n"] for row in found["agree"]) == rows.height
     for kind in found["kinds"]:
         claims = rows.filter("claimed", label_kind=kind["label_kind"])

@@ -127,8 +127,7 @@ function donorsPanel(of, { alpha }) {
   const name = "4. Do donors agree?";
   if (of.missing) return panel("donors", name, null, empty(of.missing));
   const unit = of.unit === "batch" ? "batches" : "donors", n = of.units.test ?? 0;
-  const finding = !of.unit ? "Neither the donor nor the batch of a cell is known, so all cells count as one sample and no claim here is about donors. Name the column with scsae extract DATA --donor COLUMN."
-    : `The test cells are of ${count(n)} ${n === 1 ? of.unit : unit}${of.unit === "batch" ? " (no donor is known, so batches are used)" : ""}. ${n < of.enough ? `With ${n} no p across ${unit} can be below ${fmt(2 ** (1 - Math.max(1, n)))}, so no claim here can be generalised to other ${unit}, whatever its q.` : `No p across them can be below ${fmt(2 ** (1 - n), 2)}.`}`;
+  const finding = of.limit ?? `The test cells are of ${count(n)} ${unit}${of.unit === "batch" ? " (no donor is known, so batches are used)" : ""}. No p across them can be below ${fmt(2 ** (1 - n), 2)}.`;
   const figures = of.kinds.map((kind) => {
     const rows = of.agree.filter(({ label_kind }) => label_kind === kind.label_kind);
     const series = [[true, `q ≤ ${alpha}`, BLUE], [false, "not significant", GREY]].map(([claimed, text, colour]) => ({ name: text, colour, shares: agreement(rows.filter((row) => row.claimed === claimed)) }));
