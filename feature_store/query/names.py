@@ -7,15 +7,13 @@ downloaded. A name is compared without case, spaces and hyphens: PD-1 is PD1.
 
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from importlib import resources
 from typing import NamedTuple
 
 from feature_store.query.suggestions import join_names
 
-SHORT_WORD = 3
-"""A word with fewer letters has to be a whole word of a name: the B of `b cell` is in most names."""
 _NO_LETTER = re.compile(r"[\W_]+")
 _VERSION = re.compile(r"(ENS\w*G\d+)\.\d+", re.IGNORECASE)
 
@@ -60,16 +58,6 @@ def without_version(ensembl_id: str) -> str:
     return (found[1] if found else ensembl_id.strip()).upper()
 
 
-def names_with_words(text: str, names: Iterable[str]) -> list[str]:
-    """The names that have every word of a text in them, in alphabetical order; short words as whole words.
-
-    >>> names_with_words("interferon", ["CELL_CYCLE", "INTERFERON_RESPONSE"])
-    ['INTERFERON_RESPONSE']
-    """
-    words = [word for word in _NO_LETTER.split(text.casefold()) if word]
-    return sorted(name for name in names if words and all(_has_word(name, word) for word in words))
-
-
 def gene_note(given: str, taken: str) -> str:
     """What is said where the features of a gene of another name are shown."""
     return f"{given} is another name of {taken}, whose features are shown"
@@ -83,11 +71,6 @@ def sets_note(given: str, taken: Collection[str]) -> str:
         f"{len(taken)} gene sets have {given!r} in their names: {join_names(list(taken))}; the features of all are "
         "shown, and those of one with its whole name"
     )
-
-
-def _has_word(name: str, word: str) -> bool:
-    folded = name.casefold()
-    return word in (folded if len(word) >= SHORT_WORD else _NO_LETTER.split(folded))
 
 
 def _plain(name: str) -> str:

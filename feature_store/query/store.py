@@ -42,7 +42,6 @@ from feature_store.errors import NotFoundError, QueryError, StoreError
 from feature_store.query.names import (
     MeantNames,
     gene_note,
-    names_with_words,
     other_names,
     sets_note,
     symbols_of,
@@ -51,13 +50,13 @@ from feature_store.query.names import (
 from feature_store.query.panel import Panel
 from feature_store.query.runs import Lineage, lineage_of, plans_of
 from feature_store.query.statements import check_statement
-from feature_store.query.suggestions import closest_names, did_you_mean, join_names, same_but_for_case
+from feature_store.query.suggestions import closest_names, did_you_mean, join_names, names_with_words, same_but_for_case
 from feature_store.query.tables import Tables
 from feature_store.storage import schemas
 from feature_store.storage.commit import Run, read_table
 from feature_store.storage.layout import ASSOCIATION_TABLES, KINDS, SUMMARY, Layout
 from feature_store.storage.obs_columns import column_of, find_column
-from feature_store.storage.plans import CellsPlan
+from feature_store.storage.plans import AssociationsPlan, CellsPlan
 
 if TYPE_CHECKING:
     import anndata
@@ -66,6 +65,8 @@ if TYPE_CHECKING:
 
 _NO_COLUMN = re.compile(r"(?:unable to find column|no column named) [\"']([^\"']+)[\"']")
 _NO_TABLE = re.compile(r"relation '([^']+)' was not found")
+MOST_SEARCHED = 20
+"""Number of other associations that are searched for a name that the opened ones lack."""
 CELLS_KEPT = 2_000_000
 """Largest number of rows of a cell table that is kept in memory from the second look-up on (a million cells of 15
 columns take 80 MB and .21 s of CPU; without it, each look-up takes .14 s)."""
@@ -294,13 +295,17 @@ class FeatureStore:
             return pl.SQLContext(self._frames_for(query), eager=True).execute(query)
         except pl.exceptions.PolarsError as error:
             self.raise_if_damaged(error)
-            raise QueryError(self._explain(str(error))) from error
+            raise QueryError(self._explain(str(error), query)) from error
 
     def _frames_for(self, query: str) -> dict[str, pl.LazyFrame]:
         """A frame of each table, empty where the text of the query does not hold its name: it is not opened then."""
         return {
             table: self.frame(table) if table.lower() in query.lower() else pl.LazyFrame() for table in self.tables()
         }
+
+    def _tables_in(self, query: str) -> list[str]:
+        """The tables whose names are in the text of a query."""
+        return [table for table in self.tables() if re.search(rf"\b{table}\b", query, re.IGNORECASE)]
 
     def why_empty(self, query: str) -> str:
         """Why a query found no rows: the first text in it that its column does not hold, with the nearest values.
@@ -311,11 +316,13 @@ class FeatureStore:
         It looks for `column = 'text'` in the text of the query and does not parse it.
         """
         for column, text in _TEXT_CONDITION.findall(query):
-            tables = [table for table in self.tables() if re.search(rf"\b{table}\b", query, re.IGNORECASE)]
+            tables = self._tables_in(query)
             known = {table: self._values(table, column) for table in tables if self._is_text(table, column)}
             if known and not any(text in values for values in known.values()):
                 values = sorted({value for values in known.values() for value in values})
-                return f"no {column} is {text!r} in {', '.join(known)}{did_you_mean(text, values, n=3)}"
+                near, where = did_you_mean(text, values, n=3), [table for table in known if table in ASSOCIATION_TABLES]
+                elsewhere = self.elsewhere(where[0], column, text) if where else ""
+                return f"no {column} is {text!r} in {', '.join(known)}{near}{elsewhere}"
         if "compact_codes" in self.tables() and re.search(r"\bcodes\b", query, re.IGNORECASE):
             return (
                 f"no row meets all the conditions; codes has the {self.panel.words}, and compact_codes the largest "
@@ -577,7 +584,7 @@ class FeatureStore:
             try:
                 return (table if cells is None else table.filter(cells)).collect()
             except pl.exceptions.PolarsError as error:
-                raise QueryError(self._explain(str(error))) from error
+                raise QueryError(self._explain(str(error), "cells")) from error
         indices = [self._cell_idx(cell) for cell in cells]
         chosen = pl.DataFrame({"cell_idx": indices}, schema={"cell_idx": pl.Int64})
         rows = self.cells_at(chosen["cell_idx"].unique())
@@ -585,7 +592,10 @@ class FeatureStore:
 
     def _check_feature(self, feature: int) -> None:
         if not 0 <= feature < self._tables.codes.n_features:
-            raise QueryError(f"no feature {feature}; the codes have features 0 to {self._tables.codes.n_features - 1}")
+            raise QueryError(
+                f"no feature {feature} in codes {self.lineage.codes} (data set {self.lineage.dataset}), which have "
+                f"features 0 to {self._tables.codes.n_features - 1}{self.elsewhere('features', 'feature_id', feature)}"
+            )
 
     @cached_property
     def _n_cells(self) -> int:
@@ -645,8 +655,35 @@ class FeatureStore:
             hint = f"; its other names ({join_names(symbols)}) are not there either"
         if column == "gene_set" and not known:
             hint = "; no set that was tested shares a gene with any feature: `scsae associate --gmt FILE` tests others"
-        has = join_names(known) or "none"
-        return f"no {column} {name!r} in {table}{did_you_mean(name, known, n=3)}{hint}; it has {has}"
+        near, elsewhere, has = did_you_mean(name, known, n=3), self.elsewhere(table, column, name), join_names(known)
+        return f"no {column} {name!r} in {table} of {self._asked}{near}{hint}{elsewhere}; it has {has or 'none'}"
+
+    @property
+    def _asked(self) -> str:
+        """The runs that an answer about features is of, in words."""
+        return f"associations {self.lineage.associations} (data set {self.lineage.dataset})"
+
+    def elsewhere(self, table: str, column: str, value: str | int) -> str:
+        """Which other associations of the store have a value in a column of a table, for the message of an error; empty
+        where none of the MOST_SEARCHED newest has it.
+
+        >>> store.elsewhere("feature_label", "label", "CD19+ B")
+        '; other associations have it: --associations 4f2a81c09d11 (data set pbmc68k_reduced-6f7c3f)'
+
+        Upper and lower case do not matter. Controls are not searched.
+        """
+        known = pl.col(column)
+        known = known.str.to_lowercase() == value.lower() if isinstance(value, str) else known == value
+        found = []
+        runs = [info.run for info in self.layout.runs("associations") if info.complete]
+        for run in [run for run in runs if run != self.lineage.associations][:MOST_SEARCHED]:
+            # what cannot be read is no reason not to name the others
+            with suppress(StoreError, OSError, pl.exceptions.PolarsError):
+                plan = AssociationsPlan.of(Run.open(self.layout.associations_dir(run) / "features"))
+                other = FeatureStore.open(self.layout.root, associations=run)
+                if plan.control_of is None and other.frame(table).filter(known).head(1).collect().height:
+                    found.append(f"--associations {run} (data set {plan.dataset})")
+        return f"; other associations have it: {' or '.join(found[:3])}" if found else ""
 
     def _rows_about(self, table: str, column: str, name: str) -> pl.DataFrame:
         """The rows of a table about the names that a name means."""
@@ -701,7 +738,8 @@ class FeatureStore:
         about = about.select("feature_id", *(name for name in _ABOUT_FEATURE[1:] if name not in found.columns))
         return found.join(about, on="feature_id", how="left", maintain_order="left")
 
-    def _explain(self, message: str) -> str:
+    def _explain(self, message: str, query: str) -> str:
+        """The message about a query that failed, from that of Polars; of a query over the cells alone it is "cells"."""
         message = message.split("\n\n")[0].strip()
         if no_table := _NO_TABLE.search(message):
             name = no_table[1]
@@ -716,8 +754,12 @@ class FeatureStore:
             of_obs = [column_of(name)] if column_of(name) in columns.get("cells", []) else []
             alike = of_obs or closest_names(name, sorted({c for names in columns.values() for c in names}))
             places = [f"{c} ({', '.join(t for t, names in columns.items() if c in names)})" for c in alike]
-            hint = f"; did you mean {' or '.join(places)}?" if places else ""
-            return f"no column {name!r}{hint}; `SELECT * FROM features LIMIT 1` shows the columns of a table"
+            if places:
+                return (
+                    f"no column {name!r}; did you mean {' or '.join(places)}? `scsae describe TABLE` lists the columns"
+                )
+            has = [f"{t} has {', '.join(columns[t])}" for t in self._tables_in(query) if t in columns]
+            return f"no column {name!r}; {'; '.join(has) or '`scsae describe TABLE` lists those of a table'}"
         return f"the query failed: {message}"
 
 

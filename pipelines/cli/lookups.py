@@ -16,11 +16,18 @@ from pipelines.runtime.progress import stderr_console
 
 LOOKUP_COLUMNS = (
     "feature_id gene label gene_set number value select_auroc auroc select_pearson pearson select_spearman spearman "
-    "identity_precision lift overlap n_set odds_ratio q q_matched of class top_label top_genes"
+    "identity_precision lift select_p overlap n_set odds_ratio q q_matched of class top_label top_genes"
 ).split()
 """The columns of a look-up in a table; the other forms have every column."""
 NAMES = ("gene", "label", "gene_set", "number")
 """What features can be looked up by in `FeatureStore.features_for`."""
+FIRST_SHOWN = {
+    "gene": "those with the largest correlation on select cells",
+    "label": "those with the largest AUROC on select cells",
+    "gene_set": "those with the smallest p on select cells",
+    "number": "those with the largest correlation on select cells",
+}
+"""The order of each look-up (`feature_store.query.store.RANKED_BY`), in words."""
 ACROSS_CELLS = ("gene", "label", "number")
 """Those of NAMES whose q is of a test on cells, and so of donors."""
 
@@ -71,9 +78,11 @@ class Lookup:
             ((column, name),) = asked.items()
             if column in ("gene", "gene_set") and (note := store.meant_by(column, name).note):
                 _say(note)
+            if column == "gene_set":
+                found = _with_shared_genes(found)
             n_named = found.filter(is_significant()).height if "q" in found.columns else found.height
             if not n_named:
-                _say(f"no feature of {name!r} at {NAMED_AT} on test cells; those with the largest effect are shown")
+                _say(f"no feature of {name!r} at {NAMED_AT} on test cells; {FIRST_SHOWN[column]} come first")
             elif n_named < min(found.height, self.n):
                 _say(f"{n_named} of {found.height} features have {NAMED_AT} for {name!r} on test cells; see q")
             if column in ACROSS_CELLS and "cells" in store.tables():
@@ -83,6 +92,14 @@ class Lookup:
             return found.head(self.n)
         features = store.frame("features").sort("density", "feature_id", descending=[True, False])
         return features.head(self.n).collect()
+
+
+def _with_shared_genes(found: pl.DataFrame) -> pl.DataFrame:
+    """The features that share a gene with the gene set, and a line on how many do not and are left out."""
+    shared = found.filter(pl.col("overlap") > 0)
+    if n := found.height - shared.height:
+        _say(f"left out: {n} of {found.height} rows, whose features share no gene with the set on test cells")
+    return shared
 
 
 def write_lookup(asked: Lookup, store: FeatureStore, to: Destination) -> None:

@@ -11,7 +11,7 @@ mix     the variance between batches inside a cell type minus the part that samp
 Decoder rows are unit vectors, so both scores are in units of the activation: how far a feature moves it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -20,8 +20,9 @@ import numpy.typing as npt
 import polars as pl
 from scipy import sparse
 
+from feature_store.query.suggestions import did_you_mean
 from feature_store.storage import schemas
-from feature_store.storage.obs_columns import find_column, shown_name
+from feature_store.storage.obs_columns import column_of, find_column, shown_name
 from pipelines.config import SteerOptions
 from pipelines.errors import UsageError
 from pipelines.steering.labels import CellLabels, Texts
@@ -178,7 +179,12 @@ def _nothing_to_compare(labels: CellLabels, task: SteeringTask) -> str:
 
 
 def choose_features_of_label(
-    labels: pl.DataFrame, features: pl.DataFrame, options: SteerOptions, *, kinds: list[str]
+    labels: pl.DataFrame,
+    features: pl.DataFrame,
+    options: SteerOptions,
+    *,
+    kinds: list[str],
+    where: Callable[[str, str], str] = lambda column, value: "",
 ) -> tuple[str, pl.DataFrame]:
     """Return the target of an edit and its features, ranked: those with the smallest p for it on `select` cells.
 
@@ -189,16 +195,20 @@ def choose_features_of_label(
         features: the table features.
         options: the options with kind and target (None takes the label of the kind with the best feature).
         kinds: the kinds of label that the data set has.
+        where: says which associations were asked, and which others have a value in a column of feature_label.
 
     Raises:
         UsageError: the kind or target is unknown, or no feature has an AUROC above 0.5 for it.
     """
-    kind = kind_named(options.kind, kinds)
+    kind = kind_named(options.kind, kinds, where)
     shown = shown_name(kind)
     known = labels.filter((pl.col("label_kind") == kind) & (pl.col("split") == "select"))
     names = known["label"].unique().sort().to_list()
     if options.target is not None and options.target not in names:
-        raise UsageError(f"--target was {options.target!r}; {shown} among select cells is one of: {', '.join(names)}")
+        raise UsageError(
+            f"--target was {options.target!r}; {shown} among select cells is one of: {', '.join(names)}"
+            f"{did_you_mean(options.target, names)}{where('label', options.target)}"
+        )
     alive = features.filter(~pl.col("dead"))["feature_id"]
     better = known.filter(pl.col("feature_id").is_in(alive.implode()) & (pl.col("auroc") > 0.5)).sort("p", "feature_id")
     if options.target is None and not better.height:
@@ -222,9 +232,15 @@ def choose_features_of_label(
     return target, schemas.conform("steering_scores", own_scores)
 
 
-def kind_named(name: str, kinds: Sequence[str]) -> str:
-    """The kind of label, a column of the cell table, that a name means. UsageError if the data set has none."""
+def kind_named(name: str, kinds: Sequence[str], where: Callable[[str, str], str] = lambda column, value: "") -> str:
+    """The kind of label, a column of the cell table, that a name means. UsageError if the data set has none.
+
+    `where` is that of `choose_features_of_label`.
+    """
     kind = find_column(name, kinds)
     if kind is None:
-        raise UsageError(f"--kind was {name!r}; this data set has {', '.join(map(shown_name, kinds)) or 'no labels'}")
+        raise UsageError(
+            f"--kind was {name!r}; this data set has {', '.join(map(shown_name, kinds)) or 'no labels'}"
+            f"{where('label_kind', column_of(name))}"
+        )
     return kind

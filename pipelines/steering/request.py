@@ -1,6 +1,6 @@
 """The request of a steering run: its options, all checked against the store before anything is written."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from feature_store import FeatureStore
 from feature_store.cells import canonical_column, canonical_name, canonical_text, read_panel_cells, source_location
 from feature_store.codes import CodesRun, panel_with_tokens
 from feature_store.query.runs import RunChain, resolve_run
@@ -87,22 +88,27 @@ class SteeringRequest:
         every = read_panel_cells(layout.cells_dir(dataset))
         # from here on the names are those of the columns of the cell table
         kinds = label_kinds(layout, dataset, every)
-        kind = kind_named(options.kind, kinds)
+
+        def where(column: str, value: str) -> str:
+            found = FeatureStore.open(layout.root, associations=chain.run).elsewhere("feature_label", column, value)
+            return f"; read were associations {chain.run} (data set {dataset}){found}"
+
+        kind = kind_named(options.kind, kinds, where)
         chosen = [_column_and_value(text, every) for text in options.cells]
         given, options = options, options.model_copy(update={"kind": kind, "cells": tuple(map("=".join, chosen))})
         by_label, target = None, options.target
         if options.toward is None and options.target != ALL:
             labels = commit.read_table(associations.path.parent / "feature_label")
-            target, by_label = choose_features_of_label(labels, features, given, kinds=kinds)
+            target, by_label = choose_features_of_label(labels, features, given, kinds=kinds, where=where)
         assert target is not None
         task = task_of(options, target)
-        _check_features(options, features, by_label)
+        _check_features(options, features, by_label, chain.run)
         label = canonical_column(options.kind)
         codes = CodesRun.open(layout.codes_dir(chain.associations.codes))
         has_tokens = panel_with_tokens(codes, every["cell_idx"].to_numpy())
         cells = every.filter(label.is_not_null() & pl.Series(has_tokens))
         if task.type is Task.MOVE:
-            _check_labels(task, canonical_text(cells[options.kind]))
+            _check_labels(task, canonical_text(cells[options.kind]), where)
             cells = cells.filter(label.is_in([task.target, task.toward]))
         steered = cells.filter(_mask(chosen, every))
         if task.type is Task.MOVE:
@@ -324,11 +330,14 @@ def _refuse_options_of_tokens(options: SteerOptions) -> None:
         )
 
 
-def _check_features(options: SteerOptions, features: pl.DataFrame, by_label: pl.DataFrame | None) -> None:
+def _check_features(
+    options: SteerOptions, features: pl.DataFrame, by_label: pl.DataFrame | None, associations: str
+) -> None:
     alive = set(features.filter(~pl.col("dead") & (pl.col("density") > 0))["feature_id"].to_list())
     if unknown := [feature for feature in options.feature if feature >= features.height]:
         raise UsageError(
-            f"--feature was {unknown[0]}; this SAE has features 0 to {features.height - 1}: `scsae features` lists them"
+            f"--feature was {unknown[0]}; the SAE of associations {associations} has features 0 to "
+            f"{features.height - 1}: `scsae features` lists them"
         )
     if dead := [feature for feature in options.feature if feature not in alive]:
         raise UsageError(f"--feature was {dead[0]}, which never fires; choose one that `scsae features` lists")
@@ -342,12 +351,13 @@ def _check_features(options: SteerOptions, features: pl.DataFrame, by_label: pl.
         )
 
 
-def _check_labels(task: SteeringTask, labels: pl.Series) -> None:
+def _check_labels(task: SteeringTask, labels: pl.Series, where: Callable[[str, str], str]) -> None:
     names, kind = labels.unique().drop_nulls().sort().to_list(), shown_name(task.kind)
     for option, name in (("--target", task.target), ("--toward", task.toward)):
         if name not in names:
             raise UsageError(
                 f"{option} was {name!r}; {kind} is one of: {join_names(names)}{did_you_mean(str(name), names)}"
+                f"{where('label', str(name))}"
             )
 
 

@@ -12,9 +12,10 @@ from toy_plans import toy_table
 from feature_store import FeatureStore
 from feature_store.errors import QueryError
 from feature_store.query import names
+from feature_store.query.store import RANKED_BY
 from feature_store.storage import commit, schemas
 from feature_store.storage.plans import AssociationsPlan
-from pipelines.cli.lookups import Lookup
+from pipelines.cli.lookups import FIRST_SHOWN, NAMES, Lookup
 
 SETS = {
     "INTERFERON_ALPHA_RESPONSE": "hallmark",
@@ -114,6 +115,34 @@ def test_words_are_looked_for_in_the_collection_that_is_named(of_sets: FeatureSt
     assert of_sets.features_for(gene_set="response", kind="hallmark").height == 2
     with pytest.raises(QueryError, match="'response' in collection 'immune'"):
         of_sets.features_for(gene_set="response", kind="immune")
+
+
+def test_the_command_leaves_out_features_that_share_no_gene_with_a_set_and_says_the_order_of_the_others(
+    small_store: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    select = [(0, "select", 0.01, 1), (1, "select", 0.3, 1), (2, "select", 0.2, 1)]
+    test = [(0, "test", 0.3, 0), (1, "test", 0.2, 2), (2, "test", 0.9, 1)]
+    names_of = {"feature_id": pl.Int32, "split": pl.String, "p": pl.Float64, "overlap": pl.Int64}
+    rows = pl.DataFrame([*select, *test], schema=names_of, orient="row").with_columns(
+        collection=pl.lit("own"), gene_set=pl.lit("B_CELL")
+    )
+    lacking = {name: pl.lit(None) for name in schemas.TABLES["feature_geneset"].columns if name not in rows.columns}
+    store = replaced(small_store, "feature_geneset", rows.with_columns(**lacking))
+    assert Lookup(gene_set="B_CELL").answer(store)["feature_id"].to_list() == [2, 1]
+    said = capfd.readouterr().err
+    assert "left out: 1 of 3 rows, whose features share no gene" in said
+    assert (
+        "no feature of 'B_CELL' at q <= 0.05 on test cells; those with the smallest p on select cells come first"
+        in said
+    )
+
+
+def test_every_kind_of_look_up_says_its_order() -> None:
+    assert set(FIRST_SHOWN) == set(RANKED_BY) == set(NAMES)
+    assert {name for name, (_, _, descending) in RANKED_BY.items() if not descending} == {"gene_set"}
+    for name, (_, key, _) in RANKED_BY.items():
+        word = {"pearson": "correlation", "spearman": "correlation", "auroc": "AUROC", "p": "smallest p"}[key]
+        assert word in FIRST_SHOWN[name]
 
 
 def test_the_command_says_which_name_it_took(small_store: Any, capfd: pytest.CaptureFixture[str]) -> None:

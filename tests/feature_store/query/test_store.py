@@ -155,7 +155,9 @@ def test_sql_sees_every_steering_run_with_its_id(store: FeatureStore) -> None:
         ("SELECT aurok FROM feature_label", r"'aurok'.* auroc \(feature_label\)"),
         ("SELECT l.aurok FROM feature_label l", r"'aurok'.* auroc \(feature_label\)"),
         ("SELECT AUROC FROM feature_label", r"'AUROC'.* auroc \(feature_label\)"),
-        ("SELECT xyzzy FROM cells", "'xyzzy'.*`SELECT"),
+        ("SELECT xyzzy FROM cells", "'xyzzy'; cells has cell_idx, cell_id, "),
+        ("SELECT foo FROM cells", "'foo'; cells has cell_idx, cell_id, "),
+        ("SELECT foo FROM genes_of_none", "'genes_of_none'"),
         ("SELECT feature_id FROM codes WHERE", "sql parser error"),
         ("SELECT nonsense(value) FROM codes", "unsupported function"),
     ],
@@ -190,6 +192,26 @@ def test_an_unknown_label_gene_or_set_is_answered_with_the_nearest(store: Featur
         store.features_for(gene="MS4A1", label="B")
     with pytest.raises(QueryError, match="none"):
         store.features_for()
+
+
+def test_a_name_that_other_associations_have_is_answered_with_their_run_and_data_set(
+    store: FeatureStore, small_store: Any
+) -> None:
+    assert "other associations" not in store.why_empty("SELECT * FROM feature_label WHERE label = 'NK cell'")
+    tables = {name: store.frame(name).collect() for name in ASSOCIATION_TABLES}
+    tables["feature_label"] = tables["feature_label"].with_columns(label=pl.lit("NK cell"))
+    for run, control in (("b0a", None), ("c0a", "pca")):
+        plan = toy_table(AssociationsPlan, codes="c0de", dataset="toy", sae="5ae", control_of=control)
+        for name, frame in tables.items():
+            commit.write_table(small_store.layout.associations_dir(run) / name, frame, plan)
+    asked = FeatureStore.open(small_store.layout.root, associations="a550c")
+    where = r"'nk CELL' in feature_label of associations a550c \(data set toy\).*--associations b0a \(data set toy\)"
+    with pytest.raises(QueryError, match=where) as refused:
+        asked.features_for(label="nk CELL")
+    assert "c0a" not in str(refused.value)
+    assert "--associations b0a" in asked.why_empty("SELECT * FROM feature_label WHERE label = 'NK cell'")
+    with pytest.raises(QueryError, match=r"no feature 99 in codes c0de \(data set toy\), which have features 0 to 11$"):
+        asked.codes_of(99)
 
 
 def test_a_name_in_another_case_is_found_unless_it_may_be_two(store: FeatureStore, small_store: Any) -> None:
