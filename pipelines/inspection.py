@@ -1,8 +1,10 @@
 """`scsae inspect` reports how a data set and a model match and what an extraction costs, or what given vectors are."""
 
+import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from feature_store.credentials import without_credentials
 from pipelines.cell_tokens import tokens_of_cells
 from pipelines.config import CellOptions, DataOptions, InspectOptions
 from pipelines.external.inspection import inspect_vectors
@@ -52,8 +54,32 @@ def inspect_data(options: DataOptions) -> dict[str, Any]:
         "tokens per cell": round(inputs.mean_tokens, 1),
         "activations, f16": f"{n_tokens * model.d_model * 2 / 1e9:.2f} GB per site",
         "time, one core": f"{seconds_per_cell(inputs) * source.n_cells:,.0f} s, through all layers",
-        **({"REFUSED BY EXTRACT": few} if few else {}),
+        **({"REFUSED BY EXTRACT": few} if few else {"next": extract_command(options, inputs)}),
     }
+
+
+def extract_command(options: DataOptions, inputs: LoadedInputs) -> str:
+    """Return the command that extracts the data with the model as they were inspected, at a layer behind the middle.
+
+    The columns of donor and cell type are those that the schema of CELLxGENE names, or that are called so; where there
+    is none, COLUMN stands in its place.
+    """
+    columns, _ = with_schema_columns(CellOptions(), inputs.source)
+    given: list[tuple[str, object]] = []
+    for name in ("model", "model_option", "matrix", "where", "obs"):
+        value = getattr(options, name)
+        if value != type(options).model_fields[name].get_default():
+            given += [(name, one) for one in (value if isinstance(value, tuple) else (value,))]
+    given.append(("layer", max(0, inputs.model.n_layers * 2 // 3)))
+    for name in ("donor", "cell_type"):
+        called = name if name in inputs.source.obs_schema else None
+        given.append((name, getattr(columns, name) or called or "COLUMN"))
+    given += [("label", label) for label in columns.label]
+    words = [
+        *map(str, options.data),
+        *(text for name, one in given for text in (f"--{name.replace('_', '-')}", str(one))),
+    ]
+    return without_credentials(shlex.join(["scsae", "extract", *words]))
 
 
 def seconds_per_cell(inputs: LoadedInputs) -> float:

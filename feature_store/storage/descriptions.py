@@ -520,11 +520,11 @@ DESCRIPTIONS: Mapping[str, TableDescription] = {
         measured_on="the cells of the split; choices are made on select cells, results are of test cells",
         columns={
             "condition": Column("what was done: the edit, a null, a baseline"),
-            "role": Column("the part that the condition has: grid, null, baseline, trend and others"),
+            "role": Column("the part that the condition has; docs/steering-metrics.md says what each means"),
             "intervention": Column("ablate, clamp, add, scale, toward or shift"),
             "n_features": Column("features that were edited", _FEATURES),
             "dose": Column("dose of the edit", "that of the intervention"),
-            "metric": Column("the metric; docs/steering.md says what each means"),
+            "metric": Column("the metric; docs/steering-metrics.md says what each means"),
             "group": Column("`all`, or one label"),
             "n_draws": Column("draws of the null, 1 of other conditions; of role trend the donors", "draws"),
             "value": Column("value of the metric", "unit of the metric"),
@@ -562,8 +562,12 @@ DESCRIPTIONS: Mapping[str, TableDescription] = {
         columns={
             "score": Column("how well it tells the labels", "unit of the code; of an edit rank-biserial"),
             "rank": Column("place by the score, counted from 1"),
-            "n_units": Column("donors (else batches) that the score is of", _DONORS),
-            "n_agree": Column("those of them with the sign of the score", _DONORS),
+            "n_units": Column(
+                "what the score is the mean over: of a move pairs of donor and cell type with cells of both labels "
+                "(else cell types, else 1), of a mix cell types; of an edit n_donors of feature_label",
+                "units",
+            ),
+            "n_agree": Column("those of them with the sign of the score", "units"),
         },
     ),
     "steering_head": TableDescription(

@@ -36,9 +36,13 @@ def inspect_command(
     is written.
     """
     from pipelines.inspection import inspect_data
-    from pipelines.runtime.reports import print_facts
+    from pipelines.runtime.reports import print_facts, print_next
 
-    print_facts(inspect_data(given_options(InspectOptions, context)))
+    facts = inspect_data(given_options(InspectOptions, context))
+    command = facts.pop("next", None)
+    print_facts(facts)
+    if command is not None:
+        print_next(command)
 
 
 @commands.command("models-supported")

@@ -20,7 +20,7 @@ NEXT = {
     "saes": "scsae encode",
     "codes": "scsae associate",
     "associations": "scsae features --label LABEL",
-    "steering": "scsae sql 'SELECT * FROM steering'",
+    "steering": "scsae plot steering-bars --save steering.png",
     "effects": "scsae sql 'SELECT feature_id, gene, effect, z, q FROM feature_effect WHERE q <= 0.05 ORDER BY p'",
     "circuits": "scsae sql 'SELECT * FROM feature_edge WHERE q <= 0.05 ORDER BY p'",
     "inputs": "scsae sql 'SELECT feature_id, gene, path, share, z, q FROM feature_input WHERE q <= 0.05 ORDER BY p'",
@@ -34,12 +34,16 @@ NEXT = {
 
 def print_results(results: Sequence[StageResult], store: Path) -> None:
     """Print the outcome of each stage and the command that follows."""
-    out = console()
     for result in results:
         facts = {"run": f"{result.kind}/{result.run}", "done now": result.done, "reused": result.reused, **result.facts}
         print_facts({**facts, "seconds": round(result.seconds, 1)})
     if results:
-        out.print(f"next: {NEXT[results[-1].kind]} {Layout(store).store_option}", soft_wrap=True)
+        print_next(f"{NEXT[results[-1].kind]} {Layout(store).store_option}")
+
+
+def print_next(command: str) -> None:
+    """Print the command to type next, on one line."""
+    console().print(f"next: {command}", soft_wrap=True)
 
 
 def results_frame(results: Sequence[StageResult]) -> pl.DataFrame:

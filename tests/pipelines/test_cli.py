@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -481,7 +482,11 @@ def test_a_reader_that_goes_away_ends_a_command_without_a_word(chain, home, form
 def test_inspect_reports_coverage_and_writes_nothing(scsae_here, tiny_cells, tiny_data, tiny_model, home):
     done = scsae_here("inspect", tiny_data, "--model", tiny_model)
     assert (done.returncode, done.stderr) == (0, "")
-    facts = dict(re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in done.stdout.splitlines() if line.strip())
+    *lines, last = done.stdout.splitlines()
+    facts = dict(re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in lines if line.strip())
+    columns = ["--donor", "donor", "--cell-type", "COLUMN"]
+    words = ["next:", "scsae", "extract", str(tiny_data), "--model", str(tiny_model), "--layer", "2", *columns]
+    assert shlex.split(last) == words
     counts = tiny_cells.X.toarray()
     known = counts[:, 2:]
     assert facts["cells"] == "72"

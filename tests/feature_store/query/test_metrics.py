@@ -7,6 +7,7 @@ import pytest
 
 from feature_store.query import metrics
 from feature_store.query.metrics import COMPARED_BY, COMPARED_BY_TRAINING, HEADLINES, METRICS, Direction, metric_of
+from feature_store.query.steering import Role
 
 ROOT = Path(__file__).parents[3]
 A_DIRECTION = re.compile(r"higher_is_better|lower_is_better|[\"'](higher|lower)[\"']")
@@ -63,3 +64,22 @@ def test_the_votes_for_a_target_are_good_in_the_direction_of_the_edit(interventi
 def test_a_metric_that_is_not_listed_has_no_direction():
     assert metric_of("some_new_figure").direction is Direction.NEITHER
     assert metric_of("some_new_figure").description == "some new figure"
+
+
+def test_the_page_of_metrics_says_of_every_metric_and_role_of_steering_what_it_is() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "steering-metrics.md").read_text()
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("| `")
+    ]
+    listed = {name.strip("`"): rest for name, *rest in rows}
+    of_training = {
+        name for name, metric in METRICS.items() if metric.source.startswith(("sae_core.", "pipelines.loss_recovered"))
+    }
+    wanted = {name: metric for name, metric in METRICS.items() if name not in of_training}
+    assert listed.keys() == wanted.keys() | {role.value for role in Role}
+    for name, metric in wanted.items():
+        what, better, source = listed[name]
+        assert what == metric.description + (f" (in {metric.unit})" if metric.unit else "")
+        is_module = metric.source.startswith("pipelines.")
+        where = f"`{metric.source.replace('.', '/')}.py`" if is_module else metric.source
+        assert (better, source) == (metric.direction.value, where)
