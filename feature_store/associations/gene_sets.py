@@ -96,7 +96,7 @@ def read_gmt(path: str | Path, *, collection: str | None = None) -> GeneSets:
 
 
 def _read(path: Path) -> str:
-    wanted = "a .gmt file (name, description, genes; tab-separated)"
+    wanted = "a .gmt file (name, description, genes; tab-separated), or leave --gmt out for the built-in immune sets"
     return read_text(path, "the gene-set file", wanted=wanted, latin1=True)
 
 

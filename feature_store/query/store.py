@@ -172,7 +172,7 @@ class FeatureStore:
         """
         layout = Layout(root)
         if not any(layout.runs(kind) for kind in KINDS):
-            raise NotFoundError(f"{layout.root} holds no runs; make some with `scsae demo --store {layout.root}`")
+            raise NotFoundError(no_runs(layout))
         named = {"associations": associations, "codes": codes, "dataset": dataset}
         return cls(layout, lineage_of(layout, **named), named=named)
 
@@ -761,6 +761,15 @@ class FeatureStore:
             has = [f"{t} has {', '.join(columns[t])}" for t in self._tables_in(query) if t in columns]
             return f"no column {name!r}; {'; '.join(has) or '`scsae describe TABLE` lists those of a table'}"
         return f"the query failed: {message}"
+
+
+def no_runs(layout: Layout) -> str:
+    """The message about a store that holds nothing: where was looked, and what may be wrong."""
+    there = "holds no run of scsae" if layout.root.exists() else "does not exist"
+    return (
+        f"there is no store to read: {layout.root.absolute()} {there}; is the path right (--store, $SCSAE_STORE)? "
+        f"`scsae demo {layout.store_option}` fills a new store"
+    )
 
 
 def _of_one_kind(found: pl.DataFrame, column: str, name: str, kind: str | None) -> pl.DataFrame:

@@ -20,6 +20,7 @@ from feature_store.credentials import without_credentials
 from feature_store.storage.filesystem import n_writes
 from pipelines.cli import models, queries, stages
 from pipelines.cli.parameters import CommandGroup
+from pipelines.config import plain_reason
 from pipelines.errors import ON_PURPOSE, exit_code
 from pipelines.runtime.failures import explained, root_cause, without_colours
 from pipelines.runtime.progress import stderr_console
@@ -86,7 +87,7 @@ def _end_with(error: Exception, *, has_written: bool) -> NoReturn:
         sys.exit(1)
     if hasattr(error, "show") and hasattr(error, "format_message"):
         # an error of typer in the options; its own text may hold the control characters or signature of an argument
-        text = visible(without_credentials(error.format_message()), keep="\n")
+        text = visible(without_credentials(plain_reason(error.format_message())), keep="\n")
         error.format_message = lambda: text
         error.show()
         sys.exit(getattr(error, "exit_code", 2))

@@ -70,6 +70,7 @@ def runs(
     kind that is no control is the default of later commands.
     """
     from feature_store.query.run_list import run_list
+    from feature_store.query.store import no_runs
     from feature_store.query.suggestions import did_you_mean
     from feature_store.storage.layout import KINDS, Layout
     from pipelines.errors import UsageError
@@ -79,7 +80,9 @@ def runs(
     layout = Layout(store)
     found = run_list(layout, kind)
     if found.is_empty():
-        raise UsageError(f"{layout.root} holds no {kind or 'run'}; `scsae demo {layout.store_option}` fills a store")
+        if kind is None or run_list(layout).is_empty():
+            raise UsageError(no_runs(layout))
+        raise UsageError(f"{layout.root} holds no run of kind {kind}; `{layout.command_for(kind)}` makes one")
     destination(form, output).write(found)
 
 

@@ -24,6 +24,7 @@ from pipelines.config.options import (
     check,
     option_help,
     parse_size,
+    plain_reason,
 )
 from pipelines.config.probe import ProbeOptions
 from pipelines.config.recipe import PARENTS, Recipe, load_recipe, recipe_text, refuse_signed_addresses
@@ -67,6 +68,7 @@ __all__ = [
     "load_recipe",
     "option_help",
     "parse_size",
+    "plain_reason",
     "recipe_text",
     "refuse_signed_addresses",
 ]

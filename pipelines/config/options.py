@@ -19,6 +19,23 @@ from pipelines.errors import UsageError
 T = TypeVar("T", bound="Options")
 SIZE_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
+_PLAIN_REASONS = tuple(
+    (re.compile(f"Input should be {pattern}"), words)
+    for pattern, words in (
+        (r"a valid integer(, [^;\n]*)?", "give a whole number"),
+        (r"a valid number(, [^;\n]*)?", "give a number"),
+        (r"a finite number", "give a finite number"),
+        (r"greater than or equal to (\S+)", r"give \1 or more"),
+        (r"less than or equal to (\S+)", r"give \1 or less"),
+        (r"greater than (\S+)", r"give more than \1"),
+        (r"less than (\S+)", r"give less than \1"),
+        (r"a valid boolean(, [^;\n]*)?", "give true or false"),
+        (r"a valid string", "give a text"),
+        (r"('.*)", r"give \1"),
+    )
+)
+"""What pydantic says, and what is said instead."""
+
 
 def parse_size(text: str) -> int:
     """Return the number of bytes of a size such as `256MB` (decimal units); raise UsageError for anything else."""
@@ -201,11 +218,18 @@ def _explain(cls: type[Options], error: dict[str, Any], where: str, beside: Sequ
         near = difflib.get_close_matches(location[-1], allowed, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         return f"{where}: the key {name!r} is unknown; {hint}allowed here: {', '.join(allowed)}"
-    reason = error["msg"].removeprefix("Value error, ")
+    reason = plain_reason(error["msg"].removeprefix("Value error, "))
     if error["type"] == "literal_error":
         near = difflib.get_close_matches(str(error["input"]), re.findall("'([^']*)'", error["ctx"]["expected"]), n=1)
         reason += f"; did you mean {near[0]!r}?" if near else ""
     return f"{where}: {name} was {error.get('input')!r}: {reason}" if location else f"{where}: {reason}"
+
+
+def plain_reason(text: str) -> str:
+    """Return what pydantic or typer says of a value that is no number, or is out of its bounds, in words to act on."""
+    for pattern, words in _PLAIN_REASONS:
+        text = pattern.sub(words, text)
+    return text
 
 
 def _fields_at(cls: type[Options], path: list[str]) -> set[str]:

@@ -116,7 +116,8 @@ def _family_of(folder: Path) -> Family:
         return family
     if not folder.is_dir():
         raise CheckpointError(
-            f"{folder} is not a folder; allowed: 'mini' or a checkpoint folder. {_known_folders(FAMILIES)}"
+            f"the model {str(folder)!r} is not a folder; give 'mini', or the folder of a checkpoint of "
+            f"{', '.join(family.name for family in FAMILIES)}: `scsae models-supported` lists the files of each"
         )
     found = plug_ins()
     matching = [one for one in found.families if one.matches(folder)]

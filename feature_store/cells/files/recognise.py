@@ -49,7 +49,11 @@ def open_file(path: DataPath, *, matrix: str | None = None, where: str | None = 
     if not path.exists():
         beside = sorted(file.name for file in path.parent.iterdir()) if path.parent.is_dir() else []
         beside = [name for name in beside if name.endswith((".h5ad", ".h5", ".zarr"))]
-        raise InputError(f"there is no file {path}; its folder has {names_with_closest(path.name, beside)}")
+        is_there = path.parent.is_dir()
+        has = f"has {names_with_closest(path.name, beside)}" if beside else "has no .h5ad, .h5 or .zarr file"
+        raise InputError(
+            f"there is no file {path}; the folder {path.parent.absolute()} {has if is_there else 'does not exist'}"
+        )
     if path.is_dir() and is_soma(path):
         return open_soma_experiment(path, matrix=matrix, where=where)
     _refuse_condition(path, where)
