@@ -1,5 +1,6 @@
 """The parameters that commands share, and the command made from an options class."""
 
+import importlib
 import inspect
 from collections.abc import Callable
 from enum import StrEnum
@@ -12,11 +13,14 @@ from typer.core import TyperCommand, TyperGroup
 from feature_store.errors import StoreError
 from feature_store.storage.layout import as_path
 from pipelines.config import ADDRESS_HELP, DEFAULT_STORE, STORE_HELP, Options, check, option_help
+from pipelines.runtime.progress import activity
 
 if TYPE_CHECKING:
     from pipelines.runtime.output import Destination
 
 T = TypeVar("T", bound=Options)
+LOADING_SHOWN_AFTER_S = 0.5
+"""The time from which a command says that it loads its libraries: it is the first that it says."""
 
 
 def _store(text: str) -> Path:
@@ -86,13 +90,20 @@ Codes = Annotated[
 ]
 
 
+def load_stage(name: str, module: str) -> None:
+    """Import the module of a stage, which takes seconds on a busy machine, and say so meanwhile."""
+    with activity(name, "loads its libraries", first_s=LOADING_SHOWN_AFTER_S):
+        importlib.import_module(module)
+
+
 def stage_command(
-    commands: typer.Typer, cls: type[Options], *, argument: str | None = None
+    commands: typer.Typer, cls: type[Options], module: str, *, argument: str | None = None
 ) -> Callable[[Callable[..., None]], None]:
     """Register `body(options, store[, address][, to])` as a command whose options are the fields of `cls`.
 
-    The field `argument` becomes the positional argument, which may be given several times if the field takes several
-    values. `to` is the destination of the result, which --format and --output choose.
+    `module` is that of the stage, which is imported once the options were found right. The field `argument` becomes the
+    positional argument, which may be given several times if the field takes several values. `to` is the destination of
+    the result, which --format and --output choose.
     """
 
     def register(body: Callable[..., None]) -> None:
@@ -102,7 +113,9 @@ def stage_command(
             where: dict[str, Any] = {key: given.pop(key) for key in ("store", "address") if key in given}
             if "form" in given:
                 where["to"] = destination(given.pop("form"), given.pop("output"))
-            body(given_options(cls, context), **where)
+            options = given_options(cls, context)
+            load_stage(name, module)
+            body(options, **where)
 
         parameters = [_keyword("context", typer.Context, inspect.Parameter.empty)]
         parameters += [_parameter(cls, field, positional=field == argument) for field in cls.model_fields]

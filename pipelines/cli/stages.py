@@ -7,7 +7,7 @@ import typer
 
 from feature_store.storage.addresses import data_path
 from feature_store.storage.layout import as_path
-from pipelines.cli.parameters import Address, Form, Output, Store, StoreOption, destination, stage_command
+from pipelines.cli.parameters import Address, Form, Output, Store, StoreOption, destination, load_stage, stage_command
 from pipelines.config import (
     DEFAULT_STORE,
     STORE_HELP,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 
 
-@stage_command(commands, ExtractOptions, argument="data")
+@stage_command(commands, ExtractOptions, "pipelines.extract", argument="data")
 def extract_command(options: ExtractOptions, store: Path, address: str | None) -> None:
     """Run the extraction and print its results."""
     from pipelines.extract import extract
@@ -45,7 +45,7 @@ def extract_command(options: ExtractOptions, store: Path, address: str | None) -
     print_results(extract(options, store, address=address), store)
 
 
-@stage_command(commands, TrainOptions)
+@stage_command(commands, TrainOptions, "pipelines.train")
 def train_command(options: TrainOptions, store: Path, address: str | None) -> None:
     """Train, and print the results."""
     from pipelines.runtime.reports import print_results
@@ -54,7 +54,7 @@ def train_command(options: TrainOptions, store: Path, address: str | None) -> No
     print_results(train_all(options, store, address=address), store)
 
 
-@stage_command(commands, ImportSAEOptions, argument="folder")
+@stage_command(commands, ImportSAEOptions, "pipelines.exchange", argument="folder")
 def import_sae_command(options: ImportSAEOptions, store: Path) -> None:
     """Import an SAE, and print the result."""
     from pipelines.exchange import import_sae
@@ -63,7 +63,7 @@ def import_sae_command(options: ImportSAEOptions, store: Path) -> None:
     print_results([import_sae(options, store)], store)
 
 
-@stage_command(commands, ExportSAEOptions, argument="folder")
+@stage_command(commands, ExportSAEOptions, "pipelines.exchange", argument="folder")
 def export_sae_command(options: ExportSAEOptions, store: Path) -> None:
     """Export an SAE, and print where it is."""
     from pipelines.exchange import export_sae
@@ -73,7 +73,7 @@ def export_sae_command(options: ExportSAEOptions, store: Path) -> None:
     print_facts({"sae": f"saes/{result.run}", "folder": result.path, **result.facts})
 
 
-@stage_command(commands, EncodeOptions)
+@stage_command(commands, EncodeOptions, "pipelines.encode")
 def encode_command(options: EncodeOptions, store: Path, address: str | None) -> None:
     """Encode, and print the result."""
     from pipelines.encode import encode
@@ -82,7 +82,7 @@ def encode_command(options: EncodeOptions, store: Path, address: str | None) -> 
     print_results([encode(options, store, address=address)], store)
 
 
-@stage_command(commands, AssociateOptions)
+@stage_command(commands, AssociateOptions, "pipelines.associate")
 def associate_command(options: AssociateOptions, store: Path, address: str | None, to: "Destination") -> None:
     """Compute the associations, print the results and compare them with baselines."""
     from pipelines.associate import associate_all
@@ -96,7 +96,7 @@ def associate_command(options: AssociateOptions, store: Path, address: str | Non
     print_excess(store, results[-1].run)
 
 
-@stage_command(commands, MatchOptions)
+@stage_command(commands, MatchOptions, "pipelines.match")
 def match_command(options: MatchOptions, store: Path) -> None:
     """Match, and print the results."""
     from pipelines.match import match
@@ -105,7 +105,7 @@ def match_command(options: MatchOptions, store: Path) -> None:
     print_results(match(options, store), store)
 
 
-@stage_command(commands, EffectsOptions)
+@stage_command(commands, EffectsOptions, "pipelines.effects")
 def effects_command(options: EffectsOptions, store: Path, address: str | None) -> None:
     """Measure, and print the result."""
     from pipelines.effects import effects
@@ -114,7 +114,7 @@ def effects_command(options: EffectsOptions, store: Path, address: str | None) -
     print_results([effects(options, store, address=address)], store)
 
 
-@stage_command(commands, CircuitOptions)
+@stage_command(commands, CircuitOptions, "pipelines.circuit")
 def circuit_command(options: CircuitOptions, store: Path, address: str | None) -> None:
     """Measure, and print the result."""
     from pipelines.circuit import circuit
@@ -123,7 +123,7 @@ def circuit_command(options: CircuitOptions, store: Path, address: str | None) -
     print_results([circuit(options, store, address=address)], store)
 
 
-@stage_command(commands, InputsOptions)
+@stage_command(commands, InputsOptions, "pipelines.feature_inputs")
 def inputs_command(options: InputsOptions, store: Path, address: str | None) -> None:
     """Measure, and print the result."""
     from pipelines.feature_inputs import inputs
@@ -132,7 +132,7 @@ def inputs_command(options: InputsOptions, store: Path, address: str | None) -> 
     print_results([inputs(options, store, address=address)], store)
 
 
-@stage_command(commands, ProbeOptions)
+@stage_command(commands, ProbeOptions, "pipelines.probe")
 def probe_command(options: ProbeOptions, store: Path, address: str | None) -> None:
     """Probe, and print the result."""
     from pipelines.probe import probe_labels
@@ -141,7 +141,7 @@ def probe_command(options: ProbeOptions, store: Path, address: str | None) -> No
     print_results([probe_labels(options, store, address=address)], store)
 
 
-@stage_command(commands, ModulesOptions)
+@stage_command(commands, ModulesOptions, "pipelines.modules")
 def modules_command(options: ModulesOptions, store: Path) -> None:
     """Find the modules, and print the result."""
     from pipelines.modules import modules
@@ -150,7 +150,7 @@ def modules_command(options: ModulesOptions, store: Path) -> None:
     print_results([modules(options, store)], store)
 
 
-@stage_command(commands, BaselineOptions)
+@stage_command(commands, BaselineOptions, "pipelines.baseline")
 def baseline_command(options: BaselineOptions, store: Path, address: str | None) -> None:
     """Make the baselines and print the comparison with them."""
     from pipelines.baseline import baseline
@@ -185,7 +185,7 @@ def compare(
         to.write(found.comparison)
 
 
-@stage_command(commands, SteerOptions)
+@stage_command(commands, SteerOptions, "pipelines.steering.run")
 def steer_command(options: SteerOptions, store: Path, address: str | None) -> None:
     """Steer, and print the effects."""
     from pipelines.runtime.reports import print_results, print_steering
@@ -206,6 +206,7 @@ def run(
 
     The same command resumes a recipe that was interrupted.
     """
+    load_stage("run", "pipelines.recipe")
     from pipelines.recipe import run_recipe
     from pipelines.runtime.reports import print_results
 
@@ -254,6 +255,7 @@ def demo(
 
     The command prints a summary, draws plots and says which commands to type next.
     """
+    load_stage("demo", "pipelines.demo")
     from pipelines.demo import run_demo
 
     run_demo(store, data=None if data is None else data_path(data), donor=donor, batch=batch, cell_type=cell_type)

@@ -28,6 +28,7 @@ from feature_store.errors import InputError
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
 from pipelines.cli import app, main
+from pipelines.cli.parameters import load_stage
 from pipelines.extract import extract
 from pipelines.train import train
 
@@ -46,6 +47,11 @@ def home(tmp_path_factory):
     return {**kept, "HOME": str(folder), "OMP_NUM_THREADS": "1"}
 
 
+def without_loading(stderr: str) -> str:
+    """What a command said, without the lines that it prints on a slow machine while it loads."""
+    return re.sub(r"^\S+ +loads its libraries, \d+ s\n", "", stderr, flags=re.MULTILINE)
+
+
 @pytest.fixture
 def scsae(tmp_path, home):
     """Run a command in an empty folder; text unless `text=False`."""
@@ -55,9 +61,11 @@ def scsae(tmp_path, home):
     def run(*arguments, text=True, env=None, **options):
         command = [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
         environment = {**home, **(env or {})}
-        return subprocess.run(
+        done = subprocess.run(
             command, cwd=here, env=environment, capture_output=True, text=text, check=False, timeout=120, **options
         )
+        done.stderr = without_loading(done.stderr) if text else done.stderr
+        return done
 
     run.here = here
     return run
@@ -78,7 +86,8 @@ def scsae_here(tmp_path, home, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", command)
         with pytest.raises(SystemExit) as ended:
             main()
-        return subprocess.CompletedProcess(command, ended.value.code, *capsys.readouterr())
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(command, ended.value.code, said.out, without_loading(said.err))
 
     run.here = here
     return run
@@ -590,3 +599,15 @@ def test_ctrl_c_in_a_training_says_the_same_and_the_sae_is_that_of_an_undisturbe
     resumed = train(options, own_store)
     assert resumed.path == broken
     assert commit.Run.open(resumed.path).manifest() == commit.Run.open(calm.path).manifest()
+
+
+def test_a_stage_says_that_it_loads_if_that_takes_longer_than_a_moment(capsys, monkeypatch):
+    monkeypatch.setattr("importlib.import_module", lambda name: time.sleep(1.0))
+    load_stage("extract", "pipelines.extract")
+    slow = capsys.readouterr()
+    assert re.fullmatch(r"extract +loads its libraries, \d s\n", slow.err)
+    assert without_loading(slow.err) == ""
+    monkeypatch.setattr("importlib.import_module", lambda name: None)
+    load_stage("extract", "pipelines.extract")
+    quick = capsys.readouterr()
+    assert slow.out == quick.out == quick.err == ""
