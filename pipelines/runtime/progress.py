@@ -111,8 +111,8 @@ class _Lines:
 
 
 @contextlib.contextmanager
-def activity(title: str, what: str, *, first_s: float = SHOW_AFTER_S) -> Iterator[None]:
-    """Say what is done while the block runs, from `first_s` on; for work that cannot be counted.
+def activity(title: str, what: str, *, first_s: float | None = None) -> Iterator[None]:
+    """Say what is done while the block runs, from `first_s` (SHOW_AFTER_S) on; for work that cannot be counted.
 
     >>> with activity("steer", "computes the metrics"):
     ...     evaluate()
@@ -129,7 +129,7 @@ def activity(title: str, what: str, *, first_s: float = SHOW_AFTER_S) -> Iterato
     def line() -> None:
         console.print(f"{title:<12} {what}, {time.monotonic() - started:.0f} s", soft_wrap=True)
 
-    with repeated(line, first_s=first_s, every_s=QUIET_S):
+    with repeated(line, first_s=SHOW_AFTER_S if first_s is None else first_s, every_s=QUIET_S):
         yield
 
 

@@ -4,6 +4,7 @@ Most of it without a process for each command, which takes a second or two to im
 """
 
 import errno
+import importlib
 import io
 import json
 import math
@@ -602,12 +603,12 @@ def test_ctrl_c_in_a_training_says_the_same_and_the_sae_is_that_of_an_undisturbe
 
 
 def test_a_stage_says_that_it_loads_if_that_takes_longer_than_a_moment(capsys, monkeypatch):
-    monkeypatch.setattr("importlib.import_module", lambda name: time.sleep(1.0))
+    monkeypatch.setattr(importlib, "import_module", lambda name: time.sleep(1.0))
     load_stage("extract", "pipelines.extract")
     slow = capsys.readouterr()
     assert re.fullmatch(r"extract +loads its libraries, \d s\n", slow.err)
     assert without_loading(slow.err) == ""
-    monkeypatch.setattr("importlib.import_module", lambda name: None)
+    monkeypatch.setattr(importlib, "import_module", lambda name: None)
     load_stage("extract", "pipelines.extract")
     quick = capsys.readouterr()
     assert slow.out == quick.out == quick.err == ""
