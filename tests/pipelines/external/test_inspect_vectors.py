@@ -42,7 +42,8 @@ def vectors(tiny_cells) -> np.ndarray:
 
 def facts_of(*words: object) -> dict[str, str]:
     said = said_by("inspect", "cells.h5ad", *words)
-    return dict(re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in said.splitlines() if line.strip())
+    lines = [line for line in said.splitlines() if not line.startswith("next: ")]
+    return dict(re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in lines if line.strip())
 
 
 def files_in(folder: Path) -> set[Path]:
