@@ -1,7 +1,7 @@
 """What the stages that measure features in the running model share: a run of draws in shards, then its tables.
 
-A shard is a few features, in the order of the plan (`features_a_shard`). The run is a folder with the table `draws` and those
-that are made of it.
+A shard is a few features, in the order of the plan (`features_a_shard`). The run is a folder with the table `draws` and
+those that are made of it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
