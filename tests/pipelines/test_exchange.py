@@ -442,7 +442,7 @@ def test_the_scale_in_the_error_is_the_one_that_gives_activations_of_mean_length
         (["import-sae"], ["Missing argument"]),
         (["import-sae", "s3://bucket/sae"], ["folder was", "this machine"]),
         (["import-sae", "sae", "--format", "npz"], ["format was 'npz'", "saelens"]),
-        (["import-sae", "sae", "--input-scale", "0"], ["input_scale was 0", "greater than 0"]),
+        (["import-sae", "sae", "--input-scale", "0"], ["input_scale was 0", "give more than 0"]),
         (["import-sae", "sae", "--activations", "zzz"], ["--activations was 'zzz'"]),
         (["export-sae", "out", "--to", "onnx"], ["to was 'onnx'", "saelens"]),
         (["export-sae", "out", "--sae", "zzz"], ["--sae was 'zzz'"]),

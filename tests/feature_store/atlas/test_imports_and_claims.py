@@ -21,6 +21,7 @@ PAGES = sorted((ATLAS / "pages").glob("*.py"))
 ALLOWED = {
     "feature_store.associations",
     "feature_store.associations.claims",
+    "feature_store.associations.held_out_units",
     "feature_store.associations.classes",
     "feature_store.associations.comparison",
     "feature_store.associations.inputs",

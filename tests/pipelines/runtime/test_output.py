@@ -116,5 +116,8 @@ def test_a_look_up_says_how_many_features_are_significant(q, said, capfd):
         def features_for(self, **_):
             return pl.DataFrame({"feature_id": [1, 2], "q": q})
 
+        def tables(self):
+            return []
+
     assert Lookup(label="B").answer(Store()).height == 2
     assert re.search(said, capfd.readouterr().err)

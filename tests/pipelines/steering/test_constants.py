@@ -29,9 +29,9 @@ def test_the_constants_that_decide_what_is_chosen_and_tested_are_among_them():
     assert known <= result_constants().keys()
 
 
-OUTSIDE = {"context", "kinds", "shards", "seeds"}
-"""context: the tokens of a block bound its memory; kinds: its dose is in the grid; shards: `SteeringRun` adds its
-constant; seeds: of finished runs.
+OUTSIDE = {"context", "kinds", "report", "run", "seeds", "shards"}
+"""context: the tokens of a block bound its memory; kinds: its dose is in the grid; report, run: how many draws allow a
+p of .05 is said and changes nothing; seeds: of finished runs; shards: `SteeringRun` adds its constant.
 """
 
 
