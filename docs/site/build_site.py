@@ -37,7 +37,7 @@ GUIDES = (
     "cluster",
     "atlas-scale",
 )
-METHODS = ("method", "effects", "inputs", "circuits", "measured")
+METHODS = ("method", "effects", "inputs", "circuits", "steering-metrics", "measured")
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
 
