@@ -49,7 +49,8 @@ print(Path("recipe.yaml").read_text().replace(str(shared), "/shared"))
 # ## A head
 #
 # On a machine of your own this is `ray start --head --include-dashboard true`. `--block` keeps the head in one process,
-# which is ended at the end of this page and nothing else with it: `ray stop` would end every Ray of the machine.
+# which is ended at the end of this page and nothing else with it: `ray stop` would end every Ray of the machine. Jobs
+# run the `scsae` that the head finds on its PATH.
 
 
 # %%
@@ -69,7 +70,7 @@ options += (
 log = Path("head.log").open("w")
 head = subprocess.Popen(
     [scripts / "ray", "start", *options.split(), "--num-cpus", "2", "--disable-usage-stats"],
-    env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+    env={**os.environ, "RAY_AUTH_MODE": "disabled", "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"},
     stdout=log,
     stderr=subprocess.STDOUT,
 )
