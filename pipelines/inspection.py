@@ -70,7 +70,7 @@ def extract_command(options: DataOptions, inputs: LoadedInputs) -> str:
         value = getattr(options, name)
         if value != type(options).model_fields[name].get_default():
             given += [(name, one) for one in (value if isinstance(value, tuple) else (value,))]
-    given.append(("layer", max(0, inputs.model.n_layers * 2 // 3)))
+    given.append(("layer", inputs.model.n_layers * 2 // 3))
     for name in ("donor", "cell_type"):
         called = name if name in inputs.source.obs_schema else None
         given.append((name, getattr(columns, name) or called or "COLUMN"))

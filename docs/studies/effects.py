@@ -41,7 +41,8 @@ QUESTIONS = (("condition", STIMULATED, "INTERFERON_RESPONSE"), ("cell_type", "B 
 """Label kind, label, and the set of genes that features of it are asked for."""
 N_CHOSEN, N_SAMPLE, CELLS, N_NULLS = 10, 40, 48, 4
 CELLS_OF_LABEL = {"B cells": 512}
-"""Cells in which the features of a label are measured for its set, where they are not the CELLS of all."""
+"""Cells in which the features of a label are measured for its set, where they are not the CELLS of all: of these data
+more than there are `test` cells."""
 N_MATCHED = 10
 LATER_LAYER = "3"
 BEGIN, END = "<!-- kang: begin -->", "<!-- kang: end -->"

@@ -35,6 +35,13 @@ def least_p(n_draws: int) -> float:
     return 1 / (1 + n_draws)
 
 
+def too_few_draws(n_draws: int, alpha: float = ALPHA) -> str | None:
+    """A text for draws of each null that are too few for p <= alpha, with the smallest p; None where they suffice."""
+    least = least_p(n_draws)
+    drawn = f"{n_draws} draw{'' if n_draws == 1 else 's'}"
+    return f"with {drawn} of each, p is {least:.2g} at best" if least > alpha else None
+
+
 def rank_order() -> list[pl.Expr]:
     """The expressions by which rows of `select` cells are ranked, each the largest first and nulls last: significance,
     the lower bound of the interval over donors, and, where too few donors give an interval, the AUROC.

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -47,7 +48,7 @@ CHECK_S = 1.0
 WAIT_S = 2
 """Seconds after which the page that says what is being made asks for the atlas again."""
 _POLL_S = 0.1
-_REQUEST_BYTES = 65_536
+_WAITING_HEADERS = {**_HEADERS, "Content-Type": "text/html; charset=utf-8", "Retry-After": str(WAIT_S)}
 _EVERYWHERE = ("0.0.0.0", "::", "")
 
 
@@ -166,47 +167,45 @@ def waiting_page(listening: socket.socket) -> Iterator[Callable[[str], None]]:
     The block calls what it gets with the name of each thing that it makes. The page asks again every WAIT_S seconds and
     so becomes the atlas once this is served. It holds nothing of the store.
     """
-    made, stopped = ["the maps of the atlas"], threading.Event()
+    made = ["the maps of the atlas"]
+
+    class Waiting(BaseHTTPRequestHandler):
+        timeout = 1
+
+        def do_GET(self) -> None:
+            body = _waiting(made[0])
+            self.send_response(503)
+            for name, value in _WAITING_HEADERS.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing: stderr has the progress of the maps."""
+
+    server = HTTPServer(listening.getsockname()[:2], Waiting, bind_and_activate=False)
+    server.socket.close()
+    server.socket = listening
+    # careful: a visitor who leaves before it is accepted must not keep the thread
     listening.settimeout(_POLL_S)
-
-    def answer() -> None:
-        while not stopped.is_set():
-            with contextlib.suppress(OSError):
-                connection, _ = listening.accept()
-                with connection:
-                    connection.settimeout(1)
-                    connection.recv(_REQUEST_BYTES)
-                    connection.sendall(_waiting(made[0]))
-
-    thread = threading.Thread(target=answer, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(_POLL_S,), daemon=True)
     thread.start()
-
-    def name(what: str) -> None:
-        made[0] = what
-
     try:
-        yield name
+        yield lambda what: made.__setitem__(0, what)
     finally:
-        stopped.set()
+        server.shutdown()
         thread.join()
         listening.settimeout(None)
 
 
 def _waiting(made: str) -> bytes:
-    """The answer of `waiting_page`."""
+    """The page of `waiting_page`."""
     text = f"The server is making {made}, once for this store. The atlas appears here when that is done."
-    body = (
+    return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="{WAIT_S}">'
         f"<title>scsae atlas</title><p>{html.escape(text)}</p></html>\n"
     ).encode()
-    headers = {
-        **_HEADERS,
-        "Content-Type": "text/html; charset=utf-8",
-        "Retry-After": str(WAIT_S),
-        "Connection": "close",
-    }
-    lines = ["HTTP/1.1 503 Service Unavailable", *(f"{name}: {value}" for name, value in headers.items())]
-    return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 
-from feature_store.associations.claims import ALPHA
 from feature_store.errors import InputError
 from feature_store.query.metrics import HEADLINES
 from feature_store.storage.commit import Run
@@ -99,18 +98,6 @@ def at_chosen_point(results: SteeringResults, metric: str) -> dict[str, Any] | N
 def p_column(null: str) -> str:
     """The name of the column that holds the p of every condition against a null."""
     return f"p_{null.replace(' ', '_')}"
-
-
-def least_p(n_draws: int) -> float:
-    """The smallest p that a null of `n_draws` draws allows, 1 / (n_draws + 1)."""
-    return 1 / (n_draws + 1)
-
-
-def too_few_draws(n_draws: int, alpha: float = ALPHA) -> str | None:
-    """A text for draws of each null that are too few for p <= alpha, with the smallest p; None where they suffice."""
-    least = least_p(n_draws)
-    drawn = f"{n_draws} draw{'' if n_draws == 1 else 's'}"
-    return f"with {drawn} of each, p is {least:.2g} at best" if least > alpha else None
 
 
 def title_of(results: SteeringResults, shown: Callable[[str], str] = str) -> str:

@@ -38,5 +38,5 @@ def warn_of_few_draws(n_draws: int, what: str, *, enough: str) -> None:
     `what` names the draws, and `enough` says what to give so that there are ENOUGH_DRAWS.
     """
     if n_draws < ENOUGH_DRAWS:
-        text = f"with {n_draws} {what} p is {least_p(n_draws):.2g} at best and cannot be {ALPHA:g}; {enough}"
+        text = f"with {n_draws} {what}, p is {least_p(n_draws):.2g} at best and cannot be {ALPHA:g}; {enough}"
         stderr_console().print(f"warning: {text}", style="yellow", soft_wrap=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from feature_store.associations.claims import ALPHA, ENOUGH_DRAWS, least_p
+from feature_store.associations.claims import ALPHA, ENOUGH_DRAWS, least_p, too_few_draws
 from feature_store.query.metrics import HEADLINE_OF_TASK, metric_of
 from feature_store.query.steering import Role, of_role
 from pipelines.steering.plan import ALL, MEAN_DIFFERENCE, UNSTEERED, Null, Task, Variant
@@ -64,16 +64,14 @@ def few_nulls(own: Mapping[str, Any], n_draws: int) -> str | None:
     `own`: the row of the chosen point, with a column of p for each null; `n_draws`: draws of each null.
     """
     measured = {null: own[null.column] for null in Null if own[null.column] is not None}
-    if not measured or n_draws >= ENOUGH_DRAWS:
+    few = too_few_draws(n_draws)
+    if not measured or few is None:
         return None
     beaten = [null for null, p in measured.items() if p <= least_p(n_draws) * (1 + 1e-9)]
     others = [null for null in measured if null not in beaten]
     said = [f"the effect is ahead of every draw of {' and '.join(beaten)}"] if beaten else []
     said += [f"the effect is not ahead of every draw of {' and '.join(others)}"] if others else []
-    return (
-        f"with {n_draws} draws of each p is {least_p(n_draws):.2g} at best; {'; '.join(said)}; --n-nulls "
-        f"{ENOUGH_DRAWS} is the fewest with which p can be {ALPHA:g}"
-    )
+    return f"{few}; {'; '.join(said)}; --n-nulls {ENOUGH_DRAWS} is the fewest with which p can be {ALPHA:g}"
 
 
 def unmoved_types(results: pl.DataFrame) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import polars as pl
 
+from feature_store.associations.claims import least_p, too_few_draws
 from feature_store.atlas.columns import encode
 from feature_store.atlas.data import AtlasData, NoSuchResource, path_number
 from feature_store.atlas.routes import Route, json_bytes
@@ -17,11 +18,9 @@ from feature_store.query.steering import (
     SteeringResults,
     at_chosen_point,
     headline_of,
-    least_p,
     of_role,
     p_column,
     steering_results,
-    too_few_draws,
 )
 from feature_store.storage.obs_columns import shown_name
 from feature_store.storage.plans import SteeringResultsPlan

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from feature_store.associations.claims import least_p, too_few_draws
 from feature_store.errors import InputError
 from feature_store.plots.canvas import BLUE, DARK_GREY, GREY, INTERVAL, ORANGE, canvas, finish, head, key, plain
 from feature_store.plots.steering.rows import check_columns, measured_metric, metric_words, title_of
@@ -14,12 +15,10 @@ from feature_store.query.metrics import HEADLINES
 from feature_store.query.steering import (
     Role,
     SteeringResults,
-    least_p,
     of_all_cells,
     of_role,
     p_column,
     steering_results,
-    too_few_draws,
 )
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 from printed_commands import refusal
 
+from feature_store.associations.claims import too_few_draws
 from feature_store.atlas.resources import Resources
-from feature_store.query.steering import too_few_draws
 from feature_store.storage import commit
 
 if TYPE_CHECKING:

@@ -81,7 +81,7 @@ def test_gene_sets_that_cannot_be_read_stop_a_recipe_before_its_first_stage(tmp_
 def test_a_warning_before_work_says_that_p_cannot_be_small_and_with_how_many_draws_it_can(capsys):
     warn_of_few_draws(18, "draws of each null", enough="--n-nulls 19 is the fewest that allow it")
     said = capsys.readouterr()
-    assert "with 18 draws of each null p is 0.053 at best" in said.err
+    assert "with 18 draws of each null, p is 0.053 at best" in said.err
     assert "--n-nulls 19" in said.err
     warn_of_few_draws(19, "draws of each null", enough="")
     after = capsys.readouterr()

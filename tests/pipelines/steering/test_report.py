@@ -55,7 +55,7 @@ def test_types_that_a_move_leaves_where_they_are_are_named():
 def test_few_draws_say_which_nulls_the_effect_beat_and_how_many_draws_are_enough():
     beaten, other, missing = Null.RANDOM_FEATURES, Null.RANDOM_DIRECTION, Null.SHUFFLED_LABELS
     said = few_nulls({beaten.column: 1 / 11, other.column: 2 / 11, missing.column: None}, 10)
-    assert "with 10 draws of each p is 0.091 at best" in said
+    assert "with 10 draws of each, p is 0.091 at best" in said
     assert "the effect is ahead of every draw of random features; " in said
     assert "the effect is not ahead of every draw of random direction; " in said
     assert "--n-nulls 19 is" in said
