@@ -61,8 +61,8 @@ def inspect_data(options: DataOptions) -> dict[str, Any]:
 def extract_command(options: DataOptions, inputs: LoadedInputs) -> str:
     """Return the command that extracts the data with the model as they were inspected, at a layer behind the middle.
 
-    The columns of donor and cell type are those that the schema of CELLxGENE names, or that are called so; where there
-    is none, COLUMN stands in its place.
+    The columns of donor, batch and cell type are those that the schema of CELLxGENE names, or that are called so. Where
+    there is no such donor or cell type, COLUMN stands in its place.
     """
     columns, _ = with_schema_columns(CellOptions(), inputs.source)
     given: list[tuple[str, object]] = []
@@ -71,9 +71,10 @@ def extract_command(options: DataOptions, inputs: LoadedInputs) -> str:
         if value != type(options).model_fields[name].get_default():
             given += [(name, one) for one in (value if isinstance(value, tuple) else (value,))]
     given.append(("layer", inputs.model.n_layers * 2 // 3))
-    for name in ("donor", "cell_type"):
-        called = name if name in inputs.source.obs_schema else None
-        given.append((name, getattr(columns, name) or called or "COLUMN"))
+    for name in ("donor", "batch", "cell_type"):
+        found = getattr(columns, name) or (name if name in inputs.source.obs_schema else None)
+        if found is not None or name != "batch":
+            given.append((name, found or "COLUMN"))
     given += [("label", label) for label in columns.label]
     words = [
         *map(str, options.data),

@@ -62,29 +62,54 @@ def test_a_look_up_runs_or_names_the_command_that_makes_what_it_needs(words, sto
     assert [why for command in commands if (why := refusal(command)) is not None] == []
 
 
+N_CELLS = 24
+
+
+def write_own_cells(path, donor):
+    """Cells of 200 genes of the project's model, with obs columns that a user may have; `donor` is the name of one."""
+    vocabulary = load_model("mini").vocabulary
+    genes = [token for token in vocabulary.tokens if token not in vocabulary.special][:200]
+    obs = pd.DataFrame(
+        {
+            donor: [f"donor {i % 6}" for i in range(N_CELLS)],
+            "batch": [f"batch {i % 2}" for i in range(N_CELLS)],
+            "cell_type": [("B cells", "T cells")[i // 2 % 2] for i in range(N_CELLS)],
+            "condition": [("ctrl", "stim")[i // 4 % 2] for i in range(N_CELLS)],
+        },
+        index=[f"cell{i}" for i in range(N_CELLS)],
+    )
+    counts = np.random.default_rng(0).poisson(1.0, (N_CELLS, len(genes))).astype(np.float32)
+    anndata.AnnData(counts, obs=obs, var=pd.DataFrame(index=genes)).write_h5ad(path)
+
+
+def ran(words):
+    """The output of a command that succeeds."""
+    done = CliRunner().invoke(app, shlex.split(words))
+    assert done.exit_code == 0, f"{done.exception} {done.output}"
+    return done.output
+
+
 def test_the_first_commands_for_ones_own_cells_run_as_the_readme_has_them(tmp_path, monkeypatch):
     """They need no checkpoint: the model is that of the project."""
     block = (ROOT / "README.md").read_text().partition("## Your own cells")[2].split("```")[1]
     inspect, extract, *_ = commands_in(f"```{block}```")
-    vocabulary = load_model("mini").vocabulary
-    genes = [token for token in vocabulary.tokens if token not in vocabulary.special][:200]
-    n_cells = 24
-    obs = pd.DataFrame(
-        {
-            "donor_id": [f"donor {i % 6}" for i in range(n_cells)],
-            "batch": [f"batch {i % 2}" for i in range(n_cells)],
-            "cell_type": [("B cells", "T cells")[i // 2 % 2] for i in range(n_cells)],
-            "condition": [("ctrl", "stim")[i // 4 % 2] for i in range(n_cells)],
-        },
-        index=[f"cell{i}" for i in range(n_cells)],
-    )
-    counts = np.random.default_rng(0).poisson(1.0, (n_cells, len(genes))).astype(np.float32)
-    anndata.AnnData(counts, obs=obs, var=pd.DataFrame(index=genes)).write_h5ad(tmp_path / "cells.h5ad")
+    write_own_cells(tmp_path / "cells.h5ad", "donor_id")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SCSAE_STORE", "my-store")
-    for words in (inspect, f"{extract} --num-actors 0"):
-        done = CliRunner().invoke(app, shlex.split(words))
-        assert done.exit_code == 0, f"{done.exception} {done.output}"
+    assert "--donor COLUMN --batch batch --cell-type cell_type" in ran(inspect), "donor_id is the name of a schema"
+    ran(f"{extract} --num-actors 0")
     cells = FeatureStore.open("my-store").frame("cells").collect()
-    assert {"donor", "batch", "cell_type", "condition"} <= set(cells.columns)
-    assert cells.height == n_cells
+    assert cells.select("donor", "batch", "cell_type", "condition").null_count().sum_horizontal().item() == 0
+    assert cells.height == N_CELLS
+
+
+def test_the_command_that_inspect_ends_with_extracts_the_cells(tmp_path, monkeypatch):
+    write_own_cells(tmp_path / "cells.h5ad", "donor")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SCSAE_STORE", "my-store")
+    (command,) = re.findall(r"next: scsae (.*)", ran("inspect cells.h5ad"))
+    assert command == "extract cells.h5ad --layer 2 --donor donor --batch batch --cell-type cell_type"
+    ran(f"{command} --num-actors 0")
+    cells = FeatureStore.open("my-store").frame("cells").collect()
+    assert cells["donor"].n_unique() == 6
+    assert cells["cell_type"].unique().sort().to_list() == ["B cells", "T cells"]
