@@ -504,7 +504,7 @@ def test_inspect_reports_coverage_and_writes_nothing(scsae_here, tiny_cells, tin
     assert (done.returncode, done.stderr) == (0, "")
     *lines, last = done.stdout.splitlines()
     facts = dict(re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in lines if line.strip())
-    columns = ["--donor", "donor", "--cell-type", "COLUMN"]
+    columns = ["--donor", "donor", "--batch", "batch", "--cell-type", "COLUMN"]
     words = ["next:", "scsae", "extract", str(tiny_data), "--model", str(tiny_model), "--layer", "2", *columns]
     assert shlex.split(last) == words
     counts = tiny_cells.X.toarray()
