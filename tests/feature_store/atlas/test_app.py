@@ -62,7 +62,9 @@ def test_an_unknown_page_leads_back(open_page: Callable[..., Page]) -> None:
 
 
 CONTRASTS = """() => {
-    const numbers = (text) => text.match(/[\\d.]+/g).map(Number);
+    // a mixed colour is written as color(srgb r g b) with shares of 1
+    const numbers = (text) => text.match(/[\\d.]+/g)
+        .map((v, i) => Number(v) * (text.startsWith("color(") && i < 3 ? 255 : 1));
     const light = (rgb) => rgb.map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
         .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
     const behind = (e) => {
