@@ -23,6 +23,7 @@ with the part found from the manifest, 677 ms in the wrong one (measured). Each 
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +42,9 @@ MERGE_RANGES = 16
 """Ranges of features in which the statistics of many shards are merged."""
 MERGE_ROWS = 16_000_000
 """Rows up to which they are merged in one."""
+
+_DTYPES: dict[str, type[np.generic]] = {"cell_idx": np.int64, "value": np.float32}
+"""Of the columns of codes, where it is not int32."""
 
 Write = Callable[[Columns], None]
 """Takes the codes of the next cells of a shard, rows by cell (then token) and feature."""
@@ -140,7 +144,7 @@ class CodesRun:
         """
         of_panel = shard < self.cut.n_panel_shards
         codes, part = self.tables_of(shard)["by_cell" if of_panel else "compact"]
-        kept: list[Columns] = []
+        kept: list[dict[str, npt.NDArray[Any]]] = []
 
         def encode_to(writer: CellCodesWriter | None) -> int:
             n_rows = 0
@@ -154,7 +158,7 @@ class CodesRun:
                 if writer is not None:
                     writer.write(columns)
                 if of_panel:
-                    kept.append(columns)
+                    kept.append(dict(columns))
 
             self._commit_statistics(shard, encode(write), kept, start=start, stop=stop)
             return n_rows
@@ -183,25 +187,34 @@ class CodesRun:
         return self.by_cell.finalize()
 
     def _commit_statistics(
-        self, shard: int, statistics: Mapping[str, Columns], kept: list[Columns], *, start: int, stop: int
+        self,
+        shard: int,
+        statistics: Mapping[str, Columns],
+        kept: list[dict[str, npt.NDArray[Any]]],
+        *,
+        start: int,
+        stop: int,
     ) -> None:
+        waiting = dict(statistics)
+        del statistics
         for name, (run, part) in self.tables_of(shard).items():
             if name == "by_feature":
                 run.commit_shard(part, lambda path: self._write_by_feature(path, kept), start=start, stop=stop)
             elif name.startswith("stats/"):
                 table = name.removeprefix("stats/")
-                write = partial(self._write_table, table=table, columns=statistics[table])
+                # what is written goes at once: there are tens of millions of rows
+                write = partial(self._write_table, table=table, columns=waiting.pop(table))
                 run.commit_shard(part, write, start=start, stop=stop)
 
-    def _write_by_feature(self, path: Path, kept: list[Columns]) -> int:
+    def _write_by_feature(self, path: Path, kept: list[dict[str, npt.NDArray[Any]]]) -> int:
         names = ["feature_id", *(name for name in self.code_columns if name != "feature_id")]
-        columns = {name: _joined([block[name] for block in kept], name) for name in names}
-        feature = columns["feature_id"]
         # a stable sort of 16 bits is a radix sort, and rows of a feature stay in the order of their cells
-        order = np.argsort(feature.astype(np.uint16) if self.n_features <= 1 << 16 else feature, kind="stable")
-        kept.clear()
+        dtype = np.uint16 if self.n_features <= 1 << 16 else np.int32
+        order = np.argsort(_joined([block["feature_id"].astype(dtype) for block in kept], dtype), kind="stable")
+        columns: dict[str, npt.NDArray[Any]] = {}
         for name in names:
-            columns[name] = columns[name][order]
+            # column by column: all of them twice would be the largest thing in memory
+            columns[name] = _joined([block.pop(name) for block in kept], _DTYPES.get(name, np.int32))[order]
         return write_by_feature(path, columns, self.bounds)
 
     def _write_table(self, path: Path, table: str, columns: Columns) -> int:
@@ -233,6 +246,5 @@ def _n_parts(plan: CodesPlan) -> dict[str, int]:
     }
 
 
-def _joined(parts: list[npt.NDArray[np.generic]], name: str) -> npt.NDArray[np.generic]:
-    dtypes = {"cell_idx": np.int64, "value": np.float32}
-    return np.concatenate([np.empty(0, dtypes.get(name, np.int32)), *parts])
+def _joined(parts: list[npt.NDArray[Any]], dtype: type[np.generic]) -> npt.NDArray[Any]:
+    return np.concatenate([np.empty(0, dtype), *parts])

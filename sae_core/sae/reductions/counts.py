@@ -56,22 +56,20 @@ class FeatureGeneCounts:
             self._flush()
 
     def rows(self) -> FeatureGeneTokens:
-        """The counts, sorted by feature, split and gene."""
+        """The counts, sorted by feature, split and gene; they are given away, and counting begins anew."""
         self._flush()
         while len(self._runs) > 1:
             self._merge_last()
         if not self._runs:
             none = np.empty(0, np.int32)
-            return FeatureGeneTokens(none, none.astype(np.uint8), none, none.astype(np.int64))
-        key, n = self._runs[0]
+            return FeatureGeneTokens(none, none.astype(np.uint8), none, none)
+        (key, n), self._runs = self._runs[0], []
+        # the rows are the largest arrays of a shard, so they are divided in place
         group = torch.div(key, self.capacity, rounding_mode="floor")
+        gene = key.sub_(group, alpha=self.capacity).int()
         feature = torch.div(group, self.n_splits, rounding_mode="floor")
-        return FeatureGeneTokens(
-            to_numpy(feature.int()),
-            to_numpy((group - feature * self.n_splits).to(torch.uint8)),
-            to_numpy((key - group * self.capacity).int()),
-            to_numpy(n.long()),
-        )
+        split = group.sub_(feature, alpha=self.n_splits).to(torch.uint8)
+        return FeatureGeneTokens(to_numpy(feature.int()), to_numpy(split), to_numpy(gene), to_numpy(n))
 
     def _dtype(self) -> torch.dtype:
         return torch.int32 if self.n_features * self.n_splits * self.capacity < 2**31 else torch.int64
@@ -98,13 +96,18 @@ class FeatureGeneCounts:
     def _merge_last(self) -> None:
         """Replace the last two runs by their sum."""
         first, second = self._runs[-2:]
+        del self._runs[-2:]
         keys = torch.cat([first.key, second.key])
         order = merge_order(keys)
         keys = keys[order]
-        starts = run_starts(keys)
-        sums = torch.cat([first.n, second.n])[order].cumsum(0)
-        before = torch.cat([sums.new_zeros(1), sums[starts[1:] - 1], sums[-1:]])
-        self._runs[-2:] = [_Run(keys[starts], before.diff().int())]
+        n = torch.cat([first.n, second.n])[order]
+        del first, second, order
+        # a key is in each run once at most: the second of a pair is added to the first, and goes
+        seconds = torch.nonzero(keys[1:] == keys[:-1]).squeeze(1) + 1
+        n[seconds - 1] += n[seconds]
+        keeps = torch.ones_like(keys, dtype=torch.bool)
+        keeps[seconds] = False
+        self._runs.append(_Run(keys[keeps], n[keeps]))
 
 
 class GeneCounts:

@@ -76,7 +76,7 @@ class FeatureGeneTokens(NamedTuple):
     feature_id: Int32s
     split: UInt8s
     gene_id: Int32s
-    n_tokens: Int64s
+    n_tokens: Int32s
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
