@@ -52,14 +52,15 @@ from feature_store.codes import (
     panel_with_tokens,
 )
 from feature_store.errors import NotFoundError
-from feature_store.query.runs import resolve_run
+from feature_store.query.runs import newest_run_of, resolve_run
 from feature_store.storage import commit
 from feature_store.storage.addresses import RemotePath
-from feature_store.storage.layout import ASSOCIATION_TABLES, Layout, as_path
+from feature_store.storage.layout import ASSOCIATION_TABLES, Layout, RunInfo, as_path
 from feature_store.storage.obs_columns import column_of
 from feature_store.storage.plans import AssociationsPlan, CellsPlan, GeneSetFile, as_json
 from pipelines.config import ActorOptions, AssociateOptions, CellOptions, EncodeOptions, parse_size
 from pipelines.encode import encode
+from pipelines.errors import UsageError
 from pipelines.inputs import load_recorded_source, load_token_of_gene, tokenless_fact, warn_of_few_units
 from pipelines.moved_data import record_if_same, record_new_place
 from pipelines.runtime.actor_pool import do_shards
@@ -373,6 +374,25 @@ def _label_columns(plan: CellsPlan) -> dict[str, str]:
     """Return the cell-table column of each obs column that --label named."""
     own = {"donor": plan.donor, "batch": plan.batch, "cell_type": plan.cell_type}
     return {label: label if own.get(label) == label else column_of(label) for label in plan.labels}
+
+
+def associations_of(layout: Layout, sae: str | None, *, option: str = "--sae") -> RunInfo:
+    """The newest associations of the SAE that an option names, or of any.
+
+    Raises:
+        UsageError: the SAE has no associations.
+        NotFoundError: there is no such SAE, or there are no associations.
+    """
+    if sae is None:
+        return resolve_run(layout, "associations", None, option=option)
+    run = resolve_run(layout, "saes", sae, option=option).run
+    found = newest_run_of(layout, "associations", {"sae": run})
+    if found is None:
+        raise UsageError(
+            f"{option} was {sae!r}, which has no associations; make them with `scsae encode --sae {run} "
+            f"{layout.store_option}` and `{layout.command_for('associations')}`"
+        )
+    return found
 
 
 def expression_dir(layout: Layout, dataset: str) -> Path:

@@ -23,7 +23,6 @@ from feature_store.activations import ROW_GROUP_ROWS, ActivationBlock, Activatio
 from feature_store.cells import (
     Source,
     StoredObs,
-    open_source,
     read_panel,
     read_split_numbers,
     read_split_record,
@@ -65,6 +64,7 @@ from pipelines.inputs import (
     load_token_of_gene,
     match_inputs,
     no_model,
+    open_data,
     refuse_few_matched,
     save_token_of_gene,
     token_of_gene,
@@ -74,7 +74,6 @@ from pipelines.moved_data import record_if_same
 from pipelines.runtime.actor_pool import do_shards
 from pipelines.runtime.checks import check_before_work
 from pipelines.runtime.cluster import one_ray_session
-from pipelines.runtime.progress import delayed_progress_bar
 from pipelines.runtime.stage import Clock, StageResult
 from pipelines.shard_size import cells_per_shard
 
@@ -541,8 +540,8 @@ def _plan_fused(
 ) -> _Plan:
     """Open the model and the data, write the cell table of new data, and divide the cells into shards."""
     trained_on = ActivationsPlan.of(activations)
+    source = _source(layout, options, trained_on, known_as=known_as)
     model = load_recorded_model(activations)
-    source = _source(layout, options, trained_on)
     stored = None if options.data else StoredObs(layout.cells_dir(trained_on.dataset))
     inputs, genes = match_inputs(source, model, stored), recorded_genes(activations)
     if options.data:
@@ -601,7 +600,7 @@ def _plan_vectors(
     """
     _refuse_options_of_a_model(options)
     trained_on = ActivationsPlan.of(activations)
-    source = _source(layout, options, trained_on)
+    source = _source(layout, options, trained_on, known_as=known_as)
     recorded = load_vectors_location(activations.path)
     place = VectorsPlace.parse(recorded.vectors)
     if options.vectors is not None:
@@ -684,18 +683,11 @@ def _refuse_options_of_a_model(options: EncodeOptions) -> None:
         )
 
 
-def _source(layout: Layout, options: EncodeOptions, trained_on: ActivationsPlan) -> Source:
+def _source(layout: Layout, options: EncodeOptions, trained_on: ActivationsPlan, *, known_as: str | None) -> Source:
     """Open the data set to encode: other data, or those of the SAE."""
     if not options.data:
         return load_recorded_source(layout, trained_on.dataset, stage="encode --fused")
-    return open_source(
-        options.data,
-        matrix=options.matrix,
-        where=options.where,
-        progress=delayed_progress_bar,
-        known_digest=recorded_digests(layout),
-        obs=options.obs,
-    )
+    return open_data(options, options if known_as is None else None, known_digest=recorded_digests(layout))
 
 
 def _data_set(

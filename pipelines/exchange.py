@@ -134,13 +134,15 @@ def export_sae(options: ExportSAEOptions, store: Path) -> StageResult:
         CheckpointError: the library has no counterpart of the architecture. Nothing is written in any of these cases.
         StoreWriteError: the folder cannot be written.
     """
-    from sae_core.sae import FOREIGN_FORMATS, Origin
-
     clock, layout = Clock(), Layout(store)
     run = commit.Run.open(resolve_run(layout, "saes", options.sae, option="--sae").path)
-    plan, folder, target = SAEPlan.of(run), options.folder, FOREIGN_FORMATS[options.to]
+    plan, folder = SAEPlan.of(run), options.folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is there already and is no empty folder; nothing is overwritten: give a new folder")
+    # not above: the SAE and the folder are looked up before torch is imported
+    from sae_core.sae import FOREIGN_FORMATS, Origin
+
+    target = FOREIGN_FORMATS[options.to]
     origin = Origin(model=plan.model, site=plan.site, model_digest=plan.model_digest)
     try:
         target.write(load_stored_sae(run.path), folder, origin=origin)
@@ -167,13 +169,14 @@ def export_sae(options: ExportSAEOptions, store: Path) -> StageResult:
 
 def _read(options: ImportSAEOptions, layout: Layout) -> _Import:
     """Read the SAE and check that it is one of the activations; nothing is written."""
-    from sae_core.errors import UnknownScaleError
-    from sae_core.sae import find_foreign
-
     parent = commit.Run.open(resolve_run(layout, "activations", options.activations, option="--activations").path)
     # damaged activations are reported even if the SAE was imported before
     parent.manifest()
     source = ActivationsPlan.of(parent)
+    # not above: the activations are looked up before torch is imported
+    from sae_core.errors import UnknownScaleError
+    from sae_core.sae import find_foreign
+
     found = find_foreign(options.folder, format=options.format, pick=options.pick)
     try:
         foreign = found.read(input_scale=options.input_scale)

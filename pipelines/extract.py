@@ -45,8 +45,10 @@ from pipelines.inputs import (
     absolute_model_options,
     absolute_model_path,
     few_matched,
-    load_inputs,
+    load_named_model,
+    match_inputs,
     matrix_facts,
+    open_data,
     parse_sites,
     refuse_few_matched,
     save_model_location,
@@ -59,7 +61,7 @@ from pipelines.shard_size import ACTIVATIONS_SHARD, ITEMSIZE, cells_per_shard
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from sae_core.scfm import Site
+    from sae_core.scfm import FoundationModel, Site
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,10 +177,12 @@ def extract(
     clock = Clock()
     layout = Layout(store)
     check_before_work(layout, address=address)
-    inputs = load_inputs(options, known_digest=recorded_digests(layout))
+    source = open_data(options, options if dataset is None else None, known_digest=recorded_digests(layout))
+    model = load_named_model(options)
+    sites = parse_sites(options.layer, model)
+    _check_readout(options, model, sites)
+    inputs = match_inputs(source, model)
     refuse_few_matched(inputs, options.min_matched_share)
-    sites = parse_sites(options.layer, inputs.model)
-    _check_readout(options, inputs, sites)
     genes = genes or checked_genes(options, inputs)
     dataset, by_schema = write_data_set(
         layout, inputs.source, options, actors=options, seed=options.seed, known_as=dataset, address=address
@@ -317,11 +321,10 @@ def _create_run(
     return run
 
 
-def _check_readout(options: ExtractOptions, inputs: LoadedInputs, sites: "Sequence[Site]") -> None:
+def _check_readout(options: ExtractOptions, model: "FoundationModel", sites: "Sequence[Site]") -> None:
     """Raise UsageError if the model cannot give one vector per cell by the requested readout."""
     if options.readout is None:
         return
-    model = inputs.model
     if options.readout not in model.readouts:
         raise UsageError(f"--readout was {options.readout!r}; {model.name} has {', '.join(model.readouts)}")
     inner = [str(site) for site in sites if site.kind in ("attention", "mlp")]

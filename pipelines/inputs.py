@@ -27,6 +27,7 @@ from feature_store.cells import (
     open_recorded,
     open_source,
     read_panel_cells,
+    refuse_unknown_columns,
     source_location,
     turn_matrices,
     what_changed,
@@ -39,10 +40,11 @@ from feature_store.storage.hashing import sealed
 from feature_store.storage.layout import MODEL_FILE, Layout
 from feature_store.storage.plans import ActivationsPlan, TokenOfGenePlan
 from pipelines.cell_tokens import tokens_of_cells
-from pipelines.config import DataOptions
+from pipelines.config import CellOptions, DataOptions, EncodeOptions
 from pipelines.errors import UsageError
 from pipelines.forward import autocast_of
 from pipelines.runtime.progress import delayed_progress_bar, stderr_console
+from pipelines.schema_columns import named_columns
 
 if TYPE_CHECKING:
     from feature_store.cells import ColumnMatrix
@@ -71,10 +73,17 @@ class LoadedInputs:
     """Where columns of obs are read that the model needs; None: in the data."""
 
 
-def load_inputs(options: DataOptions, *, known_digest: KnownDigest = no_known_digest) -> LoadedInputs:
-    """Open data and model and match their genes; nothing is written. It raises the input errors of both."""
-    from sae_core.scfm import load_model
+def open_data(
+    options: DataOptions | EncodeOptions,
+    columns: CellOptions | None = None,
+    *,
+    known_digest: KnownDigest = no_known_digest,
+) -> Source:
+    """Open the files that the options name; nothing heavy is imported, so that a misspelt name is told at once.
 
+    Raises:
+        InputError: as `open_source`, and for a name in `columns` that is not a column of obs.
+    """
     source = open_source(
         options.data,
         matrix=options.matrix,
@@ -83,13 +92,27 @@ def load_inputs(options: DataOptions, *, known_digest: KnownDigest = no_known_di
         known_digest=known_digest,
         obs=options.obs,
     )
-    model = load_model(
+    if columns is not None:
+        refuse_unknown_columns(source, named_columns(columns))
+    return source
+
+
+def load_named_model(options: DataOptions) -> "FoundationModel":
+    """Load the foundation model that the options name. CheckpointError, ConfigError: see `load_model`."""
+    # careful: this imports torch, which takes a second or two
+    from sae_core.scfm import load_model
+
+    return load_model(
         options.model,
         autocast=autocast_of(options.precision),
         random_init=options.random_init,
         options=absolute_model_options(options),
     )
-    return match_inputs(source, model)
+
+
+def load_inputs(options: DataOptions) -> LoadedInputs:
+    """Open data and model and match their genes; nothing is written. It raises the input errors of both."""
+    return match_inputs(open_data(options), load_named_model(options))
 
 
 def match_inputs(source: Source, model: "FoundationModel", stored_obs: StoredObs | None = None) -> LoadedInputs:

@@ -40,8 +40,8 @@ from feature_store.query.runs import RunChain
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import MODULE_TABLES, Layout
 from feature_store.storage.plans import ModulesPlan, constants_of
+from pipelines.associate import associations_of
 from pipelines.config import ModulesOptions
-from pipelines.effects.chain import associations_of
 from pipelines.errors import UsageError
 from pipelines.runtime.checks import check_before_work
 from pipelines.runtime.progress import progress_bar

@@ -36,11 +36,10 @@ from feature_store.query.runs import RunChain
 from feature_store.storage import commit, schemas
 from feature_store.storage.layout import PROBE_TABLES, Layout, RunInfo
 from feature_store.storage.plans import AssociationsPlan, ProbePlan, constants_of
-from pipelines.associate import expression_dir, label_kinds, write_expression_by_gene
+from pipelines.associate import associations_of, expression_dir, label_kinds, write_expression_by_gene
 from pipelines.baseline import chain_of_sae
 from pipelines.compare import baselines_of
 from pipelines.config import ProbeOptions
-from pipelines.effects.chain import associations_of
 from pipelines.errors import UsageError
 from pipelines.runtime.actor_pool import do_shards
 from pipelines.runtime.checks import check_before_work

@@ -13,6 +13,13 @@ T = TypeVar("T", bound=CellOptions)
 COLUMNS = ("donor", "cell_type", "batch")
 
 
+def named_columns(options: CellOptions) -> list[tuple[str, str]]:
+    """Return the pairs of an option and its column where the options name one; `none` names none."""
+    given = [(option, getattr(options, option)) for option in (*COLUMNS, "split")]
+    given += [("label", label) for label in options.label]
+    return [(option, column) for option, column in given if column not in (None, NO_COLUMN)]
+
+
 def with_schema_columns(options: T, source: Source) -> tuple[T, dict[str, str]]:
     """Return the options with the columns of the schema where they name none, and what was taken and why, in words."""
     found = cellxgene_columns(source)

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         read_panel_cells,
         read_split_numbers,
         read_split_record,
+        refuse_unknown_columns,
         write_cells,
     )
     from feature_store.cells.cellxgene import CellxgeneColumns, cellxgene_columns, has_cellxgene_columns
@@ -152,6 +153,7 @@ __all__ = [
     "read_split_numbers",
     "read_split_record",
     "recorded_digests",
+    "refuse_unknown_columns",
     "save_source_location",
     "shard_cells",
     "shard_range",
@@ -175,7 +177,7 @@ _MODULES = {
     "canonical": ("canonical_column", "canonical_name", "canonical_text"),
     "cell_table": (
         *("draw_cells", "read_cells", "read_panel", "read_panel_cells", "read_split_numbers"),
-        *("read_split_record", "write_cells", "StoredObs"),
+        *("read_split_record", "refuse_unknown_columns", "write_cells", "StoredObs"),
     ),
     "column_matrices": ("ColumnMatrix",),
     "expression": (

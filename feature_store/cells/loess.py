@@ -13,7 +13,6 @@ doi:10.1007/BF01890836. These are the defaults of `loess` in R and in scikit-mis
 
 import numpy as np
 import numpy.typing as npt
-from scipy.interpolate import CubicHermiteSpline
 
 DEGREE = 2
 CELL = 0.2
@@ -24,6 +23,9 @@ Floats = npt.NDArray[np.float64]
 
 def loess(x: Floats, y: Floats, *, span: float) -> Floats:
     """The curve through the points (x, y) [n], at each x [n]. Where all x are the same it is the mean of y."""
+    # not above: no stage but the choice of variable genes needs it
+    from scipy.interpolate import CubicHermiteSpline
+
     order = np.argsort(x, kind="stable")
     sorted_x, sorted_y = x[order], y[order]
     if sorted_x[0] == sorted_x[-1]:

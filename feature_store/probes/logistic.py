@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, log1p
-from sklearn.linear_model import lasso_path
 
 from feature_store.associations.inputs import Bools, Floats, Ints, Sparse
 
@@ -105,6 +104,9 @@ class _Path:
             self._w = np.r_[self._w[0], self._w[1:][kept], np.zeros(len(new))]
 
     def _solve_working_set(self, penalty: float) -> None:
+        # not above: it takes most of a second, and the command that checks its options solves nothing
+        from sklearn.linear_model import lasso_path
+
         a, y = self._a, self._y
         for _ in range(_MOST_STEPS):
             eta = self._w[0] + a @ self._w[1:]

@@ -10,10 +10,11 @@ import polars as pl
 
 from feature_store.cells import read_panel_cells
 from feature_store.codes import CodesRun, panel_firing
-from feature_store.query.runs import RunChain, newest_run_of, resolve_run
+from feature_store.query.runs import RunChain
 from feature_store.storage import commit
-from feature_store.storage.layout import Layout, RunInfo
+from feature_store.storage.layout import Layout
 from feature_store.storage.plans import constants_of
+from pipelines.associate import associations_of
 from pipelines.errors import UsageError
 from pipelines.inputs import load_token_of_gene, no_model
 from pipelines.steering.context import SteeringContext, SteeringPaths
@@ -100,25 +101,6 @@ def chain_behind(layout: Layout, sae: str | None, *, vectors: str, recorded: str
         raise UsageError(f"{no_model(chain.activations_run)}, and {recorded}")
     refuse_other_site(chain)
     return chain
-
-
-def associations_of(layout: Layout, sae: str | None, *, option: str = "--sae") -> RunInfo:
-    """The newest associations of the SAE that an option names, or of any.
-
-    Raises:
-        UsageError: the SAE has no associations.
-        NotFoundError: there is no such SAE, or there are no associations.
-    """
-    if sae is None:
-        return resolve_run(layout, "associations", None, option=option)
-    run = resolve_run(layout, "saes", sae, option=option).run
-    found = newest_run_of(layout, "associations", {"sae": run})
-    if found is None:
-        raise UsageError(
-            f"{option} was {sae!r}, which has no associations; make them with `scsae encode --sae {run} "
-            f"{layout.store_option}` and `{layout.command_for('associations')}`"
-        )
-    return found
 
 
 def measured_features(wanted: Sequence[int], features: pl.DataFrame) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from feature_store.activations import ActivationWriter
-from feature_store.cells import open_source, read_split_record, recorded_digests
+from feature_store.cells import read_split_record, recorded_digests
 from feature_store.storage import commit
 from feature_store.storage.layout import Layout
 from feature_store.storage.plans import ActivationsPlan
@@ -33,10 +33,9 @@ from pipelines.external.vectors import (
     save_vectors_location,
 )
 from pipelines.forward import rate
-from pipelines.inputs import genes_without_tokens, matrix_facts, save_token_of_gene
+from pipelines.inputs import genes_without_tokens, matrix_facts, open_data, save_token_of_gene
 from pipelines.runtime.actor_pool import do_shards
 from pipelines.runtime.checks import check_before_work
-from pipelines.runtime.progress import delayed_progress_bar
 from pipelines.runtime.stage import Clock, StageResult
 from pipelines.shard_size import ACTIVATIONS_SHARD, ITEMSIZE, cells_per_shard
 
@@ -88,14 +87,7 @@ def extract_vectors(options: ExtractOptions, store: Path, *, address: str | None
     clock = Clock()
     layout = Layout(store)
     check_before_work(layout, address=address)
-    source = open_source(
-        options.data,
-        matrix=options.matrix,
-        where=options.where,
-        progress=delayed_progress_bar,
-        known_digest=recorded_digests(layout),
-        obs=options.obs,
-    )
+    source = open_data(options, options, known_digest=recorded_digests(layout))
     place = VectorsPlace.parse(str(options.vectors)).absolute()
     vectors = open_vectors(str(place), source)
     digest = checked_digest(vectors, source, dtype=options.dtype)

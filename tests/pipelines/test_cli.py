@@ -147,6 +147,14 @@ BAD_INPUT = {
     "no such matrix": (f"{EXTRACT} --matrix layers/raw", ["'layers/raw'", "X"]),
     "no layer": ("extract {data} --model {model} --store new", ["0 to 2", "--layer 2"]),
     "layer too deep": (f"{EXTRACT} --layer 3", ["--layer", "'3'", "0 to 2"]),
+    "no such obs column, and no model": (
+        "extract {data} --model nowhere --layer 1 --donor doner --store new",
+        ["--donor", "'doner'"],
+    ),
+    "layer too deep, and no gene in common": (
+        "extract {bad}/mouse.h5ad --model {model} --layer 3 --store new",
+        ["--layer", "'3'", "0 to 2"],
+    ),
     "no such site": (f"{EXTRACT} --layer neuron.1", ["'neuron.1'", "attention"]),
     "no model folder": (
         "extract {data} --model nowhere --layer 1 --store new",
@@ -259,6 +267,30 @@ def assert_refused(chain, bad, tiny_data, tiny_model):
 @pytest.mark.parametrize("case", BAD_INPUT)
 def test_bad_input_gives_one_clear_message_and_exit_code_2_and_writes_nothing(scsae_here, assert_refused, case):
     assert_refused(scsae_here, case)
+
+
+MISSPELT = {
+    "file": "extract {bad}/scale.h5ad --layer 1 --store new",
+    "column": f"{EXTRACT} --donor doner",
+    "matrix": f"{EXTRACT} --matrix layers/raw",
+    "file to inspect": "inspect {bad}/scale.h5ad",
+    "label to probe": "probe --label typ --store {store}",
+    "SAE of modules": "modules --sae zzz --store {store}",
+    "activations of an import": "import-sae nowhere --activations zzz --store {store}",
+    "SAE to export": "export-sae here --sae zzz --store {store}",
+}
+
+
+@pytest.mark.parametrize("case", MISSPELT)
+def test_a_misspelt_name_is_told_before_torch_is_imported(tmp_path, chain, bad, tiny_data, tiny_model, home, case):
+    values = {"data": tiny_data, "model": tiny_model, "bad": bad, "store": chain.store}
+    code = (
+        "import atexit, sys; from pipelines.cli import main; "
+        "atexit.register(lambda: print({'torch', 'ray', 'mlflow', 'sklearn'} & set(sys.modules))); main()"
+    )
+    command = [sys.executable, "-c", code, *MISSPELT[case].format(**values).split()]
+    done = subprocess.run(command, cwd=tmp_path, env=home, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "set()\n"), done.stderr
 
 
 def test_a_weight_that_is_not_finite_is_refused_before_anything_is_written(scsae_here, tiny_data, tiny_model, tmp_path):
