@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from feature_store import FeatureStore
     from feature_store.plots import ImageFile
 
+RUNS = ("associations", "codes")
+"""The options of every plot that name the runs of the store to read."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlotRequest:
@@ -30,6 +33,8 @@ class PlotRequest:
     gene: str | None = None
     dpi: int | None = None
     size: str | None = None
+    associations: str | None = None
+    codes: str | None = None
 
     def given(self) -> set[str]:
         """Names of the options that were given."""
@@ -54,7 +59,7 @@ class PlotRequest:
     def command(self) -> str:
         """What was typed, less the store and the file, whose places are of one machine."""
         options = {"feature": self.feature, "label": self.label}
-        options |= {name: [getattr(self, name)] for name in ("gene", "split", "n", "steering", "dpi", "size")}
+        options |= {name: [getattr(self, name)] for name in ("gene", "split", "n", "steering", *RUNS, "dpi", "size")}
         given = [(name, value) for name, values in options.items() for value in values if value is not None]
         return shlex.join(
             ["scsae", "plot", self.kind, *(word for name, value in given for word in (f"--{name}", str(value)))]
@@ -231,7 +236,8 @@ def plot(request: PlotRequest, store: Path) -> None:
     chosen = check_request(request, store)
     from feature_store import FeatureStore
 
-    chosen.draw(FeatureStore.open(store), request)
+    runs = {name: getattr(request, name) for name in RUNS}
+    chosen.draw(FeatureStore.open(store, **runs), request)
 
 
 def check_request(request: PlotRequest, store: Path) -> Kind:
@@ -241,9 +247,8 @@ def check_request(request: PlotRequest, store: Path) -> Kind:
     if chosen is None:
         raise UsageError(f"there is no plot {kind!r}{did_you_mean(kind, list(KINDS))}; plots are {', '.join(KINDS)}")
     if unused := sorted(request.given() - chosen.takes):
-        takes = (
-            ", ".join(f"--{name}" for name in sorted(chosen.takes)) or "no option but --save, --dpi, --size and --store"
-        )
+        of_every_plot = "no option but --save, --dpi, --size, --associations, --codes and --store"
+        takes = ", ".join(f"--{name}" for name in sorted(chosen.takes)) or of_every_plot
         raise UsageError(f"the plot {kind} does not take {', '.join(f'--{name}' for name in unused)}; it takes {takes}")
     least, most = chosen.features
     if len(request.feature) < least or (most is not None and len(request.feature) > most):

@@ -194,6 +194,8 @@ def plot_command(
     ] = None,
     steering: Annotated[str | None, typer.Option("--steering", help="Steering run; default: the newest.")] = None,
     store: Store = DEFAULT_STORE,
+    associations: Associations = None,
+    codes: Codes = None,
 ) -> None:
     """Draw a plot of a store into a file.
 
@@ -202,7 +204,8 @@ def plot_command(
     from pipelines.plot import PlotRequest, plot
 
     given = {"feature": feature or (), "label": label or (), "split": split, "n": n, "steering": steering, "gene": gene}
-    plot(PlotRequest(kind=kind, **given, save=save, dpi=dpi, size=size), store)  # type: ignore[arg-type]
+    of_every_plot = {"save": save, "dpi": dpi, "size": size, "associations": associations, "codes": codes}
+    plot(PlotRequest(kind=kind, **given, **of_every_plot), store)  # type: ignore[arg-type]
     typer.echo(visible(str(save)))
 
 

@@ -10,7 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from feature_store import FeatureStore, plots
-from feature_store.errors import InputError, QueryError
+from feature_store.errors import InputError, NotFoundError, QueryError
+from feature_store.storage.layout import Layout
 from pipelines.cli import app
 from pipelines.errors import UsageError, exit_code
 from pipelines.plot import KINDS
@@ -35,7 +36,7 @@ def called(monkeypatch):
     """The calls of plots, by name and arguments, in place of drawing."""
     calls = []
     store = SimpleNamespace(lineage=SimpleNamespace(codes=None))
-    monkeypatch.setattr(FeatureStore, "open", lambda root: store)
+    monkeypatch.setattr(FeatureStore, "open", lambda root, **runs: store)
 
     def record(name, signature, *args, **kwargs):
         bound = signature.bind(*args, **kwargs).arguments
@@ -91,12 +92,21 @@ def test_a_size_and_the_pixels_per_inch_are_those_of_the_file_and_what_was_typed
     scsae_plot, monkeypatch
 ):
     saved = []
-    monkeypatch.setattr(FeatureStore, "open", lambda root: None)
+    monkeypatch.setattr(FeatureStore, "open", lambda root, **runs: None)
     monkeypatch.setattr(plots, "density_histogram", lambda store, save: saved.append(save))
     scsae_plot("density-histogram --size 8x4.5 --dpi 100 --save a.png --store s")
     scsae_plot("density_histogram --save a.svg --store s")
     assert [(file.size, file.dpi) for file in saved] == [((8.0, 4.5), 100), (None, 200)]
     assert saved[0].command == "scsae plot density-histogram --dpi 100 --size 8x4.5"
+
+
+def test_the_associations_and_codes_that_are_named_are_read_and_are_in_the_comment_of_the_file(scsae_plot, monkeypatch):
+    opened, saved = [], []
+    monkeypatch.setattr(FeatureStore, "open", lambda root, **runs: opened.append(runs))
+    monkeypatch.setattr(plots, "density_histogram", lambda store, save: saved.append(save))
+    scsae_plot("density-histogram --associations 4f2a --codes 81c0 --save a.png --store s")
+    assert opened == [{"associations": "4f2a", "codes": "81c0"}]
+    assert saved[0].command == "scsae plot density-histogram --associations 4f2a --codes 81c0"
 
 
 def test_every_plot_has_its_kind():
@@ -108,7 +118,9 @@ REFUSED = {
     "violn": "'violn'.*'violin'.*umap, violin",
     "violin": "violin .*--feature .*0.*scsae features --label LABEL --store s",
     "gene-bars --feature 1 --feature 2": "gene-bars .*--feature .*2",
-    "density-histogram --feature 1 --n 3": "density-histogram .*--feature, --n; .*--save, --dpi, --size and --store",
+    "density-histogram --feature 1 --n 3": (
+        "density-histogram .*--feature, --n; .*--save, --dpi, --size, --associations, --codes and --store"
+    ),
     "umap --steering 5a": "umap .*--steering; .*--feature, --label, --split",
     "umap --n 3": "umap .*--n; .*--feature, --label, --split",
     "dotplot --label a --label b": "--label .*2",
@@ -157,7 +169,11 @@ def test_every_kind_draws_a_store_that_the_stages_made(scsae_plot, own_store, tm
         scsae_plot(f"steering-bars --save s.svg --store {own_store}")
     with pytest.raises(QueryError, match=r"9999.* 0 to 47"):
         scsae_plot(f"violin --feature 9999 --save v.svg --store {own_store}")
+    run = Layout(own_store).latest("associations").run
+    scsae_plot(f"density-histogram --associations {run[:8]} --save named.svg --store {own_store}")
+    with pytest.raises(NotFoundError, match=r"'zzz'.*associations"):
+        scsae_plot(f"density-histogram --associations zzz --save z.svg --store {own_store}")
     with pytest.raises(InputError, match=r"q\.jpeg.*\.png, \.pdf, \.svg"):
         scsae_plot(f"batch-quadrant --save q.jpeg --store {own_store}")
-    assert {path.name for path in tmp_path.glob("*.*")} >= {"umap.svg", "dotplot.svg"}
-    assert not {"s.svg", "v.svg", "q.jpeg"} & {path.name for path in tmp_path.iterdir()}
+    assert {path.name for path in tmp_path.glob("*.*")} >= {"umap.svg", "dotplot.svg", "named.svg"}
+    assert not {"s.svg", "v.svg", "z.svg", "q.jpeg"} & {path.name for path in tmp_path.iterdir()}
