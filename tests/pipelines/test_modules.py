@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from feature_store import FeatureStore
+from feature_store.associations.held_out_units import limit_of_claims
 from feature_store.cells import read_panel_cells
 from feature_store.codes import CodesRun, load_cell_codes, panel_tokens
 from feature_store.modules import communities, correlations, residuals
@@ -62,6 +63,16 @@ def test_a_second_call_makes_nothing_and_sql_reads_the_tables(found):
         assert opened.sql(f"SELECT COUNT(*) FROM {name}").item() == commit.read_table(result.path / name).height
     other = modules(OPTIONS.model_copy(update={"seed": 1}), store)
     assert other.run != result.run
+
+
+def test_few_donors_are_said_beside_the_result(found, capsys):
+    store, _ = found
+    capsys.readouterr()
+    modules(OPTIONS, store)
+    limit = limit_of_claims(FeatureStore.open(store).panel_cells().collect())
+    assert limit is not None
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count(f"warning: {limit}") == 1
 
 
 def test_few_cells_are_refused_and_nothing_is_written(own_store, monkeypatch):

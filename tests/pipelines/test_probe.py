@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from feature_store import FeatureStore
+from feature_store.associations.held_out_units import limit_of_claims
 from feature_store.associations.inputs import Labels
 from feature_store.cells import read_panel_cells
 from feature_store.codes import CodesRun, load_cell_codes
@@ -80,6 +81,16 @@ def test_a_second_call_makes_nothing_and_sql_reads_the_tables(whole):
     for name in PROBE_TABLES:
         found = opened.sql(f"SELECT COUNT(*) AS n, MIN(run) AS run FROM {name}")
         assert found.row(0) == (commit.read_table(result.path / name).height, result.run)
+
+
+def test_few_donors_are_said_beside_the_result(whole, capsys):
+    store, _ = whole
+    capsys.readouterr()
+    probe_labels(OPTIONS, store)
+    limit = limit_of_claims(FeatureStore.open(store).panel_cells().collect())
+    assert limit is not None
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count(f"warning: {limit}") == 1
 
 
 def test_parts_that_are_lost_are_made_again_with_the_same_bytes(whole, chain, tmp_path):
