@@ -106,6 +106,31 @@ def test_the_column_with_the_mark_shows_the_values_by_which_the_rows_are_sorted(
     assert values == sorted(values, reverse=direction == "descending")
 
 
+@pytest.mark.parametrize("width", [1440, 1280, 1024, 390])
+@pytest.mark.parametrize("address", ["", "#/?color=auroc:0", "#/?sort=density", "#/?sort=class", "#/batch"])
+def test_the_table_is_no_wider_than_its_box_and_a_button_shows_the_columns_without_room(
+    open_page: Open, address: str, width: int
+) -> None:
+    page = open_page(address, width=width)
+    marked, heads, more = page.locator("[aria-sort]"), page.locator("[role=columnheader]"), page.locator(".vt-more")
+    marked.wait_for()
+    hidden_px = "(element) => element.scrollWidth - element.clientWidth"
+    assert page.locator(".vt-scroll").evaluate(hidden_px) == 0
+    assert [head.inner_text() for head in heads.all() if head.evaluate(hidden_px) > 0] == []
+    shown, sorted_by = heads.all_inner_texts(), marked.inner_text()
+    assert any(head.startswith("genes") for head in shown)
+    assert more.is_visible() == (width < 1280 or (width == 1280 and address != "#/batch"))
+    if not more.is_visible():
+        return
+    more.click()
+    every = heads.all_inner_texts()
+    assert set(shown) < set(every)
+    assert more.get_attribute("aria-pressed") == "true"
+    assert page.locator(".vt-scroll").evaluate(hidden_px) > 0
+    more.click()
+    assert (heads.all_inner_texts(), marked.inner_text()) == (shown, sorted_by)
+
+
 def test_a_lasso_lists_the_features_within_it_and_saves_them_as_the_store_has_them(
     open_page: Open, atlas_store: FeatureStore
 ) -> None:

@@ -1,17 +1,21 @@
 // A table of any length of which only the rows in sight exist.
 //
-//   new VirtualTable(element, {label, columns: [{key, head, title, width, numeric, wide, cell(i) -> text or node, sortable}], onSort(key), onOpen(i), onActive(i)})
+//   new VirtualTable(element, {label, columns: [{key, head, title, width, numeric, spare, cell(i) -> text or node, sortable}], onSort(key), onOpen(i), onActive(i)})
 //   table.rows(indices)      what is listed, in this order;   table.heading(columns)  other columns
 //     table.sorted = {key, descending}: the mark in the heads
 //   table.select(i)          scroll to the row of an index;   table.close()
-// Columns that are `wide` are left out on narrow screens.
+//   table.more               a button that shows every column; it is there while some have no room
+// Where there is no room, columns with `spare` are left out, the largest first, but never the one with the mark; those
+// with `spare` 1 only where the columns without a width would have hardly any.
 
 import { h, clear, redraw } from "./dom.js";
 
 const ROW = 30;
 const SPARE = 6;
-const NARROW = 480;
-const FLEXIBLE = 120;
+// The width of a column that takes what is left, as long as others can be left out, and the least that it has.
+const FLEXIBLE = 110, LEAST = 60;
+// What the mark of the order adds to the width of a column.
+const MARK = 14;
 
 export class VirtualTable {
   constructor(root, { label = "Table", columns, onSort, onOpen, onActive }) {
@@ -22,6 +26,7 @@ export class VirtualTable {
       h("div", { role: "rowgroup", class: "vt-headgroup" }, this.heads), this.body);
     this.box = h("div", { class: "vt" }, this.scroller);
     this.box.table = this;
+    this.more = h("button", { type: "button", class: "vt-more", hidden: true, "aria-pressed": "false", onclick: () => this.showAll(!this.all) }, "All columns");
     root.append(this.box);
     this.observer = new ResizeObserver(() => this.fit());
     this.observer.observe(this.scroller);
@@ -46,23 +51,36 @@ export class VirtualTable {
 
   // Which columns there is room for; what is wider than the box scrolls.
   fit() {
-    const isNarrow = this.box.clientWidth < NARROW;
-    this.shown = this.columns.filter(({ wide }) => !(wide && isNarrow));
-    const width = this.shown.reduce((sum, { width }) => sum + (width ?? FLEXIBLE), 0);
-    for (const part of [this.heads.parentElement, this.body]) part.style.minWidth = `${width}px`;
+    const spare = this.columns.filter(({ spare, key }) => spare && key !== this.mark.key).sort((a, b) => a.spare - b.spare);
+    const left = new Set(), kept = () => this.columns.filter((one) => !left.has(one));
+    const sum = (columns, flexible) => columns.reduce((sum, one) => sum + (this.widthOf(one) ?? flexible), 0);
+    while (spare.length && sum(kept(), spare.at(-1).spare > 1 ? FLEXIBLE : LEAST) > this.scroller.clientWidth) left.add(spare.pop());
+    this.shown = this.all ? this.columns : kept();
+    this.more.hidden = !left.size;
+    this.more.title = `There is no room for ${[...left].map(({ head }) => head).join(", ")}; with all columns the table scrolls sideways`;
+    for (const part of [this.heads.parentElement, this.body]) part.style.minWidth = `${sum(this.shown, this.all ? FLEXIBLE : LEAST)}px`;
     this.drawHeads();
     this.draw();
   }
 
-  set sorted(mark) { this.mark = mark; this.drawHeads(); }
+  widthOf({ key, width }) { return width && key === this.mark.key ? width + MARK : width; }
+
+  showAll(isWanted) {
+    this.all = isWanted;
+    this.more.setAttribute("aria-pressed", String(isWanted));
+    this.fit();
+  }
+
+  set sorted(mark) { this.mark = mark; this.fit(); }
 
   heading(columns) { this.columns = columns; this.fit(); }
 
   drawHeads() {
-    redraw(this.heads, this.shown.map(({ key, head, title, numeric, sortable = true, width }) => {
+    redraw(this.heads, this.shown.map((column) => {
+      const { key, head, title, numeric, sortable = true } = column;
       const isSorted = this.mark.key === key, arrow = isSorted ? (this.mark.descending ? " ▾" : " ▴") : "";
       const inside = sortable && this.onSort ? h("button", { type: "button", onclick: () => this.onSort(key) }, `${head}${arrow}`) : head;
-      return h("div", { role: "columnheader", class: classOf(numeric), title, style: { flex: flexOf(width) }, "aria-sort": isSorted ? (this.mark.descending ? "descending" : "ascending") : null }, inside);
+      return h("div", { role: "columnheader", class: classOf(numeric), title, style: { flex: flexOf(this.widthOf(column)) }, "aria-sort": isSorted ? (this.mark.descending ? "descending" : "ascending") : null }, inside);
     }));
   }
 
@@ -87,9 +105,9 @@ export class VirtualTable {
     return h("div", {
       role: "row", id: this.idOf(place), class: `vt-row${isActive ? " active" : ""}`, "aria-rowindex": place + 2, "aria-selected": isActive ? "true" : null,
       style: { transform: `translateY(${place * ROW}px)` }, onclick: () => this.onOpen?.(i), onpointerenter: () => this.onActive?.(i), onpointerleave: () => this.onActive?.(null),
-    }, this.shown.map(({ cell, numeric, width }) => {
-      const value = cell(i);
-      return h("div", { role: "gridcell", class: classOf(numeric), style: { flex: flexOf(width) }, title: typeof value === "string" ? value : null }, value);
+    }, this.shown.map((column) => {
+      const { cell, numeric } = column, value = cell(i);
+      return h("div", { role: "gridcell", class: classOf(numeric), style: { flex: flexOf(this.widthOf(column)) }, title: typeof value === "string" ? value : null }, value);
     }));
   }
 
@@ -118,4 +136,4 @@ export class VirtualTable {
 }
 
 const classOf = (numeric) => (numeric ? "vt-cell number" : "vt-cell");
-const flexOf = (width) => (width ? `0 0 ${width}px` : `1 1 ${FLEXIBLE}px`);
+const flexOf = (width) => (width ? `0 0 ${width}px` : `1 1 ${LEAST}px`);

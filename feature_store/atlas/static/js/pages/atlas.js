@@ -65,6 +65,7 @@ class Atlas {
       : null;
     if (!this.plot) map.append(empty({ table: "feature_umap", command: about.missing.feature_umap }, "The features have no map yet. The table lists them all."));
     this.table = new VirtualTable(list, { label: "Features", columns: this.columnsOfTable(), onSort: (key) => this.sortBy(key), onOpen: (row) => this.open(row), onActive: (row) => this.mark(row) });
+    this.csvButton.before(this.table.more);
   }
 
   close() {
@@ -79,22 +80,22 @@ class Atlas {
     const { features } = this, text = (key) => (row) => features.at(key, row) ?? "–";
     const number = (key, head, format, more = {}) => ({ key, head, numeric: true, width: 70, cell: (row) => format(features.at(key, row), row), ...more });
     const own = this.label === null || this.label === undefined ? [] : [
-      number("own_auroc_select", "select", (x) => auroc(x, null), { title: `AUROC of ${this.about.labels[this.label].label} on select cells`, said: "AUROC on select cells", width: 74 }),
-      number("own_auroc", "AUROC", (x, row) => auroc(x, features.at("own_q", row)), { title: `AUROC of ${this.about.labels[this.label].label} on test cells`, said: "AUROC on test cells", width: 72 }),
-      number("own_q", "q", pvalue, { title: "Benjamini-Hochberg over all features and the labels of a kind", width: 72 }),
+      number("own_auroc_select", "select", (x) => auroc(x, null), { title: `AUROC of ${this.about.labels[this.label].label} on select cells`, said: "AUROC on select cells", width: 60, spare: 2 }),
+      number("own_auroc", "AUROC", (x, row) => auroc(x, features.at("own_q", row)), { title: `AUROC of ${this.about.labels[this.label].label} on test cells`, said: "AUROC on test cells", width: 72, spare: 1 }),
+      number("own_q", "q", pvalue, { title: "Benjamini-Hochberg over all features and the labels of a kind", width: 72, spare: 3 }),
     ];
     return [
       { key: "feature_id", head: "id", numeric: true, width: 50, cell: (row) => h("a", { href: href("feature", features.ids[row]), tabindex: -1, onclick: (event) => event.stopPropagation() }, String(features.ids[row])) },
       ...own,
       { key: "top_label", head: "best label", title: "Best label on select cells, if q ≤ 0.05 on test cells", width: 102, cell: text("top_label") },
       ...(own.length ? [] : [
-        number("top_label_auroc_select", "select", (x) => auroc(x, null), { title: "AUROC of the best label on select cells, where it was chosen", said: "AUROC on select cells", width: 74 }),
-        number("top_label_auroc", "AUROC", (x, row) => auroc(x, features.at("top_label_q", row)), { title: "AUROC of the best label on test cells", said: "AUROC on test cells", width: 72 }),
-        number("top_label_q", "q", pvalue, { title: "Benjamini-Hochberg over all features and the labels of a kind", width: 72 }),
+        number("top_label_auroc_select", "select", (x) => auroc(x, null), { title: "AUROC of the best label on select cells, where it was chosen", said: "AUROC on select cells", width: 60, spare: 2 }),
+        number("top_label_auroc", "AUROC", (x, row) => auroc(x, features.at("top_label_q", row)), { title: "AUROC of the best label on test cells", said: "AUROC on test cells", width: 72, spare: 1 }),
+        number("top_label_q", "q", pvalue, { title: "Benjamini-Hochberg over all features and the labels of a kind", width: 72, spare: 3 }),
       ]),
       { key: "top_genes", head: "genes", cell: (row) => features.genes(row, 4) || "–" },
-      { key: "class", head: "class", width: 112, wide: true, cell: (row) => h("span", {}, h("span", { class: "swatch", style: { background: CLASS[features.at("class", row)] ?? "var(--null)" } }), ` ${features.at("class", row) ?? "–"}`) },
-      number("density", "density", (x) => percent(x), { title: "Share of tokens at which it fires", wide: true }),
+      { key: "class", head: "class", width: 112, spare: 4, cell: (row) => h("span", {}, h("span", { class: "swatch", style: { background: CLASS[features.at("class", row)] ?? "var(--null)" } }), ` ${features.at("class", row) ?? "–"}`) },
+      number("density", "density", (x) => percent(x), { title: "Share of tokens at which it fires", width: 74, spare: 5 }),
     ];
   }
 

@@ -63,6 +63,7 @@ class Batch {
     this.plot.points(this.context, this.batch);
     this.plot.bounds = { x0: 0, x1: this.most.x, y0: 0, y1: this.most.y };
     this.table = new VirtualTable(list, { label: "Chosen features. Space checks or unchecks a row, Enter opens it", columns: this.columns(), onSort: (key) => this.sortBy(key), onOpen: (row) => this.open(row), onActive: (row) => this.mark(row) });
+    this.clearLasso.before(this.table.more);
     this.table.scroller.addEventListener("keydown", (event) => {
       const row = this.table.indices[this.table.active];
       if (event.key !== " " || event.target !== this.table.scroller || row === undefined) return;
@@ -105,14 +106,14 @@ class Batch {
       { key: "on", head: "use", width: 38, sortable: false, cell: (row) => this.box(features.ids[row]) },
       { key: "feature_id", head: "id", width: this.features.n > 9999 ? 66 : 54, numeric: true, cell: (row) => h("a", { href: href("feature", features.ids[row]), tabindex: -1, onclick: (event) => event.stopPropagation() }, String(features.ids[row])) },
       { key: "top_genes", head: "genes", cell: (row) => features.genes(row, 4) || "–" },
-      number("batch_effect", "batch", "Share of the rank variance of the code that batch explains within cell types", (x) => fixed(x, 3)),
-      number("context_effect", "context", "Share that cell context explains within batches", (x) => fixed(x, 3)),
+      number("batch_effect", "batch", "Share of the rank variance of the code that batch explains within cell types", (x) => fixed(x, 3), { width: 58 }),
+      number("context_effect", "context", "Share that cell context explains within batches", (x) => fixed(x, 3), { width: 78 }),
       ...(known ? [
-        { key: "batch", head: "goes with", title: "The batch that it goes with most on select cells, if q ≤ 0.05 on test cells", width: 86, wide: true, cell: (row) => features.at("batch", row) ?? "–" },
-        number("batch_auroc", "AUROC", "For the batch that it goes with most on select cells, on test cells, within cell types", (x) => fixed(x, 3), { wide: true }),
-        { ...number("batch_q", "q", "Benjamini-Hochberg over all features and batches", pvalue, { wide: true, width: 66 }), cell: (row) => significant(features.at("batch_q", row)) },
+        { key: "batch", head: "goes with", title: "The batch that it goes with most on select cells, if q ≤ 0.05 on test cells", width: 92, spare: 2, cell: (row) => features.at("batch", row) ?? "–" },
+        number("batch_auroc", "AUROC", "For the batch that it goes with most on select cells, on test cells, within cell types", (x) => fixed(x, 3), { spare: 4 }),
+        { ...number("batch_q", "q", "Benjamini-Hochberg over all features and batches", pvalue, { spare: 3, width: 66 }), cell: (row) => significant(features.at("batch_q", row)) },
       ] : []),
-      number("density", "density", "Share of tokens at which it fires", (x) => percent(x), { wide: true, width: 74 }),
+      number("density", "density", "Share of tokens at which it fires", (x) => percent(x), { spare: 5, width: 74 }),
     ];
   }
 
