@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pydantic
-import yaml
 from pydantic import Field
 
 from feature_store.credentials import is_signed
@@ -131,6 +130,9 @@ def refuse_signed_addresses(text: str) -> None:
 
 def load_recipe(path: Path) -> Recipe:
     """Read a YAML recipe; raise UsageError for a file that is missing or no text, invalid YAML or an unknown key."""
+    # not above: every command imports this module, and few read a recipe
+    import yaml
+
     try:
         values = yaml.safe_load(recipe_text(path))
     except yaml.YAMLError as error:
