@@ -210,6 +210,16 @@ def test_pairs_whose_keys_need_64_bits_are_counted():
     ]
 
 
+def test_counting_begins_anew_once_the_rows_are_given():
+    counts = FeatureGeneCounts(4, 1)
+    codes = SparseCodes.from_flat(torch.tensor([2]), torch.ones(1, 4))
+    for n_tokens in (2, 1):
+        for _ in range(n_tokens):
+            counts.add(codes, split=torch.tensor([0]), gene=torch.tensor([7]), top=7)
+        assert [column.tolist() for column in counts.rows()] == [[2], [0], [7], [n_tokens]]
+    assert [len(column) for column in counts.rows()] == [0, 0, 0, 0]
+
+
 @pytest.mark.parametrize("buffer", [1, 64, 10**6])
 @pytest.mark.parametrize("n", [1, 5, 300, 3000])
 def test_the_largest_values_are_the_same_for_every_buffer_and_ties_keep_the_first(n, buffer):
