@@ -95,7 +95,7 @@ class Hosts:
 
     def kill(self, host: int) -> None:
         """Kill every process of a host."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while (left := self.processes(host)) and time.monotonic() < deadline:
             for process in left:
                 with contextlib.suppress(ProcessLookupError):

@@ -36,7 +36,7 @@ ENDS: dict[str, tuple[int, str | None]] = {
     "terminate": (1, "interrupted; the same command resumes"),
 }
 """Exit code and last words of a command by what was done to it; the death of an actor does not end it."""
-GRACE_S = 100
+GRACE_S = 240
 MARK = "SCSAE_TEST_RUN"
 
 
@@ -97,7 +97,7 @@ class KilledCommand:
         """Let it work, started again if it ended, until so many more parts are committed."""
         if not self.alive:
             self.start()
-        goal, deadline = self.look() + n_committed, time.monotonic() + 120
+        goal, deadline = self.look() + n_committed, time.monotonic() + 240
         while self.look() < goal:
             assert self.alive, f"over before the next kill, which would show nothing: {self.log.read_text()[-2000:]}"
             assert time.monotonic() < deadline, "nothing is committed any more"

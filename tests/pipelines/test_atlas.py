@@ -130,7 +130,7 @@ def test_the_browser_is_opened_where_asked_for_and_an_open_address_is_warned_of(
 
     monkeypatch.setattr(server, "serve", serve)
     serve_atlas(ready, associations=None, codes=None, host="127.0.0.1", port=0, open_browser=True)
-    assert opened.get(timeout=10) == "http://127.0.0.1:8301"
+    assert opened.get(timeout=100) == "http://127.0.0.1:8301"
     assert capsys.readouterr().err == ""
     serve_atlas(ready, associations=None, codes=None, host="0.0.0.0", port=0, open_browser=False)
     assert "0.0.0.0 can read this store" in capsys.readouterr().err
@@ -188,7 +188,7 @@ class Served:
         return self.said.split("http://")[1].split()[0]
 
     def get(self, path, *, method="GET"):
-        connection = http.client.HTTPConnection(self.address, timeout=30)
+        connection = http.client.HTTPConnection(self.address, timeout=100)
         connection.request(method, path)
         answer = connection.getresponse()
         body = answer.read()
@@ -198,7 +198,7 @@ class Served:
     def interrupt(self):
         """Press Ctrl-C; the exit code and what it said after its address."""
         os.killpg(self.process.pid, signal.SIGINT)
-        said = self.process.communicate(timeout=30)
+        said = self.process.communicate(timeout=100)
         return self.process.returncode, *said
 
 
@@ -235,7 +235,7 @@ def test_a_port_that_is_taken_is_one_clear_error(serve):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         served = serve("--port", port)
-        _, error = served.process.communicate(timeout=60)
+        _, error = served.process.communicate(timeout=240)
     assert (served.process.returncode, served.said) == (2, "")
     assert error.startswith(f"error: cannot listen at 127.0.0.1:{port}: Address already in use; name another with")
     assert error.count("\n") == 1

@@ -63,7 +63,7 @@ def scsae(tmp_path, home):
         command = [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
         environment = {**home, **(env or {})}
         done = subprocess.run(
-            command, cwd=here, env=environment, capture_output=True, text=text, check=False, timeout=120, **options
+            command, cwd=here, env=environment, capture_output=True, text=text, check=False, timeout=240, **options
         )
         done.stderr = without_loading(done.stderr) if text else done.stderr
         return done
@@ -289,7 +289,7 @@ def test_a_misspelt_name_is_told_before_torch_is_imported(tmp_path, chain, bad, 
         "atexit.register(lambda: print({'torch', 'ray', 'mlflow', 'sklearn'} & set(sys.modules))); main()"
     )
     command = [sys.executable, "-c", code, *MISSPELT[case].format(**values).split()]
-    done = subprocess.run(command, cwd=tmp_path, env=home, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, env=home, capture_output=True, text=True, check=False, timeout=240)
     assert (done.returncode, done.stdout) == (2, "set()\n"), done.stderr
 
 
@@ -526,7 +526,7 @@ def test_a_reader_that_goes_away_ends_a_command_without_a_word(chain, home, form
     buffered = {name: value for name, value in home.items() if name != "PYTHONUNBUFFERED"}
     # the reader is gone before the first row
     done = subprocess.run(
-        ["bash", "-c", f"{command} | exec 0<&-"], env=buffered, capture_output=True, text=True, timeout=120, check=False
+        ["bash", "-c", f"{command} | exec 0<&-"], env=buffered, capture_output=True, text=True, timeout=240, check=False
     )
     assert (done.stdout, done.stderr) == ("", "")
 
@@ -579,11 +579,11 @@ def interrupted(scsae, home, stage, ready):
         text=True,
         process_group=0,
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not ready() and time.monotonic() < deadline and running.poll() is None:
         time.sleep(0.01)
     os.killpg(running.pid, signal.SIGINT)
-    out, err = running.communicate(timeout=60)
+    out, err = running.communicate(timeout=240)
     return running.returncode, out, err
 
 

@@ -107,7 +107,7 @@ def test_two_drivers_that_open_a_fresh_store_at_once_log_one_run(tmp_path):
     for driver in drivers:
         driver.stdout.readline()
     for driver in drivers:
-        driver.communicate("go\n", timeout=100)
+        driver.communicate("go\n", timeout=240)
     assert [driver.returncode for driver in drivers] == [0, 0]
     assert [run.info.status for run in Tracking(Layout(tmp_path / "store")).logged("a")] == ["FINISHED"]
 

@@ -32,6 +32,7 @@ from pipelines.train import train, train_all
 from pipelines.training_loop import SAEJob, TrainJob, fit, held_out
 from sae_core.errors import CheckpointError, ConfigError, TrainingError
 from sae_core.sae import ARCHITECTURES, evaluate, load_sae
+from tests.helpers.ranks import on_two_ranks
 
 
 @pytest.fixture
@@ -494,19 +495,14 @@ def test_held_out_values_that_are_not_finite_are_told_before_anything_is_committ
 
 
 TWO_RANKS = """
-import json, sys
-from torch import distributed
+import json
 from pipelines.training_loop import SAEJob, TrainJob, fit
-from sae_core.sae.parallel import TorchCommunicator
-rank, meet = int(sys.argv[1]), sys.argv[2]
 def job_of(text):
     job = json.loads(text)
     return TrainJob(**{**job, "saes": tuple(SAEJob(**sae) for sae in job["saes"])})
-calm, broken = map(job_of, sys.argv[3:])
+calm, broken = map(job_of, sys.argv[1:])
 def stop_at_50(metrics):
     if metrics["step"] >= 50: raise KeyboardInterrupt
-distributed.init_process_group("gloo", init_method="file://" + meet, rank=rank, world_size=2)
-ranks = TorchCommunicator()
 fit(calm, communicator=ranks)
 try:
     fit(broken, report=stop_at_50, communicator=ranks)
@@ -514,8 +510,6 @@ except KeyboardInterrupt:
     fit(broken, communicator=ranks)
 else:
     raise SystemExit("it was not interrupted")
-distributed.barrier()
-distributed.destroy_process_group()
 """
 
 
@@ -523,10 +517,7 @@ distributed.destroy_process_group()
 def test_two_ranks_resume_to_the_bytes_of_an_undisturbed_run(job_in, tmp_path):
     calm, broken = job_in("calm"), job_in("broken")
     texts = [json.dumps(asdict(job)) for job in (calm, broken)]
-    commands = [[sys.executable, "-c", TWO_RANKS, str(rank), str(tmp_path / "meet"), *texts] for rank in range(2)]
-    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
-    errors = [process.communicate(timeout=100)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
+    on_two_ranks(TWO_RANKS, *texts, meet=tmp_path / "meet")
     assert files_of(broken) == files_of(calm)
 
 

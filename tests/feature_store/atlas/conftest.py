@@ -605,7 +605,7 @@ def served(atlas_store: FeatureStore, serving: Callable[[FeatureStore], str]) ->
     return serving(atlas_store)
 
 
-def until(page: Page, expression: str, *, arg: Any = None, timeout: float = 15_000) -> None:
+def until(page: Page, expression: str, *, arg: Any = None, timeout: float = 60_000) -> None:
     """Wait until an expression is true. Playwright's own way evaluates text in the page, which the policy forbids."""
     deadline = time.monotonic() + timeout / 1000
     while not page.evaluate(expression, arg):
@@ -631,7 +631,7 @@ def open_page(browser: Browser, served: str) -> Iterator[Callable[..., Page]]:
         )
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(60_000)
         page.wait_for_function = partial(until, page)  # type: ignore[method-assign]
         page.on("console", lambda message: trouble.append(f"console {message.type}: {message.text}"))
         page.on("pageerror", lambda error: trouble.append(f"error: {error}"))

@@ -39,7 +39,7 @@ def own(store_without: Callable[..., FeatureStore]) -> FeatureStore:
 
 def read(address: str, path: str) -> tuple[int, str | None, Any]:
     """Status, state of the store and content of a resource."""
-    with contextlib.closing(http.client.HTTPConnection(urlsplit(address).netloc, timeout=20)) as connection:
+    with contextlib.closing(http.client.HTTPConnection(urlsplit(address).netloc, timeout=100)) as connection:
         connection.request("GET", f"/data/{path}")
         got = connection.getresponse()
         return got.status, got.getheader("Atlas-State"), json.loads(got.read())

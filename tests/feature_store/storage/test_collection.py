@@ -49,7 +49,7 @@ def run(opened: str, timeout: int) -> str:
 
 
 def test_reading_waits_for_no_collection_in_the_thread_of_requests():
-    assert run("RangeFile(fetch, len(raw))", 60) == "read\n"
+    assert run("RangeFile(fetch, len(raw))", 240) == "read\n"
 
 
 @pytest.mark.slow

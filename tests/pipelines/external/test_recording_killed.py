@@ -125,7 +125,7 @@ def killed_and_resumed(how: str, data: Path, root: Path, *, step: int, timeout_s
     "how", [pytest.param(how, marks=[] if how == "record" else pytest.mark.slow) for how in PROGRAMS]
 )
 def test_a_program_killed_at_some_file_operations_resumes_to_the_same_bytes(tiny_data, tmp_path, how):
-    killed_and_resumed(how, tiny_data, tmp_path, step=47, timeout_s=120)
+    killed_and_resumed(how, tiny_data, tmp_path, step=47, timeout_s=280)
 
 
 @pytest.mark.slow

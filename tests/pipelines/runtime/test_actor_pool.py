@@ -42,7 +42,7 @@ class Worker:
 
 
 def wait_until(is_so, what):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not is_so():
         assert time.monotonic() < deadline, what
         time.sleep(0.01)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -14,6 +12,7 @@ import torch
 from sae_core.errors import TrainingError
 from sae_core.sae import ARCHITECTURES, Normaliser, SAEConfig, TrainConfig, Trainer
 from sae_core.sae.parallel import Communicator
+from tests.helpers.ranks import on_two_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -25,7 +24,7 @@ class Meeting:
     """Where two threads exchange what they have."""
 
     def __init__(self) -> None:
-        self.barrier = threading.Barrier(2, timeout=20)
+        self.barrier = threading.Barrier(2, timeout=100)
         self.given: list[object] = [None, None]
 
     def exchange(self, rank: int, value: object) -> list[object]:
@@ -121,31 +120,23 @@ def test_a_value_that_is_not_finite_on_one_rank_stops_all_at_the_same_step(synth
 
 
 GLOO = """
-import sys, torch
-from torch import distributed
+import torch
 from sae_core.sae import Normaliser, SAEConfig, TrainConfig, Trainer
-from sae_core.sae.parallel import TorchCommunicator
-rank, folder = int(sys.argv[1]), sys.argv[2]
+folder = sys.argv[1]
 torch.set_num_threads(1)
-distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-ranks = TorchCommunicator()
 data = torch.load(f"{folder}/data.pt", weights_only=True)
 config = SAEConfig(d_model=32, n_features=64, k=3, arch="topk")
 trainer = Trainer(config, TrainConfig(n_steps=10, batch_size=256), Normaliser.fit([data]), communicator=ranks)
 for x in data.split(256): trainer.step(x.chunk(2)[rank])
 assert ranks.gather([rank, 7]) == [[0, 7], [1, 7]]
 torch.save(trainer.state_dict().tensors, f"{folder}/{rank}.pt")
-distributed.destroy_process_group()
 """
 
 
 def test_two_processes_over_gloo_hold_the_same_bits_and_equal_one_process(synthetic, tmp_path):
     data = synthetic.sample(1024, 0)
     torch.save(data, tmp_path / "data.pt")
-    commands = [[sys.executable, "-c", GLOO, str(rank), str(tmp_path)] for rank in range(2)]
-    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
-    errors = [process.communicate(timeout=60)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
+    on_two_ranks(GLOO, tmp_path, meet=tmp_path / "meet")
     one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
     schedule = TrainConfig(n_steps=10, batch_size=256)
