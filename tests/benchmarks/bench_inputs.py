@@ -40,7 +40,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for n_tokens in options.tokens:
         cells = cells_of(model, options.cells, n_tokens)
-        sae = autoencoder(model, cells[0])
+        sae = autoencoder(model, cells[0], SITE)
         rng, n_left_out = np.random.default_rng(0), min(options.genes, n_tokens)
         forward, gradient, without = 0.0, 0.0, 0.0
         for tokens in cells:

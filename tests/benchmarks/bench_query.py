@@ -60,8 +60,8 @@ def tokens_of(cells: np.ndarray, density: np.ndarray, seed: int) -> TokenCodes:
     rng = np.random.default_rng((seed, int(cells[0])))
     n, keys = len(cells), []
     for feature, share in enumerate(density):
-        cells = rng.choice(n, rng.binomial(n, share), replace=False, shuffle=False)
-        keys.append(cells * len(density) + feature)
+        firing = rng.choice(n, rng.binomial(n, share), replace=False, shuffle=False)
+        keys.append(firing * len(density) + feature)
     key = np.sort(np.concatenate(keys))
     indptr = np.concatenate([[0], np.cumsum(np.bincount(key // len(density), minlength=n))])
     value = rng.exponential(size=len(key)).astype(np.float32) + np.float32(1e-3)
