@@ -38,10 +38,10 @@ ALONE = {
 """Options of the benchmarks that need neither Ray nor a browser."""
 
 WITH_RAY = {
-    "associations": "--shape 300 80 20 --k 4 --per-cell 10 --actors 1 --linear 100 200 --linear-genes 20 --loop-features 1",
+    "associations": "--shape 300 80 20 --k 4 --per-cell 10 --actors 1 --linear 100 --linear-genes 20 --loop-features 1",
     "chain": "--synthetic 200 --steps 10",
     "extract": ("speed", *DATA, "--cells", "40", "--shard-cells", "10", "--repeats", "1"),
-    "matrix_tables": "--cells 40000 --per-cell 10 --actors 0 1",
+    "matrix_tables": "--cells 210000 --per-cell 4 --actors 0 1",
 }
 """Options of those that start Ray, each in processes of their own."""
 
@@ -96,6 +96,7 @@ def test_a_benchmark_without_ray_runs_and_prints_figures(run, name: str) -> None
 
 @pytest.mark.slow
 @pytest.mark.ray
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", WITH_RAY)
 def test_a_benchmark_with_ray_runs_and_prints_figures(run, name: str) -> None:
     assert has_figures(run(name, WITH_RAY[name]))
@@ -103,9 +104,10 @@ def test_a_benchmark_with_ray_runs_and_prints_figures(run, name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.ray
+@pytest.mark.timeout(1500)
 def test_every_part_of_the_benchmark_of_scale_runs_and_prints_figures(run, tmp_path: Path) -> None:
     for part, options in SCALE.items():
-        printed = run("scale", f"{part} --cells 2000 --work {tmp_path} {options}")
+        printed = run("scale", f"{part} --cells 20000 --work {tmp_path} {options}")
         assert has_figures(printed), part
 
 

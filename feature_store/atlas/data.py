@@ -134,6 +134,11 @@ class AtlasData:
         cells = self.store.panel_cells().select("donor", "batch").collect()
         return next((name for name in ("donor", "batch") if cells[name].null_count() < cells.height), None)
 
+    @property
+    def units(self) -> str:
+        """The word for several replicate units."""
+        return "batches" if self.unit == "batch" else "donors"
+
     @cached_property
     def n_cells(self) -> dict[str, int]:
         """The number of cells of each split."""

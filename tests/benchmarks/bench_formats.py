@@ -111,7 +111,8 @@ def write_dense(path: Path, n_cells: int) -> None:
     with h5py.File(path, "w") as file:
         _frames(file, n_cells)
         x = _mark(
-            file.create_dataset("X", (n_cells, N_GENES), "f4", chunks=(min(n_cells, 1000), N_GENES), compression="lzf"), "array"
+            file.create_dataset("X", (n_cells, N_GENES), "f4", chunks=(min(n_cells, 1000), N_GENES), compression="lzf"),
+            "array",
         )
         for block in blocks(n_cells):
             dense = np.zeros((len(block.genes), N_GENES), np.float32)

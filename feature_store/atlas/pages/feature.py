@@ -147,6 +147,7 @@ def _labels(data: AtlasData, feature: int) -> dict[str, Any]:
     shown = seen[:MOST_LABELS]
     bands = _bands(data, feature, shown)
     return {
+        "units": data.units,
         "n_labels": len(seen),
         "n_unseen": len(rows) - len(seen),
         "rows": [{**row, "null": bands.get((row["label_kind"], row["label"]))} for row in shown],

@@ -125,16 +125,14 @@ def _of_label(data: AtlasData, feature: int, about: Mapping[str, Any]) -> Iterat
     if row["p_max"] is not None:
         yield Check(f"p {_p(row['p_max'])} as the best of all features under permuted labels", row["p_max"] <= ALPHA)
     n, agree = row["n_donors"], row["n_agree"]
-    unit = "donors" if data.unit == "donor" else "batches"
     if n is None or agree is None or n < LEAST_DONORS:
         known = 0 if n is None or agree is None else n
-        yield Check(f"{known} {unit} of test cells can be compared, too few to ask whether they agree", None)
+        yield Check(f"{known} {data.units} of test cells can be compared, too few to ask whether they agree", None)
     else:
-        interval = (
-            "" if row["low"] is None else f", rank-biserial {row['low']:.2f} to {row['high']:.2f} (95 %) across them"
-        )
+        low, high = (None if row[name] is None else (1 + row[name]) / 2 for name in ("low", "high"))
+        interval = "" if low is None else f", AUROC {low:.2f} to {high:.2f} (95 %) across them"
         holds = agree == n and (row["low"] is None or row["low"] > 0)
-        yield Check(f"{agree} of {n} {unit} agree{interval}", holds, is_independent=data.unit == "donor")
+        yield Check(f"{agree} of {n} {data.units} agree{interval}", holds, is_independent=data.unit == "donor")
 
 
 def _best_labels(data: AtlasData, rows: pl.DataFrame) -> pl.DataFrame:

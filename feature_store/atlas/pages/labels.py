@@ -36,6 +36,7 @@ def label(data: AtlasData, text: str) -> bytes:
         {
             "label_kind": kind,
             "label": name,
+            "units": data.units,
             "cells": _cells(data, kind, name),
             "n_tested": test.height,
             "above": _listed(data, rows, above=True),

@@ -148,6 +148,8 @@ def test_a_feature_in_words_stands_on_the_figures_of_its_tables(resources, atlas
         assert first["holds"] == (row["q"] <= 0.05)
         donors = next(check for check in summary["checks"] if "donors agree" in check["text"])
         assert donors["text"].startswith(f"{row['n_agree']} of {row['n_donors']}")
+        low, high = ((1 + row[name]) / 2 for name in ("low", "high"))
+        assert donors["text"].endswith(f"AUROC {low:.2f} to {high:.2f} (95 %) across them")
         assert donors["holds"] == (row["n_agree"] == row["n_donors"] and row["low"] > 0)
         assert summary["grade"] in ("well supported", "partly supported")
     assert document(resources, DEAD)["summary"]["grade"] == "silent"

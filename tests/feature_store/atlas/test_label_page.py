@@ -48,6 +48,7 @@ def test_the_features_of_a_label_are_significant_on_test_cells_and_ranked_by_the
     assert first["auroc"] == test[above[0]]["auroc"]
     assert first["low_select"] == select[above[0]]["low"]
     assert found["n_tested"] == len(test)
+    assert found["units"] == "donors"
 
 
 def test_a_wide_interval_ranks_below_a_narrow_one_whose_effect_is_smaller() -> None:
@@ -106,6 +107,25 @@ def test_the_page_of_a_label_fits_its_window(open_page: Callable[..., Page], wid
     page = open_page("#/label/cell_type:B", width=width, height=844, dark=dark)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert "B = + 0 (CD79A MS4A1), − 1 (CD79A MS4A1)" in page.locator(".label-probe").inner_text()
+
+
+def test_the_interval_beside_an_auroc_is_of_an_auroc(open_page: Callable[..., Page], atlas_store: FeatureStore) -> None:
+    page = open_page("#/label/cell_type:B", width=1440)
+    table = page.locator(".page-label table:has(th:text-is('agree'))").first
+    heads, row = (table.locator(f"{place} tr").first for place in ("thead", "tbody"))
+    names = [name.split("\n")[0] for name in heads.locator("th").all_inner_texts()]
+    shown = dict(zip(names, row.locator("td").all_inner_texts(), strict=True))
+    (known,) = (
+        atlas_store.frame("feature_label")
+        .filter(label_kind="cell_type", label="B", split="test", feature_id=int(shown["id"]))
+        .collect()
+        .to_dicts()
+    )
+    assert float(shown["AUROC"]) == round(known["auroc"], 3)
+    assert shown["95 %"] == f"{(1 + known['low']) / 2:.2f} to {(1 + known['high']) / 2:.2f}"
+    assert heads.locator("th", has_text="95 %").get_attribute("title") == (
+        "Interval of the AUROC across donors, on test cells"
+    )
 
 
 def test_a_label_of_any_name_has_a_page_that_its_features_and_controls_lead_to(

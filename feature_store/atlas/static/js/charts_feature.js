@@ -65,14 +65,14 @@ function violin(group, { y, x, left, width, half }) {
 
 // Label scores of a feature's document, by kind: point and interval of the rank-biserial, the band that permuted labels
 // give, q, cells and donors. `link(row)`: where a label leads.
-export function forest(rows, { link, label }) {
+export function forest(rows, { link, label, units }) {
   const kinds = [...new Set(rows.map((row) => row.label_kind))];
   return fitted((width) => {
     const isWide = width >= 560, step = isWide ? 24 : 36, heading = 24;
     const left = Math.min(200, Math.max(104, width * 0.32)), right = isWide ? 176 : 58, head = 22;
     const height = head + rows.length * step + kinds.length * heading + 38, base = height - 38;
     const x = linear([-1, 1], [left, width - right]), root = drawing({ width, height, label, role: "group" });
-    const columns = isWide ? [[width - 112, "q"], [width - 52, "cells"], [width, "donors"]] : [[width, "q"]];
+    const columns = isWide ? [[width - 112, "q"], [width - 52, "cells"], [width, units]] : [[width, "q"]];
     for (const [at, text] of columns) root.append(svg("text", { x: at, y: 12, "text-anchor": "end", class: "axis-title" }, text));
     bottomAxis(root, x, { from: left, to: width - right, y: base, title: "rank-biserial, test cells", n: 4 });
     let y = head;
@@ -81,7 +81,7 @@ export function forest(rows, { link, label }) {
       y += heading;
       const mine = rows.filter((row) => row.label_kind === kind).sort((a, b) => b.rank_biserial - a.rank_biserial);
       for (const row of mine) {
-        root.append(score(row, { y: y + (isWide ? step / 2 : 12), x, left, width, columns, isWide, link }));
+        root.append(score(row, { y: y + (isWide ? step / 2 : 12), x, left, width, columns, isWide, link, units }));
         y += step;
       }
     }
@@ -92,10 +92,10 @@ export function forest(rows, { link, label }) {
 
 const donors = ({ n_donors, n_agree }) => (n_donors === null ? "–" : n_agree === null ? String(n_donors) : `${n_agree} of ${n_donors}`);
 
-function score(row, { y, x, left, width, columns, isWide, link }) {
+function score(row, { y, x, left, width, columns, isWide, link, units }) {
   const isClear = row.q !== null && row.q <= ALPHA, cells = `${count(row.n_label)} of ${count(row.n)}`, root = svg("g", { class: isClear ? "score" : "score weak" });
-  const band = row.null ? `; permuted labels ${fixed(row.null[0], 2)} to ${fixed(row.null[1], 2)}` : "", between = row.low === null ? "" : `; 95 % across donors ${fixed(row.low, 2)} to ${fixed(row.high, 2)}`;
-  root.append(svg("title", {}, `${row.label}: rank-biserial ${fixed(row.rank_biserial, 3)} (AUROC ${fixed(row.auroc, 3)})${between}${band}; q ${pvalue(row.q)}, p ${pvalue(row.p)}, across donors ${pvalue(row.p_donor)}, as the best of all features ${pvalue(row.p_max)}; ${row.method ?? ""}`));
+  const band = row.null ? `; permuted labels ${fixed(row.null[0], 2)} to ${fixed(row.null[1], 2)}` : "", between = row.low === null ? "" : `; 95 % across ${units} ${fixed(row.low, 2)} to ${fixed(row.high, 2)}`;
+  root.append(svg("title", {}, `${row.label}: rank-biserial ${fixed(row.rank_biserial, 3)} (AUROC ${fixed(row.auroc, 3)})${between}${band}; q ${pvalue(row.q)}, p ${pvalue(row.p)}, across ${units} ${pvalue(row.p_donor)}, as the best of all features ${pvalue(row.p_max)}; ${row.method ?? ""}`));
   root.append(svg("rect", { x: 0, y: y - 11, width, height: 22, class: "hit" }));
   root.append(svg("a", { href: link(row) }, fit(row.label, left - 8, { x: left - 8, y: y + 4, "text-anchor": "end", class: "link" })));
   if (row.null) root.append(svg("rect", { x: x(row.null[0]), y: y - 8, width: Math.max(1, x(row.null[1]) - x(row.null[0])), height: 16, class: "null-band" }));

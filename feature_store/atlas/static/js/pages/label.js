@@ -69,19 +69,19 @@ function probePanel({ label, label_kind: kind, probe }, panelOf) {
     h("p", { class: "quiet" }, `The features are chosen on train cells and tuned on select cells${panelOf}. Permuted labels show what chance gives.`));
 }
 
-function listPanel({ label, above, below }, features, side) {
+function listPanel({ label, units, above, below }, features, side) {
   const { n, rows } = side === "above" ? above : below, name = side === "above" ? "Features that stand for it" : "Features that are weaker in it";
   if (!rows.length) return panel(name, h("p", { class: "quiet" }, `No feature has ${side === "above" ? "larger" : "smaller"} codes in cells with ${label} at q ≤ ${ALPHA} on test cells.`));
-  const heads = [{ text: "id", class: "number", title: "Feature" }, "genes, best label", { text: "class", class: "wide" }, { text: "AUROC", class: "number", title: "On test cells" }, { text: "0 to 1", class: "bar-head", title: "Bar: test cells; line: select cells" }, { text: "95 %", class: "number wide", title: "Interval of the rank-biserial across donors, on test cells" }, { text: "q", class: "number", title: "Benjamini-Hochberg over all features and the labels of a kind" }, { text: "agree", class: "number wide", title: "Donors whose effect has the same sign; batches, where cells name no donor" }];
+  const heads = [{ text: "id", class: "number", title: "Feature" }, "genes, best label", { text: "class", class: "wide" }, { text: "AUROC", class: "number", title: "On test cells" }, { text: "0 to 1", class: "bar-head", title: "Bar: test cells; line: select cells" }, { text: "95 %", class: "number wide", title: `Interval of the AUROC across ${units}, on test cells` }, { text: "q", class: "number", title: "Benjamini-Hochberg over all features and the labels of a kind" }, { text: "agree", class: "number wide", title: `Of the ${units} that can be compared, those whose effect has the same sign` }];
   const cells = rows.map((row) => [
     { text: featureLink(row.feature_id), class: "number" }, { text: nameOf(row.feature_id, features), class: "found-name" }, { text: classOf(row.feature_id, features), class: "wide nowrap" },
     { text: fixed(row.auroc, 3), class: "number" }, bar(row.auroc, { range: [0, 1], zero: 0.5, mark: row.auroc_select, isSure: true }),
-    { text: isKnown(row.low) ? `${fixed(row.low, 2)} to ${fixed(row.high, 2)}` : "–", class: "number wide" }, { text: pvalue(row.q), class: "number" },
+    { text: isKnown(row.low) ? `${fixed((1 + row.low) / 2, 2)} to ${fixed((1 + row.high) / 2, 2)}` : "–", class: "number wide" }, { text: pvalue(row.q), class: "number" },
     { text: isKnown(row.n_agree) && isKnown(row.n_donors) ? `${row.n_agree} of ${row.n_donors}` : "–", class: "number wide" },
   ]);
   const shown = n > rows.length ? `The best ${count(rows.length)} of ${count(n)}` : n === 1 ? "The only one" : `All ${count(n)}`;
   return panel(name,
-    h("p", { class: "quiet" }, `${shown}, at q ≤ ${ALPHA} on test cells. They are ranked on select cells: significant ones first, then by the bound of the interval over donors that lies nearer to chance, and by AUROC where too few donors give an interval.`),
+    h("p", { class: "quiet" }, `${shown}, at q ≤ ${ALPHA} on test cells. They are ranked on select cells: significant ones first, then by the bound of the interval over ${units} that lies nearer to chance, and by AUROC where too few ${units} give an interval.`),
     smallTable(heads, cells, { caption: `${name}: ${label}` }),
     h("p", { class: "found-save" }, h("button", { type: "button", onclick: () => download(`features-${label.replace(/[^\w.+-]+/g, "_")}-${side}.csv`, csv(Object.keys(rows[0]), rows.map(Object.values))) }, "CSV")));
 }
