@@ -13,7 +13,7 @@ from feature_store.storage import commit, schemas
 from feature_store.storage.layout import Layout, as_path
 from feature_store.storage.plans import ActivationsPlan, SamplePlan
 from pipelines.config import ActorOptions, CellOptions
-from pipelines.inputs import refuse_changed_data, turn_once, warn_of_few_units
+from pipelines.inputs import refuse_changed_data, turn_once, warn_of_samples
 from pipelines.matrix_tables import tables_by_actors
 from pipelines.schema_columns import with_schema_columns
 
@@ -78,7 +78,7 @@ def write_data_set(
         )
     save_source_location(layout, dataset, source)
     turn_once(layout, source)
-    warn_of_few_units(layout, dataset)
+    warn_of_samples(layout, dataset)
     return DataSet(dataset, facts)
 
 

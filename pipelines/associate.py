@@ -61,7 +61,7 @@ from feature_store.storage.plans import AssociationsPlan, CellsPlan, GeneSetFile
 from pipelines.config import ActorOptions, AssociateOptions, CellOptions, EncodeOptions, parse_size
 from pipelines.encode import encode
 from pipelines.errors import UsageError
-from pipelines.inputs import load_recorded_source, load_token_of_gene, tokenless_fact, warn_of_few_units
+from pipelines.inputs import load_recorded_source, load_token_of_gene, tokenless_fact, warn_of_samples
 from pipelines.moved_data import record_if_same, record_new_place
 from pipelines.runtime.actor_pool import do_shards
 from pipelines.runtime.checks import check_before_work
@@ -180,7 +180,7 @@ def associate_all(options: AssociateOptions, store: Path, *, address: str | None
             encoded = [encode(EncodeOptions(**given), store, address=address)]
             of_codes = of_codes.model_copy(update={"codes": encoded[0].run})
         found = associate_with(of_codes, sets, store, address=address)
-    warn_of_few_units(layout, str(found.facts["dataset"]))
+    warn_of_samples(layout, str(found.facts["dataset"]))
     return [*encoded, found]
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import polars as pl
 
-from feature_store.associations.held_out_units import UNITS, limit_of_claims
+from feature_store.associations.held_out_units import UNITS, confounded_labels, limit_of_claims
 from feature_store.cells import (
     KnownDigest,
     Source,
@@ -38,7 +38,8 @@ from feature_store.errors import InputError, StoreWriteError
 from feature_store.storage import commit, filesystem
 from feature_store.storage.hashing import sealed
 from feature_store.storage.layout import MODEL_FILE, Layout
-from feature_store.storage.plans import ActivationsPlan, TokenOfGenePlan
+from feature_store.storage.obs_columns import column_of
+from feature_store.storage.plans import ActivationsPlan, CellsPlan, TokenOfGenePlan
 from pipelines.cell_tokens import tokens_of_cells
 from pipelines.config import CellOptions, DataOptions, EncodeOptions
 from pipelines.errors import UsageError
@@ -290,11 +291,19 @@ def tokenless_fact(codes: CodesRun) -> dict[str, str]:
     )
 
 
-def warn_of_few_units(layout: Layout, dataset: str) -> None:
-    """Print a warning if the donors of the test cells are too few for a claim about other donors."""
-    cells = read_panel_cells(layout.cells_dir(dataset), ["split", *UNITS])
-    if text := limit_of_claims(cells):
-        stderr_console().print(f"warning: {text}", style="yellow", soft_wrap=True)
+def warn_of_samples(layout: Layout, dataset: str) -> None:
+    """Print a warning if the donors of the test cells are too few for a claim about other donors, and one if a batch
+    determines a label.
+    """
+    folder = layout.cells_dir(dataset)
+    plan = CellsPlan.of(commit.Run.open(folder))
+    kinds = [column_of(name) for name in plan.labels if name not in plan.numbers]
+    if plan.cell_type is not None:
+        kinds.insert(0, "cell_type")
+    cells = read_panel_cells(folder, ["split", *UNITS, *kinds])
+    for text in (limit_of_claims(cells), confounded_labels(cells, kinds)):
+        if text is not None:
+            stderr_console().print(f"warning: {text}", style="yellow", soft_wrap=True)
 
 
 def absolute_model_path(model: str) -> str:

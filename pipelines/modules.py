@@ -43,7 +43,7 @@ from feature_store.storage.plans import ModulesPlan, constants_of
 from pipelines.associate import associations_of
 from pipelines.config import ModulesOptions
 from pipelines.errors import UsageError
-from pipelines.inputs import warn_of_few_units
+from pipelines.inputs import warn_of_samples
 from pipelines.runtime.checks import check_before_work
 from pipelines.runtime.progress import progress_bar
 from pipelines.runtime.stage import Clock, StageResult
@@ -89,7 +89,7 @@ def modules(options: ModulesOptions, store: Path) -> StageResult:
                 commit.write_table(folder / name, frame, plan.table(name))
     found = commit.read_table(folder / "module")
     own = found.filter(pl.col("control").is_null())
-    warn_of_few_units(layout, plan.dataset)
+    warn_of_samples(layout, plan.dataset)
     return StageResult(
         kind="modules",
         run=folder.name,

@@ -41,7 +41,7 @@ from pipelines.baseline import chain_of_sae
 from pipelines.compare import baselines_of
 from pipelines.config import ProbeOptions
 from pipelines.errors import UsageError
-from pipelines.inputs import warn_of_few_units
+from pipelines.inputs import warn_of_samples
 from pipelines.runtime.actor_pool import do_shards
 from pipelines.runtime.checks import check_before_work
 from pipelines.runtime.cluster import one_ray_session
@@ -194,7 +194,7 @@ def probe_labels(options: ProbeOptions, store: Path, *, address: str | None = No
             do_shards(ProbeWorker, job, pending, options, title="probe", note=_done, address=address)
             for run in tables:
                 run.finalize()
-    warn_of_few_units(layout, plan.dataset)
+    warn_of_samples(layout, plan.dataset)
     return StageResult(
         kind="probes",
         run=folder.name,

@@ -24,6 +24,14 @@ def is_significant(q: str = "q") -> pl.Expr:
     return (pl.col(q) <= ALPHA).fill_null(value=False)
 
 
+def keeps_side(chosen: str, measured: str, chance: float) -> pl.Expr:
+    """An expression: whether the value by which a row was chosen and the one measured of it are on one side of chance;
+    False where either is missing or is chance.
+    """
+    sides = (pl.col(chosen) - chance).sign() * (pl.col(measured) - chance).sign()
+    return (sides.fill_nan(None) > 0).fill_null(value=False)
+
+
 def are_significant(q: Floats) -> Bools:
     """Whether each q of an array is at most ALPHA; False where it is NaN."""
     found: Bools = q <= ALPHA

@@ -1,4 +1,5 @@
-"""What the replicate units of `test` cells allow: how many donors (else batches) there are, and the least p of them.
+"""What the samples of the cells allow: how many donors (else batches) `test` cells have, the least p of them, and which
+labels cannot be told from a batch.
 
 The tests of labels, genes and numbers take the donors as given, so that their q speaks of these donors. A claim about
 other donors needs a p across donors, which with n of them is never below 2^(1 - n) (`donor_agreement`). The page
@@ -6,6 +7,7 @@ Controls, the stages and the look-ups all ask this module, so that they say the 
 """
 
 import math
+from collections.abc import Sequence
 
 import polars as pl
 
@@ -49,4 +51,31 @@ def limit_of_claims(cells: pl.DataFrame) -> str | None:
     return (
         f"the test cells are of {n} {unit if n == 1 else units}{instead}, with which no p across {units} can be below "
         f"{least:.3g}: no claim can be generalised to other {units}, whatever its q"
+    )
+
+
+def labels_within_batches(cells: pl.DataFrame, kinds: Sequence[str]) -> list[str]:
+    """Those of the label columns `kinds` that a cell's batch determines: no batch has cells of two labels.
+
+    There is no such kind where fewer than two labels are known.
+    """
+    found = []
+    for kind in kinds:
+        pairs = cells.select("batch", kind).drop_nulls().unique()
+        if pairs[kind].n_unique() > 1 and not pairs["batch"].is_duplicated().any():
+            found.append(kind)
+    return found
+
+
+def confounded_labels(cells: pl.DataFrame, kinds: Sequence[str]) -> str | None:
+    """Why a feature of some labels cannot be told from one of a batch, as a sentence; None where no label is so.
+
+    `cells`: the column batch of the panel's cells, and those of the labels.
+    """
+    if not (found := labels_within_batches(cells, kinds)):
+        return None
+    names = " and ".join(found)
+    return (
+        f"every batch has cells of one {' and one '.join(found)} alone, so a feature of {names} also differs between "
+        f"batches and may be classed as batch: name as --batch a column that varies within {names}, or none"
     )

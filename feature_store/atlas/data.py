@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from feature_store.associations.held_out_units import UNITS
 from feature_store.query.panel import Panel
 from feature_store.query.store import FeatureStore
 from feature_store.storage.schemas import SPLITS
@@ -137,7 +138,7 @@ class AtlasData:
     @property
     def units(self) -> str:
         """The word for several replicate units."""
-        return "batches" if self.unit == "batch" else "donors"
+        return UNITS[self.unit or "donor"]
 
     @cached_property
     def n_cells(self) -> dict[str, int]:

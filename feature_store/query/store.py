@@ -349,7 +349,9 @@ class FeatureStore:
         Features of a label are ranked by AUROC, those of a gene by the correlation of the cell code with its
         expression, those of a gene set by p, and those of a number by Spearman's correlation within donors. The rank is
         that on `select` cells (column `select_auroc`, for example), and the other columns are measured on `test` cells,
-        because the best of many is flattered on the cells on which it was chosen. Upper and lower case do not matter.
+        because the best of many is flattered on the cells on which it was chosen. `holds_on_test` says whether the
+        association is significant on `test` cells (q <= 0.05) and has the direction of `select` cells. Upper and lower
+        case do not matter.
         `kind`, the label_kind of a label or the collection of a gene set, tells two of the same name apart. A gene may
         be given by another name of it (CD20, ENSG00000156738), and gene sets by words in their names: `meant_by` says
         what is taken.
@@ -377,6 +379,12 @@ class FeatureStore:
             names = [n for n in named_by if n in found]
             chosen = found.filter(pl.col("split") == "select").select(*names, pl.col(key).alias(f"select_{key}"))
             found = found.filter(pl.col("split") == "test").join(chosen, on=names, how="left")
+            if "q" in found.columns:
+                # not above: `sql` needs no statistics
+                from feature_store.associations.claims import is_significant, keeps_side
+
+                side = keeps_side(f"select_{key}", key, CHANCE[column]) if column in CHANCE else pl.lit(value=True)
+                found = found.with_columns(holds_on_test=is_significant() & side)
             key = f"select_{key}"
         return self._describe(found.sort(key, "feature_id", descending=[descending, False], nulls_last=True))
 
@@ -800,5 +808,7 @@ RANKED_BY: Mapping[str, tuple[str, str, bool]] = {
     "number": ("feature_number", "spearman", True),
 }
 """For each kind of look-up: the table, the column that ranks the features, and whether the largest is first."""
+CHANCE: Mapping[str, float] = {"gene": 0.0, "label": 0.5, "number": 0.0}
+"""The value of the column that ranks the features without any association; the p of a gene set has no direction."""
 KIND_OF: Mapping[str, str] = {"label": "label_kind", "gene_set": "collection"}
 """The column that tells two labels, or two gene sets, of the same name apart."""

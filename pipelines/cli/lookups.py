@@ -16,7 +16,7 @@ from pipelines.runtime.progress import stderr_console
 
 LOOKUP_COLUMNS = (
     "feature_id gene label gene_set number value select_auroc auroc select_pearson pearson select_spearman spearman "
-    "identity_precision lift select_p overlap n_set odds_ratio q q_matched of class top_label top_genes"
+    "identity_precision lift select_p overlap n_set odds_ratio q q_matched holds_on_test of class top_label top_genes"
 ).split()
 """The columns of a look-up in a table; the other forms have every column."""
 NAMES = ("gene", "label", "gene_set", "number")
@@ -65,7 +65,7 @@ class Lookup:
     def answer(self, store: FeatureStore) -> pl.DataFrame:
         """Return the features, strongest first; without a look-up all features, densest first."""
         # not above: `scsae sql` needs no statistics
-        from feature_store.associations.claims import NAMED_AT, is_significant
+        from feature_store.associations.claims import NAMED_AT
         from feature_store.associations.held_out_units import UNITS, limit_of_claims
 
         cell = self.cell if self.cell_idx is None else self.cell_idx
@@ -80,11 +80,14 @@ class Lookup:
                 _say(note)
             if column == "gene_set":
                 found = _with_shared_genes(found)
-            n_named = found.filter(is_significant()).height if "q" in found.columns else found.height
+            n_named = int(found["holds_on_test"].sum()) if "holds_on_test" in found.columns else found.height
             if not n_named:
                 _say(f"no feature of {name!r} at {NAMED_AT} on test cells; {FIRST_SHOWN[column]} come first")
-            elif n_named < min(found.height, self.n):
-                _say(f"{n_named} of {found.height} features have {NAMED_AT} for {name!r} on test cells; see q")
+            elif not all(found.head(self.n).get_column("holds_on_test", default=pl.Series([True]))):
+                _say(
+                    f"{n_named} of {found.height} features have {NAMED_AT} for {name!r} on test cells, in the "
+                    "direction of select cells; see holds_on_test"
+                )
             if column in ACROSS_CELLS and "cells" in store.tables():
                 units = store.panel_cells().select("split", *UNITS).collect()
                 if limit := limit_of_claims(units):

@@ -19,8 +19,8 @@ def likely_mismatch(symbols: Sequence[str], ensembl_ids: Sequence[str] | None = 
     """The likely reason why few genes match a human vocabulary, and what to do about it; None if the names show none.
 
     The first of these that holds for most genes: Ensembl ids of another species; Ensembl ids of transcripts or
-    proteins; symbols that begin with the name of a genome; symbols in lower case, as those of mouse are; numbers;
-    Ensembl ids in the place of symbols.
+    proteins; symbols that begin with the name of a genome; symbols in lower case; symbols that go on in lower case, as
+    those of mouse do; numbers; Ensembl ids in the place of symbols.
     """
     names = [str(symbol) for symbol in symbols]
     ids = [str(name) for name in ensembl_ids or ()]
@@ -35,6 +35,11 @@ def likely_mismatch(symbols: Sequence[str], ensembl_ids: Sequence[str] | None = 
             return f"the Ensembl ids are of transcripts or proteins ({example}, ...); name genes (ENSG...) in var"
     if most := _most(names, r"(?:GRCh\d+|hg\d+|mm\d+|GRCm\d+)_+"):
         return f"the symbols begin with the name of a genome ({most}, ...); take it off the var names"
+    if most := _most(names, r"[a-z][a-z0-9.:-]*$"):
+        return (
+            f"the symbols are in lower case ({most}, ...): write those of human genes in upper case ({most.upper()}); if "
+            f"the cells are of another species, as zebrafish, {_ORTHOLOGUES}"
+        )
     if most := _most(names, r"[A-Za-z][a-z0-9.-]*[a-z][a-z0-9.-]*$"):
         return f"the symbols are written as those of another species ({most}, ..., as in mouse); {_ORTHOLOGUES}"
     if most := _most(names, r"\d+(\.0)?$"):

@@ -9,7 +9,14 @@ from scipy.stats import binomtest
 
 from feature_store.associations.claims import ALPHA
 from feature_store.associations.donor_agreement import sign_flip_p
-from feature_store.associations.held_out_units import ENOUGH_UNITS, limit_of_claims, unit_column, units_by_split
+from feature_store.associations.held_out_units import (
+    ENOUGH_UNITS,
+    confounded_labels,
+    labels_within_batches,
+    limit_of_claims,
+    unit_column,
+    units_by_split,
+)
 
 
 def cells(n_test: int, *, column: str = "donor") -> pl.DataFrame:
@@ -51,3 +58,23 @@ def test_cells_without_donor_and_batch_are_one_sample():
     said = limit_of_claims(cells(4).with_columns(donor=pl.lit(None, dtype=pl.String)))
     assert said is not None
     assert "--donor COLUMN" in said
+
+
+def test_a_label_that_no_batch_has_beside_another_is_named():
+    frame = pl.DataFrame(
+        {
+            "batch": ["1", "1", "2", "3", "3", None],
+            "condition": ["drug", None, "control", "drug", "drug", "control"],
+            "cell_type": ["B", "T", "B", "B", "B", "T"],
+            "tissue": ["skin"] * 6,
+        }
+    )
+    assert labels_within_batches(frame, ["cell_type", "condition", "tissue"]) == ["condition"]
+    said = confounded_labels(frame, ["cell_type", "condition", "tissue"])
+    assert said is not None
+    assert said.startswith("every batch has cells of one condition alone")
+    assert "--batch" in said
+    assert confounded_labels(frame, ["cell_type", "tissue"]) is None
+    assert confounded_labels(frame.with_columns(batch=pl.lit(None, dtype=pl.String)), ["condition"]) is None
+    both = frame.with_columns(cell_type=pl.Series(["B", "B", "T", "B", "B", "T"]))
+    assert "of one cell_type and one condition alone" in str(confounded_labels(both, ["cell_type", "condition"]))

@@ -137,6 +137,40 @@ def test_the_command_leaves_out_features_that_share_no_gene_with_a_set_and_says_
     )
 
 
+def test_an_association_holds_on_test_cells_where_it_is_significant_in_the_direction_of_select_cells(
+    small_store: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        (split, feature, auroc, q)
+        for feature, select, test, q in (
+            (1, 0.9, 0.8, 0.01),
+            (2, 0.8, 0.3, 1e-6),
+            (3, 0.7, 0.9, 0.2),
+            (4, 0.2, 0.1, 0.05),
+            (5, 0.6, None, None),
+        )
+        for split, auroc, q in (("select", select, 0.01), ("test", test, q))
+    ]
+    frame = pl.DataFrame(rows, schema=["split", "feature_id", "auroc", "q"], orient="row").with_columns(
+        pl.col("feature_id").cast(pl.Int32), label_kind=pl.lit("cell_type"), label=pl.lit("NK")
+    )
+    lacking = {name: pl.lit(None) for name in schemas.TABLES["feature_label"].columns if name not in frame.columns}
+    store = replaced(small_store, "feature_label", frame.with_columns(**lacking))
+    found = store.features_for(label="NK")
+    assert found.select("feature_id", "holds_on_test").rows() == [
+        (1, True),
+        (2, False),
+        (3, False),
+        (5, False),
+        (4, True),
+    ]
+    assert Lookup(label="NK").answer(store).equals(found)
+    said = "2 of 5 features have q <= 0.05 for 'NK' on test cells, in the direction of select cells; see holds_on_test"
+    assert said in capfd.readouterr().err
+    assert Lookup(label="NK", n=1).answer(store).height == 1
+    assert said not in capfd.readouterr().err
+
+
 def test_every_kind_of_look_up_says_its_order() -> None:
     assert set(FIRST_SHOWN) == set(RANKED_BY) == set(NAMES)
     assert {name for name, (_, _, descending) in RANKED_BY.items() if not descending} == {"gene_set"}

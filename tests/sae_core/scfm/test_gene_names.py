@@ -12,7 +12,7 @@ HUMAN = ["CD3D", "LYZ", "MS4A1", "C1orf112", "HLA-DRA", "MT-CO1"]
     ("symbols", "ids", "words"),
     [
         (["Cd3d", "Lyz2", "Ms4a1", "H2-Aa"], None, ["Cd3d", "species", "orthologues"]),
-        (["cd3e", "lyz", "ms4a1"], None, ["cd3e", "species"]),
+        (["cd3e", "lyz", "ms4a1"], None, ["cd3e", "upper case (CD3E)", "species"]),
         (["CD3D", "LYZ"], ["ENSMUSG00000032094", "ENSMUSG00000069516"], ["ENSMUSG00000032094", "mouse", "orthologues"]),
         (["ENSMUSG00000032094.3", "ENSMUSG00000069516.1"], None, ["ENSMUSG00000032094", "mouse"]),
         (["a", "b"], ["ENST00000300692", "ENST00000261267"], ["ENST00000300692", "transcripts"]),

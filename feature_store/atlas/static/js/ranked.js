@@ -49,18 +49,21 @@ export async function rankedPanel(entry, kind, features) {
   const more = told.more.filter((one) => columns[one.key]);
   const heads = [{ text: "id", class: "number", title: "Feature" }, "genes, best label", { text: "class", class: "wide" }, chosenBy ? { text: "select", class: "number wide", title: `${told.about ?? told.head} on select cells, by which features are ranked` } : null,
     { text: told.head, class: "number", title: `${told.about ?? told.head} on test cells` }, { text: told.span, class: "bar-head", title: "Bar: test cells; line: select cells" }, { text: "q", class: "number", title: "Benjamini-Hochberg over all tests of this kind" }, { text: `q ≤ ${ALPHA}`, class: "wide" }, ...more.map(({ head, title }) => ({ text: head, class: "number wide", title }))];
+  const isSignificant = (at) => isKnown(at("q")) && at("q") <= ALPHA;
+  const isTurned = (at) => chosenBy !== null && [chosenBy, told.key].map((name) => told.figure(at(name)) - told.zero).reduce((one, other) => one * other) < 0;
+  const figures = ids.map((_, i) => (name) => columns[name]?.[i] ?? null);
   const rows = ids.map((id, i) => {
-    const at = (name) => columns[name]?.[i] ?? null;
-    const isSure = isKnown(at("q")) && at("q") <= ALPHA, quiet = isSure ? "number" : "number quiet";
+    const at = figures[i];
+    const isSure = isSignificant(at) && !isTurned(at), quiet = isSure ? "number" : "number quiet";
     return [
       { text: featureLink(id), class: "number" }, { text: nameOf(id, features), class: "found-name" }, { text: classOf(id, features), class: "wide nowrap" },
       chosenBy ? { text: told.format(at(chosenBy)), class: "number quiet wide" } : null, { text: told.format(at(told.key)), class: quiet },
       bar(told.figure(at(told.key)), { range, zero: told.zero, mark: chosenBy ? told.figure(at(chosenBy)) : null, isSure }),
-      { text: pvalue(at("q")), class: quiet }, { text: isSure ? "significant" : "not significant", class: `wide nowrap${isSure ? "" : " quiet"}` },
+      { text: pvalue(at("q")), class: quiet }, { text: isSure ? "significant" : isSignificant(at) ? "reversed" : "not significant", title: isSure || !isSignificant(at) ? null : "On test cells the association has the other direction than on select cells", class: `wide nowrap${isSure ? "" : " quiet"}` },
       ...more.map(({ cell: told }) => ({ text: told(at), class: "number wide" })),
     ].filter((value) => value !== null);
   });
-  const nSure = (columns.q ?? []).filter((q) => isKnown(q) && q <= ALPHA).length;
+  const nSure = figures.filter((at) => isSignificant(at) && !isTurned(at)).length;
   const shown = found.n > ids.length ? `the best ${count(ids.length)} of ${count(found.n)} features` : found.n === 1 ? "the only feature with figures" : `all ${count(found.n)} features with figures`;
   return [
     title,
