@@ -37,8 +37,8 @@ def likely_mismatch(symbols: Sequence[str], ensembl_ids: Sequence[str] | None = 
         return f"the symbols begin with the name of a genome ({most}, ...); take it off the var names"
     if most := _most(names, r"[a-z][a-z0-9.:-]*$"):
         return (
-            f"the symbols are in lower case ({most}, ...): write those of human genes in upper case ({most.upper()}); if "
-            f"the cells are of another species, as zebrafish, {_ORTHOLOGUES}"
+            f"the symbols are in lower case ({most}, ...): write those of human genes in upper case ({most.upper()}); "
+            f"if the cells are of another species, as zebrafish, {_ORTHOLOGUES}"
         )
     if most := _most(names, r"[A-Za-z][a-z0-9.-]*[a-z][a-z0-9.-]*$"):
         return f"the symbols are written as those of another species ({most}, ..., as in mouse); {_ORTHOLOGUES}"
