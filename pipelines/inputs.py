@@ -143,8 +143,11 @@ def _mean_tokens(model: "FoundationModel", source: Source, match: "GeneMatch", s
     return float(np.bincount(tokens.cell_of_token()[~tokens.is_special], minlength=tokens.n_cells).mean())
 
 
-def few_matched(inputs: LoadedInputs, min_share: float) -> str | None:
-    """Return why data are refused whose counts lie in other genes than the model's; None if enough do, or all are 0."""
+def few_matched(inputs: LoadedInputs, min_share: float, *, see: str = "") -> str | None:
+    """Return why data are refused whose counts lie in other genes than the model's; None if enough do, or all are 0.
+
+    see: where to look, before what to type.
+    """
     from sae_core.scfm import likely_mismatch
 
     source, model, seen = inputs.source, inputs.model, inputs.coverage
@@ -157,13 +160,13 @@ def few_matched(inputs: LoadedInputs, min_share: float) -> str | None:
         f"only {seen.share_of_counts:.1%} of the counts of {', '.join(map(str, source.paths))} lie in genes that "
         f"{model.name} knows ({seen.n_matched:,} of {seen.n_genes:,} genes), and {min_share:.0%} are needed; "
         f"{reason or 'the genes of the data are ' + ', '.join(source.gene_symbols[:3]) + ', ...'}; the model has "
-        f"{of_model}, ...; see `scsae inspect`, or take these genes as they are with --min-matched-share {accepted}"
+        f"{of_model}, ...; {see}take these genes as they are with --min-matched-share {accepted}"
     )
 
 
 def refuse_few_matched(inputs: LoadedInputs, min_share: float) -> None:
     """Raise UsageError if less than this share of the counts lies in genes that the model knows."""
-    if reason := few_matched(inputs, min_share):
+    if reason := few_matched(inputs, min_share, see="see `scsae inspect`, or "):
         raise UsageError(reason)
 
 

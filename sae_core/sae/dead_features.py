@@ -31,7 +31,8 @@ def dead_feature_risks(*, gamma: float, n_dead: int, n_dead_before: int, n_featu
                 "dead_growth",
                 dead,
                 f"{n_dead} of {n_features} features ({100 * dead:.1f} %) have not fired for a dead window; one window "
-                f"ago it was {n_dead_before}. Lower the learning rate, use fewer features, or train on more tokens.",
+                f"ago it was {n_dead_before}. Lower the learning rate (lr), use fewer features (n_features), or train "
+                "for more steps (n_steps).",
             )
         )
     if gamma > HIGH_GAMMA:
