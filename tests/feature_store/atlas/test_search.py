@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from playwright.sync_api import Page
+    from playwright.sync_api import Page, Route
 
 KINDS = {"label": ("labels", "label_features"), "gene": ("genes", "genes"), "gene_set": ("gene_sets", "gene_sets")}
 
@@ -291,6 +291,26 @@ def test_a_link_opens_what_was_chosen(open_page: Callable[..., Page], atlas_stor
     page.wait_for_url(re.compile(r"#/feature/\d+$"))
     page.go_back()
     wait_for(page, "label:cell_type/B")
+
+
+def test_a_significant_association_of_the_other_direction_is_called_reversed(open_page: Callable[..., Page]) -> None:
+    def turn(route: Route) -> None:
+        answer = route.fetch()
+        found = answer.json()
+        columns = found["columns"]
+        columns["select_auroc"][:3], columns["auroc"][:3], columns["q"][:3] = (
+            [0.9] * 3,
+            [0.8, 0.2, 0.3],
+            [0.01, 0.01, 0.5],
+        )
+        route.fulfill(response=answer, json=found)
+
+    page = open_page("#/search")
+    page.route("**/data/label_features/*.json", turn)
+    page.evaluate("location.hash = '#/search?q=B&pick=label:cell_type'")
+    wait_for(page, "label:cell_type/B")
+    said = page.locator(".found tbody tr td:nth-child(8)").all_inner_texts()[:3]
+    assert said == ["significant", "reversed", "not significant"]
 
 
 def test_matches_are_grouped_by_kind_and_a_kind_can_be_searched_alone(open_page: Callable[..., Page]) -> None:
