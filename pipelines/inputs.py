@@ -46,6 +46,7 @@ from pipelines.errors import UsageError
 from pipelines.forward import autocast_of
 from pipelines.runtime.progress import delayed_progress_bar, stderr_console
 from pipelines.schema_columns import named_columns
+from sae_core.errors import VocabularyError
 
 if TYPE_CHECKING:
     from feature_store.cells import ColumnMatrix
@@ -117,8 +118,17 @@ def load_inputs(options: DataOptions) -> LoadedInputs:
 
 
 def match_inputs(source: Source, model: "FoundationModel", stored_obs: StoredObs | None = None) -> LoadedInputs:
-    """Match the genes of data and model and probe the first cells; nothing is written. VocabularyError if none do."""
-    match = model.match_genes(source.gene_symbols, source.ensembl_ids)
+    """Match the genes of data and model and probe the first cells; nothing is written.
+
+    Raises:
+        VocabularyError: no gene of the data is one of the model.
+        UsageError: none is, because the rows of the data are genes.
+    """
+    try:
+        match = model.match_genes(source.gene_symbols, source.ensembl_ids)
+    except VocabularyError as error:
+        refuse_genes_as_rows(source, model, error)
+        raise
     rows = source.read_cells(source.first_cells(PROBE_CELLS))
     mean_tokens = _mean_tokens(model, source, match, stored_obs)
     return LoadedInputs(
@@ -141,6 +151,20 @@ def only_tokens(inputs: LoadedInputs, tokens: Sequence[int]) -> LoadedInputs:
 def _mean_tokens(model: "FoundationModel", source: Source, match: "GeneMatch", stored: StoredObs | None) -> float:
     tokens = tokens_of_cells(model, source, match, source.first_cells(PROBE_CELLS), seed=0, stored=stored)
     return float(np.bincount(tokens.cell_of_token()[~tokens.is_special], minlength=tokens.n_cells).mean())
+
+
+def refuse_genes_as_rows(source: Source, model: "FoundationModel", error: VocabularyError) -> None:
+    """Raise UsageError from the error if most of the first names of cells are those of genes that the model knows."""
+    names = source.obs_names(0, min(source.n_cells, PROBE_CELLS)).to_list()
+    try:
+        n = model.match_genes(names).n_matched
+    except VocabularyError:
+        return
+    if 2 * n > len(names):
+        raise UsageError(
+            f"the rows of {', '.join(map(str, source.paths))} are genes ({', '.join(names[:3])}, ...), and no column "
+            f"({', '.join(source.gene_symbols[:2])}, ...) is; write the data with a row for each cell, as `adata.T`"
+        ) from error
 
 
 def few_matched(inputs: LoadedInputs, min_share: float, *, see: str = "") -> str | None:

@@ -20,6 +20,7 @@ from pipelines.extract import extract
 from pipelines.inputs import load_inputs, load_recorded_source, matrix_facts, token_of_gene
 from pipelines.inspection import inspect_data
 from pipelines.runtime import progress
+from sae_core.errors import VocabularyError
 from sae_core.scfm import load_model
 
 
@@ -220,6 +221,18 @@ def test_data_of_which_few_counts_match_are_refused_unless_told(
     assert "FEW GENES MATCHED" in result.facts
     n_empty = int((tiny_cells.X[:, [5, 25]].sum(axis=1) == 0).sum())
     assert result.facts["CELLS WITHOUT TOKENS"].startswith(f"{n_empty} of {tiny_cells.n_obs} ")
+
+
+def test_data_with_genes_as_rows_are_told_to_be_turned(tmp_path, tiny_model, tiny_cells):
+    options = DataOptions(data=tmp_path / "turned.h5ad", model=str(tiny_model))
+    tiny_cells.T.write_h5ad(options.data[0])
+    with pytest.raises(UsageError, match=rf"rows of \S+ are genes \({tiny_cells.var_names[0]}, .*`adata.T`"):
+        inspect_data(options)
+    other = tiny_cells.copy()
+    other.var_names = [f"other {i}" for i in range(other.n_vars)]
+    other.write_h5ad(options.data[0])
+    with pytest.raises(VocabularyError, match="none of the"):
+        inspect_data(options)
 
 
 def test_other_data_of_which_few_counts_match_are_not_encoded(mouse_like, own_store, without_actors):
