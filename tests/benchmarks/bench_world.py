@@ -94,7 +94,9 @@ class Bench:
             arch=arch,
             orthogonality_coefficient=options.orthogonality,
         )
-        if not {L1, GATE_L1}.isdisjoint(ARCHITECTURES[arch].objective):
+        if has_l1(arch) and options.l1 is not None:
+            config = SAEConfig.from_dict(config.to_dict() | {"l1_coefficient": options.l1})
+        elif has_l1(arch):
             data = Data(self.fit, torch.cat(self.calibration), None)
             steps = min(SEARCH_STEPS, options.steps)
             value = coefficient_for(config, data, self.normaliser, n_steps=steps, size=options.batch)
@@ -106,7 +108,9 @@ class Bench:
         return trainer.finish(self.calibration)
 
     def label(self, name: str) -> str:
-        penalty = self.options.orthogonality
+        penalty, l1 = self.options.orthogonality, self.options.l1
+        if name in ARCHITECTURES and has_l1(name) and l1 is not None:
+            return f"{name}, L1 {l1:g}"
         return name if name in BASELINES or not penalty else f"{name}, {penalty:g}"
 
     @torch.no_grad()
@@ -126,6 +130,11 @@ class Bench:
         }
         measured = {"l0": metrics.l0, "fvu": metrics.fvu, "dead": metrics.dead_fraction, **found._asdict()}
         return made | measured | {"cpu_s": seconds}
+
+
+def has_l1(arch: str) -> bool:
+    """Whether the objective has an L1 term, whose coefficient determines L0."""
+    return not {L1, GATE_L1}.isdisjoint(ARCHITECTURES[arch].objective)
 
 
 def done(path: Path | None) -> list[dict[str, Any]]:
@@ -182,6 +191,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights")
     parser.add_argument("--orthogonality", type=float, default=0.0, help="weight of the penalty on alike decoder rows")
+    parser.add_argument("--l1", type=float, help="L1 coefficient of Standard and Gated; default: searched for L0 = k")
     parser.add_argument("--arch", nargs="*", default=list(ARCHITECTURES), choices=list(ARCHITECTURES))
     parser.add_argument("--baseline", nargs="*", default=list(BASELINES), choices=list(BASELINES))
     parser.add_argument("--threads", type=int, default=2)
