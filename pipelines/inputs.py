@@ -324,7 +324,8 @@ def warn_of_samples(layout: Layout, dataset: str) -> None:
     """
     folder = layout.cells_dir(dataset)
     plan = CellsPlan.of(commit.Run.open(folder))
-    kinds = [column_of(name) for name in plan.labels if name not in plan.numbers]
+    others = (*plan.numbers, plan.donor, plan.batch, plan.cell_type)
+    kinds = [column_of(name) for name in plan.labels if name not in others]
     if plan.cell_type is not None:
         kinds.insert(0, "cell_type")
     cells = read_panel_cells(folder, ["split", *UNITS, *kinds])

@@ -114,7 +114,7 @@ def test_a_look_up_has_one_subject():
 def test_a_look_up_says_how_many_features_are_significant(q, said, capfd):
     class Store:
         def features_for(self, **_):
-            return pl.DataFrame({"feature_id": [1, 2], "q": q})
+            return pl.DataFrame({"feature_id": [1, 2], "q": q, "holds_on_test": [x == 0.01 for x in q]})
 
         def tables(self):
             return []
