@@ -13,7 +13,7 @@ from feature_store.storage import commit, schemas
 from feature_store.storage.layout import Layout, as_path
 from feature_store.storage.plans import ActivationsPlan, SamplePlan
 from pipelines.config import ActorOptions, CellOptions
-from pipelines.inputs import refuse_changed_data, turn_once, warn_of_samples
+from pipelines.inputs import annotation_facts, refuse_changed_data, turn_once, warn_of_samples
 from pipelines.matrix_tables import tables_by_actors
 from pipelines.schema_columns import with_schema_columns
 
@@ -22,7 +22,7 @@ Cells = npt.NDArray[np.int64]
 
 
 class DataSet(NamedTuple):
-    """The name of a data set, and what the schema of its files said of its columns, in words."""
+    """The name of a data set, and what the schema of its files said of its columns and what these lack, in words."""
 
     name: str
     facts: Mapping[str, str]
@@ -79,7 +79,7 @@ def write_data_set(
     save_source_location(layout, dataset, source)
     turn_once(layout, source)
     warn_of_samples(layout, dataset)
-    return DataSet(dataset, facts)
+    return DataSet(dataset, {**facts, **annotation_facts(layout, dataset, n_cells=source.n_cells)})
 
 
 def drawn_sample(layout: Layout, dataset: str, n: int | None, *, n_cells: int, seed: int) -> Cells | None:

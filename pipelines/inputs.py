@@ -323,15 +323,41 @@ def warn_of_samples(layout: Layout, dataset: str) -> None:
     determines a label.
     """
     folder = layout.cells_dir(dataset)
-    plan = CellsPlan.of(commit.Run.open(folder))
-    others = (*plan.numbers, plan.donor, plan.batch, plan.cell_type)
-    kinds = [column_of(name) for name in plan.labels if name not in others]
-    if plan.cell_type is not None:
-        kinds.insert(0, "cell_type")
+    kinds = _label_kinds(CellsPlan.of(commit.Run.open(folder)))
     cells = read_panel_cells(folder, ["split", *UNITS, *kinds])
     for text in (limit_of_claims(cells), confounded_labels(cells, kinds)):
         if text is not None:
             stderr_console().print(f"warning: {text}", style="yellow", soft_wrap=True)
+
+
+def _label_kinds(plan: CellsPlan) -> list[str]:
+    """The columns of the cell table with the cell type and the labels that are groups, but for donor and batch."""
+    others = (*plan.numbers, plan.donor, plan.batch, plan.cell_type)
+    return [
+        *([] if plan.cell_type is None else ["cell_type"]),
+        *(column_of(name) for name in plan.labels if name not in others),
+    ]
+
+
+def annotation_facts(layout: Layout, dataset: str, *, n_cells: int) -> dict[str, str]:
+    """Return what the annotations of the panel's cells lack: values, labels that differ, ids of their own; ids are
+    compared where the panel is all `n_cells` cells.
+    """
+    folder = layout.cells_dir(dataset)
+    plan = CellsPlan.of(commit.Run.open(folder))
+    kinds = _label_kinds(plan)
+    named = [*(unit for unit in UNITS if getattr(plan, unit) is not None), *kinds]
+    is_whole = plan.panel.n_cells == n_cells
+    cells = read_panel_cells(folder, [*named, *(["cell_id"] if is_whole else [])])
+    of = f"of {cells.height:,} cells" + ("" if is_whole else " of the panel")
+    facts = {}
+    if lacking := [f"{n:,} have no {name}" for name in named if (n := cells[name].null_count())]:
+        facts["cells without a value"] = f"{of}, {', '.join(lacking)}"
+    if same := [name for name in kinds if cells[name].drop_nulls().n_unique() == 1]:
+        facts["labels with one value"] = f"{', '.join(same)}: nothing to tell apart, so no feature is tested for them"
+    if is_whole and (n := int(cells["cell_id"].is_duplicated().sum())):
+        facts["cell ids that are not unique"] = f"those of {n:,} cells; look these up by --cell-idx"
+    return facts
 
 
 def absolute_model_path(model: str) -> str:

@@ -23,9 +23,11 @@ _CHUNK = 1 << 16
 
 def adjusted_mutual_information(n: int, n_label: Floats, n_predicted: Floats, n_both: Floats) -> Floats:
     """AMI (arithmetic mean of entropies) of 2 x 2 tables with n cells; the counts broadcast. 0 where a margin is
-    constant.
+    constant, and of no cells.
     """
     label, predicted, both = np.broadcast_arrays(n_label, n_predicted, n_both)
+    if n == 0:
+        return np.zeros(label.shape)
     information = _mutual_information(n, label, predicted, both)
     key = label.ravel().astype(np.int64) * (n + 1) + predicted.ravel().astype(np.int64)
     pairs, where = np.unique(key, return_inverse=True)

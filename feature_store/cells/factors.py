@@ -28,6 +28,16 @@ class Factor(NamedTuple):
     names: list[str]
     unit_of_cell: Ints
 
+    @property
+    def missing(self) -> int | None:
+        """The group of the cells without a value; None if every cell has one."""
+        return self.names.index(MISSING) if MISSING in self.names else None
+
+    def is_known(self) -> npt.NDArray[np.bool_]:
+        """Whether each cell has a value [n_cells]."""
+        missing = self.missing
+        return np.ones(len(self.unit_of_cell), dtype=bool) if missing is None else self.unit_of_cell != missing
+
     def texts(self, start: int, stop: int) -> pl.Series:
         """The names of the groups of the cells [start, stop), null where a value is missing."""
         names = pl.Series([None if name == MISSING else name for name in self.names], dtype=pl.String)
@@ -77,7 +87,10 @@ class FactorBuilder:
 
 
 def factorize(units: Units, n_cells: int) -> Factor:
-    """Units by number, by their canonical text; a missing unit is one of its own. InputError for another length."""
+    """Units by number, by their canonical text; cells without one are the group `Factor.missing`.
+
+    InputError for another length.
+    """
     n_units = len(units.unit_of_cell if isinstance(units, Factor) else units)
     if n_units != n_cells:
         raise InputError(f"units has {n_units} entries for {n_cells} cells")

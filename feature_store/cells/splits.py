@@ -3,7 +3,8 @@
 Cells of one donor resemble each other, so all cells of a donor go to one split, and nothing is selected and reported on
 the same donors. Without donors, cells are dealt singly. Batches are inside: donors, or the cells of each batch, are
 dealt so that every batch is in every split where it has enough of them, because what tells batches apart can be chosen
-in one split and reported in another only if both hold these batches. Whole batches are held out on request.
+in one split and reported in another only if both hold these batches. Whole batches are held out on request. Cells
+without a donor are of nobody knows whom, of a held-out donor perhaps, so they are in `train` and count as no donor.
 
 Units are assigned largest first, each to the split that lacks the most cells, but to one that a batch of theirs lacks
 where that batch has no unit to spare; units within a factor of two in size are ordered by a hash of (seed, name), so
@@ -84,7 +85,7 @@ class SplitRecord:
         cells, units: cells and units per split.
         n_batches, n_batches_in_all: batches, and those with cells in every split.
         n_kept: cells that have the split that a trained SAE knows.
-        fallback: why this unit is not the one requested.
+        fallback: why this unit is not the one requested, and how many cells have none.
     """
 
     unit: str
@@ -152,7 +153,8 @@ def split_numbers(
     kept = np.full(n_cells, UNKNOWN, dtype=np.int8) if known is None else known.cells
     known_units = _known_units(factor, known, kind)
     fallback = None
-    if factor is not None and not known_units and (n_units := len(factor.names)) < MIN_UNITS:
+    n_units = 0 if factor is None else len(factor.names) - (factor.missing is not None)
+    if factor is not None and not known_units and n_units < MIN_UNITS:
         fallback = (
             f"{n_units} {_plural(kind, n_units)} cannot fill {MIN_UNITS} splits: split by cell, so cells of "
             f"one {kind} are on both sides and held-out figures are optimistic"
@@ -164,16 +166,17 @@ def split_numbers(
         split_of_unit = _assign_units(factor, config, known_units, None if kind == "batch" else batches)
         of_unit = split_of_unit[factor.unit_of_cell]
         split_of_cell = np.where(kept == UNKNOWN, of_unit, kept)
-        divided = np.unique(factor.unit_of_cell[split_of_cell != of_unit])
+        divided = np.unique(factor.unit_of_cell[(split_of_cell != of_unit) & factor.is_known()])
         if len(divided):
             fallback = (
-                f"{len(divided)} of {len(factor.names)} {_plural(kind, len(factor.names))} have cells in several "
+                f"{len(divided)} of {n_units} {_plural(kind, n_units)} have cells in several "
                 f"splits, because cells that the SAE knows keep theirs and were not split by these {kind}s"
             )
             factor, split_of_unit = None, split_of_cell
+        elif len(unknown := np.flatnonzero(~factor.is_known())):
+            fallback = f"{len(unknown)} cells without a {kind} are in train, because they may be of any {kind}"
     n_kept = int((kept != UNKNOWN).sum())
-    unit = "cell" if factor is None else kind
-    return split_of_cell, _record(unit, split_of_cell, split_of_unit, batches, fallback, n_kept=n_kept)
+    return split_of_cell, _record(factor, kind, split_of_cell, split_of_unit, batches, fallback, n_kept=n_kept)
 
 
 def splits_from_column(
@@ -214,7 +217,7 @@ def splits_from_column(
         split_of_unit = np.zeros(len(factor.names), dtype=np.int8)
         split_of_unit[factor.unit_of_cell] = split_of_cell
     batches = None if batch is None else factorize(batch, n_cells)
-    return split_of_cell, _record("cell" if factor is None else kind, split_of_cell, split_of_unit, batches, fallback)
+    return split_of_cell, _record(factor, kind, split_of_cell, split_of_unit, batches, fallback)
 
 
 def _check_known(split_of_cell: Ints, donor: Units | None, known: KnownSplits, name: str) -> None:
@@ -258,10 +261,11 @@ def _known_units(factor: Factor | None, known: KnownSplits | None, kind: str) ->
         for unit, name in enumerate(factor.names):
             if name in known.units:
                 splits[unit] = min(splits[unit], SPLITS.index(known.units[name]))
-    return {int(unit): int(splits[unit]) for unit in np.flatnonzero(splits < len(SPLITS))}
+    return {int(unit): int(splits[unit]) for unit in np.flatnonzero(splits < len(SPLITS)) if unit != factor.missing}
 
 
 def _record(
+    factor: Factor | None,
     kind: str,
     split_of_cell: SplitNumbers,
     split_of_unit: SplitNumbers,
@@ -270,6 +274,8 @@ def _record(
     *,
     n_kept: int = 0,
 ) -> SplitRecord:
+    if factor is not None and factor.missing is not None:
+        split_of_unit = np.delete(split_of_unit, factor.missing)
     cells, units = (
         dict(zip(SPLITS, sizes_of(split, len(SPLITS)).tolist(), strict=True))
         for split in (split_of_cell, split_of_unit)
@@ -280,7 +286,7 @@ def _record(
         pairs = pairs_of(batches.unit_of_cell, split_of_cell, n_batches, len(SPLITS)) // len(SPLITS)
         in_all = int((np.bincount(pairs, minlength=n_batches) == len(SPLITS)).sum())
     return SplitRecord(
-        unit=kind,
+        unit="cell" if factor is None else kind,
         n_units=len(split_of_unit),
         cells=cells,
         units=units,
@@ -296,13 +302,15 @@ def _plural(kind: str, n: int) -> str:
 
 
 def check_whole_units(labels: SplitLabels, units: Units) -> None:
-    """Raise InputError naming the first unit whose cells lie in more than one split."""
+    """Raise InputError naming the first unit with cells in several splits; cells without a unit may lie anywhere."""
     _check_whole(_numbers(pl.Series(labels.tolist(), dtype=pl.String)), factorize(units, len(labels)))
 
 
 def _check_whole(split_of_cell: SplitNumbers, units: Factor) -> None:
     pairs = pairs_of(units.unit_of_cell, split_of_cell, len(units.names), len(SPLITS))
     n_splits = np.bincount(pairs // len(SPLITS), minlength=len(units.names))
+    if units.missing is not None:
+        n_splits[units.missing] = 1
     divided = np.flatnonzero(n_splits > 1)
     if len(divided):
         where = [SPLITS[pair % len(SPLITS)] for pair in pairs[pairs // len(SPLITS) == divided[0]]]
@@ -367,13 +375,17 @@ def _places(rank: npt.NDArray[np.int32], stratum: npt.NDArray[np.int32], sizes: 
 
 def _assign_units(units: Factor, config: SplitConfig, known: Mapping[int, int], batches: Factor | None) -> SplitNumbers:
     """Split of each unit, by its number: the known ones first, then the largest, each to the split that lacks the most
-    cells; none stays empty, and no split lacks a batch that has a unit for each split.
+    cells; none stays empty, and no split lacks a batch that has a unit for each split. Cells without a unit go to
+    train.
     """
     sizes = sizes_of(units.unit_of_cell, len(units.names))
     lacking = np.array(config.fractions) * sizes.sum()
     n_units = np.zeros(len(SPLITS), dtype=int)
     split_of = np.zeros(len(sizes), dtype=np.int8)
     cover = _Coverage(units, batches)
+    if units.missing is not None:
+        lacking[TRAIN] -= sizes[units.missing]
+        cover.add(units.missing, TRAIN)
     for unit, split in known.items():
         split_of[unit] = split
         lacking[split] -= sizes[unit]
@@ -383,7 +395,7 @@ def _assign_units(units: Factor, config: SplitConfig, known: Mapping[int, int], 
         # the SAE is trained already: units that it has not seen are worth more held out
         lacking[0] = -np.inf
         cover.lacks[:, 0] = False
-    new = [unit for unit in range(len(sizes)) if unit not in known]
+    new = [unit for unit in range(len(sizes)) if unit not in known and unit != units.missing]
     order = sorted(new, key=lambda unit: (-int(sizes[unit]).bit_length(), _hash(config.seed, units.names[unit])))
     for position, unit in enumerate(order):
         empty = n_units == 0

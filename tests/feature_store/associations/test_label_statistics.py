@@ -127,10 +127,25 @@ def test_type_features_are_found_on_test_donors_with_the_right_sign(planted):
             assert row["method"] == "van-elteren/1 blocks=donor"
 
 
+def test_the_mutual_information_of_no_cells_is_0():
+    assert adjusted_mutual_information(0, np.zeros(3), np.zeros((2, 1)), np.zeros((2, 3))).tolist() == [[0.0] * 3] * 2
+
+
 def test_thresholds_of_test_rows_come_from_select(planted):
     table = associate_labels(planted.codes, planted.cell_type, masks(planted), planted.donor).table
     pair = table.pivot(on="split", index=["feature_id", "label"], values="threshold")
     assert pair["select"].equals(pair["test"])
+
+
+def test_a_kind_of_label_that_no_select_cell_has_is_measured_on_test_cells_alone(planted):
+    values = np.array(planted.cell_type.names, dtype=object)[planted.cell_type.codes]
+    values[masks(planted)["select"]] = None
+    labels = Labels.from_values("cell_type", values)
+    found = associate_labels(planted.codes, labels, masks(planted), planted.donor).table
+    whole = associate_labels(planted.codes, planted.cell_type, masks(planted), planted.donor).table.filter(split="test")
+    assert found["split"].unique().to_list() == ["test"]
+    assert found["auroc"].equals(whole["auroc"])
+    assert found.select("f1", "mcc", "ami", "threshold").null_count().row(0) == (found.height,) * 4
 
 
 def test_cells_without_a_label_leave_its_tests(planted):
