@@ -264,7 +264,7 @@ def gene_sets_of(layout: Layout, chain: RunChain) -> tuple[GeneSets, ...]:
     if _files_of(sets) != chain.associations.gene_sets:
         raise IntegrityError(
             f"the table gene_sets of associations/{chain.run} does not hold the sets of its plan; "
-            f"`scsae verify {chain.run} --store {layout.root}` names damaged files"
+            f"`scsae verify {chain.run} {layout.store_option}` names damaged files"
         )
     return sets
 

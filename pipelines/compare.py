@@ -135,7 +135,8 @@ def _verdict(row: Mapping[str, Any]) -> str:
 
 def how_to_make(store: Path, run: str) -> str:
     """Return a sentence with the command that makes the baselines of an associations run."""
-    return f"`scsae baseline --associations {run} --store {store}` makes neurons, PCA, ICA and random directions"
+    command = f"scsae baseline --associations {run} {Layout(store).store_option}"
+    return f"`{command}` makes neurons, PCA, ICA and random directions"
 
 
 def _controls(layout: Layout) -> Iterator[tuple[str, RunChain]]:

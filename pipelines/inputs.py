@@ -447,7 +447,7 @@ def refuse_missing(layout: Layout, dataset: str, *, stage: str) -> None:
         raise UsageError(
             f"`scsae {stage}` reads the data set {dataset} again, but {missing[0]} is not there; if it was moved or "
             "renamed, name its new place (--data once for each file) with the other options as before: "
-            f"scsae {stage} --data NEWPATH --store {layout.root}"
+            f"scsae {stage} --data NEWPATH {layout.store_option}"
         )
 
 

@@ -116,8 +116,8 @@ def _commands(layout: Layout, sae: str) -> str:
     """Return a sentence with the command that matches an SAE with each other one of the store."""
     known = [info.run for info in layout.runs("saes") if info.complete and info.run != sae]
     if not known:
-        return f"it is the only one: train another with `scsae train --seed 1 --store {layout.root}`"
-    commands = [f"`scsae match --sae {sae} --other {other} --store {layout.root}`" for other in known]
+        return f"it is the only one: train another with `scsae train --seed 1 {layout.store_option}`"
+    commands = [f"`scsae match --sae {sae} --other {other} {layout.store_option}`" for other in known]
     return f"there are {len(known)} others: {', '.join(commands)}"
 
 

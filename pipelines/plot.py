@@ -252,9 +252,11 @@ def check_request(request: PlotRequest, store: Path) -> Kind:
         raise UsageError(f"the plot {kind} does not take {', '.join(f'--{name}' for name in unused)}; it takes {takes}")
     least, most = chosen.features
     if len(request.feature) < least or (most is not None and len(request.feature) > most):
+        from feature_store.storage.layout import Layout
+
         raise UsageError(
             f"the plot {kind} shows {most} feature, and --feature was given {len(request.feature)} times; give it once "
-            f"(`scsae features --label LABEL --store {store}` lists features)"
+            f"(`scsae features --label LABEL {Layout(store).store_option}` lists features)"
         )
     if "gene" in chosen.takes and request.gene is None:
         raise UsageError(f"the plot {kind} shows one gene, and --gene was not given; give it, such as --gene MS4A1")

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -138,3 +139,11 @@ def test_no_module_uses_eval_pickle_or_a_global_generator(package):
                 )
                 if call == "torch.load":
                     assert any(key.arg == "weights_only" for key in node.keywords), f"{path}:{node.lineno}"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_store_in_a_printed_command_is_quoted_for_the_shell(package):
+    quoted = {"shlex.quote(store)", "shlex.quote(str(self.root))"}
+    for path in (ROOT / package).rglob("*.py"):
+        found = set(re.findall(r"--store \{([^}]*)\}", path.read_text()))
+        assert found <= quoted, f"{path}: use Layout.store_option"

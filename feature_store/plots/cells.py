@@ -156,7 +156,7 @@ def _points(store: "FeatureStore", coordinates: npt.NDArray[np.floating] | None)
         given = cells.select("cell_idx").with_columns(x=coordinates[:, 0], y=coordinates[:, 1])
         return given.filter(pl.col("x").is_finite() & pl.col("y").is_finite())
     if store.lineage.codes is None:
-        raise NotFoundError(f"{store.layout.root} has no codes to map; `scsae encode --store {store.layout.root}`")
+        raise NotFoundError(f"{store.layout.root} has no codes to map; `scsae encode {store.layout.store_option}`")
     from feature_store.maps.cells import cell_map
 
     return cell_map(store.layout, store.lineage.codes)

@@ -70,7 +70,7 @@ def dotplot(
     if rows.is_empty():
         raise InputError(
             f"feature_label has no row of features {chosen} by {groupby} on split {split!r}; "
-            f"see `scsae features --label LABEL --store {store.layout.root}`"
+            f"see `scsae features --label LABEL {store.layout.store_option}`"
         )
     cells = cells_of(store, split, groupby)
     known = sorted(tested["label"].unique().to_list())

@@ -71,7 +71,7 @@ def batch_quadrant(
     known = store.frame("features").collect_schema().names()
     if missing := [name for name in _EFFECTS if name not in known]:
         raise InputError(
-            f"the features have no column {', '.join(missing)}; run `scsae associate --store {store.layout.root}`"
+            f"the features have no column {', '.join(missing)}; run `scsae associate {store.layout.store_option}`"
         )
     features = store.frame("features").filter(~pl.col("dead")).collect().drop_nulls(_EFFECTS)
     _refuse_without_groups(store)

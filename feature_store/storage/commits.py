@@ -96,7 +96,7 @@ def forget(layout: Layout, info: RunInfo) -> list[str]:
     if not gone:
         raise NotFoundError(
             f"nothing of {info.kind}/{info.run} is gone; to be rid of it, delete {info.path} first, then type "
-            f"`scsae forget {info.kind}/{info.run} --store {layout.root}`"
+            f"`scsae forget {info.kind}/{info.run} {layout.store_option}`"
         )
     with filesystem.clear_write_errors(layout.root):
         for entry in gone:

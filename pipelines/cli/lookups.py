@@ -80,13 +80,15 @@ class Lookup:
                 _say(note)
             if column == "gene_set":
                 found = _with_shared_genes(found)
-            n_named = int(found["holds_on_test"].sum()) if "holds_on_test" in found.columns else found.height
-            if not n_named:
+            holds = found.get_column("holds_on_test", default=pl.repeat(True, found.height, eager=True))
+            if not holds.any():
                 _say(f"no feature of {name!r} at {NAMED_AT} on test cells; {FIRST_SHOWN[column]} come first")
-            elif not all(found.head(self.n).get_column("holds_on_test", default=pl.Series([True]))):
+            elif not holds.head(self.n).all():
+                first = int(holds.arg_max() or 0) + 1
                 _say(
-                    f"{n_named} of {found.height} features have {NAMED_AT} for {name!r} on test cells, in the "
+                    f"{holds.sum()} of {found.height} features have {NAMED_AT} for {name!r} on test cells, in the "
                     "direction of select cells; see holds_on_test"
+                    + (f", of which the first is in row {first}: --n {first}" if first > self.n else "")
                 )
             if column in ACROSS_CELLS and "cells" in store.tables():
                 units = store.panel_cells().select("split", *UNITS).collect()

@@ -74,7 +74,7 @@ class TrainOptions(MovedDataOptions):
     measures nothing."""
     num_workers: int = Field(default=1, ge=0)
     """Number of Ray Train workers, which divide the tokens of each step; 0 trains in the process of the command, which
-    starts 20 s sooner."""
+    saves the start of a worker."""
     num_cpus: int = Field(default=1, ge=1)
     """CPU cores of each worker; more than one is faster only on cores that are otherwise idle."""
     num_gpus: float = Field(default=0.0, ge=0)

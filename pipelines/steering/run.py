@@ -32,6 +32,7 @@ from feature_store.storage.plans import SteeringResultsPlan
 from pipelines.config import SteerOptions
 from pipelines.errors import UsageError
 from pipelines.external.vectors import refuse_changed_of_codes
+from pipelines.inputs import warn_of_samples
 from pipelines.moved_data import record_new_place
 from pipelines.runtime.checks import check_before_work, check_tracking, warn_of_few_draws
 from pipelines.runtime.cluster import one_ray_session
@@ -119,6 +120,7 @@ def _steer_best_kind(options: SteerOptions, layout: Layout, clock: Clock, addres
 def _finished(run: "SteeringRun", clock: Clock) -> StageResult:
     """Finish a run and return its result."""
     results = run.results()
+    warn_of_samples(run.request.layout, run.plan.dataset)
     chosen = next(variant for variant in run.variants if variant.chosen)
     return StageResult(
         kind="steering",

@@ -228,7 +228,7 @@ def _matching(scores: Mapping[str, Score], asked: str) -> list[str]:
 
 def _how_to_measure(tracking: Tracking, version: ModelVersion, asked: str, like: Mapping[str, Score]) -> str:
     """The command that measures a metric of a version; for steering, with the options of the version that has it."""
-    store = f"--store {tracking.layout.root}"
+    store = tracking.layout.store_option
     if asked in COMPARED_BY_TRAINING:
         return f"measure it by training it again: `scsae train {store}` (one without test cells has no test_fvu)"
     known = next((score.evaluation for label in _matching(like, asked) if (score := like[label]).evaluation), None)

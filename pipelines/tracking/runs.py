@@ -86,7 +86,7 @@ class TrackingStore:
         """Open the registry to read from it; raise NotFoundError, and create nothing, if there is none yet."""
         if not (os.environ.get("MLFLOW_TRACKING_URI") or (layout.mlflow_dir / "mlflow.db").is_file()):
             raise NotFoundError(
-                f"{layout.root} has no model registry yet; type `scsae train --store {layout.root}` first"
+                f"{layout.root} has no model registry yet; type `scsae train {layout.store_option}` first"
             )
         return cls(layout, reads=bool((layout.mlflow_dir / "mlflow.db").is_file()))
 

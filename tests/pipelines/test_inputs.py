@@ -223,6 +223,28 @@ def test_data_of_which_few_counts_match_are_refused_unless_told(
     assert result.facts["CELLS WITHOUT TOKENS"].startswith(f"{n_empty} of {tiny_cells.n_obs} ")
 
 
+def test_extract_says_what_annotations_lack_and_counts_no_donor_where_none_is_known(
+    tmp_path, tiny_cells, extract_options, without_actors
+):
+    adata = tiny_cells.copy()
+    adata.obs["one"] = "same"
+    adata.obs.loc[adata.obs_names[:7], "donor"] = None
+    adata.obs.loc[adata.obs_names[:5], "type"] = None
+    adata.obs_names = ["twice" if i in (1, 4) else name for i, name in enumerate(adata.obs_names)]
+    path, n = tmp_path / "lacking.h5ad", adata.n_obs
+    adata.write_h5ad(path)
+    options = extract_options.model_copy(
+        update={"data": (path,), "donor": "donor", "cell_type": "type", "label": ("one",)}
+    )
+    (found,) = extract(options, tmp_path / "store")
+    assert found.facts["cells without a value"] == f"of {n} cells, 7 have no donor, 5 have no cell_type"
+    assert found.facts["labels with one value"].startswith("one: ")
+    assert found.facts["cell ids that are not unique"] == "those of 2 cells; look these up by --cell-idx"
+    assert found.facts["splits"].endswith("7 cells without a donor are in train, because they may be of any donor")
+    (whole,) = extract(extract_options, tmp_path / "store")
+    assert not any("cells without a value" in name or "cell ids" in name for name in whole.facts)
+
+
 def test_data_with_genes_as_rows_are_told_to_be_turned(tmp_path, tiny_model, tiny_cells):
     options = DataOptions(data=tmp_path / "turned.h5ad", model=str(tiny_model))
     tiny_cells.T.write_h5ad(options.data[0])

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from ranks import on_two_ranks
 
 from feature_store.activations import ActivationReader
 from feature_store.errors import IntegrityError, NotFoundError
@@ -32,7 +33,6 @@ from pipelines.train import train, train_all
 from pipelines.training_loop import SAEJob, TrainJob, fit, held_out
 from sae_core.errors import CheckpointError, ConfigError, TrainingError
 from sae_core.sae import ARCHITECTURES, evaluate, load_sae
-from tests.helpers.ranks import on_two_ranks
 
 
 @pytest.fixture

@@ -169,6 +169,10 @@ def test_an_association_holds_on_test_cells_where_it_is_significant_in_the_direc
     assert said in capfd.readouterr().err
     assert Lookup(label="NK", n=1).answer(store).height == 1
     assert said not in capfd.readouterr().err
+    low = frame.filter(pl.col("feature_id").is_in([2, 3, 4])).with_columns(**lacking)
+    assert Lookup(label="NK", n=2).answer(replaced(small_store, "feature_label", low)).height == 2
+    assert "1 of 3 features" in (said := capfd.readouterr().err)
+    assert "the first is in row 3: --n 3" in said
 
 
 def test_every_kind_of_look_up_says_its_order() -> None:

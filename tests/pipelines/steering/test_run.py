@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from feature_store import FeatureStore
+from feature_store.associations.held_out_units import limit_of_claims
 from feature_store.cells import open_source, read_cells
 from feature_store.errors import NotFoundError, QueryError
 from feature_store.storage import commit
@@ -233,6 +234,13 @@ def test_the_mean_difference_is_added_in_each_dose_of_the_search(steered, chain)
     found = commit.read_table(steered.moved.path / "results")
     measured = found.filter(condition="mean difference", metric="remaining", group="all").sort("split", "dose")
     assert measured.select("split", "dose").rows() == [(s, d) for s in ("select", "test") for d in (0.5, 1.0)]
+
+
+def test_steering_says_what_the_donors_of_the_test_cells_allow(steered, here, capfd):
+    limit = limit_of_claims(FeatureStore.open(steered.store).panel_cells().collect())
+    assert limit is not None
+    assert steer(ABLATE, steered.store).done == 0
+    assert f"warning: {limit}" in capfd.readouterr().err
 
 
 @pytest.mark.slow

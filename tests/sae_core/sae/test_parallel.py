@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from ranks import on_two_ranks
 
 from sae_core.errors import TrainingError
 from sae_core.sae import ARCHITECTURES, Normaliser, SAEConfig, TrainConfig, Trainer
 from sae_core.sae.parallel import Communicator
-from tests.helpers.ranks import on_two_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
