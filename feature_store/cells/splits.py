@@ -173,8 +173,9 @@ def split_numbers(
                 f"splits, because cells that the SAE knows keep theirs and were not split by these {kind}s"
             )
             factor, split_of_unit = None, split_of_cell
-        elif len(unknown := np.flatnonzero(~factor.is_known())):
-            fallback = f"{len(unknown)} cells without a {kind} are in train, because they may be of any {kind}"
+        elif n_without := int((~factor.is_known() & (kept == UNKNOWN)).sum()):
+            they = "cells" if n_without > 1 else "cell"
+            fallback = f"{n_without} {they} without a {kind} in train, where cells go that may be of any {kind}"
     n_kept = int((kept != UNKNOWN).sum())
     return split_of_cell, _record(factor, kind, split_of_cell, split_of_unit, batches, fallback, n_kept=n_kept)
 

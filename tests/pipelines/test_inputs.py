@@ -240,7 +240,7 @@ def test_extract_says_what_annotations_lack_and_counts_no_donor_where_none_is_kn
     assert found.facts["cells without a value"] == f"of {n} cells, 7 have no donor, 5 have no cell_type"
     assert found.facts["labels with one value"].startswith("one: ")
     assert found.facts["cell ids that are not unique"] == "those of 2 cells; look these up by --cell-idx"
-    assert found.facts["splits"].endswith("7 cells without a donor are in train, because they may be of any donor")
+    assert found.facts["splits"].endswith("7 cells without a donor in train, where cells go that may be of any donor")
     (whole,) = extract(extract_options, tmp_path / "store")
     assert not any("cells without a value" in name or "cell ids" in name for name in whole.facts)
 

@@ -74,9 +74,7 @@ def test_cells_without_a_unit_are_in_train_and_count_as_none() -> None:
     assert set(labels[~is_known]) == {"train"}
     assert sorted(labels[is_known]) == sorted(SPLITS)
     assert (record.unit, record.n_units, record.units) == ("donor", 3, dict.fromkeys(SPLITS, 1))
-    assert record.text.startswith(
-        "3 whole donors: 34 train, 1 select, 1 test cells; 33 cells without a donor are in train"
-    )
+    assert record.text.startswith("3 whole donors: 34 train, 1 select, 1 test cells; 33 cells without a donor in train")
 
 
 def test_units_share_what_cells_without_one_leave_of_the_fractions() -> None:
@@ -104,6 +102,7 @@ def test_cells_without_a_donor_may_lie_in_any_split_of_a_column_and_of_an_sae() 
     labels, record = make_splits(6, donor=donor, known=known)
     assert labels.tolist() == ["train", "select", "test", "train", "select", "train"]
     assert (record.unit, record.n_units) == ("donor", 3)
+    assert str(record.fallback).startswith("1 cell without a donor in train")
 
 
 def test_by_cell_gives_the_fractions_exactly_and_a_cell_to_each() -> None:
