@@ -98,6 +98,8 @@ def _umap(store: "FeatureStore", request: PlotRequest) -> None:
     from feature_store.maps.cells import cell_map, has_cell_map
 
     codes = store.lineage.codes
+    for feature in request.feature:
+        store.check_feature(feature)
     if codes is not None and not has_cell_map(store.layout, codes):
         with activity("umap", "computes the map of the cells, once for these codes"):
             cell_map(store.layout, codes)

@@ -397,7 +397,7 @@ class FeatureStore:
         This reads a row group of the table `feature_cell`. Raises QueryError for a feature that the codes do not have,
         and for more cells than are kept of a feature, unless the panel holds all cells.
         """
-        self._check_feature(feature)
+        self.check_feature(feature)
         top = self._tables.codes.top_cells(feature, n)
         if "cells" not in self._tables.folders:
             return top
@@ -411,7 +411,7 @@ class FeatureStore:
 
         Raises QueryError for a feature that the codes do not have.
         """
-        self._check_feature(feature)
+        self.check_feature(feature)
         return self._tables.codes.codes_of(feature)
 
     @_names_damage
@@ -423,8 +423,8 @@ class FeatureStore:
 
         Raises QueryError for a feature that the codes do not have.
         """
-        self._check_feature(start)
-        self._check_feature(stop - 1)
+        self.check_feature(start)
+        self.check_feature(stop - 1)
         return self._tables.codes.codes_between(start, stop)
 
     @_names_damage
@@ -530,7 +530,7 @@ class FeatureStore:
         codes = self._tables.codes
         wanted = [int(feature) for feature in (range(codes.n_features) if features is None else features)]
         for feature in wanted:
-            self._check_feature(feature)
+            self.check_feature(feature)
         obs = self._chosen_cells(cells)
         places, dataset = obs["cell_idx"].to_numpy(), codes.plan.dataset
         order = pl.DataFrame({"feature_id": wanted}, schema={"feature_id": pl.Int32})
@@ -598,7 +598,11 @@ class FeatureStore:
         rows = self.cells_at(chosen["cell_idx"].unique())
         return chosen.join(rows, on="cell_idx", how="left", maintain_order="left")
 
-    def _check_feature(self, feature: int) -> None:
+    def check_feature(self, feature: int) -> None:
+        """Raise QueryError for a feature that the codes do not have.
+
+        >>> store.check_feature(17)
+        """
         if not 0 <= feature < self._tables.codes.n_features:
             raise QueryError(
                 f"no feature {feature} in codes {self.lineage.codes} (data set {self.lineage.dataset}), which have "

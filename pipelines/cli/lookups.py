@@ -86,8 +86,9 @@ class Lookup:
             elif not holds.head(self.n).all():
                 first = int(holds.arg_max() or 0) + 1
                 _say(
-                    f"{holds.sum()} of {found.height} features have {NAMED_AT} for {name!r} on test cells, in the "
-                    "direction of select cells; see holds_on_test"
+                    f"{holds.sum()} of {found.height} features have {NAMED_AT} for {name!r} on test cells"
+                    + ("" if column == "gene_set" else ", in the direction of select cells")
+                    + "; see holds_on_test"
                     + (f", of which the first is in row {first}: --n {first}" if first > self.n else "")
                 )
             if column in ACROSS_CELLS and "cells" in store.tables():

@@ -35,7 +35,7 @@ def scsae_plot(tmp_path, monkeypatch):
 def called(monkeypatch):
     """The calls of plots, by name and arguments, in place of drawing."""
     calls = []
-    store = SimpleNamespace(lineage=SimpleNamespace(codes=None))
+    store = SimpleNamespace(lineage=SimpleNamespace(codes=None), check_feature=lambda feature: None)
     monkeypatch.setattr(FeatureStore, "open", lambda root, **runs: store)
 
     def record(name, signature, *args, **kwargs):
@@ -144,6 +144,14 @@ def test_a_plot_without_a_file_is_refused(scsae_plot):
     done = scsae_plot("umap")
     assert done.exit_code == 2
     assert "--save" in done.stderr
+
+
+def test_an_unknown_feature_is_refused_before_the_map_of_the_cells_is_made(scsae_plot, own_store, monkeypatch):
+    monkeypatch.setattr("feature_store.maps.cells.cell_map", lambda *_: pytest.fail("the map is made"))
+    monkeypatch.setattr("feature_store.maps.cells.has_cell_map", lambda *_: False)
+    with pytest.raises(QueryError, match=r"no feature 48 .*0 to 47") as refused:
+        scsae_plot(f"umap --feature 48 --save a.png --store {own_store}")
+    assert exit_code(refused.value) == 2
 
 
 def test_every_kind_draws_a_store_that_the_stages_made(scsae_plot, own_store, tmp_path, monkeypatch):
